@@ -1,0 +1,264 @@
+//! Actions, drop reasons and notes, and where each is counted.
+//!
+//! Every frame that a program sees is counted once, under exactly one
+//! [`Action`] or one [`DropReason`]: what came in is what went on plus what
+//! was dropped. A [`Note`] counts something observed on the way besides.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Packets and bytes of one counter. A GSO frame is one packet with all its bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Counter {
+    /// Frames.
+    pub packets: u64,
+    /// Bytes, Ethernet header included.
+    pub bytes: u64,
+}
+
+/// Numbers an enum and names its variants, once.
+macro_rules! coded {
+    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $code:literal => $text:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u8)]
+        pub enum $name {
+            $($(#[$vmeta])* $variant = $code,)+
+        }
+
+        impl $name {
+            /// All variants, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The number, which never changes meaning.
+            #[inline(always)]
+            pub const fn code(self) -> u8 {
+                self as u8
+            }
+
+            /// The name as `culvert stats` prints it.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)+
+                }
+            }
+        }
+    };
+}
+
+coded! {
+    /// The program that counted, named for its hook.
+    Direction {
+        /// tcx ingress, host side of a container's veth.
+        FromContainer = 0 => "from_container",
+        /// tcx ingress, uplink.
+        FromUnderlay = 1 => "from_underlay",
+        /// XDP, uplink.
+        FromUnderlayXdp = 2 => "from_underlay_xdp",
+        /// tcx egress, the network's gateway device.
+        FromHost = 3 => "from_host",
+    }
+}
+
+coded! {
+    /// What became of a frame that was not dropped. Append only.
+    Action {
+        /// Not ours: left to the kernel untouched.
+        Pass = 0 => "pass",
+        /// Handed to a local endpoint.
+        Deliver = 1 => "deliver",
+        /// Encapsulated and sent to one VTEP.
+        Encap = 2 => "encap",
+        /// Replicated to the flood list (BUM).
+        Flood = 3 => "flood",
+        /// ARP request answered from the neighbour map.
+        ArpReply = 4 => "arp_reply",
+        /// Neighbour solicitation answered from the neighbour map.
+        NdReply = 5 => "nd_reply",
+        /// Announcement or probe of the endpoint's own address: nobody needs it.
+        Absorb = 6 => "absorb",
+    }
+}
+
+coded! {
+    /// Why a frame was dropped. Append only: numbers are never reused.
+    DropReason {
+        /// The veth has no entry in `ENDPOINTS`.
+        UnknownEndpoint = 64 => "unknown_endpoint",
+        /// The endpoint's VNI has no entry in `NETWORKS`.
+        UnknownNetwork = 65 => "unknown_network",
+        /// A header is cut short or contradicts itself.
+        Malformed = 66 => "malformed",
+        /// An 802.1Q or 802.1ad tag (RFC 7348 §6.1: no inner VLAN).
+        VlanTagged = 67 => "vlan_tagged",
+        /// The source MAC is not the endpoint's.
+        SpoofedMac = 68 => "spoofed_mac",
+        /// The source IP is not the endpoint's.
+        SpoofedIp = 69 => "spoofed_ip",
+        /// The sender fields of an ARP packet are not the endpoint's.
+        SpoofedArp = 70 => "spoofed_arp",
+        /// A neighbour discovery message claims what is not the endpoint's
+        /// (address, link-layer option, router role).
+        SpoofedNd = 71 => "spoofed_nd",
+        /// VXLAN from a container towards a VTEP.
+        VxlanFromContainer = 72 => "vxlan_from_container",
+        /// The endpoint sent more BUM frames than its limit.
+        BumRateLimited = 73 => "bum_rate_limited",
+        /// A BUM frame in a network without another endpoint.
+        NoReceiver = 74 => "no_receiver",
+        /// Larger than the path takes.
+        PacketTooBig = 75 => "packet_too_big",
+        /// The destination is the port it came from.
+        SamePort = 76 => "same_port",
+        /// The FDB names a VTEP that has no entry in `UNDERLAY`.
+        NoUnderlayPath = 77 => "no_underlay_path",
+        /// The kernel has no MAC for the next hop to the VTEP.
+        NoUnderlayNeighbour = 78 => "no_underlay_neighbour",
+        /// The kernel refused to make room for the outer header.
+        EncapFailed = 79 => "encap_failed",
+        /// The kernel refused to remove the outer header.
+        DecapFailed = 80 => "decap_failed",
+        /// VXLAN in IP fragments (RFC 7348 §4.3: VTEPs must not fragment).
+        OuterFragment = 81 => "outer_fragment",
+        /// The outer header is cut short or contradicts itself.
+        OuterMalformed = 82 => "outer_malformed",
+        /// The VXLAN I flag is clear (RFC 7348 §5).
+        VniFlagClear = 83 => "vni_flag_clear",
+        /// No network here has this VNI.
+        UnknownVni = 84 => "unknown_vni",
+        /// The outer source is not a VTEP of this VNI.
+        UnknownVtep = 85 => "unknown_vtep",
+        /// Outer CE on an inner Not-ECT packet (RFC 6040 §4.2).
+        EcnInvalid = 86 => "ecn_invalid",
+        /// Datagrams that the kernel merged without looking inside.
+        MergedFrames = 87 => "merged_frames",
+        /// The inner source MAC is a group address or zero.
+        InvalidSourceMac = 88 => "invalid_source_mac",
+        /// A frame from the tunnel with the source MAC of a local endpoint.
+        LocalSourceMac = 89 => "local_source_mac",
+        /// A frame from the tunnel whose destination is behind the tunnel.
+        SplitHorizon = 90 => "split_horizon",
+        /// A frame from the tunnel for a MAC that nobody here has.
+        UnknownDestination = 91 => "unknown_destination",
+        /// The kernel refused a rewrite or a redirect.
+        HelperFailed = 92 => "helper_failed",
+    }
+}
+
+coded! {
+    /// Something counted besides the frame's own action or drop. Append only.
+    Note {
+        /// Copies of flooded frames handed to local endpoints.
+        FloodLocalCopy = 192 => "flood_local_copy",
+        /// Copies of flooded frames sent to VTEPs.
+        FloodRemoteCopy = 193 => "flood_remote_copy",
+        /// A copy of a flooded frame that could not be sent.
+        FloodCopyFailed = 194 => "flood_copy_failed",
+        /// Reserved bits of the VXLAN header set; ignored (RFC 7348 §5).
+        ReservedBits = 195 => "reserved_bits",
+        /// A MAC learned for the first time, or again after it aged.
+        Learned = 196 => "learned",
+        /// A learned MAC moved.
+        MacMove = 197 => "mac_move",
+        /// A move refused by the rate limit.
+        MacMoveLimited = 198 => "mac_move_limited",
+        /// A source that a local or static entry already holds elsewhere.
+        LearnRefused = 199 => "learn_refused",
+        /// ICMP fragmentation-needed or packet-too-big sent to a container.
+        IcmpTooBigSent = 200 => "icmp_too_big_sent",
+        /// The same, withheld by the rate limit.
+        IcmpTooBigLimited = 201 => "icmp_too_big_limited",
+        /// A smaller path MTU learnt from an ICMP error of the underlay.
+        PathMtuLearnt = 202 => "path_mtu_learnt",
+        /// Outer CE carried over to the inner header (RFC 6040 §4.2).
+        EcnMarked = 203 => "ecn_marked",
+    }
+}
+
+/// Anything that [`STATS`](super::names::STATS) counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Code {
+    /// The frame went on.
+    Action(Action),
+    /// The frame was dropped.
+    Drop(DropReason),
+    /// Observed besides.
+    Note(Note),
+}
+
+impl Code {
+    /// The number of the code.
+    #[inline(always)]
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Action(action) => action.code(),
+            Self::Drop(reason) => reason.code(),
+            Self::Note(note) => note.code(),
+        }
+    }
+
+    /// The name as `culvert stats` prints it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Action(action) => action.name(),
+            Self::Drop(reason) => reason.name(),
+            Self::Note(note) => note.name(),
+        }
+    }
+
+    /// `forward`, `drop` or `note`.
+    pub const fn verdict(self) -> &'static str {
+        match self {
+            Self::Action(_) => "forward",
+            Self::Drop(_) => "drop",
+            Self::Note(_) => "note",
+        }
+    }
+
+    /// All codes, in the order of their numbers.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let actions = Action::ALL.iter().copied().map(Self::Action);
+        let drops = DropReason::ALL.iter().copied().map(Self::Drop);
+        let notes = Note::ALL.iter().copied().map(Self::Note);
+        actions.chain(drops).chain(notes)
+    }
+}
+
+/// Entries of [`STATS`](super::names::STATS): 256 codes for each [`Direction`].
+pub const STATS_ENTRIES: u32 = 4 * 256;
+
+/// Where [`STATS`](super::names::STATS) counts `code` for `direction`.
+#[inline(always)]
+pub const fn stats_index(direction: Direction, code: Code) -> u32 {
+    ((direction.code() as u32) << 8) | code.code() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_unique_and_in_their_ranges() {
+        let mut seen = [false; 256];
+        for code in Code::all() {
+            let number = code.code() as usize;
+            assert!(!seen[number], "{code:?} shares its number");
+            seen[number] = true;
+            let range = match code {
+                Code::Action(_) => 0..64,
+                Code::Drop(_) => 64..192,
+                Code::Note(_) => 192..256,
+            };
+            assert!(range.contains(&number), "{code:?} is out of its range");
+        }
+    }
+
+    #[test]
+    fn every_index_is_inside_the_map() {
+        for direction in Direction::ALL {
+            for code in Code::all() {
+                assert!(stats_index(*direction, code) < STATS_ENTRIES);
+            }
+        }
+    }
+}

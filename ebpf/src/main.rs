@@ -1,0 +1,5 @@
+//! Culvert's TC and XDP programs.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}

@@ -1,0 +1,320 @@
+//! The records and the newtypes they are made of.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    num::NonZeroU32,
+    path::PathBuf,
+    str::FromStr,
+};
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+/// Schema version of the records that this build writes and reads.
+pub const SCHEMA: u32 = 1;
+
+/// A value that a newtype of this module refuses: one line that names the
+/// thing, what is wrong with it and what would be right.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(pub String);
+
+/// A VXLAN network identifier: 1 to 2^24-1 (RFC 7348 §5: 24 bits).
+///
+/// 0 is refused: it is what an unset field looks like, and kernel vxlan in
+/// collect-metadata mode gives it a meaning of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct Vni(NonZeroU32);
+
+impl Vni {
+    /// The largest VNI, 2^24-1.
+    pub const MAX: u32 = (1 << 24) - 1;
+    /// The first VNI that Culvert hands out by itself, as Docker's overlay does.
+    pub const FIRST_ALLOCATED: u32 = 256;
+
+    /// The number.
+    pub const fn get(self) -> u32 {
+        self.0.get()
+    }
+}
+
+impl TryFrom<u32> for Vni {
+    type Error = Invalid;
+
+    fn try_from(value: u32) -> Result<Self, Invalid> {
+        match NonZeroU32::new(value) {
+            Some(vni) if value <= Self::MAX => Ok(Self(vni)),
+            _ => Err(Invalid(format!("VNI {value} is out of range: 1 to {} is valid", Self::MAX))),
+        }
+    }
+}
+
+impl From<Vni> for u32 {
+    fn from(vni: Vni) -> Self {
+        vni.get()
+    }
+}
+
+impl fmt::Display for Vni {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.get().fmt(f)
+    }
+}
+
+/// A MAC address, written `02:42:0a:00:00:02`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MacAddr(pub [u8; 6]);
+
+impl MacAddr {
+    /// The MAC that an endpoint gets unless told otherwise: `02:42:` and its
+    /// IPv4 address, as Docker does.
+    pub fn from_ipv4(ip: Ipv4Addr) -> Self {
+        let [a, b, c, d] = ip.octets();
+        Self([0x02, 0x42, a, b, c, d])
+    }
+
+    /// Whether an interface may have this address: not a group address, not zero.
+    pub fn is_unicast(self) -> bool {
+        self.0[0] & 1 == 0 && self.0 != [0; 6]
+    }
+
+    /// The link-local address that follows from it (RFC 4291 appendix A).
+    pub fn link_local(self) -> Ipv6Addr {
+        let [a, b, c, d, e, f] = self.0;
+        Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+    }
+}
+
+impl fmt::Display for MacAddr {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, f] = self.0;
+        write!(formatter, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+    }
+}
+
+impl fmt::Debug for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for MacAddr {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let wrong = || {
+            Invalid(format!(
+                "MAC address '{text}' is malformed: six octets as in 02:42:0a:00:00:02 are valid"
+            ))
+        };
+        let mut octets = [0; 6];
+        let mut parts = text.split(':');
+        for octet in &mut octets {
+            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(wrong)?;
+            *octet = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
+        }
+        if parts.next().is_some() { Err(wrong()) } else { Ok(Self(octets)) }
+    }
+}
+
+impl TryFrom<String> for MacAddr {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        text.parse()
+    }
+}
+
+impl From<MacAddr> for String {
+    fn from(mac: MacAddr) -> Self {
+        mac.to_string()
+    }
+}
+
+/// The name of a network, container or node: Docker's rule, `[a-zA-Z0-9][a-zA-Z0-9_.-]*`, at most 63 bytes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Name(String);
+
+impl Name {
+    /// The longest name, in bytes.
+    pub const MAX_LEN: usize = 63;
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let mut bytes = text.bytes();
+        let valid = text.len() <= Self::MAX_LEN
+            && bytes.next().is_some_and(|first| first.is_ascii_alphanumeric())
+            && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+        if valid {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Invalid(format!(
+                "name {text:?} is malformed: a letter or digit, then letters, digits, '_', '.' or '-', at most {} in all, is valid",
+                Self::MAX_LEN
+            )))
+        }
+    }
+}
+
+impl TryFrom<String> for Name {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        text.parse()
+    }
+}
+
+impl From<Name> for String {
+    fn from(name: Name) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// Which of Docker's drivers a network follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// VXLAN between hosts.
+    Overlay,
+    /// One host, SNAT to the outside.
+    Bridge,
+}
+
+/// A subnet of a network and the gateway address in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subnet {
+    /// The subnet; its address part is the network address.
+    pub subnet: IpNetwork,
+    /// The gateway address, never given to an endpoint.
+    pub gateway: IpAddr,
+}
+
+/// `networks/NAME`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Name, unique in the store.
+    pub name: Name,
+    /// 64 hexadecimal digits, as Docker's.
+    pub id: String,
+    /// Driver.
+    pub driver: Driver,
+    /// At most one IPv4 and one IPv6 subnet.
+    pub subnets: Vec<Subnet>,
+    /// VNI. Bridge networks have one too: it keys their data plane state.
+    pub vni: Vni,
+    /// Largest L3 packet of a container.
+    pub mtu: u16,
+    /// No way out of the network.
+    pub internal: bool,
+    /// The data plane learns source addresses.
+    pub learning: bool,
+    /// `--opt k=v` as given: `allow_overlap`, `anti_spoof`, `dscp` (`copy` or
+    /// `zero`), `bum_rate`, `bum_burst`.
+    pub options: BTreeMap<String, String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The namespace an endpoint sits in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxRef {
+    /// Path of the namespace, such as `/run/netns/over1`.
+    pub netns: PathBuf,
+    /// Culvert made the namespace, and makes it again after a reboot.
+    pub owned: bool,
+}
+
+/// `endpoints/NETWORK/ID`: one container attachment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// 64 hexadecimal digits.
+    pub id: String,
+    /// Network.
+    pub network: Name,
+    /// VNI of the network, so that a peer needs one record only.
+    pub vni: Vni,
+    /// Name of the container, unique on its node.
+    pub container: Name,
+    /// Node it runs on.
+    pub node: Name,
+    /// MAC address.
+    pub mac: MacAddr,
+    /// IPv4 address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// IPv6 address besides the link-local one.
+    pub ipv6: Option<Ipv6Addr>,
+    /// Interface name in the sandbox.
+    pub ifname: String,
+    /// Sandbox on the node.
+    pub sandbox: SandboxRef,
+}
+
+/// `nodes/NODE`: an agent's host. It stays when the agent stops; whether the
+/// agent lives is told by `alive/NODE`, which hangs on a lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Name.
+    pub name: Name,
+    /// Made once by the agent that owns the name; tells a restart from a clash.
+    pub id: String,
+    /// VTEP address.
+    pub vtep: Ipv4Addr,
+    /// VXLAN port.
+    pub port: u16,
+}
+
+/// `vnis/N`: who owns a VNI.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VniOwner {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Network.
+    pub network: Name,
+}
+
+/// `ipam/NETWORK/IP`: who owns an address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IpOwner {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Endpoint.
+    pub endpoint: String,
+}
+
+/// `vteps/NETWORK/IP`: a VTEP that is not a Culvert host (`culvert vtep add`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForeignVtep {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Network.
+    pub network: Name,
+    /// Address.
+    pub ip: Ipv4Addr,
+    /// UDP port.
+    pub port: u16,
+}

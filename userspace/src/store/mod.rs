@@ -1,0 +1,166 @@
+//! The state that all hosts share.
+//!
+//! [`StateStore`] is what Culvert needs of a store: snapshots at a revision,
+//! watches from a revision, transactions that compare before they write, and
+//! leases. The semantics are etcd's (v3 API); the embedded backend has the
+//! same ones, shown by one test suite for both.
+
+use std::{fmt, time::Duration};
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+
+/// A point in the history of a store; grows with every committed transaction.
+pub type Revision = i64;
+
+/// Handle of a lease.
+pub type LeaseId = i64;
+
+/// A key with its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Key.
+    pub key: String,
+    /// Value.
+    pub value: Vec<u8>,
+    /// Revision of the last write.
+    pub mod_revision: Revision,
+}
+
+/// All keys below a prefix at one revision, in key order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The revision.
+    pub revision: Revision,
+    /// The entries.
+    pub entries: Vec<Entry>,
+}
+
+/// One change seen by a watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A key was written.
+    Put(Entry),
+    /// A key was deleted, or its lease ran out.
+    Delete {
+        /// Key.
+        key: String,
+        /// Revision of the deletion.
+        revision: Revision,
+    },
+}
+
+/// A condition of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Compare {
+    /// The key does not exist.
+    Absent(String),
+    /// The key exists and was last written at this revision.
+    Unchanged(String, Revision),
+    /// No key exists below the prefix.
+    PrefixEmpty(String),
+    /// No key below the prefix was written after this revision. Deletions do not count.
+    PrefixUnchanged(String, Revision),
+}
+
+/// A write of a transaction. No two writes of a transaction may touch one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Puts a value, on a lease if one is given.
+    Put {
+        /// Key.
+        key: String,
+        /// Value.
+        value: Vec<u8>,
+        /// Lease that the key dies with.
+        lease: Option<LeaseId>,
+    },
+    /// Deletes a key; it is no error if there is none.
+    Delete(String),
+    /// Deletes every key below a prefix.
+    DeletePrefix(String),
+}
+
+/// What a transaction came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All conditions held; the writes are in the store at this revision.
+    Committed(Revision),
+    /// A condition did not hold; nothing was written.
+    Conflict,
+}
+
+/// Why the store did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The revision asked for is no longer there: take a snapshot again.
+    #[error("store: history before revision {oldest} is compacted")]
+    Compacted {
+        /// The oldest revision there is; 0 if the store did not say.
+        oldest: Revision,
+    },
+    /// No answer. Nothing may be concluded about what the store holds.
+    #[error("store: {0}")]
+    Unavailable(String),
+    /// The store refused the credentials or the request.
+    #[error("store: {0}")]
+    Refused(String),
+    /// The lease is unknown or has run out.
+    #[error("store: lease {0:x} has run out")]
+    LeaseGone(LeaseId),
+}
+
+/// Which backend a store is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// An etcd cluster.
+    Etcd,
+    /// The embedded store.
+    File,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Etcd => "etcd",
+            Self::File => "file",
+        })
+    }
+}
+
+/// Changes in order of revision. All changes of one revision come in one item.
+/// The stream ends after its first error; the caller takes a snapshot, or
+/// watches again from the revision after the last that it saw.
+pub type Watch = BoxStream<'static, Result<Vec<Change>, StoreError>>;
+
+/// What Culvert needs of a store.
+///
+/// Every method gives up with [`StoreError::Unavailable`] rather than wait for
+/// ever; retrying with backoff is the caller's part.
+#[async_trait]
+pub trait StateStore: Send + Sync + fmt::Debug {
+    /// Which backend this is.
+    fn kind(&self) -> Kind;
+
+    /// All keys below `prefix` at one revision.
+    async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError>;
+
+    /// Changes below `prefix` from revision `from` on, `from` included.
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError>;
+
+    /// Applies all `writes` at once if all `compares` hold, and nothing otherwise.
+    async fn commit(
+        &self,
+        compares: Vec<Compare>,
+        writes: Vec<Write>,
+    ) -> Result<Outcome, StoreError>;
+
+    /// Makes a lease that runs out `ttl` after the last keep-alive.
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError>;
+
+    /// Keeps a lease alive for another TTL.
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError>;
+
+    /// Ends a lease and deletes the keys on it.
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
+}
