@@ -2,6 +2,8 @@
 //! Needs root; skipped with a message otherwise.
 
 mod attach;
+mod doctor;
+mod exec;
 mod netlink;
 mod sandbox;
 
