@@ -292,7 +292,7 @@ fn make(path: &Path) -> Result<()> {
         SandboxError::io(format!("making network namespace {}", path.display()), error)
     };
     let mut options = OpenOptions::new();
-    options.read(true).mode(0).custom_flags(libc::O_NOFOLLOW);
+    options.read(true).mode(0o0).custom_flags(libc::O_NOFOLLOW);
     let fresh = match options.clone().write(true).create_new(true).open(path) {
         Ok(_) => true,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
