@@ -43,13 +43,7 @@ impl Sum {
     /// Adds the pseudo header of TCP or UDP over IPv4 (RFC 9293 §3.1); `len` is
     /// that of the upper layer's header and payload.
     #[inline(always)]
-    pub const fn add_pseudo_ipv4(
-        self,
-        src: [u8; 4],
-        dst: [u8; 4],
-        protocol: u8,
-        len: u16,
-    ) -> Self {
+    pub const fn add_pseudo_ipv4(self, src: [u8; 4], dst: [u8; 4], protocol: u8, len: u16) -> Self {
         self.add_u32(u32::from_be_bytes(src))
             .add_u32(u32::from_be_bytes(dst))
             .add_u16(protocol as u16)

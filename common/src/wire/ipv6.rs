@@ -45,35 +45,19 @@ pub fn is_solicited_node(ip: &[u8; 16]) -> bool {
 /// modified EUI-64 identifier (RFC 4291 appendix A, RFC 2464 §5).
 #[inline(always)]
 pub const fn link_local(mac: &[u8; 6]) -> [u8; 16] {
-    [
-        0xfe,
-        0x80,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        mac[0] ^ 2,
-        mac[1],
-        mac[2],
-        0xff,
-        0xfe,
-        mac[3],
-        mac[4],
-        mac[5],
-    ]
+    [0xfe, 0x80, 0, 0, 0, 0, 0, 0, mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]]
 }
 
 /// Bytes of the extension header of type `next_header` whose second byte is
-/// `length`; `None` if it is no extension header that can be skipped: an
-/// upper-layer protocol, a fragment header or one that nobody knows.
+/// `length` (the first names what follows); `None` if it is no extension header
+/// but an upper-layer protocol, or one that nobody knows.
 #[inline(always)]
 pub const fn extension_len(next_header: u8, length: u8) -> Option<u32> {
     match next_header {
         NEXT_HOP_BY_HOP | NEXT_ROUTING | NEXT_DEST_OPTIONS | NEXT_MOBILITY => {
             Some((length as u32 + 1) * 8)
         }
+        NEXT_FRAGMENT => Some(8),
         // RFC 4302 §2.2: counted in 32-bit words less two.
         NEXT_AUTH => Some((length as u32 + 2) * 4),
         _ => None,

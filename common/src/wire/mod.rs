@@ -15,8 +15,8 @@ macro_rules! wire_header {
                 pub const LEN: usize = $len;
             }
 
-            const _: () = assert!(core::mem::size_of::<$ty>() == $len);
-            const _: () = assert!(core::mem::align_of::<$ty>() == 1);
+            const _: () = assert!(size_of::<$ty>() == $len);
+            const _: () = assert!(align_of::<$ty>() == 1);
         )+
     };
 }
