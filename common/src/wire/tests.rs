@@ -212,7 +212,7 @@ proptest! {
             bytes[..2].copy_from_slice(&[3, 4]);
         }
         let ours: Icmpv4Hdr = cast(bytes);
-        prop_assert_eq!([ours.kind(), ours.code()], bytes[..2]);
+        prop_assert_eq!(&[ours.kind(), ours.code()], &bytes[..2]);
         let theirs = ep::Icmpv4Slice::from_slice(&bytes).map(|slice| slice.header());
         let mtu = match theirs.map(|header| (header.checksum, header.icmp_type)) {
             Ok((checksum, ep::Icmpv4Type::DestinationUnreachable(
