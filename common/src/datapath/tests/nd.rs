@@ -231,6 +231,10 @@ proptest! {
         prop_assert_eq!(icmp.payload(), &[&target[..], &[2, 1], &mac[..]].concat()[..]);
     }
 
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
     /// The checks let no claim to another's MAC or address through.
     #[test]
     fn nothing_spoofed_passes(
