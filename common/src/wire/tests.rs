@@ -289,6 +289,19 @@ proptest! {
         prop_assert_eq!(ours.checksum(), theirs);
     }
 
+    /// As `bpf_csum_diff` sums: native words, folded only to 32 bits.
+    #[test]
+    fn a_sum_in_host_order_is_the_same(data: [u8; 64], word: u16) {
+        let (words, _) = data.as_chunks::<4>();
+        let native = words.iter().fold(0u64, |sum, w| sum + u64::from(u32::from_ne_bytes(*w)));
+        let native = (native >> 32) + (native & 0xffff_ffff);
+        let native = ((native >> 32) + (native & 0xffff_ffff)) as u32;
+        prop_assert_eq!(
+            Sum::new().add_u16(word).add_host_order(native).checksum(),
+            Sum::new().add_bytes(&data).add_u16(word).checksum()
+        );
+    }
+
     #[test]
     fn pseudo_headers_are_the_librarys(
         src4: [u8; 4], dst4: [u8; 4], src6: [u8; 16], dst6: [u8; 16], payload: [u8; 32],

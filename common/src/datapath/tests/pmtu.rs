@@ -6,6 +6,7 @@ use super::{MAC, OTHER_MAC, v4, v6};
 use crate::datapath::pmtu::{
     frag_needed, icmp_allowed, icmpv6_allowed, packet_too_big, path_mtu_from_icmp, too_big,
 };
+use crate::wire::checksum::Sum;
 use crate::wire::{EthHdr, Ipv4Hdr, Ipv6Hdr};
 
 #[test]
@@ -96,7 +97,7 @@ proptest! {
         let ip = Ipv4Hdr::new(src, dst, 17, 1500, 0, 64);
         let mut quote = payload;
         quote[..20].copy_from_slice(bytes_of(&ip));
-        let headers = frag_needed(&eth(OTHER_MAC, MAC), &ip, mtu, &quote);
+        let headers = frag_needed(&eth(OTHER_MAC, MAC), &ip, mtu, Sum::new().add_bytes(&quote));
         let frame = [bytes_of(&headers), &quote].concat();
 
         let packet = ep::SlicedPacket::from_ethernet(&frame).unwrap();
@@ -124,7 +125,7 @@ proptest! {
         let mut quote = [0; 128];
         quote[..40].copy_from_slice(bytes_of(&ip));
         quote[40..].copy_from_slice(&payload);
-        let headers = packet_too_big(&eth(OTHER_MAC, MAC), &ip, mtu, &quote);
+        let headers = packet_too_big(&eth(OTHER_MAC, MAC), &ip, mtu, Sum::new().add_bytes(&quote));
         let frame = [bytes_of(&headers), &quote].concat();
 
         let packet = ep::SlicedPacket::from_ethernet(&frame).unwrap();

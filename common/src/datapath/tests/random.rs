@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::{endpoint, free_endpoint};
 use crate::datapath::{arp, decap, ecn, encap, learn, nd, pmtu, source};
+use crate::wire::checksum::Sum;
 use crate::wire::{
     ArpIpv4, EthHdr, Icmpv4Hdr, Icmpv6Hdr, Ipv4Hdr, Ipv6Hdr, LinkLayerOption, NeighbourHdr, TcpHdr,
     UdpHdr, VxlanHdr,
@@ -74,7 +75,7 @@ proptest! {
         let _ = pmtu::icmpv6_allowed(&eth, &ip6, Some(icmp6.kind()));
         let _ = pmtu::path_mtu_from_icmp(icmp.next_hop_mtu(), mtu);
         let quote: [u8; 64] = read(&bytes[..64]);
-        let _ = pmtu::frag_needed(&eth, &ip, mtu as u16, &quote);
-        let _ = pmtu::packet_too_big(&eth, &ip6, mtu, &bytes);
+        let _ = pmtu::frag_needed(&eth, &ip, mtu as u16, Sum::new().add_bytes(&quote));
+        let _ = pmtu::packet_too_big(&eth, &ip6, mtu, Sum::new().add_bytes(&bytes).add_host_order(len));
     }
 }
