@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
-    ops::Deref,
+    ops::{Bound, Deref},
 };
 
 use super::{
@@ -392,7 +392,7 @@ impl View {
     pub fn problem_below(&self, prefix: &str) -> Option<(&str, &str)> {
         debug_assert!(prefix.starts_with(ROOT), "{prefix}");
         self.problems
-            .range::<str, _>(prefix..)
+            .range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
             .next()
             .filter(|(key, _)| key.starts_with(prefix))
             .map(|(key, why)| (key.as_str(), why.as_str()))

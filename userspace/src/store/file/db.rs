@@ -3,7 +3,7 @@
 use std::{fmt, path::Path, time::Duration};
 
 use redb::{
-    Builder, Database, MultimapTable, MultimapTableDefinition, ReadableDatabase, ReadableTable,
+    Builder, Database, MultimapTable, MultimapTableDefinition, ReadableDatabase, ReadableMultimapTable, ReadableTable,
     Table, TableDefinition, WriteTransaction,
 };
 
