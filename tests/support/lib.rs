@@ -1,3 +1,4 @@
-//! What the tests share: hosts in network namespaces.
+//! What the tests share: hosts in network namespaces, etcd.
 
+pub mod etcd;
 pub mod netns;
