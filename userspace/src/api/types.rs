@@ -404,6 +404,8 @@ pub struct AgentStatus {
     pub vxlan_port: u16,
     /// Uplinks.
     pub uplinks: Vec<String>,
+    /// State directory; logs of detached containers are in its `logs`.
+    pub state_dir: String,
 }
 
 /// Store of [`Status`].
