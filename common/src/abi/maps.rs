@@ -41,8 +41,8 @@ pub mod globals {
     pub const VXLAN_PORT: &str = "VXLAN_PORT";
     /// Age in ns after which a learned entry is no longer used, `u64`.
     pub const AGEING_NS: &str = "AGEING_NS";
-    /// Not zero: the programs write trace lines through aya-log, `u8`.
-    pub const TRACE: &str = "TRACE";
+    /// aya-log's own: 0 writes nothing, 5 writes trace lines, `u8`.
+    pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 }
 
 /// Names of the programs.
@@ -68,7 +68,7 @@ pub const MAX_VTEPS: u32 = 16_384;
 /// Capacity of [`names::VTEPS`] and [`names::FLOOD_REMOTE`]: (network, host) pairs.
 pub const MAX_VTEP_MEMBERSHIPS: u32 = 262_144;
 /// Capacity of [`names::RATES`].
-pub const MAX_RATES: u32 = 65_536;
+pub const MAX_RATES: u32 = 32_768;
 
 /// Bytes that VXLAN over IPv4 adds in front of a frame: Ethernet 14, IPv4 20,
 /// UDP 8, VXLAN 8 (RFC 7348 §5).
@@ -232,6 +232,12 @@ pub struct UnderlayPath {
     pub port: u16,
     /// Largest inner L3 packet that the route takes: route MTU less [`VXLAN_OVERHEAD`].
     pub inner_mtu: u16,
+    /// MAC of the next hop as the kernel's neighbour table has it; all zero
+    /// while unresolved. Used where `bpf_redirect_neigh` cannot be (frames that
+    /// are not IP, replicas of flooded frames).
+    pub next_hop_mac: [u8; 6],
+    /// MAC of the uplink.
+    pub uplink_mac: [u8; 6],
 }
 
 /// What a router on the way said of its MTU (RFC 1191).
@@ -300,7 +306,7 @@ assert_size! {
     NeighEntry = 8,
     VtepKey = 8,
     VtepInfo = 4,
-    UnderlayPath = 12,
+    UnderlayPath = 24,
     PathMtu = 16,
     FloodKey = 8,
     RateKey = 8,

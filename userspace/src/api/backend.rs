@@ -1,0 +1,51 @@
+//! What the API server asks of the agent.
+
+use async_trait::async_trait;
+
+use super::types::{
+    ApiError, Connect, ContainerCreate, ContainerRow, ContainerState, Created, FdbRow, NeighRow,
+    NetworkCreate, NetworkInspect, NetworkRow, StatsRow, Status, VtepChange, VtepRow,
+};
+use crate::model::Name;
+
+/// The agent, as the API server sees it. Every refusal leaves the state as it was.
+#[async_trait]
+pub trait Backend: Send + Sync + 'static {
+    /// `network create`.
+    async fn network_create(&self, request: NetworkCreate) -> Result<Created, ApiError>;
+    /// `network ls`.
+    async fn networks(&self) -> Result<Vec<NetworkRow>, ApiError>;
+    /// `network inspect`.
+    async fn network_inspect(&self, name: &Name) -> Result<NetworkInspect, ApiError>;
+    /// `network rm`.
+    async fn network_remove(&self, name: &Name) -> Result<(), ApiError>;
+    /// `network connect`.
+    async fn connect(&self, network: &Name, request: Connect) -> Result<ContainerRow, ApiError>;
+    /// `network disconnect`; also `detach NAME --network NET`.
+    async fn disconnect(&self, network: &Name, container: &Name) -> Result<(), ApiError>;
+    /// `run` and `attach`: the sandbox and its attachment, without a process.
+    async fn container_create(&self, request: ContainerCreate) -> Result<ContainerRow, ApiError>;
+    /// The supervisor of `run` reports.
+    async fn container_state(&self, name: &Name, state: ContainerState) -> Result<(), ApiError>;
+    /// `ps`.
+    async fn containers(&self) -> Result<Vec<ContainerRow>, ApiError>;
+    /// `rm` (a running process is killed only with `force`) and `detach`.
+    async fn container_remove(&self, name: &Name, force: bool) -> Result<(), ApiError>;
+    /// `fdb show`.
+    async fn fdb(&self) -> Result<Vec<FdbRow>, ApiError>;
+    /// `neigh show`.
+    async fn neighbours(&self) -> Result<Vec<NeighRow>, ApiError>;
+    /// `vtep ls`.
+    async fn vteps(&self) -> Result<Vec<VtepRow>, ApiError>;
+    /// `vtep add`.
+    async fn vtep_add(&self, request: VtepChange) -> Result<(), ApiError>;
+    /// `vtep rm`.
+    async fn vtep_remove(&self, request: VtepChange) -> Result<(), ApiError>;
+    /// `stats`: every counter that is not zero.
+    async fn stats(&self) -> Result<Vec<StatsRow>, ApiError>;
+    /// `status`.
+    async fn status(&self) -> Result<Status, ApiError>;
+    /// `purge`: removes everything of this node from the store and the kernel,
+    /// then the agent exits.
+    async fn purge(&self) -> Result<(), ApiError>;
+}
