@@ -1,5 +1,55 @@
 //! Culvert's TC and XDP programs.
+//!
+//! Hooks only: each program bounds-checks, asks `culvert-common` what to do,
+//! does it, and turns one `Result<Action, DropReason>` into a verdict. The
+//! decisions live in `culvert_common::datapath`, where they are tested without
+//! a kernel.
+//!
+//! | module | what happens there |
+//! |---|---|
+//! | `container` | frames that a container sends |
+//! | `underlay` | frames that arrive on an uplink, at tcx |
+//! | `underlay_xdp` | the same, before there is an skb |
+//! | `encap` | outer header on, off to a VTEP |
+//! | `flood` | local replicas and head-end replication |
+//! | `learn` | learned FDB entries |
+//! | `reply` | ARP, ND and ICMP answers to a container |
+//! | `packet`, `maps`, `verdict` | access, state, counting |
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
+#[cfg(target_arch = "bpf")]
+mod container;
+#[cfg(target_arch = "bpf")]
+mod encap;
+#[cfg(target_arch = "bpf")]
+mod flood;
+#[cfg(target_arch = "bpf")]
+mod learn;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod packet;
+#[cfg(target_arch = "bpf")]
+mod reply;
+#[cfg(target_arch = "bpf")]
+mod underlay;
+#[cfg(target_arch = "bpf")]
+mod underlay_xdp;
+#[cfg(target_arch = "bpf")]
+mod verdict;
+
+/// GPL-compatible, as the kernel asks of programs that use its helpers.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The object is for the kernel; on the host there is nothing to run.
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -41,8 +41,8 @@ pub mod globals {
     pub const VXLAN_PORT: &str = "VXLAN_PORT";
     /// Age in ns after which a learned entry is no longer used, `u64`.
     pub const AGEING_NS: &str = "AGEING_NS";
-    /// Not zero: the programs write trace lines through aya-log, `u8`.
-    pub const TRACE: &str = "TRACE";
+    /// aya-log's own: 0 writes nothing, 5 writes trace lines, `u8`.
+    pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 }
 
 /// Names of the programs.

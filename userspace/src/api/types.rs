@@ -39,6 +39,19 @@ pub enum ErrorKind {
     Internal,
 }
 
+impl ApiError {
+    /// A refusal of class `kind`. Line breaks and other control characters in
+    /// `message`, say from the store or a library, become spaces.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: one_line(message.into()) }
+    }
+}
+
+/// `text` with every control character made a space, so that it prints as one line.
+pub fn one_line(text: String) -> String {
+    if text.contains(char::is_control) { text.trim().replace(char::is_control, " ") } else { text }
+}
+
 /// `POST /v1/networks`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkCreate {
@@ -275,7 +288,7 @@ pub enum ContainerState {
     },
 }
 
-/// `POST /v1/networks/NAME/connect`.
+/// `POST /v1/networks/NAME/containers`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connect {
     /// Container.

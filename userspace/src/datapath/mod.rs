@@ -1,1 +1,439 @@
-//! datapath.
+//! The BPF programs and their maps: load, pin, attach, read, write.
+//!
+//! Everything is pinned below `BPFFS/v<ABI_VERSION>/`:
+//!
+//! * `maps/NAME`: the maps of `culvert_common::abi::names`,
+//! * `links/container-IFINDEX`, `links/uplink-IFINDEX`, `links/uplink-xdp-IFINDEX`:
+//!   the attachments,
+//! * `programs/NAME`: the programs as last loaded.
+//!
+//! A pinned link keeps its program running without an agent. A new agent opens
+//! the maps that are there, loads its own programs against them, and replaces
+//! the program under every link in one step, so that no packet is missed.
+
+mod bpffs;
+mod links;
+mod tables;
+mod trace;
+
+use std::{
+    io,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{MapData, PerCpuArray},
+    programs::{SchedClassifier, Xdp},
+};
+use culvert_common::abi::{
+    self, ABI_VERSION, Code, Counter, Direction, FdbKey, LearnedEntry, globals, names, programs,
+    stats_index,
+};
+
+pub use self::tables::{KernelTable, Table, Tables};
+use self::{
+    links::Attachment,
+    tables::Bytes,
+};
+
+/// The programs, as compiled for this build.
+static PROGRAMS: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/culvert.bpf.o"));
+
+/// aya-log's level number for trace lines.
+const LOG_LEVEL_TRACE: u8 = 5;
+
+/// What the data plane is loaded with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where the BPF file system is, or is to be mounted.
+    pub bpffs: PathBuf,
+    /// Our VTEP address.
+    pub vtep_ip: Ipv4Addr,
+    /// UDP port on which we receive VXLAN.
+    pub vxlan_port: u16,
+    /// Age after which a learned FDB entry is no longer used.
+    pub ageing: Duration,
+    /// The programs write trace lines.
+    pub trace: bool,
+}
+
+/// Why the data plane did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// The kernel refused to load the programs.
+    #[error("data plane: {what}: {}", chain(.source.as_ref()))]
+    Load {
+        /// What was being loaded.
+        what: String,
+        /// aya's error.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A map operation failed.
+    #[error("map {map}: {}", chain(.source))]
+    Map {
+        /// Name of the map.
+        map: &'static str,
+        /// aya's error.
+        source: aya::maps::MapError,
+    },
+    /// An attachment failed.
+    #[error("interface {interface}: {what}: {}", chain(.source.as_ref()))]
+    Attach {
+        /// Name or index of the interface.
+        interface: String,
+        /// What was being done.
+        what: &'static str,
+        /// aya's error.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A file operation below the BPF file system failed.
+    #[error("{}: {what}: {source}", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was being done.
+        what: &'static str,
+        /// The kernel's error.
+        source: io::Error,
+    },
+}
+
+/// An error and its causes on one line: aya keeps the errno in a cause.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let inner = error.to_string();
+        if !text.contains(&inner) {
+            text.push_str(": ");
+            text.push_str(&inner);
+        }
+        cause = error.source();
+    }
+    // The verifier's log is for the debugger, not for one line.
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+/// The loaded data plane.
+#[derive(Debug)]
+pub struct Datapath {
+    ebpf: Mutex<Ebpf>,
+    pins: PathBuf,
+    tables: Tables,
+    stats: PerCpuArray<MapData, Bytes<Counter>>,
+    learned: KernelTable<FdbKey, LearnedEntry>,
+}
+
+impl Datapath {
+    /// Loads the programs, opens the pinned maps or makes them, and replaces
+    /// the program under every pinned link.
+    ///
+    /// # Errors
+    ///
+    /// If the BPF file system cannot be mounted, or the kernel refuses a map,
+    /// a program or a replacement.
+    pub fn load(options: &Options) -> Result<Self, DatapathError> {
+        bpffs::ensure_mounted(&options.bpffs)?;
+        let pins = version_dir(&options.bpffs);
+        for dir in ["maps", "links", "programs"] {
+            bpffs::create_dir(&pins.join(dir))?;
+        }
+        let mut ebpf = load_object(options, Some(&pins.join("maps")))?;
+        let datapath = Self {
+            tables: Tables::take(&mut ebpf)?,
+            stats: tables::take_map(&mut ebpf, names::STATS)?,
+            learned: KernelTable::take(&mut ebpf, names::FDB_LEARNED)?,
+            ebpf: Mutex::new(ebpf),
+            pins,
+        };
+        datapath.pin_programs()?;
+        datapath.replace_programs()?;
+        Ok(datapath)
+    }
+
+    /// The maps that the agent writes.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// Attaches `from_container` to the host side of a container's veth. It is
+    /// no error if it is attached.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such interface or the kernel refuses.
+    pub fn attach_container(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.attach(Attachment::Container, ifindex)
+    }
+
+    /// Undoes [`attach_container`](Self::attach_container).
+    ///
+    /// # Errors
+    ///
+    /// If the pin cannot be removed.
+    pub fn detach_container(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.detach(Attachment::Container, ifindex)
+    }
+
+    /// Interfaces that `from_container` was attached to and not detached from.
+    /// The interface itself may be gone.
+    ///
+    /// # Errors
+    ///
+    /// If the pins cannot be listed.
+    pub fn attached_containers(&self) -> Result<Vec<u32>, DatapathError> {
+        links::pinned(&self.links_dir(), Attachment::Container)
+    }
+
+    /// Attaches `from_underlay` to an uplink. It is no error if it is attached.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such interface or the kernel refuses.
+    pub fn attach_uplink(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.attach(Attachment::Uplink, ifindex)
+    }
+
+    /// Undoes [`attach_uplink`](Self::attach_uplink) and
+    /// [`attach_uplink_xdp`](Self::attach_uplink_xdp).
+    ///
+    /// # Errors
+    ///
+    /// If the pin cannot be removed.
+    pub fn detach_uplink(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.detach(Attachment::UplinkXdp, ifindex)?;
+        self.detach(Attachment::Uplink, ifindex)
+    }
+
+    /// Attaches `from_underlay_xdp` to an uplink in the driver's own XDP mode,
+    /// besides `from_underlay`.
+    ///
+    /// # Errors
+    ///
+    /// If the driver has no XDP or the kernel refuses.
+    pub fn attach_uplink_xdp(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.attach(Attachment::UplinkXdp, ifindex)
+    }
+
+    /// Uplinks that `from_underlay` is attached to.
+    ///
+    /// # Errors
+    ///
+    /// If the pins cannot be listed.
+    pub fn attached_uplinks(&self) -> Result<Vec<u32>, DatapathError> {
+        links::pinned(&self.links_dir(), Attachment::Uplink)
+    }
+
+    /// All counters, zero or not, summed over the CPUs.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn stats(&self) -> Result<Vec<(Direction, Code, Counter)>, DatapathError> {
+        let mut rows = Vec::new();
+        for &direction in Direction::ALL {
+            for code in Code::all() {
+                let index = stats_index(direction, code);
+                let values = self
+                    .stats
+                    .get(&index, 0)
+                    .map_err(|source| DatapathError::Map { map: names::STATS, source })?;
+                let mut sum = Counter::default();
+                for Bytes(counter) in values.iter() {
+                    sum.packets = sum.packets.wrapping_add(counter.packets);
+                    sum.bytes = sum.bytes.wrapping_add(counter.bytes);
+                }
+                rows.push((direction, code, sum));
+            }
+        }
+        Ok(rows)
+    }
+
+    /// The learned FDB entries, aged ones included.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn learned(&self) -> Result<Vec<(FdbKey, LearnedEntry)>, DatapathError> {
+        self.learned.entries()
+    }
+
+    /// Removes a learned FDB entry. It is no error if there is none.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be written.
+    pub fn forget(&self, key: &FdbKey) -> Result<(), DatapathError> {
+        self.learned.remove(key)
+    }
+
+    /// Passes the programs' trace lines on to `tracing`, until the task is
+    /// dropped. Does nothing unless they were loaded with [`Options::trace`].
+    ///
+    /// # Errors
+    ///
+    /// If the log buffer cannot be read.
+    pub fn forward_trace(&self) -> Result<tokio::task::JoinHandle<()>, DatapathError> {
+        trace::forward(&mut self.ebpf())
+    }
+
+    /// Removes the pins of other versions of the map layout, once this one has
+    /// taken over.
+    ///
+    /// # Errors
+    ///
+    /// If a pin cannot be removed.
+    pub fn retire_other_versions(&self) -> Result<(), DatapathError> {
+        let Some(bpffs) = self.pins.parent() else { return Ok(()) };
+        for dir in bpffs::list(bpffs)? {
+            if dir != self.pins && is_version_dir(&dir) {
+                bpffs::remove_tree(&dir)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Detaches everything, removes every pin, and unmounts the BPF file
+    /// system if it was mounted for Culvert alone.
+    ///
+    /// # Errors
+    ///
+    /// If a pin cannot be removed.
+    pub fn purge(bpffs: &Path) -> Result<(), DatapathError> {
+        if !bpffs::is_mounted(bpffs) {
+            return Ok(());
+        }
+        for dir in bpffs::list(bpffs)? {
+            if is_version_dir(&dir) {
+                bpffs::remove_tree(&dir)?;
+            }
+        }
+        bpffs::unmount_if_empty(bpffs)
+    }
+
+    fn links_dir(&self) -> PathBuf {
+        self.pins.join("links")
+    }
+
+    /// A panic elsewhere leaves the object as usable as before: it only holds
+    /// file descriptors.
+    fn ebpf(&self) -> MutexGuard<'_, Ebpf> {
+        self.ebpf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn attach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
+        links::attach(&mut self.ebpf(), &self.links_dir(), attachment, ifindex)
+    }
+
+    fn detach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
+        links::detach(&self.links_dir(), attachment, ifindex)
+    }
+
+    /// Pins the programs, in place of those of the agent before, so that
+    /// `bpftool` and `culvert doctor` find them by name.
+    fn pin_programs(&self) -> Result<(), DatapathError> {
+        let dir = self.pins.join("programs");
+        let mut ebpf = self.ebpf();
+        for (name, program) in ebpf.programs_mut() {
+            let path = dir.join(name);
+            bpffs::remove_file(&path)?;
+            program.pin(&path).map_err(|source| DatapathError::Load {
+                what: format!("pin program {name}"),
+                source: Box::new(source),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Puts this build's programs under the links of the agent before.
+    fn replace_programs(&self) -> Result<(), DatapathError> {
+        for &attachment in Attachment::ALL {
+            for ifindex in links::pinned(&self.links_dir(), attachment)? {
+                links::replace(&mut self.ebpf(), &self.links_dir(), attachment, ifindex)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Loads the object and its programs; maps are pinned below `maps` if given.
+///
+/// Tests load it without pins to run single programs.
+///
+/// # Errors
+///
+/// If the kernel refuses a map or a program.
+pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, DatapathError> {
+    let vtep_ip = u32::from_ne_bytes(options.vtep_ip.octets());
+    let ageing_ns = u64::try_from(options.ageing.as_nanos()).unwrap_or(u64::MAX);
+    let log_level = if options.trace { LOG_LEVEL_TRACE } else { 0 };
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global(globals::VTEP_IP, &vtep_ip, true)
+        .override_global(globals::VXLAN_PORT, &options.vxlan_port, true)
+        .override_global(globals::AGEING_NS, &ageing_ns, true)
+        .override_global(globals::LOG_LEVEL, &log_level, true);
+    if let Some(maps) = maps {
+        for name in PINNED_MAPS {
+            loader.map_pin_path(name, maps.join(name));
+        }
+    }
+    let refused = |what: &str, source: Box<dyn std::error::Error + Send + Sync>| {
+        tracing::debug!(error = ?source, "{what}");
+        DatapathError::Load { what: what.to_owned(), source }
+    };
+    let mut ebpf = loader.load(PROGRAMS).map_err(|error| refused("load", Box::new(error)))?;
+    for name in [programs::FROM_CONTAINER, programs::FROM_UNDERLAY] {
+        links::program::<SchedClassifier>(&mut ebpf, name)?
+            .load()
+            .map_err(|error| refused(&format!("program {name}"), Box::new(error)))?;
+    }
+    links::program::<Xdp>(&mut ebpf, programs::FROM_UNDERLAY_XDP)?
+        .load()
+        .map_err(|error| refused(&format!("program {}", programs::FROM_UNDERLAY_XDP), Box::new(error)))?;
+    Ok(ebpf)
+}
+
+/// Maps that outlive the agent.
+const PINNED_MAPS: &[&str] = &[
+    names::ENDPOINTS,
+    names::NETWORKS,
+    names::FDB,
+    names::FDB_LEARNED,
+    names::NEIGHBOURS,
+    names::VTEPS,
+    names::UNDERLAY,
+    names::PATH_MTU,
+    names::FLOOD_LOCAL,
+    names::FLOOD_REMOTE,
+    names::RATES,
+    names::STATS,
+];
+
+/// Time on the clock of [`LearnedEntry::last_seen_ns`], in ns.
+pub fn now_ns() -> u64 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .map(Duration::from)
+        .map_or(0, |since_boot| u64::try_from(since_boot.as_nanos()).unwrap_or(u64::MAX))
+}
+
+fn version_dir(bpffs: &Path) -> PathBuf {
+    bpffs.join(format!("v{ABI_VERSION}"))
+}
+
+fn is_version_dir(dir: &Path) -> bool {
+    dir.file_name()
+        .and_then(|name| name.to_str())
+        .and_then(|name| name.strip_prefix('v'))
+        .is_some_and(|version| version.parse::<u32>().is_ok())
+}
+
+/// Version of the map layout that this build uses.
+pub const fn abi_version() -> u32 {
+    abi::ABI_VERSION
+}

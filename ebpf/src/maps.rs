@@ -1,0 +1,76 @@
+//! The maps and the load-time globals. What they hold is described in
+//! `culvert_common::abi`.
+
+use aya_ebpf::{
+    Global,
+    bindings::BPF_F_NO_PREALLOC,
+    macros::map,
+    maps::{HashMap, LruHashMap, PerCpuArray},
+};
+use culvert_common::abi::{
+    Counter, EndpointInfo, FdbEntry, FdbKey, FloodKey, LearnedEntry, MAX_ENDPOINTS, MAX_LEARNED,
+    MAX_LOCAL_ENDPOINTS, MAX_NETWORKS, MAX_RATES, MAX_VTEP_MEMBERSHIPS, MAX_VTEPS, NeighEntry,
+    NeighKey, NetworkInfo, PathMtu, RateKey, STATS_ENTRIES, Scratch, UnderlayPath, VtepInfo,
+    VtepKey,
+};
+
+/// Our VTEP address, four bytes in network order.
+#[unsafe(no_mangle)]
+pub(crate) static VTEP_IP: Global<u32> = Global::new(0);
+/// UDP port on which we receive VXLAN, host order.
+#[unsafe(no_mangle)]
+pub(crate) static VXLAN_PORT: Global<u16> = Global::new(4789);
+/// Age in ns after which a learned entry is no longer used.
+#[unsafe(no_mangle)]
+pub(crate) static AGEING_NS: Global<u64> = Global::new(300_000_000_000);
+
+#[map]
+pub(crate) static ENDPOINTS: HashMap<u32, EndpointInfo> =
+    HashMap::with_max_entries(MAX_LOCAL_ENDPOINTS, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static NETWORKS: HashMap<u32, NetworkInfo> =
+    HashMap::with_max_entries(MAX_NETWORKS, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static FDB: HashMap<FdbKey, FdbEntry> =
+    HashMap::with_max_entries(MAX_ENDPOINTS, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static FDB_LEARNED: LruHashMap<FdbKey, LearnedEntry> =
+    LruHashMap::with_max_entries(MAX_LEARNED, 0);
+#[map]
+pub(crate) static NEIGHBOURS: HashMap<NeighKey, NeighEntry> =
+    HashMap::with_max_entries(MAX_ENDPOINTS, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static VTEPS: HashMap<VtepKey, VtepInfo> =
+    HashMap::with_max_entries(MAX_VTEP_MEMBERSHIPS, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static UNDERLAY: HashMap<[u8; 4], UnderlayPath> =
+    HashMap::with_max_entries(MAX_VTEPS, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static PATH_MTU: LruHashMap<[u8; 4], PathMtu> =
+    LruHashMap::with_max_entries(MAX_VTEPS, 0);
+#[map]
+pub(crate) static FLOOD_LOCAL: HashMap<FloodKey, u32> =
+    HashMap::with_max_entries(MAX_LOCAL_ENDPOINTS, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static FLOOD_REMOTE: HashMap<FloodKey, [u8; 4]> =
+    HashMap::with_max_entries(MAX_VTEP_MEMBERSHIPS, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static RATES: LruHashMap<RateKey, u64> = LruHashMap::with_max_entries(MAX_RATES, 0);
+#[map]
+pub(crate) static STATS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(STATS_ENTRIES, 0);
+#[map]
+pub(crate) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// Looks a key up in one of the hash maps.
+///
+/// The maps that the agent writes are made with `BPF_F_NO_PREALLOC`: an entry
+/// that it removes stays readable until the end of the RCU grace period, so
+/// the reference is good for the rest of the program run. Of the LRU maps the
+/// programs read scalars whose mixing up costs at worst one misjudged packet.
+macro_rules! lookup {
+    ($map:ident, $key:expr) => {{
+        // SAFETY: the entry outlives the program run (RCU), see above.
+        unsafe { $crate::maps::$map.get($key) }
+    }};
+}
+pub(crate) use lookup;

@@ -1,0 +1,113 @@
+//! Access to the packet and the skb: the one place with bounds checks.
+
+use aya_ebpf::{
+    helpers::{bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail},
+    programs::TcContext,
+};
+use bytemuck::Pod;
+use culvert_common::abi::DropReason;
+
+/// Length of an Ethernet header.
+pub(crate) const ETH_LEN: usize = 14;
+/// Headers that the programs read directly, options not counted: the outer
+/// ones (50), the inner Ethernet (14) and IPv6 (40) headers.
+const HEADERS: u32 = 128;
+/// `PACKET_HOST` of linux/if_packet.h.
+const PACKET_HOST: u32 = 0;
+
+/// A packet whose bytes can be read in place.
+pub(crate) trait Packet {
+    /// Start and end of the bytes that may be read.
+    fn bounds(&self) -> (usize, usize);
+
+    /// Copies a header out of the packet, or `None` if the packet ends before it.
+    #[inline(always)]
+    fn read<T: Pod>(&self, offset: usize) -> Option<T> {
+        let (start, end) = self.bounds();
+        let from = start + offset;
+        if from + size_of::<T>() > end {
+            return None;
+        }
+        // SAFETY: the check above, which is also what the verifier asks for.
+        Some(unsafe { (from as *const T).read_unaligned() })
+    }
+}
+
+impl Packet for TcContext {
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        (self.data(), self.data_end())
+    }
+}
+
+/// Makes the headers readable in place: GRO and packet sockets may leave them
+/// in page fragments.
+#[inline(always)]
+pub(crate) fn linearise(ctx: &TcContext) {
+    let wanted = ctx.len().min(HEADERS);
+    if ctx.data() + wanted as usize > ctx.data_end() {
+        // Failure shows as a header that cannot be read.
+        let _ = ctx.pull_data(wanted);
+    }
+}
+
+/// Copies bytes at a computed offset, which the verifier cannot follow in place.
+#[inline(always)]
+pub(crate) fn load<T: Pod>(ctx: &TcContext, offset: usize) -> Result<T, DropReason> {
+    ctx.load(offset).map_err(|_| DropReason::Malformed)
+}
+
+/// Overwrites bytes of the packet.
+#[inline(always)]
+pub(crate) fn store<T: Pod>(ctx: &TcContext, offset: usize, value: &T) -> Result<(), DropReason> {
+    ctx.store(offset, value, 0).map_err(|_| DropReason::HelperFailed)
+}
+
+/// Cuts or extends the frame to `len` bytes.
+#[inline(always)]
+pub(crate) fn resize(ctx: &TcContext, len: u32) -> Result<(), DropReason> {
+    // SAFETY: the pointer is the program's own context.
+    match unsafe { bpf_skb_change_tail(ctx.skb.skb, len, 0) } {
+        0 => Ok(()),
+        _ => Err(DropReason::HelperFailed),
+    }
+}
+
+/// The interface the frame arrived on.
+#[inline(always)]
+pub(crate) fn ifindex(ctx: &TcContext) -> u32 {
+    // SAFETY: the pointer is the program's own context.
+    unsafe { (*ctx.skb.skb).ifindex }
+}
+
+/// Payload bytes per segment of a GSO frame; 0 for any other.
+#[inline(always)]
+pub(crate) fn gso_size(ctx: &TcContext) -> u32 {
+    // SAFETY: the pointer is the program's own context.
+    unsafe { (*ctx.skb.skb).gso_size }
+}
+
+/// The frame carries a VLAN tag in its metadata.
+#[inline(always)]
+pub(crate) fn vlan_present(ctx: &TcContext) -> bool {
+    // SAFETY: the pointer is the program's own context.
+    unsafe { (*ctx.skb.skb).vlan_present != 0 }
+}
+
+/// Sends the frame out of an interface when the program returns.
+#[inline(always)]
+pub(crate) fn redirect(ifindex: u32) {
+    // SAFETY: the helper takes any index and answers a wrong one with a drop.
+    unsafe { bpf_redirect(ifindex, 0) };
+}
+
+/// Hands the frame to the container behind a veth, past its queue, when the
+/// program returns. `skb->protocol` must be right.
+#[inline(always)]
+pub(crate) fn redirect_peer(ctx: &TcContext, ifindex: u32) -> Result<(), DropReason> {
+    // The frame was judged by the MAC of another interface.
+    ctx.change_type(PACKET_HOST).map_err(|_| DropReason::HelperFailed)?;
+    // SAFETY: the helper takes any index and answers a wrong one with a drop.
+    unsafe { bpf_redirect_peer(ifindex, 0) };
+    Ok(())
+}

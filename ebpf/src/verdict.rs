@@ -1,0 +1,86 @@
+//! From a `Result<Action, DropReason>` to the kernel's verdict, and the counters.
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+};
+use aya_log_ebpf::trace;
+use culvert_common::abi::{Action, Code, Direction, DropReason, Note, stats_index};
+
+use crate::maps::STATS;
+
+/// Counts one frame of `bytes`.
+#[inline(always)]
+pub(crate) fn count(direction: Direction, code: Code, bytes: u32) {
+    if let Some(counter) = STATS.get_ptr_mut(stats_index(direction, code)) {
+        // SAFETY: the entry is this CPU's own; programs of one CPU do not
+        // interrupt each other at these hooks.
+        unsafe {
+            (*counter).packets += 1;
+            (*counter).bytes += u64::from(bytes);
+        }
+    }
+}
+
+/// Counts a note about a frame of `bytes`.
+#[inline(always)]
+pub(crate) fn note(direction: Direction, note: Note, bytes: u32) {
+    count(direction, Code::Note(note), bytes);
+}
+
+/// The one place where an outcome becomes a verdict of TC.
+#[inline(always)]
+pub(crate) fn tc<C: EbpfContext>(
+    ctx: &C,
+    direction: Direction,
+    ifindex: u32,
+    bytes: u32,
+    outcome: Result<Action, DropReason>,
+) -> i32 {
+    match outcome {
+        Ok(action) => {
+            count(direction, Code::Action(action), bytes);
+            trace!(
+                ctx,
+                "{} if {} len {}: action {}",
+                direction.code(),
+                ifindex,
+                bytes,
+                action.code()
+            );
+            match action {
+                Action::Pass => TC_ACT_UNSPEC,
+                Action::Deliver | Action::Encap | Action::ArpReply | Action::NdReply => {
+                    TC_ACT_REDIRECT as i32
+                }
+                // The copies are on their way; nobody needs the original.
+                Action::Flood | Action::Absorb => TC_ACT_SHOT,
+            }
+        }
+        Err(reason) => {
+            count(direction, Code::Drop(reason), bytes);
+            trace!(
+                ctx,
+                "{} if {} len {}: dropped, reason {}",
+                direction.code(),
+                ifindex,
+                bytes,
+                reason.code()
+            );
+            TC_ACT_SHOT
+        }
+    }
+}
+
+/// The one place where an outcome becomes a verdict of XDP. Only drops are
+/// counted here: what passes is counted at tcx.
+#[inline(always)]
+pub(crate) fn xdp(bytes: u32, outcome: Result<(), DropReason>) -> u32 {
+    match outcome {
+        Ok(()) => xdp_action::XDP_PASS,
+        Err(reason) => {
+            count(Direction::FromUnderlayXdp, Code::Drop(reason), bytes);
+            xdp_action::XDP_DROP
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The BPF file system.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+use super::DatapathError;
+
+/// The directory is on a BPF file system.
+pub(super) fn is_mounted(dir: &Path) -> bool {
+    statfs(dir).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// Mounts a BPF file system at `dir` unless it is on one already.
+pub(super) fn ensure_mounted(dir: &Path) -> Result<(), DatapathError> {
+    fs::create_dir_all(dir).map_err(failed(dir, "create directory"))?;
+    if is_mounted(dir) {
+        return Ok(());
+    }
+    mount(Some("bpf"), dir, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+        .map_err(|errno| failed(dir, "mount BPF file system")(errno.into()))
+}
+
+/// Makes a directory and its parents.
+pub(super) fn create_dir(dir: &Path) -> Result<(), DatapathError> {
+    fs::create_dir_all(dir).map_err(failed(dir, "create directory"))
+}
+
+/// Entries of a directory; none if there is no such directory.
+pub(super) fn list(dir: &Path) -> Result<Vec<PathBuf>, DatapathError> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(dir, "list")(error)),
+    };
+    entries.map(|entry| entry.map(|entry| entry.path()).map_err(failed(dir, "list"))).collect()
+}
+
+/// Removes a pin; it is no error if there is none.
+pub(super) fn remove_file(path: &Path) -> Result<(), DatapathError> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed(path, "remove pin")(error)),
+    }
+}
+
+/// Removes a directory of pins, links first so that programs stop before
+/// their maps go.
+pub(super) fn remove_tree(dir: &Path) -> Result<(), DatapathError> {
+    for sub in ["links", "programs", "maps"] {
+        let sub = dir.join(sub);
+        for pin in list(&sub)? {
+            remove_file(&pin)?;
+        }
+        remove_dir(&sub)?;
+    }
+    remove_dir(dir)
+}
+
+fn remove_dir(dir: &Path) -> Result<(), DatapathError> {
+    match fs::remove_dir(dir) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed(dir, "remove directory")(error)),
+    }
+}
+
+/// Unmounts the file system mounted at `dir` itself if it holds nothing more.
+pub(super) fn unmount_if_empty(dir: &Path) -> Result<(), DatapathError> {
+    if !list(dir)?.is_empty() || !is_mount_point(dir) {
+        return Ok(());
+    }
+    umount2(dir, MntFlags::MNT_DETACH)
+        .map_err(|errno| failed(dir, "unmount BPF file system")(errno.into()))?;
+    remove_dir(dir)
+}
+
+/// Another file system than the parent directory's begins at `dir`.
+fn is_mount_point(dir: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev()).ok();
+    match (device(dir), dir.parent().and_then(device)) {
+        (Some(own), Some(parent)) => own != parent,
+        _ => false,
+    }
+}
+
+fn failed<'a>(path: &'a Path, what: &'static str) -> impl Fn(io::Error) -> DatapathError + 'a {
+    move |source| DatapathError::Io { path: path.to_owned(), what, source }
+}

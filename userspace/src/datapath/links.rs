@@ -1,0 +1,205 @@
+//! Attachments, each a pinned BPF link.
+
+use std::path::{Path, PathBuf};
+
+use aya::{
+    Ebpf,
+    programs::{
+        LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        links::{FdLink, PinnedLink},
+        tc::TcAttachOptions,
+    },
+};
+use culvert_common::abi::programs;
+
+use super::{DatapathError, bpffs};
+
+/// What a link attaches, and where its pin is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attachment {
+    /// `from_container` on a veth.
+    Container,
+    /// `from_underlay` on an uplink.
+    Uplink,
+    /// `from_underlay_xdp` on an uplink.
+    UplinkXdp,
+}
+
+impl Attachment {
+    pub(super) const ALL: &'static [Self] = &[Self::Container, Self::Uplink, Self::UplinkXdp];
+
+    const fn program(self) -> &'static str {
+        match self {
+            Self::Container => programs::FROM_CONTAINER,
+            Self::Uplink => programs::FROM_UNDERLAY,
+            Self::UplinkXdp => programs::FROM_UNDERLAY_XDP,
+        }
+    }
+
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Container => "container-",
+            Self::Uplink => "uplink-",
+            Self::UplinkXdp => "uplink-xdp-",
+        }
+    }
+
+    fn pin(self, dir: &Path, ifindex: u32) -> PathBuf {
+        dir.join(format!("{}{ifindex}", self.prefix()))
+    }
+}
+
+/// Interface indices with a pinned link of this kind, in order.
+pub(super) fn pinned(dir: &Path, attachment: Attachment) -> Result<Vec<u32>, DatapathError> {
+    let mut indices: Vec<u32> = bpffs::list(dir)?
+        .iter()
+        .filter_map(|path| path.file_name()?.to_str()?.strip_prefix(attachment.prefix()))
+        .filter_map(|index| index.parse().ok())
+        .collect();
+    indices.sort_unstable();
+    Ok(indices)
+}
+
+/// Puts the loaded program under an existing link. A link whose interface is
+/// gone loses its pin. Returns whether there is a live link.
+pub(super) fn replace(
+    ebpf: &mut Ebpf,
+    dir: &Path,
+    attachment: Attachment,
+    ifindex: u32,
+) -> Result<bool, DatapathError> {
+    let pin = attachment.pin(dir, ifindex);
+    if !pin.exists() {
+        return Ok(false);
+    }
+    let refused = refused(ifindex, "open pinned link");
+    let link = FdLink::from(PinnedLink::from_pin(&pin).map_err(|e| refused(Box::new(e)))?);
+    match update(ebpf, attachment, link) {
+        Ok(()) => Ok(true),
+        // ENOLINK: the interface went away and took the attachment with it.
+        Err(UpdateError::Gone) => {
+            bpffs::remove_file(&pin)?;
+            Ok(false)
+        }
+        Err(UpdateError::Datapath(error)) => Err(error),
+        Err(UpdateError::Program(error)) => {
+            Err(self::refused(ifindex, "replace program")(Box::new(error)))
+        }
+    }
+}
+
+/// Attaches and pins, unless a live link is pinned already.
+pub(super) fn attach(
+    ebpf: &mut Ebpf,
+    dir: &Path,
+    attachment: Attachment,
+    ifindex: u32,
+) -> Result<(), DatapathError> {
+    if replace(ebpf, dir, attachment, ifindex)? {
+        return Ok(());
+    }
+    let refused = refused(ifindex, "attach");
+    let name = nix::net::if_::if_indextoname(ifindex)
+        .map_err(|errno| refused(Box::new(errno)))?
+        .to_string_lossy()
+        .into_owned();
+    let link: FdLink = match attachment {
+        Attachment::Container | Attachment::Uplink => {
+            let program: &mut SchedClassifier = program(ebpf, attachment.program())?;
+            let link = program
+                .attach_with_options(
+                    &name,
+                    TcAttachType::Ingress,
+                    TcAttachOptions::TcxOrder(LinkOrder::default()),
+                )
+                .and_then(|id| program.take_link(id))
+                .map_err(|error| refused(Box::new(error)))?;
+            FdLink::try_from(link).map_err(|error| refused(Box::new(error)))?
+        }
+        Attachment::UplinkXdp => {
+            let program: &mut Xdp = program(ebpf, attachment.program())?;
+            let link = program
+                .attach(&name, XdpMode::Driver)
+                .and_then(|id| program.take_link(id))
+                .map_err(|error| refused(Box::new(error)))?;
+            FdLink::try_from(link).map_err(|error| refused(Box::new(error)))?
+        }
+    };
+    link.pin(attachment.pin(dir, ifindex)).map_err(|error| refused(Box::new(error)))?;
+    Ok(())
+}
+
+/// Detaches. It is no error if nothing is attached.
+pub(super) fn detach(
+    dir: &Path,
+    attachment: Attachment,
+    ifindex: u32,
+) -> Result<(), DatapathError> {
+    bpffs::remove_file(&attachment.pin(dir, ifindex))
+}
+
+/// A program of the object, as the type it must have.
+pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, DatapathError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| DatapathError::Load {
+        what: format!("program {name}"),
+        source,
+    };
+    let program = ebpf
+        .program_mut(name)
+        .ok_or_else(|| failed("it is not in the object: build again".into()))?;
+    program.try_into().map_err(|error: ProgramError| failed(Box::new(error)))
+}
+
+enum UpdateError {
+    Gone,
+    Program(ProgramError),
+    Datapath(DatapathError),
+}
+
+impl From<ProgramError> for UpdateError {
+    fn from(error: ProgramError) -> Self {
+        match &error {
+            ProgramError::SyscallError(syscall)
+                if syscall.io_error.raw_os_error() == Some(nix::errno::Errno::ENOLINK as i32) =>
+            {
+                Self::Gone
+            }
+            _ => Self::Program(error),
+        }
+    }
+}
+
+fn update(ebpf: &mut Ebpf, attachment: Attachment, link: FdLink) -> Result<(), UpdateError> {
+    let wrong_kind = |error: aya::programs::links::LinkError| UpdateError::Program(error.into());
+    match attachment {
+        Attachment::Container | Attachment::Uplink => {
+            let program: &mut SchedClassifier =
+                program(ebpf, attachment.program()).map_err(UpdateError::Datapath)?;
+            let id = program.attach_to_link(link.try_into().map_err(wrong_kind)?)?;
+            // Closes our descriptor; the pin keeps the link.
+            program.take_link(id)?;
+        }
+        Attachment::UplinkXdp => {
+            let program: &mut Xdp =
+                program(ebpf, attachment.program()).map_err(UpdateError::Datapath)?;
+            let id = program.attach_to_link(link.try_into().map_err(wrong_kind)?)?;
+            program.take_link(id)?;
+        }
+    }
+    Ok(())
+}
+
+fn refused(
+    ifindex: u32,
+    what: &'static str,
+) -> impl Fn(Box<dyn std::error::Error + Send + Sync>) -> DatapathError {
+    move |source| DatapathError::Attach {
+        interface: nix::net::if_::if_indextoname(ifindex)
+            .map_or_else(|_| format!("#{ifindex}"), |name| name.to_string_lossy().into_owned()),
+        what,
+        source,
+    }
+}

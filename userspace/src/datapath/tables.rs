@@ -1,0 +1,175 @@
+//! Maps as typed tables.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, Map, MapData, MapError},
+};
+use bytemuck::Pod;
+use culvert_common::abi::{
+    EndpointInfo, FdbEntry, FdbKey, FloodKey, NeighEntry, NeighKey, NetworkInfo, UnderlayPath,
+    VtepInfo, VtepKey, names,
+};
+
+use super::DatapathError;
+
+/// Lets aya move any [`bytemuck::Pod`] in and out of a map.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub(super) struct Bytes<T>(pub(super) T);
+
+// SAFETY: `repr(transparent)` over a type without padding and without invalid
+// bit patterns, which is what `bytemuck::Pod` asserts.
+unsafe impl<T: Pod> aya::Pod for Bytes<T> {}
+
+/// A table of the data plane: a BPF map, or a stand-in for it in a test.
+pub trait Table<K, V>: Send + Sync {
+    /// All entries.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    fn dump(&self) -> Result<BTreeMap<K, V>, DatapathError>;
+
+    /// Writes an entry, whether or not there is one.
+    ///
+    /// # Errors
+    ///
+    /// If the map is full or cannot be written.
+    fn insert(&self, key: &K, value: &V) -> Result<(), DatapathError>;
+
+    /// Removes an entry. It is no error if there is none.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be written.
+    fn remove(&self, key: &K) -> Result<(), DatapathError>;
+}
+
+/// A BPF hash map.
+pub struct KernelTable<K, V> {
+    name: &'static str,
+    map: Mutex<HashMap<MapData, Bytes<K>, Bytes<V>>>,
+}
+
+impl<K, V> fmt::Debug for KernelTable<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("KernelTable").field(&self.name).finish()
+    }
+}
+
+impl<K: Pod, V: Pod> KernelTable<K, V> {
+    /// Takes the map out of the loaded object.
+    pub(super) fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Self, DatapathError> {
+        Ok(Self { name, map: Mutex::new(take_map(ebpf, name)?) })
+    }
+
+    /// All entries, in no order.
+    pub(super) fn entries(&self) -> Result<Vec<(K, V)>, DatapathError> {
+        let map = self.lock();
+        let mut entries = Vec::new();
+        for item in map.iter() {
+            match item {
+                Ok((Bytes(key), Bytes(value))) => entries.push((key, value)),
+                // The programs removed it between the two system calls.
+                Err(MapError::KeyNotFound) => {}
+                Err(source) => return Err(self.failed(source)),
+            }
+        }
+        Ok(entries)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<MapData, Bytes<K>, Bytes<V>>> {
+        // A panic elsewhere leaves the file descriptor as usable as before.
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failed(&self, source: MapError) -> DatapathError {
+        DatapathError::Map { map: self.name, source }
+    }
+
+    /// Removes an entry. It is no error if there is none.
+    pub(super) fn remove(&self, key: &K) -> Result<(), DatapathError> {
+        match self.lock().remove(&Bytes(*key)) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+            {
+                Ok(())
+            }
+            Err(source) => Err(self.failed(source)),
+        }
+    }
+}
+
+impl<K: Pod + Ord + Send, V: Pod + Send> Table<K, V> for KernelTable<K, V> {
+    fn dump(&self) -> Result<BTreeMap<K, V>, DatapathError> {
+        Ok(self.entries()?.into_iter().collect())
+    }
+
+    fn insert(&self, key: &K, value: &V) -> Result<(), DatapathError> {
+        self.lock().insert(Bytes(*key), Bytes(*value), 0).map_err(|source| self.failed(source))
+    }
+
+    fn remove(&self, key: &K) -> Result<(), DatapathError> {
+        Self::remove(self, key)
+    }
+}
+
+/// The maps that the agent writes.
+#[derive(Debug)]
+pub struct Tables {
+    /// Host-side interface index → endpoint.
+    pub endpoints: KernelTable<u32, EndpointInfo>,
+    /// VNI → network.
+    pub networks: KernelTable<u32, NetworkInfo>,
+    /// (VNI, MAC) → local port or VTEP.
+    pub fdb: KernelTable<FdbKey, FdbEntry>,
+    /// (VNI, IP) → MAC.
+    pub neighbours: KernelTable<NeighKey, NeighEntry>,
+    /// Who may send frames of a VNI.
+    pub vteps: KernelTable<VtepKey, VtepInfo>,
+    /// VTEP address → how to reach it.
+    pub underlay: KernelTable<[u8; 4], UnderlayPath>,
+    /// Flood list slot → host-side interface index.
+    pub flood_local: KernelTable<FloodKey, u32>,
+    /// Flood list slot → VTEP address.
+    pub flood_remote: KernelTable<FloodKey, [u8; 4]>,
+}
+
+impl Tables {
+    /// Takes the maps out of a loaded object.
+    ///
+    /// # Errors
+    ///
+    /// If the object lacks one, or it has another shape.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
+        Ok(Self {
+            endpoints: KernelTable::take(ebpf, names::ENDPOINTS)?,
+            networks: KernelTable::take(ebpf, names::NETWORKS)?,
+            fdb: KernelTable::take(ebpf, names::FDB)?,
+            neighbours: KernelTable::take(ebpf, names::NEIGHBOURS)?,
+            vteps: KernelTable::take(ebpf, names::VTEPS)?,
+            underlay: KernelTable::take(ebpf, names::UNDERLAY)?,
+            flood_local: KernelTable::take(ebpf, names::FLOOD_LOCAL)?,
+            flood_remote: KernelTable::take(ebpf, names::FLOOD_REMOTE)?,
+        })
+    }
+}
+
+/// Takes a map out of the loaded object, as the type it must have.
+pub(super) fn take_map<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, DatapathError>
+where
+    M: TryFrom<Map, Error = MapError>,
+{
+    let map = ebpf.take_map(name).ok_or_else(|| DatapathError::Map {
+        map: name,
+        source: MapError::InvalidName { name: name.to_owned() },
+    })?;
+    M::try_from(map).map_err(|source| DatapathError::Map { map: name, source })
+}
