@@ -7,22 +7,17 @@ use culvert_common::abi::{
 };
 
 use super::tables::NetworkState;
-use crate::model::{Endpoint, ForeignVtep, Name, Network, Node};
+use crate::model::{Endpoint, Name, Network, Node, View};
 
-/// What the state of one network on this host follows from.
+/// What the state of the networks on this host follows from.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
-    /// The network.
-    pub network: &'a Network,
-    /// Its endpoints on all nodes, by identifier.
-    pub endpoints: &'a BTreeMap<String, Endpoint>,
-    /// Its VTEPs that are not Culvert hosts.
-    pub foreign: &'a [ForeignVtep],
-    /// All nodes.
-    pub nodes: &'a BTreeMap<Name, Node>,
+    /// The cluster.
+    pub view: &'a View,
     /// This node.
     pub own: &'a Node,
-    /// Host-side interface index of each endpoint that is plugged in here.
+    /// Host-side interface index of each endpoint that is plugged in here, by
+    /// identifier.
     pub ports: &'a BTreeMap<String, u32>,
 }
 
@@ -54,13 +49,13 @@ impl Bum {
     }
 }
 
-/// The state of a network on this host; `None` if it has no endpoint here.
-pub fn network_state(inputs: &Inputs<'_>) -> Option<NetworkState> {
-    let Inputs { network, own, .. } = *inputs;
+/// The state of a network on this host; `None` if it has no endpoint here, or
+/// may not be carried at all ([`View::usable_network`]).
+pub fn network_state(inputs: &Inputs<'_>, name: &Name) -> Option<NetworkState> {
+    let Inputs { view, own, ports } = *inputs;
+    let network = view.usable_network(name).ok()?;
     let vni = network.vni.get();
-    // A record left over from a deleted network of the same name has its VNI.
-    let members = || inputs.endpoints.values().filter(|endpoint| endpoint.vni == network.vni);
-    if !members().any(|endpoint| endpoint.node == own.name) {
+    if !view.endpoints_in(name).any(|endpoint| endpoint.node == own.name) {
         return None;
     }
 
@@ -73,16 +68,17 @@ pub fn network_state(inputs: &Inputs<'_>) -> Option<NetworkState> {
         neighbours: BTreeMap::new(),
         vteps: BTreeMap::new(),
     };
-    for endpoint in members() {
+    // One that contradicts the claims to its addresses is not carried.
+    for endpoint in view.endpoints_in(name).filter(|ep| view.usable_endpoint(ep).is_ok()) {
         let key = FdbKey::new(vni, endpoint.mac.0);
-        // Of two records that claim a MAC or an address, the first by identifier has
-        // it, on every host the same.
+        // Of two records that claim a MAC, the first by identifier has it, on
+        // every host the same.
         if endpoint.node == own.name {
-            if let Some(ifindex) = inputs.ports.get(&endpoint.id) {
+            if let Some(ifindex) = ports.get(&endpoint.id) {
                 state.endpoints.insert(*ifindex, endpoint_info(network, endpoint));
                 state.fdb.entry(key).or_insert(FdbEntry { ifindex: *ifindex, vtep: [0; 4] });
             }
-        } else if let Some(node) = inputs.nodes.get(&endpoint.node)
+        } else if let Some(node) = view.nodes.get(&endpoint.node)
             && node.vtep != own.vtep
         {
             let vtep = node.vtep.octets();
@@ -97,8 +93,9 @@ pub fn network_state(inputs: &Inputs<'_>) -> Option<NetworkState> {
             state.neighbours.entry(key).or_insert(neighbour);
         }
     }
-    for foreign in inputs.foreign.iter().filter(|foreign| foreign.ip != own.vtep) {
-        state.vteps.entry(foreign.ip.octets()).or_insert(VtepInfo { foreign: 1 });
+    let foreign = view.vteps.get(name).into_iter().flat_map(BTreeMap::keys);
+    for ip in foreign.filter(|ip| **ip != own.vtep) {
+        state.vteps.entry(ip.octets()).or_insert(VtepInfo { foreign: 1 });
     }
     Some(state)
 }

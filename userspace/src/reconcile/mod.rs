@@ -13,6 +13,7 @@
 mod desired;
 mod diff;
 mod flood;
+mod kernel;
 mod objects;
 mod reconciler;
 mod tables;
@@ -22,6 +23,6 @@ mod tests;
 pub use desired::{Bum, Inputs, network_state};
 pub use diff::{Op, diff};
 pub use flood::assign_slots;
-pub use objects::{LocalEndpoint, VETH_PREFIX, host_veth_name, local_endpoint};
+pub use objects::{LocalEndpoint, local_endpoint};
 pub use reconciler::{ApplyError, Kernel, Reconciler};
 pub use tables::{NetworkState, Tables};

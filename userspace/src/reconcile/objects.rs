@@ -13,8 +13,6 @@ pub struct LocalEndpoint {
     pub network: Name,
     /// Container.
     pub container: Name,
-    /// Name of the veth on the host, see [`host_veth_name`].
-    pub host_ifname: String,
     /// Name of the veth in the sandbox.
     pub ifname: String,
     /// Sandbox.
@@ -25,15 +23,6 @@ pub struct LocalEndpoint {
     pub mtu: u16,
     /// Addresses with their prefix lengths.
     pub addresses: Vec<IpNetwork>,
-}
-
-/// Prefix of the names of all host-side veths.
-pub const VETH_PREFIX: &str = "cv";
-
-/// Name of the host side of an endpoint's veth: `cv` and the first 12 digits
-/// of its identifier (an interface name has at most 15 bytes).
-pub fn host_veth_name(endpoint_id: &str) -> String {
-    format!("{VETH_PREFIX}{}", endpoint_id.get(..12).unwrap_or(endpoint_id))
 }
 
 /// What the host must have for `endpoint` of `network`.
@@ -51,7 +40,6 @@ pub fn local_endpoint(network: &Network, endpoint: &Endpoint) -> LocalEndpoint {
         id: endpoint.id.clone(),
         network: network.name.clone(),
         container: endpoint.container.clone(),
-        host_ifname: host_veth_name(&endpoint.id),
         ifname: endpoint.ifname.clone(),
         sandbox: endpoint.sandbox.clone(),
         mac: endpoint.mac,

@@ -53,7 +53,7 @@ pub struct Reconciler {
 
 impl Reconciler {
     /// Takes over what the maps hold now.
-    pub fn adopt<K: Kernel>(&mut self, kernel: &K) -> Result<(), K::Error> {
+    pub fn adopt<K: Kernel + ?Sized>(&mut self, kernel: &K) -> Result<(), K::Error> {
         (self.networks, self.underlay) = kernel.dump()?.split();
         self.users.clear();
         self.owners.clear();
@@ -76,6 +76,11 @@ impl Reconciler {
         self.networks.get(&vni)
     }
 
+    /// Whether a network of which the kernel holds anything has this VTEP.
+    pub fn uses(&self, vtep: [u8; 4]) -> bool {
+        self.users.contains_key(&vtep)
+    }
+
     /// What the kernel holds in `UNDERLAY`.
     pub fn underlay(&self) -> &BTreeMap<[u8; 4], UnderlayPath> {
         &self.underlay
@@ -83,7 +88,7 @@ impl Reconciler {
 
     /// Brings one network to `desired`, or removes it where that is `None`.
     /// Answers with the number of steps that it took.
-    pub fn network_to<K: Kernel>(
+    pub fn network_to<K: Kernel + ?Sized>(
         &mut self,
         kernel: &K,
         vni: u32,
@@ -112,7 +117,7 @@ impl Reconciler {
     }
 
     /// Sets how VTEPs are reached. A VTEP without an entry has no path.
-    pub fn paths_to<K: Kernel>(
+    pub fn paths_to<K: Kernel + ?Sized>(
         &mut self,
         kernel: &K,
         paths: BTreeMap<[u8; 4], UnderlayPath>,
@@ -140,7 +145,7 @@ impl Reconciler {
     }
 
     /// Applies `ops`, paths of new VTEPs first.
-    fn run<K: Kernel>(
+    fn run<K: Kernel + ?Sized>(
         &mut self,
         kernel: &K,
         ops: &[Op],
@@ -174,7 +179,7 @@ impl Reconciler {
 
     /// Brings `UNDERLAY` to the paths of the VTEPs in use: either what is to be
     /// put, or what is to be removed.
-    fn sync_underlay<K: Kernel>(
+    fn sync_underlay<K: Kernel + ?Sized>(
         &mut self,
         kernel: &K,
         put: bool,
@@ -205,6 +210,6 @@ impl Reconciler {
     }
 }
 
-fn step<K: Kernel>(kernel: &K, op: Op) -> Result<(), ApplyError<K::Error>> {
+fn step<K: Kernel + ?Sized>(kernel: &K, op: Op) -> Result<(), ApplyError<K::Error>> {
     kernel.apply(&op).map_err(|source| ApplyError { op, source })
 }
