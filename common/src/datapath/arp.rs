@@ -1,0 +1,86 @@
+//! ARP from a container: checks and suppression (RFC 826, RFC 5227).
+
+use bytemuck::{Pod, Zeroable};
+
+use super::source::allows_any_source;
+use crate::abi::{DropReason, EndpointInfo};
+use crate::wire::ethernet::ETH_P_ARP;
+use crate::wire::{ARP_REPLY, ARP_REQUEST, ArpIpv4, EthHdr};
+
+/// What an ARP packet of a container asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArpQuery {
+    /// The endpoint announces its own address (gratuitous request or reply,
+    /// RFC 5227 §3) or probes it (§2.1.1). Where the neighbour map is complete
+    /// nobody needs to hear it and nobody may object: it is absorbed. In a
+    /// learning network the caller floods it: hosts unknown to the map may hold
+    /// the address, or hold an old one for it.
+    Absorb,
+    /// Asks for the MAC of another address, be it as a probe (RFC 5227): answer
+    /// with [`arp_reply`] if the neighbour map knows it, else forward.
+    Resolve {
+        /// The address asked for.
+        target: [u8; 4],
+    },
+    /// A reply to someone: forward by its destination MAC.
+    Forward,
+}
+
+/// Ethernet frame with an ARP packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct ArpFrame {
+    /// Ethernet header.
+    pub eth: EthHdr,
+    /// ARP packet.
+    pub arp: ArpIpv4,
+}
+
+impl ArpFrame {
+    /// Bytes on the wire, without padding.
+    pub const LEN: usize = 42;
+}
+
+const _: () = assert!(size_of::<ArpFrame>() == ArpFrame::LEN);
+
+/// Checks an ARP packet of `ep` and says what it asks for.
+///
+/// The sender must be the endpoint: its MAC and its IP, or 0.0.0.0 in a request
+/// (a probe). [`DropReason::Malformed`] for anything but requests and replies
+/// for IPv4 over Ethernet, [`DropReason::SpoofedArp`] for another sender.
+#[inline(always)]
+pub fn arp_query(ep: &EndpointInfo, arp: &ArpIpv4) -> Result<ArpQuery, DropReason> {
+    let request = match (arp.is_ethernet_ipv4(), arp.oper()) {
+        (true, ARP_REQUEST) => true,
+        (true, ARP_REPLY) => false,
+        _ => return Err(DropReason::Malformed),
+    };
+    let probe = request && arp.sender_ip == [0; 4];
+    if !allows_any_source(ep) {
+        let own_ip = arp.sender_ip == ep.ipv4 && arp.sender_ip != [0; 4];
+        if arp.sender_mac != ep.mac || !(own_ip || probe) {
+            return Err(DropReason::SpoofedArp);
+        }
+    }
+    let own_target = arp.target_ip == ep.ipv4 && arp.target_ip != [0; 4];
+    Ok(if arp.sender_ip == arp.target_ip || (probe && own_target) {
+        ArpQuery::Absorb
+    } else if request {
+        ArpQuery::Resolve { target: arp.target_ip }
+    } else {
+        ArpQuery::Forward
+    })
+}
+
+/// The reply to `request`: its target address is at `mac` (RFC 826). To a probe
+/// the reply goes with target 0.0.0.0, as RFC 5227 §2.1.1 has a defender send it.
+#[inline(always)]
+pub const fn arp_reply(request: &ArpIpv4, mac: [u8; 6]) -> ArpIpv4 {
+    ArpIpv4::new(ARP_REPLY, mac, request.target_ip, request.sender_mac, request.sender_ip)
+}
+
+/// The frame with the reply to `request`.
+#[inline(always)]
+pub const fn arp_reply_frame(request: &ArpIpv4, mac: [u8; 6]) -> ArpFrame {
+    ArpFrame { eth: EthHdr::new(request.sender_mac, mac, ETH_P_ARP), arp: arp_reply(request, mac) }
+}

@@ -1,0 +1,118 @@
+//! The outer header (RFC 7348 §5).
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::abi::DropReason;
+use crate::wire::{EthHdr, Ipv4Hdr, UdpHdr, VxlanHdr, ipv4::PROTO_UDP};
+
+/// TTL of the outer header.
+const OUTER_TTL: u8 = 64;
+
+/// What precedes the inner frame on the underlay, less the Ethernet header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct OuterHeader {
+    /// IPv4 header between the VTEPs.
+    pub ip: Ipv4Hdr,
+    /// UDP header; its source port carries the entropy of the inner flow.
+    pub udp: UdpHdr,
+    /// VXLAN header.
+    pub vxlan: VxlanHdr,
+}
+
+impl OuterHeader {
+    /// Bytes on the wire.
+    pub const LEN: usize = 36;
+}
+
+/// An encapsulated frame up to the inner Ethernet header, to be written at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct EncapHeaders {
+    /// Ethernet header on the underlay.
+    pub outer_eth: EthHdr,
+    /// IPv4, UDP, VXLAN.
+    pub outer: OuterHeader,
+    /// Ethernet header of the inner frame.
+    pub inner_eth: EthHdr,
+}
+
+impl EncapHeaders {
+    /// Bytes on the wire.
+    pub const LEN: usize = 64;
+}
+
+const _: () = assert!(size_of::<OuterHeader>() == OuterHeader::LEN);
+const _: () = assert!(size_of::<EncapHeaders>() == EncapHeaders::LEN);
+const _: () = assert!(OuterHeader::LEN + EthHdr::LEN == crate::abi::VXLAN_OVERHEAD as usize);
+
+/// UDP source port for a flow of this hash, 49152–65535 (RFC 7348 §5).
+///
+/// Only 14 bits of the hash fit: all 32 take part in them, since the kernel's
+/// hash is good in every bit but ours over MAC addresses is fed with few.
+#[inline(always)]
+pub const fn entropy_port(hash: u32) -> u16 {
+    let mixed = (hash ^ (hash >> 16)).wrapping_mul(0x9e37_79b1);
+    0xc000 | (mixed >> 18) as u16
+}
+
+/// Hash of a flow known by its Ethernet header only.
+#[inline(always)]
+pub const fn l2_flow_hash(dst: &[u8; 6], src: &[u8; 6], ethertype: u16) -> u32 {
+    let hash = mix(0, u32::from_be_bytes([dst[0], dst[1], dst[2], dst[3]]));
+    let hash = mix(hash, u32::from_be_bytes([dst[4], dst[5], src[0], src[1]]));
+    let hash = mix(hash, u32::from_be_bytes([src[2], src[3], src[4], src[5]]));
+    finish(mix(hash, ethertype as u32))
+}
+
+/// Hash of an IPv4 flow by its addresses and protocol: all fragments of a
+/// datagram have the same, though only the first one has ports.
+#[inline(always)]
+pub const fn ipv4_flow_hash(ip: &Ipv4Hdr) -> u32 {
+    let hash = mix(0, u32::from_be_bytes(ip.src));
+    let hash = mix(hash, u32::from_be_bytes(ip.dst));
+    finish(mix(hash, ip.protocol() as u32))
+}
+
+/// One round of MurmurHash3 (public domain, A. Appleby).
+#[inline(always)]
+const fn mix(hash: u32, word: u32) -> u32 {
+    let word = word.wrapping_mul(0xcc9e_2d51).rotate_left(15).wrapping_mul(0x1b87_3593);
+    (hash ^ word).rotate_left(13).wrapping_mul(5).wrapping_add(0xe654_6b64)
+}
+
+/// Finalizer of MurmurHash3.
+#[inline(always)]
+const fn finish(hash: u32) -> u32 {
+    let hash = (hash ^ (hash >> 16)).wrapping_mul(0x85eb_ca6b);
+    let hash = (hash ^ (hash >> 13)).wrapping_mul(0xc2b2_ae35);
+    hash ^ (hash >> 16)
+}
+
+/// The outer header of a frame of `inner_frame_len` bytes, its Ethernet header
+/// included: I flag and VNI only, UDP checksum 0, DF, TTL 64, identification 0.
+///
+/// A GSO frame keeps one header over its whole length; the kernel writes those
+/// of the segments. [`DropReason::PacketTooBig`] where the length does not fit
+/// the 16 bits of the outer header.
+#[inline(always)]
+pub const fn outer_header(
+    src_vtep: [u8; 4],
+    dst_vtep: [u8; 4],
+    src_port: u16,
+    dst_port: u16,
+    vni: u32,
+    tos: u8,
+    inner_frame_len: u32,
+) -> Result<OuterHeader, DropReason> {
+    if inner_frame_len > u16::MAX as u32 - OuterHeader::LEN as u32 {
+        return Err(DropReason::PacketTooBig);
+    }
+    let tot_len = inner_frame_len as u16 + OuterHeader::LEN as u16;
+    let udp_len = tot_len - Ipv4Hdr::LEN as u16;
+    Ok(OuterHeader {
+        ip: Ipv4Hdr::new(src_vtep, dst_vtep, PROTO_UDP, tot_len, tos, OUTER_TTL),
+        udp: UdpHdr::new(src_port, dst_port, udp_len),
+        vxlan: VxlanHdr::new(vni),
+    })
+}

@@ -1,0 +1,215 @@
+//! Packets too big for the path, and what is said of them (RFC 1191, RFC 8201).
+//!
+//! The errors go straight back to the container, from the address it sent to:
+//! an overlay network is one link, so there is no router whose address they
+//! could bear, and the address they bear is one the container's routes accept.
+//! RFC 1122 §3.2.2.1 and RFC 4443 §2.2 would have them come from the node that
+//! found the packet too big; hosts match them by the quoted packet.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::abi::VXLAN_OVERHEAD;
+use crate::wire::checksum::Sum;
+use crate::wire::ethernet::{self, ETH_P_IP, ETH_P_IPV6};
+use crate::wire::icmp::{
+    V4_FRAG_NEEDED, V4_PARAMETER_PROBLEM, V4_REDIRECT, V4_SOURCE_QUENCH, V4_TIME_EXCEEDED,
+    V4_UNREACHABLE, V6_PACKET_TOO_BIG, V6_REDIRECT,
+};
+use crate::wire::ipv4::PROTO_ICMP;
+use crate::wire::ipv6::{self, NEXT_ICMPV6};
+use crate::wire::{EthHdr, Icmpv4Hdr, Icmpv6Hdr, Ipv4Hdr, Ipv6Hdr};
+
+/// Bytes of the original packet that [`frag_needed`] quotes: its header with up
+/// to 36 bytes of options and the eight that RFC 792 asks for, at least.
+pub const QUOTE_V4_LEN: usize = 64;
+/// Bytes of the original packet that [`packet_too_big`] quotes: within RFC 4443
+/// §3.2's minimum MTU, with the header and ports of any upper layer.
+pub const QUOTE_V6_LEN: usize = 128;
+
+/// Smallest path MTU believed of an ICMP error: Linux's `min_pmtu`, below which
+/// only an attacker would go.
+const MIN_PATH_MTU: u32 = 552;
+
+/// DSCP CS6, "internetwork control", as RFC 1812 §4.3.2.5 has errors sent.
+const TOS_CONTROL: u8 = 0xc0;
+
+/// Hop limit of the errors.
+const ERROR_TTL: u8 = 64;
+
+/// What precedes the quote in an ICMPv4 "fragmentation needed".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct FragNeededHeaders {
+    /// Ethernet header.
+    pub eth: EthHdr,
+    /// IPv4 header.
+    pub ip: Ipv4Hdr,
+    /// ICMP header.
+    pub icmp: Icmpv4Hdr,
+}
+
+impl FragNeededHeaders {
+    /// Bytes on the wire.
+    pub const LEN: usize = 42;
+    /// Bytes of the frame with the quote.
+    pub const FRAME_LEN: usize = Self::LEN + QUOTE_V4_LEN;
+}
+
+/// What precedes the quote in an ICMPv6 "packet too big".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct PacketTooBigHeaders {
+    /// Ethernet header.
+    pub eth: EthHdr,
+    /// IPv6 header.
+    pub ip: Ipv6Hdr,
+    /// ICMPv6 header.
+    pub icmp: Icmpv6Hdr,
+}
+
+impl PacketTooBigHeaders {
+    /// Bytes on the wire.
+    pub const LEN: usize = 62;
+    /// Bytes of the frame with the quote.
+    pub const FRAME_LEN: usize = Self::LEN + QUOTE_V6_LEN;
+}
+
+const _: () = assert!(size_of::<FragNeededHeaders>() == FragNeededHeaders::LEN);
+const _: () = assert!(size_of::<PacketTooBigHeaders>() == PacketTooBigHeaders::LEN);
+
+/// Whether a packet of `l3_len` bytes is larger than `path_mtu`. A GSO frame is
+/// judged by its segments: `gso_size` bytes of payload (0: not GSO) under
+/// headers of `l3_and_l4_header_len` bytes.
+#[inline(always)]
+pub const fn too_big(l3_len: u32, gso_size: u32, l3_and_l4_header_len: u32, path_mtu: u32) -> bool {
+    if l3_len <= path_mtu {
+        return false;
+    }
+    gso_size == 0 || gso_size.saturating_add(l3_and_l4_header_len) > path_mtu
+}
+
+/// Whether an ICMPv4 error may answer this packet (RFC 1122 §3.2.2): not one to
+/// or from anything but a single host, not a fragment other than the first, not
+/// another error. `icmp_type` is that of the packet where its protocol is ICMP;
+/// `None` there means that it could not be read, and so no.
+///
+/// Whether DF is set does not matter: nobody fragments on an overlay link, so
+/// the sender must be told either way.
+#[inline(always)]
+pub fn icmp_allowed(eth: &EthHdr, ip: &Ipv4Hdr, icmp_type: Option<u8>) -> bool {
+    if ethernet::is_multicast(&eth.dst) || ethernet::is_multicast(&eth.src) || !ip.is_first() {
+        return false;
+    }
+    if !is_host(&ip.src) || !is_host(&ip.dst) {
+        return false;
+    }
+    if ip.protocol() != PROTO_ICMP {
+        return true;
+    }
+    match icmp_type {
+        None => false,
+        Some(kind) => !matches!(
+            kind,
+            V4_UNREACHABLE
+                | V4_SOURCE_QUENCH
+                | V4_REDIRECT
+                | V4_TIME_EXCEEDED
+                | V4_PARAMETER_PROBLEM
+        ),
+    }
+}
+
+/// Whether `ip` can be the address of one host on a link: not this-network,
+/// loopback, multicast, reserved or broadcast (RFC 1122 §3.2.1.3).
+#[inline(always)]
+const fn is_host(ip: &[u8; 4]) -> bool {
+    ip[0] != 0 && ip[0] != 127 && ip[0] < 0xe0
+}
+
+/// Whether an ICMPv6 error may answer this packet (RFC 4443 §2.4 (e)); as
+/// [`icmp_allowed`]. To multicast packets RFC 4443 would allow a "packet too
+/// big", but it would need a source address of ours, which there is not.
+#[inline(always)]
+pub fn icmpv6_allowed(eth: &EthHdr, ip: &Ipv6Hdr, icmp_type: Option<u8>) -> bool {
+    if ethernet::is_multicast(&eth.dst)
+        || ethernet::is_multicast(&eth.src)
+        || ipv6::is_multicast(&ip.dst)
+        || ipv6::is_multicast(&ip.src)
+        || ipv6::is_unspecified(&ip.src)
+        || ipv6::is_unspecified(&ip.dst)
+    {
+        return false;
+    }
+    if ip.next_header() != NEXT_ICMPV6 {
+        return true;
+    }
+    match icmp_type {
+        None => false,
+        // RFC 4443 §2.1: errors have the high bit of the type clear.
+        Some(kind) => kind & 0x80 != 0 && kind != V6_REDIRECT,
+    }
+}
+
+/// The headers of the "fragmentation needed" that answers the packet `ip` in
+/// the frame `eth`, of whose L3 packet `quote` is the beginning. `mtu` is the
+/// largest inner L3 packet. What is sent is these headers and the quote.
+#[inline(always)]
+pub fn frag_needed(
+    eth: &EthHdr,
+    ip: &Ipv4Hdr,
+    mtu: u16,
+    quote: &[u8; QUOTE_V4_LEN],
+) -> FragNeededHeaders {
+    const TOT_LEN: u16 = (FragNeededHeaders::FRAME_LEN - EthHdr::LEN) as u16;
+    let [high, low] = mtu.to_be_bytes();
+    let mut icmp = Icmpv4Hdr::new(V4_UNREACHABLE, V4_FRAG_NEEDED, [0, 0, high, low]);
+    let sum = Sum::new()
+        .add_u16(u16::from_be_bytes([V4_UNREACHABLE, V4_FRAG_NEEDED]))
+        .add_u16(mtu)
+        .add_bytes(quote);
+    icmp.set_checksum(sum.checksum());
+    FragNeededHeaders {
+        eth: EthHdr::new(eth.src, eth.dst, ETH_P_IP),
+        ip: Ipv4Hdr::new(ip.dst, ip.src, PROTO_ICMP, TOT_LEN, TOS_CONTROL, ERROR_TTL),
+        icmp,
+    }
+}
+
+/// The headers of the "packet too big" that answers the packet `ip` in the
+/// frame `eth`; as [`frag_needed`].
+#[inline(always)]
+pub fn packet_too_big(
+    eth: &EthHdr,
+    ip: &Ipv6Hdr,
+    mtu: u32,
+    quote: &[u8; QUOTE_V6_LEN],
+) -> PacketTooBigHeaders {
+    const PAYLOAD_LEN: u16 = (Icmpv6Hdr::LEN + QUOTE_V6_LEN) as u16;
+    let mut icmp = Icmpv6Hdr::new(V6_PACKET_TOO_BIG, 0, mtu.to_be_bytes());
+    let sum = Sum::new()
+        .add_pseudo_ipv6(&ip.dst, &ip.src, NEXT_ICMPV6, PAYLOAD_LEN as u32)
+        .add_u16((V6_PACKET_TOO_BIG as u16) << 8)
+        .add_u32(mtu)
+        .add_bytes(quote);
+    icmp.set_checksum(sum.checksum());
+    PacketTooBigHeaders {
+        eth: EthHdr::new(eth.src, eth.dst, ETH_P_IPV6),
+        ip: Ipv6Hdr::new(ip.dst, ip.src, NEXT_ICMPV6, PAYLOAD_LEN, ERROR_TTL),
+        icmp,
+    }
+}
+
+/// The largest inner L3 packet after a router on the underlay said that it takes
+/// `next_hop_mtu`, where the route takes `route_inner_mtu`.
+///
+/// `None` where it says nothing that lowers it: 0 (RFC 1191 §5, an old router,
+/// whose drop the sender's own probing must find) or not below the route's.
+#[inline(always)]
+pub const fn path_mtu_from_icmp(next_hop_mtu: u16, route_inner_mtu: u32) -> Option<u32> {
+    if next_hop_mtu == 0 {
+        return None;
+    }
+    let mtu = next_hop_mtu as u32;
+    let inner = if mtu < MIN_PATH_MTU { MIN_PATH_MTU } else { mtu } - VXLAN_OVERHEAD as u32;
+    if inner < route_inner_mtu { Some(inner) } else { None }
+}

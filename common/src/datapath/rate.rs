@@ -1,0 +1,29 @@
+//! Rate limits (generic cell rate algorithm, ITU-T I.371 annex A).
+
+/// Interval between two frames at `per_second` frames a second; 0, which is no
+/// limit, for 0.
+#[inline(always)]
+pub const fn interval_ns(per_second: u32) -> u64 {
+    match 1_000_000_000u64.checked_div(per_second as u64) {
+        // A limit over 1 GHz is one all the same.
+        Some(0) => 1,
+        Some(interval) => interval,
+        None => 0,
+    }
+}
+
+/// Whether a frame at `now` conforms to one frame per `interval_ns` with bursts
+/// of up to `burst` frames (at least one). `tat` is the theoretical arrival time
+/// that the last conforming frame left behind, 0 before the first.
+///
+/// `Some` is the theoretical arrival time to store; `None` means that the frame
+/// exceeds the limit and leaves it as it is.
+#[inline(always)]
+pub const fn gcra(tat: u64, now: u64, interval_ns: u64, burst: u32) -> Option<u64> {
+    let start = if tat > now { tat } else { now };
+    let tolerance = interval_ns.saturating_mul((burst as u64).saturating_sub(1));
+    if start - now > tolerance {
+        return None;
+    }
+    Some(start.saturating_add(interval_ns))
+}

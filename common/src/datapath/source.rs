@@ -1,0 +1,82 @@
+//! What a container may send: its own addresses only.
+//!
+//! An endpoint with [`EndpointInfo::ALLOW_ANY_SOURCE`] may use any that is an
+//! address of one host at all.
+
+use super::learn::valid_source;
+use crate::abi::{DropReason, EndpointInfo};
+use crate::wire::{EthHdr, Ipv4Hdr, Ipv6Hdr, ipv6};
+
+/// Whether the endpoint is exempt from the checks of its addresses.
+#[inline(always)]
+pub const fn allows_any_source(ep: &EndpointInfo) -> bool {
+    ep.flags & EndpointInfo::ALLOW_ANY_SOURCE != 0
+}
+
+/// Whether `ip` is the endpoint's IPv6 address or the link-local one of its MAC.
+#[inline(always)]
+pub fn owns_ipv6(ep: &EndpointInfo, ip: &[u8; 16]) -> bool {
+    !ipv6::is_unspecified(ip) && (*ip == ep.ipv6 || *ip == ipv6::link_local(&ep.mac))
+}
+
+/// Checks the source MAC.
+#[inline(always)]
+pub fn check_mac(ep: &EndpointInfo, eth: &EthHdr) -> Result<(), DropReason> {
+    if allows_any_source(ep) {
+        return if valid_source(&eth.src) { Ok(()) } else { Err(DropReason::InvalidSourceMac) };
+    }
+    if eth.src == ep.mac { Ok(()) } else { Err(DropReason::SpoofedMac) }
+}
+
+/// Checks that an IPv4 header is consistent with the `l3_len` bytes that the
+/// frame holds from it on. Returns the bytes of the header.
+///
+/// The frame may be longer (Ethernet pads short ones), the packet may not: a
+/// total length beyond the frame would claim what the kernel merges behind it.
+#[inline(always)]
+pub const fn check_ipv4_shape(ip: &Ipv4Hdr, l3_len: u32) -> Result<u32, DropReason> {
+    let header_len = ip.header_len();
+    let tot_len = ip.tot_len() as u32;
+    if ip.version() != 4
+        || header_len < Ipv4Hdr::LEN as u32
+        || tot_len < header_len
+        || tot_len > l3_len
+    {
+        return Err(DropReason::Malformed);
+    }
+    Ok(header_len)
+}
+
+/// The same for IPv6; a payload length of 0 is a jumbogram's (RFC 2675), which
+/// the kernel makes of GSO frames over 64 KB.
+#[inline(always)]
+pub const fn check_ipv6_shape(ip: &Ipv6Hdr, l3_len: u32) -> Result<(), DropReason> {
+    if ip.version() != 6 || ip.payload_len() as u32 + Ipv6Hdr::LEN as u32 > l3_len {
+        return Err(DropReason::Malformed);
+    }
+    Ok(())
+}
+
+/// Checks the source of an IPv4 packet. An endpoint without an IPv4 address can
+/// send none, not even from 0.0.0.0: Culvert assigns addresses, DHCP does not.
+#[inline(always)]
+pub fn check_ipv4_source(ep: &EndpointInfo, ip: &Ipv4Hdr) -> Result<(), DropReason> {
+    if allows_any_source(ep) || (ip.src == ep.ipv4 && ip.src != [0; 4]) {
+        return Ok(());
+    }
+    Err(DropReason::SpoofedIp)
+}
+
+/// Checks the source of an IPv6 packet: the endpoint's own address, the
+/// link-local one that follows from its MAC, or `::` towards a multicast address
+/// (duplicate address detection, RFC 4862 §5.4.2; MLD, RFC 3590 §4).
+#[inline(always)]
+pub fn check_ipv6_source(ep: &EndpointInfo, ip: &Ipv6Hdr) -> Result<(), DropReason> {
+    if allows_any_source(ep)
+        || owns_ipv6(ep, &ip.src)
+        || (ipv6::is_unspecified(&ip.src) && ipv6::is_multicast(&ip.dst))
+    {
+        return Ok(());
+    }
+    Err(DropReason::SpoofedIp)
+}

@@ -1,0 +1,70 @@
+//! TCP (RFC 9293).
+
+use bytemuck::{Pod, Zeroable};
+
+/// TCP header without options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct TcpHdr {
+    src_port: [u8; 2],
+    dst_port: [u8; 2],
+    seq: [u8; 4],
+    ack: [u8; 4],
+    doff: u8,
+    flags: u8,
+    window: [u8; 2],
+    checksum: [u8; 2],
+    urgent: [u8; 2],
+}
+
+wire_header!(TcpHdr = 20);
+
+impl TcpHdr {
+    /// Source port.
+    #[inline(always)]
+    pub const fn src_port(&self) -> u16 {
+        u16::from_be_bytes(self.src_port)
+    }
+
+    /// Destination port.
+    #[inline(always)]
+    pub const fn dst_port(&self) -> u16 {
+        u16::from_be_bytes(self.dst_port)
+    }
+
+    /// Sequence number.
+    #[inline(always)]
+    pub const fn seq(&self) -> u32 {
+        u32::from_be_bytes(self.seq)
+    }
+
+    /// Acknowledgement number.
+    #[inline(always)]
+    pub const fn ack(&self) -> u32 {
+        u32::from_be_bytes(self.ack)
+    }
+
+    /// Bytes of the header with its options; at least 20 in a valid header.
+    #[inline(always)]
+    pub const fn header_len(&self) -> u32 {
+        ((self.doff >> 4) as u32) * 4
+    }
+
+    /// CWR, ECE, URG, ACK, PSH, RST, SYN, FIN, from the highest bit down.
+    #[inline(always)]
+    pub const fn flags(&self) -> u8 {
+        self.flags
+    }
+
+    /// Window, unscaled.
+    #[inline(always)]
+    pub const fn window(&self) -> u16 {
+        u16::from_be_bytes(self.window)
+    }
+
+    /// Checksum as it stands.
+    #[inline(always)]
+    pub const fn checksum(&self) -> u16 {
+        u16::from_be_bytes(self.checksum)
+    }
+}

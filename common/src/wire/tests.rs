@@ -1,0 +1,1 @@
+//! Headers against an independent library and against random bytes.

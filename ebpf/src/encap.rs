@@ -1,0 +1,171 @@
+//! Outer header on, off to a VTEP.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+        BPF_F_ADJ_ROOM_FIXED_GSO, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
+    },
+    bpf_f_adj_room_encap_l2,
+    helpers::{bpf_get_hash_recalc, bpf_ktime_get_ns, bpf_redirect_neigh, bpf_skb_change_head},
+    programs::TcContext,
+};
+use culvert_common::{
+    abi::{Action, DropReason, NetworkInfo, UnderlayPath, VXLAN_OVERHEAD},
+    datapath::{
+        ecn,
+        encap::{self, EncapHeaders, OuterHeader},
+    },
+    wire::{EthHdr, ethernet::ETH_P_IP},
+};
+
+use crate::{
+    maps::{PATH_MTU, VTEP_IP, lookup},
+    packet::{ETH_LEN, redirect, store},
+};
+
+/// `AF_INET` of linux/socket.h.
+const AF_INET: u32 = 2;
+
+/// What the encapsulation needs to know of the inner frame.
+#[derive(Clone, Copy)]
+pub(crate) struct Inner {
+    /// Ethernet header.
+    pub(crate) eth: EthHdr,
+    /// TOS or traffic class; `None` if the frame is not IP.
+    pub(crate) tos: Option<u8>,
+    /// Length of the L3 packet.
+    pub(crate) l3_len: u32,
+    /// Longest L3 packet once a GSO frame is cut into segments.
+    pub(crate) segment_len: u32,
+}
+
+/// Largest inner L3 packet that reaches a VTEP: what its route takes, or less
+/// if a router on the way has said so.
+#[inline(always)]
+pub(crate) fn path_mtu(vtep: &[u8; 4], path: &UnderlayPath) -> u32 {
+    let route = u32::from(path.inner_mtu);
+    match lookup!(PATH_MTU, vtep) {
+        // SAFETY: the helper has no preconditions.
+        Some(learnt) if unsafe { bpf_ktime_get_ns() } < learnt.expires_ns => {
+            learnt.inner_mtu.min(route)
+        }
+        _ => route,
+    }
+}
+
+/// The UDP source port that spreads flows over paths and queues: from the
+/// kernel's flow hash (addresses, protocol and ports; no ports for fragments),
+/// from the MACs if the frame is not IP (RFC 7348 §5).
+#[inline(always)]
+pub(crate) fn entropy_port(ctx: &TcContext, inner: &Inner) -> u16 {
+    let hash = if inner.tos.is_some() {
+        // SAFETY: the pointer is the program's own context.
+        unsafe { bpf_get_hash_recalc(ctx.skb.skb) }
+    } else {
+        encap::l2_flow_hash(&inner.eth.dst, &inner.eth.src, inner.eth.ethertype())
+    };
+    encap::entropy_port(hash)
+}
+
+/// Builds the outer IPv4, UDP and VXLAN headers.
+#[inline(always)]
+pub(crate) fn outer(
+    vni: u32,
+    net: &NetworkInfo,
+    inner: &Inner,
+    vtep: [u8; 4],
+    path: &UnderlayPath,
+    src_port: u16,
+) -> Result<OuterHeader, DropReason> {
+    let tos = ecn::encap_tos(inner.tos, net.flags & NetworkInfo::COPY_DSCP != 0);
+    encap::outer_header(
+        VTEP_IP.load().to_ne_bytes(),
+        vtep,
+        src_port,
+        path.port,
+        vni,
+        tos,
+        inner.l3_len + ETH_LEN as u32,
+    )
+}
+
+/// Makes room for the outer header.
+#[inline(always)]
+pub(crate) fn make_room(ctx: &TcContext, inner: &Inner) -> Result<(), DropReason> {
+    if inner.tos.is_some() {
+        // Keeps GSO frames whole: the segments get the outer header later.
+        let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO)
+            | u64::from(BPF_F_ADJ_ROOM_ENCAP_L3_IPV4)
+            | u64::from(BPF_F_ADJ_ROOM_ENCAP_L4_UDP)
+            | u64::from(BPF_F_ADJ_ROOM_ENCAP_L2_ETH)
+            | bpf_f_adj_room_encap_l2(ETH_LEN as u64);
+        return ctx
+            .adjust_room(i32::from(VXLAN_OVERHEAD), BPF_ADJ_ROOM_MAC, flags)
+            .map_err(|_| DropReason::EncapFailed);
+    }
+    // adjust_room refuses what is not IP.
+    // SAFETY: the pointer is the program's own context.
+    match unsafe { bpf_skb_change_head(ctx.skb.skb, u32::from(VXLAN_OVERHEAD), 0) } {
+        0 => Ok(()),
+        _ => Err(DropReason::EncapFailed),
+    }
+}
+
+/// Writes the outer header into the room made for it.
+#[inline(always)]
+pub(crate) fn write(
+    ctx: &TcContext,
+    inner: &Inner,
+    eth: EthHdr,
+    l3: OuterHeader,
+) -> Result<(), DropReason> {
+    // adjust_room opens the room behind the MAC header, so the inner one has
+    // to be written again.
+    store(ctx, 0, &EncapHeaders { outer_eth: eth, outer: l3, inner_eth: inner.eth })
+}
+
+/// The outer MAC header towards a next hop whose MAC the agent has resolved.
+#[inline(always)]
+pub(crate) fn outer_mac(path: &UnderlayPath) -> Option<EthHdr> {
+    if path.next_hop_mac == [0; 6] {
+        return None;
+    }
+    Some(EthHdr::new(path.next_hop_mac, path.uplink_mac, ETH_P_IP))
+}
+
+/// Encapsulates the frame and sends it to one VTEP.
+#[inline(always)]
+pub(crate) fn encapsulate(
+    ctx: &TcContext,
+    vni: u32,
+    net: &NetworkInfo,
+    inner: &Inner,
+    vtep: [u8; 4],
+    path: &UnderlayPath,
+) -> Result<Action, DropReason> {
+    let l3 = outer(vni, net, inner, vtep, path, entropy_port(ctx, inner))?;
+    if inner.tos.is_some() {
+        // The kernel fills in the MACs from its neighbour table, and resolves
+        // them if it has to.
+        make_room(ctx, inner)?;
+        write(ctx, inner, EthHdr::new([0; 6], [0; 6], ETH_P_IP), l3)?;
+        let mut neighbour = bpf_redir_neigh { nh_family: AF_INET, ..bpf_redir_neigh::default() };
+        neighbour.__bindgen_anon_1.ipv4_nh = u32::from_ne_bytes(path.next_hop);
+        // SAFETY: the parameters are on our stack and as long as stated.
+        unsafe {
+            bpf_redirect_neigh(
+                path.ifindex,
+                &raw mut neighbour,
+                size_of::<bpf_redir_neigh>() as i32,
+                0,
+            )
+        };
+    } else {
+        // bpf_redirect_neigh refuses what skb->protocol does not call IP.
+        let eth = outer_mac(path).ok_or(DropReason::NoUnderlayNeighbour)?;
+        make_room(ctx, inner)?;
+        write(ctx, inner, eth, l3)?;
+        redirect(path.ifindex);
+    }
+    Ok(Action::Encap)
+}

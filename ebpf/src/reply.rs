@@ -1,0 +1,201 @@
+//! Answers to a container: ARP, neighbour discovery, ICMP errors.
+
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::bpf_clone_redirect,
+    programs::TcContext,
+};
+use culvert_common::{
+    abi::{
+        Action, Direction, DropReason, EndpointInfo, NeighEntry, NeighKey, NetworkInfo, Note,
+        RateKey,
+    },
+    datapath::{
+        arp::{self, ArpQuery},
+        nd::{self, NdKind, NdQuery},
+        pmtu::{self, FragNeededHeaders, PacketTooBigHeaders, QUOTE_V4_LEN, QUOTE_V6_LEN},
+    },
+    wire::{
+        ArpIpv4, EthHdr, Icmpv6Hdr, Ipv4Hdr, Ipv6Hdr, LinkLayerOption, NeighbourHdr,
+        ethernet::{ETH_P_IP, ETH_P_IPV6},
+    },
+};
+
+use crate::{
+    container::UpperLayer,
+    learn,
+    maps::{NEIGHBOURS, lookup},
+    packet::{ETH_LEN, Packet as _, load, redirect, resize, store},
+    verdict::note,
+};
+
+/// Offset of the upper layer in an IPv6 frame without extension headers.
+const V6_UPPER: usize = ETH_LEN + Ipv6Hdr::LEN;
+/// ICMP errors to an endpoint: this many at once, and one more every interval.
+const ICMP_BURST: u32 = 32;
+const ICMP_INTERVAL_NS: u64 = 10_000_000;
+
+/// Answers an ARP request whose answer is known. `None`: to be forwarded.
+#[inline(always)]
+pub(crate) fn arp(
+    ctx: &TcContext,
+    ep: &EndpointInfo,
+    net: &NetworkInfo,
+    port: u32,
+) -> Result<Option<Action>, DropReason> {
+    let packet: ArpIpv4 = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
+    match arp::arp_query(ep, &packet)? {
+        ArpQuery::Absorb => Ok(absorb(net)),
+        ArpQuery::Forward => Ok(None),
+        ArpQuery::Resolve { target } => {
+            let Some(&NeighEntry { mac, .. }) = lookup!(NEIGHBOURS, NeighKey::v4(ep.vni, target))
+            else {
+                return Ok(None);
+            };
+            store(ctx, 0, &arp::arp_reply_frame(&packet, mac))?;
+            redirect(port);
+            Ok(Some(Action::ArpReply))
+        }
+    }
+}
+
+/// Announcements are for hosts that only learn: there are none where the store
+/// knows everyone.
+#[inline(always)]
+fn absorb(net: &NetworkInfo) -> Option<Action> {
+    (net.flags & NetworkInfo::LEARNING == 0).then_some(Action::Absorb)
+}
+
+/// Checks an ICMPv6 message, and answers a neighbour solicitation whose answer
+/// is known. `None`: to be forwarded.
+#[inline(always)]
+pub(crate) fn icmpv6(
+    ctx: &TcContext,
+    ep: &EndpointInfo,
+    net: &NetworkInfo,
+    port: u32,
+    eth: &EthHdr,
+    ip: &Ipv6Hdr,
+    l4: &UpperLayer,
+) -> Result<Option<Action>, DropReason> {
+    if l4.offset != V6_UPPER {
+        let disguised = nd::is_disguised(ep, ip, l4.protocol);
+        return if disguised { Err(DropReason::SpoofedNd) } else { Ok(None) };
+    }
+    let icmp: Icmpv6Hdr = ctx.read(V6_UPPER).ok_or(DropReason::Malformed)?;
+    match nd::nd_kind(ep, ip, &icmp)? {
+        NdKind::Other => Ok(None),
+        NdKind::RouterSolicit => {
+            let option: Option<LinkLayerOption> = ctx.read(V6_UPPER + Icmpv6Hdr::LEN);
+            nd::check_router_solicit(ep, ip, option.as_ref())?;
+            Ok(None)
+        }
+        NdKind::Neighbour => neighbour(ctx, ep, net, port, eth, ip),
+    }
+}
+
+#[inline(always)]
+fn neighbour(
+    ctx: &TcContext,
+    ep: &EndpointInfo,
+    net: &NetworkInfo,
+    port: u32,
+    eth: &EthHdr,
+    ip: &Ipv6Hdr,
+) -> Result<Option<Action>, DropReason> {
+    let message: NeighbourHdr = ctx.read(V6_UPPER).ok_or(DropReason::Malformed)?;
+    let option: Option<LinkLayerOption> = ctx.read(V6_UPPER + NeighbourHdr::LEN);
+    match nd::nd_query(ep, ip, &message, option.as_ref())? {
+        NdQuery::Absorb => Ok(absorb(net)),
+        NdQuery::Forward => Ok(None),
+        NdQuery::Resolve { target } => {
+            let Some(&NeighEntry { mac, .. }) = lookup!(NEIGHBOURS, NeighKey::v6(ep.vni, target))
+            else {
+                return Ok(None);
+            };
+            let frame = nd::nd_reply(eth.src, ip, &message, mac);
+            resize(ctx, nd::NdFrame::LEN as u32)?;
+            store(ctx, 0, &frame)?;
+            redirect(port);
+            Ok(Some(Action::NdReply))
+        }
+    }
+}
+
+/// Tells the container that its packet is larger than `mtu`, if it may be told
+/// and has not been told too often. The packet itself is dropped; the reason is
+/// returned for that.
+#[inline(always)]
+pub(crate) fn too_big(ctx: &TcContext, eth: &EthHdr, port: u32, mtu: u32) -> DropReason {
+    match eth.ethertype() {
+        ETH_P_IP => drop(frag_needed(ctx.skb.skb, port, mtu)),
+        ETH_P_IPV6 => drop(packet_too_big(ctx.skb.skb, port, mtu)),
+        // Nobody to tell, and no way to.
+        _ => {}
+    }
+    DropReason::PacketTooBig
+}
+
+/// ICMP fragmentation-needed. A function of its own for the sake of the stack.
+#[inline(never)]
+fn frag_needed(skb: *mut __sk_buff, port: u32, mtu: u32) -> i32 {
+    let ctx = &TcContext::new(skb);
+    let (Some(eth), Some(ip)) = (ctx.read::<EthHdr>(0), ctx.read::<Ipv4Hdr>(ETH_LEN)) else {
+        return 0;
+    };
+    let upper = ETH_LEN + ip.header_len() as usize;
+    let kind = load::<u8>(ctx, upper).ok();
+    if !pmtu::icmp_allowed(&eth, &ip, kind) || !within_limit(port, ctx.len()) {
+        return 0;
+    }
+    let Ok(quote) = load::<[u8; QUOTE_V4_LEN]>(ctx, ETH_LEN) else { return 0 };
+    let headers = pmtu::frag_needed(&eth, &ip, mtu as u16, &quote);
+    let sent = resize(ctx, FragNeededHeaders::FRAME_LEN as u32)
+        .and_then(|()| store(ctx, 0, &headers))
+        .and_then(|()| store(ctx, FragNeededHeaders::LEN, &quote));
+    if sent.is_ok() {
+        send_back(ctx, port);
+    }
+    0
+}
+
+/// ICMPv6 packet-too-big. A function of its own for the sake of the stack.
+#[inline(never)]
+fn packet_too_big(skb: *mut __sk_buff, port: u32, mtu: u32) -> i32 {
+    let ctx = &TcContext::new(skb);
+    let (Some(eth), Some(ip)) = (ctx.read::<EthHdr>(0), ctx.read::<Ipv6Hdr>(ETH_LEN)) else {
+        return 0;
+    };
+    let kind = load::<u8>(ctx, V6_UPPER).ok();
+    if !pmtu::icmpv6_allowed(&eth, &ip, kind) || !within_limit(port, ctx.len()) {
+        return 0;
+    }
+    let Ok(quote) = load::<[u8; QUOTE_V6_LEN]>(ctx, ETH_LEN) else { return 0 };
+    let headers = pmtu::packet_too_big(&eth, &ip, mtu, &quote);
+    let sent = resize(ctx, PacketTooBigHeaders::FRAME_LEN as u32)
+        .and_then(|()| store(ctx, 0, &headers))
+        .and_then(|()| store(ctx, PacketTooBigHeaders::LEN, &quote));
+    if sent.is_ok() {
+        send_back(ctx, port);
+    }
+    0
+}
+
+#[inline(always)]
+fn within_limit(port: u32, bytes: u32) -> bool {
+    let limit = RateKey { kind: RateKey::ICMP, id: port };
+    let allowed = learn::allow(limit, ICMP_INTERVAL_NS, ICMP_BURST);
+    if !allowed {
+        note(Direction::FromContainer, Note::IcmpTooBigLimited, bytes);
+    }
+    allowed
+}
+
+/// Sends the rewritten frame to the container; the verdict drops the original.
+#[inline(always)]
+fn send_back(ctx: &TcContext, port: u32) {
+    // SAFETY: the pointer is the program's own context.
+    if unsafe { bpf_clone_redirect(ctx.skb.skb, port, 0) } == 0 {
+        note(Direction::FromContainer, Note::IcmpTooBigSent, ctx.len());
+    }
+}

@@ -1,0 +1,360 @@
+//! `from_underlay`: tcx ingress on an uplink.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO,
+        BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
+    helpers::bpf_ktime_get_ns,
+    macros::classifier,
+    programs::TcContext,
+};
+use culvert_common::{
+    abi::{Action, Direction, DropReason, FdbKey, NetworkInfo, Note, PathMtu, VtepKey},
+    datapath::{
+        decap,
+        ecn::{self, EcnAction},
+        learn as decide, pmtu,
+    },
+    wire::{
+        EthHdr, Icmpv4Hdr, Ipv4Hdr, Ipv6Hdr, UdpHdr, VxlanHdr, checksum,
+        ethernet::{self, ETH_P_IP, ETH_P_IPV6},
+        ipv4::{PROTO_ICMP, PROTO_UDP},
+    },
+};
+
+use crate::{
+    flood, learn,
+    maps::{FDB, NETWORKS, PATH_MTU, UNDERLAY, VTEP_IP, VTEPS, VXLAN_PORT, lookup},
+    packet::{
+        ETH_LEN, Packet, gso_size, ifindex, linearise, load, redirect, redirect_peer, resize, store,
+    },
+    verdict::{self, note},
+};
+
+const DIRECTION: Direction = Direction::FromUnderlay;
+
+/// Offset of the outer UDP header; outer IP options are refused.
+const UDP: usize = ETH_LEN + Ipv4Hdr::LEN;
+/// Offset of the VXLAN header.
+const VXLAN: usize = UDP + UdpHdr::LEN;
+/// Offset of the inner Ethernet header.
+const INNER: usize = VXLAN + VxlanHdr::LEN;
+/// Offset of the inner L3 packet.
+const INNER_L3: usize = INNER + ETH_LEN;
+/// How long a path MTU that a router reported is believed (RFC 1191 §6.3).
+const PATH_MTU_NS: u64 = 600_000_000_000;
+
+/// A frame that arrives on an uplink.
+#[classifier]
+pub fn from_underlay(ctx: TcContext) -> i32 {
+    // Taken first: the decapsulation changes the length.
+    let (port, bytes) = (ifindex(&ctx), ctx.len());
+    let outcome = handle(&ctx);
+    verdict::tc(&ctx, DIRECTION, port, bytes, outcome)
+}
+
+/// What the outer headers of a frame say.
+pub(crate) enum Outer {
+    /// Not VXLAN for us.
+    Other,
+    /// ICMP for our VTEP address.
+    Icmp,
+    /// VXLAN for us.
+    Vxlan(Tunnelled),
+}
+
+/// A VXLAN datagram for us whose headers make sense.
+pub(crate) struct Tunnelled {
+    /// VTEP that sent it.
+    pub(crate) vtep: [u8; 4],
+    /// TOS of the outer header.
+    pub(crate) tos: u8,
+    /// VNI.
+    pub(crate) vni: u32,
+    /// Checksum of the outer UDP header.
+    pub(crate) udp_checksum: u16,
+    /// A reserved bit of the VXLAN header is set.
+    pub(crate) reserved_bits: bool,
+    /// Length of the outer frame without padding behind it.
+    pub(crate) frame_len: u32,
+}
+
+/// Tells VXLAN for us from everything else, and checks its headers. The same
+/// at tcx and XDP.
+#[inline(always)]
+pub(crate) fn classify<P: Packet>(packet: &P, len: u32) -> Result<Outer, DropReason> {
+    let Some(eth) = packet.read::<EthHdr>(0) else { return Ok(Outer::Other) };
+    if eth.ethertype() != ETH_P_IP {
+        return Ok(Outer::Other);
+    }
+    let Some(ip) = packet.read::<Ipv4Hdr>(ETH_LEN) else { return Ok(Outer::Other) };
+    if u32::from_ne_bytes(ip.dst) != VTEP_IP.load() {
+        return Ok(Outer::Other);
+    }
+    match ip.protocol() {
+        PROTO_UDP => {}
+        PROTO_ICMP => return Ok(Outer::Icmp),
+        _ => return Ok(Outer::Other),
+    }
+    // A fragment other than the first has no port to tell it by. It is left to
+    // the kernel, which can never complete it: the first is dropped here.
+    if ip.header_len() != Ipv4Hdr::LEN as u32 || !ip.is_first() {
+        return Ok(Outer::Other);
+    }
+    let Some(udp) = packet.read::<UdpHdr>(UDP) else { return Ok(Outer::Other) };
+    if udp.dst_port() != VXLAN_PORT.load() {
+        return Ok(Outer::Other);
+    }
+    let header_len = decap::check_outer_ip(&ip, len - ETH_LEN as u32)?;
+    decap::check_outer_udp(&udp, u32::from(ip.tot_len()) - header_len)?;
+    let vxlan: VxlanHdr = packet.read(VXLAN).ok_or(DropReason::OuterMalformed)?;
+    let (vni, reserved_bits) = decap::check_vxlan(&vxlan)?;
+    Ok(Outer::Vxlan(Tunnelled {
+        vtep: ip.src,
+        tos: ip.tos(),
+        vni,
+        reserved_bits,
+        udp_checksum: udp.checksum(),
+        frame_len: u32::from(udp.len()) + UDP as u32,
+    }))
+}
+
+/// Checks that the VNI is known here and the sender belongs to it.
+#[inline(always)]
+pub(crate) fn authorise(tunnelled: &Tunnelled) -> Result<&'static NetworkInfo, DropReason> {
+    let net = lookup!(NETWORKS, tunnelled.vni).ok_or(DropReason::UnknownVni)?;
+    let sender = VtepKey { vni: tunnelled.vni, ip: tunnelled.vtep };
+    lookup!(VTEPS, sender).ok_or(DropReason::UnknownVtep)?;
+    Ok(net)
+}
+
+#[inline(always)]
+fn handle(ctx: &TcContext) -> Result<Action, DropReason> {
+    linearise(ctx);
+    match classify(ctx, ctx.len())? {
+        Outer::Other => Ok(Action::Pass),
+        Outer::Icmp => {
+            learn_path_mtu(ctx);
+            Ok(Action::Pass)
+        }
+        Outer::Vxlan(tunnelled) => decapsulate(ctx, &tunnelled),
+    }
+}
+
+/// Where a decapsulated frame goes.
+enum Target {
+    /// To one local endpoint.
+    Port(u32),
+    /// To all local endpoints.
+    Flood,
+}
+
+/// Checks, decapsulates and delivers.
+#[inline(always)]
+fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Result<Action, DropReason> {
+    let vni = outer.vni;
+    if outer.reserved_bits {
+        note(DIRECTION, Note::ReservedBits, ctx.len());
+    }
+    let net = authorise(outer)?;
+    let eth: EthHdr = ctx.read(INNER).ok_or(DropReason::OuterMalformed)?;
+    if eth.is_vlan() {
+        return Err(DropReason::VlanTagged);
+    }
+    if !decide::valid_source(&eth.src) {
+        return Err(DropReason::InvalidSourceMac);
+    }
+    let source = FdbKey::new(vni, eth.src);
+    if lookup!(FDB, source).is_some_and(|known| known.ifindex != 0) {
+        return Err(DropReason::LocalSourceMac);
+    }
+    let inner = inspect(ctx, outer, &eth)?;
+    let target = find_target(vni, net, &eth)?;
+    if net.flags & NetworkInfo::LEARNING != 0 {
+        learn::source(DIRECTION, source, outer.vtep, 0, ctx.len());
+    }
+
+    let gso = gso_size(ctx);
+    if gso == 0 && ctx.len() > outer.frame_len {
+        // Padding of the link, not part of the frame.
+        resize(ctx, outer.frame_len)?;
+    }
+    strip(ctx, &inner)?;
+    store(ctx, 0, &eth)?;
+    inner.write_ecn(ctx)?;
+    match target {
+        Target::Port(port) if inner.is_ip() => redirect_peer(ctx, port).map(|()| Action::Deliver),
+        // skb->protocol still says IPv4: the veth's other end has to look.
+        Target::Port(port) => {
+            redirect(port);
+            Ok(Action::Deliver)
+        }
+        Target::Flood => match flood::local(ctx, DIRECTION, vni, net, 0) {
+            0 => Err(DropReason::NoReceiver),
+            _ => Ok(Action::Flood),
+        },
+    }
+}
+
+/// Finds the local endpoint, or endpoints, that a frame from the tunnel is for.
+#[inline(always)]
+fn find_target(vni: u32, net: &NetworkInfo, eth: &EthHdr) -> Result<Target, DropReason> {
+    if ethernet::is_multicast(&eth.dst) {
+        return Ok(Target::Flood);
+    }
+    let key = FdbKey::new(vni, eth.dst);
+    let port = match lookup!(FDB, key) {
+        Some(entry) => entry.ifindex,
+        // The store knows every endpoint of such a network.
+        None if net.flags & NetworkInfo::LEARNING == 0 => {
+            return Err(DropReason::UnknownDestination);
+        }
+        None => match learn::find(key) {
+            Some(entry) => entry.ifindex,
+            None => return Ok(Target::Flood),
+        },
+    };
+    if port == 0 {
+        // Known to be behind the tunnel that it comes out of.
+        return Err(DropReason::SplitHorizon);
+    }
+    Ok(Target::Port(port))
+}
+
+/// The inner packet and what is to change in it.
+enum Inner {
+    V4 { ip: Ipv4Hdr, ecn: EcnAction },
+    V6 { ip: Ipv6Hdr, ecn: EcnAction },
+    Other,
+}
+
+/// Looks at the inner packet: is it one frame, and what does the outer ECN
+/// field do to it?
+#[inline(always)]
+fn inspect(ctx: &TcContext, outer: &Tunnelled, eth: &EthHdr) -> Result<Inner, DropReason> {
+    let (inner, total_len) = match eth.ethertype() {
+        ETH_P_IP => {
+            let ip: Ipv4Hdr = ctx.read(INNER_L3).ok_or(DropReason::Malformed)?;
+            let ecn = ecn::decap_ecn(outer.tos, ip.tos())?;
+            (Inner::V4 { ip, ecn }, Some(u32::from(ip.tot_len())))
+        }
+        ETH_P_IPV6 => {
+            let ip: Ipv6Hdr = ctx.read(INNER_L3).ok_or(DropReason::Malformed)?;
+            let ecn = ecn::decap_ecn(outer.tos, ip.tclass())?;
+            (Inner::V6 { ip, ecn }, Some(u32::from(ip.payload_len()) + Ipv6Hdr::LEN as u32))
+        }
+        _ => (Inner::Other, None),
+    };
+    check_not_merged(ctx, outer, total_len)?;
+    Ok(inner)
+}
+
+/// Refuses datagrams that the kernel laid end to end: they may be of different
+/// VNIs, and only the first one's was looked at.
+#[inline(always)]
+fn check_not_merged(
+    ctx: &TcContext,
+    outer: &Tunnelled,
+    inner_len: Option<u32>,
+) -> Result<(), DropReason> {
+    let gso = gso_size(ctx);
+    if gso == 0 {
+        return Ok(());
+    }
+    let l3_len = outer.frame_len.wrapping_sub(INNER_L3 as u32);
+    if !decap::merged_frame_ok(gso, l3_len, inner_len) {
+        return Err(DropReason::MergedFrames);
+    }
+    let payload_len = outer.frame_len - VXLAN as u32;
+    if let Some(next) = decap::second_datagram_offset(gso, outer.udp_checksum, payload_len) {
+        let vxlan: VxlanHdr = load(ctx, VXLAN + next as usize)?;
+        if decap::starts_datagram(&vxlan) {
+            return Err(DropReason::MergedFrames);
+        }
+    }
+    Ok(())
+}
+
+impl Inner {
+    #[inline(always)]
+    fn is_ip(&self) -> bool {
+        !matches!(self, Self::Other)
+    }
+
+    /// Writes the ECN field into the decapsulated packet.
+    #[inline(always)]
+    fn write_ecn(&self, ctx: &TcContext) -> Result<(), DropReason> {
+        match self {
+            Self::V4 { ip, ecn: EcnAction::Set(tos) } => {
+                note(DIRECTION, Note::EcnMarked, ctx.len());
+                let mut ip = *ip;
+                let old = u16::from_be_bytes([ip.version_ihl, ip.tos()]);
+                let new = u16::from_be_bytes([ip.version_ihl, *tos]);
+                ip.set_checksum(checksum::update_u16(ip.checksum(), old, new));
+                ip.set_tos(*tos);
+                // The header sums to the same as before: skb->csum stays right.
+                store(ctx, ETH_LEN, &ip)
+            }
+            Self::V6 { ip, ecn: EcnAction::Set(tclass) } => {
+                note(DIRECTION, Note::EcnMarked, ctx.len());
+                let mut ip = *ip;
+                ip.set_tclass(*tclass);
+                ctx.store(ETH_LEN, &ip, u64::from(BPF_F_RECOMPUTE_CSUM))
+                    .map_err(|_| DropReason::HelperFailed)
+            }
+            Self::V4 { ecn: EcnAction::Keep, .. }
+            | Self::V6 { ecn: EcnAction::Keep, .. }
+            | Self::Other => Ok(()),
+        }
+    }
+}
+
+/// Removes the outer header. GSO frames stay whole.
+#[inline(always)]
+fn strip(ctx: &TcContext, inner: &Inner) -> Result<(), DropReason> {
+    let l3 = match inner {
+        Inner::V4 { .. } => BPF_F_ADJ_ROOM_DECAP_L3_IPV4,
+        Inner::V6 { .. } => BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
+        Inner::Other => 0,
+    };
+    let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO) | u64::from(l3);
+    ctx.adjust_room(-(INNER as i32), BPF_ADJ_ROOM_MAC, flags).map_err(|_| DropReason::DecapFailed)
+}
+
+/// Takes note of an ICMP fragmentation-needed about a datagram that we sent to
+/// a VTEP. The kernel does not: it has no socket to tell.
+#[inline(always)]
+fn learn_path_mtu(ctx: &TcContext) {
+    const QUOTED: usize = ETH_LEN + Ipv4Hdr::LEN + Icmpv4Hdr::LEN;
+    let (Some(ip), Some(icmp), Some(quoted), Some(udp)) = (
+        ctx.read::<Ipv4Hdr>(ETH_LEN),
+        ctx.read::<Icmpv4Hdr>(ETH_LEN + Ipv4Hdr::LEN),
+        ctx.read::<Ipv4Hdr>(QUOTED),
+        ctx.read::<UdpHdr>(QUOTED + Ipv4Hdr::LEN),
+    ) else {
+        return;
+    };
+    let ours = ip.header_len() == Ipv4Hdr::LEN as u32
+        && !ip.is_fragment()
+        && icmp.is_frag_needed()
+        && quoted.header_len() == Ipv4Hdr::LEN as u32
+        && quoted.protocol() == PROTO_UDP
+        && u32::from_ne_bytes(quoted.src) == VTEP_IP.load();
+    if !ours {
+        return;
+    }
+    let Some(path) = lookup!(UNDERLAY, quoted.dst) else { return };
+    if udp.dst_port() != path.port {
+        return;
+    }
+    let Some(inner_mtu) = pmtu::path_mtu_from_icmp(icmp.next_hop_mtu(), path.inner_mtu.into())
+    else {
+        return;
+    };
+    // SAFETY: the helper has no preconditions.
+    let expires_ns = unsafe { bpf_ktime_get_ns() } + PATH_MTU_NS;
+    if PATH_MTU.insert(quoted.dst, PathMtu { expires_ns, inner_mtu, pad: 0 }, 0).is_ok() {
+        note(DIRECTION, Note::PathMtuLearnt, ctx.len());
+    }
+}

@@ -1,0 +1,36 @@
+//! `from_underlay_xdp`: XDP on an uplink whose driver has it.
+//!
+//! Drops VXLAN that tcx would drop for its outer header or its sender, before
+//! the kernel spends an skb on it. Everything else goes on to `from_underlay`,
+//! which makes the same checks again: XDP is an economy, not the guard.
+
+use aya_ebpf::{macros::xdp, programs::XdpContext};
+use culvert_common::abi::DropReason;
+
+use crate::{
+    packet::Packet,
+    underlay::{Outer, authorise, classify},
+    verdict,
+};
+
+impl Packet for XdpContext {
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        (self.data(), self.data_end())
+    }
+}
+
+/// A frame that arrives on an uplink, before there is an skb.
+#[xdp]
+pub fn from_underlay_xdp(ctx: XdpContext) -> u32 {
+    let bytes = (ctx.data_end() - ctx.data()) as u32;
+    verdict::xdp(bytes, check(&ctx, bytes))
+}
+
+#[inline(always)]
+fn check(ctx: &XdpContext, bytes: u32) -> Result<(), DropReason> {
+    match classify(ctx, bytes)? {
+        Outer::Other | Outer::Icmp => Ok(()),
+        Outer::Vxlan(tunnelled) => authorise(&tunnelled).map(drop),
+    }
+}
