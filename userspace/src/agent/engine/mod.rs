@@ -34,6 +34,9 @@ use crate::{
 const ANTI_ENTROPY: Duration = Duration::from_secs(60);
 /// How often what failed is looked at again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long changes of the underlay are gathered before it is resolved again:
+/// each veth and each route of a routing daemon is an event.
+const GATHER: Duration = Duration::from_millis(20);
 /// How often learned entries that nobody uses any more are removed.
 const AGEING: Duration = Duration::from_secs(10);
 
@@ -57,8 +60,10 @@ pub(crate) struct Engine {
     nodes: BTreeMap<Name, (Ipv4Addr, u16)>,
     /// Networks whose maps are to be computed again.
     dirty: BTreeSet<Name>,
-    /// Paths are to be resolved again.
+    /// Paths are to be resolved again, now.
     underlay_dirty: bool,
+    /// Paths are to be resolved again, then.
+    underlay_stale: Option<Instant>,
     /// Veths to make and to remove.
     work: BTreeSet<Work>,
     /// What failed, by endpoint.
@@ -79,6 +84,7 @@ impl Engine {
             nodes: BTreeMap::new(),
             dirty: BTreeSet::new(),
             underlay_dirty: true,
+            underlay_stale: None,
             work: BTreeSet::new(),
             retries: BTreeMap::new(),
         }
@@ -108,6 +114,7 @@ impl Engine {
                 () = std::future::ready(()), if self.informed && !self.work.is_empty() => {
                     self.do_one_work().await;
                 }
+                () = wait_until(self.underlay_stale) => self.underlay_dirty = true,
                 _ = retry.tick() => self.retry(),
                 _ = ageing.tick() => self.age(),
                 _ = anti_entropy.tick(), if self.informed => self.anti_entropy().await,
@@ -127,7 +134,9 @@ impl Engine {
 
     fn host_event(&mut self, event: HostEvent) {
         match event {
-            HostEvent::Underlay => self.underlay_dirty = true,
+            HostEvent::Underlay => {
+                self.underlay_stale.get_or_insert_with(|| Instant::now() + GATHER);
+            }
             HostEvent::LinkGone(ifindex) => {
                 let gone = self.ports.iter().find(|(_, port)| **port == ifindex);
                 if let Some((id, _)) = gone.map(|(id, port)| (id.clone(), *port)) {
@@ -137,7 +146,6 @@ impl Engine {
                         self.work.insert(Work::Plug(id));
                     }
                 }
-                self.underlay_dirty = true;
             }
             HostEvent::Lost => {
                 self.underlay_dirty = true;
@@ -205,6 +213,7 @@ impl Engine {
     /// Resolves the paths to all VTEPs and writes them.
     async fn resolve_underlay(&mut self) {
         self.underlay_dirty = false;
+        self.underlay_stale = None;
         let mut vteps: BTreeMap<Ipv4Addr, u16> = {
             let view = self.shared.view();
             let foreign = view.vteps.values().flat_map(BTreeMap::values);
@@ -218,6 +227,7 @@ impl Engine {
             Err(error) => {
                 // Nothing is known about the paths, so those there are stay.
                 self.shared.problem("underlay", Some(format!("underlay: {}", error.message())));
+                self.underlay_stale = Some(Instant::now() + RETRY);
                 return;
             }
         };
@@ -231,6 +241,9 @@ impl Engine {
         self.shared.problems_below("vtep/", lines);
         let written = self.reconciler.paths_to(self.shared.platform.as_ref(), resolved.paths);
         let line = written.err().map(|error| format!("underlay: {error}; trying again"));
+        if line.is_some() {
+            self.underlay_stale = Some(Instant::now() + RETRY);
+        }
         self.shared.problem("underlay/maps", line);
     }
 
@@ -321,6 +334,14 @@ impl Engine {
             Some(state) => plugs.insert(id.to_owned(), state),
             None => plugs.remove(id),
         };
+    }
+}
+
+/// Waits until then, or for ever.
+async fn wait_until(then: Option<Instant>) {
+    match then {
+        Some(then) => tokio::time::sleep_until(then).await,
+        None => std::future::pending().await,
     }
 }
 

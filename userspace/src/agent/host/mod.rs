@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
+    sync::{MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -36,7 +37,7 @@ pub(crate) struct Host {
     uplinks: Vec<String>,
     ageing: Duration,
     /// Neighbours that the kernel keeps resolved for us.
-    managed: Mutex<BTreeSet<(u32, IpAddr)>>,
+    managed: std::sync::Mutex<BTreeSet<(u32, IpAddr)>>,
 }
 
 impl Host {
@@ -53,8 +54,16 @@ impl Host {
             bpffs: options.bpffs.clone(),
             uplinks,
             ageing: options.ageing,
-            managed: Mutex::default(),
+            managed: std::sync::Mutex::default(),
         })
+    }
+
+    fn managed(&self) -> MutexGuard<'_, BTreeSet<(u32, IpAddr)>> {
+        self.managed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn manages(&self, ifindex: u32, ip: IpAddr) -> bool {
+        self.managed().contains(&(ifindex, ip))
     }
 
     /// Sees that `from_underlay` is on the uplink, and on no other interface.
@@ -142,7 +151,7 @@ impl Platform for Host {
                 Event::Lost => HostEvent::Lost,
                 // Veths of containers come and go; the underlay does not care.
                 Event::Link { name, .. } if !self.uplinks.contains(&name) => continue,
-                Event::Neighbour { ip: IpAddr::V6(_), .. } => continue,
+                Event::Neighbour { ifindex, ip, .. } if !self.manages(ifindex, ip) => continue,
                 Event::Address { address, .. } if address.is_ipv6() => continue,
                 Event::Link { .. }
                 | Event::Address { .. }
@@ -208,21 +217,22 @@ impl Platform for Host {
         vteps: &BTreeMap<Ipv4Addr, u16>,
         used: &BTreeSet<Ipv4Addr>,
     ) -> Result<Paths, PlugError> {
-        let mut managed = self.managed.lock().await;
-        let view = underlay::Underlay::read(&self.netlink, &self.uplinks).await.map_err(refused)?;
-        let (paths, hops) = view.resolve(&self.netlink, vteps, used).await;
-        for (ifindex, ip) in hops.difference(&managed) {
+        let underlay = underlay::Underlay::read(&self.netlink).await.map_err(refused)?;
+        let resolved = underlay.resolve(&self.netlink, &self.uplinks, vteps, used).await;
+        let (paths, hops) = resolved.map_err(refused)?;
+        // Noted first: the events that follow are told by it.
+        let before = std::mem::replace(&mut *self.managed(), hops.clone());
+        for (ifindex, ip) in hops.difference(&before) {
             // Without it the first frame to that VTEP resolves it.
             if let Err(error) = self.netlink.manage_neighbour(*ifindex, *ip).await {
                 tracing::debug!("neighbour {ip}: {error}");
             }
         }
-        for (ifindex, ip) in managed.difference(&hops) {
+        for (ifindex, ip) in before.difference(&hops) {
             if let Err(error) = self.netlink.forget_neighbour(*ifindex, *ip).await {
                 tracing::debug!("neighbour {ip}: {error}");
             }
         }
-        *managed = hops;
         Ok(paths)
     }
 

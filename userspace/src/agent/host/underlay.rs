@@ -21,7 +21,7 @@ struct Device {
     uplink: bool,
 }
 
-/// Links and neighbours, read once for all VTEPs.
+/// The neighbours, read once for all VTEPs, and the interfaces met so far.
 #[derive(Debug)]
 pub(super) struct Underlay {
     devices: HashMap<u32, Device>,
@@ -29,33 +29,37 @@ pub(super) struct Underlay {
 }
 
 impl Underlay {
-    pub(super) async fn read(netlink: &Netlink, uplinks: &[String]) -> Result<Self, NetlinkError> {
-        let links = netlink.links().await?.into_iter();
-        let devices = links.map(|link| {
-            let uplink = uplinks.contains(&link.name);
-            (link.index, Device { name: link.name, mac: link.mac, uplink })
-        });
+    pub(super) async fn read(netlink: &Netlink) -> Result<Self, NetlinkError> {
         let neighbours = netlink.neighbours().await?.into_iter();
         let macs = neighbours.filter(|neighbour| neighbour.valid);
         Ok(Self {
-            devices: devices.collect(),
+            devices: HashMap::new(),
             macs: macs.filter_map(|n| Some(((n.ifindex, n.ip), n.mac?))).collect(),
         })
     }
 
     /// Paths to all VTEPs, and the next hops to those in use.
     pub(super) async fn resolve(
-        &self,
+        mut self,
         netlink: &Netlink,
+        uplinks: &[String],
         vteps: &BTreeMap<Ipv4Addr, u16>,
         used: &BTreeSet<Ipv4Addr>,
-    ) -> (Paths, BTreeSet<(u32, IpAddr)>) {
+    ) -> Result<(Paths, BTreeSet<(u32, IpAddr)>), NetlinkError> {
         let mut found = Paths::default();
         let mut hops = BTreeSet::new();
         for (&vtep, &port) in vteps {
-            let route = netlink.route_to(vtep.into()).await;
-            let outcome = route.map_err(|error| error.to_string());
-            match outcome.and_then(|route| self.path(vtep, port, &route)) {
+            let route = match netlink.route_to(vtep.into()).await {
+                Ok(route) => route,
+                Err(error @ NetlinkError::NoRoute(_)) => {
+                    found.problems.insert(vtep, format!("VTEP {vtep}: {error}"));
+                    continue;
+                }
+                // It says nothing about the route.
+                Err(error) => return Err(error),
+            };
+            self.meet(netlink, uplinks, route.ifindex).await?;
+            match self.path(vtep, port, &route) {
                 Ok((path, warning)) => {
                     found.paths.insert(vtep.octets(), path);
                     if used.contains(&vtep) {
@@ -68,7 +72,27 @@ impl Underlay {
                 }
             }
         }
-        (found, hops)
+        Ok((found, hops))
+    }
+
+    /// Reads an interface unless it is known. Not all of them at once: a host
+    /// has thousands of veths and few uplinks.
+    async fn meet(
+        &mut self,
+        netlink: &Netlink,
+        uplinks: &[String],
+        ifindex: u32,
+    ) -> Result<(), NetlinkError> {
+        if self.devices.contains_key(&ifindex) {
+            return Ok(());
+        }
+        let Ok(name) = nix::net::if_::if_indextoname(ifindex) else { return Ok(()) };
+        let name = name.to_string_lossy().into_owned();
+        if let Some(link) = netlink.link(&name).await? {
+            let uplink = uplinks.contains(&name);
+            self.devices.insert(link.index, Device { name, mac: link.mac, uplink });
+        }
+        Ok(())
     }
 
     /// The path along a route, with what is doubtful about it.
