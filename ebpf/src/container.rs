@@ -29,7 +29,7 @@ const MAX_EXTENSIONS: usize = 6;
 
 /// A frame that a container sends.
 #[classifier]
-pub fn from_container(ctx: TcContext) -> i32 {
+pub(crate) fn from_container(ctx: TcContext) -> i32 {
     // Taken first: replies and the outer header change both.
     let (port, bytes) = (ifindex(&ctx), ctx.len());
     let outcome = handle(&ctx, port);
@@ -205,10 +205,7 @@ fn check_ipv6(
 ) -> Result<UpperLayer, DropReason> {
     source::check_ipv6_shape(ip, l3_len)?;
     source::check_ipv6_source(ep, ip)?;
-    let mut l4 = UpperLayer {
-        protocol: ip.next_header(),
-        offset: ETH_LEN + Ipv6Hdr::LEN,
-    };
+    let mut l4 = UpperLayer { protocol: ip.next_header(), offset: ETH_LEN + Ipv6Hdr::LEN };
     for _ in 0..MAX_EXTENSIONS {
         let Some(_) = extension_len(l4.protocol, 0) else { return Ok(l4) };
         let head: [u8; 4] = load(ctx, l4.offset)?;

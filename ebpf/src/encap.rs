@@ -4,6 +4,7 @@ use aya_ebpf::{
     bindings::{
         BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
         BPF_F_ADJ_ROOM_FIXED_GSO, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
+        bpf_redir_neigh__bindgen_ty_1,
     },
     bpf_f_adj_room_encap_l2,
     helpers::{bpf_get_hash_recalc, bpf_ktime_get_ns, bpf_redirect_neigh, bpf_skb_change_head},
@@ -149,8 +150,13 @@ pub(crate) fn encapsulate(
         // them if it has to.
         make_room(ctx, inner)?;
         write(ctx, inner, EthHdr::new([0; 6], [0; 6], ETH_P_IP), l3)?;
-        let mut neighbour = bpf_redir_neigh { nh_family: AF_INET, ..bpf_redir_neigh::default() };
-        neighbour.__bindgen_anon_1.ipv4_nh = u32::from_ne_bytes(path.next_hop);
+        let mut ipv6_nh = [0; 4];
+        ipv6_nh[0] = u32::from_ne_bytes(path.next_hop);
+        // The union's IPv4 address is its first word.
+        let mut neighbour = bpf_redir_neigh {
+            nh_family: AF_INET,
+            __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh },
+        };
         // SAFETY: the parameters are on our stack and as long as stated.
         unsafe {
             bpf_redirect_neigh(

@@ -13,7 +13,6 @@ use culvert_common::abi::{Action, Direction, DropReason, FloodKey, NetworkInfo, 
 use crate::{
     encap::{self, Inner},
     maps::{FLOOD_LOCAL, FLOOD_REMOTE, UNDERLAY, lookup},
-    packet::store,
     verdict::note,
 };
 
@@ -98,27 +97,36 @@ pub(crate) fn from_container(
     // The outer header goes on after the local copies are made.
     let mut sent = local(ctx, direction, vni, net, from);
     if net.remote_vteps > 0 {
-        sent += remote(ctx, direction, vni, net, inner)?;
+        let mut copies = Ok(0);
+        remote(ctx.skb.skb, vni, net, inner, &mut copies);
+        sent += copies?;
     }
     if sent == 0 { Err(DropReason::NoReceiver) } else { Ok(Action::Flood) }
 }
 
-/// Sends an encapsulated copy to every VTEP of the VNI. Returns how many.
-#[inline(always)]
+/// Sends an encapsulated copy to every VTEP of the VNI, and tells how many. A
+/// function of its own for the sake of the stack; a BPF function returns no more
+/// than one register, so the result goes through memory.
+#[inline(never)]
 fn remote(
-    ctx: &TcContext,
-    direction: Direction,
+    skb: *mut __sk_buff,
     vni: u32,
     net: &NetworkInfo,
     inner: &Inner,
-) -> Result<u32, DropReason> {
+    sent: &mut Result<u32, DropReason>,
+) {
+    let ctx = &TcContext::new(skb);
+    let direction = Direction::FromContainer;
     let mut replicas = RemoteReplicas {
-        common: Replicas { skb: ctx.skb.skb, direction, vni, from: 0, bytes: ctx.len(), sent: 0 },
+        common: Replicas { skb, direction, vni, from: 0, bytes: ctx.len(), sent: 0 },
         net: *net,
         inner: *inner,
         src_port: encap::entropy_port(ctx, inner),
     };
-    encap::make_room(ctx, inner)?;
+    if let Err(reason) = encap::make_room(ctx, inner) {
+        *sent = Err(reason);
+        return;
+    }
     // SAFETY: the body has the signature that the helper calls, and the
     // context outlives the loop.
     unsafe {
@@ -129,7 +137,7 @@ fn remote(
             0,
         )
     };
-    Ok(replicas.common.sent)
+    *sent = Ok(replicas.common.sent);
 }
 
 /// Loop body of [`remote`].

@@ -21,13 +21,7 @@ const MOVE_INTERVAL_NS: u64 = 100_000_000;
 
 /// Notes where a source MAC was seen: behind `vtep`, or on the local port `ifindex`.
 #[inline(always)]
-pub(crate) fn source(
-    direction: Direction,
-    key: FdbKey,
-    vtep: [u8; 4],
-    ifindex: u32,
-    bytes: u32,
-) {
+pub(crate) fn source(direction: Direction, key: FdbKey, vtep: [u8; 4], ifindex: u32, bytes: u32) {
     if !learn::valid_source(&key.mac) {
         return;
     }

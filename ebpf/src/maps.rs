@@ -70,7 +70,7 @@ pub(crate) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(
 macro_rules! lookup {
     ($map:ident, $key:expr) => {{
         // SAFETY: the entry outlives the program run (RCU), see above.
-        unsafe { $crate::maps::$map.get($key) }
+        unsafe { $map.get($key) }
     }};
 }
 pub(crate) use lookup;

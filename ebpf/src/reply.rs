@@ -2,13 +2,13 @@
 
 use aya_ebpf::{
     bindings::__sk_buff,
-    helpers::bpf_clone_redirect,
+    helpers::{bpf_clone_redirect, bpf_csum_diff, bpf_skb_load_bytes},
     programs::TcContext,
 };
 use culvert_common::{
     abi::{
         Action, Direction, DropReason, EndpointInfo, NeighEntry, NeighKey, NetworkInfo, Note,
-        RateKey,
+        RateKey, Scratch,
     },
     datapath::{
         arp::{self, ArpQuery},
@@ -17,6 +17,7 @@ use culvert_common::{
     },
     wire::{
         ArpIpv4, EthHdr, Icmpv6Hdr, Ipv4Hdr, Ipv6Hdr, LinkLayerOption, NeighbourHdr,
+        checksum::Sum,
         ethernet::{ETH_P_IP, ETH_P_IPV6},
     },
 };
@@ -24,7 +25,7 @@ use culvert_common::{
 use crate::{
     container::UpperLayer,
     learn,
-    maps::{NEIGHBOURS, lookup},
+    maps::{NEIGHBOURS, SCRATCH, lookup},
     packet::{ETH_LEN, Packet as _, load, redirect, resize, store},
     verdict::note,
 };
@@ -94,6 +95,7 @@ pub(crate) fn icmpv6(
     }
 }
 
+/// A neighbour solicitation or advertisement.
 #[inline(always)]
 fn neighbour(
     ctx: &TcContext,
@@ -109,17 +111,31 @@ fn neighbour(
         NdQuery::Absorb => Ok(absorb(net)),
         NdQuery::Forward => Ok(None),
         NdQuery::Resolve { target } => {
-            let Some(&NeighEntry { mac, .. }) = lookup!(NEIGHBOURS, NeighKey::v6(ep.vni, target))
-            else {
+            let Some(neighbour) = lookup!(NEIGHBOURS, NeighKey::v6(ep.vni, target)) else {
                 return Ok(None);
             };
-            let frame = nd::nd_reply(eth.src, ip, &message, mac);
-            resize(ctx, nd::NdFrame::LEN as u32)?;
-            store(ctx, 0, &frame)?;
+            if nd_reply(ctx.skb.skb, &eth.src, &neighbour.mac) != 0 {
+                return Err(DropReason::HelperFailed);
+            }
             redirect(port);
             Ok(Some(Action::NdReply))
         }
     }
+}
+
+/// Turns a neighbour solicitation into its answer. A function of its own for
+/// the sake of the stack. Returns 0, or 1 if the kernel refused.
+#[inline(never)]
+fn nd_reply(skb: *mut __sk_buff, asker: &[u8; 6], mac: &[u8; 6]) -> i32 {
+    let ctx = &TcContext::new(skb);
+    let (Some(ip), Some(message)) =
+        (ctx.read::<Ipv6Hdr>(ETH_LEN), ctx.read::<NeighbourHdr>(V6_UPPER))
+    else {
+        return 1;
+    };
+    let frame = nd::nd_reply(*asker, &ip, &message, *mac);
+    let written = resize(ctx, nd::NdFrame::LEN as u32).and_then(|()| store(ctx, 0, &frame));
+    i32::from(written.is_err())
 }
 
 /// Tells the container that its packet is larger than `mtu`, if it may be told
@@ -148,11 +164,11 @@ fn frag_needed(skb: *mut __sk_buff, port: u32, mtu: u32) -> i32 {
     if !pmtu::icmp_allowed(&eth, &ip, kind) || !within_limit(port, ctx.len()) {
         return 0;
     }
-    let Ok(quote) = load::<[u8; QUOTE_V4_LEN]>(ctx, ETH_LEN) else { return 0 };
-    let headers = pmtu::frag_needed(&eth, &ip, mtu as u16, &quote);
+    let Some(quote) = quote::<QUOTE_V4_LEN>(ctx) else { return 0 };
+    let headers = pmtu::frag_needed(&eth, &ip, mtu as u16, sum(quote));
     let sent = resize(ctx, FragNeededHeaders::FRAME_LEN as u32)
         .and_then(|()| store(ctx, 0, &headers))
-        .and_then(|()| store(ctx, FragNeededHeaders::LEN, &quote));
+        .and_then(|()| store(ctx, FragNeededHeaders::LEN, quote));
     if sent.is_ok() {
         send_back(ctx, port);
     }
@@ -170,15 +186,41 @@ fn packet_too_big(skb: *mut __sk_buff, port: u32, mtu: u32) -> i32 {
     if !pmtu::icmpv6_allowed(&eth, &ip, kind) || !within_limit(port, ctx.len()) {
         return 0;
     }
-    let Ok(quote) = load::<[u8; QUOTE_V6_LEN]>(ctx, ETH_LEN) else { return 0 };
-    let headers = pmtu::packet_too_big(&eth, &ip, mtu, &quote);
+    let Some(quote) = quote::<QUOTE_V6_LEN>(ctx) else { return 0 };
+    let headers = pmtu::packet_too_big(&eth, &ip, mtu, sum(quote));
     let sent = resize(ctx, PacketTooBigHeaders::FRAME_LEN as u32)
         .and_then(|()| store(ctx, 0, &headers))
-        .and_then(|()| store(ctx, PacketTooBigHeaders::LEN, &quote));
+        .and_then(|()| store(ctx, PacketTooBigHeaders::LEN, quote));
     if sent.is_ok() {
         send_back(ctx, port);
     }
     0
+}
+
+/// Copies the beginning of the L3 packet to this CPU's scratch space: it is too
+/// large for the stack.
+#[inline(always)]
+fn quote<const N: usize>(ctx: &TcContext) -> Option<&'static [u8; N]> {
+    const { assert!(N <= size_of::<Scratch>()) };
+    let scratch = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: the pointer is the program's own context; the entry has room for
+    // N bytes, and no other program of this CPU runs until this one returns.
+    unsafe {
+        match bpf_skb_load_bytes(ctx.skb.skb.cast(), ETH_LEN as u32, scratch.cast(), N as u32) {
+            0 => Some(&*scratch.cast::<[u8; N]>()),
+            _ => None,
+        }
+    }
+}
+
+/// Sums a quote up. The helper does in one call what the compiler would unroll
+/// past the end of the stack.
+#[inline(always)]
+fn sum<const N: usize>(quote: &[u8; N]) -> Sum {
+    let bytes = quote.as_ptr().cast_mut().cast();
+    // SAFETY: the bytes are there and as many as stated.
+    let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, bytes, N as u32, 0) };
+    Sum::new().add_host_order(sum as u32)
 }
 
 #[inline(always)]

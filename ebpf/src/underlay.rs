@@ -17,7 +17,7 @@ use culvert_common::{
         learn as decide, pmtu,
     },
     wire::{
-        EthHdr, Icmpv4Hdr, Ipv4Hdr, Ipv6Hdr, UdpHdr, VxlanHdr, checksum,
+        EthHdr, Icmpv4Hdr, Ipv4Hdr, Ipv6Hdr, UdpHdr, VxlanHdr,
         ethernet::{self, ETH_P_IP, ETH_P_IPV6},
         ipv4::{PROTO_ICMP, PROTO_UDP},
     },
@@ -47,7 +47,7 @@ const PATH_MTU_NS: u64 = 600_000_000_000;
 
 /// A frame that arrives on an uplink.
 #[classifier]
-pub fn from_underlay(ctx: TcContext) -> i32 {
+pub(crate) fn from_underlay(ctx: TcContext) -> i32 {
     // Taken first: the decapsulation changes the length.
     let (port, bytes) = (ifindex(&ctx), ctx.len());
     let outcome = handle(&ctx);
@@ -289,9 +289,6 @@ impl Inner {
             Self::V4 { ip, ecn: EcnAction::Set(tos) } => {
                 note(DIRECTION, Note::EcnMarked, ctx.len());
                 let mut ip = *ip;
-                let old = u16::from_be_bytes([ip.version_ihl, ip.tos()]);
-                let new = u16::from_be_bytes([ip.version_ihl, *tos]);
-                ip.set_checksum(checksum::update_u16(ip.checksum(), old, new));
                 ip.set_tos(*tos);
                 // The header sums to the same as before: skb->csum stays right.
                 store(ctx, ETH_LEN, &ip)

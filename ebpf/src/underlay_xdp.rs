@@ -22,7 +22,7 @@ impl Packet for XdpContext {
 
 /// A frame that arrives on an uplink, before there is an skb.
 #[xdp]
-pub fn from_underlay_xdp(ctx: XdpContext) -> u32 {
+pub(crate) fn from_underlay_xdp(ctx: XdpContext) -> u32 {
     let bytes = (ctx.data_end() - ctx.data()) as u32;
     verdict::xdp(bytes, check(&ctx, bytes))
 }

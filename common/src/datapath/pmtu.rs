@@ -30,6 +30,9 @@ pub const QUOTE_V6_LEN: usize = 128;
 /// only an attacker would go.
 const MIN_PATH_MTU: u32 = 552;
 
+/// Smallest inner path MTU that [`path_mtu_from_icmp`] gives.
+pub const MIN_INNER_MTU: u32 = MIN_PATH_MTU - VXLAN_OVERHEAD as u32;
+
 /// DSCP CS6, "internetwork control", as RFC 1812 §4.3.2.5 has errors sent.
 const TOS_CONTROL: u8 = 0xc0;
 
@@ -151,22 +154,15 @@ pub fn icmpv6_allowed(eth: &EthHdr, ip: &Ipv6Hdr, icmp_type: Option<u8>) -> bool
 }
 
 /// The headers of the "fragmentation needed" that answers the packet `ip` in
-/// the frame `eth`, of whose L3 packet `quote` is the beginning. `mtu` is the
-/// largest inner L3 packet. What is sent is these headers and the quote.
+/// the frame `eth`. `mtu` is the largest inner L3 packet; `quote` the sum over the
+/// first [`QUOTE_V4_LEN`] bytes of the packet. What is sent is these headers and
+/// those bytes.
 #[inline(always)]
-pub fn frag_needed(
-    eth: &EthHdr,
-    ip: &Ipv4Hdr,
-    mtu: u16,
-    quote: &[u8; QUOTE_V4_LEN],
-) -> FragNeededHeaders {
+pub fn frag_needed(eth: &EthHdr, ip: &Ipv4Hdr, mtu: u16, quote: Sum) -> FragNeededHeaders {
     const TOT_LEN: u16 = (FragNeededHeaders::FRAME_LEN - EthHdr::LEN) as u16;
     let [high, low] = mtu.to_be_bytes();
     let mut icmp = Icmpv4Hdr::new(V4_UNREACHABLE, V4_FRAG_NEEDED, [0, 0, high, low]);
-    let sum = Sum::new()
-        .add_u16(u16::from_be_bytes([V4_UNREACHABLE, V4_FRAG_NEEDED]))
-        .add_u16(mtu)
-        .add_bytes(quote);
+    let sum = quote.add_u16(u16::from_be_bytes([V4_UNREACHABLE, V4_FRAG_NEEDED])).add_u16(mtu);
     icmp.set_checksum(sum.checksum());
     FragNeededHeaders {
         eth: EthHdr::new(eth.src, eth.dst, ETH_P_IP),
@@ -178,19 +174,13 @@ pub fn frag_needed(
 /// The headers of the "packet too big" that answers the packet `ip` in the
 /// frame `eth`; as [`frag_needed`].
 #[inline(always)]
-pub fn packet_too_big(
-    eth: &EthHdr,
-    ip: &Ipv6Hdr,
-    mtu: u32,
-    quote: &[u8; QUOTE_V6_LEN],
-) -> PacketTooBigHeaders {
+pub fn packet_too_big(eth: &EthHdr, ip: &Ipv6Hdr, mtu: u32, quote: Sum) -> PacketTooBigHeaders {
     const PAYLOAD_LEN: u16 = (Icmpv6Hdr::LEN + QUOTE_V6_LEN) as u16;
     let mut icmp = Icmpv6Hdr::new(V6_PACKET_TOO_BIG, 0, mtu.to_be_bytes());
-    let sum = Sum::new()
+    let sum = quote
         .add_pseudo_ipv6(&ip.dst, &ip.src, NEXT_ICMPV6, PAYLOAD_LEN as u32)
         .add_u16((V6_PACKET_TOO_BIG as u16) << 8)
-        .add_u32(mtu)
-        .add_bytes(quote);
+        .add_u32(mtu);
     icmp.set_checksum(sum.checksum());
     PacketTooBigHeaders {
         eth: EthHdr::new(eth.src, eth.dst, ETH_P_IPV6),

@@ -40,6 +40,14 @@ impl Sum {
         self
     }
 
+    /// Adds a sum over words that were read in host order, as the kernel's
+    /// `csum_partial` and `bpf_csum_diff` give it: one's complement sums do not
+    /// depend on byte order but for the order of the result (RFC 1071 §2 (B)).
+    #[inline(always)]
+    pub const fn add_host_order(self, sum: u32) -> Self {
+        self.add_u16(Self(sum as u64).fold().to_be())
+    }
+
     /// Adds the pseudo header of TCP or UDP over IPv4 (RFC 9293 §3.1); `len` is
     /// that of the upper layer's header and payload.
     #[inline(always)]

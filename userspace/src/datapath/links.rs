@@ -6,7 +6,7 @@ use aya::{
     Ebpf,
     programs::{
         LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
-        links::{FdLink, PinnedLink},
+        links::{FdLink, LinkError, PinnedLink},
         tc::TcAttachOptions,
     },
 };
@@ -173,7 +173,8 @@ impl From<ProgramError> for UpdateError {
 }
 
 fn update(ebpf: &mut Ebpf, attachment: Attachment, link: FdLink) -> Result<(), UpdateError> {
-    let wrong_kind = |error: aya::programs::links::LinkError| UpdateError::Program(error.into());
+    // Somebody else's pin under our name.
+    let wrong_kind = |_: LinkError| UpdateError::Program(ProgramError::UnexpectedProgramType);
     match attachment {
         Attachment::Container | Attachment::Uplink => {
             let program: &mut SchedClassifier =

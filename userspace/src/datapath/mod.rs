@@ -17,7 +17,7 @@ mod tables;
 mod trace;
 
 use std::{
-    io,
+    fmt, io,
     net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -30,19 +30,15 @@ use aya::{
     programs::{SchedClassifier, Xdp},
 };
 use culvert_common::abi::{
-    self, ABI_VERSION, Code, Counter, Direction, FdbKey, LearnedEntry, globals, names, programs,
+    ABI_VERSION, Code, Counter, Direction, FdbKey, LearnedEntry, globals, names, programs,
     stats_index,
 };
 
 pub use self::tables::{KernelTable, Table, Tables};
-use self::{
-    links::Attachment,
-    tables::Bytes,
-};
+use self::{links::Attachment, tables::Bytes};
 
 /// The programs, as compiled for this build.
-static PROGRAMS: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/culvert.bpf.o"));
+static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/culvert.bpf.o"));
 
 /// aya-log's level number for trace lines.
 const LOG_LEVEL_TRACE: u8 = 5;
@@ -120,13 +116,18 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// The loaded data plane.
-#[derive(Debug)]
 pub struct Datapath {
     ebpf: Mutex<Ebpf>,
     pins: PathBuf,
     tables: Tables,
     stats: PerCpuArray<MapData, Bytes<Counter>>,
     learned: KernelTable<FdbKey, LearnedEntry>,
+}
+
+impl fmt::Debug for Datapath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Datapath").field("pins", &self.pins).finish_non_exhaustive()
+    }
 }
 
 impl Datapath {
@@ -393,9 +394,9 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
             .load()
             .map_err(|error| refused(&format!("program {name}"), Box::new(error)))?;
     }
-    links::program::<Xdp>(&mut ebpf, programs::FROM_UNDERLAY_XDP)?
-        .load()
-        .map_err(|error| refused(&format!("program {}", programs::FROM_UNDERLAY_XDP), Box::new(error)))?;
+    links::program::<Xdp>(&mut ebpf, programs::FROM_UNDERLAY_XDP)?.load().map_err(|error| {
+        refused(&format!("program {}", programs::FROM_UNDERLAY_XDP), Box::new(error))
+    })?;
     Ok(ebpf)
 }
 
@@ -435,5 +436,31 @@ fn is_version_dir(dir: &Path) -> bool {
 
 /// Version of the map layout that this build uses.
 pub const fn abi_version() -> u32 {
-    abi::ABI_VERSION
+    ABI_VERSION
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the verifier says of the programs, in full.
+    #[test]
+    fn the_kernel_takes_the_programs() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let options = Options {
+            bpffs: PathBuf::new(),
+            vtep_ip: Ipv4Addr::new(192, 0, 2, 1),
+            vxlan_port: 4789,
+            ageing: Duration::from_secs(300),
+            trace: false,
+        };
+        for trace in [false, true] {
+            let options = Options { trace, ..options.clone() };
+            if let Err(error) = load_object(&options, None) {
+                panic!("trace {trace}: {error}\n{error:?}");
+            }
+        }
+    }
 }

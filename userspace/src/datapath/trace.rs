@@ -17,7 +17,9 @@ pub(super) fn forward(ebpf: &mut Ebpf) -> Result<JoinHandle<()>, DatapathError> 
         source,
     };
     let logger = EbpfLogger::init(ebpf).map_err(|error| failed(Box::new(error)))?;
-    let mut logger = AsyncFd::with_interest(logger, Interest::READABLE)
+    // SAFETY: the logger keeps its descriptor, the ring buffer map's, open and
+    // the same for as long as it lives, and the `AsyncFd` owns it.
+    let mut logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }
         .map_err(|error| failed(Box::new(error)))?;
     Ok(tokio::spawn(async move {
         while let Ok(mut guard) = logger.readable_mut().await {
