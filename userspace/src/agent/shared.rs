@@ -63,7 +63,9 @@ pub(crate) struct Shared {
     containers: Mutex<Containers>,
     plugs: Mutex<BTreeMap<String, PlugState>>,
     problems: Mutex<BTreeMap<String, String>>,
-    /// Of the follower; before there is one, of the first attempts.
+    /// Of the first attempts to reach the store.
+    early_health: watch::Sender<Health>,
+    /// Of the follower; before there is one, the former.
     health: Mutex<watch::Receiver<Health>>,
     /// Counts the turns of the engine; 0 until the first snapshot is in the kernel.
     turns: watch::Sender<u64>,
@@ -77,6 +79,7 @@ impl Shared {
         platform: Arc<dyn Platform>,
         containers: Containers,
     ) -> Self {
+        let (early_health, health) = watch::channel(Health::default());
         Self {
             options,
             node,
@@ -90,7 +93,8 @@ impl Shared {
             containers: Mutex::new(containers),
             plugs: Mutex::default(),
             problems: Mutex::default(),
-            health: Mutex::new(watch::channel(Health::default()).1),
+            early_health,
+            health: Mutex::new(health),
             turns: watch::Sender::new(0),
         }
     }
@@ -121,6 +125,19 @@ impl Shared {
     /// How the exchange with the store goes.
     pub(crate) fn health(&self) -> Health {
         self.health.lock().unwrap_or_else(PoisonError::into_inner).borrow().clone()
+    }
+
+    /// Notes that an attempt to reach the store failed, and logs it once. Once
+    /// there is a follower, it is the one to tell.
+    pub(super) fn early_store_error(&self, error: &str) {
+        self.early_health.send_if_modified(|health| {
+            let news = health.error.as_deref() != Some(error);
+            if news && !self.early_health.is_closed() {
+                tracing::warn!("{error}; still trying");
+            }
+            health.error = Some(error.to_owned());
+            news
+        });
     }
 
     /// Where to look for that from now on.
@@ -193,6 +210,15 @@ impl Shared {
     /// Whether the first snapshot is in the kernel.
     pub(crate) fn ready(&self) -> bool {
         *self.turns.borrow() > 0
+    }
+
+    /// Waits for that; `false` when the agent stops before.
+    pub(crate) async fn wait_ready(&self) -> bool {
+        let mut turns = self.turns.subscribe();
+        tokio::select! {
+            () = self.shutdown.cancelled() => false,
+            ready = turns.wait_for(|turns| *turns > 0) => ready.is_ok(),
+        }
     }
 
     /// The engine has finished a turn.

@@ -36,6 +36,8 @@ pub(crate) struct Host {
     bpffs: PathBuf,
     uplinks: Vec<String>,
     ageing: Duration,
+    /// The uplinks get `from_underlay_xdp` as well.
+    xdp: bool,
     /// Neighbours that the kernel keeps resolved for us.
     managed: std::sync::Mutex<BTreeSet<(u32, IpAddr)>>,
 }
@@ -46,6 +48,7 @@ impl Host {
         datapath: Datapath,
         options: &datapath::Options,
         uplinks: Vec<String>,
+        xdp: bool,
     ) -> Result<Self, NetlinkError> {
         Ok(Self {
             monitor: Mutex::new(netlink.monitor()?),
@@ -54,8 +57,19 @@ impl Host {
             bpffs: options.bpffs.clone(),
             uplinks,
             ageing: options.ageing,
+            xdp,
             managed: std::sync::Mutex::default(),
         })
+    }
+
+    /// Passes the programs' trace lines on to the log.
+    pub(crate) fn forward_trace(&self) -> Result<tokio::task::JoinHandle<()>, DatapathError> {
+        self.datapath.forward_trace()
+    }
+
+    /// Removes the pins of other map layouts.
+    pub(crate) fn retire_other_versions(&self) -> Result<(), DatapathError> {
+        self.datapath.retire_other_versions()
     }
 
     fn managed(&self) -> MutexGuard<'_, BTreeSet<(u32, IpAddr)>> {
@@ -73,6 +87,9 @@ impl Host {
             let link = self.netlink.link(name).await.map_err(refused)?;
             let link = link.ok_or_else(|| refused(NetlinkError::NoSuchInterface(name.clone())))?;
             self.datapath.attach_uplink(link.index).map_err(broken)?;
+            if self.xdp {
+                self.datapath.attach_uplink_xdp(link.index).map_err(broken)?;
+            }
             wanted.insert(link.index);
         }
         for ifindex in self.datapath.attached_uplinks().map_err(broken)? {
