@@ -1,1 +1,3 @@
-//! Support.
+//! What the tests share: hosts in network namespaces.
+
+pub mod netns;

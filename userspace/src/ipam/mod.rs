@@ -87,7 +87,11 @@ fn used<'a>(
     subnet: Subnet,
 ) -> impl Iterator<Item = IpAddr> + 'a {
     let range = subnet.subnet.network()..=subnet.subnet.broadcast();
-    view.ipam.get(&network.name).into_iter().flat_map(move |claims| claims.range(range.clone())).map(|(ip, _)| *ip)
+    view.ipam
+        .get(&network.name)
+        .into_iter()
+        .flat_map(move |claims| claims.range(range.clone()))
+        .map(|(ip, _)| *ip)
 }
 
 fn full(view: &View, network: &Network, subnet: Subnet) -> Refusal {

@@ -97,7 +97,11 @@ fn one_line(text: &str) -> String {
     line
 }
 
-fn matches(what: &str, in_key: &dyn fmt::Display, in_record: &dyn fmt::Display) -> Result<(), Invalid> {
+fn matches(
+    what: &str,
+    in_key: &dyn fmt::Display,
+    in_record: &dyn fmt::Display,
+) -> Result<(), Invalid> {
     let (in_key, in_record) = (in_key.to_string(), in_record.to_string());
     if in_key == in_record {
         Ok(())

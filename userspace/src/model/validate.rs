@@ -124,7 +124,9 @@ pub fn has_ipv6(subnets: &[IpNetwork]) -> bool {
 /// First address for a host: where the gateway is by default.
 pub fn first_host(subnet: IpNetwork) -> IpAddr {
     match subnet {
-        IpNetwork::V4(v4) => IpAddr::V4(Ipv4Addr::from_bits(v4.network().to_bits().wrapping_add(1))),
+        IpNetwork::V4(v4) => {
+            IpAddr::V4(Ipv4Addr::from_bits(v4.network().to_bits().wrapping_add(1)))
+        }
         IpNetwork::V6(v6) => IpAddr::V6(v6.network().to_bits().wrapping_add(1).into()),
     }
 }
@@ -303,5 +305,9 @@ pub fn vtep_address(ip: Ipv4Addr) -> Check {
 ///
 /// Port 0.
 pub fn udp_port(port: u16) -> Check {
-    if port == 0 { invalid("UDP port 0 is out of range: 1 to 65535 is valid".to_owned()) } else { Ok(()) }
+    if port == 0 {
+        invalid("UDP port 0 is out of range: 1 to 65535 is valid".to_owned())
+    } else {
+        Ok(())
+    }
 }

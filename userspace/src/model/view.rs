@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
-    ops::Deref,
+    ops::{Bound, Deref},
 };
 
 use super::{
@@ -140,18 +140,17 @@ impl View {
             Ok(key) => key,
             Err(error) => {
                 let why = format!("skipped: {error}");
-                touched.problems |= self.problems.insert(entry.key.clone(), why.clone()) != Some(why);
+                touched.problems |=
+                    self.problems.insert(entry.key.clone(), why.clone()) != Some(why);
                 return;
             }
         };
         let revision = entry.mod_revision;
         let why = match &key {
             Key::Store => None,
-            Key::Network(name) => {
-                keep(&mut self.networks, name.clone(), &key, entry, || {
-                    touched.networks.insert(name.clone());
-                })
-            }
+            Key::Network(name) => keep(&mut self.networks, name.clone(), &key, entry, || {
+                touched.networks.insert(name.clone());
+            }),
             Key::Node(name) => keep(&mut self.nodes, name.clone(), &key, entry, || {
                 touched.nodes.insert(name.clone());
             }),
@@ -188,9 +187,9 @@ impl View {
             Key::Ipam { network, ip } => {
                 let (owner, why) = claim::<IpOwner>(&key, &entry.value);
                 let group = self.ipam.entry(network.clone()).or_default();
-                touched.endpoints.extend(
-                    owner.as_ref().map(|owner| (network.clone(), owner.endpoint.clone())),
-                );
+                touched
+                    .endpoints
+                    .extend(owner.as_ref().map(|owner| (network.clone(), owner.endpoint.clone())));
                 group.insert(*ip, Claim { owner, revision });
                 why
             }
@@ -317,7 +316,8 @@ impl View {
     ///
     /// One line that says why not.
     pub fn usable_network(&self, name: &Name) -> Result<&Network, String> {
-        let network = self.networks.get(name).ok_or_else(|| format!("network '{name}': unknown"))?;
+        let network =
+            self.networks.get(name).ok_or_else(|| format!("network '{name}': unknown"))?;
         match self.vnis.get(&network.vni) {
             Some(Claim { owner: Some(owner), .. }) if owner.network == *name => Ok(network),
             Some(Claim { owner: Some(owner), .. }) => Err(format!(
@@ -348,7 +348,8 @@ impl View {
         if endpoint.vni != network.vni {
             return fail(format!("VNI {} is not the network's {}", endpoint.vni, network.vni));
         }
-        let addresses = endpoint.ipv4.map(IpAddr::V4).into_iter().chain(endpoint.ipv6.map(IpAddr::V6));
+        let addresses =
+            endpoint.ipv4.map(IpAddr::V4).into_iter().chain(endpoint.ipv6.map(IpAddr::V6));
         for ip in addresses {
             if !network.subnets.iter().any(|subnet| subnet.subnet.contains(ip)) {
                 return fail(format!("address {ip} is outside the network's subnets"));
@@ -392,7 +393,7 @@ impl View {
     pub fn problem_below(&self, prefix: &str) -> Option<(&str, &str)> {
         debug_assert!(prefix.starts_with(ROOT), "{prefix}");
         self.problems
-            .range::<str, _>(prefix..)
+            .range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
             .next()
             .filter(|(key, _)| key.starts_with(prefix))
             .map(|(key, why)| (key.as_str(), why.as_str()))

@@ -234,17 +234,18 @@ async fn sandbox_side(inside: &Netlink, spec: &PlugSpec, sandbox: &Sandbox) -> R
         changed = true;
     }
     let link = pending(inside.link(name).await?, name)?;
-    let has_ipv6 = sandbox.run(|| configure(spec))??;
-    changed |= has_ipv6.changed;
+    // First: below 1280 the kernel forgets all there was of IPv6, settings included.
+    if link.mtu != spec.mtu {
+        inside.set_mtu(name, spec.mtu).await?;
+        changed = true;
+    }
+    let ipv6 = sandbox.run(|| configure(spec))??;
+    changed |= ipv6.changed;
     if link.mac != Some(spec.mac) {
         if let Some(old) = link.mac {
             inside.delete_address(name, link_local(old)).await?;
         }
         inside.set_mac(name, spec.mac).await?;
-        changed = true;
-    }
-    if link.mtu != spec.mtu {
-        inside.set_mtu(name, spec.mtu).await?;
         changed = true;
     }
     changed |= inside.disable_features(name, ENCAPSULATION_OFFLOADS)?;
@@ -253,7 +254,7 @@ async fn sandbox_side(inside: &Netlink, spec: &PlugSpec, sandbox: &Sandbox) -> R
         changed = true;
     }
     // After the link is up: while it is down the kernel has no IPv6 addresses on it.
-    changed |= addresses(inside, spec, has_ipv6.present).await?;
+    changed |= addresses(inside, spec, ipv6.present).await?;
     changed |= routes(inside, spec, link.index).await?;
     Ok(changed)
 }
@@ -292,6 +293,13 @@ fn link_local(mac: MacAddr) -> IpNetwork {
 async fn addresses(inside: &Netlink, spec: &PlugSpec, has_ipv6: bool) -> Result<bool> {
     let name = spec.ifname.as_str();
     let mut wanted = spec.addrs.clone();
+    if !has_ipv6 && let Some(address) = wanted.iter().find(|address| address.is_ipv6()) {
+        return Err(SandboxError::NoIpv6 {
+            ifname: spec.ifname.clone(),
+            address: *address,
+            mtu: spec.mtu,
+        });
+    }
     if has_ipv6 {
         wanted.push(link_local(spec.mac));
     }

@@ -2,6 +2,7 @@
 
 use std::{io, path::PathBuf};
 
+use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
 use crate::netlink::NetlinkError;
@@ -39,6 +40,16 @@ pub enum SandboxError {
         ifname: String,
         /// Whose it should be.
         owner: String,
+    },
+    /// The kernel has no IPv6 on the interface that is to have such an address.
+    #[error("interface {ifname} cannot have {address}: IPv6 needs an MTU of 1280 or more (it is {mtu}) and a kernel that has IPv6")]
+    NoIpv6 {
+        /// Interface.
+        ifname: String,
+        /// Address.
+        address: IpNetwork,
+        /// MTU, in bytes.
+        mtu: u32,
     },
     /// An interface, address or route.
     #[error(transparent)]

@@ -387,9 +387,10 @@ impl Worker {
 fn difference(seen: &BTreeMap<String, Revision>, snapshot: &Snapshot) -> Vec<Change> {
     let present: BTreeMap<&str, Revision> =
         snapshot.entries.iter().map(|entry| (entry.key.as_str(), entry.mod_revision)).collect();
-    let deleted = seen.keys().filter(|key| !present.contains_key(key.as_str())).map(|key| {
-        Change::Delete { key: key.clone(), revision: snapshot.revision }
-    });
+    let deleted = seen
+        .keys()
+        .filter(|key| !present.contains_key(key.as_str()))
+        .map(|key| Change::Delete { key: key.clone(), revision: snapshot.revision });
     let written = snapshot
         .entries
         .iter()

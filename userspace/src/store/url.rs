@@ -73,7 +73,8 @@ fn endpoint(text: &str) -> Result<String, Invalid> {
     let Some((host, port)) = text.rsplit_once(':') else {
         return no(if text.is_empty() { "is empty" } else { "has no port" });
     };
-    if !port.bytes().all(|byte| byte.is_ascii_digit()) || !port.parse::<u16>().is_ok_and(|p| p > 0) {
+    if !port.bytes().all(|byte| byte.is_ascii_digit()) || !port.parse::<u16>().is_ok_and(|p| p > 0)
+    {
         return no("has a malformed port, 1 to 65535 is one");
     }
     let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));

@@ -5,9 +5,7 @@ use std::net::IpAddr;
 use super::{Plan, Refusal, network, new_id, put};
 use crate::{
     ipam,
-    model::{
-        Endpoint, IpOwner, Key, MacAddr, Name, Network, SCHEMA, SandboxRef, View, validate,
-    },
+    model::{Endpoint, IpOwner, Key, MacAddr, Name, Network, SCHEMA, SandboxRef, View, validate},
     store::{Compare, Write},
 };
 

@@ -82,7 +82,9 @@ fn put<T: super::Record>(key: String, record: &T) -> Result<Write, Refusal> {
 /// The network, if it is there and its record can be relied upon.
 fn network<'a>(view: &'a View, name: &Name) -> Result<&'a Versioned<super::Network>, Refusal> {
     if let Some(why) = view.problem_at(&super::Key::network(name)) {
-        return Err(Refusal::Conflict(format!("network '{name}': its record in the store is {why}")));
+        return Err(Refusal::Conflict(format!(
+            "network '{name}': its record in the store is {why}"
+        )));
     }
     view.networks.get(name).ok_or_else(|| {
         Refusal::NotFound(format!(

@@ -6,9 +6,7 @@ use ipnetwork::{IpNetwork, Ipv4Network};
 
 use super::{Plan, Refusal, network, new_id, put};
 use crate::{
-    model::{
-        Driver, Key, NETWORKS, Name, Network, SCHEMA, Vni, VniOwner, View, validate,
-    },
+    model::{Driver, Key, NETWORKS, Name, Network, SCHEMA, View, Vni, VniOwner, validate},
     store::{Compare, Write},
 };
 
@@ -117,10 +115,8 @@ pub fn create_network(view: &View, spec: &NetworkSpec) -> Result<(Network, Plan)
 pub fn remove_network(view: &View, name: &Name) -> Result<Plan, Refusal> {
     let found = network(view, name)?;
     let endpoints = Key::endpoints_of(name);
-    let used: Vec<String> = view
-        .endpoints_in(name)
-        .map(|ep| format!("'{}' on '{}'", ep.container, ep.node))
-        .collect();
+    let used: Vec<String> =
+        view.endpoints_in(name).map(|ep| format!("'{}' on '{}'", ep.container, ep.node)).collect();
     if !used.is_empty() {
         let more = if used.len() > 3 { ", …" } else { "" };
         return Err(Refusal::Conflict(format!(
@@ -251,6 +247,7 @@ pub fn choose_subnet(
         }
     }
     Err(Refusal::Conflict(
-        "no subnet is left to choose from: name one with --subnet, such as 100.64.0.0/24".to_owned(),
+        "no subnet is left to choose from: name one with --subnet, such as 100.64.0.0/24"
+            .to_owned(),
     ))
 }

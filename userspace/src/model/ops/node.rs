@@ -49,7 +49,8 @@ pub fn register_node(view: &View, node: &Node, lease: LeaseId) -> Result<Plan, R
         }
     }
     let alive = Alive { schema: SCHEMA, id: node.id.clone() };
-    let mut writes = vec![Write::Put { key: alive_key, value: encode(&alive)?, lease: Some(lease) }];
+    let mut writes =
+        vec![Write::Put { key: alive_key, value: encode(&alive)?, lease: Some(lease) }];
     // An unchanged record is not written again: every other agent would look at it.
     if view.nodes.get(name).is_none_or(|known| known.record != *node) {
         writes.push(put(key, node)?);

@@ -136,7 +136,9 @@ impl Connections {
         let count = self.endpoints.len();
         let mut failures: Vec<String> = Vec::new();
         let first = self.current.load(Ordering::Relaxed);
-        for (index, endpoint) in self.endpoints.iter().enumerate().cycle().skip(first % count).take(count) {
+        for (index, endpoint) in
+            self.endpoints.iter().enumerate().cycle().skip(first % count).take(count)
+        {
             let last = failures.len() + 1 == count;
             let mut sent = false;
             let attempt = async {
@@ -152,7 +154,8 @@ impl Connections {
                     Ok(result) => result,
                     Err(_) => {
                         self.leave(index);
-                        let why = format!("etcd {}: no answer within {:?}", endpoint.name, self.share);
+                        let why =
+                            format!("etcd {}: no answer within {:?}", endpoint.name, self.share);
                         if sent && repeat == Repeat::IfUnsent {
                             return Err(StoreError::Unavailable(why));
                         }
@@ -216,9 +219,8 @@ async fn tls(options: &EtcdOptions) -> Result<Option<TlsOptions>, StoreError> {
             )),
         };
     };
-    let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(
-        pem("--store-ca", ca, "CERTIFICATE").await?,
-    ));
+    let mut tls = TlsOptions::new()
+        .ca_certificate(Certificate::from_pem(pem("--store-ca", ca, "CERTIFICATE").await?));
     match (&options.cert, &options.key) {
         (None, None) => {}
         (Some(cert), Some(key)) => {
@@ -290,10 +292,24 @@ mod tests {
 
     #[test]
     fn loopback_is_told_from_the_rest() {
-        for near in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1", "LOCALHOST.:1", "a.localhost:1"] {
+        for near in [
+            "127.0.0.1:1",
+            "127.9.9.9:1",
+            "[::1]:1",
+            "localhost:1",
+            "LOCALHOST.:1",
+            "a.localhost:1",
+        ] {
             assert!(is_loopback(near), "{near}");
         }
-        for far in ["10.0.0.1:1", "[::2]:1", "localhost.example.org:1", "etcd1:1", "0.0.0.0:1", "127.example.org:1"] {
+        for far in [
+            "10.0.0.1:1",
+            "[::2]:1",
+            "localhost.example.org:1",
+            "etcd1:1",
+            "0.0.0.0:1",
+            "127.example.org:1",
+        ] {
             assert!(!is_loopback(far), "{far}");
         }
     }

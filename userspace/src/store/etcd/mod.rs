@@ -175,7 +175,7 @@ impl StateStore for EtcdStore {
             }
         });
         let (requests, responses) = self.within(open).await?.split();
-        let state = Watching {
+        let mut state = Watching {
             requests,
             responses,
             timeout: self.timeout,
@@ -183,7 +183,6 @@ impl StateStore for EtcdStore {
             backlog: Vec::new().into_iter(),
             ended: false,
         };
-        let mut state = state;
         // The answer to the request itself: refusals show here.
         let first = self.within(state.created()).await?;
         state.take(first)?;
@@ -267,7 +266,8 @@ struct Watching {
 
 impl Watching {
     async fn created(&mut self) -> Result<WatchResponse, StoreError> {
-        self.received(self.responses.message().await)
+        let message = self.responses.message().await;
+        self.received(message)
     }
 
     fn received(

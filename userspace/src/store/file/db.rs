@@ -3,8 +3,8 @@
 use std::{fmt, path::Path, time::Duration};
 
 use redb::{
-    Builder, Database, MultimapTable, MultimapTableDefinition, ReadableDatabase, ReadableTable,
-    Table, TableDefinition, WriteTransaction,
+    Builder, Database, MultimapTable, MultimapTableDefinition, ReadableDatabase,
+    ReadableMultimapTable, ReadableTable, Table, TableDefinition, WriteTransaction,
 };
 
 use crate::store::{
@@ -56,8 +56,9 @@ pub(super) struct Db {
 impl Db {
     pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
         let name = format!("file:{}", dir.display());
-        let refused =
-            |error: &dyn fmt::Display| StoreError::Refused(format!("{name} cannot be opened: {error}"));
+        let refused = |error: &dyn fmt::Display| {
+            StoreError::Refused(format!("{name} cannot be opened: {error}"))
+        };
         let database = Builder::new()
             .set_cache_size(CACHE)
             .create(dir.join("store.redb"))
@@ -118,8 +119,7 @@ impl Db {
     pub(super) fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
         let read = || -> Result<Snapshot, redb::Error> {
             let txn = self.database.begin_read()?;
-            let revision =
-                txn.open_table(META)?.get(REVISION)?.map_or(0, |value| value.value());
+            let revision = txn.open_table(META)?.get(REVISION)?.map_or(0, |value| value.value());
             let keys = txn.open_table(KEYS)?;
             let mut entries = Vec::new();
             for item in keys.range(prefix..)? {
@@ -326,10 +326,9 @@ impl<'txn> Tables<'txn> {
     fn holds(&self, compare: &Compare) -> Result<bool, redb::Error> {
         Ok(match compare {
             Compare::Absent(key) => self.keys.get(key.as_str())?.is_none(),
-            Compare::Unchanged(key, revision) => self
-                .keys
-                .get(key.as_str())?
-                .is_some_and(|stored| stored.value().0 == *revision),
+            Compare::Unchanged(key, revision) => {
+                self.keys.get(key.as_str())?.is_some_and(|stored| stored.value().0 == *revision)
+            }
             Compare::PrefixEmpty(prefix) => match self.keys.range(prefix.as_str()..)?.next() {
                 Some(first) => !first?.0.value().starts_with(prefix.as_str()),
                 None => true,

@@ -139,9 +139,7 @@ async fn run<T: Send + 'static>(
     }
 }
 
-fn join<T>(
-    result: Result<Result<T, StoreError>, tokio::task::JoinError>,
-) -> Result<T, StoreError> {
+fn join<T>(result: Result<Result<T, StoreError>, tokio::task::JoinError>) -> Result<T, StoreError> {
     result.unwrap_or_else(|error| Err(StoreError::Unavailable(format!("worker: {error}"))))
 }
 
@@ -174,8 +172,11 @@ async fn reap(store: Weak<Inner>, wake: Arc<Notify>) {
         let now = Instant::now();
         let (due, next) = {
             let mut leases = inner.leases();
-            let due: Vec<LeaseId> =
-                leases.iter().filter(|(_, lease)| lease.deadline <= now).map(|(id, _)| *id).collect();
+            let due: Vec<LeaseId> = leases
+                .iter()
+                .filter(|(_, lease)| lease.deadline <= now)
+                .map(|(id, _)| *id)
+                .collect();
             // From here on a keep-alive comes too late.
             leases.retain(|_, lease| lease.deadline > now);
             (due, leases.values().map(|lease| lease.deadline).min())
