@@ -21,7 +21,8 @@ use crate::{
     packet::{
         ETH_LEN, Packet as _, gso_size, ifindex, linearise, load, redirect_peer, vlan_present,
     },
-    reply, verdict,
+    reply::{self, Answer, NdAnswer},
+    verdict,
 };
 
 /// Extension headers that an IPv6 packet of a container may have.
@@ -48,6 +49,16 @@ pub(crate) fn from_container(ctx: TcContext) -> i32 {
     verdict::tc(&ctx, Direction::FromContainer, port, bytes, outcome)
 }
 
+/// What the headers of a frame call for before it is forwarded.
+enum Kind {
+    /// Nothing.
+    Plain,
+    /// ARP: an answer, perhaps.
+    Arp,
+    /// IPv6: more checks, and an answer, perhaps.
+    Ipv6,
+}
+
 #[inline(always)]
 fn handle(ctx: &TcContext, port: u32) -> Result<Action, DropReason> {
     let ep = lookup!(ENDPOINTS, port).ok_or(DropReason::UnknownEndpoint)?;
@@ -56,50 +67,90 @@ fn handle(ctx: &TcContext, port: u32) -> Result<Action, DropReason> {
         return Err(DropReason::VlanTagged);
     }
     linearise(ctx);
-    let eth: EthHdr = ctx.read(0).ok_or(DropReason::Malformed)?;
-    if eth.is_vlan() {
-        return Err(DropReason::VlanTagged);
-    }
-    source::check_mac(ep, &eth)?;
     let sender = Sender { ctx, port, ep, net };
-    let l3_len = ctx.len() - ETH_LEN as u32;
-    let (tos, headers_len) = match eth.ethertype() {
-        ETH_P_IP => {
-            let ip: Ipv4Hdr = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
-            check_ipv4(ctx, ep, &ip, l3_len)?
-        }
-        ETH_P_IPV6 => {
-            let mut l4 = UpperLayer::default();
-            let mut tclass = Ok(0);
-            check_ipv6(&sender, l3_len, &mut l4, &mut tclass);
-            let tclass = tclass?;
-            if l4.protocol == NEXT_ICMPV6 {
-                let mut answer = Ok(None);
-                reply::icmpv6(&sender, &l4, &mut answer);
-                if let Some(action) = answer? {
-                    return Ok(action);
-                }
-            }
-            (Some(tclass), ipv6_headers_len(ctx, &l4)?)
-        }
-        ETH_P_ARP => {
+    let mut inner = Inner::default();
+    let mut kind = Ok(Kind::Plain);
+    parse(&sender, &mut inner, &mut kind);
+    match kind? {
+        Kind::Plain => {}
+        Kind::Arp => {
             let mut answer = Ok(None);
             reply::arp(&sender, &mut answer);
             if let Some(action) = answer? {
                 return Ok(action);
             }
-            (None, 0)
         }
-        _ => (None, 0),
-    };
+        Kind::Ipv6 => {
+            if let Some(action) = ipv6(&sender, &mut inner)? {
+                return Ok(action);
+            }
+        }
+    }
     if net.flags & NetworkInfo::LEARNING != 0 && ep.flags & EndpointInfo::ALLOW_ANY_SOURCE != 0 {
         // With the usual source check every MAC of a container is known already.
-        let key = FdbKey::new(ep.vni, eth.src);
+        let key = FdbKey::new(ep.vni, inner.eth.src);
         learn::source(Direction::FromContainer, key, [0; 4], port, ctx.len());
     }
-    let gso = gso_size(ctx);
-    let segment_len = if gso == 0 { l3_len } else { gso + headers_len };
-    forward(&sender, &Inner { eth, tos, l3_len, segment_len })
+    forward(&sender, &inner)
+}
+
+/// Checks the headers of a frame and finds out what they say. A function of its
+/// own for the sake of the stack.
+#[inline(never)]
+fn parse(sender: &Sender<'_>, inner: &mut Inner, kind: &mut Result<Kind, DropReason>) {
+    *kind = try_parse(sender, inner);
+}
+
+#[inline(always)]
+fn try_parse(&Sender { ctx, ep, .. }: &Sender<'_>, inner: &mut Inner) -> Result<Kind, DropReason> {
+    let eth: EthHdr = ctx.read(0).ok_or(DropReason::Malformed)?;
+    if eth.is_vlan() {
+        return Err(DropReason::VlanTagged);
+    }
+    source::check_mac(ep, &eth)?;
+    inner.eth = eth;
+    inner.l3_len = ctx.len() - ETH_LEN as u32;
+    inner.segment_len = inner.l3_len;
+    match eth.ethertype() {
+        ETH_P_IP => {
+            let ip: Ipv4Hdr = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
+            inner.tos = Some(ip.tos());
+            let headers_len = check_ipv4(ctx, ep, &ip, inner.l3_len)?;
+            let gso = gso_size(ctx);
+            if gso != 0 {
+                inner.segment_len = gso + headers_len;
+            }
+            Ok(Kind::Plain)
+        }
+        ETH_P_IPV6 => Ok(Kind::Ipv6),
+        ETH_P_ARP => Ok(Kind::Arp),
+        _ => Ok(Kind::Plain),
+    }
+}
+
+/// Checks an IPv6 packet, and answers it if it is a neighbour solicitation
+/// whose answer is known.
+#[inline(always)]
+fn ipv6(sender: &Sender<'_>, inner: &mut Inner) -> Answer {
+    let mut l4 = UpperLayer::default();
+    let mut tclass = Ok(0);
+    check_ipv6(sender, inner.l3_len, &mut l4, &mut tclass);
+    inner.tos = Some(tclass?);
+    let gso = gso_size(sender.ctx);
+    if gso != 0 {
+        inner.segment_len = gso + ipv6_headers_len(sender.ctx, &l4)?;
+    }
+    if l4.protocol != NEXT_ICMPV6 {
+        return Ok(None);
+    }
+    let mut mac = [0; 6];
+    let mut answer = Ok(NdAnswer::Forward);
+    reply::icmpv6(sender, &l4, &mut mac, &mut answer);
+    match answer? {
+        NdAnswer::Forward => Ok(None),
+        NdAnswer::Absorb => Ok(Some(Action::Absorb)),
+        NdAnswer::Reply => reply::nd(sender, mac).map(Some),
+    }
 }
 
 /// Finds out where the frame goes and sends it there.
@@ -161,15 +212,15 @@ fn flood_limited(sender: &Sender<'_>, inner: &Inner) -> Result<Action, DropReaso
     flood::from_container(sender, inner)
 }
 
-/// Checks an IPv4 packet of a container. Returns its TOS and, for a GSO frame,
-/// the length of its IP and transport headers.
+/// Checks an IPv4 packet of a container. Returns, for a GSO frame, the length of
+/// its IP and transport headers.
 #[inline(always)]
 fn check_ipv4(
     ctx: &TcContext,
     ep: &EndpointInfo,
     ip: &Ipv4Hdr,
     l3_len: u32,
-) -> Result<(Option<u8>, u32), DropReason> {
+) -> Result<u32, DropReason> {
     let header_len = source::check_ipv4_shape(ip, l3_len)?;
     source::check_ipv4_source(ep, ip)?;
     let l4 = ETH_LEN + header_len as usize;
@@ -183,13 +234,12 @@ fn check_ipv4(
             return Err(DropReason::VxlanFromContainer);
         }
     }
-    let headers_len = match ip.protocol() {
+    Ok(match ip.protocol() {
         _ if gso_size(ctx) == 0 => 0,
         PROTO_TCP => header_len + load::<TcpHdr>(ctx, l4)?.header_len(),
         PROTO_UDP => header_len + UdpHdr::LEN as u32,
         _ => header_len,
-    };
-    Ok((Some(ip.tos()), headers_len))
+    })
 }
 
 /// The address is this host's VTEP or one that it sends to.

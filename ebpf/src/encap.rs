@@ -41,6 +41,13 @@ pub(crate) struct Inner {
     pub(crate) segment_len: u32,
 }
 
+impl Default for Inner {
+    #[inline(always)]
+    fn default() -> Self {
+        Self { eth: EthHdr::new([0; 6], [0; 6], 0), tos: None, l3_len: 0, segment_len: 0 }
+    }
+}
+
 /// Largest inner L3 packet that reaches a VTEP: what its route takes, or less
 /// if a router on the way has said so.
 #[inline(always)]

@@ -47,7 +47,7 @@ pub(crate) fn arp(sender: &Sender<'_>, answer: &mut Answer) {
 fn try_arp(&Sender { ctx, port, ep, net }: &Sender<'_>) -> Answer {
     let packet: ArpIpv4 = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
     match arp::arp_query(ep, &packet)? {
-        ArpQuery::Absorb => Ok(absorb(net)),
+        ArpQuery::Absorb => Ok(absorbs(net).then_some(Action::Absorb)),
         ArpQuery::Forward => Ok(None),
         ArpQuery::Resolve { target } => {
             let Some(neighbour) = lookup!(NEIGHBOURS, NeighKey::v4(ep.vni, target)) else {
@@ -63,52 +63,78 @@ fn try_arp(&Sender { ctx, port, ep, net }: &Sender<'_>) -> Answer {
 /// Announcements are for hosts that only learn: there are none where the store
 /// knows everyone.
 #[inline(always)]
-fn absorb(net: &NetworkInfo) -> Option<Action> {
-    (net.flags & NetworkInfo::LEARNING == 0).then_some(Action::Absorb)
+fn absorbs(net: &NetworkInfo) -> bool {
+    net.flags & NetworkInfo::LEARNING == 0
 }
 
-/// Checks an ICMPv6 message, and answers a neighbour solicitation whose answer
-/// is known. `None`: to be forwarded. A function of its own for the sake of the
-/// stack.
+/// What becomes of an ICMPv6 message.
+#[derive(Clone, Copy)]
+pub(crate) enum NdAnswer {
+    /// It is to be forwarded.
+    Forward,
+    /// Nobody needs it.
+    Absorb,
+    /// It is a solicitation that [`nd`] answers.
+    Reply,
+}
+
+/// Checks an ICMPv6 message, and gives the MAC to answer with. A function of its
+/// own for the sake of the stack.
 #[inline(never)]
-pub(crate) fn icmpv6(sender: &Sender<'_>, l4: &UpperLayer, answer: &mut Answer) {
-    *answer = try_icmpv6(sender, l4);
+pub(crate) fn icmpv6(
+    sender: &Sender<'_>,
+    l4: &UpperLayer,
+    mac: &mut [u8; 6],
+    answer: &mut Result<NdAnswer, DropReason>,
+) {
+    *answer = try_icmpv6(sender, l4, mac);
 }
 
 #[inline(always)]
-fn try_icmpv6(sender: &Sender<'_>, l4: &UpperLayer) -> Answer {
-    let &Sender { ctx, port, ep, net } = sender;
+fn try_icmpv6(
+    sender: &Sender<'_>,
+    l4: &UpperLayer,
+    mac: &mut [u8; 6],
+) -> Result<NdAnswer, DropReason> {
+    let &Sender { ctx, ep, net, .. } = sender;
     let ip: Ipv6Hdr = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
     if l4.offset != V6_UPPER {
         let disguised = nd::is_disguised(ep, &ip, l4.protocol);
-        return if disguised { Err(DropReason::SpoofedNd) } else { Ok(None) };
+        return if disguised { Err(DropReason::SpoofedNd) } else { Ok(NdAnswer::Forward) };
     }
     let icmp: Icmpv6Hdr = ctx.read(V6_UPPER).ok_or(DropReason::Malformed)?;
     match nd::nd_kind(ep, &ip, &icmp)? {
-        NdKind::Other => return Ok(None),
+        NdKind::Other => return Ok(NdAnswer::Forward),
         NdKind::RouterSolicit => {
             let option: Option<LinkLayerOption> = ctx.read(V6_UPPER + Icmpv6Hdr::LEN);
             nd::check_router_solicit(ep, &ip, option.as_ref())?;
-            return Ok(None);
+            return Ok(NdAnswer::Forward);
         }
         NdKind::Neighbour => {}
     }
     let message: NeighbourHdr = ctx.read(V6_UPPER).ok_or(DropReason::Malformed)?;
     let option: Option<LinkLayerOption> = ctx.read(V6_UPPER + NeighbourHdr::LEN);
-    match nd::nd_query(ep, &ip, &message, option.as_ref())? {
-        NdQuery::Absorb => Ok(absorb(net)),
-        NdQuery::Forward => Ok(None),
-        NdQuery::Resolve { target } => {
-            let Some(neighbour) = lookup!(NEIGHBOURS, NeighKey::v6(ep.vni, target)) else {
-                return Ok(None);
-            };
-            if nd_reply(ctx.skb.skb, &neighbour.mac) != 0 {
-                return Err(DropReason::HelperFailed);
+    Ok(match nd::nd_query(ep, &ip, &message, option.as_ref())? {
+        NdQuery::Absorb if absorbs(net) => NdAnswer::Absorb,
+        NdQuery::Absorb | NdQuery::Forward => NdAnswer::Forward,
+        NdQuery::Resolve { target } => match lookup!(NEIGHBOURS, NeighKey::v6(ep.vni, target)) {
+            Some(neighbour) => {
+                *mac = neighbour.mac;
+                NdAnswer::Reply
             }
-            redirect(port);
-            Ok(Some(Action::NdReply))
-        }
+            None => NdAnswer::Forward,
+        },
+    })
+}
+
+/// Answers a neighbour solicitation: its target is at `mac`.
+#[inline(always)]
+pub(crate) fn nd(sender: &Sender<'_>, mac: [u8; 6]) -> Result<Action, DropReason> {
+    if nd_reply(sender.ctx.skb.skb, &mac) != 0 {
+        return Err(DropReason::HelperFailed);
     }
+    redirect(sender.port);
+    Ok(Action::NdReply)
 }
 
 /// Turns a neighbour solicitation into its answer. A function of its own for

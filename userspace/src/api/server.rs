@@ -5,8 +5,8 @@ use std::{future::Future, io, sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     body::{Body, to_bytes},
-    extract::{Path, Query, State},
-    http::{Method, StatusCode, Uri},
+    extract::{FromRequestParts, Path, Query, State},
+    http::{Method, StatusCode, Uri, request::Parts},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
 };
@@ -127,8 +127,20 @@ async fn body<T: DeserializeOwned>(body: Body) -> Result<T, ApiError> {
         .map_err(|error| invalid(format!("API request body is malformed: {error}")))
 }
 
-fn name(text: &str) -> Result<Name, ApiError> {
-    text.parse().map_err(|error: crate::model::Invalid| invalid(error.to_string()))
+/// The names in the path.
+struct Named<T>(T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Named<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path(names)) => Ok(Self(names)),
+            Err(rejection) => {
+                Err(invalid(format!("API request path is malformed: {}", rejection.body_text())))
+            }
+        }
+    }
 }
 
 type Answer<T> = Result<Json<T>, ApiError>;
@@ -150,30 +162,29 @@ async fn networks(State(backend): Shared) -> Answer<Vec<NetworkRow>> {
 
 async fn network_inspect(
     State(backend): Shared,
-    Path(network): Path<String>,
+    Named(network): Named<Name>,
 ) -> Answer<NetworkInspect> {
-    backend.network_inspect(&name(&network)?).await.map(Json)
+    backend.network_inspect(&network).await.map(Json)
 }
 
-async fn network_remove(State(backend): Shared, Path(network): Path<String>) -> Done {
-    backend.network_remove(&name(&network)?).await.map(done)
+async fn network_remove(State(backend): Shared, Named(network): Named<Name>) -> Done {
+    backend.network_remove(&network).await.map(done)
 }
 
 async fn connect(
     State(backend): Shared,
-    Path(network): Path<String>,
+    Named(network): Named<Name>,
     request: Body,
 ) -> Answer<ContainerRow> {
-    let network = name(&network)?;
     let request: Connect = body(request).await?;
     backend.connect(&network, request).await.map(Json)
 }
 
 async fn disconnect(
     State(backend): Shared,
-    Path((network, container)): Path<(String, String)>,
+    Named((network, container)): Named<(Name, Name)>,
 ) -> Done {
-    backend.disconnect(&name(&network)?, &name(&container)?).await.map(done)
+    backend.disconnect(&network, &container).await.map(done)
 }
 
 async fn container_create(State(backend): Shared, request: Body) -> Answer<ContainerRow> {
@@ -187,10 +198,9 @@ async fn containers(State(backend): Shared) -> Answer<Vec<ContainerRow>> {
 
 async fn container_state(
     State(backend): Shared,
-    Path(container): Path<String>,
+    Named(container): Named<Name>,
     request: Body,
 ) -> Done {
-    let container = name(&container)?;
     let state: ContainerState = body(request).await?;
     backend.container_state(&container, state).await.map(done)
 }
@@ -203,8 +213,7 @@ struct Removal {
     force: bool,
 }
 
-async fn container_remove(State(backend): Shared, Path(container): Path<String>, uri: Uri) -> Done {
-    let container = name(&container)?;
+async fn container_remove(State(backend): Shared, Named(container): Named<Name>, uri: Uri) -> Done {
     let Query(removal) = Query::<Removal>::try_from_uri(&uri).map_err(|rejection| {
         invalid(format!("API query is malformed: {}", rejection.body_text()))
     })?;

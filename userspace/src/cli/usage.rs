@@ -2,9 +2,12 @@
 
 use std::{error::Error as _, io::Write};
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{
+    CommandFactory,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 
-use super::failure::Failure;
+use super::{args::Cli, failure::Failure};
 
 /// Prints help or version, or turns an error into its line.
 pub(super) fn report(error: &clap::Error, out: &mut dyn Write) -> Result<u8, Failure> {
@@ -13,9 +16,9 @@ pub(super) fn report(error: &clap::Error, out: &mut dyn Write) -> Result<u8, Fai
             write!(out, "{}", error.render())?;
             Ok(0)
         }
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            // Standard error, since nothing was asked for; if it is closed there is nobody to tell.
-            let _ = write!(std::io::stderr(), "{}", error.render());
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            // Standard error, since help was not asked for; if it is closed there is nobody to tell.
+            let _ = write!(std::io::stderr(), "{}", help_of(&verb(&error.render().to_string())));
             Err(Failure::silent(2))
         }
         _ => Err(Failure::usage(line(error))),
@@ -59,15 +62,38 @@ fn hint(error: &clap::Error, rendered: &str) -> String {
     if let Some(similar) = similar {
         return format!("did you mean '{similar}'?");
     }
-    // The usage line names the verb: "Usage: culvert network create [OPTIONS] <NAME>".
-    let verb: Vec<_> = rendered
+    format!("see '{} --help'", verb(rendered).join(" "))
+}
+
+/// The verb that clap speaks of, from its usage line: "Usage: culvert network
+/// create [OPTIONS] <NAME>".
+fn verb(rendered: &str) -> Vec<&str> {
+    rendered
         .lines()
         .find_map(|line| line.strip_prefix("Usage: "))
         .unwrap_or("culvert")
         .split_whitespace()
         .take_while(|word| !word.starts_with(['[', '<', '-', '(']) && *word != "...")
-        .collect();
-    format!("see '{} --help'", verb.join(" "))
+        .collect()
+}
+
+/// The help of a verb.
+fn help_of(verb: &[&str]) -> clap::builder::StyledStr {
+    let mut command = Cli::command();
+    // Global options and full names reach the verbs only when it is built.
+    command.build();
+    let mut found = &mut command;
+    for name in verb.iter().skip(1) {
+        // Asked twice for the borrow checker's sake.
+        if found.find_subcommand(name).is_some()
+            && let Some(next) = found.find_subcommand_mut(name)
+        {
+            found = next;
+        } else {
+            break;
+        }
+    }
+    found.render_help()
 }
 
 /// `--subnet <CIDR>` → `--subnet`, `<NAME>...` → `NAME`.
@@ -86,9 +112,7 @@ fn text(error: &clap::Error, kind: ContextKind) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
-    use super::{super::args::Cli, *};
+    use super::*;
 
     fn refused(args: &str) -> String {
         let error = Cli::command()

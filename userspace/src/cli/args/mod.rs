@@ -51,6 +51,8 @@ pub(super) struct Global {
     #[arg(
         long,
         global = true,
+        help_heading = "Global options",
+        display_order = 1000,
         value_name = "PATH",
         env = "CULVERT_SOCKET",
         hide_env_values = true,
@@ -58,16 +60,24 @@ pub(super) struct Global {
     )]
     pub(super) socket: PathBuf,
     /// Table for people or JSON for scripts
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "table")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Global options",
+        display_order = 1001,
+        value_name = "table|json",
+        hide_possible_values = true,
+        default_value = "table"
+    )]
     pub(super) format: Format,
 }
 
 /// `--format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
-    /// Columns, sizes for people
+    /// Columns, sizes for people.
     Table,
-    /// An array of rows, stable field names, plain numbers
+    /// An array of rows, stable field names, plain numbers.
     Json,
 }
 

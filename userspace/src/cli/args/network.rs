@@ -68,8 +68,14 @@ pub(crate) enum NetworkCommand {
 pub(crate) struct CreateArgs {
     /// Name of the network
     pub(crate) name: Name,
-    /// Driver
-    #[arg(short, long, default_value = "bridge")]
+    /// Driver: VXLAN between hosts, or one host with SNAT to the outside
+    #[arg(
+        short,
+        long,
+        value_name = "overlay|bridge",
+        hide_possible_values = true,
+        default_value = "bridge"
+    )]
     pub(crate) driver: Driver,
     /// Subnet; one IPv4 and one IPv6 at most. Chosen by Culvert if not given
     #[arg(long = "subnet", value_name = "CIDR", value_parser = value::cidr)]

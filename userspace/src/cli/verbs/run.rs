@@ -69,6 +69,13 @@ pub(crate) async fn run(
         return Err(Failure::silent(128 + signal));
     }
     let outcome = if args.detach {
+        // The name was free: what is there is the log of an earlier container.
+        if let Some(log) = &spec.log
+            && let Err(failure) = remove_log(log)
+        {
+            withdraw(backend, &args.name, None).await;
+            return Err(failure);
+        }
         let mut arguments: Vec<OsString> = vec!["--socket".into(), socket.into()];
         if args.rm {
             arguments.push("--auto-remove".into());

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 /// The agent. It starts with the overlay network `overlaynet1` and no container.
 #[derive(Debug, Default)]
-pub struct Fake {
+pub(crate) struct Fake {
     state: Mutex<State>,
 }
 
@@ -59,7 +59,7 @@ fn network_row(name: &str, vni: u32, driver: &str, subnets: &[&str]) -> NetworkR
 
 impl Fake {
     /// With its state directory at `state_dir`.
-    pub fn new(state_dir: &Path) -> Arc<Self> {
+    pub(crate) fn new(state_dir: &Path) -> Arc<Self> {
         let fake = Self::default();
         let row = network_row("overlaynet1", 256, "overlay", &["10.0.0.0/24"]);
         let mut state = fake.state();
@@ -74,17 +74,17 @@ impl Fake {
     }
 
     /// What was asked, in order, since the last time.
-    pub fn calls(&self) -> Vec<String> {
+    pub(crate) fn calls(&self) -> Vec<String> {
         std::mem::take(&mut self.state().calls)
     }
 
     /// Refuses the next `requests` about containers' states as an agent without its store does.
-    pub fn away_for(&self, requests: usize) {
+    pub(crate) fn away_for(&self, requests: usize) {
         self.state().away = requests;
     }
 
     /// Adds a problem to the status, and makes the store unhealthy.
-    pub fn trouble(&self, problem: &str) {
+    pub(crate) fn trouble(&self, problem: &str) {
         self.state().problems.push(problem.to_owned());
     }
 
@@ -193,7 +193,7 @@ impl Backend for Fake {
     }
 
     async fn disconnect(&self, network: &Name, container: &Name) -> Result<(), ApiError> {
-        self.note(format!("disconnect {network} {container}"));
+        drop(self.note(format!("disconnect {network} {container}")));
         Ok(())
     }
 
@@ -431,15 +431,15 @@ impl Backend for Fake {
 }
 
 /// A server with its [`Fake`] in a directory of its own; both go when dropped.
-pub struct Agent {
-    pub fake: Arc<Fake>,
-    pub dir: tempfile::TempDir,
+pub(crate) struct Agent {
+    pub(crate) fake: Arc<Fake>,
+    pub(crate) dir: tempfile::TempDir,
     shutdown: CancellationToken,
     server: Option<JoinHandle<()>>,
 }
 
 impl Agent {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let fake = Fake::new(dir.path());
         let shutdown = CancellationToken::new();
@@ -457,12 +457,12 @@ impl Agent {
         Self { fake, dir, shutdown, server: Some(server) }
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("culvert.sock")
     }
 
     /// Stops the server and waits until it is gone.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.shutdown.cancel();
         if let Some(server) = self.server.take() {
             server.join().unwrap();

@@ -1,7 +1,4 @@
 //! Server and client over a real unix socket, with an agent in memory.
-#![expect(clippy::unwrap_used, reason = "tests")]
-
-mod fake;
 
 use std::{
     io::{Read, Write},
@@ -14,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use crate::fake::{Agent, Fake};
 use culvert::{
     api::{
         self, Backend, BindError, Client, MAX_BODY,
@@ -21,7 +19,6 @@ use culvert::{
     },
     model::{Driver, Name},
 };
-use fake::{Agent, Fake};
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
