@@ -103,7 +103,9 @@ pub(crate) async fn the_first_update_is_the_whole(backend: impl Backend) {
     assert_eq!(other.health().borrow().mark, state.mark);
 }
 
-pub(crate) async fn a_follower_sees_every_revision_once_across_a_restart(mut backend: impl Backend) {
+pub(crate) async fn a_follower_sees_every_revision_once_across_a_restart(
+    mut backend: impl Backend,
+) {
     let store = backend.store();
     let mut follower = Follower::spawn(backend.store(), options());
     let mut mirror = Mirror::default();
@@ -210,9 +212,8 @@ pub(crate) async fn a_wiped_store_deletes_nothing_until_accepted(mut backend: im
     backend.stop().await;
     backend.wipe().await;
     backend.start_again().await;
-    let replaced = |health: &Health| {
-        health.error.as_ref().is_some_and(|error| error.contains("replaced"))
-    };
+    let replaced =
+        |health: &Health| health.error.as_ref().is_some_and(|error| error.contains("replaced"));
     let state = health(&follower, "the replacement to show", replaced).await;
     assert!(!state.healthy);
     // The revision passes the one seen before, and still it is another store.

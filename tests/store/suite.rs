@@ -77,11 +77,7 @@ pub(crate) async fn a_snapshot_is_of_one_prefix_in_key_order(backend: impl Backe
         .collect();
     assert_eq!(
         seen,
-        [
-            ("/t/a/1", &b"one"[..], first),
-            ("/t/a/2", b"two", first),
-            ("/t/a/3", b"three", second)
-        ]
+        [("/t/a/1", &b"one"[..], first), ("/t/a/2", b"two", first), ("/t/a/3", b"three", second)]
     );
     assert_eq!(keys(&*store, "/t/a").await, ["/t/a/1", "/t/a/2", "/t/a/3", "/t/ab"]);
     assert_eq!(keys(&*store, "/t/ab").await, ["/t/ab"]);
@@ -158,7 +154,8 @@ pub(crate) async fn compares_mean_what_they_say(backend: impl Backend) {
     assert!(matches!(outcome, Outcome::Committed(_)));
     // A deleted key is absent, and its revision comes not back.
     let third = write(&*store, vec![put("/t/a/2", "again")]).await;
-    for (holds, compare) in [(false, unchanged("/t/a/2", second)), (true, unchanged("/t/a/2", third))]
+    for (holds, compare) in
+        [(false, unchanged("/t/a/2", second)), (true, unchanged("/t/a/2", third))]
     {
         let outcome = store.commit(vec![compare], Vec::new()).await.expect("commit");
         assert_eq!(outcome != Outcome::Conflict, holds);
@@ -253,7 +250,8 @@ pub(crate) async fn no_increment_is_lost(backend: impl Backend) {
                         let entry = &snapshot.entries[0];
                         let text = std::str::from_utf8(&entry.value).expect("text");
                         let number: usize = text.parse().expect("number");
-                        let compares = vec![Compare::Unchanged("/t/n".to_owned(), entry.mod_revision)];
+                        let compares =
+                            vec![Compare::Unchanged("/t/n".to_owned(), entry.mod_revision)];
                         let writes = vec![put("/t/n", &(number + 1).to_string())];
                         let outcome = store.commit(compares, writes).await.expect("commit");
                         if let Outcome::Committed(_) = outcome {
@@ -282,7 +280,8 @@ pub(crate) async fn a_watch_tells_revisions_in_order_and_whole(backend: impl Bac
     let one = write(&*store, vec![put("/t/c", "1"), put("/t/a", "1"), put("/t/b", "1")]).await;
     write(&*store, vec![put("/not", "watched")]).await;
     let two = write(&*store, vec![delete("/t/a"), put("/t/b", "2"), delete("/t/none")]).await;
-    let three = write(&*store, vec![Write::DeletePrefix("/t/".to_owned()), put("/u/end", "v")]).await;
+    let three =
+        write(&*store, vec![Write::DeletePrefix("/t/".to_owned()), put("/u/end", "v")]).await;
 
     assert_eq!(briefs(&next(&mut past).await), ["/t/old=v"]);
     for watch in [&mut past, &mut coming] {
