@@ -82,18 +82,12 @@ fn help_of(verb: &[&str]) -> clap::builder::StyledStr {
     let mut command = Cli::command();
     // Global options and full names reach the verbs only when it is built.
     command.build();
-    let mut found = &mut command;
-    for name in verb.iter().skip(1) {
-        // Asked twice for the borrow checker's sake.
-        if found.find_subcommand(name).is_some()
-            && let Some(next) = found.find_subcommand_mut(name)
-        {
-            found = next;
-        } else {
-            break;
-        }
-    }
-    found.render_help()
+    let found = verb
+        .iter()
+        .skip(1)
+        .try_fold(&command, |command, name| command.find_subcommand(name))
+        .unwrap_or(&command);
+    found.clone().render_help()
 }
 
 /// `--subnet <CIDR>` → `--subnet`, `<NAME>...` → `NAME`.

@@ -515,3 +515,41 @@ fn purge_goes_through_the_agent_and_waits_for_its_end() {
     assert_eq!(agent.fake.calls(), ["purge"]);
     assert!(!agent.socket().exists(), "the agent is gone when purge returns");
 }
+
+#[test]
+fn doctor_works_with_and_without_an_agent() {
+    let agent = Agent::start();
+    let nowhere = agent.dir.path().join("nowhere");
+    for (socket, level, detail) in [
+        (agent.socket(), "ok", "pid 4711, store healthy".to_owned()),
+        (
+            nowhere.clone(),
+            "warning",
+            format!("not running: nobody listens on {}", nowhere.display()),
+        ),
+    ] {
+        // The loopback device is a poor uplink, but one that every host has.
+        let args = ["doctor", "--uplink", "lo", "--bpffs", "/nonexistent", "--format", "json"];
+        let output = run(&socket, &args);
+        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+        let rows: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let rows = rows.as_array().unwrap();
+        assert_eq!(rows[0]["check"], "agent");
+        assert_eq!(rows[0]["level"], level);
+        assert_eq!(rows[0]["detail"], detail);
+        assert!(rows.len() > 1);
+        let errors = rows.iter().filter(|row| row["level"] == "error").count();
+        assert_eq!(output.status.code(), Some(i32::from(errors > 0)));
+    }
+    agent.fake.trouble("no answer from etcd");
+    let output = run(&agent.socket(), &["doctor", "--uplink", "lo"]);
+    assert_eq!(output.status.code(), Some(1));
+    let table = String::from_utf8(output.stdout).unwrap();
+    let mut lines = table.lines();
+    assert_eq!(words_of(lines.next().unwrap()), ["LEVEL", "CHECK", "DETAIL", "ADVICE"]);
+    assert!(lines.next().unwrap().starts_with("error"), "{table}");
+}
+
+fn words_of(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
+}
