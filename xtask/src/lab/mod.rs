@@ -21,7 +21,7 @@ pub(crate) use host::{Host, HostPlan};
 pub(crate) use underlay::Underlay;
 
 /// Directory of sockets, state and logs: a tmpfs inside the enclosure.
-const DIR: &str = "/run/culvert";
+const DIR: &str = "/run/culvert-lab";
 
 /// The store's address as agents are told.
 pub(crate) fn store() -> String {

@@ -250,7 +250,7 @@ fn cheat_sheet(hosts: u8) {
         ui::line(&format!("  {text}"));
     }
     ui::heading("The agents' logs, and the end");
-    ui::line("  cargo xtask lab sh host1 -- cat /run/culvert/host1.log");
+    ui::line("  cargo xtask lab sh host1 -- cat /run/culvert-lab/host1.log");
     ui::line("  cargo xtask lab down");
 }
 

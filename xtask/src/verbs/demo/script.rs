@@ -102,15 +102,15 @@ impl Play {
             stage.type_on(
                 host,
                 &format!(
-                    "mkdir -p /run/culvert/{name} && echo 'Hello from {name}' > \
-                     /run/culvert/{name}/index.html"
+                    "mkdir -p /run/culvert-lab/{name} && echo 'Hello from {name}' > \
+                     /run/culvert-lab/{name}/index.html"
                 ),
             )?;
             stage.type_on(
                 host,
                 &format!(
                     "culvert run -d --name {name} --network overlaynet1 -- python3 -m http.server \
-                     80 --directory /run/culvert/{name}"
+                     80 --directory /run/culvert-lab/{name}"
                 ),
             )?;
         }
