@@ -71,6 +71,10 @@ pub(crate) struct Record {
     pub(crate) origin: Origin,
     /// Path of the namespace; empty for [`Origin::Host`].
     pub(crate) netns: PathBuf,
+    /// The process whose namespace was adopted, for `attach --pid`: when it is
+    /// gone, the path of its namespace may be another's.
+    #[serde(default)]
+    pub(crate) adopted: Option<Process>,
     /// The command, once it has started.
     pub(crate) process: Option<Process>,
     /// Its exit code, once it has ended.
@@ -91,6 +95,7 @@ impl Record {
             name,
             origin,
             netns,
+            adopted: None,
             process: None,
             exit_code: None,
             log: None,
@@ -241,10 +246,8 @@ mod tests {
         assert!(own.lives());
         assert!(!Process { start_time: own.start_time + 1, ..own }.lives());
 
-        let mut child = std::process::Command::new("cat")
-            .stdin(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
         let process = Process::find(child.id().try_into().unwrap()).unwrap();
         assert!(process.lives());
         child.kill().unwrap();

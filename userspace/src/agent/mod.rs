@@ -32,8 +32,8 @@ use tokio::{
     sync::oneshot,
 };
 
-use self::{backend::Agent, containers::Containers, engine::Engine, shared::Shared};
 pub use self::purge::purge_offline;
+use self::{backend::Agent, containers::Containers, engine::Engine, shared::Shared};
 use crate::{
     api,
     cli::AgentOptions,

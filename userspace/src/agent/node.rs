@@ -80,9 +80,8 @@ async fn stay(
 
 async fn enter(shared: &Shared, store: &dyn StateStore) -> Result<LeaseId, ExecuteError> {
     let lease = store.grant(TTL).await?;
-    let entry = ops::execute(store, None, |view| {
-        Ok(((), ops::register_node(view, &shared.node, lease)?))
-    });
+    let entry =
+        ops::execute(store, None, |view| Ok(((), ops::register_node(view, &shared.node, lease)?)));
     match entry.await {
         Ok(_) => Ok(lease),
         Err(error) => {

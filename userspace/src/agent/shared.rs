@@ -198,7 +198,9 @@ impl Shared {
     /// snapshot of it is in the kernel.
     pub(crate) fn store(&self) -> Result<&Arc<dyn StateStore>, ApiError> {
         let reason = || match self.health().error {
-            Some(error) => format!("{error}; the agent keeps trying, 'culvert status' shows when it answers"),
+            Some(error) => {
+                format!("{error}; the agent keeps trying, 'culvert status' shows when it answers")
+            }
             None => "store: not read yet, the agent is starting: try again".to_owned(),
         };
         self.store
@@ -235,9 +237,10 @@ impl Shared {
     where
         T: Send,
     {
-        let store = self.store.get().ok_or_else(|| {
-            crate::store::StoreError::Unavailable("not opened yet".to_owned())
-        })?;
+        let store = self
+            .store
+            .get()
+            .ok_or_else(|| crate::store::StoreError::Unavailable("not opened yet".to_owned()))?;
         // Not `ops::execute` with the view: the lock must not be held across the commit.
         let planned = plan(&self.view());
         if let Ok((made, Plan { compares, writes })) = planned

@@ -17,8 +17,7 @@ use crate::{
 /// Sends the log to standard error, unless the program has set up another way.
 pub(super) fn log(filter: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?}"))?;
-    let subscriber =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A test or the CLI may have one already.
     let _ = subscriber.try_init();
     Ok(())
@@ -61,7 +60,9 @@ pub(super) async fn host(
         let link = links.iter().find(|link| link.name == *name);
         let link = link.ok_or_else(|| NetlinkError::NoSuchInterface(name.clone()))?;
         if link.loopback {
-            bail!("uplink {name} is the loopback device: the interface that leads to the other hosts is valid");
+            bail!(
+                "uplink {name} is the loopback device: the interface that leads to the other hosts is valid"
+            );
         }
         if uplinks.iter().take(index).any(|before| before == name) {
             bail!("uplink {name} is given twice: each --uplink once is valid");
@@ -108,7 +109,8 @@ fn vtep_address(
 ) -> anyhow::Result<Ipv4Addr> {
     let v4 = |link: &Link| -> Vec<Ipv4Addr> {
         let ips = link.addresses.iter().map(|address| address.ip());
-        ips.filter_map(|ip| if let std::net::IpAddr::V4(ip) = ip { Some(ip) } else { None }).collect()
+        ips.filter_map(|ip| if let std::net::IpAddr::V4(ip) = ip { Some(ip) } else { None })
+            .collect()
     };
     match options.vtep_ip {
         Some(ip) => {
@@ -116,7 +118,9 @@ fn vtep_address(
             if links.iter().any(|link| v4(link).contains(&ip)) {
                 return Ok(ip);
             }
-            bail!("VTEP address {ip} is not an address of this host: add it, or give one that is with --vtep-ip");
+            bail!(
+                "VTEP address {ip} is not an address of this host: add it, or give one that is with --vtep-ip"
+            );
         }
         None => {
             let first = uplinks.first().map(String::as_str).unwrap_or_default();

@@ -1,10 +1,6 @@
 //! The BPF maps as [`Kernel`].
 
-use super::{
-    diff::Op,
-    reconciler::Kernel,
-    tables::Tables,
-};
+use super::{diff::Op, reconciler::Kernel, tables::Tables};
 use crate::datapath::{Datapath, DatapathError, Table};
 
 impl Kernel for Datapath {

@@ -52,6 +52,7 @@ impl Engine {
         self.note(Touched { nodes, endpoints, ..Touched::default() });
         self.prune_maps();
         self.find_strays().await;
+        self.revive_sandboxes().await;
     }
 
     /// Marks what a change concerns.

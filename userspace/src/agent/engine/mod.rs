@@ -254,6 +254,7 @@ impl Engine {
             self.prune_maps();
         }
         self.find_strays().await;
+        self.revive_sandboxes().await;
         self.work.extend(self.local.keys().cloned().map(Work::Plug));
         let lines = self.shared.platform.check_uplinks().await;
         let lines = lines.into_iter().enumerate();
@@ -303,9 +304,9 @@ impl Engine {
     /// Removes learned entries that are past their age or lead nowhere.
     fn age(&self) {
         let platform = &self.shared.platform;
-        let oldest = platform.now_ns().saturating_sub(
-            u64::try_from(platform.ageing().as_nanos()).unwrap_or(u64::MAX),
-        );
+        let oldest = platform
+            .now_ns()
+            .saturating_sub(u64::try_from(platform.ageing().as_nanos()).unwrap_or(u64::MAX));
         let aged = platform.learned().and_then(|entries| {
             for (key, entry) in entries {
                 let network = self.reconciler.network(key.vni);

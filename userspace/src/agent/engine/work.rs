@@ -6,7 +6,7 @@ use tokio::time::{Duration, Instant};
 
 use super::Engine;
 use crate::{
-    agent::{platform::PlugError, shared::PlugState},
+    agent::{containers::Origin, platform::PlugError, shared::PlugState},
     api::types::ErrorKind,
     model::ENDPOINTS,
     reconcile::{LocalEndpoint, local_endpoint},
@@ -52,7 +52,10 @@ impl Engine {
 
     async fn plug(&mut self, id: String) {
         let Some(endpoint) = self.wanted(&id) else { return };
-        let plugged = self.shared.platform.plug(&endpoint).await;
+        let plugged = match self.adopted_process_gone(&endpoint) {
+            Some(error) => Err(error),
+            None => self.shared.platform.plug(&endpoint).await,
+        };
         let problem = format!("endpoint/{id}");
         match plugged {
             Ok(ifindex) => {
@@ -93,6 +96,20 @@ impl Engine {
         }
     }
 
+    /// A namespace adopted by the number of a process is there only while that
+    /// process is: later the number may be another's, even the host's own.
+    fn adopted_process_gone(&self, endpoint: &LocalEndpoint) -> Option<PlugError> {
+        let containers = self.shared.containers();
+        let process = containers.get(&endpoint.container)?.adopted?;
+        if process.lives() {
+            return None;
+        }
+        Some(PlugError::Absent(format!(
+            "process {} is gone and its network namespace with it: attach its successor, or 'culvert detach {}'",
+            process.pid, endpoint.container
+        )))
+    }
+
     /// Notes a failure, and when to try again: an absent sandbox is looked for
     /// every second, everything else with growing pauses.
     fn fail(&mut self, id: &str, error: PlugError) {
@@ -130,6 +147,20 @@ impl Engine {
                 self.shared.problem(&problem, Some(format!("endpoint {id}: {}", error.message())));
                 self.set_state(&id, None);
             }
+        }
+    }
+
+    /// Makes the sandboxes again that are ours and gone, with a network or without.
+    pub(super) async fn revive_sandboxes(&self) {
+        let owned: Vec<_> = {
+            let containers = self.shared.containers();
+            let owned = containers.iter().filter(|record| record.origin == Origin::Owned);
+            owned.map(|record| record.name.clone()).collect()
+        };
+        for name in owned {
+            let made = self.shared.platform.ensure_sandbox(&name).await;
+            let line = made.err().map(|error| format!("container '{name}': {}", error.message));
+            self.shared.problem(&format!("sandbox/{name}"), line);
         }
     }
 

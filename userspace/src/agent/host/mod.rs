@@ -108,9 +108,9 @@ fn refused(error: NetlinkError) -> ApiError {
         NetlinkError::NameTaken(_) => ErrorKind::Conflict,
         NetlinkError::MalformedName(_) | NetlinkError::Mtu { .. } => ErrorKind::Invalid,
         NetlinkError::NoRoute(_) => ErrorKind::Unavailable,
-        NetlinkError::Permission(_) | NetlinkError::Kernel { .. } | NetlinkError::Protocol { .. } => {
-            ErrorKind::Internal
-        }
+        NetlinkError::Permission(_)
+        | NetlinkError::Kernel { .. }
+        | NetlinkError::Protocol { .. } => ErrorKind::Internal,
     };
     ApiError::new(kind, error.to_string())
 }

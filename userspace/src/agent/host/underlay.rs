@@ -106,10 +106,7 @@ impl Underlay {
             return Err("is an address of this host: that of another host is valid".to_owned());
         }
         let IpAddr::V4(next_hop) = route.next_hop else {
-            return Err(format!(
-                "is routed through {}: an IPv4 next hop is valid",
-                route.next_hop
-            ));
+            return Err(format!("is routed through {}: an IPv4 next hop is valid", route.next_hop));
         };
         let device = self.devices.get(&route.ifindex);
         let device = device.ok_or_else(|| format!("its interface #{} is gone", route.ifindex))?;
@@ -159,8 +156,7 @@ mod tests {
 
     #[test]
     fn a_routed_vtep_has_its_gateway_as_next_hop() {
-        let (path, warning) =
-            underlay().path(VTEP, 4789, &route(2, [192, 0, 2, 1], 1500)).unwrap();
+        let (path, warning) = underlay().path(VTEP, 4789, &route(2, [192, 0, 2, 1], 1500)).unwrap();
         assert_eq!(warning, None);
         assert_eq!(
             path,
