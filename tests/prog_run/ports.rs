@@ -53,7 +53,7 @@ impl Port {
             Self::A2 => "a2",
             Self::B1 => "b1",
             Self::B2 => "b2",
-            Self::Uplink => "up",
+            Self::Uplink => "uplink",
         }
     }
 }
