@@ -1,7 +1,6 @@
 //! What only etcd has: endpoints, TLS, users.
 
 use std::{
-
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -72,7 +71,8 @@ async fn an_endpoint_that_does_not_answer_gives_one_line() {
     assert!(unavailable(&options).await.contains("refused"));
 
     // Two that fail are both named.
-    let closed = [free_port(), free_port()].map(|port| format!("127.0.0.1:{}", port.expect("port")));
+    let closed =
+        [free_port(), free_port()].map(|port| format!("127.0.0.1:{}", port.expect("port")));
     let options = EtcdOptions { timeout: Duration::from_secs(2), ..etcd_options(&closed) };
     unavailable(&options).await;
 
@@ -83,8 +83,7 @@ async fn an_endpoint_that_does_not_answer_gives_one_line() {
     unavailable(&options).await;
 
     let nowhere = etcd_options(&["localhost.invalid:2379".to_owned()]);
-    let options =
-        EtcdOptions { timeout: Duration::from_secs(3), insecure: true, ..nowhere };
+    let options = EtcdOptions { timeout: Duration::from_secs(3), insecure: true, ..nowhere };
     unavailable(&options).await;
 }
 
@@ -134,7 +133,8 @@ async fn a_transaction_that_may_have_arrived_is_not_sent_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_notices_a_server_that_hangs() {
     let server = start(Config::default());
-    let options = EtcdOptions { timeout: Duration::from_secs(2), ..etcd_options(&[server.endpoint()]) };
+    let options =
+        EtcdOptions { timeout: Duration::from_secs(2), ..etcd_options(&[server.endpoint()]) };
     let store = connect(&options).await;
     let revision = write(&store, vec![put("/t/a", "v")]).await;
     let mut watch = store.watch("/t/", revision + 1).await.expect("watch");
@@ -159,9 +159,8 @@ async fn two_clusters_under_one_url_delete_nothing() {
     assert!(in_time("the whole", follower.next()).await.expect("update").resync);
     tokio::task::block_in_place(|| one.stop());
     let mut health = follower.health();
-    let replaced = health.wait_for(|health| {
-        health.error.as_ref().is_some_and(|error| error.contains("replaced"))
-    });
+    let replaced = health
+        .wait_for(|health| health.error.as_ref().is_some_and(|error| error.contains("replaced")));
     in_time("the other cluster to show", replaced).await.expect("follower");
     assert!(tokio::time::timeout(Duration::from_millis(300), follower.next()).await.is_err());
 }
@@ -184,7 +183,10 @@ impl Certificates {
 
     fn server(&self) -> EtcdServer {
         let (cert, key) = (self.server.cert.clone(), self.server.key.clone());
-        start(Config { tls: Some(Tls { ca: self.authority.cert(), cert, key }), ..Config::default() })
+        start(Config {
+            tls: Some(Tls { ca: self.authority.cert(), cert, key }),
+            ..Config::default()
+        })
     }
 
     fn options(&self, endpoint: &str, client: &Pair) -> EtcdOptions {
@@ -270,7 +272,9 @@ async fn users_and_passwords() {
     assert!(line.contains("permission denied"), "{line}");
     let beyond = store.watch("/other/", 1).await.map(drop).expect_err("is refused");
     assert!(matches!(beyond, StoreError::Refused(_)), "{beyond:?}");
-    for wrong in [as_user(Some("culvert"), "wrong"), as_user(Some("nobody"), "x"), as_user(None, "")] {
+    for wrong in
+        [as_user(Some("culvert"), "wrong"), as_user(Some("nobody"), "x"), as_user(None, "")]
+    {
         let line = refused(&wrong, "/culvert/").await;
         assert!(!line.contains("wrong"), "a password in a message: {line}");
     }
@@ -287,7 +291,9 @@ async fn users_and_passwords() {
         loop {
             match store.commit(vec![], vec![put("/culvert/v1/y", "v")]).await {
                 Ok(outcome) => return assert!(matches!(outcome, Outcome::Committed(_))),
-                Err(StoreError::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
+                Err(StoreError::Unavailable(_)) => {
+                    tokio::time::sleep(Duration::from_millis(50)).await
+                }
                 Err(other) => panic!("{other}"),
             }
         }
