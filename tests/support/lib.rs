@@ -1,5 +1,6 @@
 //! What the tests share: hosts in network namespaces, etcd, whole clusters.
 
+pub mod certs;
 pub mod cluster;
 pub mod etcd;
 pub mod netns;
