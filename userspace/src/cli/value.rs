@@ -66,10 +66,17 @@ pub(super) fn mac(text: &str) -> Parsed<MacAddr> {
     }
 }
 
-/// A whole number that fits 32 bits; whether it suits is for the agent to say.
-pub(super) fn number(text: &str) -> Parsed<u32> {
+/// A VNI as a number; whether it is one is for the agent to say.
+pub(super) fn vni(text: &str) -> Parsed<u32> {
     text.parse().or_else(|_| {
-        refuse(format!("'{text}' is not a number of this kind: 0 to {} is valid", u32::MAX))
+        refuse(format!("VNI '{text}' is out of range: 1 to {} is valid", crate::model::Vni::MAX))
+    })
+}
+
+/// An MTU as a number; whether it suits is for the agent to say.
+pub(super) fn mtu(text: &str) -> Parsed<u32> {
+    text.parse().or_else(|_| {
+        refuse(format!("MTU '{text}' is malformed: a number of bytes, 68 or more, is valid"))
     })
 }
 
@@ -126,11 +133,17 @@ pub(super) fn ifname(text: &str) -> Parsed<String> {
     }
 }
 
+/// The path from the root directory.
+pub(super) fn absolute(path: PathBuf) -> Parsed<PathBuf> {
+    std::path::absolute(&path).map_err(|error| {
+        Invalid(format!("path {path:?} is malformed ({error}): one from / on is valid"))
+    })
+}
+
 /// The path of a network namespace, made absolute: the agent has another
 /// working directory, and another `/proc/self`.
 pub(super) fn netns(text: &str) -> Parsed<PathBuf> {
-    let path = std::path::absolute(text)
-        .map_err(|error| Invalid(format!("namespace path '{text}' is malformed: {error}")))?;
+    let path = absolute(text.into())?;
     if path.starts_with("/proc/self") || path.starts_with("/proc/thread-self") {
         return refuse(format!(
             "namespace path '{text}' means culvert's own process: /proc/PID/ns/net or --pid PID is valid"
@@ -266,9 +279,11 @@ mod tests {
         for bad in ["", "a b", "a/b", "a:b", ".", "..", "0123456789abcdef"] {
             line(ifname(bad));
         }
-        assert_eq!(number("0").unwrap(), 0);
-        line(number("-1"));
-        line(number("4294967296"));
+        assert_eq!(vni("0").unwrap(), 0);
+        line(vni("-1"));
+        line(vni("4294967296"));
+        assert_eq!(mtu("9000").unwrap(), 9000);
+        line(mtu("1k"));
         line(port("0"));
         line(pid("0"));
         line(seconds("0"));
