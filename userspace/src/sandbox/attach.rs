@@ -1,9 +1,6 @@
 //! The veth pair between the host and a sandbox.
 
-use std::{
-    net::IpAddr,
-    os::fd::AsFd,
-};
+use std::{net::IpAddr, os::fd::AsFd};
 
 use ipnetwork::IpNetwork;
 
@@ -145,10 +142,7 @@ fn pending(link: Option<Link>, name: &str) -> Result<Link> {
 }
 
 fn taken(spec: &PlugSpec, sandbox: &Sandbox) -> SandboxError {
-    SandboxError::InterfaceTaken {
-        ifname: spec.ifname.clone(),
-        sandbox: sandbox.path().to_owned(),
-    }
+    SandboxError::InterfaceTaken { ifname: spec.ifname.clone(), sandbox: sandbox.path().to_owned() }
 }
 
 /// Refuses an interface that is not the endpoint's. One without an alias is:

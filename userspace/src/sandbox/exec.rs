@@ -3,10 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::{
-        fs::OpenOptionsExt,
-        process::CommandExt,
-    },
+    os::unix::{fs::OpenOptionsExt, process::CommandExt},
     path::{Path, PathBuf},
     pin::pin,
     process::{Command, Stdio},
