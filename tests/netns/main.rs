@@ -1,1 +1,3 @@
-//! Tests.
+//! Hosts in network namespaces with a real etcd.
+
+mod overlay;
