@@ -21,11 +21,24 @@ use crate::{
     packet::{
         ETH_LEN, Packet as _, gso_size, ifindex, linearise, load, redirect_peer, vlan_present,
     },
-    reply, verdict,
+    reply::{self, Answer, NdAnswer},
+    verdict,
 };
 
 /// Extension headers that an IPv6 packet of a container may have.
 const MAX_EXTENSIONS: usize = 6;
+
+/// Who sends a frame. Handed by reference: a BPF function takes five registers.
+pub(crate) struct Sender<'a> {
+    /// The frame.
+    pub(crate) ctx: &'a TcContext,
+    /// Host-side interface index.
+    pub(crate) port: u32,
+    /// The endpoint.
+    pub(crate) ep: &'a EndpointInfo,
+    /// Its network.
+    pub(crate) net: &'a NetworkInfo,
+}
 
 /// A frame that a container sends.
 #[classifier]
@@ -36,6 +49,16 @@ pub(crate) fn from_container(ctx: TcContext) -> i32 {
     verdict::tc(&ctx, Direction::FromContainer, port, bytes, outcome)
 }
 
+/// What the headers of a frame call for before it is forwarded.
+enum Kind {
+    /// Nothing.
+    Plain,
+    /// ARP: an answer, perhaps.
+    Arp,
+    /// IPv6: more checks, and an answer, perhaps.
+    Ipv6,
+}
+
 #[inline(always)]
 fn handle(ctx: &TcContext, port: u32) -> Result<Action, DropReason> {
     let ep = lookup!(ENDPOINTS, port).ok_or(DropReason::UnknownEndpoint)?;
@@ -44,66 +67,108 @@ fn handle(ctx: &TcContext, port: u32) -> Result<Action, DropReason> {
         return Err(DropReason::VlanTagged);
     }
     linearise(ctx);
+    let sender = Sender { ctx, port, ep, net };
+    let mut inner = Inner::default();
+    let mut kind = Ok(Kind::Plain);
+    parse(&sender, &mut inner, &mut kind);
+    match kind? {
+        Kind::Plain => {}
+        Kind::Arp => {
+            let mut answer = Ok(None);
+            reply::arp(&sender, &mut answer);
+            if let Some(action) = answer? {
+                return Ok(action);
+            }
+        }
+        Kind::Ipv6 => {
+            if let Some(action) = ipv6(&sender, &mut inner)? {
+                return Ok(action);
+            }
+        }
+    }
+    if net.flags & NetworkInfo::LEARNING != 0 && ep.flags & EndpointInfo::ALLOW_ANY_SOURCE != 0 {
+        // With the usual source check every MAC of a container is known already.
+        let key = FdbKey::new(ep.vni, inner.eth.src);
+        learn::source(Direction::FromContainer, key, [0; 4], port, ctx.len());
+    }
+    forward(&sender, &inner)
+}
+
+/// Checks the headers of a frame and finds out what they say. A function of its
+/// own for the sake of the stack.
+#[inline(never)]
+fn parse(sender: &Sender<'_>, inner: &mut Inner, kind: &mut Result<Kind, DropReason>) {
+    *kind = try_parse(sender, inner);
+}
+
+#[inline(always)]
+fn try_parse(&Sender { ctx, ep, .. }: &Sender<'_>, inner: &mut Inner) -> Result<Kind, DropReason> {
     let eth: EthHdr = ctx.read(0).ok_or(DropReason::Malformed)?;
     if eth.is_vlan() {
         return Err(DropReason::VlanTagged);
     }
     source::check_mac(ep, &eth)?;
-    let l3_len = ctx.len() - ETH_LEN as u32;
-    let (tos, headers_len) = match eth.ethertype() {
+    inner.eth = eth;
+    inner.l3_len = ctx.len() - ETH_LEN as u32;
+    inner.segment_len = inner.l3_len;
+    match eth.ethertype() {
         ETH_P_IP => {
             let ip: Ipv4Hdr = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
-            check_ipv4(ctx, ep, &ip, l3_len)?
-        }
-        ETH_P_IPV6 => {
-            let ip: Ipv6Hdr = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
-            let l4 = check_ipv6(ctx, ep, &ip, l3_len)?;
-            if l4.protocol == NEXT_ICMPV6
-                && let Some(action) = reply::icmpv6(ctx, ep, net, port, &eth, &ip, &l4)?
-            {
-                return Ok(action);
+            inner.tos = Some(ip.tos());
+            let headers_len = check_ipv4(ctx, ep, &ip, inner.l3_len)?;
+            let gso = gso_size(ctx);
+            if gso != 0 {
+                inner.segment_len = gso + headers_len;
             }
-            (Some(ip.tclass()), ipv6_headers_len(ctx, &l4)?)
+            Ok(Kind::Plain)
         }
-        ETH_P_ARP => {
-            if let Some(action) = reply::arp(ctx, ep, net, port)? {
-                return Ok(action);
-            }
-            (None, 0)
-        }
-        _ => (None, 0),
-    };
-    if net.flags & NetworkInfo::LEARNING != 0 && ep.flags & EndpointInfo::ALLOW_ANY_SOURCE != 0 {
-        // With the usual source check every MAC of a container is known already.
-        let key = FdbKey::new(ep.vni, eth.src);
-        learn::source(Direction::FromContainer, key, [0; 4], port, ctx.len());
+        ETH_P_IPV6 => Ok(Kind::Ipv6),
+        ETH_P_ARP => Ok(Kind::Arp),
+        _ => Ok(Kind::Plain),
     }
-    let gso = gso_size(ctx);
-    let segment_len = if gso == 0 { l3_len } else { gso + headers_len };
-    forward(ctx, ep, net, port, &Inner { eth, tos, l3_len, segment_len })
+}
+
+/// Checks an IPv6 packet, and answers it if it is a neighbour solicitation
+/// whose answer is known.
+#[inline(always)]
+fn ipv6(sender: &Sender<'_>, inner: &mut Inner) -> Answer {
+    let mut l4 = UpperLayer::default();
+    let mut tclass = Ok(0);
+    check_ipv6(sender, inner.l3_len, &mut l4, &mut tclass);
+    inner.tos = Some(tclass?);
+    let gso = gso_size(sender.ctx);
+    if gso != 0 {
+        inner.segment_len = gso + ipv6_headers_len(sender.ctx, &l4)?;
+    }
+    if l4.protocol != NEXT_ICMPV6 {
+        return Ok(None);
+    }
+    let mut mac = [0; 6];
+    let mut answer = Ok(NdAnswer::Forward);
+    reply::icmpv6(sender, &l4, &mut mac, &mut answer);
+    match answer? {
+        NdAnswer::Forward => Ok(None),
+        NdAnswer::Absorb => Ok(Some(Action::Absorb)),
+        NdAnswer::Reply => reply::nd(sender, mac).map(Some),
+    }
 }
 
 /// Finds out where the frame goes and sends it there.
 #[inline(always)]
-fn forward(
-    ctx: &TcContext,
-    ep: &EndpointInfo,
-    net: &NetworkInfo,
-    port: u32,
-    inner: &Inner,
-) -> Result<Action, DropReason> {
+fn forward(sender: &Sender<'_>, inner: &Inner) -> Result<Action, DropReason> {
+    let &Sender { ctx, port, ep, net } = sender;
     if ethernet::is_multicast(&inner.eth.dst) {
-        return flood_limited(ctx, ep, net, port, inner);
+        return flood_limited(sender, inner);
     }
     let key = FdbKey::new(ep.vni, inner.eth.dst);
     let (ifindex, vtep) = match lookup!(FDB, key) {
         Some(entry) => (entry.ifindex, entry.vtep),
         None if net.flags & NetworkInfo::LEARNING == 0 => {
-            return flood_limited(ctx, ep, net, port, inner);
+            return flood_limited(sender, inner);
         }
         None => match learn::find(key) {
             Some(entry) => (entry.ifindex, entry.vtep),
-            None => return flood_limited(ctx, ep, net, port, inner),
+            None => return flood_limited(sender, inner),
         },
     };
     if ifindex != 0 {
@@ -118,7 +183,9 @@ fn forward(
     if inner.segment_len > mtu {
         return Err(reply::too_big(ctx, &inner.eth, port, mtu));
     }
-    encap::encapsulate(ctx, ep.vni, net, inner, vtep, path)
+    let mut outcome = Ok(Action::Encap);
+    encap::encapsulate(sender, inner, u32::from_ne_bytes(vtep), path, &mut outcome);
+    outcome
 }
 
 /// The path MTU, where it can matter.
@@ -134,31 +201,26 @@ fn effective_mtu(inner: &Inner, vtep: &[u8; 4], path: &UnderlayPath) -> u32 {
 
 /// Floods, within the endpoint's rate limit.
 #[inline(always)]
-fn flood_limited(
-    ctx: &TcContext,
-    ep: &EndpointInfo,
-    net: &NetworkInfo,
-    port: u32,
-    inner: &Inner,
-) -> Result<Action, DropReason> {
+fn flood_limited(sender: &Sender<'_>, inner: &Inner) -> Result<Action, DropReason> {
+    let &Sender { port, ep, .. } = sender;
     if ep.bum_rate != 0 {
         let limit = RateKey { kind: RateKey::BUM, id: port };
         if !learn::allow(limit, rate::interval_ns(ep.bum_rate), ep.bum_burst) {
             return Err(DropReason::BumRateLimited);
         }
     }
-    flood::from_container(ctx, ep.vni, net, port, inner)
+    flood::from_container(sender, inner)
 }
 
-/// Checks an IPv4 packet of a container. Returns its TOS and, for a GSO frame,
-/// the length of its IP and transport headers.
+/// Checks an IPv4 packet of a container. Returns, for a GSO frame, the length of
+/// its IP and transport headers.
 #[inline(always)]
 fn check_ipv4(
     ctx: &TcContext,
     ep: &EndpointInfo,
     ip: &Ipv4Hdr,
     l3_len: u32,
-) -> Result<(Option<u8>, u32), DropReason> {
+) -> Result<u32, DropReason> {
     let header_len = source::check_ipv4_shape(ip, l3_len)?;
     source::check_ipv4_source(ep, ip)?;
     let l4 = ETH_LEN + header_len as usize;
@@ -172,13 +234,12 @@ fn check_ipv4(
             return Err(DropReason::VxlanFromContainer);
         }
     }
-    let headers_len = match ip.protocol() {
+    Ok(match ip.protocol() {
         _ if gso_size(ctx) == 0 => 0,
         PROTO_TCP => header_len + load::<TcpHdr>(ctx, l4)?.header_len(),
         PROTO_UDP => header_len + UdpHdr::LEN as u32,
         _ => header_len,
-    };
-    Ok((Some(ip.tos()), headers_len))
+    })
 }
 
 /// The address is this host's VTEP or one that it sends to.
@@ -188,6 +249,7 @@ fn is_vtep(ip: &[u8; 4]) -> bool {
 }
 
 /// The upper-layer header of an IPv6 packet.
+#[derive(Default)]
 pub(crate) struct UpperLayer {
     /// Protocol number.
     pub(crate) protocol: u8,
@@ -195,34 +257,45 @@ pub(crate) struct UpperLayer {
     pub(crate) offset: usize,
 }
 
-/// Checks an IPv6 packet of a container and finds its upper-layer header.
-#[inline(always)]
+/// Checks an IPv6 packet of a container. Gives its upper-layer header and its
+/// traffic class. A function of its own for the sake of the stack.
+#[inline(never)]
 fn check_ipv6(
-    ctx: &TcContext,
-    ep: &EndpointInfo,
-    ip: &Ipv6Hdr,
+    sender: &Sender<'_>,
     l3_len: u32,
-) -> Result<UpperLayer, DropReason> {
-    source::check_ipv6_shape(ip, l3_len)?;
-    source::check_ipv6_source(ep, ip)?;
-    let mut l4 = UpperLayer { protocol: ip.next_header(), offset: ETH_LEN + Ipv6Hdr::LEN };
+    l4: &mut UpperLayer,
+    tclass: &mut Result<u8, DropReason>,
+) {
+    *tclass = try_check_ipv6(sender, l3_len, l4);
+}
+
+#[inline(always)]
+fn try_check_ipv6(
+    &Sender { ctx, ep, .. }: &Sender<'_>,
+    l3_len: u32,
+    l4: &mut UpperLayer,
+) -> Result<u8, DropReason> {
+    let ip: Ipv6Hdr = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
+    source::check_ipv6_shape(&ip, l3_len)?;
+    source::check_ipv6_source(ep, &ip)?;
+    *l4 = UpperLayer { protocol: ip.next_header(), offset: ETH_LEN + Ipv6Hdr::LEN };
     for _ in 0..MAX_EXTENSIONS {
-        let Some(_) = extension_len(l4.protocol, 0) else { return Ok(l4) };
-        let head: [u8; 4] = load(ctx, l4.offset)?;
-        if l4.protocol == NEXT_FRAGMENT {
-            // What follows is no header unless this is the first fragment.
-            if u16::from_be_bytes([head[2], head[3]]) & 0xfff8 != 0 {
-                l4.protocol = head[0];
-                return Ok(l4);
-            }
+        if extension_len(l4.protocol, 0).is_none() {
+            return Ok(ip.tclass());
         }
-        let Some(len) = extension_len(l4.protocol, head[1]) else { return Ok(l4) };
+        let head: [u8; 4] = load(ctx, l4.offset)?;
+        if l4.protocol == NEXT_FRAGMENT && u16::from_be_bytes([head[2], head[3]]) & 0xfff8 != 0 {
+            // Not the first fragment: what follows is no header.
+            l4.protocol = head[0];
+            return Ok(ip.tclass());
+        }
+        let Some(len) = extension_len(l4.protocol, head[1]) else { return Ok(ip.tclass()) };
         l4.protocol = head[0];
         l4.offset += len as usize;
     }
     // What stands behind so many headers cannot be judged.
     match extension_len(l4.protocol, 0) {
-        None => Ok(l4),
+        None => Ok(ip.tclass()),
         Some(_) => Err(DropReason::Malformed),
     }
 }

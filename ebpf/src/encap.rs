@@ -20,6 +20,7 @@ use culvert_common::{
 };
 
 use crate::{
+    container::Sender,
     maps::{PATH_MTU, VTEP_IP, lookup},
     packet::{ETH_LEN, redirect, store},
 };
@@ -38,6 +39,13 @@ pub(crate) struct Inner {
     pub(crate) l3_len: u32,
     /// Longest L3 packet once a GSO frame is cut into segments.
     pub(crate) segment_len: u32,
+}
+
+impl Default for Inner {
+    #[inline(always)]
+    fn default() -> Self {
+        Self { eth: EthHdr::new([0; 6], [0; 6], 0), tos: None, l3_len: 0, segment_len: 0 }
+    }
 }
 
 /// Largest inner L3 packet that reaches a VTEP: what its route takes, or less
@@ -134,17 +142,27 @@ pub(crate) fn outer_mac(path: &UnderlayPath) -> Option<EthHdr> {
     Some(EthHdr::new(path.next_hop_mac, path.uplink_mac, ETH_P_IP))
 }
 
-/// Encapsulates the frame and sends it to one VTEP.
-#[inline(always)]
+/// Encapsulates the frame and sends it to one VTEP, given as its four bytes. A
+/// function of its own for the sake of the stack.
+#[inline(never)]
 pub(crate) fn encapsulate(
-    ctx: &TcContext,
-    vni: u32,
-    net: &NetworkInfo,
+    sender: &Sender<'_>,
+    inner: &Inner,
+    vtep: u32,
+    path: &UnderlayPath,
+    outcome: &mut Result<Action, DropReason>,
+) {
+    *outcome = try_encapsulate(sender, inner, vtep.to_ne_bytes(), path);
+}
+
+#[inline(always)]
+fn try_encapsulate(
+    &Sender { ctx, ep, net, .. }: &Sender<'_>,
     inner: &Inner,
     vtep: [u8; 4],
     path: &UnderlayPath,
 ) -> Result<Action, DropReason> {
-    let l3 = outer(vni, net, inner, vtep, path, entropy_port(ctx, inner))?;
+    let l3 = outer(ep.vni, net, inner, vtep, path, entropy_port(ctx, inner))?;
     if inner.tos.is_some() {
         // The kernel fills in the MACs from its neighbour table, and resolves
         // them if it has to.

@@ -11,6 +11,7 @@ use aya_ebpf::{
 use culvert_common::abi::{Action, Direction, DropReason, FloodKey, NetworkInfo, Note};
 
 use crate::{
+    container::Sender,
     encap::{self, Inner},
     maps::{FLOOD_LOCAL, FLOOD_REMOTE, UNDERLAY, lookup},
     verdict::note,
@@ -86,19 +87,13 @@ struct RemoteReplicas {
 /// Floods a frame of a container: to the other local endpoints of its network
 /// and to every VTEP on the network's flood list.
 #[inline(always)]
-pub(crate) fn from_container(
-    ctx: &TcContext,
-    vni: u32,
-    net: &NetworkInfo,
-    from: u32,
-    inner: &Inner,
-) -> Result<Action, DropReason> {
-    let direction = Direction::FromContainer;
+pub(crate) fn from_container(sender: &Sender<'_>, inner: &Inner) -> Result<Action, DropReason> {
+    let &Sender { ctx, port, ep, net } = sender;
     // The outer header goes on after the local copies are made.
-    let mut sent = local(ctx, direction, vni, net, from);
+    let mut sent = local(ctx, Direction::FromContainer, ep.vni, net, port);
     if net.remote_vteps > 0 {
         let mut copies = Ok(0);
-        remote(ctx.skb.skb, vni, net, inner, &mut copies);
+        remote(sender, inner, &mut copies);
         sent += copies?;
     }
     if sent == 0 { Err(DropReason::NoReceiver) } else { Ok(Action::Flood) }
@@ -108,17 +103,17 @@ pub(crate) fn from_container(
 /// function of its own for the sake of the stack; a BPF function returns no more
 /// than one register, so the result goes through memory.
 #[inline(never)]
-fn remote(
-    skb: *mut __sk_buff,
-    vni: u32,
-    net: &NetworkInfo,
-    inner: &Inner,
-    sent: &mut Result<u32, DropReason>,
-) {
-    let ctx = &TcContext::new(skb);
-    let direction = Direction::FromContainer;
+fn remote(sender: &Sender<'_>, inner: &Inner, sent: &mut Result<u32, DropReason>) {
+    let &Sender { ctx, ep, net, .. } = sender;
     let mut replicas = RemoteReplicas {
-        common: Replicas { skb, direction, vni, from: 0, bytes: ctx.len(), sent: 0 },
+        common: Replicas {
+            skb: ctx.skb.skb,
+            direction: Direction::FromContainer,
+            vni: ep.vni,
+            from: 0,
+            bytes: ctx.len(),
+            sent: 0,
+        },
         net: *net,
         inner: *inner,
         src_port: encap::entropy_port(ctx, inner),

@@ -41,7 +41,7 @@ pub(crate) fn source(direction: Direction, key: FdbKey, vtep: [u8; 4], ifindex: 
         Learn::Insert => Some(Note::Learned),
         Learn::Move => {
             let limit = RateKey { kind: RateKey::MAC_MOVE, id: key.vni };
-            if !allow(limit, MOVE_INTERVAL_NS, MOVE_BURST) {
+            if !take_one(limit, MOVE_INTERVAL_NS, MOVE_BURST) {
                 note(direction, Note::MacMoveLimited, bytes);
                 return;
             }
@@ -70,6 +70,17 @@ pub(crate) fn find(key: FdbKey) -> Option<LearnedEntry> {
 /// at most one for each CPU.
 #[inline(always)]
 pub(crate) fn allow(limit: RateKey, interval_ns: u64, burst: u32) -> bool {
+    allowed(limit.kind, limit.id, interval_ns, burst) != 0
+}
+
+/// [`allow`], as a function of its own for the sake of the stack.
+#[inline(never)]
+fn allowed(kind: u32, id: u32, interval_ns: u64, burst: u32) -> u32 {
+    take_one(RateKey { kind, id }, interval_ns, burst).into()
+}
+
+#[inline(always)]
+fn take_one(limit: RateKey, interval_ns: u64, burst: u32) -> bool {
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     match RATES.get_ptr_mut(limit) {

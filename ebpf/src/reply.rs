@@ -6,10 +6,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use culvert_common::{
-    abi::{
-        Action, Direction, DropReason, EndpointInfo, NeighEntry, NeighKey, NetworkInfo, Note,
-        RateKey, Scratch,
-    },
+    abi::{Action, Direction, DropReason, NeighKey, NetworkInfo, Note, RateKey, Scratch},
     datapath::{
         arp::{self, ArpQuery},
         nd::{self, NdKind, NdQuery},
@@ -23,12 +20,15 @@ use culvert_common::{
 };
 
 use crate::{
-    container::UpperLayer,
+    container::{Sender, UpperLayer},
     learn,
     maps::{NEIGHBOURS, SCRATCH, lookup},
     packet::{ETH_LEN, Packet as _, load, redirect, resize, store},
     verdict::note,
 };
+
+/// What a container is answered; `None`: nothing, its frame is to be forwarded.
+pub(crate) type Answer = Result<Option<Action>, DropReason>;
 
 /// Offset of the upper layer in an IPv6 frame without extension headers.
 const V6_UPPER: usize = ETH_LEN + Ipv6Hdr::LEN;
@@ -36,24 +36,24 @@ const V6_UPPER: usize = ETH_LEN + Ipv6Hdr::LEN;
 const ICMP_BURST: u32 = 32;
 const ICMP_INTERVAL_NS: u64 = 10_000_000;
 
-/// Answers an ARP request whose answer is known. `None`: to be forwarded.
+/// Answers an ARP request whose answer is known. `None`: to be forwarded. A
+/// function of its own for the sake of the stack.
+#[inline(never)]
+pub(crate) fn arp(sender: &Sender<'_>, answer: &mut Answer) {
+    *answer = try_arp(sender);
+}
+
 #[inline(always)]
-pub(crate) fn arp(
-    ctx: &TcContext,
-    ep: &EndpointInfo,
-    net: &NetworkInfo,
-    port: u32,
-) -> Result<Option<Action>, DropReason> {
+fn try_arp(&Sender { ctx, port, ep, net }: &Sender<'_>) -> Answer {
     let packet: ArpIpv4 = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
     match arp::arp_query(ep, &packet)? {
-        ArpQuery::Absorb => Ok(absorb(net)),
+        ArpQuery::Absorb => Ok(absorbs(net).then_some(Action::Absorb)),
         ArpQuery::Forward => Ok(None),
         ArpQuery::Resolve { target } => {
-            let Some(&NeighEntry { mac, .. }) = lookup!(NEIGHBOURS, NeighKey::v4(ep.vni, target))
-            else {
+            let Some(neighbour) = lookup!(NEIGHBOURS, NeighKey::v4(ep.vni, target)) else {
                 return Ok(None);
             };
-            store(ctx, 0, &arp::arp_reply_frame(&packet, mac))?;
+            store(ctx, 0, &arp::arp_reply_frame(&packet, neighbour.mac))?;
             redirect(port);
             Ok(Some(Action::ArpReply))
         }
@@ -63,77 +63,89 @@ pub(crate) fn arp(
 /// Announcements are for hosts that only learn: there are none where the store
 /// knows everyone.
 #[inline(always)]
-fn absorb(net: &NetworkInfo) -> Option<Action> {
-    (net.flags & NetworkInfo::LEARNING == 0).then_some(Action::Absorb)
+fn absorbs(net: &NetworkInfo) -> bool {
+    net.flags & NetworkInfo::LEARNING == 0
 }
 
-/// Checks an ICMPv6 message, and answers a neighbour solicitation whose answer
-/// is known. `None`: to be forwarded.
-#[inline(always)]
+/// What becomes of an ICMPv6 message.
+#[derive(Clone, Copy)]
+pub(crate) enum NdAnswer {
+    /// It is to be forwarded.
+    Forward,
+    /// Nobody needs it.
+    Absorb,
+    /// It is a solicitation that [`nd`] answers.
+    Reply,
+}
+
+/// Checks an ICMPv6 message, and gives the MAC to answer with. A function of its
+/// own for the sake of the stack.
+#[inline(never)]
 pub(crate) fn icmpv6(
-    ctx: &TcContext,
-    ep: &EndpointInfo,
-    net: &NetworkInfo,
-    port: u32,
-    eth: &EthHdr,
-    ip: &Ipv6Hdr,
+    sender: &Sender<'_>,
     l4: &UpperLayer,
-) -> Result<Option<Action>, DropReason> {
+    mac: &mut [u8; 6],
+    answer: &mut Result<NdAnswer, DropReason>,
+) {
+    *answer = try_icmpv6(sender, l4, mac);
+}
+
+#[inline(always)]
+fn try_icmpv6(
+    sender: &Sender<'_>,
+    l4: &UpperLayer,
+    mac: &mut [u8; 6],
+) -> Result<NdAnswer, DropReason> {
+    let &Sender { ctx, ep, net, .. } = sender;
+    let ip: Ipv6Hdr = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
     if l4.offset != V6_UPPER {
-        let disguised = nd::is_disguised(ep, ip, l4.protocol);
-        return if disguised { Err(DropReason::SpoofedNd) } else { Ok(None) };
+        let disguised = nd::is_disguised(ep, &ip, l4.protocol);
+        return if disguised { Err(DropReason::SpoofedNd) } else { Ok(NdAnswer::Forward) };
     }
     let icmp: Icmpv6Hdr = ctx.read(V6_UPPER).ok_or(DropReason::Malformed)?;
-    match nd::nd_kind(ep, ip, &icmp)? {
-        NdKind::Other => Ok(None),
+    match nd::nd_kind(ep, &ip, &icmp)? {
+        NdKind::Other => return Ok(NdAnswer::Forward),
         NdKind::RouterSolicit => {
             let option: Option<LinkLayerOption> = ctx.read(V6_UPPER + Icmpv6Hdr::LEN);
-            nd::check_router_solicit(ep, ip, option.as_ref())?;
-            Ok(None)
+            nd::check_router_solicit(ep, &ip, option.as_ref())?;
+            return Ok(NdAnswer::Forward);
         }
-        NdKind::Neighbour => neighbour(ctx, ep, net, port, eth, ip),
+        NdKind::Neighbour => {}
     }
-}
-
-/// A neighbour solicitation or advertisement.
-#[inline(always)]
-fn neighbour(
-    ctx: &TcContext,
-    ep: &EndpointInfo,
-    net: &NetworkInfo,
-    port: u32,
-    eth: &EthHdr,
-    ip: &Ipv6Hdr,
-) -> Result<Option<Action>, DropReason> {
     let message: NeighbourHdr = ctx.read(V6_UPPER).ok_or(DropReason::Malformed)?;
     let option: Option<LinkLayerOption> = ctx.read(V6_UPPER + NeighbourHdr::LEN);
-    match nd::nd_query(ep, ip, &message, option.as_ref())? {
-        NdQuery::Absorb => Ok(absorb(net)),
-        NdQuery::Forward => Ok(None),
-        NdQuery::Resolve { target } => {
-            let Some(neighbour) = lookup!(NEIGHBOURS, NeighKey::v6(ep.vni, target)) else {
-                return Ok(None);
-            };
-            if nd_reply(ctx.skb.skb, &eth.src, &neighbour.mac) != 0 {
-                return Err(DropReason::HelperFailed);
+    Ok(match nd::nd_query(ep, &ip, &message, option.as_ref())? {
+        NdQuery::Absorb if absorbs(net) => NdAnswer::Absorb,
+        NdQuery::Absorb | NdQuery::Forward => NdAnswer::Forward,
+        NdQuery::Resolve { target } => match lookup!(NEIGHBOURS, NeighKey::v6(ep.vni, target)) {
+            Some(neighbour) => {
+                *mac = neighbour.mac;
+                NdAnswer::Reply
             }
-            redirect(port);
-            Ok(Some(Action::NdReply))
-        }
+            None => NdAnswer::Forward,
+        },
+    })
+}
+
+/// Answers a neighbour solicitation: its target is at `mac`.
+#[inline(always)]
+pub(crate) fn nd(sender: &Sender<'_>, mac: [u8; 6]) -> Result<Action, DropReason> {
+    if nd_reply(sender.ctx.skb.skb, &mac) != 0 {
+        return Err(DropReason::HelperFailed);
     }
+    redirect(sender.port);
+    Ok(Action::NdReply)
 }
 
 /// Turns a neighbour solicitation into its answer. A function of its own for
 /// the sake of the stack. Returns 0, or 1 if the kernel refused.
 #[inline(never)]
-fn nd_reply(skb: *mut __sk_buff, asker: &[u8; 6], mac: &[u8; 6]) -> i32 {
+fn nd_reply(skb: *mut __sk_buff, mac: &[u8; 6]) -> i32 {
     let ctx = &TcContext::new(skb);
-    let (Some(ip), Some(message)) =
-        (ctx.read::<Ipv6Hdr>(ETH_LEN), ctx.read::<NeighbourHdr>(V6_UPPER))
-    else {
-        return 1;
-    };
-    let frame = nd::nd_reply(*asker, &ip, &message, *mac);
+    let Some(eth) = ctx.read::<EthHdr>(0) else { return 1 };
+    let Some(ip) = ctx.read::<Ipv6Hdr>(ETH_LEN) else { return 1 };
+    let Some(message) = ctx.read::<NeighbourHdr>(V6_UPPER) else { return 1 };
+    let frame = nd::nd_reply(eth.src, &ip, &message, *mac);
     let written = resize(ctx, nd::NdFrame::LEN as u32).and_then(|()| store(ctx, 0, &frame));
     i32::from(written.is_err())
 }
@@ -156,9 +168,8 @@ pub(crate) fn too_big(ctx: &TcContext, eth: &EthHdr, port: u32, mtu: u32) -> Dro
 #[inline(never)]
 fn frag_needed(skb: *mut __sk_buff, port: u32, mtu: u32) -> i32 {
     let ctx = &TcContext::new(skb);
-    let (Some(eth), Some(ip)) = (ctx.read::<EthHdr>(0), ctx.read::<Ipv4Hdr>(ETH_LEN)) else {
-        return 0;
-    };
+    let Some(eth) = ctx.read::<EthHdr>(0) else { return 0 };
+    let Some(ip) = ctx.read::<Ipv4Hdr>(ETH_LEN) else { return 0 };
     let upper = ETH_LEN + ip.header_len() as usize;
     let kind = load::<u8>(ctx, upper).ok();
     if !pmtu::icmp_allowed(&eth, &ip, kind) || !within_limit(port, ctx.len()) {
@@ -179,9 +190,8 @@ fn frag_needed(skb: *mut __sk_buff, port: u32, mtu: u32) -> i32 {
 #[inline(never)]
 fn packet_too_big(skb: *mut __sk_buff, port: u32, mtu: u32) -> i32 {
     let ctx = &TcContext::new(skb);
-    let (Some(eth), Some(ip)) = (ctx.read::<EthHdr>(0), ctx.read::<Ipv6Hdr>(ETH_LEN)) else {
-        return 0;
-    };
+    let Some(eth) = ctx.read::<EthHdr>(0) else { return 0 };
+    let Some(ip) = ctx.read::<Ipv6Hdr>(ETH_LEN) else { return 0 };
     let kind = load::<u8>(ctx, V6_UPPER).ok();
     if !pmtu::icmpv6_allowed(&eth, &ip, kind) || !within_limit(port, ctx.len()) {
         return 0;

@@ -324,14 +324,11 @@ fn strip(ctx: &TcContext, inner: &Inner) -> Result<(), DropReason> {
 #[inline(always)]
 fn learn_path_mtu(ctx: &TcContext) {
     const QUOTED: usize = ETH_LEN + Ipv4Hdr::LEN + Icmpv4Hdr::LEN;
-    let (Some(ip), Some(icmp), Some(quoted), Some(udp)) = (
-        ctx.read::<Ipv4Hdr>(ETH_LEN),
-        ctx.read::<Icmpv4Hdr>(ETH_LEN + Ipv4Hdr::LEN),
-        ctx.read::<Ipv4Hdr>(QUOTED),
-        ctx.read::<UdpHdr>(QUOTED + Ipv4Hdr::LEN),
-    ) else {
-        return;
-    };
+    // One at a time: read together, the compiler copies headers that are not there.
+    let Some(ip) = ctx.read::<Ipv4Hdr>(ETH_LEN) else { return };
+    let Some(icmp) = ctx.read::<Icmpv4Hdr>(ETH_LEN + Ipv4Hdr::LEN) else { return };
+    let Some(quoted) = ctx.read::<Ipv4Hdr>(QUOTED) else { return };
+    let Some(udp) = ctx.read::<UdpHdr>(QUOTED + Ipv4Hdr::LEN) else { return };
     let ours = ip.header_len() == Ipv4Hdr::LEN as u32
         && !ip.is_fragment()
         && icmp.is_frag_needed()

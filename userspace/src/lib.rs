@@ -8,6 +8,7 @@
 //! * [`datapath`]: loads, pins and attaches the BPF programs; typed maps.
 //! * [`netlink`] and [`sandbox`]: links, addresses, routes; namespaces.
 //! * [`reconcile`]: desired and observed state, their difference, its application.
+//! * [`doctor`]: what the host lacks, and what to do about it.
 //! * [`agent`]: wires the above together.
 //! * [`api`] and [`cli`]: how people and scripts talk to the agent.
 
@@ -15,6 +16,7 @@ pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod datapath;
+pub mod doctor;
 pub mod ipam;
 pub mod model;
 pub mod netlink;

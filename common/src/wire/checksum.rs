@@ -28,7 +28,10 @@ impl Sum {
 
     /// Adds bytes as they are on the wire. They must begin at an even offset of
     /// what is summed; an odd last byte is padded with zero (RFC 1071 §4.1).
-    #[inline(always)]
+    // In a BPF program a call: unrolled into its caller, the loads of all the
+    // bytes come first and fill the 512-byte stack.
+    #[cfg_attr(target_arch = "bpf", inline(never))]
+    #[cfg_attr(not(target_arch = "bpf"), inline(always))]
     pub fn add_bytes<const N: usize>(mut self, bytes: &[u8; N]) -> Self {
         let (pairs, rest) = bytes.as_chunks::<2>();
         for pair in pairs {

@@ -1,6 +1,33 @@
 //! How people and scripts talk to the agent: HTTP with JSON on a unix socket.
+//!
+//! | Method and path | Body | Answer |
+//! |---|---|---|
+//! | `POST /v1/networks` | [`types::NetworkCreate`] | [`types::Created`] |
+//! | `GET /v1/networks` | | array of [`types::NetworkRow`] |
+//! | `GET /v1/networks/NAME` | | [`types::NetworkInspect`] |
+//! | `DELETE /v1/networks/NAME` | | |
+//! | `POST /v1/networks/NAME/containers` | [`types::Connect`] | [`types::ContainerRow`] |
+//! | `DELETE /v1/networks/NAME/containers/CONTAINER` | | |
+//! | `POST /v1/containers` | [`types::ContainerCreate`] | [`types::ContainerRow`] |
+//! | `GET /v1/containers` | | array of [`types::ContainerRow`] |
+//! | `DELETE /v1/containers/NAME?force=true` | | |
+//! | `POST /v1/containers/NAME/state` | [`types::ContainerState`] | |
+//! | `GET /v1/fdb`, `/v1/neighbours`, `/v1/stats` | | array of rows |
+//! | `GET /v1/vteps` | | array of [`types::VtepRow`] |
+//! | `POST` and `DELETE /v1/vteps` | [`types::VtepChange`] | |
+//! | `GET /v1/status` | | [`types::Status`] |
+//! | `POST /v1/purge` | | |
+//!
+//! A success is 200 with JSON, or 204 without a body. A refusal is the status
+//! of its [`types::ErrorKind`] with a [`types::ApiError`].
 
 mod backend;
+mod client;
+mod server;
+mod socket;
 pub mod types;
 
 pub use backend::Backend;
+pub use client::{Client, Unreachable};
+pub use server::{MAX_BODY, serve};
+pub use socket::{BindError, Listener, bind};

@@ -39,6 +39,31 @@ pub enum ErrorKind {
     Internal,
 }
 
+impl ApiError {
+    /// A refusal of class `kind`. Line breaks and other control characters in
+    /// `message`, say from the store or a library, become spaces.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: one_line(message.into()) }
+    }
+}
+
+/// `text` as it prints on one line: every control character is a space, and
+/// what is much too long loses its middle, for the end says what is right.
+pub fn one_line(text: String) -> String {
+    const HALF: usize = 300;
+    let text = if text.contains(char::is_control) {
+        text.trim().replace(char::is_control, " ")
+    } else {
+        text
+    };
+    let head = text.char_indices().nth(HALF).map(|(at, _)| at);
+    let tail = text.char_indices().nth_back(HALF - 1).map(|(at, _)| at);
+    match (head, tail) {
+        (Some(head), Some(tail)) if head < tail => format!("{}…{}", &text[..head], &text[tail..]),
+        _ => text,
+    }
+}
+
 /// `POST /v1/networks`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkCreate {
@@ -275,7 +300,7 @@ pub enum ContainerState {
     },
 }
 
-/// `POST /v1/networks/NAME/connect`.
+/// `POST /v1/networks/NAME/containers`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connect {
     /// Container.
@@ -404,6 +429,8 @@ pub struct AgentStatus {
     pub vxlan_port: u16,
     /// Uplinks.
     pub uplinks: Vec<String>,
+    /// State directory; logs of detached containers are in its `logs`.
+    pub state_dir: String,
 }
 
 /// Store of [`Status`].
@@ -445,4 +472,21 @@ pub struct Counts {
     pub fdb: usize,
     /// Entries in the neighbour map.
     pub neighbours: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::one_line;
+
+    #[test]
+    fn lines_are_of_one_line_and_not_endless() {
+        assert_eq!(one_line("a b".to_owned()), "a b");
+        assert_eq!(one_line("a\nb\u{1b}[1m\n".to_owned()), "a b [1m");
+        let just = "ü".repeat(600);
+        assert_eq!(one_line(just.clone()), just);
+        let long = format!("{}{}", "ü".repeat(1000), "is valid");
+        let cut = one_line(long);
+        assert_eq!(cut.chars().count(), 601);
+        assert!(cut.ends_with("is valid"));
+    }
 }

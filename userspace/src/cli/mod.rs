@@ -1,1 +1,127 @@
-//! cli.
+//! The command line: reads it, asks the agent, prints what it answers.
+//!
+//! Standard output carries results only; what goes wrong is one line on
+//! standard error, `culvert: THING: WRONG: RIGHT`. Exit codes: 0, 1 for a
+//! refusal, 2 for wrong usage; `run` and `exec` end with their command's.
+
+mod agent_options;
+mod args;
+mod failure;
+mod output;
+mod usage;
+mod value;
+mod verbs;
+
+use std::{
+    ffi::OsString,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{CommandFactory, FromArgMatches};
+
+pub use agent_options::{
+    AgentOptions, DEFAULT_AGEING_S, DEFAULT_BPFFS, DEFAULT_SOCKET, DEFAULT_STATE_DIR,
+    DEFAULT_VXLAN_PORT, DatapathMode, PurgeOptions, StoreAccess,
+};
+
+use self::{
+    args::{Cli, Command, FdbCommand, Format, NeighCommand},
+    failure::Failure,
+};
+use crate::api::Client;
+
+/// Does what the command line `args`, the program's name first, says.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    // Not locked: the agent's threads may print as well.
+    let mut out = io::BufWriter::new(io::stdout());
+    let parsed = Cli::command()
+        .try_get_matches_from(args)
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let result = match parsed {
+        Ok(cli) => dispatch(cli, &mut out),
+        Err(error) => usage::report(&error, &mut out),
+    };
+    // Nothing may be lost in the buffer, and a full disk be told.
+    let flushed = out.flush();
+    let code = match result.and_then(|code| Ok(flushed.map(|()| code)?)) {
+        Ok(code) => code,
+        Err(failure) => {
+            if let Some(line) = &failure.line {
+                tell(line);
+            }
+            failure.code
+        }
+    };
+    ExitCode::from(code)
+}
+
+/// Puts one line on standard error. If that is closed, there is nobody to tell.
+fn tell(line: &str) {
+    let line = crate::api::types::one_line(line.to_owned());
+    let _ = writeln!(io::stderr(), "culvert: {line}");
+}
+
+/// What every verb that asks the agent is given.
+struct Context<'a> {
+    client: Client,
+    socket: PathBuf,
+    format: Format,
+    out: &'a mut dyn Write,
+}
+
+/// Runs the verb; the exit code.
+fn dispatch(cli: Cli, out: &mut dyn Write) -> Result<u8, Failure> {
+    let socket = cli.global.socket;
+    match cli.command {
+        Command::Agent(args) => {
+            let options = args.into_options(socket).map_err(|invalid| Failure::usage(invalid.0))?;
+            verbs::agent(options)
+        }
+        Command::Completion { shell } => verbs::completion(shell, &mut Cli::command(), out),
+        command => {
+            let client = Client::new(&socket);
+            let context = Context { client, socket, format: cli.global.format, out };
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|error| Failure::refusal(format!("runtime cannot be started: {error}")))?;
+            let result = runtime.block_on(ask(command, cli.auto_remove, context));
+            // Does not wait for what a verb left behind, such as a read of a terminal.
+            runtime.shutdown_background();
+            result
+        }
+    }
+}
+
+/// The verbs that need a runtime.
+async fn ask(command: Command, auto_remove: bool, mut context: Context<'_>) -> Result<u8, Failure> {
+    let Context { client, socket, format, out } = &mut context;
+    let (format, out) = (*format, &mut **out);
+    match command {
+        Command::Network(command) => verbs::network(client, command, format, out).await?,
+        Command::Run(args) => return verbs::run(client, socket, args, format, out).await,
+        Command::Supervise { spec } => {
+            return verbs::supervise_detached(client, &spec, auto_remove).await;
+        }
+        Command::Exec(args) => return verbs::exec(client, args).await,
+        Command::Attach(args) => verbs::attach(client, args, format, out).await?,
+        Command::Detach(args) => verbs::detach(client, args).await?,
+        Command::Ps => verbs::ps(client, format, out).await?,
+        Command::Rm(args) => verbs::rm(client, args, out).await?,
+        Command::Logs(args) => verbs::logs(client, args, out).await?,
+        Command::Fdb(FdbCommand::Show) => verbs::fdb(client, format, out).await?,
+        Command::Neigh(NeighCommand::Show) => verbs::neighbours(client, format, out).await?,
+        Command::Vtep(command) => verbs::vtep(client, command, format, out).await?,
+        Command::Status => verbs::status(client, format, out).await?,
+        Command::Stats => verbs::stats(client, format, out).await?,
+        Command::Doctor(args) => return verbs::doctor(client, args, format, out).await,
+        Command::Purge(args) => {
+            let options = args.into_options(std::mem::take(socket));
+            verbs::purge(client, options).await?;
+        }
+        Command::Agent(_) | Command::Completion { .. } => {}
+    }
+    Ok(0)
+}

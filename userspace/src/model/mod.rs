@@ -1,8 +1,22 @@
-//! Validated types for what the store holds.
+//! What the store holds: validated types, their keys, and the view of the
+//! whole cluster that follows from them.
 //!
 //! Every record carries its schema version, so that an agent can tell a
 //! record of a newer Culvert from garbage and skip both by name.
+//!
+//! * [`Key`]: names of keys. * [`decode`], [`encode`]: records as JSON.
+//! * [`View`]: the cluster as the changes of the store have made it.
+//! * [`ops`]: pure plans: what a transaction must compare and write.
+//! * [`validate`]: refusals in one line.
 
+mod keys;
+pub mod ops;
+mod record;
 mod types;
+pub mod validate;
+mod view;
 
+pub use keys::*;
+pub use record::{Decoded, Record, decode, encode};
 pub use types::*;
+pub use view::{Claim, Touched, Versioned, View};

@@ -77,6 +77,13 @@ impl MacAddr {
         Self([0x02, 0x42, a, b, c, d])
     }
 
+    /// The MAC of an endpoint that has only an IPv6 address: `02:42:` and its
+    /// last four octets.
+    pub fn from_ipv6(ip: Ipv6Addr) -> Self {
+        let [.., a, b, c, d] = ip.octets();
+        Self([0x02, 0x42, a, b, c, d])
+    }
+
     /// Whether an interface may have this address: not a group address, not zero.
     pub fn is_unicast(self) -> bool {
         self.0[0] & 1 == 0 && self.0 != [0; 6]
@@ -286,6 +293,26 @@ pub struct Node {
     pub vtep: Ipv4Addr,
     /// VXLAN port.
     pub port: u16,
+}
+
+/// `alive/NODE`: hangs on a lease of the agent that runs on the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alive {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// [`Node::id`] of that agent.
+    pub id: String,
+}
+
+/// `store`: written once, by whoever finds it missing in a store that holds
+/// nothing else he has seen. A store with another mark, or without one where
+/// there was one, is another store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreMark {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// 64 hexadecimal digits.
+    pub id: String,
 }
 
 /// `vnis/N`: who owns a VNI.

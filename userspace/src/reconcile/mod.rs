@@ -1,1 +1,28 @@
-//! reconcile.
+//! Desired and observed state, their difference, its application.
+//!
+//! * [`Tables`]: the contents of the maps that the agent writes, as values.
+//! * [`NetworkState`] and [`network_state`]: what one network needs on this
+//!   host, computed from the view of the store; pure.
+//! * [`diff`]: the ordered steps from one set of tables to another; pure.
+//! * [`Reconciler`]: remembers what the kernel holds, network by network, so
+//!   that a change in one network costs nothing for the others.
+//!
+//! A network without an endpoint on this host has no state here at all: a host
+//! carries the cost of the networks that it takes part in, however many there are.
+
+mod desired;
+mod diff;
+mod flood;
+mod kernel;
+mod objects;
+mod reconciler;
+mod tables;
+#[cfg(test)]
+mod tests;
+
+pub use desired::{Bum, Inputs, network_state};
+pub use diff::{Op, diff};
+pub use flood::assign_slots;
+pub use objects::{LocalEndpoint, local_endpoint};
+pub use reconciler::{ApplyError, Kernel, Reconciler};
+pub use tables::{NetworkState, Tables};

@@ -1,1 +1,25 @@
-//! sandbox.
+//! Network namespaces and what is put into them.
+//!
+//! * [`Sandbox`]: a namespace, made as `ip netns add` makes it.
+//! * [`plug`] and [`unplug`]: the veth pair between the host and a sandbox.
+//! * [`supervise`]: programs that run in a sandbox.
+
+mod attach;
+mod detach;
+mod error;
+mod exec;
+mod mounts;
+mod netns;
+mod signals;
+mod sysctl;
+
+pub use attach::{
+    PlugSpec, Plugged, alias_of, endpoint_of, free_ifname, host_ifname, plug, unplug,
+};
+pub use detach::{spawn_detached, supervise_detached};
+pub use error::SandboxError;
+pub use exec::{ExecError, SuperviseSpec, supervise};
+pub use netns::{NetnsId, Sandbox, run_in, same_namespace};
+
+/// Answer of this module.
+pub type Result<T, E = SandboxError> = std::result::Result<T, E>;

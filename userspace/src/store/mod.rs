@@ -5,10 +5,25 @@
 //! leases. The semantics are etcd's (v3 API); the embedded backend has the
 //! same ones, shown by one test suite for both.
 
+mod etcd;
+mod file;
+pub mod follow;
+pub mod retry;
+mod url;
+
 use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+
+pub use etcd::{EtcdOptions, EtcdStore};
+pub use file::FileStore;
+pub use follow::{FollowOptions, Follower, Health, Update};
+pub use url::{StoreOptions, StoreUrl, open};
+
+/// Most writes, and most compares, of one transaction: etcd's `--max-txn-ops`
+/// by default.
+pub const MAX_OPS: usize = 128;
 
 /// A point in the history of a store; grows with every committed transaction.
 pub type Revision = i64;
@@ -48,6 +63,24 @@ pub enum Change {
         /// Revision of the deletion.
         revision: Revision,
     },
+}
+
+impl Change {
+    /// Key.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put(entry) => &entry.key,
+            Self::Delete { key, .. } => key,
+        }
+    }
+
+    /// Revision of the change.
+    pub fn revision(&self) -> Revision {
+        match self {
+            Self::Put(entry) => entry.mod_revision,
+            Self::Delete { revision, .. } => *revision,
+        }
+    }
 }
 
 /// A condition of a transaction.
@@ -163,4 +196,71 @@ pub trait StateStore: Send + Sync + fmt::Debug {
 
     /// Ends a lease and deletes the keys on it.
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
+}
+
+/// Refuses what etcd would refuse, before anything is sent; so the backends
+/// agree on it.
+fn check_transaction(compares: &[Compare], writes: &[Write]) -> Result<(), StoreError> {
+    let most = compares.len().max(writes.len());
+    if most > MAX_OPS {
+        return Err(StoreError::Refused(format!(
+            "a transaction of {most} operations is too large: {MAX_OPS} is the limit"
+        )));
+    }
+    // Sorted, a prefix comes right before all that is below it.
+    let mut touched: Vec<(&str, bool)> = writes
+        .iter()
+        .map(|write| match write {
+            Write::Put { key, .. } | Write::Delete(key) => (key.as_str(), false),
+            Write::DeletePrefix(prefix) => (prefix.as_str(), true),
+        })
+        .collect();
+    touched.sort_unstable_by(|a, b| a.0.cmp(b.0).then(b.1.cmp(&a.1)));
+    let mut prefix: Option<&str> = None;
+    let mut before: Option<&str> = None;
+    for (key, is_prefix) in touched {
+        if before == Some(key) || prefix.is_some_and(|prefix| key.starts_with(prefix)) {
+            return Err(StoreError::Refused(format!("a transaction writes {key} twice")));
+        }
+        before = Some(key);
+        if is_prefix {
+            prefix = Some(key);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(key: &str) -> Write {
+        Write::Put { key: key.to_owned(), value: Vec::new(), lease: None }
+    }
+
+    #[test]
+    fn a_key_may_be_written_once_per_transaction() {
+        let delete = |key: &str| Write::Delete(key.to_owned());
+        let below = |prefix: &str| Write::DeletePrefix(prefix.to_owned());
+        for writes in [
+            vec![put("/a"), put("/a")],
+            vec![put("/a"), delete("/a")],
+            vec![put("/a/b"), below("/a/")],
+            vec![below("/a/"), put("/a/b/c"), put("/b")],
+            vec![below("/a"), below("/a/b")],
+            vec![delete("/a/"), below("/a/")],
+        ] {
+            let refused = check_transaction(&[], &writes);
+            assert!(matches!(refused, Err(StoreError::Refused(_))), "{writes:?}");
+        }
+        let fine = [put("/a"), delete("/b"), below("/a/"), below("/c"), put("/d")];
+        assert!(check_transaction(&[], &fine).is_ok());
+    }
+
+    #[test]
+    fn a_transaction_has_a_size() {
+        let writes: Vec<_> = (0..=MAX_OPS).map(|n| put(&n.to_string())).collect();
+        assert!(matches!(check_transaction(&[], &writes), Err(StoreError::Refused(_))));
+        assert!(check_transaction(&[], &writes[1..]).is_ok());
+    }
 }

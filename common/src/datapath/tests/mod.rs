@@ -1,1 +1,46 @@
-//! Decisions.
+//! Decisions against the standards that fix them, an independent library, and
+//! random bytes.
+
+mod arp;
+mod ecn;
+mod nd;
+mod pmtu;
+mod random;
+mod rate;
+mod tunnel;
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use crate::abi::EndpointInfo;
+
+/// MAC of the endpoint under test.
+const MAC: [u8; 6] = [0x02, 0x42, 10, 0, 0, 2];
+/// MAC of someone else.
+const OTHER_MAC: [u8; 6] = [0x02, 0x42, 10, 0, 0, 3];
+
+fn v4(text: &str) -> [u8; 4] {
+    text.parse::<Ipv4Addr>().unwrap().octets()
+}
+
+fn v6(text: &str) -> [u8; 16] {
+    text.parse::<Ipv6Addr>().unwrap().octets()
+}
+
+/// 10.0.0.2, fd00::2.
+fn endpoint() -> EndpointInfo {
+    EndpointInfo {
+        vni: 256,
+        flags: 0,
+        mac: MAC,
+        mtu: 1450,
+        ipv4: v4("10.0.0.2"),
+        ipv6: v6("fd00::2"),
+        bum_rate: 0,
+        bum_burst: 0,
+    }
+}
+
+/// The same in a network with `anti_spoof=false`.
+fn free_endpoint() -> EndpointInfo {
+    EndpointInfo { flags: EndpointInfo::ALLOW_ANY_SOURCE, ..endpoint() }
+}

@@ -1,0 +1,152 @@
+use bytemuck::bytes_of;
+use etherparse as ep;
+use proptest::prelude::*;
+
+use super::{MAC, OTHER_MAC, v4, v6};
+use crate::datapath::pmtu::{
+    frag_needed, icmp_allowed, icmpv6_allowed, packet_too_big, path_mtu_from_icmp, too_big,
+};
+use crate::wire::checksum::Sum;
+use crate::wire::{EthHdr, Ipv4Hdr, Ipv6Hdr};
+
+#[test]
+fn gso_frames_are_judged_by_their_segments() {
+    assert!(!too_big(1450, 0, 40, 1450));
+    assert!(too_big(1451, 0, 40, 1450));
+    assert!(!too_big(65_000, 1410, 40, 1450), "segments fit");
+    assert!(too_big(65_000, 1411, 40, 1450), "segments do not");
+    assert!(!too_big(100, 1460, 40, 1450), "shorter than one segment");
+    assert!(too_big(u32::MAX, u32::MAX, u32::MAX, 1450));
+}
+
+#[test]
+fn path_mtus() {
+    assert_eq!(path_mtu_from_icmp(1400, 1450), Some(1350));
+    assert_eq!(path_mtu_from_icmp(1500, 1450), None, "what the route takes");
+    assert_eq!(path_mtu_from_icmp(9000, 1450), None, "more than the route takes");
+    assert_eq!(path_mtu_from_icmp(0, 1450), None, "an old router");
+    assert_eq!(path_mtu_from_icmp(68, 1450), Some(502), "no lower than Linux's minimum");
+    assert_eq!(path_mtu_from_icmp(552, 1450), Some(502));
+    assert_eq!(path_mtu_from_icmp(553, 1450), Some(503));
+    assert_eq!(path_mtu_from_icmp(68, 400), None, "a route lower still");
+}
+
+fn eth(dst: [u8; 6], src: [u8; 6]) -> EthHdr {
+    EthHdr::new(dst, src, 0x0800)
+}
+
+#[test]
+fn who_gets_an_icmp_error() {
+    let unicast = eth(OTHER_MAC, MAC);
+    let ip = |src, dst, protocol| Ipv4Hdr::new(v4(src), v4(dst), protocol, 1500, 0, 64);
+    let tcp = ip("10.0.0.2", "10.0.0.3", 6);
+    assert!(icmp_allowed(&unicast, &tcp, None));
+    assert!(!icmp_allowed(&eth([0xff; 6], MAC), &tcp, None), "broadcast frame");
+    assert!(!icmp_allowed(&eth([1, 0, 0x5e, 1, 1, 1], MAC), &tcp, None), "multicast frame");
+    assert!(!icmp_allowed(&eth(OTHER_MAC, [1, 0, 0, 0, 0, 0]), &tcp, None), "group source");
+    for bad in ["0.0.0.0", "224.0.0.1", "239.255.0.1", "255.255.255.255", "240.0.0.1", "127.0.0.1"]
+    {
+        assert!(!icmp_allowed(&unicast, &ip("10.0.0.2", bad, 6), None), "to {bad}");
+        assert!(!icmp_allowed(&unicast, &ip(bad, "10.0.0.3", 6), None), "from {bad}");
+    }
+    let fragment = |high, low| {
+        let mut bytes: [u8; 20] = bytemuck::cast(tcp);
+        bytes[6..8].copy_from_slice(&[high, low]);
+        bytemuck::cast::<_, Ipv4Hdr>(bytes)
+    };
+    assert!(icmp_allowed(&unicast, &fragment(0x20, 0), None), "first fragment");
+    assert!(!icmp_allowed(&unicast, &fragment(0x20, 1), None), "middle fragment");
+    assert!(!icmp_allowed(&unicast, &fragment(0, 1), None), "last fragment");
+
+    let icmp = ip("10.0.0.2", "10.0.0.3", 1);
+    for kind in 0..=255 {
+        // RFC 1122 §3.2.2: the error messages.
+        let error = [3, 4, 5, 11, 12].contains(&kind);
+        assert_eq!(icmp_allowed(&unicast, &icmp, Some(kind)), !error, "type {kind}");
+    }
+    assert!(!icmp_allowed(&unicast, &icmp, None), "type unknown");
+}
+
+#[test]
+fn who_gets_an_icmpv6_error() {
+    let unicast = eth(OTHER_MAC, MAC);
+    let ip = |src, dst, next| Ipv6Hdr::new(v6(src), v6(dst), next, 1460, 64);
+    assert!(icmpv6_allowed(&unicast, &ip("fd00::2", "fd00::3", 6), None));
+    assert!(!icmpv6_allowed(&unicast, &ip("::", "fd00::3", 6), None));
+    assert!(!icmpv6_allowed(&unicast, &ip("fd00::2", "::", 6), None));
+    assert!(!icmpv6_allowed(&unicast, &ip("ff02::1", "fd00::3", 6), None));
+    assert!(!icmpv6_allowed(&unicast, &ip("fd00::2", "ff02::1", 6), None));
+    assert!(!icmpv6_allowed(
+        &eth([0x33, 0x33, 0, 0, 0, 1], MAC),
+        &ip("fd00::2", "fd00::3", 6),
+        None
+    ));
+    let icmp = ip("fd00::2", "fd00::3", 58);
+    for kind in 0..=255u8 {
+        let allowed = kind >= 128 && kind != 137;
+        assert_eq!(icmpv6_allowed(&unicast, &icmp, Some(kind)), allowed, "type {kind}");
+    }
+    assert!(!icmpv6_allowed(&unicast, &icmp, None), "type unknown");
+}
+
+proptest! {
+    #[test]
+    fn frag_needed_with_its_quote_is_a_packet(
+        src: [u8; 4], dst: [u8; 4], mtu: u16, payload: [u8; 64],
+    ) {
+        let ip = Ipv4Hdr::new(src, dst, 17, 1500, 0, 64);
+        let mut quote = payload;
+        quote[..20].copy_from_slice(bytes_of(&ip));
+        let headers = frag_needed(&eth(OTHER_MAC, MAC), &ip, mtu, Sum::new().add_bytes(&quote));
+        let frame = [bytes_of(&headers), &quote].concat();
+
+        let packet = ep::SlicedPacket::from_ethernet(&frame).unwrap();
+        let Some(ep::LinkSlice::Ethernet2(eth)) = packet.link else { panic!("no Ethernet") };
+        prop_assert_eq!((eth.source(), eth.destination()), (OTHER_MAC, MAC));
+        let Some(ep::NetSlice::Ipv4(outer)) = packet.net else { panic!("no IPv4") };
+        let outer = outer.header().to_header();
+        prop_assert_eq!((outer.source, outer.destination), (dst, src));
+        prop_assert_eq!(usize::from(outer.total_len), frame.len() - 14);
+        prop_assert_eq!(outer.header_checksum, outer.calc_header_checksum());
+        let Some(ep::TransportSlice::Icmpv4(icmp)) = packet.transport else { panic!("no ICMP") };
+        let sum = ep::checksum::Sum16BitWords::new().add_slice(icmp.slice());
+        prop_assert_eq!(sum.ones_complement(), 0);
+        prop_assert_eq!(icmp.icmp_type(), ep::Icmpv4Type::DestinationUnreachable(
+            ep::icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: mtu },
+        ));
+        prop_assert_eq!(icmp.payload(), &quote[..]);
+    }
+
+    #[test]
+    fn packet_too_big_with_its_quote_is_a_packet(
+        src: [u8; 16], dst: [u8; 16], mtu: u32, payload: [u8; 88],
+    ) {
+        let ip = Ipv6Hdr::new(src, dst, 17, 1460, 64);
+        let mut quote = [0; 128];
+        quote[..40].copy_from_slice(bytes_of(&ip));
+        quote[40..].copy_from_slice(&payload);
+        let headers = packet_too_big(&eth(OTHER_MAC, MAC), &ip, mtu, Sum::new().add_bytes(&quote));
+        let frame = [bytes_of(&headers), &quote].concat();
+
+        let packet = ep::SlicedPacket::from_ethernet(&frame).unwrap();
+        let Some(ep::LinkSlice::Ethernet2(eth)) = packet.link else { panic!("no Ethernet") };
+        prop_assert_eq!((eth.source(), eth.destination()), (OTHER_MAC, MAC));
+        let Some(ep::NetSlice::Ipv6(outer)) = packet.net else { panic!("no IPv6") };
+        let outer = outer.header();
+        prop_assert_eq!((outer.source(), outer.destination()), (dst, src));
+        prop_assert_eq!(usize::from(outer.payload_length()), frame.len() - 54);
+        let Some(ep::TransportSlice::Icmpv6(icmp)) = packet.transport else { panic!("no ICMPv6") };
+        prop_assert!(icmp.is_checksum_valid(dst, src));
+        prop_assert_eq!(icmp.icmp_type(), ep::Icmpv6Type::PacketTooBig { mtu });
+        prop_assert_eq!(icmp.payload(), &quote[..]);
+        prop_assert!(frame.len() - 14 <= 1280, "RFC 4443 §2.4 (c)");
+    }
+
+    #[test]
+    fn a_learnt_path_mtu_only_lowers(next_hop: u16, route: u32) {
+        if let Some(inner) = path_mtu_from_icmp(next_hop, route) {
+            prop_assert!(inner < route && inner >= 502);
+            prop_assert!(inner + 50 == u32::from(next_hop.max(552)));
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! No bytes of a packet make a decision panic.
+
+use bytemuck::pod_read_unaligned as read;
+use proptest::prelude::*;
+
+use super::{endpoint, free_endpoint};
+use crate::datapath::{arp, decap, ecn, encap, learn, nd, pmtu, source};
+use crate::wire::checksum::Sum;
+use crate::wire::{
+    ArpIpv4, EthHdr, Icmpv4Hdr, Icmpv6Hdr, Ipv4Hdr, Ipv6Hdr, LinkLayerOption, NeighbourHdr, TcpHdr,
+    UdpHdr, VxlanHdr,
+};
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #[test]
+    fn nothing_panics(
+        bytes in prop::array::uniform32(any::<[u8; 4]>()).prop_map(|rows| {
+            let mut bytes = [0u8; 128];
+            bytes.copy_from_slice(rows.as_flattened());
+            bytes
+        }),
+        len: u32,
+        gso: u32,
+        mtu: u32,
+        free: bool,
+        first in prop::sample::select(vec![0x45u8, 0x4f, 0x60, 0x00, 0xff]),
+    ) {
+        let mut bytes = bytes;
+        bytes[0] = first;
+        let ep = if free { free_endpoint() } else { endpoint() };
+        let eth: EthHdr = read(&bytes[..14]);
+        let ip: Ipv4Hdr = read(&bytes[..20]);
+        let ip6: Ipv6Hdr = read(&bytes[..40]);
+        let udp: UdpHdr = read(&bytes[20..28]);
+        let tcp: TcpHdr = read(&bytes[20..40]);
+        let vxlan: VxlanHdr = read(&bytes[28..36]);
+        let arp: ArpIpv4 = read(&bytes[14..42]);
+        let icmp: Icmpv4Hdr = read(&bytes[20..28]);
+        let icmp6: Icmpv6Hdr = read(&bytes[40..48]);
+        let message: NeighbourHdr = read(&bytes[40..64]);
+        let option: LinkLayerOption = read(&bytes[64..72]);
+
+        let _ = (eth.is_vlan(), udp.is_empty(), tcp.header_len(), icmp.is_frag_needed());
+        let _ = (ip.header_checksum(), ip.is_fragment(), option.is_link_layer());
+        let _ = source::check_mac(&ep, &eth);
+        let _ = source::check_ipv4_source(&ep, &ip);
+        let _ = source::check_ipv6_source(&ep, &ip6);
+        if let Ok(header_len) = source::check_ipv4_shape(&ip, len) {
+            prop_assert!((20..=60).contains(&header_len) && header_len <= len);
+        }
+        let _ = source::check_ipv6_shape(&ip6, len);
+        if let Ok(header_len) = decap::check_outer_ip(&ip, len) {
+            prop_assert!(header_len + 30 <= len);
+            let _ = decap::check_outer_udp(&udp, len - header_len);
+        }
+        let _ = decap::check_vxlan(&vxlan);
+        let _ = decap::merged_frame_ok(gso, len, Some(mtu));
+        let _ = decap::second_datagram_offset(gso, udp.checksum(), len);
+        let _ = decap::starts_datagram(&vxlan);
+        let _ = ecn::decap_ecn(ip.tos(), ip6.tclass());
+        let _ = encap::entropy_port(encap::l2_flow_hash(&eth.dst, &eth.src, eth.ethertype()));
+        let _ = encap::outer_header(ip.src, ip.dst, gso as u16, 4789, len, ip.tos(), mtu);
+        let _ = learn::valid_source(&eth.src);
+        if arp::arp_query(&ep, &arp).is_ok() {
+            let _ = arp::arp_reply_frame(&arp, eth.src);
+        }
+        let _ = nd::nd_kind(&ep, &ip6, &icmp6);
+        let _ = nd::nd_query(&ep, &ip6, &message, Some(&option));
+        let _ = nd::nd_query(&ep, &ip6, &message, None);
+        let _ = nd::check_router_solicit(&ep, &ip6, Some(&option));
+        let _ = nd::nd_reply(eth.src, &ip6, &message, eth.dst);
+        let _ = pmtu::too_big(len, gso, ip.header_len() + tcp.header_len(), mtu);
+        let _ = pmtu::icmp_allowed(&eth, &ip, Some(icmp.kind()));
+        let _ = pmtu::icmpv6_allowed(&eth, &ip6, Some(icmp6.kind()));
+        let _ = pmtu::path_mtu_from_icmp(icmp.next_hop_mtu(), mtu);
+        let quote: [u8; 64] = read(&bytes[..64]);
+        let _ = pmtu::frag_needed(&eth, &ip, mtu as u16, Sum::new().add_bytes(&quote));
+        let _ = pmtu::packet_too_big(&eth, &ip6, mtu, Sum::new().add_bytes(&bytes).add_host_order(len));
+    }
+}

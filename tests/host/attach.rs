@@ -1,0 +1,240 @@
+//! The veth pair of an endpoint: made once, kept, corrected, made again.
+
+use std::os::fd::AsFd;
+
+use culvert::{
+    model::MacAddr,
+    netlink::Netlink,
+    sandbox::{
+        PlugSpec, Plugged, Sandbox, SandboxError, alias_of, endpoint_of, free_ifname, host_ifname,
+        plug, unplug,
+    },
+};
+use culvert_tests::netns::{Netns, is_root};
+
+use crate::block_on;
+
+const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+const OTHER: &str = "1123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+struct Setup {
+    host: Netns,
+    inside: Netns,
+    netlink: Netlink,
+    sandbox: Sandbox,
+}
+
+impl Setup {
+    fn new() -> Self {
+        let (host, inside) = (Netns::new("host"), Netns::new("box"));
+        let netlink = Netlink::in_netns(host.fd().as_fd()).unwrap();
+        let sandbox = Sandbox::open(inside.path()).unwrap();
+        Self { host, inside, netlink, sandbox }
+    }
+
+    async fn plug(&self, spec: &PlugSpec) -> Result<Plugged, SandboxError> {
+        plug(&self.netlink, spec, &self.sandbox).await
+    }
+
+    /// Plugs something that must change something, and then nothing any more.
+    async fn settle(&self, spec: &PlugSpec) -> u32 {
+        let first = self.plug(spec).await.unwrap();
+        assert!(first.changed);
+        let second = self.plug(spec).await.unwrap();
+        assert_eq!(second, Plugged { ifindex: first.ifindex, changed: false });
+        first.ifindex
+    }
+}
+
+fn spec(id: &str, ifname: &str, last: u8) -> PlugSpec {
+    PlugSpec {
+        endpoint_id: id.to_owned(),
+        host_ifname: host_ifname(id),
+        ifname: ifname.to_owned(),
+        mac: MacAddr([2, 0x42, 10, 0, 0, last]),
+        mtu: 1450,
+        addrs: vec![
+            format!("10.0.0.{last}/24").parse().unwrap(),
+            format!("fd00::{last}/64").parse().unwrap(),
+        ],
+        routes: vec![
+            ("0.0.0.0/0".parse().unwrap(), Some("10.0.0.1".parse().unwrap())),
+            ("198.51.100.0/24".parse().unwrap(), None),
+        ],
+    }
+}
+
+#[test]
+fn an_endpoint_looks_as_in_docker() {
+    if !is_root() {
+        return;
+    }
+    block_on(async {
+        let setup = Setup::new();
+        let spec = spec(ID, "eth0", 2);
+        let index = setup.settle(&spec).await;
+        let host = setup.netlink.link("cv0123456789ab").await.unwrap().unwrap();
+        assert_eq!((host.index, host.mtu, host.up), (index, 1450, true));
+        assert_eq!(endpoint_of(&host), Some(ID));
+        assert!(setup.netlink.addresses("cv0123456789ab").await.unwrap().is_empty());
+
+        let shown = setup.inside.run("ip addr show dev eth0");
+        for words in [
+            "mtu 1450",
+            "state UP",
+            "link/ether 02:42:0a:00:00:02",
+            "inet 10.0.0.2/24 scope global eth0",
+            "inet6 fe80::42:aff:fe00:2/64 scope link",
+            "inet6 fd00::2/64 scope global",
+        ] {
+            assert!(shown.contains(words), "{words}: {shown}");
+        }
+        assert_eq!(shown.matches("inet6 fe80").count(), 1, "{shown}");
+        assert!(!shown.contains("tentative"), "{shown}");
+        let routes = setup.inside.run("ip route");
+        for words in [
+            "default via 10.0.0.1 dev eth0",
+            "10.0.0.0/24 dev eth0 proto kernel scope link src 10.0.0.2",
+            "198.51.100.0/24 dev eth0 scope link",
+        ] {
+            assert!(routes.contains(words), "{words}: {routes}");
+        }
+        let conf = "/proc/sys/net/ipv6/conf/eth0";
+        assert_eq!(setup.inside.run(&format!("cat {conf}/accept_ra {conf}/accept_dad")), "0\n0\n");
+        let features = setup.inside.run("ethtool -k eth0");
+        assert!(features.contains("tx-udp_tnl-segmentation: off"), "{features}");
+        assert!(features.contains("tx-tcp-segmentation: on"), "{features}");
+
+        for _ in 0..2 {
+            unplug(&setup.netlink, ID).await.unwrap();
+        }
+        assert!(!setup.inside.succeeds("ip link show dev eth0"));
+    });
+}
+
+#[test]
+fn what_differs_is_corrected_and_the_pair_is_kept() {
+    if !is_root() {
+        return;
+    }
+    block_on(async {
+        let setup = Setup::new();
+        let mut spec = spec(ID, "eth0", 2);
+        let index = setup.settle(&spec).await;
+        for (namespace, damage) in [
+            (&setup.inside, "ip link set eth0 mtu 1200"),
+            (&setup.inside, "ip link set eth0 address 02:00:00:00:00:09"),
+            (&setup.inside, "ip link set eth0 down"),
+            (&setup.inside, "ip link set lo down"),
+            (&setup.inside, "ip addr flush dev eth0"),
+            (&setup.inside, "ip addr del 10.0.0.2/24 dev eth0; ip addr add 10.0.0.2/16 dev eth0"),
+            (&setup.inside, "ip addr del fe80::42:aff:fe00:2/64 dev eth0"),
+            (&setup.inside, "ip route del default"),
+            (&setup.inside, "ip link set eth0 down; ip link set eth0 name eth7"),
+            (&setup.inside, "ethtool -K eth0 tx-udp_tnl-segmentation on"),
+            (&setup.inside, "sysctl -qw net.ipv6.conf.eth0.disable_ipv6=1"),
+            (&setup.host, "ip link set cv0123456789ab down"),
+            (&setup.host, "ip link set cv0123456789ab mtu 1300"),
+            (&setup.host, "ip link set cv0123456789ab alias ''"),
+        ] {
+            namespace.run(damage);
+            let again = setup.plug(&spec).await.unwrap();
+            assert_eq!(again, Plugged { ifindex: index, changed: true }, "{damage}");
+            let again = setup.plug(&spec).await.unwrap();
+            assert_eq!(again, Plugged { ifindex: index, changed: false }, "{damage}");
+            let shown = setup.inside.run("ip addr show dev eth0");
+            for words in ["mtu 1450", "02:42:0a:00:00:02", "10.0.0.2/24", "fe80::42:aff:fe00:2/64"]
+            {
+                assert!(shown.contains(words), "{damage}: {words}: {shown}");
+            }
+            assert_eq!(shown.matches("inet6 fe80").count(), 1, "{damage}: {shown}");
+            assert!(!shown.contains("10.0.0.2/16"), "{damage}: {shown}");
+            assert!(setup.inside.run("ip route").contains("default via 10.0.0.1"), "{damage}");
+        }
+        // What a user added stays.
+        setup.inside.run("ip addr add 10.7.7.7/32 dev eth0");
+        assert!(!setup.plug(&spec).await.unwrap().changed);
+        assert!(setup.inside.run("ip addr show dev eth0").contains("10.7.7.7/32"));
+        // A network whose MTU changed.
+        spec.mtu = 1400;
+        assert_eq!(setup.settle(&spec).await, index);
+        assert!(setup.inside.run("ip link show dev eth0").contains("mtu 1400"));
+    });
+}
+
+#[test]
+fn a_pair_whose_end_is_elsewhere_is_made_again() {
+    if !is_root() {
+        return;
+    }
+    block_on(async {
+        let setup = Setup::new();
+        let elsewhere = Netns::new("elsewhere");
+        let spec = spec(ID, "eth0", 2);
+        setup.settle(&spec).await;
+        setup.inside.run("ip link del eth0");
+        setup.settle(&spec).await;
+        setup.inside.run(&format!("ip link set eth0 netns {}", elsewhere.name()));
+        setup.settle(&spec).await;
+        assert!(!elsewhere.succeeds("ip link show dev eth0"));
+        assert!(setup.inside.succeeds("ip link show dev eth0"));
+        setup.inside.run(&format!("ip link set eth0 netns {}", setup.host.name()));
+        setup.settle(&spec).await;
+        assert!(!setup.host.succeeds("ip link show dev eth0"));
+    });
+}
+
+#[test]
+fn names_that_are_taken_are_refused() {
+    if !is_root() {
+        return;
+    }
+    block_on(async {
+        let setup = Setup::new();
+        setup.inside.run("ip link add eth0 type bridge");
+        let error = setup.plug(&spec(ID, "eth0", 2)).await.unwrap_err().to_string();
+        assert!(error.starts_with("interface name eth0 is taken in /run/netns/"), "{error}");
+        assert!(setup.netlink.link("cv0123456789ab").await.unwrap().is_none(), "nothing is left");
+
+        assert_eq!(free_ifname(&setup.sandbox, &[]).await.unwrap(), "eth1");
+        assert_eq!(free_ifname(&setup.sandbox, &["eth1".to_owned()]).await.unwrap(), "eth2");
+        setup.settle(&spec(ID, "eth1", 2)).await;
+        setup.settle(&spec(OTHER, "eth2", 3)).await;
+        let error = setup.plug(&spec(OTHER, "eth1", 3)).await.unwrap_err();
+        assert!(matches!(error, SandboxError::InterfaceTaken { .. }), "{error}");
+
+        // Another endpoint's and a stranger's interface are left alone.
+        setup.netlink.set_alias("cv0123456789ab", &alias_of(OTHER)).await.unwrap();
+        let error = setup.plug(&spec(ID, "eth1", 2)).await.unwrap_err();
+        assert!(matches!(error, SandboxError::ForeignInterface { .. }), "{error}");
+        let error = unplug(&setup.netlink, ID).await.unwrap_err();
+        assert!(error.to_string().contains("cv0123456789ab"), "{error}");
+        assert!(setup.netlink.link("cv0123456789ab").await.unwrap().is_some());
+    });
+}
+
+#[test]
+fn a_bad_mtu_leaves_nothing() {
+    if !is_root() {
+        return;
+    }
+    block_on(async {
+        let setup = Setup::new();
+        for mtu in [0, 67, 65536] {
+            let mut bad = spec(ID, "eth0", 2);
+            bad.mtu = mtu;
+            let error = setup.plug(&bad).await.unwrap_err().to_string();
+            assert!(error.contains(&format!("MTU {mtu} ")) && error.contains("68 to"), "{error}");
+        }
+        assert!(setup.netlink.link("cv0123456789ab").await.unwrap().is_none());
+
+        // Too small for IPv6, which the endpoint shall have; well enough for IPv4.
+        let mut small = spec(ID, "eth0", 2);
+        small.mtu = 1279;
+        let error = setup.plug(&small).await.unwrap_err().to_string();
+        assert!(error.contains("fd00::2/64") && error.contains("1279"), "{error}");
+        small.addrs.truncate(1);
+        setup.plug(&small).await.unwrap();
+        assert!(!setup.plug(&small).await.unwrap().changed);
+    });
+}

@@ -1,0 +1,241 @@
+//! Attachments of containers to networks.
+
+use std::{net::IpAddr, path::Path, time::Duration};
+
+use super::{Agent, conflict, container::NetworkOf, internal, invalid, not_found, rows};
+use crate::{
+    agent::{
+        containers::{Origin, Record},
+        shared::PlugState,
+    },
+    api::types::{ApiError, Connect, ContainerRow, ErrorKind},
+    model::{
+        Endpoint, MacAddr, Name, SandboxRef, View,
+        ops::{self, EndpointSpec, ExecuteError, Refusal},
+    },
+    store::{StoreError, retry::Backoff},
+};
+
+/// What a new attachment is to be.
+#[derive(Clone, Debug)]
+pub(super) struct Attachment<'a> {
+    pub(super) container: &'a Name,
+    pub(super) network: &'a Name,
+    pub(super) netns: &'a Path,
+    pub(super) owned: bool,
+    pub(super) ip: Option<IpAddr>,
+    pub(super) mac: Option<MacAddr>,
+    pub(super) ifname: Option<&'a str>,
+}
+
+impl Agent {
+    /// Attaches a sandbox to a network, and returns once frames flow. If that
+    /// does not come about, the state is as before.
+    pub(super) async fn attach(&self, wanted: &Attachment<'_>) -> Result<Endpoint, ApiError> {
+        let reserved = self.ifnames_in(wanted.netns);
+        let platform = &self.shared.platform;
+        let ifname = platform.choose_ifname(wanted.netns, wanted.ifname, &reserved).await?;
+        let spec = EndpointSpec {
+            network: wanted.network.clone(),
+            container: wanted.container.clone(),
+            node: self.shared.node.name.clone(),
+            ip: wanted.ip,
+            mac: wanted.mac,
+            ifname,
+            sandbox: SandboxRef { netns: wanted.netns.to_owned(), owned: wanted.owned },
+        };
+        // The identifier of the last plan: should its commit be in doubt, it is
+        // looked for later.
+        let mut planned = None;
+        let plan = |view: &View| {
+            let (endpoint, plan) = ops::create_endpoint(view, &spec)?;
+            planned = Some(endpoint.id.clone());
+            Ok((endpoint, plan))
+        };
+        let (endpoint, revision) = match self.shared.execute(plan).await {
+            Ok(made) => made,
+            Err(error) => {
+                if matches!(error, ExecuteError::Store(StoreError::Unavailable(_)))
+                    && let Some(id) = planned
+                {
+                    self.take_back_later(wanted.network.clone(), id);
+                }
+                return Err(error.into());
+            }
+        };
+        let what = format!("container '{}' in network '{}'", wanted.container, wanted.network);
+        let plugged =
+            self.shared.settled(revision, &what, || match self.shared.plugs().get(&endpoint.id) {
+                Some(PlugState::Ready { .. }) => Some(Ok(())),
+                Some(PlugState::Failed(error)) => Some(Err(error.clone())),
+                Some(PlugState::Pending) => None,
+                None => None,
+            });
+        let failure = match plugged.await {
+            Ok(Ok(())) => return Ok(endpoint),
+            Ok(Err(error)) => ApiError::from(error),
+            Err(error) => error,
+        };
+        if let Err(error) = self.detach(wanted.network, &endpoint.id).await {
+            tracing::warn!("{what}: cannot be taken back now: {error}");
+            self.take_back_later(wanted.network.clone(), endpoint.id);
+        }
+        Err(failure)
+    }
+
+    /// Removes an endpoint, and returns once its veth is gone.
+    pub(super) async fn detach(&self, network: &Name, id: &str) -> Result<(), ApiError> {
+        let plan = |view: &View| Ok(((), ops::remove_endpoint(view, network, id)?));
+        let revision = match self.shared.execute(plan).await {
+            Ok(((), revision)) => revision,
+            // Somebody else was faster.
+            Err(ExecuteError::Refused(Refusal::NotFound(_))) => self.shared.view().revision,
+            Err(error) => return Err(error.into()),
+        };
+        let gone = || (!self.shared.plugs().contains_key(id)).then_some(());
+        self.shared.settled(revision, &format!("endpoint {id}"), gone).await
+    }
+
+    /// Removes an endpoint that nobody asked for in the end, as soon as the store
+    /// answers. It may not be there at all.
+    fn take_back_later(&self, network: Name, id: String) {
+        let shared = std::sync::Arc::clone(&self.shared);
+        tokio::spawn(async move {
+            let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(10));
+            loop {
+                tokio::select! {
+                    () = shared.shutdown.cancelled() => return,
+                    () = tokio::time::sleep(backoff.next_delay()) => {}
+                }
+                let plan = |view: &View| Ok(((), ops::remove_endpoint(view, &network, &id)?));
+                match shared.execute(plan).await {
+                    Ok(_) | Err(ExecuteError::Refused(_)) => return,
+                    Err(error) => tracing::debug!("endpoint {id}: not taken back yet: {error}"),
+                }
+            }
+        });
+    }
+
+    /// Interface names that endpoints of a sandbox have or will have.
+    fn ifnames_in(&self, netns: &Path) -> Vec<String> {
+        let view = self.shared.view();
+        let endpoints = view.endpoints_on(&self.shared.node.name);
+        endpoints.filter(|ep| ep.sandbox.netns == netns).map(|ep| ep.ifname.clone()).collect()
+    }
+
+    pub(super) async fn connect_container(
+        &self,
+        network: &Name,
+        request: &Connect,
+    ) -> Result<ContainerRow, ApiError> {
+        self.shared.store()?;
+        let name = &request.container;
+        let record = self.record_of(name).ok_or_else(|| self.unknown_container(name))?;
+        let owned = match &record.origin {
+            Origin::Owned => true,
+            Origin::Attached => false,
+            Origin::Host => {
+                return Err(invalid(format!(
+                    "container '{name}' is on the host's own network: one with a sandbox can be connected"
+                )));
+            }
+            Origin::Shares(other) => {
+                return Err(invalid(format!(
+                    "container '{name}' shares the network of '{other}': connect '{other}' instead"
+                )));
+            }
+        };
+        let network = match self.network_of(network.as_str())? {
+            NetworkOf::Stored(name) => name,
+            NetworkOf::None | NetworkOf::Host | NetworkOf::Container(_) => {
+                return Err(invalid(format!(
+                    "network '{network}' is a mode, not a network to connect to: 'culvert network ls' lists the overlay networks"
+                )));
+            }
+        };
+        self.attach(&Attachment {
+            container: name,
+            network: &network,
+            netns: &record.netns,
+            owned,
+            ip: request.ip,
+            mac: request.mac,
+            ifname: None,
+        })
+        .await?;
+        Ok(rows::container(&self.shared, &record))
+    }
+
+    pub(super) async fn disconnect_container(
+        &self,
+        network: &Name,
+        name: &Name,
+    ) -> Result<(), ApiError> {
+        self.shared.store()?;
+        let found = {
+            let view = self.shared.view();
+            if !view.networks.contains_key(network) && !view.endpoints.contains_key(network) {
+                return Err(super::network::unknown(&view, network));
+            }
+            let endpoint = view.endpoint_of(network, &self.shared.node.name, name);
+            endpoint.map(|endpoint| endpoint.id.clone())
+        };
+        let Some(id) = found else {
+            if self.record_of(name).is_none() {
+                return Err(self.unknown_container(name));
+            }
+            return Err(conflict(format!(
+                "container '{name}' is not in network '{network}': 'culvert ps' shows where it is"
+            )));
+        };
+        self.detach(network, &id).await?;
+        // An attachment is over with its last network.
+        let attached = matches!(
+            self.shared.containers().get(name),
+            Some(Record { origin: Origin::Attached, .. })
+        );
+        if attached && self.endpoints_of(name).is_empty() {
+            self.shared.containers().remove(name).map_err(|error| internal(&error))?;
+        }
+        Ok(())
+    }
+
+    /// Endpoints of a container here: network and identifier.
+    pub(super) fn endpoints_of(&self, name: &Name) -> Vec<(Name, String)> {
+        let view = self.shared.view();
+        let endpoints = view.endpoints_on(&self.shared.node.name);
+        endpoints
+            .filter(|ep| ep.container == *name)
+            .map(|ep| (ep.network.clone(), ep.id.clone()))
+            .collect()
+    }
+
+    pub(super) fn unknown_container(&self, name: &Name) -> ApiError {
+        let elsewhere = {
+            let view = self.shared.view();
+            let mut endpoints = view.endpoints.values().flat_map(|group| group.values());
+            endpoints.find(|ep| ep.container == *name).map(|ep| ep.node.clone())
+        };
+        match elsewhere {
+            Some(node) if node != self.shared.node.name => {
+                not_found(format!("container '{name}' is not on this host: it is on node '{node}'"))
+            }
+            _ => not_found(format!(
+                "container '{name}' is unknown: 'culvert ps' lists those of this host"
+            )),
+        }
+    }
+}
+
+/// Refuses what comes with the published ports.
+pub(super) fn no_ports(name: &Name, ports: &[String]) -> Result<(), ApiError> {
+    match ports.first() {
+        None => Ok(()),
+        Some(port) => Err(ApiError::new(
+            ErrorKind::Invalid,
+            format!(
+                "container '{name}': published ports ('-p {port}') are not available yet: containers of an overlay network reach each other without"
+            ),
+        )),
+    }
+}

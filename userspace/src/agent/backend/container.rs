@@ -1,0 +1,355 @@
+//! Containers: a sandbox, its attachments, and what runs in it.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::{
+    Agent,
+    attach::{Attachment, no_ports},
+    conflict, internal, invalid, rows,
+};
+use crate::{
+    agent::containers::{Origin, Process, Record},
+    api::types::{ApiError, ContainerCreate, ContainerRow, ContainerState},
+    model::Name,
+};
+
+/// How long a killed process may take to go.
+const KILLED: Duration = Duration::from_secs(5);
+
+/// What `--network` names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum NetworkOf {
+    Stored(Name),
+    None,
+    Host,
+    Container(Name),
+}
+
+impl Agent {
+    /// Takes `--network` apart.
+    pub(super) fn network_of(&self, text: &str) -> Result<NetworkOf, ApiError> {
+        if let Some(name) = text.strip_prefix("container:") {
+            let name = name.parse().map_err(|error: crate::model::Invalid| invalid(error.0))?;
+            return Ok(NetworkOf::Container(name));
+        }
+        match text {
+            "none" => return Ok(NetworkOf::None),
+            "host" => return Ok(NetworkOf::Host),
+            "bridge" => {
+                return Err(invalid(
+                    "network 'bridge' is not available yet: 'culvert network create NAME' makes an overlay network, which works on one host too; or use '--network none' or 'host'",
+                ));
+            }
+            _ => {}
+        }
+        let name: Name = text.parse().map_err(|error: crate::model::Invalid| invalid(error.0))?;
+        let view = self.shared.view();
+        if view.networks.contains_key(&name) {
+            Ok(NetworkOf::Stored(name))
+        } else {
+            // Perhaps made on another host a moment ago: the plan looks again.
+            match view.problem_at(&crate::model::Key::network(&name)) {
+                Some(_) => Err(super::network::unknown(&view, &name)),
+                None => Ok(NetworkOf::Stored(name)),
+            }
+        }
+    }
+
+    /// The record of a container here; made up from its endpoints if its file is lost.
+    pub(super) fn record_of(&self, name: &Name) -> Option<Record> {
+        if let Some(record) = self.shared.containers().get(name) {
+            return Some(record.clone());
+        }
+        self.lost_records().remove(name)
+    }
+
+    /// Containers that only their endpoints tell of.
+    fn lost_records(&self) -> BTreeMap<Name, Record> {
+        let view = self.shared.view();
+        let containers = self.shared.containers();
+        let endpoints = view.endpoints_on(&self.shared.node.name);
+        let lost = endpoints.filter(|ep| containers.get(&ep.container).is_none());
+        lost.map(|ep| {
+            let origin = if ep.sandbox.owned { Origin::Owned } else { Origin::Attached };
+            let record = Record::new(ep.container.clone(), origin, ep.sandbox.netns.clone());
+            (ep.container.clone(), record)
+        })
+        .collect()
+    }
+
+    /// All containers here, in order of name.
+    pub(super) fn list_containers(&self) -> Vec<ContainerRow> {
+        let mut records = self.lost_records();
+        records.extend(self.shared.containers().iter().map(|r| (r.name.clone(), r.clone())));
+        records.values().map(|record| rows::container(&self.shared, record)).collect()
+    }
+
+    pub(super) async fn create_container(
+        &self,
+        request: ContainerCreate,
+    ) -> Result<ContainerRow, ApiError> {
+        self.shared.store()?;
+        let name = &request.name;
+        if self.record_of(name).is_some() {
+            return self.again(request).await;
+        }
+        no_ports(name, &request.ports)?;
+        let network = self.network_of(&request.network)?;
+        let adopting = request.netns.is_some() || request.pid.is_some();
+        if let NetworkOf::Stored(network) = &network {
+            self.check_network(network).await?;
+        } else {
+            check_plain(&request, &network, adopting)?;
+        }
+
+        let mut record = self.sandbox_for(&request, &network).await?;
+        record.command = request.command.clone();
+        record.auto_remove = request.auto_remove;
+        if let NetworkOf::Stored(network) = &network {
+            let attached = self
+                .attach(&Attachment {
+                    container: name,
+                    network,
+                    netns: &record.netns,
+                    owned: record.origin == Origin::Owned,
+                    ip: request.ip,
+                    mac: request.mac,
+                    ifname: request.ifname.as_deref(),
+                })
+                .await;
+            if let Err(error) = attached {
+                self.drop_sandbox(&record).await;
+                return Err(error);
+            }
+        }
+        let put = self.shared.containers().put(record.clone());
+        if let Err(error) = put {
+            for (network, id) in self.endpoints_of(name) {
+                if let Err(error) = self.detach(&network, &id).await {
+                    tracing::warn!("container '{name}': {error}");
+                }
+            }
+            self.drop_sandbox(&record).await;
+            return Err(internal(&format!("container '{name}': its record: {error}")));
+        }
+        Ok(rows::container(&self.shared, &record))
+    }
+
+    /// A container of that name is here: `attach` of the same namespace to a
+    /// further network is meant, everything else is a mistake.
+    async fn again(&self, request: ContainerCreate) -> Result<ContainerRow, ApiError> {
+        let name = &request.name;
+        let taken = || {
+            conflict(format!(
+                "container '{name}' exists already: choose another name, or remove it with 'culvert rm {name}'"
+            ))
+        };
+        let record = self.record_of(name).ok_or_else(taken)?;
+        let adopting = request.netns.is_some() || request.pid.is_some();
+        if !adopting || record.origin != Origin::Attached {
+            return Err(taken());
+        }
+        no_ports(name, &request.ports)?;
+        let netns = self.shared.platform.adopt(request.netns.as_deref(), request.pid).await?;
+        if netns != record.netns {
+            return Err(conflict(format!(
+                "container '{name}' exists already, with {}: choose another name for {}",
+                record.netns.display(),
+                netns.display()
+            )));
+        }
+        let NetworkOf::Stored(network) = self.network_of(&request.network)? else {
+            return Err(taken());
+        };
+        self.attach(&Attachment {
+            container: name,
+            network: &network,
+            netns: &record.netns,
+            owned: false,
+            ip: request.ip,
+            mac: request.mac,
+            ifname: request.ifname.as_deref(),
+        })
+        .await?;
+        Ok(rows::container(&self.shared, &record))
+    }
+
+    /// Refuses an unknown network before a sandbox is made for it.
+    async fn check_network(&self, network: &Name) -> Result<(), ApiError> {
+        if self.shared.view().networks.contains_key(network) {
+            return Ok(());
+        }
+        // One made on another host a moment ago may not have come here yet.
+        let store = self.shared.store()?;
+        let found = store.snapshot(&crate::model::Key::network(network)).await;
+        let found = found.map_err(|error| {
+            ApiError::new(crate::api::types::ErrorKind::Unavailable, error.to_string())
+        })?;
+        let key = crate::model::Key::network(network);
+        if found.entries.iter().any(|entry| entry.key == key) {
+            return Ok(());
+        }
+        Err(super::network::unknown(&self.shared.view(), network))
+    }
+
+    /// The namespace of a new container, made if it is to be ours.
+    async fn sandbox_for(
+        &self,
+        request: &ContainerCreate,
+        network: &NetworkOf,
+    ) -> Result<Record, ApiError> {
+        let platform = &self.shared.platform;
+        let name = request.name.clone();
+        match network {
+            NetworkOf::Host => Ok(Record::new(name, Origin::Host, PathBuf::new())),
+            NetworkOf::Container(other) => {
+                let shared = self.record_of(other).ok_or_else(|| self.unknown_container(other))?;
+                Ok(Record::new(name, Origin::Shares(other.clone()), shared.netns))
+            }
+            NetworkOf::Stored(_) | NetworkOf::None => {
+                if request.netns.is_none() && request.pid.is_none() {
+                    let netns = platform.make_sandbox(&name).await?;
+                    return Ok(Record::new(name, Origin::Owned, netns));
+                }
+                let netns = platform.adopt(request.netns.as_deref(), request.pid).await?;
+                let mut record = Record::new(name, Origin::Attached, netns);
+                // Its number may be another process's one day.
+                record.adopted = request.pid.and_then(Process::find);
+                Ok(record)
+            }
+        }
+    }
+
+    async fn drop_sandbox(&self, record: &Record) {
+        if record.origin != Origin::Owned {
+            return;
+        }
+        if let Err(error) = self.shared.platform.remove_sandbox(&record.name).await {
+            tracing::warn!("container '{}': {error}", record.name);
+        }
+    }
+
+    pub(super) async fn set_container_state(
+        &self,
+        name: &Name,
+        state: ContainerState,
+    ) -> Result<(), ApiError> {
+        let Some(mut record) = self.record_of(name) else {
+            // Removed while its command was ending.
+            return match state {
+                ContainerState::Exited { .. } => Ok(()),
+                ContainerState::Running { .. } => Err(self.unknown_container(name)),
+            };
+        };
+        match state {
+            ContainerState::Running { pid, log } => {
+                record.process = Process::find(pid);
+                record.exit_code = None;
+                record.log = log;
+            }
+            ContainerState::Exited { code } => {
+                record.process = None;
+                record.exit_code = Some(code);
+                if record.auto_remove {
+                    return self.take_away(&record).await;
+                }
+            }
+        }
+        self.shared.containers().put(record).map_err(|error| internal(&error))
+    }
+
+    pub(super) async fn remove_container(&self, name: &Name, force: bool) -> Result<(), ApiError> {
+        self.shared.store()?;
+        let record = self.record_of(name).ok_or_else(|| self.unknown_container(name))?;
+        let sharers: Vec<String> = self
+            .shared
+            .containers()
+            .iter()
+            .filter(|other| other.origin == Origin::Shares(name.clone()))
+            .map(|other| format!("'{}'", other.name))
+            .collect();
+        if !sharers.is_empty() {
+            return Err(conflict(format!(
+                "container '{name}' has a network that {} shares: remove that first",
+                sharers.join(", ")
+            )));
+        }
+        if let Some(pid) = record.running() {
+            if !force {
+                return Err(conflict(format!(
+                    "container '{name}' is running (pid {pid}): stop it first, or use 'culvert rm -f {name}'"
+                )));
+            }
+            Self::kill_process(&record).await?;
+        }
+        self.take_away(&record).await
+    }
+
+    /// Kills the command of a container, and waits until it is gone.
+    pub(crate) async fn kill_process(record: &Record) -> Result<(), ApiError> {
+        let Some(process) = record.process.filter(Process::lives) else { return Ok(()) };
+        // The supervisor reaps it. ESRCH: it ended a moment ago.
+        let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+        let gone = async {
+            while process.lives() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(KILLED, gone).await.map_err(|_| {
+            conflict(format!(
+                "container '{}': pid {} does not end: see what it waits for in /proc/{}/stack",
+                record.name, process.pid, process.pid
+            ))
+        })
+    }
+
+    /// Removes attachments, sandbox and record of a container.
+    pub(super) async fn take_away(&self, record: &Record) -> Result<(), ApiError> {
+        for (network, id) in self.endpoints_of(&record.name) {
+            self.detach(&network, &id).await?;
+        }
+        if record.origin == Origin::Owned {
+            self.shared.platform.remove_sandbox(&record.name).await?;
+        }
+        self.shared.containers().remove(&record.name).map_err(|error| internal(&error))
+    }
+}
+
+/// Refuses what makes no sense without a network of ours.
+fn check_plain(
+    request: &ContainerCreate,
+    network: &NetworkOf,
+    adopting: bool,
+) -> Result<(), ApiError> {
+    let name = &request.name;
+    if adopting {
+        return Err(invalid(format!(
+            "container '{name}': '--network {}' attaches to nothing: a network from 'culvert network ls' is valid",
+            request.network
+        )));
+    }
+    let given = [
+        ("--ip", request.ip.is_some()),
+        ("--mac", request.mac.is_some()),
+        ("--ifname", request.ifname.is_some()),
+    ];
+    match given.iter().find(|(_, given)| *given) {
+        None => Ok(()),
+        Some((option, _)) => {
+            let why = match network {
+                NetworkOf::Host => "uses the host's own interfaces",
+                NetworkOf::Container(_) => "uses the other container's interfaces",
+                NetworkOf::None | NetworkOf::Stored(_) => "has no interface besides lo",
+            };
+            Err(invalid(format!(
+                "container '{name}': {option} does not go with '--network {}', which {why}: leave it out",
+                request.network
+            )))
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! What the API asks for.
+//!
+//! A request that changes something is one transaction in the store. What
+//! follows from it on this host is the engine's work, the same as for a change
+//! made elsewhere; the request waits until that is done, and takes its
+//! transaction back if it cannot be done.
+
+mod attach;
+mod container;
+mod network;
+mod purge;
+mod rows;
+mod show;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use async_trait::async_trait;
+use tokio::sync::OwnedMutexGuard;
+
+use super::shared::Shared;
+use crate::{
+    api::{
+        Backend,
+        types::{
+            ApiError, Connect, ContainerCreate, ContainerRow, ContainerState, Created, ErrorKind,
+            FdbRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, StatsRow, Status,
+            VtepChange, VtepRow,
+        },
+    },
+    model::{Name, ops},
+};
+
+/// The agent, as the API server sees it.
+pub(crate) struct Agent {
+    shared: Arc<Shared>,
+    /// One request at a time per container: `run` and `rm` of one name must not
+    /// meet half-way.
+    locks: Mutex<BTreeMap<Name, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Agent {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, locks: Mutex::default() }
+    }
+
+    /// Waits for its turn with a container.
+    async fn lock(&self, name: &Name) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            // Those that nobody holds or waits for.
+            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+            Arc::clone(locks.entry(name.clone()).or_default())
+        };
+        lock.lock_owned().await
+    }
+}
+
+fn invalid(message: impl Into<String>) -> ApiError {
+    ApiError::new(ErrorKind::Invalid, message)
+}
+
+fn not_found(message: impl Into<String>) -> ApiError {
+    ApiError::new(ErrorKind::NotFound, message)
+}
+
+fn conflict(message: impl Into<String>) -> ApiError {
+    ApiError::new(ErrorKind::Conflict, message)
+}
+
+/// An error of the machine rather than of the one who asked.
+fn internal(error: &(impl std::fmt::Display + ?Sized)) -> ApiError {
+    ApiError::new(ErrorKind::Internal, error.to_string())
+}
+
+#[async_trait]
+impl Backend for Agent {
+    async fn network_create(&self, request: NetworkCreate) -> Result<Created, ApiError> {
+        self.create_network(request).await
+    }
+
+    async fn networks(&self) -> Result<Vec<NetworkRow>, ApiError> {
+        self.list_networks()
+    }
+
+    async fn network_inspect(&self, name: &Name) -> Result<NetworkInspect, ApiError> {
+        self.inspect_network(name)
+    }
+
+    async fn network_remove(&self, name: &Name) -> Result<(), ApiError> {
+        self.remove_network(name).await
+    }
+
+    async fn connect(&self, network: &Name, request: Connect) -> Result<ContainerRow, ApiError> {
+        let _turn = self.lock(&request.container).await;
+        self.connect_container(network, &request).await
+    }
+
+    async fn disconnect(&self, network: &Name, container: &Name) -> Result<(), ApiError> {
+        let _turn = self.lock(container).await;
+        self.disconnect_container(network, container).await
+    }
+
+    async fn container_create(&self, request: ContainerCreate) -> Result<ContainerRow, ApiError> {
+        let _turn = self.lock(&request.name).await;
+        self.create_container(request).await
+    }
+
+    async fn container_state(&self, name: &Name, state: ContainerState) -> Result<(), ApiError> {
+        let _turn = self.lock(name).await;
+        self.set_container_state(name, state).await
+    }
+
+    async fn containers(&self) -> Result<Vec<ContainerRow>, ApiError> {
+        Ok(self.list_containers())
+    }
+
+    async fn container_remove(&self, name: &Name, force: bool) -> Result<(), ApiError> {
+        let _turn = self.lock(name).await;
+        self.remove_container(name, force).await
+    }
+
+    async fn fdb(&self) -> Result<Vec<FdbRow>, ApiError> {
+        self.show_fdb()
+    }
+
+    async fn neighbours(&self) -> Result<Vec<NeighRow>, ApiError> {
+        self.show_neighbours()
+    }
+
+    async fn vteps(&self) -> Result<Vec<VtepRow>, ApiError> {
+        self.show_vteps()
+    }
+
+    async fn vtep_add(&self, request: VtepChange) -> Result<(), ApiError> {
+        self.shared.store()?;
+        let port = request.port.unwrap_or(self.shared.node.port);
+        let plan = |view: &_| ops::add_vtep(view, &request.network, request.ip, port);
+        let (_, revision) = self.shared.execute(plan).await?;
+        self.shared.settled(revision, &format!("VTEP {}", request.ip), || Some(())).await
+    }
+
+    async fn vtep_remove(&self, request: VtepChange) -> Result<(), ApiError> {
+        self.shared.store()?;
+        let plan = |view: &_| Ok(((), ops::remove_vtep(view, &request.network, request.ip)?));
+        let ((), revision) = self.shared.execute(plan).await?;
+        self.shared.settled(revision, &format!("VTEP {}", request.ip), || Some(())).await
+    }
+
+    async fn stats(&self) -> Result<Vec<StatsRow>, ApiError> {
+        self.show_stats()
+    }
+
+    async fn status(&self) -> Result<Status, ApiError> {
+        Ok(self.show_status())
+    }
+
+    async fn purge(&self) -> Result<(), ApiError> {
+        self.purge_node().await?;
+        self.shared.shutdown.cancel();
+        Ok(())
+    }
+}

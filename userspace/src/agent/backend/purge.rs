@@ -1,0 +1,49 @@
+//! `culvert purge`, with the agent's help.
+
+use std::time::Duration;
+
+use super::{Agent, internal};
+use crate::{
+    agent::{containers::Record, node, shared::SETTLE},
+    api::types::{ApiError, ErrorKind},
+};
+
+impl Agent {
+    /// Removes everything of this node from the store and from the kernel. The
+    /// agent has nothing left to do then and must stop.
+    pub(crate) async fn purge_node(&self) -> Result<(), ApiError> {
+        let store = self.shared.store().map_err(|error| {
+            ApiError::new(
+                error.kind,
+                format!(
+                    "{}; to purge this host without the store, stop the agent and run 'culvert purge' again",
+                    error.message
+                ),
+            )
+        })?;
+        let records: Vec<Record> = self.shared.containers().iter().cloned().collect();
+        for record in &records {
+            Self::kill_process(record).await?;
+        }
+        node::leave(store.as_ref(), &self.shared.node.name).await?;
+        // The engine removes the veths as the store tells it.
+        let gone = async {
+            while !self.shared.plugs().is_empty() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(SETTLE, gone).await.map_err(|_| {
+            ApiError::new(
+                ErrorKind::Unavailable,
+                "purge: veths are left: stop the agent and run 'culvert purge' again",
+            )
+        })?;
+        let records: Vec<Record> = self.shared.containers().iter().cloned().collect();
+        for record in &records {
+            self.take_away(record).await?;
+        }
+        self.shared.platform.purge().map_err(|error| internal(&error))?;
+        self.shared.purged.cancel();
+        Ok(())
+    }
+}

@@ -1,0 +1,235 @@
+//! What the maps hold, as rows.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
+};
+
+use culvert_common::abi::{ABI_VERSION, UnderlayPath};
+
+use super::{Agent, internal};
+use crate::{
+    api::types::{
+        AgentStatus, ApiError, Counts, DatapathStatus, FdbRow, NeighRow, StatsRow, Status,
+        StoreStatus, VtepRow,
+    },
+    cli::DatapathMode,
+    model::{MacAddr, Name},
+    store::Kind,
+};
+
+impl Agent {
+    /// Names of the networks by VNI.
+    fn names(&self) -> BTreeMap<u32, String> {
+        let view = self.shared.view();
+        view.networks.values().map(|net| (net.vni.get(), net.name.to_string())).collect()
+    }
+
+    pub(super) fn show_fdb(&self) -> Result<Vec<FdbRow>, ApiError> {
+        let platform = &self.shared.platform;
+        let names = self.names();
+        let name = |vni: u32| names.get(&vni).cloned().unwrap_or_default();
+        let underlay = platform.underlay().map_err(|error| internal(&error))?;
+        let place = |ifindex: u32, vtep: [u8; 4]| -> (String, String) {
+            if ifindex != 0 {
+                return (String::new(), platform.ifname(ifindex));
+            }
+            let via = underlay.get(&vtep).map(|path| platform.ifname(path.ifindex));
+            (Ipv4Addr::from(vtep).to_string(), via.unwrap_or_default())
+        };
+        let mut rows = Vec::new();
+        let mut known = BTreeSet::new();
+        for (key, entry) in platform.fdb().map_err(|error| internal(&error))? {
+            let (dst, ifname) = place(entry.ifindex, entry.vtep);
+            known.insert(key);
+            rows.push(FdbRow {
+                network: name(key.vni),
+                vni: key.vni,
+                mac: MacAddr(key.mac).to_string(),
+                kind: if entry.ifindex == 0 { "static" } else { "local" }.to_owned(),
+                dst,
+                ifname,
+                age_s: None,
+            });
+        }
+        let (now, ageing) = (platform.now_ns(), platform.ageing().as_secs());
+        for (key, entry) in platform.learned().map_err(|error| internal(&error))? {
+            let age_s = now.saturating_sub(entry.last_seen_ns) / 1_000_000_000;
+            // The programs do not use it any more, or the store knows better.
+            if age_s >= ageing || known.contains(&key) {
+                continue;
+            }
+            let (dst, ifname) = place(entry.ifindex, entry.vtep);
+            rows.push(FdbRow {
+                network: name(key.vni),
+                vni: key.vni,
+                mac: MacAddr(key.mac).to_string(),
+                kind: "learned".to_owned(),
+                dst,
+                ifname,
+                age_s: Some(age_s),
+            });
+        }
+        rows.sort_by(|a, b| (a.vni, &a.mac).cmp(&(b.vni, &b.mac)));
+        Ok(rows)
+    }
+
+    pub(super) fn show_neighbours(&self) -> Result<Vec<NeighRow>, ApiError> {
+        let names = self.names();
+        let neighbours = self.shared.platform.neighbours().map_err(|error| internal(&error))?;
+        let rows = neighbours.into_iter().map(|(key, entry)| {
+            let ip = Ipv6Addr::from(key.ip);
+            NeighRow {
+                network: names.get(&key.vni).cloned().unwrap_or_default(),
+                vni: key.vni,
+                ip: ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4).to_string(),
+                mac: MacAddr(entry.mac).to_string(),
+            }
+        });
+        Ok(rows.collect())
+    }
+
+    pub(super) fn show_vteps(&self) -> Result<Vec<VtepRow>, ApiError> {
+        let platform = &self.shared.platform;
+        let underlay = platform.underlay().map_err(|error| internal(&error))?;
+        let view = self.shared.view();
+        let own = &self.shared.node;
+        let mut networks: BTreeMap<&Name, BTreeSet<String>> = BTreeMap::new();
+        for endpoint in view.endpoints.values().flat_map(BTreeMap::values) {
+            networks.entry(&endpoint.node).or_default().insert(endpoint.network.to_string());
+        }
+        let mut rows = Vec::new();
+        // Before the store has been read there is at least this one.
+        let own_entry = (!view.nodes.contains_key(&own.name)).then_some(own);
+        for node in view.nodes.values().map(|node| &node.record).chain(own_entry) {
+            let is_self = node.name == own.name;
+            let path = underlay.get(&node.vtep.octets());
+            rows.push(VtepRow {
+                ip: node.vtep.to_string(),
+                port: node.port,
+                node: node.name.to_string(),
+                kind: if is_self { "self" } else { "node" }.to_owned(),
+                alive: Some(view.is_alive(&node.name)),
+                networks: networks
+                    .get(&node.name)
+                    .map(|names| names.iter().cloned().collect())
+                    .unwrap_or_default(),
+                via: self.via(node.vtep, path),
+                inner_mtu: path.map_or(0, |path| path.inner_mtu),
+            });
+        }
+        let mut foreign: BTreeMap<(Ipv4Addr, u16), Vec<String>> = BTreeMap::new();
+        for vtep in view.vteps.values().flat_map(BTreeMap::values) {
+            foreign.entry((vtep.ip, vtep.port)).or_default().push(vtep.network.to_string());
+        }
+        for ((ip, port), networks) in foreign {
+            let path = underlay.get(&ip.octets());
+            rows.push(VtepRow {
+                ip: ip.to_string(),
+                port,
+                node: String::new(),
+                kind: "foreign".to_owned(),
+                alive: None,
+                networks,
+                via: self.via(ip, path),
+                inner_mtu: path.map_or(0, |path| path.inner_mtu),
+            });
+        }
+        Ok(rows)
+    }
+
+    /// `up0`, or `up0 via 192.0.2.1` behind a router.
+    fn via(&self, vtep: Ipv4Addr, path: Option<&UnderlayPath>) -> String {
+        let Some(path) = path else { return String::new() };
+        let ifname = self.shared.platform.ifname(path.ifindex);
+        if path.next_hop == vtep.octets() {
+            ifname
+        } else {
+            format!("{ifname} via {}", Ipv4Addr::from(path.next_hop))
+        }
+    }
+
+    pub(super) fn show_stats(&self) -> Result<Vec<StatsRow>, ApiError> {
+        let stats = self.shared.platform.stats().map_err(|error| internal(&error))?;
+        let counted = stats.into_iter().filter(|(_, _, counter)| counter.packets > 0);
+        let rows = counted.map(|(direction, code, counter)| StatsRow {
+            direction: direction.name().to_owned(),
+            verdict: code.verdict().to_owned(),
+            reason: code.name().to_owned(),
+            code: code.code(),
+            packets: counter.packets,
+            bytes: counter.bytes,
+        });
+        Ok(rows.collect())
+    }
+
+    pub(super) fn show_status(&self) -> Status {
+        let shared = &self.shared;
+        let health = shared.health();
+        let mut problems = shared.problems();
+        let (vteps, networks, local_endpoints, endpoints, revision) = {
+            let view = shared.view();
+            for line in view.complaints() {
+                if !problems.contains(&line) {
+                    problems.push(line);
+                }
+            }
+            let foreign: BTreeSet<_> =
+                view.vteps.values().flat_map(|vteps| vteps.keys().copied()).collect();
+            (
+                view.nodes.len() + foreign.len(),
+                view.networks.len(),
+                view.endpoints_on(&shared.node.name).count(),
+                view.endpoints.values().map(BTreeMap::len).sum(),
+                view.revision,
+            )
+        };
+        let kind = match shared.opened_store().map(|store| store.kind()) {
+            Some(kind) => kind.to_string(),
+            None if shared.options.store.starts_with("file:") => Kind::File.to_string(),
+            None => Kind::Etcd.to_string(),
+        };
+        let (mode, reason) = datapath_mode(shared.options.datapath);
+        Status {
+            node: shared.node.name.to_string(),
+            agent: AgentStatus {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                uptime_s: shared.started.elapsed().as_secs(),
+                vtep_ip: shared.node.vtep.to_string(),
+                vxlan_port: shared.node.port,
+                uplinks: shared.uplinks.clone(),
+                state_dir: shared.options.state_dir.display().to_string(),
+            },
+            store: StoreStatus { kind, healthy: health.healthy, revision, error: health.error },
+            datapath: DatapathStatus {
+                mode: mode.to_owned(),
+                reason: reason.to_owned(),
+                abi: ABI_VERSION,
+                pins: pins(&shared.options.bpffs),
+            },
+            vteps,
+            counts: Counts {
+                networks,
+                local_endpoints,
+                endpoints,
+                fdb: shared.platform.fdb().map_or(0, |fdb| fdb.len()),
+                neighbours: shared.platform.neighbours().map_or(0, |map| map.len()),
+            },
+            problems,
+        }
+    }
+}
+
+fn pins(bpffs: &Path) -> String {
+    bpffs.join(format!("v{ABI_VERSION}")).display().to_string()
+}
+
+const fn datapath_mode(asked: DatapathMode) -> (&'static str, &'static str) {
+    match asked {
+        DatapathMode::Auto => ("tc", "chosen: XDP only where --datapath xdp asks for it"),
+        DatapathMode::Tc => ("tc", "asked for with --datapath tc"),
+        DatapathMode::Xdp => ("xdp", "asked for with --datapath xdp, beside tc"),
+    }
+}

@@ -1,0 +1,257 @@
+//! What this host knows of its containers besides their endpoints: one file
+//! `containers/NAME.json` in the state directory for each.
+//!
+//! Endpoints are in the store; a sandbox without network, the process in it and
+//! its log concern this host only.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::files::write_atomically;
+use crate::model::{Name, SCHEMA};
+
+/// How a container came to its namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Origin {
+    /// Culvert made the sandbox.
+    Owned,
+    /// `attach`: the sandbox is somebody else's.
+    Attached,
+    /// `--network host`: the namespace of the agent.
+    Host,
+    /// `--network container:NAME`.
+    Shares(Name),
+}
+
+/// A process, told from a later one with the same number by when it started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Process {
+    /// Process number.
+    pub(crate) pid: i32,
+    /// Field 22 of `/proc/PID/stat` (proc(5)), in clock ticks since boot.
+    pub(crate) start_time: u64,
+}
+
+impl Process {
+    /// The process that has this number now.
+    pub(crate) fn find(pid: i32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name, in parentheses, may contain anything; count from its end.
+        let after_name = stat.get(stat.rfind(')')? + 2..)?;
+        let mut fields = after_name.split(' ');
+        let state = fields.next()?;
+        if state == "Z" || state == "X" {
+            return None;
+        }
+        // State is field 3; 18 fields lie between it and field 22.
+        let start_time = fields.nth(18)?.parse().ok()?;
+        Some(Self { pid, start_time })
+    }
+
+    /// Whether it still runs.
+    pub(crate) fn lives(&self) -> bool {
+        Self::find(self.pid) == Some(*self)
+    }
+}
+
+/// `containers/NAME.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// [`SCHEMA`].
+    pub(crate) schema: u32,
+    /// Name.
+    pub(crate) name: Name,
+    /// How it came to its namespace.
+    pub(crate) origin: Origin,
+    /// Path of the namespace; empty for [`Origin::Host`].
+    pub(crate) netns: PathBuf,
+    /// The process whose namespace was adopted, for `attach --pid`: when it is
+    /// gone, the path of its namespace may be another's.
+    #[serde(default)]
+    pub(crate) adopted: Option<Process>,
+    /// The command, once it has started.
+    pub(crate) process: Option<Process>,
+    /// Its exit code, once it has ended.
+    pub(crate) exit_code: Option<i32>,
+    /// Log file of a detached container.
+    pub(crate) log: Option<PathBuf>,
+    /// Command line.
+    pub(crate) command: Vec<String>,
+    /// Remove the container when its command ends.
+    pub(crate) auto_remove: bool,
+}
+
+impl Record {
+    /// A container without a process.
+    pub(crate) fn new(name: Name, origin: Origin, netns: PathBuf) -> Self {
+        Self {
+            schema: SCHEMA,
+            name,
+            origin,
+            netns,
+            adopted: None,
+            process: None,
+            exit_code: None,
+            log: None,
+            command: Vec::new(),
+            auto_remove: false,
+        }
+    }
+
+    /// The process number, while it runs.
+    pub(crate) fn running(&self) -> Option<i32> {
+        self.process.filter(Process::lives).map(|process| process.pid)
+    }
+}
+
+/// All records of this host.
+#[derive(Debug)]
+pub(crate) struct Containers {
+    directory: PathBuf,
+    records: BTreeMap<Name, Record>,
+    problems: Vec<String>,
+}
+
+impl Containers {
+    /// Reads `STATE_DIR/containers`, which it makes if need be. A file that is no
+    /// record is left alone and named in [`Self::problems`].
+    pub(crate) fn load(state_dir: &Path) -> io::Result<Self> {
+        let directory = state_dir.join("containers");
+        fs::create_dir_all(&directory)?;
+        let mut records = BTreeMap::new();
+        let mut problems = Vec::new();
+        for file in fs::read_dir(&directory)? {
+            let path = file?.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            match read(&path) {
+                Ok(record) => {
+                    records.insert(record.name.clone(), record);
+                }
+                Err(error) => problems.push(format!("{}: skipped: {error}", path.display())),
+            }
+        }
+        Ok(Self { directory, records, problems })
+    }
+
+    /// Files that were skipped, a line each.
+    pub(crate) fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
+    /// All records in order of name.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Record> {
+        self.records.values()
+    }
+
+    /// The record of a container.
+    pub(crate) fn get(&self, name: &Name) -> Option<&Record> {
+        self.records.get(name)
+    }
+
+    /// Writes a record, on disk first.
+    pub(crate) fn put(&mut self, record: Record) -> io::Result<()> {
+        let text = serde_json::to_vec_pretty(&record)?;
+        write_atomically(&self.path(&record.name), &text)?;
+        self.records.insert(record.name.clone(), record);
+        Ok(())
+    }
+
+    /// Removes a record; it is no error if there is none.
+    pub(crate) fn remove(&mut self, name: &Name) -> io::Result<()> {
+        match fs::remove_file(self.path(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        self.records.remove(name);
+        Ok(())
+    }
+
+    fn path(&self, name: &Name) -> PathBuf {
+        self.directory.join(format!("{name}.json"))
+    }
+}
+
+fn read(path: &Path) -> io::Result<Record> {
+    let record: Record = serde_json::from_slice(&fs::read(path)?)?;
+    if record.schema > SCHEMA {
+        let why = format!("schema {} is newer than {SCHEMA}, upgrade the agent", record.schema);
+        return Err(io::Error::other(why));
+    }
+    if path.file_stem().is_none_or(|stem| stem != record.name.as_str()) {
+        return Err(io::Error::other(format!("it is about container {}", record.name)));
+    }
+    Ok(record)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn records_survive_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut containers = Containers::load(dir.path()).unwrap();
+        let record = Record::new(name("web"), Origin::Owned, "/run/netns/web".into());
+        let other = Record::new(name("side"), Origin::Shares(name("web")), record.netns.clone());
+        containers.put(record.clone()).unwrap();
+        containers.put(other.clone()).unwrap();
+        containers.put(Record::new(name("gone"), Origin::Host, PathBuf::new())).unwrap();
+        containers.remove(&name("gone")).unwrap();
+        containers.remove(&name("gone")).unwrap();
+
+        let again = Containers::load(dir.path()).unwrap();
+        assert_eq!(again.iter().collect::<Vec<_>>(), [&other, &record]);
+        assert!(again.problems().is_empty());
+    }
+
+    #[test]
+    fn files_that_are_no_records_are_skipped_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = dir.path().join("containers");
+        fs::create_dir(&files).unwrap();
+        fs::write(files.join("a.json"), "{").unwrap();
+        let mut newer = Record::new(name("b"), Origin::Owned, PathBuf::new());
+        newer.schema = SCHEMA + 1;
+        fs::write(files.join("b.json"), serde_json::to_vec(&newer).unwrap()).unwrap();
+        let misplaced = Record::new(name("x"), Origin::Owned, PathBuf::new());
+        fs::write(files.join("c.json"), serde_json::to_vec(&misplaced).unwrap()).unwrap();
+        fs::write(files.join("notes.txt"), "mine").unwrap();
+
+        let containers = Containers::load(dir.path()).unwrap();
+        assert_eq!(containers.iter().count(), 0);
+        let mut problems = containers.problems().to_vec();
+        problems.sort();
+        assert_eq!(problems.len(), 3);
+        assert!(problems[0].contains("a.json: skipped"), "{problems:?}");
+        assert!(problems[1].contains("newer"), "{problems:?}");
+        assert!(problems[2].contains("about container x"), "{problems:?}");
+        assert!(files.join("a.json").exists() && files.join("notes.txt").exists());
+    }
+
+    #[test]
+    fn a_process_is_told_from_a_later_one_with_its_number() {
+        let own = Process::find(std::process::id().try_into().unwrap()).unwrap();
+        assert!(own.lives());
+        assert!(!Process { start_time: own.start_time + 1, ..own }.lives());
+
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let process = Process::find(child.id().try_into().unwrap()).unwrap();
+        assert!(process.lives());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!process.lives());
+    }
+}

@@ -1,0 +1,354 @@
+//! The engine: one task that brings this host to what the store says.
+//!
+//! Per turn it folds in everything that has come from the store and from
+//! netlink, writes the maps of the networks that this concerned, and then does
+//! one piece of slower work (a veth) before it looks again: a change on another
+//! host waits for at most one veth here. Nothing is polled on that way.
+
+mod fold;
+mod work;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::FutureExt as _;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use self::work::{Retry, Work};
+use super::{
+    platform::HostEvent,
+    shared::{PlugState, Shared},
+};
+use crate::{
+    datapath::DatapathError,
+    model::{self, Name},
+    reconcile::{ApplyError, Inputs, Reconciler, network_state},
+    store::Follower,
+};
+
+/// How often maps and netlink are compared with what they should be.
+const ANTI_ENTROPY: Duration = Duration::from_secs(60);
+/// How often what failed is looked at again.
+const RETRY: Duration = Duration::from_secs(1);
+/// How long changes of the underlay are gathered before it is resolved again:
+/// each veth and each route of a routing daemon is an event.
+const GATHER: Duration = Duration::from_millis(20);
+/// How often learned entries that nobody uses any more are removed.
+const AGEING: Duration = Duration::from_secs(10);
+
+/// See the module.
+pub(crate) struct Engine {
+    shared: Arc<Shared>,
+    follower: Follower,
+    reconciler: Reconciler,
+    /// The first update, with all that the store holds, has been folded in.
+    listed: bool,
+    /// And what a former run left has been read. Until then nothing is written:
+    /// the programs go on with what is pinned.
+    informed: bool,
+    /// Host-side interface index of each endpoint that has a veth.
+    ports: BTreeMap<String, u32>,
+    /// Endpoints that this host should have, by identifier.
+    local: BTreeMap<String, Name>,
+    /// VNI that each network had when its maps were last written.
+    vnis: BTreeMap<Name, u32>,
+    /// Address and port of each node, as far as the underlay knows.
+    nodes: BTreeMap<Name, (Ipv4Addr, u16)>,
+    /// Networks whose maps are to be computed again.
+    dirty: BTreeSet<Name>,
+    /// Paths are to be resolved again, now.
+    underlay_dirty: bool,
+    /// Paths are to be resolved again, then.
+    underlay_stale: Option<Instant>,
+    /// Veths to make and to remove.
+    work: BTreeSet<Work>,
+    /// What failed, by endpoint.
+    retries: BTreeMap<String, Retry>,
+}
+
+impl Engine {
+    pub(crate) fn new(shared: Arc<Shared>, follower: Follower) -> Self {
+        Self {
+            shared,
+            follower,
+            reconciler: Reconciler::default(),
+            listed: false,
+            informed: false,
+            ports: BTreeMap::new(),
+            local: BTreeMap::new(),
+            vnis: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            underlay_dirty: true,
+            underlay_stale: None,
+            work: BTreeSet::new(),
+            retries: BTreeMap::new(),
+        }
+    }
+
+    /// Runs until the agent is asked to stop. Leaves the kernel as it is.
+    pub(crate) async fn run(mut self) {
+        let shutdown = self.shared.shutdown.clone();
+        let mut retry = interval(RETRY);
+        let mut anti_entropy = interval(ANTI_ENTROPY);
+        let mut ageing = interval(AGEING);
+        let platform = Arc::clone(&self.shared.platform);
+        // Once a source of events has ended it must not be asked again.
+        let (mut more_updates, mut more_events) = (true, true);
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                update = self.follower.next(), if more_updates => match update {
+                    Some(update) => self.fold(&update),
+                    None => more_updates = false,
+                },
+                event = platform.event(), if more_events => match event {
+                    Some(event) => self.host_event(event),
+                    None => more_events = false,
+                },
+                () = std::future::ready(()), if self.informed && !self.work.is_empty() => {
+                    self.do_one_work().await;
+                }
+                () = wait_until(self.underlay_stale) => self.underlay_dirty = true,
+                _ = retry.tick() => self.retry(),
+                _ = ageing.tick() => self.age(),
+                _ = anti_entropy.tick(), if self.informed => self.anti_entropy().await,
+            }
+            while let Some(Some(update)) = self.follower.next().now_or_never() {
+                self.fold(&update);
+            }
+            if self.listed && !self.informed {
+                self.begin().await;
+            }
+            if self.informed {
+                self.write_maps().await;
+                self.shared.turned();
+            }
+        }
+    }
+
+    fn host_event(&mut self, event: HostEvent) {
+        match event {
+            HostEvent::Underlay => {
+                self.underlay_stale.get_or_insert_with(|| Instant::now() + GATHER);
+            }
+            HostEvent::LinkGone(ifindex) => {
+                let gone = self.ports.iter().find(|(_, port)| **port == ifindex);
+                if let Some((id, _)) = gone.map(|(id, port)| (id.clone(), *port)) {
+                    // Somebody removed the veth, or the sandbox went away.
+                    self.drop_port(&id);
+                    if self.local.contains_key(&id) {
+                        self.work.insert(Work::Plug(id));
+                    }
+                }
+            }
+            HostEvent::Lost => {
+                self.underlay_dirty = true;
+                self.work.extend(self.local.keys().cloned().map(Work::Plug));
+            }
+        }
+    }
+
+    /// Forgets an endpoint's port, so that its network's maps are written without it.
+    fn drop_port(&mut self, id: &str) {
+        if self.ports.remove(id).is_some()
+            && let Some(network) = self.local.get(id)
+        {
+            self.dirty.insert(network.clone());
+        }
+    }
+
+    /// Brings paths and maps up to date. What fails stays dirty and is tried again.
+    async fn write_maps(&mut self) {
+        if self.underlay_dirty {
+            self.resolve_underlay().await;
+        }
+        let mut failed = BTreeSet::new();
+        while let Some(network) = self.dirty.pop_first() {
+            if let Err(error) = self.write_network(&network) {
+                let line = format!("network '{network}': {error}; trying again");
+                self.shared.problem(&format!("maps/{network}"), Some(line));
+                failed.insert(network);
+            } else {
+                self.shared.problem(&format!("maps/{network}"), None);
+            }
+        }
+        self.dirty = failed;
+        if self.underlay_dirty {
+            // A network has brought a VTEP into use whose next hop is to be managed.
+            self.resolve_underlay().await;
+        }
+    }
+
+    /// Brings the maps of one network up to date.
+    fn write_network(&mut self, name: &Name) -> Result<(), ApplyError<DatapathError>> {
+        let platform = self.shared.platform.as_ref();
+        let state = {
+            let view = self.shared.view();
+            let inputs = Inputs { view: &view, own: &self.shared.node, ports: &self.ports };
+            network_state(&inputs, name)
+        };
+        let vni = state.as_ref().map(|state| state.vni);
+        // A network that is gone, or that was made again with another VNI.
+        if let Some(old) = self.vnis.get(name).copied()
+            && Some(old) != vni
+        {
+            self.reconciler.network_to(platform, old, None)?;
+            self.vnis.remove(name);
+        }
+        if let Some(state) = state {
+            self.vnis.insert(name.clone(), state.vni);
+            let new_vtep = state.vteps.keys().any(|ip| !self.reconciler.uses(*ip));
+            self.reconciler.network_to(platform, state.vni, Some(&state))?;
+            self.underlay_dirty |= new_vtep;
+        }
+        Ok(())
+    }
+
+    /// Resolves the paths to all VTEPs and writes them.
+    async fn resolve_underlay(&mut self) {
+        self.underlay_dirty = false;
+        self.underlay_stale = None;
+        let mut vteps: BTreeMap<Ipv4Addr, u16> = {
+            let view = self.shared.view();
+            let foreign = view.vteps.values().flat_map(BTreeMap::values);
+            foreign.map(|vtep| (vtep.ip, vtep.port)).collect()
+        };
+        vteps.extend(self.nodes.values().copied());
+        vteps.remove(&self.shared.node.vtep);
+        let used = vteps.keys().copied().filter(|ip| self.reconciler.uses(ip.octets())).collect();
+        let resolved = match self.shared.platform.paths(&vteps, &used).await {
+            Ok(resolved) => resolved,
+            Err(error) => {
+                // Nothing is known about the paths, so those there are stay.
+                self.shared.problem("underlay", Some(format!("underlay: {}", error.message())));
+                self.underlay_stale = Some(Instant::now() + RETRY);
+                return;
+            }
+        };
+        self.shared.problem("underlay", None);
+        let lines = resolved
+            .problems
+            .into_iter()
+            .filter(|(ip, _)| used.contains(ip))
+            .map(|(ip, line)| (format!("vtep/{ip}"), line))
+            .collect();
+        self.shared.problems_below("vtep/", lines);
+        let written = self.reconciler.paths_to(self.shared.platform.as_ref(), resolved.paths);
+        let line = written.err().map(|error| format!("underlay: {error}; trying again"));
+        if line.is_some() {
+            self.underlay_stale = Some(Instant::now() + RETRY);
+        }
+        self.shared.problem("underlay/maps", line);
+    }
+
+    /// Compares maps and netlink with what they should be, and makes good what
+    /// somebody else has changed.
+    async fn anti_entropy(&mut self) {
+        if self.adopt_maps() {
+            self.prune_maps();
+        }
+        self.find_strays().await;
+        self.revive_sandboxes().await;
+        self.work.extend(self.local.keys().cloned().map(Work::Plug));
+        let lines = self.shared.platform.check_uplinks().await;
+        let lines = lines.into_iter().enumerate();
+        let lines = lines.map(|(index, line)| (format!("uplink/{index}"), line)).collect();
+        self.shared.problems_below("uplink/", lines);
+    }
+
+    /// Reads the maps, and marks every network for another look. `false`: they
+    /// cannot be read, and nothing is known.
+    fn adopt_maps(&mut self) -> bool {
+        let platform = Arc::clone(&self.shared.platform);
+        let adopted = tokio::task::block_in_place(|| self.reconciler.adopt(platform.as_ref()));
+        let line = adopted.as_ref().err().map(|error| format!("maps cannot be read: {error}"));
+        self.shared.problem("maps", line);
+        if adopted.is_err() {
+            return false;
+        }
+        self.underlay_dirty = true;
+        self.dirty.extend(self.shared.view().networks.keys().cloned());
+        self.dirty.extend(self.vnis.keys().cloned());
+        true
+    }
+
+    /// Removes what the maps hold of VNIs in which this host has no endpoint.
+    fn prune_maps(&mut self) {
+        let mut known: BTreeSet<u32> = self.vnis.values().copied().collect();
+        {
+            let view = self.shared.view();
+            // A record that cannot be read may be what an entry is there for.
+            let unreadable = [model::NETWORKS, model::ENDPOINTS, model::VNIS]
+                .into_iter()
+                .any(|prefix| view.problem_below(prefix).is_some());
+            if unreadable {
+                return;
+            }
+            known.extend(view.endpoints_on(&self.shared.node.name).map(|ep| ep.vni.get()));
+        }
+        for vni in self.reconciler.vnis().difference(&known) {
+            let pruned = self.reconciler.network_to(self.shared.platform.as_ref(), *vni, None);
+            match pruned {
+                Ok(steps) => tracing::info!(vni, steps, "removed stray map entries"),
+                Err(error) => tracing::warn!("stray map entries of VNI {vni}: {error}"),
+            }
+        }
+    }
+
+    /// Removes learned entries that are past their age or lead nowhere.
+    fn age(&self) {
+        let platform = &self.shared.platform;
+        let oldest = platform
+            .now_ns()
+            .saturating_sub(u64::try_from(platform.ageing().as_nanos()).unwrap_or(u64::MAX));
+        let aged = platform.learned().and_then(|entries| {
+            for (key, entry) in entries {
+                let network = self.reconciler.network(key.vni);
+                let leads_somewhere = network.is_some_and(|tables| {
+                    if entry.ifindex == 0 {
+                        tables.flood_remote.values().any(|vtep| *vtep == entry.vtep)
+                    } else {
+                        tables.endpoints.contains_key(&entry.ifindex)
+                    }
+                });
+                // Before the first snapshot it is not known what leads somewhere.
+                if entry.last_seen_ns < oldest || (self.informed && !leads_somewhere) {
+                    platform.forget(&key)?;
+                }
+            }
+            Ok(())
+        });
+        let line = aged.err().map(|error| format!("learned FDB: {error}"));
+        self.shared.problem("learned", line);
+    }
+
+    /// Sets how far an endpoint has come.
+    fn set_state(&self, id: &str, state: Option<PlugState>) {
+        let mut plugs = self.shared.plugs();
+        match state {
+            Some(state) => plugs.insert(id.to_owned(), state),
+            None => plugs.remove(id),
+        };
+    }
+}
+
+/// Waits until then, or for ever.
+async fn wait_until(then: Option<Instant>) {
+    match then {
+        Some(then) => tokio::time::sleep_until(then).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A timer whose first tick is one period away.
+fn interval(period: Duration) -> tokio::time::Interval {
+    let mut interval = tokio::time::interval_at(Instant::now() + period, period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}

@@ -1,0 +1,201 @@
+//! Veths: the slower part of the engine's work.
+
+use std::collections::BTreeSet;
+
+use tokio::time::{Duration, Instant};
+
+use super::Engine;
+use crate::{
+    agent::{containers::Origin, platform::PlugError, shared::PlugState},
+    api::types::ErrorKind,
+    model::ENDPOINTS,
+    reconcile::{LocalEndpoint, local_endpoint},
+};
+
+/// Longest pause between two attempts to plug an endpoint in.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// One piece of work, by endpoint identifier. Removals come first: a name or
+/// an address that one endpoint gives up may be another's.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Work {
+    /// Remove its veth.
+    Unplug(String),
+    /// Make its veth, or see that it is as it should be.
+    Plug(String),
+}
+
+/// When a failed endpoint is tried again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Retry {
+    at: Instant,
+    pause: Duration,
+}
+
+impl Engine {
+    /// Does one piece of work.
+    pub(super) async fn do_one_work(&mut self) {
+        match self.work.pop_first() {
+            Some(Work::Unplug(id)) => self.unplug(id).await,
+            Some(Work::Plug(id)) => self.plug(id).await,
+            None => {}
+        }
+    }
+
+    /// What the host should have for an endpoint, if it is still wanted.
+    fn wanted(&self, id: &str) -> Option<LocalEndpoint> {
+        let name = self.local.get(id)?;
+        let view = self.shared.view();
+        let network = view.usable_network(name).ok()?;
+        Some(local_endpoint(network, view.endpoint(name, id)?))
+    }
+
+    async fn plug(&mut self, id: String) {
+        let Some(endpoint) = self.wanted(&id) else { return };
+        let plugged = match self.adopted_process_gone(&endpoint) {
+            Some(error) => Err(error),
+            None => self.shared.platform.plug(&endpoint).await,
+        };
+        let problem = format!("endpoint/{id}");
+        match plugged {
+            Ok(ifindex) => {
+                self.retries.remove(&id);
+                if self.ports.insert(id.clone(), ifindex) != Some(ifindex) {
+                    self.dirty.insert(endpoint.network.clone());
+                }
+                self.write_maps().await;
+                if self.dirty.contains(&endpoint.network) {
+                    // The maps refused; the network's own problem says why.
+                    self.work.insert(Work::Plug(id.clone()));
+                    self.fail(
+                        &id,
+                        PlugError::Refused(
+                            ErrorKind::Unavailable,
+                            format!("network '{}': its maps cannot be written", endpoint.network),
+                        ),
+                    );
+                    return;
+                }
+                self.set_state(&id, Some(PlugState::Ready { ifindex }));
+                self.shared.problem(&problem, None);
+            }
+            Err(error) => {
+                let line = format!(
+                    "container '{}' in network '{}': {}; trying again",
+                    endpoint.container,
+                    endpoint.network,
+                    error.message()
+                );
+                // A request that waits for this endpoint reports the error itself.
+                if self.retries.contains_key(&id) {
+                    self.shared.problem(&problem, Some(line));
+                }
+                self.drop_port(&id);
+                self.fail(&id, error);
+            }
+        }
+    }
+
+    /// A namespace adopted by the number of a process is there only while that
+    /// process is: later the number may be another's, even the host's own.
+    fn adopted_process_gone(&self, endpoint: &LocalEndpoint) -> Option<PlugError> {
+        let containers = self.shared.containers();
+        let process = containers.get(&endpoint.container)?.adopted?;
+        if process.lives() {
+            return None;
+        }
+        Some(PlugError::Absent(format!(
+            "process {} is gone and its network namespace with it: attach its successor, or 'culvert detach {}'",
+            process.pid, endpoint.container
+        )))
+    }
+
+    /// Notes a failure, and when to try again: an absent sandbox is looked for
+    /// every second, everything else with growing pauses.
+    fn fail(&mut self, id: &str, error: PlugError) {
+        let shortest = super::RETRY;
+        let pause = match (&error, self.retries.get(id)) {
+            (PlugError::Refused(..), Some(before)) => (before.pause * 2).min(LONGEST_PAUSE),
+            _ => shortest,
+        };
+        self.retries.insert(id.to_owned(), Retry { at: Instant::now() + pause, pause });
+        self.set_state(id, Some(PlugState::Failed(error)));
+    }
+
+    /// Queues what is due to be tried again.
+    pub(super) fn retry(&mut self) {
+        let now = Instant::now();
+        let due = self.retries.iter().filter(|(_, retry)| retry.at <= now);
+        self.work.extend(due.map(|(id, _)| Work::Plug(id.clone())));
+    }
+
+    async fn unplug(&mut self, id: String) {
+        if self.local.contains_key(&id) {
+            return;
+        }
+        // The maps of its network were written before, without it: it is no
+        // longer in the view.
+        let ifindex = self.ports.remove(&id);
+        let problem = format!("endpoint/{id}");
+        match self.shared.platform.unplug(&id, ifindex).await {
+            Ok(()) => {
+                self.set_state(&id, None);
+                self.shared.problem(&problem, None);
+            }
+            Err(error) => {
+                // Found again by the next anti-entropy pass.
+                self.shared.problem(&problem, Some(format!("endpoint {id}: {}", error.message())));
+                self.set_state(&id, None);
+            }
+        }
+    }
+
+    /// Makes the sandboxes again that are ours and gone, with a network or without.
+    pub(super) async fn revive_sandboxes(&self) {
+        let owned: Vec<_> = {
+            let containers = self.shared.containers();
+            let owned = containers.iter().filter(|record| record.origin == Origin::Owned);
+            owned.map(|record| record.name.clone()).collect()
+        };
+        for name in owned {
+            let made = self.shared.platform.ensure_sandbox(&name).await;
+            let line = made.err().map(|error| format!("container '{name}': {}", error.message));
+            self.shared.problem(&format!("sandbox/{name}"), line);
+        }
+    }
+
+    /// Removes veths and attachments of endpoints that the store does not have here.
+    pub(super) async fn find_strays(&mut self) {
+        let plugged = match self.shared.platform.plugged().await {
+            Ok(plugged) => plugged,
+            Err(error) => {
+                self.shared.problem("links", Some(error.message().to_owned()));
+                return;
+            }
+        };
+        self.shared.problem("links", None);
+        let gone: Vec<String> =
+            self.ports.keys().filter(|id| !plugged.contains_key(*id)).cloned().collect();
+        for id in gone {
+            self.drop_port(&id);
+        }
+        let kept: BTreeSet<String> = {
+            let view = self.shared.view();
+            // Not usable now, or unreadable: still an endpoint of this host.
+            let own = view.endpoints_on(&self.shared.node.name).map(|ep| ep.id.clone());
+            let unreadable = view.problems.keys().filter(|key| key.starts_with(ENDPOINTS));
+            own.chain(unreadable.filter_map(|key| Some(key.rsplit_once('/')?.1.to_owned())))
+                .collect()
+        };
+        for (id, ifindex) in &plugged {
+            if !self.local.contains_key(id) && !kept.contains(id) {
+                self.ports.insert(id.clone(), *ifindex);
+                self.work.insert(Work::Unplug(id.clone()));
+            }
+        }
+        let stand: BTreeSet<u32> = plugged.into_values().collect();
+        if let Err(error) = self.shared.platform.retain_attachments(&stand) {
+            tracing::warn!("{error}");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Small files in the state directory.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+
+/// Replaces `path` with `contents`: after a crash it holds the old or the new
+/// contents, never a part.
+pub(crate) fn write_atomically(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let mut scratch = path.as_os_str().to_owned();
+    scratch.push(".new");
+    let scratch = PathBuf::from(scratch);
+    let mut file = File::create(&scratch)?;
+    file.write_all(contents)?;
+    file.sync_all()?;
+    fs::rename(&scratch, path)?;
+    if let Some(directory) = path.parent() {
+        File::open(directory)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Makes the state directory and takes it for this process. Given up when dropped.
+///
+/// # Errors
+///
+/// One line that names the directory.
+pub(crate) fn take_state_dir(path: &Path) -> Result<Flock<File>, String> {
+    let refused = |what: &str, error: io::Error| {
+        format!("state directory {}: {what}: {error}", path.display())
+    };
+    fs::create_dir_all(path).map_err(|error| refused("cannot be made", error))?;
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path.join("lock"))
+        .map_err(|error| refused("cannot be locked", error))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+        if errno == nix::errno::Errno::EWOULDBLOCK {
+            format!(
+                "state directory {} is in use by another culvert agent: stop it or give another --state-dir",
+                path.display()
+            )
+        } else {
+            refused("cannot be locked", errno.into())
+        }
+    })
+}
+
+/// 64 random hexadecimal digits, as Docker's identifiers.
+pub(crate) fn new_id() -> String {
+    let bytes: [u8; 32] = rand::random();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The identifier of this installation, made on the first start and kept in
+/// the state directory. It tells a restarted agent from another one that was
+/// given the same node name.
+pub(crate) fn instance_id(state_dir: &Path) -> io::Result<String> {
+    let path = state_dir.join("node-id");
+    match fs::read_to_string(&path) {
+        Ok(text) => {
+            let id = text.trim();
+            if id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                return Ok(id.to_owned());
+            }
+            Err(io::Error::other(format!(
+                "{} is malformed: 64 hexadecimal digits are valid; remove it to get a new one",
+                path.display()
+            )))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let id = new_id();
+            write_atomically(&path, id.as_bytes())?;
+            Ok(id)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_instance_keeps_its_identifier() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = instance_id(dir.path()).unwrap();
+        assert_eq!(id.len(), 64);
+        assert_eq!(instance_id(dir.path()).unwrap(), id);
+        fs::write(dir.path().join("node-id"), "x").unwrap();
+        assert!(instance_id(dir.path()).unwrap_err().to_string().contains("malformed"));
+    }
+
+    #[test]
+    fn a_state_directory_has_one_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let held = take_state_dir(&path).unwrap();
+        let refused = take_state_dir(&path).unwrap_err();
+        assert!(refused.contains("in use by another culvert agent"), "{refused}");
+        drop(held);
+        take_state_dir(&path).unwrap();
+    }
+}

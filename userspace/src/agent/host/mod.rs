@@ -1,0 +1,369 @@
+//! The real host: netlink, sandboxes and the loaded data plane.
+
+mod underlay;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    path::{Path, PathBuf},
+    sync::{MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use culvert_common::abi::{
+    Code, Counter, Direction, FdbEntry, FdbKey, LearnedEntry, NeighEntry, NeighKey, UnderlayPath,
+    VXLAN_OVERHEAD,
+};
+use ipnetwork::IpNetwork;
+use tokio::sync::Mutex;
+
+use super::platform::{HostEvent, Paths, Platform, PlugError};
+use crate::{
+    api::types::{ApiError, ErrorKind},
+    datapath::{self, Datapath, DatapathError, Table as _},
+    model::{Name, validate},
+    netlink::{Event, Monitor, Netlink, NetlinkError},
+    reconcile::{Kernel, LocalEndpoint, Op, Tables},
+    sandbox::{self, PlugSpec, Sandbox, SandboxError},
+};
+
+/// See the module.
+pub(crate) struct Host {
+    netlink: Netlink,
+    monitor: Mutex<Monitor>,
+    datapath: Datapath,
+    bpffs: PathBuf,
+    uplinks: Vec<String>,
+    ageing: Duration,
+    /// The uplinks get `from_underlay_xdp` as well.
+    xdp: bool,
+    /// Neighbours that the kernel keeps resolved for us.
+    managed: std::sync::Mutex<BTreeSet<(u32, IpAddr)>>,
+}
+
+impl Host {
+    pub(crate) fn new(
+        netlink: Netlink,
+        datapath: Datapath,
+        options: &datapath::Options,
+        uplinks: Vec<String>,
+        xdp: bool,
+    ) -> Result<Self, NetlinkError> {
+        Ok(Self {
+            monitor: Mutex::new(netlink.monitor()?),
+            netlink,
+            datapath,
+            bpffs: options.bpffs.clone(),
+            uplinks,
+            ageing: options.ageing,
+            xdp,
+            managed: std::sync::Mutex::default(),
+        })
+    }
+
+    /// Passes the programs' trace lines on to the log.
+    pub(crate) fn forward_trace(&self) -> Result<tokio::task::JoinHandle<()>, DatapathError> {
+        self.datapath.forward_trace()
+    }
+
+    /// Removes the pins of other map layouts.
+    pub(crate) fn retire_other_versions(&self) -> Result<(), DatapathError> {
+        self.datapath.retire_other_versions()
+    }
+
+    fn managed(&self) -> MutexGuard<'_, BTreeSet<(u32, IpAddr)>> {
+        self.managed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn manages(&self, ifindex: u32, ip: IpAddr) -> bool {
+        self.managed().contains(&(ifindex, ip))
+    }
+
+    /// Sees that `from_underlay` is on the uplink, and on no other interface.
+    pub(crate) async fn attach_uplinks(&self) -> Result<(), ApiError> {
+        let mut wanted = BTreeSet::new();
+        for name in &self.uplinks {
+            let link = self.netlink.link(name).await.map_err(refused)?;
+            let link = link.ok_or_else(|| refused(NetlinkError::NoSuchInterface(name.clone())))?;
+            self.datapath.attach_uplink(link.index).map_err(broken)?;
+            if self.xdp {
+                self.datapath.attach_uplink_xdp(link.index).map_err(broken)?;
+            }
+            wanted.insert(link.index);
+        }
+        for ifindex in self.datapath.attached_uplinks().map_err(broken)? {
+            if !wanted.contains(&ifindex) {
+                self.datapath.detach_uplink(ifindex).map_err(broken)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a refusal of netlink is to the one who asked.
+fn refused(error: NetlinkError) -> ApiError {
+    let kind = match &error {
+        NetlinkError::NoSuchInterface(_) => ErrorKind::NotFound,
+        NetlinkError::NameTaken(_) => ErrorKind::Conflict,
+        NetlinkError::MalformedName(_) | NetlinkError::Mtu { .. } => ErrorKind::Invalid,
+        NetlinkError::NoRoute(_) => ErrorKind::Unavailable,
+        NetlinkError::Permission(_)
+        | NetlinkError::Kernel { .. }
+        | NetlinkError::Protocol { .. } => ErrorKind::Internal,
+    };
+    ApiError::new(kind, error.to_string())
+}
+
+/// What a refusal of a sandbox is to the one who asked.
+fn sandbox_refused(error: SandboxError) -> ApiError {
+    let kind = match error {
+        SandboxError::Netlink(error) => return refused(error),
+        SandboxError::Taken(_) | SandboxError::InterfaceTaken { .. } => ErrorKind::Conflict,
+        SandboxError::Missing(_) | SandboxError::DeadProcess(_) => ErrorKind::NotFound,
+        SandboxError::NotNetns(_) => ErrorKind::Invalid,
+        _ => ErrorKind::Internal,
+    };
+    ApiError::new(kind, error.to_string())
+}
+
+fn broken(error: DatapathError) -> ApiError {
+    ApiError::new(ErrorKind::Internal, error.to_string())
+}
+
+impl From<ApiError> for PlugError {
+    fn from(error: ApiError) -> Self {
+        Self::Refused(error.kind, error.message)
+    }
+}
+
+/// Runs what makes system calls that may take a while where it holds up nobody.
+async fn blocking<T: Send + 'static>(
+    f: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(f)
+        .await
+        .map_err(|error| ApiError::new(ErrorKind::Internal, format!("task: {error}")))
+}
+
+impl Kernel for Host {
+    type Error = DatapathError;
+
+    fn dump(&self) -> Result<Tables, DatapathError> {
+        self.datapath.dump()
+    }
+
+    fn apply(&self, op: &Op) -> Result<(), DatapathError> {
+        self.datapath.apply(op)
+    }
+}
+
+#[async_trait]
+impl Platform for Host {
+    async fn event(&self) -> Option<HostEvent> {
+        let mut monitor = self.monitor.lock().await;
+        loop {
+            return Some(match monitor.next().await? {
+                Event::LinkGone { index, .. } => HostEvent::LinkGone(index),
+                Event::Lost => HostEvent::Lost,
+                // Veths of containers come and go; the underlay does not care.
+                Event::Link { name, .. } if !self.uplinks.contains(&name) => continue,
+                Event::Neighbour { ifindex, ip, .. } if !self.manages(ifindex, ip) => continue,
+                Event::Address { address, .. } if address.is_ipv6() => continue,
+                Event::Link { .. }
+                | Event::Address { .. }
+                | Event::Route
+                | Event::Neighbour { .. } => HostEvent::Underlay,
+            });
+        }
+    }
+
+    async fn plugged(&self) -> Result<BTreeMap<String, u32>, PlugError> {
+        let links = self.netlink.links().await.map_err(refused)?;
+        let ours = links.iter().filter_map(|link| Some((sandbox::endpoint_of(link)?, link.index)));
+        Ok(ours.map(|(id, ifindex)| (id.to_owned(), ifindex)).collect())
+    }
+
+    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<u32, PlugError> {
+        let (name, place) = (endpoint.container.clone(), endpoint.sandbox.clone());
+        let opened = blocking(move || {
+            if place.owned { Sandbox::ensure(&name) } else { Sandbox::open(&place.netns) }
+        });
+        let sandbox = opened.await?.map_err(|error| match error {
+            SandboxError::Missing(path) => PlugError::Absent(format!(
+                "network namespace {} is not there: start what makes it, or 'culvert detach {}'",
+                path.display(),
+                endpoint.container
+            )),
+            other => sandbox_refused(other).into(),
+        })?;
+        let spec = PlugSpec {
+            endpoint_id: endpoint.id.clone(),
+            host_ifname: sandbox::host_ifname(&endpoint.id),
+            ifname: endpoint.ifname.clone(),
+            mac: endpoint.mac,
+            mtu: endpoint.mtu.into(),
+            addrs: endpoint.addresses.clone(),
+            routes: Vec::new(),
+        };
+        let plugged =
+            sandbox::plug(&self.netlink, &spec, &sandbox).await.map_err(sandbox_refused)?;
+        self.datapath.attach_container(plugged.ifindex).map_err(broken)?;
+        Ok(plugged.ifindex)
+    }
+
+    async fn unplug(&self, endpoint: &str, ifindex: Option<u32>) -> Result<(), PlugError> {
+        sandbox::unplug(&self.netlink, endpoint).await.map_err(sandbox_refused)?;
+        if let Some(ifindex) = ifindex {
+            self.datapath.detach_container(ifindex).map_err(broken)?;
+        }
+        Ok(())
+    }
+
+    fn retain_attachments(&self, ifindexes: &BTreeSet<u32>) -> Result<(), DatapathError> {
+        for ifindex in self.datapath.attached_containers()? {
+            if !ifindexes.contains(&ifindex) {
+                self.datapath.detach_container(ifindex)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn paths(
+        &self,
+        vteps: &BTreeMap<Ipv4Addr, u16>,
+        used: &BTreeSet<Ipv4Addr>,
+    ) -> Result<Paths, PlugError> {
+        let underlay = underlay::Underlay::read(&self.netlink).await.map_err(refused)?;
+        let resolved = underlay.resolve(&self.netlink, &self.uplinks, vteps, used).await;
+        let (paths, hops) = resolved.map_err(refused)?;
+        // Noted first: the events that follow are told by it.
+        let before = std::mem::replace(&mut *self.managed(), hops.clone());
+        for (ifindex, ip) in hops.difference(&before) {
+            // Without it the first frame to that VTEP resolves it.
+            if let Err(error) = self.netlink.manage_neighbour(*ifindex, *ip).await {
+                tracing::debug!("neighbour {ip}: {error}");
+            }
+        }
+        for (ifindex, ip) in before.difference(&hops) {
+            if let Err(error) = self.netlink.forget_neighbour(*ifindex, *ip).await {
+                tracing::debug!("neighbour {ip}: {error}");
+            }
+        }
+        Ok(paths)
+    }
+
+    async fn check_uplinks(&self) -> Vec<String> {
+        self.attach_uplinks().await.err().map(|error| error.message).into_iter().collect()
+    }
+
+    async fn max_mtu(&self) -> Result<u16, ApiError> {
+        let mut least = u32::from(u16::MAX);
+        for name in &self.uplinks {
+            let link = self.netlink.link(name).await.map_err(refused)?;
+            let link = link.ok_or_else(|| refused(NetlinkError::NoSuchInterface(name.clone())))?;
+            least = least.min(link.mtu);
+        }
+        Ok(u16::try_from(least).unwrap_or(u16::MAX).saturating_sub(VXLAN_OVERHEAD))
+    }
+
+    async fn routes(&self) -> Result<Vec<IpNetwork>, ApiError> {
+        let routes = self.netlink.routes().await.map_err(refused)?;
+        Ok(routes.into_iter().map(|route| route.destination).collect())
+    }
+
+    async fn make_sandbox(&self, name: &Name) -> Result<PathBuf, ApiError> {
+        let name = name.clone();
+        let made = blocking(move || Sandbox::create(&name).map(|made| made.path().to_owned()));
+        made.await?.map_err(sandbox_refused)
+    }
+
+    async fn ensure_sandbox(&self, name: &Name) -> Result<(), ApiError> {
+        let name = name.clone();
+        blocking(move || Sandbox::ensure(&name).map(|_| ())).await?.map_err(sandbox_refused)
+    }
+
+    async fn remove_sandbox(&self, name: &Name) -> Result<(), ApiError> {
+        let name = name.clone();
+        blocking(move || Sandbox::remove(&name)).await?.map_err(sandbox_refused)
+    }
+
+    async fn adopt(&self, netns: Option<&Path>, pid: Option<i32>) -> Result<PathBuf, ApiError> {
+        let netns = netns.map(Path::to_owned);
+        let adopted = blocking(move || {
+            let sandbox = match (netns, pid) {
+                (Some(path), _) => Sandbox::open(&path),
+                (None, Some(pid)) => Sandbox::from_pid(pid),
+                (None, None) => Sandbox::current(),
+            };
+            sandbox.map(|sandbox| sandbox.path().to_owned())
+        });
+        adopted.await?.map_err(sandbox_refused)
+    }
+
+    async fn choose_ifname(
+        &self,
+        netns: &Path,
+        asked: Option<&str>,
+        reserved: &[String],
+    ) -> Result<String, ApiError> {
+        let path = netns.to_owned();
+        let sandbox = blocking(move || Sandbox::open(&path)).await?.map_err(sandbox_refused)?;
+        let Some(asked) = asked else {
+            return sandbox::free_ifname(&sandbox, reserved).await.map_err(sandbox_refused);
+        };
+        validate::ifname(asked)
+            .map_err(|error| ApiError::new(ErrorKind::Invalid, error.to_string()))?;
+        let inside = sandbox.netlink().map_err(sandbox_refused)?;
+        let taken = reserved.iter().any(|name| name == asked)
+            || inside.link(asked).await.map_err(refused)?.is_some();
+        if taken {
+            return Err(sandbox_refused(SandboxError::InterfaceTaken {
+                ifname: asked.to_owned(),
+                sandbox: netns.to_owned(),
+            }));
+        }
+        Ok(asked.to_owned())
+    }
+
+    fn ifname(&self, ifindex: u32) -> String {
+        nix::net::if_::if_indextoname(ifindex)
+            .map_or_else(|_| format!("#{ifindex}"), |name| name.to_string_lossy().into_owned())
+    }
+
+    fn fdb(&self) -> Result<BTreeMap<FdbKey, FdbEntry>, DatapathError> {
+        self.datapath.tables().fdb.dump()
+    }
+
+    fn learned(&self) -> Result<Vec<(FdbKey, LearnedEntry)>, DatapathError> {
+        self.datapath.learned()
+    }
+
+    fn now_ns(&self) -> u64 {
+        datapath::now_ns()
+    }
+
+    fn ageing(&self) -> Duration {
+        self.ageing
+    }
+
+    fn forget(&self, key: &FdbKey) -> Result<(), DatapathError> {
+        self.datapath.forget(key)
+    }
+
+    fn neighbours(&self) -> Result<BTreeMap<NeighKey, NeighEntry>, DatapathError> {
+        self.datapath.tables().neighbours.dump()
+    }
+
+    fn underlay(&self) -> Result<BTreeMap<[u8; 4], UnderlayPath>, DatapathError> {
+        self.datapath.tables().underlay.dump()
+    }
+
+    fn stats(&self) -> Result<Vec<(Direction, Code, Counter)>, DatapathError> {
+        self.datapath.stats()
+    }
+
+    fn purge(&self) -> Result<(), DatapathError> {
+        Datapath::purge(&self.bpffs)
+    }
+}

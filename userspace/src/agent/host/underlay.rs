@@ -1,0 +1,191 @@
+//! How VTEPs are reached, as the kernel's routing and neighbour tables say.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use culvert_common::abi::{UnderlayPath, VXLAN_OVERHEAD};
+
+use crate::{
+    agent::platform::Paths,
+    model::MacAddr,
+    netlink::{Netlink, NetlinkError, RouteInfo},
+};
+
+/// An interface, as far as a path needs it.
+#[derive(Clone, Debug)]
+struct Device {
+    name: String,
+    mac: Option<MacAddr>,
+    uplink: bool,
+}
+
+/// The neighbours, read once for all VTEPs, and the interfaces met so far.
+#[derive(Debug)]
+pub(super) struct Underlay {
+    devices: HashMap<u32, Device>,
+    macs: HashMap<(u32, IpAddr), MacAddr>,
+}
+
+impl Underlay {
+    pub(super) async fn read(netlink: &Netlink) -> Result<Self, NetlinkError> {
+        let neighbours = netlink.neighbours().await?.into_iter();
+        let macs = neighbours.filter(|neighbour| neighbour.valid);
+        Ok(Self {
+            devices: HashMap::new(),
+            macs: macs.filter_map(|n| Some(((n.ifindex, n.ip), n.mac?))).collect(),
+        })
+    }
+
+    /// Paths to all VTEPs, and the next hops to those in use.
+    pub(super) async fn resolve(
+        mut self,
+        netlink: &Netlink,
+        uplinks: &[String],
+        vteps: &BTreeMap<Ipv4Addr, u16>,
+        used: &BTreeSet<Ipv4Addr>,
+    ) -> Result<(Paths, BTreeSet<(u32, IpAddr)>), NetlinkError> {
+        let mut found = Paths::default();
+        let mut hops = BTreeSet::new();
+        for (&vtep, &port) in vteps {
+            let route = match netlink.route_to(vtep.into()).await {
+                Ok(route) => route,
+                Err(error @ NetlinkError::NoRoute(_)) => {
+                    found.problems.insert(vtep, format!("VTEP {vtep}: {error}"));
+                    continue;
+                }
+                // It says nothing about the route.
+                Err(error) => return Err(error),
+            };
+            self.meet(netlink, uplinks, route.ifindex).await?;
+            match self.path(vtep, port, &route) {
+                Ok((path, warning)) => {
+                    found.paths.insert(vtep.octets(), path);
+                    if used.contains(&vtep) {
+                        hops.insert((path.ifindex, Ipv4Addr::from(path.next_hop).into()));
+                    }
+                    found.problems.extend(warning.map(|warning| (vtep, warning)));
+                }
+                Err(why) => {
+                    found.problems.insert(vtep, format!("VTEP {vtep}: {why}"));
+                }
+            }
+        }
+        Ok((found, hops))
+    }
+
+    /// Reads an interface unless it is known. Not all of them at once: a host
+    /// has thousands of veths and few uplinks.
+    async fn meet(
+        &mut self,
+        netlink: &Netlink,
+        uplinks: &[String],
+        ifindex: u32,
+    ) -> Result<(), NetlinkError> {
+        if self.devices.contains_key(&ifindex) {
+            return Ok(());
+        }
+        let Ok(name) = nix::net::if_::if_indextoname(ifindex) else { return Ok(()) };
+        let name = name.to_string_lossy().into_owned();
+        if let Some(link) = netlink.link(&name).await? {
+            let uplink = uplinks.contains(&name);
+            self.devices.insert(link.index, Device { name, mac: link.mac, uplink });
+        }
+        Ok(())
+    }
+
+    /// The path along a route, with what is doubtful about it.
+    fn path(
+        &self,
+        vtep: Ipv4Addr,
+        port: u16,
+        route: &RouteInfo,
+    ) -> Result<(UnderlayPath, Option<String>), String> {
+        if route.local {
+            return Err("is an address of this host: that of another host is valid".to_owned());
+        }
+        let IpAddr::V4(next_hop) = route.next_hop else {
+            return Err(format!("is routed through {}: an IPv4 next hop is valid", route.next_hop));
+        };
+        let device = self.devices.get(&route.ifindex);
+        let device = device.ok_or_else(|| format!("its interface #{} is gone", route.ifindex))?;
+        let inner_mtu = route.mtu.saturating_sub(VXLAN_OVERHEAD.into());
+        let path = UnderlayPath {
+            ifindex: route.ifindex,
+            next_hop: next_hop.octets(),
+            port,
+            inner_mtu: u16::try_from(inner_mtu).unwrap_or(u16::MAX),
+            next_hop_mac: self
+                .macs
+                .get(&(route.ifindex, route.next_hop))
+                .map_or([0; 6], |mac| mac.0),
+            uplink_mac: device.mac.map_or([0; 6], |mac| mac.0),
+        };
+        let warning = (!device.uplink).then(|| {
+            format!(
+                "VTEP {vtep}: is reached through {}, which is no uplink: its answers are not taken in there; start the agent with --uplink {}",
+                device.name, device.name
+            )
+        });
+        Ok((path, warning))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn underlay() -> Underlay {
+        let device = |name: &str, uplink| Device {
+            name: name.to_owned(),
+            mac: Some(MacAddr([2, 0, 0, 0, 0, 9])),
+            uplink,
+        };
+        Underlay {
+            devices: [(2, device("up0", true)), (3, device("mgmt", false))].into(),
+            macs: [((2, IpAddr::from([192, 0, 2, 1])), MacAddr([2, 0, 0, 0, 0, 1]))].into(),
+        }
+    }
+
+    fn route(ifindex: u32, next_hop: [u8; 4], mtu: u32) -> RouteInfo {
+        RouteInfo { ifindex, next_hop: next_hop.into(), source: None, mtu, local: false }
+    }
+
+    const VTEP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+
+    #[test]
+    fn a_routed_vtep_has_its_gateway_as_next_hop() {
+        let (path, warning) = underlay().path(VTEP, 4789, &route(2, [192, 0, 2, 1], 1500)).unwrap();
+        assert_eq!(warning, None);
+        assert_eq!(
+            path,
+            UnderlayPath {
+                ifindex: 2,
+                next_hop: [192, 0, 2, 1],
+                port: 4789,
+                inner_mtu: 1450,
+                next_hop_mac: [2, 0, 0, 0, 0, 1],
+                uplink_mac: [2, 0, 0, 0, 0, 9],
+            }
+        );
+    }
+
+    #[test]
+    fn an_unresolved_next_hop_has_no_mac_yet() {
+        let (path, _) = underlay().path(VTEP, 1, &route(2, [192, 0, 2, 5], 70_000)).unwrap();
+        assert_eq!(path.next_hop_mac, [0; 6]);
+        assert_eq!(path.inner_mtu, u16::MAX);
+    }
+
+    #[test]
+    fn what_does_not_lead_out_is_named() {
+        let (_, warning) = underlay().path(VTEP, 1, &route(3, [10, 9, 9, 9], 1500)).unwrap();
+        assert!(warning.unwrap().contains("mgmt, which is no uplink"));
+        let local = RouteInfo { local: true, ..route(1, [198, 51, 100, 7], 65_536) };
+        assert!(underlay().path(VTEP, 1, &local).unwrap_err().contains("of this host"));
+        assert!(underlay().path(VTEP, 1, &route(9, [1; 4], 9)).unwrap_err().contains("gone"));
+        let v6 = RouteInfo { next_hop: "fe80::1".parse().unwrap(), ..route(2, [0; 4], 1500) };
+        assert!(underlay().path(VTEP, 1, &v6).unwrap_err().contains("fe80::1"));
+    }
+}

@@ -1,0 +1,125 @@
+//! The agent's own entry in the store: `nodes/NODE`, and `alive/NODE` on a lease.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::oneshot;
+
+use super::shared::Shared;
+use crate::{
+    model::{
+        Name, View,
+        ops::{self, ExecuteError},
+    },
+    store::{LeaseId, StateStore, StoreError, retry::Backoff},
+};
+
+/// After so long without a sign of life an agent counts as gone.
+const TTL: Duration = Duration::from_secs(10);
+/// How often the lease is renewed: two renewals may be lost.
+const RENEW: Duration = Duration::from_secs(3);
+
+/// Enters the node, and keeps it alive until the agent stops; then the lease
+/// is given up.
+///
+/// `entered` is told the outcome of the first time: a refusal (another agent has
+/// the name) ends the agent. Later ones only show in its status: forwarding
+/// goes on.
+pub(super) async fn keep(
+    shared: Arc<Shared>,
+    store: Arc<dyn StateStore>,
+    entered: oneshot::Sender<Result<(), String>>,
+) {
+    let mut entered = Some(entered);
+    let mut lease = None;
+    tokio::select! {
+        () = shared.shutdown.cancelled() => {}
+        () = stay(&shared, store.as_ref(), &mut entered, &mut lease) => return,
+    }
+    if let Some(lease) = lease {
+        // Best effort: it runs out by itself.
+        let _ = tokio::time::timeout(Duration::from_secs(2), store.revoke(lease)).await;
+    }
+}
+
+/// Ends only when the first entry is refused.
+async fn stay(
+    shared: &Shared,
+    store: &dyn StateStore,
+    entered: &mut Option<oneshot::Sender<Result<(), String>>>,
+    current: &mut Option<LeaseId>,
+) {
+    let mut backoff = Backoff::unavailable();
+    loop {
+        match enter(shared, store).await {
+            Ok(lease) => {
+                *current = Some(lease);
+                backoff.reset();
+                shared.problem("node", None);
+                if let Some(entered) = entered.take() {
+                    // Nobody waits any more when the agent is stopping.
+                    let _ = entered.send(Ok(()));
+                }
+                renew(store, lease).await;
+                tracing::warn!("node {}: its lease has run out, entering again", shared.node.name);
+            }
+            Err(ExecuteError::Refused(refusal)) => {
+                if let Some(entered) = entered.take() {
+                    let _ = entered.send(Err(refusal.to_string()));
+                    return;
+                }
+                shared.problem("node", Some(refusal.to_string()));
+                tokio::time::sleep(RENEW).await;
+            }
+            Err(error) => {
+                shared.early_store_error(&error.to_string());
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+        }
+    }
+}
+
+async fn enter(shared: &Shared, store: &dyn StateStore) -> Result<LeaseId, ExecuteError> {
+    let lease = store.grant(TTL).await?;
+    let entry =
+        ops::execute(store, None, |view| Ok(((), ops::register_node(view, &shared.node, lease)?)));
+    match entry.await {
+        Ok(_) => Ok(lease),
+        Err(error) => {
+            // Best effort: it runs out by itself.
+            let _ = store.revoke(lease).await;
+            Err(error)
+        }
+    }
+}
+
+/// Keeps the lease alive; returns once it is gone.
+async fn renew(store: &dyn StateStore, lease: LeaseId) {
+    let mut pause = RENEW;
+    loop {
+        tokio::time::sleep(pause).await;
+        match store.keep_alive(lease).await {
+            Ok(()) => pause = RENEW,
+            Err(StoreError::LeaseGone(_)) => return,
+            // The follower reports that the store does not answer.
+            Err(_) => pause = Duration::from_secs(1),
+        }
+    }
+}
+
+/// Removes the node and its endpoints from the store.
+pub(super) async fn leave(store: &dyn StateStore, name: &Name) -> Result<(), ExecuteError> {
+    loop {
+        let view = View::from_snapshot(&store.snapshot(crate::model::ROOT).await?);
+        if !view.nodes.contains_key(name) {
+            return Ok(());
+        }
+        let mut current = true;
+        for plan in ops::remove_node(&view, name, true)? {
+            let outcome = store.commit(plan.compares, plan.writes).await?;
+            current &= matches!(outcome, crate::store::Outcome::Committed(_));
+        }
+        if current {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! What the agent asks of the host that it runs on: a seam, so that the engine
+//! and the API can be tested without a kernel.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use culvert_common::abi::{
+    Code, Counter, Direction, FdbEntry, FdbKey, LearnedEntry, NeighEntry, NeighKey, UnderlayPath,
+};
+use ipnetwork::IpNetwork;
+
+use crate::{
+    api::types::{ApiError, ErrorKind},
+    datapath::DatapathError,
+    model::Name,
+    reconcile::{Kernel, LocalEndpoint},
+};
+
+/// Why an endpoint is not plugged in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PlugError {
+    /// Its sandbox is somebody else's and not there now; it is tried again
+    /// until it is.
+    Absent(String),
+    /// Something is in the way.
+    Refused(ErrorKind, String),
+}
+
+impl PlugError {
+    /// The line.
+    pub(crate) fn message(&self) -> &str {
+        match self {
+            Self::Absent(message) | Self::Refused(_, message) => message,
+        }
+    }
+}
+
+impl From<PlugError> for ApiError {
+    fn from(error: PlugError) -> Self {
+        match error {
+            PlugError::Absent(message) => Self::new(ErrorKind::NotFound, message),
+            PlugError::Refused(kind, message) => Self::new(kind, message),
+        }
+    }
+}
+
+/// How VTEPs are reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Paths {
+    /// Path by VTEP address.
+    pub(crate) paths: BTreeMap<[u8; 4], UnderlayPath>,
+    /// What is wrong with a VTEP's path, if it has one or not.
+    pub(crate) problems: BTreeMap<Ipv4Addr, String>,
+}
+
+/// What a change on the host concerns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum HostEvent {
+    /// Routes, neighbours or uplinks: resolve the underlay again.
+    Underlay,
+    /// An interface is gone that may have been a container's.
+    LinkGone(u32),
+    /// Events were lost: look at everything again.
+    Lost,
+}
+
+/// The host.
+#[async_trait]
+pub(crate) trait Platform: Kernel<Error = DatapathError> + Send + Sync + 'static {
+    /// The next change, or `None` when none will come any more.
+    async fn event(&self) -> Option<HostEvent>;
+
+    /// Endpoints that have a veth here, by identifier, with the index of its host side.
+    async fn plugged(&self) -> Result<BTreeMap<String, u32>, PlugError>;
+
+    /// Makes the sandbox if it is ours and gone, the veth and everything on it,
+    /// and attaches the program. Idempotent. Returns the index of the host side.
+    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<u32, PlugError>;
+
+    /// Removes an endpoint's veth and the attachment. Idempotent.
+    async fn unplug(&self, endpoint: &str, ifindex: Option<u32>) -> Result<(), PlugError>;
+
+    /// Removes attachments to interfaces other than these.
+    fn retain_attachments(&self, ifindexes: &BTreeSet<u32>) -> Result<(), DatapathError>;
+
+    /// Resolves the paths to VTEPs (address → UDP port). The next hops of those
+    /// in `used` are kept resolved by the kernel; others that were are not any more.
+    async fn paths(
+        &self,
+        vteps: &BTreeMap<Ipv4Addr, u16>,
+        used: &BTreeSet<Ipv4Addr>,
+    ) -> Result<Paths, PlugError>;
+
+    /// Makes sure that the uplinks carry their programs. Says what is wrong with them.
+    async fn check_uplinks(&self) -> Vec<String>;
+
+    /// Largest MTU of an overlay network here: that of the uplinks less the
+    /// VXLAN overhead.
+    async fn max_mtu(&self) -> Result<u16, ApiError>;
+
+    /// Destinations of the host's routes.
+    async fn routes(&self) -> Result<Vec<IpNetwork>, ApiError>;
+
+    /// Makes the sandbox of a container. Refused if it exists.
+    async fn make_sandbox(&self, name: &Name) -> Result<PathBuf, ApiError>;
+
+    /// Makes the sandbox of a container unless it exists.
+    async fn ensure_sandbox(&self, name: &Name) -> Result<(), ApiError>;
+
+    /// Removes the sandbox of a container. Idempotent.
+    async fn remove_sandbox(&self, name: &Name) -> Result<(), ApiError>;
+
+    /// Path of a namespace that somebody else made, once checked.
+    async fn adopt(&self, netns: Option<&Path>, pid: Option<i32>) -> Result<PathBuf, ApiError>;
+
+    /// The name for a new interface in a namespace: `asked`, refused if it is
+    /// taken, or else the first free one. `reserved` names count as taken.
+    async fn choose_ifname(
+        &self,
+        netns: &Path,
+        asked: Option<&str>,
+        reserved: &[String],
+    ) -> Result<String, ApiError>;
+
+    /// Name of an interface.
+    fn ifname(&self, ifindex: u32) -> String;
+
+    /// The FDB.
+    fn fdb(&self) -> Result<BTreeMap<FdbKey, FdbEntry>, DatapathError>;
+
+    /// The learned FDB.
+    fn learned(&self) -> Result<Vec<(FdbKey, LearnedEntry)>, DatapathError>;
+
+    /// Time on the clock of [`LearnedEntry::last_seen_ns`].
+    fn now_ns(&self) -> u64;
+
+    /// How long a learned entry lives unseen.
+    fn ageing(&self) -> Duration;
+
+    /// Removes a learned entry.
+    fn forget(&self, key: &FdbKey) -> Result<(), DatapathError>;
+
+    /// The neighbours.
+    fn neighbours(&self) -> Result<BTreeMap<NeighKey, NeighEntry>, DatapathError>;
+
+    /// Paths to VTEPs, as the programs use them.
+    fn underlay(&self) -> Result<BTreeMap<[u8; 4], UnderlayPath>, DatapathError>;
+
+    /// The counters.
+    fn stats(&self) -> Result<Vec<(Direction, Code, Counter)>, DatapathError>;
+
+    /// Removes every pin, and with them programs and maps.
+    fn purge(&self) -> Result<(), DatapathError>;
+}

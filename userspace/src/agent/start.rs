@@ -1,0 +1,188 @@
+//! The steps of the start.
+
+use std::{future::Future, net::Ipv4Addr, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, anyhow, bail};
+use tracing_subscriber::EnvFilter;
+
+use super::{host::Host, platform::Platform as _, shared::Shared};
+use crate::{
+    cli::{AgentOptions, DatapathMode, StoreAccess},
+    datapath::{self, Datapath},
+    model::{Node, SCHEMA, validate},
+    netlink::{Link, Netlink, NetlinkError},
+    store::{self, StateStore, StoreError, StoreOptions, StoreUrl, retry::Backoff},
+};
+
+/// Sends the log to standard error, unless the program has set up another way.
+pub(super) fn log(filter: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?}"))?;
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A test or the CLI may have one already.
+    let _ = subscriber.try_init();
+    Ok(())
+}
+
+/// What the store is to be opened with.
+pub(super) fn credentials(access: &StoreAccess) -> anyhow::Result<StoreOptions> {
+    let password = match &access.password_file {
+        None => None,
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("--store-password-file {}", path.display()))?;
+            Some(text.lines().next().unwrap_or_default().to_owned())
+        }
+    };
+    Ok(StoreOptions {
+        ca: access.ca.clone(),
+        cert: access.cert.clone(),
+        key: access.key.clone(),
+        user: access.user.clone(),
+        password,
+        insecure: access.insecure,
+        timeout: None,
+    })
+}
+
+/// Finds uplinks and VTEP address, loads the data plane, and attaches it to the
+/// uplinks.
+pub(super) async fn host(
+    options: &AgentOptions,
+    id: String,
+) -> anyhow::Result<(Host, Node, Vec<String>)> {
+    let netlink = Netlink::new()?;
+    let links = netlink.links().await?;
+    let uplinks = match options.uplinks.as_slice() {
+        [] => vec![default_uplink(&netlink, &links).await?],
+        given => given.to_vec(),
+    };
+    for (index, name) in uplinks.iter().enumerate() {
+        let link = links.iter().find(|link| link.name == *name);
+        let link = link.ok_or_else(|| NetlinkError::NoSuchInterface(name.clone()))?;
+        if link.loopback {
+            bail!(
+                "uplink {name} is the loopback device: the interface that leads to the other hosts is valid"
+            );
+        }
+        if uplinks.iter().take(index).any(|before| before == name) {
+            bail!("uplink {name} is given twice: each --uplink once is valid");
+        }
+    }
+    let vtep = vtep_address(options, &uplinks, &links)?;
+    let node =
+        Node { schema: SCHEMA, name: options.node.clone(), id, vtep, port: options.vxlan_port };
+
+    let datapath_options = datapath::Options {
+        bpffs: options.bpffs.clone(),
+        vtep_ip: vtep,
+        vxlan_port: options.vxlan_port,
+        ageing: options.ageing,
+        trace: options.trace,
+    };
+    let to_load = datapath_options.clone();
+    let datapath = tokio::task::spawn_blocking(move || Datapath::load(&to_load)).await??;
+    let xdp = options.datapath == DatapathMode::Xdp;
+    let host = Host::new(netlink, datapath, &datapath_options, uplinks.clone(), xdp)?;
+    host.attach_uplinks().await?;
+    Ok((host, node, uplinks))
+}
+
+/// The device of the default route.
+async fn default_uplink(netlink: &Netlink, links: &[Link]) -> anyhow::Result<String> {
+    let routes = netlink.routes().await?;
+    let default = routes
+        .iter()
+        .filter(|route| route.destination.is_ipv4() && route.destination.prefix() == 0)
+        .min_by_key(|route| route.metric);
+    default
+        .and_then(|route| links.iter().find(|link| link.index == route.ifindex))
+        .map(|link| link.name.clone())
+        .ok_or_else(|| {
+            anyhow!("no default route tells the uplink: name the interface that leads to the other hosts with --uplink")
+        })
+}
+
+fn vtep_address(
+    options: &AgentOptions,
+    uplinks: &[String],
+    links: &[Link],
+) -> anyhow::Result<Ipv4Addr> {
+    let v4 = |link: &Link| -> Vec<Ipv4Addr> {
+        let ips = link.addresses.iter().map(|address| address.ip());
+        ips.filter_map(|ip| if let std::net::IpAddr::V4(ip) = ip { Some(ip) } else { None })
+            .collect()
+    };
+    match options.vtep_ip {
+        Some(ip) => {
+            validate::vtep_address(ip)?;
+            if links.iter().any(|link| v4(link).contains(&ip)) {
+                return Ok(ip);
+            }
+            bail!(
+                "VTEP address {ip} is not an address of this host: add it, or give one that is with --vtep-ip"
+            );
+        }
+        None => {
+            let first = uplinks.first().map(String::as_str).unwrap_or_default();
+            let link = links.iter().find(|link| link.name == first);
+            link.and_then(|link| v4(link).first().copied()).ok_or_else(|| {
+                anyhow!("uplink {first} has no IPv4 address: give it one, or name the VTEP address with --vtep-ip")
+            })
+        }
+    }
+}
+
+/// Opens the store, again and again while it cannot be had.
+pub(super) async fn open_store(
+    shared: &Shared,
+    url: &StoreUrl,
+    options: &StoreOptions,
+) -> anyhow::Result<Arc<dyn StateStore>> {
+    let mut backoff = Backoff::unavailable();
+    loop {
+        match store::open(url, options).await {
+            Ok(store) => return Ok(store),
+            Err(error @ StoreError::Refused(_)) => return Err(error.into()),
+            Err(error) => shared.early_store_error(&error.to_string()),
+        }
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+}
+
+/// Gives up after `--store-timeout`, if there is one.
+pub(super) async fn within<T>(
+    timeout: Option<Duration>,
+    reaching: impl Future<Output = anyhow::Result<T>>,
+    shared: &Shared,
+) -> anyhow::Result<T> {
+    let Some(timeout) = timeout else { return reaching.await };
+    match tokio::time::timeout(timeout, reaching).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            let why = shared.health().error.unwrap_or_else(|| "store: no answer".to_owned());
+            bail!(
+                "{why}; gave up after {} s: check --store, or leave out --store-timeout to keep trying",
+                timeout.as_secs_f32()
+            )
+        }
+    }
+}
+
+/// Says so once the first list of the store is in the kernel.
+pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>) {
+    if shared.wait_ready().await {
+        if let Err(error) = host.retire_other_versions() {
+            tracing::warn!("{error}");
+        }
+        tracing::info!(
+            "agent ready node={} socket={} vtep={} store={}",
+            shared.node.name,
+            shared.options.socket.display(),
+            shared.node.vtep,
+            shared.options.store
+        );
+        if let Ok(mtu) = host.max_mtu().await {
+            tracing::debug!("overlay MTU at most {mtu}");
+        }
+    }
+}

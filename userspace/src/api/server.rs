@@ -1,0 +1,255 @@
+//! The API server: routes every request to the [`Backend`].
+
+use std::{future::Future, io, sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    body::{Body, to_bytes},
+    extract::{FromRequestParts, Path, Query, State},
+    http::{Method, StatusCode, Uri, request::Parts},
+    response::{IntoResponse, Response},
+    routing::{delete, get, post},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use tokio::sync::watch;
+
+use super::{
+    Backend, Listener,
+    types::{
+        ApiError, Connect, ContainerCreate, ContainerRow, ContainerState, Created, ErrorKind,
+        FdbRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, StatsRow, Status, VtepChange,
+        VtepRow,
+    },
+};
+use crate::model::Name;
+
+/// Largest request body, in bytes. The largest honest one, a command line for
+/// `ps`, is bounded by the kernel's 2 MiB of arguments.
+pub const MAX_BODY: usize = 4 << 20;
+
+/// How long requests under way may still take once the shutdown has begun.
+const GRACE: Duration = Duration::from_secs(5);
+
+type Shared = State<Arc<dyn Backend>>;
+
+/// Serves the API on `listener` until `shutdown` completes and the requests
+/// under way are answered, or [`GRACE`] is over. The socket file is gone when
+/// this returns.
+pub async fn serve(
+    listener: Listener,
+    backend: Arc<dyn Backend>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let (socket, _guard) = listener.into_tokio()?;
+    let (told, mut stopping) = watch::channel(false);
+    let server = axum::serve(socket, router(backend)).with_graceful_shutdown(async move {
+        shutdown.await;
+        // No receiver is left only when `serve` itself is gone.
+        let _ = told.send(true);
+    });
+    let deadline = async move {
+        // A sender dropped unsent means the server ended by itself.
+        let _ = stopping.wait_for(|stop| *stop).await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        ended = async { server.await } => ended,
+        () = deadline => Ok(()),
+    }
+}
+
+fn router(backend: Arc<dyn Backend>) -> Router {
+    Router::new()
+        .route("/v1/networks", get(networks).post(network_create))
+        .route("/v1/networks/{name}", get(network_inspect).delete(network_remove))
+        .route("/v1/networks/{name}/containers", post(connect))
+        .route("/v1/networks/{name}/containers/{container}", delete(disconnect))
+        .route("/v1/containers", get(containers).post(container_create))
+        .route("/v1/containers/{name}", delete(container_remove))
+        .route("/v1/containers/{name}/state", post(container_state))
+        .route("/v1/fdb", get(fdb))
+        .route("/v1/neighbours", get(neighbours))
+        .route("/v1/vteps", get(vteps).post(vtep_add).delete(vtep_remove))
+        .route("/v1/stats", get(stats))
+        .route("/v1/status", get(status))
+        .route("/v1/purge", post(purge))
+        .fallback(unknown_route)
+        .method_not_allowed_fallback(unknown_route)
+        .with_state(backend)
+}
+
+impl ErrorKind {
+    /// HTTP status of the class.
+    pub fn status(self) -> u16 {
+        match self {
+            Self::Invalid => 400,
+            Self::NotFound => 404,
+            Self::Conflict => 409,
+            Self::Unavailable => 503,
+            Self::Internal => 500,
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status =
+            StatusCode::from_u16(self.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, Json(Self::new(self.kind, self.message))).into_response()
+    }
+}
+
+/// Why a request was refused before it reached the backend.
+fn invalid(message: String) -> ApiError {
+    ApiError::new(ErrorKind::Invalid, message)
+}
+
+async fn unknown_route(method: Method, uri: Uri) -> ApiError {
+    ApiError::new(
+        ErrorKind::NotFound,
+        format!(
+            "API request '{method} {}' is unknown to the agent, version {}: \
+             use the culvert binary that the agent was started from",
+            uri.path(),
+            env!("CARGO_PKG_VERSION")
+        ),
+    )
+}
+
+/// The JSON body, whatever content type it claims.
+async fn body<T: DeserializeOwned>(body: Body) -> Result<T, ApiError> {
+    let bytes = to_bytes(body, MAX_BODY).await.map_err(|error| {
+        invalid(format!(
+            "API request body cannot be read ({error}): at most {MAX_BODY} bytes are valid"
+        ))
+    })?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| invalid(format!("API request body is malformed: {error}")))
+}
+
+/// The names in the path.
+struct Named<T>(T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Named<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path(names)) => Ok(Self(names)),
+            Err(rejection) => {
+                Err(invalid(format!("API request path is malformed: {}", rejection.body_text())))
+            }
+        }
+    }
+}
+
+type Answer<T> = Result<Json<T>, ApiError>;
+type Done = Result<StatusCode, ApiError>;
+
+/// What a success without an answer is.
+fn done(_: ()) -> StatusCode {
+    StatusCode::NO_CONTENT
+}
+
+async fn network_create(State(backend): Shared, request: Body) -> Answer<Created> {
+    let request: NetworkCreate = body(request).await?;
+    backend.network_create(request).await.map(Json)
+}
+
+async fn networks(State(backend): Shared) -> Answer<Vec<NetworkRow>> {
+    backend.networks().await.map(Json)
+}
+
+async fn network_inspect(
+    State(backend): Shared,
+    Named(network): Named<Name>,
+) -> Answer<NetworkInspect> {
+    backend.network_inspect(&network).await.map(Json)
+}
+
+async fn network_remove(State(backend): Shared, Named(network): Named<Name>) -> Done {
+    backend.network_remove(&network).await.map(done)
+}
+
+async fn connect(
+    State(backend): Shared,
+    Named(network): Named<Name>,
+    request: Body,
+) -> Answer<ContainerRow> {
+    let request: Connect = body(request).await?;
+    backend.connect(&network, request).await.map(Json)
+}
+
+async fn disconnect(
+    State(backend): Shared,
+    Named((network, container)): Named<(Name, Name)>,
+) -> Done {
+    backend.disconnect(&network, &container).await.map(done)
+}
+
+async fn container_create(State(backend): Shared, request: Body) -> Answer<ContainerRow> {
+    let request: ContainerCreate = body(request).await?;
+    backend.container_create(request).await.map(Json)
+}
+
+async fn containers(State(backend): Shared) -> Answer<Vec<ContainerRow>> {
+    backend.containers().await.map(Json)
+}
+
+async fn container_state(
+    State(backend): Shared,
+    Named(container): Named<Name>,
+    request: Body,
+) -> Done {
+    let state: ContainerState = body(request).await?;
+    backend.container_state(&container, state).await.map(done)
+}
+
+/// Query of `DELETE /v1/containers/NAME`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Removal {
+    #[serde(default)]
+    force: bool,
+}
+
+async fn container_remove(State(backend): Shared, Named(container): Named<Name>, uri: Uri) -> Done {
+    let Query(removal) = Query::<Removal>::try_from_uri(&uri).map_err(|rejection| {
+        invalid(format!("API query is malformed: {}", rejection.body_text()))
+    })?;
+    backend.container_remove(&container, removal.force).await.map(done)
+}
+
+async fn fdb(State(backend): Shared) -> Answer<Vec<FdbRow>> {
+    backend.fdb().await.map(Json)
+}
+
+async fn neighbours(State(backend): Shared) -> Answer<Vec<NeighRow>> {
+    backend.neighbours().await.map(Json)
+}
+
+async fn vteps(State(backend): Shared) -> Answer<Vec<VtepRow>> {
+    backend.vteps().await.map(Json)
+}
+
+async fn vtep_add(State(backend): Shared, request: Body) -> Done {
+    let request: VtepChange = body(request).await?;
+    backend.vtep_add(request).await.map(done)
+}
+
+async fn vtep_remove(State(backend): Shared, request: Body) -> Done {
+    let request: VtepChange = body(request).await?;
+    backend.vtep_remove(request).await.map(done)
+}
+
+async fn stats(State(backend): Shared) -> Answer<Vec<StatsRow>> {
+    backend.stats().await.map(Json)
+}
+
+async fn status(State(backend): Shared) -> Answer<Status> {
+    backend.status().await.map(Json)
+}
+
+async fn purge(State(backend): Shared) -> Done {
+    backend.purge().await.map(done)
+}

@@ -1,0 +1,241 @@
+//! The agent's socket: one agent on it at a time, and only those let in whom
+//! its mode lets in.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Seek, Write},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{
+            fs::{FileTypeExt, OpenOptionsExt, PermissionsExt},
+            net::UnixListener,
+        },
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    sys::{
+        socket::{
+            AddressFamily, Backlog, SockFlag, SockType, UnixAddr, connect, getsockopt, listen,
+            socket, sockopt::PeerCredentials,
+        },
+        stat::{Mode, fchmod},
+    },
+};
+
+/// Mode of the socket: root, and a group that root may give it to.
+const MODE: u32 = 0o660;
+
+/// Why [`bind`] did not bind. Each displays as one line.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another agent listens there, or is about to.
+    #[error("socket {} is in use by culvert agent{}: stop it or give another --socket",
+        path.display(), pid.map(|pid| format!(" pid {pid}")).unwrap_or_default())]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+        /// The agent, unless it is beyond our PID namespace.
+        pid: Option<i32>,
+    },
+    /// Something that is not a socket is in the way.
+    #[error("socket {} is a file of another kind: remove it or give another --socket", .0.display())]
+    NotASocket(PathBuf),
+    /// The kernel refused.
+    #[error("socket {} cannot be made: {action}: {error}", path.display())]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// What was refused.
+        action: &'static str,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+/// A bound socket. Dropped, it removes its file and gives up the path.
+#[derive(Debug)]
+pub struct Listener {
+    socket: UnixListener,
+    guard: Guard,
+}
+
+impl Listener {
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.guard.path
+    }
+
+    /// The listener for tokio, and what keeps the path ours while it lives.
+    /// Fails outside a tokio runtime's context.
+    pub(super) fn into_tokio(self) -> io::Result<(tokio::net::UnixListener, Guard)> {
+        Ok((tokio::net::UnixListener::from_std(self.socket)?, self.guard))
+    }
+}
+
+/// Holds the lock on a path; removes the socket when dropped.
+#[derive(Debug)]
+pub(super) struct Guard {
+    path: PathBuf,
+    lock: PathBuf,
+    _held: Flock<File>,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // Best effort: what stays behind is stale, and the next bind removes it.
+        // The lock file goes last, while still held, so that whoever holds a
+        // lock on this path holds the one that everybody sees.
+        let _ = fs::remove_file(&self.path);
+        let _ = fs::remove_file(&self.lock);
+    }
+}
+
+/// Binds the agent's socket at `path`, with its parent directory made if need
+/// be. A stale socket is removed; one that somebody listens on is not.
+///
+/// The path is ours by an exclusive lock on `PATH.lock`, so that of two agents
+/// that start at the same time exactly one gets it.
+pub fn bind(path: &Path) -> Result<Listener, BindError> {
+    let refused =
+        |action| move |error: io::Error| BindError::Io { path: path.to_owned(), action, error };
+    // Checked first, so that nothing is made for a path that cannot be.
+    let address =
+        UnixAddr::new(path).map_err(|errno| refused("name")(explain_address(errno, path)))?;
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        fs::create_dir_all(parent).map_err(refused("make its directory"))?;
+    }
+    let guard = lock(path).map_err(refused("lock"))?;
+    let guard = match guard {
+        Ok(guard) => guard,
+        Err(owner) => {
+            let pid = listening(&address).ok().flatten().flatten().or(owner);
+            return Err(BindError::InUse { path: path.to_owned(), pid });
+        }
+    };
+    // From here on an error must not run the guard's removal of a socket that
+    // is not ours, hence `forget_socket`.
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(guard.give_up(refused("look at it")(error))),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(guard.give_up(BindError::NotASocket(path.to_owned())));
+        }
+        Ok(_) => match listening(&address) {
+            Ok(Some(pid)) => {
+                return Err(guard.give_up(BindError::InUse { path: path.to_owned(), pid }));
+            }
+            Ok(None) => {
+                fs::remove_file(path).map_err(refused("remove the stale one"))?;
+            }
+            Err(error) => return Err(guard.give_up(refused("try it")(error.into()))),
+        },
+    }
+    let socket = listen_at(&address, path).map_err(refused("bind"))?;
+    Ok(Listener { socket, guard })
+}
+
+impl Guard {
+    /// Gives up the path but leaves what stands there alone.
+    fn give_up(mut self, error: BindError) -> BindError {
+        self.path = PathBuf::new();
+        error
+    }
+}
+
+fn explain_address(errno: Errno, path: &Path) -> io::Error {
+    if errno == Errno::ENAMETOOLONG {
+        io::Error::other(format!(
+            "the path has {} bytes: at most 107 are valid",
+            path.as_os_str().len()
+        ))
+    } else {
+        errno.into()
+    }
+}
+
+/// Takes the lock of `path`, or tells who seems to hold it.
+fn lock(path: &Path) -> io::Result<Result<Guard, Option<i32>>> {
+    let mut lock = path.as_os_str().to_owned();
+    lock.push(".lock");
+    let lock = PathBuf::from(lock);
+    loop {
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&lock)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut held) => {
+                // Between open and lock its former owner may have removed the
+                // file; a lock on a file that nobody else can open is worth nothing.
+                if !same_file(&held, &lock)? {
+                    continue;
+                }
+                held.set_len(0)?;
+                held.rewind()?;
+                writeln!(held, "{}", std::process::id())?;
+                return Ok(Ok(Guard { path: path.to_owned(), lock, _held: held }));
+            }
+            Err((mut file, Errno::EWOULDBLOCK)) => {
+                let mut text = String::new();
+                let read = file.read_to_string(&mut text);
+                return Ok(Err(read.ok().and_then(|_| text.trim().parse().ok())));
+            }
+            Err((_, errno)) => return Err(errno.into()),
+        }
+    }
+}
+
+fn same_file(held: &File, path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let held = held.metadata()?;
+    match fs::metadata(path) {
+        Ok(found) => Ok(found.dev() == held.dev() && found.ino() == held.ino()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Who listens at `address`: `None` if nobody does, `Some(None)` if it is
+/// somebody whose process cannot be told.
+fn listening(address: &UnixAddr) -> Result<Option<Option<i32>>, Errno> {
+    let probe = socket(
+        AddressFamily::Unix,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        None,
+    )?;
+    match connect(probe.as_raw_fd(), address) {
+        Ok(()) => {
+            let pid = getsockopt(&probe, PeerCredentials).ok().map(|peer| peer.pid());
+            Ok(Some(pid.filter(|pid| *pid > 0)))
+        }
+        // Its backlog is full: it lives.
+        Err(Errno::EAGAIN) => Ok(Some(None)),
+        Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The listening socket, with its mode in force before anybody can connect.
+fn listen_at(address: &UnixAddr, path: &Path) -> io::Result<UnixListener> {
+    let socket: OwnedFd = socket(
+        AddressFamily::Unix,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        None,
+    )?;
+    // unix(7): the file gets the mode of the socket less the umask.
+    fchmod(&socket, Mode::from_bits_truncate(MODE))?;
+    nix::sys::socket::bind(socket.as_raw_fd(), address)?;
+    // What the umask took away.
+    fs::set_permissions(path, fs::Permissions::from_mode(MODE))?;
+    listen(&socket, Backlog::new(128)?)?;
+    Ok(UnixListener::from(socket))
+}

@@ -1,0 +1,164 @@
+//! `culvert agent`.
+
+use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
+
+use clap::Args;
+
+use crate::{
+    cli::{
+        agent_options::{
+            AgentOptions, DEFAULT_AGEING_S, DEFAULT_BPFFS, DEFAULT_STATE_DIR, DEFAULT_VXLAN_PORT,
+            DatapathMode, StoreAccess,
+        },
+        value,
+    },
+    model::{Invalid, Name},
+};
+
+pub(super) const EXAMPLES: &str = "EXAMPLES:
+  culvert agent
+      one host, the embedded store, the device of the default route
+  culvert agent --node host1 --uplink eth1 --store etcd://10.1.1.1:2379,10.1.1.2:2379 \\
+      --store-ca ca.pem --store-cert host1.pem --store-key host1.key
+      one of many hosts
+  culvert agent --log debug --trace
+      with the trace lines of the BPF programs";
+
+#[derive(Args, Debug)]
+pub(crate) struct AgentArgs {
+    /// Name of this node, its own on each host; the host name by default
+    #[arg(long, value_name = "NAME")]
+    node: Option<Name>,
+    /// Store: etcd://HOST:PORT[,HOST:PORT]... or file:DIR; file:STATE-DIR/store by default
+    #[arg(long, value_name = "STORE", value_parser = value::store)]
+    store: Option<String>,
+    /// Uplink, several times if there are several; the device of the default route by default
+    #[arg(long = "uplink", value_name = "IF", value_parser = value::ifname)]
+    uplinks: Vec<String>,
+    /// VTEP address; the first IPv4 address of the first uplink by default
+    #[arg(long, value_name = "IP", value_parser = value::vtep_ip)]
+    vtep_ip: Option<Ipv4Addr>,
+    /// UDP port for VXLAN
+    #[arg(long, value_name = "PORT", default_value_t = DEFAULT_VXLAN_PORT, value_parser = value::port)]
+    vxlan_port: u16,
+    /// Hook that takes VXLAN in: XDP where the uplink's driver gains from it, or always the one
+    #[arg(long, value_name = "auto|tc|xdp", hide_possible_values = true, default_value = "auto")]
+    datapath: DatapathMode,
+    /// State directory
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
+    state_dir: PathBuf,
+    /// BPF file system for the pins, mounted if need be
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
+    bpffs: PathBuf,
+    /// Remove everything of Culvert from this host when asked to stop
+    #[arg(long)]
+    cleanup_on_exit: bool,
+    /// Seconds after which a learned MAC not seen again is forgotten
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = Seconds(Duration::from_secs(DEFAULT_AGEING_S)),
+        value_parser = |text: &str| value::seconds(text).map(Seconds)
+    )]
+    ageing: Seconds,
+    /// Log level, or a filter as in info,culvert::store=debug
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        env = "RUST_LOG",
+        hide_env_values = true,
+        default_value = "info",
+        value_parser = value::log_filter
+    )]
+    log: String,
+    /// Have the BPF programs write trace lines to the log
+    #[arg(long)]
+    trace: bool,
+    #[command(flatten)]
+    store_access: StoreArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Store")]
+struct StoreArgs {
+    /// Authority that signed the store's certificate, PEM
+    #[arg(long = "store-ca", value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// Certificate for the store, PEM
+    #[arg(long = "store-cert", value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// Key of the certificate, PEM
+    #[arg(long = "store-key", value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+    /// User of the store
+    #[arg(long = "store-user", value_name = "USER", requires = "password_file")]
+    user: Option<String>,
+    /// File with the user's password on its first line
+    #[arg(long = "store-password-file", value_name = "FILE", requires = "user")]
+    password_file: Option<PathBuf>,
+    /// Permit etcd without TLS beyond this host
+    #[arg(long = "insecure-store")]
+    insecure: bool,
+    /// Give up if the store has not answered so many seconds after the start; never by default
+    #[arg(long = "store-timeout", value_name = "SECONDS", value_parser = value::seconds)]
+    timeout: Option<Duration>,
+}
+
+/// A duration that displays as its seconds.
+#[derive(Clone, Copy, Debug)]
+struct Seconds(Duration);
+
+impl std::fmt::Display for Seconds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.as_secs().fmt(f)
+    }
+}
+
+impl AgentArgs {
+    /// With defaults that depend on the host filled in; `socket` is a global option.
+    pub(crate) fn into_options(self, socket: PathBuf) -> Result<AgentOptions, Invalid> {
+        let node = match self.node {
+            Some(node) => node,
+            None => host_name()?,
+        };
+        let store = match self.store {
+            Some(store) => store,
+            None => format!("file:{}", self.state_dir.join("store").display()),
+        };
+        let access = self.store_access;
+        Ok(AgentOptions {
+            node,
+            store,
+            store_access: StoreAccess {
+                ca: access.ca,
+                cert: access.cert,
+                key: access.key,
+                user: access.user,
+                password_file: access.password_file,
+                insecure: access.insecure,
+            },
+            store_timeout: access.timeout,
+            uplinks: self.uplinks,
+            vtep_ip: self.vtep_ip,
+            vxlan_port: self.vxlan_port,
+            datapath: self.datapath,
+            socket,
+            state_dir: self.state_dir,
+            bpffs: self.bpffs,
+            cleanup_on_exit: self.cleanup_on_exit,
+            log: self.log,
+            trace: self.trace,
+            ageing: self.ageing.0,
+        })
+    }
+}
+
+/// The host's name as the node's.
+fn host_name() -> Result<Name, Invalid> {
+    let name = nix::unistd::gethostname().map_err(|errno| {
+        Invalid(format!("the host name cannot be read ({errno}): give --node NAME"))
+    })?;
+    let name = name.to_string_lossy();
+    name.parse()
+        .map_err(|_| Invalid(format!("host name {name:?} cannot name a node: give --node NAME")))
+}

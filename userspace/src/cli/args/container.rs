@@ -1,0 +1,171 @@
+//! The verbs about containers.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use clap::Args;
+
+use crate::{
+    cli::value,
+    model::{MacAddr, Name},
+};
+
+pub(super) const RUN_EXAMPLES: &str = "EXAMPLES:
+  culvert run --name over1 --network overlaynet1 -- sh
+  culvert run --name web --network overlaynet1 --ip 10.0.0.80 -d -- httpd -f -p 80
+  culvert run --name probe --network container:web --rm -- ip address
+
+EXIT CODE:
+  The command's own, 128 + N if signal N killed it; 127 if there is no such command, 126 if it
+  cannot be executed, 1 if the agent refuses, 2 for wrong usage.";
+
+pub(super) const ATTACH_EXAMPLES: &str = "EXAMPLES:
+  culvert attach --netns /run/netns/blue --name blue --network overlaynet1
+  culvert attach --pid 4711 --name db --network overlaynet1 --ip 10.0.0.9 --ifname eth1";
+
+pub(super) const DETACH_EXAMPLES: &str = "EXAMPLES:
+  culvert detach blue                           from all its networks
+  culvert detach blue --network overlaynet1     from one of them";
+
+pub(super) const EXEC_EXAMPLES: &str = "EXAMPLES:
+  culvert exec over1 -- ip address
+  culvert exec over1 -- ping -c 3 10.0.0.3";
+
+pub(super) const PS_EXAMPLES: &str = "EXAMPLES:
+  culvert ps
+  culvert ps --format json | jq -r '.[].networks[].ip'";
+
+pub(super) const RM_EXAMPLES: &str = "EXAMPLES:
+  culvert rm over1 over2
+  culvert rm -f web                             kills its command first";
+
+pub(super) const LOGS_EXAMPLES: &str = "EXAMPLES:
+  culvert logs web
+  culvert logs -f web                           until its command ends";
+
+#[derive(Args, Debug)]
+pub(crate) struct RunArgs {
+    /// Name of the container; its namespace is /run/netns/NAME
+    #[arg(long)]
+    pub(crate) name: Name,
+    /// Network, or bridge, host, none, container:NAME
+    #[arg(
+        long,
+        visible_alias = "net",
+        value_name = "NETWORK",
+        default_value = "bridge",
+        value_parser = value::network_mode
+    )]
+    pub(crate) network: String,
+    /// Fixed address; the lowest free one by default
+    #[arg(long, value_parser = value::ip)]
+    pub(crate) ip: Option<IpAddr>,
+    /// Fixed MAC address; 02:42: and the IPv4 address by default
+    #[arg(long, value_parser = value::mac)]
+    pub(crate) mac: Option<MacAddr>,
+    /// Publish a port of the container, on bridge networks
+    #[arg(
+        short = 'p',
+        long = "publish",
+        value_name = "[IP:]HOST:CONT[/tcp|udp]",
+        value_parser = value::publish
+    )]
+    pub(crate) ports: Vec<String>,
+    /// Leave it in the background, with its output in a log; print its name
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// Remove the container when the command ends
+    #[arg(long)]
+    pub(crate) rm: bool,
+    /// Command and its arguments
+    #[arg(
+        value_name = "CMD",
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+#[group(skip)]
+pub(crate) struct AttachArgs {
+    #[command(flatten)]
+    pub(crate) target: AttachTarget,
+    /// Name of the attachment
+    #[arg(long)]
+    pub(crate) name: Name,
+    /// Network
+    #[arg(long, visible_alias = "net", value_name = "NET")]
+    pub(crate) network: Name,
+    /// Fixed address; the lowest free one by default
+    #[arg(long, value_parser = value::ip)]
+    pub(crate) ip: Option<IpAddr>,
+    /// Fixed MAC address; 02:42: and the IPv4 address by default
+    #[arg(long, value_parser = value::mac)]
+    pub(crate) mac: Option<MacAddr>,
+    /// Interface name in the namespace; the first free ethN by default
+    #[arg(long, value_name = "NAME", value_parser = value::ifname)]
+    pub(crate) ifname: Option<String>,
+    /// Publish a port of the container, on bridge networks
+    #[arg(
+        short = 'p',
+        long = "publish",
+        value_name = "[IP:]HOST:CONT[/tcp|udp]",
+        value_parser = value::publish
+    )]
+    pub(crate) ports: Vec<String>,
+}
+
+/// One of the two.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub(crate) struct AttachTarget {
+    /// Network namespace
+    #[arg(long, value_name = "PATH", value_parser = value::netns)]
+    pub(crate) netns: Option<PathBuf>,
+    /// Process in the network namespace
+    #[arg(long, value_parser = value::pid)]
+    pub(crate) pid: Option<i32>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DetachArgs {
+    /// Name given to 'attach'
+    pub(crate) name: Name,
+    /// This network only
+    #[arg(long, visible_alias = "net", value_name = "NET")]
+    pub(crate) network: Option<Name>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ExecArgs {
+    /// Container
+    pub(crate) name: Name,
+    /// Command and its arguments
+    #[arg(
+        value_name = "CMD",
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RmArgs {
+    /// Kill the command if it runs
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Containers
+    #[arg(value_name = "NAME", required = true)]
+    pub(crate) names: Vec<Name>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct LogsArgs {
+    /// Go on until the command ends
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Container
+    pub(crate) name: Name,
+}

@@ -1,0 +1,146 @@
+//! The verbs and options, as clap reads them.
+
+mod agent;
+mod container;
+mod network;
+mod show;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub(super) use agent::AgentArgs;
+pub(super) use container::{AttachArgs, DetachArgs, ExecArgs, LogsArgs, RmArgs, RunArgs};
+pub(super) use network::{ConnectArgs, CreateArgs, NetworkCommand};
+pub(super) use show::{
+    DoctorArgs, FdbCommand, NeighCommand, PurgeArgs, VtepChangeArgs, VtepCommand,
+};
+
+use super::agent_options::DEFAULT_SOCKET;
+
+/// A container network for Linux hosts: VXLAN in eBPF, state in etcd.
+#[derive(Debug, Parser)]
+#[command(
+    name = "culvert",
+    version,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = "EXAMPLES:
+  culvert agent --uplink eth0                   start the agent with the embedded store
+  culvert network create -d overlay --subnet 10.0.0.0/24 overlaynet1
+  culvert run --name over1 --network overlaynet1 -d -- httpd -f
+  culvert exec over1 -- ip address
+  culvert ps"
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(super) global: Global,
+    /// Of the supervisor behind `run -d`: remove the container when its command ends.
+    #[arg(long, hide = true)]
+    pub(super) auto_remove: bool,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// Options of every verb.
+#[derive(Args, Debug)]
+pub(super) struct Global {
+    /// Socket of the agent
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Global options",
+        display_order = 1000,
+        value_name = "PATH",
+        env = "CULVERT_SOCKET",
+        hide_env_values = true,
+        default_value = DEFAULT_SOCKET
+    )]
+    pub(super) socket: PathBuf,
+    /// Table for people or JSON for scripts
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Global options",
+        display_order = 1001,
+        value_name = "table|json",
+        hide_possible_values = true,
+        default_value = "table"
+    )]
+    pub(super) format: Format,
+}
+
+/// `--format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// Columns, sizes for people.
+    Table,
+    /// An array of rows, stable field names, plain numbers.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run the agent on this host
+    #[command(after_help = agent::EXAMPLES)]
+    Agent(Box<AgentArgs>),
+    /// Manage networks
+    #[command(subcommand, arg_required_else_help = true)]
+    Network(NetworkCommand),
+    /// Run a command in a new container
+    #[command(after_help = container::RUN_EXAMPLES)]
+    Run(RunArgs),
+    /// Attach an existing network namespace to a network
+    #[command(after_help = container::ATTACH_EXAMPLES)]
+    Attach(AttachArgs),
+    /// Detach what was attached
+    #[command(after_help = container::DETACH_EXAMPLES)]
+    Detach(DetachArgs),
+    /// Run a command in a container's network namespace
+    #[command(after_help = container::EXEC_EXAMPLES)]
+    Exec(ExecArgs),
+    /// List the containers of this host
+    #[command(after_help = container::PS_EXAMPLES)]
+    Ps,
+    /// Remove containers
+    #[command(after_help = container::RM_EXAMPLES)]
+    Rm(RmArgs),
+    /// Show the output of a container started with 'run -d'
+    #[command(after_help = container::LOGS_EXAMPLES)]
+    Logs(LogsArgs),
+    /// Look into the FDB: which MAC is where
+    #[command(subcommand, arg_required_else_help = true)]
+    Fdb(FdbCommand),
+    /// Look into the neighbours: which IP has which MAC
+    #[command(subcommand, arg_required_else_help = true)]
+    Neigh(NeighCommand),
+    /// Manage VTEPs
+    #[command(subcommand, arg_required_else_help = true)]
+    Vtep(VtepCommand),
+    /// Show how the agent is
+    #[command(after_help = show::STATUS_EXAMPLES)]
+    Status,
+    /// Show what the data plane counted, drops with their reasons
+    #[command(after_help = show::STATS_EXAMPLES)]
+    Stats,
+    /// Check this host and say what to do
+    #[command(after_help = show::DOCTOR_EXAMPLES)]
+    Doctor(DoctorArgs),
+    /// Remove everything of Culvert from this host, containers included
+    #[command(after_help = show::PURGE_EXAMPLES)]
+    Purge(PurgeArgs),
+    /// Print the completion script of a shell
+    #[command(after_help = show::COMPLETION_EXAMPLES)]
+    Completion {
+        /// Shell
+        shell: clap_complete::Shell,
+    },
+    /// What `run -d` leaves behind to look after the command.
+    #[command(name = "__supervise", hide = true)]
+    Supervise {
+        /// A `SuperviseSpec` as JSON.
+        spec: String,
+    },
+}

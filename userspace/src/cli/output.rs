@@ -1,0 +1,128 @@
+//! Tables for people and JSON for scripts.
+
+use std::{
+    fmt::Display,
+    io::{self, Write},
+};
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+
+use super::args::Format;
+
+/// A row of a table.
+pub(super) trait Row: Serialize {
+    /// Headers.
+    const HEADERS: &'static [&'static str];
+    /// A cell for each header.
+    fn cells(&self) -> Vec<String>;
+}
+
+/// Prints `rows` in `format`.
+pub(super) fn rows<R: Row>(out: &mut dyn Write, format: Format, rows: &[R]) -> io::Result<()> {
+    match format {
+        Format::Json => json(out, rows),
+        Format::Table => table(out, R::HEADERS, rows.iter().map(R::cells)),
+    }
+}
+
+/// Prints pretty JSON.
+pub(super) fn json(out: &mut dyn Write, value: &(impl Serialize + ?Sized)) -> io::Result<()> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    out.write_all(text.as_bytes())
+}
+
+/// Prints a table as Docker does: no borders, three spaces between the
+/// columns, and as wide as it is, for a script cuts what a terminal wraps.
+pub(super) fn table(
+    out: &mut dyn Write,
+    headers: &[&str],
+    rows: impl Iterator<Item = Vec<String>>,
+) -> io::Result<()> {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(headers);
+    table.add_rows(rows);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 3));
+    }
+    for line in table.lines() {
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+/// Prints `NAME: value` lines with the values aligned.
+pub(super) fn facts(out: &mut dyn Write, facts: &[(&str, String)]) -> io::Result<()> {
+    let width = facts.iter().map(|(name, _)| name.len() + 1).max().unwrap_or(0);
+    for (name, value) in facts {
+        let line = format!("{:width$}  {value}", format!("{name}:"));
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+/// The items with commas between them, or a dash if there is none.
+pub(super) fn list<T: Display>(items: impl IntoIterator<Item = T>) -> String {
+    let items: Vec<_> = items.into_iter().map(|item| item.to_string()).collect();
+    or_dash(items.join(", "))
+}
+
+/// `text`, or a dash if it is empty: an empty cell shifts columns for `awk`.
+pub(super) fn or_dash(text: impl Into<String>) -> String {
+    let text = text.into();
+    if text.is_empty() { "-".to_owned() } else { text }
+}
+
+/// Bytes for people, in powers of ten as `docker stats` has them.
+pub(super) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
+    if bytes < 1000 {
+        return format!("{bytes} B");
+    }
+    // Tenths in whole numbers: no rounding up to "1000.0 kB".
+    let (mut tenths, mut unit) = (bytes / 100, 0);
+    while tenths >= 10_000 {
+        tenths /= 1000;
+        unit += 1;
+    }
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+}
+
+/// Seconds for people, in the two largest units.
+pub(super) fn duration(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match () {
+        () if minutes == 0 => format!("{seconds}s"),
+        () if hours == 0 => format!("{minutes}m {}s", seconds % 60),
+        () if days == 0 => format!("{hours}h {}m", minutes % 60),
+        () => format!("{days}d {}h", hours % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        let shown = |bytes| size(bytes);
+        assert_eq!(shown(0), "0 B");
+        assert_eq!(shown(999), "999 B");
+        assert_eq!(shown(1000), "1.0 kB");
+        assert_eq!(shown(999_999), "999.9 kB");
+        assert_eq!(shown(1_000_000), "1.0 MB");
+        assert_eq!(shown(u64::MAX), "18.4 EB");
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration(0), "0s");
+        assert_eq!(duration(59), "59s");
+        assert_eq!(duration(60), "1m 0s");
+        assert_eq!(duration(3661), "1h 1m");
+        assert_eq!(duration(90_000), "1d 1h");
+        assert!(duration(u64::MAX).ends_with('h'));
+    }
+}

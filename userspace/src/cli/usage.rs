@@ -1,0 +1,179 @@
+//! What clap has to say, in our form: help as it is, an error as one line.
+
+use std::{error::Error as _, io::Write};
+
+use clap::{
+    CommandFactory,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
+
+use super::{args::Cli, failure::Failure};
+
+/// Prints help or version, or turns an error into its line.
+pub(super) fn report(error: &clap::Error, out: &mut dyn Write) -> Result<u8, Failure> {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            write!(out, "{}", error.render())?;
+            Ok(0)
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            // Standard error, since help was not asked for; if it is closed there is nobody to tell.
+            let _ = write!(std::io::stderr(), "{}", help_of(&verb(&error.render().to_string())));
+            Err(Failure::silent(2))
+        }
+        _ => Err(Failure::usage(line(error))),
+    }
+}
+
+/// The error on one line.
+fn line(error: &clap::Error) -> String {
+    let argument = text(error, ContextKind::InvalidArg);
+    let value = text(error, ContextKind::InvalidValue);
+    match (error.kind(), argument, value) {
+        (ErrorKind::ValueValidation, Some(argument), _) if error.source().is_some() => {
+            let why = error.source().map(ToString::to_string).unwrap_or_default();
+            format!("{}: {why}", option_name(&argument))
+        }
+        (ErrorKind::InvalidValue, Some(argument), Some(value)) => {
+            let valid = text(error, ContextKind::ValidValue).unwrap_or_default();
+            let name = option_name(&argument);
+            if value.is_empty() {
+                format!("{name}: the value is missing: {valid} is valid")
+            } else {
+                format!("{name}: '{value}' is unknown: {valid} is valid")
+            }
+        }
+        _ => {
+            let rendered = error.render().to_string();
+            let paragraph = rendered.split("\n\n").next().unwrap_or_default();
+            let words: Vec<_> = paragraph.split_whitespace().collect();
+            let what = words.join(" ");
+            let what = what.strip_prefix("error: ").unwrap_or(&what);
+            format!("{what}: {}", hint(error, &rendered))
+        }
+    }
+}
+
+/// What would be right.
+fn hint(error: &clap::Error, rendered: &str) -> String {
+    let similar = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand]
+        .iter()
+        .find_map(|kind| text(error, *kind));
+    if let Some(similar) = similar {
+        return format!("did you mean '{similar}'?");
+    }
+    format!("see '{} --help'", verb(rendered).join(" "))
+}
+
+/// The verb that clap speaks of, from its usage line: "Usage: culvert network
+/// create [OPTIONS] <NAME>".
+fn verb(rendered: &str) -> Vec<&str> {
+    rendered
+        .lines()
+        .find_map(|line| line.strip_prefix("Usage: "))
+        .unwrap_or("culvert")
+        .split_whitespace()
+        .take_while(|word| !word.starts_with(['[', '<', '-', '(']) && *word != "...")
+        .collect()
+}
+
+/// The help of a verb.
+fn help_of(verb: &[&str]) -> clap::builder::StyledStr {
+    let mut command = Cli::command();
+    // Global options and full names reach the verbs only when it is built.
+    command.build();
+    let found = verb
+        .iter()
+        .skip(1)
+        .try_fold(&command, |command, name| command.find_subcommand(name))
+        .unwrap_or(&command);
+    found.clone().render_help()
+}
+
+/// `--subnet <CIDR>` → `--subnet`, `<NAME>...` → `NAME`.
+fn option_name(argument: &str) -> String {
+    let first = argument.split([' ', '=']).next().unwrap_or(argument);
+    first.trim_end_matches("...").trim_matches(['<', '>', '[', ']']).to_owned()
+}
+
+fn text(error: &clap::Error, kind: ContextKind) -> Option<String> {
+    match error.get(kind)? {
+        ContextValue::String(text) => Some(text.clone()),
+        ContextValue::Strings(texts) => Some(texts.join(", ")),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(args: &str) -> String {
+        let error = Cli::command()
+            .try_get_matches_from(args.split_whitespace())
+            .expect_err("this usage is wrong");
+        let failure = report(&error, &mut Vec::new()).expect_err("wrong usage is a failure");
+        assert_eq!(failure.code, 2);
+        let line = failure.line.expect("wrong usage says why");
+        assert_eq!(line.lines().count(), 1, "{line}");
+        line
+    }
+
+    #[test]
+    fn definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_wrong_usage_is_one_line() {
+        let lines: Vec<_> = [
+            "culvert frobnicate",
+            "culvert netwrok ls",
+            "culvert --format yaml ps",
+            "culvert ps --frobnicate",
+            "culvert ps extra",
+            "culvert network create",
+            "culvert network create a/b",
+            "culvert network create x --subnet 10.0.0.1/24",
+            "culvert network create x --subnet 10.0.0.0/33",
+            "culvert network create x --subnet",
+            "culvert network create x --subnets 10.0.0.0/24",
+            "culvert network create x -d macvlan",
+            "culvert network create x --gateway here",
+            "culvert network create x --vni -1",
+            "culvert network create x --vni 4294967296",
+            "culvert network create x --opt key",
+            "culvert network create x x",
+            "culvert run --name a",
+            "culvert run --network a -- true",
+            "culvert run --name a --network container: -- true",
+            "culvert run --name a --mac 01:00:5e:00:00:01 -- true",
+            "culvert run --name a --ip 10.0.0.300 -- true",
+            "culvert run --name a -p 80 -- true",
+            "culvert run --name a --name b -- true",
+            "culvert attach --name a --network n",
+            "culvert attach --name a --network n --pid 1 --netns /x",
+            "culvert attach --name a --network n --pid 0",
+            "culvert attach --name a --network n --netns /proc/self/ns/net",
+            "culvert attach --name a --network n --pid 1 --ifname a:b",
+            "culvert exec",
+            "culvert exec a",
+            "culvert rm",
+            "culvert vtep add fe80::1 --network n",
+            "culvert vtep add 10.0.0.1",
+            "culvert agent --store redis://x",
+            "culvert agent --store-cert x",
+            "culvert agent --store-user x",
+            "culvert agent --vxlan-port 0",
+            "culvert agent --datapath dpdk",
+            "culvert agent --ageing 0",
+            "culvert agent --log =,=",
+            "culvert agent --node a/b",
+            "culvert completion tcl",
+        ]
+        .iter()
+        .map(|args| format!("{args}\n    {}", refused(args)))
+        .collect();
+        insta::assert_snapshot!(lines.join("\n"));
+    }
+}

@@ -1,0 +1,280 @@
+//! Values of options, checked when the command line is read. Every refusal is
+//! one line: the value, what is wrong with it, what would be right.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use ipnetwork::IpNetwork;
+use tracing_subscriber::EnvFilter;
+
+use crate::model::{Invalid, MacAddr, Name};
+
+type Parsed<T> = Result<T, Invalid>;
+
+fn refuse<T>(line: String) -> Parsed<T> {
+    Err(Invalid(line))
+}
+
+/// A subnet: its network address and prefix length.
+pub(super) fn cidr(text: &str) -> Parsed<IpNetwork> {
+    let parsed = text.contains('/').then(|| text.parse::<IpNetwork>().ok()).flatten();
+    let Some(subnet) = parsed else {
+        return refuse(format!(
+            "subnet '{text}' is malformed: a network address and prefix length as in 10.0.0.0/24 or fd00:1::/64 is valid"
+        ));
+    };
+    if subnet.ip() != subnet.network() {
+        let right = format!("{}/{}", subnet.network(), subnet.prefix());
+        return refuse(format!("subnet '{text}' has bits set beyond its prefix: {right} is valid"));
+    }
+    Ok(subnet)
+}
+
+/// An IPv4 or IPv6 address.
+pub(super) fn ip(text: &str) -> Parsed<IpAddr> {
+    text.parse().or_else(|_| {
+        refuse(format!(
+            "address '{text}' is malformed: an IP address as in 10.0.0.2 or fd00:1::2 is valid"
+        ))
+    })
+}
+
+/// An IPv4 address of a host.
+pub(super) fn vtep_ip(text: &str) -> Parsed<Ipv4Addr> {
+    let right = "the IPv4 address of a host as in 192.168.0.2 is valid";
+    let Ok(ip) = text.parse::<Ipv4Addr>() else {
+        return refuse(format!("VTEP address '{text}' is malformed: {right}"));
+    };
+    if ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
+        return refuse(format!("VTEP address '{text}' is not the address of one host: {right}"));
+    }
+    Ok(ip)
+}
+
+/// The MAC address of an interface.
+pub(super) fn mac(text: &str) -> Parsed<MacAddr> {
+    let mac: MacAddr = text.parse()?;
+    if mac.is_unicast() {
+        Ok(mac)
+    } else {
+        refuse(format!(
+            "MAC address '{text}' cannot be an interface's: one that is not zero and whose first octet is even is valid"
+        ))
+    }
+}
+
+/// A whole number that fits 32 bits; whether it suits is for the agent to say.
+pub(super) fn number(text: &str) -> Parsed<u32> {
+    text.parse().or_else(|_| {
+        refuse(format!("'{text}' is not a number of this kind: 0 to {} is valid", u32::MAX))
+    })
+}
+
+/// A UDP port.
+pub(super) fn port(text: &str) -> Parsed<u16> {
+    match text.parse() {
+        Ok(port) if port != 0 => Ok(port),
+        _ => refuse(format!("port '{text}' is out of range: 1 to 65535 is valid")),
+    }
+}
+
+/// The id of a process.
+pub(super) fn pid(text: &str) -> Parsed<i32> {
+    match text.parse() {
+        Ok(pid) if pid > 0 => Ok(pid),
+        _ => refuse(format!("pid '{text}' is malformed: a number from 1 up is valid")),
+    }
+}
+
+/// A number of seconds, not 0.
+pub(super) fn seconds(text: &str) -> Parsed<Duration> {
+    match text.parse::<u32>() {
+        Ok(seconds) if seconds != 0 => Ok(Duration::from_secs(seconds.into())),
+        _ => refuse(format!("'{text}' is not a number of seconds: 1 to {} is valid", u32::MAX)),
+    }
+}
+
+/// `KEY=VALUE`.
+pub(super) fn pair(text: &str) -> Parsed<(String, String)> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => refuse(format!("'{text}' is malformed: KEY=VALUE is valid")),
+    }
+}
+
+/// What a container may be on: a network, or `container:NAME`.
+pub(super) fn network_mode(text: &str) -> Parsed<String> {
+    let name = text.strip_prefix("container:").unwrap_or(text);
+    name.parse::<Name>().map(|_| text.to_owned())
+}
+
+/// The name of a network interface, as the kernel takes it.
+pub(super) fn ifname(text: &str) -> Parsed<String> {
+    let valid = (1..=15).contains(&text.len())
+        && text != "."
+        && text != ".."
+        && !text.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control());
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        refuse(format!(
+            "interface name {text:?} is malformed: 1 to 15 bytes without '/', ':' or white space are valid"
+        ))
+    }
+}
+
+/// The path of a network namespace, made absolute: the agent has another
+/// working directory, and another `/proc/self`.
+pub(super) fn netns(text: &str) -> Parsed<PathBuf> {
+    let path = std::path::absolute(text)
+        .map_err(|error| Invalid(format!("namespace path '{text}' is malformed: {error}")))?;
+    if path.starts_with("/proc/self") || path.starts_with("/proc/thread-self") {
+        return refuse(format!(
+            "namespace path '{text}' means culvert's own process: /proc/PID/ns/net or --pid PID is valid"
+        ));
+    }
+    Ok(path)
+}
+
+/// A published port, `[IP:]HOST:CONTAINER[/tcp|udp]`, passed on as it is.
+pub(super) fn publish(text: &str) -> Parsed<String> {
+    let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let parsed = (|| {
+        let (rest, container) = ports.rsplit_once(':')?;
+        let (ip, host) = rest.rsplit_once(':').map_or((None, rest), |(ip, host)| (Some(ip), host));
+        let ip = ip.map(|ip| match ip.strip_prefix('[').and_then(|ip| ip.strip_suffix(']')) {
+            Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => ip.parse::<Ipv4Addr>().is_ok(),
+        });
+        let good = matches!(protocol, "tcp" | "udp")
+            && ip.unwrap_or(true)
+            && port(host).is_ok()
+            && port(container).is_ok();
+        good.then_some(())
+    })();
+    match parsed {
+        Some(()) => Ok(text.to_owned()),
+        None => refuse(format!(
+            "published port '{text}' is malformed: [IP:]HOST:CONTAINER[/tcp|udp] as in 8080:80 is valid"
+        )),
+    }
+}
+
+/// Where the store is.
+pub(super) fn store(text: &str) -> Parsed<String> {
+    let valid = if let Some(endpoints) = text.strip_prefix("etcd://") {
+        endpoints.split(',').all(|endpoint| {
+            endpoint.rsplit_once(':').is_some_and(|(host, tcp)| {
+                !host.is_empty()
+                    && !host.contains(|c: char| c.is_whitespace() || c == '/')
+                    && port(tcp).is_ok()
+            })
+        })
+    } else {
+        text.strip_prefix("file:").is_some_and(|dir| !dir.is_empty())
+    };
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        refuse(format!(
+            "store '{text}' is malformed: etcd://HOST:PORT[,HOST:PORT]... or file:DIR is valid"
+        ))
+    }
+}
+
+/// A filter for the log.
+pub(super) fn log_filter(text: &str) -> Parsed<String> {
+    match EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => refuse(format!(
+            "log level '{text}' is malformed: error, warn, info, debug or trace, or a filter as in info,culvert::store=debug, is valid"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line<T: std::fmt::Debug>(result: Parsed<T>) -> String {
+        let message = result.unwrap_err().to_string();
+        assert_eq!(message.lines().count(), 1);
+        message
+    }
+
+    #[test]
+    fn subnets() {
+        assert_eq!(cidr("10.0.0.0/24").unwrap().to_string(), "10.0.0.0/24");
+        assert_eq!(cidr("fd00::/64").unwrap().to_string(), "fd00::/64");
+        assert!(line(cidr("10.0.0.5/24")).ends_with("10.0.0.0/24 is valid"));
+        for bad in ["10.0.0.0", "10.0.0.0/33", "10.0.0/24", "", "/", "x/24", "fd00::/129"] {
+            assert!(line(cidr(bad)).contains("is malformed"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn macs() {
+        assert!(mac("02:42:0a:00:00:02").is_ok());
+        for bad in ["", "02:42", "zz:42:0a:00:00:02", "00:00:00:00:00:00", "01:00:5e:00:00:01"] {
+            line(mac(bad));
+        }
+    }
+
+    #[test]
+    fn published_ports() {
+        for good in ["8080:80", "127.0.0.1:8080:80/udp", "[::1]:8080:80/tcp", "53:53/udp"] {
+            assert_eq!(publish(good).unwrap(), good);
+        }
+        for bad in
+            ["80", "0:80", "80:0", "80:80/sctp", "1.2.3:80:80", "::1:80:80", "80:80/", ":", ""]
+        {
+            line(publish(bad));
+        }
+    }
+
+    #[test]
+    fn stores() {
+        for good in ["file:/x", "file:x", "etcd://a:1", "etcd://a:1,b.c:2379,[::1]:3"] {
+            assert!(store(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "file:",
+            "etcd://",
+            "etcd://a",
+            "etcd://a:0",
+            "etcd://a:1,",
+            "http://a:1",
+            "etcd://a b:1",
+        ] {
+            line(store(bad));
+        }
+    }
+
+    #[test]
+    fn names_paths_and_numbers() {
+        assert!(network_mode("container:a").is_ok());
+        line(network_mode("container:"));
+        line(network_mode("a/b"));
+        assert_eq!(netns("/run/netns/a").unwrap(), PathBuf::from("/run/netns/a"));
+        assert!(netns("a").unwrap().is_absolute());
+        line(netns(""));
+        line(netns("/proc/self/ns/net"));
+        assert!(ifname("eth0").is_ok());
+        for bad in ["", "a b", "a/b", "a:b", ".", "..", "0123456789abcdef"] {
+            line(ifname(bad));
+        }
+        assert_eq!(number("0").unwrap(), 0);
+        line(number("-1"));
+        line(number("4294967296"));
+        line(port("0"));
+        line(pid("0"));
+        line(seconds("0"));
+        line(pair("=x"));
+        line(log_filter("info,=,="));
+        line(vtep_ip("224.0.0.1"));
+        line(vtep_ip("::1"));
+    }
+}

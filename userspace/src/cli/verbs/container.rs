@@ -1,0 +1,167 @@
+//! `attach`, `detach`, `ps`, `rm`.
+
+use std::{fs, io, io::Write, path::Path};
+
+use crate::{
+    api::{
+        Backend,
+        types::{ApiError, ContainerCreate, ContainerRow, ErrorKind},
+    },
+    cli::{
+        args::{AttachArgs, DetachArgs, Format, RmArgs},
+        failure::Failure,
+        output::{self, Row},
+    },
+    model::Name,
+};
+
+impl Row for ContainerRow {
+    const HEADERS: &'static [&'static str] =
+        &["NAME", "MODE", "STATUS", "PID", "NETWORKS", "IP", "MAC", "PORTS", "COMMAND"];
+
+    fn cells(&self) -> Vec<String> {
+        let networks = &self.networks;
+        let addresses = networks.iter().map(|network| match &network.ip6 {
+            Some(ip6) if network.ip.is_empty() => ip6.clone(),
+            Some(ip6) => format!("{} {ip6}", network.ip),
+            None => network.ip.clone(),
+        });
+        let status = match (self.pid, self.exit_code) {
+            (Some(_), _) => "running".to_owned(),
+            (None, Some(code)) => format!("exited ({code})"),
+            (None, None) if self.mode == "attached" => "attached".to_owned(),
+            (None, None) => "created".to_owned(),
+        };
+        vec![
+            self.name.clone(),
+            self.mode.clone(),
+            status,
+            output::list(self.pid),
+            output::list(networks.iter().map(|network| &network.name)),
+            output::list(addresses),
+            output::list(networks.iter().map(|network| &network.mac)),
+            output::list(networks.iter().flat_map(|network| &network.ports)),
+            shorten(&self.command.join(" ")),
+        ]
+    }
+}
+
+/// A command line in at most 40 characters, control characters made visible.
+fn shorten(command: &str) -> String {
+    const MOST: usize = 40;
+    let mut shown: String = command
+        .chars()
+        .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
+        .take(MOST + 1)
+        .collect();
+    if let Some((cut, _)) = shown.char_indices().nth(MOST) {
+        // One less, for the sign that there is more.
+        let end = shown[..cut].char_indices().next_back().map_or(0, |(last, _)| last);
+        shown.truncate(end);
+        shown.push('…');
+    }
+    output::or_dash(shown)
+}
+
+pub(crate) async fn attach(
+    backend: &dyn Backend,
+    args: AttachArgs,
+    format: Format,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let row = backend
+        .container_create(ContainerCreate {
+            name: args.name,
+            network: args.network.into(),
+            ip: args.ip,
+            mac: args.mac,
+            ports: args.ports,
+            ifname: args.ifname,
+            netns: args.target.netns,
+            pid: args.target.pid,
+            auto_remove: false,
+            command: Vec::new(),
+        })
+        .await?;
+    created(row, format, out)
+}
+
+/// Prints what was made: its name, or its row.
+pub(super) fn created(
+    row: ContainerRow,
+    format: Format,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    match format {
+        Format::Table => writeln!(out, "{}", row.name)?,
+        Format::Json => output::rows(out, format, &[row])?,
+    }
+    Ok(())
+}
+
+pub(crate) async fn detach(backend: &dyn Backend, args: DetachArgs) -> Result<(), Failure> {
+    match args.network {
+        Some(network) => backend.disconnect(&network, &args.name).await?,
+        None => backend.container_remove(&args.name, false).await?,
+    }
+    Ok(())
+}
+
+pub(crate) async fn ps(
+    backend: &dyn Backend,
+    format: Format,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    Ok(output::rows(out, format, &backend.containers().await?)?)
+}
+
+pub(crate) async fn rm(
+    backend: &dyn Backend,
+    args: RmArgs,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    super::for_all(&args.names, async |name| {
+        let log = find(backend, name).await?.log;
+        backend.container_remove(name, args.force).await?;
+        if let Some(log) = log {
+            remove_log(Path::new(&log))?;
+        }
+        Ok(writeln!(out, "{name}")?)
+    })
+    .await
+}
+
+/// Removes the log of a container that is gone.
+pub(super) fn remove_log(log: &Path) -> Result<(), Failure> {
+    match fs::remove_file(log) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Failure::refusal(format!("log {} cannot be removed: {error}", log.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The container called `name`.
+pub(super) async fn find(backend: &dyn Backend, name: &Name) -> Result<ContainerRow, ApiError> {
+    let rows = backend.containers().await?;
+    rows.into_iter().find(|row| row.name == name.as_str()).ok_or_else(|| {
+        ApiError::new(
+            ErrorKind::NotFound,
+            format!("container {name} does not exist on this host: see 'culvert ps'"),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shorten;
+
+    #[test]
+    fn commands_are_shortened_by_characters() {
+        assert_eq!(shorten(""), "-");
+        assert_eq!(shorten("sleep 1"), "sleep 1");
+        assert_eq!(shorten(&"x".repeat(40)), "x".repeat(40));
+        assert_eq!(shorten(&"ü".repeat(41)), format!("{}…", "ü".repeat(39)));
+        assert_eq!(shorten("sh -c a\nb"), "sh -c a\\nb");
+    }
+}

@@ -1,0 +1,123 @@
+//! `culvert doctor`.
+
+use std::io::Write;
+
+use crate::{
+    api::{Backend, Client, Unreachable},
+    cli::{
+        args::{DoctorArgs, Format},
+        failure::Failure,
+        output::{self, Row, or_dash},
+    },
+    doctor::{self, Facts, Finding, Level, Subject},
+    netlink::{Netlink, NetlinkError},
+};
+
+impl Row for Finding {
+    const HEADERS: &'static [&'static str] = &["LEVEL", "CHECK", "DETAIL", "ADVICE"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![self.level.to_string(), self.check.clone(), self.detail.clone(), or_dash(&self.advice)]
+    }
+}
+
+/// Exit code 1 if a finding is an error.
+pub(crate) async fn doctor(
+    client: &Client,
+    args: DoctorArgs,
+    format: Format,
+    out: &mut dyn Write,
+) -> Result<u8, Failure> {
+    let netlink = Netlink::new().map_err(Failure::refusal)?;
+    let (mut subject, of_agent) = subject(client, args).await;
+    let mut findings = vec![of_agent];
+    if subject.uplinks.is_empty() {
+        match default_uplink(&netlink).await {
+            Ok(Some(uplink)) => subject.uplinks.push(uplink),
+            Ok(None) => findings.push(finding(
+                "uplink",
+                Level::Warning,
+                "no default route tells the uplink".to_owned(),
+                "name it with --uplink",
+            )),
+            Err(error) => findings.push(finding("uplink", Level::Error, error.to_string(), "")),
+        }
+    }
+    let facts = Facts::collect(&netlink, subject).await;
+    findings.extend(doctor::examine(&facts));
+    output::rows(out, format, &findings)?;
+    Ok(u8::from(findings.iter().any(|finding| finding.level == Level::Error)))
+}
+
+/// The device of the IPv4 default route, as the agent takes it.
+async fn default_uplink(netlink: &Netlink) -> Result<Option<String>, NetlinkError> {
+    let routes = netlink.routes().await?;
+    let default = routes
+        .iter()
+        .filter(|route| route.destination.is_ipv4() && route.destination.prefix() == 0)
+        .min_by_key(|route| route.metric);
+    let Some(default) = default else { return Ok(None) };
+    let links = netlink.links().await?;
+    Ok(links.into_iter().find(|link| link.index == default.ifindex).map(|link| link.name))
+}
+
+fn finding(check: &str, level: Level, detail: String, advice: &str) -> Finding {
+    Finding { check: check.to_owned(), level, detail, advice: advice.to_owned() }
+}
+
+/// What to examine: what the agent uses, if it runs, else what the options say.
+async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding) {
+    let mut subject = Subject {
+        uplinks: args.uplinks,
+        vxlan_port: args.vxlan_port,
+        bpffs: args.bpffs,
+        networks: Vec::new(),
+        // The agent has no clock of the store to tell of.
+        clock_offset_ms: None,
+        agent_running: false,
+    };
+    let finding = |level, detail, advice: &str| finding("agent", level, detail, advice);
+    let status = match client.reach().await {
+        Ok(()) => client.status().await,
+        Err(Unreachable::NobodyListens(path)) => {
+            let detail = format!("not running: nobody listens on {}", path.display());
+            return (subject, finding(Level::Warning, detail, "start it with 'culvert agent'"));
+        }
+        Err(error) => Err(error.into()),
+    };
+    let status = match status {
+        Ok(status) => status,
+        Err(error) => {
+            return (
+                subject,
+                finding(Level::Error, error.to_string(), "look into the agent's log"),
+            );
+        }
+    };
+    subject.agent_running = true;
+    subject.vxlan_port = status.agent.vxlan_port;
+    if subject.uplinks.is_empty() {
+        subject.uplinks = status.agent.uplinks;
+    }
+    // Without the store the agent still lists what it knew last.
+    if let Ok(networks) = client.networks().await {
+        subject.networks = networks
+            .into_iter()
+            .filter(|network| network.driver == "overlay")
+            .map(|network| (network.name, network.mtu))
+            .collect();
+    }
+    let found = if !status.store.healthy {
+        let why = status.store.error.unwrap_or_else(|| "no answer".to_owned());
+        finding(
+            Level::Error,
+            format!("store: {why}"),
+            "bring the store back, the agent waits for it",
+        )
+    } else if !status.problems.is_empty() {
+        finding(Level::Warning, status.problems.join("; "), "see 'culvert status'")
+    } else {
+        finding(Level::Ok, format!("pid {}, store healthy", status.agent.pid), "")
+    };
+    (subject, found)
+}

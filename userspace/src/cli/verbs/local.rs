@@ -1,0 +1,66 @@
+//! The verbs that do not merely ask: `agent`, `purge`, `completion`.
+
+use std::{io::Write, time::Duration};
+
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    agent,
+    api::{Backend, Client, Unreachable},
+    cli::{
+        agent_options::{AgentOptions, PurgeOptions},
+        failure::Failure,
+    },
+};
+
+/// How long the agent may take to end after it has purged its host.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+pub(crate) fn agent(options: AgentOptions) -> Result<u8, Failure> {
+    // Threads of its own: a slow kernel call must not hold up the store's keep-alive.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::refusal(format!("runtime cannot be started: {error}")))?;
+    let result = runtime.block_on(agent::run(options));
+    runtime.shutdown_background();
+    result.map_err(|error| Failure::refusal(format!("{error:#}")))?;
+    Ok(0)
+}
+
+pub(crate) async fn purge(client: &Client, options: PurgeOptions) -> Result<(), Failure> {
+    match client.reach().await {
+        Ok(()) => {}
+        Err(Unreachable::NobodyListens(_)) => {
+            return agent::purge_offline(options)
+                .await
+                .map_err(|error| Failure::refusal(format!("{error:#}")));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    client.purge().await?;
+    // So that a new agent can be started right after us.
+    let deadline = Instant::now() + FAREWELL;
+    while client.reach().await.is_ok() {
+        if Instant::now() >= deadline {
+            return Err(Failure::refusal(format!(
+                "agent: it has purged this host but still listens on {}: stop it",
+                client.path().display()
+            )));
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+pub(crate) fn completion(
+    shell: clap_complete::Shell,
+    command: &mut clap::Command,
+    out: &mut dyn Write,
+) -> Result<u8, Failure> {
+    // Into memory first: clap_complete panics if a write fails.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, command, "culvert", &mut script);
+    out.write_all(&script)?;
+    Ok(0)
+}

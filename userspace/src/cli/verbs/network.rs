@@ -1,0 +1,111 @@
+//! `culvert network`.
+
+use std::{collections::BTreeMap, io::Write};
+
+use crate::{
+    api::{
+        Backend,
+        types::{Connect, NetworkCreate, NetworkRow},
+    },
+    cli::{
+        args::{ConnectArgs, CreateArgs, Format, NetworkCommand},
+        failure::Failure,
+        output::{self, Row},
+    },
+};
+
+impl Row for NetworkRow {
+    const HEADERS: &'static [&'static str] =
+        &["NETWORK ID", "NAME", "DRIVER", "SCOPE", "VNI", "SUBNETS", "MTU", "ENDPOINTS"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            // As Docker shortens it; every id is ASCII.
+            self.id.get(..12).unwrap_or(&self.id).to_owned(),
+            self.name.clone(),
+            self.driver.clone(),
+            self.scope.clone(),
+            self.vni.to_string(),
+            output::list(&self.subnets),
+            self.mtu.to_string(),
+            self.endpoints.to_string(),
+        ]
+    }
+}
+
+pub(crate) async fn network(
+    backend: &dyn Backend,
+    command: NetworkCommand,
+    format: Format,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    match command {
+        NetworkCommand::Create(args) => create(backend, args, format, out).await,
+        NetworkCommand::Ls => Ok(output::rows(out, format, &backend.networks().await?)?),
+        NetworkCommand::Inspect { names } => {
+            // As Docker: the array has those that exist, the others are named.
+            let mut found = Vec::new();
+            let result = super::for_all(&names, async |name| {
+                found.push(backend.network_inspect(name).await?);
+                Ok(())
+            })
+            .await;
+            output::json(out, &found)?;
+            result
+        }
+        NetworkCommand::Rm { names } => {
+            super::for_all(&names, async |name| {
+                backend.network_remove(name).await?;
+                Ok(writeln!(out, "{name}")?)
+            })
+            .await
+        }
+        NetworkCommand::Connect(ConnectArgs { network, container, ip, mac }) => {
+            let row = backend.connect(&network, Connect { container, ip, mac }).await?;
+            if format == Format::Json {
+                output::rows(out, format, &[row])?;
+            }
+            Ok(())
+        }
+        NetworkCommand::Disconnect { network, container } => {
+            Ok(backend.disconnect(&network, &container).await?)
+        }
+    }
+}
+
+async fn create(
+    backend: &dyn Backend,
+    args: CreateArgs,
+    format: Format,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let request = NetworkCreate {
+        name: args.name,
+        driver: args.driver,
+        subnets: args.subnets,
+        gateway: args.gateway,
+        vni: args.vni,
+        mtu: args.mtu,
+        internal: args.internal,
+        learning: args.learning,
+        options: unique("--opt", args.options)?,
+        labels: unique("--label", args.labels)?,
+    };
+    let created = backend.network_create(request).await?;
+    match format {
+        Format::Table => writeln!(out, "{}", created.id)?,
+        Format::Json => output::json(out, &created)?,
+    }
+    Ok(())
+}
+
+/// The pairs as a map; which of two values was meant is not ours to guess.
+fn unique(option: &str, pairs: Vec<(String, String)>) -> Result<BTreeMap<String, String>, Failure> {
+    let mut map = BTreeMap::new();
+    for (key, value) in pairs {
+        if map.insert(key.clone(), value).is_some() {
+            return Err(Failure::usage(format!("{option}: '{key}' is given twice: once is valid")));
+        }
+    }
+    Ok(map)
+}

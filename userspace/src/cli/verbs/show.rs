@@ -1,0 +1,178 @@
+//! The verbs that look, and `vtep`.
+
+use std::io::Write;
+
+use crate::{
+    api::{
+        Backend,
+        types::{FdbRow, NeighRow, StatsRow, Status, VtepChange, VtepRow},
+    },
+    cli::{
+        args::{Format, VtepChangeArgs, VtepCommand},
+        failure::Failure,
+        output::{self, Row, or_dash},
+    },
+};
+
+impl Row for FdbRow {
+    const HEADERS: &'static [&'static str] =
+        &["NETWORK", "VNI", "MAC", "KIND", "DST", "IFNAME", "AGE"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.network.clone(),
+            self.vni.to_string(),
+            self.mac.clone(),
+            self.kind.clone(),
+            or_dash(&self.dst),
+            or_dash(&self.ifname),
+            output::list(self.age_s.map(output::duration)),
+        ]
+    }
+}
+
+impl Row for NeighRow {
+    const HEADERS: &'static [&'static str] = &["NETWORK", "VNI", "IP", "MAC"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![self.network.clone(), self.vni.to_string(), self.ip.clone(), self.mac.clone()]
+    }
+}
+
+impl Row for VtepRow {
+    const HEADERS: &'static [&'static str] =
+        &["IP", "PORT", "NODE", "KIND", "ALIVE", "NETWORKS", "VIA", "INNER MTU"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.ip.clone(),
+            self.port.to_string(),
+            or_dash(&self.node),
+            self.kind.clone(),
+            output::list(self.alive.map(|alive| if alive { "yes" } else { "no" })),
+            output::list(&self.networks),
+            or_dash(&self.via),
+            self.inner_mtu.to_string(),
+        ]
+    }
+}
+
+impl Row for StatsRow {
+    const HEADERS: &'static [&'static str] =
+        &["DIRECTION", "VERDICT", "CODE", "REASON", "PACKETS", "BYTES"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.direction.clone(),
+            self.verdict.clone(),
+            self.code.to_string(),
+            self.reason.clone(),
+            self.packets.to_string(),
+            output::size(self.bytes),
+        ]
+    }
+}
+
+pub(crate) async fn fdb(
+    backend: &dyn Backend,
+    format: Format,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    Ok(output::rows(out, format, &backend.fdb().await?)?)
+}
+
+pub(crate) async fn neighbours(
+    backend: &dyn Backend,
+    format: Format,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    Ok(output::rows(out, format, &backend.neighbours().await?)?)
+}
+
+pub(crate) async fn vtep(
+    backend: &dyn Backend,
+    command: VtepCommand,
+    format: Format,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let change = |VtepChangeArgs { ip, network, port }| VtepChange { ip, network, port };
+    match command {
+        VtepCommand::Ls => output::rows(out, format, &backend.vteps().await?)?,
+        VtepCommand::Add(args) => backend.vtep_add(change(args)).await?,
+        VtepCommand::Rm(args) => backend.vtep_remove(change(args)).await?,
+    }
+    Ok(())
+}
+
+pub(crate) async fn stats(
+    backend: &dyn Backend,
+    format: Format,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    Ok(output::rows(out, format, &backend.stats().await?)?)
+}
+
+pub(crate) async fn status(
+    backend: &dyn Backend,
+    format: Format,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let status = backend.status().await?;
+    match format {
+        Format::Json => output::json(out, &status)?,
+        Format::Table => facts(&status, out)?,
+    }
+    Ok(())
+}
+
+fn facts(status: &Status, out: &mut dyn Write) -> Result<(), Failure> {
+    let Status { node, agent, store, datapath, vteps, counts, problems } = status;
+    let health = match (&store.error, store.healthy) {
+        (_, true) => "healthy".to_owned(),
+        (Some(error), false) => format!("unhealthy ({error})"),
+        (None, false) => "unhealthy".to_owned(),
+    };
+    output::facts(
+        out,
+        &[
+            ("Node", node.clone()),
+            (
+                "Agent",
+                format!(
+                    "version {}, pid {}, up {}",
+                    agent.version,
+                    agent.pid,
+                    output::duration(agent.uptime_s)
+                ),
+            ),
+            ("State", agent.state_dir.clone()),
+            (
+                "VTEP",
+                format!(
+                    "{} port {} on {}",
+                    agent.vtep_ip,
+                    agent.vxlan_port,
+                    output::list(&agent.uplinks)
+                ),
+            ),
+            ("Store", format!("{}, {health}, revision {}", store.kind, store.revision)),
+            (
+                "Datapath",
+                format!(
+                    "{} ({}), ABI {}, pinned in {}",
+                    datapath.mode, datapath.reason, datapath.abi, datapath.pins
+                ),
+            ),
+            ("VTEPs", vteps.to_string()),
+            ("Networks", counts.networks.to_string()),
+            ("Endpoints", format!("{} here, {} in all", counts.local_endpoints, counts.endpoints)),
+            ("FDB", counts.fdb.to_string()),
+            ("Neighbours", counts.neighbours.to_string()),
+            ("Problems", if problems.is_empty() { "none".to_owned() } else { String::new() }),
+        ],
+    )?;
+    for problem in problems {
+        writeln!(out, "  {problem}")?;
+    }
+    Ok(())
+}

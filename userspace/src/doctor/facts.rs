@@ -1,0 +1,317 @@
+//! What is, without a judgement.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
+};
+
+use aya::programs::{ProgramType, SchedClassifier, TcAttachType};
+use aya::sys::is_program_supported;
+use nix::sys::{
+    statfs::{BPF_FS_MAGIC, statfs},
+    utsname::uname,
+};
+
+use super::Subject;
+use crate::{
+    netlink::{Link, Netlink, RX_UDP_GRO_FORWARDING},
+    sandbox::run_in,
+};
+
+/// Merging of UDP datagrams into lists, with the same consequence as
+/// [`RX_UDP_GRO_FORWARDING`].
+const RX_GRO_LIST: &str = "rx-gro-list";
+
+/// Everything that [`examine`](super::examine) looks at.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// What the agent shall use.
+    pub subject: Subject,
+    /// Kernel and privileges.
+    pub host: HostFacts,
+    /// The BPF file system at the place of the pins.
+    pub bpffs: Bpffs,
+    /// The uplinks, in the order of the subject's.
+    pub uplinks: Vec<UplinkFacts>,
+    /// UDP sockets of programs on the VXLAN port.
+    pub sockets: Vec<UdpSocketFact>,
+    /// Kernel vxlan devices on the VXLAN port that are not ours.
+    pub vxlan_devices: Vec<String>,
+}
+
+/// Kernel and privileges.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostFacts {
+    /// Release as `uname -r` prints it.
+    pub release: String,
+    /// `/sys/kernel/btf/vmlinux` exists.
+    pub btf: bool,
+    /// A program of the type that tcx runs can be loaded.
+    pub bpf: Probe,
+    /// `net.core.bpf_jit_enable`; none where it cannot be seen, as in any
+    /// network namespace but the first.
+    pub jit: Option<u32>,
+    /// Effective capabilities, a bit each (capability.h); none if unreadable.
+    pub capabilities: Option<u64>,
+}
+
+/// What came of trying something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// It works.
+    Works,
+    /// The kernel does not have it.
+    Unsupported,
+    /// It failed, and why.
+    Failed(String),
+}
+
+/// The BPF file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bpffs {
+    /// Mounted at the place of the pins.
+    Mounted,
+    /// The kernel has it: the agent mounts it.
+    Mountable,
+    /// The kernel does not have it.
+    Missing,
+}
+
+/// An uplink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UplinkFacts {
+    /// Name.
+    pub name: String,
+    /// The interface with its addresses, if it exists.
+    pub link: Option<Link>,
+    /// Features that are on though they should be off.
+    pub merging: Vec<String>,
+    /// Programs at its tcx ingress, in the order in which they run; none if the
+    /// kernel does not tell.
+    pub tcx: Option<Vec<TcxProgram>>,
+}
+
+/// A program at tcx ingress.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcxProgram {
+    /// Name, at most 15 bytes.
+    pub name: String,
+    /// The kernel's number for it.
+    pub id: u32,
+}
+
+/// A UDP socket of a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UdpSocketFact {
+    /// Address it is bound to.
+    pub address: IpAddr,
+    /// Port it is bound to.
+    pub port: u16,
+    /// Its inode; 0 for a socket of the kernel itself.
+    pub inode: u64,
+}
+
+impl Facts {
+    /// Collects them in the namespace of `netlink`. What cannot be read is
+    /// absent, never an error: the doctor comes when things are broken.
+    pub async fn collect(netlink: &Netlink, subject: Subject) -> Self {
+        let links = netlink.links().await.unwrap_or_default();
+        let uplinks = subject
+            .uplinks
+            .iter()
+            .map(|name| {
+                let is_on =
+                    |feature: &&str| netlink.feature(name, feature).ok() == Some(Some(true));
+                UplinkFacts {
+                    name: name.clone(),
+                    link: links.iter().find(|link| link.name == *name).cloned(),
+                    merging: [RX_UDP_GRO_FORWARDING, RX_GRO_LIST]
+                        .into_iter()
+                        .filter(is_on)
+                        .map(str::to_owned)
+                        .collect(),
+                    tcx: run_in(netlink.netns(), || tcx_programs(name)).ok().flatten(),
+                }
+            })
+            .collect();
+        let port = subject.vxlan_port;
+        let sockets = run_in(netlink.netns(), udp_sockets).unwrap_or_default();
+        Self {
+            host: HostFacts::collect(),
+            bpffs: bpffs(&subject.bpffs),
+            uplinks,
+            sockets: sockets
+                .into_iter()
+                .filter(|socket| socket.port == port && socket.inode != 0)
+                .collect(),
+            vxlan_devices: links
+                .into_iter()
+                .filter(|link| link.vxlan_port == Some(port) && !is_ours(link))
+                .map(|link| link.name)
+                .collect(),
+            subject,
+        }
+    }
+}
+
+/// Whether a device is one that the agent made.
+fn is_ours(link: &Link) -> bool {
+    link.alias.as_deref().is_some_and(|alias| alias.starts_with("culvert"))
+}
+
+impl HostFacts {
+    /// Collects them.
+    pub fn collect() -> Self {
+        let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+        Self {
+            release: uname()
+                .map(|name| name.release().to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
+            bpf: match is_program_supported(ProgramType::SchedClassifier) {
+                Ok(true) => Probe::Works,
+                Ok(false) => Probe::Unsupported,
+                Err(error) => Probe::Failed(innermost(&error)),
+            },
+            jit: fs::read_to_string("/proc/sys/net/core/bpf_jit_enable")
+                .ok()
+                .and_then(|text| text.trim().parse().ok()),
+            capabilities: effective_capabilities(&status),
+        }
+    }
+}
+
+/// The cause at the end of a chain: the kernel's own word.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+/// The line `CapEff:` of proc_pid_status(5).
+fn effective_capabilities(status: &str) -> Option<u64> {
+    let digits = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(digits.trim(), 16).ok()
+}
+
+fn bpffs(place: &Path) -> Bpffs {
+    // The directory of the pins may not exist yet: what is above it counts.
+    let mounted = place
+        .ancestors()
+        .find_map(|path| statfs(path).ok())
+        .is_some_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC);
+    if mounted {
+        return Bpffs::Mounted;
+    }
+    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if known.lines().any(|line| line.split_whitespace().last() == Some("bpf")) {
+        Bpffs::Mountable
+    } else {
+        Bpffs::Missing
+    }
+}
+
+/// Programs at the tcx ingress of an interface of the calling thread's namespace.
+fn tcx_programs(interface: &str) -> Option<Vec<TcxProgram>> {
+    let (_revision, programs) =
+        SchedClassifier::query_tcx(interface, TcAttachType::Ingress).ok()?;
+    Some(
+        programs
+            .iter()
+            .map(|program| TcxProgram {
+                name: program.name_as_str().unwrap_or_default().to_owned(),
+                id: program.id(),
+            })
+            .collect(),
+    )
+}
+
+/// UDP sockets of the calling thread's namespace. `/proc/net` would be the
+/// namespace of the process's first thread.
+fn udp_sockets() -> Vec<UdpSocketFact> {
+    ["/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"]
+        .iter()
+        .filter_map(|path| fs::read_to_string(path).ok())
+        .flat_map(|table| parse_udp(&table))
+        .collect()
+}
+
+/// Rows of `/proc/net/udp` and `udp6` (proc_pid_net(5)): the second field is
+/// the local address in hexadecimal, in words of the host's byte order; the
+/// tenth is the inode.
+fn parse_udp(table: &str) -> Vec<UdpSocketFact> {
+    table
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let (address, port) = fields.get(1)?.split_once(':')?;
+            Some(UdpSocketFact {
+                address: parse_address(address)?,
+                port: u16::from_str_radix(port, 16).ok()?,
+                inode: fields.get(9)?.parse().ok()?,
+            })
+        })
+        .collect()
+}
+
+fn parse_address(digits: &str) -> Option<IpAddr> {
+    let word = |index: usize| {
+        let digits = digits.get(index * 8..index * 8 + 8)?;
+        u32::from_str_radix(digits, 16).ok().map(u32::to_ne_bytes)
+    };
+    match digits.len() {
+        8 => Some(IpAddr::V4(Ipv4Addr::from(word(0)?))),
+        32 => {
+            let mut bytes = [0; 16];
+            for (index, chunk) in bytes.chunks_exact_mut(4).enumerate() {
+                chunk.copy_from_slice(&word(index)?);
+            }
+            Some(IpAddr::V6(Ipv6Addr::from(bytes)))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn udp_tables_are_read() {
+        let v4 = "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n\
+                  \x20 123: 0100007F:12B5 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 4711 2 0000000000000000 0\n\
+                  \x20 124: 00000000:12B5 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 0 2 0000000000000000 0\n";
+        let socket = |address: &str, inode| UdpSocketFact {
+            address: address.parse().unwrap(),
+            port: 4789,
+            inode,
+        };
+        assert_eq!(parse_udp(v4), [socket("127.0.0.1", 4711), socket("0.0.0.0", 0)]);
+        let v6 = "header\n 1: 00000000000000000000000001000000:12B5 0:0 07 0 0 0 0 0 7\n";
+        assert_eq!(parse_udp(v6), [socket("::1", 7)]);
+    }
+
+    #[test]
+    fn garbage_in_a_table_is_passed_over() {
+        for table in
+            ["", "header", "header\nx", "h\n1: 12:zz a b", "h\n1: é0000000:12B5 0 0 0 0 0 0 0 1"]
+        {
+            assert!(parse_udp(table).is_empty(), "{table}");
+        }
+    }
+
+    #[test]
+    fn capabilities_are_read() {
+        assert_eq!(
+            effective_capabilities("CapPrm:\t1\nCapEff:\t000001ffffffffff\nCapBnd:\t0\n"),
+            Some(0x1ff_ffff_ffff)
+        );
+        assert_eq!(effective_capabilities("CapEff:\tnonsense"), None);
+        assert_eq!(effective_capabilities(""), None);
+    }
+}

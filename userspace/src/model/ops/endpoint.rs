@@ -1,0 +1,152 @@
+//! Endpoints.
+
+use std::net::IpAddr;
+
+use super::{Plan, Refusal, network, new_id, put};
+use crate::{
+    ipam,
+    model::{Endpoint, IpOwner, Key, MacAddr, Name, Network, SCHEMA, SandboxRef, View, validate},
+    store::{Compare, Write},
+};
+
+/// What is asked of [`create_endpoint`].
+#[derive(Clone, Debug)]
+pub struct EndpointSpec {
+    /// Network.
+    pub network: Name,
+    /// Name of the container.
+    pub container: Name,
+    /// Node it runs on.
+    pub node: Name,
+    /// Fixed address; the lowest free one of each subnet by default.
+    pub ip: Option<IpAddr>,
+    /// Fixed MAC; `02:42:` and the address by default.
+    pub mac: Option<MacAddr>,
+    /// Interface name in the sandbox.
+    pub ifname: String,
+    /// Sandbox on the node.
+    pub sandbox: SandboxRef,
+}
+
+/// Plans an endpoint: an address of each subnet, and the record.
+///
+/// # Errors
+///
+/// Unknown network, container already in it, address refused or none left,
+/// MAC refused, interface name malformed.
+pub fn create_endpoint(view: &View, spec: &EndpointSpec) -> Result<(Endpoint, Plan), Refusal> {
+    let name = &spec.network;
+    let found = network(view, name)?;
+    view.usable_network(name).map_err(Refusal::Conflict)?;
+    validate::ifname(&spec.ifname)?;
+    if view.endpoint_of(name, &spec.node, &spec.container).is_some() {
+        return Err(Refusal::Conflict(format!(
+            "container '{}' is in network '{name}' already: disconnect it first",
+            spec.container
+        )));
+    }
+    let addresses = ipam::allocate(view, found, spec.ip)?;
+    let (mut ipv4, mut ipv6) = (None, None);
+    for ip in &addresses {
+        match ip {
+            IpAddr::V4(ip) => ipv4 = Some(*ip),
+            IpAddr::V6(ip) => ipv6 = Some(*ip),
+        }
+    }
+    let own_mac = match (ipv4, ipv6) {
+        (Some(ip), _) => MacAddr::from_ipv4(ip),
+        (None, Some(ip)) => MacAddr::from_ipv6(ip),
+        (None, None) => {
+            return Err(Refusal::Conflict(format!("network '{name}' has no subnet")));
+        }
+    };
+    let mac = spec.mac.unwrap_or(own_mac);
+    check_mac(view, found, mac, own_mac)?;
+    let endpoint = Endpoint {
+        schema: SCHEMA,
+        id: new_id(),
+        network: name.clone(),
+        vni: found.vni,
+        container: spec.container.clone(),
+        node: spec.node.clone(),
+        mac,
+        ipv4,
+        ipv6,
+        ifname: spec.ifname.clone(),
+        sandbox: spec.sandbox.clone(),
+    };
+    let key = Key::endpoint(name, &endpoint.id);
+    let mut plan = Plan {
+        compares: vec![
+            Compare::Unchanged(Key::network(name), found.revision),
+            Compare::Absent(key.clone()),
+        ],
+        writes: vec![put(key, &endpoint)?],
+    };
+    if spec.mac.is_some() {
+        // MACs have no key of their own: a chosen one holds if nobody else came meanwhile.
+        plan.compares.push(Compare::PrefixUnchanged(Key::endpoints_of(name), view.revision));
+    }
+    let owner = IpOwner { schema: SCHEMA, endpoint: endpoint.id.clone() };
+    for ip in addresses {
+        let key = Key::ipam(name, ip);
+        plan.compares.push(Compare::Absent(key.clone()));
+        plan.writes.push(put(key, &owner)?);
+    }
+    Ok((endpoint, plan))
+}
+
+fn check_mac(view: &View, network: &Network, mac: MacAddr, own: MacAddr) -> Result<(), Refusal> {
+    let name = &network.name;
+    if !mac.is_unicast() {
+        return Err(Refusal::Invalid(format!(
+            "MAC {mac} is not that of one interface: an even first octet, such as {own}, is valid"
+        )));
+    }
+    if let Some(holder) = view.endpoints_in(name).find(|ep| ep.mac == mac) {
+        return Err(Refusal::Conflict(format!(
+            "MAC {mac} is taken by container '{}' on '{}' in network '{name}': choose another, or leave out --mac",
+            holder.container, holder.node
+        )));
+    }
+    // The MAC that Culvert will give to another address of the network.
+    let reserved = network.subnets.iter().any(|subnet| {
+        mac != own
+            && MacAddr::from_ipv4([mac.0[2], mac.0[3], mac.0[4], mac.0[5]].into()) == mac
+            && subnet.subnet.contains(IpAddr::from([mac.0[2], mac.0[3], mac.0[4], mac.0[5]]))
+    });
+    if reserved {
+        return Err(Refusal::Conflict(format!(
+            "MAC {mac} belongs to address {}.{}.{}.{} of network '{name}': ask for that address, or choose another MAC",
+            mac.0[2], mac.0[3], mac.0[4], mac.0[5]
+        )));
+    }
+    Ok(())
+}
+
+/// Plans the removal of an endpoint and of its claims to addresses.
+///
+/// # Errors
+///
+/// Unknown, or its record is unreadable.
+pub fn remove_endpoint(view: &View, network: &Name, id: &str) -> Result<Plan, Refusal> {
+    let key = Key::endpoint(network, id);
+    if let Some(why) = view.problem_at(&key) {
+        return Err(Refusal::Conflict(format!("{key}: {why}: delete that key first")));
+    }
+    let found = view.endpoint(network, id).ok_or_else(|| {
+        Refusal::NotFound(format!("endpoint {id} of network '{network}' is unknown"))
+    })?;
+    let mut plan = Plan {
+        compares: vec![Compare::Unchanged(key.clone(), found.revision)],
+        writes: vec![Write::Delete(key)],
+    };
+    for ip in found.ipv4.map(IpAddr::V4).into_iter().chain(found.ipv6.map(IpAddr::V6)) {
+        // An address that another endpoint holds is not this one's to free.
+        let owner = view.ip_claim(network, ip).and_then(|claim| claim.owner.as_ref());
+        if owner.is_some_and(|owner| owner.endpoint == id) {
+            plan.writes.push(Write::Delete(Key::ipam(network, ip)));
+        }
+    }
+    Ok(plan)
+}

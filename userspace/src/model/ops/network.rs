@@ -1,0 +1,253 @@
+//! Networks.
+
+use std::{collections::BTreeMap, net::IpAddr, net::Ipv4Addr};
+
+use ipnetwork::{IpNetwork, Ipv4Network};
+
+use super::{Plan, Refusal, network, new_id, put};
+use crate::{
+    model::{Driver, Key, NETWORKS, Name, Network, SCHEMA, View, Vni, VniOwner, validate},
+    store::{Compare, Write},
+};
+
+/// What is asked of [`create_network`].
+#[derive(Clone, Debug)]
+pub struct NetworkSpec {
+    /// Name.
+    pub name: Name,
+    /// Driver.
+    pub driver: Driver,
+    /// Subnets; empty: [`choose_subnet`] chooses.
+    pub subnets: Vec<IpNetwork>,
+    /// Gateway in one of the subnets; the first host address by default.
+    pub gateway: Option<IpAddr>,
+    /// VNI; [`lowest_free_vni`] by default.
+    pub vni: Option<u32>,
+    /// MTU; `max_mtu` by default.
+    pub mtu: Option<u32>,
+    /// The underlay's MTU, less the VXLAN overhead for an overlay network.
+    pub max_mtu: u16,
+    /// No way out.
+    pub internal: bool,
+    /// Learn source addresses.
+    pub learning: bool,
+    /// `--opt`.
+    pub options: BTreeMap<String, String>,
+    /// `--label`.
+    pub labels: BTreeMap<String, String>,
+    /// Subnets that [`choose_subnet`] must not choose, such as the underlay's.
+    pub avoid: Vec<IpNetwork>,
+}
+
+/// Plans a network.
+///
+/// The transaction holds that no network was written since the view, so two
+/// overlapping ones cannot both be made.
+///
+/// # Errors
+///
+/// Whatever is wrong with the request by itself or beside the other networks.
+pub fn create_network(view: &View, spec: &NetworkSpec) -> Result<(Network, Plan), Refusal> {
+    let name = &spec.name;
+    let key = Key::network(name);
+    if let Some(why) = view.problem_at(&key) {
+        return Err(Refusal::Conflict(format!(
+            "network '{name}' is there, but its record is {why}"
+        )));
+    }
+    if view.networks.contains_key(name) {
+        return Err(Refusal::Conflict(format!(
+            "network '{name}' exists already: choose another name, or remove it first"
+        )));
+    }
+    if matches!(name.as_str(), "host" | "none") {
+        return Err(Refusal::Invalid(format!(
+            "network name '{name}' is reserved for the mode of that name: choose another"
+        )));
+    }
+    validate::options(&spec.options)?;
+    let given = match spec.subnets.as_slice() {
+        [] => vec![choose_subnet(view, spec.driver, &spec.avoid)?],
+        given => given.to_vec(),
+    };
+    let subnets = validate::with_gateways(&given, spec.gateway)?;
+    let mtu = spec.mtu.unwrap_or(u32::from(spec.max_mtu));
+    let mtu = validate::mtu(mtu, validate::has_ipv6(&given), spec.max_mtu)?;
+    let vni = match spec.vni {
+        None => lowest_free_vni(view)?,
+        Some(number) => free_vni(view, number.try_into()?)?,
+    };
+    let network = Network {
+        schema: SCHEMA,
+        name: name.clone(),
+        id: new_id(),
+        driver: spec.driver,
+        subnets,
+        vni,
+        mtu,
+        internal: spec.internal,
+        learning: spec.learning,
+        options: spec.options.clone(),
+        labels: spec.labels.clone(),
+    };
+    validate::no_overlap(&network, view.networks.values().map(|other| &other.record))
+        .map_err(|error| Refusal::Conflict(error.0))?;
+    let vni_key = Key::vni(vni);
+    let plan = Plan {
+        writes: vec![
+            put(key.clone(), &network)?,
+            put(vni_key.clone(), &VniOwner { schema: SCHEMA, network: name.clone() })?,
+        ],
+        compares: vec![
+            Compare::Absent(key),
+            Compare::Absent(vni_key),
+            Compare::PrefixUnchanged(NETWORKS.to_owned(), view.revision),
+        ],
+    };
+    Ok((network, plan))
+}
+
+/// Plans the removal of a network and all that hangs on it.
+///
+/// # Errors
+///
+/// Unknown, or endpoints are still in it.
+pub fn remove_network(view: &View, name: &Name) -> Result<Plan, Refusal> {
+    let found = network(view, name)?;
+    let endpoints = Key::endpoints_of(name);
+    let used: Vec<String> =
+        view.endpoints_in(name).map(|ep| format!("'{}' on '{}'", ep.container, ep.node)).collect();
+    if !used.is_empty() {
+        let more = if used.len() > 3 { ", …" } else { "" };
+        return Err(Refusal::Conflict(format!(
+            "network '{name}' is in use by {} endpoint(s), {}{more}: remove or disconnect them first",
+            used.len(),
+            used.iter().take(3).cloned().collect::<Vec<_>>().join(", "),
+        )));
+    }
+    if let Some((key, why)) = view.problem_below(&endpoints) {
+        return Err(Refusal::Conflict(format!(
+            "network '{name}' has an endpoint at {key}, {why}: delete that key first"
+        )));
+    }
+    let mut plan = Plan {
+        compares: vec![
+            Compare::Unchanged(Key::network(name), found.revision),
+            Compare::PrefixEmpty(endpoints),
+        ],
+        writes: vec![
+            Write::Delete(Key::network(name)),
+            Write::DeletePrefix(Key::ipam_of(name)),
+            Write::DeletePrefix(Key::vteps_of(name)),
+        ],
+    };
+    // A VNI that is registered to another network is not this one's to free.
+    if let Some(claim) = view.vnis.get(&found.vni)
+        && claim.owner.as_ref().is_some_and(|owner| owner.network == *name)
+    {
+        plan.compares.push(Compare::Unchanged(Key::vni(found.vni), claim.revision));
+        plan.writes.push(Write::Delete(Key::vni(found.vni)));
+    }
+    Ok(plan)
+}
+
+/// The lowest free VNI from [`Vni::FIRST_ALLOCATED`] on.
+///
+/// # Errors
+///
+/// None is left.
+pub fn lowest_free_vni(view: &View) -> Result<Vni, Refusal> {
+    let mut free = Vni::FIRST_ALLOCATED;
+    // In order; a network without a registered VNI still occupies one.
+    let mut taken: Vec<u32> = view.vnis.keys().map(|vni| vni.get()).collect();
+    taken.extend(view.networks.values().map(|network| network.vni.get()));
+    taken.sort_unstable();
+    for vni in taken.into_iter().filter(|vni| *vni >= Vni::FIRST_ALLOCATED) {
+        if vni > free {
+            break;
+        }
+        free = vni + 1;
+    }
+    Vni::try_from(free).map_err(|_| {
+        Refusal::Conflict(format!(
+            "VNIs {} to {} are all taken: remove a network first",
+            Vni::FIRST_ALLOCATED,
+            Vni::MAX
+        ))
+    })
+}
+
+fn free_vni(view: &View, vni: Vni) -> Result<Vni, Refusal> {
+    let owner = match view.vnis.get(&vni) {
+        Some(claim) => Some(match &claim.owner {
+            Some(owner) => format!("network '{}'", owner.network),
+            None => format!("an unreadable record at {}", Key::vni(vni)),
+        }),
+        None => view
+            .networks
+            .values()
+            .find(|network| network.vni == vni)
+            .map(|network| format!("network '{}'", network.name)),
+    };
+    match owner {
+        None => Ok(vni),
+        Some(owner) => Err(Refusal::Conflict(format!(
+            "VNI {vni} is taken by {owner}: choose another, or leave out --vni for the lowest free one"
+        ))),
+    }
+}
+
+/// The first subnet that is free in the view, out of ranges that Docker uses, too:
+/// 10.0.0.0/8 in /24 for overlay networks, 172.18.0.0/16 to 172.31.0.0/16 and
+/// then 192.168.0.0/16 in /20 for bridge networks.
+///
+/// # Errors
+///
+/// None is left.
+pub fn choose_subnet(
+    view: &View,
+    driver: Driver,
+    avoid: &[IpNetwork],
+) -> Result<IpNetwork, Refusal> {
+    const fn range(first: [u8; 4], prefix: u8, count: u32) -> (u32, u8, u32) {
+        (Ipv4Addr::new(first[0], first[1], first[2], first[3]).to_bits(), prefix, count)
+    }
+    let ranges: &[(u32, u8, u32)] = match driver {
+        Driver::Overlay => &[range([10, 0, 0, 0], 24, 1 << 16)],
+        Driver::Bridge => &[range([172, 18, 0, 0], 16, 14), range([192, 168, 0, 0], 20, 16)],
+    };
+    let networks = view.networks.values().flat_map(|network| &network.subnets);
+    // As intervals in order, so that the search is one pass over both.
+    let mut taken: Vec<(u32, u32)> = networks
+        .map(|subnet| subnet.subnet)
+        .chain(avoid.iter().copied())
+        .filter_map(|subnet| match subnet {
+            IpNetwork::V4(v4) => Some((v4.network().to_bits(), v4.broadcast().to_bits())),
+            IpNetwork::V6(_) => None,
+        })
+        .collect();
+    taken.sort_unstable();
+    for (first, prefix, count) in ranges {
+        let size = 1_u32 << (32 - prefix);
+        let mut index = 0;
+        while index < *count {
+            let start = first + index * size;
+            let end = start + (size - 1);
+            let Some((_, last)) = taken.iter().find(|(a, b)| *a <= end && *b >= start) else {
+                let subnet = Ipv4Network::new(Ipv4Addr::from_bits(start), *prefix);
+                return subnet
+                    .map(IpNetwork::V4)
+                    .map_err(|error| Refusal::Invalid(format!("subnet: {error}")));
+            };
+            // Past the obstacle at once: it may be a /8.
+            index = match last.checked_sub(*first) {
+                Some(distance) => (distance / size + 1).max(index + 1),
+                None => index + 1,
+            };
+        }
+    }
+    Err(Refusal::Conflict(
+        "no subnet is left to choose from: name one with --subnet, such as 100.64.0.0/24"
+            .to_owned(),
+    ))
+}

@@ -1,0 +1,72 @@
+//! VTEPs that are not Culvert hosts.
+
+use std::net::Ipv4Addr;
+
+use super::{Plan, Refusal, network, put};
+use crate::{
+    model::{Driver, ForeignVtep, Key, Name, SCHEMA, View, validate},
+    store::{Compare, Write},
+};
+
+/// Plans the addition of a foreign VTEP to a network.
+///
+/// # Errors
+///
+/// Unknown network or one that is no overlay, an address that no host can
+/// have, that of a Culvert node, or one that is there already.
+pub fn add_vtep(
+    view: &View,
+    name: &Name,
+    ip: Ipv4Addr,
+    port: u16,
+) -> Result<(ForeignVtep, Plan), Refusal> {
+    let found = network(view, name)?;
+    if found.driver != Driver::Overlay {
+        return Err(Refusal::Invalid(format!(
+            "network '{name}' has no VTEPs: an overlay network is valid"
+        )));
+    }
+    validate::vtep_address(ip)?;
+    validate::udp_port(port)?;
+    if let Some(node) = view.node_at(ip) {
+        return Err(Refusal::Conflict(format!(
+            "VTEP {ip} is node '{}', which needs no adding: the address of a host without Culvert is valid",
+            node.name
+        )));
+    }
+    let key = Key::vtep(name, ip);
+    if view.vteps.get(name).is_some_and(|vteps| vteps.contains_key(&ip))
+        || view.problem_at(&key).is_some()
+    {
+        return Err(Refusal::Conflict(format!("VTEP {ip} is in network '{name}' already")));
+    }
+    let vtep = ForeignVtep { schema: SCHEMA, network: name.clone(), ip, port };
+    let plan = Plan {
+        compares: vec![
+            Compare::Unchanged(Key::network(name), found.revision),
+            Compare::Absent(key.clone()),
+        ],
+        writes: vec![put(key, &vtep)?],
+    };
+    Ok((vtep, plan))
+}
+
+/// Plans the removal of a foreign VTEP from a network; an unreadable record goes, too.
+///
+/// # Errors
+///
+/// Unknown network or VTEP.
+pub fn remove_vtep(view: &View, name: &Name, ip: Ipv4Addr) -> Result<Plan, Refusal> {
+    network(view, name)?;
+    let key = Key::vtep(name, ip);
+    let compares = match view.vteps.get(name).and_then(|vteps| vteps.get(&ip)) {
+        _ if view.problem_at(&key).is_some() => Vec::new(),
+        Some(found) => vec![Compare::Unchanged(key.clone(), found.revision)],
+        None => {
+            return Err(Refusal::NotFound(format!(
+                "VTEP {ip} is not in network '{name}': `culvert vtep ls` lists those that are"
+            )));
+        }
+    };
+    Ok(Plan { compares, writes: vec![Write::Delete(key)] })
+}

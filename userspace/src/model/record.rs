@@ -1,0 +1,210 @@
+//! Records as they lie in the store: JSON with the schema they are written in.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{
+    Alive, Endpoint, ForeignVtep, Invalid, IpOwner, Key, Network, Node, SCHEMA, StoreMark,
+    VniOwner, validate,
+};
+
+/// Longest part of a parser's complaint that is passed on.
+const WHY_LIMIT: usize = 160;
+
+/// What a record must be able to tell about itself.
+pub trait Record: Serialize + DeserializeOwned {
+    /// What the record is, for messages.
+    const KIND: &'static str;
+
+    /// Whether the record belongs at `key` and makes sense by itself.
+    fn check(&self, key: &Key) -> Result<(), Invalid>;
+}
+
+/// What the bytes at a key turned out to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decoded<T> {
+    /// A record that this build understands.
+    Record(T),
+    /// A record that a newer Culvert wrote.
+    Newer {
+        /// Its schema.
+        schema: u32,
+    },
+    /// Anything else.
+    Garbage {
+        /// What is wrong, in one line.
+        why: String,
+    },
+}
+
+impl<T> Decoded<T> {
+    /// The record, or one line that says why there is none.
+    pub fn into_result(self) -> Result<T, String> {
+        match self {
+            Self::Record(record) => Ok(record),
+            Self::Newer { schema } => Err(format!(
+                "skipped: schema {schema} is newer than {SCHEMA}, the newest this agent reads; upgrade the agent"
+            )),
+            Self::Garbage { why } => Err(format!("skipped: {why}")),
+        }
+    }
+}
+
+/// Reads a record. Whatever the bytes are, this does not fail otherwise than
+/// by saying so.
+pub fn decode<T: Record>(key: &Key, value: &[u8]) -> Decoded<T> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        schema: u32,
+    }
+
+    let garbage = |error: &dyn fmt::Display| Decoded::Garbage {
+        why: one_line(&format!("not a {} record: {error}", T::KIND)),
+    };
+    match serde_json::from_slice::<Versioned>(value) {
+        Err(error) => return garbage(&error),
+        Ok(Versioned { schema }) if schema > SCHEMA => return Decoded::Newer { schema },
+        Ok(Versioned { schema: 0 }) => return garbage(&"schema 0 does not exist"),
+        Ok(_) => {}
+    }
+    match serde_json::from_slice::<T>(value) {
+        Err(error) => garbage(&error),
+        Ok(record) => match record.check(key) {
+            Err(error) => garbage(&error),
+            Ok(()) => Decoded::Record(record),
+        },
+    }
+}
+
+/// Writes a record.
+///
+/// # Errors
+///
+/// JSON is UTF-8: a path that is not cannot be written.
+pub fn encode<T: Record>(record: &T) -> Result<Vec<u8>, Invalid> {
+    serde_json::to_vec(record)
+        .map_err(|error| Invalid(format!("{} record cannot be written as JSON: {error}", T::KIND)))
+}
+
+/// Makes text from anywhere fit into one line of a message.
+fn one_line(text: &str) -> String {
+    let mut chars = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut line: String = chars.by_ref().take(WHY_LIMIT).collect();
+    if chars.next().is_some() {
+        line.push('…');
+    }
+    line
+}
+
+fn matches(
+    what: &str,
+    in_key: &dyn fmt::Display,
+    in_record: &dyn fmt::Display,
+) -> Result<(), Invalid> {
+    let (in_key, in_record) = (in_key.to_string(), in_record.to_string());
+    if in_key == in_record {
+        Ok(())
+    } else {
+        Err(Invalid(format!("{what} in the record is {in_record:?}, in the key {in_key:?}")))
+    }
+}
+
+fn misplaced(kind: &str) -> Result<(), Invalid> {
+    Err(Invalid(format!("a {kind} record does not belong here")))
+}
+
+impl Record for Network {
+    const KIND: &'static str = "network";
+
+    fn check(&self, key: &Key) -> Result<(), Invalid> {
+        let Key::Network(name) = key else { return misplaced(Self::KIND) };
+        matches("name", name, &self.name)?;
+        let subnets: Vec<_> = self.subnets.iter().map(|subnet| subnet.subnet).collect();
+        validate::subnets(&subnets)?;
+        if subnets.is_empty() {
+            return Err(Invalid("no subnet".to_owned()));
+        }
+        for subnet in &self.subnets {
+            validate::gateway(subnet.subnet, subnet.gateway)?;
+        }
+        validate::mtu(u32::from(self.mtu), validate::has_ipv6(&subnets), u16::MAX)?;
+        validate::options(&self.options)
+    }
+}
+
+impl Record for VniOwner {
+    const KIND: &'static str = "VNI";
+
+    fn check(&self, key: &Key) -> Result<(), Invalid> {
+        let Key::Vni(_) = key else { return misplaced(Self::KIND) };
+        Ok(())
+    }
+}
+
+impl Record for Node {
+    const KIND: &'static str = "node";
+
+    fn check(&self, key: &Key) -> Result<(), Invalid> {
+        let Key::Node(name) = key else { return misplaced(Self::KIND) };
+        matches("name", name, &self.name)?;
+        validate::vtep_address(self.vtep)?;
+        validate::udp_port(self.port)
+    }
+}
+
+impl Record for Alive {
+    const KIND: &'static str = "liveness";
+
+    fn check(&self, key: &Key) -> Result<(), Invalid> {
+        let Key::Alive(_) = key else { return misplaced(Self::KIND) };
+        Ok(())
+    }
+}
+
+impl Record for Endpoint {
+    const KIND: &'static str = "endpoint";
+
+    fn check(&self, key: &Key) -> Result<(), Invalid> {
+        let Key::Endpoint { network, id } = key else { return misplaced(Self::KIND) };
+        matches("network", network, &self.network)?;
+        matches("identifier", id, &self.id)?;
+        if !self.mac.is_unicast() {
+            return Err(Invalid(format!("MAC {} is not that of one interface", self.mac)));
+        }
+        if self.ipv4.is_none() && self.ipv6.is_none() {
+            return Err(Invalid("no address".to_owned()));
+        }
+        validate::ifname(&self.ifname)
+    }
+}
+
+impl Record for IpOwner {
+    const KIND: &'static str = "address";
+
+    fn check(&self, key: &Key) -> Result<(), Invalid> {
+        let Key::Ipam { .. } = key else { return misplaced(Self::KIND) };
+        Ok(())
+    }
+}
+
+impl Record for ForeignVtep {
+    const KIND: &'static str = "VTEP";
+
+    fn check(&self, key: &Key) -> Result<(), Invalid> {
+        let Key::Vtep { network, ip } = key else { return misplaced(Self::KIND) };
+        matches("network", network, &self.network)?;
+        matches("address", ip, &self.ip)?;
+        validate::vtep_address(self.ip)?;
+        validate::udp_port(self.port)
+    }
+}
+
+impl Record for StoreMark {
+    const KIND: &'static str = "store mark";
+
+    fn check(&self, key: &Key) -> Result<(), Invalid> {
+        let Key::Store = key else { return misplaced(Self::KIND) };
+        Ok(())
+    }
+}

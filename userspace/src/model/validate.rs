@@ -1,0 +1,313 @@
+//! Refusals in one line: the thing, what is wrong with it, what would be right.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+
+use super::{Driver, Invalid, Network, Subnet};
+
+/// Smallest MTU of IPv4 (RFC 791 §3.2).
+pub const MIN_MTU: u32 = 68;
+/// Smallest MTU of IPv6 (RFC 8200 §5).
+pub const MIN_MTU_IPV6: u32 = 1280;
+/// Prefix lengths of an IPv4 subnet: a /30 is the last with room for a gateway
+/// and a container beside the network and broadcast addresses.
+pub const IPV4_PREFIX: (u8, u8) = (8, 30);
+/// Prefix lengths of an IPv6 subnet.
+pub const IPV6_PREFIX: (u8, u8) = (16, 126);
+/// Longest interface name: the kernel's `IFNAMSIZ` less the final zero.
+pub const IFNAME_MAX: usize = 15;
+/// The keys of `--opt`, with what each takes.
+pub const OPTIONS: &[(&str, &str)] = &[
+    ("allow_overlap", "true or false"),
+    ("anti_spoof", "true or false"),
+    ("bum_burst", "1 to 1000000 (frames)"),
+    ("bum_rate", "0 to 10000000 (frames per second, 0: no limit)"),
+    ("dscp", "copy or zero"),
+];
+
+type Check<T = ()> = Result<T, Invalid>;
+
+fn invalid<T>(line: String) -> Check<T> {
+    Err(Invalid(line))
+}
+
+const fn v4(a: u8, b: u8, prefix: u8) -> IpNetwork {
+    match Ipv4Network::new_checked(Ipv4Addr::new(a, b, 0, 0), prefix) {
+        Some(network) => IpNetwork::V4(network),
+        // Evaluated at compile time only.
+        None => unreachable!(),
+    }
+}
+
+const fn v6(first: u16, sixth: u16, prefix: u8) -> IpNetwork {
+    match Ipv6Network::new_checked(Ipv6Addr::new(first, 0, 0, 0, 0, sixth, 0, 0), prefix) {
+        Some(network) => IpNetwork::V6(network),
+        None => unreachable!(),
+    }
+}
+
+/// Ranges that no container network can have.
+const RESERVED: [(IpNetwork, &str); 9] = [
+    (v4(0, 0, 8), "\"this network\" (RFC 1122)"),
+    (v4(127, 0, 8), "loopback"),
+    (v4(169, 254, 16), "link-local"),
+    (v4(224, 0, 4), "multicast"),
+    (v4(240, 0, 4), "reserved (RFC 1112)"),
+    (v6(0, 0, 96), "loopback"),
+    (v6(0, 0xffff, 96), "IPv4-mapped"),
+    (v6(0xfe80, 0, 10), "link-local"),
+    (v6(0xff00, 0, 8), "multicast"),
+];
+
+/// Whether two subnets share an address.
+pub fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
+    a.is_ipv4() == b.is_ipv4() && (a.contains(b.network()) || b.contains(a.network()))
+}
+
+/// Checks a subnet by itself.
+///
+/// # Errors
+///
+/// Host bits, a prefix length without room or beyond reason, a range that is
+/// not for containers.
+pub fn subnet(subnet: IpNetwork) -> Check {
+    let (least, most) = if subnet.is_ipv4() { IPV4_PREFIX } else { IPV6_PREFIX };
+    if !(least..=most).contains(&subnet.prefix()) {
+        return invalid(format!(
+            "subnet {subnet} has a prefix length out of range: /{least} to /{most} is valid"
+        ));
+    }
+    if subnet.ip() != subnet.network() {
+        return invalid(format!(
+            "subnet {subnet} is the address of a host in it: {}/{} is the subnet",
+            subnet.network(),
+            subnet.prefix()
+        ));
+    }
+    match RESERVED.iter().find(|(range, _)| overlap(*range, subnet)) {
+        Some((range, what)) => invalid(format!(
+            "subnet {subnet} lies in {range}, which is {what}: a private range such as 10.0.0.0/24 is valid"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Checks the subnets of one network together.
+///
+/// # Errors
+///
+/// As [`subnet`]; more than one of a family.
+pub fn subnets(subnets: &[IpNetwork]) -> Check {
+    for one in subnets {
+        subnet(*one)?;
+    }
+    for (family, name) in [(true, "IPv4"), (false, "IPv6")] {
+        let of_family: Vec<_> = subnets.iter().filter(|s| s.is_ipv4() == family).collect();
+        if let [first, second, ..] = of_family.as_slice() {
+            return invalid(format!(
+                "subnet {second} is a second {name} subnet beside {first}: one of each family is valid"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether one of the subnets is IPv6.
+pub fn has_ipv6(subnets: &[IpNetwork]) -> bool {
+    subnets.iter().any(IpNetwork::is_ipv6)
+}
+
+/// First address for a host: where the gateway is by default.
+pub fn first_host(subnet: IpNetwork) -> IpAddr {
+    match subnet {
+        IpNetwork::V4(v4) => {
+            IpAddr::V4(Ipv4Addr::from_bits(v4.network().to_bits().wrapping_add(1)))
+        }
+        IpNetwork::V6(v6) => IpAddr::V6(v6.network().to_bits().wrapping_add(1).into()),
+    }
+}
+
+/// Whether no host may have the address: network and broadcast address of
+/// IPv4, subnet-router anycast address of IPv6 (RFC 4291 §2.6.1).
+pub fn is_edge(subnet: IpNetwork, ip: IpAddr) -> bool {
+    ip == subnet.network() || (subnet.is_ipv4() && ip == subnet.broadcast())
+}
+
+/// Checks a gateway address against its subnet.
+///
+/// # Errors
+///
+/// Outside the subnet, or one that no host may have.
+pub fn gateway(subnet: IpNetwork, gateway: IpAddr) -> Check {
+    let right = first_host(subnet);
+    if !subnet.contains(gateway) {
+        invalid(format!("gateway {gateway} is outside subnet {subnet}: {right} would be valid"))
+    } else if is_edge(subnet, gateway) {
+        invalid(format!(
+            "gateway {gateway} is the network or broadcast address of {subnet}: {right} would be valid"
+        ))
+    } else {
+        Ok(())
+    }
+}
+
+/// Gives each subnet its gateway: the one asked for in the subnet it is in,
+/// the first host address in the others.
+///
+/// # Errors
+///
+/// As [`subnets`] and [`gateway`]; a gateway in none of the subnets.
+pub fn with_gateways(given: &[IpNetwork], asked: Option<IpAddr>) -> Check<Vec<Subnet>> {
+    subnets(given)?;
+    if let Some(asked) = asked
+        && !given.iter().any(|subnet| subnet.contains(asked))
+    {
+        return match given {
+            [] => invalid(format!("gateway {asked} has no subnet: give the subnet it is in, too")),
+            [subnet, ..] => gateway(*subnet, asked).map(|()| Vec::new()),
+        };
+    }
+    given
+        .iter()
+        .map(|&subnet| {
+            let address = asked.filter(|asked| subnet.contains(*asked));
+            let address = address.unwrap_or_else(|| first_host(subnet));
+            gateway(subnet, address)?;
+            Ok(Subnet { subnet, gateway: address })
+        })
+        .collect()
+}
+
+/// Checks an MTU: 68, or 1280 with an IPv6 subnet, to `max`, which is the
+/// underlay's MTU less the VXLAN overhead.
+///
+/// # Errors
+///
+/// Out of that range.
+pub fn mtu(mtu: u32, ipv6: bool, max: u16) -> Check<u16> {
+    let least = if ipv6 { MIN_MTU_IPV6 } else { MIN_MTU };
+    match u16::try_from(mtu) {
+        Ok(value) if (least..=u32::from(max)).contains(&mtu) => Ok(value),
+        _ => {
+            let why = match (ipv6, mtu > u32::from(max)) {
+                (_, true) => "more than the underlay takes",
+                (true, false) => "too small for IPv6",
+                (false, false) => "too small for IPv4",
+            };
+            invalid(format!("MTU {mtu} is {why}: {least} to {max} is valid"))
+        }
+    }
+}
+
+/// Checks the options of a network.
+///
+/// # Errors
+///
+/// An unknown key or a value that the key does not take.
+pub fn options(options: &BTreeMap<String, String>) -> Check {
+    for (key, value) in options {
+        let Some((_, takes)) = OPTIONS.iter().find(|(known, _)| known == key) else {
+            let known: Vec<_> = OPTIONS.iter().map(|(known, _)| *known).collect();
+            return invalid(format!("option {key:?} is unknown: {} are valid", known.join(", ")));
+        };
+        let number = |least: u32, most: u32| {
+            let plain = value.bytes().all(|byte| byte.is_ascii_digit());
+            plain && value.parse::<u32>().is_ok_and(|n| (least..=most).contains(&n))
+        };
+        let fits = match key.as_str() {
+            "dscp" => matches!(value.as_str(), "copy" | "zero"),
+            "bum_rate" => number(0, 10_000_000),
+            "bum_burst" => number(1, 1_000_000),
+            _ => matches!(value.as_str(), "true" | "false"),
+        };
+        if !fits {
+            return invalid(format!("option {key}={value:?} is malformed: {takes} is valid"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a network may share addresses with another of its like.
+pub fn allows_overlap(network: &Network) -> bool {
+    network.driver == Driver::Overlay
+        && network.options.get("allow_overlap").is_some_and(|value| value == "true")
+}
+
+/// Checks a network against the others.
+///
+/// # Errors
+///
+/// A shared address, unless both are overlay networks with `allow_overlap=true`.
+pub fn no_overlap<'a>(new: &Network, others: impl IntoIterator<Item = &'a Network>) -> Check {
+    for other in others.into_iter().filter(|other| other.name != new.name) {
+        if allows_overlap(new) && allows_overlap(other) {
+            continue;
+        }
+        for ours in &new.subnets {
+            if let Some(theirs) = other.subnets.iter().find(|s| overlap(s.subnet, ours.subnet)) {
+                return invalid(format!(
+                    "subnet {} overlaps {} of network '{}': choose another, or create both overlay networks with --opt allow_overlap=true",
+                    ours.subnet, theirs.subnet, other.name
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Checks the name of an interface as the kernel does (`dev_valid_name`).
+///
+/// # Errors
+///
+/// Empty, too long, `.` or `..`, or with '/', ':', '%' or white space in it.
+pub fn ifname(name: &str) -> Check {
+    // 0xa0 is white space to the kernel; '%' starts a template.
+    let bad = |byte| matches!(byte, b'/' | b':' | b'%' | 0 | b' ' | 0x09..=0x0d | 0xa0);
+    if (1..=IFNAME_MAX).contains(&name.len())
+        && !matches!(name, "." | "..")
+        && !name.bytes().any(bad)
+    {
+        Ok(())
+    } else {
+        invalid(format!(
+            "interface name {name:?} is malformed: 1 to {IFNAME_MAX} bytes without '/', ':', '%' or white space, such as eth0, is valid"
+        ))
+    }
+}
+
+/// Checks the address of a VTEP.
+///
+/// # Errors
+///
+/// One that no host can have on an underlay.
+pub fn vtep_address(ip: Ipv4Addr) -> Check {
+    let wrong = if ip.is_unspecified() {
+        "unspecified"
+    } else if ip.is_loopback() {
+        "a loopback address"
+    } else if ip.is_multicast() {
+        "a multicast address"
+    } else if ip.is_broadcast() {
+        "the broadcast address"
+    } else {
+        return Ok(());
+    };
+    invalid(format!("VTEP {ip} is {wrong}: the underlay address of a host is valid"))
+}
+
+/// Checks a UDP port.
+///
+/// # Errors
+///
+/// Port 0.
+pub fn udp_port(port: u16) -> Check {
+    if port == 0 {
+        invalid("UDP port 0 is out of range: 1 to 65535 is valid".to_owned())
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,442 @@
+//! The state of the cluster, folded from the changes of the store.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    ops::{Bound, Deref},
+};
+
+use super::{
+    Alive, Decoded, Endpoint, ForeignVtep, IpOwner, Key, Name, Network, Node, ROOT, Record, Vni,
+    VniOwner, decode,
+};
+use crate::store::{Change, Entry, Revision, Snapshot, Update};
+
+/// A record and the revision that wrote it, as [`crate::store::Compare::Unchanged`] wants it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Versioned<T> {
+    /// The record.
+    pub record: T,
+    /// Revision of the write.
+    pub revision: Revision,
+}
+
+impl<T> Deref for Versioned<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.record
+    }
+}
+
+/// A key whose existence alone means that something is taken, whatever the
+/// record says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim<T> {
+    /// Who took it; `None` if the record is unreadable.
+    pub owner: Option<T>,
+    /// Revision of the write.
+    pub revision: Revision,
+}
+
+/// What a change concerned, so that only that need be looked at again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Networks: their own record, their VNI's owner or their foreign VTEPs.
+    pub networks: BTreeSet<Name>,
+    /// Endpoints, by network and identifier.
+    pub endpoints: BTreeSet<(Name, String)>,
+    /// Nodes: their record or their liveness.
+    pub nodes: BTreeSet<Name>,
+    /// [`View::problems`] changed.
+    pub problems: bool,
+}
+
+impl Touched {
+    /// Whether nothing was concerned.
+    pub fn is_empty(&self) -> bool {
+        self.networks.is_empty()
+            && self.endpoints.is_empty()
+            && self.nodes.is_empty()
+            && !self.problems
+    }
+
+    /// Adds what `other` concerned.
+    pub fn merge(&mut self, other: Self) {
+        self.networks.extend(other.networks);
+        self.endpoints.extend(other.endpoints);
+        self.nodes.extend(other.nodes);
+        self.problems |= other.problems;
+    }
+}
+
+/// The cluster as far as the store has told.
+///
+/// A record that cannot be read is named in [`Self::problems`] and does not
+/// change what was there: a garbled or newer record takes down nothing that
+/// runs. Only the deletion of a key removes what it held.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// Up to where the store's history is folded in.
+    pub revision: Revision,
+    /// `networks/NAME`.
+    pub networks: BTreeMap<Name, Versioned<Network>>,
+    /// `endpoints/NETWORK/ID`, by network. No entry is empty.
+    pub endpoints: BTreeMap<Name, BTreeMap<String, Versioned<Endpoint>>>,
+    /// `nodes/NODE`.
+    pub nodes: BTreeMap<Name, Versioned<Node>>,
+    /// `alive/NODE`.
+    pub alive: BTreeMap<Name, Versioned<Alive>>,
+    /// `vnis/N`.
+    pub vnis: BTreeMap<Vni, Claim<VniOwner>>,
+    /// `ipam/NETWORK/IP`, by network. No entry is empty.
+    pub ipam: BTreeMap<Name, BTreeMap<IpAddr, Claim<IpOwner>>>,
+    /// `vteps/NETWORK/IP`, by network. No entry is empty.
+    pub vteps: BTreeMap<Name, BTreeMap<Ipv4Addr, Versioned<ForeignVtep>>>,
+    /// Keys whose record is skipped, and why.
+    pub problems: BTreeMap<String, String>,
+}
+
+impl View {
+    /// The view that a snapshot of [`ROOT`] gives.
+    pub fn from_snapshot(snapshot: &Snapshot) -> Self {
+        let mut view = Self::default();
+        for entry in &snapshot.entries {
+            view.put(entry, &mut Touched::default());
+        }
+        view.revision = snapshot.revision;
+        view
+    }
+
+    /// Folds in what a [`crate::store::Follower`] delivers.
+    pub fn fold(&mut self, update: &Update) -> Touched {
+        let mut touched = Touched::default();
+        for change in &update.changes {
+            touched.merge(self.apply(change));
+        }
+        self.revision = self.revision.max(update.revision);
+        touched
+    }
+
+    /// Folds in one change.
+    pub fn apply(&mut self, change: &Change) -> Touched {
+        let mut touched = Touched::default();
+        let revision = match change {
+            Change::Put(entry) => {
+                self.put(entry, &mut touched);
+                entry.mod_revision
+            }
+            Change::Delete { key, revision } => {
+                self.delete(key, &mut touched);
+                *revision
+            }
+        };
+        self.revision = self.revision.max(revision);
+        touched
+    }
+
+    fn put(&mut self, entry: &Entry, touched: &mut Touched) {
+        let key: Key = match entry.key.parse() {
+            Ok(key) => key,
+            Err(error) => {
+                let why = format!("skipped: {error}");
+                touched.problems |=
+                    self.problems.insert(entry.key.clone(), why.clone()) != Some(why);
+                return;
+            }
+        };
+        let revision = entry.mod_revision;
+        let why = match &key {
+            Key::Store => None,
+            Key::Network(name) => keep(&mut self.networks, name.clone(), &key, entry, || {
+                touched.networks.insert(name.clone());
+            }),
+            Key::Node(name) => keep(&mut self.nodes, name.clone(), &key, entry, || {
+                touched.nodes.insert(name.clone());
+            }),
+            Key::Alive(name) => keep(&mut self.alive, name.clone(), &key, entry, || {
+                touched.nodes.insert(name.clone());
+            }),
+            Key::Endpoint { network, id } => {
+                let group = self.endpoints.entry(network.clone()).or_default();
+                let why = keep(group, id.clone(), &key, entry, || {
+                    touched.endpoints.insert((network.clone(), id.clone()));
+                });
+                if group.is_empty() {
+                    self.endpoints.remove(network);
+                }
+                why
+            }
+            Key::Vtep { network, ip } => {
+                let group = self.vteps.entry(network.clone()).or_default();
+                let why = keep(group, *ip, &key, entry, || {
+                    touched.networks.insert(network.clone());
+                });
+                if group.is_empty() {
+                    self.vteps.remove(network);
+                }
+                why
+            }
+            Key::Vni(vni) => {
+                let (owner, why) = claim::<VniOwner>(&key, &entry.value);
+                touched.networks.extend(owner.as_ref().map(|owner| owner.network.clone()));
+                let before = self.vnis.insert(*vni, Claim { owner, revision });
+                touched.networks.extend(before.and_then(|claim| Some(claim.owner?.network)));
+                why
+            }
+            Key::Ipam { network, ip } => {
+                let (owner, why) = claim::<IpOwner>(&key, &entry.value);
+                let group = self.ipam.entry(network.clone()).or_default();
+                touched
+                    .endpoints
+                    .extend(owner.as_ref().map(|owner| (network.clone(), owner.endpoint.clone())));
+                group.insert(*ip, Claim { owner, revision });
+                why
+            }
+        };
+        touched.problems |= match why {
+            None => self.problems.remove(&entry.key).is_some(),
+            Some(why) => self.problems.insert(entry.key.clone(), why.clone()) != Some(why),
+        };
+    }
+
+    fn delete(&mut self, text: &str, touched: &mut Touched) {
+        touched.problems |= self.problems.remove(text).is_some();
+        let Ok(key) = text.parse::<Key>() else { return };
+        match key {
+            Key::Store => {}
+            Key::Network(name) => {
+                if self.networks.remove(&name).is_some() {
+                    touched.networks.insert(name);
+                }
+            }
+            Key::Node(name) => {
+                if self.nodes.remove(&name).is_some() {
+                    touched.nodes.insert(name);
+                }
+            }
+            Key::Alive(name) => {
+                if self.alive.remove(&name).is_some() {
+                    touched.nodes.insert(name);
+                }
+            }
+            Key::Vni(vni) => {
+                let before = self.vnis.remove(&vni);
+                touched.networks.extend(before.and_then(|claim| Some(claim.owner?.network)));
+            }
+            Key::Endpoint { network, id } => {
+                if remove_nested(&mut self.endpoints, &network, &id).is_some() {
+                    touched.endpoints.insert((network, id));
+                }
+            }
+            Key::Ipam { network, ip } => {
+                let before = remove_nested(&mut self.ipam, &network, &ip);
+                touched.endpoints.extend(
+                    before.and_then(|claim| claim.owner).map(|owner| (network, owner.endpoint)),
+                );
+            }
+            Key::Vtep { network, ip } => {
+                if remove_nested(&mut self.vteps, &network, &ip).is_some() {
+                    touched.networks.insert(network);
+                }
+            }
+        }
+    }
+
+    /// Whether nothing is folded in below [`ROOT`].
+    pub fn is_empty(&self) -> bool {
+        *self == Self { revision: self.revision, ..Self::default() }
+    }
+
+    /// All endpoints of a network.
+    pub fn endpoints_in(&self, network: &Name) -> impl Iterator<Item = &Versioned<Endpoint>> {
+        self.endpoints.get(network).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// All endpoints of a node.
+    pub fn endpoints_on(&self, node: &Name) -> impl Iterator<Item = &Versioned<Endpoint>> {
+        self.endpoints.values().flat_map(BTreeMap::values).filter(move |ep| ep.node == *node)
+    }
+
+    /// An endpoint by its identifier.
+    pub fn endpoint(&self, network: &Name, id: &str) -> Option<&Versioned<Endpoint>> {
+        self.endpoints.get(network)?.get(id)
+    }
+
+    /// The endpoint by which a container on a node is attached to a network.
+    pub fn endpoint_of(
+        &self,
+        network: &Name,
+        node: &Name,
+        container: &Name,
+    ) -> Option<&Versioned<Endpoint>> {
+        self.endpoints_in(network).find(|ep| ep.node == *node && ep.container == *container)
+    }
+
+    /// Who holds an address of a network.
+    pub fn ip_claim(&self, network: &Name, ip: IpAddr) -> Option<&Claim<IpOwner>> {
+        self.ipam.get(network)?.get(&ip)
+    }
+
+    /// The node that has a VTEP address.
+    pub fn node_at(&self, vtep: Ipv4Addr) -> Option<&Versioned<Node>> {
+        self.nodes.values().find(|node| node.vtep == vtep)
+    }
+
+    /// Whether the agent of a node lives.
+    pub fn is_alive(&self, node: &Name) -> bool {
+        self.alive.contains_key(node)
+    }
+
+    /// VTEPs (address and port) other than `own`'s that must get the BUM frames
+    /// of a network: nodes with an endpoint in it, and foreign VTEPs.
+    pub fn flood_list(&self, network: &Name, own: &Name) -> BTreeMap<Ipv4Addr, u16> {
+        let own_vtep = self.nodes.get(own).map(|node| node.vtep);
+        let nodes: BTreeSet<&Name> = self.endpoints_in(network).map(|ep| &ep.node).collect();
+        nodes
+            .into_iter()
+            .filter(|name| *name != own)
+            .filter_map(|name| self.nodes.get(name))
+            .map(|node| (node.vtep, node.port))
+            .chain(
+                self.vteps
+                    .get(network)
+                    .into_iter()
+                    .flat_map(BTreeMap::values)
+                    .map(|vtep| (vtep.ip, vtep.port)),
+            )
+            .filter(|(vtep, _)| Some(*vtep) != own_vtep)
+            .collect()
+    }
+
+    /// The network, if the data plane may carry it: two networks with one VNI
+    /// would be one network.
+    ///
+    /// # Errors
+    ///
+    /// One line that says why not.
+    pub fn usable_network(&self, name: &Name) -> Result<&Network, String> {
+        let network =
+            self.networks.get(name).ok_or_else(|| format!("network '{name}': unknown"))?;
+        match self.vnis.get(&network.vni) {
+            Some(Claim { owner: Some(owner), .. }) if owner.network == *name => Ok(network),
+            Some(Claim { owner: Some(owner), .. }) => Err(format!(
+                "network '{name}': VNI {} belongs to network '{}'",
+                network.vni, owner.network
+            )),
+            Some(Claim { owner: None, .. }) => Err(format!(
+                "network '{name}': the record of who owns VNI {} is unreadable",
+                network.vni
+            )),
+            None => Err(format!("network '{name}': VNI {} is not registered to it", network.vni)),
+        }
+    }
+
+    /// Whether the data plane may carry the endpoint: its network is usable and
+    /// its VNI and addresses are the ones it owns there.
+    ///
+    /// # Errors
+    ///
+    /// One line that says why not.
+    pub fn usable_endpoint(&self, endpoint: &Endpoint) -> Result<(), String> {
+        let Endpoint { id, network: name, container, .. } = endpoint;
+        let fail = |why: String| Err(format!("endpoint {id} ('{container}' in '{name}'): {why}"));
+        let network = match self.usable_network(name) {
+            Ok(network) => network,
+            Err(why) => return fail(why),
+        };
+        if endpoint.vni != network.vni {
+            return fail(format!("VNI {} is not the network's {}", endpoint.vni, network.vni));
+        }
+        let addresses =
+            endpoint.ipv4.map(IpAddr::V4).into_iter().chain(endpoint.ipv6.map(IpAddr::V6));
+        for ip in addresses {
+            if !network.subnets.iter().any(|subnet| subnet.subnet.contains(ip)) {
+                return fail(format!("address {ip} is outside the network's subnets"));
+            }
+            match self.ip_claim(name, ip).map(|claim| claim.owner.as_ref()) {
+                Some(Some(owner)) if owner.endpoint == *id => {}
+                Some(Some(owner)) => {
+                    return fail(format!("address {ip} belongs to endpoint {}", owner.endpoint));
+                }
+                Some(None) => {
+                    return fail(format!("the record of who owns address {ip} is unreadable"));
+                }
+                None => return fail(format!("address {ip} is not registered to it")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything that is skipped or contradicts itself, a line each.
+    pub fn complaints(&self) -> Vec<String> {
+        let skipped = self.problems.iter().map(|(key, why)| format!("{key}: {why}"));
+        let networks = self.networks.keys().filter_map(|name| self.usable_network(name).err());
+        let endpoints = self
+            .endpoints
+            .values()
+            .flat_map(BTreeMap::values)
+            // A network that cannot be used is named once, not once per endpoint.
+            .filter(|ep| {
+                !self.networks.contains_key(&ep.network) || self.usable_network(&ep.network).is_ok()
+            })
+            .filter_map(|ep| self.usable_endpoint(ep).err());
+        skipped.chain(networks).chain(endpoints).collect()
+    }
+
+    /// Why the record at a key is not to be relied upon, if so.
+    pub fn problem_at(&self, key: &str) -> Option<&str> {
+        self.problems.get(key).map(String::as_str)
+    }
+
+    /// The first unreadable key below a prefix.
+    pub fn problem_below(&self, prefix: &str) -> Option<(&str, &str)> {
+        debug_assert!(prefix.starts_with(ROOT), "{prefix}");
+        self.problems
+            .range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
+            .next()
+            .filter(|(key, _)| key.starts_with(prefix))
+            .map(|(key, why)| (key.as_str(), why.as_str()))
+    }
+}
+
+/// Puts a record in its place, or says why it is skipped.
+fn keep<K: Ord, T: Record + PartialEq>(
+    records: &mut BTreeMap<K, Versioned<T>>,
+    at: K,
+    key: &Key,
+    entry: &Entry,
+    touched: impl FnOnce(),
+) -> Option<String> {
+    match decode::<T>(key, &entry.value).into_result() {
+        Ok(record) => {
+            let revision = entry.mod_revision;
+            let before = records.insert(at, Versioned { record, revision });
+            if before.is_none_or(|before| before.revision != revision) {
+                touched();
+            }
+            None
+        }
+        Err(why) => Some(why),
+    }
+}
+
+fn claim<T: Record>(key: &Key, value: &[u8]) -> (Option<T>, Option<String>) {
+    match decode::<T>(key, value) {
+        Decoded::Record(record) => (Some(record), None),
+        other => (None, other.into_result().err()),
+    }
+}
+
+fn remove_nested<K: Ord, V>(
+    groups: &mut BTreeMap<Name, BTreeMap<K, V>>,
+    group: &Name,
+    key: &K,
+) -> Option<V> {
+    let members = groups.get_mut(group)?;
+    let removed = members.remove(key);
+    if members.is_empty() {
+        groups.remove(group);
+    }
+    removed
+}

@@ -1,0 +1,115 @@
+//! Addresses of interfaces.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use nix::errno::Errno;
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use rtnetlink::packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
+};
+
+use super::{Netlink, Result};
+
+impl Netlink {
+    /// Addresses of the interface.
+    ///
+    /// # Errors
+    /// It does not exist.
+    pub async fn addresses(&self, name: &str) -> Result<Vec<IpNetwork>> {
+        let index = self.existing(name).await?.index;
+        let all = self.all_addresses().await?;
+        Ok(all.into_iter().filter(|(of, _)| *of == index).map(|(_, address)| address).collect())
+    }
+
+    /// Adds an address with its prefix length. IPv6 addresses are usable at
+    /// once: no duplicate address detection (RFC 4862 §5.4), the store already
+    /// gives each address to one owner only. No broadcast address is set, as
+    /// Docker sets none.
+    ///
+    /// # Errors
+    /// The interface does not exist, or the kernel refuses.
+    pub async fn add_address(&self, name: &str, address: IpNetwork) -> Result<()> {
+        let index = self.existing(name).await?.index;
+        let what = format!("adding address {address} to interface {name}");
+        let request = RouteNetlinkMessage::NewAddress(message(index, address));
+        self.request(&what, request, NLM_F_CREATE | NLM_F_REPLACE).await.map(drop)
+    }
+
+    /// Removes an address.
+    ///
+    /// # Errors
+    /// The kernel refuses. That the address or the interface is gone is no error.
+    pub async fn delete_address(&self, name: &str, address: IpNetwork) -> Result<()> {
+        let Some(link) = self.link(name).await? else { return Ok(()) };
+        let what = format!("removing address {address} from interface {name}");
+        let request = RouteNetlinkMessage::DelAddress(message(link.index, address));
+        match self.request(&what, request, 0).await {
+            Err(error) if !gone(error.errno()) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// All addresses of the namespace with the index of their interface.
+    pub(super) async fn all_addresses(&self) -> Result<Vec<(u32, IpNetwork)>> {
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let rows = self.dump("listing addresses", request).await?;
+        Ok(rows.iter().filter_map(parse_address).collect())
+    }
+}
+
+fn gone(errno: Option<Errno>) -> bool {
+    matches!(errno, Some(Errno::EADDRNOTAVAIL | Errno::ENODEV))
+}
+
+fn message(index: u32, address: IpNetwork) -> AddressMessage {
+    let ip = address.ip();
+    let mut message = AddressMessage::default();
+    message.header.index = index;
+    message.header.prefix_len = address.prefix();
+    message.attributes.push(AddressAttribute::Address(ip));
+    match ip {
+        IpAddr::V4(ip) => {
+            message.header.family = AddressFamily::Inet;
+            // On a link that is not point-to-point both are the same.
+            message.attributes.push(AddressAttribute::Local(IpAddr::V4(ip)));
+            if ip.is_link_local() {
+                message.header.scope = AddressScope::Link;
+            }
+        }
+        IpAddr::V6(ip) => {
+            message.header.family = AddressFamily::Inet6;
+            message.header.flags = AddressHeaderFlags::Nodad;
+            if ip.is_unicast_link_local() {
+                message.header.scope = AddressScope::Link;
+            }
+        }
+    }
+    message
+}
+
+pub(super) fn parse_address(message: &RouteNetlinkMessage) -> Option<(u32, IpNetwork)> {
+    let (RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message)) =
+        message
+    else {
+        return None;
+    };
+    // IFA_ADDRESS is the other end's address on a point-to-point link; our own
+    // is IFA_LOCAL where there is one.
+    let ip = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            AddressAttribute::Local(ip) => Some(*ip),
+            _ => None,
+        })
+        .or_else(|| {
+            message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(ip) => Some(*ip),
+                _ => None,
+            })
+        })?;
+    let address = IpNetwork::new(ip, message.header.prefix_len).ok()?;
+    Some((message.header.index, address))
+}

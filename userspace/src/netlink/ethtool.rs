@@ -1,0 +1,191 @@
+//! Device features (offloads), by the ioctls that ethtool uses
+//! (linux/ethtool.h: `ETHTOOL_GSSET_INFO`, `ETHTOOL_GSTRINGS`,
+//! `ETHTOOL_GFEATURES`, `ETHTOOL_SFEATURES`).
+
+use std::{
+    ffi::c_void,
+    io,
+    os::fd::{AsRawFd, BorrowedFd},
+};
+
+use nix::{errno::Errno, libc};
+
+use super::{Netlink, NetlinkError, Result, check_ifname};
+
+/// Segmentation of packets that are encapsulated already. A container with a
+/// tunnel of its own must segment by itself: a frame can carry the state of one
+/// encapsulation only, and ours comes on top. SCTP is here because the kernel
+/// refuses to make room in front of an SCTP frame that is to be segmented.
+pub const ENCAPSULATION_OFFLOADS: &[&str] = &[
+    "tx-udp_tnl-segmentation",
+    "tx-udp_tnl-csum-segmentation",
+    "tx-gre-segmentation",
+    "tx-gre-csum-segmentation",
+    "tx-ipxip4-segmentation",
+    "tx-ipxip6-segmentation",
+    "tx-gso-partial",
+    "tx-tunnel-remcsum-segmentation",
+    "tx-esp-segmentation",
+    "tx-sctp-segmentation",
+];
+
+/// Merging of UDP datagrams that are only forwarded, VXLAN of different VNIs
+/// included.
+pub const RX_UDP_GRO_FORWARDING: &str = "rx-udp-gro-forwarding";
+
+const SIOCETHTOOL: libc::Ioctl = 0x8946;
+const ETHTOOL_GSTRINGS: u32 = 0x1b;
+const ETHTOOL_GSSET_INFO: u32 = 0x37;
+const ETHTOOL_GFEATURES: u32 = 0x3a;
+const ETHTOOL_SFEATURES: u32 = 0x3b;
+/// `ETH_SS_FEATURES`: the string set with the names of the features.
+const ETH_SS_FEATURES: u32 = 4;
+/// `ETH_GSTRING_LEN`.
+const STRING_LEN: usize = 32;
+
+/// Words of `struct ethtool_get_features_block`: available, requested, active,
+/// never changed.
+const GET_BLOCK: usize = 4;
+
+impl Netlink {
+    /// Whether a feature is on; none if the kernel does not know it.
+    ///
+    /// # Errors
+    /// The interface does not exist.
+    pub fn feature(&self, name: &str, feature: &str) -> Result<Option<bool>> {
+        let device = Device::new(self.control(), name)?;
+        let Some(bit) = device.names()?.iter().position(|known| known == feature) else {
+            return Ok(None);
+        };
+        let blocks = device.features(bit + 1)?;
+        Ok(Some(blocks.get(bit / 32).is_some_and(|block| block.active >> (bit % 32) & 1 == 1)))
+    }
+
+    /// Turns features on or off. Names that the kernel or the device does not
+    /// have, and features that the device cannot change, are passed over.
+    /// Returns whether something changed.
+    ///
+    /// # Errors
+    /// The interface does not exist, or the kernel refuses.
+    pub fn set_features(&self, name: &str, features: &[&str], on: bool) -> Result<bool> {
+        let device = Device::new(self.control(), name)?;
+        let names = device.names()?;
+        let current = device.features(names.len())?;
+        // For each block of 32 features: which to change, and to what.
+        let mut wanted = vec![(0u32, 0u32); current.len()];
+        for bit in features.iter().filter_map(|want| names.iter().position(|name| name == want)) {
+            let mask = 1u32 << (bit % 32);
+            let (Some(block), Some(want)) = (current.get(bit / 32), wanted.get_mut(bit / 32))
+            else {
+                continue;
+            };
+            let is_on = block.active & mask != 0;
+            if is_on != on && block.available & mask != 0 && block.fixed & mask == 0 {
+                want.0 |= mask;
+                want.1 |= if on { mask } else { 0 };
+            }
+        }
+        if wanted.iter().all(|(valid, _)| *valid == 0) {
+            return Ok(false);
+        }
+        device.set(&wanted)?;
+        Ok(true)
+    }
+
+    /// Turns features off, see [`Netlink::set_features`].
+    ///
+    /// # Errors
+    /// As [`Netlink::set_features`].
+    pub fn disable_features(&self, name: &str, features: &[&str]) -> Result<bool> {
+        self.set_features(name, features, false)
+    }
+}
+
+/// 32 features of a device, a bit each.
+struct Block {
+    /// The device can have it.
+    available: u32,
+    /// It is on.
+    active: u32,
+    /// It cannot be changed.
+    fixed: u32,
+}
+
+/// A device and a socket in its namespace.
+struct Device<'a> {
+    socket: BorrowedFd<'a>,
+    name: &'a str,
+}
+
+impl<'a> Device<'a> {
+    fn new(socket: BorrowedFd<'a>, name: &'a str) -> Result<Self> {
+        check_ifname(name)?;
+        Ok(Self { socket, name })
+    }
+
+    /// Names of all features the kernel knows, in the order of their bits.
+    fn names(&self) -> Result<Vec<String>> {
+        // struct ethtool_sset_info: cmd, reserved, u64 mask, data[].
+        let [mask_a, mask_b]: [u32; 2] = bytemuck::cast(1u64 << ETH_SS_FEATURES);
+        let mut info = [ETHTOOL_GSSET_INFO, 0, mask_a, mask_b, 0];
+        self.ioctl(&mut info)?;
+        let count = info[4];
+        // struct ethtool_gstrings: cmd, string_set, len, data[len * 32]. The
+        // kernel checks that len is what it said before.
+        let mut strings = vec![0u32; 3 + count as usize * STRING_LEN / 4];
+        strings[..3].copy_from_slice(&[ETHTOOL_GSTRINGS, ETH_SS_FEATURES, count]);
+        self.ioctl(&mut strings)?;
+        Ok(bytemuck::cast_slice::<u32, u8>(&strings[3..])
+            .chunks_exact(STRING_LEN)
+            .map(|name| {
+                let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+                String::from_utf8_lossy(&name[..end]).into_owned()
+            })
+            .collect())
+    }
+
+    /// State of the first `count` features at least.
+    fn features(&self, count: usize) -> Result<Vec<Block>> {
+        let blocks = count.div_ceil(32);
+        // struct ethtool_gfeatures: cmd, size in blocks, blocks.
+        let mut data = vec![0u32; 2 + blocks * GET_BLOCK];
+        data[0] = ETHTOOL_GFEATURES;
+        data[1] = u32::try_from(blocks).unwrap_or(0);
+        self.ioctl(&mut data)?;
+        Ok(data[2..]
+            .chunks_exact(GET_BLOCK)
+            .map(|block| Block { available: block[0], active: block[2], fixed: block[3] })
+            .collect())
+    }
+
+    fn set(&self, wanted: &[(u32, u32)]) -> Result<()> {
+        // struct ethtool_sfeatures: cmd, size in blocks, (valid, requested)[].
+        let mut data = vec![ETHTOOL_SFEATURES, u32::try_from(wanted.len()).unwrap_or(0)];
+        data.extend(wanted.iter().flat_map(|(valid, requested)| [*valid, *requested]));
+        self.ioctl(&mut data)
+    }
+
+    /// `SIOCETHTOOL` with `data`, whose first word is the command and whose
+    /// length is what the command says it is.
+    fn ioctl(&self, data: &mut [u32]) -> Result<()> {
+        // SAFETY: ifreq is plain old data, for which all zeroes is valid.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(self.name.bytes()) {
+            *to = from.cast_signed();
+        }
+        request.ifr_ifru.ifru_data = data.as_mut_ptr().cast::<c_void>().cast();
+        // SAFETY: the descriptor is open (borrowed), the request is a valid
+        // ifreq with a terminated name (check_ifname: at most 15 of 16 bytes),
+        // and its data points to a buffer that is as long as the counts in it
+        // say (see the callers) and lives until the call returns.
+        let result = unsafe { libc::ioctl(self.socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
+        if result >= 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        Err(match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENODEV) => NetlinkError::NoSuchInterface(self.name.to_owned()),
+            _ => NetlinkError::kernel(format!("features of interface {}", self.name), error),
+        })
+    }
+}

@@ -1,0 +1,408 @@
+//! Interfaces.
+
+use std::{
+    collections::HashMap,
+    os::fd::{AsRawFd, BorrowedFd},
+};
+
+use ipnetwork::IpNetwork;
+use nix::errno::Errno;
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use rtnetlink::packet_route::{
+    RouteNetlinkMessage,
+    link::{
+        BridgeStpState, InfoBridge, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute,
+        LinkFlags, LinkInfo, LinkMessage,
+    },
+    nsid::{NsidAttribute, NsidMessage},
+};
+
+use super::{Netlink, NetlinkError, Result};
+use crate::model::MacAddr;
+
+/// Least and greatest MTU of a veth: `ETH_MIN_MTU` and `ETH_MAX_MTU`
+/// (linux/if_ether.h); below the former IPv4 cannot work (RFC 791 §3.2).
+const VETH_MTU: std::ops::RangeInclusive<u32> = 68..=65535;
+
+/// An interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Interface index.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// MAC address, if it is an Ethernet device.
+    pub mac: Option<MacAddr>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Set up by the administrator.
+    pub up: bool,
+    /// Up, and there is a carrier.
+    pub running: bool,
+    /// The loopback device.
+    pub loopback: bool,
+    /// `veth`, `bridge`, `vxlan` and so on; none for hardware.
+    pub kind: Option<String>,
+    /// Alias: `culvert:` and the endpoint id marks what is ours.
+    pub alias: Option<String>,
+    /// Index of the other end of a veth, in the namespace where that is.
+    pub peer_index: Option<u32>,
+    /// What this namespace calls the namespace of the other end, see
+    /// [`Netlink::netns_id`]; none if it is this one.
+    pub peer_netns_id: Option<i32>,
+    /// Index of the bridge or bond it is a port of.
+    pub master: Option<u32>,
+    /// UDP port on which a kernel vxlan device receives.
+    pub vxlan_port: Option<u16>,
+    /// Addresses.
+    pub addresses: Vec<IpNetwork>,
+}
+
+/// A veth pair to make.
+#[derive(Clone, Copy, Debug)]
+pub struct VethSpec<'a> {
+    /// Name of the end in the handle's namespace.
+    pub name: &'a str,
+    /// Name of the other end.
+    pub peer_name: &'a str,
+    /// MAC of the other end.
+    pub peer_mac: MacAddr,
+    /// MTU of both ends.
+    pub mtu: u32,
+    /// Namespace of the other end.
+    pub peer_netns: BorrowedFd<'a>,
+}
+
+/// Refuses what the kernel would not take for a name (`dev_valid_name`), and
+/// `%`, which it takes for a pattern.
+///
+/// # Errors
+/// [`NetlinkError::MalformedName`].
+pub fn check_ifname(name: &str) -> Result<()> {
+    let valid = (1..=15).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && !name.contains(|c: char| c.is_whitespace() || matches!(c, '/' | ':' | '%' | '\0'));
+    if valid { Ok(()) } else { Err(NetlinkError::MalformedName(name.to_owned())) }
+}
+
+impl Netlink {
+    /// All interfaces with their addresses, in the order of their index.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub async fn links(&self) -> Result<Vec<Link>> {
+        let rows = self
+            .dump("listing interfaces", RouteNetlinkMessage::GetLink(LinkMessage::default()))
+            .await?;
+        let mut addresses: HashMap<u32, Vec<IpNetwork>> = HashMap::new();
+        for (index, address) in self.all_addresses().await? {
+            addresses.entry(index).or_default().push(address);
+        }
+        let mut links: Vec<Link> = rows.iter().filter_map(parse_link).collect();
+        for link in &mut links {
+            link.addresses = addresses.remove(&link.index).unwrap_or_default();
+        }
+        links.sort_by_key(|link| link.index);
+        Ok(links)
+    }
+
+    /// The interface `name` without its addresses, if there is one.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub async fn link(&self, name: &str) -> Result<Option<Link>> {
+        check_ifname(name)?;
+        let what = format!("reading interface {name}");
+        match self.request(&what, RouteNetlinkMessage::GetLink(named(name)), 0).await {
+            Ok(rows) => Ok(rows.iter().find_map(parse_link)),
+            Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`Netlink::link`], but its absence is an error.
+    pub(super) async fn existing(&self, name: &str) -> Result<Link> {
+        self.link(name).await?.ok_or_else(|| NetlinkError::NoSuchInterface(name.to_owned()))
+    }
+
+    /// Makes a veth pair, the other end right where it belongs with its final
+    /// name, MAC and MTU: one request, so that nothing half made is left.
+    /// Both ends are down. Returns the index of the end in this namespace.
+    ///
+    /// # Errors
+    /// [`NetlinkError::NameTaken`] names the end whose name is taken.
+    pub async fn create_veth(&self, spec: &VethSpec<'_>) -> Result<u32> {
+        check_ifname(spec.name)?;
+        check_ifname(spec.peer_name)?;
+        check_mtu(spec.name, spec.mtu)?;
+        let mut peer = named(spec.peer_name);
+        peer.attributes.extend([
+            LinkAttribute::Address(spec.peer_mac.0.to_vec()),
+            LinkAttribute::Mtu(spec.mtu),
+            LinkAttribute::NetNsFd(spec.peer_netns.as_raw_fd()),
+        ]);
+        let mut message = named(spec.name);
+        message.attributes.extend([
+            LinkAttribute::Mtu(spec.mtu),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Veth),
+                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+            ]),
+        ]);
+        match self.create(spec.name, message).await {
+            // Which of the two names is taken, the kernel does not say.
+            Err(NetlinkError::NameTaken(_)) if self.link(spec.name).await?.is_none() => {
+                Err(NetlinkError::NameTaken(spec.peer_name.to_owned()))
+            }
+            other => other,
+        }
+    }
+
+    /// Makes a bridge without ports and without spanning tree: a device that
+    /// can hold an address and stays up by itself. It is down. Returns its index.
+    ///
+    /// # Errors
+    /// [`NetlinkError::NameTaken`].
+    pub async fn create_bridge(&self, name: &str, mac: Option<MacAddr>) -> Result<u32> {
+        check_ifname(name)?;
+        let mut message = named(name);
+        message.attributes.extend(mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Bridge),
+            LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::StpState(BridgeStpState::Disabled)])),
+        ]));
+        self.create(name, message).await
+    }
+
+    async fn create(&self, name: &str, message: LinkMessage) -> Result<u32> {
+        let what = format!("creating interface {name}");
+        let request = RouteNetlinkMessage::NewLink(message);
+        match self.request(&what, request, NLM_F_CREATE | NLM_F_EXCL).await {
+            Ok(_) => Ok(self.existing(name).await?.index),
+            Err(error) if error.errno() == Some(Errno::EEXIST) => {
+                Err(NetlinkError::NameTaken(name.to_owned()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sets the interface up.
+    ///
+    /// # Errors
+    /// It does not exist, or the kernel refuses.
+    pub async fn set_up(&self, name: &str) -> Result<()> {
+        let mut message = named(name);
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        self.change(name, "setting up", message).await
+    }
+
+    /// Sets the interface down.
+    ///
+    /// # Errors
+    /// As [`Netlink::set_up`].
+    pub async fn set_down(&self, name: &str) -> Result<()> {
+        let mut message = named(name);
+        message.header.change_mask = LinkFlags::Up;
+        self.change(name, "setting down", message).await
+    }
+
+    /// Sets the MTU, in bytes.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Mtu`]; and as [`Netlink::set_up`].
+    pub async fn set_mtu(&self, name: &str, mtu: u32) -> Result<()> {
+        check_mtu(name, mtu)?;
+        let mut message = named(name);
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        self.change(name, &format!("setting MTU {mtu} of"), message).await
+    }
+
+    /// Sets the MAC address.
+    ///
+    /// # Errors
+    /// As [`Netlink::set_up`].
+    pub async fn set_mac(&self, name: &str, mac: MacAddr) -> Result<()> {
+        let mut message = named(name);
+        message.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
+        self.change(name, &format!("setting MAC address {mac} of"), message).await
+    }
+
+    /// Sets the alias, at most 255 bytes.
+    ///
+    /// # Errors
+    /// As [`Netlink::set_up`].
+    pub async fn set_alias(&self, name: &str, alias: &str) -> Result<()> {
+        let mut message = named(name);
+        message.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
+        self.change(name, "setting the alias of", message).await
+    }
+
+    /// Renames an interface, which most kernels allow only while it is down.
+    ///
+    /// # Errors
+    /// [`NetlinkError::NameTaken`]; and as [`Netlink::set_up`].
+    pub async fn rename(&self, name: &str, new: &str) -> Result<()> {
+        check_ifname(new)?;
+        let mut message = LinkMessage::default();
+        message.header.index = self.existing(name).await?.index;
+        message.attributes.push(LinkAttribute::IfName(new.to_owned()));
+        match self.change(name, &format!("renaming to {new}"), message).await {
+            Err(error) if error.errno() == Some(Errno::EEXIST) => {
+                Err(NetlinkError::NameTaken(new.to_owned()))
+            }
+            other => other,
+        }
+    }
+
+    /// Makes an interface a port of a bridge.
+    ///
+    /// # Errors
+    /// As [`Netlink::set_up`].
+    pub async fn set_master(&self, name: &str, bridge: &str) -> Result<()> {
+        let mut message = named(name);
+        message.attributes.push(LinkAttribute::Controller(self.existing(bridge).await?.index));
+        self.change(name, &format!("adding to bridge {bridge}"), message).await
+    }
+
+    /// Deletes the interface, with its other end if it is a veth.
+    ///
+    /// # Errors
+    /// The kernel refuses. That it does not exist is no error.
+    pub async fn delete_link(&self, name: &str) -> Result<()> {
+        check_ifname(name)?;
+        let what = format!("deleting interface {name}");
+        match self.request(&what, RouteNetlinkMessage::DelLink(named(name)), 0).await {
+            Err(error) if error.errno() != Some(Errno::ENODEV) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// What this namespace calls the namespace `netns`; none if it has no
+    /// number for it, as no interface here has its other end there.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub async fn netns_id(&self, netns: BorrowedFd<'_>) -> Result<Option<i32>> {
+        let mut message = NsidMessage::default();
+        // A descriptor is never negative.
+        message.attributes.push(NsidAttribute::Fd(netns.as_raw_fd().unsigned_abs()));
+        let rows = self
+            .request("identifying a network namespace", RouteNetlinkMessage::GetNsId(message), 0)
+            .await?;
+        Ok(rows
+            .iter()
+            .filter_map(|row| match row {
+                RouteNetlinkMessage::NewNsId(message) => Some(&message.attributes),
+                _ => None,
+            })
+            .flatten()
+            .find_map(|attribute| match attribute {
+                NsidAttribute::Id(id) if *id >= 0 => Some(*id),
+                _ => None,
+            }))
+    }
+
+    async fn change(&self, name: &str, verb: &str, message: LinkMessage) -> Result<()> {
+        check_ifname(name)?;
+        let what = format!("{verb} interface {name}");
+        match self.request(&what, RouteNetlinkMessage::SetLink(message), 0).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.errno() == Some(Errno::ENODEV) => {
+                Err(NetlinkError::NoSuchInterface(name.to_owned()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn check_mtu(interface: &str, mtu: u32) -> Result<()> {
+    if VETH_MTU.contains(&mtu) {
+        return Ok(());
+    }
+    let (min, max) = (*VETH_MTU.start(), *VETH_MTU.end());
+    Err(NetlinkError::Mtu { interface: interface.to_owned(), mtu, min, max })
+}
+
+/// A message about the interface of that name; index 0 makes the kernel look it up.
+fn named(name: &str) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message
+}
+
+pub(super) fn parse_link(message: &RouteNetlinkMessage) -> Option<Link> {
+    let (RouteNetlinkMessage::NewLink(message) | RouteNetlinkMessage::DelLink(message)) = message
+    else {
+        return None;
+    };
+    let flags = message.header.flags;
+    let mut link = Link {
+        index: message.header.index,
+        up: flags.contains(LinkFlags::Up),
+        running: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
+        loopback: flags.contains(LinkFlags::Loopback),
+        ..Link::default()
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(bytes) => {
+                link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(MacAddr);
+            }
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
+            LinkAttribute::Link(index) => link.peer_index = Some(*index),
+            LinkAttribute::LinkNetNsId(id) => link.peer_netns_id = Some(*id),
+            LinkAttribute::Controller(index) => link.master = Some(*index),
+            LinkAttribute::LinkInfo(infos) => parse_info(infos, &mut link),
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn parse_info(infos: &[LinkInfo], link: &mut Link) {
+    for info in infos {
+        match info {
+            LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
+            LinkInfo::Data(InfoData::Vxlan(data)) => {
+                link.vxlan_port = data.iter().find_map(|item| match item {
+                    InfoVxlan::Port(port) => Some(*port),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_the_kernel_would_not_take_are_refused() {
+        for name in ["", ".", "..", "a/b", "a:b", "a b", "eth%d", "sixteen-bytes-xx", "a\tb"] {
+            let error = check_ifname(name).unwrap_err().to_string();
+            assert!(error.contains("malformed") && error.lines().count() == 1, "{error}");
+        }
+        for name in ["e", "eth0", "cv0123456789ab", "fifteen-bytes-x", "...", "naïve"] {
+            check_ifname(name).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_range_of_the_mtu_is_named() {
+        for mtu in [0, 67, 65536] {
+            let error = check_mtu("eth0", mtu).unwrap_err().to_string();
+            assert_eq!(
+                error,
+                format!("MTU {mtu} of interface eth0 is out of range: 68 to 65535 is valid")
+            );
+        }
+        check_mtu("eth0", 68).unwrap();
+        check_mtu("eth0", 65535).unwrap();
+    }
+}

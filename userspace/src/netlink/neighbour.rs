@@ -1,0 +1,125 @@
+//! Neighbours: which MAC an address on a link has.
+
+use std::net::IpAddr;
+
+use nix::errno::Errno;
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use rtnetlink::packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    neighbour::{
+        NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
+        NeighbourState,
+    },
+};
+
+use super::{Netlink, Result};
+use crate::model::MacAddr;
+
+/// An entry of the kernel's neighbour table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Interface.
+    pub ifindex: u32,
+    /// Address.
+    pub ip: IpAddr,
+    /// MAC address, if it was resolved once.
+    pub mac: Option<MacAddr>,
+    /// The kernel would send to that MAC now (`NUD_VALID`).
+    pub valid: bool,
+    /// The kernel keeps it resolved by itself (`NTF_EXT_MANAGED`).
+    pub managed: bool,
+}
+
+impl Netlink {
+    /// The neighbour table, both families.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub async fn neighbours(&self) -> Result<Vec<Neighbour>> {
+        let request = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+        let rows = self.dump("listing neighbours", request).await?;
+        Ok(rows.iter().filter_map(parse_neighbour).collect())
+    }
+
+    /// Makes the kernel resolve a neighbour and keep it resolved, so that a
+    /// program that asks for it finds it. Kernels before 5.16 cannot: they
+    /// resolve it once.
+    ///
+    /// # Errors
+    /// There is no interface with that index, or the kernel refuses.
+    pub async fn manage_neighbour(&self, ifindex: u32, ip: IpAddr) -> Result<()> {
+        let what = format!("keeping neighbour {ip} of interface number {ifindex} resolved");
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        let mut managed = message(ifindex, ip);
+        managed.attributes.push(NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed));
+        match self.request(&what, RouteNetlinkMessage::NewNeighbour(managed), flags).await {
+            Err(error) if matches!(error.errno(), Some(Errno::EINVAL | Errno::EOPNOTSUPP)) => {
+                let mut once = message(ifindex, ip);
+                once.header.flags = NeighbourFlags::Use;
+                self.request(&what, RouteNetlinkMessage::NewNeighbour(once), flags).await.map(drop)
+            }
+            answer => answer.map(drop),
+        }
+    }
+
+    /// Removes a neighbour from the table.
+    ///
+    /// # Errors
+    /// The kernel refuses. That it or its interface is gone is no error.
+    pub async fn forget_neighbour(&self, ifindex: u32, ip: IpAddr) -> Result<()> {
+        let what = format!("removing neighbour {ip} of interface number {ifindex}");
+        let request = RouteNetlinkMessage::DelNeighbour(message(ifindex, ip));
+        match self.request(&what, request, 0).await {
+            Err(error)
+                if !matches!(error.errno(), Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO)) =>
+            {
+                Err(error)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn message(ifindex: u32, ip: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.header.ifindex = ifindex;
+    message.attributes.push(NeighbourAttribute::Destination(ip.into()));
+    message
+}
+
+pub(super) fn parse_neighbour(row: &RouteNetlinkMessage) -> Option<Neighbour> {
+    let (RouteNetlinkMessage::NewNeighbour(message) | RouteNetlinkMessage::DelNeighbour(message)) =
+        row
+    else {
+        return None;
+    };
+    let (mut ip, mut mac, mut managed) = (None, None, false);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => {
+                ip = Some(IpAddr::V4(*v4));
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => {
+                ip = Some(IpAddr::V6(*v6));
+            }
+            NeighbourAttribute::LinkLayerAddress(bytes) => {
+                mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(MacAddr);
+            }
+            NeighbourAttribute::ExtFlags(flags) => {
+                managed = flags.contains(NeighbourExtFlags::Managed);
+            }
+            _ => {}
+        }
+    }
+    let valid = matches!(
+        message.header.state,
+        NeighbourState::Permanent
+            | NeighbourState::Noarp
+            | NeighbourState::Reachable
+            | NeighbourState::Probe
+            | NeighbourState::Stale
+            | NeighbourState::Delay
+    );
+    Some(Neighbour { ifindex: message.header.ifindex, ip: ip?, mac, valid, managed })
+}

@@ -1,0 +1,260 @@
+//! Routes, and the way the kernel would send to an address.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+use nix::errno::Errno;
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use rtnetlink::packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    link::LinkMessage,
+    route::{
+        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+        RouteScope, RouteType, RouteVia,
+    },
+};
+
+use super::{Link, Netlink, NetlinkError, Result, link::parse_link};
+
+/// A unicast route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Where it leads.
+    pub destination: IpNetwork,
+    /// Next hop; none if the destination is on link.
+    pub gateway: Option<IpAddr>,
+    /// Interface; 0 if there are several.
+    pub ifindex: u32,
+    /// Preferred source address.
+    pub source: Option<IpAddr>,
+    /// Metric, the smaller the better.
+    pub metric: u32,
+    /// Routing table; 254 is the main one.
+    pub table: u32,
+}
+
+/// The way to an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteInfo {
+    /// Interface.
+    pub ifindex: u32,
+    /// Gateway, or the address itself if it is on link.
+    pub next_hop: IpAddr,
+    /// Source address that the kernel would choose.
+    pub source: Option<IpAddr>,
+    /// MTU of the route or of the interface, whichever is smaller, in bytes.
+    pub mtu: u32,
+    /// The address is one of this host's own.
+    pub local: bool,
+}
+
+impl Netlink {
+    /// Unicast routes of all tables, both families.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub async fn routes(&self) -> Result<Vec<Route>> {
+        let request = RouteNetlinkMessage::GetRoute(RouteMessage::default());
+        let rows = self.dump("listing routes", request).await?;
+        Ok(rows.iter().filter_map(parse_route).collect())
+    }
+
+    /// Adds a route through interface `name`, or replaces one to the same
+    /// destination. Its protocol is `boot`, which `ip route` does not print.
+    ///
+    /// # Errors
+    /// The interface does not exist or is down, or the gateway is not on link.
+    pub async fn add_route(
+        &self,
+        name: &str,
+        destination: IpNetwork,
+        gateway: Option<IpAddr>,
+    ) -> Result<()> {
+        let index = self.existing(name).await?.index;
+        let what = describe("adding", name, destination, gateway);
+        let request = RouteNetlinkMessage::NewRoute(message(index, destination, gateway));
+        self.request(&what, request, NLM_F_CREATE | NLM_F_REPLACE).await.map(drop)
+    }
+
+    /// Removes such a route.
+    ///
+    /// # Errors
+    /// The kernel refuses. That the route or the interface is gone is no error.
+    pub async fn delete_route(
+        &self,
+        name: &str,
+        destination: IpNetwork,
+        gateway: Option<IpAddr>,
+    ) -> Result<()> {
+        let Some(link) = self.link(name).await? else { return Ok(()) };
+        let what = describe("removing", name, destination, gateway);
+        let request = RouteNetlinkMessage::DelRoute(message(link.index, destination, gateway));
+        match self.request(&what, request, 0).await {
+            Err(error) if !matches!(error.errno(), Some(Errno::ESRCH | Errno::ENODEV)) => {
+                Err(error)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How the kernel would send to `ip` now.
+    ///
+    /// # Errors
+    /// [`NetlinkError::NoRoute`] if it would not.
+    pub async fn route_to(&self, ip: IpAddr) -> Result<RouteInfo> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family(ip);
+        request.header.destination_prefix_length = host_prefix(ip);
+        request.attributes.push(RouteAttribute::Destination(ip.into()));
+        let what = format!("looking up the route to {ip}");
+        let rows = match self.request(&what, RouteNetlinkMessage::GetRoute(request), 0).await {
+            // The lookup needs no privilege: this is a 'prohibit' route.
+            Err(NetlinkError::Permission(_)) => return Err(NetlinkError::NoRoute(ip)),
+            Err(error) if no_route(error.errno()) => return Err(NetlinkError::NoRoute(ip)),
+            answer => answer?,
+        };
+        let route = rows
+            .iter()
+            .find_map(|row| match row {
+                RouteNetlinkMessage::NewRoute(route) => Some(route),
+                _ => None,
+            })
+            .ok_or(NetlinkError::NoRoute(ip))?;
+        let local = route.header.kind == RouteType::Local;
+        if !local && route.header.kind != RouteType::Unicast {
+            return Err(NetlinkError::NoRoute(ip));
+        }
+        let ifindex = output(route).ok_or(NetlinkError::NoRoute(ip))?;
+        let device = self.link_at(ifindex).await?.ok_or(NetlinkError::NoRoute(ip))?;
+        let mtu = route
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                RouteAttribute::Metrics(metrics) => {
+                    metrics.iter().find_map(|metric| match metric {
+                        RouteMetric::Mtu(mtu) if *mtu > 0 => Some(*mtu),
+                        _ => None,
+                    })
+                }
+                _ => None,
+            })
+            .map_or(device.mtu, |mtu| mtu.min(device.mtu));
+        let next_hop = gateway(route).unwrap_or(ip);
+        Ok(RouteInfo { ifindex, next_hop, source: source(route), mtu, local })
+    }
+
+    /// The interface with that index, without its addresses.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub async fn link_at(&self, index: u32) -> Result<Option<Link>> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        let what = format!("reading interface number {index}");
+        match self.request(&what, RouteNetlinkMessage::GetLink(message), 0).await {
+            Ok(rows) => Ok(rows.iter().find_map(parse_link)),
+            Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn describe(verb: &str, name: &str, to: IpNetwork, gateway: Option<IpAddr>) -> String {
+    let via = gateway.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
+    format!("{verb} route {to}{via} of interface {name}")
+}
+
+/// What the kernel says when a lookup finds nothing, an `unreachable` or a
+/// `blackhole` route.
+fn no_route(errno: Option<Errno>) -> bool {
+    matches!(errno, Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EINVAL | Errno::ENODEV))
+}
+
+fn family(ip: IpAddr) -> AddressFamily {
+    if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn host_prefix(ip: IpAddr) -> u8 {
+    if ip.is_ipv4() { 32 } else { 128 }
+}
+
+fn message(index: u32, destination: IpNetwork, gateway: Option<IpAddr>) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(destination.ip());
+    message.header.destination_prefix_length = destination.prefix();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Boot;
+    message.header.kind = RouteType::Unicast;
+    message.header.scope = match gateway {
+        None if destination.is_ipv4() => RouteScope::Link,
+        _ => RouteScope::Universe,
+    };
+    if destination.prefix() > 0 {
+        message.attributes.push(RouteAttribute::Destination(destination.network().into()));
+    }
+    message.attributes.extend(gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
+    message.attributes.push(RouteAttribute::Oif(index));
+    message
+}
+
+fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
+        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    }
+}
+
+fn output(route: &RouteMessage) -> Option<u32> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}
+
+fn gateway(route: &RouteMessage) -> Option<IpAddr> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(address) => ip_of(address),
+        // An IPv4 destination behind an IPv6 next hop (RFC 5549).
+        RouteAttribute::Via(RouteVia::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        RouteAttribute::Via(RouteVia::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    })
+}
+
+fn source(route: &RouteMessage) -> Option<IpAddr> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::PrefSource(address) => ip_of(address),
+        _ => None,
+    })
+}
+
+fn parse_route(row: &RouteNetlinkMessage) -> Option<Route> {
+    let RouteNetlinkMessage::NewRoute(route) = row else { return None };
+    if route.header.kind != RouteType::Unicast {
+        return None;
+    }
+    let any = match route.header.address_family {
+        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    let mut to = any;
+    let (mut metric, mut table) = (0, u32::from(route.header.table));
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => to = ip_of(address)?,
+            RouteAttribute::Priority(priority) => metric = *priority,
+            RouteAttribute::Table(number) => table = *number,
+            _ => {}
+        }
+    }
+    Some(Route {
+        destination: IpNetwork::new(to, route.header.destination_prefix_length).ok()?,
+        gateway: gateway(route),
+        ifindex: output(route).unwrap_or(0),
+        source: source(route),
+        metric,
+        table,
+    })
+}

@@ -1,0 +1,141 @@
+//! The ordered steps from what the kernel holds to what it should hold.
+
+use std::{collections::BTreeMap, fmt};
+
+use culvert_common::abi::{
+    EndpointInfo, FdbEntry, FdbKey, FloodKey, NeighEntry, NeighKey, NetworkInfo, UnderlayPath,
+    VtepInfo, VtepKey,
+};
+
+use super::tables::Tables;
+
+/// One step: the key, and the value that it gets or `None` to remove it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// `ENDPOINTS`.
+    Endpoint(u32, Option<EndpointInfo>),
+    /// `NETWORKS`.
+    Network(u32, Option<NetworkInfo>),
+    /// `FDB`.
+    Fdb(FdbKey, Option<FdbEntry>),
+    /// `NEIGHBOURS`.
+    Neighbour(NeighKey, Option<NeighEntry>),
+    /// `VTEPS`.
+    Vtep(VtepKey, Option<VtepInfo>),
+    /// `UNDERLAY`.
+    Underlay([u8; 4], Option<UnderlayPath>),
+    /// `FLOOD_LOCAL`.
+    FloodLocal(FloodKey, Option<u32>),
+    /// `FLOOD_REMOTE`.
+    FloodRemote(FloodKey, Option<[u8; 4]>),
+}
+
+impl Op {
+    /// Whether the step takes something away.
+    pub fn is_removal(&self) -> bool {
+        matches!(
+            self,
+            Self::Endpoint(_, None)
+                | Self::Network(_, None)
+                | Self::Fdb(_, None)
+                | Self::Neighbour(_, None)
+                | Self::Vtep(_, None)
+                | Self::Underlay(_, None)
+                | Self::FloodLocal(_, None)
+                | Self::FloodRemote(_, None)
+        )
+    }
+
+    /// Does to `tables` what the step does to the maps.
+    pub fn apply_to(&self, tables: &mut Tables) {
+        match *self {
+            Self::Endpoint(key, value) => set(&mut tables.endpoints, key, value),
+            Self::Network(key, value) => set(&mut tables.networks, key, value),
+            Self::Fdb(key, value) => set(&mut tables.fdb, key, value),
+            Self::Neighbour(key, value) => set(&mut tables.neighbours, key, value),
+            Self::Vtep(key, value) => set(&mut tables.vteps, key, value),
+            Self::Underlay(key, value) => set(&mut tables.underlay, key, value),
+            Self::FloodLocal(key, value) => set(&mut tables.flood_local, key, value),
+            Self::FloodRemote(key, value) => set(&mut tables.flood_remote, key, value),
+        }
+    }
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = if self.is_removal() { "remove" } else { "put" };
+        match self {
+            Self::Endpoint(ifindex, _) => write!(f, "{verb} ENDPOINTS[{ifindex}]"),
+            Self::Network(vni, _) => write!(f, "{verb} NETWORKS[{vni}]"),
+            Self::Fdb(key, _) => write!(f, "{verb} FDB[{} {:02x?}]", key.vni, key.mac),
+            Self::Neighbour(key, _) => write!(f, "{verb} NEIGHBOURS[{} {:02x?}]", key.vni, key.ip),
+            Self::Vtep(key, _) => write!(f, "{verb} VTEPS[{} {:?}]", key.vni, key.ip),
+            Self::Underlay(ip, _) => write!(f, "{verb} UNDERLAY[{ip:?}]"),
+            Self::FloodLocal(key, _) => write!(f, "{verb} FLOOD_LOCAL[{} {}]", key.vni, key.index),
+            Self::FloodRemote(key, _) => {
+                write!(f, "{verb} FLOOD_REMOTE[{} {}]", key.vni, key.index)
+            }
+        }
+    }
+}
+
+fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => map.insert(key, value),
+        None => map.remove(&key),
+    };
+}
+
+/// Puts of one table.
+fn puts<K: Copy + Ord, V: Copy + PartialEq>(
+    ops: &mut Vec<Op>,
+    desired: &BTreeMap<K, V>,
+    observed: &BTreeMap<K, V>,
+    op: fn(K, Option<V>) -> Op,
+) {
+    let changed = desired.iter().filter(|(key, value)| observed.get(key) != Some(value));
+    ops.extend(changed.map(|(key, value)| op(*key, Some(*value))));
+}
+
+/// Removals of one table.
+fn removals<K: Copy + Ord, V>(
+    ops: &mut Vec<Op>,
+    desired: &BTreeMap<K, V>,
+    observed: &BTreeMap<K, V>,
+    op: fn(K, Option<V>) -> Op,
+) {
+    let gone = observed.keys().filter(|key| !desired.contains_key(key));
+    // Backwards, so that a flood list shrinks from its end.
+    ops.extend(gone.rev().map(|key| op(*key, None)));
+}
+
+/// The steps from `observed` to `desired`, in an order in which no frame meets
+/// half a state:
+///
+/// * what a thing refers to comes before it and goes after it: path, VTEP,
+///   FDB, neighbour, flood slot, network, endpoint;
+/// * `NETWORKS`, with the lengths of the flood lists, is written after the
+///   slots that a greater length needs and before the slots that a smaller one
+///   frees. In between a member that moves to another slot may be listed
+///   twice, never not at all.
+pub fn diff(desired: &Tables, observed: &Tables) -> Vec<Op> {
+    let mut ops = Vec::new();
+    puts(&mut ops, &desired.underlay, &observed.underlay, Op::Underlay);
+    puts(&mut ops, &desired.vteps, &observed.vteps, Op::Vtep);
+    puts(&mut ops, &desired.fdb, &observed.fdb, Op::Fdb);
+    puts(&mut ops, &desired.neighbours, &observed.neighbours, Op::Neighbour);
+    puts(&mut ops, &desired.flood_local, &observed.flood_local, Op::FloodLocal);
+    puts(&mut ops, &desired.flood_remote, &observed.flood_remote, Op::FloodRemote);
+    puts(&mut ops, &desired.networks, &observed.networks, Op::Network);
+    puts(&mut ops, &desired.endpoints, &observed.endpoints, Op::Endpoint);
+
+    removals(&mut ops, &desired.endpoints, &observed.endpoints, Op::Endpoint);
+    removals(&mut ops, &desired.networks, &observed.networks, Op::Network);
+    removals(&mut ops, &desired.flood_remote, &observed.flood_remote, Op::FloodRemote);
+    removals(&mut ops, &desired.flood_local, &observed.flood_local, Op::FloodLocal);
+    removals(&mut ops, &desired.neighbours, &observed.neighbours, Op::Neighbour);
+    removals(&mut ops, &desired.fdb, &observed.fdb, Op::Fdb);
+    removals(&mut ops, &desired.vteps, &observed.vteps, Op::Vtep);
+    removals(&mut ops, &desired.underlay, &observed.underlay, Op::Underlay);
+    ops
+}

@@ -1,0 +1,72 @@
+//! Which member of a flood list sits in which slot.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use culvert_common::abi::FloodKey;
+
+/// Gives each of `members` one of the slots `0..members.len()` of `vni`. A
+/// member that already has such a slot in `observed` keeps it, so that a
+/// change touches as few slots as it can.
+pub fn assign_slots<V: Copy + Ord>(
+    vni: u32,
+    members: &BTreeSet<V>,
+    observed: &BTreeMap<FloodKey, V>,
+) -> BTreeMap<FloodKey, V> {
+    let mut slots = BTreeMap::new();
+    let mut homeless = members.clone();
+    for (key, member) in observed {
+        let in_range = usize::try_from(key.index).is_ok_and(|index| index < members.len());
+        if key.vni == vni && in_range && homeless.remove(member) {
+            slots.insert(*key, *member);
+        }
+    }
+    let mut index = 0;
+    for member in homeless {
+        while slots.contains_key(&FloodKey { vni, index }) {
+            index += 1;
+        }
+        slots.insert(FloodKey { vni, index }, member);
+    }
+    slots
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slots(members: &[u32], observed: &[(u32, u32)]) -> Vec<(u32, u32)> {
+        let observed =
+            observed.iter().map(|(index, v)| (FloodKey { vni: 7, index: *index }, *v)).collect();
+        assign_slots(7, &members.iter().copied().collect(), &observed)
+            .into_iter()
+            .map(|(key, member)| (key.index, member))
+            .collect()
+    }
+
+    #[test]
+    fn a_new_list_is_dense_and_sorted() {
+        assert_eq!(slots(&[30, 10, 20], &[]), [(0, 10), (1, 20), (2, 30)]);
+    }
+
+    #[test]
+    fn members_that_stay_keep_their_slots() {
+        assert_eq!(slots(&[10, 20, 5], &[(0, 20), (1, 10)]), [(0, 20), (1, 10), (2, 5)]);
+    }
+
+    #[test]
+    fn only_a_member_beyond_the_end_moves_into_a_hole() {
+        assert_eq!(slots(&[10, 30], &[(0, 10), (1, 20), (2, 30)]), [(0, 10), (1, 30)]);
+    }
+
+    #[test]
+    fn a_member_listed_twice_keeps_one_slot() {
+        assert_eq!(slots(&[10, 20], &[(0, 10), (1, 10)]), [(0, 10), (1, 20)]);
+    }
+
+    #[test]
+    fn slots_of_another_network_do_not_count() {
+        let observed = BTreeMap::from([(FloodKey { vni: 8, index: 1 }, 10)]);
+        let laid = assign_slots(7, &BTreeSet::from([10]), &observed);
+        assert_eq!(laid, BTreeMap::from([(FloodKey { vni: 7, index: 0 }, 10)]));
+    }
+}

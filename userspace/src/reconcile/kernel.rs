@@ -1,0 +1,43 @@
+//! The BPF maps as [`Kernel`].
+
+use super::{diff::Op, reconciler::Kernel, tables::Tables};
+use crate::datapath::{Datapath, DatapathError, Table};
+
+impl Kernel for Datapath {
+    type Error = DatapathError;
+
+    fn dump(&self) -> Result<Tables, DatapathError> {
+        let maps = self.tables();
+        Ok(Tables {
+            endpoints: maps.endpoints.dump()?,
+            networks: maps.networks.dump()?,
+            fdb: maps.fdb.dump()?,
+            neighbours: maps.neighbours.dump()?,
+            vteps: maps.vteps.dump()?,
+            underlay: maps.underlay.dump()?,
+            flood_local: maps.flood_local.dump()?,
+            flood_remote: maps.flood_remote.dump()?,
+        })
+    }
+
+    fn apply(&self, op: &Op) -> Result<(), DatapathError> {
+        let maps = self.tables();
+        match op {
+            Op::Endpoint(key, value) => set(&maps.endpoints, key, value.as_ref()),
+            Op::Network(key, value) => set(&maps.networks, key, value.as_ref()),
+            Op::Fdb(key, value) => set(&maps.fdb, key, value.as_ref()),
+            Op::Neighbour(key, value) => set(&maps.neighbours, key, value.as_ref()),
+            Op::Vtep(key, value) => set(&maps.vteps, key, value.as_ref()),
+            Op::Underlay(key, value) => set(&maps.underlay, key, value.as_ref()),
+            Op::FloodLocal(key, value) => set(&maps.flood_local, key, value.as_ref()),
+            Op::FloodRemote(key, value) => set(&maps.flood_remote, key, value.as_ref()),
+        }
+    }
+}
+
+fn set<K, V>(table: &dyn Table<K, V>, key: &K, value: Option<&V>) -> Result<(), DatapathError> {
+    match value {
+        Some(value) => table.insert(key, value),
+        None => table.remove(key),
+    }
+}

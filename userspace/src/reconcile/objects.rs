@@ -1,0 +1,49 @@
+//! What this host must have besides map entries: one veth per local endpoint.
+
+use ipnetwork::IpNetwork;
+
+use crate::model::{Endpoint, MacAddr, Name, Network, SandboxRef};
+
+/// A local endpoint as the host must have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalEndpoint {
+    /// Endpoint identifier.
+    pub id: String,
+    /// Network.
+    pub network: Name,
+    /// Container.
+    pub container: Name,
+    /// Name of the veth in the sandbox.
+    pub ifname: String,
+    /// Sandbox.
+    pub sandbox: SandboxRef,
+    /// MAC address in the sandbox.
+    pub mac: MacAddr,
+    /// MTU of both ends.
+    pub mtu: u16,
+    /// Addresses with their prefix lengths.
+    pub addresses: Vec<IpNetwork>,
+}
+
+/// What the host must have for `endpoint` of `network`.
+pub fn local_endpoint(network: &Network, endpoint: &Endpoint) -> LocalEndpoint {
+    let prefix_of = |v6: bool| {
+        network.subnets.iter().map(|subnet| subnet.subnet).find(|net| net.is_ipv6() == v6)
+    };
+    let v4 = endpoint.ipv4.and_then(|ip| {
+        IpNetwork::new(ip.into(), prefix_of(false).map_or(32, |net| net.prefix())).ok()
+    });
+    let v6 = endpoint.ipv6.and_then(|ip| {
+        IpNetwork::new(ip.into(), prefix_of(true).map_or(128, |net| net.prefix())).ok()
+    });
+    LocalEndpoint {
+        id: endpoint.id.clone(),
+        network: network.name.clone(),
+        container: endpoint.container.clone(),
+        ifname: endpoint.ifname.clone(),
+        sandbox: endpoint.sandbox.clone(),
+        mac: endpoint.mac,
+        mtu: network.mtu,
+        addresses: v4.into_iter().chain(v6).collect(),
+    }
+}

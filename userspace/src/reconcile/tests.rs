@@ -1,0 +1,323 @@
+//! Convergence from any state to any state, step by step.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use culvert_common::abi::{
+    EndpointInfo, FdbEntry, FdbKey, FloodKey, NeighEntry, NeighKey, NetworkInfo, UnderlayPath,
+    VtepInfo, VtepKey,
+};
+use proptest::{collection::vec, prelude::*};
+
+use super::*;
+
+/// The maps, in memory. Checks what must hold after every step, and fails one
+/// step when told to.
+#[derive(Default)]
+struct Maps {
+    tables: RefCell<Tables>,
+    steps: RefCell<usize>,
+    fail_at: Option<usize>,
+    /// The state that the test started with was consistent, so that every
+    /// state in between must be, too.
+    check: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("refused")]
+struct Refused;
+
+impl Kernel for Maps {
+    type Error = Refused;
+
+    fn dump(&self) -> Result<Tables, Refused> {
+        Ok(self.tables.borrow().clone())
+    }
+
+    fn apply(&self, op: &Op) -> Result<(), Refused> {
+        let step = self.steps.replace_with(|steps| *steps + 1);
+        if self.fail_at == Some(step) {
+            return Err(Refused);
+        }
+        op.apply_to(&mut self.tables.borrow_mut());
+        if self.check {
+            assert_consistent(&self.tables.borrow(), op);
+        }
+        Ok(())
+    }
+}
+
+/// What a frame relies on, whenever it comes.
+fn assert_consistent(tables: &Tables, after: &Op) {
+    for (vni, info) in &tables.networks {
+        for index in 0..info.local_ports {
+            assert!(
+                tables.flood_local.contains_key(&FloodKey { vni: *vni, index }),
+                "after {after}: local flood list of {vni} has a hole at {index}"
+            );
+        }
+        for index in 0..info.remote_vteps {
+            let vtep = tables.flood_remote.get(&FloodKey { vni: *vni, index });
+            let vtep = vtep.unwrap_or_else(|| {
+                panic!("after {after}: remote flood list of {vni} has a hole at {index}")
+            });
+            assert!(
+                tables.vteps.contains_key(&VtepKey { vni: *vni, ip: *vtep }),
+                "after {after}: {vni} floods to a VTEP that may not answer"
+            );
+        }
+    }
+    for info in tables.endpoints.values() {
+        assert!(
+            tables.networks.contains_key(&info.vni),
+            "after {after}: an endpoint without network"
+        );
+    }
+    for (key, entry) in &tables.fdb {
+        assert!(
+            entry.ifindex != 0
+                || tables.vteps.contains_key(&VtepKey { vni: key.vni, ip: entry.vtep }),
+            "after {after}: the FDB names a VTEP that is not a member"
+        );
+    }
+}
+
+const VNIS: [u32; 3] = [256, 257, 258];
+
+fn path(ip: u8) -> UnderlayPath {
+    UnderlayPath {
+        ifindex: 2,
+        next_hop: [192, 0, 2, ip],
+        port: 4789,
+        inner_mtu: 1450,
+        next_hop_mac: [2; 6],
+        uplink_mac: [4; 6],
+    }
+}
+
+fn all_paths() -> BTreeMap<[u8; 4], UnderlayPath> {
+    // VTEP 5 has no route.
+    (0..5).map(|ip| ([192, 0, 2, ip], path(ip))).collect()
+}
+
+prop_compose! {
+    /// A network with up to 6 endpoints here, each on an interface that another network
+    /// may have had, and up to 6 on each of up to 6 VTEPs.
+    fn network(vni: u32)(
+        mtu in 1400..1500u16,
+        local in vec((1..12u32, 0..40u8), 0..6),
+        remote in vec((0..6u8, 40..80u8), 0..6),
+        foreign in vec(0..6u8, 0..2),
+    ) -> NetworkState {
+        let info = |mac: u8| EndpointInfo {
+            vni, flags: 0, mac: [2, 0, 0, 0, 0, mac], mtu, ipv4: [10, 0, 0, mac],
+            ipv6: [0; 16], bum_rate: 0, bum_burst: 0,
+        };
+        let mut state = NetworkState {
+            vni, flags: 0, mtu,
+            endpoints: local.iter().map(|(ifindex, mac)| (*ifindex, info(*mac))).collect(),
+            fdb: BTreeMap::new(), neighbours: BTreeMap::new(), vteps: BTreeMap::new(),
+        };
+        for (ifindex, mac) in &local {
+            let key = FdbKey::new(vni, [2, 0, 0, 0, 0, *mac]);
+            state.fdb.insert(key, FdbEntry { ifindex: *ifindex, vtep: [0; 4] });
+        }
+        for (vtep, mac) in &remote {
+            let vtep = [192, 0, 2, *vtep];
+            let key = FdbKey::new(vni, [2, 0, 0, 0, 0, *mac]);
+            state.fdb.insert(key, FdbEntry { ifindex: 0, vtep });
+            state.vteps.insert(vtep, VtepInfo { foreign: 0 });
+        }
+        for vtep in &foreign {
+            state.vteps.entry([192, 0, 2, *vtep]).or_insert(VtepInfo { foreign: 1 });
+        }
+        for key in state.fdb.keys() {
+            let neighbour = NeighEntry { mac: key.mac, pad: [0; 2] };
+            state.neighbours.insert(NeighKey::v4(vni, [10, 0, 0, key.mac[5]]), neighbour);
+        }
+        state
+    }
+}
+
+/// The networks of a host. An interface belongs to one network only.
+fn host() -> impl Strategy<Value = BTreeMap<u32, NetworkState>> {
+    let optional = |vni| proptest::option::of(network(vni));
+    (optional(VNIS[0]), optional(VNIS[1]), optional(VNIS[2])).prop_map(|(a, b, c)| {
+        let mut taken = BTreeSet::new();
+        let mut networks = BTreeMap::new();
+        for mut network in [a, b, c].into_iter().flatten() {
+            network.endpoints.retain(|ifindex, _| taken.insert(*ifindex));
+            let ports: BTreeSet<u32> = network.endpoints.keys().copied().collect();
+            network.fdb.retain(|_, entry| entry.ifindex == 0 || ports.contains(&entry.ifindex));
+            networks.insert(network.vni, network);
+        }
+        networks
+    })
+}
+
+/// Any contents at all, as a crash, another program or an older agent may leave.
+fn strays() -> impl Strategy<Value = Tables> {
+    let vni = || proptest::sample::select(vec![256u32, 257, 999]);
+    let slot = move || (vni(), 0..9u32);
+    (
+        vec((1..12u32, vni()), 0..8),
+        vec((vni(), 0..9u32, 0..9u32), 0..4),
+        vec((vni(), 0..80u8, 0..3u32), 0..8),
+        vec((vni(), 0..9u8), 0..8),
+        vec((slot(), 1..12u32), 0..8),
+        vec((slot(), 0..9u8), 0..8),
+        vec(0..9u8, 0..4),
+    )
+        .prop_map(|(endpoints, networks, fdb, vteps, local, remote, underlay)| {
+            let mut tables = Tables::default();
+            for (ifindex, vni) in endpoints {
+                let info = EndpointInfo { vni, mtu: 9, ..bytemuck::Zeroable::zeroed() };
+                tables.endpoints.insert(ifindex, info);
+            }
+            for (vni, local_ports, remote_vteps) in networks {
+                let info = NetworkInfo { flags: 1, mtu: 9, pad: 0, local_ports, remote_vteps };
+                tables.networks.insert(vni, info);
+            }
+            for (vni, mac, ifindex) in fdb {
+                let key = FdbKey::new(vni, [2, 0, 0, 0, 0, mac]);
+                tables.fdb.insert(key, FdbEntry { ifindex, vtep: [9; 4] });
+                let neighbour = NeighEntry { mac: [9; 6], pad: [0; 2] };
+                tables.neighbours.insert(NeighKey::v4(vni, [10, 0, 0, mac]), neighbour);
+            }
+            for (vni, ip) in vteps {
+                let key = VtepKey { vni, ip: [192, 0, 2, ip] };
+                tables.vteps.insert(key, VtepInfo { foreign: 7 });
+            }
+            for ((vni, index), port) in local {
+                tables.flood_local.insert(FloodKey { vni, index }, port);
+            }
+            for ((vni, index), vtep) in remote {
+                tables.flood_remote.insert(FloodKey { vni, index }, [192, 0, 2, vtep]);
+            }
+            for ip in underlay {
+                tables.underlay.insert([192, 0, 2, ip], path(99));
+            }
+            tables
+        })
+}
+
+/// One pass over everything, as at the start and for anti-entropy.
+fn pass(
+    reconciler: &mut Reconciler,
+    maps: &Maps,
+    desired: &BTreeMap<u32, NetworkState>,
+) -> Result<usize, ApplyError<Refused>> {
+    let mut steps = reconciler.paths_to(maps, all_paths())?;
+    let vnis: BTreeSet<u32> =
+        reconciler.vnis().into_iter().chain(desired.keys().copied()).collect();
+    for vni in vnis {
+        steps += reconciler.network_to(maps, vni, desired.get(&vni))?;
+    }
+    Ok(steps)
+}
+
+/// That the maps hold what `desired` asks for, and nothing else.
+fn assert_holds(maps: &Maps, desired: &BTreeMap<u32, NetworkState>) {
+    let held = maps.tables.borrow();
+    let mut members = BTreeSet::new();
+    let (parts, underlay) = held.clone().split();
+    assert_eq!(
+        parts.keys().collect::<Vec<_>>(),
+        desired.keys().collect::<Vec<_>>(),
+        "networks that the maps hold"
+    );
+    for (vni, state) in desired {
+        let part = &parts[vni];
+        // With its own slots, a state lays itself out as it stands.
+        assert_eq!(part, &state.lay_out(part));
+        let ports: BTreeSet<u32> = part.flood_local.values().copied().collect();
+        assert_eq!(ports, state.endpoints.keys().copied().collect());
+        let vteps: BTreeSet<_> = part.flood_remote.values().copied().collect();
+        assert_eq!(vteps, state.vteps.keys().copied().collect());
+        assert_eq!(part.networks[vni].remote_vteps as usize, vteps.len());
+        members.extend(vteps);
+    }
+    let paths = all_paths();
+    let reachable = members.iter().filter_map(|ip| paths.get(ip).map(|path| (*ip, *path)));
+    assert_eq!(underlay, reachable.collect());
+}
+
+proptest! {
+    #[test]
+    fn any_sequence_of_states_converges_and_no_step_breaks_the_path(
+        states in vec(host(), 1..6),
+    ) {
+        let maps = Maps { check: true, ..Maps::default() };
+        let mut reconciler = Reconciler::default();
+        reconciler.adopt(&maps).unwrap();
+        for state in &states {
+            pass(&mut reconciler, &maps, state).unwrap();
+            assert_holds(&maps, state);
+            prop_assert_eq!(pass(&mut reconciler, &maps, state).unwrap(), 0, "second pass");
+        }
+    }
+
+    #[test]
+    fn strays_are_pruned(tables in strays(), state in host()) {
+        let maps = Maps { tables: RefCell::new(tables), ..Maps::default() };
+        let mut reconciler = Reconciler::default();
+        reconciler.adopt(&maps).unwrap();
+        pass(&mut reconciler, &maps, &state).unwrap();
+        assert_holds(&maps, &state);
+        // What the reconciler remembers is what the maps hold.
+        reconciler.adopt(&maps).unwrap();
+        prop_assert_eq!(pass(&mut reconciler, &maps, &state).unwrap(), 0, "second pass");
+    }
+
+    #[test]
+    fn a_pass_that_fails_half_way_is_made_good_by_the_next(
+        first in host(), second in host(), fail_at in 0..60usize,
+    ) {
+        let mut maps = Maps { check: true, ..Maps::default() };
+        let mut reconciler = Reconciler::default();
+        pass(&mut reconciler, &maps, &first).unwrap();
+        *maps.steps.borrow_mut() = 0;
+        maps.fail_at = Some(fail_at);
+        let failed = pass(&mut reconciler, &maps, &second).is_err();
+        prop_assert_eq!(failed, *maps.steps.borrow() == fail_at + 1);
+        maps.fail_at = None;
+        pass(&mut reconciler, &maps, &second).unwrap();
+        assert_holds(&maps, &second);
+    }
+
+    #[test]
+    fn a_restart_finds_the_slots_as_they_were(state in host(), grown in host()) {
+        let maps = Maps { check: true, ..Maps::default() };
+        let mut reconciler = Reconciler::default();
+        pass(&mut reconciler, &maps, &state).unwrap();
+        pass(&mut reconciler, &maps, &grown).unwrap();
+        let mut restarted = Reconciler::default();
+        restarted.adopt(&maps).unwrap();
+        prop_assert_eq!(pass(&mut restarted, &maps, &grown).unwrap(), 0);
+    }
+}
+
+#[test]
+fn a_change_in_one_network_touches_no_other() {
+    let maps = Maps { check: true, ..Maps::default() };
+    let mut reconciler = Reconciler::default();
+    let state = |vni: u32, ifindex: u32| NetworkState {
+        vni,
+        flags: 0,
+        mtu: 1450,
+        endpoints: BTreeMap::from([(
+            ifindex,
+            EndpointInfo { vni, mtu: 1450, ..bytemuck::Zeroable::zeroed() },
+        )]),
+        fdb: BTreeMap::new(),
+        neighbours: BTreeMap::new(),
+        vteps: BTreeMap::new(),
+    };
+    reconciler.network_to(&maps, 256, Some(&state(256, 10))).unwrap();
+    let other = maps.tables.borrow().clone();
+    reconciler.network_to(&maps, 257, Some(&state(257, 11))).unwrap();
+    reconciler.network_to(&maps, 257, None).unwrap();
+    assert_eq!(*maps.tables.borrow(), other);
+}

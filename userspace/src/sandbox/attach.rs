@@ -1,0 +1,368 @@
+//! The veth pair between the host and a sandbox.
+
+use std::{net::IpAddr, os::fd::AsFd};
+
+use ipnetwork::IpNetwork;
+
+use super::{Result, Sandbox, SandboxError, same_namespace, sysctl};
+use crate::{
+    model::MacAddr,
+    netlink::{ENCAPSULATION_OFFLOADS, Link, Netlink, VethSpec},
+};
+
+/// Start of the alias that marks a host-side interface as ours.
+const ALIAS: &str = "culvert:";
+/// The main routing table (`RT_TABLE_MAIN`).
+const MAIN_TABLE: u32 = 254;
+
+/// What an endpoint's interface shall be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlugSpec {
+    /// Endpoint.
+    pub endpoint_id: String,
+    /// Name of the host side, see [`host_ifname`].
+    pub host_ifname: String,
+    /// Name in the sandbox.
+    pub ifname: String,
+    /// MAC address in the sandbox.
+    pub mac: MacAddr,
+    /// MTU of both sides, in bytes.
+    pub mtu: u32,
+    /// Addresses with the prefix length of their subnet; the kernel makes the
+    /// subnet's route. The link-local address that follows from the MAC is there besides.
+    pub addrs: Vec<IpNetwork>,
+    /// More routes; without a gateway the destination is on link.
+    pub routes: Vec<(IpNetwork, Option<IpAddr>)>,
+}
+
+/// What [`plug`] found or made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plugged {
+    /// Index of the host side.
+    pub ifindex: u32,
+    /// Something was not as wanted.
+    pub changed: bool,
+}
+
+/// Name of the host side of an endpoint: `cv` and the first twelve digits of its id.
+pub fn host_ifname(endpoint_id: &str) -> String {
+    format!("cv{}", endpoint_id.chars().take(12).collect::<String>())
+}
+
+/// Alias of the host side of an endpoint.
+pub fn alias_of(endpoint_id: &str) -> String {
+    format!("{ALIAS}{endpoint_id}")
+}
+
+/// The endpoint whose host side `link` is, if it is ours.
+pub fn endpoint_of(link: &Link) -> Option<&str> {
+    link.alias.as_deref()?.strip_prefix(ALIAS)
+}
+
+/// The first of `eth0`, `eth1` and so on that is neither in the sandbox nor in `reserved`.
+///
+/// # Errors
+/// The kernel does not answer.
+pub async fn free_ifname(sandbox: &Sandbox, reserved: &[String]) -> Result<String> {
+    let links = sandbox.netlink()?.links().await?;
+    let taken = |name: &str| {
+        links.iter().any(|link| link.name == name) || reserved.iter().any(|other| other == name)
+    };
+    let mut number = 0u32;
+    loop {
+        let name = format!("eth{number}");
+        if !taken(&name) {
+            return Ok(name);
+        }
+        number += 1;
+    }
+}
+
+/// Makes the interface of an endpoint what `spec` says. A pair that exists is
+/// kept and what differs is corrected; only one whose other end is not in the
+/// sandbox any more is made anew. A second call changes nothing.
+///
+/// Decisions: IPv6 addresses are used without duplicate address detection
+/// (`accept_dad` 0), as the store gives each to one owner; router
+/// advertisements are not accepted, routes come from the store; no gratuitous
+/// ARP is sent (`arp_notify` stays 0), peers know the address from the store.
+/// What a user added to the interface is left alone. Offloads for packets that
+/// are encapsulated already are off, see [`ENCAPSULATION_OFFLOADS`].
+///
+/// # Errors
+/// The name is taken in the sandbox, the MTU is out of range, or the kernel refuses.
+pub async fn plug(netlink: &Netlink, spec: &PlugSpec, sandbox: &Sandbox) -> Result<Plugged> {
+    let inside = sandbox.netlink()?;
+    let mut changed = false;
+    let host = match find_pair(netlink, &inside, spec, sandbox).await? {
+        Some((host, peer)) => {
+            if peer.name != spec.ifname {
+                rename(&inside, &peer, spec, sandbox).await?;
+                changed = true;
+            }
+            host
+        }
+        None => {
+            let found = inside.link(&spec.ifname).await?;
+            if found.is_some() {
+                return Err(taken(spec, sandbox));
+            }
+            let pair = VethSpec {
+                name: &spec.host_ifname,
+                peer_name: &spec.ifname,
+                peer_mac: spec.mac,
+                mtu: spec.mtu,
+                peer_netns: sandbox.as_fd(),
+            };
+            netlink.create_veth(&pair).await?;
+            changed = true;
+            pending(netlink.link(&spec.host_ifname).await?, &spec.host_ifname)?
+        }
+    };
+    changed |= host_side(netlink, &host, spec).await?;
+    changed |= sandbox_side(&inside, spec, sandbox).await?;
+    Ok(Plugged { ifindex: host.index, changed })
+}
+
+/// Removes the pair of an endpoint.
+///
+/// # Errors
+/// The interface of that name is another endpoint's or not ours. That it is
+/// gone is no error.
+pub async fn unplug(netlink: &Netlink, endpoint_id: &str) -> Result<()> {
+    let name = host_ifname(endpoint_id);
+    let Some(link) = netlink.link(&name).await? else { return Ok(()) };
+    check_owner(&link, endpoint_id)?;
+    Ok(netlink.delete_link(&name).await?)
+}
+
+/// An interface that was there a moment ago.
+fn pending(link: Option<Link>, name: &str) -> Result<Link> {
+    link.ok_or_else(|| crate::netlink::NetlinkError::NoSuchInterface(name.to_owned()).into())
+}
+
+fn taken(spec: &PlugSpec, sandbox: &Sandbox) -> SandboxError {
+    SandboxError::InterfaceTaken { ifname: spec.ifname.clone(), sandbox: sandbox.path().to_owned() }
+}
+
+/// Refuses an interface that is not the endpoint's. One without an alias is:
+/// its name follows from the id, and we were stopped before we could set it.
+fn check_owner(link: &Link, endpoint_id: &str) -> Result<()> {
+    let ours = link.kind.as_deref() == Some("veth")
+        && link.alias.as_deref().is_none_or(|alias| alias == alias_of(endpoint_id));
+    if ours {
+        return Ok(());
+    }
+    Err(SandboxError::ForeignInterface {
+        ifname: link.name.clone(),
+        owner: format!("the veth of endpoint {endpoint_id}"),
+    })
+}
+
+/// The existing pair, if both of its ends are where they belong. A pair whose
+/// other end is elsewhere is deleted.
+async fn find_pair(
+    netlink: &Netlink,
+    inside: &Netlink,
+    spec: &PlugSpec,
+    sandbox: &Sandbox,
+) -> Result<Option<(Link, Link)>> {
+    let Some(host) = netlink.link(&spec.host_ifname).await? else { return Ok(None) };
+    check_owner(&host, &spec.endpoint_id)?;
+    let peer_is_inside = match host.peer_netns_id {
+        Some(id) => netlink.netns_id(sandbox.as_fd()).await? == Some(id),
+        None => same_namespace(netlink.netns(), sandbox.as_fd())?,
+    };
+    if peer_is_inside && let Some(index) = host.peer_index {
+        // Both ends name each other, so an index that was used again is not taken for it.
+        let peer = inside.link_at(index).await?.filter(|peer| {
+            peer.kind.as_deref() == Some("veth") && peer.peer_index == Some(host.index)
+        });
+        if let Some(peer) = peer {
+            return Ok(Some((host, peer)));
+        }
+    }
+    netlink.delete_link(&spec.host_ifname).await?;
+    Ok(None)
+}
+
+/// Gives the sandbox side the name it should have. It loses its routes.
+async fn rename(inside: &Netlink, peer: &Link, spec: &PlugSpec, sandbox: &Sandbox) -> Result<()> {
+    if inside.link(&spec.ifname).await?.is_some() {
+        return Err(taken(spec, sandbox));
+    }
+    inside.set_down(&peer.name).await?;
+    Ok(inside.rename(&peer.name, &spec.ifname).await?)
+}
+
+async fn host_side(netlink: &Netlink, host: &Link, spec: &PlugSpec) -> Result<bool> {
+    let name = spec.host_ifname.as_str();
+    let alias = alias_of(&spec.endpoint_id);
+    let mut changed = false;
+    if host.alias.as_deref() != Some(alias.as_str()) {
+        netlink.set_alias(name, &alias).await?;
+        changed = true;
+    }
+    if host.mtu != spec.mtu {
+        netlink.set_mtu(name, spec.mtu).await?;
+        changed = true;
+    }
+    if !host.up {
+        // The host has no business of its own on this link: no address of any
+        // kind, not even a link-local one, and nothing it sends by itself.
+        let quiet = name.to_owned();
+        super::run_in(netlink.netns(), || {
+            sysctl::set("ipv6", &quiet, "disable_ipv6", "1").map(drop)
+        })??;
+        netlink.set_up(name).await?;
+        changed = true;
+    }
+    Ok(changed)
+}
+
+async fn sandbox_side(inside: &Netlink, spec: &PlugSpec, sandbox: &Sandbox) -> Result<bool> {
+    let name = spec.ifname.as_str();
+    let mut changed = false;
+    if inside.link("lo").await?.is_some_and(|lo| !lo.up) {
+        inside.set_up("lo").await?;
+        changed = true;
+    }
+    let link = pending(inside.link(name).await?, name)?;
+    // First: below 1280 the kernel forgets all there was of IPv6, settings included.
+    if link.mtu != spec.mtu {
+        inside.set_mtu(name, spec.mtu).await?;
+        changed = true;
+    }
+    let ipv6 = sandbox.run(|| configure(spec))??;
+    changed |= ipv6.changed;
+    if link.mac != Some(spec.mac) {
+        if let Some(old) = link.mac {
+            inside.delete_address(name, link_local(old)).await?;
+        }
+        inside.set_mac(name, spec.mac).await?;
+        changed = true;
+    }
+    changed |= inside.disable_features(name, ENCAPSULATION_OFFLOADS)?;
+    if !link.up {
+        inside.set_up(name).await?;
+        changed = true;
+    }
+    // After the link is up: while it is down the kernel has no IPv6 addresses on it.
+    changed |= addresses(inside, spec, ipv6.present).await?;
+    changed |= routes(inside, spec, link.index).await?;
+    Ok(changed)
+}
+
+/// What [`configure`] found.
+struct Ipv6 {
+    /// The kernel has IPv6 on the interface.
+    present: bool,
+    /// A setting was changed.
+    changed: bool,
+}
+
+/// Settings of the interface; to be called inside the sandbox.
+fn configure(spec: &PlugSpec) -> Result<Ipv6> {
+    let name = spec.ifname.as_str();
+    let mut changed = false;
+    let mut present = true;
+    // Enabled first: the kernel acts on the others only then.
+    for (key, value) in
+        [("disable_ipv6", "0"), ("accept_ra", "0"), ("accept_dad", "0"), ("addr_gen_mode", "0")]
+    {
+        match sysctl::set("ipv6", name, key, value)? {
+            Some(written) => changed |= written,
+            None => present = false,
+        }
+    }
+    Ok(Ipv6 { present, changed })
+}
+
+fn link_local(mac: MacAddr) -> IpNetwork {
+    let ip = IpAddr::V6(mac.link_local());
+    // 64 is a valid prefix length: the alternative is never taken.
+    IpNetwork::new(ip, 64).unwrap_or_else(|_| IpNetwork::from(ip))
+}
+
+async fn addresses(inside: &Netlink, spec: &PlugSpec, has_ipv6: bool) -> Result<bool> {
+    let name = spec.ifname.as_str();
+    let mut wanted = spec.addrs.clone();
+    if !has_ipv6 && let Some(address) = wanted.iter().find(|address| address.is_ipv6()) {
+        return Err(SandboxError::NoIpv6 {
+            ifname: spec.ifname.clone(),
+            address: *address,
+            mtu: spec.mtu,
+        });
+    }
+    if has_ipv6 {
+        wanted.push(link_local(spec.mac));
+    }
+    let present = inside.addresses(name).await?;
+    let mut changed = false;
+    for address in wanted.iter().filter(|address| !present.contains(address)) {
+        // The same address with another prefix length would keep the wrong route.
+        for stale in present.iter().filter(|other| other.ip() == address.ip()) {
+            inside.delete_address(name, *stale).await?;
+        }
+        inside.add_address(name, *address).await?;
+        changed = true;
+    }
+    Ok(changed)
+}
+
+async fn routes(inside: &Netlink, spec: &PlugSpec, ifindex: u32) -> Result<bool> {
+    let present = inside.routes().await?;
+    let mut changed = false;
+    for (destination, gateway) in &spec.routes {
+        let is_there = present.iter().any(|route| {
+            route.table == MAIN_TABLE
+                && route.ifindex == ifindex
+                && route.gateway == *gateway
+                && route.destination.network() == destination.network()
+                && route.destination.prefix() == destination.prefix()
+        });
+        if !is_there {
+            inside.add_route(&spec.ifname, *destination, *gateway).await?;
+            changed = true;
+        }
+    }
+    Ok(changed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_side_is_named_for_the_endpoint() {
+        let id = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+        assert_eq!(host_ifname(id), "cv0123456789ab");
+        assert_eq!(host_ifname("ab"), "cvab");
+        let alias = Some(alias_of(id));
+        let link = Link { alias, ..Link::default() };
+        assert_eq!(endpoint_of(&link), Some(id));
+        assert_eq!(endpoint_of(&Link::default()), None);
+        let other = Link { alias: Some("other".to_owned()), ..Link::default() };
+        assert_eq!(endpoint_of(&other), None);
+    }
+
+    #[test]
+    fn only_the_endpoint_s_own_veth_is_touched() {
+        let veth = |alias: Option<&str>| Link {
+            name: "cv01".to_owned(),
+            kind: Some("veth".to_owned()),
+            alias: alias.map(str::to_owned),
+            ..Link::default()
+        };
+        check_owner(&veth(None), "01").unwrap();
+        check_owner(&veth(Some("culvert:01")), "01").unwrap();
+        for foreign in [
+            veth(Some("culvert:02")),
+            veth(Some("mine")),
+            Link { kind: Some("bridge".to_owned()), ..veth(None) },
+        ] {
+            let error = check_owner(&foreign, "01").unwrap_err().to_string();
+            assert!(error.contains("cv01"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! What a program in a sandbox sees of the file system: the host's, except
+//! that `/sys` shows the sandbox's devices and `/etc/netns/NAME/` lies over
+//! `/etc`, as with `ip netns exec`.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    libc,
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    sys::statvfs::{FsFlags, statvfs},
+};
+
+use super::{Result, SandboxError};
+
+/// Moves the calling thread, which must be in the sandbox's network namespace
+/// already, to a mount namespace of its own and arranges it. What does not work
+/// besides the namespace itself is logged: the program may well not need it.
+pub(super) fn arrange(name: &str) -> Result<()> {
+    let failed = |errno: nix::Error| SandboxError::io("making a mount namespace", errno);
+    unshare(CloneFlags::CLONE_NEWNS).map_err(failed)?;
+    // What is mounted here must not appear on the host; what the host mounts
+    // or unmounts later shall be seen here.
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)
+        .map_err(failed)?;
+    if let Err(error) = remount_sys() {
+        tracing::debug!(%error, "/sys shows the host's devices");
+    }
+    overlay_etc(name);
+    Ok(())
+}
+
+/// Mounts a sysfs of this network namespace over `/sys`. What is mounted below
+/// the old one (cgroups, bpffs) is bound to the same place in the new one:
+/// `ip netns exec` hides it.
+fn remount_sys() -> nix::Result<()> {
+    let sys = Path::new("/sys");
+    let mountinfo = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+    // Opened before they are covered.
+    let below: Vec<(File, PathBuf)> = outermost(&mountinfo, sys)
+        .into_iter()
+        .filter_map(|path| {
+            let file = OpenOptions::new()
+                .read(true)
+                .custom_flags(libc::O_PATH | libc::O_CLOEXEC)
+                .open(&path)
+                .ok()?;
+            Some((file, path))
+        })
+        .collect();
+    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    if statvfs(sys)?.flags().contains(FsFlags::ST_RDONLY) {
+        flags |= MsFlags::MS_RDONLY;
+    }
+    mount(Some("sysfs"), sys, Some("sysfs"), flags, None::<&str>)?;
+    for (file, path) in below {
+        let source = format!("/proc/thread-self/fd/{}", file.as_raw_fd());
+        let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
+        if let Err(error) = mount(Some(source.as_str()), &path, None::<&str>, bind, None::<&str>) {
+            tracing::debug!(path = %path.display(), %error, "not visible in the sandbox");
+        }
+    }
+    Ok(())
+}
+
+/// Mount points below `root` that are not below another one of them. The fifth
+/// field of each line is the mount point, with octal escapes (proc(5)).
+fn outermost(mountinfo: &str, root: &Path) -> Vec<PathBuf> {
+    let mut points: Vec<PathBuf> = mountinfo
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .filter(|point| !point.contains('\\'))
+        .map(PathBuf::from)
+        .filter(|point| point != root && point.starts_with(root))
+        .collect();
+    points.sort();
+    points.dedup();
+    let mut kept: Vec<PathBuf> = Vec::new();
+    for point in points {
+        if !kept.iter().any(|outer| point.starts_with(outer)) {
+            kept.push(point);
+        }
+    }
+    kept
+}
+
+/// Binds each file of `/etc/netns/NAME/` over the one of that name in `/etc`.
+fn overlay_etc(name: &str) {
+    let plain = !name.is_empty() && !name.contains('/') && name != "." && name != "..";
+    let Some(entries) =
+        plain.then(|| fs::read_dir(Path::new("/etc/netns").join(name)).ok()).flatten()
+    else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let target = Path::new("/etc").join(entry.file_name());
+        let source = entry.path();
+        if let Err(error) =
+            mount(Some(&source), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        {
+            tracing::warn!("binding {} to {}: {error}", source.display(), target.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_outermost_mounts_are_bound() {
+        let line = |point: &str| format!("1 2 0:3 / {point} rw shared:1 - sysfs sysfs rw\n");
+        let info: String =
+            ["/", "/sys", "/sys/fs/cgroup/unified", "/sys/fs/cgroup", "/sys/fs/bpf", "/system"]
+                .map(line)
+                .concat();
+        let found = outermost(&info, Path::new("/sys"));
+        assert_eq!(found, [Path::new("/sys/fs/bpf"), Path::new("/sys/fs/cgroup")]);
+        assert!(outermost("garbage\n\n1 2", Path::new("/sys")).is_empty());
+    }
+}

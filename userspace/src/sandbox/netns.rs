@@ -1,0 +1,342 @@
+//! Network namespaces as `ip netns` makes them: each is a file below
+//! `/run/netns` with the namespace mounted on it, which keeps it alive.
+
+use std::{
+    ffi::CString,
+    fs::{self, File, OpenOptions},
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+    thread,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    libc,
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, setns, unshare},
+    sys::{
+        socket::{AddressFamily, SockFlag, SockType, socket},
+        statfs::{FsType, fstatfs, statfs},
+    },
+};
+
+use super::{Result, SandboxError};
+use crate::{model::Name, netlink::Netlink};
+
+/// Where `ip netns` keeps namespaces.
+const DIR: &str = "/run/netns";
+/// Type of the file system that namespaces are files of (linux/magic.h).
+const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
+/// `NS_GET_NSTYPE` (linux/nsfs.h): `_IO(0xb7, 3)`.
+const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+
+/// What tells one namespace from another: device and inode of its file. The
+/// inode may be used again once the namespace is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NetnsId {
+    /// Device.
+    pub dev: u64,
+    /// Inode.
+    pub ino: u64,
+}
+
+/// A network namespace that is open and therefore exists.
+#[derive(Debug)]
+pub struct Sandbox {
+    netns: File,
+    path: PathBuf,
+    id: NetnsId,
+}
+
+impl Sandbox {
+    /// `/run/netns/NAME`.
+    pub fn path_of(name: &Name) -> PathBuf {
+        Path::new(DIR).join(name.as_str())
+    }
+
+    /// Makes a namespace with the loopback device up, and mounts it on
+    /// `/run/netns/NAME`. A file that is there but is no mount is what a reboot
+    /// or `umount` leaves: it is used.
+    ///
+    /// # Errors
+    /// [`SandboxError::Taken`] if that namespace exists; missing privilege.
+    pub fn create(name: &Name) -> Result<Self> {
+        let path = Self::path_of(name);
+        let _lock = lock_directory()?;
+        if path.symlink_metadata().is_ok() && is_nsfs(&path) {
+            return Err(SandboxError::Taken(path));
+        }
+        make(&path)?;
+        Self::open(&path)
+    }
+
+    /// Opens the namespace of that name, or makes it if there is none.
+    ///
+    /// # Errors
+    /// Missing privilege.
+    pub fn ensure(name: &Name) -> Result<Self> {
+        let path = Self::path_of(name);
+        let _lock = lock_directory()?;
+        if !is_nsfs(&path) {
+            make(&path)?;
+        }
+        Self::open(&path)
+    }
+
+    /// Opens the namespace at `path`.
+    ///
+    /// # Errors
+    /// Nothing is there, or it is not a network namespace.
+    pub fn open(path: &Path) -> Result<Self> {
+        // Without blocking: a FIFO or a device may be at that path.
+        let netns = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)
+            .map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ESRCH) => {
+                    SandboxError::Missing(path.to_owned())
+                }
+                Some(Errno::ENXIO | Errno::ENODEV | Errno::EISDIR) => {
+                    SandboxError::NotNetns(path.to_owned())
+                }
+                _ => SandboxError::io(format!("opening {}", path.display()), error),
+            })?;
+        if !is_netns(netns.as_fd()) {
+            return Err(SandboxError::NotNetns(path.to_owned()));
+        }
+        let id = id_of(netns.as_fd())
+            .map_err(|error| SandboxError::io(format!("reading {}", path.display()), error))?;
+        Ok(Self { netns, path: path.to_owned(), id })
+    }
+
+    /// Opens the namespace of a process.
+    ///
+    /// # Errors
+    /// [`SandboxError::DeadProcess`].
+    pub fn from_pid(pid: i32) -> Result<Self> {
+        if pid <= 0 {
+            return Err(SandboxError::DeadProcess(pid));
+        }
+        // A process that ended but was not waited for has no namespace any more.
+        match Self::open(Path::new(&format!("/proc/{pid}/ns/net"))) {
+            Err(SandboxError::Missing(_) | SandboxError::NotNetns(_)) => {
+                Err(SandboxError::DeadProcess(pid))
+            }
+            answer => answer,
+        }
+    }
+
+    /// The namespace of the calling thread.
+    ///
+    /// # Errors
+    /// `/proc` is not mounted.
+    pub fn current() -> Result<Self> {
+        Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// Whether the namespace `/run/netns/NAME` exists.
+    pub fn exists(name: &Name) -> bool {
+        is_nsfs(&Self::path_of(name))
+    }
+
+    /// Removes `/run/netns/NAME`. The namespace itself lives on while a process
+    /// is in it or holds it open.
+    ///
+    /// # Errors
+    /// The kernel refuses. That it is gone is no error.
+    pub fn remove(name: &Name) -> Result<()> {
+        let path = Self::path_of(name);
+        let failed = |error: io::Error| {
+            SandboxError::io(format!("removing sandbox {}", path.display()), error)
+        };
+        if path.symlink_metadata().is_err() {
+            return Ok(());
+        }
+        let _lock = lock_directory()?;
+        // Several mounts may be stacked on it if a hand made one on top.
+        loop {
+            match umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+                Ok(()) => {}
+                // Not a mount (any more), or gone.
+                Err(Errno::EINVAL | Errno::ENOENT) => break,
+                Err(errno) => return Err(failed(errno.into())),
+            }
+        }
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Device and inode.
+    pub fn id(&self) -> NetnsId {
+        self.id
+    }
+
+    /// rtnetlink in the sandbox.
+    ///
+    /// # Errors
+    /// No socket is to be had.
+    pub fn netlink(&self) -> Result<Netlink> {
+        Ok(Netlink::in_netns(self.as_fd())?)
+    }
+
+    /// Runs `f` inside, see [`run_in`].
+    ///
+    /// # Errors
+    /// As [`run_in`].
+    pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T> {
+        run_in(self.as_fd(), f)
+    }
+}
+
+impl AsFd for Sandbox {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.netns.as_fd()
+    }
+}
+
+/// Whether both are the same namespace.
+///
+/// # Errors
+/// One of them is not a readable file.
+pub fn same_namespace(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> Result<bool> {
+    let failed = |error| SandboxError::io("comparing network namespaces", error);
+    Ok(id_of(a).map_err(failed)? == id_of(b).map_err(failed)?)
+}
+
+/// Runs `f` on a thread of its own inside `netns`, and waits for it. `/proc/sys/net`
+/// is that namespace's there, too.
+///
+/// # Errors
+/// The namespace cannot be entered, or no thread can be made.
+pub fn run_in<T: Send>(netns: BorrowedFd<'_>, f: impl FnOnce() -> T + Send) -> Result<T> {
+    let failed = |error: io::Error| SandboxError::io("entering a network namespace", error);
+    on_thread(|| {
+        setns(netns, CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))?;
+        Ok(f())
+    })?
+}
+
+/// Runs `f` on a fresh thread: one that may change its namespaces, as nobody
+/// uses it afterwards.
+fn on_thread<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new()
+            .name("culvert-netns".to_owned())
+            .spawn_scoped(scope, f)
+            .map_err(|error| SandboxError::io("starting a thread", error))?;
+        // A panic is not ours to swallow.
+        thread.join().map_or_else(|panic| std::panic::resume_unwind(panic), Ok)
+    })
+}
+
+fn id_of(netns: BorrowedFd<'_>) -> io::Result<NetnsId> {
+    let meta = File::from(netns.try_clone_to_owned()?).metadata()?;
+    Ok(NetnsId { dev: meta.dev(), ino: meta.ino() })
+}
+
+fn is_nsfs(path: &Path) -> bool {
+    statfs(path).is_ok_and(|stat| stat.filesystem_type() == NSFS_MAGIC)
+}
+
+fn is_netns(file: BorrowedFd<'_>) -> bool {
+    // Asked first: other files may do anything on an unknown ioctl.
+    if !fstatfs(file).is_ok_and(|stat| stat.filesystem_type() == NSFS_MAGIC) {
+        return false;
+    }
+    // SAFETY: the descriptor is open (borrowed); NS_GET_NSTYPE takes no
+    // argument and only returns the CLONE_NEW* flag of the namespace.
+    let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) };
+    kind == libc::CLONE_NEWNET
+}
+
+/// Makes `/run/netns` what `ip netns add` makes of it: a shared mount, so that
+/// namespaces mounted there are seen by, and unmounted in, other mount
+/// namespaces as well. The lock is the one that `ip netns` takes.
+fn lock_directory() -> Result<Flock<File>> {
+    let failed = |error: io::Error| SandboxError::io(format!("preparing {DIR}"), error);
+    fs::create_dir_all(DIR).map_err(failed)?;
+    let directory = File::open(DIR).map_err(failed)?;
+    let lock = Flock::lock(directory, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| failed(errno.into()))?;
+    let share = || {
+        mount(None::<&str>, DIR, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>)
+    };
+    match share() {
+        // Not a mount point yet.
+        Err(Errno::EINVAL) => {
+            mount(Some(DIR), DIR, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+                .and_then(|()| share())
+                .map_err(|errno| failed(errno.into()))?;
+        }
+        answer => answer.map_err(|errno| failed(errno.into()))?,
+    }
+    Ok(lock)
+}
+
+/// Makes a namespace and mounts it on `path`, under the directory's lock.
+fn make(path: &Path) -> Result<()> {
+    let failed = |error: io::Error| {
+        SandboxError::io(format!("making network namespace {}", path.display()), error)
+    };
+    let mut options = OpenOptions::new();
+    options.read(true).mode(0o0).custom_flags(libc::O_NOFOLLOW);
+    let fresh = match options.clone().write(true).create_new(true).open(path) {
+        Ok(_) => true,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+        Err(error) => return Err(failed(error)),
+    };
+    if !fresh && !path.symlink_metadata().is_ok_and(|meta| meta.is_file()) {
+        // Whatever it is, `ip netns` and we did not make it.
+        return Err(SandboxError::NotNetns(path.to_owned()));
+    }
+    let made = on_thread(|| {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        loopback_up()?;
+        mount(Some("/proc/thread-self/ns/net"), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+    })?;
+    made.map_err(|errno| {
+        if fresh {
+            // Nothing half made is left; the error that counts is the first one.
+            let _ = fs::remove_file(path);
+        }
+        failed(errno.into())
+    })
+}
+
+/// Sets `lo` of the calling thread's namespace up (netdevice(7)).
+fn loopback_up() -> nix::Result<()> {
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let name = CString::from(c"lo");
+    // SAFETY: ifreq is plain old data, for which all zeroes is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.as_bytes()) {
+        *to = from.cast_signed();
+    }
+    // SAFETY: the socket is open and the request is a valid ifreq with a
+    // terminated name, which the kernel fills in.
+    Errno::result(unsafe {
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request)
+    })?;
+    // SAFETY: SIOCGIFFLAGS has just written this member of the union.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    let up = libc::c_short::try_from(libc::IFF_UP).unwrap_or(1);
+    request.ifr_ifru.ifru_flags = flags | up;
+    // SAFETY: as above; the request is only read.
+    Errno::result(unsafe {
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request)
+    })?;
+    Ok(())
+}

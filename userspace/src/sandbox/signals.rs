@@ -1,0 +1,116 @@
+//! Signals that were sent to us alone and belong to the command we supervise.
+//!
+//! A terminal sends Ctrl-C to every process of its foreground group, the
+//! command included, so what comes from the kernel is not forwarded; what a
+//! process sent to us is (`si_code`, sigaction(2)). sudo(8) does the same.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    sync::{
+        OnceLock,
+        atomic::{AtomicI32, Ordering},
+    },
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::OFlag,
+    libc,
+    sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
+    unistd::pipe2,
+};
+use tokio::{io::AsyncReadExt, net::unix::pipe};
+
+/// What is forwarded.
+const FORWARDED: [Signal; 7] = [
+    Signal::SIGINT,
+    Signal::SIGTERM,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGWINCH,
+];
+/// `si_code` of a signal that the kernel sent (asm-generic/siginfo.h).
+const SI_KERNEL: i32 = 0x80;
+
+/// Where the handler writes signal numbers; -1 while nobody reads.
+static WRITE_END: AtomicI32 = AtomicI32::new(-1);
+/// Keeps that descriptor open for as long as the process lives: a handler may
+/// be about to write to it at any time.
+static PIPE: OnceLock<(OwnedFd, OwnedFd)> = OnceLock::new();
+
+/// Catches signals until it is dropped. One at a time per process.
+pub(super) struct Signals {
+    reader: pipe::Receiver,
+    /// What was there before.
+    previous: Vec<(Signal, SigAction)>,
+}
+
+impl Signals {
+    /// Starts to catch. Signals that are ignored stay ignored (nohup(1)).
+    pub(super) fn catch() -> io::Result<Self> {
+        let (read, write) = match PIPE.get() {
+            Some(pipe) => pipe,
+            None => {
+                let made = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+                PIPE.get_or_init(|| made)
+            }
+        };
+        let reader = pipe::Receiver::from_owned_fd(read.try_clone()?)?;
+        WRITE_END.store(write.as_raw_fd(), Ordering::SeqCst);
+        let mut caught = Self { reader, previous: Vec::new() };
+        let action = SigAction::new(
+            SigHandler::SigAction(note),
+            SaFlags::SA_RESTART | SaFlags::SA_SIGINFO,
+            SigSet::empty(),
+        );
+        for signal in FORWARDED {
+            // SAFETY: `note` calls only what is async-signal-safe.
+            let old = unsafe { sigaction(signal, &action) }?;
+            if matches!(old.handler(), SigHandler::SigIgn) {
+                // SAFETY: puts back what was there.
+                unsafe { sigaction(signal, &old) }?;
+            } else {
+                caught.previous.push((signal, old));
+            }
+        }
+        Ok(caught)
+    }
+
+    /// The next signal to forward.
+    pub(super) async fn next(&mut self) -> io::Result<Signal> {
+        let number = self.reader.read_u8().await?;
+        Signal::try_from(i32::from(number)).map_err(io::Error::from)
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        WRITE_END.store(-1, Ordering::SeqCst);
+        for (signal, action) in &self.previous {
+            // SAFETY: puts back what was there. It worked before; were it to
+            // fail, there is nobody to tell.
+            let _ = unsafe { sigaction(*signal, action) };
+        }
+    }
+}
+
+/// The handler: writes the number of a signal that a process sent.
+extern "C" fn note(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+    // SAFETY: with SA_SIGINFO the kernel passes a valid siginfo.
+    let from_kernel = unsafe { info.as_ref() }.is_some_and(|info| info.si_code == SI_KERNEL);
+    let pipe = WRITE_END.load(Ordering::SeqCst);
+    if from_kernel || pipe < 0 {
+        return;
+    }
+    let number = signal.to_le_bytes();
+    let errno = Errno::last_raw();
+    // SAFETY: the descriptor is never closed (PIPE) and does not block, the
+    // buffer is valid, write(2) is async-signal-safe. A full pipe holds
+    // thousands of signals already: this one may be lost.
+    let _ = unsafe { libc::write(pipe, number.as_ptr().cast(), 1) };
+    // The interrupted code must find its errno.
+    Errno::set_raw(errno);
+}

@@ -1,0 +1,345 @@
+//! Connections to the endpoints of a cluster, and failover between them.
+//!
+//! Each endpoint has a client of its own, and calls go to one endpoint until
+//! it fails. A balanced channel would keep sending a share of the calls to an
+//! endpoint that is down.
+
+use std::{
+    fmt,
+    future::Future,
+    net::IpAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
+use tokio::sync::Mutex;
+
+use super::{EtcdOptions, error};
+use crate::store::StoreError;
+
+/// HTTP/2 pings: etcd closes connections that ping more often than every 5 s
+/// (`--grpc-keepalive-min-time`).
+const PING_INTERVAL: Duration = Duration::from_secs(6);
+/// How long a ping may go unanswered.
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Whether a call that failed may be sent to the next endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Repeat {
+    /// It does no harm twice.
+    Always,
+    /// Only if it never left: a transaction that was sent may have been
+    /// applied, and would conflict with itself.
+    IfUnsent,
+}
+
+/// Clients for all endpoints.
+#[derive(Clone)]
+pub(super) struct Connections {
+    endpoints: Arc<Vec<Endpoint>>,
+    current: Arc<AtomicUsize>,
+    /// How long one endpoint may take if there are others to try.
+    share: Duration,
+}
+
+struct Endpoint {
+    /// `HOST:PORT`.
+    name: String,
+    url: String,
+    options: ConnectOptions,
+    client: Mutex<Option<Client>>,
+}
+
+impl fmt::Debug for Connections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Connections").field(&self.names()).finish()
+    }
+}
+
+impl Connections {
+    pub(super) async fn new(options: &EtcdOptions) -> Result<Self, StoreError> {
+        if options.endpoints.is_empty() {
+            return Err(refused("no endpoint: etcd://HOST:PORT is valid"));
+        }
+        let tls = tls(options).await?;
+        if tls.is_none() && !options.insecure {
+            // In the clear, whoever is on the way reads and writes the state.
+            if let Some(far) = options.endpoints.iter().find(|endpoint| !is_loopback(endpoint)) {
+                return Err(refused(format!(
+                    "endpoint {far} would be spoken to in plaintext beyond this host: give --store-ca for TLS, or --insecure-store to permit it"
+                )));
+            }
+        }
+        let mut connect = ConnectOptions::new()
+            .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
+            .with_keep_alive_while_idle(true)
+            .with_connect_timeout(options.timeout / 2)
+            // A member cut off from the others must not look like a quiet one.
+            .with_require_leader(true)
+            .with_auto_token_refresh(true);
+        match (&options.user, &options.password) {
+            (Some(user), Some(password)) => connect = connect.with_user(user, password),
+            (Some(user), None) => {
+                return Err(refused(format!(
+                    "user '{user}' has no password: give --store-password-file, too"
+                )));
+            }
+            (None, Some(_)) => {
+                return Err(refused("there is a password without a user: give --store-user, too"));
+            }
+            (None, None) => {}
+        }
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        if let Some(tls) = tls {
+            connect = connect.with_tls(tls);
+        }
+        let endpoints: Vec<_> = options
+            .endpoints
+            .iter()
+            .map(|name| Endpoint {
+                name: name.clone(),
+                url: format!("{scheme}://{name}"),
+                options: connect.clone(),
+                client: Mutex::new(None),
+            })
+            .collect();
+        let count = u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
+        let share = options.timeout / count.max(1);
+        Ok(Self { endpoints: Arc::new(endpoints), current: Arc::new(AtomicUsize::new(0)), share })
+    }
+
+    /// The endpoints, for messages.
+    pub(super) fn names(&self) -> String {
+        let names: Vec<_> = self.endpoints.iter().map(|endpoint| endpoint.name.as_str()).collect();
+        format!("etcd {}", names.join(","))
+    }
+
+    /// The endpoint that calls go to.
+    pub(super) fn current_name(&self) -> String {
+        self.endpoints
+            .get(self.current.load(Ordering::Relaxed) % self.endpoints.len())
+            .map_or_else(String::new, |endpoint| endpoint.name.clone())
+    }
+
+    /// Calls the current endpoint and, as long as that may be, the next ones.
+    pub(super) async fn call<T, F, Fut>(&self, repeat: Repeat, call: F) -> Result<T, StoreError>
+    where
+        F: Fn(Client) -> Fut + Send + Sync,
+        Fut: Future<Output = Result<T, etcd_client::Error>> + Send,
+        T: Send,
+    {
+        let count = self.endpoints.len();
+        let mut failures: Vec<String> = Vec::new();
+        let first = self.current.load(Ordering::Relaxed);
+        for (index, endpoint) in
+            self.endpoints.iter().enumerate().cycle().skip(first % count).take(count)
+        {
+            let last = failures.len() + 1 == count;
+            let mut sent = false;
+            let attempt = async {
+                let client = endpoint.client().await?;
+                sent = true;
+                call(client).await
+            };
+            // The last endpoint has what is left of the call's own timeout.
+            let result = if last {
+                attempt.await
+            } else {
+                match tokio::time::timeout(self.share, attempt).await {
+                    Ok(result) => result,
+                    Err(_) => {
+                        self.leave(index);
+                        let why =
+                            format!("etcd {}: no answer within {:?}", endpoint.name, self.share);
+                        if sent && repeat == Repeat::IfUnsent {
+                            return Err(StoreError::Unavailable(why));
+                        }
+                        failures.push(why);
+                        continue;
+                    }
+                }
+            };
+            let error = match result {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            if error::is_stale_login(&error) {
+                endpoint.forget().await;
+            }
+            match error::translate(&endpoint.name, &error) {
+                StoreError::Unavailable(why) => {
+                    self.leave(index);
+                    if repeat == Repeat::IfUnsent && sent && !error::never_sent(&error) {
+                        return Err(StoreError::Unavailable(why));
+                    }
+                    failures.push(why);
+                }
+                other => return Err(other),
+            }
+        }
+        Err(StoreError::Unavailable(failures.join("; ")))
+    }
+
+    /// Turns to the next endpoint, unless another call did already.
+    fn leave(&self, index: usize) {
+        let next = (index + 1) % self.endpoints.len();
+        let _ = self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+impl Endpoint {
+    /// The client, made at first use: with a user, that needs the server.
+    async fn client(&self) -> Result<Client, etcd_client::Error> {
+        let mut slot = self.client.lock().await;
+        if let Some(client) = &*slot {
+            return Ok(client.clone());
+        }
+        let client = Client::connect([&self.url], Some(self.options.clone())).await?;
+        Ok(slot.insert(client).clone())
+    }
+
+    /// Makes the next call authenticate anew.
+    async fn forget(&self) {
+        *self.client.lock().await = None;
+    }
+}
+
+/// Reads the certificates.
+async fn tls(options: &EtcdOptions) -> Result<Option<TlsOptions>, StoreError> {
+    let Some(ca) = &options.ca else {
+        return match (&options.cert, &options.key) {
+            (None, None) => Ok(None),
+            _ => Err(refused(
+                "a client certificate needs TLS: give --store-ca for the server's, too",
+            )),
+        };
+    };
+    let mut tls = TlsOptions::new()
+        .ca_certificate(Certificate::from_pem(pem("--store-ca", ca, "CERTIFICATE").await?));
+    match (&options.cert, &options.key) {
+        (None, None) => {}
+        (Some(cert), Some(key)) => {
+            let cert = pem("--store-cert", cert, "CERTIFICATE").await?;
+            let key = pem("--store-key", key, "PRIVATE KEY").await?;
+            tls = tls.identity(Identity::from_pem(cert, key));
+        }
+        (Some(_), None) => return Err(refused("--store-cert needs --store-key, too")),
+        (None, Some(_)) => return Err(refused("--store-key needs --store-cert, too")),
+    }
+    Ok(Some(tls))
+}
+
+async fn pem(option: &str, path: &Path, what: &str) -> Result<Vec<u8>, StoreError> {
+    let name = path.display();
+    let bytes = tokio::fs::read(path)
+        .await
+        .map_err(|error| refused(format!("{option} {name} cannot be read: {error}")))?;
+    let text = String::from_utf8_lossy(&bytes);
+    let marker = format!("{what}-----");
+    if text.lines().any(|line| line.starts_with("-----BEGIN ") && line.contains(&marker)) {
+        Ok(bytes)
+    } else {
+        Err(refused(format!("{option} {name} holds no PEM {what}: a file with one is valid")))
+    }
+}
+
+fn refused(why: impl Into<String>) -> StoreError {
+    StoreError::Refused(why.into())
+}
+
+/// Whether `HOST:PORT` is this host, whatever a name server says.
+fn is_loopback(endpoint: &str) -> bool {
+    let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match host.parse::<IpAddr>() {
+        Ok(ip) => ip.to_canonical().is_loopback(),
+        // RFC 6761 §6.3: these names are always loopback.
+        Err(_) => {
+            let name = host.trim_end_matches('.').to_ascii_lowercase();
+            name == "localhost" || name.ends_with(".localhost")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(endpoints: &[&str]) -> EtcdOptions {
+        EtcdOptions {
+            endpoints: endpoints.iter().map(|&endpoint| endpoint.to_owned()).collect(),
+            ca: None,
+            cert: None,
+            key: None,
+            user: None,
+            password: None,
+            insecure: false,
+            timeout: Duration::from_secs(1),
+        }
+    }
+
+    async fn refusal(options: &EtcdOptions) -> String {
+        let error = Connections::new(options).await.expect_err("is refused");
+        assert!(matches!(error, StoreError::Refused(_)), "{error:?}");
+        assert_eq!(error.to_string().lines().count(), 1, "{error}");
+        error.to_string()
+    }
+
+    #[test]
+    fn loopback_is_told_from_the_rest() {
+        for near in [
+            "127.0.0.1:1",
+            "127.9.9.9:1",
+            "[::1]:1",
+            "localhost:1",
+            "LOCALHOST.:1",
+            "a.localhost:1",
+        ] {
+            assert!(is_loopback(near), "{near}");
+        }
+        for far in [
+            "10.0.0.1:1",
+            "[::2]:1",
+            "localhost.example.org:1",
+            "etcd1:1",
+            "0.0.0.0:1",
+            "127.example.org:1",
+        ] {
+            assert!(!is_loopback(far), "{far}");
+        }
+    }
+
+    #[tokio::test]
+    async fn plaintext_beyond_loopback_is_refused_by_name() {
+        let mut options = options(&["127.0.0.1:2379", "192.0.2.1:2379"]);
+        let line = refusal(&options).await;
+        assert!(line.contains("192.0.2.1:2379") && line.contains("--insecure-store"), "{line}");
+        options.insecure = true;
+        assert!(Connections::new(&options).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn options_that_do_not_go_together_are_refused() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let file = dir.path().join("x.pem");
+        std::fs::write(&file, "no PEM").expect("write");
+        let base = options(&["127.0.0.1:2379"]);
+
+        let cert = EtcdOptions { cert: Some(file.clone()), ..base.clone() };
+        assert!(refusal(&cert).await.contains("--store-ca"));
+        let missing = EtcdOptions { ca: Some(dir.path().join("none")), ..base.clone() };
+        assert!(refusal(&missing).await.contains("cannot be read"));
+        let garbage = EtcdOptions { ca: Some(file.clone()), ..base.clone() };
+        assert!(refusal(&garbage).await.contains("no PEM CERTIFICATE"));
+        let user = EtcdOptions { user: Some("u".to_owned()), ..base.clone() };
+        assert!(refusal(&user).await.contains("--store-password-file"));
+        let password = EtcdOptions { password: Some("p".to_owned()), ..base.clone() };
+        assert!(refusal(&password).await.contains("--store-user"));
+        assert!(refusal(&options(&[])).await.contains("no endpoint"));
+    }
+}

@@ -1,0 +1,110 @@
+//! What etcd's errors mean here.
+
+use std::{error::Error as _, io};
+
+use etcd_client::Error;
+
+use crate::store::StoreError;
+
+/// Translates an error of `endpoint`.
+pub(super) fn translate(endpoint: &str, error: &Error) -> StoreError {
+    let unavailable = |why: &str| StoreError::Unavailable(format!("etcd {endpoint}: {why}"));
+    match error {
+        Error::GRpcStatus(status) => {
+            // The code's type is not exported; its number is gRPC's own
+            // (grpc/grpc doc/statuscodes.md).
+            let code = i32::from(status.code());
+            let message = status.message();
+            match code {
+                // Cancelled, Unknown, DeadlineExceeded, Aborted, Internal, Unavailable, DataLoss.
+                1 | 2 | 4 | 10 | 13 | 14 | 15 => match status.source() {
+                    Some(source) => unavailable(&root(source)),
+                    None => translate_reason(endpoint, message),
+                },
+                _ => translate_reason(endpoint, message),
+            }
+        }
+        Error::LeaseKeepAliveError(why) if why.contains("lease not found") => {
+            StoreError::LeaseGone(0)
+        }
+        Error::TransportError(transport) => unavailable(&root(transport)),
+        Error::IoError(error) => unavailable(&error.to_string()),
+        Error::InvalidArgs(why) => StoreError::Refused(format!("etcd {endpoint}: {why}")),
+        Error::InvalidUri(why) => StoreError::Refused(format!("etcd {endpoint}: {why}")),
+        other => unavailable(&one_line(&other.to_string())),
+    }
+}
+
+/// Translates what a server said (etcd's `rpctypes/error.go`).
+pub(super) fn translate_reason(endpoint: &str, message: &str) -> StoreError {
+    let line = format!("etcd {endpoint}: {}", one_line(message.trim_start_matches("etcdserver: ")));
+    let says = |part: &str| message.contains(part);
+    if says("required revision has been compacted") {
+        StoreError::Compacted { oldest: 0 }
+    } else if says("requested lease not found") {
+        StoreError::LeaseGone(0)
+    } else if is_stale(message) {
+        StoreError::Unavailable(line)
+    } else if says("authentication")
+        || says("permission denied")
+        || says("user name is empty")
+        || says("duplicate key")
+        || says("too many operations")
+        || says("request is too large")
+        || says("database space exceeded")
+        || says("too large TTL")
+    {
+        StoreError::Refused(line)
+    } else {
+        // No leader, leader changed, timed out, too many requests, a revision
+        // that a lagging member does not have yet, and all that is yet to come.
+        StoreError::Unavailable(line)
+    }
+}
+
+/// Whether the server knows the login no more: its users or roles changed.
+/// The next login puts that right, so it is no refusal.
+pub(super) fn is_stale_login(error: &Error) -> bool {
+    matches!(error, Error::GRpcStatus(status) if is_stale(status.message()))
+}
+
+fn is_stale(message: &str) -> bool {
+    message.contains("revision of auth store is old") || message.contains("invalid auth token")
+}
+
+/// Whether the request behind an error certainly reached no server.
+pub(super) fn never_sent(error: &Error) -> bool {
+    let mut source: Option<&dyn std::error::Error> = match error {
+        Error::GRpcStatus(status) => status.source(),
+        Error::TransportError(transport) => Some(transport),
+        _ => None,
+    };
+    while let Some(error) = source {
+        if error.downcast_ref::<io::Error>().is_some_and(|error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionRefused
+                    | io::ErrorKind::HostUnreachable
+                    | io::ErrorKind::NetworkUnreachable
+                    | io::ErrorKind::AddrNotAvailable
+            )
+        }) {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// The innermost cause: the outer ones only say "transport error".
+fn root(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    one_line(&innermost.to_string())
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

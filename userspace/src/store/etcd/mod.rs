@@ -1,0 +1,411 @@
+//! The store in an etcd cluster (v3 API, etcd 3.4 and later).
+
+mod connection;
+mod error;
+
+use std::{future::Future, path::PathBuf, time::Duration};
+
+use async_trait::async_trait;
+use etcd_client::{
+    Compare as EtcdCompare, CompareOp, DeleteOptions, EventType, GetOptions, KeyValue, PutOptions,
+    Txn, TxnOp, WatchOptions, WatchResponse,
+};
+use futures::{StreamExt, stream};
+
+use self::connection::{Connections, Repeat};
+use super::{
+    Change, Compare, Entry, Kind, LeaseId, MAX_OPS, Outcome, Revision, Snapshot, StateStore,
+    StoreError, Watch, Write,
+};
+
+/// Entries of one page of a snapshot: with values of 1 kB a page is half a MB.
+const PAGE: i64 = 512;
+/// Largest answer that is accepted. A page holds at most [`PAGE`] values of
+/// etcd's 1.5 MB; a watch that catches up gets the events of up to 1000
+/// revisions at once.
+const MAX_ANSWER: usize = 1 << 30;
+/// Snapshots begun again because compaction overtook them.
+const SNAPSHOT_TRIES: usize = 4;
+/// How often a watch asks the server for a sign of life.
+const PROGRESS: Duration = Duration::from_secs(2);
+
+/// How to reach an etcd cluster.
+#[derive(Clone)]
+pub struct EtcdOptions {
+    /// Endpoints, each `HOST:PORT`, by name or address.
+    pub endpoints: Vec<String>,
+    /// Certificates (PEM) that the server's must follow from. TLS if given.
+    pub ca: Option<PathBuf>,
+    /// The client's certificate (PEM).
+    pub cert: Option<PathBuf>,
+    /// Its private key (PEM).
+    pub key: Option<PathBuf>,
+    /// User.
+    pub user: Option<String>,
+    /// The user's password.
+    pub password: Option<String>,
+    /// Plaintext beyond loopback is fine.
+    pub insecure: bool,
+    /// How long a call may take, all endpoints together.
+    pub timeout: Duration,
+}
+
+impl EtcdOptions {
+    /// Default of [`Self::timeout`].
+    pub const TIMEOUT: Duration = Duration::from_secs(5);
+}
+
+impl std::fmt::Debug for EtcdOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Not the password.
+        f.debug_struct("EtcdOptions")
+            .field("endpoints", &self.endpoints)
+            .field("ca", &self.ca)
+            .field("user", &self.user)
+            .field("insecure", &self.insecure)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The store in an etcd cluster.
+#[derive(Clone)]
+pub struct EtcdStore {
+    connections: Connections,
+    timeout: Duration,
+}
+
+impl std::fmt::Debug for EtcdStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EtcdStore").field("connections", &self.connections).finish()
+    }
+}
+
+impl EtcdStore {
+    /// Checks the options and reads the certificates. Nothing is exchanged
+    /// yet: each call connects as needed, to whichever endpoint answers.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Refused`], one line: a file that cannot be read, options
+    /// that do not go together, plaintext beyond loopback.
+    pub async fn connect(options: &EtcdOptions) -> Result<Self, StoreError> {
+        let connections = Connections::new(options).await?;
+        Ok(Self { connections, timeout: options.timeout })
+    }
+
+    /// Gives up after the timeout.
+    async fn within<T>(
+        &self,
+        call: impl Future<Output = Result<T, StoreError>> + Send,
+    ) -> Result<T, StoreError> {
+        match tokio::time::timeout(self.timeout, call).await {
+            Ok(result) => result,
+            Err(_) => Err(StoreError::Unavailable(format!(
+                "{} did not answer within {:?}",
+                self.connections.names(),
+                self.timeout
+            ))),
+        }
+    }
+
+    /// All pages of a prefix, at the revision of the first.
+    async fn pages(&self, prefix: &str) -> Result<Snapshot, StoreError> {
+        let mut entries = Vec::new();
+        let mut revision = 0;
+        let mut start = prefix.as_bytes().to_vec();
+        loop {
+            let mut options = GetOptions::new().with_range(prefix_end(prefix)).with_limit(PAGE);
+            if revision != 0 {
+                options = options.with_revision(revision);
+            }
+            // Each page may take the whole time: a large snapshot is not a slow store.
+            let page = self
+                .within(self.connections.call(Repeat::Always, |client| {
+                    let (start, options) = (start.clone(), options.clone());
+                    async move {
+                        let mut kv = client.kv_client().max_decoding_message_size(MAX_ANSWER);
+                        kv.get(start, Some(options)).await
+                    }
+                }))
+                .await?;
+            if revision == 0 {
+                revision = page.header().map_or(0, etcd_client::ResponseHeader::revision);
+            }
+            for pair in page.kvs() {
+                entries.extend(entry(pair));
+            }
+            match page.kvs().last() {
+                Some(last) if page.more() => {
+                    start = last.key().to_vec();
+                    start.push(0);
+                }
+                _ => return Ok(Snapshot { revision, entries }),
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl StateStore for EtcdStore {
+    fn kind(&self) -> Kind {
+        Kind::Etcd
+    }
+
+    async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.pages(prefix).await {
+                Err(StoreError::Compacted { .. }) if tries < SNAPSHOT_TRIES => {}
+                result => return result,
+            }
+        }
+    }
+
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
+        // No fragments: etcd then sends all events of a revision in one
+        // message, and the client library does not tell one fragment from the last.
+        let options =
+            WatchOptions::new().with_range(prefix_end(prefix)).with_start_revision(from.max(1));
+        let open = self.connections.call(Repeat::Always, |client| {
+            let options = options.clone();
+            async move {
+                let mut watch = client.watch_client().max_decoding_message_size(MAX_ANSWER);
+                watch.watch(prefix, Some(options)).await
+            }
+        });
+        let (requests, responses) = self.within(open).await?.split();
+        let mut state = Watching {
+            requests,
+            responses,
+            timeout: self.timeout,
+            endpoint: self.connections.current_name(),
+            backlog: Vec::new().into_iter(),
+            ended: false,
+        };
+        // The answer to the request itself: refusals show here.
+        let first = self.within(state.created()).await?;
+        state.take(first)?;
+        Ok(stream::unfold(state, |mut state| async move {
+            let item = state.next().await?;
+            Some((item, state))
+        })
+        .boxed())
+    }
+
+    async fn commit(
+        &self,
+        compares: Vec<Compare>,
+        writes: Vec<Write>,
+    ) -> Result<Outcome, StoreError> {
+        super::check_transaction(&compares, &writes)?;
+        debug_assert!(compares.len().max(writes.len()) <= MAX_OPS);
+        let lease = writes.iter().find_map(|write| match write {
+            Write::Put { lease, .. } => *lease,
+            _ => None,
+        });
+        let compares: Vec<_> = compares.into_iter().map(compare).collect();
+        let writes: Vec<_> = writes.into_iter().map(operation).collect();
+        let txn = Txn::new().when(compares).and_then(writes);
+        let call = self.connections.call(Repeat::IfUnsent, |client| {
+            let txn = txn.clone();
+            async move { client.kv_client().txn(txn).await }
+        });
+        let answer = self.within(call).await.map_err(|error| match (error, lease) {
+            // Of all that a transaction names, only a lease can be missing.
+            (StoreError::LeaseGone(_), Some(lease)) => StoreError::LeaseGone(lease),
+            (other, _) => other,
+        })?;
+        if answer.succeeded() {
+            let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+            Ok(Outcome::Committed(revision))
+        } else {
+            Ok(Outcome::Conflict)
+        }
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        // etcd counts in whole seconds.
+        let seconds = i64::try_from(ttl.as_millis().div_ceil(1000)).unwrap_or(i64::MAX).max(1);
+        // A lease granted twice just runs out.
+        let call = self.connections.call(Repeat::Always, |client| async move {
+            client.lease_client().grant(seconds, None).await
+        });
+        Ok(self.within(call).await?.id())
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        let call = self.connections.call(Repeat::Always, |client| async move {
+            client.lease_client().keep_alive(lease).await
+        });
+        self.within(call).await.map(drop).map_err(|error| named(error, lease))
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        let call = self.connections.call(Repeat::Always, |client| async move {
+            client.lease_client().revoke(lease).await
+        });
+        self.within(call).await.map(drop).map_err(|error| named(error, lease))
+    }
+}
+
+fn named(error: StoreError, lease: LeaseId) -> StoreError {
+    if let StoreError::LeaseGone(_) = error { StoreError::LeaseGone(lease) } else { error }
+}
+
+/// A watch under way.
+struct Watching {
+    requests: etcd_client::WatchRequestSender,
+    responses: etcd_client::WatchResponseStream,
+    timeout: Duration,
+    endpoint: String,
+    /// What is received and not yet handed on: the changes of a revision each.
+    backlog: std::vec::IntoIter<Vec<Change>>,
+    ended: bool,
+}
+
+impl Watching {
+    async fn created(&mut self) -> Result<WatchResponse, StoreError> {
+        let message = self.responses.message().await;
+        self.received(message)
+    }
+
+    fn received(
+        &self,
+        message: Result<Option<WatchResponse>, etcd_client::Error>,
+    ) -> Result<WatchResponse, StoreError> {
+        match message {
+            Ok(Some(response)) => Ok(response),
+            Ok(None) => {
+                Err(StoreError::Unavailable(format!("etcd {} ended the watch", self.endpoint)))
+            }
+            Err(error) => Err(error::translate(&self.endpoint, &error)),
+        }
+    }
+
+    /// Takes a response in; an error if the watch is over.
+    fn take(&mut self, response: WatchResponse) -> Result<(), StoreError> {
+        if response.compact_revision() != 0 {
+            return Err(StoreError::Compacted { oldest: response.compact_revision() });
+        }
+        if response.canceled() {
+            let why = response.cancel_reason();
+            return Err(error::translate_reason(&self.endpoint, why));
+        }
+        let mut groups: Vec<Vec<Change>> = Vec::new();
+        for event in response.events() {
+            let Some(change) = event.kv().and_then(|pair| change(event.event_type(), pair)) else {
+                continue;
+            };
+            match groups.last_mut() {
+                Some(group) if group.first().map(Change::revision) == Some(change.revision()) => {
+                    group.push(change);
+                }
+                _ => groups.push(vec![change]),
+            }
+        }
+        self.backlog = groups.into_iter();
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Option<Result<Vec<Change>, StoreError>> {
+        loop {
+            if let Some(changes) = self.backlog.next() {
+                return Some(Ok(changes));
+            }
+            if self.ended {
+                return None;
+            }
+            let response = self.receive().await;
+            if let Err(error) = response.and_then(|response| self.take(response)) {
+                self.ended = true;
+                return Some(Err(error));
+            }
+        }
+    }
+
+    /// The next response. A quiet server is asked for a sign of life, so that
+    /// one that hangs is noticed although its connection stands.
+    async fn receive(&mut self) -> Result<WatchResponse, StoreError> {
+        let mut quiet = Duration::ZERO;
+        loop {
+            match tokio::time::timeout(PROGRESS, self.responses.message()).await {
+                Ok(message) => return self.received(message),
+                Err(_) if quiet >= self.timeout => {
+                    return Err(StoreError::Unavailable(format!(
+                        "etcd {} gave no sign of life for {quiet:?}",
+                        self.endpoint
+                    )));
+                }
+                Err(_) => {
+                    quiet += PROGRESS;
+                    // A failure to send shows in the responses, too.
+                    let _ = self.requests.request_progress().await;
+                }
+            }
+        }
+    }
+}
+
+/// End of the range of all keys below a prefix: the prefix with its last byte
+/// counted up. Prefixes are ASCII, and none is empty.
+fn prefix_end(prefix: &str) -> Vec<u8> {
+    let mut end = prefix.as_bytes().to_vec();
+    match end.last_mut() {
+        Some(last) => *last = last.saturating_add(1),
+        // All keys.
+        None => end.push(0),
+    }
+    end
+}
+
+/// A pair as an entry. Keys that are not UTF-8 are not Culvert's.
+fn entry(pair: &KeyValue) -> Option<Entry> {
+    Some(Entry {
+        key: pair.key_str().ok()?.to_owned(),
+        value: pair.value().to_vec(),
+        mod_revision: pair.mod_revision(),
+    })
+}
+
+fn change(kind: EventType, pair: &KeyValue) -> Option<Change> {
+    let entry = entry(pair)?;
+    Some(match kind {
+        EventType::Put => Change::Put(entry),
+        EventType::Delete => Change::Delete { key: entry.key, revision: entry.mod_revision },
+    })
+}
+
+fn compare(compare: Compare) -> EtcdCompare {
+    match compare {
+        Compare::Absent(key) => EtcdCompare::create_revision(key, CompareOp::Equal, 0),
+        Compare::Unchanged(key, revision) => {
+            EtcdCompare::mod_revision(key, CompareOp::Equal, revision)
+        }
+        // A range without keys compares as a key with revision 0; of one with
+        // keys, each must hold.
+        Compare::PrefixEmpty(prefix) => {
+            let end = prefix_end(&prefix);
+            EtcdCompare::create_revision(prefix, CompareOp::Equal, 0).with_range(end)
+        }
+        Compare::PrefixUnchanged(prefix, revision) => {
+            let end = prefix_end(&prefix);
+            EtcdCompare::mod_revision(prefix, CompareOp::Less, revision.saturating_add(1))
+                .with_range(end)
+        }
+    }
+}
+
+fn operation(write: Write) -> TxnOp {
+    match write {
+        Write::Put { key, value, lease } => {
+            let options = lease.map(|lease| PutOptions::new().with_lease(lease));
+            TxnOp::put(key, value, options)
+        }
+        Write::Delete(key) => TxnOp::delete(key, None),
+        Write::DeletePrefix(prefix) => {
+            let options = DeleteOptions::new().with_range(prefix_end(&prefix));
+            TxnOp::delete(prefix, Some(options))
+        }
+    }
+}

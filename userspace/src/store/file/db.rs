@@ -1,0 +1,413 @@
+//! The database file: keys, history and leases. Everything here blocks.
+
+use std::{fmt, path::Path, time::Duration};
+
+use redb::{
+    Builder, Database, MultimapTable, MultimapTableDefinition, ReadableDatabase,
+    ReadableMultimapTable, ReadableTable, Table, TableDefinition, WriteTransaction,
+};
+
+use crate::store::{
+    Change, Compare, Entry, LeaseId, Outcome, Revision, Snapshot, StoreError, Write,
+};
+
+/// Key → (revision of the last write, lease or 0, value).
+const KEYS: TableDefinition<'_, &str, (Revision, LeaseId, &[u8])> = TableDefinition::new("keys");
+/// (Revision, number within it) → (key, value or `None` for a deletion).
+const HISTORY: TableDefinition<'_, (Revision, u32), (&str, Option<&[u8]>)> =
+    TableDefinition::new("history");
+/// Lease → TTL in milliseconds.
+const LEASES: TableDefinition<'_, LeaseId, u64> = TableDefinition::new("leases");
+/// Lease → keys on it.
+const LEASED: MultimapTableDefinition<'_, LeaseId, &str> = MultimapTableDefinition::new("leased");
+/// [`REVISION`], [`OLDEST`], [`FORMAT`].
+const META: TableDefinition<'_, &str, i64> = TableDefinition::new("meta");
+
+/// The newest revision. The empty store is at 1, as etcd's.
+const REVISION: &str = "revision";
+/// The oldest revision that can be watched from.
+const OLDEST: &str = "oldest";
+/// Version of this layout.
+const FORMAT: &str = "format";
+const THIS_FORMAT: i64 = 1;
+
+/// Revisions that can be watched from, at least.
+pub(super) const KEEP: i64 = 10_000;
+/// How many more there may be before the oldest are dropped.
+const SLACK: i64 = 500;
+/// Changes that are read from the history at once, give or take a revision.
+const BATCH: usize = 1024;
+/// redb would take up to 1 GiB by default; the state of a host is a few MB.
+const CACHE: usize = 16 << 20;
+
+/// A piece of history.
+pub(super) struct History {
+    /// The changes of one revision each.
+    pub(super) groups: Vec<Vec<Change>>,
+    /// Where to go on.
+    pub(super) next: Revision,
+}
+
+pub(super) struct Db {
+    database: Database,
+    name: String,
+}
+
+impl Db {
+    pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
+        let name = format!("file:{}", dir.display());
+        let refused = |error: &dyn fmt::Display| {
+            StoreError::Refused(format!("{name} cannot be opened: {error}"))
+        };
+        let database = Builder::new()
+            .set_cache_size(CACHE)
+            .create(dir.join("store.redb"))
+            .map_err(|error| refused(&error))?;
+        let format = Self::prepare(&database).map_err(|error| refused(&error))?;
+        if format == THIS_FORMAT {
+            Ok(Self { database, name })
+        } else {
+            Err(refused(&format_args!("it has format {format}, this build reads {THIS_FORMAT}")))
+        }
+    }
+
+    /// Makes the tables, so that readers find them. Returns the format.
+    fn prepare(database: &Database) -> Result<i64, redb::Error> {
+        let txn = database.begin_write()?;
+        let format = {
+            let mut tables = Tables::open(&txn)?;
+            let format = tables.meta.get(FORMAT)?.map(|value| value.value());
+            match format {
+                Some(format) => format,
+                None => {
+                    tables.meta.insert(FORMAT, THIS_FORMAT)?;
+                    tables.meta.insert(REVISION, 1)?;
+                    tables.meta.insert(OLDEST, 1)?;
+                    THIS_FORMAT
+                }
+            }
+        };
+        txn.commit()?;
+        Ok(format)
+    }
+
+    fn unavailable(&self, error: impl Into<redb::Error>) -> StoreError {
+        StoreError::Unavailable(format!("{}: {}", self.name, error.into()))
+    }
+
+    pub(super) fn revision(&self) -> Result<Revision, StoreError> {
+        let read = || -> Result<Revision, redb::Error> {
+            let meta = self.database.begin_read()?.open_table(META)?;
+            Ok(meta.get(REVISION)?.map_or(0, |value| value.value()))
+        };
+        read().map_err(|error| self.unavailable(error))
+    }
+
+    pub(super) fn leases(&self) -> Result<Vec<(LeaseId, Duration)>, StoreError> {
+        let read = || -> Result<Vec<(LeaseId, Duration)>, redb::Error> {
+            let leases = self.database.begin_read()?.open_table(LEASES)?;
+            let mut found = Vec::new();
+            for item in leases.iter()? {
+                let (id, ttl) = item?;
+                found.push((id.value(), Duration::from_millis(ttl.value())));
+            }
+            Ok(found)
+        };
+        read().map_err(|error| self.unavailable(error))
+    }
+
+    pub(super) fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
+        let read = || -> Result<Snapshot, redb::Error> {
+            let txn = self.database.begin_read()?;
+            let revision = txn.open_table(META)?.get(REVISION)?.map_or(0, |value| value.value());
+            let keys = txn.open_table(KEYS)?;
+            let mut entries = Vec::new();
+            for item in keys.range(prefix..)? {
+                let (key, stored) = item?;
+                if !key.value().starts_with(prefix) {
+                    break;
+                }
+                let (mod_revision, _, value) = stored.value();
+                let (key, value) = (key.value().to_owned(), value.to_owned());
+                entries.push(Entry { key, value, mod_revision });
+            }
+            Ok(Snapshot { revision, entries })
+        };
+        read().map_err(|error| self.unavailable(error))
+    }
+
+    /// Changes below a prefix from a revision on, about [`BATCH`] of them.
+    pub(super) fn history(&self, prefix: &str, from: Revision) -> Result<History, StoreError> {
+        let read = || -> Result<Result<History, Revision>, redb::Error> {
+            let txn = self.database.begin_read()?;
+            let meta = txn.open_table(META)?;
+            let oldest = meta.get(OLDEST)?.map_or(0, |value| value.value());
+            if from < oldest {
+                return Ok(Err(oldest));
+            }
+            let revision = meta.get(REVISION)?.map_or(0, |value| value.value());
+            let mut history = History { groups: Vec::new(), next: revision + 1 };
+            let mut taken = 0;
+            for item in txn.open_table(HISTORY)?.range((from, 0)..)? {
+                let (at, stored) = item?;
+                let (revision, number) = at.value();
+                if number == 0 && taken >= BATCH {
+                    history.next = revision;
+                    break;
+                }
+                let (key, value) = stored.value();
+                if !key.starts_with(prefix) {
+                    continue;
+                }
+                taken += 1;
+                let key = key.to_owned();
+                let change = match value {
+                    Some(value) => {
+                        Change::Put(Entry { key, value: value.to_owned(), mod_revision: revision })
+                    }
+                    None => Change::Delete { key, revision },
+                };
+                match history.groups.last_mut() {
+                    Some(group) if group.first().map(Change::revision) == Some(revision) => {
+                        group.push(change);
+                    }
+                    _ => history.groups.push(vec![change]),
+                }
+            }
+            Ok(Ok(history))
+        };
+        match read() {
+            Ok(result) => result.map_err(|oldest| StoreError::Compacted { oldest }),
+            Err(error) => Err(self.unavailable(error)),
+        }
+    }
+
+    pub(super) fn commit(
+        &self,
+        compares: &[Compare],
+        writes: &[Write],
+    ) -> Result<Outcome, StoreError> {
+        self.write(|tables| {
+            for compare in compares {
+                if !tables.holds(compare)? {
+                    return Ok(Err(Stop::Conflict));
+                }
+            }
+            for write in writes {
+                match write {
+                    Write::Put { key, value, lease } => {
+                        if let Some(lease) = lease
+                            && tables.leases.get(*lease)?.is_none()
+                        {
+                            return Ok(Err(Stop::LeaseGone(*lease)));
+                        }
+                        tables.put(key, value, lease.unwrap_or(0))?;
+                    }
+                    Write::Delete(key) => tables.delete(key)?,
+                    Write::DeletePrefix(prefix) => {
+                        for key in tables.below(prefix)? {
+                            tables.delete(&key)?;
+                        }
+                    }
+                }
+            }
+            Ok(Ok(()))
+        })
+    }
+
+    /// Ends a lease. Returns the revision at which its keys went.
+    pub(super) fn revoke(&self, lease: LeaseId) -> Result<Option<Revision>, StoreError> {
+        let outcome = self.write(|tables| {
+            let mut keys = Vec::new();
+            for key in tables.leased.get(lease)? {
+                keys.push(key?.value().to_owned());
+            }
+            for key in keys {
+                tables.delete(&key)?;
+            }
+            tables.leases.remove(lease)?;
+            Ok(Ok(()))
+        })?;
+        Ok(match outcome {
+            Outcome::Committed(revision) => Some(revision),
+            Outcome::Conflict => None,
+        })
+    }
+
+    /// Makes a lease.
+    pub(super) fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        let mut id = 0;
+        let millis = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        self.write(|tables| {
+            loop {
+                id = rand::random::<i64>() & i64::MAX;
+                if id != 0 && tables.leases.get(id)?.is_none() {
+                    tables.leases.insert(id, millis)?;
+                    return Ok(Ok(()));
+                }
+            }
+        })?;
+        Ok(id)
+    }
+
+    pub(super) fn compact(&self, to: Revision) -> Result<(), StoreError> {
+        let newest = self.revision()?;
+        if to > newest {
+            return Err(StoreError::Refused(format!(
+                "revision {to} cannot be compacted to: {newest} is the newest"
+            )));
+        }
+        self.write(|tables| tables.forget(to).map(Ok)).map(drop)
+    }
+
+    /// Runs a write transaction, and commits it unless it stops.
+    fn write(
+        &self,
+        work: impl FnOnce(&mut Tables<'_>) -> Result<Result<(), Stop>, redb::Error>,
+    ) -> Result<Outcome, StoreError> {
+        let run = || -> Result<Result<Revision, Stop>, redb::Error> {
+            let txn = self.database.begin_write()?;
+            let result = {
+                let mut tables = Tables::open(&txn)?;
+                match work(&mut tables)? {
+                    Ok(()) => Ok(tables.finish()?),
+                    Err(stop) => Err(stop),
+                }
+            };
+            match &result {
+                // Durable from here on: redb syncs by default.
+                Ok(_) => txn.commit()?,
+                Err(_) => txn.abort()?,
+            }
+            Ok(result)
+        };
+        match run() {
+            Ok(Ok(revision)) => Ok(Outcome::Committed(revision)),
+            Ok(Err(Stop::Conflict)) => Ok(Outcome::Conflict),
+            Ok(Err(Stop::LeaseGone(lease))) => Err(StoreError::LeaseGone(lease)),
+            Err(error) => Err(self.unavailable(error)),
+        }
+    }
+}
+
+/// Why a write transaction ends without effect.
+enum Stop {
+    Conflict,
+    LeaseGone(LeaseId),
+}
+
+/// The tables of a write transaction, and what it has changed so far.
+struct Tables<'txn> {
+    keys: Table<'txn, &'static str, (Revision, LeaseId, &'static [u8])>,
+    history: Table<'txn, (Revision, u32), (&'static str, Option<&'static [u8]>)>,
+    leases: Table<'txn, LeaseId, u64>,
+    leased: MultimapTable<'txn, LeaseId, &'static str>,
+    meta: Table<'txn, &'static str, i64>,
+    /// Revision before the transaction.
+    revision: Revision,
+    changes: u32,
+}
+
+impl<'txn> Tables<'txn> {
+    fn open(txn: &'txn WriteTransaction) -> Result<Self, redb::Error> {
+        let meta = txn.open_table(META)?;
+        let revision = meta.get(REVISION)?.map_or(1, |value| value.value());
+        Ok(Self {
+            keys: txn.open_table(KEYS)?,
+            history: txn.open_table(HISTORY)?,
+            leases: txn.open_table(LEASES)?,
+            leased: txn.open_multimap_table(LEASED)?,
+            meta,
+            revision,
+            changes: 0,
+        })
+    }
+
+    fn holds(&self, compare: &Compare) -> Result<bool, redb::Error> {
+        Ok(match compare {
+            Compare::Absent(key) => self.keys.get(key.as_str())?.is_none(),
+            Compare::Unchanged(key, revision) => {
+                self.keys.get(key.as_str())?.is_some_and(|stored| stored.value().0 == *revision)
+            }
+            Compare::PrefixEmpty(prefix) => match self.keys.range(prefix.as_str()..)?.next() {
+                Some(first) => !first?.0.value().starts_with(prefix.as_str()),
+                None => true,
+            },
+            Compare::PrefixUnchanged(prefix, revision) => {
+                for item in self.keys.range(prefix.as_str()..)? {
+                    let (key, stored) = item?;
+                    if !key.value().starts_with(prefix.as_str()) {
+                        break;
+                    }
+                    if stored.value().0 > *revision {
+                        return Ok(false);
+                    }
+                }
+                true
+            }
+        })
+    }
+
+    fn below(&self, prefix: &str) -> Result<Vec<String>, redb::Error> {
+        let mut found = Vec::new();
+        for item in self.keys.range(prefix..)? {
+            let (key, _) = item?;
+            if !key.value().starts_with(prefix) {
+                break;
+            }
+            found.push(key.value().to_owned());
+        }
+        Ok(found)
+    }
+
+    fn put(&mut self, key: &str, value: &[u8], lease: LeaseId) -> Result<(), redb::Error> {
+        let revision = self.revision + 1;
+        let before = self.keys.insert(key, (revision, lease, value))?.map(|old| old.value().1);
+        if let Some(before) = before.filter(|before| *before != 0 && *before != lease) {
+            self.leased.remove(before, key)?;
+        }
+        if lease != 0 {
+            self.leased.insert(lease, key)?;
+        }
+        self.record(key, Some(value))
+    }
+
+    fn delete(&mut self, key: &str) -> Result<(), redb::Error> {
+        let Some(lease) = self.keys.remove(key)?.map(|old| old.value().1) else { return Ok(()) };
+        if lease != 0 {
+            self.leased.remove(lease, key)?;
+        }
+        self.record(key, None)
+    }
+
+    fn record(&mut self, key: &str, value: Option<&[u8]>) -> Result<(), redb::Error> {
+        self.history.insert((self.revision + 1, self.changes), (key, value))?;
+        self.changes += 1;
+        Ok(())
+    }
+
+    /// Drops the history before a revision.
+    fn forget(&mut self, to: Revision) -> Result<(), redb::Error> {
+        let oldest = self.meta.get(OLDEST)?.map_or(1, |value| value.value());
+        if to <= oldest {
+            return Ok(());
+        }
+        self.history.retain_in((oldest, 0)..(to, 0), |_, _| false)?;
+        self.meta.insert(OLDEST, to)?;
+        Ok(())
+    }
+
+    /// Counts the revision up if anything changed. Returns the newest.
+    fn finish(&mut self) -> Result<Revision, redb::Error> {
+        if self.changes == 0 {
+            return Ok(self.revision);
+        }
+        let revision = self.revision + 1;
+        self.meta.insert(REVISION, revision)?;
+        let oldest = self.meta.get(OLDEST)?.map_or(1, |value| value.value());
+        if revision - oldest >= KEEP + SLACK {
+            self.forget(revision - KEEP)?;
+        }
+        Ok(revision)
+    }
+}

@@ -1,0 +1,71 @@
+//! One process per directory.
+
+use std::{
+    fs::{DirBuilder, File, OpenOptions},
+    io::{Read, Seek, SeekFrom, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::Path,
+};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::store::StoreError;
+
+/// The lock on a store's directory; the kernel lets go of it with the process.
+pub(super) struct DirLock {
+    _file: Flock<File>,
+}
+
+impl DirLock {
+    /// Makes the directory if need be, and locks it.
+    pub(super) fn take(dir: &Path) -> Result<Self, StoreError> {
+        let name = dir.display();
+        let refused = |what: &str, error: &dyn std::fmt::Display| {
+            StoreError::Refused(format!("file:{name} cannot be {what}: {error}"))
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(|error| refused("made", &error))?;
+        let file = OpenOptions::new()
+            .create(true)
+            .read(true)
+            .write(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(dir.join("lock"))
+            .map_err(|error| refused("opened", &error))?;
+        let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => file,
+            Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+                return Err(StoreError::Unavailable(format!(
+                    "file:{name} is in use by {}: stop that one, or use another directory",
+                    holder(&mut file)
+                )));
+            }
+            Err((_, error)) => return Err(refused("locked", &error)),
+        };
+        // For the message above, in another process.
+        let note = |file: &mut File| {
+            file.set_len(0)?;
+            file.seek(SeekFrom::Start(0))?;
+            writeln!(file, "{}", std::process::id())
+        };
+        note(&mut file).map_err(|error| refused("written to", &error))?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// Who holds the lock, as far as it can be told.
+fn holder(file: &mut File) -> String {
+    let mut text = String::new();
+    let pid = match file.read_to_string(&mut text).map(|_| text.trim().parse::<u32>()) {
+        Ok(Ok(pid)) => pid,
+        _ => return "another process".to_owned(),
+    };
+    match std::fs::read_to_string(format!("/proc/{pid}/comm")) {
+        Ok(name) => format!("process {pid} ({})", name.trim()),
+        Err(_) => format!("process {pid}"),
+    }
+}

@@ -1,0 +1,477 @@
+//! An agent in memory: what the API and CLI tests talk to.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard},
+    thread::JoinHandle,
+};
+
+use async_trait::async_trait;
+use culvert::{
+    api::{
+        self, Backend,
+        types::{
+            AgentStatus, ApiError, Connect, ContainerCreate, ContainerNetwork, ContainerRow,
+            ContainerState, Counts, Created, DatapathStatus, ErrorKind, FdbRow, InspectContainer,
+            InspectIpam, InspectPeer, InspectSubnet, NeighRow, NetworkCreate, NetworkInspect,
+            NetworkRow, StatsRow, Status, StoreStatus, VtepChange, VtepRow,
+        },
+    },
+    model::{Driver, Name},
+};
+use tokio_util::sync::CancellationToken;
+
+/// The agent. It starts with the overlay network `overlaynet1` and no container.
+#[derive(Debug, Default)]
+pub(crate) struct Fake {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    state_dir: PathBuf,
+    networks: BTreeMap<String, NetworkRow>,
+    containers: BTreeMap<String, ContainerRow>,
+    vteps: Vec<(String, String)>,
+    calls: Vec<String>,
+    away: usize,
+    problems: Vec<String>,
+    shutdown: Option<CancellationToken>,
+}
+
+fn refuse<T>(kind: ErrorKind, message: &str) -> Result<T, ApiError> {
+    Err(ApiError::new(kind, message))
+}
+
+fn network_row(name: &str, vni: u32, driver: &str, subnets: &[&str]) -> NetworkRow {
+    NetworkRow {
+        id: format!("{:064x}", 0xfeed_0000_0000_0000_0000_0000_0000_0000_u128 + u128::from(vni)),
+        name: name.to_owned(),
+        driver: driver.to_owned(),
+        scope: if driver == "overlay" { "global" } else { "local" }.to_owned(),
+        subnets: subnets.iter().map(ToString::to_string).collect(),
+        vni,
+        mtu: 1450,
+        endpoints: 0,
+    }
+}
+
+impl Fake {
+    /// With its state directory at `state_dir`.
+    pub(crate) fn new(state_dir: &Path) -> Arc<Self> {
+        let fake = Self::default();
+        let row = network_row("overlaynet1", 256, "overlay", &["10.0.0.0/24"]);
+        let mut state = fake.state();
+        state.state_dir = state_dir.to_owned();
+        state.networks.insert(row.name.clone(), row);
+        drop(state);
+        Arc::new(fake)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// What was asked, in order, since the last time.
+    pub(crate) fn calls(&self) -> Vec<String> {
+        std::mem::take(&mut self.state().calls)
+    }
+
+    /// Refuses the next `requests` about containers' states as an agent without its store does.
+    pub(crate) fn away_for(&self, requests: usize) {
+        self.state().away = requests;
+    }
+
+    /// Adds a problem to the status, and makes the store unhealthy.
+    pub(crate) fn trouble(&self, problem: &str) {
+        self.state().problems.push(problem.to_owned());
+    }
+
+    fn note(&self, call: impl Into<String>) -> MutexGuard<'_, State> {
+        let mut state = self.state();
+        state.calls.push(call.into());
+        state
+    }
+}
+
+#[async_trait]
+impl Backend for Fake {
+    async fn network_create(&self, request: NetworkCreate) -> Result<Created, ApiError> {
+        let mut state = self.note(format!("create {}", serde_json::to_string(&request).unwrap()));
+        let name = request.name.to_string();
+        if state.networks.contains_key(&name) {
+            return refuse(
+                ErrorKind::Conflict,
+                &format!("network name {name} is taken: choose another"),
+            );
+        }
+        let driver = match request.driver {
+            Driver::Overlay => "overlay",
+            Driver::Bridge => "bridge",
+        };
+        let subnets: Vec<_> = request.subnets.iter().map(ToString::to_string).collect();
+        let subnets: Vec<_> = subnets.iter().map(String::as_str).collect();
+        let row = network_row(&name, request.vni.unwrap_or(257), driver, &subnets);
+        let id = row.id.clone();
+        state.networks.insert(name, row);
+        Ok(Created { id })
+    }
+
+    async fn networks(&self) -> Result<Vec<NetworkRow>, ApiError> {
+        Ok(self.state().networks.values().cloned().collect())
+    }
+
+    async fn network_inspect(&self, name: &Name) -> Result<NetworkInspect, ApiError> {
+        let state = self.state();
+        let Some(row) = state.networks.get(name.as_str()) else {
+            return refuse(
+                ErrorKind::NotFound,
+                &format!("network {name} does not exist: see 'culvert network ls'"),
+            );
+        };
+        Ok(NetworkInspect {
+            name: row.name.clone(),
+            id: row.id.clone(),
+            scope: row.scope.clone(),
+            driver: row.driver.clone(),
+            enable_ipv6: false,
+            ipam: InspectIpam {
+                driver: "default".to_owned(),
+                config: vec![InspectSubnet {
+                    subnet: "10.0.0.0/24".to_owned(),
+                    gateway: "10.0.0.1".to_owned(),
+                }],
+            },
+            internal: false,
+            containers: BTreeMap::from([(
+                "e".repeat(64),
+                InspectContainer {
+                    name: "over1".to_owned(),
+                    node: "host1".to_owned(),
+                    endpoint_id: "e".repeat(64),
+                    mac_address: "02:42:0a:00:00:02".to_owned(),
+                    ipv4_address: "10.0.0.2/24".to_owned(),
+                    ipv6_address: String::new(),
+                },
+            )]),
+            options: BTreeMap::from([("dscp".to_owned(), "copy".to_owned())]),
+            labels: BTreeMap::new(),
+            vni: row.vni,
+            mtu: row.mtu,
+            peers: vec![InspectPeer { name: "host1".to_owned(), ip: "192.168.0.1".to_owned() }],
+        })
+    }
+
+    async fn network_remove(&self, name: &Name) -> Result<(), ApiError> {
+        let mut state = self.note(format!("remove network {name}"));
+        match state.networks.remove(name.as_str()) {
+            Some(_) => Ok(()),
+            None => refuse(ErrorKind::NotFound, &format!("network {name} does not exist")),
+        }
+    }
+
+    async fn connect(&self, network: &Name, request: Connect) -> Result<ContainerRow, ApiError> {
+        let mut state =
+            self.note(format!("connect {network} {}", serde_json::to_string(&request).unwrap()));
+        let ip = request.ip.map_or("10.0.0.3".to_owned(), |ip| ip.to_string());
+        let Some(row) = state.containers.get_mut(request.container.as_str()) else {
+            return refuse(
+                ErrorKind::NotFound,
+                &format!("container {} does not exist", request.container),
+            );
+        };
+        row.networks.push(ContainerNetwork {
+            name: network.to_string(),
+            ip,
+            ip6: Some("fd00::3".to_owned()),
+            mac: "02:42:0a:00:00:03".to_owned(),
+            ifname: "eth1".to_owned(),
+            ports: Vec::new(),
+        });
+        Ok(row.clone())
+    }
+
+    async fn disconnect(&self, network: &Name, container: &Name) -> Result<(), ApiError> {
+        drop(self.note(format!("disconnect {network} {container}")));
+        Ok(())
+    }
+
+    async fn container_create(&self, request: ContainerCreate) -> Result<ContainerRow, ApiError> {
+        let mut state =
+            self.note(format!("container {}", serde_json::to_string(&request).unwrap()));
+        let name = request.name.to_string();
+        if state.containers.contains_key(&name) {
+            return refuse(ErrorKind::Conflict, &format!("container name {name} is taken"));
+        }
+        let (mode, networks) = match request.network.as_str() {
+            "host" => ("host", Vec::new()),
+            "none" => ("none", Vec::new()),
+            network if !state.networks.contains_key(network) => {
+                return refuse(
+                    ErrorKind::NotFound,
+                    &format!("network {network} does not exist:\nsee 'culvert network ls'"),
+                );
+            }
+            network => (
+                if request.netns.is_some() || request.pid.is_some() {
+                    "attached"
+                } else {
+                    "overlay"
+                },
+                vec![ContainerNetwork {
+                    name: network.to_owned(),
+                    ip: request.ip.map_or("10.0.0.2".to_owned(), |ip| ip.to_string()),
+                    ip6: None,
+                    mac: "02:42:0a:00:00:02".to_owned(),
+                    ifname: request.ifname.unwrap_or("eth0".to_owned()),
+                    ports: request.ports,
+                }],
+            ),
+        };
+        let row = ContainerRow {
+            name: name.clone(),
+            mode: mode.to_owned(),
+            pid: None,
+            exit_code: None,
+            netns: format!("/run/netns/{name}"),
+            log: None,
+            networks,
+            command: request.command,
+        };
+        state.containers.insert(name, row.clone());
+        Ok(row)
+    }
+
+    async fn container_state(&self, name: &Name, change: ContainerState) -> Result<(), ApiError> {
+        let mut state = self.state();
+        if state.away > 0 {
+            state.away -= 1;
+            return refuse(ErrorKind::Unavailable, "store: no answer");
+        }
+        state.calls.push(match &change {
+            ContainerState::Running { .. } => format!("{name} runs"),
+            ContainerState::Exited { code } => format!("{name} ended with {code}"),
+        });
+        let Some(row) = state.containers.get_mut(name.as_str()) else {
+            return refuse(ErrorKind::NotFound, "no such container");
+        };
+        match change {
+            ContainerState::Running { pid, log } => {
+                row.pid = Some(pid);
+                row.log = log.map(|log| log.display().to_string());
+            }
+            ContainerState::Exited { code } => {
+                row.pid = None;
+                row.exit_code = Some(code);
+            }
+        }
+        Ok(())
+    }
+
+    async fn containers(&self) -> Result<Vec<ContainerRow>, ApiError> {
+        Ok(self.state().containers.values().cloned().collect())
+    }
+
+    async fn container_remove(&self, name: &Name, force: bool) -> Result<(), ApiError> {
+        let mut state = self.note(format!("remove container {name} force={force}"));
+        let Some(row) = state.containers.get(name.as_str()) else {
+            return refuse(ErrorKind::NotFound, &format!("container {name} does not exist"));
+        };
+        if row.pid.is_some() && !force {
+            return refuse(
+                ErrorKind::Conflict,
+                &format!("container {name} runs: stop its command or give -f"),
+            );
+        }
+        state.containers.remove(name.as_str());
+        Ok(())
+    }
+
+    async fn fdb(&self) -> Result<Vec<FdbRow>, ApiError> {
+        let row = |mac: &str, kind: &str, dst: &str, ifname: &str, age_s| FdbRow {
+            network: "overlaynet1".to_owned(),
+            vni: 256,
+            mac: mac.to_owned(),
+            kind: kind.to_owned(),
+            dst: dst.to_owned(),
+            ifname: ifname.to_owned(),
+            age_s,
+        };
+        Ok(vec![
+            row("02:42:0a:00:00:02", "local", "", "cv0123456789ab", None),
+            row("02:42:0a:00:00:03", "static", "192.168.0.2", "eth0", None),
+            row("aa:bb:cc:dd:ee:ff", "learned", "192.168.0.9", "eth0", Some(75)),
+        ])
+    }
+
+    async fn neighbours(&self) -> Result<Vec<NeighRow>, ApiError> {
+        Ok(vec![NeighRow {
+            network: "overlaynet1".to_owned(),
+            vni: 256,
+            ip: "10.0.0.3".to_owned(),
+            mac: "02:42:0a:00:00:03".to_owned(),
+        }])
+    }
+
+    async fn vteps(&self) -> Result<Vec<VtepRow>, ApiError> {
+        let mut rows = vec![
+            VtepRow {
+                ip: "192.168.0.1".to_owned(),
+                port: 4789,
+                node: "host1".to_owned(),
+                kind: "self".to_owned(),
+                alive: Some(true),
+                networks: vec!["overlaynet1".to_owned()],
+                via: String::new(),
+                inner_mtu: 1450,
+            },
+            VtepRow {
+                ip: "192.168.0.2".to_owned(),
+                port: 4789,
+                node: "host2".to_owned(),
+                kind: "node".to_owned(),
+                alive: Some(false),
+                networks: Vec::new(),
+                via: "eth0".to_owned(),
+                inner_mtu: 1450,
+            },
+        ];
+        rows.extend(self.state().vteps.iter().map(|(ip, network)| VtepRow {
+            ip: ip.clone(),
+            port: 4789,
+            node: String::new(),
+            kind: "foreign".to_owned(),
+            alive: None,
+            networks: vec![network.clone()],
+            via: "eth0 via 192.168.0.254".to_owned(),
+            inner_mtu: 1450,
+        }));
+        Ok(rows)
+    }
+
+    async fn vtep_add(&self, request: VtepChange) -> Result<(), ApiError> {
+        self.state().vteps.push((request.ip.to_string(), request.network.to_string()));
+        Ok(())
+    }
+
+    async fn vtep_remove(&self, request: VtepChange) -> Result<(), ApiError> {
+        let mut state = self.state();
+        let before = state.vteps.len();
+        state.vteps.retain(|(ip, _)| *ip != request.ip.to_string());
+        if state.vteps.len() == before {
+            return refuse(
+                ErrorKind::NotFound,
+                &format!("VTEP {} was not added to network {}", request.ip, request.network),
+            );
+        }
+        Ok(())
+    }
+
+    async fn stats(&self) -> Result<Vec<StatsRow>, ApiError> {
+        let row = |verdict: &str, reason: &str, code, packets, bytes| StatsRow {
+            direction: "from_container".to_owned(),
+            verdict: verdict.to_owned(),
+            reason: reason.to_owned(),
+            code,
+            packets,
+            bytes,
+        };
+        Ok(vec![
+            row("forward", "encap", 2, 1_000_000, 1_450_000_000),
+            row("drop", "spoofed_mac", 70, 3, 294),
+        ])
+    }
+
+    async fn status(&self) -> Result<Status, ApiError> {
+        let state = self.state();
+        let problems = state.problems.clone();
+        Ok(Status {
+            node: "host1".to_owned(),
+            agent: AgentStatus {
+                version: "0.1.0".to_owned(),
+                pid: 4711,
+                uptime_s: 3_725,
+                vtep_ip: "192.168.0.1".to_owned(),
+                vxlan_port: 4789,
+                uplinks: vec!["eth0".to_owned()],
+                state_dir: state.state_dir.display().to_string(),
+            },
+            store: StoreStatus {
+                kind: "etcd".to_owned(),
+                healthy: problems.is_empty(),
+                revision: 42,
+                error: problems.first().cloned(),
+            },
+            datapath: DatapathStatus {
+                mode: "tc".to_owned(),
+                reason: "veth gains nothing from XDP".to_owned(),
+                abi: 1,
+                pins: "/run/culvert/bpf/1".to_owned(),
+            },
+            vteps: 2,
+            counts: Counts {
+                networks: state.networks.len(),
+                local_endpoints: 1,
+                endpoints: 2,
+                fdb: 3,
+                neighbours: 1,
+            },
+            problems,
+        })
+    }
+
+    async fn purge(&self) -> Result<(), ApiError> {
+        let state = self.note("purge");
+        if let Some(shutdown) = &state.shutdown {
+            shutdown.cancel();
+        }
+        Ok(())
+    }
+}
+
+/// A server with its [`Fake`] in a directory of its own; both go when dropped.
+pub(crate) struct Agent {
+    pub(crate) fake: Arc<Fake>,
+    pub(crate) dir: tempfile::TempDir,
+    shutdown: CancellationToken,
+    server: Option<JoinHandle<()>>,
+}
+
+impl Agent {
+    pub(crate) fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let fake = Fake::new(dir.path());
+        let shutdown = CancellationToken::new();
+        fake.state().shutdown = Some(shutdown.clone());
+        let listener = api::bind(&dir.path().join("culvert.sock")).unwrap();
+        let server = std::thread::spawn({
+            let (fake, shutdown) = (fake.clone(), shutdown.clone());
+            move || {
+                let runtime =
+                    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let stop = shutdown.cancelled_owned();
+                runtime.block_on(api::serve(listener, fake, stop)).unwrap();
+            }
+        });
+        Self { fake, dir, shutdown, server: Some(server) }
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.path().join("culvert.sock")
+    }
+
+    /// Stops the server and waits until it is gone.
+    pub(crate) fn stop(&mut self) {
+        self.shutdown.cancel();
+        if let Some(server) = self.server.take() {
+            server.join().unwrap();
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,6 @@
+//! The API and the command line, with an agent in memory behind them.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod api;
+mod fake;
+mod verbs;

@@ -1,0 +1,555 @@
+//! The binary as people and scripts run it, against an agent in memory.
+
+use std::{
+    ffi::OsStr,
+    io::{BufRead, BufReader, Read},
+    os::{
+        fd::OwnedFd,
+        unix::{ffi::OsStrExt, net::UnixListener},
+    },
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use crate::fake::Agent;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// How long anything here may take.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+fn culvert(socket: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_culvert"));
+    command
+        .args(args)
+        .env("CULVERT_SOCKET", socket)
+        .env_remove("RUST_LOG")
+        .env_remove("COLUMNS")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn run(socket: &Path, args: &[&str]) -> Output {
+    culvert(socket, args).output().unwrap()
+}
+
+fn words(line: &str) -> Vec<&str> {
+    line.split(' ').collect()
+}
+
+/// Runs the words of `line` and shows all that comes of it.
+fn show(agent: &Agent, line: &str) -> String {
+    let output = run(&agent.socket(), &words(line));
+    transcript(agent, line, &output)
+}
+
+fn transcript(agent: &Agent, line: &str, output: &Output) -> String {
+    let mut text = format!("$ culvert {line}\n");
+    text.push_str(str::from_utf8(&output.stdout).unwrap());
+    for error in str::from_utf8(&output.stderr).unwrap().lines() {
+        assert!(error.starts_with("culvert: "), "{error}");
+        text.push_str(&format!("stderr| {error}\n"));
+    }
+    let code = output.status.code().unwrap();
+    if code != 0 {
+        text.push_str(&format!("exit {code}\n"));
+    }
+    text.replace(agent.dir.path().to_str().unwrap(), "DIR")
+}
+
+fn success(output: &Output) -> &str {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    str::from_utf8(&output.stdout).unwrap()
+}
+
+/// Waits until `ready` gives something.
+fn until<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = ready() {
+            return value;
+        }
+        assert!(start.elapsed() < DEADLINE, "{what} did not come");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn help_of_every_verb() {
+    let nowhere = Path::new("/nonexistent");
+    let mut verbs = vec![vec![]];
+    let mut seen = 0;
+    while let Some(verb) = verbs.pop() {
+        let mut args = verb.clone();
+        args.push("--help");
+        let output = run(nowhere, &args);
+        let help = success(&output).to_owned();
+        assert!(
+            help.contains("\nEXAMPLES:\n") || help.contains("\nCommands:\n"),
+            "culvert {args:?} has no examples"
+        );
+        let name = ["help"].iter().chain(&verb).copied().collect::<Vec<_>>().join("_");
+        insta::assert_snapshot!(name, help);
+        seen += 1;
+        // Its own verbs, from the list in its help.
+        let list = help.split("\nCommands:\n").nth(1).unwrap_or_default();
+        for line in list.lines().take_while(|line| !line.is_empty()) {
+            let name = line.split_whitespace().next().unwrap();
+            let mut verb = verb.clone();
+            // Leaked for the run of one test.
+            verb.push(name.to_owned().leak());
+            verbs.push(verb);
+        }
+    }
+    // 17 verbs and their own: network 6, fdb 1, neigh 1, vtep 3, and culvert itself.
+    assert_eq!(seen, 17 + 6 + 1 + 1 + 3 + 1);
+}
+
+#[test]
+fn what_the_network_verbs_print() {
+    let agent = Agent::start();
+    let lines = [
+        "network create -d overlay --subnet 10.1.0.0/16 --subnet fd00:1::/64 --gateway 10.1.0.254 --vni 4097 --mtu 1400 --internal --learning --opt dscp=copy --label a=b=c overlaynet2",
+        "network create -d overlay --subnet 10.1.0.0/16 overlaynet2",
+        "--format json network create b1",
+        "network create b2 --opt a=1 --opt a=2",
+        "network create b2 --subnet 10.0.0.1/8",
+        "network ls",
+        "network ls --format json",
+        "network inspect overlaynet1",
+        "network inspect overlaynet1 nowhere",
+        "network rm nowhere overlaynet2 nothing",
+        "network connect overlaynet1 nobody",
+        "network disconnect overlaynet1 nobody",
+    ];
+    let shown: Vec<_> = lines.iter().map(|line| show(&agent, line)).collect();
+    insta::assert_snapshot!(shown.join("\n"));
+    insta::assert_snapshot!("network_requests", agent.fake.calls().join("\n"));
+}
+
+#[test]
+fn what_the_container_verbs_print() {
+    let agent = Agent::start();
+    let mut shown = Vec::new();
+    for line in [
+        "ps",
+        "ps --format json",
+        "attach --pid 1 --name a --network overlaynet1 --ip 10.0.0.9 --mac 02:42:0a:00:00:09 --ifname eth7 -p 127.0.0.1:8080:80/tcp",
+        "attach --netns /run/netns/x --name b --network overlaynet1 --format json",
+        "attach --netns /run/netns/x --name b --network overlaynet1",
+        "attach --netns /run/netns/x --name c --network nowhere",
+        "network connect overlaynet1 a --ip 10.0.0.8",
+        "network connect overlaynet1 a --format json",
+        "detach a --network overlaynet1",
+        "ps",
+        "ps --format json",
+        "logs a",
+        "logs nobody",
+        "exec nobody -- true",
+        "rm nobody a",
+        "detach b",
+        "detach b",
+        "ps",
+    ] {
+        shown.push(show(&agent, line));
+    }
+    insta::assert_snapshot!(shown.join("\n"));
+    insta::assert_snapshot!("container_requests", agent.fake.calls().join("\n"));
+}
+
+#[test]
+fn what_the_verbs_that_look_print() {
+    let agent = Agent::start();
+    let mut shown = Vec::new();
+    for verb in ["fdb show", "neigh show", "vtep ls", "stats", "status"] {
+        shown.push(show(&agent, verb));
+        shown.push(show(&agent, &format!("{verb} --format json")));
+    }
+    agent.fake.trouble("/culvert/v1/networks/x: garbage, skipped");
+    agent.fake.trouble("uplink eth0: MTU is 1400");
+    for line in [
+        "status",
+        "vtep add 192.168.0.9 --network overlaynet1 --port 8472",
+        "vtep ls",
+        "vtep rm 192.168.0.9 --network overlaynet1",
+        "vtep rm 192.168.0.9 --network overlaynet1",
+    ] {
+        shown.push(show(&agent, line));
+    }
+    insta::assert_snapshot!(shown.join("\n"));
+}
+
+#[test]
+fn without_an_agent_every_verb_that_needs_it_is_refused_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("x.sock");
+    for stale in [false, true] {
+        if stale {
+            drop(UnixListener::bind(&socket).unwrap());
+        }
+        for line in [
+            "network create n",
+            "network ls",
+            "network rm n",
+            "network connect n c",
+            "network disconnect n c",
+            "run --name c -- true",
+            "run --name c -d -- true",
+            "attach --pid 1 --name c --network n",
+            "detach c",
+            "exec c -- true",
+            "ps",
+            "rm c",
+            "logs c",
+            "fdb show",
+            "neigh show",
+            "vtep ls",
+            "vtep add 192.168.0.9 --network n",
+            "status",
+            "stats",
+        ] {
+            let output = run(&socket, &words(line));
+            assert_eq!(output.status.code(), Some(1), "{line}");
+            assert!(output.stdout.is_empty(), "{line}");
+            let expected = format!(
+                "culvert: agent: nobody listens on {}: start it with 'culvert agent' or name its socket with --socket\n",
+                socket.display()
+            );
+            assert_eq!(String::from_utf8(output.stderr).unwrap(), expected, "{line}");
+        }
+    }
+}
+
+#[test]
+fn the_option_wins_over_the_environment() {
+    let agent = Agent::start();
+    let socket = agent.socket();
+    let socket = socket.to_str().unwrap();
+    success(&run(Path::new("/nonexistent"), &["--socket", socket, "ps"]));
+    success(&run(Path::new("/nonexistent"), &["ps", "--socket", socket]));
+}
+
+#[test]
+fn nothing_to_do_shows_help_and_is_wrong_usage() {
+    for args in [&[][..], &["network"], &["vtep"], &["fdb"], &["neigh"]] {
+        let output = run(Path::new("/nonexistent"), args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(output.stdout.is_empty());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("Usage: culvert"), "{args:?}: {stderr}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_one_line_and_exit_code_2() {
+    let agent = Agent::start();
+    for line in ["network create a/b", "ps --frobnicate", "run --name a", "agent --store x"] {
+        let output = run(&agent.socket(), &words(line));
+        assert_eq!(output.status.code(), Some(2), "{line}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.starts_with("culvert: ") && stderr.lines().count() == 1, "{stderr}");
+    }
+    // Not UTF-8.
+    let output =
+        culvert(&agent.socket(), &["rm"]).arg(OsStr::from_bytes(&[0xff])).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(String::from_utf8(output.stderr).unwrap().lines().count(), 1);
+    assert!(agent.fake.calls().is_empty());
+}
+
+#[test]
+fn completion_scripts_are_for_their_shells() {
+    for (shell, part) in [
+        ("bash", "complete -F _culvert"),
+        ("zsh", "#compdef culvert"),
+        ("fish", "complete -c culvert"),
+        ("elvish", "edit:completion"),
+        ("powershell", "Register-ArgumentCompleter"),
+    ] {
+        let output = run(Path::new("/nonexistent"), &["completion", shell]);
+        assert!(success(&output).contains(part), "{shell}");
+    }
+}
+
+/// A pipe whose reader is gone.
+fn closed_pipe() -> OwnedFd {
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    drop(reader);
+    writer
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let agent = Agent::start();
+    for line in [
+        "ps",
+        "--help",
+        "completion bash",
+        "network ls --format json",
+        "network inspect overlaynet1",
+    ] {
+        let output = culvert(&agent.socket(), &words(line)).stdout(closed_pipe()).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{line}");
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), "", "{line}");
+    }
+    // Standard error is gone as well: nothing to say and nobody to say it to.
+    let status = culvert(&agent.socket(), &["rm", "nobody"])
+        .stdout(closed_pipe())
+        .stderr(closed_pipe())
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(1));
+}
+
+#[test]
+fn a_full_disk_is_told() {
+    let agent = Agent::start();
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = culvert(&agent.socket(), &["ps"]).stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.starts_with("culvert: standard output cannot be written to: "), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1);
+}
+
+#[test]
+fn run_passes_output_and_exit_code_through_and_reports() {
+    let agent = Agent::start();
+    let script = "echo out; echo err >&2; exit 42";
+    let args = ["run", "--name", "c", "--network", "host", "--", "sh", "-c", script];
+    let output = run(&agent.socket(), &args);
+    assert_eq!(output.status.code(), Some(42));
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "out\n");
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "err\n");
+    let calls = agent.fake.calls();
+    assert!(calls[0].contains(r#""network":"host""#), "{calls:?}");
+    assert_eq!(&calls[1..], ["c runs", "c ended with 42"]);
+    // It stays until it is removed, and its name with it.
+    assert!(success(&run(&agent.socket(), &["ps"])).contains("exited (42)"));
+    assert_eq!(run(&agent.socket(), &args).status.code(), Some(1));
+    assert_eq!(success(&run(&agent.socket(), &["rm", "c"])), "c\n");
+}
+
+#[test]
+fn run_rm_leaves_nothing() {
+    let agent = Agent::start();
+    // Options of the command are the command's, with and without '--'.
+    let output = run(&agent.socket(), &words("run --name c --network host --rm sh -c true --rm"));
+    success(&output);
+    let calls = agent.fake.calls();
+    assert_eq!(&calls[1..], ["c runs", "c ended with 0", "remove container c force=true"]);
+    assert_eq!(success(&run(&agent.socket(), &["ps", "--format", "json"])), "[]\n");
+}
+
+#[test]
+fn a_command_that_cannot_run_leaves_no_container() {
+    let agent = Agent::start();
+    for detached in [false, true] {
+        for (command, code, why) in [
+            ("culvert-no-such-command", 127, "command not found"),
+            ("/etc/passwd", 126, "permission denied"),
+        ] {
+            let mut args = words("run --name c --network host");
+            if detached {
+                args.push("-d");
+            }
+            args.push(command);
+            let output = run(&agent.socket(), &args);
+            assert_eq!(output.status.code(), Some(code), "{args:?}");
+            assert!(output.stdout.is_empty(), "{args:?}");
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert!(stderr.starts_with(&format!("culvert: {command}: {why}")), "{stderr}");
+            assert_eq!(stderr.lines().count(), 1, "{stderr}");
+            let calls = agent.fake.calls();
+            assert_eq!(&calls[1..], ["remove container c force=true"], "{args:?}");
+        }
+    }
+    let logs = agent.dir.path().join("logs");
+    assert_eq!(std::fs::read_dir(logs).unwrap().count(), 0);
+}
+
+#[test]
+fn run_refused_by_the_agent_runs_nothing() {
+    let agent = Agent::start();
+    let mark = agent.dir.path().join("mark");
+    let mut args = words("run --name c --network nowhere -- touch");
+    args.push(mark.to_str().unwrap());
+    let output = run(&agent.socket(), &args);
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(stderr, "culvert: network nowhere does not exist: see 'culvert network ls'\n");
+    assert!(!mark.exists());
+}
+
+/// Kills and reaps when dropped, for tests that fail halfway.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Running {
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.0.id().cast_signed()), signal).unwrap();
+    }
+}
+
+#[test]
+fn run_passes_signals_on() {
+    let agent = Agent::start();
+    let script = "trap 'exit 7' USR1; echo ready; while :; do sleep 0.01; done";
+    let args = ["run", "--name", "c", "--network", "host", "--", "sh", "-c", script];
+    let mut child = Running(culvert(&agent.socket(), &args).spawn().unwrap());
+    let mut ready = String::new();
+    BufReader::new(child.0.stdout.as_mut().unwrap()).read_line(&mut ready).unwrap();
+    assert_eq!(ready, "ready\n");
+    child.signal(Signal::SIGUSR1);
+    assert_eq!(child.0.wait().unwrap().code(), Some(7));
+
+    success(&run(&agent.socket(), &["rm", "c"]));
+    agent.fake.calls();
+    let args = words("run --name c --network host -- sleep 1000");
+    let mut child = Running(culvert(&agent.socket(), &args).spawn().unwrap());
+    until("the report", || agent.fake.calls().contains(&"c runs".to_owned()).then_some(()));
+    child.signal(Signal::SIGTERM);
+    assert_eq!(child.0.wait().unwrap().code(), Some(128 + 15));
+    assert_eq!(agent.fake.calls(), ["c ended with 143"]);
+}
+
+#[test]
+fn run_tells_an_agent_that_was_away() {
+    let agent = Agent::start();
+    agent.fake.away_for(4);
+    let output = run(&agent.socket(), &words("run --name c --network host --rm -- true"));
+    assert_eq!(output.status.code(), Some(0));
+    // The start could not be told, the end was insisted on.
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(stderr, "culvert: container c runs, but the agent was not told: store: no answer\n");
+    let calls = agent.fake.calls();
+    assert_eq!(&calls[1..], ["c ended with 0", "remove container c force=true"]);
+}
+
+#[test]
+fn exec_runs_in_the_container_and_reports_nothing() {
+    let agent = Agent::start();
+    success(&run(&agent.socket(), &words("run --name c --network host -- true")));
+    agent.fake.calls();
+    let output = run(&agent.socket(), &["exec", "c", "--", "sh", "-c", "echo $0; exit 3", "-x"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(output.stdout, b"-x\n");
+    let output = run(&agent.socket(), &["exec", "c", "culvert-no-such-command"]);
+    assert_eq!(output.status.code(), Some(127));
+    assert!(agent.fake.calls().is_empty());
+}
+
+#[test]
+fn run_detached_keeps_a_log_that_logs_shows() {
+    let agent = Agent::start();
+    let socket = agent.socket();
+    let release = agent.dir.path().join("release");
+    let script =
+        "echo one; echo two >&2; while [ ! -e $0 ]; do sleep 0.01; done; echo three; exit 5";
+    let release_path = release.to_str().unwrap();
+    let args =
+        ["run", "--name", "c", "--network", "host", "-d", "--", "sh", "-c", script, release_path];
+    // Returns while the command runs, with its pipes closed.
+    assert_eq!(success(&run(&socket, &args)), "c\n");
+    until("its output", || (success(&run(&socket, &["logs", "c"])) == "one\ntwo\n").then_some(()));
+    let refused = run(&socket, &["rm", "c"]);
+    assert_eq!(refused.status.code(), Some(1));
+
+    let mut follow = Running(culvert(&socket, &["logs", "-f", "c"]).spawn().unwrap());
+    let mut followed = BufReader::new(follow.0.stdout.take().unwrap());
+    let mut text = String::new();
+    followed.read_line(&mut text).unwrap();
+    followed.read_line(&mut text).unwrap();
+    assert_eq!(text, "one\ntwo\n");
+    std::fs::write(&release, "").unwrap();
+    followed.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "one\ntwo\nthree\n");
+    assert_eq!(follow.0.wait().unwrap().code(), Some(0));
+
+    let row = until("its end", || {
+        let rows = run(&socket, &["ps", "--format", "json"]);
+        let rows: serde_json::Value = serde_json::from_str(success(&rows)).unwrap();
+        (rows[0]["exit_code"] == 5).then(|| rows[0].clone())
+    });
+    let log = Path::new(row["log"].as_str().unwrap()).to_owned();
+    assert_eq!(log, agent.dir.path().join("logs/c.log"));
+    assert_eq!(success(&run(&socket, &["rm", "c"])), "c\n");
+    assert!(!log.exists());
+
+    // A new container of the name does not show the old one's output.
+    std::fs::write(&log, "stale\n").unwrap();
+    let output = run(&socket, &words("run --name c --network host -d --format json -- echo fresh"));
+    let rows: serde_json::Value = serde_json::from_str(success(&output)).unwrap();
+    assert_eq!(rows[0]["name"], "c");
+    assert!(rows[0]["pid"].as_i64().unwrap() > 0);
+    until("its output", || (success(&run(&socket, &["logs", "c"])) == "fresh\n").then_some(()));
+}
+
+#[test]
+fn run_detached_rm_leaves_nothing() {
+    let agent = Agent::start();
+    success(&run(&agent.socket(), &words("run --name c --network host -d --rm -- true")));
+    until("the removal", || {
+        let output = run(&agent.socket(), &["ps", "--format", "json"]);
+        (success(&output) == "[]\n").then_some(())
+    });
+    until("the log's end", || (!agent.dir.path().join("logs/c.log").exists()).then_some(()));
+}
+
+#[test]
+fn purge_goes_through_the_agent_and_waits_for_its_end() {
+    let agent = Agent::start();
+    success(&run(&agent.socket(), &["purge"]));
+    assert_eq!(agent.fake.calls(), ["purge"]);
+    assert!(!agent.socket().exists(), "the agent is gone when purge returns");
+}
+
+#[test]
+fn doctor_works_with_and_without_an_agent() {
+    let agent = Agent::start();
+    let nowhere = agent.dir.path().join("nowhere");
+    for (socket, level, detail) in [
+        (agent.socket(), "ok", "pid 4711, store healthy".to_owned()),
+        (
+            nowhere.clone(),
+            "warning",
+            format!("not running: nobody listens on {}", nowhere.display()),
+        ),
+    ] {
+        // The loopback device is a poor uplink, but one that every host has.
+        let args = ["doctor", "--uplink", "lo", "--bpffs", "/nonexistent", "--format", "json"];
+        let output = run(&socket, &args);
+        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+        let rows: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let rows = rows.as_array().unwrap();
+        assert_eq!(rows[0]["check"], "agent");
+        assert_eq!(rows[0]["level"], level);
+        assert_eq!(rows[0]["detail"], detail);
+        assert!(rows.len() > 1);
+        let errors = rows.iter().filter(|row| row["level"] == "error").count();
+        assert_eq!(output.status.code(), Some(i32::from(errors > 0)));
+    }
+    agent.fake.trouble("no answer from etcd");
+    let output = run(&agent.socket(), &["doctor", "--uplink", "lo"]);
+    assert_eq!(output.status.code(), Some(1));
+    let table = String::from_utf8(output.stdout).unwrap();
+    let mut lines = table.lines();
+    assert_eq!(words_of(lines.next().unwrap()), ["LEVEL", "CHECK", "DETAIL", "ADVICE"]);
+    assert!(lines.next().unwrap().starts_with("error"), "{table}");
+}
+
+fn words_of(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
+}
