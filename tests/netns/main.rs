@@ -1,3 +1,6 @@
 //! Hosts in network namespaces with a real etcd.
 
+mod bad_input;
+mod containers;
+mod lifecycle;
 mod overlay;

@@ -57,4 +57,9 @@ for_both! {
     crate::follow::a_store_that_is_gone_deletes_nothing => a_store_that_is_gone_deletes_nothing,
     crate::follow::a_wiped_store_deletes_nothing_until_accepted => a_wiped_store_deletes_nothing_until_accepted,
     crate::follow::a_store_known_from_an_earlier_run_is_recognized => a_store_known_from_an_earlier_run_is_recognized,
+    crate::ops::networks_made_at_once_never_overlap => networks_made_at_once_never_overlap,
+    crate::ops::endpoints_made_at_once_never_share_an_address => endpoints_made_at_once_never_share_an_address,
+    crate::ops::a_network_is_not_removed_from_under_an_endpoint => a_network_is_not_removed_from_under_an_endpoint,
+    crate::ops::a_plan_from_an_old_view_is_made_anew => a_plan_from_an_old_view_is_made_anew,
+    crate::ops::a_node_leaves_with_all_its_endpoints => a_node_leaves_with_all_its_endpoints,
 }
