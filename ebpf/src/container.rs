@@ -69,14 +69,14 @@ fn handle(ctx: &TcContext, port: u32) -> Result<Action, DropReason> {
     linearise(ctx);
     let sender = Sender { ctx, port, ep, net };
     let mut inner = Inner::default();
-    let mut kind = Ok(Kind::Plain);
-    parse(&sender, &mut inner, &mut kind);
-    match kind? {
+    let mut kind = Kind::Plain;
+    parse(&sender, &mut inner, &mut kind)?;
+    match kind {
         Kind::Plain => {}
         Kind::Arp => {
-            let mut answer = Ok(None);
-            reply::arp(&sender, &mut answer);
-            if let Some(action) = answer? {
+            let mut answer = None;
+            reply::arp(&sender, &mut answer)?;
+            if let Some(action) = answer {
                 return Ok(action);
             }
         }
@@ -95,10 +95,13 @@ fn handle(ctx: &TcContext, port: u32) -> Result<Action, DropReason> {
 }
 
 /// Checks the headers of a frame and finds out what they say. A function of its
-/// own for the sake of the stack.
+/// own for the sake of the stack: such functions return a verdict in their one
+/// register, and the rest through memory. Without a return value the register
+/// may hold a pointer to their stack, which the verifier refuses.
 #[inline(never)]
-fn parse(sender: &Sender<'_>, inner: &mut Inner, kind: &mut Result<Kind, DropReason>) {
-    *kind = try_parse(sender, inner);
+fn parse(sender: &Sender<'_>, inner: &mut Inner, kind: &mut Kind) -> Result<(), DropReason> {
+    *kind = try_parse(sender, inner)?;
+    Ok(())
 }
 
 #[inline(always)]
@@ -133,9 +136,9 @@ fn try_parse(&Sender { ctx, ep, .. }: &Sender<'_>, inner: &mut Inner) -> Result<
 #[inline(always)]
 fn ipv6(sender: &Sender<'_>, inner: &mut Inner) -> Answer {
     let mut l4 = UpperLayer::default();
-    let mut tclass = Ok(0);
-    check_ipv6(sender, inner.l3_len, &mut l4, &mut tclass);
-    inner.tos = Some(tclass?);
+    let mut tclass = 0;
+    check_ipv6(sender, inner.l3_len, &mut l4, &mut tclass)?;
+    inner.tos = Some(tclass);
     let gso = gso_size(sender.ctx);
     if gso != 0 {
         inner.segment_len = gso + ipv6_headers_len(sender.ctx, &l4)?;
@@ -144,9 +147,9 @@ fn ipv6(sender: &Sender<'_>, inner: &mut Inner) -> Answer {
         return Ok(None);
     }
     let mut mac = [0; 6];
-    let mut answer = Ok(NdAnswer::Forward);
-    reply::icmpv6(sender, &l4, &mut mac, &mut answer);
-    match answer? {
+    let mut answer = NdAnswer::Forward;
+    reply::icmpv6(sender, &l4, &mut mac, &mut answer)?;
+    match answer {
         NdAnswer::Forward => Ok(None),
         NdAnswer::Absorb => Ok(Some(Action::Absorb)),
         NdAnswer::Reply => reply::nd(sender, mac).map(Some),
@@ -183,9 +186,8 @@ fn forward(sender: &Sender<'_>, inner: &Inner) -> Result<Action, DropReason> {
     if inner.segment_len > mtu {
         return Err(reply::too_big(ctx, &inner.eth, port, mtu));
     }
-    let mut outcome = Ok(Action::Encap);
-    encap::encapsulate(sender, inner, u32::from_ne_bytes(vtep), path, &mut outcome);
-    outcome
+    encap::encapsulate(sender, inner, u32::from_ne_bytes(vtep), path)?;
+    Ok(Action::Encap)
 }
 
 /// The path MTU, where it can matter.
@@ -264,9 +266,10 @@ fn check_ipv6(
     sender: &Sender<'_>,
     l3_len: u32,
     l4: &mut UpperLayer,
-    tclass: &mut Result<u8, DropReason>,
-) {
-    *tclass = try_check_ipv6(sender, l3_len, l4);
+    tclass: &mut u8,
+) -> Result<(), DropReason> {
+    *tclass = try_check_ipv6(sender, l3_len, l4)?;
+    Ok(())
 }
 
 #[inline(always)]

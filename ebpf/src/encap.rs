@@ -11,7 +11,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use culvert_common::{
-    abi::{Action, DropReason, NetworkInfo, UnderlayPath, VXLAN_OVERHEAD},
+    abi::{DropReason, NetworkInfo, UnderlayPath, VXLAN_OVERHEAD},
     datapath::{
         ecn,
         encap::{self, EncapHeaders, OuterHeader},
@@ -154,9 +154,8 @@ pub(crate) fn encapsulate(
     inner: &Inner,
     vtep: u32,
     path: &UnderlayPath,
-    outcome: &mut Result<Action, DropReason>,
-) {
-    *outcome = try_encapsulate(sender, inner, vtep.to_ne_bytes(), path);
+) -> Result<(), DropReason> {
+    try_encapsulate(sender, inner, vtep.to_ne_bytes(), path)
 }
 
 #[inline(always)]
@@ -165,7 +164,7 @@ fn try_encapsulate(
     inner: &Inner,
     vtep: [u8; 4],
     path: &UnderlayPath,
-) -> Result<Action, DropReason> {
+) -> Result<(), DropReason> {
     let l3 = outer(ep.vni, net, inner, vtep, path, entropy_port(ctx, inner))?;
     let resolved = outer_mac(path);
     if inner.tos.is_none() && resolved.is_none() {
@@ -199,5 +198,5 @@ fn try_encapsulate(
     } else {
         return Err(DropReason::NoUnderlayNeighbour);
     }
-    Ok(Action::Encap)
+    Ok(())
 }

@@ -39,8 +39,9 @@ const ICMP_INTERVAL_NS: u64 = 10_000_000;
 /// Answers an ARP request whose answer is known. `None`: to be forwarded. A
 /// function of its own for the sake of the stack.
 #[inline(never)]
-pub(crate) fn arp(sender: &Sender<'_>, answer: &mut Answer) {
-    *answer = try_arp(sender);
+pub(crate) fn arp(sender: &Sender<'_>, answer: &mut Option<Action>) -> Result<(), DropReason> {
+    *answer = try_arp(sender)?;
+    Ok(())
 }
 
 #[inline(always)]
@@ -85,9 +86,10 @@ pub(crate) fn icmpv6(
     sender: &Sender<'_>,
     l4: &UpperLayer,
     mac: &mut [u8; 6],
-    answer: &mut Result<NdAnswer, DropReason>,
-) {
-    *answer = try_icmpv6(sender, l4, mac);
+    answer: &mut NdAnswer,
+) -> Result<(), DropReason> {
+    *answer = try_icmpv6(sender, l4, mac)?;
+    Ok(())
 }
 
 #[inline(always)]
@@ -155,56 +157,55 @@ fn nd_reply(skb: *mut __sk_buff, mac: &[u8; 6]) -> i32 {
 /// returned for that.
 #[inline(always)]
 pub(crate) fn too_big(ctx: &TcContext, eth: &EthHdr, port: u32, mtu: u32) -> DropReason {
-    match eth.ethertype() {
-        ETH_P_IP => drop(frag_needed(ctx.skb.skb, port, mtu)),
-        ETH_P_IPV6 => drop(packet_too_big(ctx.skb.skb, port, mtu)),
+    let sent = match eth.ethertype() {
+        ETH_P_IP => frag_needed(ctx.skb.skb, port, mtu),
+        ETH_P_IPV6 => packet_too_big(ctx.skb.skb, port, mtu),
         // Nobody to tell, and no way to.
-        _ => {}
+        _ => false,
+    };
+    if sent {
+        note(Direction::FromContainer, Note::IcmpTooBigSent, ctx.len());
     }
     DropReason::PacketTooBig
 }
 
 /// ICMP fragmentation-needed. A function of its own for the sake of the stack.
+/// Returns whether it was sent.
 #[inline(never)]
-fn frag_needed(skb: *mut __sk_buff, port: u32, mtu: u32) -> i32 {
+fn frag_needed(skb: *mut __sk_buff, port: u32, mtu: u32) -> bool {
     let ctx = &TcContext::new(skb);
-    let Some(eth) = ctx.read::<EthHdr>(0) else { return 0 };
-    let Some(ip) = ctx.read::<Ipv4Hdr>(ETH_LEN) else { return 0 };
+    let Some(eth) = ctx.read::<EthHdr>(0) else { return false };
+    let Some(ip) = ctx.read::<Ipv4Hdr>(ETH_LEN) else { return false };
     let upper = ETH_LEN + ip.header_len() as usize;
     let kind = load::<u8>(ctx, upper).ok();
     if !pmtu::icmp_allowed(&eth, &ip, kind) || !within_limit(port, ctx.len()) {
-        return 0;
+        return false;
     }
-    let Some(quote) = quote::<QUOTE_V4_LEN>(ctx) else { return 0 };
+    let Some(quote) = quote::<QUOTE_V4_LEN>(ctx) else { return false };
     let headers = pmtu::frag_needed(&eth, &ip, mtu as u16, sum(quote));
     let sent = resize(ctx, FragNeededHeaders::FRAME_LEN as u32)
         .and_then(|()| store(ctx, 0, &headers))
         .and_then(|()| store(ctx, FragNeededHeaders::LEN, quote));
-    if sent.is_ok() {
-        send_back(ctx, port);
-    }
-    0
+    sent.is_ok() && send_back(ctx, port)
 }
 
 /// ICMPv6 packet-too-big. A function of its own for the sake of the stack.
+/// Returns whether it was sent.
 #[inline(never)]
-fn packet_too_big(skb: *mut __sk_buff, port: u32, mtu: u32) -> i32 {
+fn packet_too_big(skb: *mut __sk_buff, port: u32, mtu: u32) -> bool {
     let ctx = &TcContext::new(skb);
-    let Some(eth) = ctx.read::<EthHdr>(0) else { return 0 };
-    let Some(ip) = ctx.read::<Ipv6Hdr>(ETH_LEN) else { return 0 };
+    let Some(eth) = ctx.read::<EthHdr>(0) else { return false };
+    let Some(ip) = ctx.read::<Ipv6Hdr>(ETH_LEN) else { return false };
     let kind = load::<u8>(ctx, V6_UPPER).ok();
     if !pmtu::icmpv6_allowed(&eth, &ip, kind) || !within_limit(port, ctx.len()) {
-        return 0;
+        return false;
     }
-    let Some(quote) = quote::<QUOTE_V6_LEN>(ctx) else { return 0 };
+    let Some(quote) = quote::<QUOTE_V6_LEN>(ctx) else { return false };
     let headers = pmtu::packet_too_big(&eth, &ip, mtu, sum(quote));
     let sent = resize(ctx, PacketTooBigHeaders::FRAME_LEN as u32)
         .and_then(|()| store(ctx, 0, &headers))
         .and_then(|()| store(ctx, PacketTooBigHeaders::LEN, quote));
-    if sent.is_ok() {
-        send_back(ctx, port);
-    }
-    0
+    sent.is_ok() && send_back(ctx, port)
 }
 
 /// Copies the beginning of the L3 packet to this CPU's scratch space: it is too
@@ -245,9 +246,7 @@ fn within_limit(port: u32, bytes: u32) -> bool {
 
 /// Sends the rewritten frame to the container; the verdict drops the original.
 #[inline(always)]
-fn send_back(ctx: &TcContext, port: u32) {
+fn send_back(ctx: &TcContext, port: u32) -> bool {
     // SAFETY: the pointer is the program's own context.
-    if unsafe { bpf_clone_redirect(ctx.skb.skb, port, 0) } == 0 {
-        note(Direction::FromContainer, Note::IcmpTooBigSent, ctx.len());
-    }
+    unsafe { bpf_clone_redirect(ctx.skb.skb, port, 0) == 0 }
 }
