@@ -3,7 +3,8 @@
 
 use culvert::datapath::Table as _;
 use culvert_common::abi::{
-    Action, DropReason, FdbKey, FloodKey, NetworkInfo, Note, UnderlayPath, VtepInfo, VtepKey,
+    Action, Code, Direction, DropReason, FdbKey, FloodKey, NetworkInfo, Note, UnderlayPath,
+    VtepInfo, VtepKey,
 };
 use culvert_tests::packet::{Host, Tunnel, V4, V6, ethernet, payload};
 
@@ -304,9 +305,8 @@ fn kernel_refuses_the_outer_header(lab: &mut Lab) {
     let frame = V4 { eth_dst: ALL.mac, ..V4::udp(&ONE, &FAR, (1, 2), &payload(1000)) }.frame();
     let outcome = lab.from_container(Port::A1, &frame).gso(500).outcome();
     assert_eq!(outcome.verdict, SHOT);
-    let count = |code| outcome.count(culvert_common::abi::Direction::FromContainer, code);
-    use culvert_common::abi::Code;
-    assert_eq!(count(Code::Drop(DropReason::EncapFailed)), 1);
+    let count = |code| outcome.count(Direction::FromContainer, code);
+    assert_eq!(count(Code::Drop(DropReason::EncapFailed)), 1, "{:?}", outcome.counts);
     assert_eq!(count(Code::Note(Note::FloodLocalCopy)), 1);
     assert_eq!(outcome.counts.len(), 2);
 }
