@@ -175,10 +175,12 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Result<Action, DropReason>
         learn::source(DIRECTION, source, outer.vtep, 0, ctx.len());
     }
 
-    let gso = gso_size(ctx);
-    if gso == 0 && ctx.len() > outer.frame_len {
-        // Padding of the link, not part of the frame.
-        resize(ctx, outer.frame_len)?;
+    if gso_size(ctx) == 0 {
+        // What is longer is padding of the link, not part of the frame.
+        let len = inner.padded_len(outer.frame_len);
+        if ctx.len() != len {
+            resize(ctx, len)?;
+        }
     }
     strip(ctx, &inner)?;
     store(ctx, 0, &eth)?;
@@ -280,6 +282,16 @@ impl Inner {
     #[inline(always)]
     fn is_ip(&self) -> bool {
         !matches!(self, Self::Other)
+    }
+
+    /// Length of the outer frame around an inner one that the kernel takes: it
+    /// leaves none shorter than an IPv4 header, so such a frame is padded as a
+    /// network card would have done (IEEE 802.3 §4.2.3.3).
+    #[inline(always)]
+    fn padded_len(&self, frame_len: u32) -> u32 {
+        const LEAST: u32 = (INNER_L3 + Ipv4Hdr::LEN) as u32;
+        const PADDED: u32 = INNER_L3 as u32 + 46;
+        if self.is_ip() || frame_len >= LEAST { frame_len } else { PADDED }
     }
 
     /// Writes the ECN field into the decapsulated packet.
