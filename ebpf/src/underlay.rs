@@ -27,7 +27,8 @@ use crate::{
     flood, learn,
     maps::{FDB, NETWORKS, PATH_MTU, UNDERLAY, VTEP_IP, VTEPS, VXLAN_PORT, lookup},
     packet::{
-        ETH_LEN, Packet, gso_size, ifindex, linearise, load, redirect, redirect_peer, resize, store,
+        ETH_LEN, Packet, gso_size, ifindex, linearise, load, redirect, redirect_peer, resize,
+        store, vlan_id,
     },
     verdict::{self, note},
 };
@@ -131,6 +132,10 @@ pub(crate) fn authorise(tunnelled: &Tunnelled) -> Result<&'static NetworkInfo, D
 
 #[inline(always)]
 fn handle(ctx: &TcContext) -> Result<Action, DropReason> {
+    if vlan_id(ctx) != 0 {
+        // Of another link, whose device the kernel will find.
+        return Ok(Action::Pass);
+    }
     linearise(ctx);
     match classify(ctx, ctx.len())? {
         Outer::Other => Ok(Action::Pass),
