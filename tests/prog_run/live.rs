@@ -37,6 +37,9 @@ cases!(
     from_the_tunnel_of_every_kind,
     dropped_goes_nowhere,
     short_frames,
+    tag_in_the_metadata_of_a_container,
+    tag_in_the_metadata_of_the_underlay,
+    priority_tag_on_the_underlay,
     gso_stays_whole,
     gso_too_big_is_told,
 );
@@ -293,6 +296,40 @@ fn short_frames(lab: &mut Lab) {
     for len in 34..54 {
         assert_eq!(live.send(Port::A1, &v6[..len], Code::Drop(DropReason::Malformed)), []);
     }
+}
+
+/// `frame` with an IEEE 802.1Q tag. The kernel takes it off and notes it in the
+/// metadata of the frame before the programs run.
+fn tagged(tci: u16, frame: &[u8]) -> Vec<u8> {
+    let [high, low] = tci.to_be_bytes();
+    let mut frame = frame.to_vec();
+    frame.splice(12..12, [0x81, 0x00, high, low]);
+    frame
+}
+
+fn tag_in_the_metadata_of_a_container(lab: &mut Lab) {
+    let mut live = Live::attach(lab);
+    let frame = V4::udp(&ONE, &TWO, (1, 2), b"hello").frame();
+    for tci in [0, 7] {
+        let frame = tagged(tci, &frame);
+        assert_eq!(live.send(Port::A1, &frame, Code::Drop(DropReason::VlanTagged)), []);
+    }
+}
+
+fn tag_in_the_metadata_of_the_underlay(lab: &mut Lab) {
+    // It is on another link than ours.
+    let mut live = Live::attach(lab);
+    let outer = from_peer().wrap(&V4::udp(&FAR, &ONE, (1, 2), b"hello").frame());
+    let frame = tagged(7, &outer);
+    assert_eq!(live.send(Port::Uplink, &frame, Code::Action(Action::Pass)), []);
+}
+
+fn priority_tag_on_the_underlay(lab: &mut Lab) {
+    // VLAN 0 is no VLAN (IEEE 802.1Q §9.6).
+    let mut live = Live::attach(lab);
+    let inner = V4::udp(&FAR, &ONE, (1, 2), b"hello").frame();
+    let frame = tagged(5 << 13, &from_peer().wrap(&inner));
+    live.moves(Port::Uplink, &frame, Action::Deliver, Port::A1, &inner);
 }
 
 /// `struct virtio_net_hdr`: a TCP segment of IPv4 whose checksum is to be filled
