@@ -78,8 +78,8 @@ pub(crate) trait Platform: Kernel<Error = DatapathError> + Send + Sync + 'static
     /// Endpoints that have a veth here, by identifier, with the index of its host side.
     async fn plugged(&self) -> Result<BTreeMap<String, u32>, PlugError>;
 
-    /// Makes the sandbox if it is ours and gone, the veth and everything on it,
-    /// and attaches the program. Idempotent. Returns the index of the host side.
+    /// Makes the veth of an endpoint and everything on it, and attaches the
+    /// program. Idempotent. Returns the index of the host side.
     async fn plug(&self, endpoint: &LocalEndpoint) -> Result<u32, PlugError>;
 
     /// Removes an endpoint's veth and the attachment. Idempotent.
@@ -109,8 +109,12 @@ pub(crate) trait Platform: Kernel<Error = DatapathError> + Send + Sync + 'static
     /// Makes the sandbox of a container. Refused if it exists.
     async fn make_sandbox(&self, name: &Name) -> Result<PathBuf, ApiError>;
 
-    /// Makes the sandbox of a container unless it exists.
-    async fn ensure_sandbox(&self, name: &Name) -> Result<(), ApiError>;
+    /// Makes the sandbox of a container unless it exists: of the namespace of its
+    /// command, if that runs, else anew.
+    async fn ensure_sandbox(&self, name: &Name, running: Option<i32>) -> Result<(), ApiError>;
+
+    /// Whether the sandbox of a container exists.
+    fn sandbox_exists(&self, name: &Name) -> bool;
 
     /// Removes the sandbox of a container. Idempotent.
     async fn remove_sandbox(&self, name: &Name) -> Result<(), ApiError>;

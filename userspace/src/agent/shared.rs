@@ -8,7 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::watch;
+use culvert_common::abi::UnderlayPath;
+use tokio::sync::{OwnedMutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -19,7 +20,7 @@ use crate::{
     api::types::{ApiError, ErrorKind},
     cli::AgentOptions,
     model::{
-        Node, View,
+        Name, Node, View,
         ops::{self, Plan, Refusal},
     },
     store::{Health, Outcome, Revision, StateStore},
@@ -63,6 +64,11 @@ pub(crate) struct Shared {
     containers: Mutex<Containers>,
     plugs: Mutex<BTreeMap<String, PlugState>>,
     problems: Mutex<BTreeMap<String, String>>,
+    /// How each VTEP is reached, in use or not.
+    paths: Mutex<BTreeMap<[u8; 4], UnderlayPath>>,
+    /// One request at a time per container: `run` and `rm` of one name must not
+    /// meet half-way.
+    locks: Mutex<BTreeMap<Name, Arc<tokio::sync::Mutex<()>>>>,
     /// Of the first attempts to reach the store.
     early_health: watch::Sender<Health>,
     /// Of the follower; before there is one, the former.
@@ -93,6 +99,8 @@ impl Shared {
             containers: Mutex::new(containers),
             plugs: Mutex::default(),
             problems: Mutex::default(),
+            paths: Mutex::default(),
+            locks: Mutex::default(),
             early_health,
             health: Mutex::new(health),
             turns: watch::Sender::new(0),
@@ -115,6 +123,22 @@ impl Shared {
     /// The container records.
     pub(crate) fn containers(&self) -> MutexGuard<'_, Containers> {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for its turn with a container.
+    pub(crate) async fn lock(&self, name: &Name) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            // Those that nobody holds or waits for.
+            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+            Arc::clone(locks.entry(name.clone()).or_default())
+        };
+        lock.lock_owned().await
+    }
+
+    /// How each VTEP is reached, in use or not.
+    pub(crate) fn paths(&self) -> MutexGuard<'_, BTreeMap<[u8; 4], UnderlayPath>> {
+        self.paths.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// States of the local endpoints.

@@ -1,6 +1,6 @@
 //! The steps of the start.
 
-use std::{future::Future, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{future::Future, io::IsTerminal as _, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
 use tracing_subscriber::EnvFilter;
@@ -17,7 +17,10 @@ use crate::{
 /// Sends the log to standard error, unless the program has set up another way.
 pub(super) fn log(filter: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?}"))?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     // A test or the CLI may have one already.
     let _ = subscriber.try_init();
     Ok(())

@@ -1,6 +1,6 @@
 //! Attachments of containers to networks.
 
-use std::{net::IpAddr, path::Path, time::Duration};
+use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use super::{Agent, conflict, container::NetworkOf, internal, invalid, not_found, rows};
 use crate::{
@@ -58,7 +58,7 @@ impl Agent {
                 if matches!(error, ExecuteError::Store(StoreError::Unavailable(_)))
                     && let Some(id) = planned
                 {
-                    self.take_back_later(wanted.network.clone(), id);
+                    self.take_back_later(wanted, id);
                 }
                 return Err(error.into());
             }
@@ -78,7 +78,7 @@ impl Agent {
         };
         if let Err(error) = self.detach(wanted.network, &endpoint.id).await {
             tracing::warn!("{what}: cannot be taken back now: {error}");
-            self.take_back_later(wanted.network.clone(), endpoint.id);
+            self.take_back_later(wanted, endpoint.id);
         }
         Err(failure)
     }
@@ -97,21 +97,31 @@ impl Agent {
     }
 
     /// Removes an endpoint that nobody asked for in the end, as soon as the store
-    /// answers. It may not be there at all.
-    fn take_back_later(&self, network: Name, id: String) {
-        let shared = std::sync::Arc::clone(&self.shared);
+    /// answers, and the sandbox that it may have brought back. It may not be
+    /// there at all.
+    fn take_back_later(&self, unwanted: &Attachment<'_>, id: String) {
+        let agent = Self::new(Arc::clone(&self.shared));
+        let (network, container) = (unwanted.network.clone(), unwanted.container.clone());
+        let owned = unwanted.owned;
         tokio::spawn(async move {
             let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(10));
             loop {
                 tokio::select! {
-                    () = shared.shutdown.cancelled() => return,
+                    () = agent.shared.shutdown.cancelled() => return,
                     () = tokio::time::sleep(backoff.next_delay()) => {}
                 }
-                let plan = |view: &View| Ok(((), ops::remove_endpoint(view, &network, &id)?));
-                match shared.execute(plan).await {
-                    Ok(_) | Err(ExecuteError::Refused(_)) => return,
-                    Err(error) => tracing::debug!("endpoint {id}: not taken back yet: {error}"),
+                let _turn = agent.shared.lock(&container).await;
+                if let Err(error) = agent.detach(&network, &id).await {
+                    tracing::debug!("endpoint {id}: not taken back yet: {error}");
+                    continue;
                 }
+                if owned && agent.record_of(&container).is_none() {
+                    let removed = agent.shared.platform.remove_sandbox(&container).await;
+                    if let Err(error) = removed {
+                        tracing::warn!("container '{container}': {error}");
+                    }
+                }
+                return;
             }
         });
     }

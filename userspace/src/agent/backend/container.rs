@@ -83,10 +83,15 @@ impl Agent {
     }
 
     /// All containers here, in order of name.
-    pub(super) fn list_containers(&self) -> Vec<ContainerRow> {
+    pub(super) fn all_records(&self) -> Vec<Record> {
         let mut records = self.lost_records();
         records.extend(self.shared.containers().iter().map(|r| (r.name.clone(), r.clone())));
-        records.values().map(|record| rows::container(&self.shared, record)).collect()
+        records.into_values().collect()
+    }
+
+    /// All containers here, as `ps` shows them.
+    pub(super) fn list_containers(&self) -> Vec<ContainerRow> {
+        self.all_records().iter().map(|record| rows::container(&self.shared, record)).collect()
     }
 
     pub(super) async fn create_container(

@@ -12,13 +12,9 @@ mod purge;
 mod rows;
 mod show;
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use tokio::sync::OwnedMutexGuard;
 
 use super::shared::Shared;
 use crate::{
@@ -36,25 +32,11 @@ use crate::{
 /// The agent, as the API server sees it.
 pub(crate) struct Agent {
     shared: Arc<Shared>,
-    /// One request at a time per container: `run` and `rm` of one name must not
-    /// meet half-way.
-    locks: Mutex<BTreeMap<Name, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Agent {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, locks: Mutex::default() }
-    }
-
-    /// Waits for its turn with a container.
-    async fn lock(&self, name: &Name) -> OwnedMutexGuard<()> {
-        let lock = {
-            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-            // Those that nobody holds or waits for.
-            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
-            Arc::clone(locks.entry(name.clone()).or_default())
-        };
-        lock.lock_owned().await
+        Self { shared }
     }
 }
 
@@ -94,22 +76,22 @@ impl Backend for Agent {
     }
 
     async fn connect(&self, network: &Name, request: Connect) -> Result<ContainerRow, ApiError> {
-        let _turn = self.lock(&request.container).await;
+        let _turn = self.shared.lock(&request.container).await;
         self.connect_container(network, &request).await
     }
 
     async fn disconnect(&self, network: &Name, container: &Name) -> Result<(), ApiError> {
-        let _turn = self.lock(container).await;
+        let _turn = self.shared.lock(container).await;
         self.disconnect_container(network, container).await
     }
 
     async fn container_create(&self, request: ContainerCreate) -> Result<ContainerRow, ApiError> {
-        let _turn = self.lock(&request.name).await;
+        let _turn = self.shared.lock(&request.name).await;
         self.create_container(request).await
     }
 
     async fn container_state(&self, name: &Name, state: ContainerState) -> Result<(), ApiError> {
-        let _turn = self.lock(name).await;
+        let _turn = self.shared.lock(name).await;
         self.set_container_state(name, state).await
     }
 
@@ -118,7 +100,7 @@ impl Backend for Agent {
     }
 
     async fn container_remove(&self, name: &Name, force: bool) -> Result<(), ApiError> {
-        let _turn = self.lock(name).await;
+        let _turn = self.shared.lock(name).await;
         self.remove_container(name, force).await
     }
 

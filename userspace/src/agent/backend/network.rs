@@ -183,7 +183,7 @@ fn predefined_driver(name: &str) -> &'static str {
 /// An identifier that is the same on every host: the name in hexadecimal.
 fn predefined_id(name: &str) -> String {
     let digits: String = name.bytes().map(|byte| format!("{byte:02x}")).collect();
-    format!("{digits:0>64}")
+    format!("{digits:0<64}")
 }
 
 fn inspect_predefined(name: &Name) -> NetworkInspect {

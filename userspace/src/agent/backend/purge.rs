@@ -21,7 +21,7 @@ impl Agent {
                 ),
             )
         })?;
-        let records: Vec<Record> = self.shared.containers().iter().cloned().collect();
+        let records: Vec<Record> = self.all_records();
         for record in &records {
             Self::kill_process(record).await?;
         }
@@ -38,7 +38,6 @@ impl Agent {
                 "purge: veths are left: stop the agent and run 'culvert purge' again",
             )
         })?;
-        let records: Vec<Record> = self.shared.containers().iter().cloned().collect();
         for record in &records {
             self.take_away(record).await?;
         }

@@ -91,8 +91,7 @@ impl Agent {
     }
 
     pub(super) fn show_vteps(&self) -> Result<Vec<VtepRow>, ApiError> {
-        let platform = &self.shared.platform;
-        let underlay = platform.underlay().map_err(|error| internal(&error))?;
+        let underlay = self.shared.paths().clone();
         let view = self.shared.view();
         let own = &self.shared.node;
         let mut networks: BTreeMap<&Name, BTreeSet<String>> = BTreeMap::new();

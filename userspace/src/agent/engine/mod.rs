@@ -115,7 +115,10 @@ impl Engine {
                     self.do_one_work().await;
                 }
                 () = wait_until(self.underlay_stale) => self.underlay_dirty = true,
-                _ = retry.tick() => self.retry(),
+                _ = retry.tick() => {
+                    self.retry();
+                    self.find_lost_sandboxes();
+                }
                 _ = ageing.tick() => self.age(),
                 _ = anti_entropy.tick(), if self.informed => self.anti_entropy().await,
             }
@@ -239,6 +242,7 @@ impl Engine {
             .map(|(ip, line)| (format!("vtep/{ip}"), line))
             .collect();
         self.shared.problems_below("vtep/", lines);
+        self.shared.paths().clone_from(&resolved.paths);
         let written = self.reconciler.paths_to(self.shared.platform.as_ref(), resolved.paths);
         let line = written.err().map(|error| format!("underlay: {error}; trying again"));
         if line.is_some() {

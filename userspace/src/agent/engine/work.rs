@@ -8,7 +8,7 @@ use super::Engine;
 use crate::{
     agent::{containers::Origin, platform::PlugError, shared::PlugState},
     api::types::ErrorKind,
-    model::ENDPOINTS,
+    model::{ENDPOINTS, Name},
     reconcile::{LocalEndpoint, local_endpoint},
 };
 
@@ -54,7 +54,7 @@ impl Engine {
         let Some(endpoint) = self.wanted(&id) else { return };
         let plugged = match self.adopted_process_gone(&endpoint) {
             Some(error) => Err(error),
-            None => self.shared.platform.plug(&endpoint).await,
+            None => self.plug_into(&endpoint).await,
         };
         let problem = format!("endpoint/{id}");
         match plugged {
@@ -94,6 +94,15 @@ impl Engine {
                 self.fail(&id, error);
             }
         }
+    }
+
+    async fn plug_into(&self, endpoint: &LocalEndpoint) -> Result<u32, PlugError> {
+        let platform = &self.shared.platform;
+        if endpoint.sandbox.owned {
+            let running = self.running(&endpoint.container);
+            platform.ensure_sandbox(&endpoint.container, running).await?;
+        }
+        platform.plug(endpoint).await
     }
 
     /// A namespace adopted by the number of a process is there only while that
@@ -150,6 +159,24 @@ impl Engine {
         }
     }
 
+    /// Queues endpoints whose sandbox somebody has removed while something keeps the
+    /// namespace alive: no interface goes then, and so no event comes.
+    pub(super) fn find_lost_sandboxes(&mut self) {
+        let ready = |id: &&String| self.ports.contains_key(*id);
+        let lost = self.local.keys().filter(ready).filter(|id| {
+            self.wanted(id).is_some_and(|endpoint| {
+                endpoint.sandbox.owned && !self.shared.platform.sandbox_exists(&endpoint.container)
+            })
+        });
+        let lost: Vec<_> = lost.cloned().map(Work::Plug).collect();
+        self.work.extend(lost);
+    }
+
+    /// The command of a container, while it runs.
+    fn running(&self, container: &Name) -> Option<i32> {
+        self.shared.containers().get(container)?.running()
+    }
+
     /// Makes the sandboxes again that are ours and gone, with a network or without.
     pub(super) async fn revive_sandboxes(&self) {
         let owned: Vec<_> = {
@@ -158,7 +185,7 @@ impl Engine {
             owned.map(|record| record.name.clone()).collect()
         };
         for name in owned {
-            let made = self.shared.platform.ensure_sandbox(&name).await;
+            let made = self.shared.platform.ensure_sandbox(&name, self.running(&name)).await;
             let line = made.err().map(|error| format!("container '{name}': {}", error.message));
             self.shared.problem(&format!("sandbox/{name}"), line);
         }

@@ -146,6 +146,21 @@ async fn blocking<T: Send + 'static>(
         .map_err(|error| ApiError::new(ErrorKind::Internal, format!("task: {error}")))
 }
 
+/// Gives the namespace that a process is in the name of its sandbox again.
+fn rebind(name: &Name, pid: i32) -> std::io::Result<()> {
+    let path = Sandbox::path_of(name);
+    std::fs::File::create(&path)?;
+    let source = format!("/proc/{pid}/ns/net");
+    nix::mount::mount(
+        Some(source.as_str()),
+        &path,
+        None::<&str>,
+        nix::mount::MsFlags::MS_BIND,
+        None::<&str>,
+    )?;
+    Ok(())
+}
+
 impl Kernel for Host {
     type Error = DatapathError;
 
@@ -185,10 +200,8 @@ impl Platform for Host {
     }
 
     async fn plug(&self, endpoint: &LocalEndpoint) -> Result<u32, PlugError> {
-        let (name, place) = (endpoint.container.clone(), endpoint.sandbox.clone());
-        let opened = blocking(move || {
-            if place.owned { Sandbox::ensure(&name) } else { Sandbox::open(&place.netns) }
-        });
+        let path = endpoint.sandbox.netns.clone();
+        let opened = blocking(move || Sandbox::open(&path));
         let sandbox = opened.await?.map_err(|error| match error {
             SandboxError::Missing(path) => PlugError::Absent(format!(
                 "network namespace {} is not there: start what makes it, or 'culvert detach {}'",
@@ -278,9 +291,24 @@ impl Platform for Host {
         made.await?.map_err(sandbox_refused)
     }
 
-    async fn ensure_sandbox(&self, name: &Name) -> Result<(), ApiError> {
+    async fn ensure_sandbox(&self, name: &Name, running: Option<i32>) -> Result<(), ApiError> {
         let name = name.clone();
-        blocking(move || Sandbox::ensure(&name).map(|_| ())).await?.map_err(sandbox_refused)
+        let ensured = blocking(move || {
+            if let Some(pid) = running
+                && !Sandbox::exists(&name)
+            {
+                match rebind(&name, pid) {
+                    Ok(()) => return Ok(()),
+                    Err(error) => tracing::warn!("sandbox {name}: {error}; it is made anew"),
+                }
+            }
+            Sandbox::ensure(&name).map(|_| ())
+        });
+        ensured.await?.map_err(sandbox_refused)
+    }
+
+    fn sandbox_exists(&self, name: &Name) -> bool {
+        Sandbox::exists(name)
     }
 
     async fn remove_sandbox(&self, name: &Name) -> Result<(), ApiError> {

@@ -1,6 +1,6 @@
 //! `culvert doctor`.
 
-use std::io::Write;
+use std::{io::Write, path::Path};
 
 use crate::{
     api::{Backend, Client, Unreachable},
@@ -96,6 +96,10 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding) {
     };
     subject.agent_running = true;
     subject.vxlan_port = status.agent.vxlan_port;
+    // The pins are in a directory of their ABI version.
+    if let Some(bpffs) = Path::new(&status.datapath.pins).parent() {
+        subject.bpffs = bpffs.to_owned();
+    }
     if subject.uplinks.is_empty() {
         subject.uplinks = status.agent.uplinks;
     }

@@ -1,5 +1,6 @@
 //! Debian's packages.
 
+use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -34,6 +35,13 @@ pub(super) fn has_candidate(package: &str) -> bool {
 /// The command that installs `packages`, for a person to run.
 pub(super) fn install_line(packages: &[&str]) -> String {
     format!("apt-get {} {}", OPTIONS.join(" "), packages.join(" "))
+}
+
+/// Whether apt has no lists at all, so that what it does not know says nothing.
+pub(super) fn has_no_lists() -> bool {
+    fs::read_dir("/var/lib/apt/lists").is_ok_and(|entries| {
+        !entries.flatten().any(|e| e.file_name().to_string_lossy().contains("_Packages"))
+    })
 }
 
 /// Refreshes apt's lists if one of `packages` is not in them, as on a machine that never did.

@@ -47,8 +47,16 @@ pub(crate) fn require(needs: &[Need]) -> Result<()> {
 fn install(missing: &[&'static Tool]) -> Result<()> {
     let names: Vec<_> = missing.iter().map(|t| t.name).collect();
     ui::line(&format!("Missing: {}.", names.join(", ")));
-    if privilege::is_root() && tools::which("apt-get").is_some() {
-        apt::refresh_for(missing.iter().flat_map(|t| t.debian).copied())?;
+    if tools::which("apt-get").is_some() {
+        if privilege::is_root() {
+            apt::refresh_for(missing.iter().flat_map(|t| t.debian).copied())?;
+        } else if apt::has_no_lists() {
+            bail!(
+                "{}: not installed, and apt has no lists of packages: run 'sudo apt-get update', \
+                 then again",
+                names.join(", ")
+            );
+        }
     }
     let plan = Plan::make(missing);
     if !plan.by_hand.is_empty() || (!plan.packages.is_empty() && !privilege::is_root()) {

@@ -109,6 +109,8 @@ impl Plan {
     /// rustup's nightly.
     fn bpf_compiler(&mut self, tool: &'static Tool, distribution: Distribution) {
         let prebuilt = distribution == Distribution::Debian
+            // Also for clippy, which is of use only beside this compiler.
+            && apt::has_candidate("libstd-rust-web-dev-bpf")
             && tool.debian.iter().all(|package| apt::has_candidate(package));
         let nightly_here = matches!(Way::find(), Ok(Way::Nightly { .. }));
         if prebuilt && !nightly_here {
