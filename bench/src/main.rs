@@ -1,2 +1,42 @@
-//! The benchmark harness.
-fn main() {}
+//! Measurements of Culvert on hosts in network namespaces.
+//!
+//! `create`: how long after an endpoint is made on one host a packet from
+//! another host's container reaches it.
+
+mod create;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Measurements of Culvert on hosts in network namespaces.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench")]
+struct Cli {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Endpoint create → first packet from another host.
+    Create {
+        /// Endpoints to make, one after the other.
+        #[arg(long, default_value_t = 50)]
+        rounds: u32,
+        /// Print JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let What::Create { rounds, json } = Cli::parse().what;
+    match create::run(rounds, json) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

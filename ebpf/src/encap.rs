@@ -22,7 +22,7 @@ use culvert_common::{
 use crate::{
     container::Sender,
     maps::{PATH_MTU, VTEP_IP, lookup},
-    packet::{ETH_LEN, redirect, store},
+    packet::{ETH_LEN, gso_size, is_ipv4, redirect, store},
 };
 
 /// `AF_INET` of linux/socket.h.
@@ -108,11 +108,15 @@ pub(crate) fn make_room(ctx: &TcContext, inner: &Inner) -> Result<(), DropReason
             | u64::from(BPF_F_ADJ_ROOM_ENCAP_L4_UDP)
             | u64::from(BPF_F_ADJ_ROOM_ENCAP_L2_ETH)
             | bpf_f_adj_room_encap_l2(ETH_LEN as u64);
-        return ctx
-            .adjust_room(i32::from(VXLAN_OVERHEAD), BPF_ADJ_ROOM_MAC, flags)
-            .map_err(|_| DropReason::EncapFailed);
+        if ctx.adjust_room(i32::from(VXLAN_OVERHEAD), BPF_ADJ_ROOM_MAC, flags).is_ok() {
+            return Ok(());
+        }
+        if gso_size(ctx) != 0 {
+            return Err(DropReason::EncapFailed);
+        }
     }
-    // adjust_room refuses what is not IP.
+    // adjust_room refuses what is not IP, and what is encapsulated already: a
+    // tunnel within the container, or a frame that it forwards.
     // SAFETY: the pointer is the program's own context.
     match unsafe { bpf_skb_change_head(ctx.skb.skb, u32::from(VXLAN_OVERHEAD), 0) } {
         0 => Ok(()),
@@ -163,11 +167,16 @@ fn try_encapsulate(
     path: &UnderlayPath,
 ) -> Result<Action, DropReason> {
     let l3 = outer(ep.vni, net, inner, vtep, path, entropy_port(ctx, inner))?;
-    if inner.tos.is_some() {
+    let resolved = outer_mac(path);
+    if inner.tos.is_none() && resolved.is_none() {
+        return Err(DropReason::NoUnderlayNeighbour);
+    }
+    make_room(ctx, inner)?;
+    let unresolved = EthHdr::new([0; 6], [0; 6], ETH_P_IP);
+    write(ctx, inner, resolved.unwrap_or(unresolved), l3)?;
+    if is_ipv4(ctx) {
         // The kernel fills in the MACs from its neighbour table, and resolves
         // them if it has to.
-        make_room(ctx, inner)?;
-        write(ctx, inner, EthHdr::new([0; 6], [0; 6], ETH_P_IP), l3)?;
         let mut ipv6_nh = [0; 4];
         ipv6_nh[0] = u32::from_ne_bytes(path.next_hop);
         // The union's IPv4 address is its first word.
@@ -184,12 +193,11 @@ fn try_encapsulate(
                 0,
             )
         };
-    } else {
+    } else if resolved.is_some() {
         // bpf_redirect_neigh refuses what skb->protocol does not call IP.
-        let eth = outer_mac(path).ok_or(DropReason::NoUnderlayNeighbour)?;
-        make_room(ctx, inner)?;
-        write(ctx, inner, eth, l3)?;
         redirect(path.ifindex);
+    } else {
+        return Err(DropReason::NoUnderlayNeighbour);
     }
     Ok(Action::Encap)
 }

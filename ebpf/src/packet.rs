@@ -5,7 +5,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use bytemuck::Pod;
-use culvert_common::abi::DropReason;
+use culvert_common::{abi::DropReason, wire::ethernet::ETH_P_IP};
 
 /// Length of an Ethernet header.
 pub(crate) const ETH_LEN: usize = 14;
@@ -85,6 +85,13 @@ pub(crate) fn ifindex(ctx: &TcContext) -> u32 {
 pub(crate) fn gso_size(ctx: &TcContext) -> u32 {
     // SAFETY: the pointer is the program's own context.
     unsafe { (*ctx.skb.skb).gso_size }
+}
+
+/// `skb->protocol` calls the frame IPv4.
+#[inline(always)]
+pub(crate) fn is_ipv4(ctx: &TcContext) -> bool {
+    // SAFETY: the pointer is the program's own context.
+    unsafe { (*ctx.skb.skb).protocol == u32::from(ETH_P_IP.to_be()) }
 }
 
 /// The frame carries a VLAN tag in its metadata.

@@ -185,6 +185,55 @@ fn a_pair_whose_end_is_elsewhere_is_made_again() {
 }
 
 #[test]
+fn a_default_route_of_another_network_is_kept() {
+    if !is_root() {
+        return;
+    }
+    block_on(async {
+        let setup = Setup::new();
+        setup.settle(&spec(ID, "eth0", 2)).await;
+        let mut second = spec(OTHER, "eth1", 3);
+        second.addrs = vec!["10.1.0.3/24".parse().unwrap()];
+        second.routes[0].1 = Some("10.1.0.1".parse().unwrap());
+        setup.settle(&second).await;
+        let shown = setup.inside.run("ip route show default");
+        assert_eq!(shown.trim_end(), "default via 10.0.0.1 dev eth0");
+        // Both are as wanted: neither takes it from the other.
+        assert!(!setup.plug(&spec(ID, "eth0", 2)).await.unwrap().changed);
+        // The second takes over when the first goes; a wrong gateway is corrected.
+        unplug(&setup.netlink, ID).await.unwrap();
+        setup.settle(&second).await;
+        setup.inside.run("ip route replace default via 10.1.0.77 dev eth1");
+        setup.settle(&second).await;
+        let shown = setup.inside.run("ip route show default");
+        assert_eq!(shown.trim_end(), "default via 10.1.0.1 dev eth1");
+    });
+}
+
+#[test]
+fn nothing_of_ours_keeps_a_removed_sandbox_alive() {
+    if !is_root() {
+        return;
+    }
+    block_on(async {
+        let setup = Setup::new();
+        setup.settle(&spec(ID, "eth0", 2)).await;
+        let Setup { netlink, sandbox, inside, host: _host } = setup;
+        let monitor = sandbox.netlink().unwrap().monitor().unwrap();
+        drop((sandbox, inside));
+        assert!(netlink.link("cv0123456789ab").await.unwrap().is_some(), "the monitor is there");
+        drop(monitor);
+        // Its end of the pair goes with the namespace, and ours with it.
+        let gone = async {
+            while netlink.link("cv0123456789ab").await.unwrap().is_some() {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(crate::DEADLINE, gone).await.expect("the sandbox is still there");
+    });
+}
+
+#[test]
 fn names_that_are_taken_are_refused() {
     if !is_root() {
         return;

@@ -1,7 +1,11 @@
 //! netlink, sandbox and doctor against the kernel, in namespaces of their own.
 //! Needs root; skipped with a message otherwise.
 
+#![expect(clippy::unwrap_used, reason = "what a test sets up must work")]
+
 mod attach;
+mod doctor;
+mod exec;
 mod netlink;
 mod sandbox;
 

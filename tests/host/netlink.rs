@@ -28,10 +28,14 @@ fn inside(netns: &Netns) -> Netlink {
     Netlink::in_netns(netns.fd().as_fd()).unwrap()
 }
 
-async fn veth(netlink: &Netlink, name: &str, peer: &str, target: &Netns) -> Result<u32, NetlinkError> {
+async fn veth(
+    netlink: &Netlink,
+    name: &str,
+    peer: &str,
+    target: &Netns,
+) -> Result<u32, NetlinkError> {
     let fd = target.fd();
-    let spec =
-        VethSpec { name, peer_name: peer, peer_mac: MAC, mtu: 1450, peer_netns: fd.as_fd() };
+    let spec = VethSpec { name, peer_name: peer, peer_mac: MAC, mtu: 1450, peer_netns: fd.as_fd() };
     netlink.create_veth(&spec).await
 }
 

@@ -1,1 +1,6 @@
-//! Tests.
+//! Hosts in network namespaces with a real etcd.
+
+mod bad_input;
+mod containers;
+mod lifecycle;
+mod overlay;

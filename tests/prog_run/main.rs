@@ -1,1 +1,64 @@
-//! Tests.
+//! The programs under `BPF_PROG_TEST_RUN`: named packet cases that assert the
+//! verdict, every byte of the frame, every counter, and every copy that left
+//! through another interface.
+//!
+//! | module | what is in it |
+//! |---|---|
+//! | `lab` | namespaces, interfaces, a loaded object and its maps, pooled |
+//! | `world` | the hosts and networks that the cases are set in |
+//! | `run` | one frame into one program, and what is expected of it |
+//! | `ports` | packet sockets on the far ends |
+//! | `live` | programs attached to the interfaces: where redirects go, GSO frames |
+//! | `random` | any bytes into every program |
+//! | `coverage` | every drop reason and note has a case |
+//! | the others | the cases |
+
+/// Names the cases of a module: a `#[test]` each, and a list for `coverage`.
+/// A case that is not named is dead code, which the compiler reports.
+macro_rules! cases {
+    ($($name:ident),+ $(,)?) => {
+        /// The cases of this module.
+        pub(crate) const CASES: &[crate::lab::Case] = &[$((stringify!($name), $name),)+];
+
+        mod case {
+            $(#[test] fn $name() { crate::lab::with(super::$name); })+
+        }
+    };
+}
+
+#[cfg(test)]
+mod arp;
+#[cfg(test)]
+mod coverage;
+#[cfg(test)]
+mod decap;
+#[cfg(test)]
+mod ecn;
+#[cfg(test)]
+mod encap;
+#[cfg(test)]
+mod fdb;
+#[cfg(test)]
+mod flood;
+#[cfg(test)]
+mod lab;
+#[cfg(test)]
+mod live;
+#[cfg(test)]
+mod mtu;
+#[cfg(test)]
+mod nd;
+#[cfg(test)]
+mod ports;
+#[cfg(test)]
+mod random;
+#[cfg(test)]
+mod run;
+#[cfg(test)]
+mod source;
+#[cfg(test)]
+mod tenants;
+#[cfg(test)]
+mod world;
+#[cfg(test)]
+mod xdp;

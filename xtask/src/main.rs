@@ -1,2 +1,78 @@
-//! The verbs of this repository.
-fn main() {}
+//! The verbs of this repository: `cargo xtask setup`, `build`, `run`, `demo`, `lab`, `test`,
+//! `check`, `bench`, `clean`.
+//!
+//! Every verb first checks that the tools it needs are there and runs `setup` for those that
+//! are not. What can go wrong for a user is one line on standard error and exit code 1.
+
+mod lab;
+mod paths;
+mod privilege;
+mod process;
+mod signals;
+mod tools;
+mod ui;
+mod verbs;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Work on Culvert.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Install or name everything that is missing to build, run and test
+    Setup(verbs::setup::Args),
+    /// Build the culvert binary with its BPF programs: target/release/culvert
+    Build,
+    /// Build and start an agent on this host with the embedded store; Ctrl-C removes all of it
+    Run(verbs::run::Args),
+    /// Two hosts, one overlay network, narrated; needs nothing but this machine
+    Demo(verbs::demo::Args),
+    /// Hosts in namespaces, with etcd and an agent each, for experiments
+    Lab(verbs::lab::Args),
+    /// Build, run every test, and the demo as the last of them
+    Test(verbs::test::Args),
+    /// Formatting, lints, documentation, dependencies, licences
+    Check,
+    /// Run the benchmarks: what follows goes to culvert-bench
+    Bench(verbs::bench::Args),
+    /// Remove build output and whatever run, demo or lab left behind
+    Clean,
+    /// Process 1 of the demo's or the lab's namespaces
+    #[command(hide = true)]
+    Inside(verbs::inside::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = signals::install().and_then(|()| match cli.verb {
+        Verb::Setup(args) => verbs::setup::main(&args),
+        Verb::Build => verbs::build::main(),
+        Verb::Run(args) => verbs::run::main(&args),
+        Verb::Demo(args) => verbs::demo::main(&args),
+        Verb::Lab(args) => verbs::lab::main(&args),
+        Verb::Test(args) => verbs::test::main(&args),
+        Verb::Check => verbs::check::main(),
+        Verb::Bench(args) => verbs::bench::main(&args),
+        Verb::Clean => verbs::clean::main(),
+        Verb::Inside(args) => verbs::inside::main(&args),
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) if signals::interrupted() => {
+            ui::warn("interrupted");
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            ui::error(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -33,7 +33,7 @@ const GRACE: Duration = Duration::from_secs(5);
 type Shared = State<Arc<dyn Backend>>;
 
 /// Serves the API on `listener` until `shutdown` completes and the requests
-/// under way are answered, or [`GRACE`] is over. The socket file is gone when
+/// under way are answered, or 5 s later. The socket file is gone when
 /// this returns.
 pub async fn serve(
     listener: Listener,

@@ -73,7 +73,8 @@ struct Context<'a> {
 
 /// Runs the verb; the exit code.
 fn dispatch(cli: Cli, out: &mut dyn Write) -> Result<u8, Failure> {
-    let socket = cli.global.socket;
+    // The supervisor behind `run -d` works in another directory.
+    let socket = value::absolute(cli.global.socket).map_err(|invalid| Failure::usage(invalid.0))?;
     match cli.command {
         Command::Agent(args) => {
             let options = args.into_options(socket).map_err(|invalid| Failure::usage(invalid.0))?;
@@ -118,7 +119,9 @@ async fn ask(command: Command, auto_remove: bool, mut context: Context<'_>) -> R
         Command::Stats => verbs::stats(client, format, out).await?,
         Command::Doctor(args) => return verbs::doctor(client, args, format, out).await,
         Command::Purge(args) => {
-            let options = args.into_options(std::mem::take(socket));
+            let options = args
+                .into_options(std::mem::take(socket))
+                .map_err(|invalid| Failure::usage(invalid.0))?;
             verbs::purge(client, options).await?;
         }
         Command::Agent(_) | Command::Completion { .. } => {}

@@ -35,13 +35,17 @@ fn line(error: &clap::Error) -> String {
             format!("{}: {why}", option_name(&argument))
         }
         (ErrorKind::InvalidValue, Some(argument), Some(value)) => {
-            let valid = text(error, ContextKind::ValidValue).unwrap_or_default();
             let name = option_name(&argument);
-            if value.is_empty() {
-                format!("{name}: the value is missing: {valid} is valid")
-            } else {
-                format!("{name}: '{value}' is unknown: {valid} is valid")
+            match (value.as_str(), text(error, ContextKind::ValidValue)) {
+                ("", _) => {
+                    format!("{name}: its value is missing: {}", hint(error))
+                }
+                (_, Some(valid)) => format!("{name}: '{value}' is unknown: {valid} is valid"),
+                (_, None) => format!("{name}: '{value}' is unknown: {}", hint(error)),
             }
+        }
+        (ErrorKind::MissingRequiredArgument, Some(missing), _) => {
+            format!("missing on the command line: {missing}: {}", hint(error))
         }
         _ => {
             let rendered = error.render().to_string();
@@ -49,20 +53,20 @@ fn line(error: &clap::Error) -> String {
             let words: Vec<_> = paragraph.split_whitespace().collect();
             let what = words.join(" ");
             let what = what.strip_prefix("error: ").unwrap_or(&what);
-            format!("{what}: {}", hint(error, &rendered))
+            format!("{what}: {}", hint(error))
         }
     }
 }
 
 /// What would be right.
-fn hint(error: &clap::Error, rendered: &str) -> String {
+fn hint(error: &clap::Error) -> String {
     let similar = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand]
         .iter()
         .find_map(|kind| text(error, *kind));
     if let Some(similar) = similar {
         return format!("did you mean '{similar}'?");
     }
-    format!("see '{} --help'", verb(rendered).join(" "))
+    format!("see '{} --help'", verb(&error.render().to_string()).join(" "))
 }
 
 /// The verb that clap speaks of, from its usage line: "Usage: culvert network
@@ -82,18 +86,12 @@ fn help_of(verb: &[&str]) -> clap::builder::StyledStr {
     let mut command = Cli::command();
     // Global options and full names reach the verbs only when it is built.
     command.build();
-    let mut found = &mut command;
-    for name in verb.iter().skip(1) {
-        // Asked twice for the borrow checker's sake.
-        if found.find_subcommand(name).is_some()
-            && let Some(next) = found.find_subcommand_mut(name)
-        {
-            found = next;
-        } else {
-            break;
-        }
-    }
-    found.render_help()
+    let found = verb
+        .iter()
+        .skip(1)
+        .try_fold(&command, |command, name| command.find_subcommand(name))
+        .unwrap_or(&command);
+    found.clone().render_help()
 }
 
 /// `--subnet <CIDR>` → `--subnet`, `<NAME>...` → `NAME`.
@@ -105,7 +103,15 @@ fn option_name(argument: &str) -> String {
 fn text(error: &clap::Error, kind: ContextKind) -> Option<String> {
     match error.get(kind)? {
         ContextValue::String(text) => Some(text.clone()),
-        ContextValue::Strings(texts) => Some(texts.join(", ")),
+        ContextValue::Strings(texts) => match texts.as_slice() {
+            [] => None,
+            [one] => Some(one.clone()),
+            // "a, b or c" of values to choose from; all of the others are meant.
+            [first @ .., last] if kind == ContextKind::ValidValue => {
+                Some(format!("{} or {last}", first.join(", ")))
+            }
+            all => Some(all.join(", ")),
+        },
         _ => None,
     }
 }
@@ -148,6 +154,7 @@ mod tests {
             "culvert network create x --gateway here",
             "culvert network create x --vni -1",
             "culvert network create x --vni 4294967296",
+            "culvert network create x --mtu -1",
             "culvert network create x --opt key",
             "culvert network create x x",
             "culvert run --name a",

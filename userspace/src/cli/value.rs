@@ -10,7 +10,10 @@ use std::{
 use ipnetwork::IpNetwork;
 use tracing_subscriber::EnvFilter;
 
-use crate::model::{Invalid, MacAddr, Name};
+use crate::{
+    model::{Invalid, MacAddr, Name, Vni, validate},
+    store::StoreUrl,
+};
 
 type Parsed<T> = Result<T, Invalid>;
 
@@ -44,14 +47,12 @@ pub(super) fn ip(text: &str) -> Parsed<IpAddr> {
 
 /// An IPv4 address of a host.
 pub(super) fn vtep_ip(text: &str) -> Parsed<Ipv4Addr> {
-    let right = "the IPv4 address of a host as in 192.168.0.2 is valid";
-    let Ok(ip) = text.parse::<Ipv4Addr>() else {
-        return refuse(format!("VTEP address '{text}' is malformed: {right}"));
-    };
-    if ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
-        return refuse(format!("VTEP address '{text}' is not the address of one host: {right}"));
-    }
-    Ok(ip)
+    let ip = text.parse().or_else(|_| {
+        refuse(format!(
+            "VTEP address '{text}' is malformed: the IPv4 address of a host as in 192.168.0.2 is valid"
+        ))
+    })?;
+    validate::vtep_address(ip).map(|()| ip)
 }
 
 /// The MAC address of an interface.
@@ -66,10 +67,16 @@ pub(super) fn mac(text: &str) -> Parsed<MacAddr> {
     }
 }
 
-/// A whole number that fits 32 bits; whether it suits is for the agent to say.
-pub(super) fn number(text: &str) -> Parsed<u32> {
+/// A VNI as a number; whether it is one is for the agent to say.
+pub(super) fn vni(text: &str) -> Parsed<u32> {
+    text.parse()
+        .or_else(|_| refuse(format!("VNI '{text}' is out of range: 1 to {} is valid", Vni::MAX)))
+}
+
+/// An MTU as a number; whether it suits is for the agent to say.
+pub(super) fn mtu(text: &str) -> Parsed<u32> {
     text.parse().or_else(|_| {
-        refuse(format!("'{text}' is not a number of this kind: 0 to {} is valid", u32::MAX))
+        refuse(format!("MTU '{text}' is malformed: a number of bytes, 68 or more, is valid"))
     })
 }
 
@@ -113,24 +120,20 @@ pub(super) fn network_mode(text: &str) -> Parsed<String> {
 
 /// The name of a network interface, as the kernel takes it.
 pub(super) fn ifname(text: &str) -> Parsed<String> {
-    let valid = (1..=15).contains(&text.len())
-        && text != "."
-        && text != ".."
-        && !text.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control());
-    if valid {
-        Ok(text.to_owned())
-    } else {
-        refuse(format!(
-            "interface name {text:?} is malformed: 1 to 15 bytes without '/', ':' or white space are valid"
-        ))
-    }
+    validate::ifname(text).map(|()| text.to_owned())
+}
+
+/// The path from the root directory.
+pub(super) fn absolute(path: PathBuf) -> Parsed<PathBuf> {
+    std::path::absolute(&path).map_err(|error| {
+        Invalid(format!("path {path:?} is malformed ({error}): one from / on is valid"))
+    })
 }
 
 /// The path of a network namespace, made absolute: the agent has another
 /// working directory, and another `/proc/self`.
 pub(super) fn netns(text: &str) -> Parsed<PathBuf> {
-    let path = std::path::absolute(text)
-        .map_err(|error| Invalid(format!("namespace path '{text}' is malformed: {error}")))?;
+    let path = absolute(text.into())?;
     if path.starts_with("/proc/self") || path.starts_with("/proc/thread-self") {
         return refuse(format!(
             "namespace path '{text}' means culvert's own process: /proc/PID/ns/net or --pid PID is valid"
@@ -165,24 +168,7 @@ pub(super) fn publish(text: &str) -> Parsed<String> {
 
 /// Where the store is.
 pub(super) fn store(text: &str) -> Parsed<String> {
-    let valid = if let Some(endpoints) = text.strip_prefix("etcd://") {
-        endpoints.split(',').all(|endpoint| {
-            endpoint.rsplit_once(':').is_some_and(|(host, tcp)| {
-                !host.is_empty()
-                    && !host.contains(|c: char| c.is_whitespace() || c == '/')
-                    && port(tcp).is_ok()
-            })
-        })
-    } else {
-        text.strip_prefix("file:").is_some_and(|dir| !dir.is_empty())
-    };
-    if valid {
-        Ok(text.to_owned())
-    } else {
-        refuse(format!(
-            "store '{text}' is malformed: etcd://HOST:PORT[,HOST:PORT]... or file:DIR is valid"
-        ))
-    }
+    text.parse::<StoreUrl>().map(|_| text.to_owned())
 }
 
 /// A filter for the log.
@@ -266,9 +252,11 @@ mod tests {
         for bad in ["", "a b", "a/b", "a:b", ".", "..", "0123456789abcdef"] {
             line(ifname(bad));
         }
-        assert_eq!(number("0").unwrap(), 0);
-        line(number("-1"));
-        line(number("4294967296"));
+        assert_eq!(vni("0").unwrap(), 0);
+        line(vni("-1"));
+        line(vni("4294967296"));
+        assert_eq!(mtu("9000").unwrap(), 9000);
+        line(mtu("1k"));
         line(port("0"));
         line(pid("0"));
         line(seconds("0"));

@@ -25,7 +25,8 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     findings.push(clock(facts));
     findings.push(ok(
         "firewall",
-        "overlay frames pass the host's netfilter rules and rp_filter by: none is needed".to_owned(),
+        "overlay frames pass the host's netfilter rules and rp_filter by: none is needed"
+            .to_owned(),
     ));
     findings
 }
@@ -64,7 +65,9 @@ fn kernel(facts: &HostFacts) -> Finding {
         Some(version) if version >= LEAST_KERNEL => ok("kernel", format!("kernel {release}")),
         Some(_) => error(
             "kernel",
-            format!("kernel {release} is too old: tcx, to which the programs are attached, needs {major}.{minor} or newer"),
+            format!(
+                "kernel {release} is too old: tcx, to which the programs are attached, needs {major}.{minor} or newer"
+            ),
             "boot a newer kernel",
         ),
         None => warning(
@@ -162,11 +165,9 @@ fn uplink(facts: &Facts, uplink: &UplinkFacts) -> Vec<Finding> {
     let mut findings = Vec::new();
     let ipv4 = link.addresses.iter().find(|address| address.is_ipv4());
     findings.push(match ipv4 {
-        _ if !link.up => error(
-            "uplink",
-            format!("uplink {name} is down"),
-            &format!("ip link set {name} up"),
-        ),
+        _ if !link.up => {
+            error("uplink", format!("uplink {name} is down"), &format!("ip link set {name} up"))
+        }
         None => error(
             "uplink",
             format!("uplink {name} has no IPv4 address for the VTEP"),
@@ -244,7 +245,9 @@ fn port(facts: &Facts) -> Finding {
     if let Some(device) = facts.vxlan_devices.first() {
         return error(
             "port",
-            format!("kernel vxlan device {device} uses UDP port {port} as well: one of the two gets the frames of the other"),
+            format!(
+                "kernel vxlan device {device} uses UDP port {port} as well: one of the two gets the frames of the other"
+            ),
             "remove it, or choose another port with --vxlan-port on all hosts",
         );
     }
@@ -265,8 +268,13 @@ fn port(facts: &Facts) -> Finding {
         }
         Some(socket) => error(
             "port",
-            format!("a program has a socket on {}, UDP port {port}: it would miss its datagrams", socket.address),
-            &format!("stop it ('ss -ulpn sport = {port}' names it), or choose another port with --vxlan-port on all hosts"),
+            format!(
+                "a program has a socket on {}, UDP port {port}: it would miss its datagrams",
+                socket.address
+            ),
+            &format!(
+                "stop it ('ss -ulpn sport = {port}' names it), or choose another port with --vxlan-port on all hosts"
+            ),
         ),
         None => ok("port", format!("UDP port {port} is free")),
     }
@@ -279,7 +287,9 @@ fn clock(facts: &Facts) -> Finding {
             let direction = if offset > 0 { "ahead of" } else { "behind" };
             warning(
                 "clock",
-                format!("the store's clock is {apart} ms {direction} this host's: times in logs do not match"),
+                format!(
+                    "the store's clock is {apart} ms {direction} this host's: times in logs do not match"
+                ),
                 "let an NTP client set both clocks",
             )
         }
@@ -397,7 +407,12 @@ mod tests {
             Level::Error,
             &["Operation not permitted"],
         );
-        assert_found(|facts| facts.host.jit = Some(0), "jit", Level::Warning, &["bpf_jit_enable=1"]);
+        assert_found(
+            |facts| facts.host.jit = Some(0),
+            "jit",
+            Level::Warning,
+            &["bpf_jit_enable=1"],
+        );
         assert_found(|facts| facts.bpffs = Bpffs::Missing, "bpffs", Level::Error, &["pin"]);
     }
 

@@ -121,7 +121,8 @@ impl Facts {
             .uplinks
             .iter()
             .map(|name| {
-                let is_on = |feature: &&str| netlink.feature(name, feature).ok() == Some(Some(true));
+                let is_on =
+                    |feature: &&str| netlink.feature(name, feature).ok() == Some(Some(true));
                 UplinkFacts {
                     name: name.clone(),
                     link: links.iter().find(|link| link.name == *name).cloned(),
@@ -297,7 +298,8 @@ mod tests {
 
     #[test]
     fn garbage_in_a_table_is_passed_over() {
-        for table in ["", "header", "header\nx", "h\n1: 12:zz a b", "h\n1: é0000000:12B5 0 0 0 0 0 0 0 1"]
+        for table in
+            ["", "header", "header\nx", "h\n1: 12:zz a b", "h\n1: é0000000:12B5 0 0 0 0 0 0 0 1"]
         {
             assert!(parse_udp(table).is_empty(), "{table}");
         }

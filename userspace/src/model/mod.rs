@@ -12,6 +12,8 @@
 mod keys;
 pub mod ops;
 mod record;
+#[cfg(test)]
+pub(crate) mod testing;
 mod types;
 pub mod validate;
 mod view;

@@ -311,3 +311,6 @@ pub fn udp_port(port: u16) -> Check {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

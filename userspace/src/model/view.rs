@@ -440,3 +440,6 @@ fn remove_nested<K: Ord, V>(
     }
     removed
 }
+
+#[cfg(test)]
+mod tests;

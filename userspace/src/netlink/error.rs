@@ -8,10 +8,14 @@ use nix::errno::Errno;
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
     /// No interface has this name.
-    #[error("interface {0} does not exist in this network namespace: 'ip link' lists those that do")]
+    #[error(
+        "interface {0} does not exist in this network namespace: 'ip link' lists those that do"
+    )]
     NoSuchInterface(String),
     /// Another interface has this name.
-    #[error("interface name {0} is taken: choose another name, or remove the interface that has it")]
+    #[error(
+        "interface name {0} is taken: choose another name, or remove the interface that has it"
+    )]
     NameTaken(String),
     /// An interface cannot be called this.
     #[error(

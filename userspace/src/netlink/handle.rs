@@ -78,9 +78,8 @@ impl Netlink {
     fn open(runtime: &tokio::runtime::Handle) -> Result<Self> {
         let failed = |source| NetlinkError::kernel("opening a netlink socket", source);
         let netns = File::open("/proc/thread-self/ns/net").map_err(failed)?;
-        let control =
-            socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
-                .map_err(|errno| failed(errno.into()))?;
+        let control = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
+            .map_err(|errno| failed(errno.into()))?;
         let (handle, _) = connect(runtime, &[]).map_err(failed)?;
         Ok(Self { handle, namespace: Arc::new(Namespace { netns, control }) })
     }

@@ -9,9 +9,7 @@ use std::{
 use futures::{Stream, StreamExt};
 use ipnetwork::IpNetwork;
 use rtnetlink::{
-    Handle, MulticastGroup,
-    packet_core::NetlinkPayload,
-    packet_route::RouteNetlinkMessage,
+    Handle, MulticastGroup, packet_core::NetlinkPayload, packet_route::RouteNetlinkMessage,
 };
 
 use super::{
@@ -121,13 +119,11 @@ impl Stream for Monitor {
 
 fn translate(message: &RouteNetlinkMessage) -> Option<Event> {
     match message {
-        RouteNetlinkMessage::NewLink(_) => {
-            parse_link(message).map(|link| Event::Link {
-                index: link.index,
-                name: link.name,
-                up: link.up,
-            })
-        }
+        RouteNetlinkMessage::NewLink(_) => parse_link(message).map(|link| Event::Link {
+            index: link.index,
+            name: link.name,
+            up: link.up,
+        }),
         RouteNetlinkMessage::DelLink(_) => {
             parse_link(message).map(|link| Event::LinkGone { index: link.index, name: link.name })
         }

@@ -82,8 +82,7 @@ impl Netlink {
 
 fn message(ifindex: u32, ip: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
-    message.header.family =
-        if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.header.family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     message.header.ifindex = ifindex;
     message.attributes.push(NeighbourAttribute::Destination(ip.into()));
     message

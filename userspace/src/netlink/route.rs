@@ -130,10 +130,12 @@ impl Netlink {
             .attributes
             .iter()
             .find_map(|attribute| match attribute {
-                RouteAttribute::Metrics(metrics) => metrics.iter().find_map(|metric| match metric {
-                    RouteMetric::Mtu(mtu) if *mtu > 0 => Some(*mtu),
-                    _ => None,
-                }),
+                RouteAttribute::Metrics(metrics) => {
+                    metrics.iter().find_map(|metric| match metric {
+                        RouteMetric::Mtu(mtu) if *mtu > 0 => Some(*mtu),
+                        _ => None,
+                    })
+                }
                 _ => None,
             })
             .map_or(device.mtu, |mtu| mtu.min(device.mtu));

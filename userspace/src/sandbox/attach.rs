@@ -1,9 +1,6 @@
 //! The veth pair between the host and a sandbox.
 
-use std::{
-    net::IpAddr,
-    os::fd::AsFd,
-};
+use std::{net::IpAddr, os::fd::AsFd};
 
 use ipnetwork::IpNetwork;
 
@@ -34,7 +31,8 @@ pub struct PlugSpec {
     /// Addresses with the prefix length of their subnet; the kernel makes the
     /// subnet's route. The link-local address that follows from the MAC is there besides.
     pub addrs: Vec<IpNetwork>,
-    /// More routes; without a gateway the destination is on link.
+    /// More routes; without a gateway the destination is on link. One whose
+    /// destination is reached through another interface already is left out.
     pub routes: Vec<(IpNetwork, Option<IpAddr>)>,
 }
 
@@ -145,10 +143,7 @@ fn pending(link: Option<Link>, name: &str) -> Result<Link> {
 }
 
 fn taken(spec: &PlugSpec, sandbox: &Sandbox) -> SandboxError {
-    SandboxError::InterfaceTaken {
-        ifname: spec.ifname.clone(),
-        sandbox: sandbox.path().to_owned(),
-    }
+    SandboxError::InterfaceTaken { ifname: spec.ifname.clone(), sandbox: sandbox.path().to_owned() }
 }
 
 /// Refuses an interface that is not the endpoint's. One without an alias is:
@@ -320,14 +315,15 @@ async fn routes(inside: &Netlink, spec: &PlugSpec, ifindex: u32) -> Result<bool>
     let present = inside.routes().await?;
     let mut changed = false;
     for (destination, gateway) in &spec.routes {
-        let is_there = present.iter().any(|route| {
+        let mut same = present.iter().filter(|route| {
             route.table == MAIN_TABLE
-                && route.ifindex == ifindex
-                && route.gateway == *gateway
                 && route.destination.network() == destination.network()
                 && route.destination.prefix() == destination.prefix()
         });
-        if !is_there {
+        // A way through another interface was there first: of several networks
+        // one has the default route, and a sandbox that was adopted keeps its own.
+        let settled = same.any(|route| route.ifindex != ifindex || route.gateway == *gateway);
+        if !settled {
             inside.add_route(&spec.ifname, *destination, *gateway).await?;
             changed = true;
         }

@@ -36,7 +36,8 @@ enum Report {
 /// # Errors
 /// As [`supervise`]; also if the specification has no log.
 pub async fn spawn_detached(spec: &SuperviseSpec, args: &[OsString]) -> Result<i32, ExecError> {
-    let log = spec.log.as_deref().ok_or_else(|| ExecError::ours("a detached program needs a log"))?;
+    let log =
+        spec.log.as_deref().ok_or_else(|| ExecError::ours("a detached program needs a log"))?;
     let ours = |error: &dyn std::fmt::Display| {
         ExecError::ours(format!("starting the supervisor of {}: {error}", spec.name))
     };

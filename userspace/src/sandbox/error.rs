@@ -42,7 +42,9 @@ pub enum SandboxError {
         owner: String,
     },
     /// The kernel has no IPv6 on the interface that is to have such an address.
-    #[error("interface {ifname} cannot have {address}: IPv6 needs an MTU of 1280 or more (it is {mtu}) and a kernel that has IPv6")]
+    #[error(
+        "interface {ifname} cannot have {address}: IPv6 needs an MTU of 1280 or more (it is {mtu}) and a kernel that has IPv6"
+    )]
     NoIpv6 {
         /// Interface.
         ifname: String,

@@ -3,10 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::{
-        fs::OpenOptionsExt,
-        process::CommandExt,
-    },
+    os::unix::{fs::OpenOptionsExt, process::CommandExt},
     path::{Path, PathBuf},
     pin::pin,
     process::{Command, Stdio},
@@ -74,7 +71,8 @@ impl From<SandboxError> for ExecError {
 /// number if one killed it.
 ///
 /// `on_start` is called with its pid once it runs, `on_exit` with the exit code
-/// after its end, if it started. Signals sent to us are forwarded to it: INT,
+/// after its end, if it started. The end is noticed only when `on_start` is done,
+/// so that must not take for ever; signals are forwarded meanwhile. Signals sent to us are forwarded to it: INT,
 /// TERM, HUP, QUIT, USR1, USR2, WINCH. With a terminal it is in our process
 /// group, so Ctrl-C, Ctrl-Z and job control reach it as if we were not there;
 /// without one it has a group of its own. Should we be killed, it is, too.

@@ -26,10 +26,7 @@ use nix::{
 };
 
 use super::{Result, SandboxError};
-use crate::{
-    model::Name,
-    netlink::Netlink,
-};
+use crate::{model::Name, netlink::Netlink};
 
 /// Where `ip netns` keeps namespaces.
 const DIR: &str = "/run/netns";
@@ -280,15 +277,9 @@ fn lock_directory() -> Result<Flock<File>> {
     match share() {
         // Not a mount point yet.
         Err(Errno::EINVAL) => {
-            mount(
-                Some(DIR),
-                DIR,
-                None::<&str>,
-                MsFlags::MS_BIND | MsFlags::MS_REC,
-                None::<&str>,
-            )
-            .and_then(|()| share())
-            .map_err(|errno| failed(errno.into()))?;
+            mount(Some(DIR), DIR, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+                .and_then(|()| share())
+                .map_err(|errno| failed(errno.into()))?;
         }
         answer => answer.map_err(|errno| failed(errno.into()))?,
     }
@@ -301,7 +292,7 @@ fn make(path: &Path) -> Result<()> {
         SandboxError::io(format!("making network namespace {}", path.display()), error)
     };
     let mut options = OpenOptions::new();
-    options.read(true).mode(0).custom_flags(libc::O_NOFOLLOW);
+    options.read(true).mode(0o0).custom_flags(libc::O_NOFOLLOW);
     let fresh = match options.clone().write(true).create_new(true).open(path) {
         Ok(_) => true,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
@@ -314,13 +305,7 @@ fn make(path: &Path) -> Result<()> {
     let made = on_thread(|| {
         unshare(CloneFlags::CLONE_NEWNET)?;
         loopback_up()?;
-        mount(
-            Some("/proc/thread-self/ns/net"),
-            path,
-            None::<&str>,
-            MsFlags::MS_BIND,
-            None::<&str>,
-        )
+        mount(Some("/proc/thread-self/ns/net"), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
     })?;
     made.map_err(|errno| {
         if fresh {
@@ -333,8 +318,7 @@ fn make(path: &Path) -> Result<()> {
 
 /// Sets `lo` of the calling thread's namespace up (netdevice(7)).
 fn loopback_up() -> nix::Result<()> {
-    let socket =
-        socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let name = CString::from(c"lo");
     // SAFETY: ifreq is plain old data, for which all zeroes is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

@@ -183,29 +183,17 @@ impl From<StoreError> for Break {
 impl Worker {
     async fn run(mut self) {
         let mut relist = true;
-        let mut resumed = false;
         loop {
-            let result = if relist {
-                self.list().await
-            } else if resumed {
-                self.check_same().await
-            } else {
-                self.follow().await
-            };
+            let result = if relist { self.list().await } else { self.follow().await };
             match result {
-                Ok(()) => {
-                    relist = false;
-                    resumed = false;
-                }
+                Ok(()) => relist = false,
                 Err(Break::Closed) => return,
                 Err(Break::Relist) => relist = true,
                 Err(Break::Failed(why)) => {
-                    resumed = true;
                     self.unhealthy(why);
                     tokio::time::sleep(self.backoff.next_delay()).await;
                 }
                 Err(Break::Replaced(why)) => {
-                    resumed = true;
                     if !self.replaced {
                         // An acceptance from before does not count.
                         let _ = self.accept.notified().now_or_never();
@@ -280,7 +268,7 @@ impl Worker {
         self.send(Update { revision: snapshot.revision, changes, resync: true }).await
     }
 
-    /// After a break: is this still the store that was followed?
+    /// Is this still the store that was listed?
     async fn check_same(&mut self) -> Result<(), Break> {
         let snapshot = self.store.snapshot(&self.mark_key).await?;
         self.same_store(&snapshot)
@@ -336,6 +324,10 @@ impl Worker {
     async fn follow(&mut self) -> Result<(), Break> {
         let from = self.last.unwrap_or_default() + 1;
         let mut watch = self.store.watch(&self.prefix, from).await?;
+        // Only now: whichever server the watch has come to, it must be checked
+        // before it is listened to. A wiped one would just stay silent until its
+        // revision gets there.
+        self.check_same().await?;
         self.healthy();
         let started = Instant::now();
         loop {

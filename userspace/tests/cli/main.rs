@@ -2,5 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod api;
+mod binary;
 mod fake;
+mod run;
 mod verbs;

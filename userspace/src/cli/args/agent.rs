@@ -115,15 +115,18 @@ impl std::fmt::Display for Seconds {
 }
 
 impl AgentArgs {
-    /// With defaults that depend on the host filled in; `socket` is a global option.
+    /// With defaults that depend on the host filled in and paths made absolute;
+    /// `socket`, absolute already, is a global option.
     pub(crate) fn into_options(self, socket: PathBuf) -> Result<AgentOptions, Invalid> {
         let node = match self.node {
             Some(node) => node,
             None => host_name()?,
         };
+        // Others read these paths from the agent's status, in directories of their own.
+        let (state_dir, bpffs) = (value::absolute(self.state_dir)?, value::absolute(self.bpffs)?);
         let store = match self.store {
             Some(store) => store,
-            None => format!("file:{}", self.state_dir.join("store").display()),
+            None => format!("file:{}", state_dir.join("store").display()),
         };
         let access = self.store_access;
         Ok(AgentOptions {
@@ -143,8 +146,8 @@ impl AgentArgs {
             vxlan_port: self.vxlan_port,
             datapath: self.datapath,
             socket,
-            state_dir: self.state_dir,
-            bpffs: self.bpffs,
+            state_dir,
+            bpffs,
             cleanup_on_exit: self.cleanup_on_exit,
             log: self.log,
             trace: self.trace,

@@ -84,10 +84,10 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "IP", value_parser = value::ip)]
     pub(crate) gateway: Option<IpAddr>,
     /// VXLAN network identifier, 1 to 16777215; the lowest free one from 256 by default
-    #[arg(long, value_name = "N", value_parser = value::number)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = value::vni)]
     pub(crate) vni: Option<u32>,
     /// MTU in the containers; the underlay's less 50 by default
-    #[arg(long, value_name = "N", value_parser = value::number)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = value::mtu)]
     pub(crate) mtu: Option<u32>,
     /// No way out of the network
     #[arg(long)]

@@ -9,7 +9,7 @@ use crate::{
         agent_options::{DEFAULT_BPFFS, DEFAULT_STATE_DIR, DEFAULT_VXLAN_PORT, PurgeOptions},
         value,
     },
-    model::Name,
+    model::{Invalid, Name},
 };
 
 pub(super) const STATUS_EXAMPLES: &str = "EXAMPLES:
@@ -119,8 +119,9 @@ pub(crate) struct PurgeArgs {
 }
 
 impl PurgeArgs {
-    /// With the socket, which is a global option.
-    pub(crate) fn into_options(self, socket: PathBuf) -> PurgeOptions {
-        PurgeOptions { state_dir: self.state_dir, bpffs: self.bpffs, socket }
+    /// With the socket, which is a global option; paths made absolute.
+    pub(crate) fn into_options(self, socket: PathBuf) -> Result<PurgeOptions, Invalid> {
+        let (state_dir, bpffs) = (value::absolute(self.state_dir)?, value::absolute(self.bpffs)?);
+        Ok(PurgeOptions { state_dir, bpffs, socket })
     }
 }

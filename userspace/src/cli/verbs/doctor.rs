@@ -1,6 +1,6 @@
 //! `culvert doctor`.
 
-use std::io::Write;
+use std::{io::Write, path::Path};
 
 use crate::{
     api::{Backend, Client, Unreachable},
@@ -10,19 +10,14 @@ use crate::{
         output::{self, Row, or_dash},
     },
     doctor::{self, Facts, Finding, Level, Subject},
-    netlink::Netlink,
+    netlink::{Netlink, NetlinkError},
 };
 
 impl Row for Finding {
     const HEADERS: &'static [&'static str] = &["LEVEL", "CHECK", "DETAIL", "ADVICE"];
 
     fn cells(&self) -> Vec<String> {
-        let level = match self.level {
-            Level::Ok => "ok",
-            Level::Warning => "warning",
-            Level::Error => "error",
-        };
-        vec![level.to_owned(), self.check.clone(), self.detail.clone(), or_dash(&self.advice)]
+        vec![self.level.to_string(), self.check.clone(), self.detail.clone(), or_dash(&self.advice)]
     }
 }
 
@@ -34,20 +29,40 @@ pub(crate) async fn doctor(
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
     let netlink = Netlink::new().map_err(Failure::refusal)?;
-    let (subject, of_agent) = subject(client, args).await;
-    let facts = Facts::collect(&netlink, subject).await;
+    let (mut subject, of_agent) = subject(client, args).await;
     let mut findings = vec![of_agent];
+    if subject.uplinks.is_empty() {
+        match default_uplink(&netlink).await {
+            Ok(Some(uplink)) => subject.uplinks.push(uplink),
+            Ok(None) => findings.push(finding(
+                "uplink",
+                Level::Warning,
+                "no default route tells the uplink".to_owned(),
+                "name it with --uplink",
+            )),
+            Err(error) => findings.push(finding("uplink", Level::Error, error.to_string(), "")),
+        }
+    }
+    let facts = Facts::collect(&netlink, subject).await;
     findings.extend(doctor::examine(&facts));
-    report(&findings, format, out)
+    output::rows(out, format, &findings)?;
+    Ok(u8::from(findings.iter().any(|finding| finding.level == Level::Error)))
 }
 
-pub(super) fn report(
-    findings: &[Finding],
-    format: Format,
-    out: &mut dyn Write,
-) -> Result<u8, Failure> {
-    output::rows(out, format, findings)?;
-    Ok(u8::from(findings.iter().any(|finding| finding.level == Level::Error)))
+/// The device of the IPv4 default route, as the agent takes it.
+async fn default_uplink(netlink: &Netlink) -> Result<Option<String>, NetlinkError> {
+    let routes = netlink.routes().await?;
+    let default = routes
+        .iter()
+        .filter(|route| route.destination.is_ipv4() && route.destination.prefix() == 0)
+        .min_by_key(|route| route.metric);
+    let Some(default) = default else { return Ok(None) };
+    let links = netlink.links().await?;
+    Ok(links.into_iter().find(|link| link.index == default.ifindex).map(|link| link.name))
+}
+
+fn finding(check: &str, level: Level, detail: String, advice: &str) -> Finding {
+    Finding { check: check.to_owned(), level, detail, advice: advice.to_owned() }
 }
 
 /// What to examine: what the agent uses, if it runs, else what the options say.
@@ -56,19 +71,16 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding) {
         uplinks: args.uplinks,
         vxlan_port: args.vxlan_port,
         bpffs: args.bpffs,
-        ..Subject::default()
+        networks: Vec::new(),
+        // The agent has no clock of the store to tell of.
+        clock_offset_ms: None,
+        agent_running: false,
     };
-    let finding = |level, detail: String, advice: &str| Finding {
-        check: "agent".to_owned(),
-        level,
-        detail,
-        advice: advice.to_owned(),
-    };
+    let finding = |level, detail, advice: &str| finding("agent", level, detail, advice);
     let status = match client.reach().await {
         Ok(()) => client.status().await,
-        Err(error @ Unreachable::NobodyListens(_)) => {
-            let detail = format!("not running: nobody listens on {}", client.path().display());
-            drop(error);
+        Err(Unreachable::NobodyListens(path)) => {
+            let detail = format!("not running: nobody listens on {}", path.display());
             return (subject, finding(Level::Warning, detail, "start it with 'culvert agent'"));
         }
         Err(error) => Err(error.into()),
@@ -84,6 +96,10 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding) {
     };
     subject.agent_running = true;
     subject.vxlan_port = status.agent.vxlan_port;
+    // The pins are in a directory of their ABI version.
+    if let Some(bpffs) = Path::new(&status.datapath.pins).parent() {
+        subject.bpffs = bpffs.to_owned();
+    }
     if subject.uplinks.is_empty() {
         subject.uplinks = status.agent.uplinks;
     }

@@ -17,7 +17,14 @@ use crate::{
 const FAREWELL: Duration = Duration::from_secs(10);
 
 pub(crate) fn agent(options: AgentOptions) -> Result<u8, Failure> {
-    agent::run(options).map_err(|error| Failure::refusal(format!("{error:#}")))?;
+    // Threads of its own: a slow kernel call must not hold up the store's keep-alive.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::refusal(format!("runtime cannot be started: {error}")))?;
+    let result = runtime.block_on(agent::run(options));
+    runtime.shutdown_background();
+    result.map_err(|error| Failure::refusal(format!("{error:#}")))?;
     Ok(0)
 }
 

@@ -1,1 +1,402 @@
+use std::{collections::BTreeMap, net::IpAddr};
 
+use super::*;
+use crate::model::{
+    Alive, Driver, Key, MacAddr, SCHEMA, SandboxRef,
+    testing::{Cluster, endpoint, name, network as net, node},
+};
+
+fn spec(text: &str, subnets: &[&str]) -> NetworkSpec {
+    NetworkSpec {
+        name: name(text),
+        driver: Driver::Overlay,
+        subnets: subnets.iter().map(|subnet| subnet.parse().expect("subnet")).collect(),
+        gateway: None,
+        vni: None,
+        mtu: None,
+        max_mtu: 1450,
+        internal: false,
+        learning: false,
+        options: BTreeMap::new(),
+        labels: BTreeMap::new(),
+        avoid: Vec::new(),
+    }
+}
+
+fn wanted(network: &str, container: &str) -> EndpointSpec {
+    EndpointSpec {
+        network: name(network),
+        container: name(container),
+        node: name("host1"),
+        ip: None,
+        mac: None,
+        ifname: "eth0".to_owned(),
+        sandbox: SandboxRef { netns: "/run/netns/x".into(), owned: true },
+    }
+}
+
+fn line<T: std::fmt::Debug>(result: Result<T, Refusal>) -> String {
+    let line = result.expect_err("is refused").to_string();
+    assert_eq!(line.lines().count(), 1, "{line}");
+    line
+}
+
+#[test]
+fn a_network_gets_what_was_not_asked_for() {
+    let mut cluster = Cluster::default();
+    let (made, plan) = create_network(&cluster.view, &spec("one", &[])).expect("plan");
+    assert_eq!((made.vni.get(), made.mtu), (256, 1450));
+    assert_eq!(made.subnets[0].subnet.to_string(), "10.0.0.0/24");
+    assert_eq!(made.subnets[0].gateway.to_string(), "10.0.0.1");
+    assert_eq!(made.id.len(), 64);
+    assert_eq!(
+        plan.compares,
+        [
+            Compare::Absent(Key::network(&made.name)),
+            Compare::Absent(Key::vni(made.vni)),
+            Compare::PrefixUnchanged("/culvert/v1/networks/".to_owned(), 0),
+        ]
+    );
+    cluster.carry_out(plan.writes);
+    assert_eq!(cluster.view.complaints(), Vec::<String>::new());
+    assert_eq!(cluster.view.networks[&made.name].record, made);
+
+    let (second, _) = create_network(&cluster.view, &spec("two", &[])).expect("plan");
+    assert_eq!(second.vni.get(), 257);
+    assert_eq!(second.subnets[0].subnet.to_string(), "10.0.1.0/24");
+    assert_ne!(second.id, made.id);
+}
+
+#[test]
+fn a_network_that_cannot_be_is_refused() {
+    let mut cluster = Cluster::default();
+    cluster.network(&net("old", 300, &["10.5.0.0/16"]));
+    cluster.raw("/culvert/v1/networks/broken", b"x");
+    cluster.raw("/culvert/v1/vnis/400", b"x");
+    // A network whose VNI is not registered has it all the same.
+    let unregistered = net("unregistered", 500, &["10.6.0.0/16"]);
+    cluster.put(Key::network(&unregistered.name), &unregistered);
+    let view = &cluster.view;
+    let refused = |change: &dyn Fn(&mut NetworkSpec)| {
+        let mut wrong = spec("new", &["10.9.0.0/24"]);
+        change(&mut wrong);
+        line(create_network(view, &wrong))
+    };
+    for (line, part) in [
+        (refused(&|spec| spec.name = name("old")), "network 'old' exists already"),
+        (refused(&|spec| spec.name = name("broken")), "its record is skipped"),
+        (refused(&|spec| spec.name = name("host")), "reserved"),
+        (refused(&|spec| spec.vni = Some(0)), "VNI 0 is out of range"),
+        (refused(&|spec| spec.vni = Some(1 << 24)), "VNI 16777216 is out of range"),
+        (refused(&|spec| spec.vni = Some(300)), "VNI 300 is taken by network 'old'"),
+        (refused(&|spec| spec.vni = Some(400)), "VNI 400 is taken by an unreadable record"),
+        (refused(&|spec| spec.vni = Some(500)), "VNI 500 is taken by network 'unregistered'"),
+        (refused(&|spec| spec.mtu = Some(67)), "MTU 67"),
+        (refused(&|spec| spec.mtu = Some(1451)), "MTU 1451"),
+        (refused(&|spec| spec.gateway = Some([10, 8, 0, 1].into())), "gateway 10.8.0.1 is outside"),
+        (refused(&|spec| spec.subnets = vec!["10.5.1.0/24".parse().expect("ok")]), "overlaps"),
+        (refused(&|spec| spec.subnets = vec!["10.5.1.1/24".parse().expect("ok")]), "host"),
+        (
+            refused(&|spec| {
+                spec.options.insert("colour".to_owned(), "red".to_owned());
+            }),
+            "option \"colour\" is unknown",
+        ),
+    ] {
+        assert!(line.contains(part), "{line}");
+    }
+}
+
+#[test]
+fn vnis_are_given_lowest_first() {
+    let mut cluster = Cluster::default();
+    for (text, vni) in [("a", 5), ("b", 256), ("c", 257), ("d", 259)] {
+        cluster.network(&net(text, vni, &[&format!("10.{}.0.0/24", vni % 200)]));
+    }
+    assert_eq!(lowest_free_vni(&cluster.view).expect("free").get(), 258);
+    cluster.raw("/culvert/v1/vnis/258", b"x");
+    assert_eq!(lowest_free_vni(&cluster.view).expect("free").get(), 260);
+}
+
+#[test]
+fn subnets_are_chosen_around_those_in_use() {
+    let chosen = |view: &View, driver, avoid: &[&str]| {
+        let avoid: Vec<_> = avoid.iter().map(|subnet| subnet.parse().expect("subnet")).collect();
+        choose_subnet(view, driver, &avoid).map(|subnet| subnet.to_string())
+    };
+    let mut cluster = Cluster::default();
+    for (driver, avoid, expected) in [
+        (Driver::Overlay, vec![], "10.0.0.0/24"),
+        (Driver::Overlay, vec!["10.0.0.0/24", "10.0.1.128/25"], "10.0.2.0/24"),
+        (Driver::Overlay, vec!["10.0.0.0/9"], "10.128.0.0/24"),
+        (Driver::Overlay, vec!["10.0.0.7/32", "fd00::/8"], "10.0.1.0/24"),
+        (Driver::Bridge, vec![], "172.18.0.0/16"),
+        (Driver::Bridge, vec!["172.18.3.0/24"], "172.19.0.0/16"),
+        (Driver::Bridge, vec!["172.16.0.0/12"], "192.168.0.0/20"),
+        (Driver::Bridge, vec!["172.16.0.0/12", "192.168.0.0/17"], "192.168.128.0/20"),
+    ] {
+        assert_eq!(chosen(&cluster.view, driver, &avoid).expect("free"), expected, "{avoid:?}");
+    }
+    assert!(line(chosen(&cluster.view, Driver::Overlay, &["10.0.0.0/8"])).contains("--subnet"));
+    assert!(line(chosen(&cluster.view, Driver::Overlay, &["0.0.0.0/0"])).contains("--subnet"));
+    // Thousands of networks are passed in no time.
+    for n in 0..2000_u32 {
+        let subnet = format!("10.{}.{}.0/24", n / 256, n % 256);
+        cluster.network(&net(&format!("n{n}"), 256 + n, &[&subnet]));
+    }
+    assert_eq!(chosen(&cluster.view, Driver::Overlay, &[]).expect("free"), "10.7.208.0/24");
+}
+
+#[test]
+fn a_network_goes_with_all_that_hangs_on_it() {
+    let mut cluster = Cluster::default();
+    let (red, blue) = (net("red", 256, &["10.0.0.0/24"]), net("blue", 257, &["10.1.0.0/24"]));
+    cluster.network(&red);
+    cluster.network(&blue);
+    cluster.claim(&red.name, [10, 0, 0, 9].into(), "0f");
+    let (_, plan) = add_vtep(&cluster.view, &red.name, [192, 0, 2, 9].into(), 4789).expect("plan");
+    cluster.carry_out(plan.writes);
+    let ep = endpoint(&red, "0a", "host1", "10.0.0.2");
+    cluster.endpoint(&ep);
+
+    let refused = line(remove_network(&cluster.view, &red.name));
+    assert!(
+        refused.contains("network 'red' is in use by 1 endpoint(s), 'c0a' on 'host1'"),
+        "{refused}"
+    );
+    let plan = remove_endpoint(&cluster.view, &red.name, "0a").expect("plan");
+    cluster.carry_out(plan.writes);
+    cluster.raw("/culvert/v1/endpoints/red/0b", b"x");
+    assert!(line(remove_network(&cluster.view, &red.name)).contains("/endpoints/red/0b"));
+    cluster
+        .view
+        .apply(&crate::model::testing::delete("/culvert/v1/endpoints/red/0b".to_owned(), 50));
+
+    let plan = remove_network(&cluster.view, &red.name).expect("plan");
+    assert!(plan.compares.contains(&Compare::PrefixEmpty("/culvert/v1/endpoints/red/".to_owned())));
+    cluster.carry_out(plan.writes);
+    let View { networks, vnis, ipam, vteps, .. } = &cluster.view;
+    assert!(networks.len() == 1 && vnis.len() == 1 && ipam.is_empty() && vteps.is_empty());
+
+    let unknown = line(remove_network(&cluster.view, &red.name));
+    assert!(unknown.contains("network 'red' is unknown"), "{unknown}");
+}
+
+#[test]
+fn a_vni_that_belongs_to_another_stays_with_it() {
+    let mut cluster = Cluster::default();
+    let red = net("red", 256, &["10.0.0.0/24"]);
+    let mut impostor = net("impostor", 257, &["10.1.0.0/24"]);
+    impostor.vni = red.vni;
+    cluster.network(&red);
+    cluster.put(Key::network(&impostor.name), &impostor);
+    let plan = remove_network(&cluster.view, &impostor.name).expect("plan");
+    cluster.carry_out(plan.writes);
+    assert!(cluster.view.usable_network(&red.name).is_ok());
+    // And no endpoint comes into a network that may not be carried.
+    cluster.put(Key::network(&impostor.name), &impostor);
+    let refused = line(create_endpoint(&cluster.view, &wanted("impostor", "c")));
+    assert!(refused.contains("VNI 256 belongs to network 'red'"), "{refused}");
+}
+
+#[test]
+fn an_endpoint_claims_an_address_of_each_family() {
+    let mut cluster = Cluster::default();
+    cluster.network(&net("both", 256, &["10.0.0.0/24", "fd00::/64"]));
+    let (made, plan) = create_endpoint(&cluster.view, &wanted("both", "web")).expect("plan");
+    assert_eq!(made.ipv4.map(|ip| ip.to_string()).as_deref(), Some("10.0.0.2"));
+    assert_eq!(made.ipv6.map(|ip| ip.to_string()).as_deref(), Some("fd00::2"));
+    assert_eq!(made.mac.to_string(), "02:42:0a:00:00:02");
+    let network_key = Key::network(&name("both"));
+    assert_eq!(
+        plan.compares,
+        [
+            Compare::Unchanged(network_key, 1),
+            Compare::Absent(Key::endpoint(&made.network, &made.id)),
+            Compare::Absent("/culvert/v1/ipam/both/10.0.0.2".to_owned()),
+            Compare::Absent("/culvert/v1/ipam/both/fd00::2".to_owned()),
+        ]
+    );
+    cluster.carry_out(plan.writes);
+    assert_eq!(cluster.view.complaints(), Vec::<String>::new());
+    let refused = line(create_endpoint(&cluster.view, &wanted("both", "web")));
+    assert!(refused.contains("container 'web' is in network 'both' already"), "{refused}");
+    // The same name on another node is another container.
+    let elsewhere = EndpointSpec { node: name("host2"), ..wanted("both", "web") };
+    assert!(create_endpoint(&cluster.view, &elsewhere).is_ok());
+
+    let plan = remove_endpoint(&cluster.view, &made.network, &made.id).expect("plan");
+    assert_eq!(plan.writes.len(), 3);
+    cluster.carry_out(plan.writes);
+    assert!(cluster.view.endpoints.is_empty() && cluster.view.ipam.is_empty());
+    let refused = line(remove_endpoint(&cluster.view, &made.network, &made.id));
+    assert!(refused.contains("is unknown"), "{refused}");
+}
+
+#[test]
+fn an_ipv6_network_gives_macs_from_its_addresses() {
+    let mut cluster = Cluster::default();
+    cluster.network(&net("six", 256, &["fd00::/64"]));
+    let (made, _) = create_endpoint(&cluster.view, &wanted("six", "c")).expect("plan");
+    assert_eq!(made.mac.to_string(), "02:42:00:00:00:02");
+    assert!(made.ipv4.is_none() && made.mac.is_unicast());
+}
+
+#[test]
+fn a_mac_of_ones_own_is_checked() {
+    let mut cluster = Cluster::default();
+    let red = net("red", 256, &["10.0.0.0/24"]);
+    cluster.network(&red);
+    cluster.endpoint(&endpoint(&red, "0a", "host2", "10.0.0.2"));
+    let with = |mac: &str, ip: Option<&str>| {
+        let mac: MacAddr = mac.parse().expect("MAC");
+        let ip: Option<IpAddr> = ip.map(|ip| ip.parse().expect("address"));
+        create_endpoint(&cluster.view, &EndpointSpec { mac: Some(mac), ip, ..wanted("red", "c") })
+    };
+    let (made, plan) = with("0e:00:00:00:00:01", None).expect("plan");
+    assert_eq!(made.mac.to_string(), "0e:00:00:00:00:01");
+    // Nobody else may have come in with the same one meanwhile.
+    let alone =
+        Compare::PrefixUnchanged("/culvert/v1/endpoints/red/".to_owned(), cluster.view.revision);
+    assert!(plan.compares.contains(&alone));
+    // That of its own address is fine; outside the subnet, the prefix is anybody's.
+    with("02:42:0a:00:00:09", Some("10.0.0.9")).expect("plan");
+    with("02:42:ac:11:00:02", None).expect("plan");
+    for (mac, part) in [
+        ("01:00:5e:00:00:01", "not that of one interface"),
+        ("ff:ff:ff:ff:ff:ff", "not that of one interface"),
+        ("00:00:00:00:00:00", "not that of one interface"),
+        ("02:42:0a:00:00:02", "taken by container 'c0a' on 'host2'"),
+        ("02:42:0a:00:00:63", "belongs to address 10.0.0.99"),
+    ] {
+        let line = line(with(mac, None));
+        assert!(line.contains(part), "{line}");
+    }
+}
+
+#[test]
+fn an_endpoint_that_cannot_be_is_refused() {
+    let mut cluster = Cluster::default();
+    cluster.network(&net("red", 256, &["10.0.0.0/24"]));
+    let unknown = line(create_endpoint(&cluster.view, &wanted("green", "c")));
+    assert!(unknown.contains("network 'green' is unknown"), "{unknown}");
+    let long = EndpointSpec { ifname: "x".repeat(16), ..wanted("red", "c") };
+    assert!(line(create_endpoint(&cluster.view, &long)).contains("interface name"));
+    cluster.raw("/culvert/v1/networks/red", b"x");
+    let broken = line(create_endpoint(&cluster.view, &wanted("red", "c")));
+    assert!(broken.contains("network 'red': its record in the store is skipped"), "{broken}");
+}
+
+#[test]
+fn a_node_name_has_one_live_agent() {
+    let mut cluster = Cluster::default();
+    let (first, mut second) = (node("host1", 1), node("host1", 2));
+    let plan = register_node(&cluster.view, &first, 7).expect("plan");
+    assert_eq!(plan.compares, [Compare::Absent(Key::node(&first.name))]);
+    assert!(
+        matches!(&plan.writes[0], Write::Put { key, lease: Some(7), .. } if *key == Key::alive(&first.name))
+    );
+    assert!(matches!(&plan.writes[1], Write::Put { lease: None, .. }));
+    cluster.carry_out(plan.writes);
+    assert!(cluster.view.is_alive(&first.name));
+
+    // Started anew, it comes back; its own record is not written again.
+    let again = register_node(&cluster.view, &first, 8).expect("plan");
+    assert_eq!((again.compares.len(), again.writes.len()), (1, 1));
+    // Another one of that name does not come in, until the first is gone.
+    let taken = line(register_node(&cluster.view, &second, 9));
+    assert!(taken.contains("node name 'host1' is taken") && taken.contains("192.0.2.1"), "{taken}");
+    cluster.view.apply(&crate::model::testing::delete(Key::alive(&first.name), 50));
+    let plan = register_node(&cluster.view, &second, 9).expect("plan");
+    assert!(plan.compares.contains(&Compare::Absent(Key::alive(&first.name))));
+    cluster.carry_out(plan.writes);
+    assert_eq!(cluster.view.nodes[&first.name].record, second);
+
+    // Nor one with the VTEP of another that lives.
+    second.name = name("host2");
+    let clash = line(register_node(&cluster.view, &second, 9));
+    assert!(clash.contains("VTEP 192.0.2.2 is that of node 'host1'"), "{clash}");
+    second.vtep = [127, 0, 0, 1].into();
+    assert!(line(register_node(&cluster.view, &second, 9)).contains("loopback"));
+    cluster.raw("/culvert/v1/nodes/host3", b"x");
+    assert!(line(register_node(&cluster.view, &node("host3", 3), 9)).contains("skipped"));
+}
+
+#[test]
+fn a_node_goes_in_transactions_that_fit() {
+    let mut cluster = Cluster::default();
+    let red = net("red", 256, &["10.0.0.0/16", "fd00::/64"]);
+    cluster.network(&red);
+    let host = node("host1", 1);
+    cluster.put(Key::node(&host.name), &host);
+    for n in 0..100_u8 {
+        let mut ep = endpoint(&red, &format!("{n:02x}"), "host1", &format!("10.0.1.{n}"));
+        ep.ipv6 = Some(format!("fd00::1:{n:x}").parse().expect("address"));
+        cluster.endpoint(&ep);
+    }
+    cluster.endpoint(&endpoint(&red, "ff", "host2", "10.0.2.1"));
+    let plans = remove_node(&cluster.view, &host.name, false).expect("plans");
+    assert_eq!(plans.len(), 4, "three of endpoints, one of the node");
+    for plan in plans {
+        assert!(
+            plan.writes.len() <= crate::store::MAX_OPS
+                && plan.compares.len() <= crate::store::MAX_OPS
+        );
+        cluster.carry_out(plan.writes);
+    }
+    assert!(cluster.view.nodes.is_empty());
+    assert_eq!(cluster.view.endpoints_in(&red.name).count(), 1);
+    assert_eq!(cluster.view.ipam[&red.name].len(), 1);
+
+    assert!(line(remove_node(&cluster.view, &host.name, false)).contains("unknown"));
+    cluster.put(Key::node(&host.name), &host);
+    cluster.put(Key::alive(&host.name), &Alive { schema: SCHEMA, id: host.id.clone() });
+    assert!(line(remove_node(&cluster.view, &host.name, false)).contains("is alive"));
+    assert_eq!(remove_node(&cluster.view, &host.name, true).expect("plans").len(), 1);
+}
+
+#[test]
+fn foreign_vteps_come_and_go() {
+    let mut cluster = Cluster::default();
+    let red = net("red", 256, &["10.0.0.0/24"]);
+    let mut bridge = net("br", 257, &["10.1.0.0/24"]);
+    bridge.driver = Driver::Bridge;
+    cluster.network(&red);
+    cluster.network(&bridge);
+    let host = node("host1", 1);
+    cluster.put(Key::node(&host.name), &host);
+    let add = |view: &View, network: &str, ip: [u8; 4], port| {
+        add_vtep(view, &name(network), ip.into(), port)
+    };
+
+    let (made, plan) = add(&cluster.view, "red", [192, 0, 2, 9], 8472).expect("plan");
+    cluster.carry_out(plan.writes);
+    assert_eq!(cluster.view.vteps[&red.name][&made.ip].record, made);
+    for (result, part) in [
+        (add(&cluster.view, "red", [192, 0, 2, 9], 4789), "already"),
+        (add(&cluster.view, "red", [192, 0, 2, 1], 4789), "is node 'host1'"),
+        (add(&cluster.view, "red", [224, 0, 0, 1], 4789), "multicast"),
+        (add(&cluster.view, "red", [192, 0, 2, 8], 0), "UDP port 0"),
+        (add(&cluster.view, "br", [192, 0, 2, 8], 4789), "has no VTEPs"),
+        (add(&cluster.view, "green", [192, 0, 2, 8], 4789), "unknown"),
+    ] {
+        let line = line(result);
+        assert!(line.contains(part), "{line}");
+    }
+    let plan = remove_vtep(&cluster.view, &red.name, made.ip).expect("plan");
+    cluster.carry_out(plan.writes);
+    assert!(cluster.view.vteps.is_empty());
+    let refused = line(remove_vtep(&cluster.view, &red.name, made.ip));
+    assert!(refused.contains("VTEP 192.0.2.9 is not in network 'red'"), "{refused}");
+    // An unreadable one can be removed.
+    cluster.raw("/culvert/v1/vteps/red/192.0.2.9", b"x");
+    assert!(remove_vtep(&cluster.view, &red.name, made.ip).is_ok());
+}
+
+#[test]
+fn identifiers_are_64_digits_and_differ() {
+    let (one, two) = (new_id(), new_id());
+    assert!(one.len() == 64 && one.bytes().all(|byte| byte.is_ascii_hexdigit()), "{one}");
+    assert_ne!(one, two);
+    assert!(Key::endpoint(&name("n"), &one).parse::<Key>().is_ok());
+}

@@ -108,3 +108,45 @@ fn root(error: &(dyn std::error::Error + 'static)) -> String {
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_server_says_is_told_apart() {
+        let translate = |message: &str| translate_reason("h:1", message);
+        assert!(matches!(
+            translate("etcdserver: mvcc: required revision has been compacted"),
+            StoreError::Compacted { oldest: 0 }
+        ));
+        assert!(matches!(
+            translate("etcdserver: requested lease not found"),
+            StoreError::LeaseGone(0)
+        ));
+        for refusal in [
+            "etcdserver: permission denied",
+            "etcdserver: authentication failed, invalid user ID or password",
+            "etcdserver: user name is empty",
+            "etcdserver: too many operations in txn request",
+            "etcdserver: mvcc: database space exceeded",
+        ] {
+            assert!(matches!(translate(refusal), StoreError::Refused(_)), "{refusal}");
+        }
+        for passing in [
+            "etcdserver: no leader",
+            "etcdserver: leader changed",
+            "etcdserver: request timed out",
+            "etcdserver: too many requests",
+            "etcdserver: invalid auth token",
+            "etcdserver: revision of auth store is old",
+            "etcdserver: mvcc: required revision is a future revision",
+            "something new\nin two lines",
+            "",
+        ] {
+            let error = translate(passing);
+            assert!(matches!(error, StoreError::Unavailable(_)), "{passing}");
+            assert!(error.to_string().lines().count() == 1 && error.to_string().contains("h:1"));
+        }
+    }
+}

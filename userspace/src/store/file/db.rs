@@ -13,9 +13,12 @@ use crate::store::{
 
 /// Key → (revision of the last write, lease or 0, value).
 const KEYS: TableDefinition<'_, &str, (Revision, LeaseId, &[u8])> = TableDefinition::new("keys");
-/// (Revision, number within it) → (key, value or `None` for a deletion).
-const HISTORY: TableDefinition<'_, (Revision, u32), (&str, Option<&[u8]>)> =
-    TableDefinition::new("history");
+/// (Revision, number within it).
+type At = (Revision, u32);
+/// (Key, value or `None` for a deletion).
+type Happened<'a> = (&'a str, Option<&'a [u8]>);
+/// What happened when.
+const HISTORY: TableDefinition<'_, At, Happened<'_>> = TableDefinition::new("history");
 /// Lease → TTL in milliseconds.
 const LEASES: TableDefinition<'_, LeaseId, u64> = TableDefinition::new("leases");
 /// Lease → keys on it.
@@ -193,26 +196,14 @@ impl Db {
                     return Ok(Err(Stop::Conflict));
                 }
             }
-            for write in writes {
-                match write {
-                    Write::Put { key, value, lease } => {
-                        if let Some(lease) = lease
-                            && tables.leases.get(*lease)?.is_none()
-                        {
-                            return Ok(Err(Stop::LeaseGone(*lease)));
-                        }
-                        tables.put(key, value, lease.unwrap_or(0))?;
-                    }
-                    Write::Delete(key) => tables.delete(key)?,
-                    Write::DeletePrefix(prefix) => {
-                        for key in tables.below(prefix)? {
-                            tables.delete(&key)?;
-                        }
-                    }
-                }
-            }
-            Ok(Ok(()))
+            tables.apply(writes)
         })
+    }
+
+    /// Writes without waiting for the disk, for tests that write a lot.
+    #[cfg(test)]
+    pub(super) fn commit_fast(&self, writes: &[Write]) -> Result<Outcome, StoreError> {
+        self.write_as(redb::Durability::None, |tables| tables.apply(writes))
     }
 
     /// Ends a lease. Returns the revision at which its keys went.
@@ -260,13 +251,23 @@ impl Db {
         self.write(|tables| tables.forget(to).map(Ok)).map(drop)
     }
 
-    /// Runs a write transaction, and commits it unless it stops.
+    /// Runs a write transaction, and commits it unless it stops. It is durable
+    /// on return.
     fn write(
         &self,
         work: impl FnOnce(&mut Tables<'_>) -> Result<Result<(), Stop>, redb::Error>,
     ) -> Result<Outcome, StoreError> {
+        self.write_as(redb::Durability::Immediate, work)
+    }
+
+    fn write_as(
+        &self,
+        durability: redb::Durability,
+        work: impl FnOnce(&mut Tables<'_>) -> Result<Result<(), Stop>, redb::Error>,
+    ) -> Result<Outcome, StoreError> {
         let run = || -> Result<Result<Revision, Stop>, redb::Error> {
-            let txn = self.database.begin_write()?;
+            let mut txn = self.database.begin_write()?;
+            txn.set_durability(durability)?;
             let result = {
                 let mut tables = Tables::open(&txn)?;
                 match work(&mut tables)? {
@@ -275,7 +276,6 @@ impl Db {
                 }
             };
             match &result {
-                // Durable from here on: redb syncs by default.
                 Ok(_) => txn.commit()?,
                 Err(_) => txn.abort()?,
             }
@@ -299,7 +299,7 @@ enum Stop {
 /// The tables of a write transaction, and what it has changed so far.
 struct Tables<'txn> {
     keys: Table<'txn, &'static str, (Revision, LeaseId, &'static [u8])>,
-    history: Table<'txn, (Revision, u32), (&'static str, Option<&'static [u8]>)>,
+    history: Table<'txn, At, Happened<'static>>,
     leases: Table<'txn, LeaseId, u64>,
     leased: MultimapTable<'txn, LeaseId, &'static str>,
     meta: Table<'txn, &'static str, i64>,
@@ -346,6 +346,28 @@ impl<'txn> Tables<'txn> {
                 true
             }
         })
+    }
+
+    fn apply(&mut self, writes: &[Write]) -> Result<Result<(), Stop>, redb::Error> {
+        for write in writes {
+            match write {
+                Write::Put { key, value, lease } => {
+                    if let Some(lease) = lease
+                        && self.leases.get(*lease)?.is_none()
+                    {
+                        return Ok(Err(Stop::LeaseGone(*lease)));
+                    }
+                    self.put(key, value, lease.unwrap_or(0))?;
+                }
+                Write::Delete(key) => self.delete(key)?,
+                Write::DeletePrefix(prefix) => {
+                    for key in self.below(prefix)? {
+                        self.delete(&key)?;
+                    }
+                }
+            }
+        }
+        Ok(Ok(()))
     }
 
     fn below(&self, prefix: &str) -> Result<Vec<String>, redb::Error> {

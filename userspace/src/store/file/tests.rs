@@ -1,1 +1,135 @@
+use std::{fs, time::Instant as StdInstant};
 
+use futures::StreamExt;
+
+use super::*;
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn put(key: &str, value: &str) -> Write {
+    Write::Put { key: key.to_owned(), value: value.as_bytes().to_vec(), lease: None }
+}
+
+async fn write(store: &FileStore, writes: Vec<Write>) -> Revision {
+    match store.commit(Vec::new(), writes).await.expect("commit") {
+        Outcome::Committed(revision) => revision,
+        Outcome::Conflict => panic!("conflict without conditions"),
+    }
+}
+
+#[tokio::test]
+async fn a_second_opener_is_told_who_is_first() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("a/b");
+    let first = FileStore::open(&path).await.expect("opens, and makes the directories");
+    let error = FileStore::open(&path).await.expect_err("is in use");
+    assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+    let line = error.to_string();
+    let pid = format!("process {}", std::process::id());
+    assert!(line.contains(&pid) && line.contains(&path.display().to_string()), "{line}");
+    assert_eq!(line.lines().count(), 1, "{line}");
+    drop(first);
+    reopen(&path).await;
+}
+
+/// Opens once the last user is gone.
+async fn reopen(path: &Path) -> FileStore {
+    let deadline = StdInstant::now() + SOON;
+    loop {
+        match FileStore::open(path).await {
+            Ok(store) => return store,
+            Err(error) => assert!(StdInstant::now() < deadline, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_a_store_is_refused_in_one_line() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let file = dir.path().join("file");
+    fs::write(&file, "x").expect("write");
+    let garbage = dir.path().join("garbage");
+    fs::create_dir(&garbage).expect("directory");
+    fs::write(garbage.join("store.redb"), "this is no database".repeat(500)).expect("write");
+    for path in [&file, &garbage] {
+        let error = FileStore::open(path).await.expect_err("is refused");
+        assert!(matches!(error, StoreError::Refused(_)), "{error:?}");
+        let line = error.to_string();
+        assert!(line.contains(&path.display().to_string()), "{line}");
+        assert_eq!(line.lines().count(), 1, "{line}");
+    }
+}
+
+#[tokio::test]
+async fn a_store_of_another_format_is_refused() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    {
+        let database = redb::Database::create(dir.path().join("store.redb")).expect("database");
+        let txn = database.begin_write().expect("transaction");
+        let meta: redb::TableDefinition<'_, &str, i64> = redb::TableDefinition::new("meta");
+        txn.open_table(meta).expect("table").insert("format", 99).expect("insert");
+        txn.commit().expect("commit");
+    }
+    let error = FileStore::open(dir.path()).await.expect_err("is refused");
+    assert!(error.to_string().contains("format 99"), "{error}");
+}
+
+#[tokio::test]
+async fn the_history_is_bounded() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    // Straight to the database, whose commits need not wait for each other.
+    let store = FileStore::open(dir.path()).await.expect("opens");
+    let work = store
+        .run(|inner| {
+            let mut newest = 0;
+            for n in 0..db::KEEP + 600 {
+                let writes = [put("/t/a", &n.to_string())];
+                if let Outcome::Committed(revision) = inner.db.commit_fast(&writes)? {
+                    newest = revision;
+                }
+            }
+            inner.announce(newest);
+            Ok(newest)
+        })
+        .await;
+    let newest = match work {
+        Ok(newest) => newest,
+        // A slow disk takes longer than a call may.
+        Err(StoreError::Unavailable(_)) => return,
+        Err(other) => panic!("{other}"),
+    };
+    let gone = store.watch("/t/", 2).await.map(drop).expect_err("is gone");
+    let StoreError::Compacted { oldest } = gone else { panic!("{gone}") };
+    assert!(newest - oldest >= db::KEEP && newest - oldest <= db::KEEP + 600, "{oldest} {newest}");
+    let mut watch = store.watch("/t/", oldest).await.expect("watch");
+    for revision in oldest..=newest {
+        let changes = watch.next().await.expect("item").expect("changes");
+        assert_eq!(changes.first().map(Change::revision), Some(revision));
+    }
+}
+
+#[tokio::test]
+async fn a_watch_ends_when_the_store_is_closed_and_does_not_keep_it_open() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let store = FileStore::open(dir.path()).await.expect("opens");
+    let revision = write(&store, vec![put("/t/a", "1")]).await;
+    let mut watch = store.watch("/t/", revision + 1).await.expect("watch");
+    drop(store);
+    let item = tokio::time::timeout(SOON, watch.next()).await.expect("in time").expect("an item");
+    assert!(matches!(item, Err(StoreError::Unavailable(_))), "{item:?}");
+    assert!(watch.next().await.is_none());
+    let store = reopen(dir.path()).await;
+    assert_eq!(store.snapshot("/t/").await.expect("snapshot").revision, revision);
+}
+
+#[tokio::test]
+async fn a_revision_yet_to_come_cannot_be_compacted_to() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let store = FileStore::open(dir.path()).await.expect("opens");
+    let revision = write(&store, vec![put("/t/a", "1")]).await;
+    assert!(matches!(store.compact(revision + 1).await, Err(StoreError::Refused(_))));
+    store.compact(revision).await.expect("compacts");
+    store.compact(1).await.expect("is done already");
+    assert_eq!(store.snapshot("/t/").await.expect("snapshot").entries.len(), 1);
+}

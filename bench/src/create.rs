@@ -1,0 +1,152 @@
+//! Endpoint create → first packet.
+
+use std::{
+    net::UdpSocket,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use culvert_tests::{
+    cluster::{Cluster, unique_name},
+    netns::Netns,
+};
+use nix::sched::{CloneFlags, setns};
+
+/// Where the endpoint under test listens.
+const PORT: u16 = 9000;
+/// Its address and MAC.
+const IP: &str = "10.0.0.200";
+const MAC: &str = "02:42:0a:00:00:c8";
+/// How often the other host's container tries: the resolution of the figure.
+const EVERY: Duration = Duration::from_millis(1);
+/// How long a packet may take before the run is given up.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// What was measured of one endpoint.
+struct Sample {
+    /// From the request to the first packet.
+    requested: Duration,
+    /// From the agent's answer to the first packet; zero if it came before.
+    answered: Duration,
+}
+
+/// Measures `rounds` endpoints and prints the result.
+pub(crate) fn run(rounds: u32, json: bool) -> anyhow::Result<()> {
+    ensure!(rounds > 0, "--rounds 0 measures nothing: 1 or more is valid");
+    ensure!(nix::unistd::geteuid().is_root(), "needs root to make network namespaces");
+    let cluster = Cluster::new(2);
+    let (one, two) = (&cluster.hosts[0], &cluster.hosts[1]);
+    let create = ["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24"];
+    // Without a limit on BUM: what is probed is unknown at first.
+    one.ok(&[&create[..], &["--opt", "bum_rate=0", "bench"]].concat());
+    cluster.wait_network("bench");
+    let prober = unique_name("prober");
+    one.run_idle(&prober, "bench", &["--ip", "10.0.0.2"]);
+    // The container's own ARP would retry only once a second.
+    one.in_container(
+        &prober,
+        &format!("ip neigh replace {IP} lladdr {MAC} dev eth0 nud permanent"),
+    );
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let probing = probe(&format!("/run/netns/{prober}"), Arc::clone(&stop))?;
+    let mut samples = Vec::new();
+    for _ in 0..rounds {
+        samples.push(measure(two)?);
+    }
+    stop.store(true, Ordering::Relaxed);
+    let _ = probing.join();
+    print(&samples, json);
+    Ok(())
+}
+
+/// Sends a datagram to the endpoint under test every [`EVERY`], from a namespace.
+fn probe(netns: &str, stop: Arc<AtomicBool>) -> anyhow::Result<thread::JoinHandle<()>> {
+    let socket = socket_in(netns, 0)?;
+    Ok(thread::spawn(move || {
+        while !stop.load(Ordering::Relaxed) {
+            // Unreachable for most of the time, which is the point.
+            let _ = socket.send_to(b"probe", (IP, PORT));
+            thread::sleep(EVERY);
+        }
+    }))
+}
+
+/// Makes an endpoint, waits for the first packet, and removes it.
+fn measure(host: &culvert_tests::cluster::Host) -> anyhow::Result<Sample> {
+    let netns = Netns::new("bench");
+    let name = unique_name("bench");
+    let path = netns.path().display().to_string();
+    let socket = socket_in(&path, PORT)?;
+    socket.set_read_timeout(Some(LIMIT))?;
+    let arrival = thread::spawn(move || {
+        let mut buffer = [0; 16];
+        socket.recv_from(&mut buffer).map(|_| Instant::now())
+    });
+    let requested = Instant::now();
+    host.ok(&["attach", "--netns", &path, "--name", &name, "--network", "bench", "--ip", IP]);
+    let answered = Instant::now();
+    let Ok(arrived) = arrival.join() else { anyhow::bail!("receiver: ended early") };
+    let arrived = arrived.with_context(|| format!("no packet within {LIMIT:?}"))?;
+    host.ok(&["detach", &name]);
+    Ok(Sample {
+        requested: arrived.duration_since(requested),
+        answered: arrived.saturating_duration_since(answered),
+    })
+}
+
+/// A UDP socket that lives in a namespace; the thread that makes it does not stay.
+fn socket_in(netns: &str, port: u16) -> anyhow::Result<UdpSocket> {
+    let file = std::fs::File::open(netns).with_context(|| netns.to_owned())?;
+    let made = thread::spawn(move || -> anyhow::Result<UdpSocket> {
+        setns(file, CloneFlags::CLONE_NEWNET)?;
+        Ok(UdpSocket::bind(("0.0.0.0", port))?)
+    });
+    match made.join() {
+        Ok(socket) => socket,
+        Err(_) => anyhow::bail!("{netns}: no socket"),
+    }
+}
+
+/// The value below which `percent` of the sorted samples lie.
+fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    let index = (sorted.len() * percent).div_ceil(100).max(1) - 1;
+    sorted[index.min(sorted.len() - 1)]
+}
+
+fn print(samples: &[Sample], json: bool) {
+    let sorted = |of: fn(&Sample) -> Duration| {
+        let mut values: Vec<Duration> = samples.iter().map(of).collect();
+        values.sort_unstable();
+        values
+    };
+    let rows = [
+        ("request_to_first_packet", sorted(|sample| sample.requested)),
+        ("answer_to_first_packet", sorted(|sample| sample.answered)),
+    ];
+    if json {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|(name, values)| {
+                serde_json::json!({
+                    "what": name,
+                    "rounds": values.len(),
+                    "p50_ms": percentile(values, 50).as_secs_f64() * 1e3,
+                    "p99_ms": percentile(values, 99).as_secs_f64() * 1e3,
+                })
+            })
+            .collect();
+        println!("{}", serde_json::Value::from(rows));
+        return;
+    }
+    println!("{:<26} {:>8} {:>10} {:>10}", "create -> reachable", "rounds", "p50 ms", "p99 ms");
+    for (name, values) in rows {
+        let ms = |percent| percentile(&values, percent).as_secs_f64() * 1e3;
+        println!("{name:<26} {:>8} {:>10.1} {:>10.1}", values.len(), ms(50), ms(99));
+    }
+}

@@ -1,0 +1,76 @@
+//! The doctor's facts come from the right namespace.
+
+use std::{net::UdpSocket, os::fd::AsFd, path::PathBuf};
+
+use culvert::{
+    doctor::{Facts, Finding, Level, Subject, examine, preflight},
+    netlink::Netlink,
+    sandbox::Sandbox,
+};
+use culvert_tests::netns::{Netns, Underlay, is_root, wait_for, wait_until};
+
+use crate::{DEADLINE, block_on};
+
+async fn diagnose(host: &Netns) -> Vec<(String, Level)> {
+    let subject = Subject {
+        uplinks: vec![Underlay::UPLINK.to_owned()],
+        vxlan_port: 4789,
+        bpffs: PathBuf::from("/sys/fs/bpf"),
+        networks: vec![("net1".to_owned(), 1450)],
+        clock_offset_ms: None,
+        agent_running: false,
+    };
+    let netlink = Netlink::in_netns(host.fd().as_fd()).unwrap();
+    let findings: Vec<Finding> = examine(&Facts::collect(&netlink, subject).await);
+    // Everything is looked at, whatever is wrong with it.
+    assert!(findings.iter().any(|finding| finding.check == "tcx"), "{findings:?}");
+    findings
+        .into_iter()
+        .filter(|finding| finding.level != Level::Ok)
+        .map(|finding| (finding.check, finding.level))
+        .collect()
+}
+
+#[test]
+fn what_is_broken_is_found_and_nothing_else() {
+    if !is_root() {
+        return;
+    }
+    assert_eq!(preflight(), Ok(()));
+    let underlay = Underlay::direct(1500);
+    let host = &underlay.hosts[0];
+    let found = || block_on(diagnose(host));
+    let only = |check: &str, level| vec![(check.to_owned(), level)];
+    assert_eq!(found(), []);
+
+    host.run("ethtool -K up0 rx-udp-gro-forwarding on");
+    assert_eq!(found(), only("offload", Level::Error));
+    host.run("ethtool -K up0 rx-udp-gro-forwarding off");
+
+    host.run("ip link set up0 mtu 1400");
+    assert_eq!(found(), only("mtu", Level::Warning));
+    host.run("ip link set up0 mtu 1500");
+
+    host.run("ip link set up0 down");
+    assert_eq!(found(), only("uplink", Level::Error));
+    host.run("ip link set up0 up");
+
+    host.run("ip link add vx1 type vxlan id 7 dstport 4789 remote 192.0.2.2 dev up0");
+    host.run("ip link set vx1 up");
+    assert_eq!(found(), only("port", Level::Error));
+    host.run("ip link del vx1");
+    assert_eq!(found(), []);
+
+    let sandbox = Sandbox::open(host.path()).unwrap();
+    // A process that another test forks holds a copy of our socket until it executes.
+    let bind = |address: &str| {
+        wait_for(DEADLINE, address, || sandbox.run(|| UdpSocket::bind(address)).unwrap().ok())
+    };
+    let elsewhere = bind("127.0.0.1:4789");
+    assert_eq!(found(), []);
+    drop(elsewhere);
+    let taken = bind("0.0.0.0:4789");
+    assert_eq!(found(), only("port", Level::Error));
+    drop(taken);
+    wait_until(DEADLINE, "the port is free", || found().is_empty());
+}

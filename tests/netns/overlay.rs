@@ -1,0 +1,485 @@
+//! Containers of one overlay network on different hosts.
+
+use std::time::Duration;
+
+use culvert_tests::{
+    cluster::{Cluster, Host, SOON, unique_name},
+    netns::{Underlay, is_root, wait_until},
+};
+
+/// A network with one container on each of the first two hosts.
+struct Pair {
+    cluster: Cluster,
+    over1: String,
+    over2: String,
+}
+
+impl Pair {
+    fn new(hosts: u8, options: &[&str]) -> Self {
+        let cluster = Cluster::new(hosts);
+        let create = ["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24"];
+        cluster.hosts[0].ok(&[&create, options, &["overlaynet1"]].concat());
+        cluster.wait_network("overlaynet1");
+        let pair = Self { over1: unique_name("over1"), over2: unique_name("over2"), cluster };
+        pair.one().run_idle(&pair.over1, "overlaynet1", &["--ip", "10.0.0.2"]);
+        pair.two().run_idle(&pair.over2, "overlaynet1", &["--ip", "10.0.0.3"]);
+        pair.one().wait_ping(&pair.over1, "10.0.0.3");
+        pair
+    }
+
+    fn one(&self) -> &Host {
+        &self.cluster.hosts[0]
+    }
+
+    fn two(&self) -> &Host {
+        &self.cluster.hosts[1]
+    }
+}
+
+/// The article's overlay chapter: a network made on one host is seen on the
+/// other, and containers on both reach each other.
+#[test]
+fn two_hosts_one_overlay() {
+    if !is_root() {
+        return;
+    }
+    let cluster = Cluster::new(2);
+    let (one, two) = (&cluster.hosts[0], &cluster.hosts[1]);
+    let (over1, over2) = (unique_name("over1"), unique_name("over2"));
+    let create = ["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "overlaynet1"];
+    let id = one.ok(&create);
+    assert!(id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
+    cluster.wait_network("overlaynet1");
+
+    two.run_idle(&over2, "overlaynet1", &[]);
+    one.run_idle(&over1, "overlaynet1", &[]);
+    assert_eq!(two.ip(&over2, "overlaynet1"), "10.0.0.2");
+    assert_eq!(one.ip(&over1, "overlaynet1"), "10.0.0.3");
+    one.wait_ping(&over1, "10.0.0.2");
+    two.wait_ping(&over2, "10.0.0.3");
+
+    let addresses = two.in_container(&over2, "ip addr show eth0");
+    for expected in [
+        "mtu 1450",
+        "link/ether 02:42:0a:00:00:02",
+        "inet 10.0.0.2/24",
+        "inet6 fe80::42:aff:fe00:2/64",
+    ] {
+        assert!(addresses.contains(expected), "{expected}: {addresses}");
+    }
+    let routes = two.in_container(&over2, "ip route");
+    assert!(routes.contains("10.0.0.0/24 dev eth0"), "{routes}");
+
+    // Both hosts tell the same of the network.
+    for host in [one, two] {
+        let network = &host.json(&["network", "inspect", "overlaynet1"])[0];
+        assert_eq!(network["Id"], id.as_str());
+        assert_eq!(network["Driver"], "overlay");
+        assert_eq!(network["Scope"], "global");
+        assert_eq!(network["IPAM"]["Config"][0]["Subnet"], "10.0.0.0/24");
+        wait_until(SOON, "both containers in inspect", || {
+            let network = &host.json(&["network", "inspect", "overlaynet1"])[0];
+            network["Containers"].as_object().is_some_and(|map| map.len() == 2)
+        });
+    }
+
+    // The FDB has what the store says, and nothing had to be learned.
+    let fdb = one.json(&["fdb", "show"]);
+    let kind = |mac: &str| {
+        let rows = fdb.as_array().cloned().unwrap_or_default();
+        rows.iter().find(|row| row["mac"] == mac).map(|row| row["kind"].clone())
+    };
+    assert_eq!(kind("02:42:0a:00:00:03").as_ref(), Some(&"local".into()), "{fdb}");
+    assert_eq!(kind("02:42:0a:00:00:02").as_ref(), Some(&"static".into()), "{fdb}");
+    assert_eq!(fdb.as_array().map(Vec::len), Some(2), "{fdb}");
+
+    // A real web server, both ways.
+    for (server, name, client, client_name, ip) in
+        [(one, &over1, two, &over2, "10.0.0.3"), (two, &over2, one, &over1, "10.0.0.2")]
+    {
+        server.in_container(
+            name,
+            "cd / && (setsid python3 -m http.server 80 >/dev/null 2>&1 & echo $! > /tmp/http-$$) ",
+        );
+        let fetch = format!(
+            "python3 -c 'import urllib.request as u; print(u.urlopen(\"http://{ip}/\").status)'"
+        );
+        wait_until(SOON, "HTTP over the overlay", || {
+            let output = client.try_in_container(client_name, &fetch);
+            String::from_utf8_lossy(&output.stdout).trim() == "200"
+        });
+    }
+}
+
+/// A third host needs nothing done on the other two, and may leave again.
+#[test]
+fn a_third_host_joins_and_leaves() {
+    if !is_root() {
+        return;
+    }
+    let mut pair = Pair::new(3, &[]);
+    let over3 = unique_name("over3");
+    let three = &pair.cluster.hosts[2];
+    three.run_idle(&over3, "overlaynet1", &["--ip", "10.0.0.4"]);
+    three.wait_ping(&over3, "10.0.0.2");
+    three.wait_ping(&over3, "10.0.0.3");
+    pair.two().wait_ping(&pair.over2, "10.0.0.4");
+
+    pair.cluster.hosts[2].ok(&["purge"]);
+    wait_until(SOON, "the others to forget the third host", || {
+        let fdb = pair.one().json(&["fdb", "show"]);
+        let vteps = pair.one().json(&["vtep", "ls"]);
+        !fdb.to_string().contains("02:42:0a:00:00:04") && !vteps.to_string().contains("192.0.2.3")
+    });
+    pair.cluster.hosts[2].stop_agent(nix::sys::signal::Signal::SIGTERM);
+    pair.one().in_container(&pair.over1, "ping -c1 -W1 10.0.0.3");
+}
+
+/// What fills the MTU passes; one byte more is refused by the container's own
+/// stack, and where its MTU was raised, by ICMP.
+#[test]
+fn mtu_is_told_not_silently_enforced() {
+    if !is_root() {
+        return;
+    }
+    let pair = Pair::new(2, &[]);
+    let (one, over1) = (pair.one(), &pair.over1);
+    one.in_container(over1, "ping -c1 -W2 -M do -s 1422 10.0.0.3");
+    one.in_container(over1, "ip link set eth0 mtu 1500");
+    let output = one.try_in_container(over1, "ping -c2 -i0.2 -W1 -M do -s 1423 10.0.0.3");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{text}");
+    assert!(text.contains("mtu = 1450") || text.contains("mtu=1450"), "{text}");
+    assert!(one.counter("from_container", "packet_too_big") >= 1);
+    assert!(one.counter("from_container", "icmp_too_big_sent") >= 1);
+    // Without DF the container's stack learns to fragment, and gets through.
+    wait_until(SOON, "a fragmented ping", || {
+        one.try_in_container(over1, "ping -c1 -W1 -M dont -s 4000 10.0.0.3").status.success()
+    });
+}
+
+/// A router on the underlay with a smaller MTU: its ICMP is heeded.
+#[test]
+fn path_mtu_of_the_underlay_is_learnt() {
+    if !is_root() {
+        return;
+    }
+    let pair = Pair::new(2, &[]);
+    let (one, over1) = (pair.one(), &pair.over1);
+    // An ICMP fragmentation-needed as a router between the hosts would send it.
+    let script = r#"
+import socket, struct
+def csum(b):
+    s = sum(struct.unpack('!%dH' % (len(b)//2), b))
+    while s >> 16: s = (s & 0xffff) + (s >> 16)
+    return ~s & 0xffff
+inner = struct.pack('!BBHHHBBH4s4s', 0x45, 0, 1500, 0, 0x4000, 64, 17, 0,
+    socket.inet_aton('192.0.2.1'), socket.inet_aton('192.0.2.2')) + struct.pack('!HHHH', 50000, 4789, 1480, 0)
+body = struct.pack('!BBHHH', 3, 4, 0, 0, 1400) + inner
+body = body[:2] + struct.pack('!H', csum(body)) + body[4:]
+s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+s.sendto(body, ('192.0.2.1', 0))
+"#;
+    pair.two().netns.run(&format!("python3 -c \"{}\"", script.replace('"', "\\\"")));
+    wait_until(SOON, "the path MTU to be noted", || {
+        one.counter("from_underlay", "path_mtu_learnt") == 1
+    });
+    let output = one.try_in_container(over1, "ping -c2 -i0.2 -W1 -M do -s 1400 10.0.0.3");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("mtu = 1350") || text.contains("mtu=1350"), "{text}");
+    one.in_container(over1, "ping -c1 -W1 -M do -s 1300 10.0.0.3");
+}
+
+/// Bytes arrive as they were sent, in both directions, over TCP and UDP, with
+/// GSO frames and without.
+#[test]
+fn bulk_data_arrives_intact() {
+    if !is_root() {
+        return;
+    }
+    let pair = Pair::new(2, &[]);
+    let receive = "timeout 30 python3 -c 'import socket,hashlib; l=socket.create_server((\"\",9000)); \
+        print(\"up\",flush=True); c,_=l.accept(); h=hashlib.sha256(); n=0\nwhile True:\n \
+        b=c.recv(1<<20)\n if not b: break\n h.update(b); n+=len(b)\nprint(n,h.hexdigest())'";
+    let send = |ip: &str| {
+        format!(
+            "timeout 30 python3 -c 'import socket,hashlib,random; random.seed(7); d=random.randbytes(1<<20); \
+             s=socket.create_connection((\"{ip}\",9000)); h=hashlib.sha256()\nfor i in range(32):\n \
+             s.sendall(d); h.update(d)\ns.close(); print(32<<20,h.hexdigest())'"
+        )
+    };
+    for offload in ["on", "off"] {
+        let features = format!("ethtool -K eth0 tso {offload} gso {offload} gro {offload}");
+        pair.one().in_container(&pair.over1, &features);
+        pair.two().in_container(&pair.over2, &features);
+        for (server, server_name, ip, client, client_name) in [
+            (pair.two(), &pair.over2, "10.0.0.3", pair.one(), &pair.over1),
+            (pair.one(), &pair.over1, "10.0.0.2", pair.two(), &pair.over2),
+        ] {
+            let netns = format!("--net=/run/netns/{server_name}");
+            let mut command = std::process::Command::new("nsenter");
+            command.args([&netns, "sh", "-c", receive]);
+            let mut receiver = culvert_tests::netns::Process::spawn(command);
+            wait_until(SOON, "the receiver to listen", || receiver.stdout().starts_with("up"));
+            let sent = client.in_container(client_name, &send(ip));
+            receiver.wait(SOON);
+            let received = receiver.stdout();
+            assert_eq!(received.lines().last(), Some(sent.trim()), "offload {offload}");
+            let _ = server;
+        }
+    }
+}
+
+/// IPv6 subnets: addresses, neighbour discovery, link-local, both families.
+#[test]
+fn ipv6_over_the_overlay() {
+    if !is_root() {
+        return;
+    }
+    let pair = Pair::new(2, &["--subnet", "fd00:10::/64"]);
+    pair.one().in_container(&pair.over1, "ip -6 addr show eth0 | grep -q fd00:10::");
+    let ip6 = |host: &Host, name: &str| {
+        host.in_container(
+            name,
+            "ip -6 -o addr show eth0 scope global | awk '{print $4}' | cut -d/ -f1",
+        )
+        .trim()
+        .to_owned()
+    };
+    let (first, second) = (ip6(pair.one(), &pair.over1), ip6(pair.two(), &pair.over2));
+    assert_ne!(first, second);
+    pair.one().wait_ping(&pair.over1, &second);
+    pair.two().wait_ping(&pair.over2, &first);
+    pair.one().in_container(&pair.over1, "ping -c1 -W2 fe80::42:aff:fe00:3%eth0");
+    assert!(pair.one().counter("from_container", "nd_reply") >= 1);
+}
+
+/// What the neighbour map knows never crosses the tunnel; broadcast and
+/// multicast reach every container of the network, and no other.
+#[test]
+fn arp_is_suppressed_and_broadcast_is_not() {
+    if !is_root() {
+        return;
+    }
+    let pair = Pair::new(3, &[]);
+    let three = &pair.cluster.hosts[2];
+    let over3 = unique_name("over3");
+    three.ok(&["network", "create", "-d", "overlay", "--subnet", "10.1.0.0/24", "other"]);
+    pair.cluster.wait_network("other");
+    three.run_idle(&over3, "other", &[]);
+
+    let floods = pair.one().counter("from_container", "flood");
+    pair.one().in_container(&pair.over1, "ip neigh flush dev eth0; ping -c1 -W2 10.0.0.3");
+    assert_eq!(pair.one().counter("from_container", "flood"), floods, "ARP was flooded");
+    assert!(pair.one().counter("from_container", "arp_reply") >= 1);
+
+    let received = pair.two().counter("from_underlay", "flood");
+    pair.one().try_in_container(&pair.over1, "ping -b -c1 -W1 10.0.0.255");
+    pair.one().try_in_container(&pair.over1, "ping -c1 -W1 -I eth0 224.0.0.1");
+    wait_until(SOON, "broadcast and multicast on the second host", || {
+        pair.two().counter("from_underlay", "flood") >= received + 2
+    });
+    // Head-end replication goes to exactly the VTEPs with endpoints in the VNI.
+    assert_eq!(three.counter("from_underlay", "unknown_vni"), 0);
+    assert_eq!(three.counter("from_underlay", "flood"), 0);
+}
+
+/// A container sends with its own addresses only.
+#[test]
+fn spoofed_frames_go_nowhere() {
+    if !is_root() {
+        return;
+    }
+    let pair = Pair::new(2, &[]);
+    let one = pair.one();
+    let send = |frame: &str| {
+        one.in_container(
+            &pair.over1,
+            &format!(
+                "python3 -c 'import socket; s=socket.socket(socket.AF_PACKET,socket.SOCK_RAW); \
+                 s.bind((\"eth0\",0)); s.send(bytes.fromhex(\"{frame}\"))'"
+            ),
+        );
+    };
+    let delivered = pair.two().counter("from_underlay", "deliver");
+    let payload = "00".repeat(26);
+    for (reason, frame) in [
+        ("spoofed_mac", format!("02420a000003 0242deadbeef 0800 4500002e00000000 4011 0000 0a000002 0a000003{payload}")),
+        ("spoofed_ip", format!("02420a000003 02420a000002 0800 4500002e00000000 4011 0000 0a000063 0a000003{payload}")),
+        ("spoofed_arp", "ffffffffffff 02420a000002 0806 0001080006040002 02420a000002 0a000001 ffffffffffff 0a000003".to_owned()),
+        ("vlan_tagged", format!("02420a000003 02420a000002 81000001 0800{payload}")),
+        ("malformed", "02420a000003 02420a000002 0800 4500".to_owned()),
+    ] {
+        let before = one.counter("from_container", reason);
+        send(&frame.replace(' ', ""));
+        wait_until(SOON, reason, || one.counter("from_container", reason) == before + 1);
+    }
+    assert_eq!(pair.two().counter("from_underlay", "deliver"), delivered);
+}
+
+/// VXLAN that a container makes up, or a host that is no VTEP of the network,
+/// is not taken for the network's.
+#[test]
+fn forged_vxlan_is_refused() {
+    if !is_root() {
+        return;
+    }
+    let pair = Pair::new(2, &[]);
+    let stranger = pair.cluster.plain_host(8);
+    let inner = "02420a000003 02420a000002 0800 4500001c00000000 4001 0000 0a000002 0a000003 0800f7ff00000000";
+    let script = |vni: u32| {
+        format!(
+            "python3 -c 'import socket; s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); \
+             s.sendto(bytes.fromhex(\"08000000{vni:06x}00{}\"),(\"192.0.2.2\",4789))'",
+            inner.replace(' ', "")
+        )
+    };
+    let delivered = pair.two().counter("from_underlay", "deliver");
+    stranger.run(&script(256));
+    wait_until(SOON, "the stranger's VXLAN to be dropped", || {
+        pair.two().counter("from_underlay", "unknown_vtep") == 1
+    });
+    // A known VTEP, but no such VNI.
+    pair.one().netns.run(&script(999));
+    wait_until(SOON, "an unknown VNI to be dropped", || {
+        pair.two().counter("from_underlay", "unknown_vni") == 1
+    });
+    assert_eq!(pair.two().counter("from_underlay", "deliver"), delivered);
+}
+
+/// Networks never meet, even with the same subnet and the same addresses.
+#[test]
+fn overlapping_networks_never_meet() {
+    if !is_root() {
+        return;
+    }
+    let cluster = Cluster::new(2);
+    for network in ["red", "blue"] {
+        let create = ["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24"];
+        cluster.hosts[0].ok(&[&create[..], &["--opt", "allow_overlap=true", network]].concat());
+        cluster.wait_network(network);
+    }
+    let name = |network: &str, host: usize| unique_name(&format!("{network}{host}"));
+    let names: Vec<[String; 2]> =
+        ["red", "blue"].iter().map(|network| [name(network, 1), name(network, 2)]).collect();
+    for (network, names) in ["red", "blue"].iter().zip(&names) {
+        cluster.hosts[0].run_idle(&names[0], network, &["--ip", "10.9.0.2"]);
+        cluster.hosts[1].run_idle(&names[1], network, &["--ip", "10.9.0.3"]);
+    }
+    for (network, names) in ["red", "blue"].iter().zip(&names) {
+        cluster.hosts[0].wait_ping(&names[0], "10.9.0.3");
+        // Only the server of the own network answers.
+        let serve = format!(
+            "(setsid timeout 60 python3 -c 'import socket; l=socket.create_server((\"\",7)); \
+             \nwhile True:\n c,_=l.accept(); c.sendall(b\"{network}\"); c.close()' >/dev/null 2>&1 &)"
+        );
+        cluster.hosts[1].in_container(&names[1], &serve);
+    }
+    for (network, names) in ["red", "blue"].iter().zip(&names) {
+        let ask = "python3 -c 'import socket; print(socket.create_connection((\"10.9.0.3\",7),5).recv(9).decode())'";
+        wait_until(SOON, "an answer of the own network", || {
+            let output = cluster.hosts[0].try_in_container(&names[0], ask);
+            let answer = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+            assert!(answer.is_empty() || answer == *network, "{network} heard {answer}");
+            answer == *network
+        });
+    }
+    // Without the option on both sides the second one is refused.
+    let line = cluster.hosts[0]
+        .refused(1, &["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/25", "green"]);
+    assert!(line.contains("green") || line.contains("10.9.0.0/25"), "{line}");
+}
+
+/// Containers on one host talk without leaving it.
+#[test]
+fn same_host_stays_on_the_host() {
+    if !is_root() {
+        return;
+    }
+    let pair = Pair::new(2, &[]);
+    let over4 = unique_name("over4");
+    pair.one().run_idle(&over4, "overlaynet1", &["--ip", "10.0.0.9"]);
+    let sent = pair.one().counter("from_container", "encap");
+    pair.one().in_container(&pair.over1, "ping -c3 -i0.2 -W1 10.0.0.9");
+    assert_eq!(pair.one().counter("from_container", "encap"), sent);
+    assert!(pair.one().counter("from_container", "deliver") >= 6);
+}
+
+/// A plain kernel vxlan device, added by `vtep add`, exchanges traffic both
+/// ways with a learning network, found by learning alone.
+#[test]
+fn kernel_vxlan_interoperates_by_learning() {
+    if !is_root() {
+        return;
+    }
+    let pair = Pair::new(2, &["--learning"]);
+    let plain = pair.cluster.plain_host(5);
+    plain.run(&format!(
+        "ip link add vx0 type vxlan id 256 dstport 4789 local 192.0.2.6 dev {up}; \
+         ip link set vx0 mtu 1450 up; ip addr add 10.0.0.50/24 dev vx0; \
+         bridge fdb append 00:00:00:00:00:00 dev vx0 dst 192.0.2.1; \
+         bridge fdb append 00:00:00:00:00:00 dev vx0 dst 192.0.2.2",
+        up = Underlay::UPLINK
+    ));
+    // Nobody hears it before it is added.
+    assert!(!plain.succeeds("ping -c1 -W1 10.0.0.2"));
+    assert!(pair.one().counter("from_underlay", "unknown_vtep") >= 1);
+    pair.one().ok(&["vtep", "add", "192.0.2.6", "--network", "overlaynet1"]);
+    wait_until(SOON, "the plain host to reach both", || {
+        plain.succeeds("ping -c1 -W1 10.0.0.2") && plain.succeeds("ping -c1 -W1 10.0.0.3")
+    });
+    pair.one().wait_ping(&pair.over1, "10.0.0.50");
+    pair.two().wait_ping(&pair.over2, "10.0.0.50");
+    let fdb = pair.one().json(&["fdb", "show"]);
+    let learned = fdb
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|row| row["kind"] == "learned")
+        .cloned()
+        .unwrap_or_default();
+    assert_eq!(learned["dst"], "192.0.2.6", "{fdb}");
+    assert!(learned["age_s"].as_u64().is_some_and(|age| age < 300), "{fdb}");
+
+    pair.one().ok(&["vtep", "rm", "192.0.2.6", "--network", "overlaynet1"]);
+    wait_until(SOON, "the plain host to be cut off", || !plain.succeeds("ping -c1 -W1 10.0.0.2"));
+}
+
+/// A learned entry ages.
+#[test]
+fn learned_entries_age() {
+    if !is_root() {
+        return;
+    }
+    let mut cluster = Cluster::without_agents(1, 1500);
+    cluster.hosts[0].start_agent(&["--ageing", "2"]);
+    cluster.hosts[0].wait_ready();
+    let host = &cluster.hosts[0];
+    host.ok(&[
+        "network",
+        "create",
+        "--learning",
+        "--subnet",
+        "10.0.0.0/24",
+        "-d",
+        "overlay",
+        "net",
+    ]);
+    let name = unique_name("over1");
+    host.run_idle(&name, "net", &["--ip", "10.0.0.2"]);
+    host.ok(&["vtep", "add", "192.0.2.6", "--network", "net"]);
+    let plain = cluster.plain_host(5);
+    plain.run(&format!(
+        "ip link add vx0 type vxlan id 256 dstport 4789 local 192.0.2.6 dev {}; \
+         ip link set vx0 mtu 1450 up; ip addr add 10.0.0.50/24 dev vx0; \
+         bridge fdb append 00:00:00:00:00:00 dev vx0 dst 192.0.2.1",
+        Underlay::UPLINK
+    ));
+    wait_until(SOON, "the plain host to get through", || plain.succeeds("ping -c1 -W1 10.0.0.2"));
+    assert!(host.json(&["fdb", "show"]).to_string().contains("learned"));
+    plain.run("ip link set vx0 down");
+    wait_until(Duration::from_secs(30), "the learned entry to go", || {
+        !host.json(&["fdb", "show"]).to_string().contains("learned")
+    });
+}

@@ -1,0 +1,265 @@
+//! Where the cases run: two network namespaces, a loaded object of its own, and
+//! its maps. A lab serves one case at a time and is used again by the next.
+
+use std::{
+    fs::File,
+    io::Write as _,
+    process::{Command, Stdio},
+    sync::{Mutex, PoisonError, mpsc},
+    time::Duration,
+};
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, MapData, PerCpuArray},
+};
+use bytemuck::Pod;
+use culvert::datapath::{KernelTable, Options, Table, Tables, load_object};
+use culvert_common::abi::{
+    Counter, FdbKey, LearnedEntry, PathMtu, RateKey, STATS_ENTRIES, names,
+};
+use nix::{
+    sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, setns, unshare},
+    unistd::{Pid, geteuid, gettid},
+};
+
+use crate::{
+    ports::{PacketSocket, Port, Wire},
+    world,
+};
+
+/// A case: its name, and what it does in a lab that holds [`world::fill`]'s state.
+pub(crate) type Case = (&'static str, fn(&mut Lab));
+
+/// Age after which a learned entry is no longer used: short, so that a machine
+/// that has just started can show one that has aged.
+pub(crate) const AGEING: Duration = Duration::from_secs(30);
+
+/// Labs that nobody uses at the moment.
+static POOL: Mutex<Vec<Lab>> = Mutex::new(Vec::new());
+
+/// Runs a case in a lab of its own.
+pub(crate) fn with(case: fn(&mut Lab)) {
+    let pooled = POOL.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let _home = Home::remember();
+    let mut lab = match pooled {
+        Some(lab) => {
+            setns(&lab.namespace, CloneFlags::CLONE_NEWNET).unwrap();
+            lab
+        }
+        None => Lab::new(),
+    };
+    lab.begin();
+    case(&mut lab);
+    // A lab whose case failed is dropped.
+    POOL.lock().unwrap_or_else(PoisonError::into_inner).push(lab);
+}
+
+/// Takes the thread back to its own namespace.
+struct Home(File);
+
+impl Home {
+    fn remember() -> Self {
+        Self(own_namespace())
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let _ = setns(&self.0, CloneFlags::CLONE_NEWNET);
+    }
+}
+
+fn own_namespace() -> File {
+    File::open("/proc/thread-self/ns/net").unwrap()
+}
+
+/// Lets aya move any [`bytemuck::Pod`] in and out of a map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct Bytes<T>(pub(crate) T);
+
+// SAFETY: `repr(transparent)` over a type without padding and without invalid
+// bit patterns, which is what `bytemuck::Pod` asserts.
+unsafe impl<T: Pod> aya::Pod for Bytes<T> {}
+
+/// A map that the programs write.
+pub(crate) struct Written<K, V>(HashMap<MapData, Bytes<K>, Bytes<V>>);
+
+impl<K: Pod, V: Pod> Written<K, V> {
+    fn take(ebpf: &mut Ebpf, name: &str) -> Self {
+        Self(ebpf.take_map(name).unwrap().try_into().unwrap())
+    }
+
+    pub(crate) fn get(&self, key: K) -> Option<V> {
+        self.0.get(&Bytes(key), 0).ok().map(|Bytes(value)| value)
+    }
+
+    pub(crate) fn set(&mut self, key: K, value: V) {
+        self.0.insert(Bytes(key), Bytes(value), 0).unwrap();
+    }
+
+    pub(crate) fn keys(&self) -> Vec<K> {
+        self.0.keys().map(|key| key.unwrap().0).collect()
+    }
+
+    fn clear(&mut self) {
+        for key in self.keys() {
+            self.0.remove(&Bytes(key)).unwrap();
+        }
+    }
+}
+
+/// Counters by index, summed over the CPUs.
+pub(crate) type Counters = Vec<Counter>;
+
+/// Namespaces, interfaces, programs, maps.
+pub(crate) struct Lab {
+    namespace: File,
+    pub(crate) ebpf: Ebpf,
+    pub(crate) tables: Tables,
+    pub(crate) learned: Written<FdbKey, LearnedEntry>,
+    pub(crate) path_mtu: Written<[u8; 4], PathMtu>,
+    pub(crate) rates: Written<RateKey, u64>,
+    stats: PerCpuArray<MapData, Bytes<Counter>>,
+    /// The counters as the last run left them.
+    pub(crate) counters: Counters,
+    wires: Vec<(Port, Wire)>,
+    serial: u64,
+    /// Codes counted since the case began, as indices.
+    pub(crate) counted: Vec<u32>,
+}
+
+impl Lab {
+    fn new() -> Self {
+        assert!(geteuid().is_root(), "BPF programs: not permitted; run the tests as root");
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let wires = interfaces();
+        let options = Options {
+            bpffs: std::path::PathBuf::new(),
+            vtep_ip: world::OUR_VTEP.into(),
+            vxlan_port: world::VXLAN_PORT,
+            ageing: AGEING,
+            trace: false,
+        };
+        let mut ebpf = load_object(&options, None).unwrap();
+        let mut lab = Self {
+            namespace: own_namespace(),
+            tables: Tables::take(&mut ebpf).unwrap(),
+            learned: Written::take(&mut ebpf, names::FDB_LEARNED),
+            path_mtu: Written::take(&mut ebpf, names::PATH_MTU),
+            rates: Written::take(&mut ebpf, names::RATES),
+            stats: ebpf.take_map(names::STATS).unwrap().try_into().unwrap(),
+            counters: Vec::new(),
+            wires,
+            serial: 0,
+            counted: Vec::new(),
+            ebpf,
+        };
+        lab.counters = lab.read_counters();
+        lab
+    }
+
+    /// Puts every map into its first state.
+    fn begin(&mut self) {
+        // Copies queue on the CPU that makes them: on one, a marker comes last.
+        let mut here = CpuSet::new();
+        here.set(sched_getcpu().unwrap()).unwrap();
+        sched_setaffinity(Pid::from_raw(0), &here).unwrap();
+
+        clear(&self.tables.endpoints);
+        clear(&self.tables.networks);
+        clear(&self.tables.fdb);
+        clear(&self.tables.neighbours);
+        clear(&self.tables.vteps);
+        clear(&self.tables.underlay);
+        clear(&self.tables.flood_local);
+        clear(&self.tables.flood_remote);
+        self.learned.clear();
+        self.path_mtu.clear();
+        self.rates.clear();
+        self.counted.clear();
+        world::fill(&self.tables);
+    }
+
+    /// The counters, all of them, whether or not their index means anything.
+    pub(crate) fn read_counters(&self) -> Counters {
+        (0..STATS_ENTRIES)
+            .map(|index| {
+                let mut sum = Counter::default();
+                for Bytes(counter) in self.stats.get(&index, 0).unwrap().iter() {
+                    sum.packets += counter.packets;
+                    sum.bytes += counter.bytes;
+                }
+                sum
+            })
+            .collect()
+    }
+
+    /// What came out of the interfaces since the last call.
+    pub(crate) fn drain(&mut self) -> Vec<(Port, Vec<u8>)> {
+        self.serial += 1;
+        let mut frames = Vec::new();
+        for (port, wire) in &self.wires {
+            frames.extend(wire.drain(self.serial).into_iter().map(|frame| (*port, frame)));
+        }
+        frames
+    }
+
+    pub(crate) fn wire(&self, port: Port) -> &Wire {
+        self.wires.iter().find(|(at, _)| *at == port).map(|(_, wire)| wire).unwrap()
+    }
+}
+
+fn clear<K: Pod + Ord + Send, V: Pod + Send>(table: &KernelTable<K, V>) {
+    for key in table.dump().unwrap().keys() {
+        table.remove(key).unwrap();
+    }
+}
+
+/// Makes the veths from this thread's namespace, the host's, to one of the
+/// containers and the underlay, and opens sockets on both ends.
+fn interfaces() -> Vec<(Port, Wire)> {
+    quiet();
+    let (identify, identity) = mpsc::channel();
+    let (proceed, go_on) = mpsc::channel::<()>();
+    let far_side = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        quiet();
+        identify.send(gettid()).unwrap();
+        go_on.recv().unwrap();
+        let up: String =
+            Port::ALL.iter().map(|port| format!("link set far-{} up\n", port.name())).collect();
+        ip(&up);
+        Port::ALL.map(|port| PacketSocket::receiving(port.far_ifindex()))
+    });
+    let far_namespace = identity.recv().unwrap();
+    let mut batch = String::from("link set lo up\n");
+    for port in Port::ALL {
+        let (name, index, far_index) = (port.name(), port.ifindex(), port.far_ifindex());
+        batch += &format!(
+            "link add {name} index {index} mtu 9000 type veth \
+             peer name far-{name} index {far_index} mtu 9000 netns {far_namespace}\n\
+             link set {name} up\n"
+        );
+    }
+    ip(&batch);
+    proceed.send(()).unwrap();
+    let far = far_side.join().unwrap();
+    let near = Port::ALL.map(|port| PacketSocket::sending(port.ifindex()));
+    let wires = far.into_iter().zip(near).map(|(far, near)| Wire { far, near });
+    Port::ALL.into_iter().zip(wires).collect()
+}
+
+/// Keeps the kernel from sending on its own account in this namespace.
+fn quiet() {
+    std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+    std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
+}
+
+/// Runs `ip` in this thread's namespace.
+pub(crate) fn ip(batch: &str) {
+    let mut child = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(batch.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success(), "ip refused:\n{batch}");
+}

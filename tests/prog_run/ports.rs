@@ -1,0 +1,197 @@
+//! The interfaces of the lab, and packet sockets on their far ends.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use culvert_tests::packet;
+use nix::{
+    libc,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket},
+};
+use std::os::fd::AsFd as _;
+
+/// An interface of the host. The containers' are veths into another namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Port {
+    /// First endpoint of network A.
+    A1,
+    /// Second endpoint of network A.
+    A2,
+    /// First endpoint of network B.
+    B1,
+    /// Second endpoint of network B.
+    B2,
+    /// The uplink.
+    Uplink,
+}
+
+impl Port {
+    pub(crate) const ALL: [Self; 5] = [Self::A1, Self::A2, Self::B1, Self::B2, Self::Uplink];
+
+    /// Interface index on the host's side.
+    pub(crate) const fn ifindex(self) -> u32 {
+        match self {
+            Self::A1 => 11,
+            Self::A2 => 12,
+            Self::B1 => 13,
+            Self::B2 => 14,
+            Self::Uplink => 20,
+        }
+    }
+
+    /// Interface index on the far side.
+    pub(crate) const fn far_ifindex(self) -> u32 {
+        self.ifindex() + 100
+    }
+
+    /// Interface name on the host's side.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::A1 => "a1",
+            Self::A2 => "a2",
+            Self::B1 => "b1",
+            Self::B2 => "b2",
+            Self::Uplink => "up",
+        }
+    }
+}
+
+/// An interface index that no interface has.
+pub(crate) const NO_SUCH_PORT: u32 = 4242;
+
+/// EtherType of the marker frames (IEEE 802, local experimental 2).
+const MARKER: u16 = 0x88b6;
+
+/// How long a frame may take from one end of a veth to the other.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Length of `struct virtio_net_hdr`.
+pub(crate) const VNET_HDR: usize = 10;
+
+/// A raw packet socket on one interface. Opened in the interface's namespace,
+/// used from any.
+pub(crate) struct PacketSocket(OwnedFd);
+
+impl PacketSocket {
+    /// Opens a socket that receives what arrives at `ifindex`.
+    pub(crate) fn receiving(ifindex: u32) -> Self {
+        Self::open(ifindex, u16::try_from(libc::ETH_P_ALL).unwrap())
+    }
+
+    /// Opens a socket that only sends through `ifindex`.
+    pub(crate) fn sending(ifindex: u32) -> Self {
+        Self::open(ifindex, 0)
+    }
+
+    fn open(ifindex: u32, protocol: u16) -> Self {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        // No protocol before it is bound: frames of other interfaces stay out.
+        let fd =
+            socket(AddressFamily::Packet, SockType::Raw, flags, None::<SockProtocol>).unwrap();
+        let socket = Self(fd);
+        socket.set_option(libc::PACKET_IGNORE_OUTGOING, 1);
+        let address = libc::sockaddr_ll {
+            sll_family: u16::try_from(libc::AF_PACKET).unwrap(),
+            sll_protocol: protocol.to_be(),
+            sll_ifindex: i32::try_from(ifindex).unwrap(),
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 0,
+            sll_addr: [0; 8],
+        };
+        // SAFETY: the address is on our stack and as long as stated.
+        let bound = unsafe {
+            libc::bind(
+                socket.0.as_raw_fd(),
+                (&raw const address).cast(),
+                u32::try_from(size_of_val(&address)).unwrap(),
+            )
+        };
+        assert_eq!(bound, 0, "bind to #{ifindex}: {}", io::Error::last_os_error());
+        socket
+    }
+
+    fn set_option(&self, option: i32, value: i32) {
+        // SAFETY: the value is on our stack and as long as stated.
+        let set = unsafe {
+            libc::setsockopt(
+                self.0.as_raw_fd(),
+                libc::SOL_PACKET,
+                option,
+                (&raw const value).cast(),
+                u32::try_from(size_of_val(&value)).unwrap(),
+            )
+        };
+        assert_eq!(set, 0, "packet socket option {option}: {}", io::Error::last_os_error());
+    }
+
+    /// Puts a `virtio_net_hdr` before every frame, which says how it is to be
+    /// cut into segments, or turns that off.
+    pub(crate) fn segmentation_headers(&self, on: bool) {
+        self.set_option(libc::PACKET_VNET_HDR, on.into());
+    }
+
+    /// Sends one frame.
+    pub(crate) fn send(&self, frame: &[u8]) {
+        let sent = send(self.0.as_raw_fd(), frame, MsgFlags::empty()).unwrap();
+        assert_eq!(sent, frame.len());
+    }
+
+    /// Receives one frame, if there is one.
+    pub(crate) fn try_receive(&self) -> Option<Vec<u8>> {
+        let mut buffer = vec![0; 70_000];
+        match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            Ok(len) => {
+                buffer.truncate(len);
+                Some(buffer)
+            }
+            Err(nix::errno::Errno::EAGAIN) => None,
+            Err(error) => panic!("receive: {error}"),
+        }
+    }
+
+    /// Waits for one frame.
+    fn receive(&self) -> Vec<u8> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(frame) = self.try_receive() {
+                return frame;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "no frame arrived in {PATIENCE:?}");
+            let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::try_from(left).unwrap()).unwrap();
+        }
+    }
+}
+
+/// Both ends of one port.
+pub(crate) struct Wire {
+    /// On the far side: what the host sends.
+    pub(crate) far: PacketSocket,
+    /// On the host's side: sends markers to the far side.
+    pub(crate) near: PacketSocket,
+}
+
+impl Wire {
+    /// What the host has sent since the last call. A marker frame follows on the
+    /// same path, so that there is no waiting for frames that do not come.
+    pub(crate) fn drain(&self, serial: u64) -> Vec<Vec<u8>> {
+        let mut content = serial.to_be_bytes().to_vec();
+        content.resize(46, 0);
+        let marker = packet::ethernet(packet::BROADCAST, [2, 0, 0, 0, 0, 0xee], MARKER, &content);
+        self.near.send(&marker);
+        let mut frames = Vec::new();
+        loop {
+            let frame = self.far.receive();
+            if frame == marker {
+                return frames;
+            }
+            frames.push(frame);
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! What only etcd has: endpoints, TLS, users.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use culvert::store::{
+    EtcdOptions, EtcdStore, FollowOptions, Follower, Outcome, StateStore, StoreError, StoreOptions,
+    StoreUrl, open, retry::Backoff,
+};
+use culvert_tests::{
+    certs::{Authority, Pair},
+    etcd::{Config, EtcdServer, Tls, free_port},
+};
+use etcd_client::{Client, PermissionType};
+use futures::StreamExt;
+
+use crate::{
+    backend::{answer, etcd_options, in_time},
+    suite::{briefs, put, write},
+};
+
+fn start(config: Config) -> EtcdServer {
+    tokio::task::block_in_place(|| EtcdServer::start_with(config)).expect("etcd starts")
+}
+
+async fn connect(options: &EtcdOptions) -> EtcdStore {
+    EtcdStore::connect(options).await.expect("options are fine")
+}
+
+/// The error's line, which must be that of a store out of reach.
+async fn unavailable(options: &EtcdOptions) -> String {
+    let started = Instant::now();
+    let error = connect(options).await.snapshot("/t/").await.expect_err("is out of reach");
+    let took = started.elapsed();
+    assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+    assert!(took < options.timeout + Duration::from_secs(1), "{took:?}");
+    let line = error.to_string();
+    assert_eq!(line.lines().count(), 1, "{line}");
+    for endpoint in &options.endpoints {
+        assert!(line.contains(endpoint), "{line}");
+    }
+    line
+}
+
+/// The error's line, which must be a refusal.
+async fn refused(options: &EtcdOptions, prefix: &str) -> String {
+    let error = connect(options).await.snapshot(prefix).await.expect_err("is refused");
+    assert!(matches!(error, StoreError::Refused(_)), "{error:?}");
+    let line = error.to_string();
+    assert_eq!(line.lines().count(), 1, "{line}");
+    line
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_is_opened_by_url_with_a_name_or_an_address() {
+    let server = start(Config::default());
+    let port = server.endpoint().rsplit_once(':').expect("port").1.to_owned();
+    for host in ["127.0.0.1", "localhost"] {
+        let url: StoreUrl = format!("etcd://{host}:{port}").parse().expect("valid");
+        let store = open(&url, &StoreOptions::default()).await.expect("opens");
+        write(&*store, vec![put("/t/a", host)]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_does_not_answer_gives_one_line() {
+    let closed = format!("127.0.0.1:{}", free_port().expect("port"));
+    let options = EtcdOptions { timeout: Duration::from_secs(2), ..etcd_options(&[closed]) };
+    assert!(unavailable(&options).await.contains("refused"));
+
+    // Two that fail are both named.
+    let closed =
+        [free_port(), free_port()].map(|port| format!("127.0.0.1:{}", port.expect("port")));
+    let options = EtcdOptions { timeout: Duration::from_secs(2), ..etcd_options(&closed) };
+    unavailable(&options).await;
+
+    // A listener that never answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let address = silent.local_addr().expect("address").to_string();
+    let options = EtcdOptions { timeout: Duration::from_secs(2), ..etcd_options(&[address]) };
+    unavailable(&options).await;
+
+    let nowhere = etcd_options(&["localhost.invalid:2379".to_owned()]);
+    let options = EtcdOptions { timeout: Duration::from_secs(3), insecure: true, ..nowhere };
+    unavailable(&options).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_go_to_an_endpoint_that_answers() {
+    let server = start(Config::default());
+    let closed = format!("127.0.0.1:{}", free_port().expect("port"));
+    for endpoints in [[closed.clone(), server.endpoint()], [server.endpoint(), closed]] {
+        let store = connect(&etcd_options(&endpoints)).await;
+        let revision = write(&store, vec![put("/t/a", "v")]).await;
+        store.snapshot("/t/").await.expect("snapshot");
+        let mut watch = store.watch("/t/", revision).await.expect("watch");
+        let changes = in_time("a change", watch.next()).await.expect("item").expect("changes");
+        assert_eq!(briefs(&changes), ["/t/a=v"]);
+        let lease = store.grant(Duration::from_secs(60)).await.expect("grant");
+        store.keep_alive(lease).await.expect("keep alive");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_may_have_arrived_is_not_sent_again() {
+    let (frozen, live) = (start(Config::default()), start(Config::default()));
+    let options = EtcdOptions {
+        timeout: Duration::from_secs(3),
+        ..etcd_options(&[frozen.endpoint(), live.endpoint()])
+    };
+    let store = connect(&options).await;
+    write(&store, vec![put("/t/first", "v")]).await;
+    frozen.freeze().expect("freezes");
+    let error = store.commit(vec![], vec![put("/t/a", "v")]).await.expect_err("no answer");
+    assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+    // The next call goes elsewhere, at once, and the transaction is not there.
+    let started = Instant::now();
+    let snapshot = store.snapshot("/t/").await.expect("snapshot");
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    assert!(snapshot.entries.is_empty(), "{snapshot:?}");
+
+    // A read is repeated within its own time.
+    let options = EtcdOptions {
+        timeout: Duration::from_secs(3),
+        ..etcd_options(&[frozen.endpoint(), live.endpoint()])
+    };
+    connect(&options).await.snapshot("/t/").await.expect("snapshot");
+    frozen.thaw().expect("thaws");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_notices_a_server_that_hangs() {
+    let server = start(Config::default());
+    let options =
+        EtcdOptions { timeout: Duration::from_secs(2), ..etcd_options(&[server.endpoint()]) };
+    let store = connect(&options).await;
+    let revision = write(&store, vec![put("/t/a", "v")]).await;
+    let mut watch = store.watch("/t/", revision + 1).await.expect("watch");
+    // A quiet server that lives is asked for signs of life, and gives them.
+    assert!(tokio::time::timeout(Duration::from_secs(7), watch.next()).await.is_err());
+    server.freeze().expect("freezes");
+    let started = Instant::now();
+    let item = in_time("the watch to notice", watch.next()).await.expect("an item");
+    assert!(matches!(item, Err(StoreError::Unavailable(_))), "{item:?}");
+    assert!(started.elapsed() < Duration::from_secs(12), "{:?}", started.elapsed());
+    server.thaw().expect("thaws");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_clusters_under_one_url_delete_nothing() {
+    let (mut one, other) = (start(Config::default()), start(Config::default()));
+    let store = connect(&etcd_options(&[one.endpoint(), other.endpoint()])).await;
+    write(&store, vec![put("/culvert/v1/x/a", "v")]).await;
+    let backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(100));
+    let options = FollowOptions { backoff, ..FollowOptions::default() };
+    let mut follower = Follower::spawn(Arc::new(store), options);
+    assert!(in_time("the whole", follower.next()).await.expect("update").resync);
+    tokio::task::block_in_place(|| one.stop());
+    let mut health = follower.health();
+    let replaced = health
+        .wait_for(|health| health.error.as_ref().is_some_and(|error| error.contains("replaced")));
+    in_time("the other cluster to show", replaced).await.expect("follower");
+    assert!(tokio::time::timeout(Duration::from_millis(300), follower.next()).await.is_err());
+}
+
+struct Certificates {
+    dir: tempfile::TempDir,
+    authority: Authority,
+    server: Pair,
+    client: Pair,
+}
+
+impl Certificates {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let authority = Authority::new(dir.path(), "authority").expect("authority");
+        let server = authority.issue("server").expect("server");
+        let client = authority.issue("client").expect("client");
+        Self { dir, authority, server, client }
+    }
+
+    fn server(&self) -> EtcdServer {
+        let (cert, key) = (self.server.cert.clone(), self.server.key.clone());
+        start(Config {
+            tls: Some(Tls { ca: self.authority.cert(), cert, key }),
+            ..Config::default()
+        })
+    }
+
+    fn options(&self, endpoint: &str, client: &Pair) -> EtcdOptions {
+        EtcdOptions {
+            ca: Some(self.authority.cert()),
+            cert: Some(client.cert.clone()),
+            key: Some(client.key.clone()),
+            timeout: Duration::from_secs(3),
+            ..etcd_options(&[endpoint.to_owned()])
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_with_client_certificates() {
+    let certificates = Certificates::new();
+    let mut server = certificates.server();
+    let port = server.endpoint().rsplit_once(':').expect("port").1.to_owned();
+    // By address and by name: both are in the certificate.
+    for host in ["127.0.0.1", "localhost"] {
+        let options = certificates.options(&format!("{host}:{port}"), &certificates.client);
+        let store = connect(&options).await;
+        let revision = write(&store, vec![put("/t/a", host)]).await;
+        let mut watch = store.watch("/t/", revision).await.expect("watch");
+        let changes = in_time("a change", watch.next()).await.expect("item").expect("changes");
+        assert_eq!(briefs(&changes), [format!("/t/a={host}")]);
+    }
+    let options = certificates.options(&server.endpoint(), &certificates.client);
+    let store = connect(&options).await;
+    answer(&store, "/t/").await;
+    tokio::task::block_in_place(|| server.restart()).expect("restarts");
+    assert_eq!(answer(&store, "/t/").await.entries.len(), 1);
+
+    // Without a certificate of its own, or with a stranger's, a client gets nowhere.
+    let naked = EtcdOptions { cert: None, key: None, ..options.clone() };
+    unavailable(&naked).await;
+    let strangers = certificates.dir.path().join("strangers");
+    std::fs::create_dir(&strangers).expect("directory");
+    let stranger = Authority::new(&strangers, "stranger").expect("authority");
+    let wrong = stranger.issue("client").expect("client");
+    unavailable(&certificates.options(&server.endpoint(), &wrong)).await;
+    // A server that the authority does not vouch for is not believed.
+    let doubtful = EtcdOptions { ca: Some(stranger.cert()), ..options.clone() };
+    let line = unavailable(&doubtful).await;
+    assert!(line.contains("certificate"), "{line}");
+    // Plaintext to a server of TLS, and TLS to one of plaintext.
+    unavailable(&EtcdOptions { ca: None, cert: None, key: None, ..options.clone() }).await;
+    let plain = start(Config::default());
+    unavailable(&certificates.options(&plain.endpoint(), &certificates.client)).await;
+}
+
+/// Makes users: `root`, and `culvert` who has what is below `/culvert/`.
+async fn enable_users(server: &EtcdServer) {
+    let mut client = Client::connect([server.endpoint()], None).await.expect("connects");
+    client.user_add("root", "secret", None).await.expect("root");
+    client.role_add("root").await.expect("role");
+    client.user_grant_role("root", "root").await.expect("grant");
+    client.user_add("culvert", "pässword", None).await.expect("user");
+    client.role_add("culvert").await.expect("role");
+    let permission = etcd_client::Permission::new(PermissionType::Readwrite, "/culvert/");
+    client.role_grant_permission("culvert", permission.with_prefix()).await.expect("permission");
+    client.user_grant_role("culvert", "culvert").await.expect("grant");
+    client.auth_enable().await.expect("enable");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_and_passwords() {
+    let mut server = start(Config::default());
+    enable_users(&server).await;
+    let as_user = |user: Option<&str>, password: &str| EtcdOptions {
+        user: user.map(str::to_owned),
+        password: user.map(|_| password.to_owned()),
+        ..etcd_options(&[server.endpoint()])
+    };
+    let right = as_user(Some("culvert"), "pässword");
+    let store = connect(&right).await;
+    let revision = write(&store, vec![put("/culvert/v1/x", "v")]).await;
+    let mut watch = store.watch("/culvert/", revision).await.expect("watch");
+    let changes = in_time("a change", watch.next()).await.expect("item").expect("changes");
+    assert_eq!(briefs(&changes), ["/culvert/v1/x=v"]);
+
+    let line = refused(&right, "/other/").await;
+    assert!(line.contains("permission denied"), "{line}");
+    let beyond = store.watch("/other/", 1).await.map(drop).expect_err("is refused");
+    assert!(matches!(beyond, StoreError::Refused(_)), "{beyond:?}");
+    for wrong in
+        [as_user(Some("culvert"), "wrong"), as_user(Some("nobody"), "x"), as_user(None, "")]
+    {
+        let line = refused(&wrong, "/culvert/").await;
+        assert!(!line.contains("wrong"), "a password in a message: {line}");
+    }
+    assert!(!format!("{right:?}").contains("ssword"), "a password in the debug output");
+
+    // The restarted server knows no tokens: the store logs in again by itself.
+    tokio::task::block_in_place(|| server.restart()).expect("restarts");
+    assert_eq!(answer(&store, "/culvert/").await.entries.len(), 1);
+    // As it does when the users change, which makes all tokens stale.
+    let root = etcd_client::ConnectOptions::new().with_user("root", "secret");
+    let mut client = Client::connect([server.endpoint()], Some(root)).await.expect("connects");
+    client.user_add("another", "x", None).await.expect("user");
+    in_time("a new login", async {
+        loop {
+            match store.commit(vec![], vec![put("/culvert/v1/y", "v")]).await {
+                Ok(outcome) => return assert!(matches!(outcome, Outcome::Committed(_))),
+                Err(StoreError::Unavailable(_)) => {
+                    tokio::time::sleep(Duration::from_millis(50)).await
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+    })
+    .await;
+}

@@ -1,0 +1,361 @@
+//! The follower on real stores.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use culvert::{
+    model::STORE,
+    store::{
+        Change, Compare, FollowOptions, Follower, Health, StateStore, Update, Write, retry::Backoff,
+    },
+};
+
+use crate::{
+    backend::{Backend, in_time},
+    suite::{briefs, delete, put, write},
+};
+
+fn options() -> FollowOptions {
+    let backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(200));
+    FollowOptions { backoff, ..FollowOptions::default() }
+}
+
+async fn update(follower: &mut Follower) -> Update {
+    in_time("an update", follower.next()).await.expect("the follower lives")
+}
+
+/// Waits for a state of health.
+async fn health(follower: &Follower, what: &str, is: impl Fn(&Health) -> bool) -> Health {
+    let mut health = follower.health();
+    let found = in_time(what, health.wait_for(is)).await;
+    found.expect("the follower lives").clone()
+}
+
+/// What the receiver of updates holds in the end, and how it came to it.
+#[derive(Default)]
+struct Mirror {
+    held: BTreeMap<String, String>,
+    deleted: Vec<String>,
+    resyncs: usize,
+    revision: i64,
+}
+
+impl Mirror {
+    fn take(&mut self, update: &Update) {
+        assert!(update.revision >= self.revision, "{update:?}");
+        self.revision = update.revision;
+        self.resyncs += usize::from(update.resync);
+        for change in &update.changes {
+            match change {
+                Change::Put(entry) if entry.key == STORE => {}
+                Change::Put(entry) => {
+                    let value = String::from_utf8_lossy(&entry.value).into_owned();
+                    self.held.insert(entry.key.clone(), value);
+                }
+                Change::Delete { key, .. } => {
+                    assert!(self.held.remove(key).is_some(), "{key}: deleted and never there");
+                    self.deleted.push(key.clone());
+                }
+            }
+        }
+    }
+
+    async fn until(&mut self, follower: &mut Follower, is: impl Fn(&Self) -> bool) {
+        while !is(self) {
+            let update = update(follower).await;
+            self.take(&update);
+        }
+    }
+}
+
+/// Writes as soon as the store answers.
+async fn insist(store: &dyn StateStore, key: &str, value: &str) {
+    in_time("a write", async {
+        while store.commit(Vec::new(), vec![put(key, value)]).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+pub(crate) async fn the_first_update_is_the_whole(backend: impl Backend) {
+    let store = backend.store();
+    let mut follower = Follower::spawn(backend.store(), options());
+    let first = update(&mut follower).await;
+    assert!(first.resync);
+    // Nothing but the mark that the follower has put there.
+    assert_eq!(first.changes.iter().map(Change::key).collect::<Vec<_>>(), [STORE]);
+
+    let revision =
+        write(&*store, vec![put("/culvert/v1/x/b", "2"), put("/culvert/v1/x/a", "1")]).await;
+    let second = update(&mut follower).await;
+    assert_eq!((second.revision, second.resync, second.changes.len()), (revision, false, 2));
+    let state = health(&follower, "health", |health| health.revision == revision).await;
+    assert!(state.healthy && state.error.is_none() && state.mark.is_some(), "{state:?}");
+
+    // A second follower sees the same mark, and all at once.
+    let mut other = Follower::spawn(backend.store(), options());
+    let all = update(&mut other).await;
+    assert!(all.resync && all.revision == revision, "{all:?}");
+    assert_eq!(
+        all.changes.iter().map(Change::key).collect::<Vec<_>>(),
+        [STORE, "/culvert/v1/x/a", "/culvert/v1/x/b"]
+    );
+    assert_eq!(other.health().borrow().mark, state.mark);
+}
+
+pub(crate) async fn a_follower_sees_every_revision_once_across_a_restart(
+    mut backend: impl Backend,
+) {
+    let store = backend.store();
+    let mut follower = Follower::spawn(backend.store(), options());
+    let mut mirror = Mirror::default();
+    mirror.take(&update(&mut follower).await);
+    let mut revisions = Vec::new();
+    for round in 0..3 {
+        for n in 0..5 {
+            insist(&*store, &format!("/culvert/v1/x/{round}-{n}"), "v").await;
+        }
+        backend.stop().await;
+        health(&follower, "the break to show", |health| !health.healthy).await;
+        backend.start_again().await;
+        insist(&*store, &format!("/culvert/v1/x/{round}-after"), "v").await;
+        let expected = (round + 1) * 6;
+        while mirror.held.len() < expected {
+            let update = update(&mut follower).await;
+            assert!(!update.resync, "the history was all there: {update:?}");
+            revisions.push(update.revision);
+            mirror.take(&update);
+        }
+        health(&follower, "health", |health| health.healthy).await;
+    }
+    assert!(revisions.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{revisions:?}");
+    assert!(mirror.deleted.is_empty());
+}
+
+pub(crate) async fn after_compaction_the_difference_is_told(mut backend: impl Backend) {
+    let store = backend.store();
+    let mut follower = Follower::spawn(backend.store(), options());
+    let mut mirror = Mirror::default();
+    for name in ["kept", "changed", "gone"] {
+        write(&*store, vec![put(&format!("/culvert/v1/x/{name}"), "1")]).await;
+    }
+    mirror.until(&mut follower, |mirror| mirror.held.len() == 3).await;
+
+    // While the follower cannot see it, history moves on and is forgotten.
+    // A second handle stands for another host: it works while ours is cut off.
+    let (cut, gate) = Gate::new(backend.store());
+    drop(follower);
+    let mut follower = Follower::spawn(gate, options());
+    let mut mirror = Mirror::default();
+    mirror.until(&mut follower, |mirror| mirror.held.len() == 3).await;
+    cut.send_replace(true);
+    health(&follower, "the break to show", |health| !health.healthy).await;
+    write(&*store, vec![put("/culvert/v1/x/changed", "2"), delete("/culvert/v1/x/gone")]).await;
+    write(&*store, vec![put("/culvert/v1/x/new", "1")]).await;
+    for n in 0..5 {
+        write(&*store, vec![put("/culvert/v1/x/brief", &n.to_string())]).await;
+    }
+    let newest = write(&*store, vec![delete("/culvert/v1/x/brief")]).await;
+    backend.compact(newest).await;
+    cut.send_replace(false);
+
+    let resync = loop {
+        let update = update(&mut follower).await;
+        if update.resync {
+            break update;
+        }
+        panic!("history that is forgotten: {update:?}");
+    };
+    assert_eq!(resync.revision, newest);
+    let mut seen = briefs(&resync.changes);
+    seen.sort();
+    assert_eq!(seen, ["-/culvert/v1/x/gone", "/culvert/v1/x/changed=2", "/culvert/v1/x/new=1"]);
+    mirror.take(&resync);
+
+    // And then it goes on.
+    insist(&*store, "/culvert/v1/x/later", "1").await;
+    mirror.until(&mut follower, |mirror| mirror.held.contains_key("/culvert/v1/x/later")).await;
+    backend.stop().await;
+}
+
+pub(crate) async fn a_store_that_is_gone_deletes_nothing(mut backend: impl Backend) {
+    let store = backend.store();
+    write(&*store, vec![put("/culvert/v1/x/a", "1")]).await;
+    let mut follower = Follower::spawn(backend.store(), options());
+    let mut mirror = Mirror::default();
+    mirror.take(&update(&mut follower).await);
+    backend.stop().await;
+    let state = health(&follower, "the break to show", |health| !health.healthy).await;
+    let line = state.error.expect("an error");
+    assert_eq!(line.lines().count(), 1, "{line}");
+    // Several attempts fail, and nothing comes of them.
+    let nothing = tokio::time::timeout(Duration::from_secs(2), follower.next()).await;
+    assert!(nothing.is_err(), "{nothing:?}");
+    backend.start_again().await;
+    insist(&*store, "/culvert/v1/x/b", "2").await;
+    mirror.until(&mut follower, |mirror| mirror.held.len() == 2).await;
+    assert!(mirror.deleted.is_empty());
+}
+
+pub(crate) async fn a_wiped_store_deletes_nothing_until_accepted(mut backend: impl Backend) {
+    let store = backend.store();
+    for n in 0..5 {
+        write(&*store, vec![put(&format!("/culvert/v1/x/{n}"), "1")]).await;
+    }
+    let mut follower = Follower::spawn(backend.store(), options());
+    let mut mirror = Mirror::default();
+    mirror.take(&update(&mut follower).await);
+    assert_eq!(mirror.held.len(), 5);
+    // Accepted in advance does not count.
+    follower.accept();
+
+    backend.stop().await;
+    backend.wipe().await;
+    backend.start_again().await;
+    let replaced =
+        |health: &Health| health.error.as_ref().is_some_and(|error| error.contains("replaced"));
+    let state = health(&follower, "the replacement to show", replaced).await;
+    assert!(!state.healthy);
+    // The revision passes the one seen before, and still it is another store.
+    for n in 0..20 {
+        insist(&*store, "/culvert/v1/y", &n.to_string()).await;
+    }
+    let nothing = tokio::time::timeout(Duration::from_secs(1), follower.next()).await;
+    assert!(nothing.is_err(), "{nothing:?}");
+    health(&follower, "the replacement to show", |health| {
+        health.error.as_ref().is_some_and(|error| error.contains("missing"))
+    })
+    .await;
+
+    // `accept` counts while the follower waits with its finding.
+    in_time("the store to be accepted", async {
+        loop {
+            follower.accept();
+            let next = tokio::time::timeout(Duration::from_millis(50), follower.next()).await;
+            if let Ok(next) = next {
+                mirror.revision = 0;
+                mirror.take(&next.expect("the follower lives"));
+                return;
+            }
+        }
+    })
+    .await;
+    assert_eq!(mirror.held.keys().collect::<Vec<_>>(), ["/culvert/v1/y"]);
+    assert_eq!(mirror.deleted.len(), 5);
+    health(&follower, "health", |health| health.healthy).await;
+}
+
+pub(crate) async fn a_store_known_from_an_earlier_run_is_recognized(mut backend: impl Backend) {
+    let store = backend.store();
+    write(&*store, vec![put("/culvert/v1/x/a", "1")]).await;
+    let mut follower = Follower::spawn(backend.store(), options());
+    let first = update(&mut follower).await;
+    let mark = follower.health().borrow().mark.clone().expect("a mark");
+    drop(follower);
+    let known = Some((mark, first.revision));
+
+    let again = FollowOptions { known: known.clone(), ..options() };
+    let mut follower = Follower::spawn(backend.store(), again);
+    assert!(update(&mut follower).await.resync);
+    drop(follower);
+
+    backend.stop().await;
+    backend.wipe().await;
+    backend.start_again().await;
+    for n in 0..10 {
+        insist(&*store, "/culvert/v1/y", &n.to_string()).await;
+    }
+    let mut follower = Follower::spawn(backend.store(), FollowOptions { known, ..options() });
+    health(&follower, "the replacement to show", |health| {
+        health.error.as_ref().is_some_and(|error| error.contains("replaced"))
+    })
+    .await;
+    assert!(tokio::time::timeout(Duration::from_millis(500), follower.next()).await.is_err());
+    // It has put no mark of its own there.
+    let marked = store.commit(vec![Compare::Absent(STORE.to_owned())], vec![]).await;
+    assert!(matches!(marked, Ok(culvert::store::Outcome::Committed(_))), "{marked:?}");
+}
+
+/// A handle that can be cut off while others work.
+#[derive(Debug)]
+struct Gate {
+    store: std::sync::Arc<dyn StateStore>,
+    cut: tokio::sync::watch::Receiver<bool>,
+}
+
+impl Gate {
+    fn new(
+        store: std::sync::Arc<dyn StateStore>,
+    ) -> (tokio::sync::watch::Sender<bool>, std::sync::Arc<Self>) {
+        let (sender, cut) = tokio::sync::watch::channel(false);
+        (sender, std::sync::Arc::new(Self { store, cut }))
+    }
+
+    fn pass(&self) -> Result<(), culvert::store::StoreError> {
+        if *self.cut.borrow() {
+            Err(culvert::store::StoreError::Unavailable("cut off".to_owned()))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl StateStore for Gate {
+    fn kind(&self) -> culvert::store::Kind {
+        self.store.kind()
+    }
+
+    async fn snapshot(
+        &self,
+        prefix: &str,
+    ) -> Result<culvert::store::Snapshot, culvert::store::StoreError> {
+        self.pass()?;
+        self.store.snapshot(prefix).await
+    }
+
+    async fn watch(
+        &self,
+        prefix: &str,
+        from: i64,
+    ) -> Result<culvert::store::Watch, culvert::store::StoreError> {
+        use futures::StreamExt;
+        self.pass()?;
+        let mut cut = self.cut.clone();
+        let until = async move {
+            let _ = cut.wait_for(|cut| *cut).await;
+        };
+        // Ends when it is cut off.
+        Ok(self.store.watch(prefix, from).await?.take_until(until).boxed())
+    }
+
+    async fn commit(
+        &self,
+        compares: Vec<Compare>,
+        writes: Vec<Write>,
+    ) -> Result<culvert::store::Outcome, culvert::store::StoreError> {
+        self.pass()?;
+        self.store.commit(compares, writes).await
+    }
+
+    async fn grant(
+        &self,
+        ttl: Duration,
+    ) -> Result<culvert::store::LeaseId, culvert::store::StoreError> {
+        self.store.grant(ttl).await
+    }
+
+    async fn keep_alive(
+        &self,
+        lease: culvert::store::LeaseId,
+    ) -> Result<(), culvert::store::StoreError> {
+        self.store.keep_alive(lease).await
+    }
+
+    async fn revoke(
+        &self,
+        lease: culvert::store::LeaseId,
+    ) -> Result<(), culvert::store::StoreError> {
+        self.store.revoke(lease).await
+    }
+}

@@ -1,0 +1,404 @@
+//! Whole hosts: namespaces on one underlay, a real etcd, an agent on each.
+
+#![expect(
+    clippy::panic,
+    reason = "a fixture that cannot be made fails the test with what went wrong"
+)]
+
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{
+    etcd::{Config, EtcdServer},
+    netns::{Netns, Process, Underlay, unique, wait_for, wait_until},
+};
+
+/// How long anything may take that a test waits for, unless it says otherwise.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// The `culvert` binary of this build.
+///
+/// # Panics
+/// When it has not been built.
+pub fn culvert_binary() -> PathBuf {
+    let beside =
+        std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.parent()?.join("culvert")));
+    match beside {
+        Some(path) if path.is_file() => path,
+        _ => panic!("culvert: not built: run 'cargo xtask build'"),
+    }
+}
+
+/// Hosts on one underlay that share an etcd.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The hosts, each with its agent.
+    pub hosts: Vec<Host>,
+    /// The store. It runs in the switch's namespace.
+    pub etcd: EtcdServer,
+    /// The switch between the hosts; its port `pN` leads to host N.
+    pub switch: Netns,
+}
+
+impl Cluster {
+    /// Address at which the hosts reach etcd.
+    pub const ETCD: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
+
+    /// `count` hosts with an underlay MTU of 1500 and their agents running.
+    ///
+    /// # Panics
+    /// When anything cannot be started.
+    pub fn new(count: u8) -> Self {
+        Self::with_mtu(count, 1500)
+    }
+
+    /// `count` hosts with their agents running.
+    ///
+    /// # Panics
+    /// When anything cannot be started.
+    pub fn with_mtu(count: u8, mtu: u32) -> Self {
+        let mut cluster = Self::without_agents(count, mtu);
+        for host in &mut cluster.hosts {
+            host.start_agent(&[]);
+        }
+        for host in &mut cluster.hosts {
+            host.wait_ready();
+        }
+        cluster
+    }
+
+    /// `count` hosts without agents.
+    ///
+    /// # Panics
+    /// When anything cannot be started.
+    pub fn without_agents(count: u8, mtu: u32) -> Self {
+        let underlay = Underlay::bridged(count, mtu);
+        let Some(switch) = underlay.switch else { panic!("underlay: no switch") };
+        switch.run(&format!("ip addr add {}/24 dev br0", Self::ETCD));
+        let config = Config {
+            netns: Some(switch.path().to_owned()),
+            address: Some(Self::ETCD.into()),
+            port: Some(2379),
+            ..Config::default()
+        };
+        let etcd = match EtcdServer::start_with(config) {
+            Ok(etcd) => etcd,
+            Err(error) => panic!("{error}"),
+        };
+        let hosts = (0..)
+            .zip(underlay.hosts)
+            .map(|(index, netns)| Host::new(index, netns, etcd.client_url()))
+            .collect();
+        Self { hosts, etcd, switch }
+    }
+
+    /// A host without Culvert on the same underlay, with the next free address.
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    pub fn plain_host(&self, index: u8) -> Netns {
+        let host = Netns::new("plain");
+        let port = format!("p{index}");
+        self.switch.connect(&port, &host, Underlay::UPLINK, 1500);
+        self.switch.run(&format!("ip link set {port} master br0"));
+        host.run(&format!("ip addr add {}/24 dev {}", Underlay::address(index), Underlay::UPLINK));
+        host
+    }
+
+    /// Waits until every host's agent sees `network`.
+    ///
+    /// # Panics
+    /// When one does not in time.
+    pub fn wait_network(&self, network: &str) {
+        for host in &self.hosts {
+            wait_until(SOON, &format!("network {network} on {}", host.node), || {
+                host.culvert(&["network", "inspect", network]).status.success()
+            });
+        }
+    }
+}
+
+/// A name that no other test uses: `/run/netns` is one for the whole machine.
+pub fn unique_name(hint: &str) -> String {
+    format!("{hint}-{}-{}", std::process::id(), unique())
+}
+
+/// A host with an agent.
+#[derive(Debug)]
+pub struct Host {
+    /// Its namespace.
+    pub netns: Netns,
+    /// Its place on the underlay.
+    pub index: u8,
+    /// Its node name.
+    pub node: String,
+    /// The URL of its store.
+    pub store: String,
+    /// The agent, once started.
+    pub agent: Option<Process>,
+    dir: TempDir,
+}
+
+impl Host {
+    /// A host without a running agent.
+    ///
+    /// # Panics
+    /// When no directory can be made for it.
+    pub fn new(index: u8, netns: Netns, store: String) -> Self {
+        let dir = match tempfile::tempdir() {
+            Ok(dir) => dir,
+            Err(error) => panic!("temporary directory: {error}"),
+        };
+        Self { node: format!("node{index}"), netns, index, store, agent: None, dir }
+    }
+
+    /// Its VTEP address.
+    pub fn vtep(&self) -> Ipv4Addr {
+        Underlay::address(self.index)
+    }
+
+    /// Directory of its socket, state and BPF file system.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The agent's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir().join("culvert.sock")
+    }
+
+    /// The agent's BPF file system.
+    pub fn bpffs(&self) -> PathBuf {
+        self.dir().join("bpf")
+    }
+
+    /// The command line of its agent, with `extra` arguments.
+    pub fn agent_command(&self, extra: &[&str]) -> Command {
+        let mut command = self.netns.command(culvert_binary());
+        command
+            .args(["agent", "--node", &self.node, "--store", &self.store, "--insecure-store"])
+            .args(["--uplink", Underlay::UPLINK])
+            .arg("--socket")
+            .arg(self.socket())
+            .arg("--state-dir")
+            .arg(self.dir().join("state"))
+            .arg("--bpffs")
+            .arg(self.bpffs())
+            .args(extra);
+        command
+    }
+
+    /// Starts the agent with `extra` arguments, without waiting for it.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start_agent(&mut self, extra: &[&str]) {
+        self.agent = Some(Process::spawn(self.agent_command(extra)));
+    }
+
+    /// Waits until the agent has read the store.
+    ///
+    /// # Panics
+    /// When it ends instead, or does not in time.
+    pub fn wait_ready(&mut self) {
+        wait_for(SOON, "the agent to be ready", || {
+            let Some(agent) = &mut self.agent else { panic!("{}: no agent", self.node) };
+            if !agent.is_running() {
+                panic!("{}: the agent ended: {}", self.node, agent.stderr());
+            }
+            self.healthy().then_some(())
+        });
+    }
+
+    /// The agent answers and has read the store.
+    pub fn healthy(&self) -> bool {
+        let output = self.culvert(&["--format", "json", "status"]);
+        output.status.success()
+            && serde_json::from_slice::<Value>(&output.stdout)
+                .is_ok_and(|status| status["store"]["healthy"] == true)
+    }
+
+    /// Stops the agent with `signal` and waits for its end.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn stop_agent(&mut self, signal: Signal) {
+        if let Some(mut agent) = self.agent.take() {
+            agent.stop(signal, SOON);
+        }
+    }
+
+    /// What the agent has written to its log.
+    pub fn agent_log(&self) -> String {
+        self.agent
+            .as_ref()
+            .map(|agent| format!("{}{}", agent.stdout(), agent.stderr()))
+            .unwrap_or_default()
+    }
+
+    /// Runs a CLI verb.
+    ///
+    /// # Panics
+    /// When the binary cannot be started.
+    pub fn culvert(&self, args: &[&str]) -> Output {
+        match self.culvert_command(args).output() {
+            Ok(output) => output,
+            Err(error) => panic!("culvert {args:?}: {error}"),
+        }
+    }
+
+    /// The command of a CLI verb.
+    pub fn culvert_command(&self, args: &[&str]) -> Command {
+        let mut command = self.netns.command(culvert_binary());
+        command.env("CULVERT_SOCKET", self.socket()).args(args);
+        command
+    }
+
+    /// Runs a CLI verb that succeeds; returns its standard output.
+    ///
+    /// # Panics
+    /// When it fails, with what it and the agent wrote.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.culvert(args);
+        if !output.status.success() {
+            panic!(
+                "{}: culvert {args:?}: {}{}\nagent: {}",
+                self.node,
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr),
+                self.agent_log()
+            );
+        }
+        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+    }
+
+    /// Runs a CLI verb that succeeds with `--format json`.
+    ///
+    /// # Panics
+    /// When it fails or does not print JSON.
+    pub fn json(&self, args: &[&str]) -> Value {
+        let text = self.ok(&[&["--format", "json"], args].concat());
+        match serde_json::from_str(&text) {
+            Ok(value) => value,
+            Err(error) => panic!("culvert {args:?}: {error}: {text}"),
+        }
+    }
+
+    /// Runs a CLI verb that is refused with `code`, nothing on its standard
+    /// output and one line on its standard error, which is returned.
+    ///
+    /// # Panics
+    /// When it is not so.
+    pub fn refused(&self, code: i32, args: &[&str]) -> String {
+        let output = self.culvert(args);
+        let errors = String::from_utf8_lossy(&output.stderr).trim_end().to_owned();
+        assert_eq!(output.status.code(), Some(code), "culvert {args:?}: {errors}");
+        assert!(output.stdout.is_empty(), "culvert {args:?}: {output:?}");
+        assert_eq!(errors.lines().count(), 1, "culvert {args:?}: one line, not: {errors}");
+        errors
+    }
+
+    /// Starts a container that only waits.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub fn run_idle(&self, name: &str, network: &str, options: &[&str]) {
+        let head = ["run", "-d", "--name", name, "--network", network];
+        self.ok(&[&head, options, &["--", "sleep", "infinity"]].concat());
+    }
+
+    /// Runs a shell command in a container.
+    ///
+    /// # Panics
+    /// When the shell cannot be started.
+    pub fn try_in_container(&self, name: &str, script: &str) -> Output {
+        let netns = format!("--net=/run/netns/{name}");
+        match Command::new("nsenter").args([&netns, "sh", "-c", script]).output() {
+            Ok(output) => output,
+            Err(error) => panic!("nsenter: {error}"),
+        }
+    }
+
+    /// Runs a shell command that succeeds in a container; returns its output.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn in_container(&self, name: &str, script: &str) -> String {
+        let output = self.try_in_container(name, script);
+        if !output.status.success() {
+            panic!(
+                "{name}: {script}: {}{}\nstats: {}\nagent: {}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr),
+                self.ok(&["stats"]),
+                self.agent_log()
+            );
+        }
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Waits until `ip` answers a ping from a container.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    pub fn wait_ping(&self, name: &str, ip: &str) {
+        wait_until(SOON, &format!("{name} to reach {ip}"), || {
+            self.try_in_container(name, &format!("ping -c1 -W1 {ip}")).status.success()
+        });
+    }
+
+    /// The IPv4 address of a container in a network.
+    ///
+    /// # Panics
+    /// When it has none.
+    pub fn ip(&self, name: &str, network: &str) -> String {
+        let rows = self.json(&["ps"]);
+        let networks = rows
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|row| row["name"] == name)
+            .and_then(|row| row["networks"].as_array().cloned())
+            .unwrap_or_default();
+        match networks.iter().find(|row| row["name"] == network) {
+            Some(row) => row["ip"].as_str().unwrap_or_default().to_owned(),
+            None => panic!("{name}: not in {network}: {rows}"),
+        }
+    }
+
+    /// A counter of `stats`, 0 if it has not counted.
+    pub fn counter(&self, direction: &str, reason: &str) -> u64 {
+        self.json(&["stats"])
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|row| row["direction"] == direction && row["reason"] == reason)
+            .and_then(|row| row["packets"].as_u64())
+            .unwrap_or(0)
+    }
+}
+
+impl Drop for Host {
+    /// Removes what the agent pinned, and what it made besides.
+    fn drop(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            let _ = self.culvert(&["purge"]);
+            agent.signal(Signal::SIGKILL);
+        }
+        let _ = self
+            .culvert_command(&["purge", "--state-dir"])
+            .arg(self.dir().join("state"))
+            .arg("--bpffs")
+            .arg(self.bpffs())
+            .output();
+        let _ = Command::new("umount").args(["-l"]).arg(self.bpffs()).output();
+    }
+}

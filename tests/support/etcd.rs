@@ -1,0 +1,275 @@
+//! A real etcd for a test: on loopback or in a namespace, in a directory of
+//! its own, killed when dropped. Needs nothing but the standard library.
+
+use std::{
+    collections::VecDeque,
+    env, fs,
+    io::{self, BufRead, BufReader},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// How long etcd may take to be ready.
+const START: Duration = Duration::from_secs(30);
+/// Attempts with other ports: another process may take one that was free.
+const ATTEMPTS: u32 = 5;
+/// Lines of its log that are kept for a failure's message.
+const LOG_LINES: usize = 30;
+
+/// Certificates (PEM files) of a server that wants them of its clients, too.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// What the clients' certificates must follow from.
+    pub ca: PathBuf,
+    /// The server's certificate.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// What is different from one etcd on a free port of 127.0.0.1.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// Namespace it runs in, such as `/run/netns/X`.
+    pub netns: Option<PathBuf>,
+    /// Address that clients reach it at; 127.0.0.1 by default.
+    pub address: Option<IpAddr>,
+    /// Port for clients; a free one by default. In a namespace of the test's
+    /// own, where nothing else listens, give one: free ports are those of the
+    /// test's namespace.
+    pub port: Option<u16>,
+    /// TLS.
+    pub tls: Option<Tls>,
+    /// Further arguments.
+    pub args: Vec<String>,
+}
+
+/// A running etcd.
+#[derive(Debug)]
+pub struct EtcdServer {
+    config: Config,
+    dir: PathBuf,
+    client: SocketAddr,
+    peer: SocketAddr,
+    child: Option<Child>,
+    log: Arc<Log>,
+}
+
+impl EtcdServer {
+    /// Starts one on a free port of 127.0.0.1 and waits until it serves.
+    pub fn start() -> io::Result<Self> {
+        Self::start_with(Config::default())
+    }
+
+    /// Starts one and waits until it serves.
+    pub fn start_with(config: Config) -> io::Result<Self> {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let dir = env::temp_dir().join(format!("culvert-etcd-{}-{number}", std::process::id()));
+        fs::create_dir_all(&dir)?;
+        let mut last = None;
+        for _ in 0..ATTEMPTS {
+            let address = config.address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+            let client = SocketAddr::new(address, config.port.map_or_else(free_port, Ok)?);
+            let peer = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), free_port()?);
+            let mut server = Self {
+                config: config.clone(),
+                dir: dir.clone(),
+                client,
+                peer,
+                child: None,
+                log: Arc::new(Log::default()),
+            };
+            match server.launch() {
+                Ok(()) => return Ok(server),
+                Err(error) => last = Some(error),
+            }
+            // Dropped here, with its directory: the next attempt starts clean.
+            drop(server);
+            fs::create_dir_all(&dir)?;
+        }
+        let _ = fs::remove_dir_all(&dir);
+        Err(last.unwrap_or_else(|| io::Error::other("etcd: no attempt was made")))
+    }
+
+    /// `HOST:PORT` for clients.
+    pub fn endpoint(&self) -> String {
+        self.client.to_string()
+    }
+
+    /// The URL for `--store`, `etcd://HOST:PORT`.
+    pub fn client_url(&self) -> String {
+        format!("etcd://{}", self.client)
+    }
+
+    /// The process, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Kills it (SIGKILL); its data stays.
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Starts it again on the same data and ports.
+    pub fn resume(&mut self) -> io::Result<()> {
+        self.stop();
+        self.launch()
+    }
+
+    /// Kills it and starts it again on the same data and ports.
+    pub fn restart(&mut self) -> io::Result<()> {
+        self.resume()
+    }
+
+    /// Kills it, and forgets its data.
+    pub fn wipe(&mut self) -> io::Result<()> {
+        self.stop();
+        fs::remove_dir_all(self.dir.join("data"))
+    }
+
+    /// Stops its process in its tracks (SIGSTOP): its sockets stand, nothing answers.
+    pub fn freeze(&self) -> io::Result<()> {
+        self.signal("STOP")
+    }
+
+    /// Undoes [`Self::freeze`].
+    pub fn thaw(&self) -> io::Result<()> {
+        self.signal("CONT")
+    }
+
+    fn signal(&self, name: &str) -> io::Result<()> {
+        let pid = self.pid().ok_or_else(|| io::Error::other("etcd: not running"))?;
+        let status = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status()?;
+        if status.success() { Ok(()) } else { Err(io::Error::other("kill: failed")) }
+    }
+
+    fn launch(&mut self) -> io::Result<()> {
+        let scheme = if self.config.tls.is_some() { "https" } else { "http" };
+        let client = format!("{scheme}://{}", self.client);
+        let peer = format!("http://{}", self.peer);
+        let mut command = match &self.config.netns {
+            // Not `ip netns exec`, which remounts /sys.
+            Some(netns) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net={}", netns.display())).arg("etcd");
+                command
+            }
+            None => Command::new("etcd"),
+        };
+        command
+            .args(["--name", "test"])
+            .arg("--data-dir")
+            .arg(self.dir.join("data"))
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .arg("--initial-cluster")
+            .arg(format!("test={peer}"))
+            .args(&self.config.args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        if let Some(tls) = &self.config.tls {
+            command
+                .arg("--client-cert-auth")
+                .args([Path::new("--trusted-ca-file"), &tls.ca])
+                .args([Path::new("--cert-file"), &tls.cert])
+                .args([Path::new("--key-file"), &tls.key]);
+        }
+        let mut child = command
+            .spawn()
+            .map_err(|error| io::Error::new(error.kind(), format!("etcd: {error}")))?;
+        let stderr = child.stderr.take();
+        self.child = Some(child);
+        self.log = Arc::new(Log::default());
+        if let Some(stderr) = stderr {
+            let log = Arc::clone(&self.log);
+            std::thread::spawn(move || {
+                for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                    log.add(line);
+                }
+                log.end();
+            });
+        }
+        if self.log.wait_ready(Instant::now() + START) {
+            Ok(())
+        } else {
+            self.stop();
+            Err(io::Error::other(format!("etcd: not ready:\n{}", self.log.text())))
+        }
+    }
+}
+
+impl Drop for EtcdServer {
+    fn drop(&mut self) {
+        self.stop();
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// A port of 127.0.0.1 that is free now.
+pub fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+/// What etcd says.
+#[derive(Debug, Default)]
+struct Log {
+    state: Mutex<LogState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct LogState {
+    lines: VecDeque<String>,
+    ready: bool,
+    ended: bool,
+}
+
+impl Log {
+    fn add(&self, line: String) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // 3.4 and 3.5 both say so.
+        state.ready |= line.contains("ready to serve client requests");
+        if state.lines.len() == LOG_LINES {
+            state.lines.pop_front();
+        }
+        state.lines.push_back(line);
+        self.changed.notify_all();
+    }
+
+    fn end(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).ended = true;
+        self.changed.notify_all();
+    }
+
+    fn wait_ready(&self, deadline: Instant) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if state.ready || state.ended {
+                return state.ready;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            state =
+                self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn text(&self) -> String {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.lines.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
+    }
+}

@@ -1,0 +1,292 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::{
+    SCHEMA,
+    testing::{Cluster, change, delete, endpoint, name, network, node},
+};
+
+fn two_networks() -> (Network, Network) {
+    (network("red", 256, &["10.0.0.0/24"]), network("blue", 257, &["10.1.0.0/24"]))
+}
+
+#[test]
+fn each_kind_of_record_is_folded_in_and_out_again() {
+    let (red, _) = two_networks();
+    let ep = endpoint(&red, "0a", "host1", "10.0.0.2");
+    let host = node("host1", 1);
+    let alive = Alive { schema: SCHEMA, id: host.id.clone() };
+    let owner = VniOwner { schema: SCHEMA, network: red.name.clone() };
+    let claim = IpOwner { schema: SCHEMA, endpoint: ep.id.clone() };
+    let ip: Ipv4Addr = "192.0.2.9".parse().expect("address");
+    let vtep = ForeignVtep { schema: SCHEMA, network: red.name.clone(), ip, port: 4789 };
+
+    let touches_network = Touched { networks: [red.name.clone()].into(), ..Touched::default() };
+    let touches_node = Touched { nodes: [host.name.clone()].into(), ..Touched::default() };
+    let touches_endpoint =
+        Touched { endpoints: [(red.name.clone(), ep.id.clone())].into(), ..Touched::default() };
+    let changes = [
+        (change(Key::network(&red.name), &red, 1), &touches_network),
+        (change(Key::vni(red.vni), &owner, 2), &touches_network),
+        (change(Key::node(&host.name), &host, 3), &touches_node),
+        (change(Key::alive(&host.name), &alive, 4), &touches_node),
+        (change(Key::endpoint(&red.name, &ep.id), &ep, 5), &touches_endpoint),
+        (
+            change(Key::ipam(&red.name, "10.0.0.2".parse().expect("ip")), &claim, 6),
+            &touches_endpoint,
+        ),
+        (change(Key::vtep(&red.name, ip), &vtep, 7), &touches_network),
+    ];
+    let mut view = View::default();
+    for (change, expected) in &changes {
+        assert_eq!(view.apply(change), **expected, "{}", change.key());
+    }
+    assert_eq!(view.complaints(), Vec::<String>::new());
+    assert_eq!(view.revision, 7);
+    assert_eq!(view.networks[&red.name].record, red);
+    assert_eq!(view.endpoint(&red.name, "0a").map(|found| found.revision), Some(5));
+    assert!(view.is_alive(&host.name) && view.node_at(host.vtep).is_some());
+    assert_eq!(view.endpoints_on(&host.name).count(), 1);
+    assert!(view.endpoint_of(&red.name, &host.name, &ep.container).is_some());
+
+    // The same once more changes nothing that anybody need look at.
+    assert!(view.apply(&changes[0].0).is_empty());
+
+    for (revision, (change, expected)) in changes.iter().enumerate() {
+        let gone = delete(change.key().to_owned(), 8 + revision as Revision);
+        assert_eq!(view.apply(&gone), **expected, "{}", change.key());
+        assert!(view.apply(&gone).is_empty());
+    }
+    assert!(view.is_empty());
+    assert_eq!(view.revision, 14);
+}
+
+#[test]
+fn unreadable_records_are_named_and_take_nothing_down() {
+    let (red, blue) = two_networks();
+    let mut cluster = Cluster::default();
+    cluster.network(&red);
+    cluster.network(&blue);
+    let good = cluster.view.clone();
+    let newer = serde_json::json!({"schema": SCHEMA + 1, "name": "red", "shape": "new"});
+
+    for (value, part) in [
+        (newer.to_string().into_bytes(), "newer"),
+        (b"{".to_vec(), "not a network record"),
+        (Vec::new(), "not a network record"),
+        (vec![0xff; 40], "not a network record"),
+        (b"{\"schema\":1}".to_vec(), "missing field"),
+        (b"{\"schema\":0}".to_vec(), "schema 0"),
+        (b"[[[[".repeat(10_000), "not a network record"),
+        (crate::model::encode(&blue).expect("JSON"), "\"blue\""),
+    ] {
+        cluster.raw("/culvert/v1/networks/red", &value);
+        let view = &cluster.view;
+        let line = view.problem_at("/culvert/v1/networks/red").expect("a problem");
+        assert!(line.contains(part) && line.lines().count() == 1 && line.len() < 300, "{line}");
+        assert_eq!(view.networks, good.networks);
+        assert_eq!(view.complaints().len(), 1);
+        assert!(view.problem_below("/culvert/v1/networks/").is_some());
+        assert!(view.problem_below("/culvert/v1/endpoints/").is_none());
+    }
+    // A good one puts it right, and so does a deletion.
+    cluster.put("/culvert/v1/networks/red".to_owned(), &red);
+    assert!(cluster.view.problems.is_empty());
+    cluster.raw("/culvert/v1/networks/red", b"x");
+    let touched = cluster.view.apply(&delete("/culvert/v1/networks/red".to_owned(), 99));
+    assert!(touched.problems && touched.networks.contains(&red.name));
+    assert!(cluster.view.problems.is_empty() && !cluster.view.networks.contains_key(&red.name));
+}
+
+#[test]
+fn keys_of_no_kind_are_named_too() {
+    let mut cluster = Cluster::default();
+    for key in ["/culvert/v1/colours/red", "/culvert/v1/vnis/007", "/culvert/v1/networks/a b"] {
+        cluster.raw(key, b"{}");
+        assert!(cluster.view.problem_at(key).is_some(), "{key}");
+        let touched = cluster.view.apply(&delete(key.to_owned(), 50));
+        assert!(touched.problems && cluster.view.problems.is_empty(), "{key}");
+    }
+    // The mark of the store is no business of the view's.
+    cluster.raw("/culvert/v1/store", b"anything");
+    assert!(cluster.view.is_empty());
+}
+
+#[test]
+fn a_claim_holds_even_if_its_record_is_unreadable() {
+    let (red, _) = two_networks();
+    let mut cluster = Cluster::default();
+    cluster.raw("/culvert/v1/vnis/256", b"garbage");
+    cluster.raw("/culvert/v1/ipam/red/10.0.0.2", b"garbage");
+    assert!(cluster.view.vnis[&red.vni].owner.is_none());
+    let ip = "10.0.0.2".parse().expect("address");
+    assert!(cluster.view.ip_claim(&red.name, ip).expect("a claim").owner.is_none());
+    assert_eq!(cluster.view.problems.len(), 2);
+}
+
+#[test]
+fn two_networks_with_one_vni_are_not_both_usable() {
+    let (red, mut blue) = two_networks();
+    blue.vni = red.vni;
+    let mut cluster = Cluster::default();
+    cluster.network(&red);
+    cluster.put(Key::network(&blue.name), &blue);
+    assert!(cluster.view.usable_network(&red.name).is_ok());
+    let line = cluster.view.usable_network(&blue.name).expect_err("not usable");
+    assert!(line.contains("VNI 256 belongs to network 'red'"), "{line}");
+    assert!(cluster.view.usable_network(&name("green")).expect_err("unknown").contains("unknown"));
+}
+
+#[test]
+fn an_endpoint_with_what_is_not_its_own_is_not_usable() {
+    let (red, blue) = two_networks();
+    let mut cluster = Cluster::default();
+    cluster.network(&red);
+    cluster.network(&blue);
+    cluster.endpoint(&endpoint(&red, "01", "host1", "10.0.0.2"));
+    assert_eq!(cluster.view.complaints(), Vec::<String>::new());
+
+    let mut wrong_vni = endpoint(&red, "02", "host1", "10.0.0.3");
+    wrong_vni.vni = blue.vni;
+    let outside = endpoint(&red, "03", "host1", "10.1.0.2");
+    for (ep, part) in [(wrong_vni, "VNI 257 is not"), (outside, "outside")] {
+        cluster.endpoint(&ep);
+        let line = cluster.view.usable_endpoint(&ep).expect_err("not usable");
+        assert!(line.contains(part), "{line}");
+        assert!(cluster.view.complaints().contains(&line));
+    }
+    let thief = endpoint(&red, "04", "host2", "10.0.0.2");
+    cluster.put(Key::endpoint(&red.name, "04"), &thief);
+    let line = cluster.view.usable_endpoint(&thief).expect_err("not usable");
+    assert!(line.contains("belongs to endpoint 01"), "{line}");
+    let squatter = endpoint(&red, "05", "host2", "10.0.0.9");
+    cluster.put(Key::endpoint(&red.name, "05"), &squatter);
+    let line = cluster.view.usable_endpoint(&squatter).expect_err("not usable");
+    assert!(line.contains("not registered"), "{line}");
+    assert_eq!(cluster.view.complaints().len(), 4);
+}
+
+#[test]
+fn the_flood_list_has_exactly_the_vteps_with_endpoints() {
+    let (red, blue) = two_networks();
+    let mut cluster = Cluster::default();
+    cluster.network(&red);
+    cluster.network(&blue);
+    for last in 1..=4 {
+        let host = node(&format!("host{last}"), last);
+        cluster.put(Key::node(&host.name), &host);
+    }
+    cluster.endpoint(&endpoint(&red, "01", "host1", "10.0.0.2"));
+    cluster.endpoint(&endpoint(&red, "02", "host2", "10.0.0.3"));
+    cluster.endpoint(&endpoint(&red, "03", "host2", "10.0.0.4"));
+    cluster.endpoint(&endpoint(&blue, "04", "host3", "10.1.0.2"));
+    // A node without a record has no VTEP yet.
+    cluster.endpoint(&endpoint(&red, "05", "host9", "10.0.0.5"));
+    let ip = [192, 0, 2, 99].into();
+    let vtep = ForeignVtep { schema: SCHEMA, network: red.name.clone(), ip, port: 8472 };
+    cluster.put(Key::vtep(&red.name, ip), &vtep);
+
+    let list = |network: &Network, own: &str| {
+        let list = cluster.view.flood_list(&network.name, &name(own));
+        list.into_iter().map(|(ip, port)| (ip.octets()[3], port)).collect::<Vec<_>>()
+    };
+    assert_eq!(list(&red, "host1"), [(2, 4789), (99, 8472)]);
+    assert_eq!(list(&red, "host2"), [(1, 4789), (99, 8472)]);
+    assert_eq!(list(&red, "host4"), [(1, 4789), (2, 4789), (99, 8472)]);
+    assert_eq!(list(&blue, "host1"), [(3, 4789)]);
+    assert_eq!(list(&blue, "host3"), []);
+}
+
+/// Writes and deletions of good records, few enough to meet each other.
+fn history() -> impl Strategy<Value = Vec<(u8, u8, bool)>> {
+    proptest::collection::vec((0..6_u8, 0..4_u8, any::<bool>()), 0..60)
+}
+
+fn record_change(kind: u8, which: u8, revision: Revision) -> Change {
+    let red = network("red", 256, &["10.0.0.0/24"]);
+    let owner = VniOwner { schema: SCHEMA, network: name(&format!("n{which}")) };
+    let ep = endpoint(&red, &format!("{which:02x}"), "host1", &format!("10.0.0.{}", which + 2));
+    match kind {
+        0 => {
+            let net = network(&format!("n{which}"), 256 + u32::from(which), &["10.0.0.0/24"]);
+            change(Key::network(&net.name), &net, revision)
+        }
+        1 => {
+            change(Key::vni(Vni::try_from(256 + u32::from(which)).expect("VNI")), &owner, revision)
+        }
+        2 => {
+            let host = node(&format!("h{which}"), which + 1);
+            change(Key::node(&host.name), &host, revision)
+        }
+        3 => change(Key::endpoint(&red.name, &ep.id), &ep, revision),
+        4 => {
+            let claim = IpOwner { schema: SCHEMA, endpoint: ep.id };
+            let ip = IpAddr::from([10, 0, 0, which + 2]);
+            change(Key::ipam(&red.name, ip), &claim, revision)
+        }
+        _ => {
+            let alive = Alive { schema: SCHEMA, id: "00".to_owned() };
+            change(Key::alive(&name(&format!("h{which}"))), &alive, revision)
+        }
+    }
+}
+
+proptest! {
+    /// However a store came to be what it is, its view is that of its snapshot.
+    #[test]
+    fn folding_changes_gives_what_the_snapshot_gives(history in history()) {
+        let mut view = View::default();
+        let mut held: BTreeMap<String, Entry> = BTreeMap::new();
+        let mut revision = 0;
+        for (kind, which, gone) in history {
+            revision += 1;
+            let change = match record_change(kind, which, revision) {
+                Change::Put(entry) if gone => {
+                    held.remove(&entry.key);
+                    Change::Delete { key: entry.key, revision }
+                }
+                Change::Put(entry) => {
+                    held.insert(entry.key.clone(), entry.clone());
+                    Change::Put(entry)
+                }
+                other => other,
+            };
+            view.apply(&change);
+        }
+        let snapshot = Snapshot { revision, entries: held.into_values().collect() };
+        prop_assert_eq!(view, View::from_snapshot(&snapshot));
+    }
+
+    /// Whatever lies under whatever key, it is skipped and named.
+    #[test]
+    fn nothing_in_the_store_makes_the_view_panic(
+        kind in "(networks|vnis|nodes|alive|endpoints|ipam|vteps|store|other)",
+        name in "[a-z0-9./: ]{0,12}",
+        value in proptest::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let mut cluster = Cluster::default();
+        let key = format!("{ROOT}{kind}/{name}");
+        cluster.raw(&key, &value);
+        prop_assert!(cluster.view.problem_at(&key).is_some());
+        let _ = cluster.view.complaints();
+    }
+
+    /// The same for JSON of the right shape with anything in it.
+    #[test]
+    fn no_json_in_the_store_makes_the_view_panic(
+        mtu: i64, vni: i64, prefix in 0..200_u32, text in "\\PC{0,20}", schema in 0..3_u32,
+    ) {
+        let json = serde_json::json!({
+            "schema": schema, "name": "red", "id": text, "driver": "overlay", "vni": vni, "mtu": mtu,
+            "subnets": [{"subnet": format!("10.0.0.0/{prefix}"), "gateway": "10.0.0.1"}],
+            "internal": false, "learning": true, "options": {text.clone(): text}, "labels": {},
+        });
+        let mut cluster = Cluster::default();
+        cluster.raw("/culvert/v1/networks/red", json.to_string().as_bytes());
+        let known = cluster.view.networks.contains_key(&name("red"));
+        prop_assert_eq!(known, cluster.view.problems.is_empty());
+        let _ = cluster.view.complaints();
+    }
+}

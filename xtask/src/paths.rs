@@ -1,0 +1,37 @@
+//! Where things are in the repository.
+
+use std::env;
+use std::path::PathBuf;
+
+/// The root of the repository.
+pub(crate) fn root() -> PathBuf {
+    // cargo sets the variable for `cargo run`; the compiled-in value serves a binary that is
+    // started by itself, as in the demo's namespaces.
+    let manifest = env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    manifest.parent().map_or_else(|| manifest.clone(), PathBuf::from)
+}
+
+/// cargo's target directory.
+pub(crate) fn target() -> PathBuf {
+    match env::var_os("CARGO_TARGET_DIR").filter(|v| !v.is_empty()) {
+        Some(dir) => root().join(dir),
+        None => root().join("target"),
+    }
+}
+
+/// Where `cargo xtask build` leaves the binary.
+pub(crate) fn culvert() -> PathBuf {
+    target().join("release").join("culvert")
+}
+
+/// Where the state and the log of `cargo xtask lab` are.
+pub(crate) fn lab() -> PathBuf {
+    target().join("lab")
+}
+
+/// Everything that `cargo xtask run` makes: on a tmpfs on every distribution, and short enough
+/// for a socket's path, which a repository's own path need not be.
+pub(crate) fn run_dir() -> PathBuf {
+    PathBuf::from("/run/culvert-xtask")
+}

@@ -1,0 +1,317 @@
+//! Starting other programs: in the foreground, captured, with progress, in the background.
+
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use crate::signals;
+
+/// How long a program gets between SIGTERM and SIGKILL.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How often a condition is looked at.
+const TICK: Duration = Duration::from_millis(10);
+
+/// The program's name in `command`, for messages.
+fn name(command: &Command) -> String {
+    Path::new(command.get_program())
+        .file_name()
+        .map_or_else(String::new, |n| n.to_string_lossy().into_owned())
+}
+
+/// Starts `command` in a process group of its own, so that ending signals reach it through us
+/// alone, and once.
+fn spawn(command: &mut Command) -> Result<Child> {
+    let name = name(command);
+    command.process_group(0).spawn().with_context(|| format!("{name}: cannot be started"))
+}
+
+/// Runs `command` with our standard streams and waits for it.
+pub(crate) fn status(command: &mut Command) -> Result<ExitStatus> {
+    signals::check()?;
+    let mut child = spawn(command)?;
+    let _foreground = signals::foreground(child.id());
+    let status =
+        child.wait().with_context(|| format!("{}: cannot be waited for", name(command)))?;
+    signals::check()?;
+    Ok(status)
+}
+
+/// Runs `command` with our standard streams; any exit code but 0 is an error.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let status = status(command)?;
+    if !status.success() {
+        bail!("{} failed ({status})", name(command));
+    }
+    Ok(())
+}
+
+/// Runs `command` and hands each line of its output, both streams, to `each` as it comes.
+pub(crate) fn lines(command: &mut Command, mut each: impl FnMut(&str)) -> Result<ExitStatus> {
+    signals::check()?;
+    let name = name(command);
+    let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
+    let errors = writer.try_clone().context("cannot copy a pipe")?;
+    let mut child = spawn(
+        command.stdin(Stdio::null()).stdout(Stdio::from(writer)).stderr(Stdio::from(errors)),
+    )?;
+    // The command holds the pipe's writing ends open until they are replaced.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let _foreground = signals::foreground(child.id());
+    let mut reader = BufReader::new(reader);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = reader.read_until(b'\n', &mut line);
+        if read.with_context(|| format!("{name}: its output cannot be read"))? == 0 {
+            break;
+        }
+        each(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']));
+    }
+    let status = child.wait().with_context(|| format!("{name}: cannot be waited for"))?;
+    signals::check()?;
+    Ok(status)
+}
+
+/// What a program that ran to its end has said.
+#[derive(Debug)]
+pub(crate) struct Said {
+    /// Both streams, in the order they came.
+    pub(crate) text: String,
+    /// How it ended.
+    pub(crate) status: ExitStatus,
+}
+
+/// Runs `command` to its end and keeps what it says.
+pub(crate) fn capture(command: &mut Command) -> Result<Said> {
+    let mut text = String::new();
+    let status = lines(command, |line| {
+        text.push_str(line);
+        text.push('\n');
+    })?;
+    Ok(Said { text, status })
+}
+
+/// Runs `command` without showing its output; on failure the error ends with its last lines.
+pub(crate) fn quiet(command: &mut Command) -> Result<String> {
+    let said = capture(command)?;
+    if !said.status.success() {
+        bail!("{} failed ({}): {}", name(command), said.status, last_lines(&said.text, 3));
+    }
+    Ok(said.text)
+}
+
+/// The last `count` lines of `text` that say something, as one line.
+pub(crate) fn last_lines(text: &str, count: usize) -> String {
+    let mut last = VecDeque::new();
+    for line in text.lines().map(str::trim).filter(|l| !l.is_empty()) {
+        if last.len() == count {
+            last.pop_front();
+        }
+        last.push_back(line);
+    }
+    if last.is_empty() {
+        return "it said nothing".to_owned();
+    }
+    Vec::from(last).join(" | ")
+}
+
+/// Waits until `done` returns a value. Fails when `deadline` has passed, with what `what`
+/// names, or when the user interrupts.
+pub(crate) fn wait_for<T>(
+    what: &str,
+    deadline: Duration,
+    mut done: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        signals::check()?;
+        if let Some(value) = done()? {
+            return Ok(value);
+        }
+        if start.elapsed() >= deadline {
+            bail!("{what}: not within {} s", deadline.as_secs());
+        }
+        sleep(TICK);
+    }
+}
+
+/// A program in the background. It is asked to end when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Background {
+    name: String,
+    child: Child,
+    log: PathBuf,
+    ended: bool,
+}
+
+impl Background {
+    /// Starts `command` in the background with its output in `log`.
+    pub(crate) fn start(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
+        let file =
+            File::create(log).with_context(|| format!("{}: cannot be created", log.display()))?;
+        let errors = file.try_clone().context("cannot copy a file descriptor")?;
+        let child = spawn(command.stdin(Stdio::null()).stdout(file).stderr(errors))?;
+        Ok(Self { name: name.to_owned(), child, log: log.to_owned(), ended: false })
+    }
+
+    /// Fails if the program has ended, with the last lines of its log.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            self.ended = true;
+            bail!("{} ended ({status}): {}", self.name, self.tail());
+        }
+        Ok(())
+    }
+
+    /// The last lines of the log as one line.
+    fn tail(&self) -> String {
+        let text = fs::read(&self.log).unwrap_or_default();
+        last_lines(&String::from_utf8_lossy(&text), 3)
+    }
+
+    /// Asks the program to end with SIGTERM and waits for it.
+    ///
+    /// # Errors
+    ///
+    /// It ended with another code than 0, or had to be killed.
+    pub(crate) fn stop(&mut self) -> Result<()> {
+        let status = self.end()?;
+        // A program without a handler for SIGTERM ends by the signal itself.
+        use std::os::unix::process::ExitStatusExt as _;
+        if !status.success() && status.signal() != Some(Signal::SIGTERM as i32) {
+            bail!("{} ended badly ({status}): {}", self.name, self.tail());
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<ExitStatus> {
+        let status = end(&mut self.child, GRACE);
+        self.ended = true;
+        status.with_context(|| format!("{}: {}", self.name, self.tail()))
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if !self.ended {
+            // The error that made us drop it is the one to show.
+            let _ = self.end();
+        }
+    }
+}
+
+/// A program that shares our screen and is ours to stop: ending signals are not passed on by
+/// themselves.
+#[derive(Debug)]
+pub(crate) struct Foreground {
+    name: String,
+    child: Child,
+    ended: bool,
+}
+
+impl Foreground {
+    /// Starts `command`.
+    pub(crate) fn start(name: &str, command: &mut Command) -> Result<Self> {
+        signals::check()?;
+        let child = spawn(command.stdin(Stdio::null()))?;
+        Ok(Self { name: name.to_owned(), child, ended: false })
+    }
+
+    /// Fails if the program has ended.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            self.ended = true;
+            bail!("{} ended ({status}): its messages are above", self.name);
+        }
+        Ok(())
+    }
+
+    /// Sends SIGTERM and waits for the program to end in order.
+    pub(crate) fn stop(&mut self, deadline: Duration) -> Result<()> {
+        let status =
+            end(&mut self.child, deadline).with_context(|| format!("{}: does not stop", self.name));
+        self.ended = true;
+        let status = status?;
+        if !status.success() {
+            bail!("{} ended badly ({status}): its messages are above", self.name);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Foreground {
+    fn drop(&mut self) {
+        if !self.ended {
+            // The error that made us drop it is the one to show.
+            let _ = end(&mut self.child, GRACE);
+        }
+    }
+}
+
+/// Ends `child`'s process group: SIGTERM, and SIGKILL after `deadline`, which is an error.
+fn end(child: &mut Child, deadline: Duration) -> Result<ExitStatus> {
+    if let Some(status) = child.try_wait()? {
+        return Ok(status);
+    }
+    let group = Pid::from_raw(i32::try_from(child.id())?);
+    let _ = killpg(group, Signal::SIGTERM);
+    let start = Instant::now();
+    while start.elapsed() < deadline {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        sleep(TICK);
+    }
+    let _ = killpg(group, Signal::SIGKILL);
+    child.wait()?;
+    bail!("still there {} s after SIGTERM, killed", deadline.as_secs());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_lines_skips_empty_ones() {
+        assert_eq!(last_lines("a\n\nb\nc\n\n", 2), "b | c");
+        assert_eq!(last_lines("\n", 2), "it said nothing");
+    }
+
+    #[test]
+    fn capture_keeps_both_streams() {
+        let said = capture(Command::new("sh").args(["-c", "echo a; echo b >&2; exit 3"]))
+            .expect("sh runs");
+        assert_eq!(said.text, "a\nb\n");
+        assert_eq!(said.status.code(), Some(3));
+    }
+
+    #[test]
+    fn a_failure_names_the_program_and_its_last_words() {
+        let error = quiet(Command::new("sh").args(["-c", "echo why >&2; exit 1"]))
+            .expect_err("sh fails")
+            .to_string();
+        assert!(error.starts_with("sh failed") && error.ends_with("why"), "{error}");
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_named() {
+        let error = run(&mut Command::new("/nonexistent/frob")).expect_err("no such program");
+        assert!(format!("{error:#}").starts_with("frob: cannot be started"), "{error:#}");
+    }
+
+    #[test]
+    fn waiting_has_a_deadline() {
+        let result: Result<()> = wait_for("a miracle", Duration::ZERO, || Ok(None));
+        assert_eq!(result.expect_err("none happens").to_string(), "a miracle: not within 0 s");
+    }
+}

@@ -1,0 +1,86 @@
+//! Dependencies that no source file names.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use super::metadata::{self, text};
+
+/// Every `package: dependency` whose crate is named nowhere in the package's sources: a build
+/// dependency in its build script, any other anywhere else.
+pub(super) fn unused() -> Result<Vec<String>> {
+    let mut unused = Vec::new();
+    for package in metadata::packages(true)? {
+        let manifest = PathBuf::from(text(&package, "manifest_path"));
+        let Some(dir) = manifest.parent() else {
+            continue;
+        };
+        let mut sources = Vec::new();
+        collect(dir, dir, &mut sources)?;
+        let dependencies = package.get("dependencies").and_then(Value::as_array);
+        for dependency in dependencies.into_iter().flatten() {
+            let name = text(dependency, "name");
+            let renamed = text(dependency, "rename");
+            let used_as = if renamed.is_empty() { name } else { renamed }.replace('-', "_");
+            let for_build = text(dependency, "kind") == "build";
+            let named = sources
+                .iter()
+                .filter(|(path, _)| (path == &dir.join("build.rs")) == for_build)
+                .any(|(_, source)| names(source, &used_as));
+            if !named {
+                unused.push(format!("{}: {name}", text(&package, "name")));
+            }
+        }
+    }
+    Ok(unused)
+}
+
+/// Reads every Rust source under `dir` that belongs to the package at `root`.
+fn collect(root: &Path, dir: &Path, sources: &mut Vec<(PathBuf, String)>) -> Result<()> {
+    let entries =
+        fs::read_dir(dir).with_context(|| format!("{}: cannot be read", dir.display()))?;
+    for entry in entries {
+        let path = entry?.path();
+        if path.is_dir() {
+            // A directory with a manifest is another package.
+            if path != root.join("target") && !path.join("Cargo.toml").exists() {
+                collect(root, &path, sources)?;
+            }
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            let source = fs::read_to_string(&path)
+                .with_context(|| format!("{}: cannot be read", path.display()))?;
+            sources.push((path, source));
+        }
+    }
+    Ok(())
+}
+
+/// Whether `source` has `word` as a whole identifier outside of line comments.
+fn names(source: &str, word: &str) -> bool {
+    let part = |c: char| c.is_alphanumeric() || c == '_';
+    source.lines().map(|line| line.trim_start()).filter(|line| !line.starts_with("//")).any(
+        |line| {
+            line.match_indices(word).any(|(at, _)| {
+                let before = line.get(..at).and_then(|s| s.chars().next_back());
+                let after = line.get(at + word.len()..).and_then(|s| s.chars().next());
+                !before.is_some_and(part) && !after.is_some_and(part)
+            })
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::names;
+
+    #[test]
+    fn only_whole_words_in_code_count() {
+        assert!(names("use serde::Serialize;", "serde"));
+        assert!(names("    anyhow::bail!(\"x\")", "anyhow"));
+        assert!(!names("use serde_json::Value;", "serde"));
+        assert!(!names("// serde is not used", "serde"));
+        assert!(!names("", "serde"));
+    }
+}

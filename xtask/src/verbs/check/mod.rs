@@ -1,0 +1,143 @@
+//! `check`: formatting, lints, documentation, dependencies, licences.
+
+mod dependencies;
+mod licences;
+mod metadata;
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use culvert_bpf_build::{PACKAGE, PROFILE, Toolchain};
+
+use super::{build, setup};
+use crate::tools::{self, Need};
+use crate::{paths, process, ui};
+
+/// One of the checks. It returns a word on how it was done, if there is one to say.
+type Check = fn() -> Result<String>;
+
+/// Runs every check, also after one has failed, and prints the sum.
+pub(crate) fn main() -> Result<()> {
+    setup::require(&[Need::Build, Need::Check])?;
+    let checks: [(&str, Check); 7] = [
+        ("format", format),
+        ("clippy, host", clippy_host),
+        ("clippy, bpf", clippy_bpf),
+        ("rustdoc", rustdoc),
+        ("unused dependencies", unused),
+        ("licences and sources", licences),
+        ("advisories", advisories),
+    ];
+    let mut rows = Vec::new();
+    let mut failed = Vec::new();
+    for (name, check) in checks {
+        ui::heading(name);
+        let start = Instant::now();
+        let result = check();
+        crate::signals::check()?;
+        let (state, note) = match result {
+            Ok(note) => ("ok", note),
+            Err(error) => {
+                failed.push(name);
+                let text = format!("{error:#}");
+                ui::error(&text);
+                ("failed", text)
+            }
+        };
+        rows.push(vec![
+            name.to_owned(),
+            state.to_owned(),
+            ui::seconds(start.elapsed()),
+            short(&note),
+        ]);
+    }
+    ui::heading("summary");
+    ui::table(&["CHECK", "STATE", "TOOK", "NOTE"], &rows);
+    if !failed.is_empty() {
+        bail!("{}: failed: the messages are above", failed.join(", "));
+    }
+    Ok(())
+}
+
+/// The beginning of `note`: the whole of a failure is above the summary.
+fn short(note: &str) -> String {
+    const WIDTH: usize = 70;
+    let line = note.lines().next().unwrap_or_default();
+    if line.chars().count() <= WIDTH {
+        return line.to_owned();
+    }
+    line.chars().take(WIDTH).chain("...".chars()).collect()
+}
+
+/// The workspace without the programs, which are not for this target.
+const HOST_PACKAGES: [&str; 3] = ["--workspace", "--exclude", PACKAGE];
+
+fn format() -> Result<String> {
+    process::run(build::cargo("fmt").args(["--all", "--check"]))?;
+    Ok(String::new())
+}
+
+fn clippy_host() -> Result<String> {
+    process::run(
+        build::cargo("clippy")
+            .args(["--release", "--all-targets"])
+            .args(HOST_PACKAGES)
+            .args(["--", "-D", "warnings"]),
+    )?;
+    Ok(String::new())
+}
+
+fn clippy_bpf() -> Result<String> {
+    let toolchain = Toolchain::find()?;
+    if toolchain.way.clippy().is_none() {
+        bail!("no clippy for {}: run 'cargo xtask setup'", toolchain.way.describe());
+    }
+    process::run(
+        toolchain
+            .command("clippy")
+            .current_dir(paths::root())
+            .args(["--package", PACKAGE, "--profile", PROFILE, "--target-dir"])
+            .arg(paths::target().join("bpf-check"))
+            .args(["--", "-D", "warnings"]),
+    )?;
+    Ok(toolchain.way.describe())
+}
+
+fn rustdoc() -> Result<String> {
+    process::run(
+        build::cargo("doc")
+            .args(["--release", "--no-deps"])
+            .args(HOST_PACKAGES)
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    )?;
+    Ok(String::new())
+}
+
+fn unused() -> Result<String> {
+    if tools::which("cargo-machete").is_some() {
+        process::run(&mut build::cargo("machete"))?;
+        return Ok("by cargo-machete".to_owned());
+    }
+    let unused = dependencies::unused()?;
+    if !unused.is_empty() {
+        bail!("{}: named in no source file: remove from Cargo.toml", unused.join(", "));
+    }
+    Ok("by name in the sources; cargo-machete is not installed".to_owned())
+}
+
+fn licences() -> Result<String> {
+    if tools::which("cargo-deny").is_some() {
+        process::run(build::cargo("deny").args(["check", "licenses", "sources", "bans"]))?;
+        return Ok("by cargo-deny".to_owned());
+    }
+    let count = licences::check()?;
+    Ok(format!("{count} packages, by cargo metadata; cargo-deny is not installed"))
+}
+
+fn advisories() -> Result<String> {
+    if tools::which("cargo-deny").is_none() {
+        return Ok("not checked: needs cargo-deny, and the network for its list".to_owned());
+    }
+    process::run(build::cargo("deny").args(["check", "advisories"]))?;
+    Ok("by cargo-deny".to_owned())
+}

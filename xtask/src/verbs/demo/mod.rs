@@ -1,0 +1,48 @@
+//! `demo`: two hosts, one overlay network, narrated. It is a test as well: every step says
+//! what it expects, and the demo fails with the first that is not so.
+
+mod script;
+mod stage;
+
+use anyhow::{Result, bail};
+
+use super::{build, setup};
+use crate::lab::enclosure;
+use crate::tools::Need;
+use crate::{privilege, signals};
+
+/// Options of `demo`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Use the binary that is there instead of building
+    #[arg(long)]
+    no_build: bool,
+}
+
+impl Args {
+    /// For a caller that has built.
+    pub(super) fn without_building() -> Self {
+        Self { no_build: true }
+    }
+}
+
+/// Builds and plays the demo in an enclosure.
+pub(crate) fn main(args: &Args) -> Result<()> {
+    setup::require(&[Need::Demo])?;
+    if !args.no_build {
+        build::build()?;
+    }
+    privilege::become_root("demo")?;
+    privilege::require_kernel()?;
+    let status = enclosure::run(&["inside", "demo"])?;
+    signals::check()?;
+    if !status.success() {
+        bail!("the demo did not go as it should: the line above says where");
+    }
+    Ok(())
+}
+
+/// Inside the enclosure: plays it.
+pub(crate) fn inside() -> Result<()> {
+    script::play()
+}

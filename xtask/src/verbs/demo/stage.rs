@@ -1,0 +1,72 @@
+//! The stage: types commands on hosts, shows what they say, checks what is expected.
+
+use anyhow::{Result, bail};
+use std::process::ExitStatus;
+
+use crate::lab::HostPlan;
+use crate::{process, signals, ui};
+
+/// Where the demo is played.
+#[derive(Debug, Default)]
+pub(super) struct Stage {
+    step: usize,
+    checks: usize,
+}
+
+impl Stage {
+    /// Begins a step: says what is about to be seen.
+    pub(super) fn step(&mut self, text: &str) -> Result<()> {
+        signals::check()?;
+        self.step += 1;
+        ui::heading(&format!("{}. {text}", self.step));
+        Ok(())
+    }
+
+    /// Says something in between.
+    pub(super) fn say(&self, text: &str) {
+        ui::line(&ui::dim(&format!("# {text}")));
+    }
+
+    /// Shows `line` as it would be typed on `host`.
+    pub(super) fn prompt(&self, host: &str, line: &str) {
+        ui::line(&format!("{} {}", ui::green(&format!("root@{host}:~#")), ui::bold(line)));
+    }
+
+    /// Types `line` on `host`, shows what it says and returns that. It has to succeed.
+    pub(super) fn type_on(&mut self, host: &HostPlan, line: &str) -> Result<String> {
+        let (said, status) = self.try_on(host, line)?;
+        if !status.success() {
+            bail!("{}: '{line}' failed ({status})", host.node);
+        }
+        self.checks += 1;
+        Ok(said)
+    }
+
+    /// Types `line` on `host` and shows what it says, however it ends.
+    fn try_on(&mut self, host: &HostPlan, line: &str) -> Result<(String, ExitStatus)> {
+        self.prompt(&host.node, line);
+        let mut said = String::new();
+        let mut command = host.command("sh".as_ref());
+        let status = process::lines(command.args(["-c", line]), |line| {
+            ui::line(line);
+            said.push_str(line);
+            said.push('\n');
+        })?;
+        Ok((said, status))
+    }
+
+    /// Checks what a step has to show. `what` says it for the reader.
+    pub(super) fn expect(&mut self, what: &str, holds: bool) -> Result<()> {
+        if !holds {
+            bail!("step {}: expected {what}", self.step);
+        }
+        self.checks += 1;
+        ui::line(&format!("{} {what}", ui::green("✓")));
+        Ok(())
+    }
+
+    /// How many expectations held.
+    pub(super) fn checks(&self) -> usize {
+        self.checks
+    }
+}

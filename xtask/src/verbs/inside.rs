@@ -1,0 +1,37 @@
+//! `inside`: process 1 of the demo's or the lab's enclosure. Not for people.
+
+use anyhow::Result;
+use clap::Subcommand;
+
+use super::{demo, lab};
+use crate::lab::enclosure;
+
+/// Options of `inside`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+    /// Outlive who started this
+    #[arg(long, global = true)]
+    detached: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// The demo
+    Demo,
+    /// The lab
+    Lab {
+        /// Number of hosts
+        hosts: u8,
+    },
+}
+
+/// Prepares the enclosure and does what it is for.
+pub(crate) fn main(args: &Args) -> Result<()> {
+    enclosure::prepare(args.detached)?;
+    match args.what {
+        What::Demo => demo::inside(),
+        What::Lab { hosts } => lab::inside(hosts),
+    }
+}

@@ -1,0 +1,215 @@
+//! `run`: an agent on this host with the embedded store.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::build;
+use crate::{paths, privilege, process, signals, tools, ui};
+
+/// How long the agent may take until it answers.
+const READY: Duration = Duration::from_secs(30);
+
+/// How long the agent may take to remove what it made.
+const STOP: Duration = Duration::from_secs(20);
+
+/// Options of `run`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// More options for `culvert agent`, such as --uplink eth1
+    #[arg(last = true)]
+    agent: Vec<String>,
+}
+
+/// Builds, starts the agent, prints what to type next, and waits for Ctrl-C.
+pub(crate) fn main(args: &Args) -> Result<()> {
+    build::build()?;
+    privilege::become_root("run")?;
+    privilege::require_kernel()?;
+    let run = Run::new();
+    if run.answers() {
+        bail!(
+            "{}: an agent of 'cargo xtask run' is running: stop it first (Ctrl-C where it runs)",
+            run.socket().display()
+        );
+    }
+    remove_leftovers()?;
+    fs::create_dir_all(&run.dir)
+        .with_context(|| format!("{}: cannot be created", run.dir.display()))?;
+    let result = run.serve(&args.agent);
+    // Only if the agent ended well: what it could not remove, the next run or 'clean' needs to
+    // find.
+    if result.is_ok() { result.and(run.remove()) } else { result }
+}
+
+/// Whether a `run` that was killed has left something.
+pub(crate) fn has_leftovers() -> bool {
+    paths::run_dir().exists()
+}
+
+/// Removes what a `run` that was killed has left.
+pub(crate) fn remove_leftovers() -> Result<()> {
+    if !has_leftovers() {
+        return Ok(());
+    }
+    let run = Run::new();
+    if run.answers() {
+        bail!(
+            "{}: an agent of 'cargo xtask run' is running: stop it first",
+            run.socket().display()
+        );
+    }
+    if paths::culvert().is_file() {
+        // Programs and links are pinned: they outlive a killed agent.
+        process::quiet(run.culvert(&["purge"]).args([
+            "--state-dir".as_ref(),
+            run.state().as_os_str(),
+            "--bpffs".as_ref(),
+            run.bpffs().as_os_str(),
+        ]))?;
+    }
+    run.remove()
+}
+
+/// Where everything of this run is.
+#[derive(Debug)]
+struct Run {
+    dir: PathBuf,
+}
+
+impl Run {
+    fn new() -> Self {
+        Self { dir: paths::run_dir() }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.join("culvert.sock")
+    }
+
+    fn state(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    fn bpffs(&self) -> PathBuf {
+        self.dir.join("bpf")
+    }
+
+    fn culvert(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(paths::culvert());
+        command.args(args).env("CULVERT_SOCKET", self.socket());
+        command
+    }
+
+    /// Whether an agent answers on the socket.
+    fn answers(&self) -> bool {
+        self.socket().exists()
+            && paths::culvert().is_file()
+            && self
+                .culvert(&["status"])
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+                .is_ok_and(|status| status.success())
+    }
+
+    /// Starts the agent, waits until it answers, and then until it or the user ends it.
+    fn serve(&self, more: &[String]) -> Result<()> {
+        let mut command = agent_command()?;
+        command
+            .arg(format!("--store=file:{}", self.dir.join("store").display()))
+            .arg("--socket")
+            .arg(self.socket())
+            .arg("--state-dir")
+            .arg(self.state())
+            .arg("--bpffs")
+            .arg(self.bpffs())
+            .arg("--cleanup-on-exit")
+            .args(more);
+        ui::heading("agent");
+        let mut agent = process::Foreground::start("culvert agent", &mut command)?;
+        let ready = process::wait_for("culvert agent: an answer", READY, || {
+            agent.check()?;
+            Ok(self.answers().then_some(()))
+        });
+        if let Err(error) = ready {
+            let stopped = agent.stop(STOP);
+            // Why the agent ended is on the screen already; the user's own Ctrl-C is no error.
+            return if signals::interrupted() { stopped } else { Err(error) };
+        }
+        self.greet();
+        while !signals::interrupted() {
+            agent.check()?;
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        ui::line("\nStopping; removing everything the agent made ...");
+        agent.stop(STOP)?;
+        ui::line("Nothing is left.");
+        Ok(())
+    }
+
+    /// What to type next.
+    fn greet(&self) {
+        let bin = paths::culvert();
+        let bin = bin.parent().unwrap_or(Path::new("."));
+        ui::heading("The agent is ready. In another terminal, as root:");
+        for text in [
+            format!(
+                "export CULVERT_SOCKET={} PATH=\"{}:$PATH\"",
+                self.socket().display(),
+                bin.display()
+            ),
+            "culvert network create --subnet 10.99.0.0/24 -d overlay net1".to_owned(),
+            "culvert run -d --name web --network net1 -- python3 -m http.server 80".to_owned(),
+            "culvert run --rm --name me --network net1 -- curl -s http://10.99.0.2/".to_owned(),
+            "ip netns exec web ip address".to_owned(),
+            "culvert fdb show".to_owned(),
+            "culvert rm -f web".to_owned(),
+        ] {
+            ui::line(&format!("  {text}"));
+        }
+        ui::line("\nCtrl-C here stops the agent and removes all of it.");
+    }
+
+    /// Removes the directory. The agent has unmounted its bpffs; one of a killed agent is
+    /// unmounted here, as a directory with a mount cannot be removed.
+    fn remove(&self) -> Result<()> {
+        let bpffs = self.bpffs();
+        if is_mount_point(&bpffs) {
+            nix::mount::umount(&bpffs)
+                .with_context(|| format!("{}: cannot be unmounted", bpffs.display()))?;
+        }
+        match fs::remove_dir_all(&self.dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("{}: cannot be removed", self.dir.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// `culvert agent`, such that it is told to stop when this program is killed.
+fn agent_command() -> Result<Command> {
+    if !paths::culvert().is_file() {
+        bail!("{}: not there: run 'cargo xtask build'", paths::culvert().display());
+    }
+    let mut command = match tools::which("setpriv") {
+        Some(setpriv) => {
+            let mut command = Command::new(setpriv);
+            command.args(["--pdeathsig", "TERM", "--"]).arg(paths::culvert());
+            command
+        }
+        None => Command::new(paths::culvert()),
+    };
+    command.arg("agent");
+    Ok(command)
+}
+
+/// Whether something is mounted on `dir`.
+fn is_mount_point(dir: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    mounts.lines().any(|line| line.split(' ').nth(1).is_some_and(|at| Path::new(at) == dir))
+}

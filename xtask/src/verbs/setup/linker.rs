@@ -1,0 +1,159 @@
+//! bpf-linker: built by cargo against an LLVM that reads the BPF compiler's bitcode.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use culvert_bpf_build::Way;
+
+use super::apt;
+use crate::tools::which;
+
+/// The version that the programs are built with.
+const VERSION: &str = "0.13.0";
+
+/// LLVMs that this version of bpf-linker has a feature for, oldest first.
+const SUPPORTED: [u32; 3] = [21, 22, 23];
+
+/// LLVM of Debian's rustc-web where that is yet to be installed.
+const DEBIAN_LLVM: u32 = 22;
+
+/// What to do where no fitting LLVM can be had by a package that we know.
+pub(super) const BY_HAND: &str = "cargo install cargo-binstall && cargo binstall bpf-linker   (or: \
+    install LLVM's development files, as new as rustc's LLVM, and cargo install bpf-linker)";
+
+/// A way to build bpf-linker here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Build {
+    /// With this LLVM, which Debian packages under `/usr/lib/llvm-N`.
+    Debian(u32),
+    /// cargo-binstall is there and fetches bpf-linker's own build, which has LLVM inside.
+    Binstall,
+}
+
+impl Build {
+    /// Finds one. `nightly`: rustup's nightly is going to be the compiler.
+    pub(super) fn find(by_apt: bool, nightly: bool) -> Option<Self> {
+        let needed = if nightly { None } else { compilers_llvm() };
+        // A compiler that is yet to be installed: Debian's has Debian's LLVM, and nightly is
+        // close to the newest.
+        let needed = needed.unwrap_or(if nightly { SUPPORTED[2] } else { DEBIAN_LLVM });
+        // Bitcode is read by the LLVM that wrote it and by newer ones.
+        let fitting = || SUPPORTED.into_iter().filter(|version| *version >= needed);
+        if by_apt {
+            let installed =
+                fitting().find(|version| prefix(*version).join("include/llvm-c").is_dir());
+            let found = installed
+                .or_else(|| fitting().find(|version| apt::has_candidate(package(*version))));
+            if let Some(version) = found {
+                return Some(Self::Debian(version));
+            }
+        }
+        which("cargo-binstall").map(|_| Self::Binstall)
+    }
+
+    /// Debian packages that the build needs and that are not there.
+    pub(super) fn packages(self) -> Vec<&'static str> {
+        let Self::Debian(version) = self else {
+            return Vec::new();
+        };
+        let mut packages = Vec::new();
+        if !prefix(version).join("include/llvm-c").is_dir() {
+            packages.push(package(version));
+        }
+        // libLLVM is C++: the linker wants libstdc++.so, which comes with g++.
+        if which("g++").is_none() {
+            packages.push("g++");
+        }
+        packages
+    }
+
+    /// The command that builds it.
+    pub(super) fn command(self) -> Command {
+        let mut command = Command::new("cargo");
+        match self {
+            Self::Debian(version) => {
+                command.env("LLVM_PREFIX", prefix(version)).args([
+                    "install",
+                    "bpf-linker",
+                    "--version",
+                    VERSION,
+                    "--no-default-features",
+                    "--features",
+                    &format!("llvm-{version}"),
+                    "--locked",
+                ]);
+            }
+            Self::Binstall => {
+                command.args(["binstall", "--no-confirm", &format!("bpf-linker@{VERSION}")]);
+            }
+        }
+        command
+    }
+
+    /// The command for a person to run.
+    pub(super) fn line(&self) -> String {
+        let command = self.command();
+        let mut words: Vec<String> = command
+            .get_envs()
+            .filter_map(|(name, value)| {
+                Some(format!("{}={}", name.to_string_lossy(), value?.to_string_lossy()))
+            })
+            .collect();
+        words.push(command.get_program().to_string_lossy().into_owned());
+        words.extend(command.get_args().map(|arg| arg.to_string_lossy().into_owned()));
+        words.join(" ")
+    }
+}
+
+fn prefix(version: u32) -> PathBuf {
+    PathBuf::from(format!("/usr/lib/llvm-{version}"))
+}
+
+/// Debian's package of that LLVM's development files.
+fn package(version: u32) -> &'static str {
+    match version {
+        21 => "llvm-21-dev",
+        22 => "llvm-22-dev",
+        _ => "llvm-23-dev",
+    }
+}
+
+/// Major version of the LLVM inside the compiler that compiles for BPF.
+fn compilers_llvm() -> Option<u32> {
+    let mut command = match Way::find().ok()? {
+        Way::Prebuilt { rustc } => Command::new(rustc),
+        Way::Nightly { toolchain } => {
+            let mut command = Command::new("rustup");
+            command.args(["run", &toolchain, "rustc"]);
+            command
+        }
+    };
+    let said = command.arg("-vV").stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    parse_llvm(&String::from_utf8_lossy(&said.stdout))
+}
+
+/// The number in `LLVM version: 22.1.8`.
+fn parse_llvm(text: &str) -> Option<u32> {
+    let version = text.lines().find_map(|line| line.strip_prefix("LLVM version:"))?;
+    version.trim().split('.').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn llvm_is_read_from_rustc() {
+        assert_eq!(parse_llvm("release: 1.96.0\nLLVM version: 22.1.8\n"), Some(22));
+        assert_eq!(parse_llvm("release: 1.96.0\n"), None);
+    }
+
+    #[test]
+    fn the_line_is_one_that_a_person_can_type() {
+        assert_eq!(
+            Build::Debian(22).line(),
+            "LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --version 0.13.0 \
+             --no-default-features --features llvm-22 --locked"
+        );
+    }
+}
