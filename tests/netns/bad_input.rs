@@ -71,7 +71,7 @@ fn networks() {
         assert!(code == 1 || code == 2, "culvert {args:?}: exit {code}");
         refused(host, code, &args, &words);
     }
-    refused(host, 2, &create(&["--subnet", "10.2.0.0/24", "-bad-"]), &["bad"]);
+    refused(host, 2, &create(&["--subnet", "10.2.0.0/24", "_bad"]), &["_bad"]);
     refused(host, 2, &create(&["--subnet", "10.2.0.0/24", "sp ace"]), &["sp ace"]);
     refused(host, 2, &["network", "create"], &["NAME"]);
     refused(host, 2, &["no-such-verb"], &["no-such-verb"]);
