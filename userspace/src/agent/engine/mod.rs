@@ -30,20 +30,36 @@ use crate::{
     store::Follower,
 };
 
-/// How often maps and netlink are compared with what they should be.
-const ANTI_ENTROPY: Duration = Duration::from_secs(60);
-/// How often what failed is looked at again.
-const RETRY: Duration = Duration::from_secs(1);
 /// How long changes of the underlay are gathered before it is resolved again:
 /// each veth and each route of a routing daemon is an event.
 const GATHER: Duration = Duration::from_millis(20);
-/// How often learned entries that nobody uses any more are removed.
-const AGEING: Duration = Duration::from_secs(10);
+
+/// How often the engine does what nothing triggers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Periods {
+    /// Looks again at what failed, and for sandboxes that somebody has removed.
+    pub(crate) retry: Duration,
+    /// Compares maps and netlink with what they should be.
+    pub(crate) anti_entropy: Duration,
+    /// Removes learned entries that nobody uses any more.
+    pub(crate) ageing: Duration,
+}
+
+impl Default for Periods {
+    fn default() -> Self {
+        Self {
+            retry: Duration::from_secs(1),
+            anti_entropy: Duration::from_secs(60),
+            ageing: Duration::from_secs(10),
+        }
+    }
+}
 
 /// See the module.
 pub(crate) struct Engine {
     shared: Arc<Shared>,
     follower: Follower,
+    periods: Periods,
     reconciler: Reconciler,
     /// The first update, with all that the store holds, has been folded in.
     listed: bool,
@@ -71,10 +87,11 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    pub(crate) fn new(shared: Arc<Shared>, follower: Follower) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, follower: Follower, periods: Periods) -> Self {
         Self {
             shared,
             follower,
+            periods,
             reconciler: Reconciler::default(),
             listed: false,
             informed: false,
@@ -93,9 +110,9 @@ impl Engine {
     /// Runs until the agent is asked to stop. Leaves the kernel as it is.
     pub(crate) async fn run(mut self) {
         let shutdown = self.shared.shutdown.clone();
-        let mut retry = interval(RETRY);
-        let mut anti_entropy = interval(ANTI_ENTROPY);
-        let mut ageing = interval(AGEING);
+        let mut retry = interval(self.periods.retry);
+        let mut anti_entropy = interval(self.periods.anti_entropy);
+        let mut ageing = interval(self.periods.ageing);
         let platform = Arc::clone(&self.shared.platform);
         // Once a source of events has ended it must not be asked again.
         let (mut more_updates, mut more_events) = (true, true);
@@ -230,7 +247,7 @@ impl Engine {
             Err(error) => {
                 // Nothing is known about the paths, so those there are stay.
                 self.shared.problem("underlay", Some(format!("underlay: {}", error.message())));
-                self.underlay_stale = Some(Instant::now() + RETRY);
+                self.underlay_stale = Some(Instant::now() + self.periods.retry);
                 return;
             }
         };
@@ -246,7 +263,7 @@ impl Engine {
         let written = self.reconciler.paths_to(self.shared.platform.as_ref(), resolved.paths);
         let line = written.err().map(|error| format!("underlay: {error}; trying again"));
         if line.is_some() {
-            self.underlay_stale = Some(Instant::now() + RETRY);
+            self.underlay_stale = Some(Instant::now() + self.periods.retry);
         }
         self.shared.problem("underlay/maps", line);
     }

@@ -122,7 +122,7 @@ impl Engine {
     /// Notes a failure, and when to try again: an absent sandbox is looked for
     /// every second, everything else with growing pauses.
     fn fail(&mut self, id: &str, error: PlugError) {
-        let shortest = super::RETRY;
+        let shortest = self.periods.retry;
         let pause = match (&error, self.retries.get(id)) {
             (PlugError::Refused(..), Some(before)) => (before.pause * 2).min(LONGEST_PAUSE),
             _ => shortest,
