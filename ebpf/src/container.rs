@@ -22,7 +22,7 @@ use crate::{
         ETH_LEN, Packet as _, gso_size, ifindex, linearise, load, redirect_peer, vlan_present,
     },
     reply::{self, Answer, NdAnswer},
-    verdict,
+    verdict::{self, hand_back},
 };
 
 /// Extension headers that an IPv6 packet of a container may have.
@@ -69,14 +69,18 @@ fn handle(ctx: &TcContext, port: u32) -> Result<Action, DropReason> {
     linearise(ctx);
     let sender = Sender { ctx, port, ep, net };
     let mut inner = Inner::default();
-    let mut kind = Ok(Kind::Plain);
-    parse(&sender, &mut inner, &mut kind);
-    match kind? {
+    let (mut kind, mut reason) = (Kind::Plain, DropReason::HelperFailed);
+    if parse(&sender, &mut inner, &mut kind, &mut reason) != 0 {
+        return Err(reason);
+    }
+    match kind {
         Kind::Plain => {}
         Kind::Arp => {
-            let mut answer = Ok(None);
-            reply::arp(&sender, &mut answer);
-            if let Some(action) = answer? {
+            let mut answer = None;
+            if reply::arp(&sender, &mut answer, &mut reason) != 0 {
+                return Err(reason);
+            }
+            if let Some(action) = answer {
                 return Ok(action);
             }
         }
@@ -97,8 +101,8 @@ fn handle(ctx: &TcContext, port: u32) -> Result<Action, DropReason> {
 /// Checks the headers of a frame and finds out what they say. A function of its
 /// own for the sake of the stack.
 #[inline(never)]
-fn parse(sender: &Sender<'_>, inner: &mut Inner, kind: &mut Result<Kind, DropReason>) {
-    *kind = try_parse(sender, inner);
+fn parse(sender: &Sender<'_>, inner: &mut Inner, kind: &mut Kind, reason: &mut DropReason) -> u32 {
+    hand_back(try_parse(sender, inner), kind, reason)
 }
 
 #[inline(always)]
@@ -133,9 +137,11 @@ fn try_parse(&Sender { ctx, ep, .. }: &Sender<'_>, inner: &mut Inner) -> Result<
 #[inline(always)]
 fn ipv6(sender: &Sender<'_>, inner: &mut Inner) -> Answer {
     let mut l4 = UpperLayer::default();
-    let mut tclass = Ok(0);
-    check_ipv6(sender, inner.l3_len, &mut l4, &mut tclass);
-    inner.tos = Some(tclass?);
+    let (mut tclass, mut reason) = (0, DropReason::HelperFailed);
+    if check_ipv6(sender, inner.l3_len, &mut l4, &mut tclass, &mut reason) != 0 {
+        return Err(reason);
+    }
+    inner.tos = Some(tclass);
     let gso = gso_size(sender.ctx);
     if gso != 0 {
         inner.segment_len = gso + ipv6_headers_len(sender.ctx, &l4)?;
@@ -144,9 +150,11 @@ fn ipv6(sender: &Sender<'_>, inner: &mut Inner) -> Answer {
         return Ok(None);
     }
     let mut mac = [0; 6];
-    let mut answer = Ok(NdAnswer::Forward);
-    reply::icmpv6(sender, &l4, &mut mac, &mut answer);
-    match answer? {
+    let mut answer = NdAnswer::Forward;
+    if reply::icmpv6(sender, &l4, &mut mac, &mut answer, &mut reason) != 0 {
+        return Err(reason);
+    }
+    match answer {
         NdAnswer::Forward => Ok(None),
         NdAnswer::Absorb => Ok(Some(Action::Absorb)),
         NdAnswer::Reply => reply::nd(sender, mac).map(Some),
@@ -183,9 +191,11 @@ fn forward(sender: &Sender<'_>, inner: &Inner) -> Result<Action, DropReason> {
     if inner.segment_len > mtu {
         return Err(reply::too_big(ctx, &inner.eth, port, mtu));
     }
-    let mut outcome = Ok(Action::Encap);
-    encap::encapsulate(sender, inner, u32::from_ne_bytes(vtep), path, &mut outcome);
-    outcome
+    let mut reason = DropReason::HelperFailed;
+    match encap::encapsulate(sender, inner, u32::from_ne_bytes(vtep), path, &mut reason) {
+        0 => Ok(Action::Encap),
+        _ => Err(reason),
+    }
 }
 
 /// The path MTU, where it can matter.
@@ -264,9 +274,10 @@ fn check_ipv6(
     sender: &Sender<'_>,
     l3_len: u32,
     l4: &mut UpperLayer,
-    tclass: &mut Result<u8, DropReason>,
-) {
-    *tclass = try_check_ipv6(sender, l3_len, l4);
+    tclass: &mut u8,
+    reason: &mut DropReason,
+) -> u32 {
+    hand_back(try_check_ipv6(sender, l3_len, l4), tclass, reason)
 }
 
 #[inline(always)]

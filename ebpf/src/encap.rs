@@ -11,7 +11,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use culvert_common::{
-    abi::{Action, DropReason, NetworkInfo, UnderlayPath, VXLAN_OVERHEAD},
+    abi::{DropReason, NetworkInfo, UnderlayPath, VXLAN_OVERHEAD},
     datapath::{
         ecn,
         encap::{self, EncapHeaders, OuterHeader},
@@ -23,6 +23,7 @@ use crate::{
     container::Sender,
     maps::{PATH_MTU, VTEP_IP, lookup},
     packet::{ETH_LEN, gso_size, is_ipv4, redirect, store},
+    verdict::hand_back,
 };
 
 /// `AF_INET` of linux/socket.h.
@@ -154,9 +155,9 @@ pub(crate) fn encapsulate(
     inner: &Inner,
     vtep: u32,
     path: &UnderlayPath,
-    outcome: &mut Result<Action, DropReason>,
-) {
-    *outcome = try_encapsulate(sender, inner, vtep.to_ne_bytes(), path);
+    reason: &mut DropReason,
+) -> u32 {
+    hand_back(try_encapsulate(sender, inner, vtep.to_ne_bytes(), path), &mut (), reason)
 }
 
 #[inline(always)]
@@ -165,7 +166,7 @@ fn try_encapsulate(
     inner: &Inner,
     vtep: [u8; 4],
     path: &UnderlayPath,
-) -> Result<Action, DropReason> {
+) -> Result<(), DropReason> {
     let l3 = outer(ep.vni, net, inner, vtep, path, entropy_port(ctx, inner))?;
     let resolved = outer_mac(path);
     if inner.tos.is_none() && resolved.is_none() {
@@ -199,5 +200,5 @@ fn try_encapsulate(
     } else {
         return Err(DropReason::NoUnderlayNeighbour);
     }
-    Ok(Action::Encap)
+    Ok(())
 }

@@ -14,7 +14,7 @@ use crate::{
     container::Sender,
     encap::{self, Inner},
     maps::{FLOOD_LOCAL, FLOOD_REMOTE, UNDERLAY, lookup},
-    verdict::note,
+    verdict::{hand_back, note},
 };
 
 /// Most slots of a flood list that one frame visits.
@@ -92,18 +92,24 @@ pub(crate) fn from_container(sender: &Sender<'_>, inner: &Inner) -> Result<Actio
     // The outer header goes on after the local copies are made.
     let mut sent = local(ctx, Direction::FromContainer, ep.vni, net, port);
     if net.remote_vteps > 0 {
-        let mut copies = Ok(0);
-        remote(sender, inner, &mut copies);
-        sent += copies?;
+        let (mut copies, mut reason) = (0, DropReason::HelperFailed);
+        if remote(sender, inner, &mut copies, &mut reason) != 0 {
+            return Err(reason);
+        }
+        sent += copies;
     }
     if sent == 0 { Err(DropReason::NoReceiver) } else { Ok(Action::Flood) }
 }
 
 /// Sends an encapsulated copy to every VTEP of the VNI, and tells how many. A
-/// function of its own for the sake of the stack; a BPF function returns no more
-/// than one register, so the result goes through memory.
+/// function of its own for the sake of the stack.
 #[inline(never)]
-fn remote(sender: &Sender<'_>, inner: &Inner, sent: &mut Result<u32, DropReason>) {
+fn remote(sender: &Sender<'_>, inner: &Inner, sent: &mut u32, reason: &mut DropReason) -> u32 {
+    hand_back(try_remote(sender, inner), sent, reason)
+}
+
+#[inline(always)]
+fn try_remote(sender: &Sender<'_>, inner: &Inner) -> Result<u32, DropReason> {
     let &Sender { ctx, ep, net, .. } = sender;
     let mut replicas = RemoteReplicas {
         common: Replicas {
@@ -118,10 +124,7 @@ fn remote(sender: &Sender<'_>, inner: &Inner, sent: &mut Result<u32, DropReason>
         inner: *inner,
         src_port: encap::entropy_port(ctx, inner),
     };
-    if let Err(reason) = encap::make_room(ctx, inner) {
-        *sent = Err(reason);
-        return;
-    }
+    encap::make_room(ctx, inner)?;
     // SAFETY: the body has the signature that the helper calls, and the
     // context outlives the loop.
     unsafe {
@@ -132,7 +135,7 @@ fn remote(sender: &Sender<'_>, inner: &Inner, sent: &mut Result<u32, DropReason>
             0,
         )
     };
-    *sent = Ok(replicas.common.sent);
+    Ok(replicas.common.sent)
 }
 
 /// Loop body of [`remote`].

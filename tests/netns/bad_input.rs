@@ -124,7 +124,9 @@ fn containers() {
     taken.run("ip link add br7 type bridge");
     let path = taken.path().display().to_string();
     check(&["--netns", &path, "--ifname", "br7"], &["br7"]);
-    check(&["--netns", &path, "--ifname", "far-too-long-a-name"], &["far-too-long-a-name"]);
+    let long = attach(&["--netns", &path, "--ifname", "far-too-long-a-name"]);
+    let long: Vec<&str> = long.iter().map(String::as_str).collect();
+    refused(host, 2, &long, &["far-too-long-a-name"]);
     assert!(taken.succeeds("ip link show br7"));
     assert!(!taken.succeeds("ip link show eth0"));
 

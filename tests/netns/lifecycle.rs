@@ -115,7 +115,7 @@ fn what_is_deleted_by_hand_is_repaired() {
     let (cluster, first, _) = overlay_pair();
     let host = &cluster.hosts[0];
     let veth =
-        host.netns.run("ip -o link show | grep -o 'cv[0-9a-f]*' | head -n1").trim().to_owned();
+        host.netns.run("ip -o link show | grep -o 'cv[0-9a-f]\\{12\\}' | head -n1").trim().to_owned();
     host.netns.run(&format!("ip link del {veth}"));
     host.wait_ping(&first, "10.0.0.3");
 }

@@ -9,10 +9,8 @@ use std::{
 use culvert_tests::packet;
 use nix::{
     libc,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket},
 };
-use std::os::fd::AsFd as _;
 
 /// An interface of the host. The containers' are veths into another namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,7 +53,7 @@ impl Port {
             Self::A2 => "a2",
             Self::B1 => "b1",
             Self::B2 => "b2",
-            Self::Uplink => "up",
+            Self::Uplink => "uplink",
         }
     }
 }
@@ -163,8 +161,11 @@ impl PacketSocket {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             assert!(!left.is_zero(), "no frame arrived in {PATIENCE:?}");
-            let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
-            poll(&mut fds, PollTimeout::try_from(left).unwrap()).unwrap();
+            let mut fd =
+                libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            let timeout = i32::try_from(left.as_millis()).unwrap();
+            // SAFETY: one descriptor, on our stack. Why it returns shows above.
+            unsafe { libc::poll(&raw mut fd, 1, timeout) };
         }
     }
 }

@@ -1,0 +1,603 @@
+//! Decapsulation (RFC 7348 §5) at tcx: what arrives on the uplink.
+
+use culvert::datapath::Table as _;
+use culvert_common::abi::{DropReason, Note, VtepInfo, VtepKey};
+use culvert_tests::packet::{Arp, Host, Tunnel, V4, V6, ethernet, payload};
+
+use crate::{
+    lab::Lab,
+    ports::Port,
+    run::{Expected, Left, SHOT, copy, drop, note, same},
+    world::{
+        A, B, FAR, FARTHER, NOBODY, ONE, OUR_VTEP, PEER, PEER_MAC, PEER2, STRANGER, TWO,
+        UPLINK_MAC, any_source, change_network, from_peer,
+    },
+};
+
+cases!(
+    ipv4_udp,
+    ipv4_tcp,
+    ipv4_fragments,
+    ipv6_udp,
+    ipv6_fragment,
+    arp_reply,
+    other_ethertype,
+    other_ethertype_of_few_bytes,
+    broadcast_to_every_local_endpoint,
+    multicast_to_every_local_endpoint,
+    smallest_inner_frame,
+    to_each_endpoint,
+    with_the_sum_of_the_card,
+    padding_is_trimmed,
+    trailing_bytes_are_trimmed,
+    bytes_behind_the_datagram_are_trimmed,
+    udp_checksum_accepted,
+    wrong_udp_checksum_accepted,
+    reserved_flags_counted,
+    reserved_bytes_counted,
+    vni_flag_clear,
+    unknown_vni,
+    vni_of_another_network,
+    unknown_vtep,
+    vtep_of_another_network,
+    foreign_vtep,
+    own_address_as_source,
+    wrong_destination_passes,
+    other_port_passes,
+    tcp_passes,
+    other_protocol_passes,
+    arp_passes,
+    ipv6_passes,
+    vlan_on_the_underlay_passes,
+    outer_first_fragment,
+    outer_later_fragment_passes,
+    outer_options_pass,
+    outer_truncated_at_every_byte,
+    outer_ip_longer_than_the_frame,
+    outer_ip_too_short,
+    outer_wrong_version,
+    outer_udp_longer_than_its_packet,
+    outer_udp_too_short,
+    inner_truncated_at_every_byte,
+    inner_vlan,
+    inner_service_vlan,
+    inner_source_multicast,
+    inner_source_zero,
+    inner_source_of_a_local_endpoint,
+    unknown_destination,
+    split_horizon,
+    no_local_endpoint_for_a_broadcast,
+    merged_datagrams,
+    merged_datagrams_of_another_vni,
+    merged_datagrams_under_one_inner_header,
+    merged_frames_that_are_not_ip,
+    merged_inner_flow_is_one_frame,
+    merged_inner_flow_with_checksum_is_one_frame,
+    runts_pass,
+);
+
+#[track_caller]
+fn arrives(lab: &mut Lab, inner: &[u8]) {
+    let outer = from_peer().wrap(inner);
+    lab.from_underlay(&outer).delivers(inner, &[]);
+}
+
+fn hello() -> Vec<u8> {
+    V4::udp(&FAR, &ONE, (1000, 2000), b"hello, world").frame()
+}
+
+fn ipv4_udp(lab: &mut Lab) {
+    arrives(lab, &V4::udp(&FAR, &ONE, (1000, 2000), &payload(1000)).frame());
+}
+
+fn ipv4_tcp(lab: &mut Lab) {
+    arrives(lab, &V4::tcp(&FAR, &ONE, (80, 2000), &payload(1398)).frame());
+}
+
+fn ipv4_fragments(lab: &mut Lab) {
+    let first = V4 { df: false, mf: true, ..V4::udp(&FAR, &ONE, (1, 2), &payload(64)) };
+    arrives(lab, &first.frame());
+    let later = V4 { mf: false, offset: 9, l4: payload(30), ..first };
+    arrives(lab, &later.frame());
+}
+
+fn ipv6_udp(lab: &mut Lab) {
+    arrives(lab, &V6::udp(&FAR, &ONE, (1000, 2000), &payload(1000)).frame());
+}
+
+fn ipv6_fragment(lab: &mut Lab) {
+    let later = V6 { next_header: 17, rest: payload(30), ..V6::new(&FAR, &ONE) };
+    arrives(lab, &later.extended(44, &[0, 0, 0x40, 0, 0, 0, 7]).frame());
+}
+
+fn arp_reply(lab: &mut Lab) {
+    arrives(lab, &Arp::reply(&FAR, &ONE).frame());
+}
+
+fn other_ethertype(lab: &mut Lab) {
+    arrives(lab, &ethernet(ONE.mac, FAR.mac, 0x88b5, &payload(200)));
+}
+
+fn other_ethertype_of_few_bytes(lab: &mut Lab) {
+    // Below what the kernel takes for an IP packet; no card has padded it.
+    for len in [0, 1, 19, 20, 45] {
+        arrives(lab, &ethernet(ONE.mac, FAR.mac, 0x88b5, &payload(len)));
+    }
+}
+
+#[track_caller]
+fn reaches_everyone(lab: &mut Lab, inner: &[u8]) {
+    let outer = from_peer().wrap(inner);
+    let copies = [copy(Port::A1, inner), copy(Port::A2, inner)];
+    let notes = [note(Note::FloodLocalCopy).times(2).bytes(2 * inner.len())];
+    lab.from_underlay(&outer).floods(&copies, &notes);
+}
+
+fn broadcast_to_every_local_endpoint(lab: &mut Lab) {
+    reaches_everyone(lab, &Arp::request(&FAR, NOBODY.v4).frame());
+    let all = Host { mac: [0xff; 6], v4: [255; 4], v6: [0; 16] };
+    reaches_everyone(lab, &V4::udp(&FAR, &all, (1, 2), b"anyone?").frame());
+}
+
+fn multicast_to_every_local_endpoint(lab: &mut Lab) {
+    let group = Host {
+        mac: [0x33, 0x33, 0, 0, 0, 0xfb],
+        v4: [224, 0, 0, 251],
+        v6: [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xfb],
+    };
+    reaches_everyone(lab, &V6::udp(&FAR, &group, (5353, 5353), &payload(90)).frame());
+    let group = Host { mac: [1, 0, 0x5e, 0, 0, 0xfb], ..group };
+    reaches_everyone(lab, &V4::udp(&FAR, &group, (5353, 5353), &payload(90)).frame());
+    reaches_everyone(lab, &ethernet([1, 0x80, 0xc2, 0, 0, 0x0e], FAR.mac, 0x88cc, &payload(50)));
+}
+
+fn smallest_inner_frame(lab: &mut Lab) {
+    arrives(lab, &V4::new(&FAR, &ONE).frame());
+    arrives(lab, &V6::new(&FAR, &ONE).frame());
+}
+
+fn to_each_endpoint(lab: &mut Lab) {
+    arrives(lab, &V4::udp(&FAR, &TWO, (1, 2), b"two").frame());
+    let inner = V4::udp(&FARTHER, &TWO, (1, 2), b"two").frame();
+    let outer = Tunnel { src: PEER2, ..from_peer() }.wrap(&inner);
+    lab.from_underlay(&outer).delivers(&inner, &[]);
+}
+
+fn with_the_sum_of_the_card(lab: &mut Lab) {
+    for inner in [
+        hello(),
+        V4::udp(&FAR, &ONE, (1, 2), &payload(1001)).frame(),
+        V6::udp(&FAR, &ONE, (1, 2), &payload(777)).frame(),
+        Arp::reply(&FAR, &ONE).frame(),
+        ethernet(ONE.mac, FAR.mac, 0x88b5, &payload(61)),
+    ] {
+        let outer = from_peer().wrap(&inner);
+        lab.from_underlay(&outer).summed().delivers(&inner, &[]);
+    }
+}
+
+fn padding_is_trimmed(lab: &mut Lab) {
+    // Not by a card that sends at least 60 bytes, but by one in between.
+    let inner = V4::new(&FAR, &ONE).frame();
+    let outer = Tunnel { trailer: vec![0; 6], ..from_peer() }.wrap(&inner);
+    lab.from_underlay(&outer).delivers(&inner, &[]);
+}
+
+fn trailing_bytes_are_trimmed(lab: &mut Lab) {
+    let inner = hello();
+    let outer = Tunnel { trailer: payload(400), ..from_peer() }.wrap(&inner);
+    lab.from_underlay(&outer).delivers(&inner, &[]);
+    let inner = Arp::reply(&FAR, &ONE).frame();
+    let outer = Tunnel { trailer: payload(3), ..from_peer() }.wrap(&inner);
+    lab.from_underlay(&outer).summed().delivers(&inner, &[]);
+}
+
+fn bytes_behind_the_datagram_are_trimmed(lab: &mut Lab) {
+    // Inside the IP packet, but not of the UDP datagram.
+    let inner = hello();
+    let long = [inner.as_slice(), &[0xaa; 12]].concat();
+    let mut outer = from_peer().wrap(&long);
+    let udp_len = u16::from_be_bytes([outer[38], outer[39]]) - 12;
+    outer[38..40].copy_from_slice(&udp_len.to_be_bytes());
+    lab.from_underlay(&outer).delivers(&inner, &[]);
+}
+
+fn udp_checksum_accepted(lab: &mut Lab) {
+    let inner = hello();
+    let outer = Tunnel { checksum: true, ..from_peer() }.wrap(&inner);
+    assert_ne!(outer[40..42], [0, 0]);
+    lab.from_underlay(&outer).delivers(&inner, &[]);
+}
+
+fn wrong_udp_checksum_accepted(lab: &mut Lab) {
+    // RFC 7348 §5: a receiver may verify it. Ours leaves that to the inner one.
+    let inner = hello();
+    let mut outer = from_peer().wrap(&inner);
+    outer[40..42].copy_from_slice(&[0xba, 0xad]);
+    lab.from_underlay(&outer).delivers(&inner, &[]);
+}
+
+#[track_caller]
+fn arrives_noting_reserved_bits(lab: &mut Lab, tunnel: Tunnel) {
+    let inner = hello();
+    let outer = tunnel.wrap(&inner);
+    lab.from_underlay(&outer).delivers(&inner, &[note(Note::ReservedBits)]);
+}
+
+fn reserved_flags_counted(lab: &mut Lab) {
+    for bit in [0x01, 0x02, 0x04, 0x10, 0x20, 0x40, 0x80, 0xf7] {
+        arrives_noting_reserved_bits(lab, Tunnel { flags: 0x08 | bit, ..from_peer() });
+    }
+}
+
+fn reserved_bytes_counted(lab: &mut Lab) {
+    for reserved1 in [[0x80, 0, 0], [0, 1, 0], [0, 0, 1]] {
+        arrives_noting_reserved_bits(lab, Tunnel { reserved1, ..from_peer() });
+    }
+    for reserved2 in [1, 0x80, 0xff] {
+        arrives_noting_reserved_bits(lab, Tunnel { reserved2, ..from_peer() });
+    }
+}
+
+#[track_caller]
+fn refused(lab: &mut Lab, tunnel: Tunnel, reason: DropReason) {
+    lab.from_underlay(&tunnel.wrap(&hello())).drops(reason);
+}
+
+fn vni_flag_clear(lab: &mut Lab) {
+    for flags in [0, 0xf7] {
+        refused(lab, Tunnel { flags, ..from_peer() }, DropReason::VniFlagClear);
+    }
+}
+
+fn unknown_vni(lab: &mut Lab) {
+    for vni in [0, 1, A ^ 1, 0x00ff_ffff] {
+        if vni != B {
+            refused(lab, Tunnel { vni, ..from_peer() }, DropReason::UnknownVni);
+        }
+    }
+    // The reserved byte beside the VNI is not part of it.
+    lab.tables.networks.remove(&A).unwrap();
+    refused(lab, from_peer(), DropReason::UnknownVni);
+}
+
+fn vni_of_another_network(lab: &mut Lab) {
+    // Known here, but the sender is not of it.
+    refused(lab, Tunnel { vni: B, ..from_peer() }, DropReason::UnknownVtep);
+}
+
+fn unknown_vtep(lab: &mut Lab) {
+    refused(lab, Tunnel { src: STRANGER, ..from_peer() }, DropReason::UnknownVtep);
+    lab.tables.vteps.remove(&VtepKey { vni: A, ip: PEER }).unwrap();
+    refused(lab, from_peer(), DropReason::UnknownVtep);
+}
+
+fn vtep_of_another_network(lab: &mut Lab) {
+    lab.tables.vteps.remove(&VtepKey { vni: A, ip: PEER }).unwrap();
+    lab.tables.vteps.insert(&VtepKey { vni: B, ip: PEER }, &VtepInfo { foreign: 0 }).unwrap();
+    refused(lab, from_peer(), DropReason::UnknownVtep);
+    let inner = hello();
+    let outer = Tunnel { vni: B, ..from_peer() }.wrap(&inner);
+    lab.from_underlay(&outer).delivers(&inner, &[]);
+}
+
+fn foreign_vtep(lab: &mut Lab) {
+    lab.tables.vteps.insert(&VtepKey { vni: A, ip: STRANGER }, &VtepInfo { foreign: 1 }).unwrap();
+    let inner = hello();
+    let outer = Tunnel { src: STRANGER, ..from_peer() }.wrap(&inner);
+    lab.from_underlay(&outer).delivers(&inner, &[]);
+}
+
+fn own_address_as_source(lab: &mut Lab) {
+    refused(lab, Tunnel { src: OUR_VTEP, ..from_peer() }, DropReason::UnknownVtep);
+}
+
+/// What is not for us is left to the kernel.
+#[track_caller]
+fn passes(lab: &mut Lab, frame: &[u8]) {
+    lab.from_underlay(frame).passes(&[]);
+}
+
+fn wrong_destination_passes(lab: &mut Lab) {
+    for dst in [STRANGER, PEER, [255; 4], [224, 0, 0, 1]] {
+        passes(lab, &Tunnel { dst, ..from_peer() }.wrap(&hello()));
+    }
+}
+
+fn other_port_passes(lab: &mut Lab) {
+    for dst_port in [4788, 8472, 0, 0xb512] {
+        passes(lab, &Tunnel { dst_port, ..from_peer() }.wrap(&hello()));
+    }
+    // From our port is not to our port.
+    passes(lab, &Tunnel { src_port: 4789, dst_port: 53, ..from_peer() }.wrap(&hello()));
+}
+
+/// The hosts of the underlay, for what is no VXLAN.
+fn peer_and_us() -> (Host, Host) {
+    let peer = Host { mac: PEER_MAC, v4: PEER, v6: [0xfe; 16] };
+    (peer, Host { mac: UPLINK_MAC, v4: OUR_VTEP, v6: [0xfd; 16] })
+}
+
+fn tcp_passes(lab: &mut Lab) {
+    let (peer, us) = peer_and_us();
+    passes(lab, &V4::tcp(&peer, &us, (4789, 4789), &payload(100)).frame());
+}
+
+fn other_protocol_passes(lab: &mut Lab) {
+    let (peer, us) = peer_and_us();
+    // An echo request, GRE, and a protocol for experiments.
+    passes(lab, &V4::icmp(&peer, &us, 8, 0, [0, 1, 0, 1], &payload(56)).frame());
+    passes(lab, &V4 { protocol: 47, l4: payload(40), ..V4::new(&peer, &us) }.frame());
+    passes(lab, &V4::new(&peer, &us).frame());
+}
+
+fn arp_passes(lab: &mut Lab) {
+    let (peer, us) = peer_and_us();
+    passes(lab, &Arp::request(&peer, us.v4).frame());
+}
+
+fn ipv6_passes(lab: &mut Lab) {
+    let (peer, us) = peer_and_us();
+    passes(lab, &V6::udp(&peer, &us, (50_000, 4789), &payload(100)).frame());
+}
+
+fn vlan_on_the_underlay_passes(lab: &mut Lab) {
+    let mut frame = from_peer().wrap(&hello());
+    frame.splice(12..12, [0x81, 0, 0, 7]);
+    passes(lab, &frame);
+}
+
+fn outer_first_fragment(lab: &mut Lab) {
+    refused(lab, Tunnel { df: false, mf: true, ..from_peer() }, DropReason::OuterFragment);
+}
+
+fn outer_later_fragment_passes(lab: &mut Lab) {
+    // It has no port to tell it by, and without the first it comes to nothing.
+    let tunnel = Tunnel { df: false, offset: 8, ..from_peer() };
+    passes(lab, &tunnel.wrap(&hello()));
+}
+
+fn outer_options_pass(lab: &mut Lab) {
+    // The kernel has no socket for it.
+    let tunnel = Tunnel { options: vec![1, 1, 1, 0], ..from_peer() };
+    passes(lab, &tunnel.wrap(&hello()));
+}
+
+fn outer_truncated_at_every_byte(lab: &mut Lab) {
+    let outer = from_peer().wrap(&hello());
+    // Before its port can be read the frame is nobody's; a header longer than
+    // the frame that says it is VXLAN is ours, and malformed.
+    for len in 14..42 {
+        passes(lab, &outer[..len]);
+    }
+    for len in 42..outer.len() {
+        lab.from_underlay(&outer[..len]).drops(DropReason::OuterMalformed);
+    }
+}
+
+fn with_total_len(mut outer: Vec<u8>, len: u16) -> Vec<u8> {
+    outer[16..18].copy_from_slice(&len.to_be_bytes());
+    outer
+}
+
+fn outer_ip_longer_than_the_frame(lab: &mut Lab) {
+    let outer = from_peer().wrap(&hello());
+    let len = u16::try_from(outer.len() - 14).unwrap();
+    for len in [len + 1, u16::MAX] {
+        let frame = with_total_len(outer.clone(), len);
+        lab.from_underlay(&frame).drops(DropReason::OuterMalformed);
+    }
+}
+
+fn outer_ip_too_short(lab: &mut Lab) {
+    let outer = from_peer().wrap(&hello());
+    // Less than UDP, VXLAN and Ethernet headers; less than its own.
+    for len in [49, 28, 20, 19, 0] {
+        let frame = with_total_len(outer.clone(), len);
+        lab.from_underlay(&frame).drops(DropReason::OuterMalformed);
+    }
+}
+
+fn outer_wrong_version(lab: &mut Lab) {
+    let mut outer = from_peer().wrap(&hello());
+    outer[14] = 0x65;
+    lab.from_underlay(&outer).drops(DropReason::OuterMalformed);
+}
+
+fn outer_udp_longer_than_its_packet(lab: &mut Lab) {
+    let outer = from_peer().wrap(&hello());
+    let len = u16::from_be_bytes([outer[38], outer[39]]);
+    for len in [len + 1, u16::MAX] {
+        let mut outer = outer.clone();
+        outer[38..40].copy_from_slice(&len.to_be_bytes());
+        lab.from_underlay(&outer).drops(DropReason::OuterMalformed);
+    }
+}
+
+fn outer_udp_too_short(lab: &mut Lab) {
+    for len in [29u16, 16, 8, 7, 0] {
+        let mut outer = from_peer().wrap(&hello());
+        outer[38..40].copy_from_slice(&len.to_be_bytes());
+        lab.from_underlay(&outer).drops(DropReason::OuterMalformed);
+    }
+}
+
+fn inner_truncated_at_every_byte(lab: &mut Lab) {
+    // The outer headers are those of the shorter frame.
+    let v4 = hello();
+    for len in 0..14 {
+        lab.from_underlay(&from_peer().wrap(&v4[..len])).drops(DropReason::OuterMalformed);
+    }
+    for len in 14..34 {
+        lab.from_underlay(&from_peer().wrap(&v4[..len])).drops(DropReason::Malformed);
+    }
+    // With a whole header it is for the container to judge.
+    for len in [34, 40, v4.len() - 1] {
+        arrives(lab, &v4[..len]);
+    }
+    let v6 = V6::udp(&FAR, &ONE, (1, 2), b"hello").frame();
+    for len in 14..54 {
+        lab.from_underlay(&from_peer().wrap(&v6[..len])).drops(DropReason::Malformed);
+    }
+    arrives(lab, &v6[..54]);
+    // The padding behind the datagram is no part of the inner packet: without
+    // it there is less than the kernel takes for one.
+    let padded = Tunnel { trailer: vec![0x45; 60], ..from_peer() };
+    for len in [14, 20, 33] {
+        let run = lab.from_underlay(&padded.wrap(&v4[..len]));
+        run.gives(&Expected {
+            verdict: SHOT,
+            left: Left::Frame(from_peer().wrap(&v4[..len])),
+            counts: &[drop(DropReason::DecapFailed)],
+            copies: &[],
+        });
+    }
+}
+
+fn tagged(tag: u16) -> Vec<u8> {
+    let mut inner = hello();
+    let [high, low] = tag.to_be_bytes();
+    inner.splice(12..12, [high, low, 0, 7]);
+    inner
+}
+
+fn inner_vlan(lab: &mut Lab) {
+    // RFC 7348 §6.1.
+    let outer = from_peer().wrap(&tagged(0x8100));
+    lab.from_underlay(&outer).drops(DropReason::VlanTagged);
+}
+
+fn inner_service_vlan(lab: &mut Lab) {
+    let outer = from_peer().wrap(&tagged(0x88a8));
+    lab.from_underlay(&outer).drops(DropReason::VlanTagged);
+}
+
+#[track_caller]
+fn source_refused(lab: &mut Lab, eth_src: [u8; 6], reason: DropReason) {
+    let inner = V4 { eth_src, ..V4::udp(&FAR, &ONE, (1, 2), b"hello") };
+    lab.from_underlay(&from_peer().wrap(&inner.frame())).drops(reason);
+}
+
+fn inner_source_multicast(lab: &mut Lab) {
+    for mac in [[0xff; 6], [1, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]] {
+        source_refused(lab, mac, DropReason::InvalidSourceMac);
+    }
+}
+
+fn inner_source_zero(lab: &mut Lab) {
+    source_refused(lab, [0; 6], DropReason::InvalidSourceMac);
+}
+
+fn inner_source_of_a_local_endpoint(lab: &mut Lab) {
+    source_refused(lab, TWO.mac, DropReason::LocalSourceMac);
+    source_refused(lab, ONE.mac, DropReason::LocalSourceMac);
+    // That an endpoint here may send from anywhere is no reason to take its own.
+    any_source(&lab.tables, Port::A2);
+    source_refused(lab, TWO.mac, DropReason::LocalSourceMac);
+}
+
+fn unknown_destination(lab: &mut Lab) {
+    let inner = V4::udp(&FAR, &NOBODY, (1, 2), b"hello").frame();
+    lab.from_underlay(&from_peer().wrap(&inner)).drops(DropReason::UnknownDestination);
+}
+
+fn split_horizon(lab: &mut Lab) {
+    // Back into the tunnel it came from, or on to another host.
+    for host in [FAR, FARTHER] {
+        let inner = V4::udp(&FAR, &host, (1, 2), b"hello").frame();
+        lab.from_underlay(&from_peer().wrap(&inner)).drops(DropReason::SplitHorizon);
+    }
+}
+
+fn no_local_endpoint_for_a_broadcast(lab: &mut Lab) {
+    change_network(&lab.tables, A, |network| network.local_ports = 0);
+    let inner = Arp::request(&FAR, ONE.v4).frame();
+    let run = lab.from_underlay(&from_peer().wrap(&inner));
+    run.gives(&Expected {
+        verdict: SHOT,
+        left: Left::Frame(inner),
+        counts: &[drop(DropReason::NoReceiver)],
+        copies: &[],
+    });
+}
+
+/// What the kernel makes of datagrams when it merges them as plain UDP: one
+/// outer header, the payloads end to end.
+fn merged(tunnel: &Tunnel, first: &[u8], rest: &[(u32, &[u8])]) -> Vec<u8> {
+    let mut content = first.to_vec();
+    for (vni, inner) in rest {
+        content.extend(Tunnel { vni: *vni, ..from_peer() }.vxlan());
+        content.extend_from_slice(inner);
+    }
+    tunnel.wrap(&content)
+}
+
+/// Payload of an outer datagram around `inner`.
+fn segment(inner: &[u8]) -> u32 {
+    u32::try_from(8 + inner.len()).unwrap()
+}
+
+fn merged_datagrams(lab: &mut Lab) {
+    let inner = V4::udp(&FAR, &ONE, (1, 2), &payload(500)).frame();
+    for checksum in [false, true] {
+        let tunnel = Tunnel { checksum, ..from_peer() };
+        let outer = merged(&tunnel, &inner, &[(A, &inner), (A, &inner)]);
+        lab.from_underlay(&outer).gso(segment(&inner)).drops(DropReason::MergedFrames);
+    }
+}
+
+fn merged_datagrams_of_another_vni(lab: &mut Lab) {
+    let ours = V4::udp(&FAR, &ONE, (1, 2), &payload(500)).frame();
+    let theirs = V6::udp(&FAR, &ONE, (1, 2), &payload(480)).frame();
+    assert_eq!(ours.len(), theirs.len());
+    let tunnel = Tunnel { checksum: true, ..from_peer() };
+    for (first, second) in [(&ours, &theirs), (&theirs, &ours)] {
+        let outer = merged(&tunnel, first, &[(B, second)]);
+        lab.from_underlay(&outer).gso(segment(first)).drops(DropReason::MergedFrames);
+    }
+}
+
+fn merged_datagrams_under_one_inner_header(lab: &mut Lab) {
+    // The first inner header claims all that follows as its own payload.
+    let inner = V4::udp(&FAR, &ONE, (1, 2), &payload(500)).frame();
+    let tunnel = Tunnel { checksum: true, ..from_peer() };
+    let mut outer = merged(&tunnel, &inner, &[(B, &inner)]);
+    let claimed = u16::try_from(outer.len() - 64).unwrap();
+    outer[66..68].copy_from_slice(&claimed.to_be_bytes());
+    lab.from_underlay(&outer).gso(segment(&inner)).drops(DropReason::MergedFrames);
+}
+
+fn merged_frames_that_are_not_ip(lab: &mut Lab) {
+    let inner = Arp::reply(&FAR, &ONE).frame();
+    let outer = merged(&from_peer(), &inner, &[(A, &inner)]);
+    lab.from_underlay(&outer).gso(segment(&inner)).drops(DropReason::MergedFrames);
+}
+
+/// A test run cannot say of which kind a GSO frame is, and the kernel strips
+/// only those it knows: that it is asked to is all that can be seen here.
+#[track_caller]
+fn taken_for_one(lab: &mut Lab, tunnel: &Tunnel, inner: &[u8], gso_size: u32) {
+    lab.from_underlay(&tunnel.wrap(inner)).gso(gso_size).drops(DropReason::DecapFailed);
+}
+
+fn merged_inner_flow_is_one_frame(lab: &mut Lab) {
+    let inner = V4::tcp(&FAR, &ONE, (80, 2000), &payload(2796)).frame();
+    taken_for_one(lab, &from_peer(), &inner, 1398);
+    let inner = V6::tcp(&FAR, &ONE, (80, 2000), &payload(2756)).frame();
+    taken_for_one(lab, &from_peer(), &inner, 1378);
+}
+
+fn merged_inner_flow_with_checksum_is_one_frame(lab: &mut Lab) {
+    let inner = V4::tcp(&FAR, &ONE, (80, 2000), &payload(2796)).frame();
+    taken_for_one(lab, &Tunnel { checksum: true, ..from_peer() }, &inner, 1398);
+}
+
+fn runts_pass(lab: &mut Lab) {
+    // An Ethernet header and nothing else is the least a test run takes.
+    for ethertype in [0x0800, 0x0806, 0x86dd, 0, 0xffff] {
+        passes(lab, &ethernet(UPLINK_MAC, [2, 0, 0, 0, 0, 9], ethertype, &[]));
+    }
+    let zeros = [0; 14];
+    let outcome = lab.from_underlay(&zeros).outcome();
+    same("frame left behind", &outcome.frame, &zeros);
+}

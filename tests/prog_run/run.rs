@@ -1,0 +1,471 @@
+//! One frame into one program, and what is expected of it.
+
+use aya::programs::{ProgramFd, SchedClassifier, Xdp};
+use culvert_common::abi::{
+    Action, Code, Counter, Direction, DropReason, Note, programs, stats_index,
+};
+use nix::libc;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
+use crate::{lab::Lab, ports::Port};
+
+/// TC: as if the program were not there.
+pub(crate) const UNSPEC: i32 = -1;
+/// TC: dropped.
+pub(crate) const SHOT: i32 = 2;
+/// TC: to where the program said.
+pub(crate) const REDIRECT: i32 = 7;
+/// XDP: dropped.
+pub(crate) const XDP_DROP: i32 = 1;
+/// XDP: on to the kernel.
+pub(crate) const XDP_PASS: i32 = 2;
+
+/// `BPF_PROG_TEST_RUN` of linux/bpf.h.
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
+/// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE` of linux/bpf.h: the frame comes with the
+/// sum that a network card has made, and the kernel checks that it still is
+/// right when the program is done (EBADMSG).
+const CHECKSUM_COMPLETE: u32 = 1 << 2;
+
+/// The `test` member of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct TestRunAttr {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    pad: u32,
+}
+
+/// Bytes of `struct __sk_buff`, and the members that a test may set.
+const SK_BUFF_LEN: usize = 192;
+const SK_BUFF_IFINDEX: usize = 40;
+const SK_BUFF_GSO_SEGS: usize = 164;
+const SK_BUFF_GSO_SIZE: usize = 176;
+
+/// How often something was counted, and for how many bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Count {
+    code: Code,
+    packets: u64,
+    bytes: Option<u64>,
+}
+
+impl Count {
+    const fn once(code: Code) -> Self {
+        Self { code, packets: 1, bytes: None }
+    }
+
+    /// `packets` times, each with the bytes of the frame.
+    pub(crate) const fn times(self, packets: u64) -> Self {
+        Self { packets, ..self }
+    }
+
+    /// With so many bytes altogether rather than those of the frame.
+    pub(crate) const fn bytes(self, bytes: usize) -> Self {
+        Self { bytes: Some(bytes as u64), ..self }
+    }
+}
+
+/// Counted once, with the bytes of the frame.
+pub(crate) const fn action(action: Action) -> Count {
+    Count::once(Code::Action(action))
+}
+
+/// Counted once, with the bytes of the frame.
+pub(crate) const fn drop(reason: DropReason) -> Count {
+    Count::once(Code::Drop(reason))
+}
+
+/// Counted once, with the bytes of the frame.
+pub(crate) const fn note(note: Note) -> Count {
+    Count::once(Code::Note(note))
+}
+
+/// A frame that leaves an interface while the program runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Copy {
+    port: Port,
+    frame: Vec<u8>,
+    tunnelled: bool,
+}
+
+/// `frame` to the container at `port`.
+pub(crate) fn copy(port: Port, frame: &[u8]) -> Copy {
+    Copy { port, frame: frame.to_vec(), tunnelled: false }
+}
+
+/// `frame` to the uplink, with an entropy port.
+pub(crate) fn tunnelled(frame: Vec<u8>) -> Copy {
+    Copy { port: Port::Uplink, frame, tunnelled: true }
+}
+
+/// The frame that a program leaves behind.
+#[derive(Clone, Debug)]
+pub(crate) enum Left {
+    /// The one that came.
+    Unchanged,
+    /// This one.
+    Frame(Vec<u8>),
+    /// This one, but for the outer UDP source port: any entropy port.
+    Tunnelled(Vec<u8>),
+    /// It is dropped, and was the material of copies.
+    Spent,
+}
+
+/// All that is expected of a run.
+#[derive(Clone, Debug)]
+pub(crate) struct Expected<'a> {
+    pub(crate) verdict: i32,
+    pub(crate) left: Left,
+    pub(crate) counts: &'a [Count],
+    pub(crate) copies: &'a [Copy],
+}
+
+/// Which program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Program {
+    FromContainer,
+    FromUnderlay,
+    FromUnderlayXdp,
+}
+
+impl Program {
+    pub(crate) const ALL: [Self; 3] =
+        [Self::FromContainer, Self::FromUnderlay, Self::FromUnderlayXdp];
+
+    pub(crate) const fn direction(self) -> Direction {
+        match self {
+            Self::FromContainer => Direction::FromContainer,
+            Self::FromUnderlay => Direction::FromUnderlay,
+            Self::FromUnderlayXdp => Direction::FromUnderlayXdp,
+        }
+    }
+}
+
+/// A frame about to be put into a program.
+pub(crate) struct Run<'a> {
+    lab: &'a mut Lab,
+    program: Program,
+    ifindex: u32,
+    frame: Vec<u8>,
+    gso_size: u32,
+    flags: u32,
+    repeat: u32,
+}
+
+impl Lab {
+    /// A frame that the container behind `port` sends.
+    pub(crate) fn from_container(&mut self, port: Port, frame: &[u8]) -> Run<'_> {
+        Run::new(self, Program::FromContainer, port.ifindex(), frame)
+    }
+
+    /// A frame that arrives on the uplink, at tcx.
+    pub(crate) fn from_underlay(&mut self, frame: &[u8]) -> Run<'_> {
+        Run::new(self, Program::FromUnderlay, Port::Uplink.ifindex(), frame)
+    }
+
+    /// A frame that arrives on the uplink, at XDP.
+    pub(crate) fn from_underlay_xdp(&mut self, frame: &[u8]) -> Run<'_> {
+        Run::new(self, Program::FromUnderlayXdp, Port::Uplink.ifindex(), frame)
+    }
+
+    /// A frame for any of the programs.
+    pub(crate) fn into_program(&mut self, program: Program, port: Port, frame: &[u8]) -> Run<'_> {
+        Run::new(self, program, port.ifindex(), frame)
+    }
+
+    fn program_fd(&self, program: Program) -> &ProgramFd {
+        let get = |name| self.ebpf.program(name).unwrap();
+        match program {
+            Program::FromContainer => {
+                <&SchedClassifier>::try_from(get(programs::FROM_CONTAINER)).unwrap().fd().unwrap()
+            }
+            Program::FromUnderlay => {
+                <&SchedClassifier>::try_from(get(programs::FROM_UNDERLAY)).unwrap().fd().unwrap()
+            }
+            Program::FromUnderlayXdp => {
+                <&Xdp>::try_from(get(programs::FROM_UNDERLAY_XDP)).unwrap().fd().unwrap()
+            }
+        }
+    }
+
+    /// What was counted since the last call, by index.
+    pub(crate) fn new_counts(&mut self) -> Vec<(u32, Counter)> {
+        let now = self.read_counters();
+        let before = std::mem::replace(&mut self.counters, now);
+        let new: Vec<(u32, Counter)> = (0u32..)
+            .zip(self.counters.iter().zip(before))
+            .map(|(index, (now, before))| {
+                let packets = now.packets - before.packets;
+                (index, Counter { packets, bytes: now.bytes - before.bytes })
+            })
+            .filter(|(_, counter)| *counter != Counter::default())
+            .collect();
+        self.counted.extend(new.iter().map(|(index, _)| index));
+        new
+    }
+}
+
+/// What a run did.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) verdict: i32,
+    pub(crate) frame: Vec<u8>,
+    pub(crate) counts: Vec<(u32, Counter)>,
+    pub(crate) copies: Vec<(Port, Vec<u8>)>,
+}
+
+impl Outcome {
+    /// How often `code` was counted.
+    pub(crate) fn count(&self, direction: Direction, code: Code) -> u64 {
+        let index = stats_index(direction, code);
+        self.counts.iter().find(|(at, _)| *at == index).map_or(0, |(_, counter)| counter.packets)
+    }
+
+    /// The outer UDP source port of the frame left behind.
+    pub(crate) fn entropy_port(&self) -> u16 {
+        entropy_port(&self.frame)
+    }
+}
+
+/// The outer UDP source port of a tunnelled frame.
+pub(crate) fn entropy_port(frame: &[u8]) -> u16 {
+    u16::from_be_bytes([frame[34], frame[35]])
+}
+
+impl<'a> Run<'a> {
+    fn new(lab: &'a mut Lab, program: Program, ifindex: u32, frame: &[u8]) -> Self {
+        Self { lab, program, ifindex, frame: frame.to_vec(), gso_size: 0, flags: 0, repeat: 1 }
+    }
+
+    /// Makes it a GSO frame with segments of `size` bytes of payload.
+    pub(crate) fn gso(self, size: u32) -> Self {
+        Self { gso_size: size, ..self }
+    }
+
+    /// The frame comes with a checksum from the network card.
+    pub(crate) fn summed(self) -> Self {
+        Self { flags: CHECKSUM_COMPLETE, ..self }
+    }
+
+    /// Runs the program so many times in a row.
+    pub(crate) fn repeat(self, times: u32) -> Self {
+        Self { repeat: times, ..self }
+    }
+
+    /// Runs the program, whatever comes of it.
+    pub(crate) fn outcome(self) -> Outcome {
+        let mut context = [0; SK_BUFF_LEN];
+        let mut set = |at: usize, value: u32| {
+            context[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+        };
+        set(SK_BUFF_IFINDEX, self.ifindex);
+        set(SK_BUFF_GSO_SIZE, self.gso_size);
+        let segments = if self.gso_size == 0 { 0 } else { self.frame.len() as u32 / self.gso_size };
+        set(SK_BUFF_GSO_SEGS, segments);
+        let mut left = vec![0; 2 * 4096];
+        let mut attr = TestRunAttr {
+            prog_fd: self.lab.program_fd(self.program).as_fd().as_raw_fd().try_into().unwrap(),
+            data_size_in: self.frame.len().try_into().unwrap(),
+            data_size_out: left.len().try_into().unwrap(),
+            data_in: self.frame.as_ptr() as u64,
+            data_out: left.as_mut_ptr() as u64,
+            repeat: self.repeat,
+            flags: self.flags,
+            ..TestRunAttr::default()
+        };
+        if self.program != Program::FromUnderlayXdp {
+            attr.ctx_size_in = SK_BUFF_LEN as u32;
+            attr.ctx_in = context.as_ptr() as u64;
+        }
+        // SAFETY: the attributes have the kernel's layout and size; the buffers
+        // they point to are as long as stated and outlive the call.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_PROG_TEST_RUN,
+                &raw mut attr,
+                size_of::<TestRunAttr>(),
+            )
+        };
+        let error = std::io::Error::last_os_error();
+        assert_eq!(result, 0, "test run of {:?}: {error}", self.program);
+        left.truncate(attr.data_size_out as usize);
+        Outcome {
+            verdict: attr.retval.cast_signed(),
+            frame: left,
+            counts: self.lab.new_counts(),
+            copies: self.lab.drain(),
+        }
+    }
+
+    /// Runs the program and checks all that it does.
+    #[track_caller]
+    pub(crate) fn gives(self, expected: &Expected<'_>) -> Outcome {
+        let (frame, direction) = (self.frame.clone(), self.program.direction());
+        let outcome = self.outcome();
+        let counted: Vec<String> =
+            outcome.counts.iter().map(|(index, counter)| describe(*index, *counter)).collect();
+        let mut counts: Vec<(u32, Counter)> = expected
+            .counts
+            .iter()
+            .map(|count| {
+                let bytes = count.bytes.unwrap_or(count.packets * frame.len() as u64);
+                let counter = Counter { packets: count.packets, bytes };
+                (stats_index(direction, count.code), counter)
+            })
+            .collect();
+        counts.sort_by_key(|(index, _)| *index);
+        let wanted: Vec<String> =
+            counts.iter().map(|(index, counter)| describe(*index, *counter)).collect();
+        assert_eq!(counted, wanted, "counters");
+        assert_eq!(outcome.verdict, expected.verdict, "verdict; counted {counted:?}");
+        match &expected.left {
+            Left::Unchanged => same("frame left behind", &outcome.frame, &frame),
+            Left::Frame(frame) => same("frame left behind", &outcome.frame, frame),
+            Left::Tunnelled(frame) => same_tunnelled("frame left behind", &outcome.frame, frame),
+            Left::Spent => {}
+        }
+        let ports = |copies: &mut dyn Iterator<Item = Port>| copies.collect::<Vec<_>>();
+        assert_eq!(
+            ports(&mut outcome.copies.iter().map(|(port, _)| *port)),
+            ports(&mut expected.copies.iter().map(|copy| copy.port)),
+            "ports of the copies"
+        );
+        for ((port, actual), copy) in outcome.copies.iter().zip(expected.copies) {
+            let what = format!("copy to {port:?}");
+            if copy.tunnelled {
+                same_tunnelled(&what, actual, &copy.frame);
+            } else {
+                same(&what, actual, &copy.frame);
+            }
+        }
+        outcome
+    }
+
+    /// Left to the kernel, untouched.
+    #[track_caller]
+    pub(crate) fn passes(self, notes: &[Count]) {
+        let verdict = match self.program {
+            Program::FromUnderlayXdp => XDP_PASS,
+            _ => UNSPEC,
+        };
+        // What XDP lets through is counted at tcx.
+        let counts = match self.program {
+            Program::FromUnderlayXdp => notes.to_vec(),
+            _ => [&[action(Action::Pass)], notes].concat(),
+        };
+        self.gives(&Expected { verdict, left: Left::Unchanged, counts: &counts, copies: &[] });
+    }
+
+    /// Dropped, untouched, and nothing sent.
+    #[track_caller]
+    pub(crate) fn drops(self, reason: DropReason) {
+        self.drops_noting(reason, &[]);
+    }
+
+    /// The same, with notes.
+    #[track_caller]
+    pub(crate) fn drops_noting(self, reason: DropReason, notes: &[Count]) {
+        let verdict = match self.program {
+            Program::FromUnderlayXdp => XDP_DROP,
+            _ => SHOT,
+        };
+        let counts = [&[drop(reason)], notes].concat();
+        self.gives(&Expected { verdict, left: Left::Unchanged, counts: &counts, copies: &[] });
+    }
+
+    /// Handed to a local endpoint as `frame`.
+    #[track_caller]
+    pub(crate) fn delivers(self, frame: &[u8], notes: &[Count]) {
+        self.redirects(Action::Deliver, Left::Frame(frame.to_vec()), notes);
+    }
+
+    /// Encapsulated into `frame`, which any entropy port completes. Returns the port.
+    #[track_caller]
+    pub(crate) fn encaps(self, frame: Vec<u8>, notes: &[Count]) -> u16 {
+        self.redirects(Action::Encap, Left::Tunnelled(frame), notes).entropy_port()
+    }
+
+    /// Sent back to the container as `frame`.
+    #[track_caller]
+    pub(crate) fn answers(self, what: Action, frame: Vec<u8>) {
+        self.redirects(what, Left::Frame(frame), &[]);
+    }
+
+    #[track_caller]
+    fn redirects(self, what: Action, left: Left, notes: &[Count]) -> Outcome {
+        let counts = [&[action(what)], notes].concat();
+        self.gives(&Expected { verdict: REDIRECT, left, counts: &counts, copies: &[] })
+    }
+
+    /// Flooded: `copies` are sent, in the order of [`Port`], and counted with
+    /// `notes`.
+    #[track_caller]
+    pub(crate) fn floods(self, copies: &[Copy], notes: &[Count]) -> Outcome {
+        let counts = [&[action(Action::Flood)], notes].concat();
+        self.gives(&Expected { verdict: SHOT, left: Left::Spent, counts: &counts, copies })
+    }
+}
+
+/// Names a counter.
+fn describe(index: u32, counter: Counter) -> String {
+    let name = Direction::ALL
+        .iter()
+        .flat_map(|direction| Code::all().map(move |code| (*direction, code)))
+        .find(|(direction, code)| stats_index(*direction, *code) == index)
+        .map_or_else(
+            || format!("no code #{index}"),
+            |(direction, code)| format!("{}/{}", direction.name(), code.name()),
+        );
+    format!("{name}: {} packets, {} bytes", counter.packets, counter.bytes)
+}
+
+/// Compares frames, and shows where they differ.
+#[track_caller]
+pub(crate) fn same(what: &str, actual: &[u8], wanted: &[u8]) {
+    if actual == wanted {
+        return;
+    }
+    let at = actual.iter().zip(wanted).position(|(a, b)| a != b);
+    panic!(
+        "{what}: {} bytes, wanted {}; first difference at {at:?}\nis     {}\nwanted {}",
+        actual.len(),
+        wanted.len(),
+        hex(actual),
+        hex(wanted)
+    );
+}
+
+/// Compares tunnelled frames, but for the entropy port, which has to be one.
+#[track_caller]
+fn same_tunnelled(what: &str, actual: &[u8], wanted: &[u8]) {
+    let mut wanted = wanted.to_vec();
+    if actual.len() >= 36 {
+        let port = entropy_port(actual);
+        assert!(port >= 49_152, "{what}: {port} is no entropy port (RFC 7348 §5)");
+        wanted[34..36].copy_from_slice(&port.to_be_bytes());
+    }
+    same(what, actual, &wanted);
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes
+        .chunks(16)
+        .map(|chunk| chunk.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+        .collect::<Vec<_>>()
+        .join(" ")
+}

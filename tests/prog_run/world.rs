@@ -1,0 +1,198 @@
+//! The hosts and networks that the cases are set in.
+//!
+//! Network A has two endpoints here, `A1` and `A2`, and one behind each of the
+//! VTEPs [`PEER`] and [`PEER2`]. Network B has the same addresses all over
+//! again, and nobody elsewhere.
+
+use culvert::datapath::{Table, Tables};
+use culvert_common::abi::{
+    EndpointInfo, FdbEntry, FdbKey, FloodKey, NeighEntry, NeighKey, NetworkInfo, UnderlayPath,
+    VtepInfo, VtepKey,
+};
+use culvert_tests::packet::{Host, Tunnel};
+
+use crate::ports::Port;
+
+/// VNI of network A: three different bytes.
+pub(crate) const A: u32 = 0x00a1_b2c3;
+/// VNI of network B: it differs from A in one byte.
+pub(crate) const B: u32 = 0x00a1_b2c4;
+
+/// UDP port on which we receive.
+pub(crate) const VXLAN_PORT: u16 = 4789;
+/// Our VTEP.
+pub(crate) const OUR_VTEP: [u8; 4] = [192, 0, 2, 1];
+/// A VTEP of network A.
+pub(crate) const PEER: [u8; 4] = [192, 0, 2, 2];
+/// Another VTEP of network A, behind a router, which receives on port 8472.
+pub(crate) const PEER2: [u8; 4] = [198, 51, 100, 3];
+/// Router to [`PEER2`].
+pub(crate) const ROUTER: [u8; 4] = [192, 0, 2, 254];
+/// Not a VTEP of anybody's.
+pub(crate) const STRANGER: [u8; 4] = [192, 0, 2, 66];
+
+/// MAC of our uplink.
+pub(crate) const UPLINK_MAC: [u8; 6] = [0x02, 0xaa, 0, 0, 0, 1];
+/// MAC of [`PEER`].
+pub(crate) const PEER_MAC: [u8; 6] = [0x02, 0xaa, 0, 0, 0, 2];
+/// MAC of [`ROUTER`].
+pub(crate) const ROUTER_MAC: [u8; 6] = [0x02, 0xaa, 0, 0, 0, 0xfe];
+
+/// MTU of both networks.
+pub(crate) const MTU: u16 = 1450;
+
+/// Endpoint `A1`, and `B1` too.
+pub(crate) const ONE: Host = host(2);
+/// Endpoint `A2`, and `B2` too.
+pub(crate) const TWO: Host = host(3);
+/// Endpoint of network A behind [`PEER`].
+pub(crate) const FAR: Host = host(9);
+/// Endpoint of network A behind [`PEER2`].
+pub(crate) const FARTHER: Host = host(10);
+/// Known to nobody.
+pub(crate) const NOBODY: Host = host(99);
+
+/// Endpoint of number `n`.
+pub(crate) const fn host(n: u8) -> Host {
+    Host {
+        mac: [0x02, 0x42, 10, 0, 0, n],
+        v4: [10, 0, 0, n],
+        v6: [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, n],
+    }
+}
+
+/// What `host` may send, on an endpoint of `vni`.
+pub(crate) const fn endpoint(vni: u32, host: &Host) -> EndpointInfo {
+    EndpointInfo {
+        vni,
+        flags: 0,
+        mac: host.mac,
+        mtu: MTU,
+        ipv4: host.v4,
+        ipv6: host.v6,
+        bum_rate: 0,
+        bum_burst: 0,
+    }
+}
+
+/// Network A.
+pub(crate) const NETWORK_A: NetworkInfo =
+    NetworkInfo { flags: 0, mtu: MTU, pad: 0, local_ports: 2, remote_vteps: 2 };
+/// Network B.
+pub(crate) const NETWORK_B: NetworkInfo =
+    NetworkInfo { flags: 0, mtu: MTU, pad: 0, local_ports: 2, remote_vteps: 0 };
+
+/// The way to [`PEER`].
+pub(crate) const TO_PEER: UnderlayPath = UnderlayPath {
+    ifindex: Port::Uplink.ifindex(),
+    next_hop: PEER,
+    port: VXLAN_PORT,
+    inner_mtu: MTU,
+    next_hop_mac: PEER_MAC,
+    uplink_mac: UPLINK_MAC,
+};
+/// The way to [`PEER2`].
+pub(crate) const TO_PEER2: UnderlayPath = UnderlayPath {
+    next_hop: ROUTER,
+    port: 8472,
+    next_hop_mac: ROUTER_MAC,
+    ..TO_PEER
+};
+
+/// An FDB entry of a local endpoint.
+pub(crate) const fn local(port: Port) -> FdbEntry {
+    FdbEntry { ifindex: port.ifindex(), vtep: [0; 4] }
+}
+
+/// An FDB entry of a remote endpoint.
+pub(crate) const fn remote(vtep: [u8; 4]) -> FdbEntry {
+    FdbEntry { ifindex: 0, vtep }
+}
+
+/// Writes the state that every case starts from.
+pub(crate) fn fill(tables: &Tables) {
+    for (port, vni, host) in
+        [(Port::A1, A, ONE), (Port::A2, A, TWO), (Port::B1, B, ONE), (Port::B2, B, TWO)]
+    {
+        tables.endpoints.insert(&port.ifindex(), &endpoint(vni, &host)).unwrap();
+        tables.fdb.insert(&FdbKey::new(vni, host.mac), &local(port)).unwrap();
+        neighbour(tables, vni, &host, host.mac);
+    }
+    tables.networks.insert(&A, &NETWORK_A).unwrap();
+    tables.networks.insert(&B, &NETWORK_B).unwrap();
+    for (host, vtep, path) in [(FAR, PEER, TO_PEER), (FARTHER, PEER2, TO_PEER2)] {
+        tables.fdb.insert(&FdbKey::new(A, host.mac), &remote(vtep)).unwrap();
+        neighbour(tables, A, &host, host.mac);
+        tables.vteps.insert(&VtepKey { vni: A, ip: vtep }, &VtepInfo { foreign: 0 }).unwrap();
+        tables.underlay.insert(&vtep, &path).unwrap();
+    }
+    for (vni, index, port) in [(A, 0, Port::A1), (A, 1, Port::A2), (B, 0, Port::B1), (B, 1, Port::B2)]
+    {
+        tables.flood_local.insert(&FloodKey { vni, index }, &port.ifindex()).unwrap();
+    }
+    for (index, vtep) in [(0, PEER), (1, PEER2)] {
+        tables.flood_remote.insert(&FloodKey { vni: A, index }, &vtep).unwrap();
+    }
+}
+
+/// Makes the addresses of `host` known in `vni` to be at `mac`.
+pub(crate) fn neighbour(tables: &Tables, vni: u32, host: &Host, mac: [u8; 6]) {
+    let entry = NeighEntry { mac, pad: [0; 2] };
+    let keys = [
+        NeighKey::v4(vni, host.v4),
+        NeighKey::v6(vni, host.v6),
+        NeighKey::v6(vni, host.link_local()),
+    ];
+    for key in keys {
+        tables.neighbours.insert(&key, &entry).unwrap();
+    }
+}
+
+/// Changes the endpoint at `port`.
+pub(crate) fn change_endpoint(tables: &Tables, port: Port, change: impl FnOnce(&mut EndpointInfo)) {
+    let mut entry = tables.endpoints.dump().unwrap()[&port.ifindex()];
+    change(&mut entry);
+    tables.endpoints.insert(&port.ifindex(), &entry).unwrap();
+}
+
+/// Changes the network `vni`.
+pub(crate) fn change_network(tables: &Tables, vni: u32, change: impl FnOnce(&mut NetworkInfo)) {
+    let mut entry = tables.networks.dump().unwrap()[&vni];
+    change(&mut entry);
+    tables.networks.insert(&vni, &entry).unwrap();
+}
+
+/// Makes network A a learning one.
+pub(crate) fn learning(tables: &Tables) {
+    change_network(tables, A, |network| network.flags |= NetworkInfo::LEARNING);
+}
+
+/// Lets the endpoint at `port` send from any address.
+pub(crate) fn any_source(tables: &Tables, port: Port) {
+    change_endpoint(tables, port, |entry| entry.flags |= EndpointInfo::ALLOW_ANY_SOURCE);
+}
+
+/// The outer headers that we send to [`PEER`] in network A, MACs included.
+pub(crate) fn to_peer() -> Tunnel {
+    Tunnel { eth_dst: PEER_MAC, eth_src: UPLINK_MAC, ..Tunnel::new(OUR_VTEP, PEER, A) }
+}
+
+/// The same to [`PEER2`].
+pub(crate) fn to_peer2() -> Tunnel {
+    Tunnel {
+        eth_dst: ROUTER_MAC,
+        eth_src: UPLINK_MAC,
+        dst_port: TO_PEER2.port,
+        ..Tunnel::new(OUR_VTEP, PEER2, A)
+    }
+}
+
+/// The outer headers of what [`PEER`] sends us in network A.
+pub(crate) fn from_peer() -> Tunnel {
+    Tunnel {
+        eth_dst: UPLINK_MAC,
+        eth_src: PEER_MAC,
+        src_port: 50_000,
+        ..Tunnel::new(PEER, OUR_VTEP, A)
+    }
+}
