@@ -33,7 +33,12 @@ use tokio::{
 };
 
 pub use self::purge::purge_offline;
-use self::{backend::Agent, containers::Containers, engine::{Engine, Periods}, shared::Shared};
+use self::{
+    backend::Agent,
+    containers::Containers,
+    engine::{Engine, Periods},
+    shared::Shared,
+};
 use crate::{
     api,
     cli::AgentOptions,
@@ -124,7 +129,8 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
 
     let follower = Follower::spawn(Arc::clone(&store), FollowOptions::default());
     shared.watch_health(follower.health());
-    let mut engine = tokio::spawn(Engine::new(Arc::clone(&shared), follower, Periods::default()).run());
+    let mut engine =
+        tokio::spawn(Engine::new(Arc::clone(&shared), follower, Periods::default()).run());
     let ready = tokio::spawn(start::tell_when_ready(Arc::clone(&shared), Arc::clone(&host)));
 
     let mut failure = None;

@@ -94,7 +94,9 @@ pub(super) async fn host(
     let datapath = tokio::task::spawn_blocking(move || Datapath::load(&to_load)).await??;
     let xdp = options.datapath == DatapathMode::Xdp;
     let host = Host::new(netlink, datapath, &datapath_options, uplinks.clone(), xdp)?;
-    host.attach_uplinks().await?;
+    if let Some(error) = host.attach_uplinks().await.into_iter().next() {
+        return Err(error.into());
+    }
     Ok((host, node, uplinks))
 }
 

@@ -295,6 +295,26 @@ impl Agent {
         self.take_away(&record).await
     }
 
+    /// Removes containers that were to go with their command, where whoever should
+    /// have told of its end is gone, too.
+    pub(crate) async fn remove_abandoned(&self) {
+        let dead = |record: &Record| {
+            record.auto_remove && record.process.is_some_and(|process| !process.lives())
+        };
+        let abandoned: Vec<Name> = {
+            let containers = self.shared.containers();
+            containers.iter().filter(|r| dead(r)).map(|r| r.name.clone()).collect()
+        };
+        for name in abandoned {
+            let _turn = self.shared.lock(&name).await;
+            // Looked at again: its turn may have come late.
+            let Some(record) = self.record_of(&name).filter(dead) else { continue };
+            if let Err(error) = self.take_away(&record).await {
+                tracing::warn!("container '{name}': {error}");
+            }
+        }
+    }
+
     /// Kills the command of a container, and waits until it is gone.
     pub(crate) async fn kill_process(record: &Record) -> Result<(), ApiError> {
         let Some(process) = record.process.filter(Process::lives) else { return Ok(()) };

@@ -228,7 +228,10 @@ impl Platform for Paper {
         if self.state().namespaces.contains_key(&path) {
             Ok(path)
         } else {
-            Err(ApiError::new(ErrorKind::NotFound, format!("{} does not exist", path.display())))
+            Err(ApiError::new(
+                ErrorKind::NotFound,
+                format!("{} does not exist: PATH is valid", path.display()),
+            ))
         }
     }
 
@@ -401,7 +404,11 @@ impl Running {
         self.agent.network_create(network(request)).await.map(|created| created.id)
     }
 
-    pub(super) async fn run(&self, container: &str, network: &str) -> Result<ContainerRow, ApiError> {
+    pub(super) async fn run(
+        &self,
+        container: &str,
+        network: &str,
+    ) -> Result<ContainerRow, ApiError> {
         self.agent.container_create(run(container, network)).await
     }
 

@@ -61,10 +61,7 @@ async fn a_container_is_in_the_maps_of_both_hosts_and_of_no_third() {
         let ifindex = *state.veths.values().next().unwrap();
         assert_eq!(state.tables.endpoints[&ifindex].mac, mac(2));
         assert_eq!(state.tables.flood_local[&FloodKey { vni: VNI, index: 0 }], ifindex);
-        assert_eq!(
-            state.tables.fdb[&FdbKey::new(VNI, mac(2))],
-            FdbEntry { ifindex, vtep: [0; 4] }
-        );
+        assert_eq!(state.tables.fdb[&FdbKey::new(VNI, mac(2))], FdbEntry { ifindex, vtep: [0; 4] });
         ifindex
     };
     // A host without an endpoint in the network has nothing of it.
@@ -124,7 +121,8 @@ async fn a_restarted_agent_writes_only_what_changed_meanwhile() {
     };
     let again = world.start(1, &paper).await.ready().await;
     assert_eq!(paper.state().ops, [], "nothing had changed");
-    assert_eq!((&paper.state().tables, &paper.state().veths), (&tables, &veths));
+    assert_eq!(paper.state().tables, tables);
+    assert_eq!(paper.state().veths, veths);
     assert_eq!(again.agent.containers().await.unwrap()[0].name, "web");
 
     again.stop().await;
@@ -357,8 +355,19 @@ async fn a_command_that_ends_is_shown_and_removed_if_so_asked() {
         let ended = ContainerState::Exited { code: 3 };
         one.agent.container_state(&name(container), ended).await.unwrap();
     }
+    let mut orphan = run("orphan", "blue");
+    orphan.auto_remove = true;
+    one.agent.container_create(orphan).await.unwrap();
+    // Its supervisor is killed with it, and nobody tells of its end.
+    let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let running = ContainerState::Running { pid: child.id().try_into().unwrap(), log: None };
+    one.agent.container_state(&name("orphan"), running).await.unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    eventually("the orphan is gone", || async { one.agent.containers().await.unwrap().len() == 1 })
+        .await;
+
     let rows = one.agent.containers().await.unwrap();
-    assert_eq!(rows.len(), 1);
     assert_eq!((rows[0].name.as_str(), rows[0].pid, rows[0].exit_code), ("web", None, Some(3)));
     assert_eq!(stored(&world).await.endpoints_in(&name("blue")).count(), 1);
 }
