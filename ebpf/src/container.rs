@@ -22,7 +22,7 @@ use crate::{
         ETH_LEN, Packet as _, gso_size, ifindex, linearise, load, redirect_peer, vlan_present,
     },
     reply::{self, Answer, NdAnswer},
-    verdict,
+    verdict::{self, hand_back},
 };
 
 /// Extension headers that an IPv6 packet of a container may have.
@@ -69,13 +69,17 @@ fn handle(ctx: &TcContext, port: u32) -> Result<Action, DropReason> {
     linearise(ctx);
     let sender = Sender { ctx, port, ep, net };
     let mut inner = Inner::default();
-    let mut kind = Kind::Plain;
-    parse(&sender, &mut inner, &mut kind)?;
+    let (mut kind, mut reason) = (Kind::Plain, DropReason::HelperFailed);
+    if parse(&sender, &mut inner, &mut kind, &mut reason) != 0 {
+        return Err(reason);
+    }
     match kind {
         Kind::Plain => {}
         Kind::Arp => {
             let mut answer = None;
-            reply::arp(&sender, &mut answer)?;
+            if reply::arp(&sender, &mut answer, &mut reason) != 0 {
+                return Err(reason);
+            }
             if let Some(action) = answer {
                 return Ok(action);
             }
@@ -95,13 +99,10 @@ fn handle(ctx: &TcContext, port: u32) -> Result<Action, DropReason> {
 }
 
 /// Checks the headers of a frame and finds out what they say. A function of its
-/// own for the sake of the stack: such functions return a verdict in their one
-/// register, and the rest through memory. Without a return value the register
-/// may hold a pointer to their stack, which the verifier refuses.
+/// own for the sake of the stack.
 #[inline(never)]
-fn parse(sender: &Sender<'_>, inner: &mut Inner, kind: &mut Kind) -> Result<(), DropReason> {
-    *kind = try_parse(sender, inner)?;
-    Ok(())
+fn parse(sender: &Sender<'_>, inner: &mut Inner, kind: &mut Kind, reason: &mut DropReason) -> u32 {
+    hand_back(try_parse(sender, inner), kind, reason)
 }
 
 #[inline(always)]
@@ -136,8 +137,10 @@ fn try_parse(&Sender { ctx, ep, .. }: &Sender<'_>, inner: &mut Inner) -> Result<
 #[inline(always)]
 fn ipv6(sender: &Sender<'_>, inner: &mut Inner) -> Answer {
     let mut l4 = UpperLayer::default();
-    let mut tclass = 0;
-    check_ipv6(sender, inner.l3_len, &mut l4, &mut tclass)?;
+    let (mut tclass, mut reason) = (0, DropReason::HelperFailed);
+    if check_ipv6(sender, inner.l3_len, &mut l4, &mut tclass, &mut reason) != 0 {
+        return Err(reason);
+    }
     inner.tos = Some(tclass);
     let gso = gso_size(sender.ctx);
     if gso != 0 {
@@ -148,7 +151,9 @@ fn ipv6(sender: &Sender<'_>, inner: &mut Inner) -> Answer {
     }
     let mut mac = [0; 6];
     let mut answer = NdAnswer::Forward;
-    reply::icmpv6(sender, &l4, &mut mac, &mut answer)?;
+    if reply::icmpv6(sender, &l4, &mut mac, &mut answer, &mut reason) != 0 {
+        return Err(reason);
+    }
     match answer {
         NdAnswer::Forward => Ok(None),
         NdAnswer::Absorb => Ok(Some(Action::Absorb)),
@@ -186,8 +191,11 @@ fn forward(sender: &Sender<'_>, inner: &Inner) -> Result<Action, DropReason> {
     if inner.segment_len > mtu {
         return Err(reply::too_big(ctx, &inner.eth, port, mtu));
     }
-    encap::encapsulate(sender, inner, u32::from_ne_bytes(vtep), path)?;
-    Ok(Action::Encap)
+    let mut reason = DropReason::HelperFailed;
+    match encap::encapsulate(sender, inner, u32::from_ne_bytes(vtep), path, &mut reason) {
+        0 => Ok(Action::Encap),
+        _ => Err(reason),
+    }
 }
 
 /// The path MTU, where it can matter.
@@ -267,9 +275,9 @@ fn check_ipv6(
     l3_len: u32,
     l4: &mut UpperLayer,
     tclass: &mut u8,
-) -> Result<(), DropReason> {
-    *tclass = try_check_ipv6(sender, l3_len, l4)?;
-    Ok(())
+    reason: &mut DropReason,
+) -> u32 {
+    hand_back(try_check_ipv6(sender, l3_len, l4), tclass, reason)
 }
 
 #[inline(always)]

@@ -23,6 +23,7 @@ use crate::{
     container::Sender,
     maps::{PATH_MTU, VTEP_IP, lookup},
     packet::{ETH_LEN, gso_size, is_ipv4, redirect, store},
+    verdict::hand_back,
 };
 
 /// `AF_INET` of linux/socket.h.
@@ -154,8 +155,9 @@ pub(crate) fn encapsulate(
     inner: &Inner,
     vtep: u32,
     path: &UnderlayPath,
-) -> Result<(), DropReason> {
-    try_encapsulate(sender, inner, vtep.to_ne_bytes(), path)
+    reason: &mut DropReason,
+) -> u32 {
+    hand_back(try_encapsulate(sender, inner, vtep.to_ne_bytes(), path), &mut (), reason)
 }
 
 #[inline(always)]

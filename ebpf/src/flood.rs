@@ -14,7 +14,7 @@ use crate::{
     container::Sender,
     encap::{self, Inner},
     maps::{FLOOD_LOCAL, FLOOD_REMOTE, UNDERLAY, lookup},
-    verdict::note,
+    verdict::{hand_back, note},
 };
 
 /// Most slots of a flood list that one frame visits.
@@ -92,18 +92,24 @@ pub(crate) fn from_container(sender: &Sender<'_>, inner: &Inner) -> Result<Actio
     // The outer header goes on after the local copies are made.
     let mut sent = local(ctx, Direction::FromContainer, ep.vni, net, port);
     if net.remote_vteps > 0 {
-        let mut copies = 0;
-        remote(sender, inner, &mut copies)?;
+        let (mut copies, mut reason) = (0, DropReason::HelperFailed);
+        if remote(sender, inner, &mut copies, &mut reason) != 0 {
+            return Err(reason);
+        }
         sent += copies;
     }
     if sent == 0 { Err(DropReason::NoReceiver) } else { Ok(Action::Flood) }
 }
 
 /// Sends an encapsulated copy to every VTEP of the VNI, and tells how many. A
-/// function of its own for the sake of the stack; a BPF function returns no more
-/// than one register, so the number goes through memory.
+/// function of its own for the sake of the stack.
 #[inline(never)]
-fn remote(sender: &Sender<'_>, inner: &Inner, sent: &mut u32) -> Result<(), DropReason> {
+fn remote(sender: &Sender<'_>, inner: &Inner, sent: &mut u32, reason: &mut DropReason) -> u32 {
+    hand_back(try_remote(sender, inner), sent, reason)
+}
+
+#[inline(always)]
+fn try_remote(sender: &Sender<'_>, inner: &Inner) -> Result<u32, DropReason> {
     let &Sender { ctx, ep, net, .. } = sender;
     let mut replicas = RemoteReplicas {
         common: Replicas {
@@ -129,8 +135,7 @@ fn remote(sender: &Sender<'_>, inner: &Inner, sent: &mut u32) -> Result<(), Drop
             0,
         )
     };
-    *sent = replicas.common.sent;
-    Ok(())
+    Ok(replicas.common.sent)
 }
 
 /// Loop body of [`remote`].

@@ -11,7 +11,7 @@ use culvert_common::{
 
 use crate::{
     maps::{AGEING_NS, FDB, FDB_LEARNED, RATES, lookup},
-    verdict::note,
+    verdict,
 };
 
 /// Moves of learned MACs that a VNI may have: this many at once, and one more
@@ -22,37 +22,48 @@ const MOVE_INTERVAL_NS: u64 = 100_000_000;
 /// Notes where a source MAC was seen: behind `vtep`, or on the local port `ifindex`.
 #[inline(always)]
 pub(crate) fn source(direction: Direction, key: FdbKey, vtep: [u8; 4], ifindex: u32, bytes: u32) {
+    let what = take_note(&key, u32::from_ne_bytes(vtep), ifindex);
+    if what != 0 {
+        verdict::count_code(direction, what, bytes);
+    }
+}
+
+/// Writes the entry that a source MAC calls for. Returns the number of the note
+/// to count, 0 for none. A function of its own for the sake of the stack.
+#[inline(never)]
+fn take_note(&key: &FdbKey, vtep: u32, ifindex: u32) -> u32 {
+    match try_take_note(key, vtep.to_ne_bytes(), ifindex) {
+        Some(note) => note.code().into(),
+        None => 0,
+    }
+}
+
+#[inline(always)]
+fn try_take_note(key: FdbKey, vtep: [u8; 4], ifindex: u32) -> Option<Note> {
     if !learn::valid_source(&key.mac) {
-        return;
+        return None;
     }
     if let Some(known) = lookup!(FDB, key) {
         // What the store says is never displaced.
-        if known.vtep != vtep || known.ifindex != ifindex {
-            note(direction, Note::LearnRefused, bytes);
-        }
-        return;
+        let elsewhere = known.vtep != vtep || known.ifindex != ifindex;
+        return elsewhere.then_some(Note::LearnRefused);
     }
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     let seen = LearnedEntry { last_seen_ns: now, vtep, ifindex };
     let what = match learn::learn(lookup!(FDB_LEARNED, key), &seen, AGEING_NS.load()) {
-        Learn::Current => return,
+        Learn::Current => return None,
         Learn::Refresh => None,
         Learn::Insert => Some(Note::Learned),
         Learn::Move => {
             let limit = RateKey { kind: RateKey::MAC_MOVE, id: key.vni };
             if !take_one(limit, MOVE_INTERVAL_NS, MOVE_BURST) {
-                note(direction, Note::MacMoveLimited, bytes);
-                return;
+                return Some(Note::MacMoveLimited);
             }
             Some(Note::MacMove)
         }
     };
-    if FDB_LEARNED.insert(key, seen, 0).is_ok()
-        && let Some(what) = what
-    {
-        note(direction, what, bytes);
-    }
+    FDB_LEARNED.insert(key, seen, 0).ok().and(what)
 }
 
 /// Where a MAC was learned to be, unless that was too long ago.

@@ -24,7 +24,7 @@ use crate::{
     learn,
     maps::{NEIGHBOURS, SCRATCH, lookup},
     packet::{ETH_LEN, Packet as _, load, redirect, resize, store},
-    verdict::note,
+    verdict::{self, hand_back},
 };
 
 /// What a container is answered; `None`: nothing, its frame is to be forwarded.
@@ -39,9 +39,12 @@ const ICMP_INTERVAL_NS: u64 = 10_000_000;
 /// Answers an ARP request whose answer is known. `None`: to be forwarded. A
 /// function of its own for the sake of the stack.
 #[inline(never)]
-pub(crate) fn arp(sender: &Sender<'_>, answer: &mut Option<Action>) -> Result<(), DropReason> {
-    *answer = try_arp(sender)?;
-    Ok(())
+pub(crate) fn arp(
+    sender: &Sender<'_>,
+    answer: &mut Option<Action>,
+    reason: &mut DropReason,
+) -> u32 {
+    hand_back(try_arp(sender), answer, reason)
 }
 
 #[inline(always)]
@@ -87,9 +90,9 @@ pub(crate) fn icmpv6(
     l4: &UpperLayer,
     mac: &mut [u8; 6],
     answer: &mut NdAnswer,
-) -> Result<(), DropReason> {
-    *answer = try_icmpv6(sender, l4, mac)?;
-    Ok(())
+    reason: &mut DropReason,
+) -> u32 {
+    hand_back(try_icmpv6(sender, l4, mac), answer, reason)
 }
 
 #[inline(always)]
@@ -157,55 +160,72 @@ fn nd_reply(skb: *mut __sk_buff, mac: &[u8; 6]) -> i32 {
 /// returned for that.
 #[inline(always)]
 pub(crate) fn too_big(ctx: &TcContext, eth: &EthHdr, port: u32, mtu: u32) -> DropReason {
-    let sent = match eth.ethertype() {
+    let what = match eth.ethertype() {
         ETH_P_IP => frag_needed(ctx.skb.skb, port, mtu),
         ETH_P_IPV6 => packet_too_big(ctx.skb.skb, port, mtu),
         // Nobody to tell, and no way to.
-        _ => false,
+        _ => 0,
     };
-    if sent {
-        note(Direction::FromContainer, Note::IcmpTooBigSent, ctx.len());
+    if what != 0 {
+        verdict::count_code(Direction::FromContainer, what, ctx.len());
     }
     DropReason::PacketTooBig
 }
 
-/// ICMP fragmentation-needed. A function of its own for the sake of the stack.
-/// Returns whether it was sent.
+/// ICMP fragmentation-needed. Returns the number of the note to count, 0 for
+/// none. A function of its own for the sake of the stack.
 #[inline(never)]
-fn frag_needed(skb: *mut __sk_buff, port: u32, mtu: u32) -> bool {
-    let ctx = &TcContext::new(skb);
-    let Some(eth) = ctx.read::<EthHdr>(0) else { return false };
-    let Some(ip) = ctx.read::<Ipv4Hdr>(ETH_LEN) else { return false };
-    let upper = ETH_LEN + ip.header_len() as usize;
-    let kind = load::<u8>(ctx, upper).ok();
-    if !pmtu::icmp_allowed(&eth, &ip, kind) || !within_limit(port, ctx.len()) {
-        return false;
-    }
-    let Some(quote) = quote::<QUOTE_V4_LEN>(ctx) else { return false };
-    let headers = pmtu::frag_needed(&eth, &ip, mtu as u16, sum(quote));
-    let sent = resize(ctx, FragNeededHeaders::FRAME_LEN as u32)
-        .and_then(|()| store(ctx, 0, &headers))
-        .and_then(|()| store(ctx, FragNeededHeaders::LEN, quote));
-    sent.is_ok() && send_back(ctx, port)
+fn frag_needed(skb: *mut __sk_buff, port: u32, mtu: u32) -> u32 {
+    note_code(try_frag_needed(&TcContext::new(skb), port, mtu))
 }
 
-/// ICMPv6 packet-too-big. A function of its own for the sake of the stack.
-/// Returns whether it was sent.
-#[inline(never)]
-fn packet_too_big(skb: *mut __sk_buff, port: u32, mtu: u32) -> bool {
-    let ctx = &TcContext::new(skb);
-    let Some(eth) = ctx.read::<EthHdr>(0) else { return false };
-    let Some(ip) = ctx.read::<Ipv6Hdr>(ETH_LEN) else { return false };
-    let kind = load::<u8>(ctx, V6_UPPER).ok();
-    if !pmtu::icmpv6_allowed(&eth, &ip, kind) || !within_limit(port, ctx.len()) {
-        return false;
+#[inline(always)]
+fn try_frag_needed(ctx: &TcContext, port: u32, mtu: u32) -> Option<Note> {
+    let eth: EthHdr = ctx.read(0)?;
+    let ip: Ipv4Hdr = ctx.read(ETH_LEN)?;
+    let kind = load::<u8>(ctx, ETH_LEN + ip.header_len() as usize).ok();
+    if !pmtu::icmp_allowed(&eth, &ip, kind) {
+        return None;
     }
-    let Some(quote) = quote::<QUOTE_V6_LEN>(ctx) else { return false };
+    if !within_limit(port) {
+        return Some(Note::IcmpTooBigLimited);
+    }
+    let quote = quote::<QUOTE_V4_LEN>(ctx)?;
+    let headers = pmtu::frag_needed(&eth, &ip, mtu as u16, sum(quote));
+    resize(ctx, FragNeededHeaders::FRAME_LEN as u32).ok()?;
+    store(ctx, 0, &headers).ok()?;
+    store(ctx, FragNeededHeaders::LEN, quote).ok()?;
+    send_back(ctx, port)
+}
+
+/// ICMPv6 packet-too-big, as [`frag_needed`].
+#[inline(never)]
+fn packet_too_big(skb: *mut __sk_buff, port: u32, mtu: u32) -> u32 {
+    note_code(try_packet_too_big(&TcContext::new(skb), port, mtu))
+}
+
+#[inline(always)]
+fn try_packet_too_big(ctx: &TcContext, port: u32, mtu: u32) -> Option<Note> {
+    let eth: EthHdr = ctx.read(0)?;
+    let ip: Ipv6Hdr = ctx.read(ETH_LEN)?;
+    let kind = load::<u8>(ctx, V6_UPPER).ok();
+    if !pmtu::icmpv6_allowed(&eth, &ip, kind) {
+        return None;
+    }
+    if !within_limit(port) {
+        return Some(Note::IcmpTooBigLimited);
+    }
+    let quote = quote::<QUOTE_V6_LEN>(ctx)?;
     let headers = pmtu::packet_too_big(&eth, &ip, mtu, sum(quote));
-    let sent = resize(ctx, PacketTooBigHeaders::FRAME_LEN as u32)
-        .and_then(|()| store(ctx, 0, &headers))
-        .and_then(|()| store(ctx, PacketTooBigHeaders::LEN, quote));
-    sent.is_ok() && send_back(ctx, port)
+    resize(ctx, PacketTooBigHeaders::FRAME_LEN as u32).ok()?;
+    store(ctx, 0, &headers).ok()?;
+    store(ctx, PacketTooBigHeaders::LEN, quote).ok()?;
+    send_back(ctx, port)
+}
+
+#[inline(always)]
+fn note_code(note: Option<Note>) -> u32 {
+    note.map_or(0, |note| note.code().into())
 }
 
 /// Copies the beginning of the L3 packet to this CPU's scratch space: it is too
@@ -235,18 +255,17 @@ fn sum<const N: usize>(quote: &[u8; N]) -> Sum {
 }
 
 #[inline(always)]
-fn within_limit(port: u32, bytes: u32) -> bool {
+fn within_limit(port: u32) -> bool {
     let limit = RateKey { kind: RateKey::ICMP, id: port };
-    let allowed = learn::allow(limit, ICMP_INTERVAL_NS, ICMP_BURST);
-    if !allowed {
-        note(Direction::FromContainer, Note::IcmpTooBigLimited, bytes);
-    }
-    allowed
+    learn::allow(limit, ICMP_INTERVAL_NS, ICMP_BURST)
 }
 
 /// Sends the rewritten frame to the container; the verdict drops the original.
 #[inline(always)]
-fn send_back(ctx: &TcContext, port: u32) -> bool {
+fn send_back(ctx: &TcContext, port: u32) -> Option<Note> {
     // SAFETY: the pointer is the program's own context.
-    unsafe { bpf_clone_redirect(ctx.skb.skb, port, 0) == 0 }
+    match unsafe { bpf_clone_redirect(ctx.skb.skb, port, 0) } {
+        0 => Some(Note::IcmpTooBigSent),
+        _ => None,
+    }
 }

@@ -12,7 +12,18 @@ use crate::maps::STATS;
 /// Counts one frame of `bytes`.
 #[inline(always)]
 pub(crate) fn count(direction: Direction, code: Code, bytes: u32) {
-    if let Some(counter) = STATS.get_ptr_mut(stats_index(direction, code)) {
+    count_at(stats_index(direction, code), bytes);
+}
+
+/// Counts under the number of a code, as a BPF function hands it back.
+#[inline(always)]
+pub(crate) fn count_code(direction: Direction, code: u32, bytes: u32) {
+    count_at((u32::from(direction.code()) << 8) | (code & 0xff), bytes);
+}
+
+#[inline(always)]
+fn count_at(index: u32, bytes: u32) {
+    if let Some(counter) = STATS.get_ptr_mut(index) {
         // SAFETY: the entry is this CPU's own; programs of one CPU do not
         // interrupt each other at these hooks.
         unsafe {
@@ -26,6 +37,28 @@ pub(crate) fn count(direction: Direction, code: Code, bytes: u32) {
 #[inline(always)]
 pub(crate) fn note(direction: Direction, note: Note, bytes: u32) {
     count(direction, Code::Note(note), bytes);
+}
+
+/// How a BPF function that is not inlined hands a result back: through memory,
+/// and 0 or 1 for success or failure. It returns no more than one register, and
+/// one without a return value would leave a stale pointer in that register,
+/// which the verifier refuses.
+#[inline(always)]
+pub(crate) fn hand_back<T>(
+    result: Result<T, DropReason>,
+    value: &mut T,
+    reason: &mut DropReason,
+) -> u32 {
+    match result {
+        Ok(result) => {
+            *value = result;
+            0
+        }
+        Err(result) => {
+            *reason = result;
+            1
+        }
+    }
 }
 
 /// The one place where an outcome becomes a verdict of TC.

@@ -33,7 +33,12 @@ use tokio::{
 };
 
 pub use self::purge::purge_offline;
-use self::{backend::Agent, containers::Containers, engine::Engine, shared::Shared};
+use self::{
+    backend::Agent,
+    containers::Containers,
+    engine::{Engine, Periods},
+    shared::Shared,
+};
 use crate::{
     api,
     cli::AgentOptions,
@@ -50,7 +55,7 @@ use crate::{
 /// node name, an uplink or VTEP address that is not there, credentials that
 /// cannot be read, a store that does not answer within `--store-timeout`.
 pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
-    start::log(&options.log)?;
+    start::log(&options.log, options.trace)?;
     doctor::preflight().map_err(|line| anyhow!(line))?;
     // First of all what tells whether there is another agent.
     let listener = api::bind(&options.socket)?;
@@ -124,7 +129,8 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
 
     let follower = Follower::spawn(Arc::clone(&store), FollowOptions::default());
     shared.watch_health(follower.health());
-    let mut engine = tokio::spawn(Engine::new(Arc::clone(&shared), follower).run());
+    let mut engine =
+        tokio::spawn(Engine::new(Arc::clone(&shared), follower, Periods::default()).run());
     let ready = tokio::spawn(start::tell_when_ready(Arc::clone(&shared), Arc::clone(&host)));
 
     let mut failure = None;

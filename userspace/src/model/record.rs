@@ -208,3 +208,6 @@ impl Record for StoreMark {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

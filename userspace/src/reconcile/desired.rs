@@ -133,3 +133,220 @@ fn addresses(vni: u32, endpoint: &Endpoint) -> impl Iterator<Item = NeighKey> {
     let link_local = NeighKey::v6(vni, endpoint.mac.link_local().octets());
     v4.into_iter().chain(v6).chain([link_local])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::{Key, ops},
+        store::{Entry, Snapshot, Write},
+    };
+
+    /// A view made the way agents make it: by plans, through the store's records.
+    #[derive(Default)]
+    struct Cluster {
+        entries: BTreeMap<String, Entry>,
+        revision: i64,
+    }
+
+    impl Cluster {
+        fn view(&self) -> View {
+            let entries = self.entries.values().cloned().collect();
+            View::from_snapshot(&Snapshot { revision: self.revision, entries })
+        }
+
+        fn commit(&mut self, plan: ops::Plan) {
+            self.revision += 1;
+            for write in plan.writes {
+                match write {
+                    Write::Put { key, value, .. } => {
+                        let entry = Entry { key: key.clone(), value, mod_revision: self.revision };
+                        self.entries.insert(key, entry);
+                    }
+                    Write::Delete(key) => {
+                        self.entries.remove(&key);
+                    }
+                    Write::DeletePrefix(prefix) => {
+                        self.entries.retain(|key, _| !key.starts_with(&prefix));
+                    }
+                }
+            }
+        }
+
+        fn node(&mut self, number: u8) -> Node {
+            let node = Node {
+                schema: crate::model::SCHEMA,
+                name: name(&format!("host{number}")),
+                id: format!("{number:064x}"),
+                vtep: [192, 0, 2, number].into(),
+                port: 4789,
+            };
+            self.commit(ops::register_node(&self.view(), &node, 1).unwrap());
+            node
+        }
+
+        fn network(&mut self, text: &str, options: &[(&str, &str)]) -> Network {
+            let spec = ops::NetworkSpec {
+                name: name(text),
+                driver: crate::model::Driver::Overlay,
+                subnets: vec!["10.1.0.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()],
+                gateway: None,
+                vni: None,
+                mtu: None,
+                max_mtu: 1450,
+                internal: false,
+                learning: options.contains(&("learning", "true")),
+                options: options
+                    .iter()
+                    .filter(|(key, _)| *key != "learning")
+                    .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                    .collect(),
+                labels: BTreeMap::new(),
+                avoid: Vec::new(),
+            };
+            let (network, plan) = ops::create_network(&self.view(), &spec).unwrap();
+            self.commit(plan);
+            network
+        }
+
+        fn endpoint(&mut self, network: &str, node: &Node, container: &str) -> Endpoint {
+            let spec = ops::EndpointSpec {
+                network: name(network),
+                container: name(container),
+                node: node.name.clone(),
+                ip: None,
+                mac: None,
+                ifname: "eth0".to_owned(),
+                sandbox: crate::model::SandboxRef { netns: "/run/netns/x".into(), owned: true },
+            };
+            let (endpoint, plan) = ops::create_endpoint(&self.view(), &spec).unwrap();
+            self.commit(plan);
+            endpoint
+        }
+
+        fn state(&self, own: &Node, ports: &[(&Endpoint, u32)], net: &str) -> Option<NetworkState> {
+            let ports = ports.iter().map(|(ep, ifindex)| (ep.id.clone(), *ifindex)).collect();
+            let inputs = Inputs { view: &self.view(), own, ports: &ports };
+            network_state(&inputs, &name(net))
+        }
+    }
+
+    fn name(text: &str) -> Name {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_network_without_an_endpoint_here_has_no_state() {
+        let mut cluster = Cluster::default();
+        let (one, two) = (cluster.node(1), cluster.node(2));
+        cluster.network("blue", &[]);
+        assert_eq!(cluster.state(&one, &[], "blue"), None);
+        cluster.endpoint("blue", &two, "db");
+        assert_eq!(cluster.state(&one, &[], "blue"), None);
+        assert_eq!(cluster.state(&one, &[], "grey"), None);
+        assert!(cluster.state(&two, &[], "blue").is_some());
+    }
+
+    #[test]
+    fn every_address_of_every_endpoint_is_known() {
+        let mut cluster = Cluster::default();
+        let (one, two) = (cluster.node(1), cluster.node(2));
+        let vni = cluster.network("blue", &[]).vni.get();
+        let web = cluster.endpoint("blue", &one, "web");
+        let db = cluster.endpoint("blue", &two, "db");
+        let state = cluster.state(&one, &[(&web, 42)], "blue").unwrap();
+
+        let info = state.endpoints[&42];
+        assert_eq!((info.vni, info.mac, info.mtu), (vni, web.mac.0, 1450));
+        assert_eq!(info.ipv4, web.ipv4.unwrap().octets());
+        assert_eq!(info.ipv6, web.ipv6.unwrap().octets());
+        assert_eq!((info.bum_rate, info.bum_burst), (Bum::DEFAULT.rate, Bum::DEFAULT.burst));
+        assert_eq!(info.flags, 0);
+        let local = FdbEntry { ifindex: 42, vtep: [0; 4] };
+        let remote = FdbEntry { ifindex: 0, vtep: [192, 0, 2, 2] };
+        assert_eq!(
+            state.fdb,
+            BTreeMap::from([
+                (FdbKey::new(vni, web.mac.0), local),
+                (FdbKey::new(vni, db.mac.0), remote),
+            ])
+        );
+        for endpoint in [&web, &db] {
+            let entry = NeighEntry { mac: endpoint.mac.0, pad: [0; 2] };
+            for key in [
+                NeighKey::v4(vni, endpoint.ipv4.unwrap().octets()),
+                NeighKey::v6(vni, endpoint.ipv6.unwrap().octets()),
+                NeighKey::v6(vni, endpoint.mac.link_local().octets()),
+            ] {
+                assert_eq!(state.neighbours[&key], entry);
+            }
+        }
+        assert_eq!(state.neighbours.len(), 6);
+        assert_eq!(state.vteps, BTreeMap::from([([192, 0, 2, 2], VtepInfo { foreign: 0 })]));
+    }
+
+    #[test]
+    fn an_endpoint_that_is_not_plugged_in_gets_no_frames_yet() {
+        let mut cluster = Cluster::default();
+        let one = cluster.node(1);
+        cluster.network("blue", &[]);
+        cluster.endpoint("blue", &one, "web");
+        let state = cluster.state(&one, &[], "blue").unwrap();
+        assert!(state.endpoints.is_empty() && state.fdb.is_empty());
+        assert_eq!(state.neighbours.len(), 3);
+    }
+
+    #[test]
+    fn peers_are_the_hosts_with_endpoints_and_the_foreign_vteps_but_not_this_one() {
+        let mut cluster = Cluster::default();
+        let (one, two, three) = (cluster.node(1), cluster.node(2), cluster.node(3));
+        cluster.network("blue", &[]);
+        for node in [&one, &two, &two] {
+            let number = cluster.revision;
+            cluster.endpoint("blue", node, &format!("c{number}"));
+        }
+        let (_, plan) =
+            ops::add_vtep(&cluster.view(), &name("blue"), [198, 51, 100, 9].into(), 8472).unwrap();
+        cluster.commit(plan);
+        let peers = |cluster: &Cluster, own: &Node| -> Vec<([u8; 4], u32)> {
+            let state = cluster.state(own, &[], "blue").unwrap();
+            state.vteps.into_iter().map(|(ip, info)| (ip, info.foreign)).collect()
+        };
+        assert_eq!(peers(&cluster, &one), [([192, 0, 2, 2], 0), ([198, 51, 100, 9], 1)]);
+        assert_eq!(peers(&cluster, &two), [([192, 0, 2, 1], 0), ([198, 51, 100, 9], 1)]);
+        assert_eq!(cluster.state(&three, &[], "blue"), None);
+    }
+
+    #[test]
+    fn options_become_flags_and_limits() {
+        let mut cluster = Cluster::default();
+        let one = cluster.node(1);
+        cluster.network(
+            "blue",
+            &[("learning", "true"), ("dscp", "copy"), ("anti_spoof", "false"), ("bum_rate", "5")],
+        );
+        let web = cluster.endpoint("blue", &one, "web");
+        let state = cluster.state(&one, &[(&web, 1)], "blue").unwrap();
+        assert_eq!(state.flags, NetworkInfo::LEARNING | NetworkInfo::COPY_DSCP);
+        let info = state.endpoints[&1];
+        assert_eq!(info.flags, EndpointInfo::ALLOW_ANY_SOURCE);
+        assert_eq!((info.bum_rate, info.bum_burst), (5, 10));
+    }
+
+    #[test]
+    fn records_that_contradict_the_claims_are_not_carried() {
+        let mut cluster = Cluster::default();
+        let (one, two) = (cluster.node(1), cluster.node(2));
+        let network = cluster.network("blue", &[]);
+        let web = cluster.endpoint("blue", &one, "web");
+        let db = cluster.endpoint("blue", &two, "db");
+        // Its address is somebody else's, for all that the store says.
+        cluster.entries.remove(&Key::ipam(&name("blue"), db.ipv4.unwrap().into()));
+        let state = cluster.state(&one, &[(&web, 1)], "blue").unwrap();
+        assert!(!state.fdb.contains_key(&FdbKey::new(network.vni.get(), db.mac.0)));
+        assert!(state.vteps.is_empty());
+        // Nor is a network whose VNI is not its own.
+        cluster.entries.remove(&Key::vni(network.vni));
+        assert_eq!(cluster.state(&one, &[(&web, 1)], "blue"), None);
+    }
+}

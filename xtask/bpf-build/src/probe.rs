@@ -122,6 +122,9 @@ impl Toolchain {
         command
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join(OsStr::new("\x1f")))
             .env("CARGO_CFG_BPF_TARGET_ARCH", arch)
+            // Incremental compilation, which the profile may inherit, cuts a crate into parts
+            // that are not inlined into each other: the verifier refuses the outcome.
+            .env("CARGO_INCREMENTAL", "0")
             .args(["--target", target_triple()]);
         command
     }

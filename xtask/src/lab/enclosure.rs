@@ -24,7 +24,7 @@ const MARK: &str = "CULVERT_XTASK_ENCLOSED";
 
 /// Runs this program again with `args` as process 1 of an enclosure and waits for it.
 pub(crate) fn run(args: &[&str]) -> Result<ExitStatus> {
-    let mut child = start(&mut this_program(args)?)?;
+    let mut child = start(this_program(args)?.process_group(0))?;
     let _foreground = signals::foreground(child.id());
     Ok(child.wait()?)
 }
@@ -36,6 +36,7 @@ pub(crate) fn start_detached(args: &[&str], log: &Path) -> Result<Child> {
         fs::File::create(log).with_context(|| format!("{}: cannot be created", log.display()))?;
     let errors = file.try_clone().context("cannot copy a file descriptor")?;
     let mut command = this_program(args)?;
+    // No process group here: the program makes a session, which a group's leader cannot.
     start(command.arg("--detached").stdin(Stdio::null()).stdout(file).stderr(errors))
 }
 
@@ -56,7 +57,7 @@ fn start(command: &mut Command) -> Result<Child> {
             "cannot make namespaces: needs root with CAP_SYS_ADMIN (a container needs \
              --privileged)",
         )?;
-    command.process_group(0).spawn().context("cannot start this program again")
+    command.spawn().context("cannot start this program again")
 }
 
 /// The directories that file systems are mounted on inside. They are made outside, as the

@@ -156,14 +156,13 @@ impl Host {
 
 /// Whether the agent answers and its store does.
 fn status_is_healthy(plan: &HostPlan) -> bool {
-    if !plan.socket().exists() {
-        return false;
-    }
-    let output = plan
-        .command("culvert".as_ref())
-        .args(["--format", "json", "status"])
-        .stdin(Stdio::null())
-        .output();
+    plan.socket().exists() && agent_is_ready(&mut plan.command("culvert".as_ref()))
+}
+
+/// Whether the agent that `culvert` talks to answers and says that its store is healthy.
+/// `culvert` has neither verb nor options yet.
+pub(crate) fn agent_is_ready(culvert: &mut Command) -> bool {
+    let output = culvert.args(["--format", "json", "status"]).stdin(Stdio::null()).output();
     let Ok(output) = output else {
         return false;
     };

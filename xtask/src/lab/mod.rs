@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 
 pub(crate) use etcd::Etcd;
-pub(crate) use host::{Host, HostPlan};
+pub(crate) use host::{Host, HostPlan, agent_is_ready};
 pub(crate) use underlay::Underlay;
 
 /// Directory of sockets, state and logs: a tmpfs inside the enclosure.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use super::build;
+use crate::lab::agent_is_ready;
 use crate::{paths, privilege, process, signals, tools, ui};
 
 /// How long the agent may take until it answers.
@@ -40,9 +41,10 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     fs::create_dir_all(&run.dir)
         .with_context(|| format!("{}: cannot be created", run.dir.display()))?;
     let result = run.serve(&args.agent);
-    // Only if the agent ended well: what it could not remove, the next run or 'clean' needs to
-    // find.
-    if result.is_ok() { result.and(run.remove()) } else { result }
+    // An agent that ended well has removed what it made, but for its directory. After one that
+    // did not, its pins have to go as well.
+    let removed = if result.is_ok() { run.remove() } else { remove_leftovers() };
+    result.and(removed)
 }
 
 /// Whether a `run` that was killed has left something.
@@ -63,13 +65,20 @@ pub(crate) fn remove_leftovers() -> Result<()> {
         );
     }
     if paths::culvert().is_file() {
-        // Programs and links are pinned: they outlive a killed agent.
-        process::quiet(run.culvert(&["purge"]).args([
-            "--state-dir".as_ref(),
-            run.state().as_os_str(),
-            "--bpffs".as_ref(),
-            run.bpffs().as_os_str(),
-        ]))?;
+        // Programs and links are pinned: they outlive a killed agent. An interrupt must not stop
+        // this: it may be the reason for it.
+        let purge = run
+            .culvert(&["purge", "--state-dir"])
+            .arg(run.state())
+            .arg("--bpffs")
+            .arg(run.bpffs())
+            .stdin(Stdio::null())
+            .output()
+            .context("culvert purge: cannot be started")?;
+        if !purge.status.success() {
+            let said = String::from_utf8_lossy(&purge.stderr).into_owned();
+            bail!("culvert purge failed: {}", process::last_lines(&said, 2));
+        }
     }
     run.remove()
 }
@@ -129,11 +138,14 @@ impl Run {
             .arg(self.bpffs())
             .arg("--cleanup-on-exit")
             .args(more);
+        if !more.iter().any(|word| word.starts_with("--uplink")) && !has_default_route() {
+            command.args(["--uplink", stand_in::make()?]);
+        }
         ui::heading("agent");
         let mut agent = process::Foreground::start("culvert agent", &mut command)?;
         let ready = process::wait_for("culvert agent: an answer", READY, || {
             agent.check()?;
-            Ok(self.answers().then_some(()))
+            Ok((self.socket().exists() && agent_is_ready(&mut self.culvert(&[]))).then_some(()))
         });
         if let Err(error) = ready {
             let stopped = agent.stop(STOP);
@@ -182,6 +194,7 @@ impl Run {
             nix::mount::umount(&bpffs)
                 .with_context(|| format!("{}: cannot be unmounted", bpffs.display()))?;
         }
+        stand_in::remove()?;
         match fs::remove_dir_all(&self.dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("{}: cannot be removed", self.dir.display()))
@@ -206,6 +219,67 @@ fn agent_command() -> Result<Command> {
     };
     command.arg("agent");
     Ok(command)
+}
+
+/// Whether this host has an IPv4 default route, whose device the agent takes as its uplink.
+fn has_default_route() -> bool {
+    // Columns: device, destination, gateway, flags, ..., mask; addresses in hexadecimal.
+    let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
+    routes.lines().skip(1).any(|line| {
+        let mut columns = line.split_whitespace();
+        columns.nth(1) == Some("00000000") && columns.nth(5) == Some("00000000")
+    })
+}
+
+/// An uplink for a host that has none: an agent wants one, and a host that is offline can
+/// still have containers that talk to each other.
+mod stand_in {
+    use std::path::Path;
+    use std::process::{Command, Stdio};
+
+    use anyhow::{Context as _, Result, bail};
+
+    use crate::{process, tools, ui};
+
+    const DEVICE: &str = "cvxtask0";
+    const PEER: &str = "cvxtask1";
+
+    /// Of the block for documentation (RFC 5737): nobody has it.
+    const ADDRESS: &str = "192.0.2.1/32";
+
+    /// Makes the device and returns its name.
+    pub(super) fn make() -> Result<&'static str> {
+        let Some(ip) = tools::which("ip") else {
+            bail!("no default route, and no 'ip' to make an uplink with: install iproute2");
+        };
+        remove()?;
+        ui::line(&format!(
+            "No default route: the agent gets {DEVICE} ({ADDRESS}) for an uplink, until it stops."
+        ));
+        for words in [
+            &["link", "add", DEVICE, "type", "veth", "peer", "name", PEER][..],
+            &["address", "add", ADDRESS, "dev", DEVICE],
+            &["link", "set", PEER, "up"],
+            &["link", "set", DEVICE, "up"],
+        ] {
+            process::quiet(Command::new(&ip).args(words))?;
+        }
+        Ok(DEVICE)
+    }
+
+    /// Removes the device, if it is there.
+    pub(super) fn remove() -> Result<()> {
+        if !Path::new("/proc/sys/net/ipv4/conf").join(DEVICE).exists() {
+            return Ok(());
+        }
+        let ip = tools::which("ip").unwrap_or_else(|| "ip".into());
+        let status =
+            Command::new(ip).args(["link", "delete", DEVICE]).stdin(Stdio::null()).status();
+        if !status.context("ip: cannot be started")?.success() {
+            bail!("{DEVICE}: cannot be removed: its message is above");
+        }
+        Ok(())
+    }
 }
 
 /// Whether something is mounted on `dir`.

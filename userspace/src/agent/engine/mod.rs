@@ -20,6 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use self::work::{Retry, Work};
 use super::{
+    backend::Agent,
     platform::HostEvent,
     shared::{PlugState, Shared},
 };
@@ -30,20 +31,36 @@ use crate::{
     store::Follower,
 };
 
-/// How often maps and netlink are compared with what they should be.
-const ANTI_ENTROPY: Duration = Duration::from_secs(60);
-/// How often what failed is looked at again.
-const RETRY: Duration = Duration::from_secs(1);
 /// How long changes of the underlay are gathered before it is resolved again:
 /// each veth and each route of a routing daemon is an event.
 const GATHER: Duration = Duration::from_millis(20);
-/// How often learned entries that nobody uses any more are removed.
-const AGEING: Duration = Duration::from_secs(10);
+
+/// How often the engine does what nothing triggers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Periods {
+    /// Looks again at what failed, and for sandboxes that somebody has removed.
+    pub(crate) retry: Duration,
+    /// Compares maps and netlink with what they should be.
+    pub(crate) anti_entropy: Duration,
+    /// Removes learned entries that nobody uses any more.
+    pub(crate) ageing: Duration,
+}
+
+impl Default for Periods {
+    fn default() -> Self {
+        Self {
+            retry: Duration::from_secs(1),
+            anti_entropy: Duration::from_secs(60),
+            ageing: Duration::from_secs(10),
+        }
+    }
+}
 
 /// See the module.
 pub(crate) struct Engine {
     shared: Arc<Shared>,
     follower: Follower,
+    periods: Periods,
     reconciler: Reconciler,
     /// The first update, with all that the store holds, has been folded in.
     listed: bool,
@@ -64,6 +81,8 @@ pub(crate) struct Engine {
     underlay_dirty: bool,
     /// Paths are to be resolved again, then.
     underlay_stale: Option<Instant>,
+    /// The uplinks are to be looked at, too.
+    uplinks_stale: bool,
     /// Veths to make and to remove.
     work: BTreeSet<Work>,
     /// What failed, by endpoint.
@@ -71,10 +90,11 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    pub(crate) fn new(shared: Arc<Shared>, follower: Follower) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, follower: Follower, periods: Periods) -> Self {
         Self {
             shared,
             follower,
+            periods,
             reconciler: Reconciler::default(),
             listed: false,
             informed: false,
@@ -85,6 +105,7 @@ impl Engine {
             dirty: BTreeSet::new(),
             underlay_dirty: true,
             underlay_stale: None,
+            uplinks_stale: false,
             work: BTreeSet::new(),
             retries: BTreeMap::new(),
         }
@@ -93,9 +114,9 @@ impl Engine {
     /// Runs until the agent is asked to stop. Leaves the kernel as it is.
     pub(crate) async fn run(mut self) {
         let shutdown = self.shared.shutdown.clone();
-        let mut retry = interval(RETRY);
-        let mut anti_entropy = interval(ANTI_ENTROPY);
-        let mut ageing = interval(AGEING);
+        let mut retry = interval(self.periods.retry);
+        let mut anti_entropy = interval(self.periods.anti_entropy);
+        let mut ageing = interval(self.periods.ageing);
         let platform = Arc::clone(&self.shared.platform);
         // Once a source of events has ended it must not be asked again.
         let (mut more_updates, mut more_events) = (true, true);
@@ -114,7 +135,12 @@ impl Engine {
                 () = std::future::ready(()), if self.informed && !self.work.is_empty() => {
                     self.do_one_work().await;
                 }
-                () = wait_until(self.underlay_stale) => self.underlay_dirty = true,
+                () = wait_until(self.underlay_stale) => {
+                    if std::mem::take(&mut self.uplinks_stale) {
+                        self.check_uplinks().await;
+                    }
+                    self.underlay_dirty = true;
+                }
                 _ = retry.tick() => {
                     self.retry();
                     self.find_lost_sandboxes();
@@ -140,6 +166,10 @@ impl Engine {
             HostEvent::Underlay => {
                 self.underlay_stale.get_or_insert_with(|| Instant::now() + GATHER);
             }
+            HostEvent::Uplink => {
+                self.uplinks_stale = true;
+                self.underlay_stale.get_or_insert_with(|| Instant::now() + GATHER);
+            }
             HostEvent::LinkGone(ifindex) => {
                 let gone = self.ports.iter().find(|(_, port)| **port == ifindex);
                 if let Some((id, _)) = gone.map(|(id, port)| (id.clone(), *port)) {
@@ -151,6 +181,7 @@ impl Engine {
                 }
             }
             HostEvent::Lost => {
+                self.uplinks_stale = true;
                 self.underlay_dirty = true;
                 self.work.extend(self.local.keys().cloned().map(Work::Plug));
             }
@@ -230,7 +261,7 @@ impl Engine {
             Err(error) => {
                 // Nothing is known about the paths, so those there are stay.
                 self.shared.problem("underlay", Some(format!("underlay: {}", error.message())));
-                self.underlay_stale = Some(Instant::now() + RETRY);
+                self.underlay_stale = Some(Instant::now() + self.periods.retry);
                 return;
             }
         };
@@ -246,7 +277,7 @@ impl Engine {
         let written = self.reconciler.paths_to(self.shared.platform.as_ref(), resolved.paths);
         let line = written.err().map(|error| format!("underlay: {error}; trying again"));
         if line.is_some() {
-            self.underlay_stale = Some(Instant::now() + RETRY);
+            self.underlay_stale = Some(Instant::now() + self.periods.retry);
         }
         self.shared.problem("underlay/maps", line);
     }
@@ -260,6 +291,13 @@ impl Engine {
         self.find_strays().await;
         self.revive_sandboxes().await;
         self.work.extend(self.local.keys().cloned().map(Work::Plug));
+        self.check_uplinks().await;
+        // It waits for this task, so it is one of its own.
+        let agent = Agent::new(Arc::clone(&self.shared));
+        tokio::spawn(async move { agent.remove_abandoned().await });
+    }
+
+    async fn check_uplinks(&self) {
         let lines = self.shared.platform.check_uplinks().await;
         let lines = lines.into_iter().enumerate();
         let lines = lines.map(|(index, line)| (format!("uplink/{index}"), line)).collect();

@@ -66,7 +66,6 @@ impl Engine {
                 self.write_maps().await;
                 if self.dirty.contains(&endpoint.network) {
                     // The maps refused; the network's own problem says why.
-                    self.work.insert(Work::Plug(id.clone()));
                     self.fail(
                         &id,
                         PlugError::Refused(
@@ -122,7 +121,7 @@ impl Engine {
     /// Notes a failure, and when to try again: an absent sandbox is looked for
     /// every second, everything else with growing pauses.
     fn fail(&mut self, id: &str, error: PlugError) {
-        let shortest = super::RETRY;
+        let shortest = self.periods.retry;
         let pause = match (&error, self.retries.get(id)) {
             (PlugError::Refused(..), Some(before)) => (before.pause * 2).min(LONGEST_PAUSE),
             _ => shortest,

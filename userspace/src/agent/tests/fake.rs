@@ -1,0 +1,458 @@
+//! A host without a kernel, and agents on it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use culvert_common::abi::{
+    Code, Counter, Direction, FdbEntry, FdbKey, LearnedEntry, NeighEntry, NeighKey, UnderlayPath,
+};
+use ipnetwork::IpNetwork;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::Instant,
+};
+
+use crate::{
+    agent::{
+        backend::Agent,
+        containers::Containers,
+        engine::{Engine, Periods},
+        node,
+        platform::{HostEvent, Paths, Platform, PlugError},
+        shared::Shared,
+    },
+    api::{
+        Backend as _,
+        types::{ApiError, ContainerCreate, ContainerRow, ErrorKind, NetworkCreate},
+    },
+    cli::{AgentOptions, DatapathMode, StoreAccess},
+    datapath::DatapathError,
+    model::{Driver, Name, Node, SCHEMA},
+    reconcile::{Kernel, LocalEndpoint, Op, Tables},
+    store::{FileStore, FollowOptions, Follower, StateStore},
+};
+
+/// How long anything may take.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Short ones: nothing here is slow.
+const PERIODS: Periods = Periods {
+    retry: Duration::from_millis(20),
+    anti_entropy: Duration::from_millis(100),
+    ageing: Duration::from_millis(20),
+};
+
+/// What the paper host holds.
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) tables: Tables,
+    /// Steps ever done.
+    pub(super) ops: Vec<Op>,
+    /// Veths: interface index by endpoint.
+    pub(super) veths: BTreeMap<String, u32>,
+    pub(super) attached: BTreeSet<u32>,
+    /// Namespaces, with the interface names in each.
+    pub(super) namespaces: BTreeMap<PathBuf, BTreeSet<String>>,
+    pub(super) learned: BTreeMap<FdbKey, LearnedEntry>,
+    /// What plugging is refused with.
+    pub(super) refuse_plug: Option<PlugError>,
+    /// Reads of maps fail.
+    pub(super) blind: bool,
+    pub(super) purged: bool,
+    next_ifindex: u32,
+}
+
+/// See [`State`].
+pub(super) struct Paper {
+    state: Mutex<State>,
+    events: tokio::sync::Mutex<mpsc::UnboundedReceiver<HostEvent>>,
+    tell: mpsc::UnboundedSender<HostEvent>,
+}
+
+impl Paper {
+    pub(super) fn new() -> Arc<Self> {
+        let (tell, events) = mpsc::unbounded_channel();
+        Arc::new(Self {
+            state: Mutex::new(State { next_ifindex: 100, ..State::default() }),
+            events: tokio::sync::Mutex::new(events),
+            tell,
+        })
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    pub(super) fn tell(&self, event: HostEvent) {
+        self.tell.send(event).unwrap();
+    }
+
+    fn path_of(name: &Name) -> PathBuf {
+        Path::new("/paper/netns").join(name.as_str())
+    }
+
+    fn unreadable() -> DatapathError {
+        DatapathError::Io {
+            path: "/paper/map".into(),
+            what: "read",
+            source: std::io::Error::other("blind"),
+        }
+    }
+}
+
+impl Kernel for Paper {
+    type Error = DatapathError;
+
+    fn dump(&self) -> Result<Tables, DatapathError> {
+        let state = self.state();
+        if state.blind { Err(Self::unreadable()) } else { Ok(state.tables.clone()) }
+    }
+
+    fn apply(&self, op: &Op) -> Result<(), DatapathError> {
+        let mut state = self.state();
+        op.apply_to(&mut state.tables);
+        state.ops.push(*op);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Platform for Paper {
+    async fn event(&self) -> Option<HostEvent> {
+        self.events.lock().await.recv().await
+    }
+
+    async fn plugged(&self) -> Result<BTreeMap<String, u32>, PlugError> {
+        Ok(self.state().veths.clone())
+    }
+
+    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<u32, PlugError> {
+        let mut state = self.state();
+        if let Some(error) = &state.refuse_plug {
+            return Err(error.clone());
+        }
+        let netns = endpoint.sandbox.netns.clone();
+        let Some(names) = state.namespaces.get_mut(&netns) else {
+            return Err(PlugError::Absent(format!("{} is not there", netns.display())));
+        };
+        names.insert(endpoint.ifname.clone());
+        state.next_ifindex += 1;
+        let next = state.next_ifindex;
+        let ifindex = *state.veths.entry(endpoint.id.clone()).or_insert(next);
+        state.attached.insert(ifindex);
+        Ok(ifindex)
+    }
+
+    async fn unplug(&self, endpoint: &str, ifindex: Option<u32>) -> Result<(), PlugError> {
+        let mut state = self.state();
+        state.veths.remove(endpoint);
+        if let Some(ifindex) = ifindex {
+            state.attached.remove(&ifindex);
+        }
+        Ok(())
+    }
+
+    fn retain_attachments(&self, ifindexes: &BTreeSet<u32>) -> Result<(), DatapathError> {
+        self.state().attached.retain(|ifindex| ifindexes.contains(ifindex));
+        Ok(())
+    }
+
+    async fn paths(
+        &self,
+        vteps: &BTreeMap<Ipv4Addr, u16>,
+        _used: &BTreeSet<Ipv4Addr>,
+    ) -> Result<Paths, PlugError> {
+        let path = |(vtep, port): (&Ipv4Addr, &u16)| {
+            let path = UnderlayPath {
+                ifindex: 2,
+                next_hop: vtep.octets(),
+                port: *port,
+                inner_mtu: 1450,
+                next_hop_mac: [2; 6],
+                uplink_mac: [4; 6],
+            };
+            (vtep.octets(), path)
+        };
+        Ok(Paths { paths: vteps.iter().map(path).collect(), problems: BTreeMap::new() })
+    }
+
+    async fn check_uplinks(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    async fn max_mtu(&self) -> Result<u16, ApiError> {
+        Ok(1450)
+    }
+
+    async fn routes(&self) -> Result<Vec<IpNetwork>, ApiError> {
+        Ok(vec!["0.0.0.0/0".parse().unwrap(), "10.0.0.0/24".parse().unwrap()])
+    }
+
+    async fn make_sandbox(&self, name: &Name) -> Result<PathBuf, ApiError> {
+        let path = Self::path_of(name);
+        let mut state = self.state();
+        if state.namespaces.contains_key(&path) {
+            return Err(ApiError::new(ErrorKind::Conflict, "sandbox exists already"));
+        }
+        state.namespaces.insert(path.clone(), BTreeSet::new());
+        Ok(path)
+    }
+
+    async fn ensure_sandbox(&self, name: &Name, _running: Option<i32>) -> Result<(), ApiError> {
+        self.state().namespaces.entry(Self::path_of(name)).or_default();
+        Ok(())
+    }
+
+    fn sandbox_exists(&self, name: &Name) -> bool {
+        self.state().namespaces.contains_key(&Self::path_of(name))
+    }
+
+    async fn remove_sandbox(&self, name: &Name) -> Result<(), ApiError> {
+        self.state().namespaces.remove(&Self::path_of(name));
+        Ok(())
+    }
+
+    async fn adopt(&self, netns: Option<&Path>, pid: Option<i32>) -> Result<PathBuf, ApiError> {
+        let path = netns.map_or_else(
+            || PathBuf::from(format!("/proc/{}/ns/net", pid.unwrap_or_default())),
+            Path::to_owned,
+        );
+        if self.state().namespaces.contains_key(&path) {
+            Ok(path)
+        } else {
+            Err(ApiError::new(
+                ErrorKind::NotFound,
+                format!("{} does not exist: PATH is valid", path.display()),
+            ))
+        }
+    }
+
+    async fn choose_ifname(
+        &self,
+        netns: &Path,
+        asked: Option<&str>,
+        reserved: &[String],
+    ) -> Result<String, ApiError> {
+        let state = self.state();
+        let taken = |name: &str| {
+            state.namespaces.get(netns).is_some_and(|names| names.contains(name))
+                || reserved.iter().any(|other| other == name)
+        };
+        match asked {
+            Some(name) if taken(name) => {
+                Err(ApiError::new(ErrorKind::Conflict, format!("interface name {name} is taken")))
+            }
+            Some(name) => Ok(name.to_owned()),
+            None => Ok((0..).map(|n| format!("eth{n}")).find(|name| !taken(name)).unwrap()),
+        }
+    }
+
+    fn ifname(&self, ifindex: u32) -> String {
+        format!("if{ifindex}")
+    }
+
+    fn fdb(&self) -> Result<BTreeMap<FdbKey, FdbEntry>, DatapathError> {
+        Ok(self.dump()?.fdb)
+    }
+
+    fn learned(&self) -> Result<Vec<(FdbKey, LearnedEntry)>, DatapathError> {
+        Ok(self.state().learned.iter().map(|(key, entry)| (*key, *entry)).collect())
+    }
+
+    fn now_ns(&self) -> u64 {
+        1_000_000_000_000
+    }
+
+    fn ageing(&self) -> Duration {
+        Duration::from_secs(300)
+    }
+
+    fn forget(&self, key: &FdbKey) -> Result<(), DatapathError> {
+        self.state().learned.remove(key);
+        Ok(())
+    }
+
+    fn neighbours(&self) -> Result<BTreeMap<NeighKey, NeighEntry>, DatapathError> {
+        Ok(self.dump()?.neighbours)
+    }
+
+    fn underlay(&self) -> Result<BTreeMap<[u8; 4], UnderlayPath>, DatapathError> {
+        Ok(self.dump()?.underlay)
+    }
+
+    fn stats(&self) -> Result<Vec<(Direction, Code, Counter)>, DatapathError> {
+        Ok(Vec::new())
+    }
+
+    fn purge(&self) -> Result<(), DatapathError> {
+        let mut state = self.state();
+        state.tables = Tables::default();
+        state.purged = true;
+        Ok(())
+    }
+}
+
+/// An agent that runs.
+pub(super) struct Running {
+    pub(super) agent: Arc<Agent>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) paper: Arc<Paper>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+pub(super) fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+/// The store and the state directories of a test.
+pub(super) struct World {
+    pub(super) store: Arc<dyn StateStore>,
+    pub(super) dir: tempfile::TempDir,
+}
+
+impl World {
+    pub(super) async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(&dir.path().join("store")).await.unwrap();
+        Self { store: Arc::new(store), dir }
+    }
+
+    /// Starts agent `number` on a host that may have been used before.
+    pub(super) async fn start(&self, number: u8, paper: &Arc<Paper>) -> Running {
+        let running = self.prepare(number, paper, &format!("{number:064x}"));
+        running.1.await.unwrap().unwrap();
+        let mut running = running.0;
+        let follower = Follower::spawn(Arc::clone(&self.store), FollowOptions::default());
+        running.shared.watch_health(follower.health());
+        let engine = Engine::new(Arc::clone(&running.shared), follower, PERIODS);
+        running.tasks.push(tokio::spawn(engine.run()));
+        running
+    }
+
+    /// An agent up to its entry in the store.
+    pub(super) fn prepare(
+        &self,
+        number: u8,
+        paper: &Arc<Paper>,
+        id: &str,
+    ) -> (Running, oneshot::Receiver<Result<(), String>>) {
+        let state_dir = self.dir.path().join(format!("state{number}-{id}"));
+        let node = Node {
+            schema: SCHEMA,
+            name: name(&format!("host{number}")),
+            id: id.to_owned(),
+            vtep: Ipv4Addr::new(192, 0, 2, number),
+            port: 4789,
+        };
+        let options = AgentOptions {
+            node: node.name.clone(),
+            store: "file:/paper".to_owned(),
+            store_access: StoreAccess::default(),
+            store_timeout: None,
+            uplinks: vec!["up0".to_owned()],
+            vtep_ip: None,
+            vxlan_port: 4789,
+            datapath: DatapathMode::Auto,
+            socket: "/paper/socket".into(),
+            state_dir: state_dir.clone(),
+            bpffs: "/paper/bpf".into(),
+            cleanup_on_exit: false,
+            log: "info".to_owned(),
+            trace: false,
+            ageing: Duration::from_secs(300),
+        };
+        let shared = Arc::new(Shared::new(
+            options,
+            node,
+            vec!["up0".to_owned()],
+            Arc::clone(paper) as Arc<dyn Platform>,
+            Containers::load(&state_dir).unwrap(),
+        ));
+        let (entered, entry) = oneshot::channel();
+        let keeper = node::keep(Arc::clone(&shared), Arc::clone(&self.store), entered);
+        let tasks = vec![tokio::spawn(keeper)];
+        shared.set_store(Arc::clone(&self.store));
+        let agent = Arc::new(Agent::new(Arc::clone(&shared)));
+        (Running { agent, shared, paper: Arc::clone(paper), tasks }, entry)
+    }
+}
+
+impl Running {
+    /// Waits until the first snapshot is in the kernel.
+    pub(super) async fn ready(self) -> Self {
+        assert!(tokio::time::timeout(DEADLINE, self.shared.wait_ready()).await.unwrap());
+        self
+    }
+
+    /// Ends the agent as a signal does; the host stays as it is.
+    pub(super) async fn stop(self) {
+        self.shared.shutdown.cancel();
+        for task in self.tasks {
+            task.await.unwrap();
+        }
+    }
+
+    pub(super) async fn network(&self, request: &str) -> Result<String, ApiError> {
+        self.agent.network_create(network(request)).await.map(|created| created.id)
+    }
+
+    pub(super) async fn run(
+        &self,
+        container: &str,
+        network: &str,
+    ) -> Result<ContainerRow, ApiError> {
+        self.agent.container_create(run(container, network)).await
+    }
+
+    /// Waits for something to be true of the paper host.
+    pub(super) async fn eventually(&self, what: &str, condition: impl Fn(&State) -> bool) {
+        eventually(what, || async { condition(&self.paper.state()) }).await;
+    }
+}
+
+/// Waits until `condition` holds.
+pub(super) async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "not so within {DEADLINE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+pub(super) fn network(request: &str) -> NetworkCreate {
+    NetworkCreate {
+        name: name(request),
+        driver: Driver::Overlay,
+        subnets: Vec::new(),
+        gateway: None,
+        vni: None,
+        mtu: None,
+        internal: false,
+        learning: false,
+        options: BTreeMap::new(),
+        labels: BTreeMap::new(),
+    }
+}
+
+pub(super) fn run(container: &str, network: &str) -> ContainerCreate {
+    ContainerCreate {
+        name: name(container),
+        network: network.to_owned(),
+        ip: None,
+        mac: None,
+        ports: Vec::new(),
+        ifname: None,
+        netns: None,
+        pid: None,
+        auto_remove: false,
+        command: vec!["sleep".to_owned()],
+    }
+}

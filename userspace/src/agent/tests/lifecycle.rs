@@ -1,0 +1,540 @@
+//! What becomes of hosts as containers, agents and stores come and go.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use culvert_common::abi::{
+    EndpointInfo, FdbEntry, FdbKey, FloodKey, LearnedEntry, NeighKey, NetworkInfo, VtepKey,
+};
+
+use super::fake::{Paper, Running, World, eventually, name, run};
+use crate::{
+    agent::platform::{HostEvent, PlugError},
+    api::{
+        Backend as _,
+        types::{ContainerState, ErrorKind},
+    },
+    model::{Key, ROOT, View},
+    store::{
+        Compare, Kind, LeaseId, Outcome, Revision, Snapshot, StateStore, StoreError, Watch, Write,
+    },
+};
+
+const VNI: u32 = 256;
+
+async fn stored(world: &World) -> View {
+    View::from_snapshot(&world.store.snapshot(ROOT).await.unwrap())
+}
+
+/// MAC of the endpoint with the address 10.0.1.N.
+fn mac(n: u8) -> [u8; 6] {
+    [0x02, 0x42, 10, 0, 1, n]
+}
+
+/// Two hosts with one network, which is 10.0.1.0/24: 10.0.0.0/24 is routed already.
+async fn two_hosts(world: &World) -> (Running, Running) {
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    let two = world.start(2, &Paper::new()).await.ready().await;
+    one.network("blue").await.unwrap();
+    (one, two)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_is_in_the_maps_of_both_hosts_and_of_no_third() {
+    let world = World::new().await;
+    let (one, two) = two_hosts(&world).await;
+    let third = world.start(3, &Paper::new()).await.ready().await;
+
+    let row = one.run("web", "blue").await.unwrap();
+    assert_eq!(row.networks[0].ip, "10.0.1.2");
+    assert_eq!(row.mode, "overlay");
+    // When the request returns, this host has it.
+    let ifindex = {
+        let state = one.paper.state();
+        let ifindex = *state.veths.values().next().unwrap();
+        assert_eq!(state.tables.endpoints[&ifindex].mac, mac(2));
+        assert_eq!(state.tables.flood_local[&FloodKey { vni: VNI, index: 0 }], ifindex);
+        assert_eq!(state.tables.fdb[&FdbKey::new(VNI, mac(2))], FdbEntry { ifindex, vtep: [0; 4] });
+        ifindex
+    };
+    // A host without an endpoint in the network has nothing of it.
+    assert!(two.paper.state().tables.is_empty());
+
+    two.run("db", "blue").await.unwrap();
+    {
+        let state = two.paper.state();
+        let entry = state.tables.fdb[&FdbKey::new(VNI, mac(2))];
+        assert_eq!(entry, FdbEntry { ifindex: 0, vtep: [192, 0, 2, 1] });
+        assert_eq!(state.tables.networks[&VNI].remote_vteps, 1);
+        assert!(state.tables.vteps.contains_key(&VtepKey { vni: VNI, ip: [192, 0, 2, 1] }));
+        assert!(state.tables.neighbours.contains_key(&NeighKey::v4(VNI, [10, 0, 1, 2])));
+        assert!(state.tables.underlay.contains_key(&[192, 0, 2, 1]));
+    }
+    one.eventually("host 1 floods to host 2", |state| {
+        state.tables.flood_remote.get(&FloodKey { vni: VNI, index: 0 }) == Some(&[192, 0, 2, 2])
+    })
+    .await;
+
+    one.agent.container_remove(&name("web"), false).await.unwrap();
+    {
+        let state = one.paper.state();
+        assert!(state.tables.is_empty(), "{:?}", state.tables);
+        assert!(state.veths.is_empty() && state.namespaces.is_empty());
+        assert!(!state.attached.contains(&ifindex));
+    }
+    two.eventually("host 2 has forgotten host 1", |state| {
+        state.tables.vteps.is_empty() && state.tables.underlay.is_empty()
+    })
+    .await;
+    assert!(third.paper.state().ops.is_empty(), "the third host had nothing to do");
+
+    two.agent.container_remove(&name("db"), false).await.unwrap();
+    two.agent.network_remove(&name("blue")).await.unwrap();
+    let view = stored(&world).await;
+    assert!(view.networks.is_empty() && view.endpoints.is_empty() && view.ipam.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_agent_writes_only_what_changed_meanwhile() {
+    let world = World::new().await;
+    let (one, two) = two_hosts(&world).await;
+    one.run("web", "blue").await.unwrap();
+    two.run("db", "blue").await.unwrap();
+    one.eventually("host 1 knows db", |state| {
+        state.tables.fdb.contains_key(&FdbKey::new(VNI, mac(3)))
+    })
+    .await;
+
+    let paper = Arc::clone(&one.paper);
+    one.stop().await;
+    let (tables, veths) = {
+        let mut state = paper.state();
+        state.ops.clear();
+        (state.tables.clone(), state.veths.clone())
+    };
+    let again = world.start(1, &paper).await.ready().await;
+    assert_eq!(paper.state().ops, [], "nothing had changed");
+    assert_eq!(paper.state().tables, tables);
+    assert_eq!(paper.state().veths, veths);
+    assert_eq!(again.agent.containers().await.unwrap()[0].name, "web");
+
+    again.stop().await;
+    two.run("cache", "blue").await.unwrap();
+    world.start(1, &paper).await.ready().await;
+    let state = paper.state();
+    assert_eq!(state.tables.fdb[&FdbKey::new(VNI, mac(4))].vtep, [192, 0, 2, 2]);
+    assert!(state.ops.iter().all(|op| !op.is_removal()), "{:?}", state.ops);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strays_go_and_what_is_there_stays() {
+    let world = World::new().await;
+    let paper = Paper::new();
+    {
+        let mut state = paper.state();
+        state.veths.insert("dead".to_owned(), 7);
+        state.attached.extend([7, 8]);
+        let info = EndpointInfo { vni: 999, ..bytemuck::Zeroable::zeroed() };
+        state.tables.endpoints.insert(7, info);
+        let network = NetworkInfo { local_ports: 1, ..bytemuck::Zeroable::zeroed() };
+        state.tables.networks.insert(999, network);
+        state.tables.flood_local.insert(FloodKey { vni: 999, index: 0 }, 7);
+        state.tables.underlay.insert([9; 4], bytemuck::Zeroable::zeroed());
+    }
+    let one = world.start(1, &paper).await.ready().await;
+    one.eventually("strays are gone", |state| {
+        state.tables.is_empty() && state.veths.is_empty() && state.attached.is_empty()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entries_that_somebody_changes_are_made_good() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    one.run("web", "blue").await.unwrap();
+    let key = FdbKey::new(VNI, mac(2));
+    let right = one.paper.state().tables.clone();
+    {
+        let mut state = one.paper.state();
+        state.tables.fdb.clear();
+        state.tables.networks.get_mut(&VNI).unwrap().mtu = 9;
+        state.tables.fdb.insert(FdbKey::new(5, [9; 6]), FdbEntry { ifindex: 1, vtep: [0; 4] });
+    }
+    one.eventually("anti-entropy", |state| state.tables == right).await;
+    assert!(one.paper.state().tables.fdb.contains_key(&key));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn maps_that_cannot_be_read_are_not_written() {
+    let world = World::new().await;
+    let paper = Paper::new();
+    {
+        let mut state = paper.state();
+        state.blind = true;
+        state.veths.insert("dead".to_owned(), 7);
+        state.tables.underlay.insert([9; 4], bytemuck::Zeroable::zeroed());
+    }
+    let one = world.start(1, &paper).await;
+    eventually("the problem is told", || async {
+        one.agent.status().await.unwrap().problems.iter().any(|line| line.contains("blind"))
+    })
+    .await;
+    assert!(!one.shared.ready());
+    assert!(paper.state().ops.is_empty() && paper.state().veths.len() == 1);
+    paper.state().blind = false;
+    let one = one.ready().await;
+    one.eventually("strays are gone", |state| state.tables.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_plug_leaves_the_state_as_before() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    let before = stored(&world).await;
+    let refusal = PlugError::Refused(ErrorKind::Conflict, "it will not fit".to_owned());
+    one.paper.state().refuse_plug = Some(refusal);
+    let error = one.run("web", "blue").await.unwrap_err();
+    assert_eq!((error.kind, error.message.as_str()), (ErrorKind::Conflict, "it will not fit"));
+    {
+        let state = one.paper.state();
+        assert!(state.tables.is_empty() && state.veths.is_empty());
+        assert!(state.namespaces.is_empty(), "the sandbox is gone, too");
+    }
+    assert!(one.agent.containers().await.unwrap().is_empty());
+    let after = stored(&world).await;
+    assert_eq!((after.endpoints, after.ipam), (before.endpoints, before.ipam));
+
+    one.paper.state().refuse_plug = None;
+    assert_eq!(one.run("web", "blue").await.unwrap().networks[0].ip, "10.0.1.2");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owned_sandbox_comes_back_with_its_address() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    let row = one.run("web", "blue").await.unwrap();
+    one.run("idle", "none").await.unwrap();
+    // As a reboot does: nothing is left but the state directory and the store.
+    let paper = Paper::new();
+    one.stop().await;
+    let again = world.start(1, &paper).await.ready().await;
+    again.eventually("web is back", |state| state.tables.endpoints.len() == 1).await;
+    assert_eq!(paper.state().namespaces.len(), 2);
+    let rows = again.agent.containers().await.unwrap();
+    assert_eq!((rows[0].name.as_str(), rows[0].mode.as_str()), ("idle", "none"));
+    assert_eq!(rows[1].networks, row.networks);
+
+    // And while the agent runs.
+    {
+        let mut state = paper.state();
+        state.namespaces.clear();
+        state.veths.clear();
+    }
+    paper.tell(HostEvent::Lost);
+    again.eventually("web is back again", |state| state.veths.len() == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sandbox_of_somebody_else_is_waited_for() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    let theirs = std::path::PathBuf::from("/paper/theirs");
+    let present = |present: bool| {
+        let mut state = one.paper.state();
+        if present {
+            state.namespaces.insert(theirs.clone(), BTreeSet::new());
+        } else {
+            state.namespaces.remove(&theirs);
+            let gone: Vec<_> = state.veths.values().copied().collect();
+            state.veths.clear();
+            drop(state);
+            for ifindex in gone {
+                one.paper.tell(HostEvent::LinkGone(ifindex));
+            }
+        }
+    };
+    present(true);
+    let mut request = run("guest", "blue");
+    request.netns = Some(theirs.clone());
+    assert_eq!(one.agent.container_create(request).await.unwrap().mode, "attached");
+
+    present(false);
+    let problem = || async {
+        let problems = one.agent.status().await.unwrap().problems;
+        problems.iter().any(|line| line.contains("'guest'") && line.contains("is not there"))
+    };
+    eventually("the absence is told", problem).await;
+    assert!(one.paper.state().tables.endpoints.is_empty());
+    present(true);
+    one.eventually("it is plugged again", |state| state.tables.endpoints.len() == 1).await;
+    eventually("the problem is over", || async { !problem().await }).await;
+
+    one.agent.disconnect(&name("blue"), &name("guest")).await.unwrap();
+    assert!(one.agent.containers().await.unwrap().is_empty());
+    assert!(one.paper.state().namespaces.contains_key(&theirs), "not ours to remove");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn learned_entries_age_and_go_with_their_network() {
+    let world = World::new().await;
+    let (one, two) = two_hosts(&world).await;
+    let mut request = super::fake::network("green");
+    request.learning = true;
+    one.agent.network_create(request).await.unwrap();
+    one.run("web", "green").await.unwrap();
+    two.run("db", "green").await.unwrap();
+    one.eventually("host 2 is a peer", |state| !state.tables.vteps.is_empty()).await;
+    let second = 1_000_000_000;
+    let seen = |ago: u64, vtep: [u8; 4]| LearnedEntry {
+        last_seen_ns: 1_000 * second - ago * second,
+        vtep,
+        ifindex: 0,
+    };
+    let (fresh, old, nowhere) =
+        (FdbKey::new(257, [2; 6]), FdbKey::new(257, [4; 6]), FdbKey::new(999, [6; 6]));
+    one.paper.state().learned.extend([
+        (fresh, seen(10, [192, 0, 2, 2])),
+        (old, seen(301, [192, 0, 2, 2])),
+        (nowhere, seen(1, [192, 0, 2, 2])),
+    ]);
+    one.eventually("two are forgotten", |state| state.learned.len() == 1).await;
+    let rows = one.agent.fdb().await.unwrap();
+    let row = rows.iter().find(|row| row.kind == "learned").unwrap();
+    assert_eq!((row.network.as_str(), row.dst.as_str()), ("green", "192.0.2.2"));
+    assert_eq!(row.age_s, Some(10));
+
+    two.agent.container_remove(&name("db"), false).await.unwrap();
+    one.eventually("it went with its VTEP", |state| state.learned.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn purge_leaves_nothing_of_the_node() {
+    let world = World::new().await;
+    let (one, two) = two_hosts(&world).await;
+    one.run("web", "blue").await.unwrap();
+    one.run("idle", "none").await.unwrap();
+    two.run("db", "blue").await.unwrap();
+    one.agent.purge().await.unwrap();
+    assert!(one.shared.shutdown.is_cancelled());
+    {
+        let state = one.paper.state();
+        assert!(state.purged && state.veths.is_empty() && state.namespaces.is_empty());
+    }
+    let view = stored(&world).await;
+    assert_eq!(view.nodes.keys().collect::<Vec<_>>(), [&name("host2")]);
+    assert_eq!(view.endpoints_in(&name("blue")).count(), 1);
+    two.eventually("host 2 has forgotten it", |state| state.tables.vteps.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_ends_is_shown_and_removed_if_so_asked() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    one.run("web", "blue").await.unwrap();
+    let mut request = run("once", "blue");
+    request.auto_remove = true;
+    one.agent.container_create(request).await.unwrap();
+    let pid = i32::try_from(std::process::id()).unwrap();
+    let running = ContainerState::Running { pid, log: None };
+    one.agent.container_state(&name("web"), running.clone()).await.unwrap();
+    one.agent.container_state(&name("once"), running).await.unwrap();
+    let rows = one.agent.containers().await.unwrap();
+    assert_eq!(rows.iter().map(|row| row.pid).collect::<Vec<_>>(), [Some(pid), Some(pid)]);
+    let refused = one.agent.container_remove(&name("web"), false).await.unwrap_err();
+    assert!(refused.message.contains("is running"), "{refused}");
+
+    for container in ["web", "once"] {
+        let ended = ContainerState::Exited { code: 3 };
+        one.agent.container_state(&name(container), ended).await.unwrap();
+    }
+    let mut orphan = run("orphan", "blue");
+    orphan.auto_remove = true;
+    one.agent.container_create(orphan).await.unwrap();
+    // Its supervisor is killed with it, and nobody tells of its end.
+    let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let running = ContainerState::Running { pid: child.id().try_into().unwrap(), log: None };
+    one.agent.container_state(&name("orphan"), running).await.unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    eventually("the orphan is gone", || async { one.agent.containers().await.unwrap().len() == 1 })
+        .await;
+
+    let rows = one.agent.containers().await.unwrap();
+    assert_eq!((rows[0].name.as_str(), rows[0].pid, rows[0].exit_code), ("web", None, Some(3)));
+    assert_eq!(stored(&world).await.endpoints_in(&name("blue")).count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_in_the_store_is_named_and_the_rest_works() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    one.run("web", "blue").await.unwrap();
+    let put = |key: &str, value: &str| Write::Put {
+        key: key.to_owned(),
+        value: value.as_bytes().to_vec(),
+        lease: None,
+    };
+    let right = one.paper.state().tables.clone();
+    let newer = put(&Key::network(&name("red")), r#"{"schema":99}"#);
+    // Over a good record: what runs goes on.
+    let broken = put(&Key::network(&name("blue")), "{");
+    world.store.commit(Vec::new(), vec![newer, broken]).await.unwrap();
+    eventually("both are named", || async {
+        let problems = one.agent.status().await.unwrap().problems;
+        let named = |part: &str| problems.iter().any(|line| line.contains(part));
+        named("networks/red") && named("networks/blue")
+    })
+    .await;
+    assert_eq!(one.paper.state().tables, right);
+    let refused = one.run("x", "red").await.unwrap_err();
+    assert!(refused.message.contains("newer"), "{refused}");
+
+    // Not even a restarted agent, which never saw the good record, prunes.
+    let paper = Arc::clone(&one.paper);
+    one.stop().await;
+    let _again = world.start(1, &paper).await.ready().await;
+    assert_eq!(paper.state().tables, right);
+    assert_eq!(paper.state().veths.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_name_has_one_agent() {
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    let (clash, entry) = world.prepare(1, &Paper::new(), &"f".repeat(64));
+    let refused = entry.await.unwrap().unwrap_err();
+    assert!(refused.contains("'host1' is taken"), "{refused}");
+    clash.stop().await;
+    one.stop().await;
+    // A stopped agent has given up its lease: its name is free at once.
+    let (_other, entry) = world.prepare(1, &Paper::new(), &"f".repeat(64));
+    entry.await.unwrap().unwrap();
+}
+
+/// A store that does not answer while it is told not to.
+#[derive(Debug)]
+struct Flaky {
+    store: Arc<dyn StateStore>,
+    down: AtomicBool,
+    /// Commits are done, but their answer is lost.
+    deaf: AtomicBool,
+}
+
+impl Flaky {
+    fn up(&self) -> Result<(), StoreError> {
+        if self.down.load(Ordering::SeqCst) {
+            Err(StoreError::Unavailable("it is down".to_owned()))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+#[async_trait]
+impl StateStore for Flaky {
+    fn kind(&self) -> Kind {
+        self.store.kind()
+    }
+
+    async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
+        self.up()?;
+        self.store.snapshot(prefix).await
+    }
+
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
+        self.up()?;
+        self.store.watch(prefix, from).await
+    }
+
+    async fn commit(
+        &self,
+        compares: Vec<Compare>,
+        writes: Vec<Write>,
+    ) -> Result<Outcome, StoreError> {
+        self.up()?;
+        let outcome = self.store.commit(compares, writes).await;
+        if self.deaf.load(Ordering::SeqCst) {
+            return Err(StoreError::Unavailable("no answer".to_owned()));
+        }
+        outcome
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        self.up()?;
+        self.store.grant(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.up()?;
+        self.store.keep_alive(lease).await
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.up()?;
+        self.store.revoke(lease).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_is_down_at_the_start_changes_nothing() {
+    let mut world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    one.run("web", "blue").await.unwrap();
+    let paper = Arc::clone(&one.paper);
+    let right = paper.state().tables.clone();
+    one.stop().await;
+
+    let flaky = Arc::new(Flaky {
+        store: Arc::clone(&world.store),
+        down: AtomicBool::new(true),
+        deaf: AtomicBool::new(false),
+    });
+    world.store = Arc::clone(&flaky) as Arc<dyn StateStore>;
+    let starting = world.prepare(1, &paper, &format!("{:064x}", 1)).0;
+    eventually("status tells of it", || async {
+        let status = starting.agent.status().await.unwrap();
+        status.store.error.is_some_and(|error| error.contains("it is down"))
+    })
+    .await;
+    let refused = starting.run("x", "blue").await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Unavailable);
+    assert!(!starting.agent.fdb().await.unwrap().is_empty(), "what is in the maps is shown");
+    assert_eq!(paper.state().tables, right);
+    starting.stop().await;
+
+    flaky.down.store(false, Ordering::SeqCst);
+    let _again = world.start(1, &paper).await.ready().await;
+    assert_eq!(paper.state().tables, right);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_whose_answer_is_lost_is_taken_back() {
+    let mut world = World::new().await;
+    let flaky = Arc::new(Flaky {
+        store: Arc::clone(&world.store),
+        down: AtomicBool::new(false),
+        deaf: AtomicBool::new(false),
+    });
+    world.store = Arc::clone(&flaky) as Arc<dyn StateStore>;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.network("blue").await.unwrap();
+    flaky.deaf.store(true, Ordering::SeqCst);
+    let error = one.run("web", "blue").await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unavailable);
+    // It was written all the same, and the engine follows the store.
+    one.eventually("it is plugged", |state| state.veths.len() == 1).await;
+    flaky.deaf.store(false, Ordering::SeqCst);
+    one.eventually("nothing is left of it", |state| {
+        state.veths.is_empty() && state.namespaces.is_empty() && state.tables.is_empty()
+    })
+    .await;
+    assert!(stored(&world).await.ipam.is_empty());
+}

@@ -1,0 +1,141 @@
+use super::*;
+use crate::model::{
+    Vni,
+    testing::{Cluster, endpoint, name, network, node},
+};
+
+/// Keys and records as docs/STATE.md shows them.
+fn documented() -> Vec<(&'static str, &'static str)> {
+    let text = include_str!("../../../../docs/STATE.md");
+    let mut found = Vec::new();
+    let mut key = None;
+    let mut rest = text;
+    while let Some((line, after)) = rest.split_once('\n') {
+        rest = after;
+        let named = line.strip_prefix('`').and_then(|line| line.strip_suffix('`'));
+        if let Some(named) = named.filter(|named| named.starts_with("/culvert/")) {
+            key = Some(named);
+        } else if line == "```json" {
+            let (block, after) = rest.split_once("```").expect("a closed block");
+            found.push((key.take().expect("a key before its record"), block));
+            rest = after;
+        }
+    }
+    found
+}
+
+#[test]
+fn the_documented_records_are_what_is_read() {
+    let documented = documented();
+    assert_eq!(documented.len(), 8, "one of each kind");
+    let mut cluster = Cluster::default();
+    for (key, json) in &documented {
+        cluster.raw(key, json.as_bytes());
+    }
+    // The examples show one claim; the endpoint has two.
+    cluster.claim(&name("overlaynet1"), "fd00:1::2".parse().expect("ip"), &"9c".repeat(32));
+    assert_eq!(cluster.view.complaints(), Vec::<String>::new());
+    let view = &cluster.view;
+    let counts = [
+        view.networks.len(),
+        view.vnis.len(),
+        view.nodes.len(),
+        view.alive.len(),
+        view.endpoints.len(),
+        view.ipam.len(),
+        view.vteps.len(),
+    ];
+    assert_eq!(counts, [1; 7]);
+}
+
+#[test]
+fn the_documented_records_are_what_is_written() {
+    let fields = |json: &[u8]| -> Vec<String> {
+        let value: serde_json::Value = serde_json::from_slice(json).expect("JSON");
+        value.as_object().expect("an object").keys().cloned().collect()
+    };
+    let red = network("red", 256, &["10.0.0.0/24"]);
+    let mut ep = endpoint(&red, "0a", "host1", "10.0.0.2");
+    ep.ipv6 = Some("fd00::2".parse().expect("address"));
+    let ip = [192, 0, 2, 9].into();
+    let written = [
+        encode(&StoreMark { schema: SCHEMA, id: "00".to_owned() }),
+        encode(&red),
+        encode(&VniOwner { schema: SCHEMA, network: red.name.clone() }),
+        encode(&node("host1", 1)),
+        encode(&Alive { schema: SCHEMA, id: "00".to_owned() }),
+        encode(&ep),
+        encode(&IpOwner { schema: SCHEMA, endpoint: "0a".to_owned() }),
+        encode(&ForeignVtep { schema: SCHEMA, network: red.name.clone(), ip, port: 1 }),
+    ];
+    for ((key, documented), written) in documented().into_iter().zip(written) {
+        assert_eq!(fields(documented.as_bytes()), fields(&written.expect("JSON")), "{key}");
+    }
+}
+
+#[test]
+fn a_record_at_the_wrong_key_is_garbage() {
+    let red = network("red", 256, &["10.0.0.0/24"]);
+    let ep = endpoint(&red, "0a", "host1", "10.0.0.2");
+    let at = |network: &str, id: &str| Key::Endpoint { network: name(network), id: id.to_owned() };
+    let bytes = encode(&ep).expect("JSON");
+    assert_eq!(decode(&at("red", "0a"), &bytes), Decoded::Record(ep.clone()));
+    for key in [at("blue", "0a"), at("red", "0b"), Key::Network(name("red")), Key::Store] {
+        assert!(matches!(decode::<Endpoint>(&key, &bytes), Decoded::Garbage { .. }), "{key}");
+    }
+    let vni = Vni::try_from(256).expect("VNI");
+    assert!(matches!(decode::<Network>(&Key::Vni(vni), b"{}"), Decoded::Garbage { .. }));
+}
+
+#[test]
+fn a_record_that_makes_no_sense_is_garbage() {
+    let good = network("red", 256, &["10.0.0.0/24"]);
+    let key = Key::Network(good.name.clone());
+    let garbage = |change: &dyn Fn(&mut Network)| {
+        let mut wrong = good.clone();
+        change(&mut wrong);
+        match decode::<Network>(&key, &encode(&wrong).expect("JSON")) {
+            Decoded::Garbage { why } => why,
+            other => panic!("{other:?}"),
+        }
+    };
+    for (why, part) in [
+        (garbage(&|net| net.subnets.clear()), "no subnet"),
+        (garbage(&|net| net.subnets.push(net.subnets[0])), "second IPv4 subnet"),
+        (garbage(&|net| net.subnets[0].gateway = [10, 1, 0, 1].into()), "outside"),
+        (garbage(&|net| net.mtu = 0), "MTU 0"),
+        (garbage(&|net| drop(net.options.insert("x".to_owned(), "y".to_owned()))), "unknown"),
+    ] {
+        assert!(why.contains(part), "{why}");
+    }
+
+    let good = endpoint(&good, "0a", "host1", "10.0.0.2");
+    let key = Key::Endpoint { network: good.network.clone(), id: good.id.clone() };
+    let refused = |change: &dyn Fn(&mut Endpoint)| {
+        let mut wrong = good.clone();
+        change(&mut wrong);
+        matches!(decode::<Endpoint>(&key, &encode(&wrong).expect("JSON")), Decoded::Garbage { .. })
+    };
+    assert!(!refused(&|_| {}));
+    assert!(refused(&|ep| ep.mac.0[0] |= 1));
+    assert!(refused(&|ep| ep.ipv4 = None));
+    assert!(refused(&|ep| ep.ifname = "a/b".to_owned()));
+}
+
+#[test]
+fn unknown_fields_are_for_later() {
+    let mut json = serde_json::to_value(node("host1", 1)).expect("JSON");
+    json["colour"] = "red".into();
+    let bytes = json.to_string().into_bytes();
+    let key = Key::Node(name("host1"));
+    assert_eq!(decode(&key, &bytes), Decoded::Record(node("host1", 1)));
+}
+
+#[test]
+fn a_path_that_is_not_utf8_is_not_written() {
+    use std::os::unix::ffi::OsStrExt;
+    let red = network("red", 256, &["10.0.0.0/24"]);
+    let mut ep = endpoint(&red, "0a", "host1", "10.0.0.2");
+    ep.sandbox.netns = std::ffi::OsStr::from_bytes(b"/run/netns/\xff").into();
+    assert!(encode(&ep).is_err());
+}
