@@ -50,7 +50,7 @@ fn follows(lab: &mut Lab, packet: fn(u8) -> Vec<u8>, inner: u8, row: Row) {
     for (outer, result) in row {
         for summed in [false, true] {
             let frame = Tunnel { tos: outer, ..from_peer() }.wrap(&packet(inner));
-            let run = lab.from_underlay(&frame);
+            let run = lab.at_underlay(&frame);
             let run = if summed { run.summed() } else { run };
             match result {
                 None => run.drops(DropReason::EcnInvalid),
@@ -112,22 +112,22 @@ fn marked_with_the_sum_of_the_card(lab: &mut Lab) {
     for dscp in 0..64 {
         let packet = |ecn| V4 { tos: dscp << 2 | ecn, ..V4::udp(&FAR, &ONE, (1, 2), b"odd") };
         let frame = Tunnel { tos: CE, ..from_peer() }.wrap(&packet(ECT0).frame());
-        marks(lab.from_underlay(&frame).summed(), &packet(CE).frame());
+        marks(lab.at_underlay(&frame).summed(), &packet(CE).frame());
     }
 }
 
 fn outer_dscp_is_discarded(lab: &mut Lab) {
     // RFC 2983 §3: the pipe model at the exit.
     let frame = Tunnel { tos: 46 << 2 | CE, ..from_peer() }.wrap(&v4(ECT1));
-    marks(lab.from_underlay(&frame), &v4(CE));
+    marks(lab.at_underlay(&frame), &v4(CE));
     let frame = Tunnel { tos: 46 << 2, ..from_peer() }.wrap(&v6(ECT1));
-    lab.from_underlay(&frame).delivers(&v6(ECT1), &[]);
+    lab.at_underlay(&frame).delivers(&v6(ECT1), &[]);
 }
 
 fn not_ip_knows_no_congestion(lab: &mut Lab) {
     let inner = Arp::reply(&FAR, &ONE).frame();
     let frame = Tunnel { tos: CE, ..from_peer() }.wrap(&inner);
-    lab.from_underlay(&frame).delivers(&inner, &[]);
+    lab.at_underlay(&frame).delivers(&inner, &[]);
 }
 
 fn broadcast_is_marked(lab: &mut Lab) {
@@ -139,5 +139,5 @@ fn broadcast_is_marked(lab: &mut Lab) {
         note(Note::EcnMarked).bytes(marked.len()),
         note(Note::FloodLocalCopy).times(2).bytes(2 * marked.len()),
     ];
-    lab.from_underlay(&frame).floods(&copies, &notes);
+    lab.at_underlay(&frame).floods(&copies, &notes);
 }

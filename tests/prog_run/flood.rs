@@ -59,7 +59,7 @@ fn reaches_everyone(lab: &mut Lab, frame: &[u8]) {
         tunnelled(to_peer2().wrap(frame)),
     ];
     let notes = [note(Note::FloodLocalCopy), note(Note::FloodRemoteCopy).times(2)];
-    lab.from_container(Port::A1, frame).floods(&copies, &notes);
+    lab.at_container(Port::A1, frame).floods(&copies, &notes);
 }
 
 fn ipv4_broadcast(lab: &mut Lab) {
@@ -104,7 +104,7 @@ fn not_back_to_the_sender(lab: &mut Lab) {
         tunnelled(to_peer2().wrap(&frame)),
     ];
     let notes = [note(Note::FloodLocalCopy), note(Note::FloodRemoteCopy).times(2)];
-    lab.from_container(Port::A2, &frame).floods(&copies, &notes);
+    lab.at_container(Port::A2, &frame).floods(&copies, &notes);
 }
 
 fn dscp_and_ecn_on_the_copies(lab: &mut Lab) {
@@ -117,11 +117,11 @@ fn dscp_and_ecn_on_the_copies(lab: &mut Lab) {
         tunnelled(Tunnel { tos, ..to_peer2() }.wrap(&frame)),
     ];
     let notes = [note(Note::FloodLocalCopy), note(Note::FloodRemoteCopy).times(2)];
-    lab.from_container(Port::A1, &frame).floods(&copies, &notes);
+    lab.at_container(Port::A1, &frame).floods(&copies, &notes);
 }
 
 fn copies_of_one_frame_share_an_entropy_port(lab: &mut Lab) {
-    let outcome = lab.from_container(Port::A1, &broadcast()).outcome();
+    let outcome = lab.at_container(Port::A1, &broadcast()).outcome();
     let ports: Vec<u16> = outcome
         .copies
         .iter()
@@ -135,7 +135,7 @@ fn copies_of_one_frame_share_an_entropy_port(lab: &mut Lab) {
 fn only_local(lab: &mut Lab) {
     let frame = broadcast();
     let copies = [copy(Port::B2, &frame)];
-    lab.from_container(Port::B1, &frame).floods(&copies, &[note(Note::FloodLocalCopy)]);
+    lab.at_container(Port::B1, &frame).floods(&copies, &[note(Note::FloodLocalCopy)]);
 }
 
 fn only_remote(lab: &mut Lab) {
@@ -143,14 +143,14 @@ fn only_remote(lab: &mut Lab) {
     let frame = broadcast();
     let copies = [tunnelled(to_peer().wrap(&frame)), tunnelled(to_peer2().wrap(&frame))];
     let notes = [note(Note::FloodRemoteCopy).times(2)];
-    lab.from_container(Port::A1, &frame).floods(&copies, &notes);
+    lab.at_container(Port::A1, &frame).floods(&copies, &notes);
 }
 
 fn nobody_else(lab: &mut Lab) {
     change_network(&lab.tables, B, |network| network.local_ports = 1);
-    lab.from_container(Port::B1, &broadcast()).drops(DropReason::NoReceiver);
+    lab.at_container(Port::B1, &broadcast()).drops(DropReason::NoReceiver);
     let unknown = V4::udp(&ONE, &NOBODY, (1, 2), b"anyone?").frame();
-    lab.from_container(Port::B1, &unknown).drops(DropReason::NoReceiver);
+    lab.at_container(Port::B1, &unknown).drops(DropReason::NoReceiver);
 }
 
 fn gap_in_the_local_list(lab: &mut Lab) {
@@ -160,7 +160,7 @@ fn gap_in_the_local_list(lab: &mut Lab) {
     let frame = broadcast();
     let remote = [tunnelled(to_peer().wrap(&frame)), tunnelled(to_peer2().wrap(&frame))];
     let notes = [note(Note::FloodRemoteCopy).times(2)];
-    lab.from_container(Port::A1, &frame).floods(&remote, &notes);
+    lab.at_container(Port::A1, &frame).floods(&remote, &notes);
     change_network(&lab.tables, A, |network| network.local_ports = 3);
     reaches_everyone(lab, &frame);
 }
@@ -170,7 +170,7 @@ fn gap_in_the_remote_list(lab: &mut Lab) {
     let frame = broadcast();
     let copies = [copy(Port::A2, &frame), tunnelled(to_peer2().wrap(&frame))];
     let notes = [note(Note::FloodLocalCopy), note(Note::FloodRemoteCopy)];
-    lab.from_container(Port::A1, &frame).floods(&copies, &notes);
+    lab.at_container(Port::A1, &frame).floods(&copies, &notes);
 }
 
 fn port_that_has_gone(lab: &mut Lab) {
@@ -178,7 +178,7 @@ fn port_that_has_gone(lab: &mut Lab) {
     let frame = broadcast();
     let copies = [tunnelled(to_peer().wrap(&frame)), tunnelled(to_peer2().wrap(&frame))];
     let notes = [note(Note::FloodCopyFailed), note(Note::FloodRemoteCopy).times(2)];
-    lab.from_container(Port::A1, &frame).floods(&copies, &notes);
+    lab.at_container(Port::A1, &frame).floods(&copies, &notes);
 }
 
 /// One copy to a VTEP fails, the others do not.
@@ -188,7 +188,7 @@ fn reaches_all_but_the_first_vtep(lab: &mut Lab) {
     let copies = [copy(Port::A2, &frame), tunnelled(to_peer2().wrap(&frame))];
     let notes =
         [note(Note::FloodLocalCopy), note(Note::FloodRemoteCopy), note(Note::FloodCopyFailed)];
-    lab.from_container(Port::A1, &frame).floods(&copies, &notes);
+    lab.at_container(Port::A1, &frame).floods(&copies, &notes);
 }
 
 fn vtep_without_a_path(lab: &mut Lab) {
@@ -207,7 +207,7 @@ fn no_copy_gets_away(lab: &mut Lab) {
     let gone = UnderlayPath { ifindex: NO_SUCH_PORT, ..TO_PEER2 };
     lab.tables.underlay.insert(&PEER2, &gone).unwrap();
     change_network(&lab.tables, A, |network| network.local_ports = 0);
-    lab.from_container(Port::A1, &broadcast()).gives(&Expected {
+    lab.at_container(Port::A1, &broadcast()).gives(&Expected {
         verdict: SHOT,
         left: Left::Spent,
         counts: &[drop(DropReason::NoReceiver), note(Note::FloodCopyFailed).times(2)],
@@ -238,10 +238,10 @@ fn ten_vteps(lab: &mut Lab) {
     lab.tables.flood_remote.insert(&FloodKey { vni: B, index: 0 }, &STRANGER).unwrap();
     change_network(&lab.tables, A, |network| network.remote_vteps = 10);
     let notes = [note(Note::FloodLocalCopy), note(Note::FloodRemoteCopy).times(10)];
-    lab.from_container(Port::A1, &frame).floods(&copies, &notes);
+    lab.at_container(Port::A1, &frame).floods(&copies, &notes);
 }
 
-/// Three at once, and one more every 1000 s: never, while the test runs.
+/// Limits the endpoint at `port` to three at once, and one more every second.
 fn limited(lab: &Lab, port: Port) {
     change_endpoint(&lab.tables, port, |entry| {
         entry.bum_rate = 1;
@@ -254,7 +254,7 @@ fn limit_of_the_endpoint(lab: &mut Lab) {
     let frame = broadcast();
     // All within one system call: in less than the second that earns a fourth.
     let copies = vec![copy(Port::B2, &frame); 3];
-    lab.from_container(Port::B1, &frame).repeat(20).gives(&Expected {
+    lab.at_container(Port::B1, &frame).repeat(20).gives(&Expected {
         verdict: SHOT,
         left: Left::Unchanged,
         counts: &[
@@ -269,10 +269,10 @@ fn limit_of_the_endpoint(lab: &mut Lab) {
 fn limit_of_another_endpoint(lab: &mut Lab) {
     limited(lab, Port::B1);
     let frame = broadcast();
-    lab.from_container(Port::B1, &frame).repeat(20).outcome();
+    lab.at_container(Port::B1, &frame).repeat(20).outcome();
     let from_two = V4::udp(&TWO, &ALL, (1, 2), b"hello").frame();
     let copies = [copy(Port::B1, &from_two)];
-    lab.from_container(Port::B2, &from_two).floods(&copies, &[note(Note::FloodLocalCopy)]);
+    lab.at_container(Port::B2, &from_two).floods(&copies, &[note(Note::FloodLocalCopy)]);
     // Nor the same address in another network.
     reaches_everyone(lab, &frame);
 }
@@ -280,7 +280,7 @@ fn limit_of_another_endpoint(lab: &mut Lab) {
 fn unicast_is_not_limited(lab: &mut Lab) {
     limited(lab, Port::B1);
     let frame = V4::udp(&ONE, &TWO, (1, 2), b"hello").frame();
-    lab.from_container(Port::B1, &frame).repeat(20).gives(&Expected {
+    lab.at_container(Port::B1, &frame).repeat(20).gives(&Expected {
         verdict: REDIRECT,
         left: Left::Unchanged,
         counts: &[action(Action::Deliver).times(20)],
@@ -292,7 +292,7 @@ fn answered_requests_are_not_limited(lab: &mut Lab) {
     limited(lab, Port::B1);
     let frame = culvert_tests::packet::Arp::request(&ONE, TWO.v4).frame();
     for _ in 0..5 {
-        let outcome = lab.from_container(Port::B1, &frame).outcome();
+        let outcome = lab.at_container(Port::B1, &frame).outcome();
         assert_eq!(outcome.verdict, REDIRECT);
     }
     assert_eq!(lab.rates.keys().len(), 0);
@@ -302,5 +302,5 @@ fn kernel_refuses_the_outer_header(lab: &mut Lab) {
     // As in `encap`: a GSO frame of a kind that the kernel does not know.
     change_network(&lab.tables, A, |network| network.local_ports = 1);
     let frame = V4 { eth_dst: ALL.mac, ..V4::udp(&ONE, &FAR, (1, 2), &payload(1000)) }.frame();
-    lab.from_container(Port::A1, &frame).gso(500).drops(DropReason::EncapFailed);
+    lab.at_container(Port::A1, &frame).gso(500).drops(DropReason::EncapFailed);
 }

@@ -41,6 +41,8 @@ mod fdb;
 #[cfg(test)]
 mod flood;
 #[cfg(test)]
+mod inner;
+#[cfg(test)]
 mod lab;
 #[cfg(test)]
 mod live;

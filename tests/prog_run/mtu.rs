@@ -78,7 +78,7 @@ fn packet_too_big(frame: &[u8], from: &Host, mtu: u32) -> Vec<u8> {
 
 #[track_caller]
 fn is_told(lab: &mut Lab, frame: &[u8], error: &[u8]) {
-    lab.from_container(Port::A1, frame).gives(&Expected {
+    lab.at_container(Port::A1, frame).gives(&Expected {
         verdict: SHOT,
         left: Left::Spent,
         counts: &[drop(DropReason::PacketTooBig), note(Note::IcmpTooBigSent).bytes(error.len())],
@@ -88,7 +88,7 @@ fn is_told(lab: &mut Lab, frame: &[u8], error: &[u8]) {
 
 #[track_caller]
 fn is_not_told(lab: &mut Lab, frame: &[u8]) {
-    lab.from_container(Port::A1, frame).drops(DropReason::PacketTooBig);
+    lab.at_container(Port::A1, frame).drops(DropReason::PacketTooBig);
 }
 
 /// A datagram whose L3 packet has `len` bytes.
@@ -120,7 +120,7 @@ fn ipv4_with_options(lab: &mut Lab) {
 
 fn ipv4_by_one_byte(lab: &mut Lab) {
     let frame = v4(1450).frame();
-    lab.from_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
     let frame = v4(1451).frame();
     is_told(lab, &frame, &frag_needed(&frame, &FAR, MTU));
 }
@@ -134,7 +134,7 @@ fn ipv6_packet_too_big(lab: &mut Lab) {
 
 fn ipv6_by_one_byte(lab: &mut Lab) {
     let frame = v6(1450).frame();
-    lab.from_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
     let frame = v6(1451).frame();
     is_told(lab, &frame, &packet_too_big(&frame, &FAR, MTU.into()));
 }
@@ -190,7 +190,7 @@ fn exhausted(lab: &mut Lab, port: Port) {
 fn errors_are_limited(lab: &mut Lab) {
     exhausted(lab, Port::A1);
     for frame in [v4(1500).frame(), v6(1500).frame()] {
-        let run = lab.from_container(Port::A1, &frame);
+        let run = lab.at_container(Port::A1, &frame);
         run.drops_noting(DropReason::PacketTooBig, &[note(Note::IcmpTooBigLimited)]);
     }
 }
@@ -206,7 +206,7 @@ fn errors_come_in_bursts(lab: &mut Lab) {
     let frame = v4(1500).frame();
     let (mut sent, mut limited) = (0, 0);
     for _ in 0..48 {
-        let outcome = lab.from_container(Port::A1, &frame).outcome();
+        let outcome = lab.at_container(Port::A1, &frame).outcome();
         let count = |code| outcome.count(Direction::FromContainer, code);
         assert_eq!(count(Code::Drop(DropReason::PacketTooBig)), 1);
         sent += count(Code::Note(Note::IcmpTooBigSent));
@@ -221,14 +221,14 @@ fn errors_come_in_bursts(lab: &mut Lab) {
 fn local_delivery_has_no_limit(lab: &mut Lab) {
     // Both interfaces have the network's MTU: it is theirs to keep.
     let frame = V4::udp(&ONE, &crate::world::TWO, (1, 2), &payload(2000)).frame();
-    lab.from_container(Port::A1, &frame).delivers(&frame, &[]);
+    lab.at_container(Port::A1, &frame).delivers(&frame, &[]);
 }
 
 /// A GSO frame whose segments fit is not too big: the kernel is asked to make
 /// room, which it refuses a test run, see `encap::gso_refused_by_the_kernel`.
 #[track_caller]
 fn segments_fit(lab: &mut Lab, frame: &[u8], size: u32) {
-    lab.from_container(Port::A1, frame).gso(size).drops(DropReason::EncapFailed);
+    lab.at_container(Port::A1, frame).gso(size).drops(DropReason::EncapFailed);
 }
 
 fn gso_is_judged_by_its_segments(lab: &mut Lab) {
@@ -248,7 +248,7 @@ fn gso_ipv6_is_judged_by_its_segments(lab: &mut Lab) {
 
 fn gso_segments_too_big(lab: &mut Lab) {
     let frame = V4::tcp(&ONE, &FAR, (1000, 80), &payload(3000)).frame();
-    let outcome = lab.from_container(Port::A1, &frame).gso(1450 - 51).outcome();
+    let outcome = lab.at_container(Port::A1, &frame).gso(1450 - 51).outcome();
     let count = |code| outcome.count(Direction::FromContainer, code);
     assert_eq!(count(Code::Drop(DropReason::PacketTooBig)), 1);
     assert_eq!(count(Code::Note(Note::IcmpTooBigSent)), 1);
@@ -258,7 +258,7 @@ fn gso_segments_too_big(lab: &mut Lab) {
 
     let packet = V6::tcp(&ONE, &FAR, (1000, 80), &payload(3000));
     let packet = packet.extended(0, &[0, 1, 4, 0, 0, 0, 0]).frame();
-    let outcome = lab.from_container(Port::A1, &packet).gso(1450 - 79).outcome();
+    let outcome = lab.at_container(Port::A1, &packet).gso(1450 - 79).outcome();
     let error = packet_too_big(&packet, &FAR, MTU.into());
     assert_eq!(outcome.copies, [(Port::A1, error)]);
 }
@@ -266,7 +266,7 @@ fn gso_segments_too_big(lab: &mut Lab) {
 fn gso_udp_is_judged_by_its_segments(lab: &mut Lab) {
     let frame = v4(3000).frame();
     segments_fit(lab, &frame, 1450 - 28);
-    let outcome = lab.from_container(Port::A1, &frame).gso(1450 - 27).outcome();
+    let outcome = lab.at_container(Port::A1, &frame).gso(1450 - 27).outcome();
     assert_eq!(outcome.copies, [(Port::A1, frag_needed(&frame, &FAR, MTU))]);
 }
 
@@ -294,7 +294,7 @@ fn sent() -> Vec<u8> {
 #[track_caller]
 fn is_learnt(lab: &mut Lab, frame: &[u8], vtep: [u8; 4], inner_mtu: u32) {
     let before = now_ns();
-    lab.from_underlay(frame).passes(&[note(Note::PathMtuLearnt)]);
+    lab.at_underlay(frame).passes(&[note(Note::PathMtuLearnt)]);
     let learnt = lab.path_mtu.get(vtep).unwrap();
     assert_eq!(learnt.inner_mtu, inner_mtu);
     // Ten minutes (RFC 1191 §6.3).
@@ -305,7 +305,7 @@ fn is_learnt(lab: &mut Lab, frame: &[u8], vtep: [u8; 4], inner_mtu: u32) {
 
 #[track_caller]
 fn is_not_learnt(lab: &mut Lab, frame: &[u8]) {
-    lab.from_underlay(frame).passes(&[]);
+    lab.at_underlay(frame).passes(&[]);
     assert_eq!(lab.path_mtu.keys().len(), 0);
 }
 
@@ -322,24 +322,24 @@ fn learnt_from_a_router_behind(lab: &mut Lab) {
 
 fn learnt_and_obeyed(lab: &mut Lab) {
     let frame = v4(1351).frame();
-    lab.from_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
     is_learnt(lab, &error(1400, &quoted(&sent(), 28)).frame(), PEER, 1350);
     is_told(lab, &frame, &frag_needed(&frame, &FAR, 1350));
     let frame = v6(1351).frame();
     is_told(lab, &frame, &packet_too_big(&frame, &FAR, 1350));
     for frame in [v4(1350).frame(), v6(1350).frame()] {
-        lab.from_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+        lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
     }
     // The way to the other VTEP is as wide as before.
     let frame = V4::udp(&ONE, &FARTHER, (1, 2), &payload(1422)).frame();
     let outer = crate::world::to_peer2().wrap(&frame);
-    lab.from_container(Port::A1, &frame).encaps(outer, &[]);
+    lab.at_container(Port::A1, &frame).encaps(outer, &[]);
 }
 
 fn learnt_and_expired(lab: &mut Lab) {
     lab.path_mtu.set(PEER, PathMtu { expires_ns: now_ns(), inner_mtu: 1350, pad: 0 });
     let frame = v4(1450).frame();
-    lab.from_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
 }
 
 fn learnt_is_never_more_than_the_route(lab: &mut Lab) {
@@ -358,7 +358,7 @@ fn not_below_the_least(lab: &mut Lab) {
         is_learnt(lab, &error(mtu, &quoted(&sent(), 28)).frame(), PEER, 502);
     }
     let frame = v4(502).frame();
-    lab.from_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
     let frame = v4(503).frame();
     is_told(lab, &frame, &frag_needed(&frame, &FAR, 502));
 }

@@ -127,7 +127,7 @@ fn answer(asker: &Host, asker_ip: [u8; 16], target: [u8; 16], mac: [u8; 6]) -> V
 #[track_caller]
 fn is_answered(lab: &mut Lab, question: &[u8], asker_ip: [u8; 16], target: [u8; 16]) {
     let answer = answer(&ONE, asker_ip, target, FAR.mac);
-    lab.from_container(Port::A1, question).answers(Action::NdReply, answer);
+    lab.at_container(Port::A1, question).answers(Action::NdReply, answer);
 }
 
 #[track_caller]
@@ -138,12 +138,12 @@ fn is_flooded(lab: &mut Lab, frame: &[u8]) {
         tunnelled(to_peer2().wrap(frame)),
     ];
     let notes = [note(Note::FloodLocalCopy), note(Note::FloodRemoteCopy).times(2)];
-    lab.from_container(Port::A1, frame).floods(&copies, &notes);
+    lab.at_container(Port::A1, frame).floods(&copies, &notes);
 }
 
 #[track_caller]
 fn is_absorbed(lab: &mut Lab, frame: &[u8]) {
-    lab.from_container(Port::A1, frame).gives(&Expected {
+    lab.at_container(Port::A1, frame).gives(&Expected {
         verdict: SHOT,
         left: Left::Unchanged,
         counts: &[action(Action::Absorb)],
@@ -153,13 +153,13 @@ fn is_absorbed(lab: &mut Lab, frame: &[u8]) {
 
 #[track_caller]
 fn is_refused(lab: &mut Lab, packet: &V6, reason: DropReason) {
-    lab.from_container(Port::A1, &packet.frame()).drops(reason);
+    lab.at_container(Port::A1, &packet.frame()).drops(reason);
 }
 
 #[track_caller]
 fn crosses(lab: &mut Lab, packet: &V6) {
     let frame = packet.frame();
-    lab.from_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
 }
 
 fn known_is_answered(lab: &mut Lab) {
@@ -205,7 +205,7 @@ fn solicitation_with_a_nonce_is_answered(lab: &mut Lab) {
         &option,
     )
     .frame();
-    lab.from_container(Port::A1, &question.frame()).answers(Action::NdReply, answer);
+    lab.at_container(Port::A1, &question.frame()).answers(Action::NdReply, answer);
 }
 
 fn unicast_solicitation_is_answered(lab: &mut Lab) {
@@ -238,7 +238,7 @@ fn duplicate_detection_of_a_taken_address_is_answered(lab: &mut Lab) {
     )
     .frame();
     let question = detect(&ONE, FAR.v6).frame();
-    lab.from_container(Port::A1, &question).answers(Action::NdReply, answer);
+    lab.at_container(Port::A1, &question).answers(Action::NdReply, answer);
 }
 
 fn duplicate_detection_is_flooded_where_hosts_learn(lab: &mut Lab) {
@@ -258,7 +258,7 @@ fn unsolicited_advertisement_is_flooded_where_hosts_learn(lab: &mut Lab) {
 fn advertisement_is_forwarded(lab: &mut Lab) {
     crosses(lab, &advert(&ONE, &FAR));
     let frame = advert(&ONE, &TWO).frame();
-    lab.from_container(Port::A1, &frame).delivers(&frame, &[]);
+    lab.at_container(Port::A1, &frame).delivers(&frame, &[]);
 }
 
 fn spoofed_source(lab: &mut Lab) {
@@ -419,7 +419,7 @@ fn truncated(lab: &mut Lab) {
     // It does not.
     let frame = whole.frame();
     for len in SHORTEST_V6..frame.len() {
-        lab.from_container(Port::A1, &frame[..len]).drops(DropReason::Malformed);
+        lab.at_container(Port::A1, &frame[..len]).drops(DropReason::Malformed);
     }
 }
 

@@ -80,7 +80,7 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
 /// Whether a test run takes the frame.
 fn testable(program: Program, frame: &[u8]) -> bool {
     let least = match frame[12..14] {
-        _ if program == Program::FromUnderlayXdp => 14,
+        _ if program == Program::UnderlayXdp => 14,
         [0x08, 0x00] => SHORTEST_V4,
         [0x86, 0xdd] => SHORTEST_V6,
         _ => 14,
@@ -136,10 +136,10 @@ fn holds(lab: &mut Lab, cases: u32, frames: impl Strategy<Value = Vec<u8>>) {
             prop_assume!(testable(program, &frame));
             let mut lab = lab.borrow_mut();
             let port = match program {
-                Program::FromContainer => Port::A1,
+                Program::Container => Port::A1,
                 _ => Port::Uplink,
             };
-            let outcome = lab.into_program(program, port, &frame).gso(gso).outcome();
+            let outcome = lab.at(program, port, &frame).gso(gso).outcome();
             counted_once(program, &frame, &outcome)
         })
         .unwrap();

@@ -142,20 +142,22 @@ pub(crate) struct Expected<'a> {
 /// Which program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Program {
-    FromContainer,
-    FromUnderlay,
-    FromUnderlayXdp,
+    /// `from_container`.
+    Container,
+    /// `from_underlay`.
+    Underlay,
+    /// `from_underlay_xdp`.
+    UnderlayXdp,
 }
 
 impl Program {
-    pub(crate) const ALL: [Self; 3] =
-        [Self::FromContainer, Self::FromUnderlay, Self::FromUnderlayXdp];
+    pub(crate) const ALL: [Self; 3] = [Self::Container, Self::Underlay, Self::UnderlayXdp];
 
     pub(crate) const fn direction(self) -> Direction {
         match self {
-            Self::FromContainer => Direction::FromContainer,
-            Self::FromUnderlay => Direction::FromUnderlay,
-            Self::FromUnderlayXdp => Direction::FromUnderlayXdp,
+            Self::Container => Direction::FromContainer,
+            Self::Underlay => Direction::FromUnderlay,
+            Self::UnderlayXdp => Direction::FromUnderlayXdp,
         }
     }
 }
@@ -173,35 +175,35 @@ pub(crate) struct Run<'a> {
 
 impl Lab {
     /// A frame that the container behind `port` sends.
-    pub(crate) fn from_container(&mut self, port: Port, frame: &[u8]) -> Run<'_> {
-        Run::new(self, Program::FromContainer, port.ifindex(), frame)
+    pub(crate) fn at_container(&mut self, port: Port, frame: &[u8]) -> Run<'_> {
+        Run::new(self, Program::Container, port.ifindex(), frame)
     }
 
     /// A frame that arrives on the uplink, at tcx.
-    pub(crate) fn from_underlay(&mut self, frame: &[u8]) -> Run<'_> {
-        Run::new(self, Program::FromUnderlay, Port::Uplink.ifindex(), frame)
+    pub(crate) fn at_underlay(&mut self, frame: &[u8]) -> Run<'_> {
+        Run::new(self, Program::Underlay, Port::Uplink.ifindex(), frame)
     }
 
     /// A frame that arrives on the uplink, at XDP.
-    pub(crate) fn from_underlay_xdp(&mut self, frame: &[u8]) -> Run<'_> {
-        Run::new(self, Program::FromUnderlayXdp, Port::Uplink.ifindex(), frame)
+    pub(crate) fn at_underlay_xdp(&mut self, frame: &[u8]) -> Run<'_> {
+        Run::new(self, Program::UnderlayXdp, Port::Uplink.ifindex(), frame)
     }
 
     /// A frame for any of the programs.
-    pub(crate) fn into_program(&mut self, program: Program, port: Port, frame: &[u8]) -> Run<'_> {
+    pub(crate) fn at(&mut self, program: Program, port: Port, frame: &[u8]) -> Run<'_> {
         Run::new(self, program, port.ifindex(), frame)
     }
 
     fn program_fd(&self, program: Program) -> &ProgramFd {
         let get = |name| self.ebpf.program(name).unwrap();
         match program {
-            Program::FromContainer => {
+            Program::Container => {
                 <&SchedClassifier>::try_from(get(programs::FROM_CONTAINER)).unwrap().fd().unwrap()
             }
-            Program::FromUnderlay => {
+            Program::Underlay => {
                 <&SchedClassifier>::try_from(get(programs::FROM_UNDERLAY)).unwrap().fd().unwrap()
             }
-            Program::FromUnderlayXdp => {
+            Program::UnderlayXdp => {
                 <&Xdp>::try_from(get(programs::FROM_UNDERLAY_XDP)).unwrap().fd().unwrap()
             }
         }
@@ -279,7 +281,7 @@ impl<'a> Run<'a> {
         };
         set(SK_BUFF_IFINDEX, self.ifindex);
         set(SK_BUFF_GSO_SIZE, self.gso_size);
-        let segments = if self.gso_size == 0 { 0 } else { self.frame.len() as u32 / self.gso_size };
+        let segments = (self.frame.len() as u32).checked_div(self.gso_size).unwrap_or_default();
         set(SK_BUFF_GSO_SEGS, segments);
         let mut left = vec![0; 2 * 4096];
         let mut attr = TestRunAttr {
@@ -292,7 +294,7 @@ impl<'a> Run<'a> {
             flags: self.flags,
             ..TestRunAttr::default()
         };
-        if self.program != Program::FromUnderlayXdp {
+        if self.program != Program::UnderlayXdp {
             attr.ctx_size_in = SK_BUFF_LEN as u32;
             attr.ctx_in = context.as_ptr() as u64;
         }
@@ -360,12 +362,12 @@ impl<'a> Run<'a> {
     #[track_caller]
     pub(crate) fn passes(self, notes: &[Count]) {
         let verdict = match self.program {
-            Program::FromUnderlayXdp => XDP_PASS,
+            Program::UnderlayXdp => XDP_PASS,
             _ => UNSPEC,
         };
         // What XDP lets through is counted at tcx.
         let counts = match self.program {
-            Program::FromUnderlayXdp => notes.to_vec(),
+            Program::UnderlayXdp => notes.to_vec(),
             _ => [&[action(Action::Pass)], notes].concat(),
         };
         self.gives(&Expected { verdict, left: Left::Unchanged, counts: &counts, copies: &[] });
@@ -381,7 +383,7 @@ impl<'a> Run<'a> {
     #[track_caller]
     pub(crate) fn drops_noting(self, reason: DropReason, notes: &[Count]) {
         let verdict = match self.program {
-            Program::FromUnderlayXdp => XDP_DROP,
+            Program::UnderlayXdp => XDP_DROP,
             _ => SHOT,
         };
         let counts = [&[drop(reason)], notes].concat();

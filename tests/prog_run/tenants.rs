@@ -33,8 +33,8 @@ cases!(
 fn same_addresses_in_two_networks(lab: &mut Lab) {
     // Where to the frame is redirected, the module `live` looks at.
     let frame = V4::udp(&ONE, &TWO, (1, 2), b"hello").frame();
-    lab.from_container(Port::A1, &frame).delivers(&frame, &[]);
-    lab.from_container(Port::B1, &frame).delivers(&frame, &[]);
+    lab.at_container(Port::A1, &frame).delivers(&frame, &[]);
+    lab.at_container(Port::B1, &frame).delivers(&frame, &[]);
 }
 
 fn broadcast_stays_in_its_network(lab: &mut Lab) {
@@ -42,7 +42,7 @@ fn broadcast_stays_in_its_network(lab: &mut Lab) {
     let frame = Arp::request(&ONE, NOBODY.v4).frame();
     for (from, to) in [(Port::A1, Port::A2), (Port::B1, Port::B2)] {
         let copies = [copy(to, &frame)];
-        lab.from_container(from, &frame).floods(&copies, &[note(Note::FloodLocalCopy)]);
+        lab.at_container(from, &frame).floods(&copies, &[note(Note::FloodLocalCopy)]);
     }
 }
 
@@ -53,45 +53,45 @@ fn broadcast_from_the_tunnel_stays_in_its_network(lab: &mut Lab) {
         let outer = Tunnel { vni, ..from_peer() }.wrap(&inner);
         let copies = ports.map(|port| copy(port, &inner));
         let notes = [note(Note::FloodLocalCopy).times(2).bytes(2 * inner.len())];
-        lab.from_underlay(&outer).floods(&copies, &notes);
+        lab.at_underlay(&outer).floods(&copies, &notes);
     }
 }
 
 fn local_endpoint_of_another_network_is_unknown(lab: &mut Lab) {
     lab.tables.fdb.insert(&FdbKey::new(A, NOBODY.mac), &local(Port::A2)).unwrap();
     let frame = V4::udp(&ONE, &NOBODY, (1, 2), b"hello").frame();
-    lab.from_container(Port::A1, &frame).delivers(&frame, &[]);
+    lab.at_container(Port::A1, &frame).delivers(&frame, &[]);
     let copies = [copy(Port::B2, &frame)];
-    lab.from_container(Port::B1, &frame).floods(&copies, &[note(Note::FloodLocalCopy)]);
+    lab.at_container(Port::B1, &frame).floods(&copies, &[note(Note::FloodLocalCopy)]);
 }
 
 fn remote_endpoint_of_another_network_is_unknown(lab: &mut Lab) {
     // A knows FAR; B does not, and has nobody elsewhere to ask.
     let frame = V4::udp(&ONE, &FAR, (1, 2), b"hello").frame();
     let copies = [copy(Port::B2, &frame)];
-    lab.from_container(Port::B1, &frame).floods(&copies, &[note(Note::FloodLocalCopy)]);
+    lab.at_container(Port::B1, &frame).floods(&copies, &[note(Note::FloodLocalCopy)]);
     change_network(&lab.tables, B, |network| network.local_ports = 1);
-    lab.from_container(Port::B1, &frame).drops(DropReason::NoReceiver);
+    lab.at_container(Port::B1, &frame).drops(DropReason::NoReceiver);
 }
 
 fn destination_of_another_network_is_unknown(lab: &mut Lab) {
     lab.tables.fdb.insert(&FdbKey::new(B, NOBODY.mac), &local(Port::B2)).unwrap();
     let inner = V4::udp(&FAR, &NOBODY, (1, 2), b"hello").frame();
-    lab.from_underlay(&from_peer().wrap(&inner)).drops(DropReason::UnknownDestination);
+    lab.at_underlay(&from_peer().wrap(&inner)).drops(DropReason::UnknownDestination);
 }
 
 fn source_mac_of_another_network_is_no_conflict(lab: &mut Lab) {
     lab.tables.fdb.insert(&FdbKey::new(B, NOBODY.mac), &local(Port::B2)).unwrap();
     let inner = V4::udp(&NOBODY, &ONE, (1, 2), b"hello").frame();
-    lab.from_underlay(&from_peer().wrap(&inner)).delivers(&inner, &[]);
+    lab.at_underlay(&from_peer().wrap(&inner)).delivers(&inner, &[]);
     lab.tables.fdb.insert(&FdbKey::new(A, NOBODY.mac), &local(Port::A2)).unwrap();
-    lab.from_underlay(&from_peer().wrap(&inner)).drops(DropReason::LocalSourceMac);
+    lab.at_underlay(&from_peer().wrap(&inner)).drops(DropReason::LocalSourceMac);
 }
 
 fn neighbours_of_another_network_are_unknown(lab: &mut Lab) {
     let request = Arp::request(&ONE, FAR.v4).frame();
     let copies = [copy(Port::B2, &request)];
-    lab.from_container(Port::B1, &request).floods(&copies, &[note(Note::FloodLocalCopy)]);
+    lab.at_container(Port::B1, &request).floods(&copies, &[note(Note::FloodLocalCopy)]);
 }
 
 fn neighbours_differ_by_network(lab: &mut Lab) {
@@ -107,11 +107,11 @@ fn neighbours_differ_by_network(lab: &mut Lab) {
             target_mac: ONE.mac,
             target_ip: ONE.v4,
         };
-        lab.from_container(port, &request).answers(Action::ArpReply, reply.frame());
+        lab.at_container(port, &request).answers(Action::ArpReply, reply.frame());
     }
     lab.tables.neighbours.remove(&NeighKey::v4(B, FAR.v4)).unwrap();
     let copies = [copy(Port::B2, &request)];
-    lab.from_container(Port::B1, &request).floods(&copies, &[note(Note::FloodLocalCopy)]);
+    lab.at_container(Port::B1, &request).floods(&copies, &[note(Note::FloodLocalCopy)]);
 }
 
 fn learned_entry_of_another_network_is_unknown(lab: &mut Lab) {
@@ -120,7 +120,7 @@ fn learned_entry_of_another_network_is_unknown(lab: &mut Lab) {
     lab.learned.set(FdbKey::new(A, NOBODY.mac), entry);
     let frame = V4::udp(&ONE, &NOBODY, (1, 2), b"hello").frame();
     let copies = [copy(Port::B2, &frame)];
-    lab.from_container(Port::B1, &frame).floods(&copies, &[note(Note::FloodLocalCopy)]);
+    lab.at_container(Port::B1, &frame).floods(&copies, &[note(Note::FloodLocalCopy)]);
 }
 
 fn vni_decides_where_a_frame_goes(lab: &mut Lab) {
@@ -129,7 +129,7 @@ fn vni_decides_where_a_frame_goes(lab: &mut Lab) {
     lab.tables.fdb.insert(&FdbKey::new(A, NOBODY.mac), &remote(PEER)).unwrap();
     lab.tables.fdb.insert(&FdbKey::new(B, NOBODY.mac), &local(Port::B1)).unwrap();
     let inner = V4::udp(&FAR, &NOBODY, (1, 2), b"hello").frame();
-    lab.from_underlay(&from_peer().wrap(&inner)).drops(DropReason::SplitHorizon);
+    lab.at_underlay(&from_peer().wrap(&inner)).drops(DropReason::SplitHorizon);
     let outer = Tunnel { vni: B, ..from_peer() }.wrap(&inner);
-    lab.from_underlay(&outer).delivers(&inner, &[]);
+    lab.at_underlay(&outer).delivers(&inner, &[]);
 }

@@ -34,12 +34,12 @@ fn hello() -> Vec<u8> {
 
 #[track_caller]
 fn passes(lab: &mut Lab, frame: &[u8]) {
-    lab.from_underlay_xdp(frame).passes(&[]);
+    lab.at_underlay_xdp(frame).passes(&[]);
 }
 
 #[track_caller]
 fn is_refused(lab: &mut Lab, frame: &[u8], reason: DropReason) {
-    lab.from_underlay_xdp(frame).drops(reason);
+    lab.at_underlay_xdp(frame).drops(reason);
 }
 
 fn good_vxlan_passes(lab: &mut Lab) {
