@@ -2,10 +2,13 @@
 //! show. Where a redirect goes, what the kernel makes of the frame on the way,
 //! and GSO frames of a kind that it knows.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::ErrorKind,
+    time::{Duration, Instant},
+};
 
 use aya::programs::{
-    LinkOrder, SchedClassifier, TcAttachType,
+    LinkOrder, ProgramError, SchedClassifier, TcAttachType,
     tc::{SchedClassifierLinkId, TcAttachOptions},
 };
 use culvert::datapath::Table as _;
@@ -75,10 +78,7 @@ impl<'a> Live<'a> {
             };
             let program: &mut SchedClassifier =
                 lab.ebpf.program_mut(name).unwrap().try_into().unwrap();
-            let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-            let link =
-                program.attach_with_options(port.name(), TcAttachType::Ingress, options).unwrap();
-            links.push((name, link));
+            links.push((name, attach(program, port)));
         }
         Self { lab, links }
     }
@@ -137,6 +137,25 @@ impl Drop for Live<'_> {
             let program = self.lab.ebpf.program_mut(name).unwrap();
             let program: &mut SchedClassifier = program.try_into().unwrap();
             let _ = program.detach(link);
+        }
+    }
+}
+
+/// Attaches a program. The link of the case before may live for a moment yet,
+/// in a child of another thread that has not come to its `exec`.
+fn attach(program: &mut SchedClassifier, port: Port) -> SchedClassifierLinkId {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+        match program.attach_with_options(port.name(), TcAttachType::Ingress, options) {
+            Ok(link) => return link,
+            Err(ProgramError::SyscallError(error))
+                if error.io_error.kind() == ErrorKind::AlreadyExists =>
+            {
+                assert!(Instant::now() < deadline, "a program is attached to {port:?} already");
+                std::thread::yield_now();
+            }
+            Err(error) => panic!("attach to {port:?}: {error}"),
         }
     }
 }
