@@ -83,6 +83,37 @@ pub(crate) fn instance_id(state_dir: &Path) -> io::Result<String> {
     }
 }
 
+/// Marks that this host was purged without the store: what the store still has
+/// of the node is to be removed before anything else.
+const PURGED: &str = "purged";
+
+/// Leaves the mark.
+pub(crate) fn mark_purged(state_dir: &Path) -> io::Result<()> {
+    write_atomically(&state_dir.join(PURGED), b"")
+}
+
+/// Whether the mark is there.
+pub(crate) fn is_marked_purged(state_dir: &Path) -> bool {
+    state_dir.join(PURGED).exists()
+}
+
+/// Takes the mark away.
+pub(crate) fn unmark_purged(state_dir: &Path) -> io::Result<()> {
+    fs::remove_file(state_dir.join(PURGED))
+}
+
+/// Removes what the agent keeps in its state directory, and the directory if
+/// nothing else is in it. Best effort: what is left does no harm.
+pub(crate) fn remove_state(state_dir: &Path) {
+    for directory in ["containers", "logs"] {
+        let _ = fs::remove_dir_all(state_dir.join(directory));
+    }
+    for file in ["node-id", "lock"] {
+        let _ = fs::remove_file(state_dir.join(file));
+    }
+    let _ = fs::remove_dir(state_dir);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

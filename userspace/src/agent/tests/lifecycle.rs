@@ -538,3 +538,24 @@ async fn a_commit_whose_answer_is_lost_is_taken_back() {
     .await;
     assert!(stored(&world).await.ipam.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purge_without_the_store_is_finished_by_the_next_agent() {
+    let world = World::new().await;
+    let (one, two) = two_hosts(&world).await;
+    one.run("web", "blue").await.unwrap();
+    two.run("db", "blue").await.unwrap();
+    let state_dir = one.shared.options.state_dir.clone();
+    one.stop().await;
+    crate::agent::files::mark_purged(&state_dir).unwrap();
+
+    let starting = world.prepare(1, &Paper::new(), &format!("{:064x}", 1)).0;
+    crate::agent::purge::finish(&starting.shared, world.store.as_ref()).await.unwrap();
+    let view = stored(&world).await;
+    let left: Vec<_> = view.endpoints_in(&name("blue")).map(|ep| ep.container.as_str()).collect();
+    assert_eq!(left, ["db"]);
+    assert!(!crate::agent::files::is_marked_purged(&state_dir));
+    // A second time there is nothing to do.
+    crate::agent::purge::finish(&starting.shared, world.store.as_ref()).await.unwrap();
+    starting.stop().await;
+}
