@@ -136,10 +136,7 @@ fn learned_from_the_tunnel_with_a_broadcast(lab: &mut Lab) {
     let inner = V4 { eth_dst: [0xff; 6], eth_src: NEW, ..V4::udp(&FAR, &ONE, (1, 2), b"all") };
     let inner = inner.frame();
     let copies = [copy(Port::A1, &inner), copy(Port::A2, &inner)];
-    let notes = [
-        note(Note::Learned),
-        note(Note::FloodLocalCopy).times(2).bytes(2 * inner.len()),
-    ];
+    let notes = [note(Note::Learned), note(Note::FloodLocalCopy).times(2).bytes(2 * inner.len())];
     lab.from_underlay(&from_peer().wrap(&inner)).floods(&copies, &notes);
     assert_eq!(place(lab, NEW), Some((PEER, 0)));
 }

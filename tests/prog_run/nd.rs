@@ -10,9 +10,7 @@ use crate::{
     lab::Lab,
     ports::Port,
     run::{Expected, Left, SHOT, action, copy, note, tunnelled},
-    world::{
-        A, FAR, NOBODY, ONE, TWO, any_source, change_endpoint, learning, to_peer, to_peer2,
-    },
+    world::{A, FAR, NOBODY, ONE, TWO, any_source, change_endpoint, learning, to_peer, to_peer2},
 };
 
 cases!(
@@ -229,8 +227,7 @@ fn solicitation_with_a_nonce_is_answered(lab: &mut Lab) {
 fn unicast_solicitation_is_answered(lab: &mut Lab) {
     // Unreachability detection (RFC 4861 §7.3.3).
     let option = link_layer(SOURCE_OPTION, ONE.mac);
-    let question =
-        message((ONE.mac, FAR.mac), (ONE.v6, FAR.v6), (SOLICIT, 0), FAR.v6, &option);
+    let question = message((ONE.mac, FAR.mac), (ONE.v6, FAR.v6), (SOLICIT, 0), FAR.v6, &option);
     is_answered(lab, &question.frame(), ONE.v6, FAR.v6);
 }
 
@@ -311,8 +308,7 @@ fn spoofed_advertisement(lab: &mut Lab) {
 
 fn spoofed_target_option(lab: &mut Lab) {
     let option = link_layer(TARGET_OPTION, TWO.mac);
-    let packet =
-        message((ONE.mac, FAR.mac), (ONE.v6, FAR.v6), (ADVERT, OVERRIDE), ONE.v6, &option);
+    let packet = message((ONE.mac, FAR.mac), (ONE.v6, FAR.v6), (ADVERT, OVERRIDE), ONE.v6, &option);
     is_refused(lab, &packet, DropReason::SpoofedNd);
 }
 
@@ -335,8 +331,7 @@ fn long_option(lab: &mut Lab) {
     let mut option = link_layer(TARGET_OPTION, ONE.mac);
     option[1] = 2;
     option.extend([0; 8]);
-    let packet =
-        message((ONE.mac, FAR.mac), (ONE.v6, FAR.v6), (ADVERT, OVERRIDE), ONE.v6, &option);
+    let packet = message((ONE.mac, FAR.mac), (ONE.v6, FAR.v6), (ADVERT, OVERRIDE), ONE.v6, &option);
     is_refused(lab, &packet, DropReason::SpoofedNd);
 }
 
@@ -417,8 +412,13 @@ fn solicited_advertisement_to_all(lab: &mut Lab) {
     let packet = message(eth, (ONE.v6, ALL_NODES), (ADVERT, flags), ONE.v6, &option);
     is_refused(lab, &packet, DropReason::Malformed);
     // The flag of a router changes nothing by itself: the source is checked.
-    let packet =
-        message((ONE.mac, FAR.mac), (ONE.v6, FAR.v6), (ADVERT, ROUTER | SOLICITED), ONE.v6, &option);
+    let packet = message(
+        (ONE.mac, FAR.mac),
+        (ONE.v6, FAR.v6),
+        (ADVERT, ROUTER | SOLICITED),
+        ONE.v6,
+        &option,
+    );
     crosses(lab, &packet);
 }
 

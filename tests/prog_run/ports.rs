@@ -88,8 +88,7 @@ impl PacketSocket {
     fn open(ifindex: u32, protocol: u16) -> Self {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         // No protocol before it is bound: frames of other interfaces stay out.
-        let fd =
-            socket(AddressFamily::Packet, SockType::Raw, flags, None::<SockProtocol>).unwrap();
+        let fd = socket(AddressFamily::Packet, SockType::Raw, flags, None::<SockProtocol>).unwrap();
         let socket = Self(fd);
         socket.set_option(libc::PACKET_IGNORE_OUTGOING, 1);
         let address = libc::sockaddr_ll {
@@ -161,8 +160,7 @@ impl PacketSocket {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             assert!(!left.is_zero(), "no frame arrived in {PATIENCE:?}");
-            let mut fd =
-                libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            let mut fd = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
             let timeout = i32::try_from(left.as_millis()).unwrap();
             // SAFETY: one descriptor, on our stack. Why it returns shows above.
             unsafe { libc::poll(&raw mut fd, 1, timeout) };

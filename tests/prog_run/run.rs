@@ -294,12 +294,7 @@ impl<'a> Run<'a> {
         // SAFETY: the attributes have the kernel's layout and size; the buffers
         // they point to are as long as stated and outlive the call.
         let result = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                BPF_PROG_TEST_RUN,
-                &raw mut attr,
-                size_of::<TestRunAttr>(),
-            )
+            libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, size_of::<TestRunAttr>())
         };
         let error = std::io::Error::last_os_error();
         assert_eq!(result, 0, "test run of {:?}: {error}", self.program);

@@ -129,14 +129,8 @@ impl V4 {
 
     /// The L3 packet.
     pub fn packet(&self) -> Vec<u8> {
-        let mut header = Ipv4Header::new(
-            0,
-            self.ttl,
-            IpNumber(self.protocol),
-            self.src,
-            self.dst,
-        )
-        .expect("an empty packet");
+        let mut header = Ipv4Header::new(0, self.ttl, IpNumber(self.protocol), self.src, self.dst)
+            .expect("an empty packet");
         header.dscp = IpDscp::try_new(self.tos >> 2).expect("six bits");
         header.ecn = IpEcn::try_new(self.tos & 3).expect("two bits");
         header.identification = self.id;
@@ -167,9 +161,7 @@ fn tcp_header(ports: (u16, u16)) -> TcpHeader {
     let mut header = TcpHeader::new(ports.0, ports.1, 0x0102_0304, 4096);
     header.ack = true;
     // NOP, NOP, timestamps.
-    header
-        .set_options_raw(&[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2])
-        .expect("options of a segment");
+    header.set_options_raw(&[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2]).expect("options of a segment");
     header
 }
 

@@ -55,7 +55,7 @@ use crate::{
 /// node name, an uplink or VTEP address that is not there, credentials that
 /// cannot be read, a store that does not answer within `--store-timeout`.
 pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
-    start::log(&options.log)?;
+    start::log(&options.log, options.trace)?;
     doctor::preflight().map_err(|line| anyhow!(line))?;
     // First of all what tells whether there is another agent.
     let listener = api::bind(&options.socket)?;

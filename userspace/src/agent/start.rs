@@ -14,9 +14,17 @@ use crate::{
     store::{self, StateStore, StoreError, StoreOptions, StoreUrl, retry::Backoff},
 };
 
-/// Sends the log to standard error, unless the program has set up another way.
-pub(super) fn log(filter: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?}"))?;
+/// What aya-log's records of the programs' trace lines are called: the module of
+/// the programs' crate that writes them.
+const TRACE_TARGET: &str = "culvert::verdict=trace";
+
+/// Sends the log to standard error, unless the program has set up another way;
+/// with the programs' trace lines, whatever the filter says of others, if asked for.
+pub(super) fn log(filter: &str, trace: bool) -> anyhow::Result<()> {
+    let mut filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?}"))?;
+    if trace {
+        filter = filter.add_directive(TRACE_TARGET.parse()?);
+    }
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())

@@ -1,9 +1,11 @@
 //! `test`: every test, and the demo as the last of them.
 
 use std::io::IsTerminal as _;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use culvert_bpf_build::PACKAGE;
 
 use super::{build, demo, setup};
 use crate::tools::Need;
@@ -59,6 +61,13 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         ui::line("Every tool is there.");
         Ok(())
     }) && tally.stage("build", |_| build::build());
+    // Apart from running them, so that the durations tell one from the other.
+    let ready = ready
+        && tally.stage("build tests", |tally| {
+            let built = process::run(cargo_test_command().arg("--no-run"));
+            tally.failed += u64::from(built.is_err());
+            built
+        });
     if ready {
         let filter = args.filter.as_deref();
         tally.stage("tests", |tally| cargo_test(tally, filter, args.full));
@@ -72,14 +81,20 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     summary(&tally)
 }
 
-/// The tests of every package but the programs', which run in the kernel only.
-fn cargo_test(tally: &mut Tally, filter: Option<&str>, full: bool) -> Result<()> {
+/// `cargo test` of every package but the programs', which run in the kernel only.
+fn cargo_test_command() -> Command {
     let mut command = build::cargo("test");
     command
-        .args(["--release", "--workspace", "--exclude", "culvert-ebpf", "--no-fail-fast"])
+        .args(["--release", "--workspace", "--exclude", PACKAGE, "--no-fail-fast"])
         .args(["--color", if std::io::stdout().is_terminal() { "always" } else { "never" }])
-        .args(filter)
         .env("CULVERT_BIN", paths::culvert());
+    command
+}
+
+/// Runs the tests and counts them.
+fn cargo_test(tally: &mut Tally, filter: Option<&str>, full: bool) -> Result<()> {
+    let mut command = cargo_test_command();
+    command.args(filter);
     if full {
         command.args(["--", "--include-ignored"]).env("CULVERT_TEST_FULL", "1");
     }
@@ -90,7 +105,7 @@ fn cargo_test(tally: &mut Tally, filter: Option<&str>, full: bool) -> Result<()>
     })?;
     if !status.success() {
         if tally.failed == before {
-            // It did not even compile, or a test took its whole program down.
+            // A test took its whole program down.
             tally.failed += 1;
         }
         bail!("cargo test failed ({status}): its messages are above");

@@ -98,7 +98,7 @@ impl Agent {
         &self,
         request: ContainerCreate,
     ) -> Result<ContainerRow, ApiError> {
-        self.shared.store()?;
+        self.shared.store().await?;
         let name = &request.name;
         if self.record_of(name).is_some() {
             return self.again(request).await;
@@ -190,7 +190,7 @@ impl Agent {
             return Ok(());
         }
         // One made on another host a moment ago may not have come here yet.
-        let store = self.shared.store()?;
+        let store = self.shared.store().await?;
         let found = store.snapshot(&crate::model::Key::network(network)).await;
         let found = found.map_err(|error| {
             ApiError::new(crate::api::types::ErrorKind::Unavailable, error.to_string())
@@ -269,7 +269,7 @@ impl Agent {
     }
 
     pub(super) async fn remove_container(&self, name: &Name, force: bool) -> Result<(), ApiError> {
-        self.shared.store()?;
+        self.shared.store().await?;
         let record = self.record_of(name).ok_or_else(|| self.unknown_container(name))?;
         let sharers: Vec<String> = self
             .shared
