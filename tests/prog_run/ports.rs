@@ -139,7 +139,7 @@ impl PacketSocket {
     }
 
     /// Receives one frame, if there is one.
-    pub(crate) fn try_receive(&self) -> Option<Vec<u8>> {
+    fn try_receive(&self) -> Option<Vec<u8>> {
         let mut buffer = vec![0; 70_000];
         match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
             Ok(len) => {
@@ -152,7 +152,7 @@ impl PacketSocket {
     }
 
     /// Waits for one frame.
-    fn receive(&self) -> Vec<u8> {
+    pub(crate) fn receive(&self) -> Vec<u8> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(frame) = self.try_receive() {

@@ -49,6 +49,11 @@ struct TestRunAttr {
     pad: u32,
 }
 
+/// Shortest frames that a test run of a TC program takes: with the EtherTypes
+/// of IP, those with an IP header. The module `live` tries shorter ones.
+pub(crate) const SHORTEST_V4: usize = 14 + 20;
+pub(crate) const SHORTEST_V6: usize = 14 + 40;
+
 /// Bytes of `struct __sk_buff`, and the members that a test may set.
 const SK_BUFF_LEN: usize = 192;
 const SK_BUFF_IFINDEX: usize = 40;

@@ -178,6 +178,8 @@ pub struct V6 {
     pub dst: [u8; 16],
     /// DSCP and ECN.
     pub tclass: u8,
+    /// Flow label, 20 bits.
+    pub flow_label: u32,
     /// Hop limit.
     pub hop_limit: u8,
     /// What follows the fixed header.
@@ -195,6 +197,7 @@ impl V6 {
             src: src.v6,
             dst: dst.v6,
             tclass: 0,
+            flow_label: 0,
             hop_limit: 63,
             next_header: 59,
             rest: Vec::new(),
@@ -235,6 +238,7 @@ impl V6 {
             src,
             dst,
             tclass: 0,
+            flow_label: 0,
             hop_limit: 255,
             next_header: IpNumber::IPV6_ICMP.0,
             rest: icmpv6((src, dst), (kind, code), rest, payload),
@@ -255,7 +259,7 @@ impl V6 {
     pub fn packet(&self) -> Vec<u8> {
         let header = Ipv6Header {
             traffic_class: self.tclass,
-            flow_label: 0x5_4321.try_into().expect("20 bits"),
+            flow_label: self.flow_label.try_into().expect("20 bits"),
             payload_length: self.rest.len().try_into().expect("length of a packet"),
             next_header: IpNumber(self.next_header),
             hop_limit: self.hop_limit,
