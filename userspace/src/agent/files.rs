@@ -83,6 +83,44 @@ pub(crate) fn instance_id(state_dir: &Path) -> io::Result<String> {
     }
 }
 
+/// Which store this agent has followed, so that one that was wiped is noticed
+/// after a restart, too.
+const STORE: &str = "store-mark";
+
+/// What [`STORE`] holds.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct KnownStore {
+    /// `--store`: with another one another store is meant.
+    url: String,
+    /// Its mark.
+    mark: String,
+    /// A revision that it had.
+    revision: i64,
+}
+
+/// Mark and revision of the store at `url` as last seen; `None` on a first start.
+pub(crate) fn known_store(state_dir: &Path, url: &str) -> Option<(String, i64)> {
+    let text = fs::read(state_dir.join(STORE)).ok()?;
+    let known: KnownStore = serde_json::from_slice(&text).ok()?;
+    (known.url == url).then_some((known.mark, known.revision))
+}
+
+/// Remembers the store for [`known_store`].
+pub(crate) fn remember_store(
+    state_dir: &Path,
+    url: &str,
+    mark: &str,
+    revision: i64,
+) -> io::Result<()> {
+    let known = KnownStore { url: url.to_owned(), mark: mark.to_owned(), revision };
+    write_atomically(&state_dir.join(STORE), serde_json::to_string(&known)?.as_bytes())
+}
+
+/// Where that is kept, for the operator who means another store.
+pub(crate) fn store_mark_path(state_dir: &Path) -> PathBuf {
+    state_dir.join(STORE)
+}
+
 /// Marks that this host was purged without the store: what the store still has
 /// of the node is to be removed before anything else.
 const PURGED: &str = "purged";

@@ -128,8 +128,11 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         }
     };
 
-    let follower = Follower::spawn(Arc::clone(&store), FollowOptions::default());
+    let known = files::known_store(&options.state_dir, &options.store);
+    let follower =
+        Follower::spawn(Arc::clone(&store), FollowOptions { known, ..FollowOptions::default() });
     shared.watch_health(follower.health());
+    let remember = tokio::spawn(start::remember_store(Arc::clone(&shared), follower.health()));
     let mut engine =
         tokio::spawn(Engine::new(Arc::clone(&shared), follower, Periods::default()).run());
     let ready = tokio::spawn(start::tell_when_ready(Arc::clone(&shared), Arc::clone(&host)));
@@ -155,6 +158,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     }
     shared.shutdown.cancel();
     ready.abort();
+    remember.abort();
     if let Some(trace) = trace {
         trace.abort();
     }
