@@ -101,6 +101,13 @@ pub(crate) fn vlan_present(ctx: &TcContext) -> bool {
     unsafe { (*ctx.skb.skb).vlan_present != 0 }
 }
 
+/// The VLAN that the frame's metadata names; 0 for none (IEEE 802.1Q §9.6).
+#[inline(always)]
+pub(crate) fn vlan_id(ctx: &TcContext) -> u32 {
+    // SAFETY: the pointer is the program's own context.
+    unsafe { (*ctx.skb.skb).vlan_tci & 0x0fff }
+}
+
 /// Sends the frame out of an interface when the program returns.
 #[inline(always)]
 pub(crate) fn redirect(ifindex: u32) {

@@ -27,7 +27,8 @@ use crate::{
     flood, learn,
     maps::{FDB, NETWORKS, PATH_MTU, UNDERLAY, VTEP_IP, VTEPS, VXLAN_PORT, lookup},
     packet::{
-        ETH_LEN, Packet, gso_size, ifindex, linearise, load, redirect, redirect_peer, resize, store,
+        ETH_LEN, Packet, gso_size, ifindex, linearise, load, redirect, redirect_peer, resize,
+        store, vlan_id,
     },
     verdict::{self, note},
 };
@@ -131,6 +132,10 @@ pub(crate) fn authorise(tunnelled: &Tunnelled) -> Result<&'static NetworkInfo, D
 
 #[inline(always)]
 fn handle(ctx: &TcContext) -> Result<Action, DropReason> {
+    if vlan_id(ctx) != 0 {
+        // Of another link, whose device the kernel will find.
+        return Ok(Action::Pass);
+    }
     linearise(ctx);
     match classify(ctx, ctx.len())? {
         Outer::Other => Ok(Action::Pass),
@@ -175,10 +180,12 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Result<Action, DropReason>
         learn::source(DIRECTION, source, outer.vtep, 0, ctx.len());
     }
 
-    let gso = gso_size(ctx);
-    if gso == 0 && ctx.len() > outer.frame_len {
-        // Padding of the link, not part of the frame.
-        resize(ctx, outer.frame_len)?;
+    if gso_size(ctx) == 0 {
+        // What is longer is padding of the link, not part of the frame.
+        let len = inner.padded_len(outer.frame_len);
+        if ctx.len() != len {
+            resize(ctx, len)?;
+        }
     }
     strip(ctx, &inner)?;
     store(ctx, 0, &eth)?;
@@ -280,6 +287,16 @@ impl Inner {
     #[inline(always)]
     fn is_ip(&self) -> bool {
         !matches!(self, Self::Other)
+    }
+
+    /// Length of the outer frame around an inner one that the kernel takes: it
+    /// leaves none shorter than an IPv4 header, so such a frame is padded as a
+    /// network card would have done (IEEE 802.3 §4.2.3.3).
+    #[inline(always)]
+    fn padded_len(&self, frame_len: u32) -> u32 {
+        const LEAST: u32 = (INNER_L3 + Ipv4Hdr::LEN) as u32;
+        const PADDED: u32 = INNER_L3 as u32 + 46;
+        if self.is_ip() || frame_len >= LEAST { frame_len } else { PADDED }
     }
 
     /// Writes the ECN field into the decapsulated packet.

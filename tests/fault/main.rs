@@ -1,1 +1,176 @@
-//! Tests.
+//! What goes wrong around the agents: the store, what is in it, the agents themselves.
+
+use std::time::Duration;
+
+use culvert_tests::{
+    cluster::{Cluster, Host, SOON, unique_name},
+    netns::{is_root, wait_until},
+};
+use nix::sys::signal::Signal;
+
+/// The store goes away and comes back: traffic flows on, the agent says so and
+/// catches up.
+#[test]
+fn an_outage_of_the_store_stops_nothing() {
+    if !is_root() {
+        return;
+    }
+    let mut cluster = Cluster::new(2);
+    let (first, second) = (unique_name("fault"), unique_name("fault"));
+    cluster.hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    cluster.wait_network("net");
+    cluster.hosts[0].run_idle(&first, "net", &["--ip", "10.0.0.2"]);
+    cluster.hosts[1].run_idle(&second, "net", &["--ip", "10.0.0.3"]);
+    cluster.hosts[0].wait_ping(&first, "10.0.0.3");
+    cluster.etcd.stop();
+    let host = &cluster.hosts[0];
+    wait_until(SOON, "the outage to be noticed", || !host.healthy());
+    host.in_container(&first, "ping -c3 -i0.1 -W1 10.0.0.3");
+    let line = host.refused(1, &["network", "create", "-d", "overlay", "later"]);
+    assert!(line.contains("store"), "{line}");
+    // Nothing was forgotten.
+    assert_eq!(host.json(&["fdb", "show"]).as_array().map(Vec::len), Some(2));
+    assert!(cluster.etcd.resume().is_ok());
+    wait_until(Duration::from_secs(40), "the agents to recover", || {
+        cluster.hosts.iter().all(Host::healthy)
+    });
+    let third = unique_name("life3");
+    cluster.hosts[1].run_idle(&third, "net", &["--ip", "10.0.0.9"]);
+    cluster.hosts[0].wait_ping(&first, "10.0.0.9");
+}
+
+/// An agent that starts without a store keeps trying and says so; with
+/// `--store-timeout` it gives up.
+#[test]
+fn a_store_that_is_not_there_yet() {
+    if !is_root() {
+        return;
+    }
+    let mut cluster = Cluster::without_agents(1, 1500);
+    cluster.etcd.stop();
+    let host = &mut cluster.hosts[0];
+    host.start_agent(&["--store-timeout", "2"]);
+    let Some(mut agent) = host.agent.take() else { unreachable!() };
+    let status = agent.wait(SOON);
+    assert_eq!(status.code(), Some(1), "{}", agent.stderr());
+    assert!(agent.stderr().contains("store"), "{}", agent.stderr());
+
+    host.start_agent(&[]);
+    wait_until(SOON, "the agent to say that it has no store", || {
+        host.agent_log().contains("store") && host.culvert(&["status"]).status.success()
+    });
+    assert!(!host.healthy());
+    assert!(cluster.etcd.resume().is_ok());
+    cluster.hosts[0].wait_ready();
+}
+
+/// Garbage and records of a newer Culvert under our keys: skipped and named,
+/// the rest works.
+#[test]
+fn garbage_in_the_store() {
+    if !is_root() {
+        return;
+    }
+    let cluster = Cluster::new(1);
+    let host = &cluster.hosts[0];
+    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    let put = |key: &str, value: &str| {
+        cluster.switch.run(&format!(
+            "ETCDCTL_API=3 etcdctl --endpoints http://{} put /culvert/v1/{key} '{value}'",
+            cluster.etcd.endpoint()
+        ));
+    };
+    put("networks/broken", "not json {");
+    put("networks/newer", r#"{"schema":99,"name":"newer"}"#);
+    put("endpoints/net/strange", r#"{"schema":1,"id":3}"#);
+    put("nodes/other", "\\377\\376");
+    put("what/is/this", "x");
+    put("vnis/banana", "{}");
+    wait_until(SOON, "the problems to be named", || {
+        let problems = host.json(&["status"])["problems"].to_string();
+        ["networks/broken", "networks/newer", "endpoints/net/strange", "nodes/other"]
+            .iter()
+            .all(|key| problems.contains(key))
+    });
+    let (first, second) = (unique_name("ok"), unique_name("ok"));
+    host.run_idle(&first, "net", &[]);
+    host.run_idle(&second, "net", &[]);
+    let ip = host.ip(&second, "net");
+    host.wait_ping(&first, &ip);
+    let networks = host.json(&["network", "ls"]).to_string();
+    assert!(!networks.contains("broken") && !networks.contains("newer"), "{networks}");
+}
+
+/// An etcd that comes back empty is not believed: nothing is forgotten.
+#[test]
+fn a_wiped_store_deletes_nothing() {
+    if !is_root() {
+        return;
+    }
+    let mut cluster = Cluster::new(1);
+    let (first, second) = (unique_name("wipe"), unique_name("wipe"));
+    cluster.hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    cluster.hosts[0].run_idle(&first, "net", &["--ip", "10.0.0.2"]);
+    cluster.hosts[0].run_idle(&second, "net", &["--ip", "10.0.0.3"]);
+    cluster.hosts[0].wait_ping(&first, "10.0.0.3");
+    assert!(cluster.etcd.wipe().is_ok() && cluster.etcd.resume().is_ok());
+    let unmoved = |host: &Host| {
+        wait_until(Duration::from_secs(40), "the agent to notice", || {
+            host.json(&["status"])["store"]["error"].to_string().contains("replaced")
+        });
+        host.in_container(&first, "ping -c2 -i0.1 -W1 10.0.0.3");
+        assert_eq!(host.json(&["fdb", "show"]).as_array().map(Vec::len), Some(2));
+    };
+    unmoved(&cluster.hosts[0]);
+    // Nor is it after a restart.
+    cluster.hosts[0].stop_agent(Signal::SIGKILL);
+    cluster.hosts[0].start_agent(&[]);
+    wait_until(SOON, "the agent to answer", || {
+        cluster.hosts[0].culvert(&["status"]).status.success()
+    });
+    unmoved(&cluster.hosts[0]);
+    let problems = cluster.hosts[0].json(&["status"])["problems"].to_string();
+    assert!(problems.contains("store-mark"), "{problems}");
+}
+
+/// Churn while an agent is killed again and again: both hosts end up with the
+/// same picture.
+#[test]
+fn killed_in_the_middle_of_churn() {
+    if !is_root() {
+        return;
+    }
+    let mut cluster = Cluster::new(2);
+    cluster.hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    cluster.wait_network("net");
+    let keeper = unique_name("keep");
+    cluster.hosts[0].run_idle(&keeper, "net", &["--ip", "10.0.0.2"]);
+    let mut last = String::new();
+    for round in 0..3 {
+        let name = unique_name("churn");
+        cluster.hosts[1].run_idle(&name, "net", &["--ip", &format!("10.0.0.{}", 10 + round)]);
+        cluster.hosts[0].stop_agent(Signal::SIGKILL);
+        if round < 2 {
+            cluster.hosts[1].ok(&["rm", "-f", &name]);
+        }
+        cluster.hosts[0].start_agent(&[]);
+        cluster.hosts[0].wait_ready();
+        last = name;
+    }
+    cluster.hosts[0].wait_ping(&keeper, "10.0.0.12");
+    let macs = |host: &Host| {
+        let mut macs: Vec<String> = host
+            .json(&["fdb", "show"])
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|row| Some(row["mac"].as_str()?.to_owned()))
+            .collect();
+        macs.sort();
+        macs
+    };
+    wait_until(SOON, "both hosts to have the same FDB", || {
+        macs(&cluster.hosts[0]) == macs(&cluster.hosts[1]) && macs(&cluster.hosts[0]).len() == 2
+    });
+    cluster.hosts[1].ok(&["rm", "-f", &last]);
+}

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, culvert_binary, unique_name},
-    netns::{Netns, Process, is_root, wait_until},
+    netns::{Netns, Process, is_root},
 };
 use serde_json::Value;
 
@@ -71,7 +71,7 @@ fn networks() {
         assert!(code == 1 || code == 2, "culvert {args:?}: exit {code}");
         refused(host, code, &args, &words);
     }
-    refused(host, 2, &create(&["--subnet", "10.2.0.0/24", "-bad-"]), &["bad"]);
+    refused(host, 2, &create(&["--subnet", "10.2.0.0/24", "_bad"]), &["_bad"]);
     refused(host, 2, &create(&["--subnet", "10.2.0.0/24", "sp ace"]), &["sp ace"]);
     refused(host, 2, &["network", "create"], &["NAME"]);
     refused(host, 2, &["no-such-verb"], &["no-such-verb"]);
@@ -237,41 +237,4 @@ fn second_agents() {
     assert_eq!(clash.wait(SOON).code(), Some(1), "{}", clash.stderr());
     assert!(clash.stderr().contains("node0"), "{}", clash.stderr());
     assert!(cluster.hosts[0].healthy());
-}
-
-/// Garbage and records of a newer Culvert under our keys: skipped and named,
-/// the rest works.
-#[test]
-fn garbage_in_the_store() {
-    if !is_root() {
-        return;
-    }
-    let cluster = Cluster::new(1);
-    let host = &cluster.hosts[0];
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
-    let put = |key: &str, value: &str| {
-        cluster.switch.run(&format!(
-            "ETCDCTL_API=3 etcdctl --endpoints http://{} put /culvert/v1/{key} '{value}'",
-            cluster.etcd.endpoint()
-        ));
-    };
-    put("networks/broken", "not json {");
-    put("networks/newer", r#"{"schema":99,"name":"newer"}"#);
-    put("endpoints/net/strange", r#"{"schema":1,"id":3}"#);
-    put("nodes/other", "\\377\\376");
-    put("what/is/this", "x");
-    put("vnis/banana", "{}");
-    wait_until(SOON, "the problems to be named", || {
-        let problems = host.json(&["status"])["problems"].to_string();
-        ["networks/broken", "networks/newer", "endpoints/net/strange", "nodes/other"]
-            .iter()
-            .all(|key| problems.contains(key))
-    });
-    let (first, second) = (unique_name("ok"), unique_name("ok"));
-    host.run_idle(&first, "net", &[]);
-    host.run_idle(&second, "net", &[]);
-    let ip = host.ip(&second, "net");
-    host.wait_ping(&first, &ip);
-    let networks = host.json(&["network", "ls"]).to_string();
-    assert!(!networks.contains("broken") && !networks.contains("newer"), "{networks}");
 }

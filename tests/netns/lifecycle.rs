@@ -1,7 +1,7 @@
 //! Agents that stop, crash, come back; hosts that lose their namespaces;
 //! containers that come and go.
 
-use std::{process::Command, time::Duration};
+use std::process::Command;
 
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
@@ -114,8 +114,11 @@ fn what_is_deleted_by_hand_is_repaired() {
     }
     let (cluster, first, _) = overlay_pair();
     let host = &cluster.hosts[0];
-    let veth =
-        host.netns.run("ip -o link show | grep -o 'cv[0-9a-f]\\{12\\}' | head -n1").trim().to_owned();
+    let veth = host
+        .netns
+        .run("ip -o link show | grep -o 'cv[0-9a-f]\\{12\\}' | head -n1")
+        .trim()
+        .to_owned();
     host.netns.run(&format!("ip link del {veth}"));
     host.wait_ping(&first, "10.0.0.3");
 }
@@ -154,54 +157,4 @@ fn purge_removes_ours_and_nothing_else() {
     let left =
         host.netns.run("bpftool net show dev up0 2>/dev/null | grep -c from_underlay || true");
     assert_eq!(left.trim(), "0");
-}
-
-/// The store goes away and comes back: traffic flows on, the agent says so and
-/// catches up.
-#[test]
-fn an_outage_of_the_store_stops_nothing() {
-    if !is_root() {
-        return;
-    }
-    let (mut cluster, first, _) = overlay_pair();
-    cluster.etcd.stop();
-    let host = &cluster.hosts[0];
-    wait_until(SOON, "the outage to be noticed", || !host.healthy());
-    host.in_container(&first, "ping -c3 -i0.1 -W1 10.0.0.3");
-    let line = host.refused(1, &["network", "create", "-d", "overlay", "later"]);
-    assert!(line.contains("store"), "{line}");
-    // Nothing was forgotten.
-    assert_eq!(host.json(&["fdb", "show"]).as_array().map(Vec::len), Some(2));
-    assert!(cluster.etcd.resume().is_ok());
-    wait_until(Duration::from_secs(40), "the agents to recover", || {
-        cluster.hosts.iter().all(Host::healthy)
-    });
-    let third = unique_name("life3");
-    cluster.hosts[1].run_idle(&third, "net", &["--ip", "10.0.0.9"]);
-    cluster.hosts[0].wait_ping(&first, "10.0.0.9");
-}
-
-/// An agent that starts without a store keeps trying and says so; with
-/// `--store-timeout` it gives up.
-#[test]
-fn a_store_that_is_not_there_yet() {
-    if !is_root() {
-        return;
-    }
-    let mut cluster = Cluster::without_agents(1, 1500);
-    cluster.etcd.stop();
-    let host = &mut cluster.hosts[0];
-    host.start_agent(&["--store-timeout", "2"]);
-    let Some(mut agent) = host.agent.take() else { unreachable!() };
-    let status = agent.wait(SOON);
-    assert_eq!(status.code(), Some(1), "{}", agent.stderr());
-    assert!(agent.stderr().contains("store"), "{}", agent.stderr());
-
-    host.start_agent(&[]);
-    wait_until(SOON, "the agent to say that it has no store", || {
-        host.agent_log().contains("store") && host.culvert(&["status"]).status.success()
-    });
-    assert!(!host.healthy());
-    assert!(cluster.etcd.resume().is_ok());
-    cluster.hosts[0].wait_ready();
 }

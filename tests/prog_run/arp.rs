@@ -10,7 +10,8 @@ use crate::{
     ports::Port,
     run::{Expected, Left, SHOT, action, copy, note, tunnelled},
     world::{
-        A, FAR, NOBODY, ONE, PEER_MAC, TWO, any_source, change_endpoint, learning, to_peer, to_peer2,
+        A, FAR, NOBODY, ONE, PEER_MAC, TWO, any_source, change_endpoint, learning, to_peer,
+        to_peer2,
     },
 };
 

@@ -1,1 +1,77 @@
-//! wip
+//! Every drop reason and every note has a case that produces it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use culvert_common::abi::{Action, Code, Direction, DropReason, Note, stats_index};
+
+use crate::{
+    arp, decap, ecn, encap, fdb, flood,
+    lab::{self, Case},
+    mtu, nd, source, tenants, xdp,
+};
+
+/// The cases by module. `random` proves nothing here, and `live` counts what
+/// the other cases do.
+const MODULES: &[(&str, &[Case])] = &[
+    ("arp", arp::CASES),
+    ("decap", decap::CASES),
+    ("ecn", ecn::CASES),
+    ("encap", encap::CASES),
+    ("fdb", fdb::CASES),
+    ("flood", flood::CASES),
+    ("mtu", mtu::CASES),
+    ("nd", nd::CASES),
+    ("source", source::CASES),
+    ("tenants", tenants::CASES),
+    ("xdp", xdp::CASES),
+];
+
+/// What no case can produce, and why.
+const UNREACHABLE: &[(Code, &str)] = &[(
+    Code::Drop(DropReason::HelperFailed),
+    "the kernel refuses to rewrite or resize a frame only where it has no memory",
+)];
+
+/// Cases that the suite has at least.
+const CASES: usize = 90;
+
+#[test]
+fn every_code_has_a_case() {
+    let mut seen: BTreeMap<Code, &str> = BTreeMap::new();
+    for (module, cases) in MODULES {
+        for (name, case) in *cases {
+            let counted = lab::counted_by(*case);
+            assert!(!counted.is_empty() || *module == "xdp", "{module}::{name} counts nothing");
+            for code in Code::all() {
+                let indices = Direction::ALL.iter().map(|direction| stats_index(*direction, code));
+                if indices.into_iter().any(|index| counted.contains(&index)) {
+                    seen.entry(code).or_insert(name);
+                }
+            }
+        }
+    }
+    let all = Action::ALL
+        .iter()
+        .map(|action| Code::Action(*action))
+        .chain(DropReason::ALL.iter().map(|reason| Code::Drop(*reason)))
+        .chain(Note::ALL.iter().map(|note| Code::Note(*note)));
+    let unreachable: BTreeSet<Code> = UNREACHABLE.iter().map(|(code, _)| *code).collect();
+    for code in all {
+        match (seen.get(&code), unreachable.contains(&code)) {
+            (None, false) => panic!("no case produces {code:?}"),
+            (Some(name), true) => panic!("{name} produces {code:?}: it is not unreachable"),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn cases_are_many_and_their_names_differ() {
+    let mut names = BTreeSet::new();
+    for (module, cases) in MODULES {
+        for (name, _) in *cases {
+            assert!(names.insert((module, name)), "{module}::{name} twice");
+        }
+    }
+    assert!(names.len() >= CASES, "{} cases", names.len());
+}

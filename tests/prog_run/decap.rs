@@ -7,7 +7,7 @@ use culvert_tests::packet::{Arp, Host, Tunnel, V4, V6, ethernet, payload};
 use crate::{
     lab::Lab,
     ports::Port,
-    run::{Expected, Left, SHOT, copy, drop, note, same},
+    run::{Expected, Left, SHORTEST_V4, SHOT, copy, drop, note, same},
     world::{
         A, B, FAR, FARTHER, NOBODY, ONE, OUR_VTEP, PEER, PEER_MAC, PEER2, STRANGER, TWO,
         UPLINK_MAC, any_source, change_network, from_peer,
@@ -119,9 +119,16 @@ fn other_ethertype(lab: &mut Lab) {
 }
 
 fn other_ethertype_of_few_bytes(lab: &mut Lab) {
-    // Below what the kernel takes for an IP packet; no card has padded it.
-    for len in [0, 1, 19, 20, 45] {
+    for len in [20, 45, 46] {
         arrives(lab, &ethernet(ONE.mac, FAR.mac, 0x88b5, &payload(len)));
+    }
+    // The kernel leaves no frame shorter than an IPv4 header: it is padded, as
+    // a card would have done (IEEE 802.3 §4.2.3.3).
+    for len in [0, 1, 19] {
+        let inner = ethernet(ONE.mac, FAR.mac, 0x88b5, &payload(len));
+        let mut padded = inner.clone();
+        padded.resize(60, 0);
+        lab.from_underlay(&from_peer().wrap(&inner)).delivers(&padded, &[]);
     }
 }
 
@@ -189,7 +196,7 @@ fn trailing_bytes_are_trimmed(lab: &mut Lab) {
     lab.from_underlay(&outer).delivers(&inner, &[]);
     let inner = Arp::reply(&FAR, &ONE).frame();
     let outer = Tunnel { trailer: payload(3), ..from_peer() }.wrap(&inner);
-    lab.from_underlay(&outer).summed().delivers(&inner, &[]);
+    lab.from_underlay(&outer).delivers(&inner, &[]);
 }
 
 fn bytes_behind_the_datagram_are_trimmed(lab: &mut Lab) {
@@ -367,7 +374,7 @@ fn outer_truncated_at_every_byte(lab: &mut Lab) {
     let outer = from_peer().wrap(&hello());
     // Before its port can be read the frame is nobody's; a header longer than
     // the frame that says it is VXLAN is ours, and malformed.
-    for len in 14..42 {
+    for len in SHORTEST_V4..42 {
         passes(lab, &outer[..len]);
     }
     for len in 42..outer.len() {
@@ -594,7 +601,7 @@ fn merged_inner_flow_with_checksum_is_one_frame(lab: &mut Lab) {
 
 fn runts_pass(lab: &mut Lab) {
     // An Ethernet header and nothing else is the least a test run takes.
-    for ethertype in [0x0800, 0x0806, 0x86dd, 0, 0xffff] {
+    for ethertype in [0x0806, 0x8100, 0x88b5, 0, 0xffff] {
         passes(lab, &ethernet(UPLINK_MAC, [2, 0, 0, 0, 0, 9], ethertype, &[]));
     }
     let zeros = [0; 14];

@@ -69,8 +69,10 @@ fn marks(run: Run<'_>, frame: &[u8]) {
 
 const ROW_NOT_ECT: Row =
     [(NOT_ECT, Some(NOT_ECT)), (ECT0, Some(NOT_ECT)), (ECT1, Some(NOT_ECT)), (CE, None)];
-const ROW_ECT0: Row = [(NOT_ECT, Some(ECT0)), (ECT0, Some(ECT0)), (ECT1, Some(ECT1)), (CE, Some(CE))];
-const ROW_ECT1: Row = [(NOT_ECT, Some(ECT1)), (ECT0, Some(ECT1)), (ECT1, Some(ECT1)), (CE, Some(CE))];
+const ROW_ECT0: Row =
+    [(NOT_ECT, Some(ECT0)), (ECT0, Some(ECT0)), (ECT1, Some(ECT1)), (CE, Some(CE))];
+const ROW_ECT1: Row =
+    [(NOT_ECT, Some(ECT1)), (ECT0, Some(ECT1)), (ECT1, Some(ECT1)), (CE, Some(CE))];
 const ROW_CE: Row = [(NOT_ECT, Some(CE)), (ECT0, Some(CE)), (ECT1, Some(CE)), (CE, Some(CE))];
 
 fn inner_not_ect(lab: &mut Lab) {
@@ -133,7 +135,9 @@ fn broadcast_is_marked(lab: &mut Lab) {
     let frame = Tunnel { tos: CE, ..from_peer() }.wrap(&all(ECT0).frame());
     let marked = all(CE).frame();
     let copies = [copy(Port::A1, &marked), copy(Port::A2, &marked)];
-    let notes =
-        [note(Note::EcnMarked).bytes(marked.len()), note(Note::FloodLocalCopy).times(2).bytes(2 * marked.len())];
+    let notes = [
+        note(Note::EcnMarked).bytes(marked.len()),
+        note(Note::FloodLocalCopy).times(2).bytes(2 * marked.len()),
+    ];
     lab.from_underlay(&frame).floods(&copies, &notes);
 }

@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 
 use culvert::datapath::Table as _;
-use culvert_common::abi::{DropReason, FdbKey, NetworkInfo};
+use culvert_common::abi::{DropReason, FdbKey, NetworkInfo, UnderlayPath};
 use culvert_tests::packet::{Arp, Tunnel, V4, V6, ethernet, payload};
 
 use crate::{
     lab::Lab,
     ports::Port,
     world::{
-        A, B, FAR, FARTHER, ONE, OUR_VTEP, PEER, TO_PEER, TO_PEER2, TWO, change_network, endpoint,
+        A, B, FAR, FARTHER, NETWORK_A, ONE, OUR_VTEP, PEER, TO_PEER, TWO, change_network, endpoint,
         local, remote, to_peer, to_peer2,
     },
 };
@@ -59,15 +59,9 @@ cases!(
     gso_refused_by_the_kernel,
 );
 
-/// The frame that the program leaves for `bpf_redirect_neigh`: the kernel fills
-/// in the outer MACs.
-pub(crate) fn by_neighbour(tunnel: Tunnel, inner: &[u8]) -> Vec<u8> {
-    Tunnel { eth_dst: [0; 6], eth_src: [0; 6], ..tunnel }.wrap(inner)
-}
-
 #[track_caller]
 fn crosses_as_ip(lab: &mut Lab, frame: &[u8]) -> u16 {
-    lab.from_container(Port::A1, frame).encaps(by_neighbour(to_peer(), frame), &[])
+    lab.from_container(Port::A1, frame).encaps(to_peer().wrap(frame), &[])
 }
 
 fn ipv4_udp(lab: &mut Lab) {
@@ -174,26 +168,38 @@ fn largest_packet(lab: &mut Lab) {
 
 fn via_a_router_to_another_port(lab: &mut Lab) {
     let frame = V4::udp(&ONE, &FARTHER, (1, 2), &payload(10)).frame();
-    lab.from_container(Port::A1, &frame).encaps(by_neighbour(to_peer2(), &frame), &[]);
+    lab.from_container(Port::A1, &frame).encaps(to_peer2().wrap(&frame), &[]);
     let frame = Arp::reply(&ONE, &FARTHER).frame();
     lab.from_container(Port::A1, &frame).encaps(to_peer2().wrap(&frame), &[]);
 }
 
+/// Network A without the MAC of the next hop to [`PEER`].
+fn unresolved(lab: &Lab) {
+    let path = UnderlayPath { next_hop_mac: [0; 6], ..TO_PEER };
+    lab.tables.underlay.insert(&PEER, &path).unwrap();
+}
+
 fn outer_mac_left_to_the_kernel(lab: &mut Lab) {
-    // IP does not need the agent to have resolved the next hop.
-    let unresolved = culvert_common::abi::UnderlayPath { next_hop_mac: [0; 6], ..TO_PEER };
-    lab.tables.underlay.insert(&PEER, &unresolved).unwrap();
-    crosses_as_ip(lab, &V4::udp(&ONE, &FAR, (1, 2), b"hello").frame());
+    // IP does not need the agent to have resolved the next hop: the kernel
+    // fills in the MACs, and asks for them if it has to.
+    unresolved(lab);
+    let by_the_kernel = Tunnel { eth_dst: [0; 6], eth_src: [0; 6], ..to_peer() };
+    for frame in [
+        V4::udp(&ONE, &FAR, (1, 2), b"hello").frame(),
+        V6::udp(&ONE, &FAR, (1, 2), b"hello").frame(),
+    ] {
+        lab.from_container(Port::A1, &frame).encaps(by_the_kernel.wrap(&frame), &[]);
+    }
 }
 
 #[track_caller]
 fn crosses_in(lab: &mut Lab, vni: u32) {
     lab.tables.endpoints.insert(&Port::A1.ifindex(), &endpoint(vni, &ONE)).unwrap();
-    lab.tables.networks.insert(&vni, &crate::world::NETWORK_A).unwrap();
+    lab.tables.networks.insert(&vni, &NETWORK_A).unwrap();
     lab.tables.fdb.insert(&FdbKey::new(vni, FAR.mac), &remote(PEER)).unwrap();
     let frame = V4::udp(&ONE, &FAR, (1, 2), b"hello").frame();
     let tunnel = Tunnel { vni, ..to_peer() };
-    lab.from_container(Port::A1, &frame).encaps(by_neighbour(tunnel, &frame), &[]);
+    lab.from_container(Port::A1, &frame).encaps(tunnel.wrap(&frame), &[]);
 }
 
 fn vni_bytes(lab: &mut Lab) {
@@ -220,7 +226,7 @@ fn largest_vni(lab: &mut Lab) {
 #[track_caller]
 fn outer_tos(lab: &mut Lab, frame: &[u8], tos: u8) {
     let tunnel = Tunnel { tos, ..to_peer() };
-    lab.from_container(Port::A1, frame).encaps(by_neighbour(tunnel, frame), &[]);
+    lab.from_container(Port::A1, frame).encaps(tunnel.wrap(frame), &[]);
 }
 
 fn with_tos(tos: u8) -> Vec<u8> {
@@ -299,6 +305,12 @@ fn entropy_ipv6_flows_spread(lab: &mut Lab) {
         .map(|n| crosses_as_ip(lab, &V6::udp(&ONE, &FAR, (1000 + n, 80), b"").frame()))
         .collect();
     assert!(ports.len() >= SPREAD, "{ports:?}");
+    // A label says it all (RFC 6437 §3): fragments of a flow stay together.
+    let labelled =
+        |flow_label, port| V6 { flow_label, ..V6::udp(&ONE, &FAR, (port, 80), b"hello") };
+    let ports: BTreeSet<u16> =
+        (1..33).map(|label| crosses_as_ip(lab, &labelled(label, 1000).frame())).collect();
+    assert!(ports.len() >= SPREAD, "{ports:?}");
 }
 
 fn entropy_fragments_of_a_datagram_stay_together(lab: &mut Lab) {
@@ -329,8 +341,7 @@ fn no_underlay_path(lab: &mut Lab) {
 }
 
 fn no_underlay_neighbour_for_arp(lab: &mut Lab) {
-    let unresolved = culvert_common::abi::UnderlayPath { next_hop_mac: [0; 6], ..TO_PEER2 };
-    lab.tables.underlay.insert(&PEER, &unresolved).unwrap();
+    unresolved(lab);
     let frame = Arp::reply(&ONE, &FAR).frame();
     lab.from_container(Port::A1, &frame).drops(DropReason::NoUnderlayNeighbour);
 }

@@ -5,7 +5,6 @@ use culvert_common::abi::{Code, Direction, DropReason, FdbKey, LearnedEntry, Not
 use culvert_tests::packet::{Tunnel, V4};
 
 use crate::{
-    encap::by_neighbour,
     lab::{AGEING, Lab},
     ports::Port,
     run::{copy, note, tunnelled},
@@ -117,7 +116,7 @@ fn static_entry_decides_the_vtep(lab: &mut Lab) {
     for (vtep, tunnel) in [(PEER, to_peer()), (PEER2, to_peer2())] {
         lab.tables.fdb.insert(&key(NEW), &remote(vtep)).unwrap();
         let frame = to_new();
-        lab.from_container(Port::A1, &frame).encaps(by_neighbour(tunnel, &frame), &[]);
+        lab.from_container(Port::A1, &frame).encaps(tunnel.wrap(&frame), &[]);
     }
 }
 
@@ -136,10 +135,7 @@ fn learned_from_the_tunnel_with_a_broadcast(lab: &mut Lab) {
     let inner = V4 { eth_dst: [0xff; 6], eth_src: NEW, ..V4::udp(&FAR, &ONE, (1, 2), b"all") };
     let inner = inner.frame();
     let copies = [copy(Port::A1, &inner), copy(Port::A2, &inner)];
-    let notes = [
-        note(Note::Learned),
-        note(Note::FloodLocalCopy).times(2).bytes(2 * inner.len()),
-    ];
+    let notes = [note(Note::Learned), note(Note::FloodLocalCopy).times(2).bytes(2 * inner.len())];
     lab.from_underlay(&from_peer().wrap(&inner)).floods(&copies, &notes);
     assert_eq!(place(lab, NEW), Some((PEER, 0)));
 }
@@ -184,7 +180,7 @@ fn learned_entry_is_used(lab: &mut Lab) {
     learning(&lab.tables);
     lab.learned.set(key(NEW), behind(PEER2, now_ns()));
     let frame = to_new();
-    lab.from_container(Port::A1, &frame).encaps(by_neighbour(to_peer2(), &frame), &[]);
+    lab.from_container(Port::A1, &frame).encaps(to_peer2().wrap(&frame), &[]);
 }
 
 fn learned_local_entry_is_used(lab: &mut Lab) {
@@ -232,7 +228,7 @@ fn entry_of_the_last_moment_is_used(lab: &mut Lab) {
     learning(&lab.tables);
     lab.learned.set(key(NEW), behind(PEER2, ago_ms(AGEING_MS / 2)));
     let frame = to_new();
-    lab.from_container(Port::A1, &frame).encaps(by_neighbour(to_peer2(), &frame), &[]);
+    lab.from_container(Port::A1, &frame).encaps(to_peer2().wrap(&frame), &[]);
 }
 
 fn aged_entry_is_learned_anew(lab: &mut Lab) {
@@ -285,7 +281,7 @@ fn local_entry_is_not_displaced(lab: &mut Lab) {
     any_source(&lab.tables, Port::A1);
     let frame = V4 { eth_src: TWO.mac, ..V4::udp(&TWO, &FAR, (1, 2), b"") }.frame();
     let refused = [note(Note::LearnRefused)];
-    lab.from_container(Port::A1, &frame).encaps(by_neighbour(to_peer(), &frame), &refused);
+    lab.from_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &refused);
     assert_eq!(lab.learned.keys(), []);
 }
 
@@ -293,7 +289,7 @@ fn static_entry_hides_a_learned_one(lab: &mut Lab) {
     learning(&lab.tables);
     lab.learned.set(key(FAR.mac), behind(PEER2, now_ns()));
     let frame = V4::udp(&ONE, &FAR, (1, 2), b"hello").frame();
-    lab.from_container(Port::A1, &frame).encaps(by_neighbour(to_peer(), &frame), &[]);
+    lab.from_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
 }
 
 fn group_and_zero_sources_are_never_learned(lab: &mut Lab) {

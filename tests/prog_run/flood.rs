@@ -299,14 +299,8 @@ fn answered_requests_are_not_limited(lab: &mut Lab) {
 }
 
 fn kernel_refuses_the_outer_header(lab: &mut Lab) {
-    // As in `encap`: a GSO frame of a kind that the kernel does not know. The
-    // local copy has gone out before.
+    // As in `encap`: a GSO frame of a kind that the kernel does not know.
+    change_network(&lab.tables, A, |network| network.local_ports = 1);
     let frame = V4 { eth_dst: ALL.mac, ..V4::udp(&ONE, &FAR, (1, 2), &payload(1000)) }.frame();
-    let outcome = lab.from_container(Port::A1, &frame).gso(500).outcome();
-    assert_eq!(outcome.verdict, SHOT);
-    let count = |code| outcome.count(culvert_common::abi::Direction::FromContainer, code);
-    use culvert_common::abi::Code;
-    assert_eq!(count(Code::Drop(DropReason::EncapFailed)), 1);
-    assert_eq!(count(Code::Note(Note::FloodLocalCopy)), 1);
-    assert_eq!(outcome.counts.len(), 2);
+    lab.from_container(Port::A1, &frame).gso(500).drops(DropReason::EncapFailed);
 }

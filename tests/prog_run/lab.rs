@@ -15,9 +15,7 @@ use aya::{
 };
 use bytemuck::Pod;
 use culvert::datapath::{KernelTable, Options, Table, Tables, load_object};
-use culvert_common::abi::{
-    Counter, FdbKey, LearnedEntry, PathMtu, RateKey, STATS_ENTRIES, names,
-};
+use culvert_common::abi::{Counter, FdbKey, LearnedEntry, PathMtu, RateKey, STATS_ENTRIES, names};
 use nix::{
     sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, setns, unshare},
     unistd::{Pid, geteuid, gettid},
@@ -40,6 +38,11 @@ static POOL: Mutex<Vec<Lab>> = Mutex::new(Vec::new());
 
 /// Runs a case in a lab of its own.
 pub(crate) fn with(case: fn(&mut Lab)) {
+    counted_by(case);
+}
+
+/// The same. Returns the indices of the counters that it moved.
+pub(crate) fn counted_by(case: fn(&mut Lab)) -> Vec<u32> {
     let pooled = POOL.lock().unwrap_or_else(PoisonError::into_inner).pop();
     let _home = Home::remember();
     let mut lab = match pooled {
@@ -51,8 +54,10 @@ pub(crate) fn with(case: fn(&mut Lab)) {
     };
     lab.begin();
     case(&mut lab);
+    let counted = lab.counted.clone();
     // A lab whose case failed is dropped.
     POOL.lock().unwrap_or_else(PoisonError::into_inner).push(lab);
+    counted
 }
 
 /// Takes the thread back to its own namespace.
@@ -116,6 +121,7 @@ pub(crate) type Counters = Vec<Counter>;
 /// Namespaces, interfaces, programs, maps.
 pub(crate) struct Lab {
     namespace: File,
+    far_namespace: File,
     pub(crate) ebpf: Ebpf,
     pub(crate) tables: Tables,
     pub(crate) learned: Written<FdbKey, LearnedEntry>,
@@ -134,7 +140,7 @@ impl Lab {
     fn new() -> Self {
         assert!(geteuid().is_root(), "BPF programs: not permitted; run the tests as root");
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        let wires = interfaces();
+        let (far_namespace, wires) = interfaces();
         let options = Options {
             bpffs: std::path::PathBuf::new(),
             vtep_ip: world::OUR_VTEP.into(),
@@ -145,6 +151,7 @@ impl Lab {
         let mut ebpf = load_object(&options, None).unwrap();
         let mut lab = Self {
             namespace: own_namespace(),
+            far_namespace,
             tables: Tables::take(&mut ebpf).unwrap(),
             learned: Written::take(&mut ebpf, names::FDB_LEARNED),
             path_mtu: Written::take(&mut ebpf, names::PATH_MTU),
@@ -206,11 +213,20 @@ impl Lab {
         frames
     }
 
+    /// Another socket on the far end of `port`.
+    pub(crate) fn far_socket(&self, port: Port) -> PacketSocket {
+        setns(&self.far_namespace, CloneFlags::CLONE_NEWNET).unwrap();
+        let socket = PacketSocket::receiving(port.far_ifindex());
+        setns(&self.namespace, CloneFlags::CLONE_NEWNET).unwrap();
+        socket
+    }
+
     pub(crate) fn wire(&self, port: Port) -> &Wire {
         self.wires.iter().find(|(at, _)| *at == port).map(|(_, wire)| wire).unwrap()
     }
 }
 
+/// Empties a table.
 fn clear<K: Pod + Ord + Send, V: Pod + Send>(table: &KernelTable<K, V>) {
     for key in table.dump().unwrap().keys() {
         table.remove(key).unwrap();
@@ -218,8 +234,8 @@ fn clear<K: Pod + Ord + Send, V: Pod + Send>(table: &KernelTable<K, V>) {
 }
 
 /// Makes the veths from this thread's namespace, the host's, to one of the
-/// containers and the underlay, and opens sockets on both ends.
-fn interfaces() -> Vec<(Port, Wire)> {
+/// containers and the underlay, which it returns, and opens sockets on both ends.
+fn interfaces() -> (File, Vec<(Port, Wire)>) {
     quiet();
     let (identify, identity) = mpsc::channel();
     let (proceed, go_on) = mpsc::channel::<()>();
@@ -231,24 +247,24 @@ fn interfaces() -> Vec<(Port, Wire)> {
         let up: String =
             Port::ALL.iter().map(|port| format!("link set far-{} up\n", port.name())).collect();
         ip(&up);
-        Port::ALL.map(|port| PacketSocket::receiving(port.far_ifindex()))
+        (own_namespace(), Port::ALL.map(|port| PacketSocket::receiving(port.far_ifindex())))
     });
-    let far_namespace = identity.recv().unwrap();
+    let far_thread = identity.recv().unwrap();
     let mut batch = String::from("link set lo up\n");
     for port in Port::ALL {
         let (name, index, far_index) = (port.name(), port.ifindex(), port.far_ifindex());
         batch += &format!(
             "link add {name} index {index} mtu 9000 type veth \
-             peer name far-{name} index {far_index} mtu 9000 netns {far_namespace}\n\
+             peer name far-{name} index {far_index} mtu 9000 netns {far_thread}\n\
              link set {name} up\n"
         );
     }
     ip(&batch);
     proceed.send(()).unwrap();
-    let far = far_side.join().unwrap();
+    let (far_namespace, far) = far_side.join().unwrap();
     let near = Port::ALL.map(|port| PacketSocket::sending(port.ifindex()));
     let wires = far.into_iter().zip(near).map(|(far, near)| Wire { far, near });
-    Port::ALL.into_iter().zip(wires).collect()
+    (far_namespace, Port::ALL.into_iter().zip(wires).collect())
 }
 
 /// Keeps the kernel from sending on its own account in this namespace.

@@ -1,1 +1,436 @@
-//! wip
+//! Packets too big for the path: what the container is told, and what the
+//! underlay tells us (RFC 1191, RFC 8201).
+
+use culvert::datapath::{Table as _, now_ns};
+use culvert_common::abi::{Code, Direction, DropReason, Note, PathMtu, RateKey, UnderlayPath};
+use culvert_tests::packet::{Host, V4, V6, ethernet, icmpv6, payload};
+
+use crate::{
+    lab::Lab,
+    ports::Port,
+    run::{Expected, Left, SHORTEST_V4, SHOT, copy, drop, note},
+    world::{
+        FAR, FARTHER, MTU, ONE, OUR_VTEP, PEER, PEER_MAC, PEER2, ROUTER, ROUTER_MAC, STRANGER,
+        TO_PEER, UPLINK_MAC, VXLAN_PORT, to_peer,
+    },
+};
+
+cases!(
+    ipv4_fragmentation_needed,
+    ipv4_without_df,
+    ipv4_with_options,
+    ipv4_by_one_byte,
+    ipv6_packet_too_big,
+    ipv6_by_one_byte,
+    not_ip_is_dropped_silently,
+    no_error_about_an_error,
+    no_error_about_an_icmpv6_error,
+    error_about_an_echo_request,
+    no_error_about_a_later_fragment,
+    no_error_to_an_address_of_no_host,
+    errors_are_limited,
+    errors_to_another_endpoint_are_not,
+    errors_come_in_bursts,
+    local_delivery_has_no_limit,
+    gso_is_judged_by_its_segments,
+    gso_ipv6_is_judged_by_its_segments,
+    gso_segments_too_big,
+    gso_udp_is_judged_by_its_segments,
+    learnt_from_the_underlay,
+    learnt_from_a_router_behind,
+    learnt_and_obeyed,
+    learnt_and_expired,
+    learnt_is_never_more_than_the_route,
+    not_below_the_least,
+    old_router_says_nothing,
+    larger_mtu_is_not_learnt,
+    equal_mtu_is_not_learnt,
+    error_about_a_stranger,
+    error_about_another_sender,
+    error_about_another_port,
+    error_about_another_protocol,
+    error_of_another_kind,
+    error_in_fragments,
+    error_truncated_at_every_byte,
+    error_to_another_host,
+);
+
+/// Bytes of a packet that an ICMPv4 error quotes.
+const QUOTE_V4: usize = 64;
+/// Bytes of a packet that an ICMPv6 error quotes.
+const QUOTE_V6: usize = 128;
+
+/// "Fragmentation needed" (RFC 1191 §4) about `frame`, from where it was going.
+fn frag_needed(frame: &[u8], from: &Host, mtu: u16) -> Vec<u8> {
+    let [high, low] = mtu.to_be_bytes();
+    let quote = &frame[14..14 + QUOTE_V4];
+    let error = V4::icmp(from, &ONE, 3, 4, [0, 0, high, low], quote);
+    // RFC 1812 §4.3.2.5: precedence of internetwork control.
+    V4 { tos: 0xc0, ttl: 64, id: 0, ..error }.frame()
+}
+
+/// "Packet too big" (RFC 4443 §3.2) about `frame`.
+fn packet_too_big(frame: &[u8], from: &Host, mtu: u32) -> Vec<u8> {
+    let quote = &frame[14..14 + QUOTE_V6];
+    let rest = icmpv6((from.v6, ONE.v6), (2, 0), mtu.to_be_bytes(), quote);
+    V6 { hop_limit: 64, next_header: 58, rest, ..V6::new(from, &ONE) }.frame()
+}
+
+#[track_caller]
+fn is_told(lab: &mut Lab, frame: &[u8], error: &[u8]) {
+    lab.from_container(Port::A1, frame).gives(&Expected {
+        verdict: SHOT,
+        left: Left::Spent,
+        counts: &[drop(DropReason::PacketTooBig), note(Note::IcmpTooBigSent).bytes(error.len())],
+        copies: &[copy(Port::A1, error)],
+    });
+}
+
+#[track_caller]
+fn is_not_told(lab: &mut Lab, frame: &[u8]) {
+    lab.from_container(Port::A1, frame).drops(DropReason::PacketTooBig);
+}
+
+/// A datagram whose L3 packet has `len` bytes.
+fn v4(len: usize) -> V4 {
+    V4::udp(&ONE, &FAR, (1000, 2000), &payload(len - 28))
+}
+
+fn v6(len: usize) -> V6 {
+    V6::udp(&ONE, &FAR, (1000, 2000), &payload(len - 48))
+}
+
+fn ipv4_fragmentation_needed(lab: &mut Lab) {
+    let frame = v4(1500).frame();
+    is_told(lab, &frame, &frag_needed(&frame, &FAR, MTU));
+    let frame = V4::tcp(&ONE, &FARTHER, (1000, 80), &payload(2000)).frame();
+    is_told(lab, &frame, &frag_needed(&frame, &FARTHER, MTU));
+}
+
+fn ipv4_without_df(lab: &mut Lab) {
+    // Nobody fragments on an overlay link.
+    let frame = V4 { df: false, ..v4(1500) }.frame();
+    is_told(lab, &frame, &frag_needed(&frame, &FAR, MTU));
+}
+
+fn ipv4_with_options(lab: &mut Lab) {
+    let frame = V4 { options: vec![1; 40], ..v4(1500) }.frame();
+    is_told(lab, &frame, &frag_needed(&frame, &FAR, MTU));
+}
+
+fn ipv4_by_one_byte(lab: &mut Lab) {
+    let frame = v4(1450).frame();
+    lab.from_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    let frame = v4(1451).frame();
+    is_told(lab, &frame, &frag_needed(&frame, &FAR, MTU));
+}
+
+fn ipv6_packet_too_big(lab: &mut Lab) {
+    let frame = v6(1500).frame();
+    is_told(lab, &frame, &packet_too_big(&frame, &FAR, MTU.into()));
+    let frame = v6(3000).extended(0, &[0, 1, 4, 0, 0, 0, 0]).frame();
+    is_told(lab, &frame, &packet_too_big(&frame, &FAR, MTU.into()));
+}
+
+fn ipv6_by_one_byte(lab: &mut Lab) {
+    let frame = v6(1450).frame();
+    lab.from_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    let frame = v6(1451).frame();
+    is_told(lab, &frame, &packet_too_big(&frame, &FAR, MTU.into()));
+}
+
+fn not_ip_is_dropped_silently(lab: &mut Lab) {
+    is_not_told(lab, &ethernet(FAR.mac, ONE.mac, 0x88b5, &payload(1451)));
+}
+
+fn no_error_about_an_error(lab: &mut Lab) {
+    // RFC 1122 §3.2.2.
+    for kind in [3, 4, 5, 11, 12] {
+        let frame = V4::icmp(&ONE, &FAR, kind, 0, [0; 4], &payload(1500)).frame();
+        is_not_told(lab, &frame);
+    }
+}
+
+fn no_error_about_an_icmpv6_error(lab: &mut Lab) {
+    // RFC 4443 §2.4 (e).
+    for kind in [1, 2, 3, 4] {
+        let eth = (ONE.mac, FAR.mac);
+        let frame = V6::icmp(eth, (ONE.v6, FAR.v6), (kind, 0), [0; 4], &payload(1500)).frame();
+        is_not_told(lab, &frame);
+    }
+}
+
+fn error_about_an_echo_request(lab: &mut Lab) {
+    let frame = V4::icmp(&ONE, &FAR, 8, 0, [0, 1, 0, 1], &payload(1500)).frame();
+    is_told(lab, &frame, &frag_needed(&frame, &FAR, MTU));
+    let eth = (ONE.mac, FAR.mac);
+    let ping = V6::icmp(eth, (ONE.v6, FAR.v6), (128, 0), [0, 1, 0, 1], &payload(1500)).frame();
+    is_told(lab, &ping, &packet_too_big(&ping, &FAR, MTU.into()));
+}
+
+fn no_error_about_a_later_fragment(lab: &mut Lab) {
+    is_not_told(lab, &V4 { df: false, offset: 185, ..v4(1500) }.frame());
+}
+
+fn no_error_to_an_address_of_no_host(lab: &mut Lab) {
+    for dst in [[255; 4], [224, 0, 0, 1], [127, 0, 0, 1], [0; 4]] {
+        is_not_told(lab, &V4 { dst, ..v4(1500) }.frame());
+    }
+    let all_nodes = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    is_not_told(lab, &V6 { dst: all_nodes, ..v6(1500) }.frame());
+    is_not_told(lab, &V6 { dst: [0; 16], ..v6(1500) }.frame());
+}
+
+/// No errors to the endpoint at `port` for the next hour.
+fn exhausted(lab: &mut Lab, port: Port) {
+    let limit = RateKey { kind: RateKey::ICMP, id: port.ifindex() };
+    lab.rates.set(limit, now_ns() + 3_600_000_000_000);
+}
+
+fn errors_are_limited(lab: &mut Lab) {
+    exhausted(lab, Port::A1);
+    for frame in [v4(1500).frame(), v6(1500).frame()] {
+        let run = lab.from_container(Port::A1, &frame);
+        run.drops_noting(DropReason::PacketTooBig, &[note(Note::IcmpTooBigLimited)]);
+    }
+}
+
+fn errors_to_another_endpoint_are_not(lab: &mut Lab) {
+    exhausted(lab, Port::A2);
+    let frame = v4(1500).frame();
+    is_told(lab, &frame, &frag_needed(&frame, &FAR, MTU));
+}
+
+fn errors_come_in_bursts(lab: &mut Lab) {
+    let started = now_ns();
+    let frame = v4(1500).frame();
+    let (mut sent, mut limited) = (0, 0);
+    for _ in 0..48 {
+        let outcome = lab.from_container(Port::A1, &frame).outcome();
+        let count = |code| outcome.count(Direction::FromContainer, code);
+        assert_eq!(count(Code::Drop(DropReason::PacketTooBig)), 1);
+        sent += count(Code::Note(Note::IcmpTooBigSent));
+        limited += count(Code::Note(Note::IcmpTooBigLimited));
+    }
+    assert_eq!(sent + limited, 48);
+    // 32 at once, and one more every 10 ms.
+    let earned = (now_ns() - started) / 10_000_000 + 1;
+    assert!((32..=32 + earned).contains(&sent), "{sent} in a time that earns {earned}");
+}
+
+fn local_delivery_has_no_limit(lab: &mut Lab) {
+    // Both interfaces have the network's MTU: it is theirs to keep.
+    let frame = V4::udp(&ONE, &crate::world::TWO, (1, 2), &payload(2000)).frame();
+    lab.from_container(Port::A1, &frame).delivers(&frame, &[]);
+}
+
+/// A GSO frame whose segments fit is not too big: the kernel is asked to make
+/// room, which it refuses a test run, see `encap::gso_refused_by_the_kernel`.
+#[track_caller]
+fn segments_fit(lab: &mut Lab, frame: &[u8], size: u32) {
+    lab.from_container(Port::A1, frame).gso(size).drops(DropReason::EncapFailed);
+}
+
+fn gso_is_judged_by_its_segments(lab: &mut Lab) {
+    // IPv4 20, TCP with timestamps 32.
+    let frame = V4::tcp(&ONE, &FAR, (1000, 80), &payload(3000)).frame();
+    segments_fit(lab, &frame, 1450 - 52);
+    let options = V4 { options: vec![1; 8], ..V4::tcp(&ONE, &FAR, (1, 80), &payload(3000)) };
+    segments_fit(lab, &options.frame(), 1450 - 60);
+}
+
+fn gso_ipv6_is_judged_by_its_segments(lab: &mut Lab) {
+    let packet = V6::tcp(&ONE, &FAR, (1000, 80), &payload(3000));
+    segments_fit(lab, &packet.frame(), 1450 - 72);
+    let packet = packet.extended(0, &[0, 1, 4, 0, 0, 0, 0]);
+    segments_fit(lab, &packet.frame(), 1450 - 80);
+}
+
+fn gso_segments_too_big(lab: &mut Lab) {
+    let frame = V4::tcp(&ONE, &FAR, (1000, 80), &payload(3000)).frame();
+    let outcome = lab.from_container(Port::A1, &frame).gso(1450 - 51).outcome();
+    let count = |code| outcome.count(Direction::FromContainer, code);
+    assert_eq!(count(Code::Drop(DropReason::PacketTooBig)), 1);
+    assert_eq!(count(Code::Note(Note::IcmpTooBigSent)), 1);
+    assert_eq!(outcome.counts.len(), 2);
+    let error = frag_needed(&frame, &FAR, MTU);
+    assert_eq!(outcome.copies, [(Port::A1, error)]);
+
+    let packet = V6::tcp(&ONE, &FAR, (1000, 80), &payload(3000));
+    let packet = packet.extended(0, &[0, 1, 4, 0, 0, 0, 0]).frame();
+    let outcome = lab.from_container(Port::A1, &packet).gso(1450 - 79).outcome();
+    let error = packet_too_big(&packet, &FAR, MTU.into());
+    assert_eq!(outcome.copies, [(Port::A1, error)]);
+}
+
+fn gso_udp_is_judged_by_its_segments(lab: &mut Lab) {
+    let frame = v4(3000).frame();
+    segments_fit(lab, &frame, 1450 - 28);
+    let outcome = lab.from_container(Port::A1, &frame).gso(1450 - 27).outcome();
+    assert_eq!(outcome.copies, [(Port::A1, frag_needed(&frame, &FAR, MTU))]);
+}
+
+/// A router of the underlay.
+const UNDERLAY_ROUTER: Host = Host { mac: ROUTER_MAC, v4: ROUTER, v6: [0; 16] };
+/// This host, on the underlay.
+const US: Host = Host { mac: UPLINK_MAC, v4: OUR_VTEP, v6: [0; 16] };
+
+/// What a router quotes of a frame that we have sent: 28 bytes, or more.
+fn quoted(frame: &[u8], len: usize) -> Vec<u8> {
+    frame[14..14 + len].to_vec()
+}
+
+/// The error of a router that takes `mtu`, about what we sent to [`PEER`].
+fn error(mtu: u16, quote: &[u8]) -> V4 {
+    let [high, low] = mtu.to_be_bytes();
+    V4::icmp(&UNDERLAY_ROUTER, &US, 3, 4, [0, 0, high, low], quote)
+}
+
+/// A frame that we have sent to [`PEER`].
+fn sent() -> Vec<u8> {
+    to_peer().wrap(&v4(1400).frame())
+}
+
+#[track_caller]
+fn is_learnt(lab: &mut Lab, frame: &[u8], vtep: [u8; 4], inner_mtu: u32) {
+    let before = now_ns();
+    lab.from_underlay(frame).passes(&[note(Note::PathMtuLearnt)]);
+    let learnt = lab.path_mtu.get(vtep).unwrap();
+    assert_eq!(learnt.inner_mtu, inner_mtu);
+    // Ten minutes (RFC 1191 §6.3).
+    let until = 600_000_000_000;
+    assert!((before + until..=now_ns() + until).contains(&learnt.expires_ns));
+    assert_eq!(lab.path_mtu.keys(), [vtep]);
+}
+
+#[track_caller]
+fn is_not_learnt(lab: &mut Lab, frame: &[u8]) {
+    lab.from_underlay(frame).passes(&[]);
+    assert_eq!(lab.path_mtu.keys().len(), 0);
+}
+
+fn learnt_from_the_underlay(lab: &mut Lab) {
+    is_learnt(lab, &error(1400, &quoted(&sent(), 28)).frame(), PEER, 1350);
+    // A longer quote (RFC 1812 §4.3.2.3) says the same, and the last word counts.
+    is_learnt(lab, &error(1300, &quoted(&sent(), 200)).frame(), PEER, 1250);
+}
+
+fn learnt_from_a_router_behind(lab: &mut Lab) {
+    let frame = crate::world::to_peer2().wrap(&v4(1400).frame());
+    is_learnt(lab, &error(1476, &quoted(&frame, 28)).frame(), PEER2, 1426);
+}
+
+fn learnt_and_obeyed(lab: &mut Lab) {
+    let frame = v4(1351).frame();
+    lab.from_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    is_learnt(lab, &error(1400, &quoted(&sent(), 28)).frame(), PEER, 1350);
+    is_told(lab, &frame, &frag_needed(&frame, &FAR, 1350));
+    let frame = v6(1351).frame();
+    is_told(lab, &frame, &packet_too_big(&frame, &FAR, 1350));
+    for frame in [v4(1350).frame(), v6(1350).frame()] {
+        lab.from_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    }
+    // The way to the other VTEP is as wide as before.
+    let frame = V4::udp(&ONE, &FARTHER, (1, 2), &payload(1422)).frame();
+    let outer = crate::world::to_peer2().wrap(&frame);
+    lab.from_container(Port::A1, &frame).encaps(outer, &[]);
+}
+
+fn learnt_and_expired(lab: &mut Lab) {
+    lab.path_mtu.set(PEER, PathMtu { expires_ns: now_ns(), inner_mtu: 1350, pad: 0 });
+    let frame = v4(1450).frame();
+    lab.from_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+}
+
+fn learnt_is_never_more_than_the_route(lab: &mut Lab) {
+    // The route has become narrower since.
+    let expires_ns = now_ns() + 600_000_000_000;
+    lab.path_mtu.set(PEER, PathMtu { expires_ns, inner_mtu: 1400, pad: 0 });
+    let path = UnderlayPath { inner_mtu: 1300, ..TO_PEER };
+    lab.tables.underlay.insert(&PEER, &path).unwrap();
+    let frame = v4(1301).frame();
+    is_told(lab, &frame, &frag_needed(&frame, &FAR, 1300));
+}
+
+fn not_below_the_least(lab: &mut Lab) {
+    // Linux's min_pmtu: less is an attacker's.
+    for mtu in [68, 1, 551, 552] {
+        is_learnt(lab, &error(mtu, &quoted(&sent(), 28)).frame(), PEER, 502);
+    }
+    let frame = v4(502).frame();
+    lab.from_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    let frame = v4(503).frame();
+    is_told(lab, &frame, &frag_needed(&frame, &FAR, 502));
+}
+
+fn old_router_says_nothing(lab: &mut Lab) {
+    // RFC 1191 §5.
+    is_not_learnt(lab, &error(0, &quoted(&sent(), 28)).frame());
+}
+
+fn larger_mtu_is_not_learnt(lab: &mut Lab) {
+    for mtu in [1501, 9000, u16::MAX] {
+        is_not_learnt(lab, &error(mtu, &quoted(&sent(), 28)).frame());
+    }
+}
+
+fn equal_mtu_is_not_learnt(lab: &mut Lab) {
+    is_not_learnt(lab, &error(1500, &quoted(&sent(), 28)).frame());
+}
+
+/// `change`s what the router quotes.
+fn misquoted(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut quote = quoted(&sent(), 28);
+    change(&mut quote);
+    error(1400, &quote).frame()
+}
+
+fn error_about_a_stranger(lab: &mut Lab) {
+    is_not_learnt(lab, &misquoted(|quote| quote[16..20].copy_from_slice(&STRANGER)));
+}
+
+fn error_about_another_sender(lab: &mut Lab) {
+    is_not_learnt(lab, &misquoted(|quote| quote[12..16].copy_from_slice(&STRANGER)));
+}
+
+fn error_about_another_port(lab: &mut Lab) {
+    for port in [VXLAN_PORT + 1, 53] {
+        let frame = misquoted(|quote| quote[22..24].copy_from_slice(&port.to_be_bytes()));
+        is_not_learnt(lab, &frame);
+    }
+}
+
+fn error_about_another_protocol(lab: &mut Lab) {
+    is_not_learnt(lab, &misquoted(|quote| quote[9] = 6));
+    // With options in the quote the port is elsewhere.
+    is_not_learnt(lab, &misquoted(|quote| quote[0] = 0x46));
+}
+
+fn error_of_another_kind(lab: &mut Lab) {
+    let quote = quoted(&sent(), 28);
+    for (kind, code) in [(3, 3), (3, 0), (4, 0), (11, 0), (5, 4), (8, 4)] {
+        let error = V4::icmp(&UNDERLAY_ROUTER, &US, kind, code, [0, 0, 5, 0], &quote);
+        is_not_learnt(lab, &error.frame());
+    }
+}
+
+fn error_in_fragments(lab: &mut Lab) {
+    let whole = error(1400, &quoted(&sent(), 28));
+    is_not_learnt(lab, &V4 { df: false, mf: true, ..whole.clone() }.frame());
+    is_not_learnt(lab, &V4 { df: false, offset: 1, ..whole.clone() }.frame());
+    is_not_learnt(lab, &V4 { options: vec![1; 4], ..whole }.frame());
+}
+
+fn error_truncated_at_every_byte(lab: &mut Lab) {
+    let whole = error(1400, &quoted(&sent(), 28)).frame();
+    for len in SHORTEST_V4..whole.len() {
+        is_not_learnt(lab, &whole[..len]);
+    }
+}
+
+fn error_to_another_host(lab: &mut Lab) {
+    let other = Host { mac: PEER_MAC, v4: PEER, ..US };
+    let quote = quoted(&sent(), 28);
+    let error = V4::icmp(&UNDERLAY_ROUTER, &other, 3, 4, [0, 0, 5, 0], &quote);
+    is_not_learnt(lab, &error.frame());
+}

@@ -6,13 +6,10 @@ use culvert_common::abi::{Action, DropReason, NeighKey, Note};
 use culvert_tests::packet::{Host, V6};
 
 use crate::{
-    encap::by_neighbour,
     lab::Lab,
     ports::Port,
-    run::{Expected, Left, SHOT, action, copy, note, tunnelled},
-    world::{
-        A, FAR, NOBODY, ONE, TWO, any_source, change_endpoint, learning, to_peer, to_peer2,
-    },
+    run::{Expected, Left, SHORTEST_V6, SHOT, action, copy, note, tunnelled},
+    world::{A, FAR, NOBODY, ONE, TWO, any_source, change_endpoint, learning, to_peer, to_peer2},
 };
 
 cases!(
@@ -123,22 +120,8 @@ fn announce(from: &Host) -> V6 {
 /// What we answer `asker`, who sends from `asker_ip`: `target` is at `mac`.
 fn answer(asker: &Host, asker_ip: [u8; 16], target: [u8; 16], mac: [u8; 6]) -> Vec<u8> {
     let option = link_layer(TARGET_OPTION, mac);
-    let mut answer = message(
-        (mac, asker.mac),
-        (target, asker_ip),
-        (ADVERT, SOLICITED | OVERRIDE),
-        target,
-        &option,
-    )
-    .frame();
-    unlabelled(&mut answer);
-    answer
-}
-
-/// Clears the flow label, which the builder sets.
-fn unlabelled(frame: &mut [u8]) {
-    frame[15] &= 0xf0;
-    frame[16..18].fill(0);
+    let flags = SOLICITED | OVERRIDE;
+    message((mac, asker.mac), (target, asker_ip), (ADVERT, flags), target, &option).frame()
 }
 
 #[track_caller]
@@ -176,7 +159,7 @@ fn is_refused(lab: &mut Lab, packet: &V6, reason: DropReason) {
 #[track_caller]
 fn crosses(lab: &mut Lab, packet: &V6) {
     let frame = packet.frame();
-    lab.from_container(Port::A1, &frame).encaps(by_neighbour(to_peer(), &frame), &[]);
+    lab.from_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
 }
 
 fn known_is_answered(lab: &mut Lab) {
@@ -214,7 +197,7 @@ fn solicitation_with_a_nonce_is_answered(lab: &mut Lab) {
     let nonce = [14, 1, 1, 2, 3, 4, 5, 6];
     let question = message(eth, ([0; 16], group), (SOLICIT, 0), FAR.v6, &nonce);
     let option = link_layer(TARGET_OPTION, FAR.mac);
-    let mut answer = message(
+    let answer = message(
         (FAR.mac, group_mac(ALL_NODES)),
         (FAR.v6, ALL_NODES),
         (ADVERT, OVERRIDE),
@@ -222,15 +205,13 @@ fn solicitation_with_a_nonce_is_answered(lab: &mut Lab) {
         &option,
     )
     .frame();
-    unlabelled(&mut answer);
     lab.from_container(Port::A1, &question.frame()).answers(Action::NdReply, answer);
 }
 
 fn unicast_solicitation_is_answered(lab: &mut Lab) {
     // Unreachability detection (RFC 4861 §7.3.3).
     let option = link_layer(SOURCE_OPTION, ONE.mac);
-    let question =
-        message((ONE.mac, FAR.mac), (ONE.v6, FAR.v6), (SOLICIT, 0), FAR.v6, &option);
+    let question = message((ONE.mac, FAR.mac), (ONE.v6, FAR.v6), (SOLICIT, 0), FAR.v6, &option);
     is_answered(lab, &question.frame(), ONE.v6, FAR.v6);
 }
 
@@ -248,7 +229,7 @@ fn duplicate_detection_of_its_own_address_is_absorbed(lab: &mut Lab) {
 fn duplicate_detection_of_a_taken_address_is_answered(lab: &mut Lab) {
     // RFC 4861 §7.2.4: unsolicited, to all nodes.
     let option = link_layer(TARGET_OPTION, FAR.mac);
-    let mut answer = message(
+    let answer = message(
         (FAR.mac, group_mac(ALL_NODES)),
         (FAR.v6, ALL_NODES),
         (ADVERT, OVERRIDE),
@@ -256,7 +237,6 @@ fn duplicate_detection_of_a_taken_address_is_answered(lab: &mut Lab) {
         &option,
     )
     .frame();
-    unlabelled(&mut answer);
     let question = detect(&ONE, FAR.v6).frame();
     lab.from_container(Port::A1, &question).answers(Action::NdReply, answer);
 }
@@ -311,8 +291,7 @@ fn spoofed_advertisement(lab: &mut Lab) {
 
 fn spoofed_target_option(lab: &mut Lab) {
     let option = link_layer(TARGET_OPTION, TWO.mac);
-    let packet =
-        message((ONE.mac, FAR.mac), (ONE.v6, FAR.v6), (ADVERT, OVERRIDE), ONE.v6, &option);
+    let packet = message((ONE.mac, FAR.mac), (ONE.v6, FAR.v6), (ADVERT, OVERRIDE), ONE.v6, &option);
     is_refused(lab, &packet, DropReason::SpoofedNd);
 }
 
@@ -335,8 +314,7 @@ fn long_option(lab: &mut Lab) {
     let mut option = link_layer(TARGET_OPTION, ONE.mac);
     option[1] = 2;
     option.extend([0; 8]);
-    let packet =
-        message((ONE.mac, FAR.mac), (ONE.v6, FAR.v6), (ADVERT, OVERRIDE), ONE.v6, &option);
+    let packet = message((ONE.mac, FAR.mac), (ONE.v6, FAR.v6), (ADVERT, OVERRIDE), ONE.v6, &option);
     is_refused(lab, &packet, DropReason::SpoofedNd);
 }
 
@@ -417,8 +395,13 @@ fn solicited_advertisement_to_all(lab: &mut Lab) {
     let packet = message(eth, (ONE.v6, ALL_NODES), (ADVERT, flags), ONE.v6, &option);
     is_refused(lab, &packet, DropReason::Malformed);
     // The flag of a router changes nothing by itself: the source is checked.
-    let packet =
-        message((ONE.mac, FAR.mac), (ONE.v6, FAR.v6), (ADVERT, ROUTER | SOLICITED), ONE.v6, &option);
+    let packet = message(
+        (ONE.mac, FAR.mac),
+        (ONE.v6, FAR.v6),
+        (ADVERT, ROUTER | SOLICITED),
+        ONE.v6,
+        &option,
+    );
     crosses(lab, &packet);
 }
 
@@ -435,7 +418,7 @@ fn truncated(lab: &mut Lab) {
     }
     // It does not.
     let frame = whole.frame();
-    for len in 14..frame.len() {
+    for len in SHORTEST_V6..frame.len() {
         lab.from_container(Port::A1, &frame[..len]).drops(DropReason::Malformed);
     }
 }
@@ -458,12 +441,17 @@ fn disguised_by_hop_by_hop(lab: &mut Lab) {
 }
 
 fn disguised_by_a_fragment_header(lab: &mut Lab) {
-    // RFC 6980 §5, first and later fragments.
-    for offset in [[0, 1], [0, 0], [0, 0x40]] {
-        let content = [&[0], offset.as_slice(), &[0, 0, 0, 7]].concat();
-        let spoofed = advert(&ONE, &TWO).extended(44, &content);
+    // RFC 6980 §5: the first fragment, and the only one.
+    for more in [0, 1] {
+        let spoofed = advert(&ONE, &TWO).extended(44, &[0, 0, more, 0, 0, 0, 7]);
         is_refused(lab, &spoofed, DropReason::SpoofedNd);
     }
+    // A later one comes to nothing without it.
+    let later = advert(&ONE, &FAR).extended(44, &[0, 0, 0x40, 0, 0, 0, 7]);
+    crosses(lab, &later);
+    let options = advert(&ONE, &FAR).extended(60, &[0, 1, 4, 0, 0, 0, 0]);
+    let first = V6 { rest: options.rest[..8].to_vec(), ..options };
+    is_refused(lab, &first.extended(44, &[0, 0, 1, 0, 0, 0, 7]), DropReason::SpoofedNd);
 }
 
 fn hidden_behind_many_headers(lab: &mut Lab) {

@@ -88,8 +88,7 @@ impl PacketSocket {
     fn open(ifindex: u32, protocol: u16) -> Self {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         // No protocol before it is bound: frames of other interfaces stay out.
-        let fd =
-            socket(AddressFamily::Packet, SockType::Raw, flags, None::<SockProtocol>).unwrap();
+        let fd = socket(AddressFamily::Packet, SockType::Raw, flags, None::<SockProtocol>).unwrap();
         let socket = Self(fd);
         socket.set_option(libc::PACKET_IGNORE_OUTGOING, 1);
         let address = libc::sockaddr_ll {
@@ -140,7 +139,7 @@ impl PacketSocket {
     }
 
     /// Receives one frame, if there is one.
-    pub(crate) fn try_receive(&self) -> Option<Vec<u8>> {
+    fn try_receive(&self) -> Option<Vec<u8>> {
         let mut buffer = vec![0; 70_000];
         match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
             Ok(len) => {
@@ -153,7 +152,7 @@ impl PacketSocket {
     }
 
     /// Waits for one frame.
-    fn receive(&self) -> Vec<u8> {
+    pub(crate) fn receive(&self) -> Vec<u8> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(frame) = self.try_receive() {
@@ -161,8 +160,7 @@ impl PacketSocket {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             assert!(!left.is_zero(), "no frame arrived in {PATIENCE:?}");
-            let mut fd =
-                libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            let mut fd = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
             let timeout = i32::try_from(left.as_millis()).unwrap();
             // SAFETY: one descriptor, on our stack. Why it returns shows above.
             unsafe { libc::poll(&raw mut fd, 1, timeout) };

@@ -49,6 +49,11 @@ struct TestRunAttr {
     pad: u32,
 }
 
+/// Shortest frames that a test run of a TC program takes: with the EtherTypes
+/// of IP, those with an IP header. The module `live` tries shorter ones.
+pub(crate) const SHORTEST_V4: usize = 14 + 20;
+pub(crate) const SHORTEST_V6: usize = 14 + 40;
+
 /// Bytes of `struct __sk_buff`, and the members that a test may set.
 const SK_BUFF_LEN: usize = 192;
 const SK_BUFF_IFINDEX: usize = 40;
@@ -294,12 +299,7 @@ impl<'a> Run<'a> {
         // SAFETY: the attributes have the kernel's layout and size; the buffers
         // they point to are as long as stated and outlive the call.
         let result = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                BPF_PROG_TEST_RUN,
-                &raw mut attr,
-                size_of::<TestRunAttr>(),
-            )
+            libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, size_of::<TestRunAttr>())
         };
         let error = std::io::Error::last_os_error();
         assert_eq!(result, 0, "test run of {:?}: {error}", self.program);

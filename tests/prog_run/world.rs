@@ -92,12 +92,8 @@ pub(crate) const TO_PEER: UnderlayPath = UnderlayPath {
     uplink_mac: UPLINK_MAC,
 };
 /// The way to [`PEER2`].
-pub(crate) const TO_PEER2: UnderlayPath = UnderlayPath {
-    next_hop: ROUTER,
-    port: 8472,
-    next_hop_mac: ROUTER_MAC,
-    ..TO_PEER
-};
+pub(crate) const TO_PEER2: UnderlayPath =
+    UnderlayPath { next_hop: ROUTER, port: 8472, next_hop_mac: ROUTER_MAC, ..TO_PEER };
 
 /// An FDB entry of a local endpoint.
 pub(crate) const fn local(port: Port) -> FdbEntry {
@@ -126,7 +122,8 @@ pub(crate) fn fill(tables: &Tables) {
         tables.vteps.insert(&VtepKey { vni: A, ip: vtep }, &VtepInfo { foreign: 0 }).unwrap();
         tables.underlay.insert(&vtep, &path).unwrap();
     }
-    for (vni, index, port) in [(A, 0, Port::A1), (A, 1, Port::A2), (B, 0, Port::B1), (B, 1, Port::B2)]
+    for (vni, index, port) in
+        [(A, 0, Port::A1), (A, 1, Port::A2), (B, 0, Port::B1), (B, 1, Port::B2)]
     {
         tables.flood_local.insert(&FloodKey { vni, index }, &port.ifindex()).unwrap();
     }

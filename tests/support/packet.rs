@@ -129,14 +129,8 @@ impl V4 {
 
     /// The L3 packet.
     pub fn packet(&self) -> Vec<u8> {
-        let mut header = Ipv4Header::new(
-            0,
-            self.ttl,
-            IpNumber(self.protocol),
-            self.src,
-            self.dst,
-        )
-        .expect("an empty packet");
+        let mut header = Ipv4Header::new(0, self.ttl, IpNumber(self.protocol), self.src, self.dst)
+            .expect("an empty packet");
         header.dscp = IpDscp::try_new(self.tos >> 2).expect("six bits");
         header.ecn = IpEcn::try_new(self.tos & 3).expect("two bits");
         header.identification = self.id;
@@ -167,9 +161,7 @@ fn tcp_header(ports: (u16, u16)) -> TcpHeader {
     let mut header = TcpHeader::new(ports.0, ports.1, 0x0102_0304, 4096);
     header.ack = true;
     // NOP, NOP, timestamps.
-    header
-        .set_options_raw(&[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2])
-        .expect("options of a segment");
+    header.set_options_raw(&[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2]).expect("options of a segment");
     header
 }
 
@@ -186,6 +178,8 @@ pub struct V6 {
     pub dst: [u8; 16],
     /// DSCP and ECN.
     pub tclass: u8,
+    /// Flow label, 20 bits.
+    pub flow_label: u32,
     /// Hop limit.
     pub hop_limit: u8,
     /// What follows the fixed header.
@@ -203,6 +197,7 @@ impl V6 {
             src: src.v6,
             dst: dst.v6,
             tclass: 0,
+            flow_label: 0,
             hop_limit: 63,
             next_header: 59,
             rest: Vec::new(),
@@ -243,6 +238,7 @@ impl V6 {
             src,
             dst,
             tclass: 0,
+            flow_label: 0,
             hop_limit: 255,
             next_header: IpNumber::IPV6_ICMP.0,
             rest: icmpv6((src, dst), (kind, code), rest, payload),
@@ -263,7 +259,7 @@ impl V6 {
     pub fn packet(&self) -> Vec<u8> {
         let header = Ipv6Header {
             traffic_class: self.tclass,
-            flow_label: 0x5_4321.try_into().expect("20 bits"),
+            flow_label: self.flow_label.try_into().expect("20 bits"),
             payload_length: self.rest.len().try_into().expect("length of a packet"),
             next_header: IpNumber(self.next_header),
             hop_limit: self.hop_limit,

@@ -61,8 +61,10 @@ pub(crate) struct Paths {
 /// What a change on the host concerns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum HostEvent {
-    /// Routes, neighbours or uplinks: resolve the underlay again.
+    /// Routes or neighbours: resolve the underlay again.
     Underlay,
+    /// An uplink came, changed or went.
+    Uplink,
     /// An interface is gone that may have been a container's.
     LinkGone(u32),
     /// Events were lost: look at everything again.

@@ -77,6 +77,9 @@ pub(crate) struct Shared {
     turns: watch::Sender<u64>,
 }
 
+/// How long a request waits for an agent that is starting.
+const STARTING: Duration = Duration::from_secs(5);
+
 impl Shared {
     pub(crate) fn new(
         options: AgentOptions,
@@ -219,8 +222,12 @@ impl Shared {
     }
 
     /// The store, for a request that changes state: refused until the first
-    /// snapshot of it is in the kernel.
-    pub(crate) fn store(&self) -> Result<&Arc<dyn StateStore>, ApiError> {
+    /// snapshot of it is in the kernel, for which a request that comes while the
+    /// agent starts waits a little.
+    pub(crate) async fn store(&self) -> Result<&Arc<dyn StateStore>, ApiError> {
+        if !self.ready() && self.health().error.is_none() {
+            let _ = tokio::time::timeout(STARTING, self.wait_ready()).await;
+        }
         let reason = || match self.health().error {
             Some(error) => {
                 format!("{error}; the agent keeps trying, 'culvert status' shows when it answers")

@@ -3,20 +3,29 @@
 use std::{future::Future, io::IsTerminal as _, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
+use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
-use super::{host::Host, platform::Platform as _, shared::Shared};
+use super::{files, host::Host, platform::Platform as _, shared::Shared};
 use crate::{
     cli::{AgentOptions, DatapathMode, StoreAccess},
     datapath::{self, Datapath},
     model::{Node, SCHEMA, validate},
     netlink::{Link, Netlink, NetlinkError},
-    store::{self, StateStore, StoreError, StoreOptions, StoreUrl, retry::Backoff},
+    store::{self, Health, StateStore, StoreError, StoreOptions, StoreUrl, retry::Backoff},
 };
 
-/// Sends the log to standard error, unless the program has set up another way.
-pub(super) fn log(filter: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?}"))?;
+/// What aya-log's records of the programs' trace lines are called: the module of
+/// the programs' crate that writes them.
+const TRACE_TARGET: &str = "culvert::verdict=trace";
+
+/// Sends the log to standard error, unless the program has set up another way;
+/// with the programs' trace lines, whatever the filter says of others, if asked for.
+pub(super) fn log(filter: &str, trace: bool) -> anyhow::Result<()> {
+    let mut filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?}"))?;
+    if trace {
+        filter = filter.add_directive(TRACE_TARGET.parse()?);
+    }
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
@@ -86,7 +95,9 @@ pub(super) async fn host(
     let datapath = tokio::task::spawn_blocking(move || Datapath::load(&to_load)).await??;
     let xdp = options.datapath == DatapathMode::Xdp;
     let host = Host::new(netlink, datapath, &datapath_options, uplinks.clone(), xdp)?;
-    host.attach_uplinks().await?;
+    if let Some(error) = host.attach_uplinks().await.into_iter().next() {
+        return Err(error.into());
+    }
     Ok((host, node, uplinks))
 }
 
@@ -186,6 +197,37 @@ pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>) {
         );
         if let Ok(mtu) = host.max_mtu().await {
             tracing::debug!("overlay MTU at most {mtu}");
+        }
+    }
+}
+
+/// Keeps on disk which store is followed. When it was replaced by another one,
+/// says how that is accepted.
+pub(super) async fn remember_store(shared: Arc<Shared>, mut health: watch::Receiver<Health>) {
+    let (dir, url) = (&shared.options.state_dir, &shared.options.store);
+    let mut remembered = None;
+    loop {
+        let Health { healthy, error, revision, mark } = health.borrow_and_update().clone();
+        if healthy && mark != remembered {
+            if let Some(mark) = &mark {
+                let failed = files::remember_store(dir, url, mark, revision).err();
+                let line = |error| format!("{}: {error}", files::store_mark_path(dir).display());
+                shared.problem("store-mark", failed.map(line));
+            }
+            remembered = mark;
+        }
+        let replaced = error.is_some_and(|error| error.contains("replaced"));
+        shared.problem(
+            "store-replaced",
+            replaced.then(|| {
+                format!(
+                    "store: it is not the one this agent knows, nothing is deleted: restore it, or if it is meant, remove {} and restart the agent",
+                    files::store_mark_path(dir).display()
+                )
+            }),
+        );
+        if health.changed().await.is_err() {
+            return;
         }
     }
 }

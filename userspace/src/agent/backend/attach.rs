@@ -138,7 +138,7 @@ impl Agent {
         network: &Name,
         request: &Connect,
     ) -> Result<ContainerRow, ApiError> {
-        self.shared.store()?;
+        self.shared.store().await?;
         let name = &request.container;
         let record = self.record_of(name).ok_or_else(|| self.unknown_container(name))?;
         let owned = match &record.origin {
@@ -181,7 +181,7 @@ impl Agent {
         network: &Name,
         name: &Name,
     ) -> Result<(), ApiError> {
-        self.shared.store()?;
+        self.shared.store().await?;
         let found = {
             let view = self.shared.view();
             if !view.networks.contains_key(network) && !view.endpoints.contains_key(network) {

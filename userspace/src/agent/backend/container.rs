@@ -98,7 +98,7 @@ impl Agent {
         &self,
         request: ContainerCreate,
     ) -> Result<ContainerRow, ApiError> {
-        self.shared.store()?;
+        self.shared.store().await?;
         let name = &request.name;
         if self.record_of(name).is_some() {
             return self.again(request).await;
@@ -190,7 +190,7 @@ impl Agent {
             return Ok(());
         }
         // One made on another host a moment ago may not have come here yet.
-        let store = self.shared.store()?;
+        let store = self.shared.store().await?;
         let found = store.snapshot(&crate::model::Key::network(network)).await;
         let found = found.map_err(|error| {
             ApiError::new(crate::api::types::ErrorKind::Unavailable, error.to_string())
@@ -269,7 +269,7 @@ impl Agent {
     }
 
     pub(super) async fn remove_container(&self, name: &Name, force: bool) -> Result<(), ApiError> {
-        self.shared.store()?;
+        self.shared.store().await?;
         let record = self.record_of(name).ok_or_else(|| self.unknown_container(name))?;
         let sharers: Vec<String> = self
             .shared
@@ -293,6 +293,26 @@ impl Agent {
             Self::kill_process(&record).await?;
         }
         self.take_away(&record).await
+    }
+
+    /// Removes containers that were to go with their command, where whoever should
+    /// have told of its end is gone, too.
+    pub(crate) async fn remove_abandoned(&self) {
+        let dead = |record: &Record| {
+            record.auto_remove && record.process.is_some_and(|process| !process.lives())
+        };
+        let abandoned: Vec<Name> = {
+            let containers = self.shared.containers();
+            containers.iter().filter(|r| dead(r)).map(|r| r.name.clone()).collect()
+        };
+        for name in abandoned {
+            let _turn = self.shared.lock(&name).await;
+            // Looked at again: its turn may have come late.
+            let Some(record) = self.record_of(&name).filter(dead) else { continue };
+            if let Err(error) = self.take_away(&record).await {
+                tracing::warn!("container '{name}': {error}");
+            }
+        }
     }
 
     /// Kills the command of a container, and waits until it is gone.

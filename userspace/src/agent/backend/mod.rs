@@ -64,11 +64,11 @@ impl Backend for Agent {
     }
 
     async fn networks(&self) -> Result<Vec<NetworkRow>, ApiError> {
-        self.list_networks()
+        self.list_networks().await
     }
 
     async fn network_inspect(&self, name: &Name) -> Result<NetworkInspect, ApiError> {
-        self.inspect_network(name)
+        self.inspect_network(name).await
     }
 
     async fn network_remove(&self, name: &Name) -> Result<(), ApiError> {
@@ -117,7 +117,7 @@ impl Backend for Agent {
     }
 
     async fn vtep_add(&self, request: VtepChange) -> Result<(), ApiError> {
-        self.shared.store()?;
+        self.shared.store().await?;
         let port = request.port.unwrap_or(self.shared.node.port);
         let plan = |view: &_| ops::add_vtep(view, &request.network, request.ip, port);
         let (_, revision) = self.shared.execute(plan).await?;
@@ -125,7 +125,7 @@ impl Backend for Agent {
     }
 
     async fn vtep_remove(&self, request: VtepChange) -> Result<(), ApiError> {
-        self.shared.store()?;
+        self.shared.store().await?;
         let plan = |view: &_| Ok(((), ops::remove_vtep(view, &request.network, request.ip)?));
         let ((), revision) = self.shared.execute(plan).await?;
         self.shared.settled(revision, &format!("VTEP {}", request.ip), || Some(())).await
@@ -136,7 +136,11 @@ impl Backend for Agent {
     }
 
     async fn status(&self) -> Result<Status, ApiError> {
-        Ok(self.show_status())
+        let clock_offset_ms = match self.shared.opened_store() {
+            Some(store) if self.shared.health().healthy => store.clock_offset_ms().await,
+            _ => None,
+        };
+        Ok(self.show_status(clock_offset_ms))
     }
 
     async fn purge(&self) -> Result<(), ApiError> {

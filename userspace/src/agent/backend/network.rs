@@ -37,7 +37,7 @@ impl Agent {
                 request.name
             )));
         }
-        self.shared.store()?;
+        self.shared.store().await?;
         let mut avoid = self.shared.platform.routes().await?;
         // A default route covers everything.
         avoid.retain(|route| route.prefix() > 0);
@@ -64,14 +64,14 @@ impl Agent {
 
     pub(super) async fn remove_network(&self, name: &Name) -> Result<(), ApiError> {
         not_predefined(name, "removed")?;
-        self.shared.store()?;
+        self.shared.store().await?;
         let plan = |view: &View| Ok(((), ops::remove_network(view, name)?));
         let ((), revision) = self.shared.execute(plan).await?;
         self.shared.settled(revision, &format!("network '{name}'"), || Some(())).await
     }
 
-    pub(super) fn list_networks(&self) -> Result<Vec<NetworkRow>, ApiError> {
-        self.shared.store()?;
+    pub(super) async fn list_networks(&self) -> Result<Vec<NetworkRow>, ApiError> {
+        self.shared.store().await?;
         let view = self.shared.view();
         let predefined = PREDEFINED.iter().map(|name| NetworkRow {
             id: predefined_id(name),
@@ -98,8 +98,8 @@ impl Agent {
         Ok(rows)
     }
 
-    pub(super) fn inspect_network(&self, name: &Name) -> Result<NetworkInspect, ApiError> {
-        self.shared.store()?;
+    pub(super) async fn inspect_network(&self, name: &Name) -> Result<NetworkInspect, ApiError> {
+        self.shared.store().await?;
         if PREDEFINED.contains(&name.as_str()) {
             return Ok(inspect_predefined(name));
         }

@@ -12,7 +12,7 @@ impl Agent {
     /// Removes everything of this node from the store and from the kernel. The
     /// agent has nothing left to do then and must stop.
     pub(crate) async fn purge_node(&self) -> Result<(), ApiError> {
-        let store = self.shared.store().map_err(|error| {
+        let store = self.shared.store().await.map_err(|error| {
             ApiError::new(
                 error.kind,
                 format!(

@@ -20,6 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use self::work::{Retry, Work};
 use super::{
+    backend::Agent,
     platform::HostEvent,
     shared::{PlugState, Shared},
 };
@@ -80,6 +81,8 @@ pub(crate) struct Engine {
     underlay_dirty: bool,
     /// Paths are to be resolved again, then.
     underlay_stale: Option<Instant>,
+    /// The uplinks are to be looked at, too.
+    uplinks_stale: bool,
     /// Veths to make and to remove.
     work: BTreeSet<Work>,
     /// What failed, by endpoint.
@@ -102,6 +105,7 @@ impl Engine {
             dirty: BTreeSet::new(),
             underlay_dirty: true,
             underlay_stale: None,
+            uplinks_stale: false,
             work: BTreeSet::new(),
             retries: BTreeMap::new(),
         }
@@ -131,7 +135,12 @@ impl Engine {
                 () = std::future::ready(()), if self.informed && !self.work.is_empty() => {
                     self.do_one_work().await;
                 }
-                () = wait_until(self.underlay_stale) => self.underlay_dirty = true,
+                () = wait_until(self.underlay_stale) => {
+                    if std::mem::take(&mut self.uplinks_stale) {
+                        self.check_uplinks().await;
+                    }
+                    self.underlay_dirty = true;
+                }
                 _ = retry.tick() => {
                     self.retry();
                     self.find_lost_sandboxes();
@@ -157,6 +166,10 @@ impl Engine {
             HostEvent::Underlay => {
                 self.underlay_stale.get_or_insert_with(|| Instant::now() + GATHER);
             }
+            HostEvent::Uplink => {
+                self.uplinks_stale = true;
+                self.underlay_stale.get_or_insert_with(|| Instant::now() + GATHER);
+            }
             HostEvent::LinkGone(ifindex) => {
                 let gone = self.ports.iter().find(|(_, port)| **port == ifindex);
                 if let Some((id, _)) = gone.map(|(id, port)| (id.clone(), *port)) {
@@ -168,6 +181,7 @@ impl Engine {
                 }
             }
             HostEvent::Lost => {
+                self.uplinks_stale = true;
                 self.underlay_dirty = true;
                 self.work.extend(self.local.keys().cloned().map(Work::Plug));
             }
@@ -277,6 +291,13 @@ impl Engine {
         self.find_strays().await;
         self.revive_sandboxes().await;
         self.work.extend(self.local.keys().cloned().map(Work::Plug));
+        self.check_uplinks().await;
+        // It waits for this task, so it is one of its own.
+        let agent = Agent::new(Arc::clone(&self.shared));
+        tokio::spawn(async move { agent.remove_abandoned().await });
+    }
+
+    async fn check_uplinks(&self) {
         let lines = self.shared.platform.check_uplinks().await;
         let lines = lines.into_iter().enumerate();
         let lines = lines.map(|(index, line)| (format!("uplink/{index}"), line)).collect();

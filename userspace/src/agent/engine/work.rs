@@ -66,7 +66,6 @@ impl Engine {
                 self.write_maps().await;
                 if self.dirty.contains(&endpoint.network) {
                     // The maps refused; the network's own problem says why.
-                    self.work.insert(Work::Plug(id.clone()));
                     self.fail(
                         &id,
                         PlugError::Refused(

@@ -80,24 +80,37 @@ impl Host {
         self.managed().contains(&(ifindex, ip))
     }
 
-    /// Sees that `from_underlay` is on the uplink, and on no other interface.
-    pub(crate) async fn attach_uplinks(&self) -> Result<(), ApiError> {
+    /// Sees that `from_underlay` is on the uplinks, and on no other interface. Does
+    /// what it can, and tells what it cannot.
+    pub(crate) async fn attach_uplinks(&self) -> Vec<ApiError> {
         let mut wanted = BTreeSet::new();
+        let mut errors = Vec::new();
         for name in &self.uplinks {
-            let link = self.netlink.link(name).await.map_err(refused)?;
-            let link = link.ok_or_else(|| refused(NetlinkError::NoSuchInterface(name.clone())))?;
-            self.datapath.attach_uplink(link.index).map_err(broken)?;
-            if self.xdp {
-                self.datapath.attach_uplink_xdp(link.index).map_err(broken)?;
-            }
-            wanted.insert(link.index);
-        }
-        for ifindex in self.datapath.attached_uplinks().map_err(broken)? {
-            if !wanted.contains(&ifindex) {
-                self.datapath.detach_uplink(ifindex).map_err(broken)?;
+            match self.attach_uplink(name).await {
+                Ok(ifindex) => {
+                    wanted.insert(ifindex);
+                }
+                Err(error) => errors.push(error),
             }
         }
-        Ok(())
+        let attached = self.datapath.attached_uplinks().unwrap_or_else(|error| {
+            errors.push(broken(error));
+            Vec::new()
+        });
+        for ifindex in attached.into_iter().filter(|ifindex| !wanted.contains(ifindex)) {
+            errors.extend(self.datapath.detach_uplink(ifindex).err().map(broken));
+        }
+        errors
+    }
+
+    async fn attach_uplink(&self, name: &str) -> Result<u32, ApiError> {
+        let link = self.netlink.link(name).await.map_err(refused)?;
+        let link = link.ok_or_else(|| refused(NetlinkError::NoSuchInterface(name.to_owned())))?;
+        self.datapath.attach_uplink(link.index).map_err(broken)?;
+        if self.xdp {
+            self.datapath.attach_uplink_xdp(link.index).map_err(broken)?;
+        }
+        Ok(link.index)
     }
 }
 
@@ -179,16 +192,20 @@ impl Platform for Host {
         let mut monitor = self.monitor.lock().await;
         loop {
             return Some(match monitor.next().await? {
+                Event::Link { name, .. } | Event::LinkGone { name, .. }
+                    if self.uplinks.contains(&name) =>
+                {
+                    HostEvent::Uplink
+                }
                 Event::LinkGone { index, .. } => HostEvent::LinkGone(index),
                 Event::Lost => HostEvent::Lost,
                 // Veths of containers come and go; the underlay does not care.
-                Event::Link { name, .. } if !self.uplinks.contains(&name) => continue,
+                Event::Link { .. } => continue,
                 Event::Neighbour { ifindex, ip, .. } if !self.manages(ifindex, ip) => continue,
                 Event::Address { address, .. } if address.is_ipv6() => continue,
-                Event::Link { .. }
-                | Event::Address { .. }
-                | Event::Route
-                | Event::Neighbour { .. } => HostEvent::Underlay,
+                Event::Address { .. } | Event::Route | Event::Neighbour { .. } => {
+                    HostEvent::Underlay
+                }
             });
         }
     }
@@ -220,8 +237,10 @@ impl Platform for Host {
             routes: Vec::new(),
         };
         let plugged =
-            sandbox::plug(&self.netlink, &spec, &sandbox).await.map_err(sandbox_refused)?;
+            sandbox::plug_closed(&self.netlink, &spec, &sandbox).await.map_err(sandbox_refused)?;
+        // What the container sends is judged from its first frame on.
         self.datapath.attach_container(plugged.ifindex).map_err(broken)?;
+        sandbox::open_port(&self.netlink, &spec.host_ifname).await.map_err(sandbox_refused)?;
         Ok(plugged.ifindex)
     }
 
@@ -267,7 +286,7 @@ impl Platform for Host {
     }
 
     async fn check_uplinks(&self) -> Vec<String> {
-        self.attach_uplinks().await.err().map(|error| error.message).into_iter().collect()
+        self.attach_uplinks().await.into_iter().map(|error| error.message).collect()
     }
 
     async fn max_mtu(&self) -> Result<u16, ApiError> {

@@ -35,7 +35,7 @@ use crate::{
     },
     cli::{AgentOptions, DatapathMode, StoreAccess},
     datapath::DatapathError,
-    model::{Driver, Name, Node, SCHEMA},
+    model::{Driver, Name, Node, ROOT, SCHEMA, View},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
     store::{FileStore, FollowOptions, Follower, StateStore},
 };
@@ -228,7 +228,10 @@ impl Platform for Paper {
         if self.state().namespaces.contains_key(&path) {
             Ok(path)
         } else {
-            Err(ApiError::new(ErrorKind::NotFound, format!("{} does not exist", path.display())))
+            Err(ApiError::new(
+                ErrorKind::NotFound,
+                format!("{} does not exist: PATH is valid", path.display()),
+            ))
         }
     }
 
@@ -401,7 +404,11 @@ impl Running {
         self.agent.network_create(network(request)).await.map(|created| created.id)
     }
 
-    pub(super) async fn run(&self, container: &str, network: &str) -> Result<ContainerRow, ApiError> {
+    pub(super) async fn run(
+        &self,
+        container: &str,
+        network: &str,
+    ) -> Result<ContainerRow, ApiError> {
         self.agent.container_create(run(container, network)).await
     }
 
@@ -418,6 +425,19 @@ pub(super) async fn eventually<F: Future<Output = bool>>(what: &str, condition: 
         assert!(Instant::now() < deadline, "not so within {DEADLINE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
+}
+
+/// What the store holds.
+pub(super) async fn stored(world: &World) -> View {
+    View::from_snapshot(&world.store.snapshot(ROOT).await.unwrap())
+}
+
+/// Two hosts with one network, which is 10.0.1.0/24: 10.0.0.0/24 is routed already.
+pub(super) async fn two_hosts(world: &World) -> (Running, Running) {
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    let two = world.start(2, &Paper::new()).await.ready().await;
+    one.network("blue").await.unwrap();
+    (one, two)
 }
 
 pub(super) fn network(request: &str) -> NetworkCreate {

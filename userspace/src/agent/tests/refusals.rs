@@ -63,11 +63,12 @@ async fn refusals_name_the_thing_and_change_nothing() {
     assert_refused(agent.network_inspect(&name("grey")).await, NotFound, "'grey' is unknown");
 
     // Containers.
-    let attempt = |container: &str, net: &str, change: &dyn Fn(&mut crate::api::types::ContainerCreate)| {
-        let mut request = run(container, net);
-        change(&mut request);
-        agent.container_create(request)
-    };
+    let attempt =
+        |container: &str, net: &str, change: &dyn Fn(&mut crate::api::types::ContainerCreate)| {
+            let mut request = run(container, net);
+            change(&mut request);
+            agent.container_create(request)
+        };
     assert_refused(attempt("web", "blue", &|_| ()).await, Conflict, "'web' exists already");
     assert_refused(attempt("x", "grey", &|_| ()).await, NotFound, "'grey' is unknown");
     assert_refused(attempt("x", "bridge", &|_| ()).await, Invalid, "'bridge' is not available");
@@ -77,9 +78,17 @@ async fn refusals_name_the_thing_and_change_nothing() {
     assert_refused(attempt("x", "blue", &|r| r.ip = ip("10.9.9.9")).await, Invalid, "outside");
     assert_refused(attempt("x", "blue", &|r| r.ip = ip("10.0.1.2")).await, Conflict, "taken");
     assert_refused(attempt("x", "none", &|r| r.ip = ip("10.0.1.9")).await, Invalid, "--ip");
-    assert_refused(attempt("x", "blue", &|r| r.ports = vec!["80:80".to_owned()]).await, Invalid, "-p 80:80");
+    assert_refused(
+        attempt("x", "blue", &|r| r.ports = vec!["80:80".to_owned()]).await,
+        Invalid,
+        "-p 80:80",
+    );
     let missing = std::path::PathBuf::from("/paper/missing");
-    assert_refused(attempt("x", "blue", &|r| r.netns = Some(missing.clone())).await, NotFound, "missing");
+    assert_refused(
+        attempt("x", "blue", &|r| r.netns = Some(missing.clone())).await,
+        NotFound,
+        "missing",
+    );
     assert_refused(attempt("x", "blue", &|r| r.pid = Some(999_999)).await, NotFound, "999999");
     assert_refused(agent.container_remove(&name("nobody"), true).await, NotFound, "'nobody'");
     assert_refused(agent.container_remove(&name("web"), true).await, Conflict, "'side' shares");
@@ -96,7 +105,8 @@ async fn refusals_name_the_thing_and_change_nothing() {
     assert_refused(agent.disconnect(&name("grey"), &name("web")).await, NotFound, "'grey'");
 
     // VTEPs.
-    let vtep = |ip: [u8; 4], net: &str| VtepChange { ip: ip.into(), network: name(net), port: None };
+    let vtep =
+        |ip: [u8; 4], net: &str| VtepChange { ip: ip.into(), network: name(net), port: None };
     assert_refused(agent.vtep_add(vtep([192, 0, 2, 1], "blue")).await, Conflict, "node 'host1'");
     assert_refused(agent.vtep_add(vtep([127, 0, 0, 1], "blue")).await, Invalid, "loopback");
     assert_refused(agent.vtep_add(vtep([192, 0, 2, 9], "grey")).await, NotFound, "'grey'");
