@@ -84,7 +84,7 @@ pub(crate) fn tc<C: EbpfContext>(
             match action {
                 Action::Pass => TC_ACT_UNSPEC,
                 Action::Deliver | Action::Encap | Action::ArpReply | Action::NdReply => {
-                    TC_ACT_REDIRECT as i32
+                    TC_ACT_REDIRECT
                 }
                 // The copies are on their way; nobody needs the original.
                 Action::Flood | Action::Absorb => TC_ACT_SHOT,

@@ -114,12 +114,23 @@ fn a_wiped_store_deletes_nothing() {
     cluster.hosts[0].run_idle(&second, "net", &["--ip", "10.0.0.3"]);
     cluster.hosts[0].wait_ping(&first, "10.0.0.3");
     assert!(cluster.etcd.wipe().is_ok() && cluster.etcd.resume().is_ok());
-    let host = &cluster.hosts[0];
-    wait_until(Duration::from_secs(40), "the agent to notice", || {
-        host.json(&["status"])["store"]["error"].to_string().contains("replaced")
+    let unmoved = |host: &Host| {
+        wait_until(Duration::from_secs(40), "the agent to notice", || {
+            host.json(&["status"])["store"]["error"].to_string().contains("replaced")
+        });
+        host.in_container(&first, "ping -c2 -i0.1 -W1 10.0.0.3");
+        assert_eq!(host.json(&["fdb", "show"]).as_array().map(Vec::len), Some(2));
+    };
+    unmoved(&cluster.hosts[0]);
+    // Nor is it after a restart.
+    cluster.hosts[0].stop_agent(Signal::SIGKILL);
+    cluster.hosts[0].start_agent(&[]);
+    wait_until(SOON, "the agent to answer", || {
+        cluster.hosts[0].culvert(&["status"]).status.success()
     });
-    host.in_container(&first, "ping -c2 -i0.1 -W1 10.0.0.3");
-    assert_eq!(host.json(&["fdb", "show"]).as_array().map(Vec::len), Some(2));
+    unmoved(&cluster.hosts[0]);
+    let problems = cluster.hosts[0].json(&["status"])["problems"].to_string();
+    assert!(problems.contains("store-mark"), "{problems}");
 }
 
 /// Churn while an agent is killed again and again: both hosts end up with the

@@ -97,10 +97,8 @@ fn two_hosts_one_overlay() {
     for (server, name, client, client_name, ip) in
         [(one, &over1, two, &over2, "10.0.0.3"), (two, &over2, one, &over1, "10.0.0.2")]
     {
-        server.in_container(
-            name,
-            "cd / && (setsid python3 -m http.server 80 >/dev/null 2>&1 & echo $! > /tmp/http-$$) ",
-        );
+        let _server = server
+            .spawn_in_container(name, "python3 -m http.server 80 --directory /proc/self/fdinfo");
         let fetch = format!(
             "python3 -c 'import urllib.request as u; print(u.urlopen(\"http://{ip}/\").status)'"
         );
@@ -367,14 +365,15 @@ fn overlapping_networks_never_meet() {
         cluster.hosts[0].run_idle(&names[0], network, &["--ip", "10.9.0.2"]);
         cluster.hosts[1].run_idle(&names[1], network, &["--ip", "10.9.0.3"]);
     }
+    let mut servers = Vec::new();
     for (network, names) in ["red", "blue"].iter().zip(&names) {
         cluster.hosts[0].wait_ping(&names[0], "10.9.0.3");
         // Only the server of the own network answers.
         let serve = format!(
-            "(setsid timeout 60 python3 -c 'import socket; l=socket.create_server((\"\",7)); \
-             \nwhile True:\n c,_=l.accept(); c.sendall(b\"{network}\"); c.close()' >/dev/null 2>&1 &)"
+            "python3 -c 'import socket; l=socket.create_server((\"\",7)); \
+             \nwhile True:\n c,_=l.accept(); c.sendall(b\"{network}\"); c.close()'"
         );
-        cluster.hosts[1].in_container(&names[1], &serve);
+        servers.push(cluster.hosts[1].spawn_in_container(&names[1], &serve));
     }
     for (network, names) in ["red", "blue"].iter().zip(&names) {
         let ask = "python3 -c 'import socket; print(socket.create_connection((\"10.9.0.3\",7),5).recv(9).decode())'";

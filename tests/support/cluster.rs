@@ -326,6 +326,18 @@ impl Host {
         }
     }
 
+    /// Starts a shell command in a container; it ends when the guard is dropped.
+    ///
+    /// # Panics
+    /// When the shell cannot be started.
+    pub fn spawn_in_container(&self, name: &str, script: &str) -> Process {
+        let mut command = Command::new("nsenter");
+        // The guard knows the shell's pid only, so the shell becomes the program.
+        let script = format!("exec {script}");
+        command.args([&format!("--net=/run/netns/{name}"), "sh", "-c", &script]);
+        Process::spawn(command)
+    }
+
     /// Runs a shell command that succeeds in a container; returns its output.
     ///
     /// # Panics

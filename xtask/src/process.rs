@@ -6,7 +6,8 @@ use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread::sleep;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -56,17 +57,28 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 }
 
 /// Runs `command` and hands each line of its output, both streams, to `each` as it comes.
-pub(crate) fn lines(command: &mut Command, mut each: impl FnMut(&str)) -> Result<ExitStatus> {
+pub(crate) fn lines(command: &mut Command, each: impl FnMut(&str)) -> Result<ExitStatus> {
+    lines_watched(command, None, each)
+}
+
+/// As [`lines`]; a `silence` of that length is taken for a hang: the program is killed, and
+/// that is an error.
+pub(crate) fn lines_watched(
+    command: &mut Command,
+    silence: Option<Duration>,
+    mut each: impl FnMut(&str),
+) -> Result<ExitStatus> {
     signals::check()?;
     let name = name(command);
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
     let errors = writer.try_clone().context("cannot copy a pipe")?;
-    let mut child = spawn(
-        command.stdin(Stdio::null()).stdout(Stdio::from(writer)).stderr(Stdio::from(errors)),
-    )?;
+    command.stdin(Stdio::null()).stdout(Stdio::from(writer)).stderr(Stdio::from(errors));
+    let mut child = spawn(command)?;
     // The command holds the pipe's writing ends open until they are replaced.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let _foreground = signals::foreground(child.id());
+    let group = Pid::from_raw(i32::try_from(child.id())?);
+    let watchdog = silence.map(|silence| Watchdog::start(group, silence));
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
     loop {
@@ -75,11 +87,57 @@ pub(crate) fn lines(command: &mut Command, mut each: impl FnMut(&str)) -> Result
         if read.with_context(|| format!("{name}: its output cannot be read"))? == 0 {
             break;
         }
+        if let Some(watchdog) = &watchdog {
+            watchdog.feed();
+        }
         each(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']));
     }
+    // Before its id is free for another process.
+    let bitten = watchdog.is_some_and(Watchdog::stop);
     let status = child.wait().with_context(|| format!("{name}: cannot be waited for"))?;
     signals::check()?;
+    if let (true, Some(silence)) = (bitten, silence) {
+        bail!("{name}: killed: no line of output for {} s", silence.as_secs());
+    }
     Ok(status)
+}
+
+/// Kills a process group that is silent for too long.
+#[derive(Debug)]
+struct Watchdog {
+    feed: Sender<()>,
+    thread: JoinHandle<bool>,
+}
+
+impl Watchdog {
+    fn start(group: Pid, silence: Duration) -> Self {
+        let (feed, fed) = channel();
+        let thread = std::thread::spawn(move || {
+            loop {
+                match fed.recv_timeout(silence) {
+                    Ok(()) => {}
+                    Err(RecvTimeoutError::Disconnected) => return false,
+                    Err(RecvTimeoutError::Timeout) => {
+                        let _ = killpg(group, Signal::SIGKILL);
+                        return true;
+                    }
+                }
+            }
+        });
+        Self { feed, thread }
+    }
+
+    /// Says that there was output.
+    fn feed(&self) {
+        // The thread has ended only if it has killed the group.
+        let _ = self.feed.send(());
+    }
+
+    /// Ends the watch and returns whether the group was killed.
+    fn stop(self) -> bool {
+        drop(self.feed);
+        self.thread.join().unwrap_or(false)
+    }
 }
 
 /// What a program that ran to its end has said.
@@ -307,6 +365,21 @@ mod tests {
     fn a_program_that_is_not_there_is_named() {
         let error = run(&mut Command::new("/nonexistent/frob")).expect_err("no such program");
         assert!(format!("{error:#}").starts_with("frob: cannot be started"), "{error:#}");
+    }
+
+    #[test]
+    fn a_silent_program_is_killed_and_a_talking_one_is_not() {
+        let mut hang = Command::new("sh");
+        hang.args(["-c", "echo a; sleep 1000 & wait"]);
+        let error = lines_watched(&mut hang, Some(Duration::from_millis(50)), |_| {})
+            .expect_err("it is killed");
+        assert!(error.to_string().contains("no line of output"), "{error}");
+        let talk = lines_watched(
+            Command::new("sh").args(["-c", "echo a; echo b"]),
+            Some(Duration::from_secs(60)),
+            |_| {},
+        );
+        assert!(talk.expect("it ends by itself").success());
     }
 
     #[test]

@@ -83,6 +83,75 @@ pub(crate) fn instance_id(state_dir: &Path) -> io::Result<String> {
     }
 }
 
+/// Which store this agent has followed, so that one that was wiped is noticed
+/// after a restart, too.
+const STORE: &str = "store-mark";
+
+/// What [`STORE`] holds.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct KnownStore {
+    /// `--store`: with another one another store is meant.
+    url: String,
+    /// Its mark.
+    mark: String,
+    /// A revision that it had.
+    revision: i64,
+}
+
+/// Mark and revision of the store at `url` as last seen; `None` on a first start.
+pub(crate) fn known_store(state_dir: &Path, url: &str) -> Option<(String, i64)> {
+    let text = fs::read(state_dir.join(STORE)).ok()?;
+    let known: KnownStore = serde_json::from_slice(&text).ok()?;
+    (known.url == url).then_some((known.mark, known.revision))
+}
+
+/// Remembers the store for [`known_store`].
+pub(crate) fn remember_store(
+    state_dir: &Path,
+    url: &str,
+    mark: &str,
+    revision: i64,
+) -> io::Result<()> {
+    let known = KnownStore { url: url.to_owned(), mark: mark.to_owned(), revision };
+    write_atomically(&state_dir.join(STORE), serde_json::to_string(&known)?.as_bytes())
+}
+
+/// Where that is kept, for the operator who means another store.
+pub(crate) fn store_mark_path(state_dir: &Path) -> PathBuf {
+    state_dir.join(STORE)
+}
+
+/// Marks that this host was purged without the store: what the store still has
+/// of the node is to be removed before anything else.
+const PURGED: &str = "purged";
+
+/// Leaves the mark.
+pub(crate) fn mark_purged(state_dir: &Path) -> io::Result<()> {
+    write_atomically(&state_dir.join(PURGED), b"")
+}
+
+/// Whether the mark is there.
+pub(crate) fn is_marked_purged(state_dir: &Path) -> bool {
+    state_dir.join(PURGED).exists()
+}
+
+/// Takes the mark away.
+pub(crate) fn unmark_purged(state_dir: &Path) -> io::Result<()> {
+    fs::remove_file(state_dir.join(PURGED))
+}
+
+/// Removes what the agent keeps in its state directory, and the directory if
+/// nothing else is in it. Best effort: what is left does no harm.
+pub(crate) fn remove_state(state_dir: &Path) {
+    for directory in ["containers", "logs"] {
+        let _ = fs::remove_dir_all(state_dir.join(directory));
+    }
+    for file in ["node-id", "lock"] {
+        let _ = fs::remove_file(state_dir.join(file));
+    }
+    let _ = fs::remove_dir(state_dir);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -101,6 +101,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
 
     let follow = async {
         let store = start::open_store(&shared, &url, &credentials).await?;
+        purge::finish(&shared, store.as_ref()).await?;
         let (entered, entry) = oneshot::channel();
         let keeper = tokio::spawn(node::keep(Arc::clone(&shared), Arc::clone(&store), entered));
         match entry.await {
@@ -127,28 +128,37 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         }
     };
 
-    let follower = Follower::spawn(Arc::clone(&store), FollowOptions::default());
+    let known = files::known_store(&options.state_dir, &options.store);
+    let follower =
+        Follower::spawn(Arc::clone(&store), FollowOptions { known, ..FollowOptions::default() });
     shared.watch_health(follower.health());
+    let remember = tokio::spawn(start::remember_store(Arc::clone(&shared), follower.health()));
     let mut engine =
         tokio::spawn(Engine::new(Arc::clone(&shared), follower, Periods::default()).run());
     let ready = tokio::spawn(start::tell_when_ready(Arc::clone(&shared), Arc::clone(&host)));
 
     let mut failure = None;
     tokio::select! {
-        signal = &mut stopped => tracing::info!("{signal}: stopping, the data plane goes on"),
+        signal = &mut stopped => {
+            let then = if options.cleanup_on_exit { "cleaning up" } else { "the data plane goes on" };
+            tracing::info!("{signal}: stopping, {then}");
+        }
         () = shared.shutdown.cancelled() => {}
         ended = &mut engine => {
             // It ends by itself only by a defect.
             failure = Some(anyhow!("the engine stopped: {ended:?}; the data plane goes on"));
         }
     }
-    if options.cleanup_on_exit && !shared.purged.is_cancelled() && failure.is_none() {
-        if let Err(error) = agent.purge_node().await {
-            failure = Some(anyhow!("clean-up: {error}; 'culvert purge' removes the rest"));
-        }
+    if options.cleanup_on_exit
+        && !shared.purged.is_cancelled()
+        && failure.is_none()
+        && let Err(error) = agent.purge_node().await
+    {
+        failure = Some(anyhow!("clean-up: {error}; 'culvert purge' removes the rest"));
     }
     shared.shutdown.cancel();
     ready.abort();
+    remember.abort();
     if let Some(trace) = trace {
         trace.abort();
     }
@@ -157,5 +167,8 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     }
     let _ = keeper.await;
     let _ = server.await;
+    if shared.purged.is_cancelled() {
+        files::remove_state(&options.state_dir);
+    }
     failure.map_or(Ok(()), Err)
 }

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::shared::Shared;
 use crate::{
     model::{
-        Name, View,
+        Name, Node, ROOT, View,
         ops::{self, ExecuteError},
     },
     store::{LeaseId, StateStore, StoreError, retry::Backoff},
@@ -106,10 +106,19 @@ async fn renew(store: &dyn StateStore, lease: LeaseId) {
     }
 }
 
+/// Removes the node from the store if the entry is this installation's own.
+pub(super) async fn leave_own(store: &dyn StateStore, own: &Node) -> Result<(), ExecuteError> {
+    let view = View::from_snapshot(&store.snapshot(ROOT).await?);
+    if view.nodes.get(&own.name).is_some_and(|node| node.id == own.id) {
+        leave(store, &own.name).await?;
+    }
+    Ok(())
+}
+
 /// Removes the node and its endpoints from the store.
 pub(super) async fn leave(store: &dyn StateStore, name: &Name) -> Result<(), ExecuteError> {
     loop {
-        let view = View::from_snapshot(&store.snapshot(crate::model::ROOT).await?);
+        let view = View::from_snapshot(&store.snapshot(ROOT).await?);
         if !view.nodes.contains_key(name) {
             return Ok(());
         }

@@ -5,17 +5,22 @@ use anyhow::Context as _;
 use super::{
     backend::Agent,
     containers::{Containers, Origin},
+    files, node,
+    shared::Shared,
 };
 use crate::{
     cli::PurgeOptions,
     datapath::Datapath,
+    model::ops::ExecuteError,
     netlink::Netlink,
     sandbox::{self, Sandbox},
+    store::{StateStore, retry::Backoff},
 };
 
 /// Removes what an agent that does not run any more left in the kernel and in
-/// its state directory: veths, sandboxes, programs, maps and records. What is in
-/// the store stays there: a later agent of the node finds it.
+/// its state directory: veths, sandboxes, programs, maps and records. The store is
+/// out of reach then; the next agent of the node takes the node's endpoints out
+/// of it before it does anything else.
 ///
 /// # Errors
 ///
@@ -43,6 +48,34 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
         }
     }
     Datapath::purge(&options.bpffs)?;
+    if options.state_dir.is_dir() {
+        for directory in ["containers", "logs"] {
+            // Best effort: what is left does no harm.
+            let _ = std::fs::remove_dir_all(options.state_dir.join(directory));
+        }
+        files::mark_purged(&options.state_dir)
+            .with_context(|| format!("state directory {}", options.state_dir.display()))?;
+    }
     drop(listener);
     Ok(())
+}
+
+/// Does what [`purge_offline`] could not: takes the node out of the store.
+pub(super) async fn finish(shared: &Shared, store: &dyn StateStore) -> anyhow::Result<()> {
+    let state_dir = &shared.options.state_dir;
+    if !files::is_marked_purged(state_dir) {
+        return Ok(());
+    }
+    let mut backoff = Backoff::unavailable();
+    loop {
+        match node::leave_own(store, &shared.node).await {
+            Ok(()) => break,
+            Err(ExecuteError::Store(error)) => shared.early_store_error(&error.to_string()),
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+    tracing::info!("node {}: taken out of the store, as purged before", shared.node.name);
+    files::unmark_purged(state_dir)
+        .with_context(|| format!("state directory {}", state_dir.display()))
 }

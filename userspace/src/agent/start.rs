@@ -3,15 +3,16 @@
 use std::{future::Future, io::IsTerminal as _, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
+use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
-use super::{host::Host, platform::Platform as _, shared::Shared};
+use super::{files, host::Host, platform::Platform as _, shared::Shared};
 use crate::{
     cli::{AgentOptions, DatapathMode, StoreAccess},
     datapath::{self, Datapath},
     model::{Node, SCHEMA, validate},
     netlink::{Link, Netlink, NetlinkError},
-    store::{self, StateStore, StoreError, StoreOptions, StoreUrl, retry::Backoff},
+    store::{self, Health, StateStore, StoreError, StoreOptions, StoreUrl, retry::Backoff},
 };
 
 /// What aya-log's records of the programs' trace lines are called: the module of
@@ -196,6 +197,37 @@ pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>) {
         );
         if let Ok(mtu) = host.max_mtu().await {
             tracing::debug!("overlay MTU at most {mtu}");
+        }
+    }
+}
+
+/// Keeps on disk which store is followed. When it was replaced by another one,
+/// says how that is accepted.
+pub(super) async fn remember_store(shared: Arc<Shared>, mut health: watch::Receiver<Health>) {
+    let (dir, url) = (&shared.options.state_dir, &shared.options.store);
+    let mut remembered = None;
+    loop {
+        let Health { healthy, error, revision, mark } = health.borrow_and_update().clone();
+        if healthy && mark != remembered {
+            if let Some(mark) = &mark {
+                let failed = files::remember_store(dir, url, mark, revision).err();
+                let line = |error| format!("{}: {error}", files::store_mark_path(dir).display());
+                shared.problem("store-mark", failed.map(line));
+            }
+            remembered = mark;
+        }
+        let replaced = error.is_some_and(|error| error.contains("replaced"));
+        shared.problem(
+            "store-replaced",
+            replaced.then(|| {
+                format!(
+                    "store: it is not the one this agent knows, nothing is deleted: restore it, or if it is meant, remove {} and restart the agent",
+                    files::store_mark_path(dir).display()
+                )
+            }),
+        );
+        if health.changed().await.is_err() {
+            return;
         }
     }
 }

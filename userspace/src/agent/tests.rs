@@ -4,5 +4,6 @@
 //! not. Several agents share one store, as hosts do.
 
 mod fake;
+mod faults;
 mod lifecycle;
 mod refusals;

@@ -444,6 +444,10 @@ pub struct StoreStatus {
     pub revision: i64,
     /// The last error, while unhealthy.
     pub error: Option<String>,
+    /// How far the store's clock is ahead of this host's, in ms; `null` if it
+    /// does not tell.
+    #[serde(default)]
+    pub clock_offset_ms: Option<i64>,
 }
 
 /// Data plane of [`Status`].

@@ -70,12 +70,12 @@ pub enum DatapathError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A map operation failed.
-    #[error("map {map}: {}", chain(.source))]
+    #[error("map {map}: {}", chain(.source.as_ref()))]
     Map {
         /// Name of the map.
         map: &'static str,
         /// aya's error.
-        source: aya::maps::MapError,
+        source: Box<aya::maps::MapError>,
     },
     /// An attachment failed.
     #[error("interface {interface}: {what}: {}", chain(.source.as_ref()))]
@@ -240,10 +240,10 @@ impl Datapath {
         for &direction in Direction::ALL {
             for code in Code::all() {
                 let index = stats_index(direction, code);
-                let values = self
-                    .stats
-                    .get(&index, 0)
-                    .map_err(|source| DatapathError::Map { map: names::STATS, source })?;
+                let values = self.stats.get(&index, 0).map_err(|source| DatapathError::Map {
+                    map: names::STATS,
+                    source: Box::new(source),
+                })?;
                 let mut sum = Counter::default();
                 for Bytes(counter) in values.iter() {
                     sum.packets = sum.packets.wrapping_add(counter.packets);

@@ -90,7 +90,7 @@ impl<K: Pod, V: Pod> KernelTable<K, V> {
     }
 
     fn failed(&self, source: MapError) -> DatapathError {
-        DatapathError::Map { map: self.name, source }
+        DatapathError::Map { map: self.name, source: Box::new(source) }
     }
 
     /// Removes an entry. It is no error if there is none.
@@ -169,7 +169,7 @@ where
 {
     let map = ebpf.take_map(name).ok_or_else(|| DatapathError::Map {
         map: name,
-        source: MapError::InvalidName { name: name.to_owned() },
+        source: Box::new(MapError::InvalidName { name: name.to_owned() }),
     })?;
-    M::try_from(map).map_err(|source| DatapathError::Map { map: name, source })
+    M::try_from(map).map_err(|source| DatapathError::Map { map: name, source: Box::new(source) })
 }

@@ -3,7 +3,7 @@
 //! * [`Tables`]: the contents of the maps that the agent writes, as values.
 //! * [`NetworkState`] and [`network_state`]: what one network needs on this
 //!   host, computed from the view of the store; pure.
-//! * [`diff`]: the ordered steps from one set of tables to another; pure.
+//! * [`diff()`]: the ordered steps from one set of tables to another; pure.
 //! * [`Reconciler`]: remembers what the kernel holds, network by network, so
 //!   that a change in one network costs nothing for the others.
 //!

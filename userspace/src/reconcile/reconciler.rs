@@ -28,7 +28,7 @@ pub trait Kernel {
 #[error("{op}: {source}")]
 pub struct ApplyError<E: std::error::Error + 'static> {
     /// The step.
-    pub op: Op,
+    pub op: Box<Op>,
     /// What the kernel said.
     pub source: E,
 }
@@ -211,5 +211,5 @@ impl Reconciler {
 }
 
 fn step<K: Kernel + ?Sized>(kernel: &K, op: Op) -> Result<(), ApplyError<K::Error>> {
-    kernel.apply(&op).map_err(|source| ApplyError { op, source })
+    kernel.apply(&op).map_err(|source| ApplyError { op: Box::new(op), source })
 }

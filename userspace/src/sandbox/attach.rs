@@ -93,6 +93,18 @@ pub async fn free_ifname(sandbox: &Sandbox, reserved: &[String]) -> Result<Strin
 /// # Errors
 /// The name is taken in the sandbox, the MTU is out of range, or the kernel refuses.
 pub async fn plug(netlink: &Netlink, spec: &PlugSpec, sandbox: &Sandbox) -> Result<Plugged> {
+    let plugged = plug_closed(netlink, spec, sandbox).await?;
+    let opened = open_port(netlink, &spec.host_ifname).await?;
+    Ok(Plugged { changed: plugged.changed || opened, ..plugged })
+}
+
+/// As [`plug`], but a host side that is down stays down: nothing that the
+/// sandbox sends gets out before [`open_port`]. In between the caller attaches
+/// what is to judge it.
+///
+/// # Errors
+/// As [`plug`].
+pub async fn plug_closed(netlink: &Netlink, spec: &PlugSpec, sandbox: &Sandbox) -> Result<Plugged> {
     let inside = sandbox.netlink()?;
     let mut changed = false;
     let host = match find_pair(netlink, &inside, spec, sandbox).await? {
@@ -196,6 +208,23 @@ async fn rename(inside: &Netlink, peer: &Link, spec: &PlugSpec, sandbox: &Sandbo
     Ok(inside.rename(&peer.name, &spec.ifname).await?)
 }
 
+/// Brings the host side of a pair up. Returns whether it was down.
+///
+/// # Errors
+/// The interface is gone, or the kernel refuses.
+pub async fn open_port(netlink: &Netlink, host_ifname: &str) -> Result<bool> {
+    let host = pending(netlink.link(host_ifname).await?, host_ifname)?;
+    if host.up {
+        return Ok(false);
+    }
+    // The host has no business of its own on this link: no address of any
+    // kind, not even a link-local one, and nothing it sends by itself.
+    let quiet = host_ifname.to_owned();
+    super::run_in(netlink.netns(), || sysctl::set("ipv6", &quiet, "disable_ipv6", "1").map(drop))??;
+    netlink.set_up(host_ifname).await?;
+    Ok(true)
+}
+
 async fn host_side(netlink: &Netlink, host: &Link, spec: &PlugSpec) -> Result<bool> {
     let name = spec.host_ifname.as_str();
     let alias = alias_of(&spec.endpoint_id);
@@ -206,16 +235,6 @@ async fn host_side(netlink: &Netlink, host: &Link, spec: &PlugSpec) -> Result<bo
     }
     if host.mtu != spec.mtu {
         netlink.set_mtu(name, spec.mtu).await?;
-        changed = true;
-    }
-    if !host.up {
-        // The host has no business of its own on this link: no address of any
-        // kind, not even a link-local one, and nothing it sends by itself.
-        let quiet = name.to_owned();
-        super::run_in(netlink.netns(), || {
-            sysctl::set("ipv6", &quiet, "disable_ipv6", "1").map(drop)
-        })??;
-        netlink.set_up(name).await?;
         changed = true;
     }
     Ok(changed)

@@ -14,7 +14,8 @@ mod signals;
 mod sysctl;
 
 pub use attach::{
-    PlugSpec, Plugged, alias_of, endpoint_of, free_ifname, host_ifname, plug, unplug,
+    PlugSpec, Plugged, alias_of, endpoint_of, free_ifname, host_ifname, open_port, plug,
+    plug_closed, unplug,
 };
 pub use detach::{spawn_detached, supervise_detached};
 pub use error::SandboxError;

@@ -12,7 +12,7 @@
 //! missing) and by its revision, which never goes back. When either differs it
 //! reports "replaced", delivers nothing, and looks again from time to time: the
 //! operator may restore a backup. If the new store is meant, the operator says
-//! so by restarting the agent, which then takes the store as it is
+//! so by removing what the agent remembers of the old one and restarting it
 //! ([`FollowOptions::known`] empty), or through [`Follower::accept`].
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};

@@ -175,6 +175,12 @@ pub trait StateStore: Send + Sync + fmt::Debug {
     /// Which backend this is.
     fn kind(&self) -> Kind;
 
+    /// How far the store's clock is ahead of ours, in ms, if it has one of its
+    /// own and tells. Nothing depends on it but the reading of logs.
+    async fn clock_offset_ms(&self) -> Option<i64> {
+        None
+    }
+
     /// All keys below `prefix` at one revision.
     async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError>;
 

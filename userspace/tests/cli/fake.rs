@@ -402,6 +402,7 @@ impl Backend for Fake {
                 healthy: problems.is_empty(),
                 revision: 42,
                 error: problems.first().cloned(),
+                clock_offset_ms: Some(0),
             },
             datapath: DatapathStatus {
                 mode: "tc".to_owned(),

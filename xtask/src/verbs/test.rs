@@ -11,6 +11,10 @@ use super::{build, demo, setup};
 use crate::tools::Need;
 use crate::{paths, privilege, process, ui};
 
+/// A test program that says nothing for so long hangs; libtest names every test that takes
+/// more than a minute before that.
+const SILENCE: Duration = Duration::from_secs(300);
+
 /// Options of `test`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -99,10 +103,14 @@ fn cargo_test(tally: &mut Tally, filter: Option<&str>, full: bool) -> Result<()>
         command.args(["--", "--include-ignored"]).env("CULVERT_TEST_FULL", "1");
     }
     let before = tally.failed;
-    let status = process::lines(&mut command, |line| {
+    let status = process::lines_watched(&mut command, Some(SILENCE), |line| {
         ui::line(line);
         tally.count(line);
-    })?;
+    });
+    if status.is_err() {
+        tally.failed += 1;
+    }
+    let status = status?;
     if !status.success() {
         if tally.failed == before {
             // A test took its whole program down.

@@ -136,7 +136,11 @@ impl Backend for Agent {
     }
 
     async fn status(&self) -> Result<Status, ApiError> {
-        Ok(self.show_status())
+        let clock_offset_ms = match self.shared.opened_store() {
+            Some(store) if self.shared.health().healthy => store.clock_offset_ms().await,
+            _ => None,
+        };
+        Ok(self.show_status(clock_offset_ms))
     }
 
     async fn purge(&self) -> Result<(), ApiError> {

@@ -163,7 +163,7 @@ impl Agent {
         Ok(rows.collect())
     }
 
-    pub(super) fn show_status(&self) -> Status {
+    pub(super) fn show_status(&self, clock_offset_ms: Option<i64>) -> Status {
         let shared = &self.shared;
         let health = shared.health();
         let mut problems = shared.problems();
@@ -201,7 +201,13 @@ impl Agent {
                 uplinks: shared.uplinks.clone(),
                 state_dir: shared.options.state_dir.display().to_string(),
             },
-            store: StoreStatus { kind, healthy: health.healthy, revision, error: health.error },
+            store: StoreStatus {
+                kind,
+                healthy: health.healthy,
+                revision,
+                error: health.error,
+                clock_offset_ms,
+            },
             datapath: DatapathStatus {
                 mode: mode.to_owned(),
                 reason: reason.to_owned(),

@@ -237,8 +237,10 @@ impl Platform for Host {
             routes: Vec::new(),
         };
         let plugged =
-            sandbox::plug(&self.netlink, &spec, &sandbox).await.map_err(sandbox_refused)?;
+            sandbox::plug_closed(&self.netlink, &spec, &sandbox).await.map_err(sandbox_refused)?;
+        // What the container sends is judged from its first frame on.
         self.datapath.attach_container(plugged.ifindex).map_err(broken)?;
+        sandbox::open_port(&self.netlink, &spec.host_ifname).await.map_err(sandbox_refused)?;
         Ok(plugged.ifindex)
     }
 

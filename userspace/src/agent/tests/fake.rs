@@ -35,7 +35,7 @@ use crate::{
     },
     cli::{AgentOptions, DatapathMode, StoreAccess},
     datapath::DatapathError,
-    model::{Driver, Name, Node, SCHEMA},
+    model::{Driver, Name, Node, ROOT, SCHEMA, View},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
     store::{FileStore, FollowOptions, Follower, StateStore},
 };
@@ -425,6 +425,19 @@ pub(super) async fn eventually<F: Future<Output = bool>>(what: &str, condition: 
         assert!(Instant::now() < deadline, "not so within {DEADLINE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
+}
+
+/// What the store holds.
+pub(super) async fn stored(world: &World) -> View {
+    View::from_snapshot(&world.store.snapshot(ROOT).await.unwrap())
+}
+
+/// Two hosts with one network, which is 10.0.1.0/24: 10.0.0.0/24 is routed already.
+pub(super) async fn two_hosts(world: &World) -> (Running, Running) {
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    let two = world.start(2, &Paper::new()).await.ready().await;
+    one.network("blue").await.unwrap();
+    (one, two)
 }
 
 pub(super) fn network(request: &str) -> NetworkCreate {

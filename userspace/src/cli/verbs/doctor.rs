@@ -72,7 +72,6 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding) {
         vxlan_port: args.vxlan_port,
         bpffs: args.bpffs,
         networks: Vec::new(),
-        // The agent has no clock of the store to tell of.
         clock_offset_ms: None,
         agent_running: false,
     };
@@ -95,6 +94,7 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding) {
         }
     };
     subject.agent_running = true;
+    subject.clock_offset_ms = status.store.clock_offset_ms;
     subject.vxlan_port = status.agent.vxlan_port;
     // The pins are in a directory of their ABI version.
     if let Some(bpffs) = Path::new(&status.datapath.pins).parent() {

@@ -1,5 +1,6 @@
 //! The store in an etcd cluster (v3 API, etcd 3.4 and later).
 
+mod clock;
 mod connection;
 mod error;
 
@@ -72,6 +73,8 @@ impl std::fmt::Debug for EtcdOptions {
 pub struct EtcdStore {
     connections: Connections,
     timeout: Duration,
+    /// Endpoints whose clock can be asked: none where TLS is in the way.
+    plain: Vec<String>,
 }
 
 impl std::fmt::Debug for EtcdStore {
@@ -90,7 +93,8 @@ impl EtcdStore {
     /// that do not go together, plaintext beyond loopback.
     pub async fn connect(options: &EtcdOptions) -> Result<Self, StoreError> {
         let connections = Connections::new(options).await?;
-        Ok(Self { connections, timeout: options.timeout })
+        let plain = if options.ca.is_some() { Vec::new() } else { options.endpoints.clone() };
+        Ok(Self { connections, timeout: options.timeout, plain })
     }
 
     /// Gives up after the timeout.
@@ -149,6 +153,10 @@ impl EtcdStore {
 impl StateStore for EtcdStore {
     fn kind(&self) -> Kind {
         Kind::Etcd
+    }
+
+    async fn clock_offset_ms(&self) -> Option<i64> {
+        clock::offset_ms(&self.plain).await
     }
 
     async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {

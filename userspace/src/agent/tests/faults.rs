@@ -1,0 +1,195 @@
+//! Stores that fail, and what does not become of a host then.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+
+use super::fake::{Paper, World, eventually, name, stored, two_hosts};
+use crate::{
+    api::{Backend as _, types::ErrorKind},
+    model::Key,
+    store::{
+        Compare, Kind, LeaseId, Outcome, Revision, Snapshot, StateStore, StoreError, Watch, Write,
+    },
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn maps_that_cannot_be_read_are_not_written() {
+    let world = World::new().await;
+    let paper = Paper::new();
+    {
+        let mut state = paper.state();
+        state.blind = true;
+        state.veths.insert("dead".to_owned(), 7);
+        state.tables.underlay.insert([9; 4], bytemuck::Zeroable::zeroed());
+    }
+    let one = world.start(1, &paper).await;
+    eventually("the problem is told", || async {
+        one.agent.status().await.unwrap().problems.iter().any(|line| line.contains("blind"))
+    })
+    .await;
+    assert!(!one.shared.ready());
+    assert!(paper.state().ops.is_empty() && paper.state().veths.len() == 1);
+    paper.state().blind = false;
+    let one = one.ready().await;
+    one.eventually("strays are gone", |state| state.tables.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_in_the_store_is_named_and_the_rest_works() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    one.run("web", "blue").await.unwrap();
+    let put = |key: &str, value: &str| Write::Put {
+        key: key.to_owned(),
+        value: value.as_bytes().to_vec(),
+        lease: None,
+    };
+    let right = one.paper.state().tables.clone();
+    let newer = put(&Key::network(&name("red")), r#"{"schema":99}"#);
+    // Over a good record: what runs goes on.
+    let broken = put(&Key::network(&name("blue")), "{");
+    world.store.commit(Vec::new(), vec![newer, broken]).await.unwrap();
+    eventually("both are named", || async {
+        let problems = one.agent.status().await.unwrap().problems;
+        let named = |part: &str| problems.iter().any(|line| line.contains(part));
+        named("networks/red") && named("networks/blue")
+    })
+    .await;
+    assert_eq!(one.paper.state().tables, right);
+    let refused = one.run("x", "red").await.unwrap_err();
+    assert!(refused.message.contains("newer"), "{refused}");
+
+    // Not even a restarted agent, which never saw the good record, prunes.
+    let paper = Arc::clone(&one.paper);
+    one.stop().await;
+    let _again = world.start(1, &paper).await.ready().await;
+    assert_eq!(paper.state().tables, right);
+    assert_eq!(paper.state().veths.len(), 1);
+}
+
+/// A store that does not answer while it is told not to.
+#[derive(Debug)]
+struct Flaky {
+    store: Arc<dyn StateStore>,
+    down: AtomicBool,
+    /// Commits are done, but their answer is lost.
+    deaf: AtomicBool,
+}
+
+impl Flaky {
+    fn up(&self) -> Result<(), StoreError> {
+        if self.down.load(Ordering::SeqCst) {
+            Err(StoreError::Unavailable("it is down".to_owned()))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+#[async_trait]
+impl StateStore for Flaky {
+    fn kind(&self) -> Kind {
+        self.store.kind()
+    }
+
+    async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
+        self.up()?;
+        self.store.snapshot(prefix).await
+    }
+
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
+        self.up()?;
+        self.store.watch(prefix, from).await
+    }
+
+    async fn commit(
+        &self,
+        compares: Vec<Compare>,
+        writes: Vec<Write>,
+    ) -> Result<Outcome, StoreError> {
+        self.up()?;
+        let outcome = self.store.commit(compares, writes).await;
+        if self.deaf.load(Ordering::SeqCst) {
+            return Err(StoreError::Unavailable("no answer".to_owned()));
+        }
+        outcome
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        self.up()?;
+        self.store.grant(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.up()?;
+        self.store.keep_alive(lease).await
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.up()?;
+        self.store.revoke(lease).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_is_down_at_the_start_changes_nothing() {
+    let mut world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    one.run("web", "blue").await.unwrap();
+    let paper = Arc::clone(&one.paper);
+    let right = paper.state().tables.clone();
+    one.stop().await;
+
+    let flaky = Arc::new(Flaky {
+        store: Arc::clone(&world.store),
+        down: AtomicBool::new(true),
+        deaf: AtomicBool::new(false),
+    });
+    world.store = Arc::clone(&flaky) as Arc<dyn StateStore>;
+    let starting = world.prepare(1, &paper, &format!("{:064x}", 1)).0;
+    eventually("status tells of it", || async {
+        let status = starting.agent.status().await.unwrap();
+        status.store.error.is_some_and(|error| error.contains("it is down"))
+    })
+    .await;
+    let refused = starting.run("x", "blue").await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Unavailable);
+    assert!(!starting.agent.fdb().await.unwrap().is_empty(), "what is in the maps is shown");
+    assert_eq!(paper.state().tables, right);
+    starting.stop().await;
+
+    flaky.down.store(false, Ordering::SeqCst);
+    let _again = world.start(1, &paper).await.ready().await;
+    assert_eq!(paper.state().tables, right);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_whose_answer_is_lost_is_taken_back() {
+    let mut world = World::new().await;
+    let flaky = Arc::new(Flaky {
+        store: Arc::clone(&world.store),
+        down: AtomicBool::new(false),
+        deaf: AtomicBool::new(false),
+    });
+    world.store = Arc::clone(&flaky) as Arc<dyn StateStore>;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.network("blue").await.unwrap();
+    flaky.deaf.store(true, Ordering::SeqCst);
+    let error = one.run("web", "blue").await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unavailable);
+    // It was written all the same, and the engine follows the store.
+    one.eventually("it is plugged", |state| state.veths.len() == 1).await;
+    flaky.deaf.store(false, Ordering::SeqCst);
+    one.eventually("nothing is left of it", |state| {
+        state.veths.is_empty() && state.namespaces.is_empty() && state.tables.is_empty()
+    })
+    .await;
+    assert!(stored(&world).await.ipam.is_empty());
+}
