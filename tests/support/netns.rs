@@ -13,7 +13,10 @@ use std::{
     fmt::Write as _,
     fs::{self, File},
     net::Ipv4Addr,
-    os::{fd::OwnedFd, unix::process::ExitStatusExt},
+    os::{
+        fd::OwnedFd,
+        unix::process::{CommandExt as _, ExitStatusExt},
+    },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{
@@ -25,7 +28,7 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::signal::{SigHandler, Signal, kill},
     unistd::{Pid, Uid},
 };
 
@@ -259,6 +262,17 @@ impl Process {
             let files = tempfile::tempdir()?;
             let output = File::create(files.path().join("out"))?;
             let errors = File::create(files.path().join("err"))?;
+            // A test run in the background ignores some signals, and what it
+            // starts would, too.
+            // SAFETY: signal(2) is async-signal-safe, and sets a default action.
+            unsafe {
+                command.pre_exec(|| {
+                    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
+                        nix::sys::signal::signal(signal, SigHandler::SigDfl)?;
+                    }
+                    Ok(())
+                })
+            };
             let child = command.stdin(Stdio::null()).stdout(output).stderr(errors).spawn()?;
             Ok::<_, std::io::Error>(Self { child, files })
         };
