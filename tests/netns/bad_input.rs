@@ -89,7 +89,7 @@ fn containers() {
     let name = unique_name("x");
     host.run_idle(&first, "net", &["--ip", "10.0.0.2"]);
     let run = |rest: &[&'static str]| {
-        let head = vec!["run", "-d", "--name", name.as_str()];
+        let head = ["run", "-d", "--name", name.as_str()];
         [&head[..], rest, &["--", "true"]].concat()
     };
     refused(host, 1, &run(&["--network", "nowhere"]), &["nowhere"]);
@@ -194,7 +194,7 @@ fn no_agent_no_privilege_no_kernel() {
     ]);
     one_line(&mut nobody, &["root"]);
 
-    let mut uplink = host.netns.command(&culvert_binary());
+    let mut uplink = host.netns.command(culvert_binary());
     uplink
         .args(["agent", "--node", "n", "--uplink", "nosuch0", "--store"])
         .arg(format!("file:{}", host.dir().join("store").display()))
@@ -207,7 +207,7 @@ fn no_agent_no_privilege_no_kernel() {
     one_line(&mut uplink, &["nosuch0"]);
 
     // Plaintext beyond loopback needs a word.
-    let mut plain = host.netns.command(&culvert_binary());
+    let mut plain = host.netns.command(culvert_binary());
     plain
         .args(["agent", "--node", "n", "--uplink", "up0", "--store", &host.store, "--socket"])
         .arg(host.socket())
