@@ -3,6 +3,8 @@
 //! Each test has a store of its own: an etcd on free ports of loopback, or a
 //! temporary directory.
 
+#![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod backend;
 mod etcd;
 mod follow;
