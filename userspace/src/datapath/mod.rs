@@ -434,11 +434,6 @@ fn is_version_dir(dir: &Path) -> bool {
         .is_some_and(|version| version.parse::<u32>().is_ok())
 }
 
-/// Version of the map layout that this build uses.
-pub const fn abi_version() -> u32 {
-    ABI_VERSION
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
