@@ -5,13 +5,15 @@ use aya_ebpf::{
     Global,
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{HashMap, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, Queue},
 };
 use culvert_common::abi::{
-    Counter, EndpointInfo, FdbEntry, FdbKey, FloodKey, LearnedEntry, MAX_ENDPOINTS, MAX_LEARNED,
-    MAX_LOCAL_ENDPOINTS, MAX_NETWORKS, MAX_RATES, MAX_VTEP_MEMBERSHIPS, MAX_VTEPS, NeighEntry,
-    NeighKey, NetworkInfo, PathMtu, RateKey, STATS_ENTRIES, Scratch, UnderlayPath, VtepInfo,
-    VtepKey,
+    Counter, DEFAULT_FLOWS, EndpointInfo, Evictable, FdbEntry, FdbKey, FloodKey, Flow, FlowKey,
+    FragmentInfo, FragmentKey, HeldFragment, LearnedEntry, MAX_ENDPOINTS, MAX_EVICTABLE,
+    MAX_FRAGMENTED, MAX_HELD_FRAGMENTS, MAX_HOST_ADDRS, MAX_LEARNED, MAX_LOCAL_ENDPOINTS,
+    MAX_NETWORKS, MAX_PUBLISHED, MAX_RATES, MAX_UPLINKS, MAX_VTEP_MEMBERSHIPS, MAX_VTEPS,
+    NeighEntry, NeighKey, NetworkInfo, PathMtu, PublishedEntry, PublishedKey, RESERVED_ENTRIES,
+    RateKey, STATS_ENTRIES, Scratch, UnderlayPath, VtepInfo, VtepKey,
 };
 
 /// Our VTEP address, four bytes in network order.
@@ -23,6 +25,16 @@ pub(crate) static VXLAN_PORT: Global<u16> = Global::new(4789);
 /// Age in ns after which a learned entry is no longer used.
 #[unsafe(no_mangle)]
 pub(crate) static AGEING_NS: Global<u64> = Global::new(300_000_000_000);
+
+/// Least and greatest port that masquerading chooses.
+#[unsafe(no_mangle)]
+pub(crate) static NAT_PORT_MIN: Global<u16> = Global::new(1024);
+/// See [`NAT_PORT_MIN`].
+#[unsafe(no_mangle)]
+pub(crate) static NAT_PORT_MAX: Global<u16> = Global::new(65535);
+/// Interface index of the loopback device.
+#[unsafe(no_mangle)]
+pub(crate) static LOOPBACK: Global<u32> = Global::new(1);
 
 #[map]
 pub(crate) static ENDPOINTS: HashMap<u32, EndpointInfo> =
@@ -56,6 +68,31 @@ pub(crate) static FLOOD_REMOTE: HashMap<FloodKey, [u8; 4]> =
     HashMap::with_max_entries(MAX_VTEP_MEMBERSHIPS, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static RATES: LruHashMap<RateKey, u64> = LruHashMap::with_max_entries(MAX_RATES, 0);
+#[map]
+pub(crate) static GATEWAYS: HashMap<u32, u32> =
+    HashMap::with_max_entries(MAX_NETWORKS, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static FLOWS: HashMap<FlowKey, Flow> =
+    HashMap::with_max_entries(2 * DEFAULT_FLOWS, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static EVICTABLE: Queue<Evictable> = Queue::with_max_entries(MAX_EVICTABLE, 0);
+#[map]
+pub(crate) static PUBLISHED: HashMap<PublishedKey, PublishedEntry> =
+    HashMap::with_max_entries(MAX_PUBLISHED, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static HOST_ADDRS: HashMap<[u8; 4], u32> =
+    HashMap::with_max_entries(MAX_HOST_ADDRS, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static UPLINKS: HashMap<u32, u32> =
+    HashMap::with_max_entries(MAX_UPLINKS, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static RESERVED_PORTS: Array<u64> = Array::with_max_entries(RESERVED_ENTRIES, 0);
+#[map]
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FragmentInfo> =
+    LruHashMap::with_max_entries(MAX_FRAGMENTED, 0);
+#[map]
+pub(crate) static HELD_FRAGMENTS: LruHashMap<FragmentKey, HeldFragment> =
+    LruHashMap::with_max_entries(MAX_HELD_FRAGMENTS, 0);
 #[map]
 pub(crate) static STATS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(STATS_ENTRIES, 0);
 #[map]

@@ -83,11 +83,15 @@ pub(crate) fn tc<C: EbpfContext>(
             );
             match action {
                 Action::Pass => TC_ACT_UNSPEC,
-                Action::Deliver | Action::Encap | Action::ArpReply | Action::NdReply => {
-                    TC_ACT_REDIRECT
-                }
+                Action::Deliver
+                | Action::Encap
+                | Action::ArpReply
+                | Action::NdReply
+                | Action::ToHost
+                | Action::NatOut
+                | Action::NatDeliver => TC_ACT_REDIRECT,
                 // The copies are on their way; nobody needs the original.
-                Action::Flood | Action::Absorb => TC_ACT_SHOT,
+                Action::Flood | Action::Absorb | Action::Hold => TC_ACT_SHOT,
             }
         }
         Err(reason) => {

@@ -72,15 +72,27 @@ pub(crate) const fn endpoint(vni: u32, host: &Host) -> EndpointInfo {
         ipv6: host.v6,
         bum_rate: 0,
         bum_burst: 0,
+        generation: vni ^ host.v4[3] as u32,
     }
 }
 
+const NO_GATEWAY: NetworkInfo = NetworkInfo {
+    flags: 0,
+    mtu: 0,
+    pad: 0,
+    local_ports: 0,
+    remote_vteps: 0,
+    gateway_ifindex: 0,
+    gateway_ip: [0; 4],
+    gateway_mac: [0; 6],
+    pad2: [0; 2],
+};
 /// Network A.
 pub(crate) const NETWORK_A: NetworkInfo =
-    NetworkInfo { flags: 0, mtu: MTU, pad: 0, local_ports: 2, remote_vteps: 2 };
+    NetworkInfo { flags: 0, mtu: MTU, local_ports: 2, remote_vteps: 2, ..NO_GATEWAY };
 /// Network B.
 pub(crate) const NETWORK_B: NetworkInfo =
-    NetworkInfo { flags: 0, mtu: MTU, pad: 0, local_ports: 2, remote_vteps: 0 };
+    NetworkInfo { flags: 0, mtu: MTU, local_ports: 2, remote_vteps: 0, ..NO_GATEWAY };
 
 /// The way to [`PEER`].
 pub(crate) const TO_PEER: UnderlayPath = UnderlayPath {

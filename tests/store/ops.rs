@@ -50,6 +50,7 @@ fn endpoint(net: &str, node: &str, container: &str) -> EndpointSpec {
         mac: None,
         ifname: "eth0".to_owned(),
         sandbox: SandboxRef { netns: format!("/run/netns/{container}").into(), owned: true },
+        ports: Vec::new(),
     }
 }
 

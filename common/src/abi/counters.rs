@@ -57,6 +57,8 @@ coded! {
         FromUnderlayXdp = 2 => "from_underlay_xdp",
         /// tcx egress, the network's gateway device.
         FromHost = 3 => "from_host",
+        /// tcx ingress, the host's loopback device.
+        FromLoopback = 4 => "from_loopback",
     }
 }
 
@@ -77,6 +79,14 @@ coded! {
         NdReply = 5 => "nd_reply",
         /// Announcement or probe of the endpoint's own address: nobody needs it.
         Absorb = 6 => "absorb",
+        /// Handed to the host's own stack.
+        ToHost = 7 => "to_host",
+        /// Translated and sent out of an uplink.
+        NatOut = 8 => "nat_out",
+        /// Translated and handed to a local endpoint.
+        NatDeliver = 9 => "nat_deliver",
+        /// A fragment kept until the first one of its datagram comes.
+        Hold = 10 => "hold",
     }
 }
 
@@ -142,6 +152,30 @@ coded! {
         UnknownDestination = 91 => "unknown_destination",
         /// The kernel refused a rewrite or a redirect.
         HelperFailed = 92 => "helper_failed",
+        /// The network is internal and the destination outside.
+        InternalNetwork = 93 => "internal_network",
+        /// The destination is in another network of this host.
+        Isolated = 94 => "isolated",
+        /// The route leads out of an interface that is not an uplink.
+        NotAnUplink = 95 => "not_an_uplink",
+        /// The route to the destination is a blackhole, or says unreachable or prohibited.
+        NoRoute = 96 => "no_route",
+        /// The TTL ran out.
+        TtlExceeded = 97 => "ttl_exceeded",
+        /// No port is free to masquerade a new flow with.
+        NatPortsExhausted = 98 => "nat_ports_exhausted",
+        /// The conntrack table is full and nothing in it may go.
+        ConntrackFull = 99 => "conntrack_full",
+        /// Cannot be routed: a group or loopback address, or IPv6.
+        Unroutable = 100 => "unroutable",
+        /// An ICMP error about a packet of no flow.
+        NoFlow = 101 => "no_flow",
+        /// A fragment whose first one has not come, and that cannot be held.
+        FragmentUnknown = 102 => "fragment_unknown",
+        /// Neither TCP, UDP nor ICMP echo, which alone can be translated.
+        ProtocolUnsupported = 103 => "protocol_unsupported",
+        /// The gateway device has no entry in `GATEWAYS`.
+        UnknownGateway = 104 => "unknown_gateway",
     }
 }
 
@@ -172,6 +206,22 @@ coded! {
         PathMtuLearnt = 202 => "path_mtu_learnt",
         /// Outer CE carried over to the inner header (RFC 6040 §4.2).
         EcnMarked = 203 => "ecn_marked",
+        /// A new flow in the conntrack table.
+        FlowCreated = 204 => "flow_created",
+        /// A flow masqueraded with another port than the container's.
+        PortChanged = 205 => "port_changed",
+        /// An idle flow removed to make room for a new one.
+        FlowEvicted = 206 => "flow_evicted",
+        /// A flow of a container that is gone, removed.
+        FlowStale = 207 => "flow_stale",
+        /// ICMP time-exceeded sent to a container.
+        IcmpTtlSent = 208 => "icmp_ttl_sent",
+        /// ICMP destination-unreachable sent to a container.
+        IcmpUnreachableSent = 209 => "icmp_unreachable_sent",
+        /// Either of them, withheld by the rate limit.
+        IcmpLimited = 210 => "icmp_limited",
+        /// A held fragment sent on behind the first one of its datagram.
+        FragmentReleased = 211 => "fragment_released",
     }
 }
 
@@ -225,7 +275,7 @@ impl Code {
 }
 
 /// Entries of [`STATS`](super::names::STATS): 256 codes for each [`Direction`].
-pub const STATS_ENTRIES: u32 = 4 * 256;
+pub const STATS_ENTRIES: u32 = 5 * 256;
 
 /// Where [`STATS`](super::names::STATS) counts `code` for `direction`.
 #[inline(always)]

@@ -26,6 +26,26 @@ pub mod names {
     pub const FLOOD_REMOTE: &str = "FLOOD_REMOTE";
     /// [`RateKey`](super::RateKey) → theoretical arrival time in ns (`u64`), LRU.
     pub const RATES: &str = "RATES";
+    /// Interface index of a network's gateway device → VNI (`u32`).
+    pub const GATEWAYS: &str = "GATEWAYS";
+    /// [`FlowKey`](crate::abi::FlowKey) → [`Flow`](crate::abi::Flow): conntrack; written by
+    /// the programs, aged by the agent. Its capacity is configured.
+    pub const FLOWS: &str = "FLOWS";
+    /// Queue of [`Evictable`](crate::abi::Evictable): what may go when `FLOWS` is full.
+    pub const EVICTABLE: &str = "EVICTABLE";
+    /// [`PublishedKey`](crate::abi::PublishedKey) → [`PublishedEntry`](crate::abi::PublishedEntry).
+    pub const PUBLISHED: &str = "PUBLISHED";
+    /// Set of the host's own IPv4 addresses (value: `u32`, zero).
+    pub const HOST_ADDRS: &str = "HOST_ADDRS";
+    /// Set of the uplinks' interface indices (value: `u32`, zero).
+    pub const UPLINKS: &str = "UPLINKS";
+    /// Array of `u64` words, see [`reserved_bit`](crate::abi::reserved_bit): ports of the
+    /// host that masquerading never takes.
+    pub const RESERVED_PORTS: &str = "RESERVED_PORTS";
+    /// [`FragmentKey`](crate::abi::FragmentKey) → [`FragmentInfo`](crate::abi::FragmentInfo), LRU.
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// [`FragmentKey`](crate::abi::FragmentKey) → [`HeldFragment`](crate::abi::HeldFragment), LRU.
+    pub const HELD_FRAGMENTS: &str = "HELD_FRAGMENTS";
     /// Per-CPU array of [`Counter`](crate::abi::Counter), indexed by
     /// [`stats_index`](crate::abi::stats_index).
     pub const STATS: &str = "STATS";
@@ -41,6 +61,12 @@ pub mod globals {
     pub const VXLAN_PORT: &str = "VXLAN_PORT";
     /// Age in ns after which a learned entry is no longer used, `u64`.
     pub const AGEING_NS: &str = "AGEING_NS";
+    /// Least port that masquerading chooses, `u16`, host order.
+    pub const NAT_PORT_MIN: &str = "NAT_PORT_MIN";
+    /// Greatest port that masquerading chooses, `u16`, host order.
+    pub const NAT_PORT_MAX: &str = "NAT_PORT_MAX";
+    /// Interface index of the loopback device, `u32`.
+    pub const LOOPBACK: &str = "LOOPBACK";
     /// aya-log's own: 0 writes nothing, 5 writes trace lines, `u8`.
     pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 }
@@ -51,6 +77,10 @@ pub mod programs {
     pub const FROM_CONTAINER: &str = "from_container";
     /// tcx ingress on an uplink.
     pub const FROM_UNDERLAY: &str = "from_underlay";
+    /// tcx egress on a network's gateway device.
+    pub const FROM_HOST: &str = "from_host";
+    /// tcx ingress on the host's loopback device.
+    pub const FROM_LOOPBACK: &str = "from_loopback";
     /// XDP on an uplink.
     pub const FROM_UNDERLAY_XDP: &str = "from_underlay_xdp";
 }
@@ -95,6 +125,9 @@ pub struct EndpointInfo {
     pub bum_rate: u32,
     /// BUM frames that it may send in one burst.
     pub bum_burst: u32,
+    /// Tells this endpoint from earlier and later ones with the same address or
+    /// interface index; not 0.
+    pub generation: u32,
 }
 
 impl EndpointInfo {
@@ -117,6 +150,14 @@ pub struct NetworkInfo {
     pub local_ports: u32,
     /// Entries of this VNI in the remote flood list, at indices `0..remote_vteps`.
     pub remote_vteps: u32,
+    /// Interface index of the gateway device; 0: the network has no gateway here.
+    pub gateway_ifindex: u32,
+    /// The gateway's IPv4 address; all zero if there is none.
+    pub gateway_ip: [u8; 4],
+    /// The gateway's MAC, the same on every host.
+    pub gateway_mac: [u8; 6],
+    /// Explicit padding; zero.
+    pub pad2: [u8; 2],
 }
 
 impl NetworkInfo {
@@ -124,6 +165,13 @@ impl NetworkInfo {
     pub const LEARNING: u32 = 1;
     /// The inner DSCP is copied to the outer header; otherwise it is zero.
     pub const COPY_DSCP: u32 = 2;
+    /// No way out of the network (`--internal`).
+    pub const INTERNAL: u32 = 4;
+    /// The gateway device has the gateway's address: containers and the host reach
+    /// each other. Not so where another network may have the same addresses.
+    pub const HOST_ACCESS: u32 = 8;
+    /// The network ends at this host (driver bridge).
+    pub const LOCAL: u32 = 16;
 }
 
 /// Key of both FDB maps.
@@ -297,8 +345,8 @@ macro_rules! assert_size {
 }
 
 assert_size! {
-    EndpointInfo = 44,
-    NetworkInfo = 16,
+    EndpointInfo = 48,
+    NetworkInfo = 32,
     FdbKey = 12,
     FdbEntry = 8,
     LearnedEntry = 16,

@@ -10,12 +10,14 @@
 
 mod counters;
 mod maps;
+mod nat;
 
 pub use counters::{
     Action, Code, Counter, Direction, DropReason, Note, STATS_ENTRIES, stats_index,
 };
 pub use maps::*;
+pub use nat::*;
 
 /// Version of the map layout. Pins live under a directory of this number, so
 /// that an agent never opens maps whose bytes it would misread.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;

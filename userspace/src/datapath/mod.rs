@@ -414,6 +414,15 @@ const PINNED_MAPS: &[&str] = &[
     names::FLOOD_REMOTE,
     names::RATES,
     names::STATS,
+    names::GATEWAYS,
+    names::FLOWS,
+    names::EVICTABLE,
+    names::PUBLISHED,
+    names::HOST_ADDRS,
+    names::UPLINKS,
+    names::RESERVED_PORTS,
+    names::FRAGMENTS,
+    names::HELD_FRAGMENTS,
 ];
 
 /// Time on the clock of [`LearnedEntry::last_seen_ns`], in ns.

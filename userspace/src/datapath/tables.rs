@@ -12,8 +12,8 @@ use aya::{
 };
 use bytemuck::Pod;
 use culvert_common::abi::{
-    EndpointInfo, FdbEntry, FdbKey, FloodKey, NeighEntry, NeighKey, NetworkInfo, UnderlayPath,
-    VtepInfo, VtepKey, names,
+    EndpointInfo, FdbEntry, FdbKey, FloodKey, Flow, FlowKey, NeighEntry, NeighKey, NetworkInfo,
+    PublishedEntry, PublishedKey, UnderlayPath, VtepInfo, VtepKey, names,
 };
 
 use super::DatapathError;
@@ -121,7 +121,7 @@ impl<K: Pod + Ord + Send, V: Pod + Send> Table<K, V> for KernelTable<K, V> {
     }
 }
 
-/// The maps that the agent writes.
+/// The maps that the agent reads and writes.
 #[derive(Debug)]
 pub struct Tables {
     /// Host-side interface index → endpoint.
@@ -140,6 +140,16 @@ pub struct Tables {
     pub flood_local: KernelTable<FloodKey, u32>,
     /// Flood list slot → VTEP address.
     pub flood_remote: KernelTable<FloodKey, [u8; 4]>,
+    /// Index of a gateway device → VNI.
+    pub gateways: KernelTable<u32, u32>,
+    /// Published port → container.
+    pub published: KernelTable<PublishedKey, PublishedEntry>,
+    /// The host's own addresses.
+    pub host_addrs: KernelTable<[u8; 4], u32>,
+    /// Indices of the uplinks.
+    pub uplinks: KernelTable<u32, u32>,
+    /// Conntrack.
+    pub flows: KernelTable<FlowKey, Flow>,
 }
 
 impl Tables {
@@ -158,6 +168,11 @@ impl Tables {
             underlay: KernelTable::take(ebpf, names::UNDERLAY)?,
             flood_local: KernelTable::take(ebpf, names::FLOOD_LOCAL)?,
             flood_remote: KernelTable::take(ebpf, names::FLOOD_REMOTE)?,
+            gateways: KernelTable::take(ebpf, names::GATEWAYS)?,
+            published: KernelTable::take(ebpf, names::PUBLISHED)?,
+            host_addrs: KernelTable::take(ebpf, names::HOST_ADDRS)?,
+            uplinks: KernelTable::take(ebpf, names::UPLINKS)?,
+            flows: KernelTable::take(ebpf, names::FLOWS)?,
         })
     }
 }

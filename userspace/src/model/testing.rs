@@ -54,6 +54,7 @@ pub(crate) fn endpoint(network: &Network, id: &str, node: &str, ip: &str) -> End
         ipv6: None,
         ifname: "eth0".to_owned(),
         sandbox: SandboxRef { netns: format!("/run/netns/c{id}").into(), owned: true },
+        ports: Vec::new(),
     }
 }
 

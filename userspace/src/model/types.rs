@@ -243,6 +243,21 @@ pub struct Network {
     pub labels: BTreeMap<String, String>,
 }
 
+impl Network {
+    /// The IPv4 gateway, if the network has an IPv4 subnet.
+    pub fn gateway_v4(&self) -> Option<Ipv4Addr> {
+        self.subnets.iter().find_map(|subnet| match subnet.gateway {
+            IpAddr::V4(ip) => Some(ip),
+            IpAddr::V6(_) => None,
+        })
+    }
+
+    /// Whether another network may have the same addresses (`allow_overlap`).
+    pub fn may_overlap(&self) -> bool {
+        self.options.get("allow_overlap").is_some_and(|value| value == "true")
+    }
+}
+
 /// The namespace an endpoint sits in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxRef {
@@ -277,6 +292,68 @@ pub struct Endpoint {
     pub ifname: String,
     /// Sandbox on the node.
     pub sandbox: SandboxRef,
+    /// Published ports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PublishedPort>,
+}
+
+impl Endpoint {
+    /// A number that tells this endpoint from others: the beginning of its
+    /// identifier, never 0.
+    pub fn generation(&self) -> u32 {
+        let digits = self.id.get(..8).unwrap_or(&self.id);
+        u32::from_str_radix(digits, 16).unwrap_or(1).max(1)
+    }
+}
+
+/// Protocol of a published port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Protocol {
+    /// Number of the protocol in an IPv4 header.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// A port of the host that leads to a container: `-p [IP:]HOST:CONT[/tcp|udp]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PublishedPort {
+    /// Address of the host; 0.0.0.0: every address.
+    pub host_ip: Ipv4Addr,
+    /// Port of the host, not 0.
+    pub host_port: u16,
+    /// Port of the container, not 0.
+    pub container_port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for PublishedPort {
+    /// As `docker ps` writes it: `0.0.0.0:8080->80/tcp`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host_ip, host_port, container_port, protocol } = self;
+        write!(f, "{host_ip}:{host_port}->{container_port}/{protocol}")
+    }
 }
 
 /// `nodes/NODE`: an agent's host. It stays when the agent stops; whether the

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use culvert_common::abi::{
-    EndpointInfo, FdbEntry, FdbKey, NeighEntry, NeighKey, NetworkInfo, VtepInfo,
+    EndpointInfo, FdbEntry, FdbKey, NeighEntry, NeighKey, NetworkInfo, PublishedEntry,
+    PublishedKey, VtepInfo,
 };
 
-use super::tables::NetworkState;
-use crate::model::{Endpoint, Name, Network, Node, View};
+use super::tables::{Gateway, NetworkState};
+use crate::model::{Driver, Endpoint, MacAddr, Name, Network, Node, View};
 
 /// What the state of the networks on this host follows from.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +20,8 @@ pub struct Inputs<'a> {
     /// Host-side interface index of each endpoint that is plugged in here, by
     /// identifier.
     pub ports: &'a BTreeMap<String, u32>,
+    /// Interface index of the gateway device of each VNI that has one here.
+    pub gateways: &'a BTreeMap<u32, u32>,
 }
 
 /// How many BUM frames an endpoint may send: `--opt bum_rate=` a second, and
@@ -52,7 +55,7 @@ impl Bum {
 /// The state of a network on this host; `None` if it has no endpoint here, or
 /// may not be carried at all ([`View::usable_network`]).
 pub fn network_state(inputs: &Inputs<'_>, name: &Name) -> Option<NetworkState> {
-    let Inputs { view, own, ports } = *inputs;
+    let Inputs { view, own, ports, gateways } = *inputs;
     let network = view.usable_network(name).ok()?;
     let vni = network.vni.get();
     if !view.endpoints_in(name).any(|endpoint| endpoint.node == own.name) {
@@ -67,6 +70,8 @@ pub fn network_state(inputs: &Inputs<'_>, name: &Name) -> Option<NetworkState> {
         fdb: BTreeMap::new(),
         neighbours: BTreeMap::new(),
         vteps: BTreeMap::new(),
+        gateway: gateways.get(&vni).and_then(|ifindex| gateway(network, *ifindex)),
+        published: BTreeMap::new(),
     };
     // One that contradicts the claims to its addresses is not carried.
     for endpoint in view.endpoints_in(name).filter(|ep| view.usable_endpoint(ep).is_ok()) {
@@ -76,6 +81,7 @@ pub fn network_state(inputs: &Inputs<'_>, name: &Name) -> Option<NetworkState> {
         if endpoint.node == own.name {
             if let Some(ifindex) = ports.get(&endpoint.id) {
                 state.endpoints.insert(*ifindex, endpoint_info(network, endpoint));
+                state.published.extend(published(vni, endpoint, *ifindex));
                 state.fdb.entry(key).or_insert(FdbEntry { ifindex: *ifindex, vtep: [0; 4] });
             }
         } else if let Some(node) = view.nodes.get(&endpoint.node)
@@ -97,7 +103,36 @@ pub fn network_state(inputs: &Inputs<'_>, name: &Name) -> Option<NetworkState> {
     for ip in foreign.filter(|ip| **ip != own.vtep) {
         state.vteps.entry(ip.octets()).or_insert(VtepInfo { foreign: 1 });
     }
+    if let Some(Gateway { ip, mac, .. }) = state.gateway {
+        let neighbour = NeighEntry { mac, pad: [0; 2] };
+        state.neighbours.insert(NeighKey::v4(vni, ip), neighbour);
+    }
     Some(state)
+}
+
+/// The IPv4 gateway of a network, at the device with this index.
+fn gateway(network: &Network, ifindex: u32) -> Option<Gateway> {
+    let ip = network.gateway_v4()?;
+    Some(Gateway { ifindex, ip: ip.octets(), mac: MacAddr::from_ipv4(ip).0 })
+}
+
+/// Entries of an endpoint's published ports.
+fn published(
+    vni: u32,
+    endpoint: &Endpoint,
+    ifindex: u32,
+) -> impl Iterator<Item = (PublishedKey, PublishedEntry)> {
+    let addr = endpoint.ipv4.map(|ip| ip.octets());
+    endpoint.ports.iter().filter_map(move |port| {
+        let key = PublishedKey {
+            addr: port.host_ip.octets(),
+            port: port.host_port.to_be_bytes(),
+            protocol: port.protocol.number(),
+            pad: 0,
+        };
+        let port = port.container_port.to_be_bytes();
+        Some((key, PublishedEntry { vni, ifindex, addr: addr?, port, pad: 0 }))
+    })
 }
 
 fn flags(network: &Network) -> u32 {
@@ -107,6 +142,15 @@ fn flags(network: &Network) -> u32 {
     }
     if network.options.get("dscp").is_some_and(|dscp| dscp == "copy") {
         flags |= NetworkInfo::COPY_DSCP;
+    }
+    if network.internal {
+        flags |= NetworkInfo::INTERNAL;
+    }
+    if !network.may_overlap() {
+        flags |= NetworkInfo::HOST_ACCESS;
+    }
+    if network.driver == Driver::Bridge {
+        flags |= NetworkInfo::LOCAL;
     }
     flags
 }
@@ -123,6 +167,7 @@ fn endpoint_info(network: &Network, endpoint: &Endpoint) -> EndpointInfo {
         ipv6: endpoint.ipv6.map(|ip| ip.octets()).unwrap_or_default(),
         bum_rate: bum.rate,
         bum_burst: bum.burst,
+        generation: endpoint.generation(),
     }
 }
 
@@ -218,6 +263,7 @@ mod tests {
                 mac: None,
                 ifname: "eth0".to_owned(),
                 sandbox: crate::model::SandboxRef { netns: "/run/netns/x".into(), owned: true },
+                ports: Vec::new(),
             };
             let (endpoint, plan) = ops::create_endpoint(&self.view(), &spec).unwrap();
             self.commit(plan);
@@ -226,7 +272,8 @@ mod tests {
 
         fn state(&self, own: &Node, ports: &[(&Endpoint, u32)], net: &str) -> Option<NetworkState> {
             let ports = ports.iter().map(|(ep, ifindex)| (ep.id.clone(), *ifindex)).collect();
-            let inputs = Inputs { view: &self.view(), own, ports: &ports };
+            let inputs =
+                Inputs { view: &self.view(), own, ports: &ports, gateways: &BTreeMap::new() };
             network_state(&inputs, &name(net))
         }
     }
@@ -262,6 +309,7 @@ mod tests {
         assert_eq!(info.ipv6, web.ipv6.unwrap().octets());
         assert_eq!((info.bum_rate, info.bum_burst), (Bum::DEFAULT.rate, Bum::DEFAULT.burst));
         assert_eq!(info.flags, 0);
+        assert_ne!(info.generation, 0);
         let local = FdbEntry { ifindex: 42, vtep: [0; 4] };
         let remote = FdbEntry { ifindex: 0, vtep: [192, 0, 2, 2] };
         assert_eq!(
@@ -327,7 +375,10 @@ mod tests {
         );
         let web = cluster.endpoint("blue", &one, "web");
         let state = cluster.state(&one, &[(&web, 1)], "blue").unwrap();
-        assert_eq!(state.flags, NetworkInfo::LEARNING | NetworkInfo::COPY_DSCP);
+        assert_eq!(
+            state.flags,
+            NetworkInfo::LEARNING | NetworkInfo::COPY_DSCP | NetworkInfo::HOST_ACCESS
+        );
         let info = state.endpoints[&1];
         assert_eq!(info.flags, EndpointInfo::ALLOW_ANY_SOURCE);
         assert_eq!((info.bum_rate, info.bum_burst), (5, 10));

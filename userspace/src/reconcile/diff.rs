@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, fmt};
 
 use culvert_common::abi::{
-    EndpointInfo, FdbEntry, FdbKey, FloodKey, NeighEntry, NeighKey, NetworkInfo, UnderlayPath,
-    VtepInfo, VtepKey,
+    EndpointInfo, FdbEntry, FdbKey, FloodKey, NeighEntry, NeighKey, NetworkInfo, PublishedEntry,
+    PublishedKey, UnderlayPath, VtepInfo, VtepKey,
 };
 
 use super::tables::Tables;
@@ -28,6 +28,10 @@ pub enum Op {
     FloodLocal(FloodKey, Option<u32>),
     /// `FLOOD_REMOTE`.
     FloodRemote(FloodKey, Option<[u8; 4]>),
+    /// `GATEWAYS`.
+    Gateway(u32, Option<u32>),
+    /// `PUBLISHED`.
+    Published(PublishedKey, Option<PublishedEntry>),
 }
 
 impl Op {
@@ -43,6 +47,8 @@ impl Op {
                 | Self::Underlay(_, None)
                 | Self::FloodLocal(_, None)
                 | Self::FloodRemote(_, None)
+                | Self::Gateway(_, None)
+                | Self::Published(_, None)
         )
     }
 
@@ -57,6 +63,8 @@ impl Op {
             Self::Underlay(key, value) => set(&mut tables.underlay, key, value),
             Self::FloodLocal(key, value) => set(&mut tables.flood_local, key, value),
             Self::FloodRemote(key, value) => set(&mut tables.flood_remote, key, value),
+            Self::Gateway(key, value) => set(&mut tables.gateways, key, value),
+            Self::Published(key, value) => set(&mut tables.published, key, value),
         }
     }
 }
@@ -75,6 +83,14 @@ impl fmt::Display for Op {
             Self::FloodRemote(key, _) => {
                 write!(f, "{verb} FLOOD_REMOTE[{} {}]", key.vni, key.index)
             }
+            Self::Gateway(ifindex, _) => write!(f, "{verb} GATEWAYS[{ifindex}]"),
+            Self::Published(key, _) => write!(
+                f,
+                "{verb} PUBLISHED[{} {:?}:{}]",
+                key.protocol,
+                key.addr,
+                u16::from_be_bytes(key.port)
+            ),
         }
     }
 }
@@ -113,7 +129,7 @@ fn removals<K: Copy + Ord, V>(
 /// half a state:
 ///
 /// * what a thing refers to comes before it and goes after it: path, VTEP,
-///   FDB, neighbour, flood slot, network, endpoint;
+///   FDB, neighbour, flood slot, network, endpoint, gateway, published port;
 /// * `NETWORKS`, with the lengths of the flood lists, is written after the
 ///   slots that a greater length needs and before the slots that a smaller one
 ///   frees. In between a member that moves to another slot may be listed
@@ -128,7 +144,11 @@ pub fn diff(desired: &Tables, observed: &Tables) -> Vec<Op> {
     puts(&mut ops, &desired.flood_remote, &observed.flood_remote, Op::FloodRemote);
     puts(&mut ops, &desired.networks, &observed.networks, Op::Network);
     puts(&mut ops, &desired.endpoints, &observed.endpoints, Op::Endpoint);
+    puts(&mut ops, &desired.gateways, &observed.gateways, Op::Gateway);
+    puts(&mut ops, &desired.published, &observed.published, Op::Published);
 
+    removals(&mut ops, &desired.published, &observed.published, Op::Published);
+    removals(&mut ops, &desired.gateways, &observed.gateways, Op::Gateway);
     removals(&mut ops, &desired.endpoints, &observed.endpoints, Op::Endpoint);
     removals(&mut ops, &desired.networks, &observed.networks, Op::Network);
     removals(&mut ops, &desired.flood_remote, &observed.flood_remote, Op::FloodRemote);

@@ -17,6 +17,8 @@ impl Kernel for Datapath {
             underlay: maps.underlay.dump()?,
             flood_local: maps.flood_local.dump()?,
             flood_remote: maps.flood_remote.dump()?,
+            gateways: maps.gateways.dump()?,
+            published: maps.published.dump()?,
         })
     }
 
@@ -31,6 +33,8 @@ impl Kernel for Datapath {
             Op::Underlay(key, value) => set(&maps.underlay, key, value.as_ref()),
             Op::FloodLocal(key, value) => set(&maps.flood_local, key, value.as_ref()),
             Op::FloodRemote(key, value) => set(&maps.flood_remote, key, value.as_ref()),
+            Op::Gateway(key, value) => set(&maps.gateways, key, value.as_ref()),
+            Op::Published(key, value) => set(&maps.published, key, value.as_ref()),
         }
     }
 }

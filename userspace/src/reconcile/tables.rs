@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use culvert_common::abi::{
-    EndpointInfo, FdbEntry, FdbKey, FloodKey, NeighEntry, NeighKey, NetworkInfo, UnderlayPath,
-    VtepInfo, VtepKey,
+    EndpointInfo, FdbEntry, FdbKey, FloodKey, NeighEntry, NeighKey, NetworkInfo, PublishedEntry,
+    PublishedKey, UnderlayPath, VtepInfo, VtepKey,
 };
 
 use super::flood::assign_slots;
@@ -28,6 +28,10 @@ pub struct Tables {
     pub flood_local: BTreeMap<FloodKey, u32>,
     /// `FLOOD_REMOTE`: slot → VTEP address.
     pub flood_remote: BTreeMap<FloodKey, [u8; 4]>,
+    /// `GATEWAYS`: interface index of a gateway device → VNI.
+    pub gateways: BTreeMap<u32, u32>,
+    /// `PUBLISHED`.
+    pub published: BTreeMap<PublishedKey, PublishedEntry>,
 }
 
 impl Tables {
@@ -41,6 +45,8 @@ impl Tables {
             + self.underlay.len()
             + self.flood_local.len()
             + self.flood_remote.len()
+            + self.gateways.len()
+            + self.published.len()
     }
 
     /// Whether every table is empty.
@@ -72,6 +78,12 @@ impl Tables {
         for (key, vtep) in self.flood_remote {
             parts.entry(key.vni).or_default().flood_remote.insert(key, vtep);
         }
+        for (ifindex, vni) in self.gateways {
+            parts.entry(vni).or_default().gateways.insert(ifindex, vni);
+        }
+        for (key, entry) in self.published {
+            parts.entry(entry.vni).or_default().published.insert(key, entry);
+        }
         (parts, self.underlay)
     }
 }
@@ -95,6 +107,21 @@ pub struct NetworkState {
     pub neighbours: BTreeMap<NeighKey, NeighEntry>,
     /// VTEPs other than this host's that take part.
     pub vteps: BTreeMap<[u8; 4], VtepInfo>,
+    /// The gateway on this host, once its device is there.
+    pub gateway: Option<Gateway>,
+    /// Published ports of local endpoints.
+    pub published: BTreeMap<PublishedKey, PublishedEntry>,
+}
+
+/// A network's gateway on this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    /// Index of the gateway device.
+    pub ifindex: u32,
+    /// Address.
+    pub ip: [u8; 4],
+    /// MAC.
+    pub mac: [u8; 6],
 }
 
 impl NetworkState {
@@ -110,6 +137,10 @@ impl NetworkState {
             flags: self.flags,
             mtu: self.mtu,
             pad: 0,
+            gateway_ifindex: self.gateway.map_or(0, |gateway| gateway.ifindex),
+            gateway_ip: self.gateway.map(|gateway| gateway.ip).unwrap_or_default(),
+            gateway_mac: self.gateway.map(|gateway| gateway.mac).unwrap_or_default(),
+            pad2: [0; 2],
             local_ports: u32::try_from(flood_local.len()).unwrap_or(u32::MAX),
             remote_vteps: u32::try_from(flood_remote.len()).unwrap_or(u32::MAX),
         };
@@ -122,6 +153,8 @@ impl NetworkState {
             underlay: BTreeMap::new(),
             flood_local,
             flood_remote,
+            gateways: self.gateway.iter().map(|gateway| (gateway.ifindex, vni)).collect(),
+            published: self.published.clone(),
         }
     }
 }

@@ -113,12 +113,13 @@ prop_compose! {
     ) -> NetworkState {
         let info = |mac: u8| EndpointInfo {
             vni, flags: 0, mac: [2, 0, 0, 0, 0, mac], mtu, ipv4: [10, 0, 0, mac],
-            ipv6: [0; 16], bum_rate: 0, bum_burst: 0,
+            ipv6: [0; 16], bum_rate: 0, bum_burst: 0, generation: 1,
         };
         let mut state = NetworkState {
             vni, flags: 0, mtu,
             endpoints: local.iter().map(|(ifindex, mac)| (*ifindex, info(*mac))).collect(),
             fdb: BTreeMap::new(), neighbours: BTreeMap::new(), vteps: BTreeMap::new(),
+            gateway: None, published: BTreeMap::new(),
         };
         for (ifindex, mac) in &local {
             let key = FdbKey::new(vni, [2, 0, 0, 0, 0, *mac]);
@@ -177,7 +178,13 @@ fn strays() -> impl Strategy<Value = Tables> {
                 tables.endpoints.insert(ifindex, info);
             }
             for (vni, local_ports, remote_vteps) in networks {
-                let info = NetworkInfo { flags: 1, mtu: 9, pad: 0, local_ports, remote_vteps };
+                let info = NetworkInfo {
+                    flags: 1,
+                    mtu: 9,
+                    local_ports,
+                    remote_vteps,
+                    ..bytemuck::Zeroable::zeroed()
+                };
                 tables.networks.insert(vni, info);
             }
             for (vni, mac, ifindex) in fdb {

@@ -37,6 +37,7 @@ fn endpoint() -> EndpointInfo {
         ipv6: v6("fd00::2"),
         bum_rate: 0,
         bum_burst: 0,
+        generation: 1,
     }
 }
 

@@ -43,6 +43,7 @@ impl Agent {
             mac: wanted.mac,
             ifname,
             sandbox: SandboxRef { netns: wanted.netns.to_owned(), owned: wanted.owned },
+            ports: Vec::new(),
         };
         // The identifier of the last plan: should its commit be in doubt, it is
         // looked for later.

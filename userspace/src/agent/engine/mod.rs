@@ -69,6 +69,8 @@ pub(crate) struct Engine {
     informed: bool,
     /// Host-side interface index of each endpoint that has a veth.
     ports: BTreeMap<String, u32>,
+    /// Interface index of the gateway device of each VNI that has one here.
+    gateways: BTreeMap<u32, u32>,
     /// Endpoints that this host should have, by identifier.
     local: BTreeMap<String, Name>,
     /// VNI that each network had when its maps were last written.
@@ -99,6 +101,7 @@ impl Engine {
             listed: false,
             informed: false,
             ports: BTreeMap::new(),
+            gateways: BTreeMap::new(),
             local: BTreeMap::new(),
             vnis: BTreeMap::new(),
             nodes: BTreeMap::new(),
@@ -224,7 +227,12 @@ impl Engine {
         let platform = self.shared.platform.as_ref();
         let state = {
             let view = self.shared.view();
-            let inputs = Inputs { view: &view, own: &self.shared.node, ports: &self.ports };
+            let inputs = Inputs {
+                view: &view,
+                own: &self.shared.node,
+                ports: &self.ports,
+                gateways: &self.gateways,
+            };
             network_state(&inputs, name)
         };
         let vni = state.as_ref().map(|state| state.vni);

@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use super::{Plan, Refusal, network, new_id, put};
 use crate::{
     ipam,
-    model::{Endpoint, IpOwner, Key, MacAddr, Name, Network, SCHEMA, SandboxRef, View, validate},
+    model::{
+        Endpoint, IpOwner, Key, MacAddr, Name, Network, PublishedPort, SCHEMA, SandboxRef, View,
+        validate,
+    },
     store::{Compare, Write},
 };
 
@@ -26,6 +29,8 @@ pub struct EndpointSpec {
     pub ifname: String,
     /// Sandbox on the node.
     pub sandbox: SandboxRef,
+    /// Published ports.
+    pub ports: Vec<PublishedPort>,
 }
 
 /// Plans an endpoint: an address of each subnet, and the record.
@@ -74,6 +79,7 @@ pub fn create_endpoint(view: &View, spec: &EndpointSpec) -> Result<(Endpoint, Pl
         ipv6,
         ifname: spec.ifname.clone(),
         sandbox: spec.sandbox.clone(),
+        ports: spec.ports.clone(),
     };
     let key = Key::endpoint(name, &endpoint.id);
     let mut plan = Plan {

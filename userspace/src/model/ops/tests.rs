@@ -32,6 +32,7 @@ fn wanted(network: &str, container: &str) -> EndpointSpec {
         mac: None,
         ifname: "eth0".to_owned(),
         sandbox: SandboxRef { netns: "/run/netns/x".into(), owned: true },
+        ports: Vec::new(),
     }
 }
 
