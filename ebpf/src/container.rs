@@ -22,7 +22,9 @@ use crate::{
         ETH_LEN, Packet as _, gso_size, ifindex, linearise, load, redirect_peer, vlan_present,
     },
     reply::{self, Answer, NdAnswer},
+    route,
     verdict::{self, hand_back},
+    work::work,
 };
 
 /// Extension headers that an IPv6 packet of a container may have.
@@ -168,6 +170,16 @@ fn forward(sender: &Sender<'_>, inner: &Inner) -> Result<Action, DropReason> {
     if ethernet::is_multicast(&inner.eth.dst) {
         return flood_limited(sender, inner);
     }
+    if inner.eth.dst == net.gateway_mac && net.gateway_ifindex != 0 {
+        let work = work().ok_or(DropReason::HelperFailed)?;
+        let outcome = route::from_container(sender, inner, work);
+        if outcome.is_err()
+            && let Some(error) = work.error
+        {
+            reply::error(sender, &error);
+        }
+        return outcome;
+    }
     let key = FdbKey::new(ep.vni, inner.eth.dst);
     let (ifindex, vtep) = match lookup!(FDB, key) {
         Some(entry) => (entry.ifindex, entry.vtep),
@@ -189,7 +201,7 @@ fn forward(sender: &Sender<'_>, inner: &Inner) -> Result<Action, DropReason> {
     let path = lookup!(UNDERLAY, vtep).ok_or(DropReason::NoUnderlayPath)?;
     let mtu = effective_mtu(inner, &vtep, path);
     if inner.segment_len > mtu {
-        return Err(reply::too_big(ctx, &inner.eth, port, mtu));
+        return Err(reply::too_big(sender, &inner.eth, mtu));
     }
     let mut reason = DropReason::HelperFailed;
     match encap::encapsulate(sender, inner, u32::from_ne_bytes(vtep), path, &mut reason) {

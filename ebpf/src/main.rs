@@ -10,11 +10,17 @@
 //! | `container` | frames that a container sends |
 //! | `underlay` | frames that arrive on an uplink, at tcx |
 //! | `underlay_xdp` | the same, before there is an skb |
+//! | `host` | what the host sends to containers |
+//! | `loopback` | the host's own connections to published ports |
+//! | `outside` | what comes in on an uplink and is not VXLAN |
+//! | `route` | what a container sends to its gateway |
+//! | `parse`, `flow`, `translate` | routed packets: read, tracked, rewritten |
+//! | `fragment`, `icmp_error` | fragments and ICMP errors of tracked flows |
 //! | `encap` | outer header on, off to a VTEP |
 //! | `flood` | local replicas and head-end replication |
 //! | `learn` | learned FDB entries |
 //! | `reply` | ARP, ND and ICMP answers to a container |
-//! | `packet`, `maps`, `verdict` | access, state, counting |
+//! | `packet`, `maps`, `work`, `verdict` | access, state, working space, counting |
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
@@ -24,19 +30,39 @@ mod encap;
 #[cfg(target_arch = "bpf")]
 mod flood;
 #[cfg(target_arch = "bpf")]
+mod flow;
+#[cfg(target_arch = "bpf")]
+mod fragment;
+#[cfg(target_arch = "bpf")]
+mod host;
+#[cfg(target_arch = "bpf")]
+mod icmp_error;
+#[cfg(target_arch = "bpf")]
 mod learn;
+#[cfg(target_arch = "bpf")]
+mod loopback;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod outside;
+#[cfg(target_arch = "bpf")]
 mod packet;
 #[cfg(target_arch = "bpf")]
+mod parse;
+#[cfg(target_arch = "bpf")]
 mod reply;
+#[cfg(target_arch = "bpf")]
+mod route;
+#[cfg(target_arch = "bpf")]
+mod translate;
 #[cfg(target_arch = "bpf")]
 mod underlay;
 #[cfg(target_arch = "bpf")]
 mod underlay_xdp;
 #[cfg(target_arch = "bpf")]
 mod verdict;
+#[cfg(target_arch = "bpf")]
+mod work;
 
 /// GPL-compatible, as the kernel asks of programs that use its helpers.
 #[cfg(target_arch = "bpf")]

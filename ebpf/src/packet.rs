@@ -1,6 +1,7 @@
 //! Access to the packet and the skb: the one place with bounds checks.
 
 use aya_ebpf::{
+    bindings::BPF_F_INGRESS,
     helpers::{bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail},
     programs::TcContext,
 };
@@ -44,7 +45,13 @@ impl Packet for TcContext {
 /// in page fragments.
 #[inline(always)]
 pub(crate) fn linearise(ctx: &TcContext) {
-    let wanted = ctx.len().min(HEADERS);
+    ensure(ctx, HEADERS);
+}
+
+/// The same for the first `len` bytes.
+#[inline(always)]
+pub(crate) fn ensure(ctx: &TcContext, len: u32) {
+    let wanted = ctx.len().min(len);
     if ctx.data() + wanted as usize > ctx.data_end() {
         // Failure shows as a header that cannot be read.
         let _ = ctx.pull_data(wanted);
@@ -113,6 +120,20 @@ pub(crate) fn vlan_id(ctx: &TcContext) -> u32 {
 pub(crate) fn redirect(ifindex: u32) {
     // SAFETY: the helper takes any index and answers a wrong one with a drop.
     unsafe { bpf_redirect(ifindex, 0) };
+}
+
+/// Lets the frame come in on an interface when the program returns.
+#[inline(always)]
+pub(crate) fn redirect_ingress(ifindex: u32) {
+    // SAFETY: the helper takes any index and answers a wrong one with a drop.
+    unsafe { bpf_redirect(ifindex, BPF_F_INGRESS.into()) };
+}
+
+/// The frame's MAC is that of the interface, so that it is for this host.
+#[inline(always)]
+pub(crate) fn is_for_host(ctx: &TcContext) -> bool {
+    // SAFETY: the pointer is the program's own context.
+    unsafe { (*ctx.skb.skb).pkt_type == PACKET_HOST }
 }
 
 /// Hands the frame to the container behind a veth, past its queue, when the

@@ -10,12 +10,16 @@ use culvert_common::{
     datapath::{
         arp::{self, ArpQuery},
         nd::{self, NdKind, NdQuery},
-        pmtu::{self, FragNeededHeaders, PacketTooBigHeaders, QUOTE_V4_LEN, QUOTE_V6_LEN},
+        pmtu::{
+            self, Error, ErrorHeaders, PacketTooBigHeaders, QUOTE_V4_LEN, QUOTE_V6_LEN,
+            SHORT_QUOTE_V4_LEN,
+        },
     },
     wire::{
         ArpIpv4, EthHdr, Icmpv6Hdr, Ipv4Hdr, Ipv6Hdr, LinkLayerOption, NeighbourHdr,
         checksum::Sum,
         ethernet::{ETH_P_IP, ETH_P_IPV6},
+        icmp::{V4_FRAG_NEEDED, V4_UNREACHABLE},
     },
 };
 
@@ -156,12 +160,18 @@ fn nd_reply(skb: *mut __sk_buff, mac: &[u8; 6]) -> i32 {
 }
 
 /// Tells the container that its packet is larger than `mtu`, if it may be told
-/// and has not been told too often. The packet itself is dropped; the reason is
-/// returned for that.
+/// and has not been told too often, by whom it wrote to. The packet itself is dropped; the reason is returned for that.
 #[inline(always)]
-pub(crate) fn too_big(ctx: &TcContext, eth: &EthHdr, port: u32, mtu: u32) -> DropReason {
+pub(crate) fn too_big(
+    &Sender { ctx, port, .. }: &Sender<'_>,
+    eth: &EthHdr,
+    mtu: u32,
+) -> DropReason {
     let what = match eth.ethertype() {
-        ETH_P_IP => frag_needed(ctx.skb.skb, port, mtu),
+        ETH_P_IP => {
+            let (from, kind, code) = ([0; 4], V4_UNREACHABLE, V4_FRAG_NEEDED);
+            icmp(ctx.skb.skb, port, &Error { from, kind, code, mtu: mtu as u16 })
+        }
         ETH_P_IPV6 => packet_too_big(ctx.skb.skb, port, mtu),
         // Nobody to tell, and no way to.
         _ => 0,
@@ -172,15 +182,30 @@ pub(crate) fn too_big(ctx: &TcContext, eth: &EthHdr, port: u32, mtu: u32) -> Dro
     DropReason::PacketTooBig
 }
 
-/// ICMP fragmentation-needed. Returns the number of the note to count, 0 for
-/// none. A function of its own for the sake of the stack.
+/// Tells the container by ICMP what became of its packet, if it may be told and has
+/// not been told too often.
+#[inline(always)]
+pub(crate) fn error(&Sender { ctx, port, .. }: &Sender<'_>, error: &Error) {
+    let what = icmp(ctx.skb.skb, port, error);
+    if what != 0 {
+        verdict::count_code(Direction::FromContainer, what, ctx.len());
+    }
+}
+
+/// An ICMPv4 error; one from 0.0.0.0 is from whom the packet was for. Returns the number of the note to count, 0 for none. A function
+/// of its own for the sake of the stack.
 #[inline(never)]
-fn frag_needed(skb: *mut __sk_buff, port: u32, mtu: u32) -> u32 {
-    note_code(try_frag_needed(&TcContext::new(skb), port, mtu))
+fn icmp(skb: *mut __sk_buff, port: u32, error: &Error) -> u32 {
+    note_code(try_icmp(&TcContext::new(skb), port, error))
 }
 
 #[inline(always)]
-fn try_frag_needed(ctx: &TcContext, port: u32, mtu: u32) -> Option<Note> {
+fn try_icmp(ctx: &TcContext, port: u32, error: &Error) -> Option<Note> {
+    let (sent, limited) = match (error.kind, error.code) {
+        (V4_UNREACHABLE, V4_FRAG_NEEDED) => (Note::IcmpTooBigSent, Note::IcmpTooBigLimited),
+        (V4_UNREACHABLE, _) => (Note::IcmpUnreachableSent, Note::IcmpLimited),
+        _ => (Note::IcmpTtlSent, Note::IcmpLimited),
+    };
     let eth: EthHdr = ctx.read(0)?;
     let ip: Ipv4Hdr = ctx.read(ETH_LEN)?;
     let kind = load::<u8>(ctx, ETH_LEN + ip.header_len() as usize).ok();
@@ -188,14 +213,38 @@ fn try_frag_needed(ctx: &TcContext, port: u32, mtu: u32) -> Option<Note> {
         return None;
     }
     if !within_limit(port) {
-        return Some(Note::IcmpTooBigLimited);
+        return Some(limited);
     }
-    let quote = quote::<QUOTE_V4_LEN>(ctx)?;
-    let headers = pmtu::frag_needed(&eth, &ip, mtu as u16, sum(quote));
-    resize(ctx, FragNeededHeaders::FRAME_LEN as u32).ok()?;
+    let mut error = *error;
+    if error.from == [0; 4] {
+        error.from = ip.dst;
+    }
+    if usize::from(ip.tot_len()) >= QUOTE_V4_LEN {
+        let quote = quote::<QUOTE_V4_LEN>(ctx)?;
+        send_error::<QUOTE_V4_LEN>(ctx, &eth, &ip, &error, quote)?;
+    } else {
+        let quote = quote::<SHORT_QUOTE_V4_LEN>(ctx)?;
+        send_error::<SHORT_QUOTE_V4_LEN>(ctx, &eth, &ip, &error, quote)?;
+    }
+    send_back(ctx, port).then_some(sent)
+}
+
+/// Turns the frame into the error about it.
+#[inline(always)]
+fn send_error<const N: usize>(
+    ctx: &TcContext,
+    eth: &EthHdr,
+    ip: &Ipv4Hdr,
+    error: &Error,
+    quote: &[u8; N],
+) -> Option<()>
+where
+    [u8; N]: bytemuck::Pod,
+{
+    let headers = pmtu::error(eth, ip, error, N as u16, sum(quote));
+    resize(ctx, (ErrorHeaders::LEN + N) as u32).ok()?;
     store(ctx, 0, &headers).ok()?;
-    store(ctx, FragNeededHeaders::LEN, quote).ok()?;
-    send_back(ctx, port)
+    store(ctx, ErrorHeaders::LEN, quote).ok()
 }
 
 /// ICMPv6 packet-too-big, as [`frag_needed`].
@@ -220,7 +269,7 @@ fn try_packet_too_big(ctx: &TcContext, port: u32, mtu: u32) -> Option<Note> {
     resize(ctx, PacketTooBigHeaders::FRAME_LEN as u32).ok()?;
     store(ctx, 0, &headers).ok()?;
     store(ctx, PacketTooBigHeaders::LEN, quote).ok()?;
-    send_back(ctx, port)
+    send_back(ctx, port).then_some(Note::IcmpTooBigSent)
 }
 
 #[inline(always)]
@@ -262,10 +311,7 @@ fn within_limit(port: u32) -> bool {
 
 /// Sends the rewritten frame to the container; the verdict drops the original.
 #[inline(always)]
-fn send_back(ctx: &TcContext, port: u32) -> Option<Note> {
+fn send_back(ctx: &TcContext, port: u32) -> bool {
     // SAFETY: the pointer is the program's own context.
-    match unsafe { bpf_clone_redirect(ctx.skb.skb, port, 0) } {
-        0 => Some(Note::IcmpTooBigSent),
-        _ => None,
-    }
+    unsafe { bpf_clone_redirect(ctx.skb.skb, port, 0) == 0 }
 }

@@ -26,6 +26,7 @@ use culvert_common::{
 use crate::{
     flood, learn,
     maps::{FDB, NETWORKS, PATH_MTU, UNDERLAY, VTEP_IP, VTEPS, VXLAN_PORT, lookup},
+    outside,
     packet::{
         ETH_LEN, Packet, gso_size, ifindex, linearise, load, redirect, redirect_peer, resize,
         store, vlan_id,
@@ -138,10 +139,10 @@ fn handle(ctx: &TcContext) -> Result<Action, DropReason> {
     }
     linearise(ctx);
     match classify(ctx, ctx.len())? {
-        Outer::Other => Ok(Action::Pass),
+        Outer::Other => outside::from_uplink(ctx),
         Outer::Icmp => {
             learn_path_mtu(ctx);
-            Ok(Action::Pass)
+            outside::from_uplink(ctx)
         }
         Outer::Vxlan(tunnelled) => decapsulate(ctx, &tunnelled),
     }

@@ -134,6 +134,19 @@ impl EndpointInfo {
     /// The network was created with `--opt anti_spoof=false`: the endpoint may
     /// send with any source, as a bridge with hosts behind it does.
     pub const ALLOW_ANY_SOURCE: u32 = 1;
+
+    /// No endpoint: the host itself.
+    pub const NONE: Self = Self {
+        vni: 0,
+        flags: 0,
+        mac: [0; 6],
+        mtu: 0,
+        ipv4: [0; 4],
+        ipv6: [0; 16],
+        bum_rate: 0,
+        bum_burst: 0,
+        generation: 0,
+    };
 }
 
 /// What the programs need to know of a network.

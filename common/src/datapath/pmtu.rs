@@ -22,6 +22,8 @@ use crate::wire::{EthHdr, Icmpv4Hdr, Icmpv6Hdr, Ipv4Hdr, Ipv6Hdr};
 /// Bytes of the original packet that [`frag_needed`] quotes: its header with up
 /// to 36 bytes of options and the eight that RFC 792 asks for, at least.
 pub const QUOTE_V4_LEN: usize = 64;
+/// Bytes of a packet shorter than that which an error quotes: what RFC 792 asks for.
+pub const SHORT_QUOTE_V4_LEN: usize = 28;
 /// Bytes of the original packet that [`packet_too_big`] quotes: within RFC 4443
 /// §3.2's minimum MTU, with the header and ports of any upper layer.
 pub const QUOTE_V6_LEN: usize = 128;
@@ -39,10 +41,10 @@ const TOS_CONTROL: u8 = 0xc0;
 /// Hop limit of the errors.
 const ERROR_TTL: u8 = 64;
 
-/// What precedes the quote in an ICMPv4 "fragmentation needed".
+/// What precedes the quote in an ICMPv4 error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub struct FragNeededHeaders {
+pub struct ErrorHeaders {
     /// Ethernet header.
     pub eth: EthHdr,
     /// IPv4 header.
@@ -51,7 +53,7 @@ pub struct FragNeededHeaders {
     pub icmp: Icmpv4Hdr,
 }
 
-impl FragNeededHeaders {
+impl ErrorHeaders {
     /// Bytes on the wire.
     pub const LEN: usize = 42;
     /// Bytes of the frame with the quote.
@@ -77,7 +79,7 @@ impl PacketTooBigHeaders {
     pub const FRAME_LEN: usize = Self::LEN + QUOTE_V6_LEN;
 }
 
-const _: () = assert!(size_of::<FragNeededHeaders>() == FragNeededHeaders::LEN);
+const _: () = assert!(size_of::<ErrorHeaders>() == ErrorHeaders::LEN);
 const _: () = assert!(size_of::<PacketTooBigHeaders>() == PacketTooBigHeaders::LEN);
 
 /// Whether a packet of `l3_len` bytes is larger than `path_mtu`. A GSO frame is
@@ -158,15 +160,43 @@ pub fn icmpv6_allowed(eth: &EthHdr, ip: &Ipv6Hdr, icmp_type: Option<u8>) -> bool
 /// first [`QUOTE_V4_LEN`] bytes of the packet. What is sent is these headers and
 /// those bytes.
 #[inline(always)]
-pub fn frag_needed(eth: &EthHdr, ip: &Ipv4Hdr, mtu: u16, quote: Sum) -> FragNeededHeaders {
-    const TOT_LEN: u16 = (FragNeededHeaders::FRAME_LEN - EthHdr::LEN) as u16;
+pub fn frag_needed(eth: &EthHdr, ip: &Ipv4Hdr, mtu: u16, quote: Sum) -> ErrorHeaders {
+    let what = Error { from: ip.dst, kind: V4_UNREACHABLE, code: V4_FRAG_NEEDED, mtu };
+    error(eth, ip, &what, QUOTE_V4_LEN as u16, quote)
+}
+
+/// An ICMPv4 error to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Error {
+    /// Whose address it bears.
+    pub from: [u8; 4],
+    /// Type.
+    pub kind: u8,
+    /// Code.
+    pub code: u8,
+    /// Next-hop MTU of a "fragmentation needed", else 0.
+    pub mtu: u16,
+}
+
+/// The headers of an ICMPv4 error that answers the packet `ip` in the frame
+/// `eth`; as [`frag_needed`], with a quote of `quote_len` bytes.
+#[inline(always)]
+pub fn error(
+    eth: &EthHdr,
+    ip: &Ipv4Hdr,
+    error: &Error,
+    quote_len: u16,
+    quote: Sum,
+) -> ErrorHeaders {
+    let tot_len = (ErrorHeaders::LEN - EthHdr::LEN) as u16 + quote_len;
+    let &Error { from, kind, code, mtu } = error;
     let [high, low] = mtu.to_be_bytes();
-    let mut icmp = Icmpv4Hdr::new(V4_UNREACHABLE, V4_FRAG_NEEDED, [0, 0, high, low]);
-    let sum = quote.add_u16(u16::from_be_bytes([V4_UNREACHABLE, V4_FRAG_NEEDED])).add_u16(mtu);
+    let mut icmp = Icmpv4Hdr::new(kind, code, [0, 0, high, low]);
+    let sum = quote.add_u16(u16::from_be_bytes([kind, code])).add_u16(mtu);
     icmp.set_checksum(sum.checksum());
-    FragNeededHeaders {
+    ErrorHeaders {
         eth: EthHdr::new(eth.src, eth.dst, ETH_P_IP),
-        ip: Ipv4Hdr::new(ip.dst, ip.src, PROTO_ICMP, TOT_LEN, TOS_CONTROL, ERROR_TTL),
+        ip: Ipv4Hdr::new(from, ip.src, PROTO_ICMP, tot_len, TOS_CONTROL, ERROR_TTL),
         icmp,
     }
 }

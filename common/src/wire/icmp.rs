@@ -2,16 +2,24 @@
 
 use bytemuck::{Pod, Zeroable};
 
+/// ICMPv4 echo reply.
+pub const V4_ECHO_REPLY: u8 = 0;
 /// ICMPv4 destination unreachable.
 pub const V4_UNREACHABLE: u8 = 3;
 /// ICMPv4 source quench.
 pub const V4_SOURCE_QUENCH: u8 = 4;
 /// ICMPv4 redirect.
 pub const V4_REDIRECT: u8 = 5;
+/// ICMPv4 echo request.
+pub const V4_ECHO_REQUEST: u8 = 8;
 /// ICMPv4 time exceeded.
 pub const V4_TIME_EXCEEDED: u8 = 11;
 /// ICMPv4 parameter problem.
 pub const V4_PARAMETER_PROBLEM: u8 = 12;
+/// Code of [`V4_UNREACHABLE`]: host unreachable.
+pub const V4_HOST_UNREACHABLE: u8 = 1;
+/// Code of [`V4_UNREACHABLE`]: prohibited by the administrator (RFC 1812 §5.2.7.1).
+pub const V4_PROHIBITED: u8 = 13;
 /// Code of [`V4_UNREACHABLE`]: fragmentation needed and DF set.
 pub const V4_FRAG_NEEDED: u8 = 4;
 

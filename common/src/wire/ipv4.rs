@@ -106,6 +106,30 @@ impl Ipv4Hdr {
         self.tos = tos;
     }
 
+    /// Sets both addresses and brings the checksum up to date.
+    #[inline(always)]
+    pub const fn set_addresses(&mut self, src: [u8; 4], dst: [u8; 4]) {
+        let sum = Sum::new()
+            .add_u16(!self.checksum())
+            .add_u32(!u32::from_be_bytes(self.src))
+            .add_u32(!u32::from_be_bytes(self.dst))
+            .add_u32(u32::from_be_bytes(src))
+            .add_u32(u32::from_be_bytes(dst));
+        self.checksum = sum.checksum().to_be_bytes();
+        self.src = src;
+        self.dst = dst;
+    }
+
+    /// Takes one off the TTL, which must not be 0, and brings the checksum up to
+    /// date (RFC 1624).
+    #[inline(always)]
+    pub const fn decrement_ttl(&mut self) {
+        let old = u16::from_be_bytes([self.ttl, self.protocol]);
+        self.ttl = self.ttl.wrapping_sub(1);
+        let new = u16::from_be_bytes([self.ttl, self.protocol]);
+        self.checksum = checksum::update_u16(self.checksum(), old, new).to_be_bytes();
+    }
+
     /// Bytes of the packet, header included.
     #[inline(always)]
     pub const fn tot_len(&self) -> u16 {

@@ -27,7 +27,7 @@ pub mod ethernet;
 pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;
-mod tcp;
+pub mod tcp;
 mod udp;
 mod vxlan;
 

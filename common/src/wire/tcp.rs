@@ -2,6 +2,15 @@
 
 use bytemuck::{Pod, Zeroable};
 
+/// FIN, in [`TcpHdr::flags`].
+pub const FIN: u8 = 0x01;
+/// SYN.
+pub const SYN: u8 = 0x02;
+/// RST.
+pub const RST: u8 = 0x04;
+/// ACK.
+pub const ACK: u8 = 0x10;
+
 /// TCP header without options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]

@@ -23,16 +23,23 @@ pub(super) enum Attachment {
     Uplink,
     /// `from_underlay_xdp` on an uplink.
     UplinkXdp,
+    /// `from_host` on a gateway device.
+    Gateway,
+    /// `from_loopback` on the loopback device.
+    Loopback,
 }
 
 impl Attachment {
-    pub(super) const ALL: &'static [Self] = &[Self::Container, Self::Uplink, Self::UplinkXdp];
+    pub(super) const ALL: &'static [Self] =
+        &[Self::Container, Self::Uplink, Self::UplinkXdp, Self::Gateway, Self::Loopback];
 
     const fn program(self) -> &'static str {
         match self {
             Self::Container => programs::FROM_CONTAINER,
             Self::Uplink => programs::FROM_UNDERLAY,
             Self::UplinkXdp => programs::FROM_UNDERLAY_XDP,
+            Self::Gateway => programs::FROM_HOST,
+            Self::Loopback => programs::FROM_LOOPBACK,
         }
     }
 
@@ -41,6 +48,8 @@ impl Attachment {
             Self::Container => "container-",
             Self::Uplink => "uplink-",
             Self::UplinkXdp => "uplink-xdp-",
+            Self::Gateway => "gateway-",
+            Self::Loopback => "loopback-",
         }
     }
 
@@ -104,14 +113,14 @@ pub(super) fn attach(
         .to_string_lossy()
         .into_owned();
     let link: FdLink = match attachment {
-        Attachment::Container | Attachment::Uplink => {
+        Attachment::Container | Attachment::Uplink | Attachment::Gateway | Attachment::Loopback => {
             let program: &mut SchedClassifier = program(ebpf, attachment.program())?;
+            let way = match attachment {
+                Attachment::Gateway => TcAttachType::Egress,
+                _ => TcAttachType::Ingress,
+            };
             let link = program
-                .attach_with_options(
-                    &name,
-                    TcAttachType::Ingress,
-                    TcAttachOptions::TcxOrder(LinkOrder::default()),
-                )
+                .attach_with_options(&name, way, TcAttachOptions::TcxOrder(LinkOrder::default()))
                 .and_then(|id| program.take_link(id))
                 .map_err(|error| refused(Box::new(error)))?;
             FdLink::try_from(link).map_err(|error| refused(Box::new(error)))?
@@ -176,7 +185,7 @@ fn update(ebpf: &mut Ebpf, attachment: Attachment, link: FdLink) -> Result<(), U
     // Somebody else's pin under our name.
     let wrong_kind = |_: LinkError| UpdateError::Program(ProgramError::UnexpectedProgramType);
     match attachment {
-        Attachment::Container | Attachment::Uplink => {
+        Attachment::Container | Attachment::Uplink | Attachment::Gateway | Attachment::Loopback => {
             let program: &mut SchedClassifier =
                 program(ebpf, attachment.program()).map_err(UpdateError::Datapath)?;
             let id = program.attach_to_link(link.try_into().map_err(wrong_kind)?)?;

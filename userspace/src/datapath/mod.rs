@@ -389,7 +389,12 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
         DatapathError::Load { what: what.to_owned(), source }
     };
     let mut ebpf = loader.load(PROGRAMS).map_err(|error| refused("load", Box::new(error)))?;
-    for name in [programs::FROM_CONTAINER, programs::FROM_UNDERLAY] {
+    for name in [
+        programs::FROM_CONTAINER,
+        programs::FROM_UNDERLAY,
+        programs::FROM_HOST,
+        programs::FROM_LOOPBACK,
+    ] {
         links::program::<SchedClassifier>(&mut ebpf, name)?
             .load()
             .map_err(|error| refused(&format!("program {name}"), Box::new(error)))?;

@@ -233,7 +233,7 @@ mod tests {
         fn network(&mut self, text: &str, options: &[(&str, &str)]) -> Network {
             let spec = ops::NetworkSpec {
                 name: name(text),
-                driver: crate::model::Driver::Overlay,
+                driver: Driver::Overlay,
                 subnets: vec!["10.1.0.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()],
                 gateway: None,
                 vni: None,

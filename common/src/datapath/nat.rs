@@ -1,0 +1,202 @@
+//! Network address translation: what a packet is, what it becomes, and what
+//! that does to its checksums.
+//!
+//! The terms are those of RFC 2663 (NAPT) and RFC 5508 (ICMP). Which port a flow
+//! gets is decided by the map that holds the flows: the first candidate whose
+//! `reply` entry is not there yet.
+
+use crate::abi::{Flow, Tuple};
+use crate::wire::icmp::{
+    V4_ECHO_REPLY, V4_ECHO_REQUEST, V4_PARAMETER_PROBLEM, V4_SOURCE_QUENCH, V4_TIME_EXCEEDED,
+    V4_UNREACHABLE,
+};
+use crate::wire::ipv4::{PROTO_ICMP, PROTO_TCP, PROTO_UDP};
+use crate::wire::{Ipv4Hdr, tcp};
+
+/// How many ports are tried for a new flow.
+pub const PORT_TRIES: u32 = 64;
+
+/// What can be translated of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upper {
+    /// TCP, UDP or ICMP echo with these ports: source and destination.
+    Ports([u8; 2], [u8; 2]),
+    /// An ICMP error, about the packet that it quotes.
+    Error,
+    /// Nothing.
+    Unsupported,
+}
+
+/// Bytes of the upper-layer header that [`upper`] looks at.
+pub const UPPER_LEN: usize = 8;
+
+/// Looks at the first bytes of the upper layer.
+#[inline(always)]
+pub const fn upper(protocol: u8, bytes: &[u8; UPPER_LEN]) -> Upper {
+    match protocol {
+        PROTO_TCP | PROTO_UDP => Upper::Ports([bytes[0], bytes[1]], [bytes[2], bytes[3]]),
+        PROTO_ICMP => match bytes[0] {
+            V4_ECHO_REQUEST => Upper::Ports([bytes[4], bytes[5]], [0, 0]),
+            V4_ECHO_REPLY => Upper::Ports([0, 0], [bytes[4], bytes[5]]),
+            V4_UNREACHABLE | V4_SOURCE_QUENCH | V4_TIME_EXCEEDED | V4_PARAMETER_PROBLEM => {
+                Upper::Error
+            }
+            _ => Upper::Unsupported,
+        },
+        _ => Upper::Unsupported,
+    }
+}
+
+/// Offset in the upper-layer header of what [`ports_bytes`] gives.
+#[inline(always)]
+pub const fn ports_offset(protocol: u8) -> u32 {
+    if protocol == PROTO_ICMP { 4 } else { 0 }
+}
+
+/// Offset of the checksum in the upper-layer header.
+#[inline(always)]
+pub const fn checksum_offset(protocol: u8) -> u32 {
+    match protocol {
+        PROTO_TCP => 16,
+        PROTO_UDP => 6,
+        _ => 2,
+    }
+}
+
+/// The identifier of an ICMP echo: one of its two ports, the other is 0.
+#[inline(always)]
+pub const fn echo_id(tuple: &Tuple) -> [u8; 2] {
+    [tuple.src_port[0] | tuple.dst_port[0], tuple.src_port[1] | tuple.dst_port[1]]
+}
+
+/// What a checksum that covers the words `old` must take up when they become
+/// `new`, for `bpf_l4_csum_replace` with a size of 0: a one's complement sum over
+/// bytes read in host order.
+#[inline(always)]
+pub const fn difference(old: [u8; 4], new: [u8; 4]) -> u32 {
+    add(u32::from_ne_bytes(new), !u32::from_ne_bytes(old))
+}
+
+/// One's complement sum of two [`difference`]s.
+#[inline(always)]
+pub const fn add(a: u32, b: u32) -> u32 {
+    let sum = a as u64 + b as u64;
+    (sum as u32).wrapping_add((sum >> 32) as u32)
+}
+
+/// [`difference`] of one word, at an even offset, given as on the wire.
+#[inline(always)]
+pub const fn bytes_difference(old: [u8; 2], new: [u8; 2]) -> u32 {
+    difference([old[0], old[1], 0, 0], [new[0], new[1], 0, 0])
+}
+
+/// The same of a word in host order.
+#[inline(always)]
+pub const fn word_difference(old: u16, new: u16) -> u32 {
+    bytes_difference(old.to_be_bytes(), new.to_be_bytes())
+}
+
+/// A checksum, as on the wire, after what it covers changed by `difference`.
+#[inline(always)]
+pub const fn update(checksum: [u8; 2], difference: u32) -> [u8; 2] {
+    let sum = add(difference, !u16::from_ne_bytes(checksum) as u32);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    (!(sum as u16)).to_ne_bytes()
+}
+
+/// [`difference`] of both addresses.
+#[inline(always)]
+pub const fn address_difference(from: &Tuple, to: &Tuple) -> u32 {
+    add(difference(from.src, to.src), difference(from.dst, to.dst))
+}
+
+/// [`difference`] of both ports, or of the identifier of an ICMP echo.
+#[inline(always)]
+pub const fn port_difference(protocol: u8, from: &Tuple, to: &Tuple) -> u32 {
+    if protocol == PROTO_ICMP {
+        let ([a, b], [c, d]) = (echo_id(from), echo_id(to));
+        return difference([a, b, 0, 0], [c, d, 0, 0]);
+    }
+    let ([a, b], [c, d]) = (from.src_port, from.dst_port);
+    let ([e, f], [g, h]) = (to.src_port, to.dst_port);
+    difference([a, b, c, d], [e, f, g, h])
+}
+
+/// The IPv4 header with other addresses, and one hop further if `hop`.
+#[inline(always)]
+pub const fn readdress(ip: &Ipv4Hdr, src: [u8; 4], dst: [u8; 4], hop: bool) -> Ipv4Hdr {
+    let mut ip = *ip;
+    ip.set_addresses(src, dst);
+    if hop {
+        ip.decrement_ttl();
+    }
+    ip
+}
+
+/// The bits of [`Flow::flags`] that a segment sets. An RST is noted as long as
+/// nothing else follows it: a forged one costs nothing.
+#[inline(always)]
+pub const fn seen(flags: u32, protocol: u8, tcp_flags: u8) -> u32 {
+    let flags = flags | Flow::SEEN;
+    if protocol != PROTO_TCP {
+        return flags;
+    }
+    if tcp_flags & tcp::RST != 0 {
+        return flags | Flow::RST;
+    }
+    let mut flags = flags & !Flow::RST;
+    if tcp_flags & tcp::SYN != 0 {
+        flags |= Flow::SYN;
+    } else if tcp_flags & tcp::ACK != 0 {
+        flags |= Flow::ACK;
+    }
+    if tcp_flags & tcp::FIN != 0 {
+        flags |= Flow::FIN;
+    }
+    flags
+}
+
+/// Whether a segment of the `ORIG` direction begins a connection anew on the ports
+/// of one that has ended: it is a SYN, and both directions have said FIN, or
+/// either RST.
+#[inline(always)]
+pub const fn begins_anew(tcp_flags: u8, orig: u32, reply: u32) -> bool {
+    tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
+        && ((orig | reply) & Flow::RST != 0 || orig & reply & Flow::FIN != 0)
+}
+
+/// The `index`-th port (or identifier) to try: first the packet's own, if it is in
+/// the range, or privileged where the range begins behind the privileged ones;
+/// then those of the range from a random one on.
+#[inline(always)]
+pub const fn candidate(index: u32, own: u16, random: u32, min: u16, max: u16) -> Option<u16> {
+    if index == 0 {
+        let keep = own != 0 && ((own >= min && own <= max) || (own < 1024 && min == 1024));
+        return if keep { Some(own) } else { None };
+    }
+    // Not 0, as the compiler can see, too.
+    let span = max.saturating_sub(min) as u32 + 1;
+    Some((min as u32 + (random % span + index) % span) as u16)
+}
+
+/// A packet that an ICMP error quotes, and the error's own addresses, after
+/// translation by `to`, what packets of the quoted packet's receiver become: the
+/// quoted packet is one in the other direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quoted {
+    /// Addresses and ports of the quoted packet.
+    pub tuple: Tuple,
+    /// Source of the error.
+    pub src: [u8; 4],
+    /// Destination of the error.
+    pub dst: [u8; 4],
+}
+
+/// See [`Quoted`] (RFC 5508 §4.2, §4.3). A router's own address as the source of
+/// the error stays; that of the quoted packet's receiver is translated.
+#[inline(always)]
+pub fn translate_error(error: &Ipv4Hdr, quoted: &Tuple, to: &Tuple) -> Quoted {
+    let src = if error.src == quoted.dst { to.src } else { error.src };
+    Quoted { tuple: to.reversed(), src, dst: to.dst }
+}

@@ -1,0 +1,96 @@
+//! ICMP errors about packets of translated flows (RFC 5508 §4).
+
+use aya_ebpf::{bindings::__sk_buff, helpers::bpf_l4_csum_replace, programs::TcContext};
+use culvert_common::{
+    abi::{DropReason, FlowKey, Tuple},
+    datapath::nat::{self, UPPER_LEN, Upper},
+    wire::{
+        Icmpv4Hdr, Ipv4Hdr,
+        ipv4::{PROTO_ICMP, PROTO_TCP, PROTO_UDP},
+    },
+};
+
+use crate::{
+    flow::{self, Target},
+    maps::{FLOWS, lookup},
+    packet::{load, store},
+    parse::Routed,
+    work::Work,
+};
+
+/// Translates what the ICMP error `work.routed` quotes, and says in `work.target`
+/// where the error itself goes and which addresses it gets. Returns 0, or 1 if it is
+/// about no flow. A function of its own for the sake of the stack.
+#[inline(never)]
+pub(crate) fn translate(skb: *mut __sk_buff, generation: u32, work: &mut Work) -> u32 {
+    match try_translate(&TcContext::new(skb), &work.routed, generation, &mut work.target) {
+        Ok(()) => 0,
+        Err(_) => 1,
+    }
+}
+
+#[inline(always)]
+fn try_translate(
+    ctx: &TcContext,
+    routed: &Routed,
+    generation: u32,
+    target: &mut Target,
+) -> Result<(), DropReason> {
+    let quoted_at = routed.l4 as usize + Icmpv4Hdr::LEN;
+    let ip: Ipv4Hdr = load(ctx, quoted_at)?;
+    let header_len = ip.header_len();
+    if ip.version() != 4 || header_len < Ipv4Hdr::LEN as u32 || !ip.is_first() {
+        return Err(DropReason::NoFlow);
+    }
+    let upper_at = quoted_at + header_len as usize;
+    let upper: [u8; UPPER_LEN] = load(ctx, upper_at)?;
+    let protocol = ip.protocol();
+    let Upper::Ports(src_port, dst_port) = nat::upper(protocol, &upper) else {
+        return Err(DropReason::NoFlow);
+    };
+    let from = Tuple { src: ip.src, dst: ip.dst, src_port, dst_port };
+    let key = FlowKey::new(routed.key.zone, protocol, from.reversed());
+    let flow = lookup!(FLOWS, key).ok_or(DropReason::NoFlow)?;
+    if !flow::is_current(flow, generation) {
+        return Err(DropReason::NoFlow);
+    }
+    let (zone, ifindex) = (flow.zone, flow.ifindex);
+    let becomes = nat::translate_error(&routed.ip, &from, &flow.to);
+    let to = becomes.tuple;
+
+    // Everything that changes in the quote is covered by the error's checksum.
+    let new_ip = nat::readdress(&ip, to.src, to.dst, false);
+    store(ctx, quoted_at, &new_ip)?;
+    let addresses = nat::address_difference(&from, &to);
+    let mut change = nat::add(addresses, nat::word_difference(ip.checksum(), new_ip.checksum()));
+    let ports = nat::port_difference(protocol, &from, &to);
+    change = nat::add(change, ports);
+    match protocol {
+        PROTO_ICMP => {
+            let old = [upper[2], upper[3]];
+            let new = nat::update(old, ports);
+            store(ctx, upper_at + 4, &nat::echo_id(&to))?;
+            store(ctx, upper_at + 2, &new)?;
+            change = nat::add(change, nat::bytes_difference(old, new));
+        }
+        PROTO_TCP | PROTO_UDP => {
+            store(ctx, upper_at, &[to.src_port, to.dst_port])?;
+            let old = [upper[6], upper[7]];
+            // Of TCP the quoted bytes end before the checksum.
+            if protocol == PROTO_UDP && old != [0; 2] {
+                let new = nat::update(old, nat::add(addresses, ports));
+                store(ctx, upper_at + 6, &new)?;
+                change = nat::add(change, nat::bytes_difference(old, new));
+            }
+        }
+        _ => return Err(DropReason::NoFlow),
+    }
+    let checksum = routed.l4 + nat::checksum_offset(PROTO_ICMP);
+    // SAFETY: the pointer is the program's own context.
+    if unsafe { bpf_l4_csum_replace(ctx.skb.skb, checksum, 0, change.into(), 0) } != 0 {
+        return Err(DropReason::HelperFailed);
+    }
+    let addresses = Tuple { src: becomes.src, dst: becomes.dst, ..Tuple::default() };
+    *target = Target { to: addresses, zone, ifindex };
+    Ok(())
+}
