@@ -19,6 +19,7 @@ use crate::{
     datapath::DatapathError,
     model::Name,
     reconcile::{Kernel, LocalEndpoint},
+    sandbox::GatewaySpec,
 };
 
 /// Why an endpoint is not plugged in.
@@ -89,6 +90,20 @@ pub(crate) trait Platform: Kernel<Error = DatapathError> + Send + Sync + 'static
 
     /// Removes attachments to interfaces other than these.
     fn retain_attachments(&self, ifindexes: &BTreeSet<u32>) -> Result<(), DatapathError>;
+
+    /// Gateway devices that are here: index by VNI.
+    async fn gateways(&self) -> Result<BTreeMap<u32, u32>, PlugError>;
+
+    /// Makes the gateway device of a network, and attaches the program. Idempotent.
+    /// Returns its index.
+    async fn plug_gateway(&self, gateway: &GatewaySpec) -> Result<u32, PlugError>;
+
+    /// Removes the gateway device of a network. Idempotent.
+    async fn unplug_gateway(&self, vni: u32, ifindex: u32) -> Result<(), PlugError>;
+
+    /// Attaches the program to the loopback device, or detaches it: it is needed
+    /// where there are published ports.
+    async fn take_loopback(&self, take: bool) -> Result<(), PlugError>;
 
     /// Resolves the paths to VTEPs (address → UDP port). The next hops of those
     /// in `used` are kept resolved by the kernel; others that were are not any more.

@@ -33,6 +33,9 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
         if let Some(id) = sandbox::endpoint_of(&link) {
             sandbox::unplug(&netlink, id).await?;
         }
+        if let Some(vni) = sandbox::gateway_of(&link) {
+            sandbox::unplug_gateway(&netlink, vni).await?;
+        }
     }
     let records = options.state_dir.join("containers");
     if records.is_dir() {
@@ -46,6 +49,9 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
             }
             containers.remove(&record.name)?;
         }
+    }
+    if Datapath::has_loopback(&options.bpffs)? {
+        sandbox::allow_loopback(&netlink, false)?;
     }
     Datapath::purge(&options.bpffs)?;
     if options.state_dir.is_dir() {

@@ -221,6 +221,45 @@ impl Datapath {
         self.attach(Attachment::UplinkXdp, ifindex)
     }
 
+    /// Attaches `from_host` to a gateway device. It is no error if it is attached.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such interface or the kernel refuses.
+    pub fn attach_gateway(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.attach(Attachment::Gateway, ifindex)
+    }
+
+    /// Undoes [`attach_gateway`](Self::attach_gateway).
+    ///
+    /// # Errors
+    ///
+    /// If the pin cannot be removed.
+    pub fn detach_gateway(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.detach(Attachment::Gateway, ifindex)
+    }
+
+    /// Attaches `from_loopback` to the loopback device. It is no error if it is
+    /// attached.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn attach_loopback(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.attach(Attachment::Loopback, ifindex)
+    }
+
+    /// Undoes [`attach_loopback`](Self::attach_loopback). Returns whether it was attached.
+    ///
+    /// # Errors
+    ///
+    /// If the pin cannot be removed.
+    pub fn detach_loopback(&self, ifindex: u32) -> Result<bool, DatapathError> {
+        let attached = links::pinned(&self.links_dir(), Attachment::Loopback)?;
+        self.detach(Attachment::Loopback, ifindex)?;
+        Ok(attached.contains(&ifindex))
+    }
+
     /// Uplinks that `from_underlay` is attached to.
     ///
     /// # Errors
@@ -297,6 +336,16 @@ impl Datapath {
             }
         }
         Ok(())
+    }
+
+    /// Whether an agent that ran here attached `from_loopback`.
+    ///
+    /// # Errors
+    ///
+    /// If the pins cannot be listed.
+    pub fn has_loopback(bpffs: &Path) -> Result<bool, DatapathError> {
+        let links = version_dir(bpffs).join("links");
+        Ok(links.is_dir() && !links::pinned(&links, Attachment::Loopback)?.is_empty())
     }
 
     /// Detaches everything, removes every pin, and unmounts the BPF file

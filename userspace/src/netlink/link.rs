@@ -41,6 +41,8 @@ pub struct Link {
     pub running: bool,
     /// The loopback device.
     pub loopback: bool,
+    /// It resolves neighbours (ARP).
+    pub arp: bool,
     /// `veth`, `bridge`, `vxlan` and so on; none for hardware.
     pub kind: Option<String>,
     /// Alias: `culvert:` and the endpoint id marks what is ours.
@@ -208,6 +210,18 @@ impl Netlink {
         self.change(name, "setting down", message).await
     }
 
+    /// Keeps the interface from resolving neighbours: what it sends has its own MAC
+    /// as the destination.
+    ///
+    /// # Errors
+    /// As [`Netlink::set_up`].
+    pub async fn set_noarp(&self, name: &str) -> Result<()> {
+        let mut message = named(name);
+        message.header.flags = LinkFlags::Noarp;
+        message.header.change_mask = LinkFlags::Noarp;
+        self.change(name, "switching ARP off on", message).await
+    }
+
     /// Sets the MTU, in bytes.
     ///
     /// # Errors
@@ -343,6 +357,7 @@ pub(super) fn parse_link(message: &RouteNetlinkMessage) -> Option<Link> {
         up: flags.contains(LinkFlags::Up),
         running: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
         loopback: flags.contains(LinkFlags::Loopback),
+        arp: !flags.contains(LinkFlags::Noarp),
         ..Link::default()
     };
     for attribute in &message.attributes {

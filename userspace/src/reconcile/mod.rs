@@ -23,6 +23,6 @@ mod tests;
 pub use desired::{Bum, Inputs, network_state};
 pub use diff::{Op, diff};
 pub use flood::assign_slots;
-pub use objects::{LocalEndpoint, local_endpoint};
+pub use objects::{LocalEndpoint, gateway_device, local_endpoint};
 pub use reconciler::{ApplyError, Kernel, Reconciler};
-pub use tables::{NetworkState, Tables};
+pub use tables::{Gateway, NetworkState, Tables};

@@ -1,8 +1,13 @@
 //! What this host must have besides map entries: one veth per local endpoint.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use ipnetwork::IpNetwork;
 
-use crate::model::{Endpoint, MacAddr, Name, Network, SandboxRef};
+use crate::{
+    model::{Endpoint, MacAddr, Name, Network, SandboxRef},
+    sandbox::GatewaySpec,
+};
 
 /// A local endpoint as the host must have it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +28,8 @@ pub struct LocalEndpoint {
     pub mtu: u16,
     /// Addresses with their prefix lengths.
     pub addresses: Vec<IpNetwork>,
+    /// Routes besides those of the subnets: destination and gateway.
+    pub routes: Vec<(IpNetwork, Option<IpAddr>)>,
 }
 
 /// What the host must have for `endpoint` of `network`.
@@ -45,5 +52,27 @@ pub fn local_endpoint(network: &Network, endpoint: &Endpoint) -> LocalEndpoint {
         mac: endpoint.mac,
         mtu: network.mtu,
         addresses: v4.into_iter().chain(v6).collect(),
+        routes: default_route(network, endpoint).into_iter().collect(),
     }
+}
+
+/// The way out of a network that has one.
+fn default_route(network: &Network, endpoint: &Endpoint) -> Option<(IpNetwork, Option<IpAddr>)> {
+    let gateway = network.gateway_v4().filter(|_| !network.internal)?;
+    endpoint.ipv4?;
+    let everywhere = IpNetwork::new(Ipv4Addr::UNSPECIFIED.into(), 0).ok()?;
+    Some((everywhere, Some(gateway.into())))
+}
+
+/// The gateway device that the host must have for `network`, if it has IPv4.
+pub fn gateway_device(network: &Network) -> Option<GatewaySpec> {
+    let subnet = network.subnets.iter().find(|subnet| subnet.subnet.is_ipv4())?;
+    let gateway = network.gateway_v4()?;
+    let address = IpNetwork::new(gateway.into(), subnet.subnet.prefix()).ok()?;
+    Some(GatewaySpec {
+        vni: network.vni.get(),
+        mac: MacAddr::from_ipv4(gateway),
+        mtu: network.mtu,
+        address: (!network.may_overlap()).then_some(address),
+    })
 }

@@ -76,6 +76,11 @@ impl Reconciler {
         self.networks.get(&vni)
     }
 
+    /// Whether the kernel holds any published port.
+    pub fn publishes(&self) -> bool {
+        self.networks.values().any(|tables| !tables.published.is_empty())
+    }
+
     /// Whether a network of which the kernel holds anything has this VTEP.
     pub fn uses(&self, vtep: [u8; 4]) -> bool {
         self.users.contains_key(&vtep)
@@ -169,6 +174,12 @@ impl Reconciler {
                 Op::Endpoint(ifindex, Some(info)) => self.own(*ifindex, info.vni),
                 Op::Endpoint(ifindex, None) => {
                     self.owners.remove(ifindex);
+                }
+                // A port that moved is no longer the old network's to remove.
+                Op::Published(key, Some(_)) => {
+                    for tables in self.networks.values_mut() {
+                        tables.published.remove(key);
+                    }
                 }
                 _ => {}
             }

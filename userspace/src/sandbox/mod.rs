@@ -2,12 +2,14 @@
 //!
 //! * [`Sandbox`]: a namespace, made as `ip netns add` makes it.
 //! * [`plug`] and [`unplug`]: the veth pair between the host and a sandbox.
+//! * [`plug_gateway`]: the device that is a network's gateway on this host.
 //! * [`supervise`]: programs that run in a sandbox.
 
 mod attach;
 mod detach;
 mod error;
 mod exec;
+mod gateway;
 mod mounts;
 mod netns;
 mod signals;
@@ -20,6 +22,10 @@ pub use attach::{
 pub use detach::{spawn_detached, supervise_detached};
 pub use error::SandboxError;
 pub use exec::{ExecError, SuperviseSpec, supervise};
+pub use gateway::{
+    GatewaySpec, allow_loopback, gateway_ifname, gateway_of, open_gateway, plug_gateway,
+    unplug_gateway,
+};
 pub use netns::{NetnsId, Sandbox, run_in, same_namespace};
 
 /// Answer of this module.

@@ -36,6 +36,13 @@ impl Engine {
                 return;
             }
         }
+        match self.shared.platform.gateways().await {
+            Ok(gateways) => self.gateways = gateways,
+            Err(error) => {
+                self.shared.problem("links", Some(error.message().to_owned()));
+                return;
+            }
+        }
         if !self.adopt_maps() {
             return;
         }

@@ -6,6 +6,7 @@
 //! host waits for at most one veth here. Nothing is polled on that way.
 
 mod fold;
+mod gateway;
 mod work;
 
 use std::{
@@ -28,6 +29,7 @@ use crate::{
     datapath::DatapathError,
     model::{self, Name},
     reconcile::{ApplyError, Inputs, Reconciler, network_state},
+    sandbox::GatewaySpec,
     store::Follower,
 };
 
@@ -71,6 +73,12 @@ pub(crate) struct Engine {
     ports: BTreeMap<String, u32>,
     /// Interface index of the gateway device of each VNI that has one here.
     gateways: BTreeMap<u32, u32>,
+    /// What each was made for; one that is missing is looked at again.
+    gateway_specs: BTreeMap<u32, GatewaySpec>,
+    /// The program is on the loopback device; `None`: not known.
+    loopback: Option<bool>,
+    /// Container of each endpoint that has a veth.
+    containers: BTreeMap<String, Name>,
     /// Endpoints that this host should have, by identifier.
     local: BTreeMap<String, Name>,
     /// VNI that each network had when its maps were last written.
@@ -102,6 +110,9 @@ impl Engine {
             informed: false,
             ports: BTreeMap::new(),
             gateways: BTreeMap::new(),
+            gateway_specs: BTreeMap::new(),
+            loopback: None,
+            containers: BTreeMap::new(),
             local: BTreeMap::new(),
             vnis: BTreeMap::new(),
             nodes: BTreeMap::new(),
@@ -174,6 +185,7 @@ impl Engine {
                 self.underlay_stale.get_or_insert_with(|| Instant::now() + GATHER);
             }
             HostEvent::LinkGone(ifindex) => {
+                self.gateway_gone(ifindex);
                 let gone = self.ports.iter().find(|(_, port)| **port == ifindex);
                 if let Some((id, _)) = gone.map(|(id, port)| (id.clone(), *port)) {
                     // Somebody removed the veth, or the sandbox went away.
@@ -207,6 +219,7 @@ impl Engine {
         }
         let mut failed = BTreeSet::new();
         while let Some(network) = self.dirty.pop_first() {
+            self.make_gateway(&network).await;
             if let Err(error) = self.write_network(&network) {
                 let line = format!("network '{network}': {error}; trying again");
                 self.shared.problem(&format!("maps/{network}"), Some(line));
@@ -216,6 +229,8 @@ impl Engine {
             }
         }
         self.dirty = failed;
+        self.remove_gateways().await;
+        self.take_loopback().await;
         if self.underlay_dirty {
             // A network has brought a VTEP into use whose next hop is to be managed.
             self.resolve_underlay().await;
@@ -296,6 +311,7 @@ impl Engine {
         if self.adopt_maps() {
             self.prune_maps();
         }
+        self.gateway_specs.clear();
         self.find_strays().await;
         self.revive_sandboxes().await;
         self.work.extend(self.local.keys().cloned().map(Work::Plug));

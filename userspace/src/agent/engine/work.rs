@@ -60,6 +60,7 @@ impl Engine {
         match plugged {
             Ok(ifindex) => {
                 self.retries.remove(&id);
+                self.containers.insert(id.clone(), endpoint.container.clone());
                 if self.ports.insert(id.clone(), ifindex) != Some(ifindex) {
                     self.dirty.insert(endpoint.network.clone());
                 }
@@ -148,6 +149,7 @@ impl Engine {
         match self.shared.platform.unplug(&id, ifindex).await {
             Ok(()) => {
                 self.set_state(&id, None);
+                self.replug_siblings(&id);
                 self.shared.problem(&problem, None);
             }
             Err(error) => {

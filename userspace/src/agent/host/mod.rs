@@ -1,5 +1,6 @@
 //! The real host: netlink, sandboxes and the loaded data plane.
 
+mod nat;
 mod underlay;
 
 use std::{
@@ -25,7 +26,7 @@ use crate::{
     model::{Name, validate},
     netlink::{Event, Monitor, Netlink, NetlinkError},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
-    sandbox::{self, PlugSpec, Sandbox, SandboxError},
+    sandbox::{self, GatewaySpec, PlugSpec, Sandbox, SandboxError},
 };
 
 /// See the module.
@@ -93,6 +94,7 @@ impl Host {
                 Err(error) => errors.push(error),
             }
         }
+        errors.extend(self.note_uplinks(&wanted).err().map(broken));
         let attached = self.datapath.attached_uplinks().unwrap_or_else(|error| {
             errors.push(broken(error));
             Vec::new()
@@ -234,7 +236,7 @@ impl Platform for Host {
             mac: endpoint.mac,
             mtu: endpoint.mtu.into(),
             addrs: endpoint.addresses.clone(),
-            routes: Vec::new(),
+            routes: endpoint.routes.clone(),
         };
         let plugged =
             sandbox::plug_closed(&self.netlink, &spec, &sandbox).await.map_err(sandbox_refused)?;
@@ -261,11 +263,42 @@ impl Platform for Host {
         Ok(())
     }
 
+    async fn gateways(&self) -> Result<BTreeMap<u32, u32>, PlugError> {
+        let links = self.netlink.links().await.map_err(refused)?;
+        let ours = links.iter().filter_map(|link| Some((sandbox::gateway_of(link)?, link.index)));
+        Ok(ours.collect())
+    }
+
+    async fn plug_gateway(&self, gateway: &GatewaySpec) -> Result<u32, PlugError> {
+        let made = sandbox::plug_gateway(&self.netlink, gateway).await;
+        let ifindex = made.map_err(sandbox_refused)?;
+        self.datapath.attach_gateway(ifindex).map_err(broken)?;
+        sandbox::open_gateway(&self.netlink, gateway).await.map_err(sandbox_refused)?;
+        Ok(ifindex)
+    }
+
+    async fn unplug_gateway(&self, vni: u32, ifindex: u32) -> Result<(), PlugError> {
+        sandbox::unplug_gateway(&self.netlink, vni).await.map_err(sandbox_refused)?;
+        Ok(self.datapath.detach_gateway(ifindex).map_err(broken)?)
+    }
+
+    async fn take_loopback(&self, take: bool) -> Result<(), PlugError> {
+        let ifindex = self.loopback().await?;
+        if take {
+            sandbox::allow_loopback(&self.netlink, true).map_err(sandbox_refused)?;
+            self.datapath.attach_loopback(ifindex).map_err(broken)?;
+        } else if self.datapath.detach_loopback(ifindex).map_err(broken)? {
+            sandbox::allow_loopback(&self.netlink, false).map_err(sandbox_refused)?;
+        }
+        Ok(())
+    }
+
     async fn paths(
         &self,
         vteps: &BTreeMap<Ipv4Addr, u16>,
         used: &BTreeSet<Ipv4Addr>,
     ) -> Result<Paths, PlugError> {
+        self.note_addresses().await?;
         let underlay = underlay::Underlay::read(&self.netlink).await.map_err(refused)?;
         let resolved = underlay.resolve(&self.netlink, &self.uplinks, vteps, used).await;
         let (paths, hops) = resolved.map_err(refused)?;

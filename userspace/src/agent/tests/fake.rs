@@ -37,6 +37,7 @@ use crate::{
     datapath::DatapathError,
     model::{Driver, Name, Node, ROOT, SCHEMA, View},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
+    sandbox::GatewaySpec,
     store::{FileStore, FollowOptions, Follower, StateStore},
 };
 
@@ -67,6 +68,10 @@ pub(super) struct State {
     /// Reads of maps fail.
     pub(super) blind: bool,
     pub(super) purged: bool,
+    /// Gateway devices: interface index by VNI.
+    pub(super) gateways: BTreeMap<u32, u32>,
+    /// The program is on the loopback device.
+    pub(super) loopback: bool,
     next_ifindex: u32,
 }
 
@@ -162,6 +167,27 @@ impl Platform for Paper {
 
     fn retain_attachments(&self, ifindexes: &BTreeSet<u32>) -> Result<(), DatapathError> {
         self.state().attached.retain(|ifindex| ifindexes.contains(ifindex));
+        Ok(())
+    }
+
+    async fn gateways(&self) -> Result<BTreeMap<u32, u32>, PlugError> {
+        Ok(self.state().gateways.clone())
+    }
+
+    async fn plug_gateway(&self, gateway: &GatewaySpec) -> Result<u32, PlugError> {
+        let mut state = self.state();
+        state.next_ifindex += 1;
+        let next = state.next_ifindex;
+        Ok(*state.gateways.entry(gateway.vni).or_insert(next))
+    }
+
+    async fn unplug_gateway(&self, vni: u32, _ifindex: u32) -> Result<(), PlugError> {
+        self.state().gateways.remove(&vni);
+        Ok(())
+    }
+
+    async fn take_loopback(&self, take: bool) -> Result<(), PlugError> {
+        self.state().loopback = take;
         Ok(())
     }
 

@@ -1,0 +1,88 @@
+//! Gateway devices and the loopback device.
+
+use super::{Engine, Work};
+use crate::{model::Name, reconcile::gateway_device};
+
+impl Engine {
+    /// Sees that the gateway device of a network is there if the network has an
+    /// endpoint here. Without it the network goes on, but for what leaves it.
+    pub(super) async fn make_gateway(&mut self, name: &Name) {
+        let wanted = {
+            let view = self.shared.view();
+            let own = &self.shared.node.name;
+            let here = view.endpoints_in(name).any(|endpoint| endpoint.node == *own);
+            view.usable_network(name).ok().filter(|_| here).and_then(gateway_device)
+        };
+        let Some(wanted) = wanted else { return };
+        let vni = wanted.vni;
+        if self.gateways.contains_key(&vni) && self.gateway_specs.get(&vni) == Some(&wanted) {
+            return;
+        }
+        let made = self.shared.platform.plug_gateway(&wanted).await;
+        let line = match made {
+            Ok(ifindex) => {
+                self.gateways.insert(vni, ifindex);
+                self.gateway_specs.insert(vni, wanted);
+                None
+            }
+            Err(error) => {
+                self.gateways.remove(&vni);
+                Some(format!("network '{name}': gateway: {}; trying again", error.message()))
+            }
+        };
+        self.shared.problem(&format!("gateway/{vni}"), line);
+    }
+
+    /// Removes the gateway devices of networks that are not here any more.
+    pub(super) async fn remove_gateways(&mut self) {
+        let used = |vni: &u32| self.vnis.values().any(|used| used == vni);
+        let unused: Vec<(u32, u32)> = self
+            .gateways
+            .iter()
+            .filter(|(vni, _)| !used(vni) && self.reconciler.network(**vni).is_none())
+            .map(|(vni, ifindex)| (*vni, *ifindex))
+            .collect();
+        for (vni, ifindex) in unused {
+            let removed = self.shared.platform.unplug_gateway(vni, ifindex).await;
+            let line = match removed {
+                Ok(()) => {
+                    self.gateways.remove(&vni);
+                    self.gateway_specs.remove(&vni);
+                    None
+                }
+                Err(error) => Some(format!("gateway of VNI {vni}: {}", error.message())),
+            };
+            self.shared.problem(&format!("gateway/{vni}"), line);
+        }
+    }
+
+    /// Somebody removed a gateway device.
+    pub(super) fn gateway_gone(&mut self, ifindex: u32) {
+        let gone = self.gateways.iter().find(|(_, device)| **device == ifindex);
+        let Some(vni) = gone.map(|(vni, _)| *vni) else { return };
+        self.gateways.remove(&vni);
+        self.gateway_specs.remove(&vni);
+        let networks = self.vnis.iter().filter(|(_, used)| **used == vni);
+        self.dirty.extend(networks.map(|(name, _)| name.clone()));
+    }
+
+    /// Has the program on the loopback device while there are published ports.
+    pub(super) async fn take_loopback(&mut self) {
+        let publishes = self.reconciler.publishes();
+        if self.loopback == Some(publishes) {
+            return;
+        }
+        let taken = self.shared.platform.take_loopback(publishes).await;
+        self.loopback = taken.is_ok().then_some(publishes);
+        let line = taken.err().map(|error| format!("loopback device: {}", error.message()));
+        self.shared.problem("loopback", line);
+    }
+
+    /// Looks again at the other endpoints of a container that has left a network: one
+    /// of them has the way out now.
+    pub(super) fn replug_siblings(&mut self, id: &str) {
+        let Some(container) = self.containers.remove(id) else { return };
+        let siblings = self.containers.iter().filter(|(_, other)| **other == container);
+        self.work.extend(siblings.map(|(id, _)| Work::Plug(id.clone())));
+    }
+}

@@ -1,0 +1,161 @@
+//! The gateway device of a network: where the host and the network's containers
+//! meet.
+//!
+//! It is a bridge without ports, because that stays up by itself and is to be had
+//! everywhere. No packet crosses it: what a container sends to the host is
+//! redirected to come in on it, and what the host sends to the network leaves by it
+//! and is taken by `from_host`. It does no ARP; the program knows the MACs.
+
+use ipnetwork::IpNetwork;
+
+use super::{Result, SandboxError, run_in, sysctl};
+use crate::{
+    model::MacAddr,
+    netlink::{Link, Netlink},
+};
+
+/// Start of the alias that marks a gateway device; the VNI follows.
+const ALIAS: &str = "culvert-gateway:";
+
+/// What a network's gateway device shall be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewaySpec {
+    /// VNI of the network.
+    pub vni: u32,
+    /// MAC address, the same on every host.
+    pub mac: MacAddr,
+    /// MTU of the network.
+    pub mtu: u16,
+    /// Address with the subnet's prefix length; none where another network may have
+    /// the same: then the host and the containers do not reach each other.
+    pub address: Option<IpNetwork>,
+}
+
+/// Name of a gateway device: `cvg` and the VNI.
+pub fn gateway_ifname(vni: u32) -> String {
+    format!("cvg{vni}")
+}
+
+/// VNI of the network whose gateway device `link` is, if it is ours.
+pub fn gateway_of(link: &Link) -> Option<u32> {
+    let vni = link.alias.as_deref()?.strip_prefix(ALIAS)?.parse().ok()?;
+    (link.kind.as_deref() == Some("bridge")).then_some(vni)
+}
+
+/// Makes the gateway device what `spec` says, but for [`open_gateway`]. A second
+/// call changes nothing. Returns its index.
+///
+/// # Errors
+/// An interface of that name is not ours, or the kernel refuses.
+pub async fn plug_gateway(netlink: &Netlink, spec: &GatewaySpec) -> Result<u32> {
+    let name = gateway_ifname(spec.vni);
+    let alias = format!("{ALIAS}{}", spec.vni);
+    let link = match netlink.link(&name).await? {
+        Some(link) => link,
+        None => {
+            netlink.create_bridge(&name, Some(spec.mac)).await?;
+            netlink.set_alias(&name, &alias).await?;
+            netlink
+                .link(&name)
+                .await?
+                .ok_or_else(|| crate::netlink::NetlinkError::NoSuchInterface(name.clone()))?
+        }
+    };
+    if link.kind.as_deref() != Some("bridge")
+        || link.alias.as_deref().is_some_and(|other| other != alias)
+    {
+        let owner = format!("the gateway device of VNI {}", spec.vni);
+        return Err(SandboxError::ForeignInterface { ifname: name, owner });
+    }
+    if link.alias.is_none() {
+        // We were stopped between the two requests.
+        netlink.set_alias(&name, &alias).await?;
+    }
+    if link.mac != Some(spec.mac) {
+        netlink.set_mac(&name, spec.mac).await?;
+    }
+    if link.mtu != u32::from(spec.mtu) {
+        netlink.set_mtu(&name, spec.mtu.into()).await?;
+    }
+    if link.arp {
+        netlink.set_noarp(&name).await?;
+    }
+    let device = name.clone();
+    run_in(netlink.netns(), move || -> Result<()> {
+        sysctl::set("ipv6", &device, "disable_ipv6", "1")?;
+        // The routes of the host are looked up for packets that come in here
+        // (bpf_fib_lookup); the kernel itself forwards none of them.
+        sysctl::set("ipv4", &device, "forwarding", "1")?;
+        Ok(())
+    })??;
+    Ok(link.index)
+}
+
+/// Brings the gateway device up, with its address: once its program is attached.
+///
+/// # Errors
+/// The interface is gone, or the kernel refuses.
+pub async fn open_gateway(netlink: &Netlink, spec: &GatewaySpec) -> Result<()> {
+    let name = gateway_ifname(spec.vni);
+    if netlink.link(&name).await?.is_some_and(|link| !link.up) {
+        netlink.set_up(&name).await?;
+    }
+    let present = netlink.addresses(&name).await?;
+    for stale in present.iter().filter(|address| Some(**address) != spec.address) {
+        netlink.delete_address(&name, *stale).await?;
+    }
+    if let Some(address) = spec.address
+        && !present.contains(&address)
+    {
+        netlink.add_address(&name, address).await?;
+    }
+    Ok(())
+}
+
+/// Removes a gateway device. That it is gone is no error.
+///
+/// # Errors
+/// The kernel refuses.
+pub async fn unplug_gateway(netlink: &Netlink, vni: u32) -> Result<()> {
+    let name = gateway_ifname(vni);
+    match netlink.link(&name).await? {
+        Some(link) if gateway_of(&link) == Some(vni) => Ok(netlink.delete_link(&name).await?),
+        _ => Ok(()),
+    }
+}
+
+/// Lets packets for the host's own addresses come in on its loopback device though
+/// they have no route yet, or not any more: answers to the host's connections to its
+/// published ports are put there. Other interfaces are not affected: 127.0.0.0/8
+/// stays unreachable from outside.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn allow_loopback(netlink: &Netlink, allow: bool) -> Result<()> {
+    let value = if allow { "1" } else { "0" };
+    run_in(netlink.netns(), move || -> Result<()> {
+        for key in ["accept_local", "route_localnet"] {
+            sysctl::set("ipv4", "lo", key, value)?;
+        }
+        Ok(())
+    })?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_device_is_known_by_its_alias() {
+        let link = |alias: &str, kind: &str| Link {
+            alias: Some(alias.to_owned()),
+            kind: Some(kind.to_owned()),
+            ..Link::default()
+        };
+        assert_eq!(gateway_of(&link("culvert-gateway:256", "bridge")), Some(256));
+        assert_eq!(gateway_of(&link("culvert-gateway:256", "veth")), None);
+        assert_eq!(gateway_of(&link("culvert-gateway:x", "bridge")), None);
+        assert_eq!(gateway_of(&link("culvert:256", "bridge")), None);
+        assert_eq!(gateway_ifname(0x00ff_ffff).len(), 11);
+    }
+}
