@@ -45,7 +45,10 @@ pub(crate) fn from_uplink(ctx: &TcContext) -> Result<Action, DropReason> {
             }
         }
         Kind::LateFragment | Kind::FirstOfHeld => {
-            return fragment::hold(ctx, work, ifindex(ctx));
+            if lookup!(HOST_ADDRS, work.routed.ip.dst).is_none() {
+                return Ok(Action::Pass);
+            }
+            return fragment::hold(ctx, DIRECTION, work, ifindex(ctx));
         }
         Kind::HostFragment | Kind::Unsupported => return Ok(Action::Pass),
     }

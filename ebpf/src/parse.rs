@@ -49,6 +49,8 @@ pub(crate) struct Routed {
     pub(crate) has_header: bool,
     /// Flags of the TCP header; 0 of other protocols.
     pub(crate) tcp_flags: u8,
+    /// Fragments of its datagram that have been waiting for it.
+    pub(crate) held: u16,
 }
 
 impl Default for Routed {
@@ -61,6 +63,7 @@ impl Default for Routed {
             kind: Kind::Unsupported,
             has_header: false,
             tcp_flags: 0,
+            held: 0,
         }
     }
 }
@@ -125,7 +128,7 @@ fn try_parse(ctx: &TcContext, zone: u32) -> Result<Routed, DropReason> {
         };
     }
     if ip.more_fragments() && routed.kind == Kind::Flow {
-        routed.kind = fragment::first(&routed);
+        fragment::first(&mut routed);
     }
     Ok(routed)
 }

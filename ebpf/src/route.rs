@@ -73,7 +73,7 @@ pub(crate) fn from_container(
             redirect_ingress(net.gateway_ifindex);
             Ok(Action::ToHost)
         }
-        Step::Hold => fragment::hold(ctx, work, sender.port),
+        Step::Hold => fragment::hold(ctx, DIRECTION, work, sender.port),
         Step::Deliver | Step::Publish => match translate::deliver(ctx, work, Hook::Ingress) {
             Err(DropReason::TtlExceeded) => Err(ttl_exceeded(net, work)),
             other => other,
