@@ -3,4 +3,5 @@
 mod bad_input;
 mod containers;
 mod lifecycle;
+mod nat;
 mod overlay;

@@ -1,8 +1,10 @@
 //! What the tests share: hosts in network namespaces, etcd, whole clusters,
-//! frames.
+//! frames, sockets.
 
 pub mod certs;
 pub mod cluster;
 pub mod etcd;
 pub mod netns;
+pub mod outside;
 pub mod packet;
+pub mod sock;

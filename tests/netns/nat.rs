@@ -1,0 +1,349 @@
+//! The way out of a network: masquerading, as seen by a host that knows no route
+//! to any container.
+
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
+
+use culvert_tests::{
+    cluster::{Cluster, Host, SOON, unique_name},
+    netns::{is_root, wait_until},
+    outside::Outside,
+    sock::{self, Behaviour, Server, Use, container},
+};
+
+/// One host, the outside, and a network of the given driver.
+pub(crate) struct World {
+    pub(crate) cluster: Cluster,
+    pub(crate) outside: Outside,
+}
+
+impl World {
+    pub(crate) fn new(hosts: u8) -> Self {
+        let cluster = Cluster::new(hosts);
+        let outside = Outside::of(&cluster);
+        Self { cluster, outside }
+    }
+
+    pub(crate) fn host(&self) -> &Host {
+        &self.cluster.hosts[0]
+    }
+
+    /// A container that only waits; returns its name and address.
+    pub(crate) fn run(&self, network: &str, options: &[&str]) -> (String, Ipv4Addr) {
+        let name = unique_name("c");
+        self.host().run_idle(&name, network, options);
+        let ip = self.host().ip(&name, network).parse().unwrap();
+        (name, ip)
+    }
+}
+
+fn outside(port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(Outside::IP, port)
+}
+
+fn any(port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)
+}
+
+/// Bridge and overlay alike: TCP, UDP and ping reach the outside, which sees the
+/// host; one interface, one default route.
+#[test]
+fn the_outside_sees_the_host() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(1);
+    let host = world.host();
+    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "over"]);
+    host.ok(&["network", "create", "-d", "bridge", "br"]);
+    let tcp = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
+    let udp = Server::udp(world.outside.host.path(), any(53));
+    for network in ["over", "br", "bridge"] {
+        let (name, _) = world.run(network, &[]);
+        let netns = container(&name);
+        assert_eq!(sock::tcp(&netns, outside(80), 0, Use::Echo(100_000)), "ok 100000", "{network}");
+        for len in [0, 1, 1400, 9000] {
+            let expected = format!("ok {len}");
+            assert_eq!(sock::udp(&netns, outside(53), 0, len), expected, "{network}");
+        }
+        host.in_container(&name, &format!("ping -c1 -W2 {}", Outside::IP));
+        assert_eq!(tcp.take_clients(), [host.vtep().to_string()], "{network}");
+        assert_eq!(udp.take_clients(), [host.vtep().to_string()], "{network}");
+        let links = host.in_container(&name, "ip -o link show");
+        assert_eq!(links.lines().count(), 2, "lo and one more: {links}");
+        let routes = host.in_container(&name, "ip route show default");
+        assert_eq!(routes.lines().count(), 1, "{routes}");
+    }
+}
+
+/// The gateway answers, the host and the containers of one network reach each other,
+/// those of different networks do not.
+#[test]
+fn the_gateway_the_host_and_other_networks() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(1);
+    let host = world.host();
+    host.ok(&["network", "create", "-d", "bridge", "br"]);
+    let (one, one_ip) = world.run("bridge", &[]);
+    let (two, two_ip) = world.run("bridge", &[]);
+    let (other, other_ip) = world.run("br", &[]);
+    assert_eq!((one_ip.to_string(), two_ip.to_string()), ("172.17.0.2".into(), "172.17.0.3".into()));
+    assert_eq!(other_ip.to_string(), "172.18.0.2");
+
+    host.in_container(&one, "ping -c1 -W2 172.17.0.1");
+    host.in_container(&other, "ping -c1 -W2 172.18.0.1");
+    host.in_container(&one, &format!("ping -c1 -W2 {two_ip}"));
+    host.in_container(&two, &format!("ping -c1 -W2 {one_ip}"));
+    host.netns.run(&format!("ping -c1 -W2 {one_ip}; ping -c1 -W2 {other_ip}"));
+
+    let on_host = Server::tcp(host.netns.path(), any(8000), Behaviour::Echo);
+    let in_one = Server::tcp(&container(&one), any(8000), Behaviour::Echo);
+    for to in ["172.17.0.1".parse().unwrap(), host.vtep()] {
+        let to = SocketAddrV4::new(to, 8000);
+        assert_eq!(sock::tcp(&container(&one), to, 0, Use::Echo(10)), "ok 10", "{to}");
+    }
+    assert_eq!(on_host.take_clients(), [one_ip.to_string()], "the host sees the container itself");
+    let to = SocketAddrV4::new(one_ip, 8000);
+    assert_eq!(sock::tcp(host.netns.path(), to, 0, Use::Echo(200_000)), "ok 200000");
+    assert_eq!(sock::tcp(&container(&two), to, 0, Use::Echo(10)), "ok 10");
+    in_one.take_clients();
+    assert_eq!(sock::tcp(&container(&other), to, 0, Use::Echo(10)), "timeout");
+    assert!(host.counter("from_container", "isolated") > 0);
+    assert_eq!(in_one.seen().len(), 0, "another network got through");
+}
+
+/// `--internal` leaves the network and the gateway, and nothing else.
+#[test]
+fn an_internal_network_has_no_way_out() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(1);
+    let host = world.host();
+    let server = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
+    for (driver, name) in [("bridge", "inbr"), ("overlay", "inov")] {
+        host.ok(&["network", "create", "-d", driver, "--internal", name]);
+        let (one, _) = world.run(name, &[]);
+        let (_, two_ip) = world.run(name, &[]);
+        host.in_container(&one, &format!("ping -c1 -W2 {two_ip}"));
+        assert_eq!(sock::tcp(&container(&one), outside(80), 0, Use::Echo(1)), "unreachable");
+        // Not even with a route of its own making.
+        let gateway = host.json(&["network", "inspect", name])[0]["IPAM"]["Config"][0]["Gateway"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        host.in_container(&one, &format!("ip route add default via {gateway}"));
+        assert_eq!(sock::tcp(&container(&one), outside(80), 0, Use::Echo(1)), "timeout");
+        assert!(host.counter("from_container", "internal_network") > 0);
+        host.in_container(&one, &format!("ping -c1 -W2 {gateway}"));
+    }
+    assert_eq!(server.seen().len(), 0);
+}
+
+/// The TTL counts down, and a traceroute shows the gateway and the way.
+#[test]
+fn traceroute_shows_the_gateway_and_the_path() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(1);
+    let (name, _) = world.run("bridge", &[]);
+    let hop = |ttl: u32| {
+        let ping = format!("ping -n -c1 -W2 -t {ttl} {}", Outside::IP);
+        let output = world.host().try_in_container(&name, &ping);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(hop(1).contains("From 172.17.0.1 icmp_seq=1 Time to live exceeded"), "{}", hop(1));
+    assert!(hop(2).contains("From 192.0.2.101 icmp_seq=1 Time to live exceeded"), "{}", hop(2));
+    // One hop for the host, one for the router.
+    assert!(hop(3).contains("ttl=62"), "{}", hop(3));
+}
+
+/// ICMP errors come back to the container that they concern: a port that nobody
+/// listens on, and a link on the way that is too small.
+#[test]
+fn icmp_errors_find_their_container() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(1);
+    let (name, _) = world.run("bridge", &[]);
+    let netns = container(&name);
+    assert_eq!(sock::udp(&netns, outside(9), 0, 10), "refused", "port unreachable");
+    assert_eq!(sock::tcp(&netns, outside(9), 0, Use::Echo(1)), "refused");
+
+    let server = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
+    world.outside.router.run("ip link set out0 mtu 1200");
+    let ping = format!("ping -c1 -W2 -M do -s 1400 {}", Outside::IP);
+    let told = world.host().try_in_container(&name, &ping);
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert!(told.contains("mtu = 1200") || told.contains("mtu=1200"), "{told}");
+    assert_eq!(sock::tcp(&netns, outside(80), 0, Use::Echo(500_000)), "ok 500000");
+    let cached = world.host().in_container(&name, &format!("ip route get {}", Outside::IP));
+    assert!(cached.contains("mtu 1200"), "{cached}");
+    drop(server);
+}
+
+/// Two containers with one source port and one destination: one of them keeps it.
+/// A port that the host itself uses is never taken.
+#[test]
+fn ports_are_kept_where_they_are_free() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(1);
+    let host = world.host();
+    let (one, two) = (world.run("bridge", &[]).0, world.run("bridge", &[]).0);
+    let server = Server::udp(world.outside.host.path(), any(53));
+    let ports = |server: &Server| -> Vec<u16> {
+        server.seen().iter().map(std::net::SocketAddr::port).collect()
+    };
+    assert_eq!(sock::udp(&container(&one), outside(53), 4000, 1), "ok 1");
+    assert_eq!(sock::udp(&container(&two), outside(53), 4000, 1), "ok 1");
+    let seen = ports(&server);
+    assert_eq!(seen[0], 4000);
+    assert_ne!(seen[1], 4000);
+    assert!(host.counter("from_container", "port_changed") == 1);
+
+    // UDP bound; TCP listening, and connected to the same peer.
+    let _bound = Server::udp(host.netns.path(), any(4001));
+    let _listening = Server::tcp(host.netns.path(), any(4002), Behaviour::Echo);
+    let tcp = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
+    let connected = sock::within(host.netns.path(), || sock::open(outside(80), 4003)).unwrap();
+    assert_eq!(sock::udp(&container(&one), outside(53), 4001, 1), "ok 1");
+    assert_ne!(ports(&server)[2], 4001);
+    for port in [4002, 4003] {
+        assert_eq!(sock::tcp(&container(&one), outside(80), port, Use::Echo(5)), "ok 5");
+        assert_ne!(tcp.seen().last().map(std::net::SocketAddr::port), Some(port));
+    }
+    drop(connected);
+    // A port that is connected to somebody else is the host's, too.
+    let other = Server::tcp(world.outside.host.path(), any(81), Behaviour::Echo);
+    let connected = sock::within(host.netns.path(), || sock::open(outside(81), 4004)).unwrap();
+    wait_until(SOON, "the agent to know the host's ports", || {
+        let before = tcp.seen().len();
+        sock::tcp(&container(&two), outside(80), 4004, Use::Echo(5)) == "ok 5"
+            && tcp.seen().get(before).map(std::net::SocketAddr::port) != Some(4004)
+    });
+    drop((connected, other));
+}
+
+/// The agent's end does not end a connection: neither by a signal nor by a crash.
+#[test]
+fn flows_outlive_the_agent() {
+    if !is_root() {
+        return;
+    }
+    let mut world = World::new(1);
+    let server = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
+    let (name, _) = world.run("bridge", &[]);
+    let netns = container(&name);
+    let mut stream = sock::within(&netns, || sock::open(outside(80), 0)).unwrap();
+    let mut talk = || {
+        use std::io::{Read as _, Write as _};
+        stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        stream.write_all(b"ping").unwrap();
+        let mut answer = [0; 4];
+        stream.read_exact(&mut answer).unwrap();
+    };
+    talk();
+    for signal in [nix::sys::signal::Signal::SIGTERM, nix::sys::signal::Signal::SIGKILL] {
+        world.cluster.hosts[0].stop_agent(signal);
+        talk();
+        // A new one as well: the programs need no agent.
+        assert_eq!(sock::tcp(&netns, outside(80), 0, Use::Echo(10)), "ok 10");
+        world.cluster.hosts[0].start_agent(&[]);
+        world.cluster.hosts[0].wait_ready();
+        talk();
+    }
+    assert_eq!(server.take_clients(), [world.host().vtep().to_string()]);
+}
+
+/// A new container with an old address does not get the old one's packets.
+#[test]
+fn flows_die_with_their_container() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(1);
+    let host = world.host();
+    let server = Server::udp(world.outside.host.path(), any(53));
+    let (old, ip) = world.run("bridge", &["--ip", "172.17.0.9"]);
+    assert_eq!(sock::udp(&container(&old), outside(53), 4000, 1), "ok 1");
+    let client = server.seen()[0];
+    host.ok(&["rm", "-f", &old]);
+    let (new, again) = world.run("bridge", &["--ip", "172.17.0.9"]);
+    assert_eq!(ip, again);
+    // Somebody who still talks to the old one.
+    let listener = sock::within(&container(&new), || std::net::UdpSocket::bind("0.0.0.0:4000"));
+    let listener = listener.unwrap();
+    listener.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    drop(server);
+    sock::within(world.outside.host.path(), || {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:53").unwrap();
+        for _ in 0..3 {
+            socket.send_to(b"late", client).unwrap();
+        }
+    });
+    let mut buffer = [0; 16];
+    assert!(listener.recv(&mut buffer).is_err(), "the new container got an old answer");
+}
+
+/// A second network on a running container, and off again: as Docker, the first one
+/// has the way out, and another one takes over when it goes.
+#[test]
+fn the_way_out_moves_to_the_network_that_is_left() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(1);
+    let host = world.host();
+    host.ok(&["network", "create", "-d", "bridge", "br"]);
+    let server = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
+    let (name, _) = world.run("bridge", &[]);
+    host.ok(&["network", "connect", "br", &name]);
+    assert!(host.in_container(&name, "ip -o -4 addr show eth1").contains("172.18.0.2/16"));
+    let default = || host.in_container(&name, "ip route show default");
+    assert!(default().contains("via 172.17.0.1 dev eth0"), "{}", default());
+    assert_eq!(sock::tcp(&container(&name), outside(80), 0, Use::Echo(10)), "ok 10");
+    host.ok(&["network", "disconnect", "bridge", &name]);
+    wait_until(SOON, "the other way out", || default().contains("via 172.18.0.1 dev eth1"));
+    assert_eq!(sock::tcp(&container(&name), outside(80), 0, Use::Echo(10)), "ok 10");
+    assert_eq!(server.take_clients(), [host.vtep().to_string()]);
+}
+
+/// When no port is left the new flow is refused, counted and told of; those there
+/// are go on.
+#[test]
+fn exhaustion_refuses_new_flows_only() {
+    if !is_root() {
+        return;
+    }
+    let mut cluster = Cluster::without_agents(1, 1500);
+    cluster.hosts[0].start_agent(&["--nat-ports", "40000-40003"]);
+    cluster.hosts[0].wait_ready();
+    let outside_world = Outside::of(&cluster);
+    let world = World { cluster, outside: outside_world };
+    let host = world.host();
+    let server = Server::udp(world.outside.host.path(), any(53));
+    let (name, _) = world.run("bridge", &[]);
+    let netns = container(&name);
+    for port in 5000..5004 {
+        assert_eq!(sock::udp(&netns, outside(53), port, 1), "ok 1", "{port}");
+    }
+    assert_eq!(sock::udp(&netns, outside(53), 5004, 1), "timeout");
+    assert_eq!(sock::udp(&netns, outside(53), 5000, 1), "ok 1", "a flow that is there");
+    let used: Vec<u16> = server.seen().iter().map(std::net::SocketAddr::port).collect();
+    assert!(used.iter().all(|port| (40000..40004).contains(port)), "{used:?}");
+    assert!(host.counter("from_container", "nat_ports_exhausted") >= 1);
+    wait_until(SOON, "status to tell", || {
+        host.json(&["status"])["conntrack"]["refused"].as_u64() >= Some(1)
+    });
+    // To another server the same ports are free.
+    let _other = Server::udp(world.outside.host.path(), any(54));
+    assert_eq!(sock::udp(&netns, outside(54), 5004, 1), "ok 1");
+}

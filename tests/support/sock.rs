@@ -1,0 +1,296 @@
+//! Sockets in network namespaces: servers that note whom they see, and clients that
+//! tell what became of a connection in one word.
+
+#![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with why")]
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
+};
+
+/// How long a client waits for an answer.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Runs `f` on a thread in a namespace; sockets that it makes stay there.
+///
+/// # Panics
+/// When the namespace cannot be entered.
+pub fn within<T: Send>(netns: &Path, f: impl FnOnce() -> T + Send) -> T {
+    let file = match std::fs::File::open(netns) {
+        Ok(file) => file,
+        Err(error) => panic!("{}: {error}", netns.display()),
+    };
+    match culvert::sandbox::run_in(file.as_fd(), f) {
+        Ok(value) => value,
+        Err(error) => panic!("{}: {error}", netns.display()),
+    }
+}
+
+/// Path of a container's namespace.
+pub fn container(name: &str) -> PathBuf {
+    Path::new("/run/netns").join(name)
+}
+
+/// What a TCP server does with a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Behaviour {
+    /// Sends back what comes until the client has closed its half.
+    Echo,
+    /// Reads to the end of the client's half, then sends the number of bytes.
+    Count,
+    /// Reads a little and resets.
+    Reset,
+}
+
+/// A server; it stops when it is dropped.
+#[derive(Debug)]
+pub struct Server {
+    /// Its address.
+    pub addr: SocketAddrV4,
+    seen: Arc<Mutex<Vec<SocketAddr>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// A TCP server in a namespace; port 0 is any.
+    ///
+    /// # Panics
+    /// When it cannot listen.
+    pub fn tcp(netns: &Path, addr: SocketAddrV4, behaviour: Behaviour) -> Self {
+        let listener = match within(netns, || TcpListener::bind(addr)) {
+            Ok(listener) => listener,
+            Err(error) => panic!("listen on {addr}: {error}"),
+        };
+        Self::start(addr, listener.local_addr().ok(), move |seen, stop| {
+            let _ = listener.set_nonblocking(true);
+            while !stop.load(Ordering::Relaxed) {
+                match listener.accept() {
+                    Ok((stream, peer)) => {
+                        note(seen, peer);
+                        std::thread::spawn(move || serve(stream, behaviour));
+                    }
+                    Err(_) => std::thread::sleep(Duration::from_millis(2)),
+                }
+            }
+        })
+    }
+
+    /// A UDP server in a namespace that sends back what comes.
+    ///
+    /// # Panics
+    /// When the port is taken.
+    pub fn udp(netns: &Path, addr: SocketAddrV4) -> Self {
+        let socket = match within(netns, || UdpSocket::bind(addr)) {
+            Ok(socket) => socket,
+            Err(error) => panic!("bind to {addr}: {error}"),
+        };
+        Self::start(addr, socket.local_addr().ok(), move |seen, stop| {
+            let _ = socket.set_read_timeout(Some(Duration::from_millis(50)));
+            let mut buffer = vec![0; 65_536];
+            while !stop.load(Ordering::Relaxed) {
+                if let Ok((len, peer)) = socket.recv_from(&mut buffer) {
+                    note(seen, peer);
+                    let _ = socket.send_to(buffer.get(..len).unwrap_or_default(), peer);
+                }
+            }
+        })
+    }
+
+    fn start(
+        asked: SocketAddrV4,
+        bound: Option<SocketAddr>,
+        run: impl FnOnce(&Mutex<Vec<SocketAddr>>, &AtomicBool) + Send + 'static,
+    ) -> Self {
+        let addr = match bound {
+            Some(SocketAddr::V4(addr)) => addr,
+            _ => asked,
+        };
+        let (seen, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let (noted, stopped) = (Arc::clone(&seen), Arc::clone(&stop));
+        let thread = Some(std::thread::spawn(move || run(&noted, &stopped)));
+        Self { addr, seen, stop, thread }
+    }
+
+    /// Clients so far, in order of their coming: each connection or datagram is one.
+    pub fn seen(&self) -> Vec<SocketAddr> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Addresses of the clients so far, each once, and forgets them.
+    pub fn take_clients(&self) -> Vec<String> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ips: Vec<String> = seen.drain(..).map(|peer| peer.ip().to_string()).collect();
+        ips.sort();
+        ips.dedup();
+        ips
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn note(seen: &Mutex<Vec<SocketAddr>>, peer: SocketAddr) {
+    seen.lock().unwrap_or_else(PoisonError::into_inner).push(peer);
+}
+
+fn serve(mut stream: TcpStream, behaviour: Behaviour) {
+    let _ = stream.set_nonblocking(false);
+    let _ = stream.set_read_timeout(Some(Duration::from_secs(20)));
+    let mut buffer = vec![0; 65_536];
+    match behaviour {
+        Behaviour::Echo => {
+            while let Ok(len @ 1..) = stream.read(&mut buffer) {
+                if stream.write_all(buffer.get(..len).unwrap_or_default()).is_err() {
+                    return;
+                }
+            }
+        }
+        Behaviour::Count => {
+            let mut total = 0;
+            while let Ok(len @ 1..) = stream.read(&mut buffer) {
+                total += len;
+            }
+            let _ = stream.write_all(total.to_string().as_bytes());
+        }
+        Behaviour::Reset => {
+            let _ = stream.read(&mut buffer);
+            abort(&stream);
+        }
+    }
+}
+
+/// The connection's end will be an RST (RFC 9293 §3.6.1).
+fn abort(stream: &TcpStream) {
+    let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+    let _ = setsockopt(stream, sockopt::Linger, &linger);
+}
+
+/// How a client uses a TCP connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Sends so many bytes and reads as many back.
+    Echo(usize),
+    /// Sends so many bytes, closes its half, reads the answer to its end.
+    HalfClose(usize),
+    /// Sends a byte, and resets the connection itself.
+    Abort,
+}
+
+/// What became of a TCP connection: `ok ANSWER`, `refused`, `reset`, `timeout`,
+/// `unreachable`, or the error.
+pub fn tcp(netns: &Path, to: SocketAddrV4, local_port: u16, how: Use) -> String {
+    within(netns, || match try_tcp(to, local_port, how) {
+        Ok(answer) => format!("ok {answer}"),
+        Err(error) => word(&error),
+    })
+}
+
+/// One word for an error.
+fn word(error: &std::io::Error) -> String {
+    match error.kind() {
+        ErrorKind::ConnectionRefused => "refused".to_owned(),
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => "reset".to_owned(),
+        ErrorKind::TimedOut | ErrorKind::WouldBlock => "timeout".to_owned(),
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => "unreachable".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+fn try_tcp(to: SocketAddrV4, local_port: u16, how: Use) -> std::io::Result<String> {
+    let mut stream = open(to, local_port)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    match how {
+        Use::Echo(len) => {
+            let sent: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
+            let mut reader = stream.try_clone()?;
+            let writing = std::thread::scope(|scope| {
+                let writer = scope.spawn(|| stream.write_all(&sent));
+                let mut received = vec![0; len];
+                let read = reader.read_exact(&mut received);
+                let written = writer.join().unwrap_or_else(|_| Err(ErrorKind::Other.into()));
+                read.and(written).map(|()| received == sent)
+            });
+            Ok(if writing? { format!("{len}") } else { "garbled".to_owned() })
+        }
+        Use::HalfClose(len) => {
+            stream.write_all(&vec![7; len])?;
+            stream.shutdown(Shutdown::Write)?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        }
+        Use::Abort => {
+            stream.write_all(b"x")?;
+            abort(&stream);
+            Ok("aborted".to_owned())
+        }
+    }
+}
+
+/// Connects from a port of choice; 0 is any.
+///
+/// # Errors
+/// Whatever the kernel says.
+pub fn open(to: SocketAddrV4, local_port: u16) -> std::io::Result<TcpStream> {
+    let fd: OwnedFd = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        nix::sys::socket::SockProtocol::Tcp,
+    )?;
+    if local_port != 0 {
+        setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+        let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, local_port);
+        bind(fd.as_raw_fd(), &SockaddrIn::from(any))?;
+    }
+    // As `connect` waits: this is also its time limit.
+    setsockopt(&fd, sockopt::SendTimeout, &nix::sys::time::TimeVal::new(3, 0))?;
+    match connect(fd.as_raw_fd(), &SockaddrIn::from(to)) {
+        Ok(()) => {}
+        Err(nix::errno::Errno::EINPROGRESS) => return Err(ErrorKind::TimedOut.into()),
+        Err(error) => return Err(error.into()),
+    }
+    // SAFETY: the descriptor is a connected TCP socket that nobody else owns.
+    Ok(unsafe { TcpStream::from_raw_fd(fd.into_raw_fd()) })
+}
+
+/// What became of a datagram of `len` bytes: `ok LEN` when it came back, or as [`tcp`].
+pub fn udp(netns: &Path, to: SocketAddrV4, local_port: u16, len: usize) -> String {
+    within(netns, || {
+        let exchange = || -> std::io::Result<bool> {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, local_port))?;
+            socket.connect(to)?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            let sent: Vec<u8> = (0..len).map(|i| (i % 241) as u8).collect();
+            socket.send(&sent)?;
+            let mut buffer = vec![0; 65_536];
+            let received = socket.recv(&mut buffer)?;
+            Ok(buffer.get(..received) == Some(sent.as_slice()))
+        };
+        match exchange() {
+            Ok(true) => format!("ok {len}"),
+            Ok(false) => "garbled".to_owned(),
+            Err(error) => word(&error),
+        }
+    })
+}
