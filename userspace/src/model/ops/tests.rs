@@ -123,7 +123,7 @@ fn vnis_are_given_lowest_first() {
 fn subnets_are_chosen_around_those_in_use() {
     let chosen = |view: &View, driver, avoid: &[&str]| {
         let avoid: Vec<_> = avoid.iter().map(|subnet| subnet.parse().expect("subnet")).collect();
-        choose_subnet(view, driver, &avoid).map(|subnet| subnet.to_string())
+        choose_subnet(view, &name("new"), driver, &avoid).map(|subnet| subnet.to_string())
     };
     let mut cluster = Cluster::default();
     for (driver, avoid, expected) in [
