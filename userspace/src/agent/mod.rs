@@ -5,6 +5,7 @@
 //! * `host`: the real host behind `platform`, the seam for tests.
 //! * `node`: the agent's own entry in the store.
 //! * `backend`: what the API asks for.
+//! * `ports`: the published ports of the host.
 //! * `containers`, `files`: what is kept in the state directory.
 //!
 //! The data plane goes on by itself: programs, links and maps are pinned, and
@@ -18,6 +19,7 @@ mod files;
 mod host;
 mod node;
 mod platform;
+mod ports;
 mod purge;
 mod shared;
 mod start;

@@ -195,7 +195,7 @@ pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>) {
             shared.node.vtep,
             shared.options.store
         );
-        if let Ok(mtu) = host.max_mtu().await {
+        if let Ok(mtu) = host.max_mtu(crate::model::Driver::Overlay).await {
             tracing::debug!("overlay MTU at most {mtu}");
         }
     }

@@ -9,13 +9,16 @@ use nix::{
 
 use super::{
     Agent,
-    attach::{Attachment, no_ports},
+    attach::Attachment,
     conflict, internal, invalid, rows,
 };
 use crate::{
-    agent::containers::{Origin, Process, Record},
+    agent::{
+        containers::{Origin, Process, Record},
+        ports,
+    },
     api::types::{ApiError, ContainerCreate, ContainerRow, ContainerState},
-    model::Name,
+    model::{Name, ops::PREDEFINED_BRIDGE},
 };
 
 /// How long a killed process may take to go.
@@ -40,15 +43,15 @@ impl Agent {
         match text {
             "none" => return Ok(NetworkOf::None),
             "host" => return Ok(NetworkOf::Host),
-            "bridge" => {
-                return Err(invalid(
-                    "network 'bridge' is not available yet: 'culvert network create NAME' makes an overlay network, which works on one host too; or use '--network none' or 'host'",
-                ));
-            }
             _ => {}
         }
         let name: Name = text.parse().map_err(|error: crate::model::Invalid| invalid(error.0))?;
+        if text == PREDEFINED_BRIDGE {
+            // There or not: it is made when it is needed.
+            return Ok(NetworkOf::Stored(name.on(&self.shared.node.name)));
+        }
         let view = self.shared.view();
+        let name = view.resolve(&name, &self.shared.node.name);
         if view.networks.contains_key(&name) {
             Ok(NetworkOf::Stored(name))
         } else {
@@ -103,7 +106,7 @@ impl Agent {
         if self.record_of(name).is_some() {
             return self.again(request).await;
         }
-        no_ports(name, &request.ports)?;
+        let ports = ports::parse(name, &request.ports)?;
         let network = self.network_of(&request.network)?;
         let adopting = request.netns.is_some() || request.pid.is_some();
         if let NetworkOf::Stored(network) = &network {
@@ -125,6 +128,7 @@ impl Agent {
                     ip: request.ip,
                     mac: request.mac,
                     ifname: request.ifname.as_deref(),
+                    ports: &ports,
                 })
                 .await;
             if let Err(error) = attached {
@@ -159,7 +163,7 @@ impl Agent {
         if !adopting || record.origin != Origin::Attached {
             return Err(taken());
         }
-        no_ports(name, &request.ports)?;
+        let ports = ports::parse(name, &request.ports)?;
         let netns = self.shared.platform.adopt(request.netns.as_deref(), request.pid).await?;
         if netns != record.netns {
             return Err(conflict(format!(
@@ -171,6 +175,7 @@ impl Agent {
         let NetworkOf::Stored(network) = self.network_of(&request.network)? else {
             return Err(taken());
         };
+        self.ensure_bridge(&network).await?;
         self.attach(&Attachment {
             container: name,
             network: &network,
@@ -179,6 +184,7 @@ impl Agent {
             ip: request.ip,
             mac: request.mac,
             ifname: request.ifname.as_deref(),
+            ports: &ports,
         })
         .await?;
         Ok(rows::container(&self.shared, &record))
@@ -186,6 +192,7 @@ impl Agent {
 
     /// Refuses an unknown network before a sandbox is made for it.
     async fn check_network(&self, network: &Name) -> Result<(), ApiError> {
+        self.ensure_bridge(network).await?;
         if self.shared.view().networks.contains_key(network) {
             return Ok(());
         }
@@ -213,8 +220,21 @@ impl Agent {
         match network {
             NetworkOf::Host => Ok(Record::new(name, Origin::Host, PathBuf::new())),
             NetworkOf::Container(other) => {
+                if *other == name {
+                    return Err(invalid(format!(
+                        "container '{name}' cannot share its own network: the name of another container is valid"
+                    )));
+                }
                 let shared = self.record_of(other).ok_or_else(|| self.unknown_container(other))?;
-                Ok(Record::new(name, Origin::Shares(other.clone()), shared.netns))
+                match shared.origin {
+                    Origin::Owned | Origin::Attached => {
+                        Ok(Record::new(name, Origin::Shares(other.clone()), shared.netns))
+                    }
+                    Origin::Host => Ok(Record::new(name, Origin::Host, PathBuf::new())),
+                    Origin::Shares(root) => Err(invalid(format!(
+                        "container '{name}': '{other}' shares the network of '{root}' itself: '--network container:{root}' is valid"
+                    ))),
+                }
             }
             NetworkOf::Stored(_) | NetworkOf::None => {
                 if request.netns.is_none() && request.pid.is_none() {
@@ -278,9 +298,10 @@ impl Agent {
             .filter(|other| other.origin == Origin::Shares(name.clone()))
             .map(|other| format!("'{}'", other.name))
             .collect();
-        if !sharers.is_empty() {
+        // By force they keep the namespace, as long as their commands run.
+        if !sharers.is_empty() && !force {
             return Err(conflict(format!(
-                "container '{name}' has a network that {} shares: remove that first",
+                "container '{name}' has a network that {} shares: remove that first, or use 'culvert rm -f {name}'",
                 sharers.join(", ")
             )));
         }
@@ -362,6 +383,7 @@ fn check_plain(
         ("--ip", request.ip.is_some()),
         ("--mac", request.mac.is_some()),
         ("--ifname", request.ifname.is_some()),
+        ("-p", !request.ports.is_empty()),
     ];
     match given.iter().find(|(_, given)| *given) {
         None => Ok(()),

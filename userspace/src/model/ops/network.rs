@@ -6,7 +6,7 @@ use ipnetwork::{IpNetwork, Ipv4Network};
 
 use super::{Plan, Refusal, network, new_id, put};
 use crate::{
-    model::{Driver, Key, NETWORKS, Name, Network, SCHEMA, View, Vni, VniOwner, validate},
+    model::{Driver, Key, NETWORKS, Name, Network, SCHEMA, Versioned, View, Vni, VniOwner, validate},
     store::{Compare, Write},
 };
 
@@ -146,6 +146,14 @@ pub fn remove_network(view: &View, name: &Name) -> Result<Plan, Refusal> {
             "network '{name}' has an endpoint at {key}, {why}: delete that key first"
         )));
     }
+    Ok(emptied_network(view, found))
+}
+
+/// Plans the removal of a network that has no endpoints, or will have none when
+/// this is committed.
+pub(super) fn emptied_network(view: &View, found: &Versioned<Network>) -> Plan {
+    let name = &found.name;
+    let endpoints = Key::endpoints_of(name);
     let mut plan = Plan {
         compares: vec![
             Compare::Unchanged(Key::network(name), found.revision),
@@ -164,7 +172,7 @@ pub fn remove_network(view: &View, name: &Name) -> Result<Plan, Refusal> {
         plan.compares.push(Compare::Unchanged(Key::vni(found.vni), claim.revision));
         plan.writes.push(Write::Delete(Key::vni(found.vni)));
     }
-    Ok(plan)
+    plan
 }
 
 /// The lowest free VNI from [`Vni::FIRST_ALLOCATED`] on.
