@@ -78,6 +78,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     };
     tokio::pin!(stopped);
 
+    start::raise_file_limit();
     let (host, node, uplinks) = start::host(&options, id).await?;
     let host = Arc::new(host);
     let problems = containers.problems().to_vec();

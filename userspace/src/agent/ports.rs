@@ -18,8 +18,6 @@ use crate::{
 
 /// Where free ports are looked for, first and last: Linux's default ephemeral ones.
 const FREE: (u16, u16) = (32_768, 60_999);
-/// How many of them are tried.
-const TRIES: u16 = 4096;
 /// Most ports of one container: they lie in one record of the store.
 const MOST: usize = 1024;
 
@@ -135,6 +133,10 @@ impl Reservations {
     ) -> Result<Pending<'_>, Refused> {
         // One at a time: what is looked at here must not change before it is held.
         let mut state = self.state();
+        let taken = state.taken(view, node);
+        let publisher = |port: &PublishedPort| {
+            taken.iter().find(|(other, _)| overlapping(other, port)).map(|(_, name)| name)
+        };
         let mut holds: Vec<(PublishedPort, PortHold)> = Vec::new();
         // Chosen ones last, so that they leave alone what is asked for by number.
         let (fixed, free): (Vec<&PortRequest>, Vec<&PortRequest>) =
@@ -150,7 +152,7 @@ impl Reservations {
                     ),
                 ));
             }
-            if let Some(holder) = state.publisher(view, node, &port) {
+            if let Some(holder) = publisher(&port) {
                 return Err(refused(
                     ErrorKind::Conflict,
                     format!(
@@ -165,7 +167,12 @@ impl Reservations {
             holds.push((port, hold));
         }
         for request in free {
-            holds.push(state.choose(platform, view, node, request, &holds)?);
+            let free = |port: &PublishedPort| {
+                publisher(port).is_none()
+                    && !holds.iter().any(|(other, _)| overlapping(other, port))
+            };
+            let chosen = choose(platform, request, free)?;
+            holds.push(chosen);
         }
         let mut ports: Vec<_> = holds.iter().map(|(port, _)| *port).collect();
         ports.sort_unstable();
@@ -206,59 +213,51 @@ impl Reservations {
                 }
             }
         }
-        let line = |((id, port), line): (&Key, &String)| (format!("port/{id}/{port}"), line.clone());
+        let line =
+            |((id, port), line): (&Key, &String)| (format!("port/{id}/{port}"), line.clone());
         state.failed.iter().map(line).collect()
     }
 }
 
 impl State {
-    /// The container that publishes a port, or is about to.
-    fn publisher(&self, view: &View, node: &Name, port: &PublishedPort) -> Option<Name> {
+    /// Ports that containers of the node publish, or are about to, with the name of
+    /// each.
+    fn taken(&self, view: &View, node: &Name) -> Vec<(PublishedPort, Name)> {
         let published = view
             .endpoints_on(node)
-            .find(|ep| ep.ports.iter().any(|other| overlapping(other, port)))
-            .map(|ep| ep.container.clone());
-        published.or_else(|| {
-            let mut pending = self.pending.iter();
-            pending.find(|(other, _)| overlapping(other, port)).map(|(_, (name, _))| name.clone())
-        })
+            .flat_map(|ep| ep.ports.iter().map(|port| (*port, ep.container.clone())));
+        let pending = self.pending.iter().map(|(port, (name, _))| (*port, name.clone()));
+        published.chain(pending).collect()
     }
+}
 
-    /// A free port of the host, from anywhere in the range so that one that was just
-    /// given up is not the next to be taken.
-    fn choose(
-        &self,
-        platform: &dyn Platform,
-        view: &View,
-        node: &Name,
-        request: &PortRequest,
-        chosen: &[(PublishedPort, PortHold)],
-    ) -> Result<(PublishedPort, PortHold), Refused> {
-        let (first, last) = FREE;
-        let count = last - first + 1;
-        let start: u16 = rand::random_range(0..count);
-        for step in 0..TRIES {
-            // Both are below 2^15.
-            let port = request.at(first + (start + step) % count);
-            if chosen.iter().any(|(other, _)| overlapping(other, &port))
-                || self.publisher(view, node, &port).is_some()
-            {
-                continue;
-            }
-            match platform.hold_port(port.host_ip, port.host_port, port.protocol) {
-                Ok(hold) => return Ok((port, hold)),
-                Err(PortError::InUse) => {}
-                Err(error) => return Err(Refused::Port(port, error)),
-            }
+/// A free port of the host. The search begins anywhere in the range, so that one
+/// that was just given up is not the next to be taken.
+fn choose(
+    platform: &dyn Platform,
+    request: &PortRequest,
+    free: impl Fn(&PublishedPort) -> bool,
+) -> Result<(PublishedPort, PortHold), Refused> {
+    let (first, last) = FREE;
+    let start = rand::random_range(first..=last);
+    for host_port in (start..=last).chain(first..start) {
+        let port = request.at(host_port);
+        if !free(&port) {
+            continue;
         }
-        Err(refused(
-            ErrorKind::Conflict,
-            format!(
-                "port {}/{} of the container: no free port of the host was found from {first} to {last}: name one",
-                request.container_port, request.protocol
-            ),
-        ))
+        match platform.hold_port(port.host_ip, port.host_port, port.protocol) {
+            Ok(hold) => return Ok((port, hold)),
+            Err(PortError::InUse) => {}
+            Err(error) => return Err(Refused::Port(port, error)),
+        }
     }
+    Err(refused(
+        ErrorKind::Conflict,
+        format!(
+            "port {}/{} of the container: no port of the host from {first} to {last} is free: name one",
+            request.container_port, request.protocol
+        ),
+    ))
 }
 
 /// A port of the host, for a message.

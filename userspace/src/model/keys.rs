@@ -156,8 +156,12 @@ impl FromStr for Key {
             ["endpoints", network, id] => {
                 Self::Endpoint { network: Name::from_store(network)?, id: endpoint_id(id)? }
             }
-            ["ipam", network, ip] => Self::Ipam { network: Name::from_store(network)?, ip: address(ip)? },
-            ["vteps", network, ip] => Self::Vtep { network: Name::from_store(network)?, ip: address(ip)? },
+            ["ipam", network, ip] => {
+                Self::Ipam { network: Name::from_store(network)?, ip: address(ip)? }
+            }
+            ["vteps", network, ip] => {
+                Self::Vtep { network: Name::from_store(network)?, ip: address(ip)? }
+            }
             _ => return Err(Invalid(format!("key {text:?} is of no known kind"))),
         };
         let spelled = key.to_string();

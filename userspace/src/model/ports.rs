@@ -131,7 +131,8 @@ impl FromStr for Publish {
         if let Some(host) = &host
             && host.len() != length
         {
-            let what = format!("has {} ports of the host for {length} of the container", host.len());
+            let what =
+                format!("has {} ports of the host for {length} of the container", host.len());
             return Err(refuse(&what, "as many of each as in 8000-8010:8000-8010"));
         }
         if length > MAX_RANGE {
@@ -220,10 +221,10 @@ mod tests {
         ] {
             assert_eq!(ports(text), [expected], "{text}");
         }
-        assert_eq!(ports("8000-8001:9000-9001/udp"), [
-            "0.0.0.0:8000->9000/udp",
-            "0.0.0.0:8001->9001/udp"
-        ]);
+        assert_eq!(
+            ports("8000-8001:9000-9001/udp"),
+            ["0.0.0.0:8000->9000/udp", "0.0.0.0:8001->9001/udp"]
+        );
         assert_eq!(ports("90-91"), ["0.0.0.0:free->90/tcp", "0.0.0.0:free->91/tcp"]);
     }
 

@@ -7,11 +7,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{
-    Agent,
-    attach::Attachment,
-    conflict, internal, invalid, rows,
-};
+use super::{Agent, attach::Attachment, conflict, internal, invalid, rows};
 use crate::{
     agent::{
         containers::{Origin, Process, Record},

@@ -59,7 +59,8 @@ impl Agent {
             avoid,
         };
         let plan = |view: &View| {
-            if spec.driver == Driver::Overlay && view.resolve(&spec.name, &self.shared.node.name) == own
+            if spec.driver == Driver::Overlay
+                && view.resolve(&spec.name, &self.shared.node.name) == own
             {
                 return Err(Refusal::Conflict(format!(
                     "network '{own}' exists already, as a bridge network of this host: choose another name, or remove it first"
@@ -109,8 +110,7 @@ impl Agent {
         not_predefined(name, "removed")?;
         self.shared.store().await?;
         let own = &self.shared.node.name;
-        let plan =
-            |view: &View| Ok(((), ops::remove_network(view, &view.resolve(name, own))?));
+        let plan = |view: &View| Ok(((), ops::remove_network(view, &view.resolve(name, own))?));
         let ((), revision) = self.shared.execute(plan).await?;
         self.shared.settled(revision, &format!("network '{name}'"), || Some(())).await
     }

@@ -87,9 +87,7 @@ fn address_of(hex: &str) -> Option<Ipv4Addr> {
     match hex.len() {
         8 => group(0).map(Ipv4Addr::from),
         32 => match [group(0)?, group(1)?, group(2)?, group(3)?] {
-            [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]] => {
-                Some(Ipv4Addr::UNSPECIFIED)
-            }
+            [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]] => Some(Ipv4Addr::UNSPECIFIED),
             [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0xff, 0xff], ip] => Some(ip.into()),
             _ => None,
         },

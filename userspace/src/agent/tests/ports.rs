@@ -120,17 +120,16 @@ async fn a_port_that_cannot_be_had_is_refused_with_its_reason() {
 async fn free_ports_are_chosen_and_never_twice() {
     let world = World::new().await;
     let one = world.start(1, &Paper::new()).await.ready().await;
-    // All but one port of the range that is chosen from.
-    for port in (32_768..=60_999).filter(|port| *port != 40_000) {
-        if !(39_000..=41_000).contains(&port) {
-            continue;
-        }
+    for port in 32_768..46_000 {
         busy(&one.paper, (ANY, port, Tcp));
     }
-    let all = (0..8).map(|n| {
-        let one = &one;
-        async move { publish(one, &format!("c{n}"), "bridge", &["80", "0:90-93/udp"]).await.unwrap() }
-    });
+    let all =
+        (0..8).map(|n| {
+            let one = &one;
+            async move {
+                publish(one, &format!("c{n}"), "bridge", &["80", "0:90-93/udp"]).await.unwrap()
+            }
+        });
     let rows = futures::future::join_all(all).await;
     let ports: std::collections::BTreeSet<String> =
         rows.iter().flat_map(|row| row.networks[0].ports.clone()).collect();

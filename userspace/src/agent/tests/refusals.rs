@@ -10,7 +10,11 @@ use crate::{
 };
 
 /// Checks a refusal: its class, and that its line has the parts.
-pub(super) fn assert_refused<T: std::fmt::Debug>(outcome: Result<T, ApiError>, kind: ErrorKind, part: &str) {
+pub(super) fn assert_refused<T: std::fmt::Debug>(
+    outcome: Result<T, ApiError>,
+    kind: ErrorKind,
+    part: &str,
+) {
     let error = outcome.unwrap_err();
     assert_eq!(error.kind, kind, "{error}");
     assert!(error.message.contains(part), "{error:?} lacks {part:?}");
@@ -103,6 +107,7 @@ async fn refusals_name_the_thing_and_change_nothing() {
         };
     assert_refused(attempt("web", "blue", &|_| ()).await, Conflict, "'web' exists already");
     assert_refused(attempt("x", "grey", &|_| ()).await, NotFound, "'grey' is unknown");
+    assert_refused(attempt("x", "blue@host1", &|_| ()).await, Invalid, "malformed");
     assert_refused(attempt("x", "container:x", &|_| ()).await, Invalid, "its own network");
     assert_refused(
         attempt("x", "container:side", &|_| ()).await,

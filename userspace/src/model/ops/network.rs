@@ -6,7 +6,9 @@ use ipnetwork::{IpNetwork, Ipv4Network};
 
 use super::{Plan, Refusal, network, new_id, put};
 use crate::{
-    model::{Driver, Key, NETWORKS, Name, Network, SCHEMA, Versioned, View, Vni, VniOwner, validate},
+    model::{
+        Driver, Key, NETWORKS, Name, Network, SCHEMA, Versioned, View, Vni, VniOwner, validate,
+    },
     store::{Compare, Write},
 };
 
