@@ -5,6 +5,7 @@
 //! * `host`: the real host behind `platform`, the seam for tests.
 //! * `node`: the agent's own entry in the store.
 //! * `backend`: what the API asks for.
+//! * `ports`: the published ports of the host.
 //! * `containers`, `files`: what is kept in the state directory.
 //!
 //! The data plane goes on by itself: programs, links and maps are pinned, and
@@ -18,6 +19,7 @@ mod files;
 mod host;
 mod node;
 mod platform;
+mod ports;
 mod purge;
 mod shared;
 mod start;
@@ -76,6 +78,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     };
     tokio::pin!(stopped);
 
+    start::raise_file_limit();
     let (host, node, uplinks) = start::host(&options, id).await?;
     let host = Arc::new(host);
     let problems = containers.problems().to_vec();

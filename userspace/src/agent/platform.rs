@@ -2,6 +2,7 @@
 //! and the API can be tested without a kernel.
 
 use std::{
+    any::Any,
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     path::{Path, PathBuf},
@@ -17,7 +18,7 @@ use ipnetwork::IpNetwork;
 use crate::{
     api::types::{ApiError, ErrorKind},
     datapath::DatapathError,
-    model::Name,
+    model::{Driver, Name, Protocol},
     reconcile::{Kernel, LocalEndpoint},
     sandbox::GatewaySpec,
 };
@@ -48,6 +49,41 @@ impl From<PlugError> for ApiError {
             PlugError::Refused(kind, message) => Self::new(kind, message),
         }
     }
+}
+
+/// A port of the host that is taken until this is dropped.
+pub(crate) type PortHold = Box<dyn Any + Send>;
+
+/// Why a port of the host is not to be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PortError {
+    /// Somebody has it.
+    InUse,
+    /// The agent may only have ports from this one on.
+    Denied {
+        /// `net.ipv4.ip_unprivileged_port_start`.
+        from: u16,
+    },
+    /// The host does not have the address.
+    NoSuchAddress,
+    /// Something else.
+    Other(String),
+}
+
+/// Who has a port of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// A process.
+    Process {
+        /// Its name, at most 15 bytes (proc(5), `comm`).
+        name: String,
+        /// Its number.
+        pid: i32,
+    },
+    /// A connection that no process has any more (TIME_WAIT and the like).
+    Ending,
+    /// Nobody that can be seen from here.
+    Unseen,
 }
 
 /// How VTEPs are reached.
@@ -116,9 +152,17 @@ pub(crate) trait Platform: Kernel<Error = DatapathError> + Send + Sync + 'static
     /// Makes sure that the uplinks carry their programs. Says what is wrong with them.
     async fn check_uplinks(&self) -> Vec<String>;
 
-    /// Largest MTU of an overlay network here: that of the uplinks less the
-    /// VXLAN overhead.
-    async fn max_mtu(&self) -> Result<u16, ApiError>;
+    /// Largest MTU of a network here: that of the uplinks, for an overlay network
+    /// less the VXLAN overhead.
+    async fn max_mtu(&self, driver: Driver) -> Result<u16, ApiError>;
+
+    /// Takes a port of the host: no process can have it while what is returned
+    /// lives.
+    fn hold_port(&self, ip: Ipv4Addr, port: u16, protocol: Protocol)
+    -> Result<PortHold, PortError>;
+
+    /// Who has a port of the host, as far as can be seen.
+    fn port_holder(&self, ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder;
 
     /// Destinations of the host's routes.
     async fn routes(&self) -> Result<Vec<IpNetwork>, ApiError>;

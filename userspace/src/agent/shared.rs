@@ -15,12 +15,13 @@ use tokio_util::sync::CancellationToken;
 use super::{
     containers::Containers,
     platform::{Platform, PlugError},
+    ports::{Pending, Reservations},
 };
 use crate::{
     api::types::{ApiError, ErrorKind},
     cli::AgentOptions,
     model::{
-        Name, Node, View,
+        Name, Node, PortRequest, PublishedPort, View,
         ops::{self, Plan, Refusal},
     },
     store::{Health, Outcome, Revision, StateStore},
@@ -66,6 +67,8 @@ pub(crate) struct Shared {
     problems: Mutex<BTreeMap<String, String>>,
     /// How each VTEP is reached, in use or not.
     paths: Mutex<BTreeMap<[u8; 4], UnderlayPath>>,
+    /// The published ports of this host.
+    ports: Reservations,
     /// One request at a time per container: `run` and `rm` of one name must not
     /// meet half-way.
     locks: Mutex<BTreeMap<Name, Arc<tokio::sync::Mutex<()>>>>,
@@ -103,6 +106,7 @@ impl Shared {
             plugs: Mutex::default(),
             problems: Mutex::default(),
             paths: Mutex::default(),
+            ports: Reservations::default(),
             locks: Mutex::default(),
             early_health,
             health: Mutex::new(health),
@@ -142,6 +146,30 @@ impl Shared {
     /// How each VTEP is reached, in use or not.
     pub(crate) fn paths(&self) -> MutexGuard<'_, BTreeMap<[u8; 4], UnderlayPath>> {
         self.paths.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Chooses and holds the published ports of a new endpoint. They are let go with
+    /// what is returned, unless the endpoint is there by then.
+    pub(crate) fn assign_ports(
+        &self,
+        container: &Name,
+        requests: &[PortRequest],
+    ) -> Result<Pending<'_>, ApiError> {
+        // Whoever has a port is looked for in all of /proc.
+        tokio::task::block_in_place(|| {
+            let platform = self.platform.as_ref();
+            let assigned =
+                self.ports.assign(platform, &self.view(), &self.node.name, container, requests);
+            // The view is free again: the engine must not wait for this.
+            assigned.map_err(|refused| refused.explain(platform))
+        })
+    }
+
+    /// Holds the published ports of these endpoints (identifier and port → container),
+    /// and no others; tries those that were not to be had `again`.
+    pub(super) fn hold_ports(&self, wanted: &BTreeMap<(String, PublishedPort), Name>, again: bool) {
+        let lines = self.ports.sync(self.platform.as_ref(), wanted, again);
+        self.problems_below("port/", lines);
     }
 
     /// States of the local endpoints.

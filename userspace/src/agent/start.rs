@@ -101,6 +101,16 @@ pub(super) async fn host(
     Ok((host, node, uplinks))
 }
 
+/// Lets the agent have as many files as it may: each published port takes one.
+pub(super) fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(errno) = raised {
+        tracing::warn!("limit of open files: {errno}");
+    }
+}
+
 /// The device of the default route.
 async fn default_uplink(netlink: &Netlink, links: &[Link]) -> anyhow::Result<String> {
     let routes = netlink.routes().await?;
@@ -195,7 +205,7 @@ pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>) {
             shared.node.vtep,
             shared.options.store
         );
-        if let Ok(mtu) = host.max_mtu().await {
+        if let Ok(mtu) = host.max_mtu(crate::model::Driver::Overlay).await {
             tracing::debug!("overlay MTU at most {mtu}");
         }
     }

@@ -6,4 +6,6 @@
 mod fake;
 mod faults;
 mod lifecycle;
+mod modes;
+mod ports;
 mod refusals;

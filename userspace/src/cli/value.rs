@@ -11,7 +11,7 @@ use ipnetwork::IpNetwork;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    model::{Invalid, MacAddr, Name, Vni, validate},
+    model::{Invalid, MacAddr, Name, Publish, Vni, validate},
     store::StoreUrl,
 };
 
@@ -142,28 +142,9 @@ pub(super) fn netns(text: &str) -> Parsed<PathBuf> {
     Ok(path)
 }
 
-/// A published port, `[IP:]HOST:CONTAINER[/tcp|udp]`, passed on as it is.
+/// Published ports, passed on as they are.
 pub(super) fn publish(text: &str) -> Parsed<String> {
-    let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    let parsed = (|| {
-        let (rest, container) = ports.rsplit_once(':')?;
-        let (ip, host) = rest.rsplit_once(':').map_or((None, rest), |(ip, host)| (Some(ip), host));
-        let ip = ip.map(|ip| match ip.strip_prefix('[').and_then(|ip| ip.strip_suffix(']')) {
-            Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
-            None => ip.parse::<Ipv4Addr>().is_ok(),
-        });
-        let good = matches!(protocol, "tcp" | "udp")
-            && ip.unwrap_or(true)
-            && port(host).is_ok()
-            && port(container).is_ok();
-        good.then_some(())
-    })();
-    match parsed {
-        Some(()) => Ok(text.to_owned()),
-        None => refuse(format!(
-            "published port '{text}' is malformed: [IP:]HOST:CONTAINER[/tcp|udp] as in 8080:80 is valid"
-        )),
-    }
+    text.parse::<Publish>().map(|_| text.to_owned())
 }
 
 /// Where the store is.
@@ -211,13 +192,11 @@ mod tests {
 
     #[test]
     fn published_ports() {
-        for good in ["8080:80", "127.0.0.1:8080:80/udp", "[::1]:8080:80/tcp", "53:53/udp"] {
+        for good in ["8080:80", "127.0.0.1:8080:80/udp", "80", "8000-8001:80-81/tcp"] {
             assert_eq!(publish(good).unwrap(), good);
         }
-        for bad in
-            ["80", "0:80", "80:0", "80:80/sctp", "1.2.3:80:80", "::1:80:80", "80:80/", ":", ""]
-        {
-            line(publish(bad));
+        for bad in ["80:0", "80:80/sctp", "[::1]:8080:80", "1-2:80", ""] {
+            assert!(line(publish(bad)).contains(&format!("published port '{bad}'")));
         }
     }
 

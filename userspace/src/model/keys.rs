@@ -70,7 +70,7 @@ pub enum Key {
 impl Key {
     /// Key of a network.
     pub fn network(name: &Name) -> String {
-        format!("{NETWORKS}{name}")
+        format!("{NETWORKS}{}", name.as_str())
     }
 
     /// Key of a VNI.
@@ -80,42 +80,42 @@ impl Key {
 
     /// Key of a node.
     pub fn node(name: &Name) -> String {
-        format!("{NODES}{name}")
+        format!("{NODES}{}", name.as_str())
     }
 
     /// Key of a node's liveness.
     pub fn alive(name: &Name) -> String {
-        format!("{ALIVE}{name}")
+        format!("{ALIVE}{}", name.as_str())
     }
 
     /// Prefix of a network's endpoints.
     pub fn endpoints_of(network: &Name) -> String {
-        format!("{ENDPOINTS}{network}/")
+        format!("{ENDPOINTS}{}/", network.as_str())
     }
 
     /// Key of an endpoint.
     pub fn endpoint(network: &Name, id: &str) -> String {
-        format!("{ENDPOINTS}{network}/{id}")
+        format!("{ENDPOINTS}{}/{id}", network.as_str())
     }
 
     /// Prefix of a network's addresses.
     pub fn ipam_of(network: &Name) -> String {
-        format!("{IPAM}{network}/")
+        format!("{IPAM}{}/", network.as_str())
     }
 
     /// Key of an address.
     pub fn ipam(network: &Name, ip: IpAddr) -> String {
-        format!("{IPAM}{network}/{ip}")
+        format!("{IPAM}{}/{ip}", network.as_str())
     }
 
     /// Prefix of a network's foreign VTEPs.
     pub fn vteps_of(network: &Name) -> String {
-        format!("{VTEPS}{network}/")
+        format!("{VTEPS}{}/", network.as_str())
     }
 
     /// Key of a foreign VTEP.
     pub fn vtep(network: &Name, ip: Ipv4Addr) -> String {
-        format!("{VTEPS}{network}/{ip}")
+        format!("{VTEPS}{}/{ip}", network.as_str())
     }
 }
 
@@ -144,7 +144,7 @@ impl FromStr for Key {
         let parts: Vec<&str> = rest.split('/').collect();
         let key = match parts.as_slice() {
             ["store"] => Self::Store,
-            ["networks", name] => Self::Network(name.parse()?),
+            ["networks", name] => Self::Network(Name::from_store(name)?),
             ["vnis", number] => Self::Vni(
                 number
                     .parse::<u32>()
@@ -154,10 +154,14 @@ impl FromStr for Key {
             ["nodes", name] => Self::Node(name.parse()?),
             ["alive", name] => Self::Alive(name.parse()?),
             ["endpoints", network, id] => {
-                Self::Endpoint { network: network.parse()?, id: endpoint_id(id)? }
+                Self::Endpoint { network: Name::from_store(network)?, id: endpoint_id(id)? }
             }
-            ["ipam", network, ip] => Self::Ipam { network: network.parse()?, ip: address(ip)? },
-            ["vteps", network, ip] => Self::Vtep { network: network.parse()?, ip: address(ip)? },
+            ["ipam", network, ip] => {
+                Self::Ipam { network: Name::from_store(network)?, ip: address(ip)? }
+            }
+            ["vteps", network, ip] => {
+                Self::Vtep { network: Name::from_store(network)?, ip: address(ip)? }
+            }
             _ => return Err(Invalid(format!("key {text:?} is of no known kind"))),
         };
         let spelled = key.to_string();
@@ -195,6 +199,10 @@ mod tests {
         for text in [
             "/culvert/v1/store",
             "/culvert/v1/networks/overlaynet1",
+            "/culvert/v1/networks/bridge@host1",
+            "/culvert/v1/endpoints/bridge@host1/00ff",
+            "/culvert/v1/ipam/bridge@host1/172.17.0.2",
+            "/culvert/v1/vteps/bridge@host1/192.0.2.1",
             "/culvert/v1/vnis/256",
             "/culvert/v1/nodes/host-1.example",
             "/culvert/v1/alive/host1",
@@ -232,6 +240,10 @@ mod tests {
             "/culvert/v1/colour/n",
             "/culvert/v1/networks/",
             "/culvert/v1/networks/a b",
+            "/culvert/v1/networks/a@",
+            "/culvert/v1/networks/a@b@c",
+            "/culvert/v1/nodes/a@b",
+            "/culvert/v1/alive/a@b",
             "/culvert/v1/vnis/0",
             "/culvert/v1/vnis/16777216",
             "/culvert/v1/vnis/x",

@@ -10,7 +10,9 @@
 //! * [`validate`]: refusals in one line.
 
 mod keys;
+mod name;
 pub mod ops;
+mod ports;
 mod record;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -19,6 +21,8 @@ pub mod validate;
 mod view;
 
 pub use keys::*;
+pub use name::Name;
+pub use ports::{PortRequest, Publish, overlapping};
 pub use record::{Decoded, Record, decode, encode};
 pub use types::*;
 pub use view::{Claim, Touched, Versioned, View};

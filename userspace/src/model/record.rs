@@ -119,7 +119,7 @@ impl Record for Network {
 
     fn check(&self, key: &Key) -> Result<(), Invalid> {
         let Key::Network(name) = key else { return misplaced(Self::KIND) };
-        matches("name", name, &self.name)?;
+        matches("name", &name.as_str(), &self.name.as_str())?;
         let subnets: Vec<_> = self.subnets.iter().map(|subnet| subnet.subnet).collect();
         validate::subnets(&subnets)?;
         if subnets.is_empty() {
@@ -167,8 +167,15 @@ impl Record for Endpoint {
 
     fn check(&self, key: &Key) -> Result<(), Invalid> {
         let Key::Endpoint { network, id } = key else { return misplaced(Self::KIND) };
-        matches("network", network, &self.network)?;
+        matches("network", &network.as_str(), &self.network.as_str())?;
         matches("identifier", id, &self.id)?;
+        if !self.network.is_seen_on(&self.node) {
+            return Err(Invalid(format!(
+                "the network is node {:?}'s own, and the endpoint on {:?}",
+                self.network.node().unwrap_or_default(),
+                self.node.as_str()
+            )));
+        }
         if !self.mac.is_unicast() {
             return Err(Invalid(format!("MAC {} is not that of one interface", self.mac)));
         }
@@ -193,7 +200,7 @@ impl Record for ForeignVtep {
 
     fn check(&self, key: &Key) -> Result<(), Invalid> {
         let Key::Vtep { network, ip } = key else { return misplaced(Self::KIND) };
-        matches("network", network, &self.network)?;
+        matches("network", &network.as_str(), &self.network.as_str())?;
         matches("address", ip, &self.ip)?;
         validate::vtep_address(self.ip)?;
         validate::udp_port(self.port)

@@ -12,6 +12,8 @@ use std::{
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use super::{Name, name};
+
 /// Schema version of the records that this build writes and reads.
 pub const SCHEMA: u32 = 1;
 
@@ -142,60 +144,6 @@ impl From<MacAddr> for String {
     }
 }
 
-/// The name of a network, container or node: Docker's rule, `[a-zA-Z0-9][a-zA-Z0-9_.-]*`, at most 63 bytes.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Name(String);
-
-impl Name {
-    /// The longest name, in bytes.
-    pub const MAX_LEN: usize = 63;
-
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for Name {
-    type Err = Invalid;
-
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        let mut bytes = text.bytes();
-        let valid = text.len() <= Self::MAX_LEN
-            && bytes.next().is_some_and(|first| first.is_ascii_alphanumeric())
-            && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
-        if valid {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(Invalid(format!(
-                "name {text:?} is malformed: a letter or digit, then letters, digits, '_', '.' or '-', at most {} in all, is valid",
-                Self::MAX_LEN
-            )))
-        }
-    }
-}
-
-impl TryFrom<String> for Name {
-    type Error = Invalid;
-
-    fn try_from(text: String) -> Result<Self, Invalid> {
-        text.parse()
-    }
-}
-
-impl From<Name> for String {
-    fn from(name: Name) -> Self {
-        name.0
-    }
-}
-
-impl fmt::Display for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
-    }
-}
-
 /// Which of Docker's drivers a network follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -220,7 +168,8 @@ pub struct Subnet {
 pub struct Network {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// Name, unique in the store.
+    /// Name, unique in the store: that of a bridge network has its node in it.
+    #[serde(deserialize_with = "name::stored")]
     pub name: Name,
     /// 64 hexadecimal digits, as Docker's.
     pub id: String,
@@ -275,6 +224,7 @@ pub struct Endpoint {
     /// 64 hexadecimal digits.
     pub id: String,
     /// Network.
+    #[serde(deserialize_with = "name::stored")]
     pub network: Name,
     /// VNI of the network, so that a peer needs one record only.
     pub vni: Vni,
@@ -398,6 +348,7 @@ pub struct VniOwner {
     /// [`SCHEMA`].
     pub schema: u32,
     /// Network.
+    #[serde(deserialize_with = "name::stored")]
     pub network: Name,
 }
 
@@ -416,6 +367,7 @@ pub struct ForeignVtep {
     /// [`SCHEMA`].
     pub schema: u32,
     /// Network.
+    #[serde(deserialize_with = "name::stored")]
     pub network: Name,
     /// Address.
     pub ip: Ipv4Addr,

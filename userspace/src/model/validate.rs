@@ -241,22 +241,54 @@ pub fn allows_overlap(network: &Network) -> bool {
 ///
 /// # Errors
 ///
-/// A shared address, unless both are overlay networks with `allow_overlap=true`.
+/// A shared address, unless both are overlay networks with `allow_overlap=true`,
+/// or different nodes' own.
 pub fn no_overlap<'a>(new: &Network, others: impl IntoIterator<Item = &'a Network>) -> Check {
     for other in others.into_iter().filter(|other| other.name != new.name) {
-        if allows_overlap(new) && allows_overlap(other) {
+        if (allows_overlap(new) && allows_overlap(other)) || new.name.is_apart_from(&other.name) {
             continue;
         }
         for ours in &new.subnets {
             if let Some(theirs) = other.subnets.iter().find(|s| overlap(s.subnet, ours.subnet)) {
                 return invalid(format!(
-                    "subnet {} overlaps {} of network '{}': choose another, or create both overlay networks with --opt allow_overlap=true",
-                    ours.subnet, theirs.subnet, other.name
+                    "subnet {} overlaps {} of network {}: choose another, or create both overlay networks with --opt allow_overlap=true",
+                    ours.subnet,
+                    theirs.subnet,
+                    other.name.quoted()
                 ));
             }
         }
     }
     Ok(())
+}
+
+/// Checks the subnets of a new network against the routes of the host. Default
+/// routes and those into the subnets of networks that are there already (see
+/// [`no_overlap`]) are in nobody's way.
+///
+/// # Errors
+///
+/// A route to some of the addresses leads elsewhere.
+pub fn not_routed<'a>(
+    new: &[IpNetwork],
+    routes: &[IpNetwork],
+    others: impl IntoIterator<Item = &'a Network>,
+) -> Check {
+    let within = |route: &IpNetwork, other: IpNetwork| {
+        other.prefix() <= route.prefix() && overlap(other, *route)
+    };
+    let others: Vec<_> = others.into_iter().flat_map(|other| &other.subnets).collect();
+    let clash = routes
+        .iter()
+        .filter(|route| route.prefix() > 0)
+        .filter(|route| !others.iter().any(|other| within(route, other.subnet)))
+        .find_map(|route| Some((route, new.iter().find(|subnet| overlap(**subnet, *route))?)));
+    match clash {
+        None => Ok(()),
+        Some((route, subnet)) => invalid(format!(
+            "subnet {subnet} overlaps {route}, to which this host has a route: choose another, or remove that route"
+        )),
+    }
 }
 
 /// Checks the name of an interface as the kernel does (`dev_valid_name`).

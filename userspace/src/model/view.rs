@@ -273,6 +273,22 @@ impl View {
         self.endpoints_in(network).find(|ep| ep.node == *node && ep.container == *container)
     }
 
+    /// The network that a name means on a node: the node's own of that name, or
+    /// else everybody's, which may be unknown.
+    pub fn resolve(&self, name: &Name, node: &Name) -> Name {
+        let own = name.on(node);
+        if self.networks.contains_key(&own) || self.problem_at(&Key::network(&own)).is_some() {
+            own
+        } else {
+            name.clone()
+        }
+    }
+
+    /// The networks that are there for a node: its own and everybody's.
+    pub fn networks_on(&self, node: &Name) -> impl Iterator<Item = &Versioned<Network>> {
+        self.networks.values().filter(|network| network.name.is_seen_on(node))
+    }
+
     /// Who holds an address of a network.
     pub fn ip_claim(&self, network: &Name, ip: IpAddr) -> Option<&Claim<IpOwner>> {
         self.ipam.get(network)?.get(&ip)

@@ -75,7 +75,7 @@ fn what_the_container_verbs_print() {
         "ps",
         "ps --format json",
         "attach --pid 1 --name a --network overlaynet1 --ip 10.0.0.9 --mac 02:42:0a:00:00:09 --ifname eth7 -p 127.0.0.1:8080:80/tcp",
-        "attach --netns /run/netns/x --name b --network overlaynet1 --format json",
+        "attach --netns /run/netns/x --name b --network overlaynet1 -p 80 -p 8000-8001:90-91/udp --format json",
         "attach --netns /run/netns/x --name b --network overlaynet1",
         "attach --netns /run/netns/x --name c --network nowhere",
         "network connect overlaynet1 a --ip 10.0.0.8",
@@ -183,11 +183,39 @@ fn nothing_to_do_shows_help_and_is_wrong_usage() {
 #[test]
 fn wrong_usage_is_one_line_and_exit_code_2() {
     let agent = Agent::start();
-    for line in ["network create a/b", "ps --frobnicate", "run --name a", "agent --store x"] {
+    for line in [
+        "network create a/b",
+        "network create bridge@host1",
+        "network create a --gateway 10.0.0.1 --gateway 10.0.0.2",
+        "ps --frobnicate",
+        "run --name a",
+        "agent --store x",
+        "run --name a -p 80:0 -- true",
+        "run --name a -p 0-1:80-81 -- true",
+        "run --name a -p 80:65536 -- true",
+        "run --name a -p 65536:80 -- true",
+        "run --name a -p 80:80/sctp -- true",
+        "run --name a -p 80:80/ -- true",
+        "run --name a -p http:80 -- true",
+        "run --name a -p 1:2:3:4 -- true",
+        "run --name a -p 80: -- true",
+        "run --name a -p 2-1:1-2 -- true",
+        "run --name a -p 1-2:1-3 -- true",
+        "run --name a -p 1-2:80 -- true",
+        "run --name a -p [::1]:80:80 -- true",
+        "run --name a -p ::1:80:80 -- true",
+        "run --name a -p 1.2.3:80:80 -- true",
+        "attach --pid 1 --name a --network overlaynet1 -p 80:0",
+    ] {
         let output = run(&agent.socket(), &words(line));
         assert_eq!(output.status.code(), Some(2), "{line}");
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(stderr.starts_with("culvert: ") && stderr.lines().count() == 1, "{stderr}");
+        if let Some((_, port)) = line.split_once("-p").filter(|_| line.contains("name a -p")) {
+            let port = port.trim_start().split(' ').next().unwrap();
+            assert!(stderr.contains(&format!("published port '{port}'")), "{stderr}");
+            assert!(stderr.trim_end().ends_with("is valid"), "{stderr}");
+        }
     }
     // Not UTF-8.
     let output =

@@ -8,9 +8,9 @@ use crate::{
         containers::{Origin, Record},
         shared::PlugState,
     },
-    api::types::{ApiError, Connect, ContainerRow, ErrorKind},
+    api::types::{ApiError, Connect, ContainerRow},
     model::{
-        Endpoint, MacAddr, Name, SandboxRef, View,
+        Endpoint, MacAddr, Name, PortRequest, SandboxRef, View,
         ops::{self, EndpointSpec, ExecuteError, Refusal},
     },
     store::{StoreError, retry::Backoff},
@@ -26,12 +26,21 @@ pub(super) struct Attachment<'a> {
     pub(super) ip: Option<IpAddr>,
     pub(super) mac: Option<MacAddr>,
     pub(super) ifname: Option<&'a str>,
+    pub(super) ports: &'a [PortRequest],
 }
 
 impl Agent {
     /// Attaches a sandbox to a network, and returns once frames flow. If that
     /// does not come about, the state is as before.
     pub(super) async fn attach(&self, wanted: &Attachment<'_>) -> Result<Endpoint, ApiError> {
+        if !wanted.ports.is_empty()
+            && let Some(network) = self.shared.view().networks.get(wanted.network)
+        {
+            // Before a process is blamed for a port.
+            ops::may_publish(network, wanted.container)?;
+        }
+        // Held until the endpoint holds them, or until there will be none.
+        let ports = self.shared.assign_ports(wanted.container, wanted.ports)?;
         let reserved = self.ifnames_in(wanted.netns);
         let platform = &self.shared.platform;
         let ifname = platform.choose_ifname(wanted.netns, wanted.ifname, &reserved).await?;
@@ -43,7 +52,7 @@ impl Agent {
             mac: wanted.mac,
             ifname,
             sandbox: SandboxRef { netns: wanted.netns.to_owned(), owned: wanted.owned },
-            ports: Vec::new(),
+            ports: ports.ports().to_vec(),
         };
         // The identifier of the last plan: should its commit be in doubt, it is
         // looked for later.
@@ -160,10 +169,11 @@ impl Agent {
             NetworkOf::Stored(name) => name,
             NetworkOf::None | NetworkOf::Host | NetworkOf::Container(_) => {
                 return Err(invalid(format!(
-                    "network '{network}' is a mode, not a network to connect to: 'culvert network ls' lists the overlay networks"
+                    "network '{network}' is a mode, not a network to connect to: 'culvert network ls' lists overlay and bridge networks"
                 )));
             }
         };
+        self.ensure_bridge(&network).await?;
         self.attach(&Attachment {
             container: name,
             network: &network,
@@ -172,6 +182,7 @@ impl Agent {
             ip: request.ip,
             mac: request.mac,
             ifname: None,
+            ports: &[],
         })
         .await?;
         Ok(rows::container(&self.shared, &record))
@@ -183,6 +194,17 @@ impl Agent {
         name: &Name,
     ) -> Result<(), ApiError> {
         self.shared.store().await?;
+        if matches!(network.as_str(), "host" | "none") {
+            return Err(invalid(format!(
+                "network '{network}' is a mode, not a network to disconnect from: 'culvert ps' shows the networks of '{name}'"
+            )));
+        }
+        if let Some(Record { origin: Origin::Shares(other), .. }) = self.record_of(name) {
+            return Err(invalid(format!(
+                "container '{name}' shares the network of '{other}': disconnect '{other}' instead"
+            )));
+        }
+        let network = &self.resolve(network);
         let found = {
             let view = self.shared.view();
             if !view.networks.contains_key(network) && !view.endpoints.contains_key(network) {
@@ -235,18 +257,5 @@ impl Agent {
                 "container '{name}' is unknown: 'culvert ps' lists those of this host"
             )),
         }
-    }
-}
-
-/// Refuses what comes with the published ports.
-pub(super) fn no_ports(name: &Name, ports: &[String]) -> Result<(), ApiError> {
-    match ports.first() {
-        None => Ok(()),
-        Some(port) => Err(ApiError::new(
-            ErrorKind::Invalid,
-            format!(
-                "container '{name}': published ports ('-p {port}') are not available yet: containers of an overlay network reach each other without"
-            ),
-        )),
     }
 }

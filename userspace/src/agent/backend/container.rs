@@ -7,15 +7,14 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{
-    Agent,
-    attach::{Attachment, no_ports},
-    conflict, internal, invalid, rows,
-};
+use super::{Agent, attach::Attachment, conflict, internal, invalid, rows};
 use crate::{
-    agent::containers::{Origin, Process, Record},
+    agent::{
+        containers::{Origin, Process, Record},
+        ports,
+    },
     api::types::{ApiError, ContainerCreate, ContainerRow, ContainerState},
-    model::Name,
+    model::{Name, ops::PREDEFINED_BRIDGE},
 };
 
 /// How long a killed process may take to go.
@@ -40,15 +39,15 @@ impl Agent {
         match text {
             "none" => return Ok(NetworkOf::None),
             "host" => return Ok(NetworkOf::Host),
-            "bridge" => {
-                return Err(invalid(
-                    "network 'bridge' is not available yet: 'culvert network create NAME' makes an overlay network, which works on one host too; or use '--network none' or 'host'",
-                ));
-            }
             _ => {}
         }
         let name: Name = text.parse().map_err(|error: crate::model::Invalid| invalid(error.0))?;
+        if text == PREDEFINED_BRIDGE {
+            // There or not: it is made when it is needed.
+            return Ok(NetworkOf::Stored(name.on(&self.shared.node.name)));
+        }
         let view = self.shared.view();
+        let name = view.resolve(&name, &self.shared.node.name);
         if view.networks.contains_key(&name) {
             Ok(NetworkOf::Stored(name))
         } else {
@@ -103,7 +102,7 @@ impl Agent {
         if self.record_of(name).is_some() {
             return self.again(request).await;
         }
-        no_ports(name, &request.ports)?;
+        let ports = ports::parse(name, &request.ports)?;
         let network = self.network_of(&request.network)?;
         let adopting = request.netns.is_some() || request.pid.is_some();
         if let NetworkOf::Stored(network) = &network {
@@ -125,6 +124,7 @@ impl Agent {
                     ip: request.ip,
                     mac: request.mac,
                     ifname: request.ifname.as_deref(),
+                    ports: &ports,
                 })
                 .await;
             if let Err(error) = attached {
@@ -159,7 +159,7 @@ impl Agent {
         if !adopting || record.origin != Origin::Attached {
             return Err(taken());
         }
-        no_ports(name, &request.ports)?;
+        let ports = ports::parse(name, &request.ports)?;
         let netns = self.shared.platform.adopt(request.netns.as_deref(), request.pid).await?;
         if netns != record.netns {
             return Err(conflict(format!(
@@ -171,6 +171,7 @@ impl Agent {
         let NetworkOf::Stored(network) = self.network_of(&request.network)? else {
             return Err(taken());
         };
+        self.ensure_bridge(&network).await?;
         self.attach(&Attachment {
             container: name,
             network: &network,
@@ -179,6 +180,7 @@ impl Agent {
             ip: request.ip,
             mac: request.mac,
             ifname: request.ifname.as_deref(),
+            ports: &ports,
         })
         .await?;
         Ok(rows::container(&self.shared, &record))
@@ -186,6 +188,7 @@ impl Agent {
 
     /// Refuses an unknown network before a sandbox is made for it.
     async fn check_network(&self, network: &Name) -> Result<(), ApiError> {
+        self.ensure_bridge(network).await?;
         if self.shared.view().networks.contains_key(network) {
             return Ok(());
         }
@@ -213,8 +216,21 @@ impl Agent {
         match network {
             NetworkOf::Host => Ok(Record::new(name, Origin::Host, PathBuf::new())),
             NetworkOf::Container(other) => {
+                if *other == name {
+                    return Err(invalid(format!(
+                        "container '{name}' cannot share its own network: the name of another container is valid"
+                    )));
+                }
                 let shared = self.record_of(other).ok_or_else(|| self.unknown_container(other))?;
-                Ok(Record::new(name, Origin::Shares(other.clone()), shared.netns))
+                match shared.origin {
+                    Origin::Owned | Origin::Attached => {
+                        Ok(Record::new(name, Origin::Shares(other.clone()), shared.netns))
+                    }
+                    Origin::Host => Ok(Record::new(name, Origin::Host, PathBuf::new())),
+                    Origin::Shares(root) => Err(invalid(format!(
+                        "container '{name}': '{other}' shares the network of '{root}' itself: '--network container:{root}' is valid"
+                    ))),
+                }
             }
             NetworkOf::Stored(_) | NetworkOf::None => {
                 if request.netns.is_none() && request.pid.is_none() {
@@ -278,9 +294,10 @@ impl Agent {
             .filter(|other| other.origin == Origin::Shares(name.clone()))
             .map(|other| format!("'{}'", other.name))
             .collect();
-        if !sharers.is_empty() {
+        // By force they keep the namespace, as long as their commands run.
+        if !sharers.is_empty() && !force {
             return Err(conflict(format!(
-                "container '{name}' has a network that {} shares: remove that first",
+                "container '{name}' has a network that {} shares: remove that first, or use 'culvert rm -f {name}'",
                 sharers.join(", ")
             )));
         }
@@ -362,6 +379,7 @@ fn check_plain(
         ("--ip", request.ip.is_some()),
         ("--mac", request.mac.is_some()),
         ("--ifname", request.ifname.is_some()),
+        ("-p", !request.ports.is_empty()),
     ];
     match given.iter().find(|(_, given)| *given) {
         None => Ok(()),

@@ -26,7 +26,7 @@ use crate::{
             VtepChange, VtepRow,
         },
     },
-    model::{Name, ops},
+    model::{Name, View, ops},
 };
 
 /// The agent, as the API server sees it.
@@ -119,14 +119,20 @@ impl Backend for Agent {
     async fn vtep_add(&self, request: VtepChange) -> Result<(), ApiError> {
         self.shared.store().await?;
         let port = request.port.unwrap_or(self.shared.node.port);
-        let plan = |view: &_| ops::add_vtep(view, &request.network, request.ip, port);
+        let own = &self.shared.node.name;
+        let plan = |view: &View| {
+            ops::add_vtep(view, &view.resolve(&request.network, own), request.ip, port)
+        };
         let (_, revision) = self.shared.execute(plan).await?;
         self.shared.settled(revision, &format!("VTEP {}", request.ip), || Some(())).await
     }
 
     async fn vtep_remove(&self, request: VtepChange) -> Result<(), ApiError> {
         self.shared.store().await?;
-        let plan = |view: &_| Ok(((), ops::remove_vtep(view, &request.network, request.ip)?));
+        let own = &self.shared.node.name;
+        let plan = |view: &View| {
+            Ok(((), ops::remove_vtep(view, &view.resolve(&request.network, own), request.ip)?))
+        };
         let ((), revision) = self.shared.execute(plan).await?;
         self.shared.settled(revision, &format!("VTEP {}", request.ip), || Some(())).await
     }

@@ -9,14 +9,14 @@ use crate::{
         NetworkCreate, NetworkInspect, NetworkRow,
     },
     model::{
-        Driver, Endpoint, Name, Network, View,
-        ops::{self, NetworkSpec},
+        Driver, Endpoint, Invalid, Name, Network, View,
+        ops::{self, NetworkSpec, PREDEFINED_BRIDGE, Refusal},
     },
 };
 
-/// The networks that exist from the start, with the driver of each. `bridge` is
-/// local to a host and comes with the bridge driver; `host` and `none` are modes.
-pub(super) const PREDEFINED: [&str; 3] = ["bridge", "host", "none"];
+/// The networks that exist from the start. `bridge` is made when a container first
+/// needs it; `host` and `none` are modes.
+pub(super) const PREDEFINED: [&str; 3] = [PREDEFINED_BRIDGE, "host", "none"];
 
 /// Refuses to change a predefined network.
 fn not_predefined(name: &Name, what: &str) -> Result<(), ApiError> {
@@ -31,41 +31,86 @@ fn not_predefined(name: &Name, what: &str) -> Result<(), ApiError> {
 impl Agent {
     pub(super) async fn create_network(&self, request: NetworkCreate) -> Result<Created, ApiError> {
         not_predefined(&request.name, "created")?;
-        if request.driver == Driver::Bridge {
-            return Err(invalid(format!(
-                "network '{}': driver bridge is not available yet: '-d overlay' works, on one host too",
-                request.name
-            )));
-        }
         self.shared.store().await?;
+        let network = self.make_network(request).await?;
+        Ok(Created { id: network.id })
+    }
+
+    async fn make_network(&self, request: NetworkCreate) -> Result<Network, ApiError> {
+        let own = request.name.on(&self.shared.node.name);
         let mut avoid = self.shared.platform.routes().await?;
         // A default route covers everything.
         avoid.retain(|route| route.prefix() > 0);
         let spec = NetworkSpec {
-            name: request.name,
+            name: match request.driver {
+                Driver::Overlay => request.name,
+                Driver::Bridge => own.clone(),
+            },
             driver: request.driver,
             subnets: request.subnets,
             gateway: request.gateway,
             vni: request.vni,
             mtu: request.mtu,
-            max_mtu: self.shared.platform.max_mtu().await?,
+            max_mtu: self.shared.platform.max_mtu(request.driver).await?,
             internal: request.internal,
             learning: request.learning,
             options: request.options,
             labels: request.labels,
             avoid,
         };
-        let (network, revision) =
-            self.shared.execute(|view| ops::create_network(view, &spec)).await?;
+        let plan = |view: &View| {
+            if spec.driver == Driver::Overlay
+                && view.resolve(&spec.name, &self.shared.node.name) == own
+            {
+                return Err(Refusal::Conflict(format!(
+                    "network '{own}' exists already, as a bridge network of this host: choose another name, or remove it first"
+                )));
+            }
+            ops::create_network(view, &spec)
+        };
+        let (network, revision) = self.shared.execute(plan).await?;
         let what = format!("network '{}'", network.name);
         self.shared.settled(revision, &what, || Some(())).await?;
-        Ok(Created { id: network.id })
+        Ok(network)
+    }
+
+    /// The network that a name means on this host.
+    pub(super) fn resolve(&self, name: &Name) -> Name {
+        self.shared.view().resolve(name, &self.shared.node.name)
+    }
+
+    /// Makes the network `bridge` of this host, if it is that one and not there yet.
+    pub(super) async fn ensure_bridge(&self, network: &Name) -> Result<(), ApiError> {
+        let there = || self.shared.view().networks.contains_key(network);
+        if network.node().is_none() || network.local() != PREDEFINED_BRIDGE || there() {
+            return Ok(());
+        }
+        // Of several that need it at once, one makes it. No container is named so.
+        let _turn = self.shared.lock(network).await;
+        if there() {
+            return Ok(());
+        }
+        let name = network.local().parse().map_err(|error: Invalid| invalid(error.0))?;
+        let request = NetworkCreate {
+            name,
+            driver: Driver::Bridge,
+            subnets: Vec::new(),
+            gateway: None,
+            vni: None,
+            mtu: None,
+            internal: false,
+            learning: false,
+            options: BTreeMap::new(),
+            labels: BTreeMap::new(),
+        };
+        self.make_network(request).await.map(drop)
     }
 
     pub(super) async fn remove_network(&self, name: &Name) -> Result<(), ApiError> {
         not_predefined(name, "removed")?;
         self.shared.store().await?;
-        let plan = |view: &View| Ok(((), ops::remove_network(view, name)?));
+        let own = &self.shared.node.name;
+        let plan = |view: &View| Ok(((), ops::remove_network(view, &view.resolve(name, own))?));
         let ((), revision) = self.shared.execute(plan).await?;
         self.shared.settled(revision, &format!("network '{name}'"), || Some(())).await
     }
@@ -73,7 +118,10 @@ impl Agent {
     pub(super) async fn list_networks(&self) -> Result<Vec<NetworkRow>, ApiError> {
         self.shared.store().await?;
         let view = self.shared.view();
-        let predefined = PREDEFINED.iter().map(|name| NetworkRow {
+        let own = &self.shared.node.name;
+        let stored: Vec<_> = view.networks_on(own).collect();
+        let made = |name: &str| stored.iter().any(|network| network.name.local() == name);
+        let predefined = PREDEFINED.iter().filter(|name| !made(name)).map(|name| NetworkRow {
             id: predefined_id(name),
             name: (*name).to_owned(),
             driver: predefined_driver(name).to_owned(),
@@ -83,7 +131,7 @@ impl Agent {
             mtu: 0,
             endpoints: 0,
         });
-        let stored = view.networks.values().map(|network| NetworkRow {
+        let stored = stored.iter().map(|network| NetworkRow {
             id: network.id.clone(),
             name: network.name.to_string(),
             driver: driver_name(network.driver).to_owned(),
@@ -100,15 +148,19 @@ impl Agent {
 
     pub(super) async fn inspect_network(&self, name: &Name) -> Result<NetworkInspect, ApiError> {
         self.shared.store().await?;
+        let view = self.shared.view();
+        let name = &view.resolve(name, &self.shared.node.name);
         if PREDEFINED.contains(&name.as_str()) {
             return Ok(inspect_predefined(name));
         }
-        let view = self.shared.view();
         let network = view.networks.get(name).ok_or_else(|| unknown(&view, name))?;
         let containers = view
             .endpoints_in(name)
             .map(|endpoint| (endpoint.id.clone(), container(network, endpoint)));
-        let nodes: BTreeSet<&Name> = view.endpoints_in(name).map(|ep| &ep.node).collect();
+        // A node's own network has no peers.
+        let overlay = name.node().is_none();
+        let endpoints = view.endpoints_in(name).filter(|_| overlay);
+        let nodes: BTreeSet<&Name> = endpoints.map(|ep| &ep.node).collect();
         let nodes = nodes.into_iter().filter_map(|node| view.nodes.get(node));
         let peers = nodes
             .map(|node| InspectPeer { name: node.name.to_string(), ip: node.vtep.to_string() })

@@ -59,6 +59,6 @@ fn network(endpoint: &Endpoint) -> ContainerNetwork {
         ip6,
         mac: endpoint.mac.to_string(),
         ifname: endpoint.ifname.clone(),
-        ports: Vec::new(),
+        ports: endpoint.ports.iter().map(ToString::to_string).collect(),
     }
 }

@@ -95,7 +95,9 @@ impl Agent {
         let view = self.shared.view();
         let own = &self.shared.node;
         let mut networks: BTreeMap<&Name, BTreeSet<String>> = BTreeMap::new();
-        for endpoint in view.endpoints.values().flat_map(BTreeMap::values) {
+        let endpoints = view.endpoints.values().flat_map(BTreeMap::values);
+        // A node's own networks do not go through its VTEP.
+        for endpoint in endpoints.filter(|endpoint| endpoint.network.node().is_none()) {
             networks.entry(&endpoint.node).or_default().insert(endpoint.network.to_string());
         }
         let mut rows = Vec::new();
@@ -178,7 +180,7 @@ impl Agent {
                 view.vteps.values().flat_map(|vteps| vteps.keys().copied()).collect();
             (
                 view.nodes.len() + foreign.len(),
-                view.networks.len(),
+                view.networks_on(&shared.node.name).count(),
                 view.endpoints_on(&shared.node.name).count(),
                 view.endpoints.values().map(BTreeMap::len).sum(),
                 view.revision,

@@ -92,9 +92,28 @@ impl Engine {
                 self.dirty.extend(concerned.cloned());
             }
         }
+        let concerned = !endpoints.is_empty();
         for (network, id) in endpoints {
             self.note_endpoint(network, id);
         }
+        if concerned {
+            self.hold_ports(false);
+        }
+    }
+
+    /// Holds the ports of the host that its endpoints publish; tries those that were
+    /// not to be had `again`.
+    pub(super) fn hold_ports(&self, again: bool) {
+        let wanted = {
+            let view = self.shared.view();
+            let endpoints =
+                self.local.iter().filter_map(|(id, network)| view.endpoint(network, id));
+            let ports = endpoints.flat_map(|ep| {
+                ep.ports.iter().map(|port| ((ep.id.clone(), *port), ep.container.clone()))
+            });
+            ports.collect()
+        };
+        self.shared.hold_ports(&wanted, again);
     }
 
     fn note_endpoint(&mut self, network: Name, id: String) {

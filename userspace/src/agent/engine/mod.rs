@@ -222,10 +222,10 @@ impl Engine {
             self.make_gateway(&network).await;
             if let Err(error) = self.write_network(&network) {
                 let line = format!("network '{network}': {error}; trying again");
-                self.shared.problem(&format!("maps/{network}"), Some(line));
+                self.shared.problem(&format!("maps/{}", network.as_str()), Some(line));
                 failed.insert(network);
             } else {
-                self.shared.problem(&format!("maps/{network}"), None);
+                self.shared.problem(&format!("maps/{}", network.as_str()), None);
             }
         }
         self.dirty = failed;
@@ -316,6 +316,7 @@ impl Engine {
         self.revive_sandboxes().await;
         self.work.extend(self.local.keys().cloned().map(Work::Plug));
         self.check_uplinks().await;
+        self.hold_ports(true);
         // It waits for this task, so it is one of its own.
         let agent = Agent::new(Arc::clone(&self.shared));
         tokio::spawn(async move { agent.remove_abandoned().await });

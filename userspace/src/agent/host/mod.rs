@@ -1,6 +1,7 @@
 //! The real host: netlink, sandboxes and the loaded data plane.
 
 mod nat;
+mod ports;
 mod underlay;
 
 use std::{
@@ -19,11 +20,11 @@ use culvert_common::abi::{
 use ipnetwork::IpNetwork;
 use tokio::sync::Mutex;
 
-use super::platform::{HostEvent, Paths, Platform, PlugError};
+use super::platform::{Holder, HostEvent, Paths, Platform, PlugError, PortError, PortHold};
 use crate::{
     api::types::{ApiError, ErrorKind},
     datapath::{self, Datapath, DatapathError, Table as _},
-    model::{Name, validate},
+    model::{Driver, Name, Protocol, validate},
     netlink::{Event, Monitor, Netlink, NetlinkError},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
     sandbox::{self, GatewaySpec, PlugSpec, Sandbox, SandboxError},
@@ -322,14 +323,31 @@ impl Platform for Host {
         self.attach_uplinks().await.into_iter().map(|error| error.message).collect()
     }
 
-    async fn max_mtu(&self) -> Result<u16, ApiError> {
+    async fn max_mtu(&self, driver: Driver) -> Result<u16, ApiError> {
         let mut least = u32::from(u16::MAX);
         for name in &self.uplinks {
             let link = self.netlink.link(name).await.map_err(refused)?;
             let link = link.ok_or_else(|| refused(NetlinkError::NoSuchInterface(name.clone())))?;
             least = least.min(link.mtu);
         }
-        Ok(u16::try_from(least).unwrap_or(u16::MAX).saturating_sub(VXLAN_OVERHEAD))
+        let overhead = match driver {
+            Driver::Overlay => VXLAN_OVERHEAD,
+            Driver::Bridge => 0,
+        };
+        Ok(u16::try_from(least).unwrap_or(u16::MAX).saturating_sub(overhead))
+    }
+
+    fn hold_port(
+        &self,
+        ip: Ipv4Addr,
+        port: u16,
+        protocol: Protocol,
+    ) -> Result<PortHold, PortError> {
+        ports::hold(ip, port, protocol)
+    }
+
+    fn port_holder(&self, ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder {
+        ports::holder(ip, port, protocol)
     }
 
     async fn routes(&self) -> Result<Vec<IpNetwork>, ApiError> {

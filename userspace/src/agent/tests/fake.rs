@@ -26,7 +26,7 @@ use crate::{
         containers::Containers,
         engine::{Engine, Periods},
         node,
-        platform::{HostEvent, Paths, Platform, PlugError},
+        platform::{Holder, HostEvent, Paths, Platform, PlugError, PortError, PortHold},
         shared::Shared,
     },
     api::{
@@ -35,7 +35,7 @@ use crate::{
     },
     cli::{AgentOptions, DatapathMode, StoreAccess},
     datapath::DatapathError,
-    model::{Driver, Name, Node, ROOT, SCHEMA, View},
+    model::{Driver, Name, Node, Protocol, ROOT, SCHEMA, View},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
     sandbox::GatewaySpec,
     store::{FileStore, FollowOptions, Follower, StateStore},
@@ -72,7 +72,25 @@ pub(super) struct State {
     pub(super) gateways: BTreeMap<u32, u32>,
     /// The program is on the loopback device.
     pub(super) loopback: bool,
+    /// Routes of the host.
+    pub(super) routes: Vec<IpNetwork>,
+    /// Ports of the host that a process has, and which.
+    pub(super) busy: BTreeMap<Port, Holder>,
+    /// Ports of the host that the agent holds.
+    pub(super) held: Arc<Mutex<BTreeSet<Port>>>,
     next_ifindex: u32,
+}
+
+/// Address, port and protocol.
+pub(super) type Port = (Ipv4Addr, u16, Protocol);
+
+/// A port that is held until this is dropped.
+struct Hold(Arc<Mutex<BTreeSet<Port>>>, Port);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().remove(&self.1);
+    }
 }
 
 /// See [`State`].
@@ -86,7 +104,11 @@ impl Paper {
     pub(super) fn new() -> Arc<Self> {
         let (tell, events) = mpsc::unbounded_channel();
         Arc::new(Self {
-            state: Mutex::new(State { next_ifindex: 100, ..State::default() }),
+            state: Mutex::new(State {
+                next_ifindex: 100,
+                routes: ["0.0.0.0/0", "10.0.0.0/24"].map(|route| route.parse().unwrap()).into(),
+                ..State::default()
+            }),
             events: tokio::sync::Mutex::new(events),
             tell,
         })
@@ -214,12 +236,42 @@ impl Platform for Paper {
         Vec::new()
     }
 
-    async fn max_mtu(&self) -> Result<u16, ApiError> {
-        Ok(1450)
+    async fn max_mtu(&self, driver: Driver) -> Result<u16, ApiError> {
+        Ok(match driver {
+            Driver::Overlay => 1450,
+            Driver::Bridge => 1500,
+        })
+    }
+
+    fn hold_port(
+        &self,
+        ip: Ipv4Addr,
+        port: u16,
+        protocol: Protocol,
+    ) -> Result<PortHold, PortError> {
+        if port < 100 {
+            return Err(PortError::Denied { from: 100 });
+        }
+        if !(ip.is_unspecified() || ip.is_loopback()) {
+            return Err(PortError::NoSuchAddress);
+        }
+        if self.port_holder(ip, port, protocol) != Holder::Unseen {
+            return Err(PortError::InUse);
+        }
+        let state = self.state();
+        // What it holds itself is in its own way, too.
+        if !state.held.lock().unwrap().insert((ip, port, protocol)) {
+            return Err(PortError::InUse);
+        }
+        Ok(Box::new(Hold(Arc::clone(&state.held), (ip, port, protocol))))
+    }
+
+    fn port_holder(&self, ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder {
+        self.state().busy.get(&(ip, port, protocol)).cloned().unwrap_or(Holder::Unseen)
     }
 
     async fn routes(&self) -> Result<Vec<IpNetwork>, ApiError> {
-        Ok(vec!["0.0.0.0/0".parse().unwrap(), "10.0.0.0/24".parse().unwrap()])
+        Ok(self.state().routes.clone())
     }
 
     async fn make_sandbox(&self, name: &Name) -> Result<PathBuf, ApiError> {

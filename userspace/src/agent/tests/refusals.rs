@@ -10,7 +10,11 @@ use crate::{
 };
 
 /// Checks a refusal: its class, and that its line has the parts.
-fn assert_refused<T: std::fmt::Debug>(outcome: Result<T, ApiError>, kind: ErrorKind, part: &str) {
+pub(super) fn assert_refused<T: std::fmt::Debug>(
+    outcome: Result<T, ApiError>,
+    kind: ErrorKind,
+    part: &str,
+) {
     let error = outcome.unwrap_err();
     assert_eq!(error.kind, kind, "{error}");
     assert!(error.message.contains(part), "{error:?} lacks {part:?}");
@@ -43,7 +47,37 @@ async fn refusals_name_the_thing_and_change_nothing() {
     assert_refused(create(&|r| r.name = name("blue")).await, Conflict, "'blue' exists already");
     assert_refused(create(&|r| r.name = name("host")).await, Conflict, "'host' is predefined");
     assert_refused(create(&|r| r.name = name("bridge")).await, Conflict, "predefined");
-    assert_refused(create(&|r| r.driver = Driver::Bridge).await, Invalid, "not available yet");
+    assert_refused(
+        create(&|r| (r.driver, r.learning) = (Driver::Bridge, true)).await,
+        Invalid,
+        "--learning does not go with driver bridge",
+    );
+    for driver in [Driver::Overlay, Driver::Bridge] {
+        let routed = "10.0.0.0/16".parse().unwrap();
+        assert_refused(
+            create(&|r| (r.driver, r.subnets) = (driver, vec![routed])).await,
+            Conflict,
+            "overlaps 10.0.",
+        );
+        let inside = "10.0.0.128/25".parse().unwrap();
+        assert_refused(
+            create(&|r| (r.driver, r.subnets) = (driver, vec![inside])).await,
+            Conflict,
+            "overlaps 10.0.0.0/24, to which this host has a route",
+        );
+        let gateway = Some([172, 20, 0, 1].into());
+        let subnet = "172.19.0.0/16".parse().unwrap();
+        assert_refused(
+            create(&|r| (r.driver, r.subnets, r.gateway) = (driver, vec![subnet], gateway)).await,
+            Invalid,
+            "gateway 172.20.0.1 is outside",
+        );
+    }
+    assert_refused(
+        create(&|r| (r.driver, r.mtu) = (Driver::Bridge, Some(1501))).await,
+        Invalid,
+        "MTU 1501",
+    );
     assert_refused(create(&|r| r.vni = Some(0)).await, Invalid, "VNI 0");
     assert_refused(create(&|r| r.vni = Some(1 << 24)).await, Invalid, "VNI 16777216");
     assert_refused(create(&|r| r.vni = Some(256)).await, Conflict, "VNI 256 is taken");
@@ -58,7 +92,9 @@ async fn refusals_name_the_thing_and_change_nothing() {
         "option \"colour\"",
     );
     assert_refused(agent.network_remove(&name("blue")).await, Conflict, "'web' on 'host1'");
-    assert_refused(agent.network_remove(&name("none")).await, Conflict, "predefined");
+    for predefined in ["none", "host", "bridge"] {
+        assert_refused(agent.network_remove(&name(predefined)).await, Conflict, "predefined");
+    }
     assert_refused(agent.network_remove(&name("grey")).await, NotFound, "'grey' is unknown");
     assert_refused(agent.network_inspect(&name("grey")).await, NotFound, "'grey' is unknown");
 
@@ -71,18 +107,28 @@ async fn refusals_name_the_thing_and_change_nothing() {
         };
     assert_refused(attempt("web", "blue", &|_| ()).await, Conflict, "'web' exists already");
     assert_refused(attempt("x", "grey", &|_| ()).await, NotFound, "'grey' is unknown");
-    assert_refused(attempt("x", "bridge", &|_| ()).await, Invalid, "'bridge' is not available");
+    assert_refused(attempt("x", "blue@host1", &|_| ()).await, Invalid, "malformed");
+    assert_refused(attempt("x", "container:x", &|_| ()).await, Invalid, "its own network");
+    assert_refused(
+        attempt("x", "container:side", &|_| ()).await,
+        Invalid,
+        "'side' shares the network of 'web' itself: '--network container:web'",
+    );
     assert_refused(attempt("x", "a b", &|_| ()).await, Invalid, "malformed");
     assert_refused(attempt("x", "container:nobody", &|_| ()).await, NotFound, "'nobody'");
     let ip = |ip: &str| Some(ip.parse().unwrap());
     assert_refused(attempt("x", "blue", &|r| r.ip = ip("10.9.9.9")).await, Invalid, "outside");
     assert_refused(attempt("x", "blue", &|r| r.ip = ip("10.0.1.2")).await, Conflict, "taken");
-    assert_refused(attempt("x", "none", &|r| r.ip = ip("10.0.1.9")).await, Invalid, "--ip");
-    assert_refused(
-        attempt("x", "blue", &|r| r.ports = vec!["80:80".to_owned()]).await,
-        Invalid,
-        "-p 80:80",
-    );
+    let mac = Some("02:42:00:00:00:01".parse().unwrap());
+    for mode in ["none", "host", "container:web"] {
+        assert_refused(attempt("x", mode, &|r| r.ip = ip("10.0.1.9")).await, Invalid, "--ip");
+        assert_refused(attempt("x", mode, &|r| r.mac = mac).await, Invalid, "--mac");
+        assert_refused(
+            attempt("x", mode, &|r| r.ports = vec!["8080:80".to_owned()]).await,
+            Invalid,
+            &format!("container 'x': -p does not go with '--network {mode}'"),
+        );
+    }
     let missing = std::path::PathBuf::from("/paper/missing");
     assert_refused(
         attempt("x", "blue", &|r| r.netns = Some(missing.clone())).await,
@@ -91,7 +137,7 @@ async fn refusals_name_the_thing_and_change_nothing() {
     );
     assert_refused(attempt("x", "blue", &|r| r.pid = Some(999_999)).await, NotFound, "999999");
     assert_refused(agent.container_remove(&name("nobody"), true).await, NotFound, "'nobody'");
-    assert_refused(agent.container_remove(&name("web"), true).await, Conflict, "'side' shares");
+    assert_refused(agent.container_remove(&name("web"), false).await, Conflict, "'side' shares");
 
     // Connections.
     let connect = |container: &str| Connect { container: name(container), ip: None, mac: None };
@@ -103,6 +149,11 @@ async fn refusals_name_the_thing_and_change_nothing() {
     assert_refused(agent.connect(&name("grey"), connect("web")).await, NotFound, "'grey'");
     assert_refused(agent.disconnect(&blue, &name("alone")).await, Conflict, "not in network");
     assert_refused(agent.disconnect(&name("grey"), &name("web")).await, NotFound, "'grey'");
+    assert_refused(agent.disconnect(&blue, &name("side")).await, Invalid, "'web' instead");
+    for mode in ["none", "host"] {
+        assert_refused(agent.connect(&name(mode), connect("web")).await, Invalid, "is a mode");
+        assert_refused(agent.disconnect(&name(mode), &name("web")).await, Invalid, "is a mode");
+    }
 
     // VTEPs.
     let vtep =

@@ -12,6 +12,7 @@ use crate::{
 pub(super) const RUN_EXAMPLES: &str = "EXAMPLES:
   culvert run --name over1 --network overlaynet1 -- sh
   culvert run --name web --network overlaynet1 --ip 10.0.0.80 -d -- httpd -f -p 80
+  culvert run --name app -p 8080:80 -p 127.0.0.1::9090/udp -d -- app
   culvert run --name probe --network container:web --rm -- ip address
 
 EXIT CODE:
@@ -62,11 +63,11 @@ pub(crate) struct RunArgs {
     /// Fixed MAC address; 02:42: and the IPv4 address by default
     #[arg(long, value_parser = value::mac)]
     pub(crate) mac: Option<MacAddr>,
-    /// Publish a port of the container, on bridge networks
+    /// Publish a port of the container, or a range of ports; without HOST a free port of the host
     #[arg(
         short = 'p',
         long = "publish",
-        value_name = "[IP:]HOST:CONT[/tcp|udp]",
+        value_name = "[[IP:][HOST]:]CONT[/tcp|udp]",
         value_parser = value::publish
     )]
     pub(crate) ports: Vec<String>,
@@ -106,11 +107,11 @@ pub(crate) struct AttachArgs {
     /// Interface name in the namespace; the first free ethN by default
     #[arg(long, value_name = "NAME", value_parser = value::ifname)]
     pub(crate) ifname: Option<String>,
-    /// Publish a port of the container, on bridge networks
+    /// Publish a port of the container, or a range of ports; without HOST a free port of the host
     #[arg(
         short = 'p',
         long = "publish",
-        value_name = "[IP:]HOST:CONT[/tcp|udp]",
+        value_name = "[[IP:][HOST]:]CONT[/tcp|udp]",
         value_parser = value::publish
     )]
     pub(crate) ports: Vec<String>,

@@ -17,7 +17,8 @@ pub(crate) enum NetworkCommand {
   culvert network create -d overlay --subnet 10.0.0.0/24 overlaynet1
   culvert network create -d overlay --subnet 10.1.0.0/16 --subnet fd00:1::/64 --vni 4097 dual
   culvert network create -d overlay --opt allow_overlap=true --subnet 10.0.0.0/24 tenant2
-  culvert network create -d overlay --learning --subnet 10.2.0.0/24 mixed")]
+  culvert network create -d overlay --learning --subnet 10.2.0.0/24 mixed
+  culvert network create -d bridge --subnet 172.30.0.0/16 local1")]
     Create(CreateArgs),
     /// List networks
     #[command(
@@ -86,7 +87,7 @@ pub(crate) struct CreateArgs {
     /// VXLAN network identifier, 1 to 16777215; the lowest free one from 256 by default
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = value::vni)]
     pub(crate) vni: Option<u32>,
-    /// MTU in the containers; the underlay's less 50 by default
+    /// MTU in the containers; that of the uplinks by default, less 50 for an overlay network
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = value::mtu)]
     pub(crate) mtu: Option<u32>,
     /// No way out of the network

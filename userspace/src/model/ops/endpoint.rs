@@ -37,8 +37,8 @@ pub struct EndpointSpec {
 ///
 /// # Errors
 ///
-/// Unknown network, container already in it, address refused or none left,
-/// MAC refused, interface name malformed.
+/// Unknown network, container already in it, ports that cannot be published in
+/// it, address refused or none left, MAC refused, interface name malformed.
 pub fn create_endpoint(view: &View, spec: &EndpointSpec) -> Result<(Endpoint, Plan), Refusal> {
     let name = &spec.network;
     let found = network(view, name)?;
@@ -49,6 +49,9 @@ pub fn create_endpoint(view: &View, spec: &EndpointSpec) -> Result<(Endpoint, Pl
             "container '{}' is in network '{name}' already: disconnect it first",
             spec.container
         )));
+    }
+    if !spec.ports.is_empty() {
+        may_publish(found, &spec.container)?;
     }
     let addresses = ipam::allocate(view, found, spec.ip)?;
     let (mut ipv4, mut ipv6) = (None, None);
@@ -100,6 +103,25 @@ pub fn create_endpoint(view: &View, spec: &EndpointSpec) -> Result<(Endpoint, Pl
         plan.writes.push(put(key, &owner)?);
     }
     Ok((endpoint, plan))
+}
+
+/// Whether a container may publish ports in a network.
+///
+/// # Errors
+///
+/// The network is internal, or has no IPv4 subnet.
+pub fn may_publish(network: &Network, container: &Name) -> Result<(), Refusal> {
+    let name = &network.name;
+    let why = if network.internal {
+        "which is internal: leave it out, or choose a network created without --internal"
+    } else if network.gateway_v4().is_none() {
+        "which has no IPv4 subnet: leave it out, or choose a network with one"
+    } else {
+        return Ok(());
+    };
+    Err(Refusal::Invalid(format!(
+        "container '{container}': -p does not go with network '{name}', {why}"
+    )))
 }
 
 fn check_mac(view: &View, network: &Network, mac: MacAddr, own: MacAddr) -> Result<(), Refusal> {

@@ -16,9 +16,11 @@ use crate::{
     store::{Compare, Write},
 };
 
-pub use endpoint::{EndpointSpec, create_endpoint, remove_endpoint};
+pub use endpoint::{EndpointSpec, create_endpoint, may_publish, remove_endpoint};
 pub use execute::{ExecuteError, execute};
-pub use network::{NetworkSpec, choose_subnet, create_network, lowest_free_vni, remove_network};
+pub use network::{
+    NetworkSpec, PREDEFINED_BRIDGE, choose_subnet, create_network, lowest_free_vni, remove_network,
+};
 pub use node::{register_node, remove_node};
 pub use vtep::{add_vtep, remove_vtep};
 

@@ -6,14 +6,19 @@ use ipnetwork::{IpNetwork, Ipv4Network};
 
 use super::{Plan, Refusal, network, new_id, put};
 use crate::{
-    model::{Driver, Key, NETWORKS, Name, Network, SCHEMA, View, Vni, VniOwner, validate},
+    model::{
+        Driver, Key, NETWORKS, Name, Network, SCHEMA, Versioned, View, Vni, VniOwner, validate,
+    },
     store::{Compare, Write},
 };
+
+/// The network that a container is on unless told otherwise.
+pub const PREDEFINED_BRIDGE: &str = "bridge";
 
 /// What is asked of [`create_network`].
 #[derive(Clone, Debug)]
 pub struct NetworkSpec {
-    /// Name.
+    /// Name; that of a bridge network is its node's own (see [`Name::on`]).
     pub name: Name,
     /// Driver.
     pub driver: Driver,
@@ -35,7 +40,8 @@ pub struct NetworkSpec {
     pub options: BTreeMap<String, String>,
     /// `--label`.
     pub labels: BTreeMap<String, String>,
-    /// Subnets that [`choose_subnet`] must not choose, such as the underlay's.
+    /// Where the host has routes to, the underlay's subnet say: nothing that the
+    /// network may have.
     pub avoid: Vec<IpNetwork>,
 }
 
@@ -55,19 +61,28 @@ pub fn create_network(view: &View, spec: &NetworkSpec) -> Result<(Network, Plan)
             "network '{name}' is there, but its record is {why}"
         )));
     }
-    if view.networks.contains_key(name) {
+    // A node's own network beside one of that name for all would hide it.
+    let everybodys = name.node().and_then(|_| Name::from_store(name.local()).ok());
+    if view.networks.contains_key(name)
+        || everybodys.is_some_and(|name| view.networks.contains_key(&name))
+    {
         return Err(Refusal::Conflict(format!(
             "network '{name}' exists already: choose another name, or remove it first"
         )));
     }
-    if matches!(name.as_str(), "host" | "none") {
+    if matches!(name.local(), "host" | "none") {
         return Err(Refusal::Invalid(format!(
             "network name '{name}' is reserved for the mode of that name: choose another"
         )));
     }
     validate::options(&spec.options)?;
+    if spec.learning && spec.driver == Driver::Bridge {
+        return Err(Refusal::Invalid(format!(
+            "network '{name}': --learning does not go with driver bridge, whose MACs are all on this host: leave it out, or create an overlay network with '-d overlay'"
+        )));
+    }
     let given = match spec.subnets.as_slice() {
-        [] => vec![choose_subnet(view, spec.driver, &spec.avoid)?],
+        [] => vec![choose_subnet(view, name, spec.driver, &spec.avoid)?],
         given => given.to_vec(),
     };
     let subnets = validate::with_gateways(&given, spec.gateway)?;
@@ -91,6 +106,9 @@ pub fn create_network(view: &View, spec: &NetworkSpec) -> Result<(Network, Plan)
         labels: spec.labels.clone(),
     };
     validate::no_overlap(&network, view.networks.values().map(|other| &other.record))
+        .map_err(|error| Refusal::Conflict(error.0))?;
+    let near = view.networks.values().filter(|other| !other.name.is_apart_from(name));
+    validate::not_routed(&given, &spec.avoid, near.map(|other| &other.record))
         .map_err(|error| Refusal::Conflict(error.0))?;
     let vni_key = Key::vni(vni);
     let plan = Plan {
@@ -130,6 +148,14 @@ pub fn remove_network(view: &View, name: &Name) -> Result<Plan, Refusal> {
             "network '{name}' has an endpoint at {key}, {why}: delete that key first"
         )));
     }
+    Ok(emptied_network(view, found))
+}
+
+/// Plans the removal of a network that has no endpoints, or will have none when
+/// this is committed.
+pub(super) fn emptied_network(view: &View, found: &Versioned<Network>) -> Plan {
+    let name = &found.name;
+    let endpoints = Key::endpoints_of(name);
     let mut plan = Plan {
         compares: vec![
             Compare::Unchanged(Key::network(name), found.revision),
@@ -148,7 +174,7 @@ pub fn remove_network(view: &View, name: &Name) -> Result<Plan, Refusal> {
         plan.compares.push(Compare::Unchanged(Key::vni(found.vni), claim.revision));
         plan.writes.push(Write::Delete(Key::vni(found.vni)));
     }
-    Ok(plan)
+    plan
 }
 
 /// The lowest free VNI from [`Vni::FIRST_ALLOCATED`] on.
@@ -180,14 +206,14 @@ pub fn lowest_free_vni(view: &View) -> Result<Vni, Refusal> {
 fn free_vni(view: &View, vni: Vni) -> Result<Vni, Refusal> {
     let owner = match view.vnis.get(&vni) {
         Some(claim) => Some(match &claim.owner {
-            Some(owner) => format!("network '{}'", owner.network),
+            Some(owner) => format!("network {}", owner.network.quoted()),
             None => format!("an unreadable record at {}", Key::vni(vni)),
         }),
         None => view
             .networks
             .values()
             .find(|network| network.vni == vni)
-            .map(|network| format!("network '{}'", network.name)),
+            .map(|network| format!("network {}", network.name.quoted())),
     };
     match owner {
         None => Ok(vni),
@@ -199,13 +225,15 @@ fn free_vni(view: &View, vni: Vni) -> Result<Vni, Refusal> {
 
 /// The first subnet that is free in the view, out of ranges that Docker uses, too:
 /// 10.0.0.0/8 in /24 for overlay networks, 172.18.0.0/16 to 172.31.0.0/16 and
-/// then 192.168.0.0/16 in /20 for bridge networks.
+/// then 192.168.0.0/16 in /20 for bridge networks. The one named `bridge` looks at
+/// 172.17.0.0/16 first.
 ///
 /// # Errors
 ///
 /// None is left.
 pub fn choose_subnet(
     view: &View,
+    name: &Name,
     driver: Driver,
     avoid: &[IpNetwork],
 ) -> Result<IpNetwork, Refusal> {
@@ -214,9 +242,13 @@ pub fn choose_subnet(
     }
     let ranges: &[(u32, u8, u32)] = match driver {
         Driver::Overlay => &[range([10, 0, 0, 0], 24, 1 << 16)],
+        Driver::Bridge if name.local() == PREDEFINED_BRIDGE => {
+            &[range([172, 17, 0, 0], 16, 15), range([192, 168, 0, 0], 20, 16)]
+        }
         Driver::Bridge => &[range([172, 18, 0, 0], 16, 14), range([192, 168, 0, 0], 20, 16)],
     };
-    let networks = view.networks.values().flat_map(|network| &network.subnets);
+    let near = view.networks.values().filter(|network| !network.name.is_apart_from(name));
+    let networks = near.flat_map(|network| &network.subnets);
     // As intervals in order, so that the search is one pass over both.
     let mut taken: Vec<(u32, u32)> = networks
         .map(|subnet| subnet.subnet)

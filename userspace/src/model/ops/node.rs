@@ -1,6 +1,6 @@
 //! Nodes.
 
-use super::{Plan, Refusal, put, remove_endpoint};
+use super::{Plan, Refusal, network::emptied_network, put, remove_endpoint};
 use crate::{
     model::{Alive, Key, Name, Node, SCHEMA, View, encode, validate},
     store::{Compare, LeaseId, MAX_OPS, Write},
@@ -58,8 +58,8 @@ pub fn register_node(view: &View, node: &Node, lease: LeaseId) -> Result<Plan, R
     Ok(Plan { compares, writes })
 }
 
-/// Plans the removal of a node with all its endpoints, in transactions that
-/// each fit the store's limit; to be committed in order. The node's own record
+/// Plans the removal of a node with all its endpoints and the networks that are
+/// its own, in transactions that each fit the store's limit; to be committed in order. The node's own record
 /// goes last, so that a removal cut short can be taken up again.
 ///
 /// # Errors
@@ -86,6 +86,8 @@ pub fn remove_node(view: &View, name: &Name, force: bool) -> Result<Vec<Plan>, R
         open.writes.append(&mut one.writes);
     }
     plans.push(open);
+    let own = view.networks.values().filter(|network| network.name.node() == Some(name.as_str()));
+    plans.extend(own.map(|network| emptied_network(view, network)));
     plans.push(Plan {
         compares: vec![Compare::Unchanged(Key::node(name), node.revision)],
         writes: vec![Write::Delete(Key::node(name)), Write::Delete(Key::alive(name))],

@@ -123,7 +123,7 @@ fn vnis_are_given_lowest_first() {
 fn subnets_are_chosen_around_those_in_use() {
     let chosen = |view: &View, driver, avoid: &[&str]| {
         let avoid: Vec<_> = avoid.iter().map(|subnet| subnet.parse().expect("subnet")).collect();
-        choose_subnet(view, driver, &avoid).map(|subnet| subnet.to_string())
+        choose_subnet(view, &name("new"), driver, &avoid).map(|subnet| subnet.to_string())
     };
     let mut cluster = Cluster::default();
     for (driver, avoid, expected) in [
@@ -146,6 +146,76 @@ fn subnets_are_chosen_around_those_in_use() {
         cluster.network(&net(&format!("n{n}"), 256 + n, &[&subnet]));
     }
     assert_eq!(chosen(&cluster.view, Driver::Overlay, &[]).expect("free"), "10.7.208.0/24");
+}
+
+#[test]
+fn a_bridge_network_is_its_nodes_own() {
+    let mut cluster = Cluster::default();
+    cluster.network(&net("blue", 256, &["10.0.0.0/24"]));
+    let own = |text: &str, node: &str, subnets: &[&str]| {
+        let mut own = spec(text, subnets);
+        own.driver = Driver::Bridge;
+        own.name = own.name.on(&name(node));
+        own
+    };
+    let mut expected = 257;
+    for (spec, subnet) in [
+        (own("bridge", "host1", &[]), "172.17.0.0/16"),
+        (own("lan", "host1", &[]), "172.18.0.0/16"),
+        (own("bridge", "host2", &[]), "172.17.0.0/16"),
+        (own("lan", "host2", &["172.18.0.0/16"]), "172.18.0.0/16"),
+    ] {
+        let (made, plan) = create_network(&cluster.view, &spec).expect("plan");
+        assert_eq!((made.vni.get(), made.subnets[0].subnet.to_string()), (expected, subnet.into()));
+        expected += 1;
+        cluster.carry_out(plan.writes);
+    }
+    let view = &cluster.view;
+    assert_eq!(view.complaints(), Vec::<String>::new());
+    let resolve = |text: &str, node: &str| view.resolve(&name(text), &name(node));
+    assert_eq!(resolve("lan", "host1").as_str(), "lan@host1");
+    assert_eq!(resolve("lan", "host3").as_str(), "lan");
+    assert_eq!(resolve("blue", "host1").as_str(), "blue");
+    assert_eq!(view.networks_on(&name("host1")).count(), 3);
+
+    for (spec, part) in [
+        (own("lan", "host1", &[]), "'lan' exists already"),
+        (own("blue", "host1", &[]), "'blue' exists already"),
+        (own("new", "host1", &["172.17.9.0/24"]), "'bridge' on 'host1'"),
+        (own("new", "host3", &["10.0.0.0/25"]), "'blue'"),
+        (NetworkSpec { learning: true, ..own("new", "host1", &[]) }, "--learning"),
+        (NetworkSpec { vni: Some(257), ..own("new", "host3", &[]) }, "'bridge' on 'host1'"),
+        (spec("wide", &["172.16.0.0/12"]), "'bridge' on 'host1'"),
+    ] {
+        let line = line(create_network(view, &spec));
+        assert!(line.contains(part), "{line}");
+    }
+    // Overlay networks go around all of them, wherever they are.
+    let around = NetworkSpec { avoid: vec!["10.0.0.0/9".parse().expect("ok")], ..spec("o", &[]) };
+    assert!(create_network(view, &around).is_ok());
+}
+
+#[test]
+fn ports_are_published_where_there_is_a_way_in() {
+    let mut cluster = Cluster::default();
+    let mut inner = net("inner", 256, &["10.0.0.0/24"]);
+    inner.internal = true;
+    cluster.network(&inner);
+    cluster.network(&net("six", 257, &["fd00:1::/64"]));
+    cluster.network(&net("red", 258, &["10.2.0.0/24"]));
+    let port = crate::model::PublishedPort {
+        host_ip: [0; 4].into(),
+        host_port: 8080,
+        container_port: 80,
+        protocol: crate::model::Protocol::Tcp,
+    };
+    let attempt = |network: &str| {
+        let spec = EndpointSpec { ports: vec![port], ..wanted(network, "web") };
+        create_endpoint(&cluster.view, &spec)
+    };
+    assert!(line(attempt("inner")).contains("'inner', which is internal"));
+    assert!(line(attempt("six")).contains("'six', which has no IPv4 subnet"));
+    assert_eq!(attempt("red").expect("plan").0.ports, [port]);
 }
 
 #[test]

@@ -57,6 +57,12 @@ fn the_documented_records_are_what_is_written() {
     let red = network("red", 256, &["10.0.0.0/24"]);
     let mut ep = endpoint(&red, "0a", "host1", "10.0.0.2");
     ep.ipv6 = Some("fd00::2".parse().expect("address"));
+    ep.ports.push(crate::model::PublishedPort {
+        host_ip: [0; 4].into(),
+        host_port: 8080,
+        container_port: 80,
+        protocol: crate::model::Protocol::Tcp,
+    });
     let ip = [192, 0, 2, 9].into();
     let written = [
         encode(&StoreMark { schema: SCHEMA, id: "00".to_owned() }),
@@ -70,6 +76,23 @@ fn the_documented_records_are_what_is_written() {
     ];
     for ((key, documented), written) in documented().into_iter().zip(written) {
         assert_eq!(fields(documented.as_bytes()), fields(&written.expect("JSON")), "{key}");
+    }
+}
+
+#[test]
+fn an_endpoint_in_another_nodes_own_network_is_garbage() {
+    let mut lan = network("lan", 256, &["10.0.0.0/24"]);
+    lan.name = lan.name.on(&name("host1"));
+    for (node, fits) in [("host1", true), ("host2", false)] {
+        let ep = endpoint(&lan, "0a", node, "10.0.0.2");
+        let key: Key = "/culvert/v1/endpoints/lan@host1/0a".parse().expect("key");
+        let decoded = decode::<Endpoint>(&key, &encode(&ep).expect("JSON"));
+        assert_eq!(decoded == Decoded::Record(ep), fits, "{node}");
+        // Not everybody's network of that name, either.
+        let key: Key = "/culvert/v1/endpoints/lan/0a".parse().expect("key");
+        let ep = endpoint(&lan, "0a", node, "10.0.0.2");
+        let decoded = decode::<Endpoint>(&key, &encode(&ep).expect("JSON"));
+        assert!(matches!(decoded, Decoded::Garbage { .. }), "{decoded:?}");
     }
 }
 

@@ -1,0 +1,187 @@
+//! Published ports: who gets which, and who does not.
+
+use std::{net::Ipv4Addr, sync::Arc};
+
+use super::{
+    fake::{Paper, Port, Running, World, name, network, run, stored},
+    refusals::assert_refused,
+};
+use crate::{
+    agent::platform::{Holder, PlugError},
+    api::{
+        Backend as _,
+        types::{ApiError, ContainerRow, ErrorKind},
+    },
+    model::Protocol::{self, Tcp, Udp},
+};
+
+const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+
+async fn publish(
+    host: &Running,
+    container: &str,
+    network: &str,
+    ports: &[&str],
+) -> Result<ContainerRow, ApiError> {
+    let mut request = run(container, network);
+    request.ports = ports.iter().map(ToString::to_string).collect();
+    host.agent.container_create(request).await
+}
+
+fn held(paper: &Paper) -> Vec<(u16, Protocol)> {
+    let state = paper.state();
+    let held = state.held.lock().unwrap();
+    held.iter().map(|(_, port, protocol)| (*port, *protocol)).collect()
+}
+
+fn busy(paper: &Paper, port: Port) {
+    let nginx = Holder::Process { name: "nginx".to_owned(), pid: 4711 };
+    paper.state().busy.insert(port, nginx);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_is_one_containers_until_it_goes() {
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    let row = publish(&one, "web", "bridge", &["8080:80", "127.0.0.1:5353:53/udp"]).await.unwrap();
+    assert_eq!(row.networks[0].ports, ["0.0.0.0:8080->80/tcp", "127.0.0.1:5353->53/udp"]);
+    assert_eq!(held(&one.paper), [(8080, Tcp), (5353, Udp)]);
+    let view = stored(&world).await;
+    let endpoint = view.endpoints_on(&name("host1")).next().unwrap();
+    assert_eq!(endpoint.ports.len(), 2);
+    assert_eq!(one.agent.containers().await.unwrap()[0].networks, row.networks);
+
+    // Taken: by the same address, and by one of all.
+    let conflict = ErrorKind::Conflict;
+    for (port, part) in [
+        ("8080:1", "port 8080/tcp is published by container 'web': "),
+        ("127.0.0.1:8080:1", "port 127.0.0.1:8080/tcp is published by container 'web': "),
+        ("0.0.0.0:5353:1/udp", "port 5353/udp is published by container 'web': "),
+        ("8079-8081:1-3", "port 8080/tcp is published by container 'web': "),
+    ] {
+        assert_refused(publish(&one, "other", "bridge", &[port]).await, conflict, part);
+    }
+    assert_eq!(held(&one.paper), [(8080, Tcp), (5353, Udp)]);
+    assert_eq!(one.paper.state().namespaces.len(), 1);
+    assert_eq!(one.agent.containers().await.unwrap().len(), 1);
+    assert_eq!(stored(&world).await.endpoints, view.endpoints);
+    // Another protocol, another address and another host are free.
+    publish(&one, "dns", "bridge", &["8080:80/udp", "127.0.0.2:5353:53/udp"]).await.unwrap();
+    let two = world.start(2, &Paper::new()).await.ready().await;
+    publish(&two, "web", "bridge", &["8080:80"]).await.unwrap();
+
+    one.agent.container_remove(&name("web"), false).await.unwrap();
+    assert_eq!(held(&one.paper), [(8080, Udp), (5353, Udp)]);
+    publish(&one, "next", "bridge", &["8080:80"]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_that_cannot_be_had_is_refused_with_its_reason() {
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.run("first", "bridge").await.unwrap();
+    one.network("blue").await.unwrap();
+    let mut internal = network("inner");
+    internal.internal = true;
+    one.agent.network_create(internal).await.unwrap();
+    busy(&one.paper, (ANY, 8080, Tcp));
+    one.paper.state().busy.insert((ANY, 8081, Tcp), Holder::Ending);
+    let before = stored(&world).await;
+
+    let (conflict, invalid) = (ErrorKind::Conflict, ErrorKind::Invalid);
+    for (network, ports, kind, part) in [
+        ("bridge", &["8080:80"][..], conflict, "port 8080/tcp is in use by 'nginx' (pid 4711): "),
+        ("blue", &["9000:9", "8080:80"], conflict, "in use by 'nginx'"),
+        ("bridge", &["8081:80"], conflict, "by a connection that is ending: "),
+        ("bridge", &["80:80"], conflict, "port 80/tcp: permission denied: a port below 100 "),
+        ("bridge", &["192.0.2.9:8000:80"], invalid, "192.0.2.9 is not an address of this host"),
+        ("bridge", &["192.0.2.9::80"], invalid, "192.0.2.9 is not an address of this host"),
+        ("bridge", &["9000:1", "9000:2"], invalid, "port 9000/tcp is published twice"),
+        ("bridge", &["9000:1", "127.0.0.1:9000:2"], invalid, "published twice"),
+        ("bridge", &["80:0"], invalid, "published port '80:0'"),
+        ("bridge", &["1-1024", "1"], invalid, "1025 ports are too many"),
+        ("inner", &["8080:80"], invalid, "'inner', which is internal"),
+    ] {
+        assert_refused(publish(&one, "x", network, ports).await, kind, part);
+    }
+    assert_eq!(stored(&world).await.endpoints, before.endpoints);
+    assert_eq!(held(&one.paper), []);
+    assert_eq!(one.paper.state().namespaces.len(), 1);
+
+    // Taken back together with the endpoint.
+    one.paper.state().refuse_plug = Some(PlugError::Refused(conflict, "x: it will not fit".into()));
+    assert_refused(publish(&one, "x", "bridge", &["9000:9"]).await, conflict, "will not fit");
+    assert_eq!(held(&one.paper), []);
+    one.paper.state().refuse_plug = None;
+    publish(&one, "x", "blue", &["9000:9"]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn free_ports_are_chosen_and_never_twice() {
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    for port in 32_768..46_000 {
+        busy(&one.paper, (ANY, port, Tcp));
+    }
+    let all =
+        (0..8).map(|n| {
+            let one = &one;
+            async move {
+                publish(one, &format!("c{n}"), "bridge", &["80", "0:90-93/udp"]).await.unwrap()
+            }
+        });
+    let rows = futures::future::join_all(all).await;
+    let ports: std::collections::BTreeSet<String> =
+        rows.iter().flat_map(|row| row.networks[0].ports.clone()).collect();
+    assert_eq!(ports.len(), 40, "{ports:?}");
+    let busy = one.paper.state().busy.clone();
+    let held = held(&one.paper);
+    assert_eq!(held.len(), 40);
+    for (port, protocol) in held {
+        assert!((32_768..=60_999).contains(&port) && !busy.contains_key(&(ANY, port, protocol)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_that_want_one_port_one_gets_it() {
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    let all = (0..8).map(|n| {
+        let one = &one;
+        async move { publish(one, &format!("c{n}"), "bridge", &["8080:80"]).await }
+    });
+    let outcomes = futures::future::join_all(all).await;
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1, "{outcomes:?}");
+    for outcome in outcomes.into_iter().filter(Result::is_err) {
+        assert_refused(outcome, ErrorKind::Conflict, "port 8080/tcp is published by container 'c");
+    }
+    assert_eq!(held(&one.paper), [(8080, Tcp)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_agent_takes_its_ports_again() {
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    publish(&one, "web", "bridge", &["8080:80", "9090:90"]).await.unwrap();
+    let paper = Arc::clone(&one.paper);
+    one.stop().await;
+    // The sockets ended with the process; somebody takes one of the ports.
+    paper.state().held.lock().unwrap().clear();
+    busy(&paper, (ANY, 9090, Tcp));
+
+    let again = world.start(1, &paper).await.ready().await;
+    assert_eq!(held(&paper), [(8080, Tcp)]);
+    let row = &again.agent.containers().await.unwrap()[0];
+    assert_eq!(row.networks[0].ports.len(), 2, "it is published all the same");
+    let line = "container 'web': port 9090/tcp is in use by 'nginx' (pid 4711): ";
+    let problems = again.agent.status().await.unwrap().problems;
+    assert!(problems.iter().any(|problem| problem.starts_with(line)), "{problems:?}");
+
+    // It is tried again.
+    paper.state().busy.clear();
+    again.eventually("9090 is held", |state| state.held.lock().unwrap().len() == 2).await;
+    let problems = again.agent.status().await.unwrap().problems;
+    assert!(!problems.iter().any(|problem| problem.starts_with(line)), "{problems:?}");
+    again.agent.purge().await.unwrap();
+    assert_eq!(held(&paper), []);
+}

@@ -1,0 +1,320 @@
+//! What `-p` takes: ports of the host that lead to ports of a container.
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+    str::FromStr,
+};
+
+use super::{Invalid, Protocol, PublishedPort};
+
+/// Most ports of one `-p`: each takes a socket of the agent and lies in the
+/// endpoint's record.
+const MAX_RANGE: usize = 1024;
+
+/// A value of `-p`: `[[IP:][HOST]:]CONT[/tcp|udp]`, where HOST and CONT are
+/// ports or, both of one length, ranges of ports as in `8000-8010`.
+///
+/// As with Docker, without HOST, or with 0 for it, a free port is chosen for
+/// each port of the container, and without IP it is that of every address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publish {
+    /// Address of the host; 0.0.0.0: every address.
+    pub host_ip: Ipv4Addr,
+    /// Ports of the host; none: free ones.
+    pub host: Option<RangeInclusive<u16>>,
+    /// Ports of the container.
+    pub container: RangeInclusive<u16>,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+/// One port of a [`Publish`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRequest {
+    /// Address of the host; 0.0.0.0: every address.
+    pub host_ip: Ipv4Addr,
+    /// Port of the host; none: a free one.
+    pub host_port: Option<u16>,
+    /// Port of the container.
+    pub container_port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+impl Publish {
+    /// Each of its ports.
+    pub fn ports(&self) -> impl Iterator<Item = PortRequest> + '_ {
+        let mut host = self.host.clone();
+        self.container.clone().map(move |container_port| PortRequest {
+            host_ip: self.host_ip,
+            host_port: host.as_mut().and_then(Iterator::next),
+            container_port,
+            protocol: self.protocol,
+        })
+    }
+}
+
+impl PortRequest {
+    /// With the port of the host that was chosen.
+    pub fn at(self, host_port: u16) -> PublishedPort {
+        let Self { host_ip, container_port, protocol, .. } = self;
+        PublishedPort { host_ip, host_port, container_port, protocol }
+    }
+}
+
+/// Whether two published ports claim one port of the host: an address and every
+/// address do.
+pub fn overlapping(one: &PublishedPort, two: &PublishedPort) -> bool {
+    (one.protocol, one.host_port) == (two.protocol, two.host_port)
+        && (one.host_ip == two.host_ip
+            || one.host_ip.is_unspecified()
+            || two.host_ip.is_unspecified())
+}
+
+impl FromStr for Publish {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let refuse = |what: &str, right: &str| {
+            Invalid(format!("published port '{text}' {what}: {right} is valid"))
+        };
+        let malformed =
+            || refuse("is malformed", "[[IP:][HOST]:]CONTAINER[/tcp|udp] as in 8080:80");
+        let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let protocol = match protocol {
+            "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            other => {
+                let what = format!("has the unknown protocol '{other}'");
+                return Err(refuse(&what, "tcp or udp as in 8080:80/udp"));
+            }
+        };
+        let mut parts = ports.rsplitn(3, ':');
+        let (container, host, ip) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
+        let host_ip = match ip {
+            None => Ipv4Addr::UNSPECIFIED,
+            Some(ip) => ip.parse().map_err(|_| {
+                let bare = ip.trim_start_matches('[').trim_end_matches(']');
+                if bare.parse::<Ipv6Addr>().is_ok() {
+                    refuse("has an IPv6 address of the host", "an IPv4 one as in 127.0.0.1:8080:80")
+                } else if ports.parse::<Ipv6Addr>().is_ok() || ip.is_empty() || ip.contains(':') {
+                    malformed()
+                } else {
+                    let what = format!("has the malformed address '{ip}'");
+                    refuse(&what, "an IPv4 one as in 127.0.0.1:8080:80")
+                }
+            })?,
+        };
+        if host_ip.is_multicast() || host_ip.is_broadcast() {
+            let what = format!("has the address {host_ip}, which no host has");
+            return Err(refuse(&what, "one of this host's as in 127.0.0.1:8080:80"));
+        }
+        let range = |part: &str, whose: &str| match range(part) {
+            Ok(range) => Ok(range),
+            Err(Wrong::Malformed) => Err(malformed()),
+            Err(Wrong::OutOfRange) => {
+                Err(refuse(&format!("has a port of the {whose} out of range"), "1 to 65535"))
+            }
+            Err(Wrong::Reversed) => Err(refuse(
+                &format!("has a range of ports of the {whose} that ends before it begins"),
+                "the lower port first as in 8000-8010",
+            )),
+        };
+        let container = range(container, "container")?;
+        let host = match host {
+            None | Some("" | "0") => None,
+            Some(host) => Some(range(host, "host")?),
+        };
+        let length = container.len();
+        if let Some(host) = &host
+            && host.len() != length
+        {
+            let what =
+                format!("has {} ports of the host for {length} of the container", host.len());
+            return Err(refuse(&what, "as many of each as in 8000-8010:8000-8010"));
+        }
+        if length > MAX_RANGE {
+            return Err(refuse(
+                &format!("has {length} ports, too many"),
+                &format!("a range of {MAX_RANGE} at most"),
+            ));
+        }
+        Ok(Self { host_ip, host, container, protocol })
+    }
+}
+
+/// What is wrong with a part.
+enum Wrong {
+    Malformed,
+    OutOfRange,
+    Reversed,
+}
+
+/// A port or a range of ports.
+fn range(text: &str) -> Result<RangeInclusive<u16>, Wrong> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (port(first)?, port(last)?);
+    if first > last { Err(Wrong::Reversed) } else { Ok(first..=last) }
+}
+
+fn port(text: &str) -> Result<u16, Wrong> {
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(Wrong::Malformed);
+    }
+    match text.parse() {
+        Ok(0) | Err(_) => Err(Wrong::OutOfRange),
+        Ok(port) => Ok(port),
+    }
+}
+
+impl fmt::Display for Publish {
+    /// As it can be given to `-p`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host_ip, host, container, protocol } = self;
+        let range = |range: &RangeInclusive<u16>| match (range.start(), range.end()) {
+            (first, last) if first == last => first.to_string(),
+            (first, last) => format!("{first}-{last}"),
+        };
+        if !host_ip.is_unspecified() {
+            write!(f, "{host_ip}:")?;
+        }
+        if let Some(host) = host {
+            write!(f, "{}:", range(host))?;
+        } else if !host_ip.is_unspecified() {
+            f.write_str(":")?;
+        }
+        write!(f, "{}/{protocol}", range(container))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ports(text: &str) -> Vec<String> {
+        let publish: Publish = text.parse().expect(text);
+        let show = |port: PortRequest| {
+            let host = port.host_port.map_or("free".to_owned(), |port| port.to_string());
+            format!("{}:{host}->{}/{}", port.host_ip, port.container_port, port.protocol)
+        };
+        publish.ports().map(show).collect()
+    }
+
+    #[test]
+    fn what_docker_takes_is_taken() {
+        for (text, expected) in [
+            ("8080:80", "0.0.0.0:8080->80/tcp"),
+            ("8080:80/tcp", "0.0.0.0:8080->80/tcp"),
+            ("53:53/udp", "0.0.0.0:53->53/udp"),
+            ("127.0.0.1:8080:80", "127.0.0.1:8080->80/tcp"),
+            ("80", "0.0.0.0:free->80/tcp"),
+            (":80", "0.0.0.0:free->80/tcp"),
+            ("0:80/udp", "0.0.0.0:free->80/udp"),
+            ("127.0.0.1::80", "127.0.0.1:free->80/tcp"),
+            ("127.0.0.1:0:80", "127.0.0.1:free->80/tcp"),
+            ("0.0.0.0:1:65535", "0.0.0.0:1->65535/tcp"),
+            ("7-7:8-8", "0.0.0.0:7->8/tcp"),
+        ] {
+            assert_eq!(ports(text), [expected], "{text}");
+        }
+        assert_eq!(
+            ports("8000-8001:9000-9001/udp"),
+            ["0.0.0.0:8000->9000/udp", "0.0.0.0:8001->9001/udp"]
+        );
+        assert_eq!(ports("90-91"), ["0.0.0.0:free->90/tcp", "0.0.0.0:free->91/tcp"]);
+    }
+
+    #[test]
+    fn everything_else_is_refused_in_one_line_with_what_would_be_right() {
+        for (text, part) in [
+            ("", "is malformed"),
+            (":", "is malformed"),
+            ("::80", "is malformed"),
+            ("a:80", "is malformed"),
+            ("80:", "is malformed"),
+            ("-1:80", "is malformed"),
+            ("+1:80", "is malformed"),
+            ("1-:80", "is malformed"),
+            ("1-2-3:80-82", "is malformed"),
+            (" 80:80", "is malformed"),
+            ("1:2:3:4", "is malformed"),
+            ("80:0", "port of the container out of range: 1 to 65535"),
+            ("80:65536", "port of the container out of range"),
+            ("65536:80", "port of the host out of range"),
+            ("99999999999999999999:80", "port of the host out of range"),
+            ("0-1:80-81", "port of the host out of range"),
+            ("8000-8010:8000-8009", "has 11 ports of the host for 10 of the container"),
+            ("8000-8010:80", "has 11 ports of the host for 1 of the container"),
+            ("8010-8000:8000-8010", "ends before it begins"),
+            ("8000-8010:8010-8000", "ends before it begins"),
+            ("1-65535:1-65535", "has 65535 ports, too many"),
+            ("80:80/sctp", "unknown protocol 'sctp': tcp or udp as in 8080:80/udp"),
+            ("80:80/", "unknown protocol ''"),
+            ("80:80/tcp/udp", "unknown protocol 'tcp/udp'"),
+            ("[::1]:80:80", "IPv6 address of the host: an IPv4 one"),
+            ("::1:80:80", "IPv6 address of the host"),
+            ("localhost:80:80", "malformed address 'localhost'"),
+            ("1.2.3:80:80", "malformed address '1.2.3'"),
+            ("224.0.0.1:80:80", "which no host has"),
+            ("255.255.255.255:80:80", "which no host has"),
+        ] {
+            let line = text.parse::<Publish>().expect_err(text).to_string();
+            assert!(line.contains(&format!("'{text}'")) && line.contains(part), "{line}");
+            assert!(line.ends_with("is valid") && line.lines().count() == 1, "{line}");
+        }
+    }
+
+    #[test]
+    fn every_address_overlaps_each() {
+        let port = |text: &str| {
+            let publish: Publish = text.parse().expect(text);
+            let port = publish.ports().next().expect("port");
+            port.at(port.host_port.expect("host port"))
+        };
+        let overlap = |one, two| overlapping(&port(one), &port(two));
+        assert!(overlap("80:1", "80:2"));
+        assert!(overlap("80:1", "127.0.0.1:80:2"));
+        assert!(overlap("127.0.0.1:80:1", "80:2"));
+        assert!(overlap("127.0.0.1:80:1", "127.0.0.1:80:2"));
+        assert!(!overlap("127.0.0.1:80:1", "127.0.0.2:80:1"));
+        assert!(!overlap("80:1", "80:1/udp"));
+        assert!(!overlap("80:1", "81:1"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic(text in "[0-9a-z.:/\\[\\]-]{0,30}|.{0,30}") {
+            if let Ok(publish) = text.parse::<Publish>() {
+                prop_assert!(publish.ports().count() <= MAX_RANGE);
+            }
+        }
+
+        #[test]
+        fn what_is_displayed_is_parsed_back(
+            ip in prop_oneof![
+                Just(Ipv4Addr::UNSPECIFIED),
+                Just(Ipv4Addr::LOCALHOST),
+                Just(Ipv4Addr::new(192, 0, 2, 1)),
+            ],
+            host in proptest::option::of(1_u16..=64_000),
+            container in 1_u16..=64_000,
+            length in 0_u16..1024,
+            udp in any::<bool>(),
+        ) {
+            let publish = Publish {
+                host_ip: ip,
+                host: host.map(|first| first..=first + length),
+                container: container..=container + length,
+                protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
+            };
+            prop_assert_eq!(publish.to_string().parse::<Publish>(), Ok(publish.clone()));
+            let ports: Vec<_> = publish.ports().collect();
+            prop_assert_eq!(ports.len(), usize::from(length) + 1);
+            prop_assert!(ports.iter().all(|port| port.host_port.is_some() == host.is_some()));
+        }
+    }
+}
