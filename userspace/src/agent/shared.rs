@@ -13,6 +13,7 @@ use tokio::sync::{OwnedMutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    conntrack,
     containers::Containers,
     platform::{Platform, PlugError},
 };
@@ -64,6 +65,7 @@ pub(crate) struct Shared {
     containers: Mutex<Containers>,
     plugs: Mutex<BTreeMap<String, PlugState>>,
     problems: Mutex<BTreeMap<String, String>>,
+    conntrack: Mutex<conntrack::Summary>,
     /// How each VTEP is reached, in use or not.
     paths: Mutex<BTreeMap<[u8; 4], UnderlayPath>>,
     /// One request at a time per container: `run` and `rm` of one name must not
@@ -102,6 +104,7 @@ impl Shared {
             containers: Mutex::new(containers),
             plugs: Mutex::default(),
             problems: Mutex::default(),
+            conntrack: Mutex::default(),
             paths: Mutex::default(),
             locks: Mutex::default(),
             early_health,
@@ -142,6 +145,11 @@ impl Shared {
     /// How each VTEP is reached, in use or not.
     pub(crate) fn paths(&self) -> MutexGuard<'_, BTreeMap<[u8; 4], UnderlayPath>> {
         self.paths.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the table of flows holds.
+    pub(crate) fn conntrack(&self) -> MutexGuard<'_, conntrack::Summary> {
+        self.conntrack.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// States of the local endpoints.

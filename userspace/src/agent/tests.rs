@@ -6,4 +6,5 @@
 mod fake;
 mod faults;
 mod lifecycle;
+mod nat;
 mod refusals;

@@ -321,6 +321,8 @@ fn a_change_in_one_network_touches_no_other() {
         fdb: BTreeMap::new(),
         neighbours: BTreeMap::new(),
         vteps: BTreeMap::new(),
+        gateway: None,
+        published: BTreeMap::new(),
     };
     reconciler.network_to(&maps, 256, Some(&state(256, 10))).unwrap();
     let other = maps.tables.borrow().clone();

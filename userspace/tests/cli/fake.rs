@@ -12,10 +12,11 @@ use culvert::{
     api::{
         self, Backend,
         types::{
-            AgentStatus, ApiError, Connect, ContainerCreate, ContainerNetwork, ContainerRow,
-            ContainerState, Counts, Created, DatapathStatus, ErrorKind, FdbRow, InspectContainer,
-            InspectIpam, InspectPeer, InspectSubnet, NeighRow, NetworkCreate, NetworkInspect,
-            NetworkRow, StatsRow, Status, StoreStatus, VtepChange, VtepRow,
+            AgentStatus, ApiError, Connect, ConntrackStatus, ContainerCreate, ContainerNetwork,
+            ContainerRow, ContainerState, Counts, Created, DatapathStatus, ErrorKind, FdbRow,
+            FlowProtocol, InspectContainer, InspectIpam, InspectPeer, InspectSubnet, NatQuery,
+            NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, StatsRow, Status,
+            StoreStatus, VtepChange, VtepRow,
         },
     },
     model::{Driver, Name},
@@ -314,6 +315,63 @@ impl Backend for Fake {
         }])
     }
 
+    async fn nat(&self, query: NatQuery) -> Result<Vec<NatRow>, ApiError> {
+        drop(self.note(format!("nat {}", serde_json::to_string(&query).unwrap())));
+        if let Some(name) = query.container.as_ref().filter(|name| name.as_str() == "nobody") {
+            return refuse(
+                ErrorKind::NotFound,
+                &format!("container '{name}' is unknown: 'culvert ps' lists those of this host"),
+            );
+        }
+        let masqueraded = NatRow {
+            protocol: FlowProtocol::Tcp,
+            state: "tcp_established".to_owned(),
+            kind: "masquerade".to_owned(),
+            network: "bridge".to_owned(),
+            vni: 257,
+            container: "web1".to_owned(),
+            from: "web1".to_owned(),
+            src: "172.17.0.2".parse().unwrap(),
+            src_port: 40_000,
+            dst: "192.0.2.7".parse().unwrap(),
+            dst_port: 443,
+            nat_src: "192.168.0.1".parse().unwrap(),
+            nat_src_port: 40_001,
+            nat_dst: "192.0.2.7".parse().unwrap(),
+            nat_dst_port: 443,
+            timeout_s: 431_990,
+            orig_packets: 12,
+            orig_bytes: 1_800,
+            reply_packets: 9,
+            reply_bytes: 64_000,
+        };
+        let published = NatRow {
+            protocol: FlowProtocol::Udp,
+            state: "udp_unreplied".to_owned(),
+            kind: "published".to_owned(),
+            from: "outside".to_owned(),
+            src: "192.0.2.9".parse().unwrap(),
+            src_port: 5_353,
+            dst: "192.168.0.1".parse().unwrap(),
+            dst_port: 8_053,
+            nat_src: "192.0.2.9".parse().unwrap(),
+            nat_src_port: 5_353,
+            nat_dst: "172.17.0.2".parse().unwrap(),
+            nat_dst_port: 53,
+            timeout_s: 7,
+            orig_packets: 1,
+            orig_bytes: 80,
+            reply_packets: 0,
+            reply_bytes: 0,
+            ..masqueraded.clone()
+        };
+        let rows = vec![masqueraded, published];
+        Ok(rows
+            .into_iter()
+            .filter(|row| query.protocol.is_none_or(|protocol| protocol == row.protocol))
+            .collect())
+    }
+
     async fn vteps(&self) -> Result<Vec<VtepRow>, ApiError> {
         let mut rows = vec![
             VtepRow {
@@ -380,6 +438,10 @@ impl Backend for Fake {
         Ok(vec![
             row("forward", "encap", 2, 1_000_000, 1_450_000_000),
             row("drop", "spoofed_mac", 70, 3, 294),
+            StatsRow {
+                direction: "conntrack".to_owned(),
+                ..row("flows", "tcp_established", 2, 17, 3_400_000)
+            },
         ])
     }
 
@@ -411,6 +473,7 @@ impl Backend for Fake {
                 pins: "/run/culvert/bpf/1".to_owned(),
             },
             vteps: 2,
+            conntrack: ConntrackStatus { flows: 17, max: 262_144, evictable: 0, refused: 3 },
             counts: Counts {
                 networks: state.networks.len(),
                 local_endpoints: 1,

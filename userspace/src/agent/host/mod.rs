@@ -12,8 +12,8 @@ use std::{
 
 use async_trait::async_trait;
 use culvert_common::abi::{
-    Code, Counter, Direction, FdbEntry, FdbKey, LearnedEntry, NeighEntry, NeighKey, UnderlayPath,
-    VXLAN_OVERHEAD,
+    Code, Counter, Direction, DropReason, EndpointInfo, FdbEntry, FdbKey, LearnedEntry, NeighEntry,
+    NeighKey, PublishedEntry, PublishedKey, UnderlayPath, VXLAN_OVERHEAD,
 };
 use ipnetwork::IpNetwork;
 use tokio::sync::Mutex;
@@ -21,7 +21,7 @@ use tokio::sync::Mutex;
 use super::platform::{HostEvent, Paths, Platform, PlugError};
 use crate::{
     api::types::{ApiError, ErrorKind},
-    datapath::{self, Datapath, DatapathError, Table as _},
+    datapath::{self, Datapath, DatapathError, FlowTable, Table as _},
     model::{Name, validate},
     netlink::{Event, Monitor, Netlink, NetlinkError},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
@@ -404,6 +404,22 @@ impl Platform for Host {
 
     fn underlay(&self) -> Result<BTreeMap<[u8; 4], UnderlayPath>, DatapathError> {
         self.datapath.tables().underlay.dump()
+    }
+
+    fn flows(&self) -> &dyn FlowTable {
+        self.datapath.flows()
+    }
+
+    fn endpoints(&self) -> Result<BTreeMap<u32, EndpointInfo>, DatapathError> {
+        self.datapath.tables().endpoints.dump()
+    }
+
+    fn published(&self) -> Result<BTreeMap<PublishedKey, PublishedEntry>, DatapathError> {
+        self.datapath.tables().published.dump()
+    }
+
+    fn dropped(&self, reason: DropReason) -> Result<u64, DatapathError> {
+        self.datapath.dropped(reason)
     }
 
     fn stats(&self) -> Result<Vec<(Direction, Code, Counter)>, DatapathError> {
