@@ -15,7 +15,9 @@ use aya::{
 };
 use bytemuck::Pod;
 use culvert::datapath::{KernelTable, Options, Table, Tables, load_object};
-use culvert_common::abi::{Counter, DEFAULT_FLOWS, FdbKey, LearnedEntry, PathMtu, RateKey, STATS_ENTRIES, names};
+use culvert_common::abi::{
+    Counter, DEFAULT_FLOWS, FdbKey, LearnedEntry, PathMtu, RateKey, STATS_ENTRIES, names,
+};
 use nix::{
     sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, setns, unshare},
     unistd::{Pid, geteuid, gettid},

@@ -17,8 +17,8 @@ use super::{
     Backend,
     types::{
         ApiError, Connect, ContainerCreate, ContainerRow, ContainerState, Created, ErrorKind,
-        FdbRow, NatQuery, NatRow, NeighRow, NetworkCreate, NetworkInspect,
-        NetworkRow, StatsRow, Status, VtepChange, VtepRow,
+        FdbRow, NatQuery, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, StatsRow,
+        Status, VtepChange, VtepRow,
     },
 };
 use crate::model::Name;

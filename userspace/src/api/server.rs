@@ -17,8 +17,8 @@ use super::{
     Backend, Listener,
     types::{
         ApiError, Connect, ContainerCreate, ContainerRow, ContainerState, Created, ErrorKind,
-        FdbRow, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, StatsRow,
-        Status, VtepChange, VtepRow,
+        FdbRow, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, StatsRow, Status,
+        VtepChange, VtepRow,
     },
 };
 use crate::model::Name;

@@ -293,3 +293,120 @@ struct BatchAttr {
 }
 
 const _: () = assert!(size_of::<BatchAttr>() == 56);
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, net::Ipv4Addr, path::PathBuf, time::Duration};
+
+    use culvert_common::abi::{MAX_EVICTABLE, RESERVED_ENTRIES, Tuple};
+
+    use super::*;
+    use crate::datapath::{Options, load_object};
+
+    /// The maps with room for `max_flows`; `None` without the privilege to make them.
+    fn kernel(max_flows: u32) -> Option<(Ebpf, Flows)> {
+        if !nix::unistd::geteuid().is_root() {
+            return None;
+        }
+        let options = Options {
+            bpffs: PathBuf::new(),
+            vtep_ip: Ipv4Addr::new(192, 0, 2, 1),
+            vxlan_port: 4789,
+            ageing: Duration::from_secs(300),
+            max_flows,
+            nat_ports: (1024, 65_535),
+            trace: false,
+        };
+        let mut ebpf = load_object(&options, None).unwrap();
+        let flows = Flows::take(&mut ebpf).unwrap();
+        Some((ebpf, flows))
+    }
+
+    fn key(number: u32) -> FlowKey {
+        FlowKey::new(256, 17, Tuple { src: number.to_be_bytes(), ..Tuple::default() })
+    }
+
+    fn fill(flows: &Flows, numbers: u32) {
+        for number in 0..numbers {
+            let flow = Flow { packets: number.into(), ..Flow::default() };
+            lock(&flows.flows).insert(Bytes(key(number)), Bytes(flow), 0).unwrap();
+        }
+    }
+
+    #[test]
+    fn slices_have_every_entry_once_and_are_bounded() {
+        let Some((_ebpf, flows)) = kernel(1000) else { return };
+        assert_eq!((flows.capacity(), flows.range()), (1000, 2048));
+        assert!(all(&flows).unwrap().is_empty());
+        fill(&flows, 1500);
+        for most in [1, 7, 100, 1499, 1500, 5000] {
+            let (mut seen, mut from) = (BTreeSet::new(), Some(Cursor::default()));
+            while let Some(cursor) = from {
+                let slice = flows.slice(cursor, most).unwrap();
+                // A bucket is not cut: of 1500 entries in 2048 none has so many.
+                assert!(slice.entries.len() <= most.max(16) as usize);
+                for (key, flow) in slice.entries {
+                    assert_eq!(u64::from(u32::from_be_bytes(key.tuple.src)), flow.packets);
+                    assert!(seen.insert(key), "seen twice");
+                }
+                assert!(slice.next.is_none_or(|next| next > cursor && next.0 < flows.range()));
+                from = slice.next;
+            }
+            assert_eq!(seen.len(), 1500, "in slices of {most}");
+        }
+        assert_eq!(all(&flows).unwrap().len(), 1500);
+    }
+
+    #[test]
+    fn what_is_removed_meanwhile_does_not_turn_a_walk_back() {
+        let Some((_ebpf, flows)) = kernel(1000) else { return };
+        fill(&flows, 1500);
+        let (mut seen, mut from) = (0, Some(Cursor::default()));
+        while let Some(cursor) = from {
+            let slice = flows.slice(cursor, 64).unwrap();
+            for (key, _) in slice.entries {
+                flows.remove(&key).unwrap();
+                flows.remove(&key).unwrap();
+                assert!(flows.lookup(&key).unwrap().is_none());
+                seen += 1;
+            }
+            from = slice.next;
+        }
+        assert_eq!(seen, 1500);
+        assert!(all(&flows).unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_offer_replaces_the_one_before() {
+        let Some((_ebpf, flows)) = kernel(64) else { return };
+        let evictable = |number| Evictable { last_seen_ns: 1, key: key(number), pad: 0 };
+        let offer = |numbers: std::ops::Range<u32>| {
+            flows.offer(&numbers.map(evictable).collect::<Vec<_>>()).unwrap();
+        };
+        let pop = || match lock(&flows.evictable).pop(0) {
+            Ok(Bytes(flow)) => Some(flow.key),
+            Err(MapError::ElementNotFound) => None,
+            Err(error) => panic!("{error}"),
+        };
+        offer(0..3);
+        offer(5..8);
+        assert_eq!([pop(), pop()], [Some(key(5)), Some(key(6))]);
+        offer(9..10);
+        assert_eq!([pop(), pop()], [Some(key(9)), None]);
+        offer(0..MAX_EVICTABLE + 5);
+        assert_eq!((0..).map_while(|_| pop()).count(), MAX_EVICTABLE as usize);
+        offer(0..0);
+        assert_eq!(pop(), None);
+    }
+
+    #[test]
+    fn reserved_words_are_written_one_by_one() {
+        let Some((_ebpf, flows)) = kernel(64) else { return };
+        flows.reserve(0, 5).unwrap();
+        flows.reserve(RESERVED_ENTRIES - 1, 7).unwrap();
+        let words = flows.reserved().unwrap();
+        assert_eq!(words.len(), RESERVED_ENTRIES as usize);
+        assert_eq!((words[0], words[1], words[words.len() - 1]), (5, 0, 7));
+        assert!(flows.reserve(RESERVED_ENTRIES, 1).is_err());
+    }
+}

@@ -31,8 +31,8 @@ use aya::{
     programs::{SchedClassifier, Xdp},
 };
 use culvert_common::abi::{
-    ABI_VERSION, Code, Counter, Direction, DropReason, FdbKey, LearnedEntry, globals, names, programs,
-    stats_index,
+    ABI_VERSION, Code, Counter, Direction, DropReason, FdbKey, LearnedEntry, globals, names,
+    programs, stats_index,
 };
 
 pub use self::{
@@ -280,10 +280,10 @@ impl Datapath {
     /// A counter, summed over the CPUs.
     fn counter(&self, direction: Direction, code: Code) -> Result<Counter, DatapathError> {
         let index = stats_index(direction, code);
-        let values = self.stats.get(&index, 0).map_err(|source| DatapathError::Map {
-            map: names::STATS,
-            source: Box::new(source),
-        })?;
+        let values = self
+            .stats
+            .get(&index, 0)
+            .map_err(|source| DatapathError::Map { map: names::STATS, source: Box::new(source) })?;
         let mut sum = Counter::default();
         for Bytes(counter) in values.iter() {
             sum.packets = sum.packets.wrapping_add(counter.packets);

@@ -118,15 +118,15 @@ impl Collector {
 
     /// What is known of the table.
     pub(super) fn summary(&self, table: &dyn FlowTable) -> Summary {
-        Summary {
-            states: self.states.clone(),
-            capacity: table.capacity(),
-            evictable: self.offered,
-        }
+        Summary { states: self.states.clone(), capacity: table.capacity(), evictable: self.offered }
     }
 
     /// One round: goes on with the pass, and begins another if that ends it.
-    pub(super) fn round(&mut self, table: &dyn FlowTable, law: &Law<'_>) -> Result<(), DatapathError> {
+    pub(super) fn round(
+        &mut self,
+        table: &dyn FlowTable,
+        law: &Law<'_>,
+    ) -> Result<(), DatapathError> {
         let Limits { round, crowded_round, slice, .. } = self.limits;
         let mut left = if self.fuller_than(CROWDED, table) { crowded_round } else { round };
         while left > 0 {

@@ -77,9 +77,9 @@ impl Law<'_> {
 
     fn is_stale(&self, flow: &Flow, last_ns: u64) -> bool {
         self.generations.is_some_and(|generations| {
-            let gone =
-                |generation: u32| generation != 0 && !generations.live.contains(&generation);
-            last_ns < generations.read_ns && (gone(flow.from_generation) || gone(flow.to_generation))
+            let gone = |generation: u32| generation != 0 && !generations.live.contains(&generation);
+            last_ns < generations.read_ns
+                && (gone(flow.from_generation) || gone(flow.to_generation))
         })
     }
 }

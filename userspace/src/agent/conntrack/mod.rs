@@ -80,7 +80,8 @@ pub(super) async fn keep(shared: Arc<Shared>) {
         keeper = match round.await {
             Ok(keeper) => keeper,
             Err(error) => {
-                let line = format!("conntrack: it is not kept any more ({error}): restart the agent");
+                let line =
+                    format!("conntrack: it is not kept any more ({error}): restart the agent");
                 shared.problem("conntrack/task", Some(line));
                 return;
             }

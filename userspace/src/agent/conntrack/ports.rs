@@ -12,14 +12,8 @@ use crate::datapath::{DatapathError, FlowTable};
 
 /// Files below `/proc/self/net` with a line for each socket (proc(5)), and the protocol.
 /// Those of `icmp` are ping sockets, whose port is the identifier of the echo requests.
-const FILES: &[(&str, u8)] = &[
-    ("tcp", TCP),
-    ("tcp6", TCP),
-    ("udp", UDP),
-    ("udp6", UDP),
-    ("icmp", ICMP),
-    ("icmp6", ICMP),
-];
+const FILES: &[(&str, u8)] =
+    &[("tcp", TCP), ("tcp6", TCP), ("udp", UDP), ("udp6", UDP), ("icmp", ICMP), ("icmp6", ICMP)];
 
 /// A set of ports, as [`RESERVED_PORTS`](culvert_common::abi::names::RESERVED_PORTS) has it.
 #[derive(Clone, Debug, PartialEq, Eq)]

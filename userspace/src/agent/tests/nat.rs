@@ -18,12 +18,7 @@ const HOST: [u8; 4] = [192, 0, 2, 1];
 const FAR: [u8; 4] = [198, 51, 100, 7];
 
 fn tuple(src: ([u8; 4], u16), dst: ([u8; 4], u16)) -> Tuple {
-    Tuple {
-        src: src.0,
-        src_port: src.1.to_be_bytes(),
-        dst: dst.0,
-        dst_port: dst.1.to_be_bytes(),
-    }
+    Tuple { src: src.0, src_port: src.1.to_be_bytes(), dst: dst.0, dst_port: dst.1.to_be_bytes() }
 }
 
 impl Running {
@@ -181,10 +176,7 @@ async fn the_agent_ages_flows_counts_them_and_tells_of_refused_ones() {
     let world = World::new().await;
     let (one, web, db, vni) = two_containers(&world).await;
     let masqueraded = |source, port| {
-        (
-            FlowKey::new(vni, 17, tuple((source, port), (FAR, 53))),
-            tuple((HOST, port), (FAR, 53)),
-        )
+        (FlowKey::new(vni, 17, tuple((source, port), (FAR, 53))), tuple((HOST, port), (FAR, 53)))
     };
     let (key, to) = masqueraded(web, 1000);
     let kept = one.flow(key, to, zone::OUTSIDE, 1, Flow::MASQUERADE | Flow::SEEN);
@@ -219,7 +211,10 @@ async fn the_agent_ages_flows_counts_them_and_tells_of_refused_ones() {
     let shown: Vec<_> = rows
         .iter()
         .map(|row| {
-            format!("{} {} {} {} {}", row.direction, row.verdict, row.reason, row.packets, row.bytes)
+            format!(
+                "{} {} {} {} {}",
+                row.direction, row.verdict, row.reason, row.packets, row.bytes
+            )
         })
         .collect();
     assert_eq!(shown, ["conntrack flows udp_stream 1 600"]);
