@@ -14,6 +14,7 @@
 mod bpffs;
 pub mod flows;
 mod links;
+mod stats;
 mod tables;
 mod trace;
 
@@ -30,10 +31,7 @@ use aya::{
     maps::{MapData, PerCpuArray},
     programs::{SchedClassifier, Xdp},
 };
-use culvert_common::abi::{
-    ABI_VERSION, Code, Counter, Direction, DropReason, FdbKey, LearnedEntry, globals, names,
-    programs, stats_index,
-};
+use culvert_common::abi::{ABI_VERSION, Counter, FdbKey, LearnedEntry, globals, names, programs};
 
 pub use self::{
     flows::{FlowTable, Flows},
@@ -246,50 +244,6 @@ impl Datapath {
     /// If the pins cannot be listed.
     pub fn attached_uplinks(&self) -> Result<Vec<u32>, DatapathError> {
         links::pinned(&self.links_dir(), Attachment::Uplink)
-    }
-
-    /// All counters, zero or not, summed over the CPUs.
-    ///
-    /// # Errors
-    ///
-    /// If the map cannot be read.
-    pub fn stats(&self) -> Result<Vec<(Direction, Code, Counter)>, DatapathError> {
-        let mut rows = Vec::new();
-        for &direction in Direction::ALL {
-            for code in Code::all() {
-                rows.push((direction, code, self.counter(direction, code)?));
-            }
-        }
-        Ok(rows)
-    }
-
-    /// Frames dropped for `reason` in any direction.
-    ///
-    /// # Errors
-    ///
-    /// If the map cannot be read.
-    pub fn dropped(&self, reason: DropReason) -> Result<u64, DatapathError> {
-        let mut sum = 0_u64;
-        for &direction in Direction::ALL {
-            let counter = self.counter(direction, Code::Drop(reason))?;
-            sum = sum.wrapping_add(counter.packets);
-        }
-        Ok(sum)
-    }
-
-    /// A counter, summed over the CPUs.
-    fn counter(&self, direction: Direction, code: Code) -> Result<Counter, DatapathError> {
-        let index = stats_index(direction, code);
-        let values = self
-            .stats
-            .get(&index, 0)
-            .map_err(|source| DatapathError::Map { map: names::STATS, source: Box::new(source) })?;
-        let mut sum = Counter::default();
-        for Bytes(counter) in values.iter() {
-            sum.packets = sum.packets.wrapping_add(counter.packets);
-            sum.bytes = sum.bytes.wrapping_add(counter.bytes);
-        }
-        Ok(sum)
     }
 
     /// The learned FDB entries, aged ones included.

@@ -8,7 +8,7 @@ use culvert_common::{
     datapath::conntrack::FlowState,
 };
 
-use super::judge::{Law, Verdict, are_one_flow};
+use super::judge::{Known, Law, Verdict, are_one_flow};
 use crate::datapath::{
     DatapathError,
     flows::{Cursor, FlowTable},
@@ -85,6 +85,8 @@ struct Pass {
     candidates: BTreeSet<Candidate>,
     /// Halves of flows, and since when they are known to be.
     halves: HashMap<FlowKey, u64>,
+    /// Generations of flows that no container has.
+    suspects: BTreeSet<u32>,
 }
 
 /// See the module.
@@ -95,6 +97,7 @@ pub(super) struct Collector {
     states: BTreeMap<FlowState, Tally>,
     candidates: BTreeSet<Candidate>,
     halves: HashMap<FlowKey, u64>,
+    suspects: BTreeSet<u32>,
     /// Entries in the table, counted or estimated.
     entries: u64,
     offered: u64,
@@ -110,6 +113,7 @@ impl Collector {
             states: BTreeMap::new(),
             candidates: BTreeSet::new(),
             halves: HashMap::new(),
+            suspects: BTreeSet::new(),
             entries: 0,
             offered: 0,
             queued: true,
@@ -158,6 +162,7 @@ impl Collector {
         self.states = pass.states;
         self.candidates = pass.candidates;
         self.halves = pass.halves;
+        self.suspects = pass.suspects;
     }
 
     /// How many entries there are, from the share of the table that was seen.
@@ -181,16 +186,18 @@ impl Collector {
         flow: Flow,
     ) -> Result<(), DatapathError> {
         let missing_ns = self.halves.get(&key).copied();
+        let known = Known { missing_ns, suspects: Some(&self.suspects) };
         let look = |flow: &Flow| -> Result<(Option<Flow>, Verdict), DatapathError> {
             let other = table.lookup(&key.other(flow))?;
             let other = other.filter(|other| are_one_flow(&key, flow, other));
-            let verdict = law.judge(&key, flow, other.as_ref(), missing_ns);
+            let verdict = law.judge(&key, flow, other.as_ref(), known);
             Ok((other, verdict))
         };
         let (other, verdict) = look(&flow)?;
         match verdict {
             Verdict::Keep(state) => {
                 self.pass.present += 1;
+                self.pass.suspects.extend(law.missing(&flow));
                 if let (Some(other), true) = (other, flow.flags & Flow::ORIG != 0) {
                     self.count(table, state, key, &flow, &other);
                 }

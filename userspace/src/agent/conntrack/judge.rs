@@ -47,25 +47,39 @@ pub(super) struct Law<'a> {
     pub(super) generations: Option<&'a Generations>,
 }
 
+/// What was found out about a flow on the walk before.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Known<'a> {
+    /// Since when its other half is missing, if it is.
+    pub(super) missing_ns: Option<u64>,
+    /// Generations of flows that were of no container then. An endpoint is there before
+    /// its first flow: those that are still missing are gone.
+    pub(super) suspects: Option<&'a BTreeSet<u32>>,
+}
+
 impl Law<'_> {
     /// Judges the flow with the direction `flow` under `key`. `other` is the other direction
-    /// if it is there; if it is known to be missing, since `missing_ns`.
+    /// if it is there.
     pub(super) fn judge(
         &self,
         key: &FlowKey,
         flow: &Flow,
         other: Option<&Flow>,
-        missing_ns: Option<u64>,
+        known: Known<'_>,
     ) -> Verdict {
         let Some(other) = other else {
-            let since = missing_ns.unwrap_or(u64::MAX).min(flow.last_seen_ns);
+            let since = known.missing_ns.unwrap_or(u64::MAX).min(flow.last_seen_ns);
             return match self.now_ns.saturating_sub(since) > ORPHANED_NS {
                 true => Verdict::Orphan,
                 false => Verdict::Half,
             };
         };
         let last_ns = flow.last_seen_ns.max(other.last_seen_ns);
-        if self.is_stale(flow, last_ns) || self.is_stale(other, last_ns) {
+        let gone = |generation: u32| {
+            known.suspects.is_some_and(|suspects| suspects.contains(&generation))
+                || self.generations.is_some_and(|generations| last_ns < generations.read_ns)
+        };
+        if self.missing(flow).chain(self.missing(other)).any(gone) {
             return Verdict::Stale;
         }
         let state = state(key, flow, other);
@@ -75,11 +89,12 @@ impl Law<'_> {
         Verdict::Keep(state)
     }
 
-    fn is_stale(&self, flow: &Flow, last_ns: u64) -> bool {
-        self.generations.is_some_and(|generations| {
-            let gone = |generation: u32| generation != 0 && !generations.live.contains(&generation);
-            last_ns < generations.read_ns
-                && (gone(flow.from_generation) || gone(flow.to_generation))
+    /// Generations of a flow that no container has, as far as is known.
+    pub(super) fn missing(&self, flow: &Flow) -> impl Iterator<Item = u32> {
+        let of_flow = [flow.from_generation, flow.to_generation];
+        of_flow.into_iter().filter(|generation| {
+            *generation != 0
+                && self.generations.is_some_and(|known| !known.live.contains(generation))
         })
     }
 }
@@ -115,7 +130,8 @@ mod tests {
     ) -> Verdict {
         let timeouts = Timeouts::default();
         let law = Law { now_ns: NOW, timeouts: &timeouts, generations };
-        law.judge(&FlowKey { protocol: 17, ..FlowKey::default() }, flow, other, missing_ns)
+        let known = Known { missing_ns, ..Known::default() };
+        law.judge(&FlowKey { protocol: 17, ..FlowKey::default() }, flow, other, known)
     }
 
     fn seen(seconds_ago: u64, flags: u32) -> Flow {
@@ -143,7 +159,7 @@ mod tests {
         timeouts.set(FlowState::UdpUnreplied, 29);
         let law = Law { now_ns: NOW, timeouts: &timeouts, generations: None };
         let key = FlowKey { protocol: 17, ..FlowKey::default() };
-        assert_eq!(law.judge(&key, &orig, Some(&reply), None), Verdict::Expired);
+        assert_eq!(law.judge(&key, &orig, Some(&reply), Known::default()), Verdict::Expired);
     }
 
     #[test]
@@ -207,8 +223,8 @@ mod tests {
                 (Timeouts::default(), Generations { live: [1].into(), read_ns: NOW });
             let law = Law { now_ns: NOW, timeouts: &timeouts, generations: Some(&generations) };
             let key = FlowKey { protocol, ..FlowKey::default() };
-            let verdict = law.judge(&key, &orig, Some(&reply), None);
-            prop_assert_eq!(verdict, law.judge(&key, &reply, Some(&orig), None));
+            let verdict = law.judge(&key, &orig, Some(&reply), Known::default());
+            prop_assert_eq!(verdict, law.judge(&key, &reply, Some(&orig), Known::default()));
             if orig_ns.max(reply_ns) >= NOW {
                 prop_assert!(matches!(verdict, Verdict::Keep(_)));
             }

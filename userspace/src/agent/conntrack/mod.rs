@@ -126,16 +126,19 @@ impl Keeper {
         let table = platform.flows();
         // The time first: what comes meanwhile is later than what was read.
         let read_ns = platform.now_ns();
-        let endpoints = platform.endpoints()?;
-        let live = endpoints.values().map(|endpoint| endpoint.generation).collect();
+        let endpoints = platform.endpoints();
+        let generations = endpoints.as_ref().ok().map(|endpoints| {
+            let live = endpoints.values().map(|endpoint| endpoint.generation).collect();
+            Generations { live, read_ns }
+        });
         let law = Law {
             now_ns: read_ns,
             timeouts: &shared.options.conntrack.timeouts,
-            generations: Some(&Generations { live, read_ns }),
+            generations: generations.as_ref(),
         };
         let round = self.collector.round(table, &law);
         *shared.conntrack() = self.collector.summary(table);
-        round
+        endpoints.and(round)
     }
 
     fn reserve(&mut self, platform: &dyn Platform, sockets: &Path) -> Result<(), String> {

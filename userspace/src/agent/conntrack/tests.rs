@@ -70,6 +70,22 @@ fn what_is_over_goes_with_both_halves() {
 }
 
 #[test]
+fn a_flow_in_use_of_a_container_that_is_gone_goes_a_walk_later() {
+    let table = MemoryFlows::new(1024);
+    let use_it = |now_ns: u64| {
+        let flows = masqueraded(1, now_ns);
+        table.put(flows.map(|(key, flow)| (key, Flow { from_generation: 2, ..flow })));
+    };
+    let mut collector = Collector::new(limits());
+    use_it(NOW + 1);
+    round(&mut collector, &table, NOW);
+    assert_eq!(keys(&table).len(), 2, "it may be of a container that has just come");
+    use_it(NOW + SECOND + 1);
+    round(&mut collector, &table, NOW + SECOND);
+    assert!(keys(&table).is_empty());
+}
+
+#[test]
 fn a_crowded_table_offers_what_may_go_in_order() {
     let table = MemoryFlows::new(100);
     let mut collector = Collector::new(Limits { evictable: 4, ..limits() });
