@@ -167,9 +167,10 @@ impl Collector {
 
     /// How many entries there are, from the share of the table that was seen.
     fn estimate(&mut self, table: &dyn FlowTable) {
-        let seen = u64::from(self.pass.at.0);
-        if seen > 0 {
-            self.entries = self.pass.present.saturating_mul(u64::from(table.range())) / seen;
+        let all = self.pass.present.saturating_mul(u64::from(table.range()));
+        // At the beginning of a pass the count of the one before is exact.
+        if let Some(entries) = all.checked_div(u64::from(self.pass.at.0)) {
+            self.entries = entries;
         }
     }
 
