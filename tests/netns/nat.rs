@@ -91,7 +91,10 @@ fn the_gateway_the_host_and_other_networks() {
     let (one, one_ip) = world.run("bridge", &[]);
     let (two, two_ip) = world.run("bridge", &[]);
     let (other, other_ip) = world.run("br", &[]);
-    assert_eq!((one_ip.to_string(), two_ip.to_string()), ("172.17.0.2".into(), "172.17.0.3".into()));
+    assert_eq!(
+        (one_ip.to_string(), two_ip.to_string()),
+        ("172.17.0.2".into(), "172.17.0.3".into())
+    );
     assert_eq!(other_ip.to_string(), "172.18.0.2");
 
     host.in_container(&one, "ping -c1 -W2 172.17.0.1");

@@ -15,7 +15,9 @@ use aya::{
 };
 use bytemuck::Pod;
 use culvert::datapath::{KernelTable, Options, Table, Tables, load_object};
-use culvert_common::abi::{Counter, FdbKey, LearnedEntry, PathMtu, RateKey, STATS_ENTRIES, names};
+use culvert_common::abi::{
+    Counter, DEFAULT_FLOWS, FdbKey, LearnedEntry, PathMtu, RateKey, STATS_ENTRIES, names,
+};
 use nix::{
     sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, setns, unshare},
     unistd::{Pid, geteuid, gettid},
@@ -146,6 +148,8 @@ impl Lab {
             vtep_ip: world::OUR_VTEP.into(),
             vxlan_port: world::VXLAN_PORT,
             ageing: AGEING,
+            max_flows: DEFAULT_FLOWS,
+            nat_ports: (1024, 65535),
             trace: false,
         };
         let mut ebpf = load_object(&options, None).unwrap();

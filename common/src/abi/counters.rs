@@ -45,6 +45,7 @@ macro_rules! coded {
         }
     };
 }
+pub(crate) use coded;
 
 coded! {
     /// The program that counted, named for its hook.

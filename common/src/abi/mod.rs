@@ -12,6 +12,7 @@ mod counters;
 mod maps;
 mod nat;
 
+pub(crate) use counters::coded;
 pub use counters::{
     Action, Code, Counter, Direction, DropReason, Note, STATS_ENTRIES, stats_index,
 };

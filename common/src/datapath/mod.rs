@@ -6,6 +6,7 @@
 //! native integers, addresses bytes in network order.
 
 pub mod arp;
+pub mod conntrack;
 pub mod decap;
 pub mod ecn;
 pub mod encap;

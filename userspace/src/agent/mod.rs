@@ -4,6 +4,7 @@
 //! * `engine`: the task that follows the store and writes the kernel.
 //! * `host`: the real host behind `platform`, the seam for tests.
 //! * `node`: the agent's own entry in the store.
+//! * `conntrack`: ages the flows that the programs make.
 //! * `backend`: what the API asks for.
 //! * `ports`: the published ports of the host.
 //! * `containers`, `files`: what is kept in the state directory.
@@ -13,6 +14,7 @@
 //! been read.
 
 mod backend;
+mod conntrack;
 mod containers;
 mod engine;
 mod files;
@@ -92,6 +94,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     for (index, line) in problems.into_iter().enumerate() {
         shared.problem(&format!("containers/{index}"), Some(line));
     }
+    let flows = tokio::spawn(conntrack::keep(Arc::clone(&shared)));
     let trace = if options.trace { Some(host.forward_trace()?) } else { None };
 
     let agent = Arc::new(Agent::new(Arc::clone(&shared)));
@@ -126,6 +129,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         Ok(Some(reached)) => reached,
         failed => {
             shared.shutdown.cancel();
+            let _ = flows.await;
             let _ = server.await;
             return failed.map(|_| ());
         }
@@ -169,6 +173,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         let _ = engine.await;
     }
     let _ = keeper.await;
+    let _ = flows.await;
     let _ = server.await;
     if shared.purged.is_cancelled() {
         files::remove_state(&options.state_dir);

@@ -11,13 +11,14 @@ use std::{
 
 use async_trait::async_trait;
 use culvert_common::abi::{
-    Code, Counter, Direction, FdbEntry, FdbKey, LearnedEntry, NeighEntry, NeighKey, UnderlayPath,
+    Code, Counter, Direction, DropReason, EndpointInfo, FdbEntry, FdbKey, LearnedEntry, NeighEntry,
+    NeighKey, PublishedEntry, PublishedKey, UnderlayPath,
 };
 use ipnetwork::IpNetwork;
 
 use crate::{
     api::types::{ApiError, ErrorKind},
-    datapath::DatapathError,
+    datapath::{DatapathError, FlowTable},
     model::{Driver, Name, Protocol},
     reconcile::{Kernel, LocalEndpoint},
     sandbox::GatewaySpec,
@@ -215,6 +216,18 @@ pub(crate) trait Platform: Kernel<Error = DatapathError> + Send + Sync + 'static
 
     /// Paths to VTEPs, as the programs use them.
     fn underlay(&self) -> Result<BTreeMap<[u8; 4], UnderlayPath>, DatapathError>;
+
+    /// Conntrack.
+    fn flows(&self) -> &dyn FlowTable;
+
+    /// The endpoints that the programs know, by the index of the host side.
+    fn endpoints(&self) -> Result<BTreeMap<u32, EndpointInfo>, DatapathError>;
+
+    /// The ports published here.
+    fn published(&self) -> Result<BTreeMap<PublishedKey, PublishedEntry>, DatapathError>;
+
+    /// Frames dropped for `reason` in any direction.
+    fn dropped(&self, reason: DropReason) -> Result<u64, DatapathError>;
 
     /// The counters.
     fn stats(&self) -> Result<Vec<(Direction, Code, Counter)>, DatapathError>;

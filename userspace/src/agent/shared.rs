@@ -13,6 +13,7 @@ use tokio::sync::{OwnedMutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    conntrack,
     containers::Containers,
     platform::{Platform, PlugError},
     ports::{Pending, Reservations},
@@ -65,6 +66,7 @@ pub(crate) struct Shared {
     containers: Mutex<Containers>,
     plugs: Mutex<BTreeMap<String, PlugState>>,
     problems: Mutex<BTreeMap<String, String>>,
+    conntrack: Mutex<conntrack::Summary>,
     /// How each VTEP is reached, in use or not.
     paths: Mutex<BTreeMap<[u8; 4], UnderlayPath>>,
     /// The published ports of this host.
@@ -105,6 +107,7 @@ impl Shared {
             containers: Mutex::new(containers),
             plugs: Mutex::default(),
             problems: Mutex::default(),
+            conntrack: Mutex::default(),
             paths: Mutex::default(),
             ports: Reservations::default(),
             locks: Mutex::default(),
@@ -170,6 +173,11 @@ impl Shared {
     pub(super) fn hold_ports(&self, wanted: &BTreeMap<(String, PublishedPort), Name>, again: bool) {
         let lines = self.ports.sync(self.platform.as_ref(), wanted, again);
         self.problems_below("port/", lines);
+    }
+
+    /// What the table of flows holds.
+    pub(crate) fn conntrack(&self) -> MutexGuard<'_, conntrack::Summary> {
+        self.conntrack.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// States of the local endpoints.

@@ -89,6 +89,8 @@ pub(super) async fn host(
         vtep_ip: vtep,
         vxlan_port: options.vxlan_port,
         ageing: options.ageing,
+        max_flows: options.conntrack.max_flows,
+        nat_ports: options.conntrack.nat_ports,
         trace: options.trace,
     };
     let to_load = datapath_options.clone();

@@ -7,5 +7,6 @@ mod fake;
 mod faults;
 mod lifecycle;
 mod modes;
+mod nat;
 mod ports;
 mod refusals;

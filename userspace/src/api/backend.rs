@@ -3,8 +3,9 @@
 use async_trait::async_trait;
 
 use super::types::{
-    ApiError, Connect, ContainerCreate, ContainerRow, ContainerState, Created, FdbRow, NeighRow,
-    NetworkCreate, NetworkInspect, NetworkRow, StatsRow, Status, VtepChange, VtepRow,
+    ApiError, Connect, ContainerCreate, ContainerRow, ContainerState, Created, FdbRow, NatQuery,
+    NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, StatsRow, Status, VtepChange,
+    VtepRow,
 };
 use crate::model::Name;
 
@@ -35,13 +36,15 @@ pub trait Backend: Send + Sync + 'static {
     async fn fdb(&self) -> Result<Vec<FdbRow>, ApiError>;
     /// `neigh show`.
     async fn neighbours(&self) -> Result<Vec<NeighRow>, ApiError>;
+    /// `nat ls`: the flows that fit.
+    async fn nat(&self, query: NatQuery) -> Result<Vec<NatRow>, ApiError>;
     /// `vtep ls`.
     async fn vteps(&self) -> Result<Vec<VtepRow>, ApiError>;
     /// `vtep add`.
     async fn vtep_add(&self, request: VtepChange) -> Result<(), ApiError>;
     /// `vtep rm`.
     async fn vtep_remove(&self, request: VtepChange) -> Result<(), ApiError>;
-    /// `stats`: every counter that is not zero.
+    /// `stats`: every counter that is not zero, and the flows by their states.
     async fn stats(&self) -> Result<Vec<StatsRow>, ApiError>;
     /// `status`.
     async fn status(&self) -> Result<Status, ApiError>;

@@ -17,8 +17,8 @@ use super::{
     Backend,
     types::{
         ApiError, Connect, ContainerCreate, ContainerRow, ContainerState, Created, ErrorKind,
-        FdbRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, StatsRow, Status, VtepChange,
-        VtepRow,
+        FdbRow, NatQuery, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, StatsRow,
+        Status, VtepChange, VtepRow,
     },
 };
 use crate::model::Name;
@@ -242,6 +242,20 @@ impl Backend for Client {
 
     async fn neighbours(&self) -> Result<Vec<NeighRow>, ApiError> {
         self.get("/v1/neighbours").await
+    }
+
+    async fn nat(&self, query: NatQuery) -> Result<Vec<NatRow>, ApiError> {
+        let NatQuery { container, protocol, address } = query;
+        // Nor do addresses need escaping.
+        let given: Vec<_> = [
+            container.map(|name| format!("container={name}")),
+            protocol.map(|protocol| format!("protocol={}", protocol.name())),
+            address.map(|address| format!("address={address}")),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        self.get(&format!("/v1/nat?{}", given.join("&"))).await
     }
 
     async fn vteps(&self) -> Result<Vec<VtepRow>, ApiError> {

@@ -13,6 +13,7 @@
 //! | `DELETE /v1/containers/NAME?force=true` | | |
 //! | `POST /v1/containers/NAME/state` | [`types::ContainerState`] | |
 //! | `GET /v1/fdb`, `/v1/neighbours`, `/v1/stats` | | array of rows |
+//! | `GET /v1/nat?container=NAME&protocol=tcp&address=IP` ([`types::NatQuery`]) | | array of [`types::NatRow`] |
 //! | `GET /v1/vteps` | | array of [`types::VtepRow`] |
 //! | `POST` and `DELETE /v1/vteps` | [`types::VtepChange`] | |
 //! | `GET /v1/status` | | [`types::Status`] |

@@ -17,8 +17,8 @@ use super::{
     Backend, Listener,
     types::{
         ApiError, Connect, ContainerCreate, ContainerRow, ContainerState, Created, ErrorKind,
-        FdbRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, StatsRow, Status, VtepChange,
-        VtepRow,
+        FdbRow, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, StatsRow, Status,
+        VtepChange, VtepRow,
     },
 };
 use crate::model::Name;
@@ -69,6 +69,7 @@ fn router(backend: Arc<dyn Backend>) -> Router {
         .route("/v1/containers/{name}/state", post(container_state))
         .route("/v1/fdb", get(fdb))
         .route("/v1/neighbours", get(neighbours))
+        .route("/v1/nat", get(nat))
         .route("/v1/vteps", get(vteps).post(vtep_add).delete(vtep_remove))
         .route("/v1/stats", get(stats))
         .route("/v1/status", get(status))
@@ -125,6 +126,16 @@ async fn body<T: DeserializeOwned>(body: Body) -> Result<T, ApiError> {
     })?;
     serde_json::from_slice(&bytes)
         .map_err(|error| invalid(format!("API request body is malformed: {error}")))
+}
+
+/// The query.
+fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, ApiError> {
+    match Query::try_from_uri(uri) {
+        Ok(Query(query)) => Ok(query),
+        Err(rejection) => {
+            Err(invalid(format!("API query is malformed: {}", rejection.body_text())))
+        }
+    }
 }
 
 /// The names in the path.
@@ -214,9 +225,7 @@ struct Removal {
 }
 
 async fn container_remove(State(backend): Shared, Named(container): Named<Name>, uri: Uri) -> Done {
-    let Query(removal) = Query::<Removal>::try_from_uri(&uri).map_err(|rejection| {
-        invalid(format!("API query is malformed: {}", rejection.body_text()))
-    })?;
+    let removal: Removal = query(&uri)?;
     backend.container_remove(&container, removal.force).await.map(done)
 }
 
@@ -226,6 +235,10 @@ async fn fdb(State(backend): Shared) -> Answer<Vec<FdbRow>> {
 
 async fn neighbours(State(backend): Shared) -> Answer<Vec<NeighRow>> {
     backend.neighbours().await.map(Json)
+}
+
+async fn nat(State(backend): Shared, uri: Uri) -> Answer<Vec<NatRow>> {
+    backend.nat(query(&uri)?).await.map(Json)
 }
 
 async fn vteps(State(backend): Shared) -> Answer<Vec<VtepRow>> {

@@ -1,6 +1,8 @@
 //! Requests and answers of the agent's API. The JSON rows are those of the
 //! CLI's `--format json`.
 
+mod nat;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
@@ -10,6 +12,7 @@ use std::{
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+pub use self::nat::{ConntrackStatus, FlowProtocol, NatQuery, NatRow};
 use crate::model::{Driver, MacAddr, Name};
 
 /// Why a request was refused: `message` is one line that names the thing, what
@@ -381,17 +384,17 @@ pub struct VtepChange {
 /// Row of `stats`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatsRow {
-    /// Program, named for its hook.
+    /// Program, named for its hook, or `conntrack`.
     pub direction: String,
-    /// `forward`, `drop` or `note`.
+    /// `forward`, `drop` or `note`; of `conntrack`: `flows`.
     pub verdict: String,
-    /// Name of the action, drop reason or note.
+    /// Name of the action, drop reason or note, or of a flow's state.
     pub reason: String,
     /// Its number, which never changes meaning.
     pub code: u8,
-    /// Frames.
+    /// Frames; of `conntrack` the flows that are in the state now.
     pub packets: u64,
-    /// Bytes.
+    /// Bytes; of `conntrack` those that these flows carried.
     pub bytes: u64,
 }
 
@@ -408,6 +411,9 @@ pub struct Status {
     pub datapath: DatapathStatus,
     /// VTEPs known, this one included.
     pub vteps: usize,
+    /// Conntrack.
+    #[serde(default)]
+    pub conntrack: ConntrackStatus,
     /// Counts of things.
     pub counts: Counts,
     /// What the agent skips or cannot do now, a line each.

@@ -3,6 +3,7 @@
 
 use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
+use super::conntrack_options::ConntrackOptions;
 use crate::model::Name;
 
 /// Options of `culvert agent`, handed to `agent::run`.
@@ -42,6 +43,8 @@ pub struct AgentOptions {
     pub trace: bool,
     /// `--ageing`: how long a learned FDB entry lives unseen.
     pub ageing: Duration,
+    /// `--conntrack-max` and its siblings.
+    pub conntrack: ConntrackOptions,
 }
 
 /// Credentials for the store, from `--store-ca` and its siblings.

@@ -6,6 +6,7 @@
 
 mod agent_options;
 mod args;
+mod conntrack_options;
 mod failure;
 mod output;
 mod usage;
@@ -25,9 +26,12 @@ pub use agent_options::{
     AgentOptions, DEFAULT_AGEING_S, DEFAULT_BPFFS, DEFAULT_SOCKET, DEFAULT_STATE_DIR,
     DEFAULT_VXLAN_PORT, DatapathMode, PurgeOptions, StoreAccess,
 };
+pub use conntrack_options::{
+    ConntrackOptions, DEFAULT_NAT_PORTS, MAX_CONNTRACK, MIN_CONNTRACK, Timeouts,
+};
 
 use self::{
-    args::{Cli, Command, FdbCommand, Format, NeighCommand},
+    args::{Cli, Command, FdbCommand, Format, NatCommand, NeighCommand},
     failure::Failure,
 };
 use crate::api::Client;
@@ -114,6 +118,7 @@ async fn ask(command: Command, auto_remove: bool, mut context: Context<'_>) -> R
         Command::Logs(args) => verbs::logs(client, args, out).await?,
         Command::Fdb(FdbCommand::Show) => verbs::fdb(client, format, out).await?,
         Command::Neigh(NeighCommand::Show) => verbs::neighbours(client, format, out).await?,
+        Command::Nat(NatCommand::Ls(args)) => verbs::nat(client, args, format, out).await?,
         Command::Vtep(command) => verbs::vtep(client, command, format, out).await?,
         Command::Status => verbs::status(client, format, out).await?,
         Command::Stats => verbs::stats(client, format, out).await?,

@@ -191,6 +191,17 @@ mod tests {
             "culvert agent --ageing 0",
             "culvert agent --log =,=",
             "culvert agent --node a/b",
+            "culvert agent --conntrack-max 63",
+            "culvert agent --conntrack-max many",
+            "culvert agent --conntrack-timeout tcp-established",
+            "culvert agent --conntrack-timeout tcp-open=5",
+            "culvert agent --conntrack-timeout udp-stream=0",
+            "culvert agent --nat-ports 0-1000",
+            "culvert agent --nat-ports 2000-1000",
+            "culvert agent --nat-ports 1024",
+            "culvert nat ls --protocol sctp",
+            "culvert nat ls --address fd00::1",
+            "culvert nat ls --container a/b",
             "culvert completion tcl",
         ]
         .iter()

@@ -45,6 +45,13 @@ pub(super) fn ip(text: &str) -> Parsed<IpAddr> {
     })
 }
 
+/// An IPv4 address.
+pub(super) fn ipv4(text: &str) -> Parsed<Ipv4Addr> {
+    text.parse().or_else(|_| {
+        refuse(format!("address '{text}' is malformed: an IPv4 address as in 10.0.0.2 is valid"))
+    })
+}
+
 /// An IPv4 address of a host.
 pub(super) fn vtep_ip(text: &str) -> Parsed<Ipv4Addr> {
     let ip = text.parse().or_else(|_| {

@@ -12,7 +12,9 @@
 //! the program under every link in one step, so that no packet is missed.
 
 mod bpffs;
+pub mod flows;
 mod links;
+mod stats;
 mod tables;
 mod trace;
 
@@ -29,12 +31,12 @@ use aya::{
     maps::{MapData, PerCpuArray},
     programs::{SchedClassifier, Xdp},
 };
-use culvert_common::abi::{
-    ABI_VERSION, Code, Counter, Direction, FdbKey, LearnedEntry, globals, names, programs,
-    stats_index,
-};
+use culvert_common::abi::{ABI_VERSION, Counter, FdbKey, LearnedEntry, globals, names, programs};
 
-pub use self::tables::{KernelTable, Table, Tables};
+pub use self::{
+    flows::{FlowTable, Flows},
+    tables::{KernelTable, Table, Tables},
+};
 use self::{links::Attachment, tables::Bytes};
 
 /// The programs, as compiled for this build.
@@ -42,6 +44,9 @@ static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/
 
 /// aya-log's level number for trace lines.
 const LOG_LEVEL_TRACE: u8 = 5;
+
+/// Interface index of the loopback device in every namespace that was not tampered with.
+const LOOPBACK_IFINDEX: u32 = 1;
 
 /// What the data plane is loaded with.
 #[derive(Clone, Debug)]
@@ -54,6 +59,10 @@ pub struct Options {
     pub vxlan_port: u16,
     /// Age after which a learned FDB entry is no longer used.
     pub ageing: Duration,
+    /// Flows that conntrack has room for. A pinned table keeps the room it was made with.
+    pub max_flows: u32,
+    /// Least and greatest port that masquerading chooses.
+    pub nat_ports: (u16, u16),
     /// The programs write trace lines.
     pub trace: bool,
 }
@@ -120,6 +129,7 @@ pub struct Datapath {
     ebpf: Mutex<Ebpf>,
     pins: PathBuf,
     tables: Tables,
+    flows: Flows,
     stats: PerCpuArray<MapData, Bytes<Counter>>,
     learned: KernelTable<FdbKey, LearnedEntry>,
 }
@@ -146,6 +156,7 @@ impl Datapath {
         }
         let mut ebpf = load_object(options, Some(&pins.join("maps")))?;
         let datapath = Self {
+            flows: Flows::take(&mut ebpf)?,
             tables: Tables::take(&mut ebpf)?,
             stats: tables::take_map(&mut ebpf, names::STATS)?,
             learned: KernelTable::take(&mut ebpf, names::FDB_LEARNED)?,
@@ -160,6 +171,11 @@ impl Datapath {
     /// The maps that the agent writes.
     pub fn tables(&self) -> &Tables {
         &self.tables
+    }
+
+    /// Conntrack.
+    pub fn flows(&self) -> &Flows {
+        &self.flows
     }
 
     /// Attaches `from_container` to the host side of a container's veth. It is
@@ -267,31 +283,6 @@ impl Datapath {
     /// If the pins cannot be listed.
     pub fn attached_uplinks(&self) -> Result<Vec<u32>, DatapathError> {
         links::pinned(&self.links_dir(), Attachment::Uplink)
-    }
-
-    /// All counters, zero or not, summed over the CPUs.
-    ///
-    /// # Errors
-    ///
-    /// If the map cannot be read.
-    pub fn stats(&self) -> Result<Vec<(Direction, Code, Counter)>, DatapathError> {
-        let mut rows = Vec::new();
-        for &direction in Direction::ALL {
-            for code in Code::all() {
-                let index = stats_index(direction, code);
-                let values = self.stats.get(&index, 0).map_err(|source| DatapathError::Map {
-                    map: names::STATS,
-                    source: Box::new(source),
-                })?;
-                let mut sum = Counter::default();
-                for Bytes(counter) in values.iter() {
-                    sum.packets = sum.packets.wrapping_add(counter.packets);
-                    sum.bytes = sum.bytes.wrapping_add(counter.bytes);
-                }
-                rows.push((direction, code, sum));
-            }
-        }
-        Ok(rows)
     }
 
     /// The learned FDB entries, aged ones included.
@@ -422,12 +413,19 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
     let vtep_ip = u32::from_ne_bytes(options.vtep_ip.octets());
     let ageing_ns = u64::try_from(options.ageing.as_nanos()).unwrap_or(u64::MAX);
     let log_level = if options.trace { LOG_LEVEL_TRACE } else { 0 };
+    let loopback = nix::net::if_::if_nametoindex("lo").unwrap_or(LOOPBACK_IFINDEX);
+    let (port_min, port_max) = options.nat_ports;
     let mut loader = EbpfLoader::new();
     loader
         .override_global(globals::VTEP_IP, &vtep_ip, true)
         .override_global(globals::VXLAN_PORT, &options.vxlan_port, true)
         .override_global(globals::AGEING_NS, &ageing_ns, true)
-        .override_global(globals::LOG_LEVEL, &log_level, true);
+        .override_global(globals::LOG_LEVEL, &log_level, true)
+        // They are in the object once a program uses them.
+        .override_global(globals::NAT_PORT_MIN, &port_min, false)
+        .override_global(globals::NAT_PORT_MAX, &port_max, false)
+        .override_global(globals::LOOPBACK, &loopback, false)
+        .map_max_entries(names::FLOWS, options.max_flows.saturating_mul(2));
     if let Some(maps) = maps {
         for name in PINNED_MAPS {
             loader.map_pin_path(name, maps.join(name));
@@ -512,6 +510,8 @@ mod tests {
             vtep_ip: Ipv4Addr::new(192, 0, 2, 1),
             vxlan_port: 4789,
             ageing: Duration::from_secs(300),
+            max_flows: 64,
+            nat_ports: (1024, 65535),
             trace: false,
         };
         for trace in [false, true] {

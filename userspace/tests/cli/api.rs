@@ -15,7 +15,10 @@ use crate::fake::{Agent, Fake};
 use culvert::{
     api::{
         self, Backend, BindError, Client, MAX_BODY,
-        types::{Connect, ContainerCreate, ContainerState, ErrorKind, NetworkCreate, VtepChange},
+        types::{
+            Connect, ContainerCreate, ContainerState, ErrorKind, FlowProtocol, NatQuery,
+            NetworkCreate, VtepChange,
+        },
     },
     model::{Driver, Name},
 };
@@ -110,6 +113,19 @@ fn every_request_makes_the_round_trip() {
         same!(|b| b.vteps()).unwrap();
         same!(|b| b.vtep_remove(vtep.clone())).unwrap();
         same!(|b| b.vtep_remove(vtep.clone())).unwrap_err();
+        for query in [
+            NatQuery::default(),
+            NatQuery { protocol: Some(FlowProtocol::Udp), ..NatQuery::default() },
+            NatQuery {
+                container: Some(name("c1")),
+                protocol: Some(FlowProtocol::Tcp),
+                address: Some("192.0.2.7".parse().unwrap()),
+            },
+        ] {
+            same!(|b| b.nat(query.clone())).unwrap();
+        }
+        let nobody = NatQuery { container: Some(name("nobody")), ..NatQuery::default() };
+        same!(|b| b.nat(nobody.clone())).unwrap_err();
         same!(|b| b.stats()).unwrap();
         same!(|b| b.status()).unwrap();
         same!(|b| b.network_remove(&name("n2"))).unwrap();
@@ -179,6 +195,10 @@ fn requests_that_make_no_sense_are_refused_in_one_line() {
         ("GET", "/v1/networks/..", ""),
         ("DELETE", "/v1/containers/a?force=maybe", ""),
         ("DELETE", "/v1/containers/a?frce=true", ""),
+        ("GET", "/v1/nat?protocol=sctp", ""),
+        ("GET", "/v1/nat?address=fd00::1", ""),
+        ("GET", "/v1/nat?container=a%2Fb", ""),
+        ("GET", "/v1/nat?state=icmp", ""),
     ];
     for (method, path, body) in cases {
         let (status, answer) = raw(&agent, &request(method, path, body));

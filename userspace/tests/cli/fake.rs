@@ -7,15 +7,17 @@ use std::{
     thread::JoinHandle,
 };
 
+use crate::flows;
 use async_trait::async_trait;
 use culvert::{
     api::{
         self, Backend,
         types::{
-            AgentStatus, ApiError, Connect, ContainerCreate, ContainerNetwork, ContainerRow,
-            ContainerState, Counts, Created, DatapathStatus, ErrorKind, FdbRow, InspectContainer,
-            InspectIpam, InspectPeer, InspectSubnet, NeighRow, NetworkCreate, NetworkInspect,
-            NetworkRow, StatsRow, Status, StoreStatus, VtepChange, VtepRow,
+            AgentStatus, ApiError, Connect, ConntrackStatus, ContainerCreate, ContainerNetwork,
+            ContainerRow, ContainerState, Counts, Created, DatapathStatus, ErrorKind, FdbRow,
+            InspectContainer, InspectIpam, InspectPeer, InspectSubnet, NatQuery, NatRow, NeighRow,
+            NetworkCreate, NetworkInspect, NetworkRow, StatsRow, Status, StoreStatus, VtepChange,
+            VtepRow,
         },
     },
     model::{Driver, Name},
@@ -314,6 +316,21 @@ impl Backend for Fake {
         }])
     }
 
+    async fn nat(&self, query: NatQuery) -> Result<Vec<NatRow>, ApiError> {
+        drop(self.note(format!("nat {}", serde_json::to_string(&query).unwrap())));
+        if let Some(name) = query.container.as_ref().filter(|name| name.as_str() == "nobody") {
+            return refuse(
+                ErrorKind::NotFound,
+                &format!("container '{name}' is unknown: 'culvert ps' lists those of this host"),
+            );
+        }
+        let rows = flows::rows();
+        Ok(rows
+            .into_iter()
+            .filter(|row| query.protocol.is_none_or(|protocol| protocol == row.protocol))
+            .collect())
+    }
+
     async fn vteps(&self) -> Result<Vec<VtepRow>, ApiError> {
         let mut rows = vec![
             VtepRow {
@@ -380,6 +397,10 @@ impl Backend for Fake {
         Ok(vec![
             row("forward", "encap", 2, 1_000_000, 1_450_000_000),
             row("drop", "spoofed_mac", 70, 3, 294),
+            StatsRow {
+                direction: "conntrack".to_owned(),
+                ..row("flows", "tcp_established", 2, 17, 3_400_000)
+            },
         ])
     }
 
@@ -411,6 +432,7 @@ impl Backend for Fake {
                 pins: "/run/culvert/bpf/1".to_owned(),
             },
             vteps: 2,
+            conntrack: ConntrackStatus { flows: 17, max: 262_144, evictable: 0, refused: 3 },
             counts: Counts {
                 networks: state.networks.len(),
                 local_endpoints: 1,

@@ -4,5 +4,6 @@
 mod api;
 mod binary;
 mod fake;
+mod flows;
 mod run;
 mod verbs;

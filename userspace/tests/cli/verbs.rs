@@ -41,8 +41,8 @@ fn help_of_every_verb() {
             verbs.push(verb);
         }
     }
-    // 17 verbs and their own: network 6, fdb 1, neigh 1, vtep 3, and culvert itself.
-    assert_eq!(seen, 17 + 6 + 1 + 1 + 3 + 1);
+    // 18 verbs and their own: network 6, fdb 1, neigh 1, nat 1, vtep 3, and culvert itself.
+    assert_eq!(seen, 18 + 6 + 1 + 1 + 1 + 3 + 1);
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn what_the_container_verbs_print() {
 fn what_the_verbs_that_look_print() {
     let agent = Agent::start();
     let mut shown = Vec::new();
-    for verb in ["fdb show", "neigh show", "vtep ls", "stats", "status"] {
+    for verb in ["fdb show", "neigh show", "nat ls", "vtep ls", "stats", "status"] {
         shown.push(show(&agent, verb));
         shown.push(show(&agent, &format!("{verb} --format json")));
     }
@@ -113,10 +113,16 @@ fn what_the_verbs_that_look_print() {
         "vtep ls",
         "vtep rm 192.168.0.9 --network overlaynet1",
         "vtep rm 192.168.0.9 --network overlaynet1",
+        "nat ls --protocol icmp",
+        "nat ls --container web1 --protocol udp --address 192.0.2.9",
+        "nat ls --container nobody",
+        "nat ls --protocol sctp",
+        "nat ls --address here",
     ] {
         shown.push(show(&agent, line));
     }
     insta::assert_snapshot!(shown.join("\n"));
+    insta::assert_snapshot!("nat_requests", agent.fake.calls().join("\n"));
 }
 
 #[test]
@@ -143,6 +149,7 @@ fn without_an_agent_every_verb_that_needs_it_is_refused_in_one_line() {
             "logs c",
             "fdb show",
             "neigh show",
+            "nat ls",
             "vtep ls",
             "vtep add 192.168.0.9 --network n",
             "status",
@@ -171,7 +178,7 @@ fn the_option_wins_over_the_environment() {
 
 #[test]
 fn nothing_to_do_shows_help_and_is_wrong_usage() {
-    for args in [&[][..], &["network"], &["vtep"], &["fdb"], &["neigh"]] {
+    for args in [&[][..], &["network"], &["vtep"], &["fdb"], &["neigh"], &["nat"]] {
         let output = run(Path::new("/nonexistent"), args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(output.stdout.is_empty());

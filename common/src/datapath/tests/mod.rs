@@ -2,6 +2,7 @@
 //! random bytes.
 
 mod arp;
+mod conntrack;
 mod ecn;
 mod nd;
 mod pmtu;

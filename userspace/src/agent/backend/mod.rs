@@ -7,6 +7,7 @@
 
 mod attach;
 mod container;
+mod nat;
 mod network;
 mod purge;
 mod rows;
@@ -22,8 +23,8 @@ use crate::{
         Backend,
         types::{
             ApiError, Connect, ContainerCreate, ContainerRow, ContainerState, Created, ErrorKind,
-            FdbRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, StatsRow, Status,
-            VtepChange, VtepRow,
+            FdbRow, NatQuery, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow,
+            StatsRow, Status, VtepChange, VtepRow,
         },
     },
     model::{Name, View, ops},
@@ -110,6 +111,10 @@ impl Backend for Agent {
 
     async fn neighbours(&self) -> Result<Vec<NeighRow>, ApiError> {
         self.show_neighbours()
+    }
+
+    async fn nat(&self, query: NatQuery) -> Result<Vec<NatRow>, ApiError> {
+        self.show_nat(query).await
     }
 
     async fn vteps(&self) -> Result<Vec<VtepRow>, ApiError> {

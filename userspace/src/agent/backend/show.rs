@@ -21,7 +21,7 @@ use crate::{
 
 impl Agent {
     /// Names of the networks by VNI.
-    fn names(&self) -> BTreeMap<u32, String> {
+    pub(super) fn names(&self) -> BTreeMap<u32, String> {
         let view = self.shared.view();
         view.networks.values().map(|net| (net.vni.get(), net.name.to_string())).collect()
     }
@@ -162,7 +162,7 @@ impl Agent {
             packets: counter.packets,
             bytes: counter.bytes,
         });
-        Ok(rows.collect())
+        Ok(rows.chain(self.flow_stats()).collect())
     }
 
     pub(super) fn show_status(&self, clock_offset_ms: Option<i64>) -> Status {
@@ -217,6 +217,7 @@ impl Agent {
                 pins: pins(&shared.options.bpffs),
             },
             vteps,
+            conntrack: self.conntrack_status(),
             counts: Counts {
                 networks,
                 local_endpoints,

@@ -14,8 +14,8 @@ use std::{
 
 use async_trait::async_trait;
 use culvert_common::abi::{
-    Code, Counter, Direction, FdbEntry, FdbKey, LearnedEntry, NeighEntry, NeighKey, UnderlayPath,
-    VXLAN_OVERHEAD,
+    Code, Counter, Direction, DropReason, EndpointInfo, FdbEntry, FdbKey, LearnedEntry, NeighEntry,
+    NeighKey, PublishedEntry, PublishedKey, UnderlayPath, VXLAN_OVERHEAD,
 };
 use ipnetwork::IpNetwork;
 use tokio::sync::Mutex;
@@ -23,7 +23,7 @@ use tokio::sync::Mutex;
 use super::platform::{Holder, HostEvent, Paths, Platform, PlugError, PortError, PortHold};
 use crate::{
     api::types::{ApiError, ErrorKind},
-    datapath::{self, Datapath, DatapathError, Table as _},
+    datapath::{self, Datapath, DatapathError, FlowTable, Table as _},
     model::{Driver, Name, Protocol, validate},
     netlink::{Event, Monitor, Netlink, NetlinkError},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
@@ -455,6 +455,22 @@ impl Platform for Host {
 
     fn underlay(&self) -> Result<BTreeMap<[u8; 4], UnderlayPath>, DatapathError> {
         self.datapath.tables().underlay.dump()
+    }
+
+    fn flows(&self) -> &dyn FlowTable {
+        self.datapath.flows()
+    }
+
+    fn endpoints(&self) -> Result<BTreeMap<u32, EndpointInfo>, DatapathError> {
+        self.datapath.tables().endpoints.dump()
+    }
+
+    fn published(&self) -> Result<BTreeMap<PublishedKey, PublishedEntry>, DatapathError> {
+        self.datapath.tables().published.dump()
+    }
+
+    fn dropped(&self, reason: DropReason) -> Result<u64, DatapathError> {
+        self.datapath.dropped(reason)
     }
 
     fn stats(&self) -> Result<Vec<(Direction, Code, Counter)>, DatapathError> {

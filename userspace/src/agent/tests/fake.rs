@@ -11,7 +11,8 @@ use std::{
 
 use async_trait::async_trait;
 use culvert_common::abi::{
-    Code, Counter, Direction, FdbEntry, FdbKey, LearnedEntry, NeighEntry, NeighKey, UnderlayPath,
+    Code, Counter, DEFAULT_FLOWS, Direction, DropReason, EndpointInfo, FdbEntry, FdbKey,
+    LearnedEntry, NeighEntry, NeighKey, PublishedEntry, PublishedKey, UnderlayPath,
 };
 use ipnetwork::IpNetwork;
 use tokio::{
@@ -23,6 +24,7 @@ use tokio::{
 use crate::{
     agent::{
         backend::Agent,
+        conntrack::testing::MemoryFlows,
         containers::Containers,
         engine::{Engine, Periods},
         node,
@@ -33,8 +35,8 @@ use crate::{
         Backend as _,
         types::{ApiError, ContainerCreate, ContainerRow, ErrorKind, NetworkCreate},
     },
-    cli::{AgentOptions, DatapathMode, StoreAccess},
-    datapath::DatapathError,
+    cli::{AgentOptions, ConntrackOptions, DatapathMode, StoreAccess},
+    datapath::{DatapathError, FlowTable},
     model::{Driver, Name, Node, Protocol, ROOT, SCHEMA, View},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
     sandbox::GatewaySpec,
@@ -78,6 +80,7 @@ pub(super) struct State {
     pub(super) busy: BTreeMap<Port, Holder>,
     /// Ports of the host that the agent holds.
     pub(super) held: Arc<Mutex<BTreeSet<Port>>>,
+    pub(super) dropped: BTreeMap<DropReason, u64>,
     next_ifindex: u32,
 }
 
@@ -96,6 +99,7 @@ impl Drop for Hold {
 /// See [`State`].
 pub(super) struct Paper {
     state: Mutex<State>,
+    pub(super) flows: MemoryFlows,
     events: tokio::sync::Mutex<mpsc::UnboundedReceiver<HostEvent>>,
     tell: mpsc::UnboundedSender<HostEvent>,
 }
@@ -109,6 +113,7 @@ impl Paper {
                 routes: ["0.0.0.0/0", "10.0.0.0/24"].map(|route| route.parse().unwrap()).into(),
                 ..State::default()
             }),
+            flows: MemoryFlows::new(DEFAULT_FLOWS),
             events: tokio::sync::Mutex::new(events),
             tell,
         })
@@ -366,6 +371,22 @@ impl Platform for Paper {
         Ok(self.dump()?.underlay)
     }
 
+    fn flows(&self) -> &dyn FlowTable {
+        &self.flows
+    }
+
+    fn endpoints(&self) -> Result<BTreeMap<u32, EndpointInfo>, DatapathError> {
+        Ok(self.dump()?.endpoints)
+    }
+
+    fn published(&self) -> Result<BTreeMap<PublishedKey, PublishedEntry>, DatapathError> {
+        Ok(self.dump()?.published)
+    }
+
+    fn dropped(&self, reason: DropReason) -> Result<u64, DatapathError> {
+        Ok(self.state().dropped.get(&reason).copied().unwrap_or_default())
+    }
+
     fn stats(&self) -> Result<Vec<(Direction, Code, Counter)>, DatapathError> {
         Ok(Vec::new())
     }
@@ -446,6 +467,7 @@ impl World {
             log: "info".to_owned(),
             trace: false,
             ageing: Duration::from_secs(300),
+            conntrack: ConntrackOptions::default(),
         };
         let shared = Arc::new(Shared::new(
             options,

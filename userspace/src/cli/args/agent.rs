@@ -3,6 +3,7 @@
 use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use clap::Args;
+use culvert_common::abi::DEFAULT_FLOWS;
 
 use crate::{
     cli::{
@@ -10,6 +11,7 @@ use crate::{
             AgentOptions, DEFAULT_AGEING_S, DEFAULT_BPFFS, DEFAULT_STATE_DIR, DEFAULT_VXLAN_PORT,
             DatapathMode, StoreAccess,
         },
+        conntrack_options::{self, ConntrackOptions, NatPorts, StateTimeout},
         value,
     },
     model::{Invalid, Name},
@@ -75,7 +77,37 @@ pub(crate) struct AgentArgs {
     #[arg(long)]
     trace: bool,
     #[command(flatten)]
+    conntrack: ConntrackArgs,
+    #[command(flatten)]
     store_access: StoreArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Conntrack")]
+struct ConntrackArgs {
+    /// Flows that there is room for
+    #[arg(
+        long = "conntrack-max",
+        value_name = "N",
+        default_value_t = DEFAULT_FLOWS,
+        value_parser = conntrack_options::max_flows
+    )]
+    max_flows: u32,
+    /// Seconds that a flow in STATE lives unused, as in tcp-established=3600; several times for several states
+    #[arg(
+        long = "conntrack-timeout",
+        value_name = "STATE=SECONDS",
+        value_parser = conntrack_options::timeout
+    )]
+    timeouts: Vec<StateTimeout>,
+    /// Ports that masquerading chooses from
+    #[arg(
+        long,
+        value_name = "LO-HI",
+        default_value_t = NatPorts::default(),
+        value_parser = conntrack_options::nat_ports
+    )]
+    nat_ports: NatPorts,
 }
 
 #[derive(Args, Debug)]
@@ -152,6 +184,11 @@ impl AgentArgs {
             log: self.log,
             trace: self.trace,
             ageing: self.ageing.0,
+            conntrack: ConntrackOptions {
+                max_flows: self.conntrack.max_flows,
+                nat_ports: self.conntrack.nat_ports.0,
+                timeouts: conntrack_options::collect(&self.conntrack.timeouts)?,
+            },
         })
     }
 }

@@ -13,7 +13,8 @@ pub(super) use agent::AgentArgs;
 pub(super) use container::{AttachArgs, DetachArgs, ExecArgs, LogsArgs, RmArgs, RunArgs};
 pub(super) use network::{ConnectArgs, CreateArgs, NetworkCommand};
 pub(super) use show::{
-    DoctorArgs, FdbCommand, NeighCommand, PurgeArgs, VtepChangeArgs, VtepCommand,
+    DoctorArgs, FdbCommand, NatCommand, NatLsArgs, NeighCommand, PurgeArgs, VtepChangeArgs,
+    VtepCommand,
 };
 
 use super::agent_options::DEFAULT_SOCKET;
@@ -116,6 +117,9 @@ pub(super) enum Command {
     /// Look into the neighbours: which IP has which MAC
     #[command(subcommand, arg_required_else_help = true)]
     Neigh(NeighCommand),
+    /// Look into NAT: which flows are translated, and how
+    #[command(subcommand, arg_required_else_help = true)]
+    Nat(NatCommand),
     /// Manage VTEPs
     #[command(subcommand, arg_required_else_help = true)]
     Vtep(VtepCommand),

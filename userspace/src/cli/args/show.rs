@@ -5,6 +5,7 @@ use std::{net::Ipv4Addr, path::PathBuf};
 use clap::{Args, Subcommand};
 
 use crate::{
+    api::types::FlowProtocol,
     cli::{
         agent_options::{DEFAULT_BPFFS, DEFAULT_STATE_DIR, DEFAULT_VXLAN_PORT, PurgeOptions},
         value,
@@ -58,6 +59,32 @@ pub(crate) enum NeighCommand {
   culvert neigh show"
     )]
     Show,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NatCommand {
+    /// List the flows
+    #[command(
+        alias = "list",
+        after_help = "EXAMPLES:
+  culvert nat ls
+  culvert nat ls --container web1 --protocol tcp
+  culvert nat ls --address 192.0.2.7 --format json"
+    )]
+    Ls(NatLsArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct NatLsArgs {
+    /// Only flows of this container
+    #[arg(long, value_name = "NAME")]
+    pub(crate) container: Option<Name>,
+    /// Only flows of this protocol
+    #[arg(long, value_name = "tcp|udp|icmp", hide_possible_values = true)]
+    pub(crate) protocol: Option<FlowProtocol>,
+    /// Only flows with this address, translated or not
+    #[arg(long, value_name = "IP", value_parser = value::ipv4)]
+    pub(crate) address: Option<Ipv4Addr>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -126,7 +126,7 @@ pub(crate) async fn status(
 }
 
 fn facts(status: &Status, out: &mut dyn Write) -> Result<(), Failure> {
-    let Status { node, agent, store, datapath, vteps, counts, problems } = status;
+    let Status { node, agent, store, datapath, vteps, conntrack, counts, problems } = status;
     let health = match (&store.error, store.healthy) {
         (_, true) => "healthy".to_owned(),
         (Some(error), false) => format!("unhealthy ({error})"),
@@ -168,6 +168,13 @@ fn facts(status: &Status, out: &mut dyn Write) -> Result<(), Failure> {
             ("Endpoints", format!("{} here, {} in all", counts.local_endpoints, counts.endpoints)),
             ("FDB", counts.fdb.to_string()),
             ("Neighbours", counts.neighbours.to_string()),
+            (
+                "Conntrack",
+                format!(
+                    "{} flows of {}, {} evictable, {} refused",
+                    conntrack.flows, conntrack.max, conntrack.evictable, conntrack.refused
+                ),
+            ),
             ("Problems", if problems.is_empty() { "none".to_owned() } else { String::new() }),
         ],
     )?;

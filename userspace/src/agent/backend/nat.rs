@@ -1,0 +1,184 @@
+//! Conntrack, as rows.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::Ipv4Addr,
+    sync::Arc,
+};
+
+use culvert_common::{
+    abi::{Flow, FlowKey, zone},
+    datapath::conntrack::{TCP, UDP},
+};
+
+use super::{Agent, internal};
+use crate::{
+    agent::{
+        conntrack::{self, REFUSALS},
+        containers::Origin,
+    },
+    api::types::{ApiError, ConntrackStatus, FlowProtocol, NatQuery, NatRow, StatsRow},
+    datapath::flows,
+    model::Name,
+};
+
+/// `direction` of the rows of `stats` that tell the flows by their states.
+const DIRECTION: &str = "conntrack";
+
+/// The names that rows are written with.
+struct Names {
+    networks: BTreeMap<u32, String>,
+    /// By VNI and address.
+    containers: BTreeMap<(u32, [u8; 4]), String>,
+}
+
+impl Names {
+    fn container(&self, vni: u32, address: [u8; 4]) -> String {
+        self.containers.get(&(vni, address)).cloned().unwrap_or_default()
+    }
+
+    /// Who a packet from `zone` with the source `address` is from.
+    fn from(&self, zone: u32, address: [u8; 4]) -> String {
+        match zone {
+            zone::OUTSIDE => "outside".to_owned(),
+            zone::LOOPBACK => "host".to_owned(),
+            vni => match self.container(vni, address) {
+                // The host, over a gateway device.
+                name if name.is_empty() => "host".to_owned(),
+                name => name,
+            },
+        }
+    }
+}
+
+impl Agent {
+    pub(super) async fn show_nat(&self, query: NatQuery) -> Result<Vec<NatRow>, ApiError> {
+        let wanted = match &query.container {
+            Some(name) => Some(self.holder(name)?),
+            None => None,
+        };
+        let platform = Arc::clone(&self.shared.platform);
+        let read = tokio::task::spawn_blocking(move || flows::all(platform.flows()));
+        let entries = read.await.map_err(|error| internal(&error))?;
+        let entries: HashMap<FlowKey, Flow> =
+            entries.map_err(|error| internal(&error))?.into_iter().collect();
+        let names = self.flow_names();
+        let now_ns = self.shared.platform.now_ns();
+        let mut rows = Vec::new();
+        for (key, orig) in entries.iter().filter(|(_, flow)| flow.flags & Flow::ORIG != 0) {
+            // Half a flow has just begun, or is about to go.
+            let reply = entries.get(&key.other(orig));
+            let Some(reply) = reply.filter(|reply| conntrack::are_one_flow(key, orig, reply))
+            else {
+                continue;
+            };
+            let row = self.nat_row(&names, now_ns, key, orig, reply);
+            if fits(&row, &query, wanted.as_ref()) {
+                rows.push(row);
+            }
+        }
+        rows.sort_by(|a, b| sort_key(a).cmp(&sort_key(b)));
+        Ok(rows)
+    }
+
+    /// The container whose network `name` has: itself, or the one that it shares it with.
+    fn holder(&self, name: &Name) -> Result<Name, ApiError> {
+        let record = self.record_of(name).ok_or_else(|| self.unknown_container(name))?;
+        Ok(match record.origin {
+            Origin::Shares(other) => other,
+            Origin::Owned | Origin::Attached | Origin::Host => record.name,
+        })
+    }
+
+    fn flow_names(&self) -> Names {
+        let networks = self.names();
+        let view = self.shared.view();
+        let containers = view.endpoints_on(&self.shared.node.name).filter_map(|endpoint| {
+            let vni = view.networks.get(&endpoint.network)?.vni.get();
+            Some(((vni, endpoint.ipv4?.octets()), endpoint.container.to_string()))
+        });
+        Names { containers: containers.collect(), networks }
+    }
+
+    fn nat_row(
+        &self,
+        names: &Names,
+        now_ns: u64,
+        key: &FlowKey,
+        orig: &Flow,
+        reply: &Flow,
+    ) -> NatRow {
+        let published = orig.flags & Flow::PUBLISHED != 0;
+        let (vni, address) =
+            if published { (orig.zone, orig.to.dst) } else { (key.zone, key.tuple.src) };
+        let state = conntrack::state(key, orig, reply);
+        let idle_ns = now_ns.saturating_sub(orig.last_seen_ns.max(reply.last_seen_ns));
+        let timeout = self.shared.options.conntrack.timeouts.get(state);
+        NatRow {
+            protocol: match key.protocol {
+                TCP => FlowProtocol::Tcp,
+                UDP => FlowProtocol::Udp,
+                _ => FlowProtocol::Icmp,
+            },
+            state: state.name().to_owned(),
+            kind: if published { "published" } else { "masquerade" }.to_owned(),
+            network: names.networks.get(&vni).cloned().unwrap_or_default(),
+            vni,
+            container: names.container(vni, address),
+            from: names.from(key.zone, key.tuple.src),
+            src: Ipv4Addr::from(key.tuple.src),
+            src_port: u16::from_be_bytes(key.tuple.src_port),
+            dst: Ipv4Addr::from(key.tuple.dst),
+            dst_port: u16::from_be_bytes(key.tuple.dst_port),
+            nat_src: Ipv4Addr::from(orig.to.src),
+            nat_src_port: u16::from_be_bytes(orig.to.src_port),
+            nat_dst: Ipv4Addr::from(orig.to.dst),
+            nat_dst_port: u16::from_be_bytes(orig.to.dst_port),
+            timeout_s: timeout.as_secs().saturating_sub(idle_ns / 1_000_000_000),
+            orig_packets: orig.packets,
+            orig_bytes: orig.bytes,
+            reply_packets: reply.packets,
+            reply_bytes: reply.bytes,
+        }
+    }
+
+    /// Rows of `stats`: the flows by their states.
+    pub(super) fn flow_stats(&self) -> Vec<StatsRow> {
+        let summary = self.shared.conntrack();
+        let rows = summary.states.iter().map(|(state, tally)| StatsRow {
+            direction: DIRECTION.to_owned(),
+            verdict: "flows".to_owned(),
+            reason: state.name().to_owned(),
+            code: state.code(),
+            packets: tally.flows,
+            bytes: tally.bytes,
+        });
+        rows.collect()
+    }
+
+    pub(super) fn conntrack_status(&self) -> ConntrackStatus {
+        let platform = &self.shared.platform;
+        let dropped = |(reason, _): &(_, _)| platform.dropped(*reason).unwrap_or_default();
+        let refused = REFUSALS.iter().map(dropped).sum();
+        let summary = self.shared.conntrack();
+        ConntrackStatus {
+            flows: summary.flows(),
+            max: platform.flows().capacity(),
+            evictable: summary.evictable,
+            refused,
+        }
+    }
+}
+
+/// Whether a flow is one of those asked for.
+fn fits(row: &NatRow, query: &NatQuery, container: Option<&Name>) -> bool {
+    let addresses = [row.src, row.dst, row.nat_src, row.nat_dst];
+    container.is_none_or(|name| name.as_str() == row.container || name.as_str() == row.from)
+        && query.protocol.is_none_or(|protocol| protocol == row.protocol)
+        && query.address.is_none_or(|address| addresses.contains(&address))
+}
+
+fn sort_key(row: &NatRow) -> impl Ord {
+    let NatRow { container, protocol, src, src_port, dst, dst_port, vni, .. } = row;
+    (container.clone(), *protocol, *src, *src_port, *dst, *dst_port, *vni)
+}

@@ -1,0 +1,291 @@
+//! Walks through the table of flows, a bounded part of it at a time, and removes what is
+//! over.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use culvert_common::{
+    abi::{Evictable, Flow, FlowKey, MAX_EVICTABLE},
+    datapath::conntrack::FlowState,
+};
+
+use super::judge::{Known, Law, Verdict, are_one_flow};
+use crate::datapath::{
+    DatapathError,
+    flows::{Cursor, FlowTable},
+};
+
+/// How much is looked at in a round.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Entries, two for each flow.
+    pub(super) round: u32,
+    /// The same when the table is crowded.
+    pub(super) crowded_round: u32,
+    /// Entries that are read in one system call.
+    pub(super) slice: u32,
+    /// Flows that are offered for eviction.
+    pub(super) evictable: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            round: 8_192,
+            crowded_round: 4 * 8_192,
+            slice: 4_096,
+            evictable: MAX_EVICTABLE as usize,
+        }
+    }
+}
+
+/// Above so many percent the table is crowded: flows are offered for eviction.
+const CROWDED: u64 = 75;
+/// Above so many percent it is noted which ones they would be.
+const FILLING: u64 = 50;
+
+/// Flows of one state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// Flows.
+    pub(crate) flows: u64,
+    /// Packets in both directions.
+    pub(crate) packets: u64,
+    /// Bytes of their frames.
+    pub(crate) bytes: u64,
+}
+
+/// What the table holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Summary {
+    /// Flows of each state, as of the last complete pass; states without any are left out.
+    pub(crate) states: BTreeMap<FlowState, Tally>,
+    /// Flows that there is room for.
+    pub(crate) capacity: u32,
+    /// Flows offered for eviction.
+    pub(crate) evictable: u64,
+}
+
+impl Summary {
+    /// All flows.
+    pub(crate) fn flows(&self) -> u64 {
+        self.states.values().map(|tally| tally.flows).sum()
+    }
+}
+
+/// A flow that may be evicted, ordered by which one goes first.
+type Candidate = (u8, u64, FlowKey);
+
+/// One walk through the table.
+#[derive(Default)]
+struct Pass {
+    at: Cursor,
+    /// Entries seen that stay.
+    present: u64,
+    states: BTreeMap<FlowState, Tally>,
+    candidates: BTreeSet<Candidate>,
+    /// Halves of flows, and since when they are known to be.
+    halves: HashMap<FlowKey, u64>,
+    /// Generations of flows that no container has.
+    suspects: BTreeSet<u32>,
+}
+
+/// See the module.
+pub(super) struct Collector {
+    limits: Limits,
+    pass: Pass,
+    /// Of the pass before.
+    states: BTreeMap<FlowState, Tally>,
+    candidates: BTreeSet<Candidate>,
+    halves: HashMap<FlowKey, u64>,
+    suspects: BTreeSet<u32>,
+    /// Entries in the table, counted or estimated.
+    entries: u64,
+    offered: u64,
+    /// The queue is not known to be empty: another agent may have filled it.
+    queued: bool,
+}
+
+impl Collector {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            pass: Pass::default(),
+            states: BTreeMap::new(),
+            candidates: BTreeSet::new(),
+            halves: HashMap::new(),
+            suspects: BTreeSet::new(),
+            entries: 0,
+            offered: 0,
+            queued: true,
+        }
+    }
+
+    /// What is known of the table.
+    pub(super) fn summary(&self, table: &dyn FlowTable) -> Summary {
+        Summary { states: self.states.clone(), capacity: table.capacity(), evictable: self.offered }
+    }
+
+    /// One round: goes on with the pass, and begins another if that ends it.
+    pub(super) fn round(
+        &mut self,
+        table: &dyn FlowTable,
+        law: &Law<'_>,
+    ) -> Result<(), DatapathError> {
+        let Limits { round, crowded_round, slice, .. } = self.limits;
+        let mut left = if self.fuller_than(CROWDED, table) { crowded_round } else { round };
+        while left > 0 {
+            let part = table.slice(self.pass.at, left.min(slice))?;
+            // A slice without entries is the last one, or the rest is not worth a call.
+            left = match u32::try_from(part.entries.len()) {
+                Ok(entries) if entries > 0 => left.saturating_sub(entries),
+                _ => 0,
+            };
+            for (key, flow) in part.entries {
+                self.visit(table, law, key, flow)?;
+            }
+            match part.next {
+                Some(next) => self.pass.at = next,
+                None => {
+                    self.complete();
+                    break;
+                }
+            }
+        }
+        self.estimate(table);
+        self.offer(table)
+    }
+
+    /// The pass has been through all of the table.
+    fn complete(&mut self) {
+        let pass = std::mem::take(&mut self.pass);
+        self.entries = pass.present;
+        self.states = pass.states;
+        self.candidates = pass.candidates;
+        self.halves = pass.halves;
+        self.suspects = pass.suspects;
+    }
+
+    /// How many entries there are, from the share of the table that was seen.
+    fn estimate(&mut self, table: &dyn FlowTable) {
+        let all = self.pass.present.saturating_mul(u64::from(table.range()));
+        // At the beginning of a pass the count of the one before is exact.
+        if let Some(entries) = all.checked_div(u64::from(self.pass.at.0)) {
+            self.entries = entries;
+        }
+    }
+
+    fn fuller_than(&self, percent: u64, table: &dyn FlowTable) -> bool {
+        self.entries * 100 > u64::from(table.capacity()) * 2 * percent
+    }
+
+    /// Judges one entry, and removes what does not stay.
+    fn visit(
+        &mut self,
+        table: &dyn FlowTable,
+        law: &Law<'_>,
+        key: FlowKey,
+        flow: Flow,
+    ) -> Result<(), DatapathError> {
+        let missing_ns = self.halves.get(&key).copied();
+        let known = Known { missing_ns, suspects: Some(&self.suspects) };
+        let look = |flow: &Flow| -> Result<(Option<Flow>, Verdict), DatapathError> {
+            let other = table.lookup(&key.other(flow))?;
+            let other = other.filter(|other| are_one_flow(&key, flow, other));
+            let verdict = law.judge(&key, flow, other.as_ref(), known);
+            Ok((other, verdict))
+        };
+        let (other, verdict) = look(&flow)?;
+        match verdict {
+            Verdict::Keep(state) => {
+                self.pass.present += 1;
+                self.pass.suspects.extend(law.missing(&flow));
+                if let (Some(other), true) = (other, flow.flags & Flow::ORIG != 0) {
+                    self.count(table, state, key, &flow, &other);
+                }
+            }
+            Verdict::Half => {
+                self.pass.present += 1;
+                self.pass.halves.insert(key, missing_ns.unwrap_or(law.now_ns));
+            }
+            Verdict::Expired | Verdict::Stale | Verdict::Orphan => {
+                // It may have been used, or removed, since the slice was read.
+                let Some(flow) = table.lookup(&key)? else { return Ok(()) };
+                match look(&flow)? {
+                    (_, Verdict::Keep(_) | Verdict::Half) => self.pass.present += 1,
+                    (None, _) => table.remove(&key)?,
+                    (Some(_), _) => {
+                        // The beginning first: without it the next packet begins a flow
+                        // of its own.
+                        let other = key.other(&flow);
+                        let (orig, reply) =
+                            if flow.flags & Flow::ORIG != 0 { (key, other) } else { (other, key) };
+                        table.remove(&orig)?;
+                        table.remove(&reply)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn count(
+        &mut self,
+        table: &dyn FlowTable,
+        state: FlowState,
+        key: FlowKey,
+        orig: &Flow,
+        reply: &Flow,
+    ) {
+        let tally = self.pass.states.entry(state).or_default();
+        tally.flows += 1;
+        tally.packets = tally.packets.wrapping_add(orig.packets).wrapping_add(reply.packets);
+        tally.bytes = tally.bytes.wrapping_add(orig.bytes).wrapping_add(reply.bytes);
+        if let Some(rank) = state.eviction_rank()
+            && self.fuller_than(FILLING, table)
+        {
+            let candidates = &mut self.pass.candidates;
+            candidates.insert((rank, orig.last_seen_ns.max(reply.last_seen_ns), key));
+            if candidates.len() > self.limits.evictable {
+                candidates.pop_last();
+            }
+        }
+    }
+
+    /// Tells the programs what may go, while there is little room; takes it back when
+    /// there is enough again.
+    fn offer(&mut self, table: &dyn FlowTable) -> Result<(), DatapathError> {
+        if !self.fuller_than(CROWDED, table) {
+            if self.queued {
+                table.offer(&[])?;
+                (self.queued, self.offered) = (false, 0);
+            }
+            return Ok(());
+        }
+        // What this pass has seen is newer than what the one before has.
+        let seen: HashSet<_> = self.pass.candidates.iter().map(|(.., key)| *key).collect();
+        self.candidates.retain(|(.., key)| !seen.contains(key));
+        let merged = self.pass.candidates.union(&self.candidates).copied();
+        let (mut flows, mut gone) = (Vec::new(), Vec::new());
+        for candidate in merged {
+            if flows.len() == self.limits.evictable {
+                break;
+            }
+            let (_, last_seen_ns, key) = candidate;
+            // Those that the programs have evicted meanwhile must not stand in front.
+            match table.lookup(&key)? {
+                Some(flow) if flow.last_seen_ns <= last_seen_ns => {
+                    flows.push(Evictable { last_seen_ns, key, pad: 0 });
+                }
+                _ => gone.push(candidate),
+            }
+        }
+        for candidate in gone {
+            self.pass.candidates.remove(&candidate);
+            self.candidates.remove(&candidate);
+        }
+        self.queued = true;
+        table.offer(&flows)?;
+        self.offered = flows.len() as u64;
+        Ok(())
+    }
+}

@@ -1,0 +1,233 @@
+//! Whether a flow stays.
+
+use std::collections::BTreeSet;
+
+use culvert_common::{
+    abi::{Flow, FlowKey},
+    datapath::conntrack::FlowState,
+};
+
+use crate::cli::Timeouts;
+
+/// After so long without the other half, in ns, half a flow goes. The programs write the
+/// two one after the other.
+pub(super) const ORPHANED_NS: u64 = 5_000_000_000;
+
+/// What a flow is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// In use, or idle for less than it may be.
+    Keep(FlowState),
+    /// Idle for too long.
+    Expired,
+    /// Of a container that is gone.
+    Stale,
+    /// Half a flow for too long.
+    Orphan,
+    /// Half a flow.
+    Half,
+}
+
+/// Which containers there are.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Generations {
+    /// Those of `ENDPOINTS`.
+    pub(super) live: BTreeSet<u32>,
+    /// When that was read: what was used since may be of a later container.
+    pub(super) read_ns: u64,
+}
+
+/// What flows are judged by. Times are on the clock of [`Flow::last_seen_ns`].
+pub(super) struct Law<'a> {
+    /// Now.
+    pub(super) now_ns: u64,
+    /// How long flows live unused.
+    pub(super) timeouts: &'a Timeouts,
+    /// `None`: not known, so that no flow is stale.
+    pub(super) generations: Option<&'a Generations>,
+}
+
+/// What was found out about a flow on the walk before.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Known<'a> {
+    /// Since when its other half is missing, if it is.
+    pub(super) missing_ns: Option<u64>,
+    /// Generations of flows that were of no container then. An endpoint is there before
+    /// its first flow: those that are still missing are gone.
+    pub(super) suspects: Option<&'a BTreeSet<u32>>,
+}
+
+impl Law<'_> {
+    /// Judges the flow with the direction `flow` under `key`. `other` is the other direction
+    /// if it is there.
+    pub(super) fn judge(
+        &self,
+        key: &FlowKey,
+        flow: &Flow,
+        other: Option<&Flow>,
+        known: Known<'_>,
+    ) -> Verdict {
+        let Some(other) = other else {
+            let since = known.missing_ns.unwrap_or(u64::MAX).min(flow.last_seen_ns);
+            return match self.now_ns.saturating_sub(since) > ORPHANED_NS {
+                true => Verdict::Orphan,
+                false => Verdict::Half,
+            };
+        };
+        let last_ns = flow.last_seen_ns.max(other.last_seen_ns);
+        let gone = |generation: u32| {
+            known.suspects.is_some_and(|suspects| suspects.contains(&generation))
+                || self.generations.is_some_and(|generations| last_ns < generations.read_ns)
+        };
+        if self.missing(flow).chain(self.missing(other)).any(gone) {
+            return Verdict::Stale;
+        }
+        let state = state(key, flow, other);
+        if self.now_ns.saturating_sub(last_ns) >= self.timeouts.ns(state) {
+            return Verdict::Expired;
+        }
+        Verdict::Keep(state)
+    }
+
+    /// Generations of a flow that no container has, as far as is known.
+    pub(super) fn missing(&self, flow: &Flow) -> impl Iterator<Item = u32> {
+        let of_flow = [flow.from_generation, flow.to_generation];
+        of_flow.into_iter().filter(|generation| {
+            *generation != 0
+                && self.generations.is_some_and(|known| !known.live.contains(generation))
+        })
+    }
+}
+
+/// State of a flow, from either of its directions.
+pub(crate) fn state(key: &FlowKey, flow: &Flow, other: &Flow) -> FlowState {
+    if flow.flags & Flow::ORIG != 0 {
+        FlowState::of(key.protocol, flow.flags, other.flags)
+    } else {
+        FlowState::of(key.protocol, other.flags, flow.flags)
+    }
+}
+
+/// Whether `other`, found under the key that `flow` under `key` leads to, leads back.
+pub(crate) fn are_one_flow(key: &FlowKey, flow: &Flow, other: &Flow) -> bool {
+    key.other(flow).other(other) == *key && (flow.flags ^ other.flags) & Flow::ORIG != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::agent::conntrack::testing::{SECOND, masqueraded};
+
+    const NOW: u64 = 1000 * SECOND;
+
+    fn judge(
+        flow: &Flow,
+        other: Option<&Flow>,
+        missing_ns: Option<u64>,
+        generations: Option<&Generations>,
+    ) -> Verdict {
+        let timeouts = Timeouts::default();
+        let law = Law { now_ns: NOW, timeouts: &timeouts, generations };
+        let known = Known { missing_ns, ..Known::default() };
+        law.judge(&FlowKey { protocol: 17, ..FlowKey::default() }, flow, other, known)
+    }
+
+    fn seen(seconds_ago: u64, flags: u32) -> Flow {
+        Flow { last_seen_ns: NOW - seconds_ago * SECOND, flags, ..Flow::default() }
+    }
+
+    #[test]
+    fn the_later_direction_keeps_both() {
+        let (orig, reply) = (seen(500, Flow::ORIG | Flow::SEEN), seen(119, Flow::SEEN));
+        let keep = Verdict::Keep(FlowState::UdpStream);
+        assert_eq!(judge(&orig, Some(&reply), None, None), keep);
+        assert_eq!(judge(&reply, Some(&orig), None, None), keep);
+        let reply = seen(120, Flow::SEEN);
+        assert_eq!(judge(&orig, Some(&reply), None, None), Verdict::Expired);
+        assert_eq!(judge(&reply, Some(&orig), None, None), Verdict::Expired);
+    }
+
+    #[test]
+    fn each_state_has_its_time() {
+        let (orig, reply) = (seen(29, Flow::ORIG | Flow::SEEN), seen(40, 0));
+        let keep = Verdict::Keep(FlowState::UdpUnreplied);
+        assert_eq!(judge(&orig, Some(&reply), None, None), keep);
+        assert_eq!(judge(&seen(30, Flow::ORIG), Some(&reply), None, None), Verdict::Expired);
+        let mut timeouts = Timeouts::default();
+        timeouts.set(FlowState::UdpUnreplied, 29);
+        let law = Law { now_ns: NOW, timeouts: &timeouts, generations: None };
+        let key = FlowKey { protocol: 17, ..FlowKey::default() };
+        assert_eq!(law.judge(&key, &orig, Some(&reply), Known::default()), Verdict::Expired);
+    }
+
+    #[test]
+    fn a_container_that_is_gone_takes_its_flows_along() {
+        let generations = Generations { live: [7].into(), read_ns: NOW };
+        let reply = seen(1, Flow::SEEN);
+        let of = |from, to, seconds_ago| Flow {
+            from_generation: from,
+            to_generation: to,
+            ..seen(seconds_ago, Flow::ORIG | Flow::SEEN)
+        };
+        let judged = |flow: &Flow, generations| judge(flow, Some(&reply), None, generations);
+        let keep = Verdict::Keep(FlowState::UdpStream);
+        assert_eq!(judged(&of(7, 0, 1), Some(&generations)), keep);
+        assert_eq!(judged(&of(0, 7, 1), Some(&generations)), keep);
+        assert_eq!(judged(&of(8, 0, 1), Some(&generations)), Verdict::Stale);
+        assert_eq!(judged(&of(7, 8, 1), Some(&generations)), Verdict::Stale);
+        // The other half tells as well.
+        assert_eq!(judge(&reply, Some(&of(8, 0, 1)), None, Some(&generations)), Verdict::Stale);
+        // Not known, or used since by what may be a container that has just come.
+        assert_eq!(judged(&of(8, 0, 1), None), keep);
+        assert_eq!(judged(&of(8, 0, 0), Some(&generations)), keep);
+    }
+
+    #[test]
+    fn half_a_flow_goes_after_a_while() {
+        assert_eq!(judge(&seen(5, 0), None, None, None), Verdict::Half);
+        assert_eq!(judge(&seen(6, 0), None, None, None), Verdict::Orphan);
+        // In use, and still only half.
+        assert_eq!(judge(&seen(0, 0), None, Some(NOW - 5 * SECOND), None), Verdict::Half);
+        assert_eq!(judge(&seen(0, 0), None, Some(NOW - 6 * SECOND), None), Verdict::Orphan);
+    }
+
+    #[test]
+    fn halves_belong_together_only_if_each_leads_to_the_other() {
+        let [(key, orig), (_, reply)] = masqueraded(1, NOW);
+        assert!(are_one_flow(&key, &orig, &reply));
+        assert!(are_one_flow(&key.other(&orig), &reply, &orig));
+        assert!(!are_one_flow(&key, &orig, &orig));
+        let [_, (_, stranger)] = masqueraded(2, NOW);
+        assert!(!are_one_flow(&key, &orig, &stranger));
+    }
+
+    proptest! {
+        /// Both halves are judged alike, and nothing that was just used expires.
+        #[test]
+        fn both_halves_alike(
+            protocol in prop::sample::select(vec![1_u8, 6, 17]),
+            orig_flags: u32, reply_flags: u32, orig_ns in 0..2 * NOW, reply_ns in 0..2 * NOW,
+            generation in 0_u32..3,
+        ) {
+            let orig = Flow {
+                last_seen_ns: orig_ns, flags: orig_flags | Flow::ORIG, from_generation: generation,
+                ..Flow::default()
+            };
+            let reply = Flow {
+                last_seen_ns: reply_ns, flags: reply_flags & !Flow::ORIG, to_generation: generation,
+                ..Flow::default()
+            };
+            let (timeouts, generations) =
+                (Timeouts::default(), Generations { live: [1].into(), read_ns: NOW });
+            let law = Law { now_ns: NOW, timeouts: &timeouts, generations: Some(&generations) };
+            let key = FlowKey { protocol, ..FlowKey::default() };
+            let verdict = law.judge(&key, &orig, Some(&reply), Known::default());
+            prop_assert_eq!(verdict, law.judge(&key, &reply, Some(&orig), Known::default()));
+            if orig_ns.max(reply_ns) >= NOW {
+                prop_assert!(matches!(verdict, Verdict::Keep(_)));
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! A table of flows in memory, cut into slices as the kernel's is.
+
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Mutex,
+};
+
+use culvert_common::abi::{Evictable, Flow, FlowKey, RESERVED_ENTRIES, Tuple, zone};
+
+use crate::datapath::{
+    DatapathError,
+    flows::{Cursor, FlowTable, Slice},
+};
+
+/// In ns.
+pub(crate) const SECOND: u64 = 1_000_000_000;
+
+/// See the module.
+pub(crate) struct MemoryFlows {
+    pub(crate) state: Mutex<State>,
+    capacity: u32,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) flows: BTreeMap<FlowKey, Flow>,
+    /// Entries of each slice that was read.
+    pub(crate) slices: Vec<Vec<FlowKey>>,
+    pub(crate) offered: Vec<Evictable>,
+    pub(crate) reserved: BTreeMap<u32, u64>,
+    pub(crate) writes: usize,
+}
+
+impl MemoryFlows {
+    pub(crate) fn new(capacity: u32) -> Self {
+        Self { state: Mutex::default(), capacity }
+    }
+
+    pub(crate) fn put(&self, flow: impl IntoIterator<Item = (FlowKey, Flow)>) {
+        self.state.lock().unwrap().flows.extend(flow);
+    }
+
+    fn bucket(&self, key: &FlowKey) -> u32 {
+        let mut hasher = DefaultHasher::new();
+        key.hash(&mut hasher);
+        (hasher.finish() % u64::from(self.range())) as u32
+    }
+}
+
+impl FlowTable for MemoryFlows {
+    fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    fn range(&self) -> u32 {
+        (2 * self.capacity).next_power_of_two()
+    }
+
+    fn slice(&self, from: Cursor, most: u32) -> Result<Slice, DatapathError> {
+        let mut state = self.state.lock().unwrap();
+        let mut buckets: BTreeMap<u32, Vec<(FlowKey, Flow)>> = BTreeMap::new();
+        for (key, flow) in &state.flows {
+            buckets.entry(self.bucket(key)).or_default().push((*key, *flow));
+        }
+        let mut slice = Slice::default();
+        for (bucket, entries) in buckets.range(from.0..) {
+            let full = slice.entries.len() + entries.len() > most as usize;
+            if full && !slice.entries.is_empty() {
+                slice.next = Some(Cursor(*bucket));
+                break;
+            }
+            slice.entries.extend(entries);
+        }
+        state.slices.push(slice.entries.iter().map(|(key, _)| *key).collect());
+        Ok(slice)
+    }
+
+    fn lookup(&self, key: &FlowKey) -> Result<Option<Flow>, DatapathError> {
+        Ok(self.state.lock().unwrap().flows.get(key).copied())
+    }
+
+    fn remove(&self, key: &FlowKey) -> Result<(), DatapathError> {
+        self.state.lock().unwrap().flows.remove(key);
+        Ok(())
+    }
+
+    fn offer(&self, flows: &[Evictable]) -> Result<(), DatapathError> {
+        self.state.lock().unwrap().offered = flows.to_vec();
+        Ok(())
+    }
+
+    fn reserved(&self) -> Result<Vec<u64>, DatapathError> {
+        let state = self.state.lock().unwrap();
+        let word = |word| state.reserved.get(&word).copied().unwrap_or_default();
+        Ok((0..RESERVED_ENTRIES).map(word).collect())
+    }
+
+    fn reserve(&self, word: u32, bits: u64) -> Result<(), DatapathError> {
+        assert!(word < RESERVED_ENTRIES);
+        let mut state = self.state.lock().unwrap();
+        state.reserved.insert(word, bits);
+        state.writes += 1;
+        Ok(())
+    }
+}
+
+/// Both directions of a UDP flow that the container 10.0.0.2 in VNI 256 began: number
+/// `number`, answered, last used at `last_ns`.
+pub(crate) fn masqueraded(number: u32, last_ns: u64) -> [(FlowKey, Flow); 2] {
+    let [.., high, low] = number.to_be_bytes();
+    let to = [192, 0, 2, (number >> 16) as u8];
+    let tuple = |src, dst| Tuple { src, dst, src_port: [high, low], dst_port: [0, 53] };
+    let key = FlowKey::new(256, 17, tuple([10, 0, 0, 2], to));
+    let orig = Flow {
+        last_seen_ns: last_ns,
+        packets: 2,
+        bytes: 200,
+        to: tuple([198, 51, 100, 1], to),
+        zone: zone::OUTSIDE,
+        flags: Flow::ORIG | Flow::MASQUERADE | Flow::SEEN,
+        from_generation: 1,
+        ..Flow::default()
+    };
+    let reply = Flow {
+        last_seen_ns: last_ns,
+        packets: 1,
+        bytes: 100,
+        to: key.tuple.reversed(),
+        zone: key.zone,
+        flags: Flow::MASQUERADE | Flow::SEEN,
+        to_generation: 1,
+        ..Flow::default()
+    };
+    [(key, orig), (key.other(&orig), reply)]
+}

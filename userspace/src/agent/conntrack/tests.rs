@@ -1,0 +1,201 @@
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use culvert_common::{
+    abi::{Flow, FlowKey},
+    datapath::conntrack::FlowState,
+};
+use proptest::prelude::*;
+
+use super::{
+    Recent,
+    collector::{Collector, Limits},
+    judge::{Generations, Law},
+    testing::{MemoryFlows, SECOND, masqueraded},
+};
+use crate::{cli::Timeouts, datapath::FlowTable as _};
+
+const NOW: u64 = 1000 * SECOND;
+
+fn limits() -> Limits {
+    Limits { round: 64, crowded_round: 256, slice: 16, evictable: 40 }
+}
+
+fn round(collector: &mut Collector, table: &MemoryFlows, now_ns: u64) {
+    let timeouts = Timeouts::default();
+    let generations = Generations { live: [1].into(), read_ns: now_ns };
+    let law = Law { now_ns, timeouts: &timeouts, generations: Some(&generations) };
+    collector.round(table, &law).unwrap();
+}
+
+fn keys(table: &MemoryFlows) -> BTreeSet<FlowKey> {
+    table.state.lock().unwrap().flows.keys().copied().collect()
+}
+
+#[test]
+fn what_is_over_goes_with_both_halves() {
+    let table = MemoryFlows::new(1024);
+    table.put(masqueraded(1, NOW - SECOND));
+    let kept = keys(&table);
+    table.put(masqueraded(2, NOW - 120 * SECOND));
+    let of_another = masqueraded(3, NOW - SECOND)
+        .map(|(key, flow)| (key, Flow { from_generation: flow.from_generation * 2, ..flow }));
+    table.put(of_another);
+    let [half, _] = masqueraded(4, NOW - 6 * SECOND);
+    let [_, other_half] = masqueraded(5, NOW - 6 * SECOND);
+    table.put([half, other_half]);
+    let [young_half, _] = masqueraded(6, NOW - SECOND);
+    table.put([young_half]);
+
+    let mut collector = Collector::new(limits());
+    round(&mut collector, &table, NOW);
+    let mut expected = kept.clone();
+    expected.insert(young_half.0);
+    assert_eq!(keys(&table), expected);
+    let summary = collector.summary(&table);
+    assert_eq!((summary.flows(), summary.capacity, summary.evictable), (1, 1024, 0));
+    let tally = summary.states[&FlowState::UdpStream];
+    assert_eq!((tally.flows, tally.packets, tally.bytes), (1, 3, 300));
+
+    // Half a flow that is in use all the time goes as well.
+    for seconds in 1..=6 {
+        let mut state = table.state.lock().unwrap();
+        state.flows.get_mut(&young_half.0).unwrap().last_seen_ns = NOW + seconds * SECOND;
+        drop(state);
+        round(&mut collector, &table, NOW + seconds * SECOND);
+    }
+    assert_eq!(keys(&table), kept);
+}
+
+#[test]
+fn a_flow_in_use_of_a_container_that_is_gone_goes_a_walk_later() {
+    let table = MemoryFlows::new(1024);
+    let use_it = |now_ns: u64| {
+        let flows = masqueraded(1, now_ns);
+        table.put(flows.map(|(key, flow)| (key, Flow { from_generation: 2, ..flow })));
+    };
+    let mut collector = Collector::new(limits());
+    use_it(NOW + 1);
+    round(&mut collector, &table, NOW);
+    assert_eq!(keys(&table).len(), 2, "it may be of a container that has just come");
+    use_it(NOW + SECOND + 1);
+    round(&mut collector, &table, NOW + SECOND);
+    assert!(keys(&table).is_empty());
+}
+
+#[test]
+fn a_crowded_table_offers_what_may_go_in_order() {
+    let table = MemoryFlows::new(100);
+    let mut collector = Collector::new(Limits { evictable: 4, ..limits() });
+    let set = |number: u32, idle: u64, protocol: u8, orig: u32, reply: u32| {
+        let flows = masqueraded(number, NOW - idle * SECOND);
+        table.put(flows.map(|(key, flow)| {
+            let side = if flow.flags & Flow::ORIG != 0 { orig } else { reply };
+            let flags = flow.flags & 0xffff | Flow::SEEN | side;
+            (FlowKey { protocol, ..key }, Flow { flags, ..flow })
+        }));
+        FlowKey { protocol, ..flows[0].0 }
+    };
+    let offered = || {
+        let state = table.state.lock().unwrap();
+        state.offered.iter().map(|flow| flow.key).collect::<Vec<_>>()
+    };
+    // Established connections, idle for longer than anything else.
+    for number in 100..180 {
+        set(number, 500, 6, Flow::SYN | Flow::ACK, Flow::SYN | Flow::ACK);
+    }
+    let stream = set(1, 100, 17, 0, 0);
+    let syn = set(2, 10, 6, Flow::SYN, 0);
+    let older_syn = set(3, 20, 6, Flow::SYN, 0);
+    let reset = set(4, 1, 6, Flow::SYN, Flow::RST);
+    let younger_stream = set(5, 50, 17, 0, 0);
+    for _ in 0..4 {
+        round(&mut collector, &table, NOW);
+    }
+    assert_eq!(offered(), [reset, older_syn, syn, stream]);
+    assert_eq!(collector.summary(&table).evictable, 4);
+
+    // What the programs evicted, or saw in use, is not offered again.
+    let other = reset.other(&table.lookup(&reset).unwrap().unwrap());
+    table.remove(&reset).unwrap();
+    table.remove(&other).unwrap();
+    table.state.lock().unwrap().flows.get_mut(&older_syn).unwrap().last_seen_ns = NOW;
+    for _ in 0..4 {
+        round(&mut collector, &table, NOW);
+    }
+    assert_eq!(offered(), [syn, older_syn, stream, younger_stream]);
+
+    // There is room again.
+    table.state.lock().unwrap().flows.retain(|key, _| key.protocol == 17);
+    for _ in 0..4 {
+        round(&mut collector, &table, NOW);
+    }
+    assert!(offered().is_empty());
+    assert_eq!(collector.summary(&table).evictable, 0);
+}
+
+#[test]
+fn a_queue_that_another_agent_filled_is_cleared() {
+    let table = MemoryFlows::new(100);
+    table.state.lock().unwrap().offered.push(Default::default());
+    round(&mut Collector::new(limits()), &table, NOW);
+    assert!(table.state.lock().unwrap().offered.is_empty());
+}
+
+#[test]
+fn a_counter_that_grew_is_recent_for_a_minute() {
+    let start = Instant::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let mut recent = Recent::default();
+    // What was counted before we looked is nobody's news.
+    assert!(!recent.grew(at(0), 5));
+    assert!(!recent.grew(at(1), 5));
+    assert!(recent.grew(at(2), 6));
+    assert!(recent.grew(at(60), 6));
+    assert!(!recent.grew(at(62), 6));
+    assert!(!recent.grew(at(200), 6));
+    assert!(recent.grew(at(201), 7));
+    assert!(recent.history.len() <= 3, "{recent:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// A pass sees every entry once, in rounds of no more than they may look at, and
+    /// leaves what is to stay.
+    #[test]
+    fn a_pass_sees_everything(
+        idle in prop::collection::vec(0_u64..200, 0..300),
+        capacity in 200_u32..2000,
+    ) {
+        let table = MemoryFlows::new(capacity);
+        let mut expected = BTreeSet::new();
+        for (number, idle) in idle.iter().enumerate() {
+            let flow = masqueraded(number as u32, NOW - idle * SECOND);
+            if *idle < 120 {
+                expected.extend(flow.map(|(key, _)| key));
+            }
+            table.put(flow);
+        }
+        let before = keys(&table);
+        let mut collector = Collector::new(limits());
+        let mut seen = BTreeSet::new();
+        let mut rounds = 0;
+        // A bucket may have more than is left for a round; no more than that.
+        let most = limits().crowded_round as usize + 16;
+        while !seen.is_superset(&expected) || keys(&table) != expected {
+            rounds += 1;
+            prop_assert!(rounds <= before.len() / 32 + 2, "not through after {} rounds", rounds);
+            table.state.lock().unwrap().slices.clear();
+            round(&mut collector, &table, NOW);
+            let slices = std::mem::take(&mut table.state.lock().unwrap().slices);
+            prop_assert!(slices.iter().map(Vec::len).sum::<usize>() <= most);
+            for key in slices.into_iter().flatten() {
+                prop_assert!(seen.insert(key), "{:?} is seen twice in a pass", key);
+            }
+        }
+        prop_assert!(seen.is_subset(&before));
+    }
+}

@@ -1,0 +1,232 @@
+//! Conntrack, from the table to what the API tells of it.
+
+use std::{net::Ipv4Addr, sync::Arc};
+
+use culvert_common::abi::{DropReason, Flow, FlowKey, Tuple, zone};
+
+use super::fake::{Paper, Running, World, eventually, name};
+use crate::{
+    agent::conntrack,
+    api::{
+        Backend as _,
+        types::{ConntrackStatus, ErrorKind, FlowProtocol, NatQuery, NatRow},
+    },
+    datapath::FlowTable as _,
+};
+
+const HOST: [u8; 4] = [192, 0, 2, 1];
+const FAR: [u8; 4] = [198, 51, 100, 7];
+
+fn tuple(src: ([u8; 4], u16), dst: ([u8; 4], u16)) -> Tuple {
+    Tuple { src: src.0, src_port: src.1.to_be_bytes(), dst: dst.0, dst_port: dst.1.to_be_bytes() }
+}
+
+impl Running {
+    /// Puts a flow into the table, last used `idle_s` seconds ago, with `flags` in both
+    /// directions. Returns the key of its beginning.
+    fn flow(&self, from: FlowKey, to: Tuple, to_zone: u32, idle_s: u64, flags: u32) -> FlowKey {
+        use crate::agent::platform::Platform as _;
+        let last_seen_ns = self.paper.now_ns() - idle_s * 1_000_000_000;
+        let half = Flow { last_seen_ns, packets: 2, bytes: 300, flags, ..Flow::default() };
+        let orig = Flow { to, zone: to_zone, flags: flags | Flow::ORIG, ..half };
+        let reply = Flow { to: from.tuple.reversed(), zone: from.zone, packets: 1, ..half };
+        self.paper.flows.put([(from, orig), (from.other(&orig), reply)]);
+        from
+    }
+
+    async fn nat(&self, query: NatQuery) -> Vec<NatRow> {
+        self.agent.nat(query).await.unwrap()
+    }
+}
+
+/// A host with the containers `web` and `db`; their addresses, and the VNI.
+async fn two_containers(world: &World) -> (Running, [u8; 4], [u8; 4], u32) {
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.network("blue").await.unwrap();
+    let mut addresses = Vec::new();
+    for container in ["web", "db"] {
+        let row = one.run(container, "blue").await.unwrap();
+        addresses.push(row.networks[0].ip.parse::<Ipv4Addr>().unwrap().octets());
+    }
+    let vni = one.agent.networks().await.unwrap()[0].vni;
+    (one, addresses[0], addresses[1], vni)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flows_are_listed_with_the_names_of_their_containers() {
+    let world = World::new().await;
+    let (one, web, db, vni) = two_containers(&world).await;
+    let established = Flow::SEEN | Flow::SYN | Flow::ACK;
+    one.flow(
+        FlowKey::new(vni, 6, tuple((web, 40_000), (FAR, 443))),
+        tuple((HOST, 40_001), (FAR, 443)),
+        zone::OUTSIDE,
+        10,
+        Flow::MASQUERADE | established,
+    );
+    one.flow(
+        FlowKey::new(zone::OUTSIDE, 17, tuple((FAR, 5000), (HOST, 53))),
+        tuple((FAR, 5000), (db, 5353)),
+        vni,
+        0,
+        Flow::PUBLISHED | Flow::SEEN,
+    );
+    one.flow(
+        FlowKey::new(zone::LOOPBACK, 6, tuple((HOST, 6000), (HOST, 8080))),
+        tuple((HOST, 6000), (db, 80)),
+        vni,
+        0,
+        Flow::PUBLISHED,
+    );
+    one.flow(
+        FlowKey::new(vni, 6, tuple((web, 7000), (HOST, 8080))),
+        tuple((HOST, 7000), (db, 80)),
+        vni,
+        200,
+        Flow::PUBLISHED | Flow::MASQUERADE,
+    );
+    one.flow(
+        FlowKey::new(vni, 1, tuple((web, 7), (FAR, 0))),
+        tuple((HOST, 8), (FAR, 0)),
+        zone::OUTSIDE,
+        0,
+        Flow::MASQUERADE | Flow::SEEN,
+    );
+    // Half a flow is none.
+    let half = Flow { flags: Flow::ORIG | Flow::MASQUERADE, ..Flow::default() };
+    let key = FlowKey::new(vni, 6, tuple((web, 1), (FAR, 1)));
+    one.paper.flows.put([(key, half)]);
+
+    let rows = one.nat(NatQuery::default()).await;
+    let shown: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            let NatRow { protocol, state, kind, network, container, from, .. } = row;
+            let protocol = protocol.name();
+            format!("{protocol} {state} {kind} {network} {container} {from} {}", row.timeout_s)
+        })
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            "tcp tcp_loose published blue db web 100",
+            "tcp tcp_loose published blue db host 300",
+            "udp udp_stream published blue db outside 120",
+            "tcp tcp_established masquerade blue web web 431990",
+            "icmp icmp masquerade blue web web 30",
+        ]
+    );
+    assert_eq!(
+        rows[3],
+        NatRow {
+            protocol: FlowProtocol::Tcp,
+            state: "tcp_established".to_owned(),
+            kind: "masquerade".to_owned(),
+            network: "blue".to_owned(),
+            vni,
+            container: "web".to_owned(),
+            from: "web".to_owned(),
+            src: web.into(),
+            src_port: 40_000,
+            dst: FAR.into(),
+            dst_port: 443,
+            nat_src: HOST.into(),
+            nat_src_port: 40_001,
+            nat_dst: FAR.into(),
+            nat_dst_port: 443,
+            timeout_s: 431_990,
+            orig_packets: 2,
+            orig_bytes: 300,
+            reply_packets: 1,
+            reply_bytes: 300,
+        }
+    );
+
+    for (container, protocol, address, found) in [
+        (Some("web"), None, None, 3),
+        (Some("db"), None, None, 3),
+        (Some("web"), Some(FlowProtocol::Tcp), None, 2),
+        (None, Some(FlowProtocol::Udp), None, 1),
+        (None, None, Some(FAR), 3),
+        (None, None, Some(HOST), 5),
+        (None, None, Some([203, 0, 113, 1]), 0),
+        (Some("db"), Some(FlowProtocol::Icmp), Some(FAR), 0),
+    ] {
+        let query = NatQuery {
+            container: container.map(name),
+            protocol,
+            address: address.map(Ipv4Addr::from),
+        };
+        let rows = one.nat(query.clone()).await;
+        assert_eq!(rows.len(), found, "{query:?}: {rows:?}");
+    }
+    one.run("side", "container:web").await.unwrap();
+    let side = NatQuery { container: Some(name("side")), ..NatQuery::default() };
+    assert_eq!(one.nat(side).await.len(), 3);
+
+    let nobody = NatQuery { container: Some(name("nobody")), ..NatQuery::default() };
+    let error = one.agent.nat(nobody).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotFound);
+    assert!(error.message.starts_with("container 'nobody' is unknown: "), "{error}");
+    one.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_agent_ages_flows_counts_them_and_tells_of_refused_ones() {
+    let world = World::new().await;
+    let (one, web, db, vni) = two_containers(&world).await;
+    let masqueraded = |source, port| {
+        (FlowKey::new(vni, 17, tuple((source, port), (FAR, 53))), tuple((HOST, port), (FAR, 53)))
+    };
+    let (key, to) = masqueraded(web, 1000);
+    let kept = one.flow(key, to, zone::OUTSIDE, 1, Flow::MASQUERADE | Flow::SEEN);
+    let (key, to) = masqueraded(db, 1001);
+    let over = one.flow(key, to, zone::OUTSIDE, 120, Flow::MASQUERADE | Flow::SEEN);
+    let gone = {
+        let (key, to) = masqueraded(web, 1002);
+        let key = one.flow(key, to, zone::OUTSIDE, 1, Flow::MASQUERADE | Flow::SEEN);
+        let mut orig = one.paper.flows.lookup(&key).unwrap().unwrap();
+        // Of no endpoint that there is.
+        orig.from_generation = u32::MAX;
+        one.paper.flows.put([(key, orig)]);
+        key
+    };
+    one.paper.state().dropped.insert(DropReason::NatPortsExhausted, 4);
+
+    let keeper = tokio::spawn(conntrack::keep(Arc::clone(&one.shared)));
+    eventually("flows end", || async {
+        let there = |key| one.paper.flows.lookup(key).unwrap().is_some();
+        there(&kept) && !there(&over) && !there(&gone)
+    })
+    .await;
+    eventually("flows are counted", || async {
+        one.agent.status().await.unwrap().conntrack.flows == 1
+    })
+    .await;
+    let status = one.agent.status().await.unwrap();
+    let expected = ConntrackStatus { flows: 1, max: 262_144, evictable: 0, refused: 4 };
+    assert_eq!(status.conntrack, expected);
+    assert_eq!(status.problems, [""; 0], "refused before the agent began");
+    let rows = one.agent.stats().await.unwrap();
+    let shown: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            format!(
+                "{} {} {} {} {}",
+                row.direction, row.verdict, row.reason, row.packets, row.bytes
+            )
+        })
+        .collect();
+    assert_eq!(shown, ["conntrack flows udp_stream 1 600"]);
+
+    eventually("it is told", || async {
+        // More and more: the agent may not have looked for the first time yet.
+        *one.paper.state().dropped.entry(DropReason::NatPortsExhausted).or_default() += 1;
+        let problems = one.agent.status().await.unwrap().problems;
+        problems.iter().any(|line| line.contains("no port is free"))
+    })
+    .await;
+    one.shared.shutdown.cancel();
+    keeper.await.unwrap();
+    one.stop().await;
+}

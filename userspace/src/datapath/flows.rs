@@ -1,0 +1,412 @@
+//! Conntrack as the agent sees it: `FLOWS` a slice at a time, and what it tells the
+//! programs by `EVICTABLE` and `RESERVED_PORTS`.
+
+use std::{
+    fmt, io,
+    os::fd::{AsFd as _, AsRawFd as _},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, Map, MapData, MapError, Queue},
+    sys::SyscallError,
+};
+use bytemuck::Zeroable as _;
+use culvert_common::abi::{Evictable, Flow, FlowKey, names};
+
+use super::{
+    DatapathError,
+    tables::{Bytes, take_map},
+};
+
+/// Where a [`Slice`] begins. It stays good whatever is added or removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cursor(pub u32);
+
+/// Some entries of the table, each once.
+#[derive(Clone, Debug, Default)]
+pub struct Slice {
+    /// Entries, in no order.
+    pub entries: Vec<(FlowKey, Flow)>,
+    /// Where the next slice begins; `None`: this was the last.
+    pub next: Option<Cursor>,
+}
+
+/// The table of flows, or a stand-in for it in a test.
+pub trait FlowTable: Send + Sync {
+    /// Flows that it has room for.
+    fn capacity(&self) -> u32;
+
+    /// End of the range of [`Cursor`]. The entries are spread over it evenly, so that how
+    /// far a cursor has come says which share of the table has been seen.
+    fn range(&self) -> u32;
+
+    /// At most `most` entries from `from` on. All slices of a pass together have every
+    /// entry that is there from its beginning to its end.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    fn slice(&self, from: Cursor, most: u32) -> Result<Slice, DatapathError>;
+
+    /// One direction of a flow.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    fn lookup(&self, key: &FlowKey) -> Result<Option<Flow>, DatapathError>;
+
+    /// Removes one direction of a flow. It is no error if there is none.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be written.
+    fn remove(&self, key: &FlowKey) -> Result<(), DatapathError>;
+
+    /// Replaces what may be evicted, the first to go first; what is more than the queue
+    /// takes is left out.
+    ///
+    /// # Errors
+    ///
+    /// If the queue cannot be written.
+    fn offer(&self, flows: &[Evictable]) -> Result<(), DatapathError>;
+
+    /// All words of the ports that masquerading never takes, see
+    /// [`reserved_bit`](culvert_common::abi::reserved_bit).
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    fn reserved(&self) -> Result<Vec<u64>, DatapathError>;
+
+    /// Writes one of these words.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such word, or the map cannot be written.
+    fn reserve(&self, word: u32, bits: u64) -> Result<(), DatapathError>;
+}
+
+/// All entries of `table`, in no order.
+///
+/// # Errors
+///
+/// If the map cannot be read.
+pub fn all(table: &dyn FlowTable) -> Result<Vec<(FlowKey, Flow)>, DatapathError> {
+    const SLICE: u32 = 16_384;
+    let (mut entries, mut from) = (Vec::new(), Some(Cursor::default()));
+    while let Some(cursor) = from {
+        let slice = table.slice(cursor, SLICE)?;
+        entries.extend(slice.entries);
+        from = slice.next;
+    }
+    Ok(entries)
+}
+
+/// The maps of the loaded data plane.
+pub struct Flows {
+    /// Entries, twice the flows.
+    max_entries: u32,
+    flows: Mutex<HashMap<MapData, Bytes<FlowKey>, Bytes<Flow>>>,
+    /// The same map: aya's type does not lend the file descriptor.
+    fd: MapData,
+    evictable: Mutex<Queue<MapData, Bytes<Evictable>>>,
+    reserved: Mutex<Array<MapData, u64>>,
+}
+
+impl fmt::Debug for Flows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flows").field("max_entries", &self.max_entries).finish_non_exhaustive()
+    }
+}
+
+impl Flows {
+    /// Takes the maps out of the loaded object, except for `FLOWS`, which stays in it.
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
+        let failed = |source| failed(names::FLOWS, source);
+        let (map, fd) = (second(ebpf).map_err(failed)?, second(ebpf).map_err(failed)?);
+        Ok(Self {
+            max_entries: fd.info().map_err(failed)?.max_entries(),
+            flows: Mutex::new(HashMap::try_from(Map::HashMap(map)).map_err(failed)?),
+            fd,
+            evictable: Mutex::new(take_map(ebpf, names::EVICTABLE)?),
+            reserved: Mutex::new(take_map(ebpf, names::RESERVED_PORTS)?),
+        })
+    }
+
+    /// Reads whole buckets of the map from `from` on, see [`BatchAttr`].
+    fn read(&self, from: Cursor, most: u32) -> io::Result<Slice> {
+        let mut keys = vec![FlowKey::zeroed(); most as usize];
+        let mut values = vec![Flow::zeroed(); most as usize];
+        let (first, mut next) = (from.0, 0_u32);
+        let mut attr = BatchAttr {
+            in_batch: if first == 0 { 0 } else { &raw const first as u64 },
+            out_batch: &raw mut next as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: most,
+            map_fd: u32::try_from(self.fd.fd().as_fd().as_raw_fd()).unwrap_or(u32::MAX),
+            elem_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: every pointer leads to a local that outlives the call, and the arrays
+        // have room for `count` keys and values of the sizes that `take` had aya check.
+        let result = unsafe {
+            nix::libc::syscall(
+                nix::libc::SYS_bpf,
+                BPF_MAP_LOOKUP_BATCH,
+                &raw mut attr,
+                size_of::<BatchAttr>(),
+            )
+        };
+        let last = if result == 0 {
+            false
+        } else {
+            let error = io::Error::last_os_error();
+            if error.raw_os_error() != Some(nix::libc::ENOENT) {
+                return Err(error);
+            }
+            true
+        };
+        let entries = keys.into_iter().zip(values).take(attr.count as usize).collect();
+        Ok(Slice { entries, next: (!last).then_some(Cursor(next)) })
+    }
+}
+
+impl FlowTable for Flows {
+    fn capacity(&self) -> u32 {
+        self.max_entries / 2
+    }
+
+    fn range(&self) -> u32 {
+        // As `htab_map_alloc` has it.
+        self.max_entries.checked_next_power_of_two().unwrap_or(u32::MAX)
+    }
+
+    fn slice(&self, from: Cursor, most: u32) -> Result<Slice, DatapathError> {
+        let mut room = most.max(1);
+        loop {
+            match self.read(from, room) {
+                // One bucket has more: not with the kernel's seeded hash, but who knows.
+                Err(error)
+                    if error.raw_os_error() == Some(nix::libc::ENOSPC)
+                        && room < self.max_entries =>
+                {
+                    room = room.saturating_mul(2);
+                }
+                Ok(slice) => return Ok(slice),
+                Err(io_error) => {
+                    let call = "bpf_map_lookup_batch";
+                    return Err(failed(names::FLOWS, SyscallError { call, io_error }.into()));
+                }
+            }
+        }
+    }
+
+    fn lookup(&self, key: &FlowKey) -> Result<Option<Flow>, DatapathError> {
+        match lock(&self.flows).get(&Bytes(*key), 0) {
+            Ok(Bytes(flow)) => Ok(Some(flow)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(failed(names::FLOWS, source)),
+        }
+    }
+
+    fn remove(&self, key: &FlowKey) -> Result<(), DatapathError> {
+        match lock(&self.flows).remove(&Bytes(*key)) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == io::ErrorKind::NotFound =>
+            {
+                Ok(())
+            }
+            Err(source) => Err(failed(names::FLOWS, source)),
+        }
+    }
+
+    fn offer(&self, flows: &[Evictable]) -> Result<(), DatapathError> {
+        let mut queue = lock(&self.evictable);
+        let capacity = queue.capacity() as usize;
+        // The programs take from it at the same time: no more than it can hold.
+        for _ in 0..capacity {
+            match queue.pop(0) {
+                Ok(_) => {}
+                Err(MapError::ElementNotFound) => break,
+                Err(source) => return Err(failed(names::EVICTABLE, source)),
+            }
+        }
+        for flow in flows.iter().take(capacity) {
+            queue.push(Bytes(*flow), 0).map_err(|source| failed(names::EVICTABLE, source))?;
+        }
+        Ok(())
+    }
+
+    fn reserved(&self) -> Result<Vec<u64>, DatapathError> {
+        let words = lock(&self.reserved);
+        let words = words.iter().collect::<Result<_, _>>();
+        words.map_err(|source| failed(names::RESERVED_PORTS, source))
+    }
+
+    fn reserve(&self, word: u32, bits: u64) -> Result<(), DatapathError> {
+        let mut words = lock(&self.reserved);
+        words.set(word, bits, 0).map_err(|source| failed(names::RESERVED_PORTS, source))
+    }
+}
+
+/// A panic elsewhere leaves a file descriptor as usable as before.
+fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
+    map.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn failed(map: &'static str, source: MapError) -> DatapathError {
+    DatapathError::Map { map, source: Box::new(source) }
+}
+
+/// Another handle of `FLOWS`.
+fn second(ebpf: &Ebpf) -> Result<MapData, MapError> {
+    match ebpf.map(names::FLOWS) {
+        Some(Map::HashMap(data)) => MapData::from_fd(data.fd().as_fd().try_clone_to_owned()?),
+        _ => Err(MapError::InvalidName { name: names::FLOWS.to_owned() }),
+    }
+}
+
+/// `bpf_cmd` of the kernel's `linux/bpf.h`, since Linux 5.6; aya has no call for it.
+const BPF_MAP_LOOKUP_BATCH: nix::libc::c_long = 24;
+
+/// The `batch` member of `union bpf_attr` in the kernel's `linux/bpf.h`. Of a hash map
+/// the kernel copies whole buckets, and a batch is the number of the first one: unlike
+/// a key for `BPF_MAP_GET_NEXT_KEY` it cannot be removed. ENOENT says that there are no
+/// buckets behind those copied, ENOSPC that not even one fits.
+#[repr(C, align(8))]
+struct BatchAttr {
+    /// Address of the first bucket's number; 0: from the beginning.
+    in_batch: u64,
+    /// Address for the number of the bucket behind the last one copied.
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    /// Room, then what was copied.
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+const _: () = assert!(size_of::<BatchAttr>() == 56);
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, net::Ipv4Addr, path::PathBuf, time::Duration};
+
+    use culvert_common::abi::{MAX_EVICTABLE, RESERVED_ENTRIES, Tuple};
+
+    use super::*;
+    use crate::datapath::{Options, load_object};
+
+    /// The maps with room for `max_flows`; `None` without the privilege to make them.
+    fn kernel(max_flows: u32) -> Option<(Ebpf, Flows)> {
+        if !nix::unistd::geteuid().is_root() {
+            return None;
+        }
+        let options = Options {
+            bpffs: PathBuf::new(),
+            vtep_ip: Ipv4Addr::new(192, 0, 2, 1),
+            vxlan_port: 4789,
+            ageing: Duration::from_secs(300),
+            max_flows,
+            nat_ports: (1024, 65_535),
+            trace: false,
+        };
+        let mut ebpf = load_object(&options, None).unwrap();
+        let flows = Flows::take(&mut ebpf).unwrap();
+        Some((ebpf, flows))
+    }
+
+    fn key(number: u32) -> FlowKey {
+        FlowKey::new(256, 17, Tuple { src: number.to_be_bytes(), ..Tuple::default() })
+    }
+
+    fn fill(flows: &Flows, numbers: u32) {
+        for number in 0..numbers {
+            let flow = Flow { packets: number.into(), ..Flow::default() };
+            lock(&flows.flows).insert(Bytes(key(number)), Bytes(flow), 0).unwrap();
+        }
+    }
+
+    #[test]
+    fn slices_have_every_entry_once_and_are_bounded() {
+        let Some((_ebpf, flows)) = kernel(1000) else { return };
+        assert_eq!((flows.capacity(), flows.range()), (1000, 2048));
+        assert!(all(&flows).unwrap().is_empty());
+        fill(&flows, 1500);
+        for most in [1, 7, 100, 1499, 1500, 5000] {
+            let (mut seen, mut from) = (BTreeSet::new(), Some(Cursor::default()));
+            while let Some(cursor) = from {
+                let slice = flows.slice(cursor, most).unwrap();
+                // A bucket is not cut: of 1500 entries in 2048 none has so many.
+                assert!(slice.entries.len() <= most.max(16) as usize);
+                for (key, flow) in slice.entries {
+                    assert_eq!(u64::from(u32::from_be_bytes(key.tuple.src)), flow.packets);
+                    assert!(seen.insert(key), "seen twice");
+                }
+                assert!(slice.next.is_none_or(|next| next > cursor && next.0 < flows.range()));
+                from = slice.next;
+            }
+            assert_eq!(seen.len(), 1500, "in slices of {most}");
+        }
+        assert_eq!(all(&flows).unwrap().len(), 1500);
+    }
+
+    #[test]
+    fn what_is_removed_meanwhile_does_not_turn_a_walk_back() {
+        let Some((_ebpf, flows)) = kernel(1000) else { return };
+        fill(&flows, 1500);
+        let (mut seen, mut from) = (0, Some(Cursor::default()));
+        while let Some(cursor) = from {
+            let slice = flows.slice(cursor, 64).unwrap();
+            for (key, _) in slice.entries {
+                flows.remove(&key).unwrap();
+                flows.remove(&key).unwrap();
+                assert!(flows.lookup(&key).unwrap().is_none());
+                seen += 1;
+            }
+            from = slice.next;
+        }
+        assert_eq!(seen, 1500);
+        assert!(all(&flows).unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_offer_replaces_the_one_before() {
+        let Some((_ebpf, flows)) = kernel(64) else { return };
+        let evictable = |number| Evictable { last_seen_ns: 1, key: key(number), pad: 0 };
+        let offer = |numbers: std::ops::Range<u32>| {
+            flows.offer(&numbers.map(evictable).collect::<Vec<_>>()).unwrap();
+        };
+        let pop = || match lock(&flows.evictable).pop(0) {
+            Ok(Bytes(flow)) => Some(flow.key),
+            Err(MapError::ElementNotFound) => None,
+            Err(error) => panic!("{error}"),
+        };
+        offer(0..3);
+        offer(5..8);
+        assert_eq!([pop(), pop()], [Some(key(5)), Some(key(6))]);
+        offer(9..10);
+        assert_eq!([pop(), pop()], [Some(key(9)), None]);
+        offer(0..MAX_EVICTABLE + 5);
+        assert_eq!((0..).map_while(|_| pop()).count(), MAX_EVICTABLE as usize);
+        offer(0..0);
+        assert_eq!(pop(), None);
+    }
+
+    #[test]
+    fn reserved_words_are_written_one_by_one() {
+        let Some((_ebpf, flows)) = kernel(64) else { return };
+        flows.reserve(0, 5).unwrap();
+        flows.reserve(RESERVED_ENTRIES - 1, 7).unwrap();
+        let words = flows.reserved().unwrap();
+        assert_eq!(words.len(), RESERVED_ENTRIES as usize);
+        assert_eq!((words[0], words[1], words[words.len() - 1]), (5, 0, 7));
+        assert!(flows.reserve(RESERVED_ENTRIES, 1).is_err());
+    }
+}
