@@ -9,3 +9,4 @@ mod lifecycle;
 mod modes;
 mod ports;
 mod refusals;
+mod requests;
