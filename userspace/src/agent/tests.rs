@@ -10,3 +10,4 @@ mod modes;
 mod nat;
 mod ports;
 mod refusals;
+mod requests;

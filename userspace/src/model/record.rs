@@ -182,6 +182,9 @@ impl Record for Endpoint {
         if self.ipv4.is_none() && self.ipv6.is_none() {
             return Err(Invalid("no address".to_owned()));
         }
+        if self.ports.iter().any(|port| port.host_port == 0 || port.container_port == 0) {
+            return Err(Invalid("a published port is 0".to_owned()));
+        }
         validate::ifname(&self.ifname)
     }
 }

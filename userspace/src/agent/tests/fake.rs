@@ -21,6 +21,7 @@ use tokio::{
     time::Instant,
 };
 
+pub(super) use super::requests::{name, network, run};
 use crate::{
     agent::{
         backend::Agent,
@@ -33,7 +34,7 @@ use crate::{
     },
     api::{
         Backend as _,
-        types::{ApiError, ContainerCreate, ContainerRow, ErrorKind, NetworkCreate},
+        types::{ApiError, ContainerRow, ErrorKind},
     },
     cli::{AgentOptions, ConntrackOptions, DatapathMode, StoreAccess},
     datapath::{DatapathError, FlowTable},
@@ -407,10 +408,6 @@ pub(super) struct Running {
     tasks: Vec<JoinHandle<()>>,
 }
 
-pub(super) fn name(text: &str) -> Name {
-    text.parse().unwrap()
-}
-
 /// The store and the state directories of a test.
 pub(super) struct World {
     pub(super) store: Arc<dyn StateStore>,
@@ -538,34 +535,4 @@ pub(super) async fn two_hosts(world: &World) -> (Running, Running) {
     let two = world.start(2, &Paper::new()).await.ready().await;
     one.network("blue").await.unwrap();
     (one, two)
-}
-
-pub(super) fn network(request: &str) -> NetworkCreate {
-    NetworkCreate {
-        name: name(request),
-        driver: Driver::Overlay,
-        subnets: Vec::new(),
-        gateway: None,
-        vni: None,
-        mtu: None,
-        internal: false,
-        learning: false,
-        options: BTreeMap::new(),
-        labels: BTreeMap::new(),
-    }
-}
-
-pub(super) fn run(container: &str, network: &str) -> ContainerCreate {
-    ContainerCreate {
-        name: name(container),
-        network: network.to_owned(),
-        ip: None,
-        mac: None,
-        ports: Vec::new(),
-        ifname: None,
-        netns: None,
-        pid: None,
-        auto_remove: false,
-        command: vec!["sleep".to_owned()],
-    }
 }

@@ -80,6 +80,19 @@ fn the_documented_records_are_what_is_written() {
 }
 
 #[test]
+fn an_endpoint_that_publishes_port_0_is_garbage() {
+    let mut ep = endpoint(&network("red", 256, &["10.0.0.0/24"]), "0a", "host1", "10.0.0.2");
+    let key = Key::Endpoint { network: name("red"), id: "0a".to_owned() };
+    for (host_port, container_port) in [(0, 80), (8080, 0)] {
+        let (host_ip, protocol) = ([0; 4].into(), crate::model::Protocol::Tcp);
+        ep.ports =
+            vec![crate::model::PublishedPort { host_ip, host_port, container_port, protocol }];
+        let decoded = decode::<Endpoint>(&key, &encode(&ep).expect("JSON"));
+        assert!(matches!(decoded, Decoded::Garbage { .. }), "{decoded:?}");
+    }
+}
+
+#[test]
 fn an_endpoint_in_another_nodes_own_network_is_garbage() {
     let mut lan = network("lan", 256, &["10.0.0.0/24"]);
     lan.name = lan.name.on(&name("host1"));
