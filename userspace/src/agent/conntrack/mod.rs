@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use culvert_common::abi::DropReason;
+use culvert_common::{abi::DropReason, datapath::conntrack::UDP};
 use tokio::time::MissedTickBehavior;
 
 pub(crate) use self::{
@@ -31,7 +31,7 @@ use self::{
     judge::{Generations, Law},
     ports::{Ports, Writer},
 };
-use super::{platform::Platform, shared::Shared};
+use super::shared::Shared;
 use crate::datapath::DatapathError;
 
 /// How often there is a round.
@@ -110,7 +110,7 @@ impl Keeper {
         let line = |error: DatapathError| format!("conntrack: {error}");
         let collected = self.collect(shared);
         shared.problem("conntrack/flows", collected.err().map(line));
-        let reserved = self.reserve(shared.platform.as_ref(), sockets);
+        let reserved = self.reserve(shared, sockets);
         shared.problem("conntrack/ports", reserved.err());
         for ((reason, what), recent) in REFUSALS.iter().zip(&mut self.refused) {
             if let Ok(count) = shared.platform.dropped(*reason) {
@@ -141,8 +141,11 @@ impl Keeper {
         endpoints.and(round)
     }
 
-    fn reserve(&mut self, platform: &dyn Platform, sockets: &Path) -> Result<(), String> {
+    fn reserve(&mut self, shared: &Shared, sockets: &Path) -> Result<(), String> {
+        let platform = shared.platform.as_ref();
         let mut ports = Ports::default();
+        // No socket has it: what comes there is for the programs.
+        ports.add(UDP, shared.node.port);
         ports.add_sockets(sockets).map_err(|error| {
             format!("{}: the host's sockets cannot be listed: {error}", sockets.display())
         })?;

@@ -1,5 +1,5 @@
-//! Ports of the host that masquerading never takes: those of its own sockets, and those
-//! published here.
+//! Ports of the host that masquerading never takes: those of its own sockets, those
+//! published here, and VXLAN's.
 
 use std::{fs, io, path::Path};
 
@@ -26,7 +26,8 @@ impl Default for Ports {
 }
 
 impl Ports {
-    fn add(&mut self, protocol: u8, port: u16) {
+    /// Adds a port, or an ICMP identifier.
+    pub(super) fn add(&mut self, protocol: u8, port: u16) {
         if let Some((word, bit)) = reserved_bit(protocol, port)
             && let Some(word) = self.0.get_mut(word as usize)
         {

@@ -2,7 +2,7 @@
 
 use std::{net::Ipv4Addr, sync::Arc};
 
-use culvert_common::abi::{DropReason, Flow, FlowKey, Tuple, zone};
+use culvert_common::abi::{DropReason, Flow, FlowKey, Tuple, reserved_bit, zone};
 
 use super::fake::{Paper, Running, World, eventually, name};
 use crate::{
@@ -207,6 +207,11 @@ async fn the_agent_ages_flows_counts_them_and_tells_of_refused_ones() {
     let expected = ConntrackStatus { flows: 1, max: 262_144, evictable: 0, refused: 4 };
     assert_eq!(status.conntrack, expected);
     assert_eq!(status.problems, [""; 0], "refused before the agent began");
+    eventually("the VXLAN port is left alone", || async {
+        let (word, bit) = reserved_bit(17, one.shared.node.port).unwrap();
+        one.paper.flows.reserved().unwrap()[word as usize] & bit != 0
+    })
+    .await;
     let rows = one.agent.stats().await.unwrap();
     let shown: Vec<_> = rows
         .iter()
