@@ -1,8 +1,8 @@
 //! Access to the packet and the skb: the one place with bounds checks.
 
 use aya_ebpf::{
-    bindings::BPF_F_INGRESS,
-    helpers::{bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail},
+    bindings::{BPF_F_INGRESS, bpf_tunnel_key},
+    helpers::{bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail, bpf_skb_set_tunnel_key},
     programs::TcContext,
 };
 use bytemuck::Pod;
@@ -127,6 +127,21 @@ pub(crate) fn redirect(ifindex: u32) {
 pub(crate) fn redirect_ingress(ifindex: u32) {
     // SAFETY: the helper takes any index and answers a wrong one with a drop.
     unsafe { bpf_redirect(ifindex, BPF_F_INGRESS.into()) };
+}
+
+/// Takes off the route that a frame of the host's own carries, in favour of one that
+/// says nothing: else another namespace would believe it. (Since 6.16 the kernel does
+/// so itself in `bpf_redirect_peer`.)
+#[inline(always)]
+pub(crate) fn forget_route(ctx: &TcContext) -> Result<(), DropReason> {
+    // SAFETY: all zeroes are a valid value of the C structure.
+    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    let len = size_of::<bpf_tunnel_key>() as u32;
+    // SAFETY: the pointer is the program's own context; the key is as long as stated.
+    match unsafe { bpf_skb_set_tunnel_key(ctx.skb.skb, &raw mut key, len, 0) } {
+        0 => Ok(()),
+        _ => Err(DropReason::HelperFailed),
+    }
 }
 
 /// The frame's MAC is that of the interface, so that it is for this host.

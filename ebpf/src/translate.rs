@@ -19,7 +19,7 @@ use culvert_common::{
 use crate::{
     flow::is_hop,
     maps::{ENDPOINTS, LOOPBACK, NETWORKS, lookup},
-    packet::{redirect, redirect_ingress, redirect_peer, store},
+    packet::{ETH_LEN, forget_route, gso_size, redirect, redirect_ingress, redirect_peer, store},
     parse::{Kind, Routed},
     work::Work,
 };
@@ -124,8 +124,8 @@ fn add_to_checksum(
 pub(crate) enum Hook {
     /// tcx ingress of a device whose frames may be handed over past the queue.
     Ingress,
-    /// tcx ingress of the loopback device: its frames carry a route of the host,
-    /// which only the veth's queue takes off.
+    /// tcx ingress of the loopback device: its frames carry a route of the host and
+    /// what its netfilter knows of them, which the veth's queue takes off.
     Loopback,
 }
 
@@ -153,6 +153,12 @@ pub(crate) fn deliver(ctx: &TcContext, work: &Work, hook: Hook) -> Result<Action
     }
     match hook {
         Hook::Ingress => redirect_peer(ctx, target.ifindex)?,
+        // Longer than the veth takes: a datagram, which the loopback device's MTU
+        // allows, and which nobody cuts to size.
+        Hook::Loopback if gso_size(ctx) == 0 && ctx.len() > u32::from(ep.mtu) + ETH_LEN as u32 => {
+            forget_route(ctx)?;
+            redirect_peer(ctx, target.ifindex)?;
+        }
         Hook::Loopback => redirect(target.ifindex),
     }
     Ok(Action::NatDeliver)

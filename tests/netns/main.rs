@@ -4,4 +4,5 @@ mod bad_input;
 mod containers;
 mod lifecycle;
 mod nat;
+mod nat_packets;
 mod overlay;

@@ -165,6 +165,14 @@ pub(crate) trait Platform: Kernel<Error = DatapathError> + Send + Sync + 'static
     /// Who has a port of the host, as far as can be seen.
     fn port_holder(&self, ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder;
 
+    /// Who has a port in a sandbox.
+    async fn port_holder_in(
+        &self,
+        netns: &Path,
+        port: u16,
+        protocol: Protocol,
+    ) -> Result<Holder, ApiError>;
+
     /// Destinations of the host's routes.
     async fn routes(&self) -> Result<Vec<IpNetwork>, ApiError>;
 

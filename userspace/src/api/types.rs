@@ -230,6 +230,9 @@ pub struct ContainerCreate {
     /// Published ports, as given to `-p`.
     #[serde(default)]
     pub ports: Vec<String>,
+    /// Ports that the command will listen on, as given to `--expose`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expose: Vec<String>,
     /// Interface name in the sandbox; the first free `ethN` by default.
     #[serde(default)]
     pub ifname: Option<String>,

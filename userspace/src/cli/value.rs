@@ -11,7 +11,7 @@ use ipnetwork::IpNetwork;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    model::{Invalid, MacAddr, Name, Publish, Vni, validate},
+    model::{Exposed, Invalid, MacAddr, Name, Publish, Vni, validate},
     store::StoreUrl,
 };
 
@@ -152,6 +152,11 @@ pub(super) fn netns(text: &str) -> Parsed<PathBuf> {
 /// Published ports, passed on as they are.
 pub(super) fn publish(text: &str) -> Parsed<String> {
     text.parse::<Publish>().map(|_| text.to_owned())
+}
+
+/// Ports that a container will listen on, passed on as they are.
+pub(super) fn expose(text: &str) -> Parsed<String> {
+    text.parse::<Exposed>().map(|_| text.to_owned())
 }
 
 /// Where the store is.

@@ -22,7 +22,7 @@ mod view;
 
 pub use keys::*;
 pub use name::Name;
-pub use ports::{PortRequest, Publish, overlapping};
+pub use ports::{Exposed, PortRequest, Publish, overlapping};
 pub use record::{Decoded, Record, decode, encode};
 pub use types::*;
 pub use view::{Claim, Touched, Versioned, View};

@@ -30,6 +30,30 @@ pub struct Publish {
     pub protocol: Protocol,
 }
 
+/// A value of `--expose`: `PORT[/tcp|udp]`, a port or a range of ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exposed {
+    /// Ports of the container.
+    pub ports: RangeInclusive<u16>,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+impl FromStr for Exposed {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text.parse() {
+            Ok(Publish { host: None, container, protocol, .. }) if !text.contains(':') => {
+                Ok(Self { ports: container, protocol })
+            }
+            _ => Err(Invalid(format!(
+                "exposed port '{text}' is malformed: PORT[/tcp|udp] as in 80 or 53/udp is valid"
+            ))),
+        }
+    }
+}
+
 /// One port of a [`Publish`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortRequest {

@@ -39,6 +39,7 @@ fn container(name: &str, network: &str) -> ContainerCreate {
         ip: Some("10.0.0.7".parse().unwrap()),
         mac: Some("02:42:0a:00:00:07".parse().unwrap()),
         ports: vec!["8080:80".to_owned()],
+        expose: Vec::new(),
         ifname: None,
         netns: None,
         pid: None,

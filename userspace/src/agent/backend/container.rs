@@ -110,6 +110,7 @@ impl Agent {
         } else {
             check_plain(&request, &network, adopting)?;
         }
+        self.check_exposed(&request, &network).await?;
 
         let mut record = self.sandbox_for(&request, &network).await?;
         record.command = request.command.clone();

@@ -7,6 +7,7 @@
 
 mod attach;
 mod container;
+mod expose;
 mod nat;
 mod network;
 mod purge;

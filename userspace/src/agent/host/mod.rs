@@ -350,6 +350,20 @@ impl Platform for Host {
         ports::holder(ip, port, protocol)
     }
 
+    async fn port_holder_in(
+        &self,
+        netns: &Path,
+        port: u16,
+        protocol: Protocol,
+    ) -> Result<Holder, ApiError> {
+        let path = netns.to_owned();
+        let holder = move || {
+            let sandbox = Sandbox::open(&path)?;
+            sandbox.run(|| ports::holder(Ipv4Addr::UNSPECIFIED, port, protocol))
+        };
+        blocking(holder).await?.map_err(sandbox_refused)
+    }
+
     async fn routes(&self) -> Result<Vec<IpNetwork>, ApiError> {
         let routes = self.netlink.routes().await.map_err(refused)?;
         Ok(routes.into_iter().map(|route| route.destination).collect())

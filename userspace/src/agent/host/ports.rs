@@ -43,11 +43,12 @@ fn unprivileged() -> u16 {
     text.trim().parse().unwrap_or(UNPRIVILEGED_DEFAULT)
 }
 
-/// Looks for the socket that has a port, and for the process that has the socket.
+/// Looks for the socket in the thread's network namespace that has a port, and for
+/// the process that has the socket.
 pub(super) fn holder(ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder {
     let tables = match protocol {
-        Protocol::Tcp => ["/proc/self/net/tcp", "/proc/self/net/tcp6"],
-        Protocol::Udp => ["/proc/self/net/udp", "/proc/self/net/udp6"],
+        Protocol::Tcp => ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"],
+        Protocol::Udp => ["/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"],
     };
     let mut ending = false;
     for table in tables {

@@ -276,6 +276,15 @@ impl Platform for Paper {
         self.state().busy.get(&(ip, port, protocol)).cloned().unwrap_or(Holder::Unseen)
     }
 
+    async fn port_holder_in(
+        &self,
+        _netns: &Path,
+        port: u16,
+        protocol: Protocol,
+    ) -> Result<Holder, ApiError> {
+        Ok(self.port_holder(Ipv4Addr::UNSPECIFIED, port, protocol))
+    }
+
     async fn routes(&self) -> Result<Vec<IpNetwork>, ApiError> {
         Ok(self.state().routes.clone())
     }

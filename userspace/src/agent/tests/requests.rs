@@ -33,6 +33,7 @@ pub(super) fn run(container: &str, network: &str) -> ContainerCreate {
         ip: None,
         mac: None,
         ports: Vec::new(),
+        expose: Vec::new(),
         ifname: None,
         netns: None,
         pid: None,

@@ -71,6 +71,9 @@ pub(crate) struct RunArgs {
         value_parser = value::publish
     )]
     pub(crate) ports: Vec<String>,
+    /// The command will listen on this port: refused if somebody has it who shares its network
+    #[arg(long, value_name = "PORT[/tcp|udp]", value_parser = value::expose)]
+    pub(crate) expose: Vec<String>,
     /// Leave it in the background, with its output in a log; print its name
     #[arg(short, long)]
     pub(crate) detach: bool,

@@ -76,6 +76,7 @@ pub(crate) async fn attach(
             ip: args.ip,
             mac: args.mac,
             ports: args.ports,
+            expose: Vec::new(),
             ifname: args.ifname,
             netns: args.target.netns,
             pid: args.target.pid,

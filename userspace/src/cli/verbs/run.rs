@@ -56,6 +56,7 @@ pub(crate) async fn run(
             ip: args.ip,
             mac: args.mac,
             ports: args.ports,
+            expose: args.expose,
             ifname: None,
             netns: None,
             pid: None,
