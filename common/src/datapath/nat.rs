@@ -47,7 +47,13 @@ pub const fn upper(protocol: u8, bytes: &[u8; UPPER_LEN]) -> Upper {
     }
 }
 
-/// Offset in the upper-layer header of what [`ports_bytes`] gives.
+/// Whether packets of the protocol can have ports, or an identifier.
+#[inline(always)]
+pub const fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, PROTO_TCP | PROTO_UDP | PROTO_ICMP)
+}
+
+/// Offset in the upper-layer header of its ports, or of its identifier.
 #[inline(always)]
 pub const fn ports_offset(protocol: u8) -> u32 {
     if protocol == PROTO_ICMP { 4 } else { 0 }
