@@ -111,6 +111,21 @@ pub const fn update(checksum: [u8; 2], difference: u32) -> [u8; 2] {
     (!(sum as u16)).to_ne_bytes()
 }
 
+/// The checksum of an upper layer, as on the wire, after what it covers changed by
+/// `difference`. Of UDP zero is none, and stays so; one that comes out as zero is
+/// sent as all ones (RFC 768).
+#[inline(always)]
+pub const fn update_upper(protocol: u8, checksum: [u8; 2], difference: u32) -> [u8; 2] {
+    if protocol != PROTO_UDP {
+        return update(checksum, difference);
+    }
+    match (checksum, update(checksum, difference)) {
+        ([0, 0], _) => [0, 0],
+        (_, [0, 0]) => [0xff, 0xff],
+        (_, updated) => updated,
+    }
+}
+
 /// [`difference`] of both addresses.
 #[inline(always)]
 pub const fn address_difference(from: &Tuple, to: &Tuple) -> u32 {
