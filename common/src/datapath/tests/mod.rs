@@ -3,6 +3,7 @@
 
 mod arp;
 mod ecn;
+mod nat;
 mod nd;
 mod pmtu;
 mod random;
