@@ -4,10 +4,7 @@ use aya_ebpf::{bindings::__sk_buff, helpers::bpf_l4_csum_replace, programs::TcCo
 use culvert_common::{
     abi::{DropReason, FlowKey, Tuple},
     datapath::nat::{self, UPPER_LEN, Upper},
-    wire::{
-        Icmpv4Hdr, Ipv4Hdr,
-        ipv4::{PROTO_ICMP, PROTO_TCP, PROTO_UDP},
-    },
+    wire::{Icmpv4Hdr, Ipv4Hdr, ipv4::PROTO_ICMP},
 };
 
 use crate::{
@@ -65,25 +62,20 @@ fn try_translate(
     let mut change = nat::add(addresses, nat::word_difference(ip.checksum(), new_ip.checksum()));
     let ports = nat::port_difference(protocol, &from, &to);
     change = nat::add(change, ports);
-    match protocol {
-        PROTO_ICMP => {
-            let old = [upper[2], upper[3]];
-            let new = nat::update(old, ports);
-            store(ctx, upper_at + 4, &nat::echo_id(&to))?;
-            store(ctx, upper_at + 2, &new)?;
-            change = nat::add(change, nat::bytes_difference(old, new));
-        }
-        PROTO_TCP | PROTO_UDP => {
-            store(ctx, upper_at, &[to.src_port, to.dst_port])?;
-            let old = [upper[6], upper[7]];
-            // Of TCP the quoted bytes end before the checksum.
-            if protocol == PROTO_UDP && old != [0; 2] {
-                let new = nat::update(old, nat::add(addresses, ports));
-                store(ctx, upper_at + 6, &new)?;
-                change = nat::add(change, nat::bytes_difference(old, new));
-            }
-        }
-        _ => return Err(DropReason::NoFlow),
+    let ports_at = upper_at + nat::ports_offset(protocol) as usize;
+    let covered = if protocol == PROTO_ICMP {
+        store(ctx, ports_at, &nat::echo_id(&to))?;
+        ports
+    } else {
+        store(ctx, ports_at, &[to.src_port, to.dst_port])?;
+        nat::add(addresses, ports)
+    };
+    // Of TCP the quote may end before the checksum (RFC 792).
+    let checksum_at = upper_at + nat::checksum_offset(protocol) as usize;
+    if let Ok(old) = load::<[u8; 2]>(ctx, checksum_at) {
+        let new = nat::update_upper(protocol, old, covered);
+        store(ctx, checksum_at, &new)?;
+        change = nat::add(change, nat::bytes_difference(old, new));
     }
     let checksum = routed.l4 + nat::checksum_offset(PROTO_ICMP);
     // SAFETY: the pointer is the program's own context.

@@ -91,6 +91,11 @@ fn try_parse(ctx: &TcContext, zone: u32) -> Result<Routed, DropReason> {
     let protocol = ip.protocol();
     let mut tuple = Tuple { src: ip.src, dst: ip.dst, ..Tuple::default() };
     if !ip.is_first() {
+        if !nat::has_ports(protocol) {
+            // Its first one tells no more of it.
+            routed.key = FlowKey::new(zone, protocol, tuple);
+            return Ok(routed);
+        }
         let (kind, ports) = fragment::later(zone, &ip);
         routed.kind = kind;
         (tuple.src_port, tuple.dst_port) = ports;

@@ -20,6 +20,7 @@ use culvert_common::{
         icmp::{
             V4_FRAG_NEEDED, V4_HOST_UNREACHABLE, V4_PROHIBITED, V4_TIME_EXCEEDED, V4_UNREACHABLE,
         },
+        ipv4::PROTO_ICMP,
     },
 };
 
@@ -178,7 +179,12 @@ fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
     if dst[0] == 0 || dst[0] == 127 || dst[0] >= 0xe0 {
         return Err(DropReason::Unroutable);
     }
-    work.target.to = work.routed.key.tuple;
+    let tuple = work.routed.key.tuple;
+    if work.routed.key.protocol == PROTO_ICMP && tuple.dst_port != [0; 2] {
+        // The reply to an echo that nobody has sent. It has no source port to choose.
+        return Err(DropReason::NoFlow);
+    }
+    work.target.to = tuple;
     work.target.zone = zone::OUTSIDE;
     work.target.ifindex = 0;
     Ok(Step::Masquerade)

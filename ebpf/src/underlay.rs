@@ -99,8 +99,8 @@ pub(crate) fn classify<P: Packet>(packet: &P, len: u32) -> Result<Outer, DropRea
         PROTO_ICMP => return Ok(Outer::Icmp),
         _ => return Ok(Outer::Other),
     }
-    // A fragment other than the first has no port to tell it by. It is left to
-    // the kernel, which can never complete it: the first is dropped here.
+    // A fragment other than the first has no port to tell it by. It comes to
+    // nothing: the first is dropped here.
     if ip.header_len() != Ipv4Hdr::LEN as u32 || !ip.is_first() {
         return Ok(Outer::Other);
     }

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use culvert_common::abi::{Action, Code, Direction, DropReason, Note, stats_index};
 
 use crate::{
-    arp, decap, ecn, encap, fdb, flood, inner,
+    arp, decap, ecn, encap, fdb, flood, flows, fragments, from_host, from_loopback, icmp_errors,
+    inner,
     lab::{self, Case},
-    live, mtu, nd, random, source, tenants, xdp,
+    live, mtu, nat_in, nat_out, nd, random, routing, source, tenants, xdp,
 };
 
 /// The cases of packets by module.
@@ -18,9 +19,17 @@ const MODULES: &[(&str, &[Case])] = &[
     ("encap", encap::CASES),
     ("fdb", fdb::CASES),
     ("flood", flood::CASES),
+    ("flows", flows::CASES),
+    ("fragments", fragments::CASES),
+    ("from_host", from_host::CASES),
+    ("from_loopback", from_loopback::CASES),
+    ("icmp_errors", icmp_errors::CASES),
     ("inner", inner::CASES),
     ("mtu", mtu::CASES),
+    ("nat_in", nat_in::CASES),
+    ("nat_out", nat_out::CASES),
     ("nd", nd::CASES),
+    ("routing", routing::CASES),
     ("source", source::CASES),
     ("tenants", tenants::CASES),
     ("xdp", xdp::CASES),

@@ -8,9 +8,10 @@ use culvert_common::abi::{
 use culvert_tests::packet::{Host, Tunnel, V4, V6, ethernet, payload};
 
 use crate::{
+    compare::entropy_port,
     lab::Lab,
     ports::{NO_SUCH_PORT, Port},
-    run::{Expected, Left, REDIRECT, SHOT, action, copy, drop, entropy_port, note, tunnelled},
+    run::{Expected, Left, REDIRECT, SHOT, action, copy, drop, note, tunnelled},
     world::{
         A, B, FAR, NOBODY, ONE, PEER, PEER2, ROUTER, STRANGER, TO_PEER, TO_PEER2, TWO,
         change_endpoint, change_network, to_peer, to_peer2,

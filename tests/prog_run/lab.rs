@@ -2,8 +2,10 @@
 //! its maps. A lab serves one case at a time and is used again by the next.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::Write as _,
+    net::Ipv4Addr,
     process::{Command, Stdio},
     sync::{Mutex, PoisonError, mpsc},
     time::Duration,
@@ -11,12 +13,14 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{HashMap, MapData, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, Queue},
 };
 use bytemuck::Pod;
 use culvert::datapath::{KernelTable, Options, Table, Tables, load_object};
 use culvert_common::abi::{
-    Counter, DEFAULT_FLOWS, FdbKey, LearnedEntry, PathMtu, RateKey, STATS_ENTRIES, names,
+    Counter, DEFAULT_FLOWS, Evictable, FdbKey, Flow, FlowKey, FragmentInfo, FragmentKey,
+    HeldFragment, LearnedEntry, PathMtu, RESERVED_ENTRIES, RateKey, STATS_ENTRIES, names,
+    reserved_bit,
 };
 use nix::{
     sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, setns, unshare},
@@ -24,7 +28,7 @@ use nix::{
 };
 
 use crate::{
-    ports::{PacketSocket, Port, Wire},
+    ports::{GATEWAY_A, GATEWAY_B, PacketSocket, Port, Wire},
     world,
 };
 
@@ -110,6 +114,30 @@ impl<K: Pod, V: Pod> Written<K, V> {
         self.0.keys().map(|key| key.unwrap().0).collect()
     }
 
+    /// A map that the tables have, too.
+    fn share(ebpf: &Ebpf, name: &str) -> Self {
+        let Some(Map::HashMap(map)) = ebpf.map(name) else { panic!("{name} is no hash map") };
+        let map = MapData::from_id(map.info().unwrap().id()).unwrap();
+        Self(Map::HashMap(map).try_into().unwrap())
+    }
+
+    pub(crate) fn remove(&mut self, key: K) {
+        self.0.remove(&Bytes(key)).unwrap();
+    }
+
+    /// Adds entries, made by `entry` from their numbers, until the map is full.
+    /// Returns how many.
+    pub(crate) fn fill(&mut self, entry: impl Fn(u32) -> (K, V)) -> u32 {
+        let mut number = 0;
+        loop {
+            let (key, value) = entry(number);
+            if self.0.insert(Bytes(key), Bytes(value), 0).is_err() {
+                return number;
+            }
+            number += 1;
+        }
+    }
+
     fn clear(&mut self) {
         for key in self.keys() {
             self.0.remove(&Bytes(key)).unwrap();
@@ -129,6 +157,13 @@ pub(crate) struct Lab {
     pub(crate) learned: Written<FdbKey, LearnedEntry>,
     pub(crate) path_mtu: Written<[u8; 4], PathMtu>,
     pub(crate) rates: Written<RateKey, u64>,
+    pub(crate) flows: Written<FlowKey, Flow>,
+    pub(crate) fragments: Written<FragmentKey, FragmentInfo>,
+    pub(crate) held: Written<FragmentKey, HeldFragment>,
+    evictable: Queue<MapData, Bytes<Evictable>>,
+    reserved: Array<MapData, u64>,
+    /// Words of `reserved` that are not zero.
+    reserved_words: BTreeSet<u32>,
     stats: PerCpuArray<MapData, Bytes<Counter>>,
     /// The counters as the last run left them.
     pub(crate) counters: Counters,
@@ -156,10 +191,16 @@ impl Lab {
         let mut lab = Self {
             namespace: own_namespace(),
             far_namespace,
+            flows: Written::share(&ebpf, names::FLOWS),
             tables: Tables::take(&mut ebpf).unwrap(),
             learned: Written::take(&mut ebpf, names::FDB_LEARNED),
             path_mtu: Written::take(&mut ebpf, names::PATH_MTU),
             rates: Written::take(&mut ebpf, names::RATES),
+            fragments: Written::take(&mut ebpf, names::FRAGMENTS),
+            held: Written::take(&mut ebpf, names::HELD_FRAGMENTS),
+            evictable: ebpf.take_map(names::EVICTABLE).unwrap().try_into().unwrap(),
+            reserved: ebpf.take_map(names::RESERVED_PORTS).unwrap().try_into().unwrap(),
+            reserved_words: BTreeSet::new(),
             stats: ebpf.take_map(names::STATS).unwrap().try_into().unwrap(),
             counters: Vec::new(),
             wires,
@@ -189,8 +230,50 @@ impl Lab {
         self.learned.clear();
         self.path_mtu.clear();
         self.rates.clear();
+        clear(&self.tables.gateways);
+        clear(&self.tables.published);
+        clear(&self.tables.host_addrs);
+        clear(&self.tables.uplinks);
+        self.flows.clear();
+        self.fragments.clear();
+        self.held.clear();
+        while self.next_evictable().is_some() {}
+        for word in std::mem::take(&mut self.reserved_words) {
+            self.reserved.set(word, 0, 0).unwrap();
+        }
         self.counted.clear();
         world::fill(&self.tables);
+        world::fill_routing(&self.tables);
+    }
+
+    /// Keeps `port` of `protocol` for the host itself.
+    pub(crate) fn reserve(&mut self, protocol: u8, port: u16) {
+        let (word, bit) = reserved_bit(protocol, port).unwrap();
+        let ports = self.reserved.get(&word, 0).unwrap() | bit;
+        self.reserved.set(word, ports, 0).unwrap();
+        self.reserved_words.insert(word);
+    }
+
+    /// Keeps every port for the host itself.
+    pub(crate) fn reserve_all(&mut self) {
+        for word in 0..RESERVED_ENTRIES {
+            self.reserved.set(word, u64::MAX, 0).unwrap();
+            self.reserved_words.insert(word);
+        }
+    }
+
+    /// Puts a flow up for eviction.
+    pub(crate) fn offer(&mut self, flow: Evictable) {
+        self.evictable.push(Bytes(flow), 0).unwrap();
+    }
+
+    /// Takes the next flow that is up for eviction.
+    pub(crate) fn next_evictable(&mut self) -> Option<Evictable> {
+        match self.evictable.pop(0) {
+            Ok(Bytes(flow)) => Some(flow),
+            Err(MapError::ElementNotFound) => None,
+            Err(error) => panic!("queue: {error}"),
+        }
     }
 
     /// The counters, all of them, whether or not their index means anything.
@@ -263,12 +346,43 @@ fn interfaces() -> (File, Vec<(Port, Wire)>) {
              link set {name} up\n"
         );
     }
+    batch += &devices();
     ip(&batch);
+    for name in ["gwa", "gwb"] {
+        // The kernel's routes for what containers send; nothing else is forwarded.
+        std::fs::write(format!("/proc/sys/net/ipv4/conf/{name}/forwarding"), "1").unwrap();
+    }
     proceed.send(()).unwrap();
     let (far_namespace, far) = far_side.join().unwrap();
     let near = Port::ALL.map(|port| PacketSocket::sending(port.ifindex()));
     let wires = far.into_iter().zip(near).map(|(far, near)| Wire { far, near });
     (far_namespace, Port::ALL.into_iter().zip(wires).collect())
+}
+
+/// The gateway devices, and the uplink's addresses and routes.
+fn devices() -> String {
+    let [gateway_a, gateway_b, uplink] =
+        [world::GATEWAY.mac, world::GATEWAY_OF_B.mac, world::UPLINK_MAC].map(mac);
+    let [gateway, us, router] =
+        [world::GATEWAY.v4, world::OUR_VTEP, world::ROUTER].map(Ipv4Addr::from);
+    let router_mac = mac(world::ROUTER_MAC);
+    format!(
+        "link add gwa index {GATEWAY_A} address {gateway_a} mtu 1450 type bridge\n\
+         link set gwa arp off up\n\
+         address add {gateway}/24 dev gwa\n\
+         link add gwb index {GATEWAY_B} address {gateway_b} mtu 1450 type bridge\n\
+         link set gwb arp off up\n\
+         route add 10.200.0.0/24 dev gwb\n\
+         link set uplink address {uplink}\n\
+         address add {us}/24 dev uplink\n\
+         neigh replace {router} lladdr {router_mac} dev uplink nud permanent\n\
+         route add default via {router} dev uplink\n"
+    )
+}
+
+/// A MAC address as `ip` takes it.
+pub(crate) fn mac(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// Keeps the kernel from sending on its own account in this namespace.

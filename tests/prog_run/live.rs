@@ -19,9 +19,9 @@ use culvert_common::abi::{
 use culvert_tests::packet::{Arp, Tunnel, V4, V6, ethernet, payload};
 
 use crate::{
-    lab::{Lab, ip},
+    compare::{entropy_port, same},
+    lab::{Lab, ip, mac},
     ports::{Port, VNET_HDR},
-    run::{entropy_port, same},
     world::{
         B, FAR, FARTHER, NOBODY, ONE, OUR_VTEP, PEER, PEER_MAC, ROUTER, ROUTER_MAC, TO_PEER, TWO,
         UPLINK_MAC, from_peer, local, to_peer, to_peer2,
@@ -158,10 +158,6 @@ fn attach(program: &mut SchedClassifier, port: Port) -> SchedClassifierLinkId {
             Err(error) => panic!("attach to {port:?}: {error}"),
         }
     }
-}
-
-fn mac(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 fn to_a_local_endpoint_of_the_same_network(lab: &mut Lab) {

@@ -6,7 +6,9 @@
 //! |---|---|
 //! | `lab` | namespaces, interfaces, a loaded object and its maps, pooled |
 //! | `world` | the hosts and networks that the cases are set in |
+//! | `routed` | routed packets and their flows |
 //! | `run` | one frame into one program, and what is expected of it |
+//! | `compare` | frames and counters told apart |
 //! | `ports` | packet sockets on the far ends |
 //! | `live` | programs attached to the interfaces: where redirects go, GSO frames |
 //! | `random` | any bytes into every program |
@@ -29,6 +31,8 @@ macro_rules! cases {
 #[cfg(test)]
 mod arp;
 #[cfg(test)]
+mod compare;
+#[cfg(test)]
 mod coverage;
 #[cfg(test)]
 mod decap;
@@ -41,6 +45,16 @@ mod fdb;
 #[cfg(test)]
 mod flood;
 #[cfg(test)]
+mod flows;
+#[cfg(test)]
+mod fragments;
+#[cfg(test)]
+mod from_host;
+#[cfg(test)]
+mod from_loopback;
+#[cfg(test)]
+mod icmp_errors;
+#[cfg(test)]
 mod inner;
 #[cfg(test)]
 mod lab;
@@ -49,11 +63,19 @@ mod live;
 #[cfg(test)]
 mod mtu;
 #[cfg(test)]
+mod nat_in;
+#[cfg(test)]
+mod nat_out;
+#[cfg(test)]
 mod nd;
 #[cfg(test)]
 mod ports;
 #[cfg(test)]
 mod random;
+#[cfg(test)]
+mod routed;
+#[cfg(test)]
+mod routing;
 #[cfg(test)]
 mod run;
 #[cfg(test)]

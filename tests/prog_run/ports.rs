@@ -58,6 +58,13 @@ impl Port {
     }
 }
 
+/// Interface index of network A's gateway device.
+pub(crate) const GATEWAY_A: u32 = 30;
+/// Interface index of network B's gateway device.
+pub(crate) const GATEWAY_B: u32 = 31;
+/// Interface index of the loopback device.
+pub(crate) const LOOPBACK: u32 = 1;
+
 /// An interface index that no interface has.
 pub(crate) const NO_SUCH_PORT: u32 = 4242;
 

@@ -12,8 +12,9 @@ use proptest::{
 use crate::{
     lab::Lab,
     ports::Port,
+    routed::{publish, to_gateway},
     run::{Outcome, Program, REDIRECT, SHORTEST_V4, SHORTEST_V6, SHOT, UNSPEC, XDP_DROP, XDP_PASS},
-    world::{FAR, NOBODY, ONE, TWO, any_source, from_peer, learning},
+    world::{FAR, NOBODY, ONE, SERVER, TWO, US, any_source, from_peer, learning},
 };
 
 cases!(bytes, mutated_frames, mutated_frames_of_a_learning_network, any_inner_frame);
@@ -32,6 +33,7 @@ fn seeds() -> Vec<Vec<u8>> {
             .frame()
     };
     let from_far = V4::udp(&FAR, &ONE, (1, 2), &payload(60)).frame();
+    let quoted = V4::udp(&SERVER, &ONE, (53, 1000), &payload(60)).packet();
     vec![
         udp.clone(),
         V4::tcp(&ONE, &TWO, (1, 2), &payload(60)).frame(),
@@ -50,6 +52,16 @@ fn seeds() -> Vec<Vec<u8>> {
         from_peer().wrap(&Arp::request(&FAR, ONE.v4).frame()),
         Tunnel { tos: 3, checksum: true, ..from_peer() }.wrap(&from_far),
         from_peer().wrap(&udp),
+        to_gateway(&V4::udp(&ONE, &SERVER, (1000, 53), &payload(60))).frame(),
+        to_gateway(&V4::icmp(&ONE, &SERVER, 8, 0, [0, 7, 0, 1], &payload(30))).frame(),
+        to_gateway(&V4::icmp(&ONE, &SERVER, 3, 1, [0; 4], &quoted)).frame(),
+        to_gateway(&V4 { df: false, mf: true, ..V4::udp(&ONE, &SERVER, (9, 9), &payload(64)) })
+            .frame(),
+        to_gateway(&V4 { df: false, offset: 9, ..V4::udp(&ONE, &SERVER, (9, 9), &payload(64)) })
+            .frame(),
+        V4::udp(&SERVER, &US, (53, 1000), &payload(60)).frame(),
+        V4::tcp(&SERVER, &US, (1000, 8080), &payload(60)).frame(),
+        V4::udp(&US, &ONE, (1000, 2000), &payload(60)).frame(),
     ]
 }
 
@@ -115,7 +127,7 @@ fn counted_once(program: Program, frame: &[u8], outcome: &Outcome) -> Result<(),
     };
     let verdict = match fate {
         Code::Action(Action::Pass) => UNSPEC,
-        Code::Action(Action::Flood | Action::Absorb) | Code::Drop(_) => SHOT,
+        Code::Action(Action::Flood | Action::Absorb | Action::Hold) | Code::Drop(_) => SHOT,
         Code::Action(_) => REDIRECT,
         Code::Note(_) => unreachable!("no fate"),
     };
@@ -135,11 +147,7 @@ fn holds(lab: &mut Lab, cases: u32, frames: impl Strategy<Value = Vec<u8>>) {
         .run(&(programs(), frames, gso_sizes()), |(program, frame, gso)| {
             prop_assume!(testable(program, &frame));
             let mut lab = lab.borrow_mut();
-            let port = match program {
-                Program::Container => Port::A1,
-                _ => Port::Uplink,
-            };
-            let outcome = lab.at(program, port, &frame).gso(gso).outcome();
+            let outcome = lab.at(program, &frame).gso(gso).outcome();
             counted_once(program, &frame, &outcome)
         })
         .unwrap();
@@ -150,6 +158,7 @@ fn bytes(lab: &mut Lab) {
 }
 
 fn mutated_frames(lab: &mut Lab) {
+    publish(lab, [0; 4], 6, 8080, Port::A1, 80);
     holds(lab, 1200, mutated());
 }
 

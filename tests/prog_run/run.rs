@@ -4,10 +4,15 @@ use aya::programs::{ProgramFd, SchedClassifier, Xdp};
 use culvert_common::abi::{
     Action, Code, Counter, Direction, DropReason, Note, programs, stats_index,
 };
+use culvert_tests::packet::V4;
 use nix::libc;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
-use crate::{lab::Lab, ports::Port};
+use crate::{
+    compare::{describe, entropy_port, same, same_tunnelled},
+    lab::Lab,
+    ports::{GATEWAY_A, LOOPBACK, Port},
+};
 
 /// TC: as if the program were not there.
 pub(crate) const UNSPEC: i32 = -1;
@@ -148,16 +153,43 @@ pub(crate) enum Program {
     Underlay,
     /// `from_underlay_xdp`.
     UnderlayXdp,
+    /// `from_host`.
+    Host,
+    /// `from_loopback`.
+    Loopback,
 }
 
 impl Program {
-    pub(crate) const ALL: [Self; 3] = [Self::Container, Self::Underlay, Self::UnderlayXdp];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Container, Self::Underlay, Self::UnderlayXdp, Self::Host, Self::Loopback];
 
     pub(crate) const fn direction(self) -> Direction {
         match self {
             Self::Container => Direction::FromContainer,
             Self::Underlay => Direction::FromUnderlay,
             Self::UnderlayXdp => Direction::FromUnderlayXdp,
+            Self::Host => Direction::FromHost,
+            Self::Loopback => Direction::FromLoopback,
+        }
+    }
+
+    /// The interface that its frames are on.
+    const fn ifindex(self) -> u32 {
+        match self {
+            Self::Container => Port::A1.ifindex(),
+            Self::Underlay | Self::UnderlayXdp => Port::Uplink.ifindex(),
+            Self::Host => GATEWAY_A,
+            Self::Loopback => LOOPBACK,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Container => programs::FROM_CONTAINER,
+            Self::Underlay => programs::FROM_UNDERLAY,
+            Self::UnderlayXdp => programs::FROM_UNDERLAY_XDP,
+            Self::Host => programs::FROM_HOST,
+            Self::Loopback => programs::FROM_LOOPBACK,
         }
     }
 }
@@ -189,23 +221,26 @@ impl Lab {
         Run::new(self, Program::UnderlayXdp, Port::Uplink.ifindex(), frame)
     }
 
+    /// A frame that the host sends to network A.
+    pub(crate) fn at_host(&mut self, frame: &[u8]) -> Run<'_> {
+        self.at(Program::Host, frame)
+    }
+
+    /// A frame on the loopback device.
+    pub(crate) fn at_loopback(&mut self, frame: &[u8]) -> Run<'_> {
+        self.at(Program::Loopback, frame)
+    }
+
     /// A frame for any of the programs.
-    pub(crate) fn at(&mut self, program: Program, port: Port, frame: &[u8]) -> Run<'_> {
-        Run::new(self, program, port.ifindex(), frame)
+    pub(crate) fn at(&mut self, program: Program, frame: &[u8]) -> Run<'_> {
+        Run::new(self, program, program.ifindex(), frame)
     }
 
     fn program_fd(&self, program: Program) -> &ProgramFd {
-        let get = |name| self.ebpf.program(name).unwrap();
+        let loaded = self.ebpf.program(program.name()).unwrap();
         match program {
-            Program::Container => {
-                <&SchedClassifier>::try_from(get(programs::FROM_CONTAINER)).unwrap().fd().unwrap()
-            }
-            Program::Underlay => {
-                <&SchedClassifier>::try_from(get(programs::FROM_UNDERLAY)).unwrap().fd().unwrap()
-            }
-            Program::UnderlayXdp => {
-                <&Xdp>::try_from(get(programs::FROM_UNDERLAY_XDP)).unwrap().fd().unwrap()
-            }
+            Program::UnderlayXdp => <&Xdp>::try_from(loaded).unwrap().fd().unwrap(),
+            _ => <&SchedClassifier>::try_from(loaded).unwrap().fd().unwrap(),
         }
     }
 
@@ -246,11 +281,6 @@ impl Outcome {
     pub(crate) fn entropy_port(&self) -> u16 {
         entropy_port(&self.frame)
     }
-}
-
-/// The outer UDP source port of a tunnelled frame.
-pub(crate) fn entropy_port(frame: &[u8]) -> u16 {
-    u16::from_be_bytes([frame[34], frame[35]])
 }
 
 impl<'a> Run<'a> {
@@ -408,8 +438,39 @@ impl<'a> Run<'a> {
         self.redirects(what, Left::Frame(frame), &[]);
     }
 
+    /// Handed to the host's stack, untouched.
     #[track_caller]
-    fn redirects(self, what: Action, left: Left, notes: &[Count]) -> Outcome {
+    pub(crate) fn reaches_host(self) {
+        self.redirects(Action::ToHost, Left::Unchanged, &[]);
+    }
+
+    /// Sent out of an uplink as `packet`.
+    #[track_caller]
+    pub(crate) fn leaves_as(self, packet: &V4, notes: &[Count]) {
+        self.redirects(Action::NatOut, Left::Frame(packet.frame()), notes);
+    }
+
+    /// Translated and handed to a container as `packet`.
+    #[track_caller]
+    pub(crate) fn arrives_as(self, packet: &V4, notes: &[Count]) {
+        self.redirects(Action::NatDeliver, Left::Frame(packet.frame()), notes);
+    }
+
+    /// Kept, a fragment, untouched.
+    #[track_caller]
+    pub(crate) fn holds(self, notes: &[Count]) {
+        let counts = [&[action(Action::Hold)], notes].concat();
+        self.gives(&Expected {
+            verdict: SHOT,
+            left: Left::Unchanged,
+            counts: &counts,
+            copies: &[],
+        });
+    }
+
+    /// Goes on to where the program says.
+    #[track_caller]
+    pub(crate) fn redirects(self, what: Action, left: Left, notes: &[Count]) -> Outcome {
         let counts = [&[action(what)], notes].concat();
         self.gives(&Expected { verdict: REDIRECT, left, counts: &counts, copies: &[] })
     }
@@ -421,53 +482,4 @@ impl<'a> Run<'a> {
         let counts = [&[action(Action::Flood)], notes].concat();
         self.gives(&Expected { verdict: SHOT, left: Left::Spent, counts: &counts, copies })
     }
-}
-
-/// Names a counter.
-fn describe(index: u32, counter: Counter) -> String {
-    let name = Direction::ALL
-        .iter()
-        .flat_map(|direction| Code::all().map(move |code| (*direction, code)))
-        .find(|(direction, code)| stats_index(*direction, *code) == index)
-        .map_or_else(
-            || format!("no code #{index}"),
-            |(direction, code)| format!("{}/{}", direction.name(), code.name()),
-        );
-    format!("{name}: {} packets, {} bytes", counter.packets, counter.bytes)
-}
-
-/// Compares frames, and shows where they differ.
-#[track_caller]
-pub(crate) fn same(what: &str, actual: &[u8], wanted: &[u8]) {
-    if actual == wanted {
-        return;
-    }
-    let at = actual.iter().zip(wanted).position(|(a, b)| a != b);
-    panic!(
-        "{what}: {} bytes, wanted {}; first difference at {at:?}\nis     {}\nwanted {}",
-        actual.len(),
-        wanted.len(),
-        hex(actual),
-        hex(wanted)
-    );
-}
-
-/// Compares tunnelled frames, but for the entropy port, which has to be one.
-#[track_caller]
-fn same_tunnelled(what: &str, actual: &[u8], wanted: &[u8]) {
-    let mut wanted = wanted.to_vec();
-    if actual.len() >= 36 {
-        let port = entropy_port(actual);
-        assert!(port >= 49_152, "{what}: {port} is no entropy port (RFC 7348 §5)");
-        wanted[34..36].copy_from_slice(&port.to_be_bytes());
-    }
-    same(what, actual, &wanted);
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes
-        .chunks(16)
-        .map(|chunk| chunk.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
-        .collect::<Vec<_>>()
-        .join(" ")
 }

@@ -3,6 +3,9 @@
 //! Network A has two endpoints here, `A1` and `A2`, and one behind each of the
 //! VTEPs [`PEER`] and [`PEER2`]. Network B has the same addresses all over
 //! again, and nobody elsewhere.
+//!
+//! Both have a gateway. That of A has its address on a device of the host, so that
+//! containers and the host reach each other; that of B has not.
 
 use culvert::datapath::{Table, Tables};
 use culvert_common::abi::{
@@ -11,7 +14,7 @@ use culvert_common::abi::{
 };
 use culvert_tests::packet::{Host, Tunnel};
 
-use crate::ports::Port;
+use crate::ports::{GATEWAY_A, GATEWAY_B, Port};
 
 /// VNI of network A: three different bytes.
 pub(crate) const A: u32 = 0x00a1_b2c3;
@@ -37,6 +40,22 @@ pub(crate) const UPLINK_MAC: [u8; 6] = [0x02, 0xaa, 0, 0, 0, 1];
 pub(crate) const PEER_MAC: [u8; 6] = [0x02, 0xaa, 0, 0, 0, 2];
 /// MAC of [`ROUTER`].
 pub(crate) const ROUTER_MAC: [u8; 6] = [0x02, 0xaa, 0, 0, 0, 0xfe];
+
+/// This host as others on the underlay see it.
+pub(crate) const US: Host = Host { mac: UPLINK_MAC, v4: OUR_VTEP, v6: [0; 16] };
+/// Another address that the programs take for the host's. No interface has it, so
+/// that the kernel says nothing to what comes for it.
+pub(crate) const SECOND: Host = Host { v4: [192, 0, 2, 77], ..US };
+/// A host of the internet, behind [`ROUTER`].
+pub(crate) const SERVER: Host = Host { mac: ROUTER_MAC, v4: [203, 0, 113, 7], v6: [0; 16] };
+/// Another.
+pub(crate) const SERVER2: Host = Host { v4: [203, 0, 113, 8], ..SERVER };
+/// Gateway of network A.
+pub(crate) const GATEWAY: Host = host(1);
+/// Gateway of network B: the same address, as if it were another's network.
+pub(crate) const GATEWAY_OF_B: Host = Host { mac: [0x02, 0x42, 10, 0, 1, 1], ..GATEWAY };
+/// Addresses that the kernel routes to network B's gateway device begin so.
+pub(crate) const IN_B: Host = Host { v4: [10, 200, 0, 5], ..host(5) };
 
 /// MTU of both networks.
 pub(crate) const MTU: u16 = 1450;
@@ -76,23 +95,26 @@ pub(crate) const fn endpoint(vni: u32, host: &Host) -> EndpointInfo {
     }
 }
 
-const NO_GATEWAY: NetworkInfo = NetworkInfo {
-    flags: 0,
-    mtu: 0,
+/// Network A.
+pub(crate) const NETWORK_A: NetworkInfo = NetworkInfo {
+    flags: NetworkInfo::HOST_ACCESS,
+    mtu: MTU,
     pad: 0,
-    local_ports: 0,
-    remote_vteps: 0,
-    gateway_ifindex: 0,
-    gateway_ip: [0; 4],
-    gateway_mac: [0; 6],
+    local_ports: 2,
+    remote_vteps: 2,
+    gateway_ifindex: GATEWAY_A,
+    gateway_ip: GATEWAY.v4,
+    gateway_mac: GATEWAY.mac,
     pad2: [0; 2],
 };
-/// Network A.
-pub(crate) const NETWORK_A: NetworkInfo =
-    NetworkInfo { flags: 0, mtu: MTU, local_ports: 2, remote_vteps: 2, ..NO_GATEWAY };
 /// Network B.
-pub(crate) const NETWORK_B: NetworkInfo =
-    NetworkInfo { flags: 0, mtu: MTU, local_ports: 2, remote_vteps: 0, ..NO_GATEWAY };
+pub(crate) const NETWORK_B: NetworkInfo = NetworkInfo {
+    flags: 0,
+    remote_vteps: 0,
+    gateway_ifindex: GATEWAY_B,
+    gateway_mac: GATEWAY_OF_B.mac,
+    ..NETWORK_A
+};
 
 /// The way to [`PEER`].
 pub(crate) const TO_PEER: UnderlayPath = UnderlayPath {
@@ -142,6 +164,17 @@ pub(crate) fn fill(tables: &Tables) {
     for (index, vtep) in [(0, PEER), (1, PEER2)] {
         tables.flood_remote.insert(&FloodKey { vni: A, index }, &vtep).unwrap();
     }
+}
+
+/// Writes what routing needs besides.
+pub(crate) fn fill_routing(tables: &Tables) {
+    tables.gateways.insert(&GATEWAY_A, &A).unwrap();
+    tables.gateways.insert(&GATEWAY_B, &B).unwrap();
+    tables.uplinks.insert(&Port::Uplink.ifindex(), &0).unwrap();
+    for addr in [US.v4, SECOND.v4, GATEWAY.v4, [127, 0, 0, 1]] {
+        tables.host_addrs.insert(&addr, &0).unwrap();
+    }
+    neighbour(tables, A, &GATEWAY, GATEWAY.mac);
 }
 
 /// Makes the addresses of `host` known in `vni` to be at `mac`.

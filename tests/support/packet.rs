@@ -33,6 +33,15 @@ impl Host {
 /// The broadcast MAC address.
 pub const BROADCAST: [u8; 6] = [0xff; 6];
 
+/// TCP flags (RFC 9293 §3.1).
+pub const FIN: u8 = 0x01;
+/// See [`FIN`].
+pub const SYN: u8 = 0x02;
+/// See [`FIN`].
+pub const RST: u8 = 0x04;
+/// See [`FIN`].
+pub const ACK: u8 = 0x10;
+
 /// An Ethernet II frame around `payload`, not padded.
 pub fn ethernet(dst: [u8; 6], src: [u8; 6], ethertype: u16, payload: &[u8]) -> Vec<u8> {
     let header =
@@ -111,7 +120,16 @@ impl V4 {
 
     /// A TCP segment with a timestamp option, as Linux sends it.
     pub fn tcp(src: &Host, dst: &Host, ports: (u16, u16), payload: &[u8]) -> Self {
+        Self::segment(src, dst, ports, ACK, payload)
+    }
+
+    /// The same with other [flags](FIN) than ACK alone.
+    pub fn segment(src: &Host, dst: &Host, ports: (u16, u16), flags: u8, payload: &[u8]) -> Self {
         let mut header = tcp_header(ports);
+        header.fin = flags & FIN != 0;
+        header.syn = flags & SYN != 0;
+        header.rst = flags & RST != 0;
+        header.ack = flags & ACK != 0;
         header.checksum =
             header.calc_checksum_ipv4_raw(src.v4, dst.v4, payload).expect("payload of a segment");
         let mut l4 = header.to_bytes().to_vec();

@@ -169,7 +169,7 @@ coded! {
         ConntrackFull = 99 => "conntrack_full",
         /// Cannot be routed: a group or loopback address, or IPv6.
         Unroutable = 100 => "unroutable",
-        /// An ICMP error about a packet of no flow.
+        /// An ICMP error about a packet of no flow, or the reply to an echo of none.
         NoFlow = 101 => "no_flow",
         /// A fragment whose first one has not come, and that cannot be held.
         FragmentUnknown = 102 => "fragment_unknown",

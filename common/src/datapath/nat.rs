@@ -47,7 +47,13 @@ pub const fn upper(protocol: u8, bytes: &[u8; UPPER_LEN]) -> Upper {
     }
 }
 
-/// Offset in the upper-layer header of what [`ports_bytes`] gives.
+/// Whether packets of the protocol can have ports, or an identifier.
+#[inline(always)]
+pub const fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, PROTO_TCP | PROTO_UDP | PROTO_ICMP)
+}
+
+/// Offset in the upper-layer header of its ports, or of its identifier.
 #[inline(always)]
 pub const fn ports_offset(protocol: u8) -> u32 {
     if protocol == PROTO_ICMP { 4 } else { 0 }
@@ -103,6 +109,21 @@ pub const fn update(checksum: [u8; 2], difference: u32) -> [u8; 2] {
     let sum = (sum >> 16) + (sum & 0xffff);
     let sum = (sum >> 16) + (sum & 0xffff);
     (!(sum as u16)).to_ne_bytes()
+}
+
+/// The checksum of an upper layer, as on the wire, after what it covers changed by
+/// `difference`. Of UDP zero is none, and stays so; one that comes out as zero is
+/// sent as all ones (RFC 768).
+#[inline(always)]
+pub const fn update_upper(protocol: u8, checksum: [u8; 2], difference: u32) -> [u8; 2] {
+    if protocol != PROTO_UDP {
+        return update(checksum, difference);
+    }
+    match (checksum, update(checksum, difference)) {
+        ([0, 0], _) => [0, 0],
+        (_, [0, 0]) => [0xff, 0xff],
+        (_, updated) => updated,
+    }
 }
 
 /// [`difference`] of both addresses.

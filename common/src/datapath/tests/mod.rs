@@ -4,6 +4,7 @@
 mod arp;
 mod conntrack;
 mod ecn;
+mod nat;
 mod nd;
 mod pmtu;
 mod random;

@@ -1,0 +1,269 @@
+//! Conntrack: what a flow remembers, when it is another's, and what happens when the
+//! table is full.
+
+use culvert::datapath::Table as _;
+use culvert_common::abi::{Action, DropReason, Evictable, Flow, FlowKey, Note, Tuple};
+use culvert_tests::packet::{ACK, FIN, Host, RST, SYN, V4};
+
+use crate::{
+    lab::Lab,
+    ports::Port,
+    routed::{
+        Began, CREATED, Passed, Place, answer, entries, flow, inbound, key, outbound, publish,
+        to_gateway,
+    },
+    run::{Left, note},
+    world::{A, GATEWAY, ONE, SERVER, SERVER2, US, change_endpoint},
+};
+
+cases!(
+    flags_by_direction,
+    rst_is_forgotten_when_something_follows,
+    syn_begins_anew_after_both_fins,
+    syn_begins_anew_after_an_rst,
+    syn_does_not_begin_anew_before,
+    container_replaced,
+    container_replaced_seen_from_outside,
+    client_replaced,
+    server_gone,
+    spoofed_by_another_container,
+    full,
+);
+
+const PORT: u16 = 40_000;
+
+fn from_a1(flags: u8) -> V4 {
+    to_gateway(&V4::segment(&ONE, &SERVER, (PORT, 80), flags, &[]))
+}
+
+fn left(flags: u8) -> V4 {
+    outbound(&V4::segment(&US, &SERVER, (PORT, 80), flags, &[]))
+}
+
+fn from_server(flags: u8) -> V4 {
+    V4::segment(&SERVER, &US, (80, PORT), flags, &[])
+}
+
+fn arrived(flags: u8) -> V4 {
+    inbound(&V4::segment(&SERVER, &ONE, (80, PORT), flags, &[]), &GATEWAY)
+}
+
+/// Segments in this order; the first begins the flow.
+#[track_caller]
+fn exchange(lab: &mut Lab, segments: &[(bool, u8)]) {
+    for (index, (out, flags)) in segments.iter().enumerate() {
+        if *out {
+            let notes = if index == 0 { CREATED.as_slice() } else { &[] };
+            let run = lab.at_container(Port::A1, &from_a1(*flags).frame());
+            run.leaves_as(&left(*flags), notes);
+        } else {
+            lab.at_underlay(&from_server(*flags).frame()).arrives_as(&arrived(*flags), &[]);
+        }
+    }
+}
+
+/// What both directions have seen.
+fn seen(lab: &Lab) -> (u32, u32) {
+    let orig = key(A, &from_a1(SYN));
+    let reply = answer(&key(0, &left(SYN)));
+    let seen = |key| flow(lab, &key).flags & !(Flow::SEEN - 1);
+    (seen(orig), seen(reply))
+}
+
+fn flags_by_direction(lab: &mut Lab) {
+    let (s, syn, ack, fin, rst) = (Flow::SEEN, Flow::SYN, Flow::ACK, Flow::FIN, Flow::RST);
+    exchange(lab, &[(true, SYN)]);
+    assert_eq!(seen(lab), (s | syn, 0));
+    exchange_on(lab, &[(false, SYN | ACK)]);
+    assert_eq!(seen(lab), (s | syn, s | syn));
+    exchange_on(lab, &[(true, ACK)]);
+    assert_eq!(seen(lab), (s | syn | ack, s | syn));
+    exchange_on(lab, &[(false, ACK | FIN)]);
+    assert_eq!(seen(lab), (s | syn | ack, s | syn | ack | fin));
+    exchange_on(lab, &[(true, ACK | FIN), (false, RST)]);
+    assert_eq!(seen(lab), (s | syn | ack | fin, s | syn | ack | fin | rst));
+}
+
+/// [`exchange`] of a flow that there is.
+#[track_caller]
+fn exchange_on(lab: &mut Lab, segments: &[(bool, u8)]) {
+    for (out, flags) in segments {
+        if *out {
+            let run = lab.at_container(Port::A1, &from_a1(*flags).frame());
+            run.leaves_as(&left(*flags), &[]);
+        } else {
+            lab.at_underlay(&from_server(*flags).frame()).arrives_as(&arrived(*flags), &[]);
+        }
+    }
+}
+
+fn rst_is_forgotten_when_something_follows(lab: &mut Lab) {
+    exchange(lab, &[(true, SYN), (false, SYN | ACK), (false, RST | ACK)]);
+    assert_eq!(seen(lab).1, Flow::SEEN | Flow::SYN | Flow::RST);
+    exchange_on(lab, &[(false, ACK)]);
+    assert_eq!(seen(lab).1, Flow::SEEN | Flow::SYN | Flow::ACK);
+}
+
+fn syn_begins_anew_after_both_fins(lab: &mut Lab) {
+    exchange(lab, &[(true, SYN), (false, SYN | ACK), (true, ACK | FIN), (false, ACK | FIN)]);
+    exchange_on(lab, &[(true, SYN)]);
+    assert_eq!(seen(lab), (Flow::SEEN | Flow::SYN, 0));
+    let (came, went) = (from_a1(SYN), left(SYN));
+    let (from, to) = (Place::At(Port::A1), Place::Outside);
+    let began = Began { came: &came, from, went: &went, to, kind: Flow::MASQUERADE };
+    let frames = [&from_a1(SYN), &from_a1(ACK | FIN), &from_a1(SYN)];
+    let reply = [&from_server(SYN | ACK), &from_server(ACK | FIN)];
+    let reply = Passed { seen: 0, ..Passed::frames(&reply, 0) };
+    began.is_tracked(lab, Passed::frames(&frames, Flow::SYN), reply);
+}
+
+fn syn_begins_anew_after_an_rst(lab: &mut Lab) {
+    exchange(lab, &[(true, SYN), (false, RST | ACK), (true, SYN)]);
+    assert_eq!(seen(lab), (Flow::SEEN | Flow::SYN, 0));
+}
+
+fn syn_does_not_begin_anew_before(lab: &mut Lab) {
+    exchange(lab, &[(true, SYN), (false, SYN | ACK), (true, ACK), (false, ACK | FIN)]);
+    let before = seen(lab);
+    exchange_on(lab, &[(true, SYN)]);
+    assert_eq!(seen(lab), before);
+    // Nor by the other side.
+    exchange_on(lab, &[(true, ACK | FIN)]);
+    let before = seen(lab);
+    exchange_on(lab, &[(false, SYN)]);
+    assert_eq!(seen(lab), before);
+    exchange_on(lab, &[(true, SYN | ACK)]);
+    assert_eq!(seen(lab), before);
+}
+
+fn container_replaced(lab: &mut Lab) {
+    exchange(lab, &[(true, SYN)]);
+    change_endpoint(&lab.tables, Port::A1, |entry| entry.generation += 1);
+    let run = lab.at_container(Port::A1, &from_a1(ACK).frame());
+    run.leaves_as(&left(ACK), &[note(Note::FlowStale), note(Note::FlowCreated)]);
+    let (came, went) = (from_a1(ACK), left(ACK));
+    let (from, to) = (Place::At(Port::A1), Place::Outside);
+    let began = Began { came: &came, from, went: &went, to, kind: Flow::MASQUERADE };
+    began.is_tracked(lab, Passed::frames(&[&came], Flow::ACK), Passed::default());
+}
+
+fn container_replaced_seen_from_outside(lab: &mut Lab) {
+    exchange(lab, &[(true, SYN)]);
+    change_endpoint(&lab.tables, Port::A1, |entry| entry.generation += 1);
+    lab.at_underlay(&from_server(ACK).frame()).passes(&[note(Note::FlowStale)]);
+    assert_eq!(entries(lab), 0);
+    lab.at_underlay(&from_server(ACK).frame()).passes(&[]);
+}
+
+/// `A2` connects to a port of `A1`'s.
+fn connected(lab: &mut Lab) -> (V4, V4) {
+    publish(lab, [0; 4], 6, 8080, Port::A1, 80);
+    let came = to_gateway(&V4::segment(&crate::world::TWO, &US, (5000, 8080), SYN, &[]));
+    let went = inbound(&V4::segment(&GATEWAY, &ONE, (5000, 80), SYN, &[]), &GATEWAY);
+    lab.at_container(Port::A2, &came.frame()).arrives_as(&went, &CREATED);
+    (came, went)
+}
+
+fn client_replaced(lab: &mut Lab) {
+    connected(lab);
+    change_endpoint(&lab.tables, Port::A2, |entry| entry.generation += 1);
+    let answer = V4::segment(&ONE, &GATEWAY, (80, 5000), SYN | ACK, &[]);
+    let run = lab.at_container(Port::A1, &answer.frame());
+    let notes = [note(Note::FlowStale)];
+    run.redirects(Action::ToHost, Left::Unchanged, &notes);
+    assert_eq!(entries(lab), 0);
+}
+
+fn server_gone(lab: &mut Lab) {
+    let (came, _) = connected(lab);
+    lab.tables.endpoints.remove(&Port::A1.ifindex()).unwrap();
+    let run = lab.at_container(Port::A2, &came.frame());
+    run.drops_noting(DropReason::UnknownEndpoint, &[note(Note::FlowStale)]);
+    assert_eq!(entries(lab), 0);
+}
+
+fn spoofed_by_another_container(lab: &mut Lab) {
+    // With `anti_spoof=false` it can send as `A1`. It takes the flow over: the other
+    // must begin anew, and no answer goes to the wrong one unseen.
+    exchange(lab, &[(true, SYN)]);
+    crate::world::any_source(&lab.tables, Port::A2);
+    let run = lab.at_container(Port::A2, &from_a1(ACK).frame());
+    run.leaves_as(&left(ACK), &[note(Note::FlowStale), note(Note::FlowCreated)]);
+    let reply = flow(lab, &answer(&key(0, &left(ACK))));
+    assert_eq!(reply.ifindex, Port::A2.ifindex());
+}
+
+/// A key of no packet's.
+fn filler(number: u32) -> FlowKey {
+    let tuple = Tuple { src: number.to_be_bytes(), ..Tuple::default() };
+    FlowKey { zone: 0xffff_fff0, tuple, protocol: 255, pad: [0; 3] }
+}
+
+/// A segment of `A1`'s to another server, and what leaves.
+fn another(port: u16) -> (V4, V4) {
+    let make = |from: &Host| V4::segment(from, &SERVER2, (port, 80), SYN, &[]);
+    (to_gateway(&make(&ONE)), outbound(&make(&US)))
+}
+
+/// That segment is dropped, and leaves nothing behind.
+#[track_caller]
+fn refused(lab: &mut Lab, port: u16) {
+    let (packet, went) = another(port);
+    lab.at_container(Port::A1, &packet.frame()).drops(DropReason::ConntrackFull);
+    assert_eq!(lab.flows.get(key(A, &packet)), None, "orig");
+    assert_eq!(lab.flows.get(answer(&key(0, &went))), None, "reply");
+}
+
+/// That segment takes the place of an idle flow.
+#[track_caller]
+fn replaces(lab: &mut Lab, port: u16) {
+    let (packet, went) = another(port);
+    let notes = [note(Note::FlowEvicted), note(Note::FlowCreated)];
+    lab.at_container(Port::A1, &packet.frame()).leaves_as(&went, &notes);
+    let (from, to) = (Place::At(Port::A1), Place::Outside);
+    Began { came: &packet, from, went: &went, to, kind: Flow::MASQUERADE }.has_begun(lab);
+}
+
+/// One case for all that takes a full table: filling it takes a second.
+fn full(lab: &mut Lab) {
+    exchange(lab, &[(true, SYN), (false, SYN | ACK)]);
+    let orig = key(A, &from_a1(SYN));
+    let reply = answer(&key(0, &left(SYN)));
+    let filled = lab.flows.fill(|number| (filler(number), Flow::default()));
+
+    // Nothing may go.
+    refused(lab, 1);
+    // What there is goes on.
+    exchange_on(lab, &[(true, ACK)]);
+
+    // Used since in the one direction, or in the other, or gone.
+    let last = flow(lab, &orig).last_seen_ns.max(flow(lab, &reply).last_seen_ns);
+    let offer = |last_seen_ns, key| Evictable { last_seen_ns, key, pad: 0 };
+    lab.offer(offer(last - 1, orig));
+    lab.offer(offer(last, filler(u32::MAX)));
+    refused(lab, 1);
+    assert!(lab.next_evictable().is_none(), "they are not tried again");
+    let touched = Flow { last_seen_ns: last + 1, ..flow(lab, &reply) };
+    lab.flows.set(reply, touched);
+    lab.offer(offer(last, orig));
+    refused(lab, 1);
+    assert_eq!(flow(lab, &reply), touched);
+
+    // Idle: both entries make room for both of the new flow. The one behind it stays.
+    lab.offer(offer(last + 1, orig));
+    lab.offer(offer(u64::MAX, filler(0)));
+    replaces(lab, 1);
+    assert_eq!((lab.flows.get(orig), lab.flows.get(reply)), (None, None));
+    assert_eq!(lab.next_evictable().map(|next| next.key), Some(filler(0)));
+
+    // Room for one entry is not enough.
+    lab.flows.remove(filler(0));
+    refused(lab, 2);
+    let (idle, _) = another(1);
+    lab.offer(offer(u64::MAX, key(A, &idle)));
+    replaces(lab, 2);
+
+    for number in 1..filled {
+        lab.flows.remove(filler(number));
+    }
+}

@@ -1,0 +1,339 @@
+//! Masquerading: what containers send to the outside.
+
+use std::net::{TcpListener, UdpSocket};
+
+use culvert_common::abi::{Action, DropReason, Flow};
+use culvert_tests::packet::{Host, SYN, V4, payload};
+
+use crate::{
+    compare::same,
+    lab::Lab,
+    ports::Port,
+    routed::{
+        Began, CREATED, CREATED_ELSEWHERE, Passed, Place, chosen_port, echo, entries, outbound,
+        to_gateway, unsummed, with_routes,
+    },
+    run::Left,
+    world::{ONE, SERVER, SERVER2, TWO, US, any_source},
+};
+
+cases!(
+    tcp,
+    udp,
+    echo_request,
+    first_packet_without_payload,
+    source_of_the_route,
+    on_link_destination,
+    known_flow,
+    udp_without_checksum,
+    udp_checksum_of_zero,
+    with_options,
+    gso,
+    summed_by_the_card,
+    checksum_already_wrong_stays_wrong,
+    reserved_port,
+    reserved_identifier,
+    reserved_for_another_protocol,
+    port_of_a_listener,
+    port_of_a_udp_socket,
+    port_of_another_flow,
+    same_port_to_another_peer,
+    identifier_zero,
+    port_zero,
+    echo_reply_of_no_flow,
+    ports_exhausted,
+);
+
+/// A packet from `A1` to the server, and what leaves for it with `port` as its source.
+type Pair = (V4, fn(u16) -> V4);
+
+const PORT: u16 = 40_000;
+
+fn kinds() -> [Pair; 3] {
+    [
+        (V4::segment(&ONE, &SERVER, (PORT, 80), SYN, &[]), |port| {
+            V4::segment(&US, &SERVER, (port, 80), SYN, &[])
+        }),
+        (V4::udp(&ONE, &SERVER, (PORT, 53), &payload(33)), |port| {
+            V4::udp(&US, &SERVER, (port, 53), &payload(33))
+        }),
+        (echo(&ONE, &SERVER, 8, PORT), |id| echo(&US, &SERVER, 8, id)),
+    ]
+}
+
+/// The flow of a packet of `A1`'s that left as `left`.
+fn began<'a>(came: &'a V4, left: &'a V4) -> Began<'a> {
+    let (from, to) = (Place::At(Port::A1), Place::Outside);
+    Began { came, from, went: left, to, kind: Flow::MASQUERADE }
+}
+
+/// `packet` leaves as `left`, one hop further, and begins a flow.
+#[track_caller]
+fn begins(lab: &mut Lab, packet: &V4, left: &V4) {
+    let (packet, left) = (to_gateway(packet), outbound(left));
+    lab.at_container(Port::A1, &packet.frame()).leaves_as(&left, &CREATED);
+    began(&packet, &left).has_begun(lab);
+    assert_eq!(entries(lab), 2);
+}
+
+/// `packet` begins a flow with another port than its own. Returns it.
+#[track_caller]
+fn begins_elsewhere(lab: &mut Lab, packet: &V4, left: impl FnOnce(u16) -> V4) -> u16 {
+    let packet = to_gateway(packet);
+    let run = lab.at_container(Port::A1, &packet.frame());
+    let outcome = run.redirects(Action::NatOut, Left::Spent, &CREATED_ELSEWHERE);
+    let port = chosen_port(&outcome.frame);
+    let left = outbound(&left(port));
+    same("frame", &outcome.frame, &left.frame());
+    began(&packet, &left).has_begun(lab);
+    assert!(port >= 1024, "{port} is out of the range");
+    port
+}
+
+fn tcp(lab: &mut Lab) {
+    let (packet, left) = &kinds()[0];
+    begins(lab, packet, &left(PORT));
+}
+
+fn udp(lab: &mut Lab) {
+    let (packet, left) = &kinds()[1];
+    begins(lab, packet, &left(PORT));
+}
+
+fn echo_request(lab: &mut Lab) {
+    let (packet, left) = &kinds()[2];
+    begins(lab, packet, &left(PORT));
+}
+
+fn first_packet_without_payload(lab: &mut Lab) {
+    let packet = V4::udp(&ONE, &SERVER, (PORT, 53), &[]);
+    begins(lab, &packet, &V4::udp(&US, &SERVER, (PORT, 53), &[]));
+}
+
+fn source_of_the_route(lab: &mut Lab) {
+    let ours = Host { v4: [192, 0, 2, 9], ..US };
+    with_routes(
+        lab,
+        "address add 192.0.2.9/32 dev uplink\n\
+         route add 203.0.113.7/32 via 192.0.2.254 dev uplink src 192.0.2.9\n",
+        "route del 203.0.113.7/32\naddress del 192.0.2.9/32 dev uplink\n",
+        |lab| {
+            let packet = V4::udp(&ONE, &SERVER, (PORT, 53), b"x");
+            begins(lab, &packet, &V4::udp(&ours, &SERVER, (PORT, 53), b"x"));
+        },
+    );
+}
+
+fn on_link_destination(lab: &mut Lab) {
+    let near = Host { v4: [192, 0, 2, 40], ..SERVER };
+    let packet = V4::udp(&ONE, &near, (PORT, 53), b"x");
+    begins(lab, &packet, &V4::udp(&US, &near, (PORT, 53), b"x"));
+}
+
+fn known_flow(lab: &mut Lab) {
+    let first = to_gateway(&V4::segment(&ONE, &SERVER, (PORT, 80), SYN, &[]));
+    let left = outbound(&V4::segment(&US, &SERVER, (PORT, 80), SYN, &[]));
+    lab.at_container(Port::A1, &first.frame()).leaves_as(&left, &CREATED);
+    let second = to_gateway(&V4::tcp(&ONE, &SERVER, (PORT, 80), &payload(500)));
+    let then = outbound(&V4::tcp(&US, &SERVER, (PORT, 80), &payload(500)));
+    lab.at_container(Port::A1, &second.frame()).leaves_as(&then, &[]);
+    let seen = Flow::SYN | Flow::ACK;
+    let passed = Passed::frames(&[&first, &second], seen);
+    began(&first, &left).is_tracked(lab, passed, Passed::default());
+}
+
+fn udp_without_checksum(lab: &mut Lab) {
+    let packet = unsummed(V4::udp(&ONE, &SERVER, (PORT, 53), &payload(9)));
+    begins(lab, &packet, &unsummed(V4::udp(&US, &SERVER, (PORT, 53), &payload(9))));
+    // With another port, too.
+    lab.reserve(17, 999);
+    let packet = unsummed(V4::udp(&ONE, &SERVER, (999, 53), &payload(9)));
+    begins_elsewhere(lab, &packet, |port| unsummed(V4::udp(&US, &SERVER, (port, 53), &payload(9))));
+}
+
+fn udp_checksum_of_zero(lab: &mut Lab) {
+    // Some word makes the sum what would be sent as zero, which means none.
+    let datagram = |word: u16| V4::udp(&US, &SERVER, (PORT, 53), &word.to_be_bytes());
+    let word = (0..=u16::MAX).find(|word| datagram(*word).l4[6..8] == [0xff; 2]).unwrap();
+    let packet = V4::udp(&ONE, &SERVER, (PORT, 53), &word.to_be_bytes());
+    begins(lab, &packet, &datagram(word));
+}
+
+fn with_options(lab: &mut Lab) {
+    for (packet, left) in kinds() {
+        for options in [vec![1; 4], vec![0x94, 4, 0, 0], vec![1; 40]] {
+            let packet = to_gateway(&V4 { options: options.clone(), ..packet.clone() });
+            let left = outbound(&V4 { options, ..left(PORT) });
+            let notes = if entries(lab) < 2 * flows_of(&packet) { CREATED.as_slice() } else { &[] };
+            lab.at_container(Port::A1, &packet.frame()).leaves_as(&left, notes);
+        }
+    }
+    assert_eq!(entries(lab), 6);
+}
+
+/// How many flows there are once that of `packet` is, in the order of [`kinds`].
+fn flows_of(packet: &V4) -> usize {
+    match packet.protocol {
+        6 => 1,
+        17 => 2,
+        _ => 3,
+    }
+}
+
+fn gso(lab: &mut Lab) {
+    let ports = (PORT, 80);
+    let packet = to_gateway(&V4::tcp(&ONE, &SERVER, ports, &payload(3000)));
+    let left = outbound(&V4::tcp(&US, &SERVER, ports, &payload(3000)));
+    lab.at_container(Port::A1, &packet.frame()).gso(1398).leaves_as(&left, &CREATED);
+    let passed = Passed::frames(&[&packet], Flow::ACK);
+    began(&packet, &left).is_tracked(lab, passed, Passed::default());
+}
+
+fn summed_by_the_card(lab: &mut Lab) {
+    for (packet, left) in kinds() {
+        for options in [vec![], vec![1; 8]] {
+            let packet = to_gateway(&V4 { options: options.clone(), ..packet.clone() });
+            let left = outbound(&V4 { options, ..left(PORT) });
+            let before = entries(lab);
+            let run = lab.at_container(Port::A1, &packet.frame()).summed();
+            let notes = if before < 2 * flows_of(&packet) { CREATED.as_slice() } else { &[] };
+            run.leaves_as(&left, notes);
+        }
+    }
+    // With another port.
+    for protocol in [6, 17, 1] {
+        lab.reserve(protocol, 999);
+    }
+    for packet in [
+        V4::segment(&ONE, &SERVER, (999, 80), SYN, &[]),
+        V4::udp(&ONE, &SERVER, (999, 53), &payload(33)),
+        echo(&ONE, &SERVER, 8, 999),
+    ] {
+        let packet = to_gateway(&packet);
+        let run = lab.at_container(Port::A1, &packet.frame()).summed();
+        run.redirects(Action::NatOut, Left::Spent, &CREATED_ELSEWHERE);
+    }
+}
+
+fn checksum_already_wrong_stays_wrong(lab: &mut Lab) {
+    // It is for the receiver to judge: a new sum would hide it.
+    let wrong = |mut packet: V4| {
+        packet.l4.iter_mut().last().into_iter().for_each(|byte| *byte ^= 0x40);
+        packet
+    };
+    for (packet, left) in kinds() {
+        let packet = to_gateway(&wrong(packet));
+        let run = lab.at_container(Port::A1, &packet.frame());
+        run.leaves_as(&outbound(&wrong(left(PORT))), &CREATED);
+    }
+}
+
+fn reserved_port(lab: &mut Lab) {
+    for (protocol, (packet, left)) in [6, 17].into_iter().zip(kinds()) {
+        lab.reserve(protocol, PORT);
+        let port = begins_elsewhere(lab, &packet, left);
+        assert_ne!(port, PORT);
+    }
+}
+
+fn reserved_identifier(lab: &mut Lab) {
+    let [_, _, (packet, left)] = kinds();
+    lab.reserve(1, PORT);
+    assert_ne!(begins_elsewhere(lab, &packet, left), PORT);
+}
+
+fn reserved_for_another_protocol(lab: &mut Lab) {
+    lab.reserve(6, PORT);
+    lab.reserve(17, PORT + 1);
+    let [_, (packet, left), _] = kinds();
+    begins(lab, &packet, &left(PORT));
+}
+
+fn port_of_a_listener(lab: &mut Lab) {
+    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let packet = V4::segment(&ONE, &SERVER, (port, 80), SYN, &[]);
+    let other =
+        begins_elsewhere(lab, &packet, |port| V4::segment(&US, &SERVER, (port, 80), SYN, &[]));
+    assert_ne!(other, port);
+    // Of UDP it is free.
+    let packet = to_gateway(&V4::udp(&ONE, &SERVER, (port, 53), b"x"));
+    let left = outbound(&V4::udp(&US, &SERVER, (port, 53), b"x"));
+    lab.at_container(Port::A1, &packet.frame()).leaves_as(&left, &CREATED);
+}
+
+fn port_of_a_udp_socket(lab: &mut Lab) {
+    for (address, to) in [("0.0.0.0:0", None), ("192.0.2.1:0", Some("203.0.113.7:53"))] {
+        let socket = UdpSocket::bind(address).unwrap();
+        if let Some(to) = to {
+            socket.connect(to).unwrap();
+        }
+        let port = socket.local_addr().unwrap().port();
+        let packet = V4::udp(&ONE, &SERVER, (port, 53), b"x");
+        let other = begins_elsewhere(lab, &packet, |port| V4::udp(&US, &SERVER, (port, 53), b"x"));
+        assert_ne!(other, port);
+    }
+    // One that talks to someone else is not in the way.
+    let socket = UdpSocket::bind("192.0.2.1:0").unwrap();
+    socket.connect("203.0.113.8:53").unwrap();
+    let port = socket.local_addr().unwrap().port();
+    let packet = to_gateway(&V4::udp(&ONE, &SERVER, (port, 53), b"x"));
+    let left = outbound(&V4::udp(&US, &SERVER, (port, 53), b"x"));
+    lab.at_container(Port::A1, &packet.frame()).leaves_as(&left, &CREATED);
+}
+
+/// The other container sends the same as `A1` has sent.
+fn after_another(lab: &mut Lab, make: fn(&Host, u16) -> V4) {
+    let packet = V4 { eth_src: TWO.mac, ..to_gateway(&make(&TWO, PORT)) };
+    let run = lab.at_container(Port::A2, &packet.frame());
+    run.leaves_as(&outbound(&make(&US, PORT)), &CREATED);
+    let other = begins_elsewhere(lab, &make(&ONE, PORT), |port| make(&US, port));
+    assert_ne!(other, PORT);
+    assert_eq!(entries(lab) % 4, 0);
+}
+
+fn port_of_another_flow(lab: &mut Lab) {
+    after_another(lab, |host, port| V4::segment(host, &SERVER, (port, 80), SYN, &[]));
+    after_another(lab, |host, port| V4::udp(host, &SERVER, (port, 53), b"x"));
+    after_another(lab, |host, port| echo(host, &SERVER, 8, port));
+}
+
+fn same_port_to_another_peer(lab: &mut Lab) {
+    let first = to_gateway(&V4::udp(&TWO, &SERVER, (PORT, 53), b"x"));
+    let left = outbound(&V4::udp(&US, &SERVER, (PORT, 53), b"x"));
+    lab.at_container(Port::A2, &first.frame()).leaves_as(&left, &CREATED);
+    for (peer, port) in [(SERVER2, 53), (SERVER, 54)] {
+        let packet = to_gateway(&V4::udp(&ONE, &peer, (PORT, port), b"x"));
+        let left = outbound(&V4::udp(&US, &peer, (PORT, port), b"x"));
+        lab.at_container(Port::A1, &packet.frame()).leaves_as(&left, &CREATED);
+        began(&packet, &left).has_begun(lab);
+    }
+}
+
+fn identifier_zero(lab: &mut Lab) {
+    // Zero stands for the port that an echo does not have.
+    let packet = echo(&ONE, &SERVER, 8, 0);
+    assert_ne!(begins_elsewhere(lab, &packet, |id| echo(&US, &SERVER, 8, id)), 0);
+}
+
+fn port_zero(lab: &mut Lab) {
+    let packet = V4::udp(&ONE, &SERVER, (0, 53), b"x");
+    begins_elsewhere(lab, &packet, |port| V4::udp(&US, &SERVER, (port, 53), b"x"));
+}
+
+fn echo_reply_of_no_flow(lab: &mut Lab) {
+    // There is nobody who would have asked.
+    any_source(&lab.tables, Port::A1);
+    let packet = to_gateway(&echo(&ONE, &SERVER, 0, 77));
+    lab.at_container(Port::A1, &packet.frame()).drops(DropReason::NoFlow);
+    assert_eq!(entries(lab), 0);
+}
+
+fn ports_exhausted(lab: &mut Lab) {
+    lab.reserve_all();
+    for (packet, _) in kinds() {
+        let packet = to_gateway(&packet);
+        lab.at_container(Port::A1, &packet.frame()).drops(DropReason::NatPortsExhausted);
+    }
+    assert_eq!(entries(lab), 0);
+}
