@@ -198,6 +198,16 @@ fn forward(sender: &Sender<'_>, inner: &Inner) -> Result<Action, DropReason> {
         redirect_peer(ctx, ifindex)?;
         return Ok(Action::Deliver);
     }
+    tunnel(sender, inner, vtep)
+}
+
+/// Sends the frame to a VTEP.
+#[inline(always)]
+pub(crate) fn tunnel(
+    sender: &Sender<'_>,
+    inner: &Inner,
+    vtep: [u8; 4],
+) -> Result<Action, DropReason> {
     let path = lookup!(UNDERLAY, vtep).ok_or(DropReason::NoUnderlayPath)?;
     let mtu = effective_mtu(inner, &vtep, path);
     if inner.segment_len > mtu {

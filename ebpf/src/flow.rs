@@ -105,7 +105,7 @@ pub(crate) fn is_current(flow: &Flow, generation: u32) -> bool {
     if flow.from_generation != generation {
         return false;
     }
-    if flow.ifindex == 0 {
+    if flow.ifindex == 0 || flow.zone == zone::TUNNEL {
         return true;
     }
     lookup!(ENDPOINTS, flow.ifindex).is_some_and(|ep| ep.generation == flow.to_generation)

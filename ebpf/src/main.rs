@@ -12,6 +12,7 @@
 //! | `underlay_xdp` | the same, before there is an skb |
 //! | `host` | what the host sends to containers |
 //! | `loopback` | the host's own connections to published ports |
+//! | `remote_host` | what another host itself sends through the tunnel |
 //! | `outside` | what comes in on an uplink and is not VXLAN |
 //! | `route` | what a container sends to its gateway |
 //! | `parse`, `flow`, `translate` | routed packets: read, tracked, rewritten |
@@ -49,6 +50,8 @@ mod outside;
 mod packet;
 #[cfg(target_arch = "bpf")]
 mod parse;
+#[cfg(target_arch = "bpf")]
+mod remote_host;
 #[cfg(target_arch = "bpf")]
 mod reply;
 #[cfg(target_arch = "bpf")]

@@ -25,7 +25,7 @@ use culvert_common::{
 };
 
 use crate::{
-    container::Sender,
+    container::{Sender, tunnel},
     encap::Inner,
     flow, fragment, icmp_error,
     maps::{ENDPOINTS, GATEWAYS, HOST_ADDRS, NETWORKS, PUBLISHED, UPLINKS, lookup},
@@ -79,6 +79,16 @@ pub(crate) fn from_container(
             Err(DropReason::TtlExceeded) => Err(ttl_exceeded(net, work)),
             other => other,
         },
+        Step::Tunnel => {
+            if work.routed.ip.ttl() <= 1 {
+                return Err(ttl_exceeded(net, work));
+            }
+            let macs = Macs { dst: inner.eth.dst, src: inner.eth.src };
+            if translate(ctx.skb.skb, &work.routed, &work.target.to, &macs, 1) != 0 {
+                return Err(DropReason::HelperFailed);
+            }
+            tunnel(sender, inner, work.target.ifindex.to_ne_bytes())
+        }
         Step::Leave | Step::Masquerade => {
             if translate(ctx.skb.skb, &work.routed, &work.target.to, &Macs::NONE, 1) != 0 {
                 return Err(DropReason::HelperFailed);
@@ -104,6 +114,8 @@ enum Step {
     Leave,
     /// It begins one.
     Masquerade,
+    /// It is of a flow that another host of the cluster began itself.
+    Tunnel,
 }
 
 /// Finds the flow of a packet, or what it begins. A function of its own for the sake
@@ -135,7 +147,11 @@ fn try_decide(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> 
         Kind::Unsupported if is_local(work) => return to_host(net),
         Kind::Unsupported => return Err(DropReason::ProtocolUnsupported),
     }
-    Ok(if work.target.zone == zone::OUTSIDE { Step::Leave } else { Step::Deliver })
+    Ok(match work.target.zone {
+        zone::OUTSIDE => Step::Leave,
+        zone::TUNNEL => Step::Tunnel,
+        _ => Step::Deliver,
+    })
 }
 
 /// The destination is an address of the host.

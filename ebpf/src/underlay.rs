@@ -28,9 +28,10 @@ use crate::{
     maps::{FDB, NETWORKS, PATH_MTU, UNDERLAY, VTEP_IP, VTEPS, VXLAN_PORT, lookup},
     outside,
     packet::{
-        ETH_LEN, Packet, gso_size, ifindex, linearise, load, redirect, redirect_peer, resize,
-        store, vlan_id,
+        ETH_LEN, Packet, gso_size, ifindex, linearise, load, redirect, redirect_ingress,
+        redirect_peer, resize, store, vlan_id,
     },
+    remote_host,
     verdict::{self, note},
 };
 
@@ -154,6 +155,8 @@ enum Target {
     Port(u32),
     /// To all local endpoints.
     Flood,
+    /// To the host itself: its container elsewhere answers.
+    Host,
 }
 
 /// Checks, decapsulates and delivers.
@@ -177,7 +180,12 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Result<Action, DropReason>
     }
     let inner = inspect(ctx, outer, &eth)?;
     let target = find_target(vni, net, &eth)?;
-    if net.flags & NetworkInfo::LEARNING != 0 {
+    if matches!(target, Target::Host) && !inner.is_for(net) {
+        return Err(DropReason::UnknownDestination);
+    }
+    // Another host itself, not a container of its.
+    let of_host = eth.src == net.gateway_mac;
+    if net.flags & NetworkInfo::LEARNING != 0 && !of_host {
         learn::source(DIRECTION, source, outer.vtep, 0, ctx.len());
     }
 
@@ -192,6 +200,11 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Result<Action, DropReason>
     store(ctx, 0, &eth)?;
     inner.write_ecn(ctx)?;
     match target {
+        Target::Host => {
+            redirect_ingress(net.gateway_ifindex);
+            Ok(Action::ToHost)
+        }
+        Target::Port(port) if of_host => remote_host::deliver(ctx, net, outer.vtep, port),
         Target::Port(port) if inner.is_ip() => redirect_peer(ctx, port).map(|()| Action::Deliver),
         // skb->protocol still says IPv4: the veth's other end has to look.
         Target::Port(port) => {
@@ -210,6 +223,9 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Result<Action, DropReason>
 fn find_target(vni: u32, net: &NetworkInfo, eth: &EthHdr) -> Result<Target, DropReason> {
     if ethernet::is_multicast(&eth.dst) {
         return Ok(Target::Flood);
+    }
+    if eth.dst == net.gateway_mac && net.gateway_ifindex != 0 {
+        return Ok(Target::Host);
     }
     let key = FdbKey::new(vni, eth.dst);
     let port = match lookup!(FDB, key) {
@@ -285,6 +301,18 @@ fn check_not_merged(
 }
 
 impl Inner {
+    /// The packet is for this host itself, whose containers of the network it may talk to.
+    #[inline(always)]
+    fn is_for(&self, net: &NetworkInfo) -> bool {
+        match self {
+            Self::V4 { ip, .. } => {
+                net.flags & NetworkInfo::HOST_ACCESS != 0
+                    && u32::from_ne_bytes(ip.dst) == VTEP_IP.load()
+            }
+            Self::V6 { .. } | Self::Other => false,
+        }
+    }
+
     #[inline(always)]
     fn is_ip(&self) -> bool {
         !matches!(self, Self::Other)

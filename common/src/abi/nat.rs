@@ -12,6 +12,8 @@ use bytemuck::{Pod, Zeroable};
 pub mod zone {
     /// An uplink.
     pub const OUTSIDE: u32 = 0;
+    /// Another host of the cluster, through the tunnel.
+    pub const TUNNEL: u32 = u32::MAX - 1;
     /// The host itself, over its loopback device.
     pub const LOOPBACK: u32 = u32::MAX;
 }
@@ -86,7 +88,8 @@ pub struct Flow {
     pub to: Tuple,
     /// Where it goes: a VNI or a constant of [`zone`].
     pub zone: u32,
-    /// Host-side interface index of the container that it goes to; 0 if to none.
+    /// Host-side interface index of the container that it goes to, or the address of
+    /// the VTEP where the zone is [`zone::TUNNEL`]; 0 if to neither.
     pub ifindex: u32,
     /// [`EndpointInfo::generation`](super::EndpointInfo::generation) of the container
     /// that it comes from; 0 if from none.

@@ -76,6 +76,25 @@ impl Netlink {
         self.request(&what, request, NLM_F_CREATE | NLM_F_REPLACE).await.map(drop)
     }
 
+    /// Adds a route to a destination on link with a preferred source address, or
+    /// replaces the one to the same destination.
+    ///
+    /// # Errors
+    /// The interface does not exist or is down, or the address is not the host's.
+    pub async fn add_route_from(
+        &self,
+        name: &str,
+        destination: IpNetwork,
+        source: IpAddr,
+    ) -> Result<()> {
+        let index = self.existing(name).await?.index;
+        let what = format!("{} from {source}", describe("adding", name, destination, None));
+        let mut route = message(index, destination, None);
+        route.attributes.push(RouteAttribute::PrefSource(source.into()));
+        let request = RouteNetlinkMessage::NewRoute(route);
+        self.request(&what, request, NLM_F_CREATE | NLM_F_REPLACE).await.map(drop)
+    }
+
     /// Removes such a route.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnetwork::IpNetwork;
 
 use crate::{
-    model::{Endpoint, MacAddr, Name, Network, SandboxRef},
+    model::{Driver, Endpoint, MacAddr, Name, Network, Node, SandboxRef},
     sandbox::GatewaySpec,
 };
 
@@ -64,8 +64,8 @@ fn default_route(network: &Network, endpoint: &Endpoint) -> Option<(IpNetwork, O
     Some((everywhere, Some(gateway.into())))
 }
 
-/// The gateway device that the host must have for `network`, if it has IPv4.
-pub fn gateway_device(network: &Network) -> Option<GatewaySpec> {
+/// The gateway device that the host `own` must have for `network`, if it has IPv4.
+pub fn gateway_device(network: &Network, own: &Node) -> Option<GatewaySpec> {
     let subnet = network.subnets.iter().find(|subnet| subnet.subnet.is_ipv4())?;
     let gateway = network.gateway_v4()?;
     let address = IpNetwork::new(gateway.into(), subnet.subnet.prefix()).ok()?;
@@ -74,5 +74,6 @@ pub fn gateway_device(network: &Network) -> Option<GatewaySpec> {
         mac: MacAddr::from_ipv4(gateway),
         mtu: network.mtu,
         address: (!network.may_overlap()).then_some(address),
+        source: (network.driver == Driver::Overlay && !network.internal).then_some(own.vtep),
     })
 }

@@ -6,6 +6,8 @@
 //! redirected to come in on it, and what the host sends to the network leaves by it
 //! and is taken by `from_host`. It does no ARP; the program knows the MACs.
 
+use std::net::Ipv4Addr;
+
 use ipnetwork::IpNetwork;
 
 use super::{Result, SandboxError, run_in, sysctl};
@@ -29,6 +31,9 @@ pub struct GatewaySpec {
     /// Address with the subnet's prefix length; none where another network may have
     /// the same: then the host and the containers do not reach each other.
     pub address: Option<IpNetwork>,
+    /// Source address of what the host itself sends to the network, where that is
+    /// not the gateway's: containers elsewhere must be able to answer this host.
+    pub source: Option<Ipv4Addr>,
 }
 
 /// Name of a gateway device: `cvg` and the VNI.
@@ -108,6 +113,30 @@ pub async fn open_gateway(netlink: &Netlink, spec: &GatewaySpec) -> Result<()> {
         && !present.contains(&address)
     {
         netlink.add_address(&name, address).await?;
+    }
+    if let (Some(address), Some(source)) = (spec.address, spec.source) {
+        prefer_source(netlink, &name, address, source).await?;
+    }
+    Ok(())
+}
+
+/// Has the route that came with `address` prefer another source.
+async fn prefer_source(
+    netlink: &Netlink,
+    name: &str,
+    address: IpNetwork,
+    source: Ipv4Addr,
+) -> Result<()> {
+    let Some(link) = netlink.link(name).await? else { return Ok(()) };
+    let Ok(subnet) = IpNetwork::new(address.network(), address.prefix()) else { return Ok(()) };
+    let routes = netlink.routes().await?;
+    let settled = routes.iter().any(|route| {
+        route.ifindex == link.index
+            && route.destination == subnet
+            && route.source == Some(source.into())
+    });
+    if !settled {
+        netlink.add_route_from(name, subnet, source.into()).await?;
     }
     Ok(())
 }

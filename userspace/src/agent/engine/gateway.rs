@@ -11,7 +11,10 @@ impl Engine {
             let view = self.shared.view();
             let own = &self.shared.node.name;
             let here = view.endpoints_in(name).any(|endpoint| endpoint.node == *own);
-            view.usable_network(name).ok().filter(|_| here).and_then(gateway_device)
+            view.usable_network(name)
+                .ok()
+                .filter(|_| here)
+                .and_then(|network| gateway_device(network, &self.shared.node))
         };
         let Some(wanted) = wanted else { return };
         let vni = wanted.vni;
