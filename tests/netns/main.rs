@@ -5,3 +5,4 @@ mod containers;
 mod lifecycle;
 mod nat;
 mod overlay;
+mod ports;
