@@ -17,16 +17,16 @@ use crate::nat::World;
 
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
-fn any(port: u16) -> SocketAddrV4 {
+pub(crate) fn any(port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)
 }
 
 /// A word of what became of an exchange of `len` bytes with a port.
-fn exchange(netns: &Netns, proto: &str, ip: Ipv4Addr, port: u16, len: usize) -> String {
+pub(crate) fn exchange(netns: &Netns, proto: &str, ip: Ipv4Addr, port: u16, len: usize) -> String {
     exchange_at(netns.path(), proto, ip, port, len)
 }
 
-fn exchange_at(
+pub(crate) fn exchange_at(
     netns: &std::path::Path,
     proto: &str,
     ip: Ipv4Addr,
@@ -41,7 +41,7 @@ fn exchange_at(
 }
 
 /// An echo server for TCP or UDP in a namespace.
-fn echo(netns: &std::path::Path, proto: &str, port: u16) -> Server {
+pub(crate) fn echo(netns: &std::path::Path, proto: &str, port: u16) -> Server {
     match proto {
         "tcp" => Server::tcp(netns, any(port), Behaviour::Echo),
         _ => Server::udp(netns, any(port)),
@@ -79,10 +79,12 @@ fn everybody_reaches_a_published_port() {
         let publish = [format!("{port}:80"), format!("{port}:80/udp")];
         let (server_name, _) = world.run(network, &["-p", &publish[0], "-p", &publish[1]]);
         let (same, _) = world.run(network, &[]);
-        for (proto, sizes) in [("tcp", [1, 1400, 200_000]), ("udp", [1, 1400, 9000])] {
+        for (proto, most) in [("tcp", 200_000), ("udp", 9000)] {
             let server = echo(&container(&server_name), proto, 80);
             let check = |netns: &std::path::Path, ip: Ipv4Addr, client: Ipv4Addr, who: &str| {
-                for len in sizes {
+                // What the host sends itself is one packet, however long.
+                let most = if proto == "udp" && who == "the host" { 1300 } else { most };
+                for len in [1, 1400.min(most), most] {
                     let outcome = exchange_at(netns, proto, ip, port, len);
                     assert_eq!(
                         outcome,
