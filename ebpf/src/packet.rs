@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::BPF_F_INGRESS,
-    helpers::{bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail},
+    helpers::{bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail, bpf_skb_set_tunnel_key},
     programs::TcContext,
 };
 use bytemuck::Pod;
@@ -145,4 +145,19 @@ pub(crate) fn redirect_peer(ctx: &TcContext, ifindex: u32) -> Result<(), DropRea
     // SAFETY: the helper takes any index and answers a wrong one with a drop.
     unsafe { bpf_redirect_peer(ifindex, 0) };
     Ok(())
+}
+
+/// Takes off the route of the host that a frame of the loopback device carries, which
+/// would hold in a container. The kernel has no helper for that alone; tunnel metadata
+/// take the route's place, and nobody asks for them.
+#[inline(always)]
+pub(crate) fn drop_route(ctx: &TcContext) -> Result<(), DropReason> {
+    // The least that the helper takes: the key's first 8 bytes.
+    let mut key = 0_u64;
+    let key = (&raw mut key).cast();
+    // SAFETY: the pointers are the program's own context, and 8 bytes of its stack.
+    match unsafe { bpf_skb_set_tunnel_key(ctx.skb.skb, key, size_of::<u64>() as u32, 0) } {
+        0 => Ok(()),
+        _ => Err(DropReason::HelperFailed),
+    }
 }

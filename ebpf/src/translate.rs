@@ -19,7 +19,7 @@ use culvert_common::{
 use crate::{
     flow::is_hop,
     maps::{ENDPOINTS, LOOPBACK, NETWORKS, lookup},
-    packet::{redirect, redirect_ingress, redirect_peer, store},
+    packet::{ETH_LEN, drop_route, gso_size, redirect, redirect_ingress, redirect_peer, store},
     parse::{Kind, Routed},
     work::Work,
 };
@@ -153,6 +153,12 @@ pub(crate) fn deliver(ctx: &TcContext, work: &Work, hook: Hook) -> Result<Action
     }
     match hook {
         Hook::Ingress => redirect_peer(ctx, target.ifindex)?,
+        // The host sends itself datagrams as long as its loopback device takes, in one
+        // piece; a veth's queue takes none longer than its MTU.
+        Hook::Loopback if gso_size(ctx) == 0 && ctx.len() > ETH_LEN as u32 + u32::from(ep.mtu) => {
+            drop_route(ctx)?;
+            redirect_peer(ctx, target.ifindex)?;
+        }
         Hook::Loopback => redirect(target.ifindex),
     }
     Ok(Action::NatDeliver)
