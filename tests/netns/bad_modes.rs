@@ -63,7 +63,16 @@ fn ports_that_cannot_be_had() {
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
     host.ok(&["network", "create", "-d", "bridge", "--internal", "inner"]);
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "--internal", "deep"]);
+    host.ok(&[
+        "network",
+        "create",
+        "-d",
+        "overlay",
+        "--subnet",
+        "10.0.0.0/24",
+        "--internal",
+        "deep",
+    ]);
     let (first, name) = (unique_name("first"), unique_name("x"));
     host.run_idle(&first, "bridge", &["-p", "8080:80"]);
     let run = |network: &'static str, ports: &[&'static str]| {
@@ -126,8 +135,7 @@ fn modes() {
     }
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
-    let [web, side, bare, alone, name] =
-        ["web", "side", "bare", "alone", "x"].map(unique_name);
+    let [web, side, bare, alone, name] = ["web", "side", "bare", "alone", "x"].map(unique_name);
     host.run_idle(&web, "bridge", &[]);
     host.run_idle(&side, &format!("container:{web}"), &[]);
     host.run_idle(&bare, "host", &[]);
@@ -163,9 +171,10 @@ fn modes() {
     // A namespace of somebody else's goes into a network, not into a mode.
     let adopted = Netns::new("adopted");
     let path = adopted.path().display().to_string();
-    for network in ["none", "host", &format!("container:{web}")] {
+    let shared = format!("container:{web}");
+    for (code, network) in [(1, "none"), (1, "host"), (2, shared.as_str())] {
         let attach = ["attach", "--name", &name, "--netns", &path, "--network", network];
-        refused(host, 1, &attach, &[network]);
+        refused(host, code, &attach, &[network]);
     }
 }
 

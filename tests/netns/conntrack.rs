@@ -38,7 +38,8 @@ fn a_flood_breaks_no_connection() {
     if !is_root() {
         return;
     }
-    let world = World::with_agent(&["--conntrack-max", "64", "--conntrack-timeout", "udp-unreplied=2"]);
+    let world =
+        World::with_agent(&["--conntrack-max", "64", "--conntrack-timeout", "udp-unreplied=2"]);
     let host = world.host();
     assert_eq!(host.json(&["status"])["conntrack"]["max"], 64);
     let (flooder, _) = world.run("bridge", &[]);
@@ -93,8 +94,7 @@ fn a_flood_from_outside_breaks_no_connection() {
     let _server = echo(&container(&name), "tcp", 80);
     let sink = sock::within(&container(&name), || UdpSocket::bind("0.0.0.0:53")).unwrap();
     let published = SocketAddrV4::new(host.vtep(), 8080);
-    let mut stream =
-        sock::within(world.outside.host.path(), || sock::open(published, 0)).unwrap();
+    let mut stream = sock::within(world.outside.host.path(), || sock::open(published, 0)).unwrap();
     talk(&mut stream);
     sock::within(world.outside.host.path(), || {
         for _ in 0..500 {

@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::MetadataExt as _;
 
+use aya::programs::TcAttachType;
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
     netns::{is_root, wait_until},
@@ -64,7 +65,10 @@ fn host_is_the_hosts_own() {
     let own = std::fs::metadata(host.netns.path()).unwrap().ino();
     assert_eq!((netns_of(host, &name), netns_of(host, &too)), (own, own));
     assert_eq!(links(), before);
-    assert_eq!((&row(host, &name)["mode"], &row(host, &too)["mode"]), (&"host".into(), &"host".into()));
+    assert_eq!(
+        (&row(host, &name)["mode"], &row(host, &too)["mode"]),
+        (&"host".into(), &"host".into())
+    );
     assert!(!container(&name).exists());
     // `rm` of either leaves the host as it is.
     host.ok(&["rm", "-f", &name, &too]);
@@ -237,7 +241,11 @@ fn a_bridge_network_is_repaired() {
         world.cluster.hosts[0].start_agent(&[]);
         world.cluster.hosts[0].wait_ready();
         wait_until(SOON, "the container to have its interface", || {
-            world.host().try_in_container(&name, "ip addr show eth0 | grep -q 172.17").status.success()
+            world
+                .host()
+                .try_in_container(&name, "ip addr show eth0 | grep -q 172.17")
+                .status
+                .success()
         });
         works(&world);
     }
@@ -260,6 +268,9 @@ fn purge_takes_ports_and_gateways_along() {
     let server = echo(&container(&name), "tcp", 80);
     assert_eq!(exchange(&world.outside.host, "tcp", world.host().vtep(), 8080, 10), "ok 10");
     drop(server);
+    let pins =
+        |host: &Host| std::fs::read_dir(host.bpffs()).map(Iterator::count).unwrap_or_default();
+    assert_ne!(pins(world.host()), 0);
     world.host().ok(&["purge"]);
     let agent = world.cluster.hosts[0].agent.as_mut();
     if let Some(agent) = agent {
@@ -268,11 +279,12 @@ fn purge_takes_ports_and_gateways_along() {
     let host = world.host();
     let links = host.netns.run("ip -o link show | cut -d: -f2 | cut -d@ -f1 | sort");
     assert_eq!(links.split_whitespace().collect::<Vec<_>>(), ["lo", "up0"]);
-    let programs = host.netns.run("bpftool net show");
-    assert!(!programs.contains("from_"), "{programs}");
+    for ifname in ["lo", "up0"] {
+        let programs = host.netns.programs(ifname, TcAttachType::Ingress);
+        assert_eq!(programs, [""; 0], "{ifname}");
+    }
     assert_eq!(host.netns.run(switches), before);
-    let pins = std::fs::read_dir(host.bpffs()).map(Iterator::count).unwrap_or_default();
-    assert_eq!(pins, 0, "pins are left");
+    assert_eq!(pins(host), 0, "pins are left");
     assert!(!container(&name).exists());
     let own = Server::tcp(host.netns.path(), any(8080), Behaviour::Echo);
     let to = std::net::SocketAddrV4::new(host.vtep(), 8080);

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 
+use aya::programs::TcAttachType;
 use culvert_tests::{
     cluster::{Host, SOON, unique_name},
     netns::{is_root, wait_until},
@@ -60,9 +61,7 @@ fn a_port_is_taken_once() {
     let local = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9001);
     let local = Server::tcp(host.netns.path(), local, Behaviour::Echo);
     let datagrams = Server::udp(host.netns.path(), any(9002));
-    for publish in
-        ["9000:80", "127.0.0.1:9000:80", "192.0.2.1:9000:80", "9001:80", "9002:80/udp"]
-    {
+    for publish in ["9000:80", "127.0.0.1:9000:80", "192.0.2.1:9000:80", "9001:80", "9002:80/udp"] {
         let line = taken(host, publish);
         assert!(line.contains(&process), "{publish}: {line}");
     }
@@ -123,9 +122,9 @@ fn publishing_outlives_the_agent() {
 /// What the host has for published ports: the program on its loopback device, and
 /// the switches of it.
 fn loopback(host: &Host) -> (bool, String) {
-    let programs = host.netns.run("bpftool net show");
+    let programs = host.netns.programs("lo", TcAttachType::Ingress);
     let switches = "sysctl -n net.ipv4.conf.lo.route_localnet net.ipv4.conf.lo.accept_local";
-    (programs.contains("from_loopback"), host.netns.run(switches).replace('\n', " "))
+    (programs == ["from_loopback"], host.netns.run(switches).replace('\n', " "))
 }
 
 /// A container that goes takes its port along: connections end, new ones are refused,
@@ -196,8 +195,7 @@ fn nat_ls_tells_the_flows() {
         open(&container(&db), published, 4003),
         open(&container(&db), beyond, 4004),
     ];
-    let datagram =
-        sock::udp(world.outside.host.path(), SocketAddrV4::new(vtep, 8053), 4005, 10);
+    let datagram = sock::udp(world.outside.host.path(), SocketAddrV4::new(vtep, 8053), 4005, 10);
     assert_eq!(datagram, "ok 10");
 
     let list = |options: &[&str]| -> Vec<Value> {
@@ -259,7 +257,10 @@ fn nat_ls_tells_the_flows() {
             && host.counter("conntrack", "udp_stream") == 1
     });
     // A closed connection is told as such.
-    assert_eq!(sock::tcp(world.outside.host.path(), published, 4006, Use::HalfClose(1)), "ok \u{7}");
+    assert_eq!(
+        sock::tcp(world.outside.host.path(), published, 4006, Use::HalfClose(1)),
+        "ok \u{7}"
+    );
     let row = list(&[]).into_iter().find(|row| row["src_port"] == 4006).unwrap();
     assert_eq!(row["state"], "tcp_time_wait", "{row}");
 }
