@@ -1,7 +1,7 @@
 //! Access to the packet and the skb: the one place with bounds checks.
 
 use aya_ebpf::{
-    bindings::{BPF_F_INGRESS, bpf_tunnel_key},
+    bindings::BPF_F_INGRESS,
     helpers::{bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail, bpf_skb_set_tunnel_key},
     programs::TcContext,
 };
@@ -129,21 +129,6 @@ pub(crate) fn redirect_ingress(ifindex: u32) {
     unsafe { bpf_redirect(ifindex, BPF_F_INGRESS.into()) };
 }
 
-/// Takes off the route that a frame of the host's own carries, in favour of one that
-/// says nothing: else another namespace would believe it. (Since 6.16 the kernel does
-/// so itself in `bpf_redirect_peer`.)
-#[inline(always)]
-pub(crate) fn forget_route(ctx: &TcContext) -> Result<(), DropReason> {
-    // SAFETY: all zeroes are a valid value of the C structure.
-    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
-    let len = size_of::<bpf_tunnel_key>() as u32;
-    // SAFETY: the pointer is the program's own context; the key is as long as stated.
-    match unsafe { bpf_skb_set_tunnel_key(ctx.skb.skb, &raw mut key, len, 0) } {
-        0 => Ok(()),
-        _ => Err(DropReason::HelperFailed),
-    }
-}
-
 /// The frame's MAC is that of the interface, so that it is for this host.
 #[inline(always)]
 pub(crate) fn is_for_host(ctx: &TcContext) -> bool {
@@ -160,4 +145,20 @@ pub(crate) fn redirect_peer(ctx: &TcContext, ifindex: u32) -> Result<(), DropRea
     // SAFETY: the helper takes any index and answers a wrong one with a drop.
     unsafe { bpf_redirect_peer(ifindex, 0) };
     Ok(())
+}
+
+/// Takes off the route of the host that a frame of the loopback device carries, which
+/// would hold in a container. The kernel has no helper for that alone; tunnel metadata
+/// take the route's place, and nobody asks for them. (Since 6.16 `bpf_redirect_peer` takes
+/// the route off itself.)
+#[inline(always)]
+pub(crate) fn drop_route(ctx: &TcContext) -> Result<(), DropReason> {
+    // The least that the helper takes: the key's first 8 bytes.
+    let mut key = 0_u64;
+    let key = (&raw mut key).cast();
+    // SAFETY: the pointers are the program's own context, and 8 bytes of its stack.
+    match unsafe { bpf_skb_set_tunnel_key(ctx.skb.skb, key, size_of::<u64>() as u32, 0) } {
+        0 => Ok(()),
+        _ => Err(DropReason::HelperFailed),
+    }
 }

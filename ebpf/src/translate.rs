@@ -19,7 +19,7 @@ use culvert_common::{
 use crate::{
     flow::is_hop,
     maps::{ENDPOINTS, LOOPBACK, NETWORKS, lookup},
-    packet::{ETH_LEN, forget_route, gso_size, redirect, redirect_ingress, redirect_peer, store},
+    packet::{ETH_LEN, drop_route, gso_size, redirect, redirect_ingress, redirect_peer, store},
     parse::{Kind, Routed},
     work::Work,
 };
@@ -156,7 +156,7 @@ pub(crate) fn deliver(ctx: &TcContext, work: &Work, hook: Hook) -> Result<Action
         // Longer than the veth takes: a datagram, which the loopback device's MTU
         // allows, and which nobody cuts to size.
         Hook::Loopback if gso_size(ctx) == 0 && ctx.len() > u32::from(ep.mtu) + ETH_LEN as u32 => {
-            forget_route(ctx)?;
+            drop_route(ctx)?;
             redirect_peer(ctx, target.ifindex)?;
         }
         Hook::Loopback => redirect(target.ifindex),

@@ -10,8 +10,8 @@ use culvert_tests::{
 use serde_json::Value;
 
 /// Everything that a refused command must not change.
-fn state(host: &Host) -> [Value; 5] {
-    let mut rows = ["network ls", "ps", "fdb show", "neigh show", "vtep ls"]
+fn state(host: &Host) -> [Value; 6] {
+    let mut rows = ["network ls", "ps", "fdb show", "neigh show", "vtep ls", "nat ls"]
         .map(|verb| host.json(&verb.split(' ').collect::<Vec<_>>()));
     // What a network's row says of itself stays; order is not promised.
     for row in &mut rows {
@@ -23,7 +23,7 @@ fn state(host: &Host) -> [Value; 5] {
 }
 
 /// Refused with `code` and a line that has every one of `words`; nothing changed.
-fn refused(host: &Host, code: i32, args: &[&str], words: &[&str]) {
+pub(crate) fn refused(host: &Host, code: i32, args: &[&str], words: &[&str]) {
     let before = state(host);
     let line = host.refused(code, args);
     for word in words {

@@ -3,6 +3,7 @@
 
 use std::process::Command;
 
+use aya::programs::TcAttachType;
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
     netns::{Process, is_root, wait_until},
@@ -148,13 +149,12 @@ fn purge_removes_ours_and_nothing_else() {
     let name = unique_name("life1");
     host.run_idle(&name, "net", &[]);
     assert_ne!(state(host).0, before.0);
+    assert_eq!(host.netns.programs("up0", TcAttachType::Ingress), ["from_underlay"]);
     host.ok(&["purge"]);
     wait_until(SOON, "the agent to exit", || {
         host.agent.as_mut().is_none_or(|agent| !agent.is_running())
     });
     assert_eq!(state(host), before);
     assert!(!std::path::Path::new(&format!("/run/netns/{name}")).exists());
-    let left =
-        host.netns.run("bpftool net show dev up0 2>/dev/null | grep -c from_underlay || true");
-    assert_eq!(left.trim(), "0");
+    assert_eq!(host.netns.programs("up0", TcAttachType::Ingress), [""; 0]);
 }

@@ -1,8 +1,13 @@
 //! Hosts in network namespaces with a real etcd.
 
 mod bad_input;
+mod bad_modes;
+mod conntrack;
 mod containers;
 mod lifecycle;
+mod modes;
 mod nat;
 mod nat_packets;
 mod overlay;
+mod port_holders;
+mod ports;

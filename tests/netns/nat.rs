@@ -26,6 +26,15 @@ impl World {
         Self { cluster, outside }
     }
 
+    /// One host, whose agent has `extra` arguments.
+    pub(crate) fn with_agent(extra: &[&str]) -> Self {
+        let mut cluster = Cluster::without_agents(1, 1500);
+        cluster.hosts[0].start_agent(extra);
+        cluster.hosts[0].wait_ready();
+        let outside = Outside::of(&cluster);
+        Self { cluster, outside }
+    }
+
     pub(crate) fn host(&self) -> &Host {
         &self.cluster.hosts[0]
     }
@@ -325,11 +334,7 @@ fn exhaustion_refuses_new_flows_only() {
     if !is_root() {
         return;
     }
-    let mut cluster = Cluster::without_agents(1, 1500);
-    cluster.hosts[0].start_agent(&["--nat-ports", "40000-40003"]);
-    cluster.hosts[0].wait_ready();
-    let outside_world = Outside::of(&cluster);
-    let world = World { cluster, outside: outside_world };
+    let world = World::with_agent(&["--nat-ports", "40000-40003"]);
     let host = world.host();
     let server = Server::udp(world.outside.host.path(), any(53));
     let (name, _) = world.run("bridge", &[]);

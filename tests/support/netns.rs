@@ -14,7 +14,7 @@ use std::{
     fs::{self, File},
     net::Ipv4Addr,
     os::{
-        fd::OwnedFd,
+        fd::{AsFd as _, OwnedFd},
         unix::process::{CommandExt as _, ExitStatusExt},
     },
     path::{Path, PathBuf},
@@ -27,6 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya::programs::{SchedClassifier, TcAttachType};
 use nix::{
     sys::signal::{SigHandler, Signal, kill},
     unistd::{Pid, Uid},
@@ -160,6 +161,23 @@ impl Netns {
         let mut command = self.command(program);
         command.args(args);
         Process::spawn(command)
+    }
+
+    /// Names of the BPF programs at a device's tcx hook, as far as the kernel keeps them:
+    /// 15 characters. (`bpftool net` tells of tcx only from its version 7.3 on.)
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    pub fn programs(&self, ifname: &str, hook: TcAttachType) -> Vec<String> {
+        let query = || SchedClassifier::query_tcx(ifname, hook);
+        match culvert::sandbox::run_in(self.fd().as_fd(), query) {
+            Ok(Ok((_, programs))) => programs
+                .iter()
+                .map(|program| program.name_as_str().unwrap_or_default().to_owned())
+                .collect(),
+            Ok(Err(error)) => panic!("{ifname}: {error}"),
+            Err(error) => panic!("{}: {error}", self.name),
+        }
     }
 
     /// Connects two namespaces by a veth pair; both ends are up.

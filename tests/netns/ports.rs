@@ -1,0 +1,284 @@
+//! Published ports: who reaches a container by a port of its host, and as whom.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddrV4, TcpStream},
+    time::Duration,
+};
+
+use culvert_tests::{
+    cluster::{SOON, unique_name},
+    netns::{Netns, is_root, wait_until},
+    outside::Outside,
+    sock::{self, Behaviour, Server, Use, container},
+};
+
+use crate::nat::World;
+
+const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
+
+pub(crate) fn any(port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)
+}
+
+/// A word of what became of an exchange of `len` bytes with a port.
+pub(crate) fn exchange(netns: &Netns, proto: &str, ip: Ipv4Addr, port: u16, len: usize) -> String {
+    exchange_at(netns.path(), proto, ip, port, len)
+}
+
+pub(crate) fn exchange_at(
+    netns: &std::path::Path,
+    proto: &str,
+    ip: Ipv4Addr,
+    port: u16,
+    len: usize,
+) -> String {
+    let to = SocketAddrV4::new(ip, port);
+    match proto {
+        "tcp" => sock::tcp(netns, to, 0, Use::Echo(len)),
+        _ => sock::udp(netns, to, 0, len),
+    }
+}
+
+/// An echo server for TCP or UDP in a namespace.
+pub(crate) fn echo(netns: &std::path::Path, proto: &str, port: u16) -> Server {
+    match proto {
+        "tcp" => Server::tcp(netns, any(port), Behaviour::Echo),
+        _ => Server::udp(netns, any(port)),
+    }
+}
+
+/// One exchange over a connection that stays.
+pub(crate) fn talk(stream: &mut TcpStream) {
+    stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    stream.write_all(b"ping").unwrap();
+    let mut answer = [0; 4];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"ping");
+}
+
+/// A container of a bridge and one of an overlay network publish a port each, of TCP
+/// and UDP. From the outside, from the host by each of its addresses, from containers
+/// of the same and of another network, and from themselves, they are reached with
+/// payloads of every size; a client outside keeps its address, all others are the
+/// gateway.
+#[test]
+fn everybody_reaches_a_published_port() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(1);
+    let host = world.host();
+    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "over"]);
+    host.ok(&["network", "create", "-d", "bridge", "--subnet", "10.7.0.0/24", "br"]);
+    let (other, _) = world.run("bridge", &[]);
+    for (network, gateway, port) in [("over", "10.0.0.1", 8080_u16), ("br", "10.7.0.1", 8081)] {
+        let gateway: Ipv4Addr = gateway.parse().unwrap();
+        let publish = [format!("{port}:80"), format!("{port}:80/udp")];
+        let (server_name, _) = world.run(network, &["-p", &publish[0], "-p", &publish[1]]);
+        let (same, _) = world.run(network, &[]);
+        for (proto, most) in [("tcp", 200_000), ("udp", 9000)] {
+            let server = echo(&container(&server_name), proto, 80);
+            let check = |netns: &std::path::Path, ip: Ipv4Addr, client: Ipv4Addr, who: &str| {
+                for len in [1, 1400.min(most), most] {
+                    let outcome = exchange_at(netns, proto, ip, port, len);
+                    assert_eq!(
+                        outcome,
+                        format!("ok {len}"),
+                        "{network}, {proto}: {len} bytes from {who} to {ip}"
+                    );
+                }
+                assert_eq!(server.take_clients(), [client.to_string()], "{who} by {ip}, {proto}");
+            };
+            check(world.outside.host.path(), host.vtep(), Outside::IP, "the outside");
+            for ip in [host.vtep(), LOCALHOST, gateway] {
+                check(host.netns.path(), ip, gateway, "the host");
+            }
+            for (name, who) in
+                [(&same, "the same network"), (&other, "another network"), (&server_name, "itself")]
+            {
+                check(&container(name), host.vtep(), gateway, who);
+            }
+            for (name, who) in [(&same, "the same network"), (&server_name, "itself")] {
+                check(&container(name), gateway, gateway, who);
+            }
+        }
+    }
+    // A port that nobody listens on is refused by the container, not by the host.
+    assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), 8080, 1), "refused");
+    assert_eq!(exchange(&world.outside.host, "udp", host.vtep(), 8080, 1), "refused");
+}
+
+/// A port of 127.0.0.1 is the host's own: a container does not reach it, nor does
+/// somebody on the underlay whose route to 127.0.0.1 is this host.
+#[test]
+fn a_port_of_loopback_is_the_hosts_alone() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(1);
+    let host = world.host();
+    let (name, _) =
+        world.run("bridge", &["-p", "127.0.0.1:8080:80", "-p", "127.0.0.1:8080:80/udp"]);
+    // One of every address is not for packets to 127.0.0.1 from outside either.
+    let (open, _) = world.run("bridge", &["-p", "8081:80", "-p", "8081:80/udp"]);
+    let (other, _) = world.run("bridge", &[]);
+    let attacker = world.cluster.plain_host(50);
+    let own_way = |via: &str| {
+        format!(
+            "sysctl -qw net.ipv4.conf.all.route_localnet=1 net.ipv4.conf.all.rp_filter=0; \
+             ip addr flush dev lo; ip route flush table local dev lo; \
+             ip route add 127.0.0.1/32 via {via}"
+        )
+    };
+    attacker.run(&format!("{} src 192.0.2.51", own_way(&host.vtep().to_string())));
+    host.in_container(&other, &format!("{} src 172.17.0.4", own_way("172.17.0.1")));
+    for proto in ["tcp", "udp"] {
+        let servers = [&name, &open].map(|name| echo(&container(name), proto, 80));
+        assert_eq!(exchange(&host.netns, proto, LOCALHOST, 8080, 100), "ok 100", "{proto}");
+        assert_eq!(exchange(&host.netns, proto, LOCALHOST, 8081, 100), "ok 100", "{proto}");
+        assert_eq!(servers[0].take_clients(), ["172.17.0.1"]);
+        for client in [&world.outside.host, &attacker] {
+            assert_eq!(exchange(client, proto, host.vtep(), 8081, 100), "ok 100", "{proto}");
+            let refused = exchange(client, proto, host.vtep(), 8080, 1);
+            assert_eq!(refused, "refused", "{proto}");
+        }
+        servers[1].take_clients();
+        for port in [8080, 8081] {
+            let refused = exchange(&attacker, proto, LOCALHOST, port, 1);
+            assert_eq!(refused, "timeout", "{proto} {port}");
+            let refused = exchange_at(&container(&other), proto, LOCALHOST, port, 1);
+            assert_eq!(refused, "timeout", "{proto} {port}");
+        }
+        let refused = exchange_at(&container(&other), proto, host.vtep(), 8080, 1);
+        assert_eq!(refused, "refused", "{proto}");
+        for server in servers {
+            assert_eq!(server.seen(), [], "{proto}: somebody got in");
+        }
+    }
+    // The attacker's packets did come this far.
+    assert!(host.counter("from_container", "unroutable") > 0);
+}
+
+/// A port of one address of a host that has two is not published at the other, where
+/// a process of the host may have it.
+#[test]
+fn a_port_of_one_address_is_of_that_one() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(1);
+    let host = world.host();
+    let second: Ipv4Addr = "192.0.2.200".parse().unwrap();
+    host.netns.run(&format!("ip addr add {second}/24 dev up0"));
+    // The agent sees the address by itself.
+    let name = unique_name("c");
+    let publish = format!("{second}:8080:80");
+    host.run_idle(&name, "bridge", &["-p", &publish]);
+    let in_container = echo(&container(&name), "tcp", 80);
+    wait_until(SOON, "the new address to be served", || {
+        exchange(&world.outside.host, "tcp", second, 8080, 10) == "ok 10"
+    });
+    assert_eq!(exchange(&host.netns, "tcp", second, 8080, 10), "ok 10");
+    assert_eq!(in_container.take_clients(), ["172.17.0.1", "198.51.100.9"]);
+    for ip in [host.vtep(), LOCALHOST] {
+        assert_eq!(exchange(&host.netns, "tcp", ip, 8080, 1), "refused", "{ip}");
+    }
+    assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), 8080, 1), "refused");
+    let own = Server::tcp(host.netns.path(), SocketAddrV4::new(host.vtep(), 8080), Behaviour::Echo);
+    assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), 8080, 10), "ok 10");
+    assert_eq!(own.take_clients(), ["198.51.100.9"]);
+    assert_eq!(in_container.seen(), []);
+    // Another container may have the same port of the other address.
+    drop(own);
+    let publish = format!("{}:8080:80", host.vtep());
+    let (name, _) = world.run("bridge", &["-p", &publish]);
+    let in_other = echo(&container(&name), "tcp", 80);
+    assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), 8080, 10), "ok 10");
+    assert_eq!(exchange(&world.outside.host, "tcp", second, 8080, 10), "ok 10");
+    assert_eq!((in_other.seen().len(), in_container.seen().len()), (1, 1));
+}
+
+/// Ports as `ps` tells them, for the container's port `port`.
+fn host_port(world: &World, name: &str, port: u16) -> u16 {
+    let rows = world.host().json(&["ps"]);
+    let row = rows.as_array().unwrap().iter().find(|row| row["name"] == name).unwrap();
+    let ports = row["networks"][0]["ports"].as_array().unwrap();
+    let end = format!("->{port}/tcp");
+    let line = ports.iter().filter_map(|port| port.as_str()).find(|line| line.ends_with(&end));
+    let line = line.unwrap_or_else(|| unreachable!("{ports:?}"));
+    line.trim_end_matches(&end).rsplit(':').next().unwrap().parse().unwrap()
+}
+
+/// Free ports are told by `ps` and lead to their container; ranges go one to one.
+#[test]
+fn free_ports_and_ranges() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(1);
+    let host = world.host();
+    let (name, _) = world.run("bridge", &["-p", "80", "-p", "0:81", "-p", "8000-8003:9000-9003"]);
+    let mut chosen = Vec::new();
+    for port in [80, 81] {
+        let server = echo(&container(&name), "tcp", port);
+        let free = host_port(&world, &name, port);
+        assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), free, 10), "ok 10");
+        assert_eq!(exchange(&host.netns, "tcp", LOCALHOST, free, 10), "ok 10");
+        assert_eq!(server.seen().len(), 2);
+        chosen.push(free);
+    }
+    assert_ne!(chosen[0], chosen[1]);
+    assert!(host.ok(&["ps"]).contains(&format!("{}->80/tcp", chosen[0])), "{}", host.ok(&["ps"]));
+    for offset in 0..4 {
+        assert_eq!(host_port(&world, &name, 9000 + offset), 8000 + offset);
+        let server = echo(&container(&name), "tcp", 9000 + offset);
+        let to = 8000 + offset;
+        assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), to, 10), "ok 10");
+        assert_eq!(server.seen().len(), 1, "{to}");
+    }
+    for beside in [7999, 8004] {
+        assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), beside, 10), "refused");
+    }
+}
+
+/// An overlay network on two hosts: a port that a container publishes on one is
+/// reached by that host's address, from outside and from a container of the same
+/// network on the other host, which itself goes out by its own host.
+#[test]
+fn each_host_of_an_overlay_has_its_own_door() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(2);
+    let hosts = &world.cluster.hosts;
+    hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    world.cluster.wait_network("net");
+    let (first, first_ip) = world.run("net", &["-p", "8080:80", "-p", "8080:80/udp"]);
+    let second = unique_name("c");
+    hosts[1].run_idle(&second, "net", &[]);
+    hosts[1].wait_ping(&second, &first_ip.to_string());
+    let (one, two) = (hosts[0].vtep(), hosts[1].vtep());
+    for (proto, len) in [("tcp", 200_000), ("udp", 9000)] {
+        let server = echo(&container(&first), proto, 80);
+        let word = format!("ok {len}");
+        let client = &world.outside.host;
+        assert_eq!(exchange(client, proto, one, 8080, len), word, "{proto}");
+        assert_eq!(server.take_clients(), [Outside::IP.to_string()], "{proto}");
+        assert_eq!(exchange(client, proto, two, 8080, 1), "refused", "{proto}");
+        // Through its own host, as anybody outside.
+        assert_eq!(exchange_at(&container(&second), proto, one, 8080, len), word, "{proto}");
+        assert_eq!(server.take_clients(), [two.to_string()], "{proto}");
+        assert_eq!(exchange(&hosts[1].netns, proto, one, 8080, len), word, "{proto}");
+        assert_eq!(server.take_clients(), [two.to_string()], "{proto}");
+        assert_eq!(exchange_at(&container(&second), proto, first_ip, 80, len), word, "{proto}");
+        server.take_clients();
+
+        let beyond = echo(client.path(), proto, 90);
+        for (name, host) in [(&first, one), (&second, two)] {
+            let outcome = exchange_at(&container(name), proto, Outside::IP, 90, len);
+            assert_eq!(outcome, word, "{proto}");
+            assert_eq!(beyond.take_clients(), [host.to_string()], "{proto}");
+        }
+    }
+}
