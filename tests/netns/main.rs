@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod containers;
+mod differential;
 mod lifecycle;
 mod nat;
 mod overlay;
