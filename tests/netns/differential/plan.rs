@@ -225,14 +225,16 @@ impl Planner {
     /// One source port of every container, to one destination.
     fn same_port(&mut self) {
         let (port, len, kind) = (self.own_port(), self.len(), self.random.below(3));
+        let tcp_port = self.random.of(&[ECHO, ECHO, COUNT, RESET, CLOSED]);
+        let udp_port = self.random.of(&[DATAGRAMS, DATAGRAMS, CLOSED]);
         for container in 0..CONTAINERS {
             let from = From::Container(container);
             match kind {
                 0 => {
-                    let what = What::Tcp(self.tcp_use(ECHO));
-                    self.add(from, (Outside::IP, ECHO), port, what);
+                    let what = What::Tcp(self.tcp_use(tcp_port));
+                    self.add(from, (Outside::IP, tcp_port), port, what);
                 }
-                1 => self.add(from, (Outside::IP, DATAGRAMS), port, What::Udp { len, ttl: 0 }),
+                1 => self.add(from, (Outside::IP, udp_port), port, What::Udp { len, ttl: 0 }),
                 _ => self.add(from, (Outside::IP, 0), port, What::Ping { len, ttl: 0 }),
             }
         }
