@@ -19,7 +19,7 @@ use culvert_common::{
 use crate::{
     flow::is_hop,
     maps::{ENDPOINTS, LOOPBACK, NETWORKS, lookup},
-    packet::{redirect, redirect_ingress, redirect_peer, store},
+    packet::{ETH_LEN, Packet as _, gso_size, redirect, redirect_ingress, redirect_peer, store},
     parse::{Kind, Routed},
     work::Work,
 };
@@ -147,6 +147,12 @@ pub(crate) fn deliver(ctx: &TcContext, work: &Work, hook: Hook) -> Result<Action
     }
     let ep = lookup!(ENDPOINTS, target.ifindex).ok_or(DropReason::UnknownEndpoint)?;
     let net = lookup!(NETWORKS, ep.vni).ok_or(DropReason::UnknownNetwork)?;
+    // The loopback device takes longer frames than a container does, whose veth would drop
+    // them uncounted, and nobody cuts them here.
+    let longest = ETH_LEN as u32 + u32::from(net.mtu);
+    if hook == Hook::Loopback && gso_size(ctx) == 0 && ctx.len() > longest {
+        return Err(DropReason::PacketTooBig);
+    }
     let macs = Macs { dst: ep.mac, src: net.gateway_mac };
     if translate(ctx.skb.skb, routed, &target.to, &macs, hop.into()) != 0 {
         return Err(DropReason::HelperFailed);

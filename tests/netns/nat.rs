@@ -234,6 +234,24 @@ fn ports_are_kept_where_they_are_free() {
     drop((connected, other));
 }
 
+/// The host's own datagrams to a published port come over the loopback device, which takes
+/// more than a container does: what is too long is dropped, and counted.
+#[test]
+fn what_the_host_sends_too_long_to_a_published_port_is_counted() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(1);
+    let (name, _) = world.run("bridge", &["-p", "5353:53/udp"]);
+    let server = Server::udp(&container(&name), any(53));
+    let host = world.host();
+    let to = SocketAddrV4::new(host.vtep(), 5353);
+    assert_eq!(sock::udp(host.netns.path(), to, 0, 1472), "ok 1472");
+    assert_eq!(sock::udp(host.netns.path(), to, 0, 1473), "timeout");
+    assert_eq!(host.counter("from_loopback", "packet_too_big"), 1);
+    assert_eq!(server.seen().len(), 1);
+}
+
 /// The agent's end does not end a connection: neither by a signal nor by a crash.
 #[test]
 fn flows_outlive_the_agent() {
