@@ -4,6 +4,7 @@ mod bad_input;
 mod bad_modes;
 mod conntrack;
 mod containers;
+mod differential;
 mod lifecycle;
 mod modes;
 mod nat;

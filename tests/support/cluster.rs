@@ -106,12 +106,7 @@ impl Cluster {
     /// # Panics
     /// When the kernel refuses.
     pub fn plain_host(&self, index: u8) -> Netns {
-        let host = Netns::new("plain");
-        let port = format!("p{index}");
-        self.switch.connect(&port, &host, Underlay::UPLINK, 1500);
-        self.switch.run(&format!("ip link set {port} master br0"));
-        host.run(&format!("ip addr add {}/24 dev {}", Underlay::address(index), Underlay::UPLINK));
-        host
+        Underlay::join(&self.switch, index)
     }
 
     /// Waits until every host's agent sees `network`.

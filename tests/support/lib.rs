@@ -3,8 +3,10 @@
 
 pub mod certs;
 pub mod cluster;
+pub mod docker;
 pub mod etcd;
 pub mod netns;
 pub mod outside;
 pub mod packet;
+pub mod probe;
 pub mod sock;

@@ -258,6 +258,19 @@ impl Underlay {
         Ipv4Addr::new(192, 0, 2, index + 1)
     }
 
+    /// One more host on a switch, with the address of `index`.
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    pub fn join(switch: &Netns, index: u8) -> Netns {
+        let host = Netns::new("plain");
+        let port = format!("p{index}");
+        switch.connect(&port, &host, Self::UPLINK, 1500);
+        switch.run(&format!("ip link set {port} master br0"));
+        Self::configure(&host, index);
+        host
+    }
+
     fn configure(host: &Netns, index: u8) {
         host.run(&format!("ip addr add {}/24 dev {}", Self::address(index), Self::UPLINK));
     }

@@ -27,7 +27,15 @@ impl Outside {
     /// # Panics
     /// When the kernel refuses.
     pub fn of(cluster: &Cluster) -> Self {
-        let router = cluster.plain_host(Self::ROUTER);
+        Self::behind(&cluster.switch, cluster.hosts.iter().map(|host| &host.netns))
+    }
+
+    /// The same behind a switch, for the hosts on it.
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    pub fn behind<'a>(switch: &Netns, hosts: impl IntoIterator<Item = &'a Netns>) -> Self {
+        let router = Underlay::join(switch, Self::ROUTER);
         let host = Netns::new("outside");
         router.connect("out0", &host, "eth0", 1500);
         router.run("ip addr add 198.51.100.1/24 dev out0; sysctl -qw net.ipv4.ip_forward=1");
@@ -35,9 +43,9 @@ impl Outside {
             "ip addr add {}/24 dev eth0; ip route add default via 198.51.100.1",
             Self::IP
         ));
-        for each in &cluster.hosts {
+        for each in hosts {
             let gateway = Underlay::address(Self::ROUTER);
-            each.netns.run(&format!("ip route replace default via {gateway}"));
+            each.run(&format!("ip route replace default via {gateway}"));
         }
         Self { router, host }
     }

@@ -54,12 +54,16 @@ pub enum Behaviour {
     Reset,
 }
 
+/// How connections ended, as [`Server::ends`].
+type Ends = Arc<Mutex<Vec<(SocketAddr, String)>>>;
+
 /// A server; it stops when it is dropped.
 #[derive(Debug)]
 pub struct Server {
     /// Its address.
     pub addr: SocketAddrV4,
     seen: Arc<Mutex<Vec<SocketAddr>>>,
+    ends: Ends,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -74,13 +78,23 @@ impl Server {
             Ok(listener) => listener,
             Err(error) => panic!("listen on {addr}: {error}"),
         };
-        Self::start(addr, listener.local_addr().ok(), move |seen, stop| {
+        let ends = Ends::default();
+        let ended = Arc::clone(&ends);
+        Self::start(addr, listener.local_addr().ok(), ends, move |seen, stop| {
             let _ = listener.set_nonblocking(true);
             while !stop.load(Ordering::Relaxed) {
                 match listener.accept() {
                     Ok((stream, peer)) => {
                         note(seen, peer);
-                        std::thread::spawn(move || serve(stream, behaviour));
+                        let ended = Arc::clone(&ended);
+                        std::thread::spawn(move || {
+                            let end = match serve(stream, behaviour) {
+                                Ok(()) => "closed".to_owned(),
+                                Err(error) => word(&error),
+                            };
+                            let mut ends = ended.lock().unwrap_or_else(PoisonError::into_inner);
+                            ends.push((peer, end));
+                        });
                     }
                     Err(_) => std::thread::sleep(Duration::from_millis(2)),
                 }
@@ -97,7 +111,7 @@ impl Server {
             Ok(socket) => socket,
             Err(error) => panic!("bind to {addr}: {error}"),
         };
-        Self::start(addr, socket.local_addr().ok(), move |seen, stop| {
+        Self::start(addr, socket.local_addr().ok(), Ends::default(), move |seen, stop| {
             let _ = socket.set_read_timeout(Some(Duration::from_millis(50)));
             let mut buffer = vec![0; 65_536];
             while !stop.load(Ordering::Relaxed) {
@@ -112,6 +126,7 @@ impl Server {
     fn start(
         asked: SocketAddrV4,
         bound: Option<SocketAddr>,
+        ends: Ends,
         run: impl FnOnce(&Mutex<Vec<SocketAddr>>, &AtomicBool) + Send + 'static,
     ) -> Self {
         let addr = match bound {
@@ -121,12 +136,18 @@ impl Server {
         let (seen, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let (noted, stopped) = (Arc::clone(&seen), Arc::clone(&stop));
         let thread = Some(std::thread::spawn(move || run(&noted, &stopped)));
-        Self { addr, seen, stop, thread }
+        Self { addr, seen, ends, stop, thread }
     }
 
     /// Clients so far, in order of their coming: each connection or datagram is one.
     pub fn seen(&self) -> Vec<SocketAddr> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The TCP clients whose connection has ended, and how that looked from here:
+    /// `closed` in order, or one word for the error.
+    pub fn ends(&self) -> Vec<(SocketAddr, String)> {
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Addresses of the clients so far, each once, and forgets them.
@@ -152,28 +173,32 @@ fn note(seen: &Mutex<Vec<SocketAddr>>, peer: SocketAddr) {
     seen.lock().unwrap_or_else(PoisonError::into_inner).push(peer);
 }
 
-fn serve(mut stream: TcpStream, behaviour: Behaviour) {
-    let _ = stream.set_nonblocking(false);
-    let _ = stream.set_read_timeout(Some(Duration::from_secs(20)));
+fn serve(mut stream: TcpStream, behaviour: Behaviour) -> std::io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     let mut buffer = vec![0; 65_536];
     match behaviour {
-        Behaviour::Echo => {
-            while let Ok(len @ 1..) = stream.read(&mut buffer) {
-                if stream.write_all(buffer.get(..len).unwrap_or_default()).is_err() {
-                    return;
-                }
+        Behaviour::Echo => loop {
+            let len = stream.read(&mut buffer)?;
+            if len == 0 {
+                return Ok(());
             }
-        }
+            stream.write_all(buffer.get(..len).unwrap_or_default())?;
+        },
         Behaviour::Count => {
             let mut total = 0;
-            while let Ok(len @ 1..) = stream.read(&mut buffer) {
+            loop {
+                let len = stream.read(&mut buffer)?;
+                if len == 0 {
+                    return stream.write_all(total.to_string().as_bytes());
+                }
                 total += len;
             }
-            let _ = stream.write_all(total.to_string().as_bytes());
         }
         Behaviour::Reset => {
-            let _ = stream.read(&mut buffer);
+            stream.read(&mut buffer)?;
             abort(&stream);
+            Ok(())
         }
     }
 }
@@ -205,7 +230,7 @@ pub fn tcp(netns: &Path, to: SocketAddrV4, local_port: u16, how: Use) -> String 
 }
 
 /// One word for an error.
-fn word(error: &std::io::Error) -> String {
+pub(crate) fn word(error: &std::io::Error) -> String {
     match error.kind() {
         ErrorKind::ConnectionRefused => "refused".to_owned(),
         ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => "reset".to_owned(),

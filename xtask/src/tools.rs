@@ -210,6 +210,15 @@ pub(crate) const TOOLS: &[Tool] = &[
         arch: &["ethtool"],
     },
     Tool {
+        name: "iptables",
+        why: "the bridge that Culvert is compared with",
+        need: Need::Test,
+        probe: Probe::Program("iptables"),
+        debian: &["iptables"],
+        fedora: &["iptables-nft"],
+        arch: &["iptables"],
+    },
+    Tool {
         name: "tcpdump",
         why: "looks at the underlay",
         need: Need::Test,

@@ -1,0 +1,244 @@
+//! The same connections through Culvert and through what Docker makes of a Linux bridge
+//! and iptables: the same becomes of each, and others see the same of them.
+
+mod plan;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use culvert_tests::{
+    cluster::{SOON, unique_name},
+    docker::{self, Docker},
+    netns::{Netns, is_root},
+    outside::Outside,
+    probe::{self, Watch},
+    sock::{self, Behaviour, Server, container},
+};
+
+use self::plan::{
+    CONTAINERS, COUNT, Connection, DATAGRAMS, DIRECT, ECHO, From, PUBLISHED, RESET, What,
+};
+use crate::nat::World;
+
+/// How many connections there are at once.
+const WORKERS: usize = 8;
+/// The plan of every run that is not given another by `CULVERT_SEED`.
+const SEED: u64 = 0x0c01_5e57;
+
+/// One of the two worlds.
+struct Side<'a> {
+    iptables: &'static str,
+    host: &'a Netns,
+    outside: &'a Outside,
+    containers: Vec<PathBuf>,
+}
+
+/// What a server is told apart by, and whom it saw come and how they went.
+type Seen = BTreeMap<(String, String), usize>;
+
+/// What a run tells.
+struct Told {
+    results: Vec<String>,
+    servers: Seen,
+    headers: Vec<String>,
+}
+
+#[test]
+fn the_same_becomes_of_a_thousand_connections() {
+    if !is_root() {
+        return;
+    }
+    let Some(iptables) = docker::iptables() else { return };
+    let seed = match std::env::var("CULVERT_SEED") {
+        Ok(text) => text.parse().expect("CULVERT_SEED is a number"),
+        Err(_) => SEED,
+    };
+    let plan = plan::draw(seed);
+    let world = World::new(1);
+    let containers = (0..CONTAINERS).map(|index| run(&world, index)).collect();
+    let culvert = Side { host: &world.host().netns, outside: &world.outside, containers, iptables };
+    let docker = Docker::new(iptables, CONTAINERS, PUBLISHED);
+    let containers = docker.containers.iter().map(|netns| netns.path().to_owned()).collect();
+    let linux = Side { host: &docker.host, outside: &docker.outside, containers, iptables };
+
+    let (culvert, linux) = thread::scope(|scope| {
+        let culvert = scope.spawn(|| culvert.go(&plan));
+        let linux = linux.go(&plan);
+        (culvert.join().expect("Culvert's side"), linux)
+    });
+    let mut different = Vec::new();
+    for ((connection, culvert), linux) in plan.iter().zip(&culvert.results).zip(&linux.results) {
+        if culvert != linux {
+            different.push(format!("{connection}: '{culvert}', Linux: '{linux}'"));
+        }
+    }
+    for (key @ (server, client), linux) in &linux.servers {
+        let culvert = culvert.servers.get(key).unwrap_or(&0);
+        if culvert != linux {
+            different.push(format!("{server} saw {culvert} times {client}, Linux: {linux}"));
+        }
+    }
+    for (key @ (server, client), count) in &culvert.servers {
+        if !linux.servers.contains_key(key) {
+            different.push(format!("{server} saw {count} times {client}, Linux: 0"));
+        }
+    }
+    if culvert.headers != linux.headers {
+        let (culvert, linux) = (culvert.headers.join("\n  "), linux.headers.join("\n  "));
+        different.push(format!("headers outside\n  {culvert}\nLinux:\n  {linux}"));
+    }
+    let count = different.len();
+    let stats = world.host().ok(&["stats"]);
+    assert!(
+        different.is_empty(),
+        "CULVERT_SEED={seed}: {count} differences:\n{}\n{stats}",
+        different.join("\n")
+    );
+    // What both do wrong is no difference.
+    let good = linux.results.iter().filter(|result| result.starts_with("ok")).count();
+    assert!(
+        good > plan.len() / 2,
+        "CULVERT_SEED={seed}: only {good} went well: {:?}",
+        linux.results
+    );
+    let late = linux.results.iter().filter(|result| *result == "timeout").count();
+    assert!(late < 10, "CULVERT_SEED={seed}: {late} went nowhere");
+}
+
+/// A container of Culvert with the published ports that are its.
+fn run(world: &World, index: u8) -> PathBuf {
+    let name = unique_name("c");
+    let ports: Vec<String> = PUBLISHED
+        .iter()
+        .filter(|published| published.container == index)
+        .map(|published| format!("{}:{}/{}", published.port, published.to, published.protocol))
+        .collect();
+    let options: Vec<&str> = ports.iter().flat_map(|port| ["-p", port]).collect();
+    world.host().run_idle(&name, "bridge", &options);
+    assert_eq!(world.host().ip(&name, "bridge"), plan::address(index).to_string());
+    container(&name)
+}
+
+impl Side<'_> {
+    /// Makes the connections of a plan.
+    fn go(&self, plan: &[Connection]) -> Told {
+        self.prepare();
+        let watch = Watch::new(self.outside.host.path());
+        let servers = self.serve();
+        let mut results = vec![String::new(); plan.len()];
+        let parts: Vec<Vec<(usize, String)>> = thread::scope(|scope| {
+            let work = |worker: usize| {
+                let mine = plan.iter().enumerate().skip(worker).step_by(WORKERS);
+                mine.map(|(index, connection)| (index, self.make(connection))).collect()
+            };
+            let workers: Vec<_> =
+                (0..WORKERS).map(|worker| scope.spawn(move || work(worker))).collect();
+            workers.into_iter().map(|worker| worker.join().expect("worker")).collect()
+        });
+        for (index, result) in parts.into_iter().flatten() {
+            results[index] = result;
+        }
+        // One that does not see its end is told as a difference.
+        let begun = Instant::now();
+        while begun.elapsed() < SOON
+            && servers.iter().any(|(_, tcp, it)| *tcp && it.ends().len() < it.seen().len())
+        {
+            thread::sleep(Duration::from_millis(5));
+        }
+        let mut seen = Seen::new();
+        for (name, tcp, server) in &servers {
+            let clients: Vec<String> = if *tcp {
+                let ends = server.ends();
+                ends.iter().map(|(peer, end)| format!("{} {end}", whom(name, peer))).collect()
+            } else {
+                server.seen().iter().map(|peer| whom(name, peer)).collect()
+            };
+            for client in clients {
+                *seen.entry((name.clone(), client)).or_default() += 1;
+            }
+        }
+        Told { results, servers: seen, headers: watch.seen() }
+    }
+
+    /// What is the same on both sides and nobody's doing.
+    fn prepare(&self) {
+        let router = &self.outside.router;
+        // As an unreachable route, whose errors the kernel limits for the whole machine.
+        router.run("ip route add 203.0.113.0/24 dev out0");
+        for (ip, target) in [
+            (plan::UNREACHABLE, "REJECT --reject-with icmp-host-unreachable"),
+            (plan::PROHIBITED, "REJECT --reject-with icmp-admin-prohibited"),
+            (plan::BLACKHOLE, "DROP"),
+        ] {
+            router.run(&format!("{} -w -A FORWARD -d {ip} -j {target}", self.iptables));
+        }
+        // Limits on ICMP errors would make chance of what clients are told.
+        let open = "cd /proc/sys/net/ipv4; echo 0 > icmp_ratelimit; \
+                    for limit in icmp_msgs_per_sec icmp_msgs_burst; do \
+                    [ ! -e $limit ] || echo 100000 > $limit; done; \
+                    echo '0 2147483647' > ping_group_range";
+        let all = self.containers.iter().map(PathBuf::as_path);
+        for netns in all.chain([self.host.path(), router.path(), self.outside.host.path()]) {
+            sock::within(netns, || {
+                let status = std::process::Command::new("sh").args(["-c", open]).status();
+                assert!(status.expect("sh").success(), "{open}");
+            });
+        }
+    }
+
+    /// The servers, with their names, and whether they are of TCP.
+    fn serve(&self) -> Vec<(String, bool, Server)> {
+        let mut servers = Vec::new();
+        let mut at = |place: &str, netns: &Path, more: u16| {
+            let any = |port: u16| sock_addr(port + more);
+            for (what, port, behaviour) in [
+                ("echo", ECHO, Behaviour::Echo),
+                ("count", COUNT, Behaviour::Count),
+                ("reset", RESET, Behaviour::Reset),
+            ] {
+                let server = Server::tcp(netns, any(port), behaviour);
+                servers.push((format!("{place} {what}"), true, server));
+            }
+            servers.push((format!("{place} udp"), false, Server::udp(netns, any(DATAGRAMS))));
+        };
+        at("outside", self.outside.host.path(), 0);
+        at("host", self.host.path(), DIRECT);
+        for (index, netns) in self.containers.iter().enumerate() {
+            at(&format!("container {index} published"), netns, 0);
+            at(&format!("container {index}"), netns, DIRECT);
+        }
+        servers
+    }
+
+    fn make(&self, connection: &Connection) -> String {
+        let &Connection { from, to, port, what } = connection;
+        let netns = match from {
+            From::Container(index) => self.containers[usize::from(index)].as_path(),
+            From::Host => self.host.path(),
+            From::Outside => self.outside.host.path(),
+        };
+        match what {
+            What::Tcp(how) => sock::tcp(netns, to, port, how),
+            What::Udp { len, ttl } => probe::udp(netns, to, port, len, ttl),
+            What::Ping { len, ttl } => probe::ping(netns, *to.ip(), port, len, ttl),
+        }
+    }
+}
+
+fn sock_addr(port: u16) -> std::net::SocketAddrV4 {
+    std::net::SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, port)
+}
+
+/// What of a client's address is to be the same: behind a published port that of a client
+/// outside with its port, but not that of one on the host itself; elsewhere the address.
+fn whom(server: &str, peer: &SocketAddr) -> String {
+    if peer.ip() == Outside::IP {
+        return peer.to_string();
+    }
+    if server.contains("published") { "somebody here".to_owned() } else { peer.ip().to_string() }
+}

@@ -1,0 +1,282 @@
+//! The connections that both sides make, drawn from a seed.
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, SocketAddrV4},
+};
+
+use culvert_tests::{docker::Published, outside::Outside, sock::Use};
+
+/// How many containers each side has.
+pub(super) const CONTAINERS: u8 = 4;
+/// How many connections a plan has.
+pub(super) const CONNECTIONS: usize = 1000;
+/// The host's address on the underlay, and the one that its containers know.
+pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 1);
+const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 101);
+/// Addresses to which the router has no way: it says so, it forbids it, it says nothing.
+pub(super) const UNREACHABLE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+pub(super) const PROHIBITED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+pub(super) const BLACKHOLE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 3);
+
+/// Ports of the servers, outside and on the host as in containers.
+pub(super) const ECHO: u16 = 80;
+pub(super) const COUNT: u16 = 81;
+pub(super) const RESET: u16 = 82;
+pub(super) const DATAGRAMS: u16 = 53;
+/// Nobody listens here.
+const CLOSED: u16 = 9;
+/// So much more are the ports for those who reach a container without the host's ports:
+/// the others' addresses may differ.
+pub(super) const DIRECT: u16 = 1000;
+
+/// What the hosts publish.
+pub(super) const PUBLISHED: &[Published] = &[
+    Published { protocol: "tcp", port: 8080, container: 0, to: ECHO },
+    Published { protocol: "tcp", port: 8081, container: 0, to: COUNT },
+    Published { protocol: "tcp", port: 8082, container: 0, to: RESET },
+    Published { protocol: "tcp", port: 8089, container: 0, to: CLOSED },
+    Published { protocol: "tcp", port: 8180, container: 1, to: ECHO },
+    Published { protocol: "udp", port: 5353, container: 0, to: DATAGRAMS },
+    Published { protocol: "udp", port: 5399, container: 0, to: CLOSED },
+    Published { protocol: "udp", port: 5453, container: 1, to: DATAGRAMS },
+];
+
+/// Who begins a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum From {
+    Container(u8),
+    Host,
+    Outside,
+}
+
+/// What is done.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum What {
+    Tcp(Use),
+    Udp { len: usize, ttl: u32 },
+    Ping { len: usize, ttl: u32 },
+}
+
+/// One connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Connection {
+    pub(super) from: From,
+    pub(super) to: SocketAddrV4,
+    /// Source port, or ICMP identifier; 0 is any.
+    pub(super) port: u16,
+    pub(super) what: What,
+}
+
+impl fmt::Display for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { from, to, port, what } = self;
+        write!(f, "{from:?} port {port} to {to}: {what:?}")
+    }
+}
+
+/// Address of a container.
+pub(super) fn address(container: u8) -> Ipv4Addr {
+    Ipv4Addr::new(172, 17, 0, container + 2)
+}
+
+/// A generator of numbers: SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        (self.next() % end as u64) as usize
+    }
+
+    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len())]
+    }
+
+    fn container(&mut self) -> u8 {
+        self.below(CONTAINERS.into()) as u8
+    }
+}
+
+/// Draws a plan.
+pub(super) fn draw(seed: u64) -> Vec<Connection> {
+    let mut plan = Planner { random: Random(seed), next_port: 10_000, made: Vec::new() };
+    plan.few();
+    while plan.made.len() < CONNECTIONS {
+        plan.more();
+    }
+    plan.made.truncate(CONNECTIONS);
+    // Mixed: Fisher and Yates.
+    for i in (1..plan.made.len()).rev() {
+        let other = plan.random.below(i + 1);
+        plan.made.swap(i, other);
+    }
+    plan.made
+}
+
+struct Planner {
+    random: Random,
+    next_port: u16,
+    made: Vec<Connection>,
+}
+
+impl Planner {
+    fn add(&mut self, from: From, (ip, to_port): (Ipv4Addr, u16), port: u16, what: What) {
+        let to = SocketAddrV4::new(ip, to_port);
+        self.made.push(Connection { from, to, port, what });
+    }
+
+    /// A source port that nothing else of the plan uses.
+    fn own_port(&mut self) -> u16 {
+        self.next_port += 1;
+        self.next_port
+    }
+
+    /// None half of the time.
+    fn maybe_own_port(&mut self) -> u16 {
+        if self.random.below(2) == 0 { 0 } else { self.own_port() }
+    }
+
+    fn len(&mut self) -> usize {
+        // 1472 fills a packet; above are 2, 3 and 7 fragments.
+        self.random.of(&[0, 1, 12, 100, 511, 1000, 1471, 1472, 1473, 2961, 9000])
+    }
+
+    /// Those of which every plan has a few: they wait, or errors about them are limited.
+    fn few(&mut self) {
+        for container in 0..CONTAINERS {
+            let from = From::Container(container);
+            // Linux reports it when the SYN has been sent again.
+            self.add(from, (UNREACHABLE, ECHO), 0, What::Tcp(Use::Echo(1)));
+            self.add(from, (PROHIBITED, ECHO), 0, What::Tcp(Use::Echo(1)));
+            let waits = What::Udp { len: 10, ttl: 0 };
+            self.add(from, (BLACKHOLE, DATAGRAMS), 0, waits);
+            // Gone at the host, at the router; just not gone.
+            for ttl in [1, 2, 3] {
+                let id = self.own_port();
+                self.add(from, (Outside::IP, DATAGRAMS), 0, What::Udp { len: 20, ttl });
+                self.add(from, (Outside::IP, 0), id, What::Ping { len: 20, ttl });
+                self.add(from, (Outside::IP, 0), 0, What::Ping { len: 200, ttl });
+            }
+            for to in [UNREACHABLE, PROHIBITED] {
+                for len in [0, 30, 700] {
+                    self.add(from, (to, DATAGRAMS), 0, What::Udp { len, ttl: 0 });
+                    self.add(from, (to, 0), 0, What::Ping { len, ttl: 0 });
+                }
+            }
+        }
+    }
+
+    /// One connection of the many, or a group of them.
+    fn more(&mut self) {
+        let container = From::Container(self.random.container());
+        match self.random.below(100) {
+            0..34 => self.way_out(container),
+            34..48 => self.same_port(),
+            48..70 => self.way_in(From::Outside, HOST),
+            70..80 => self.way_in(container, HOST),
+            80..85 => {
+                let to = self.random.of(&[HOST, Ipv4Addr::LOCALHOST]);
+                self.way_in(From::Host, to);
+            }
+            85..95 => self.direct(container),
+            _ => {
+                let what = What::Ping { len: self.len(), ttl: 0 };
+                self.add(From::Outside, (HOST, 0), 0, what);
+            }
+        }
+    }
+
+    fn tcp_use(&mut self, port: u16) -> Use {
+        match port {
+            COUNT => Use::HalfClose(self.random.of(&[0, 1, 5000, 200_000])),
+            ECHO if self.random.below(5) == 0 => Use::Abort,
+            ECHO if self.random.below(6) == 0 => {
+                Use::Echo(self.random.of(&[200_000, 500_000, 1_000_000]))
+            }
+            _ => Use::Echo(self.random.of(&[1, 10, 100, 1460, 3000, 20_000])),
+        }
+    }
+
+    fn way_out(&mut self, from: From) {
+        let to_port = self.random.of(&[ECHO, ECHO, ECHO, COUNT, RESET, CLOSED]);
+        let udp_port = self.random.of(&[DATAGRAMS, DATAGRAMS, DATAGRAMS, CLOSED]);
+        let port = self.maybe_own_port();
+        let len = self.len();
+        match self.random.below(8) {
+            0..4 => {
+                let what = What::Tcp(self.tcp_use(to_port));
+                self.add(from, (Outside::IP, to_port), port, what);
+            }
+            4..6 => self.add(from, (Outside::IP, udp_port), port, What::Udp { len, ttl: 0 }),
+            6 => self.add(from, (Outside::IP, 0), port, What::Ping { len, ttl: 0 }),
+            _ => self.add(from, (ROUTER, 0), port, What::Ping { len, ttl: 0 }),
+        }
+    }
+
+    /// One source port of every container, to one destination.
+    fn same_port(&mut self) {
+        let (port, len, kind) = (self.own_port(), self.len(), self.random.below(3));
+        let tcp_port = self.random.of(&[ECHO, ECHO, COUNT, RESET, CLOSED]);
+        let udp_port = self.random.of(&[DATAGRAMS, DATAGRAMS, CLOSED]);
+        for container in 0..CONTAINERS {
+            let from = From::Container(container);
+            match kind {
+                0 => {
+                    let what = What::Tcp(self.tcp_use(tcp_port));
+                    self.add(from, (Outside::IP, tcp_port), port, what);
+                }
+                1 => self.add(from, (Outside::IP, udp_port), port, What::Udp { len, ttl: 0 }),
+                _ => self.add(from, (Outside::IP, 0), port, What::Ping { len, ttl: 0 }),
+            }
+        }
+    }
+
+    /// To a published port, or one of the host that is none.
+    fn way_in(&mut self, from: From, to: Ipv4Addr) {
+        // Each port of its own: the containers see the same one.
+        let port = self.own_port();
+        let choice = self.random.below(PUBLISHED.len() + 1);
+        let Some(&Published { protocol, port: to_port, to: server, .. }) = PUBLISHED.get(choice)
+        else {
+            self.add(from, (to, CLOSED), port, What::Tcp(Use::Echo(1)));
+            return;
+        };
+        let what = match protocol {
+            "tcp" => What::Tcp(self.tcp_use(server)),
+            // Culvert drops what of the host itself is longer than a container's MTU: it
+            // cannot cut what comes over the loopback device.
+            _ if from == From::Host => What::Udp { len: self.len().min(1472), ttl: 0 },
+            _ => What::Udp { len: self.len(), ttl: 0 },
+        };
+        self.add(from, (to, to_port), port, what);
+    }
+
+    /// To another container, or to the host.
+    fn direct(&mut self, from: From) {
+        let other = address(self.random.container());
+        let ip = self.random.of(&[other, other, GATEWAY, HOST]);
+        let (to_port, len) = (self.random.of(&[ECHO, COUNT, RESET]), self.len());
+        let what = match self.random.below(4) {
+            0..2 => What::Tcp(self.tcp_use(to_port)),
+            2 => What::Udp { len, ttl: 0 },
+            _ => What::Ping { len, ttl: 0 },
+        };
+        let to = match what {
+            What::Tcp(_) => (ip, to_port + DIRECT),
+            // A datagram's answer comes from the address on the way back: the gateway's.
+            What::Udp { .. } if ip == HOST => (GATEWAY, DATAGRAMS + DIRECT),
+            What::Udp { .. } => (ip, DATAGRAMS + DIRECT),
+            What::Ping { .. } => (ip, 0),
+        };
+        self.add(from, to, 0, what);
+    }
+}
