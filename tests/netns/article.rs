@@ -98,7 +98,7 @@ fn bridge_snat_as_the_outside_sees_it() {
             rows.iter().any(|row| row["container"] == web.as_str() && row["kind"] == kind)
         })
     };
-    assert!(of_web("masqueraded"), "{flows}");
+    assert!(of_web("masquerade"), "{flows}");
 }
 
 /// `-p 5001:5001`: reached from outside, from another host and on the host by 127.0.0.1; no
