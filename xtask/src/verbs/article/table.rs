@@ -105,7 +105,7 @@ pub(super) fn render(machine: &Machine, rounds: u32, seconds: u32, results: &[Ou
         "{date}, {cores} cores, Linux {kernel}, load {load} when it began; both hosts are namespaces \
          of this machine. TCP: median of {rounds} rounds of {seconds} s (lowest to highest), rounds \
          rotated. UDP: at iperf3's default rate, as in the article.\n\n\
-         | | path | TCP, Gbit/s | of C | article: TCP | of C | UDP, Mbit/s (lost) | article: UDP |\n\
+         | | path | TCP, Gbit/s | ratio to C | article: TCP | article: ratio to C | UDP, Mbit/s (lost) | article: UDP |\n\
          |---|---|---|---|---|---|---|---|\n"
     );
     let base = results.get(BASE).map_or(f64::NAN, Outcome::median);
