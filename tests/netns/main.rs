@@ -1,5 +1,6 @@
 //! Hosts in network namespaces with a real etcd.
 
+mod article;
 mod bad_input;
 mod bad_modes;
 mod conntrack;

@@ -43,7 +43,8 @@ impl World {
     pub(crate) fn run(&self, network: &str, options: &[&str]) -> (String, Ipv4Addr) {
         let name = unique_name("c");
         self.host().run_idle(&name, network, options);
-        let ip = self.host().ip(&name, network).parse().unwrap();
+        let ip = self.host().ip(&name, network);
+        let ip = ip.parse().unwrap_or_else(|error| unreachable!("{name}: {ip}: {error}"));
         (name, ip)
     }
 }

@@ -1,5 +1,5 @@
 //! The verbs of this repository: `cargo xtask setup`, `build`, `run`, `demo`, `lab`, `test`,
-//! `check`, `bench`, `clean`.
+//! `check`, `bench`, `article`, `clean`.
 //!
 //! Every verb first checks that the tools it needs are there and runs `setup` for those that
 //! are not. What can go wrong for a user is one line on standard error and exit code 1.
@@ -33,7 +33,7 @@ enum Verb {
     Build,
     /// Build and start an agent on this host with the embedded store; Ctrl-C removes all of it
     Run(verbs::run::Args),
-    /// Two hosts, one overlay network, narrated; needs nothing but this machine
+    /// The five network modes on two hosts, narrated; needs nothing but this machine
     Demo(verbs::demo::Args),
     /// Hosts in namespaces, with etcd and an agent each, for experiments
     Lab(verbs::lab::Args),
@@ -43,6 +43,8 @@ enum Verb {
     Check,
     /// Run the benchmarks: what follows goes to culvert-bench
     Bench(verbs::bench::Args),
+    /// Measure the article's table of throughputs, A to F: the one in docs/ARTICLE.md
+    Article(verbs::article::Args),
     /// Remove build output and whatever run, demo or lab left behind
     Clean,
     /// Process 1 of the demo's or the lab's namespaces
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => verbs::test::main(&args),
         Verb::Check => verbs::check::main(),
         Verb::Bench(args) => verbs::bench::main(&args),
+        Verb::Article(args) => verbs::article::main(&args),
         Verb::Clean => verbs::clean::main(),
         Verb::Inside(args) => verbs::inside::main(&args),
     });

@@ -16,7 +16,7 @@ const READY: Duration = Duration::from_secs(30);
 /// The first host's address is this plus 1; the store has 192.168.1.18.
 const FIRST_IP: u8 = 20;
 
-/// What a host is called and where it is.
+/// What a host is called and where it is; the outside host and the router are such, too.
 #[derive(Clone, Debug)]
 pub(crate) struct HostPlan {
     /// The node's name, such as `host1`.

@@ -1,5 +1,5 @@
-//! Hosts in network namespaces, on one underlay, with etcd and an agent each: what the demo
-//! shows and the lab leaves running.
+//! Hosts in network namespaces, on one underlay, with etcd and an agent each, and a host outside
+//! behind a router: what the demo shows and the lab leaves running.
 //!
 //! All of it lives inside an [`enclosure`]: a process namespace, a mount namespace and a
 //! network namespace of its own. When the enclosure's first process ends, the kernel ends
@@ -9,6 +9,7 @@
 pub(crate) mod enclosure;
 mod etcd;
 mod host;
+pub(crate) mod outside;
 mod underlay;
 
 use std::fs;

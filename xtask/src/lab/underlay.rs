@@ -1,4 +1,4 @@
-//! The network that the hosts are plugged into: a switch, in the enclosure's own network
+//! The network that the hosts and the router are plugged into: a switch, in the enclosure's own network
 //! namespace, where the store listens, too.
 
 use std::io::Write as _;
@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 
 use super::host::HostPlan;
+use super::outside;
 use crate::process;
 
 /// The store's address. The article's.
@@ -15,12 +16,12 @@ pub(super) const STORE_IP: &str = "192.168.1.18";
 /// The switch.
 const SWITCH: &str = "switch0";
 
-/// The underlay with its hosts plugged in.
+/// The underlay with its hosts and the router plugged in.
 #[derive(Debug)]
 pub(crate) struct Underlay;
 
 impl Underlay {
-    /// Makes the switch, and each host's namespace with its uplink.
+    /// Makes the switch, each host's namespace with its uplink, and the world outside.
     pub(crate) fn make(hosts: &[HostPlan]) -> Result<Self> {
         let mut batch = format!(
             "link set lo up\n\
@@ -28,7 +29,8 @@ impl Underlay {
              address add {STORE_IP}/24 dev {SWITCH}\n\
              link set {SWITCH} up\n"
         );
-        for HostPlan { netns, uplink, port, .. } in hosts {
+        let router = outside::router();
+        for HostPlan { netns, uplink, port, .. } in hosts.iter().chain([&router]) {
             batch.push_str(&format!(
                 "netns add {netns}\n\
                  link add {port} type veth peer name {uplink} netns {netns}\n\
@@ -36,12 +38,15 @@ impl Underlay {
             ));
         }
         run_batch("ip", &["-batch", "-"], &batch)?;
-        for HostPlan { netns, uplink, ip, port, .. } in hosts {
-            let batch = format!(
+        for HostPlan { netns, uplink, ip, port, .. } in hosts.iter().chain([&router]) {
+            let mut batch = format!(
                 "link set lo up\n\
                  address add {ip}/24 dev {uplink}\n\
                  link set {uplink} up\n"
             );
+            if *ip != router.ip {
+                batch.push_str(&format!("route add default via {}\n", router.ip));
+            }
             run_batch("ip", &["-netns", netns, "-batch", "-"], &batch)?;
             // A veth's ring is short and drops without a word; behind a queue it pushes back,
             // as a NIC does.
@@ -52,12 +57,13 @@ impl Underlay {
             )?;
             process::quiet(Command::new("tc").args(["qdisc", "add", "dev", port]).args(queue))?;
         }
+        outside::make()?;
         Ok(Self)
     }
 }
 
 /// Runs `program` with `batch` on its standard input.
-fn run_batch(program: &str, args: &[&str], batch: &str) -> Result<()> {
+pub(super) fn run_batch(program: &str, args: &[&str], batch: &str) -> Result<()> {
     let mut child = Command::new(program)
         .args(args)
         .stdin(Stdio::piped())

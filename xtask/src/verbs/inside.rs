@@ -1,9 +1,9 @@
-//! `inside`: process 1 of the demo's or the lab's enclosure. Not for people.
+//! `inside`: process 1 of an enclosure. Not for people.
 
 use anyhow::Result;
 use clap::Subcommand;
 
-use super::{demo, lab};
+use super::{article, demo, lab};
 use crate::lab::enclosure;
 
 /// Options of `inside`.
@@ -20,6 +20,8 @@ pub(crate) struct Args {
 enum What {
     /// The demo
     Demo,
+    /// The article's table
+    Article(article::Args),
     /// The lab
     Lab {
         /// Number of hosts
@@ -30,8 +32,9 @@ enum What {
 /// Prepares the enclosure and does what it is for.
 pub(crate) fn main(args: &Args) -> Result<()> {
     enclosure::prepare(args.detached)?;
-    match args.what {
+    match &args.what {
         What::Demo => demo::inside(),
-        What::Lab { hosts } => lab::inside(hosts),
+        What::Article(args) => article::inside(args),
+        What::Lab { hosts } => lab::inside(*hosts),
     }
 }

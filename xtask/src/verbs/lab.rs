@@ -14,7 +14,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::{build, setup};
-use crate::lab::{Etcd, Host, HostPlan, Underlay, enclosure};
+use crate::lab::{Etcd, Host, HostPlan, Underlay, enclosure, outside};
 use crate::tools::Need;
 use crate::{paths, privilege, process, signals, ui};
 
@@ -41,7 +41,7 @@ enum Verb {
     },
     /// Open a shell on a host, or run a command there
     Sh {
-        /// The host, such as host1
+        /// The host, such as host1, or outside or router
         #[arg(default_value = "host1")]
         host: String,
         /// The command
@@ -111,7 +111,8 @@ impl Up {
     }
 
     fn plan(self, name: &str) -> Result<HostPlan> {
-        let plans = plans(self.hosts);
+        let mut plans = plans(self.hosts);
+        plans.extend([outside::outside(), outside::router()]);
         let names: Vec<_> = plans.iter().map(|plan| plan.node.clone()).collect();
         plans
             .into_iter()
@@ -228,9 +229,12 @@ fn shell(host: &str, words: &[OsString]) -> Result<()> {
 fn cheat_sheet(hosts: u8) {
     ui::heading("The lab is up");
     for plan in plans(hosts) {
-        ui::line(&format!("  {}  {}", plan.node, plan.ip));
+        ui::line(&format!("  {:<8} {}", plan.node, plan.ip));
     }
-    ui::line(&format!("  etcd   {}", crate::lab::store()));
+    ui::line(&format!("  {:<8} {}", "etcd", crate::lab::store()));
+    let (router, far) = (outside::router(), outside::outside());
+    ui::line(&format!("  {:<8} {}, the hosts' default gateway", router.node, router.ip));
+    ui::line(&format!("  {:<8} {}, behind the router, without Culvert", far.node, far.ip));
     ui::heading("A shell on a host, where 'culvert' talks to that host's agent");
     ui::line("  cargo xtask lab sh host1");
     ui::heading("An overlay between two hosts");
@@ -246,6 +250,17 @@ fn cheat_sheet(hosts: u8) {
         ),
         "cargo xtask lab sh host1 -- culvert fdb show".to_owned(),
         format!("cargo xtask lab sh host{last} -- tcpdump -ni uplink0 udp port 4789"),
+    ] {
+        ui::line(&format!("  {text}"));
+    }
+    ui::heading("A container's way out, and a port of it to the outside");
+    for text in [
+        "cargo xtask lab sh host1 -- culvert run -d --name web -p 8080:80 -- python3 -m http.server 80"
+            .to_owned(),
+        "cargo xtask lab sh outside -- curl -sI http://192.168.1.21:8080/".to_owned(),
+        format!("cargo xtask lab sh host1 -- culvert exec web -- ping -c 3 {}", far.ip),
+        "cargo xtask lab sh host1 -- culvert nat ls".to_owned(),
+        "cargo xtask lab sh outside -- tcpdump -ni eth0".to_owned(),
     ] {
         ui::line(&format!("  {text}"));
     }

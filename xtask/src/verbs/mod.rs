@@ -1,5 +1,6 @@
 //! One module per verb.
 
+pub(crate) mod article;
 pub(crate) mod bench;
 pub(crate) mod build;
 pub(crate) mod check;

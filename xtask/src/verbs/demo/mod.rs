@@ -1,6 +1,7 @@
-//! `demo`: two hosts, one overlay network, narrated. It is a test as well: every step says
+//! `demo`: the five modes on two hosts, with a host outside, narrated. It is a test as well: every step says
 //! what it expects, and the demo fails with the first that is not so.
 
+mod modes;
 mod script;
 mod stage;
 

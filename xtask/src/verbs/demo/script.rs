@@ -1,4 +1,4 @@
-//! What is played: the overlay chapter of the article that Culvert follows.
+//! What is played: the story of the article that Culvert follows, and its overlay chapter.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
+use super::modes::Outside;
 use super::stage::Stage;
 use crate::lab::{Etcd, Host, HostPlan, Underlay};
 use crate::process::{self, Background};
 use crate::ui;
 
 /// How long a server may take until it listens.
-const LISTENING: Duration = Duration::from_secs(15);
+pub(super) const LISTENING: Duration = Duration::from_secs(15);
 
 /// How long what one host does may take to be seen on the other.
 const SEEN: Duration = Duration::from_secs(5);
@@ -42,11 +43,15 @@ pub(super) fn play() -> Result<()> {
     two.wait_ready()?;
     stage.type_on(&one.plan, "culvert status")?;
 
+    let outside = Outside::start(&mut stage)?;
+    outside.bridge(&mut stage, &one.plan, &two.plan)?;
+    outside.other_modes(&mut stage, &one.plan)?;
     let mut play = Play { stage, one: one.plan.clone(), two: two.plan.clone() };
     play.network()?;
     let (ip1, ip2) = play.containers()?;
     play.inside_a_container(&ip2)?;
     play.reach(&ip1, &ip2)?;
+    outside.out_of_the_overlay(&mut play.stage, &play.two, &ip2)?;
     play.tables(&ip1, &ip2)?;
     play.throughput(&ip2)?;
     play.removal()?;
@@ -54,6 +59,7 @@ pub(super) fn play() -> Result<()> {
     etcd.check()?;
     one.check()?;
     two.check()?;
+    outside.stop()?;
     play.end(one, two)?;
     etcd.stop()?;
 
@@ -77,7 +83,7 @@ impl Play {
     /// A network made on one host is seen on the other.
     fn network(&mut self) -> Result<()> {
         let Self { stage, one, two } = self;
-        stage.step("An overlay network, created on host1 ...")?;
+        stage.step("Mode 5, an overlay network, created on host1 ...")?;
         let id = stage
             .type_on(one, "culvert network create -d overlay --subnet 10.0.0.0/24 overlaynet1")?;
         let id = id.trim().to_owned();
@@ -282,7 +288,12 @@ fn received(said: &str) -> Option<f64> {
 }
 
 /// Waits until `line` succeeds on `host` and `shows` holds for what it says.
-fn wait_until(host: &HostPlan, what: &str, line: &str, shows: impl Fn(&str) -> bool) -> Result<()> {
+pub(super) fn wait_until(
+    host: &HostPlan,
+    what: &str,
+    line: &str,
+    shows: impl Fn(&str) -> bool,
+) -> Result<()> {
     let mut last = String::new();
     let deadline = if line.contains("curl") { LISTENING } else { SEEN };
     let result = process::wait_for(what, deadline, || {
