@@ -6,6 +6,7 @@ mod bad_modes;
 mod conntrack;
 mod containers;
 mod differential;
+mod hosts;
 mod lifecycle;
 mod modes;
 mod nat;
