@@ -345,9 +345,10 @@ fn interfaces() -> (File, Vec<(Port, Wire)>) {
     }
     batch += &devices();
     ip(&batch);
-    for name in ["gwa", "gwb"] {
-        // The kernel's routes for what containers send; nothing else is forwarded.
-        std::fs::write(format!("/proc/sys/net/ipv4/conf/{name}/forwarding"), "1").unwrap();
+    // As the agent does: routes for what containers send, and answers from the host's
+    // own addresses on the loopback device. Nothing else is forwarded.
+    for setting in ["gwa/forwarding", "gwb/forwarding", "lo/accept_local", "lo/route_localnet"] {
+        std::fs::write(format!("/proc/sys/net/ipv4/conf/{setting}"), "1").unwrap();
     }
     proceed.send(()).unwrap();
     let (far_namespace, far) = far_side.join().unwrap();
