@@ -238,6 +238,9 @@ impl Lab {
         for word in std::mem::take(&mut self.reserved_words) {
             self.reserved.set(word, 0, 0).unwrap();
         }
+        // What the kernel still said about the case before.
+        self.drain();
+        self.counters = self.read_counters();
         self.counted.clear();
         world::fill(&self.tables);
         world::fill_routing(&self.tables);
