@@ -241,6 +241,9 @@ impl Lab {
         for word in std::mem::take(&mut self.reserved_words) {
             self.reserved.set(word, 0, 0).unwrap();
         }
+        // What the kernel still said about the case before.
+        self.drain();
+        self.counters = self.read_counters();
         self.counted.clear();
         world::fill(&self.tables);
         world::fill_routing(&self.tables);
@@ -348,9 +351,10 @@ fn interfaces() -> (File, Vec<(Port, Wire)>) {
     }
     batch += &devices();
     ip(&batch);
-    for name in ["gwa", "gwb"] {
-        // The kernel's routes for what containers send; nothing else is forwarded.
-        std::fs::write(format!("/proc/sys/net/ipv4/conf/{name}/forwarding"), "1").unwrap();
+    // As the agent does: routes for what containers send, and answers from the host's
+    // own addresses on the loopback device. Nothing else is forwarded.
+    for setting in ["gwa/forwarding", "gwb/forwarding", "lo/accept_local", "lo/route_localnet"] {
+        std::fs::write(format!("/proc/sys/net/ipv4/conf/{setting}"), "1").unwrap();
     }
     proceed.send(()).unwrap();
     let (far_namespace, far) = far_side.join().unwrap();

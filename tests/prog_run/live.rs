@@ -13,7 +13,7 @@ use aya::programs::{
 };
 use culvert::datapath::Table as _;
 use culvert_common::abi::{
-    Action, Code, Direction, DropReason, FdbKey, UnderlayPath, VtepInfo, VtepKey, programs,
+    Action, Code, Direction, DropReason, FdbKey, Note, UnderlayPath, VtepInfo, VtepKey, programs,
     stats_index,
 };
 use culvert_tests::packet::{Arp, Tunnel, V4, V6, ethernet, payload};
@@ -51,13 +51,13 @@ cases!(
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The programs, attached until the case ends.
-struct Live<'a> {
-    lab: &'a mut Lab,
+pub(crate) struct Live<'a> {
+    pub(crate) lab: &'a mut Lab,
     links: Vec<(&'static str, SchedClassifierLinkId)>,
 }
 
 impl<'a> Live<'a> {
-    fn attach(lab: &'a mut Lab) -> Self {
+    pub(crate) fn attach(lab: &'a mut Lab) -> Self {
         ip(&format!(
             "link set uplink address {}\n\
              address replace {}/24 dev uplink\n\
@@ -76,11 +76,19 @@ impl<'a> Live<'a> {
                 Port::Uplink => programs::FROM_UNDERLAY,
                 _ => programs::FROM_CONTAINER,
             };
-            let program: &mut SchedClassifier =
-                lab.ebpf.program_mut(name).unwrap().try_into().unwrap();
-            links.push((name, attach(program, port)));
+            links.push((name, attach(lab, name, port.name(), TcAttachType::Ingress)));
         }
         Self { lab, links }
+    }
+
+    /// Attaches the programs for what the host itself sends, too.
+    pub(crate) fn attach_host(&mut self) {
+        for (name, device, hook) in [
+            (programs::FROM_HOST, "gwa", TcAttachType::Egress),
+            (programs::FROM_LOOPBACK, "lo", TcAttachType::Ingress),
+        ] {
+            self.links.push((name, attach(self.lab, name, device, hook)));
+        }
     }
 
     /// Sends `frame` from the far end of `port`, and waits until it is counted
@@ -103,20 +111,26 @@ impl<'a> Live<'a> {
             _ => Direction::FromContainer,
         };
         let deadline = Instant::now() + PATIENCE;
-        let counts = loop {
-            let counts = self.lab.new_counts();
-            if !counts.is_empty() {
-                break counts;
-            }
+        // Notes are counted before what became of the frame.
+        let mut counts = Vec::new();
+        while !counts.iter().any(|(at, _)| at & 0xff < u32::from(Note::ALL[0].code())) {
             assert!(Instant::now() < deadline, "the program has not run");
-        };
+            counts.extend(self.lab.new_counts());
+        }
         let index = stats_index(direction, code);
         assert!(counts.iter().any(|(at, _)| *at == index), "not {code:?} but {counts:?}");
     }
 
     /// `frame` from `from` comes out of `to`, and of nowhere else, as `wanted`.
     #[track_caller]
-    fn moves(&mut self, from: Port, frame: &[u8], action: Action, to: Port, wanted: &[u8]) {
+    pub(crate) fn moves(
+        &mut self,
+        from: Port,
+        frame: &[u8],
+        action: Action,
+        to: Port,
+        wanted: &[u8],
+    ) {
         let frames = self.send(from, frame, Code::Action(action));
         let ports: Vec<Port> = frames.iter().map(|(port, _)| *port).collect();
         assert_eq!(ports, [to]);
@@ -143,19 +157,20 @@ impl Drop for Live<'_> {
 
 /// Attaches a program. The link of the case before may live for a moment yet,
 /// in a child of another thread that has not come to its `exec`.
-fn attach(program: &mut SchedClassifier, port: Port) -> SchedClassifierLinkId {
+fn attach(lab: &mut Lab, name: &str, device: &str, hook: TcAttachType) -> SchedClassifierLinkId {
+    let program: &mut SchedClassifier = lab.ebpf.program_mut(name).unwrap().try_into().unwrap();
     let deadline = Instant::now() + PATIENCE;
     loop {
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-        match program.attach_with_options(port.name(), TcAttachType::Ingress, options) {
+        match program.attach_with_options(device, hook, options) {
             Ok(link) => return link,
             Err(ProgramError::SyscallError(error))
                 if error.io_error.kind() == ErrorKind::AlreadyExists =>
             {
-                assert!(Instant::now() < deadline, "a program is attached to {port:?} already");
+                assert!(Instant::now() < deadline, "a program is attached to {device} already");
                 std::thread::yield_now();
             }
-            Err(error) => panic!("attach to {port:?}: {error}"),
+            Err(error) => panic!("attach to {device}: {error}"),
         }
     }
 }

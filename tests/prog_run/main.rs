@@ -11,6 +11,7 @@
 //! | `compare` | frames and counters told apart |
 //! | `ports` | packet sockets on the far ends |
 //! | `live` | programs attached to the interfaces: where redirects go, GSO frames |
+//! | `live_nat` | the same of routed packets, and the host's own sockets |
 //! | `random` | any bytes into every program |
 //! | `coverage` | every drop reason and note has a case |
 //! | the others | the cases |
@@ -60,6 +61,8 @@ mod inner;
 mod lab;
 #[cfg(test)]
 mod live;
+#[cfg(test)]
+mod live_nat;
 #[cfg(test)]
 mod mtu;
 #[cfg(test)]
