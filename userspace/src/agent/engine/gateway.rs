@@ -1,38 +1,52 @@
 //! Gateway devices and the loopback device.
 
 use super::{Engine, Work};
-use crate::{model::Name, reconcile::gateway_device};
+use crate::{
+    agent::platform::PlugError, model::Name, reconcile::gateway_device, sandbox::GatewaySpec,
+};
 
 impl Engine {
     /// Sees that the gateway device of a network is there if the network has an
-    /// endpoint here. Without it the network goes on, but for what leaves it.
-    pub(super) async fn make_gateway(&mut self, name: &Name) {
+    /// endpoint here. Without it the network goes on, but for what leaves it. Gives back
+    /// what is to be opened once the maps know the device.
+    pub(super) async fn make_gateway(&mut self, name: &Name) -> Option<GatewaySpec> {
         let wanted = {
             let view = self.shared.view();
-            let own = &self.shared.node.name;
-            let here = view.endpoints_in(name).any(|endpoint| endpoint.node == *own);
-            view.usable_network(name)
-                .ok()
-                .filter(|_| here)
-                .and_then(|network| gateway_device(network, &self.shared.node))
+            let own = &self.shared.node;
+            let here = view.endpoints_in(name).any(|endpoint| endpoint.node == own.name);
+            let network = view.usable_network(name).ok().filter(|_| here)?;
+            gateway_device(network, own)?
         };
-        let Some(wanted) = wanted else { return };
         let vni = wanted.vni;
         if self.gateways.contains_key(&vni) && self.gateway_specs.get(&vni) == Some(&wanted) {
-            return;
+            return None;
         }
-        let made = self.shared.platform.plug_gateway(&wanted).await;
-        let line = match made {
+        match self.shared.platform.plug_gateway(&wanted).await {
             Ok(ifindex) => {
                 self.gateways.insert(vni, ifindex);
-                self.gateway_specs.insert(vni, wanted);
-                None
+                Some(wanted)
             }
             Err(error) => {
                 self.gateways.remove(&vni);
-                Some(format!("network '{name}': gateway: {}; trying again", error.message()))
+                self.gateway_problem(name, vni, Some(&error));
+                None
             }
-        };
+        }
+    }
+
+    /// Lets the host use a gateway device.
+    pub(super) async fn open_gateway(&mut self, name: &Name, gateway: GatewaySpec) {
+        let opened = self.shared.platform.open_gateway(&gateway).await;
+        let vni = gateway.vni;
+        self.gateway_problem(name, vni, opened.as_ref().err());
+        if opened.is_ok() {
+            self.gateway_specs.insert(vni, gateway);
+        }
+    }
+
+    fn gateway_problem(&self, name: &Name, vni: u32, error: Option<&PlugError>) {
+        let line = error
+            .map(|error| format!("network '{name}': gateway: {}; trying again", error.message()));
         self.shared.problem(&format!("gateway/{vni}"), line);
     }
 

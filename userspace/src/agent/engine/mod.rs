@@ -219,13 +219,16 @@ impl Engine {
         }
         let mut failed = BTreeSet::new();
         while let Some(network) = self.dirty.pop_first() {
-            self.make_gateway(&network).await;
+            let gateway = self.make_gateway(&network).await;
             if let Err(error) = self.write_network(&network) {
                 let line = format!("network '{network}': {error}; trying again");
                 self.shared.problem(&format!("maps/{}", network.as_str()), Some(line));
                 failed.insert(network);
             } else {
                 self.shared.problem(&format!("maps/{}", network.as_str()), None);
+                if let Some(gateway) = gateway {
+                    self.open_gateway(&network, gateway).await;
+                }
             }
         }
         self.dirty = failed;

@@ -274,8 +274,11 @@ impl Platform for Host {
         let made = sandbox::plug_gateway(&self.netlink, gateway).await;
         let ifindex = made.map_err(sandbox_refused)?;
         self.datapath.attach_gateway(ifindex).map_err(broken)?;
-        sandbox::open_gateway(&self.netlink, gateway).await.map_err(sandbox_refused)?;
         Ok(ifindex)
+    }
+
+    async fn open_gateway(&self, gateway: &GatewaySpec) -> Result<(), PlugError> {
+        Ok(sandbox::open_gateway(&self.netlink, gateway).await.map_err(sandbox_refused)?)
     }
 
     async fn unplug_gateway(&self, vni: u32, ifindex: u32) -> Result<(), PlugError> {

@@ -209,6 +209,10 @@ impl Platform for Paper {
         Ok(*state.gateways.entry(gateway.vni).or_insert(next))
     }
 
+    async fn open_gateway(&self, _gateway: &GatewaySpec) -> Result<(), PlugError> {
+        Ok(())
+    }
+
     async fn unplug_gateway(&self, vni: u32, _ifindex: u32) -> Result<(), PlugError> {
         self.state().gateways.remove(&vni);
         Ok(())
