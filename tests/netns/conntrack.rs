@@ -96,14 +96,19 @@ fn a_flood_from_outside_breaks_no_connection() {
     let published = SocketAddrV4::new(host.vtep(), 8080);
     let mut stream = sock::within(world.outside.host.path(), || sock::open(published, 0)).unwrap();
     talk(&mut stream);
-    sock::within(world.outside.host.path(), || {
-        for _ in 0..500 {
-            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-            let _ = socket.send_to(b"flood", SocketAddrV4::new(host.vtep(), 8053));
-        }
-    });
+    let flood = || {
+        sock::within(world.outside.host.path(), || {
+            for _ in 0..500 {
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                let _ = socket.send_to(b"flood", SocketAddrV4::new(host.vtep(), 8053));
+            }
+        });
+    };
     let count = |reason: &str| host.counter("from_underlay", reason);
-    assert!(count("conntrack_full") + count("flow_evicted") > 0, "{}", host.ok(&["stats"]));
+    wait_until(SOON, "flows to be evicted and refused", || {
+        flood();
+        count("flow_evicted") > 0 && count("conntrack_full") > 0
+    });
     talk(&mut stream);
     wait_until(SOON, "status to tell of the refused flows", || {
         host.json(&["status"])["conntrack"]["refused"].as_u64() >= Some(count("conntrack_full"))
