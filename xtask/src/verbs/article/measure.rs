@@ -27,7 +27,7 @@ const HOST_MODE: u16 = 5203;
 /// What came of one path.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Outcome {
-    /// TCP that arrived, in bit/s: one figure a round, sorted.
+    /// TCP that arrived, in bit/s: one figure a round, in their order.
     pub(super) tcp: Vec<f64>,
     /// UDP that arrived at iperf3's default rate, in bit/s, and the lost in per cent.
     pub(super) udp: Option<(f64, f64)>,
@@ -36,10 +36,27 @@ pub(super) struct Outcome {
 impl Outcome {
     /// The median of the rounds.
     pub(super) fn median(&self) -> f64 {
-        let (low, high) = (self.tcp.len().saturating_sub(1) / 2, self.tcp.len() / 2);
-        let at = |index: usize| self.tcp.get(index).copied().unwrap_or_default();
-        f64::midpoint(at(low), at(high))
+        median(self.tcp.clone())
     }
+
+    /// The median of each round's ratio to `base` in the same round: what the machine did
+    /// besides was more alike within a round than over all of them.
+    pub(super) fn ratio(&self, base: &Self) -> f64 {
+        median(self.tcp.iter().zip(&base.tcp).map(|(ours, base)| ours / base).collect())
+    }
+
+    /// The lowest and the highest figure.
+    pub(super) fn range(&self) -> (f64, f64) {
+        let low = self.tcp.iter().copied().fold(f64::INFINITY, f64::min);
+        (low, self.tcp.iter().copied().fold(0.0, f64::max))
+    }
+}
+
+/// The middle of `figures`, or between the middle two.
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    let at = |index: usize| figures.get(index).copied().unwrap_or_default();
+    f64::midpoint(at(figures.len().saturating_sub(1) / 2), at(figures.len() / 2))
 }
 
 /// A client's end of a path, and where its server is.
@@ -79,8 +96,7 @@ pub(super) fn all(rounds: u32, seconds: u32) -> Result<Vec<Outcome>> {
     }
     progress.finish(true);
     let mut results = Vec::new();
-    for (route, mut tcp) in routes.iter().zip(tcp) {
-        tcp.sort_by(f64::total_cmp);
+    for (route, tcp) in routes.iter().zip(tcp) {
         let udp = if route.udp {
             let said = iperf(&host1, route, &["-u", "-t", &seconds.to_string()])?;
             let lost = bits(&said, "/end/sum/lost_percent")?;
@@ -180,13 +196,22 @@ fn bits(said: &Value, pointer: &str) -> Result<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::Outcome;
+    use super::{Outcome, median};
 
     #[test]
     fn the_median_is_the_middle_one() {
-        let median = |tcp: &[f64]| Outcome { tcp: tcp.to_vec(), udp: None }.median();
-        assert_eq!(median(&[1.0, 2.0, 9.0]).to_bits(), 2.0_f64.to_bits());
-        assert_eq!(median(&[1.0, 2.0, 4.0, 9.0]).to_bits(), 3.0_f64.to_bits());
-        assert_eq!(median(&[7.0]).to_bits(), 7.0_f64.to_bits());
+        let of = |figures: &[f64]| median(figures.to_vec()).to_bits();
+        assert_eq!(of(&[2.0, 9.0, 1.0]), 2.0_f64.to_bits());
+        assert_eq!(of(&[9.0, 1.0, 2.0, 4.0]), 3.0_f64.to_bits());
+        assert_eq!(of(&[7.0]), 7.0_f64.to_bits());
+    }
+
+    #[test]
+    fn ratios_are_taken_within_a_round() {
+        let outcome = |tcp: &[f64]| Outcome { tcp: tcp.to_vec(), udp: None };
+        // Half of the base in each round, whatever the rounds are like.
+        let (ours, base) = (outcome(&[4.0, 1.0, 2.0]), outcome(&[8.0, 2.0, 4.0]));
+        assert_eq!(ours.ratio(&base).to_bits(), 0.5_f64.to_bits());
+        assert_eq!(ours.range(), (1.0, 4.0));
     }
 }

@@ -64,7 +64,7 @@ pub(crate) fn inside(args: &Args) -> Result<()> {
     };
     let machine = table::Machine::here()?;
     let results = measure::all(args.rounds, args.seconds)?;
-    let table = table::render(&machine, args.rounds, args.seconds, &results);
+    let table = table::render(&machine, &table::load()?, args.rounds, args.seconds, &results);
     ui::line(&format!("\n{table}"));
     if let Some(text) = text {
         fs::write(&file, table::replace(&text, &table)?)

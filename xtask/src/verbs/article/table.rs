@@ -87,10 +87,14 @@ impl Machine {
         let release = uname.release().to_string_lossy();
         // What follows the number is whoever built it.
         let kernel = release.split(['-', '+']).next().unwrap_or(&release).to_owned();
-        let load = fs::read_to_string("/proc/loadavg").context("/proc/loadavg: cannot be read")?;
-        let load = load.split(' ').next().unwrap_or_default().to_owned();
-        Ok(Self { date, cores, kernel, load })
+        Ok(Self { date, cores, kernel, load: load()? })
     }
+}
+
+/// How many processes have wanted a core, on average of the last minute.
+pub(super) fn load() -> Result<String> {
+    let load = fs::read_to_string("/proc/loadavg").context("/proc/loadavg: cannot be read")?;
+    Ok(load.split(' ').next().unwrap_or_default().to_owned())
 }
 
 /// Bit/s as Gbit/s.
@@ -99,23 +103,27 @@ fn giga(bits: f64) -> String {
 }
 
 /// The table in Markdown, with what it was measured on above it.
-pub(super) fn render(machine: &Machine, rounds: u32, seconds: u32, results: &[Outcome]) -> String {
+pub(super) fn render(
+    machine: &Machine,
+    after: &str,
+    rounds: u32,
+    seconds: u32,
+    results: &[Outcome],
+) -> String {
     let Machine { date, cores, kernel, load } = machine;
     let mut text = format!(
-        "{date}, {cores} cores, Linux {kernel}, load {load} when it began; both hosts are namespaces \
-         of this machine. TCP: median of {rounds} rounds of {seconds} s (lowest to highest), rounds \
-         rotated. UDP: at iperf3's default rate, as in the article.\n\n\
+        "{date}, {cores} cores, Linux {kernel}, load {load} before and {after} after; both hosts \
+         are namespaces of this machine. TCP: median of {rounds} rounds of {seconds} s (lowest to highest), \
+         and of the ratios within a round; rounds rotated. UDP: at iperf3's default rate, as in the article.\n\n\
          | | path | TCP, Gbit/s | ratio to C | article: TCP | article: ratio to C | UDP, Mbit/s (lost) | article: UDP |\n\
          |---|---|---|---|---|---|---|---|\n"
     );
-    let base = results.get(BASE).map_or(f64::NAN, Outcome::median);
     for (row, result) in ROWS.iter().zip(results) {
-        let median = result.median();
-        let range = match (result.tcp.first(), result.tcp.last()) {
-            (Some(low), Some(high)) if result.tcp.len() > 1 => {
-                format!(" ({} to {})", giga(*low), giga(*high))
-            }
-            _ => String::new(),
+        let range = if result.tcp.len() > 1 {
+            let (low, high) = result.range();
+            format!(" ({} to {})", giga(low), giga(high))
+        } else {
+            String::new()
         };
         let udp = result
             .udp
@@ -123,8 +131,8 @@ pub(super) fn render(machine: &Machine, rounds: u32, seconds: u32, results: &[Ou
         let Row { letter, what, tcp, ratio, udp: udp_then } = row;
         text.push_str(&format!(
             "| {letter} | {what} | {}{range} | **{:.2}** | {tcp} | {ratio} | {udp} | {udp_then} |\n",
-            giga(median),
-            median / base,
+            giga(result.median()),
+            results.get(BASE).map_or(f64::NAN, |base| result.ratio(base)),
         ));
     }
     text
@@ -169,7 +177,7 @@ mod tests {
             .into_iter()
             .map(|tcp| Outcome { tcp: vec![tcp], udp: None })
             .collect();
-        let table = render(&machine, 1, 2, &results);
+        let table = render(&machine, "1.10", 1, 2, &results);
         let row = |letter: char| {
             table.lines().find(|line| line.starts_with(&format!("| {letter} |"))).unwrap_or("")
         };
