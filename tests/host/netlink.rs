@@ -305,3 +305,26 @@ fn features_are_read_and_turned_off() {
         assert!(matches!(error, NetlinkError::NoSuchInterface(_)), "{error}");
     });
 }
+
+/// Tables that are read at once: the kernel would refuse the second one on a socket.
+#[test]
+fn tables_are_read_one_after_the_other() {
+    if !is_root() {
+        return;
+    }
+    let host = Netns::new("dumps");
+    // A table that is not read out in one piece.
+    let routes: String =
+        (0..2000).map(|i| format!("route add 10.{}.{}.0/24 dev lo\n", i / 250, i % 250)).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let batch = dir.path().join("routes");
+    std::fs::write(&batch, routes).unwrap();
+    host.run(&format!("ip -batch {}", batch.display()));
+    block_on(async {
+        let netlink = inside(&host);
+        let read = (0..8).map(|_| netlink.routes());
+        for routes in futures::future::join_all(read).await {
+            assert!(routes.unwrap().len() >= 2000);
+        }
+    });
+}

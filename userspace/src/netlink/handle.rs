@@ -10,6 +10,7 @@ use std::{
 };
 
 use futures::{StreamExt, channel::mpsc::UnboundedReceiver};
+use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use rtnetlink::{
     Handle, MulticastGroup,
@@ -31,6 +32,8 @@ use crate::sandbox::run_in;
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 /// How often a dump is tried again when the kernel's tables changed under it.
 const DUMP_ATTEMPTS: usize = 8;
+/// How long a dump waits for one before it on the same socket.
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
 /// Receive buffer of a monitor: bursts of events while the agent is busy.
 const MONITOR_BUFFER: usize = 1 << 20;
 /// Attribute of an extended acknowledgement that carries its text
@@ -54,6 +57,9 @@ struct Namespace {
     netns: File,
     /// Any socket of the namespace: ioctls of interfaces go through it.
     control: OwnedFd,
+    /// The kernel reads out one table at a time on a socket, and refuses a second one
+    /// (EBUSY).
+    dumping: tokio::sync::Mutex<()>,
 }
 
 impl Netlink {
@@ -81,7 +87,14 @@ impl Netlink {
         let control = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
             .map_err(|errno| failed(errno.into()))?;
         let (handle, _) = connect(runtime, &[]).map_err(failed)?;
-        Ok(Self { handle, namespace: Arc::new(Namespace { netns, control }) })
+        Ok(Self {
+            handle,
+            namespace: Arc::new(Namespace {
+                netns,
+                control,
+                dumping: tokio::sync::Mutex::default(),
+            }),
+        })
     }
 
     /// The namespace it works in.
@@ -122,12 +135,18 @@ impl Netlink {
         what: &str,
         message: RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>> {
+        let _turn = self.namespace.dumping.lock().await;
         for _ in 0..DUMP_ATTEMPTS {
             let mut request = NetlinkMessage::from(message.clone());
             request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-            let (rows, consistent) = self.exchange(what, request).await?;
-            if consistent {
-                return Ok(rows);
+            match self.exchange(what, request).await {
+                Ok((rows, true)) => return Ok(rows),
+                Ok((_, false)) => {}
+                // One whose reader gave up has not come to its end yet.
+                Err(error) if error.errno() == Some(Errno::EBUSY) => {
+                    tokio::time::sleep(BUSY_PAUSE).await;
+                }
+                Err(error) => return Err(error),
             }
         }
         Err(NetlinkError::Protocol {
