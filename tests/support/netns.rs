@@ -221,10 +221,13 @@ impl Underlay {
     /// When the kernel refuses.
     pub fn bridged(count: u8, mtu: u32) -> Self {
         let switch = Netns::new("switch");
-        // Nothing but what the hosts send shall be seen on the wire.
+        // Nothing but what the hosts send shall be seen on the wire. A bridge whose address
+        // is not set takes the lowest of its ports': one more port, and the hosts' neighbour
+        // entries for what listens on it (etcd) are wrong.
         switch.run(
             "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1; \
-             ip link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
+             ip link add br0 address 02:00:00:00:00:fe type bridge \
+             stp_state 0 forward_delay 0 mcast_snooping 0",
         );
         switch.run(&format!("ip link set br0 mtu {mtu} up"));
         let hosts = (0..count)
