@@ -1,4 +1,8 @@
 //! Conntrack: flows found, begun and removed.
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key or a value that is passed by value is copied to the stack, which is short"
+)]
 
 use core::ffi::c_void;
 
@@ -45,6 +49,8 @@ pub(crate) struct Target {
     pub(crate) zone: u32,
     /// As [`Flow::ifindex`].
     pub(crate) ifindex: u32,
+    /// As [`Flow::flags`], without what has been seen.
+    pub(crate) kind: u32,
 }
 
 /// What [`find`] returns.
@@ -84,19 +90,56 @@ fn refresh(routed: &Routed, generation: u32, bytes: u32, target: &mut Target) ->
         remove(key, flow);
         return found::STALE;
     }
-    if routed.tcp_flags & tcp::SYN != 0 && flow.flags & Flow::ORIG != 0 {
-        restart(key, flow, routed.tcp_flags);
+    let mut tcp_flags = routed.tcp_flags;
+    let orig = flow.flags & Flow::ORIG != 0;
+    // Nobody opens a connection against the direction of a published port: its server
+    // would reach whatever has its client's port next.
+    if !orig && flow.flags & Flow::PUBLISHED != 0 && tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
+        return found::NO;
     }
-    // SAFETY: the helper has no preconditions.
-    flow.last_seen_ns = unsafe { bpf_ktime_get_coarse_ns() };
+    if tcp_flags & tcp::SYN != 0 && orig {
+        restart(key, flow, tcp_flags);
+    }
+    if tcp_flags & (tcp::RST | tcp::FIN) != 0 {
+        tcp_flags = nat::believed(tcp_flags, routed.tcp_seq, acknowledged(key, flow));
+    }
+    if tcp_flags & (tcp::ACK | tcp::RST) == tcp::ACK {
+        flow.last_ack = routed.tcp_ack;
+    }
+    // What leads to the host's loopback device lives by the host's own packets only.
+    if orig || flow.zone != zone::LOOPBACK {
+        // SAFETY: the helper has no preconditions.
+        flow.last_seen_ns = unsafe { bpf_ktime_get_coarse_ns() };
+    }
     flow.packets += 1;
     flow.bytes += u64::from(bytes);
-    let seen = nat::seen(flow.flags, key.protocol, routed.tcp_flags);
+    let seen = nat::seen(flow.flags, key.protocol, tcp_flags);
     if seen != flow.flags {
         flow.flags = seen;
     }
-    *target = Target { to: flow.to, zone: flow.zone, ifindex: flow.ifindex };
+    let kind = flow.flags & KIND;
+    *target = Target { to: flow.to, zone: flow.zone, ifindex: flow.ifindex, kind };
     found::YES
+}
+
+/// The flags that do not change while a flow lives.
+const KIND: u32 = Flow::SEEN - 1;
+
+/// What the other direction of a flow has acknowledged last.
+#[inline(always)]
+fn acknowledged(key: &FlowKey, flow: &Flow) -> Option<u32> {
+    let other = lookup!(FLOWS, key.other(flow))?;
+    (other.flags & Flow::ACK != 0).then_some(other.last_ack)
+}
+
+/// Whether the answer to a masqueraded flow is the host's own by now: it has opened a
+/// connection with the same ports since the flow began. The host comes first.
+#[inline(always)]
+pub(crate) fn is_hosts(ctx: &TcContext, work: &Work) -> bool {
+    let key = &work.routed.key;
+    work.target.kind == Flow::MASQUERADE
+        && work.routed.has_header
+        && has_socket(ctx.skb.skb, key.protocol, &key.tuple) == socket::CONNECTED
 }
 
 /// Whether both containers of a flow are still those that it began with.
@@ -118,9 +161,8 @@ fn restart(key: &FlowKey, flow: &mut Flow, tcp_flags: u8) {
     // SAFETY: as in `refresh`.
     let reply = unsafe { &mut *reply };
     if nat::begins_anew(tcp_flags, flow.flags, reply.flags) {
-        const KEPT: u32 = Flow::SEEN - 1;
-        flow.flags &= KEPT;
-        reply.flags &= KEPT;
+        flow.flags &= KIND;
+        reply.flags &= KIND;
     }
 }
 
@@ -179,6 +221,9 @@ pub(crate) fn begin(
     direction: Direction,
 ) -> Result<(), DropReason> {
     let (skb, bytes) = (ctx.skb.skb, ctx.len());
+    if is_hop(work.new.key.zone, work.new.target.zone) && work.routed.ip.ttl() <= 1 {
+        return Err(DropReason::TtlExceeded);
+    }
     let outcome = insert(skb, work);
     match outcome & 0xff {
         0 => {}
@@ -235,6 +280,7 @@ fn insert(skb: *mut __sk_buff, work: &mut Work) -> u32 {
     entry.from_generation = new.from_generation;
     entry.to_generation = new.to_generation;
     entry.flags = nat::seen(new.flags | Flow::ORIG, new.key.protocol, tcp_flags);
+    entry.last_ack = work.routed.tcp_ack;
     let mut inserted = FLOWS.insert(&new.key, &new.entry, BPF_NOEXIST.into());
     if inserted.is_err_and(|error| error != -EEXIST) && evict() != 0 {
         told |= EVICTED;
@@ -251,7 +297,8 @@ fn insert(skb: *mut __sk_buff, work: &mut Work) -> u32 {
         Some(flow) => {
             // SAFETY: as in `refresh`.
             let flow = unsafe { &*flow };
-            work.target = Target { to: flow.to, zone: flow.zone, ifindex: flow.ifindex };
+            let kind = flow.flags & KIND;
+            work.target = Target { to: flow.to, zone: flow.zone, ifindex: flow.ifindex, kind };
             told
         }
         None => FAILED_FULL,
@@ -278,6 +325,8 @@ fn choose_port(skb: *mut __sk_buff, new: &mut NewFlow) {
     entry.from_generation = new.to_generation;
     entry.to_generation = new.from_generation;
     entry.flags = new.flags;
+    entry.last_ack = 0;
+    entry.pad = 0;
     let to = new.target.to.reversed();
     new.entry_key = FlowKey::new(new.target.zone, new.key.protocol, to);
     let mut attempt = Attempt { skb, new };
@@ -330,6 +379,25 @@ fn used_by_host(skb: *mut __sk_buff, protocol: u8, answer: &Tuple) -> u32 {
     {
         return 1;
     }
+    has_socket(skb, protocol, answer)
+}
+
+/// What [`has_socket`] returns.
+mod socket {
+    /// No socket would get the packet.
+    pub(super) const NONE: u32 = 0;
+    /// A TCP socket that listens.
+    pub(super) const LISTENING: u32 = 1;
+    /// Any other.
+    pub(super) const CONNECTED: u32 = 2;
+}
+
+/// `BPF_TCP_LISTEN` of linux/bpf.h.
+const TCP_LISTEN: u32 = 10;
+
+/// Whether a socket of the host would get the packet `answer`. A function of its own for the sake of the stack.
+#[inline(never)]
+fn has_socket(skb: *mut __sk_buff, protocol: u8, answer: &Tuple) -> u32 {
     let mut tuple = bpf_sock_tuple {
         __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 {
             ipv4: bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
@@ -344,17 +412,18 @@ fn used_by_host(skb: *mut __sk_buff, protocol: u8, answer: &Tuple) -> u32 {
     // SAFETY: the pointer is the program's own context; the tuple is on our stack
     // and as long as stated; a socket found is released.
     unsafe {
-        let socket = match protocol {
+        let found = match protocol {
             PROTO_TCP => bpf_skc_lookup_tcp(skb.cast(), &raw mut tuple, len, CURRENT_NETNS, 0),
             PROTO_UDP => bpf_sk_lookup_udp(skb.cast(), &raw mut tuple, len, CURRENT_NETNS, 0),
-            _ => return 0,
+            _ => return socket::NONE,
         };
-        if socket.is_null() {
-            return 0;
+        if found.is_null() {
+            return socket::NONE;
         }
-        bpf_sk_release(socket.cast());
+        let listens = protocol == PROTO_TCP && (*found).state == TCP_LISTEN;
+        bpf_sk_release(found.cast());
+        if listens { socket::LISTENING } else { socket::CONNECTED }
     }
-    1
 }
 
 /// Removes one flow that the agent has found to be idle, if there is one that still

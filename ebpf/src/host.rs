@@ -15,7 +15,9 @@ use crate::{
     container::Sender,
     encap::{self, Inner},
     maps::{FDB, GATEWAYS, NEIGHBOURS, NETWORKS, UNDERLAY, lookup},
-    packet::{ETH_LEN, Packet as _, gso_size, ifindex, linearise, load, redirect, store},
+    packet::{
+        ETH_LEN, Packet as _, gso_size, ifindex, is_forwarded, linearise, load, redirect, store,
+    },
     verdict,
 };
 
@@ -30,6 +32,11 @@ pub(crate) fn from_host(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn handle(ctx: &TcContext, port: u32) -> Result<Action, DropReason> {
     let &vni = lookup!(GATEWAYS, port).ok_or(DropReason::UnknownGateway)?;
+    // Only what the host sends itself: with ip_forward it would take others' packets to
+    // any port of any container.
+    if is_forwarded(ctx) {
+        return Err(DropReason::Isolated);
+    }
     let net = lookup!(NETWORKS, vni).ok_or(DropReason::UnknownNetwork)?;
     linearise(ctx);
     let eth: EthHdr = ctx.read(0).ok_or(DropReason::Malformed)?;

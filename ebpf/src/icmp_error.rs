@@ -83,6 +83,6 @@ fn try_translate(
         return Err(DropReason::HelperFailed);
     }
     let addresses = Tuple { src: becomes.src, dst: becomes.dst, ..Tuple::default() };
-    *target = Target { to: addresses, zone, ifindex };
+    *target = Target { to: addresses, zone, ifindex, kind: 0 };
     Ok(())
 }

@@ -62,7 +62,7 @@ fn handle(ctx: &TcContext) -> Result<Action, DropReason> {
 /// address here is the host's own.
 #[inline(always)]
 fn begin_published(ctx: &TcContext, work: &mut Work) -> Result<bool, DropReason> {
-    if ipv4::is_multicast(&work.routed.ip.dst) {
+    if ipv4::is_multicast(&work.routed.ip.dst) || !route::begins(&work.routed) {
         return Ok(false);
     }
     let Some(entry) = route::published(&work.routed) else { return Ok(false) };

@@ -9,7 +9,7 @@ use culvert_common::{
 
 use crate::{
     flow, fragment, icmp_error,
-    maps::{HOST_ADDRS, lookup},
+    maps::{HOST_ADDRS, NETWORKS, lookup},
     packet::{Packet as _, ifindex, is_for_host},
     parse::{self, Kind},
     route,
@@ -34,7 +34,11 @@ pub(crate) fn from_uplink(ctx: &TcContext) -> Result<Action, DropReason> {
     }
     match work.routed.kind {
         Kind::Flow => {
-            if !flow::find(DIRECTION, work, 0, ctx.len()) && !begin_published(ctx, work)? {
+            if flow::find(DIRECTION, work, 0, ctx.len()) {
+                if flow::is_hosts(ctx, work) {
+                    return Ok(Action::Pass);
+                }
+            } else if !begin_published(ctx, work)? {
                 fragment::is_host(&work.routed);
                 return Ok(Action::Pass);
             }
@@ -58,11 +62,18 @@ pub(crate) fn from_uplink(ctx: &TcContext) -> Result<Action, DropReason> {
 /// Begins a flow if the packet is for a published port.
 #[inline(always)]
 fn begin_published(ctx: &TcContext, work: &mut Work) -> Result<bool, DropReason> {
+    if !route::begins(&work.routed) {
+        return Ok(false);
+    }
     let Some(entry) = route::published(&work.routed) else { return Ok(false) };
     // A port of 127.0.0.1 is not for the outside, nor is one of an address that
     // is not the host's: that would be a packet to be forwarded.
     let dst = work.routed.ip.dst;
     if dst[0] == 127 || lookup!(HOST_ADDRS, dst).is_none() {
+        return Ok(false);
+    }
+    let net = lookup!(NETWORKS, entry.vni).ok_or(DropReason::UnknownNetwork)?;
+    if route::comes_from_outside(ctx, net.gateway_ifindex, work) == 0 {
         return Ok(false);
     }
     if route::to_published(work, entry, 0, 0) != 0 {

@@ -129,6 +129,13 @@ pub(crate) fn redirect_ingress(ifindex: u32) {
     unsafe { bpf_redirect(ifindex, BPF_F_INGRESS.into()) };
 }
 
+/// The frame has come in on another interface, and the host forwards it.
+#[inline(always)]
+pub(crate) fn is_forwarded(ctx: &TcContext) -> bool {
+    // SAFETY: the pointer is the program's own context.
+    unsafe { (*ctx.skb.skb).ingress_ifindex != 0 }
+}
+
 /// The frame's MAC is that of the interface, so that it is for this host.
 #[inline(always)]
 pub(crate) fn is_for_host(ctx: &TcContext) -> bool {

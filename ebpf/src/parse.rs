@@ -49,6 +49,10 @@ pub(crate) struct Routed {
     pub(crate) has_header: bool,
     /// Flags of the TCP header; 0 of other protocols.
     pub(crate) tcp_flags: u8,
+    /// Its sequence number.
+    pub(crate) tcp_seq: u32,
+    /// Its acknowledgement number.
+    pub(crate) tcp_ack: u32,
     /// Fragments of its datagram that have been waiting for it.
     pub(crate) held: u16,
 }
@@ -63,6 +67,8 @@ impl Default for Routed {
             kind: Kind::Unsupported,
             has_header: false,
             tcp_flags: 0,
+            tcp_seq: 0,
+            tcp_ack: 0,
             held: 0,
         }
     }
@@ -127,10 +133,13 @@ fn try_parse(ctx: &TcContext, zone: u32) -> Result<Routed, DropReason> {
     routed.key = FlowKey::new(zone, protocol, tuple);
     if protocol == PROTO_TCP {
         let flags: Option<[u8; 14]> = if plain { ctx.read(PLAIN_L4) } else { None };
-        routed.tcp_flags = match flags {
-            Some(bytes) => bytes[13],
-            None => load::<u8>(ctx, routed.l4 as usize + 13)?,
+        let bytes = match flags {
+            Some(bytes) => bytes,
+            None => load::<[u8; 14]>(ctx, routed.l4 as usize)?,
         };
+        routed.tcp_seq = u32::from_be_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+        routed.tcp_ack = u32::from_be_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
+        routed.tcp_flags = bytes[13];
     }
     if ip.more_fragments() && routed.kind == Kind::Flow {
         fragment::first(&mut routed);

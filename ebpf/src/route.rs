@@ -20,7 +20,8 @@ use culvert_common::{
         icmp::{
             V4_FRAG_NEEDED, V4_HOST_UNREACHABLE, V4_PROHIBITED, V4_TIME_EXCEEDED, V4_UNREACHABLE,
         },
-        ipv4::PROTO_ICMP,
+        ipv4::{PROTO_ICMP, PROTO_TCP, PROTO_UDP},
+        tcp,
     },
 };
 
@@ -28,7 +29,7 @@ use crate::{
     container::{Sender, tunnel},
     encap::Inner,
     flow, fragment, icmp_error,
-    maps::{ENDPOINTS, GATEWAYS, HOST_ADDRS, NETWORKS, PUBLISHED, UPLINKS, lookup},
+    maps::{ENDPOINTS, GATEWAYS, HOST_ADDRS, NETWORKS, PUBLISHED, UNDERLAY, UPLINKS, lookup},
     packet::redirect_ingress,
     parse::{self, Kind, Routed},
     translate::{self, Hook, Macs, translate},
@@ -67,7 +68,10 @@ pub(crate) fn from_container(
         return Err(reason);
     }
     if matches!(step, Step::Masquerade | Step::Publish) {
-        flow::begin(ctx, work, DIRECTION)?;
+        match flow::begin(ctx, work, DIRECTION) {
+            Err(DropReason::TtlExceeded) => return Err(ttl_exceeded(net, work)),
+            other => other?,
+        }
     }
     match step {
         Step::Host => {
@@ -160,6 +164,14 @@ fn is_local(work: &Work) -> bool {
     lookup!(HOST_ADDRS, work.routed.ip.dst).is_some()
 }
 
+/// Whether a packet may begin a flow to a published port: of TCP a SYN only, as anybody
+/// may send anything.
+#[inline(always)]
+pub(crate) fn begins(routed: &Routed) -> bool {
+    const OPENING: u8 = tcp::SYN | tcp::ACK | tcp::RST;
+    routed.key.protocol != PROTO_TCP || routed.tcp_flags & OPENING == tcp::SYN
+}
+
 /// The container that a published port leads to.
 #[inline(always)]
 pub(crate) fn published(routed: &Routed) -> Option<&'static PublishedEntry> {
@@ -182,16 +194,25 @@ pub(crate) fn published(routed: &Routed) -> Option<&'static PublishedEntry> {
 fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
     let &Sender { port, ep, net, .. } = sender;
     if is_local(work) {
-        let Some(entry) = published(&work.routed) else {
+        let entry = if begins(&work.routed) { published(&work.routed) } else { None };
+        let Some(entry) = entry else {
             fragment::is_host(&work.routed);
             return to_host(net);
         };
+        // An internal network leads to no other one.
+        if net.flags & NetworkInfo::INTERNAL != 0 && entry.vni != ep.vni {
+            return Err(DropReason::InternalNetwork);
+        }
         return match to_published(work, entry, port, ep.generation) {
             0 => Ok(Step::Publish),
             _ => Err(DropReason::UnknownEndpoint),
         };
     }
     let dst = work.routed.ip.dst;
+    if dst == net.gateway_ip {
+        // Where it is no address of the host's.
+        return to_host(net);
+    }
     if dst[0] == 0 || dst[0] == 127 || dst[0] >= 0xe0 {
         return Err(DropReason::Unroutable);
     }
@@ -218,7 +239,8 @@ pub(crate) fn to_published(
     ifindex: u32,
     generation: u32,
 ) -> u32 {
-    let Some(ep) = lookup!(ENDPOINTS, entry.ifindex) else { return 1 };
+    let ep = lookup!(ENDPOINTS, entry.ifindex).filter(|ep| ep.vni == entry.vni);
+    let Some(ep) = ep else { return 1 };
     let Some(net) = lookup!(NETWORKS, entry.vni) else { return 1 };
     let key = &work.routed.key;
     let outside = key.zone == zone::OUTSIDE;
@@ -247,6 +269,25 @@ fn to_host(net: &NetworkInfo) -> Result<Step, DropReason> {
         return Err(DropReason::Isolated);
     }
     Ok(Step::Host)
+}
+
+/// Whether the way back to the source of `work.routed` leads out of an uplink, as seen
+/// from a gateway device: else a neighbour could speak for a container or the host
+/// (RFC 3704 §2.2). A function of its own for the sake of the stack.
+#[inline(never)]
+pub(crate) fn comes_from_outside(ctx: &TcContext, gateway_ifindex: u32, work: &mut Work) -> u32 {
+    let tuple = &work.routed.key.tuple;
+    let src = tuple.src;
+    if src[0] == 0 || src[0] == 127 || src[0] >= 0xe0 || lookup!(HOST_ADDRS, src).is_some() {
+        return 0;
+    }
+    work.target.to = tuple.reversed();
+    match ask_routes(ctx, gateway_ifindex, work) {
+        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_FRAG_NEEDED => {
+            lookup!(UPLINKS, work.way.ifindex).is_some().into()
+        }
+        _ => 0,
+    }
 }
 
 /// The container is to be told that the TTL ran out.
@@ -279,6 +320,14 @@ fn try_find_way(
     begins: bool,
 ) -> Result<Step, DropReason> {
     let &Sender { ctx, port, ep, net } = sender;
+    let tuple = &work.routed.key.tuple;
+    // It would leave from our VTEP address.
+    if work.routed.key.protocol == PROTO_UDP
+        && lookup!(UNDERLAY, tuple.dst)
+            .is_some_and(|path| path.port.to_be_bytes() == tuple.dst_port)
+    {
+        return Err(DropReason::VxlanFromContainer);
+    }
     match ask_routes(ctx, net.gateway_ifindex, work) {
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_FRAG_NEEDED => {}
         // No unicast route: an address of the host's that the agent has not

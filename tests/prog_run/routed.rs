@@ -167,6 +167,7 @@ impl Began<'_> {
             from_generation: from.generation,
             to_generation: to.generation,
             flags: Flow::ORIG | self.kind | orig.seen,
+            ..Flow::default()
         };
         assert_eq!(forget_time(flow(lab, &orig_key)), wanted, "orig");
         let wanted = Flow {
@@ -193,7 +194,7 @@ impl Began<'_> {
 
 fn forget_time(flow: Flow) -> Flow {
     assert_ne!(flow.last_seen_ns, 0);
-    Flow { last_seen_ns: 0, ..flow }
+    Flow { last_seen_ns: 0, last_ack: 0, ..flow }
 }
 
 /// The entry under `key`.

@@ -196,7 +196,7 @@ fn serve(mut stream: TcpStream, behaviour: Behaviour) -> std::io::Result<()> {
             }
         }
         Behaviour::Reset => {
-            stream.read(&mut buffer)?;
+            let _ = stream.read(&mut buffer)?;
             abort(&stream);
             Ok(())
         }

@@ -72,7 +72,7 @@ impl FlowKey {
 
 /// One direction of a flow.
 ///
-/// `last_seen_ns`, `packets`, `bytes` and the upper half of `flags` are updated in
+/// `last_seen_ns`, `packets`, `bytes`, `last_ack` and the upper half of `flags` are updated in
 /// place by the programs, without atomics: a lost update costs a count, or is
 /// made good by the next packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -98,6 +98,10 @@ pub struct Flow {
     pub to_generation: u32,
     /// [`Flow::ORIG`] and its siblings.
     pub flags: u32,
+    /// TCP: the last acknowledgement number sent in this direction, in host order.
+    pub last_ack: u32,
+    /// Explicit padding; zero.
+    pub pad: u32,
 }
 
 impl Flow {
@@ -113,9 +117,10 @@ impl Flow {
     pub const SYN: u32 = 1 << 17;
     /// TCP: a segment with ACK, but neither SYN nor RST, has.
     pub const ACK: u32 = 1 << 18;
-    /// TCP: a FIN has.
+    /// TCP: a FIN has, with a sequence number that the other side expects.
     pub const FIN: u32 = 1 << 19;
-    /// TCP: an RST was the last segment that has.
+    /// TCP: an RST was the last segment that has, with a sequence number that the
+    /// other side expects.
     pub const RST: u32 = 1 << 20;
 }
 
@@ -251,7 +256,7 @@ pub const fn reserved_bit(protocol: u8, port: u16) -> Option<(u32, u64)> {
 
 const _: () = assert!(size_of::<Tuple>() == 12);
 const _: () = assert!(size_of::<FlowKey>() == 20);
-const _: () = assert!(size_of::<Flow>() == 56);
+const _: () = assert!(size_of::<Flow>() == 64);
 const _: () = assert!(size_of::<Evictable>() == 32);
 const _: () = assert!(size_of::<PublishedKey>() == 8);
 const _: () = assert!(size_of::<PublishedEntry>() == 16);

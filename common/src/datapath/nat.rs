@@ -156,7 +156,7 @@ pub const fn readdress(ip: &Ipv4Hdr, src: [u8; 4], dst: [u8; 4], hop: bool) -> I
 }
 
 /// The bits of [`Flow::flags`] that a segment sets. An RST is noted as long as
-/// nothing else follows it: a forged one costs nothing.
+/// nothing else follows it.
 #[inline(always)]
 pub const fn seen(flags: u32, protocol: u8, tcp_flags: u8) -> u32 {
     let flags = flags | Flow::SEEN;
@@ -176,6 +176,22 @@ pub const fn seen(flags: u32, protocol: u8, tcp_flags: u8) -> u32 {
         flags |= Flow::FIN;
     }
     flags
+}
+
+/// How far ahead of what the other side has acknowledged the end of a connection may
+/// be: as much data as can be under way.
+const MAX_UNDER_WAY: u32 = 1 << 22;
+
+/// The TCP flags of a segment as far as they are believed (RFC 5961 §3): an RST or a
+/// FIN only with a sequence number that the other side expects. `acknowledged` is what
+/// that has acknowledged last, `None` if nothing. A segment that is not believed passes
+/// all the same: its receiver knows better.
+#[inline(always)]
+pub const fn believed(tcp_flags: u8, seq: u32, acknowledged: Option<u32>) -> u8 {
+    match acknowledged {
+        Some(ack) if seq.wrapping_sub(ack) >= MAX_UNDER_WAY => tcp_flags & !(tcp::RST | tcp::FIN),
+        _ => tcp_flags,
+    }
 }
 
 /// Whether a segment of the `ORIG` direction begins a connection anew on the ports

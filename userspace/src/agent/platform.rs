@@ -139,6 +139,9 @@ pub(crate) trait Platform: Kernel<Error = DatapathError> + Send + Sync + 'static
     /// Idempotent.
     async fn open_gateway(&self, gateway: &GatewaySpec) -> Result<(), PlugError>;
 
+    /// Sees that packets may be routed from the gateway devices of these networks.
+    async fn keep_gateways(&self, vnis: &[u32]) -> Result<(), ApiError>;
+
     /// Removes the gateway device of a network. Idempotent.
     async fn unplug_gateway(&self, vni: u32, ifindex: u32) -> Result<(), PlugError>;
 

@@ -107,6 +107,11 @@ pub(super) fn attach(
     if replace(ebpf, dir, attachment, ifindex)? {
         return Ok(());
     }
+    if attachment == Attachment::UplinkXdp {
+        // XDP is one program per interface: that of another map layout has to go first. It
+        // only drops, and tcx checks again.
+        release_other_versions(dir, ifindex)?;
+    }
     let refused = refused(ifindex, "attach");
     let name = nix::net::if_::if_indextoname(ifindex)
         .map_err(|errno| refused(Box::new(errno)))?
@@ -135,6 +140,17 @@ pub(super) fn attach(
         }
     };
     link.pin(attachment.pin(dir, ifindex)).map_err(|error| refused(Box::new(error)))?;
+    Ok(())
+}
+
+/// Removes the XDP links to an interface that are pinned under other versions.
+fn release_other_versions(dir: &Path, ifindex: u32) -> Result<(), DatapathError> {
+    let Some((version, bpffs)) = dir.parent().and_then(|own| Some((own, own.parent()?))) else {
+        return Ok(());
+    };
+    for other in bpffs::list(bpffs)?.iter().filter(|other| *other != version) {
+        bpffs::remove_file(&Attachment::UplinkXdp.pin(&other.join("links"), ifindex))?;
+    }
     Ok(())
 }
 

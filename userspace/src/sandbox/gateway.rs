@@ -88,12 +88,21 @@ pub async fn plug_gateway(netlink: &Netlink, spec: &GatewaySpec) -> Result<u32> 
     let device = name.clone();
     run_in(netlink.netns(), move || -> Result<()> {
         sysctl::set("ipv6", &device, "disable_ipv6", "1")?;
-        // The routes of the host are looked up for packets that come in here
-        // (bpf_fib_lookup); the kernel itself forwards none of them.
-        sysctl::set("ipv4", &device, "forwarding", "1")?;
-        Ok(())
+        keep_forwarding(&device).map(drop)
     })??;
     Ok(link.index)
+}
+
+/// Lets the host's routes be looked up for packets that come in on a gateway device
+/// (`bpf_fib_lookup` asks for it). The kernel forwards what the programs hand to the host
+/// only where other software has changed its destination. To be called in the host's
+/// namespace. Returns whether somebody had switched it off: writing
+/// `net.ipv4.ip_forward` does, on every interface.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn keep_forwarding(device: &str) -> Result<bool> {
+    Ok(sysctl::set("ipv4", device, "forwarding", "1")?.unwrap_or(false))
 }
 
 /// Brings the gateway device up, with its address: once its program is attached.

@@ -23,8 +23,8 @@ pub use detach::{spawn_detached, supervise_detached};
 pub use error::SandboxError;
 pub use exec::{ExecError, SuperviseSpec, supervise};
 pub use gateway::{
-    GatewaySpec, allow_loopback, gateway_ifname, gateway_of, open_gateway, plug_gateway,
-    unplug_gateway,
+    GatewaySpec, allow_loopback, gateway_ifname, gateway_of, keep_forwarding, open_gateway,
+    plug_gateway, unplug_gateway,
 };
 pub use netns::{NetnsId, Sandbox, run_in, same_namespace};
 

@@ -73,6 +73,14 @@ impl Engine {
         }
     }
 
+    /// Sees that the gateway devices route.
+    pub(super) async fn keep_gateways(&self) {
+        let vnis: Vec<u32> = self.gateway_specs.keys().copied().collect();
+        let kept = self.shared.platform.keep_gateways(&vnis).await;
+        let line = kept.err().map(|error| format!("gateway devices: {}", error.message));
+        self.shared.problem("gateways", line);
+    }
+
     /// Somebody removed a gateway device.
     pub(super) fn gateway_gone(&mut self, ifindex: u32) {
         let gone = self.gateways.iter().find(|(_, device)| **device == ifindex);

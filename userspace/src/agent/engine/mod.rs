@@ -158,6 +158,7 @@ impl Engine {
                 _ = retry.tick() => {
                     self.retry();
                     self.find_lost_sandboxes();
+                    self.keep_gateways().await;
                 }
                 _ = ageing.tick() => self.age(),
                 _ = anti_entropy.tick(), if self.informed => self.anti_entropy().await,

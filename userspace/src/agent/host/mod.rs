@@ -281,6 +281,19 @@ impl Platform for Host {
         Ok(sandbox::open_gateway(&self.netlink, gateway).await.map_err(sandbox_refused)?)
     }
 
+    async fn keep_gateways(&self, vnis: &[u32]) -> Result<(), ApiError> {
+        let devices: Vec<String> = vnis.iter().map(|vni| sandbox::gateway_ifname(*vni)).collect();
+        let keep = move || {
+            for device in devices {
+                if sandbox::keep_forwarding(&device)? {
+                    tracing::warn!("{device}: forwarding had been switched off; it is on again");
+                }
+            }
+            Ok(())
+        };
+        blocking(keep).await?.map_err(sandbox_refused)
+    }
+
     async fn unplug_gateway(&self, vni: u32, ifindex: u32) -> Result<(), PlugError> {
         sandbox::unplug_gateway(&self.netlink, vni).await.map_err(sandbox_refused)?;
         Ok(self.datapath.detach_gateway(ifindex).map_err(broken)?)

@@ -213,6 +213,10 @@ impl Platform for Paper {
         Ok(())
     }
 
+    async fn keep_gateways(&self, _vnis: &[u32]) -> Result<(), ApiError> {
+        Ok(())
+    }
+
     async fn unplug_gateway(&self, vni: u32, _ifindex: u32) -> Result<(), PlugError> {
         self.state().gateways.remove(&vni);
         Ok(())

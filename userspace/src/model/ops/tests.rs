@@ -158,16 +158,14 @@ fn a_bridge_network_is_its_nodes_own() {
         own.name = own.name.on(&name(node));
         own
     };
-    let mut expected = 257;
-    for (spec, subnet) in [
+    for (expected, (spec, subnet)) in (257..).zip([
         (own("bridge", "host1", &[]), "172.17.0.0/16"),
         (own("lan", "host1", &[]), "172.18.0.0/16"),
         (own("bridge", "host2", &[]), "172.17.0.0/16"),
         (own("lan", "host2", &["172.18.0.0/16"]), "172.18.0.0/16"),
-    ] {
+    ]) {
         let (made, plan) = create_network(&cluster.view, &spec).expect("plan");
         assert_eq!((made.vni.get(), made.subnets[0].subnet.to_string()), (expected, subnet.into()));
-        expected += 1;
         cluster.carry_out(plan.writes);
     }
     let view = &cluster.view;
