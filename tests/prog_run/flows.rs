@@ -3,7 +3,7 @@
 
 use culvert::datapath::Table as _;
 use culvert_common::abi::{Action, DropReason, Evictable, Flow, FlowKey, Note, Tuple};
-use culvert_tests::packet::{ACK, FIN, Host, RST, SYN, V4};
+use culvert_tests::packet::{ACK, FIN, Host, RST, SEQ, SYN, V4};
 
 use crate::{
     lab::Lab,
@@ -19,6 +19,7 @@ use crate::{
 cases!(
     flags_by_direction,
     rst_is_forgotten_when_something_follows,
+    rst_and_fin_of_another_sequence_number,
     syn_begins_anew_after_both_fins,
     syn_begins_anew_after_an_rst,
     syn_does_not_begin_anew_before,
@@ -95,6 +96,20 @@ fn exchange_on(lab: &mut Lab, segments: &[(bool, u8)]) {
             lab.at_underlay(&from_server(*flags).frame()).arrives_as(&arrived(*flags), &[]);
         }
     }
+}
+
+/// Who does not know where a connection is cannot end it.
+fn rst_and_fin_of_another_sequence_number(lab: &mut Lab) {
+    exchange(lab, &[(true, SYN), (false, SYN | ACK), (true, ACK), (false, ACK)]);
+    let before = seen(lab);
+    for (flags, seq) in [(RST, 1), (RST | ACK, SEQ - 1), (FIN | ACK, SEQ + (1 << 22))] {
+        let forged = V4::segment_at(&SERVER, &US, (80, PORT), flags, seq, &[]);
+        let passed = V4::segment_at(&SERVER, &ONE, (80, PORT), flags, seq, &[]);
+        lab.at_underlay(&forged.frame()).arrives_as(&inbound(&passed, &GATEWAY), &[]);
+        assert_eq!(seen(lab), before, "flags {flags:#x}, sequence number {seq}");
+    }
+    exchange_on(lab, &[(false, RST)]);
+    assert_eq!(seen(lab), (before.0, before.1 | Flow::RST));
 }
 
 fn rst_is_forgotten_when_something_follows(lab: &mut Lab) {

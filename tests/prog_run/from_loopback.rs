@@ -207,7 +207,10 @@ fn in_fragments(lab: &mut Lab) {
 
 fn gso(lab: &mut Lab) {
     publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    let opening = V4::segment(&LOCAL, &LOCAL, (5000, PUBLISHED), SYN, &[]);
+    let opened = V4::segment(&GATEWAY, &ONE, (5000, 80), SYN, &[]);
+    lab.at_loopback(&opening.frame()).arrives_as(&arrived(opened, &GATEWAY), &CREATED);
     let came = V4::tcp(&LOCAL, &LOCAL, (5000, PUBLISHED), &payload(3500));
     let went = V4::tcp(&GATEWAY, &ONE, (5000, 80), &payload(3500));
-    lab.at_loopback(&came.frame()).gso(1400).arrives_as(&arrived(went, &GATEWAY), &CREATED);
+    lab.at_loopback(&came.frame()).gso(1400).arrives_as(&arrived(went, &GATEWAY), &[]);
 }

@@ -3,7 +3,7 @@
 
 use culvert::datapath::Table as _;
 use culvert_common::abi::{Action, DropReason, Flow};
-use culvert_tests::packet::{ACK, FIN, Host, SYN, V4, payload};
+use culvert_tests::packet::{ACK, FIN, Host, RST, SYN, V4, payload};
 
 use crate::{
     compare::same,
@@ -40,6 +40,8 @@ cases!(
     published_not_of_others,
     published_container_is_gone,
     published_network_is_gone,
+    published_begins_with_a_syn,
+    published_not_from_addresses_of_ours,
     published_same_client_port_twice,
     published_summed_by_the_card,
     published_fragments,
@@ -298,7 +300,28 @@ fn published_network_is_gone(lab: &mut Lab) {
     publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
     lab.tables.networks.remove(&crate::world::A).unwrap();
     let frame = syn(&SERVER, &US, (5000, PUBLISHED)).frame();
-    lab.at_underlay(&frame).drops(DropReason::UnknownEndpoint);
+    lab.at_underlay(&frame).drops(DropReason::UnknownNetwork);
+}
+
+/// What does not open a connection is the host's to answer.
+fn published_begins_with_a_syn(lab: &mut Lab) {
+    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    for flags in [0, ACK, FIN, ACK | FIN, RST, SYN | ACK, SYN | RST] {
+        let segment = V4::segment(&SERVER, &US, (5000, PUBLISHED), flags, &[]);
+        lab.at_underlay(&segment.frame()).passes(&[]);
+    }
+    assert_eq!(entries(lab), 0);
+}
+
+/// A neighbour cannot speak for the host, a container, or nobody.
+fn published_not_from_addresses_of_ours(lab: &mut Lab) {
+    publish(lab, [0; 4], 17, PUBLISHED, Port::A1, 53);
+    for v4 in [US.v4, TWO.v4, GATEWAY.v4, [127, 0, 0, 1], [0; 4], [224, 0, 0, 1], [255; 4]] {
+        let client = Host { v4, ..SERVER };
+        let datagram = V4::udp(&client, &US, (5000, PUBLISHED), &payload(9));
+        lab.at_underlay(&datagram.frame()).passes(&[]);
+    }
+    assert_eq!(entries(lab), 0);
 }
 
 fn published_same_client_port_twice(lab: &mut Lab) {

@@ -14,7 +14,7 @@ use crate::{
         to_gateway, unsummed, with_routes,
     },
     run::Left,
-    world::{ONE, SERVER, SERVER2, TWO, US, any_source},
+    world::{ONE, PEER2, SERVER, SERVER2, TO_PEER2, TWO, US, any_source},
 };
 
 cases!(
@@ -42,7 +42,17 @@ cases!(
     port_zero,
     echo_reply_of_no_flow,
     ports_exhausted,
+    vxlan_to_the_port_of_any_vtep,
 );
+
+/// It would leave from our own VTEP address, which the other side trusts.
+fn vxlan_to_the_port_of_any_vtep(lab: &mut Lab) {
+    let vtep = Host { v4: PEER2, ..SERVER };
+    let port = TO_PEER2.port;
+    let datagram = to_gateway(&V4::udp(&ONE, &vtep, (PORT, port), &payload(64)));
+    lab.at_container(Port::A1, &datagram.frame()).drops(DropReason::VxlanFromContainer);
+    assert_eq!(entries(lab), 0);
+}
 
 /// A packet from `A1` to the server, and what leaves for it with `port` as its source.
 type Pair = (V4, fn(u16) -> V4);

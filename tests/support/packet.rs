@@ -125,7 +125,20 @@ impl V4 {
 
     /// The same with other [flags](FIN) than ACK alone.
     pub fn segment(src: &Host, dst: &Host, ports: (u16, u16), flags: u8, payload: &[u8]) -> Self {
+        Self::segment_at(src, dst, ports, flags, SEQ, payload)
+    }
+
+    /// The same with another sequence number than [`SEQ`].
+    pub fn segment_at(
+        src: &Host,
+        dst: &Host,
+        ports: (u16, u16),
+        flags: u8,
+        seq: u32,
+        payload: &[u8],
+    ) -> Self {
         let mut header = tcp_header(ports);
+        header.sequence_number = seq;
         header.fin = flags & FIN != 0;
         header.syn = flags & SYN != 0;
         header.rst = flags & RST != 0;
@@ -169,6 +182,10 @@ impl V4 {
     }
 }
 
+/// Sequence number of every segment, and what each acknowledges: all of them are
+/// expected by their receivers.
+pub const SEQ: u32 = 0x0102_0304;
+
 /// A UDP header without a checksum.
 fn udp_header(ports: (u16, u16), payload_len: usize) -> UdpHeader {
     UdpHeader::without_ipv4_checksum(ports.0, ports.1, payload_len).expect("payload of a datagram")
@@ -176,8 +193,9 @@ fn udp_header(ports: (u16, u16), payload_len: usize) -> UdpHeader {
 
 /// The header of a TCP segment with a timestamp option, without a checksum.
 fn tcp_header(ports: (u16, u16)) -> TcpHeader {
-    let mut header = TcpHeader::new(ports.0, ports.1, 0x0102_0304, 4096);
+    let mut header = TcpHeader::new(ports.0, ports.1, SEQ, 4096);
     header.ack = true;
+    header.acknowledgment_number = SEQ;
     // NOP, NOP, timestamps.
     header.set_options_raw(&[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2]).expect("options of a segment");
     header

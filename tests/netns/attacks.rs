@@ -1,0 +1,172 @@
+//! What an ill-meaning container or neighbour must not get.
+
+use std::{
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    os::fd::AsRawFd as _,
+    path::Path,
+    time::Duration,
+};
+
+use culvert_tests::{
+    cluster::{SOON, unique_name},
+    netns::{is_root, wait_until},
+    outside::Outside,
+    sock::{self, Behaviour, PATIENCE, Server, Use, container},
+};
+use etherparse::PacketBuilder;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
+};
+
+use crate::nat::World;
+
+fn any(port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)
+}
+
+/// Sends whole IPv4 packets.
+fn send_raw(netns: &Path, to: Ipv4Addr, packets: &[Vec<u8>]) {
+    sock::within(netns, || {
+        let raw =
+            socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)
+                .unwrap();
+        let to = SockaddrIn::from(SocketAddrV4::new(to, 0));
+        for packet in packets {
+            sendto(raw.as_raw_fd(), packet, &to, MsgFlags::empty()).unwrap();
+        }
+    });
+}
+
+fn datagram(from: SocketAddrV4, to: SocketAddrV4) -> Vec<u8> {
+    let builder = PacketBuilder::ipv4(from.ip().octets(), to.ip().octets(), 64);
+    let mut packet = Vec::new();
+    builder.udp(from.port(), to.port()).write(&mut packet, b"x").unwrap();
+    packet
+}
+
+/// A container that has opened flows from every port to a server does not get the
+/// answers of the host's own connections to that server.
+#[test]
+fn a_container_cannot_take_the_hosts_answers() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(1);
+    let (name, ip) = world.run("bridge", &[]);
+    let server = SocketAddrV4::new(Outside::IP, 53);
+    let _udp = Server::udp(world.outside.host.path(), any(53));
+    let packets: Vec<_> =
+        (32_768..61_000).map(|port| datagram(SocketAddrV4::new(ip, port), server)).collect();
+    send_raw(&container(&name), Outside::IP, &packets);
+    assert!(world.host().counter("from_container", "flow_created") > 20_000);
+    for _ in 0..10 {
+        assert_eq!(sock::udp(world.host().netns.path(), server, 0, 5), "ok 5");
+    }
+}
+
+/// The server behind a published port cannot open a connection to what has its former
+/// client's port on the host's loopback address.
+#[test]
+fn a_published_port_opens_no_way_back() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(1);
+    let host = world.host();
+    let (name, _) = world.run("bridge", &["-p", "127.0.0.1:8081:80"]);
+    let inside = Server::tcp(&container(&name), any(80), Behaviour::Echo);
+    let published = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8081);
+    assert_eq!(sock::tcp(host.netns.path(), published, 41_234, Use::Abort), "ok aborted");
+    drop(inside);
+    let secret = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 41_234);
+    let secret = Server::tcp(host.netns.path(), secret, Behaviour::Echo);
+    let gateway = SocketAddrV4::new([172, 17, 0, 1].into(), 41_234);
+    let answer = sock::tcp(&container(&name), gateway, 80, Use::Echo(1));
+    assert_eq!(answer, "refused", "the host's own stack answers");
+    assert_eq!(secret.seen().len(), 0);
+}
+
+/// A host that forwards for others forwards nothing into a network.
+#[test]
+fn a_router_does_not_open_the_networks() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(1);
+    let host = world.host();
+    let (name, ip) = world.run("bridge", &[]);
+    let server = Server::udp(&container(&name), any(7000));
+    host.netns.run("sysctl -qw net.ipv4.ip_forward=1");
+    world.outside.router.run(&format!("ip route add 172.17.0.0/16 via {}", host.vtep()));
+    let to = SocketAddrV4::new(ip, 7000);
+    assert_eq!(sock::udp(world.outside.host.path(), to, 0, 1), "timeout");
+    assert_eq!(server.seen().len(), 0);
+    assert!(host.counter("from_host", "isolated") > 0);
+    // The host itself gets through, and so do its errors.
+    assert_eq!(sock::udp(host.netns.path(), to, 0, 1), "ok 1");
+    let nobody = SocketAddrV4::new([172, 17, 0, 1].into(), 7001);
+    assert_eq!(sock::udp(&container(&name), nobody, 0, 1), "refused");
+}
+
+/// Switching forwarding off on the host does not cut the containers off for long.
+#[test]
+fn switching_forwarding_off_is_made_good() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(1);
+    let host = world.host();
+    let (name, _) = world.run("bridge", &[]);
+    let _server = Server::udp(world.outside.host.path(), any(53));
+    host.netns.run("sysctl -qw net.ipv4.ip_forward=1; sysctl -qw net.ipv4.ip_forward=0");
+    let server = SocketAddrV4::new(Outside::IP, 53);
+    wait_until(Duration::from_secs(5), "the way out", || {
+        sock::udp(&container(&name), server, 0, 1) == "ok 1"
+    });
+}
+
+/// A neighbour cannot speak to a published port for the host or for its containers.
+#[test]
+fn a_neighbour_speaks_for_itself_only() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(1);
+    let host = world.host();
+    let (name, ip) = world.run("bridge", &["-p", "5353:53/udp"]);
+    let server = sock::within(&container(&name), || UdpSocket::bind("0.0.0.0:53")).unwrap();
+    server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let to = SocketAddrV4::new(host.vtep(), 5353);
+    let spoofed = [ip, [172, 17, 0, 1].into(), [172, 17, 0, 77].into(), host.vtep()];
+    let packets: Vec<_> =
+        spoofed.iter().map(|from| datagram(SocketAddrV4::new(*from, 5000), to)).collect();
+    send_raw(world.outside.router.path(), host.vtep(), &packets);
+    let mut buffer = [0; 16];
+    assert!(server.recv_from(&mut buffer).is_err(), "a spoofed datagram came through");
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    let own = datagram(SocketAddrV4::new(Outside::IP, 5000), to);
+    send_raw(world.outside.host.path(), host.vtep(), &[own]);
+    let (_, from) = server.recv_from(&mut buffer).unwrap();
+    assert_eq!(from.ip(), Outside::IP);
+}
+
+/// An internal network's gateway is no way to other networks' published ports.
+#[test]
+fn an_internal_network_reaches_no_published_port_of_others() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(1);
+    let host = world.host();
+    host.ok(&["network", "create", "-d", "bridge", "--subnet", "10.8.0.0/24", "--internal", "in"]);
+    let (open, _) = world.run("bridge", &["-p", "8080:80"]);
+    let server = Server::tcp(&container(&open), any(80), Behaviour::Echo);
+    let closed = unique_name("in");
+    host.run_idle(&closed, "in", &[]);
+    let to = SocketAddrV4::new([10, 8, 0, 1].into(), 8080);
+    assert_eq!(sock::tcp(&container(&closed), to, 0, Use::Echo(1)), "timeout");
+    assert_eq!(server.seen().len(), 0);
+    wait_until(SOON, "the drop to be counted", || {
+        host.counter("from_container", "internal_network") > 0
+    });
+}
