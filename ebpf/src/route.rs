@@ -193,7 +193,12 @@ pub(crate) fn published(routed: &Routed) -> Option<&'static PublishedEntry> {
 #[inline(always)]
 fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
     let &Sender { port, ep, net, .. } = sender;
-    if is_local(work) {
+    let dst = work.routed.ip.dst;
+    let gateway = dst == net.gateway_ip;
+    if gateway && net.flags & NetworkInfo::HOST_ACCESS == 0 {
+        return Err(DropReason::Isolated);
+    }
+    if gateway || is_local(work) {
         let entry = if begins(&work.routed) { published(&work.routed) } else { None };
         let Some(entry) = entry else {
             fragment::is_host(&work.routed);
@@ -207,11 +212,6 @@ fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
             0 => Ok(Step::Publish),
             _ => Err(DropReason::UnknownEndpoint),
         };
-    }
-    let dst = work.routed.ip.dst;
-    if dst == net.gateway_ip {
-        // Where it is no address of the host's.
-        return to_host(net);
     }
     if dst[0] == 0 || dst[0] == 127 || dst[0] >= 0xe0 {
         return Err(DropReason::Unroutable);

@@ -1,5 +1,7 @@
 //! What an ill-meaning container or neighbour must not get.
 
+#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+
 use std::{
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
     os::fd::AsRawFd as _,

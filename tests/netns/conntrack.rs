@@ -1,5 +1,7 @@
 //! A full conntrack table: what goes on, and what does not.
 
+#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+
 use std::net::{SocketAddrV4, UdpSocket};
 
 use culvert_tests::{

@@ -1,6 +1,8 @@
 //! The network modes besides a plain network: `none`, `host`, `container:NAME`, several
 //! networks at once, and a host's own networks.
 
+#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+
 use std::os::unix::fs::MetadataExt as _;
 
 use aya::programs::TcAttachType;

@@ -52,7 +52,8 @@ fn receive(lab: &mut Lab, count: usize) -> Vec<(Port, Vec<u8>)> {
 
 fn out_and_back(lab: &mut Lab) {
     let mut live = Live::attach(lab);
-    let kinds: [(fn(&Host) -> V4, fn(&Host) -> V4); 3] = [
+    type Packet = fn(&Host) -> V4;
+    let kinds: [(Packet, Packet); 3] = [
         (
             |from| V4::segment(from, &SERVER, (PORT, 80), SYN, &[]),
             |to| V4::tcp(&SERVER, to, (80, PORT), &payload(1000)),

@@ -25,7 +25,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     findings.push(clock(facts));
     findings.push(ok(
         "firewall",
-        "overlay frames pass the host's netfilter rules and rp_filter by: none is needed"
+        "tunnelled, masqueraded and published packets pass the host's netfilter rules by; those between containers and the host itself go through them, on interfaces cvg*"
             .to_owned(),
     ));
     findings
