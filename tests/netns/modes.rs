@@ -117,6 +117,46 @@ fn a_container_shares_anothers_network() {
     assert_eq!(again, ip);
 }
 
+/// A container whose command says which port it will listen on.
+fn exposing<'a>(name: &'a str, network: &'a str, expose: &'a str) -> [&'a str; 11] {
+    ["run", "-d", "--name", name, "--network", network, "--expose", expose, "--", "sleep", "1000"]
+}
+
+/// A command that says which port it will listen on is told who has it already: in a
+/// sandbox that it shares, on the host, or by publishing it.
+#[test]
+fn a_port_that_somebody_has_is_named_with_its_holder() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(1);
+    let host = world.host();
+    let (owner, _) = world.run("bridge", &["-p", "8080:80"]);
+    let own = format!("pid {}", std::process::id());
+    let side = unique_name("side");
+    let shared = format!("container:{owner}");
+    let refused = |network: &str, expose: &str, words: &[&str]| {
+        let line = host.refused(1, &exposing(&side, network, expose));
+        for word in words {
+            assert!(line.contains(word), "no {word:?} in: {line}");
+        }
+    };
+    let inside = Server::tcp(&container(&owner), any(80), Behaviour::Echo);
+    let on_host = Server::udp(host.netns.path(), any(5353));
+    refused(&shared, "80", &["port 80/tcp", &own]);
+    refused(&shared, "79-81/tcp", &["port 80/tcp", &own]);
+    refused("host", "5353/udp", &["port 5353/udp", &own]);
+    refused("host", "8080", &["port 8080/tcp", &owner]);
+    assert!(
+        host.refused(2, &["run", "--name", "x", "--expose", "1:2", "--", "true"]).contains("1:2")
+    );
+    drop((inside, on_host));
+    for (network, expose) in [(shared.as_str(), "80"), ("host", "5353/udp"), ("bridge", "80")] {
+        host.ok(&exposing(&side, network, expose));
+        host.ok(&["rm", "-f", &side]);
+    }
+}
+
 /// A container in several networks, each with an address and a MAC of its choice; an
 /// address is given again when it has been released, and not before.
 #[test]
