@@ -3,7 +3,7 @@
 
 use aya_ebpf::programs::TcContext;
 use culvert_common::{
-    abi::{Action, Direction, DropReason, zone},
+    abi::{Action, Direction, DropReason, HELD_FRAME_LEN, zone},
     wire::{EthHdr, ethernet::ETH_P_IP},
 };
 
@@ -49,7 +49,11 @@ pub(crate) fn from_uplink(ctx: &TcContext) -> Result<Action, DropReason> {
             }
         }
         Kind::LateFragment | Kind::FirstOfHeld => {
-            if lookup!(HOST_ADDRS, work.routed.ip.dst).is_none() {
+            // One that is too long to be kept, on a link with jumbo frames, may well be
+            // the host's.
+            if ctx.len() as usize > HELD_FRAME_LEN
+                || lookup!(HOST_ADDRS, work.routed.ip.dst).is_none()
+            {
                 return Ok(Action::Pass);
             }
             return fragment::hold(ctx, DIRECTION, work, ifindex(ctx));

@@ -1,11 +1,15 @@
 //! What goes wrong around the agents: the store, what is in it, the agents themselves.
 
+#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+
 use std::time::Duration;
 
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
     netns::{is_root, wait_until},
+    sock,
 };
+use etcd_client::Client;
 use nix::sys::signal::Signal;
 
 /// The store goes away and comes back: traffic flows on, the agent says so and
@@ -64,6 +68,19 @@ fn a_store_that_is_not_there_yet() {
     cluster.hosts[0].wait_ready();
 }
 
+/// Writes below our prefix as somebody else, from the namespace of the store.
+fn put(cluster: &Cluster, records: &[(&str, &[u8])]) {
+    sock::within(cluster.switch.path(), || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut client = Client::connect([cluster.etcd.endpoint()], None).await.unwrap();
+            for (key, value) in records {
+                client.put(format!("/culvert/v1/{key}"), *value, None).await.unwrap();
+            }
+        });
+    });
+}
+
 /// Garbage and records of a newer Culvert under our keys: skipped and named,
 /// the rest works.
 #[test]
@@ -74,18 +91,17 @@ fn garbage_in_the_store() {
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
     host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
-    let put = |key: &str, value: &str| {
-        cluster.switch.run(&format!(
-            "ETCDCTL_API=3 etcdctl --endpoints http://{} put /culvert/v1/{key} '{value}'",
-            cluster.etcd.endpoint()
-        ));
-    };
-    put("networks/broken", "not json {");
-    put("networks/newer", r#"{"schema":99,"name":"newer"}"#);
-    put("endpoints/net/strange", r#"{"schema":1,"id":3}"#);
-    put("nodes/other", "\\377\\376");
-    put("what/is/this", "x");
-    put("vnis/banana", "{}");
+    put(
+        &cluster,
+        &[
+            ("networks/broken", b"not json {"),
+            ("networks/newer", br#"{"schema":99,"name":"newer"}"#),
+            ("endpoints/net/strange", br#"{"schema":1,"id":3}"#),
+            ("nodes/other", b"\xff\xfe"),
+            ("what/is/this", b"x"),
+            ("vnis/banana", b"{}"),
+        ],
+    );
     wait_until(SOON, "the problems to be named", || {
         let problems = host.json(&["status"])["problems"].to_string();
         ["networks/broken", "networks/newer", "endpoints/net/strange", "nodes/other"]
