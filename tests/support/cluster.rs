@@ -406,6 +406,9 @@ impl Drop for Host {
             .arg("--bpffs")
             .arg(self.bpffs())
             .output();
+        // Supervisors go on trying to tell the agent that their program has ended.
+        let supervised = format!("--socket {} __supervise", self.socket().display());
+        let _ = Command::new("pkill").args(["-KILL", "-f", "--", &supervised]).output();
         let _ = Command::new("umount").args(["-l"]).arg(self.bpffs()).output();
     }
 }
