@@ -282,12 +282,22 @@ pub(crate) fn comes_from_outside(ctx: &TcContext, gateway_ifindex: u32, work: &m
         return 0;
     }
     work.target.to = tuple.reversed();
-    match ask_routes(ctx, gateway_ifindex, work) {
+    match ask_routes(ctx, gateway_ifindex, 0, work) {
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_FRAG_NEEDED => {
             lookup!(UPLINKS, work.way.ifindex).is_some().into()
         }
         _ => 0,
     }
+}
+
+/// The container is to be told what the way out takes.
+#[inline(always)]
+fn too_big(net: &NetworkInfo, work: &mut Work) -> DropReason {
+    // SAFETY: every bit pattern is valid for the members of the union.
+    let mtu = unsafe { work.way.__bindgen_anon_1.mtu_result };
+    let (kind, code) = (V4_UNREACHABLE, V4_FRAG_NEEDED);
+    work.error = Some(Error { from: net.gateway_ip, kind, code, mtu });
+    DropReason::PacketTooBig
 }
 
 /// The container is to be told that the TTL ran out.
@@ -328,8 +338,9 @@ fn try_find_way(
     {
         return Err(DropReason::VxlanFromContainer);
     }
-    match ask_routes(ctx, net.gateway_ifindex, work) {
-        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_FRAG_NEEDED => {}
+    match ask_routes(ctx, net.gateway_ifindex, segment_len, work) {
+        BPF_FIB_LKUP_RET_SUCCESS => {}
+        BPF_FIB_LKUP_RET_FRAG_NEEDED => return Err(too_big(net, work)),
         // No unicast route: an address of the host's that the agent has not
         // told us of yet, or none. The host's stack knows what to say.
         BPF_FIB_LKUP_RET_NOT_FWDED => return to_host(net),
@@ -342,13 +353,6 @@ fn try_find_way(
     lookup!(UPLINKS, ifindex).ok_or(DropReason::NotAnUplink)?;
     if work.routed.ip.ttl() <= 1 {
         return Err(ttl_exceeded(net, work));
-    }
-    // SAFETY: every bit pattern is valid for the members of the union.
-    let mtu = u32::from(unsafe { work.way.__bindgen_anon_1.mtu_result });
-    if segment_len > mtu {
-        let (kind, code) = (V4_UNREACHABLE, V4_FRAG_NEEDED);
-        work.error = Some(Error { from: net.gateway_ip, kind, code, mtu: mtu as u16 });
-        return Err(DropReason::PacketTooBig);
     }
     if begins {
         masquerade(work, port, ep.generation);
@@ -388,25 +392,29 @@ fn redirect_to_next_hop(way: &bpf_fib_lookup) -> u32 {
     unsafe { helpers::bpf_redirect_neigh(way.ifindex, &raw mut neighbour, len, 0) as u32 }
 }
 
-/// Asks the kernel's routes. Returns its answer, one of `BPF_FIB_LKUP_RET_*`.
+/// Asks the kernel's routes for a packet of `len` bytes, which is compared with the MTU
+/// of the route and with what the host has learnt of the path (RFC 1191); 0: with the
+/// device's. Returns its answer, one of `BPF_FIB_LKUP_RET_*`.
 #[inline(always)]
-fn ask_routes(ctx: &TcContext, gateway_ifindex: u32, work: &mut Work) -> u32 {
+fn ask_routes(ctx: &TcContext, gateway_ifindex: u32, len: u32, work: &mut Work) -> u32 {
     let to = &work.target.to;
     let params = &mut work.way;
     params.family = AF_INET;
     params.l4_protocol = work.routed.key.protocol;
     params.sport = u16::from_ne_bytes(to.src_port);
     params.dport = u16::from_ne_bytes(to.dst_port);
-    params.__bindgen_anon_1.tot_len = 0;
+    params.__bindgen_anon_1.tot_len = len.min(u16::MAX.into()) as u16;
     params.ifindex = gateway_ifindex;
     params.__bindgen_anon_2.flowinfo = 0;
     params.__bindgen_anon_2.tos = work.routed.ip.tos();
     params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(to.src);
     params.__bindgen_anon_4.ipv6_dst = [u32::from_ne_bytes(to.dst), 0, 0, 0];
-    let len = size_of::<bpf_fib_lookup>() as i32;
+    let params_len = size_of::<bpf_fib_lookup>() as i32;
     let flags = BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC;
     // SAFETY: the context is the program's own; the parameters are as long as stated.
-    unsafe { helpers::bpf_fib_lookup(ctx.skb.skb.cast(), &raw mut *params, len, flags) as u32 }
+    unsafe {
+        helpers::bpf_fib_lookup(ctx.skb.skb.cast(), &raw mut *params, params_len, flags) as u32
+    }
 }
 
 /// The container is to be told why its packet cannot leave.

@@ -12,7 +12,7 @@ use std::{
 
 use culvert_tests::{
     cluster::{Cluster, SOON},
-    netns::{Netns, is_root, wait_until},
+    netns::{Netns, Underlay, is_root, wait_until},
     outside::Outside,
     sock::{self, Behaviour, PATIENCE, Server, Use, container},
 };
@@ -200,6 +200,29 @@ fn checksum_errors(snmp: &str) -> u64 {
             .sum::<u64>();
     }
     sum
+}
+
+/// What a route of the host takes is told to a container that sends more, by its gateway:
+/// as where Linux forwards, only a locked MTU counts.
+#[test]
+fn the_mtu_of_a_route_is_told() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(1);
+    let host = world.host();
+    let (name, _) = world.run("bridge", &[]);
+    let router = Underlay::address(100);
+    host.netns.run(&format!("ip route add {}/32 via {router} mtu lock 1300", Outside::IP));
+    let ping = format!("ping -c1 -W2 -M do -s 1400 {}", Outside::IP);
+    let told = host.try_in_container(&name, &ping);
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert!(told.contains("From 172.17.0.1") && told.contains("mtu = 1300"), "{told}");
+    host.in_container(&name, &format!("ping -c1 -W2 -M do -s 1272 {}", Outside::IP));
+    let server = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
+    let answer = sock::tcp(&container(&name), outside(80), 0, Use::Echo(200_000));
+    assert_eq!(answer, "ok 200000");
+    drop(server);
 }
 
 /// On a host with two uplinks a flow leaves with the address that the route chooses,
