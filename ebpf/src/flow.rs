@@ -53,14 +53,14 @@ pub(crate) struct Target {
     pub(crate) kind: u32,
 }
 
-/// What [`find`] returns.
-pub(crate) mod found {
+/// What [`refresh`] returns.
+mod found {
     /// There is a flow.
-    pub(crate) const YES: u32 = 0;
+    pub(super) const YES: u32 = 0;
     /// There is none.
-    pub(crate) const NO: u32 = 1;
+    pub(super) const NO: u32 = 1;
     /// There was one of a container that is gone; it has been removed.
-    pub(crate) const STALE: u32 = 2;
+    pub(super) const STALE: u32 = 2;
 }
 
 /// Finds the flow of the packet `work.routed`, leaves what it becomes in
@@ -395,7 +395,8 @@ mod socket {
 /// `BPF_TCP_LISTEN` of linux/bpf.h.
 const TCP_LISTEN: u32 = 10;
 
-/// Whether a socket of the host would get the packet `answer`. A function of its own for the sake of the stack.
+/// Whether a socket of the host would get the packet `answer`. A function of its own
+/// for the sake of the stack.
 #[inline(never)]
 fn has_socket(skb: *mut __sk_buff, protocol: u8, answer: &Tuple) -> u32 {
     let mut tuple = bpf_sock_tuple {

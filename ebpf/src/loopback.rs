@@ -62,12 +62,9 @@ fn handle(ctx: &TcContext) -> Result<Action, DropReason> {
 /// address here is the host's own.
 #[inline(always)]
 fn begin_published(ctx: &TcContext, work: &mut Work) -> Result<bool, DropReason> {
-    if ipv4::is_multicast(&work.routed.ip.dst) || !route::begins(&work.routed) {
+    if ipv4::is_multicast(&work.routed.ip.dst) {
         return Ok(false);
     }
     let Some(entry) = route::published(&work.routed) else { return Ok(false) };
-    if route::to_published(work, entry, 0, 0) != 0 {
-        return Err(DropReason::UnknownEndpoint);
-    }
-    flow::begin(ctx, work, DIRECTION).map(|()| true)
+    route::begin_published(ctx, work, DIRECTION, entry).map(|()| true)
 }

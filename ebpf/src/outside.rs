@@ -66,9 +66,6 @@ pub(crate) fn from_uplink(ctx: &TcContext) -> Result<Action, DropReason> {
 /// Begins a flow if the packet is for a published port.
 #[inline(always)]
 fn begin_published(ctx: &TcContext, work: &mut Work) -> Result<bool, DropReason> {
-    if !route::begins(&work.routed) {
-        return Ok(false);
-    }
     let Some(entry) = route::published(&work.routed) else { return Ok(false) };
     // A port of 127.0.0.1 is not for the outside, nor is one of an address that
     // is not the host's: that would be a packet to be forwarded.
@@ -80,8 +77,5 @@ fn begin_published(ctx: &TcContext, work: &mut Work) -> Result<bool, DropReason>
     if route::comes_from_outside(ctx, net.gateway_ifindex, work) == 0 {
         return Ok(false);
     }
-    if route::to_published(work, entry, 0, 0) != 0 {
-        return Err(DropReason::UnknownEndpoint);
-    }
-    flow::begin(ctx, work, DIRECTION).map(|()| true)
+    route::begin_published(ctx, work, DIRECTION, entry).map(|()| true)
 }

@@ -20,7 +20,7 @@ use culvert_common::{
         icmp::{
             V4_FRAG_NEEDED, V4_HOST_UNREACHABLE, V4_PROHIBITED, V4_TIME_EXCEEDED, V4_UNREACHABLE,
         },
-        ipv4::{PROTO_ICMP, PROTO_TCP, PROTO_UDP},
+        ipv4::{self, PROTO_ICMP, PROTO_TCP, PROTO_UDP},
         tcp,
     },
 };
@@ -164,17 +164,14 @@ fn is_local(work: &Work) -> bool {
     lookup!(HOST_ADDRS, work.routed.ip.dst).is_some()
 }
 
-/// Whether a packet may begin a flow to a published port: of TCP a SYN only, as anybody
-/// may send anything.
-#[inline(always)]
-pub(crate) fn begins(routed: &Routed) -> bool {
-    const OPENING: u8 = tcp::SYN | tcp::ACK | tcp::RST;
-    routed.key.protocol != PROTO_TCP || routed.tcp_flags & OPENING == tcp::SYN
-}
-
-/// The container that a published port leads to.
+/// The container that a published port leads to, if the packet may begin a flow: of
+/// TCP a SYN only, as anybody may send anything.
 #[inline(always)]
 pub(crate) fn published(routed: &Routed) -> Option<&'static PublishedEntry> {
+    const OPENING: u8 = tcp::SYN | tcp::ACK | tcp::RST;
+    if routed.key.protocol == PROTO_TCP && routed.tcp_flags & OPENING != tcp::SYN {
+        return None;
+    }
     let tuple = &routed.key.tuple;
     let mut key = PublishedKey {
         addr: tuple.dst,
@@ -199,8 +196,7 @@ fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
         return Err(DropReason::Isolated);
     }
     if gateway || is_local(work) {
-        let entry = if begins(&work.routed) { published(&work.routed) } else { None };
-        let Some(entry) = entry else {
+        let Some(entry) = published(&work.routed) else {
             fragment::is_host(&work.routed);
             return to_host(net);
         };
@@ -213,7 +209,7 @@ fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
             _ => Err(DropReason::UnknownEndpoint),
         };
     }
-    if dst[0] == 0 || dst[0] == 127 || dst[0] >= 0xe0 {
+    if !ipv4::is_host(&dst) {
         return Err(DropReason::Unroutable);
     }
     let tuple = work.routed.key.tuple;
@@ -233,12 +229,7 @@ fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
 /// this way. Returns 0, or 1 if the container is gone. A function of its own for the
 /// sake of the stack.
 #[inline(never)]
-pub(crate) fn to_published(
-    work: &mut Work,
-    entry: &PublishedEntry,
-    ifindex: u32,
-    generation: u32,
-) -> u32 {
+fn to_published(work: &mut Work, entry: &PublishedEntry, ifindex: u32, generation: u32) -> u32 {
     let ep = lookup!(ENDPOINTS, entry.ifindex).filter(|ep| ep.vni == entry.vni);
     let Some(ep) = ep else { return 1 };
     let Some(net) = lookup!(NETWORKS, entry.vni) else { return 1 };
@@ -262,6 +253,20 @@ pub(crate) fn to_published(
     0
 }
 
+/// Begins a flow to a published port that no container has begun.
+#[inline(always)]
+pub(crate) fn begin_published(
+    ctx: &TcContext,
+    work: &mut Work,
+    direction: Direction,
+    entry: &PublishedEntry,
+) -> Result<(), DropReason> {
+    match to_published(work, entry, 0, 0) {
+        0 => flow::begin(ctx, work, direction),
+        _ => Err(DropReason::UnknownEndpoint),
+    }
+}
+
 /// The packet is the host's, if containers of the network may talk to it.
 #[inline(always)]
 fn to_host(net: &NetworkInfo) -> Result<Step, DropReason> {
@@ -278,7 +283,7 @@ fn to_host(net: &NetworkInfo) -> Result<Step, DropReason> {
 pub(crate) fn comes_from_outside(ctx: &TcContext, gateway_ifindex: u32, work: &mut Work) -> u32 {
     let tuple = &work.routed.key.tuple;
     let src = tuple.src;
-    if src[0] == 0 || src[0] == 127 || src[0] >= 0xe0 || lookup!(HOST_ADDRS, src).is_some() {
+    if !ipv4::is_host(&src) || lookup!(HOST_ADDRS, src).is_some() {
         return 0;
     }
     work.target.to = tuple.reversed();

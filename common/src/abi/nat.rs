@@ -7,6 +7,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::wire::ipv4::{PROTO_ICMP, PROTO_TCP, PROTO_UDP};
+
 /// Where a packet of a flow comes from or goes to: the VNI of a container's
 /// network, or one of the constants.
 pub mod zone {
@@ -246,9 +248,9 @@ pub const RESERVED_ENTRIES: u32 = 3 * RESERVED_WORDS;
 #[inline(always)]
 pub const fn reserved_bit(protocol: u8, port: u16) -> Option<(u32, u64)> {
     let class = match protocol {
-        6 => 0,
-        17 => 1,
-        1 => 2,
+        PROTO_TCP => 0,
+        PROTO_UDP => 1,
+        PROTO_ICMP => 2,
         _ => return None,
     };
     Some((class * RESERVED_WORDS + (port as u32 >> 6), 1 << (port & 63)))

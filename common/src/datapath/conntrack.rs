@@ -8,13 +8,7 @@
 //! closed ones all `tcp_time_wait` (Linux: `LAST_ACK`, 30 s, or `TIME_WAIT`, 120 s).
 
 use crate::abi::{Flow, coded};
-
-/// IP protocol number of TCP.
-pub const TCP: u8 = 6;
-/// IP protocol number of UDP.
-pub const UDP: u8 = 17;
-/// IP protocol number of ICMP.
-pub const ICMP: u8 = 1;
+use crate::wire::ipv4::{PROTO_TCP, PROTO_UDP};
 
 coded! {
     /// State of a flow. Append only.
@@ -47,9 +41,9 @@ impl FlowState {
     /// What is neither TCP nor UDP is ICMP: nothing else is tracked.
     pub const fn of(protocol: u8, orig: u32, reply: u32) -> Self {
         match protocol {
-            TCP => Self::tcp(orig, reply),
-            UDP if orig & Flow::SEEN != 0 && reply & Flow::SEEN != 0 => Self::UdpStream,
-            UDP => Self::UdpUnreplied,
+            PROTO_TCP => Self::tcp(orig, reply),
+            PROTO_UDP if orig & Flow::SEEN != 0 && reply & Flow::SEEN != 0 => Self::UdpStream,
+            PROTO_UDP => Self::UdpUnreplied,
             _ => Self::Icmp,
         }
     }

@@ -15,7 +15,7 @@ use crate::wire::icmp::{
     V4_FRAG_NEEDED, V4_PARAMETER_PROBLEM, V4_REDIRECT, V4_SOURCE_QUENCH, V4_TIME_EXCEEDED,
     V4_UNREACHABLE, V6_PACKET_TOO_BIG, V6_REDIRECT,
 };
-use crate::wire::ipv4::PROTO_ICMP;
+use crate::wire::ipv4::{self, PROTO_ICMP};
 use crate::wire::ipv6::{self, NEXT_ICMPV6};
 use crate::wire::{EthHdr, Icmpv4Hdr, Icmpv6Hdr, Ipv4Hdr, Ipv6Hdr};
 
@@ -105,7 +105,7 @@ pub fn icmp_allowed(eth: &EthHdr, ip: &Ipv4Hdr, icmp_type: Option<u8>) -> bool {
     if ethernet::is_multicast(&eth.dst) || ethernet::is_multicast(&eth.src) || !ip.is_first() {
         return false;
     }
-    if !is_host(&ip.src) || !is_host(&ip.dst) {
+    if !ipv4::is_host(&ip.src) || !ipv4::is_host(&ip.dst) {
         return false;
     }
     if ip.protocol() != PROTO_ICMP {
@@ -122,13 +122,6 @@ pub fn icmp_allowed(eth: &EthHdr, ip: &Ipv4Hdr, icmp_type: Option<u8>) -> bool {
                 | V4_PARAMETER_PROBLEM
         ),
     }
-}
-
-/// Whether `ip` can be the address of one host on a link: not this-network,
-/// loopback, multicast, reserved or broadcast (RFC 1122 §3.2.1.3).
-#[inline(always)]
-const fn is_host(ip: &[u8; 4]) -> bool {
-    ip[0] != 0 && ip[0] != 127 && ip[0] < 0xe0
 }
 
 /// Whether an ICMPv6 error may answer this packet (RFC 4443 §2.4 (e)); as

@@ -24,6 +24,13 @@ pub const fn is_multicast(ip: &[u8; 4]) -> bool {
     ip[0] & 0xf0 == 0xe0
 }
 
+/// Whether `ip` can be the address of one host on a link: not this-network,
+/// loopback, multicast, reserved or broadcast (RFC 1122 §3.2.1.3).
+#[inline(always)]
+pub const fn is_host(ip: &[u8; 4]) -> bool {
+    ip[0] != 0 && ip[0] != 127 && ip[0] < 0xe0
+}
+
 /// IPv4 header without options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]

@@ -261,8 +261,8 @@ impl Datapath {
     /// # Errors
     ///
     /// If the kernel refuses.
-    pub fn attach_loopback(&self, ifindex: u32) -> Result<(), DatapathError> {
-        self.attach(Attachment::Loopback, ifindex)
+    pub fn attach_loopback(&self) -> Result<(), DatapathError> {
+        self.attach(Attachment::Loopback, loopback_ifindex())
     }
 
     /// Undoes [`attach_loopback`](Self::attach_loopback). Returns whether it was attached.
@@ -270,7 +270,8 @@ impl Datapath {
     /// # Errors
     ///
     /// If the pin cannot be removed.
-    pub fn detach_loopback(&self, ifindex: u32) -> Result<bool, DatapathError> {
+    pub fn detach_loopback(&self) -> Result<bool, DatapathError> {
+        let ifindex = loopback_ifindex();
         let attached = links::pinned(&self.links_dir(), Attachment::Loopback)?;
         self.detach(Attachment::Loopback, ifindex)?;
         Ok(attached.contains(&ifindex))
@@ -413,7 +414,7 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
     let vtep_ip = u32::from_ne_bytes(options.vtep_ip.octets());
     let ageing_ns = u64::try_from(options.ageing.as_nanos()).unwrap_or(u64::MAX);
     let log_level = if options.trace { LOG_LEVEL_TRACE } else { 0 };
-    let loopback = nix::net::if_::if_nametoindex("lo").unwrap_or(LOOPBACK_IFINDEX);
+    let loopback = loopback_ifindex();
     let (port_min, port_max) = options.nat_ports;
     let mut loader = EbpfLoader::new();
     loader
@@ -421,10 +422,9 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
         .override_global(globals::VXLAN_PORT, &options.vxlan_port, true)
         .override_global(globals::AGEING_NS, &ageing_ns, true)
         .override_global(globals::LOG_LEVEL, &log_level, true)
-        // They are in the object once a program uses them.
-        .override_global(globals::NAT_PORT_MIN, &port_min, false)
-        .override_global(globals::NAT_PORT_MAX, &port_max, false)
-        .override_global(globals::LOOPBACK, &loopback, false)
+        .override_global(globals::NAT_PORT_MIN, &port_min, true)
+        .override_global(globals::NAT_PORT_MAX, &port_max, true)
+        .override_global(globals::LOOPBACK, &loopback, true)
         .map_max_entries(names::FLOWS, options.max_flows.saturating_mul(2));
     if let Some(maps) = maps {
         for name in PINNED_MAPS {
@@ -482,6 +482,11 @@ pub fn now_ns() -> u64 {
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
         .map(Duration::from)
         .map_or(0, |since_boot| u64::try_from(since_boot.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// Interface index of the loopback device of the calling thread's namespace.
+fn loopback_ifindex() -> u32 {
+    nix::net::if_::if_nametoindex("lo").unwrap_or(LOOPBACK_IFINDEX)
 }
 
 fn version_dir(bpffs: &Path) -> PathBuf {

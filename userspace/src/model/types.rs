@@ -9,6 +9,7 @@ use std::{
     str::FromStr,
 };
 
+use culvert_common::wire::ipv4::{PROTO_TCP, PROTO_UDP};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
@@ -270,8 +271,8 @@ impl Protocol {
     /// Number of the protocol in an IPv4 header.
     pub const fn number(self) -> u8 {
         match self {
-            Self::Tcp => 6,
-            Self::Udp => 17,
+            Self::Tcp => PROTO_TCP,
+            Self::Udp => PROTO_UDP,
         }
     }
 }

@@ -52,7 +52,10 @@ impl Netlink {
     }
 
     /// All addresses of the namespace with the index of their interface.
-    pub(super) async fn all_addresses(&self) -> Result<Vec<(u32, IpNetwork)>> {
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub async fn all_addresses(&self) -> Result<Vec<(u32, IpNetwork)>> {
         let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         let rows = self.dump("listing addresses", request).await?;
         Ok(rows.iter().filter_map(parse_address).collect())

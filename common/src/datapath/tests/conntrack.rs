@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use crate::{
     abi::Flow,
-    datapath::conntrack::{FlowState, ICMP, TCP, UDP},
+    datapath::conntrack::FlowState,
+    wire::ipv4::{PROTO_ICMP as ICMP, PROTO_TCP as TCP, PROTO_UDP as UDP},
 };
 
 const SYN: u32 = Flow::SEEN | Flow::SYN;

@@ -8,7 +8,7 @@ use std::{
 
 use culvert_common::{
     abi::{Flow, FlowKey, zone},
-    datapath::conntrack::{TCP, UDP},
+    wire::ipv4::{PROTO_TCP, PROTO_UDP},
 };
 
 use super::{Agent, internal};
@@ -116,8 +116,8 @@ impl Agent {
         let timeout = self.shared.options.conntrack.timeouts.get(state);
         NatRow {
             protocol: match key.protocol {
-                TCP => FlowProtocol::Tcp,
-                UDP => FlowProtocol::Udp,
+                PROTO_TCP => FlowProtocol::Tcp,
+                PROTO_UDP => FlowProtocol::Udp,
                 _ => FlowProtocol::Icmp,
             },
             state: state.name().to_owned(),

@@ -93,11 +93,8 @@ struct Pass {
 pub(super) struct Collector {
     limits: Limits,
     pass: Pass,
-    /// Of the pass before.
-    states: BTreeMap<FlowState, Tally>,
-    candidates: BTreeSet<Candidate>,
-    halves: HashMap<FlowKey, u64>,
-    suspects: BTreeSet<u32>,
+    /// The one before, which went through all of the table.
+    before: Pass,
     /// Entries in the table, counted or estimated.
     entries: u64,
     offered: u64,
@@ -110,10 +107,7 @@ impl Collector {
         Self {
             limits,
             pass: Pass::default(),
-            states: BTreeMap::new(),
-            candidates: BTreeSet::new(),
-            halves: HashMap::new(),
-            suspects: BTreeSet::new(),
+            before: Pass::default(),
             entries: 0,
             offered: 0,
             queued: true,
@@ -122,7 +116,11 @@ impl Collector {
 
     /// What is known of the table.
     pub(super) fn summary(&self, table: &dyn FlowTable) -> Summary {
-        Summary { states: self.states.clone(), capacity: table.capacity(), evictable: self.offered }
+        Summary {
+            states: self.before.states.clone(),
+            capacity: table.capacity(),
+            evictable: self.offered,
+        }
     }
 
     /// One round: goes on with the pass, and begins another if that ends it.
@@ -157,12 +155,8 @@ impl Collector {
 
     /// The pass has been through all of the table.
     fn complete(&mut self) {
-        let pass = std::mem::take(&mut self.pass);
-        self.entries = pass.present;
-        self.states = pass.states;
-        self.candidates = pass.candidates;
-        self.halves = pass.halves;
-        self.suspects = pass.suspects;
+        self.before = std::mem::take(&mut self.pass);
+        self.entries = self.before.present;
     }
 
     /// How many entries there are, from the share of the table that was seen.
@@ -186,8 +180,8 @@ impl Collector {
         key: FlowKey,
         flow: Flow,
     ) -> Result<(), DatapathError> {
-        let missing_ns = self.halves.get(&key).copied();
-        let known = Known { missing_ns, suspects: Some(&self.suspects) };
+        let missing_ns = self.before.halves.get(&key).copied();
+        let known = Known { missing_ns, suspects: Some(&self.before.suspects) };
         let look = |flow: &Flow| -> Result<(Option<Flow>, Verdict), DatapathError> {
             let other = table.lookup(&key.other(flow))?;
             let other = other.filter(|other| are_one_flow(&key, flow, other));
@@ -263,8 +257,8 @@ impl Collector {
         }
         // What this pass has seen is newer than what the one before has.
         let seen: HashSet<_> = self.pass.candidates.iter().map(|(.., key)| *key).collect();
-        self.candidates.retain(|(.., key)| !seen.contains(key));
-        let merged = self.pass.candidates.union(&self.candidates).copied();
+        self.before.candidates.retain(|(.., key)| !seen.contains(key));
+        let merged = self.pass.candidates.union(&self.before.candidates).copied();
         let (mut flows, mut gone) = (Vec::new(), Vec::new());
         for candidate in merged {
             if flows.len() == self.limits.evictable {
@@ -281,7 +275,7 @@ impl Collector {
         }
         for candidate in gone {
             self.pass.candidates.remove(&candidate);
-            self.candidates.remove(&candidate);
+            self.before.candidates.remove(&candidate);
         }
         self.queued = true;
         table.offer(&flows)?;

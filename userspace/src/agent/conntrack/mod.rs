@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use culvert_common::{abi::DropReason, datapath::conntrack::UDP};
+use culvert_common::{abi::DropReason, wire::ipv4::PROTO_UDP};
 use tokio::time::MissedTickBehavior;
 
 pub(crate) use self::{
@@ -145,7 +145,7 @@ impl Keeper {
         let platform = shared.platform.as_ref();
         let mut ports = Ports::default();
         // No socket has it: what comes there is for the programs.
-        ports.add(UDP, shared.node.port);
+        ports.add(PROTO_UDP, shared.node.port);
         ports.add_sockets(sockets).map_err(|error| {
             format!("{}: the host's sockets cannot be listed: {error}", sockets.display())
         })?;

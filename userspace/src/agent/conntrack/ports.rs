@@ -5,7 +5,7 @@ use std::{fs, io, path::Path};
 
 use culvert_common::{
     abi::{PublishedKey, RESERVED_ENTRIES, reserved_bit},
-    datapath::conntrack::{ICMP, TCP, UDP},
+    wire::ipv4::{PROTO_ICMP as ICMP, PROTO_TCP as TCP, PROTO_UDP as UDP},
 };
 
 use crate::datapath::{DatapathError, FlowTable};

@@ -300,11 +300,10 @@ impl Platform for Host {
     }
 
     async fn take_loopback(&self, take: bool) -> Result<(), PlugError> {
-        let ifindex = self.loopback().await?;
         if take {
             sandbox::allow_loopback(&self.netlink, true).map_err(sandbox_refused)?;
-            self.datapath.attach_loopback(ifindex).map_err(broken)?;
-        } else if self.datapath.detach_loopback(ifindex).map_err(broken)? {
+            self.datapath.attach_loopback().map_err(broken)?;
+        } else if self.datapath.detach_loopback().map_err(broken)? {
             sandbox::allow_loopback(&self.netlink, false).map_err(sandbox_refused)?;
         }
         Ok(())

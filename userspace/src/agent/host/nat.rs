@@ -12,9 +12,8 @@ impl Host {
     /// Tells the programs which addresses are the host's own. Those of the loopback
     /// device's network are left out: no packet from elsewhere is for them.
     pub(super) async fn note_addresses(&self) -> Result<(), ApiError> {
-        let links = self.netlink.links().await.map_err(refused)?;
-        let addresses = links.iter().flat_map(|link| &link.addresses);
-        let wanted = addresses.filter_map(|address| match address.ip() {
+        let addresses = self.netlink.all_addresses().await.map_err(refused)?;
+        let wanted = addresses.iter().filter_map(|(_, address)| match address.ip() {
             IpAddr::V4(ip) if !ip.is_loopback() => Some(ip.octets()),
             IpAddr::V4(_) | IpAddr::V6(_) => None,
         });
@@ -24,13 +23,6 @@ impl Host {
     /// Tells the programs which interfaces are uplinks.
     pub(super) fn note_uplinks(&self, uplinks: &BTreeSet<u32>) -> Result<(), DatapathError> {
         replace(&self.datapath.tables().uplinks, uplinks)
-    }
-
-    /// Index of the loopback device.
-    pub(super) async fn loopback(&self) -> Result<u32, ApiError> {
-        let link = self.netlink.link("lo").await.map_err(refused)?;
-        let missing = || refused(crate::netlink::NetlinkError::NoSuchInterface("lo".to_owned()));
-        Ok(link.ok_or_else(missing)?.index)
     }
 }
 
