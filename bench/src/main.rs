@@ -1,20 +1,27 @@
 //! Measurements of Culvert on hosts in network namespaces.
-//!
-//! `create`: how long after an endpoint is made on one host a packet from
-//! another host's container reaches it.
 
+mod arms;
 mod create;
+mod load;
+mod machine;
+mod programs;
+mod results;
+mod run;
+mod scale;
+mod stats;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Measurements of Culvert on hosts in network namespaces.
+/// Measures Culvert against the bare host, kernel vxlan, and Linux bridges with iptables.
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask bench")]
+#[command(name = "cargo xtask bench", args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
-    what: What,
+    what: Option<What>,
+    #[command(flatten)]
+    run: run::Options,
 }
 
 #[derive(Debug, Subcommand)]
@@ -31,8 +38,12 @@ enum What {
 }
 
 fn main() -> ExitCode {
-    let What::Create { rounds, json } = Cli::parse().what;
-    match create::run(rounds, json) {
+    let cli = Cli::parse();
+    let result = match cli.what {
+        Some(What::Create { rounds, json }) => create::run(rounds, json),
+        None => run::main(&cli.run),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error:#}");

@@ -208,7 +208,7 @@ impl Host {
         wait_for(SOON, "the agent to be ready", || {
             let Some(agent) = &mut self.agent else { panic!("{}: no agent", self.node) };
             if !agent.is_running() {
-                panic!("{}: the agent ended: {}", self.node, agent.stderr());
+                panic!("{}: the agent ended: {}{}", self.node, agent.stdout(), agent.stderr());
             }
             self.healthy().then_some(())
         });

@@ -76,54 +76,63 @@ impl Docker {
             panic!("underlay: no switch, or no host");
         };
         let outside = Outside::behind(&switch, [&host]);
-        host.run(
-            "ip link add docker0 type bridge stp_state 0 forward_delay 0; \
-             ip addr add 172.17.0.1/16 dev docker0; ip link set docker0 up; \
-             sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.docker0.route_localnet=1; \
-             sysctl -qw net.bridge.bridge-nf-call-iptables=1 || true",
-        );
-        let containers = (0..count)
-            .map(|index| {
-                let container = Netns::new(&format!("docker{index}"));
-                let veth = format!("veth{index}");
-                host.connect(&veth, &container, "eth0", 1500);
-                host.run(&format!(
-                    "ip link set {veth} master docker0; \
-                     ip link set {veth} type bridge_slave hairpin on"
-                ));
-                let ip = address(index);
-                container.run(&format!(
-                    "ip addr add {ip}/16 dev eth0; ip route add default via 172.17.0.1"
-                ));
-                container
-            })
-            .collect();
-        let mut rules = vec![
-            "-P FORWARD ACCEPT".to_owned(),
-            "-t nat -N DOCKER".to_owned(),
-            "-t nat -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER".to_owned(),
-            "-t nat -A OUTPUT -m addrtype --dst-type LOCAL -j DOCKER".to_owned(),
-            "-t nat -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE".to_owned(),
-            "-t nat -A POSTROUTING -o docker0 -m addrtype --src-type LOCAL -j MASQUERADE"
-                .to_owned(),
-        ];
-        for &Published { protocol, port, container, to } in ports {
-            let ip = address(container);
-            rules.push(format!(
-                "-t nat -A DOCKER -p {protocol} --dport {port} -j DNAT --to-destination {ip}:{to}"
-            ));
-            // A container that reaches itself by the host's port.
-            rules.push(format!(
-                "-t nat -A POSTROUTING -s {ip} -d {ip} -p {protocol} --dport {to} -j MASQUERADE"
-            ));
-        }
-        for rule in rules {
-            host.run(&format!("{iptables} -w {rule}"));
-        }
+        let containers = wire(&host, iptables, count, ports);
         Self { host, containers, outside, switch }
     }
 }
 
-fn address(container: u8) -> std::net::Ipv4Addr {
+/// Gives a host `count` containers and publishes `ports`, by the given iptables. Returns the
+/// containers' namespaces; the first has 172.17.0.2.
+///
+/// # Panics
+/// When the kernel refuses.
+pub fn wire(host: &Netns, iptables: &str, count: u8, ports: &[Published]) -> Vec<Netns> {
+    host.run(
+        "ip link add docker0 type bridge stp_state 0 forward_delay 0; \
+             ip addr add 172.17.0.1/16 dev docker0; ip link set docker0 up; \
+             sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.docker0.route_localnet=1; \
+             sysctl -qw net.bridge.bridge-nf-call-iptables=1 || true",
+    );
+    let containers = (0..count)
+        .map(|index| {
+            let container = Netns::new(&format!("docker{index}"));
+            let veth = format!("veth{index}");
+            host.connect(&veth, &container, "eth0", 1500);
+            host.run(&format!(
+                "ip link set {veth} master docker0; \
+                     ip link set {veth} type bridge_slave hairpin on"
+            ));
+            let ip = address(index);
+            container
+                .run(&format!("ip addr add {ip}/16 dev eth0; ip route add default via 172.17.0.1"));
+            container
+        })
+        .collect();
+    let mut rules = vec![
+        "-P FORWARD ACCEPT".to_owned(),
+        "-t nat -N DOCKER".to_owned(),
+        "-t nat -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER".to_owned(),
+        "-t nat -A OUTPUT -m addrtype --dst-type LOCAL -j DOCKER".to_owned(),
+        "-t nat -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE".to_owned(),
+        "-t nat -A POSTROUTING -o docker0 -m addrtype --src-type LOCAL -j MASQUERADE".to_owned(),
+    ];
+    for &Published { protocol, port, container, to } in ports {
+        let ip = address(container);
+        rules.push(format!(
+            "-t nat -A DOCKER -p {protocol} --dport {port} -j DNAT --to-destination {ip}:{to}"
+        ));
+        // A container that reaches itself by the host's port.
+        rules.push(format!(
+            "-t nat -A POSTROUTING -s {ip} -d {ip} -p {protocol} --dport {to} -j MASQUERADE"
+        ));
+    }
+    for rule in rules {
+        host.run(&format!("{iptables} -w {rule}"));
+    }
+    containers
+}
+
+/// Address of a container.
+pub fn address(container: u8) -> std::net::Ipv4Addr {
     std::net::Ipv4Addr::new(172, 17, 0, container + 2)
 }

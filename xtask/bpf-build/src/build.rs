@@ -14,7 +14,7 @@ pub const PACKAGE: &str = "culvert-ebpf";
 pub const PROFILE: &str = "bpf";
 
 /// The object's file name in cargo's target directory.
-pub const OBJECT_NAME: &str = "culvert";
+pub const OBJECT_NAME: &str = "culvert-ebpf";
 
 /// Why there is no object. Its [`Display`](fmt::Display) is one line.
 #[derive(Debug)]

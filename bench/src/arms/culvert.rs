@@ -1,0 +1,152 @@
+//! Culvert: two agents, an etcd, containers of each kind.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use anyhow::{Context as _, Result, anyhow};
+use culvert_tests::{
+    cluster::{Host, unique_name},
+    etcd::{Config, EtcdServer},
+    netns::Netns,
+};
+
+use super::{Arm, FlowsTo, Pair, Scope, hosts, hosts::run};
+use crate::load::{PORT, Way};
+
+/// Overlay network.
+const OVERLAY: &str = "bench";
+/// Port of the host that is published for a container's.
+const PUBLISHED: u16 = 7100;
+
+/// Two hosts with agents.
+pub(crate) struct Culvert {
+    /// The agents' hosts.
+    pub(crate) hosts: [Host; 2],
+    /// Containers of the overlay network.
+    pub(crate) overlay: [Container; 2],
+    /// Containers of the bridge network.
+    pub(crate) bridge: [Container; 2],
+    _etcd: EtcdServer,
+}
+
+/// A container: a namespace that was attached.
+pub(crate) struct Container {
+    /// Namespace.
+    pub(crate) netns: Netns,
+    /// Address.
+    pub(crate) ip: Ipv4Addr,
+}
+
+impl Culvert {
+    /// Makes the hosts and attaches the containers.
+    pub(crate) fn new() -> Result<Self> {
+        let pair = Pair::new()?;
+        // Where the clients are, so that no frame of the store's meets what is measured.
+        let etcd = EtcdServer::start_with(Config {
+            netns: Some(pair.one.path().to_owned()),
+            address: Some(Pair::ONE.into()),
+            port: Some(2379),
+            ..Config::default()
+        })
+        .map_err(|error| anyhow!("{error}"))?;
+        let start = |index: u8, netns: Netns| {
+            let mut host = Host::new(index, netns, etcd.client_url());
+            host.start_agent(&[]);
+            host
+        };
+        let mut hosts = [start(0, pair.one), start(1, pair.two)];
+        for host in &mut hosts {
+            host.wait_ready();
+        }
+        let [one, two] = &hosts;
+        one.ok(&["network", "create", "-d", "overlay", "--subnet", "10.10.0.0/16", OVERLAY]);
+        culvert_tests::netns::wait_until(
+            culvert_tests::cluster::SOON,
+            "the network on the second host",
+            || two.culvert(&["network", "inspect", OVERLAY]).status.success(),
+        );
+        let published = format!("{PUBLISHED}:{PORT}");
+        let overlay = [attach(one, OVERLAY, &[])?, attach(two, OVERLAY, &[])?];
+        let bridge = [attach(one, "bridge", &[])?, attach(two, "bridge", &["-p", &published])?];
+        Ok(Self { hosts, overlay, bridge, _etcd: etcd })
+    }
+
+    /// The ways through it.
+    pub(crate) fn arms(&self) -> Vec<Arm> {
+        let [over1, over2] = &self.overlay;
+        let [web1, web2] = &self.bridge;
+        let (one, two) = (self.hosts[0].netns.path(), self.hosts[1].netns.path());
+        let published = SocketAddrV4::new(Pair::TWO, PUBLISHED);
+        let arm = Arm::new;
+        vec![
+            arm(
+                "culvert-overlay",
+                "container to container, Culvert overlay",
+                Some('A'),
+                Way::direct(over1.netns.path(), over2.netns.path(), over2.ip),
+                Scope::Whole,
+            ),
+            arm(
+                "culvert-snat-published",
+                "container to published port of a container, Culvert bridge",
+                Some('B'),
+                Way::published(web1.netns.path(), web2.netns.path(), published),
+                Scope::Tcp,
+            ),
+            arm(
+                "culvert-snat",
+                "container to the other host, Culvert bridge and SNAT",
+                None,
+                Way::direct(web1.netns.path(), two, Pair::TWO),
+                Scope::Whole,
+            )
+            .with_flows(FlowsTo { server: two.to_owned() }),
+            arm(
+                "culvert-published",
+                "host to published port of a container, Culvert bridge",
+                Some('D'),
+                Way::published(one, web2.netns.path(), published),
+                Scope::Tcp,
+            ),
+            arm(
+                "culvert-local",
+                "host to a container of its own, Culvert bridge",
+                Some('E'),
+                Way::direct(one, web1.netns.path(), web1.ip),
+                Scope::Tcp,
+            ),
+            arm(
+                "culvert-host-mode",
+                "host to a container in host mode, Culvert",
+                Some('F'),
+                Way::direct(one, two, Pair::TWO),
+                Scope::Tcp,
+            ),
+        ]
+    }
+}
+
+/// Attaches a namespace of its own to a network.
+fn attach(host: &Host, network: &str, options: &[&str]) -> Result<Container> {
+    let netns = Netns::new("container");
+    run(&netns, hosts::TUNING)?;
+    let (path, name) = (netns.path().display().to_string(), unique_name("bench"));
+    let verb = ["attach", "--netns", &path, "--name", &name, "--network", network];
+    host.ok(&[&verb[..], options].concat());
+    let ip = host.ip(&name, network).parse().with_context(|| format!("{name}: address"))?;
+    Ok(Container { netns, ip })
+}
+
+impl Container {
+    /// Name of the host's end of its veth.
+    pub(crate) fn host_side(&self, host: &Host) -> Result<String> {
+        let own: serde_json::Value = serde_json::from_str(&self.netns.run("ip -j link show eth0"))?;
+        let peer = own.pointer("/0/link_index");
+        let links: serde_json::Value = serde_json::from_str(&host.netns.run("ip -j link"))?;
+        links
+            .as_array()
+            .and_then(|links| links.iter().find(|link| link.get("ifindex") == peer))
+            .and_then(|link| link.get("ifname")?.as_str())
+            .map(str::to_owned)
+            .with_context(|| format!("{}: its veth has no other end", self.netns.name()))
+    }
+}

@@ -1,0 +1,151 @@
+//! Load: sockets in two namespaces, one thread at each end.
+//!
+//! Every load runs for a while that is not counted, so that what is measured is the steady
+//! state, and tells what arrived.
+
+pub(crate) mod cpu;
+pub(crate) mod flows;
+pub(crate) mod tcp;
+pub(crate) mod udp;
+
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns};
+use nix::unistd::Pid;
+
+/// What is not counted at the beginning of a load.
+const WARM_UP: Duration = Duration::from_millis(60);
+/// Port at which servers listen in their own namespace.
+pub(crate) const PORT: u16 = 7000;
+/// How often a blocked end looks whether it is to stop.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// A way from a client to a server.
+#[derive(Clone, Debug)]
+pub(crate) struct Way {
+    /// Namespace of the client.
+    pub(crate) client: PathBuf,
+    /// Namespace of the server.
+    pub(crate) server: PathBuf,
+    /// Where the client finds the server: its own address, or one that is published.
+    pub(crate) to: SocketAddrV4,
+    /// Address that the server binds.
+    pub(crate) bind: Ipv4Addr,
+    /// Port that the server binds.
+    pub(crate) port: u16,
+}
+
+impl Way {
+    /// To a server at its own address.
+    pub(crate) fn direct(client: &Path, server: &Path, ip: Ipv4Addr) -> Self {
+        Self {
+            client: client.to_owned(),
+            server: server.to_owned(),
+            to: SocketAddrV4::new(ip, PORT),
+            bind: ip,
+            port: PORT,
+        }
+    }
+
+    /// To a server's published port.
+    pub(crate) fn published(client: &Path, server: &Path, to: SocketAddrV4) -> Self {
+        Self {
+            client: client.to_owned(),
+            server: server.to_owned(),
+            to,
+            bind: Ipv4Addr::UNSPECIFIED,
+            port: PORT,
+        }
+    }
+}
+
+/// Which core an end runs on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Side {
+    /// The first core.
+    Client,
+    /// The last core.
+    Server,
+}
+
+impl Side {
+    /// The core.
+    pub(crate) fn core(self) -> usize {
+        match self {
+            Self::Client => 0,
+            Self::Server => cores().saturating_sub(1),
+        }
+    }
+}
+
+/// Cores of this machine.
+pub(crate) fn cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Puts the calling thread on one core.
+pub(crate) fn pin(core: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(core)?;
+    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("core {core}"))
+}
+
+/// Runs `work` on a thread of its own in a namespace, on the core of `side`.
+pub(crate) fn spawn<T: Send + 'static>(
+    netns: &Path,
+    side: Side,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<JoinHandle<Result<T>>> {
+    let file =
+        std::fs::File::open(netns).with_context(|| format!("{}: no namespace", netns.display()))?;
+    Ok(thread::spawn(move || {
+        setns(file, CloneFlags::CLONE_NEWNET).context("setns")?;
+        // Affinity goes from the thread that measured to those it starts: set it each time.
+        pin(side.core())?;
+        work()
+    }))
+}
+
+/// Waits for a thread and hands on what it says.
+pub(crate) fn join<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
+    thread.join().map_err(|_| anyhow!("a thread of the load ended early"))?
+}
+
+/// Asks both ends of a load to stop, at the latest when it is dropped.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// Asks.
+    pub(crate) fn stop(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was asked.
+    pub(crate) fn stopped(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts `read` over `time`, after the warm-up. Returns the increase and how long it took.
+fn observe(time: Duration, read: impl Fn() -> u64) -> (u64, Duration) {
+    thread::sleep(WARM_UP);
+    let (begin, start) = (read(), Instant::now());
+    thread::sleep(time);
+    (read() - begin, start.elapsed())
+}
+
+/// What `count` in `elapsed` is in a second.
+fn rate(count: u64, elapsed: Duration) -> f64 {
+    count as f64 / elapsed.as_secs_f64()
+}

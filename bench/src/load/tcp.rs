@@ -1,0 +1,284 @@
+//! TCP: streams, round trips, connections.
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::{TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket,
+    sockopt,
+};
+
+use super::{LOOK, Side, Stop, Way, join, observe, rate, spawn};
+use crate::stats::percentile;
+
+/// Bytes handed to the kernel at once.
+const CHUNK: usize = 128 * 1024;
+/// How long a connection may take. A lost SYN is sent again after one second.
+const CONNECT: Duration = Duration::from_secs(4);
+
+/// A server that hands its connections to `serve`, on the server's core.
+struct Server {
+    thread: JoinHandle<Result<()>>,
+    stop: Stop,
+}
+
+impl Server {
+    /// Listens; `serve` may keep a connection, and is asked for each.
+    fn start(
+        way: &Way,
+        stop: &Stop,
+        mut serve: impl FnMut(TcpStream) -> Result<()> + Send + 'static,
+    ) -> Result<Self> {
+        let (ready, is_ready) = mpsc::channel();
+        let (bind_to, port, stopping) = (way.bind, way.port, stop.clone());
+        let thread = spawn(&way.server, Side::Server, move || {
+            let listener = listen_at(std::net::SocketAddrV4::new(bind_to, port))?;
+            let _ = ready.send(());
+            listener.set_nonblocking(false)?;
+            loop {
+                match listener.accept() {
+                    Ok((stream, _)) => serve(stream)?,
+                    Err(error) if is_timeout(&error) => {}
+                    Err(error) => return Err(error).context("accept"),
+                }
+                if stopping.stopped() {
+                    return Ok(());
+                }
+            }
+        })?;
+        if is_ready.recv_timeout(CONNECT).is_err() {
+            stop.stop();
+            join(thread)?;
+            bail!("server: does not listen");
+        }
+        Ok(Self { thread, stop: stop.clone() })
+    }
+
+    fn end(self) -> Result<()> {
+        self.stop.stop();
+        join(self.thread)
+    }
+}
+
+/// A listener whose `accept` gives up after [`LOOK`].
+fn listen_at(addr: std::net::SocketAddrV4) -> Result<TcpListener> {
+    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrIn::from(addr))
+        .with_context(|| format!("{addr}: cannot be listened at"))?;
+    listen(&fd, Backlog::new(1024)?)?;
+    let wait = nix::sys::time::TimeVal::new(0, i64::from(LOOK.subsec_micros()));
+    setsockopt(&fd, sockopt::ReceiveTimeout, &wait)?;
+    Ok(TcpListener::from(fd))
+}
+
+fn is_timeout(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
+}
+
+fn connect(way: &Way) -> Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&way.to.into(), CONNECT)
+        .with_context(|| format!("{}: cannot be reached", way.to))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Streams that have been opened.
+pub(crate) struct Streams {
+    server: Server,
+    readers: Arc<std::sync::Mutex<Vec<JoinHandle<Result<()>>>>>,
+    writers: Vec<JoinHandle<Result<()>>>,
+    received: Arc<AtomicU64>,
+    stop: Stop,
+}
+
+impl Streams {
+    /// Opens `streams` that send as fast as they can, or `pace` bit/s in all.
+    pub(crate) fn open(way: &Way, streams: u32, pace: Option<u64>) -> Result<Self> {
+        let stop = Stop::default();
+        let received = Arc::new(AtomicU64::new(0));
+        let readers = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let (count, stopping, threads) =
+            (Arc::clone(&received), stop.clone(), Arc::clone(&readers));
+        let netns = way.server.clone();
+        let server = Server::start(way, &stop, move |stream| {
+            let (count, stopping) = (Arc::clone(&count), stopping.clone());
+            let reader = spawn(&netns, Side::Server, move || read_all(stream, &count, &stopping))?;
+            threads.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(reader);
+            Ok(())
+        })?;
+        let mut writers = Vec::new();
+        for _ in 0..streams {
+            let (to, stopping) = (way.clone(), stop.clone());
+            let pace = pace.map(|bits| bits / u64::from(streams));
+            writers.push(spawn(&way.client, Side::Client, move || {
+                write_all(&mut connect(&to)?, pace, &stopping)
+            })?);
+        }
+        Ok(Self { server, readers, writers, received, stop })
+    }
+
+    /// Bytes that have arrived.
+    pub(crate) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Ends the streams.
+    pub(crate) fn close(self) -> Result<()> {
+        self.stop.stop();
+        for writer in self.writers {
+            join(writer)?;
+        }
+        self.server.end()?;
+        let readers = std::mem::take(
+            &mut *self.readers.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
+        );
+        for reader in readers {
+            join(reader)?;
+        }
+        Ok(())
+    }
+}
+
+fn read_all(mut stream: TcpStream, count: &AtomicU64, stop: &Stop) -> Result<()> {
+    stream.set_read_timeout(Some(LOOK))?;
+    let mut buffer = vec![0; CHUNK];
+    while !stop.stopped() {
+        match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => {
+                count.fetch_add(read as u64, Ordering::Relaxed);
+            }
+            Err(error) if is_timeout(&error) => {}
+            // The writer goes first, with data on the way.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
+            Err(error) => return Err(error).context("stream: read"),
+        }
+    }
+    Ok(())
+}
+
+fn write_all(stream: &mut TcpStream, pace: Option<u64>, stop: &Stop) -> Result<()> {
+    stream.set_write_timeout(Some(LOOK))?;
+    let chunk = vec![0x5a_u8; if pace.is_some() { CHUNK / 2 } else { CHUNK }];
+    let start = Instant::now();
+    let mut sent = 0_u64;
+    while !stop.stopped() {
+        match stream.write(&chunk) {
+            Ok(written) => sent += written as u64,
+            Err(error) if is_timeout(&error) => {}
+            Err(error)
+                if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
+                    && stop.stopped() => {}
+            Err(error) => return Err(error).context("stream: write"),
+        }
+        if let Some(pace) = pace {
+            let due = Duration::from_secs_f64(sent as f64 * 8.0 / pace as f64);
+            if let Some(early) = due.checked_sub(start.elapsed()) {
+                std::thread::sleep(early);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Payload of `streams` that arrives, bit/s.
+pub(crate) fn throughput(way: &Way, streams: u32, time: Duration) -> Result<f64> {
+    let open = Streams::open(way, streams, None)?;
+    let (bytes, elapsed) = observe(time, || open.received());
+    open.close()?;
+    Ok(rate(bytes * 8, elapsed))
+}
+
+/// Round trips of one byte, ns: half of them, 99 of 100, 999 of 1,000 take at most this long.
+pub(crate) fn round_trips(way: &Way, time: Duration) -> Result<[f64; 3]> {
+    let stop = Stop::default();
+    let server = echo_server(way, &stop)?;
+    let to = way.clone();
+    let client = spawn(&way.client, Side::Client, move || {
+        let mut stream = connect(&to)?;
+        let mut taken = Vec::with_capacity(1 << 16);
+        let begin = Instant::now();
+        let mut byte = [1_u8];
+        while begin.elapsed() < super::WARM_UP + time {
+            let start = Instant::now();
+            stream.write_all(&byte)?;
+            stream.read_exact(&mut byte)?;
+            let end = Instant::now();
+            if start.duration_since(begin) >= super::WARM_UP {
+                taken.push(end.duration_since(start).as_nanos() as u32);
+            }
+        }
+        Ok(taken)
+    })?;
+    let taken = join(client);
+    server.end()?;
+    let mut taken = taken?;
+    taken.sort_unstable();
+    Ok([0.5, 0.99, 0.999].map(|share| f64::from(percentile(&taken, share))))
+}
+
+/// A server that serves one connection after the other.
+fn echo_server(way: &Way, stop: &Stop) -> Result<Server> {
+    let stopping = stop.clone();
+    Server::start(way, stop, move |mut stream| {
+        stream.set_nodelay(true)?;
+        echo(&mut stream, &stopping)
+    })
+}
+
+/// Sends back byte for byte until the other end closes.
+fn echo(stream: &mut TcpStream, stop: &Stop) -> Result<()> {
+    let mut byte = [0];
+    loop {
+        match stream.read(&mut byte) {
+            Ok(0) => return Ok(()),
+            Ok(_) => stream.write_all(&byte)?,
+            // The listener's patience holds for its connections, too.
+            Err(error) if is_timeout(&error) && !stop.stopped() => {}
+            Err(_) => return Ok(()),
+        }
+    }
+}
+
+/// Connections one after the other, each with a byte there and back, 1/s.
+pub(crate) fn connections(way: &Way, time: Duration) -> Result<f64> {
+    let stop = Stop::default();
+    let server = echo_server(way, &stop)?;
+    let (to, stopping) = (way.clone(), stop.clone());
+    let made = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&made);
+    let client = spawn(&way.client, Side::Client, move || {
+        while !stopping.stopped() {
+            match connect_and_exchange(&to) {
+                Ok(()) => count.fetch_add(1, Ordering::Relaxed),
+                // The server is asked to stop at the same time.
+                Err(_) if stopping.stopped() => break,
+                Err(error) => return Err(error),
+            };
+        }
+        Ok(())
+    })?;
+    let (count, elapsed) = observe(time, || made.load(Ordering::Relaxed));
+    stop.stop();
+    join(client)?;
+    server.end()?;
+    Ok(rate(count, elapsed))
+}
+
+fn connect_and_exchange(way: &Way) -> Result<()> {
+    let mut byte = [1_u8];
+    let mut stream = connect(way)?;
+    stream.write_all(&byte).context("connection: write")?;
+    stream.read_exact(&mut byte).context("connection: read")
+}

@@ -1,0 +1,123 @@
+//! UDP: as many datagrams as one thread can send.
+
+use std::{
+    io::IoSliceMut,
+    net::UdpSocket,
+    os::fd::AsRawFd as _,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::{
+    errno::Errno,
+    sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg, setsockopt, sockopt},
+};
+
+use super::{LOOK, Side, Stop, Way, join, observe, rate, spawn};
+
+/// Datagrams that one system call sends or receives.
+const BATCH: usize = 64;
+/// Buffer of the receiving socket: what arrives while it does not run.
+const BUFFER: usize = 4 << 20;
+/// Largest datagram.
+const LARGEST: usize = 1472;
+
+/// What arrived.
+pub(crate) struct Datagrams {
+    /// Datagrams that arrived, 1/s.
+    pub(crate) per_second: f64,
+    /// Of those that were sent in the same time, per cent.
+    pub(crate) lost: f64,
+}
+
+/// Datagrams of `len` bytes of payload, sent as fast as one thread can.
+pub(crate) fn datagrams(way: &Way, len: usize, time: Duration) -> Result<Datagrams> {
+    if len > LARGEST {
+        bail!("UDP: {len} bytes are too many: {LARGEST} is the most");
+    }
+    let stop = Stop::default();
+    let received = Arc::new(AtomicU64::new(0));
+    let (ready, is_ready) = mpsc::channel();
+    let (at, port, stopping, count) = (way.bind, way.port, stop.clone(), Arc::clone(&received));
+    let server = spawn(&way.server, Side::Server, move || {
+        let socket = UdpSocket::bind((at, port)).context("UDP: bind")?;
+        // As root, past the system's limit.
+        setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)?;
+        socket.set_read_timeout(Some(LOOK))?;
+        let _ = ready.send(());
+        receive_all(&socket, &count, &stopping)
+    })?;
+    if is_ready.recv_timeout(Duration::from_secs(4)).is_err() {
+        stop.stop();
+        join(server)?;
+        bail!("UDP: the server does not listen");
+    }
+    let sent = Arc::new(AtomicU64::new(0));
+    let (to, stopping, count) = (way.to, stop.clone(), Arc::clone(&sent));
+    let client = spawn(&way.client, Side::Client, move || {
+        let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+        socket.connect(to)?;
+        send_all(&socket, len, &count, &stopping)
+    })?;
+    let read = || (received.load(Ordering::Relaxed), sent.load(Ordering::Relaxed));
+    let ((arrived, elapsed), sent) = {
+        std::thread::sleep(super::WARM_UP);
+        let before = read();
+        let start = std::time::Instant::now();
+        std::thread::sleep(time);
+        let after = read();
+        ((after.0 - before.0, start.elapsed()), after.1 - before.1)
+    };
+    stop.stop();
+    join(client)?;
+    join(server)?;
+    let lost =
+        if sent == 0 { 0.0 } else { 100.0 * (1.0 - (arrived as f64 / sent as f64).min(1.0)) };
+    Ok(Datagrams { per_second: rate(arrived, elapsed), lost })
+}
+
+fn receive_all(socket: &UdpSocket, count: &AtomicU64, stop: &Stop) -> Result<()> {
+    let mut space = vec![[0_u8; LARGEST]; BATCH];
+    let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
+    while !stop.stopped() {
+        let mut slices: Vec<_> = space.iter_mut().map(|it| [IoSliceMut::new(it)]).collect();
+        let flags = MsgFlags::MSG_WAITFORONE;
+        match recvmmsg(socket.as_raw_fd(), &mut headers, slices.iter_mut(), flags, None) {
+            Ok(messages) => {
+                count.fetch_add(messages.count() as u64, Ordering::Relaxed);
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(errno) => return Err(errno).context("UDP: receive"),
+        }
+    }
+    Ok(())
+}
+
+fn send_all(socket: &UdpSocket, len: usize, count: &AtomicU64, stop: &Stop) -> Result<()> {
+    let payload = vec![0x5a_u8; len];
+    let slices: Vec<_> = (0..BATCH).map(|_| [std::io::IoSlice::new(&payload)]).collect();
+    let addresses: Vec<Option<SockaddrIn>> = vec![None; BATCH];
+    let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
+    while !stop.stopped() {
+        let flags = MsgFlags::empty();
+        match sendmmsg(socket.as_raw_fd(), &mut headers, &slices, &addresses, [], flags) {
+            Ok(sent) => {
+                count.fetch_add(sent.count() as u64, Ordering::Relaxed);
+            }
+            Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS | Errno::ECONNREFUSED) => {}
+            Err(errno) => return Err(errno).context("UDP: send"),
+        }
+    }
+    Ok(())
+}
+
+/// Datagrams that `read` counts, 1/s; for what has no receiver of its own.
+pub(crate) fn counted(time: Duration, read: impl Fn() -> u64) -> f64 {
+    let (count, elapsed) = observe(time, read);
+    rate(count, elapsed)
+}

@@ -1,0 +1,298 @@
+//! What a run measured: the data of the table, of the report and of `--compare`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::scale::ColdStart;
+use crate::stats::{self, Interval};
+
+/// Version of the JSON that `--json` writes.
+pub(crate) const VERSION: u32 = 1;
+
+/// How frames cross the underlay.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Regime {
+    /// GSO frames of up to 64 KB cross it whole, as between namespaces of one host.
+    Intact,
+    /// Segmented to the MTU by the sender and merged by the receiver, as on a wire.
+    WireLike,
+}
+
+impl Regime {
+    /// Both, in the order in which they are reported.
+    pub(crate) const ALL: [Self; 2] = [Self::Intact, Self::WireLike];
+
+    /// Name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Intact => "frames intact",
+            Self::WireLike => "wire-like",
+        }
+    }
+}
+
+/// What one measurement of an arm gives.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Metric {
+    /// TCP payload of one stream that arrived, bit/s.
+    TcpOne,
+    /// The same of four streams.
+    TcpFour,
+    /// UDP datagrams of 64 bytes that arrived, 1/s, of as many as one thread can send.
+    Udp64,
+    /// UDP payload of 1,400-byte datagrams that arrived, bit/s.
+    Udp1400,
+    /// Datagrams of `Udp1400` that did not arrive, per cent.
+    Udp1400Loss,
+    /// Round trip of one byte over TCP, half of them take at most this long, ns.
+    RttP50,
+    /// 99 of 100.
+    RttP99,
+    /// 999 of 1,000.
+    RttP999,
+    /// TCP connections with one byte each way, one after the other, 1/s.
+    Crr,
+    /// Time that both cores work for one Gbit of TCP payload at a fixed rate, ms.
+    CpuPerGbit,
+    /// The same in softirq, as the kernel's clock tick sees it.
+    SoftirqPerGbit,
+    /// Datagrams of flows not seen before that arrived, 1/s.
+    NewFlows,
+}
+
+impl Metric {
+    /// All.
+    pub(crate) const ALL: [Self; 12] = [
+        Self::TcpOne,
+        Self::TcpFour,
+        Self::Udp64,
+        Self::Udp1400,
+        Self::Udp1400Loss,
+        Self::RttP50,
+        Self::RttP99,
+        Self::RttP999,
+        Self::Crr,
+        Self::CpuPerGbit,
+        Self::SoftirqPerGbit,
+        Self::NewFlows,
+    ];
+
+    /// Heading and unit, the unit's size in what is stored, and decimals.
+    pub(crate) fn show(self) -> (&'static str, &'static str, f64, usize) {
+        match self {
+            Self::TcpOne => ("TCP, one stream", "Gbit/s", 1e9, 2),
+            Self::TcpFour => ("TCP, four streams", "Gbit/s", 1e9, 2),
+            Self::Udp64 => ("UDP, 64 B", "kpps", 1e3, 0),
+            Self::Udp1400 => ("UDP, 1,400 B", "Gbit/s", 1e9, 2),
+            Self::Udp1400Loss => ("UDP, 1,400 B, lost", "%", 1.0, 1),
+            Self::RttP50 => ("TCP round trip, p50", "µs", 1e3, 1),
+            Self::RttP99 => ("TCP round trip, p99", "µs", 1e3, 1),
+            Self::RttP999 => ("TCP round trip, p99.9", "µs", 1e3, 1),
+            Self::Crr => ("TCP connections", "1,000/s", 1e3, 2),
+            Self::CpuPerGbit => ("CPU per Gbit", "ms", 1.0, 1),
+            Self::SoftirqPerGbit => ("softirq per Gbit", "ms", 1.0, 1),
+            Self::NewFlows => ("new flows", "1,000/s", 1e3, 0),
+        }
+    }
+
+    /// Less of it is better.
+    pub(crate) fn less_is_better(self) -> bool {
+        match self {
+            Self::TcpOne
+            | Self::TcpFour
+            | Self::Udp64
+            | Self::Udp1400
+            | Self::Crr
+            | Self::NewFlows => false,
+            Self::Udp1400Loss
+            | Self::RttP50
+            | Self::RttP99
+            | Self::RttP999
+            | Self::CpuPerGbit
+            | Self::SoftirqPerGbit => true,
+        }
+    }
+}
+
+/// Where and when it was measured.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub(crate) struct Machine {
+    /// UTC, as `2026-11-25`.
+    pub(crate) date: String,
+    /// Model of the processor.
+    pub(crate) cpu: String,
+    /// Cores.
+    pub(crate) cores: usize,
+    /// Memory, MiB.
+    pub(crate) memory_mib: u64,
+    /// Version of Linux.
+    pub(crate) kernel: String,
+    /// Load average of the minute before.
+    pub(crate) load_before: f64,
+    /// Load average of the last minute.
+    pub(crate) load_after: f64,
+    /// Version of Culvert, and commit if it is known.
+    pub(crate) culvert: String,
+}
+
+/// How it was measured.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub(crate) struct Settings {
+    /// `--quick`.
+    pub(crate) quick: bool,
+    /// Rounds.
+    pub(crate) rounds: u32,
+    /// Length of one measurement, s.
+    pub(crate) seconds: f64,
+    /// The core whose work it is to receive is not the one that sends.
+    pub(crate) receive_on_other_core: bool,
+}
+
+/// One way between two ends.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct ArmInfo {
+    /// Stable name, as `culvert-overlay`.
+    pub(crate) id: String,
+    /// For people.
+    pub(crate) title: String,
+    /// Row of the article's table, `A` to `F`.
+    pub(crate) row: Option<char>,
+}
+
+/// One metric of one arm: a figure for each round.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Series {
+    /// [`ArmInfo::id`].
+    pub(crate) arm: String,
+    /// Regime.
+    pub(crate) regime: Regime,
+    /// Metric.
+    pub(crate) metric: Metric,
+    /// One figure a round, in their order; the same index is the same round in all series.
+    pub(crate) samples: Vec<f64>,
+}
+
+/// A BPF program's cost.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct ProgramCost {
+    /// Name.
+    pub(crate) program: String,
+    /// Traffic while it was measured, as `UDP 64 B`.
+    pub(crate) traffic: String,
+    /// Time per run by the kernel's statistics, ns.
+    pub(crate) ns_per_run: f64,
+    /// Runs.
+    pub(crate) runs: u64,
+    /// Instructions that the verifier followed at load.
+    pub(crate) verified_instructions: u64,
+    /// Length of the machine code, bytes.
+    pub(crate) jited_bytes: u64,
+}
+
+/// How long from the request for an endpoint to its first packet from another host.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub(crate) struct Create {
+    /// Endpoints made.
+    pub(crate) endpoints: usize,
+    /// Half of them took at most this long, ms.
+    pub(crate) p50_ms: f64,
+    /// 99 of 100.
+    pub(crate) p99_ms: f64,
+}
+
+/// TCP throughput with so many entries in a table.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Filled {
+    /// `FDB entries` or `NAT flows`.
+    pub(crate) what: String,
+    /// How many.
+    pub(crate) entries: u32,
+    /// Payload that arrived, bit/s, one figure a round.
+    pub(crate) tcp: Vec<f64>,
+    /// Datagrams of 64 bytes that arrived, 1/s, one figure a round.
+    pub(crate) udp64: Vec<f64>,
+}
+
+/// All that a run measured.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub(crate) struct Results {
+    /// [`VERSION`].
+    pub(crate) version: u32,
+    /// Machine.
+    pub(crate) machine: Machine,
+    /// Settings.
+    pub(crate) settings: Settings,
+    /// Arms, in the order of the report.
+    pub(crate) arms: Vec<ArmInfo>,
+    /// Figures.
+    pub(crate) series: Vec<Series>,
+    /// Cost of the programs.
+    pub(crate) programs: Vec<ProgramCost>,
+    /// Create → reachable.
+    pub(crate) create: Option<Create>,
+    /// Cold start by number of endpoints.
+    pub(crate) cold_start: Vec<ColdStart>,
+    /// Throughput by number of entries.
+    pub(crate) filled: Vec<Filled>,
+}
+
+/// Names of arms that ratios are taken to.
+pub(crate) const HOST: &str = "host";
+/// The host measured once more.
+pub(crate) const HOST_AGAIN: &str = "host-again";
+
+impl Results {
+    /// The figures of one metric of one arm; none if it was not measured.
+    pub(crate) fn samples(&self, arm: &str, regime: Regime, metric: Metric) -> Option<&[f64]> {
+        let wanted = |series: &&Series| {
+            series.arm == arm && series.regime == regime && series.metric == metric
+        };
+        self.series.iter().find(wanted).map(|series| series.samples.as_slice())
+    }
+
+    /// The median of one metric of one arm.
+    pub(crate) fn median(&self, arm: &str, regime: Regime, metric: Metric) -> Option<f64> {
+        self.samples(arm, regime, metric).map(|samples| stats::median(samples))
+    }
+
+    /// The median of the ratios of `arm` to `base`, each within one round, and its interval.
+    pub(crate) fn ratio(
+        &self,
+        arm: &str,
+        base: &str,
+        regime: Regime,
+        metric: Metric,
+    ) -> Option<Interval> {
+        let ours = self.samples(arm, regime, metric)?;
+        let base = self.samples(base, regime, metric)?;
+        stats::paired_ratio(ours, base)
+    }
+
+    /// The smallest difference that may be claimed of a metric: how far the ratio of the host
+    /// to itself is, or may be, from one.
+    pub(crate) fn noise(&self, regime: Regime, metric: Metric) -> Option<f64> {
+        let same = self.ratio(HOST_AGAIN, HOST, regime, metric)?;
+        Some((same.high - 1.0).abs().max((1.0 - same.low).abs()))
+    }
+
+    /// Adds one round's figures of an arm.
+    pub(crate) fn add(&mut self, arm: &str, regime: Regime, figures: &BTreeMap<Metric, f64>) {
+        for (&metric, &value) in figures {
+            let known = self.series.iter_mut().find(|series| {
+                series.arm == arm && series.regime == regime && series.metric == metric
+            });
+            match known {
+                Some(series) => series.samples.push(value),
+                None => self.series.push(Series {
+                    arm: arm.to_owned(),
+                    regime,
+                    metric,
+                    samples: vec![value],
+                }),
+            }
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The whole benchmark: rounds over all arms, and what is measured once.
+
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Result, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::{
+    arms::{Arms, Load, Receive},
+    machine, programs,
+    results::{Regime, Results, Settings, VERSION},
+};
+
+/// Options of the whole benchmark.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Three short rounds instead of ten: under three minutes
+    #[arg(long)]
+    quick: bool,
+    /// Rounds; in each every arm is measured once
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: Option<u32>,
+    /// Length of one measurement, in seconds
+    #[arg(long, value_name = "S")]
+    seconds: Option<f64>,
+    /// Also measure these, where they are installed: docker, ovs
+    #[arg(long, value_name = "ARM", value_delimiter = ',')]
+    with: Vec<String>,
+    /// Only these measurements: tcp1, tcp4, udp64, udp1400, rr, crr, cpu, flows, programs,
+    /// create, scale, filled
+    #[arg(long, value_name = "WHAT", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Only these arms, by their ids or the beginning of them
+    #[arg(long, value_name = "ARM", value_delimiter = ',')]
+    arms: Vec<String>,
+    /// Write the figures to a file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+impl Options {
+    fn settings(&self) -> Result<Settings> {
+        let (rounds, seconds) = if self.quick { (3, 0.15) } else { (10, 0.5) };
+        let seconds = self.seconds.unwrap_or(seconds);
+        ensure!(
+            (0.05..=60.0).contains(&seconds),
+            "--seconds {seconds}: not a useful length: 0.05 to 60 is valid"
+        );
+        Ok(Settings {
+            quick: self.quick,
+            rounds: self.rounds.unwrap_or(rounds),
+            seconds,
+            receive_on_other_core: crate::load::cores() > 1,
+        })
+    }
+
+    fn wants(&self, what: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == what)
+    }
+}
+
+/// Set when a signal asks us to end.
+static ENDED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn end(_signal: i32) {
+    ENDED.store(true, Ordering::Relaxed);
+}
+
+/// What was made goes when the values that hold it do, so signals only ask.
+fn catch_signals() -> Result<()> {
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+    let action = SigAction::new(SigHandler::Handler(end), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        // SAFETY: the handler only stores to an atomic.
+        unsafe { sigaction(signal, &action) }?;
+    }
+    Ok(())
+}
+
+fn check_signals() -> Result<()> {
+    if ENDED.load(Ordering::Relaxed) {
+        bail!("interrupted: everything that was made is removed");
+    }
+    Ok(())
+}
+
+/// Runs it.
+pub(crate) fn main(options: &Options) -> Result<()> {
+    ensure!(nix::unistd::geteuid().is_root(), "needs root to make network namespaces");
+    let settings = options.settings()?;
+    catch_signals()?;
+    let mut results = Results {
+        version: VERSION,
+        machine: machine::here()?,
+        settings: settings.clone(),
+        ..Results::default()
+    };
+    rounds(options, &settings, &mut results)?;
+    results.machine.load_after = machine::load()?;
+    for series in &results.series {
+        let base = results.ratio(&series.arm, "host", series.regime, series.metric);
+        let (title, unit, size, decimals) = series.metric.show();
+        println!(
+            "{:<12} {:<24} {:<24} {:>10.decimals$} {:<8} {}",
+            series.regime.name(),
+            title,
+            series.arm,
+            crate::stats::median(&series.samples) / size,
+            unit,
+            base.map(|it| format!("{:.3} [{:.3}, {:.3}]", it.median, it.low, it.high))
+                .unwrap_or_default(),
+        );
+    }
+    for cost in &results.programs {
+        println!("{cost:?}");
+    }
+    Ok(())
+}
+
+/// All arms, round after round.
+fn rounds(options: &Options, settings: &Settings, results: &mut Results) -> Result<()> {
+    let arms = Arms::make(&options.with)?;
+    let chosen: Vec<_> = arms
+        .all
+        .iter()
+        .filter(|arm| {
+            options.arms.is_empty()
+                || options.arms.iter().any(|wanted| arm.info.id.starts_with(wanted.as_str()))
+        })
+        .collect();
+    results.arms = chosen.iter().map(|arm| arm.info.clone()).collect();
+    let time = Duration::from_secs_f64(settings.seconds);
+    let receive =
+        if settings.receive_on_other_core { Receive::OtherCore } else { Receive::SendersCore };
+    let loads: Vec<_> = Load::ALL.into_iter().filter(|load| options.wants(&load.name())).collect();
+    let of = |regime, load: Load| {
+        // How frames cross the underlay is nothing to a frame that is the first of its flow.
+        let regime_matters = load != Load::NewFlows || regime == Regime::Intact;
+        chosen.iter().filter(move |arm| regime_matters && arm.has(load))
+    };
+    let turns: usize = Regime::ALL
+        .iter()
+        .flat_map(|&regime| loads.iter().map(move |&load| of(regime, load).count()))
+        .sum();
+    let bar = ProgressBar::new(turns as u64 * u64::from(settings.rounds));
+    bar.set_style(
+        ProgressStyle::with_template("{bar:30} {percent}% {eta} left  {msg}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar()),
+    );
+    for round in 0..settings.rounds as usize {
+        for regime in Regime::ALL {
+            arms.set(regime, receive)?;
+            for &load in &loads {
+                let ways: Vec<_> = of(regime, load).collect();
+                for turn in 0..ways.len() {
+                    check_signals()?;
+                    // Each round begins with another arm.
+                    let Some(arm) = ways.get((turn + round) % ways.len()) else { continue };
+                    bar.set_message(format!("{}: {}", arm.info.id, load.name()));
+                    let figures = arm.measure(load, time).map_err(|error| {
+                        error.context(format!("{}: {}", arm.info.id, load.name()))
+                    })?;
+                    results.add(&arm.info.id, regime, &figures);
+                    bar.inc(1);
+                }
+            }
+        }
+    }
+    bar.finish_and_clear();
+    if options.wants("programs") {
+        arms.set(Regime::Intact, receive)?;
+        results.programs = programs::costs(&arms.culvert, &arms.all, time)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! Medians, percentiles and bootstrap intervals.
+
+use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
+use serde::{Deserialize, Serialize};
+
+/// Resamples of a bootstrap.
+const RESAMPLES: usize = 4_000;
+/// Fixed, so that the same data give the same interval.
+const SEED: u64 = 0x5eed;
+
+/// A median and where it lies with a confidence of 95 %.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Interval {
+    /// Median.
+    pub(crate) median: f64,
+    /// Lower end.
+    pub(crate) low: f64,
+    /// Upper end.
+    pub(crate) high: f64,
+}
+
+/// The middle of `figures`, or between the middle two; 0 of none.
+pub(crate) fn median(figures: &[f64]) -> f64 {
+    let mut sorted = figures.to_vec();
+    median_of(&mut sorted)
+}
+
+fn median_of(figures: &mut [f64]) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    let at = |index: usize| figures.get(index).copied().unwrap_or_default();
+    f64::midpoint(at(figures.len().saturating_sub(1) / 2), at(figures.len() / 2))
+}
+
+/// The value that `share` of the sorted figures do not exceed (nearest rank).
+pub(crate) fn percentile<T: Copy + Default>(sorted: &[T], share: f64) -> T {
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.clamp(1, sorted.len().max(1)) - 1).copied().unwrap_or_default()
+}
+
+/// Median of the ratios of figures with the same index, with its 95 % interval by the
+/// percentile bootstrap (Efron and Tibshirani, 1993, §13.3). None if there is no pair.
+pub(crate) fn paired_ratio(ours: &[f64], base: &[f64]) -> Option<Interval> {
+    let ratios: Vec<f64> = ours
+        .iter()
+        .zip(base)
+        .filter(|(_, base)| **base > 0.0)
+        .map(|(ours, base)| ours / base)
+        .collect();
+    bootstrap(&ratios)
+}
+
+/// Median of figures, with its 95 % interval. None of none.
+pub(crate) fn bootstrap(figures: &[f64]) -> Option<Interval> {
+    if figures.is_empty() {
+        return None;
+    }
+    let mut random = SmallRng::seed_from_u64(SEED);
+    let mut sample = vec![0.0; figures.len()];
+    let mut medians = Vec::with_capacity(RESAMPLES);
+    for _ in 0..RESAMPLES {
+        for slot in &mut sample {
+            *slot = figures.get(random.random_range(0..figures.len())).copied()?;
+        }
+        medians.push(median_of(&mut sample));
+    }
+    medians.sort_by(f64::total_cmp);
+    Some(Interval {
+        median: median(figures),
+        low: percentile(&medians, 0.025),
+        high: percentile(&medians, 0.975),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{bootstrap, median, paired_ratio, percentile};
+
+    #[test]
+    fn the_median_is_the_middle_one() {
+        assert_eq!(median(&[2.0, 9.0, 1.0]).to_bits(), 2.0_f64.to_bits());
+        assert_eq!(median(&[9.0, 1.0, 2.0, 4.0]).to_bits(), 3.0_f64.to_bits());
+        assert_eq!(median(&[7.0]).to_bits(), 7.0_f64.to_bits());
+    }
+
+    #[test]
+    fn percentiles_are_figures_of_the_sample() {
+        let sorted: Vec<u32> = (1..=1000).collect();
+        assert_eq!(percentile(&sorted, 0.5), 500);
+        assert_eq!(percentile(&sorted, 0.99), 990);
+        assert_eq!(percentile(&sorted, 0.999), 999);
+        assert_eq!(percentile(&sorted[..1], 0.999), 1);
+        assert_eq!(percentile::<u32>(&[], 0.5), 0);
+    }
+
+    #[test]
+    fn ratios_are_taken_within_a_round() {
+        // Half of the base in each round, whatever the rounds are like.
+        let same = paired_ratio(&[4.0, 1.0, 2.0], &[8.0, 2.0, 4.0]).map(|it| (it.low, it.high));
+        assert_eq!(same, Some((0.5, 0.5)));
+        assert_eq!(paired_ratio(&[1.0], &[0.0]), None);
+    }
+
+    #[test]
+    fn the_interval_holds_the_median_and_narrows() {
+        let noisy: Vec<f64> = (0..40).map(|i| 1.0 + f64::from(i % 7) / 10.0).collect();
+        let few = bootstrap(&noisy[..7]).map_or(0.0, |it| it.high - it.low);
+        let Some(many) = bootstrap(&noisy) else { panic!("no interval") };
+        assert!(many.low <= many.median && many.median <= many.high, "{many:?}");
+        assert!(many.high - many.low < few, "{many:?}, {few}");
+    }
+}
