@@ -16,7 +16,7 @@ use culvert_common::{
 
 use crate::{
     encap::{self, Inner},
-    flood, learn,
+    fast, flood, learn,
     maps::{ENDPOINTS, FDB, NETWORKS, UNDERLAY, VTEP_IP, VXLAN_PORT, lookup},
     packet::{
         ETH_LEN, Packet as _, gso_size, ifindex, linearise, load, redirect_peer, vlan_present,
@@ -47,6 +47,10 @@ pub(crate) struct Sender<'a> {
 pub(crate) fn from_container(ctx: TcContext) -> i32 {
     // Taken first: replies and the outer header change both.
     let (port, bytes) = (ifindex(&ctx), ctx.len());
+    let known = fast::from_container(&ctx, port, bytes);
+    if known != fast::UNKNOWN {
+        return known;
+    }
     let outcome = handle(&ctx, port);
     verdict::tc(&ctx, Direction::FromContainer, port, bytes, outcome)
 }
@@ -126,6 +130,7 @@ fn try_parse(&Sender { ctx, ep, .. }: &Sender<'_>, inner: &mut Inner) -> Result<
             if gso != 0 {
                 inner.segment_len = gso + headers_len;
             }
+            inner.hash = encap::ipv4_hash(ctx, &ip, ports(ctx, &ip));
             Ok(Kind::Plain)
         }
         ETH_P_IPV6 => Ok(Kind::Ipv6),
@@ -181,8 +186,12 @@ fn forward(sender: &Sender<'_>, inner: &Inner) -> Result<Action, DropReason> {
         return outcome;
     }
     let key = FdbKey::new(ep.vni, inner.eth.dst);
+    let mut learned = true;
     let (ifindex, vtep) = match lookup!(FDB, key) {
-        Some(entry) => (entry.ifindex, entry.vtep),
+        Some(entry) => {
+            learned = false;
+            (entry.ifindex, entry.vtep)
+        }
         None if net.flags & NetworkInfo::LEARNING == 0 => {
             return flood_limited(sender, inner);
         }
@@ -196,9 +205,16 @@ fn forward(sender: &Sender<'_>, inner: &Inner) -> Result<Action, DropReason> {
             return Err(DropReason::SamePort);
         }
         redirect_peer(ctx, ifindex)?;
+        if !learned {
+            fast::remember_outbound(sender, ifindex, 0);
+        }
         return Ok(Action::Deliver);
     }
-    tunnel(sender, inner, vtep)
+    let outcome = tunnel(sender, inner, vtep);
+    if !learned && outcome.is_ok() {
+        fast::remember_outbound(sender, 0, u32::from_ne_bytes(vtep));
+    }
+    outcome
 }
 
 /// Sends the frame to a VTEP.
@@ -272,6 +288,17 @@ fn check_ipv4(
         PROTO_UDP => header_len + UdpHdr::LEN as u32,
         _ => header_len,
     })
+}
+
+/// The ports of an IPv4 packet that is whole; zero if it has none.
+#[inline(always)]
+fn ports(ctx: &TcContext, ip: &Ipv4Hdr) -> [u8; 4] {
+    match ip.protocol() {
+        PROTO_TCP | PROTO_UDP if !ip.is_fragment() => {
+            load(ctx, ETH_LEN + ip.header_len() as usize).unwrap_or_default()
+        }
+        _ => [0; 4],
+    }
 }
 
 /// The address is this host's VTEP or one that it sends to.

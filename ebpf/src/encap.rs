@@ -10,19 +10,20 @@ use aya_ebpf::{
     helpers::{bpf_get_hash_recalc, bpf_ktime_get_ns, bpf_redirect_neigh, bpf_skb_change_head},
     programs::TcContext,
 };
+use bytemuck::Zeroable as _;
 use culvert_common::{
     abi::{DropReason, NetworkInfo, UnderlayPath, VXLAN_OVERHEAD},
     datapath::{
         ecn,
         encap::{self, EncapHeaders, OuterHeader},
     },
-    wire::{EthHdr, ethernet::ETH_P_IP},
+    wire::{EthHdr, Ipv4Hdr, ethernet::ETH_P_IP},
 };
 
 use crate::{
     container::Sender,
     maps::{PATH_MTU, VTEP_IP, lookup},
-    packet::{ETH_LEN, gso_size, is_ipv4, redirect, store},
+    packet::{ETH_LEN, gso_size, hash, is_ipv4, redirect, store},
     verdict::hand_back,
 };
 
@@ -40,12 +41,14 @@ pub(crate) struct Inner {
     pub(crate) l3_len: u32,
     /// Longest L3 packet once a GSO frame is cut into segments.
     pub(crate) segment_len: u32,
+    /// Hash of its flow; 0 if the kernel is to be asked.
+    pub(crate) hash: u32,
 }
 
 impl Default for Inner {
     #[inline(always)]
     fn default() -> Self {
-        Self { eth: EthHdr::new([0; 6], [0; 6], 0), tos: None, l3_len: 0, segment_len: 0 }
+        Self { eth: EthHdr::new([0; 6], [0; 6], 0), tos: None, l3_len: 0, segment_len: 0, hash: 0 }
     }
 }
 
@@ -63,12 +66,25 @@ pub(crate) fn path_mtu(vtep: &[u8; 4], path: &UnderlayPath) -> u32 {
     }
 }
 
-/// The UDP source port that spreads flows over paths and queues: from the
-/// kernel's flow hash (addresses, protocol and ports; no ports for fragments),
-/// from the MACs if the frame is not IP (RFC 7348 §5).
+/// The hash of an IPv4 flow: that of the socket which sent the packet, if it is the
+/// kernel's own, else of the addresses and `ports`. To have the kernel take the packet
+/// apart would cost more than all the rest.
+#[inline(always)]
+pub(crate) fn ipv4_hash(ctx: &TcContext, ip: &Ipv4Hdr, ports: [u8; 4]) -> u32 {
+    match hash(ctx) {
+        0 => encap::ipv4_flow_hash(ip, ports),
+        known => known,
+    }
+}
+
+/// The UDP source port that spreads flows over paths and queues: from the hash of the
+/// flow (addresses, protocol and ports; no ports for fragments), from the MACs if the
+/// frame is not IP (RFC 7348 §5).
 #[inline(always)]
 pub(crate) fn entropy_port(ctx: &TcContext, inner: &Inner) -> u16 {
-    let hash = if inner.tos.is_some() {
+    let hash = if inner.hash != 0 {
+        inner.hash
+    } else if inner.tos.is_some() {
         // SAFETY: the pointer is the program's own context.
         unsafe { bpf_get_hash_recalc(ctx.skb.skb) }
     } else {
@@ -77,17 +93,17 @@ pub(crate) fn entropy_port(ctx: &TcContext, inner: &Inner) -> u16 {
     encap::entropy_port(hash)
 }
 
-/// Builds the outer IPv4, UDP and VXLAN headers.
+/// Builds the outer IPv4, UDP and VXLAN headers; `flags` are the network's.
 #[inline(always)]
 pub(crate) fn outer(
     vni: u32,
-    net: &NetworkInfo,
+    flags: u32,
     inner: &Inner,
     vtep: [u8; 4],
     path: &UnderlayPath,
     src_port: u16,
 ) -> Result<OuterHeader, DropReason> {
-    let tos = ecn::encap_tos(inner.tos, net.flags & NetworkInfo::COPY_DSCP != 0);
+    let tos = ecn::encap_tos(inner.tos, flags & NetworkInfo::COPY_DSCP != 0);
     encap::outer_header(
         VTEP_IP.load().to_ne_bytes(),
         vtep,
@@ -138,6 +154,19 @@ pub(crate) fn write(
     store(ctx, 0, &EncapHeaders { outer_eth: eth, outer: l3, inner_eth: inner.eth })
 }
 
+/// Where a header is put together before it is written.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+pub(crate) struct Space(EncapHeaders);
+
+impl Space {
+    /// An empty one.
+    #[inline(always)]
+    fn new() -> Self {
+        Self(EncapHeaders::zeroed())
+    }
+}
+
 /// The outer MAC header towards a next hop whose MAC the agent has resolved.
 #[inline(always)]
 pub(crate) fn outer_mac(path: &UnderlayPath) -> Option<EthHdr> {
@@ -157,24 +186,32 @@ pub(crate) fn encapsulate(
     path: &UnderlayPath,
     reason: &mut DropReason,
 ) -> u32 {
-    hand_back(try_encapsulate(sender, inner, vtep.to_ne_bytes(), path), &mut (), reason)
+    let &Sender { ctx, ep, net, .. } = sender;
+    let space = &mut Space::new();
+    let sent = send(ctx, (ep.vni, net.flags), inner, vtep.to_ne_bytes(), path, space);
+    hand_back(sent, &mut (), reason)
 }
 
+/// The same of a frame of a network, given by its VNI and flags.
 #[inline(always)]
-fn try_encapsulate(
-    &Sender { ctx, ep, net, .. }: &Sender<'_>,
+pub(crate) fn send(
+    ctx: &TcContext,
+    (vni, flags): (u32, u32),
     inner: &Inner,
     vtep: [u8; 4],
     path: &UnderlayPath,
+    Space(headers): &mut Space,
 ) -> Result<(), DropReason> {
-    let l3 = outer(ep.vni, net, inner, vtep, path, entropy_port(ctx, inner))?;
+    headers.outer = outer(vni, flags, inner, vtep, path, entropy_port(ctx, inner))?;
+    headers.inner_eth = inner.eth;
     let resolved = outer_mac(path);
     if inner.tos.is_none() && resolved.is_none() {
         return Err(DropReason::NoUnderlayNeighbour);
     }
+    headers.outer_eth = resolved.unwrap_or(EthHdr::new([0; 6], [0; 6], ETH_P_IP));
     make_room(ctx, inner)?;
-    let unresolved = EthHdr::new([0; 6], [0; 6], ETH_P_IP);
-    write(ctx, inner, resolved.unwrap_or(unresolved), l3)?;
+    // As in `write`.
+    store(ctx, 0, headers)?;
     if is_ipv4(ctx) {
         // The kernel fills in the MACs from its neighbour table, and resolves
         // them if it has to.

@@ -166,7 +166,7 @@ fn send_replica(replicas: &RemoteReplicas, vtep: [u8; 4]) -> Result<(), DropReas
     let eth = encap::outer_mac(path).ok_or(DropReason::NoUnderlayNeighbour)?;
     let l3 = encap::outer(
         replicas.common.vni,
-        &replicas.net,
+        replicas.net.flags,
         &replicas.inner,
         vtep,
         path,

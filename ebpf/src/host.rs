@@ -59,7 +59,8 @@ fn handle(ctx: &TcContext, port: u32) -> Result<Action, DropReason> {
     }
     let path = lookup!(UNDERLAY, entry.vtep).ok_or(DropReason::NoUnderlayPath)?;
     let l3_len = ctx.len() - ETH_LEN as u32;
-    let inner = Inner { eth, tos: Some(ip.tos()), l3_len, segment_len: segment_len(ctx, &ip)? };
+    let inner =
+        Inner { eth, tos: Some(ip.tos()), l3_len, segment_len: segment_len(ctx, &ip)?, hash: 0 };
     if inner.segment_len > encap::path_mtu(&entry.vtep, path) {
         return Err(DropReason::PacketTooBig);
     }

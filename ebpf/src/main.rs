@@ -17,6 +17,7 @@
 //! | `route` | what a container sends to its gateway |
 //! | `parse`, `flow`, `translate` | routed packets: read, tracked, rewritten |
 //! | `fragment`, `icmp_error` | fragments and ICMP errors of tracked flows |
+//! | `fast` | what was judged before, in `container` and `underlay` |
 //! | `encap` | outer header on, off to a VTEP |
 //! | `flood` | local replicas and head-end replication |
 //! | `learn` | learned FDB entries |
@@ -28,6 +29,8 @@
 mod container;
 #[cfg(target_arch = "bpf")]
 mod encap;
+#[cfg(target_arch = "bpf")]
+mod fast;
 #[cfg(target_arch = "bpf")]
 mod flood;
 #[cfg(target_arch = "bpf")]

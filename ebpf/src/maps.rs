@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     Global,
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, Queue},
 };
@@ -32,6 +32,9 @@ pub(crate) static NAT_PORT_MIN: Global<u16> = Global::new(1024);
 /// See [`NAT_PORT_MIN`].
 #[unsafe(no_mangle)]
 pub(crate) static NAT_PORT_MAX: Global<u16> = Global::new(65535);
+/// Not 0: trace lines are written.
+#[unsafe(no_mangle)]
+pub(crate) static TRACING: Global<u8> = Global::new(0);
 /// Interface index of the loopback device.
 #[unsafe(no_mangle)]
 pub(crate) static LOOPBACK: Global<u32> = Global::new(1);
@@ -93,6 +96,8 @@ pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FragmentInfo> =
 #[map]
 pub(crate) static HELD_FRAGMENTS: LruHashMap<FragmentKey, HeldFragment> =
     LruHashMap::with_max_entries(MAX_HELD_FRAGMENTS, 0);
+#[map]
+pub(crate) static GENERATION: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 pub(crate) static STATS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(STATS_ENTRIES, 0);
 #[map]

@@ -2,7 +2,10 @@
 
 use aya_ebpf::{
     bindings::BPF_F_INGRESS,
-    helpers::{bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail, bpf_skb_set_tunnel_key},
+    helpers::{
+        bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail, bpf_skb_load_bytes,
+        bpf_skb_set_tunnel_key,
+    },
     programs::TcContext,
 };
 use bytemuck::Pod;
@@ -11,7 +14,7 @@ use culvert_common::{abi::DropReason, wire::ethernet::ETH_P_IP};
 /// Length of an Ethernet header.
 pub(crate) const ETH_LEN: usize = 14;
 /// Headers that the programs read directly, options not counted: the outer
-/// ones (50), the inner Ethernet (14) and IPv6 (40) headers.
+/// ones (50), the inner Ethernet (14) and IPv6 (40) headers, and an upper-layer one.
 const HEADERS: u32 = 128;
 /// `PACKET_HOST` of linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
@@ -64,6 +67,20 @@ pub(crate) fn load<T: Pod>(ctx: &TcContext, offset: usize) -> Result<T, DropReas
     ctx.load(offset).map_err(|_| DropReason::Malformed)
 }
 
+/// Copies the first `LEN` bytes, which may lie in several pieces, to `to`, which is as
+/// long or longer. `false` if there are not so many.
+///
+/// One call of a helper: cheaper than to make the headers lie in one piece, for which the
+/// kernel copies what it shares with a socket's queue, and than to read them byte by byte,
+/// as the compiler must where it knows nothing of their alignment.
+#[inline(always)]
+pub(crate) fn head<T: Pod, const LEN: usize>(ctx: &TcContext, to: &mut T) -> bool {
+    const { assert!(LEN <= size_of::<T>()) };
+    let to = (&raw mut *to).cast();
+    // SAFETY: the pointers are the program's own context, and `LEN` bytes of `to`.
+    unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), 0, to, LEN as u32) == 0 }
+}
+
 /// Overwrites bytes of the packet.
 #[inline(always)]
 pub(crate) fn store<T: Pod>(ctx: &TcContext, offset: usize, value: &T) -> Result<(), DropReason> {
@@ -92,6 +109,13 @@ pub(crate) fn ifindex(ctx: &TcContext) -> u32 {
 pub(crate) fn gso_size(ctx: &TcContext) -> u32 {
     // SAFETY: the pointer is the program's own context.
     unsafe { (*ctx.skb.skb).gso_size }
+}
+
+/// The hash of the flow that the kernel has noted; 0 if it has none.
+#[inline(always)]
+pub(crate) fn hash(ctx: &TcContext) -> u32 {
+    // SAFETY: the pointer is the program's own context.
+    unsafe { (*ctx.skb.skb).hash }
 }
 
 /// `skb->protocol` calls the frame IPv4.
@@ -147,8 +171,10 @@ pub(crate) fn is_for_host(ctx: &TcContext) -> bool {
 /// program returns. `skb->protocol` must be right.
 #[inline(always)]
 pub(crate) fn redirect_peer(ctx: &TcContext, ifindex: u32) -> Result<(), DropReason> {
-    // The frame was judged by the MAC of another interface.
-    ctx.change_type(PACKET_HOST).map_err(|_| DropReason::HelperFailed)?;
+    if !is_for_host(ctx) {
+        // The frame was judged by the MAC of another interface.
+        ctx.change_type(PACKET_HOST).map_err(|_| DropReason::HelperFailed)?;
+    }
     // SAFETY: the helper takes any index and answers a wrong one with a drop.
     unsafe { bpf_redirect_peer(ifindex, 0) };
     Ok(())

@@ -24,7 +24,7 @@ use culvert_common::{
 };
 
 use crate::{
-    flood, learn,
+    fast, flood, learn,
     maps::{FDB, NETWORKS, PATH_MTU, UNDERLAY, VTEP_IP, VTEPS, VXLAN_PORT, lookup},
     outside,
     packet::{
@@ -44,7 +44,7 @@ const VXLAN: usize = UDP + UdpHdr::LEN;
 /// Offset of the inner Ethernet header.
 const INNER: usize = VXLAN + VxlanHdr::LEN;
 /// Offset of the inner L3 packet.
-const INNER_L3: usize = INNER + ETH_LEN;
+pub(crate) const INNER_L3: usize = INNER + ETH_LEN;
 /// How long a path MTU that a router reported is believed (RFC 1191 §6.3).
 const PATH_MTU_NS: u64 = 600_000_000_000;
 
@@ -53,6 +53,10 @@ const PATH_MTU_NS: u64 = 600_000_000_000;
 pub(crate) fn from_underlay(ctx: TcContext) -> i32 {
     // Taken first: the decapsulation changes the length.
     let (port, bytes) = (ifindex(&ctx), ctx.len());
+    let known = fast::from_underlay(&ctx, bytes);
+    if known != fast::UNKNOWN {
+        return known;
+    }
     let outcome = handle(&ctx);
     verdict::tc(&ctx, DIRECTION, port, bytes, outcome)
 }
@@ -189,6 +193,34 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Result<Action, DropReason>
         learn::source(DIRECTION, source, outer.vtep, 0, ctx.len());
     }
 
+    unwrap(ctx, outer, &inner, &eth)?;
+    match target {
+        Target::Host => {
+            redirect_ingress(net.gateway_ifindex);
+            Ok(Action::ToHost)
+        }
+        Target::Port(port) if of_host => remote_host::deliver(ctx, net, outer.vtep, port),
+        Target::Port(port) => {
+            if net.flags & NetworkInfo::LEARNING == 0 {
+                fast::remember_inbound(port);
+            }
+            hand_over(ctx, &inner, port)
+        }
+        Target::Flood => match flood::local(ctx, DIRECTION, vni, net, 0) {
+            0 => Err(DropReason::NoReceiver),
+            _ => Ok(Action::Flood),
+        },
+    }
+}
+
+/// Takes the inner frame out of the outer one.
+#[inline(always)]
+fn unwrap(
+    ctx: &TcContext,
+    outer: &Tunnelled,
+    inner: &Inner,
+    eth: &EthHdr,
+) -> Result<(), DropReason> {
     if gso_size(ctx) == 0 {
         // What is longer is padding of the link, not part of the frame.
         let len = inner.padded_len(outer.frame_len);
@@ -196,26 +228,35 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Result<Action, DropReason>
             resize(ctx, len)?;
         }
     }
-    strip(ctx, &inner)?;
-    store(ctx, 0, &eth)?;
-    inner.write_ecn(ctx)?;
-    match target {
-        Target::Host => {
-            redirect_ingress(net.gateway_ifindex);
-            Ok(Action::ToHost)
-        }
-        Target::Port(port) if of_host => remote_host::deliver(ctx, net, outer.vtep, port),
-        Target::Port(port) if inner.is_ip() => redirect_peer(ctx, port).map(|()| Action::Deliver),
+    strip(ctx, inner)?;
+    store(ctx, 0, eth)?;
+    inner.write_ecn(ctx)
+}
+
+/// Hands a decapsulated frame to a local endpoint.
+#[inline(always)]
+fn hand_over(ctx: &TcContext, inner: &Inner, port: u32) -> Result<Action, DropReason> {
+    if inner.is_ip() {
+        redirect_peer(ctx, port)?;
+    } else {
         // skb->protocol still says IPv4: the veth's other end has to look.
-        Target::Port(port) => {
-            redirect(port);
-            Ok(Action::Deliver)
-        }
-        Target::Flood => match flood::local(ctx, DIRECTION, vni, net, 0) {
-            0 => Err(DropReason::NoReceiver),
-            _ => Ok(Action::Flood),
-        },
+        redirect(port);
     }
+    Ok(Action::Deliver)
+}
+
+/// Decapsulates an IPv4 packet that is for a local endpoint, and hands it over.
+#[inline(always)]
+pub(crate) fn deliver(
+    ctx: &TcContext,
+    outer: &Tunnelled,
+    ip: &Ipv4Hdr,
+    eth: &EthHdr,
+    port: u32,
+) -> Result<Action, DropReason> {
+    let inner = inspect_ipv4(ctx, outer, ip)?;
+    unwrap(ctx, outer, &inner, eth)?;
+    hand_over(ctx, &inner, port)
 }
 
 /// Finds the local endpoint, or endpoints, that a frame from the tunnel is for.
@@ -248,9 +289,17 @@ fn find_target(vni: u32, net: &NetworkInfo, eth: &EthHdr) -> Result<Target, Drop
 
 /// The inner packet and what is to change in it.
 enum Inner {
-    V4 { ip: Ipv4Hdr, ecn: EcnAction },
-    V6 { ip: Ipv6Hdr, ecn: EcnAction },
+    V4 { dst: [u8; 4], ecn: EcnAction },
+    V6 { ecn: EcnAction },
     Other,
+}
+
+/// As [`inspect`], of an IPv4 packet.
+#[inline(always)]
+fn inspect_ipv4(ctx: &TcContext, outer: &Tunnelled, ip: &Ipv4Hdr) -> Result<Inner, DropReason> {
+    let ecn = ecn::decap_ecn(outer.tos, ip.tos())?;
+    check_not_merged(ctx, outer, Some(ip.tot_len().into()))?;
+    Ok(Inner::V4 { dst: ip.dst, ecn })
 }
 
 /// Looks at the inner packet: is it one frame, and what does the outer ECN
@@ -260,13 +309,12 @@ fn inspect(ctx: &TcContext, outer: &Tunnelled, eth: &EthHdr) -> Result<Inner, Dr
     let (inner, total_len) = match eth.ethertype() {
         ETH_P_IP => {
             let ip: Ipv4Hdr = ctx.read(INNER_L3).ok_or(DropReason::Malformed)?;
-            let ecn = ecn::decap_ecn(outer.tos, ip.tos())?;
-            (Inner::V4 { ip, ecn }, Some(u32::from(ip.tot_len())))
+            return inspect_ipv4(ctx, outer, &ip);
         }
         ETH_P_IPV6 => {
             let ip: Ipv6Hdr = ctx.read(INNER_L3).ok_or(DropReason::Malformed)?;
             let ecn = ecn::decap_ecn(outer.tos, ip.tclass())?;
-            (Inner::V6 { ip, ecn }, Some(u32::from(ip.payload_len()) + Ipv6Hdr::LEN as u32))
+            (Inner::V6 { ecn }, Some(u32::from(ip.payload_len()) + Ipv6Hdr::LEN as u32))
         }
         _ => (Inner::Other, None),
     };
@@ -305,9 +353,9 @@ impl Inner {
     #[inline(always)]
     fn is_for(&self, net: &NetworkInfo) -> bool {
         match self {
-            Self::V4 { ip, .. } => {
+            Self::V4 { dst, .. } => {
                 net.flags & NetworkInfo::HOST_ACCESS != 0
-                    && u32::from_ne_bytes(ip.dst) == VTEP_IP.load()
+                    && u32::from_ne_bytes(*dst) == VTEP_IP.load()
             }
             Self::V6 { .. } | Self::Other => false,
         }
@@ -332,22 +380,22 @@ impl Inner {
     #[inline(always)]
     fn write_ecn(&self, ctx: &TcContext) -> Result<(), DropReason> {
         match self {
-            Self::V4 { ip, ecn: EcnAction::Set(tos) } => {
+            Self::V4 { ecn: EcnAction::Set(tos), .. } => {
                 note(DIRECTION, Note::EcnMarked, ctx.len());
-                let mut ip = *ip;
+                let mut ip: Ipv4Hdr = load(ctx, ETH_LEN)?;
                 ip.set_tos(*tos);
                 // The header sums to the same as before: skb->csum stays right.
                 store(ctx, ETH_LEN, &ip)
             }
-            Self::V6 { ip, ecn: EcnAction::Set(tclass) } => {
+            Self::V6 { ecn: EcnAction::Set(tclass) } => {
                 note(DIRECTION, Note::EcnMarked, ctx.len());
-                let mut ip = *ip;
+                let mut ip: Ipv6Hdr = load(ctx, ETH_LEN)?;
                 ip.set_tclass(*tclass);
                 ctx.store(ETH_LEN, &ip, u64::from(BPF_F_RECOMPUTE_CSUM))
                     .map_err(|_| DropReason::HelperFailed)
             }
             Self::V4 { ecn: EcnAction::Keep, .. }
-            | Self::V6 { ecn: EcnAction::Keep, .. }
+            | Self::V6 { ecn: EcnAction::Keep }
             | Self::Other => Ok(()),
         }
     }
@@ -393,8 +441,10 @@ fn learn_path_mtu(ctx: &TcContext) {
         return;
     };
     // SAFETY: the helper has no preconditions.
-    let expires_ns = unsafe { bpf_ktime_get_ns() } + PATH_MTU_NS;
+    let now = unsafe { bpf_ktime_get_ns() };
+    let expires_ns = now + PATH_MTU_NS;
     if PATH_MTU.insert(quoted.dst, PathMtu { expires_ns, inner_mtu, pad: 0 }, 0).is_ok() {
+        fast::forget_all(now);
         note(DIRECTION, Note::PathMtuLearnt, ctx.len());
     }
 }

@@ -63,24 +63,14 @@ pub(crate) fn hand_back<T>(
 
 /// The one place where an outcome becomes a verdict of TC.
 #[inline(always)]
-pub(crate) fn tc<C: EbpfContext>(
-    ctx: &C,
+pub(crate) fn untraced(
     direction: Direction,
-    ifindex: u32,
     bytes: u32,
     outcome: Result<Action, DropReason>,
 ) -> i32 {
     match outcome {
         Ok(action) => {
             count(direction, Code::Action(action), bytes);
-            trace!(
-                ctx,
-                "{} if {} len {}: action {}",
-                direction.code(),
-                ifindex,
-                bytes,
-                action.code()
-            );
             match action {
                 Action::Pass => TC_ACT_UNSPEC,
                 Action::Deliver
@@ -96,17 +86,39 @@ pub(crate) fn tc<C: EbpfContext>(
         }
         Err(reason) => {
             count(direction, Code::Drop(reason), bytes);
-            trace!(
-                ctx,
-                "{} if {} len {}: dropped, reason {}",
-                direction.code(),
-                ifindex,
-                bytes,
-                reason.code()
-            );
             TC_ACT_SHOT
         }
     }
+}
+
+/// The same, told to whoever traces.
+#[inline(always)]
+pub(crate) fn tc<C: EbpfContext>(
+    ctx: &C,
+    direction: Direction,
+    ifindex: u32,
+    bytes: u32,
+    outcome: Result<Action, DropReason>,
+) -> i32 {
+    match outcome {
+        Ok(action) => trace!(
+            ctx,
+            "{} if {} len {}: action {}",
+            direction.code(),
+            ifindex,
+            bytes,
+            action.code()
+        ),
+        Err(reason) => trace!(
+            ctx,
+            "{} if {} len {}: dropped, reason {}",
+            direction.code(),
+            ifindex,
+            bytes,
+            reason.code()
+        ),
+    }
+    untraced(direction, bytes, outcome)
 }
 
 /// The one place where an outcome becomes a verdict of XDP. Only drops are

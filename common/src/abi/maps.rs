@@ -49,6 +49,10 @@ pub mod names {
     /// Per-CPU array of [`Counter`](crate::abi::Counter), indexed by
     /// [`stats_index`](crate::abi::stats_index).
     pub const STATS: &str = "STATS";
+    /// One `u64`: what the programs remember of a pair of endpoints holds as long as this
+    /// number is the same. Whoever changes `ENDPOINTS`, `NETWORKS`, `FDB`, `VTEPS`,
+    /// `UNDERLAY` or `PATH_MTU` raises it afterwards.
+    pub const GENERATION: &str = "GENERATION";
     /// One [`Scratch`](super::Scratch) per CPU: headers too large for the stack.
     pub const SCRATCH: &str = "SCRATCH";
 }
@@ -67,6 +71,8 @@ pub mod globals {
     pub const NAT_PORT_MAX: &str = "NAT_PORT_MAX";
     /// Interface index of the loopback device, `u32`.
     pub const LOOPBACK: &str = "LOOPBACK";
+    /// Not 0: trace lines are written, `u8`.
+    pub const TRACING: &str = "TRACING";
     /// aya-log's own: 0 writes nothing, 5 writes trace lines, `u8`.
     pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 }

@@ -21,4 +21,4 @@ pub use nat::*;
 
 /// Version of the map layout. Pins live under a directory of this number, so
 /// that an agent never opens maps whose bytes it would misread.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;

@@ -65,12 +65,14 @@ pub const fn l2_flow_hash(dst: &[u8; 6], src: &[u8; 6], ethertype: u16) -> u32 {
     finish(mix(hash, ethertype as u32))
 }
 
-/// Hash of an IPv4 flow by its addresses and protocol: all fragments of a
-/// datagram have the same, though only the first one has ports.
+/// Hash of an IPv4 flow. `ports` are the first four bytes of the upper layer, zero if
+/// it has no ports, and of every fragment, the first one too: all fragments of a datagram
+/// have the same hash.
 #[inline(always)]
-pub const fn ipv4_flow_hash(ip: &Ipv4Hdr) -> u32 {
+pub const fn ipv4_flow_hash(ip: &Ipv4Hdr, ports: [u8; 4]) -> u32 {
     let hash = mix(0, u32::from_be_bytes(ip.src));
     let hash = mix(hash, u32::from_be_bytes(ip.dst));
+    let hash = mix(hash, u32::from_be_bytes(ports));
     finish(mix(hash, ip.protocol() as u32))
 }
 

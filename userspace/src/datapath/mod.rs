@@ -13,6 +13,7 @@
 
 mod bpffs;
 pub mod flows;
+mod generation;
 mod links;
 mod stats;
 mod tables;
@@ -414,6 +415,7 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
     let vtep_ip = u32::from_ne_bytes(options.vtep_ip.octets());
     let ageing_ns = u64::try_from(options.ageing.as_nanos()).unwrap_or(u64::MAX);
     let log_level = if options.trace { LOG_LEVEL_TRACE } else { 0 };
+    let tracing = u8::from(options.trace);
     let loopback = loopback_ifindex();
     let (port_min, port_max) = options.nat_ports;
     let mut loader = EbpfLoader::new();
@@ -422,6 +424,7 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
         .override_global(globals::VXLAN_PORT, &options.vxlan_port, true)
         .override_global(globals::AGEING_NS, &ageing_ns, true)
         .override_global(globals::LOG_LEVEL, &log_level, true)
+        .override_global(globals::TRACING, &tracing, true)
         .override_global(globals::NAT_PORT_MIN, &port_min, true)
         .override_global(globals::NAT_PORT_MAX, &port_max, true)
         .override_global(globals::LOOPBACK, &loopback, true)
@@ -461,6 +464,7 @@ const PINNED_MAPS: &[&str] = &[
     names::NEIGHBOURS,
     names::VTEPS,
     names::UNDERLAY,
+    names::GENERATION,
     names::PATH_MTU,
     names::FLOOD_LOCAL,
     names::FLOOD_REMOTE,

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use aya::{
@@ -16,7 +16,7 @@ use culvert_common::abi::{
     PublishedEntry, PublishedKey, UnderlayPath, VtepInfo, VtepKey, names,
 };
 
-use super::DatapathError;
+use super::{DatapathError, generation::Generation};
 
 /// Lets aya move any [`bytemuck::Pod`] in and out of a map.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +55,8 @@ pub trait Table<K, V>: Send + Sync {
 pub struct KernelTable<K, V> {
     name: &'static str,
     map: Mutex<HashMap<MapData, Bytes<K>, Bytes<V>>>,
+    /// To be raised after a change, if the programs remember what follows from the map.
+    generation: Option<Arc<Generation>>,
 }
 
 impl<K, V> fmt::Debug for KernelTable<K, V> {
@@ -66,7 +68,23 @@ impl<K, V> fmt::Debug for KernelTable<K, V> {
 impl<K: Pod, V: Pod> KernelTable<K, V> {
     /// Takes the map out of the loaded object.
     pub(super) fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Self, DatapathError> {
-        Ok(Self { name, map: Mutex::new(take_map(ebpf, name)?) })
+        Ok(Self { name, map: Mutex::new(take_map(ebpf, name)?), generation: None })
+    }
+
+    /// The same of a map from which the programs remember what follows.
+    fn take_remembered(
+        ebpf: &mut Ebpf,
+        name: &'static str,
+        generation: &Arc<Generation>,
+    ) -> Result<Self, DatapathError> {
+        let table = Self::take(ebpf, name)?;
+        Ok(Self { generation: Some(Arc::clone(generation)), ..table })
+    }
+
+    fn changed(&self) {
+        if let Some(generation) = &self.generation {
+            generation.raise();
+        }
     }
 
     /// All entries, in no order.
@@ -95,7 +113,9 @@ impl<K: Pod, V: Pod> KernelTable<K, V> {
 
     /// Removes an entry. It is no error if there is none.
     pub(super) fn remove(&self, key: &K) -> Result<(), DatapathError> {
-        match self.lock().remove(&Bytes(*key)) {
+        let removed = self.lock().remove(&Bytes(*key));
+        self.changed();
+        match removed {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
             Err(MapError::SyscallError(error))
                 if error.io_error.kind() == std::io::ErrorKind::NotFound =>
@@ -113,7 +133,9 @@ impl<K: Pod + Ord + Send, V: Pod + Send> Table<K, V> for KernelTable<K, V> {
     }
 
     fn insert(&self, key: &K, value: &V) -> Result<(), DatapathError> {
-        self.lock().insert(Bytes(*key), Bytes(*value), 0).map_err(|source| self.failed(source))
+        let inserted = self.lock().insert(Bytes(*key), Bytes(*value), 0);
+        self.changed();
+        inserted.map_err(|source| self.failed(source))
     }
 
     fn remove(&self, key: &K) -> Result<(), DatapathError> {
@@ -159,13 +181,17 @@ impl Tables {
     ///
     /// If the object lacks one, or it has another shape.
     pub fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
+        let generation = Arc::new(Generation::take(ebpf)?);
+        // What programs remember from before this agent came may be of maps that it has not
+        // seen change.
+        generation.raise();
         Ok(Self {
-            endpoints: KernelTable::take(ebpf, names::ENDPOINTS)?,
-            networks: KernelTable::take(ebpf, names::NETWORKS)?,
-            fdb: KernelTable::take(ebpf, names::FDB)?,
+            endpoints: KernelTable::take_remembered(ebpf, names::ENDPOINTS, &generation)?,
+            networks: KernelTable::take_remembered(ebpf, names::NETWORKS, &generation)?,
+            fdb: KernelTable::take_remembered(ebpf, names::FDB, &generation)?,
             neighbours: KernelTable::take(ebpf, names::NEIGHBOURS)?,
-            vteps: KernelTable::take(ebpf, names::VTEPS)?,
-            underlay: KernelTable::take(ebpf, names::UNDERLAY)?,
+            vteps: KernelTable::take_remembered(ebpf, names::VTEPS, &generation)?,
+            underlay: KernelTable::take_remembered(ebpf, names::UNDERLAY, &generation)?,
             flood_local: KernelTable::take(ebpf, names::FLOOD_LOCAL)?,
             flood_remote: KernelTable::take(ebpf, names::FLOOD_REMOTE)?,
             gateways: KernelTable::take(ebpf, names::GATEWAYS)?,

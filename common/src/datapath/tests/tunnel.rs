@@ -80,7 +80,7 @@ proptest! {
             fragment[byte] = other[byte];
         }
         let (a, b): (Ipv4Hdr, Ipv4Hdr) = (bytemuck::cast(bytes), bytemuck::cast(fragment));
-        prop_assert_eq!(ipv4_flow_hash(&a), ipv4_flow_hash(&b));
+        prop_assert_eq!(ipv4_flow_hash(&a, [0; 4]), ipv4_flow_hash(&b, [0; 4]));
     }
 }
 
@@ -98,7 +98,10 @@ fn entropy_spreads() {
     assert!(distinct(macs) > 900);
     let addresses = &mut (0..1024u16).map(|n| {
         let [a, b] = n.to_be_bytes();
-        entropy_port(ipv4_flow_hash(&Ipv4Hdr::new([10, 0, a, b], [10, 0, 0, 1], 17, 20, 0, 64)))
+        entropy_port(ipv4_flow_hash(
+            &Ipv4Hdr::new([10, 0, a, b], [10, 0, 0, 1], 17, 20, 0, 64),
+            [0; 4],
+        ))
     });
     assert!(distinct(addresses) > 900);
     // A kernel hash that varies in its high or its low bits only.
