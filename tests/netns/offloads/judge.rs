@@ -56,8 +56,10 @@ pub(crate) struct Direction {
     pub(crate) gso: usize,
     /// Frames of each VNI.
     pub(crate) vnis: BTreeMap<u32, u64>,
-    /// The longest L3 packet of TCP in a tunnel, once cut.
-    pub(crate) longest: usize,
+    /// The longest L3 packet of TCP in a tunnel.
+    longest: usize,
+    /// The longest of those that are cut out of a frame; 0 if none is.
+    longest_cut: usize,
     complaints: Vec<String>,
 }
 
@@ -70,6 +72,7 @@ impl Direction {
             gso: 0,
             vnis: BTreeMap::new(),
             longest: 0,
+            longest_cut: 0,
             complaints: Vec::new(),
         }
     }
@@ -112,6 +115,9 @@ impl Direction {
         }
         if facts.vni.is_some() && facts.protocol == TCP {
             self.longest = self.longest.max(len);
+            if frame.gso != Gso::None {
+                self.longest_cut = self.longest_cut.max(len);
+            }
         }
         Ok(())
     }
@@ -165,6 +171,9 @@ impl Seen {
             }
             if seen.longest != MTU {
                 complain(format!("longest TCP segment {}, not {MTU}", seen.longest));
+            }
+            if ![0, MTU].contains(&seen.longest_cut) {
+                complain(format!("TCP to be cut to {}, not {MTU}", seen.longest_cut));
             }
             if seen.verifier.incomplete() != 0 {
                 complain(format!("{} datagrams incomplete", seen.verifier.incomplete()));

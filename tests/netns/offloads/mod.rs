@@ -28,6 +28,8 @@ use world::{BLUE, DEVICES, RED, Tenant, World};
 /// Ports on which datagrams sent at once are received: directly, and through a published one.
 const SINK: u16 = 91;
 const PUBLISHED_SINK: u16 = 92;
+/// A port on which nobody listens.
+const NOBODY: u16 = 9;
 /// Bytes of an IPv4 and a UDP header.
 const V4: usize = 28;
 /// Bytes of an IPv6 and a UDP header.
@@ -166,7 +168,7 @@ fn tenant(world: &World, tenant: Tenant, row: &Row) -> Failures {
         failures.note(|| format!("{name}: ping/IPv6, {len}"), client.ping(two.v6.into(), len));
     }
     for (len, long) in [(INNER - V4, false), (INNER - V4 + 1, true)] {
-        let refused = client.refused(v4(SINK), len);
+        let refused = client.refused(v4(NOBODY), len);
         assert_eq!(refused, Ok(long), "{name}: UDP with DF, {len}");
     }
     let shapes = [(1, 100), (512, 65_024), (1421, 20 * 1421 + 7), (1422, 65_412)];
