@@ -30,6 +30,9 @@ pub(crate) const TCP: u16 = 80;
 /// See [`TCP`].
 pub(crate) const UDP: u16 = 90;
 
+/// How an error begins that says that datagrams have not come.
+pub(crate) const MISSING: &str = "missing are";
+
 /// Bytes that repeat nowhere and are others for every seed.
 pub(crate) fn payload(seed: u64, len: usize) -> Vec<u8> {
     let mut state = (seed << 20 | 0xb5) ^ len as u64;
@@ -185,6 +188,8 @@ impl Client {
                 let text = String::from_utf8_lossy(&output.stdout).into_owned();
                 if output.status.success() && !text.contains("wrong data") {
                     format!("ok {len}")
+                } else if text.contains("100% packet loss") {
+                    "timeout".to_owned()
                 } else {
                     text
                 }
@@ -234,7 +239,7 @@ fn collect(sink: &UdpSocket, sent: &[u8], size: usize) -> Result<usize, String> 
         let mut slices = [IoSliceMut::new(&mut buffer)];
         let message =
             recvmsg::<()>(sink.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::empty())
-                .map_err(|error| format!("{} are missing: {error}", missing.len()))?;
+                .map_err(|error| format!("{MISSING} {} datagrams: {error}", missing.len()))?;
         let len = message.bytes;
         // Without the message it is one datagram.
         let each = message
