@@ -12,6 +12,7 @@ mod lifecycle;
 mod modes;
 mod nat;
 mod nat_packets;
+mod offloads;
 mod overlay;
 mod port_holders;
 mod ports;

@@ -10,3 +10,5 @@ pub mod outside;
 pub mod packet;
 pub mod probe;
 pub mod sock;
+pub mod verify;
+pub mod wire;

@@ -15,7 +15,11 @@ use super::{Netlink, NetlinkError, Result, check_ifname};
 /// Segmentation of packets that are encapsulated already. A container with a
 /// tunnel of its own must segment by itself: a frame can carry the state of one
 /// encapsulation only, and ours comes on top. SCTP is here because the kernel
-/// refuses to make room in front of an SCTP frame that is to be segmented.
+/// refuses to make room in front of an SCTP frame that is to be segmented, and
+/// UDP because a decapsulated frame still says that it is a tunnel's
+/// (`SKB_GSO_UDP_TUNNEL`, which `bpf_skb_adjust_room` does not take off): the
+/// kernel then looks for that tunnel behind the UDP header of datagrams that are
+/// to be told apart for a socket, and loses all of them.
 pub const ENCAPSULATION_OFFLOADS: &[&str] = &[
     "tx-udp_tnl-segmentation",
     "tx-udp_tnl-csum-segmentation",
@@ -27,6 +31,7 @@ pub const ENCAPSULATION_OFFLOADS: &[&str] = &[
     "tx-tunnel-remcsum-segmentation",
     "tx-esp-segmentation",
     "tx-sctp-segmentation",
+    "tx-udp-segmentation",
 ];
 
 /// Merging of UDP datagrams that are only forwarded, VXLAN of different VNIs

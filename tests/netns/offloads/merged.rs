@@ -1,0 +1,282 @@
+//! Datagrams of two tenants that the kernel merges: what is in them gets into its own network
+//! or nowhere.
+//!
+//! UDP GRO merges datagrams whose outer headers are alike and that have a checksum. Hosts of
+//! Culvert send none; here somebody does.
+
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use culvert_tests::{
+    cluster::SOON,
+    netns::{Netns, Underlay, is_root, wait_until},
+    sock::within,
+    wire,
+};
+use etherparse::{PacketBuilder, UdpHeader};
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::{
+    traffic::{Client, Servers, TCP, payload},
+    world::{BLUE, RED, Tenant, World, vxlan_socket},
+};
+
+/// Port at which the containers receive, VXLAN's, and that of its sender.
+const SINK: u16 = 93;
+const VXLAN: u16 = 4789;
+const SENDER: u16 = 50_000;
+/// Datagrams of each tenant in a burst.
+const COUNT: usize = 16;
+/// Bytes of payload of each, and what the headers before it make of that.
+const LEN: usize = 1000;
+const DATAGRAM: usize = 8 + 14 + 20 + 8 + LEN;
+/// Headers of a merged frame.
+const OUTER: u64 = 14 + 20 + 8;
+
+/// The payload of a tenant's datagram. It says whose it is.
+fn content(tenant: Tenant, number: usize) -> Vec<u8> {
+    let mut content = payload(u64::from(tenant.vni) << 8 | number as u64, LEN);
+    content[..2].copy_from_slice(&[tenant.vni as u8, number as u8]);
+    content
+}
+
+/// A tenant's frame in VXLAN. But for the VNI and the payload the tenants' are the same.
+fn datagram(tenant: Tenant, number: usize) -> Vec<u8> {
+    let (from, to) = ([0x02, 0x42, 10, 0, 0, 2], [0x02, 0x42, 10, 0, 0, 3]);
+    let frame =
+        PacketBuilder::ethernet2(from, to).ipv4([10, 0, 0, 2], [10, 0, 0, 3], 64).udp(7000, SINK);
+    let [_, a, b, c] = tenant.vni.to_be_bytes();
+    let mut datagram = vec![8, 0, 0, 0, a, b, c, 0];
+    frame.write(&mut datagram, &content(tenant, number)).unwrap();
+    datagram
+}
+
+/// Where a tenant's container receives.
+struct Sink {
+    tenant: Tenant,
+    socket: UdpSocket,
+}
+
+impl Sink {
+    fn new(world: &World, tenant: Tenant, gro: bool) -> Self {
+        let [_, two] = world.pair(tenant);
+        let socket = within(&two.netns, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, SINK)));
+        let socket = socket.unwrap();
+        setsockopt(&socket, sockopt::UdpGroSegment, &gro).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        Self { tenant, socket }
+    }
+
+    /// How many datagrams have come, each once and this tenant's own.
+    fn received(&self) -> usize {
+        let mut own: BTreeSet<_> = (0..COUNT).map(|number| content(self.tenant, number)).collect();
+        let mut buffer = vec![0; 65_536];
+        while let Ok(len) = self.socket.recv(&mut buffer) {
+            for datagram in buffer[..len].chunks(LEN) {
+                let name = self.tenant.network;
+                assert!(own.remove(datagram), "{name}: received what is not its own, or twice");
+            }
+        }
+        COUNT - own.len()
+    }
+}
+
+/// Sends a burst to the second host, `order` over and over, as one frame that is still to be
+/// cut. Returns what arrives in each network, and what was merged: frames and datagrams.
+fn burst(world: &World, order: &[Tenant], gro: bool) -> ([usize; 2], u64, u64) {
+    let sinks = [RED, BLUE].map(|tenant| Sink::new(world, tenant, gro));
+    let hosts = &world.cluster.hosts;
+    let merged = || {
+        let rows = hosts[1].json(&["stats"]);
+        let row =
+            rows.as_array().into_iter().flatten().find(|row| row["reason"] == "merged_frames");
+        row.map_or((0, 0), |row| (row["packets"].as_u64().unwrap(), row["bytes"].as_u64().unwrap()))
+    };
+    let before = merged();
+    let all: Vec<u8> = (0..COUNT)
+        .flat_map(|number| order.iter().map(move |tenant| datagram(*tenant, number)))
+        .flatten()
+        .collect();
+    within(hosts[0].netns.path(), || {
+        let from = SocketAddrV4::new(hosts[0].vtep(), SENDER);
+        let socket = UdpSocket::bind(from).unwrap();
+        setsockopt(&socket, sockopt::UdpGsoSegment, &(DATAGRAM as i32)).unwrap();
+        socket.send_to(&all, (hosts[1].vtep(), VXLAN)).unwrap();
+    });
+    let received = sinks.map(|sink| sink.received());
+    let after = merged();
+    let frames = after.0 - before.0;
+    let datagrams = (after.1 - before.1 - OUTER * frames) / DATAGRAM as u64;
+    (received, frames, datagrams)
+}
+
+/// Uplink of the second host, and what the switch cuts on the way there.
+fn set(world: &World, uplink: &str, switch: &str, vxlan: bool) {
+    let (host, port) = world.uplink(1);
+    host.run(&format!("ethtool -K {} {uplink}", Underlay::UPLINK));
+    world.cluster.switch.run(&format!("ethtool -K {port} {switch}"));
+    vxlan_socket(host, vxlan);
+}
+
+/// Datagrams of two VNIs in one frame: not taken for one tenant's, and counted. Where they are
+/// merged by a GRO that knows VXLAN, only one tenant's are.
+#[test]
+fn datagrams_of_two_tenants_are_not_taken_for_one_s() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new();
+    let (whole, cut) = ("tso on tx-udp-segmentation on", "tso off tx-udp-segmentation off");
+    let (fwd, list) = ("rx-udp-gro-forwarding", "rx-gro-list");
+    let none = format!("gro off {fwd} off {list} off");
+
+    // One frame, as a network card that merges by itself would hand it over.
+    set(&world, &none, whole, false);
+    for order in [[RED, BLUE], [BLUE, RED]] {
+        assert_eq!(burst(&world, &order, false), ([0, 0], 1, 2 * COUNT as u64), "{order:?}");
+    }
+    assert_eq!(burst(&world, &[RED], false), ([0, 0], 1, COUNT as u64));
+
+    // Cut into datagrams, and not merged.
+    set(&world, &none, cut, false);
+    assert_eq!(burst(&world, &[RED, BLUE], false), ([COUNT, COUNT], 0, 0));
+
+    // Merged again, by every GRO for datagrams.
+    for features in [
+        format!("gro on {fwd} on {list} off"),
+        format!("gro on {fwd} off {list} on"),
+        format!("gro on {fwd} on {list} on"),
+    ] {
+        set(&world, &features, cut, false);
+        let ([red, blue], frames, datagrams) = burst(&world, &[RED, BLUE], false);
+        assert_eq!(red + blue + datagrams as usize, 2 * COUNT, "{features}: accounted for");
+        assert!(frames > 0 && datagrams > frames, "{features}: {frames} frames, {datagrams}");
+    }
+
+    // A socket that knows VXLAN: GRO looks at VNI and inner addresses, and leaves UDP alone
+    // unless it is told to merge it, too.
+    set(&world, &format!("gro on {fwd} off {list} off"), cut, true);
+    assert_eq!(burst(&world, &[RED, BLUE], false), ([COUNT, COUNT], 0, 0));
+    set(&world, &format!("gro on {fwd} on {list} off"), cut, true);
+    assert_eq!(burst(&world, &[RED, BLUE], true), ([COUNT, COUNT], 0, 0));
+    // Lists do not get through (`World::merges_udp`), but to nobody else either.
+    set(&world, &format!("gro on {fwd} on {list} on"), cut, true);
+    let (_, frames, _) = burst(&world, &[RED, BLUE], true);
+    assert_eq!(frames, 0);
+}
+
+/// A piece of wire between two devices of a namespace. Of VXLAN towards the second it fills in
+/// the outer checksum, and makes all of it one flow, so that UDP GRO merges it.
+struct Cable {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Cable {
+    fn new(netns: &Path, from: &str, to: &str) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let threads = [(from, to, true), (to, from, false)]
+            .map(|(from, to, towards)| {
+                let (from, to) = (wire::open(netns, from), wire::open(netns, to));
+                let stopped = Arc::clone(&stop);
+                std::thread::spawn(move || {
+                    let mut buffer = Vec::new();
+                    while !stopped.load(Ordering::Relaxed) {
+                        if let Ok(Some(mut frame)) = wire::receive(&from, &mut buffer)
+                            && !frame.outgoing
+                        {
+                            assert_eq!((frame.partial, frame.gso), (None, wire::Gso::None));
+                            if towards {
+                                one_flow(&mut frame.bytes);
+                            }
+                            // A queue that is full drops, as anywhere.
+                            let _ = wire::send(&to, &frame.bytes);
+                        }
+                    }
+                })
+            })
+            .into();
+        Self { stop, threads }
+    }
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn one_flow(frame: &mut [u8]) {
+    const UDP: usize = 14 + 20;
+    let Some((udp, datagram)) = frame.get(UDP..).and_then(|udp| UdpHeader::from_slice(udp).ok())
+    else {
+        return;
+    };
+    let is_udp = frame.get(23) == Some(&17) && udp.destination_port == VXLAN;
+    if !is_udp {
+        return;
+    }
+    let udp = UdpHeader { source_port: SENDER, ..udp };
+    let address = |at: usize| -> [u8; 4] { frame[at..at + 4].try_into().unwrap() };
+    let checksum = udp.calc_checksum_ipv4_raw(address(26), address(30), datagram).unwrap();
+    frame[UDP..UDP + 8].copy_from_slice(&UdpHeader { checksum, ..udp }.to_bytes());
+}
+
+/// Sets how long GRO keeps frames of a device, waiting for more, in nanoseconds.
+fn patience(netns: &Netns, ifname: &str, nanoseconds: u32) {
+    // `ip netns exec` shows the namespace's /sys.
+    culvert_tests::netns::check(&format!(
+        "ip netns exec {} sh -c 'cd /sys/class/net/{ifname}; \
+         echo 1 >napi_defer_hard_irqs; echo {nanoseconds} >gro_flush_timeout'",
+        netns.name()
+    ));
+}
+
+/// TCP of both tenants at the same time, through a wire on which UDP GRO merges their
+/// segments: what was dropped is sent again, and nothing of the other's is among it.
+#[test]
+fn tcp_makes_up_for_merged_segments() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new();
+    let switch = &world.cluster.switch;
+    let off = "tx off tso off gso off tx-udp-segmentation off tx-udp_tnl-segmentation off";
+    switch.run(&format!(
+        "ip link set p1 nomaster; ip link add r0 type veth peer name r1; \
+         ethtool -K r0 {off}; ip link set r0 master br0 up; ip link set r1 up"
+    ));
+    let _servers = [RED, BLUE].map(|tenant| Servers::new(&world.pair(tenant)[1].netns));
+    set(&world, &format!("{off} gro on rx-udp-gro-forwarding on"), off, false);
+    let cable = Cable::new(switch.path(), "r1", "p1");
+    patience(world.uplink(1).0, Underlay::UPLINK, 30_000);
+    let exchange = |tenant: Tenant| {
+        let [one, two] = world.pair(tenant);
+        let client = Client { netns: one.netns.clone(), seed: tenant.vni.into() };
+        client.tcp(SocketAddrV4::new(two.v4, TCP).into(), 400_000)
+    };
+    let host = &world.cluster.hosts[1];
+    let merged = || host.counter("from_underlay", "merged_frames");
+    std::thread::scope(|scope| {
+        let threads = [RED, BLUE].map(|tenant| scope.spawn(move || exchange(tenant)));
+        wait_until(SOON, "segments to be merged", || merged() > 0);
+        // As `doctor` says. Until then little more than one segment gets through at a time.
+        host.netns.run(&format!("ethtool -K {} rx-udp-gro-forwarding off", Underlay::UPLINK));
+        for thread in threads {
+            assert_eq!(thread.join().unwrap(), Ok(()));
+        }
+    });
+    drop(cable);
+}

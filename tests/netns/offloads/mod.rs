@@ -1,0 +1,255 @@
+//! The offload matrix: whatever the devices on the way leave to each other, cut, merge and
+//! fill in, what arrives is what was sent, and the wire is in order.
+
+#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+
+mod cover;
+mod judge;
+mod merged;
+mod traffic;
+mod world;
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+};
+
+use culvert_tests::{
+    netns::{Underlay, is_root},
+    outside::Outside,
+    wire::Tap,
+};
+
+use cover::Row;
+use judge::Features;
+use traffic::{Client, Servers, TCP, UDP};
+use world::{BLUE, DEVICES, RED, Tenant, World};
+
+/// Ports on which datagrams sent at once are received: directly, and through a published one.
+const SINK: u16 = 91;
+const PUBLISHED_SINK: u16 = 92;
+/// A port on which nobody listens.
+const NOBODY: u16 = 9;
+/// Bytes of an IPv4 and a UDP header.
+const V4: usize = 28;
+/// Bytes of an IPv6 and a UDP header.
+const V6: usize = 48;
+/// MTU of the overlay networks, and of the others.
+const INNER: usize = 1450;
+const OUTER: usize = 1500;
+/// The longest payload of a datagram, or of an echo, over IPv4.
+const LONGEST: usize = 65_507;
+
+/// How often a datagram is sent before it counts as lost.
+const TRIES: usize = 3;
+
+/// Notes what did not work.
+#[derive(Default)]
+struct Failures(Vec<String>);
+
+impl Failures {
+    fn note<T>(&mut self, what: impl Fn() -> String, result: Result<T, String>) -> Option<T> {
+        result.map_err(|error| self.0.push(format!("{}: {error}", what()))).ok()
+    }
+
+    /// The same of what nobody sends again. The queue between two devices is one for all of the
+    /// machine (`net.core.netdev_max_backlog`), and whoever else uses it can fill it: that
+    /// something is lost once proves nothing. What the programs drop is counted besides.
+    fn note_lossy<T>(&mut self, what: impl Fn() -> String, send: impl Fn() -> Result<T, String>) {
+        let lost = |result: &Result<T, String>| {
+            result.as_ref().is_err_and(|e| e == "timeout" || e.starts_with(traffic::MISSING))
+        };
+        let mut result = send();
+        for _ in 1..TRIES {
+            if !lost(&result) {
+                break;
+            }
+            eprintln!("{}: lost, once more", what());
+            result = send();
+        }
+        self.note(what, result);
+    }
+}
+
+/// What is on at every device and must make no difference. Row by row: as devices come; like
+/// on a wire, where only GRO merges; the same with GRO for datagrams, with and without a
+/// socket that knows VXLAN; everything off; then whatever makes every two switches be in every
+/// combination (every three in the full run).
+fn rows() -> Vec<Row> {
+    let row = |choose: &dyn Fn(&str, &str) -> bool| -> Row {
+        let one = DEVICES.iter().flat_map(|(device, switches)| {
+            switches.iter().map(|(feature, _)| choose(device, feature)).collect::<Vec<_>>()
+        });
+        one.clone().chain(one).collect()
+    };
+    let usual: Row = {
+        let one = DEVICES.iter().flat_map(|(_, switches)| switches.iter().map(|(_, on)| *on));
+        one.clone().chain(one).collect()
+    };
+    let wire = |also: &'static [&'static str]| {
+        row(&move |_, feature| feature == "gro" || also.contains(&feature))
+    };
+    let first = vec![
+        usual,
+        wire(&["rx", "vxlan"]),
+        wire(&["rx", "vxlan", "rx-udp-gro-forwarding"]),
+        wire(&["rx", "vxlan", "rx-gro-list"]),
+        wire(&["rx", "rx-udp-gro-forwarding", "rx-gro-list"]),
+        row(&|_, _| false),
+    ];
+    let strength = if std::env::var_os("CULVERT_TEST_FULL").is_some() { 3 } else { 2 };
+    cover::cover(first[0].len(), strength, first)
+}
+
+/// TCP, UDP, UDP cut by the kernel, and ICMP, of two tenants that have the same addresses, at
+/// the same time, with a host outside and through published ports besides.
+#[test]
+fn payloads_arrive_whatever_is_offloaded() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new();
+    let _servers: Vec<_> = world.servers().iter().map(|netns| Servers::new(netns)).collect();
+    let rows = rows();
+    for (number, row) in rows.iter().enumerate() {
+        world.set(row);
+        let taps = [0, 1].map(|host| {
+            let (uplink, port) = world.uplink(host);
+            judge::watch(&world.cluster.switch, &port, Features::of(uplink, Underlay::UPLINK))
+        });
+        let (before, decapsulated) = (world.drops(), world.delivered());
+        let mut failures = std::thread::scope(|scope| {
+            let threads = [
+                scope.spawn(|| tenant(&world, RED, row)),
+                scope.spawn(|| tenant(&world, BLUE, row)),
+                scope.spawn(|| beyond(&world)),
+            ];
+            threads.into_iter().flat_map(|thread| thread.join().unwrap().0).collect::<Vec<_>>()
+        });
+        let decapsulated = world.delivered() - decapsulated;
+        let seen = taps.map(Tap::finish);
+        failures.extend(seen.iter().flat_map(|seen| seen.complaints(&[RED.vni, BLUE.vni])));
+        failures.extend(differences(&before, &world.drops()));
+        let frames = seen.iter().map(|seen| seen.to_host.vnis.values().sum::<u64>()).sum::<u64>();
+        // The first rows are known to do something; else the others prove nothing.
+        match number {
+            0 if seen.iter().any(|seen| seen.from_host.gso == 0 || seen.from_host.partial == 0) => {
+                failures.push("nothing was left to the hardware".to_owned());
+            }
+            1..=3 if decapsulated > frames / 4 * 3 => {
+                failures.push(format!("GRO made {decapsulated} frames of {frames}"));
+            }
+            _ => {}
+        }
+        assert!(
+            failures.is_empty(),
+            "row {number} of {}, without what is usual:{}\n{}",
+            rows.len(),
+            world.describe(row),
+            failures.join("\n")
+        );
+    }
+}
+
+/// What was dropped in the meantime. Nothing is to be.
+fn differences(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> Vec<String> {
+    let changed = after.iter().filter(|(reason, count)| {
+        // Multicast that a stack sends of itself.
+        before.get(*reason) != Some(count) && !reason.ends_with("no_receiver")
+    });
+    changed.map(|(reason, count)| format!("dropped, in all: {count} {reason}")).collect()
+}
+
+/// A tenant's container on the one host and the one on the other.
+fn tenant(world: &World, tenant: Tenant, row: &Row) -> Failures {
+    let mut failures = Failures::default();
+    let [one, two] = world.pair(tenant);
+    let client = Client { netns: one.netns.clone(), seed: tenant.vni.into() };
+    let back = Client { netns: two.netns.clone(), seed: tenant.vni.into() };
+    let v4 = |port| SocketAddr::new(two.v4.into(), port);
+    let v6 = |port| SocketAddr::new(two.v6.into(), port);
+    let name = tenant.network;
+    for (to, lens) in
+        [(v4(TCP), &[1, 1398, 1399, 65_483, 1 << 20][..]), (v6(TCP), &[1378, 300_000])]
+    {
+        for len in lens {
+            failures.note(|| format!("{name}: TCP to {to}, {len}"), client.tcp(to, *len));
+        }
+    }
+    let around = |mtu: usize, header: usize| [mtu - header - 1, mtu - header, mtu - header + 1];
+    let lens = [&[0, 1][..], &around(INNER, V4), &around(OUTER, V4), &[9000, LONGEST]].concat();
+    for len in &lens {
+        failures.note_lossy(|| format!("{name}: UDP, {len}"), || client.udp(v4(UDP), *len));
+        failures.note_lossy(|| format!("{name}: ping, {len}"), || client.ping(two.v4.into(), *len));
+    }
+    for len in around(INNER, V6).into_iter().chain([9000, LONGEST - 20]) {
+        failures.note_lossy(|| format!("{name}: UDP/IPv6, {len}"), || client.udp(v6(UDP), len));
+    }
+    for len in [INNER - V6, INNER - V6 + 1, 8000] {
+        failures
+            .note_lossy(|| format!("{name}: ping/IPv6, {len}"), || client.ping(two.v6.into(), len));
+    }
+    for (len, long) in [(INNER - V4, false), (INNER - V4 + 1, true)] {
+        let refused = client.refused(v4(NOBODY), len);
+        assert_eq!(refused, Ok(long), "{name}: UDP with DF, {len}");
+    }
+    let shapes = [(1, 100), (512, 65_024), (1421, 20 * 1421 + 7), (1422, 65_412)];
+    for (from, sink, host) in [(&client, two, 1), (&back, one, 0)] {
+        if world.merges_udp(row, host) {
+            continue;
+        }
+        let (v4, v6) =
+            (SocketAddr::new(sink.v4.into(), SINK), SocketAddr::new(sink.v6.into(), SINK));
+        let all = shapes.map(|shape| (v4, shape)).into_iter().chain([(v6, (1402, 20 * 1402))]);
+        for ((to, shape), gro) in all.flat_map(|each| [(each, false), (each, true)]) {
+            let send = || from.segments(to, (&sink.netns, SINK), shape, gro);
+            let what = || format!("{name}: UDP_SEGMENT {shape:?} to {to}, UDP_GRO {gro}");
+            failures.note_lossy(what, send);
+        }
+    }
+    failures
+}
+
+/// Out of an overlay and a bridge network to a host outside, and from there in through a
+/// published port.
+fn beyond(world: &World) -> Failures {
+    let mut failures = Failures::default();
+    let outside = |port| SocketAddr::new(Outside::IP.into(), port);
+    let netns = world.outside.host.path();
+    let [red, _] = world.pair(RED);
+    for (name, from, mtu) in [("overlay", &red.netns, INNER), ("bridge", &world.bridge, OUTER)] {
+        let client = Client { netns: from.clone(), seed: 7 };
+        for len in [1, mtu - 52, 1 << 19] {
+            failures.note(|| format!("{name}: TCP out, {len}"), client.tcp(outside(TCP), len));
+        }
+        for len in [1, mtu - V4, mtu - V4 + 1, LONGEST] {
+            failures
+                .note_lossy(|| format!("{name}: UDP out, {len}"), || client.udp(outside(UDP), len));
+            failures.note_lossy(
+                || format!("{name}: ping out, {len}"),
+                || client.ping(Outside::IP.into(), len),
+            );
+        }
+        let shape = (1400, 40 * 1400);
+        let send = || client.segments(outside(SINK), (netns, SINK), shape, false);
+        failures.note_lossy(|| format!("{name}: UDP_SEGMENT out"), send);
+    }
+    let client = Client { netns: netns.to_owned(), seed: 8 };
+    let at = |ip: Ipv4Addr, port| SocketAddr::new(ip.into(), port);
+    for (name, ip, inside) in world.published() {
+        for len in [1, 1448, 1 << 19] {
+            let result = client.tcp(at(ip, 8000 + TCP), len);
+            failures.note(|| format!("{name}: TCP in, {len}"), result);
+        }
+        for len in [1, 1400, OUTER - V4, OUTER - V4 + 1, LONGEST] {
+            let send = || client.udp(at(ip, 8000 + UDP), len);
+            failures.note_lossy(|| format!("{name}: UDP in, {len}"), send);
+        }
+        for gro in [false, true] {
+            let (to, sink) = (at(ip, 8000 + PUBLISHED_SINK), (inside, PUBLISHED_SINK));
+            let send = || client.segments(to, sink, (1400, 40 * 1400), gro);
+            failures.note_lossy(|| format!("{name}: UDP_SEGMENT in, UDP_GRO {gro}"), send);
+        }
+    }
+    failures
+}

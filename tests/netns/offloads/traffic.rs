@@ -1,0 +1,287 @@
+//! Payloads of every kind, and whether they arrive as they were sent.
+
+use std::{
+    io::{ErrorKind, IoSliceMut, Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd as _,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use culvert_tests::{
+    cluster::SOON,
+    netns::wait_for,
+    probe,
+    sock::{PATIENCE, within},
+};
+use nix::{
+    libc,
+    sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt},
+};
+
+/// Ports of [`Servers`].
+pub(crate) const TCP: u16 = 80;
+/// See [`TCP`].
+pub(crate) const UDP: u16 = 90;
+
+/// How an error begins that says that datagrams have not come.
+pub(crate) const MISSING: &str = "missing are";
+
+/// Bytes that repeat nowhere and are others for every seed.
+pub(crate) fn payload(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = (seed << 20 | 0xb5) ^ len as u64;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// Servers of a namespace that send back what comes, by TCP and UDP, IPv4 and IPv6.
+pub(crate) struct Servers {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Servers {
+    pub(crate) fn new(netns: &Path) -> Self {
+        let any = |port| SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
+        let listener = within(netns, || TcpListener::bind(any(TCP))).unwrap();
+        let socket = within(netns, || UdpSocket::bind(any(UDP))).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (tcp, udp) = (Arc::clone(&stop), Arc::clone(&stop));
+        let accept = move || {
+            while !tcp.load(Ordering::Relaxed) {
+                match listener.accept() {
+                    // A client that gives up says so itself.
+                    Ok((stream, _)) => drop(std::thread::spawn(move || echo(stream))),
+                    Err(_) => std::thread::sleep(Duration::from_millis(1)),
+                }
+            }
+        };
+        let answer = move || {
+            let mut buffer = vec![0; 65_536];
+            while !udp.load(Ordering::Relaxed) {
+                if let Ok((len, peer)) = socket.recv_from(&mut buffer) {
+                    let _ = socket.send_to(&buffer[..len], peer);
+                }
+            }
+        };
+        Self { stop, threads: vec![std::thread::spawn(accept), std::thread::spawn(answer)] }
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn echo(mut stream: TcpStream) -> std::io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let mut buffer = vec![0; 1 << 17];
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => return stream.shutdown(Shutdown::Write),
+            len => stream.write_all(&buffer[..len])?,
+        }
+    }
+}
+
+/// One who sends, in its own namespace.
+#[derive(Clone)]
+pub(crate) struct Client {
+    /// Namespace.
+    pub(crate) netns: PathBuf,
+    /// Makes its payloads unlike those of others.
+    pub(crate) seed: u64,
+}
+
+impl Client {
+    /// `len` bytes to a server of [`Servers`] and back.
+    pub(crate) fn tcp(&self, to: SocketAddr, len: usize) -> Result<(), String> {
+        let sent = payload(self.seed, len);
+        let received = within(&self.netns, || {
+            let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            let mut reader = stream.try_clone()?;
+            std::thread::scope(|scope| {
+                let writer = scope.spawn(|| {
+                    stream.write_all(&sent)?;
+                    stream.shutdown(Shutdown::Write)
+                });
+                let mut received = Vec::new();
+                reader.read_to_end(&mut received)?;
+                writer.join().unwrap().map(|()| received)
+            })
+        });
+        same(&sent, received)
+    }
+
+    /// A datagram of `len` bytes to a server of [`Servers`] and back.
+    pub(crate) fn udp(&self, to: SocketAddr, len: usize) -> Result<(), String> {
+        let sent = payload(self.seed, len);
+        let received = within(&self.netns, || {
+            let socket = UdpSocket::bind(any(to))?;
+            socket.connect(to)?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.send(&sent)?;
+            let mut buffer = vec![0; 65_536];
+            let received = socket.recv(&mut buffer)?;
+            buffer.truncate(received);
+            Ok(buffer)
+        });
+        same(&sent, received)
+    }
+
+    /// Whether a datagram with DF of `len` bytes is refused for its length.
+    pub(crate) fn refused(&self, to: SocketAddr, len: usize) -> Result<bool, String> {
+        within(&self.netns, || {
+            let socket = UdpSocket::bind(any(to))?;
+            let always: libc::c_int = libc::IP_PMTUDISC_DO;
+            // SAFETY: the option is an int, whose address and length are given.
+            let set = unsafe {
+                libc::setsockopt(
+                    socket.as_raw_fd(),
+                    libc::IPPROTO_IP,
+                    libc::IP_MTU_DISCOVER,
+                    (&raw const always).cast(),
+                    size_of_val(&always) as u32,
+                )
+            };
+            assert_eq!(set, 0);
+            match socket.send_to(&vec![0; len], to) {
+                Ok(_) => Ok(false),
+                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => Ok(true),
+                Err(error) => Err(error),
+            }
+        })
+        .map_err(|error| error.to_string())
+    }
+
+    /// An ICMP echo with `len` bytes of payload.
+    pub(crate) fn ping(&self, to: IpAddr, len: usize) -> Result<(), String> {
+        let outcome = match to {
+            IpAddr::V4(to) => probe::ping(&self.netns, to, 0, len, 0),
+            IpAddr::V6(to) => {
+                let output = Command::new("nsenter")
+                    .arg(format!("--net={}", self.netns.display()))
+                    .args(["ping", "-6", "-c1", "-W3", "-s", &len.to_string(), &to.to_string()])
+                    .output()
+                    .unwrap();
+                let text = String::from_utf8_lossy(&output.stdout).into_owned();
+                if output.status.success() && !text.contains("wrong data") {
+                    format!("ok {len}")
+                } else if text.contains("100% packet loss") {
+                    "timeout".to_owned()
+                } else {
+                    text
+                }
+            }
+        };
+        if outcome == format!("ok {len}") { Ok(()) } else { Err(outcome) }
+    }
+
+    /// Datagrams of `size` bytes, `len` in all, handed over at once (`UDP_SEGMENT`) to the
+    /// address `to`, which leads to `port` of `receiver`. Says how often it was given some: with
+    /// `gro` (`UDP_GRO`) it may be several at a time.
+    pub(crate) fn segments(
+        &self,
+        to: SocketAddr,
+        (receiver, port): (&Path, u16),
+        (size, len): (u16, usize),
+        gro: bool,
+    ) -> Result<usize, String> {
+        let sent = payload(self.seed, len);
+        // A child that another thread has just started keeps the last one's socket a little.
+        let sink = wait_for(SOON, "the port", || {
+            within(receiver, || UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))).ok()
+        });
+        sink.set_read_timeout(Some(PATIENCE)).map_err(|error| error.to_string())?;
+        let _ = setsockopt(&sink, sockopt::RcvBufForce, &(1 << 22));
+        if gro {
+            setsockopt(&sink, sockopt::UdpGroSegment, &true).map_err(|e| e.to_string())?;
+        }
+        within(&self.netns, || {
+            let socket = UdpSocket::bind(any(to))?;
+            setsockopt(&socket, sockopt::UdpGsoSegment, &i32::from(size))?;
+            socket.send_to(&sent, to)
+        })
+        .map_err(|error| format!("sending: {error}"))?;
+        collect(&sink, &sent, usize::from(size))
+    }
+}
+
+/// Receives datagrams of `size` bytes, the last perhaps shorter, that are `sent`: each of them
+/// once, in any order, as the sender may go on on another CPU.
+fn collect(sink: &UdpSocket, sent: &[u8], size: usize) -> Result<usize, String> {
+    let mut missing: Vec<&[u8]> = sent.chunks(size).collect();
+    let mut reads = 0;
+    let mut buffer = vec![0; 65_536];
+    while !missing.is_empty() {
+        let mut control = nix::cmsg_space!(i32);
+        let mut slices = [IoSliceMut::new(&mut buffer)];
+        let message =
+            recvmsg::<()>(sink.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::empty())
+                .map_err(|error| format!("{MISSING} {} datagrams: {error}", missing.len()))?;
+        let len = message.bytes;
+        // Without the message it is one datagram.
+        let each = message
+            .cmsgs()
+            .ok()
+            .into_iter()
+            .flatten()
+            .find_map(|message| match message {
+                ControlMessageOwned::UdpGroSegments(each) => usize::try_from(each).ok(),
+                _ => None,
+            })
+            .unwrap_or(len);
+        for datagram in buffer[..len].chunks(each.max(1)) {
+            let place = missing.iter().position(|wanted| *wanted == datagram);
+            let Some(place) = place else {
+                return Err(format!("{} bytes that were not sent", datagram.len()));
+            };
+            missing.remove(place);
+        }
+        reads += 1;
+    }
+    Ok(reads)
+}
+
+fn any(to: SocketAddr) -> SocketAddr {
+    let ip = match to {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    SocketAddr::new(ip, 0)
+}
+
+fn same(sent: &[u8], received: std::io::Result<Vec<u8>>) -> Result<(), String> {
+    match received {
+        Ok(received) if received == sent => Ok(()),
+        Ok(received) => {
+            let at = sent.iter().zip(&received).take_while(|(a, b)| a == b).count();
+            Err(format!("{} of {} bytes came back, wrong at {at}", received.len(), sent.len()))
+        }
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            Err("timeout".to_owned())
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,268 @@
+//! A packet socket on a device: frames as the driver gets them, with what the kernel
+//! leaves to "the hardware".
+
+#![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with why")]
+
+use std::{
+    io::Error,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use nix::{
+    libc,
+    sys::{
+        socket::{setsockopt, sockopt},
+        time::TimeVal,
+    },
+};
+
+use crate::sock::within;
+
+/// Longest frame: 64 KB of IP and the Ethernet header, in round numbers.
+const LONGEST: usize = 66_000;
+/// Room for the frames that a burst leaves behind, in bytes.
+const BUFFER: usize = 256 << 20;
+
+/// `VIRTIO_NET_HDR_F_NEEDS_CSUM` of linux/virtio_net.h.
+const NEEDS_CSUM: u8 = 1;
+/// Length of `struct virtio_net_hdr`.
+const OFFLOAD_LEN: usize = 10;
+
+/// What segments a frame stands for (`VIRTIO_NET_HDR_GSO_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gso {
+    /// None: it is a frame of the wire.
+    None,
+    /// Segments of TCP.
+    Tcp,
+    /// Datagrams of UDP.
+    Udp,
+    /// Something else.
+    Other(u8),
+}
+
+/// A frame as the device sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// From the Ethernet header on.
+    pub bytes: Vec<u8>,
+    /// The device sends it.
+    pub outgoing: bool,
+    /// Offset of what a checksum that is not there yet covers, and of the checksum in that
+    /// (`CHECKSUM_PARTIAL`, to a reader of `PACKET_AUXDATA` `TP_STATUS_CSUMNOTREADY`).
+    pub partial: Option<(usize, usize)>,
+    /// Segments that it is to be cut into.
+    pub gso: Gso,
+    /// Bytes of payload of each of them.
+    pub gso_size: usize,
+}
+
+impl Frame {
+    /// Fills in the checksum that is left to the hardware, as the hardware would: the sum
+    /// from the one offset to the end, put at the other.
+    ///
+    /// # Errors
+    /// When that is not within the frame.
+    pub fn fill_in(&mut self) -> Result<(), String> {
+        let Some((start, offset)) = self.partial.take() else { return Ok(()) };
+        let covered = self.bytes.get_mut(start..).ok_or("checksum behind the end")?;
+        let sum = covered.chunks(2).fold(0_u64, |sum, pair| {
+            let [high, low] = [pair[0], pair.get(1).copied().unwrap_or(0)];
+            sum + u64::from(u16::from_be_bytes([high, low]))
+        });
+        let folded = (0..4).fold(sum, |sum, _| (sum >> 16) + (sum & 0xffff)) as u16;
+        // A UDP checksum of 0 would be none; to the others both zeros are the same.
+        let checksum = if folded == 0xffff { 0xffff } else { !folded };
+        let place = covered.get_mut(offset..offset + 2).ok_or("checksum behind the end")?;
+        place.copy_from_slice(&checksum.to_be_bytes());
+        Ok(())
+    }
+}
+
+/// Opens a packet socket on a device of a namespace.
+///
+/// # Panics
+/// When the kernel refuses.
+pub fn open(netns: &Path, ifname: &str) -> OwnedFd {
+    let opened = within(netns, || {
+        // SAFETY: the call has no pointers. Protocol 0: nothing comes before it is bound.
+        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(Error::last_os_error());
+        }
+        // SAFETY: the descriptor is a new socket that nobody else owns.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let index = nix::net::if_::if_nametoindex(ifname)?;
+        setsockopt(&fd, sockopt::RcvBufForce, &BUFFER)?;
+        setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::new(0, 20_000))?;
+        let one: libc::c_int = 1;
+        // SAFETY: the option is an int, whose address and length are given.
+        let set = unsafe {
+            libc::setsockopt(
+                fd.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_VNET_HDR,
+                (&raw const one).cast(),
+                size_of_val(&one) as u32,
+            )
+        };
+        if set != 0 {
+            return Err(Error::last_os_error());
+        }
+        // SAFETY: all-zero bytes are a valid `sockaddr_ll`.
+        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        to.sll_family = libc::AF_PACKET as u16;
+        to.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+        to.sll_ifindex = index.cast_signed();
+        // SAFETY: the address is a `sockaddr_ll` of the length given.
+        let bound =
+            unsafe { libc::bind(fd.as_raw_fd(), (&raw const to).cast(), size_of_val(&to) as u32) };
+        if bound == 0 { Ok(fd) } else { Err(Error::last_os_error()) }
+    });
+    match opened {
+        Ok(fd) => fd,
+        Err(error) => panic!("packet socket on {ifname}: {error}"),
+    }
+}
+
+/// The next frame; `None` if none has come for a while.
+///
+/// # Errors
+/// Whatever the kernel says: `EINVAL` of a frame whose segments it cannot describe.
+pub fn receive(fd: &OwnedFd, buffer: &mut Vec<u8>) -> std::io::Result<Option<Frame>> {
+    buffer.resize(OFFLOAD_LEN + LONGEST, 0);
+    // SAFETY: all-zero bytes are a valid `sockaddr_ll`.
+    let mut from: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    let mut from_len = size_of_val(&from) as u32;
+    // SAFETY: buffer and address are writable and as long as stated.
+    let len = unsafe {
+        libc::recvfrom(
+            fd.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            0,
+            (&raw mut from).cast(),
+            &raw mut from_len,
+        )
+    };
+    let Ok(len) = usize::try_from(len) else {
+        let error = Error::last_os_error();
+        let waited = matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR));
+        return if waited { Ok(None) } else { Err(error) };
+    };
+    let Some((&[flags, gso, _, _, s0, s1, c0, c1, o0, o1], bytes)) =
+        buffer.get(..len).and_then(<[u8]>::split_first_chunk::<OFFLOAD_LEN>)
+    else {
+        return Err(Error::other("a frame without its header"));
+    };
+    let number = |bytes| usize::from(u16::from_ne_bytes(bytes));
+    Ok(Some(Frame {
+        bytes: bytes.to_vec(),
+        outgoing: from.sll_pkttype == libc::PACKET_OUTGOING,
+        partial: (flags & NEEDS_CSUM != 0).then(|| (number([c0, c1]), number([o0, o1]))),
+        // The bit 0x80 is ECN's (RFC 3168).
+        gso: match gso & 0x7f {
+            0 => Gso::None,
+            1 | 4 => Gso::Tcp,
+            5 => Gso::Udp,
+            other => Gso::Other(other),
+        },
+        gso_size: number([s0, s1]),
+    }))
+}
+
+/// Sends a frame that is complete.
+///
+/// # Errors
+/// Whatever the kernel says.
+pub fn send(fd: &OwnedFd, frame: &[u8]) -> std::io::Result<()> {
+    let whole = [&[0; OFFLOAD_LEN], frame].concat();
+    nix::unistd::write(fd, &whole)?;
+    Ok(())
+}
+
+/// How many frames the socket had no room for.
+fn lost(fd: &OwnedFd) -> u32 {
+    // SAFETY: all-zero bytes are valid `tpacket_stats`.
+    let mut stats: libc::tpacket_stats = unsafe { std::mem::zeroed() };
+    let mut len = size_of_val(&stats) as u32;
+    // SAFETY: the option is a `tpacket_stats`, whose address and length are given.
+    let got = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_STATISTICS,
+            (&raw mut stats).cast(),
+            &raw mut len,
+        )
+    };
+    if got == 0 { stats.tp_drops } else { u32::MAX }
+}
+
+/// Shows every frame of a device to a function, until it is asked for the result.
+#[derive(Debug)]
+pub struct Tap<T> {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<T>>,
+}
+
+impl<T: Send + 'static> Tap<T> {
+    /// Frames from now on go to `look`, with `state`.
+    ///
+    /// # Panics
+    /// When the kernel refuses; the thread when it has lost a frame, so that
+    /// [`Tap::finish`] panics.
+    pub fn new(
+        netns: &Path,
+        ifname: &str,
+        mut state: T,
+        mut look: impl FnMut(&mut T, Frame) + Send + 'static,
+    ) -> Self {
+        let (fd, name) = (open(netns, ifname), ifname.to_owned());
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut buffer = Vec::new();
+            loop {
+                // Read before the socket: what has come until then is looked at.
+                let last = stopped.load(Ordering::Relaxed);
+                match receive(&fd, &mut buffer) {
+                    Ok(Some(frame)) => look(&mut state, frame),
+                    Ok(None) if last => break,
+                    Ok(None) => {}
+                    Err(error) => panic!("{name}: {error}"),
+                }
+            }
+            assert_eq!(lost(&fd), 0, "{name}: frames that the capture had no room for");
+            state
+        });
+        Self { stop, thread: Some(thread) }
+    }
+
+    /// Looks at what has come, and ends.
+    ///
+    /// # Panics
+    /// When frames were lost.
+    pub fn finish(mut self) -> T {
+        self.stop.store(true, Ordering::Relaxed);
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(state)) => state,
+            _ => panic!("the capture failed: its message is above"),
+        }
+    }
+}
+
+impl<T> Drop for Tap<T> {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
