@@ -1,0 +1,64 @@
+//! The short form of the tables, as README.md has it.
+
+use anyhow::{Result, bail};
+
+use super::table::{self, Form};
+use super::words;
+use crate::results::Results;
+
+/// The line before the table.
+const BEGIN: &str = "<!-- begin: cargo xtask bench --write -->";
+/// The line after it.
+const END: &str = "<!-- end: bench -->";
+
+/// Rows A to F and the targets in Markdown, with where and when they were measured.
+pub(crate) fn render(results: &Results) -> String {
+    let targets = table::targets(results);
+    format!(
+        "{}; both hosts are namespaces of this machine. TCP, one stream: medians, and medians of \
+         the ratios to C within a round with their 95 % intervals; *intact*: GSO frames cross the \
+         underlay whole, *wire-like*: cut to the MTU and merged again. The article's column is \
+         [its own](docs/ARTICLE.md#throughput).\n\n{}\n{}\n\n{}",
+        words::circumstances(results),
+        table::article(results, Form::Page).markdown(),
+        targets.note,
+        targets.markdown(),
+    )
+}
+
+/// `readme` with `table` between its two markers.
+///
+/// # Errors
+///
+/// The markers are not there, or in another order.
+pub(crate) fn replace(readme: &str, table: &str) -> Result<String> {
+    let parts = readme.split_once(BEGIN).and_then(|(before, rest)| {
+        let (_, after) = rest.split_once(END)?;
+        Some((before, after))
+    });
+    let Some((before, after)) = parts else {
+        bail!("has no '{BEGIN}' with a '{END}' after it");
+    };
+    Ok(format!("{before}{BEGIN}\n\n{}\n\n{END}{after}", table.trim_end()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::fixture;
+
+    #[test]
+    fn the_table_takes_the_place_of_the_last_one() {
+        let text = format!("above\n{BEGIN}\nold\n{END}\nbelow\n");
+        let first = replace(&text, "new\n").expect("has markers");
+        assert_eq!(first, format!("above\n{BEGIN}\n\nnew\n\n{END}\nbelow\n"));
+        assert_eq!(replace(&first, "new\n").expect("has markers"), first);
+        assert!(replace("no markers", "new").is_err());
+        assert!(replace(&format!("{END}{BEGIN}"), "new").is_err());
+    }
+
+    #[test]
+    fn the_short_form() {
+        insta::assert_snapshot!(render(&fixture::results()));
+    }
+}
