@@ -19,7 +19,8 @@ use crate::{
     fast, flood, learn,
     maps::{ENDPOINTS, FDB, NETWORKS, UNDERLAY, VTEP_IP, VXLAN_PORT, lookup},
     packet::{
-        ETH_LEN, Packet as _, gso_size, ifindex, linearise, load, redirect_peer, vlan_present,
+        ETH_LEN, PLAIN, Packet as _, ensure, gso_size, ifindex, linearise, load, redirect_peer,
+        vlan_present,
     },
     reply::{self, Answer, NdAnswer},
     route,
@@ -72,7 +73,7 @@ fn handle(ctx: &TcContext, port: u32) -> Result<Action, DropReason> {
     if vlan_present(ctx) {
         return Err(DropReason::VlanTagged);
     }
-    linearise(ctx);
+    ensure(ctx, PLAIN);
     let sender = Sender { ctx, port, ep, net };
     let mut inner = Inner::default();
     let (mut kind, mut reason) = (Kind::Plain, DropReason::HelperFailed);
@@ -82,6 +83,7 @@ fn handle(ctx: &TcContext, port: u32) -> Result<Action, DropReason> {
     match kind {
         Kind::Plain => {}
         Kind::Arp => {
+            linearise(ctx);
             let mut answer = None;
             if reply::arp(&sender, &mut answer, &mut reason) != 0 {
                 return Err(reason);
@@ -91,6 +93,7 @@ fn handle(ctx: &TcContext, port: u32) -> Result<Action, DropReason> {
             }
         }
         Kind::Ipv6 => {
+            linearise(ctx);
             if let Some(action) = ipv6(&sender, &mut inner)? {
                 return Ok(action);
             }

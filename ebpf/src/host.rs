@@ -16,7 +16,7 @@ use crate::{
     encap::{self, Inner},
     maps::{FDB, GATEWAYS, NEIGHBOURS, NETWORKS, UNDERLAY, lookup},
     packet::{
-        ETH_LEN, Packet as _, gso_size, ifindex, is_forwarded, linearise, load, redirect, store,
+        ETH_LEN, PLAIN, Packet as _, ensure, gso_size, ifindex, is_forwarded, load, redirect, store,
     },
     verdict,
 };
@@ -38,7 +38,7 @@ fn handle(ctx: &TcContext, port: u32) -> Result<Action, DropReason> {
         return Err(DropReason::Isolated);
     }
     let net = lookup!(NETWORKS, vni).ok_or(DropReason::UnknownNetwork)?;
-    linearise(ctx);
+    ensure(ctx, PLAIN);
     let eth: EthHdr = ctx.read(0).ok_or(DropReason::Malformed)?;
     if eth.ethertype() != ETH_P_IP {
         return Err(DropReason::Unroutable);

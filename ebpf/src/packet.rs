@@ -16,6 +16,9 @@ pub(crate) const ETH_LEN: usize = 14;
 /// Headers that the programs read directly, options not counted: the outer
 /// ones (50), the inner Ethernet (14) and IPv6 (40) headers, and an upper-layer one.
 const HEADERS: u32 = 128;
+/// What is read directly of a frame that is not encapsulated and not IPv6: Ethernet, IPv4
+/// and the beginning of TCP, up to its flags.
+pub(crate) const PLAIN: u32 = 48;
 /// `PACKET_HOST` of linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
 
@@ -45,7 +48,8 @@ impl Packet for TcContext {
 }
 
 /// Makes the headers readable in place: GRO and packet sockets may leave them
-/// in page fragments.
+/// in page fragments. The headers of TCP as the kernel sends it are shorter than what this
+/// asks for: the kernel then copies what it shares with the socket's queue.
 #[inline(always)]
 pub(crate) fn linearise(ctx: &TcContext) {
     ensure(ctx, HEADERS);

@@ -28,7 +28,7 @@ use crate::{
     maps::{FDB, NETWORKS, PATH_MTU, UNDERLAY, VTEP_IP, VTEPS, VXLAN_PORT, lookup},
     outside,
     packet::{
-        ETH_LEN, Packet, gso_size, ifindex, linearise, load, redirect, redirect_ingress,
+        ETH_LEN, Packet, ensure, gso_size, ifindex, linearise, load, redirect, redirect_ingress,
         redirect_peer, resize, store, vlan_id,
     },
     remote_host,
@@ -142,10 +142,11 @@ fn handle(ctx: &TcContext) -> Result<Action, DropReason> {
         // Of another link, whose device the kernel will find.
         return Ok(Action::Pass);
     }
-    linearise(ctx);
+    ensure(ctx, INNER as u32);
     match classify(ctx, ctx.len())? {
         Outer::Other => outside::from_uplink(ctx),
         Outer::Icmp => {
+            linearise(ctx);
             learn_path_mtu(ctx);
             outside::from_uplink(ctx)
         }
@@ -167,6 +168,7 @@ enum Target {
 #[inline(always)]
 fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Result<Action, DropReason> {
     let vni = outer.vni;
+    ensure(ctx, (INNER_L3 + Ipv4Hdr::LEN) as u32);
     if outer.reserved_bits {
         note(DIRECTION, Note::ReservedBits, ctx.len());
     }
@@ -312,6 +314,7 @@ fn inspect(ctx: &TcContext, outer: &Tunnelled, eth: &EthHdr) -> Result<Inner, Dr
             return inspect_ipv4(ctx, outer, &ip);
         }
         ETH_P_IPV6 => {
+            ensure(ctx, (INNER_L3 + Ipv6Hdr::LEN) as u32);
             let ip: Ipv6Hdr = ctx.read(INNER_L3).ok_or(DropReason::Malformed)?;
             let ecn = ecn::decap_ecn(outer.tos, ip.tclass())?;
             (Inner::V6 { ecn }, Some(u32::from(ip.payload_len()) + Ipv6Hdr::LEN as u32))

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use culvert_common::abi::{Action, Code, Direction, DropReason, Note, stats_index};
 
 use crate::{
-    arp, decap, ecn, encap, fdb, flood, flows, fragments, from_host, from_loopback, icmp_errors,
-    inner,
+    arp, decap, ecn, encap, fast, fdb, flood, flows, fragments, from_host, from_loopback,
+    icmp_errors, inner,
     lab::{self, Case},
     live, live_nat, mtu, nat_in, nat_out, nd, random, routing, source, tenants, xdp,
 };
@@ -17,7 +17,7 @@ const MODULES: &[(&str, &[Case])] = &[
     ("decap", decap::CASES),
     ("ecn", ecn::CASES),
     ("encap", encap::CASES),
-    ("fdb", fdb::CASES),
+    ("fdb", fast::CASES, fdb::CASES),
     ("flood", flood::CASES),
     ("flows", flows::CASES),
     ("fragments", fragments::CASES),

@@ -18,7 +18,7 @@ use aya::{
 use bytemuck::Pod;
 use culvert::datapath::{KernelTable, Options, Table, Tables, load_object};
 use culvert_common::abi::{
-    Counter, DEFAULT_FLOWS, Evictable, FdbKey, Flow, FlowKey, FragmentInfo, FragmentKey,
+    Counter, DEFAULT_FLOWS, Evictable, FdbEntry, FdbKey, Flow, FlowKey, FragmentInfo, FragmentKey,
     HeldFragment, LearnedEntry, PathMtu, RESERVED_ENTRIES, RateKey, STATS_ENTRIES, names,
     reserved_bit,
 };
@@ -154,6 +154,8 @@ pub(crate) struct Lab {
     far_namespace: File,
     pub(crate) ebpf: Ebpf,
     pub(crate) tables: Tables,
+    /// The agent's FDB past the table, so that the programs are not told of a change.
+    pub(crate) untold_fdb: Written<FdbKey, FdbEntry>,
     pub(crate) learned: Written<FdbKey, LearnedEntry>,
     pub(crate) path_mtu: Written<[u8; 4], PathMtu>,
     pub(crate) rates: Written<RateKey, u64>,
@@ -192,6 +194,7 @@ impl Lab {
             namespace: own_namespace(),
             far_namespace,
             flows: Written::share(&ebpf, names::FLOWS),
+            untold_fdb: Written::share(&ebpf, names::FDB),
             tables: Tables::take(&mut ebpf).unwrap(),
             learned: Written::take(&mut ebpf, names::FDB_LEARNED),
             path_mtu: Written::take(&mut ebpf, names::PATH_MTU),

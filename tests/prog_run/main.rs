@@ -42,6 +42,8 @@ mod ecn;
 #[cfg(test)]
 mod encap;
 #[cfg(test)]
+mod fast;
+#[cfg(test)]
 mod fdb;
 #[cfg(test)]
 mod flood;

@@ -468,11 +468,19 @@ impl<'a> Run<'a> {
         });
     }
 
-    /// Goes on to where the program says.
+    /// Goes on to where the program says. The same frame does so again if nothing has
+    /// changed, byte for byte: by what the program remembers of it, if it is of such a kind.
     #[track_caller]
     pub(crate) fn redirects(self, what: Action, left: Left, notes: &[Count]) -> Outcome {
         let counts = [&[action(what)], notes].concat();
-        self.gives(&Expected { verdict: REDIRECT, left, counts: &counts, copies: &[] })
+        let expected = Expected { verdict: REDIRECT, left, counts: &counts, copies: &[] };
+        let Run { lab, frame, .. } = self;
+        let first = Run { lab: &mut *lab, frame: frame.clone(), ..self }.gives(&expected);
+        if matches!(what, Action::Encap | Action::Deliver) && notes.is_empty() {
+            let again = Run { lab, frame, ..self }.gives(&expected);
+            same("frame left behind when it came again", &again.frame, &first.frame);
+        }
+        first
     }
 
     /// Flooded: `copies` are sent, in the order of [`Port`], and counted with

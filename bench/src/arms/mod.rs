@@ -185,7 +185,8 @@ impl Arms {
             .map(|(id, title)| {
                 let way = Way::direct(plain.one.path(), plain.two.path(), Pair::TWO);
                 let row = (id == HOST).then_some('C');
-                Arm::new(id, title, row, way, Scope::Whole)
+                let flows = FlowsTo { server: plain.two.path().to_owned() };
+                Arm::new(id, title, row, way, Scope::Whole).with_flows(flows)
             })
             .collect();
         pairs.push(plain);

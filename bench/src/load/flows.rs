@@ -1,17 +1,24 @@
 //! New flows: every datagram is the first of its flow.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
-    os::fd::AsRawFd as _,
+    io::IoSlice,
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
+    os::fd::{AsRawFd as _, OwnedFd},
     path::Path,
-    time::Duration,
+    process::Command,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use etherparse::PacketBuilder;
 use nix::{
     errno::Errno,
-    sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, sendmmsg},
+    libc,
+    sys::socket::{
+        AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockType, SockaddrIn, sendmmsg, socket,
+    },
 };
+use serde_json::Value;
 
 use super::{Side, Stop, join, spawn, udp::counted};
 
@@ -21,7 +28,13 @@ const BATCH: usize = 64;
 const FIRST_PORT: u16 = 2_000;
 /// Longest measurement: Linux and Culvert track 262,144 flows by default, and what is to be
 /// measured is how they begin, not how they are thrown out.
-const LONGEST: Duration = Duration::from_millis(250);
+const LONGEST: Duration = Duration::from_millis(150);
+/// Flows of one measurement.
+const MOST: u32 = 150_000;
+/// Port that all flows come from.
+const SOURCE_PORT: u16 = 40_000;
+/// How long the next hop's MAC may take.
+const PATIENCE: Duration = Duration::from_secs(4);
 
 /// Where flows go that differ in their destination only, and where they are counted.
 pub(crate) struct Target<'a> {
@@ -45,55 +58,135 @@ fn destination(network: Ipv4Addr, n: u32) -> SocketAddrV4 {
 /// Sends the first datagrams of flows from number `first` on as fast as one thread can.
 /// Returns how many arrive in a second, and the number after the last.
 pub(crate) fn new_flows(target: &Target<'_>, first: u32, time: Duration) -> Result<(f64, u32)> {
+    let time = time.min(LONGEST);
+    // Made before, so that they are all that is sent is all that the sender does.
+    let frames = Frames::make(target, first, MOST)?;
     let stop = Stop::default();
-    let (stopping, network) = (stop.clone(), target.network);
-    let client = spawn(target.client, Side::Client, move || {
-        let socket = UdpSocket::bind(("0.0.0.0", 0))?;
-        send(&socket, network, first, None, &stopping)
-    })?;
-    let arrived = counted(time.min(LONGEST), || received(target).unwrap_or_default());
+    let stopping = stop.clone();
+    let client = spawn(target.client, Side::Client, move || frames.send(&stopping))?;
+    let arrived = counted(time, || received(target).unwrap_or_default());
     stop.stop();
-    Ok((arrived, join(client)?))
+    Ok((arrived, first + join(client)?))
 }
 
-/// Makes `count` flows from number `first` on, no faster than the host keeps up.
+/// Makes `count` flows from number `first` on. Returns the number after the last.
 pub(crate) fn make(target: &Target<'_>, first: u32, count: u32) -> Result<u32> {
-    let network = target.network;
-    let client = spawn(target.client, Side::Client, move || {
-        let socket = UdpSocket::bind(("0.0.0.0", 0))?;
-        send(&socket, network, first, Some(first + count), &Stop::default())
-    })?;
-    join(client)
+    let frames = Frames::make(target, first, count)?;
+    let client = spawn(target.client, Side::Client, move || frames.send(&Stop::default()))?;
+    Ok(first + join(client)?)
 }
 
-fn send(
-    socket: &UdpSocket,
-    network: Ipv4Addr,
-    first: u32,
-    end: Option<u32>,
-    stop: &Stop,
-) -> Result<u32> {
-    let payload = [0x5a_u8; 18];
-    let slices: Vec<_> = (0..BATCH).map(|_| [std::io::IoSlice::new(&payload)]).collect();
-    let mut addresses: Vec<Option<SockaddrIn>> = vec![None; BATCH];
-    let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
-    let mut next = first;
-    while !stop.stopped() && end.is_none_or(|end| next < end) {
-        for (n, address) in (next..).zip(&mut addresses) {
-            *address = Some(SockaddrIn::from(destination(network, n)));
-        }
-        match sendmmsg(socket.as_raw_fd(), &mut headers, &slices, &addresses, [], MsgFlags::empty())
-        {
-            Ok(sent) => next += u32::try_from(sent.count())?,
-            Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS) => {}
-            // What a full table says of a flow is no end of the measurement.
-            Err(Errno::EPERM | Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::ECONNREFUSED) => {
-                next += 1;
-            }
-            Err(errno) => return Err(errno).context("flows: send"),
-        }
+/// Frames as the client's own stack would send them, one for each flow.
+struct Frames {
+    device: i32,
+    all: Vec<Vec<u8>>,
+}
+
+/// Who sends frames, and to whom.
+struct Ends {
+    ip: Ipv4Addr,
+    mac: [u8; 6],
+    /// Of the gateway.
+    next_hop: [u8; 6],
+    device: i32,
+}
+
+impl Frames {
+    fn make(target: &Target<'_>, first: u32, count: u32) -> Result<Self> {
+        let network = target.network;
+        let ends = join(spawn(target.client, Side::Client, move || Ends::ask(network))?)?;
+        let all = (first..first + count).map(|n| ends.frame(destination(network, n)));
+        Ok(Self { device: ends.device, all: all.collect::<Result<_>>()? })
     }
-    Ok(next)
+
+    /// Sends them in their order until it is asked to stop. Returns how many.
+    fn send(&self, stop: &Stop) -> Result<u32> {
+        let socket = packet_socket(self.device)?;
+        let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
+        let nobody: Vec<Option<SockaddrIn>> = vec![None; BATCH];
+        let mut next = 0;
+        while !stop.stopped() && next < self.all.len() {
+            let batch: Vec<_> = self.all.iter().skip(next).take(BATCH).collect();
+            let slices: Vec<_> = batch.iter().map(|frame| [IoSlice::new(frame)]).collect();
+            let fd = socket.as_raw_fd();
+            match sendmmsg(fd, &mut headers, &slices, &nobody, [], MsgFlags::empty()) {
+                Ok(sent) => next += sent.count(),
+                Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS) => {}
+                Err(errno) => return Err(errno).context("flows: send"),
+            }
+        }
+        Ok(u32::try_from(next)?)
+    }
+}
+
+impl Ends {
+    /// What the client's stack knows of the way to `network`: it sends one datagram itself.
+    fn ask(network: Ipv4Addr) -> Result<Self> {
+        let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+        socket.connect((network, FIRST_PORT))?;
+        let SocketAddr::V4(own) = socket.local_addr()? else { bail!("flows: not IPv4") };
+        let route = said(&format!("ip -j route get {network}"))?;
+        let via = route.pointer("/0/gateway").and_then(Value::as_str);
+        let device = route.pointer("/0/dev").and_then(Value::as_str);
+        let (Some(via), Some(device)) = (via, device) else { bail!("flows: no route") };
+        let end = Instant::now() + PATIENCE;
+        let next_hop = loop {
+            socket.send(b"?")?;
+            let neighbours = said(&format!("ip -j neigh show {via} dev {device}"))?;
+            match neighbours.pointer("/0/lladdr").and_then(Value::as_str) {
+                Some(mac) => break parse_mac(mac)?,
+                None if Instant::now() > end => bail!("{via}: no neighbour"),
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        let link = said(&format!("ip -j link show dev {device}"))?;
+        let mac = link.pointer("/0/address").and_then(Value::as_str).unwrap_or_default();
+        let device = i32::try_from(nix::net::if_::if_nametoindex(device)?)?;
+        Ok(Self { ip: *own.ip(), mac: parse_mac(mac)?, next_hop, device })
+    }
+
+    fn frame(&self, to: SocketAddrV4) -> Result<Vec<u8>> {
+        let payload = [0x5a_u8; 18];
+        let mut frame = Vec::with_capacity(60);
+        PacketBuilder::ethernet2(self.mac, self.next_hop)
+            .ipv4(self.ip.octets(), to.ip().octets(), 64)
+            .udp(SOURCE_PORT, to.port())
+            .write(&mut frame, &payload)?;
+        Ok(frame)
+    }
+}
+
+/// What a command of iproute2 says, in this thread's namespace.
+fn said(line: &str) -> Result<Value> {
+    let mut words = line.split(' ');
+    let program = words.next().unwrap_or_default();
+    let output = Command::new(program).args(words).output().context("ip")?;
+    serde_json::from_slice(&output.stdout).with_context(|| format!("{line}: says no JSON"))
+}
+
+fn parse_mac(text: &str) -> Result<[u8; 6]> {
+    let bytes: Option<Vec<u8>> =
+        text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    bytes.and_then(|bytes| bytes.try_into().ok()).with_context(|| format!("{text}: no MAC"))
+}
+
+/// A socket that sends whole frames on a device of this thread's namespace.
+fn packet_socket(device: i32) -> Result<OwnedFd> {
+    let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        // It receives nothing.
+        sll_protocol: 0,
+        sll_ifindex: device,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let len = size_of_val(&address) as u32;
+    // SAFETY: the address is a `sockaddr_ll`, and as long as stated.
+    Errno::result(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len) })?;
+    Ok(fd)
 }
 
 /// Frames that have arrived on the target's device.
