@@ -2,8 +2,10 @@
 //!
 //! `create`: how long after an endpoint is made on one host a packet from
 //! another host's container reaches it.
+//! `scale`: start, memory and changes with many endpoints in the store.
 
 mod create;
+mod scale;
 
 use std::process::ExitCode;
 
@@ -28,11 +30,16 @@ enum What {
         #[arg(long)]
         json: bool,
     },
+    /// Start, memory and changes with many endpoints in the store.
+    Scale(scale::Args),
 }
 
 fn main() -> ExitCode {
-    let What::Create { rounds, json } = Cli::parse().what;
-    match create::run(rounds, json) {
+    let done = match Cli::parse().what {
+        What::Create { rounds, json } => create::run(rounds, json),
+        What::Scale(args) => scale::run(&args),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error:#}");

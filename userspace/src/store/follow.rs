@@ -46,6 +46,19 @@ pub struct Update {
     /// This is a whole list: the first update is one, and the changes of a
     /// later one may stand for several each.
     pub resync: bool,
+    /// How the reading of that list went.
+    pub listed: Option<Listed>,
+}
+
+/// How the reading of a whole list went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Keys in the list.
+    pub keys: usize,
+    /// When it began.
+    pub began: Instant,
+    /// How long it took until the last key was here.
+    pub took: Duration,
 }
 
 /// How the follower is doing.
@@ -250,7 +263,9 @@ impl Worker {
 
     /// Reads everything, and delivers the difference to what was seen.
     async fn list(&mut self) -> Result<(), Break> {
+        let began = Instant::now();
         let snapshot = self.store.snapshot(&self.prefix).await?;
+        let listed = Listed { keys: snapshot.entries.len(), began, took: began.elapsed() };
         self.same_store(&snapshot)?;
         if self.mark.is_none() {
             match self.mark_in(&snapshot) {
@@ -265,7 +280,8 @@ impl Worker {
             snapshot.entries.into_iter().map(|entry| (entry.key, entry.mod_revision)).collect();
         self.last = Some(snapshot.revision);
         self.healthy();
-        self.send(Update { revision: snapshot.revision, changes, resync: true }).await
+        let listed = Some(listed);
+        self.send(Update { revision: snapshot.revision, changes, resync: true, listed }).await
     }
 
     /// Is this still the store that was listed?
@@ -371,7 +387,7 @@ impl Worker {
         }
         self.last = Some(revision);
         self.healthy();
-        self.send(Update { revision, changes, resync: false }).await
+        self.send(Update { revision, changes, resync: false, listed: None }).await
     }
 }
 

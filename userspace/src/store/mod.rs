@@ -18,7 +18,7 @@ use futures::stream::BoxStream;
 
 pub use etcd::{EtcdOptions, EtcdStore};
 pub use file::FileStore;
-pub use follow::{FollowOptions, Follower, Health, Update};
+pub use follow::{FollowOptions, Follower, Health, Listed, Update};
 pub use url::{StoreOptions, StoreUrl, open};
 
 /// Most writes, and most compares, of one transaction: etcd's `--max-txn-ops`

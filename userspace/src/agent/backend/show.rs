@@ -209,6 +209,7 @@ impl Agent {
                 revision,
                 error: health.error,
                 clock_offset_ms,
+                last_read: shared.last_read(),
             },
             datapath: DatapathStatus {
                 mode: mode.to_owned(),

@@ -19,7 +19,10 @@ impl Engine {
             let lines = lines.map(|(key, why)| (format!("store/{key}"), format!("{key}: {why}")));
             self.shared.problems_below("store/", lines.collect());
         }
-        self.listed = true;
+        if update.listed.is_some() {
+            self.listed = true;
+            self.list = update.listed;
+        }
         if self.informed {
             self.note(touched);
         }

@@ -30,7 +30,7 @@ use crate::{
     model::{self, Name},
     reconcile::{ApplyError, Inputs, Reconciler, network_state},
     sandbox::GatewaySpec,
-    store::Follower,
+    store::{Follower, Listed},
 };
 
 /// How long changes of the underlay are gathered before it is resolved again:
@@ -66,6 +66,8 @@ pub(crate) struct Engine {
     reconciler: Reconciler,
     /// The first update, with all that the store holds, has been folded in.
     listed: bool,
+    /// A list of the store that is not in the kernel yet.
+    list: Option<Listed>,
     /// And what a former run left has been read. Until then nothing is written:
     /// the programs go on with what is pinned.
     informed: bool,
@@ -107,6 +109,7 @@ impl Engine {
             periods,
             reconciler: Reconciler::default(),
             listed: false,
+            list: None,
             informed: false,
             ports: BTreeMap::new(),
             gateways: BTreeMap::new(),
@@ -171,6 +174,9 @@ impl Engine {
             }
             if self.informed {
                 self.write_maps().await;
+                if let Some(list) = self.list.take() {
+                    self.shared.note_read(list);
+                }
                 self.shared.turned();
             }
         }
