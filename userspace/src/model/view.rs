@@ -101,11 +101,16 @@ impl View {
     /// The view that a snapshot of [`ROOT`] gives.
     pub fn from_snapshot(snapshot: &Snapshot) -> Self {
         let mut view = Self::default();
-        for entry in &snapshot.entries {
-            view.put(entry, &mut Touched::default());
-        }
-        view.revision = snapshot.revision;
+        view.add_snapshot(snapshot);
         view
+    }
+
+    /// Adds what a snapshot holds.
+    pub fn add_snapshot(&mut self, snapshot: &Snapshot) {
+        for entry in &snapshot.entries {
+            self.put(entry, &mut Touched::default());
+        }
+        self.revision = self.revision.max(snapshot.revision);
     }
 
     /// Folds in what a [`crate::store::Follower`] delivers.
