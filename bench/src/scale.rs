@@ -1,7 +1,7 @@
 //! The control plane with many endpoints: start of an agent, memory, one change.
 //!
 //! A host with one endpoint in a network, and in the store the rest of the network on
-//! [`seed::NODES`] other hosts, of which only the records exist.
+//! fifty other hosts, of which only the records exist.
 
 mod maps;
 mod seed;
@@ -232,16 +232,17 @@ impl World {
         ensure!(fdb >= wanted && neighbours >= wanted, "maps: {fdb} FDB, {neighbours} neighbours");
         // What is only needed while reading is given back.
         thread::sleep(SETTLE);
+        let pid = host.agent.as_ref().context("no agent")?.pid().as_raw();
+        let agent_rss_bytes = resident(pid)?;
         let status = host.json(&["status"]);
         let read = &status["store"]["last_read"]["maps_ms"];
-        let pid = host.agent.as_ref().context("no agent")?.pid().as_raw();
         Ok(ColdStart {
             endpoints: self.count,
             raw_range_ms: ms(raw),
             snapshot_to_maps_ms: read.as_f64().with_context(|| format!("status: {status}"))?,
             exec_to_maps_ms: ms(complete.duration_since(executed)),
             kernel_bytes: maps.memory()?,
-            agent_rss_bytes: resident(pid)?,
+            agent_rss_bytes,
         })
     }
 }

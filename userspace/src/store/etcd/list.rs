@@ -7,8 +7,8 @@
 //! are random, by their first digit. Where that goes wrong a stretch is longer than
 //! others, and nothing else.
 
-use futures::{StreamExt as _, TryStreamExt as _, stream};
 use etcd_client::GetOptions;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{EtcdStore, MAX_ANSWER, Repeat, entry};
 use crate::{
@@ -124,9 +124,8 @@ mod tests {
         assert_eq!(covers(&[]), 3);
         let few: Vec<String> = (0..3).map(|n| format!("net{n}")).collect();
         assert_eq!(covers(&few), 3 + 3 * 18);
-        let many: Vec<String> = (0..1000)
-            .flat_map(|n| [format!("net{n}"), format!("bridge@host{n}")])
-            .collect();
+        let many: Vec<String> =
+            (0..1000).flat_map(|n| [format!("net{n}"), format!("bridge@host{n}")]).collect();
         assert!(covers(&many) < 300);
     }
 }

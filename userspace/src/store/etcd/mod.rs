@@ -9,7 +9,8 @@ use std::{future::Future, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use etcd_client::{
-    Compare as EtcdCompare, CompareOp, DeleteOptions, EventType, KeyValue, PutOptions, Txn, TxnOp, WatchOptions, WatchResponse,
+    Compare as EtcdCompare, CompareOp, DeleteOptions, EventType, KeyValue, PutOptions, Txn, TxnOp,
+    WatchOptions, WatchResponse,
 };
 use futures::{StreamExt, stream};
 
