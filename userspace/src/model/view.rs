@@ -3,6 +3,8 @@
 mod claims;
 mod endpoints;
 mod packed;
+mod sorted;
+mod touched;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +13,11 @@ use std::{
 };
 
 pub(crate) use self::packed::{Brief, Id};
-pub use self::{claims::Claims, endpoints::Endpoints};
+pub use self::{
+    claims::Claims,
+    endpoints::Endpoints,
+    touched::{Former, Touched},
+};
 use super::{
     Alive, Decoded, Endpoint, ForeignVtep, IpOwner, Key, MacAddr, Name, Network, Node, ROOT,
     Record, Vni, VniOwner, decode,
@@ -43,62 +49,6 @@ pub struct Claim<T> {
     pub owner: Option<T>,
     /// Revision of the write.
     pub revision: Revision,
-}
-
-/// What a change concerned, so that only that need be looked at again.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Touched {
-    /// Networks: their own record, their VNI's owner or their foreign VTEPs.
-    pub networks: BTreeSet<Name>,
-    /// Endpoints, by network and identifier.
-    pub endpoints: BTreeSet<(Name, String)>,
-    /// What those that were replaced or are gone had, by network.
-    pub former: BTreeSet<(Name, Former)>,
-    /// Nodes: their record or their liveness.
-    pub nodes: BTreeSet<Name>,
-    /// [`View::problems`] changed.
-    pub problems: bool,
-}
-
-/// What an endpoint had.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Former {
-    /// Node.
-    pub node: Name,
-    /// MAC address.
-    pub mac: MacAddr,
-    /// Addresses.
-    pub addresses: Vec<IpAddr>,
-}
-
-impl Former {
-    pub(crate) fn of(endpoint: &Brief<'_>) -> Self {
-        Self {
-            node: endpoint.node.clone(),
-            mac: endpoint.mac,
-            addresses: endpoint.addresses().collect(),
-        }
-    }
-}
-
-impl Touched {
-    /// Whether nothing was concerned.
-    pub fn is_empty(&self) -> bool {
-        self.networks.is_empty()
-            && self.endpoints.is_empty()
-            && self.former.is_empty()
-            && self.nodes.is_empty()
-            && !self.problems
-    }
-
-    /// Adds what `other` concerned.
-    pub fn merge(&mut self, other: Self) {
-        self.networks.extend(other.networks);
-        self.endpoints.extend(other.endpoints);
-        self.former.extend(other.former);
-        self.nodes.extend(other.nodes);
-        self.problems |= other.problems;
-    }
 }
 
 /// The cluster as far as the store has told.
@@ -167,16 +117,12 @@ impl View {
         problems
     }
 
-    /// Moves together what a list left scattered over memory.
-    pub(crate) fn pack(&mut self) {
-        self.ipam.pack();
-    }
-
     fn folded(&mut self, update: &Update) {
         // Of a list that comes in parts only the last one bears its revision.
         self.revision = self.revision.max(update.revision);
         if update.listed.is_some() {
             self.endpoints.pack();
+            self.ipam.pack();
         }
     }
 

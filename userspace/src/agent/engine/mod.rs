@@ -186,7 +186,6 @@ impl Engine {
                 self.write_maps().await;
                 if let Some(list) = self.list.take() {
                     self.shared.note_read(list);
-                    self.shared.view_mut().pack();
                     self.trim = true;
                 }
                 if std::mem::take(&mut self.trim) {

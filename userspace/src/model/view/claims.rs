@@ -6,7 +6,7 @@ use std::{
     ops::RangeInclusive,
 };
 
-use super::{Claim, packed::Id};
+use super::{Claim, packed::Id, sorted::Sorted};
 use crate::model::{IpOwner, Name, SCHEMA};
 
 /// `ipam/NETWORK/IP`, by network and address.
@@ -18,8 +18,8 @@ pub struct Claims {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Group {
-    v4: BTreeMap<Ipv4Addr, Held>,
-    v6: BTreeMap<Ipv6Addr, Held>,
+    v4: Sorted<Ipv4Addr, Held>,
+    v6: Sorted<Ipv6Addr, Held>,
 }
 
 /// A claim. What Culvert writes needs little room.
@@ -77,8 +77,8 @@ impl Claims {
     /// Addresses that are taken, in all networks.
     pub fn all(&self) -> impl Iterator<Item = (&Name, IpAddr)> {
         self.groups.iter().flat_map(|(network, group)| {
-            let v4 = group.v4.keys().map(|ip| IpAddr::V4(*ip));
-            let v6 = group.v6.keys().map(|ip| IpAddr::V6(*ip));
+            let v4 = group.v4.iter().map(|(ip, _)| IpAddr::V4(*ip));
+            let v6 = group.v6.iter().map(|(ip, _)| IpAddr::V6(*ip));
             v4.chain(v6).map(move |ip| (network, ip))
         })
     }
@@ -106,10 +106,10 @@ impl Claims {
             // No subnet is of both families.
             _ => (None, None),
         };
-        let v4 = group.zip(v4).map(|(group, range)| group.v4.range(range));
-        let v6 = group.zip(v6).map(|(group, range)| group.v6.range(range));
-        let v4 = v4.into_iter().flatten().map(|(ip, _)| IpAddr::V4(*ip));
-        v4.chain(v6.into_iter().flatten().map(|(ip, _)| IpAddr::V6(*ip)))
+        let v4 = group.zip(v4).map(|(group, range)| group.v4.keys_in(range));
+        let v6 = group.zip(v6).map(|(group, range)| group.v6.keys_in(range));
+        let v4 = v4.into_iter().flatten().map(IpAddr::V4);
+        v4.chain(v6.into_iter().flatten().map(IpAddr::V6))
     }
 
     /// Whether an address is that endpoint's.
@@ -142,7 +142,7 @@ impl Claims {
         match ip {
             IpAddr::V4(ip) => group.v4.insert(ip, Held::new(claim)),
             IpAddr::V6(ip) => group.v6.insert(ip, Held::new(claim)),
-        };
+        }
     }
 
     /// Removes one.
@@ -152,7 +152,7 @@ impl Claims {
             IpAddr::V4(ip) => group.v4.remove(&ip),
             IpAddr::V6(ip) => group.v6.remove(&ip),
         };
-        if group.v4.is_empty() && group.v6.is_empty() {
+        if group.v4.len() + group.v6.len() == 0 {
             self.groups.remove(network);
         }
         held.map(|held| held.claim())
@@ -161,8 +161,8 @@ impl Claims {
     /// Moves together what was put in no order.
     pub(super) fn pack(&mut self) {
         for group in self.groups.values_mut() {
-            group.v4 = std::mem::take(&mut group.v4).into_iter().collect();
-            group.v6 = std::mem::take(&mut group.v6).into_iter().collect();
+            group.v4.pack();
+            group.v6.pack();
         }
     }
 }
