@@ -17,6 +17,8 @@ use culvert_tests::{
 };
 use nix::sched::{CloneFlags, setns};
 
+use crate::{results::Create, stats::percentile};
+
 /// Where the endpoint under test listens.
 const PORT: u16 = 9000;
 /// Its address and MAC.
@@ -37,6 +39,19 @@ struct Sample {
 
 /// Measures `rounds` endpoints and prints the result.
 pub(crate) fn run(rounds: u32, json: bool) -> anyhow::Result<()> {
+    print(&samples(rounds)?, json);
+    Ok(())
+}
+
+/// Measures `rounds` endpoints.
+pub(crate) fn figures(rounds: u32) -> anyhow::Result<Create> {
+    let mut taken: Vec<_> = samples(rounds)?.iter().map(|sample| sample.requested).collect();
+    taken.sort_unstable();
+    let ms = |share| percentile(&taken, share).as_secs_f64() * 1e3;
+    Ok(Create { endpoints: taken.len(), p50_ms: ms(0.5), p99_ms: ms(0.99) })
+}
+
+fn samples(rounds: u32) -> anyhow::Result<Vec<Sample>> {
     ensure!(rounds > 0, "--rounds 0 measures nothing: 1 or more is valid");
     ensure!(nix::unistd::geteuid().is_root(), "needs root to make network namespaces");
     let cluster = Cluster::new(2);
@@ -61,8 +76,7 @@ pub(crate) fn run(rounds: u32, json: bool) -> anyhow::Result<()> {
     }
     stop.store(true, Ordering::Relaxed);
     let _ = probing.join();
-    print(&samples, json);
-    Ok(())
+    Ok(samples)
 }
 
 /// Sends a datagram to the endpoint under test every [`EVERY`], from a namespace.
@@ -113,12 +127,6 @@ fn socket_in(netns: &str, port: u16) -> anyhow::Result<UdpSocket> {
     }
 }
 
-/// The value below which `percent` of the sorted samples lie.
-fn percentile(sorted: &[Duration], percent: usize) -> Duration {
-    let index = (sorted.len() * percent).div_ceil(100).max(1) - 1;
-    sorted[index.min(sorted.len() - 1)]
-}
-
 fn print(samples: &[Sample], json: bool) {
     let sorted = |of: fn(&Sample) -> Duration| {
         let mut values: Vec<Duration> = samples.iter().map(of).collect();
@@ -136,8 +144,8 @@ fn print(samples: &[Sample], json: bool) {
                 serde_json::json!({
                     "what": name,
                     "rounds": values.len(),
-                    "p50_ms": percentile(values, 50).as_secs_f64() * 1e3,
-                    "p99_ms": percentile(values, 99).as_secs_f64() * 1e3,
+                    "p50_ms": percentile(values, 0.5).as_secs_f64() * 1e3,
+                    "p99_ms": percentile(values, 0.99).as_secs_f64() * 1e3,
                 })
             })
             .collect();
@@ -146,7 +154,7 @@ fn print(samples: &[Sample], json: bool) {
     }
     println!("{:<26} {:>8} {:>10} {:>10}", "create -> reachable", "rounds", "p50 ms", "p99 ms");
     for (name, values) in rows {
-        let ms = |percent| percentile(&values, percent).as_secs_f64() * 1e3;
-        println!("{name:<26} {:>8} {:>10.1} {:>10.1}", values.len(), ms(50), ms(99));
+        let ms = |share| percentile(&values, share).as_secs_f64() * 1e3;
+        println!("{name:<26} {:>8} {:>10.1} {:>10.1}", values.len(), ms(0.5), ms(0.99));
     }
 }

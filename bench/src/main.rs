@@ -1,15 +1,23 @@
 //! Measurements of Culvert on hosts in network namespaces.
+//!
+//! Without a subcommand: every arm, round after round, and the report. `create`: how long
+//! after an endpoint is made on one host a packet from another host's container reaches it.
+//! `scale`: start, memory and changes with many endpoints in the store. `report`: shows what
+//! an earlier run measured.
 
 mod arms;
 mod create;
+mod filled;
 mod load;
 mod machine;
 mod programs;
+mod report;
 mod results;
 mod run;
 mod scale;
 mod stats;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -35,19 +43,53 @@ enum What {
         #[arg(long)]
         json: bool,
     },
+    /// Cold start, memory and a change with many endpoints in the store.
+    Scale(scale::Args),
+    /// Show what an earlier run measured.
+    Report {
+        /// What '--json FILE' wrote.
+        #[arg(long, value_name = "FILE")]
+        json: PathBuf,
+        /// Write a page with plots.
+        #[arg(long, value_name = "FILE")]
+        html: Option<PathBuf>,
+        /// Say what got slower since this earlier run, and exit with 1 if anything did.
+        #[arg(long, value_name = "OLD.json")]
+        compare: Option<PathBuf>,
+        /// Put the short table into README.md.
+        #[arg(long)]
+        write: bool,
+    },
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let result = match cli.what {
-        Some(What::Create { rounds, json }) => create::run(rounds, json),
-        None => run::main(&cli.run),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+    // The hosts of the tests, which are those of the harness, tell by a panic what cannot
+    // be made. It unwinds: what was made goes.
+    std::panic::set_hook(Box::new(|info| {
+        let why = info.payload_as_str().unwrap_or("no reason given");
+        eprintln!("bench: {}", why.lines().next().unwrap_or_default());
+    }));
+    match std::panic::catch_unwind(|| run(Cli::parse())) {
+        Ok(Ok(false)) => ExitCode::SUCCESS,
+        Ok(Ok(true)) | Err(_) => ExitCode::FAILURE,
+        Ok(Err(error)) => {
             eprintln!("bench: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// True if something got slower than it was.
+fn run(cli: Cli) -> anyhow::Result<bool> {
+    match cli.what {
+        Some(What::Create { rounds, json }) => create::run(rounds, json).map(|()| false),
+        Some(What::Scale(args)) => scale::run(&args).map(|()| false),
+        Some(What::Report { json, html, compare, write }) => {
+            let write_readme = write.then(run::readme);
+            let output = report::Output { json: None, html, compare, write_readme };
+            output.check()?;
+            report::show(&report::load(&json)?, &output)
+        }
+        None => run::main(&cli.run),
     }
 }

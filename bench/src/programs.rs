@@ -15,6 +15,9 @@ use crate::{
     results::ProgramCost,
 };
 
+/// Runs of which no average is made: frames that happened to come by.
+const FEW: u64 = 100;
+
 /// Measures the programs on the way of the overlay and of SNAT.
 pub(crate) fn costs(culvert: &Culvert, arms: &[Arm], time: Duration) -> Result<Vec<ProgramCost>> {
     let _stats = enable_stats(Stats::RunTime).context("statistics of BPF programs")?;
@@ -41,11 +44,14 @@ pub(crate) fn costs(culvert: &Culvert, arms: &[Arm], time: Duration) -> Result<V
             }
             for (before, after) in before.iter().zip(&programs()?) {
                 let runs = after.run_count() - before.run_count();
+                if runs < FEW {
+                    continue;
+                }
                 let ns = (after.run_time() - before.run_time()).as_nanos() as f64;
                 costs.push(ProgramCost {
                     program: after.name_as_str().unwrap_or_default().to_owned(),
                     traffic: format!("{what}, {traffic}"),
-                    ns_per_run: if runs == 0 { 0.0 } else { ns / runs as f64 },
+                    ns_per_run: ns / runs as f64,
                     runs,
                     verified_instructions: after.verified_instruction_count().map_or(0, u64::from),
                     jited_bytes: u64::from(after.size_jitted()),

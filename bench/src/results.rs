@@ -255,7 +255,7 @@ impl Results {
 
     /// The median of one metric of one arm.
     pub(crate) fn median(&self, arm: &str, regime: Regime, metric: Metric) -> Option<f64> {
-        self.samples(arm, regime, metric).map(|samples| stats::median(samples))
+        self.samples(arm, regime, metric).map(stats::median)
     }
 
     /// The median of the ratios of `arm` to `base`, each within one round, and its interval.

@@ -11,8 +11,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
     arms::{Arms, Load, Receive},
-    machine, programs,
+    create, filled, machine, programs, report,
     results::{Regime, Results, Settings, VERSION},
+    scale,
 };
 
 /// Options of the whole benchmark.
@@ -40,11 +41,20 @@ pub(crate) struct Options {
     /// Write the figures to a file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write a page with plots
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Say what got slower since an earlier run, and exit with 1 if anything did
+    #[arg(long, value_name = "OLD.json")]
+    compare: Option<PathBuf>,
+    /// Put the short table into README.md
+    #[arg(long)]
+    write: bool,
 }
 
 impl Options {
     fn settings(&self) -> Result<Settings> {
-        let (rounds, seconds) = if self.quick { (3, 0.15) } else { (10, 0.5) };
+        let (rounds, seconds) = if self.quick { (3, 0.1) } else { (10, 0.5) };
         let seconds = self.seconds.unwrap_or(seconds);
         ensure!(
             (0.05..=60.0).contains(&seconds),
@@ -88,10 +98,22 @@ fn check_signals() -> Result<()> {
     Ok(())
 }
 
-/// Runs it.
-pub(crate) fn main(options: &Options) -> Result<()> {
+/// README.md of this work tree.
+pub(crate) fn readme() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"))
+}
+
+/// Runs it. True if something got slower than it was.
+pub(crate) fn main(options: &Options) -> Result<bool> {
     ensure!(nix::unistd::geteuid().is_root(), "needs root to make network namespaces");
     let settings = options.settings()?;
+    let output = report::Output {
+        json: options.json.clone(),
+        html: options.html.clone(),
+        compare: options.compare.clone(),
+        write_readme: options.write.then(readme),
+    };
+    output.check()?;
     catch_signals()?;
     let mut results = Results {
         version: VERSION,
@@ -100,23 +122,24 @@ pub(crate) fn main(options: &Options) -> Result<()> {
         ..Results::default()
     };
     rounds(options, &settings, &mut results)?;
+    once(options, &settings, &mut results)?;
     results.machine.load_after = machine::load()?;
-    for series in &results.series {
-        let base = results.ratio(&series.arm, "host", series.regime, series.metric);
-        let (title, unit, size, decimals) = series.metric.show();
-        println!(
-            "{:<12} {:<24} {:<24} {:>10.decimals$} {:<8} {}",
-            series.regime.name(),
-            title,
-            series.arm,
-            crate::stats::median(&series.samples) / size,
-            unit,
-            base.map(|it| format!("{:.3} [{:.3}, {:.3}]", it.median, it.low, it.high))
-                .unwrap_or_default(),
-        );
+    report::show(&results, &output)
+}
+
+/// What is measured on hosts of its own.
+fn once(options: &Options, settings: &Settings, results: &mut Results) -> Result<()> {
+    if options.wants("create") {
+        check_signals()?;
+        results.create = Some(create::figures(if settings.quick { 20 } else { 100 })?);
     }
-    for cost in &results.programs {
-        println!("{cost:?}");
+    if options.wants("scale") {
+        let sizes: &[u32] =
+            if settings.quick { &[1_000, 10_000] } else { &[1_000, 10_000, 100_000] };
+        for &size in sizes {
+            check_signals()?;
+            results.cold_start.extend(scale::cold_start(&[size])?);
+        }
     }
     Ok(())
 }
@@ -174,6 +197,11 @@ fn rounds(options: &Options, settings: &Settings, results: &mut Results) -> Resu
     if options.wants("programs") {
         arms.set(Regime::Intact, receive)?;
         results.programs = programs::costs(&arms.culvert, &arms.all, time)?;
+    }
+    if options.wants("filled") {
+        check_signals()?;
+        arms.set(Regime::Intact, receive)?;
+        results.filled = filled::measure(&arms, 3, time)?;
     }
     Ok(())
 }

@@ -1,20 +1,287 @@
-//! Placeholder until the scale measurements are merged.
+//! The control plane with many endpoints: start of an agent, memory, one change.
+//!
+//! A host with one endpoint in a network, and in the store the rest of the network on
+//! fifty other hosts, of which only the records exist.
 
+mod maps;
+mod seed;
+
+pub(crate) use maps::Fdb;
+
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use culvert_tests::{
+    cluster::{Cluster, Host},
+    netns::Netns,
+};
+use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 
-/// Cold start with a number of endpoints in the store.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// How long a start or a change may take before the run is given up.
+const LIMIT: Duration = Duration::from_secs(120);
+/// How often the log and a map are looked at: the resolution of the figures.
+const EVERY: Duration = Duration::from_millis(1);
+/// From the maps being complete to the reading of the memory.
+const SETTLE: Duration = Duration::from_secs(3);
+/// Raw reads of the store, of which the fastest counts.
+const RAW_READS: u32 = 3;
+
+/// Options of `scale`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Endpoints in the store, for each start
+    #[arg(long, value_delimiter = ',', default_values_t = [1_000, 10_000, 100_000])]
+    endpoints: Vec<u32>,
+    /// Endpoints to add, and to remove again, one after the other, with the most in the store
+    #[arg(long, default_value_t = 50)]
+    rounds: u32,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+/// A start of an agent that has nothing, with this many endpoints of other hosts in etcd.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ColdStart {
-    /// Remote endpoints in the store.
+    /// Endpoints of other hosts.
     pub(crate) endpoints: u32,
-    /// A range read of the same keys by etcd-client, nothing parsed, ms.
+    /// One range read of all keys by etcd-client, nothing parsed, in ms.
     pub(crate) raw_range_ms: f64,
-    /// From the beginning of the agent's read to complete maps, ms.
+    /// From the beginning of the agent's read of the store until the maps hold
+    /// everything, in ms; the agent says so.
     pub(crate) snapshot_to_maps_ms: f64,
-    /// From the start of the agent to complete maps, ms.
+    /// From the start of the process until the maps hold everything, in ms.
     pub(crate) exec_to_maps_ms: f64,
-    /// Memory of the maps' entries, bytes.
+    /// Memory of the maps (`memlock` of their fdinfo).
     pub(crate) kernel_bytes: u64,
-    /// Resident memory of the agent, bytes.
+    /// The agent's resident memory (`VmRSS`).
     pub(crate) agent_rss_bytes: u64,
+}
+
+/// One endpoint more, or less, on another host: how long after the transaction was
+/// answered the maps of this one follow, in ms.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Change {
+    /// Endpoints of other hosts.
+    pub(crate) endpoints: u32,
+    /// Endpoints added and removed.
+    pub(crate) rounds: u32,
+    /// Median of the additions.
+    pub(crate) added_p50_ms: f64,
+    /// 99th percentile of the additions.
+    pub(crate) added_p99_ms: f64,
+    /// Median of the removals.
+    pub(crate) removed_p50_ms: f64,
+    /// 99th percentile of the removals.
+    pub(crate) removed_p99_ms: f64,
+}
+
+/// Measures and prints.
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let starts = cold_start(&args.endpoints)?;
+    let most = args.endpoints.iter().copied().max();
+    let change = match most.filter(|_| args.rounds > 0) {
+        Some(most) => Some(change(most, args.rounds)?),
+        None => None,
+    };
+    let per_endpoint = bytes_per_endpoint(&starts);
+    if args.json {
+        let all = serde_json::json!({
+            "cold_start": starts, "bytes_per_endpoint": per_endpoint, "change": change,
+        });
+        println!("{all}");
+        return Ok(());
+    }
+    println!(
+        "{:<10} {:>12} {:>16} {:>13} {:>11} {:>10}",
+        "endpoints", "raw read ms", "read to maps ms", "exec to maps", "kernel MiB", "agent MiB"
+    );
+    for start in &starts {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        println!(
+            "{:<10} {:>12.0} {:>16.0} {:>13.0} {:>11.1} {:>10.1}",
+            start.endpoints,
+            start.raw_range_ms,
+            start.snapshot_to_maps_ms,
+            start.exec_to_maps_ms,
+            mib(start.kernel_bytes),
+            mib(start.agent_rss_bytes)
+        );
+    }
+    if let Some(bytes) = per_endpoint {
+        println!("bytes per endpoint, kernel and agent: {bytes:.0}");
+    }
+    if let Some(change) = change {
+        println!(
+            "one of {} endpoints, ms until in the maps: added p50 {:.1} p99 {:.1}, removed p50 {:.1} p99 {:.1}",
+            change.endpoints,
+            change.added_p50_ms,
+            change.added_p99_ms,
+            change.removed_p50_ms,
+            change.removed_p99_ms
+        );
+    }
+    Ok(())
+}
+
+/// Starts an agent that has nothing, once for each number of endpoints.
+pub(crate) fn cold_start(counts: &[u32]) -> anyhow::Result<Vec<ColdStart>> {
+    counts.iter().map(|count| World::new(*count)?.start()).collect()
+}
+
+/// What one endpoint more costs, kernel and agent together: the difference between the
+/// fewest and the most. `None` unless there are two sizes.
+pub(crate) fn bytes_per_endpoint(starts: &[ColdStart]) -> Option<f64> {
+    let least = starts.iter().min_by_key(|start| start.endpoints)?;
+    let most = starts.iter().max_by_key(|start| start.endpoints)?;
+    let more = most.endpoints.checked_sub(least.endpoints).filter(|more| *more > 0)?;
+    let bytes = |start: &ColdStart| (start.kernel_bytes + start.agent_rss_bytes) as f64;
+    Some((bytes(most) - bytes(least)) / f64::from(more))
+}
+
+/// Adds and removes single endpoints of another host beside `count` others.
+pub(crate) fn change(count: u32, rounds: u32) -> anyhow::Result<Change> {
+    ensure!(rounds > 0, "--rounds 0 measures nothing: 1 or more is valid");
+    let mut world = World::new(count)?;
+    world.start()?;
+    let maps = maps::Maps::open(&world.host().bpffs())?;
+    let (mut added, mut removed) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
+        let remote = seed::Remote::new(count + 1 + round);
+        let key = remote.fdb_key();
+        let answered = world.in_switch(|url| seed::commit(url, remote.put()?))?;
+        added.push(until(|| maps.fdb_has(&key))?.saturating_duration_since(answered));
+        let answered = world.in_switch(|url| seed::commit(url, remote.delete()))?;
+        let gone = until(|| Ok(!maps.fdb_has(&key)?))?;
+        removed.push(gone.saturating_duration_since(answered));
+    }
+    added.sort_unstable();
+    removed.sort_unstable();
+    Ok(Change {
+        endpoints: count,
+        rounds,
+        added_p50_ms: percentile(&added, 50),
+        added_p99_ms: percentile(&added, 99),
+        removed_p50_ms: percentile(&removed, 50),
+        removed_p99_ms: percentile(&removed, 99),
+    })
+}
+
+/// A host, and a store with the records of a large network.
+struct World {
+    cluster: Cluster,
+    count: u32,
+    /// Where the host's own endpoint sits.
+    _sandbox: Netns,
+}
+
+impl World {
+    /// Without an agent.
+    fn new(count: u32) -> anyhow::Result<Self> {
+        ensure!(nix::unistd::geteuid().is_root(), "needs root to make network namespaces");
+        let cluster = Cluster::without_agents(1, 1500);
+        let sandbox = Netns::new("scale");
+        let path = sandbox.path().to_owned();
+        let world = Self { cluster, count, _sandbox: sandbox };
+        // The other hosts' VTEPs lie behind a router, or so it seems.
+        world.host().netns.run(&format!("ip route add default via {}", Cluster::ETCD));
+        let node = world.host().node.clone();
+        world.in_switch(|url| seed::fill(url, count, &node, &path))?;
+        Ok(world)
+    }
+
+    fn host(&self) -> &Host {
+        &self.cluster.hosts[0]
+    }
+
+    /// Runs something where etcd can be reached.
+    fn in_switch<T: Send>(
+        &self,
+        work: impl FnOnce(&str) -> anyhow::Result<T> + Send,
+    ) -> anyhow::Result<T> {
+        let netns = fs::File::open(self.cluster.switch.path())?;
+        let endpoint = self.cluster.etcd.endpoint();
+        thread::scope(|scope| {
+            let worker = scope.spawn(move || {
+                setns(netns, CloneFlags::CLONE_NEWNET)?;
+                work(&endpoint)
+            });
+            worker.join().unwrap_or_else(|_| bail!("the thread in the switch ended early"))
+        })
+    }
+
+    /// Starts the agent and measures until the maps hold everything.
+    fn start(&mut self) -> anyhow::Result<ColdStart> {
+        let raw = self.in_switch(|url| {
+            let reads = (0..RAW_READS).map(|_| seed::raw_read(url));
+            let reads = reads.collect::<anyhow::Result<Vec<_>>>()?;
+            reads.into_iter().min().context("no raw read")
+        })?;
+        let host = &mut self.cluster.hosts[0];
+        let executed = Instant::now();
+        host.start_agent(&[]);
+        let host = &*host;
+        let complete = until(|| Ok(host.agent_log().contains("store read ")))
+            .with_context(|| host.agent_log())?;
+        let maps = maps::Maps::open(&host.bpffs())?;
+        // Its own endpoint may not be plugged yet.
+        let (fdb, neighbours) = maps.entries()?;
+        let wanted = self.count as usize;
+        ensure!(fdb >= wanted && neighbours >= wanted, "maps: {fdb} FDB, {neighbours} neighbours");
+        // What is only needed while reading is given back.
+        thread::sleep(SETTLE);
+        let pid = host.agent.as_ref().context("no agent")?.pid().as_raw();
+        let agent_rss_bytes = resident(pid)?;
+        let status = host.json(&["status"]);
+        let read = &status["store"]["last_read"]["maps_ms"];
+        Ok(ColdStart {
+            endpoints: self.count,
+            raw_range_ms: ms(raw),
+            snapshot_to_maps_ms: read.as_f64().with_context(|| format!("status: {status}"))?,
+            exec_to_maps_ms: ms(complete.duration_since(executed)),
+            kernel_bytes: maps.memory()?,
+            agent_rss_bytes,
+        })
+    }
+}
+
+/// Looks until it is so; when it was.
+fn until(mut holds: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<Instant> {
+    let start = Instant::now();
+    loop {
+        let found = holds()?;
+        let now = Instant::now();
+        if found {
+            return Ok(now);
+        }
+        ensure!(now - start < LIMIT, "not within {LIMIT:?}");
+        thread::sleep(EVERY);
+    }
+}
+
+/// Resident memory of a process, in bytes.
+fn resident(pid: i32) -> anyhow::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    kilobytes(&status, "VmRSS:").map(|kb| kb * 1024)
+}
+
+/// The number behind a name in a file of /proc.
+fn kilobytes(text: &str, name: &str) -> anyhow::Result<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    Ok(number.with_context(|| format!("no {name}"))?.parse()?)
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// The value below which `percent` of the sorted samples lie, in ms.
+fn percentile(sorted: &[Duration], percent: usize) -> f64 {
+    let index = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
+    sorted.get(index).map_or(f64::NAN, |time| ms(*time))
 }

@@ -6,7 +6,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use culvert_common::{
-    abi::{Action, Direction, DropReason, NeighKey, NetworkInfo, Note, RateKey, Scratch},
+    abi::{Action, Direction, DropReason, FdbKey, NeighKey, NetworkInfo, Note, RateKey, Scratch},
     datapath::{
         arp::{self, ArpQuery},
         nd::{self, NdKind, NdQuery},
@@ -20,13 +20,14 @@ use culvert_common::{
         checksum::Sum,
         ethernet::{ETH_P_IP, ETH_P_IPV6},
         icmp::{V4_FRAG_NEEDED, V4_UNREACHABLE},
+        ipv6,
     },
 };
 
 use crate::{
     container::{Sender, UpperLayer},
     learn,
-    maps::{NEIGHBOURS, SCRATCH, lookup},
+    maps::{FDB, NEIGHBOURS, SCRATCH, lookup},
     packet::{ETH_LEN, Packet as _, load, redirect, resize, store},
     verdict::{self, hand_back},
 };
@@ -126,14 +127,24 @@ fn try_icmpv6(
     Ok(match nd::nd_query(ep, &ip, &message, option.as_ref())? {
         NdQuery::Absorb if absorbs(net) => NdAnswer::Absorb,
         NdQuery::Absorb | NdQuery::Forward => NdAnswer::Forward,
-        NdQuery::Resolve { target } => match lookup!(NEIGHBOURS, NeighKey::v6(ep.vni, target)) {
-            Some(neighbour) => {
-                *mac = neighbour.mac;
+        NdQuery::Resolve { target } => match resolve(ep.vni, &target) {
+            Some(found) => {
+                *mac = found;
                 NdAnswer::Reply
             }
             None => NdAnswer::Forward,
         },
     })
+}
+
+/// The MAC of an IPv6 neighbour. A link-local address tells it itself; there it is enough
+/// to know that somebody has it.
+#[inline(always)]
+fn resolve(vni: u32, target: &[u8; 16]) -> Option<[u8; 6]> {
+    if let Some(mac) = ipv6::mac_of_link_local(target) {
+        return lookup!(FDB, FdbKey::new(vni, mac)).map(|_| mac);
+    }
+    lookup!(NEIGHBOURS, NeighKey::v6(vni, *target)).map(|neighbour| neighbour.mac)
 }
 
 /// Answers a neighbour solicitation: its target is at `mac`.

@@ -120,7 +120,7 @@ pub(crate) async fn endpoints_made_at_once_never_share_an_address(backend: impl 
         task.await.expect("task");
     }
     let view = view(&*store).await;
-    let held: Vec<IpAddr> = view.ipam[&name("net")].keys().copied().collect();
+    let held: Vec<IpAddr> = view.ipam.all().map(|(_, ip)| ip).collect();
     let expected: Vec<IpAddr> = (2..26)
         .map(|n| format!("10.0.0.{n}").parse().expect("address"))
         .chain((2..26).map(|n| format!("fd00:1::{n:x}").parse().expect("address")))
@@ -185,7 +185,7 @@ pub(crate) async fn a_plan_from_an_old_view_is_made_anew(backend: impl Backend) 
     assert_eq!(made.ipv4.map(|ip| ip.to_string()).as_deref(), Some("10.0.0.2"));
     let now = view(&*store).await;
     assert_eq!(now.revision, revision);
-    assert_eq!(now.endpoint(&name("net"), &made.id).map(|found| &found.record), Some(&made));
+    assert_eq!(now.endpoint(&name("net"), &made.id).map(|found| found.record), Some(made.clone()));
     // And what the old view thinks free is not.
     let same = network("net", &["10.1.0.0/24"]);
     match execute(&*store, Some(&old), |view| create_network(view, &same)).await {
@@ -230,6 +230,6 @@ pub(crate) async fn a_node_leaves_with_all_its_endpoints(backend: impl Backend) 
     let after = view(&*store).await;
     assert_eq!(after.nodes.keys().collect::<Vec<_>>(), [&name("stays")]);
     assert_eq!(after.endpoints_in(&name("net")).count(), 15);
-    assert_eq!(after.ipam[&name("net")].len(), 15);
+    assert_eq!(after.ipam.count_in(&name("net")), 15);
     assert!(store.snapshot(&Key::node(&leaves)).await.expect("snapshot").entries.is_empty());
 }

@@ -11,7 +11,7 @@ pub(crate) use culvert::Culvert;
 pub(crate) use hosts::{Pair, Receive};
 pub(crate) use iptables::Bridge;
 
-use std::collections::BTreeMap;
+use std::{cell::Cell, collections::BTreeMap, time::Duration};
 
 use anyhow::{Result, bail};
 
@@ -37,7 +37,7 @@ pub(crate) struct Arm {
     pub(crate) way: Way,
     scope: Scope,
     /// New flows: from where to where, and the number of the next.
-    flows: Option<(FlowsTo, std::cell::Cell<u32>)>,
+    flows: Option<(FlowsTo, Cell<u32>)>,
 }
 
 /// Where new flows go.
@@ -99,8 +99,16 @@ impl Arm {
 
     /// The same, whose client is also to begin new flows to what a host swallows.
     pub(crate) fn with_flows(mut self, to: FlowsTo) -> Self {
-        self.flows = Some((to, std::cell::Cell::new(0)));
+        self.flows = Some((to, Cell::new(0)));
         self
+    }
+
+    /// Where its new flows go, and the number of the next.
+    pub(crate) fn flows(&self) -> Result<(&FlowsTo, &Cell<u32>)> {
+        match &self.flows {
+            Some((to, next)) => Ok((to, next)),
+            None => bail!("{}: begins no flows", self.info.id),
+        }
     }
 
     /// Whether the arm has a figure of this kind.
@@ -113,11 +121,7 @@ impl Arm {
     }
 
     /// Measures.
-    pub(crate) fn measure(
-        &self,
-        load: Load,
-        time: std::time::Duration,
-    ) -> Result<BTreeMap<Metric, f64>> {
+    pub(crate) fn measure(&self, load: Load, time: Duration) -> Result<BTreeMap<Metric, f64>> {
         let way = &self.way;
         Ok(match load {
             Load::Tcp(1) => [(Metric::TcpOne, tcp::throughput(way, 1, time)?)].into(),
@@ -139,9 +143,7 @@ impl Arm {
                     .into()
             }
             Load::NewFlows => {
-                let Some((to, next)) = &self.flows else {
-                    bail!("{}: begins no flows", self.info.id)
-                };
+                let (to, next) = self.flows()?;
                 let (rate, after) = flows::new_flows(&to.target(way), next.get(), time)?;
                 next.set(after);
                 [(Metric::NewFlows, rate)].into()

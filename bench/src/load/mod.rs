@@ -28,7 +28,7 @@ const WARM_UP: Duration = Duration::from_millis(60);
 /// Port at which servers listen in their own namespace.
 pub(crate) const PORT: u16 = 7000;
 /// How often a blocked end looks whether it is to stop.
-const LOOK: Duration = Duration::from_millis(50);
+const LOOK: Duration = Duration::from_millis(20);
 
 /// A way from a client to a server.
 #[derive(Clone, Debug)]

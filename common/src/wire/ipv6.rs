@@ -48,6 +48,13 @@ pub const fn link_local(mac: &[u8; 6]) -> [u8; 16] {
     [0xfe, 0x80, 0, 0, 0, 0, 0, 0, mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]]
 }
 
+/// The MAC address from which a link-local address follows, if it follows from one.
+#[inline(always)]
+pub fn mac_of_link_local(ip: &[u8; 16]) -> Option<[u8; 6]> {
+    let mac = [ip[8] ^ 2, ip[9], ip[10], ip[13], ip[14], ip[15]];
+    (*ip == link_local(&mac)).then_some(mac)
+}
+
 /// Bytes of the extension header of type `next_header` whose second byte is
 /// `length` (the first names what follows); `None` if it is no extension header
 /// but an upper-layer protocol, or one that nobody knows.

@@ -391,6 +391,11 @@ fn addresses_of_ipv6_over_ethernet() {
         ipv6::link_local(&[0x34, 0x56, 0x78, 0x9a, 0xbc, 0xde]),
         parse("fe80::3656:78ff:fe9a:bcde")
     );
+    let mac = |text| ipv6::mac_of_link_local(&parse(text));
+    assert_eq!(mac("fe80::3656:78ff:fe9a:bcde"), Some([0x34, 0x56, 0x78, 0x9a, 0xbc, 0xde]));
+    for other in ["fe80::1", "fe80:0:0:1:3656:78ff:fe9a:bcde", "fd00::3656:78ff:fe9a:bcde"] {
+        assert_eq!(mac(other), None, "{other}");
+    }
     assert_eq!(ethernet::ipv6_multicast(&parse("ff02::1:ff00:2")), [0x33, 0x33, 0xff, 0, 0, 2]);
     assert!(ipv6::is_solicited_node(&parse("ff02::1:ff12:3456")));
     assert!(!ipv6::is_solicited_node(&parse("ff02::1")));

@@ -19,6 +19,7 @@ mod containers;
 mod engine;
 mod files;
 mod host;
+mod memory;
 mod node;
 mod platform;
 mod ports;

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::shared::Shared;
 use crate::{
     model::{
-        Name, Node, ROOT, View,
+        ALIVE, NODES, Name, Node, ROOT, View,
         ops::{self, ExecuteError},
     },
     store::{LeaseId, StateStore, StoreError, retry::Backoff},
@@ -80,8 +80,10 @@ async fn stay(
 
 async fn enter(shared: &Shared, store: &dyn StateStore) -> Result<LeaseId, ExecuteError> {
     let lease = store.grant(TTL).await?;
-    let entry =
-        ops::execute(store, None, |view| Ok(((), ops::register_node(view, &shared.node, lease)?)));
+    // Not the whole store: that is much to read for this.
+    let entry = ops::execute_below(store, &[NODES, ALIVE], |view| {
+        Ok(((), ops::register_node(view, &shared.node, lease)?))
+    });
     match entry.await {
         Ok(_) => Ok(lease),
         Err(error) => {

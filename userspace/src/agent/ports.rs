@@ -223,9 +223,9 @@ impl State {
     /// Ports that containers of the node publish, or are about to, with the name of
     /// each.
     fn taken(&self, view: &View, node: &Name) -> Vec<(PublishedPort, Name)> {
-        let published = view
-            .endpoints_on(node)
-            .flat_map(|ep| ep.ports.iter().map(|port| (*port, ep.container.clone())));
+        let published = view.endpoints_on(node).flat_map(|ep| {
+            ep.record.ports.into_iter().map(move |port| (port, ep.record.container.clone()))
+        });
         let pending = self.pending.iter().map(|(port, (name, _))| (*port, name.clone()));
         published.chain(pending).collect()
     }

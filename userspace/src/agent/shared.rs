@@ -19,13 +19,13 @@ use super::{
     ports::{Pending, Reservations},
 };
 use crate::{
-    api::types::{ApiError, ErrorKind},
+    api::types::{ApiError, ErrorKind, StoreRead},
     cli::AgentOptions,
     model::{
         Name, Node, PortRequest, PublishedPort, View,
         ops::{self, Plan, Refusal},
     },
-    store::{Health, Outcome, Revision, StateStore},
+    store::{Health, Listed, Outcome, Revision, StateStore},
 };
 
 /// How long a request waits for the kernel side of what it asked for.
@@ -67,6 +67,8 @@ pub(crate) struct Shared {
     plugs: Mutex<BTreeMap<String, PlugState>>,
     problems: Mutex<BTreeMap<String, String>>,
     conntrack: Mutex<conntrack::Summary>,
+    /// The last time that the whole store was read.
+    last_read: Mutex<Option<StoreRead>>,
     /// How each VTEP is reached, in use or not.
     paths: Mutex<BTreeMap<[u8; 4], UnderlayPath>>,
     /// The published ports of this host.
@@ -108,6 +110,7 @@ impl Shared {
             plugs: Mutex::default(),
             problems: Mutex::default(),
             conntrack: Mutex::default(),
+            last_read: Mutex::default(),
             paths: Mutex::default(),
             ports: Reservations::default(),
             locks: Mutex::default(),
@@ -178,6 +181,28 @@ impl Shared {
     /// What the table of flows holds.
     pub(crate) fn conntrack(&self) -> MutexGuard<'_, conntrack::Summary> {
         self.conntrack.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The last time that the whole store was read.
+    pub(crate) fn last_read(&self) -> Option<StoreRead> {
+        *self.last_read.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a whole list of the store is in the maps now, and logs it.
+    pub(super) fn note_read(&self, list: Listed) {
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let read = StoreRead {
+            keys: list.keys,
+            read_ms: ms(list.took),
+            maps_ms: ms(list.began.elapsed()),
+        };
+        tracing::info!(
+            "store read keys={} read_ms={} maps_ms={}",
+            read.keys,
+            read.read_ms,
+            read.maps_ms
+        );
+        *self.last_read.lock().unwrap_or_else(PoisonError::into_inner) = Some(read);
     }
 
     /// States of the local endpoints.

@@ -457,6 +457,21 @@ pub struct StoreStatus {
     /// does not tell.
     #[serde(default)]
     pub clock_offset_ms: Option<i64>,
+    /// The last time that the whole store was read: at the start, and after a break
+    /// that the store's history does not bridge.
+    #[serde(default)]
+    pub last_read: Option<StoreRead>,
+}
+
+/// How the reading of the whole store went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreRead {
+    /// Keys read.
+    pub keys: usize,
+    /// From the beginning until the last key was here, in ms.
+    pub read_ms: u64,
+    /// From the beginning until the maps held what follows from it, in ms.
+    pub maps_ms: u64,
 }
 
 /// Data plane of [`Status`].

@@ -17,6 +17,7 @@ use culvert_common::abi::{Evictable, Flow, FlowKey, names};
 
 use super::{
     DatapathError,
+    batch::BatchAttr,
     tables::{Bytes, take_map},
 };
 
@@ -272,27 +273,6 @@ fn second(ebpf: &Ebpf) -> Result<MapData, MapError> {
 
 /// `bpf_cmd` of the kernel's `linux/bpf.h`, since Linux 5.6; aya has no call for it.
 const BPF_MAP_LOOKUP_BATCH: nix::libc::c_long = 24;
-
-/// The `batch` member of `union bpf_attr` in the kernel's `linux/bpf.h`. Of a hash map
-/// the kernel copies whole buckets, and a batch is the number of the first one: unlike
-/// a key for `BPF_MAP_GET_NEXT_KEY` it cannot be removed. ENOENT says that there are no
-/// buckets behind those copied, ENOSPC that not even one fits.
-#[repr(C, align(8))]
-struct BatchAttr {
-    /// Address of the first bucket's number; 0: from the beginning.
-    in_batch: u64,
-    /// Address for the number of the bucket behind the last one copied.
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    /// Room, then what was copied.
-    count: u32,
-    map_fd: u32,
-    elem_flags: u64,
-    flags: u64,
-}
-
-const _: () = assert!(size_of::<BatchAttr>() == 56);
 
 #[cfg(test)]
 mod tests {

@@ -11,6 +11,7 @@
 //! the maps that are there, loads its own programs against them, and replaces
 //! the program under every link in one step, so that no packet is missed.
 
+mod batch;
 mod bpffs;
 pub mod flows;
 mod generation;

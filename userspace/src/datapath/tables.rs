@@ -3,12 +3,14 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    os::fd::AsFd as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use aya::{
     Ebpf,
     maps::{HashMap, Map, MapData, MapError},
+    sys::SyscallError,
 };
 use bytemuck::Pod;
 use culvert_common::abi::{
@@ -16,7 +18,7 @@ use culvert_common::abi::{
     PublishedEntry, PublishedKey, UnderlayPath, VtepInfo, VtepKey, names,
 };
 
-use super::{DatapathError, generation::Generation};
+use super::{DatapathError, batch, generation::Generation};
 
 /// Lets aya move any [`bytemuck::Pod`] in and out of a map.
 #[derive(Clone, Copy, Debug)]
@@ -51,10 +53,15 @@ pub trait Table<K, V>: Send + Sync {
     fn remove(&self, key: &K) -> Result<(), DatapathError>;
 }
 
+/// Entries that are written in one system call.
+const BATCH: usize = 4096;
+
 /// A BPF hash map.
 pub struct KernelTable<K, V> {
     name: &'static str,
     map: Mutex<HashMap<MapData, Bytes<K>, Bytes<V>>>,
+    /// The same map: aya's type does not lend the file descriptor.
+    fd: MapData,
     /// To be raised after a change, if the programs remember what follows from the map.
     generation: Option<Arc<Generation>>,
 }
@@ -68,7 +75,32 @@ impl<K, V> fmt::Debug for KernelTable<K, V> {
 impl<K: Pod, V: Pod> KernelTable<K, V> {
     /// Takes the map out of the loaded object.
     pub(super) fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Self, DatapathError> {
-        Ok(Self { name, map: Mutex::new(take_map(ebpf, name)?), generation: None })
+        let failed = |source| DatapathError::Map { map: name, source: Box::new(source) };
+        let fd = match ebpf.map(name) {
+            Some(Map::HashMap(data) | Map::LruHashMap(data)) => {
+                let fd = data.fd().as_fd().try_clone_to_owned();
+                MapData::from_fd(fd.map_err(|error| failed(error.into()))?).map_err(failed)?
+            }
+            _ => return Err(failed(MapError::InvalidName { name: name.to_owned() })),
+        };
+        Ok(Self { name, map: Mutex::new(take_map(ebpf, name)?), fd, generation: None })
+    }
+
+    /// Writes entries, in order, whether or not they are there. Returns how many were
+    /// written, and what kept it from the next one.
+    pub(crate) fn insert_all(&self, entries: &[(K, V)]) -> (usize, Option<DatapathError>) {
+        let mut written = 0;
+        for part in entries.chunks(BATCH) {
+            let (count, outcome) = batch::update(self.fd.fd().as_fd(), part);
+            self.changed();
+            written += count;
+            if let Err(io_error) = outcome {
+                let call = "bpf_map_update_batch";
+                let source = SyscallError { call, io_error }.into();
+                return (written, Some(self.failed(source)));
+            }
+        }
+        (written, None)
     }
 
     /// The same of a map from which the programs remember what follows.

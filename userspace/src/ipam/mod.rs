@@ -87,11 +87,7 @@ fn used<'a>(
     subnet: Subnet,
 ) -> impl Iterator<Item = IpAddr> + 'a {
     let range = subnet.subnet.network()..=subnet.subnet.broadcast();
-    view.ipam
-        .get(&network.name)
-        .into_iter()
-        .flat_map(move |claims| claims.range(range.clone()))
-        .map(|(ip, _)| *ip)
+    view.ipam.taken(&network.name, range)
 }
 
 fn full(view: &View, network: &Network, subnet: Subnet) -> Refusal {

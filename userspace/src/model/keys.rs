@@ -164,6 +164,12 @@ impl FromStr for Key {
             }
             _ => return Err(Invalid(format!("key {text:?} is of no known kind"))),
         };
+        // Of the parts, only numbers and addresses can be spelled in another way.
+        if matches!(key, Self::Store | Self::Network(_) | Self::Endpoint { .. })
+            || matches!(key, Self::Node(_) | Self::Alive(_))
+        {
+            return Ok(key);
+        }
         let spelled = key.to_string();
         if spelled == text {
             Ok(key)

@@ -25,4 +25,5 @@ pub use name::Name;
 pub use ports::{Exposed, PortRequest, Publish, overlapping};
 pub use record::{Decoded, Record, decode, encode};
 pub use types::*;
-pub use view::{Claim, Touched, Versioned, View};
+pub(crate) use view::{Brief, Id};
+pub use view::{Claim, Claims, Endpoints, Former, Touched, Versioned, View};

@@ -131,12 +131,8 @@ impl Cluster {
         keys.extend(nodes.keys().map(Key::node));
         keys.extend(alive.keys().map(Key::alive));
         keys.extend(vnis.keys().map(|vni| Key::vni(*vni)));
-        for (network, members) in endpoints {
-            keys.extend(members.keys().map(|id| Key::endpoint(network, id)));
-        }
-        for (network, members) in ipam {
-            keys.extend(members.keys().map(|ip| Key::ipam(network, *ip)));
-        }
+        keys.extend(endpoints.all().map(|(network, ep)| Key::endpoint(network, &ep.id.text())));
+        keys.extend(ipam.all().map(|(network, ip)| Key::ipam(network, ip)));
         for (network, members) in vteps {
             keys.extend(members.keys().map(|ip| Key::vtep(network, *ip)));
         }

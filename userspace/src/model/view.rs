@@ -1,14 +1,26 @@
 //! The state of the cluster, folded from the changes of the store.
 
+mod claims;
+mod endpoints;
+mod packed;
+mod sorted;
+mod touched;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     ops::{Bound, Deref},
 };
 
+pub(crate) use self::packed::{Brief, Id};
+pub use self::{
+    claims::Claims,
+    endpoints::Endpoints,
+    touched::{Former, Touched},
+};
 use super::{
-    Alive, Decoded, Endpoint, ForeignVtep, IpOwner, Key, Name, Network, Node, ROOT, Record, Vni,
-    VniOwner, decode,
+    Alive, Decoded, Endpoint, ForeignVtep, IpOwner, Key, MacAddr, Name, Network, Node, ROOT,
+    Record, Vni, VniOwner, decode,
 };
 use crate::store::{Change, Entry, Revision, Snapshot, Update};
 
@@ -39,37 +51,6 @@ pub struct Claim<T> {
     pub revision: Revision,
 }
 
-/// What a change concerned, so that only that need be looked at again.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Touched {
-    /// Networks: their own record, their VNI's owner or their foreign VTEPs.
-    pub networks: BTreeSet<Name>,
-    /// Endpoints, by network and identifier.
-    pub endpoints: BTreeSet<(Name, String)>,
-    /// Nodes: their record or their liveness.
-    pub nodes: BTreeSet<Name>,
-    /// [`View::problems`] changed.
-    pub problems: bool,
-}
-
-impl Touched {
-    /// Whether nothing was concerned.
-    pub fn is_empty(&self) -> bool {
-        self.networks.is_empty()
-            && self.endpoints.is_empty()
-            && self.nodes.is_empty()
-            && !self.problems
-    }
-
-    /// Adds what `other` concerned.
-    pub fn merge(&mut self, other: Self) {
-        self.networks.extend(other.networks);
-        self.endpoints.extend(other.endpoints);
-        self.nodes.extend(other.nodes);
-        self.problems |= other.problems;
-    }
-}
-
 /// The cluster as far as the store has told.
 ///
 /// A record that cannot be read is named in [`Self::problems`] and does not
@@ -81,16 +62,16 @@ pub struct View {
     pub revision: Revision,
     /// `networks/NAME`.
     pub networks: BTreeMap<Name, Versioned<Network>>,
-    /// `endpoints/NETWORK/ID`, by network. No entry is empty.
-    pub endpoints: BTreeMap<Name, BTreeMap<String, Versioned<Endpoint>>>,
+    /// `endpoints/NETWORK/ID`.
+    pub endpoints: Endpoints,
     /// `nodes/NODE`.
     pub nodes: BTreeMap<Name, Versioned<Node>>,
     /// `alive/NODE`.
     pub alive: BTreeMap<Name, Versioned<Alive>>,
     /// `vnis/N`.
     pub vnis: BTreeMap<Vni, Claim<VniOwner>>,
-    /// `ipam/NETWORK/IP`, by network. No entry is empty.
-    pub ipam: BTreeMap<Name, BTreeMap<IpAddr, Claim<IpOwner>>>,
+    /// `ipam/NETWORK/IP`.
+    pub ipam: Claims,
     /// `vteps/NETWORK/IP`, by network. No entry is empty.
     pub vteps: BTreeMap<Name, BTreeMap<Ipv4Addr, Versioned<ForeignVtep>>>,
     /// Keys whose record is skipped, and why.
@@ -101,38 +82,63 @@ impl View {
     /// The view that a snapshot of [`ROOT`] gives.
     pub fn from_snapshot(snapshot: &Snapshot) -> Self {
         let mut view = Self::default();
-        for entry in &snapshot.entries {
-            view.put(entry, &mut Touched::default());
-        }
-        view.revision = snapshot.revision;
+        view.add_snapshot(snapshot);
         view
+    }
+
+    /// Adds what a snapshot holds.
+    pub fn add_snapshot(&mut self, snapshot: &Snapshot) {
+        for entry in &snapshot.entries {
+            self.put(entry, &mut Touched::default());
+        }
+        self.revision = self.revision.max(snapshot.revision);
     }
 
     /// Folds in what a [`crate::store::Follower`] delivers.
     pub fn fold(&mut self, update: &Update) -> Touched {
         let mut touched = Touched::default();
         for change in &update.changes {
-            touched.merge(self.apply(change));
+            self.change(change, &mut touched);
         }
-        self.revision = self.revision.max(update.revision);
+        self.folded(update);
         touched
+    }
+
+    /// The same for who is going to look at everything. Says whether
+    /// [`Self::problems`] changed.
+    pub fn fold_unseen(&mut self, update: &Update) -> bool {
+        let mut problems = false;
+        for change in &update.changes {
+            let mut touched = Touched::default();
+            self.change(change, &mut touched);
+            problems |= touched.problems;
+        }
+        self.folded(update);
+        problems
+    }
+
+    fn folded(&mut self, update: &Update) {
+        // Of a list that comes in parts only the last one bears its revision.
+        self.revision = self.revision.max(update.revision);
+        if update.listed.is_some() {
+            self.endpoints.pack();
+            self.ipam.pack();
+        }
     }
 
     /// Folds in one change.
     pub fn apply(&mut self, change: &Change) -> Touched {
         let mut touched = Touched::default();
-        let revision = match change {
-            Change::Put(entry) => {
-                self.put(entry, &mut touched);
-                entry.mod_revision
-            }
-            Change::Delete { key, revision } => {
-                self.delete(key, &mut touched);
-                *revision
-            }
-        };
-        self.revision = self.revision.max(revision);
+        self.change(change, &mut touched);
+        self.revision = self.revision.max(change.revision());
         touched
+    }
+
+    fn change(&mut self, change: &Change, touched: &mut Touched) {
+        match change {
+            Change::Put(entry) => self.put(entry, touched),
+            Change::Delete { key, .. } => self.delete(key, touched),
+        }
     }
 
     fn put(&mut self, entry: &Entry, touched: &mut Touched) {
@@ -157,16 +163,19 @@ impl View {
             Key::Alive(name) => keep(&mut self.alive, name.clone(), &key, entry, || {
                 touched.nodes.insert(name.clone());
             }),
-            Key::Endpoint { network, id } => {
-                let group = self.endpoints.entry(network.clone()).or_default();
-                let why = keep(group, id.clone(), &key, entry, || {
-                    touched.endpoints.insert((network.clone(), id.clone()));
-                });
-                if group.is_empty() {
-                    self.endpoints.remove(network);
+            Key::Endpoint { network, id } => match decode::<Endpoint>(&key, &entry.value) {
+                Decoded::Record(record) => {
+                    let before = Id::parse(id).and_then(|id| self.endpoints.brief(network, &id));
+                    if before.is_none_or(|before| before.revision != revision) {
+                        touched.endpoints.insert((network.clone(), id.clone()));
+                        let former = before.map(|before| Former::of(&before));
+                        touched.former.extend(former.map(|had| (network.clone(), had)));
+                    }
+                    let put = self.endpoints.put(&Versioned { record, revision });
+                    put.is_none().then(|| "skipped: its identifier is none".to_owned())
                 }
-                why
-            }
+                other => other.into_result().err(),
+            },
             Key::Vtep { network, ip } => {
                 let group = self.vteps.entry(network.clone()).or_default();
                 let why = keep(group, *ip, &key, entry, || {
@@ -186,11 +195,13 @@ impl View {
             }
             Key::Ipam { network, ip } => {
                 let (owner, why) = claim::<IpOwner>(&key, &entry.value);
-                let group = self.ipam.entry(network.clone()).or_default();
                 touched
                     .endpoints
                     .extend(owner.as_ref().map(|owner| (network.clone(), owner.endpoint.clone())));
-                group.insert(*ip, Claim { owner, revision });
+                // Who had it may not be carried any more.
+                let before = self.ipam.owner(network, *ip);
+                touched.endpoints.extend(before.map(|id| (network.clone(), id.text())));
+                self.ipam.put(network, *ip, Claim { owner, revision });
                 why
             }
         };
@@ -225,12 +236,16 @@ impl View {
                 touched.networks.extend(before.and_then(|claim| Some(claim.owner?.network)));
             }
             Key::Endpoint { network, id } => {
-                if remove_nested(&mut self.endpoints, &network, &id).is_some() {
+                let packed = Id::parse(&id);
+                let before = packed.and_then(|packed| self.endpoints.brief(&network, &packed));
+                if let Some((before, packed)) = before.zip(packed) {
+                    touched.former.insert((network.clone(), Former::of(&before)));
+                    self.endpoints.remove(&network, &packed);
                     touched.endpoints.insert((network, id));
                 }
             }
             Key::Ipam { network, ip } => {
-                let before = remove_nested(&mut self.ipam, &network, &ip);
+                let before = self.ipam.remove(&network, ip);
                 touched.endpoints.extend(
                     before.and_then(|claim| claim.owner).map(|owner| (network, owner.endpoint)),
                 );
@@ -249,18 +264,24 @@ impl View {
     }
 
     /// All endpoints of a network.
-    pub fn endpoints_in(&self, network: &Name) -> impl Iterator<Item = &Versioned<Endpoint>> {
-        self.endpoints.get(network).into_iter().flat_map(BTreeMap::values)
+    pub fn endpoints_in(&self, network: &Name) -> impl Iterator<Item = Versioned<Endpoint>> {
+        self.endpoints.briefs(network).filter_map(|brief| brief.unpack(network))
     }
 
     /// All endpoints of a node.
-    pub fn endpoints_on(&self, node: &Name) -> impl Iterator<Item = &Versioned<Endpoint>> {
-        self.endpoints.values().flat_map(BTreeMap::values).filter(move |ep| ep.node == *node)
+    pub fn endpoints_on(&self, node: &Name) -> impl Iterator<Item = Versioned<Endpoint>> {
+        let all = self.endpoints.all().filter(move |(_, brief)| brief.node == node);
+        all.filter_map(|(network, brief)| brief.unpack(network))
+    }
+
+    /// Whether a node has an endpoint in a network.
+    pub fn is_in(&self, node: &Name, network: &Name) -> bool {
+        self.endpoints.briefs(network).any(|brief| brief.node == node)
     }
 
     /// An endpoint by its identifier.
-    pub fn endpoint(&self, network: &Name, id: &str) -> Option<&Versioned<Endpoint>> {
-        self.endpoints.get(network)?.get(id)
+    pub fn endpoint(&self, network: &Name, id: &str) -> Option<Versioned<Endpoint>> {
+        self.endpoints.brief(network, &Id::parse(id)?)?.unpack(network)
     }
 
     /// The endpoint by which a container on a node is attached to a network.
@@ -269,8 +290,15 @@ impl View {
         network: &Name,
         node: &Name,
         container: &Name,
-    ) -> Option<&Versioned<Endpoint>> {
-        self.endpoints_in(network).find(|ep| ep.node == *node && ep.container == *container)
+    ) -> Option<Versioned<Endpoint>> {
+        let mut briefs = self.endpoints.briefs(network);
+        let found = briefs.find(|ep| ep.node == node && ep.container() == container.as_str());
+        found?.unpack(network)
+    }
+
+    /// The endpoint of a network that has a MAC address.
+    pub fn endpoint_at(&self, network: &Name, mac: MacAddr) -> Option<Versioned<Endpoint>> {
+        self.endpoints.briefs(network).find(|brief| brief.mac == mac)?.unpack(network)
     }
 
     /// The network that a name means on a node: the node's own of that name, or
@@ -290,8 +318,8 @@ impl View {
     }
 
     /// Who holds an address of a network.
-    pub fn ip_claim(&self, network: &Name, ip: IpAddr) -> Option<&Claim<IpOwner>> {
-        self.ipam.get(network)?.get(&ip)
+    pub fn ip_claim(&self, network: &Name, ip: IpAddr) -> Option<Claim<IpOwner>> {
+        self.ipam.get(network, ip)
     }
 
     /// The node that has a VTEP address.
@@ -308,7 +336,7 @@ impl View {
     /// of a network: nodes with an endpoint in it, and foreign VTEPs.
     pub fn flood_list(&self, network: &Name, own: &Name) -> BTreeMap<Ipv4Addr, u16> {
         let own_vtep = self.nodes.get(own).map(|node| node.vtep);
-        let nodes: BTreeSet<&Name> = self.endpoints_in(network).map(|ep| &ep.node).collect();
+        let nodes: BTreeSet<&Name> = self.endpoints.briefs(network).map(|ep| ep.node).collect();
         nodes
             .into_iter()
             .filter(|name| *name != own)
@@ -370,7 +398,7 @@ impl View {
             if !network.subnets.iter().any(|subnet| subnet.subnet.contains(ip)) {
                 return fail(format!("address {ip} is outside the network's subnets"));
             }
-            match self.ip_claim(name, ip).map(|claim| claim.owner.as_ref()) {
+            match self.ip_claim(name, ip).map(|claim| claim.owner) {
                 Some(Some(owner)) if owner.endpoint == *id => {}
                 Some(Some(owner)) => {
                     return fail(format!("address {ip} belongs to endpoint {}", owner.endpoint));
@@ -384,19 +412,28 @@ impl View {
         Ok(())
     }
 
+    /// The same for one in a network that is usable, without a reason.
+    pub(crate) fn is_usable(&self, network: &Network, endpoint: &Brief<'_>) -> bool {
+        endpoint.vni == network.vni.get()
+            && endpoint.addresses().all(|ip| {
+                network.subnets.iter().any(|subnet| subnet.subnet.contains(ip))
+                    && self.ipam.is_of(&network.name, ip, &endpoint.id)
+            })
+    }
+
     /// Everything that is skipped or contradicts itself, a line each.
     pub fn complaints(&self) -> Vec<String> {
         let skipped = self.problems.iter().map(|(key, why)| format!("{key}: {why}"));
         let networks = self.networks.keys().filter_map(|name| self.usable_network(name).err());
-        let endpoints = self
-            .endpoints
-            .values()
-            .flat_map(BTreeMap::values)
+        let endpoints = self.endpoints.networks().flat_map(|name| {
+            let network = self.usable_network(name).ok();
             // A network that cannot be used is named once, not once per endpoint.
-            .filter(|ep| {
-                !self.networks.contains_key(&ep.network) || self.usable_network(&ep.network).is_ok()
-            })
-            .filter_map(|ep| self.usable_endpoint(ep).err());
+            let named = network.is_none() && self.networks.contains_key(name);
+            let briefs = self.endpoints.briefs(name).filter(move |_| !named);
+            let briefs =
+                briefs.filter(move |ep| network.is_none_or(|net| !self.is_usable(net, ep)));
+            briefs.filter_map(|ep| self.usable_endpoint(&*ep.unpack(name)?).err())
+        });
         skipped.chain(networks).chain(endpoints).collect()
     }
 

@@ -22,6 +22,31 @@ impl Kernel for Datapath {
         })
     }
 
+    fn put_all(&self, ops: &[Op]) -> (usize, Option<DatapathError>) {
+        let maps = self.tables();
+        match ops.first() {
+            Some(Op::Fdb(_, Some(_))) => {
+                let entries = ops.iter().map_while(|op| match op {
+                    Op::Fdb(key, value) => Some((*key, (*value)?)),
+                    _ => None,
+                });
+                maps.fdb.insert_all(&entries.collect::<Vec<_>>())
+            }
+            Some(Op::Neighbour(_, Some(_))) => {
+                let entries = ops.iter().map_while(|op| match op {
+                    Op::Neighbour(key, value) => Some((*key, (*value)?)),
+                    _ => None,
+                });
+                maps.neighbours.insert_all(&entries.collect::<Vec<_>>())
+            }
+            Some(op) => match self.apply(op) {
+                Ok(()) => (1, None),
+                Err(error) => (0, Some(error)),
+            },
+            None => (0, None),
+        }
+    }
+
     fn apply(&self, op: &Op) -> Result<(), DatapathError> {
         let maps = self.tables();
         match op {

@@ -3,6 +3,8 @@
 //! * [`Tables`]: the contents of the maps that the agent writes, as values.
 //! * [`NetworkState`] and [`network_state`]: what one network needs on this
 //!   host, computed from the view of the store; pure.
+//! * [`Patch`] and [`network_patch`]: what a few endpoints of other hosts change in it,
+//!   without the others being looked at; pure.
 //! * [`diff()`]: the ordered steps from one set of tables to another; pure.
 //! * [`Reconciler`]: remembers what the kernel holds, network by network, so
 //!   that a change in one network costs nothing for the others.
@@ -15,6 +17,7 @@ mod diff;
 mod flood;
 mod kernel;
 mod objects;
+mod patch;
 mod reconciler;
 mod tables;
 #[cfg(test)]
@@ -24,5 +27,6 @@ pub use desired::{Bum, Inputs, network_state};
 pub use diff::{Op, diff};
 pub use flood::assign_slots;
 pub use objects::{LocalEndpoint, gateway_device, local_endpoint};
+pub use patch::{Changed, Patch, network_patch};
 pub use reconciler::{ApplyError, Kernel, Reconciler};
 pub use tables::{Gateway, NetworkState, Tables};

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use culvert_common::abi::UnderlayPath;
+use culvert_common::abi::{UnderlayPath, VtepKey};
 
 use super::{
     diff::{Op, diff},
+    flood::assign_slots,
+    patch::Patch,
     tables::{NetworkState, Tables},
 };
 
@@ -20,6 +22,16 @@ pub trait Kernel {
     /// Carries out one step. To put what is there and to remove what is not
     /// are no errors.
     fn apply(&self, op: &Op) -> Result<(), Self::Error>;
+
+    /// Carries out the first of these steps, and as many behind it as it can do at once.
+    /// Returns how many were done, and what kept it from the next one.
+    fn put_all(&self, ops: &[Op]) -> (usize, Option<Self::Error>) {
+        match ops.first().map(|op| self.apply(op)) {
+            Some(Ok(())) => (1, None),
+            Some(Err(error)) => (0, Some(error)),
+            None => (0, None),
+        }
+    }
 }
 
 /// A step that the kernel refused. The steps before it are done, those after
@@ -102,10 +114,67 @@ impl Reconciler {
         let observed = self.networks.remove(&vni).unwrap_or_default();
         let laid = desired.map(|state| state.lay_out(&observed)).unwrap_or_default();
         let ops = diff(&laid, &observed);
-        let before: BTreeSet<[u8; 4]> = observed.vteps.keys().map(|key| key.ip).collect();
+        let after = laid.vteps.keys().map(|key| key.ip).collect();
+        self.carry_out(kernel, vni, observed, &ops, &after, Some(laid))
+    }
+
+    /// Changes some entries of a network that is there.
+    pub fn patch<K: Kernel + ?Sized>(
+        &mut self,
+        kernel: &K,
+        patch: &Patch,
+    ) -> Result<usize, ApplyError<K::Error>> {
+        let vni = patch.vni;
+        let held = self.networks.remove(&vni).unwrap_or_default();
+        // Of the large tables only what is patched.
+        let was = Tables {
+            fdb: entries_at(&held.fdb, &patch.fdb),
+            neighbours: entries_at(&held.neighbours, &patch.neighbours),
+            vteps: held.vteps.clone(),
+            flood_remote: held.flood_remote.clone(),
+            networks: held.networks.clone(),
+            ..Tables::default()
+        };
+        let mut laid = Tables {
+            fdb: wanted(&patch.fdb),
+            neighbours: wanted(&patch.neighbours),
+            ..was.clone()
+        };
+        for (ip, info) in &patch.vteps {
+            let key = VtepKey { vni, ip: *ip };
+            match info {
+                Some(info) => laid.vteps.insert(key, *info),
+                None => laid.vteps.remove(&key),
+            };
+        }
         let after: BTreeSet<[u8; 4]> = laid.vteps.keys().map(|key| key.ip).collect();
+        laid.flood_remote = assign_slots(vni, &after, &was.flood_remote);
+        if let Some(info) = laid.networks.get_mut(&vni) {
+            info.remote_vteps = u32::try_from(laid.flood_remote.len()).unwrap_or(u32::MAX);
+        }
+        let ops = diff(&laid, &was);
+        self.carry_out(kernel, vni, held, &ops, &after, None)
+    }
+
+    /// Carries out `ops` for a network of which the kernel holds `observed`, and then
+    /// `laid`, if that is known.
+    fn carry_out<K: Kernel + ?Sized>(
+        &mut self,
+        kernel: &K,
+        vni: u32,
+        observed: Tables,
+        ops: &[Op],
+        after: &BTreeSet<[u8; 4]>,
+        laid: Option<Tables>,
+    ) -> Result<usize, ApplyError<K::Error>> {
+        let before: BTreeSet<[u8; 4]> = observed.vteps.keys().map(|key| key.ip).collect();
+        let mut done = 0;
+        let outcome = self.run(kernel, ops, &mut done, &before, after);
         let mut now = observed;
-        let outcome = self.run(kernel, &ops, &mut now, &before, &after);
+        match laid.filter(|_| outcome.is_ok()) {
+            Some(laid) => now = laid,
+            None => ops.iter().take(done).for_each(|op| op.apply_to(&mut now)),
+        }
         // After a failure, count what the maps hold, not what was wanted.
         let held: BTreeSet<[u8; 4]> = now.vteps.keys().map(|key| key.ip).collect();
         for ip in before.difference(&held) {
@@ -149,12 +218,12 @@ impl Reconciler {
         }
     }
 
-    /// Applies `ops`, paths of new VTEPs first.
+    /// Applies `ops`, paths of new VTEPs first. Of the ops, `done` are then.
     fn run<K: Kernel + ?Sized>(
         &mut self,
         kernel: &K,
         ops: &[Op],
-        now: &mut Tables,
+        done: &mut usize,
         before: &BTreeSet<[u8; 4]>,
         after: &BTreeSet<[u8; 4]>,
     ) -> Result<usize, ApplyError<K::Error>> {
@@ -167,25 +236,38 @@ impl Reconciler {
                 steps += 1;
             }
         }
-        for op in ops {
-            step(kernel, *op)?;
-            op.apply_to(now);
-            match op {
-                Op::Endpoint(ifindex, Some(info)) => self.own(*ifindex, info.vni),
-                Op::Endpoint(ifindex, None) => {
-                    self.owners.remove(ifindex);
-                }
-                // A port that moved is no longer the old network's to remove.
-                Op::Published(key, Some(_)) => {
-                    for tables in self.networks.values_mut() {
-                        tables.published.remove(key);
-                    }
-                }
-                _ => {}
+        while let Some(rest) = ops.get(*done..).filter(|rest| !rest.is_empty()) {
+            let (count, failed) = kernel.put_all(rest);
+            for op in rest.iter().take(count) {
+                self.note(op);
             }
-            steps += 1;
+            *done += count;
+            if let Some(source) = failed {
+                let op = rest.get(count).or(rest.last()).copied();
+                return match op {
+                    Some(op) => Err(ApplyError { op: Box::new(op), source }),
+                    None => Ok(steps),
+                };
+            }
         }
-        Ok(steps)
+        Ok(steps + *done)
+    }
+
+    /// Notes what a step of one network means for the others.
+    fn note(&mut self, op: &Op) {
+        match op {
+            Op::Endpoint(ifindex, Some(info)) => self.own(*ifindex, info.vni),
+            Op::Endpoint(ifindex, None) => {
+                self.owners.remove(ifindex);
+            }
+            // A port that moved is no longer the old network's to remove.
+            Op::Published(key, Some(_)) => {
+                for tables in self.networks.values_mut() {
+                    tables.published.remove(key);
+                }
+            }
+            _ => {}
+        }
     }
 
     /// Brings `UNDERLAY` to the paths of the VTEPs in use: either what is to be
@@ -219,6 +301,19 @@ impl Reconciler {
         }
         Ok(ops.len())
     }
+}
+
+/// What `held` has at the keys of a patch.
+fn entries_at<K: Copy + Ord, V: Copy>(
+    held: &BTreeMap<K, V>,
+    patch: &BTreeMap<K, Option<V>>,
+) -> BTreeMap<K, V> {
+    patch.keys().filter_map(|key| Some((*key, *held.get(key)?))).collect()
+}
+
+/// The entries that a patch puts.
+fn wanted<K: Copy + Ord, V: Copy>(patch: &BTreeMap<K, Option<V>>) -> BTreeMap<K, V> {
+    patch.iter().filter_map(|(key, value)| Some((*key, (*value)?))).collect()
 }
 
 fn step<K: Kernel + ?Sized>(kernel: &K, op: Op) -> Result<(), ApplyError<K::Error>> {

@@ -15,7 +15,9 @@
 //! so by removing what the agent remembers of the old one and restarting it
 //! ([`FollowOptions::known`] empty), or through [`Follower::accept`].
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+mod seen;
+
+use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt};
 use tokio::{
@@ -24,13 +26,17 @@ use tokio::{
     time::Instant,
 };
 
+use self::seen::Seen;
 use super::{
-    Change, Compare, Outcome, Revision, Snapshot, StateStore, StoreError, Write, retry::Backoff,
+    Change, Compare, Entry, Outcome, Revision, StateStore, StoreError, Write, retry::Backoff,
 };
 use crate::model::{Key, ROOT, SCHEMA, STORE, StoreMark, decode, encode, ops::new_id};
 
 /// Updates that may wait for their receiver before the follower does.
 const QUEUE: usize = 64;
+/// Changes of a list that make an update of their own, so that they are taken in while
+/// the rest is read.
+const PART: usize = 4096;
 /// A watch that held this long was a good one: the next break starts the
 /// backoff over.
 const STABLE: Duration = Duration::from_secs(5);
@@ -43,9 +49,23 @@ pub struct Update {
     /// Changes in order. After a list they are the difference to what was seen
     /// before; a deletion among them bears the revision of the list.
     pub changes: Vec<Change>,
-    /// This is a whole list: the first update is one, and the changes of a
+    /// This is of a whole list: the first update is, and the changes of a
     /// later one may stand for several each.
     pub resync: bool,
+    /// How the reading of a whole list went: with this update it is complete. A large one
+    /// comes in several, of which the others bear the revision from before.
+    pub listed: Option<Listed>,
+}
+
+/// How the reading of a whole list went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Keys in the list.
+    pub keys: usize,
+    /// When it began.
+    pub began: Instant,
+    /// How long it took until the last key was here.
+    pub took: Duration,
 }
 
 /// How the follower is doing.
@@ -110,7 +130,7 @@ impl Follower {
             accept: Arc::clone(&accept),
             updates: updates_tx,
             health: health_tx,
-            seen: BTreeMap::new(),
+            seen: Seen::default(),
             last,
             mark,
             replaced: false,
@@ -151,7 +171,7 @@ struct Worker {
     updates: mpsc::Sender<Update>,
     health: watch::Sender<Health>,
     /// Every key delivered and not deleted since, with its revision.
-    seen: BTreeMap<String, Revision>,
+    seen: Seen,
     /// Revision up to which everything is delivered.
     last: Option<Revision>,
     mark: Option<String>,
@@ -248,42 +268,69 @@ impl Worker {
         self.updates.send(update).await.map_err(|_| Break::Closed)
     }
 
-    /// Reads everything, and delivers the difference to what was seen.
+    /// Reads everything, and delivers the difference to what was seen, as it comes.
+    ///
+    /// Nothing of it is delivered before it is known whose it is. If the rest cannot be
+    /// read, what was delivered is as true as what a watch would have told.
     async fn list(&mut self) -> Result<(), Break> {
-        let snapshot = self.store.snapshot(&self.prefix).await?;
-        self.same_store(&snapshot)?;
-        if self.mark.is_none() {
-            match self.mark_in(&snapshot) {
-                Some(mark) => self.mark = Some(mark),
-                // Written now, it is in the next list.
-                None if self.write_mark(&snapshot).await? => return Err(Break::Relist),
-                None => {}
+        let began = Instant::now();
+        let mut pages = self.store.list(&self.prefix).await?;
+        let (mut held, mut keys, mut revision) = (Vec::new(), 0, None);
+        let mut same = false;
+        let mut changes = Vec::new();
+        while let Some(page) = pages.next().await {
+            let page = page?;
+            keys += page.entries.len();
+            revision = Some(page.revision);
+            if !same && page.from <= self.mark_key && self.mark_key < page.to {
+                self.same_store(page.revision, &page.entries)?;
+                if self.mark.is_none() {
+                    match self.mark_in(&page.entries) {
+                        Some(mark) => self.mark = Some(mark),
+                        // Written now, it is in the next list.
+                        None if self.write_mark(page.revision).await? => return Err(Break::Relist),
+                        None => {}
+                    }
+                }
+                same = true;
+            }
+            held.push(page);
+            if !same {
+                continue;
+            }
+            for page in held.drain(..) {
+                changes.extend(self.seen.turn_to(page));
+                if changes.len() >= PART {
+                    let revision = self.last.unwrap_or_default();
+                    let changes = std::mem::take(&mut changes);
+                    self.send(Update { revision, changes, resync: true, listed: None }).await?;
+                }
             }
         }
-        let changes = difference(&self.seen, &snapshot);
-        self.seen =
-            snapshot.entries.into_iter().map(|entry| (entry.key, entry.mod_revision)).collect();
-        self.last = Some(snapshot.revision);
+        let Some(revision) = revision.filter(|_| same) else {
+            return Err(Break::Failed("store: a list without the store's mark".to_owned()));
+        };
+        let listed = Some(Listed { keys, began, took: began.elapsed() });
+        self.last = Some(revision);
         self.healthy();
-        self.send(Update { revision: snapshot.revision, changes, resync: true }).await
+        self.send(Update { revision, changes, resync: true, listed }).await
     }
 
     /// Is this still the store that was listed?
     async fn check_same(&mut self) -> Result<(), Break> {
         let snapshot = self.store.snapshot(&self.mark_key).await?;
-        self.same_store(&snapshot)
+        self.same_store(snapshot.revision, &snapshot.entries)
     }
 
-    fn same_store(&self, snapshot: &Snapshot) -> Result<(), Break> {
+    fn same_store(&self, revision: Revision, entries: &[Entry]) -> Result<(), Break> {
         let Some(last) = self.last else { return Ok(()) };
-        let revision = snapshot.revision;
         if revision < last {
             return Err(Break::Replaced(format!(
                 "store: replaced: it is at revision {revision} and was at {last}; nothing is deleted; restore it, or restart the agent to accept it"
             )));
         }
         let Some(mark) = &self.mark else { return Ok(()) };
-        match self.mark_in(snapshot) {
+        match self.mark_in(entries) {
             Some(found) if found == *mark => Ok(()),
             found => Err(Break::Replaced(format!(
                 "store: replaced: its mark at {} is {} and was {mark}; nothing is deleted; restore it, or restart the agent to accept it",
@@ -293,8 +340,8 @@ impl Worker {
         }
     }
 
-    fn mark_in(&self, snapshot: &Snapshot) -> Option<String> {
-        let entry = snapshot.entries.iter().find(|entry| entry.key == self.mark_key)?;
+    fn mark_in(&self, entries: &[Entry]) -> Option<String> {
+        let entry = entries.iter().find(|entry| entry.key == self.mark_key)?;
         match decode::<StoreMark>(&Key::Store, &entry.value).into_result() {
             Ok(mark) => Some(mark.id),
             // Of a newer Culvert, or garbage: it still tells stores apart.
@@ -303,7 +350,7 @@ impl Worker {
     }
 
     /// Marks the store. `false`: it may not be written, and has to do without.
-    async fn write_mark(&self, snapshot: &Snapshot) -> Result<bool, Break> {
+    async fn write_mark(&self, revision: Revision) -> Result<bool, Break> {
         let mark = StoreMark { schema: SCHEMA, id: new_id() };
         let value = encode(&mark).map_err(|error| Break::Failed(error.0))?;
         let key = self.mark_key.clone();
@@ -312,7 +359,6 @@ impl Worker {
             // If another follower was faster, its mark is there now.
             Ok(Outcome::Committed(_) | Outcome::Conflict) => Ok(true),
             Err(StoreError::Refused(why)) => {
-                let revision = snapshot.revision;
                 tracing::warn!("store: no mark can be written at revision {revision}: {why}");
                 Ok(false)
             }
@@ -358,10 +404,10 @@ impl Worker {
         for change in &changes {
             match change {
                 Change::Put(entry) => {
-                    self.seen.insert(entry.key.clone(), entry.mod_revision);
+                    self.seen.put(&entry.key, entry.mod_revision);
                 }
                 Change::Delete { key, .. } => {
-                    self.seen.remove(key);
+                    self.seen.delete(key);
                     // Seen to be deleted: it is the same store without a mark.
                     if *key == self.mark_key {
                         self.mark = None;
@@ -371,25 +417,6 @@ impl Worker {
         }
         self.last = Some(revision);
         self.healthy();
-        self.send(Update { revision, changes, resync: false }).await
+        self.send(Update { revision, changes, resync: false, listed: None }).await
     }
 }
-
-/// The changes that lead from the keys seen (with the revision of each) to a snapshot.
-fn difference(seen: &BTreeMap<String, Revision>, snapshot: &Snapshot) -> Vec<Change> {
-    let present: BTreeMap<&str, Revision> =
-        snapshot.entries.iter().map(|entry| (entry.key.as_str(), entry.mod_revision)).collect();
-    let deleted = seen
-        .keys()
-        .filter(|key| !present.contains_key(key.as_str()))
-        .map(|key| Change::Delete { key: key.clone(), revision: snapshot.revision });
-    let written = snapshot
-        .entries
-        .iter()
-        .filter(|entry| seen.get(&entry.key) != Some(&entry.mod_revision))
-        .map(|entry| Change::Put(entry.clone()));
-    deleted.chain(written).collect()
-}
-
-#[cfg(test)]
-mod tests;

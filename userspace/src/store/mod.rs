@@ -14,11 +14,14 @@ mod url;
 use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
-use futures::stream::BoxStream;
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
 
 pub use etcd::{EtcdOptions, EtcdStore};
 pub use file::FileStore;
-pub use follow::{FollowOptions, Follower, Health, Update};
+pub use follow::{FollowOptions, Follower, Health, Listed, Update};
 pub use url::{StoreOptions, StoreUrl, open};
 
 /// Most writes, and most compares, of one transaction: etcd's `--max-txn-ops`
@@ -50,6 +53,23 @@ pub struct Snapshot {
     /// The entries.
     pub entries: Vec<Entry>,
 }
+
+/// A stretch of all keys below a prefix. The pages of a list cover the prefix without
+/// gaps, each stretch once, all at one revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// The revision.
+    pub revision: Revision,
+    /// Where the stretch begins.
+    pub from: String,
+    /// What it ends before.
+    pub to: String,
+    /// The entries, in key order.
+    pub entries: Vec<Entry>,
+}
+
+/// The pages of a list, in no order. The stream ends after its first error.
+pub type Pages = BoxStream<'static, Result<Page, StoreError>>;
 
 /// One change seen by a watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -184,6 +204,13 @@ pub trait StateStore: Send + Sync + fmt::Debug {
     /// All keys below `prefix` at one revision.
     async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError>;
 
+    /// The same a stretch at a time, for who can work on one while the next is read.
+    async fn list(&self, prefix: &str) -> Result<Pages, StoreError> {
+        let Snapshot { revision, entries } = self.snapshot(prefix).await?;
+        let page = Page { revision, from: prefix.to_owned(), to: prefix_end(prefix), entries };
+        Ok(stream::iter([Ok(page)]).boxed())
+    }
+
     /// Changes below `prefix` from revision `from` on, `from` included.
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError>;
 
@@ -202,6 +229,15 @@ pub trait StateStore: Send + Sync + fmt::Debug {
 
     /// Ends a lease and deletes the keys on it.
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
+}
+
+/// End of the range of all keys below a prefix: the prefix with its last byte
+/// counted up. Prefixes are ASCII, and none is empty.
+fn prefix_end(prefix: &str) -> String {
+    let mut end = prefix.to_owned();
+    let last = end.pop().map_or(0, u32::from);
+    end.push(char::from_u32(last.saturating_add(1)).unwrap_or(char::MAX));
+    end
 }
 
 /// Refuses what etcd would refuse, before anything is sent; so the backends

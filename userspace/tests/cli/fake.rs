@@ -16,8 +16,8 @@ use culvert::{
             AgentStatus, ApiError, Connect, ConntrackStatus, ContainerCreate, ContainerNetwork,
             ContainerRow, ContainerState, Counts, Created, DatapathStatus, ErrorKind, FdbRow,
             InspectContainer, InspectIpam, InspectPeer, InspectSubnet, NatQuery, NatRow, NeighRow,
-            NetworkCreate, NetworkInspect, NetworkRow, StatsRow, Status, StoreStatus, VtepChange,
-            VtepRow,
+            NetworkCreate, NetworkInspect, NetworkRow, StatsRow, Status, StoreRead, StoreStatus,
+            VtepChange, VtepRow,
         },
     },
     model::{Driver, Name},
@@ -424,6 +424,7 @@ impl Backend for Fake {
                 revision: 42,
                 error: problems.first().cloned(),
                 clock_offset_ms: Some(0),
+                last_read: Some(StoreRead { keys: 9, read_ms: 3, maps_ms: 5 }),
             },
             datapath: DatapathStatus {
                 mode: "tc".to_owned(),

@@ -207,7 +207,7 @@ impl Agent {
         let network = &self.resolve(network);
         let found = {
             let view = self.shared.view();
-            if !view.networks.contains_key(network) && !view.endpoints.contains_key(network) {
+            if !view.networks.contains_key(network) && view.endpoints.count_in(network) == 0 {
                 return Err(super::network::unknown(&view, network));
             }
             let endpoint = view.endpoint_of(network, &self.shared.node.name, name);
@@ -246,8 +246,8 @@ impl Agent {
     pub(super) fn unknown_container(&self, name: &Name) -> ApiError {
         let elsewhere = {
             let view = self.shared.view();
-            let mut endpoints = view.endpoints.values().flat_map(|group| group.values());
-            endpoints.find(|ep| ep.container == *name).map(|ep| ep.node.clone())
+            let mut endpoints = view.endpoints.all();
+            endpoints.find(|(_, ep)| ep.container() == name.as_str()).map(|(_, ep)| ep.node.clone())
         };
         match elsewhere {
             Some(node) if node != self.shared.node.name => {

@@ -139,7 +139,7 @@ impl Agent {
             subnets: network.subnets.iter().map(|subnet| subnet.subnet.to_string()).collect(),
             vni: network.vni.get(),
             mtu: network.mtu,
-            endpoints: view.endpoints_in(&network.name).count(),
+            endpoints: view.endpoints.count_in(&network.name),
         });
         let mut rows: Vec<_> = predefined.chain(stored).collect();
         rows.sort_by(|a, b| a.name.cmp(&b.name));
@@ -156,11 +156,11 @@ impl Agent {
         let network = view.networks.get(name).ok_or_else(|| unknown(&view, name))?;
         let containers = view
             .endpoints_in(name)
-            .map(|endpoint| (endpoint.id.clone(), container(network, endpoint)));
+            .map(|endpoint| (endpoint.id.clone(), container(network, &endpoint)));
         // A node's own network has no peers.
         let overlay = name.node().is_none();
-        let endpoints = view.endpoints_in(name).filter(|_| overlay);
-        let nodes: BTreeSet<&Name> = endpoints.map(|ep| &ep.node).collect();
+        let endpoints = view.endpoints.briefs(name).filter(|_| overlay);
+        let nodes: BTreeSet<&Name> = endpoints.map(|ep| ep.node).collect();
         let nodes = nodes.into_iter().filter_map(|node| view.nodes.get(node));
         let peers = nodes
             .map(|node| InspectPeer { name: node.name.to_string(), ip: node.vtep.to_string() })

@@ -19,8 +19,8 @@ pub(super) fn container(shared: &Shared, record: &Record) -> ContainerRow {
         Origin::Shares(other) => other,
         Origin::Owned | Origin::Attached | Origin::Host => &record.name,
     };
-    let mut endpoints: Vec<&Endpoint> =
-        view.endpoints_on(own).filter(|ep| ep.container == *holder).map(|ep| &ep.record).collect();
+    let mut endpoints: Vec<Endpoint> =
+        view.endpoints_on(own).filter(|ep| ep.container == *holder).map(|ep| ep.record).collect();
     endpoints.sort_by(|a, b| (&a.ifname, &a.network).cmp(&(&b.ifname, &b.network)));
     ContainerRow {
         name: record.name.to_string(),
@@ -29,7 +29,7 @@ pub(super) fn container(shared: &Shared, record: &Record) -> ContainerRow {
         exit_code: record.exit_code,
         netns: record.netns.display().to_string(),
         log: record.log.as_ref().map(|path| path.display().to_string()),
-        networks: endpoints.into_iter().map(network).collect(),
+        networks: endpoints.iter().map(network).collect(),
         command: record.command.clone(),
     }
 }

@@ -95,10 +95,13 @@ impl Agent {
         let view = self.shared.view();
         let own = &self.shared.node;
         let mut networks: BTreeMap<&Name, BTreeSet<String>> = BTreeMap::new();
-        let endpoints = view.endpoints.values().flat_map(BTreeMap::values);
         // A node's own networks do not go through its VTEP.
-        for endpoint in endpoints.filter(|endpoint| endpoint.network.node().is_none()) {
-            networks.entry(&endpoint.node).or_default().insert(endpoint.network.to_string());
+        for network in view.endpoints.networks().filter(|network| network.node().is_none()) {
+            let nodes: BTreeSet<&Name> =
+                view.endpoints.briefs(network).map(|endpoint| endpoint.node).collect();
+            for node in nodes {
+                networks.entry(node).or_default().insert(network.to_string());
+            }
         }
         let mut rows = Vec::new();
         // Before the store has been read there is at least this one.
@@ -182,7 +185,7 @@ impl Agent {
                 view.nodes.len() + foreign.len(),
                 view.networks_on(&shared.node.name).count(),
                 view.endpoints_on(&shared.node.name).count(),
-                view.endpoints.values().map(BTreeMap::len).sum(),
+                view.endpoints.count(),
                 view.revision,
             )
         };
@@ -209,6 +212,7 @@ impl Agent {
                 revision,
                 error: health.error,
                 clock_offset_ms,
+                last_read: shared.last_read(),
             },
             datapath: DatapathStatus {
                 mode: mode.to_owned(),

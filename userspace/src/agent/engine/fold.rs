@@ -4,22 +4,33 @@ use std::collections::BTreeSet;
 
 use super::{Engine, Work};
 use crate::{
-    agent::shared::PlugState,
-    model::{Name, Touched},
+    agent::{memory, shared::PlugState},
+    model::{Endpoint, Name, Touched},
     store::Update,
 };
 
 impl Engine {
     /// Folds in an update.
     pub(super) fn fold(&mut self, update: &Update) {
-        let touched = self.shared.view_mut().fold(update);
+        // The first list is looked at as a whole.
+        let touched = if self.informed {
+            self.shared.view_mut().fold(update)
+        } else {
+            let problems = self.shared.view_mut().fold_unseen(update);
+            Touched { problems, ..Touched::default() }
+        };
         if touched.problems {
             let view = self.shared.view();
             let lines = view.problems.iter();
             let lines = lines.map(|(key, why)| (format!("store/{key}"), format!("{key}: {why}")));
             self.shared.problems_below("store/", lines.collect());
         }
-        self.listed = true;
+        if update.listed.is_some() {
+            // Before anything that stays is put between what the list leaves behind.
+            memory::give_back();
+            self.listed = true;
+            self.list = update.listed;
+        }
         if self.informed {
             self.note(touched);
         }
@@ -69,8 +80,9 @@ impl Engine {
             let view = self.shared.view();
             for name in &touched.networks {
                 // MTU, subnets or usability may have changed for the local ones.
-                let own = view.endpoints_in(name).filter(|ep| ep.node == self.shared.node.name);
-                endpoints.extend(own.map(|ep| (name.clone(), ep.id.clone())));
+                let briefs = view.endpoints.briefs(name);
+                let own = briefs.filter(|ep| *ep.node == self.shared.node.name);
+                endpoints.extend(own.map(|ep| (name.clone(), ep.id.text())));
                 self.dirty.insert(name.clone());
                 // Its foreign VTEPs.
                 self.underlay_dirty = true;
@@ -87,9 +99,13 @@ impl Engine {
                 };
                 self.underlay_dirty = true;
                 let here = self.vnis.keys();
-                let concerned =
-                    here.filter(|network| view.endpoints_in(network).any(|ep| ep.node == name));
+                let concerned = here.filter(|network| view.is_in(&name, network));
                 self.dirty.extend(concerned.cloned());
+            }
+        }
+        for (network, former) in touched.former {
+            if self.vnis.contains_key(&network) {
+                self.changed.entry(network).or_default().former.insert(former);
             }
         }
         let concerned = !endpoints.is_empty();
@@ -109,7 +125,8 @@ impl Engine {
             let endpoints =
                 self.local.iter().filter_map(|(id, network)| view.endpoint(network, id));
             let ports = endpoints.flat_map(|ep| {
-                ep.ports.iter().map(|port| ((ep.id.clone(), *port), ep.container.clone()))
+                let Endpoint { id, container, ports, .. } = ep.record;
+                ports.into_iter().map(move |port| ((id.clone(), port), container.clone()))
             });
             ports.collect()
         };
@@ -120,10 +137,15 @@ impl Engine {
         let wanted = {
             let view = self.shared.view();
             view.endpoint(&network, &id).is_some_and(|endpoint| {
-                endpoint.node == self.shared.node.name && view.usable_endpoint(endpoint).is_ok()
+                endpoint.node == self.shared.node.name && view.usable_endpoint(&endpoint).is_ok()
             })
         };
-        self.dirty.insert(network.clone());
+        let ours = wanted || self.local.contains_key(&id);
+        if ours || !self.vnis.contains_key(&network) {
+            self.dirty.insert(network.clone());
+        } else {
+            self.changed.entry(network.clone()).or_default().endpoints.insert(id.clone());
+        }
         if wanted {
             if self.local.insert(id.clone(), network).is_none() {
                 self.set_state(&id, Some(PlugState::Pending));

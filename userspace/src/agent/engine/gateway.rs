@@ -13,7 +13,7 @@ impl Engine {
         let wanted = {
             let view = self.shared.view();
             let own = &self.shared.node;
-            let here = view.endpoints_in(name).any(|endpoint| endpoint.node == own.name);
+            let here = view.is_in(&own.name, name);
             let network = view.usable_network(name).ok().filter(|_| here)?;
             gateway_device(network, own)?
         };

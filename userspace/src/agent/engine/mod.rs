@@ -22,20 +22,24 @@ use tokio::time::{Instant, MissedTickBehavior};
 use self::work::{Retry, Work};
 use super::{
     backend::Agent,
+    memory,
     platform::HostEvent,
     shared::{PlugState, Shared},
 };
 use crate::{
     datapath::DatapathError,
     model::{self, Name},
-    reconcile::{ApplyError, Inputs, Reconciler, network_state},
+    reconcile::{ApplyError, Changed, Inputs, Reconciler, network_patch, network_state},
     sandbox::GatewaySpec,
-    store::Follower,
+    store::{Follower, Listed},
 };
 
 /// How long changes of the underlay are gathered before it is resolved again:
 /// each veth and each route of a routing daemon is an event.
 const GATHER: Duration = Duration::from_millis(20);
+
+/// MACs of a network from which on the memory for computing it anew is given back.
+const LARGE: usize = 4096;
 
 /// How often the engine does what nothing triggers.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +70,10 @@ pub(crate) struct Engine {
     reconciler: Reconciler,
     /// The first update, with all that the store holds, has been folded in.
     listed: bool,
+    /// A list of the store that is not in the kernel yet.
+    list: Option<Listed>,
+    /// Much memory was used that is not needed any more.
+    trim: bool,
     /// And what a former run left has been read. Until then nothing is written:
     /// the programs go on with what is pinned.
     informed: bool,
@@ -87,6 +95,8 @@ pub(crate) struct Engine {
     nodes: BTreeMap<Name, (Ipv4Addr, u16)>,
     /// Networks whose maps are to be computed again.
     dirty: BTreeSet<Name>,
+    /// What has changed with endpoints of other hosts in networks that are here.
+    changed: BTreeMap<Name, Changed>,
     /// Paths are to be resolved again, now.
     underlay_dirty: bool,
     /// Paths are to be resolved again, then.
@@ -107,6 +117,8 @@ impl Engine {
             periods,
             reconciler: Reconciler::default(),
             listed: false,
+            list: None,
+            trim: false,
             informed: false,
             ports: BTreeMap::new(),
             gateways: BTreeMap::new(),
@@ -117,6 +129,7 @@ impl Engine {
             vnis: BTreeMap::new(),
             nodes: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            changed: BTreeMap::new(),
             underlay_dirty: true,
             underlay_stale: None,
             uplinks_stale: false,
@@ -171,6 +184,13 @@ impl Engine {
             }
             if self.informed {
                 self.write_maps().await;
+                if let Some(list) = self.list.take() {
+                    self.shared.note_read(list);
+                    self.trim = true;
+                }
+                if std::mem::take(&mut self.trim) {
+                    memory::give_back();
+                }
                 self.shared.turned();
             }
         }
@@ -218,6 +238,11 @@ impl Engine {
         if self.underlay_dirty {
             self.resolve_underlay().await;
         }
+        for (network, changed) in std::mem::take(&mut self.changed) {
+            if !self.dirty.contains(&network) && !self.patch_network(&network, &changed) {
+                self.dirty.insert(network);
+            }
+        }
         let mut failed = BTreeSet::new();
         while let Some(network) = self.dirty.pop_first() {
             let gateway = self.make_gateway(&network).await;
@@ -241,9 +266,37 @@ impl Engine {
         }
     }
 
+    /// Brings the maps of one network up to date with what has changed. `false`: it is to
+    /// be looked at as a whole.
+    fn patch_network(&mut self, name: &Name, changed: &Changed) -> bool {
+        let Some(held) = self.vnis.get(name).and_then(|vni| self.reconciler.network(*vni)) else {
+            return false;
+        };
+        let patch = {
+            let view = self.shared.view();
+            let inputs = Inputs {
+                view: &view,
+                own: &self.shared.node,
+                ports: &self.ports,
+                gateways: &self.gateways,
+            };
+            network_patch(&inputs, name, held, changed)
+        };
+        let Some(patch) = patch.filter(|patch| self.vnis.get(name) == Some(&patch.vni)) else {
+            return false;
+        };
+        let wanted = patch.vteps.iter().filter(|(_, info)| info.is_some());
+        let new_vtep = wanted.into_iter().any(|(ip, _)| !self.reconciler.uses(*ip));
+        // What fails is tried again, and told, with the whole.
+        let patched = self.reconciler.patch(self.shared.platform.as_ref(), &patch).is_ok();
+        self.underlay_dirty |= new_vtep;
+        patched
+    }
+
     /// Brings the maps of one network up to date.
     fn write_network(&mut self, name: &Name) -> Result<(), ApplyError<DatapathError>> {
         let platform = self.shared.platform.as_ref();
+        let began = Instant::now();
         let state = {
             let view = self.shared.view();
             let inputs = Inputs {
@@ -254,6 +307,7 @@ impl Engine {
             };
             network_state(&inputs, name)
         };
+        let computed = began.elapsed();
         let vni = state.as_ref().map(|state| state.vni);
         // A network that is gone, or that was made again with another VNI.
         if let Some(old) = self.vnis.get(name).copied()
@@ -264,8 +318,11 @@ impl Engine {
         }
         if let Some(state) = state {
             self.vnis.insert(name.clone(), state.vni);
+            self.trim |= state.fdb.len() > LARGE;
             let new_vtep = state.vteps.keys().any(|ip| !self.reconciler.uses(*ip));
-            self.reconciler.network_to(platform, state.vni, Some(&state))?;
+            let steps = self.reconciler.network_to(platform, state.vni, Some(&state))?;
+            let took = began.elapsed();
+            tracing::debug!(network = name.as_str(), steps, ?computed, ?took, "maps written");
             self.underlay_dirty |= new_vtep;
         }
         Ok(())
@@ -316,6 +373,7 @@ impl Engine {
             self.prune_maps();
         }
         self.gateway_specs.clear();
+        self.trim = true;
         self.find_strays().await;
         self.revive_sandboxes().await;
         self.work.extend(self.local.keys().cloned().map(Work::Plug));

@@ -47,7 +47,7 @@ impl Engine {
         let name = self.local.get(id)?;
         let view = self.shared.view();
         let network = view.usable_network(name).ok()?;
-        Some(local_endpoint(network, view.endpoint(name, id)?))
+        Some(local_endpoint(network, &*view.endpoint(name, id)?))
     }
 
     async fn plug(&mut self, id: String) {

@@ -187,6 +187,10 @@ impl Kernel for Host {
     fn apply(&self, op: &Op) -> Result<(), DatapathError> {
         self.datapath.apply(op)
     }
+
+    fn put_all(&self, ops: &[Op]) -> (usize, Option<DatapathError>) {
+        self.datapath.put_all(ops)
+    }
 }
 
 #[async_trait]

@@ -353,7 +353,8 @@ async fn a_purge_without_the_store_is_finished_by_the_next_agent() {
     let starting = world.prepare(1, &Paper::new(), &format!("{:064x}", 1)).0;
     crate::agent::purge::finish(&starting.shared, world.store.as_ref()).await.unwrap();
     let view = stored(&world).await;
-    let left: Vec<_> = view.endpoints_in(&name("blue")).map(|ep| ep.container.as_str()).collect();
+    let left: Vec<_> =
+        view.endpoints_in(&name("blue")).map(|ep| ep.container.to_string()).collect();
     assert_eq!(left, ["db"]);
     assert!(!crate::agent::files::is_marked_purged(&state_dir));
     // A second time there is nothing to do.

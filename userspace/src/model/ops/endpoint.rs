@@ -131,7 +131,7 @@ fn check_mac(view: &View, network: &Network, mac: MacAddr, own: MacAddr) -> Resu
             "MAC {mac} is not that of one interface: an even first octet, such as {own}, is valid"
         )));
     }
-    if let Some(holder) = view.endpoints_in(name).find(|ep| ep.mac == mac) {
+    if let Some(holder) = view.endpoint_at(name, mac) {
         return Err(Refusal::Conflict(format!(
             "MAC {mac} is taken by container '{}' on '{}' in network '{name}': choose another, or leave out --mac",
             holder.container, holder.node
@@ -171,7 +171,7 @@ pub fn remove_endpoint(view: &View, network: &Name, id: &str) -> Result<Plan, Re
     };
     for ip in found.ipv4.map(IpAddr::V4).into_iter().chain(found.ipv6.map(IpAddr::V6)) {
         // An address that another endpoint holds is not this one's to free.
-        let owner = view.ip_claim(network, ip).and_then(|claim| claim.owner.as_ref());
+        let owner = view.ip_claim(network, ip).and_then(|claim| claim.owner);
         if owner.is_some_and(|owner| owner.endpoint == id) {
             plan.writes.push(Write::Delete(Key::ipam(network, ip)));
         }

@@ -57,9 +57,25 @@ pub async fn execute<T>(
     {
         return Ok((made, revision));
     }
+    execute_below(store, &[ROOT], plan).await
+}
+
+/// As [`execute`], for a plan that rests on nothing but what lies below some prefixes.
+///
+/// # Errors
+///
+/// The same.
+pub async fn execute_below<T>(
+    store: &dyn StateStore,
+    prefixes: &[&str],
+    mut plan: impl FnMut(&View) -> Result<(T, Plan), Refusal>,
+) -> Result<(T, Revision), ExecuteError> {
     let mut backoff = Backoff::contention();
     for _ in 0..TRIES {
-        let fresh = View::from_snapshot(&store.snapshot(ROOT).await?);
+        let mut fresh = View::default();
+        for prefix in prefixes {
+            fresh.add_snapshot(&store.snapshot(prefix).await?);
+        }
         let (made, Plan { compares, writes }) = plan(&fresh)?;
         if let Outcome::Committed(revision) = store.commit(compares, writes).await? {
             return Ok((made, revision));

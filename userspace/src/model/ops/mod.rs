@@ -17,7 +17,7 @@ use crate::{
 };
 
 pub use endpoint::{EndpointSpec, create_endpoint, may_publish, remove_endpoint};
-pub use execute::{ExecuteError, execute};
+pub use execute::{ExecuteError, execute, execute_below};
 pub use network::{
     NetworkSpec, PREDEFINED_BRIDGE, choose_subnet, create_network, lowest_free_vni, remove_network,
 };

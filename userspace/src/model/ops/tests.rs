@@ -415,7 +415,7 @@ fn a_node_goes_in_transactions_that_fit() {
     }
     assert!(cluster.view.nodes.is_empty());
     assert_eq!(cluster.view.endpoints_in(&red.name).count(), 1);
-    assert_eq!(cluster.view.ipam[&red.name].len(), 1);
+    assert_eq!(cluster.view.ipam.count_in(&red.name), 1);
 
     assert!(line(remove_node(&cluster.view, &host.name, false)).contains("unknown"));
     cluster.put(Key::node(&host.name), &host);

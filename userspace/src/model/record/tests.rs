@@ -41,8 +41,8 @@ fn the_documented_records_are_what_is_read() {
         view.vnis.len(),
         view.nodes.len(),
         view.alive.len(),
-        view.endpoints.len(),
-        view.ipam.len(),
+        view.endpoints.networks().count(),
+        view.ipam.networks().count(),
         view.vteps.len(),
     ];
     assert_eq!(counts, [1; 7]);

@@ -56,7 +56,13 @@ fn each_kind_of_record_is_folded_in_and_out_again() {
 
     for (revision, (change, expected)) in changes.iter().enumerate() {
         let gone = delete(change.key().to_owned(), 8 + revision as Revision);
-        assert_eq!(view.apply(&gone), **expected, "{}", change.key());
+        let mut touched = view.apply(&gone);
+        // Of an endpoint, what it had.
+        let had = std::mem::take(&mut touched.former);
+        let had: Vec<_> = had.into_iter().map(|(network, had)| (network, had.mac)).collect();
+        let is_endpoint = change.key() == Key::endpoint(&red.name, &ep.id);
+        assert_eq!(had, is_endpoint.then(|| (red.name.clone(), ep.mac)).as_slice());
+        assert_eq!(touched, **expected, "{}", change.key());
         assert!(view.apply(&gone).is_empty());
     }
     assert!(view.is_empty());

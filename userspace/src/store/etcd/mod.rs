@@ -3,27 +3,25 @@
 mod clock;
 mod connection;
 mod error;
+mod list;
 
 use std::{future::Future, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use etcd_client::{
-    Compare as EtcdCompare, CompareOp, DeleteOptions, EventType, GetOptions, KeyValue, PutOptions,
-    Txn, TxnOp, WatchOptions, WatchResponse,
+    Compare as EtcdCompare, CompareOp, DeleteOptions, EventType, KeyValue, PutOptions, Txn, TxnOp,
+    WatchOptions, WatchResponse,
 };
 use futures::{StreamExt, stream};
 
 use self::connection::{Connections, Repeat};
 use super::{
-    Change, Compare, Entry, Kind, LeaseId, MAX_OPS, Outcome, Revision, Snapshot, StateStore,
-    StoreError, Watch, Write,
+    Change, Compare, Entry, Kind, LeaseId, MAX_OPS, Outcome, Pages, Revision, Snapshot, StateStore,
+    StoreError, Watch, Write, prefix_end,
 };
 
-/// Entries of one page of a snapshot: with values of 1 kB a page is half a MB.
-const PAGE: i64 = 512;
-/// Largest answer that is accepted. A page holds at most [`PAGE`] values of
-/// etcd's 1.5 MB; a watch that catches up gets the events of up to 1000
-/// revisions at once.
+/// Largest answer that is accepted. A stretch of a list comes in one; a watch that
+/// catches up gets the events of up to 1000 revisions at once.
 const MAX_ANSWER: usize = 1 << 30;
 /// Snapshots begun again because compaction overtook them.
 const SNAPSHOT_TRIES: usize = 4;
@@ -111,42 +109,6 @@ impl EtcdStore {
             ))),
         }
     }
-
-    /// All pages of a prefix, at the revision of the first.
-    async fn pages(&self, prefix: &str) -> Result<Snapshot, StoreError> {
-        let mut entries = Vec::new();
-        let mut revision = 0;
-        let mut start = prefix.as_bytes().to_vec();
-        loop {
-            let mut options = GetOptions::new().with_range(prefix_end(prefix)).with_limit(PAGE);
-            if revision != 0 {
-                options = options.with_revision(revision);
-            }
-            // Each page may take the whole time: a large snapshot is not a slow store.
-            let page = self
-                .within(self.connections.call(Repeat::Always, |client| {
-                    let (start, options) = (start.clone(), options.clone());
-                    async move {
-                        let mut kv = client.kv_client().max_decoding_message_size(MAX_ANSWER);
-                        kv.get(start, Some(options)).await
-                    }
-                }))
-                .await?;
-            if revision == 0 {
-                revision = page.header().map_or(0, etcd_client::ResponseHeader::revision);
-            }
-            for pair in page.kvs() {
-                entries.extend(entry(pair));
-            }
-            match page.kvs().last() {
-                Some(last) if page.more() => {
-                    start = last.key().to_vec();
-                    start.push(0);
-                }
-                _ => return Ok(Snapshot { revision, entries }),
-            }
-        }
-    }
 }
 
 #[async_trait]
@@ -163,11 +125,15 @@ impl StateStore for EtcdStore {
         let mut tries = 0;
         loop {
             tries += 1;
-            match self.pages(prefix).await {
+            match list::whole(self, prefix).await {
                 Err(StoreError::Compacted { .. }) if tries < SNAPSHOT_TRIES => {}
                 result => return result,
             }
         }
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Pages, StoreError> {
+        list::pages(self, prefix).await
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
@@ -353,18 +319,6 @@ impl Watching {
             }
         }
     }
-}
-
-/// End of the range of all keys below a prefix: the prefix with its last byte
-/// counted up. Prefixes are ASCII, and none is empty.
-fn prefix_end(prefix: &str) -> Vec<u8> {
-    let mut end = prefix.as_bytes().to_vec();
-    match end.last_mut() {
-        Some(last) => *last = last.saturating_add(1),
-        // All keys.
-        None => end.push(0),
-    }
-    end
 }
 
 /// A pair as an entry. Keys that are not UTF-8 are not Culvert's.

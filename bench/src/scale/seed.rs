@@ -1,0 +1,199 @@
+//! What the store holds: the records of a large network, written past the agents.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    net::Ipv4Addr,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use culvert::model::{
+    Driver, Endpoint, IpOwner, Key, MacAddr, Name, Network, Node, ROOT, SCHEMA, SandboxRef, Vni,
+    VniOwner, encode, validate,
+};
+use culvert_common::abi::FdbKey;
+use etcd_client::{Client, GetOptions, Txn, TxnOp};
+
+/// Other hosts.
+const NODES: u32 = 50;
+/// The network.
+const NETWORK: &str = "scale";
+const VNI: u32 = 256;
+/// Operations of one transaction: what etcd takes.
+const OPS: usize = 128;
+/// Largest answer of a raw read.
+const MAX_ANSWER: usize = 1 << 30;
+
+/// Operations that belong together.
+pub(super) type Plan = Vec<TxnOp>;
+
+/// An endpoint of another host.
+pub(super) struct Remote {
+    number: u32,
+}
+
+impl Remote {
+    /// The first has the number 1.
+    pub(super) const fn new(number: u32) -> Self {
+        Self { number }
+    }
+
+    /// The number 0 is the host's own endpoint.
+    fn ip(&self) -> Ipv4Addr {
+        // Past the gateway, 10.0.0.1.
+        (u32::from(Ipv4Addr::new(10, 0, 0, 2)) + self.number).into()
+    }
+
+    /// Spread as those of [`culvert::model::ops`] are, which are random.
+    fn id(&self) -> String {
+        let spread = u64::from(self.number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        format!("{spread:016x}").repeat(4)
+    }
+
+    /// Its key in the FDB.
+    pub(super) fn fdb_key(&self) -> FdbKey {
+        FdbKey::new(VNI, MacAddr::from_ipv4(self.ip()).0)
+    }
+
+    fn record(&self) -> anyhow::Result<Endpoint> {
+        let container = format!("web-{}", self.number);
+        Ok(Endpoint {
+            schema: SCHEMA,
+            id: self.id(),
+            network: name(NETWORK)?,
+            vni: vni()?,
+            node: name(&format!("other{}", self.number % NODES))?,
+            mac: MacAddr::from_ipv4(self.ip()),
+            ipv4: Some(self.ip()),
+            ipv6: None,
+            ifname: "eth0".to_owned(),
+            sandbox: SandboxRef { netns: format!("/run/netns/{container}").into(), owned: true },
+            container: name(&container)?,
+            ports: Vec::new(),
+        })
+    }
+
+    /// Its records.
+    pub(super) fn put(&self) -> anyhow::Result<Plan> {
+        records(&self.record()?)
+    }
+
+    /// The end of its records.
+    pub(super) fn delete(&self) -> Plan {
+        let network = format!("{ROOT}endpoints/{NETWORK}/{}", self.id());
+        let address = format!("{ROOT}ipam/{NETWORK}/{}", self.ip());
+        vec![TxnOp::delete(network, None), TxnOp::delete(address, None)]
+    }
+}
+
+fn records(endpoint: &Endpoint) -> anyhow::Result<Plan> {
+    let ip = endpoint.ipv4.context("no address")?;
+    let owner = IpOwner { schema: SCHEMA, endpoint: endpoint.id.clone() };
+    Ok(vec![
+        TxnOp::put(Key::endpoint(&endpoint.network, &endpoint.id), encode(endpoint)?, None),
+        TxnOp::put(Key::ipam(&endpoint.network, ip.into()), encode(&owner)?, None),
+    ])
+}
+
+fn name(text: &str) -> anyhow::Result<Name> {
+    Ok(text.parse()?)
+}
+
+fn vni() -> anyhow::Result<Vni> {
+    Ok(VNI.try_into()?)
+}
+
+/// Network, nodes, an endpoint of `node` in `sandbox`, and `count` others.
+pub(super) fn fill(url: &str, count: u32, node: &str, sandbox: &Path) -> anyhow::Result<()> {
+    let network = Network {
+        schema: SCHEMA,
+        name: name(NETWORK)?,
+        id: "5c".repeat(32),
+        driver: Driver::Overlay,
+        subnets: validate::with_gateways(&["10.0.0.0/8".parse()?], None)?,
+        vni: vni()?,
+        mtu: 1450,
+        internal: false,
+        learning: false,
+        options: BTreeMap::new(),
+        labels: BTreeMap::new(),
+    };
+    let owner = VniOwner { schema: SCHEMA, network: network.name.clone() };
+    let mut plan = vec![
+        TxnOp::put(Key::network(&network.name), encode(&network)?, None),
+        TxnOp::put(Key::vni(network.vni), encode(&owner)?, None),
+    ];
+    for number in 0..NODES {
+        let last = u8::try_from(number + 1)?;
+        let record = Node {
+            schema: SCHEMA,
+            name: name(&format!("other{number}"))?,
+            id: format!("{number:064x}"),
+            vtep: Ipv4Addr::new(198, 51, 100, last),
+            port: 4789,
+        };
+        plan.push(TxnOp::put(Key::node(&record.name), encode(&record)?, None));
+    }
+    let own = Endpoint {
+        node: name(node)?,
+        container: name("own")?,
+        sandbox: SandboxRef { netns: sandbox.to_owned(), owned: false },
+        ..Remote::new(0).record()?
+    };
+    plan.extend(records(&own)?);
+    for number in 1..=count {
+        plan.extend(Remote::new(number).put()?);
+    }
+    run(async {
+        let mut client = connect(url).await?;
+        let mut operations = plan.into_iter();
+        loop {
+            let part: Plan = operations.by_ref().take(OPS).collect();
+            if part.is_empty() {
+                return Ok(());
+            }
+            transact(&mut client, part).await?;
+        }
+    })
+}
+
+/// Commits a plan; when it was answered.
+pub(super) fn commit(url: &str, plan: Plan) -> anyhow::Result<Instant> {
+    run(async {
+        let mut client = connect(url).await?;
+        transact(&mut client, plan).await?;
+        Ok(Instant::now())
+    })
+}
+
+/// How long one range read of everything takes.
+pub(super) fn raw_read(url: &str) -> anyhow::Result<Duration> {
+    run(async {
+        let client = connect(url).await?;
+        let mut kv = client.kv_client().max_decoding_message_size(MAX_ANSWER);
+        let began = Instant::now();
+        let answer = kv.get(ROOT, Some(GetOptions::new().with_prefix())).await?;
+        let took = began.elapsed();
+        ensure!(!answer.kvs().is_empty(), "etcd holds nothing");
+        Ok(took)
+    })
+}
+
+async fn connect(endpoint: &str) -> anyhow::Result<Client> {
+    Ok(Client::connect([format!("http://{endpoint}")], None).await?)
+}
+
+async fn transact(client: &mut Client, plan: Plan) -> anyhow::Result<()> {
+    let answer = client.txn(Txn::new().and_then(plan)).await?;
+    if !answer.succeeded() {
+        bail!("etcd: a transaction without conditions failed");
+    }
+    Ok(())
+}
+
+fn run<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(work)
+}

@@ -1,0 +1,191 @@
+//! Who has which address, packed.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+};
+
+use super::{Claim, packed::Id, sorted::Sorted};
+use crate::model::{IpOwner, Name, SCHEMA};
+
+/// `ipam/NETWORK/IP`, by network and address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claims {
+    /// None is empty.
+    groups: BTreeMap<Name, Group>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Group {
+    v4: Sorted<Ipv4Addr, Held>,
+    v6: Sorted<Ipv6Addr, Held>,
+}
+
+/// A claim. What Culvert writes needs little room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Held {
+    /// Of an endpoint, at a revision.
+    Endpoint(Id, [u8; 6]),
+    /// Unreadable, or of another hand.
+    Odd(Box<Claim<IpOwner>>),
+}
+
+impl Held {
+    fn new(claim: Claim<IpOwner>) -> Self {
+        let usual = || {
+            let owner = claim.owner.as_ref().filter(|owner| owner.schema == SCHEMA)?;
+            let [high @ .., a, b, c, d, e, f] = claim.revision.to_be_bytes();
+            (high == [0, 0]).then_some(())?;
+            Some(Self::Endpoint(Id::parse(&owner.endpoint)?, [a, b, c, d, e, f]))
+        };
+        usual().unwrap_or_else(|| Self::Odd(Box::new(claim)))
+    }
+
+    fn claim(&self) -> Claim<IpOwner> {
+        match self {
+            Self::Endpoint(id, [a, b, c, d, e, f]) => Claim {
+                owner: Some(IpOwner { schema: SCHEMA, endpoint: id.text() }),
+                revision: i64::from_be_bytes([0, 0, *a, *b, *c, *d, *e, *f]),
+            },
+            Self::Odd(claim) => (**claim).clone(),
+        }
+    }
+
+    fn is_of(&self, endpoint: &Id) -> bool {
+        match self {
+            Self::Endpoint(id, _) => id == endpoint,
+            Self::Odd(claim) => {
+                let owner = claim.owner.as_ref();
+                owner.and_then(|owner| Id::parse(&owner.endpoint)).as_ref() == Some(endpoint)
+            }
+        }
+    }
+}
+
+impl Claims {
+    /// Networks in which any address is taken.
+    pub fn networks(&self) -> impl Iterator<Item = &Name> {
+        self.groups.keys()
+    }
+
+    /// Whether no address is taken.
+    pub fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// Addresses that are taken, in all networks.
+    pub fn all(&self) -> impl Iterator<Item = (&Name, IpAddr)> {
+        self.groups.iter().flat_map(|(network, group)| {
+            let v4 = group.v4.iter().map(|(ip, _)| IpAddr::V4(*ip));
+            let v6 = group.v6.iter().map(|(ip, _)| IpAddr::V6(*ip));
+            v4.chain(v6).map(move |ip| (network, ip))
+        })
+    }
+
+    /// How many addresses of a network are taken.
+    pub fn count_in(&self, network: &Name) -> usize {
+        self.groups.get(network).map_or(0, |group| group.v4.len() + group.v6.len())
+    }
+
+    /// Who has an address of a network.
+    pub fn get(&self, network: &Name, ip: IpAddr) -> Option<Claim<IpOwner>> {
+        self.held(network, ip).map(Held::claim)
+    }
+
+    /// Addresses of a network within a range that are taken, in order.
+    pub fn taken(
+        &self,
+        network: &Name,
+        range: RangeInclusive<IpAddr>,
+    ) -> impl Iterator<Item = IpAddr> + use<'_> {
+        let group = self.groups.get(network);
+        let (v4, v6) = match (range.start(), range.end()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => (Some(*from..=*to), None),
+            (IpAddr::V6(from), IpAddr::V6(to)) => (None, Some(*from..=*to)),
+            // No subnet is of both families.
+            _ => (None, None),
+        };
+        let v4 = group.zip(v4).map(|(group, range)| group.v4.keys_in(range));
+        let v6 = group.zip(v6).map(|(group, range)| group.v6.keys_in(range));
+        let v4 = v4.into_iter().flatten().map(IpAddr::V4);
+        v4.chain(v6.into_iter().flatten().map(IpAddr::V6))
+    }
+
+    /// Whether an address is that endpoint's.
+    pub(crate) fn is_of(&self, network: &Name, ip: IpAddr, endpoint: &Id) -> bool {
+        self.held(network, ip).is_some_and(|held| held.is_of(endpoint))
+    }
+
+    /// The endpoint that has an address.
+    pub(crate) fn owner(&self, network: &Name, ip: IpAddr) -> Option<Id> {
+        match self.held(network, ip)? {
+            Held::Endpoint(id, _) => Some(*id),
+            Held::Odd(claim) => Id::parse(&claim.owner.as_ref()?.endpoint),
+        }
+    }
+
+    fn held(&self, network: &Name, ip: IpAddr) -> Option<&Held> {
+        let group = self.groups.get(network)?;
+        match ip {
+            IpAddr::V4(ip) => group.v4.get(&ip),
+            IpAddr::V6(ip) => group.v6.get(&ip),
+        }
+    }
+
+    /// Puts one in its place.
+    pub(crate) fn put(&mut self, network: &Name, ip: IpAddr, claim: Claim<IpOwner>) {
+        if !self.groups.contains_key(network) {
+            self.groups.insert(network.clone(), Group::default());
+        }
+        let Some(group) = self.groups.get_mut(network) else { return };
+        match ip {
+            IpAddr::V4(ip) => group.v4.insert(ip, Held::new(claim)),
+            IpAddr::V6(ip) => group.v6.insert(ip, Held::new(claim)),
+        }
+    }
+
+    /// Removes one.
+    pub(crate) fn remove(&mut self, network: &Name, ip: IpAddr) -> Option<Claim<IpOwner>> {
+        let group = self.groups.get_mut(network)?;
+        let held = match ip {
+            IpAddr::V4(ip) => group.v4.remove(&ip),
+            IpAddr::V6(ip) => group.v6.remove(&ip),
+        };
+        if group.v4.len() + group.v6.len() == 0 {
+            self.groups.remove(network);
+        }
+        held.map(|held| held.claim())
+    }
+
+    /// Moves together what was put in no order.
+    pub(super) fn pack(&mut self) {
+        for group in self.groups.values_mut() {
+            group.v4.pack();
+            group.v6.pack();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn claims_are_held_as_they_were(
+            owner in proptest::option::of("[0-9a-f]{0,66}|.{0,9}"), schema in 1..3_u32, revision: i64,
+        ) {
+            let owner = owner.map(|endpoint| IpOwner { schema, endpoint });
+            let claim = Claim { owner, revision };
+            prop_assert_eq!(Held::new(claim.clone()).claim(), claim);
+        }
+    }
+
+    #[test]
+    fn a_claim_takes_few_bytes() {
+        assert!(size_of::<Held>() <= 40, "{}", size_of::<Held>());
+    }
+}

@@ -1,0 +1,259 @@
+//! The endpoints of the cluster, packed.
+
+use std::{collections::BTreeMap, fmt};
+
+use super::{
+    Versioned,
+    packed::{self, Brief, Id},
+};
+use crate::model::{Endpoint, Name};
+
+/// `endpoints/NETWORK/ID`, by network and identifier.
+#[derive(Clone, Default)]
+pub struct Endpoints {
+    /// None is empty.
+    groups: BTreeMap<Name, Group>,
+    /// Names of nodes that numbers stand for. They are few, and are never forgotten.
+    nodes: Vec<Name>,
+    numbers: BTreeMap<Name, u32>,
+}
+
+impl Endpoints {
+    /// Networks that have endpoints.
+    pub fn networks(&self) -> impl Iterator<Item = &Name> {
+        self.groups.keys()
+    }
+
+    /// How many there are, in all networks.
+    pub fn count(&self) -> usize {
+        self.groups.values().map(|group| group.items.len()).sum()
+    }
+
+    /// How many there are in a network.
+    pub fn count_in(&self, network: &Name) -> usize {
+        self.groups.get(network).map_or(0, |group| group.items.len())
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// Those of a network, in order of identifier, as far as every host needs them.
+    pub(crate) fn briefs(&self, network: &Name) -> impl Iterator<Item = Brief<'_>> {
+        let groups = self.groups.get(network).into_iter();
+        let packed = groups.flat_map(|group| group.items.iter().map(|item| group.bytes(item)));
+        packed.filter_map(|packed| Brief::of(packed, &self.nodes))
+    }
+
+    /// The same of one.
+    pub(crate) fn brief(&self, network: &Name, id: &Id) -> Option<Brief<'_>> {
+        let group = self.groups.get(network)?;
+        let index = group.find(id).ok()?;
+        Brief::of(group.bytes(group.items.get(index)?), &self.nodes)
+    }
+
+    /// Those of all networks.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&Name, Brief<'_>)> {
+        self.groups.keys().flat_map(|network| self.briefs(network).map(move |ep| (network, ep)))
+    }
+
+    /// Puts one in its place. `None`: it has no identifier.
+    pub(super) fn put(&mut self, endpoint: &Versioned<Endpoint>) -> Option<()> {
+        let node = match self.numbers.get(&endpoint.node) {
+            Some(number) => *number,
+            None => {
+                let number = u32::try_from(self.nodes.len()).ok()?;
+                self.nodes.push(endpoint.node.clone());
+                self.numbers.insert(endpoint.node.clone(), number);
+                number
+            }
+        };
+        let packed = packed::pack(endpoint, node)?;
+        if !self.groups.contains_key(&endpoint.network) {
+            self.groups.insert(endpoint.network.clone(), Group::default());
+        }
+        self.groups.get_mut(&endpoint.network)?.put(packed)
+    }
+
+    /// Removes one.
+    pub(super) fn remove(&mut self, network: &Name, id: &Id) {
+        let Some(group) = self.groups.get_mut(network) else { return };
+        group.remove(id);
+        if group.items.is_empty() {
+            self.groups.remove(network);
+        }
+    }
+
+    /// Moves together what lies scattered.
+    pub(super) fn pack(&mut self) {
+        self.groups.values_mut().for_each(Group::pack);
+    }
+
+    fn unpacked(&self) -> impl Iterator<Item = Option<Versioned<Endpoint>>> {
+        self.all().map(|(network, brief)| brief.unpack(network))
+    }
+}
+
+/// The endpoints of a network, in order of identifier.
+#[derive(Clone, Default)]
+struct Group {
+    items: Vec<Item>,
+    /// Endpoints one behind the other. Each by itself, they would lie scattered over the
+    /// memory that reading the store takes, which then could not be given back.
+    slab: Vec<u8>,
+    /// Bytes of the slab that nothing refers to.
+    dead: usize,
+}
+
+/// Where an endpoint is.
+#[derive(Clone)]
+enum Item {
+    Own(Box<[u8]>),
+    InSlab { from: u32, length: u32 },
+}
+
+impl Group {
+    /// Bytes that may be dead in a small slab.
+    const DEAD: usize = 1 << 16;
+
+    fn bytes<'a>(&'a self, item: &'a Item) -> &'a [u8] {
+        match item {
+            Item::Own(bytes) => bytes,
+            Item::InSlab { from, length } => {
+                let (from, length) = (*from as usize, *length as usize);
+                self.slab.get(from..from.saturating_add(length)).unwrap_or_default()
+            }
+        }
+    }
+
+    fn find(&self, id: &Id) -> Result<usize, usize> {
+        self.items.binary_search_by(|item| packed::id_of(self.bytes(item)).cmp(id))
+    }
+
+    fn put(&mut self, packed: Box<[u8]>) -> Option<()> {
+        let id = packed::id_of(&packed);
+        // A list comes in order.
+        if self.items.last().is_none_or(|last| packed::id_of(self.bytes(last)) < id) {
+            self.items.push(Item::Own(packed));
+            return Some(());
+        }
+        match self.find(&id) {
+            Ok(index) => {
+                let before = std::mem::replace(self.items.get_mut(index)?, Item::Own(packed));
+                self.bury(&before);
+            }
+            Err(index) => self.items.insert(index, Item::Own(packed)),
+        }
+        Some(())
+    }
+
+    fn remove(&mut self, id: &Id) {
+        if let Ok(index) = self.find(id) {
+            let before = self.items.remove(index);
+            self.bury(&before);
+        }
+    }
+
+    fn bury(&mut self, item: &Item) {
+        if let Item::InSlab { length, .. } = item {
+            self.dead += *length as usize;
+            if self.dead > Self::DEAD + self.slab.len() / 2 {
+                self.pack();
+            }
+        }
+    }
+
+    fn pack(&mut self) {
+        let length = self.items.iter().map(|item| self.bytes(item).len()).sum();
+        let mut slab = Vec::with_capacity(length);
+        let mut items = Vec::with_capacity(self.items.len());
+        for item in &self.items {
+            let bytes = self.bytes(item);
+            let place = (u32::try_from(slab.len()), u32::try_from(bytes.len()));
+            items.push(match place {
+                (Ok(from), Ok(length)) => {
+                    slab.extend_from_slice(bytes);
+                    Item::InSlab { from, length }
+                }
+                // More than 4 GB of one network.
+                _ => Item::Own(bytes.into()),
+            });
+        }
+        *self = Self { items, slab, dead: 0 };
+    }
+}
+
+impl PartialEq for Endpoints {
+    /// Which number stands for a node does not matter.
+    fn eq(&self, other: &Self) -> bool {
+        self.unpacked().eq(other.unpacked())
+    }
+}
+
+impl Eq for Endpoints {}
+
+impl fmt::Debug for Endpoints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.unpacked().flatten()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::testing::{endpoint, network};
+
+    proptest! {
+        /// Wherever they lie, they are what was put.
+        #[test]
+        fn endpoints_are_what_was_put(
+            history in proptest::collection::vec((0..20u8, 2..9u8, 0..6u8), 0..80),
+        ) {
+            let net = network("net", 256, &["10.0.0.0/24"]);
+            let mut endpoints = Endpoints::default();
+            let mut expected = BTreeMap::new();
+            for (revision, (id, last, what)) in (1..).zip(history) {
+                let record = endpoint(&net, &format!("{id:02x}"), "host1", &format!("10.0.0.{last}"));
+                let id = Id::parse(&record.id).expect("id");
+                match what {
+                    0 => endpoints.pack(),
+                    1 => {
+                        endpoints.remove(&net.name, &id);
+                        expected.remove(&record.id);
+                    }
+                    _ => {
+                        let versioned = Versioned { record, revision };
+                        endpoints.put(&versioned).expect("put");
+                        expected.insert(versioned.id.clone(), versioned);
+                    }
+                }
+                let all: Vec<_> = endpoints.unpacked().flatten().collect();
+                prop_assert_eq!(all, expected.values().cloned().collect::<Vec<_>>());
+                prop_assert_eq!(endpoints.is_empty(), expected.is_empty());
+                let found = endpoints.brief(&net.name, &id).map(|brief| brief.revision);
+                prop_assert_eq!(found, expected.get(&id.text()).map(|ep| ep.revision));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_dead_is_buried() {
+        let net = network("net", 256, &["10.0.0.0/8"]);
+        let mut endpoints = Endpoints::default();
+        for revision in 1..20_i64 {
+            for number in 0..1000_u32 {
+                let record = endpoint(&net, &format!("{number:08x}"), "host1", "10.0.0.2");
+                endpoints.put(&Versioned { record, revision }).expect("put");
+            }
+            if revision == 1 {
+                endpoints.pack();
+            }
+        }
+        let group = &endpoints.groups[&net.name];
+        assert!(group.dead <= Group::DEAD + group.slab.len() / 2);
+        assert!(size_of::<Item>() <= 16);
+    }
+}

@@ -1,0 +1,358 @@
+//! Records in little room: a host has those of every endpoint of the cluster, and of
+//! most of them it needs a MAC, an address and a node.
+
+use std::{
+    ffi::OsStr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+};
+
+use super::Versioned;
+use crate::{
+    model::{Endpoint, MacAddr, Name, Protocol, PublishedPort, SCHEMA, SandboxRef, Vni},
+    store::Revision,
+};
+
+/// Longest identifier, in digits.
+const DIGITS: usize = 64;
+
+/// An identifier of an endpoint as bytes: two digits each, the last one filled up with 0.
+/// Its order is that of the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Id {
+    bytes: [u8; DIGITS / 2],
+    digits: u8,
+}
+
+impl Id {
+    /// `None`: it is no identifier.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let digits = u8::try_from(text.len()).ok().filter(|digits| *digits as usize <= DIGITS)?;
+        let mut bytes = [0; DIGITS / 2];
+        for (index, digit) in text.bytes().enumerate() {
+            let value = match digit {
+                b'0'..=b'9' => digit - b'0',
+                b'a'..=b'f' => digit - b'a' + 10,
+                _ => return None,
+            };
+            *bytes.get_mut(index / 2)? |= if index.is_multiple_of(2) { value << 4 } else { value };
+        }
+        Some(Self { bytes, digits })
+    }
+
+    /// The text.
+    pub(crate) fn text(&self) -> String {
+        let nibbles = self.bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        let digits = nibbles.filter_map(|value| char::from_digit(value.into(), 16));
+        digits.take(self.digits.into()).collect()
+    }
+
+    fn used(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.digits).div_ceil(2)).unwrap_or(&self.bytes)
+    }
+}
+
+/// Which parts of a packed endpoint are there.
+mod part {
+    /// The MAC is not the one that follows from the IPv4 address.
+    pub(super) const MAC: u8 = 1;
+    pub(super) const IPV4: u8 = 2;
+    pub(super) const IPV6: u8 = 4;
+    /// The interface is not `eth0`.
+    pub(super) const IFNAME: u8 = 8;
+    /// The namespace is not `/run/netns/` and the container.
+    pub(super) const NETNS: u8 = 16;
+    pub(super) const OWNED: u8 = 32;
+    pub(super) const PORTS: u8 = 64;
+}
+
+const IFNAME: &str = "eth0";
+
+/// Packs an endpoint; `node` stands for the name of its node. `None`: its identifier is
+/// none, which [`crate::model::decode`] has refused.
+pub(super) fn pack(endpoint: &Versioned<Endpoint>, node: u32) -> Option<Box<[u8]>> {
+    let Versioned { record, revision } = endpoint;
+    let id = Id::parse(&record.id)?;
+    let mut flags = 0;
+    let mut set = |flag: u8, there: bool| {
+        if there {
+            flags |= flag;
+        }
+        there
+    };
+    let mac = set(part::MAC, record.ipv4.is_none_or(|ip| MacAddr::from_ipv4(ip) != record.mac));
+    set(part::IPV4, record.ipv4.is_some());
+    set(part::IPV6, record.ipv6.is_some());
+    let ifname = set(part::IFNAME, record.ifname != IFNAME);
+    let netns = set(part::NETNS, record.sandbox.netns != usual_netns(&record.container));
+    set(part::OWNED, record.sandbox.owned);
+    let ports = set(part::PORTS, !record.ports.is_empty());
+
+    let mut bytes = Vec::with_capacity(96);
+    bytes.push(id.digits);
+    bytes.extend(id.used());
+    bytes.push(flags);
+    number(&mut bytes, revision.cast_unsigned());
+    number(&mut bytes, node.into());
+    number(&mut bytes, record.vni.get().into());
+    if mac {
+        bytes.extend(record.mac.0);
+    }
+    bytes.extend(record.ipv4.iter().flat_map(Ipv4Addr::octets));
+    bytes.extend(record.ipv6.iter().flat_map(Ipv6Addr::octets));
+    text(&mut bytes, record.container.as_str().as_bytes());
+    if ifname {
+        text(&mut bytes, record.ifname.as_bytes());
+    }
+    if netns {
+        text(&mut bytes, record.sandbox.netns.as_os_str().as_bytes());
+    }
+    if ports {
+        number(&mut bytes, record.ports.len() as u64);
+        for port in &record.ports {
+            bytes.extend(port.host_ip.octets());
+            bytes.extend(port.host_port.to_be_bytes());
+            bytes.extend(port.container_port.to_be_bytes());
+            bytes.push(port.protocol.number());
+        }
+    }
+    Some(bytes.into_boxed_slice())
+}
+
+/// Identifier of a packed endpoint.
+pub(super) fn id_of(packed: &[u8]) -> Id {
+    Reader(packed).id()
+}
+
+/// What every host needs to know of an endpoint, without the rest being unpacked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Brief<'a> {
+    pub(crate) id: Id,
+    pub(crate) revision: Revision,
+    pub(crate) node: &'a Name,
+    pub(crate) vni: u32,
+    pub(crate) mac: MacAddr,
+    pub(crate) ipv4: Option<Ipv4Addr>,
+    pub(crate) ipv6: Option<Ipv6Addr>,
+    flags: u8,
+    rest: &'a [u8],
+}
+
+impl<'a> Brief<'a> {
+    /// `nodes` are the names that numbers stand for.
+    pub(super) fn of(packed: &'a [u8], nodes: &'a [Name]) -> Option<Self> {
+        let mut reader = Reader(packed);
+        let id = reader.id();
+        let flags = reader.byte();
+        let has = |flag| flags & flag != 0;
+        let revision = reader.number().cast_signed();
+        let node = nodes.get(usize::try_from(reader.number()).ok()?)?;
+        let vni = u32::try_from(reader.number()).ok()?;
+        let mac = has(part::MAC).then(|| MacAddr(reader.array()));
+        let ipv4 = has(part::IPV4).then(|| Ipv4Addr::from(reader.array()));
+        let ipv6 = has(part::IPV6).then(|| Ipv6Addr::from(reader.array::<16>()));
+        let mac = mac.or_else(|| ipv4.map(MacAddr::from_ipv4))?;
+        Some(Self { id, revision, node, vni, mac, ipv4, ipv6, flags, rest: reader.0 })
+    }
+
+    /// Its addresses.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6))
+    }
+
+    /// Name of its container.
+    pub(crate) fn container(&self) -> &'a str {
+        str::from_utf8(Reader(self.rest).text()).unwrap_or_default()
+    }
+
+    /// The whole record.
+    pub(crate) fn unpack(&self, network: &Name) -> Option<Versioned<Endpoint>> {
+        let has = |flag| self.flags & flag != 0;
+        let mut reader = Reader(self.rest);
+        let container: Name = str::from_utf8(reader.text()).ok()?.parse().ok()?;
+        let ifname = if has(part::IFNAME) {
+            String::from_utf8_lossy(reader.text()).into_owned()
+        } else {
+            IFNAME.to_owned()
+        };
+        let netns = if has(part::NETNS) {
+            Path::new(OsStr::from_bytes(reader.text())).to_owned()
+        } else {
+            usual_netns(&container)
+        };
+        let count = if has(part::PORTS) { reader.number() } else { 0 };
+        let ports = (0..count).map(|_| PublishedPort {
+            host_ip: reader.array().into(),
+            host_port: u16::from_be_bytes(reader.array()),
+            container_port: u16::from_be_bytes(reader.array()),
+            protocol: if reader.byte() == Protocol::Udp.number() {
+                Protocol::Udp
+            } else {
+                Protocol::Tcp
+            },
+        });
+        let ports = ports.collect();
+        let record = Endpoint {
+            // The only one there is.
+            schema: SCHEMA,
+            id: self.id.text(),
+            network: network.clone(),
+            vni: Vni::try_from(self.vni).ok()?,
+            container,
+            node: self.node.clone(),
+            mac: self.mac,
+            ipv4: self.ipv4,
+            ipv6: self.ipv6,
+            ifname,
+            sandbox: SandboxRef { netns, owned: has(part::OWNED) },
+            ports,
+        };
+        Some(Versioned { record, revision: self.revision })
+    }
+}
+
+fn usual_netns(container: &Name) -> PathBuf {
+    Path::new("/run/netns").join(container.as_str())
+}
+
+/// Seven bits a byte, the lowest first.
+fn number(bytes: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+}
+
+fn text(bytes: &mut Vec<u8>, text: &[u8]) {
+    number(bytes, text.len() as u64);
+    bytes.extend(text);
+}
+
+/// Reads what [`pack`] wrote. There is nothing else, so past the end are zeros.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, count: usize) -> &'a [u8] {
+        let (head, tail) = self.0.split_at_checked(count).unwrap_or((self.0, &[]));
+        self.0 = tail;
+        head
+    }
+
+    fn array<const N: usize>(&mut self) -> [u8; N] {
+        self.take(N).try_into().unwrap_or([0; N])
+    }
+
+    fn byte(&mut self) -> u8 {
+        let [byte] = self.array();
+        byte
+    }
+
+    fn number(&mut self) -> u64 {
+        let (mut number, mut shift) = (0, 0);
+        loop {
+            let byte = self.byte();
+            number |= u64::from(byte & 0x7f).checked_shl(shift).unwrap_or(0);
+            shift += 7;
+            if byte & 0x80 == 0 {
+                return number;
+            }
+        }
+    }
+
+    fn text(&mut self) -> &'a [u8] {
+        let count = usize::try_from(self.number()).unwrap_or(usize::MAX);
+        self.take(count)
+    }
+
+    fn id(&mut self) -> Id {
+        let digits = self.byte();
+        let used = self.take(usize::from(digits).div_ceil(2));
+        let mut bytes = [0; DIGITS / 2];
+        for (to, from) in bytes.iter_mut().zip(used) {
+            *to = *from;
+        }
+        Id { bytes, digits }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    prop_compose! {
+        fn endpoint()(
+            id in "[0-9a-f]{1,64}",
+            (container, node) in ("[a-z0-9][a-z0-9_.-]{0,62}", "[a-z0-9]{1,9}"),
+            vni in 1..=Vni::MAX,
+            mac in proptest::option::of(any::<[u8; 6]>()),
+            ipv4 in any::<[u8; 4]>(),
+            has_v4: bool,
+            ipv6 in proptest::option::of(any::<u128>()),
+            ifname in proptest::option::of("[a-z0-9]{1,15}"),
+            netns in proptest::option::of("/[a-zé/]{0,200}"),
+            owned: bool,
+            ports in proptest::collection::vec((any::<u32>(), any::<(u16, u16, bool)>()), 0..4),
+        ) -> Endpoint {
+            let container: Name = container.parse().expect("name");
+            let ipv4 = (has_v4 || ipv6.is_none()).then(|| Ipv4Addr::from(ipv4));
+            let netns = netns.map_or_else(|| usual_netns(&container), PathBuf::from);
+            Endpoint {
+                schema: SCHEMA,
+                id,
+                network: "net".parse().expect("name"),
+                vni: vni.try_into().expect("VNI"),
+                node: node.parse().expect("name"),
+                mac: mac.map(MacAddr).or(ipv4.map(MacAddr::from_ipv4)).unwrap_or(MacAddr([2; 6])),
+                ipv4,
+                ipv6: ipv6.map(Into::into),
+                ifname: ifname.unwrap_or_else(|| IFNAME.to_owned()),
+                sandbox: SandboxRef { netns, owned },
+                container,
+                ports: ports.into_iter().map(|(ip, (host, inner, tcp))| PublishedPort {
+                    host_ip: ip.into(),
+                    host_port: host,
+                    container_port: inner,
+                    protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
+                }).collect(),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_packed_is_unpacked_as_it_was(record in endpoint(), revision in 0..i64::MAX) {
+            let endpoint = Versioned { record, revision };
+            let packed = pack(&endpoint, 0).expect("identifier");
+            let nodes = [endpoint.node.clone()];
+            let brief = Brief::of(&packed, &nodes).expect("brief");
+            prop_assert_eq!(id_of(&packed).text(), endpoint.id.clone());
+            prop_assert_eq!(brief.container(), endpoint.container.as_str());
+            prop_assert_eq!(brief.unpack(&endpoint.network), Some(endpoint));
+        }
+
+        #[test]
+        fn identifiers_are_in_the_order_of_their_text(
+            one in "[0-9a-f]{0,4}", other in "[0-9a-f]{0,4}",
+        ) {
+            let ids = (Id::parse(&one).expect("id"), Id::parse(&other).expect("id"));
+            prop_assert_eq!(ids.0.cmp(&ids.1), one.cmp(&other));
+            prop_assert_eq!(ids.0.text(), one);
+        }
+    }
+
+    #[test]
+    fn an_endpoint_takes_few_bytes() {
+        let network = crate::model::testing::network("net", 256, &["10.0.0.0/8"]);
+        let id = "9c".repeat(32);
+        let mut record = crate::model::testing::endpoint(&network, "9c", "host1", "10.0.0.2");
+        record.id = id;
+        record.container = "web-100000".parse().expect("name");
+        record.sandbox.netns = usual_netns(&record.container);
+        let packed = pack(&Versioned { record, revision: 100_000 }, 7).expect("identifier");
+        assert!(packed.len() <= 56, "{}", packed.len());
+    }
+}

@@ -1,0 +1,62 @@
+//! What a change of the store concerns.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use super::Brief;
+use crate::model::{MacAddr, Name};
+
+/// What a change concerned, so that only that need be looked at again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Networks: their own record, their VNI's owner or their foreign VTEPs.
+    pub networks: BTreeSet<Name>,
+    /// Endpoints, by network and identifier.
+    pub endpoints: BTreeSet<(Name, String)>,
+    /// What those that were replaced or are gone had, by network.
+    pub former: BTreeSet<(Name, Former)>,
+    /// Nodes: their record or their liveness.
+    pub nodes: BTreeSet<Name>,
+    /// [`View::problems`](super::View::problems) changed.
+    pub problems: bool,
+}
+
+/// What an endpoint had.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Former {
+    /// Node.
+    pub node: Name,
+    /// MAC address.
+    pub mac: MacAddr,
+    /// Addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Former {
+    pub(crate) fn of(endpoint: &Brief<'_>) -> Self {
+        Self {
+            node: endpoint.node.clone(),
+            mac: endpoint.mac,
+            addresses: endpoint.addresses().collect(),
+        }
+    }
+}
+
+impl Touched {
+    /// Whether nothing was concerned.
+    pub fn is_empty(&self) -> bool {
+        self.networks.is_empty()
+            && self.endpoints.is_empty()
+            && self.former.is_empty()
+            && self.nodes.is_empty()
+            && !self.problems
+    }
+
+    /// Adds what `other` concerned.
+    pub fn merge(&mut self, other: Self) {
+        self.networks.extend(other.networks);
+        self.endpoints.extend(other.endpoints);
+        self.former.extend(other.former);
+        self.nodes.extend(other.nodes);
+        self.problems |= other.problems;
+    }
+}

@@ -1,0 +1,161 @@
+//! A patch comes to what the whole comes to.
+
+use std::{cell::RefCell, collections::BTreeMap, convert::Infallible};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    model::{
+        Endpoint, ForeignVtep, IpOwner, Key, SCHEMA,
+        testing::{Cluster, endpoint, name, network, node},
+    },
+    reconcile::{Kernel, Op, Reconciler, network_state},
+    store::{Change, Entry},
+};
+
+#[derive(Default)]
+struct Maps(RefCell<Tables>);
+
+impl Kernel for Maps {
+    type Error = Infallible;
+
+    fn dump(&self) -> Result<Tables, Infallible> {
+        Ok(self.0.borrow().clone())
+    }
+
+    fn apply(&self, op: &Op) -> Result<(), Infallible> {
+        op.apply_to(&mut self.0.borrow_mut());
+        Ok(())
+    }
+}
+
+/// A host with one endpoint, `00`, in a network.
+struct Host {
+    cluster: Cluster,
+    maps: Maps,
+    reconciler: Reconciler,
+    patched: usize,
+}
+
+const VNI: u32 = 256;
+
+impl Host {
+    fn new() -> Self {
+        let mut cluster = Cluster::default();
+        let net = network("net", VNI, &["10.0.0.0/24"]);
+        cluster.network(&net);
+        // The last two have one address, and one of the endpoints' nodes is unknown.
+        for (host, vtep) in [("host1", 1), ("host2", 2), ("host3", 3), ("host4", 3)] {
+            let node = node(host, vtep);
+            cluster.put(Key::node(&node.name), &node);
+        }
+        let ip = [192, 0, 2, 2].into();
+        let vtep = ForeignVtep { schema: SCHEMA, network: net.name.clone(), ip, port: 4789 };
+        cluster.put(Key::vtep(&net.name, ip), &vtep);
+        let own = endpoint(&net, "00", "host1", "10.0.0.100");
+        cluster.put(Key::endpoint(&net.name, &own.id), &own);
+        cluster.claim(&net.name, [10, 0, 0, 100].into(), &own.id);
+        let (maps, reconciler) = (Maps::default(), Reconciler::default());
+        let mut host = Self { cluster, maps, reconciler, patched: 0 };
+        host.whole();
+        host
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&Inputs<'_>) -> T) -> T {
+        let own = node("host1", 1);
+        let ports = BTreeMap::from([("00".to_owned(), 7)]);
+        let (view, gateways) = (&self.cluster.view, &BTreeMap::new());
+        work(&Inputs { view, own: &own, ports: &ports, gateways })
+    }
+
+    fn whole(&mut self) {
+        let state = self.with(|inputs| network_state(inputs, &name("net")));
+        self.reconciler.network_to(&self.maps, VNI, state.as_ref()).unwrap();
+    }
+
+    fn change(&mut self, changes: &[Change]) {
+        let mut changed = Changed::default();
+        for change in changes {
+            let touched = self.cluster.view.apply(change);
+            changed.endpoints.extend(touched.endpoints.into_iter().map(|(_, id)| id));
+            changed.former.extend(touched.former.into_iter().map(|(_, former)| former));
+        }
+        let held = self.reconciler.network(VNI).unwrap();
+        match self.with(|inputs| network_patch(inputs, &name("net"), held, &changed)) {
+            Some(patch) => {
+                self.patched += 1;
+                self.reconciler.patch(&self.maps, &patch).unwrap();
+            }
+            None => self.whole(),
+        }
+        // The whole finds nothing to do.
+        let state = self.with(|inputs| network_state(inputs, &name("net")));
+        let steps = self.reconciler.network_to(&self.maps, VNI, state.as_ref()).unwrap();
+        assert_eq!(steps, 0, "{changes:?} {changed:?}");
+    }
+}
+
+/// An endpoint of few, so that they meet: identifier, node, MAC, address, owner of the
+/// address; or its end.
+fn change() -> impl Strategy<Value = (u8, u8, Option<u8>, u8, Option<u8>, bool)> {
+    (
+        1..6u8,
+        1..6u8,
+        proptest::option::of(0..3u8),
+        2..6u8,
+        proptest::option::of(1..6u8),
+        any::<bool>(),
+    )
+}
+
+fn changes(
+    (id, node, mac, ip, owner, gone): (u8, u8, Option<u8>, u8, Option<u8>, bool),
+    revision: i64,
+) -> Vec<Change> {
+    let net = network("net", VNI, &["10.0.0.0/24"]);
+    let address = format!("10.0.0.{ip}");
+    let id = format!("{id:02x}");
+    let record = endpoint(&net, &id, &format!("host{node}"), &address);
+    // Some have the MAC that another one would have by its address, even the host's own.
+    let mac = mac.map(|last| [0x02, 0x42, 10, 0, 0, [100, 2, 3][usize::from(last)]]);
+    let record = Endpoint { mac: mac.map_or(record.mac, MacAddr), ..record };
+    let (key, claim) =
+        (Key::endpoint(&net.name, &id), Key::ipam(&net.name, record.ipv4.unwrap().into()));
+    let put = |key, value| Change::Put(Entry { key, value, mod_revision: revision });
+    if gone {
+        return vec![Change::Delete { key, revision }, Change::Delete { key: claim, revision }];
+    }
+    let mut changes = vec![put(key, crate::model::encode(&record).unwrap())];
+    if let Some(owner) = owner {
+        let owner = IpOwner { schema: SCHEMA, endpoint: format!("{owner:02x}") };
+        changes.push(put(claim, crate::model::encode(&owner).unwrap()));
+    }
+    changes
+}
+
+proptest! {
+    #[test]
+    fn a_patch_comes_to_what_the_whole_comes_to(
+        history in proptest::collection::vec(proptest::collection::vec(change(), 1..3), 1..12),
+    ) {
+        let mut host = Host::new();
+        for (round, parts) in (100..).zip(history) {
+            let together: Vec<Change> =
+                parts.into_iter().flat_map(|part| changes(part, round)).collect();
+            host.change(&together);
+        }
+    }
+}
+
+#[test]
+fn endpoints_of_other_hosts_come_and_go_by_patches() {
+    let mut host = Host::new();
+    host.change(&changes((1, 3, None, 2, Some(1), false), 100));
+    host.change(&changes((2, 3, None, 3, Some(2), false), 101));
+    host.change(&changes((1, 3, None, 2, None, true), 102));
+    host.change(&changes((2, 3, None, 3, None, true), 103));
+    assert_eq!(host.patched, 4);
+    let tables = host.maps.0.borrow();
+    assert_eq!((tables.fdb.len(), tables.neighbours.len(), tables.vteps.len()), (1, 1, 1));
+}

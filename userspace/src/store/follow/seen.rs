@@ -1,0 +1,302 @@
+//! The keys that a follower has delivered, in little room.
+//!
+//! Hundreds of thousands of keys are needed once, if ever: when the store has forgotten
+//! the history in between and it is to be told what is gone. So they lie packed, each as
+//! its difference to the one before, and what watches have brought since beside them.
+
+use std::collections::BTreeMap;
+
+use crate::store::{Change, Page, Revision};
+
+/// Keys that are packed together.
+const SEGMENT: usize = 4096;
+/// Changes that may lie beside the packed keys, however few these are.
+const RECENT: usize = 1024;
+
+/// Every key delivered and not deleted since, with its revision.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// In key order, without overlap; none is empty.
+    segments: Vec<Segment>,
+    /// What has changed since: put at a revision, or deleted.
+    recent: BTreeMap<String, Option<Revision>>,
+}
+
+impl Seen {
+    /// Notes that a key was written.
+    pub(super) fn put(&mut self, key: &str, revision: Revision) {
+        self.recent.insert(key.to_owned(), Some(revision));
+        self.tidy();
+    }
+
+    /// Notes that a key was deleted.
+    pub(super) fn delete(&mut self, key: &str) {
+        self.recent.insert(key.to_owned(), None);
+        self.tidy();
+    }
+
+    /// The changes that lead from the keys seen in a page's stretch to those of the page.
+    /// The page has been seen then.
+    pub(super) fn turn_to(&mut self, page: Page) -> Vec<Change> {
+        let before = self.take(&page.from, Some(&page.to));
+        let keys = page.entries.iter().map(|entry| (entry.key.clone(), entry.mod_revision));
+        self.pack(keys.collect());
+        let mut before = before.into_iter().peekable();
+        let mut changes = Vec::new();
+        let deleted = |key| Change::Delete { key, revision: page.revision };
+        for entry in page.entries {
+            while let Some((key, _)) = before.next_if(|(key, _)| *key < entry.key) {
+                changes.push(deleted(key));
+            }
+            let known = before.next_if(|(key, _)| *key == entry.key);
+            if known.is_none_or(|(_, revision)| revision != entry.mod_revision) {
+                changes.push(Change::Put(entry));
+            }
+        }
+        changes.extend(before.map(|(key, _)| deleted(key)));
+        changes
+    }
+
+    /// Packs what has changed, once that is much.
+    fn tidy(&mut self) {
+        let packed: usize = self.segments.iter().map(|segment| segment.keys).sum();
+        if self.recent.len() > RECENT + packed / 16 {
+            let all = self.take("", None);
+            self.pack(all);
+        }
+    }
+
+    /// Takes out the keys from `from` up to `to`, in order.
+    fn take(&mut self, from: &str, to: Option<&str>) -> Vec<(String, Revision)> {
+        let within = |key: &str| key >= from && to.is_none_or(|to| key < to);
+        let mut taken = BTreeMap::new();
+        let (mut kept, mut rest) = (Vec::new(), Vec::new());
+        for segment in std::mem::take(&mut self.segments) {
+            if segment.last.as_str() < from || to.is_some_and(|to| segment.first.as_str() >= to) {
+                kept.push(segment);
+                continue;
+            }
+            for (key, revision) in segment.unpack() {
+                if within(&key) {
+                    taken.insert(key, revision);
+                } else {
+                    rest.push((key, revision));
+                }
+            }
+        }
+        self.segments = kept;
+        self.pack(rest);
+        let recent = std::mem::take(&mut self.recent);
+        for (key, revision) in recent {
+            if !within(&key) {
+                self.recent.insert(key, revision);
+            } else if let Some(revision) = revision {
+                taken.insert(key, revision);
+            } else {
+                taken.remove(&key);
+            }
+        }
+        taken.into_iter().collect()
+    }
+
+    /// Adds keys, in order, where there are none.
+    fn pack(&mut self, keys: Vec<(String, Revision)>) {
+        let mut segments: Vec<Segment> = keys.chunks(SEGMENT).filter_map(Segment::pack).collect();
+        self.segments.append(&mut segments);
+        self.segments.sort_unstable_by(|one, other| one.first.cmp(&other.first));
+    }
+}
+
+/// Some keys that follow each other.
+#[derive(Debug)]
+struct Segment {
+    first: String,
+    last: String,
+    keys: usize,
+    /// For each key: how much of the one before it begins with, the rest (see
+    /// [`put_rest`]), and the difference of the revisions.
+    bytes: Box<[u8]>,
+}
+
+impl Segment {
+    fn pack(keys: &[(String, Revision)]) -> Option<Self> {
+        let (first, last) = (keys.first()?.0.clone(), keys.last()?.0.clone());
+        let (mut bytes, mut before, mut revision) = (Vec::new(), "", 0);
+        for (key, at) in keys {
+            let common = key.bytes().zip(before.bytes()).take_while(|(a, b)| a == b).count();
+            put_rest(&mut bytes, key.as_bytes(), common);
+            put_number(&mut bytes, zigzag(at.wrapping_sub(revision)));
+            (before, revision) = (key, *at);
+        }
+        Some(Self { first, last, keys: keys.len(), bytes: bytes.into() })
+    }
+
+    fn unpack(&self) -> Vec<(String, Revision)> {
+        let (mut bytes, mut key, mut revision) = (&*self.bytes, Vec::new(), 0_i64);
+        let mut keys = Vec::with_capacity(self.keys);
+        while !bytes.is_empty() {
+            take_rest(&mut bytes, &mut key);
+            revision = revision.wrapping_add(unzigzag(take_number(&mut bytes)));
+            keys.push((String::from_utf8_lossy(&key).into_owned(), revision));
+        }
+        keys
+    }
+}
+
+/// Writes a key of which `common` bytes are known. Identifiers of endpoints are digits
+/// without end: two of these share a byte.
+fn put_rest(bytes: &mut Vec<u8>, key: &[u8], common: usize) {
+    for common in [common, common.saturating_sub(1)] {
+        let rest = key.get(common..).unwrap_or_default();
+        let digits: Option<Vec<u8>> = rest.iter().map(|digit| digit_value(*digit)).collect();
+        if let Some(digits) = digits.filter(|digits| digits.len().is_multiple_of(2)) {
+            put_number(bytes, common as u64);
+            put_number(bytes, (rest.len() as u64) << 1 | 1);
+            bytes.extend(digits.chunks_exact(2).map(|pair| pair.iter().fold(0, |a, b| a << 4 | b)));
+            return;
+        }
+    }
+    let rest = key.get(common..).unwrap_or_default();
+    put_number(bytes, common as u64);
+    put_number(bytes, (rest.len() as u64) << 1);
+    bytes.extend(rest);
+}
+
+/// Makes of the key before the next one.
+fn take_rest(bytes: &mut &[u8], key: &mut Vec<u8>) {
+    key.truncate(usize::try_from(take_number(bytes)).unwrap_or(usize::MAX));
+    let length = take_number(bytes);
+    let digits = length & 1 == 1;
+    let length = usize::try_from(length >> 1).unwrap_or(usize::MAX);
+    let packed = if digits { length / 2 } else { length };
+    let (rest, after) = bytes.split_at(packed.min(bytes.len()));
+    *bytes = after;
+    if digits {
+        key.extend(rest.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(digit_of));
+    } else {
+        key.extend(rest);
+    }
+}
+
+const fn digit_value(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
+    }
+}
+
+const fn digit_of(value: u8) -> u8 {
+    if value < 10 { b'0' + value } else { b'a' + value - 10 }
+}
+
+const fn zigzag(number: i64) -> u64 {
+    (number << 1 ^ number >> 63).cast_unsigned()
+}
+
+const fn unzigzag(number: u64) -> i64 {
+    (number >> 1).cast_signed() ^ -((number & 1).cast_signed())
+}
+
+/// Seven bits a byte, the lowest first.
+fn put_number(bytes: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+}
+
+fn take_number(bytes: &mut &[u8]) -> u64 {
+    let (mut number, mut shift) = (0, 0);
+    while let Some((byte, rest)) = bytes.split_first() {
+        *bytes = rest;
+        number |= u64::from(byte & 0x7f).checked_shl(shift).unwrap_or(0);
+        shift += 7;
+        if byte & 0x80 == 0 {
+            break;
+        }
+    }
+    number
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::btree_map, prelude::*};
+
+    use super::*;
+    use crate::store::Entry;
+
+    proptest! {
+        #[test]
+        fn packed_keys_are_unpacked_as_they_were(
+            keys in btree_map("/(net|x)/([0-9a-f]{0,9}|.{0,9})", any::<i64>(), 1..50),
+        ) {
+            let keys: Vec<_> = keys.into_iter().collect();
+            prop_assert_eq!(Segment::pack(&keys).expect("not empty").unpack(), keys);
+        }
+
+        /// Whatever is put, deleted and read in stretches: what is seen is what is there.
+        #[test]
+        fn what_is_seen_is_what_is_there(
+            history in proptest::collection::vec(
+                ("[a-d]{1,3}", 0..9_i64, btree_map("[a-d]{1,3}", 1..9_i64, 0..20), any::<bool>()),
+                0..40,
+            ),
+        ) {
+            let mut seen = Seen::default();
+            let mut there = BTreeMap::new();
+            for (key, revision, entries, list) in history {
+                if list {
+                    // All keys from this one on become those of a page.
+                    let entries: BTreeMap<_, _> =
+                        entries.into_iter().filter(|(other, _)| *other >= key).collect();
+                    let page = Page {
+                        revision: 10,
+                        from: key.clone(),
+                        to: "e".to_owned(),
+                        entries: entries.iter().map(|(key, at)| Entry {
+                            key: key.clone(), value: Vec::new(), mod_revision: *at,
+                        }).collect(),
+                    };
+                    for change in seen.turn_to(page) {
+                        match change {
+                            Change::Put(entry) => {
+                                let before = there.insert(entry.key, entry.mod_revision);
+                                prop_assert_ne!(before, Some(entry.mod_revision));
+                            }
+                            Change::Delete { key, .. } => {
+                                prop_assert!(there.remove(&key).is_some());
+                            }
+                        }
+                    }
+                    let now: BTreeMap<_, _> =
+                        there.range(key..).map(|(key, at)| (key.clone(), *at)).collect();
+                    prop_assert_eq!(now, entries);
+                } else if revision == 0 {
+                    seen.delete(&key);
+                    there.remove(&key);
+                } else {
+                    seen.put(&key, revision);
+                    there.insert(key, revision);
+                }
+                if there.len() % 3 == 0 {
+                    let all = seen.take("", None);
+                    seen.pack(all);
+                }
+            }
+            prop_assert_eq!(seen.take("", None), there.into_iter().collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn many_changes_are_packed() {
+        let mut seen = Seen::default();
+        for number in 0..10_000_i64 {
+            seen.put(&format!("/endpoints/net/{number:064x}"), number);
+        }
+        let packed: usize = seen.segments.iter().map(|segment| segment.bytes.len()).sum();
+        assert!(seen.recent.len() <= 2 * RECENT, "{}", seen.recent.len());
+        assert!(packed < 40 * 10_000, "{packed}");
+    }
+}
