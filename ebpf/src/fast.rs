@@ -174,7 +174,7 @@ macro_rules! slot {
 
 /// What the maps are at; 0 before the agent has said so.
 #[inline(always)]
-fn generation() -> u64 {
+pub(crate) fn generation() -> u64 {
     GENERATION.get(0).copied().unwrap_or(0)
 }
 

@@ -15,6 +15,7 @@
 //! | `remote_host` | what another host itself sends through the tunnel |
 //! | `outside` | what comes in on an uplink and is not VXLAN |
 //! | `route` | what a container sends to its gateway |
+//! | `way` | the kernel's routes, asked a moment ago |
 //! | `parse`, `flow`, `translate` | routed packets: read, tracked, rewritten |
 //! | `fragment`, `icmp_error` | fragments and ICMP errors of tracked flows |
 //! | `fast` | what was judged before, in `container` and `underlay` |
@@ -67,6 +68,8 @@ mod underlay;
 mod underlay_xdp;
 #[cfg(target_arch = "bpf")]
 mod verdict;
+#[cfg(target_arch = "bpf")]
+mod way;
 #[cfg(target_arch = "bpf")]
 mod work;
 

@@ -28,12 +28,13 @@ use culvert_common::{
 use crate::{
     container::{Sender, tunnel},
     encap::Inner,
-    flow, fragment, icmp_error,
+    fast, flow, fragment, icmp_error,
     maps::{ENDPOINTS, GATEWAYS, HOST_ADDRS, NETWORKS, PUBLISHED, UNDERLAY, UPLINKS, lookup},
     packet::redirect_ingress,
     parse::{self, Kind, Routed},
     translate::{self, Hook, Macs, translate},
     verdict::hand_back,
+    way,
     work::Work,
 };
 
@@ -334,7 +335,7 @@ fn try_find_way(
     work: &mut Work,
     begins: bool,
 ) -> Result<Step, DropReason> {
-    let &Sender { ctx, port, ep, net } = sender;
+    let &Sender { ctx, net, .. } = sender;
     let tuple = &work.routed.key.tuple;
     // It would leave from our VTEP address.
     if work.routed.key.protocol == PROTO_UDP
@@ -342,6 +343,10 @@ fn try_find_way(
             .is_some_and(|path| path.port.to_be_bytes() == tuple.dst_port)
     {
         return Err(DropReason::VxlanFromContainer);
+    }
+    let generation = fast::generation();
+    if way::find(work, net.gateway_ifindex, segment_len) {
+        return leave(sender, work, begins);
     }
     match ask_routes(ctx, net.gateway_ifindex, segment_len, work) {
         BPF_FIB_LKUP_RET_SUCCESS => {}
@@ -356,6 +361,16 @@ fn try_find_way(
         return Err(DropReason::Isolated);
     }
     lookup!(UPLINKS, ifindex).ok_or(DropReason::NotAnUplink)?;
+    if !begins {
+        way::remember(work, net.gateway_ifindex, generation);
+    }
+    leave(sender, work, begins)
+}
+
+/// The packet takes the way in `work.way`.
+#[inline(always)]
+fn leave(sender: &Sender<'_>, work: &mut Work, begins: bool) -> Result<Step, DropReason> {
+    let &Sender { port, ep, net, .. } = sender;
     if work.routed.ip.ttl() <= 1 {
         return Err(ttl_exceeded(net, work));
     }

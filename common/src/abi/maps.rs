@@ -51,7 +51,7 @@ pub mod names {
     pub const STATS: &str = "STATS";
     /// One `u64`: what the programs remember of a pair of endpoints holds as long as this
     /// number is the same. Whoever changes `ENDPOINTS`, `NETWORKS`, `FDB`, `VTEPS`,
-    /// `UNDERLAY` or `PATH_MTU` raises it afterwards.
+    /// `UNDERLAY`, `PATH_MTU`, `GATEWAYS` or `UPLINKS` raises it afterwards.
     pub const GENERATION: &str = "GENERATION";
     /// One [`Scratch`](super::Scratch) per CPU: headers too large for the stack.
     pub const SCRATCH: &str = "SCRATCH";

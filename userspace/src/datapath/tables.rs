@@ -226,10 +226,10 @@ impl Tables {
             underlay: KernelTable::take_remembered(ebpf, names::UNDERLAY, &generation)?,
             flood_local: KernelTable::take(ebpf, names::FLOOD_LOCAL)?,
             flood_remote: KernelTable::take(ebpf, names::FLOOD_REMOTE)?,
-            gateways: KernelTable::take(ebpf, names::GATEWAYS)?,
+            gateways: KernelTable::take_remembered(ebpf, names::GATEWAYS, &generation)?,
             published: KernelTable::take(ebpf, names::PUBLISHED)?,
             host_addrs: KernelTable::take(ebpf, names::HOST_ADDRS)?,
-            uplinks: KernelTable::take(ebpf, names::UPLINKS)?,
+            uplinks: KernelTable::take_remembered(ebpf, names::UPLINKS, &generation)?,
             flows: KernelTable::take(ebpf, names::FLOWS)?,
         })
     }
