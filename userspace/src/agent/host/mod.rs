@@ -1,5 +1,6 @@
 //! The real host: netlink, sandboxes and the loaded data plane.
 
+mod assist;
 mod nat;
 mod ports;
 mod underlay;
@@ -40,6 +41,8 @@ pub(crate) struct Host {
     ageing: Duration,
     /// The uplinks get `from_underlay_xdp` as well.
     xdp: bool,
+    vxlan_port: u16,
+    assistants: assist::Assistants,
     /// Neighbours that the kernel keeps resolved for us.
     managed: std::sync::Mutex<BTreeSet<(u32, IpAddr)>>,
 }
@@ -60,6 +63,8 @@ impl Host {
             uplinks,
             ageing: options.ageing,
             xdp,
+            vxlan_port: options.vxlan_port,
+            assistants: assist::Assistants::default(),
             managed: std::sync::Mutex::default(),
         })
     }
@@ -194,7 +199,11 @@ impl Platform for Host {
     async fn event(&self) -> Option<HostEvent> {
         let mut monitor = self.monitor.lock().await;
         loop {
-            return Some(match monitor.next().await? {
+            let event = monitor.next().await?;
+            if self.assistants.concerns(&event) {
+                return Some(HostEvent::Uplink);
+            }
+            return Some(match event {
                 Event::Link { name, .. } | Event::LinkGone { name, .. }
                     if self.uplinks.contains(&name) =>
                 {
@@ -243,6 +252,9 @@ impl Platform for Host {
             sandbox::plug_closed(&self.netlink, &spec, &sandbox).await.map_err(sandbox_refused)?;
         // What the container sends is judged from its first frame on.
         self.datapath.attach_container(plugged.ifindex).map_err(broken)?;
+        if plugged.master.is_none() {
+            self.assistants.enrol(&self.netlink, &spec.host_ifname).await;
+        }
         sandbox::open_port(&self.netlink, &spec.host_ifname).await.map_err(sandbox_refused)?;
         Ok(plugged.ifindex)
     }
@@ -335,7 +347,9 @@ impl Platform for Host {
     }
 
     async fn check_uplinks(&self) -> Vec<String> {
-        self.attach_uplinks().await.into_iter().map(|error| error.message).collect()
+        let errors = self.attach_uplinks().await;
+        self.keep_assistants().await;
+        errors.into_iter().map(|error| error.message).collect()
     }
 
     async fn max_mtu(&self, driver: Driver) -> Result<u16, ApiError> {
@@ -506,7 +520,8 @@ impl Platform for Host {
         self.datapath.stats()
     }
 
-    fn purge(&self) -> Result<(), DatapathError> {
-        Datapath::purge(&self.bpffs)
+    async fn purge(&self) -> Result<(), ApiError> {
+        self.assistants.remove(&self.netlink).await.map_err(sandbox_refused)?;
+        Datapath::purge(&self.bpffs).map_err(broken)
     }
 }

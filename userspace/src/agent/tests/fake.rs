@@ -409,7 +409,7 @@ impl Platform for Paper {
         Ok(Vec::new())
     }
 
-    fn purge(&self) -> Result<(), DatapathError> {
+    async fn purge(&self) -> Result<(), ApiError> {
         let mut state = self.state();
         state.tables = Tables::default();
         state.purged = true;
