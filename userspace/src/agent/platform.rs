@@ -18,7 +18,8 @@ use ipnetwork::IpNetwork;
 
 use crate::{
     api::types::{ApiError, ErrorKind},
-    datapath::{DatapathError, FlowTable},
+    choice::Uplink,
+    datapath::{DatapathError, FlowTable, Price},
     model::{Driver, Name, Protocol},
     reconcile::{Kernel, LocalEndpoint},
     sandbox::GatewaySpec,
@@ -160,6 +161,10 @@ pub(crate) trait Platform: Kernel<Error = DatapathError> + Send + Sync + 'static
     /// Makes sure that the uplinks carry their programs, and that the devices are there that
     /// make the programs' work less. Says what is wrong with the uplinks.
     async fn check_uplinks(&self) -> Vec<String>;
+
+    /// What is known of the uplinks, and what the programs on them cost, if that was worth
+    /// measuring.
+    fn uplinks(&self) -> (Vec<Uplink>, Option<Price>);
 
     /// Largest MTU of a network here: that of the uplinks, for an overlay network
     /// less the VXLAN overhead.

@@ -15,6 +15,7 @@ mod bpffs;
 pub mod flows;
 mod generation;
 mod links;
+mod price;
 mod stats;
 mod tables;
 mod trace;
@@ -36,6 +37,7 @@ use culvert_common::abi::{ABI_VERSION, Counter, FdbKey, LearnedEntry, globals, n
 
 pub use self::{
     flows::{FlowTable, Flows},
+    price::Price,
     tables::{KernelTable, Table, Tables},
 };
 use self::{links::Attachment, tables::Bytes};

@@ -24,7 +24,8 @@ use tokio::sync::Mutex;
 use super::platform::{Holder, HostEvent, Paths, Platform, PlugError, PortError, PortHold};
 use crate::{
     api::types::{ApiError, ErrorKind},
-    datapath::{self, Datapath, DatapathError, FlowTable, Table as _},
+    choice::Uplink,
+    datapath::{self, Datapath, DatapathError, FlowTable, Price, Table as _},
     model::{Driver, Name, Protocol, validate},
     netlink::{Event, Monitor, Netlink, NetlinkError},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
@@ -43,6 +44,9 @@ pub(crate) struct Host {
     xdp: bool,
     vxlan_port: u16,
     assistants: assist::Assistants,
+    /// What is known of the uplinks, as of the last look.
+    known: std::sync::Mutex<Vec<Uplink>>,
+    price: std::sync::OnceLock<Price>,
     /// Neighbours that the kernel keeps resolved for us.
     managed: std::sync::Mutex<BTreeSet<(u32, IpAddr)>>,
 }
@@ -65,6 +69,8 @@ impl Host {
             xdp,
             vxlan_port: options.vxlan_port,
             assistants: assist::Assistants::default(),
+            known: std::sync::Mutex::default(),
+            price: std::sync::OnceLock::new(),
             managed: std::sync::Mutex::default(),
         })
     }
@@ -350,6 +356,11 @@ impl Platform for Host {
         let errors = self.attach_uplinks().await;
         self.keep_assistants().await;
         errors.into_iter().map(|error| error.message).collect()
+    }
+
+    fn uplinks(&self) -> (Vec<Uplink>, Option<Price>) {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        (known.clone(), self.price.get().copied())
     }
 
     async fn max_mtu(&self, driver: Driver) -> Result<u16, ApiError> {

@@ -36,8 +36,9 @@ use crate::{
         Backend as _,
         types::{ApiError, ContainerRow, ErrorKind},
     },
+    choice::Uplink,
     cli::{AgentOptions, ConntrackOptions, DatapathMode, StoreAccess},
-    datapath::{DatapathError, FlowTable},
+    datapath::{DatapathError, FlowTable, Price},
     model::{Driver, Name, Node, Protocol, ROOT, SCHEMA, View},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
     sandbox::GatewaySpec,
@@ -248,6 +249,10 @@ impl Platform for Paper {
 
     async fn check_uplinks(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    fn uplinks(&self) -> (Vec<Uplink>, Option<Price>) {
+        (Vec::new(), None)
     }
 
     async fn max_mtu(&self, driver: Driver) -> Result<u16, ApiError> {
