@@ -41,7 +41,7 @@ impl Setup {
         let first = self.plug(spec).await.unwrap();
         assert!(first.changed);
         let second = self.plug(spec).await.unwrap();
-        assert_eq!(second, Plugged { ifindex: first.ifindex, changed: false });
+        assert_eq!(second, Plugged { ifindex: first.ifindex, changed: false, master: None });
         first.ifindex
     }
 }
@@ -141,9 +141,9 @@ fn what_differs_is_corrected_and_the_pair_is_kept() {
         ] {
             namespace.run(damage);
             let again = setup.plug(&spec).await.unwrap();
-            assert_eq!(again, Plugged { ifindex: index, changed: true }, "{damage}");
+            assert_eq!(again, Plugged { ifindex: index, changed: true, master: None }, "{damage}");
             let again = setup.plug(&spec).await.unwrap();
-            assert_eq!(again, Plugged { ifindex: index, changed: false }, "{damage}");
+            assert_eq!(again, Plugged { ifindex: index, changed: false, master: None }, "{damage}");
             let shown = setup.inside.run("ip addr show dev eth0");
             for words in ["mtu 1450", "02:42:0a:00:00:02", "10.0.0.2/24", "fe80::42:aff:fe00:2/64"]
             {

@@ -27,7 +27,7 @@ fn any(port: u16) -> SocketAddrV4 {
 }
 
 /// Sends whole IPv4 packets.
-fn send_raw(netns: &Path, to: Ipv4Addr, packets: &[Vec<u8>]) {
+pub(crate) fn send_raw(netns: &Path, to: Ipv4Addr, packets: &[Vec<u8>]) {
     sock::within(netns, || {
         let raw =
             socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)

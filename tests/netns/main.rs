@@ -1,6 +1,7 @@
 //! Hosts in network namespaces with a real etcd.
 
 mod article;
+mod assistants;
 mod attacks;
 mod bad_input;
 mod bad_modes;

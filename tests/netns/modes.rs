@@ -251,7 +251,8 @@ fn a_bridge_network_is_repaired() {
     let mut world = World::new(1);
     let (name, ip) = world.run("bridge", &["-p", "8080:80"]);
     let gateway = |host: &Host| {
-        let links = host.netns.run("ip -o link show | cut -d: -f2 | grep -o 'cvg[0-9]*' || true");
+        let links =
+            host.netns.run("ip -o link show | cut -d: -f2 | grep -o 'cvg[0-9][0-9]*' || true");
         links.trim().to_owned()
     };
     let device = gateway(world.host());

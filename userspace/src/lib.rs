@@ -8,12 +8,14 @@
 //! * [`datapath`]: loads, pins and attaches the BPF programs; typed maps.
 //! * [`netlink`] and [`sandbox`]: links, addresses, routes; namespaces.
 //! * [`reconcile`]: desired and observed state, their difference, its application.
+//! * [`choice`]: which hook takes VXLAN in, and why.
 //! * [`doctor`]: what the host lacks, and what to do about it.
 //! * [`agent`]: wires the above together.
 //! * [`api`] and [`cli`]: how people and scripts talk to the agent.
 
 pub mod agent;
 pub mod api;
+pub mod choice;
 pub mod cli;
 pub mod datapath;
 pub mod doctor;

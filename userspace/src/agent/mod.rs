@@ -95,6 +95,8 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     for (index, line) in problems.into_iter().enumerate() {
         shared.problem(&format!("containers/{index}"), Some(line));
     }
+    let priced = Arc::clone(&host);
+    let pricing = tokio::spawn(async move { priced.price_uplinks().await });
     let flows = tokio::spawn(conntrack::keep(Arc::clone(&shared)));
     let trace = if options.trace { Some(host.forward_trace()?) } else { None };
 
@@ -165,6 +167,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         failure = Some(anyhow!("clean-up: {error}; 'culvert purge' removes the rest"));
     }
     shared.shutdown.cancel();
+    pricing.abort();
     ready.abort();
     remember.abort();
     if let Some(trace) = trace {

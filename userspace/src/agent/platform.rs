@@ -18,7 +18,8 @@ use ipnetwork::IpNetwork;
 
 use crate::{
     api::types::{ApiError, ErrorKind},
-    datapath::{DatapathError, FlowTable},
+    choice::Uplink,
+    datapath::{DatapathError, FlowTable, Price},
     model::{Driver, Name, Protocol},
     reconcile::{Kernel, LocalEndpoint},
     sandbox::GatewaySpec,
@@ -157,8 +158,13 @@ pub(crate) trait Platform: Kernel<Error = DatapathError> + Send + Sync + 'static
         used: &BTreeSet<Ipv4Addr>,
     ) -> Result<Paths, PlugError>;
 
-    /// Makes sure that the uplinks carry their programs. Says what is wrong with them.
+    /// Makes sure that the uplinks carry their programs, and that the devices are there that
+    /// make the programs' work less. Says what is wrong with the uplinks.
     async fn check_uplinks(&self) -> Vec<String>;
+
+    /// What is known of the uplinks, and what the programs on them cost, if that was worth
+    /// measuring.
+    fn uplinks(&self) -> (Vec<Uplink>, Option<Price>);
 
     /// Largest MTU of a network here: that of the uplinks, for an overlay network
     /// less the VXLAN overhead.
@@ -247,6 +253,7 @@ pub(crate) trait Platform: Kernel<Error = DatapathError> + Send + Sync + 'static
     /// The counters.
     fn stats(&self) -> Result<Vec<(Direction, Code, Counter)>, DatapathError>;
 
-    /// Removes every pin, and with them programs and maps.
-    fn purge(&self) -> Result<(), DatapathError>;
+    /// Removes every pin, and with them programs and maps, and the devices that are there
+    /// for no network in particular.
+    async fn purge(&self) -> Result<(), ApiError>;
 }

@@ -37,6 +37,7 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
             sandbox::unplug_gateway(&netlink, vni).await?;
         }
     }
+    sandbox::remove_assistants(&netlink).await?;
     let records = options.state_dir.join("containers");
     if records.is_dir() {
         let mut containers = Containers::load(&options.state_dir)

@@ -100,6 +100,7 @@ pub(super) async fn host(
     if let Some(error) = host.attach_uplinks().await.into_iter().next() {
         return Err(error.into());
     }
+    host.keep_assistants().await;
     Ok((host, node, uplinks))
 }
 

@@ -13,7 +13,10 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 pub use self::nat::{ConntrackStatus, FlowProtocol, NatQuery, NatRow};
-use crate::model::{Driver, MacAddr, Name};
+use crate::{
+    choice::Uplink,
+    model::{Driver, MacAddr, Name},
+};
 
 /// Why a request was refused: `message` is one line that names the thing, what
 /// is wrong with it and what would be right.
@@ -481,6 +484,9 @@ pub struct DatapathStatus {
     pub mode: String,
     /// Why this mode.
     pub reason: String,
+    /// What is known of the uplinks.
+    #[serde(default)]
+    pub uplinks: Vec<Uplink>,
     /// ABI version of the maps.
     pub abi: u32,
     /// Directory of the pins.

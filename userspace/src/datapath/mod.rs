@@ -16,6 +16,7 @@ mod bpffs;
 pub mod flows;
 mod generation;
 mod links;
+mod price;
 mod stats;
 mod tables;
 mod trace;
@@ -37,6 +38,7 @@ use culvert_common::abi::{ABI_VERSION, Counter, FdbKey, LearnedEntry, globals, n
 
 pub use self::{
     flows::{FlowTable, Flows},
+    price::Price,
     tables::{KernelTable, Table, Tables},
 };
 use self::{links::Attachment, tables::Bytes};

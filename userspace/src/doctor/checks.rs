@@ -40,7 +40,7 @@ fn finding(check: &str, level: Level, detail: String, advice: &str) -> Finding {
     Finding { check: check.to_owned(), level, detail, advice: advice.to_owned() }
 }
 
-fn ok(check: &str, detail: String) -> Finding {
+pub(super) fn ok(check: &str, detail: String) -> Finding {
     finding(check, Level::Ok, detail, "")
 }
 
@@ -48,7 +48,7 @@ fn error(check: &str, detail: String, advice: &str) -> Finding {
     finding(check, Level::Error, detail, advice)
 }
 
-fn warning(check: &str, detail: String, advice: &str) -> Finding {
+pub(super) fn warning(check: &str, detail: String, advice: &str) -> Finding {
     finding(check, Level::Warning, detail, advice)
 }
 

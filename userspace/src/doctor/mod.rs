@@ -5,6 +5,7 @@
 //! without which an agent need not start.
 
 mod checks;
+mod datapath;
 mod facts;
 
 use std::{fmt, path::PathBuf};
@@ -12,6 +13,7 @@ use std::{fmt, path::PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use checks::examine;
+pub use datapath::{DatapathFacts, examine_datapath};
 pub use facts::{Bpffs, Facts, HostFacts, Probe, TcxProgram, UdpSocketFact, UplinkFacts};
 
 /// How bad a finding is.

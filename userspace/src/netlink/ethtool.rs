@@ -38,7 +38,11 @@ pub const ENCAPSULATION_OFFLOADS: &[&str] = &[
 /// included.
 pub const RX_UDP_GRO_FORWARDING: &str = "rx-udp-gro-forwarding";
 
+/// Merging of what is received, by the kernel.
+pub const RX_GRO: &str = "rx-gro";
+
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
+const ETHTOOL_GDRVINFO: u32 = 0x03;
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
 const ETHTOOL_GSSET_INFO: u32 = 0x37;
 const ETHTOOL_GFEATURES: u32 = 0x3a;
@@ -47,6 +51,10 @@ const ETHTOOL_SFEATURES: u32 = 0x3b;
 const ETH_SS_FEATURES: u32 = 4;
 /// `ETH_GSTRING_LEN`.
 const STRING_LEN: usize = 32;
+
+/// Words of `struct ethtool_drvinfo`, and the bytes of its first string.
+const DRVINFO: usize = 49;
+const DRIVER_LEN: usize = 32;
 
 /// Words of `struct ethtool_get_features_block`: available, requested, active,
 /// never changed.
@@ -64,6 +72,17 @@ impl Netlink {
         };
         let blocks = device.features(bit + 1)?;
         Ok(Some(blocks.get(bit / 32).is_some_and(|block| block.active >> (bit % 32) & 1 == 1)))
+    }
+
+    /// Name of an interface's driver, if it has one and tells.
+    pub fn driver(&self, name: &str) -> Option<String> {
+        let device = Device::new(self.control(), name).ok()?;
+        let mut info = [0; DRVINFO];
+        info[0] = ETHTOOL_GDRVINFO;
+        device.ioctl(&mut info).ok()?;
+        let bytes = bytemuck::cast_slice::<u32, u8>(&info[1..]).get(..DRIVER_LEN)?;
+        let driver = bytes.split(|byte| *byte == 0).next()?;
+        (!driver.is_empty()).then(|| String::from_utf8_lossy(driver).into_owned())
     }
 
     /// Turns features on or off. Names that the kernel or the device does not

@@ -56,6 +56,9 @@ pub struct Link {
     pub master: Option<u32>,
     /// UDP port on which a kernel vxlan device receives.
     pub vxlan_port: Option<u16>,
+    /// It is a vxlan device that takes the VNIs of a list only, see
+    /// [`Netlink::create_deaf_vxlan`].
+    pub vxlan_filtered: bool,
     /// Addresses.
     pub addresses: Vec<IpNetwork>,
 }
@@ -167,14 +170,64 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError::NameTaken`].
     pub async fn create_bridge(&self, name: &str, mac: Option<MacAddr>) -> Result<u32> {
+        self.create_bridge_with(name, mac, Vec::new()).await
+    }
+
+    /// As [`Netlink::create_bridge`], and it sends nothing by itself: one that snoops
+    /// multicast joins a group when it comes up (RFC 4286).
+    ///
+    /// # Errors
+    /// [`NetlinkError::NameTaken`].
+    pub async fn create_silent_bridge(&self, name: &str, mac: MacAddr) -> Result<u32> {
+        self.create_bridge_with(name, Some(mac), vec![InfoBridge::MulticastSnooping(false)]).await
+    }
+
+    async fn create_bridge_with(
+        &self,
+        name: &str,
+        mac: Option<MacAddr>,
+        mut options: Vec<InfoBridge>,
+    ) -> Result<u32> {
         check_ifname(name)?;
+        options.push(InfoBridge::StpState(BridgeStpState::Disabled));
         let mut message = named(name);
         message.attributes.extend(mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Bridge),
-            LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::StpState(BridgeStpState::Disabled)])),
+            LinkInfo::Data(InfoData::Bridge(options)),
         ]));
         self.create(name, message).await
+    }
+
+    /// Makes a vxlan device that takes the VNIs of a list only (`external vnifilter`),
+    /// of which there are none: what it receives is dropped, and what it is given to
+    /// send, too. It is down. Returns its index.
+    ///
+    /// # Errors
+    /// [`NetlinkError::NameTaken`] if there is an interface of that name; the kernel has
+    /// no such devices, or another one is the same.
+    pub async fn create_deaf_vxlan(&self, name: &str, mac: MacAddr, port: u16) -> Result<u32> {
+        check_ifname(name)?;
+        let mut message = named(name);
+        message.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Vxlan),
+            LinkInfo::Data(InfoData::Vxlan(vec![
+                InfoVxlan::Learning(false),
+                InfoVxlan::CollectMetadata(true),
+                InfoVxlan::Vnifilter(true),
+                InfoVxlan::Port(port),
+            ])),
+        ]));
+        match self.create(name, message).await {
+            // The kernel says the same of a device that differs in nothing but its name.
+            Err(NetlinkError::NameTaken(_)) if self.link(name).await?.is_none() => {
+                let what = format!("creating interface {name}");
+                let source = std::io::Error::from_raw_os_error(Errno::EADDRINUSE as i32);
+                Err(NetlinkError::kernel(what, source))
+            }
+            other => other,
+        }
     }
 
     async fn create(&self, name: &str, message: LinkMessage) -> Result<u32> {
@@ -275,9 +328,17 @@ impl Netlink {
     /// # Errors
     /// As [`Netlink::set_up`].
     pub async fn set_master(&self, name: &str, bridge: &str) -> Result<()> {
+        self.set_controller(name, self.existing(bridge).await?.index).await
+    }
+
+    /// As [`Netlink::set_master`], for a bridge whose index is known.
+    ///
+    /// # Errors
+    /// As [`Netlink::set_up`].
+    pub async fn set_controller(&self, name: &str, bridge: u32) -> Result<()> {
         let mut message = named(name);
-        message.attributes.push(LinkAttribute::Controller(self.existing(bridge).await?.index));
-        self.change(name, &format!("adding to bridge {bridge}"), message).await
+        message.attributes.push(LinkAttribute::Controller(bridge));
+        self.change(name, "adding to a bridge", message).await
     }
 
     /// Deletes the interface, with its other end if it is a veth.
@@ -387,6 +448,9 @@ fn parse_info(infos: &[LinkInfo], link: &mut Link) {
                     InfoVxlan::Port(port) => Some(*port),
                     _ => None,
                 });
+                let has = |flag: &InfoVxlan| data.contains(flag);
+                link.vxlan_filtered =
+                    has(&InfoVxlan::CollectMetadata(true)) && has(&InfoVxlan::Vnifilter(true));
             }
             _ => {}
         }

@@ -14,10 +14,11 @@ mod handle;
 mod link;
 mod monitor;
 mod neighbour;
+mod netdev;
 mod route;
 
 pub use error::NetlinkError;
-pub use ethtool::{ENCAPSULATION_OFFLOADS, RX_UDP_GRO_FORWARDING};
+pub use ethtool::{ENCAPSULATION_OFFLOADS, RX_GRO, RX_UDP_GRO_FORWARDING};
 pub use handle::Netlink;
 pub use link::{Link, VethSpec, check_ifname};
 pub use monitor::{Event, Monitor};

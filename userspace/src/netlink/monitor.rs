@@ -9,7 +9,9 @@ use std::{
 use futures::{Stream, StreamExt};
 use ipnetwork::IpNetwork;
 use rtnetlink::{
-    Handle, MulticastGroup, packet_core::NetlinkPayload, packet_route::RouteNetlinkMessage,
+    Handle, MulticastGroup,
+    packet_core::NetlinkPayload,
+    packet_route::{AddressFamily, RouteNetlinkMessage},
 };
 
 use super::{
@@ -119,6 +121,12 @@ impl Stream for Monitor {
 
 fn translate(message: &RouteNetlinkMessage) -> Option<Event> {
     match message {
+        // Of ports of bridges: that one is a port no more does not mean that it is gone.
+        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)
+            if link.header.interface_family == AddressFamily::Bridge =>
+        {
+            None
+        }
         RouteNetlinkMessage::NewLink(_) => parse_link(message).map(|link| Event::Link {
             index: link.index,
             name: link.name,

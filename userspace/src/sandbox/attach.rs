@@ -43,6 +43,8 @@ pub struct Plugged {
     pub ifindex: u32,
     /// Something was not as wanted.
     pub changed: bool,
+    /// Index of the bridge that the host side is a port of.
+    pub master: Option<u32>,
 }
 
 /// Name of the host side of an endpoint: `cv` and the first twelve digits of its id.
@@ -134,7 +136,7 @@ pub async fn plug_closed(netlink: &Netlink, spec: &PlugSpec, sandbox: &Sandbox) 
     };
     changed |= host_side(netlink, &host, spec).await?;
     changed |= sandbox_side(&inside, spec, sandbox).await?;
-    Ok(Plugged { ifindex: host.index, changed })
+    Ok(Plugged { ifindex: host.index, changed, master: host.master })
 }
 
 /// Removes the pair of an endpoint.

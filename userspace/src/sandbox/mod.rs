@@ -3,8 +3,11 @@
 //! * [`Sandbox`]: a namespace, made as `ip netns add` makes it.
 //! * [`plug`] and [`unplug`]: the veth pair between the host and a sandbox.
 //! * [`plug_gateway`]: the device that is a network's gateway on this host.
+//! * [`keep_gro`] and [`keep_room`]: two devices that no packet crosses and that make the
+//!   programs' work less.
 //! * [`supervise`]: programs that run in a sandbox.
 
+mod assist;
 mod attach;
 mod detach;
 mod error;
@@ -15,6 +18,7 @@ mod netns;
 mod signals;
 mod sysctl;
 
+pub use assist::{GRO, ROOM, enrol, is_assistant, keep_gro, keep_room, remove_assistants};
 pub use attach::{
     PlugSpec, Plugged, alias_of, endpoint_of, free_ifname, host_ifname, open_port, plug,
     plug_closed, unplug,

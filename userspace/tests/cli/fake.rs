@@ -20,6 +20,7 @@ use culvert::{
             VtepChange, VtepRow,
         },
     },
+    choice::{Uplink, XdpSupport},
     model::{Driver, Name},
 };
 use tokio_util::sync::CancellationToken;
@@ -429,6 +430,13 @@ impl Backend for Fake {
             datapath: DatapathStatus {
                 mode: "tc".to_owned(),
                 reason: "veth gains nothing from XDP".to_owned(),
+                uplinks: vec![Uplink {
+                    name: "eth0".to_owned(),
+                    driver: "veth".to_owned(),
+                    xdp: XdpSupport::Native,
+                    gro: true,
+                    merges_vxlan: true,
+                }],
                 abi: 1,
                 pins: "/run/culvert/bpf/1".to_owned(),
             },

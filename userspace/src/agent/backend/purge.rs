@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Agent, internal};
+use super::Agent;
 use crate::{
     agent::{containers::Record, node, shared::SETTLE},
     api::types::{ApiError, ErrorKind},
@@ -41,7 +41,7 @@ impl Agent {
         for record in &records {
             self.take_away(record).await?;
         }
-        self.shared.platform.purge().map_err(|error| internal(&error))?;
+        self.shared.platform.purge().await?;
         self.shared.purged.cancel();
         Ok(())
     }

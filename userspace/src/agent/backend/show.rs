@@ -14,7 +14,7 @@ use crate::{
         AgentStatus, ApiError, Counts, DatapathStatus, FdbRow, NeighRow, StatsRow, Status,
         StoreStatus, VtepRow,
     },
-    cli::DatapathMode,
+    choice,
     model::{MacAddr, Name},
     store::Kind,
 };
@@ -194,7 +194,8 @@ impl Agent {
             None if shared.options.store.starts_with("file:") => Kind::File.to_string(),
             None => Kind::Etcd.to_string(),
         };
-        let (mode, reason) = datapath_mode(shared.options.datapath);
+        let (uplinks, price) = shared.platform.uplinks();
+        let (mode, reason) = choice::choose(shared.options.datapath, &uplinks, price);
         Status {
             node: shared.node.name.to_string(),
             agent: AgentStatus {
@@ -216,7 +217,8 @@ impl Agent {
             },
             datapath: DatapathStatus {
                 mode: mode.to_owned(),
-                reason: reason.to_owned(),
+                reason,
+                uplinks,
                 abi: ABI_VERSION,
                 pins: pins(&shared.options.bpffs),
             },
@@ -236,12 +238,4 @@ impl Agent {
 
 fn pins(bpffs: &Path) -> String {
     bpffs.join(format!("v{ABI_VERSION}")).display().to_string()
-}
-
-const fn datapath_mode(asked: DatapathMode) -> (&'static str, &'static str) {
-    match asked {
-        DatapathMode::Auto => ("tc", "chosen: XDP only where --datapath xdp asks for it"),
-        DatapathMode::Tc => ("tc", "asked for with --datapath tc"),
-        DatapathMode::Xdp => ("xdp", "asked for with --datapath xdp, beside tc"),
-    }
 }

@@ -1,5 +1,6 @@
 //! The real host: netlink, sandboxes and the loaded data plane.
 
+mod assist;
 mod nat;
 mod ports;
 mod underlay;
@@ -23,7 +24,8 @@ use tokio::sync::Mutex;
 use super::platform::{Holder, HostEvent, Paths, Platform, PlugError, PortError, PortHold};
 use crate::{
     api::types::{ApiError, ErrorKind},
-    datapath::{self, Datapath, DatapathError, FlowTable, Table as _},
+    choice::Uplink,
+    datapath::{self, Datapath, DatapathError, FlowTable, Price, Table as _},
     model::{Driver, Name, Protocol, validate},
     netlink::{Event, Monitor, Netlink, NetlinkError},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
@@ -40,6 +42,11 @@ pub(crate) struct Host {
     ageing: Duration,
     /// The uplinks get `from_underlay_xdp` as well.
     xdp: bool,
+    vxlan_port: u16,
+    assistants: assist::Assistants,
+    /// What is known of the uplinks, as of the last look.
+    known: std::sync::Mutex<Vec<Uplink>>,
+    price: std::sync::OnceLock<Price>,
     /// Neighbours that the kernel keeps resolved for us.
     managed: std::sync::Mutex<BTreeSet<(u32, IpAddr)>>,
 }
@@ -60,6 +67,10 @@ impl Host {
             uplinks,
             ageing: options.ageing,
             xdp,
+            vxlan_port: options.vxlan_port,
+            assistants: assist::Assistants::default(),
+            known: std::sync::Mutex::default(),
+            price: std::sync::OnceLock::new(),
             managed: std::sync::Mutex::default(),
         })
     }
@@ -198,7 +209,11 @@ impl Platform for Host {
     async fn event(&self) -> Option<HostEvent> {
         let mut monitor = self.monitor.lock().await;
         loop {
-            return Some(match monitor.next().await? {
+            let event = monitor.next().await?;
+            if self.assistants.concerns(&event) {
+                return Some(HostEvent::Uplink);
+            }
+            return Some(match event {
                 Event::Link { name, .. } | Event::LinkGone { name, .. }
                     if self.uplinks.contains(&name) =>
                 {
@@ -247,6 +262,9 @@ impl Platform for Host {
             sandbox::plug_closed(&self.netlink, &spec, &sandbox).await.map_err(sandbox_refused)?;
         // What the container sends is judged from its first frame on.
         self.datapath.attach_container(plugged.ifindex).map_err(broken)?;
+        if plugged.master.is_none() {
+            self.assistants.enrol(&self.netlink, &spec.host_ifname).await;
+        }
         sandbox::open_port(&self.netlink, &spec.host_ifname).await.map_err(sandbox_refused)?;
         Ok(plugged.ifindex)
     }
@@ -339,7 +357,14 @@ impl Platform for Host {
     }
 
     async fn check_uplinks(&self) -> Vec<String> {
-        self.attach_uplinks().await.into_iter().map(|error| error.message).collect()
+        let errors = self.attach_uplinks().await;
+        self.keep_assistants().await;
+        errors.into_iter().map(|error| error.message).collect()
+    }
+
+    fn uplinks(&self) -> (Vec<Uplink>, Option<Price>) {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        (known.clone(), self.price.get().copied())
     }
 
     async fn max_mtu(&self, driver: Driver) -> Result<u16, ApiError> {
@@ -510,7 +535,8 @@ impl Platform for Host {
         self.datapath.stats()
     }
 
-    fn purge(&self) -> Result<(), DatapathError> {
-        Datapath::purge(&self.bpffs)
+    async fn purge(&self) -> Result<(), ApiError> {
+        self.assistants.remove(&self.netlink).await.map_err(sandbox_refused)?;
+        Datapath::purge(&self.bpffs).map_err(broken)
     }
 }

@@ -36,8 +36,9 @@ use crate::{
         Backend as _,
         types::{ApiError, ContainerRow, ErrorKind},
     },
+    choice::Uplink,
     cli::{AgentOptions, ConntrackOptions, DatapathMode, StoreAccess},
-    datapath::{DatapathError, FlowTable},
+    datapath::{DatapathError, FlowTable, Price},
     model::{Driver, Name, Node, Protocol, ROOT, SCHEMA, View},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
     sandbox::GatewaySpec,
@@ -250,6 +251,10 @@ impl Platform for Paper {
         Vec::new()
     }
 
+    fn uplinks(&self) -> (Vec<Uplink>, Option<Price>) {
+        (Vec::new(), None)
+    }
+
     async fn max_mtu(&self, driver: Driver) -> Result<u16, ApiError> {
         Ok(match driver {
             Driver::Overlay => 1450,
@@ -409,7 +414,7 @@ impl Platform for Paper {
         Ok(Vec::new())
     }
 
-    fn purge(&self) -> Result<(), DatapathError> {
+    async fn purge(&self) -> Result<(), ApiError> {
         let mut state = self.state();
         state.tables = Tables::default();
         state.purged = true;

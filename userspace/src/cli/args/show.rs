@@ -24,6 +24,7 @@ pub(super) const STATS_EXAMPLES: &str = "EXAMPLES:
 pub(super) const DOCTOR_EXAMPLES: &str = "EXAMPLES:
   culvert doctor
   culvert doctor --uplink eth1
+  culvert doctor --datapath
 
 EXIT CODE:
   1 if a finding is an error.";
@@ -133,6 +134,9 @@ pub(crate) struct DoctorArgs {
     /// BPF file system to check
     #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
     pub(crate) bpffs: PathBuf,
+    /// Measure how VXLAN comes in, instead: what each uplink can do, what XDP would cost
+    #[arg(long)]
+    pub(crate) datapath: bool,
 }
 
 #[derive(Args, Debug)]

@@ -4,12 +4,14 @@ use std::{io::Write, path::Path};
 
 use crate::{
     api::{Backend, Client, Unreachable},
+    choice,
     cli::{
         args::{DoctorArgs, Format},
         failure::Failure,
         output::{self, Row, or_dash},
     },
-    doctor::{self, Facts, Finding, Level, Subject},
+    datapath::Price,
+    doctor::{self, DatapathFacts, Facts, Finding, Level, Subject},
     netlink::{Netlink, NetlinkError},
 };
 
@@ -29,7 +31,8 @@ pub(crate) async fn doctor(
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
     let netlink = Netlink::new().map_err(Failure::refusal)?;
-    let (mut subject, of_agent) = subject(client, args).await;
+    let of_datapath = args.datapath;
+    let (mut subject, of_agent, running) = subject(client, args).await;
     let mut findings = vec![of_agent];
     if subject.uplinks.is_empty() {
         match default_uplink(&netlink).await {
@@ -43,10 +46,43 @@ pub(crate) async fn doctor(
             Err(error) => findings.push(finding("uplink", Level::Error, error.to_string(), "")),
         }
     }
-    let facts = Facts::collect(&netlink, subject).await;
-    findings.extend(doctor::examine(&facts));
+    if of_datapath {
+        findings.extend(datapath(&netlink, &subject, running).await);
+    } else {
+        let facts = Facts::collect(&netlink, subject).await;
+        findings.extend(doctor::examine(&facts));
+    }
     output::rows(out, format, &findings)?;
     Ok(u8::from(findings.iter().any(|finding| finding.level == Level::Error)))
+}
+
+/// What `--datapath` asks for; `running` is the mode of the agent.
+async fn datapath(netlink: &Netlink, subject: &Subject, running: Option<String>) -> Vec<Finding> {
+    let port = subject.vxlan_port;
+    let uplinks = choice::read(netlink, &subject.uplinks, port).await;
+    let links = netlink.links().await.unwrap_or_default();
+    let measured = tokio::task::spawn_blocking(Price::measure).await;
+    let price = match measured {
+        Ok(price) => price.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    let mut findings: Vec<Finding> = subject
+        .uplinks
+        .iter()
+        .filter(|name| uplinks.iter().all(|uplink| uplink.name != **name))
+        .map(|name| {
+            let detail = format!("uplink {name} does not exist");
+            finding("uplink", Level::Error, detail, "name an interface of 'ip link' with --uplink")
+        })
+        .collect();
+    findings.extend(doctor::examine_datapath(&DatapathFacts {
+        uplinks,
+        price,
+        port,
+        knows_vxlan: links.iter().any(|link| link.vxlan_port == Some(port) && link.up),
+        running,
+    }));
+    findings
 }
 
 /// The device of the IPv4 default route, as the agent takes it.
@@ -66,7 +102,8 @@ fn finding(check: &str, level: Level, detail: String, advice: &str) -> Finding {
 }
 
 /// What to examine: what the agent uses, if it runs, else what the options say.
-async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding) {
+/// The last is the mode of the agent that runs.
+async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option<String>) {
     let mut subject = Subject {
         uplinks: args.uplinks,
         vxlan_port: args.vxlan_port,
@@ -80,7 +117,8 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding) {
         Ok(()) => client.status().await,
         Err(Unreachable::NobodyListens(path)) => {
             let detail = format!("not running: nobody listens on {}", path.display());
-            return (subject, finding(Level::Warning, detail, "start it with 'culvert agent'"));
+            let found = finding(Level::Warning, detail, "start it with 'culvert agent'");
+            return (subject, found, None);
         }
         Err(error) => Err(error.into()),
     };
@@ -90,6 +128,7 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding) {
             return (
                 subject,
                 finding(Level::Error, error.to_string(), "look into the agent's log"),
+                None,
             );
         }
     };
@@ -123,5 +162,5 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding) {
     } else {
         finding(Level::Ok, format!("pid {}, store healthy", status.agent.pid), "")
     };
-    (subject, found)
+    (subject, found, Some(status.datapath.mode))
 }

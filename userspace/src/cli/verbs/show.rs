@@ -7,6 +7,7 @@ use crate::{
         Backend,
         types::{FdbRow, NeighRow, StatsRow, Status, VtepChange, VtepRow},
     },
+    choice::Uplink,
     cli::{
         args::{Format, VtepChangeArgs, VtepCommand},
         failure::Failure,
@@ -162,6 +163,10 @@ fn facts(status: &Status, out: &mut dyn Write) -> Result<(), Failure> {
                     "{} ({}), ABI {}, pinned in {}",
                     datapath.mode, datapath.reason, datapath.abi, datapath.pins
                 ),
+            ),
+            (
+                "Uplinks",
+                output::list(&datapath.uplinks.iter().map(Uplink::describe).collect::<Vec<_>>()),
             ),
             ("VTEPs", vteps.to_string()),
             ("Networks", counts.networks.to_string()),

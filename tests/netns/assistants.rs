@@ -1,0 +1,483 @@
+//! The vxlan device and the bridge that make the programs' work less: they are there, they
+//! carry no packet, and nothing depends on them.
+
+#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    time::{Duration, Instant},
+};
+
+use aya::programs::TcAttachType;
+use culvert_tests::{
+    cluster::{Cluster, Host, SOON, unique_name},
+    netns::{Netns, Underlay, is_root, wait_until},
+    packet::{self, Tunnel, V4},
+    sock::{self, Behaviour, Server, Use, container},
+};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::attacks::send_raw;
+
+const GRO: &str = "cvgro0";
+const ROOM: &str = "cvroom0";
+/// Where containers and hosts listen.
+const PORT: u16 = 7000;
+
+fn link(netns: &Netns, ifname: &str) -> Value {
+    let output = netns.try_run(&format!("ip -d -s -j link show {ifname}"));
+    let rows: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    rows[0].clone()
+}
+
+fn is_up(link: &Value) -> bool {
+    link["flags"].as_array().is_some_and(|flags| flags.iter().any(|flag| flag == "UP"))
+}
+
+/// The vxlan device is as it is to be.
+fn gro_is_right(netns: &Netns) -> bool {
+    let gro = link(netns, GRO);
+    let data = &gro["linkinfo"]["info_data"];
+    gro["linkinfo"]["info_kind"] == "vxlan"
+        && data["external"] == true
+        && data["vnifilter"] == true
+        && data["port"] == 4789
+        && gro["ifalias"] == "culvert-gro"
+        && gro["master"] == ROOM
+        && is_up(&gro)
+}
+
+/// The bridge is as it is to be.
+fn room_is_right(netns: &Netns) -> bool {
+    let room = link(netns, ROOM);
+    room["linkinfo"]["info_kind"] == "bridge" && room["ifalias"] == "culvert-room" && !is_up(&room)
+}
+
+/// The host's ends of containers' veths, with the bridge of each.
+fn veths(netns: &Netns) -> Vec<(String, String)> {
+    let rows: Value = serde_json::from_str(&netns.run("ip -d -j link show type veth")).unwrap();
+    let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
+    let rows = rows.as_array().unwrap().iter();
+    rows.filter(|row| text(row, "ifalias").starts_with("culvert:"))
+        .map(|row| (text(row, "ifname"), text(row, "master")))
+        .collect()
+}
+
+fn all_are_ports(netns: &Netns) -> bool {
+    veths(netns).iter().all(|(_, master)| master == ROOM)
+}
+
+/// Frames that a device has had, in either direction.
+fn frames(netns: &Netns, ifname: &str) -> u64 {
+    let link = link(netns, ifname);
+    let of = |way: &str| link["stats64"][way]["packets"].as_u64().unwrap();
+    of("rx") + of("tx")
+}
+
+fn any(port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)
+}
+
+/// Both are there and as they should be, containers that come are ports, and what somebody
+/// takes away or sets otherwise is put right, without a container noticing. A purge removes both.
+#[test]
+fn they_are_kept_and_purged() {
+    if !is_root() {
+        return;
+    }
+    let mut cluster = Cluster::new(1);
+    let host = &cluster.hosts[0];
+    let netns = &host.netns;
+    assert!(gro_is_right(netns), "{}", link(netns, GRO));
+    assert!(room_is_right(netns), "{}", link(netns, ROOM));
+    for ifname in [GRO, ROOM] {
+        assert_eq!(netns.run(&format!("ip -o addr show dev {ifname}")), "", "no address");
+    }
+    let names = [unique_name("a"), unique_name("b")];
+    for name in &names {
+        host.run_idle(name, "bridge", &[]);
+    }
+    assert_eq!(veths(netns).len(), 2);
+    assert!(all_are_ports(netns), "{:?}", veths(netns));
+    host.wait_ping(&names[0], &host.ip(&names[1], "bridge"));
+
+    let ports = || netns.run("ip -o link show | grep -o '^[0-9]*: cv[0-9a-f]*@'");
+    let before = ports();
+    let other = host.ip(&names[1], "bridge");
+    let mut command = std::process::Command::new("nsenter");
+    command.args([&format!("--net=/run/netns/{}", names[0]), "ping", "-i", "0.01", &other]);
+    let mut pings = culvert_tests::netns::Process::spawn(command);
+    let veth = veths(netns)[0].0.clone();
+    for change in [
+        format!("ip link del {GRO}"),
+        format!("ip link set {GRO} down"),
+        format!("ip link set {ROOM} up"),
+        format!("ip link del {ROOM}"),
+        // An event that concerns it: a veth that left is found when all is looked at.
+        format!("ip link set {veth} nomaster; ip link set {ROOM} up"),
+    ] {
+        netns.run(&change);
+        wait_until(SOON, &change, || {
+            gro_is_right(netns) && room_is_right(netns) && all_are_ports(netns)
+        });
+    }
+    pings.stop(Signal::SIGINT, SOON);
+    let told = pings.stdout();
+    assert!(told.contains(" 0% packet loss"), "{told}");
+    assert_eq!(ports(), before, "no veth was made anew");
+    assert_eq!([GRO, ROOM].map(|ifname| frames(netns, ifname)), [0, 0]);
+
+    // They outlive the agent, and change with its port.
+    cluster.hosts[0].stop_agent(Signal::SIGKILL);
+    assert!(gro_is_right(&cluster.hosts[0].netns));
+    cluster.hosts[0].start_agent(&["--vxlan-port", "4790"]);
+    cluster.hosts[0].wait_ready();
+    let host = &cluster.hosts[0];
+    assert_eq!(link(&host.netns, GRO)["linkinfo"]["info_data"]["port"], 4790);
+    host.ok(&["purge"]);
+    let gone = || [GRO, ROOM].iter().all(|ifname| link(&host.netns, ifname) == Value::Null);
+    assert!(gone());
+    // Nothing puts them back: not even what the agent still sees.
+    cluster.hosts[0].stop_agent(Signal::SIGTERM);
+    let host = &cluster.hosts[0];
+    assert!([GRO, ROOM].iter().all(|ifname| link(&host.netns, ifname) == Value::Null));
+}
+
+/// `--cleanup-on-exit`, and a purge without an agent.
+#[test]
+fn they_go_with_the_agent_that_cleans_up() {
+    if !is_root() {
+        return;
+    }
+    let mut cluster = Cluster::without_agents(1, 1500);
+    let gone =
+        |host: &Host| [GRO, ROOM].iter().all(|ifname| link(&host.netns, ifname) == Value::Null);
+    let host = &mut cluster.hosts[0];
+    host.start_agent(&["--cleanup-on-exit"]);
+    host.wait_ready();
+    assert!(gro_is_right(&host.netns));
+    host.stop_agent(Signal::SIGTERM);
+    assert!(gone(host));
+    host.start_agent(&[]);
+    host.wait_ready();
+    host.stop_agent(Signal::SIGTERM);
+    assert!(gro_is_right(&host.netns) && room_is_right(&host.netns));
+    let state = host.dir().join("state").display().to_string();
+    host.ok(&["purge", "--state-dir", &state, "--bpffs", &host.bpffs().display().to_string()]);
+    assert!(gone(host));
+}
+
+/// Somebody else's devices of these names, or on this port, stay as they are, and all goes on
+/// without ours. Once they are gone, ours come.
+#[test]
+fn what_is_not_ours_is_left_alone() {
+    if !is_root() {
+        return;
+    }
+    let mut cluster = Cluster::without_agents(1, 1500);
+    let host = &mut cluster.hosts[0];
+    host.netns.run(&format!(
+        "ip link add {GRO} type bridge; ip link add {ROOM} type bridge; ip link set {ROOM} up"
+    ));
+    host.start_agent(&[]);
+    host.wait_ready();
+    let names = [unique_name("a"), unique_name("b")];
+    for name in &names {
+        host.run_idle(name, "bridge", &[]);
+    }
+    host.wait_ping(&names[0], &host.ip(&names[1], "bridge"));
+    assert!(veths(&host.netns).iter().all(|(_, master)| master.is_empty()));
+    assert!(is_up(&link(&host.netns, ROOM)) && link(&host.netns, GRO)["ifalias"] == Value::Null);
+    for ifname in [GRO, ROOM] {
+        let line = format!("interface {ifname} of the host is not the agent's");
+        assert!(host.agent_log().contains(&line), "{}", host.agent_log());
+    }
+    host.netns.run(&format!("ip link del {ROOM}; ip link del {GRO}"));
+    wait_until(SOON, "our own", || {
+        gro_is_right(&host.netns) && room_is_right(&host.netns) && all_are_ports(&host.netns)
+    });
+
+    // Whoever has the port keeps it.
+    host.stop_agent(Signal::SIGTERM);
+    host.netns.run(&format!(
+        "ip link del {GRO}; ip link add vx1 type vxlan external dstport 4789; ip link set vx1 up"
+    ));
+    host.start_agent(&[]);
+    host.wait_ready();
+    assert_eq!(link(&host.netns, GRO), Value::Null);
+    assert!(is_up(&link(&host.netns, "vx1")));
+    let log = host.agent_log();
+    assert!(log.contains("UDP port 4789 has a socket of somebody else's"), "{log}");
+    let lines = || host.agent_log().matches("somebody else's").count();
+    let looks = lines();
+    host.netns.run(&format!("ip link set {} txqueuelen 999", Underlay::UPLINK));
+    host.wait_ping(&names[0], &host.ip(&names[1], "bridge"));
+    assert_eq!(lines(), looks, "told once");
+    host.ok(&["purge"]);
+    assert!(is_up(&link(&host.netns, "vx1")));
+}
+
+/// The IPv4 packet of a VXLAN datagram from one container to another.
+fn tunnelled(from: Ipv4Addr, to: Ipv4Addr, vni: u32, options: &[u8]) -> Vec<u8> {
+    let mac = |last| [0x02, 0x42, 10, 0, 0, last];
+    let one = packet::Host { mac: mac(2), v4: [10, 0, 0, 2], v6: [0; 16] };
+    let two = packet::Host { mac: mac(3), v4: [10, 0, 0, 3], v6: [0; 16] };
+    let inner = V4::udp(&one, &two, (5000, PORT), &[7; 400]).frame();
+    let tunnel = Tunnel {
+        src_port: 50_000,
+        df: false,
+        options: options.to_vec(),
+        ..Tunnel::new(from.octets(), to.octets(), vni)
+    };
+    tunnel.wrap(&inner)[14..].to_vec()
+}
+
+/// The same in two fragments.
+fn fragments(packet: &[u8], id: u16) -> Vec<Vec<u8>> {
+    let (header, payload) = packet.split_at(usize::from(packet[0] & 15) * 4);
+    let (first, second) = payload.split_at(64);
+    let fragment = |bits: u16, part: &[u8]| {
+        let mut packet = [header, part].concat();
+        packet[4..6].copy_from_slice(&id.to_be_bytes());
+        packet[6..8].copy_from_slice(&bits.to_be_bytes());
+        packet
+    };
+    vec![fragment(0x2000, first), fragment(64 / 8, second)]
+}
+
+/// A counter of `/proc/net/snmp`.
+fn snmp(netns: &Netns, protocol: &str, name: &str) -> u64 {
+    let text = netns.run("cat /proc/net/snmp");
+    let mut rows = text.lines().filter(|line| line.starts_with(&format!("{protocol}: ")));
+    let (names, values) = (rows.next().unwrap(), rows.next().unwrap());
+    let at = names.split(' ').position(|each| each == name).unwrap();
+    values.split(' ').nth(at).unwrap().parse().unwrap()
+}
+
+/// Programs at the uplink.
+fn attached(host: &Host) -> usize {
+    host.netns.programs(Underlay::UPLINK, TcAttachType::Ingress).len()
+}
+
+/// Removes the pins of attachments, and so detaches.
+fn detach(host: &Host, what: &str) {
+    let pins = host.bpffs().join("v*/links").display().to_string();
+    host.netns.run(&format!("rm {pins}/{what}-*"));
+}
+
+/// VXLAN that gets to the kernel's own socket, with the VNI of a network and from the address
+/// of a VTEP, gets nowhere: in fragments, with IP options, to another address of the host,
+/// while no program is attached.
+#[test]
+fn what_reaches_the_kernel_s_socket_gets_nowhere() {
+    if !is_root() {
+        return;
+    }
+    let cluster = Cluster::new(2);
+    cluster.hosts[0].ok(&[
+        "network",
+        "create",
+        "-d",
+        "overlay",
+        "--subnet",
+        "10.0.0.0/24",
+        "--vni",
+        "700",
+        "net",
+    ]);
+    cluster.wait_network("net");
+    let names = [unique_name("a"), unique_name("b")];
+    for (host, name) in cluster.hosts.iter().zip(&names) {
+        let ip = format!("10.0.0.{}", host.index + 2);
+        host.run_idle(name, "net", &["--ip", &ip]);
+    }
+    cluster.hosts[0].wait_ping(&names[0], "10.0.0.3");
+    let second = Ipv4Addr::new(192, 0, 2, 77);
+    cluster.hosts[1].netns.run(&format!("ip addr add {second}/32 dev up0"));
+    let server = Server::udp(&container(&names[1]), any(PORT));
+    let on_host = Server::udp(cluster.hosts[1].netns.path(), any(PORT));
+    let (from, to) = (cluster.hosts[0].vtep(), cluster.hosts[1].vtep());
+    let send = |packets: &[Vec<u8>]| {
+        for packet in packets {
+            let to: [u8; 4] = packet[16..20].try_into().unwrap();
+            send_raw(cluster.hosts[0].netns.path(), to.into(), &[packet.clone()]);
+        }
+    };
+    // The way is open.
+    send(&[tunnelled(from, to, 700, &[])]);
+    wait_until(SOON, "the datagram", || server.seen().len() == 1);
+
+    let mut id = 1000;
+    let options: [&[u8]; 2] = [&[], &[1, 1, 1, 1]];
+    let mut all = |host: &Netns, expected: u64| {
+        let before = (snmp(host, "Ip", "ReasmOKs"), snmp(host, "Ip", "InDelivers"));
+        for (to, options) in [to, second].into_iter().flat_map(|to| options.map(|o| (to, o))) {
+            let packet = tunnelled(from, to, 700, options);
+            id += 1;
+            send(std::slice::from_ref(&packet));
+            send(&fragments(&packet, id));
+        }
+        wait_until(SOON, "reassembly", || snmp(host, "Ip", "ReasmOKs") == before.0 + expected);
+        assert!(snmp(host, "Ip", "InDelivers") >= before.1 + 2 * expected);
+    };
+    let nothing = |host: &Host| {
+        assert_eq!(server.seen().len(), 2);
+        assert_eq!(on_host.seen().len(), 0);
+        assert_eq!([GRO, ROOM].map(|ifname| frames(&host.netns, ifname)), [0, 0]);
+    };
+    // The whole one to the VTEP address is what it was before. Of the fragments to it the first
+    // has a port to be known by.
+    all(&cluster.hosts[1].netns, 3);
+    nothing(&cluster.hosts[1]);
+    assert_eq!(cluster.hosts[1].counter("from_underlay", "outer_fragment"), 1);
+
+    // `cluster` is borrowed by what sends.
+    let agent = cluster.hosts[1].agent.as_ref().unwrap().pid();
+    nix::sys::signal::kill(agent, Signal::SIGKILL).unwrap();
+    detach(&cluster.hosts[1], "uplink");
+    assert_eq!(attached(&cluster.hosts[1]), 0);
+    all(&cluster.hosts[1].netns, 4);
+    nothing(&cluster.hosts[1]);
+
+    // Without the list of VNIs it would come in on the device.
+    let netns = &cluster.hosts[1].netns;
+    netns.run(&format!(
+        "ip link del {GRO}; ip link add vx1 type vxlan external dstport 4789; ip link set vx1 up"
+    ));
+    all(netns, 4);
+    assert_eq!(link(netns, "vx1")["stats64"]["rx"]["packets"], 8);
+}
+
+/// A container whose program is gone reaches nothing: not the host, not its neighbour.
+#[test]
+fn a_container_without_its_program_is_cut_off() {
+    if !is_root() {
+        return;
+    }
+    let mut cluster = Cluster::new(1);
+    let names = [unique_name("a"), unique_name("b")];
+    for name in &names {
+        cluster.hosts[0].run_idle(name, "bridge", &[]);
+    }
+    let host = &mut cluster.hosts[0];
+    let (gateway, neighbour) = (Ipv4Addr::new(172, 17, 0, 1), host.ip(&names[1], "bridge"));
+    let neighbour: Ipv4Addr = neighbour.parse().unwrap();
+    let servers =
+        [Server::udp(host.netns.path(), any(PORT)), Server::udp(&container(&names[1]), any(PORT))];
+    let seen = || servers.each_ref().map(|server| server.seen().len());
+    host.wait_ping(&names[0], &neighbour.to_string());
+    host.stop_agent(Signal::SIGKILL);
+    detach(host, "container");
+    let inside = container(&names[0]);
+    let run = |script: &str| host.in_container(&names[0], script);
+    // Frames that any host's stack would take: the MAC of the device that they come in on.
+    let veths = veths(&host.netns);
+    let peer = run("ip -o link show eth0");
+    let number = peer.split("@if").nth(1).and_then(|rest| rest.split(':').next()).unwrap();
+    let outer = host.netns.run(&format!("ip -o link | grep '^{number}: '"));
+    let outer = outer.split([':', '@']).nth(1).unwrap().trim().to_owned();
+    let mac = link(&host.netns, &outer)["address"].as_str().unwrap().to_owned();
+    let received = || link(&host.netns, &outer)["stats64"]["rx"]["packets"].as_u64().unwrap();
+    let send = || {
+        for to in [gateway, host.vtep(), neighbour] {
+            run(&format!("ip neigh replace {gateway} lladdr {mac} dev eth0 nud permanent"));
+            run(&format!("ip neigh replace {neighbour} lladdr {mac} dev eth0 nud permanent"));
+            let before = received();
+            sock::within(&inside, || {
+                let socket = std::net::UdpSocket::bind(any(0)).unwrap();
+                socket.send_to(b"x", SocketAddrV4::new(to, PORT)).unwrap();
+            });
+            wait_until(SOON, "the frame to leave", || received() > before);
+        }
+    };
+    assert!(veths.iter().any(|(name, master)| *name == outer && master == ROOM));
+    send();
+    // ARP, which the host would answer on any device.
+    let output = host.try_in_container(&names[0], "arping -c2 -w1 -I eth0 172.17.0.1");
+    assert!(!output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(seen(), [0, 0]);
+
+    // Were it not a port of the bridge, the host would have taken them.
+    host.netns.run(&format!("ip link set {outer} nomaster; sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.{outer}.rp_filter=0"));
+    send();
+    wait_until(SOON, "the host to take them", || seen()[0] > 0);
+}
+
+/// On a wire frames of TCP come one MTU at a time. With the vxlan device GRO merges them before
+/// they are decapsulated; with somebody else's interface of its name in the way it does not.
+#[test]
+fn frames_of_tcp_are_merged_before_they_are_decapsulated() {
+    if !is_root() {
+        return;
+    }
+    let cluster = Cluster::new(2);
+    let hosts = &cluster.hosts;
+    hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    cluster.wait_network("net");
+    let names = [unique_name("a"), unique_name("b")];
+    for (host, name) in hosts.iter().zip(&names) {
+        host.run_idle(name, "net", &["--ip", &format!("10.0.0.{}", host.index + 2)]);
+    }
+    hosts[0].wait_ping(&names[0], "10.0.0.3");
+    for host in hosts {
+        host.netns.run(&format!(
+            "ethtool -K {0} tso off gso off tx-udp_tnl-segmentation off gro on; \
+             tc qdisc replace dev {0} root pfifo limit 10000",
+            Underlay::UPLINK
+        ));
+        let port = format!("p{}", host.index);
+        // A veth has GRO look only at what comes from a device that cuts nothing itself.
+        cluster.switch.run(&format!(
+            "ethtool -K {port} tso off; tc qdisc replace dev {port} root pfifo limit 10000"
+        ));
+    }
+    let _server = Server::tcp(&container(&names[1]), any(80), Behaviour::Count);
+    let counted = || {
+        let rows = hosts[1].json(&["stats"]);
+        let rows = rows.as_array().unwrap().iter();
+        let mut rows = rows.filter(|row| row["direction"] == "from_underlay");
+        let row = rows.find(|row| row["reason"] == "deliver").unwrap();
+        (row["packets"].as_u64().unwrap(), row["bytes"].as_u64().unwrap())
+    };
+    const LEN: usize = 8_000_000;
+    let average = || {
+        let before = counted();
+        let to = SocketAddrV4::new([10, 0, 0, 3].into(), 80);
+        assert_eq!(
+            sock::tcp(&container(&names[0]), to, 0, Use::HalfClose(LEN)),
+            format!("ok {LEN}")
+        );
+        let after = counted();
+        assert!(after.1 - before.1 > LEN as u64);
+        (after.1 - before.1) / (after.0 - before.0)
+    };
+    let merged = average();
+    assert!(merged > 3 * 1500, "{merged} bytes a frame");
+    without_gro(&hosts[1].netns);
+    let single = average();
+    assert!(single <= 1514, "{single} bytes a frame");
+    let netns = &hosts[1].netns;
+    with_gro(netns);
+    let merged = average();
+    assert!(merged > 3 * 1500, "{merged} bytes a frame");
+}
+
+/// Puts another interface in the place of the vxlan device, which keeps the agent from making
+/// its own. It may be faster than the second step once; then all of it is done again.
+pub(crate) fn without_gro(netns: &Netns) {
+    let script = format!("link del {GRO}\nlink add {GRO} type bridge\n");
+    let start = Instant::now();
+    while !netns.succeeds(&format!("printf '{script}' | ip -batch -")) {
+        assert!(start.elapsed() < SOON, "{GRO} is not to be had");
+    }
+}
+
+/// Gives the agent its vxlan device again.
+pub(crate) fn with_gro(netns: &Netns) {
+    if !gro_is_right(netns) {
+        netns.try_run(&format!("ip link del {GRO}"));
+        wait_until(SOON, "the vxlan device", || gro_is_right(netns));
+    }
+}

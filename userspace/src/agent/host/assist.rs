@@ -1,0 +1,131 @@
+//! The two devices that make the programs' work less, see [`sandbox::keep_gro`].
+
+use std::sync::{
+    PoisonError,
+    atomic::{AtomicBool, AtomicU32, Ordering},
+};
+
+use nix::errno::Errno;
+use tokio::sync::Mutex;
+
+use super::Host;
+use crate::{
+    agent::platform::Platform as _,
+    choice::{self, Uplink},
+    datapath::Price,
+    netlink::{Event, Netlink, NetlinkError},
+    sandbox::{self, SandboxError},
+};
+
+/// What is known of them. An index of 0 is none.
+#[derive(Debug, Default)]
+pub(super) struct Assistants {
+    gro: AtomicU32,
+    room: AtomicU32,
+    /// One that was made and removed again, as its port is somebody else's.
+    discarded: AtomicU32,
+    /// The host is being left: they are not made again.
+    gone: AtomicBool,
+    /// Why each is missing, as it was last told. One looks after them at a time.
+    told: Mutex<[Option<String>; 2]>,
+}
+
+impl Assistants {
+    /// An event says that they are to be looked at.
+    pub(super) fn concerns(&self, event: &Event) -> bool {
+        match event {
+            Event::Link { index, up: true, .. } => *index == self.room.load(Ordering::Relaxed),
+            Event::Link { index, up: false, .. } => *index == self.gro.load(Ordering::Relaxed),
+            // Somebody else's of that name may have been in the way.
+            Event::LinkGone { index, name } if name == sandbox::GRO => {
+                *index != self.discarded.load(Ordering::Relaxed)
+            }
+            Event::LinkGone { name, .. } => name == sandbox::ROOM,
+            _ => false,
+        }
+    }
+
+    /// Sees that they are there. What cannot be is told once.
+    pub(super) async fn keep(&self, netlink: &Netlink, port: u16) {
+        let mut told = self.told.lock().await;
+        if self.gone.load(Ordering::Relaxed) {
+            return;
+        }
+        let discard = |index| self.discarded.store(index, Ordering::Relaxed);
+        let gro = sandbox::keep_gro(netlink, port, discard).await;
+        self.gro.store(*gro.as_ref().unwrap_or(&0), Ordering::Relaxed);
+        // After it, as it says how much room there is to be.
+        let room = sandbox::keep_room(netlink).await;
+        self.room.store(*room.as_ref().unwrap_or(&0), Ordering::Relaxed);
+        let lines = [
+            gro.err().map(|error| explain(&error, port)),
+            room.err()
+                .map(|error| format!("{error}; frames of containers are copied to make room")),
+        ];
+        for (line, told) in lines.into_iter().zip(told.iter_mut()) {
+            if let Some(line) = &line
+                && told.as_ref() != Some(line)
+            {
+                tracing::warn!("{line}");
+            }
+            *told = line;
+        }
+    }
+
+    /// Makes the host side of a veth a port of the bridge, if there is one.
+    pub(super) async fn enrol(&self, netlink: &Netlink, host_ifname: &str) {
+        let room = self.room.load(Ordering::Relaxed);
+        if room != 0 {
+            sandbox::enrol(netlink, room, host_ifname).await;
+        }
+    }
+
+    /// Removes them for good.
+    pub(super) async fn remove(&self, netlink: &Netlink) -> Result<(), SandboxError> {
+        let _turn = self.told.lock().await;
+        self.gone.store(true, Ordering::Relaxed);
+        sandbox::remove_assistants(netlink).await
+    }
+}
+
+impl Host {
+    /// Sees that both are there, and looks at the uplinks. See [`Assistants::keep`].
+    pub(crate) async fn keep_assistants(&self) {
+        self.assistants.keep(&self.netlink, self.vxlan_port).await;
+        let known = choice::read(&self.netlink, &self.uplinks, self.vxlan_port).await;
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
+    }
+
+    /// Measures the programs where the answer is of interest. The data plane does not wait
+    /// for it.
+    pub(crate) async fn price_uplinks(&self) {
+        let (uplinks, _) = self.uplinks();
+        if !uplinks.iter().any(Uplink::is_open) {
+            return;
+        }
+        match super::blocking(Price::measure).await {
+            Ok(Ok(price)) => drop(self.price.set(price)),
+            Ok(Err(error)) => tracing::warn!("what XDP would cost is not known: {error}"),
+            Err(error) => tracing::warn!("what XDP would cost is not known: {error}"),
+        }
+    }
+}
+
+/// Why there is no vxlan device, and what of it.
+fn explain(error: &SandboxError, port: u16) -> String {
+    let errno = match error {
+        SandboxError::Netlink(error @ NetlinkError::Kernel { .. }) => error.errno(),
+        _ => None,
+    };
+    match errno {
+        Some(Errno::EADDRINUSE) => format!(
+            "{}: UDP port {port} has a socket of somebody else's; VXLAN frames are merged before they are decapsulated only if that is a kernel vxlan device",
+            sandbox::GRO
+        ),
+        Some(Errno::EOPNOTSUPP | Errno::EINVAL) => format!(
+            "{}: the kernel has no vxlan devices with a list of VNIs; VXLAN frames are decapsulated one by one",
+            sandbox::GRO
+        ),
+        _ => format!("{error}; VXLAN frames are decapsulated one by one"),
+    }
+}

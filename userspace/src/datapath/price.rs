@@ -1,0 +1,108 @@
+//! What the programs on an uplink cost, measured.
+
+use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
+
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
+use culvert_common::abi::programs;
+
+use super::{DatapathError, Options, links, load_object};
+
+/// Runs of a program in a row, and how often that is done: the median is of many, so that
+/// it is not of the one in which something else ran.
+const RUNS: u32 = 16;
+const ROUNDS: usize = 31;
+/// Conntrack is not needed.
+const FLOWS: u32 = 16;
+
+/// Time that one frame takes: VXLAN for this host with a VNI that it does not know, which is
+/// dropped, as is all that `from_underlay_xdp` can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Price {
+    /// In `from_underlay`, in ns. There the frame is an skb already.
+    pub tc_ns: u64,
+    /// In `from_underlay_xdp`, in ns. What it lets by has cost as much.
+    pub xdp_ns: u64,
+}
+
+impl Price {
+    /// Runs both programs, loaded besides those that are attached: their counters do not
+    /// count it. It takes about a second, most of it in the verifier.
+    ///
+    /// # Errors
+    /// The kernel refuses the programs, or to run them.
+    pub fn measure() -> Result<Self, DatapathError> {
+        let vtep_ip = Ipv4Addr::new(192, 0, 2, 1);
+        let options = Options {
+            bpffs: PathBuf::new(),
+            vtep_ip,
+            vxlan_port: 4789,
+            ageing: Duration::from_secs(300),
+            max_flows: FLOWS,
+            nat_ports: (1024, 65_535),
+            trace: false,
+        };
+        let mut ebpf = load_object(&options, None)?;
+        let frame = frame(vtep_ip, options.vxlan_port);
+        let tc: &mut SchedClassifier = links::program(&mut ebpf, programs::FROM_UNDERLAY)?;
+        let tc_ns = median(programs::FROM_UNDERLAY, tc, &frame)?;
+        let xdp: &mut Xdp = links::program(&mut ebpf, programs::FROM_UNDERLAY_XDP)?;
+        let xdp_ns = median(programs::FROM_UNDERLAY_XDP, xdp, &frame)?;
+        Ok(Self { tc_ns, xdp_ns })
+    }
+}
+
+fn median<P>(name: &str, program: &P, frame: &[u8]) -> Result<u64, DatapathError>
+where
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = aya::programs::TestRunResult>,
+{
+    let mut times = Vec::with_capacity(ROUNDS);
+    for _ in 0..ROUNDS {
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.repeat = RUNS;
+        let run = program.test_run(options).map_err(|error| DatapathError::Load {
+            what: format!("run program {name}"),
+            source: Box::new(error),
+        })?;
+        times.push(u64::try_from(run.duration.as_nanos()).unwrap_or(u64::MAX));
+    }
+    times.sort_unstable();
+    Ok(times.get(ROUNDS / 2).copied().unwrap_or_default())
+}
+
+/// A small VXLAN frame for `vtep`, from nobody.
+fn frame(vtep: Ipv4Addr, port: u16) -> Vec<u8> {
+    const INNER: usize = 60;
+    let udp_len = 8 + 8 + INNER;
+    let be = |len: usize| u16::try_from(len).unwrap_or_default().to_be_bytes();
+    let mut frame = vec![0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2, 0x08, 0x00];
+    frame.extend([0x45, 0]);
+    frame.extend(be(20 + udp_len));
+    frame.extend([0, 0, 0x40, 0, 64, 17, 0, 0]);
+    frame.extend([192, 0, 2, 2]);
+    frame.extend(vtep.octets());
+    frame.extend(50_000_u16.to_be_bytes());
+    frame.extend(port.to_be_bytes());
+    frame.extend(be(udp_len));
+    frame.extend([0, 0]);
+    // The VNI is the highest there is.
+    frame.extend([0x08, 0, 0, 0, 0xff, 0xff, 0xff, 0]);
+    frame.resize(frame.len() + INNER, 0);
+    frame
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_programs_are_measured() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let price = Price::measure().unwrap();
+        for ns in [price.tc_ns, price.xdp_ns] {
+            assert!((1..1_000_000).contains(&ns), "{price:?}");
+        }
+    }
+}

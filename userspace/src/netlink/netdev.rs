@@ -1,0 +1,99 @@
+//! What a driver can do with XDP, which it tells by generic netlink (the family `netdev`,
+//! Documentation/netlink/specs/netdev.yaml). Attaching a program would tell as well, and stop
+//! the device for a moment.
+
+use rtnetlink::{
+    packet_core::NlasIterator,
+    sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC},
+};
+
+use super::Netlink;
+use crate::sandbox::run_in;
+
+/// Lengths of `struct nlmsghdr` and `struct genlmsghdr`.
+const NLMSG_LEN: usize = 16;
+const GENL_LEN: usize = 4;
+const NLM_F_REQUEST: u16 = 1;
+/// The family that knows the others (linux/genetlink.h), and what it is asked.
+const GENL_ID_CTRL: u16 = 0x10;
+const CTRL_CMD_GETFAMILY: u8 = 3;
+const CTRL_ATTR_FAMILY_ID: u16 = 1;
+const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+/// linux/netdev.h.
+const NETDEV_CMD_DEV_GET: u8 = 1;
+const NETDEV_A_DEV_IFINDEX: u16 = 1;
+const NETDEV_A_DEV_XDP_FEATURES: u16 = 3;
+const NETDEV_XDP_ACT_BASIC: u64 = 1;
+
+impl Netlink {
+    /// Whether an interface's driver runs XDP programs; none if the kernel does not tell
+    /// (before Linux 6.3).
+    pub fn native_xdp(&self, ifindex: u32) -> Option<bool> {
+        run_in(self.netns(), || {
+            let socket = Socket::new(NETLINK_GENERIC).ok()?;
+            // The answer is there when the request has been taken.
+            socket.set_non_blocking(true).ok()?;
+            let id =
+                ask(&socket, GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_NAME, b"netdev\0")?;
+            let family = attribute(&id, CTRL_ATTR_FAMILY_ID)?;
+            let family = u16::from_ne_bytes(family.try_into().ok()?);
+            let index = ifindex.to_ne_bytes();
+            let device = ask(&socket, family, NETDEV_CMD_DEV_GET, NETDEV_A_DEV_IFINDEX, &index)?;
+            let features = attribute(&device, NETDEV_A_DEV_XDP_FEATURES)?;
+            Some(u64::from_ne_bytes(features.try_into().ok()?) & NETDEV_XDP_ACT_BASIC != 0)
+        })
+        .ok()
+        .flatten()
+    }
+}
+
+/// Sends a request with one attribute, and gives back the answer.
+fn ask(socket: &Socket, family: u16, command: u8, kind: u16, value: &[u8]) -> Option<Vec<u8>> {
+    let request = request(family, command, kind, value)?;
+    socket.send_to(&request, &SocketAddr::new(0, 0), 0).ok()?;
+    let (answer, _) = socket.recv_from_full().ok()?;
+    let answered = answer.get(4..6)?;
+    // Else it is an error.
+    (answered == family.to_ne_bytes()).then_some(answer)
+}
+
+fn request(family: u16, command: u8, kind: u16, value: &[u8]) -> Option<Vec<u8>> {
+    let attribute = u16::try_from(4 + value.len()).ok()?;
+    let padded = value.len().next_multiple_of(4);
+    let len = u32::try_from(NLMSG_LEN + GENL_LEN + 4 + padded).ok()?;
+    let mut bytes = Vec::new();
+    bytes.extend(len.to_ne_bytes());
+    bytes.extend(family.to_ne_bytes());
+    bytes.extend(NLM_F_REQUEST.to_ne_bytes());
+    bytes.extend([0; 8]);
+    bytes.extend([command, 1, 0, 0]);
+    bytes.extend(attribute.to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(value);
+    bytes.resize(bytes.len() + padded - value.len(), 0);
+    Some(bytes)
+}
+
+/// The value of an attribute of an answer.
+fn attribute(answer: &[u8], kind: u16) -> Option<Vec<u8>> {
+    let attributes = answer.get(NLMSG_LEN + GENL_LEN..)?;
+    let mut attributes = NlasIterator::new(attributes).flatten();
+    attributes.find(|each| each.kind() == kind).map(|each| each.value().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let bytes = request(0x1234, 1, 7, b"seven\0").unwrap();
+        assert_eq!(bytes.len(), 16 + 4 + 4 + 8);
+        assert_eq!(bytes[..4], 32_u32.to_ne_bytes());
+        assert_eq!(attribute(&bytes, 7).as_deref(), Some(&b"seven\0"[..]));
+        assert_eq!(attribute(&bytes, 8), None);
+        for len in 0..40 {
+            assert_eq!(attribute(&vec![0xff; len], 7), None);
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Two devices of the host that no packet crosses and that make the programs' work less.
+//!
+//! * [`GRO`], a vxlan device: while the kernel has a socket for VXLAN, its GRO knows the
+//!   format and merges the frames of an inner TCP connection before `from_underlay` sees
+//!   them. The device takes no VNI (an empty list, `vnifilter`), so that whatever gets to that
+//!   socket although the program has taken the tunnel's frames before is dropped: fragments
+//!   put together again, frames while no program is attached.
+//! * [`ROOM`], a bridge that is down: a bridge has its ports keep as much room in front of a
+//!   frame as the most demanding of them needs, which is [`GRO`], and a veth passes that on to
+//!   its other end. With the veths of containers as ports their frames come with room for the
+//!   outer header, and need not be copied for it. A port of a bridge that is down is disabled:
+//!   what `from_container` would not take, if it were not attached, is dropped there instead
+//!   of coming to the host.
+//!
+//! Without either all goes on, only slower; so nothing fails for them.
+
+use super::{Result, SandboxError, endpoint_of, run_in, sysctl};
+use crate::{
+    model::MacAddr,
+    netlink::{Link, Netlink, NetlinkError},
+};
+
+/// Name of the vxlan device. No other of ours can have it: a gateway device has a number
+/// after `cvg`, a container's veth hexadecimal digits after `cv`.
+pub const GRO: &str = "cvgro0";
+/// Name of the bridge.
+pub const ROOM: &str = "cvroom0";
+/// The most ports of a Linux bridge (`BR_MAX_PORTS` less the number 0).
+const MOST_PORTS: usize = 1023;
+
+/// What is to be known of such a device.
+struct Kind {
+    name: &'static str,
+    kind: &'static str,
+    alias: &'static str,
+    /// Tells one that we made and could not mark yet from somebody else's; on a bridge it
+    /// keeps the address from changing with the ports.
+    mac: MacAddr,
+    owner: &'static str,
+}
+
+const GRO_KIND: Kind = Kind {
+    name: GRO,
+    kind: "vxlan",
+    alias: "culvert-gro",
+    mac: MacAddr([0x02, 0x43, 0x56, 0x47, 0x52, 0x4f]),
+    owner: "the agent's vxlan device",
+};
+const ROOM_KIND: Kind = Kind {
+    name: ROOM,
+    kind: "bridge",
+    alias: "culvert-room",
+    mac: MacAddr([0x02, 0x43, 0x56, 0x52, 0x4f, 0x4d]),
+    owner: "the agent's bridge",
+};
+
+impl Kind {
+    fn is(&self, link: &Link) -> bool {
+        link.kind.as_deref() == Some(self.kind)
+            && match link.alias.as_deref() {
+                Some(alias) => alias == self.alias,
+                // We were stopped between the two requests.
+                None => link.name == self.name && link.mac == Some(self.mac),
+            }
+    }
+
+    /// The device, if it is there.
+    async fn find(&self, netlink: &Netlink) -> Result<Option<Link>> {
+        match netlink.link(self.name).await? {
+            Some(link) if !self.is(&link) => Err(SandboxError::ForeignInterface {
+                ifname: self.name.to_owned(),
+                owner: self.owner.to_owned(),
+            }),
+            found => Ok(found),
+        }
+    }
+
+    /// The host has no business of its own on it.
+    async fn mark(&self, netlink: &Netlink, link: &Link) -> Result<()> {
+        if link.alias.is_none() {
+            netlink.set_alias(self.name, self.alias).await?;
+        }
+        let name = self.name;
+        run_in(netlink.netns(), move || sysctl::set("ipv6", name, "disable_ipv6", "1").map(drop))?
+    }
+
+    async fn found(&self, netlink: &Netlink) -> Result<Link> {
+        self.find(netlink)
+            .await?
+            .ok_or_else(|| NetlinkError::NoSuchInterface(self.name.to_owned()).into())
+    }
+}
+
+/// Whether a device is one of the two.
+pub fn is_assistant(link: &Link) -> bool {
+    [GRO_KIND, ROOM_KIND].iter().any(|kind| kind.is(link))
+}
+
+/// Sees that the vxlan device is there for `port` and up. A second call changes nothing.
+/// Returns its index.
+///
+/// # Errors
+/// An interface of that name is not ours; the port is somebody else's; the kernel has no
+/// such device. `discard` is told of one that was made and could not be brought up, before
+/// it is removed again.
+pub async fn keep_gro(netlink: &Netlink, port: u16, discard: impl Fn(u32) + Send) -> Result<u32> {
+    let mut found = GRO_KIND.find(netlink).await?;
+    if found.as_ref().is_some_and(|link| !link.vxlan_filtered || link.vxlan_port != Some(port)) {
+        // A former agent's, for another port.
+        netlink.delete_link(GRO).await?;
+        found = None;
+    }
+    let link = match found {
+        Some(link) => link,
+        None => {
+            netlink.create_deaf_vxlan(GRO, GRO_KIND.mac, port).await?;
+            GRO_KIND.found(netlink).await?
+        }
+    };
+    GRO_KIND.mark(netlink, &link).await?;
+    if !link.up
+        && let Err(error) = netlink.set_up(GRO).await
+    {
+        // It takes the port only now.
+        discard(link.index);
+        netlink.delete_link(GRO).await?;
+        return Err(error.into());
+    }
+    Ok(link.index)
+}
+
+/// Sees that the bridge is there and down, with [`GRO`] and the veths of containers as its
+/// ports, as far as it takes them. A second call changes nothing. Returns its index.
+///
+/// # Errors
+/// An interface of that name is not ours, or the kernel refuses.
+pub async fn keep_room(netlink: &Netlink) -> Result<u32> {
+    let link = match ROOM_KIND.find(netlink).await? {
+        Some(link) => link,
+        None => {
+            netlink.create_silent_bridge(ROOM, ROOM_KIND.mac).await?;
+            ROOM_KIND.found(netlink).await?
+        }
+    };
+    if link.up {
+        netlink.set_down(ROOM).await?;
+    }
+    ROOM_KIND.mark(netlink, &link).await?;
+    let room = link.index;
+    let links = netlink.links().await?;
+    let is_port = |link: &&Link| link.master == Some(room);
+    let ours = |link: &&Link| GRO_KIND.is(link) || endpoint_of(link).is_some();
+    let free = MOST_PORTS.saturating_sub(links.iter().filter(is_port).count());
+    // What somebody else has made a port of another bridge stays there. The first is the one
+    // that says how much room it takes.
+    let mut missing: Vec<&Link> =
+        links.iter().filter(ours).filter(|l| l.master.is_none()).collect();
+    missing.sort_by_key(|link| !GRO_KIND.is(link));
+    for link in missing.into_iter().take(free) {
+        if !enrol(netlink, room, &link.name).await {
+            break;
+        }
+    }
+    Ok(room)
+}
+
+/// Makes an interface a port of the bridge. Returns whether it is one: a bridge has 1023
+/// ports at the most, and without it is only slower.
+pub async fn enrol(netlink: &Netlink, room: u32, name: &str) -> bool {
+    let enrolled = netlink.set_controller(name, room).await;
+    if let Err(error) = &enrolled {
+        tracing::debug!("{error}; it goes without");
+    }
+    enrolled.is_ok()
+}
+
+/// Removes both. What is not ours stays.
+///
+/// # Errors
+/// The kernel refuses.
+pub async fn remove_assistants(netlink: &Netlink) -> Result<()> {
+    for kind in [GRO_KIND, ROOM_KIND] {
+        if netlink.link(kind.name).await?.is_some_and(|link| kind.is(&link)) {
+            netlink.delete_link(kind.name).await?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_are_taken_for_ours() {
+        let link = |name: &str, kind: &str, alias: Option<&str>, mac| Link {
+            name: name.to_owned(),
+            kind: Some(kind.to_owned()),
+            alias: alias.map(str::to_owned),
+            mac,
+            ..Link::default()
+        };
+        let mac = Some(GRO_KIND.mac);
+        assert!(is_assistant(&link(GRO, "vxlan", Some("culvert-gro"), None)));
+        assert!(is_assistant(&link(GRO, "vxlan", None, mac)));
+        assert!(is_assistant(&link(ROOM, "bridge", Some("culvert-room"), None)));
+        for foreign in [
+            link(GRO, "vxlan", None, None),
+            link(GRO, "vxlan", Some("mine"), mac),
+            link(GRO, "bridge", Some("culvert-gro"), mac),
+            link("vx1", "vxlan", None, mac),
+            link(ROOM, "bridge", None, mac),
+            link("cvg256", "bridge", Some("culvert-gateway:256"), None),
+        ] {
+            assert!(!is_assistant(&foreign), "{foreign:?}");
+        }
+    }
+}
