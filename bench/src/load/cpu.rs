@@ -15,9 +15,9 @@ use nix::libc;
 use super::{Stop, Way, cores, join, pin, tcp::Streams};
 
 /// Rate of the load.
-const PACE: u64 = 2_000_000_000;
+const PACE: u64 = 4_000_000_000;
 /// How long the idle machine is looked at before the load.
-const CALIBRATION: Duration = Duration::from_millis(80);
+const CALIBRATION: Duration = Duration::from_millis(120);
 
 /// Work for one Gbit.
 pub(crate) struct Cost {
@@ -97,7 +97,7 @@ pub(crate) fn per_gbit(way: &Way, time: Duration) -> Result<Cost> {
         let busy: f64 = per_second(&count, &after, elapsed)
             .iter()
             .zip(&idle)
-            .map(|(left, whole)| (1.0 - left / whole).max(0.0) * elapsed.as_secs_f64() * 1e3)
+            .map(|(left, whole)| (1.0 - left / whole) * elapsed.as_secs_f64() * 1e3)
             .sum();
         Ok(Cost { busy_ms: busy / gbits, softirq_ms: softirq / gbits })
     })();

@@ -224,7 +224,7 @@ pub(crate) fn all(results: &Results) -> Vec<Target> {
         ),
         single(
             "memory per remote endpoint, kernel + agent",
-            memory_per_endpoint(&results.cold_start),
+            cold.and_then(|_| memory_per_endpoint(&results.cold_start)),
             AtMost(512.0),
             "B",
         ),
