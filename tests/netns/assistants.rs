@@ -301,7 +301,7 @@ fn what_reaches_the_kernel_s_socket_gets_nowhere() {
     let send = |packets: &[Vec<u8>]| {
         for packet in packets {
             let to: [u8; 4] = packet[16..20].try_into().unwrap();
-            send_raw(cluster.hosts[0].netns.path(), to.into(), &[packet.clone()]);
+            send_raw(cluster.hosts[0].netns.path(), to.into(), std::slice::from_ref(packet));
         }
     };
     // The way is open.

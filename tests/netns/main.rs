@@ -5,6 +5,7 @@ mod assistants;
 mod attacks;
 mod bad_input;
 mod bad_modes;
+mod choice;
 mod conntrack;
 mod containers;
 mod differential;

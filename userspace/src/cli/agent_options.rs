@@ -67,12 +67,12 @@ pub struct StoreAccess {
 /// Which hook of the uplink takes VXLAN in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum DatapathMode {
-    /// XDP where the uplink's driver gains from it, tc elsewhere.
+    /// What the facts about the uplinks say, see [`crate::choice`]: tc, so far on all.
     #[default]
     Auto,
     /// tcx ingress.
     Tc,
-    /// Native XDP.
+    /// Native XDP, and tcx ingress behind it.
     Xdp,
 }
 

@@ -43,7 +43,7 @@ pub(crate) struct AgentArgs {
     /// UDP port for VXLAN
     #[arg(long, value_name = "PORT", default_value_t = DEFAULT_VXLAN_PORT, value_parser = value::port)]
     vxlan_port: u16,
-    /// Hook that takes VXLAN in: XDP where the uplink's driver gains from it, or always the one
+    /// Hook that takes VXLAN in: tc, or XDP before it too; 'culvert doctor --datapath' tells the price
     #[arg(long, value_name = "auto|tc|xdp", hide_possible_values = true, default_value = "auto")]
     datapath: DatapathMode,
     /// State directory

@@ -164,10 +164,7 @@ fn facts(status: &Status, out: &mut dyn Write) -> Result<(), Failure> {
                     datapath.mode, datapath.reason, datapath.abi, datapath.pins
                 ),
             ),
-            (
-                "Uplinks",
-                output::list(&datapath.uplinks.iter().map(Uplink::describe).collect::<Vec<_>>()),
-            ),
+            ("Uplinks", output::list(datapath.uplinks.iter().map(Uplink::describe))),
             ("VTEPs", vteps.to_string()),
             ("Networks", counts.networks.to_string()),
             ("Endpoints", format!("{} here, {} in all", counts.local_endpoints, counts.endpoints)),
