@@ -148,7 +148,9 @@ fn release_other_versions(dir: &Path, ifindex: u32) -> Result<(), DatapathError>
     let Some((version, bpffs)) = dir.parent().and_then(|own| Some((own, own.parent()?))) else {
         return Ok(());
     };
-    for other in bpffs::list(bpffs)?.iter().filter(|other| *other != version) {
+    // A BPF file system has files of the kernel's own, too.
+    let others = bpffs::list(bpffs)?;
+    for other in others.iter().filter(|dir| *dir != version && super::is_version_dir(dir)) {
         bpffs::remove_file(&Attachment::UplinkXdp.pin(&other.join("links"), ifindex))?;
     }
     Ok(())
