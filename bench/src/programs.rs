@@ -36,11 +36,12 @@ pub(crate) fn costs(culvert: &Culvert, arms: &[Arm], time: Duration) -> Result<V
             found.extend(at(end, culvert_tests::netns::Underlay::UPLINK)?);
             Ok(found)
         };
-        for (traffic, load) in [("UDP 64 B", 0), ("TCP 64 KB", 1)] {
+        for (traffic, is_udp) in [("UDP 64 B", true), ("TCP 64 KB", false)] {
             let before = programs()?;
-            match load {
-                0 => drop(udp::datagrams(&arm.way, 64, time)?),
-                _ => drop(tcp::throughput(&arm.way, 1, time)?),
+            if is_udp {
+                udp::datagrams(&arm.way, 64, time)?;
+            } else {
+                tcp::throughput(&arm.way, 1, time)?;
             }
             for (before, after) in before.iter().zip(&programs()?) {
                 let runs = after.run_count() - before.run_count();

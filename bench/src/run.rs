@@ -54,7 +54,7 @@ pub(crate) struct Options {
 
 impl Options {
     fn settings(&self) -> Result<Settings> {
-        let (rounds, seconds) = if self.quick { (3, 0.1) } else { (10, 0.5) };
+        let (rounds, seconds) = if self.quick { (3, 0.1) } else { (10, 0.35) };
         let seconds = self.seconds.unwrap_or(seconds);
         ensure!(
             (0.05..=60.0).contains(&seconds),

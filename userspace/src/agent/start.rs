@@ -17,7 +17,7 @@ use crate::{
 
 /// What aya-log's records of the programs' trace lines are called: the module of
 /// the programs' crate that writes them.
-const TRACE_TARGET: &str = "culvert::verdict=trace";
+const TRACE_TARGET: &str = "culvert_ebpf::verdict=trace";
 
 /// Sends the log to standard error, unless the program has set up another way;
 /// with the programs' trace lines, whatever the filter says of others, if asked for.
