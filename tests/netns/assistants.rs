@@ -346,7 +346,9 @@ fn what_reaches_the_kernel_s_socket_gets_nowhere() {
         "ip link del {GRO}; ip link add vx1 type vxlan external dstport 4789; ip link set vx1 up"
     ));
     all(netns, 4);
-    assert_eq!(link(netns, "vx1")["stats64"]["rx"]["packets"], 8);
+    // And whatever the other host's stack says of its own.
+    let came = link(netns, "vx1")["stats64"]["rx"]["packets"].as_u64();
+    assert!(came >= Some(8), "{came:?}");
 }
 
 /// A container whose program is gone reaches nothing: not the host, not its neighbour.
