@@ -28,9 +28,6 @@ pub(crate) struct Options {
     /// Length of one measurement, in seconds
     #[arg(long, value_name = "S")]
     seconds: Option<f64>,
-    /// Also measure these, where they are installed: docker, ovs
-    #[arg(long, value_name = "ARM", value_delimiter = ',')]
-    with: Vec<String>,
     /// Only these measurements: tcp1, tcp4, udp64, udp1400, rr, crr, cpu, flows, programs,
     /// create, scale, filled
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
@@ -146,7 +143,7 @@ fn once(options: &Options, settings: &Settings, results: &mut Results) -> Result
 
 /// All arms, round after round.
 fn rounds(options: &Options, settings: &Settings, results: &mut Results) -> Result<()> {
-    let arms = Arms::make(&options.with)?;
+    let arms = Arms::make()?;
     let chosen: Vec<_> = arms
         .all
         .iter()

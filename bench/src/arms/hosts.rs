@@ -95,9 +95,9 @@ pub(super) fn set(hosts: [&Netns; 2], regime: Regime, receive: Receive) -> Resul
 }
 
 /// Ports of connections that were closed may be taken again: no connection shall fail
-/// because there is none left.
+/// because there is none left. None is a server's.
 pub(super) const TUNING: &str =
-    "sysctl -qw net.ipv4.tcp_tw_reuse=1 net.ipv4.ip_local_port_range='1024 65535'";
+    "sysctl -qw net.ipv4.tcp_tw_reuse=1 net.ipv4.ip_local_port_range='10000 65535'";
 
 /// Runs a shell command on a host.
 pub(super) fn run(host: &Netns, script: &str) -> Result<()> {

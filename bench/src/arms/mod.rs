@@ -4,7 +4,6 @@
 mod culvert;
 mod hosts;
 mod iptables;
-mod optional;
 mod vxlan;
 
 pub(crate) use culvert::Culvert;
@@ -174,12 +173,11 @@ pub(crate) struct Arms {
     // What the ways lead through lives as long as they are measured.
     _vxlan: Vec<vxlan::Vxlan>,
     _bridge: Option<Bridge>,
-    _optional: Vec<Box<dyn std::any::Any>>,
 }
 
 impl Arms {
-    /// Makes the hosts. `with` names optional arms: `docker`, `ovs`.
-    pub(crate) fn make(with: &[String]) -> Result<Self> {
+    /// Makes the hosts.
+    pub(crate) fn make() -> Result<Self> {
         let mut pairs = Vec::new();
         let plain = Pair::new()?;
         let mut all: Vec<_> = [(HOST, "host to host"), (HOST_AGAIN, "host to host, again")]
@@ -212,16 +210,8 @@ impl Arms {
         }
         pairs.push(pair);
 
-        let mut others = Vec::new();
-        for name in with {
-            let pair = Pair::new()?;
-            let (keep, arm) = optional::make(name, &pair)?;
-            others.push(keep);
-            all.push(arm);
-            pairs.push(pair);
-        }
         all.sort_by_key(|arm| (arm.info.row.unwrap_or('C'), !arm.info.id.starts_with("culvert")));
-        Ok(Self { all, pairs, culvert, _vxlan: kernel, _bridge: bridge, _optional: others })
+        Ok(Self { all, pairs, culvert, _vxlan: kernel, _bridge: bridge })
     }
 
     /// Sets all underlays to a regime.

@@ -96,10 +96,6 @@ pub(super) fn about(arm: &str) -> &str {
             "The kernel's vxlan as flannel wires it: a route to each host's containers over a \
              vxlan device, no bridge between hosts."
         }
-        "docker-overlay" => {
-            "The overlay of Docker itself: two daemons in swarm mode, one on each host."
-        }
-        "ovs-vxlan" => "Open vSwitch's vxlan in user space.",
         "culvert-snat" => {
             "A container of Culvert's bridge network to the other host, out by the host's \
              address (one NAT)."
