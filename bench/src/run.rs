@@ -1,6 +1,7 @@
 //! The whole benchmark: rounds over all arms, and what is measured once.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
@@ -10,9 +11,9 @@ use anyhow::{Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
-    arms::{Arms, Load, Receive},
+    arms::{Arm, Arms, Load, Receive},
     create, filled, machine, programs, report,
-    results::{Regime, Results, Settings, VERSION},
+    results::{Metric, Regime, Results, Settings, VERSION},
     scale,
 };
 
@@ -69,6 +70,9 @@ impl Options {
         self.only.is_empty() || self.only.iter().any(|only| only == what)
     }
 }
+
+/// How often a measurement may fail before the run is given up.
+const ATTEMPTS: u32 = 3;
 
 /// Set when a signal asks us to end.
 static ENDED: AtomicBool = AtomicBool::new(false);
@@ -141,6 +145,30 @@ fn once(options: &Options, settings: &Settings, results: &mut Results) -> Result
     Ok(())
 }
 
+/// Measures one arm. What fails is measured again, and said: of ten thousand connections
+/// one may meet a port that the host has just used itself.
+fn measure(
+    arm: &Arm,
+    load: Load,
+    time: Duration,
+    bar: &ProgressBar,
+) -> Result<BTreeMap<Metric, f64>> {
+    let mut failures = 0;
+    loop {
+        match arm.measure(load, time) {
+            Ok(figures) => return Ok(figures),
+            Err(error) => {
+                let error = error.context(format!("{}: {}", arm.info.id, load.name()));
+                failures += 1;
+                if failures == ATTEMPTS {
+                    return Err(error);
+                }
+                bar.suspend(|| eprintln!("bench: {error:#}; once more"));
+            }
+        }
+    }
+}
+
 /// All arms, round after round.
 fn rounds(options: &Options, settings: &Settings, results: &mut Results) -> Result<()> {
     let arms = Arms::make()?;
@@ -181,9 +209,7 @@ fn rounds(options: &Options, settings: &Settings, results: &mut Results) -> Resu
                     // Each round begins with another arm.
                     let Some(arm) = ways.get((turn + round) % ways.len()) else { continue };
                     bar.set_message(format!("{}: {}", arm.info.id, load.name()));
-                    let figures = arm.measure(load, time).map_err(|error| {
-                        error.context(format!("{}: {}", arm.info.id, load.name()))
-                    })?;
+                    let figures = measure(arm, load, time, &bar)?;
                     results.add(&arm.info.id, regime, &figures);
                     bar.inc(1);
                 }
