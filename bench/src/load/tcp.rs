@@ -136,10 +136,10 @@ impl Streams {
     /// Ends the streams.
     pub(crate) fn close(self) -> Result<()> {
         self.stop.stop();
-        for writer in self.writers {
-            join(writer)?;
-        }
+        let written: Result<()> = self.writers.into_iter().try_for_each(join);
+        // Why the server has ended is why it could not be reached.
         self.server.end()?;
+        written?;
         let readers = std::mem::take(
             &mut *self.readers.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
         );
