@@ -2,6 +2,7 @@
 
 use std::{
     net::UdpSocket,
+    os::fd::AsFd as _,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -10,14 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::{results::Create, stats::percentile};
 use anyhow::{Context as _, ensure};
+use culvert::sandbox::run_in;
 use culvert_tests::{
     cluster::{Cluster, unique_name},
     netns::Netns,
 };
-use nix::sched::{CloneFlags, setns};
-
-use crate::{results::Create, stats::percentile};
 
 /// Where the endpoint under test listens.
 const PORT: u16 = 9000;
@@ -114,17 +114,10 @@ fn measure(host: &culvert_tests::cluster::Host) -> anyhow::Result<Sample> {
     })
 }
 
-/// A UDP socket that lives in a namespace; the thread that makes it does not stay.
+/// A UDP socket that lives in a namespace.
 fn socket_in(netns: &str, port: u16) -> anyhow::Result<UdpSocket> {
     let file = std::fs::File::open(netns).with_context(|| netns.to_owned())?;
-    let made = thread::spawn(move || -> anyhow::Result<UdpSocket> {
-        setns(file, CloneFlags::CLONE_NEWNET)?;
-        Ok(UdpSocket::bind(("0.0.0.0", port))?)
-    });
-    match made.join() {
-        Ok(socket) => socket,
-        Err(_) => anyhow::bail!("{netns}: no socket"),
-    }
+    Ok(run_in(file.as_fd(), || UdpSocket::bind(("0.0.0.0", port)))??)
 }
 
 fn print(samples: &[Sample], json: bool) {

@@ -50,15 +50,8 @@ enum What {
         /// What '--json FILE' wrote.
         #[arg(long, value_name = "FILE")]
         json: PathBuf,
-        /// Write a page with plots.
-        #[arg(long, value_name = "FILE")]
-        html: Option<PathBuf>,
-        /// Say what got slower since this earlier run, and exit with 1 if anything did.
-        #[arg(long, value_name = "OLD.json")]
-        compare: Option<PathBuf>,
-        /// Put the short table into README.md.
-        #[arg(long)]
-        write: bool,
+        #[command(flatten)]
+        show: run::Show,
     },
 }
 
@@ -84,10 +77,8 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
     match cli.what {
         Some(What::Create { rounds, json }) => create::run(rounds, json).map(|()| false),
         Some(What::Scale(args)) => scale::run(&args).map(|()| false),
-        Some(What::Report { json, html, compare, write }) => {
-            let write_readme = write.then(run::readme);
-            let output = report::Output { json: None, html, compare, write_readme };
-            output.check()?;
+        Some(What::Report { json, show }) => {
+            let output = show.output(None)?;
             report::show(&report::load(&json)?, &output)
         }
         None => run::main(&cli.run),

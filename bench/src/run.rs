@@ -39,6 +39,13 @@ pub(crate) struct Options {
     /// Write the figures to a file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    #[command(flatten)]
+    show: Show,
+}
+
+/// What is to be made of the figures besides the tables.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Show {
     /// Write a page with plots
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -48,6 +55,20 @@ pub(crate) struct Options {
     /// Put the short table into README.md
     #[arg(long)]
     write: bool,
+}
+
+impl Show {
+    /// The same, and the figures to `json`; nothing of it is done that cannot be finished.
+    pub(crate) fn output(&self, json: Option<PathBuf>) -> Result<report::Output> {
+        let output = report::Output {
+            json,
+            html: self.html.clone(),
+            compare: self.compare.clone(),
+            write_readme: self.write.then(readme),
+        };
+        output.check()?;
+        Ok(output)
+    }
 }
 
 impl Options {
@@ -100,7 +121,7 @@ fn check_signals() -> Result<()> {
 }
 
 /// README.md of this work tree.
-pub(crate) fn readme() -> PathBuf {
+fn readme() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"))
 }
 
@@ -108,13 +129,7 @@ pub(crate) fn readme() -> PathBuf {
 pub(crate) fn main(options: &Options) -> Result<bool> {
     ensure!(nix::unistd::geteuid().is_root(), "needs root to make network namespaces");
     let settings = options.settings()?;
-    let output = report::Output {
-        json: options.json.clone(),
-        html: options.html.clone(),
-        compare: options.compare.clone(),
-        write_readme: options.write.then(readme),
-    };
-    output.check()?;
+    let output = options.show.output(options.json.clone())?;
     catch_signals()?;
     let mut results = Results {
         version: VERSION,

@@ -9,17 +9,21 @@ mod seed;
 pub(crate) use maps::Fdb;
 
 use std::{
-    fs, thread,
+    fs,
+    os::fd::AsFd as _,
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
+use culvert::sandbox::run_in;
 use culvert_tests::{
     cluster::{Cluster, Host},
     netns::Netns,
 };
-use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
+
+use crate::stats::percentile;
 
 /// How long a start or a change may take before the run is given up.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -164,10 +168,10 @@ pub(crate) fn change(count: u32, rounds: u32) -> anyhow::Result<Change> {
     Ok(Change {
         endpoints: count,
         rounds,
-        added_p50_ms: percentile(&added, 50),
-        added_p99_ms: percentile(&added, 99),
-        removed_p50_ms: percentile(&removed, 50),
-        removed_p99_ms: percentile(&removed, 99),
+        added_p50_ms: ms(percentile(&added, 0.5)),
+        added_p99_ms: ms(percentile(&added, 0.99)),
+        removed_p50_ms: ms(percentile(&removed, 0.5)),
+        removed_p99_ms: ms(percentile(&removed, 0.99)),
     })
 }
 
@@ -205,13 +209,7 @@ impl World {
     ) -> anyhow::Result<T> {
         let netns = fs::File::open(self.cluster.switch.path())?;
         let endpoint = self.cluster.etcd.endpoint();
-        thread::scope(|scope| {
-            let worker = scope.spawn(move || {
-                setns(netns, CloneFlags::CLONE_NEWNET)?;
-                work(&endpoint)
-            });
-            worker.join().unwrap_or_else(|_| bail!("the thread in the switch ended early"))
-        })
+        run_in(netns.as_fd(), || work(&endpoint))?
     }
 
     /// Starts the agent and measures until the maps hold everything.
@@ -278,10 +276,4 @@ fn kilobytes(text: &str, name: &str) -> anyhow::Result<u64> {
 
 fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
-}
-
-/// The value below which `percent` of the sorted samples lie, in ms.
-fn percentile(sorted: &[Duration], percent: usize) -> f64 {
-    let index = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
-    sorted.get(index).map_or(f64::NAN, |time| ms(*time))
 }

@@ -154,7 +154,8 @@ fn ipv6(sender: &Sender<'_>, inner: &mut Inner) -> Answer {
     inner.tos = Some(tclass);
     let gso = gso_size(sender.ctx);
     if gso != 0 {
-        inner.segment_len = gso + ipv6_headers_len(sender.ctx, &l4)?;
+        let network_len = (l4.offset - ETH_LEN) as u32;
+        inner.segment_len = gso + headers_len(sender.ctx, l4.protocol, network_len)?;
     }
     if l4.protocol != NEXT_ICMPV6 {
         return Ok(None);
@@ -285,12 +286,7 @@ fn check_ipv4(
             return Err(DropReason::VxlanFromContainer);
         }
     }
-    Ok(match ip.protocol() {
-        _ if gso_size(ctx) == 0 => 0,
-        PROTO_TCP => header_len + load::<TcpHdr>(ctx, l4)?.header_len(),
-        PROTO_UDP => header_len + UdpHdr::LEN as u32,
-        _ => header_len,
-    })
+    headers_len(ctx, ip.protocol(), header_len)
 }
 
 /// The ports of an IPv4 packet that is whole; zero if it has none.
@@ -363,13 +359,19 @@ fn try_check_ipv6(
     }
 }
 
-/// For a GSO frame, the length of its IPv6 and transport headers.
+/// For a GSO frame, the length of its IP headers, which is given, and its transport header;
+/// 0 for any other.
 #[inline(always)]
-fn ipv6_headers_len(ctx: &TcContext, l4: &UpperLayer) -> Result<u32, DropReason> {
-    let network_len = (l4.offset - ETH_LEN) as u32;
-    Ok(match l4.protocol {
+pub(crate) fn headers_len(
+    ctx: &TcContext,
+    protocol: u8,
+    network_len: u32,
+) -> Result<u32, DropReason> {
+    Ok(match protocol {
         _ if gso_size(ctx) == 0 => 0,
-        PROTO_TCP => network_len + load::<TcpHdr>(ctx, l4.offset)?.header_len(),
+        PROTO_TCP => {
+            network_len + load::<TcpHdr>(ctx, ETH_LEN + network_len as usize)?.header_len()
+        }
         PROTO_UDP => network_len + UdpHdr::LEN as u32,
         _ => network_len,
     })

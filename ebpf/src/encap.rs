@@ -143,15 +143,10 @@ pub(crate) fn make_room(ctx: &TcContext, inner: &Inner) -> Result<(), DropReason
 
 /// Writes the outer header into the room made for it.
 #[inline(always)]
-pub(crate) fn write(
-    ctx: &TcContext,
-    inner: &Inner,
-    eth: EthHdr,
-    l3: OuterHeader,
-) -> Result<(), DropReason> {
+pub(crate) fn write(ctx: &TcContext, headers: &EncapHeaders) -> Result<(), DropReason> {
     // adjust_room opens the room behind the MAC header, so the inner one has
     // to be written again.
-    store(ctx, 0, &EncapHeaders { outer_eth: eth, outer: l3, inner_eth: inner.eth })
+    store(ctx, 0, headers)
 }
 
 /// Where a header is put together before it is written.
@@ -210,8 +205,7 @@ pub(crate) fn send(
     }
     headers.outer_eth = resolved.unwrap_or(EthHdr::new([0; 6], [0; 6], ETH_P_IP));
     make_room(ctx, inner)?;
-    // As in `write`.
-    store(ctx, 0, headers)?;
+    write(ctx, headers)?;
     if is_ipv4(ctx) {
         // The kernel fills in the MACs from its neighbour table, and resolves
         // them if it has to.

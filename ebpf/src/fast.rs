@@ -16,17 +16,17 @@ use culvert_common::{
     abi::{Action, Direction, DropReason, EndpointInfo, NetworkInfo, UnderlayPath},
     datapath::source,
     wire::{
-        EthHdr, Ipv4Hdr, TcpHdr, UdpHdr, VxlanHdr,
+        EthHdr, Ipv4Hdr, UdpHdr, VxlanHdr,
         ethernet::ETH_P_IP,
         ipv4::{PROTO_TCP, PROTO_UDP},
     },
 };
 
 use crate::{
-    container::Sender,
+    container::{Sender, headers_len},
     encap::{self, Inner},
-    maps::{GENERATION, TRACING, UNDERLAY, VXLAN_PORT, lookup},
-    packet::{ETH_LEN, Packet, gso_size, head, load, redirect_peer, vlan_id, vlan_present},
+    maps::{GENERATION, TRACING, UNDERLAY, VXLAN_PORT, lookup, own},
+    packet::{ETH_LEN, Packet, gso_size, head, redirect_peer, vlan_id, vlan_present},
     underlay::{self, Outer, Tunnelled, classify},
     verdict,
 };
@@ -159,19 +159,6 @@ static INBOUND: PerCpuArray<Inbound> = PerCpuArray::with_max_entries(SLOTS, 0);
 #[map]
 static FRAME: PerCpuArray<Frame> = PerCpuArray::with_max_entries(1, 0);
 
-/// This CPU's entry of one of the maps above.
-macro_rules! slot {
-    ($map:ident, $index:expr) => {
-        match $map.get_ptr_mut($index) {
-            // SAFETY: the entry is this CPU's own, and no other program of this CPU runs
-            // until this one returns. The map is never written from outside: it holds
-            // zeroes, which are valid for every member, or what we have put there.
-            Some(entry) => Some(unsafe { &mut *entry }),
-            None => None,
-        }
-    };
-}
-
 /// What the maps are at; 0 before the agent has said so.
 #[inline(always)]
 pub(crate) fn generation() -> u64 {
@@ -191,7 +178,7 @@ pub(crate) fn forget_all(now_ns: u64) {
 /// Where the frame is looked at; none while frames are traced, one by one.
 #[inline(always)]
 fn frame() -> Option<&'static mut Frame> {
-    let frame = slot!(FRAME, 0)?;
+    let frame = own(&FRAME, 0)?;
     frame.can = 0;
     (TRACING.load() == 0).then_some(frame)
 }
@@ -220,7 +207,7 @@ fn try_from_container(ctx: &TcContext, port: u32) -> Option<Result<Action, DropR
     let Plain { eth, ip, ports, .. } = &frame.plain;
     frame.key = Key::new(eth, port, [ip.src, ip.dst]);
     (frame.generation, frame.can) = (now, 1);
-    let pair = slot!(OUTBOUND, frame.key.slot())?;
+    let pair = own(&OUTBOUND, frame.key.slot())?;
     if pair.generation != now || now == 0 || pair.key != frame.key {
         return None;
     }
@@ -229,13 +216,9 @@ fn try_from_container(ctx: &TcContext, port: u32) -> Option<Result<Action, DropR
     }
     let l3_len = ctx.len() - ETH_LEN as u32;
     let gso = gso_size(ctx);
-    let segment_len = match (gso, ip.protocol()) {
-        (0, _) => l3_len,
-        (_, PROTO_TCP) => {
-            let tcp: TcpHdr = load(ctx, ETH_LEN + Ipv4Hdr::LEN).ok()?;
-            gso + Ipv4Hdr::LEN as u32 + tcp.header_len()
-        }
-        _ => gso + (Ipv4Hdr::LEN + UdpHdr::LEN) as u32,
+    let segment_len = match gso {
+        0 => l3_len,
+        gso => gso + headers_len(ctx, ip.protocol(), Ipv4Hdr::LEN as u32).ok()?,
     };
     if segment_len > pair.mtu {
         // The sender is told, or the path may take more by now.
@@ -274,13 +257,13 @@ fn is_plain(ctx: &TcContext, plain: &Plain) -> bool {
 #[inline(never)]
 pub(crate) fn remember_outbound(sender: &Sender<'_>, local: u32, vtep: u32) -> u32 {
     let &Sender { ep, net, .. } = sender;
-    let Some(frame) = slot!(FRAME, 0) else { return 0 };
+    let Some(frame) = own(&FRAME, 0) else { return 0 };
     let learns =
         net.flags & NetworkInfo::LEARNING != 0 && ep.flags & EndpointInfo::ALLOW_ANY_SOURCE != 0;
     if frame.can == 0 || learns {
         return 0;
     }
-    let Some(pair) = slot!(OUTBOUND, frame.key.slot()) else { return 0 };
+    let Some(pair) = own(&OUTBOUND, frame.key.slot()) else { return 0 };
     // Not in use until it is complete.
     pair.generation = 0;
     let vtep = vtep.to_ne_bytes();
@@ -313,7 +296,7 @@ fn try_from_underlay(ctx: &TcContext) -> Option<Result<Action, DropReason>> {
     let Wrapped { eth, ip, vxlan, .. } = &frame.wrapped;
     frame.key = Key::new(eth, u32::from_ne_bytes(outer.vtep), bytemuck::cast(*vxlan));
     (frame.generation, frame.can) = (now, 1);
-    let pair = slot!(INBOUND, frame.key.slot())?;
+    let pair = own(&INBOUND, frame.key.slot())?;
     if pair.generation != now || now == 0 || pair.key != frame.key {
         return None;
     }
@@ -338,11 +321,11 @@ fn unwrap(ctx: &TcContext, wrapped: &mut Wrapped) -> Option<Tunnelled> {
 /// the sake of the stack.
 #[inline(never)]
 pub(crate) fn remember_inbound(port: u32) -> u32 {
-    let Some(frame) = slot!(FRAME, 0) else { return 0 };
+    let Some(frame) = own(&FRAME, 0) else { return 0 };
     if frame.can == 0 {
         return 0;
     }
-    let Some(pair) = slot!(INBOUND, frame.key.slot()) else { return 0 };
+    let Some(pair) = own(&INBOUND, frame.key.slot()) else { return 0 };
     *pair = Inbound { key: frame.key, generation: frame.generation, port };
     1
 }

@@ -8,7 +8,10 @@ use aya_ebpf::{
     helpers::{bpf_clone_redirect, bpf_loop},
     programs::TcContext,
 };
-use culvert_common::abi::{Action, Direction, DropReason, FloodKey, NetworkInfo, Note};
+use culvert_common::{
+    abi::{Action, Direction, DropReason, FloodKey, NetworkInfo, Note},
+    datapath::encap::EncapHeaders,
+};
 
 use crate::{
     container::Sender,
@@ -172,7 +175,8 @@ fn send_replica(replicas: &RemoteReplicas, vtep: [u8; 4]) -> Result<(), DropReas
         path,
         replicas.src_port,
     )?;
-    encap::write(&ctx, &replicas.inner, eth, l3)?;
+    let inner_eth = replicas.inner.eth;
+    encap::write(&ctx, &EncapHeaders { outer_eth: eth, outer: l3, inner_eth })?;
     // SAFETY: the pointer is the program's own context.
     match unsafe { bpf_clone_redirect(ctx.as_ptr().cast(), path.ifindex, 0) } {
         0 => Ok(()),

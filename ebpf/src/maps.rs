@@ -103,6 +103,18 @@ pub(crate) static STATS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(ST
 #[map]
 pub(crate) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
+/// This CPU's entry of a per-CPU array that is the programs' own: not pinned, never
+/// written from outside. `T` must be valid as zeroes, which is what it holds at first, and
+/// nobody asks for an entry whose last reference is still in use.
+#[inline(always)]
+#[expect(clippy::mut_from_ref, reason = "the map is a name for the kernel, not the memory")]
+pub(crate) fn own<T>(map: &'static PerCpuArray<T>, index: u32) -> Option<&'static mut T> {
+    let entry = map.get_ptr_mut(index)?;
+    // SAFETY: the entry is this CPU's own, and no other program of this CPU runs until
+    // this one returns. It holds zeroes or what the programs have put there.
+    Some(unsafe { &mut *entry })
+}
+
 /// Looks a key up in one of the hash maps.
 ///
 /// The maps that the agent writes are made with `BPF_F_NO_PREALLOC`: an entry

@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use culvert_common::abi::Tuple;
 
-use crate::{fast, work::Work};
+use crate::{fast, maps::own, work::Work};
 
 /// Flows that a CPU remembers the way of.
 const SLOTS: u32 = 1024;
@@ -53,11 +53,7 @@ impl Question {
         let [c, d] = self.to.dst_port;
         let hash = u32::from_ne_bytes(self.to.dst).wrapping_mul(0x9e37_79b1)
             ^ u32::from_ne_bytes([a, b, c, d]).wrapping_mul(0x85eb_ca6b);
-        let known = WAYS.get_ptr_mut(hash.wrapping_mul(0xc2b2_ae35) >> 22)?;
-        // SAFETY: the entry is this CPU's own, and no other program of this CPU runs until
-        // this one returns. The map is never written from outside: it holds zeroes, which
-        // are valid for every member, or what we have put there.
-        Some(unsafe { &mut *known })
+        own(&WAYS, hash.wrapping_mul(0xc2b2_ae35) >> 22)
     }
 }
 

@@ -7,6 +7,7 @@ use culvert_common::datapath::pmtu::Error;
 
 use crate::{
     flow::{NewFlow, Target},
+    maps::own,
     parse::Routed,
 };
 
@@ -30,9 +31,5 @@ static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
 /// This CPU's working space.
 #[inline(always)]
 pub(crate) fn work() -> Option<&'static mut Work> {
-    let work = WORK.get_ptr_mut(0)?;
-    // SAFETY: the entry is this CPU's own, and no other program of this CPU runs
-    // until this one returns. The map is never written from outside: it holds
-    // zeroes, which are valid for every member, or what we have put there.
-    Some(unsafe { &mut *work })
+    own(&WORK, 0)
 }

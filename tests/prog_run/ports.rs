@@ -1,12 +1,11 @@
 //! The interfaces of the lab, and packet sockets on their far ends.
 
 use std::{
-    io,
     os::fd::{AsRawFd as _, OwnedFd},
     time::{Duration, Instant},
 };
 
-use culvert_tests::packet;
+use culvert_tests::{packet, sock::set_int, wire::bind};
 use nix::{
     libc,
     sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket},
@@ -98,39 +97,14 @@ impl PacketSocket {
         let fd = socket(AddressFamily::Packet, SockType::Raw, flags, None::<SockProtocol>).unwrap();
         let socket = Self(fd);
         socket.set_option(libc::PACKET_IGNORE_OUTGOING, 1);
-        let address = libc::sockaddr_ll {
-            sll_family: u16::try_from(libc::AF_PACKET).unwrap(),
-            sll_protocol: protocol.to_be(),
-            sll_ifindex: i32::try_from(ifindex).unwrap(),
-            sll_hatype: 0,
-            sll_pkttype: 0,
-            sll_halen: 0,
-            sll_addr: [0; 8],
-        };
-        // SAFETY: the address is on our stack and as long as stated.
-        let bound = unsafe {
-            libc::bind(
-                socket.0.as_raw_fd(),
-                (&raw const address).cast(),
-                u32::try_from(size_of_val(&address)).unwrap(),
-            )
-        };
-        assert_eq!(bound, 0, "bind to #{ifindex}: {}", io::Error::last_os_error());
+        bind(&socket.0, ifindex, protocol)
+            .unwrap_or_else(|error| panic!("bind to #{ifindex}: {error}"));
         socket
     }
 
     fn set_option(&self, option: i32, value: i32) {
-        // SAFETY: the value is on our stack and as long as stated.
-        let set = unsafe {
-            libc::setsockopt(
-                self.0.as_raw_fd(),
-                libc::SOL_PACKET,
-                option,
-                (&raw const value).cast(),
-                u32::try_from(size_of_val(&value)).unwrap(),
-            )
-        };
-        assert_eq!(set, 0, "packet socket option {option}: {}", io::Error::last_os_error());
+        set_int(&self.0, libc::SOL_PACKET, option, value)
+            .unwrap_or_else(|error| panic!("packet socket option {option}: {error}"));
     }
 
     /// Puts a `virtio_net_hdr` before every frame, which says how it is to be

@@ -38,6 +38,24 @@ pub fn within<T: Send>(netns: &Path, f: impl FnOnce() -> T + Send) -> T {
     }
 }
 
+/// Sets an option of a socket that is an int, and that nix does not know.
+///
+/// # Errors
+/// Whatever the kernel says.
+pub fn set_int(fd: &impl AsFd, level: i32, option: i32, value: i32) -> std::io::Result<()> {
+    // SAFETY: the option is an int, whose address and length are given.
+    let set = unsafe {
+        nix::libc::setsockopt(
+            fd.as_fd().as_raw_fd(),
+            level,
+            option,
+            (&raw const value).cast(),
+            size_of_val(&value) as u32,
+        )
+    };
+    if set == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
 /// Path of a container's namespace.
 pub fn container(name: &str) -> PathBuf {
     Path::new("/run/netns").join(name)

@@ -22,7 +22,7 @@ use nix::{
     },
 };
 
-use crate::sock::within;
+use crate::sock::{set_int, within};
 
 /// Longest frame: 64 KB of IP and the Ethernet header, in round numbers.
 const LONGEST: usize = 66_000;
@@ -101,34 +101,31 @@ pub fn open(netns: &Path, ifname: &str) -> OwnedFd {
         let index = nix::net::if_::if_nametoindex(ifname)?;
         setsockopt(&fd, sockopt::RcvBufForce, &BUFFER)?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::new(0, 20_000))?;
-        let one: libc::c_int = 1;
-        // SAFETY: the option is an int, whose address and length are given.
-        let set = unsafe {
-            libc::setsockopt(
-                fd.as_raw_fd(),
-                libc::SOL_PACKET,
-                libc::PACKET_VNET_HDR,
-                (&raw const one).cast(),
-                size_of_val(&one) as u32,
-            )
-        };
-        if set != 0 {
-            return Err(Error::last_os_error());
-        }
-        // SAFETY: all-zero bytes are a valid `sockaddr_ll`.
-        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        to.sll_family = libc::AF_PACKET as u16;
-        to.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
-        to.sll_ifindex = index.cast_signed();
-        // SAFETY: the address is a `sockaddr_ll` of the length given.
-        let bound =
-            unsafe { libc::bind(fd.as_raw_fd(), (&raw const to).cast(), size_of_val(&to) as u32) };
-        if bound == 0 { Ok(fd) } else { Err(Error::last_os_error()) }
+        set_int(&fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
+        bind(&fd, index, libc::ETH_P_ALL as u16)?;
+        Ok(fd)
     });
     match opened {
         Ok(fd) => fd,
         Err(error) => panic!("packet socket on {ifname}: {error}"),
     }
+}
+
+/// Binds a packet socket to a device of this thread's namespace, to receive `protocol`
+/// (`ETH_P_*`); 0: it only sends.
+///
+/// # Errors
+/// Whatever the kernel says.
+pub fn bind(fd: &OwnedFd, ifindex: u32, protocol: u16) -> std::io::Result<()> {
+    // SAFETY: all-zero bytes are a valid `sockaddr_ll`.
+    let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    to.sll_family = libc::AF_PACKET as u16;
+    to.sll_protocol = protocol.to_be();
+    to.sll_ifindex = ifindex.cast_signed();
+    // SAFETY: the address is a `sockaddr_ll` of the length given.
+    let bound =
+        unsafe { libc::bind(fd.as_raw_fd(), (&raw const to).cast(), size_of_val(&to) as u32) };
+    if bound == 0 { Ok(()) } else { Err(Error::last_os_error()) }
 }
 
 /// The next frame; `None` if none has come for a while.

@@ -4,12 +4,11 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use anyhow::{Context as _, Result, bail};
 use culvert_tests::netns::{Netns, Underlay};
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
-};
 
-use crate::{load::Side, results::Regime};
+use crate::{
+    load::{Side, pin},
+    results::Regime,
+};
 
 /// Uplink of each host.
 pub(super) const UPLINK: &str = Underlay::UPLINK;
@@ -83,10 +82,7 @@ pub(super) fn set(hosts: [&Netns; 2], regime: Regime, receive: Receive) -> Resul
                 )?;
                 threaded(host, receive == Receive::OtherCore)?;
                 for thread in napi_threads()?.difference(&others) {
-                    let mut set = CpuSet::new();
-                    set.set(side.core())?;
-                    sched_setaffinity(Pid::from_raw(*thread), &set)
-                        .with_context(|| format!("NAPI thread {thread}"))?;
+                    pin(*thread, side.core())?;
                 }
             }
         }

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::libc;
 
-use super::{Stop, Way, cores, join, pin, tcp::Streams};
+use super::{OWN_THREAD, Stop, Way, cores, join, pin, tcp::Streams};
 
 /// Rate of the load.
 const PACE: u64 = 4_000_000_000;
@@ -61,7 +61,7 @@ impl Soakers {
 }
 
 fn soak(core: usize, count: &AtomicU64, stop: &Stop) -> Result<()> {
-    pin(core)?;
+    pin(OWN_THREAD, core)?;
     let param = libc::sched_param { sched_priority: 0 };
     // SAFETY: the parameter is on our stack; SCHED_IDLE takes priority 0 (sched(7)).
     let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const param) };

@@ -10,10 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use culvert_tests::wire;
 use etherparse::PacketBuilder;
 use nix::{
     errno::Errno,
-    libc,
     sys::socket::{
         AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockType, SockaddrIn, sendmmsg, socket,
     },
@@ -78,7 +78,7 @@ pub(crate) fn make(target: &Target<'_>, first: u32, count: u32) -> Result<u32> {
 
 /// Frames as the client's own stack would send them, one for each flow.
 struct Frames {
-    device: i32,
+    device: u32,
     all: Vec<Vec<u8>>,
 }
 
@@ -88,7 +88,7 @@ struct Ends {
     mac: [u8; 6],
     /// Of the gateway.
     next_hop: [u8; 6],
-    device: i32,
+    device: u32,
 }
 
 impl Frames {
@@ -141,7 +141,7 @@ impl Ends {
         };
         let link = said(&format!("ip -j link show dev {device}"))?;
         let mac = link.pointer("/0/address").and_then(Value::as_str).unwrap_or_default();
-        let device = i32::try_from(nix::net::if_::if_nametoindex(device)?)?;
+        let device = nix::net::if_::if_nametoindex(device)?;
         Ok(Self { ip: *own.ip(), mac: parse_mac(mac)?, next_hop, device })
     }
 
@@ -171,21 +171,10 @@ fn parse_mac(text: &str) -> Result<[u8; 6]> {
 }
 
 /// A socket that sends whole frames on a device of this thread's namespace.
-fn packet_socket(device: i32) -> Result<OwnedFd> {
+fn packet_socket(device: u32) -> Result<OwnedFd> {
     let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
-    let address = libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET as u16,
-        // It receives nothing.
-        sll_protocol: 0,
-        sll_ifindex: device,
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 0,
-        sll_addr: [0; 8],
-    };
-    let len = size_of_val(&address) as u32;
-    // SAFETY: the address is a `sockaddr_ll`, and as long as stated.
-    Errno::result(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len) })?;
+    // It receives nothing.
+    wire::bind(&fd, device, 0)?;
     Ok(fd)
 }
 

@@ -93,11 +93,15 @@ pub(crate) fn cores() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Puts the calling thread on one core.
-pub(crate) fn pin(core: usize) -> Result<()> {
+/// The calling thread, to [`pin`].
+pub(crate) const OWN_THREAD: i32 = 0;
+
+/// Puts a thread on one core.
+pub(crate) fn pin(thread: i32, core: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(core)?;
-    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("core {core}"))
+    sched_setaffinity(Pid::from_raw(thread), &set)
+        .with_context(|| format!("thread {thread}: core {core}"))
 }
 
 /// Runs `work` on a thread of its own in a namespace, on the core of `side`.
@@ -111,7 +115,7 @@ pub(crate) fn spawn<T: Send + 'static>(
     Ok(thread::spawn(move || {
         setns(file, CloneFlags::CLONE_NEWNET).context("setns")?;
         // Affinity goes from the thread that measured to those it starts: set it each time.
-        pin(side.core())?;
+        pin(OWN_THREAD, side.core())?;
         work()
     }))
 }

@@ -18,7 +18,7 @@ use culvert_tests::{
     cluster::SOON,
     netns::wait_for,
     probe,
-    sock::{PATIENCE, within},
+    sock::{PATIENCE, set_int, within},
 };
 use nix::{
     libc,
@@ -154,18 +154,7 @@ impl Client {
     pub(crate) fn refused(&self, to: SocketAddr, len: usize) -> Result<bool, String> {
         within(&self.netns, || {
             let socket = UdpSocket::bind(any(to))?;
-            let always: libc::c_int = libc::IP_PMTUDISC_DO;
-            // SAFETY: the option is an int, whose address and length are given.
-            let set = unsafe {
-                libc::setsockopt(
-                    socket.as_raw_fd(),
-                    libc::IPPROTO_IP,
-                    libc::IP_MTU_DISCOVER,
-                    (&raw const always).cast(),
-                    size_of_val(&always) as u32,
-                )
-            };
-            assert_eq!(set, 0);
+            set_int(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO)?;
             match socket.send_to(&vec![0; len], to) {
                 Ok(_) => Ok(false),
                 Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => Ok(true),

@@ -31,6 +31,19 @@ pub(super) struct BatchAttr {
 
 const _: () = assert!(size_of::<BatchAttr>() == 56);
 
+/// Hands a batch to the kernel.
+///
+/// # Safety
+/// Every address in `attr` leads to memory of what `command` reads or writes there, `count`
+/// keys and values of the map's sizes.
+pub(super) unsafe fn call(command: nix::libc::c_long, attr: &mut BatchAttr) -> io::Result<()> {
+    // SAFETY: `attr` is as long as stated; the caller answers for what it leads to.
+    let result = unsafe {
+        nix::libc::syscall(nix::libc::SYS_bpf, command, &raw mut *attr, size_of::<BatchAttr>())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Writes entries whose sizes are those of the map behind `fd`, in order. Returns how
 /// many were written, and what kept the kernel from the next one.
 pub(super) fn update<K: Pod, V: Pod>(
@@ -50,18 +63,9 @@ pub(super) fn update<K: Pod, V: Pod>(
     };
     // SAFETY: both arrays are locals that outlive the call, and hold `count` keys and
     // values; their sizes are the map's, which the caller had aya check.
-    let result = unsafe {
-        nix::libc::syscall(
-            nix::libc::SYS_bpf,
-            BPF_MAP_UPDATE_BATCH,
-            &raw mut attr,
-            size_of::<BatchAttr>(),
-        )
-    };
-    if result == 0 {
+    let Err(error) = (unsafe { call(BPF_MAP_UPDATE_BATCH, &mut attr) }) else {
         return (keys.len(), Ok(()));
-    }
-    let error = io::Error::last_os_error();
+    };
     // Where it refuses the call itself, it leaves the count as it was.
     let written = attr.count as usize;
     (if written < keys.len() { written } else { 0 }, Err(error))

@@ -17,7 +17,7 @@ use culvert_common::abi::{Evictable, Flow, FlowKey, names};
 
 use super::{
     DatapathError,
-    batch::BatchAttr,
+    batch::{self, BatchAttr},
     tables::{Bytes, take_map},
 };
 
@@ -153,22 +153,10 @@ impl Flows {
         };
         // SAFETY: every pointer leads to a local that outlives the call, and the arrays
         // have room for `count` keys and values of the sizes that `take` had aya check.
-        let result = unsafe {
-            nix::libc::syscall(
-                nix::libc::SYS_bpf,
-                BPF_MAP_LOOKUP_BATCH,
-                &raw mut attr,
-                size_of::<BatchAttr>(),
-            )
-        };
-        let last = if result == 0 {
-            false
-        } else {
-            let error = io::Error::last_os_error();
-            if error.raw_os_error() != Some(nix::libc::ENOENT) {
-                return Err(error);
-            }
-            true
+        let last = match unsafe { batch::call(BPF_MAP_LOOKUP_BATCH, &mut attr) } {
+            Ok(()) => false,
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => true,
+            Err(error) => return Err(error),
         };
         let entries = keys.into_iter().zip(values).take(attr.count as usize).collect();
         Ok(Slice { entries, next: (!last).then_some(Cursor(next)) })

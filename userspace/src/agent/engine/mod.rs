@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     datapath::DatapathError,
-    model::{self, Name},
+    model::{self, Name, View},
     reconcile::{ApplyError, Changed, Inputs, Reconciler, network_patch, network_state},
     sandbox::GatewaySpec,
     store::{Follower, Listed},
@@ -266,6 +266,11 @@ impl Engine {
         }
     }
 
+    /// What the maps of a network follow from.
+    fn inputs<'a>(&'a self, view: &'a View) -> Inputs<'a> {
+        Inputs { view, own: &self.shared.node, ports: &self.ports, gateways: &self.gateways }
+    }
+
     /// Brings the maps of one network up to date with what has changed. `false`: it is to
     /// be looked at as a whole.
     fn patch_network(&mut self, name: &Name, changed: &Changed) -> bool {
@@ -274,13 +279,7 @@ impl Engine {
         };
         let patch = {
             let view = self.shared.view();
-            let inputs = Inputs {
-                view: &view,
-                own: &self.shared.node,
-                ports: &self.ports,
-                gateways: &self.gateways,
-            };
-            network_patch(&inputs, name, held, changed)
+            network_patch(&self.inputs(&view), name, held, changed)
         };
         let Some(patch) = patch.filter(|patch| self.vnis.get(name) == Some(&patch.vni)) else {
             return false;
@@ -299,13 +298,7 @@ impl Engine {
         let began = Instant::now();
         let state = {
             let view = self.shared.view();
-            let inputs = Inputs {
-                view: &view,
-                own: &self.shared.node,
-                ports: &self.ports,
-                gateways: &self.gateways,
-            };
-            network_state(&inputs, name)
+            network_state(&self.inputs(&view), name)
         };
         let computed = began.elapsed();
         let vni = state.as_ref().map(|state| state.vni);
