@@ -57,7 +57,7 @@ pub(crate) struct Target {
 mod found {
     /// There is a flow.
     pub(super) const YES: u32 = 0;
-    /// There is none.
+    /// There is none, or it has ended and this packet begins another.
     pub(super) const NO: u32 = 1;
     /// There was one of a container that is gone; it has been removed.
     pub(super) const STALE: u32 = 2;
@@ -97,8 +97,11 @@ fn refresh(routed: &Routed, generation: u32, bytes: u32, target: &mut Target) ->
     if !orig && flow.flags & Flow::PUBLISHED != 0 && tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
         return found::NO;
     }
-    if tcp_flags & tcp::SYN != 0 && orig {
-        restart(key, flow, tcp_flags);
+    // A connection on the ports of one that has ended is another: what is checked when a
+    // flow begins may have changed, such as whose the masqueraded port is.
+    if tcp_flags & tcp::SYN != 0 && orig && begins_anew(key, flow, tcp_flags) {
+        remove(key, flow);
+        return found::NO;
     }
     if tcp_flags & (tcp::RST | tcp::FIN) != 0 {
         tcp_flags = nat::believed(tcp_flags, routed.tcp_seq, acknowledged(key, flow));
@@ -154,16 +157,12 @@ pub(crate) fn is_current(flow: &Flow, generation: u32) -> bool {
     lookup!(ENDPOINTS, flow.ifindex).is_some_and(|ep| ep.generation == flow.to_generation)
 }
 
-/// A SYN on the ports of a connection that has ended begins it anew.
+/// Whether the segment of the `ORIG` direction begins a connection on the ports of one
+/// that has ended.
 #[inline(always)]
-fn restart(key: &FlowKey, flow: &mut Flow, tcp_flags: u8) {
-    let Some(reply) = FLOWS.get_ptr_mut(key.other(flow)) else { return };
-    // SAFETY: as in `refresh`.
-    let reply = unsafe { &mut *reply };
-    if nat::begins_anew(tcp_flags, flow.flags, reply.flags) {
-        flow.flags &= KIND;
-        reply.flags &= KIND;
-    }
+fn begins_anew(key: &FlowKey, flow: &Flow, tcp_flags: u8) -> bool {
+    lookup!(FLOWS, key.other(flow))
+        .is_some_and(|reply| nat::begins_anew(tcp_flags, flow.flags, reply.flags))
 }
 
 /// Removes both directions of a flow.

@@ -1,16 +1,19 @@
 //! Conntrack: what a flow remembers, when it is another's, and what happens when the
 //! table is full.
 
+use std::net::TcpListener;
+
 use culvert::datapath::Table as _;
 use culvert_common::abi::{Action, DropReason, Evictable, Flow, FlowKey, Note, Tuple};
 use culvert_tests::packet::{ACK, FIN, Host, RST, SEQ, SYN, V4};
 
 use crate::{
+    compare::same,
     lab::Lab,
     ports::Port,
     routed::{
-        Began, CREATED, Passed, Place, answer, entries, flow, inbound, key, outbound, publish,
-        to_gateway,
+        Began, CREATED, CREATED_ELSEWHERE, Passed, Place, answer, chosen_port, entries, flow,
+        inbound, key, outbound, publish, to_gateway,
     },
     run::{Left, note},
     world::{A, GATEWAY, ONE, SERVER, SERVER2, US, change_endpoint},
@@ -22,6 +25,7 @@ cases!(
     rst_and_fin_of_another_sequence_number,
     syn_begins_anew_after_both_fins,
     syn_begins_anew_after_an_rst,
+    syn_on_a_port_that_is_the_hosts_by_now,
     syn_does_not_begin_anew_before,
     container_replaced,
     container_replaced_seen_from_outside,
@@ -121,20 +125,37 @@ fn rst_is_forgotten_when_something_follows(lab: &mut Lab) {
 
 fn syn_begins_anew_after_both_fins(lab: &mut Lab) {
     exchange(lab, &[(true, SYN), (false, SYN | ACK), (true, ACK | FIN), (false, ACK | FIN)]);
-    exchange_on(lab, &[(true, SYN)]);
+    begins_anew(lab);
+}
+
+fn syn_begins_anew_after_an_rst(lab: &mut Lab) {
+    exchange(lab, &[(true, SYN), (false, RST | ACK)]);
+    begins_anew(lab);
+}
+
+/// A SYN begins another flow in the place of one that has ended.
+#[track_caller]
+fn begins_anew(lab: &mut Lab) {
+    exchange(lab, &[(true, SYN)]);
     assert_eq!(seen(lab), (Flow::SEEN | Flow::SYN, 0));
     let (came, went) = (from_a1(SYN), left(SYN));
     let (from, to) = (Place::At(Port::A1), Place::Outside);
     let began = Began { came: &came, from, went: &went, to, kind: Flow::MASQUERADE };
-    let frames = [&from_a1(SYN), &from_a1(ACK | FIN), &from_a1(SYN)];
-    let reply = [&from_server(SYN | ACK), &from_server(ACK | FIN)];
-    let reply = Passed { seen: 0, ..Passed::frames(&reply, 0) };
-    began.is_tracked(lab, Passed::frames(&frames, Flow::SYN), reply);
+    began.has_begun(lab);
 }
 
-fn syn_begins_anew_after_an_rst(lab: &mut Lab) {
-    exchange(lab, &[(true, SYN), (false, RST | ACK), (true, SYN)]);
-    assert_eq!(seen(lab), (Flow::SEEN | Flow::SYN, 0));
+/// The host has taken the port since the connection on it has ended: the next one of the
+/// container gets another, or its answers would be the host's.
+fn syn_on_a_port_that_is_the_hosts_by_now(lab: &mut Lab) {
+    exchange(lab, &[(true, SYN), (false, RST | ACK)]);
+    let _host = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
+    let run = lab.at_container(Port::A1, &from_a1(SYN).frame());
+    let outcome = run.redirects(Action::NatOut, Left::Spent, &CREATED_ELSEWHERE);
+    let port = chosen_port(&outcome.frame);
+    assert_ne!(port, PORT);
+    let left = outbound(&V4::segment(&US, &SERVER, (port, 80), SYN, &[]));
+    same("frame", &outcome.frame, &left.frame());
+    assert_eq!(entries(lab), 2);
 }
 
 fn syn_does_not_begin_anew_before(lab: &mut Lab) {
