@@ -245,6 +245,15 @@ pub(crate) const HOST: &str = "host";
 pub(crate) const HOST_AGAIN: &str = "host-again";
 
 impl Results {
+    /// Whether anything was measured.
+    pub(crate) fn has_any(&self) -> bool {
+        !self.series.is_empty()
+            || !self.programs.is_empty()
+            || !self.filled.is_empty()
+            || self.create.is_some()
+            || !self.cold_start.is_empty()
+    }
+
     /// The figures of one metric of one arm; none if it was not measured.
     pub(crate) fn samples(&self, arm: &str, regime: Regime, metric: Metric) -> Option<&[f64]> {
         let wanted = |series: &&Series| {

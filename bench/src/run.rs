@@ -137,10 +137,16 @@ pub(crate) fn main(options: &Options) -> Result<bool> {
         settings: settings.clone(),
         ..Results::default()
     };
-    rounds(options, &settings, &mut results)?;
-    once(options, &settings, &mut results)?;
+    let measured = rounds(options, &settings, &mut results)
+        .and_then(|()| once(options, &settings, &mut results));
     results.machine.load_after = machine::load()?;
-    report::show(&results, &output)
+    let Err(why) = measured else { return report::show(&results, &output) };
+    // What took a quarter of an hour is not lost to the stage that failed, nor is it passed
+    // off as a whole run.
+    if results.has_any() {
+        report::show(&results, &report::Output { json: output.json, ..Default::default() })?;
+    }
+    Err(why)
 }
 
 /// What is measured on hosts of its own.
@@ -161,7 +167,7 @@ fn once(options: &Options, settings: &Settings, results: &mut Results) -> Result
 }
 
 /// Measures one arm. What fails is measured again, and said: of ten thousand connections
-/// one may meet a port that the host has just used itself.
+/// one may time out on a machine that does something else.
 fn measure(
     arm: &Arm,
     load: Load,

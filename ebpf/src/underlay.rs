@@ -24,7 +24,7 @@ use culvert_common::{
 };
 
 use crate::{
-    fast, flood, learn,
+    encap, fast, flood, learn,
     maps::{FDB, NETWORKS, PATH_MTU, UNDERLAY, VTEP_IP, VTEPS, VXLAN_PORT, lookup},
     outside,
     packet::{
@@ -443,11 +443,15 @@ fn learn_path_mtu(ctx: &TcContext) {
     else {
         return;
     };
+    let before = encap::path_mtu(&quoted.dst, path);
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     let expires_ns = now + PATH_MTU_NS;
     if PATH_MTU.insert(quoted.dst, PathMtu { expires_ns, inner_mtu, pad: 0 }, 0).is_ok() {
-        fast::forget_all(now);
+        // What is remembered with a smaller one is judged anew where that is not enough.
+        if inner_mtu < before {
+            fast::forget_all(now);
+        }
         note(DIRECTION, Note::PathMtuLearnt, ctx.len());
     }
 }

@@ -2,7 +2,9 @@
 //! underlay tells us (RFC 1191, RFC 8201).
 
 use culvert::datapath::{Table as _, now_ns};
-use culvert_common::abi::{Code, Direction, DropReason, Note, PathMtu, RateKey, UnderlayPath};
+use culvert_common::abi::{
+    Action, Code, Direction, DropReason, FdbKey, Note, PathMtu, RateKey, UnderlayPath,
+};
 use culvert_tests::packet::{Host, V4, V6, ethernet, icmpv6, payload};
 
 use crate::{
@@ -10,7 +12,7 @@ use crate::{
     ports::Port,
     run::{Expected, Left, SHORTEST_V4, SHOT, copy, drop, note},
     world::{
-        FAR, FARTHER, MTU, ONE, OUR_VTEP, PEER, PEER_MAC, PEER2, ROUTER, ROUTER_MAC, STRANGER,
+        A, FAR, FARTHER, MTU, ONE, OUR_VTEP, PEER, PEER_MAC, PEER2, ROUTER, ROUTER_MAC, STRANGER,
         TO_PEER, UPLINK_MAC, VXLAN_PORT, to_peer,
     },
 };
@@ -38,6 +40,7 @@ cases!(
     gso_udp_is_judged_by_its_segments,
     learnt_from_the_underlay,
     learnt_from_a_router_behind,
+    learnt_again_is_no_change,
     learnt_and_obeyed,
     learnt_and_expired,
     learnt_is_never_more_than_the_route,
@@ -318,6 +321,21 @@ fn learnt_from_the_underlay(lab: &mut Lab) {
 fn learnt_from_a_router_behind(lab: &mut Lab) {
     let frame = crate::world::to_peer2().wrap(&v4(1400).frame());
     is_learnt(lab, &error(1476, &quoted(&frame, 28)).frame(), PEER2, 1426);
+}
+
+/// What is learnt once more makes nobody forget anything: a router says it again for every
+/// flow that begins too long, and anyone may.
+fn learnt_again_is_no_change(lab: &mut Lab) {
+    is_learnt(lab, &error(1400, &quoted(&sent(), 28)).frame(), PEER, 1350);
+    let frame = V4::udp(&ONE, &FAR, (1000, 2000), &payload(100)).frame();
+    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    // Whoever judges the pair now finds nothing.
+    lab.untold_fdb.remove(FdbKey::new(A, FAR.mac));
+    is_learnt(lab, &error(1400, &quoted(&sent(), 28)).frame(), PEER, 1350);
+    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    is_learnt(lab, &error(1300, &quoted(&sent(), 28)).frame(), PEER, 1250);
+    let outcome = lab.at_container(Port::A1, &frame).outcome();
+    assert_eq!(outcome.count(Direction::FromContainer, Code::Action(Action::Encap)), 0);
 }
 
 fn learnt_and_obeyed(lab: &mut Lab) {
