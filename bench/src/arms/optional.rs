@@ -159,6 +159,29 @@ pub(super) fn output(command: &mut std::process::Command) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arms::Load;
+
+    #[test]
+    fn what_is_installed_moves_packets_and_goes() {
+        if !culvert_tests::netns::is_root() {
+            return;
+        }
+        for it in Optional::ALL {
+            if let Err(error) = it.check() {
+                eprintln!("SKIPPED: {error}");
+                continue;
+            }
+            let pair = Pair::new().expect("hosts");
+            let (running, arm) = it.make(&pair).expect("set up");
+            let figures = arm.measure(Load::Connections, Duration::from_millis(50));
+            let rate = figures.expect("measured").into_values().next();
+            assert!(rate.is_some_and(|rate| rate > 0.0), "{}: {rate:?}", it.id());
+            let namespaces = [arm.way.client, arm.way.server];
+            assert!(namespaces.iter().all(|netns| netns.exists()), "{namespaces:?}");
+            drop(running);
+            assert!(!namespaces.iter().any(|netns| netns.exists()), "{namespaces:?}");
+        }
+    }
 
     #[test]
     fn none_is_measured_that_was_not_asked_for() {
