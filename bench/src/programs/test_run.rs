@@ -13,9 +13,9 @@ use serde_json::Value;
 
 use super::{Path, Place, Traffic};
 use crate::load::{
-    Side, Way,
+    OWN_THREAD, Side, Way,
     flows::{Ends, parse_mac},
-    join, spawn,
+    join, pin, spawn,
 };
 
 /// `TC_ACT_REDIRECT` of linux/pkt_cls.h.
@@ -66,6 +66,7 @@ impl Place<'_> {
         let program = program.with_context(|| format!("{}: no program", self.device))?;
         let program = SchedClassifier::from_program_info(program, self.device.clone().into())?;
         culvert::sandbox::run_in(self.host.fd().as_fd(), || {
+            pin(OWN_THREAD, Side::Client.core())?;
             let context = sk_buff(if_nametoindex(self.device.as_str())?, 0, frame.len());
             Ok(timed(&program, frame, Some(&context), runs)?)
         })?

@@ -12,7 +12,7 @@ use super::grid::Grid;
 use super::table;
 use super::targets::{memory_per_endpoint, point};
 use super::words::{self, Owner};
-use crate::results::{HOST, HOST_AGAIN, Metric, ProgramCost, Regime, Results};
+use crate::results::{HOST, HOST_AGAIN, Metric, Regime, Results};
 use crate::scale::ColdStart;
 use crate::stats::Interval;
 
@@ -237,19 +237,18 @@ fn filled(found: &mut Comparison, old: &Results, new: &Results) {
 
 /// Times that have nothing beside them to be a ratio of.
 fn times(found: &mut Comparison, old: &Results, new: &Results) {
-    type Time = fn(&ProgramCost) -> Option<f64>;
-    const RUNS: [(&str, Time); 2] =
-        [("", |it| Some(it.ns_per_run)), (" alone", |it| it.test_run_ns)];
     for it in &new.programs {
         let before = old
             .programs
             .iter()
             .find(|before| before.program == it.program && before.traffic == it.traffic);
-        for (alone, ns) in RUNS {
-            let what = format!("{}, {}: time per run{alone}", it.program, it.traffic);
-            let figure = Figure::once(what, " ns", PROGRAM_NOISE);
-            found.figure(&figure, before.and_then(ns).map(point), ns(it).map(point));
-        }
+        let figure = Figure::once(
+            format!("{}, {}: time per run", it.program, it.traffic),
+            " ns",
+            PROGRAM_NOISE,
+        );
+        let was = before.map(|before| point(before.ns_per_run));
+        found.figure(&figure, was, Some(point(it.ns_per_run)));
     }
     let p99 = |run: &Results| run.create.map(|it| point(it.p99_ms));
     let figure = Figure::once("create → reachable, p99".into(), " ms", ONCE_NOISE);
