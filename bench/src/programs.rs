@@ -1,73 +1,146 @@
-//! What the programs cost: the kernel counts their time while packets go through.
+//! What the programs cost: the kernel counts their time while packets go through, and takes
+//! it while it runs them on a packet of the same kind.
 
-use std::time::Duration;
+mod test_run;
+
+use std::{os::fd::AsFd as _, time::Duration};
 
 use anyhow::{Context as _, Result};
 use aya::{
     programs::{ProgramInfo, SchedClassifier, TcAttachType},
     sys::{Stats, enable_stats},
 };
-use culvert_tests::netns::Netns;
+use culvert_tests::netns::{Netns, Underlay};
 
 use crate::{
     arms::{Arm, Culvert},
-    load::{tcp, udp},
+    load::{Way, tcp, udp},
     results::ProgramCost,
 };
 
 /// Runs of which no average is made: frames that happened to come by.
 const FEW: u64 = 100;
 
-/// Measures the programs on the way of the overlay and of SNAT.
+/// A device's hook at which programs run.
+struct Place<'a> {
+    host: &'a Netns,
+    device: String,
+    hook: TcAttachType,
+}
+
+/// Two places that packets of a way come by.
+struct Path<'a> {
+    /// What is measured, as `SNAT`.
+    what: &'static str,
+    way: &'a Way,
+    /// Where what the client sends comes first, and what comes next.
+    places: [Place<'a>; 2],
+    /// What comes to the second place is the answer; otherwise it is what the first sends on.
+    answered: bool,
+}
+
+/// What is sent.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Traffic {
+    Udp,
+    Tcp,
+}
+
+impl Traffic {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Udp => "UDP 64 B",
+            Self::Tcp => "TCP 64 KB",
+        }
+    }
+}
+
+/// Measures the programs on the ways of the overlay, of SNAT, and from a host to a container
+/// of its own.
 pub(crate) fn costs(culvert: &Culvert, arms: &[Arm], time: Duration) -> Result<Vec<ProgramCost>> {
-    let _stats = enable_stats(Stats::RunTime).context("statistics of BPF programs")?;
     let mut costs = Vec::new();
-    let [one, two] = &culvert.hosts;
-    for (id, network, what) in [
-        ("culvert-overlay", &culvert.overlay, "overlay"),
-        ("culvert-snat", &culvert.bridge, "SNAT"),
-    ] {
-        let Some(arm) = arms.iter().find(|arm| arm.info.id == id) else { continue };
-        let port = network[0].host_side(one)?;
-        let programs = || -> Result<Vec<ProgramInfo>> {
-            let mut found = at(&one.netns, &port)?;
-            // SNAT's other end is a plain host for which nothing is translated.
-            let end = if what == "overlay" { &two.netns } else { &one.netns };
-            found.extend(at(end, culvert_tests::netns::Underlay::UPLINK)?);
-            Ok(found)
-        };
-        for (traffic, is_udp) in [("UDP 64 B", true), ("TCP 64 KB", false)] {
-            let before = programs()?;
-            if is_udp {
-                udp::datagrams(&arm.way, 64, time)?;
-            } else {
-                tcp::throughput(&arm.way, 1, time)?;
-            }
-            for (before, after) in before.iter().zip(&programs()?) {
-                let runs = after.run_count() - before.run_count();
-                if runs < FEW {
-                    continue;
-                }
-                let ns = (after.run_time() - before.run_time()).as_nanos() as f64;
-                costs.push(ProgramCost {
-                    program: after.name_as_str().unwrap_or_default().to_owned(),
-                    traffic: format!("{what}, {traffic}"),
-                    ns_per_run: ns / runs as f64,
-                    runs,
-                    verified_instructions: after.verified_instruction_count().map_or(0, u64::from),
-                    jited_bytes: u64::from(after.size_jitted()),
-                });
-            }
+    for path in paths(culvert, arms)? {
+        for traffic in [Traffic::Udp, Traffic::Tcp] {
+            let counted = counted(&path, traffic, time)?;
+            // Only now that the statistics are off, which are themselves a part of what they
+            // tell. What the programs remember of an earlier packet is there.
+            let timed = test_run::times(&path, traffic)
+                .with_context(|| format!("{}, {}: test run", path.what, traffic.name()))?;
+            costs.extend(counted.into_iter().zip(timed).flat_map(|(counted, ns)| {
+                counted.into_iter().map(move |cost| ProgramCost { test_run_ns: Some(ns), ..cost })
+            }));
         }
     }
     Ok(costs)
 }
 
-/// The programs at a device's tcx ingress.
-fn at(host: &Netns, device: &str) -> Result<Vec<ProgramInfo>> {
-    use std::os::fd::AsFd as _;
-    let query = || SchedClassifier::query_tcx(device, TcAttachType::Ingress);
-    let (_, programs) = culvert::sandbox::run_in(host.fd().as_fd(), query)?
-        .with_context(|| format!("{device}: programs"))?;
-    Ok(programs)
+/// The ways whose programs are measured.
+fn paths<'a>(culvert: &'a Culvert, arms: &'a [Arm]) -> Result<Vec<Path<'a>>> {
+    let [one, two] = &culvert.hosts;
+    let at = |host, device, hook| Place { host, device, hook };
+    let uplink = |host| at(host, Underlay::UPLINK.to_owned(), TcAttachType::Ingress);
+    let overlay = culvert.overlay[0].host_side(one)?;
+    let bridge = culvert.bridge[0].host_side(one)?;
+    let gateway = culvert.bridge[0].route_from(one)?;
+    let from = |device| at(&one.netns, device, TcAttachType::Ingress);
+    let paths = [
+        ("culvert-overlay", "overlay", [from(overlay), uplink(&two.netns)], false),
+        // The other end is a plain host for which nothing is translated.
+        ("culvert-snat", "SNAT", [from(bridge.clone()), uplink(&one.netns)], true),
+        (
+            "culvert-local",
+            "own container",
+            [at(&one.netns, gateway, TcAttachType::Egress), from(bridge)],
+            true,
+        ),
+    ];
+    Ok(paths
+        .into_iter()
+        .filter_map(|(id, what, places, answered)| {
+            let arm = arms.iter().find(|arm| arm.info.id == id)?;
+            Some(Path { what, way: &arm.way, places, answered })
+        })
+        .collect())
+}
+
+/// What the kernel's statistics say of the programs at each place while traffic goes by.
+fn counted(path: &Path<'_>, traffic: Traffic, time: Duration) -> Result<[Vec<ProgramCost>; 2]> {
+    let _stats = enable_stats(Stats::RunTime).context("statistics of BPF programs")?;
+    let [first, next] = &path.places;
+    let before = [first.programs()?, next.programs()?];
+    match traffic {
+        Traffic::Udp => udp::datagrams(path.way, 64, time).map(|_| ())?,
+        Traffic::Tcp => tcp::throughput(path.way, 1, time).map(|_| ())?,
+    }
+    let after = [first.programs()?, next.programs()?];
+    let mut costs = [Vec::new(), Vec::new()];
+    for (costs, (before, after)) in costs.iter_mut().zip(before.iter().zip(&after)) {
+        for (before, after) in before.iter().zip(after) {
+            let runs = after.run_count() - before.run_count();
+            if runs < FEW {
+                continue;
+            }
+            let ns = (after.run_time() - before.run_time()).as_nanos() as f64;
+            costs.push(ProgramCost {
+                program: after.name_as_str().unwrap_or_default().to_owned(),
+                traffic: format!("{}, {}", path.what, traffic.name()),
+                ns_per_run: ns / runs as f64,
+                test_run_ns: None,
+                runs,
+                verified_instructions: after.verified_instruction_count().map_or(0, u64::from),
+                jited_bytes: u64::from(after.size_jitted()),
+            });
+        }
+    }
+    Ok(costs)
+}
+
+impl Place<'_> {
+    /// The programs there.
+    fn programs(&self) -> Result<Vec<ProgramInfo>> {
+        let query = || SchedClassifier::query_tcx(self.device.as_str(), self.hook);
+        let (_, programs) = culvert::sandbox::run_in(self.host.fd().as_fd(), query)?
+            .with_context(|| format!("{}: programs", self.device))?;
+        Ok(programs)
+    }
 }

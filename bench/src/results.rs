@@ -184,7 +184,10 @@ pub(crate) struct ProgramCost {
     pub(crate) traffic: String,
     /// Time per run by the kernel's statistics, ns.
     pub(crate) ns_per_run: f64,
-    /// Runs.
+    /// Time of a run on a packet that is on no wire, ns; runs before this was measured have none.
+    #[serde(default)]
+    pub(crate) test_run_ns: Option<f64>,
+    /// Runs that the statistics counted.
     pub(crate) runs: u64,
     /// Instructions that the verifier followed at load.
     pub(crate) verified_instructions: u64,

@@ -11,7 +11,7 @@ use anyhow::{Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
-    arms::{Arm, Arms, Load, Receive},
+    arms::{Arm, Arms, Load, Optional, Receive},
     create, filled, machine, programs, report,
     results::{Metric, Regime, Results, Settings, VERSION},
     scale,
@@ -36,6 +36,10 @@ pub(crate) struct Options {
     /// Only these arms, by their ids or the beginning of them
     #[arg(long, value_name = "ARM", value_delimiter = ',')]
     arms: Vec<String>,
+    /// Measure docker-overlay and openvswitch, too, if installed; '--arms' measures them
+    /// without it
+    #[arg(long, conflicts_with = "arms")]
+    optional: bool,
     /// Write the figures to a file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -192,7 +196,7 @@ fn measure(
 
 /// All arms, round after round.
 fn rounds(options: &Options, settings: &Settings, results: &mut Results) -> Result<()> {
-    let arms = Arms::make()?;
+    let arms = Arms::make(&Optional::wanted(&options.arms, options.optional)?)?;
     let chosen: Vec<_> = arms
         .all
         .iter()

@@ -1,6 +1,7 @@
 //! One frame into one program, and what is expected of it.
 
 use aya::programs::{ProgramFd, SchedClassifier, Xdp};
+use culvert::datapath::test_run::sk_buff;
 use culvert_common::abi::{
     Action, Code, Counter, Direction, DropReason, Note, programs, stats_index,
 };
@@ -58,12 +59,6 @@ struct TestRunAttr {
 /// of IP, those with an IP header. The module `live` tries shorter ones.
 pub(crate) const SHORTEST_V4: usize = 14 + 20;
 pub(crate) const SHORTEST_V6: usize = 14 + 40;
-
-/// Bytes of `struct __sk_buff`, and the members that a test may set.
-const SK_BUFF_LEN: usize = 192;
-const SK_BUFF_IFINDEX: usize = 40;
-const SK_BUFF_GSO_SEGS: usize = 164;
-const SK_BUFF_GSO_SIZE: usize = 176;
 
 /// How often something was counted, and for how many bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -305,14 +300,7 @@ impl<'a> Run<'a> {
 
     /// Runs the program, whatever comes of it.
     pub(crate) fn outcome(self) -> Outcome {
-        let mut context = [0; SK_BUFF_LEN];
-        let mut set = |at: usize, value: u32| {
-            context[at..at + 4].copy_from_slice(&value.to_ne_bytes());
-        };
-        set(SK_BUFF_IFINDEX, self.ifindex);
-        set(SK_BUFF_GSO_SIZE, self.gso_size);
-        let segments = (self.frame.len() as u32).checked_div(self.gso_size).unwrap_or_default();
-        set(SK_BUFF_GSO_SEGS, segments);
+        let context = sk_buff(self.ifindex, self.gso_size, self.frame.len());
         let mut left = vec![0; 2 * 4096];
         let mut attr = TestRunAttr {
             prog_fd: self.lab.program_fd(self.program).as_fd().as_raw_fd().try_into().unwrap(),
@@ -325,7 +313,7 @@ impl<'a> Run<'a> {
             ..TestRunAttr::default()
         };
         if self.program != Program::UnderlayXdp {
-            attr.ctx_size_in = SK_BUFF_LEN as u32;
+            attr.ctx_size_in = context.len() as u32;
             attr.ctx_in = context.as_ptr() as u64;
         }
         // SAFETY: the attributes have the kernel's layout and size; the buffers

@@ -149,4 +149,12 @@ impl Container {
             .map(str::to_owned)
             .with_context(|| format!("{}: its veth has no other end", self.netns.name()))
     }
+
+    /// Name of the host's device by which it sends to the container.
+    pub(crate) fn route_from(&self, host: &Host) -> Result<String> {
+        let route: serde_json::Value =
+            serde_json::from_str(&host.netns.run(&format!("ip -j route get {}", self.ip)))?;
+        let device = route.pointer("/0/dev").and_then(|device| device.as_str());
+        device.map(str::to_owned).with_context(|| format!("{}: no route", self.ip))
+    }
 }

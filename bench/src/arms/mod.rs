@@ -2,13 +2,17 @@
 //! (programs on the uplink, iptables rules) costs the others nothing.
 
 mod culvert;
+mod docker;
 mod hosts;
 mod iptables;
+mod openvswitch;
+mod optional;
 mod vxlan;
 
 pub(crate) use culvert::Culvert;
 pub(crate) use hosts::{Pair, Receive};
 pub(crate) use iptables::Bridge;
+pub(crate) use optional::Optional;
 
 use std::{cell::Cell, collections::BTreeMap, time::Duration};
 
@@ -167,6 +171,8 @@ impl FlowsTo {
 pub(crate) struct Arms {
     /// Arms in the order of the report.
     pub(crate) all: Vec<Arm>,
+    // Processes end before the hosts go that they run on.
+    _optional: Vec<optional::Running>,
     pairs: Vec<Pair>,
     /// Culvert's hosts.
     pub(crate) culvert: Culvert,
@@ -177,7 +183,7 @@ pub(crate) struct Arms {
 
 impl Arms {
     /// Makes the hosts.
-    pub(crate) fn make() -> Result<Self> {
+    pub(crate) fn make(optional: &[Optional]) -> Result<Self> {
         let mut pairs = Vec::new();
         let plain = Pair::new()?;
         let mut all: Vec<_> = [(HOST, "host to host"), (HOST_AGAIN, "host to host, again")]
@@ -210,8 +216,17 @@ impl Arms {
         }
         pairs.push(pair);
 
+        let mut running = Vec::new();
+        for it in optional {
+            let pair = Pair::new()?;
+            let (it, arm) = it.make(&pair)?;
+            running.push(it);
+            all.push(arm);
+            pairs.push(pair);
+        }
+
         all.sort_by_key(|arm| (arm.info.row.unwrap_or('C'), !arm.info.id.starts_with("culvert")));
-        Ok(Self { all, pairs, culvert, _vxlan: kernel, _bridge: bridge })
+        Ok(Self { all, _optional: running, pairs, culvert, _vxlan: kernel, _bridge: bridge })
     }
 
     /// Sets all underlays to a regime.

@@ -1,7 +1,7 @@
 //! New flows: every datagram is the first of its flow.
 
 use std::{
-    io::IoSlice,
+    io::{ErrorKind, IoSlice},
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
     os::fd::{AsRawFd as _, OwnedFd},
     path::Path,
@@ -83,11 +83,13 @@ struct Frames {
 }
 
 /// Who sends frames, and to whom.
-struct Ends {
-    ip: Ipv4Addr,
-    mac: [u8; 6],
-    /// Of the gateway.
-    next_hop: [u8; 6],
+pub(crate) struct Ends {
+    /// Address of the client.
+    pub(crate) ip: Ipv4Addr,
+    /// Its MAC.
+    pub(crate) mac: [u8; 6],
+    /// Of the gateway, or of the server on the same link.
+    pub(crate) next_hop: [u8; 6],
     device: u32,
 }
 
@@ -120,29 +122,24 @@ impl Frames {
 }
 
 impl Ends {
-    /// What the client's stack knows of the way to `network`: it sends one datagram itself.
-    fn ask(network: Ipv4Addr) -> Result<Self> {
+    /// What this thread's stack knows of the way to `network`: it sends one datagram itself.
+    pub(crate) fn ask(network: Ipv4Addr) -> Result<Self> {
         let socket = UdpSocket::bind(("0.0.0.0", 0))?;
         socket.connect((network, FIRST_PORT))?;
         let SocketAddr::V4(own) = socket.local_addr()? else { bail!("flows: not IPv4") };
         let route = said(&format!("ip -j route get {network}"))?;
-        let via = route.pointer("/0/gateway").and_then(Value::as_str);
-        let device = route.pointer("/0/dev").and_then(Value::as_str);
-        let (Some(via), Some(device)) = (via, device) else { bail!("flows: no route") };
-        let end = Instant::now() + PATIENCE;
-        let next_hop = loop {
-            socket.send(b"?")?;
-            let neighbours = said(&format!("ip -j neigh show {via} dev {device}"))?;
-            match neighbours.pointer("/0/lladdr").and_then(Value::as_str) {
-                Some(mac) => break parse_mac(mac)?,
-                None if Instant::now() > end => bail!("{via}: no neighbour"),
-                None => std::thread::sleep(Duration::from_millis(5)),
-            }
-        };
+        let on_link = network.to_string();
+        let via = route.pointer("/0/gateway").and_then(Value::as_str).unwrap_or(&on_link);
+        let device = route.pointer("/0/dev").and_then(Value::as_str).context("flows: no route")?;
         let link = said(&format!("ip -j link show dev {device}"))?;
         let mac = link.pointer("/0/address").and_then(Value::as_str).unwrap_or_default();
+        let mac = parse_mac(mac)?;
+        let flags = link.pointer("/0/flags").and_then(Value::as_array);
+        // A device without ARP takes every frame itself.
+        let noarp = flags.is_some_and(|flags| flags.iter().any(|flag| flag == "NOARP"));
+        let next_hop = if noarp { mac } else { neighbour(&socket, via, device)? };
         let device = nix::net::if_::if_nametoindex(device)?;
-        Ok(Self { ip: *own.ip(), mac: parse_mac(mac)?, next_hop, device })
+        Ok(Self { ip: *own.ip(), mac, next_hop, device })
     }
 
     fn frame(&self, to: SocketAddrV4) -> Result<Vec<u8>> {
@@ -156,6 +153,26 @@ impl Ends {
     }
 }
 
+/// The MAC of a neighbour, to which or by which `socket` sends.
+fn neighbour(socket: &UdpSocket, ip: &str, device: &str) -> Result<[u8; 6]> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match socket.send(b"?") {
+            // That nobody listens is an answer.
+            Err(error) if error.kind() != ErrorKind::ConnectionRefused => {
+                return Err(error).context("flows: send");
+            }
+            _ => {}
+        }
+        let neighbours = said(&format!("ip -j neigh show {ip} dev {device}"))?;
+        match neighbours.pointer("/0/lladdr").and_then(Value::as_str) {
+            Some(mac) => return parse_mac(mac),
+            None if Instant::now() > end => bail!("{ip}: no neighbour"),
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
 /// What a command of iproute2 says, in this thread's namespace.
 fn said(line: &str) -> Result<Value> {
     let mut words = line.split(' ');
@@ -164,7 +181,8 @@ fn said(line: &str) -> Result<Value> {
     serde_json::from_slice(&output.stdout).with_context(|| format!("{line}: says no JSON"))
 }
 
-fn parse_mac(text: &str) -> Result<[u8; 6]> {
+/// A MAC as iproute2 writes it.
+pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
     let bytes: Option<Vec<u8>> =
         text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
     bytes.and_then(|bytes| bytes.try_into().ok()).with_context(|| format!("{text}: no MAC"))

@@ -124,14 +124,24 @@ pub(super) fn metrics(results: &Results, form: Form) -> Grid {
 fn programs(results: &Results) -> Grid {
     let mut grid = Grid::new(
         "BPF programs",
-        "Time per run by the kernel's statistics, whose own cost is in it.",
-        &["program", "traffic", ">ns a run", ">runs", ">verified instructions", ">JITed bytes"],
+        "Time per run by the kernel's statistics, whose own cost is in it; and alone, on one \
+         such packet after the other, without traffic (PROG_TEST_RUN).",
+        &[
+            "program",
+            "traffic",
+            ">ns a run",
+            ">ns alone",
+            ">runs",
+            ">verified instructions",
+            ">JITed bytes",
+        ],
     );
     for it in &results.programs {
         grid.row([
             it.program.as_str().into(),
             it.traffic.as_str().into(),
             words::number(Some(it.ns_per_run), 0).into(),
+            words::number(it.test_run_ns, 0).into(),
             words::whole(it.runs).into(),
             words::whole(it.verified_instructions).into(),
             words::whole(it.jited_bytes).into(),

@@ -96,6 +96,14 @@ pub(super) fn about(arm: &str) -> &str {
             "The kernel's vxlan as flannel wires it: a route to each host's containers over a \
              vxlan device, no bridge between hosts."
         }
+        "docker-overlay" => {
+            "Docker itself: two daemons in a swarm, and a container of each on its overlay \
+             network. Measured if asked for."
+        }
+        "openvswitch" => {
+            "Open vSwitch without its kernel module: a process on each host puts the VXLAN \
+             header on and takes it off. Measured if asked for."
+        }
         "culvert-snat" => {
             "A container of Culvert's bridge network to the other host, out by the host's \
              address (one NAT)."

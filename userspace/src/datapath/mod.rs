@@ -19,6 +19,7 @@ mod links;
 mod price;
 mod stats;
 mod tables;
+pub mod test_run;
 mod trace;
 
 use std::{

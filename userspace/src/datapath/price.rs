@@ -2,15 +2,16 @@
 
 use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp};
 use culvert_common::abi::programs;
 
-use super::{DatapathError, Options, links, load_object};
+use super::{
+    DatapathError, Options, links, load_object,
+    test_run::{Runs, timed},
+};
 
-/// Runs of a program in a row, and how often that is done: the median is of many, so that
-/// it is not of the one in which something else ran.
-const RUNS: u32 = 16;
-const ROUNDS: usize = 31;
+/// What is dropped stays as it was, so that many runs are as the first.
+const RUNS: Runs = Runs { repeat: 16, rounds: 31 };
 /// Conntrack is not needed.
 const FLOWS: u32 = 16;
 
@@ -53,21 +54,13 @@ impl Price {
 
 fn median<P>(name: &str, program: &P, frame: &[u8]) -> Result<u64, DatapathError>
 where
-    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = aya::programs::TestRunResult>,
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
 {
-    let mut times = Vec::with_capacity(ROUNDS);
-    for _ in 0..ROUNDS {
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(frame);
-        options.repeat = RUNS;
-        let run = program.test_run(options).map_err(|error| DatapathError::Load {
-            what: format!("run program {name}"),
-            source: Box::new(error),
-        })?;
-        times.push(u64::try_from(run.duration.as_nanos()).unwrap_or(u64::MAX));
-    }
-    times.sort_unstable();
-    Ok(times.get(ROUNDS / 2).copied().unwrap_or_default())
+    let timed = timed(program, frame, None, RUNS).map_err(|error| DatapathError::Load {
+        what: format!("run program {name}"),
+        source: Box::new(error),
+    })?;
+    Ok(timed.ns)
 }
 
 /// A small VXLAN frame for `vtep`, from nobody.

@@ -1,0 +1,209 @@
+//! Arms of other networks that are not on every machine: measured when they are asked for.
+
+use std::{
+    env,
+    io::ErrorKind,
+    net::TcpStream,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{Arm, Pair, docker::Docker, openvswitch::OpenVSwitch};
+use crate::load::{Side, Way, join, spawn};
+
+/// Where programs of the administrator are; a user's `PATH` may lack it.
+const SBIN: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+/// How long a way may take until a packet passes.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long one try may take, and between two.
+const TRY: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// A network that may not be installed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Optional {
+    /// Docker's overlay of a swarm.
+    Docker,
+    /// Open vSwitch's VXLAN in user space.
+    OpenVSwitch,
+}
+
+/// What keeps one alive.
+pub(super) enum Running {
+    /// See [`Optional::Docker`].
+    Docker { _daemons: Docker },
+    /// See [`Optional::OpenVSwitch`].
+    OpenVSwitch { _daemons: OpenVSwitch },
+}
+
+impl Optional {
+    const ALL: [Self; 2] = [Self::Docker, Self::OpenVSwitch];
+
+    /// Name of its arm.
+    pub(super) fn id(self) -> &'static str {
+        match self {
+            Self::Docker => "docker-overlay",
+            Self::OpenVSwitch => "openvswitch",
+        }
+    }
+
+    /// The programs that it consists of, and Debian's package of each.
+    fn programs(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Docker => &[
+                ("dockerd", "docker.io"),
+                ("docker", "docker.io"),
+                ("busybox", "busybox-static"),
+                ("iptables", "iptables"),
+            ],
+            Self::OpenVSwitch => &[
+                ("ovs-vswitchd", "openvswitch-switch"),
+                ("ovsdb-server", "openvswitch-switch"),
+                ("ovsdb-tool", "openvswitch-switch"),
+                ("ovs-vsctl", "openvswitch-switch"),
+            ],
+        }
+    }
+
+    fn check(self) -> Result<()> {
+        for (name, package) in self.programs() {
+            if program(name).is_err() {
+                bail!("{}: {name} is not installed: install {package}", self.id());
+            }
+        }
+        Ok(())
+    }
+
+    /// Those that `arms` names, which have to be installed; and with `all`, those that are.
+    ///
+    /// # Errors
+    ///
+    /// One that is named is not installed.
+    pub(crate) fn wanted(arms: &[String], all: bool) -> Result<Vec<Self>> {
+        let mut wanted = Vec::new();
+        for it in Self::ALL {
+            let named = arms.iter().any(|arm| it.id().starts_with(arm.as_str()));
+            // Nothing else is measured if arms are named.
+            let asked = named || (all && arms.is_empty());
+            match it.check() {
+                Ok(()) if asked => wanted.push(it),
+                Err(error) if named => return Err(error),
+                Err(error) if asked => eprintln!("bench: not measured: {error}"),
+                _ => {}
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// Sets it up between two hosts.
+    pub(super) fn make(self, pair: &Pair) -> Result<(Running, Arm)> {
+        let (running, arm) = match self {
+            Self::Docker => {
+                let (daemons, arm) = Docker::new(pair)?;
+                (Running::Docker { _daemons: daemons }, arm)
+            }
+            Self::OpenVSwitch => {
+                let (daemons, arm) = OpenVSwitch::new(pair)?;
+                (Running::OpenVSwitch { _daemons: daemons }, arm)
+            }
+        };
+        passes(&arm.way).with_context(|| self.id())?;
+        Ok((running, arm))
+    }
+}
+
+/// A program of this machine.
+pub(super) fn program(name: &str) -> Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(SBIN.map(PathBuf::from))
+        .map(|directory| directory.join(name))
+        .find(|path| path.is_file())
+        .with_context(|| format!("{name}: is not installed"))
+}
+
+/// Waits until the server's namespace answers: that nothing listens there is an answer, too.
+fn passes(way: &Way) -> Result<()> {
+    let to = way.to;
+    let client = spawn(&way.client, Side::Client, move || {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match TcpStream::connect_timeout(&to.into(), TRY) {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Ok(()),
+                Err(error) if Instant::now() > end => {
+                    return Err(error).context("no packet passes");
+                }
+                Err(_) => std::thread::sleep(PAUSE),
+            }
+        }
+    })?;
+    join(client)
+}
+
+/// Runs a command, and returns what it writes. What it has to say if it fails is one line.
+pub(super) fn output(command: &mut std::process::Command) -> Result<String> {
+    let program = command.get_program().to_owned();
+    let name = Path::new(&program).file_name().unwrap_or(&program).to_string_lossy().into_owned();
+    let output = command.stdin(std::process::Stdio::null()).output();
+    let output = output.with_context(|| name.clone())?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("{name}: {}", said.trim().lines().last().unwrap_or("failed and says nothing"));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arms::Load;
+
+    #[test]
+    fn what_is_installed_moves_packets_and_goes() {
+        if !culvert_tests::netns::is_root() {
+            return;
+        }
+        for it in Optional::ALL {
+            if let Err(error) = it.check() {
+                eprintln!("SKIPPED: {error}");
+                continue;
+            }
+            let pair = Pair::new().expect("hosts");
+            let (running, arm) = it.make(&pair).expect("set up");
+            let figures = arm.measure(Load::Connections, Duration::from_millis(50));
+            let rate = figures.expect("measured").into_values().next();
+            assert!(rate.is_some_and(|rate| rate > 0.0), "{}: {rate:?}", it.id());
+            let namespaces = [arm.way.client, arm.way.server];
+            assert!(namespaces.iter().all(|netns| netns.exists()), "{namespaces:?}");
+            drop(running);
+            assert!(!namespaces.iter().any(|netns| netns.exists()), "{namespaces:?}");
+        }
+    }
+
+    #[test]
+    fn none_is_measured_that_was_not_asked_for() {
+        for arms in [&[][..], &["host"], &["culvert-overlay", "vxlan"]] {
+            let arms: Vec<_> = arms.iter().map(|arm| (*arm).to_owned()).collect();
+            assert_eq!(Optional::wanted(&arms, false).expect("none"), []);
+        }
+        // Whether installed or not, one that is not named is not measured beside those that are.
+        assert_eq!(Optional::wanted(&["host".to_owned()], true).expect("none"), []);
+    }
+
+    #[test]
+    fn what_is_named_and_missing_is_said_in_a_line() {
+        for it in Optional::ALL {
+            let wanted = Optional::wanted(&[it.id().to_owned()], false);
+            match it.check() {
+                Ok(()) => assert_eq!(wanted.expect("installed"), [it]),
+                Err(_) => {
+                    let error = format!("{:#}", wanted.expect_err("refused"));
+                    assert!(error.contains("install ") && !error.contains('\n'), "{error}");
+                }
+            }
+        }
+    }
+}

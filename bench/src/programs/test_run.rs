@@ -1,0 +1,146 @@
+//! Programs of a live agent, run on packets that are on no wire: against the maps that they
+//! use, and without what else a machine does with a packet.
+
+use std::os::fd::AsFd as _;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::programs::SchedClassifier;
+use culvert::datapath::test_run::{Runs, Timed, sk_buff, timed};
+use culvert_tests::netns::Underlay;
+use etherparse::PacketBuilder;
+use nix::net::if_::if_nametoindex;
+use serde_json::Value;
+
+use super::{Path, Place, Traffic};
+use crate::load::{
+    OWN_THREAD, Side, Way,
+    flows::{Ends, parse_mac},
+    join, pin, spawn,
+};
+
+/// `TC_ACT_REDIRECT` of linux/pkt_cls.h.
+const REDIRECT: u32 = 7;
+
+/// A program changes its packet, and what is changed goes another way: one run with each.
+const SINGLE: Runs = Runs { repeat: 1, rounds: 2001 };
+/// Of what stays as it is.
+const MANY: Runs = Runs { repeat: 256, rounds: 31 };
+/// The first packet of a flow, whose way is remembered.
+const FIRST: Runs = Runs { repeat: 1, rounds: 1 };
+/// Port that the packets come from, and which no other flow does.
+const SOURCE_PORT: u16 = 40_100;
+/// Payload of a TCP segment as long as the tunnel's MTU allows. It stands for a GSO frame of
+/// many, as which the kernel lets a test run's packet pass but not grow.
+const SEGMENT: usize = 1398;
+
+/// Time of the program at each of a path's places, in ns, on a packet of a flow that it knows.
+pub(super) fn times(path: &Path<'_>, traffic: Traffic) -> Result<[f64; 2]> {
+    let [first, next] = &path.places;
+    let sent = frame(path.way, traffic)?;
+    let arrives = next.receives(first.sends_on(&sent, FIRST)?.frame, path.answered)?;
+    next.sends_on(&arrives, FIRST)?;
+    Ok([first.time(&sent)?, next.time(&arrives)?])
+}
+
+/// What the client of a way sends.
+fn frame(way: &Way, traffic: Traffic) -> Result<Vec<u8>> {
+    let to = *way.to.ip();
+    let ends = join(spawn(&way.client, Side::Client, move || Ends::ask(to))?)?;
+    let packet =
+        PacketBuilder::ethernet2(ends.mac, ends.next_hop).ipv4(ends.ip.octets(), to.octets(), 64);
+    let mut frame = Vec::new();
+    match traffic {
+        Traffic::Udp => packet.udp(SOURCE_PORT, way.port).write(&mut frame, &[0x5a; 64]),
+        Traffic::Tcp => {
+            let segment = packet.tcp(SOURCE_PORT, way.port, 1, u16::MAX).ack(1);
+            segment.write(&mut frame, &[0x5a; SEGMENT])
+        }
+    }?;
+    Ok(frame)
+}
+
+impl Place<'_> {
+    /// Runs the program of the place.
+    fn run(&self, frame: &[u8], runs: Runs) -> Result<Timed> {
+        let program = self.programs()?.into_iter().next();
+        let program = program.with_context(|| format!("{}: no program", self.device))?;
+        let program = SchedClassifier::from_program_info(program, self.device.clone().into())?;
+        culvert::sandbox::run_in(self.host.fd().as_fd(), || {
+            pin(OWN_THREAD, Side::Client.core())?;
+            let context = sk_buff(if_nametoindex(self.device.as_str())?, 0, frame.len());
+            Ok(timed(&program, frame, Some(&context), runs)?)
+        })?
+    }
+
+    /// The same with a packet that it has to send on.
+    fn sends_on(&self, frame: &[u8], runs: Runs) -> Result<Timed> {
+        let timed = self.run(frame, runs)?;
+        let verdict = timed.verdict.cast_signed();
+        ensure!(timed.verdict == REDIRECT, "{}: {verdict}: it does not go on", self.device);
+        Ok(timed)
+    }
+
+    /// Time of the program on a packet, in ns, less what it takes to run it a single time:
+    /// to look at the clock, and to begin.
+    fn time(&self, frame: &[u8]) -> Result<f64> {
+        let refused = refused(frame)?;
+        let (single, many) = (self.run(&refused, SINGLE)?, self.run(&refused, MANY)?);
+        ensure!(many.frame == refused, "{}: it changes what it does not want", self.device);
+        let extra = single.ns.saturating_sub(many.ns);
+        let timed = self.sends_on(frame, SINGLE)?;
+        Ok(timed.ns.saturating_sub(extra) as f64)
+    }
+
+    /// The frame that comes here when `sent` has left the place before: itself, or the same
+    /// payload back.
+    fn receives(&self, sent: Vec<u8>, answered: bool) -> Result<Vec<u8>> {
+        let mut frame = sent;
+        if answered {
+            answer(&mut frame).context("what is sent on is no packet")?;
+        }
+        // On the underlay the kernel writes the MACs, after the program.
+        if self.device == Underlay::UPLINK {
+            let link = self.host.run(&format!("ip -j link show dev {}", self.device));
+            let link: Value = serde_json::from_str(&link)?;
+            let mac = link.pointer("/0/address").and_then(Value::as_str).unwrap_or_default();
+            let dst = frame.first_chunk_mut().context("what is sent on is no frame")?;
+            *dst = parse_mac(mac)?;
+        }
+        Ok(frame)
+    }
+}
+
+/// A frame that no program touches or sends on: of nobody, and for local experiments
+/// (IEEE 802).
+fn refused(frame: &[u8]) -> Result<Vec<u8>> {
+    let mut frame = frame.to_vec();
+    let header = frame.get_mut(6..14).context("no frame")?;
+    header.copy_from_slice(&[0, 0, 0, 0, 0, 0, 0x88, 0xb5]);
+    Ok(frame)
+}
+
+/// Makes the answer of an IPv4 packet without options: both sides' MACs, addresses and ports
+/// change places, which changes none of the checksums.
+fn answer(frame: &mut [u8]) -> Option<()> {
+    for (at, len) in [(0, 6), (14 + 12, 4), (14 + 20, 2)] {
+        frame.get_mut(at..at + 2 * len)?.rotate_left(len);
+    }
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use culvert_tests::packet::{Host, V4, payload};
+
+    use super::answer;
+
+    #[test]
+    fn an_answer_goes_back() {
+        let host = |n| Host { mac: [2, 0, 0, 0, 0, n], v4: [10, 0, 0, n], v6: [0; 16] };
+        let (one, two) = (host(1), host(2));
+        let mut frame = V4::udp(&one, &two, (1000, 2000), &payload(64)).frame();
+        answer(&mut frame).expect("a packet");
+        assert_eq!(frame, V4::udp(&two, &one, (2000, 1000), &payload(64)).frame());
+        assert!(answer(&mut frame[..20]).is_none());
+    }
+}

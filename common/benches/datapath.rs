@@ -1,0 +1,187 @@
+//! What one packet's decisions cost on this machine's processor: `cargo bench -p culvert-common`.
+//!
+//! The programs in the kernel are the same functions compiled for another machine, so these
+//! figures tell which way a change goes, not what a packet costs: that is `cargo xtask bench`.
+
+use std::hint::black_box;
+
+use bytemuck::{bytes_of, pod_read_unaligned};
+use criterion::{Criterion, criterion_group, criterion_main};
+use culvert_common::{
+    abi::{EndpointInfo, FlowKey, LearnedEntry, Tuple, zone},
+    datapath::{
+        conntrack::FlowState,
+        decap::{check_outer_ip, check_outer_udp, check_vxlan, merged_frame_ok},
+        ecn::{decap_ecn, encap_tos},
+        encap::{entropy_port, ipv4_flow_hash, l2_flow_hash, outer_header},
+        learn::learn,
+        nat,
+        pmtu::{frag_needed, too_big},
+        rate::{gcra, interval_ns},
+        source::{check_ipv4_shape, check_ipv4_source, check_mac},
+    },
+    wire::{
+        EthHdr, Ipv4Hdr, VxlanHdr,
+        checksum::{Sum, update_u16, update_u32},
+        ethernet::ETH_P_IP,
+        ipv4::{PROTO_TCP, PROTO_UDP},
+        tcp,
+    },
+};
+
+const ONE: [u8; 4] = [10, 0, 0, 1];
+const TWO: [u8; 4] = [10, 0, 0, 2];
+const HOST: [u8; 4] = [192, 0, 2, 1];
+const PEER: [u8; 4] = [192, 0, 2, 2];
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const PEER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+/// From the Ethernet header on, as most frames of a bulk transfer.
+const FRAME: u32 = 1464;
+const VNI: u32 = 4242;
+const PORT: u16 = 4789;
+const SECOND: u64 = 1_000_000_000;
+
+fn inner() -> Ipv4Hdr {
+    Ipv4Hdr::new(ONE, TWO, PROTO_TCP, 1450, 0b10, 64)
+}
+
+/// As a packet goes out, and as one comes in from the same peer.
+fn tuples() -> (Tuple, Tuple) {
+    let (src_port, dst_port) = (40_000_u16.to_be_bytes(), 443_u16.to_be_bytes());
+    let own = Tuple { src: ONE, dst: PEER, src_port, dst_port };
+    (own, Tuple { src: HOST, src_port: 40_001_u16.to_be_bytes(), ..own })
+}
+
+fn vxlan(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("vxlan");
+    group.bench_function("header_encode", |b| b.iter(|| VxlanHdr::new(black_box(VNI))));
+    let header = VxlanHdr::new(VNI);
+    group.bench_function("header_decode", |b| b.iter(|| check_vxlan(black_box(&header))));
+    let encap = |frame: u32| {
+        let port = entropy_port(black_box(0x1234_5678));
+        outer_header(HOST, PEER, port, PORT, black_box(VNI), encap_tos(Some(2), false), frame)
+    };
+    group.bench_function("outer_encode", |b| b.iter(|| encap(black_box(FRAME))));
+    let Ok(outer) = encap(FRAME) else { return };
+    let l3 = FRAME + 36;
+    group.bench_function("outer_decode", |b| {
+        b.iter(|| {
+            let outer = black_box(&outer);
+            let len = check_outer_ip(&outer.ip, l3)?;
+            check_outer_udp(&outer.udp, u32::from(outer.ip.tot_len()) - len)?;
+            check_vxlan(&outer.vxlan)
+        });
+    });
+    group.bench_function("merged", |b| {
+        b.iter(|| merged_frame_ok(black_box(1398), black_box(64_000), black_box(Some(64_000))));
+    });
+    group.bench_function("too_big", |b| {
+        b.iter(|| too_big(black_box(64_000), black_box(1398), black_box(52), black_box(1450)));
+    });
+    group.finish();
+}
+
+fn hash(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("hash");
+    let (ip, ports) = (inner(), [0x9c, 0x40, 0x01, 0xbb]);
+    group.bench_function("ipv4_flow", |b| {
+        b.iter(|| ipv4_flow_hash(black_box(&ip), black_box(ports)));
+    });
+    group.bench_function("l2_flow", |b| {
+        b.iter(|| l2_flow_hash(black_box(&PEER_MAC), black_box(&MAC), black_box(ETH_P_IP)));
+    });
+    group.bench_function("source_port", |b| b.iter(|| entropy_port(black_box(0x1234_5678))));
+    group.finish();
+}
+
+fn checksum(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("checksum");
+    let ip = inner();
+    group.bench_function("ipv4_header", |b| b.iter(|| black_box(&ip).header_checksum()));
+    group.bench_function("update_u16", |b| {
+        b.iter(|| update_u16(black_box(0x1234), black_box(80), black_box(8080)));
+    });
+    group.bench_function("update_u32", |b| {
+        let (old, new) = (u32::from_be_bytes(ONE), u32::from_be_bytes(HOST));
+        b.iter(|| update_u32(black_box(0x1234), black_box(old), black_box(new)));
+    });
+    let eth = EthHdr::new(PEER_MAC, MAC, ETH_P_IP);
+    group.bench_function("icmp_frag_needed", |b| {
+        b.iter(|| frag_needed(black_box(&eth), black_box(&ip), black_box(1450), Sum::new()));
+    });
+    group.finish();
+}
+
+fn nat(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("nat");
+    let (from, to) = tuples();
+    group.bench_function("reversed", |b| b.iter(|| black_box(&from).reversed()));
+    group.bench_function("key", |b| {
+        b.iter(|| FlowKey::new(black_box(zone::LOOPBACK), PROTO_TCP, black_box(from)));
+    });
+    let header: [u8; nat::UPPER_LEN] = [0x9c, 0x40, 0x01, 0xbb, 0, 0, 0, 1];
+    group.bench_function("upper", |b| {
+        b.iter(|| nat::upper(black_box(PROTO_TCP), black_box(&header)));
+    });
+    group.bench_function("translate_checksum", |b| {
+        b.iter(|| {
+            let (from, to) = (black_box(&from), black_box(&to));
+            let ports = nat::port_difference(PROTO_UDP, from, to);
+            let difference = nat::add(nat::address_difference(from, to), ports);
+            nat::update_upper(PROTO_UDP, black_box([0x12, 0x34]), difference)
+        });
+    });
+    let ip = inner();
+    group.bench_function("readdress", |b| {
+        b.iter(|| nat::readdress(black_box(&ip), black_box(HOST), black_box(PEER), true));
+    });
+    group.bench_function("candidate", |b| {
+        b.iter(|| nat::candidate(black_box(1), 40_000, black_box(0xdead_beef), 1024, 65_535));
+    });
+    group.bench_function("tcp_state", |b| {
+        b.iter(|| {
+            let flags = nat::believed(black_box(tcp::ACK), black_box(1000), black_box(Some(990)));
+            let orig = nat::seen(black_box(0), PROTO_TCP, flags);
+            FlowState::of(PROTO_TCP, orig, black_box(orig))
+        });
+    });
+    group.bench_function("icmp_error", |b| {
+        b.iter(|| nat::translate_error(black_box(&ip), black_box(&from), black_box(&to)));
+    });
+    group.finish();
+}
+
+fn decisions(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("decisions");
+    group.bench_function("ecn_decap", |b| {
+        b.iter(|| decap_ecn(black_box(0b11), black_box(0b10)));
+    });
+    let seen = LearnedEntry { last_seen_ns: 5 * SECOND, vtep: PEER, ifindex: 0 };
+    for (name, known) in [
+        ("learn_new", None),
+        ("learn_current", Some(seen)),
+        ("learn_moved", Some(LearnedEntry { vtep: HOST, ..seen })),
+    ] {
+        group.bench_function(name, |b| {
+            b.iter(|| learn(black_box(known.as_ref()), black_box(&seen), 300 * SECOND));
+        });
+    }
+    let endpoint = EndpointInfo { vni: VNI, mac: MAC, ipv4: ONE, mtu: 1450, ..EndpointInfo::NONE };
+    let frame = [bytes_of(&EthHdr::new(PEER_MAC, MAC, ETH_P_IP)), bytes_of(&inner())].concat();
+    group.bench_function("source", |b| {
+        b.iter(|| {
+            let (eth, ip) = black_box(&frame[..]).split_at(EthHdr::LEN);
+            let (eth, ip): (EthHdr, Ipv4Hdr) = (pod_read_unaligned(eth), pod_read_unaligned(ip));
+            check_mac(black_box(&endpoint), &eth)?;
+            check_ipv4_shape(&ip, FRAME - EthHdr::LEN as u32)?;
+            check_ipv4_source(&endpoint, &ip)
+        });
+    });
+    group.bench_function("rate", |b| {
+        b.iter(|| gcra(black_box(SECOND), black_box(SECOND + 5), interval_ns(black_box(1000)), 64));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, vxlan, hash, checksum, nat, decisions);
+criterion_main!(benches);

@@ -1,0 +1,84 @@
+//! Runs of a program on a frame that is on no wire (`BPF_PROG_TEST_RUN`), timed.
+
+use aya::programs::{ProgramError, TestRun, TestRunOptions, TestRunResult};
+
+/// Bytes of `struct __sk_buff` of linux/bpf.h, and the members that may be set.
+const SK_BUFF_LEN: usize = 192;
+const SK_BUFF_IFINDEX: usize = 40;
+const SK_BUFF_GSO_SEGS: usize = 164;
+const SK_BUFF_GSO_SIZE: usize = 176;
+
+/// The longest frame that a program may leave behind.
+const LONGEST: usize = 2 * 4096;
+
+/// The context of a frame of `frame_len` bytes on the interface `ifindex` of the calling
+/// thread's namespace; a GSO frame if `gso_size`, its segments' payload, is not zero.
+pub fn sk_buff(ifindex: u32, gso_size: u32, frame_len: usize) -> [u8; SK_BUFF_LEN] {
+    let mut context = [0; SK_BUFF_LEN];
+    let mut set = |at: usize, value: u32| {
+        if let Some(member) = context.get_mut(at..at + 4) {
+            member.copy_from_slice(&value.to_ne_bytes());
+        }
+    };
+    let len = u32::try_from(frame_len).unwrap_or(u32::MAX);
+    set(SK_BUFF_IFINDEX, ifindex);
+    set(SK_BUFF_GSO_SIZE, gso_size);
+    set(SK_BUFF_GSO_SEGS, len.checked_div(gso_size).unwrap_or_default());
+    context
+}
+
+/// How a program is run.
+#[derive(Clone, Copy, Debug)]
+pub struct Runs {
+    /// Runs in a row, all on the frame that the one before has left: more than one only
+    /// where a program leaves it as it was, or what it becomes is of no interest.
+    pub repeat: u32,
+    /// How often that is done, each time with a new frame. The time is the median of them,
+    /// so that it is not of the one in which something else ran.
+    pub rounds: usize,
+}
+
+/// What came of the runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timed {
+    /// Time of one run, in ns. The clock is read before the first in a row and after the last.
+    pub ns: u64,
+    /// What the program returned last.
+    pub verdict: u32,
+    /// The frame that it left last.
+    pub frame: Vec<u8>,
+}
+
+/// Runs `program` on `frame`. A program of the kind that takes an skb may have a
+/// [context](sk_buff).
+///
+/// # Errors
+/// The kernel refuses, or there are no rounds.
+pub fn timed<P>(
+    program: &P,
+    frame: &[u8],
+    context: Option<&[u8]>,
+    runs: Runs,
+) -> Result<Timed, ProgramError>
+where
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
+{
+    let mut left = vec![0; LONGEST];
+    let (mut times, mut last) = (Vec::with_capacity(runs.rounds), None);
+    for _ in 0..runs.rounds {
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.data_out = Some(&mut left);
+        options.ctx_in = context;
+        options.repeat = runs.repeat;
+        let run = program.test_run(options)?;
+        times.push(u64::try_from(run.duration.as_nanos()).unwrap_or(u64::MAX));
+        last = Some(run);
+    }
+    times.sort_unstable();
+    let (Some(last), Some(&ns)) = (last, times.get(times.len() / 2)) else {
+        return Err(ProgramError::IOError(std::io::ErrorKind::InvalidInput.into()));
+    };
+    left.truncate(last.data_size_out as usize);
+    Ok(Timed { ns, verdict: last.return_value, frame: left })
+}
