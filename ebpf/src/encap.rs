@@ -8,9 +8,10 @@ use aya_ebpf::{
     },
     bpf_f_adj_room_encap_l2,
     helpers::{bpf_get_hash_recalc, bpf_ktime_get_ns, bpf_redirect_neigh, bpf_skb_change_head},
+    macros::map,
+    maps::PerCpuArray,
     programs::TcContext,
 };
-use bytemuck::Zeroable as _;
 use culvert_common::{
     abi::{DropReason, NetworkInfo, UnderlayPath, VXLAN_OVERHEAD},
     datapath::{
@@ -22,7 +23,7 @@ use culvert_common::{
 
 use crate::{
     container::Sender,
-    maps::{PATH_MTU, VTEP_IP, lookup},
+    maps::{PATH_MTU, VTEP_IP, lookup, own},
     packet::{ETH_LEN, gso_size, hash, is_ipv4, redirect, store},
     verdict::hand_back,
 };
@@ -93,32 +94,10 @@ pub(crate) fn entropy_port(ctx: &TcContext, inner: &Inner) -> u16 {
     encap::entropy_port(hash)
 }
 
-/// Builds the outer IPv4, UDP and VXLAN headers; `flags` are the network's.
-#[inline(always)]
-pub(crate) fn outer(
-    vni: u32,
-    flags: u32,
-    inner: &Inner,
-    vtep: [u8; 4],
-    path: &UnderlayPath,
-    src_port: u16,
-) -> Result<OuterHeader, DropReason> {
-    let tos = ecn::encap_tos(inner.tos, flags & NetworkInfo::COPY_DSCP != 0);
-    encap::outer_header(
-        VTEP_IP.load().to_ne_bytes(),
-        vtep,
-        src_port,
-        path.port,
-        vni,
-        tos,
-        inner.l3_len + ETH_LEN as u32,
-    )
-}
-
 /// Makes room for the outer header.
 #[inline(always)]
-pub(crate) fn make_room(ctx: &TcContext, inner: &Inner) -> Result<(), DropReason> {
-    if inner.tos.is_some() {
+pub(crate) fn make_room(ctx: &TcContext, is_ip: bool) -> Result<(), DropReason> {
+    if is_ip {
         // Keeps GSO frames whole: the segments get the outer header later.
         let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO)
             | u64::from(BPF_F_ADJ_ROOM_ENCAP_L3_IPV4)
@@ -141,34 +120,114 @@ pub(crate) fn make_room(ctx: &TcContext, inner: &Inner) -> Result<(), DropReason
     }
 }
 
-/// Writes the outer header into the room made for it.
-#[inline(always)]
-pub(crate) fn write(ctx: &TcContext, headers: &EncapHeaders) -> Result<(), DropReason> {
-    // adjust_room opens the room behind the MAC header, so the inner one has
-    // to be written again.
-    store(ctx, 0, headers)
-}
-
-/// Where a header is put together before it is written.
+/// The way from one endpoint to another behind a VTEP: all headers in front of its frames but
+/// for what differs by frame, and the next hop.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
-pub(crate) struct Space(EncapHeaders);
+pub(crate) struct Prepared {
+    headers: EncapHeaders,
+    next_hop: bpf_redir_neigh,
+    /// Uplink.
+    ifindex: u32,
+    /// The network's flags.
+    flags: u32,
+    /// Not 0: the outer MAC header is complete.
+    resolved: u32,
+}
 
-impl Space {
-    /// An empty one.
+/// Where the way of a frame is prepared that is not remembered. Not on the stack, which is
+/// short.
+#[map]
+static PREPARED: PerCpuArray<Prepared> = PerCpuArray::with_max_entries(1, 0);
+
+impl Prepared {
+    /// Prepares the way for frames with the Ethernet header `eth` of a network, given by its
+    /// VNI and flags.
     #[inline(always)]
-    fn new() -> Self {
-        Self(EncapHeaders::zeroed())
+    pub(crate) fn set(
+        &mut self,
+        (vni, flags): (u32, u32),
+        eth: &EthHdr,
+        vtep: [u8; 4],
+        path: &UnderlayPath,
+    ) {
+        let headers = &mut self.headers;
+        headers.outer_eth = EthHdr::new(path.next_hop_mac, path.uplink_mac, ETH_P_IP);
+        headers.outer = OuterHeader::towards(VTEP_IP.load().to_ne_bytes(), vtep, path.port, vni);
+        headers.inner_eth = *eth;
+        // The union's IPv4 address is its first word.
+        let ipv6_nh = [u32::from_ne_bytes(path.next_hop), 0, 0, 0];
+        let __bindgen_anon_1 = bpf_redir_neigh__bindgen_ty_1 { ipv6_nh };
+        self.next_hop = bpf_redir_neigh { nh_family: AF_INET, __bindgen_anon_1 };
+        self.ifindex = path.ifindex;
+        self.flags = flags;
+        self.resolved = (path.next_hop_mac != [0; 6]).into();
+    }
+
+    /// Whether the agent knows the MAC of the next hop.
+    #[inline(always)]
+    pub(crate) fn is_resolved(&self) -> bool {
+        self.resolved != 0
+    }
+
+    /// Writes the headers into the room made for them, for a frame with an L3 packet of
+    /// `l3_len` bytes, of this TOS or traffic class if it is IP.
+    #[inline(always)]
+    pub(crate) fn write(
+        &mut self,
+        ctx: &TcContext,
+        inner_tos: Option<u8>,
+        l3_len: u32,
+        src_port: u16,
+    ) -> Result<(), DropReason> {
+        self.fit(inner_tos, l3_len, src_port)?;
+        store(ctx, 0, &self.headers)
+    }
+
+    #[inline(always)]
+    fn fit(&mut self, inner_tos: Option<u8>, l3_len: u32, src_port: u16) -> Result<(), DropReason> {
+        let tos = ecn::encap_tos(inner_tos, self.flags & NetworkInfo::COPY_DSCP != 0);
+        self.headers.outer.fit(src_port, tos, l3_len + ETH_LEN as u32)
+    }
+
+    /// Encapsulates a frame and sends it this way. See [`Self::write`].
+    #[inline(always)]
+    pub(crate) fn send(
+        &mut self,
+        ctx: &TcContext,
+        inner_tos: Option<u8>,
+        l3_len: u32,
+        src_port: u16,
+    ) -> Result<(), DropReason> {
+        // Before there is room: what does not fit is left as it was.
+        self.fit(inner_tos, l3_len, src_port)?;
+        if inner_tos.is_none() && !self.is_resolved() {
+            return Err(DropReason::NoUnderlayNeighbour);
+        }
+        make_room(ctx, inner_tos.is_some())?;
+        // adjust_room opens the room behind the MAC header, so the inner one has
+        // to be written again.
+        store(ctx, 0, &self.headers)?;
+        if is_ipv4(ctx) {
+            // The kernel fills in the MACs from its neighbour table, and resolves
+            // them if it has to.
+            let len = size_of::<bpf_redir_neigh>() as i32;
+            // SAFETY: the parameters are in a map, and as long as stated.
+            unsafe { bpf_redirect_neigh(self.ifindex, &raw mut self.next_hop, len, 0) };
+        } else if self.is_resolved() {
+            // bpf_redirect_neigh refuses what skb->protocol does not call IP.
+            redirect(self.ifindex);
+        } else {
+            return Err(DropReason::NoUnderlayNeighbour);
+        }
+        Ok(())
     }
 }
 
-/// The outer MAC header towards a next hop whose MAC the agent has resolved.
+/// Where the way of a frame is prepared that is not remembered.
 #[inline(always)]
-pub(crate) fn outer_mac(path: &UnderlayPath) -> Option<EthHdr> {
-    if path.next_hop_mac == [0; 6] {
-        return None;
-    }
-    Some(EthHdr::new(path.next_hop_mac, path.uplink_mac, ETH_P_IP))
+pub(crate) fn prepared() -> Option<&'static mut Prepared> {
+    own(&PREPARED, 0)
 }
 
 /// Encapsulates the frame and sends it to one VTEP, given as its four bytes. A
@@ -182,54 +241,8 @@ pub(crate) fn encapsulate(
     reason: &mut DropReason,
 ) -> u32 {
     let &Sender { ctx, ep, net, .. } = sender;
-    let space = &mut Space::new();
-    let sent = send(ctx, (ep.vni, net.flags), inner, vtep.to_ne_bytes(), path, space);
+    let Some(prepared) = prepared() else { return 1 };
+    prepared.set((ep.vni, net.flags), &inner.eth, vtep.to_ne_bytes(), path);
+    let sent = prepared.send(ctx, inner.tos, inner.l3_len, entropy_port(ctx, inner));
     hand_back(sent, &mut (), reason)
-}
-
-/// The same of a frame of a network, given by its VNI and flags.
-#[inline(always)]
-pub(crate) fn send(
-    ctx: &TcContext,
-    (vni, flags): (u32, u32),
-    inner: &Inner,
-    vtep: [u8; 4],
-    path: &UnderlayPath,
-    Space(headers): &mut Space,
-) -> Result<(), DropReason> {
-    headers.outer = outer(vni, flags, inner, vtep, path, entropy_port(ctx, inner))?;
-    headers.inner_eth = inner.eth;
-    let resolved = outer_mac(path);
-    if inner.tos.is_none() && resolved.is_none() {
-        return Err(DropReason::NoUnderlayNeighbour);
-    }
-    headers.outer_eth = resolved.unwrap_or(EthHdr::new([0; 6], [0; 6], ETH_P_IP));
-    make_room(ctx, inner)?;
-    write(ctx, headers)?;
-    if is_ipv4(ctx) {
-        // The kernel fills in the MACs from its neighbour table, and resolves
-        // them if it has to.
-        let mut ipv6_nh = [0; 4];
-        ipv6_nh[0] = u32::from_ne_bytes(path.next_hop);
-        // The union's IPv4 address is its first word.
-        let mut neighbour = bpf_redir_neigh {
-            nh_family: AF_INET,
-            __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh },
-        };
-        // SAFETY: the parameters are on our stack and as long as stated.
-        unsafe {
-            bpf_redirect_neigh(
-                path.ifindex,
-                &raw mut neighbour,
-                size_of::<bpf_redir_neigh>() as i32,
-                0,
-            )
-        };
-    } else if resolved.is_some() {
-        // bpf_redirect_neigh refuses what skb->protocol does not call IP.
-        redirect(path.ifindex);
-    } else {
-        return Err(DropReason::NoUnderlayNeighbour);
-    }
-    Ok(())
 }

@@ -13,8 +13,8 @@
 use aya_ebpf::{macros::map, maps::PerCpuArray, programs::TcContext};
 use bytemuck::{Pod, Zeroable};
 use culvert_common::{
-    abi::{Action, Direction, DropReason, EndpointInfo, NetworkInfo, UnderlayPath},
-    datapath::source,
+    abi::{Action, Direction, DropReason, EndpointInfo, NetworkInfo},
+    datapath::{encap::entropy_port, source},
     wire::{
         EthHdr, Ipv4Hdr, UdpHdr, VxlanHdr,
         ethernet::ETH_P_IP,
@@ -24,26 +24,33 @@ use culvert_common::{
 
 use crate::{
     container::{Sender, headers_len},
-    encap::{self, Inner},
+    encap,
     maps::{GENERATION, TRACING, UNDERLAY, VXLAN_PORT, lookup, own},
-    packet::{ETH_LEN, Packet, gso_size, head, redirect_peer, vlan_id, vlan_present},
-    underlay::{self, Outer, Tunnelled, classify},
+    packet::{ETH_LEN, gso_size, head, redirect_peer, vlan_id, vlan_present},
+    underlay::{self, Outer, OuterHeaders, Tunnelled, classify},
     verdict,
 };
 
 /// Pairs that a CPU remembers in each direction.
 const SLOTS: u32 = 4096;
 
+/// What is before the headers where they are looked at: two bytes behind an even word the
+/// IP header and half of a MAC begin on one, and the programs read word by word. BPF has no
+/// unaligned access, the compiler goes byte by byte instead.
+const LEAD: usize = 2;
+
 /// The headers of a frame that a container sends, without options.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(8))]
 struct Plain {
+    /// Zero.
+    lead: [u8; LEAD],
     eth: EthHdr,
     ip: Ipv4Hdr,
     /// Of TCP and UDP.
     ports: [u8; 4],
     rest: [u8; 4],
-    pad: [u8; 6],
+    pad: [u8; 4],
 }
 
 /// Of [`Plain`], what is in every TCP and UDP packet.
@@ -53,65 +60,92 @@ const PLAIN: usize = ETH_LEN + Ipv4Hdr::LEN + UdpHdr::LEN;
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(8))]
 struct Wrapped {
+    /// Zero.
+    lead: [u8; LEAD],
     outer_eth: EthHdr,
     outer_ip: Ipv4Hdr,
     udp: UdpHdr,
     vxlan: VxlanHdr,
     eth: EthHdr,
     ip: Ipv4Hdr,
-    pad: [u8; 4],
+    pad: [u8; 2],
 }
 
-/// Of [`Wrapped`], all but the padding.
+/// Of [`Wrapped`], all but what is around it.
 const WRAPPED: usize = underlay::INNER_L3 + Ipv4Hdr::LEN;
 
-impl Packet for Wrapped {
+impl OuterHeaders for Wrapped {
     #[inline(always)]
-    fn bounds(&self) -> (usize, usize) {
-        let start = (&raw const *self) as usize;
-        (start, start + WRAPPED)
+    fn eth(&self) -> Option<EthHdr> {
+        Some(self.outer_eth)
+    }
+
+    #[inline(always)]
+    fn ip(&self) -> Option<Ipv4Hdr> {
+        Some(self.outer_ip)
+    }
+
+    #[inline(always)]
+    fn udp(&self) -> Option<UdpHdr> {
+        Some(self.udp)
+    }
+
+    #[inline(always)]
+    fn vxlan(&self) -> Option<VxlanHdr> {
+        Some(self.vxlan)
     }
 }
 
-/// The addresses of a frame: both MACs in one and a half words, both IPs in one, or the
-/// VXLAN header.
+/// What is remembered of a frame: both MACs, whence it came, and more that decides.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 struct Key {
-    macs: [u32; 3],
-    /// Host-side interface index, or the VTEP that sent the frame.
-    from: u32,
+    /// Destination and source, and what lies in the same words: it is the same in every
+    /// frame that is remembered.
+    macs: [u64; 2],
     /// Addresses, or VXLAN header.
     more: u64,
+    /// Host-side interface index, or the VTEP that sent the frame.
+    from: u64,
+}
+
+/// Two words as one, as they lie in memory.
+#[inline(always)]
+const fn join(first: u32, second: u32) -> u64 {
+    first as u64 | ((second as u64) << 32)
+}
+
+impl Plain {
+    #[inline(always)]
+    fn key(&self, port: u32) -> Key {
+        let words: &[u32; size_of::<Self>() / 4] = bytemuck::cast_ref(self);
+        let &[w0, w1, w2, w3, _, _, _, src, dst, _, _, _] = words;
+        Key { macs: [join(w0, w1), join(w2, w3)], more: join(src, dst), from: port.into() }
+    }
+}
+
+impl Wrapped {
+    #[inline(always)]
+    fn key(&self) -> Key {
+        let words: &[u32; size_of::<Self>() / 4] = bytemuck::cast_ref(self);
+        let &[_, _, _, _, _, _, _, vtep, _, _, _, v0, v1, m0, m1, m2, _, _, _, _, _, _] = words;
+        Key { macs: [join(m0, m1), m2.into()], more: join(v0, v1), from: vtep.into() }
+    }
 }
 
 impl Key {
-    #[inline(always)]
-    fn new(eth: &EthHdr, from: u32, more: [[u8; 4]; 2]) -> Self {
-        let ([d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]) = (eth.dst, eth.src);
-        let [[a, b, c, d], [e, f, g, h]] = more;
-        Self {
-            macs: [
-                u32::from_ne_bytes([d0, d1, d2, d3]),
-                u32::from_ne_bytes([d4, d5, s0, s1]),
-                u32::from_ne_bytes([s2, s3, s4, s5]),
-            ],
-            from,
-            more: u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
-        }
-    }
-
     /// Slot of the key. Addresses given in a row differ in their last bytes.
     #[inline(always)]
     fn slot(&self) -> u32 {
-        let [dst, mixed, src] = self.macs;
-        let hash = (dst ^ self.from).wrapping_mul(0x9e37_79b1) ^ mixed.wrapping_mul(0x85eb_ca6b);
-        let hash = hash ^ src.wrapping_mul(0xc2b2_ae35) ^ (self.more >> 32) as u32;
-        hash.wrapping_mul(0x9e37_79b1) >> 20
+        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+        let [dst, src] = self.macs;
+        let hash = dst.rotate_left(24) ^ src.wrapping_mul(0xc2b2_ae3d_27d4_eb4f) ^ self.from;
+        let hash = hash.wrapping_mul(ODD) ^ (self.more >> 32);
+        (hash.wrapping_mul(ODD) >> 52) as u32
     }
 }
 
-const _: () = assert!(SLOTS == 1 << (32 - 20));
+const _: () = assert!(SLOTS == 1 << (64 - 52));
 
 /// A pair in the direction from a container.
 #[repr(C)]
@@ -119,15 +153,11 @@ struct Outbound {
     key: Key,
     /// As the map's; 0 is no pair.
     generation: u64,
-    vni: u32,
-    /// The network's flags.
-    flags: u32,
-    /// Host-side interface index of the local endpoint; 0 if it is behind `vtep`.
+    /// Host-side interface index of the local endpoint; 0 if it is behind a VTEP.
     local: u32,
-    vtep: [u8; 4],
-    /// Largest L3 packet.
+    /// Largest L3 packet that reaches the VTEP.
     mtu: u32,
-    path: UnderlayPath,
+    way: encap::Prepared,
 }
 
 /// A pair in the direction from the underlay.
@@ -146,7 +176,6 @@ struct Inbound {
 struct Frame {
     plain: Plain,
     wrapped: Wrapped,
-    space: encap::Space,
     key: Key,
     generation: u64,
     can: u32,
@@ -201,11 +230,11 @@ fn try_from_container(ctx: &TcContext, port: u32) -> Option<Result<Action, DropR
     let frame = frame()?;
     // Read before the maps are: a change in between makes it old.
     let now = generation();
-    if !head::<Plain, PLAIN>(ctx, &mut frame.plain) || !is_plain(ctx, &frame.plain) {
+    if !head::<Plain, LEAD, PLAIN>(ctx, &mut frame.plain) || !is_plain(ctx, &frame.plain) {
         return None;
     }
-    let Plain { eth, ip, ports, .. } = &frame.plain;
-    frame.key = Key::new(eth, port, [ip.src, ip.dst]);
+    let Plain { ip, ports, .. } = &frame.plain;
+    frame.key = frame.plain.key(port);
     (frame.generation, frame.can) = (now, 1);
     let pair = own(&OUTBOUND, frame.key.slot())?;
     if pair.generation != now || now == 0 || pair.key != frame.key {
@@ -224,11 +253,8 @@ fn try_from_container(ctx: &TcContext, port: u32) -> Option<Result<Action, DropR
         // The sender is told, or the path may take more by now.
         return None;
     }
-    let hash = encap::ipv4_hash(ctx, ip, *ports);
-    let inner = Inner { eth: *eth, tos: Some(ip.tos()), l3_len, segment_len, hash };
-    let net = (pair.vni, pair.flags);
-    let sent = encap::send(ctx, net, &inner, pair.vtep, &pair.path, &mut frame.space);
-    Some(sent.map(|()| Action::Encap))
+    let src_port = entropy_port(encap::ipv4_hash(ctx, ip, *ports));
+    Some(pair.way.send(ctx, Some(ip.tos()), l3_len, src_port).map(|()| Action::Encap))
 }
 
 /// A whole TCP or UDP packet without options, and none of VXLAN: a container must not
@@ -269,12 +295,11 @@ pub(crate) fn remember_outbound(sender: &Sender<'_>, local: u32, vtep: u32) -> u
     let vtep = vtep.to_ne_bytes();
     if local == 0 {
         let Some(path) = lookup!(UNDERLAY, vtep) else { return 0 };
-        pair.path = *path;
+        pair.way.set((ep.vni, net.flags), &frame.plain.eth, vtep, path);
         pair.mtu = encap::path_mtu(&vtep, path);
     }
     pair.key = frame.key;
-    (pair.vni, pair.flags) = (ep.vni, net.flags);
-    (pair.local, pair.vtep) = (local, vtep);
+    pair.local = local;
     pair.generation = frame.generation;
     1
 }
@@ -293,8 +318,8 @@ fn try_from_underlay(ctx: &TcContext) -> Option<Result<Action, DropReason>> {
     let frame = frame()?;
     let now = generation();
     let outer = unwrap(ctx, &mut frame.wrapped)?;
-    let Wrapped { eth, ip, vxlan, .. } = &frame.wrapped;
-    frame.key = Key::new(eth, u32::from_ne_bytes(outer.vtep), bytemuck::cast(*vxlan));
+    let Wrapped { eth, ip, .. } = &frame.wrapped;
+    frame.key = frame.wrapped.key();
     (frame.generation, frame.can) = (now, 1);
     let pair = own(&INBOUND, frame.key.slot())?;
     if pair.generation != now || now == 0 || pair.key != frame.key {
@@ -306,7 +331,7 @@ fn try_from_underlay(ctx: &TcContext) -> Option<Result<Action, DropReason>> {
 /// Reads the headers of a frame. None if it is none that is remembered.
 #[inline(always)]
 fn unwrap(ctx: &TcContext, wrapped: &mut Wrapped) -> Option<Tunnelled> {
-    if vlan_id(ctx) != 0 || !head::<Wrapped, WRAPPED>(ctx, wrapped) {
+    if vlan_id(ctx) != 0 || !head::<Wrapped, LEAD, WRAPPED>(ctx, wrapped) {
         return None;
     }
     match classify(wrapped, ctx.len()) {

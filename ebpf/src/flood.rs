@@ -8,10 +8,7 @@ use aya_ebpf::{
     helpers::{bpf_clone_redirect, bpf_loop},
     programs::TcContext,
 };
-use culvert_common::{
-    abi::{Action, Direction, DropReason, FloodKey, NetworkInfo, Note},
-    datapath::encap::EncapHeaders,
-};
+use culvert_common::abi::{Action, Direction, DropReason, FloodKey, NetworkInfo, Note};
 
 use crate::{
     container::Sender,
@@ -127,7 +124,7 @@ fn try_remote(sender: &Sender<'_>, inner: &Inner) -> Result<u32, DropReason> {
         inner: *inner,
         src_port: encap::entropy_port(ctx, inner),
     };
-    encap::make_room(ctx, inner)?;
+    encap::make_room(ctx, inner.tos.is_some())?;
     // SAFETY: the body has the signature that the helper calls, and the
     // context outlives the loop.
     unsafe {
@@ -166,17 +163,13 @@ fn send_replica(replicas: &RemoteReplicas, vtep: [u8; 4]) -> Result<(), DropReas
     if replicas.inner.segment_len > encap::path_mtu(&vtep, path) {
         return Err(DropReason::PacketTooBig);
     }
-    let eth = encap::outer_mac(path).ok_or(DropReason::NoUnderlayNeighbour)?;
-    let l3 = encap::outer(
-        replicas.common.vni,
-        replicas.net.flags,
-        &replicas.inner,
-        vtep,
-        path,
-        replicas.src_port,
-    )?;
-    let inner_eth = replicas.inner.eth;
-    encap::write(&ctx, &EncapHeaders { outer_eth: eth, outer: l3, inner_eth })?;
+    let inner = &replicas.inner;
+    let way = encap::prepared().ok_or(DropReason::HelperFailed)?;
+    way.set((replicas.common.vni, replicas.net.flags), &inner.eth, vtep, path);
+    if !way.is_resolved() {
+        return Err(DropReason::NoUnderlayNeighbour);
+    }
+    way.write(&ctx, inner.tos, inner.l3_len, replicas.src_port)?;
     // SAFETY: the pointer is the program's own context.
     match unsafe { bpf_clone_redirect(ctx.as_ptr().cast(), path.ifindex, 0) } {
         0 => Ok(()),

@@ -71,18 +71,22 @@ pub(crate) fn load<T: Pod>(ctx: &TcContext, offset: usize) -> Result<T, DropReas
     ctx.load(offset).map_err(|_| DropReason::Malformed)
 }
 
-/// Copies the first `LEN` bytes, which may lie in several pieces, to `to`, which is as
-/// long or longer. `false` if there are not so many.
+/// Copies the first `LEN` bytes, which may lie in several pieces, into `to` behind its first
+/// `LEAD` bytes. `false` if there are not so many.
 ///
 /// One call of a helper: cheaper than to make the headers lie in one piece, for which the
 /// kernel copies what it shares with a socket's queue, and than to read them byte by byte,
 /// as the compiler must where it knows nothing of their alignment.
 #[inline(always)]
-pub(crate) fn head<T: Pod, const LEN: usize>(ctx: &TcContext, to: &mut T) -> bool {
-    const { assert!(LEN <= size_of::<T>()) };
-    let to = (&raw mut *to).cast();
+pub(crate) fn head<T: Pod, const LEAD: usize, const LEN: usize>(
+    ctx: &TcContext,
+    to: &mut T,
+) -> bool {
+    const { assert!(LEAD + LEN <= size_of::<T>()) };
+    // SAFETY: within `to`, as asserted.
+    let to = unsafe { (&raw mut *to).cast::<u8>().add(LEAD) };
     // SAFETY: the pointers are the program's own context, and `LEN` bytes of `to`.
-    unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), 0, to, LEN as u32) == 0 }
+    unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), 0, to.cast(), LEN as u32) == 0 }
 }
 
 /// Overwrites bytes of the packet.

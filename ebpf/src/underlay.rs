@@ -87,15 +87,49 @@ pub(crate) struct Tunnelled {
     pub(crate) frame_len: u32,
 }
 
+/// The outer headers of a frame, as far as it has them, if none has options.
+pub(crate) trait OuterHeaders {
+    /// Ethernet.
+    fn eth(&self) -> Option<EthHdr>;
+    /// IPv4.
+    fn ip(&self) -> Option<Ipv4Hdr>;
+    /// UDP.
+    fn udp(&self) -> Option<UdpHdr>;
+    /// VXLAN.
+    fn vxlan(&self) -> Option<VxlanHdr>;
+}
+
+impl<P: Packet> OuterHeaders for P {
+    #[inline(always)]
+    fn eth(&self) -> Option<EthHdr> {
+        self.read(0)
+    }
+
+    #[inline(always)]
+    fn ip(&self) -> Option<Ipv4Hdr> {
+        self.read(ETH_LEN)
+    }
+
+    #[inline(always)]
+    fn udp(&self) -> Option<UdpHdr> {
+        self.read(UDP)
+    }
+
+    #[inline(always)]
+    fn vxlan(&self) -> Option<VxlanHdr> {
+        self.read(VXLAN)
+    }
+}
+
 /// Tells VXLAN for us from everything else, and checks its headers. The same
 /// at tcx and XDP.
 #[inline(always)]
-pub(crate) fn classify<P: Packet>(packet: &P, len: u32) -> Result<Outer, DropReason> {
-    let Some(eth) = packet.read::<EthHdr>(0) else { return Ok(Outer::Other) };
+pub(crate) fn classify(frame: &impl OuterHeaders, len: u32) -> Result<Outer, DropReason> {
+    let Some(eth) = frame.eth() else { return Ok(Outer::Other) };
     if eth.ethertype() != ETH_P_IP {
         return Ok(Outer::Other);
     }
-    let Some(ip) = packet.read::<Ipv4Hdr>(ETH_LEN) else { return Ok(Outer::Other) };
+    let Some(ip) = frame.ip() else { return Ok(Outer::Other) };
     if u32::from_ne_bytes(ip.dst) != VTEP_IP.load() {
         return Ok(Outer::Other);
     }
@@ -109,13 +143,13 @@ pub(crate) fn classify<P: Packet>(packet: &P, len: u32) -> Result<Outer, DropRea
     if ip.header_len() != Ipv4Hdr::LEN as u32 || !ip.is_first() {
         return Ok(Outer::Other);
     }
-    let Some(udp) = packet.read::<UdpHdr>(UDP) else { return Ok(Outer::Other) };
+    let Some(udp) = frame.udp() else { return Ok(Outer::Other) };
     if udp.dst_port() != VXLAN_PORT.load() {
         return Ok(Outer::Other);
     }
     let header_len = decap::check_outer_ip(&ip, len - ETH_LEN as u32)?;
     decap::check_outer_udp(&udp, u32::from(ip.tot_len()) - header_len)?;
-    let vxlan: VxlanHdr = packet.read(VXLAN).ok_or(DropReason::OuterMalformed)?;
+    let vxlan = frame.vxlan().ok_or(DropReason::OuterMalformed)?;
     let (vni, reserved_bits) = decap::check_vxlan(&vxlan)?;
     Ok(Outer::Vxlan(Tunnelled {
         vtep: ip.src,

@@ -183,7 +183,7 @@ fn outer_mac_left_to_the_kernel(lab: &mut Lab) {
     // IP does not need the agent to have resolved the next hop: the kernel
     // fills in the MACs, and asks for them if it has to.
     unresolved(lab);
-    let by_the_kernel = Tunnel { eth_dst: [0; 6], eth_src: [0; 6], ..to_peer() };
+    let by_the_kernel = Tunnel { eth_dst: [0; 6], ..to_peer() };
     for frame in [
         V4::udp(&ONE, &FAR, (1, 2), b"hello").frame(),
         V6::udp(&ONE, &FAR, (1, 2), b"hello").frame(),

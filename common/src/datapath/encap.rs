@@ -23,6 +23,39 @@ pub struct OuterHeader {
 impl OuterHeader {
     /// Bytes on the wire.
     pub const LEN: usize = 36;
+
+    /// The header towards a VTEP: I flag and VNI only, UDP checksum 0, DF, TTL 64,
+    /// identification 0. [`Self::fit`] puts in what differs by frame.
+    #[inline(always)]
+    pub const fn towards(src_vtep: [u8; 4], dst_vtep: [u8; 4], dst_port: u16, vni: u32) -> Self {
+        Self {
+            ip: Ipv4Hdr::new(src_vtep, dst_vtep, PROTO_UDP, Self::LEN as u16, 0, OUTER_TTL),
+            udp: UdpHdr::new(0, dst_port, (Self::LEN - Ipv4Hdr::LEN) as u16),
+            vxlan: VxlanHdr::new(vni),
+        }
+    }
+
+    /// Makes the header, whatever frame it was for before, that of one of `inner_frame_len`
+    /// bytes, its Ethernet header included.
+    ///
+    /// A GSO frame keeps one header over its whole length; the kernel writes those
+    /// of the segments. [`DropReason::PacketTooBig`] where the length does not fit
+    /// the 16 bits of the outer header.
+    #[inline(always)]
+    pub const fn fit(
+        &mut self,
+        src_port: u16,
+        tos: u8,
+        inner_frame_len: u32,
+    ) -> Result<(), DropReason> {
+        if inner_frame_len > u16::MAX as u32 - Self::LEN as u32 {
+            return Err(DropReason::PacketTooBig);
+        }
+        let tot_len = inner_frame_len as u16 + Self::LEN as u16;
+        self.ip.set_tos_and_len(tos, tot_len);
+        self.udp.set_src_port_and_len(src_port, tot_len - Ipv4Hdr::LEN as u16);
+        Ok(())
+    }
 }
 
 /// An encapsulated frame up to the inner Ethernet header, to be written at once.
@@ -91,12 +124,7 @@ const fn finish(hash: u32) -> u32 {
     hash ^ (hash >> 16)
 }
 
-/// The outer header of a frame of `inner_frame_len` bytes, its Ethernet header
-/// included: I flag and VNI only, UDP checksum 0, DF, TTL 64, identification 0.
-///
-/// A GSO frame keeps one header over its whole length; the kernel writes those
-/// of the segments. [`DropReason::PacketTooBig`] where the length does not fit
-/// the 16 bits of the outer header.
+/// The outer header of one frame: [`OuterHeader::towards`], [fitted](OuterHeader::fit).
 #[inline(always)]
 pub const fn outer_header(
     src_vtep: [u8; 4],
@@ -107,14 +135,9 @@ pub const fn outer_header(
     tos: u8,
     inner_frame_len: u32,
 ) -> Result<OuterHeader, DropReason> {
-    if inner_frame_len > u16::MAX as u32 - OuterHeader::LEN as u32 {
-        return Err(DropReason::PacketTooBig);
+    let mut header = OuterHeader::towards(src_vtep, dst_vtep, dst_port, vni);
+    match header.fit(src_port, tos, inner_frame_len) {
+        Ok(()) => Ok(header),
+        Err(reason) => Err(reason),
     }
-    let tot_len = inner_frame_len as u16 + OuterHeader::LEN as u16;
-    let udp_len = tot_len - Ipv4Hdr::LEN as u16;
-    Ok(OuterHeader {
-        ip: Ipv4Hdr::new(src_vtep, dst_vtep, PROTO_UDP, tot_len, tos, OUTER_TTL),
-        udp: UdpHdr::new(src_port, dst_port, udp_len),
-        vxlan: VxlanHdr::new(vni),
-    })
 }

@@ -113,6 +113,21 @@ impl Ipv4Hdr {
         self.tos = tos;
     }
 
+    /// Sets DSCP, ECN and the length of the packet, and brings the checksum up to date.
+    #[inline(always)]
+    pub const fn set_tos_and_len(&mut self, tos: u8, tot_len: u16) {
+        // The version and IHL beside the TOS are in both sums and cancel out.
+        let sum = Sum::new()
+            .add_u16(!self.checksum())
+            .add_u16(!(self.tos as u16))
+            .add_u16(!self.tot_len())
+            .add_u16(tos as u16)
+            .add_u16(tot_len);
+        self.checksum = sum.checksum().to_be_bytes();
+        self.tos = tos;
+        self.tot_len = tot_len.to_be_bytes();
+    }
+
     /// Sets both addresses and brings the checksum up to date.
     #[inline(always)]
     pub const fn set_addresses(&mut self, src: [u8; 4], dst: [u8; 4]) {

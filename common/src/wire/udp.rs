@@ -26,6 +26,13 @@ impl UdpHdr {
         }
     }
 
+    /// Sets the source port and the length, of a datagram without a checksum.
+    #[inline(always)]
+    pub const fn set_src_port_and_len(&mut self, src_port: u16, len: u16) {
+        self.src_port = src_port.to_be_bytes();
+        self.len = len.to_be_bytes();
+    }
+
     /// Source port.
     #[inline(always)]
     pub const fn src_port(&self) -> u16 {

@@ -8,7 +8,9 @@ use crate::datapath::decap::{
     check_outer_ip, check_outer_udp, check_vxlan, merged_frame_ok, second_datagram_offset,
     starts_datagram,
 };
-use crate::datapath::encap::{entropy_port, ipv4_flow_hash, l2_flow_hash, outer_header};
+use crate::datapath::encap::{
+    OuterHeader, entropy_port, ipv4_flow_hash, l2_flow_hash, outer_header,
+};
 use crate::datapath::learn::{Learn, TOUCH_AFTER_NS, is_fresh, learn, valid_source};
 use crate::datapath::source::{
     check_ipv4_shape, check_ipv4_source, check_ipv6_shape, check_ipv6_source, check_mac, owns_ipv6,
@@ -47,6 +49,28 @@ proptest! {
         let ip_len = check_outer_ip(&outer.ip, 36 + len).unwrap();
         prop_assert_eq!(check_outer_udp(&outer.udp, 36 + len - ip_len), Ok(()));
         prop_assert_eq!(check_vxlan(&outer.vxlan), Ok((vni, false)));
+    }
+
+    #[test]
+    fn a_header_that_is_used_again_is_as_a_new_one(
+        src: [u8; 4], dst: [u8; 4], vni in 0..=VNI_MAX,
+        frames in proptest::collection::vec((any::<u16>(), any::<u8>(), 14u32..=65_600), 1..20),
+    ) {
+        let mut kept = OuterHeader::towards(src, dst, 4789, vni);
+        for (sport, tos, len) in frames {
+            let before = kept;
+            match outer_header(src, dst, sport, 4789, vni, tos, len) {
+                Ok(new) => {
+                    prop_assert_eq!(kept.fit(sport, tos, len), Ok(()));
+                    prop_assert_eq!(kept, new);
+                    prop_assert_eq!(kept.ip.checksum(), kept.ip.header_checksum());
+                }
+                Err(reason) => {
+                    prop_assert_eq!(kept.fit(sport, tos, len), Err(reason));
+                    prop_assert_eq!(kept, before);
+                }
+            }
+        }
     }
 
     #[test]
