@@ -61,6 +61,7 @@ pub(crate) const SHORTEST_V6: usize = 14 + 40;
 
 /// Bytes of `struct __sk_buff`, and the members that a test may set.
 const SK_BUFF_LEN: usize = 192;
+const SK_BUFF_INGRESS_IFINDEX: usize = 36;
 const SK_BUFF_IFINDEX: usize = 40;
 const SK_BUFF_GSO_SEGS: usize = 164;
 const SK_BUFF_GSO_SIZE: usize = 176;
@@ -203,6 +204,7 @@ pub(crate) struct Run<'a> {
     gso_size: u32,
     flags: u32,
     repeat: u32,
+    transmitted: bool,
 }
 
 impl Lab {
@@ -285,7 +287,13 @@ impl Outcome {
 
 impl<'a> Run<'a> {
     fn new(lab: &'a mut Lab, program: Program, ifindex: u32, frame: &[u8]) -> Self {
-        Self { lab, program, ifindex, frame: frame.to_vec(), gso_size: 0, flags: 0, repeat: 1 }
+        let frame = frame.to_vec();
+        Self { lab, program, ifindex, frame, gso_size: 0, flags: 0, repeat: 1, transmitted: false }
+    }
+
+    /// The program runs while the container transmits the frame, on a netkit device.
+    pub(crate) fn transmitted(self) -> Self {
+        Self { transmitted: true, ..self }
     }
 
     /// Makes it a GSO frame with segments of `size` bytes of payload.
@@ -310,6 +318,9 @@ impl<'a> Run<'a> {
             context[at..at + 4].copy_from_slice(&value.to_ne_bytes());
         };
         set(SK_BUFF_IFINDEX, self.ifindex);
+        // Where a frame comes in, the kernel has noted that it did.
+        let comes_in = self.program != Program::Host && !self.transmitted;
+        set(SK_BUFF_INGRESS_IFINDEX, if comes_in { self.ifindex } else { 0 });
         set(SK_BUFF_GSO_SIZE, self.gso_size);
         let segments = (self.frame.len() as u32).checked_div(self.gso_size).unwrap_or_default();
         set(SK_BUFF_GSO_SEGS, segments);
