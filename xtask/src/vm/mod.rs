@@ -21,6 +21,8 @@ use crate::{paths, process, tools};
 const MEMORY: &str = "4096";
 /// A guest that says nothing for so long hangs. Emulated, a test takes many times as long.
 const SILENCE: Duration = Duration::from_secs(600);
+/// The line before the script's first: what comes earlier is the firmware's and the kernel's.
+const BEGUN: &str = "culvert-vm: begun";
 /// The guest's last line, with the exit code of its script behind it.
 const ENDED: &str = "culvert-vm: ended ";
 
@@ -62,19 +64,28 @@ pub(crate) fn run(script: &str, mut each: impl FnMut(&str)) -> Result<()> {
         .args(["-append", &append(&inside)])
         .args(["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"])
         .args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]);
-    let mut code = None;
+    let (mut begun, mut code, mut early) = (false, None, String::new());
     let status = process::lines_watched(&mut command, Some(SILENCE), |line| {
         // A serial console ends its lines as teleprinters do.
         let line = line.trim_end_matches('\r');
         match line.strip_prefix(ENDED) {
             Some(rest) => code = rest.trim().parse::<i32>().ok(),
-            None => each(line),
+            None if begun && code.is_none() => each(line),
+            // The firmware clears the screen, perhaps in this very line.
+            None if line.ends_with(BEGUN) => begun = true,
+            None => {
+                early.push_str(line);
+                early.push('\n');
+            }
         }
     })?;
     match code {
         Some(0) => Ok(()),
         Some(code) => bail!("the emulated machine's script failed (exit code {code})"),
-        None => bail!("the emulated machine ended ({status}) before its script did"),
+        None => bail!(
+            "the emulated machine ended ({status}) before its script did: {}",
+            process::last_lines(&early, 3)
+        ),
     }
 }
 
@@ -103,6 +114,7 @@ fn wrap(kernel: &Kernel, script: &str) -> String {
          mkdir -p /run/netns /dev/shm /dev/pts\n\
          mount -t devpts pts /dev/pts\n\
          ip link set lo up\n\
+         echo \"{BEGUN}\"\n\
          (\n{script}\n) </dev/null\n\
          echo \"{ENDED}$?\"\n\
          busybox poweroff -f\n"
