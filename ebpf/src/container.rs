@@ -1,6 +1,7 @@
-//! `from_container`: tcx ingress on the host side of a container's veth.
+//! `from_container`: tcx ingress on the host side of a container's veth; of a container with
+//! a netkit device, that of the container's side, and tcx ingress on the host side besides.
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{bindings::TC_ACT_REDIRECT, macros::classifier, programs::TcContext};
 use culvert_common::{
     abi::{
         Action, Direction, DropReason, EndpointInfo, FdbKey, NetworkInfo, RateKey, UnderlayPath,
@@ -19,8 +20,8 @@ use crate::{
     fast, flood, learn,
     maps::{ENDPOINTS, FDB, NETWORKS, UNDERLAY, VTEP_IP, VXLAN_PORT, lookup},
     packet::{
-        ETH_LEN, PLAIN, Packet as _, ensure, gso_size, ifindex, linearise, load, redirect_peer,
-        vlan_present,
+        ETH_LEN, PLAIN, Packet as _, ensure, gso_size, ifindex, is_transmitted, is_truthful,
+        linearise, load, redirect, redirect_peer, vlan_present,
     },
     reply::{self, Answer, NdAnswer},
     route,
@@ -53,7 +54,15 @@ pub(crate) fn from_container(ctx: TcContext) -> i32 {
         return known;
     }
     let outcome = handle(&ctx, port);
-    verdict::tc(&ctx, Direction::FromContainer, port, bytes, outcome)
+    let spent = matches!(outcome, Ok(Action::Flood | Action::Absorb | Action::Hold));
+    let verdict = verdict::tc(&ctx, Direction::FromContainer, port, bytes, outcome);
+    if spent && is_transmitted(&ctx) {
+        // A drop is an error to who transmits (ENOBUFS), and this is none. There is no
+        // verdict for that, but the kernel drops what goes to an interface that is not there.
+        redirect(0);
+        return TC_ACT_REDIRECT;
+    }
+    verdict
 }
 
 /// What the headers of a frame call for before it is forwarded.
@@ -79,6 +88,9 @@ fn handle(ctx: &TcContext, port: u32) -> Result<Action, DropReason> {
     let (mut kind, mut reason) = (Kind::Plain, DropReason::HelperFailed);
     if parse(&sender, &mut inner, &mut kind, &mut reason) != 0 {
         return Err(reason);
+    }
+    if is_transmitted(ctx) && !is_truthful(ctx, inner.eth.ethertype()) {
+        return Err(DropReason::Malformed);
     }
     match kind {
         Kind::Plain => {}

@@ -26,7 +26,7 @@ use crate::{
     container::{Sender, headers_len},
     encap,
     maps::{GENERATION, TRACING, UNDERLAY, VXLAN_PORT, lookup, own},
-    packet::{ETH_LEN, gso_size, head, redirect_peer, vlan_id, vlan_present},
+    packet::{ETH_LEN, gso_size, head, is_ipv4, redirect_peer, vlan_id, vlan_present},
     underlay::{self, Outer, OuterHeaders, Tunnelled, classify},
     verdict,
 };
@@ -270,6 +270,7 @@ fn is_plain(ctx: &TcContext, plain: &Plain) -> bool {
     };
     upper
         && eth.ethertype() == ETH_P_IP
+        && is_ipv4(ctx)
         && !ip.is_fragment()
         && !vlan_present(ctx)
         && matches!(

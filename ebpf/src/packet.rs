@@ -4,12 +4,15 @@ use aya_ebpf::{
     bindings::BPF_F_INGRESS,
     helpers::{
         bpf_redirect, bpf_redirect_peer, bpf_skb_change_tail, bpf_skb_load_bytes,
-        bpf_skb_set_tunnel_key,
+        bpf_skb_set_tunnel_key, bpf_skb_vlan_pop, bpf_skb_vlan_push,
     },
     programs::TcContext,
 };
 use bytemuck::Pod;
-use culvert_common::{abi::DropReason, wire::ethernet::ETH_P_IP};
+use culvert_common::{
+    abi::DropReason,
+    wire::ethernet::{ETH_P_8021Q, ETH_P_IP},
+};
 
 /// Length of an Ethernet header.
 pub(crate) const ETH_LEN: usize = 14;
@@ -161,11 +164,48 @@ pub(crate) fn redirect_ingress(ifindex: u32) {
     unsafe { bpf_redirect(ifindex, BPF_F_INGRESS.into()) };
 }
 
-/// The frame has come in on another interface, and the host forwards it.
+/// Of a frame that leaves an interface: it has come in on another one, and the host
+/// forwards it.
 #[inline(always)]
 pub(crate) fn is_forwarded(ctx: &TcContext) -> bool {
     // SAFETY: the pointer is the program's own context.
     unsafe { (*ctx.skb.skb).ingress_ifindex != 0 }
+}
+
+/// The frame has not come in anywhere yet: the program runs while its sender transmits it,
+/// on a netkit device. At tcx ingress the kernel has noted the interface (`skb_iif`), which
+/// netkit clears when a frame crosses it (`skb_scrub_packet`).
+#[inline(always)]
+pub(crate) fn is_transmitted(ctx: &TcContext) -> bool {
+    !is_forwarded(ctx)
+}
+
+/// `skb->protocol` is what the frame says itself. Where a frame comes in, the kernel has
+/// read it there (`eth_type_trans`); in one that is transmitted, a packet socket may have
+/// written anything, and the receiver's kernel would go by that. Lengths in place of a type
+/// (IEEE 802.3 §3.2.6) have several names.
+#[inline(always)]
+pub(crate) fn is_truthful(ctx: &TcContext, ethertype: u16) -> bool {
+    const LEAST_TYPE: u16 = 0x0600;
+    // SAFETY: the pointer is the program's own context.
+    let protocol = u16::from_be(unsafe { (*ctx.skb.skb).protocol } as u16);
+    protocol == ethertype || (protocol < LEAST_TYPE && ethertype < LEAST_TYPE)
+}
+
+/// Sets `skb->protocol` to what the frame says, as it does not after a decapsulation. The
+/// kernel has no helper for that alone, but reads it when it takes a VLAN tag out of a
+/// frame: so two are put on (the second brings the first into the frame) and off again.
+#[inline(always)]
+pub(crate) fn read_protocol(ctx: &TcContext) -> Result<(), DropReason> {
+    let (skb, tag) = (ctx.skb.skb, ETH_P_8021Q.to_be());
+    // SAFETY: the pointer is the program's own context.
+    let done = unsafe {
+        bpf_skb_vlan_push(skb, tag, 0) == 0
+            && bpf_skb_vlan_push(skb, tag, 0) == 0
+            && bpf_skb_vlan_pop(skb) == 0
+            && bpf_skb_vlan_pop(skb) == 0
+    };
+    if done { Ok(()) } else { Err(DropReason::HelperFailed) }
 }
 
 /// The frame's MAC is that of the interface, so that it is for this host.
@@ -175,10 +215,15 @@ pub(crate) fn is_for_host(ctx: &TcContext) -> bool {
     unsafe { (*ctx.skb.skb).pkt_type == PACKET_HOST }
 }
 
-/// Hands the frame to the container behind a veth, past its queue, when the
+/// Hands the frame to the container behind a pair of devices, past its queue, when the
 /// program returns. `skb->protocol` must be right.
 #[inline(always)]
 pub(crate) fn redirect_peer(ctx: &TcContext, ifindex: u32) -> Result<(), DropReason> {
+    if is_transmitted(ctx) {
+        // The kernel does that for what has come in only (`skb_at_tc_ingress`).
+        redirect(ifindex);
+        return Ok(());
+    }
     if !is_for_host(ctx) {
         // The frame was judged by the MAC of another interface.
         ctx.change_type(PACKET_HOST).map_err(|_| DropReason::HelperFailed)?;

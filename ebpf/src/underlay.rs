@@ -28,8 +28,8 @@ use crate::{
     maps::{FDB, NETWORKS, PATH_MTU, UNDERLAY, VTEP_IP, VTEPS, VXLAN_PORT, lookup},
     outside,
     packet::{
-        ETH_LEN, Packet, ensure, gso_size, ifindex, linearise, load, redirect, redirect_ingress,
-        redirect_peer, resize, store, vlan_id,
+        ETH_LEN, Packet, ensure, gso_size, ifindex, linearise, load, read_protocol,
+        redirect_ingress, redirect_peer, resize, store, vlan_id,
     },
     remote_host,
     verdict::{self, note},
@@ -240,7 +240,7 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Result<Action, DropReason>
             if net.flags & NetworkInfo::LEARNING == 0 {
                 fast::remember_inbound(port);
             }
-            hand_over(ctx, &inner, port)
+            hand_over(ctx, port)
         }
         Target::Flood => match flood::local(ctx, DIRECTION, vni, net, 0) {
             0 => Err(DropReason::NoReceiver),
@@ -266,18 +266,17 @@ fn unwrap(
     }
     strip(ctx, inner)?;
     store(ctx, 0, eth)?;
+    if !inner.is_ip() {
+        // It still says IPv4, and a netkit device does not look again.
+        read_protocol(ctx)?;
+    }
     inner.write_ecn(ctx)
 }
 
 /// Hands a decapsulated frame to a local endpoint.
 #[inline(always)]
-fn hand_over(ctx: &TcContext, inner: &Inner, port: u32) -> Result<Action, DropReason> {
-    if inner.is_ip() {
-        redirect_peer(ctx, port)?;
-    } else {
-        // skb->protocol still says IPv4: the veth's other end has to look.
-        redirect(port);
-    }
+fn hand_over(ctx: &TcContext, port: u32) -> Result<Action, DropReason> {
+    redirect_peer(ctx, port)?;
     Ok(Action::Deliver)
 }
 
@@ -292,7 +291,7 @@ pub(crate) fn deliver(
 ) -> Result<Action, DropReason> {
     let inner = inspect_ipv4(ctx, outer, ip)?;
     unwrap(ctx, outer, &inner, eth)?;
-    hand_over(ctx, &inner, port)
+    hand_over(ctx, port)
 }
 
 /// Finds the local endpoint, or endpoints, that a frame from the tunnel is for.

@@ -1,4 +1,4 @@
-//! The veth pair of an endpoint: made once, kept, corrected, made again.
+//! The pair of devices of an endpoint: made once, kept, corrected, made again.
 
 use std::os::fd::AsFd;
 
@@ -12,7 +12,7 @@ use culvert::{
 };
 use culvert_tests::netns::{Netns, is_root};
 
-use crate::block_on;
+use crate::{block_on, kind};
 
 const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 const OTHER: &str = "1123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -41,14 +41,20 @@ impl Setup {
         let first = self.plug(spec).await.unwrap();
         assert!(first.changed);
         let second = self.plug(spec).await.unwrap();
-        assert_eq!(second, Plugged { ifindex: first.ifindex, changed: false, master: None });
+        assert_eq!(second, Plugged { changed: false, ..plugged(first.ifindex) });
         first.ifindex
     }
+}
+
+/// An endpoint of which something was changed.
+fn plugged(ifindex: u32) -> Plugged {
+    Plugged { ifindex, changed: true, master: None, kind: kind() }
 }
 
 fn spec(id: &str, ifname: &str, last: u8) -> PlugSpec {
     PlugSpec {
         endpoint_id: id.to_owned(),
+        kind: kind(),
         host_ifname: host_ifname(id),
         ifname: ifname.to_owned(),
         mac: MacAddr([2, 0x42, 10, 0, 0, last]),
@@ -141,9 +147,9 @@ fn what_differs_is_corrected_and_the_pair_is_kept() {
         ] {
             namespace.run(damage);
             let again = setup.plug(&spec).await.unwrap();
-            assert_eq!(again, Plugged { ifindex: index, changed: true, master: None }, "{damage}");
+            assert_eq!(again, plugged(index), "{damage}");
             let again = setup.plug(&spec).await.unwrap();
-            assert_eq!(again, Plugged { ifindex: index, changed: false, master: None }, "{damage}");
+            assert_eq!(again, Plugged { changed: false, ..plugged(index) }, "{damage}");
             let shown = setup.inside.run("ip addr show dev eth0");
             for words in ["mtu 1450", "02:42:0a:00:00:02", "10.0.0.2/24", "fe80::42:aff:fe00:2/64"]
             {

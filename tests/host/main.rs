@@ -11,8 +11,16 @@ mod sandbox;
 
 use std::{future::Future, time::Duration};
 
+use culvert::netlink::PairKind;
+use culvert_tests::netns::expects_netkit;
+
 /// How long anything here may take.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// What pairs are tried: netkit where the kernel is known to have it.
+fn kind() -> PairKind {
+    if expects_netkit() { PairKind::Netkit } else { PairKind::Veth }
+}
 
 /// Runs `test` in a runtime with several threads, as the agent has.
 fn block_on<T>(test: impl Future<Output = T>) -> T {

@@ -5,14 +5,14 @@ use std::{net::IpAddr, os::fd::AsFd};
 use culvert::{
     model::MacAddr,
     netlink::{
-        ENCAPSULATION_OFFLOADS, Event, Netlink, NetlinkError, RX_UDP_GRO_FORWARDING, VethSpec,
+        ENCAPSULATION_OFFLOADS, Event, Netlink, NetlinkError, PairSpec, RX_UDP_GRO_FORWARDING,
     },
 };
 use culvert_tests::netns::{Netns, Underlay, is_root};
 use ipnetwork::IpNetwork;
 use tokio::time::timeout;
 
-use crate::{DEADLINE, block_on};
+use crate::{DEADLINE, block_on, kind};
 
 const MAC: MacAddr = MacAddr([0x02, 0x42, 10, 0, 0, 2]);
 
@@ -28,31 +28,38 @@ fn inside(netns: &Netns) -> Netlink {
     Netlink::in_netns(netns.fd().as_fd()).unwrap()
 }
 
-async fn veth(
+async fn pair(
     netlink: &Netlink,
     name: &str,
     peer: &str,
     target: &Netns,
 ) -> Result<u32, NetlinkError> {
     let fd = target.fd();
-    let spec = VethSpec { name, peer_name: peer, peer_mac: MAC, mtu: 1450, peer_netns: fd.as_fd() };
-    netlink.create_veth(&spec).await
+    let spec = PairSpec {
+        kind: kind(),
+        name,
+        peer_name: peer,
+        peer_mac: MAC,
+        mtu: 1450,
+        peer_netns: fd.as_fd(),
+    };
+    netlink.create_pair(&spec).await
 }
 
 #[test]
-fn a_veth_is_made_with_its_peer_in_place() {
+fn a_pair_is_made_with_its_peer_in_place() {
     if !is_root() {
         return;
     }
     let (host, sandbox) = (Netns::new("host"), Netns::new("box"));
     block_on(async {
         let outside = inside(&host);
-        let index = veth(&outside, "cv01", "eth0", &sandbox).await.unwrap();
+        let index = pair(&outside, "cv01", "eth0", &sandbox).await.unwrap();
         let links = outside.links().await.unwrap();
         assert_eq!(links.iter().map(|link| link.name.as_str()).collect::<Vec<_>>(), ["lo", "cv01"]);
         assert_eq!(links[1].index, index);
         assert_eq!((links[1].mtu, links[1].up), (1450, false));
-        assert_eq!(links[1].kind.as_deref(), Some("veth"));
+        assert_eq!(links[1].kind.as_deref(), Some(kind().name()));
         assert!(links[0].loopback && links[0].addresses.contains(&net("127.0.0.1/8")));
 
         let within = inside(&sandbox);
@@ -65,9 +72,9 @@ fn a_veth_is_made_with_its_peer_in_place() {
         assert_eq!(links[1].peer_netns_id, id);
 
         // Which of the two names is taken is told, and nothing half made is left.
-        let error = veth(&outside, "cv01", "eth1", &sandbox).await.unwrap_err();
+        let error = pair(&outside, "cv01", "eth1", &sandbox).await.unwrap_err();
         assert!(matches!(&error, NetlinkError::NameTaken(name) if name == "cv01"), "{error}");
-        let error = veth(&outside, "cv02", "eth0", &sandbox).await.unwrap_err();
+        let error = pair(&outside, "cv02", "eth0", &sandbox).await.unwrap_err();
         assert!(matches!(&error, NetlinkError::NameTaken(name) if name == "eth0"), "{error}");
         assert_eq!(outside.links().await.unwrap().len(), 2);
         assert_eq!(within.links().await.unwrap().len(), 2);
@@ -82,7 +89,7 @@ fn links_change_and_go() {
     let (host, sandbox) = (Netns::new("host"), Netns::new("box"));
     block_on(async {
         let netlink = inside(&host);
-        veth(&netlink, "cv01", "eth0", &sandbox).await.unwrap();
+        pair(&netlink, "cv01", "eth0", &sandbox).await.unwrap();
         for _ in 0..2 {
             netlink.set_alias("cv01", "culvert:0123").await.unwrap();
             netlink.set_mtu("cv01", 68).await.unwrap();
@@ -252,7 +259,7 @@ fn events_tell_what_changed() {
     block_on(async {
         let netlink = inside(&host);
         let mut monitor = netlink.monitor().unwrap();
-        let index = veth(&netlink, "cv01", "eth0", &sandbox).await.unwrap();
+        let index = pair(&netlink, "cv01", "eth0", &sandbox).await.unwrap();
         netlink.set_up("cv01").await.unwrap();
         inside(&sandbox).set_up("eth0").await.unwrap();
         netlink.add_address("cv01", net("10.0.0.1/24")).await.unwrap();

@@ -8,6 +8,7 @@ mod bad_modes;
 mod choice;
 mod conntrack;
 mod containers;
+mod device;
 mod differential;
 mod hosts;
 mod lifecycle;

@@ -44,6 +44,7 @@ cases!(
     unicast_is_not_limited,
     answered_requests_are_not_limited,
     kernel_refuses_the_outer_header,
+    transmitted,
 );
 
 const ALL: Host = Host { mac: [0xff; 6], v4: [10, 0, 0, 255], v6: [0; 16] };
@@ -304,4 +305,21 @@ fn kernel_refuses_the_outer_header(lab: &mut Lab) {
     change_network(&lab.tables, A, |network| network.local_ports = 1);
     let frame = V4 { eth_dst: ALL.mac, ..V4::udp(&ONE, &FAR, (1, 2), &payload(1000)) }.frame();
     lab.at_container(Port::A1, &frame).gso(500).drops(DropReason::EncapFailed);
+}
+
+/// On a netkit device a drop would be an error to the container.
+fn transmitted(lab: &mut Lab) {
+    let frame = broadcast();
+    let copies = [
+        copy(Port::A2, &frame),
+        tunnelled(to_peer().wrap(&frame)),
+        tunnelled(to_peer2().wrap(&frame)),
+    ];
+    let counts =
+        [action(Action::Flood), note(Note::FloodLocalCopy), note(Note::FloodRemoteCopy).times(2)];
+    let expected =
+        Expected { verdict: REDIRECT, left: Left::Spent, counts: &counts, copies: &copies };
+    lab.at_container(Port::A1, &frame).transmitted().gives(&expected);
+    let spoofed = V4::udp(&TWO, &FAR, (1, 2), b"spoofed").frame();
+    lab.at_container(Port::A1, &spoofed).transmitted().drops(DropReason::SpoofedMac);
 }

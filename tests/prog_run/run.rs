@@ -1,7 +1,7 @@
 //! One frame into one program, and what is expected of it.
 
 use aya::programs::{ProgramFd, SchedClassifier, Xdp};
-use culvert::datapath::test_run::sk_buff;
+use culvert::datapath::test_run::{Hook, sk_buff};
 use culvert_common::abi::{
     Action, Code, Counter, Direction, DropReason, Note, programs, stats_index,
 };
@@ -198,6 +198,7 @@ pub(crate) struct Run<'a> {
     gso_size: u32,
     flags: u32,
     repeat: u32,
+    transmitted: bool,
 }
 
 impl Lab {
@@ -280,7 +281,13 @@ impl Outcome {
 
 impl<'a> Run<'a> {
     fn new(lab: &'a mut Lab, program: Program, ifindex: u32, frame: &[u8]) -> Self {
-        Self { lab, program, ifindex, frame: frame.to_vec(), gso_size: 0, flags: 0, repeat: 1 }
+        let frame = frame.to_vec();
+        Self { lab, program, ifindex, frame, gso_size: 0, flags: 0, repeat: 1, transmitted: false }
+    }
+
+    /// The program runs while the container transmits the frame, on a netkit device.
+    pub(crate) fn transmitted(self) -> Self {
+        Self { transmitted: true, ..self }
     }
 
     /// Makes it a GSO frame with segments of `size` bytes of payload.
@@ -300,7 +307,10 @@ impl<'a> Run<'a> {
 
     /// Runs the program, whatever comes of it.
     pub(crate) fn outcome(self) -> Outcome {
-        let context = sk_buff(self.ifindex, self.gso_size, self.frame.len());
+        // Where a frame comes in, the kernel has noted that it did.
+        let comes_in = self.program != Program::Host && !self.transmitted;
+        let hook = if comes_in { Hook::Ingress } else { Hook::Egress };
+        let context = sk_buff(hook, self.ifindex, self.gso_size, self.frame.len());
         let mut left = vec![0; 2 * 4096];
         let mut attr = TestRunAttr {
             prog_fd: self.lab.program_fd(self.program).as_fd().as_raw_fd().try_into().unwrap(),

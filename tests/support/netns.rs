@@ -47,6 +47,12 @@ pub fn is_root() -> bool {
     root
 }
 
+/// The tests run on a kernel that must have netkit, and are to show it: `cargo xtask test
+/// --full` says so where it started that kernel.
+pub fn expects_netkit() -> bool {
+    std::env::var_os("CULVERT_TEST_DEVICE").is_some_and(|kind| kind == "netkit")
+}
+
 /// A number that is unique in this process.
 pub fn unique() -> u32 {
     static COUNTER: AtomicU32 = AtomicU32::new(0);

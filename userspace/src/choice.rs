@@ -1,8 +1,11 @@
-//! Which hook takes VXLAN in, and what is known of the uplinks that decides it.
+//! Which hook takes VXLAN in, and what is known of the uplinks that decides it; in
+//! [`device`], what connects containers with the host.
 //!
 //! `from_underlay_xdp` drops hostile VXLAN before there is an skb; whatever it lets by is
 //! judged again at tcx. So it costs on every frame and gains on hostile ones only: `auto`
 //! takes tc, and says what the other would cost.
+
+pub mod device;
 
 use serde::{Deserialize, Serialize};
 

@@ -8,7 +8,7 @@
 //! * [`datapath`]: loads, pins and attaches the BPF programs; typed maps.
 //! * [`netlink`] and [`sandbox`]: links, addresses, routes; namespaces.
 //! * [`reconcile`]: desired and observed state, their difference, its application.
-//! * [`choice`]: which hook takes VXLAN in, and why.
+//! * [`choice`]: which hook takes VXLAN in, which devices containers get, and why.
 //! * [`doctor`]: what the host lacks, and what to do about it.
 //! * [`agent`]: wires the above together.
 //! * [`api`] and [`cli`]: how people and scripts talk to the agent.

@@ -12,6 +12,7 @@ mod signals;
 mod tools;
 mod ui;
 mod verbs;
+mod vm;
 
 use std::process::ExitCode;
 

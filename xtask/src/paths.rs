@@ -30,6 +30,16 @@ pub(crate) fn lab() -> PathBuf {
     target().join("lab")
 }
 
+/// What the emulated machine of `cargo xtask test --full` is made of.
+pub(crate) fn vm() -> PathBuf {
+    target().join("vm")
+}
+
+/// Where `cargo xtask setup --full` unpacks its kernel.
+pub(crate) fn vm_kernel() -> PathBuf {
+    vm().join("kernel")
+}
+
 /// Everything that `cargo xtask run` makes: on a tmpfs on every distribution, and short enough
 /// for a socket's path, which a repository's own path need not be.
 pub(crate) fn run_dir() -> PathBuf {

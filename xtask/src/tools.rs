@@ -9,6 +9,8 @@ use std::process::{Command, Stdio};
 
 use culvert_bpf_build::{Way, find_linker};
 
+use crate::vm::kernel::Kernel;
+
 /// What a tool is needed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
@@ -20,6 +22,8 @@ pub(crate) enum Need {
     Test,
     /// `check`.
     Check,
+    /// `test --full`.
+    Full,
 }
 
 impl Need {
@@ -30,6 +34,7 @@ impl Need {
             Self::Demo => "demo",
             Self::Test => "test",
             Self::Check => "check",
+            Self::Full => "test --full",
         }
     }
 }
@@ -51,6 +56,8 @@ pub(crate) enum Probe {
     BpfClippy,
     /// bpf-linker.
     BpfLinker,
+    /// The kernel of the emulated machine.
+    VmKernel,
 }
 
 /// A tool.
@@ -263,6 +270,51 @@ pub(crate) const TOOLS: &[Tool] = &[
         fedora: &[],
         arch: &[],
     },
+    Tool {
+        name: "qemu",
+        why: "runs the tests on another kernel",
+        need: Need::Full,
+        probe: Probe::Program("qemu-system-x86_64"),
+        debian: &["qemu-system-x86"],
+        fedora: &["qemu-system-x86-core"],
+        arch: &["qemu-system-x86"],
+    },
+    Tool {
+        name: "busybox",
+        why: "that kernel's first programs",
+        need: Need::Full,
+        probe: Probe::Program("busybox"),
+        debian: &["busybox-static"],
+        fedora: &["busybox"],
+        arch: &["busybox"],
+    },
+    Tool {
+        name: "modprobe",
+        why: "that kernel's modules",
+        need: Need::Full,
+        probe: Probe::Program("modprobe"),
+        debian: &["kmod"],
+        fedora: &["kmod"],
+        arch: &["kmod"],
+    },
+    Tool {
+        name: "xz",
+        why: "that kernel's modules",
+        need: Need::Full,
+        probe: Probe::Program("xz"),
+        debian: &["xz-utils"],
+        fedora: &["xz"],
+        arch: &["xz"],
+    },
+    Tool {
+        name: "kernel with netkit",
+        why: "another kernel, unpacked and not installed",
+        need: Need::Full,
+        probe: Probe::VmKernel,
+        debian: &[],
+        fedora: &[],
+        arch: &[],
+    },
 ];
 
 impl Tool {
@@ -289,6 +341,7 @@ impl Tool {
                 clippy.map(|path| path.display().to_string())
             }
             Probe::BpfLinker => find_linker().map(|path| path.display().to_string()),
+            Probe::VmKernel => Kernel::find().ok().map(|kernel| kernel.image.display().to_string()),
         }
     }
 }

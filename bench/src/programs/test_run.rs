@@ -4,8 +4,8 @@
 use std::os::fd::AsFd as _;
 
 use anyhow::{Context as _, Result, ensure};
-use aya::programs::SchedClassifier;
-use culvert::datapath::test_run::{Runs, Timed, sk_buff, timed};
+use aya::programs::{SchedClassifier, TcAttachType};
+use culvert::datapath::test_run::{Hook, Runs, Timed, sk_buff, timed};
 use culvert_tests::netns::Underlay;
 use etherparse::PacketBuilder;
 use nix::net::if_::if_nametoindex;
@@ -65,9 +65,13 @@ impl Place<'_> {
         let program = self.programs()?.into_iter().next();
         let program = program.with_context(|| format!("{}: no program", self.device))?;
         let program = SchedClassifier::from_program_info(program, self.device.clone().into())?;
+        let hook = match self.hook {
+            TcAttachType::Ingress => Hook::Ingress,
+            TcAttachType::Egress | TcAttachType::Custom(_) => Hook::Egress,
+        };
         culvert::sandbox::run_in(self.host.fd().as_fd(), || {
             pin(OWN_THREAD, Side::Client.core())?;
-            let context = sk_buff(if_nametoindex(self.device.as_str())?, 0, frame.len());
+            let context = sk_buff(hook, if_nametoindex(self.device.as_str())?, 0, frame.len());
             Ok(timed(&program, frame, Some(&context), runs)?)
         })?
     }

@@ -18,7 +18,7 @@ use ipnetwork::IpNetwork;
 
 use crate::{
     api::types::{ApiError, ErrorKind},
-    choice::Uplink,
+    choice::{Uplink, device::Device},
     datapath::{DatapathError, FlowTable, Price},
     model::{Driver, Name, Protocol},
     reconcile::{Kernel, LocalEndpoint},
@@ -116,14 +116,14 @@ pub(crate) trait Platform: Kernel<Error = DatapathError> + Send + Sync + 'static
     /// The next change, or `None` when none will come any more.
     async fn event(&self) -> Option<HostEvent>;
 
-    /// Endpoints that have a veth here, by identifier, with the index of its host side.
+    /// Endpoints that have a pair of devices here, by identifier, with the index of its host side.
     async fn plugged(&self) -> Result<BTreeMap<String, u32>, PlugError>;
 
-    /// Makes the veth of an endpoint and everything on it, and attaches the
+    /// Makes the pair of an endpoint and everything on it, and attaches the
     /// program. Idempotent. Returns the index of the host side.
     async fn plug(&self, endpoint: &LocalEndpoint) -> Result<u32, PlugError>;
 
-    /// Removes an endpoint's veth and the attachment. Idempotent.
+    /// Removes an endpoint's pair and the attachment. Idempotent.
     async fn unplug(&self, endpoint: &str, ifindex: Option<u32>) -> Result<(), PlugError>;
 
     /// Removes attachments to interfaces other than these.
@@ -165,6 +165,9 @@ pub(crate) trait Platform: Kernel<Error = DatapathError> + Send + Sync + 'static
     /// What is known of the uplinks, and what the programs on them cost, if that was worth
     /// measuring.
     fn uplinks(&self) -> (Vec<Uplink>, Option<Price>);
+
+    /// What connects new containers with the host.
+    fn device(&self) -> Device;
 
     /// Largest MTU of a network here: that of the uplinks, for an overlay network
     /// less the VXLAN overhead.

@@ -8,6 +8,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{files, host::Host, platform::Platform as _, shared::Shared};
 use crate::{
+    choice::device::Device,
     cli::{AgentOptions, DatapathMode, StoreAccess},
     datapath::{self, Datapath},
     model::{Node, SCHEMA, validate},
@@ -84,6 +85,8 @@ pub(super) async fn host(
     let node =
         Node { schema: SCHEMA, name: options.node.clone(), id, vtep, port: options.vxlan_port };
 
+    let device = Device::choose(options.device).await.map_err(|line| anyhow!(line))?;
+
     let datapath_options = datapath::Options {
         bpffs: options.bpffs.clone(),
         vtep_ip: vtep,
@@ -96,7 +99,7 @@ pub(super) async fn host(
     let to_load = datapath_options.clone();
     let datapath = tokio::task::spawn_blocking(move || Datapath::load(&to_load)).await??;
     let xdp = options.datapath == DatapathMode::Xdp;
-    let host = Host::new(netlink, datapath, &datapath_options, uplinks.clone(), xdp)?;
+    let host = Host::new(netlink, datapath, &datapath_options, uplinks.clone(), xdp, device)?;
     if let Some(error) = host.attach_uplinks().await.into_iter().next() {
         return Err(error.into());
     }

@@ -487,6 +487,12 @@ pub struct DatapathStatus {
     /// What is known of the uplinks.
     #[serde(default)]
     pub uplinks: Vec<Uplink>,
+    /// What connects new containers with the host: `veth` or `netkit`.
+    #[serde(default)]
+    pub device: String,
+    /// Why these devices.
+    #[serde(default)]
+    pub device_reason: String,
     /// ABI version of the maps.
     pub abi: u32,
     /// Directory of the pins.

@@ -29,6 +29,8 @@ pub struct AgentOptions {
     pub vxlan_port: u16,
     /// `--datapath`.
     pub datapath: DatapathMode,
+    /// `--device`.
+    pub device: DeviceMode,
     /// `--socket`: where the API listens.
     pub socket: PathBuf,
     /// `--state-dir`: logs of detached containers, the embedded store, runtime records.
@@ -74,6 +76,18 @@ pub enum DatapathMode {
     Tc,
     /// Native XDP, and tcx ingress behind it.
     Xdp,
+}
+
+/// What connects new containers with the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum DeviceMode {
+    /// netkit where the kernel has it, else veth, see [`crate::choice::device`].
+    #[default]
+    Auto,
+    /// A veth pair.
+    Veth,
+    /// A netkit pair.
+    Netkit,
 }
 
 /// Options of `culvert purge` when no agent runs, handed to `agent::purge_offline`.

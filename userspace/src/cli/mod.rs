@@ -24,7 +24,7 @@ use clap::{CommandFactory, FromArgMatches};
 
 pub use agent_options::{
     AgentOptions, DEFAULT_AGEING_S, DEFAULT_BPFFS, DEFAULT_SOCKET, DEFAULT_STATE_DIR,
-    DEFAULT_VXLAN_PORT, DatapathMode, PurgeOptions, StoreAccess,
+    DEFAULT_VXLAN_PORT, DatapathMode, DeviceMode, PurgeOptions, StoreAccess,
 };
 pub use conntrack_options::{
     ConntrackOptions, DEFAULT_NAT_PORTS, MAX_CONNTRACK, MIN_CONNTRACK, Timeouts,

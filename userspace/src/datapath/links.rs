@@ -1,6 +1,10 @@
 //! Attachments, each a pinned BPF link.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
 
 use aya::{
     Ebpf,
@@ -12,13 +16,15 @@ use aya::{
 };
 use culvert_common::abi::programs;
 
-use super::{DatapathError, bpffs};
+use super::{DatapathError, bpffs, netkit};
 
 /// What a link attaches, and where its pin is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Attachment {
-    /// `from_container` on a veth.
+    /// `from_container` on the host side of a container's pair.
     Container,
+    /// `from_container` on what the other side of a netkit device sends.
+    Netkit,
     /// `from_underlay` on an uplink.
     Uplink,
     /// `from_underlay_xdp` on an uplink.
@@ -30,12 +36,18 @@ pub(super) enum Attachment {
 }
 
 impl Attachment {
-    pub(super) const ALL: &'static [Self] =
-        &[Self::Container, Self::Uplink, Self::UplinkXdp, Self::Gateway, Self::Loopback];
+    pub(super) const ALL: &'static [Self] = &[
+        Self::Container,
+        Self::Netkit,
+        Self::Uplink,
+        Self::UplinkXdp,
+        Self::Gateway,
+        Self::Loopback,
+    ];
 
     const fn program(self) -> &'static str {
         match self {
-            Self::Container => programs::FROM_CONTAINER,
+            Self::Container | Self::Netkit => programs::FROM_CONTAINER,
             Self::Uplink => programs::FROM_UNDERLAY,
             Self::UplinkXdp => programs::FROM_UNDERLAY_XDP,
             Self::Gateway => programs::FROM_HOST,
@@ -46,6 +58,7 @@ impl Attachment {
     const fn prefix(self) -> &'static str {
         match self {
             Self::Container => "container-",
+            Self::Netkit => "netkit-",
             Self::Uplink => "uplink-",
             Self::UplinkXdp => "uplink-xdp-",
             Self::Gateway => "gateway-",
@@ -81,9 +94,14 @@ pub(super) fn replace(
     if !pin.exists() {
         return Ok(false);
     }
-    let refused = refused(ifindex, "open pinned link");
-    let link = FdLink::from(PinnedLink::from_pin(&pin).map_err(|e| refused(Box::new(e)))?);
-    match update(ebpf, attachment, link) {
+    let updated = if attachment == Attachment::Netkit {
+        update_netkit(ebpf, &pin)
+    } else {
+        let refused = refused(ifindex, "open pinned link");
+        let link = FdLink::from(PinnedLink::from_pin(&pin).map_err(|e| refused(Box::new(e)))?);
+        update(ebpf, attachment, link)
+    };
+    match updated {
         Ok(()) => Ok(true),
         // ENOLINK: the interface went away and took the attachment with it.
         Err(UpdateError::Gone) => {
@@ -92,7 +110,7 @@ pub(super) fn replace(
         }
         Err(UpdateError::Datapath(error)) => Err(error),
         Err(UpdateError::Program(error)) => {
-            Err(self::refused(ifindex, "replace program")(Box::new(error)))
+            Err(refused(ifindex, "replace program")(Box::new(error)))
         }
     }
 }
@@ -117,7 +135,14 @@ pub(super) fn attach(
         .map_err(|errno| refused(Box::new(errno)))?
         .to_string_lossy()
         .into_owned();
+    let pin = attachment.pin(dir, ifindex);
     let link: FdLink = match attachment {
+        Attachment::Netkit => {
+            let program: &mut SchedClassifier = program(ebpf, attachment.program())?;
+            let fd = program.fd().map_err(|error| refused(Box::new(error)))?;
+            return netkit::attach(fd.as_fd(), ifindex, &pin)
+                .map_err(|error| refused(Box::new(error)));
+        }
         Attachment::Container | Attachment::Uplink | Attachment::Gateway | Attachment::Loopback => {
             let program: &mut SchedClassifier = program(ebpf, attachment.program())?;
             let way = match attachment {
@@ -139,7 +164,7 @@ pub(super) fn attach(
             FdLink::try_from(link).map_err(|error| refused(Box::new(error)))?
         }
     };
-    link.pin(attachment.pin(dir, ifindex)).map_err(|error| refused(Box::new(error)))?;
+    link.pin(pin).map_err(|error| refused(Box::new(error)))?;
     Ok(())
 }
 
@@ -199,6 +224,15 @@ impl From<ProgramError> for UpdateError {
     }
 }
 
+fn update_netkit(ebpf: &mut Ebpf, pin: &Path) -> Result<(), UpdateError> {
+    let program: &mut SchedClassifier =
+        program(ebpf, Attachment::Netkit.program()).map_err(UpdateError::Datapath)?;
+    netkit::update(program.fd()?.as_fd(), pin).map_err(|io_error: io::Error| {
+        let call = "bpf_link_update";
+        ProgramError::SyscallError(aya::sys::SyscallError { call, io_error }).into()
+    })
+}
+
 fn update(ebpf: &mut Ebpf, attachment: Attachment, link: FdLink) -> Result<(), UpdateError> {
     // Somebody else's pin under our name.
     let wrong_kind = |_: LinkError| UpdateError::Program(ProgramError::UnexpectedProgramType);
@@ -210,6 +244,8 @@ fn update(ebpf: &mut Ebpf, attachment: Attachment, link: FdLink) -> Result<(), U
             // Closes our descriptor; the pin keeps the link.
             program.take_link(id)?;
         }
+        // Not a kind of link that aya knows.
+        Attachment::Netkit => return Err(wrong_kind(LinkError::InvalidLink)),
         Attachment::UplinkXdp => {
             let program: &mut Xdp =
                 program(ebpf, attachment.program()).map_err(UpdateError::Datapath)?;

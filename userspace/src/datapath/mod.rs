@@ -3,8 +3,8 @@
 //! Everything is pinned below `BPFFS/v<ABI_VERSION>/`:
 //!
 //! * `maps/NAME`: the maps of `culvert_common::abi::names`,
-//! * `links/container-IFINDEX`, `links/uplink-IFINDEX`, `links/uplink-xdp-IFINDEX`:
-//!   the attachments,
+//! * `links/container-IFINDEX`, `links/netkit-IFINDEX`, `links/uplink-IFINDEX`,
+//!   `links/uplink-xdp-IFINDEX`: the attachments,
 //! * `programs/NAME`: the programs as last loaded.
 //!
 //! A pinned link keeps its program running without an agent. A new agent opens
@@ -16,6 +16,7 @@ mod bpffs;
 pub mod flows;
 mod generation;
 mod links;
+mod netkit;
 mod price;
 mod stats;
 mod tables;
@@ -36,6 +37,8 @@ use aya::{
     programs::{SchedClassifier, Xdp},
 };
 use culvert_common::abi::{ABI_VERSION, Counter, FdbKey, LearnedEntry, globals, names, programs};
+
+use crate::netlink::PairKind;
 
 pub use self::{
     flows::{FlowTable, Flows},
@@ -183,14 +186,20 @@ impl Datapath {
         &self.flows
     }
 
-    /// Attaches `from_container` to the host side of a container's veth. It is
-    /// no error if it is attached.
+    /// Attaches `from_container` to the host side of a container's pair, and of a netkit
+    /// pair to what the other side sends: what the programs let come in again on the host
+    /// side (fragments that were held) has not been judged yet. It is no error if it is
+    /// attached.
     ///
     /// # Errors
     ///
     /// If there is no such interface or the kernel refuses.
-    pub fn attach_container(&self, ifindex: u32) -> Result<(), DatapathError> {
-        self.attach(Attachment::Container, ifindex)
+    pub fn attach_container(&self, ifindex: u32, kind: PairKind) -> Result<(), DatapathError> {
+        self.attach(Attachment::Container, ifindex)?;
+        match kind {
+            PairKind::Veth => Ok(()),
+            PairKind::Netkit => self.attach(Attachment::Netkit, ifindex),
+        }
     }
 
     /// Undoes [`attach_container`](Self::attach_container).
@@ -199,6 +208,7 @@ impl Datapath {
     ///
     /// If the pin cannot be removed.
     pub fn detach_container(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.detach(Attachment::Netkit, ifindex)?;
         self.detach(Attachment::Container, ifindex)
     }
 
@@ -209,7 +219,11 @@ impl Datapath {
     ///
     /// If the pins cannot be listed.
     pub fn attached_containers(&self) -> Result<Vec<u32>, DatapathError> {
-        links::pinned(&self.links_dir(), Attachment::Container)
+        let mut attached = links::pinned(&self.links_dir(), Attachment::Container)?;
+        attached.extend(links::pinned(&self.links_dir(), Attachment::Netkit)?);
+        attached.sort_unstable();
+        attached.dedup();
+        Ok(attached)
     }
 
     /// Attaches `from_underlay` to an uplink. It is no error if it is attached.

@@ -4,6 +4,7 @@ use aya::programs::{ProgramError, TestRun, TestRunOptions, TestRunResult};
 
 /// Bytes of `struct __sk_buff` of linux/bpf.h, and the members that may be set.
 const SK_BUFF_LEN: usize = 192;
+const SK_BUFF_INGRESS_IFINDEX: usize = 36;
 const SK_BUFF_IFINDEX: usize = 40;
 const SK_BUFF_GSO_SEGS: usize = 164;
 const SK_BUFF_GSO_SIZE: usize = 176;
@@ -11,9 +12,18 @@ const SK_BUFF_GSO_SIZE: usize = 176;
 /// The longest frame that a program may leave behind.
 const LONGEST: usize = 2 * 4096;
 
+/// Which way a frame is going where it meets a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// It has come in on the interface.
+    Ingress,
+    /// It is sent, and has come in nowhere.
+    Egress,
+}
+
 /// The context of a frame of `frame_len` bytes on the interface `ifindex` of the calling
 /// thread's namespace; a GSO frame if `gso_size`, its segments' payload, is not zero.
-pub fn sk_buff(ifindex: u32, gso_size: u32, frame_len: usize) -> [u8; SK_BUFF_LEN] {
+pub fn sk_buff(hook: Hook, ifindex: u32, gso_size: u32, frame_len: usize) -> [u8; SK_BUFF_LEN] {
     let mut context = [0; SK_BUFF_LEN];
     let mut set = |at: usize, value: u32| {
         if let Some(member) = context.get_mut(at..at + 4) {
@@ -22,6 +32,11 @@ pub fn sk_buff(ifindex: u32, gso_size: u32, frame_len: usize) -> [u8; SK_BUFF_LE
     };
     let len = u32::try_from(frame_len).unwrap_or(u32::MAX);
     set(SK_BUFF_IFINDEX, ifindex);
+    match hook {
+        // The kernel has noted where.
+        Hook::Ingress => set(SK_BUFF_INGRESS_IFINDEX, ifindex),
+        Hook::Egress => {}
+    }
     set(SK_BUFF_GSO_SIZE, gso_size);
     set(SK_BUFF_GSO_SEGS, len.checked_div(gso_size).unwrap_or_default());
     context

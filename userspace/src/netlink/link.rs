@@ -11,8 +11,8 @@ use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
     link::{
-        BridgeStpState, InfoBridge, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute,
-        LinkFlags, LinkInfo, LinkMessage,
+        BridgeStpState, InfoBridge, InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags,
+        LinkInfo, LinkMessage,
     },
     nsid::{NsidAttribute, NsidMessage},
 };
@@ -20,9 +20,9 @@ use rtnetlink::packet_route::{
 use super::{Netlink, NetlinkError, Result};
 use crate::model::MacAddr;
 
-/// Least and greatest MTU of a veth: `ETH_MIN_MTU` and `ETH_MAX_MTU`
+/// Least and greatest MTU of a veth or netkit device: `ETH_MIN_MTU` and `ETH_MAX_MTU`
 /// (linux/if_ether.h); below the former IPv4 cannot work (RFC 791 §3.2).
-const VETH_MTU: std::ops::RangeInclusive<u32> = 68..=65535;
+const PAIR_MTU: std::ops::RangeInclusive<u32> = 68..=65535;
 
 /// An interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,11 +43,11 @@ pub struct Link {
     pub loopback: bool,
     /// It resolves neighbours (ARP).
     pub arp: bool,
-    /// `veth`, `bridge`, `vxlan` and so on; none for hardware.
+    /// `veth`, `netkit`, `bridge`, `vxlan` and so on; none for hardware.
     pub kind: Option<String>,
     /// Alias: `culvert:` and the endpoint id marks what is ours.
     pub alias: Option<String>,
-    /// Index of the other end of a veth, in the namespace where that is.
+    /// Index of the other end of a pair, in the namespace where that is.
     pub peer_index: Option<u32>,
     /// What this namespace calls the namespace of the other end, see
     /// [`Netlink::netns_id`]; none if it is this one.
@@ -61,21 +61,6 @@ pub struct Link {
     pub vxlan_filtered: bool,
     /// Addresses.
     pub addresses: Vec<IpNetwork>,
-}
-
-/// A veth pair to make.
-#[derive(Clone, Copy, Debug)]
-pub struct VethSpec<'a> {
-    /// Name of the end in the handle's namespace.
-    pub name: &'a str,
-    /// Name of the other end.
-    pub peer_name: &'a str,
-    /// MAC of the other end.
-    pub peer_mac: MacAddr,
-    /// MTU of both ends.
-    pub mtu: u32,
-    /// Namespace of the other end.
-    pub peer_netns: BorrowedFd<'a>,
 }
 
 /// Refuses what the kernel would not take for a name (`dev_valid_name`), and
@@ -129,39 +114,6 @@ impl Netlink {
     /// As [`Netlink::link`], but its absence is an error.
     pub(super) async fn existing(&self, name: &str) -> Result<Link> {
         self.link(name).await?.ok_or_else(|| NetlinkError::NoSuchInterface(name.to_owned()))
-    }
-
-    /// Makes a veth pair, the other end right where it belongs with its final
-    /// name, MAC and MTU: one request, so that nothing half made is left.
-    /// Both ends are down. Returns the index of the end in this namespace.
-    ///
-    /// # Errors
-    /// [`NetlinkError::NameTaken`] names the end whose name is taken.
-    pub async fn create_veth(&self, spec: &VethSpec<'_>) -> Result<u32> {
-        check_ifname(spec.name)?;
-        check_ifname(spec.peer_name)?;
-        check_mtu(spec.name, spec.mtu)?;
-        let mut peer = named(spec.peer_name);
-        peer.attributes.extend([
-            LinkAttribute::Address(spec.peer_mac.0.to_vec()),
-            LinkAttribute::Mtu(spec.mtu),
-            LinkAttribute::NetNsFd(spec.peer_netns.as_raw_fd()),
-        ]);
-        let mut message = named(spec.name);
-        message.attributes.extend([
-            LinkAttribute::Mtu(spec.mtu),
-            LinkAttribute::LinkInfo(vec![
-                LinkInfo::Kind(InfoKind::Veth),
-                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
-            ]),
-        ]);
-        match self.create(spec.name, message).await {
-            // Which of the two names is taken, the kernel does not say.
-            Err(NetlinkError::NameTaken(_)) if self.link(spec.name).await?.is_none() => {
-                Err(NetlinkError::NameTaken(spec.peer_name.to_owned()))
-            }
-            other => other,
-        }
     }
 
     /// Makes a bridge without ports and without spanning tree: a device that
@@ -230,7 +182,7 @@ impl Netlink {
         }
     }
 
-    async fn create(&self, name: &str, message: LinkMessage) -> Result<u32> {
+    pub(super) async fn create(&self, name: &str, message: LinkMessage) -> Result<u32> {
         let what = format!("creating interface {name}");
         let request = RouteNetlinkMessage::NewLink(message);
         match self.request(&what, request, NLM_F_CREATE | NLM_F_EXCL).await {
@@ -341,7 +293,7 @@ impl Netlink {
         self.change(name, "adding to a bridge", message).await
     }
 
-    /// Deletes the interface, with its other end if it is a veth.
+    /// Deletes the interface, with its other end if it is of a pair.
     ///
     /// # Errors
     /// The kernel refuses. That it does not exist is no error.
@@ -392,16 +344,16 @@ impl Netlink {
     }
 }
 
-fn check_mtu(interface: &str, mtu: u32) -> Result<()> {
-    if VETH_MTU.contains(&mtu) {
+pub(super) fn check_mtu(interface: &str, mtu: u32) -> Result<()> {
+    if PAIR_MTU.contains(&mtu) {
         return Ok(());
     }
-    let (min, max) = (*VETH_MTU.start(), *VETH_MTU.end());
+    let (min, max) = (*PAIR_MTU.start(), *PAIR_MTU.end());
     Err(NetlinkError::Mtu { interface: interface.to_owned(), mtu, min, max })
 }
 
 /// A message about the interface of that name; index 0 makes the kernel look it up.
-fn named(name: &str) -> LinkMessage {
+pub(super) fn named(name: &str) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
     message

@@ -15,14 +15,16 @@ mod link;
 mod monitor;
 mod neighbour;
 mod netdev;
+mod pair;
 mod route;
 
 pub use error::NetlinkError;
 pub use ethtool::{ENCAPSULATION_OFFLOADS, RX_GRO, RX_UDP_GRO_FORWARDING};
 pub use handle::Netlink;
-pub use link::{Link, VethSpec, check_ifname};
+pub use link::{Link, check_ifname};
 pub use monitor::{Event, Monitor};
 pub use neighbour::Neighbour;
+pub use pair::{PairKind, PairSpec, try_pair};
 pub use route::{Route, RouteInfo};
 
 /// Answer of this module.

@@ -1,4 +1,4 @@
-//! The veth pair between the host and a sandbox.
+//! The pair of devices between the host and a sandbox.
 
 use std::{net::IpAddr, os::fd::AsFd};
 
@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use super::{Result, Sandbox, SandboxError, same_namespace, sysctl};
 use crate::{
     model::MacAddr,
-    netlink::{ENCAPSULATION_OFFLOADS, Link, Netlink, VethSpec},
+    netlink::{ENCAPSULATION_OFFLOADS, Link, Netlink, PairKind, PairSpec},
 };
 
 /// Start of the alias that marks a host-side interface as ours.
@@ -20,6 +20,8 @@ const MAIN_TABLE: u32 = 254;
 pub struct PlugSpec {
     /// Endpoint.
     pub endpoint_id: String,
+    /// What a new pair is made of. One that exists stays what it is.
+    pub kind: PairKind,
     /// Name of the host side, see [`host_ifname`].
     pub host_ifname: String,
     /// Name in the sandbox.
@@ -45,6 +47,8 @@ pub struct Plugged {
     pub changed: bool,
     /// Index of the bridge that the host side is a port of.
     pub master: Option<u32>,
+    /// What the pair is made of.
+    pub kind: PairKind,
 }
 
 /// Name of the host side of an endpoint: `cv` and the first twelve digits of its id.
@@ -122,21 +126,24 @@ pub async fn plug_closed(netlink: &Netlink, spec: &PlugSpec, sandbox: &Sandbox) 
             if found.is_some() {
                 return Err(taken(spec, sandbox));
             }
-            let pair = VethSpec {
+            let pair = PairSpec {
+                kind: spec.kind,
                 name: &spec.host_ifname,
                 peer_name: &spec.ifname,
                 peer_mac: spec.mac,
                 mtu: spec.mtu,
                 peer_netns: sandbox.as_fd(),
             };
-            netlink.create_veth(&pair).await?;
+            netlink.create_pair(&pair).await?;
             changed = true;
             pending(netlink.link(&spec.host_ifname).await?, &spec.host_ifname)?
         }
     };
     changed |= host_side(netlink, &host, spec).await?;
     changed |= sandbox_side(&inside, spec, sandbox).await?;
-    Ok(Plugged { ifindex: host.index, changed, master: host.master })
+    // It has an owner, so it is of a pair.
+    let kind = PairKind::of(&host).unwrap_or(spec.kind);
+    Ok(Plugged { ifindex: host.index, changed, master: host.master, kind })
 }
 
 /// Removes the pair of an endpoint.
@@ -163,14 +170,14 @@ fn taken(spec: &PlugSpec, sandbox: &Sandbox) -> SandboxError {
 /// Refuses an interface that is not the endpoint's. One without an alias is:
 /// its name follows from the id, and we were stopped before we could set it.
 fn check_owner(link: &Link, endpoint_id: &str) -> Result<()> {
-    let ours = link.kind.as_deref() == Some("veth")
+    let ours = PairKind::of(link).is_some()
         && link.alias.as_deref().is_none_or(|alias| alias == alias_of(endpoint_id));
     if ours {
         return Ok(());
     }
     Err(SandboxError::ForeignInterface {
         ifname: link.name.clone(),
-        owner: format!("the veth of endpoint {endpoint_id}"),
+        owner: format!("the interface of endpoint {endpoint_id}"),
     })
 }
 
@@ -190,9 +197,10 @@ async fn find_pair(
     };
     if peer_is_inside && let Some(index) = host.peer_index {
         // Both ends name each other, so an index that was used again is not taken for it.
-        let peer = inside.link_at(index).await?.filter(|peer| {
-            peer.kind.as_deref() == Some("veth") && peer.peer_index == Some(host.index)
-        });
+        let peer = inside
+            .link_at(index)
+            .await?
+            .filter(|peer| peer.kind == host.kind && peer.peer_index == Some(host.index));
         if let Some(peer) = peer {
             return Ok(Some((host, peer)));
         }
@@ -370,15 +378,17 @@ mod tests {
     }
 
     #[test]
-    fn only_the_endpoint_s_own_veth_is_touched() {
-        let veth = |alias: Option<&str>| Link {
+    fn only_the_endpoint_s_own_pair_is_touched() {
+        let of_kind = |kind: &str, alias: Option<&str>| Link {
             name: "cv01".to_owned(),
-            kind: Some("veth".to_owned()),
+            kind: Some(kind.to_owned()),
             alias: alias.map(str::to_owned),
             ..Link::default()
         };
+        let veth = |alias| of_kind("veth", alias);
         check_owner(&veth(None), "01").unwrap();
         check_owner(&veth(Some("culvert:01")), "01").unwrap();
+        check_owner(&of_kind("netkit", Some("culvert:01")), "01").unwrap();
         for foreign in [
             veth(Some("culvert:02")),
             veth(Some("mine")),

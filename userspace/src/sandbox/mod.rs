@@ -1,7 +1,7 @@
 //! Network namespaces and what is put into them.
 //!
 //! * [`Sandbox`]: a namespace, made as `ip netns add` makes it.
-//! * [`plug`] and [`unplug`]: the veth pair between the host and a sandbox.
+//! * [`plug`] and [`unplug`]: the pair of devices between the host and a sandbox.
 //! * [`plug_gateway`]: the device that is a network's gateway on this host.
 //! * [`keep_gro`] and [`keep_room`]: two devices that no packet crosses and that make the
 //!   programs' work less.
@@ -30,7 +30,7 @@ pub use gateway::{
     GatewaySpec, allow_loopback, gateway_ifname, gateway_of, keep_forwarding, open_gateway,
     plug_gateway, unplug_gateway,
 };
-pub use netns::{NetnsId, Sandbox, run_in, same_namespace};
+pub use netns::{NetnsId, Sandbox, run_in, same_namespace, unnamed_netns};
 
 /// Answer of this module.
 pub type Result<T, E = SandboxError> = std::result::Result<T, E>;

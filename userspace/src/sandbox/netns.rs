@@ -6,7 +6,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
@@ -227,6 +227,18 @@ pub fn run_in<T: Send>(netns: BorrowedFd<'_>, f: impl FnOnce() -> T + Send) -> R
         setns(netns, CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))?;
         Ok(f())
     })?
+}
+
+/// A namespace without a name, which ends with the last that is open of it.
+///
+/// # Errors
+/// The kernel refuses, or no thread can be made.
+pub fn unnamed_netns() -> io::Result<OwnedFd> {
+    let made = on_thread(|| {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        File::open("/proc/thread-self/ns/net").map(OwnedFd::from)
+    });
+    made.map_err(io::Error::other)?
 }
 
 /// Runs `f` on a fresh thread: one that may change its namespaces, as nobody

@@ -437,6 +437,8 @@ impl Backend for Fake {
                     gro: true,
                     merges_vxlan: true,
                 }],
+                device: "netkit".to_owned(),
+                device_reason: "chosen: the kernel has netkit".to_owned(),
                 abi: 1,
                 pins: "/run/culvert/bpf/1".to_owned(),
             },

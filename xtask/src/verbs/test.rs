@@ -1,5 +1,7 @@
 //! `test`: every test, and the demo as the last of them.
 
+mod emulated;
+
 use std::io::IsTerminal as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -18,7 +20,7 @@ const SILENCE: Duration = Duration::from_secs(300);
 /// Options of `test`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Also run the tests that take long
+    /// Also run the tests that take long, and those of a kernel on another one, emulated
     #[arg(long)]
     full: bool,
     /// Only run tests whose name contains this ('demo' is the demo)
@@ -46,12 +48,12 @@ impl Tally {
         result.is_ok()
     }
 
-    /// Adds what a line of libtest's output says.
-    fn count(&mut self, line: &str) {
-        if let Some((passed, failed)) = parse_result(line) {
-            self.passed += passed;
-            self.failed += failed;
-        }
+    /// Adds what a line of libtest's output says. Returns whether it is one that says so.
+    fn count(&mut self, line: &str) -> bool {
+        let Some((passed, failed)) = parse_result(line) else { return false };
+        self.passed += passed;
+        self.failed += failed;
+        true
     }
 }
 
@@ -62,6 +64,9 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     let mut tally = Tally::default();
     let ready = tally.stage("setup", |_| {
         setup::require(&[Need::Build, Need::Demo, Need::Test])?;
+        if args.full {
+            setup::require(&[Need::Full])?;
+        }
         ui::line("Every tool is there.");
         Ok(())
     }) && tally.stage("build", |_| build::build());
@@ -75,6 +80,9 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     if ready {
         let filter = args.filter.as_deref();
         tally.stage("tests", |tally| cargo_test(tally, filter, args.full));
+        if args.full {
+            tally.stage("tests, emulated kernel", |tally| emulated::main(tally, filter));
+        }
         if filter.is_none_or(|filter| "demo".contains(filter)) {
             let passed = tally.stage("demo", |_| demo::main(&demo::Args::without_building()));
             tally.passed += u64::from(passed);

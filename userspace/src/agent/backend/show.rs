@@ -195,6 +195,7 @@ impl Agent {
             None => Kind::Etcd.to_string(),
         };
         let (uplinks, price) = shared.platform.uplinks();
+        let device = shared.platform.device();
         let (mode, reason) = choice::choose(shared.options.datapath, &uplinks, price);
         Status {
             node: shared.node.name.to_string(),
@@ -219,6 +220,8 @@ impl Agent {
                 mode: mode.to_owned(),
                 reason,
                 uplinks,
+                device: device.kind.to_string(),
+                device_reason: device.reason,
                 abi: ABI_VERSION,
                 pins: pins(&shared.options.bpffs),
             },

@@ -24,7 +24,7 @@ use tokio::sync::Mutex;
 use super::platform::{Holder, HostEvent, Paths, Platform, PlugError, PortError, PortHold};
 use crate::{
     api::types::{ApiError, ErrorKind},
-    choice::Uplink,
+    choice::{Uplink, device::Device},
     datapath::{self, Datapath, DatapathError, FlowTable, Price, Table as _},
     model::{Driver, Name, Protocol, validate},
     netlink::{Event, Monitor, Netlink, NetlinkError},
@@ -42,6 +42,8 @@ pub(crate) struct Host {
     ageing: Duration,
     /// The uplinks get `from_underlay_xdp` as well.
     xdp: bool,
+    /// What new containers get.
+    device: Device,
     vxlan_port: u16,
     assistants: assist::Assistants,
     /// What is known of the uplinks, as of the last look.
@@ -58,6 +60,7 @@ impl Host {
         options: &datapath::Options,
         uplinks: Vec<String>,
         xdp: bool,
+        device: Device,
     ) -> Result<Self, NetlinkError> {
         Ok(Self {
             monitor: Mutex::new(netlink.monitor()?),
@@ -67,6 +70,7 @@ impl Host {
             uplinks,
             ageing: options.ageing,
             xdp,
+            device,
             vxlan_port: options.vxlan_port,
             assistants: assist::Assistants::default(),
             known: std::sync::Mutex::default(),
@@ -221,7 +225,7 @@ impl Platform for Host {
                 }
                 Event::LinkGone { index, .. } => HostEvent::LinkGone(index),
                 Event::Lost => HostEvent::Lost,
-                // Veths of containers come and go; the underlay does not care.
+                // Devices of containers come and go; the underlay does not care.
                 Event::Link { .. } => continue,
                 Event::Neighbour { ifindex, ip, .. } if !self.manages(ifindex, ip) => continue,
                 Event::Address { address, .. } if address.is_ipv6() => continue,
@@ -251,6 +255,7 @@ impl Platform for Host {
         })?;
         let spec = PlugSpec {
             endpoint_id: endpoint.id.clone(),
+            kind: self.device.kind,
             host_ifname: sandbox::host_ifname(&endpoint.id),
             ifname: endpoint.ifname.clone(),
             mac: endpoint.mac,
@@ -261,7 +266,7 @@ impl Platform for Host {
         let plugged =
             sandbox::plug_closed(&self.netlink, &spec, &sandbox).await.map_err(sandbox_refused)?;
         // What the container sends is judged from its first frame on.
-        self.datapath.attach_container(plugged.ifindex).map_err(broken)?;
+        self.datapath.attach_container(plugged.ifindex, plugged.kind).map_err(broken)?;
         if plugged.master.is_none() {
             self.assistants.enrol(&self.netlink, &spec.host_ifname).await;
         }
@@ -365,6 +370,10 @@ impl Platform for Host {
     fn uplinks(&self) -> (Vec<Uplink>, Option<Price>) {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         (known.clone(), self.price.get().copied())
+    }
+
+    fn device(&self) -> Device {
+        self.device.clone()
     }
 
     async fn max_mtu(&self, driver: Driver) -> Result<u16, ApiError> {

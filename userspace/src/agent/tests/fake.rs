@@ -36,8 +36,8 @@ use crate::{
         Backend as _,
         types::{ApiError, ContainerRow, ErrorKind},
     },
-    choice::Uplink,
-    cli::{AgentOptions, ConntrackOptions, DatapathMode, StoreAccess},
+    choice::{Uplink, device::Device},
+    cli::{AgentOptions, ConntrackOptions, DatapathMode, DeviceMode, StoreAccess},
     datapath::{DatapathError, FlowTable, Price},
     model::{Driver, Name, Node, Protocol, ROOT, SCHEMA, View},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
@@ -253,6 +253,10 @@ impl Platform for Paper {
 
     fn uplinks(&self) -> (Vec<Uplink>, Option<Price>) {
         (Vec::new(), None)
+    }
+
+    fn device(&self) -> Device {
+        Device { kind: crate::netlink::PairKind::Veth, reason: "there is no kernel".to_owned() }
     }
 
     async fn max_mtu(&self, driver: Driver) -> Result<u16, ApiError> {
@@ -479,6 +483,7 @@ impl World {
             vtep_ip: None,
             vxlan_port: 4789,
             datapath: DatapathMode::Auto,
+            device: DeviceMode::Auto,
             socket: "/paper/socket".into(),
             state_dir: state_dir.clone(),
             bpffs: "/paper/bpf".into(),

@@ -9,7 +9,7 @@ use crate::{
     cli::{
         agent_options::{
             AgentOptions, DEFAULT_AGEING_S, DEFAULT_BPFFS, DEFAULT_STATE_DIR, DEFAULT_VXLAN_PORT,
-            DatapathMode, StoreAccess,
+            DatapathMode, DeviceMode, StoreAccess,
         },
         conntrack_options::{self, ConntrackOptions, NatPorts, StateTimeout},
         value,
@@ -46,6 +46,14 @@ pub(crate) struct AgentArgs {
     /// Hook that takes VXLAN in: tc, or XDP before it too; 'culvert doctor --datapath' tells the price
     #[arg(long, value_name = "auto|tc|xdp", hide_possible_values = true, default_value = "auto")]
     datapath: DatapathMode,
+    /// What connects new containers with the host; those that are there keep what they have
+    #[arg(
+        long,
+        value_name = "auto|veth|netkit",
+        hide_possible_values = true,
+        default_value = "auto"
+    )]
+    device: DeviceMode,
     /// State directory
     #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
     state_dir: PathBuf,
@@ -177,6 +185,7 @@ impl AgentArgs {
             vtep_ip: self.vtep_ip,
             vxlan_port: self.vxlan_port,
             datapath: self.datapath,
+            device: self.device,
             socket,
             state_dir,
             bpffs,

@@ -165,6 +165,7 @@ fn facts(status: &Status, out: &mut dyn Write) -> Result<(), Failure> {
                 ),
             ),
             ("Uplinks", output::list(datapath.uplinks.iter().map(Uplink::describe))),
+            ("Devices", format!("{} ({})", datapath.device, datapath.device_reason)),
             ("VTEPs", vteps.to_string()),
             ("Networks", counts.networks.to_string()),
             ("Endpoints", format!("{} here, {} in all", counts.local_endpoints, counts.endpoints)),

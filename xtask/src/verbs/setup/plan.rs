@@ -7,6 +7,7 @@ use culvert_bpf_build::Way;
 
 use super::{apt, linker};
 use crate::tools::{Probe, Tool, which};
+use crate::vm::kernel;
 use crate::{privilege, process, ui};
 
 /// The distributions whose packages we know.
@@ -43,6 +44,8 @@ pub(super) struct Plan {
     components: Vec<&'static str>,
     /// How to build bpf-linker, if it is missing.
     linker: Option<linker::Build>,
+    /// The package with the emulated machine's kernel, if that is missing.
+    kernel: Option<String>,
     /// Commands that only the user can run: another distribution's, or a choice to make.
     pub(super) by_hand: Vec<String>,
 }
@@ -56,6 +59,7 @@ impl Plan {
             nightly: false,
             components: Vec::new(),
             linker: None,
+            kernel: None,
             by_hand: Vec::new(),
         };
         let mut foreign: Vec<&str> = Vec::new();
@@ -64,6 +68,12 @@ impl Plan {
             match tool.probe {
                 Probe::BpfRustc | Probe::BpfClippy => plan.bpf_compiler(tool, distribution),
                 Probe::BpfLinker => linker_missing = true,
+                Probe::VmKernel => match kernel::package() {
+                    Some(package) if distribution == Distribution::Debian => {
+                        plan.kernel = Some(package);
+                    }
+                    _ => plan.by_hand.push(kernel::BY_HAND.to_owned()),
+                },
                 Probe::CargoComponent(name) => {
                     let component = if name == "cargo-clippy" { "clippy" } else { name };
                     if which("rustup").is_some() {
@@ -170,6 +180,9 @@ impl Plan {
         }
         if let Some(build) = &self.linker {
             with_spinner("Building bpf-linker (once)", build.command())?;
+        }
+        if let Some(package) = &self.kernel {
+            kernel::fetch(package)?;
         }
         Ok(())
     }

@@ -1,0 +1,120 @@
+//! What connects containers with the host, and why.
+
+use nix::errno::Errno;
+
+use crate::{
+    cli::DeviceMode,
+    netlink::{NetlinkError, PairKind, try_pair},
+};
+
+/// What new containers get, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// What a pair is made of.
+    pub kind: PairKind,
+    /// Why, on a line.
+    pub reason: String,
+}
+
+impl Device {
+    /// Tries what the kernel has, and chooses.
+    ///
+    /// # Errors
+    /// A line, if what is asked for is not to be had.
+    pub async fn choose(asked: DeviceMode) -> Result<Self, String> {
+        if asked == DeviceMode::Veth {
+            // Not tried: asking for it is also how to go without the trial.
+            return Ok(Self {
+                kind: PairKind::Veth,
+                reason: "asked for with --device veth".to_owned(),
+            });
+        }
+        Self::judge(asked, try_pair(PairKind::Netkit).await)
+    }
+
+    /// What is to be had, given what became of a netkit pair.
+    fn judge(asked: DeviceMode, tried: Result<(), NetlinkError>) -> Result<Self, String> {
+        let (kind, reason) = match (asked, tried) {
+            (DeviceMode::Veth, _) => (PairKind::Veth, "asked for with --device veth".to_owned()),
+            (DeviceMode::Netkit, Ok(())) => {
+                (PairKind::Netkit, "asked for with --device netkit".to_owned())
+            }
+            (DeviceMode::Auto, Ok(())) => {
+                let reason = "chosen: the kernel has netkit, which runs from_container as the container sends";
+                (PairKind::Netkit, reason.to_owned())
+            }
+            (DeviceMode::Auto, Err(error)) => (PairKind::Veth, format!("chosen: {}", why(&error))),
+            (DeviceMode::Netkit, Err(error)) => {
+                return Err(format!(
+                    "--device netkit: {}: leave the option out or give --device veth, or boot Linux 6.7 or newer with CONFIG_NETKIT=y",
+                    why(&error)
+                ));
+            }
+        };
+        Ok(Self { kind, reason })
+    }
+}
+
+/// Why there is no netkit.
+fn why(error: &NetlinkError) -> String {
+    match error.errno() {
+        // Of a kind that it does not know.
+        Some(Errno::EOPNOTSUPP) => "the kernel has no netkit devices".to_owned(),
+        _ => format!("no netkit device can be made ({error})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(errno: Errno) -> Result<(), NetlinkError> {
+        let source = std::io::Error::from_raw_os_error(errno as i32);
+        Err(NetlinkError::kernel("creating interface cvtry0", source))
+    }
+
+    #[test]
+    fn every_choice_has_its_reason() {
+        for (asked, tried, kind, words) in [
+            (DeviceMode::Auto, Ok(()), PairKind::Netkit, "chosen: the kernel has netkit"),
+            (DeviceMode::Netkit, Ok(()), PairKind::Netkit, "--device netkit"),
+            (DeviceMode::Veth, Ok(()), PairKind::Veth, "--device veth"),
+            (
+                DeviceMode::Auto,
+                refused(Errno::EOPNOTSUPP),
+                PairKind::Veth,
+                "chosen: the kernel has no netkit devices",
+            ),
+            (
+                DeviceMode::Auto,
+                refused(Errno::ENOMEM),
+                PairKind::Veth,
+                "no netkit device can be made",
+            ),
+        ] {
+            let device = Device::judge(asked, tried).unwrap();
+            assert_eq!(device.kind, kind);
+            assert!(device.reason.contains(words), "{}", device.reason);
+            assert_eq!(device.reason.lines().count(), 1);
+        }
+    }
+
+    #[test]
+    fn what_is_not_to_be_had_is_refused_on_a_line() {
+        let line = Device::judge(DeviceMode::Netkit, refused(Errno::EOPNOTSUPP)).unwrap_err();
+        assert_eq!(line.lines().count(), 1);
+        for words in ["--device netkit", "the kernel has no netkit devices", "--device veth"] {
+            assert!(line.contains(words), "{words}: {line}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_trial_leaves_nothing() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let here = crate::netlink::Netlink::new().unwrap();
+        try_pair(PairKind::Veth).await.unwrap();
+        assert_eq!(here.link("cvtry0").await.unwrap(), None);
+    }
+}

@@ -1,0 +1,119 @@
+//! The tests that are of a kernel, once more on another one, which has netkit.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use super::{Tally, cargo_test_command};
+use crate::{paths, ui, vm};
+
+/// The test programs, in the order in which they run: from what needs least to whole hosts.
+const PROGRAMS: [&str; 3] = ["host", "prog_run", "netns"];
+
+/// Tests that are not run there: those that start the binary hundreds of times to hear it
+/// refuse something, of which no kernel knows, and one that compares NAT with the kernel's in
+/// thousands of steps, behind any device: all take many minutes where all is emulated. And one
+/// that asks how much GRO merges, which depends on how fast frames come.
+const SKIPPED: [&str; 4] =
+    ["bad_input::", "bad_modes::", "differential::", "offloads::payloads_arrive"];
+
+/// Runs them and counts them.
+pub(super) fn main(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
+    let programs = programs()?;
+    let (before, mut ran) = (tally.failed, 0_usize);
+    let outcome = vm::run(&script(&programs, filter), |line| {
+        ui::line(line);
+        ran += usize::from(tally.count(line));
+    });
+    if outcome.is_err() && tally.failed == before {
+        // A test took its whole program down, or the machine did not come up.
+        tally.failed += 1;
+    }
+    outcome?;
+    if ran != programs.len() {
+        tally.failed += 1;
+        bail!("{ran} of {} test programs came to their end there", programs.len());
+    }
+    Ok(())
+}
+
+/// What the emulated machine runs: every program, also after one has failed.
+fn script(programs: &[PathBuf], filter: Option<&str>) -> String {
+    let mut script = format!(
+        "echo \"Linux $(uname -r), emulated\"\n\
+         export CULVERT_TEST_DEVICE=netkit CULVERT_BIN={}\n\
+         cd {}\n\
+         code=0\n",
+        quoted(&paths::culvert()),
+        quoted(&paths::root().join("tests")),
+    );
+    let skips: String = SKIPPED.iter().map(|name| format!(" --skip {name}")).collect();
+    for program in programs {
+        let program = quoted(program);
+        let filter = filter.map(|name| quoted(Path::new(name))).unwrap_or_default();
+        // One at a time, so that what they wait for comes within their deadlines. Writing to a
+        // string does not fail.
+        let options = format!("--color never --test-threads 1{skips}");
+        let _ = writeln!(script, "{program} {options} {filter} 2>&1 || code=1");
+    }
+    script + "exit $code"
+}
+
+/// As one word of a shell.
+fn quoted(path: &Path) -> String {
+    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
+}
+
+/// The test programs' files, as cargo names them.
+fn programs() -> Result<Vec<PathBuf>> {
+    let mut command = cargo_test_command();
+    command.args(["--no-run", "--message-format", "json"]).stderr(Stdio::null());
+    let said = command.output().context("cargo: cannot be started")?;
+    let text = String::from_utf8_lossy(&said.stdout);
+    let messages: Vec<Value> =
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    PROGRAMS.iter().map(|name| program(&messages, name)).collect()
+}
+
+fn program(messages: &[Value], name: &str) -> Result<PathBuf> {
+    let is_it = |message: &&Value| {
+        message["target"]["name"] == name
+            && message["target"]["kind"][0] == "test"
+            && message["executable"].is_string()
+    };
+    match messages.iter().find(is_it).and_then(|message| message["executable"].as_str()) {
+        Some(file) => Ok(PathBuf::from(file)),
+        None => bail!("test program {name}: cargo has not built it"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_found_in_cargos_messages() {
+        let messages = [
+            serde_json::json!({"target": {"name": "netns", "kind": ["lib"]}, "executable": "/t/no"}),
+            serde_json::json!({"target": {"name": "netns", "kind": ["test"]}, "executable": null}),
+            serde_json::json!({"target": {"name": "netns", "kind": ["test"]}, "executable": "/t/n"}),
+        ];
+        assert_eq!(program(&messages, "netns").ok(), Some("/t/n".into()));
+        assert!(program(&messages, "host").is_err());
+    }
+
+    #[test]
+    fn every_program_is_run_with_the_filter() {
+        let programs = ["/t/a".into(), "/t/b c".into()];
+        let script = script(&programs, Some("overlay"));
+        assert!(
+            script.contains("'/t/b c' --color never --test-threads 1 --skip bad_input:: "),
+            "{script}"
+        );
+        assert_eq!(script.matches("'overlay' 2>&1 || code=1").count(), 2);
+        assert_eq!(quoted(Path::new("it's")), r"'it'\''s'");
+    }
+}
