@@ -33,7 +33,39 @@ struct Known {
     expires_ns: u64,
     generation: u64,
     question: Question,
-    way: bpf_fib_lookup,
+    answer: Answer,
+}
+
+/// What is used of the kernel's answer: to copy all of it takes longer than all the rest.
+#[repr(C)]
+struct Answer {
+    ifindex: u32,
+    src: u32,
+    next_hop: [u32; 4],
+    mtu: u16,
+    family: u8,
+    pad: u8,
+}
+
+impl Answer {
+    #[inline(always)]
+    fn of(way: &bpf_fib_lookup) -> Self {
+        // SAFETY: every bit pattern is valid for the members of the unions.
+        let (mtu, src, next_hop) = unsafe {
+            let (mtu, src) = (way.__bindgen_anon_1.mtu_result, way.__bindgen_anon_3.ipv4_src);
+            (mtu, src, way.__bindgen_anon_4.ipv6_dst)
+        };
+        Self { ifindex: way.ifindex, src, next_hop, mtu, family: way.family, pad: 0 }
+    }
+
+    #[inline(always)]
+    fn give(&self, way: &mut bpf_fib_lookup) {
+        way.ifindex = self.ifindex;
+        way.__bindgen_anon_3.ipv4_src = self.src;
+        way.__bindgen_anon_4.ipv6_dst = self.next_hop;
+        way.__bindgen_anon_1.mtu_result = self.mtu;
+        way.family = self.family;
+    }
 }
 
 #[map]
@@ -67,14 +99,12 @@ pub(crate) fn find(work: &mut Work, gateway: u32, len: u32) -> bool {
     let Some(known) = question.slot() else { return false };
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
-    // SAFETY: every bit pattern is valid for the members of the union.
-    let mtu = u32::from(unsafe { known.way.__bindgen_anon_1.mtu_result });
     let holds = now < known.expires_ns
         && known.generation == fast::generation()
         && known.question == question
-        && len <= mtu;
+        && len <= known.answer.mtu.into();
     if holds {
-        work.way = known.way;
+        known.answer.give(&mut work.way);
     }
     holds
 }
@@ -86,5 +116,5 @@ pub(crate) fn remember(work: &Work, gateway: u32, generation: u64) {
     let Some(known) = question.slot() else { return };
     // SAFETY: the helper has no preconditions.
     let expires_ns = unsafe { bpf_ktime_get_coarse_ns() } + VALID_NS;
-    *known = Known { expires_ns, generation, question, way: work.way };
+    *known = Known { expires_ns, generation, question, answer: Answer::of(&work.way) };
 }

@@ -24,7 +24,7 @@ pub mod zone {
 /// as the source port of the request and as the destination port of the reply;
 /// the other port is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
-#[repr(C)]
+#[repr(C, align(4))]
 pub struct Tuple {
     /// Source address.
     pub src: [u8; 4],
