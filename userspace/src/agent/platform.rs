@@ -132,13 +132,13 @@ pub(crate) trait Platform: Kernel<Error = DatapathError> + Send + Sync + 'static
     /// Gateway devices that are here: index by VNI.
     async fn gateways(&self) -> Result<BTreeMap<u32, u32>, PlugError>;
 
-    /// Makes the gateway device of a network, and attaches the program. Idempotent. A new
-    /// one is down. Returns its index.
+    /// Makes the gateway device of a network. Idempotent. A new one is down. Returns its
+    /// index.
     async fn plug_gateway(&self, gateway: &GatewaySpec) -> Result<u32, PlugError>;
 
-    /// Brings the gateway device of a network up, with its address: once the maps know it.
-    /// Idempotent.
-    async fn open_gateway(&self, gateway: &GatewaySpec) -> Result<(), PlugError>;
+    /// Attaches the program to the gateway device of a network, then brings it up, with its
+    /// address: once the maps know it. Idempotent.
+    async fn open_gateway(&self, gateway: &GatewaySpec, ifindex: u32) -> Result<(), PlugError>;
 
     /// Sees that packets may be routed from the gateway devices of these networks.
     async fn keep_gateways(&self, vnis: &[u32]) -> Result<(), ApiError>;

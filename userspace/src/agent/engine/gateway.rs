@@ -7,7 +7,8 @@ use crate::{
 
 impl Engine {
     /// Sees that the gateway device of a network is there if the network has an
-    /// endpoint here. Without it the network goes on, but for what leaves it. Gives back
+    /// endpoint here that is plugged in: until then it serves nobody, and to make it takes
+    /// as long as to plug. Without it the network goes on, but for what leaves it. Gives back
     /// what is to be opened once the maps know the device.
     pub(super) async fn make_gateway(&mut self, name: &Name) -> Option<GatewaySpec> {
         let wanted = {
@@ -18,7 +19,11 @@ impl Engine {
             gateway_device(network, own)?
         };
         let vni = wanted.vni;
-        if self.gateways.contains_key(&vni) && self.gateway_specs.get(&vni) == Some(&wanted) {
+        let there = self.gateways.contains_key(&vni);
+        if there && self.gateway_specs.get(&vni) == Some(&wanted) {
+            return None;
+        }
+        if !there && !self.has_port(name) {
             return None;
         }
         match self.shared.platform.plug_gateway(&wanted).await {
@@ -36,12 +41,18 @@ impl Engine {
 
     /// Lets the host use a gateway device.
     pub(super) async fn open_gateway(&mut self, name: &Name, gateway: GatewaySpec) {
-        let opened = self.shared.platform.open_gateway(&gateway).await;
         let vni = gateway.vni;
+        let Some(ifindex) = self.gateways.get(&vni).copied() else { return };
+        let opened = self.shared.platform.open_gateway(&gateway, ifindex).await;
         self.gateway_problem(name, vni, opened.as_ref().err());
         if opened.is_ok() {
             self.gateway_specs.insert(vni, gateway);
         }
+    }
+
+    /// Whether an endpoint of a network is plugged in here.
+    fn has_port(&self, network: &Name) -> bool {
+        self.local.iter().any(|(id, of)| of == network && self.ports.contains_key(id))
     }
 
     fn gateway_problem(&self, name: &Name, vni: u32, error: Option<&PlugError>) {

@@ -298,13 +298,13 @@ impl Platform for Host {
     }
 
     async fn plug_gateway(&self, gateway: &GatewaySpec) -> Result<u32, PlugError> {
-        let made = sandbox::plug_gateway(&self.netlink, gateway).await;
-        let ifindex = made.map_err(sandbox_refused)?;
-        self.datapath.attach_gateway(ifindex).map_err(broken)?;
-        Ok(ifindex)
+        Ok(sandbox::plug_gateway(&self.netlink, gateway).await.map_err(sandbox_refused)?)
     }
 
-    async fn open_gateway(&self, gateway: &GatewaySpec) -> Result<(), PlugError> {
+    async fn open_gateway(&self, gateway: &GatewaySpec, ifindex: u32) -> Result<(), PlugError> {
+        // Not sooner: the kernel waits for an RCU grace period with each program that it
+        // attaches, 10 ms, and the network's endpoints need not wait with it.
+        self.datapath.attach_gateway(ifindex).map_err(broken)?;
         Ok(sandbox::open_gateway(&self.netlink, gateway).await.map_err(sandbox_refused)?)
     }
 

@@ -210,7 +210,7 @@ impl Platform for Paper {
         Ok(*state.gateways.entry(gateway.vni).or_insert(next))
     }
 
-    async fn open_gateway(&self, _gateway: &GatewaySpec) -> Result<(), PlugError> {
+    async fn open_gateway(&self, _gateway: &GatewaySpec, _ifindex: u32) -> Result<(), PlugError> {
         Ok(())
     }
 
