@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::{build, setup};
 use crate::tools::Need;
-use crate::{paths, privilege, process};
+use crate::{privilege, process};
 
 /// Options of `bench`.
 #[derive(Debug, clap::Args)]
@@ -24,7 +24,6 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     process::run(
         build::cargo("run")
             .args(["--release", "--package", "culvert-bench", "--"])
-            .args(&args.args)
-            .env("CULVERT_BIN", paths::culvert()),
+            .args(&args.args),
     )
 }

@@ -11,7 +11,7 @@ use culvert_bpf_build::PACKAGE;
 
 use super::{build, demo, setup};
 use crate::tools::Need;
-use crate::{paths, privilege, process, ui};
+use crate::{privilege, process, ui};
 
 /// A test program that says nothing for so long hangs; libtest names every test that takes
 /// more than a minute before that.
@@ -98,8 +98,7 @@ fn cargo_test_command() -> Command {
     let mut command = build::cargo("test");
     command
         .args(["--release", "--workspace", "--exclude", PACKAGE, "--no-fail-fast"])
-        .args(["--color", if std::io::stdout().is_terminal() { "always" } else { "never" }])
-        .env("CULVERT_BIN", paths::culvert());
+        .args(["--color", if std::io::stdout().is_terminal() { "always" } else { "never" }]);
     command
 }
 

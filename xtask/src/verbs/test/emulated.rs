@@ -44,10 +44,9 @@ pub(super) fn main(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
 fn script(programs: &[PathBuf], filter: Option<&str>) -> String {
     let mut script = format!(
         "echo \"Linux $(uname -r), emulated\"\n\
-         export CULVERT_TEST_DEVICE=netkit CULVERT_BIN={}\n\
+         export CULVERT_TEST_DEVICE=netkit\n\
          cd {}\n\
          code=0\n",
-        quoted(&paths::culvert()),
         quoted(&paths::root().join("tests")),
     );
     let skips: String = SKIPPED.iter().map(|name| format!(" --skip {name}")).collect();
