@@ -131,8 +131,6 @@ pub(crate) struct Prepared {
     ifindex: u32,
     /// The network's flags.
     flags: u32,
-    /// Not 0: the outer MAC header is complete.
-    resolved: u32,
 }
 
 /// Where the way of a frame is prepared that is not remembered. Not on the stack, which is
@@ -161,13 +159,12 @@ impl Prepared {
         self.next_hop = bpf_redir_neigh { nh_family: AF_INET, __bindgen_anon_1 };
         self.ifindex = path.ifindex;
         self.flags = flags;
-        self.resolved = (path.next_hop_mac != [0; 6]).into();
     }
 
     /// Whether the agent knows the MAC of the next hop.
     #[inline(always)]
     pub(crate) fn is_resolved(&self) -> bool {
-        self.resolved != 0
+        self.headers.outer_eth.dst != [0; 6]
     }
 
     /// Writes the headers into the room made for them, for a frame with an L3 packet of

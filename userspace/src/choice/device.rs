@@ -22,14 +22,12 @@ impl Device {
     /// # Errors
     /// A line, if what is asked for is not to be had.
     pub async fn choose(asked: DeviceMode) -> Result<Self, String> {
-        if asked == DeviceMode::Veth {
-            // Not tried: asking for it is also how to go without the trial.
-            return Ok(Self {
-                kind: PairKind::Veth,
-                reason: "asked for with --device veth".to_owned(),
-            });
-        }
-        Self::judge(asked, try_pair(PairKind::Netkit).await)
+        // Asking for veth is also how to go without the trial.
+        let tried = match asked {
+            DeviceMode::Veth => Ok(()),
+            DeviceMode::Auto | DeviceMode::Netkit => try_pair(PairKind::Netkit).await,
+        };
+        Self::judge(asked, tried)
     }
 
     /// What is to be had, given what became of a netkit pair.
