@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use culvert_common::abi::{FdbEntry, FdbKey};
+use culvert::datapath::entry::FdbEntry;
+use culvert_common::abi::FdbKey;
 
 use crate::{
     arms::{Arm, Arms},

@@ -2,9 +2,8 @@
 //! nobody else profits from it.
 
 use culvert::datapath::Table as _;
-use culvert_common::abi::{
-    Action, Code, Direction, DropReason, FdbEntry, FdbKey, NetworkInfo, UnderlayPath, VtepKey,
-};
+use culvert::datapath::entry::{FdbEntry, UnderlayPath, VtepKey};
+use culvert_common::abi::{Action, Code, Direction, DropReason, FdbKey, NetworkInfo};
 use culvert_tests::packet::{Host, Tunnel, V4, payload};
 
 use crate::{

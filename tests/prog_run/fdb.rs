@@ -1,7 +1,8 @@
 //! The FDB: local, static and learned entries, ageing, moves.
 
+use culvert::datapath::entry::LearnedEntry;
 use culvert::datapath::{Table as _, now_ns};
-use culvert_common::abi::{Code, Direction, DropReason, FdbKey, LearnedEntry, Note, RateKey};
+use culvert_common::abi::{Code, Direction, DropReason, FdbKey, Note, RateKey};
 use culvert_tests::packet::{Tunnel, V4};
 
 use crate::{

@@ -16,11 +16,11 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, Queue},
 };
 use bytemuck::Pod;
+use culvert::datapath::entry::{FdbEntry, LearnedEntry};
 use culvert::datapath::{KernelTable, Options, Table, Tables, load_object};
 use culvert_common::abi::{
-    Counter, DEFAULT_FLOWS, Evictable, FdbEntry, FdbKey, Flow, FlowKey, FragmentInfo, FragmentKey,
-    HeldFragment, LearnedEntry, PathMtu, RESERVED_ENTRIES, RateKey, STATS_ENTRIES, names,
-    reserved_bit,
+    Counter, DEFAULT_FLOWS, Evictable, FdbKey, Flow, FlowKey, FragmentInfo, FragmentKey,
+    HeldFragment, PathMtu, RESERVED_ENTRIES, RateKey, STATS_ENTRIES, names, reserved_bit,
 };
 use nix::{
     sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, setns, unshare},

@@ -1,10 +1,9 @@
 //! Packets too big for the path: what the container is told, and what the
 //! underlay tells us (RFC 1191, RFC 8201).
 
+use culvert::datapath::entry::UnderlayPath;
 use culvert::datapath::{Table as _, now_ns};
-use culvert_common::abi::{
-    Action, Code, Direction, DropReason, FdbKey, Note, PathMtu, RateKey, UnderlayPath,
-};
+use culvert_common::abi::{Action, Code, Direction, DropReason, FdbKey, Note, PathMtu, RateKey};
 use culvert_tests::packet::{Host, V4, V6, ethernet, icmpv6, payload};
 
 use crate::{

@@ -1,9 +1,8 @@
 //! Networks with the same addresses never meet.
 
+use culvert::datapath::entry::{LearnedEntry, VtepInfo, VtepKey};
 use culvert::datapath::{Table as _, now_ns};
-use culvert_common::abi::{
-    Action, DropReason, FdbKey, LearnedEntry, NeighKey, Note, VtepInfo, VtepKey,
-};
+use culvert_common::abi::{Action, DropReason, FdbKey, NeighKey, Note};
 use culvert_tests::packet::{Arp, Tunnel, V4};
 
 use crate::{

@@ -7,11 +7,9 @@
 //! Both have a gateway. That of A has its address on a device of the host, so that
 //! containers and the host reach each other; that of B has not.
 
+use culvert::datapath::entry::{FdbEntry, NeighEntry, UnderlayPath, VtepInfo, VtepKey};
 use culvert::datapath::{Table, Tables};
-use culvert_common::abi::{
-    EndpointInfo, FdbEntry, FdbKey, FloodKey, NeighEntry, NeighKey, NetworkInfo, UnderlayPath,
-    VtepInfo, VtepKey,
-};
+use culvert_common::abi::{EndpointInfo, FdbKey, FloodKey, NeighKey, NetworkInfo};
 use culvert_tests::packet::{Host, Tunnel};
 
 use crate::ports::{GATEWAY_A, GATEWAY_B, Port};
@@ -179,7 +177,7 @@ pub(crate) fn fill_routing(tables: &Tables) {
 
 /// Makes the addresses of `host` known in `vni` to be at `mac`.
 pub(crate) fn neighbour(tables: &Tables, vni: u32, host: &Host, mac: [u8; 6]) {
-    let entry = NeighEntry { mac, pad: [0; 2] };
+    let entry = NeighEntry { mac };
     let keys = [
         NeighKey::v4(vni, host.v4),
         NeighKey::v6(vni, host.v6),

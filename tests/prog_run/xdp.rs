@@ -2,7 +2,8 @@
 //! skb, and leaves everything else to it, uncounted and untouched.
 
 use culvert::datapath::Table as _;
-use culvert_common::abi::{DropReason, VtepKey};
+use culvert::datapath::entry::VtepKey;
+use culvert_common::abi::DropReason;
 use culvert_tests::packet::{Arp, Host, Tunnel, V4, V6, ethernet, payload};
 
 use crate::{

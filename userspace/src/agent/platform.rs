@@ -9,10 +9,11 @@ use std::{
     time::Duration,
 };
 
+use crate::datapath::entry::{FdbEntry, LearnedEntry, NeighEntry, UnderlayPath};
 use async_trait::async_trait;
 use culvert_common::abi::{
-    Code, Counter, Direction, DropReason, EndpointInfo, FdbEntry, FdbKey, LearnedEntry, NeighEntry,
-    NeighKey, PublishedEntry, PublishedKey, UnderlayPath,
+    Code, Counter, Direction, DropReason, EndpointInfo, FdbKey, NeighKey, PublishedEntry,
+    PublishedKey,
 };
 use ipnetwork::IpNetwork;
 

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use culvert_common::abi::UnderlayPath;
+use crate::datapath::entry::UnderlayPath;
 use tokio::sync::{OwnedMutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 

@@ -13,8 +13,10 @@
 
 mod batch;
 mod bpffs;
+pub mod entry;
+mod epoch;
 pub mod flows;
-mod generation;
+pub mod layout;
 mod links;
 mod netkit;
 mod price;
@@ -22,6 +24,7 @@ mod stats;
 mod tables;
 pub mod test_run;
 mod trace;
+pub mod vtep_ids;
 
 use std::{
     fmt, io,
@@ -36,16 +39,16 @@ use aya::{
     maps::{MapData, PerCpuArray},
     programs::{SchedClassifier, Xdp},
 };
-use culvert_common::abi::{ABI_VERSION, Counter, FdbKey, LearnedEntry, globals, names, programs};
+use culvert_common::abi::{ABI_VERSION, Counter, FdbKey, globals, names, programs};
 
 use crate::netlink::PairKind;
 
+use self::{entry::LearnedEntry, links::Attachment, tables::Bytes};
 pub use self::{
     flows::{FlowTable, Flows},
     price::Price,
     tables::{KernelTable, Table, Tables},
 };
-use self::{links::Attachment, tables::Bytes};
 
 /// The programs, as compiled for this build.
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/culvert.bpf.o"));
@@ -139,7 +142,6 @@ pub struct Datapath {
     tables: Tables,
     flows: Flows,
     stats: PerCpuArray<MapData, Bytes<Counter>>,
-    learned: KernelTable<FdbKey, LearnedEntry>,
 }
 
 impl fmt::Debug for Datapath {
@@ -165,9 +167,8 @@ impl Datapath {
         let mut ebpf = load_object(options, Some(&pins.join("maps")))?;
         let datapath = Self {
             flows: Flows::take(&mut ebpf)?,
-            tables: Tables::take(&mut ebpf)?,
+            tables: Tables::take(&mut ebpf, options.vtep_ip)?,
             stats: tables::take_map(&mut ebpf, names::STATS)?,
-            learned: KernelTable::take(&mut ebpf, names::FDB_LEARNED)?,
             ebpf: Mutex::new(ebpf),
             pins,
         };
@@ -311,7 +312,7 @@ impl Datapath {
     ///
     /// If the map cannot be read.
     pub fn learned(&self) -> Result<Vec<(FdbKey, LearnedEntry)>, DatapathError> {
-        self.learned.entries()
+        self.tables.learned.entries()
     }
 
     /// Removes a learned FDB entry. It is no error if there is none.
@@ -320,7 +321,7 @@ impl Datapath {
     ///
     /// If the map cannot be written.
     pub fn forget(&self, key: &FdbKey) -> Result<(), DatapathError> {
-        self.learned.remove(key)
+        self.tables.learned.remove(key)
     }
 
     /// Passes the programs' trace lines on to `tracing`, until the task is
@@ -433,7 +434,6 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
     let vtep_ip = u32::from_ne_bytes(options.vtep_ip.octets());
     let ageing_ns = u64::try_from(options.ageing.as_nanos()).unwrap_or(u64::MAX);
     let log_level = if options.trace { LOG_LEVEL_TRACE } else { 0 };
-    let tracing = u8::from(options.trace);
     let loopback = loopback_ifindex();
     let (port_min, port_max) = options.nat_ports;
     let mut loader = EbpfLoader::new();
@@ -442,7 +442,6 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
         .override_global(globals::VXLAN_PORT, &options.vxlan_port, true)
         .override_global(globals::AGEING_NS, &ageing_ns, true)
         .override_global(globals::LOG_LEVEL, &log_level, true)
-        .override_global(globals::TRACING, &tracing, true)
         .override_global(globals::NAT_PORT_MIN, &port_min, true)
         .override_global(globals::NAT_PORT_MAX, &port_max, true)
         .override_global(globals::LOOPBACK, &loopback, true)
@@ -481,8 +480,9 @@ const PINNED_MAPS: &[&str] = &[
     names::FDB_LEARNED,
     names::NEIGHBOURS,
     names::VTEPS,
+    names::VTEP_IDS,
     names::UNDERLAY,
-    names::GENERATION,
+    names::EPOCH,
     names::PATH_MTU,
     names::FLOOD_LOCAL,
     names::FLOOD_REMOTE,

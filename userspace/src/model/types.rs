@@ -251,7 +251,7 @@ pub struct Endpoint {
 impl Endpoint {
     /// A number that tells this endpoint from others: the beginning of its
     /// identifier, never 0.
-    pub fn generation(&self) -> u32 {
+    pub fn incarnation(&self) -> u32 {
         let digits = self.id.get(..8).unwrap_or(&self.id);
         u32::from_str_radix(digits, 16).unwrap_or(1).max(1)
     }

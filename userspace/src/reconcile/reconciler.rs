@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use culvert_common::abi::{UnderlayPath, VtepKey};
+use crate::datapath::entry::{UnderlayPath, VtepKey};
 
 use super::{
     diff::{Op, diff},

@@ -7,7 +7,7 @@ use std::{
 };
 
 use culvert_common::{
-    abi::{Flow, FlowKey, zone},
+    abi::{Flow, FlowKey, kind, zone},
     wire::ipv4::{PROTO_TCP, PROTO_UDP},
 };
 
@@ -40,7 +40,7 @@ impl Names {
     /// Who a packet from `zone` with the source `address` is from.
     fn from(&self, zone: u32, address: [u8; 4]) -> String {
         match zone {
-            zone::OUTSIDE => "outside".to_owned(),
+            zone::EXTERNAL => "outside".to_owned(),
             zone::LOOPBACK => "host".to_owned(),
             vni => match self.container(vni, address) {
                 // The host, over a gateway device.
@@ -65,7 +65,7 @@ impl Agent {
         let names = self.flow_names();
         let now_ns = self.shared.platform.now_ns();
         let mut rows = Vec::new();
-        for (key, orig) in entries.iter().filter(|(_, flow)| flow.flags & Flow::ORIG != 0) {
+        for (key, orig) in entries.iter().filter(|(_, flow)| flow.kind & kind::ORIG != 0) {
             // Half a flow has just begun, or is about to go.
             let reply = entries.get(&key.other(orig));
             let Some(reply) = reply.filter(|reply| conntrack::are_one_flow(key, orig, reply))
@@ -108,7 +108,7 @@ impl Agent {
         orig: &Flow,
         reply: &Flow,
     ) -> NatRow {
-        let published = orig.flags & Flow::PUBLISHED != 0;
+        let published = orig.kind & kind::PUBLISHED != 0;
         let (vni, address) =
             if published { (orig.zone, orig.to.dst) } else { (key.zone, key.tuple.src) };
         let state = conntrack::state(key, orig, reply);

@@ -6,7 +6,8 @@ use std::{
     path::Path,
 };
 
-use culvert_common::abi::{ABI_VERSION, UnderlayPath};
+use crate::datapath::entry::UnderlayPath;
+use culvert_common::abi::ABI_VERSION;
 
 use super::{Agent, internal};
 use crate::{
@@ -79,7 +80,7 @@ impl Agent {
         let names = self.names();
         let neighbours = self.shared.platform.neighbours().map_err(|error| internal(&error))?;
         let rows = neighbours.into_iter().map(|(key, entry)| {
-            let ip = Ipv6Addr::from(key.ip);
+            let ip = Ipv6Addr::from(key.ip.0);
             NeighRow {
                 network: names.get(&key.vni).cloned().unwrap_or_default(),
                 vni: key.vni,

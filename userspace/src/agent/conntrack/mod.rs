@@ -28,7 +28,7 @@ pub(crate) use self::{
 };
 use self::{
     collector::{Collector, Limits},
-    judge::{Generations, Law},
+    judge::{Incarnations, Law},
     ports::{Ports, Writer},
 };
 use super::shared::Shared;
@@ -127,14 +127,14 @@ impl Keeper {
         // The time first: what comes meanwhile is later than what was read.
         let read_ns = platform.now_ns();
         let endpoints = platform.endpoints();
-        let generations = endpoints.as_ref().ok().map(|endpoints| {
-            let live = endpoints.values().map(|endpoint| endpoint.generation).collect();
-            Generations { live, read_ns }
+        let incarnations = endpoints.as_ref().ok().map(|endpoints| {
+            let live = endpoints.values().map(|endpoint| endpoint.incarnation).collect();
+            Incarnations { live, read_ns }
         });
         let law = Law {
             now_ns: read_ns,
             timeouts: &shared.options.conntrack.timeouts,
-            generations: generations.as_ref(),
+            incarnations: incarnations.as_ref(),
         };
         let round = self.collector.round(table, &law);
         *shared.conntrack() = self.collector.summary(table);

@@ -14,9 +14,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use culvert_common::abi::{
-    Code, Counter, Direction, DropReason, EndpointInfo, FdbEntry, FdbKey, LearnedEntry, NeighEntry,
-    NeighKey, PublishedEntry, PublishedKey, UnderlayPath, VXLAN_OVERHEAD,
+use culvert_common::{
+    abi::{
+        Code, Counter, Direction, DropReason, EndpointInfo, FdbKey, NeighKey, PublishedEntry,
+        PublishedKey, UplinkInfo, VXLAN_OVERHEAD,
+    },
+    wire::EthHdr,
 };
 use ipnetwork::IpNetwork;
 use tokio::sync::Mutex;
@@ -25,7 +28,10 @@ use super::platform::{Holder, HostEvent, Paths, Platform, PlugError, PortError, 
 use crate::{
     api::types::{ApiError, ErrorKind},
     choice::{Uplink, device::Device},
-    datapath::{self, Datapath, DatapathError, FlowTable, Price, Table as _},
+    datapath::{
+        self, Datapath, DatapathError, FlowTable, Price, Table as _,
+        entry::{FdbEntry, LearnedEntry, NeighEntry, UnderlayPath},
+    },
     model::{Driver, Name, Protocol, validate},
     netlink::{Event, Monitor, Netlink, NetlinkError},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
@@ -100,12 +106,12 @@ impl Host {
     /// Sees that `from_underlay` is on the uplinks, and on no other interface. Does
     /// what it can, and tells what it cannot.
     pub(crate) async fn attach_uplinks(&self) -> Vec<ApiError> {
-        let mut wanted = BTreeSet::new();
+        let mut wanted = BTreeMap::new();
         let mut errors = Vec::new();
         for name in &self.uplinks {
             match self.attach_uplink(name).await {
-                Ok(ifindex) => {
-                    wanted.insert(ifindex);
+                Ok((ifindex, info)) => {
+                    wanted.insert(ifindex, info);
                 }
                 Err(error) => errors.push(error),
             }
@@ -115,20 +121,22 @@ impl Host {
             errors.push(broken(error));
             Vec::new()
         });
-        for ifindex in attached.into_iter().filter(|ifindex| !wanted.contains(ifindex)) {
+        for ifindex in attached.into_iter().filter(|ifindex| !wanted.contains_key(ifindex)) {
             errors.extend(self.datapath.detach_uplink(ifindex).err().map(broken));
         }
         errors
     }
 
-    async fn attach_uplink(&self, name: &str) -> Result<u32, ApiError> {
+    async fn attach_uplink(&self, name: &str) -> Result<(u32, UplinkInfo), ApiError> {
         let link = self.netlink.link(name).await.map_err(refused)?;
         let link = link.ok_or_else(|| refused(NetlinkError::NoSuchInterface(name.to_owned())))?;
         self.datapath.attach_uplink(link.index).map_err(broken)?;
         if self.xdp {
             self.datapath.attach_uplink_xdp(link.index).map_err(broken)?;
         }
-        Ok(link.index)
+        let link_len = if link.mac.is_some() { EthHdr::LEN as u8 } else { 0 };
+        let info = UplinkInfo { mtu: link.mtu, link_len, ..UplinkInfo::default() };
+        Ok((link.index, info))
     }
 }
 

@@ -27,7 +27,7 @@ async fn maps_that_cannot_be_read_are_not_written() {
         let mut state = paper.state();
         state.blind = true;
         state.veths.insert("dead".to_owned(), 7);
-        state.tables.underlay.insert([9; 4], bytemuck::Zeroable::zeroed());
+        state.tables.underlay.insert([9; 4], Default::default());
     }
     let one = world.start(1, &paper).await;
     eventually("the problem is told", || async {
