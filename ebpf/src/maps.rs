@@ -17,6 +17,8 @@ use culvert_common::abi::{
     V4, VtepId, VtepKey,
 };
 
+use crate::kernel::memory::own;
+
 #[map]
 pub(crate) static ENDPOINTS: HashMap<u32, EndpointInfo> =
     HashMap::with_max_entries(MAX_LOCAL_ENDPOINTS, BPF_F_NO_PREALLOC);
@@ -121,19 +123,21 @@ pub(crate) fn copy<V: Pod>(from: *const V, to: &mut V) {
 /// Copies the value of `key` to `to` and checks its seal. `false` if there is no value.
 ///
 /// A program never holds a reference to a value: a removed element may be recycled for
-/// another key while the program looks at it (`culvert_common::abi::Sealed`). An update of
-/// the same key by the agent inserts a new element before it removes the old one, so a copy
-/// that does not match is read once more.
+/// another key while the program looks at it (`culvert_common::abi::Sealed`).
 #[inline(always)]
 pub(crate) fn read_to<K, V: Sealed<K>>(map: &impl Table<K, V>, key: &K, to: &mut V) -> bool {
-    for _ in 0..2 {
-        let Some(value) = map.find(key) else { return false };
-        copy(value, to);
-        if to.is_of(key) {
-            return true;
-        }
-    }
-    false
+    let Some(value) = map.find(key) else { return false };
+    copy(value, to);
+    // The words are read again: kept in registers, they would be spilled to the stack.
+    core::hint::black_box(&mut *to).is_of(key)
+}
+
+/// [`read_to`] for the maps whose entries the agent updates while packets flow. An update
+/// inserts a new element before it removes the old one, so a copy that does not match is read
+/// once more.
+#[inline(always)]
+pub(crate) fn read_updated<K, V: Sealed<K>>(map: &impl Table<K, V>, key: &K, to: &mut V) -> bool {
+    read_to(map, key, to) || read_to(map, key, to)
 }
 
 /// Copies the value of `key`, if there is one. See [`read_to`].
@@ -149,32 +153,57 @@ pub(crate) fn has<K, V: Pod>(map: &impl Table<K, V>, key: &K) -> bool {
     map.find(key).is_some()
 }
 
-/// The endpoint behind the host-side interface `ifindex`.
+/// This CPU's copies of map values: the stack has 512 bytes.
+struct Copies {
+    ep: EndpointInfo,
+    net: NetworkInfo,
+    path: UnderlayPath,
+}
+
+#[map]
+static VALUES: PerCpuArray<Copies> = PerCpuArray::with_max_entries(1, 0);
+
+/// The endpoint behind the host-side interface `ifindex`: a copy that holds until the next
+/// call of this function on this CPU.
 #[inline(always)]
-pub(crate) fn endpoint(ifindex: u32) -> Option<EndpointInfo> {
-    let mut ep = EndpointInfo::NONE;
-    (read_endpoint(ifindex, &mut ep) != 0).then_some(ep)
+pub(crate) fn endpoint(ifindex: u32) -> Option<&'static EndpointInfo> {
+    let Copies { ep, .. } = own(&VALUES, 0)?;
+    if read_endpoint(ifindex, ep) == 0 { None } else { Some(ep) }
 }
 
 /// Copies an endpoint. Returns 1, or 0 if there is none. A BPF function of its own: it is
 /// called from many places.
 #[inline(never)]
 pub(crate) fn read_endpoint(ifindex: u32, to: &mut EndpointInfo) -> u32 {
-    read_to(&ENDPOINTS, &ifindex, to).into()
+    read_updated(&ENDPOINTS, &ifindex, to).into()
+}
+
+/// The network `vni`: a copy that holds until the next call of this function on this CPU.
+#[inline(always)]
+pub(crate) fn network(vni: u32) -> Option<&'static NetworkInfo> {
+    let Copies { net, .. } = own(&VALUES, 0)?;
+    if read_network(vni, net) == 0 { None } else { Some(net) }
 }
 
 /// Copies a network. Returns 1, or 0 if there is none. A BPF function of its own: it is
 /// called from many places.
 #[inline(never)]
 pub(crate) fn read_network(vni: u32, to: &mut NetworkInfo) -> u32 {
-    read_to(&NETWORKS, &vni, to).into()
+    read_updated(&NETWORKS, &vni, to).into()
 }
 
-/// The network `vni`.
+/// The path to a VTEP: a copy that holds until the next call of this function on this CPU.
 #[inline(always)]
-pub(crate) fn network(vni: u32) -> Option<NetworkInfo> {
-    let mut net = NetworkInfo::NONE;
-    (read_network(vni, &mut net) != 0).then_some(net)
+pub(crate) fn underlay(vtep: VtepId) -> Option<&'static UnderlayPath> {
+    let Copies { path, .. } = own(&VALUES, 0)?;
+    if read_underlay(vtep, path) == 0 { None } else { Some(path) }
+}
+
+/// Copies the path to a VTEP. Returns 1, or 0 if there is none. A BPF function of its own: it
+/// is called from many places.
+#[inline(never)]
+fn read_underlay(vtep: VtepId, to: &mut UnderlayPath) -> u32 {
+    read_updated(&UNDERLAY, &vtep, to).into()
 }
 
 /// The address is one of the host's.

@@ -24,10 +24,7 @@ use culvert_common::{
 };
 
 use crate::{
-    act::{
-        decap,
-        encap::{self, Encap},
-    },
+    act::{decap, encap::Encap},
     facts::{
         gso::longest_packet,
         inner::ipv4_hash,
@@ -40,6 +37,7 @@ use crate::{
         redirect,
         skb::{ETH_LEN, head, is_ipv4, vlan_id, vlan_present},
     },
+    maps::underlay,
     state::{epoch, path_mtu},
     verdict::{Outcome, Packed},
 };
@@ -282,7 +280,7 @@ pub(crate) fn keep_outbound(sender: &Sender<'_>, local: u32, vtep: VtepId) -> u3
     // Not in use until it is complete.
     pair.epoch = 0;
     if local == 0 {
-        let Some(path) = encap::path(vtep) else { return 0 };
+        let Some(path) = underlay(vtep) else { return 0 };
         pair.encap.set((ep.vni, net.flags), &frame.plain.eth, path);
         pair.mtu = path_mtu::of(vtep, path);
     }

@@ -98,7 +98,7 @@ fn other_kinds_of_frames_are_judged_each_time(lab: &mut Lab) {
         lab.untold_fdb.remove(FdbKey::new(A, FAR.mac));
         let outcome = lab.at_container(Port::A1, frame).outcome();
         assert_eq!(outcome.count(Direction::FromContainer, Code::Action(Action::Encap)), 0);
-        lab.untold_fdb.set(FdbKey::new(A, FAR.mac), FdbEntry { ifindex: 0, vtep: PEER });
+        lab.set_untold(FdbKey::new(A, FAR.mac), FdbEntry { ifindex: 0, vtep: PEER });
     }
 }
 

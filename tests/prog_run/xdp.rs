@@ -80,7 +80,7 @@ fn icmp_passes(lab: &mut Lab) {
     let quote = from_peer().wrap(&hello())[14..42].to_vec();
     // It is for tcx to learn from.
     passes(lab, &V4::icmp(&peer, &us, 3, 4, [0, 0, 4, 0], &quote).frame());
-    assert_eq!(lab.path_mtu.keys().len(), 0);
+    assert_eq!(lab.path_mtu_keys().len(), 0);
 }
 
 fn runts_pass(lab: &mut Lab) {

@@ -4,8 +4,7 @@ use std::{fs, os::fd::AsRawFd as _, path::Path};
 
 use anyhow::{Context as _, bail};
 use aya::maps::{HashMap, Map, MapData, MapError};
-use culvert::datapath::entry::{FdbEntry, NeighEntry};
-use culvert_common::abi::{FdbKey, NeighKey, names};
+use culvert_common::abi::{FdbEntry, FdbKey, NeighEntry, NeighKey, names};
 
 /// Key and value as bytes: aya moves these, whatever they mean.
 type Bytes<const K: usize, const V: usize> = HashMap<MapData, [u8; K], [u8; V]>;

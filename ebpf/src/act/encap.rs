@@ -11,7 +11,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use culvert_common::{
-    abi::{DropReason, NetworkInfo, UnderlayPath, VXLAN_OVERHEAD, VtepId},
+    abi::{DropReason, NetworkInfo, UnderlayPath, VXLAN_OVERHEAD},
     datapath::{ecn, encap::EncapHeaders},
     wire::EthHdr,
 };
@@ -21,7 +21,6 @@ use crate::kernel::{
     redirect::{self, NextHop},
     skb::{ETH_LEN, gso_size, is_ipv4, push_head, store_head},
 };
-use crate::maps::{UNDERLAY, read_to};
 
 /// All headers in front of the frames from one endpoint to another behind a VTEP, but for
 /// what differs by frame, and the next hop.
@@ -40,28 +39,10 @@ pub(crate) struct Encap {
 #[map]
 static ENCAP: PerCpuArray<Encap> = PerCpuArray::with_max_entries(1, 0);
 
-/// A copy of the path to the VTEP at hand.
-#[map]
-static PATH: PerCpuArray<UnderlayPath> = PerCpuArray::with_max_entries(1, 0);
-
 /// This CPU's memory for the headers of one frame.
 #[inline(always)]
 pub(crate) fn scratch() -> Option<&'static mut Encap> {
     own(&ENCAP, 0)
-}
-
-/// The path to a VTEP, copied to this CPU's memory until the next call.
-#[inline(always)]
-pub(crate) fn path(vtep: VtepId) -> Option<&'static UnderlayPath> {
-    let path = own(&PATH, 0)?;
-    if read_path(vtep, path) == 0 { None } else { Some(path) }
-}
-
-/// Copies the path to a VTEP. Returns 1, or 0 if there is none. A BPF function of its own: it
-/// is called from many places.
-#[inline(never)]
-fn read_path(vtep: VtepId, to: &mut UnderlayPath) -> u32 {
-    read_to(&UNDERLAY, &vtep, to).into()
 }
 
 /// Makes room for the outer header.

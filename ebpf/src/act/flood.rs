@@ -10,7 +10,7 @@ use crate::{
     count::note,
     facts::inner::{Inner, entropy_port},
     kernel::{memory::repeat, redirect::copy_out},
-    maps::{FLOOD_LOCAL, FLOOD_REMOTE, read},
+    maps::{FLOOD_LOCAL, FLOOD_REMOTE, read, underlay},
     state::path_mtu,
     verdict::hand_back,
 };
@@ -147,7 +147,7 @@ unsafe extern "C" fn remote_replica(index: u64, context: *mut c_void) -> i64 {
 #[inline(always)]
 fn send_replica(replicas: &RemoteReplicas, vtep: VtepId) -> Result<(), DropReason> {
     let (skb, inner) = (replicas.common.skb, &replicas.inner);
-    let path = encap::path(vtep).ok_or(DropReason::NoUnderlayPath)?;
+    let path = underlay(vtep).ok_or(DropReason::NoUnderlayPath)?;
     if inner.segment_len > path_mtu::of(vtep, path) {
         return Err(DropReason::PacketTooBig);
     }

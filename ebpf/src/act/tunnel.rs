@@ -6,6 +6,7 @@ use culvert_common::abi::{Action, DropReason, UnderlayPath, VtepId};
 use super::encap;
 use crate::{
     facts::inner::{Inner, entropy_port},
+    maps::underlay,
     state::path_mtu,
 };
 
@@ -32,7 +33,7 @@ impl Tunnel<'_> {
     /// Sends the frame to a VTEP.
     #[inline(always)]
     pub(crate) fn send(&self, inner: &Inner, vtep: VtepId) -> Result<Action, Unsent> {
-        let path = encap::path(vtep).ok_or(Unsent::Dropped(DropReason::NoUnderlayPath))?;
+        let path = underlay(vtep).ok_or(Unsent::Dropped(DropReason::NoUnderlayPath))?;
         let mtu = path_mtu::for_packet(inner.segment_len, vtep, path);
         if inner.segment_len > mtu {
             return Err(Unsent::TooBig(mtu));

@@ -13,7 +13,7 @@ use culvert_common::{
 use crate::{
     globals::{VTEP_IP, VXLAN_PORT},
     kernel::skb::{ETH_LEN, Packet},
-    maps::{VTEPS, has, read_network, vtep_id},
+    maps::{VTEPS, has, network, vtep_id},
 };
 
 /// Offset of the outer UDP header; outer IP options are refused.
@@ -125,17 +125,17 @@ pub(crate) fn classify(frame: &impl OuterHeaders, len: u32) -> Result<Outer, Dro
     }))
 }
 
-/// Checks that the VNI is known here and that the sender belongs to it. Copies the network
-/// to `net` and returns the sender.
+/// Checks that the VNI is known here and that the sender belongs to it. Returns the network
+/// and the sender.
 #[inline(always)]
 pub(crate) fn authorise(
     tunnelled: &Tunnelled,
-    net: &mut NetworkInfo,
-) -> Result<VtepId, DropReason> {
-    if read_network(tunnelled.vni, net) == 0 {
-        return Err(DropReason::UnknownVni);
-    }
+) -> Result<(&'static NetworkInfo, VtepId), DropReason> {
+    let net = network(tunnelled.vni).ok_or(DropReason::UnknownVni)?;
     let vtep = vtep_id(tunnelled.vtep);
     let member = VtepKey { vni: tunnelled.vni, vtep };
-    if vtep.is_some() && has(&VTEPS, &member) { Ok(vtep) } else { Err(DropReason::UnknownVtep) }
+    if !vtep.is_some() || !has(&VTEPS, &member) {
+        return Err(DropReason::UnknownVtep);
+    }
+    Ok((net, vtep))
 }

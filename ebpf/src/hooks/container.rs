@@ -2,7 +2,11 @@
 //! on the container's side while the container transmits, and at tcx ingress of the host side
 //! for fragments that come in again.
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    macros::{classifier, map},
+    maps::PerCpuArray,
+    programs::TcContext,
+};
 use culvert_common::{
     abi::{Action, Direction, DropReason, EndpointInfo, FdbKey, NetworkInfo, RateKey, VtepId},
     datapath::rate,
@@ -21,17 +25,24 @@ use crate::{
         sender::{Protocol, Sender, UpperLayer, check_ipv6, inspect},
     },
     kernel::{
+        memory::own,
         redirect,
         skb::{
             ETH_LEN, IPV4_HEADERS, ensure, is_transmitted, is_truthful, linearise, vlan_present,
         },
     },
-    maps::{FDB, read},
     pairs,
     routed::from_container as routed,
-    state::{learned, rates},
+    state::{
+        learned::{self, Place},
+        rates,
+    },
     verdict::{Outcome, Seen, finish},
 };
+
+/// The frame at hand. Not on the stack, which has 512 bytes.
+#[map]
+static INNER: PerCpuArray<Inner> = PerCpuArray::with_max_entries(1, 0);
 
 /// A frame that a container sends.
 #[classifier]
@@ -52,9 +63,10 @@ fn handle(ctx: &TcContext, ifindex: u32) -> Outcome {
         return Err(DropReason::VlanTagged);
     }
     ensure(ctx, IPV4_HEADERS);
-    let mut inner = Inner::default();
+    let inner = own(&INNER, 0).ok_or(DropReason::HelperFailed)?;
+    *inner = Inner::default();
     let mut protocol = Protocol::Checked;
-    inspect(&sender, &mut inner, &mut protocol)?;
+    inspect(&sender, inner, &mut protocol)?;
     if is_transmitted(ctx) && !is_truthful(ctx, inner.eth.ethertype()) {
         return Err(DropReason::Malformed);
     }
@@ -68,7 +80,7 @@ fn handle(ctx: &TcContext, ifindex: u32) -> Outcome {
         }
         Protocol::Ipv6 => {
             linearise(ctx);
-            ipv6(&sender, &mut inner)?
+            ipv6(&sender, inner)?
         }
     };
     if let Some(action) = answer {
@@ -79,7 +91,7 @@ fn handle(ctx: &TcContext, ifindex: u32) -> Outcome {
         let key = FdbKey::new(ep.vni, inner.eth.src);
         learned::source(Direction::FromContainer, key, VtepId::NONE, ifindex, ctx.len());
     }
-    forward(&sender, &inner)
+    forward(&sender, inner)
 }
 
 /// Checks an IPv6 packet, and answers it if it is a neighbour solicitation
@@ -115,21 +127,13 @@ fn forward(sender: &Sender<'_>, inner: &Inner) -> Outcome {
     if inner.eth.dst == net.gateway_mac && net.gateway_ifindex != 0 {
         return routed::route(sender, inner);
     }
-    let key = FdbKey::new(ep.vni, inner.eth.dst);
-    let mut learned = true;
-    let (local, vtep) = match read(&FDB, &key) {
-        Some(entry) => {
-            learned = false;
-            (entry.ifindex, entry.vtep)
-        }
-        None if net.flags & NetworkInfo::LEARNING == 0 => {
-            return flood_limited(sender, inner);
-        }
-        None => match learned::find(key) {
-            Some(entry) => (entry.ifindex, entry.vtep),
-            None => return flood_limited(sender, inner),
-        },
-    };
+    let mut place = Place::NONE;
+    let learning = net.flags & NetworkInfo::LEARNING;
+    let found = learned::locate(&FdbKey::new(ep.vni, inner.eth.dst), learning, &mut place);
+    if found == 0 {
+        return flood_limited(sender, inner);
+    }
+    let Place { ifindex: local, vtep } = place;
     let outcome = if local != 0 {
         if local == ifindex {
             return Err(DropReason::SamePort);
@@ -142,7 +146,7 @@ fn forward(sender: &Sender<'_>, inner: &Inner) -> Outcome {
             Err(Unsent::Dropped(reason)) => Err(reason),
         }
     };
-    if !learned && outcome.is_ok() {
+    if found == learned::STATIC && outcome.is_ok() {
         pairs::keep_outbound(sender, local, vtep);
     }
     outcome

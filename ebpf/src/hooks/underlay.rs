@@ -15,10 +15,12 @@ use crate::{
         redirect,
         skb::{Packet as _, ensure, linearise, vlan_id},
     },
-    maps::{FDB, read},
     pairs,
     routed::{from_external, from_peer_host},
-    state::{learned, path_mtu},
+    state::{
+        learned::{self, Place},
+        path_mtu,
+    },
     verdict::{Outcome, Seen, finish},
 };
 
@@ -73,8 +75,7 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
     if outer.reserved_bits {
         note(DIRECTION, Note::ReservedBits, ctx.len());
     }
-    let mut net = NetworkInfo::NONE;
-    let vtep = authorise(outer, &mut net)?;
+    let (net, vtep) = authorise(outer)?;
     let eth: EthHdr = ctx.read(INNER).ok_or(DropReason::OuterMalformed)?;
     if eth.is_vlan() {
         return Err(DropReason::VlanTagged);
@@ -83,12 +84,13 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
         return Err(DropReason::InvalidSourceMac);
     }
     let source = FdbKey::new(vni, eth.src);
-    if read(&FDB, &source).is_some_and(|known| known.ifindex != 0) {
+    let mut known = Place::NONE;
+    if learned::locate(&source, 0, &mut known) != 0 && known.ifindex != 0 {
         return Err(DropReason::LocalSourceMac);
     }
     let contents = decap::inspect(ctx, outer, &eth)?;
-    let target = find_target(vni, &net, &eth)?;
-    if matches!(target, Target::Host) && !contents.is_for_host(&net) {
+    let target = find_target(vni, net, &eth)?;
+    if matches!(target, Target::Host) && !contents.is_for_host(net) {
         return Err(DropReason::UnknownDestination);
     }
     // Sent by another host itself, not by a container of it.
@@ -104,7 +106,7 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
             Ok(Action::ToHost)
         }
         Target::Local(ifindex) if of_host => {
-            from_peer_host::deliver(ctx, &net, (vtep, outer.vtep), ifindex)
+            from_peer_host::deliver(ctx, net, (vtep, outer.vtep), ifindex)
         }
         Target::Local(ifindex) => {
             if net.flags & NetworkInfo::LEARNING == 0 {
@@ -112,7 +114,7 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
             }
             decap::hand_over(ctx, ifindex)
         }
-        Target::Flood => match flood::local(ctx, DIRECTION, vni, &net, 0) {
+        Target::Flood => match flood::local(ctx, DIRECTION, vni, net, 0) {
             0 => Err(DropReason::NoReceiver),
             _ => Ok(Action::Flood),
         },
@@ -128,21 +130,14 @@ fn find_target(vni: u32, net: &NetworkInfo, eth: &EthHdr) -> Result<Target, Drop
     if eth.dst == net.gateway_mac && net.gateway_ifindex != 0 {
         return Ok(Target::Host);
     }
-    let key = FdbKey::new(vni, eth.dst);
-    let ifindex = match read(&FDB, &key) {
-        Some(entry) => entry.ifindex,
-        // The store knows every endpoint of such a network.
-        None if net.flags & NetworkInfo::LEARNING == 0 => {
-            return Err(DropReason::UnknownDestination);
-        }
-        None => match learned::find(key) {
-            Some(entry) => entry.ifindex,
-            None => return Ok(Target::Flood),
-        },
-    };
-    if ifindex == 0 {
+    let mut place = Place::NONE;
+    let learning = net.flags & NetworkInfo::LEARNING;
+    match learned::locate(&FdbKey::new(vni, eth.dst), learning, &mut place) {
+        // The store knows every endpoint of a network that does not learn.
+        0 if learning == 0 => Err(DropReason::UnknownDestination),
+        0 => Ok(Target::Flood),
         // Known to be behind the tunnel that it comes out of.
-        return Err(DropReason::SplitHorizon);
+        _ if place.ifindex == 0 => Err(DropReason::SplitHorizon),
+        _ => Ok(Target::Local(place.ifindex)),
     }
-    Ok(Target::Local(ifindex))
 }

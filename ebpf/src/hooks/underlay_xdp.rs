@@ -5,7 +5,7 @@
 //! which makes the same checks again: XDP saves time, and guards nothing.
 
 use aya_ebpf::{macros::xdp, programs::XdpContext};
-use culvert_common::abi::{DropReason, NetworkInfo};
+use culvert_common::abi::DropReason;
 
 use crate::{
     facts::outer::{Outer, authorise, classify},
@@ -23,9 +23,6 @@ pub(crate) fn from_underlay_xdp(ctx: XdpContext) -> u32 {
 fn check(ctx: &XdpContext, bytes: u32) -> Result<(), DropReason> {
     match classify(ctx, bytes)? {
         Outer::Other | Outer::Icmp => Ok(()),
-        Outer::Vxlan(tunnelled) => {
-            let mut net = NetworkInfo::NONE;
-            authorise(&tunnelled, &mut net).map(drop)
-        }
+        Outer::Vxlan(tunnelled) => authorise(&tunnelled).map(drop),
     }
 }

@@ -16,12 +16,12 @@ use culvert_common::{
 use super::{
     icmp_error,
     parse::parse,
-    publish::{prepare, published},
+    publish::{is_published, prepare},
     work::{Work, work},
 };
 use crate::{
     act::{
-        answer, encap,
+        answer,
         translate::{self, Hook, Macs, translate},
         tunnel::{Tunnel, Unsent},
     },
@@ -30,7 +30,7 @@ use crate::{
         fib::{self, Route},
         redirect,
     },
-    maps::{GATEWAYS, has, is_host_addr, is_uplink, vtep_id},
+    maps::{GATEWAYS, has, is_host_addr, is_uplink, underlay, vtep_id},
     state::{epoch, flows, fragments, routes::Question},
     verdict::hand_back,
 };
@@ -63,6 +63,14 @@ fn try_route(sender: &Sender<'_>, inner: &Inner, work: &mut Work) -> Result<Acti
     parse(ctx, ep.vni, &mut work.routed)?;
     let mut step = Step::Host;
     decide(sender, work, &mut step)?;
+    if step == Step::Error {
+        let Work { routed, target, .. } = work;
+        step = match icmp_error::translate(ctx.skb.skb, ep.incarnation, routed, target) {
+            Ok(()) => Step::towards(work),
+            Err(_) if is_local(work) => to_host(net)?,
+            Err(_) => return Err(DropReason::NoFlow),
+        };
+    }
     if matches!(step, Step::Leave | Step::Masquerade) {
         find_route(sender, inner.segment_len, work, &mut step)?;
     }
@@ -76,6 +84,8 @@ fn try_route(sender: &Sender<'_>, inner: &Inner, work: &mut Work) -> Result<Acti
         step = Step::towards(work);
     }
     match step {
+        // An error has become another step above.
+        Step::Error => Err(DropReason::NoFlow),
         Step::Host => {
             redirect::ingress(net.gateway_ifindex);
             Ok(Action::ToHost)
@@ -113,6 +123,8 @@ fn try_route(sender: &Sender<'_>, inner: &Inner, work: &mut Work) -> Result<Acti
 enum Step {
     /// It is the host's.
     Host,
+    /// It is an ICMP error, about a packet of a flow perhaps.
+    Error,
     /// It is a fragment to be held.
     Hold,
     /// It is of a flow that ends at this host.
@@ -158,12 +170,7 @@ fn try_decide(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> 
                 return begin(sender, work);
             }
         }
-        Kind::Error => {
-            let Work { routed, target, .. } = work;
-            if icmp_error::translate(ctx.skb.skb, ep.incarnation, routed, target).is_err() {
-                return if is_local(work) { to_host(net) } else { Err(DropReason::NoFlow) };
-            }
-        }
+        Kind::Error => return Ok(Step::Error),
         Kind::LateFragment | Kind::FirstOfHeld => return Ok(Step::Hold),
         Kind::HostFragment => return to_host(net),
         Kind::Unsupported if is_local(work) => return to_host(net),
@@ -188,15 +195,15 @@ fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
         return Err(DropReason::Isolated);
     }
     if gateway || is_local(work) {
-        let Some(entry) = published(&work.routed) else {
+        if !is_published(work) {
             fragments::is_host(&work.routed);
             return to_host(net);
-        };
+        }
         // An internal network leads to no other one.
-        if net.flags & NetworkInfo::INTERNAL != 0 && entry.vni != ep.vni {
+        if net.flags & NetworkInfo::INTERNAL != 0 && work.published.vni != ep.vni {
             return Err(DropReason::InternalNetwork);
         }
-        prepare(work, &entry, ifindex, ep.incarnation)?;
+        prepare(work, ifindex, ep.incarnation)?;
         return Ok(Step::Publish);
     }
     if !ipv4::is_host(&dst) {
@@ -296,8 +303,7 @@ fn try_find_route(
 fn is_to_vtep(work: &Work) -> bool {
     let tuple = &work.routed.key.tuple;
     let vtep = vtep_id(tuple.dst);
-    vtep.is_some()
-        && encap::path(vtep).is_some_and(|path| path.port.to_be_bytes() == tuple.dst_port)
+    vtep.is_some() && underlay(vtep).is_some_and(|path| path.port.to_be_bytes() == tuple.dst_port)
 }
 
 /// The packet takes the route in `work.route`.

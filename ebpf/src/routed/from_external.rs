@@ -10,7 +10,7 @@ use culvert_common::{
 use super::{
     icmp_error,
     parse::parse,
-    publish::{self, comes_from_external, published},
+    publish::{self, comes_from_external, is_published},
     work::{Work, work},
 };
 use crate::{
@@ -68,16 +68,18 @@ pub(crate) fn receive(ctx: &TcContext) -> Result<Action, DropReason> {
 /// Begins a flow if the packet is for a published port.
 #[inline(always)]
 fn begin_published(ctx: &TcContext, work: &mut Work) -> Result<bool, DropReason> {
-    let Some(entry) = published(&work.routed) else { return Ok(false) };
+    if !is_published(work) {
+        return Ok(false);
+    }
     // A port of 127.0.0.1 does not serve other hosts, nor does one of an address that
     // is not the host's: such a packet is to be forwarded.
     let dst = work.routed.ip.dst;
     if dst[0] == 127 || !is_host_addr(dst) {
         return Ok(false);
     }
-    let net = network(entry.vni).ok_or(DropReason::UnknownNetwork)?;
+    let net = network(work.published.vni).ok_or(DropReason::UnknownNetwork)?;
     if comes_from_external(ctx, net.gateway_ifindex, work) == 0 {
         return Ok(false);
     }
-    publish::begin(ctx, work, DIRECTION, &entry).map(|()| true)
+    publish::begin(ctx, work, DIRECTION).map(|()| true)
 }

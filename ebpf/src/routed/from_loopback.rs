@@ -9,7 +9,7 @@ use culvert_common::{
 use super::{
     icmp_error,
     parse::parse,
-    publish::{self, published},
+    publish::{self, is_published},
     work::{Work, work},
 };
 use crate::{
@@ -61,6 +61,8 @@ fn begin(ctx: &TcContext, work: &mut Work) -> Result<bool, DropReason> {
     if ipv4::is_multicast(&work.routed.ip.dst) {
         return Ok(false);
     }
-    let Some(entry) = published(&work.routed) else { return Ok(false) };
-    publish::begin(ctx, work, DIRECTION, &entry).map(|()| true)
+    if !is_published(work) {
+        return Ok(false);
+    }
+    publish::begin(ctx, work, DIRECTION).map(|()| true)
 }

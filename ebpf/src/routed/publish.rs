@@ -13,17 +13,24 @@ use super::work::Work;
 use crate::{
     facts::routed::Routed,
     kernel::fib,
-    maps::{PUBLISHED, endpoint, is_host_addr, is_uplink, network, read},
+    maps::{PUBLISHED, endpoint, is_host_addr, is_uplink, network, read_to},
     state::flows,
 };
 
-/// The container that a published port leads to, if the packet may begin a flow: of
-/// TCP a SYN only, as anybody may send anything.
+/// Whether the packet `work.routed` is for a published port and may begin a flow: of TCP a
+/// SYN only, as anybody may send anything. Leaves the container in `work.published`.
 #[inline(always)]
-pub(super) fn published(routed: &Routed) -> Option<PublishedEntry> {
+pub(super) fn is_published(work: &mut Work) -> bool {
+    let Work { routed, published, .. } = work;
+    find(routed, published) != 0
+}
+
+/// [`is_published`] as a BPF function of its own, for its stack. Returns 1, or 0 if there is none.
+#[inline(never)]
+fn find(routed: &Routed, published: &mut PublishedEntry) -> u32 {
     const OPENING: u8 = tcp::SYN | tcp::ACK | tcp::RST;
     if routed.key.protocol == PROTO_TCP && routed.tcp_flags & OPENING != tcp::SYN {
-        return None;
+        return 0;
     }
     let tuple = &routed.key.tuple;
     let mut key = PublishedKey {
@@ -32,24 +39,20 @@ pub(super) fn published(routed: &Routed) -> Option<PublishedEntry> {
         protocol: routed.key.protocol,
         pad: 0,
     };
-    if let Some(entry) = read(&PUBLISHED, &key) {
-        return Some(entry);
+    if read_to(&PUBLISHED, &key, published) {
+        return 1;
     }
     key.addr = MappedAddr::v4([0; 4]);
-    read(&PUBLISHED, &key)
+    read_to(&PUBLISHED, &key, published).into()
 }
 
-/// Puts a flow to a published port into `work.new`; `from` and `incarnation` are
+/// Puts a flow to the port `work.published` into `work.new`; `from` and `incarnation` are
 /// those of the container that begins it, 0 if none does. An external client keeps
 /// its address; for any other the source becomes the gateway, so that the container's answer
 /// comes back to this host. A BPF function of its own, for its stack.
 #[inline(never)]
-pub(super) fn prepare(
-    work: &mut Work,
-    entry: &PublishedEntry,
-    from: u32,
-    incarnation: u32,
-) -> Result<(), DropReason> {
+pub(super) fn prepare(work: &mut Work, from: u32, incarnation: u32) -> Result<(), DropReason> {
+    let entry = &work.published;
     let ep = endpoint(entry.ifindex).filter(|ep| ep.vni == entry.vni);
     let ep = ep.ok_or(DropReason::UnknownEndpoint)?;
     let net = network(entry.vni).ok_or(DropReason::UnknownEndpoint)?;
@@ -73,15 +76,14 @@ pub(super) fn prepare(
     Ok(())
 }
 
-/// Begins a flow to a published port that no container has begun.
+/// Begins a flow to the port `work.published` that no container has begun.
 #[inline(always)]
 pub(super) fn begin(
     ctx: &TcContext,
     work: &mut Work,
     direction: Direction,
-    entry: &PublishedEntry,
 ) -> Result<(), DropReason> {
-    prepare(work, entry, 0, 0)?;
+    prepare(work, 0, 0)?;
     flows::begin(ctx, &work.routed, &mut work.new, &mut work.target, direction)
 }
 

@@ -1,7 +1,10 @@
 //! The working space of one packet: a BPF stack has 512 bytes for a whole chain of calls.
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
-use culvert_common::{abi::DropReason, datapath::pmtu::Error};
+use culvert_common::{
+    abi::{DropReason, PublishedEntry},
+    datapath::pmtu::Error,
+};
 
 use crate::{
     facts::routed::Routed,
@@ -17,6 +20,8 @@ pub(super) struct Work {
     pub(super) target: Target,
     /// A flow that it begins.
     pub(super) new: NewFlow,
+    /// The published port that it is for, if it begins a flow to one.
+    pub(super) published: PublishedEntry,
     /// The route out of the host.
     pub(super) route: Route,
     /// What its sender is to be told of it.

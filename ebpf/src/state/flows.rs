@@ -8,6 +8,8 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_NOEXIST},
+    macros::map,
+    maps::PerCpuArray,
     programs::TcContext,
 };
 use culvert_common::{
@@ -24,17 +26,26 @@ use crate::{
     facts::routed::Routed,
     globals::{NAT_PORT_MAX, NAT_PORT_MIN},
     kernel::{
-        memory::repeat,
+        memory::{own, repeat},
         socket,
         time::{now_coarse, random},
     },
-    maps::{ENDPOINTS, EVICTABLE, FLOWS, RESERVED_PORTS, copy, endpoint, read},
+    maps::{ENDPOINTS, EVICTABLE, FLOWS, RESERVED_PORTS, copy, endpoint, read_to},
 };
 
 /// `EEXIST` of errno.h.
 const EEXIST: i32 = 17;
 /// How many candidates are looked at to make room for one flow.
-const EVICT_TRIES: u32 = 8;
+const EVICT_TRIES: u32 = 32;
+
+/// This CPU's copies of entries: the stack has 512 bytes.
+struct Copies {
+    flow: Flow,
+    other: Flow,
+}
+
+#[map]
+static COPIES: PerCpuArray<Copies> = PerCpuArray::with_max_entries(1, 0);
 
 /// What a packet becomes and where it goes.
 #[derive(Clone, Copy, Default)]
@@ -93,14 +104,15 @@ pub(crate) fn find(
 fn refresh(routed: &Routed, incarnation: u32, bytes: u32, target: &mut Target) -> u32 {
     let key = &routed.key;
     let Some(entry) = FLOWS.get_ptr_mut(key) else { return found::NO };
-    let mut flow = Flow::default();
-    copy(entry, &mut flow);
+    let Some(Copies { flow, .. }) = own(&COPIES, 0) else { return found::NO };
+    copy(entry, flow);
+    let flow = &*core::hint::black_box(flow);
     if !flow.is_of(key) {
         // The entry was removed while it was copied.
         return found::NO;
     }
-    if !is_current(&flow, incarnation) {
-        remove(key, &flow);
+    if !is_current(flow, incarnation) {
+        remove(key, flow);
         return found::STALE;
     }
     let mut tcp_flags = routed.tcp_flags;
@@ -112,12 +124,12 @@ fn refresh(routed: &Routed, incarnation: u32, bytes: u32, target: &mut Target) -
     }
     // A connection on the ports of one that has ended is another: what is checked when a
     // flow begins may have changed, such as whose the masqueraded port is.
-    if tcp_flags & tcp::SYN != 0 && orig && begins_anew(key, &flow, tcp_flags) {
-        remove(key, &flow);
+    if tcp_flags & tcp::SYN != 0 && orig && begins_anew(key, flow, tcp_flags) {
+        remove(key, flow);
         return found::NO;
     }
     if tcp_flags & (tcp::RST | tcp::FIN) != 0 {
-        tcp_flags = nat::believed(tcp_flags, routed.tcp_seq, acknowledged(key, &flow));
+        tcp_flags = nat::believed(tcp_flags, routed.tcp_seq, acknowledged(key, flow));
     }
     let passed = nat::seen(flow.seen, key.protocol, tcp_flags);
     // The memory may be another flow's by now: only the fields that `Flow` names for it are
@@ -137,7 +149,7 @@ fn refresh(routed: &Routed, incarnation: u32, bytes: u32, target: &mut Target) -
             (*entry).seen = passed;
         }
     }
-    *target = Target::of(&flow);
+    *target = Target::of(flow);
     found::YES
 }
 
@@ -148,10 +160,19 @@ fn acknowledged(key: &FlowKey, flow: &Flow) -> Option<u32> {
     (other.seen & seen::ACK != 0).then_some(other.last_ack)
 }
 
-/// The entry of the other direction of a flow.
+/// The entry of the other direction of a flow: a copy that holds until the next call of this
+/// function on this CPU.
 #[inline(always)]
-fn other_half(key: &FlowKey, flow: &Flow) -> Option<Flow> {
-    read(&FLOWS, &key.other(flow))
+fn other_half(key: &FlowKey, flow: &Flow) -> Option<&'static Flow> {
+    let Copies { other, .. } = own(&COPIES, 0)?;
+    read_to(&FLOWS, &key.other(flow), other).then_some(&*other)
+}
+
+/// One entry of the table: a copy that holds until the next packet or call on this CPU.
+#[inline(always)]
+fn entry(key: &FlowKey) -> Option<&'static Flow> {
+    let Copies { flow, .. } = own(&COPIES, 0)?;
+    read_to(&FLOWS, key, flow).then_some(&*flow)
 }
 
 /// Whether the answer to a masqueraded flow is the host's own by now: it has opened a
@@ -168,8 +189,8 @@ pub(crate) fn is_hosts(ctx: &TcContext, routed: &Routed, target: &Target) -> boo
 /// `incarnation` is that of the container that sent the packet, 0 if none did.
 #[inline(always)]
 pub(crate) fn current(key: &FlowKey, incarnation: u32) -> Option<Target> {
-    let flow = read(&FLOWS, key)?;
-    is_current(&flow, incarnation).then(|| Target::of(&flow))
+    let flow = entry(key)?;
+    is_current(flow, incarnation).then(|| Target::of(flow))
 }
 
 /// Whether both containers of a flow are still those that it began with.
@@ -352,9 +373,9 @@ fn insert(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow, target: &mut 
 /// of another flow, whose target leads elsewhere.
 #[inline(always)]
 fn adopt(key: &FlowKey, target: &mut Target) -> u32 {
-    match read(&FLOWS, key) {
+    match entry(key) {
         Some(flow) if flow.kind == target.kind => {
-            *target = Target::of(&flow);
+            *target = Target::of(flow);
             inserted::YES | inserted::ADOPTED
         }
         Some(_) => inserted::CONFLICT,
@@ -440,27 +461,26 @@ fn used_by_host(skb: *mut __sk_buff, protocol: u8, answer: &Tuple) -> u32 {
 
 /// Removes one flow that the agent has found to be idle, if there is one that still
 /// is. Returns 1 if so.
-#[inline(never)]
+#[inline(always)]
 fn evict() -> u32 {
-    for _ in 0..EVICT_TRIES {
-        let Ok(Some(candidate)) = EVICTABLE.pop() else { return 0 };
-        if evict_one(&candidate) != 0 {
-            return 1;
-        }
-    }
-    0
+    let mut evicted = 0_u32;
+    repeat(EVICT_TRIES, try_evict, &mut evicted);
+    evicted
 }
 
-/// Removes a flow unless a packet has passed since the agent found it idle. Returns 1 if it
-/// was removed. A BPF function of its own, for its stack.
-#[inline(never)]
-fn evict_one(candidate: &Evictable) -> u32 {
-    let Some(orig) = read(&FLOWS, &candidate.key) else { return 0 };
-    let replied = other_half(&candidate.key, &orig).map_or(0, |reply| reply.last_seen_ns);
-    if orig.last_seen_ns > candidate.last_seen_ns || replied > candidate.last_seen_ns {
+/// Loop body of [`evict`].
+unsafe extern "C" fn try_evict(_: u64, context: *mut c_void) -> i64 {
+    // SAFETY: `evict` passes its own `u32`.
+    let evicted = unsafe { &mut *context.cast::<u32>() };
+    let Ok(Some(Evictable { last_seen_ns, key, .. })) = EVICTABLE.pop() else { return 1 };
+    let Some(orig) = entry(&key) else { return 0 };
+    let replied = other_half(&key, orig).map_or(0, |reply| reply.last_seen_ns);
+    // Not if a packet has passed since.
+    if orig.last_seen_ns > last_seen_ns || replied > last_seen_ns {
         return 0;
     }
-    remove(&candidate.key, &orig);
+    remove(&key, orig);
+    *evicted = 1;
     1
 }
 

@@ -1,7 +1,7 @@
 //! Learned FDB entries.
 
 use culvert_common::{
-    abi::{Code, Direction, FdbKey, LearnedEntry, Note, RateKey, Sealed as _, VtepId},
+    abi::{Code, Direction, FdbEntry, FdbKey, LearnedEntry, Note, RateKey, Sealed as _, VtepId},
     datapath::learn::{self, Learn},
 };
 
@@ -10,7 +10,7 @@ use crate::{
     count::count,
     globals::AGEING_NS,
     kernel::time::now,
-    maps::{FDB, FDB_LEARNED, read},
+    maps::{FDB, FDB_LEARNED, read, read_updated},
 };
 
 /// Moves of learned MACs that a VNI may have: this many at once, and one more
@@ -59,9 +59,42 @@ fn try_write_entry(key: FdbKey, vtep: VtepId, ifindex: u32) -> Option<Note> {
     FDB_LEARNED.insert(key, seen.sealed(&key), 0).ok().and(note)
 }
 
-/// Where a MAC was learned to be, unless that was too long ago.
-#[inline(always)]
-pub(crate) fn find(key: FdbKey) -> Option<LearnedEntry> {
-    let entry = read(&FDB_LEARNED, &key)?;
-    learn::is_fresh(&entry, now(), AGEING_NS.load()).then_some(entry)
+/// Where a MAC is.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    /// Interface index of the host side of a local endpoint; 0 if it is behind a VTEP.
+    pub(crate) ifindex: u32,
+    /// The VTEP of a remote endpoint.
+    pub(crate) vtep: VtepId,
+}
+
+impl Place {
+    /// Nowhere.
+    pub(crate) const NONE: Self = Self { ifindex: 0, vtep: VtepId::NONE };
+}
+
+/// [`locate`]: the agent's FDB has the MAC.
+pub(crate) const STATIC: u32 = 1;
+/// [`locate`]: the programs have learned it.
+pub(crate) const LEARNED: u32 = 2;
+
+/// Finds a MAC in the FDB, and if `learning` is not 0, among the learned entries that have not
+/// aged. Returns [`STATIC`], [`LEARNED`], or 0 if it is unknown. A BPF function of its own,
+/// for its stack.
+#[inline(never)]
+pub(crate) fn locate(key: &FdbKey, learning: u32, place: &mut Place) -> u32 {
+    let mut entry = FdbEntry::default();
+    if read_updated(&FDB, key, &mut entry) {
+        *place = Place { ifindex: entry.ifindex, vtep: entry.vtep };
+        return STATIC;
+    }
+    if learning == 0 {
+        return 0;
+    }
+    let Some(entry) = read(&FDB_LEARNED, key) else { return 0 };
+    if !learn::is_fresh(&entry, now(), AGEING_NS.load()) {
+        return 0;
+    }
+    *place = Place { ifindex: entry.ifindex, vtep: entry.vtep };
+    LEARNED
 }

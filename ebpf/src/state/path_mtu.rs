@@ -14,7 +14,7 @@ use crate::{
         skb::{ETH_LEN, Packet as _},
         time::now,
     },
-    maps::{PATH_MTU, UNDERLAY, read, vtep_id},
+    maps::{PATH_MTU, read, underlay, vtep_id},
 };
 
 /// How long a path MTU that a router reported is believed (RFC 1191 §6.3).
@@ -44,7 +44,8 @@ pub(crate) fn for_packet(len: u32, vtep: VtepId, path: &UnderlayPath) -> u32 {
 /// of its own, for its stack.
 #[inline(never)]
 pub(crate) fn learn(skb: *mut __sk_buff) -> u32 {
-    try_learn(&TcContext::new(skb)).is_some().into()
+    // The compiler would pass the packet's bounds in place of the context.
+    try_learn(&TcContext::new(core::hint::black_box(skb))).is_some().into()
 }
 
 #[inline(always)]
@@ -65,13 +66,13 @@ fn try_learn(ctx: &TcContext) -> Option<()> {
         return None;
     }
     let vtep = vtep_id(quoted.dst);
-    let path = read(&UNDERLAY, &vtep)?;
+    let path = underlay(vtep)?;
     if udp.dst_port() != path.port {
         return None;
     }
     let (route, overhead) = (path.inner_mtu.into(), path.overhead());
     let inner_mtu = pmtu::path_mtu_from_icmp(icmp.next_hop_mtu(), route, overhead)?;
-    let before = of(vtep, &path);
+    let before = of(vtep, path);
     let now = now();
     let learnt = PathMtu { expires_ns: now + LIFETIME_NS, inner_mtu, seal: 0 }.sealed(&vtep);
     PATH_MTU.insert(vtep, learnt, 0).ok()?;

@@ -68,7 +68,7 @@ impl VtepIds {
     /// # Errors
     ///
     /// If the map is full or cannot be written.
-    pub(super) fn give(&self, address: [u8; 4]) -> Result<VtepId, DatapathError> {
+    pub fn give(&self, address: [u8; 4]) -> Result<VtepId, DatapathError> {
         if let Some(id) = self.find(address) {
             return Ok(id);
         }
@@ -86,7 +86,7 @@ impl VtepIds {
     }
 
     /// The number of the VTEP with this address, if it has one.
-    pub(super) fn find(&self, address: [u8; 4]) -> Option<VtepId> {
+    pub fn find(&self, address: [u8; 4]) -> Option<VtepId> {
         match address {
             [0, 0, 0, 0] => Some(VtepId::NONE),
             [UNKNOWN, a, b, c] => Some(VtepId(u32::from_be_bytes([0, a, b, c]))),
