@@ -16,7 +16,7 @@ use crate::{
         inbound, key, outbound, publish, to_gateway,
     },
     run::{Left, note},
-    world::{A, GATEWAY, ONE, SERVER, SERVER2, US, change_endpoint},
+    world::{A, GATEWAY, ONE, PEER, SERVER, SERVER2, US, change_endpoint, from_peer},
 };
 
 cases!(
@@ -32,6 +32,8 @@ cases!(
     client_replaced,
     server_gone,
     spoofed_by_another_container,
+    server_connects_to_its_clients_port,
+    server_connects_to_the_port_of_a_client_on_another_host,
     full,
 );
 
@@ -227,6 +229,37 @@ fn spoofed_by_another_container(lab: &mut Lab) {
     run.leaves_as(&left(ACK), &[note(Note::FlowStale), note(Note::FlowCreated)]);
     let reply = flow(lab, &answer(&key(0, &left(ACK))));
     assert_eq!(reply.dest, Port::A2.ifindex());
+}
+
+/// A SYN of a published port's server to the very port of its client begins no flow: its
+/// addresses and ports are those of the answers of one.
+fn server_connects_to_its_clients_port(lab: &mut Lab) {
+    publish(lab, [0; 4], 6, 8080, Port::A1, 80);
+    let came = V4::segment(&SERVER, &US, (5000, 8080), SYN, &[]);
+    let went = inbound(&V4::segment(&SERVER, &ONE, (5000, 80), SYN, &[]), &GATEWAY);
+    lab.at_underlay(&came.frame()).arrives_as(&went, &CREATED);
+    let (from, to) = (Place::Outside, Place::At(Port::A1));
+    let began = Began { came: &came, from, went: &went, to, kind: kind::PUBLISHED };
+
+    let against = to_gateway(&V4::segment(&ONE, &SERVER, (80, 5000), SYN, &[]));
+    lab.at_container(Port::A1, &against.frame()).drops(DropReason::FlowConflict);
+    began.has_begun(lab);
+    assert_eq!(entries(lab), 2);
+}
+
+/// The same where the client is another host itself: its flow leads into the tunnel, and the
+/// SYN does not leave by an uplink.
+fn server_connects_to_the_port_of_a_client_on_another_host(lab: &mut Lab) {
+    let host = Host { mac: GATEWAY.mac, v4: PEER, ..SERVER };
+    let inner = V4 { eth_dst: ONE.mac, ..V4::segment(&host, &ONE, (5000, 80), SYN, &[]) };
+    let wrapped = from_peer().wrap(&inner.frame());
+    lab.at_underlay(&wrapped).redirects(Action::NatDeliver, Left::Spent, &CREATED);
+    assert_eq!(entries(lab), 2);
+
+    let client = Host { v4: PEER, ..SERVER };
+    let against = to_gateway(&V4::segment(&ONE, &client, (80, 5000), SYN, &[]));
+    lab.at_container(Port::A1, &against.frame()).drops(DropReason::FlowConflict);
+    assert_eq!(entries(lab), 2);
 }
 
 /// A key of no packet's.

@@ -10,7 +10,7 @@ use super::{files, host::Host, platform::Platform as _, shared::Shared};
 use crate::{
     choice::device::Device,
     cli::{AgentOptions, DatapathMode, StoreAccess},
-    datapath::{self, Datapath},
+    datapath::{self, Carried, Datapath},
     model::{Node, SCHEMA, validate},
     netlink::{Link, Netlink, NetlinkError},
     store::{self, Health, StateStore, StoreError, StoreOptions, StoreUrl, retry::Backoff},
@@ -201,8 +201,18 @@ pub(super) async fn within<T>(
 /// Says so once the first list of the store is in the kernel.
 pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>) {
     if shared.wait_ready().await {
-        if let Err(error) = host.retire_other_versions() {
-            tracing::warn!("{error}");
+        match host.retire_other_versions() {
+            Ok(retired) => {
+                for (version, Carried { entries, lost }) in retired {
+                    tracing::info!(
+                        "map layout {version} retired: {} flows carried over, {} lost; learned \
+                         FDB entries and path MTUs are learnt again",
+                        entries / 2,
+                        lost.div_ceil(2)
+                    );
+                }
+            }
+            Err(error) => tracing::warn!("{error}"),
         }
         tracing::info!(
             "agent ready node={} socket={} vtep={} store={}",

@@ -13,6 +13,7 @@
 
 mod batch;
 mod bpffs;
+pub mod carry;
 pub mod entry;
 mod epoch;
 pub mod flows;
@@ -45,6 +46,7 @@ use crate::netlink::PairKind;
 
 use self::{entry::LearnedEntry, links::Attachment, tables::Bytes};
 pub use self::{
+    carry::Carried,
     flows::{FlowTable, Flows},
     price::Price,
     tables::{KernelTable, Table, Tables},
@@ -335,19 +337,26 @@ impl Datapath {
     }
 
     /// Removes the pins of other versions of the map layout, once this one has
-    /// taken over.
+    /// taken over. Their programs, which were attached first, have handled the packets until
+    /// now; so their flows are copied at the last moment. Returns the versions removed, and
+    /// what became of the flows.
     ///
     /// # Errors
     ///
-    /// If a pin cannot be removed.
-    pub fn retire_other_versions(&self) -> Result<(), DatapathError> {
-        let Some(bpffs) = self.pins.parent() else { return Ok(()) };
+    /// If the flows cannot be copied or a pin cannot be removed.
+    pub fn retire_other_versions(&self) -> Result<Vec<(u32, Carried)>, DatapathError> {
+        let mut retired = Vec::new();
+        let Some(bpffs) = self.pins.parent() else { return Ok(retired) };
         for dir in bpffs::list(bpffs)? {
-            if dir != self.pins && is_version_dir(&dir) {
-                bpffs::remove_tree(&dir)?;
-            }
+            let Some(version) = version_of(&dir).filter(|_| dir != self.pins) else { continue };
+            let carried = match version {
+                3 => carry::flows_of_v3(&dir.join("maps"), &self.tables)?,
+                _ => Carried::default(),
+            };
+            bpffs::remove_tree(&dir)?;
+            retired.push((version, carried));
         }
-        Ok(())
+        Ok(retired)
     }
 
     /// Whether an agent that ran here attached `from_loopback`.
@@ -371,7 +380,7 @@ impl Datapath {
             return Ok(());
         }
         for dir in bpffs::list(bpffs)? {
-            if is_version_dir(&dir) {
+            if version_of(&dir).is_some() {
                 bpffs::remove_tree(&dir)?;
             }
         }
@@ -515,11 +524,9 @@ fn version_dir(bpffs: &Path) -> PathBuf {
     bpffs.join(format!("v{ABI_VERSION}"))
 }
 
-fn is_version_dir(dir: &Path) -> bool {
-    dir.file_name()
-        .and_then(|name| name.to_str())
-        .and_then(|name| name.strip_prefix('v'))
-        .is_some_and(|version| version.parse::<u32>().is_ok())
+/// The version of the map layout whose pins a directory has.
+fn version_of(dir: &Path) -> Option<u32> {
+    dir.file_name()?.to_str()?.strip_prefix('v')?.parse().ok()
 }
 
 #[cfg(test)]

@@ -148,6 +148,23 @@ impl<L: Layout> KernelTable<L> {
         Ok((raw_key, raw_value))
     }
 
+    /// Writes an entry unless there is one.
+    pub(super) fn insert_new(&self, key: &L::Key, value: &L::Value) -> Result<(), DatapathError> {
+        const BPF_NOEXIST: u64 = 1;
+        let (key, value) = self.raw(key, value)?;
+        let inserted = self.lock().insert(Bytes(key), Bytes(value), BPF_NOEXIST);
+        self.changed();
+        match inserted {
+            Ok(()) => Ok(()),
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == std::io::ErrorKind::AlreadyExists =>
+            {
+                Ok(())
+            }
+            Err(source) => Err(self.failed(source)),
+        }
+    }
+
     fn changed(&self) {
         if let Some(epoch) = &self.epoch {
             epoch.advance();

@@ -29,7 +29,7 @@ use crate::{
     api::types::{ApiError, ErrorKind},
     choice::{Uplink, device::Device},
     datapath::{
-        self, Datapath, DatapathError, FlowTable, Price, Table as _,
+        self, Carried, Datapath, DatapathError, FlowTable, Price, Table as _,
         entry::{FdbEntry, LearnedEntry, NeighEntry, UnderlayPath},
     },
     model::{Driver, Name, Protocol, validate},
@@ -91,7 +91,7 @@ impl Host {
     }
 
     /// Removes the pins of other map layouts.
-    pub(crate) fn retire_other_versions(&self) -> Result<(), DatapathError> {
+    pub(crate) fn retire_other_versions(&self) -> Result<Vec<(u32, Carried)>, DatapathError> {
         self.datapath.retire_other_versions()
     }
 
