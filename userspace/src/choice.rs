@@ -10,7 +10,7 @@ pub mod device;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cli::DatapathMode,
+    config::DatapathMode,
     datapath::Price,
     netlink::{Link, Netlink, RX_GRO},
 };

@@ -8,6 +8,8 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::store::new_id;
+
 /// Replaces `path` with `contents`: after a crash it holds the old or the new
 /// contents, never a part.
 pub(crate) fn write_atomically(path: &Path, contents: &[u8]) -> io::Result<()> {
@@ -50,12 +52,6 @@ pub(crate) fn take_state_dir(path: &Path) -> Result<Flock<File>, String> {
             refused("cannot be locked", errno.into())
         }
     })
-}
-
-/// 64 random hexadecimal digits, as Docker's identifiers.
-pub(crate) fn new_id() -> String {
-    let bytes: [u8; 32] = rand::random();
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The identifier of this installation, made on the first start and kept in

@@ -46,8 +46,9 @@ use self::{
 };
 use crate::{
     api,
-    cli::AgentOptions,
+    config::AgentOptions,
     doctor,
+    model::follow_options,
     store::{FollowOptions, Follower},
 };
 
@@ -140,7 +141,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
 
     let known = files::known_store(&options.state_dir, &options.store);
     let follower =
-        Follower::spawn(Arc::clone(&store), FollowOptions { known, ..FollowOptions::default() });
+        Follower::spawn(Arc::clone(&store), FollowOptions { known, ..follow_options() });
     shared.watch_health(follower.health());
     let remember = tokio::spawn(start::remember_store(Arc::clone(&shared), follower.health()));
     let mut engine =

@@ -53,6 +53,12 @@ impl From<PlugError> for ApiError {
     }
 }
 
+impl From<ApiError> for PlugError {
+    fn from(error: ApiError) -> Self {
+        Self::Refused(error.kind, error.message)
+    }
+}
+
 /// A port of the host that is taken until this is dropped.
 pub(crate) type PortHold = Box<dyn Any + Send>;
 

@@ -9,11 +9,12 @@ use super::{
     shared::Shared,
 };
 use crate::{
-    cli::PurgeOptions,
+    config::PurgeOptions,
     datapath::Datapath,
     model::ops::ExecuteError,
     netlink::Netlink,
-    sandbox::{self, Sandbox},
+    netns::Netns,
+    sandbox,
     store::{StateStore, retry::Backoff},
 };
 
@@ -46,7 +47,7 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
             Agent::kill_process(&record).await?;
             if record.origin == Origin::Owned {
                 let name = record.name.clone();
-                tokio::task::spawn_blocking(move || Sandbox::remove(&name)).await??;
+                tokio::task::spawn_blocking(move || Netns::remove(&name)).await??;
             }
             containers.remove(&record.name)?;
         }

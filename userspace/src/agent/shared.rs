@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     api::types::{ApiError, ErrorKind, StoreRead},
-    cli::AgentOptions,
+    config::AgentOptions,
     model::{
         Name, Node, PortRequest, PublishedPort, View,
         ops::{self, Plan, Refusal},

@@ -9,9 +9,9 @@ use tracing_subscriber::EnvFilter;
 use super::{files, host::Host, platform::Platform as _, shared::Shared};
 use crate::{
     choice::device::Device,
-    cli::{AgentOptions, DatapathMode, StoreAccess},
+    config::{AgentOptions, DatapathMode, StoreAccess},
     datapath::{self, Datapath},
-    model::{Node, SCHEMA, validate},
+    model::{LAYOUT, Node, SCHEMA, validate},
     netlink::{Link, Netlink, NetlinkError},
     store::{self, Health, StateStore, StoreError, StoreOptions, StoreUrl, retry::Backoff},
 };
@@ -54,6 +54,7 @@ pub(super) fn credentials(access: &StoreAccess) -> anyhow::Result<StoreOptions> 
         password,
         insecure: access.insecure,
         timeout: None,
+        layout: Some(LAYOUT),
     })
 }
 

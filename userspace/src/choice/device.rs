@@ -3,7 +3,7 @@
 use nix::errno::Errno;
 
 use crate::{
-    cli::DeviceMode,
+    config::DeviceMode,
     netlink::{NetlinkError, PairKind, try_pair},
 };
 

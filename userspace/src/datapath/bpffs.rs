@@ -5,12 +5,26 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use culvert_common::abi::ABI_VERSION;
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
-use super::DatapathError;
+use super::error::DatapathError;
+
+/// Directory of the pins of this build: `BPFFS/v<ABI_VERSION>`.
+pub(super) fn version_dir(bpffs: &Path) -> PathBuf {
+    bpffs.join(format!("v{ABI_VERSION}"))
+}
+
+/// Whether a directory holds the pins of some version of the map ABI.
+pub(super) fn is_version_dir(dir: &Path) -> bool {
+    dir.file_name()
+        .and_then(|name| name.to_str())
+        .and_then(|name| name.strip_prefix('v'))
+        .is_some_and(|version| version.parse::<u32>().is_ok())
+}
 
 /// The directory is on a BPF file system.
 pub(super) fn is_mounted(dir: &Path) -> bool {

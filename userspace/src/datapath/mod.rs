@@ -13,6 +13,7 @@
 
 mod batch;
 mod bpffs;
+mod error;
 pub mod flows;
 mod generation;
 mod links;
@@ -24,7 +25,7 @@ pub mod test_run;
 mod trace;
 
 use std::{
-    fmt, io,
+    fmt,
     net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -36,11 +37,12 @@ use aya::{
     maps::{MapData, PerCpuArray},
     programs::{SchedClassifier, Xdp},
 };
-use culvert_common::abi::{ABI_VERSION, Counter, FdbKey, LearnedEntry, globals, names, programs};
+use culvert_common::abi::{Counter, FdbKey, LearnedEntry, globals, names, programs};
 
 use crate::netlink::PairKind;
 
 pub use self::{
+    error::DatapathError,
     flows::{FlowTable, Flows},
     price::Price,
     tables::{KernelTable, Table, Tables},
@@ -75,63 +77,6 @@ pub struct Options {
     pub trace: bool,
 }
 
-/// Why the data plane did not do as asked.
-#[derive(Debug, thiserror::Error)]
-pub enum DatapathError {
-    /// The kernel refused to load the programs.
-    #[error("data plane: {what}: {}", chain(.source.as_ref()))]
-    Load {
-        /// What was being loaded.
-        what: String,
-        /// aya's error.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// A map operation failed.
-    #[error("map {map}: {}", chain(.source.as_ref()))]
-    Map {
-        /// Name of the map.
-        map: &'static str,
-        /// aya's error.
-        source: Box<aya::maps::MapError>,
-    },
-    /// An attachment failed.
-    #[error("interface {interface}: {what}: {}", chain(.source.as_ref()))]
-    Attach {
-        /// Name or index of the interface.
-        interface: String,
-        /// What was being done.
-        what: &'static str,
-        /// aya's error.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// A file operation below the BPF file system failed.
-    #[error("{}: {what}: {source}", .path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What was being done.
-        what: &'static str,
-        /// The kernel's error.
-        source: io::Error,
-    },
-}
-
-/// An error and its causes on one line: aya keeps the errno in a cause.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let inner = error.to_string();
-        if !text.contains(&inner) {
-            text.push_str(": ");
-            text.push_str(&inner);
-        }
-        cause = error.source();
-    }
-    // The verifier's log is for the debugger, not for one line.
-    text.lines().next().unwrap_or_default().to_owned()
-}
-
 /// The loaded data plane.
 pub struct Datapath {
     ebpf: Mutex<Ebpf>,
@@ -158,7 +103,7 @@ impl Datapath {
     /// a program or a replacement.
     pub fn load(options: &Options) -> Result<Self, DatapathError> {
         bpffs::ensure_mounted(&options.bpffs)?;
-        let pins = version_dir(&options.bpffs);
+        let pins = bpffs::version_dir(&options.bpffs);
         for dir in ["maps", "links", "programs"] {
             bpffs::create_dir(&pins.join(dir))?;
         }
@@ -342,7 +287,7 @@ impl Datapath {
     pub fn retire_other_versions(&self) -> Result<(), DatapathError> {
         let Some(bpffs) = self.pins.parent() else { return Ok(()) };
         for dir in bpffs::list(bpffs)? {
-            if dir != self.pins && is_version_dir(&dir) {
+            if dir != self.pins && bpffs::is_version_dir(&dir) {
                 bpffs::remove_tree(&dir)?;
             }
         }
@@ -355,7 +300,7 @@ impl Datapath {
     ///
     /// If the pins cannot be listed.
     pub fn has_loopback(bpffs: &Path) -> Result<bool, DatapathError> {
-        let links = version_dir(bpffs).join("links");
+        let links = bpffs::version_dir(bpffs).join("links");
         Ok(links.is_dir() && !links::pinned(&links, Attachment::Loopback)?.is_empty())
     }
 
@@ -370,7 +315,7 @@ impl Datapath {
             return Ok(());
         }
         for dir in bpffs::list(bpffs)? {
-            if is_version_dir(&dir) {
+            if bpffs::is_version_dir(&dir) {
                 bpffs::remove_tree(&dir)?;
             }
         }
@@ -509,17 +454,6 @@ pub fn now_ns() -> u64 {
 /// Interface index of the loopback device of the calling thread's namespace.
 fn loopback_ifindex() -> u32 {
     nix::net::if_::if_nametoindex("lo").unwrap_or(LOOPBACK_IFINDEX)
-}
-
-fn version_dir(bpffs: &Path) -> PathBuf {
-    bpffs.join(format!("v{ABI_VERSION}"))
-}
-
-fn is_version_dir(dir: &Path) -> bool {
-    dir.file_name()
-        .and_then(|name| name.to_str())
-        .and_then(|name| name.strip_prefix('v'))
-        .is_some_and(|version| version.parse::<u32>().is_ok())
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use culvert_common::abi::{
     PublishedEntry, PublishedKey, UnderlayPath, VtepInfo, VtepKey, names,
 };
 
-use super::{DatapathError, batch, generation::Generation};
+use super::{batch, error::DatapathError, generation::Generation};
 
 /// Lets aya move any [`bytemuck::Pod`] in and out of a map.
 #[derive(Clone, Copy, Debug)]

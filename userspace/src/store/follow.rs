@@ -28,9 +28,9 @@ use tokio::{
 
 use self::seen::Seen;
 use super::{
-    Change, Compare, Entry, Outcome, Revision, StateStore, StoreError, Write, retry::Backoff,
+    Change, Compare, Entry, Outcome, Revision, StateStore, StoreError, StoreMark, Write,
+    retry::Backoff,
 };
-use crate::model::{Key, ROOT, SCHEMA, STORE, StoreMark, decode, encode, ops::new_id};
 
 /// Updates that may wait for their receiver before the follower does.
 const QUEUE: usize = 64;
@@ -95,11 +95,12 @@ pub struct FollowOptions {
     pub backoff: Backoff,
 }
 
-impl Default for FollowOptions {
-    fn default() -> Self {
+impl FollowOptions {
+    /// Follows `prefix` in whatever store is there, with the mark at `mark_key`.
+    pub fn new(prefix: &str, mark_key: &str) -> Self {
         Self {
-            prefix: ROOT.to_owned(),
-            mark_key: STORE.to_owned(),
+            prefix: prefix.to_owned(),
+            mark_key: mark_key.to_owned(),
             known: None,
             backoff: Backoff::unavailable(),
         }
@@ -342,17 +343,17 @@ impl Worker {
 
     fn mark_in(&self, entries: &[Entry]) -> Option<String> {
         let entry = entries.iter().find(|entry| entry.key == self.mark_key)?;
-        match decode::<StoreMark>(&Key::Store, &entry.value).into_result() {
-            Ok(mark) => Some(mark.id),
-            // Of a newer Culvert, or garbage: it still tells stores apart.
-            Err(_) => Some(format!("unreadable, of revision {}", entry.mod_revision)),
+        match StoreMark::decode(&entry.value) {
+            Some(mark) => Some(mark.id),
+            // Its revision tells stores apart as well.
+            None => Some(format!("unreadable, of revision {}", entry.mod_revision)),
         }
     }
 
     /// Marks the store. `false`: it may not be written, and has to do without.
     async fn write_mark(&self, revision: Revision) -> Result<bool, Break> {
-        let mark = StoreMark { schema: SCHEMA, id: new_id() };
-        let value = encode(&mark).map_err(|error| Break::Failed(error.0))?;
+        let value = StoreMark::fresh().encode();
+        let value = value.map_err(|error| Break::Failed(format!("store: mark: {error}")))?;
         let key = self.mark_key.clone();
         let compares = vec![Compare::Absent(key.clone())];
         match self.store.commit(compares, vec![Write::Put { key, value, lease: None }]).await {

@@ -8,6 +8,8 @@
 mod etcd;
 mod file;
 pub mod follow;
+mod layout;
+mod mark;
 pub mod retry;
 mod url;
 
@@ -22,7 +24,9 @@ use futures::{
 pub use etcd::{EtcdOptions, EtcdStore};
 pub use file::FileStore;
 pub use follow::{FollowOptions, Follower, Health, Listed, Update};
-pub use url::{StoreOptions, StoreUrl, open};
+pub use layout::Layout;
+pub use mark::{StoreMark, new_id};
+pub use url::{MalformedUrl, StoreOptions, StoreUrl, open};
 
 /// Most writes, and most compares, of one transaction: etcd's `--max-txn-ops`
 /// by default.

@@ -1,13 +1,16 @@
 //! The real host: netlink, sandboxes and the loaded data plane.
 
 mod assist;
+mod error;
 mod nat;
 mod ports;
 mod underlay;
+mod uplinks;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
     sync::{MutexGuard, PoisonError},
     time::Duration,
@@ -21,6 +24,7 @@ use culvert_common::abi::{
 use ipnetwork::IpNetwork;
 use tokio::sync::Mutex;
 
+use self::error::{blocking, broken, netns_refused, refused, sandbox_refused};
 use super::platform::{Holder, HostEvent, Paths, Platform, PlugError, PortError, PortHold};
 use crate::{
     api::types::{ApiError, ErrorKind},
@@ -28,8 +32,9 @@ use crate::{
     datapath::{self, Datapath, DatapathError, FlowTable, Price, Table as _},
     model::{Driver, Name, Protocol, validate},
     netlink::{Event, Monitor, Netlink, NetlinkError},
+    netns::{Netns, NetnsError},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
-    sandbox::{self, GatewaySpec, PlugSpec, Sandbox, SandboxError},
+    sandbox::{self, GatewaySpec, PlugSpec, SandboxError},
 };
 
 /// See the module.
@@ -132,66 +137,6 @@ impl Host {
     }
 }
 
-/// What a refusal of netlink is to the one who asked.
-fn refused(error: NetlinkError) -> ApiError {
-    let kind = match &error {
-        NetlinkError::NoSuchInterface(_) => ErrorKind::NotFound,
-        NetlinkError::NameTaken(_) => ErrorKind::Conflict,
-        NetlinkError::MalformedName(_) | NetlinkError::Mtu { .. } => ErrorKind::Invalid,
-        NetlinkError::NoRoute(_) => ErrorKind::Unavailable,
-        NetlinkError::Permission(_)
-        | NetlinkError::Kernel { .. }
-        | NetlinkError::Protocol { .. } => ErrorKind::Internal,
-    };
-    ApiError::new(kind, error.to_string())
-}
-
-/// What a refusal of a sandbox is to the one who asked.
-fn sandbox_refused(error: SandboxError) -> ApiError {
-    let kind = match error {
-        SandboxError::Netlink(error) => return refused(error),
-        SandboxError::Taken(_) | SandboxError::InterfaceTaken { .. } => ErrorKind::Conflict,
-        SandboxError::Missing(_) | SandboxError::DeadProcess(_) => ErrorKind::NotFound,
-        SandboxError::NotNetns(_) => ErrorKind::Invalid,
-        _ => ErrorKind::Internal,
-    };
-    ApiError::new(kind, error.to_string())
-}
-
-fn broken(error: DatapathError) -> ApiError {
-    ApiError::new(ErrorKind::Internal, error.to_string())
-}
-
-impl From<ApiError> for PlugError {
-    fn from(error: ApiError) -> Self {
-        Self::Refused(error.kind, error.message)
-    }
-}
-
-/// Runs what makes system calls that may take a while where it holds up nobody.
-async fn blocking<T: Send + 'static>(
-    f: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ApiError> {
-    tokio::task::spawn_blocking(f)
-        .await
-        .map_err(|error| ApiError::new(ErrorKind::Internal, format!("task: {error}")))
-}
-
-/// Gives the namespace that a process is in the name of its sandbox again.
-fn rebind(name: &Name, pid: i32) -> std::io::Result<()> {
-    let path = Sandbox::path_of(name);
-    std::fs::File::create(&path)?;
-    let source = format!("/proc/{pid}/ns/net");
-    nix::mount::mount(
-        Some(source.as_str()),
-        &path,
-        None::<&str>,
-        nix::mount::MsFlags::MS_BIND,
-        None::<&str>,
-    )?;
-    Ok(())
-}
-
 impl Kernel for Host {
     type Error = DatapathError;
 
@@ -244,14 +189,14 @@ impl Platform for Host {
 
     async fn plug(&self, endpoint: &LocalEndpoint) -> Result<u32, PlugError> {
         let path = endpoint.sandbox.netns.clone();
-        let opened = blocking(move || Sandbox::open(&path));
+        let opened = blocking(move || Netns::open(&path));
         let sandbox = opened.await?.map_err(|error| match error {
-            SandboxError::Missing(path) => PlugError::Absent(format!(
+            NetnsError::Missing(path) => PlugError::Absent(format!(
                 "network namespace {} is not there: start what makes it, or 'culvert detach {}'",
                 path.display(),
                 endpoint.container
             )),
-            other => sandbox_refused(other).into(),
+            other => netns_refused(&other).into(),
         })?;
         let spec = PlugSpec {
             endpoint_id: endpoint.id.clone(),
@@ -411,10 +356,10 @@ impl Platform for Host {
     ) -> Result<Holder, ApiError> {
         let path = netns.to_owned();
         let holder = move || {
-            let sandbox = Sandbox::open(&path)?;
+            let sandbox = Netns::open(&path)?;
             sandbox.run(|| ports::holder(Ipv4Addr::UNSPECIFIED, port, protocol))
         };
-        blocking(holder).await?.map_err(sandbox_refused)
+        blocking(holder).await?.map_err(|error| netns_refused(&error))
     }
 
     async fn routes(&self) -> Result<Vec<IpNetwork>, ApiError> {
@@ -424,46 +369,46 @@ impl Platform for Host {
 
     async fn make_sandbox(&self, name: &Name) -> Result<PathBuf, ApiError> {
         let name = name.clone();
-        let made = blocking(move || Sandbox::create(&name).map(|made| made.path().to_owned()));
-        made.await?.map_err(sandbox_refused)
+        let made = blocking(move || Netns::create(&name).map(|made| made.path().to_owned()));
+        made.await?.map_err(|error| netns_refused(&error))
     }
 
     async fn ensure_sandbox(&self, name: &Name, running: Option<i32>) -> Result<(), ApiError> {
         let name = name.clone();
         let ensured = blocking(move || {
             if let Some(pid) = running
-                && !Sandbox::exists(&name)
+                && !Netns::exists(&name)
             {
-                match rebind(&name, pid) {
+                match Netns::rebind(&name, pid) {
                     Ok(()) => return Ok(()),
                     Err(error) => tracing::warn!("sandbox {name}: {error}; it is made anew"),
                 }
             }
-            Sandbox::ensure(&name).map(|_| ())
+            Netns::ensure(&name).map(|_| ())
         });
-        ensured.await?.map_err(sandbox_refused)
+        ensured.await?.map_err(|error| netns_refused(&error))
     }
 
     fn sandbox_exists(&self, name: &Name) -> bool {
-        Sandbox::exists(name)
+        Netns::exists(name)
     }
 
     async fn remove_sandbox(&self, name: &Name) -> Result<(), ApiError> {
         let name = name.clone();
-        blocking(move || Sandbox::remove(&name)).await?.map_err(sandbox_refused)
+        blocking(move || Netns::remove(&name)).await?.map_err(|error| netns_refused(&error))
     }
 
     async fn adopt(&self, netns: Option<&Path>, pid: Option<i32>) -> Result<PathBuf, ApiError> {
         let netns = netns.map(Path::to_owned);
         let adopted = blocking(move || {
             let sandbox = match (netns, pid) {
-                (Some(path), _) => Sandbox::open(&path),
-                (None, Some(pid)) => Sandbox::from_pid(pid),
-                (None, None) => Sandbox::current(),
+                (Some(path), _) => Netns::open(&path),
+                (None, Some(pid)) => Netns::from_pid(pid),
+                (None, None) => Netns::current(),
             };
             sandbox.map(|sandbox| sandbox.path().to_owned())
         });
-        adopted.await?.map_err(sandbox_refused)
+        adopted.await?.map_err(|error| netns_refused(&error))
     }
 
     async fn choose_ifname(
@@ -473,13 +418,13 @@ impl Platform for Host {
         reserved: &[String],
     ) -> Result<String, ApiError> {
         let path = netns.to_owned();
-        let sandbox = blocking(move || Sandbox::open(&path)).await?.map_err(sandbox_refused)?;
+        let sandbox = blocking(move || Netns::open(&path)).await?.map_err(|error| netns_refused(&error))?;
         let Some(asked) = asked else {
             return sandbox::free_ifname(&sandbox, reserved).await.map_err(sandbox_refused);
         };
         validate::ifname(asked)
             .map_err(|error| ApiError::new(ErrorKind::Invalid, error.to_string()))?;
-        let inside = sandbox.netlink().map_err(sandbox_refused)?;
+        let inside = Netlink::in_netns(sandbox.as_fd()).map_err(refused)?;
         let taken = reserved.iter().any(|name| name == asked)
             || inside.link(asked).await.map_err(refused)?.is_some();
         if taken {

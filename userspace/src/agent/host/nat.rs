@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::{Host, refused};
+use super::{
+    Host,
+    error::{broken, refused},
+};
 use crate::{
     api::types::ApiError,
     datapath::{DatapathError, KernelTable, Table as _},
@@ -17,7 +20,7 @@ impl Host {
             IpAddr::V4(ip) if !ip.is_loopback() => Some(ip.octets()),
             IpAddr::V4(_) | IpAddr::V6(_) => None,
         });
-        replace(&self.datapath.tables().host_addrs, &wanted.collect()).map_err(super::broken)
+        replace(&self.datapath.tables().host_addrs, &wanted.collect()).map_err(broken)
     }
 
     /// Tells the programs which interfaces are uplinks.

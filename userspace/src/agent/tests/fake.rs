@@ -37,12 +37,12 @@ use crate::{
         types::{ApiError, ContainerRow, ErrorKind},
     },
     choice::{Uplink, device::Device},
-    cli::{AgentOptions, ConntrackOptions, DatapathMode, DeviceMode, StoreAccess},
+    config::{AgentOptions, ConntrackOptions, DatapathMode, DeviceMode, StoreAccess},
     datapath::{DatapathError, FlowTable, Price},
-    model::{Driver, Name, Node, Protocol, ROOT, SCHEMA, View},
+    model::{Driver, Name, Node, Protocol, ROOT, SCHEMA, View, follow_options},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
     sandbox::GatewaySpec,
-    store::{FileStore, FollowOptions, Follower, StateStore},
+    store::{FileStore, Follower, StateStore},
 };
 
 /// How long anything may take.
@@ -452,7 +452,7 @@ impl World {
         let running = self.prepare(number, paper, &format!("{number:064x}"));
         running.1.await.unwrap().unwrap();
         let mut running = running.0;
-        let follower = Follower::spawn(Arc::clone(&self.store), FollowOptions::default());
+        let follower = Follower::spawn(Arc::clone(&self.store), follow_options());
         running.shared.watch_health(follower.health());
         let engine = Engine::new(Arc::clone(&running.shared), follower, PERIODS);
         running.tasks.push(tokio::spawn(engine.run()));

@@ -19,7 +19,7 @@ use std::{
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 use tokio::sync::Mutex;
 
-use super::{EtcdOptions, error};
+use super::{error, options::EtcdOptions};
 use crate::store::StoreError;
 
 /// HTTP/2 pings: etcd closes connections that ping more often than every 5 s
@@ -28,6 +28,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(6);
 /// How long a ping may go unanswered.
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Largest answer that is accepted. A stretch of a list comes in one; a watch that
+/// catches up gets the events of up to 1000 revisions at once.
+pub(super) const MAX_ANSWER: usize = 1 << 30;
 /// Whether a call that failed may be sent to the next endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Repeat {
@@ -45,6 +48,8 @@ pub(super) struct Connections {
     current: Arc<AtomicUsize>,
     /// How long one endpoint may take if there are others to try.
     share: Duration,
+    /// How long one call may take, all endpoints together.
+    timeout: Duration,
 }
 
 struct Endpoint {
@@ -110,7 +115,36 @@ impl Connections {
             .collect();
         let count = u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
         let share = options.timeout / count.max(1);
-        Ok(Self { endpoints: Arc::new(endpoints), current: Arc::new(AtomicUsize::new(0)), share })
+        Ok(Self {
+            endpoints: Arc::new(endpoints),
+            current: Arc::new(AtomicUsize::new(0)),
+            share,
+            timeout: options.timeout,
+        })
+    }
+
+    /// How long one call may take, all endpoints together.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Awaits a call for the timeout at most.
+    ///
+    /// # Errors
+    ///
+    /// The error of the call, or [`StoreError::Unavailable`].
+    pub(super) async fn within<T>(
+        &self,
+        call: impl Future<Output = Result<T, StoreError>> + Send,
+    ) -> Result<T, StoreError> {
+        match tokio::time::timeout(self.timeout, call).await {
+            Ok(result) => result,
+            Err(_) => Err(StoreError::Unavailable(format!(
+                "{} did not answer within {:?}",
+                self.names(),
+                self.timeout
+            ))),
+        }
     }
 
     /// The endpoints, for messages.
@@ -280,6 +314,7 @@ mod tests {
             password: None,
             insecure: false,
             timeout: Duration::from_secs(1),
+            layout: None,
         }
     }
 
