@@ -1,4 +1,4 @@
-//! Removal of everything that is this node's.
+//! `culvert purge` without an agent, and its completion by the next agent.
 
 use anyhow::Context as _;
 
@@ -18,16 +18,15 @@ use crate::{
     store::{StateStore, retry::Backoff},
 };
 
-/// Removes what an agent that does not run any more left in the kernel and in
-/// its state directory: veths, sandboxes, programs, maps and records. The store is
-/// out of reach then; the next agent of the node takes the node's endpoints out
-/// of it before it does anything else.
+/// Removes what an agent left in the kernel and in its state directory: device pairs,
+/// sandboxes, programs, maps and records. The store cannot be reached without an agent. The
+/// next agent of the node removes the node from the store before anything else.
 ///
 /// # Errors
 ///
 /// One line that names what cannot be removed.
 pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
-    // While it is held, no agent starts.
+    // No agent can start while the socket is bound.
     let listener = crate::api::bind(&options.socket)?;
     let netlink = Netlink::new()?;
     for link in netlink.links().await? {
@@ -68,7 +67,7 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Does what [`purge_offline`] could not: takes the node out of the store.
+/// Removes the node from the store, if [`purge_offline`] has run.
 pub(super) async fn finish(shared: &Shared, store: &dyn StateStore) -> anyhow::Result<()> {
     let state_dir = &shared.options.state_dir;
     if !files::is_marked_purged(state_dir) {
@@ -78,7 +77,7 @@ pub(super) async fn finish(shared: &Shared, store: &dyn StateStore) -> anyhow::R
     loop {
         match node::leave_own(store, &shared.node).await {
             Ok(()) => break,
-            Err(ExecuteError::Store(error)) => shared.early_store_error(&error.to_string()),
+            Err(ExecuteError::Store(error)) => shared.store.early_error(&error.to_string()),
             Err(error) => return Err(error.into()),
         }
         tokio::time::sleep(backoff.next_delay()).await;

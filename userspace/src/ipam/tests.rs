@@ -70,8 +70,8 @@ proptest! {
         prop_assert!(ip != gateway && bits(ip) > base);
         // Nothing lower was free.
         for lower in base + 1..bits(ip) {
-            let lower = address(subnet.subnet, lower);
-            prop_assert!(lower == subnet.gateway || used.contains(&lower));
+            let lower = address(subnet, lower);
+            prop_assert!(lower == gateway || used.contains(&lower));
         }
     }
 }

@@ -1,9 +1,8 @@
-//! The state that all hosts share.
+//! The state that all hosts share: keys and values, of whose meaning this module knows nothing.
 //!
-//! [`StateStore`] is what Culvert needs of a store: snapshots at a revision,
-//! watches from a revision, transactions that compare before they write, and
-//! leases. The semantics are etcd's (v3 API); the embedded backend has the
-//! same ones, shown by one test suite for both.
+//! [`StateStore`] is what Culvert needs of a store: snapshots at a revision, watches from a
+//! revision, transactions that compare before they write, and leases. The semantics are those
+//! of etcd (v3 API). The embedded backend has the same semantics; one test suite tests both.
 
 mod etcd;
 mod file;
@@ -58,15 +57,15 @@ pub struct Snapshot {
     pub entries: Vec<Entry>,
 }
 
-/// A stretch of all keys below a prefix. The pages of a list cover the prefix without
-/// gaps, each stretch once, all at one revision.
+/// A stretch of the keys below a prefix. The pages of a list cover the prefix without gaps and
+/// without overlap, all at one revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
     /// The revision.
     pub revision: Revision,
-    /// Where the stretch begins.
+    /// The first key that the stretch may have.
     pub from: String,
-    /// What it ends before.
+    /// The key before which the stretch ends.
     pub to: String,
     /// The entries, in key order.
     pub entries: Vec<Entry>,
@@ -138,7 +137,7 @@ pub enum Write {
     DeletePrefix(String),
 }
 
-/// What a transaction came to.
+/// The result of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// All conditions held; the writes are in the store at this revision.
@@ -147,7 +146,7 @@ pub enum Outcome {
     Conflict,
 }
 
-/// Why the store did not do as asked.
+/// Why an operation of the store failed: one line.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The revision asked for is no longer there: take a snapshot again.
@@ -156,7 +155,7 @@ pub enum StoreError {
         /// The oldest revision there is; 0 if the store did not say.
         oldest: Revision,
     },
-    /// No answer. Nothing may be concluded about what the store holds.
+    /// The store gave no answer. Its contents are not known.
     #[error("store: {0}")]
     Unavailable(String),
     /// The store refused the credentials or the request.
@@ -199,8 +198,8 @@ pub trait StateStore: Send + Sync + fmt::Debug {
     /// Which backend this is.
     fn kind(&self) -> Kind;
 
-    /// How far the store's clock is ahead of ours, in ms, if it has one of its
-    /// own and tells. Nothing depends on it but the reading of logs.
+    /// How far the store's clock is ahead of this host's, in ms. `None`: the store has no clock of
+    /// its own, or does not say. It matters to readers of logs alone.
     async fn clock_offset_ms(&self) -> Option<i64> {
         None
     }
@@ -208,7 +207,7 @@ pub trait StateStore: Send + Sync + fmt::Debug {
     /// All keys below `prefix` at one revision.
     async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError>;
 
-    /// The same a stretch at a time, for who can work on one while the next is read.
+    /// The same in stretches, for a caller that works on one while the next is read.
     async fn list(&self, prefix: &str) -> Result<Pages, StoreError> {
         let Snapshot { revision, entries } = self.snapshot(prefix).await?;
         let page = Page { revision, from: prefix.to_owned(), to: prefix_end(prefix), entries };
@@ -244,8 +243,7 @@ fn prefix_end(prefix: &str) -> String {
     end
 }
 
-/// Refuses what etcd would refuse, before anything is sent; so the backends
-/// agree on it.
+/// Refuses what etcd would refuse, before anything is sent. So both backends refuse the same.
 fn check_transaction(compares: &[Compare], writes: &[Write]) -> Result<(), StoreError> {
     let most = compares.len().max(writes.len());
     if most > MAX_OPS {
@@ -253,7 +251,7 @@ fn check_transaction(compares: &[Compare], writes: &[Write]) -> Result<(), Store
             "a transaction of {most} operations is too large: {MAX_OPS} is the limit"
         )));
     }
-    // Sorted, a prefix comes right before all that is below it.
+    // In order, a prefix comes right before the keys below it.
     let mut touched: Vec<(&str, bool)> = writes
         .iter()
         .map(|write| match write {

@@ -52,7 +52,9 @@ impl FromStr for StoreUrl {
             let endpoints = endpoints.strip_suffix('/').unwrap_or(endpoints);
             let endpoints: Result<_, _> = endpoints.split(',').map(endpoint).collect();
             Ok(Self::Etcd(endpoints.map_err(|MalformedUrl(why)| {
-                MalformedUrl(format!("store {text:?}: {why}: etcd://HOST:PORT[,HOST:PORT] is valid"))
+                MalformedUrl(format!(
+                    "store {text:?}: {why}: etcd://HOST:PORT[,HOST:PORT] is valid"
+                ))
             })?))
         } else if let Some(dir) = text.strip_prefix("file:") {
             // file:///DIR is how others write it.

@@ -39,8 +39,7 @@ pub(super) async fn pages(
     prefix: &str,
 ) -> Result<Pages, StoreError> {
     let Some(layout) = layout.filter(|layout| layout.root == prefix) else {
-        let page =
-            stretch(connections.clone(), prefix.to_owned(), prefix_end(prefix), 0).await?;
+        let page = stretch(connections.clone(), prefix.to_owned(), prefix_end(prefix), 0).await?;
         return Ok(stream::iter([Ok(page)]).boxed());
     };
     let (from, to) = (prefix_end(layout.ordered), prefix_end(layout.root));
@@ -132,7 +131,8 @@ mod tests {
     };
 
     fn covers(names: &[String]) -> usize {
-        let keys: Vec<String> = names.iter().map(|name| format!("{}{name}", LAYOUT.groups)).collect();
+        let keys: Vec<String> =
+            names.iter().map(|name| format!("{}{name}", LAYOUT.groups)).collect();
         let cuts = cuts(LAYOUT, keys.iter().map(String::as_str));
         assert_eq!(cuts[0].0, LAYOUT.root);
         assert_eq!(cuts[cuts.len() - 1].1, prefix_end(LAYOUT.ordered));

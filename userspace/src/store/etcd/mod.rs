@@ -21,8 +21,8 @@ use self::{
     list::entry,
 };
 use super::{
-    Change, Compare, Kind, Layout, LeaseId, MAX_OPS, Outcome, Pages, Revision, Snapshot, StateStore,
-    StoreError, Watch, Write, prefix_end,
+    Change, Compare, Kind, Layout, LeaseId, MAX_OPS, Outcome, Pages, Revision, Snapshot,
+    StateStore, StoreError, Watch, Write, prefix_end,
 };
 
 /// Snapshots begun again because compaction overtook them.
