@@ -7,8 +7,8 @@ use culvert::{
     netlink::Netlink,
     netns::Netns as Sandbox,
     sandbox::{
-        PlugSpec, Plugged, SandboxError, alias_of, endpoint_of, free_ifname, host_ifname,
-        plug, unplug,
+        PlugSpec, Plugged, SandboxError, alias_of, endpoint_of, free_ifname, host_ifname, plug,
+        unplug,
     },
 };
 use culvert_tests::netns::{Netns, is_root};
