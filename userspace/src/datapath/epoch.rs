@@ -15,7 +15,7 @@ use aya::{
 use culvert_common::abi::names;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-use super::DatapathError;
+use super::error::DatapathError;
 
 /// Bytes of the mapping: the kernel rounds them up to pages.
 const LENGTH: NonZeroUsize = NonZeroUsize::MIN;

@@ -16,8 +16,8 @@ use bytemuck::Zeroable as _;
 use culvert_common::abi::{Evictable, Flow, FlowKey, names};
 
 use super::{
-    DatapathError,
     batch::{self, BatchAttr},
+    error::DatapathError,
     tables::{Bytes, take_map},
 };
 

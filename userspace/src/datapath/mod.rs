@@ -16,6 +16,7 @@ mod bpffs;
 pub mod carry;
 pub mod entry;
 mod epoch;
+mod error;
 pub mod flows;
 pub mod layout;
 mod links;
@@ -28,7 +29,7 @@ mod trace;
 pub mod vtep_ids;
 
 use std::{
-    fmt, io,
+    fmt,
     net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -40,17 +41,18 @@ use aya::{
     maps::{MapData, PerCpuArray},
     programs::{SchedClassifier, Xdp},
 };
-use culvert_common::abi::{ABI_VERSION, Counter, FdbKey, globals, names, programs};
+use culvert_common::abi::{Counter, FdbKey, globals, names, programs};
 
 use crate::netlink::PairKind;
 
-use self::{entry::LearnedEntry, links::Attachment, tables::Bytes};
 pub use self::{
     carry::Carried,
+    error::DatapathError,
     flows::{FlowTable, Flows},
     price::Price,
     tables::{KernelTable, Table, Tables},
 };
+use self::{entry::LearnedEntry, links::Attachment, tables::Bytes};
 
 /// The programs, as compiled for this build.
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/culvert.bpf.o"));
@@ -80,63 +82,6 @@ pub struct Options {
     pub trace: bool,
 }
 
-/// Why the data plane did not do as asked.
-#[derive(Debug, thiserror::Error)]
-pub enum DatapathError {
-    /// The kernel refused to load the programs.
-    #[error("data plane: {what}: {}", chain(.source.as_ref()))]
-    Load {
-        /// What was being loaded.
-        what: String,
-        /// aya's error.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// A map operation failed.
-    #[error("map {map}: {}", chain(.source.as_ref()))]
-    Map {
-        /// Name of the map.
-        map: &'static str,
-        /// aya's error.
-        source: Box<aya::maps::MapError>,
-    },
-    /// An attachment failed.
-    #[error("interface {interface}: {what}: {}", chain(.source.as_ref()))]
-    Attach {
-        /// Name or index of the interface.
-        interface: String,
-        /// What was being done.
-        what: &'static str,
-        /// aya's error.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// A file operation below the BPF file system failed.
-    #[error("{}: {what}: {source}", .path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What was being done.
-        what: &'static str,
-        /// The kernel's error.
-        source: io::Error,
-    },
-}
-
-/// An error and its causes on one line: aya keeps the errno in a cause.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let inner = error.to_string();
-        if !text.contains(&inner) {
-            text.push_str(": ");
-            text.push_str(&inner);
-        }
-        cause = error.source();
-    }
-    // The verifier's log is for the debugger, not for one line.
-    text.lines().next().unwrap_or_default().to_owned()
-}
-
 /// The loaded data plane.
 pub struct Datapath {
     ebpf: Mutex<Ebpf>,
@@ -162,7 +107,7 @@ impl Datapath {
     /// a program or a replacement.
     pub fn load(options: &Options) -> Result<Self, DatapathError> {
         bpffs::ensure_mounted(&options.bpffs)?;
-        let pins = version_dir(&options.bpffs);
+        let pins = bpffs::version_dir(&options.bpffs);
         for dir in ["maps", "links", "programs"] {
             bpffs::create_dir(&pins.join(dir))?;
         }
@@ -348,7 +293,9 @@ impl Datapath {
         let mut retired = Vec::new();
         let Some(bpffs) = self.pins.parent() else { return Ok(retired) };
         for dir in bpffs::list(bpffs)? {
-            let Some(version) = version_of(&dir).filter(|_| dir != self.pins) else { continue };
+            let Some(version) = bpffs::version_of(&dir).filter(|_| dir != self.pins) else {
+                continue;
+            };
             let carried = match version {
                 3 => carry::flows_of_v3(&dir.join("maps"), &self.tables)?,
                 _ => Carried::default(),
@@ -365,7 +312,7 @@ impl Datapath {
     ///
     /// If the pins cannot be listed.
     pub fn has_loopback(bpffs: &Path) -> Result<bool, DatapathError> {
-        let links = version_dir(bpffs).join("links");
+        let links = bpffs::version_dir(bpffs).join("links");
         Ok(links.is_dir() && !links::pinned(&links, Attachment::Loopback)?.is_empty())
     }
 
@@ -380,7 +327,7 @@ impl Datapath {
             return Ok(());
         }
         for dir in bpffs::list(bpffs)? {
-            if version_of(&dir).is_some() {
+            if bpffs::version_of(&dir).is_some() {
                 bpffs::remove_tree(&dir)?;
             }
         }
@@ -518,15 +465,6 @@ pub fn now_ns() -> u64 {
 /// Interface index of the loopback device of the calling thread's namespace.
 fn loopback_ifindex() -> u32 {
     nix::net::if_::if_nametoindex("lo").unwrap_or(LOOPBACK_IFINDEX)
-}
-
-fn version_dir(bpffs: &Path) -> PathBuf {
-    bpffs.join(format!("v{ABI_VERSION}"))
-}
-
-/// The version of the map layout whose pins a directory has.
-fn version_of(dir: &Path) -> Option<u32> {
-    dir.file_name()?.to_str()?.strip_prefix('v')?.parse().ok()
 }
 
 #[cfg(test)]

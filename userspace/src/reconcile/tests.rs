@@ -248,6 +248,13 @@ fn assert_holds(maps: &Maps, desired: &BTreeMap<u32, NetworkState>) {
     assert_eq!(underlay, reachable.collect());
 }
 
+/// That the counts are those of the maps.
+fn assert_counted(reconciler: &Reconciler, maps: &Maps) {
+    let held = maps.tables.borrow();
+    let counts = Counts { fdb: held.fdb.len(), neighbours: held.neighbours.len() };
+    assert_eq!(reconciler.counts(), counts);
+}
+
 proptest! {
     #[test]
     fn any_sequence_of_states_converges_and_no_step_breaks_the_path(
@@ -259,6 +266,7 @@ proptest! {
         for state in &states {
             pass(&mut reconciler, &maps, state).unwrap();
             assert_holds(&maps, state);
+            assert_counted(&reconciler, &maps);
             prop_assert_eq!(pass(&mut reconciler, &maps, state).unwrap(), 0, "second pass");
         }
     }
@@ -268,8 +276,10 @@ proptest! {
         let maps = Maps { tables: RefCell::new(tables), ..Maps::default() };
         let mut reconciler = Reconciler::default();
         reconciler.adopt(&maps).unwrap();
+        assert_counted(&reconciler, &maps);
         pass(&mut reconciler, &maps, &state).unwrap();
         assert_holds(&maps, &state);
+        assert_counted(&reconciler, &maps);
         // What the reconciler remembers is what the maps hold.
         reconciler.adopt(&maps).unwrap();
         prop_assert_eq!(pass(&mut reconciler, &maps, &state).unwrap(), 0, "second pass");
@@ -286,6 +296,7 @@ proptest! {
         maps.fail_at = Some(fail_at);
         let failed = pass(&mut reconciler, &maps, &second).is_err();
         prop_assert_eq!(failed, *maps.steps.borrow() == fail_at + 1);
+        assert_counted(&reconciler, &maps);
         maps.fail_at = None;
         pass(&mut reconciler, &maps, &second).unwrap();
         assert_holds(&maps, &second);

@@ -7,7 +7,7 @@ use culvert_common::{
     datapath::conntrack::FlowState,
 };
 
-use crate::cli::Timeouts;
+use crate::config::Timeouts;
 
 /// After so long without the other half, in ns, half a flow goes. The programs write the
 /// two one after the other.

@@ -15,7 +15,7 @@ use super::{
     judge::{Incarnations, Law},
     testing::{MemoryFlows, SECOND, masqueraded},
 };
-use crate::{cli::Timeouts, datapath::FlowTable as _};
+use crate::{config::Timeouts, datapath::FlowTable as _};
 
 const NOW: u64 = 1000 * SECOND;
 

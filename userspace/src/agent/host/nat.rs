@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use culvert_common::abi::{MappedAddr, UplinkInfo};
 
-use super::{Host, refused};
+use super::{
+    Host,
+    error::{broken, refused},
+};
 use crate::{
     api::types::ApiError,
     datapath::{DatapathError, Table},
@@ -19,7 +22,7 @@ impl Host {
             IpAddr::V4(ip) if !ip.is_loopback() => Some((MappedAddr::v4(ip.octets()), 0)),
             IpAddr::V4(_) | IpAddr::V6(_) => None,
         });
-        replace(&self.datapath.tables().host_addrs, &wanted.collect()).map_err(super::broken)
+        replace(&self.datapath.tables().host_addrs, &wanted.collect()).map_err(broken)
     }
 
     /// Tells the programs which interfaces are uplinks.

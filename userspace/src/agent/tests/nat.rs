@@ -1,6 +1,6 @@
 //! Conntrack, from the table to what the API tells of it.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::net::Ipv4Addr;
 
 use culvert_common::abi::{DropReason, Flow, FlowKey, Tuple, kind, reserved_bit, seen, zone};
 
@@ -32,7 +32,7 @@ impl Running {
         idle_s: u64,
         (kind, seen): (u32, u32),
     ) -> FlowKey {
-        use crate::agent::platform::Platform as _;
+        use crate::agent::platform::Maps as _;
         let last_seen_ns = self.paper.now_ns() - idle_s * 1_000_000_000;
         let half = Flow { last_seen_ns, packets: 2, bytes: 300, kind, seen, ..Flow::default() };
         let orig = Flow { to, zone: to_zone, kind: kind | kind::ORIG, ..half };
@@ -179,6 +179,27 @@ async fn flows_are_listed_with_the_names_of_their_containers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flow_from_another_host_names_that_host() {
+    let world = World::new().await;
+    let (one, web, _, vni) = two_containers(&world).await;
+    let _two = world.start(2, &Paper::new()).await.ready().await;
+    eventually("host 1 knows host 2", || async {
+        one.agent.vteps().await.unwrap().iter().any(|row| row.node == "host2")
+    })
+    .await;
+    // The second address is of no node.
+    for last in [2, 77] {
+        let tuple = tuple(([192, 0, 2, last], 5000), (web, 80));
+        let key = FlowKey::new(zone::TUNNEL, 6, tuple);
+        one.flow(key, tuple, vni, 0, (kind::PUBLISHED, seen::PACKET));
+    }
+    let rows = one.nat(NatQuery::default()).await;
+    let from: Vec<_> = rows.iter().map(|row| row.from.as_str()).collect();
+    assert_eq!(from, ["host2", "192.0.2.77"]);
+    one.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_agent_ages_flows_counts_them_and_tells_of_refused_ones() {
     let world = World::new().await;
     let (one, web, db, vni) = two_containers(&world).await;
@@ -200,7 +221,7 @@ async fn the_agent_ages_flows_counts_them_and_tells_of_refused_ones() {
     };
     one.paper.state().dropped.insert(DropReason::NatPortsExhausted, 4);
 
-    let keeper = tokio::spawn(conntrack::keep(Arc::clone(&one.shared)));
+    let keeper = tokio::spawn(conntrack::keep(one.shared.conntrack_context()));
     eventually("flows end", || async {
         let there = |key| one.paper.flows.lookup(key).unwrap().is_some();
         there(&kept) && !there(&over) && !there(&gone)

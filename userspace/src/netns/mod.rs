@@ -1,5 +1,9 @@
-//! Network namespaces as `ip netns` makes them: each is a file below
-//! `/run/netns` with the namespace mounted on it, which keeps it alive.
+//! Network namespaces: made, opened, entered and removed.
+//!
+//! A namespace with a name is what `ip netns` makes: a file below `/run/netns` with the
+//! namespace mounted on it. The mount keeps the namespace alive.
+
+mod error;
 
 use std::{
     ffi::CString,
@@ -25,18 +29,21 @@ use nix::{
     },
 };
 
-use super::{Result, SandboxError};
-use crate::{model::Name, netlink::Netlink};
+pub use self::error::NetnsError;
+use crate::model::Name;
 
-/// Where `ip netns` keeps namespaces.
+/// Result of this module.
+pub type Result<T, E = NetnsError> = std::result::Result<T, E>;
+
+/// Directory in which `ip netns` mounts namespaces.
 const DIR: &str = "/run/netns";
-/// Type of the file system that namespaces are files of (linux/magic.h).
+/// Magic number of nsfs, the file system of namespace files (linux/magic.h).
 const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 /// `NS_GET_NSTYPE` (linux/nsfs.h): `_IO(0xb7, 3)`.
 const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
 
-/// What tells one namespace from another: device and inode of its file. The
-/// inode may be used again once the namespace is gone.
+/// Identity of a namespace: device and inode of its file. The kernel may give the inode
+/// to another namespace once this one is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NetnsId {
     /// Device.
@@ -45,31 +52,31 @@ pub struct NetnsId {
     pub ino: u64,
 }
 
-/// A network namespace that is open and therefore exists.
+/// An open network namespace. It exists while this value does.
 #[derive(Debug)]
-pub struct Sandbox {
+pub struct Netns {
     netns: File,
     path: PathBuf,
     id: NetnsId,
 }
 
-impl Sandbox {
+impl Netns {
     /// `/run/netns/NAME`.
     pub fn path_of(name: &Name) -> PathBuf {
         Path::new(DIR).join(name.as_str())
     }
 
     /// Makes a namespace with the loopback device up, and mounts it on
-    /// `/run/netns/NAME`. A file that is there but is no mount is what a reboot
-    /// or `umount` leaves: it is used.
+    /// `/run/netns/NAME`. A file of that name on which nothing is mounted is left by a
+    /// reboot or by `umount`: the namespace is mounted on it.
     ///
     /// # Errors
-    /// [`SandboxError::Taken`] if that namespace exists; missing privilege.
+    /// [`NetnsError::Taken`] if that namespace exists; [`NetnsError::Permission`].
     pub fn create(name: &Name) -> Result<Self> {
         let path = Self::path_of(name);
         let _lock = lock_directory()?;
         if path.symlink_metadata().is_ok() && is_nsfs(&path) {
-            return Err(SandboxError::Taken(path));
+            return Err(NetnsError::Taken(path));
         }
         make(&path)?;
         Self::open(&path)
@@ -78,7 +85,7 @@ impl Sandbox {
     /// Opens the namespace of that name, or makes it if there is none.
     ///
     /// # Errors
-    /// Missing privilege.
+    /// [`NetnsError::Permission`], or the kernel refuses.
     pub fn ensure(name: &Name) -> Result<Self> {
         let path = Self::path_of(name);
         let _lock = lock_directory()?;
@@ -93,40 +100,40 @@ impl Sandbox {
     /// # Errors
     /// Nothing is there, or it is not a network namespace.
     pub fn open(path: &Path) -> Result<Self> {
-        // Without blocking: a FIFO or a device may be at that path.
+        // O_NONBLOCK: a FIFO or a device may be at that path.
         let netns = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)
             .map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ESRCH) => {
-                    SandboxError::Missing(path.to_owned())
+                    NetnsError::Missing(path.to_owned())
                 }
                 Some(Errno::ENXIO | Errno::ENODEV | Errno::EISDIR) => {
-                    SandboxError::NotNetns(path.to_owned())
+                    NetnsError::NotNetns(path.to_owned())
                 }
-                _ => SandboxError::io(format!("opening {}", path.display()), error),
+                _ => NetnsError::io(format!("opening {}", path.display()), error),
             })?;
         if !is_netns(netns.as_fd()) {
-            return Err(SandboxError::NotNetns(path.to_owned()));
+            return Err(NetnsError::NotNetns(path.to_owned()));
         }
         let id = id_of(netns.as_fd())
-            .map_err(|error| SandboxError::io(format!("reading {}", path.display()), error))?;
+            .map_err(|error| NetnsError::io(format!("reading {}", path.display()), error))?;
         Ok(Self { netns, path: path.to_owned(), id })
     }
 
     /// Opens the namespace of a process.
     ///
     /// # Errors
-    /// [`SandboxError::DeadProcess`].
+    /// [`NetnsError::DeadProcess`].
     pub fn from_pid(pid: i32) -> Result<Self> {
         if pid <= 0 {
-            return Err(SandboxError::DeadProcess(pid));
+            return Err(NetnsError::DeadProcess(pid));
         }
-        // A process that ended but was not waited for has no namespace any more.
+        // A zombie has no namespace any more.
         match Self::open(Path::new(&format!("/proc/{pid}/ns/net"))) {
-            Err(SandboxError::Missing(_) | SandboxError::NotNetns(_)) => {
-                Err(SandboxError::DeadProcess(pid))
+            Err(NetnsError::Missing(_) | NetnsError::NotNetns(_)) => {
+                Err(NetnsError::DeadProcess(pid))
             }
             answer => answer,
         }
@@ -138,6 +145,22 @@ impl Sandbox {
     /// `/proc` is not mounted.
     pub fn current() -> Result<Self> {
         Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// Mounts the namespace of a process on `/run/netns/NAME`: the name of a namespace whose
+    /// mount somebody removed while the process kept it alive.
+    ///
+    /// # Errors
+    /// The process is gone, or the kernel refuses.
+    pub fn rebind(name: &Name, pid: i32) -> Result<()> {
+        let path = Self::path_of(name);
+        let failed = |error: io::Error| {
+            NetnsError::io(format!("mounting network namespace {}", path.display()), error)
+        };
+        File::create(&path).map_err(failed)?;
+        let source = format!("/proc/{pid}/ns/net");
+        mount(Some(source.as_str()), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .map_err(|errno| failed(errno.into()))
     }
 
     /// Whether the namespace `/run/netns/NAME` exists.
@@ -153,17 +176,17 @@ impl Sandbox {
     pub fn remove(name: &Name) -> Result<()> {
         let path = Self::path_of(name);
         let failed = |error: io::Error| {
-            SandboxError::io(format!("removing sandbox {}", path.display()), error)
+            NetnsError::io(format!("removing sandbox {}", path.display()), error)
         };
         if path.symlink_metadata().is_err() {
             return Ok(());
         }
         let _lock = lock_directory()?;
-        // Several mounts may be stacked on it if a hand made one on top.
+        // Several mounts may be stacked on the file if somebody mounted over it.
         loop {
             match umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
                 Ok(()) => {}
-                // Not a mount (any more), or gone.
+                // Nothing is mounted on it, or it is gone.
                 Err(Errno::EINVAL | Errno::ENOENT) => break,
                 Err(errno) => return Err(failed(errno.into())),
             }
@@ -174,7 +197,7 @@ impl Sandbox {
         }
     }
 
-    /// The path it was opened by.
+    /// The path by which it was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -184,15 +207,7 @@ impl Sandbox {
         self.id
     }
 
-    /// rtnetlink in the sandbox.
-    ///
-    /// # Errors
-    /// No socket is to be had.
-    pub fn netlink(&self) -> Result<Netlink> {
-        Ok(Netlink::in_netns(self.as_fd())?)
-    }
-
-    /// Runs `f` inside, see [`run_in`].
+    /// Runs `f` in the namespace, see [`run_in`].
     ///
     /// # Errors
     /// As [`run_in`].
@@ -201,35 +216,35 @@ impl Sandbox {
     }
 }
 
-impl AsFd for Sandbox {
+impl AsFd for Netns {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.netns.as_fd()
     }
 }
 
-/// Whether both are the same namespace.
+/// Whether two open files are the same namespace.
 ///
 /// # Errors
 /// One of them is not a readable file.
 pub fn same_namespace(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> Result<bool> {
-    let failed = |error| SandboxError::io("comparing network namespaces", error);
+    let failed = |error| NetnsError::io("comparing network namespaces", error);
     Ok(id_of(a).map_err(failed)? == id_of(b).map_err(failed)?)
 }
 
-/// Runs `f` on a thread of its own inside `netns`, and waits for it. `/proc/sys/net`
-/// is that namespace's there, too.
+/// Runs `f` on a thread of its own in `netns`, and waits for it. On that thread
+/// `/proc/sys/net` shows the settings of `netns`.
 ///
 /// # Errors
 /// The namespace cannot be entered, or no thread can be made.
 pub fn run_in<T: Send>(netns: BorrowedFd<'_>, f: impl FnOnce() -> T + Send) -> Result<T> {
-    let failed = |error: io::Error| SandboxError::io("entering a network namespace", error);
+    let failed = |error: io::Error| NetnsError::io("entering a network namespace", error);
     on_thread(|| {
         setns(netns, CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))?;
         Ok(f())
     })?
 }
 
-/// A namespace without a name, which ends with the last that is open of it.
+/// Makes a namespace without a name. It ends when its last open file is closed.
 ///
 /// # Errors
 /// The kernel refuses, or no thread can be made.
@@ -241,15 +256,15 @@ pub fn unnamed_netns() -> io::Result<OwnedFd> {
     made.map_err(io::Error::other)?
 }
 
-/// Runs `f` on a fresh thread: one that may change its namespaces, as nobody
-/// uses it afterwards.
+/// Runs `f` on a new thread, which ends afterwards. So `f` may change the namespaces of
+/// its thread.
 fn on_thread<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T> {
     thread::scope(|scope| {
         let thread = thread::Builder::new()
             .name("culvert-netns".to_owned())
             .spawn_scoped(scope, f)
-            .map_err(|error| SandboxError::io("starting a thread", error))?;
-        // A panic is not ours to swallow.
+            .map_err(|error| NetnsError::io("starting a thread", error))?;
+        // A panic of `f` goes on in the caller.
         thread.join().map_or_else(|panic| std::panic::resume_unwind(panic), Ok)
     })
 }
@@ -264,7 +279,8 @@ fn is_nsfs(path: &Path) -> bool {
 }
 
 fn is_netns(file: BorrowedFd<'_>) -> bool {
-    // Asked first: other files may do anything on an unknown ioctl.
+    // The type of the file system is checked first: a file of another type may do
+    // anything on an ioctl that it does not know.
     if !fstatfs(file).is_ok_and(|stat| stat.filesystem_type() == NSFS_MAGIC) {
         return false;
     }
@@ -278,7 +294,7 @@ fn is_netns(file: BorrowedFd<'_>) -> bool {
 /// namespaces mounted there are seen by, and unmounted in, other mount
 /// namespaces as well. The lock is the one that `ip netns` takes.
 fn lock_directory() -> Result<Flock<File>> {
-    let failed = |error: io::Error| SandboxError::io(format!("preparing {DIR}"), error);
+    let failed = |error: io::Error| NetnsError::io(format!("preparing {DIR}"), error);
     fs::create_dir_all(DIR).map_err(failed)?;
     let directory = File::open(DIR).map_err(failed)?;
     let lock = Flock::lock(directory, FlockArg::LockExclusive)
@@ -301,7 +317,7 @@ fn lock_directory() -> Result<Flock<File>> {
 /// Makes a namespace and mounts it on `path`, under the directory's lock.
 fn make(path: &Path) -> Result<()> {
     let failed = |error: io::Error| {
-        SandboxError::io(format!("making network namespace {}", path.display()), error)
+        NetnsError::io(format!("making network namespace {}", path.display()), error)
     };
     let mut options = OpenOptions::new();
     options.read(true).mode(0o0).custom_flags(libc::O_NOFOLLOW);
@@ -311,8 +327,8 @@ fn make(path: &Path) -> Result<()> {
         Err(error) => return Err(failed(error)),
     };
     if !fresh && !path.symlink_metadata().is_ok_and(|meta| meta.is_file()) {
-        // Whatever it is, `ip netns` and we did not make it.
-        return Err(SandboxError::NotNetns(path.to_owned()));
+        // Neither `ip netns` nor Culvert makes such a file.
+        return Err(NetnsError::NotNetns(path.to_owned()));
     }
     let made = on_thread(|| {
         unshare(CloneFlags::CLONE_NEWNET)?;
@@ -321,7 +337,7 @@ fn make(path: &Path) -> Result<()> {
     })?;
     made.map_err(|errno| {
         if fresh {
-            // Nothing half made is left; the error that counts is the first one.
+            // Best effort: the error of the mount is what is reported.
             let _ = fs::remove_file(path);
         }
         failed(errno.into())

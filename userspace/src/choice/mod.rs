@@ -1,48 +1,49 @@
-//! Which hook takes VXLAN in, and what is known of the uplinks that decides it; in
-//! [`device`], what connects containers with the host.
+//! Which hook of the uplinks receives VXLAN, and why. [`device`] has which kind of device
+//! pair connects containers with the host.
 //!
-//! `from_underlay_xdp` drops hostile VXLAN before there is an skb; whatever it lets by is
-//! judged again at tcx. So it costs on every frame and gains on hostile ones only: `auto`
-//! takes tc, and says what the other would cost.
+//! `from_underlay_xdp` drops hostile VXLAN before the kernel allocates an skb. Frames that it
+//! passes are checked again at tcx. So XDP costs time on every frame and saves time on
+//! hostile frames only: `auto` chooses tc, and the reason says what XDP would cost.
 
 pub mod device;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cli::DatapathMode,
+    config::DatapathMode,
     datapath::Price,
     netlink::{Link, Netlink, RX_GRO},
 };
 
-/// What an interface's driver does with XDP programs.
+/// Whether the driver of an interface runs XDP programs itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum XdpSupport {
-    /// It runs them.
+    /// It does.
     Native,
     /// It does not.
     None,
-    /// The kernel does not tell.
+    /// The kernel does not say.
     Unknown,
 }
 
-/// What is known of an uplink.
+/// Facts about an uplink.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Uplink {
     /// Name.
     pub name: String,
-    /// Its driver; empty if it does not tell.
+    /// Name of the driver. Empty: the driver does not say.
     pub driver: String,
-    /// What the driver does with XDP programs.
+    /// Whether the driver runs XDP programs itself.
     pub xdp: XdpSupport,
-    /// What is received is merged (GRO).
+    /// Received TCP segments are merged (GRO).
     pub gro: bool,
-    /// VXLAN, too: GRO is on, and a kernel vxlan device on our port makes it know VXLAN.
+    /// VXLAN frames are merged too: GRO is on, and a kernel vxlan device that is up has the
+    /// agent's UDP port.
     pub merges_vxlan: bool,
 }
 
-/// Reads what is known of the uplinks, of which those that do not exist are left out.
+/// Reads the facts about the uplinks. Uplinks that do not exist are left out.
 pub async fn read(netlink: &Netlink, names: &[String], port: u16) -> Vec<Uplink> {
     let links = netlink.links().await.unwrap_or_default();
     let knows_vxlan = links.iter().any(|link| link.vxlan_port == Some(port) && link.up);
@@ -70,12 +71,12 @@ impl Uplink {
         self.driver == "veth"
     }
 
-    /// What XDP costs here is a question of measurement.
+    /// Whether a measurement decides if XDP is faster: the driver runs XDP, and is not veth.
     pub fn is_open(&self) -> bool {
         self.xdp == XdpSupport::Native && !self.is_veth()
     }
 
-    /// `up0 (ixgbe, native XDP, GRO on, VXLAN merged)`.
+    /// The facts as text: `up0 (ixgbe, native XDP, GRO on, VXLAN merged)`.
     pub fn describe(&self) -> String {
         let driver = if self.driver.is_empty() { "driver unknown" } else { &self.driver };
         let xdp = match self.xdp {
@@ -88,7 +89,7 @@ impl Uplink {
         format!("{} ({driver}, {xdp}, {gro}, {merges})", self.name)
     }
 
-    /// What XDP does, or would do, here.
+    /// What XDP costs and saves on this uplink, as text.
     pub fn verdict(&self, price: Option<Price>) -> String {
         let name = &self.name;
         match (self.xdp, price) {
@@ -107,7 +108,7 @@ impl Uplink {
     }
 }
 
-/// The mode, and why.
+/// The hook that receives VXLAN, `tc` or `xdp`, and the reason on one line.
 pub fn choose(
     asked: DatapathMode,
     uplinks: &[Uplink],

@@ -1,65 +1,14 @@
-//! Options of conntrack and NAT: `--conntrack-max`, `--conntrack-timeout`, `--nat-ports`.
+//! The values of `--conntrack-max`, `--conntrack-timeout` and `--nat-ports`.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::fmt;
 
-use culvert_common::{abi::DEFAULT_FLOWS, datapath::conntrack::FlowState};
+use culvert_common::datapath::conntrack::FlowState;
 
-use super::value;
-use crate::model::Invalid;
-
-/// What `culvert agent` is told of conntrack and NAT.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConntrackOptions {
-    /// `--conntrack-max`: flows that there is room for, [`MIN_CONNTRACK`] to [`MAX_CONNTRACK`].
-    pub max_flows: u32,
-    /// `--nat-ports`: least and greatest port that masquerading chooses; from 1 up.
-    pub nat_ports: (u16, u16),
-    /// `--conntrack-timeout`, as often as given.
-    pub timeouts: Timeouts,
-}
-
-impl Default for ConntrackOptions {
-    fn default() -> Self {
-        Self {
-            max_flows: DEFAULT_FLOWS,
-            nat_ports: DEFAULT_NAT_PORTS,
-            timeouts: Timeouts::default(),
-        }
-    }
-}
-
-/// How long flows live unused.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Timeouts {
-    /// Those that are not the default, in seconds.
-    given: BTreeMap<FlowState, u32>,
-}
-
-impl Timeouts {
-    /// How long a flow in `state` lives unused.
-    pub fn get(&self, state: FlowState) -> Duration {
-        let seconds = self.given.get(&state).copied().unwrap_or(state.default_timeout_s());
-        Duration::from_secs(seconds.into())
-    }
-
-    /// The same in ns.
-    pub fn ns(&self, state: FlowState) -> u64 {
-        u64::try_from(self.get(state).as_nanos()).unwrap_or(u64::MAX)
-    }
-
-    /// Sets how many seconds a flow in `state` lives unused; the former value if there
-    /// was one.
-    pub fn set(&mut self, state: FlowState, seconds: u32) -> Option<u32> {
-        self.given.insert(state, seconds)
-    }
-}
-
-/// Default of `--nat-ports`: all but those that only root may bind.
-pub const DEFAULT_NAT_PORTS: (u16, u16) = (1024, 65_535);
-/// Least value of `--conntrack-max`, in flows.
-pub const MIN_CONNTRACK: u32 = 64;
-/// Greatest value of `--conntrack-max`, in flows: the empty table then takes 256 MiB.
-pub const MAX_CONNTRACK: u32 = 8_388_608;
+use crate::{
+    cli::value,
+    config::{DEFAULT_NAT_PORTS, MAX_CONNTRACK, MIN_CONNTRACK, Timeouts},
+    model::Invalid,
+};
 
 /// One `--conntrack-timeout`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +17,7 @@ pub(super) struct StateTimeout {
     seconds: u32,
 }
 
-/// A `--nat-ports` that displays as it is given.
+/// A value of `--nat-ports`, which displays as it is written on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NatPorts(pub(super) (u16, u16));
 
@@ -85,12 +34,12 @@ impl fmt::Display for NatPorts {
     }
 }
 
-/// The name of a state as options spell it.
+/// The name of a state as `--conntrack-timeout` spells it.
 fn option_name(state: FlowState) -> String {
     state.name().replace('_', "-")
 }
 
-/// `STATE=SECONDS`.
+/// Parses `STATE=SECONDS`.
 pub(super) fn timeout(text: &str) -> Result<StateTimeout, Invalid> {
     let Some((name, seconds)) = text.split_once('=') else {
         return Err(Invalid(format!(
@@ -109,7 +58,7 @@ pub(super) fn timeout(text: &str) -> Result<StateTimeout, Invalid> {
     Ok(StateTimeout { state, seconds: u32::try_from(seconds).unwrap_or(u32::MAX) })
 }
 
-/// A number of flows.
+/// Parses a number of flows.
 pub(super) fn max_flows(text: &str) -> Result<u32, Invalid> {
     match text.parse() {
         Ok(flows) if (MIN_CONNTRACK..=MAX_CONNTRACK).contains(&flows) => Ok(flows),
@@ -119,7 +68,7 @@ pub(super) fn max_flows(text: &str) -> Result<u32, Invalid> {
     }
 }
 
-/// `LO-HI`.
+/// Parses `LO-HI`.
 pub(super) fn nat_ports(text: &str) -> Result<NatPorts, Invalid> {
     let parsed = text.split_once('-').and_then(|(least, greatest)| {
         let (least, greatest) = (value::port(least).ok()?, value::port(greatest).ok()?);
@@ -130,7 +79,11 @@ pub(super) fn nat_ports(text: &str) -> Result<NatPorts, Invalid> {
     })
 }
 
-/// The timeouts given.
+/// The timeouts of all `--conntrack-timeout` together.
+///
+/// # Errors
+///
+/// A state is given twice.
 pub(super) fn collect(given: &[StateTimeout]) -> Result<Timeouts, Invalid> {
     let mut timeouts = Timeouts::default();
     for StateTimeout { state, seconds } in given {

@@ -1,15 +1,14 @@
-//! What the agent is told when it starts: the options of `culvert agent`,
-//! checked and with their defaults filled in.
+//! Options of `culvert agent` and of `culvert purge`.
 
 use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
-use super::conntrack_options::ConntrackOptions;
+use super::ConntrackOptions;
 use crate::model::Name;
 
-/// Options of `culvert agent`, handed to `agent::run`.
+/// Options of `culvert agent`.
 ///
-/// Every value is well-formed; whether it fits this host (the uplink exists,
-/// the address is one of ours) is for the agent to find out.
+/// Every value is well-formed. Whether it fits the host is for the agent to check: for
+/// instance that the uplink exists, and that the host has the VTEP address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentOptions {
     /// `--node`; the host's name by default.
@@ -18,18 +17,18 @@ pub struct AgentOptions {
     pub store: String,
     /// Credentials for the store.
     pub store_access: StoreAccess,
-    /// `--store-timeout`: give up at start when the store has not answered for
-    /// so long; `None`: keep trying.
+    /// `--store-timeout`: the start fails when the store has not answered for so long.
+    /// `None`: the agent keeps trying.
     pub store_timeout: Option<Duration>,
-    /// `--uplink`, as often as given. Empty: the device of the default route.
+    /// `--uplink`, once for each uplink. Empty: the device of the default route.
     pub uplinks: Vec<String>,
-    /// `--vtep-ip`; the first address of the first uplink by default.
+    /// `--vtep-ip`. `None`: the first IPv4 address of the first uplink.
     pub vtep_ip: Option<Ipv4Addr>,
     /// `--vxlan-port`, not 0.
     pub vxlan_port: u16,
-    /// `--datapath`.
+    /// `--datapath`: which hook of the uplinks receives VXLAN.
     pub datapath: DatapathMode,
-    /// `--device`.
+    /// `--device`: what kind of device pair new containers get.
     pub device: DeviceMode,
     /// `--socket`: where the API listens.
     pub socket: PathBuf,
@@ -37,19 +36,19 @@ pub struct AgentOptions {
     pub state_dir: PathBuf,
     /// `--bpffs`: where programs, links and maps are pinned.
     pub bpffs: PathBuf,
-    /// `--cleanup-on-exit`: purge this node when the agent is asked to stop.
+    /// `--cleanup-on-exit`: the agent purges this node when it is asked to stop.
     pub cleanup_on_exit: bool,
     /// `--log` or `RUST_LOG`: a filter of tracing-subscriber's `EnvFilter` that parses.
     pub log: String,
     /// `--trace`: the programs' trace lines go to the log, through aya-log.
     pub trace: bool,
-    /// `--ageing`: how long a learned FDB entry lives unseen.
+    /// `--ageing`: a learned FDB entry whose MAC sends nothing for so long is removed.
     pub ageing: Duration,
-    /// `--conntrack-max` and its siblings.
+    /// `--conntrack-max`, `--conntrack-timeout`, `--nat-ports`.
     pub conntrack: ConntrackOptions,
 }
 
-/// Credentials for the store, from `--store-ca` and its siblings.
+/// Credentials for the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoreAccess {
     /// `--store-ca`: PEM file of the authority that signed the store's certificate.
@@ -62,26 +61,26 @@ pub struct StoreAccess {
     pub user: Option<String>,
     /// `--store-password-file`: its first line is the password.
     pub password_file: Option<PathBuf>,
-    /// `--insecure-store`: plaintext beyond loopback is permitted.
+    /// `--insecure-store`: etcd may be reached in plaintext beyond the loopback device.
     pub insecure: bool,
 }
 
-/// Which hook of the uplink takes VXLAN in.
+/// Which hook of the uplinks receives VXLAN.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum DatapathMode {
-    /// What the facts about the uplinks say, see [`crate::choice`]: tc, so far on all.
+    /// `choice` decides from the facts about the uplinks: tc on all drivers so far.
     #[default]
     Auto,
     /// tcx ingress.
     Tc,
-    /// Native XDP, and tcx ingress behind it.
+    /// Native XDP, then tcx ingress.
     Xdp,
 }
 
-/// What connects new containers with the host.
+/// What kind of device pair connects a new container with the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum DeviceMode {
-    /// netkit where the kernel has it, else veth, see [`crate::choice::device`].
+    /// netkit where the kernel has it, else veth.
     #[default]
     Auto,
     /// A veth pair.
@@ -90,7 +89,7 @@ pub enum DeviceMode {
     Netkit,
 }
 
-/// Options of `culvert purge` when no agent runs, handed to `agent::purge_offline`.
+/// Options of `culvert purge` when no agent runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PurgeOptions {
     /// `--state-dir` of the agent that ran.
@@ -107,7 +106,7 @@ pub const DEFAULT_SOCKET: &str = "/run/culvert/culvert.sock";
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/culvert";
 /// Default of `--bpffs`.
 pub const DEFAULT_BPFFS: &str = "/run/culvert/bpf";
-/// Default of `--vxlan-port`: IANA's for VXLAN (RFC 7348 §5).
+/// Default of `--vxlan-port`: the port that IANA assigned to VXLAN (RFC 7348 §5).
 pub const DEFAULT_VXLAN_PORT: u16 = 4789;
-/// Default of `--ageing`, in seconds: the kernel bridge's.
+/// Default of `--ageing`, in seconds: the ageing time of the kernel's bridge.
 pub const DEFAULT_AGEING_S: u64 = 300;
