@@ -253,7 +253,8 @@ fn server_connects_to_the_port_of_a_client_on_another_host(lab: &mut Lab) {
     let host = Host { mac: GATEWAY.mac, v4: PEER, ..SERVER };
     let inner = V4 { eth_dst: ONE.mac, ..V4::segment(&host, &ONE, (5000, 80), SYN, &[]) };
     let wrapped = from_peer().wrap(&inner.frame());
-    lab.at_underlay(&wrapped).redirects(Action::NatDeliver, Left::Spent, &CREATED);
+    let created = note(Note::FlowCreated).bytes(inner.frame().len());
+    lab.at_underlay(&wrapped).redirects(Action::NatDeliver, Left::Spent, &[created]);
     assert_eq!(entries(lab), 2);
 
     let client = Host { v4: PEER, ..SERVER };

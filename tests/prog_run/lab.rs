@@ -17,7 +17,7 @@ use aya::{
 };
 use bytemuck::Pod;
 use culvert::datapath::entry::{FdbEntry, LearnedEntry};
-use culvert::datapath::{KernelTable, Options, Table, Tables, load_object};
+use culvert::datapath::{KernelTable, Options, Table, Tables, layout::Layout, load_object};
 use culvert_common::abi::{
     Counter, DEFAULT_FLOWS, Evictable, FdbKey, Flow, FlowKey, FragmentInfo, FragmentKey,
     HeldFragment, PathMtu, RESERVED_ENTRIES, RateKey, STATS_ENTRIES, Sealed as _, VtepId, names,
@@ -365,7 +365,7 @@ impl Lab {
 }
 
 /// Empties a table.
-fn clear<K: Pod + Ord + Send, V: Pod + Send>(table: &KernelTable<K, V>) {
+fn clear<L: Layout>(table: &KernelTable<L>) {
     for key in table.dump().unwrap().keys() {
         table.remove(key).unwrap();
     }
