@@ -14,7 +14,7 @@ use std::{
 use crate::{results::Create, stats::percentile};
 use anyhow::{Context as _, ensure};
 use culvert::sandbox::run_in;
-use culvert_tests::{
+use culvert_testbed::{
     cluster::{Cluster, unique_name},
     netns::Netns,
 };
@@ -92,7 +92,7 @@ fn probe(netns: &str, stop: Arc<AtomicBool>) -> anyhow::Result<thread::JoinHandl
 }
 
 /// Makes an endpoint, waits for the first packet, and removes it.
-fn measure(host: &culvert_tests::cluster::Host) -> anyhow::Result<Sample> {
+fn measure(host: &culvert_testbed::cluster::Host) -> anyhow::Result<Sample> {
     let netns = Netns::new("bench");
     let name = unique_name("bench");
     let path = netns.path().display().to_string();

@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use culvert::sandbox::run_in;
-use culvert_tests::{
+use culvert_testbed::{
     cluster::{Cluster, Host},
     netns::Netns,
 };

@@ -3,9 +3,12 @@
 use std::net::Ipv4Addr;
 
 use anyhow::Result;
-use culvert_tests::netns::Netns;
+use culvert_testbed::netns::Netns;
 
-use super::{Arm, Pair, Scope, hosts, hosts::run};
+use super::{
+    arm::{Arm, Scope},
+    hosts::{self, Pair, run},
+};
 use crate::load::Way;
 
 /// MTU within the tunnel.

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Result, bail};
 
-use super::plan::with_spinner;
+use super::spinner::with_spinner;
 use crate::{process, tools, ui};
 
 /// Options of every `apt-get install`: nothing that only is recommended, and nothing removed,

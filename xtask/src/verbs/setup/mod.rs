@@ -3,6 +3,7 @@
 mod apt;
 mod linker;
 mod plan;
+mod spinner;
 
 use anyhow::{Result, bail};
 
