@@ -1,6 +1,7 @@
 //! `setup`: installs what is missing, or names it.
 
 mod apt;
+mod fit;
 mod linker;
 mod plan;
 mod spinner;
