@@ -92,7 +92,7 @@ fn a_lost_namespace_comes_back() {
     // What a reboot does: namespaces and pins are gone, the state directory is not.
     let bpffs = cluster.hosts[0].bpffs();
     let script = format!("umount -l {}; ip netns del {first}", bpffs.display());
-    culvert_tests::netns::check(&script);
+    culvert_tests::netns::Netns::here().run(&script);
     cluster.hosts[0].start_agent(&[]);
     cluster.hosts[0].wait_ready();
     wait_until(SOON, "the sandbox to be there again", || {

@@ -265,7 +265,7 @@ fn a_bridge_network_is_repaired() {
         world.cluster.hosts[0].stop_agent(signal);
         world.host().netns.run(&format!("ip link del {device}"));
         if signal == Signal::SIGKILL {
-            culvert_tests::netns::check(&format!("ip netns del {name}"));
+            culvert_tests::netns::Netns::here().run(&format!("ip netns del {name}"));
         }
         world.cluster.hosts[0].start_agent(&[]);
         world.cluster.hosts[0].wait_ready();

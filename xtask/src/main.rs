@@ -4,6 +4,8 @@
 //! Every verb first checks that the tools it needs are there and runs `setup` for those that
 //! are not. What can go wrong for a user is one line on standard error and exit code 1.
 
+#![warn(clippy::indexing_slicing)]
+
 mod lab;
 mod paths;
 mod privilege;

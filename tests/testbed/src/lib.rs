@@ -8,6 +8,8 @@
 //! whose error is one line. The tests' fixtures (`Netns::new`, `run`, [`cluster`], ...) panic
 //! instead: a test whose fixture cannot be made fails with what went wrong.
 
+#![warn(clippy::indexing_slicing)]
+
 pub mod agent;
 pub mod certs;
 pub mod cluster;

@@ -80,11 +80,12 @@ fn programs() -> Result<Vec<PathBuf>> {
 
 fn program(messages: &[Value], name: &str) -> Result<PathBuf> {
     let is_it = |message: &&Value| {
-        message["target"]["name"] == name
-            && message["target"]["kind"][0] == "test"
-            && message["executable"].is_string()
+        let text = |path: &str| message.pointer(path).and_then(Value::as_str);
+        text("/target/name") == Some(name)
+            && text("/target/kind/0") == Some("test")
+            && text("/executable").is_some()
     };
-    match messages.iter().find(is_it).and_then(|message| message["executable"].as_str()) {
+    match messages.iter().find(is_it).and_then(|message| message.get("executable")?.as_str()) {
         Some(file) => Ok(PathBuf::from(file)),
         None => bail!("test program {name}: cargo has not built it"),
     }

@@ -43,6 +43,9 @@ enum Rooms {
     These(Vec<usize>),
 }
 
+/// A row as it is written: its line in the document, and its cells.
+type Row = (usize, Vec<String>);
+
 /// Place of a room in its table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct RoomId(usize);
@@ -60,7 +63,7 @@ pub(super) fn read(document: &str) -> Result<Vec<Table>> {
         .take_while(|(_, line)| !line.starts_with("## "));
     let mut tables = Vec::new();
     // The rows of the table at hand, with its head's line.
-    let mut open: Option<(usize, Vec<(usize, Vec<String>)>)> = None;
+    let mut open: Option<(usize, Vec<Row>)> = None;
     for (number, line) in section.chain([(0, "")]) {
         let cells = cells(line);
         match (&mut open, cells) {
@@ -103,7 +106,7 @@ fn stem(path: &str) -> &str {
 }
 
 impl Table {
-    fn new(line: usize, rows: Vec<(usize, Vec<String>)>) -> Result<Self> {
+    fn new(line: usize, rows: Vec<Row>) -> Result<Self> {
         let mut table = Self { line, rooms: Vec::new() };
         let mut wanted = Vec::new();
         for (line, cells) in rows {
