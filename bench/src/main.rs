@@ -5,6 +5,8 @@
 //! `scale`: start, memory and changes with many endpoints in the store. `report`: shows what
 //! an earlier run measured. `sample`, hidden: the page of a made-up run.
 
+#![warn(clippy::indexing_slicing)]
+
 mod arms;
 mod create;
 mod filled;

@@ -171,11 +171,7 @@ fn no_agent_no_privilege_no_kernel() {
     nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]);
     let binary = host.dir().join("culvert-copy");
     assert!(std::fs::copy(culvert_binary(), &binary).is_ok());
-    culvert_tests::netns::Netns::here().run(&format!(
-        "chmod 755 {} {}",
-        host.dir().display(),
-        binary.display()
-    ));
+    Netns::here().run(&format!("chmod 755 {} {}", host.dir().display(), binary.display()));
     let socket = host.socket().display().to_string();
     nobody.arg(&binary).args([
         "--socket",

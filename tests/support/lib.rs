@@ -1,6 +1,8 @@
 //! What the tests share besides the [testbed](culvert_testbed), whose modules are here under
 //! their own names: frames, sockets, and what needs the `culvert` library.
 
+#![warn(clippy::indexing_slicing)]
+
 pub mod netns;
 pub mod packet;
 pub mod probe;

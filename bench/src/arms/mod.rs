@@ -15,5 +15,5 @@ mod vxlan;
 pub(crate) use all::Arms;
 pub(crate) use arm::{Arm, Load};
 pub(crate) use culvert::Culvert;
-pub(crate) use hosts::{Pair, Receive};
+pub(crate) use hosts::Receive;
 pub(crate) use optional::Optional;

@@ -235,7 +235,7 @@ fn one_flow(frame: &mut [u8]) {
 /// Sets how long GRO keeps frames of a device, waiting for more, in nanoseconds.
 fn patience(netns: &Netns, ifname: &str, nanoseconds: u32) {
     // `ip netns exec` shows the namespace's /sys.
-    culvert_tests::netns::Netns::here().run(&format!(
+    Netns::here().run(&format!(
         "ip netns exec {} sh -c 'cd /sys/class/net/{ifname}; \
          echo 1 >napi_defer_hard_irqs; echo {nanoseconds} >gro_flush_timeout'",
         netns.name()
