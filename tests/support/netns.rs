@@ -21,7 +21,7 @@ pub fn expects_netkit() -> bool {
 /// When the kernel refuses.
 pub fn programs(netns: &Netns, ifname: &str, hook: TcAttachType) -> Vec<String> {
     let query = || SchedClassifier::query_tcx(ifname, hook);
-    match culvert::sandbox::run_in(netns.fd().as_fd(), query) {
+    match culvert::netns::run_in(netns.fd().as_fd(), query) {
         Ok(Ok((_, programs))) => programs
             .iter()
             .map(|program| program.name_as_str().unwrap_or_default().to_owned())

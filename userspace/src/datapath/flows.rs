@@ -16,8 +16,8 @@ use bytemuck::Zeroable as _;
 use culvert_common::abi::{Evictable, Flow, FlowKey, names};
 
 use super::{
-    DatapathError,
     batch::{self, BatchAttr},
+    error::DatapathError,
     tables::{Bytes, take_map},
 };
 
@@ -65,8 +65,8 @@ pub trait FlowTable: Send + Sync {
     /// If the map cannot be written.
     fn remove(&self, key: &FlowKey) -> Result<(), DatapathError>;
 
-    /// Replaces what may be evicted, the first to go first; what is more than the queue
-    /// takes is left out.
+    /// Adds to what may be evicted, the first to go first; what is more than the queue
+    /// takes is left out. A full queue loses its oldest entries.
     ///
     /// # Errors
     ///
@@ -216,16 +216,12 @@ impl FlowTable for Flows {
     fn offer(&self, flows: &[Evictable]) -> Result<(), DatapathError> {
         let mut queue = lock(&self.evictable);
         let capacity = queue.capacity() as usize;
-        // The programs take from it at the same time: no more than it can hold.
-        for _ in 0..capacity {
-            match queue.pop(0) {
-                Ok(_) => {}
-                Err(MapError::ElementNotFound) => break,
-                Err(source) => return Err(failed(names::EVICTABLE, source)),
-            }
-        }
+        // A full queue loses its oldest entry to the new one: it is never empty while the
+        // programs need one.
         for flow in flows.iter().take(capacity) {
-            queue.push(Bytes(*flow), 0).map_err(|source| failed(names::EVICTABLE, source))?;
+            queue
+                .push(Bytes(*flow), BPF_EXIST)
+                .map_err(|source| failed(names::EVICTABLE, source))?;
         }
         Ok(())
     }
@@ -258,6 +254,9 @@ fn second(ebpf: &Ebpf) -> Result<MapData, MapError> {
         _ => Err(MapError::InvalidName { name: names::FLOWS.to_owned() }),
     }
 }
+
+/// `BPF_EXIST` of the kernel's `linux/bpf.h`.
+const BPF_EXIST: u64 = 2;
 
 /// `bpf_cmd` of the kernel's `linux/bpf.h`, since Linux 5.6; aya has no call for it.
 const BPF_MAP_LOOKUP_BATCH: nix::libc::c_long = 24;

@@ -1,9 +1,9 @@
-//! What is, without a judgement.
+//! Facts about the host, as the kernel tells them.
 
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use aya::programs::{ProgramType, SchedClassifier, TcAttachType};
@@ -13,15 +13,31 @@ use nix::sys::{
     utsname::uname,
 };
 
-use super::Subject;
 use crate::{
     netlink::{Link, Netlink, RX_UDP_GRO_FORWARDING},
-    sandbox::run_in,
+    netns::run_in,
 };
 
 /// Merging of UDP datagrams into lists, with the same consequence as
 /// [`RX_UDP_GRO_FORWARDING`].
 const RX_GRO_LIST: &str = "rx-gro-list";
+
+/// What the agent uses, or is going to use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// Uplinks by name.
+    pub uplinks: Vec<String>,
+    /// UDP port for VXLAN.
+    pub vxlan_port: u16,
+    /// Directory of the pins.
+    pub bpffs: PathBuf,
+    /// Name and MTU in bytes of the overlay networks.
+    pub networks: Vec<(String, u16)>,
+    /// How far the store's clock is ahead of this host's, in ms. `None`: not known.
+    pub clock_offset_ms: Option<i64>,
+    /// An agent runs. A socket on the VXLAN port may then be its own.
+    pub agent_running: bool,
+}
 
 /// Everything that [`examine`](super::examine) looks at.
 #[derive(Clone, Debug)]

@@ -28,5 +28,5 @@ pub use diff::{Op, diff};
 pub use flood::assign_slots;
 pub use objects::{LocalEndpoint, gateway_device, local_endpoint};
 pub use patch::{Changed, Patch, network_patch};
-pub use reconciler::{ApplyError, Kernel, Reconciler};
+pub use reconciler::{ApplyError, Counts, Kernel, Reconciler};
 pub use tables::{Gateway, NetworkState, Tables};

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use culvert_common::abi::{UnderlayPath, VtepKey};
+use crate::datapath::entry::{UnderlayPath, VtepKey};
 
 use super::{
     diff::{Op, diff},
@@ -45,6 +45,15 @@ pub struct ApplyError<E: std::error::Error + 'static> {
     pub source: E,
 }
 
+/// How many entries the large maps have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Entries of `FDB`.
+    pub fdb: usize,
+    /// Entries of `NEIGHBOURS`.
+    pub neighbours: usize,
+}
+
 /// Knows what the kernel holds, without reading it again for every change.
 ///
 /// It must be the only writer of the maps. [`Reconciler::adopt`] reads them, at
@@ -61,6 +70,8 @@ pub struct Reconciler {
     users: BTreeMap<[u8; 4], usize>,
     /// VNI that each interface in `ENDPOINTS` belongs to.
     owners: BTreeMap<u32, u32>,
+    /// Sums over all of `networks`.
+    counts: Counts,
 }
 
 impl Reconciler {
@@ -69,13 +80,21 @@ impl Reconciler {
         (self.networks, self.underlay) = kernel.dump()?.split();
         self.users.clear();
         self.owners.clear();
+        self.counts = Counts::default();
         for (vni, tables) in &self.networks {
+            self.counts.fdb += tables.fdb.len();
+            self.counts.neighbours += tables.neighbours.len();
             self.owners.extend(tables.endpoints.keys().map(|ifindex| (*ifindex, *vni)));
             for key in tables.vteps.keys() {
                 *self.users.entry(key.ip).or_default() += 1;
             }
         }
         Ok(())
+    }
+
+    /// How many entries the large maps have. Takes the same time whatever they hold.
+    pub fn counts(&self) -> Counts {
+        self.counts
     }
 
     /// VNIs of which the kernel holds anything.
@@ -170,6 +189,8 @@ impl Reconciler {
         let before: BTreeSet<[u8; 4]> = observed.vteps.keys().map(|key| key.ip).collect();
         let mut done = 0;
         let outcome = self.run(kernel, ops, &mut done, &before, after);
+        self.counts.fdb -= observed.fdb.len();
+        self.counts.neighbours -= observed.neighbours.len();
         let mut now = observed;
         match laid.filter(|_| outcome.is_ok()) {
             Some(laid) => now = laid,
@@ -183,6 +204,8 @@ impl Reconciler {
         for ip in held.difference(&before) {
             *self.users.entry(*ip).or_default() += 1;
         }
+        self.counts.fdb += now.fdb.len();
+        self.counts.neighbours += now.neighbours.len();
         if !now.is_empty() {
             self.networks.insert(vni, now);
         }

@@ -1,8 +1,8 @@
-//! Conntrack as far as it is the agent's: flows end, some may go when there is no room,
-//! and the ports of the host's own sockets are left alone.
+//! The agent's part of connection tracking: it removes flows that have ended, offers flows
+//! for eviction when the table is full, and reserves the ports of the host's own sockets.
 //!
-//! The programs make flows and update them; nothing here is in the way of a packet.
-//! Once a second a bounded part of the table is looked at. None of it needs the store.
+//! The programs make flows and update them; no packet waits for the agent. Once a second a
+//! round looks at a bounded part of the table. Nothing here needs the store.
 
 mod collector;
 mod judge;
@@ -15,12 +15,13 @@ mod tests;
 use std::{
     collections::VecDeque,
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use culvert_common::{abi::DropReason, wire::ipv4::PROTO_UDP};
 use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::{
     collector::Summary,
@@ -28,17 +29,17 @@ pub(crate) use self::{
 };
 use self::{
     collector::{Collector, Limits},
-    judge::{Generations, Law},
+    judge::{Incarnations, Law},
     ports::{Ports, Writer},
 };
-use super::shared::Shared;
-use crate::datapath::DatapathError;
+use super::{platform::Maps, state::Problems};
+use crate::{config::ConntrackOptions, datapath::DatapathError};
 
 /// How often there is a round.
 const PERIOD: Duration = Duration::from_secs(1);
-/// Refused flows are a problem for so long.
+/// How long refused flows are shown as a problem.
 const RECENT: Duration = Duration::from_secs(60);
-/// Where the kernel lists the sockets of the agent's own network namespace.
+/// Where the kernel lists the sockets of the agent's network namespace.
 const SOCKETS: &str = "/proc/self/net";
 
 /// Drop reasons of flows that were refused, and what to do about them.
@@ -53,28 +54,45 @@ pub(crate) const REFUSALS: [(DropReason, &str); 2] = [
     ),
 ];
 
-/// Keeps conntrack until the agent stops.
-pub(super) async fn keep(shared: Arc<Shared>) {
-    let capacity = shared.platform.flows().capacity();
-    let wanted = shared.options.conntrack.max_flows;
+/// What the keeper of the flows works with.
+#[derive(Clone)]
+pub(crate) struct Context {
+    /// The maps of the programs.
+    pub(crate) maps: Arc<dyn Maps>,
+    /// Options of conntrack and NAT.
+    pub(crate) options: ConntrackOptions,
+    /// UDP port of VXLAN, which no flow may get.
+    pub(crate) vxlan_port: u16,
+    /// Where problems are reported.
+    pub(crate) problems: Arc<Problems>,
+    /// Where the result of each round is put.
+    pub(crate) summary: Arc<Mutex<Summary>>,
+    /// Asks the keeper to end.
+    pub(crate) shutdown: CancellationToken,
+}
+
+/// Keeps the table of flows until the agent stops.
+pub(super) async fn keep(context: Context) {
+    let capacity = context.maps.flows().capacity();
+    let wanted = context.options.max_flows;
     if capacity != wanted {
         let line = format!(
             "conntrack: the pinned table has room for {capacity} flows, not {wanted}: --conntrack-max takes effect after 'culvert purge'"
         );
-        shared.problem("conntrack/max", Some(line));
+        context.problems.set("conntrack/max", Some(line));
     }
     let mut keeper = Keeper::new(Limits::default());
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            () = shared.shutdown.cancelled() => return,
+            () = context.shutdown.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        let to_keep = Arc::clone(&shared);
-        // System calls by the thousand.
+        let of_round = context.clone();
+        // A round makes thousands of system calls.
         let round = tokio::task::spawn_blocking(move || {
-            keeper.round(&to_keep, Path::new(SOCKETS), Instant::now());
+            keeper.round(&of_round, Path::new(SOCKETS), Instant::now());
             keeper
         });
         keeper = match round.await {
@@ -82,14 +100,14 @@ pub(super) async fn keep(shared: Arc<Shared>) {
             Err(error) => {
                 let line =
                     format!("conntrack: it is not kept any more ({error}): restart the agent");
-                shared.problem("conntrack/task", Some(line));
+                context.problems.set("conntrack/task", Some(line));
                 return;
             }
         };
     }
 }
 
-/// What is remembered from round to round.
+/// State of the keeper from round to round.
 struct Keeper {
     collector: Collector,
     ports: Writer,
@@ -105,53 +123,54 @@ impl Keeper {
         }
     }
 
-    /// One round. `sockets` is where the host's sockets are listed.
-    fn round(&mut self, shared: &Shared, sockets: &Path, at: Instant) {
+    /// Runs one round. `sockets` is the directory with the lists of the host's sockets.
+    fn round(&mut self, context: &Context, sockets: &Path, at: Instant) {
         let line = |error: DatapathError| format!("conntrack: {error}");
-        let collected = self.collect(shared);
-        shared.problem("conntrack/flows", collected.err().map(line));
-        let reserved = self.reserve(shared, sockets);
-        shared.problem("conntrack/ports", reserved.err());
+        let collected = self.collect(context);
+        context.problems.set("conntrack/flows", collected.err().map(line));
+        let reserved = self.reserve(context, sockets);
+        context.problems.set("conntrack/ports", reserved.err());
         for ((reason, what), recent) in REFUSALS.iter().zip(&mut self.refused) {
-            if let Ok(count) = shared.platform.dropped(*reason) {
+            if let Ok(count) = context.maps.dropped(*reason) {
                 let grew = recent.grew(at, count);
                 let key = format!("conntrack/{}", reason.name());
-                shared.problem(&key, grew.then(|| (*what).to_owned()));
+                context.problems.set(&key, grew.then(|| (*what).to_owned()));
             }
         }
     }
 
-    fn collect(&mut self, shared: &Shared) -> Result<(), DatapathError> {
-        let platform = shared.platform.as_ref();
-        let table = platform.flows();
-        // The time first: what comes meanwhile is later than what was read.
-        let read_ns = platform.now_ns();
-        let endpoints = platform.endpoints();
-        let generations = endpoints.as_ref().ok().map(|endpoints| {
-            let live = endpoints.values().map(|endpoint| endpoint.generation).collect();
-            Generations { live, read_ns }
+    fn collect(&mut self, context: &Context) -> Result<(), DatapathError> {
+        let maps = context.maps.as_ref();
+        let table = maps.flows();
+        // The time is read first: flows that come meanwhile are later than it.
+        let read_ns = maps.now_ns();
+        let endpoints = maps.endpoints();
+        let incarnations = endpoints.as_ref().ok().map(|endpoints| {
+            let live = endpoints.values().map(|endpoint| endpoint.incarnation).collect();
+            Incarnations { live, read_ns }
         });
         let law = Law {
             now_ns: read_ns,
-            timeouts: &shared.options.conntrack.timeouts,
-            generations: generations.as_ref(),
+            timeouts: &context.options.timeouts,
+            incarnations: incarnations.as_ref(),
         };
         let round = self.collector.round(table, &law);
-        *shared.conntrack() = self.collector.summary(table);
+        let summary = self.collector.summary(table);
+        *context.summary.lock().unwrap_or_else(PoisonError::into_inner) = summary;
         endpoints.and(round)
     }
 
-    fn reserve(&mut self, shared: &Shared, sockets: &Path) -> Result<(), String> {
-        let platform = shared.platform.as_ref();
+    fn reserve(&mut self, context: &Context, sockets: &Path) -> Result<(), String> {
+        let maps = context.maps.as_ref();
         let mut ports = Ports::default();
-        // No socket has it: what comes there is for the programs.
-        ports.add(PROTO_UDP, shared.node.port);
+        // No socket has the port of VXLAN: the programs take its packets.
+        ports.add(PROTO_UDP, context.vxlan_port);
         ports.add_sockets(sockets).map_err(|error| {
             format!("{}: the host's sockets cannot be listed: {error}", sockets.display())
         })?;
-        let published = platform.published().map_err(|error| format!("conntrack: {error}"))?;
+        let published = maps.published().map_err(|error| format!("conntrack: {error}"))?;
         ports.add_published(published.keys());
-        let written = self.ports.write(platform.flows(), &ports);
+        let written = self.ports.write(maps.flows(), &ports);
         written.map_err(|error| format!("conntrack: {error}"))
     }
 }

@@ -1,27 +1,65 @@
-//! Ports of the host: held by sockets that are bound and nothing else, and found
-//! in `/proc` where somebody else has them.
+//! Ports of the host. The agent holds a port with a bound socket, and finds in `/proc` who
+//! has a port that it cannot bind.
 
 use std::{
     fs, io,
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    path::Path,
 };
 
+use async_trait::async_trait;
 use tokio::net::TcpSocket;
 
+use super::{
+    Host,
+    error::{blocking, netns_refused},
+};
 use crate::{
-    agent::platform::{Holder, PortError, PortHold},
+    agent::platform::{Holder, PortError, PortHold, Ports},
+    api::types::ApiError,
     model::Protocol,
+    netns::Netns,
 };
 
-/// Where the kernel says from which port on no capability is needed.
+/// The first port that needs no capability.
 const UNPRIVILEGED: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
-/// And its default.
+/// Default of [`UNPRIVILEGED`].
 const UNPRIVILEGED_DEFAULT: u16 = 1024;
 
-/// Binds a socket to a port and does not listen on it: the programs take its
-/// packets before the host's own stack sees them, and no process can have it.
-/// Without `SO_REUSEADDR` a bind meets every other.
-pub(super) fn hold(ip: Ipv4Addr, port: u16, protocol: Protocol) -> Result<PortHold, PortError> {
+#[async_trait]
+impl Ports for Host {
+    fn hold_port(
+        &self,
+        ip: Ipv4Addr,
+        port: u16,
+        protocol: Protocol,
+    ) -> Result<PortHold, PortError> {
+        hold(ip, port, protocol)
+    }
+
+    fn port_holder(&self, ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder {
+        holder(ip, port, protocol)
+    }
+
+    async fn port_holder_in(
+        &self,
+        netns: &Path,
+        port: u16,
+        protocol: Protocol,
+    ) -> Result<Holder, ApiError> {
+        let path = netns.to_owned();
+        let holder = move || {
+            let sandbox = Netns::open(&path)?;
+            sandbox.run(|| holder(Ipv4Addr::UNSPECIFIED, port, protocol))
+        };
+        blocking(holder).await?.map_err(|error| netns_refused(&error))
+    }
+}
+
+/// Binds a socket to a port, so that no process can have it. The socket does not listen: the
+/// programs take its packets before the host's own stack. Without `SO_REUSEADDR` the bind
+/// fails if any other socket has the port.
+fn hold(ip: Ipv4Addr, port: u16, protocol: Protocol) -> Result<PortHold, PortError> {
     let address = SocketAddrV4::new(ip, port);
     let bound: io::Result<PortHold> = match protocol {
         Protocol::Tcp => TcpSocket::new_v4().and_then(|socket| {
@@ -43,9 +81,9 @@ fn unprivileged() -> u16 {
     text.trim().parse().unwrap_or(UNPRIVILEGED_DEFAULT)
 }
 
-/// Looks for the socket in the thread's network namespace that has a port, and for
-/// the process that has the socket.
-pub(super) fn holder(ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder {
+/// Finds the socket that has a port in the thread's network namespace, and the process that
+/// has the socket.
+fn holder(ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder {
     let tables = match protocol {
         Protocol::Tcp => ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"],
         Protocol::Udp => ["/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"],
