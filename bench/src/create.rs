@@ -12,9 +12,9 @@ use std::{
 };
 
 use crate::{results::Create, stats::percentile};
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use culvert::netns::run_in;
-use culvert_tests::{
+use culvert_testbed::{
     cluster::{Cluster, unique_name},
     netns::Netns,
 };
@@ -55,7 +55,7 @@ fn samples(rounds: u32) -> anyhow::Result<Vec<Sample>> {
     ensure!(rounds > 0, "--rounds 0 measures nothing: 1 or more is valid");
     ensure!(nix::unistd::geteuid().is_root(), "needs root to make network namespaces");
     let cluster = Cluster::new(2);
-    let (one, two) = (&cluster.hosts[0], &cluster.hosts[1]);
+    let [one, two] = &cluster.hosts[..] else { bail!("cluster: not two hosts") };
     let create = ["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24"];
     // Without a limit on BUM: what is probed is unknown at first.
     one.ok(&[&create[..], &["--opt", "bum_rate=0", "bench"]].concat());
@@ -92,7 +92,7 @@ fn probe(netns: &str, stop: Arc<AtomicBool>) -> anyhow::Result<thread::JoinHandl
 }
 
 /// Makes an endpoint, waits for the first packet, and removes it.
-fn measure(host: &culvert_tests::cluster::Host) -> anyhow::Result<Sample> {
+fn measure(host: &culvert_testbed::cluster::Host) -> anyhow::Result<Sample> {
     let netns = Netns::new("bench");
     let name = unique_name("bench");
     let path = netns.path().display().to_string();

@@ -3,7 +3,9 @@
 //! Without a subcommand: every arm, round after round, and the report. `create`: how long
 //! after an endpoint is made on one host a packet from another host's container reaches it.
 //! `scale`: start, memory and changes with many endpoints in the store. `report`: shows what
-//! an earlier run measured.
+//! an earlier run measured. `sample`, hidden: the page of a made-up run.
+
+#![warn(clippy::indexing_slicing)]
 
 mod arms;
 mod create;
@@ -53,6 +55,12 @@ enum What {
         #[command(flatten)]
         show: run::Show,
     },
+    /// Write the page of a made-up run, to look at while the page is changed.
+    #[command(hide = true)]
+    Sample {
+        /// Where sample.json and sample.html go.
+        directory: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -81,6 +89,7 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
             let output = show.output(None)?;
             report::show(&report::load(&json)?, &output)
         }
+        Some(What::Sample { directory }) => report::sample(&directory).map(|()| false),
         None => run::main(&cli.run),
     }
 }

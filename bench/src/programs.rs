@@ -1,59 +1,27 @@
 //! What the programs cost: the kernel counts their time while packets go through, and takes
 //! it while it runs them on a packet of the same kind.
 
+mod path;
 mod test_run;
 
-use std::{os::fd::AsFd as _, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use aya::{
-    programs::{ProgramInfo, SchedClassifier, TcAttachType},
+    programs::TcAttachType,
     sys::{Stats, enable_stats},
 };
-use culvert_tests::netns::{Netns, Underlay};
+use culvert_testbed::underlay::Underlay;
 
+use self::path::{Path, Place, Traffic};
 use crate::{
     arms::{Arm, Culvert},
-    load::{Way, tcp, udp},
+    load::{tcp, udp},
     results::ProgramCost,
 };
 
 /// Runs of which no average is made: frames that happened to come by.
 const FEW: u64 = 100;
-
-/// A device's hook at which programs run.
-struct Place<'a> {
-    host: &'a Netns,
-    device: String,
-    hook: TcAttachType,
-}
-
-/// Two places that packets of a way come by.
-struct Path<'a> {
-    /// What is measured, as `SNAT`.
-    what: &'static str,
-    way: &'a Way,
-    /// Where what the client sends comes first, and what comes next.
-    places: [Place<'a>; 2],
-    /// What comes to the second place is the answer; otherwise it is what the first sends on.
-    answered: bool,
-}
-
-/// What is sent.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Traffic {
-    Udp,
-    Tcp,
-}
-
-impl Traffic {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Udp => "UDP 64 B",
-            Self::Tcp => "TCP 64 KB",
-        }
-    }
-}
 
 /// Measures the programs on the ways of the overlay, of SNAT, and from a host to a container
 /// of its own.
@@ -133,14 +101,4 @@ fn counted(path: &Path<'_>, traffic: Traffic, time: Duration) -> Result<[Vec<Pro
         }
     }
     Ok(costs)
-}
-
-impl Place<'_> {
-    /// The programs there.
-    fn programs(&self) -> Result<Vec<ProgramInfo>> {
-        let query = || SchedClassifier::query_tcx(self.device.as_str(), self.hook);
-        let (_, programs) = culvert::netns::run_in(self.host.fd().as_fd(), query)?
-            .with_context(|| format!("{}: programs", self.device))?;
-        Ok(programs)
-    }
 }

@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use culvert::netns::run_in;
-use culvert_tests::{
+use culvert_testbed::{
     cluster::{Cluster, Host},
     netns::Netns,
 };
@@ -152,7 +152,7 @@ pub(crate) fn change(count: u32, rounds: u32) -> anyhow::Result<Change> {
     ensure!(rounds > 0, "--rounds 0 measures nothing: 1 or more is valid");
     let mut world = World::new(count)?;
     world.start()?;
-    let maps = maps::Maps::open(&world.host().bpffs())?;
+    let maps = maps::Maps::open(&world.host.bpffs())?;
     let (mut added, mut removed) = (Vec::new(), Vec::new());
     for round in 0..rounds {
         let remote = seed::Remote::new(count + 1 + round);
@@ -177,6 +177,8 @@ pub(crate) fn change(count: u32, rounds: u32) -> anyhow::Result<Change> {
 
 /// A host, and a store with the records of a large network.
 struct World {
+    // Its agent ends before the store.
+    host: Host,
     cluster: Cluster,
     count: u32,
     /// Where the host's own endpoint sits.
@@ -187,19 +189,16 @@ impl World {
     /// Without an agent.
     fn new(count: u32) -> anyhow::Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "needs root to make network namespaces");
-        let cluster = Cluster::without_agents(1, 1500);
+        let mut cluster = Cluster::without_agents(1, 1500);
+        let host = cluster.hosts.pop().context("cluster: no host")?;
         let sandbox = Netns::new("scale");
         let path = sandbox.path().to_owned();
-        let world = Self { cluster, count, _sandbox: sandbox };
+        let world = Self { host, cluster, count, _sandbox: sandbox };
         // The other hosts' VTEPs lie behind a router, or so it seems.
-        world.host().netns.run(&format!("ip route add default via {}", Cluster::ETCD));
-        let node = world.host().node.clone();
+        world.host.netns.run(&format!("ip route add default via {}", Cluster::ETCD));
+        let node = world.host.node.clone();
         world.in_switch(|url| seed::fill(url, count, &node, &path))?;
         Ok(world)
-    }
-
-    fn host(&self) -> &Host {
-        &self.cluster.hosts[0]
     }
 
     /// Runs something where etcd can be reached.
@@ -219,7 +218,7 @@ impl World {
             let reads = reads.collect::<anyhow::Result<Vec<_>>>()?;
             reads.into_iter().min().context("no raw read")
         })?;
-        let host = &mut self.cluster.hosts[0];
+        let host = &mut self.host;
         let executed = Instant::now();
         host.start_agent(&[]);
         let host = &*host;
@@ -235,11 +234,11 @@ impl World {
         let pid = host.agent.as_ref().context("no agent")?.pid().as_raw();
         let agent_rss_bytes = resident(pid)?;
         let status = host.json(&["status"]);
-        let read = &status["store"]["last_read"]["maps_ms"];
+        let read = status.pointer("/store/last_read/maps_ms").and_then(serde_json::Value::as_f64);
         Ok(ColdStart {
             endpoints: self.count,
             raw_range_ms: ms(raw),
-            snapshot_to_maps_ms: read.as_f64().with_context(|| format!("status: {status}"))?,
+            snapshot_to_maps_ms: read.with_context(|| format!("status: {status}"))?,
             exec_to_maps_ms: ms(complete.duration_since(executed)),
             kernel_bytes: maps.memory()?,
             agent_rss_bytes,

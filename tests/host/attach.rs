@@ -11,7 +11,7 @@ use culvert::{
         unplug,
     },
 };
-use culvert_tests::netns::{Netns, is_root};
+use culvert_tests::netns::Netns;
 
 use crate::{block_on, kind};
 
@@ -72,10 +72,8 @@ fn spec(id: &str, ifname: &str, last: u8) -> PlugSpec {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn an_endpoint_looks_as_in_docker() {
-    if !is_root() {
-        return;
-    }
     block_on(async {
         let setup = Setup::new();
         let spec = spec(ID, "eth0", 2);
@@ -122,10 +120,8 @@ fn an_endpoint_looks_as_in_docker() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn what_differs_is_corrected_and_the_pair_is_kept() {
-    if !is_root() {
-        return;
-    }
     block_on(async {
         let setup = Setup::new();
         let mut spec = spec(ID, "eth0", 2);
@@ -172,10 +168,8 @@ fn what_differs_is_corrected_and_the_pair_is_kept() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_pair_whose_end_is_elsewhere_is_made_again() {
-    if !is_root() {
-        return;
-    }
     block_on(async {
         let setup = Setup::new();
         let elsewhere = Netns::new("elsewhere");
@@ -194,10 +188,8 @@ fn a_pair_whose_end_is_elsewhere_is_made_again() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_default_route_of_another_network_is_kept() {
-    if !is_root() {
-        return;
-    }
     block_on(async {
         let setup = Setup::new();
         setup.settle(&spec(ID, "eth0", 2)).await;
@@ -220,10 +212,8 @@ fn a_default_route_of_another_network_is_kept() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn nothing_of_ours_keeps_a_removed_sandbox_alive() {
-    if !is_root() {
-        return;
-    }
     block_on(async {
         let setup = Setup::new();
         setup.settle(&spec(ID, "eth0", 2)).await;
@@ -243,10 +233,8 @@ fn nothing_of_ours_keeps_a_removed_sandbox_alive() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn names_that_are_taken_are_refused() {
-    if !is_root() {
-        return;
-    }
     block_on(async {
         let setup = Setup::new();
         setup.inside.run("ip link add eth0 type bridge");
@@ -272,10 +260,8 @@ fn names_that_are_taken_are_refused() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_bad_mtu_leaves_nothing() {
-    if !is_root() {
-        return;
-    }
     block_on(async {
         let setup = Setup::new();
         for mtu in [0, 67, 65536] {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use culvert::sandbox::SuperviseSpec;
-use culvert_tests::netns::{Netns, Process, exit_code, is_root, wait_for, wait_until};
+use culvert_tests::netns::{Netns, Process, exit_code, wait_for, wait_until};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::{Pid, getsid},
@@ -97,10 +97,8 @@ fn is_alive(pid: Pid) -> bool {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_program_sees_its_sandbox() {
-    if !is_root() {
-        return;
-    }
     let setup = Setup::new();
     setup.netns.run("ip link add only-here type bridge");
     let (code, stdout, stderr) = setup.run(&["ip", "-o", "link"]);
@@ -128,10 +126,8 @@ fn a_program_sees_its_sandbox() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn files_of_etc_netns_lie_over_etc() {
-    if !is_root() {
-        return;
-    }
     struct Etc(PathBuf);
     impl Drop for Etc {
         fn drop(&mut self) {
@@ -150,10 +146,8 @@ fn files_of_etc_netns_lie_over_etc() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn signals_reach_the_program_and_its_end_is_ours() {
-    if !is_root() {
-        return;
-    }
     let setup = Setup::new();
     let mut process = setup.start("run", &setup.traps());
     setup.wait_for_count("ready", 1);
@@ -175,10 +169,8 @@ fn signals_reach_the_program_and_its_end_is_ours() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_program_does_not_survive_its_supervisor() {
-    if !is_root() {
-        return;
-    }
     let setup = Setup::new();
     let mut process = setup.start("run", &setup.traps());
     setup.wait_for_count("ready", 1);
@@ -223,10 +215,8 @@ impl Drop for Terminal {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn ctrl_c_reaches_the_program_once() {
-    if !is_root() {
-        return;
-    }
     let setup = Setup::new();
     let counts = setup.file("counts");
     let spec = setup.spec(&[SUPERVISOR, "record", counts.to_str().unwrap()]);
@@ -249,10 +239,8 @@ fn ctrl_c_reaches_the_program_once() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_detached_program_outlives_us_and_logs() {
-    if !is_root() {
-        return;
-    }
     let setup = Setup::new();
     let mut spec = setup.spec(&["sh", "-c", "echo hello; ip -o link; sleep 1000"]);
     spec.log = Some(setup.file("log"));
@@ -277,10 +265,8 @@ fn a_detached_program_outlives_us_and_logs() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn mode_host_stays_where_it_is() {
-    if !is_root() {
-        return;
-    }
     let setup = Setup::new();
     let mut spec = setup.spec(&["readlink", "/proc/self/ns/net", "/proc/self/ns/mnt"]);
     spec.netns = None;

@@ -1,5 +1,5 @@
 //! netlink, sandbox and doctor against the kernel, in namespaces of their own.
-//! Needs root; skipped with a message otherwise.
+//! Needs root; ignored without.
 
 #![expect(clippy::unwrap_used, reason = "what a test sets up must work")]
 

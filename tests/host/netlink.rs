@@ -8,7 +8,7 @@ use culvert::{
         ENCAPSULATION_OFFLOADS, Event, Netlink, NetlinkError, PairSpec, RX_UDP_GRO_FORWARDING,
     },
 };
-use culvert_tests::netns::{Netns, Underlay, is_root};
+use culvert_tests::netns::{Netns, Underlay};
 use ipnetwork::IpNetwork;
 use tokio::time::timeout;
 
@@ -47,10 +47,8 @@ async fn pair(
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_pair_is_made_with_its_peer_in_place() {
-    if !is_root() {
-        return;
-    }
     let (host, sandbox) = (Netns::new("host"), Netns::new("box"));
     block_on(async {
         let outside = inside(&host);
@@ -82,10 +80,8 @@ fn a_pair_is_made_with_its_peer_in_place() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn links_change_and_go() {
-    if !is_root() {
-        return;
-    }
     let (host, sandbox) = (Netns::new("host"), Netns::new("box"));
     block_on(async {
         let netlink = inside(&host);
@@ -128,10 +124,8 @@ fn links_change_and_go() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn addresses_and_routes() {
-    if !is_root() {
-        return;
-    }
     let underlay = Underlay::direct(1400);
     block_on(async {
         let netlink = inside(&underlay.hosts[0]);
@@ -182,10 +176,8 @@ fn addresses_and_routes() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn the_way_to_an_address() {
-    if !is_root() {
-        return;
-    }
     let underlay = Underlay::direct(1400);
     let host = &underlay.hosts[0];
     host.run(
@@ -213,10 +205,8 @@ fn the_way_to_an_address() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_managed_neighbour_is_resolved_without_traffic() {
-    if !is_root() {
-        return;
-    }
     let underlay = Underlay::direct(1500);
     block_on(async {
         let netlink = inside(&underlay.hosts[0]);
@@ -251,10 +241,8 @@ fn a_managed_neighbour_is_resolved_without_traffic() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn events_tell_what_changed() {
-    if !is_root() {
-        return;
-    }
     let (host, sandbox) = (Netns::new("host"), Netns::new("box"));
     block_on(async {
         let netlink = inside(&host);
@@ -284,10 +272,8 @@ fn events_tell_what_changed() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn features_are_read_and_turned_off() {
-    if !is_root() {
-        return;
-    }
     let underlay = Underlay::direct(1500);
     let host = &underlay.hosts[0];
     block_on(async {
@@ -315,10 +301,8 @@ fn features_are_read_and_turned_off() {
 
 /// Tables that are read at once: the kernel would refuse the second one on a socket.
 #[test]
+#[ignore = "needs root"]
 fn tables_are_read_one_after_the_other() {
-    if !is_root() {
-        return;
-    }
     let host = Netns::new("dumps");
     // A table that is not read out in one piece.
     let routes: String =

@@ -6,7 +6,7 @@ use culvert::{
     model::Name,
     netns::{Netns as Sandbox, NetnsError, same_namespace},
 };
-use culvert_tests::netns::{Netns, check, is_root, unique};
+use culvert_tests::netns::{Netns, unique};
 
 /// A name that is free, and the removal of what gets it.
 struct Guard(Name);
@@ -25,17 +25,15 @@ impl Drop for Guard {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_sandbox_is_what_ip_netns_makes() {
-    if !is_root() {
-        return;
-    }
     let guard = Guard::new("made");
     let name = &guard.0;
     assert!(!Sandbox::exists(name));
     let sandbox = Sandbox::create(name).unwrap();
     assert!(Sandbox::exists(name));
     assert_eq!(sandbox.path(), Path::new("/run/netns").join(name.as_str()));
-    let shown = check(&format!("ip netns exec {name} ip -o link"));
+    let shown = Netns::here().run(&format!("ip netns exec {name} ip -o link"));
     assert!(shown.contains("lo: <LOOPBACK,UP,LOWER_UP>"), "{shown}");
     assert_eq!(shown.lines().count(), 1, "{shown}");
 
@@ -54,10 +52,8 @@ fn a_sandbox_is_what_ip_netns_makes() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_file_that_a_reboot_left_is_used_again() {
-    if !is_root() {
-        return;
-    }
     // The directory exists and is shared as soon as one sandbox was made.
     let first = Guard::new("first");
     Sandbox::create(&first.0).unwrap();
@@ -79,23 +75,19 @@ fn a_file_that_a_reboot_left_is_used_again() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_sandbox_of_another_tool_is_seen_and_removed() {
-    if !is_root() {
-        return;
-    }
     let netns = Netns::new("theirs");
     let name: Name = netns.name().parse().unwrap();
     assert!(Sandbox::exists(&name));
     assert!(matches!(Sandbox::create(&name).unwrap_err(), NetnsError::Taken(_)));
     Sandbox::remove(&name).unwrap();
-    assert!(!check("ip netns list").contains(netns.name()));
+    assert!(!Netns::here().run("ip netns list").contains(netns.name()));
 }
 
 #[test]
+#[ignore = "needs root"]
 fn what_is_no_namespace_is_refused_in_one_line() {
-    if !is_root() {
-        return;
-    }
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("file");
     fs::write(&file, "").unwrap();
@@ -117,10 +109,8 @@ fn what_is_no_namespace_is_refused_in_one_line() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_dead_process_has_no_namespace() {
-    if !is_root() {
-        return;
-    }
     let netns = Netns::new("alive");
     let process = netns.spawn("sleep", &["1000"]);
     let entered = || {
@@ -146,10 +136,8 @@ fn a_dead_process_has_no_namespace() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_closure_runs_inside_and_nothing_else_moves() {
-    if !is_root() {
-        return;
-    }
     let netns = Netns::new("run");
     let sandbox = Sandbox::open(netns.path()).unwrap();
     let before = Sandbox::current().unwrap().id();

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use culvert_tests::{
     cluster::{Host, SOON, unique_name},
-    netns::{Underlay, is_root, wait_for, wait_until},
+    netns::{Underlay, wait_for, wait_until},
     outside::Outside,
     sock::{self, Behaviour, Server, Use, container},
 };
@@ -45,10 +45,8 @@ fn devices(said: &str) -> Vec<&str> {
 /// bridge: the mode without asking; Docker's address, MAC and default route, and none of
 /// Docker's means: nothing is bridged, no iptables.
 #[test]
+#[ignore = "needs root"]
 fn bridge_is_the_default() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     let web = run(host, "web", &[]);
@@ -73,10 +71,8 @@ fn bridge_is_the_default() {
 /// bridge: what leaves for the outside has the host's address, as with Docker's MASQUERADE
 /// rule; tcpdump on the outside host, and a server of it.
 #[test]
+#[ignore = "needs root"]
 fn bridge_snat_as_the_outside_sees_it() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     let web = run(host, "web", &[]);
@@ -107,10 +103,8 @@ fn bridge_snat_as_the_outside_sees_it() {
 /// `-p 5001:5001`: reached from outside, from another host and on the host by 127.0.0.1; no
 /// process listens for it, where Docker has a docker-proxy.
 #[test]
+#[ignore = "needs root"]
 fn published_port_without_a_proxy() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(2);
     let (host, other) = (world.host(), &world.cluster.hosts[1]);
     let web = run(host, "web", &["-p", "5001:5001"]);
@@ -134,10 +128,8 @@ fn published_port_without_a_proxy() {
 
 /// host: the container sees the host's devices, and its port is the host's.
 #[test]
+#[ignore = "needs root"]
 fn host_mode_shares_the_hosts_devices() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     let hostc1 = run(host, "hostc1", &["--network", "host"]);
@@ -154,10 +146,8 @@ fn host_mode_shares_the_hosts_devices() {
 
 /// container: both have one eth0, reach each other by 127.0.0.1, and cannot both have a port.
 #[test]
+#[ignore = "needs root"]
 fn container_mode_shares_eth0() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     let hostcs1 = run(host, "hostcs1", &["-p", "5001:5001"]);
@@ -183,10 +173,8 @@ fn container_mode_shares_eth0() {
 
 /// none: lo and nothing else.
 #[test]
+#[ignore = "needs root"]
 fn none_mode_has_only_lo() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     let hostn1 = run(host, "hostn1", &["--network", "none"]);
@@ -231,10 +219,8 @@ impl Over {
 
 /// etcd: healthy, and the network that one node made is in it.
 #[test]
+#[ignore = "needs root"]
 fn etcd_holds_the_network() {
-    if !is_root() {
-        return;
-    }
     let over = Over::new();
     let health = over.one().netns.run("curl -s http://192.0.2.254:2379/health");
     assert!(health.contains("true"), "{health}");
@@ -256,10 +242,8 @@ fn etcd_holds_the_network() {
 
 /// `network inspect` says the same on both nodes.
 #[test]
+#[ignore = "needs root"]
 fn inspect_is_the_same_on_both_nodes() {
-    if !is_root() {
-        return;
-    }
     let over = Over::new();
     let inspect = |host: &Host| host.json(&["network", "inspect", "overlaynet1"]);
     let complete = |host: &Host| {
@@ -289,10 +273,8 @@ fn inspect_is_the_same_on_both_nodes() {
 /// One interface with the overlay's MTU, and one default route through it: Docker gives a
 /// second interface for the way out.
 #[test]
+#[ignore = "needs root"]
 fn overlay_container_has_one_interface_and_its_routes() {
-    if !is_root() {
-        return;
-    }
     let over = Over::new();
     let links = exec(over.two(), &over.over2, &["ip", "-brief", "link"]);
     assert_eq!(devices(&links), ["lo", "eth0"]);
@@ -314,10 +296,8 @@ fn overlay_container_has_one_interface_and_its_routes() {
 /// The article's containers do not reach each other, as the vxlan device's FDB lacks the
 /// other one's MAC. Ours do, and the FDB of each host has it from the store.
 #[test]
+#[ignore = "needs root"]
 fn overlay_containers_reach_each_other() {
-    if !is_root() {
-        return;
-    }
     let over = Over::new();
     over.one().wait_ping(&over.over1, "10.0.0.2");
     over.two().wait_ping(&over.over2, "10.0.0.3");
@@ -341,10 +321,8 @@ fn overlay_containers_reach_each_other() {
 
 /// An overlay container's way out is masqueraded as a bridge container's is.
 #[test]
+#[ignore = "needs root"]
 fn overlay_container_reaches_the_outside() {
-    if !is_root() {
-        return;
-    }
     let over = Over::new();
     let server = Server::tcp(over.world.outside.host.path(), any(80), Behaviour::Echo);
     for (host, name) in [(over.one(), &over.over1), (over.two(), &over.over2)] {
@@ -357,10 +335,8 @@ fn overlay_container_reaches_the_outside() {
 /// The article restarts a node and cannot start its container again; here the agent's
 /// restart is not even seen.
 #[test]
+#[ignore = "needs root"]
 fn a_nodes_restart_keeps_its_containers() {
-    if !is_root() {
-        return;
-    }
     let mut over = Over::new();
     over.one().wait_ping(&over.over1, "10.0.0.2");
     over.world.cluster.hosts[0].stop_agent(nix::sys::signal::Signal::SIGKILL);
@@ -374,10 +350,8 @@ fn a_nodes_restart_keeps_its_containers() {
 /// The six paths of the article's table carry data unharmed; `cargo xtask article` measures
 /// them.
 #[test]
+#[ignore = "needs root"]
 fn six_paths_of_the_table() {
-    if !is_root() {
-        return;
-    }
     const LEN: usize = 4_000_000;
     let over = Over::new();
     let (one, two) = (over.one(), over.two());

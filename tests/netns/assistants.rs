@@ -11,7 +11,7 @@ use std::{
 use aya::programs::TcAttachType;
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
-    netns::{Netns, Underlay, is_root, wait_until},
+    netns::{Netns, Underlay, programs, wait_until},
     packet::{self, Tunnel, V4},
     sock::{self, Behaviour, Server, Use, container},
 };
@@ -82,10 +82,8 @@ fn any(port: u16) -> SocketAddrV4 {
 /// Both are there and as they should be, containers that come are ports, and what somebody
 /// takes away or sets otherwise is put right, without a container noticing. A purge removes both.
 #[test]
+#[ignore = "needs root"]
 fn they_are_kept_and_purged() {
-    if !is_root() {
-        return;
-    }
     let mut cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
     let netns = &host.netns;
@@ -146,10 +144,8 @@ fn they_are_kept_and_purged() {
 
 /// `--cleanup-on-exit`, and a purge without an agent.
 #[test]
+#[ignore = "needs root"]
 fn they_go_with_the_agent_that_cleans_up() {
-    if !is_root() {
-        return;
-    }
     let mut cluster = Cluster::without_agents(1, 1500);
     let gone =
         |host: &Host| [GRO, ROOM].iter().all(|ifname| link(&host.netns, ifname) == Value::Null);
@@ -171,10 +167,8 @@ fn they_go_with_the_agent_that_cleans_up() {
 /// Somebody else's devices of these names, or on this port, stay as they are, and all goes on
 /// without ours. Once they are gone, ours come.
 #[test]
+#[ignore = "needs root"]
 fn what_is_not_ours_is_left_alone() {
-    if !is_root() {
-        return;
-    }
     let mut cluster = Cluster::without_agents(1, 1500);
     let host = &mut cluster.hosts[0];
     host.netns.run(&format!(
@@ -257,7 +251,7 @@ fn snmp(netns: &Netns, protocol: &str, name: &str) -> u64 {
 
 /// Programs at the uplink.
 fn attached(host: &Host) -> usize {
-    host.netns.programs(Underlay::UPLINK, TcAttachType::Ingress).len()
+    programs(&host.netns, Underlay::UPLINK, TcAttachType::Ingress).len()
 }
 
 /// Removes the pins of attachments, and so detaches.
@@ -270,10 +264,8 @@ fn detach(host: &Host, what: &str) {
 /// of a VTEP, gets nowhere: in fragments, with IP options, to another address of the host,
 /// while no program is attached.
 #[test]
+#[ignore = "needs root"]
 fn what_reaches_the_kernel_s_socket_gets_nowhere() {
-    if !is_root() {
-        return;
-    }
     let cluster = Cluster::new(2);
     cluster.hosts[0].ok(&[
         "network",
@@ -353,10 +345,8 @@ fn what_reaches_the_kernel_s_socket_gets_nowhere() {
 
 /// A container whose program is gone reaches nothing: not the host, not its neighbour.
 #[test]
+#[ignore = "needs root"]
 fn a_container_without_its_program_is_cut_off() {
-    if !is_root() {
-        return;
-    }
     let mut cluster = Cluster::new(1);
     let names = [unique_name("a"), unique_name("b")];
     for name in &names {
@@ -424,10 +414,8 @@ fn a_container_without_its_program_is_cut_off() {
 /// On a wire frames of TCP come one MTU at a time. With the vxlan device GRO merges them before
 /// they are decapsulated; with somebody else's interface of its name in the way it does not.
 #[test]
+#[ignore = "needs root"]
 fn frames_of_tcp_are_merged_before_they_are_decapsulated() {
-    if !is_root() {
-        return;
-    }
     let cluster = Cluster::new(2);
     let hosts = &cluster.hosts;
     hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);

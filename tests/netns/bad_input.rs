@@ -5,7 +5,7 @@ use std::process::Command;
 
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, culvert_binary, unique_name},
-    netns::{Netns, Process, is_root},
+    netns::{Netns, Process},
 };
 use serde_json::Value;
 
@@ -33,10 +33,8 @@ pub(crate) fn refused(host: &Host, code: i32, args: &[&str], words: &[&str]) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn networks() {
-    if !is_root() {
-        return;
-    }
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
     let overlay = ["network", "create", "-d", "overlay"];
@@ -78,10 +76,8 @@ fn networks() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn containers() {
-    if !is_root() {
-        return;
-    }
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
     host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/29", "net"]);
@@ -147,10 +143,8 @@ fn containers() {
 
 /// Without an agent, without privilege, on a kernel that lacks what is needed.
 #[test]
+#[ignore = "needs root"]
 fn no_agent_no_privilege_no_kernel() {
-    if !is_root() {
-        return;
-    }
     let cluster = Cluster::without_agents(1, 1500);
     let host = &cluster.hosts[0];
     let line = host.refused(1, &["ps"]);
@@ -177,11 +171,7 @@ fn no_agent_no_privilege_no_kernel() {
     nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]);
     let binary = host.dir().join("culvert-copy");
     assert!(std::fs::copy(culvert_binary(), &binary).is_ok());
-    culvert_tests::netns::check(&format!(
-        "chmod 755 {} {}",
-        host.dir().display(),
-        binary.display()
-    ));
+    Netns::here().run(&format!("chmod 755 {} {}", host.dir().display(), binary.display()));
     let socket = host.socket().display().to_string();
     nobody.arg(&binary).args([
         "--socket",
@@ -220,10 +210,8 @@ fn no_agent_no_privilege_no_kernel() {
 
 /// A second agent on a socket, and a second agent under a node name.
 #[test]
+#[ignore = "needs root"]
 fn second_agents() {
-    if !is_root() {
-        return;
-    }
     let mut cluster = Cluster::new(2);
     let socket = cluster.hosts[0].socket().display().to_string();
     let mut second = Process::spawn(cluster.hosts[0].agent_command(&[]));

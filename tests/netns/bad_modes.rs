@@ -4,17 +4,15 @@ use std::process::Command;
 
 use culvert_tests::{
     cluster::{Cluster, culvert_binary, unique_name},
-    netns::{Netns, Process, is_root},
+    netns::{Netns, Process},
 };
 
 use crate::bad_input::refused;
 
 /// Values of `-p` that are no ports are wrong usage; the line says what would be right.
 #[test]
+#[ignore = "needs root"]
 fn malformed_ports() {
-    if !is_root() {
-        return;
-    }
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
     let name = unique_name("x");
@@ -56,10 +54,8 @@ fn malformed_ports() {
 
 /// Ports that this host or this container cannot have.
 #[test]
+#[ignore = "needs root"]
 fn ports_that_cannot_be_had() {
-    if !is_root() {
-        return;
-    }
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
     host.ok(&["network", "create", "-d", "bridge", "--internal", "inner"]);
@@ -103,10 +99,8 @@ fn ports_that_cannot_be_had() {
 
 /// A port below 1024 with an agent that may not bind it.
 #[test]
+#[ignore = "needs root"]
 fn privileged_ports_need_a_capability() {
-    if !is_root() {
-        return;
-    }
     let mut cluster = Cluster::without_agents(1, 1500);
     let agent = cluster.hosts[0].agent_command(&[]);
     let mut command = Command::new("setpriv");
@@ -129,10 +123,8 @@ fn privileged_ports_need_a_capability() {
 
 /// `none`, `host` and `container:` with what does not go with them.
 #[test]
+#[ignore = "needs root"]
 fn modes() {
-    if !is_root() {
-        return;
-    }
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
     let [web, side, bare, alone, name] = ["web", "side", "bare", "alone", "x"].map(unique_name);
@@ -180,10 +172,8 @@ fn modes() {
 
 /// Networks that cannot be, of both drivers.
 #[test]
+#[ignore = "needs root"]
 fn networks_of_both_drivers() {
-    if !is_root() {
-        return;
-    }
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
     host.netns.run("ip route add 10.44.0.0/16 dev up0");
@@ -207,10 +197,8 @@ fn networks_of_both_drivers() {
 
 /// Options of conntrack and of `nat ls` that say nothing.
 #[test]
+#[ignore = "needs root"]
 fn conntrack_options() {
-    if !is_root() {
-        return;
-    }
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
     for (option, value, word) in [

@@ -8,7 +8,7 @@ use std::{
 
 use culvert_tests::{
     cluster::{Cluster, SOON, unique_name},
-    netns::{Netns, Process, exit_code, is_root, wait_until},
+    netns::{Netns, Process, exit_code, wait_until},
 };
 use nix::sys::signal::Signal;
 
@@ -21,10 +21,8 @@ fn one_host() -> Cluster {
 /// Exit codes and output of the program are those of `run`; `--rm` leaves
 /// nothing, and the address is free again.
 #[test]
+#[ignore = "needs root"]
 fn run_is_the_programs_own_exit() {
-    if !is_root() {
-        return;
-    }
     let cluster = one_host();
     let host = &cluster.hosts[0];
     for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137)] {
@@ -68,10 +66,8 @@ fn run_is_the_programs_own_exit() {
 
 /// Signals reach the program, standard input too.
 #[test]
+#[ignore = "needs root"]
 fn run_passes_signals_and_input() {
-    if !is_root() {
-        return;
-    }
     let cluster = one_host();
     let host = &cluster.hosts[0];
     let name = unique_name("job");
@@ -109,10 +105,8 @@ fn run_passes_signals_and_input() {
 
 /// `-d` keeps a log; `exec` runs beside; `ps` tells; `rm` needs `-f` while it runs.
 #[test]
+#[ignore = "needs root"]
 fn detached_containers() {
-    if !is_root() {
-        return;
-    }
     let cluster = one_host();
     let host = &cluster.hosts[0];
     let name = unique_name("svc");
@@ -150,10 +144,8 @@ fn detached_containers() {
 
 /// Namespaces that others made, by path and by pid.
 #[test]
+#[ignore = "needs root"]
 fn attach_and_detach() {
-    if !is_root() {
-        return;
-    }
     let cluster = one_host();
     let host = &cluster.hosts[0];
     let other = Netns::new("adopted");
@@ -190,10 +182,8 @@ fn attach_and_detach() {
 
 /// A second network on a running sandbox, and off again.
 #[test]
+#[ignore = "needs root"]
 fn connect_and_disconnect() {
-    if !is_root() {
-        return;
-    }
     let cluster = one_host();
     let host = &cluster.hosts[0];
     host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.5.0.0/24", "second"]);
@@ -209,10 +199,8 @@ fn connect_and_disconnect() {
 
 /// Addresses: fixed ones, the lowest free one, reuse only after release.
 #[test]
+#[ignore = "needs root"]
 fn addresses_are_given_once() {
-    if !is_root() {
-        return;
-    }
     let cluster = one_host();
     let host = &cluster.hosts[0];
     let names: Vec<String> = (0..4).map(|_| unique_name("ip")).collect();
@@ -233,10 +221,8 @@ fn addresses_are_given_once() {
 
 /// Many at once on two hosts: nobody gets an address twice.
 #[test]
+#[ignore = "needs root"]
 fn concurrent_creates_never_share_an_address() {
-    if !is_root() {
-        return;
-    }
     let cluster = Cluster::new(2);
     cluster.hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
     cluster.wait_network("net");
@@ -271,10 +257,8 @@ fn concurrent_creates_never_share_an_address() {
 
 /// The programs' trace lines come into the agent's log when asked for.
 #[test]
+#[ignore = "needs root"]
 fn trace_lines_when_asked_for() {
-    if !is_root() {
-        return;
-    }
     let mut cluster = Cluster::without_agents(1, 1500);
     cluster.hosts[0].start_agent(&["--trace"]);
     cluster.hosts[0].wait_ready();
@@ -289,10 +273,8 @@ fn trace_lines_when_asked_for() {
 
 /// `doctor` tells what is well and what is not, with and without an agent.
 #[test]
+#[ignore = "needs root"]
 fn doctor_looks_around() {
-    if !is_root() {
-        return;
-    }
     let cluster = one_host();
     let host = &cluster.hosts[0];
     let findings = host.json(&["doctor"]);
@@ -307,10 +289,8 @@ fn doctor_looks_around() {
 
 /// `ip netns exec NAME ip a` works as in the article.
 #[test]
+#[ignore = "needs root"]
 fn ip_netns_sees_the_sandbox() {
-    if !is_root() {
-        return;
-    }
     let cluster = one_host();
     let host = &cluster.hosts[0];
     let name = unique_name("art");

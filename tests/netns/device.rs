@@ -7,7 +7,7 @@ use std::{path::Path, time::Duration};
 
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
-    netns::{expects_netkit, is_root, wait_until},
+    netns::{expects_netkit, wait_until},
     packet::{self, Arp},
     sock::{container, within},
     wire::bind,
@@ -45,10 +45,8 @@ fn has_netkit() -> bool {
 /// `auto` takes netkit where the kernel has it, and says so; what is asked for is had or
 /// refused; a container has the kind that was told, and the programs are where they belong.
 #[test]
+#[ignore = "needs root"]
 fn containers_get_what_status_tells() {
-    if !is_root() {
-        return;
-    }
     let mut cluster = Cluster::new(1);
     let expected = if has_netkit() { "netkit" } else { "veth" };
     assert!(has_netkit() || !expects_netkit(), "the kernel has no netkit after all");
@@ -81,10 +79,8 @@ fn containers_get_what_status_tells() {
 /// A container keeps what it has when the agent gives others something else; both kinds talk
 /// to each other, and all of it goes with a purge.
 #[test]
+#[ignore = "needs root"]
 fn a_container_keeps_its_device() {
-    if !is_root() {
-        return;
-    }
     let mut cluster = Cluster::without_agents(1, 1500);
     let host = &mut cluster.hosts[0];
     let names = [unique_name("d"), unique_name("d"), unique_name("d")];
@@ -136,10 +132,8 @@ fn as_host(host: &Host, name: &str) -> packet::Host {
 /// The receiver of a frame goes by its EtherType, not by what the sender's packet socket says
 /// that it is: an ARP answer under another type is none.
 #[test]
+#[ignore = "needs root"]
 fn what_a_packet_socket_says_of_a_frame_counts_for_nothing() {
-    if !is_root() {
-        return;
-    }
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
     let names = [unique_name("d"), unique_name("d")];

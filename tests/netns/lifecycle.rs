@@ -6,7 +6,7 @@ use std::process::Command;
 use aya::programs::TcAttachType;
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
-    netns::{Process, is_root, wait_until},
+    netns::{Process, programs, wait_until},
 };
 use nix::sys::signal::Signal;
 
@@ -45,10 +45,8 @@ fn lost(mut pings: Process) -> u64 {
 
 /// Stop, crash and restart of an agent lose no packet.
 #[test]
+#[ignore = "needs root"]
 fn traffic_flows_while_the_agent_is_replaced() {
-    if !is_root() {
-        return;
-    }
     let (mut cluster, first, _) = overlay_pair();
     let pings = start_pings(&first, "10.0.0.3");
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
@@ -70,10 +68,8 @@ fn traffic_flows_while_the_agent_is_replaced() {
 /// A restarted agent knows what it had, prunes what went meanwhile, and what
 /// the other host did meanwhile works.
 #[test]
+#[ignore = "needs root"]
 fn a_restarted_agent_catches_up() {
-    if !is_root() {
-        return;
-    }
     let (mut cluster, first, second) = overlay_pair();
     let third = unique_name("life3");
     cluster.hosts[0].stop_agent(Signal::SIGKILL);
@@ -89,16 +85,14 @@ fn a_restarted_agent_catches_up() {
 
 /// The namespace is lost, as in a reboot: the agent brings it back from the store.
 #[test]
+#[ignore = "needs root"]
 fn a_lost_namespace_comes_back() {
-    if !is_root() {
-        return;
-    }
     let (mut cluster, first, _) = overlay_pair();
     cluster.hosts[0].stop_agent(Signal::SIGKILL);
     // What a reboot does: namespaces and pins are gone, the state directory is not.
     let bpffs = cluster.hosts[0].bpffs();
     let script = format!("umount -l {}; ip netns del {first}", bpffs.display());
-    culvert_tests::netns::check(&script);
+    culvert_tests::netns::Netns::here().run(&script);
     cluster.hosts[0].start_agent(&[]);
     cluster.hosts[0].wait_ready();
     wait_until(SOON, "the sandbox to be there again", || {
@@ -109,10 +103,8 @@ fn a_lost_namespace_comes_back() {
 
 /// Somebody deletes a veth, a route, a map entry's cause: the agent repairs it.
 #[test]
+#[ignore = "needs root"]
 fn what_is_deleted_by_hand_is_repaired() {
-    if !is_root() {
-        return;
-    }
     let (cluster, first, _) = overlay_pair();
     let host = &cluster.hosts[0];
     let veth = host
@@ -127,10 +119,8 @@ fn what_is_deleted_by_hand_is_repaired() {
 /// Foreign devices, routes and names are left alone by start, work and purge,
 /// and purge leaves nothing of ours.
 #[test]
+#[ignore = "needs root"]
 fn purge_removes_ours_and_nothing_else() {
-    if !is_root() {
-        return;
-    }
     let mut cluster = Cluster::without_agents(1, 1500);
     let host = &mut cluster.hosts[0];
     host.netns.run(
@@ -149,12 +139,12 @@ fn purge_removes_ours_and_nothing_else() {
     let name = unique_name("life1");
     host.run_idle(&name, "net", &[]);
     assert_ne!(state(host).0, before.0);
-    assert_eq!(host.netns.programs("up0", TcAttachType::Ingress), ["from_underlay"]);
+    assert_eq!(programs(&host.netns, "up0", TcAttachType::Ingress), ["from_underlay"]);
     host.ok(&["purge"]);
     wait_until(SOON, "the agent to exit", || {
         host.agent.as_mut().is_none_or(|agent| !agent.is_running())
     });
     assert_eq!(state(host), before);
     assert!(!std::path::Path::new(&format!("/run/netns/{name}")).exists());
-    assert_eq!(host.netns.programs("up0", TcAttachType::Ingress), [""; 0]);
+    assert_eq!(programs(&host.netns, "up0", TcAttachType::Ingress), [""; 0]);
 }

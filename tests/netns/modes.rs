@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use aya::programs::TcAttachType;
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
-    netns::{is_root, wait_until},
+    netns::{programs, wait_until},
     sock::{self, Behaviour, Server, Use, container},
 };
 use nix::sys::signal::Signal;
@@ -32,10 +32,8 @@ fn netns_of(host: &Host, name: &str) -> u64 {
 
 /// `none`: a namespace with `lo`, which is up, and nothing else.
 #[test]
+#[ignore = "needs root"]
 fn none_has_loopback_and_nothing_else() {
-    if !is_root() {
-        return;
-    }
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
     let name = unique_name("none");
@@ -53,10 +51,8 @@ fn none_has_loopback_and_nothing_else() {
 /// `host`: the host's own namespace; no device is made, and `container:` on such a one
 /// is the same.
 #[test]
+#[ignore = "needs root"]
 fn host_is_the_hosts_own() {
-    if !is_root() {
-        return;
-    }
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
     let links = || host.netns.run("ip -o link show | cut -d: -f2 | sort");
@@ -82,10 +78,8 @@ fn host_is_the_hosts_own() {
 /// what the first one publishes leads to either; it goes by force only while another
 /// one shares its network.
 #[test]
+#[ignore = "needs root"]
 fn a_container_shares_anothers_network() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     let (owner, ip) = world.run("bridge", &["-p", "8080:80"]);
@@ -125,10 +119,8 @@ fn exposing<'a>(name: &'a str, network: &'a str, expose: &'a str) -> [&'a str; 1
 /// A command that says which port it will listen on is told who has it already: in a
 /// sandbox that it shares, on the host, or by publishing it.
 #[test]
+#[ignore = "needs root"]
 fn a_port_that_somebody_has_is_named_with_its_holder() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     let (owner, _) = world.run("bridge", &["-p", "8080:80"]);
@@ -160,10 +152,8 @@ fn a_port_that_somebody_has_is_named_with_its_holder() {
 /// A container in several networks, each with an address and a MAC of its choice; an
 /// address is given again when it has been released, and not before.
 #[test]
+#[ignore = "needs root"]
 fn several_networks_with_fixed_addresses() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     host.ok(&["network", "create", "-d", "bridge", "--subnet", "10.7.0.0/24", "br"]);
@@ -200,10 +190,8 @@ fn several_networks_with_fixed_addresses() {
 /// Bridge networks of one name on two hosts of one store have nothing to do with each
 /// other: the same address twice, no packet between them, and each host lists its own.
 #[test]
+#[ignore = "needs root"]
 fn a_hosts_networks_are_its_own() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(2);
     let hosts = &world.cluster.hosts;
     for host in hosts {
@@ -244,10 +232,8 @@ fn a_hosts_networks_are_its_own() {
 /// A lost namespace, a gateway device deleted by hand, and an agent that comes back: the
 /// bridge network and the published port are there again.
 #[test]
+#[ignore = "needs root"]
 fn a_bridge_network_is_repaired() {
-    if !is_root() {
-        return;
-    }
     let mut world = World::new(1);
     let (name, ip) = world.run("bridge", &["-p", "8080:80"]);
     let gateway = |host: &Host| {
@@ -279,7 +265,7 @@ fn a_bridge_network_is_repaired() {
         world.cluster.hosts[0].stop_agent(signal);
         world.host().netns.run(&format!("ip link del {device}"));
         if signal == Signal::SIGKILL {
-            culvert_tests::netns::check(&format!("ip netns del {name}"));
+            culvert_tests::netns::Netns::here().run(&format!("ip netns del {name}"));
         }
         world.cluster.hosts[0].start_agent(&[]);
         world.cluster.hosts[0].wait_ready();
@@ -297,10 +283,8 @@ fn a_bridge_network_is_repaired() {
 /// `purge` leaves no device, no pin, no program and no switch, and the published port
 /// is the host's.
 #[test]
+#[ignore = "needs root"]
 fn purge_takes_ports_and_gateways_along() {
-    if !is_root() {
-        return;
-    }
     let mut world = World::new(1);
     let switches = "sysctl -n net.ipv4.conf.lo.route_localnet net.ipv4.conf.lo.accept_local \
                     net.ipv4.ip_forward net.ipv4.conf.up0.forwarding";
@@ -323,7 +307,7 @@ fn purge_takes_ports_and_gateways_along() {
     let links = host.netns.run("ip -o link show | cut -d: -f2 | cut -d@ -f1 | sort");
     assert_eq!(links.split_whitespace().collect::<Vec<_>>(), ["lo", "up0"]);
     for ifname in ["lo", "up0"] {
-        let programs = host.netns.programs(ifname, TcAttachType::Ingress);
+        let programs = programs(&host.netns, ifname, TcAttachType::Ingress);
         assert_eq!(programs, [""; 0], "{ifname}");
     }
     assert_eq!(host.netns.run(switches), before);

@@ -8,7 +8,7 @@ use std::{
 
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
-    netns::{is_root, wait_until},
+    netns::wait_until,
     outside::Outside,
     sock::{self, Behaviour, Server, Use, container},
 };
@@ -60,10 +60,8 @@ fn any(port: u16) -> SocketAddrV4 {
 /// Bridge and overlay alike: TCP, UDP and ping reach the outside, which sees the
 /// host; one interface, one default route.
 #[test]
+#[ignore = "needs root"]
 fn the_outside_sees_the_host() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "over"]);
@@ -91,10 +89,8 @@ fn the_outside_sees_the_host() {
 /// The gateway answers, the host and the containers of one network reach each other,
 /// those of different networks do not.
 #[test]
+#[ignore = "needs root"]
 fn the_gateway_the_host_and_other_networks() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     host.ok(&["network", "create", "-d", "bridge", "br"]);
@@ -131,10 +127,8 @@ fn the_gateway_the_host_and_other_networks() {
 
 /// `--internal` leaves the network and the gateway, and nothing else.
 #[test]
+#[ignore = "needs root"]
 fn an_internal_network_has_no_way_out() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     let server = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
@@ -159,10 +153,8 @@ fn an_internal_network_has_no_way_out() {
 
 /// The TTL counts down, and a traceroute shows the gateway and the way.
 #[test]
+#[ignore = "needs root"]
 fn traceroute_shows_the_gateway_and_the_path() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let (name, _) = world.run("bridge", &[]);
     let hop = |ttl: u32| {
@@ -179,10 +171,8 @@ fn traceroute_shows_the_gateway_and_the_path() {
 /// ICMP errors come back to the container that they concern: a port that nobody
 /// listens on, and a link on the way that is too small.
 #[test]
+#[ignore = "needs root"]
 fn icmp_errors_find_their_container() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let (name, _) = world.run("bridge", &[]);
     let netns = container(&name);
@@ -204,10 +194,8 @@ fn icmp_errors_find_their_container() {
 /// Two containers with one source port and one destination: one of them keeps it.
 /// A port that the host itself uses is never taken.
 #[test]
+#[ignore = "needs root"]
 fn ports_are_kept_where_they_are_free() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     let (one, two) = (world.run("bridge", &[]).0, world.run("bridge", &[]).0);
@@ -246,10 +234,8 @@ fn ports_are_kept_where_they_are_free() {
 
 /// The agent's end does not end a connection: neither by a signal nor by a crash.
 #[test]
+#[ignore = "needs root"]
 fn flows_outlive_the_agent() {
-    if !is_root() {
-        return;
-    }
     let mut world = World::new(1);
     let server = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
     let (name, _) = world.run("bridge", &[]);
@@ -277,10 +263,8 @@ fn flows_outlive_the_agent() {
 
 /// A new container with an old address does not get the old one's packets.
 #[test]
+#[ignore = "needs root"]
 fn flows_die_with_their_container() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     let server = Server::udp(world.outside.host.path(), any(53));
@@ -308,10 +292,8 @@ fn flows_die_with_their_container() {
 /// A second network on a running container, and off again: as Docker, the first one
 /// has the way out, and another one takes over when it goes.
 #[test]
+#[ignore = "needs root"]
 fn the_way_out_moves_to_the_network_that_is_left() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     host.ok(&["network", "create", "-d", "bridge", "br"]);
@@ -331,10 +313,8 @@ fn the_way_out_moves_to_the_network_that_is_left() {
 /// When no port is left the new flow is refused, counted and told of; those there
 /// are go on.
 #[test]
+#[ignore = "needs root"]
 fn exhaustion_refuses_new_flows_only() {
-    if !is_root() {
-        return;
-    }
     let world = World::with_agent(&["--nat-ports", "40000-40003"]);
     let host = world.host();
     let server = Server::udp(world.outside.host.path(), any(53));

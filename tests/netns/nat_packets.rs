@@ -12,7 +12,7 @@ use std::{
 
 use culvert_tests::{
     cluster::{Cluster, SOON},
-    netns::{Netns, Underlay, is_root, wait_until},
+    netns::{Netns, Underlay, wait_until},
     outside::Outside,
     sock::{self, Behaviour, PATIENCE, Server, Use, container},
 };
@@ -77,10 +77,8 @@ fn send_fragments(
 /// Fragments follow the first one of their datagram, whatever the order they come in,
 /// on the way out and on the way in.
 #[test]
+#[ignore = "needs root"]
 fn fragments_arrive_in_any_order() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     let (name, ip) = world.run("bridge", &["-p", "5300:53/udp"]);
@@ -128,10 +126,8 @@ fn fragments_arrive_in_any_order() {
 
 /// Checksums are right whatever the devices leave to do: out, in, and to a published port.
 #[test]
+#[ignore = "needs root"]
 fn every_combination_of_offloads() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     let (name, _) = world.run("bridge", &["-p", "8000:80", "-p", "5300:53/udp"]);
@@ -205,10 +201,8 @@ fn checksum_errors(snmp: &str) -> u64 {
 /// What a route of the host takes is told to a container that sends more, by its gateway:
 /// as where Linux forwards, only a locked MTU counts.
 #[test]
+#[ignore = "needs root"]
 fn the_mtu_of_a_route_is_told() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     let (name, _) = world.run("bridge", &[]);
@@ -228,10 +222,8 @@ fn the_mtu_of_a_route_is_told() {
 /// On a host with two uplinks a flow leaves with the address that the route chooses,
 /// and an interface that is no uplink is refused with a reason of its own.
 #[test]
+#[ignore = "needs root"]
 fn the_route_chooses_the_source_address() {
-    if !is_root() {
-        return;
-    }
     let mut cluster = Cluster::without_agents(1, 1500);
     let host = &cluster.hosts[0];
     let (second, third) = (Netns::new("second"), Netns::new("third"));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
-    netns::{Underlay, is_root, wait_until},
+    netns::{Underlay, wait_until},
 };
 
 use crate::device;
@@ -41,10 +41,8 @@ impl Pair {
 /// The article's overlay chapter: a network made on one host is seen on the
 /// other, and containers on both reach each other.
 #[test]
+#[ignore = "needs root"]
 fn two_hosts_one_overlay() {
-    if !is_root() {
-        return;
-    }
     let cluster = Cluster::new(2);
     let (one, two) = (&cluster.hosts[0], &cluster.hosts[1]);
     let (over1, over2) = (unique_name("over1"), unique_name("over2"));
@@ -113,10 +111,8 @@ fn two_hosts_one_overlay() {
 
 /// A third host needs nothing done on the other two, and may leave again.
 #[test]
+#[ignore = "needs root"]
 fn a_third_host_joins_and_leaves() {
-    if !is_root() {
-        return;
-    }
     let mut pair = Pair::new(3, &[]);
     let over3 = unique_name("over3");
     let three = &pair.cluster.hosts[2];
@@ -138,10 +134,8 @@ fn a_third_host_joins_and_leaves() {
 /// What fills the MTU passes; one byte more is refused by the container's own
 /// stack, and where its MTU was raised, by ICMP.
 #[test]
+#[ignore = "needs root"]
 fn mtu_is_told_not_silently_enforced() {
-    if !is_root() {
-        return;
-    }
     let pair = Pair::new(2, &[]);
     let (one, over1) = (pair.one(), &pair.over1);
     one.in_container(over1, "ping -c1 -W2 -M do -s 1422 10.0.0.3");
@@ -161,10 +155,8 @@ fn mtu_is_told_not_silently_enforced() {
 
 /// A router on the underlay with a smaller MTU: its ICMP is heeded.
 #[test]
+#[ignore = "needs root"]
 fn path_mtu_of_the_underlay_is_learnt() {
-    if !is_root() {
-        return;
-    }
     let pair = Pair::new(2, &[]);
     let (one, over1) = (pair.one(), &pair.over1);
     // An ICMP fragmentation-needed as a router between the hosts would send it.
@@ -194,10 +186,8 @@ s.sendto(body, ('192.0.2.1', 0))
 /// Bytes arrive as they were sent, in both directions, over TCP and UDP, with
 /// GSO frames and without.
 #[test]
+#[ignore = "needs root"]
 fn bulk_data_arrives_intact() {
-    if !is_root() {
-        return;
-    }
     let pair = Pair::new(2, &[]);
     let receive = "timeout 30 python3 -c 'import socket,hashlib; l=socket.create_server((\"\",9000)); \
         print(\"up\",flush=True); c,_=l.accept(); h=hashlib.sha256(); n=0\nwhile True:\n \
@@ -233,10 +223,8 @@ fn bulk_data_arrives_intact() {
 
 /// IPv6 subnets: addresses, neighbour discovery, link-local, both families.
 #[test]
+#[ignore = "needs root"]
 fn ipv6_over_the_overlay() {
-    if !is_root() {
-        return;
-    }
     let pair = Pair::new(2, &["--subnet", "fd00:10::/64"]);
     pair.one().in_container(&pair.over1, "ip -6 addr show eth0 | grep -q fd00:10::");
     let ip6 = |host: &Host, name: &str| {
@@ -258,10 +246,8 @@ fn ipv6_over_the_overlay() {
 /// What the neighbour map knows never crosses the tunnel; broadcast and
 /// multicast reach every container of the network, and no other.
 #[test]
+#[ignore = "needs root"]
 fn arp_is_suppressed_and_broadcast_is_not() {
-    if !is_root() {
-        return;
-    }
     let pair = Pair::new(3, &[]);
     let three = &pair.cluster.hosts[2];
     let over3 = unique_name("over3");
@@ -293,10 +279,8 @@ fn arp_is_suppressed_and_broadcast_is_not() {
 
 /// A container sends with its own addresses only.
 #[test]
+#[ignore = "needs root"]
 fn spoofed_frames_go_nowhere() {
-    if !is_root() {
-        return;
-    }
     let pair = Pair::new(2, &[]);
     let one = pair.one();
     let send = |frame: &str| {
@@ -331,10 +315,8 @@ fn spoofed_frames_go_nowhere() {
 /// VXLAN that a container makes up, or a host that is no VTEP of the network,
 /// is not taken for the network's.
 #[test]
+#[ignore = "needs root"]
 fn forged_vxlan_is_refused() {
-    if !is_root() {
-        return;
-    }
     let pair = Pair::new(2, &[]);
     let stranger = pair.cluster.plain_host(8);
     let inner = "02420a000003 02420a000002 0800 4500001c00000000 4001 0000 0a000002 0a000003 0800f7ff00000000";
@@ -360,10 +342,8 @@ fn forged_vxlan_is_refused() {
 
 /// Networks never meet, even with the same subnet and the same addresses.
 #[test]
+#[ignore = "needs root"]
 fn overlapping_networks_never_meet() {
-    if !is_root() {
-        return;
-    }
     let cluster = Cluster::new(2);
     for network in ["red", "blue"] {
         let create = ["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24"];
@@ -404,10 +384,8 @@ fn overlapping_networks_never_meet() {
 
 /// Containers on one host talk without leaving it.
 #[test]
+#[ignore = "needs root"]
 fn same_host_stays_on_the_host() {
-    if !is_root() {
-        return;
-    }
     let pair = Pair::new(2, &[]);
     let over4 = unique_name("over4");
     pair.one().run_idle(&over4, "overlaynet1", &["--ip", "10.0.0.9"]);
@@ -420,10 +398,8 @@ fn same_host_stays_on_the_host() {
 /// A plain kernel vxlan device, added by `vtep add`, exchanges traffic both
 /// ways with a learning network, found by learning alone.
 #[test]
+#[ignore = "needs root"]
 fn kernel_vxlan_interoperates_by_learning() {
-    if !is_root() {
-        return;
-    }
     let pair = Pair::new(2, &["--learning"]);
     let plain = pair.cluster.plain_host(5);
     plain.run(&format!(
@@ -459,10 +435,8 @@ fn kernel_vxlan_interoperates_by_learning() {
 
 /// A learned entry ages.
 #[test]
+#[ignore = "needs root"]
 fn learned_entries_age() {
-    if !is_root() {
-        return;
-    }
     let mut cluster = Cluster::without_agents(1, 1500);
     cluster.hosts[0].start_agent(&["--ageing", "2"]);
     cluster.hosts[0].wait_ready();

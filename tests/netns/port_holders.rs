@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use aya::programs::TcAttachType;
 use culvert_tests::{
     cluster::{Host, SOON, unique_name},
-    netns::{is_root, wait_until},
+    netns::{programs, wait_until},
     outside::Outside,
     sock::{self, Behaviour, Server, Use, container},
 };
@@ -36,10 +36,8 @@ fn held(host: &Host, port: u16) -> bool {
 /// A port is one container's or one process's: who has it is told in the refusal, and
 /// it is free when that one is gone.
 #[test]
+#[ignore = "needs root"]
 fn a_port_is_taken_once() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     let (first, _) = world.run("bridge", &["-p", "8080:80", "-p", "8080:80/udp"]);
@@ -83,10 +81,8 @@ fn a_port_is_taken_once() {
 /// Existing connections and new ones get through while no agent runs, and the one
 /// that comes holds the port again.
 #[test]
+#[ignore = "needs root"]
 fn publishing_outlives_the_agent() {
-    if !is_root() {
-        return;
-    }
     let mut world = World::new(1);
     let (name, _) = world.run("bridge", &["-p", "8080:80", "-p", "8080:80/udp"]);
     let (vtep, netns) = (world.host().vtep(), container(&name));
@@ -122,7 +118,7 @@ fn publishing_outlives_the_agent() {
 /// What the host has for published ports: the program on its loopback device, and
 /// the switches of it.
 fn loopback(host: &Host) -> (bool, String) {
-    let programs = host.netns.programs("lo", TcAttachType::Ingress);
+    let programs = programs(&host.netns, "lo", TcAttachType::Ingress);
     let switches = "sysctl -n net.ipv4.conf.lo.route_localnet net.ipv4.conf.lo.accept_local";
     (programs == ["from_loopback"], host.netns.run(switches).replace('\n', " "))
 }
@@ -130,10 +126,8 @@ fn loopback(host: &Host) -> (bool, String) {
 /// A container that goes takes its port along: connections end, new ones are refused,
 /// and with the last port the program on the loopback device goes, too.
 #[test]
+#[ignore = "needs root"]
 fn the_last_port_leaves_nothing() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     let none = (false, "0 0 ".to_owned());
@@ -171,10 +165,8 @@ fn the_last_port_leaves_nothing() {
 /// `nat ls` has a row for each flow, with its addresses before and after, and who
 /// began it; each filter leaves the rows it should; `stats` counts them by state.
 #[test]
+#[ignore = "needs root"]
 fn nat_ls_tells_the_flows() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     let (web, web_ip) = world.run("bridge", &["-p", "8080:80", "-p", "8053:53/udp"]);

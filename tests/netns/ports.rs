@@ -10,7 +10,7 @@ use std::{
 
 use culvert_tests::{
     cluster::{SOON, unique_name},
-    netns::{Netns, is_root, wait_until},
+    netns::{Netns, wait_until},
     outside::Outside,
     sock::{self, Behaviour, Server, Use, container},
 };
@@ -65,10 +65,8 @@ pub(crate) fn talk(stream: &mut TcpStream) {
 /// payloads of every size; a client outside keeps its address, all others are the
 /// gateway.
 #[test]
+#[ignore = "needs root"]
 fn everybody_reaches_a_published_port() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "over"]);
@@ -114,10 +112,8 @@ fn everybody_reaches_a_published_port() {
 /// A port of 127.0.0.1 is the host's own: a container does not reach it, nor does
 /// somebody on the underlay whose route to 127.0.0.1 is this host.
 #[test]
+#[ignore = "needs root"]
 fn a_port_of_loopback_is_the_hosts_alone() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     let (name, _) =
@@ -165,10 +161,8 @@ fn a_port_of_loopback_is_the_hosts_alone() {
 /// A port of one address of a host that has two is not published at the other, where
 /// a process of the host may have it.
 #[test]
+#[ignore = "needs root"]
 fn a_port_of_one_address_is_of_that_one() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     let second: Ipv4Addr = "192.0.2.200".parse().unwrap();
@@ -214,10 +208,8 @@ fn host_port(world: &World, name: &str, port: u16) -> u16 {
 
 /// Free ports are told by `ps` and lead to their container; ranges go one to one.
 #[test]
+#[ignore = "needs root"]
 fn free_ports_and_ranges() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(1);
     let host = world.host();
     let (name, _) = world.run("bridge", &["-p", "80", "-p", "0:81", "-p", "8000-8003:9000-9003"]);
@@ -248,10 +240,8 @@ fn free_ports_and_ranges() {
 /// reached by that host's address, from outside and from a container of the same
 /// network on the other host, which itself goes out by its own host.
 #[test]
+#[ignore = "needs root"]
 fn each_host_of_an_overlay_has_its_own_door() {
-    if !is_root() {
-        return;
-    }
     let world = World::new(2);
     let hosts = &world.cluster.hosts;
     hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);

@@ -24,7 +24,7 @@ macro_rules! cases {
         pub(crate) const CASES: &[crate::lab::Case] = &[$((stringify!($name), $name),)+];
 
         mod case {
-            $(#[test] fn $name() { crate::lab::with(super::$name); })+
+            $(#[test] #[ignore = "needs root"] fn $name() { crate::lab::with(super::$name); })+
         }
     };
 }

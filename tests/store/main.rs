@@ -3,7 +3,12 @@
 //! Each test has a store of its own: an etcd on free ports of loopback, or a
 //! temporary directory.
 
-#![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod backend;
 mod etcd;

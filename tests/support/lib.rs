@@ -1,14 +1,13 @@
-//! What the tests share: hosts in network namespaces, etcd, whole clusters,
-//! frames, sockets.
+//! What the tests share besides the [testbed](culvert_testbed), whose modules are here under
+//! their own names: frames, sockets, and what needs the `culvert` library.
 
-pub mod certs;
-pub mod cluster;
-pub mod docker;
-pub mod etcd;
+#![warn(clippy::indexing_slicing)]
+
 pub mod netns;
-pub mod outside;
 pub mod packet;
 pub mod probe;
 pub mod sock;
 pub mod verify;
 pub mod wire;
+
+pub use culvert_testbed::{certs, cluster, docker, etcd, outside};

@@ -73,7 +73,7 @@ impl Frame {
         let Some((start, offset)) = self.partial.take() else { return Ok(()) };
         let covered = self.bytes.get_mut(start..).ok_or("checksum behind the end")?;
         let sum = covered.chunks(2).fold(0_u64, |sum, pair| {
-            let [high, low] = [pair[0], pair.get(1).copied().unwrap_or(0)];
+            let [high, low] = [0, 1].map(|at| pair.get(at).copied().unwrap_or(0));
             sum + u64::from(u16::from_be_bytes([high, low]))
         });
         let folded = (0..4).fold(sum, |sum, _| (sum >> 16) + (sum & 0xffff)) as u16;

@@ -4,6 +4,8 @@
 //! Every verb first checks that the tools it needs are there and runs `setup` for those that
 //! are not. What can go wrong for a user is one line on standard error and exit code 1.
 
+#![warn(clippy::indexing_slicing)]
+
 mod lab;
 mod paths;
 mod privilege;
@@ -40,8 +42,8 @@ enum Verb {
     Lab(verbs::lab::Args),
     /// Build, run every test, and the demo as the last of them
     Test(verbs::test::Args),
-    /// Formatting, lints, documentation, dependencies, licences
-    Check,
+    /// Formatting, lints, documentation, rooms, dependencies, licences
+    Check(verbs::check::Args),
     /// Run the benchmarks: what follows goes to culvert-bench
     Bench(verbs::bench::Args),
     /// Measure the article's table of throughputs, A to F: the one in docs/ARTICLE.md
@@ -62,7 +64,7 @@ fn main() -> ExitCode {
         Verb::Demo(args) => verbs::demo::main(&args),
         Verb::Lab(args) => verbs::lab::main(&args),
         Verb::Test(args) => verbs::test::main(&args),
-        Verb::Check => verbs::check::main(),
+        Verb::Check(args) => verbs::check::main(&args),
         Verb::Bench(args) => verbs::bench::main(&args),
         Verb::Article(args) => verbs::article::main(&args),
         Verb::Clean => verbs::clean::main(),

@@ -3,13 +3,16 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::{Context as _, Result, anyhow};
-use culvert_tests::{
+use culvert_testbed::{
     cluster::{Host, unique_name},
     etcd::{Config, EtcdServer},
     netns::Netns,
 };
 
-use super::{Arm, FlowsTo, Pair, Scope, hosts, hosts::run};
+use super::{
+    arm::{Arm, FlowsTo, Scope},
+    hosts::{self, Pair, run},
+};
 use crate::load::{PORT, Way};
 
 /// Overlay network.
@@ -59,8 +62,8 @@ impl Culvert {
         }
         let [one, two] = &hosts;
         one.ok(&["network", "create", "-d", "overlay", "--subnet", "10.10.0.0/16", OVERLAY]);
-        culvert_tests::netns::wait_until(
-            culvert_tests::cluster::SOON,
+        culvert_testbed::wait::wait_until(
+            culvert_testbed::cluster::SOON,
             "the network on the second host",
             || two.culvert(&["network", "inspect", OVERLAY]).status.success(),
         );

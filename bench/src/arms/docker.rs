@@ -14,10 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use culvert_tests::{
-    cluster::unique_name,
-    netns::{Netns, Process},
-};
+use culvert_testbed::{cluster::unique_name, netns::Netns, process::Process};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -25,11 +22,14 @@ use nix::{
 use tempfile::TempDir;
 
 use super::{
-    Arm, Pair, Scope, hosts,
-    optional::{Optional, output, program},
+    arm::{Arm, Scope},
+    hosts::{self, Pair},
+    program::{output, program},
 };
 use crate::load::Way;
 
+/// Name of its arm.
+pub(super) const ID: &str = "docker-overlay";
 /// What a daemon writes besides its own directories, which a tmpfs of its own hides.
 const HIDDEN: [&str; 4] = ["/etc/docker", "/opt", "/run", "/var/lib"];
 /// Name of the network, the image and the container.
@@ -69,7 +69,7 @@ impl Docker {
         let containers = [one.container(address(0))?, two.container(address(1))?];
         let [client, server] = &containers;
         let arm = Arm::new(
-            Optional::Docker.id(),
+            ID,
             "container to container, Docker's overlay",
             Some('A'),
             Way::direct(client, server, address(1)),

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use anyhow::{Context as _, Result, bail};
-use culvert_tests::netns::{Netns, Underlay};
+use culvert_testbed::{netns::Netns, underlay::Underlay};
 
 use crate::{
     load::{Side, pin},

@@ -3,12 +3,15 @@
 use std::net::SocketAddrV4;
 
 use anyhow::Result;
-use culvert_tests::{
+use culvert_testbed::{
     docker::{self, Published},
     netns::Netns,
 };
 
-use super::{Arm, FlowsTo, Pair, Scope, hosts, hosts::run};
+use super::{
+    arm::{Arm, FlowsTo, Scope},
+    hosts::{self, Pair, run},
+};
 use crate::load::{PORT, Way};
 
 /// Port of the host that is published for a container's.

@@ -8,16 +8,18 @@
 use std::{net::Ipv4Addr, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
-use culvert_tests::netns::{Netns, Process};
+use culvert_testbed::{netns::Netns, process::Process};
 use tempfile::TempDir;
 
 use super::{
-    Arm, Pair, Scope, hosts,
-    hosts::run,
-    optional::{Optional, output, program},
+    arm::{Arm, Scope},
+    hosts::{self, Pair, run},
+    program::{output, program},
 };
 use crate::load::Way;
 
+/// Name of its arm.
+pub(super) const ID: &str = "openvswitch";
 /// MTU within the tunnel.
 const MTU: u32 = 1450;
 /// VNI.
@@ -41,7 +43,7 @@ impl OpenVSwitch {
         let containers = [Netns::new("container"), Netns::new("container")];
         let [client, server] = &containers;
         let arm = Arm::new(
-            Optional::OpenVSwitch.id(),
+            ID,
             "container to container, Open vSwitch's vxlan in user space",
             Some('A'),
             Way::direct(client.path(), server.path(), address(1)),

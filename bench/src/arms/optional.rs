@@ -1,20 +1,22 @@
 //! Arms of other networks that are not on every machine: measured when they are asked for.
 
 use std::{
-    env,
     io::ErrorKind,
     net::TcpStream,
-    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Arm, Pair, docker::Docker, openvswitch::OpenVSwitch};
+use super::{
+    arm::Arm,
+    docker::{self, Docker},
+    hosts::Pair,
+    openvswitch::{self, OpenVSwitch},
+    program::program,
+};
 use crate::load::{Side, Way, join, spawn};
 
-/// Where programs of the administrator are; a user's `PATH` may lack it.
-const SBIN: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 /// How long a way may take until a packet passes.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long one try may take, and between two.
@@ -44,8 +46,8 @@ impl Optional {
     /// Name of its arm.
     pub(super) fn id(self) -> &'static str {
         match self {
-            Self::Docker => "docker-overlay",
-            Self::OpenVSwitch => "openvswitch",
+            Self::Docker => docker::ID,
+            Self::OpenVSwitch => openvswitch::ID,
         }
     }
 
@@ -114,16 +116,6 @@ impl Optional {
     }
 }
 
-/// A program of this machine.
-pub(super) fn program(name: &str) -> Result<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .chain(SBIN.map(PathBuf::from))
-        .map(|directory| directory.join(name))
-        .find(|path| path.is_file())
-        .with_context(|| format!("{name}: is not installed"))
-}
-
 /// Waits until the server's namespace answers: that nothing listens there is an answer, too.
 fn passes(way: &Way) -> Result<()> {
     let to = way.to;
@@ -143,44 +135,34 @@ fn passes(way: &Way) -> Result<()> {
     join(client)
 }
 
-/// Runs a command, and returns what it writes. What it has to say if it fails is one line.
-pub(super) fn output(command: &mut std::process::Command) -> Result<String> {
-    let program = command.get_program().to_owned();
-    let name = Path::new(&program).file_name().unwrap_or(&program).to_string_lossy().into_owned();
-    let output = command.stdin(std::process::Stdio::null()).output();
-    let output = output.with_context(|| name.clone())?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("{name}: {}", said.trim().lines().last().unwrap_or("failed and says nothing"));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::arms::Load;
 
     #[test]
-    fn what_is_installed_moves_packets_and_goes() {
-        if !culvert_tests::netns::is_root() {
-            return;
-        }
-        for it in Optional::ALL {
-            if let Err(error) = it.check() {
-                eprintln!("SKIPPED: {error}");
-                continue;
-            }
-            let pair = Pair::new().expect("hosts");
-            let (running, arm) = it.make(&pair).expect("set up");
-            let figures = arm.measure(Load::Connections, Duration::from_millis(50));
-            let rate = figures.expect("measured").into_values().next();
-            assert!(rate.is_some_and(|rate| rate > 0.0), "{}: {rate:?}", it.id());
-            let namespaces = [arm.way.client, arm.way.server];
-            assert!(namespaces.iter().all(|netns| netns.exists()), "{namespaces:?}");
-            drop(running);
-            assert!(!namespaces.iter().any(|netns| netns.exists()), "{namespaces:?}");
-        }
+    #[ignore = "needs root and Docker"]
+    fn docker_moves_packets_and_goes() {
+        moves_packets_and_goes(Optional::Docker);
+    }
+
+    #[test]
+    #[ignore = "needs root and Open vSwitch"]
+    fn openvswitch_moves_packets_and_goes() {
+        moves_packets_and_goes(Optional::OpenVSwitch);
+    }
+
+    fn moves_packets_and_goes(it: Optional) {
+        it.check().expect("installed");
+        let pair = Pair::new().expect("hosts");
+        let (running, arm) = it.make(&pair).expect("set up");
+        let figures = arm.measure(Load::Connections, Duration::from_millis(50));
+        let rate = figures.expect("measured").into_values().next();
+        assert!(rate.is_some_and(|rate| rate > 0.0), "{}: {rate:?}", it.id());
+        let namespaces = [arm.way.client, arm.way.server];
+        assert!(namespaces.iter().all(|netns| netns.exists()), "{namespaces:?}");
+        drop(running);
+        assert!(!namespaces.iter().any(|netns| netns.exists()), "{namespaces:?}");
     }
 
     #[test]

@@ -3,9 +3,12 @@
 use std::net::Ipv4Addr;
 
 use anyhow::Result;
-use culvert_tests::netns::Netns;
+use culvert_testbed::netns::Netns;
 
-use super::{Arm, Pair, Scope, hosts, hosts::run};
+use super::{
+    arm::{Arm, Scope},
+    hosts::{self, Pair, run},
+};
 use crate::load::Way;
 
 /// MTU within the tunnel.
@@ -25,8 +28,8 @@ impl Vxlan {
         let overlays = [Netns::new("overlay1"), Netns::new("overlay2")];
         let containers = [container()?, container()?];
         let hosts = [(&pair.one, Pair::TWO), (&pair.two, Pair::ONE)];
-        for (index, (host, peer)) in hosts.into_iter().enumerate() {
-            let (overlay, own) = (&overlays[index], &containers[index]);
+        let sides = hosts.into_iter().zip(overlays.iter().zip(&containers));
+        for (index, ((host, peer), (overlay, own))) in sides.enumerate() {
             let other = 1 - index;
             run(
                 host,
@@ -77,7 +80,8 @@ impl Vxlan {
     pub(super) fn flannel(pair: &Pair) -> Result<(Self, Arm)> {
         let containers = [container()?, container()?];
         let hosts = [(&pair.one, Pair::ONE, Pair::TWO), (&pair.two, Pair::TWO, Pair::ONE)];
-        for (index, (host, ip, peer)) in hosts.into_iter().enumerate() {
+        for (index, ((host, ip, peer), container)) in hosts.into_iter().zip(&containers).enumerate()
+        {
             let (own, other) = (index + 1, 2 - index);
             let mac = |n: usize| format!("0e:00:00:00:00:{n:02x}");
             run(
@@ -97,7 +101,6 @@ impl Vxlan {
                     mac(other),
                 ),
             )?;
-            let container = &containers[index];
             host.connect("veth0", container, "eth0", MTU);
             run(host, "ip link set veth0 master cni0")?;
             run(

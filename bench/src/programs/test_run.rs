@@ -6,12 +6,12 @@ use std::os::fd::AsFd as _;
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
 use culvert::datapath::test_run::{Hook, Runs, Timed, sk_buff, timed};
-use culvert_tests::netns::Underlay;
+use culvert_testbed::underlay::Underlay;
 use etherparse::PacketBuilder;
 use nix::net::if_::if_nametoindex;
 use serde_json::Value;
 
-use super::{Path, Place, Traffic};
+use super::path::{Path, Place, Traffic};
 use crate::load::{
     OWN_THREAD, Side, Way,
     flows::{Ends, parse_mac},

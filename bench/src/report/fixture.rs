@@ -1,4 +1,4 @@
-//! A made-up run for tests: the same figures each time.
+//! A made-up run: the same figures each time. The tests look at its report, and people at its page.
 
 use std::collections::BTreeMap;
 
@@ -152,6 +152,7 @@ pub(crate) fn results() -> Results {
 }
 
 /// The same run, but with TCP's one stream of `arm` at `share` of its speed.
+#[cfg(test)]
 pub(crate) fn slower(arm: &str, share: f64) -> Results {
     let mut results = results();
     for series in &mut results.series {
@@ -160,14 +161,4 @@ pub(crate) fn slower(arm: &str, share: f64) -> Results {
         }
     }
     results
-}
-
-/// Writes the run and its page where `BENCH_SAMPLE` says, for a person to look at.
-#[test]
-#[ignore = "for a person to look at"]
-fn write_a_sample() {
-    let directory = std::path::PathBuf::from(std::env::var("BENCH_SAMPLE").expect("a directory"));
-    super::save(&directory.join("sample.json"), &results()).expect("saved");
-    let page = super::html::page(&results()).expect("a page");
-    std::fs::write(directory.join("sample.html"), page).expect("written");
 }

@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
-use super::html::escape;
+use super::escape::escape;
 
 /// What a cell's text means, where colour or weight can show it.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]

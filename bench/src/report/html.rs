@@ -7,6 +7,7 @@ mod figures;
 use anyhow::Result;
 use plotters::style::RGBColor;
 
+use super::escape::escape;
 use super::table::{self, Form};
 use super::targets::{self, Outcome};
 use super::words;
@@ -14,22 +15,6 @@ use crate::results::{ArmInfo, HOST, Metric, Regime, Results};
 
 /// Style of the page.
 const STYLE: &str = include_str!("html/page.css");
-
-/// Text as text in HTML, in an attribute as well.
-pub(super) fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            _ => escaped.push(character),
-        }
-    }
-    escaped
-}
 
 /// `text` as a heading begins.
 fn capital(text: &str) -> String {

@@ -2,8 +2,8 @@
 //! got slower since another run.
 
 pub(crate) mod compare;
-#[cfg(test)]
-pub(crate) mod fixture;
+mod escape;
+mod fixture;
 mod grid;
 pub(crate) mod html;
 pub(crate) mod readme;
@@ -123,6 +123,18 @@ pub(crate) fn save(path: &Path, results: &Results) -> Result<()> {
     let mut text = serde_json::to_string_pretty(results)?;
     text.push('\n');
     write(path, &text)
+}
+
+/// Writes a made-up run, `sample.json`, and its page, `sample.html`, into `directory`: for a
+/// person who changes the page.
+///
+/// # Errors
+///
+/// A chart cannot be drawn, or a file cannot be written.
+pub(crate) fn sample(directory: &Path) -> Result<()> {
+    let results = fixture::results();
+    save(&directory.join("sample.json"), &results)?;
+    write(&directory.join("sample.html"), &html::page(&results)?)
 }
 
 /// README.md's text with `table` in its place.

@@ -289,5 +289,5 @@ impl World {
 
 /// Runs a shell command that succeeds in a container's namespace.
 fn run(netns: &Path, script: &str) -> String {
-    culvert_tests::netns::check(&format!("nsenter --net={} sh -c '{script}'", netns.display()))
+    Netns::here().run(&format!("nsenter --net={} sh -c '{script}'", netns.display()))
 }

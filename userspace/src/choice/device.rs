@@ -107,10 +107,8 @@ mod tests {
     }
 
     #[tokio::test]
+    #[ignore = "needs root"]
     async fn the_trial_leaves_nothing() {
-        if !nix::unistd::geteuid().is_root() {
-            return;
-        }
         let here = crate::netlink::Netlink::new().unwrap();
         try_pair(PairKind::Veth).await.unwrap();
         assert_eq!(here.link("cvtry0").await.unwrap(), None);

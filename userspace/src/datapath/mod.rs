@@ -473,10 +473,8 @@ mod tests {
 
     /// What the verifier says of the programs, in full.
     #[test]
+    #[ignore = "needs root"]
     fn the_kernel_takes_the_programs() {
-        if !nix::unistd::geteuid().is_root() {
-            return;
-        }
         let options = Options {
             bpffs: PathBuf::new(),
             vtep_ip: Ipv4Addr::new(192, 0, 2, 1),

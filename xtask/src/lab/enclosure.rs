@@ -13,6 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 
+use super::places::DIR;
 use crate::signals;
 
 /// Where `ip netns` keeps namespaces by name.
@@ -63,7 +64,7 @@ fn start(command: &mut Command) -> Result<Child> {
 /// The directories that file systems are mounted on inside. They are made outside, as the
 /// enclosure shares the file system that they are in.
 fn make_mount_points() -> Result<()> {
-    for dir in [NETNS, super::DIR] {
+    for dir in [NETNS, DIR] {
         fs::create_dir_all(dir).with_context(|| format!("{dir}: cannot be created"))?;
     }
     Ok(())
@@ -88,7 +89,7 @@ pub(crate) fn prepare(detached: bool) -> Result<()> {
     mount(Some("proc"), "/proc", Some("proc"), safe, none).context("/proc: cannot be mounted")?;
     // /sys/class/net shows the devices of the network namespace that it was mounted in.
     mount(Some("sysfs"), "/sys", Some("sysfs"), safe, none).context("/sys: cannot be mounted")?;
-    for dir in [NETNS, super::DIR] {
+    for dir in [NETNS, DIR] {
         mount(
             Some("tmpfs"),
             dir,

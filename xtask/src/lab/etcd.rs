@@ -1,79 +1,55 @@
 //! The store: a real etcd on the underlay.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
-use std::process::Command;
-use std::time::Duration;
+use std::net::SocketAddr;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
+use culvert_testbed::etcd::{Config, EtcdServer};
 
-use super::underlay::STORE_IP;
-use crate::process::{self, Background};
-
-/// etcd's port for clients.
-pub(super) const PORT: u16 = 2379;
-
-/// How long etcd may take to answer.
-const READY: Duration = Duration::from_secs(20);
+use super::places::{STORE_IP, STORE_PORT, path};
+use crate::signals;
 
 /// etcd. It ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Etcd {
-    process: Background,
+    server: EtcdServer,
+}
+
+fn config() -> Config {
+    Config {
+        address: Some(STORE_IP.into()),
+        port: Some(STORE_PORT),
+        dir: Some(path("etcd")),
+        // It is stopped after the agents, also when the user interrupts.
+        own_group: true,
+        ..Config::default()
+    }
 }
 
 impl Etcd {
     /// etcd's arguments.
     pub(crate) fn args() -> Vec<String> {
-        let clients = format!("http://{STORE_IP}:{PORT}");
-        vec![
-            "--data-dir".to_owned(),
-            super::path("etcd").display().to_string(),
-            "--listen-client-urls".to_owned(),
-            clients.clone(),
-            "--advertise-client-urls".to_owned(),
-            clients,
-            "--log-level".to_owned(),
-            "warn".to_owned(),
-        ]
+        let client = SocketAddr::new(STORE_IP.into(), STORE_PORT);
+        config()
+            .arguments(&path("etcd"), client, None)
+            .into_iter()
+            .map(|argument| argument.to_string_lossy().into_owned())
+            .collect()
     }
 
-    /// Starts etcd and waits until it is healthy.
+    /// Starts etcd and waits until it serves.
     pub(crate) fn start() -> Result<Self> {
-        let mut command = Command::new("etcd");
-        command.args(Self::args());
-        // etcd 3.4 starts on other machines than amd64 only when it is told that this is meant.
-        if std::env::consts::ARCH == "aarch64" {
-            command.env("ETCD_UNSUPPORTED_ARCH", "arm64");
-        }
-        let log = super::path("etcd.log");
-        let mut etcd = Self { process: Background::start("etcd", &mut command, &log)? };
-        process::wait_for("etcd: a healthy answer", READY, || {
-            etcd.process.check()?;
-            Ok(healthy().unwrap_or(false).then_some(()))
-        })?;
-        Ok(etcd)
+        let server = EtcdServer::start_with(config())?;
+        signals::check()?;
+        Ok(Self { server })
     }
 
     /// Fails if etcd has ended.
     pub(crate) fn check(&mut self) -> Result<()> {
-        self.process.check()
+        Ok(self.server.check()?)
     }
 
     /// Ends etcd.
-    pub(crate) fn stop(mut self) -> Result<()> {
-        self.process.stop()
+    pub(crate) fn stop(self) -> Result<()> {
+        Ok(self.server.end()?)
     }
-}
-
-/// Asks etcd how it is.
-fn healthy() -> Result<bool> {
-    let timeout = Duration::from_secs(1);
-    let address: SocketAddr = format!("{STORE_IP}:{PORT}").parse().context("not an address")?;
-    let mut stream = TcpStream::connect_timeout(&address, timeout)?;
-    stream.set_read_timeout(Some(timeout))?;
-    stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.take(4096).read_to_string(&mut answer)?;
-    Ok(answer.contains("\"health\":\"true\"") || answer.contains("\"health\":true"))
 }

@@ -2,16 +2,21 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
+use culvert_testbed::agent::{self, AgentPlan};
 
+use super::places::{self, make_dir, store};
 use crate::paths;
 use crate::process::{self, Background, Said};
 
 /// How long an agent may take to answer.
 const READY: Duration = Duration::from_secs(30);
+
+/// Each host's device on the underlay.
+pub(super) const UPLINK: &str = "uplink0";
 
 /// The first host's address is this plus 1; the store has 192.168.1.18.
 const FIRST_IP: u8 = 20;
@@ -38,14 +43,14 @@ impl HostPlan {
         Self {
             netns: node.clone(),
             node,
-            uplink: "uplink0",
+            uplink: UPLINK,
             port: format!("port{number}"),
             ip: format!("192.168.1.{}", FIRST_IP.saturating_add(number)),
         }
     }
 
     fn path(&self, suffix: &str) -> PathBuf {
-        super::path(&format!("{}{suffix}", self.node))
+        places::path(&format!("{}{suffix}", self.node))
     }
 
     /// The agent's socket.
@@ -65,25 +70,16 @@ impl HostPlan {
 
     /// The agent's arguments.
     pub(crate) fn agent_args(&self) -> Vec<String> {
-        [
-            "agent",
-            "--node",
-            &self.node,
-            "--store",
-            &super::store(),
-            "--insecure-store",
-            "--uplink",
-            self.uplink,
-            "--socket",
-            &self.socket().display().to_string(),
-            "--state-dir",
-            &self.path("").display().to_string(),
-            "--bpffs",
-            &self.bpffs().display().to_string(),
-            "--cleanup-on-exit",
-        ]
-        .map(str::to_owned)
-        .to_vec()
+        let plan = AgentPlan {
+            node: &self.node,
+            store: &store(),
+            uplink: self.uplink,
+            socket: &self.socket(),
+            state_dir: &self.path(""),
+            bpffs: &self.bpffs(),
+        };
+        let args = plan.args().into_iter().map(|argument| argument.to_string_lossy().into_owned());
+        args.chain(["--cleanup-on-exit".to_owned()]).collect()
     }
 
     /// A command that runs `program` on the host, with its agent's socket in the environment
@@ -125,7 +121,7 @@ pub(crate) struct Host {
 impl Host {
     /// Starts the agent.
     pub(crate) fn start(plan: HostPlan) -> Result<Self> {
-        super::make_dir(&plan.node)?;
+        make_dir(&plan.node)?;
         let mut command = plan.command("culvert".as_ref());
         command.args(plan.agent_args());
         let name = format!("{}'s agent", plan.node);
@@ -156,17 +152,5 @@ impl Host {
 
 /// Whether the agent answers and its store does.
 fn status_is_healthy(plan: &HostPlan) -> bool {
-    plan.socket().exists() && agent_is_ready(&mut plan.command("culvert".as_ref()))
-}
-
-/// Whether the agent that `culvert` talks to answers and says that its store is healthy.
-/// `culvert` has neither verb nor options yet.
-pub(crate) fn agent_is_ready(culvert: &mut Command) -> bool {
-    let output = culvert.args(["--format", "json", "status"]).stdin(Stdio::null()).output();
-    let Ok(output) = output else {
-        return false;
-    };
-    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    output.status.success()
-        && status.pointer("/store/healthy").and_then(serde_json::Value::as_bool) == Some(true)
+    plan.socket().exists() && agent::is_ready(&mut plan.command("culvert".as_ref()))
 }

@@ -1,84 +1,62 @@
-//! The network that the hosts and the router are plugged into: a switch, in the enclosure's own network
-//! namespace, where the store listens, too.
+//! The network that the hosts and the router are plugged into: a switch, in the enclosure's own
+//! network namespace, where the store listens, too.
 
-use std::io::Write as _;
-use std::process::{Command, Stdio};
-
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
+use culvert_testbed::netns::Netns;
+use culvert_testbed::outside::put_behind;
+use culvert_testbed::underlay::{Port, Switch, queue};
 
 use super::host::HostPlan;
 use super::outside;
-use crate::process;
-
-/// The store's address. The article's.
-pub(super) const STORE_IP: &str = "192.168.1.18";
+use super::places::STORE_IP;
+use crate::signals;
 
 /// The switch.
 const SWITCH: &str = "switch0";
 
-/// The underlay with its hosts and the router plugged in.
+/// MTU of the underlay, in bytes.
+const MTU: u32 = 1500;
+
+/// Frames that wait in front of each device of the underlay, at most.
+const QUEUE: u32 = 1000;
+
+/// The underlay with its hosts and the router plugged in. They go when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Underlay;
+pub(crate) struct Underlay {
+    _hosts: Vec<Netns>,
+}
 
 impl Underlay {
     /// Makes the switch, each host's namespace with its uplink, and the world outside.
-    pub(crate) fn make(hosts: &[HostPlan]) -> Result<Self> {
-        let mut batch = format!(
-            "link set lo up\n\
-             link add {SWITCH} type bridge\n\
-             address add {STORE_IP}/24 dev {SWITCH}\n\
-             link set {SWITCH} up\n"
-        );
+    pub(crate) fn make(plans: &[HostPlan]) -> Result<Self> {
+        let here = Netns::here();
+        let switch = Switch { netns: &here, bridge: SWITCH };
+        here.sh("ip link set lo up")?;
+        switch.make(MTU)?;
+        here.sh(&format!("ip addr add {STORE_IP}/24 dev {SWITCH}"))?;
         let router = outside::router();
-        for HostPlan { netns, uplink, port, .. } in hosts.iter().chain([&router]) {
-            batch.push_str(&format!(
-                "netns add {netns}\n\
-                 link add {port} type veth peer name {uplink} netns {netns}\n\
-                 link set {port} master {SWITCH} up\n"
-            ));
+        let mut hosts = vec![plug(switch, &router)?];
+        for plan in plans {
+            signals::check()?;
+            let host = plug(switch, plan)?;
+            host.sh(&format!("ip route add default via {}", router.ip))?;
+            hosts.push(host);
         }
-        run_batch("ip", &["-batch", "-"], &batch)?;
-        for HostPlan { netns, uplink, ip, port, .. } in hosts.iter().chain([&router]) {
-            let mut batch = format!(
-                "link set lo up\n\
-                 address add {ip}/24 dev {uplink}\n\
-                 link set {uplink} up\n"
-            );
-            if *ip != router.ip {
-                batch.push_str(&format!("route add default via {}\n", router.ip));
-            }
-            run_batch("ip", &["-netns", netns, "-batch", "-"], &batch)?;
-            // A veth's ring is short and drops without a word; behind a queue it pushes back,
-            // as a NIC does.
-            let queue = ["root", "pfifo", "limit", "1000"];
-            let mut inside = Command::new("tc");
-            process::quiet(
-                inside.args(["-netns", netns, "qdisc", "add", "dev", uplink]).args(queue),
-            )?;
-            process::quiet(Command::new("tc").args(["qdisc", "add", "dev", port]).args(queue))?;
+        let outside = Netns::make(&outside::outside().netns)?;
+        if let Some(router) = hosts.first() {
+            put_behind(router, &outside)?;
         }
-        outside::make()?;
-        Ok(Self)
+        hosts.push(outside);
+        Ok(Self { _hosts: hosts })
     }
 }
 
-/// Runs `program` with `batch` on its standard input.
-pub(super) fn run_batch(program: &str, args: &[&str], batch: &str) -> Result<()> {
-    let mut child = Command::new(program)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("{program}: cannot be started"))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A program that fails early closes its end; its status below says so.
-        let _ = stdin.write_all(batch.as_bytes());
-    }
-    let output = child.wait_with_output()?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        bail!("{program} {}: {}", args.join(" "), process::last_lines(&said, 3));
-    }
-    Ok(())
+/// Makes a host's namespace and plugs it into the switch.
+fn plug(switch: Switch<'_>, plan: &HostPlan) -> Result<Netns> {
+    let host = Netns::make(&plan.netns)?;
+    let ip = plan.ip.parse().with_context(|| plan.ip.clone())?;
+    switch.plug(&host, &Port { name: &plan.port, uplink: plan.uplink, ip, mtu: MTU })?;
+    queue(&host, plan.uplink, QUEUE)?;
+    queue(switch.netns, &plan.port, QUEUE)?;
+    Ok(host)
 }

@@ -6,9 +6,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use culvert_testbed::agent;
 
 use super::build;
-use crate::lab::agent_is_ready;
 use crate::{paths, privilege, process, signals, tools, ui};
 
 /// How long the agent may take until it answers.
@@ -145,7 +145,7 @@ impl Run {
         let mut agent = process::Foreground::start("culvert agent", &mut command)?;
         let ready = process::wait_for("culvert agent: an answer", READY, || {
             agent.check()?;
-            Ok((self.socket().exists() && agent_is_ready(&mut self.culvert(&[]))).then_some(()))
+            Ok((self.socket().exists() && agent::is_ready(&mut self.culvert(&[]))).then_some(()))
         });
         if let Err(error) = ready {
             let stopped = agent.stop(STOP);

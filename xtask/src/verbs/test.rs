@@ -1,17 +1,24 @@
 //! `test`: every test, and the demo as the last of them.
 
+mod command;
 mod emulated;
+mod tally;
 
-use std::io::IsTerminal as _;
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
-use culvert_bpf_build::PACKAGE;
 
+use self::command::command;
+use self::tally::Tally;
 use super::{build, demo, setup};
-use crate::tools::Need;
+use crate::tools::{self, Need};
 use crate::{privilege, process, ui};
+
+/// Tests of programs that `setup` does not install: they are run where the program is.
+const OPTIONAL: [(&str, &str); 2] = [
+    ("docker_moves_packets_and_goes", "dockerd"),
+    ("openvswitch_moves_packets_and_goes", "ovs-vswitchd"),
+];
 
 /// A test program that says nothing for so long hangs; libtest names every test that takes
 /// more than a minute before that.
@@ -25,36 +32,6 @@ pub(crate) struct Args {
     full: bool,
     /// Only run tests whose name contains this ('demo' is the demo)
     filter: Option<String>,
-}
-
-/// What the stages have brought so far.
-#[derive(Debug, Default)]
-struct Tally {
-    passed: u64,
-    failed: u64,
-    stages: Vec<(&'static str, bool, Duration)>,
-}
-
-impl Tally {
-    /// Runs a stage and notes how it went and how long it took.
-    fn stage(&mut self, name: &'static str, run: impl FnOnce(&mut Self) -> Result<()>) -> bool {
-        ui::heading(name);
-        let start = Instant::now();
-        let result = run(self);
-        if let Err(error) = &result {
-            ui::error(&format!("{name}: {error:#}"));
-        }
-        self.stages.push((name, result.is_ok(), start.elapsed()));
-        result.is_ok()
-    }
-
-    /// Adds what a line of libtest's output says. Returns whether it is one that says so.
-    fn count(&mut self, line: &str) -> bool {
-        let Some((passed, failed)) = parse_result(line) else { return false };
-        self.passed += passed;
-        self.failed += failed;
-        true
-    }
 }
 
 /// Runs the stages and prints the sum as the last line.
@@ -73,7 +50,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     // Apart from running them, so that the durations tell one from the other.
     let ready = ready
         && tally.stage("build tests", |tally| {
-            let built = process::run(cargo_test_command().arg("--no-run"));
+            let built = process::run(command().arg("--no-run"));
             tally.failed += u64::from(built.is_err());
             built
         });
@@ -83,7 +60,9 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         if args.full {
             tally.stage("tests, emulated kernel", |tally| emulated::main(tally, filter));
         }
-        if filter.is_none_or(|filter| "demo".contains(filter)) {
+        // The tests have put the binary with their checks in the product's place.
+        let ready = tally.stage("build again", |_| build::build());
+        if ready && filter.is_none_or(|filter| "demo".contains(filter)) {
             let passed = tally.stage("demo", |_| demo::main(&demo::Args::without_building()));
             tally.passed += u64::from(passed);
             tally.failed += u64::from(!passed);
@@ -93,21 +72,20 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     summary(&tally)
 }
 
-/// `cargo test` of every package but the programs', which run in the kernel only.
-fn cargo_test_command() -> Command {
-    let mut command = build::cargo("test");
-    command
-        .args(["--release", "--workspace", "--exclude", PACKAGE, "--no-fail-fast"])
-        .args(["--color", if std::io::stdout().is_terminal() { "always" } else { "never" }]);
-    command
-}
-
 /// Runs the tests and counts them.
 fn cargo_test(tally: &mut Tally, filter: Option<&str>, full: bool) -> Result<()> {
-    let mut command = cargo_test_command();
+    let mut command = command();
     command.args(filter);
+    // The tests that need root are ignored by default, and this is root.
+    command.args(["--", "--include-ignored"]);
+    for (test, program) in OPTIONAL {
+        if tools::which(program).is_none() {
+            ui::line(&format!("Not run, as {program} is not installed: {test}"));
+            command.args(["--skip", test]);
+        }
+    }
     if full {
-        command.args(["--", "--include-ignored"]).env("CULVERT_TEST_FULL", "1");
+        command.env("CULVERT_TEST_FULL", "1");
     }
     let before = tally.failed;
     let status = process::lines_watched(&mut command, Some(SILENCE), |line| {
@@ -125,7 +103,7 @@ fn cargo_test(tally: &mut Tally, filter: Option<&str>, full: bool) -> Result<()>
         }
         bail!("cargo test failed ({status}): its messages are above");
     }
-    Ok(())
+    tally.demand_none_ignored()
 }
 
 /// Prints the stages and the sum.
@@ -145,28 +123,4 @@ fn summary(tally: &Tally) -> Result<()> {
         bail!("stage '{name}' failed: its messages are above");
     }
     Ok(())
-}
-
-/// Passed and failed in libtest's `test result: ok. 6 passed; 0 failed; 0 ignored; ...`.
-fn parse_result(line: &str) -> Option<(u64, u64)> {
-    let rest = line.trim_start().strip_prefix("test result:")?;
-    let number = |word: &str| {
-        let before = rest.split(word).next().filter(|before| before.len() < rest.len())?;
-        before.split_whitespace().last()?.parse().ok()
-    };
-    Some((number(" passed;")?, number(" failed;")?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn results_are_read_with_and_without_colour() {
-        let plain = "test result: ok. 6 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out";
-        assert_eq!(parse_result(plain), Some((6, 1)));
-        let coloured = "test result: \u{1b}[32mok\u{1b}[m. 12 passed; 0 failed; 0 ignored";
-        assert_eq!(parse_result(coloured), Some((12, 0)));
-        assert_eq!(parse_result("test a_result ... ok"), None);
-    }
 }

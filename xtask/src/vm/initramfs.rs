@@ -33,6 +33,11 @@ inside=$($b sed 's/.*culvert_inside=\([^ ]*\).*/\1/' /root/proc/cmdline)
 exec $b switch_root /root /bin/sh $inside
 "#;
 
+/// The shell and tools of the guest's beginning.
+fn busybox() -> Result<PathBuf> {
+    tools::which("busybox").context("busybox: not installed: run 'cargo xtask setup --full'")
+}
+
 /// Makes it in `dir`. Returns its path.
 pub(super) fn build(kernel: &Kernel, dir: &Path) -> Result<PathBuf> {
     let root = dir.join("initramfs");
@@ -42,7 +47,7 @@ pub(super) fn build(kernel: &Kernel, dir: &Path) -> Result<PathBuf> {
     for each in ["bin", "modules"] {
         fs::create_dir_all(root.join(each)).with_context(|| unwritten(&root))?;
     }
-    let busybox = super::busybox()?;
+    let busybox = busybox()?;
     put(&busybox, &root.join("bin/busybox"))?;
     symlink("busybox", root.join("bin/sh")).with_context(|| unwritten(&root))?;
     for library in libraries(&busybox)? {

@@ -4,11 +4,12 @@
 //! memory: so it has the very programs and tools that the host has, and nothing of what it
 //! does stays. It has no network but what it makes itself.
 
+pub(crate) mod fetch;
 mod initramfs;
 pub(crate) mod kernel;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -119,11 +120,6 @@ fn wrap(kernel: &Kernel, script: &str) -> String {
          echo \"{ENDED}$?\"\n\
          busybox poweroff -f\n"
     )
-}
-
-/// Programs that the guest's beginning needs, besides the kernel.
-pub(crate) fn busybox() -> Result<PathBuf> {
-    tools::which("busybox").context("busybox: not installed: run 'cargo xtask setup --full'")
 }
 
 #[cfg(test)]

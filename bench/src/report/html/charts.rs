@@ -9,7 +9,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::axes::{AXIS, Area, Axes, Axis, INK, LETTERS, Place, font};
-use super::escape;
+use crate::report::escape::escape;
 
 /// [`INK`] as plotters writes it.
 const INK_TEXT: &str = "\"#010203\"";

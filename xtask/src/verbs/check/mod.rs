@@ -1,8 +1,9 @@
-//! `check`: formatting, lints, documentation, dependencies, licences.
+//! `check`: formatting, lints, documentation, rooms, dependencies, licences.
 
 mod dependencies;
 mod licences;
 mod metadata;
+mod rooms;
 
 use std::time::Instant;
 
@@ -16,21 +17,30 @@ use crate::{paths, process, ui};
 /// One of the checks. It returns a word on how it was done, if there is one to say.
 type Check = fn() -> Result<String>;
 
+/// Options of `check`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Only run checks whose name contains this, such as rooms
+    filter: Option<String>,
+}
+
 /// Runs every check, also after one has failed, and prints the sum.
-pub(crate) fn main() -> Result<()> {
+pub(crate) fn main(args: &Args) -> Result<()> {
     setup::require(&[Need::Build, Need::Check])?;
-    let checks: [(&str, Check); 7] = [
+    let filter = args.filter.as_deref().unwrap_or_default();
+    let checks: [(&str, Check); 8] = [
         ("format", format),
         ("clippy, host", clippy_host),
         ("clippy, bpf", clippy_bpf),
         ("rustdoc", rustdoc),
+        ("rooms", rooms::check),
         ("unused dependencies", unused),
         ("licences and sources", licences),
         ("advisories", advisories),
     ];
     let mut rows = Vec::new();
     let mut failed = Vec::new();
-    for (name, check) in checks {
+    for (name, check) in checks.into_iter().filter(|(name, _)| name.contains(filter)) {
         ui::heading(name);
         let start = Instant::now();
         let result = check();
@@ -50,6 +60,9 @@ pub(crate) fn main() -> Result<()> {
             ui::seconds(start.elapsed()),
             short(&note),
         ]);
+    }
+    if rows.is_empty() {
+        bail!("check '{filter}': there is none: {}", checks.map(|(name, _)| name).join(", "));
     }
     ui::heading("summary");
     ui::table(&["CHECK", "STATE", "TOOK", "NOTE"], &rows);

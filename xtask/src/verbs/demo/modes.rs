@@ -4,8 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::script::{LISTENING, wait_until};
-use super::stage::Stage;
+use super::stage::{LISTENING, Stage, wait_until};
 use crate::lab::{HostPlan, outside, path};
 use crate::process::{self, Background};
 

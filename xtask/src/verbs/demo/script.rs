@@ -1,22 +1,16 @@
 //! What is played: the story of the article that Culvert follows, and its overlay chapter.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use super::modes::Outside;
-use super::stage::Stage;
+use super::stage::{LISTENING, Stage, wait_until};
 use crate::lab::{Etcd, Host, HostPlan, Underlay};
 use crate::process::{self, Background};
 use crate::ui;
-
-/// How long a server may take until it listens.
-pub(super) const LISTENING: Duration = Duration::from_secs(15);
-
-/// How long what one host does may take to be seen on the other.
-const SEEN: Duration = Duration::from_secs(5);
 
 /// How long each throughput measurement runs.
 const MEASURE_S: u32 = 2;
@@ -285,24 +279,6 @@ fn received(said: &str) -> Option<f64> {
         before = word;
     }
     None
-}
-
-/// Waits until `line` succeeds on `host` and `shows` holds for what it says.
-pub(super) fn wait_until(
-    host: &HostPlan,
-    what: &str,
-    line: &str,
-    shows: impl Fn(&str) -> bool,
-) -> Result<()> {
-    let mut last = String::new();
-    let deadline = if line.contains("curl") { LISTENING } else { SEEN };
-    let result = process::wait_for(what, deadline, || {
-        let said = host.shell(line)?;
-        let done = said.status.success() && shows(&said.text);
-        last = said.text;
-        Ok(done.then_some(()))
-    });
-    result.with_context(|| format!("'{line}' says: {}", process::last_lines(&last, 2)))
 }
 
 /// The first element of what `network inspect` says.

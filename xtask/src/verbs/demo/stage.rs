@@ -1,10 +1,18 @@
 //! The stage: types commands on hosts, shows what they say, checks what is expected.
 
-use anyhow::{Result, bail};
 use std::process::ExitStatus;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
 
 use crate::lab::HostPlan;
 use crate::{process, signals, ui};
+
+/// How long a server may take until it listens.
+pub(super) const LISTENING: Duration = Duration::from_secs(15);
+
+/// How long what one host does may take to be seen on the other.
+const SEEN: Duration = Duration::from_secs(5);
 
 /// Where the demo is played.
 #[derive(Debug, Default)]
@@ -69,4 +77,22 @@ impl Stage {
     pub(super) fn checks(&self) -> usize {
         self.checks
     }
+}
+
+/// Waits until `line` succeeds on `host` and `shows` holds for what it says.
+pub(super) fn wait_until(
+    host: &HostPlan,
+    what: &str,
+    line: &str,
+    shows: impl Fn(&str) -> bool,
+) -> Result<()> {
+    let mut last = String::new();
+    let deadline = if line.contains("curl") { LISTENING } else { SEEN };
+    let result = process::wait_for(what, deadline, || {
+        let said = host.shell(line)?;
+        let done = said.status.success() && shows(&said.text);
+        last = said.text;
+        Ok(done.then_some(()))
+    });
+    result.with_context(|| format!("'{line}' says: {}", process::last_lines(&last, 2)))
 }

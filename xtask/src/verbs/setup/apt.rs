@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use super::plan::with_spinner;
+use super::fit::{self, Fit, Policy};
+use super::spinner::with_spinner;
 use crate::{process, tools, ui};
 
 /// Options of every `apt-get install`: nothing that only is recommended, and nothing removed,
@@ -18,23 +19,48 @@ const ETCD_UNIT: &str = "etcd.service";
 
 /// Whether apt knows a version of `package` to install.
 pub(super) fn has_candidate(package: &str) -> bool {
-    let said = Command::new("apt-cache")
-        .args(["policy", package])
-        .env("LC_ALL", "C")
-        .stderr(Stdio::null())
-        .output();
-    let Ok(said) = said else {
-        return false;
-    };
-    let said = String::from_utf8_lossy(&said.stdout).into_owned();
-    said.lines()
-        .filter_map(|line| line.trim().strip_prefix("Candidate:"))
-        .any(|version| version.trim() != "(none)")
+    Policy::of(package).candidate.is_some()
 }
 
 /// The command that installs `packages`, for a person to run.
 pub(super) fn install_line(packages: &[&str]) -> String {
     format!("apt-get {} {}", OPTIONS.join(" "), packages.join(" "))
+}
+
+/// What makes `packages` go together with the installed packages of their sources; nothing if
+/// they do, or if apt says that nothing helps: its own message then says why.
+fn fits(packages: &[&str]) -> Vec<Fit> {
+    if simulates(packages, &[]) {
+        return Vec::new();
+    }
+    let all: Vec<_> = packages.iter().flat_map(|package| fit::of(package)).collect();
+    // What is installed stays as it is where that can be.
+    let (choose, replace): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|fit| matches!(fit, Fit::Choose { .. }));
+    [choose, replace]
+        .into_iter()
+        .find(|fits| !fits.is_empty() && simulates(packages, fits))
+        .unwrap_or_default()
+}
+
+/// Whether apt says that it would install `packages` with `fits`.
+fn simulates(packages: &[&str], fits: &[Fit]) -> bool {
+    process::quiet(Command::new("apt-get").arg("--simulate").args(arguments(packages, fits)))
+        .is_ok()
+}
+
+/// The arguments of `apt-get` that install `packages` with `fits`.
+fn arguments(packages: &[&str], fits: &[Fit]) -> Vec<String> {
+    let mut arguments: Vec<_> = OPTIONS.map(str::to_owned).into();
+    if fits.iter().any(|fit| matches!(fit, Fit::Replace { .. })) {
+        arguments.push("--allow-downgrades".to_owned());
+    }
+    let chosen = |name: &str| {
+        fits.iter().any(|fit| matches!(fit, Fit::Choose { package, .. } if package == name))
+    };
+    arguments.extend(packages.iter().filter(|name| !chosen(name)).map(|&name| name.to_owned()));
+    arguments.extend(fits.iter().map(Fit::argument));
+    arguments
 }
 
 /// Whether apt has no lists at all, so that what it does not know says nothing.
@@ -67,22 +93,25 @@ pub(super) fn install(packages: &[&'static str]) -> Result<()> {
     }
     let etcd = packages.contains(&"etcd-server") && KeepEtcdStopped::applies();
     let _etcd = etcd.then(KeepEtcdStopped::begin);
-    match install_once(packages) {
+    let fits = fits(packages);
+    for fit in &fits {
+        ui::line(&fit.line());
+    }
+    match install_once(packages, &fits) {
         // Lists that are older than the mirror name files that are gone.
         Err(error) if error.to_string().contains("apt-get update") => {
             refresh()?;
-            install_once(packages)
+            install_once(packages, &fits)
         }
         other => other,
     }
 }
 
-fn install_once(packages: &[&'static str]) -> Result<()> {
+fn install_once(packages: &[&'static str], fits: &[Fit]) -> Result<()> {
     let mut command = Command::new("apt-get");
     command
-        .args(OPTIONS)
+        .args(arguments(packages, fits))
         .args(["-o", "APT::Status-Fd=1", "-o", "DPkg::Lock::Timeout=120"])
-        .args(packages)
         .env("DEBIAN_FRONTEND", "noninteractive")
         .env("LC_ALL", "C");
     let progress = ui::Progress::start(&format!("Installing {}", packages.join(" ")));
@@ -170,6 +199,24 @@ mod tests {
         assert_eq!(parse_status(line), Some((100, "Installed etcd-server (amd64)")));
         assert_eq!(parse_status("Reading package lists..."), None);
         assert_eq!(parse_status("dlstatus:1:much:x"), None);
+    }
+
+    #[test]
+    fn only_a_replaced_package_may_become_older() {
+        let choose = Fit::Choose { package: "a".into(), version: "2".into(), beside: "b".into() };
+        let replace = Fit::Replace {
+            installed: "b".into(),
+            from: "2".into(),
+            to: "1".into(),
+            beside: "a".into(),
+        };
+        let plain = arguments(&["a"], &[choose]).join(" ");
+        assert_eq!(plain, "install -y --no-install-recommends --no-remove a=2");
+        let older = arguments(&["a"], &[replace]).join(" ");
+        assert_eq!(
+            older,
+            "install -y --no-install-recommends --no-remove --allow-downgrades a b=1"
+        );
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! `setup`: installs what is missing, or names it.
 
 mod apt;
+mod fit;
 mod linker;
 mod plan;
+mod spinner;
 
 use anyhow::{Result, bail};
 

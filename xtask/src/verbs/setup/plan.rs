@@ -2,13 +2,14 @@
 
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use culvert_bpf_build::Way;
 
+use super::spinner::with_spinner;
 use super::{apt, linker};
+use crate::privilege;
 use crate::tools::{Probe, Tool, which};
-use crate::vm::kernel;
-use crate::{privilege, process, ui};
+use crate::vm::fetch;
 
 /// The distributions whose packages we know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,11 +69,11 @@ impl Plan {
             match tool.probe {
                 Probe::BpfRustc | Probe::BpfClippy => plan.bpf_compiler(tool, distribution),
                 Probe::BpfLinker => linker_missing = true,
-                Probe::VmKernel => match kernel::package() {
+                Probe::VmKernel => match fetch::package() {
                     Some(package) if distribution == Distribution::Debian => {
                         plan.kernel = Some(package);
                     }
-                    _ => plan.by_hand.push(kernel::BY_HAND.to_owned()),
+                    _ => plan.by_hand.push(fetch::BY_HAND.to_owned()),
                 },
                 Probe::CargoComponent(name) => {
                     let component = if name == "cargo-clippy" { "clippy" } else { name };
@@ -182,7 +183,7 @@ impl Plan {
             with_spinner("Building bpf-linker (once)", build.command())?;
         }
         if let Some(package) = &self.kernel {
-            kernel::fetch(package)?;
+            fetch::fetch(package)?;
         }
         Ok(())
     }
@@ -205,22 +206,4 @@ fn rustup(args: &[&str]) -> Command {
     let mut command = Command::new("rustup");
     command.args(args);
     command
-}
-
-/// Runs `command` with the last line of its output beside a spinner.
-pub(super) fn with_spinner(what: &str, mut command: Command) -> Result<()> {
-    let progress = ui::Progress::start(what);
-    let mut text = String::new();
-    let status = process::lines(&mut command, |line| {
-        progress.message(line);
-        text.push_str(line);
-        text.push('\n');
-    });
-    let ok = status.as_ref().is_ok_and(std::process::ExitStatus::success);
-    progress.finish(ok);
-    let status = status?;
-    if !status.success() {
-        bail!("{what}: failed ({status}): {}", process::last_lines(&text, 3));
-    }
-    Ok(())
 }

@@ -7,7 +7,8 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use super::{Tally, cargo_test_command};
+use super::command::command;
+use super::tally::Tally;
 use crate::{paths, ui, vm};
 
 /// The test programs, in the order in which they run: from what needs least to whole hosts.
@@ -37,7 +38,7 @@ pub(super) fn main(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
         tally.failed += 1;
         bail!("{ran} of {} test programs came to their end there", programs.len());
     }
-    Ok(())
+    tally.demand_none_ignored()
 }
 
 /// What the emulated machine runs: every program, also after one has failed.
@@ -55,7 +56,7 @@ fn script(programs: &[PathBuf], filter: Option<&str>) -> String {
         let filter = filter.map(|name| quoted(Path::new(name))).unwrap_or_default();
         // One at a time, so that what they wait for comes within their deadlines. Writing to a
         // string does not fail.
-        let options = format!("--color never --test-threads 1{skips}");
+        let options = format!("--include-ignored --color never --test-threads 1{skips}");
         let _ = writeln!(script, "{program} {options} {filter} 2>&1 || code=1");
     }
     script + "exit $code"
@@ -68,7 +69,7 @@ fn quoted(path: &Path) -> String {
 
 /// The test programs' files, as cargo names them.
 fn programs() -> Result<Vec<PathBuf>> {
-    let mut command = cargo_test_command();
+    let mut command = command();
     command.args(["--no-run", "--message-format", "json"]).stderr(Stdio::null());
     let said = command.output().context("cargo: cannot be started")?;
     let text = String::from_utf8_lossy(&said.stdout);
@@ -79,11 +80,12 @@ fn programs() -> Result<Vec<PathBuf>> {
 
 fn program(messages: &[Value], name: &str) -> Result<PathBuf> {
     let is_it = |message: &&Value| {
-        message["target"]["name"] == name
-            && message["target"]["kind"][0] == "test"
-            && message["executable"].is_string()
+        let text = |path: &str| message.pointer(path).and_then(Value::as_str);
+        text("/target/name") == Some(name)
+            && text("/target/kind/0") == Some("test")
+            && text("/executable").is_some()
     };
-    match messages.iter().find(is_it).and_then(|message| message["executable"].as_str()) {
+    match messages.iter().find(is_it).and_then(|message| message.get("executable")?.as_str()) {
         Some(file) => Ok(PathBuf::from(file)),
         None => bail!("test program {name}: cargo has not built it"),
     }
@@ -109,7 +111,9 @@ mod tests {
         let programs = ["/t/a".into(), "/t/b c".into()];
         let script = script(&programs, Some("overlay"));
         assert!(
-            script.contains("'/t/b c' --color never --test-threads 1 --skip bad_input:: "),
+            script.contains(
+                "'/t/b c' --include-ignored --color never --test-threads 1 --skip bad_input:: "
+            ),
             "{script}"
         );
         assert_eq!(script.matches("'overlay' 2>&1 || code=1").count(), 2);

@@ -1,20 +1,26 @@
-//! A real etcd for a test: on loopback or in a namespace, in a directory of
-//! its own, killed when dropped. Needs nothing but the standard library.
+//! A real etcd: on loopback or in a namespace, in a directory of its own, killed when
+//! dropped.
 
 use std::{
     collections::VecDeque,
-    env, fs,
-    io::{self, BufRead, BufReader},
+    env,
+    ffi::{OsStr, OsString},
+    fs::{self, File},
+    io::{self, BufRead as _, BufReader, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::{
-        Arc, Condvar, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Condvar, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
+use nix::sys::signal::Signal;
+
+use crate::wait::{POLL, unique};
+
+/// How long etcd may take to end.
+const END: Duration = Duration::from_secs(10);
 /// How long etcd may take to be ready.
 const START: Duration = Duration::from_secs(30);
 /// Attempts with other ports: another process may take one that was free.
@@ -48,6 +54,46 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// Further arguments.
     pub args: Vec<String>,
+    /// Where its data is, and a copy of its log, `etcd.log`; a temporary directory by default.
+    /// One that is given stays.
+    pub dir: Option<PathBuf>,
+    /// Ending signals from the terminal do not reach it.
+    pub own_group: bool,
+}
+
+impl Config {
+    /// etcd's arguments with its data in `dir`. `client` is where it serves, `peer` where it
+    /// waits for other members, if that is not to be etcd's own port for them.
+    pub fn arguments(
+        &self,
+        dir: &Path,
+        client: SocketAddr,
+        peer: Option<SocketAddr>,
+    ) -> Vec<OsString> {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let client = format!("{scheme}://{client}");
+        let mut args: Vec<OsString> = ["--data-dir".into(), dir.join("data").into()].into();
+        let mut add = |option: &str, value: &OsStr| {
+            args.extend([OsString::from(option), value.to_owned()]);
+        };
+        add("--listen-client-urls", client.as_ref());
+        add("--advertise-client-urls", client.as_ref());
+        if let Some(peer) = peer {
+            let peer = format!("http://{peer}");
+            add("--name", "test".as_ref());
+            add("--listen-peer-urls", peer.as_ref());
+            add("--initial-advertise-peer-urls", peer.as_ref());
+            add("--initial-cluster", format!("test={peer}").as_ref());
+        }
+        if let Some(tls) = &self.tls {
+            add("--trusted-ca-file", tls.ca.as_ref());
+            add("--cert-file", tls.cert.as_ref());
+            add("--key-file", tls.key.as_ref());
+            args.push("--client-cert-auth".into());
+        }
+        args.extend(self.args.iter().map(OsString::from));
+        args
+    }
 }
 
 /// A running etcd.
@@ -56,7 +102,7 @@ pub struct EtcdServer {
     config: Config,
     dir: PathBuf,
     client: SocketAddr,
-    peer: SocketAddr,
+    peer: Option<SocketAddr>,
     child: Option<Child>,
     log: Arc<Log>,
 }
@@ -69,15 +115,19 @@ impl EtcdServer {
 
     /// Starts one and waits until it serves.
     pub fn start_with(config: Config) -> io::Result<Self> {
-        static COUNTER: AtomicU32 = AtomicU32::new(0);
-        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let dir = env::temp_dir().join(format!("culvert-etcd-{}-{number}", std::process::id()));
+        let temporary =
+            || env::temp_dir().join(format!("culvert-etcd-{}-{}", std::process::id(), unique()));
+        let dir = config.dir.clone().unwrap_or_else(temporary);
         fs::create_dir_all(&dir)?;
         let mut last = None;
         for _ in 0..ATTEMPTS {
             let address = config.address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
             let client = SocketAddr::new(address, config.port.map_or_else(free_port, Ok)?);
-            let peer = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), free_port()?);
+            // Where the port for clients is given, nothing else listens: no other etcd either.
+            let peer = match config.port {
+                Some(_) => None,
+                None => Some(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), free_port()?)),
+            };
             let mut server = Self {
                 config: config.clone(),
                 dir: dir.clone(),
@@ -94,8 +144,44 @@ impl EtcdServer {
             drop(server);
             fs::create_dir_all(&dir)?;
         }
-        let _ = fs::remove_dir_all(&dir);
+        remove(&config, &dir);
         Err(last.unwrap_or_else(|| io::Error::other("etcd: no attempt was made")))
+    }
+
+    /// Fails if it has ended, with what it said last.
+    pub fn check(&mut self) -> io::Result<()> {
+        match self.child.as_mut().map(Child::try_wait).transpose()?.flatten() {
+            Some(status) => Err(self.ended(status)),
+            None => Ok(()),
+        }
+    }
+
+    /// Asks it to end (SIGTERM) and waits until it has, for at most 10 s.
+    pub fn end(mut self) -> io::Result<()> {
+        self.check()?;
+        self.signal("TERM")?;
+        let start = Instant::now();
+        let Some(child) = &mut self.child else { return Ok(()) };
+        while start.elapsed() < END {
+            if let Some(status) = child.try_wait()? {
+                self.child = None;
+                // A program without a handler for SIGTERM ends by the signal itself.
+                let by_signal = status.signal() == Some(Signal::SIGTERM as i32);
+                return if status.success() || by_signal {
+                    Ok(())
+                } else {
+                    Err(self.ended(status))
+                };
+            }
+            std::thread::sleep(POLL);
+        }
+        Err(io::Error::other(format!("etcd: still there {} s after SIGTERM", END.as_secs())))
+    }
+
+    fn ended(&self, status: ExitStatus) -> io::Error {
+        let text = self.log.text();
+        let last = text.lines().last().unwrap_or("it said nothing").to_owned();
+        io::Error::other(format!("etcd ended ({status}): {last}"))
     }
 
     /// `HOST:PORT` for clients.
@@ -155,9 +241,6 @@ impl EtcdServer {
     }
 
     fn launch(&mut self) -> io::Result<()> {
-        let scheme = if self.config.tls.is_some() { "https" } else { "http" };
-        let client = format!("{scheme}://{}", self.client);
-        let peer = format!("http://{}", self.peer);
         let mut command = match &self.config.netns {
             // Not `ip netns exec`, which remounts /sys.
             Some(netns) => {
@@ -167,25 +250,23 @@ impl EtcdServer {
             }
             None => Command::new("etcd"),
         };
+        // etcd 3.4 starts on other machines than amd64 only when it is told that this is meant.
+        if env::consts::ARCH == "aarch64" {
+            command.env("ETCD_UNSUPPORTED_ARCH", "arm64");
+        }
         command
-            .args(["--name", "test"])
-            .arg("--data-dir")
-            .arg(self.dir.join("data"))
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .arg("--initial-cluster")
-            .arg(format!("test={peer}"))
-            .args(&self.config.args)
+            .args(self.config.arguments(&self.dir, self.client, self.peer))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        if let Some(tls) = &self.config.tls {
-            command
-                .arg("--client-cert-auth")
-                .args([Path::new("--trusted-ca-file"), &tls.ca])
-                .args([Path::new("--cert-file"), &tls.cert])
-                .args([Path::new("--key-file"), &tls.key]);
+        if self.config.own_group {
+            command.process_group(0);
         }
+        // Who gives the directory may want to read the log after the end.
+        let mut copy = match &self.config.dir {
+            Some(dir) => Some(File::create(dir.join("etcd.log"))?),
+            None => None,
+        };
         let mut child = command
             .spawn()
             .map_err(|error| io::Error::new(error.kind(), format!("etcd: {error}")))?;
@@ -196,6 +277,10 @@ impl EtcdServer {
             let log = Arc::clone(&self.log);
             std::thread::spawn(move || {
                 for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                    if let Some(copy) = &mut copy {
+                        // The copy is for a person; etcd works without.
+                        let _ = writeln!(copy, "{line}");
+                    }
                     log.add(line);
                 }
                 log.end();
@@ -213,7 +298,14 @@ impl EtcdServer {
 impl Drop for EtcdServer {
     fn drop(&mut self) {
         self.stop();
-        let _ = fs::remove_dir_all(&self.dir);
+        remove(&self.config, &self.dir);
+    }
+}
+
+/// Removes the directory, if nobody else has given it.
+fn remove(config: &Config, dir: &Path) {
+    if config.dir.is_none() {
+        let _ = fs::remove_dir_all(dir);
     }
 }
 

@@ -5,10 +5,7 @@
 
 use std::process::{Command, Stdio};
 
-use crate::{
-    netns::{Netns, Underlay},
-    outside::Outside,
-};
+use crate::{netns::Netns, outside::Outside, underlay::Underlay};
 
 /// A port of the host that leads to one of a container.
 #[derive(Clone, Copy, Debug)]
@@ -23,8 +20,8 @@ pub struct Published {
     pub to: u16,
 }
 
-/// The iptables program that can make a NAT rule in this kernel. `None`, and said on the
-/// standard error, if the kernel has what none of them needs.
+/// The iptables program that can make a NAT rule in this kernel. `None` if the kernel has what
+/// none of them needs.
 ///
 /// # Panics
 /// When there is no iptables: `cargo xtask setup` installs it.
@@ -39,17 +36,13 @@ pub fn iptables() -> Option<&'static str> {
     if !programs.iter().any(is_there) {
         panic!("iptables: not installed: run 'cargo xtask setup'");
     }
-    let able = programs.into_iter().find(|program| {
+    programs.into_iter().find(|program| {
         netns.succeeds(&format!(
             "{program} -t nat -A PREROUTING -m addrtype --dst-type LOCAL -p tcp --dport 1 \
              -j DNAT --to-destination 172.17.0.2:1 && \
              {program} -t nat -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE"
         ))
-    });
-    if able.is_none() {
-        eprintln!("SKIPPED: no iptables can make a NAT rule in this kernel");
-    }
-    able
+    })
 }
 
 /// A host in Docker's way, behind its own switch and outside.

@@ -17,8 +17,12 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
+    agent::{self, AgentPlan},
     etcd::{Config, EtcdServer},
-    netns::{Netns, Process, Underlay, unique, wait_for, wait_until},
+    netns::Netns,
+    process::Process,
+    underlay::Underlay,
+    wait::{unique, wait_for, wait_until},
 };
 
 /// How long anything may take that a test waits for, unless it says otherwise.
@@ -178,17 +182,16 @@ impl Host {
 
     /// The command line of its agent, with `extra` arguments.
     pub fn agent_command(&self, extra: &[&str]) -> Command {
+        let plan = AgentPlan {
+            node: &self.node,
+            store: &self.store,
+            uplink: Underlay::UPLINK,
+            socket: &self.socket(),
+            state_dir: &self.dir().join("state"),
+            bpffs: &self.bpffs(),
+        };
         let mut command = self.netns.command(culvert_binary());
-        command
-            .args(["agent", "--node", &self.node, "--store", &self.store, "--insecure-store"])
-            .args(["--uplink", Underlay::UPLINK])
-            .arg("--socket")
-            .arg(self.socket())
-            .arg("--state-dir")
-            .arg(self.dir().join("state"))
-            .arg("--bpffs")
-            .arg(self.bpffs())
-            .args(extra);
+        command.args(plan.args()).args(extra);
         command
     }
 
@@ -216,10 +219,7 @@ impl Host {
 
     /// The agent answers and has read the store.
     pub fn healthy(&self) -> bool {
-        let output = self.culvert(&["--format", "json", "status"]);
-        output.status.success()
-            && serde_json::from_slice::<Value>(&output.stdout)
-                .is_ok_and(|status| status["store"]["healthy"] == true)
+        agent::is_ready(&mut self.culvert_command(&[]))
     }
 
     /// Stops the agent with `signal` and waits for its end.

@@ -1,0 +1,155 @@
+//! One way between two hosts, and what is measured on it.
+
+use std::{cell::Cell, collections::BTreeMap, time::Duration};
+
+use anyhow::{Result, bail};
+
+use super::hosts;
+use crate::{
+    load::{Way, cpu, flows, tcp, udp},
+    results::{ArmInfo, Metric},
+};
+
+/// Which figures an arm is measured for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Scope {
+    /// All that a way has.
+    Whole,
+    /// TCP throughput, round trips and connections.
+    Tcp,
+}
+
+/// One way to be measured.
+pub(crate) struct Arm {
+    /// What the results say of it.
+    pub(crate) info: ArmInfo,
+    /// From where to where.
+    pub(crate) way: Way,
+    scope: Scope,
+    /// New flows: from where to where, and the number of the next.
+    flows: Option<(FlowsTo, Cell<u32>)>,
+}
+
+/// Where new flows go.
+#[derive(Clone, Debug)]
+pub(crate) struct FlowsTo {
+    /// Namespace of the server's host.
+    pub(crate) server: std::path::PathBuf,
+}
+
+/// One measurement.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Load {
+    /// TCP streams.
+    Tcp(u32),
+    /// UDP datagrams of so many bytes.
+    Udp(usize),
+    /// TCP round trips.
+    RoundTrips,
+    /// TCP connections.
+    Connections,
+    /// CPU at a fixed rate.
+    Cpu,
+    /// New flows.
+    NewFlows,
+}
+
+impl Load {
+    /// All, in the order in which they are taken.
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Tcp(1),
+        Self::Tcp(4),
+        Self::Udp(64),
+        Self::Udp(1400),
+        Self::RoundTrips,
+        Self::Connections,
+        Self::Cpu,
+        Self::NewFlows,
+    ];
+
+    /// Name for `--only`.
+    pub(crate) fn name(self) -> String {
+        match self {
+            Self::Tcp(streams) => format!("tcp{streams}"),
+            Self::Udp(len) => format!("udp{len}"),
+            Self::RoundTrips => "rr".to_owned(),
+            Self::Connections => "crr".to_owned(),
+            Self::Cpu => "cpu".to_owned(),
+            Self::NewFlows => "flows".to_owned(),
+        }
+    }
+}
+
+impl Arm {
+    /// An arm.
+    pub(crate) fn new(id: &str, title: &str, row: Option<char>, way: Way, scope: Scope) -> Self {
+        let info = ArmInfo { id: id.to_owned(), title: title.to_owned(), row };
+        Self { info, way, scope, flows: None }
+    }
+
+    /// The same, whose client is also to begin new flows to what a host swallows.
+    pub(crate) fn with_flows(mut self, to: FlowsTo) -> Self {
+        self.flows = Some((to, Cell::new(0)));
+        self
+    }
+
+    /// Where its new flows go, and the number of the next.
+    pub(crate) fn flows(&self) -> Result<(&FlowsTo, &Cell<u32>)> {
+        match &self.flows {
+            Some((to, next)) => Ok((to, next)),
+            None => bail!("{}: begins no flows", self.info.id),
+        }
+    }
+
+    /// Whether the arm has a figure of this kind.
+    pub(crate) fn has(&self, load: Load) -> bool {
+        match load {
+            Load::Tcp(1) | Load::RoundTrips | Load::Connections => true,
+            Load::Tcp(_) | Load::Udp(_) | Load::Cpu => self.scope == Scope::Whole,
+            Load::NewFlows => self.flows.is_some(),
+        }
+    }
+
+    /// Measures.
+    pub(crate) fn measure(&self, load: Load, time: Duration) -> Result<BTreeMap<Metric, f64>> {
+        let way = &self.way;
+        Ok(match load {
+            Load::Tcp(1) => [(Metric::TcpOne, tcp::throughput(way, 1, time)?)].into(),
+            Load::Tcp(streams) => [(Metric::TcpFour, tcp::throughput(way, streams, time)?)].into(),
+            Load::Udp(64) => [(Metric::Udp64, udp::datagrams(way, 64, time)?.per_second)].into(),
+            Load::Udp(len) => {
+                let got = udp::datagrams(way, len, time)?;
+                let bits = got.per_second * len as f64 * 8.0;
+                [(Metric::Udp1400, bits), (Metric::Udp1400Loss, got.lost)].into()
+            }
+            Load::RoundTrips => {
+                let [p50, p99, p999] = tcp::round_trips(way, time)?;
+                [(Metric::RttP50, p50), (Metric::RttP99, p99), (Metric::RttP999, p999)].into()
+            }
+            Load::Connections => [(Metric::Crr, tcp::connections(way, time)?)].into(),
+            Load::Cpu => {
+                let cost = cpu::per_gbit(way, time)?;
+                [(Metric::CpuPerGbit, cost.busy_ms), (Metric::SoftirqPerGbit, cost.softirq_ms)]
+                    .into()
+            }
+            Load::NewFlows => {
+                let (to, next) = self.flows()?;
+                let (rate, after) = flows::new_flows(&to.target(way), next.get(), time)?;
+                next.set(after);
+                [(Metric::NewFlows, rate)].into()
+            }
+        })
+    }
+}
+
+impl FlowsTo {
+    /// The target of flows that `way`'s client begins.
+    pub(crate) fn target<'a>(&'a self, way: &'a Way) -> flows::Target<'a> {
+        flows::Target {
+            client: &way.client,
+            server: &self.server,
+            device: hosts::UPLINK,
+            network: hosts::SINK,
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! Hosts in network namespaces on one underlay, with etcd, an agent each and a host outside:
+//! what the tests, the benchmarks, and xtask's lab and demo are played on.
+//!
+//! The crate knows the `culvert` binary by its command line alone and depends on nothing that
+//! needs a compiler for BPF: xtask, which installs that compiler, is built with it.
+//!
+//! What may fail for a reason of the user's (`make`, `sh`, `plug`, ...) returns a `Result`
+//! whose error is one line. The tests' fixtures (`Netns::new`, `run`, [`cluster`], ...) panic
+//! instead: a test whose fixture cannot be made fails with what went wrong.
+
+#![warn(clippy::indexing_slicing)]
+
+pub mod agent;
+pub mod certs;
+pub mod cluster;
+pub mod docker;
+pub mod etcd;
+pub mod netns;
+pub mod outside;
+pub mod process;
+pub mod underlay;
+pub mod wait;

@@ -1,0 +1,43 @@
+//! Waiting for a condition, with a deadline.
+
+#![expect(clippy::panic, reason = "what a test waits for in vain fails it with its name")]
+
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How often a condition is looked at.
+pub(crate) const POLL: Duration = Duration::from_millis(5);
+
+/// Calls `look` until it returns something.
+///
+/// # Panics
+/// When `deadline` has passed, with `what`.
+pub fn wait_for<T>(deadline: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        if start.elapsed() > deadline {
+            panic!("{what}: not within {deadline:?}");
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// As [`wait_for`], for a condition.
+///
+/// # Panics
+/// When `deadline` has passed, with `what`.
+pub fn wait_until(deadline: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    wait_for(deadline, what, || holds().then_some(()));
+}
+
+/// A number that is unique in this process.
+pub fn unique() -> u32 {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    COUNTER.fetch_add(1, Ordering::Relaxed)
+}

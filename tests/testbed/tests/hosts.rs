@@ -1,0 +1,70 @@
+//! The testbed by itself, without Culvert.
+
+use culvert_testbed::cluster::Cluster;
+use culvert_testbed::etcd::{Config, EtcdServer};
+use culvert_testbed::netns::Netns;
+use culvert_testbed::outside::Outside;
+use culvert_testbed::underlay::Underlay;
+
+/// Hosts reach each other, the store and what is beyond the router; nothing beyond it knows a
+/// way to them but by their own addresses. All of it goes.
+#[test]
+#[ignore = "needs root"]
+fn hosts_reach_each_other_the_store_and_the_outside() {
+    let Underlay { hosts, switch } = Underlay::bridged(2, 1500);
+    let switch = switch.expect("a switch");
+    switch.run(&format!("ip addr add {}/24 dev br0", Cluster::ETCD));
+    let etcd = EtcdServer::start_with(Config {
+        netns: Some(switch.path().to_owned()),
+        address: Some(Cluster::ETCD.into()),
+        port: Some(2379),
+        ..Config::default()
+    })
+    .expect("etcd starts");
+    let outside = Outside::behind(&switch, &hosts);
+    for ip in [Underlay::address(1), Cluster::ETCD, Outside::IP] {
+        hosts[0].run(&format!("ping -c1 -W2 {ip}"));
+    }
+    let endpoint = format!("http://{}/health", etcd.endpoint());
+    assert!(hosts[0].run(&format!("curl -sf {endpoint}")).contains("true"));
+    let names = [hosts[0].name(), outside.host.name(), switch.name()].map(str::to_owned);
+    drop((outside, etcd, hosts, switch));
+    let left = Netns::here().run("ip netns list");
+    assert!(!names.iter().any(|name| left.contains(name)), "{left}");
+}
+
+/// What cannot be made is an error of one line that names it.
+#[test]
+#[ignore = "needs root"]
+fn what_the_kernel_refuses_is_one_line() {
+    let netns = Netns::new("refused");
+    let error = format!("{:#}", netns.sh("ip link add x type nonsense").expect_err("refused"));
+    assert!(error.contains(netns.name()) && error.lines().count() == 1, "{error}");
+    assert!(Netns::make(netns.name()).is_err(), "the name is taken");
+    assert!(netns.path().exists(), "a second one of the name has taken the first along");
+}
+
+/// etcd ends in order when it is asked to, keeps a directory that was given with its log, and
+/// says so when it is gone.
+#[test]
+fn an_etcd_ends_in_order_and_its_death_is_noticed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut etcd = EtcdServer::start_with(Config {
+        dir: Some(dir.path().join("etcd")),
+        own_group: true,
+        ..Config::default()
+    })
+    .expect("etcd starts");
+    etcd.check().expect("it runs");
+    etcd.end().expect("it ends in order");
+    let log = std::fs::read_to_string(dir.path().join("etcd/etcd.log")).expect("a log");
+    assert!(log.contains("serv"), "{log}");
+
+    let mut etcd = EtcdServer::start().expect("etcd starts");
+    let pid = etcd.pid().expect("it runs").cast_signed();
+    let pid = nix::unistd::Pid::from_raw(pid);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("it is ours");
+    culvert_testbed::wait::wait_until(culvert_testbed::cluster::SOON, "its end", || {
+        etcd.check().is_err()
+    });
+}

@@ -1,0 +1,154 @@
+//! The rooms of each crate, and the direction of its imports.
+//!
+//! `docs/ARCHITECTURE.md` has one table of rooms for each crate, top room first. A room is a
+//! folder, or a file with the folder of its name. The check reads the table and the sources,
+//! and finds
+//!
+//! 1. imports that the table does not allow, which includes every upward import,
+//! 2. circles between files, inside a room too,
+//! 3. files that are in no room,
+//! 4. rows whose path does not exist.
+//!
+//! An import is a `use`, or a path in code that leads to another file of the crate, also in a
+//! macro's arguments. It leads to the file that *defines* the item: a re-export on the way is
+//! followed. So `use super::Pair` leads to the file that has `struct Pair`, although the parent
+//! module re-exports it. A parent module that declares and re-exports its children's items
+//! imports nothing by that; it does as soon as its own code uses one of the names.
+//!
+//! Code under `#[cfg(test)]` may reach anything and is not read, nor are a package's tests,
+//! examples and benchmarks.
+
+mod imports;
+mod judge;
+mod modules;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{paths, ui};
+use modules::{Crate, Sources};
+use table::{DOCUMENT, Table};
+
+/// Folders of sources that must have a table.
+const DEMANDED: [&str; 4] = ["ebpf/src", "userspace/src", "bench/src", "xtask/src"];
+
+/// Checks every crate that has a table, and that those of [`DEMANDED`] have one. Returns a
+/// note of how much was read.
+///
+/// # Errors
+///
+/// There are faults: each is printed as a line, `file:line: what is wrong`.
+pub(super) fn check() -> Result<String> {
+    let root = paths::root();
+    let document = root.join(DOCUMENT);
+    let document = fs::read_to_string(&document)
+        .with_context(|| format!("{}: cannot be read", document.display()))?;
+    let mut sources = Sources::new();
+    for entry in
+        fs::read_dir(&root).with_context(|| format!("{}: cannot be read", root.display()))?
+    {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if path.is_dir() && name != "target" && !name.starts_with('.') {
+            collect(&path, &name, &mut sources)?;
+        }
+    }
+    let report = examine(&document, &sources, &DEMANDED)?;
+    for fault in &report.faults {
+        ui::error(fault);
+    }
+    if !report.faults.is_empty() {
+        bail!("{} faults; docs/ARCHITECTURE.md has the tables of rooms", report.faults.len());
+    }
+    Ok(format!("{} files of {} crates", report.files, report.crates))
+}
+
+/// What the check has found.
+#[derive(Debug, Default)]
+struct Report {
+    /// One line each.
+    faults: Vec<String>,
+    /// How many files were read.
+    files: usize,
+    /// How many crates.
+    crates: usize,
+}
+
+/// Checks `sources` against the tables in `document`.
+///
+/// # Errors
+///
+/// A table or a source cannot be read.
+fn examine(document: &str, sources: &Sources, demanded: &[&str]) -> Result<Report> {
+    let mut report = Report::default();
+    let tables = table::read(document).with_context(|| DOCUMENT.to_owned())?;
+    for folder in demanded {
+        if !tables.iter().any(|table| source_folder(table, sources).as_deref() == Some(folder)) {
+            report.faults.push(format!("{DOCUMENT}: no table of rooms for {folder}"));
+        }
+    }
+    for table in &tables {
+        report.faults.extend(table.missing(|path| exists(path, sources)));
+        let Some(folder) = source_folder(table, sources) else {
+            report.faults.push(format!(
+                "{DOCUMENT}:{}: a table of rooms whose rooms are not all in one crate",
+                table.line
+            ));
+            continue;
+        };
+        let it = Crate::read(&folder, sources)?;
+        report.files += it.files.len();
+        report.crates += 1;
+        report.faults.extend(judge::faults(table, &it, &imports::of(&it)));
+    }
+    Ok(report)
+}
+
+/// The folder of the crate that all rows of `table` are in: the one with `lib.rs` or `main.rs`.
+fn source_folder(table: &Table, sources: &Sources) -> Option<String> {
+    let mut folders = table.paths().filter_map(|path| {
+        Path::new(path).ancestors().find_map(|folder| {
+            let folder = folder.to_str()?;
+            ["lib.rs", "main.rs"]
+                .iter()
+                .any(|root| sources.contains_key(&format!("{folder}/{root}")))
+                .then(|| folder.to_owned())
+        })
+    });
+    let first = folders.next()?;
+    folders.all(|folder| folder == first).then_some(first)
+}
+
+/// Whether a row's path is a source file or a folder of such.
+fn exists(path: &str, sources: &Sources) -> bool {
+    let stem = path.strip_suffix(".rs").unwrap_or(path);
+    let folder = format!("{stem}/");
+    sources.contains_key(&format!("{stem}.rs"))
+        || sources.range(folder.clone()..).next().is_some_and(|(file, _)| file.starts_with(&folder))
+}
+
+/// Reads every Rust source and manifest under `dir`, which is `name` from the repository's root.
+fn collect(dir: &Path, name: &str, sources: &mut Sources) -> Result<()> {
+    let entries =
+        fs::read_dir(dir).with_context(|| format!("{}: cannot be read", dir.display()))?;
+    for entry in entries {
+        let path = entry?.path();
+        let Some(own) = path.file_name().and_then(|own| own.to_str()) else { continue };
+        let name = format!("{name}/{own}");
+        if path.is_dir() {
+            if own != "target" {
+                collect(&path, &name, sources)?;
+            }
+        } else if own.ends_with(".rs") || own == "Cargo.toml" {
+            let text = fs::read_to_string(&path)
+                .with_context(|| format!("{}: cannot be read", path.display()))?;
+            sources.insert(name, text);
+        }
+    }
+    Ok(())
+}

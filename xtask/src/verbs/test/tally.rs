@@ -1,0 +1,92 @@
+//! What the tests and the stages around them have brought.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::ui;
+
+/// What the stages have brought so far.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    /// Tests that passed.
+    pub(super) passed: u64,
+    /// Tests that failed, and test programs that did not come to their end.
+    pub(super) failed: u64,
+    /// Tests that did not run, although nobody has asked for others.
+    pub(super) ignored: u64,
+    /// Name of each stage, whether it went well, and how long it took.
+    pub(super) stages: Vec<(&'static str, bool, Duration)>,
+}
+
+impl Tally {
+    /// Runs a stage and notes how it went and how long it took.
+    pub(super) fn stage(
+        &mut self,
+        name: &'static str,
+        run: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> bool {
+        ui::heading(name);
+        let start = Instant::now();
+        let result = run(self);
+        if let Err(error) = &result {
+            ui::error(&format!("{name}: {error:#}"));
+        }
+        self.stages.push((name, result.is_ok(), start.elapsed()));
+        result.is_ok()
+    }
+
+    /// Adds what a line of libtest's output says. Returns whether it is one that says so.
+    pub(super) fn count(&mut self, line: &str) -> bool {
+        let Some([passed, failed, ignored]) = parse_result(line) else { return false };
+        self.passed += passed;
+        self.failed += failed;
+        self.ignored += ignored;
+        true
+    }
+
+    /// Fails if a test was ignored: one that needs what is not there has not passed.
+    ///
+    /// # Errors
+    ///
+    /// How many were.
+    pub(super) fn demand_none_ignored(&self) -> Result<()> {
+        if self.ignored > 0 {
+            bail!("{} tests were ignored: each has its reason above", self.ignored);
+        }
+        Ok(())
+    }
+}
+
+/// Passed, failed and ignored in libtest's `test result: ok. 6 passed; 0 failed; 0 ignored; ...`.
+fn parse_result(line: &str) -> Option<[u64; 3]> {
+    let rest = line.trim_start().strip_prefix("test result:")?;
+    let number = |word: &str| {
+        let before = rest.split(word).next().filter(|before| before.len() < rest.len())?;
+        before.split_whitespace().last()?.parse().ok()
+    };
+    Some([number(" passed;")?, number(" failed;")?, number(" ignored")?])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_read_with_and_without_colour() {
+        let plain = "test result: ok. 6 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out";
+        assert_eq!(parse_result(plain), Some([6, 1, 2]));
+        let coloured = "test result: \u{1b}[32mok\u{1b}[m. 12 passed; 0 failed; 0 ignored";
+        assert_eq!(parse_result(coloured), Some([12, 0, 0]));
+        assert_eq!(parse_result("test a_result ... ok"), None);
+    }
+
+    #[test]
+    fn an_ignored_test_is_a_failure() {
+        let mut tally = Tally::default();
+        assert!(tally.count("test result: ok. 6 passed; 0 failed; 0 ignored; 0 measured"));
+        assert!(tally.demand_none_ignored().is_ok());
+        assert!(tally.count("test result: ok. 0 passed; 0 failed; 1 ignored; 0 measured"));
+        assert!(tally.demand_none_ignored().is_err());
+    }
+}
