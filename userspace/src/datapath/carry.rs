@@ -11,10 +11,7 @@ use aya::maps::{HashMap, Map, MapData, MapError};
 use bytemuck::{Pod, Zeroable};
 use culvert_common::abi::{Flow, FlowKey, Sealed as _, Tuple, kind, names, zone};
 
-use super::{
-    DatapathError,
-    tables::{Bytes, Tables},
-};
+use super::{DatapathError, raw::Bytes, tables::Tables};
 
 /// Value of `FLOWS` in ABI 3; its key is that of ABI 4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]

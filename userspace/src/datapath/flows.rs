@@ -18,7 +18,7 @@ use culvert_common::abi::{Evictable, Flow, FlowKey, names};
 use super::{
     batch::{self, BatchAttr},
     error::DatapathError,
-    tables::{Bytes, take_map},
+    raw::{Bytes, take_map},
 };
 
 /// Where a [`Slice`] begins. It stays good whatever is added or removed.

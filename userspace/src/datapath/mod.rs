@@ -22,6 +22,7 @@ pub mod layout;
 mod links;
 mod netkit;
 mod price;
+mod raw;
 mod stats;
 mod tables;
 pub mod test_run;
@@ -52,7 +53,7 @@ pub use self::{
     price::Price,
     tables::{KernelTable, Table, Tables},
 };
-use self::{entry::LearnedEntry, links::Attachment, tables::Bytes};
+use self::{entry::LearnedEntry, links::Attachment, raw::Bytes};
 
 /// The programs, as compiled for this build.
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/culvert.bpf.o"));
@@ -115,7 +116,7 @@ impl Datapath {
         let datapath = Self {
             flows: Flows::take(&mut ebpf)?,
             tables: Tables::take(&mut ebpf, options.vtep_ip)?,
-            stats: tables::take_map(&mut ebpf, names::STATS)?,
+            stats: raw::take_map(&mut ebpf, names::STATS)?,
             ebpf: Mutex::new(ebpf),
             pins,
         };

@@ -13,7 +13,6 @@ use aya::{
     maps::{HashMap, Map, MapData, MapError},
     sys::SyscallError,
 };
-use bytemuck::Pod;
 use culvert_common::abi::{
     EndpointInfo, Flow, FlowKey, MappedAddr, NetworkInfo, PublishedEntry, PublishedKey, UplinkInfo,
     names,
@@ -25,17 +24,9 @@ use super::{
     layout::{
         Fdb, FdbLearned, FloodRemote, Layout, Neighbours, Number, Plain, Underlay, Vteps, WithSeal,
     },
+    raw::{Bytes, take_map},
     vtep_ids::VtepIds,
 };
-
-/// Lets aya move any [`bytemuck::Pod`] in and out of a map.
-#[derive(Clone, Copy, Debug)]
-#[repr(transparent)]
-pub(super) struct Bytes<T>(pub(super) T);
-
-// SAFETY: `repr(transparent)` over a type without padding and without invalid
-// bit patterns, which is what `bytemuck::Pod` asserts.
-unsafe impl<T: Pod> aya::Pod for Bytes<T> {}
 
 /// A table of the data plane: a BPF map, or a stand-in for it in a test.
 pub trait Table<K, V>: Send + Sync {
@@ -311,16 +302,4 @@ impl Tables {
         used.extend(self.fdb.entries()?.iter().map(|(_, entry)| entry.vtep));
         self.ids.retain(|address| used.contains(&address))
     }
-}
-
-/// Takes a map out of the loaded object, as the type it must have.
-pub(super) fn take_map<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, DatapathError>
-where
-    M: TryFrom<Map, Error = MapError>,
-{
-    let map = ebpf.take_map(name).ok_or_else(|| DatapathError::Map {
-        map: name,
-        source: Box::new(MapError::InvalidName { name: name.to_owned() }),
-    })?;
-    M::try_from(map).map_err(|source| DatapathError::Map { map: name, source: Box::new(source) })
 }

@@ -19,7 +19,7 @@ use culvert_common::abi::{MappedAddr, SealedU32, VtepId, names};
 
 use super::{
     DatapathError,
-    tables::{Bytes, take_map},
+    raw::{Bytes, take_map},
 };
 
 /// The numbers of the VTEPs, and the map that has them.

@@ -5,11 +5,12 @@ mod endpoints;
 mod packed;
 mod sorted;
 mod touched;
+mod versioned;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
-    ops::{Bound, Deref},
+    ops::Bound,
 };
 
 pub(crate) use self::packed::{Brief, Id};
@@ -17,39 +18,13 @@ pub use self::{
     claims::Claims,
     endpoints::Endpoints,
     touched::{Former, Touched},
+    versioned::{Claim, Versioned},
 };
 use super::{
     Alive, Decoded, Endpoint, ForeignVtep, IpOwner, Key, MacAddr, Name, Network, Node, ROOT,
     Record, Vni, VniOwner, decode,
 };
 use crate::store::{Change, Entry, Revision, Snapshot, Update};
-
-/// A record and the revision that wrote it, as [`crate::store::Compare::Unchanged`] wants it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Versioned<T> {
-    /// The record.
-    pub record: T,
-    /// Revision of the write.
-    pub revision: Revision,
-}
-
-impl<T> Deref for Versioned<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.record
-    }
-}
-
-/// A key whose existence alone means that something is taken, whatever the
-/// record says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claim<T> {
-    /// Who took it; `None` if the record is unreadable.
-    pub owner: Option<T>,
-    /// Revision of the write.
-    pub revision: Revision,
-}
 
 /// The cluster as far as the store has told.
 ///

@@ -1,0 +1,30 @@
+//! Maps of a loaded object, as aya has them.
+
+use aya::{
+    Ebpf,
+    maps::{Map, MapError},
+};
+use bytemuck::Pod;
+
+use super::error::DatapathError;
+
+/// Lets aya move any [`bytemuck::Pod`] in and out of a map.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub(super) struct Bytes<T>(pub(super) T);
+
+// SAFETY: `repr(transparent)` over a type without padding and without invalid
+// bit patterns, which is what `bytemuck::Pod` asserts.
+unsafe impl<T: Pod> aya::Pod for Bytes<T> {}
+
+/// Takes a map out of the loaded object, as the type it must have.
+pub(super) fn take_map<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, DatapathError>
+where
+    M: TryFrom<Map, Error = MapError>,
+{
+    let map = ebpf.take_map(name).ok_or_else(|| DatapathError::Map {
+        map: name,
+        source: Box::new(MapError::InvalidName { name: name.to_owned() }),
+    })?;
+    M::try_from(map).map_err(|source| DatapathError::Map { map: name, source: Box::new(source) })
+}
