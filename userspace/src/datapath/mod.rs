@@ -19,6 +19,7 @@ mod links;
 mod netkit;
 mod price;
 mod stats;
+mod syscall;
 mod tables;
 pub mod test_run;
 mod trace;

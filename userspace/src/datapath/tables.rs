@@ -121,17 +121,11 @@ impl<K: Pod, V: Pod> KernelTable<K, V> {
 
     /// All entries, in no order.
     pub(super) fn entries(&self) -> Result<Vec<(K, V)>, DatapathError> {
-        let map = self.lock();
-        let mut entries = Vec::new();
-        for item in map.iter() {
-            match item {
-                Ok((Bytes(key), Bytes(value))) => entries.push((key, value)),
-                // The programs removed it between the two system calls.
-                Err(MapError::KeyNotFound) => {}
-                Err(source) => return Err(self.failed(source)),
-            }
-        }
-        Ok(entries)
+        let info = self.fd.info().map_err(|source| self.failed(source))?;
+        batch::all(self.fd.fd().as_fd(), info.max_entries()).map_err(|io_error| {
+            let call = "bpf_map_lookup_batch";
+            self.failed(SyscallError { call, io_error }.into())
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<MapData, Bytes<K>, Bytes<V>>> {
