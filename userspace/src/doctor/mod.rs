@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use checks::examine;
 pub use datapath::{DatapathFacts, examine_datapath};
-pub use facts::{Bpffs, Facts, HostFacts, Probe, TcxProgram, UdpSocketFact, UplinkFacts};
+pub use facts::{Bpffs, Facts, HostFacts, Probe, TcxProgram, UplinkFacts};
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

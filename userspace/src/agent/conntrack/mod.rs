@@ -14,12 +14,14 @@ mod tests;
 
 use std::{
     collections::VecDeque,
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use culvert_common::{abi::DropReason, wire::ipv4::PROTO_UDP};
+use culvert_common::{
+    abi::DropReason,
+    wire::ipv4::{PROTO_ICMP, PROTO_TCP, PROTO_UDP},
+};
 use tokio::time::MissedTickBehavior;
 
 pub(crate) use self::{
@@ -32,14 +34,18 @@ use self::{
     ports::{Ports, Writer},
 };
 use super::shared::Shared;
-use crate::datapath::DatapathError;
+use crate::{
+    datapath::DatapathError,
+    netlink::sockets::{Transport, sockets},
+};
 
 /// How often there is a round.
 const PERIOD: Duration = Duration::from_secs(1);
 /// Refused flows are a problem for so long.
 const RECENT: Duration = Duration::from_secs(60);
-/// Where the kernel lists the sockets of the agent's own network namespace.
-const SOCKETS: &str = "/proc/self/net";
+/// The host's sockets whose ports are reserved, and the number of their protocol.
+const SOCKETS: [(Transport, u8); 3] =
+    [(Transport::Tcp, PROTO_TCP), (Transport::Udp, PROTO_UDP), (Transport::Ping, PROTO_ICMP)];
 
 /// Drop reasons of flows that were refused, and what to do about them.
 pub(crate) const REFUSALS: [(DropReason, &str); 2] = [
@@ -74,7 +80,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
         let to_keep = Arc::clone(&shared);
         // System calls by the thousand.
         let round = tokio::task::spawn_blocking(move || {
-            keeper.round(&to_keep, Path::new(SOCKETS), Instant::now());
+            keeper.round(&to_keep, Instant::now());
             keeper
         });
         keeper = match round.await {
@@ -105,12 +111,12 @@ impl Keeper {
         }
     }
 
-    /// One round. `sockets` is where the host's sockets are listed.
-    fn round(&mut self, shared: &Shared, sockets: &Path, at: Instant) {
+    /// One round, at the time `at`.
+    fn round(&mut self, shared: &Shared, at: Instant) {
         let line = |error: DatapathError| format!("conntrack: {error}");
         let collected = self.collect(shared);
         shared.problem("conntrack/flows", collected.err().map(line));
-        let reserved = self.reserve(shared, sockets);
+        let reserved = self.reserve(shared);
         shared.problem("conntrack/ports", reserved.err());
         for ((reason, what), recent) in REFUSALS.iter().zip(&mut self.refused) {
             if let Ok(count) = shared.platform.dropped(*reason) {
@@ -141,14 +147,20 @@ impl Keeper {
         endpoints.and(round)
     }
 
-    fn reserve(&mut self, shared: &Shared, sockets: &Path) -> Result<(), String> {
+    /// Writes which ports masquerading must not take.
+    fn reserve(&mut self, shared: &Shared) -> Result<(), String> {
         let platform = shared.platform.as_ref();
         let mut ports = Ports::default();
-        // No socket has it: what comes there is for the programs.
+        // No socket is bound to the VXLAN port: the programs take its packets.
         ports.add(PROTO_UDP, shared.node.port);
-        ports.add_sockets(sockets).map_err(|error| {
-            format!("{}: the host's sockets cannot be listed: {error}", sockets.display())
-        })?;
+        for (transport, protocol) in SOCKETS {
+            // No thread of the runtime leaves the agent's namespace, so these are the host's
+            // sockets.
+            let listed = sockets(transport, None).map_err(|error| {
+                format!("conntrack: the host's sockets cannot be listed: {error}")
+            })?;
+            ports.add_sockets(protocol, &listed);
+        }
         let published = platform.published().map_err(|error| format!("conntrack: {error}"))?;
         ports.add_published(published.keys());
         let written = self.ports.write(platform.flows(), &ports);
