@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Engine, Work};
+use super::{Engine, Work, reading::finished};
 use crate::{
     agent::{memory, shared::PlugState},
     model::{Endpoint, Name, Touched},
@@ -54,7 +54,8 @@ impl Engine {
                 return;
             }
         }
-        if !self.adopt_maps() {
+        let read = finished(&mut Some(self.read_maps())).await;
+        if !self.adopt_maps(read) {
             return;
         }
         self.shared.problem("links", None);

@@ -7,6 +7,7 @@
 
 mod fold;
 mod gateway;
+mod reading;
 mod work;
 
 use std::{
@@ -19,7 +20,10 @@ use std::{
 use futures::FutureExt as _;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use self::work::{Retry, Work};
+use self::{
+    reading::{Reading, finished},
+    work::{Retry, Work},
+};
 use super::{
     backend::Agent,
     memory,
@@ -29,7 +33,7 @@ use super::{
 use crate::{
     datapath::DatapathError,
     model::{self, Name, View},
-    reconcile::{ApplyError, Changed, Inputs, Reconciler, network_patch, network_state},
+    reconcile::{ApplyError, Changed, Inputs, Observed, Reconciler, network_patch, network_state},
     sandbox::GatewaySpec,
     store::{Follower, Listed},
 };
@@ -68,6 +72,8 @@ pub(crate) struct Engine {
     follower: Follower,
     periods: Periods,
     reconciler: Reconciler,
+    /// The thread that reads the maps for an anti-entropy pass, while it does.
+    reading: Option<Reading>,
     /// The first update, with all that the store holds, has been folded in.
     listed: bool,
     /// A list of the store that is not in the kernel yet.
@@ -116,6 +122,7 @@ impl Engine {
             follower,
             periods,
             reconciler: Reconciler::default(),
+            reading: None,
             listed: false,
             list: None,
             trim: false,
@@ -174,7 +181,10 @@ impl Engine {
                     self.keep_gateways().await;
                 }
                 _ = ageing.tick() => self.age(),
-                _ = anti_entropy.tick(), if self.informed => self.anti_entropy().await,
+                _ = anti_entropy.tick(), if self.informed && self.reading.is_none() => {
+                    self.reading = Some(self.read_maps());
+                }
+                read = finished(&mut self.reading) => self.anti_entropy(read).await,
             }
             while let Some(Some(update)) = self.follower.next().now_or_never() {
                 self.fold(&update);
@@ -359,10 +369,10 @@ impl Engine {
         self.shared.problem("underlay/maps", line);
     }
 
-    /// Compares maps and netlink with what they should be, and makes good what
-    /// somebody else has changed.
-    async fn anti_entropy(&mut self) {
-        if self.adopt_maps() {
+    /// Compares maps, as they were `read`, and netlink with what they should be, and makes good
+    /// what somebody else has changed.
+    async fn anti_entropy(&mut self, read: Result<Observed, DatapathError>) {
+        if self.adopt_maps(read) {
             self.prune_maps();
         }
         self.gateway_specs.clear();
@@ -384,16 +394,16 @@ impl Engine {
         self.shared.problems_below("uplink/", lines);
     }
 
-    /// Reads the maps, and marks every network for another look. `false`: they
-    /// cannot be read, and nothing is known.
-    fn adopt_maps(&mut self) -> bool {
-        let platform = Arc::clone(&self.shared.platform);
-        let adopted = tokio::task::block_in_place(|| self.reconciler.adopt(platform.as_ref()));
-        let line = adopted.as_ref().err().map(|error| format!("maps cannot be read: {error}"));
+    /// Takes over what the maps held when they were read, and marks every network for another look.
+    /// `false`: they cannot be read, and nothing is known.
+    fn adopt_maps(&mut self, read: Result<Observed, DatapathError>) -> bool {
+        let line = read.as_ref().err().map(|error| format!("maps cannot be read: {error}"));
         self.shared.problem("maps", line);
-        if adopted.is_err() {
+        let Ok(observed) = read else {
+            self.reconciler.end_read();
             return false;
-        }
+        };
+        self.reconciler.adopt(observed);
         self.underlay_dirty = true;
         self.dirty.extend(self.shared.view().networks.keys().cloned());
         self.dirty.extend(self.vnis.keys().cloned());
