@@ -13,7 +13,7 @@ use std::{
 
 use crate::{results::Create, stats::percentile};
 use anyhow::{Context as _, ensure};
-use culvert::sandbox::run_in;
+use culvert::netns::run_in;
 use culvert_tests::{
     cluster::{Cluster, unique_name},
     netns::Netns,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use culvert_common::abi::{FdbEntry, FdbKey};
+use culvert_common::abi::{FdbEntry, FdbKey, Sealed as _, VtepId};
 
 use crate::{
     arms::{Arm, Arms},
@@ -30,9 +30,9 @@ pub(crate) fn measure(arms: &Arms, rounds: u32, time: Duration) -> Result<Vec<Fi
     }
     for entries in SIZES {
         // Behind a VTEP that nothing is sent to.
-        let entry = FdbEntry { ifindex: 0, vtep: [192, 0, 2, 200] };
+        let entry = FdbEntry { ifindex: 0, vtep: VtepId(u32::MAX), seal: 0 };
         for fdb in &mut fdbs {
-            (0..entries).try_for_each(|n| fdb.insert(&key(n), &entry))?;
+            (0..entries).try_for_each(|n| fdb.insert(&key(n), &entry.sealed(&key(n))))?;
         }
         all.push(throughput("FDB entries", entries, overlay, rounds, time)?);
         for fdb in &mut fdbs {

@@ -139,7 +139,7 @@ impl Place<'_> {
     /// The programs there.
     fn programs(&self) -> Result<Vec<ProgramInfo>> {
         let query = || SchedClassifier::query_tcx(self.device.as_str(), self.hook);
-        let (_, programs) = culvert::sandbox::run_in(self.host.fd().as_fd(), query)?
+        let (_, programs) = culvert::netns::run_in(self.host.fd().as_fd(), query)?
             .with_context(|| format!("{}: programs", self.device))?;
         Ok(programs)
     }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use culvert::sandbox::run_in;
+use culvert::netns::run_in;
 use culvert_tests::{
     cluster::{Cluster, Host},
     netns::Netns,

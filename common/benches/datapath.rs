@@ -8,15 +8,15 @@ use std::hint::black_box;
 use bytemuck::{bytes_of, pod_read_unaligned};
 use criterion::{Criterion, criterion_group, criterion_main};
 use culvert_common::{
-    abi::{EndpointInfo, FlowKey, LearnedEntry, Tuple, zone},
+    abi::{EndpointInfo, Flow, FlowKey, LearnedEntry, Sealed as _, Tuple, VtepId, zone},
     datapath::{
         conntrack::FlowState,
         decap::{check_outer_ip, check_outer_udp, check_vxlan, merged_frame_ok},
         ecn::{decap_ecn, encap_tos},
-        encap::{entropy_port, ipv4_flow_hash, l2_flow_hash, outer_header},
+        encap::{EncapHeaders, entropy_port, ipv4_flow_hash, ipv4_template, l2_flow_hash},
         learn::learn,
         nat,
-        pmtu::{frag_needed, too_big},
+        pmtu::{Error, QUOTE_V4_LEN, error, longest_packet},
         rate::{gcra, interval_ns},
         source::{check_ipv4_shape, check_ipv4_source, check_mac},
     },
@@ -57,9 +57,12 @@ fn vxlan(criterion: &mut Criterion) {
     group.bench_function("header_encode", |b| b.iter(|| VxlanHdr::new(black_box(VNI))));
     let header = VxlanHdr::new(VNI);
     group.bench_function("header_decode", |b| b.iter(|| check_vxlan(black_box(&header))));
+    let link = EthHdr::new(PEER_MAC, MAC, ETH_P_IP);
+    let template = ipv4_template(link, HOST, PEER, PORT);
     let encap = |frame: u32| {
+        let mut headers = EncapHeaders::new(black_box(&template), black_box(VNI), &link);
         let port = entropy_port(black_box(0x1234_5678));
-        outer_header(HOST, PEER, port, PORT, black_box(VNI), encap_tos(Some(2), false), frame)
+        headers.outer.fit(port, encap_tos(Some(2), false), frame).map(|()| headers.outer)
     };
     group.bench_function("outer_encode", |b| b.iter(|| encap(black_box(FRAME))));
     let Ok(outer) = encap(FRAME) else { return };
@@ -75,8 +78,8 @@ fn vxlan(criterion: &mut Criterion) {
     group.bench_function("merged", |b| {
         b.iter(|| merged_frame_ok(black_box(1398), black_box(64_000), black_box(Some(64_000))));
     });
-    group.bench_function("too_big", |b| {
-        b.iter(|| too_big(black_box(64_000), black_box(1398), black_box(52), black_box(1450)));
+    group.bench_function("longest_packet", |b| {
+        b.iter(|| longest_packet(black_box(64_000), black_box(1398), black_box(52)));
     });
     group.finish();
 }
@@ -107,7 +110,8 @@ fn checksum(criterion: &mut Criterion) {
     });
     let eth = EthHdr::new(PEER_MAC, MAC, ETH_P_IP);
     group.bench_function("icmp_frag_needed", |b| {
-        b.iter(|| frag_needed(black_box(&eth), black_box(&ip), black_box(1450), Sum::new()));
+        let what = Error { from: ONE, kind: 3, code: 4, mtu: 1450 };
+        b.iter(|| error(black_box(&eth), black_box(&ip), &what, QUOTE_V4_LEN as u16, Sum::new()));
     });
     group.finish();
 }
@@ -118,6 +122,11 @@ fn nat(criterion: &mut Criterion) {
     group.bench_function("reversed", |b| b.iter(|| black_box(&from).reversed()));
     group.bench_function("key", |b| {
         b.iter(|| FlowKey::new(black_box(zone::LOOPBACK), PROTO_TCP, black_box(from)));
+    });
+    group.bench_function("seal", |b| {
+        let key = FlowKey::new(zone::EXTERNAL, PROTO_TCP, from);
+        let flow = Flow { to, ..Flow::default() }.sealed(&key);
+        b.iter(|| black_box(&flow).is_of(black_box(&key)));
     });
     let header: [u8; nat::UPPER_LEN] = [0x9c, 0x40, 0x01, 0xbb, 0, 0, 0, 1];
     group.bench_function("upper", |b| {
@@ -156,11 +165,12 @@ fn decisions(criterion: &mut Criterion) {
     group.bench_function("ecn_decap", |b| {
         b.iter(|| decap_ecn(black_box(0b11), black_box(0b10)));
     });
-    let seen = LearnedEntry { last_seen_ns: 5 * SECOND, vtep: PEER, ifindex: 0 };
+    let seen =
+        LearnedEntry { last_seen_ns: 5 * SECOND, vtep: VtepId(1), ..LearnedEntry::default() };
     for (name, known) in [
         ("learn_new", None),
         ("learn_current", Some(seen)),
-        ("learn_moved", Some(LearnedEntry { vtep: HOST, ..seen })),
+        ("learn_moved", Some(LearnedEntry { vtep: VtepId(2), ..seen })),
     ] {
         group.bench_function(name, |b| {
             b.iter(|| learn(black_box(known.as_ref()), black_box(&seen), 300 * SECOND));

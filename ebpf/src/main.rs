@@ -1,77 +1,46 @@
 //! Culvert's TC and XDP programs.
 //!
-//! Hooks only: each program bounds-checks, asks `culvert-common` what to do,
-//! does it, and turns one `Result<Action, DropReason>` into a verdict. The
-//! decisions live in `culvert_common::datapath`, where they are tested without
-//! a kernel.
+//! Each program reads a frame, asks `culvert-common` what to do, does it, and turns one
+//! `Result<Action, DropReason>` into a verdict. The decisions are in
+//! `culvert_common::datapath`, where they are tested without a kernel.
 //!
-//! | module | what happens there |
-//! |---|---|
-//! | `container` | frames that a container sends |
-//! | `underlay` | frames that arrive on an uplink, at tcx |
-//! | `underlay_xdp` | the same, before there is an skb |
-//! | `host` | what the host sends to containers |
-//! | `loopback` | the host's own connections to published ports |
-//! | `remote_host` | what another host itself sends through the tunnel |
-//! | `outside` | what comes in on an uplink and is not VXLAN |
-//! | `route` | what a container sends to its gateway |
-//! | `way` | the kernel's routes, asked a moment ago |
-//! | `parse`, `flow`, `translate` | routed packets: read, tracked, rewritten |
-//! | `fragment`, `icmp_error` | fragments and ICMP errors of tracked flows |
-//! | `fast` | what was judged before, in `container` and `underlay` |
-//! | `encap` | outer header on, off to a VTEP |
-//! | `flood` | local replicas and head-end replication |
-//! | `learn` | learned FDB entries |
-//! | `reply` | ARP, ND and ICMP answers to a container |
-//! | `packet`, `maps`, `work`, `verdict` | access, state, working space, counting |
+//! Imports point downward only; `cargo xtask check` fails on any other.
+//!
+//! | floor | room | what is there |
+//! |---|---|---|
+//! | 7 | `hooks` | entry points: read, decide, verdict |
+//! | 6 | `pairs` | the flow cache |
+//! | 6 | `routed` | packets that are routed or translated |
+//! | 5 | `act` | a packet changed and sent |
+//! | 4 | `state` | the maps that programs write |
+//! | 3 | `facts` | what a packet and its sender are; reads only |
+//! | 2 | `verdict`, `count` | the one exit of every hook, and the counters |
+//! | 1 | `maps`, `globals` | the maps, and the constants set at load time |
+//! | 0 | `kernel` | helpers and context fields; nearly all `unsafe` |
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
-mod container;
+mod act;
 #[cfg(target_arch = "bpf")]
-mod encap;
+mod count;
 #[cfg(target_arch = "bpf")]
-mod fast;
+mod facts;
 #[cfg(target_arch = "bpf")]
-mod flood;
+mod globals;
 #[cfg(target_arch = "bpf")]
-mod flow;
+mod hooks;
 #[cfg(target_arch = "bpf")]
-mod fragment;
-#[cfg(target_arch = "bpf")]
-mod host;
-#[cfg(target_arch = "bpf")]
-mod icmp_error;
-#[cfg(target_arch = "bpf")]
-mod learn;
-#[cfg(target_arch = "bpf")]
-mod loopback;
+mod kernel;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
-mod outside;
+mod pairs;
 #[cfg(target_arch = "bpf")]
-mod packet;
+mod routed;
 #[cfg(target_arch = "bpf")]
-mod parse;
-#[cfg(target_arch = "bpf")]
-mod remote_host;
-#[cfg(target_arch = "bpf")]
-mod reply;
-#[cfg(target_arch = "bpf")]
-mod route;
-#[cfg(target_arch = "bpf")]
-mod translate;
-#[cfg(target_arch = "bpf")]
-mod underlay;
-#[cfg(target_arch = "bpf")]
-mod underlay_xdp;
+mod state;
 #[cfg(target_arch = "bpf")]
 mod verdict;
-#[cfg(target_arch = "bpf")]
-mod way;
-#[cfg(target_arch = "bpf")]
-mod work;
 
 /// GPL-compatible, as the kernel asks of programs that use its helpers.
 #[cfg(target_arch = "bpf")]

@@ -1,43 +1,23 @@
-//! The maps and the load-time globals. What they hold is described in
+//! The maps, and how a program reads them. Names, keys and values are described in
 //! `culvert_common::abi`.
 
 use aya_ebpf::{
-    Global,
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, Queue},
 };
+use bytemuck::Pod;
 use culvert_common::abi::{
     Counter, DEFAULT_FLOWS, EndpointInfo, Evictable, FdbEntry, FdbKey, FloodKey, Flow, FlowKey,
     FragmentInfo, FragmentKey, HeldFragment, LearnedEntry, MAX_ENDPOINTS, MAX_EVICTABLE,
     MAX_FRAGMENTED, MAX_HELD_FRAGMENTS, MAX_HOST_ADDRS, MAX_LEARNED, MAX_LOCAL_ENDPOINTS,
     MAX_NETWORKS, MAX_PUBLISHED, MAX_RATES, MAX_UPLINKS, MAX_VTEP_MEMBERSHIPS, MAX_VTEPS,
-    NeighEntry, NeighKey, NetworkInfo, PathMtu, PublishedEntry, PublishedKey, RESERVED_ENTRIES,
-    RateKey, STATS_ENTRIES, Scratch, UnderlayPath, VtepInfo, VtepKey,
+    MappedAddr, NeighEntry, NeighKey, NetworkInfo, PathMtu, PublishedEntry, PublishedKey,
+    RESERVED_ENTRIES, RateKey, STATS_ENTRIES, Scratch, Sealed, SealedU32, UnderlayPath, UplinkInfo,
+    V4, VtepId, VtepKey,
 };
 
-/// Our VTEP address, four bytes in network order.
-#[unsafe(no_mangle)]
-pub(crate) static VTEP_IP: Global<u32> = Global::new(0);
-/// UDP port on which we receive VXLAN, host order.
-#[unsafe(no_mangle)]
-pub(crate) static VXLAN_PORT: Global<u16> = Global::new(4789);
-/// Age in ns after which a learned entry is no longer used.
-#[unsafe(no_mangle)]
-pub(crate) static AGEING_NS: Global<u64> = Global::new(300_000_000_000);
-
-/// Least and greatest port that masquerading chooses.
-#[unsafe(no_mangle)]
-pub(crate) static NAT_PORT_MIN: Global<u16> = Global::new(1024);
-/// See [`NAT_PORT_MIN`].
-#[unsafe(no_mangle)]
-pub(crate) static NAT_PORT_MAX: Global<u16> = Global::new(65535);
-/// Not 0: trace lines are written.
-#[unsafe(no_mangle)]
-pub(crate) static TRACING: Global<u8> = Global::new(0);
-/// Interface index of the loopback device.
-#[unsafe(no_mangle)]
-pub(crate) static LOOPBACK: Global<u32> = Global::new(1);
+use crate::kernel::memory::own;
 
 #[map]
 pub(crate) static ENDPOINTS: HashMap<u32, EndpointInfo> =
@@ -55,76 +35,194 @@ pub(crate) static FDB_LEARNED: LruHashMap<FdbKey, LearnedEntry> =
 pub(crate) static NEIGHBOURS: HashMap<NeighKey, NeighEntry> =
     HashMap::with_max_entries(MAX_ENDPOINTS, BPF_F_NO_PREALLOC);
 #[map]
-pub(crate) static VTEPS: HashMap<VtepKey, VtepInfo> =
+pub(crate) static VTEPS: HashMap<VtepKey, u32> =
     HashMap::with_max_entries(MAX_VTEP_MEMBERSHIPS, BPF_F_NO_PREALLOC);
 #[map]
-pub(crate) static UNDERLAY: HashMap<[u8; 4], UnderlayPath> =
+pub(crate) static VTEP_IDS: HashMap<MappedAddr, SealedU32> =
     HashMap::with_max_entries(MAX_VTEPS, BPF_F_NO_PREALLOC);
 #[map]
-pub(crate) static PATH_MTU: LruHashMap<[u8; 4], PathMtu> =
+pub(crate) static UNDERLAY: HashMap<VtepId, UnderlayPath> =
+    HashMap::with_max_entries(MAX_VTEPS, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static PATH_MTU: LruHashMap<VtepId, PathMtu> =
     LruHashMap::with_max_entries(MAX_VTEPS, 0);
 #[map]
-pub(crate) static FLOOD_LOCAL: HashMap<FloodKey, u32> =
+pub(crate) static FLOOD_LOCAL: HashMap<FloodKey, SealedU32> =
     HashMap::with_max_entries(MAX_LOCAL_ENDPOINTS, BPF_F_NO_PREALLOC);
 #[map]
-pub(crate) static FLOOD_REMOTE: HashMap<FloodKey, [u8; 4]> =
+pub(crate) static FLOOD_REMOTE: HashMap<FloodKey, SealedU32> =
     HashMap::with_max_entries(MAX_VTEP_MEMBERSHIPS, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static RATES: LruHashMap<RateKey, u64> = LruHashMap::with_max_entries(MAX_RATES, 0);
 #[map]
-pub(crate) static GATEWAYS: HashMap<u32, u32> =
+pub(crate) static GATEWAYS: HashMap<u32, SealedU32> =
     HashMap::with_max_entries(MAX_NETWORKS, BPF_F_NO_PREALLOC);
 #[map]
-pub(crate) static FLOWS: HashMap<FlowKey, Flow> =
+pub(crate) static FLOWS: HashMap<FlowKey<V4>, Flow<V4>> =
     HashMap::with_max_entries(2 * DEFAULT_FLOWS, BPF_F_NO_PREALLOC);
 #[map]
-pub(crate) static EVICTABLE: Queue<Evictable> = Queue::with_max_entries(MAX_EVICTABLE, 0);
+pub(crate) static EVICTABLE: Queue<Evictable<V4>> = Queue::with_max_entries(MAX_EVICTABLE, 0);
 #[map]
 pub(crate) static PUBLISHED: HashMap<PublishedKey, PublishedEntry> =
     HashMap::with_max_entries(MAX_PUBLISHED, BPF_F_NO_PREALLOC);
 #[map]
-pub(crate) static HOST_ADDRS: HashMap<[u8; 4], u32> =
+pub(crate) static HOST_ADDRS: HashMap<MappedAddr, u32> =
     HashMap::with_max_entries(MAX_HOST_ADDRS, BPF_F_NO_PREALLOC);
 #[map]
-pub(crate) static UPLINKS: HashMap<u32, u32> =
+pub(crate) static UPLINKS: HashMap<u32, UplinkInfo> =
     HashMap::with_max_entries(MAX_UPLINKS, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static RESERVED_PORTS: Array<u64> = Array::with_max_entries(RESERVED_ENTRIES, 0);
 #[map]
-pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FragmentInfo> =
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey<V4>, FragmentInfo> =
     LruHashMap::with_max_entries(MAX_FRAGMENTED, 0);
 #[map]
-pub(crate) static HELD_FRAGMENTS: LruHashMap<FragmentKey, HeldFragment> =
+pub(crate) static HELD_FRAGMENTS: LruHashMap<FragmentKey<V4>, HeldFragment> =
     LruHashMap::with_max_entries(MAX_HELD_FRAGMENTS, 0);
 #[map]
-pub(crate) static GENERATION: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+pub(crate) static EPOCH: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 pub(crate) static STATS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(STATS_ENTRIES, 0);
 #[map]
 pub(crate) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
-/// This CPU's entry of a per-CPU array that is the programs' own: not pinned, never
-/// written from outside. `T` must be valid as zeroes, which is what it holds at first, and
-/// nobody asks for an entry whose last reference is still in use.
-#[inline(always)]
-#[expect(clippy::mut_from_ref, reason = "the map is a name for the kernel, not the memory")]
-pub(crate) fn own<T>(map: &'static PerCpuArray<T>, index: u32) -> Option<&'static mut T> {
-    let entry = map.get_ptr_mut(index)?;
-    // SAFETY: the entry is this CPU's own, and no other program of this CPU runs until
-    // this one returns. It holds zeroes or what the programs have put there.
-    Some(unsafe { &mut *entry })
+/// A hash map of either kind.
+pub(crate) trait Table<K, V> {
+    /// Where the value of `key` lies, if there is one. The memory stays mapped, but the
+    /// kernel may give it to another key at any time.
+    fn find(&self, key: &K) -> Option<*const V>;
 }
 
-/// Looks a key up in one of the hash maps.
-///
-/// The maps that the agent writes are made with `BPF_F_NO_PREALLOC`: an entry
-/// that it removes stays readable until the end of the RCU grace period, so
-/// the reference is good for the rest of the program run. Of the LRU maps the
-/// programs read scalars whose mixing up costs at worst one misjudged packet.
-macro_rules! lookup {
-    ($map:ident, $key:expr) => {{
-        // SAFETY: the entry outlives the program run (RCU), see above.
-        unsafe { $map.get($key) }
-    }};
+impl<K, V> Table<K, V> for HashMap<K, V> {
+    #[inline(always)]
+    fn find(&self, key: &K) -> Option<*const V> {
+        self.get_ptr(key)
+    }
 }
-pub(crate) use lookup;
+
+impl<K, V> Table<K, V> for LruHashMap<K, V> {
+    #[inline(always)]
+    fn find(&self, key: &K) -> Option<*const V> {
+        self.get_ptr(key)
+    }
+}
+
+/// Copies a value word by word: as one volatile read, the compiler takes it apart into bytes
+/// on the stack. The copy is whole only if its seal says so.
+#[inline(always)]
+pub(crate) fn copy<V: Pod>(from: *const V, to: &mut V) {
+    const { assert!(align_of::<V>() >= 4 && size_of::<V>() % 4 == 0) };
+    let to = (&raw mut *to).cast::<u32>();
+    for word in 0..size_of::<V>() / 4 {
+        // SAFETY: the memory of a map's value stays mapped until the program ends (RCU); it
+        // and `to` have as many words, and any bytes are a valid `V` (`Pod`).
+        unsafe { to.add(word).write(from.cast::<u32>().add(word).read_volatile()) };
+    }
+}
+
+/// Copies the value of `key` to `to` and checks its seal. `false` if there is no value.
+///
+/// A program never holds a reference to a value: a removed element may be recycled for
+/// another key while the program looks at it (`culvert_common::abi::Sealed`).
+#[inline(always)]
+pub(crate) fn read_to<K, V: Sealed<K>>(map: &impl Table<K, V>, key: &K, to: &mut V) -> bool {
+    let Some(value) = map.find(key) else { return false };
+    copy(value, to);
+    // The words are read again: kept in registers, they would be spilled to the stack.
+    core::hint::black_box(&mut *to).is_of(key)
+}
+
+/// [`read_to`] for the maps whose entries the agent updates while packets flow. An update
+/// inserts a new element before it removes the old one, so a copy that does not match is read
+/// once more.
+#[inline(always)]
+pub(crate) fn read_updated<K, V: Sealed<K>>(map: &impl Table<K, V>, key: &K, to: &mut V) -> bool {
+    read_to(map, key, to) || read_to(map, key, to)
+}
+
+/// Copies the value of `key`, if there is one. See [`read_to`].
+#[inline(always)]
+pub(crate) fn read<K, V: Sealed<K>>(map: &impl Table<K, V>, key: &K) -> Option<V> {
+    let mut value = V::zeroed();
+    read_to(map, key, &mut value).then_some(value)
+}
+
+/// Whether the map has the key: all that is asked of a set.
+#[inline(always)]
+pub(crate) fn has<K, V: Pod>(map: &impl Table<K, V>, key: &K) -> bool {
+    map.find(key).is_some()
+}
+
+/// This CPU's copies of map values: the stack has 512 bytes.
+struct Copies {
+    ep: EndpointInfo,
+    net: NetworkInfo,
+    path: UnderlayPath,
+}
+
+#[map]
+static VALUES: PerCpuArray<Copies> = PerCpuArray::with_max_entries(1, 0);
+
+/// The endpoint behind the host-side interface `ifindex`: a copy that holds until the next
+/// call of this function on this CPU.
+#[inline(always)]
+pub(crate) fn endpoint(ifindex: u32) -> Option<&'static EndpointInfo> {
+    let Copies { ep, .. } = own(&VALUES, 0)?;
+    if read_endpoint(ifindex, ep) == 0 { None } else { Some(ep) }
+}
+
+/// Copies an endpoint. Returns 1, or 0 if there is none. A BPF function of its own: it is
+/// called from many places.
+#[inline(never)]
+pub(crate) fn read_endpoint(ifindex: u32, to: &mut EndpointInfo) -> u32 {
+    read_updated(&ENDPOINTS, &ifindex, to).into()
+}
+
+/// The network `vni`: a copy that holds until the next call of this function on this CPU.
+#[inline(always)]
+pub(crate) fn network(vni: u32) -> Option<&'static NetworkInfo> {
+    let Copies { net, .. } = own(&VALUES, 0)?;
+    if read_network(vni, net) == 0 { None } else { Some(net) }
+}
+
+/// Copies a network. Returns 1, or 0 if there is none. A BPF function of its own: it is
+/// called from many places.
+#[inline(never)]
+pub(crate) fn read_network(vni: u32, to: &mut NetworkInfo) -> u32 {
+    read_updated(&NETWORKS, &vni, to).into()
+}
+
+/// The path to a VTEP: a copy that holds until the next call of this function on this CPU.
+#[inline(always)]
+pub(crate) fn underlay(vtep: VtepId) -> Option<&'static UnderlayPath> {
+    let Copies { path, .. } = own(&VALUES, 0)?;
+    if read_underlay(vtep, path) == 0 { None } else { Some(path) }
+}
+
+/// Copies the path to a VTEP. Returns 1, or 0 if there is none. A BPF function of its own: it
+/// is called from many places.
+#[inline(never)]
+fn read_underlay(vtep: VtepId, to: &mut UnderlayPath) -> u32 {
+    read_updated(&UNDERLAY, &vtep, to).into()
+}
+
+/// The address is one of the host's.
+#[inline(always)]
+pub(crate) fn is_host_addr(ip: [u8; 4]) -> bool {
+    has(&HOST_ADDRS, &MappedAddr::v4(ip))
+}
+
+/// The interface is an uplink.
+#[inline(always)]
+pub(crate) fn is_uplink(ifindex: u32) -> bool {
+    has(&UPLINKS, &ifindex)
+}
+
+/// The number of the VTEP with the address `ip`; [`VtepId::NONE`] if there is none.
+#[inline(always)]
+pub(crate) fn vtep_id(ip: [u8; 4]) -> VtepId {
+    match read(&VTEP_IDS, &MappedAddr::v4(ip)) {
+        Some(SealedU32 { value, .. }) => VtepId(value),
+        None => VtepId::NONE,
+    }
+}

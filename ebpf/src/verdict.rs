@@ -1,105 +1,51 @@
-//! From a `Result<Action, DropReason>` to the kernel's verdict, and the counters.
+//! Where every hook ends: from a `Result<Action, DropReason>` to the kernel's verdict.
 
 use aya_ebpf::{
-    EbpfContext,
     bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    programs::TcContext,
 };
 use aya_log_ebpf::trace;
-use culvert_common::abi::{Action, Code, Direction, DropReason, Note, stats_index};
+use culvert_common::abi::{Action, Code, Direction, DropReason};
 
-use crate::maps::STATS;
+use crate::{
+    count::count,
+    kernel::{
+        redirect,
+        skb::{ifindex, is_transmitted},
+    },
+};
 
-/// Counts one frame of `bytes`.
-#[inline(always)]
-pub(crate) fn count(direction: Direction, code: Code, bytes: u32) {
-    count_at(stats_index(direction, code), bytes);
+/// What became of a frame.
+pub(crate) type Outcome = Result<Action, DropReason>;
+
+/// A frame as it came in. Taken before anything else: replies and the outer header change
+/// the length.
+pub(crate) struct Seen {
+    /// The program.
+    pub(crate) direction: Direction,
+    /// The device that the program is attached to.
+    pub(crate) ifindex: u32,
+    /// Bytes of the frame.
+    pub(crate) bytes: u32,
 }
 
-/// Counts under the number of a code, as a BPF function hands it back.
-#[inline(always)]
-pub(crate) fn count_code(direction: Direction, code: u32, bytes: u32) {
-    count_at((u32::from(direction.code()) << 8) | (code & 0xff), bytes);
-}
-
-#[inline(always)]
-fn count_at(index: u32, bytes: u32) {
-    if let Some(counter) = STATS.get_ptr_mut(index) {
-        // SAFETY: the entry is this CPU's own; programs of one CPU do not
-        // interrupt each other at these hooks.
-        unsafe {
-            (*counter).packets += 1;
-            (*counter).bytes += u64::from(bytes);
-        }
+impl Seen {
+    /// The frame in `ctx`.
+    #[inline(always)]
+    pub(crate) fn of(ctx: &TcContext, direction: Direction) -> Self {
+        Self { direction, ifindex: ifindex(ctx), bytes: ctx.len() }
     }
 }
 
-/// Counts a note about a frame of `bytes`.
+/// The one exit of the TC programs: counts the frame, traces it, and gives the verdict.
 #[inline(always)]
-pub(crate) fn note(direction: Direction, note: Note, bytes: u32) {
-    count(direction, Code::Note(note), bytes);
-}
-
-/// How a BPF function that is not inlined hands a result back: through memory,
-/// and 0 or 1 for success or failure. It returns no more than one register, and
-/// one without a return value would leave a stale pointer in that register,
-/// which the verifier refuses.
-#[inline(always)]
-pub(crate) fn hand_back<T>(
-    result: Result<T, DropReason>,
-    value: &mut T,
-    reason: &mut DropReason,
-) -> u32 {
-    match result {
-        Ok(result) => {
-            *value = result;
-            0
-        }
-        Err(result) => {
-            *reason = result;
-            1
-        }
-    }
-}
-
-/// The one place where an outcome becomes a verdict of TC.
-#[inline(always)]
-pub(crate) fn untraced(
-    direction: Direction,
-    bytes: u32,
-    outcome: Result<Action, DropReason>,
-) -> i32 {
-    match outcome {
-        Ok(action) => {
-            count(direction, Code::Action(action), bytes);
-            match action {
-                Action::Pass => TC_ACT_UNSPEC,
-                Action::Deliver
-                | Action::Encap
-                | Action::ArpReply
-                | Action::NdReply
-                | Action::ToHost
-                | Action::NatOut
-                | Action::NatDeliver => TC_ACT_REDIRECT,
-                // The copies are on their way; nobody needs the original.
-                Action::Flood | Action::Absorb | Action::Hold => TC_ACT_SHOT,
-            }
-        }
-        Err(reason) => {
-            count(direction, Code::Drop(reason), bytes);
-            TC_ACT_SHOT
-        }
-    }
-}
-
-/// The same, told to whoever traces.
-#[inline(always)]
-pub(crate) fn tc<C: EbpfContext>(
-    ctx: &C,
-    direction: Direction,
-    ifindex: u32,
-    bytes: u32,
-    outcome: Result<Action, DropReason>,
-) -> i32 {
+pub(crate) fn finish(ctx: &TcContext, seen: &Seen, outcome: Outcome) -> i32 {
+    let &Seen { direction, ifindex, bytes } = seen;
+    let code = match outcome {
+        Ok(action) => Code::Action(action),
+        Err(reason) => Code::Drop(reason),
+    };
+    count(direction, code, bytes);
     match outcome {
         Ok(action) => trace!(
             ctx,
@@ -118,13 +64,40 @@ pub(crate) fn tc<C: EbpfContext>(
             reason.code()
         ),
     }
-    untraced(direction, bytes, outcome)
+    match outcome {
+        Ok(Action::Pass) => TC_ACT_UNSPEC,
+        Ok(
+            Action::Deliver
+            | Action::Encap
+            | Action::ArpReply
+            | Action::NdReply
+            | Action::ToHost
+            | Action::NatOut
+            | Action::NatDeliver,
+        ) => TC_ACT_REDIRECT,
+        // The program has made the copies that are needed, and nobody needs the original.
+        Ok(Action::Flood | Action::Absorb | Action::Hold) => consume(ctx, direction),
+        Err(_) => TC_ACT_SHOT,
+    }
 }
 
-/// The one place where an outcome becomes a verdict of XDP. Only drops are
-/// counted here: what passes is counted at tcx.
+/// The verdict that frees a frame without an error to who sent it.
 #[inline(always)]
-pub(crate) fn xdp(bytes: u32, outcome: Result<(), DropReason>) -> u32 {
+fn consume(ctx: &TcContext, direction: Direction) -> i32 {
+    if matches!(direction, Direction::FromContainer) && is_transmitted(ctx) {
+        // While a container transmits on netkit, TC_ACT_SHOT is ENOBUFS to the sender. No
+        // verdict frees a frame silently, but the kernel does so with one that is redirected
+        // to an interface that does not exist.
+        redirect::out(0);
+        return TC_ACT_REDIRECT;
+    }
+    TC_ACT_SHOT
+}
+
+/// The one exit of the XDP program. Only drops are counted here: `from_underlay` counts what
+/// passes.
+#[inline(always)]
+pub(crate) fn finish_xdp(bytes: u32, outcome: Result<(), DropReason>) -> u32 {
     match outcome {
         Ok(()) => xdp_action::XDP_PASS,
         Err(reason) => {
@@ -133,3 +106,46 @@ pub(crate) fn xdp(bytes: u32, outcome: Result<(), DropReason>) -> u32 {
         }
     }
 }
+
+/// An outcome, or none, in one register: all that a BPF function can return. The codes of
+/// actions and drop reasons do not overlap.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct Packed(u32);
+
+/// [`Packed`]: no outcome.
+const NONE: u32 = u32::MAX;
+
+impl Packed {
+    /// Packs an outcome.
+    #[inline(always)]
+    pub(crate) fn new(outcome: Option<Outcome>) -> Self {
+        Self(match outcome {
+            None => NONE,
+            Some(Ok(action)) => action.code().into(),
+            Some(Err(reason)) => reason.code().into(),
+        })
+    }
+
+    /// Unpacks it. A number that is neither code counts as [`DropReason::HelperFailed`].
+    #[inline(always)]
+    pub(crate) fn outcome(self) -> Option<Outcome> {
+        if self.0 == NONE {
+            return None;
+        }
+        let code = self.0 as u8;
+        Some(match Action::from_code(code) {
+            Some(action) => Ok(action),
+            None => Err(DropReason::from_code(code).unwrap_or(DropReason::HelperFailed)),
+        })
+    }
+}
+
+/// Stores the value of a `Result` through `value`: a BPF function returns one register, which
+/// holds `Result<(), DropReason>` but no more.
+#[inline(always)]
+pub(crate) fn hand_back<T>(result: Result<T, DropReason>, value: &mut T) -> Result<(), DropReason> {
+    result.map(|result| *value = result)
+}
+
+const _: () = assert!(size_of::<Result<(), DropReason>>() == 1);

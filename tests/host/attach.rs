@@ -5,9 +5,10 @@ use std::os::fd::AsFd;
 use culvert::{
     model::MacAddr,
     netlink::Netlink,
+    netns::Netns as Sandbox,
     sandbox::{
-        PlugSpec, Plugged, Sandbox, SandboxError, alias_of, endpoint_of, free_ifname, host_ifname,
-        plug, unplug,
+        PlugSpec, Plugged, SandboxError, alias_of, endpoint_of, free_ifname, host_ifname, plug,
+        unplug,
     },
 };
 use culvert_tests::netns::{Netns, is_root};
@@ -227,7 +228,7 @@ fn nothing_of_ours_keeps_a_removed_sandbox_alive() {
         let setup = Setup::new();
         setup.settle(&spec(ID, "eth0", 2)).await;
         let Setup { netlink, sandbox, inside, host: _host } = setup;
-        let monitor = sandbox.netlink().unwrap().monitor().unwrap();
+        let monitor = Netlink::in_netns(sandbox.as_fd()).unwrap().monitor().unwrap();
         drop((sandbox, inside));
         assert!(netlink.link("cv0123456789ab").await.unwrap().is_some(), "the monitor is there");
         drop(monitor);

@@ -5,7 +5,7 @@ use std::{net::UdpSocket, os::fd::AsFd, path::PathBuf};
 use culvert::{
     doctor::{Facts, Finding, Level, Subject, examine, preflight},
     netlink::Netlink,
-    sandbox::Sandbox,
+    netns::Netns as Sandbox,
 };
 use culvert_tests::netns::{Netns, Underlay, is_root, wait_for, wait_until};
 

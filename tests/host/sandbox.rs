@@ -4,7 +4,7 @@ use std::{fs, os::fd::AsFd, path::Path, process::Command};
 
 use culvert::{
     model::Name,
-    sandbox::{Sandbox, SandboxError, same_namespace},
+    netns::{Netns as Sandbox, NetnsError, same_namespace},
 };
 use culvert_tests::netns::{Netns, check, is_root, unique};
 
@@ -40,7 +40,7 @@ fn a_sandbox_is_what_ip_netns_makes() {
     assert_eq!(shown.lines().count(), 1, "{shown}");
 
     let error = Sandbox::create(name).unwrap_err();
-    assert!(matches!(error, SandboxError::Taken(_)), "{error}");
+    assert!(matches!(error, NetnsError::Taken(_)), "{error}");
     assert!(error.to_string().contains(name.as_str()));
     let same = Sandbox::ensure(name).unwrap();
     assert!(same_namespace(sandbox.as_fd(), same.as_fd()).unwrap());
@@ -67,7 +67,7 @@ fn a_file_that_a_reboot_left_is_used_again() {
         fs::write(&path, "").unwrap();
         assert!(!Sandbox::exists(&guard.0));
         let error = Sandbox::open(&path).unwrap_err();
-        assert!(matches!(error, SandboxError::NotNetns(_)), "{error}");
+        assert!(matches!(error, NetnsError::NotNetns(_)), "{error}");
         make(&guard.0).unwrap();
         assert!(Sandbox::exists(&guard.0));
     }
@@ -86,7 +86,7 @@ fn a_sandbox_of_another_tool_is_seen_and_removed() {
     let netns = Netns::new("theirs");
     let name: Name = netns.name().parse().unwrap();
     assert!(Sandbox::exists(&name));
-    assert!(matches!(Sandbox::create(&name).unwrap_err(), SandboxError::Taken(_)));
+    assert!(matches!(Sandbox::create(&name).unwrap_err(), NetnsError::Taken(_)));
     Sandbox::remove(&name).unwrap();
     assert!(!check("ip netns list").contains(netns.name()));
 }
@@ -141,7 +141,7 @@ fn a_dead_process_has_no_namespace() {
     ended.wait().unwrap();
     for pid in [pid, 0, -1, i32::MAX] {
         let error = Sandbox::from_pid(pid).unwrap_err();
-        assert!(matches!(error, SandboxError::DeadProcess(dead) if dead == pid), "{error}");
+        assert!(matches!(error, NetnsError::DeadProcess(dead) if dead == pid), "{error}");
     }
 }
 

@@ -2,7 +2,8 @@
 //! outer headers.
 
 use culvert::datapath::Table as _;
-use culvert_common::abi::{DropReason, Note, VtepInfo, VtepKey};
+use culvert::datapath::entry::{VtepInfo, VtepKey};
+use culvert_common::abi::{DropReason, Note};
 use culvert_tests::packet::{Arp, Host, Tunnel, V4, V6, ethernet, payload};
 
 use crate::{

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use culvert::datapath::Table as _;
-use culvert_common::abi::{DropReason, FdbKey, NetworkInfo, UnderlayPath};
+use culvert::datapath::entry::UnderlayPath;
+use culvert_common::abi::{DropReason, FdbKey, NetworkInfo};
 use culvert_tests::packet::{Arp, Tunnel, V4, V6, ethernet, payload};
 
 use crate::{

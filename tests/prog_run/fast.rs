@@ -2,9 +2,8 @@
 //! nobody else profits from it.
 
 use culvert::datapath::Table as _;
-use culvert_common::abi::{
-    Action, Code, Direction, DropReason, FdbEntry, FdbKey, NetworkInfo, UnderlayPath, VtepKey,
-};
+use culvert::datapath::entry::{FdbEntry, UnderlayPath, VtepKey};
+use culvert_common::abi::{Action, Code, Direction, DropReason, FdbKey, NetworkInfo};
 use culvert_tests::packet::{Host, Tunnel, V4, payload};
 
 use crate::{
@@ -99,7 +98,7 @@ fn other_kinds_of_frames_are_judged_each_time(lab: &mut Lab) {
         lab.untold_fdb.remove(FdbKey::new(A, FAR.mac));
         let outcome = lab.at_container(Port::A1, frame).outcome();
         assert_eq!(outcome.count(Direction::FromContainer, Code::Action(Action::Encap)), 0);
-        lab.untold_fdb.set(FdbKey::new(A, FAR.mac), FdbEntry { ifindex: 0, vtep: PEER });
+        lab.set_untold(FdbKey::new(A, FAR.mac), FdbEntry { ifindex: 0, vtep: PEER });
     }
 }
 

@@ -1,7 +1,8 @@
 //! The FDB: local, static and learned entries, ageing, moves.
 
+use culvert::datapath::entry::LearnedEntry;
 use culvert::datapath::{Table as _, now_ns};
-use culvert_common::abi::{Code, Direction, DropReason, FdbKey, LearnedEntry, Note, RateKey};
+use culvert_common::abi::{Code, Direction, DropReason, FdbKey, Note, RateKey};
 use culvert_tests::packet::{Tunnel, V4};
 
 use crate::{
@@ -70,7 +71,7 @@ const AGEING_MS: u64 = AGEING.as_millis() as u64;
 
 /// `place` of an entry: VTEP and port.
 fn place(lab: &Lab, mac: [u8; 6]) -> Option<([u8; 4], u32)> {
-    lab.learned.get(key(mac)).map(|entry| (entry.vtep, entry.ifindex))
+    lab.learned(key(mac)).map(|entry| (entry.vtep, entry.ifindex))
 }
 
 #[track_caller]
@@ -124,10 +125,10 @@ fn learned_from_the_tunnel(lab: &mut Lab) {
     learning(&lab.tables);
     let before = now_ns();
     arrives_from(lab, PEER, NEW, &[Note::Learned]);
-    let entry = lab.learned.get(key(NEW)).unwrap();
+    let entry = lab.learned(key(NEW)).unwrap();
     assert_eq!((entry.vtep, entry.ifindex), (PEER, 0));
     assert!((before..=now_ns()).contains(&entry.last_seen_ns));
-    assert_eq!(lab.learned.keys(), [key(NEW)]);
+    assert_eq!(lab.learned_keys(), [key(NEW)]);
 }
 
 fn learned_from_the_tunnel_with_a_broadcast(lab: &mut Lab) {
@@ -145,7 +146,7 @@ fn nothing_is_learned_without_learning(lab: &mut Lab) {
     any_source(&lab.tables, Port::A1);
     let frame = V4 { eth_src: NEW, ..V4::udp(&ONE, &TWO, (1, 2), b"") }.frame();
     lab.at_container(Port::A1, &frame).delivers(&frame, &[]);
-    assert_eq!(lab.learned.keys(), []);
+    assert_eq!(lab.learned_keys(), []);
 }
 
 fn nothing_is_learned_from_what_is_dropped(lab: &mut Lab) {
@@ -156,7 +157,7 @@ fn nothing_is_learned_from_what_is_dropped(lab: &mut Lab) {
     lab.at_underlay(&marked.wrap(&from(NEW))).drops(DropReason::EcnInvalid);
     let spoofed = V4 { eth_src: NEW, ..V4::udp(&ONE, &TWO, (1, 2), b"") }.frame();
     lab.at_container(Port::A1, &spoofed).drops(DropReason::SpoofedMac);
-    assert_eq!(lab.learned.keys(), []);
+    assert_eq!(lab.learned_keys(), []);
 }
 
 fn learned_from_a_container(lab: &mut Lab) {
@@ -173,12 +174,12 @@ fn container_with_its_own_address_teaches_nothing(lab: &mut Lab) {
     lab.at_container(Port::A1, &frame).delivers(&frame, &[]);
     any_source(&lab.tables, Port::A1);
     lab.at_container(Port::A1, &frame).delivers(&frame, &[]);
-    assert_eq!(lab.learned.keys(), []);
+    assert_eq!(lab.learned_keys(), []);
 }
 
 fn learned_entry_is_used(lab: &mut Lab) {
     learning(&lab.tables);
-    lab.learned.set(key(NEW), behind(PEER2, now_ns()));
+    lab.set_learned(key(NEW), behind(PEER2, now_ns()));
     let frame = to_new();
     lab.at_container(Port::A1, &frame).encaps(to_peer2().wrap(&frame), &[]);
 }
@@ -186,7 +187,7 @@ fn learned_entry_is_used(lab: &mut Lab) {
 fn learned_local_entry_is_used(lab: &mut Lab) {
     learning(&lab.tables);
     let entry = LearnedEntry { ifindex: Port::A2.ifindex(), ..behind([0; 4], now_ns()) };
-    lab.learned.set(key(NEW), entry);
+    lab.set_learned(key(NEW), entry);
     let frame = to_new();
     lab.at_container(Port::A1, &frame).delivers(&frame, &[]);
     // The tunnel finds it too.
@@ -197,26 +198,26 @@ fn learned_local_entry_is_used(lab: &mut Lab) {
 fn learned_entry_of_this_port(lab: &mut Lab) {
     learning(&lab.tables);
     let entry = LearnedEntry { ifindex: Port::A1.ifindex(), ..behind([0; 4], now_ns()) };
-    lab.learned.set(key(NEW), entry);
+    lab.set_learned(key(NEW), entry);
     lab.at_container(Port::A1, &to_new()).drops(DropReason::SamePort);
 }
 
 fn learned_entry_behind_the_tunnel_it_comes_from(lab: &mut Lab) {
     learning(&lab.tables);
-    lab.learned.set(key(NEW), behind(PEER2, now_ns()));
+    lab.set_learned(key(NEW), behind(PEER2, now_ns()));
     let inner = V4::udp(&FAR, &NOBODY, (1, 2), b"hello").frame();
     lab.at_underlay(&from_peer().wrap(&inner)).drops(DropReason::SplitHorizon);
 }
 
 fn learned_entry_is_not_used_without_learning(lab: &mut Lab) {
     // The network was a learning one a moment ago.
-    lab.learned.set(key(NEW), behind(PEER2, now_ns()));
+    lab.set_learned(key(NEW), behind(PEER2, now_ns()));
     is_flooded(lab, &to_new());
 }
 
 fn aged_entry_is_not_used(lab: &mut Lab) {
     learning(&lab.tables);
-    lab.learned.set(key(NEW), behind(PEER2, ago_ms(AGEING_MS)));
+    lab.set_learned(key(NEW), behind(PEER2, ago_ms(AGEING_MS)));
     is_flooded(lab, &to_new());
     let inner = V4::udp(&FAR, &NOBODY, (1, 2), b"hello").frame();
     let copies = [copy(Port::A1, &inner), copy(Port::A2, &inner)];
@@ -226,7 +227,7 @@ fn aged_entry_is_not_used(lab: &mut Lab) {
 
 fn entry_of_the_last_moment_is_used(lab: &mut Lab) {
     learning(&lab.tables);
-    lab.learned.set(key(NEW), behind(PEER2, ago_ms(AGEING_MS / 2)));
+    lab.set_learned(key(NEW), behind(PEER2, ago_ms(AGEING_MS / 2)));
     let frame = to_new();
     lab.at_container(Port::A1, &frame).encaps(to_peer2().wrap(&frame), &[]);
 }
@@ -234,7 +235,7 @@ fn entry_of_the_last_moment_is_used(lab: &mut Lab) {
 fn aged_entry_is_learned_anew(lab: &mut Lab) {
     learning(&lab.tables);
     // No move, though it was elsewhere.
-    lab.learned.set(key(NEW), behind(PEER2, ago_ms(AGEING_MS)));
+    lab.set_learned(key(NEW), behind(PEER2, ago_ms(AGEING_MS)));
     arrives_from(lab, PEER, NEW, &[Note::Learned]);
     assert_eq!(place(lab, NEW), Some((PEER, 0)));
     assert_eq!(lab.rates.keys(), []);
@@ -244,34 +245,34 @@ fn fresh_entry_is_left_alone(lab: &mut Lab) {
     learning(&lab.tables);
     // Seen in the future: less than a second ago however slow the machine is.
     let seen = now_ns() + 1_000_000_000_000;
-    lab.learned.set(key(NEW), behind(PEER, seen));
+    lab.set_learned(key(NEW), behind(PEER, seen));
     arrives_from(lab, PEER, NEW, &[]);
-    assert_eq!(lab.learned.get(key(NEW)).unwrap().last_seen_ns, seen);
+    assert_eq!(lab.learned(key(NEW)).unwrap().last_seen_ns, seen);
 }
 
 fn entry_over_a_second_old_is_refreshed(lab: &mut Lab) {
     learning(&lab.tables);
     let seen = ago_ms(1500);
-    lab.learned.set(key(NEW), behind(PEER, seen));
+    lab.set_learned(key(NEW), behind(PEER, seen));
     arrives_from(lab, PEER, NEW, &[]);
-    assert!(lab.learned.get(key(NEW)).unwrap().last_seen_ns > seen);
+    assert!(lab.learned(key(NEW)).unwrap().last_seen_ns > seen);
 }
 
 fn static_entry_is_not_displaced(lab: &mut Lab) {
     learning(&lab.tables);
     arrives_from(lab, PEER2, FAR.mac, &[Note::LearnRefused]);
-    assert_eq!(lab.learned.keys(), []);
+    assert_eq!(lab.learned_keys(), []);
     // Nor by a container that may send from anywhere.
     any_source(&lab.tables, Port::A1);
     let frame = V4 { eth_src: FAR.mac, ..V4::udp(&FAR, &TWO, (1, 2), b"") }.frame();
     lab.at_container(Port::A1, &frame).delivers(&frame, &[note(Note::LearnRefused)]);
-    assert_eq!(lab.learned.keys(), []);
+    assert_eq!(lab.learned_keys(), []);
 }
 
 fn static_entry_confirmed_is_not_learned(lab: &mut Lab) {
     learning(&lab.tables);
     arrives_from(lab, PEER, FAR.mac, &[]);
-    assert_eq!(lab.learned.keys(), []);
+    assert_eq!(lab.learned_keys(), []);
 }
 
 fn local_entry_is_not_displaced(lab: &mut Lab) {
@@ -282,12 +283,12 @@ fn local_entry_is_not_displaced(lab: &mut Lab) {
     let frame = V4 { eth_src: TWO.mac, ..V4::udp(&TWO, &FAR, (1, 2), b"") }.frame();
     let refused = [note(Note::LearnRefused)];
     lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &refused);
-    assert_eq!(lab.learned.keys(), []);
+    assert_eq!(lab.learned_keys(), []);
 }
 
 fn static_entry_hides_a_learned_one(lab: &mut Lab) {
     learning(&lab.tables);
-    lab.learned.set(key(FAR.mac), behind(PEER2, now_ns()));
+    lab.set_learned(key(FAR.mac), behind(PEER2, now_ns()));
     let frame = V4::udp(&ONE, &FAR, (1, 2), b"hello").frame();
     lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
 }
@@ -301,7 +302,7 @@ fn group_and_zero_sources_are_never_learned(lab: &mut Lab) {
         let frame = V4 { eth_src: mac, ..V4::udp(&ONE, &TWO, (1, 2), b"") }.frame();
         lab.at_container(Port::A1, &frame).drops(DropReason::InvalidSourceMac);
     }
-    assert_eq!(lab.learned.keys(), []);
+    assert_eq!(lab.learned_keys(), []);
 }
 
 fn moves_between_vteps(lab: &mut Lab) {
@@ -351,10 +352,10 @@ fn moves_of_other_networks_are_not(lab: &mut Lab) {
 
 fn learned_entries_belong_to_their_network(lab: &mut Lab) {
     learning(&lab.tables);
-    lab.learned.set(FdbKey::new(B, NEW), behind(PEER2, now_ns()));
+    lab.set_learned(FdbKey::new(B, NEW), behind(PEER2, now_ns()));
     is_flooded(lab, &to_new());
     arrives_from(lab, PEER, NEW, &[Note::Learned]);
-    assert_eq!(lab.learned.get(FdbKey::new(B, NEW)).unwrap().vtep, PEER2);
+    assert_eq!(lab.learned(FdbKey::new(B, NEW)).unwrap().vtep, PEER2);
     let outcome = lab.at_underlay(&from_peer().wrap(&from(FARTHER.mac))).outcome();
     assert_eq!(outcome.count(Direction::FromUnderlay, Code::Note(Note::LearnRefused)), 1);
 }

@@ -2,9 +2,8 @@
 //! head-end replication, limits.
 
 use culvert::datapath::Table as _;
-use culvert_common::abi::{
-    Action, DropReason, FdbKey, FloodKey, NetworkInfo, Note, UnderlayPath, VtepInfo, VtepKey,
-};
+use culvert::datapath::entry::{UnderlayPath, VtepInfo, VtepKey};
+use culvert_common::abi::{Action, DropReason, FdbKey, FloodKey, NetworkInfo, Note};
 use culvert_tests::packet::{Host, Tunnel, V4, V6, ethernet, payload};
 
 use crate::{

@@ -4,7 +4,7 @@
 use std::net::TcpListener;
 
 use culvert::datapath::Table as _;
-use culvert_common::abi::{Action, DropReason, Evictable, Flow, FlowKey, Note, Tuple};
+use culvert_common::abi::{Action, DropReason, Evictable, Flow, FlowKey, Note, Tuple, kind, seen};
 use culvert_tests::packet::{ACK, FIN, Host, RST, SEQ, SYN, V4};
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
         inbound, key, outbound, publish, to_gateway,
     },
     run::{Left, note},
-    world::{A, GATEWAY, ONE, SERVER, SERVER2, US, change_endpoint},
+    world::{A, GATEWAY, ONE, PEER, SERVER, SERVER2, US, change_endpoint, from_peer},
 };
 
 cases!(
@@ -32,6 +32,8 @@ cases!(
     client_replaced,
     server_gone,
     spoofed_by_another_container,
+    server_connects_to_its_clients_port,
+    server_connects_to_the_port_of_a_client_on_another_host,
     full,
 );
 
@@ -71,12 +73,12 @@ fn exchange(lab: &mut Lab, segments: &[(bool, u8)]) {
 fn seen(lab: &Lab) -> (u32, u32) {
     let orig = key(A, &from_a1(SYN));
     let reply = answer(&key(0, &left(SYN)));
-    let seen = |key| flow(lab, &key).flags & !(Flow::SEEN - 1);
+    let seen = |key| flow(lab, &key).seen;
     (seen(orig), seen(reply))
 }
 
 fn flags_by_direction(lab: &mut Lab) {
-    let (s, syn, ack, fin, rst) = (Flow::SEEN, Flow::SYN, Flow::ACK, Flow::FIN, Flow::RST);
+    let (s, syn, ack, fin, rst) = (seen::PACKET, seen::SYN, seen::ACK, seen::FIN, seen::RST);
     exchange(lab, &[(true, SYN)]);
     assert_eq!(seen(lab), (s | syn, 0));
     exchange_on(lab, &[(false, SYN | ACK)]);
@@ -113,14 +115,14 @@ fn rst_and_fin_of_another_sequence_number(lab: &mut Lab) {
         assert_eq!(seen(lab), before, "flags {flags:#x}, sequence number {seq}");
     }
     exchange_on(lab, &[(false, RST)]);
-    assert_eq!(seen(lab), (before.0, before.1 | Flow::RST));
+    assert_eq!(seen(lab), (before.0, before.1 | seen::RST));
 }
 
 fn rst_is_forgotten_when_something_follows(lab: &mut Lab) {
     exchange(lab, &[(true, SYN), (false, SYN | ACK), (false, RST | ACK)]);
-    assert_eq!(seen(lab).1, Flow::SEEN | Flow::SYN | Flow::RST);
+    assert_eq!(seen(lab).1, seen::PACKET | seen::SYN | seen::RST);
     exchange_on(lab, &[(false, ACK)]);
-    assert_eq!(seen(lab).1, Flow::SEEN | Flow::SYN | Flow::ACK);
+    assert_eq!(seen(lab).1, seen::PACKET | seen::SYN | seen::ACK);
 }
 
 fn syn_begins_anew_after_both_fins(lab: &mut Lab) {
@@ -137,10 +139,10 @@ fn syn_begins_anew_after_an_rst(lab: &mut Lab) {
 #[track_caller]
 fn begins_anew(lab: &mut Lab) {
     exchange(lab, &[(true, SYN)]);
-    assert_eq!(seen(lab), (Flow::SEEN | Flow::SYN, 0));
+    assert_eq!(seen(lab), (seen::PACKET | seen::SYN, 0));
     let (came, went) = (from_a1(SYN), left(SYN));
     let (from, to) = (Place::At(Port::A1), Place::Outside);
-    let began = Began { came: &came, from, went: &went, to, kind: Flow::MASQUERADE };
+    let began = Began { came: &came, from, went: &went, to, kind: kind::MASQUERADE };
     began.has_begun(lab);
 }
 
@@ -174,18 +176,18 @@ fn syn_does_not_begin_anew_before(lab: &mut Lab) {
 
 fn container_replaced(lab: &mut Lab) {
     exchange(lab, &[(true, SYN)]);
-    change_endpoint(&lab.tables, Port::A1, |entry| entry.generation += 1);
+    change_endpoint(&lab.tables, Port::A1, |entry| entry.incarnation += 1);
     let run = lab.at_container(Port::A1, &from_a1(ACK).frame());
     run.leaves_as(&left(ACK), &[note(Note::FlowStale), note(Note::FlowCreated)]);
     let (came, went) = (from_a1(ACK), left(ACK));
     let (from, to) = (Place::At(Port::A1), Place::Outside);
-    let began = Began { came: &came, from, went: &went, to, kind: Flow::MASQUERADE };
-    began.is_tracked(lab, Passed::frames(&[&came], Flow::ACK), Passed::default());
+    let began = Began { came: &came, from, went: &went, to, kind: kind::MASQUERADE };
+    began.is_tracked(lab, Passed::frames(&[&came], seen::ACK), Passed::default());
 }
 
 fn container_replaced_seen_from_outside(lab: &mut Lab) {
     exchange(lab, &[(true, SYN)]);
-    change_endpoint(&lab.tables, Port::A1, |entry| entry.generation += 1);
+    change_endpoint(&lab.tables, Port::A1, |entry| entry.incarnation += 1);
     lab.at_underlay(&from_server(ACK).frame()).passes(&[note(Note::FlowStale)]);
     assert_eq!(entries(lab), 0);
     lab.at_underlay(&from_server(ACK).frame()).passes(&[]);
@@ -202,7 +204,7 @@ fn connected(lab: &mut Lab) -> (V4, V4) {
 
 fn client_replaced(lab: &mut Lab) {
     connected(lab);
-    change_endpoint(&lab.tables, Port::A2, |entry| entry.generation += 1);
+    change_endpoint(&lab.tables, Port::A2, |entry| entry.incarnation += 1);
     let answer = V4::segment(&ONE, &GATEWAY, (80, 5000), SYN | ACK, &[]);
     let run = lab.at_container(Port::A1, &answer.frame());
     let notes = [note(Note::FlowStale)];
@@ -226,7 +228,38 @@ fn spoofed_by_another_container(lab: &mut Lab) {
     let run = lab.at_container(Port::A2, &from_a1(ACK).frame());
     run.leaves_as(&left(ACK), &[note(Note::FlowStale), note(Note::FlowCreated)]);
     let reply = flow(lab, &answer(&key(0, &left(ACK))));
-    assert_eq!(reply.ifindex, Port::A2.ifindex());
+    assert_eq!(reply.dest, Port::A2.ifindex());
+}
+
+/// A SYN of a published port's server to the very port of its client begins no flow: its
+/// addresses and ports are those of the answers of one.
+fn server_connects_to_its_clients_port(lab: &mut Lab) {
+    publish(lab, [0; 4], 6, 8080, Port::A1, 80);
+    let came = V4::segment(&SERVER, &US, (5000, 8080), SYN, &[]);
+    let went = inbound(&V4::segment(&SERVER, &ONE, (5000, 80), SYN, &[]), &GATEWAY);
+    lab.at_underlay(&came.frame()).arrives_as(&went, &CREATED);
+    let (from, to) = (Place::Outside, Place::At(Port::A1));
+    let began = Began { came: &came, from, went: &went, to, kind: kind::PUBLISHED };
+
+    let against = to_gateway(&V4::segment(&ONE, &SERVER, (80, 5000), SYN, &[]));
+    lab.at_container(Port::A1, &against.frame()).drops(DropReason::FlowConflict);
+    began.has_begun(lab);
+    assert_eq!(entries(lab), 2);
+}
+
+/// The same where the client is another host itself: its flow leads into the tunnel, and the
+/// SYN does not leave by an uplink.
+fn server_connects_to_the_port_of_a_client_on_another_host(lab: &mut Lab) {
+    let host = Host { mac: GATEWAY.mac, v4: PEER, ..SERVER };
+    let inner = V4 { eth_dst: ONE.mac, ..V4::segment(&host, &ONE, (5000, 80), SYN, &[]) };
+    let wrapped = from_peer().wrap(&inner.frame());
+    lab.at_underlay(&wrapped).redirects(Action::NatDeliver, Left::Spent, &CREATED);
+    assert_eq!(entries(lab), 2);
+
+    let client = Host { v4: PEER, ..SERVER };
+    let against = to_gateway(&V4::segment(&ONE, &client, (80, 5000), SYN, &[]));
+    lab.at_container(Port::A1, &against.frame()).drops(DropReason::FlowConflict);
+    assert_eq!(entries(lab), 2);
 }
 
 /// A key of no packet's.
@@ -257,7 +290,7 @@ fn replaces(lab: &mut Lab, port: u16) {
     let notes = [note(Note::FlowEvicted), note(Note::FlowCreated)];
     lab.at_container(Port::A1, &packet.frame()).leaves_as(&went, &notes);
     let (from, to) = (Place::At(Port::A1), Place::Outside);
-    Began { came: &packet, from, went: &went, to, kind: Flow::MASQUERADE }.has_begun(lab);
+    Began { came: &packet, from, went: &went, to, kind: kind::MASQUERADE }.has_begun(lab);
 }
 
 /// One case for all that takes a full table: filling it takes a second.

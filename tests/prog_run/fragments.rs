@@ -7,6 +7,7 @@
 use culvert::datapath::now_ns;
 use culvert_common::abi::{
     Action, DropReason, FragmentInfo, FragmentKey, HELD_FRAME_LEN, HeldFragment, MAX_HELD, Note,
+    Sealed as _,
 };
 use culvert_tests::packet::{Host, V4, payload};
 
@@ -60,8 +61,9 @@ fn pairs(port: u16) -> Vec<(V4, V4)> {
 
 /// Key of the datagram that `packet` is a fragment of, in slot `slot`.
 fn fragment_key(zone: u32, packet: &V4, slot: u8) -> FragmentKey {
-    let (id, protocol) = (packet.id.to_be_bytes(), packet.protocol);
-    FragmentKey { zone, src: packet.src, dst: packet.dst, id, protocol, slot }
+    let ([a, b], protocol) = (packet.id.to_be_bytes(), packet.protocol);
+    let (src, dst, id) = (packet.src, packet.dst, [0, 0, a, b]);
+    FragmentKey { zone, src, dst, id, protocol, slot, pad: [0; 2] }
 }
 
 fn in_order(lab: &mut Lab) {
@@ -73,8 +75,8 @@ fn in_order(lab: &mut Lab) {
     let (first, _) = &pairs(PORT)[0];
     let info = lab.fragments.get(fragment_key(A, first, 0)).unwrap();
     let ports = (info.src_port, info.dst_port);
-    assert_eq!((ports, info.held), ((PORT.to_be_bytes(), 53u16.to_be_bytes()), 0));
-    assert_ne!(info.known, 0);
+    assert_eq!(ports, (PORT.to_be_bytes(), 53u16.to_be_bytes()));
+    assert_eq!(info.owner, FragmentInfo::OF_FLOW);
     // Half a minute, as Linux waits.
     assert!(info.expires_ns > now_ns() + 25_000_000_000);
     assert!(info.expires_ns < now_ns() + 31_000_000_000);
@@ -155,13 +157,11 @@ fn later_before_first(lab: &mut Lab) {
     };
     lab.at_container(Port::A1, &later.frame()).holds(&[]);
     is_held(lab, fragment_key(A, first, 0), later);
-    let info: FragmentInfo = lab.fragments.get(fragment_key(A, first, 0)).unwrap();
-    assert_eq!((info.known, info.held), (0, 1));
+    assert!(lab.fragments.get(fragment_key(A, first, 0)).is_none(), "no ports yet");
     assert_eq!(entries(lab), 0);
     releases(lab, Some(Port::A1), first, &[first, later]);
     let info = lab.fragments.get(fragment_key(A, first, 0)).unwrap();
-    assert_eq!(info.held, 0);
-    assert_ne!(info.known, 0);
+    assert_eq!(info.owner, FragmentInfo::OF_FLOW);
     assert_eq!(entries(lab), 0);
     // They come in again.
     lab.at_container(Port::A1, &first.frame()).leaves_as(left_first, &CREATED);
@@ -202,10 +202,10 @@ fn at(offset: u16, len: usize) -> V4 {
 }
 
 fn too_many(lab: &mut Lab) {
-    for offset in 1..=MAX_HELD {
+    for offset in 1..=u16::from(MAX_HELD) {
         lab.at_container(Port::A1, &at(offset, 8).frame()).holds(&[]);
     }
-    let run = lab.at_container(Port::A1, &at(MAX_HELD + 1, 8).frame());
+    let run = lab.at_container(Port::A1, &at(u16::from(MAX_HELD) + 1, 8).frame());
     run.drops(DropReason::FragmentUnknown);
     assert_eq!(lab.held.keys().len(), usize::from(MAX_HELD));
     // Another datagram has room of its own.
@@ -301,10 +301,9 @@ fn expired(lab: &mut Lab) {
     lab.at_container(Port::A1, &first.frame()).leaves_as(left, &CREATED);
     let key = fragment_key(A, first, 0);
     let info = lab.fragments.get(key).unwrap();
-    lab.fragments.set(key, FragmentInfo { expires_ns: 1, ..info });
+    lab.fragments.set(key, FragmentInfo { expires_ns: 1, ..info }.sealed(&key));
     lab.at_container(Port::A1, &later.frame()).holds(&[]);
-    let info = lab.fragments.get(key).unwrap();
-    assert_eq!((info.known, info.held), (0, 1));
+    is_held(lab, key, later);
 }
 
 fn expired_while_held(lab: &mut Lab) {
@@ -312,8 +311,8 @@ fn expired_while_held(lab: &mut Lab) {
     let ((first, left), (later, left_later)) = (&pairs[0], &pairs[1]);
     lab.at_container(Port::A1, &later.frame()).holds(&[]);
     let key = fragment_key(A, first, 0);
-    let info = lab.fragments.get(key).unwrap();
-    lab.fragments.set(key, FragmentInfo { expires_ns: 1, ..info });
+    let held = lab.held.get(key).unwrap();
+    lab.held.set(key, HeldFragment { expires_ns: 1, ..held });
     // It is another datagram.
     lab.at_container(Port::A1, &first.frame()).leaves_as(left, &CREATED);
     lab.at_container(Port::A1, &later.frame()).leaves_as(left_later, &[]);

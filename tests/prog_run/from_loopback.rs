@@ -1,7 +1,7 @@
 //! The host's own connections to its published ports.
 
 use culvert::datapath::Table as _;
-use culvert_common::abi::{Action, DropReason, Flow};
+use culvert_common::abi::{Action, DropReason, kind, seen};
 use culvert_tests::packet::{ACK, Arp, Host, SYN, V4, payload};
 
 use crate::{
@@ -54,7 +54,7 @@ fn connects(lab: &mut Lab, host: &Host) {
     let went = arrived(syn(&GATEWAY, &ONE, (5000, 80)), &GATEWAY);
     lab.at_loopback(&came.frame()).arrives_as(&went, &CREATED);
     let (from, to) = (Place::Itself, Place::At(Port::A1));
-    Began { came: &came, from, went: &went, to, kind: Flow::PUBLISHED }.has_begun(lab);
+    Began { came: &came, from, went: &went, to, kind: kind::PUBLISHED }.has_begun(lab);
 }
 
 fn to_127_0_0_1(lab: &mut Lab) {
@@ -90,10 +90,10 @@ fn answers(lab: &mut Lab) {
         lab.at_loopback(&data.frame()).arrives_as(&arrived(went, &GATEWAY), &[]);
         let (came, went) = (syn(&host, &host, (5000, PUBLISHED)), syn(&GATEWAY, &ONE, (5000, 80)));
         let (from, to) = (Place::Itself, Place::At(Port::A1));
-        Began { came: &came, from, went: &went, to, kind: Flow::PUBLISHED }.is_tracked(
+        Began { came: &came, from, went: &went, to, kind: kind::PUBLISHED }.is_tracked(
             lab,
-            Passed::frames(&[&came, &data], Flow::SYN | Flow::ACK),
-            Passed::frames(&[&answer], Flow::SYN),
+            Passed::frames(&[&came, &data], seen::SYN | seen::ACK),
+            Passed::frames(&[&answer], seen::SYN),
         );
     }
 }

@@ -236,7 +236,7 @@ fn about_no_flow(lab: &mut Lab) {
 fn about_a_flow_of_a_container_that_is_gone(lab: &mut Lab) {
     let make = KINDS[0];
     let port = begun(lab, make);
-    change_endpoint(&lab.tables, Port::A1, |entry| entry.generation += 1);
+    change_endpoint(&lab.tables, Port::A1, |entry| entry.incarnation += 1);
     for (came, _) in about_sent(make, port, SHORT) {
         lab.at_underlay(&came.frame()).passes(&[]);
     }

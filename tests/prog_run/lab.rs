@@ -16,10 +16,11 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, Queue},
 };
 use bytemuck::Pod;
+use culvert::datapath::entry::{FdbEntry, LearnedEntry};
 use culvert::datapath::{KernelTable, Options, Table, Tables, load_object};
 use culvert_common::abi::{
-    Counter, DEFAULT_FLOWS, Evictable, FdbEntry, FdbKey, Flow, FlowKey, FragmentInfo, FragmentKey,
-    HeldFragment, LearnedEntry, PathMtu, RESERVED_ENTRIES, RateKey, STATS_ENTRIES, names,
+    Counter, DEFAULT_FLOWS, Evictable, FdbKey, Flow, FlowKey, FragmentInfo, FragmentKey,
+    HeldFragment, PathMtu, RESERVED_ENTRIES, RateKey, STATS_ENTRIES, Sealed as _, VtepId, names,
     reserved_bit,
 };
 use nix::{
@@ -155,9 +156,8 @@ pub(crate) struct Lab {
     pub(crate) ebpf: Ebpf,
     pub(crate) tables: Tables,
     /// The agent's FDB past the table, so that the programs are not told of a change.
-    pub(crate) untold_fdb: Written<FdbKey, FdbEntry>,
-    pub(crate) learned: Written<FdbKey, LearnedEntry>,
-    pub(crate) path_mtu: Written<[u8; 4], PathMtu>,
+    pub(crate) untold_fdb: Written<FdbKey, culvert_common::abi::FdbEntry>,
+    path_mtu: Written<VtepId, PathMtu>,
     pub(crate) rates: Written<RateKey, u64>,
     pub(crate) flows: Written<FlowKey, Flow>,
     pub(crate) fragments: Written<FragmentKey, FragmentInfo>,
@@ -195,8 +195,7 @@ impl Lab {
             far_namespace,
             flows: Written::share(&ebpf, names::FLOWS),
             untold_fdb: Written::share(&ebpf, names::FDB),
-            tables: Tables::take(&mut ebpf).unwrap(),
-            learned: Written::take(&mut ebpf, names::FDB_LEARNED),
+            tables: Tables::take(&mut ebpf, world::OUR_VTEP.into()).unwrap(),
             path_mtu: Written::take(&mut ebpf, names::PATH_MTU),
             rates: Written::take(&mut ebpf, names::RATES),
             fragments: Written::take(&mut ebpf, names::FRAGMENTS),
@@ -230,7 +229,7 @@ impl Lab {
         clear(&self.tables.underlay);
         clear(&self.tables.flood_local);
         clear(&self.tables.flood_remote);
-        self.learned.clear();
+        clear(&self.tables.learned);
         self.path_mtu.clear();
         self.rates.clear();
         clear(&self.tables.gateways);
@@ -250,6 +249,52 @@ impl Lab {
         self.counted.clear();
         world::fill(&self.tables);
         world::fill_routing(&self.tables);
+    }
+
+    /// A learned entry.
+    pub(crate) fn learned(&self, key: FdbKey) -> Option<LearnedEntry> {
+        self.tables.learned.dump().unwrap().get(&key).copied()
+    }
+
+    /// Writes a learned entry.
+    pub(crate) fn set_learned(&self, key: FdbKey, entry: LearnedEntry) {
+        self.tables.learned.insert(&key, &entry).unwrap();
+    }
+
+    /// Keys of the learned entries.
+    pub(crate) fn learned_keys(&self) -> Vec<FdbKey> {
+        self.tables.learned.dump().unwrap().into_keys().collect()
+    }
+
+    fn vtep_id(&self, vtep: [u8; 4]) -> VtepId {
+        self.tables.vtep_ids().give(vtep).unwrap()
+    }
+
+    /// The path MTU that was learnt of a VTEP.
+    pub(crate) fn path_mtu(&self, vtep: [u8; 4]) -> Option<PathMtu> {
+        let id = self.vtep_id(vtep);
+        let learnt = self.path_mtu.get(id)?;
+        assert!(learnt.is_of(&id), "the seal of {vtep:?}");
+        Some(learnt)
+    }
+
+    /// Writes a path MTU.
+    pub(crate) fn set_path_mtu(&mut self, vtep: [u8; 4], expires_ns: u64, inner_mtu: u32) {
+        let id = self.vtep_id(vtep);
+        self.path_mtu.set(id, PathMtu { expires_ns, inner_mtu, seal: 0 }.sealed(&id));
+    }
+
+    /// VTEPs whose path MTU was learnt.
+    pub(crate) fn path_mtu_keys(&self) -> Vec<[u8; 4]> {
+        let ids = self.tables.vtep_ids();
+        self.path_mtu.keys().into_iter().map(|id| ids.address(id).octets()).collect()
+    }
+
+    /// Writes an entry of the agent's FDB past the table.
+    pub(crate) fn set_untold(&mut self, key: FdbKey, FdbEntry { ifindex, vtep }: FdbEntry) {
+        let vtep = self.vtep_id(vtep);
+        let entry = culvert_common::abi::FdbEntry { ifindex, vtep, seal: 0 };
+        self.untold_fdb.set(key, entry.sealed(&key));
     }
 
     /// Keeps `port` of `protocol` for the host itself.

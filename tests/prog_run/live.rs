@@ -12,9 +12,9 @@ use aya::programs::{
     tc::{SchedClassifierLinkId, TcAttachOptions},
 };
 use culvert::datapath::Table as _;
+use culvert::datapath::entry::{UnderlayPath, VtepInfo, VtepKey};
 use culvert_common::abi::{
-    Action, Code, Direction, DropReason, FdbKey, Note, UnderlayPath, VtepInfo, VtepKey, programs,
-    stats_index,
+    Action, Code, Direction, DropReason, FdbKey, Note, programs, stats_index,
 };
 use culvert_tests::packet::{Arp, Tunnel, V4, V6, ethernet, payload};
 

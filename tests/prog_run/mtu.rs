@@ -1,10 +1,9 @@
 //! Packets too big for the path: what the container is told, and what the
 //! underlay tells us (RFC 1191, RFC 8201).
 
+use culvert::datapath::entry::UnderlayPath;
 use culvert::datapath::{Table as _, now_ns};
-use culvert_common::abi::{
-    Action, Code, Direction, DropReason, FdbKey, Note, PathMtu, RateKey, UnderlayPath,
-};
+use culvert_common::abi::{Action, Code, Direction, DropReason, FdbKey, Note, RateKey};
 use culvert_tests::packet::{Host, V4, V6, ethernet, icmpv6, payload};
 
 use crate::{
@@ -298,18 +297,18 @@ fn sent() -> Vec<u8> {
 fn is_learnt(lab: &mut Lab, frame: &[u8], vtep: [u8; 4], inner_mtu: u32) {
     let before = now_ns();
     lab.at_underlay(frame).passes(&[note(Note::PathMtuLearnt)]);
-    let learnt = lab.path_mtu.get(vtep).unwrap();
+    let learnt = lab.path_mtu(vtep).unwrap();
     assert_eq!(learnt.inner_mtu, inner_mtu);
     // Ten minutes (RFC 1191 §6.3).
     let until = 600_000_000_000;
     assert!((before + until..=now_ns() + until).contains(&learnt.expires_ns));
-    assert_eq!(lab.path_mtu.keys(), [vtep]);
+    assert_eq!(lab.path_mtu_keys(), [vtep]);
 }
 
 #[track_caller]
 fn is_not_learnt(lab: &mut Lab, frame: &[u8]) {
     lab.at_underlay(frame).passes(&[]);
-    assert_eq!(lab.path_mtu.keys().len(), 0);
+    assert_eq!(lab.path_mtu_keys().len(), 0);
 }
 
 fn learnt_from_the_underlay(lab: &mut Lab) {
@@ -355,7 +354,7 @@ fn learnt_and_obeyed(lab: &mut Lab) {
 }
 
 fn learnt_and_expired(lab: &mut Lab) {
-    lab.path_mtu.set(PEER, PathMtu { expires_ns: now_ns(), inner_mtu: 1350, pad: 0 });
+    lab.set_path_mtu(PEER, now_ns(), 1350);
     let frame = v4(1450).frame();
     lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
 }
@@ -363,7 +362,7 @@ fn learnt_and_expired(lab: &mut Lab) {
 fn learnt_is_never_more_than_the_route(lab: &mut Lab) {
     // The route has become narrower since.
     let expires_ns = now_ns() + 600_000_000_000;
-    lab.path_mtu.set(PEER, PathMtu { expires_ns, inner_mtu: 1400, pad: 0 });
+    lab.set_path_mtu(PEER, expires_ns, 1400);
     let path = UnderlayPath { inner_mtu: 1300, ..TO_PEER };
     lab.tables.underlay.insert(&PEER, &path).unwrap();
     let frame = v4(1301).frame();

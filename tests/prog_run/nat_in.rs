@@ -2,7 +2,7 @@
 //! of published ports.
 
 use culvert::datapath::Table as _;
-use culvert_common::abi::{Action, DropReason, Flow};
+use culvert_common::abi::{Action, DropReason, kind, seen};
 use culvert_tests::packet::{ACK, FIN, Host, RST, SYN, V4, payload};
 
 use crate::{
@@ -77,10 +77,10 @@ fn answer_tcp(lab: &mut Lab) {
     answers(lab, &data(&US), &data(&ONE));
     let (came, went) = (to_gateway(&syn(&ONE)), outbound(&syn(&US)));
     let (from, to) = (Place::At(Port::A1), Place::Outside);
-    let began = Began { came: &came, from, went: &went, to, kind: Flow::MASQUERADE };
-    let seen = Flow::SYN | Flow::ACK | Flow::FIN;
+    let began = Began { came: &came, from, went: &went, to, kind: kind::MASQUERADE };
+    let seen = seen::SYN | seen::ACK | seen::FIN;
     let reply = Passed::frames(&[&answer(&US), &data(&US)], seen);
-    began.is_tracked(lab, Passed::frames(&[&came], Flow::SYN), reply);
+    began.is_tracked(lab, Passed::frames(&[&came], seen::SYN), reply);
 }
 
 fn answer_udp(lab: &mut Lab) {
@@ -213,7 +213,7 @@ fn reaches_a1_from(lab: &mut Lab, port: u16, to: &Host) {
     let went = inbound(&syn(&SERVER, &ONE, (port, 80)), &GATEWAY);
     lab.at_underlay(&came.frame()).arrives_as(&went, &CREATED);
     let (from, to) = (Place::Outside, Place::At(Port::A1));
-    Began { came: &came, from, went: &went, to, kind: Flow::PUBLISHED }.has_begun(lab);
+    Began { came: &came, from, went: &went, to, kind: kind::PUBLISHED }.has_begun(lab);
 }
 
 fn published_exact_address(lab: &mut Lab) {
@@ -336,7 +336,7 @@ fn published_same_client_port_twice(lab: &mut Lab) {
     let went = inbound(&syn(&SERVER, &ONE, (port, 80)), &GATEWAY);
     same("frame", &frame, &went.frame());
     let (from, to) = (Place::Outside, Place::At(Port::A1));
-    Began { came: &came, from, went: &went, to, kind: Flow::PUBLISHED }.has_begun(lab);
+    Began { came: &came, from, went: &went, to, kind: kind::PUBLISHED }.has_begun(lab);
     let answer = |from: &Host, ports| V4::segment(from, &SERVER, ports, SYN | ACK, &[]);
     let run = lab.at_container(Port::A1, &to_gateway(&answer(&ONE, (80, port))).frame());
     run.leaves_as(&outbound(&answer(&US, (PUBLISHED + 1, 5000))), &[]);
@@ -373,7 +373,7 @@ fn published_in_another_network(lab: &mut Lab) {
     let went = inbound(&syn(&GATEWAY, &ONE, (5000, 80)), &GATEWAY_OF_B);
     lab.at_container(Port::A1, &came.frame()).arrives_as(&went, &CREATED);
     let (from, to) = (Place::At(Port::A1), Place::At(Port::B1));
-    Began { came: &came, from, went: &went, to, kind: Flow::PUBLISHED }.has_begun(lab);
+    Began { came: &came, from, went: &went, to, kind: kind::PUBLISHED }.has_begun(lab);
     let answer = V4::segment(&ONE, &GATEWAY_OF_B, (80, 5000), SYN | ACK, &[]);
     let arrived = inbound(&V4::segment(&US, &ONE, (PUBLISHED, 5000), SYN | ACK, &[]), &GATEWAY);
     lab.at_container(Port::B1, &answer.frame()).arrives_as(&arrived, &[]);
@@ -392,7 +392,7 @@ fn from_another_container(lab: &mut Lab) {
         let went = inbound(&syn(&GATEWAY, &ONE, (port, 80)), &GATEWAY);
         same("frame", &frame, &went.frame());
         let (from, to) = (Place::At(Port::A2), Place::At(Port::A1));
-        Began { came: &came, from, went: &went, to, kind: Flow::PUBLISHED }.has_begun(lab);
+        Began { came: &came, from, went: &went, to, kind: kind::PUBLISHED }.has_begun(lab);
         let answer = V4::segment(&ONE, &GATEWAY, (80, port), SYN | ACK, &[]);
         let arrived = V4::segment(&host, &TWO, (PUBLISHED, 5000), SYN | ACK, &[]);
         let run = lab.at_container(Port::A1, &answer.frame());

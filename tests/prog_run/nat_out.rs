@@ -2,7 +2,7 @@
 
 use std::net::{TcpListener, UdpSocket};
 
-use culvert_common::abi::{Action, DropReason, Flow};
+use culvert_common::abi::{Action, DropReason, kind, seen};
 use culvert_tests::packet::{Host, SYN, V4, payload};
 
 use crate::{
@@ -74,7 +74,7 @@ fn kinds() -> [Pair; 3] {
 /// The flow of a packet of `A1`'s that left as `left`.
 fn began<'a>(came: &'a V4, left: &'a V4) -> Began<'a> {
     let (from, to) = (Place::At(Port::A1), Place::Outside);
-    Began { came, from, went: left, to, kind: Flow::MASQUERADE }
+    Began { came, from, went: left, to, kind: kind::MASQUERADE }
 }
 
 /// `packet` leaves as `left`, one hop further, and begins a flow.
@@ -147,7 +147,7 @@ fn known_flow(lab: &mut Lab) {
     let second = to_gateway(&V4::tcp(&ONE, &SERVER, (PORT, 80), &payload(500)));
     let then = outbound(&V4::tcp(&US, &SERVER, (PORT, 80), &payload(500)));
     lab.at_container(Port::A1, &second.frame()).leaves_as(&then, &[]);
-    let seen = Flow::SYN | Flow::ACK;
+    let seen = seen::SYN | seen::ACK;
     let passed = Passed::frames(&[&first, &second], seen);
     began(&first, &left).is_tracked(lab, passed, Passed::default());
 }
@@ -195,7 +195,7 @@ fn gso(lab: &mut Lab) {
     let packet = to_gateway(&V4::tcp(&ONE, &SERVER, ports, &payload(3000)));
     let left = outbound(&V4::tcp(&US, &SERVER, ports, &payload(3000)));
     lab.at_container(Port::A1, &packet.frame()).gso(1398).leaves_as(&left, &CREATED);
-    let passed = Passed::frames(&[&packet], Flow::ACK);
+    let passed = Passed::frames(&[&packet], seen::ACK);
     began(&packet, &left).is_tracked(lab, passed, Passed::default());
 }
 

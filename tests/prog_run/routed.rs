@@ -2,7 +2,8 @@
 
 use culvert::datapath::Table as _;
 use culvert_common::abi::{
-    EndpointInfo, Flow, FlowKey, Note, PublishedEntry, PublishedKey, Tuple, zone,
+    EndpointInfo, Flow, FlowKey, MappedAddr, Note, PublishedEntry, PublishedKey, Sealed as _,
+    Tuple, kind, seen, zone,
 };
 use culvert_tests::packet::{Host, V4, payload};
 
@@ -100,12 +101,12 @@ impl Place {
         match self {
             Self::At(Port::A1 | Port::A2) => A,
             Self::At(Port::B1 | Port::B2) => B,
-            Self::At(Port::Uplink) | Self::Outside => zone::OUTSIDE,
+            Self::At(Port::Uplink) | Self::Outside => zone::EXTERNAL,
             Self::Itself => zone::LOOPBACK,
         }
     }
 
-    fn ifindex(self) -> u32 {
+    fn dest(self) -> u32 {
         match self {
             Self::At(port) => port.ifindex(),
             Self::Outside | Self::Itself => 0,
@@ -114,7 +115,7 @@ impl Place {
 
     fn endpoint(self, lab: &Lab) -> EndpointInfo {
         let endpoints = lab.tables.endpoints.dump().unwrap();
-        endpoints.get(&self.ifindex()).copied().unwrap_or(EndpointInfo::NONE)
+        endpoints.get(&self.dest()).copied().unwrap_or(EndpointInfo::NONE)
     }
 }
 
@@ -124,7 +125,7 @@ pub(crate) struct Began<'a> {
     pub(crate) from: Place,
     pub(crate) went: &'a V4,
     pub(crate) to: Place,
-    /// [`Flow::MASQUERADE`] or [`Flow::PUBLISHED`].
+    /// [`kind::MASQUERADE`] or [`kind::PUBLISHED`].
     pub(crate) kind: u32,
 }
 
@@ -133,7 +134,7 @@ pub(crate) struct Began<'a> {
 pub(crate) struct Passed {
     pub(crate) packets: u64,
     pub(crate) bytes: u64,
-    /// [`Flow::SEEN`] and its siblings.
+    /// Bits of [`seen`](mod@seen).
     pub(crate) seen: u32,
 }
 
@@ -141,7 +142,7 @@ impl Passed {
     /// These frames, which the flow notes as `seen`.
     pub(crate) fn frames(frames: &[&V4], seen: u32) -> Self {
         let bytes = frames.iter().map(|packet| packet.frame().len() as u64).sum();
-        Self { packets: frames.len() as u64, bytes, seen: Flow::SEEN | seen }
+        Self { packets: frames.len() as u64, bytes, seen: seen::PACKET | seen }
     }
 }
 
@@ -163,31 +164,35 @@ impl Began<'_> {
             bytes: orig.bytes,
             to: key(0, self.went).tuple,
             zone: self.to.zone(),
-            ifindex: self.to.ifindex(),
-            from_generation: from.generation,
-            to_generation: to.generation,
-            flags: Flow::ORIG | self.kind | orig.seen,
+            dest: self.to.dest(),
+            from_incarnation: from.incarnation,
+            to_incarnation: to.incarnation,
+            kind: kind::ORIG | self.kind,
+            seen: orig.seen,
             ..Flow::default()
-        };
+        }
+        .sealed(&orig_key);
         assert_eq!(forget_time(flow(lab, &orig_key)), wanted, "orig");
         let wanted = Flow {
             packets: reply.packets,
             bytes: reply.bytes,
             to: answer(&key(0, self.came)).tuple,
             zone: self.from.zone(),
-            ifindex: self.from.ifindex(),
-            from_generation: to.generation,
-            to_generation: from.generation,
-            flags: self.kind | reply.seen,
+            dest: self.from.dest(),
+            from_incarnation: to.incarnation,
+            to_incarnation: from.incarnation,
+            kind: self.kind,
+            seen: reply.seen,
             ..wanted
-        };
+        }
+        .sealed(&reply_key);
         assert_eq!(forget_time(flow(lab, &reply_key)), wanted, "reply");
     }
 
     /// Checks that one packet has begun it.
     #[track_caller]
     pub(crate) fn has_begun(&self, lab: &Lab) {
-        let seen = if self.came.protocol == 6 { Flow::SYN } else { 0 };
+        let seen = if self.came.protocol == 6 { seen::SYN } else { 0 };
         self.is_tracked(lab, Passed::frames(&[self.came], seen), Passed::default());
     }
 }
@@ -227,14 +232,15 @@ pub(crate) fn publish(
     to: Port,
     container_port: u16,
 ) {
+    let addr = MappedAddr::v4(addr);
     let key = PublishedKey { addr, port: port.to_be_bytes(), protocol, pad: 0 };
-    let addr = match to {
+    let addr = MappedAddr::v4(match to {
         Port::A1 | Port::B1 => ONE.v4,
         _ => TWO.v4,
-    };
+    });
     let vni = Place::At(to).zone();
     let port = container_port.to_be_bytes();
-    let entry = PublishedEntry { vni, ifindex: to.ifindex(), addr, port, pad: 0 };
+    let entry = PublishedEntry { addr, vni, ifindex: to.ifindex(), port, pad: 0, seal: 0 };
     lab.tables.published.insert(&key, &entry).unwrap();
 }
 

@@ -1,9 +1,8 @@
 //! Networks with the same addresses never meet.
 
+use culvert::datapath::entry::{LearnedEntry, VtepInfo, VtepKey};
 use culvert::datapath::{Table as _, now_ns};
-use culvert_common::abi::{
-    Action, DropReason, FdbKey, LearnedEntry, NeighKey, Note, VtepInfo, VtepKey,
-};
+use culvert_common::abi::{Action, DropReason, FdbKey, NeighKey, Note};
 use culvert_tests::packet::{Arp, Tunnel, V4};
 
 use crate::{
@@ -117,7 +116,7 @@ fn neighbours_differ_by_network(lab: &mut Lab) {
 fn learned_entry_of_another_network_is_unknown(lab: &mut Lab) {
     learning(&lab.tables);
     let entry = LearnedEntry { last_seen_ns: now_ns(), vtep: PEER, ifindex: 0 };
-    lab.learned.set(FdbKey::new(A, NOBODY.mac), entry);
+    lab.set_learned(FdbKey::new(A, NOBODY.mac), entry);
     let frame = V4::udp(&ONE, &NOBODY, (1, 2), b"hello").frame();
     let copies = [copy(Port::B2, &frame)];
     lab.at_container(Port::B1, &frame).floods(&copies, &[note(Note::FloodLocalCopy)]);

@@ -7,10 +7,10 @@
 //! Both have a gateway. That of A has its address on a device of the host, so that
 //! containers and the host reach each other; that of B has not.
 
+use culvert::datapath::entry::{FdbEntry, NeighEntry, UnderlayPath, VtepInfo, VtepKey};
 use culvert::datapath::{Table, Tables};
 use culvert_common::abi::{
-    EndpointInfo, FdbEntry, FdbKey, FloodKey, NeighEntry, NeighKey, NetworkInfo, UnderlayPath,
-    VtepInfo, VtepKey,
+    EndpointInfo, FdbKey, FloodKey, MappedAddr, NeighKey, NetworkInfo, UplinkInfo,
 };
 use culvert_tests::packet::{Host, Tunnel};
 
@@ -89,23 +89,21 @@ pub(crate) const fn endpoint(vni: u32, host: &Host) -> EndpointInfo {
         mtu: MTU,
         ipv4: host.v4,
         ipv6: host.v6,
-        bum_rate: 0,
-        bum_burst: 0,
-        generation: vni ^ host.v4[3] as u32,
+        incarnation: vni ^ host.v4[3] as u32,
+        ..EndpointInfo::NONE
     }
 }
 
 /// Network A.
 pub(crate) const NETWORK_A: NetworkInfo = NetworkInfo {
     flags: NetworkInfo::HOST_ACCESS,
-    mtu: MTU,
-    pad: 0,
     local_ports: 2,
     remote_vteps: 2,
     gateway_ifindex: GATEWAY_A,
     gateway_ip: GATEWAY.v4,
     gateway_mac: GATEWAY.mac,
-    pad2: [0; 2],
+    pad: [0; 2],
+    seal: 0,
 };
 /// Network B.
 pub(crate) const NETWORK_B: NetworkInfo = NetworkInfo {
@@ -116,7 +114,10 @@ pub(crate) const NETWORK_B: NetworkInfo = NetworkInfo {
     ..NETWORK_A
 };
 
-/// The way to [`PEER`].
+/// The uplink.
+pub(crate) const UPLINK: UplinkInfo = UplinkInfo { mtu: 1500, link_len: 14, pad: 0, flags: 0 };
+
+/// The path to [`PEER`].
 pub(crate) const TO_PEER: UnderlayPath = UnderlayPath {
     ifindex: Port::Uplink.ifindex(),
     next_hop: PEER,
@@ -125,7 +126,7 @@ pub(crate) const TO_PEER: UnderlayPath = UnderlayPath {
     next_hop_mac: PEER_MAC,
     uplink_mac: UPLINK_MAC,
 };
-/// The way to [`PEER2`].
+/// The path to [`PEER2`].
 pub(crate) const TO_PEER2: UnderlayPath =
     UnderlayPath { next_hop: ROUTER, port: 8472, next_hop_mac: ROUTER_MAC, ..TO_PEER };
 
@@ -170,16 +171,16 @@ pub(crate) fn fill(tables: &Tables) {
 pub(crate) fn fill_routing(tables: &Tables) {
     tables.gateways.insert(&GATEWAY_A, &A).unwrap();
     tables.gateways.insert(&GATEWAY_B, &B).unwrap();
-    tables.uplinks.insert(&Port::Uplink.ifindex(), &0).unwrap();
+    tables.uplinks.insert(&Port::Uplink.ifindex(), &UPLINK).unwrap();
     for addr in [US.v4, SECOND.v4, GATEWAY.v4, [127, 0, 0, 1]] {
-        tables.host_addrs.insert(&addr, &0).unwrap();
+        tables.host_addrs.insert(&MappedAddr::v4(addr), &0).unwrap();
     }
     neighbour(tables, A, &GATEWAY, GATEWAY.mac);
 }
 
 /// Makes the addresses of `host` known in `vni` to be at `mac`.
 pub(crate) fn neighbour(tables: &Tables, vni: u32, host: &Host, mac: [u8; 6]) {
-    let entry = NeighEntry { mac, pad: [0; 2] };
+    let entry = NeighEntry { mac };
     let keys = [
         NeighKey::v4(vni, host.v4),
         NeighKey::v6(vni, host.v6),

@@ -2,7 +2,8 @@
 //! skb, and leaves everything else to it, uncounted and untouched.
 
 use culvert::datapath::Table as _;
-use culvert_common::abi::{DropReason, VtepKey};
+use culvert::datapath::entry::VtepKey;
+use culvert_common::abi::DropReason;
 use culvert_tests::packet::{Arp, Host, Tunnel, V4, V6, ethernet, payload};
 
 use crate::{
@@ -79,7 +80,7 @@ fn icmp_passes(lab: &mut Lab) {
     let quote = from_peer().wrap(&hello())[14..42].to_vec();
     // It is for tcx to learn from.
     passes(lab, &V4::icmp(&peer, &us, 3, 4, [0, 0, 4, 0], &quote).frame());
-    assert_eq!(lab.path_mtu.keys().len(), 0);
+    assert_eq!(lab.path_mtu_keys().len(), 0);
 }
 
 fn runts_pass(lab: &mut Lab) {

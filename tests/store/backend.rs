@@ -67,6 +67,7 @@ pub(crate) fn etcd_options(endpoints: &[String]) -> EtcdOptions {
         password: None,
         insecure: false,
         timeout: EtcdOptions::TIMEOUT,
+        layout: Some(culvert::model::LAYOUT),
     }
 }
 

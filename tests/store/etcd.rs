@@ -154,7 +154,7 @@ async fn two_clusters_under_one_url_delete_nothing() {
     let store = connect(&etcd_options(&[one.endpoint(), other.endpoint()])).await;
     write(&store, vec![put("/culvert/v1/x/a", "v")]).await;
     let backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(100));
-    let options = FollowOptions { backoff, ..FollowOptions::default() };
+    let options = FollowOptions { backoff, ..culvert::model::follow_options() };
     let mut follower = Follower::spawn(Arc::new(store), options);
     assert!(in_time("the whole", follower.next()).await.expect("update").resync);
     tokio::task::block_in_place(|| one.stop());

@@ -16,7 +16,7 @@ use crate::{
 
 fn options() -> FollowOptions {
     let backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(200));
-    FollowOptions { backoff, ..FollowOptions::default() }
+    FollowOptions { backoff, ..culvert::model::follow_options() }
 }
 
 async fn update(follower: &mut Follower) -> Update {

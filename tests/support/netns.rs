@@ -176,7 +176,7 @@ impl Netns {
     /// When the kernel refuses.
     pub fn programs(&self, ifname: &str, hook: TcAttachType) -> Vec<String> {
         let query = || SchedClassifier::query_tcx(ifname, hook);
-        match culvert::sandbox::run_in(self.fd().as_fd(), query) {
+        match culvert::netns::run_in(self.fd().as_fd(), query) {
             Ok(Ok((_, programs))) => programs
                 .iter()
                 .map(|program| program.name_as_str().unwrap_or_default().to_owned())

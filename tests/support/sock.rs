@@ -32,7 +32,7 @@ pub fn within<T: Send>(netns: &Path, f: impl FnOnce() -> T + Send) -> T {
         Ok(file) => file,
         Err(error) => panic!("{}: {error}", netns.display()),
     };
-    match culvert::sandbox::run_in(file.as_fd(), f) {
+    match culvert::netns::run_in(file.as_fd(), f) {
         Ok(value) => value,
         Err(error) => panic!("{}: {error}", netns.display()),
     }

@@ -1,27 +1,37 @@
 //! Culvert: a container network for Linux hosts.
 //!
-//! The library behind the `culvert` binary. From the bottom up:
+//! The library behind the `culvert` binary. Each module is a room; the rooms are in an
+//! order, and a room imports only rooms below it. From the top down:
 //!
-//! * [`model`]: validated types: networks, endpoints, nodes, VNIs.
-//! * [`store`]: the state shared by all hosts, in etcd or in a local file.
-//! * [`ipam`]: which address an endpoint gets.
-//! * [`datapath`]: loads, pins and attaches the BPF programs; typed maps.
-//! * [`netlink`] and [`sandbox`]: links, addresses, routes; namespaces.
-//! * [`reconcile`]: desired and observed state, their difference, its application.
-//! * [`choice`]: which hook takes VXLAN in, which devices containers get, and why.
+//! * [`cli`]: the command line.
+//! * [`agent`]: the process that brings a host to what the store says.
+//! * [`api`]: how the command line and scripts talk to the agent.
 //! * [`doctor`]: what the host lacks, and what to do about it.
-//! * [`agent`]: wires the above together.
-//! * [`api`] and [`cli`]: how people and scripts talk to the agent.
+//! * [`choice`]: which hook receives VXLAN, which devices containers get, and why.
+//! * [`reconcile`]: desired and observed contents of the maps, their difference, its
+//!   application.
+//! * [`sandbox`]: devices of containers and networks; programs that run in a sandbox.
+//! * [`datapath`]: loads, pins and attaches the BPF programs; typed maps.
+//! * [`netlink`]: links, addresses, routes, neighbours.
+//! * [`netns`]: network namespaces.
+//! * [`config`]: options of the agent.
+//! * [`model`]: records of networks, endpoints and nodes; plans that change them.
+//! * [`ipam`]: arithmetic of addresses.
+//! * [`store`]: keys, values, watches and transactions, in etcd or in a local file.
+//!
+//! docs/ARCHITECTURE.md has the table of rooms that `cargo xtask check` reads.
 
 pub mod agent;
 pub mod api;
 pub mod choice;
 pub mod cli;
+pub mod config;
 pub mod datapath;
 pub mod doctor;
 pub mod ipam;
 pub mod model;
 pub mod netlink;
+pub mod netns;
 pub mod reconcile;
 pub mod sandbox;
 pub mod store;

@@ -69,7 +69,7 @@ impl Place<'_> {
             TcAttachType::Ingress => Hook::Ingress,
             TcAttachType::Egress | TcAttachType::Custom(_) => Hook::Egress,
         };
-        culvert::sandbox::run_in(self.host.fd().as_fd(), || {
+        culvert::netns::run_in(self.host.fd().as_fd(), || {
             pin(OWN_THREAD, Side::Client.core())?;
             let context = sk_buff(hook, if_nametoindex(self.device.as_str())?, 0, frame.len());
             Ok(timed(&program, frame, Some(&context), runs)?)

@@ -36,6 +36,15 @@ macro_rules! coded {
                 self as u8
             }
 
+            /// The variant with this number.
+            #[inline(always)]
+            pub const fn from_code(code: u8) -> Option<Self> {
+                match code {
+                    $($code => Some(Self::$variant),)+
+                    _ => None,
+                }
+            }
+
             /// The name as `culvert stats` prints it.
             pub const fn name(self) -> &'static str {
                 match self {
@@ -177,6 +186,9 @@ coded! {
         ProtocolUnsupported = 103 => "protocol_unsupported",
         /// The gateway device has no entry in `GATEWAYS`.
         UnknownGateway = 104 => "unknown_gateway",
+        /// The packet would begin a flow, but its addresses and ports are those of the
+        /// other direction of one: a server that connects to its client's own port.
+        FlowConflict = 105 => "flow_conflict",
     }
 }
 

@@ -8,17 +8,33 @@
 //! A change to anything in this module that an agent of another version could
 //! misread must raise [`ABI_VERSION`].
 
+mod capacity;
 mod counters;
-mod maps;
-mod nat;
+mod endpoint;
+mod family;
+mod fdb;
+mod flow;
+mod fragment;
+pub mod names;
+mod published;
+mod seal;
+mod underlay;
 
+pub use capacity::*;
 pub(crate) use counters::coded;
 pub use counters::{
     Action, Code, Counter, Direction, DropReason, Note, STATS_ENTRIES, stats_index,
 };
-pub use maps::*;
-pub use nat::*;
+pub use endpoint::{EndpointInfo, NetworkInfo, Scratch, UplinkInfo};
+pub use family::{Family, MappedAddr, V4};
+pub use fdb::{FdbEntry, FdbKey, FloodKey, LearnedEntry, NeighEntry, NeighKey, RateKey};
+pub use flow::{Evictable, Flow, FlowKey, Tuple, kind, seen, zone};
+pub use fragment::{FragmentInfo, FragmentKey, HeldFragment};
+pub use names::{globals, programs};
+pub use published::{PublishedEntry, PublishedKey, reserved_bit};
+pub use seal::{Sealed, SealedU32};
+pub use underlay::{HeaderTemplate, PathMtu, UnderlayPath, VtepId, VtepKey};
 
 /// Version of the map layout. Pins live under a directory of this number, so
 /// that an agent never opens maps whose bytes it would misread.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;

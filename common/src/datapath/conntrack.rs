@@ -1,13 +1,13 @@
 //! What state a flow is in, how long it may be idle in it, and which one has to go
 //! first when the table is full.
 //!
-//! The state follows from what each direction has seen, see [`Flow::flags`]: nothing
+//! The state follows from what each direction has seen, see [`Flow::seen`](crate::abi::Flow::seen): nothing
 //! is kept besides, so that no update can be lost half-way. Two of the states that
 //! Linux tells apart cannot be told by that, and need not be: half-closed connections
 //! are all `tcp_fin_wait` (Linux: `FIN_WAIT`, 120 s, or `CLOSE_WAIT`, 60 s), fully
 //! closed ones all `tcp_time_wait` (Linux: `LAST_ACK`, 30 s, or `TIME_WAIT`, 120 s).
 
-use crate::abi::{Flow, coded};
+use crate::abi::{coded, seen};
 use crate::wire::ipv4::{PROTO_TCP, PROTO_UDP};
 
 coded! {
@@ -37,12 +37,12 @@ coded! {
 }
 
 impl FlowState {
-    /// State of a flow of `protocol` whose directions have the flags `orig` and `reply`.
+    /// State of a flow of `protocol` whose directions have seen `orig` and `reply`.
     /// What is neither TCP nor UDP is ICMP: nothing else is tracked.
     pub const fn of(protocol: u8, orig: u32, reply: u32) -> Self {
         match protocol {
             PROTO_TCP => Self::tcp(orig, reply),
-            PROTO_UDP if orig & Flow::SEEN != 0 && reply & Flow::SEEN != 0 => Self::UdpStream,
+            PROTO_UDP if orig & seen::PACKET != 0 && reply & seen::PACKET != 0 => Self::UdpStream,
             PROTO_UDP => Self::UdpUnreplied,
             _ => Self::Icmp,
         }
@@ -50,24 +50,24 @@ impl FlowState {
 
     const fn tcp(orig: u32, reply: u32) -> Self {
         let (either, both) = (orig | reply, orig & reply);
-        if either & Flow::RST != 0 {
+        if either & seen::RST != 0 {
             return Self::TcpClose;
         }
-        if both & Flow::FIN != 0 {
+        if both & seen::FIN != 0 {
             return Self::TcpTimeWait;
         }
-        if either & Flow::FIN != 0 {
+        if either & seen::FIN != 0 {
             return Self::TcpFinWait;
         }
         // An ACK each way is a connection, however it began; the answer to a SYN alone
         // may be one as well (RFC 5961 §4.2 "challenge ACK").
-        if both & Flow::ACK != 0 || (both & Flow::SYN != 0 && orig & Flow::ACK != 0) {
+        if both & seen::ACK != 0 || (both & seen::SYN != 0 && orig & seen::ACK != 0) {
             return Self::TcpEstablished;
         }
-        if both & Flow::SYN != 0 {
+        if both & seen::SYN != 0 {
             return Self::TcpSynRecv;
         }
-        if orig & Flow::SYN != 0 {
+        if orig & seen::SYN != 0 {
             return Self::TcpSynSent;
         }
         Self::TcpLoose

@@ -2,13 +2,13 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::abi::DropReason;
+use crate::abi::{DropReason, HeaderTemplate};
 use crate::wire::{EthHdr, Ipv4Hdr, UdpHdr, VxlanHdr, ipv4::PROTO_UDP};
 
 /// TTL of the outer header.
 const OUTER_TTL: u8 = 64;
 
-/// What precedes the inner frame on the underlay, less the Ethernet header.
+/// What precedes the inner frame on an IPv4 underlay, less the link header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct OuterHeader {
@@ -24,14 +24,15 @@ impl OuterHeader {
     /// Bytes on the wire.
     pub const LEN: usize = 36;
 
-    /// The header towards a VTEP: I flag and VNI only, UDP checksum 0, DF, TTL 64,
-    /// identification 0. [`Self::fit`] puts in what differs by frame.
+    /// The header towards a VTEP, for VNI 0 and an empty frame: I flag only, UDP checksum 0,
+    /// DF, TTL 64, identification 0. [`EncapHeaders::new`] puts in the VNI and
+    /// [`Self::fit`] what differs by frame.
     #[inline(always)]
-    pub const fn towards(src_vtep: [u8; 4], dst_vtep: [u8; 4], dst_port: u16, vni: u32) -> Self {
+    pub const fn towards(src_vtep: [u8; 4], dst_vtep: [u8; 4], dst_port: u16) -> Self {
         Self {
             ip: Ipv4Hdr::new(src_vtep, dst_vtep, PROTO_UDP, Self::LEN as u16, 0, OUTER_TTL),
             udp: UdpHdr::new(0, dst_port, (Self::LEN - Ipv4Hdr::LEN) as u16),
-            vxlan: VxlanHdr::new(vni),
+            vxlan: VxlanHdr::new(0),
         }
     }
 
@@ -39,8 +40,12 @@ impl OuterHeader {
     /// bytes, its Ethernet header included.
     ///
     /// A GSO frame keeps one header over its whole length; the kernel writes those
-    /// of the segments. [`DropReason::PacketTooBig`] where the length does not fit
-    /// the 16 bits of the outer header.
+    /// of the segments.
+    ///
+    /// # Errors
+    ///
+    /// [`DropReason::PacketTooBig`] where the length does not fit the 16 bits of the outer
+    /// header; the header stays as it was.
     #[inline(always)]
     pub const fn fit(
         &mut self,
@@ -58,25 +63,67 @@ impl OuterHeader {
     }
 }
 
-/// An encapsulated frame up to the inner Ethernet header, to be written at once.
+/// A [`HeaderTemplate`] of an IPv4 underlay.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(4))]
+struct Ipv4Template {
+    pad: [u8; 2],
+    eth: EthHdr,
+    outer: OuterHeader,
+    zero: [u8; 20],
+}
+
+/// The template of the headers towards a VTEP behind an Ethernet link and IPv4.
+pub fn ipv4_template(
+    eth: EthHdr,
+    src_vtep: [u8; 4],
+    dst_vtep: [u8; 4],
+    dst_port: u16,
+) -> HeaderTemplate {
+    let outer = OuterHeader::towards(src_vtep, dst_vtep, dst_port);
+    bytemuck::cast(Ipv4Template { pad: [0; 2], eth, outer, zero: [0; 20] })
+}
+
+/// The outer header of a template of an IPv4 underlay.
+#[inline(always)]
+pub fn ipv4_of(template: &HeaderTemplate) -> OuterHeader {
+    let template: &Ipv4Template = bytemuck::cast_ref(template);
+    template.outer
+}
+
+/// All headers of an encapsulated frame up to its L3 packet, written at once. Two bytes of
+/// padding in front of them align the IP header to 4 bytes, as in [`HeaderTemplate`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
+#[repr(C, align(4))]
 pub struct EncapHeaders {
+    pad: [u8; 2],
     /// Ethernet header on the underlay.
     pub outer_eth: EthHdr,
     /// IPv4, UDP, VXLAN.
     pub outer: OuterHeader,
     /// Ethernet header of the inner frame.
     pub inner_eth: EthHdr,
+    pad2: [u8; 2],
 }
 
 impl EncapHeaders {
     /// Bytes on the wire.
     pub const LEN: usize = 64;
+    /// Where in the structure they begin.
+    pub const OFFSET: usize = 2;
+
+    /// The headers of `template` in front of frames of the network `vni` with the Ethernet
+    /// header `inner_eth`.
+    #[inline(always)]
+    pub fn new(template: &HeaderTemplate, vni: u32, inner_eth: &EthHdr) -> Self {
+        let mut outer = ipv4_of(template);
+        outer.vxlan = VxlanHdr::new(vni);
+        Self { pad: [0; 2], outer_eth: template.eth, outer, inner_eth: *inner_eth, pad2: [0; 2] }
+    }
 }
 
 const _: () = assert!(size_of::<OuterHeader>() == OuterHeader::LEN);
-const _: () = assert!(size_of::<EncapHeaders>() == EncapHeaders::LEN);
+const _: () = assert!(size_of::<EncapHeaders>() == EncapHeaders::OFFSET + EncapHeaders::LEN + 2);
 const _: () = assert!(OuterHeader::LEN + EthHdr::LEN == crate::abi::VXLAN_OVERHEAD as usize);
 
 /// UDP source port for a flow of this hash, 49152–65535 (RFC 7348 §5).
@@ -122,22 +169,4 @@ const fn finish(hash: u32) -> u32 {
     let hash = (hash ^ (hash >> 16)).wrapping_mul(0x85eb_ca6b);
     let hash = (hash ^ (hash >> 13)).wrapping_mul(0xc2b2_ae35);
     hash ^ (hash >> 16)
-}
-
-/// The outer header of one frame: [`OuterHeader::towards`], [fitted](OuterHeader::fit).
-#[inline(always)]
-pub const fn outer_header(
-    src_vtep: [u8; 4],
-    dst_vtep: [u8; 4],
-    src_port: u16,
-    dst_port: u16,
-    vni: u32,
-    tos: u8,
-    inner_frame_len: u32,
-) -> Result<OuterHeader, DropReason> {
-    let mut header = OuterHeader::towards(src_vtep, dst_vtep, dst_port, vni);
-    match header.fit(src_port, tos, inner_frame_len) {
-        Ok(()) => Ok(header),
-        Err(reason) => Err(reason),
-    }
 }

@@ -5,7 +5,7 @@
 //! gets is decided by the map that holds the flows: the first candidate whose
 //! `reply` entry is not there yet.
 
-use crate::abi::{Flow, Tuple};
+use crate::abi::{Tuple, seen};
 use crate::wire::icmp::{
     V4_ECHO_REPLY, V4_ECHO_REQUEST, V4_PARAMETER_PROBLEM, V4_SOURCE_QUENCH, V4_TIME_EXCEEDED,
     V4_UNREACHABLE,
@@ -155,27 +155,27 @@ pub const fn readdress(ip: &Ipv4Hdr, src: [u8; 4], dst: [u8; 4], hop: bool) -> I
     ip
 }
 
-/// The bits of [`Flow::flags`] that a segment sets. An RST is noted as long as
-/// nothing else follows it.
+/// [`Flow::seen`](crate::abi::Flow::seen) after another segment, from what it was before. An RST is noted as long
+/// as nothing else follows it.
 #[inline(always)]
-pub const fn seen(flags: u32, protocol: u8, tcp_flags: u8) -> u32 {
-    let flags = flags | Flow::SEEN;
+pub const fn seen(before: u32, protocol: u8, tcp_flags: u8) -> u32 {
+    let bits = before | seen::PACKET;
     if protocol != PROTO_TCP {
-        return flags;
+        return bits;
     }
     if tcp_flags & tcp::RST != 0 {
-        return flags | Flow::RST;
+        return bits | seen::RST;
     }
-    let mut flags = flags & !Flow::RST;
+    let mut bits = bits & !seen::RST;
     if tcp_flags & tcp::SYN != 0 {
-        flags |= Flow::SYN;
+        bits |= seen::SYN;
     } else if tcp_flags & tcp::ACK != 0 {
-        flags |= Flow::ACK;
+        bits |= seen::ACK;
     }
     if tcp_flags & tcp::FIN != 0 {
-        flags |= Flow::FIN;
+        bits |= seen::FIN;
     }
-    flags
+    bits
 }
 
 /// How far ahead of what the other side has acknowledged the end of a connection may
@@ -200,7 +200,7 @@ pub const fn believed(tcp_flags: u8, seq: u32, acknowledged: Option<u32>) -> u8 
 #[inline(always)]
 pub const fn begins_anew(tcp_flags: u8, orig: u32, reply: u32) -> bool {
     tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
-        && ((orig | reply) & Flow::RST != 0 || orig & reply & Flow::FIN != 0)
+        && ((orig | reply) & seen::RST != 0 || orig & reply & seen::FIN != 0)
 }
 
 /// The `index`-th port (or identifier) to try: first the packet's own, if it is in

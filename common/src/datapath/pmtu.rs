@@ -12,14 +12,14 @@ use crate::abi::VXLAN_OVERHEAD;
 use crate::wire::checksum::Sum;
 use crate::wire::ethernet::{self, ETH_P_IP, ETH_P_IPV6};
 use crate::wire::icmp::{
-    V4_FRAG_NEEDED, V4_PARAMETER_PROBLEM, V4_REDIRECT, V4_SOURCE_QUENCH, V4_TIME_EXCEEDED,
-    V4_UNREACHABLE, V6_PACKET_TOO_BIG, V6_REDIRECT,
+    V4_PARAMETER_PROBLEM, V4_REDIRECT, V4_SOURCE_QUENCH, V4_TIME_EXCEEDED, V4_UNREACHABLE,
+    V6_PACKET_TOO_BIG, V6_REDIRECT,
 };
 use crate::wire::ipv4::{self, PROTO_ICMP};
 use crate::wire::ipv6::{self, NEXT_ICMPV6};
 use crate::wire::{EthHdr, Icmpv4Hdr, Icmpv6Hdr, Ipv4Hdr, Ipv6Hdr};
 
-/// Bytes of the original packet that [`frag_needed`] quotes: its header with up
+/// Bytes of the original packet that [`error`] quotes: its header with up
 /// to 36 bytes of options and the eight that RFC 792 asks for, at least.
 pub const QUOTE_V4_LEN: usize = 64;
 /// Bytes of a packet shorter than that which an error quotes: what RFC 792 asks for.
@@ -82,15 +82,13 @@ impl PacketTooBigHeaders {
 const _: () = assert!(size_of::<ErrorHeaders>() == ErrorHeaders::LEN);
 const _: () = assert!(size_of::<PacketTooBigHeaders>() == PacketTooBigHeaders::LEN);
 
-/// Whether a packet of `l3_len` bytes is larger than `path_mtu`. A GSO frame is
-/// judged by its segments: `gso_size` bytes of payload (0: not GSO) under
-/// headers of `l3_and_l4_header_len` bytes.
+/// Bytes of the longest L3 packet that becomes of a frame whose L3 packet has `l3_len`
+/// bytes: of a GSO frame that of one segment, `gso_size` bytes of payload behind
+/// `headers_len` bytes of IP and transport headers. `gso_size` is 0 where it is none.
 #[inline(always)]
-pub const fn too_big(l3_len: u32, gso_size: u32, l3_and_l4_header_len: u32, path_mtu: u32) -> bool {
-    if l3_len <= path_mtu {
-        return false;
-    }
-    gso_size == 0 || gso_size.saturating_add(l3_and_l4_header_len) > path_mtu
+pub const fn longest_packet(l3_len: u32, gso_size: u32, headers_len: u32) -> u32 {
+    let segment = gso_size.saturating_add(headers_len);
+    if gso_size == 0 || l3_len < segment { l3_len } else { segment }
 }
 
 /// Whether an ICMPv4 error may answer this packet (RFC 1122 §3.2.2): not one to
@@ -148,16 +146,6 @@ pub fn icmpv6_allowed(eth: &EthHdr, ip: &Ipv6Hdr, icmp_type: Option<u8>) -> bool
     }
 }
 
-/// The headers of the "fragmentation needed" that answers the packet `ip` in
-/// the frame `eth`. `mtu` is the largest inner L3 packet; `quote` the sum over the
-/// first [`QUOTE_V4_LEN`] bytes of the packet. What is sent is these headers and
-/// those bytes.
-#[inline(always)]
-pub fn frag_needed(eth: &EthHdr, ip: &Ipv4Hdr, mtu: u16, quote: Sum) -> ErrorHeaders {
-    let what = Error { from: ip.dst, kind: V4_UNREACHABLE, code: V4_FRAG_NEEDED, mtu };
-    error(eth, ip, &what, QUOTE_V4_LEN as u16, quote)
-}
-
 /// An ICMPv4 error to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Error {
@@ -171,8 +159,8 @@ pub struct Error {
     pub mtu: u16,
 }
 
-/// The headers of an ICMPv4 error that answers the packet `ip` in the frame
-/// `eth`; as [`frag_needed`], with a quote of `quote_len` bytes.
+/// The headers of an ICMPv4 error that answers the packet `ip` in the frame `eth`. `quote`
+/// is the sum over the first `quote_len` bytes of the packet, which follow the headers.
 #[inline(always)]
 pub fn error(
     eth: &EthHdr,
@@ -195,7 +183,8 @@ pub fn error(
 }
 
 /// The headers of the "packet too big" that answers the packet `ip` in the
-/// frame `eth`; as [`frag_needed`].
+/// frame `eth`; `mtu` is the largest inner L3 packet, `quote` as in [`error`], over
+/// [`QUOTE_V6_LEN`] bytes.
 #[inline(always)]
 pub fn packet_too_big(eth: &EthHdr, ip: &Ipv6Hdr, mtu: u32, quote: Sum) -> PacketTooBigHeaders {
     const PAYLOAD_LEN: u16 = (Icmpv6Hdr::LEN + QUOTE_V6_LEN) as u16;
@@ -213,16 +202,21 @@ pub fn packet_too_big(eth: &EthHdr, ip: &Ipv6Hdr, mtu: u32, quote: Sum) -> Packe
 }
 
 /// The largest inner L3 packet after a router on the underlay said that it takes
-/// `next_hop_mtu`, where the route takes `route_inner_mtu`.
+/// `next_hop_mtu`, where the route takes `route_inner_mtu` and the encapsulation adds
+/// `overhead` bytes to the inner L3 packet.
 ///
 /// `None` where it says nothing that lowers it: 0 (RFC 1191 §5, an old router,
 /// whose drop the sender's own probing must find) or not below the route's.
 #[inline(always)]
-pub const fn path_mtu_from_icmp(next_hop_mtu: u16, route_inner_mtu: u32) -> Option<u32> {
+pub const fn path_mtu_from_icmp(
+    next_hop_mtu: u16,
+    route_inner_mtu: u32,
+    overhead: u32,
+) -> Option<u32> {
     if next_hop_mtu == 0 {
         return None;
     }
     let mtu = next_hop_mtu as u32;
-    let inner = if mtu < MIN_PATH_MTU { MIN_PATH_MTU } else { mtu } - VXLAN_OVERHEAD as u32;
+    let inner = (if mtu < MIN_PATH_MTU { MIN_PATH_MTU } else { mtu }).saturating_sub(overhead);
     if inner < route_inner_mtu { Some(inner) } else { None }
 }

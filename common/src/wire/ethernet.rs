@@ -35,7 +35,7 @@ pub const fn ipv6_multicast(ip: &[u8; 16]) -> [u8; 6] {
 }
 
 /// Ethernet header without a VLAN tag.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
 pub struct EthHdr {
     /// Destination address.

@@ -8,6 +8,8 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::store::new_id;
+
 /// Replaces `path` with `contents`: after a crash it holds the old or the new
 /// contents, never a part.
 pub(crate) fn write_atomically(path: &Path, contents: &[u8]) -> io::Result<()> {
@@ -24,7 +26,7 @@ pub(crate) fn write_atomically(path: &Path, contents: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the state directory and takes it for this process. Given up when dropped.
+/// Makes the state directory and locks it for this process. Dropping the value unlocks it.
 ///
 /// # Errors
 ///
@@ -52,15 +54,8 @@ pub(crate) fn take_state_dir(path: &Path) -> Result<Flock<File>, String> {
     })
 }
 
-/// 64 random hexadecimal digits, as Docker's identifiers.
-pub(crate) fn new_id() -> String {
-    let bytes: [u8; 32] = rand::random();
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The identifier of this installation, made on the first start and kept in
-/// the state directory. It tells a restarted agent from another one that was
-/// given the same node name.
+/// The identifier of this installation, made on the first start and kept in the state
+/// directory. It tells a restarted agent from another agent with the same node name.
 pub(crate) fn instance_id(state_dir: &Path) -> io::Result<String> {
     let path = state_dir.join("node-id");
     match fs::read_to_string(&path) {
@@ -83,14 +78,14 @@ pub(crate) fn instance_id(state_dir: &Path) -> io::Result<String> {
     }
 }
 
-/// Which store this agent has followed, so that one that was wiped is noticed
-/// after a restart, too.
+/// Name of the file that says which store this agent has followed. So a wiped store is noticed
+/// after a restart as well.
 const STORE: &str = "store-mark";
 
-/// What [`STORE`] holds.
+/// The contents of [`STORE`].
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 struct KnownStore {
-    /// `--store`: with another one another store is meant.
+    /// `--store`. With another value the operator means another store.
     url: String,
     /// Its mark.
     mark: String,
@@ -116,13 +111,13 @@ pub(crate) fn remember_store(
     write_atomically(&state_dir.join(STORE), serde_json::to_string(&known)?.as_bytes())
 }
 
-/// Where that is kept, for the operator who means another store.
+/// Path of the file that the operator removes to accept another store.
 pub(crate) fn store_mark_path(state_dir: &Path) -> PathBuf {
     state_dir.join(STORE)
 }
 
-/// Marks that this host was purged without the store: what the store still has
-/// of the node is to be removed before anything else.
+/// Name of the file that says that this host was purged without the store. The next agent
+/// removes the node from the store before anything else.
 const PURGED: &str = "purged";
 
 /// Leaves the mark.
@@ -140,8 +135,8 @@ pub(crate) fn unmark_purged(state_dir: &Path) -> io::Result<()> {
     fs::remove_file(state_dir.join(PURGED))
 }
 
-/// Removes what the agent keeps in its state directory, and the directory if
-/// nothing else is in it. Best effort: what is left does no harm.
+/// Removes the agent's files from the state directory, and the directory if it is then empty.
+/// Errors are ignored: a file that is left does no harm.
 pub(crate) fn remove_state(state_dir: &Path) {
     for directory in ["containers", "logs"] {
         let _ = fs::remove_dir_all(state_dir.join(directory));

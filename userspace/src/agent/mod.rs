@@ -2,16 +2,16 @@
 //!
 //! * [`run`] starts the parts in their order and waits for the end.
 //! * `engine`: the task that follows the store and writes the kernel.
-//! * `host`: the real host behind `platform`, the seam for tests.
+//! * `platform`: what the agent asks of its host; `host`: the real host.
+//! * `state`: what the tasks share; `shared`: one of each.
 //! * `node`: the agent's own entry in the store.
-//! * `conntrack`: ages the flows that the programs make.
-//! * `backend`: what the API asks for.
+//! * `conntrack`: ages and removes the flows that the programs make.
+//! * `backend`: carries out the requests of the API.
 //! * `ports`: the published ports of the host.
 //! * `containers`, `files`: what is kept in the state directory.
 //!
-//! The data plane goes on by itself: programs, links and maps are pinned, and
-//! nothing of a former run is touched before the first list of the store has
-//! been read.
+//! The data plane works without an agent: programs, links and maps are pinned. An agent
+//! changes nothing of a former run before it has read the first list of the store.
 
 mod backend;
 mod conntrack;
@@ -26,6 +26,7 @@ mod ports;
 mod purge;
 mod shared;
 mod start;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -44,12 +45,7 @@ use self::{
     engine::{Engine, Periods},
     shared::Shared,
 };
-use crate::{
-    api,
-    cli::AgentOptions,
-    doctor,
-    store::{FollowOptions, Follower},
-};
+use crate::{api, config::AgentOptions, doctor, store::StoreUrl};
 
 /// Runs the agent until SIGTERM or SIGINT, or until it is purged.
 ///
@@ -62,10 +58,10 @@ use crate::{
 pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     start::log(&options.log, options.trace)?;
     doctor::preflight().map_err(|line| anyhow!(line))?;
-    // First of all what tells whether there is another agent.
+    // Before anything else: the socket and the state directory belong to one agent.
     let listener = api::bind(&options.socket)?;
     let _state_dir = files::take_state_dir(&options.state_dir).map_err(|line| anyhow!(line))?;
-    let url = options.store.parse::<crate::store::StoreUrl>()?;
+    let url = options.store.parse::<StoreUrl>()?;
     let credentials = start::credentials(&options.store_access)?;
     let containers = Containers::load(&options.state_dir)
         .with_context(|| format!("state directory {}", options.state_dir.display()))?;
@@ -93,12 +89,14 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         containers,
     ));
     for (index, line) in problems.into_iter().enumerate() {
-        shared.problem(&format!("containers/{index}"), Some(line));
+        shared.problems.set(&format!("containers/{index}"), Some(line));
     }
+    let tasks = &shared.tasks;
+    // Not tracked: nothing depends on these two, and they do not see the end coming.
     let priced = Arc::clone(&host);
     let pricing = tokio::spawn(async move { priced.price_uplinks().await });
-    let flows = tokio::spawn(conntrack::keep(Arc::clone(&shared)));
     let trace = if options.trace { Some(host.forward_trace()?) } else { None };
+    tasks.spawn(conntrack::keep(shared.conntrack_context()));
 
     let agent = Arc::new(Agent::new(Arc::clone(&shared)));
     let server = api::serve(
@@ -106,20 +104,20 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         Arc::clone(&agent) as Arc<dyn api::Backend>,
         shared.shutdown.clone().cancelled_owned(),
     );
-    let server = tokio::spawn(server);
+    tasks.spawn(server);
 
     let follow = async {
         let store = start::open_store(&shared, &url, &credentials).await?;
         purge::finish(&shared, store.as_ref()).await?;
         let (entered, entry) = oneshot::channel();
-        let keeper = tokio::spawn(node::keep(Arc::clone(&shared), Arc::clone(&store), entered));
+        tasks.spawn(node::keep(Arc::clone(&shared), Arc::clone(&store), entered));
         match entry.await {
             Ok(Ok(())) => {}
             Ok(Err(refusal)) => bail!(refusal),
             Err(_) => bail!("the agent is stopping"),
         }
-        shared.set_store(Arc::clone(&store));
-        anyhow::Ok((store, keeper))
+        shared.store.set(Arc::clone(&store));
+        anyhow::Ok(store)
     };
     let outcome = tokio::select! {
         reached = start::within(options.store_timeout, follow, &shared) => reached.map(Some),
@@ -128,24 +126,18 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
             Ok(None)
         }
     };
-    let (store, keeper) = match outcome {
+    let store = match outcome {
         Ok(Some(reached)) => reached,
         failed => {
-            shared.shutdown.cancel();
-            let _ = flows.await;
-            let _ = server.await;
+            shared.end_tasks().await;
             return failed.map(|_| ());
         }
     };
 
-    let known = files::known_store(&options.state_dir, &options.store);
-    let follower =
-        Follower::spawn(Arc::clone(&store), FollowOptions { known, ..FollowOptions::default() });
-    shared.watch_health(follower.health());
-    let remember = tokio::spawn(start::remember_store(Arc::clone(&shared), follower.health()));
+    let follower = start::follow(&shared, store);
     let mut engine =
-        tokio::spawn(Engine::new(Arc::clone(&shared), follower, Periods::default()).run());
-    let ready = tokio::spawn(start::tell_when_ready(Arc::clone(&shared), Arc::clone(&host)));
+        tasks.spawn(Engine::new(Arc::clone(&shared), follower, Periods::default()).run());
+    tasks.spawn(start::tell_when_ready(Arc::clone(&shared), Arc::clone(&host)));
 
     let mut failure = None;
     tokio::select! {
@@ -155,7 +147,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         }
         () = shared.shutdown.cancelled() => {}
         ended = &mut engine => {
-            // It ends by itself only by a defect.
+            // Only a defect of the engine ends it.
             failure = Some(anyhow!("the engine stopped: {ended:?}; the data plane goes on"));
         }
     }
@@ -166,19 +158,11 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     {
         failure = Some(anyhow!("clean-up: {error}; 'culvert purge' removes the rest"));
     }
-    shared.shutdown.cancel();
     pricing.abort();
-    ready.abort();
-    remember.abort();
     if let Some(trace) = trace {
         trace.abort();
     }
-    if failure.is_none() {
-        let _ = engine.await;
-    }
-    let _ = keeper.await;
-    let _ = flows.await;
-    let _ = server.await;
+    shared.end_tasks().await;
     if shared.purged.is_cancelled() {
         files::remove_state(&options.state_dir);
     }

@@ -13,17 +13,15 @@ use crate::{
     store::{LeaseId, StateStore, StoreError, retry::Backoff},
 };
 
-/// After so long without a sign of life an agent counts as gone.
+/// TTL of the lease: an agent that does not renew it for so long counts as gone.
 const TTL: Duration = Duration::from_secs(10);
 /// How often the lease is renewed: two renewals may be lost.
 const RENEW: Duration = Duration::from_secs(3);
 
-/// Enters the node, and keeps it alive until the agent stops; then the lease
-/// is given up.
+/// Enters the node, and renews its lease until the agent stops. Then the lease is revoked.
 ///
-/// `entered` is told the outcome of the first time: a refusal (another agent has
-/// the name) ends the agent. Later ones only show in its status: forwarding
-/// goes on.
+/// `entered` gets the outcome of the first entry: a refusal (another agent has the name) ends
+/// the agent. Later refusals are problems in `status`, and forwarding goes on.
 pub(super) async fn keep(
     shared: Arc<Shared>,
     store: Arc<dyn StateStore>,
@@ -54,9 +52,9 @@ async fn stay(
             Ok(lease) => {
                 *current = Some(lease);
                 backoff.reset();
-                shared.problem("node", None);
+                shared.problems.set("node", None);
                 if let Some(entered) = entered.take() {
-                    // Nobody waits any more when the agent is stopping.
+                    // The receiver is gone if the agent is stopping.
                     let _ = entered.send(Ok(()));
                 }
                 renew(store, lease).await;
@@ -67,11 +65,11 @@ async fn stay(
                     let _ = entered.send(Err(refusal.to_string()));
                     return;
                 }
-                shared.problem("node", Some(refusal.to_string()));
+                shared.problems.set("node", Some(refusal.to_string()));
                 tokio::time::sleep(RENEW).await;
             }
             Err(error) => {
-                shared.early_store_error(&error.to_string());
+                shared.store.early_error(&error.to_string());
                 tokio::time::sleep(backoff.next_delay()).await;
             }
         }
@@ -80,7 +78,7 @@ async fn stay(
 
 async fn enter(shared: &Shared, store: &dyn StateStore) -> Result<LeaseId, ExecuteError> {
     let lease = store.grant(TTL).await?;
-    // Not the whole store: that is much to read for this.
+    // Only these prefixes are read: the whole store is large.
     let entry = ops::execute_below(store, &[NODES, ALIVE], |view| {
         Ok(((), ops::register_node(view, &shared.node, lease)?))
     });

@@ -10,7 +10,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use super::platform::{Holder, Platform, PortError, PortHold};
+use super::platform::{Holder, PortError, PortHold, Ports};
 use crate::{
     api::types::{ApiError, ErrorKind},
     model::{Name, PortRequest, Publish, PublishedPort, View, overlapping},
@@ -75,7 +75,7 @@ pub(crate) enum Refused {
 
 impl Refused {
     /// The refusal, in one line.
-    pub(crate) fn explain(self, platform: &dyn Platform) -> ApiError {
+    pub(crate) fn explain(self, platform: &dyn Ports) -> ApiError {
         match self {
             Self::Because(error) => error,
             Self::Port(port, error) => refusal(platform, &port, &error),
@@ -125,7 +125,7 @@ impl Reservations {
     /// Another container or a process has one, or it cannot be had. None is held then.
     pub(crate) fn assign(
         &self,
-        platform: &dyn Platform,
+        platform: &dyn Ports,
         view: &View,
         node: &Name,
         container: &Name,
@@ -187,7 +187,7 @@ impl Reservations {
     /// Returns what is wrong, a line each under a key of its own.
     pub(crate) fn sync(
         &self,
-        platform: &dyn Platform,
+        platform: &dyn Ports,
         wanted: &BTreeMap<Key, Name>,
         again: bool,
     ) -> BTreeMap<String, String> {
@@ -219,7 +219,7 @@ impl Reservations {
     /// container's name and the reason.
     fn hold(
         &self,
-        platform: &dyn Platform,
+        platform: &dyn Ports,
         wanted: &BTreeMap<Key, Name>,
         again: bool,
     ) -> Vec<(Key, Name, PortError)> {
@@ -262,7 +262,7 @@ impl State {
 /// A free port of the host. The search begins anywhere in the range, so that one
 /// that was just given up is not the next to be taken.
 fn choose(
-    platform: &dyn Platform,
+    platform: &dyn Ports,
     request: &PortRequest,
     free: impl Fn(&PublishedPort) -> bool,
 ) -> Result<(PublishedPort, PortHold), Refused> {
@@ -299,7 +299,7 @@ fn spelled(port: &PublishedPort) -> String {
 }
 
 /// Why a port is not to be had, in one line.
-fn refusal(platform: &dyn Platform, port: &PublishedPort, error: &PortError) -> ApiError {
+fn refusal(platform: &dyn Ports, port: &PublishedPort, error: &PortError) -> ApiError {
     let &PublishedPort { host_ip, host_port, protocol, .. } = port;
     let name = spelled(port);
     let (kind, line) = match error {

@@ -1,4 +1,4 @@
-//! Removal of everything that is this node's.
+//! `culvert purge` without an agent, and its completion by the next agent.
 
 use anyhow::Context as _;
 
@@ -9,24 +9,24 @@ use super::{
     shared::Shared,
 };
 use crate::{
-    cli::PurgeOptions,
+    config::PurgeOptions,
     datapath::Datapath,
     model::ops::ExecuteError,
     netlink::Netlink,
-    sandbox::{self, Sandbox},
+    netns::Netns,
+    sandbox,
     store::{StateStore, retry::Backoff},
 };
 
-/// Removes what an agent that does not run any more left in the kernel and in
-/// its state directory: veths, sandboxes, programs, maps and records. The store is
-/// out of reach then; the next agent of the node takes the node's endpoints out
-/// of it before it does anything else.
+/// Removes what an agent left in the kernel and in its state directory: device pairs,
+/// sandboxes, programs, maps and records. The store cannot be reached without an agent. The
+/// next agent of the node removes the node from the store before anything else.
 ///
 /// # Errors
 ///
 /// One line that names what cannot be removed.
 pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
-    // While it is held, no agent starts.
+    // No agent can start while the socket is bound.
     let listener = crate::api::bind(&options.socket)?;
     let netlink = Netlink::new()?;
     for link in netlink.links().await? {
@@ -46,7 +46,7 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
             Agent::kill_process(&record).await?;
             if record.origin == Origin::Owned {
                 let name = record.name.clone();
-                tokio::task::spawn_blocking(move || Sandbox::remove(&name)).await??;
+                tokio::task::spawn_blocking(move || Netns::remove(&name)).await??;
             }
             containers.remove(&record.name)?;
         }
@@ -67,7 +67,7 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Does what [`purge_offline`] could not: takes the node out of the store.
+/// Removes the node from the store, if [`purge_offline`] has run.
 pub(super) async fn finish(shared: &Shared, store: &dyn StateStore) -> anyhow::Result<()> {
     let state_dir = &shared.options.state_dir;
     if !files::is_marked_purged(state_dir) {
@@ -77,7 +77,7 @@ pub(super) async fn finish(shared: &Shared, store: &dyn StateStore) -> anyhow::R
     loop {
         match node::leave_own(store, &shared.node).await {
             Ok(()) => break,
-            Err(ExecuteError::Store(error)) => shared.early_store_error(&error.to_string()),
+            Err(ExecuteError::Store(error)) => shared.store.early_error(&error.to_string()),
             Err(error) => return Err(error.into()),
         }
         tokio::time::sleep(backoff.next_delay()).await;

@@ -6,22 +6,29 @@ use anyhow::{Context as _, anyhow, bail};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
-use super::{files, host::Host, platform::Platform as _, shared::Shared};
+use super::{files, host::Host, platform::Underlay as _, shared::Shared};
 use crate::{
     choice::device::Device,
-    cli::{AgentOptions, DatapathMode, StoreAccess},
-    datapath::{self, Datapath},
-    model::{Node, SCHEMA, validate},
+    config::{AgentOptions, DatapathMode, StoreAccess},
+    datapath::{self, Carried, Datapath},
+    model::{LAYOUT, Node, SCHEMA, follow_options, validate},
     netlink::{Link, Netlink, NetlinkError},
-    store::{self, Health, StateStore, StoreError, StoreOptions, StoreUrl, retry::Backoff},
+    store::{
+        self, FollowOptions, Follower, Health, StateStore, StoreError, StoreOptions, StoreUrl,
+        retry::Backoff,
+    },
 };
 
-/// What aya-log's records of the programs' trace lines are called: the module of
-/// the programs' crate that writes them.
+/// Filter for the programs' trace lines. aya-log gives them the name of the module of the
+/// programs' crate that writes them.
 const TRACE_TARGET: &str = "culvert_ebpf::verdict=trace";
 
-/// Sends the log to standard error, unless the program has set up another way;
-/// with the programs' trace lines, whatever the filter says of others, if asked for.
+/// Writes the log to standard error, unless a subscriber is set already. With `trace` the
+/// programs' trace lines are written whatever the filter says.
+///
+/// # Errors
+///
+/// The filter is malformed.
 pub(super) fn log(filter: &str, trace: bool) -> anyhow::Result<()> {
     let mut filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?}"))?;
     if trace {
@@ -31,12 +38,16 @@ pub(super) fn log(filter: &str, trace: bool) -> anyhow::Result<()> {
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
-    // A test or the CLI may have one already.
+    // A test may have set a subscriber already.
     let _ = subscriber.try_init();
     Ok(())
 }
 
-/// What the store is to be opened with.
+/// The options to open the store with.
+///
+/// # Errors
+///
+/// The password file cannot be read.
 pub(super) fn credentials(access: &StoreAccess) -> anyhow::Result<StoreOptions> {
     let password = match &access.password_file {
         None => None,
@@ -54,11 +65,15 @@ pub(super) fn credentials(access: &StoreAccess) -> anyhow::Result<StoreOptions> 
         password,
         insecure: access.insecure,
         timeout: None,
+        layout: Some(LAYOUT),
     })
 }
 
-/// Finds uplinks and VTEP address, loads the data plane, and attaches it to the
-/// uplinks.
+/// Finds uplinks and VTEP address, loads the data plane, and attaches it to the uplinks.
+///
+/// # Errors
+///
+/// One line: an uplink or the VTEP address does not exist, or the kernel refuses.
 pub(super) async fn host(
     options: &AgentOptions,
     id: String,
@@ -107,7 +122,7 @@ pub(super) async fn host(
     Ok((host, node, uplinks))
 }
 
-/// Lets the agent have as many files as it may: each published port takes one.
+/// Raises the limit of open files to its maximum: each published port takes a file.
 pub(super) fn raise_file_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
@@ -117,7 +132,7 @@ pub(super) fn raise_file_limit() {
     }
 }
 
-/// The device of the default route.
+/// The interface of the default route.
 async fn default_uplink(netlink: &Netlink, links: &[Link]) -> anyhow::Result<String> {
     let routes = netlink.routes().await?;
     let default = routes
@@ -162,7 +177,11 @@ fn vtep_address(
     }
 }
 
-/// Opens the store, again and again while it cannot be had.
+/// Opens the store. Tries again while the store does not answer.
+///
+/// # Errors
+///
+/// The store refuses the options.
 pub(super) async fn open_store(
     shared: &Shared,
     url: &StoreUrl,
@@ -173,13 +192,17 @@ pub(super) async fn open_store(
         match store::open(url, options).await {
             Ok(store) => return Ok(store),
             Err(error @ StoreError::Refused(_)) => return Err(error.into()),
-            Err(error) => shared.early_store_error(&error.to_string()),
+            Err(error) => shared.store.early_error(&error.to_string()),
         }
         tokio::time::sleep(backoff.next_delay()).await;
     }
 }
 
-/// Gives up after `--store-timeout`, if there is one.
+/// Awaits `reaching` for `--store-timeout` at most.
+///
+/// # Errors
+///
+/// Those of `reaching`, or the timeout.
 pub(super) async fn within<T>(
     timeout: Option<Duration>,
     reaching: impl Future<Output = anyhow::Result<T>>,
@@ -189,7 +212,7 @@ pub(super) async fn within<T>(
     match tokio::time::timeout(timeout, reaching).await {
         Ok(outcome) => outcome,
         Err(_) => {
-            let why = shared.health().error.unwrap_or_else(|| "store: no answer".to_owned());
+            let why = shared.store.health().error.unwrap_or_else(|| "store: no answer".to_owned());
             bail!(
                 "{why}; gave up after {} s: check --store, or leave out --store-timeout to keep trying",
                 timeout.as_secs_f32()
@@ -198,11 +221,21 @@ pub(super) async fn within<T>(
     }
 }
 
-/// Says so once the first list of the store is in the kernel.
+/// Logs that the agent is ready, once the first list of the store is in the kernel.
 pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>) {
     if shared.wait_ready().await {
-        if let Err(error) = host.retire_other_versions() {
-            tracing::warn!("{error}");
+        match host.retire_other_versions() {
+            Ok(retired) => {
+                for (version, Carried { entries, lost }) in retired {
+                    tracing::info!(
+                        "map layout {version} retired: {} flows carried over, {} lost; learned \
+                         FDB entries and path MTUs are learnt again",
+                        entries / 2,
+                        lost.div_ceil(2)
+                    );
+                }
+            }
+            Err(error) => tracing::warn!("{error}"),
         }
         tracing::info!(
             "agent ready node={} socket={} vtep={} store={}",
@@ -217,23 +250,31 @@ pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>) {
     }
 }
 
-/// Keeps on disk which store is followed. When it was replaced by another one,
-/// says how that is accepted.
-pub(super) async fn remember_store(shared: Arc<Shared>, mut health: watch::Receiver<Health>) {
+/// Follows the store, and keeps on disk which store that is.
+pub(super) fn follow(shared: &Arc<Shared>, store: Arc<dyn StateStore>) -> Follower {
+    let known = files::known_store(&shared.options.state_dir, &shared.options.store);
+    let follower = Follower::spawn(store, FollowOptions { known, ..follow_options() });
+    shared.store.watch_health(follower.health());
+    shared.tasks.spawn(remember_store(Arc::clone(shared), follower.health()));
+    follower
+}
+
+/// Keeps on disk which store is followed. If the store was replaced, reports how the operator
+/// accepts the other one. Ends with the follower.
+async fn remember_store(shared: Arc<Shared>, mut health: watch::Receiver<Health>) {
     let (dir, url) = (&shared.options.state_dir, &shared.options.store);
     let mut remembered = None;
     loop {
-        let Health { healthy, error, revision, mark } = health.borrow_and_update().clone();
+        let Health { healthy, revision, mark, replaced, .. } = health.borrow_and_update().clone();
         if healthy && mark != remembered {
             if let Some(mark) = &mark {
                 let failed = files::remember_store(dir, url, mark, revision).err();
                 let line = |error| format!("{}: {error}", files::store_mark_path(dir).display());
-                shared.problem("store-mark", failed.map(line));
+                shared.problems.set("store-mark", failed.map(line));
             }
             remembered = mark;
         }
-        let replaced = error.is_some_and(|error| error.contains("replaced"));
-        shared.problem(
+        shared.problems.set(
             "store-replaced",
             replaced.then(|| {
                 format!(

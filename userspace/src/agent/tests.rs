@@ -8,6 +8,7 @@ mod faults;
 mod lifecycle;
 mod modes;
 mod nat;
+mod paper;
 mod ports;
 mod refusals;
 mod requests;

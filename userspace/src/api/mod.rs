@@ -24,6 +24,7 @@
 
 mod backend;
 mod client;
+mod convert;
 mod server;
 mod socket;
 pub mod types;

@@ -1,28 +1,28 @@
-//! What connects containers with the host, and why.
+//! Which kind of device pair connects containers with the host, and why.
 
 use nix::errno::Errno;
 
 use crate::{
-    cli::DeviceMode,
+    config::DeviceMode,
     netlink::{NetlinkError, PairKind, try_pair},
 };
 
-/// What new containers get, and why.
+/// The kind of device pair that new containers get, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// What a pair is made of.
+    /// Kind of the pair.
     pub kind: PairKind,
-    /// Why, on a line.
+    /// The reason, on one line.
     pub reason: String,
 }
 
 impl Device {
-    /// Tries what the kernel has, and chooses.
+    /// Tries whether the kernel has netkit, and chooses.
     ///
     /// # Errors
-    /// A line, if what is asked for is not to be had.
+    /// One line: the kernel does not have the kind that is asked for.
     pub async fn choose(asked: DeviceMode) -> Result<Self, String> {
-        // Asking for veth is also how to go without the trial.
+        // With `--device veth` nothing is tried.
         let tried = match asked {
             DeviceMode::Veth => Ok(()),
             DeviceMode::Auto | DeviceMode::Netkit => try_pair(PairKind::Netkit).await,
@@ -30,7 +30,7 @@ impl Device {
         Self::judge(asked, tried)
     }
 
-    /// What is to be had, given what became of a netkit pair.
+    /// Chooses, given the result of making a netkit pair.
     fn judge(asked: DeviceMode, tried: Result<(), NetlinkError>) -> Result<Self, String> {
         let (kind, reason) = match (asked, tried) {
             (DeviceMode::Veth, _) => (PairKind::Veth, "asked for with --device veth".to_owned()),
@@ -53,10 +53,10 @@ impl Device {
     }
 }
 
-/// Why there is no netkit.
+/// Why the kernel has no netkit, as text.
 fn why(error: &NetlinkError) -> String {
     match error.errno() {
-        // Of a kind that it does not know.
+        // The kernel does not know this kind of device.
         Some(Errno::EOPNOTSUPP) => "the kernel has no netkit devices".to_owned(),
         _ => format!("no netkit device can be made ({error})"),
     }

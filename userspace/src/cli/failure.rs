@@ -1,15 +1,27 @@
 //! How a verb ends when it does not succeed.
 
-use std::{fmt::Display, io};
+use std::{
+    fmt::Display,
+    io::{self, Write as _},
+};
 
-use crate::api::{Unreachable, types::ApiError};
+use crate::api::{
+    Unreachable,
+    types::{ApiError, one_line},
+};
 
 /// Exit code of a refusal.
 const REFUSAL: u8 = 1;
 /// Exit code of wrong usage.
 const USAGE: u8 = 2;
 
-/// An exit code, and the line for standard error unless everything is said.
+/// Writes one line to standard error. If standard error is closed, the line is lost.
+pub(super) fn tell(line: &str) {
+    let line = one_line(line.to_owned());
+    let _ = writeln!(io::stderr(), "culvert: {line}");
+}
+
+/// An exit code, and the line for standard error. `None`: the lines are written already.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Failure {
     pub(super) code: u8,
@@ -17,17 +29,17 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    /// Something did not let us.
+    /// The agent, the kernel or a file refuses: exit code 1.
     pub(super) fn refusal(line: impl Display) -> Self {
         Self { code: REFUSAL, line: Some(line.to_string()) }
     }
 
-    /// The command line makes no sense.
+    /// The command line is wrong: exit code 2.
     pub(super) fn usage(line: impl Display) -> Self {
         Self { code: USAGE, line: Some(line.to_string()) }
     }
 
-    /// Ends with `code`; the lines are out already.
+    /// Ends with `code`; the lines are written already.
     pub(super) fn silent(code: u8) -> Self {
         Self { code, line: None }
     }
@@ -45,11 +57,11 @@ impl From<Unreachable> for Failure {
     }
 }
 
-/// For writes to standard output alone; other I/O names its file.
+/// For writes to standard output alone: errors of other I/O name the file.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
-            // `culvert ps | head -1`: the reader has what it wanted.
+            // The reader closed the pipe, as in `culvert ps | head -1`.
             Self::silent(0)
         } else {
             Self::refusal(format!("standard output cannot be written to: {error}"))

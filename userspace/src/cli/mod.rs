@@ -4,9 +4,7 @@
 //! standard error, `culvert: THING: WRONG: RIGHT`. Exit codes: 0, 1 for a
 //! refusal, 2 for wrong usage; `run` and `exec` end with their command's.
 
-mod agent_options;
 mod args;
-mod conntrack_options;
 mod failure;
 mod output;
 mod usage;
@@ -22,17 +20,9 @@ use std::{
 
 use clap::{CommandFactory, FromArgMatches};
 
-pub use agent_options::{
-    AgentOptions, DEFAULT_AGEING_S, DEFAULT_BPFFS, DEFAULT_SOCKET, DEFAULT_STATE_DIR,
-    DEFAULT_VXLAN_PORT, DatapathMode, DeviceMode, PurgeOptions, StoreAccess,
-};
-pub use conntrack_options::{
-    ConntrackOptions, DEFAULT_NAT_PORTS, MAX_CONNTRACK, MIN_CONNTRACK, Timeouts,
-};
-
 use self::{
     args::{Cli, Command, FdbCommand, Format, NatCommand, NeighCommand},
-    failure::Failure,
+    failure::{Failure, tell},
 };
 use crate::api::Client;
 
@@ -59,12 +49,6 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     ExitCode::from(code)
-}
-
-/// Puts one line on standard error. If that is closed, there is nobody to tell.
-fn tell(line: &str) {
-    let line = crate::api::types::one_line(line.to_owned());
-    let _ = writeln!(io::stderr(), "culvert: {line}");
 }
 
 /// What every verb that asks the agent is given.

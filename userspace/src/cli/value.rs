@@ -161,7 +161,10 @@ pub(super) fn expose(text: &str) -> Parsed<String> {
 
 /// Where the store is.
 pub(super) fn store(text: &str) -> Parsed<String> {
-    text.parse::<StoreUrl>().map(|_| text.to_owned())
+    match text.parse::<StoreUrl>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => refuse(error.to_string()),
+    }
 }
 
 /// A filter for the log.

@@ -126,9 +126,13 @@ pub(super) fn update<K: Pod, V: Pod>(
 mod tests {
     use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
 
-    use culvert_common::abi::{FdbEntry, FdbKey, LearnedEntry, names};
+    use culvert_common::abi::{FdbKey, MappedAddr};
 
-    use crate::datapath::{KernelTable, Options, Table as _, Tables, load_object};
+    use crate::datapath::{
+        Options, Table as _, Tables,
+        entry::{FdbEntry, LearnedEntry},
+        load_object,
+    };
 
     #[test]
     fn all_entries_of_a_map_are_read_whatever_their_size_and_number() {
@@ -145,34 +149,34 @@ mod tests {
             trace: false,
         };
         let mut ebpf = load_object(&options, None).unwrap();
-        let learned = KernelTable::<FdbKey, LearnedEntry>::take(&mut ebpf, names::FDB_LEARNED);
-        let (learned, tables) = (learned.unwrap(), Tables::take(&mut ebpf).unwrap());
+        let tables = Tables::take(&mut ebpf, options.vtep_ip).unwrap();
         let key = |number: u32| {
             let [a, b, c, d] = number.to_be_bytes();
             FdbKey::new(256, [2, 0, a, b, c, d])
         };
 
         assert!(tables.fdb.dump().unwrap().is_empty());
-        let entry = |number| FdbEntry { ifindex: number, ..bytemuck::Zeroable::zeroed() };
-        let entries: Vec<_> = (0..10_000).map(|number| (key(number), entry(number))).collect();
+        let entry = |number| FdbEntry { ifindex: number, ..FdbEntry::default() };
+        let entries: Vec<_> = (1..=10_000).map(|number| (key(number), entry(number))).collect();
         assert_eq!(tables.fdb.insert_all(&entries).0, entries.len());
         assert_eq!(tables.fdb.dump().unwrap(), entries.into_iter().collect());
 
         // Values of four bytes, which the kernel does not pad.
-        let uplinks: BTreeMap<u32, _> =
-            (1..=7).map(|ifindex| (ifindex, bytemuck::Zeroable::zeroed())).collect();
-        for (ifindex, value) in &uplinks {
-            tables.uplinks.insert(ifindex, value).unwrap();
+        let addresses: BTreeMap<MappedAddr, u32> =
+            (1..=7).map(|last| (MappedAddr::v4([192, 0, 2, last]), last.into())).collect();
+        for (address, value) in &addresses {
+            tables.host_addrs.insert(address, value).unwrap();
         }
-        assert_eq!(tables.uplinks.dump().unwrap(), uplinks);
+        assert_eq!(tables.host_addrs.dump().unwrap(), addresses);
 
         // The programs' own map, a hash of another kind.
         let seen = |number: u32| LearnedEntry {
             last_seen_ns: number.into(),
-            ..bytemuck::Zeroable::zeroed()
+            ifindex: number,
+            ..LearnedEntry::default()
         };
-        let entries: Vec<_> = (0..100).map(|number| (key(number), seen(number))).collect();
-        assert_eq!(learned.insert_all(&entries).0, entries.len());
-        assert_eq!(learned.dump().unwrap(), entries.into_iter().collect());
+        let entries: Vec<_> = (1..=100).map(|number| (key(number), seen(number))).collect();
+        assert_eq!(tables.learned.insert_all(&entries).0, entries.len());
+        assert_eq!(tables.learned.dump().unwrap(), entries.into_iter().collect());
     }
 }

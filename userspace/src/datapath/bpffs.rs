@@ -5,12 +5,23 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use culvert_common::abi::ABI_VERSION;
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
-use super::DatapathError;
+use super::error::DatapathError;
+
+/// Directory of the pins of this build: `BPFFS/v<ABI_VERSION>`.
+pub(super) fn version_dir(bpffs: &Path) -> PathBuf {
+    bpffs.join(format!("v{ABI_VERSION}"))
+}
+
+/// The version of the map ABI whose pins a directory holds; `None` if it holds none.
+pub(super) fn version_of(dir: &Path) -> Option<u32> {
+    dir.file_name()?.to_str()?.strip_prefix('v')?.parse().ok()
+}
 
 /// The directory is on a BPF file system.
 pub(super) fn is_mounted(dir: &Path) -> bool {

@@ -15,7 +15,8 @@ use aya::{
 use culvert_common::abi::{Evictable, Flow, FlowKey, names};
 
 use super::{
-    DatapathError, batch,
+    batch,
+    error::DatapathError,
     tables::{Bytes, take_map},
 };
 
@@ -64,8 +65,8 @@ pub trait FlowTable: Send + Sync {
     /// If the map cannot be written.
     fn remove(&self, key: &FlowKey) -> Result<(), DatapathError>;
 
-    /// Replaces what may be evicted, the first to go first; what is more than the queue
-    /// takes is left out.
+    /// Adds to what may be evicted, the first to go first; what is more than the queue
+    /// takes is left out. A full queue loses its oldest entries.
     ///
     /// # Errors
     ///
@@ -178,16 +179,12 @@ impl FlowTable for Flows {
     fn offer(&self, flows: &[Evictable]) -> Result<(), DatapathError> {
         let mut queue = lock(&self.evictable);
         let capacity = queue.capacity() as usize;
-        // The programs take from it at the same time: no more than it can hold.
-        for _ in 0..capacity {
-            match queue.pop(0) {
-                Ok(_) => {}
-                Err(MapError::ElementNotFound) => break,
-                Err(source) => return Err(failed(names::EVICTABLE, source)),
-            }
-        }
+        // A full queue loses its oldest entry to the new one: it is never empty while the
+        // programs need one.
         for flow in flows.iter().take(capacity) {
-            queue.push(Bytes(*flow), 0).map_err(|source| failed(names::EVICTABLE, source))?;
+            queue
+                .push(Bytes(*flow), BPF_EXIST)
+                .map_err(|source| failed(names::EVICTABLE, source))?;
         }
         Ok(())
     }
@@ -220,6 +217,9 @@ fn second(ebpf: &Ebpf) -> Result<MapData, MapError> {
         _ => Err(MapError::InvalidName { name: names::FLOWS.to_owned() }),
     }
 }
+
+/// `BPF_EXIST` of the kernel's `linux/bpf.h`.
+const BPF_EXIST: u64 = 2;
 
 #[cfg(test)]
 mod tests {
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn an_offer_replaces_the_one_before() {
+    fn an_offer_adds_and_a_full_queue_loses_its_oldest() {
         let Some((_ebpf, flows)) = kernel(64) else { return };
         let evictable = |number| Evictable { last_seen_ns: 1, key: key(number), pad: 0 };
         let offer = |numbers: std::ops::Range<u32>| {
@@ -317,11 +317,19 @@ mod tests {
         };
         offer(0..3);
         offer(5..8);
-        assert_eq!([pop(), pop()], [Some(key(5)), Some(key(6))]);
+        assert_eq!([pop(), pop()], [Some(key(0)), Some(key(1))]);
         offer(9..10);
-        assert_eq!([pop(), pop()], [Some(key(9)), None]);
+        let rest: Vec<_> = (0..).map_while(|_| pop()).collect();
+        assert_eq!(rest, [2, 5, 6, 7, 9].map(key));
+        // What is more than the queue takes is left out.
         offer(0..MAX_EVICTABLE + 5);
-        assert_eq!((0..).map_while(|_| pop()).count(), MAX_EVICTABLE as usize);
+        let held: Vec<_> = (0..).map_while(|_| pop()).collect();
+        assert_eq!(held, (0..MAX_EVICTABLE).map(key).collect::<Vec<_>>());
+        // A full queue.
+        offer(0..MAX_EVICTABLE);
+        offer(MAX_EVICTABLE..MAX_EVICTABLE + 3);
+        let held: Vec<_> = (0..).map_while(|_| pop()).collect();
+        assert_eq!(held, (3..MAX_EVICTABLE + 3).map(key).collect::<Vec<_>>());
         offer(0..0);
         assert_eq!(pop(), None);
     }

@@ -16,7 +16,7 @@ use aya::{
 };
 use culvert_common::abi::programs;
 
-use super::{DatapathError, bpffs, netkit};
+use super::{bpffs, error::DatapathError, netkit};
 
 /// What a link attaches, and where its pin is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,7 +175,7 @@ fn release_other_versions(dir: &Path, ifindex: u32) -> Result<(), DatapathError>
     };
     // A BPF file system has files of the kernel's own, too.
     let others = bpffs::list(bpffs)?;
-    for other in others.iter().filter(|dir| *dir != version && super::is_version_dir(dir)) {
+    for other in others.iter().filter(|dir| *dir != version && bpffs::version_of(dir).is_some()) {
         bpffs::remove_file(&Attachment::UplinkXdp.pin(&other.join("links"), ifindex))?;
     }
     Ok(())

@@ -13,8 +13,12 @@
 
 mod batch;
 mod bpffs;
+pub mod carry;
+pub mod entry;
+mod epoch;
+mod error;
 pub mod flows;
-mod generation;
+pub mod layout;
 mod links;
 mod netkit;
 mod price;
@@ -23,9 +27,10 @@ mod syscall;
 mod tables;
 pub mod test_run;
 mod trace;
+pub mod vtep_ids;
 
 use std::{
-    fmt, io,
+    fmt,
     net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -37,16 +42,18 @@ use aya::{
     maps::{MapData, PerCpuArray},
     programs::{SchedClassifier, Xdp},
 };
-use culvert_common::abi::{ABI_VERSION, Counter, FdbKey, LearnedEntry, globals, names, programs};
+use culvert_common::abi::{Counter, FdbKey, globals, names, programs};
 
 use crate::netlink::PairKind;
 
 pub use self::{
+    carry::Carried,
+    error::DatapathError,
     flows::{FlowTable, Flows},
     price::Price,
     tables::{KernelTable, Table, Tables},
 };
-use self::{links::Attachment, tables::Bytes};
+use self::{entry::LearnedEntry, links::Attachment, tables::Bytes};
 
 /// The programs, as compiled for this build.
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/culvert.bpf.o"));
@@ -76,63 +83,6 @@ pub struct Options {
     pub trace: bool,
 }
 
-/// Why the data plane did not do as asked.
-#[derive(Debug, thiserror::Error)]
-pub enum DatapathError {
-    /// The kernel refused to load the programs.
-    #[error("data plane: {what}: {}", chain(.source.as_ref()))]
-    Load {
-        /// What was being loaded.
-        what: String,
-        /// aya's error.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// A map operation failed.
-    #[error("map {map}: {}", chain(.source.as_ref()))]
-    Map {
-        /// Name of the map.
-        map: &'static str,
-        /// aya's error.
-        source: Box<aya::maps::MapError>,
-    },
-    /// An attachment failed.
-    #[error("interface {interface}: {what}: {}", chain(.source.as_ref()))]
-    Attach {
-        /// Name or index of the interface.
-        interface: String,
-        /// What was being done.
-        what: &'static str,
-        /// aya's error.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// A file operation below the BPF file system failed.
-    #[error("{}: {what}: {source}", .path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What was being done.
-        what: &'static str,
-        /// The kernel's error.
-        source: io::Error,
-    },
-}
-
-/// An error and its causes on one line: aya keeps the errno in a cause.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let inner = error.to_string();
-        if !text.contains(&inner) {
-            text.push_str(": ");
-            text.push_str(&inner);
-        }
-        cause = error.source();
-    }
-    // The verifier's log is for the debugger, not for one line.
-    text.lines().next().unwrap_or_default().to_owned()
-}
-
 /// The loaded data plane.
 pub struct Datapath {
     ebpf: Mutex<Ebpf>,
@@ -140,7 +90,6 @@ pub struct Datapath {
     tables: Tables,
     flows: Flows,
     stats: PerCpuArray<MapData, Bytes<Counter>>,
-    learned: KernelTable<FdbKey, LearnedEntry>,
 }
 
 impl fmt::Debug for Datapath {
@@ -159,16 +108,15 @@ impl Datapath {
     /// a program or a replacement.
     pub fn load(options: &Options) -> Result<Self, DatapathError> {
         bpffs::ensure_mounted(&options.bpffs)?;
-        let pins = version_dir(&options.bpffs);
+        let pins = bpffs::version_dir(&options.bpffs);
         for dir in ["maps", "links", "programs"] {
             bpffs::create_dir(&pins.join(dir))?;
         }
         let mut ebpf = load_object(options, Some(&pins.join("maps")))?;
         let datapath = Self {
             flows: Flows::take(&mut ebpf)?,
-            tables: Tables::take(&mut ebpf)?,
+            tables: Tables::take(&mut ebpf, options.vtep_ip)?,
             stats: tables::take_map(&mut ebpf, names::STATS)?,
-            learned: KernelTable::take(&mut ebpf, names::FDB_LEARNED)?,
             ebpf: Mutex::new(ebpf),
             pins,
         };
@@ -312,7 +260,7 @@ impl Datapath {
     ///
     /// If the map cannot be read.
     pub fn learned(&self) -> Result<Vec<(FdbKey, LearnedEntry)>, DatapathError> {
-        self.learned.entries()
+        self.tables.learned.entries()
     }
 
     /// Removes a learned FDB entry. It is no error if there is none.
@@ -321,7 +269,7 @@ impl Datapath {
     ///
     /// If the map cannot be written.
     pub fn forget(&self, key: &FdbKey) -> Result<(), DatapathError> {
-        self.learned.remove(key)
+        self.tables.learned.remove(key)
     }
 
     /// Passes the programs' trace lines on to `tracing`, until the task is
@@ -335,19 +283,28 @@ impl Datapath {
     }
 
     /// Removes the pins of other versions of the map layout, once this one has
-    /// taken over.
+    /// taken over. Their programs, which were attached first, have handled the packets until
+    /// now; so their flows are copied at the last moment. Returns the versions removed, and
+    /// what became of the flows.
     ///
     /// # Errors
     ///
-    /// If a pin cannot be removed.
-    pub fn retire_other_versions(&self) -> Result<(), DatapathError> {
-        let Some(bpffs) = self.pins.parent() else { return Ok(()) };
+    /// If the flows cannot be copied or a pin cannot be removed.
+    pub fn retire_other_versions(&self) -> Result<Vec<(u32, Carried)>, DatapathError> {
+        let mut retired = Vec::new();
+        let Some(bpffs) = self.pins.parent() else { return Ok(retired) };
         for dir in bpffs::list(bpffs)? {
-            if dir != self.pins && is_version_dir(&dir) {
-                bpffs::remove_tree(&dir)?;
-            }
+            let Some(version) = bpffs::version_of(&dir).filter(|_| dir != self.pins) else {
+                continue;
+            };
+            let carried = match version {
+                3 => carry::flows_of_v3(&dir.join("maps"), &self.tables)?,
+                _ => Carried::default(),
+            };
+            bpffs::remove_tree(&dir)?;
+            retired.push((version, carried));
         }
-        Ok(())
+        Ok(retired)
     }
 
     /// Whether an agent that ran here attached `from_loopback`.
@@ -356,7 +313,7 @@ impl Datapath {
     ///
     /// If the pins cannot be listed.
     pub fn has_loopback(bpffs: &Path) -> Result<bool, DatapathError> {
-        let links = version_dir(bpffs).join("links");
+        let links = bpffs::version_dir(bpffs).join("links");
         Ok(links.is_dir() && !links::pinned(&links, Attachment::Loopback)?.is_empty())
     }
 
@@ -371,7 +328,7 @@ impl Datapath {
             return Ok(());
         }
         for dir in bpffs::list(bpffs)? {
-            if is_version_dir(&dir) {
+            if bpffs::version_of(&dir).is_some() {
                 bpffs::remove_tree(&dir)?;
             }
         }
@@ -434,7 +391,6 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
     let vtep_ip = u32::from_ne_bytes(options.vtep_ip.octets());
     let ageing_ns = u64::try_from(options.ageing.as_nanos()).unwrap_or(u64::MAX);
     let log_level = if options.trace { LOG_LEVEL_TRACE } else { 0 };
-    let tracing = u8::from(options.trace);
     let loopback = loopback_ifindex();
     let (port_min, port_max) = options.nat_ports;
     let mut loader = EbpfLoader::new();
@@ -443,7 +399,6 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
         .override_global(globals::VXLAN_PORT, &options.vxlan_port, true)
         .override_global(globals::AGEING_NS, &ageing_ns, true)
         .override_global(globals::LOG_LEVEL, &log_level, true)
-        .override_global(globals::TRACING, &tracing, true)
         .override_global(globals::NAT_PORT_MIN, &port_min, true)
         .override_global(globals::NAT_PORT_MAX, &port_max, true)
         .override_global(globals::LOOPBACK, &loopback, true)
@@ -482,8 +437,9 @@ const PINNED_MAPS: &[&str] = &[
     names::FDB_LEARNED,
     names::NEIGHBOURS,
     names::VTEPS,
+    names::VTEP_IDS,
     names::UNDERLAY,
-    names::GENERATION,
+    names::EPOCH,
     names::PATH_MTU,
     names::FLOOD_LOCAL,
     names::FLOOD_REMOTE,
@@ -510,17 +466,6 @@ pub fn now_ns() -> u64 {
 /// Interface index of the loopback device of the calling thread's namespace.
 fn loopback_ifindex() -> u32 {
     nix::net::if_::if_nametoindex("lo").unwrap_or(LOOPBACK_IFINDEX)
-}
-
-fn version_dir(bpffs: &Path) -> PathBuf {
-    bpffs.join(format!("v{ABI_VERSION}"))
-}
-
-fn is_version_dir(dir: &Path) -> bool {
-    dir.file_name()
-        .and_then(|name| name.to_str())
-        .and_then(|name| name.strip_prefix('v'))
-        .is_some_and(|version| version.parse::<u32>().is_ok())
 }
 
 #[cfg(test)]

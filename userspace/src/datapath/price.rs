@@ -6,7 +6,9 @@ use aya::programs::{SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp
 use culvert_common::abi::programs;
 
 use super::{
-    DatapathError, Options, links, load_object,
+    Options,
+    error::DatapathError,
+    links, load_object,
     test_run::{Runs, timed},
 };
 

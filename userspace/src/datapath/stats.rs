@@ -2,7 +2,7 @@
 
 use culvert_common::abi::{Code, Counter, Direction, DropReason, names, stats_index};
 
-use super::{Datapath, DatapathError, tables::Bytes};
+use super::{Datapath, error::DatapathError, tables::Bytes};
 
 impl Datapath {
     /// All counters, zero or not, summed over the CPUs.

@@ -1,8 +1,9 @@
 //! Maps as typed tables.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
+    net::Ipv4Addr,
     os::fd::AsFd as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -14,11 +15,18 @@ use aya::{
 };
 use bytemuck::Pod;
 use culvert_common::abi::{
-    EndpointInfo, FdbEntry, FdbKey, FloodKey, Flow, FlowKey, NeighEntry, NeighKey, NetworkInfo,
-    PublishedEntry, PublishedKey, UnderlayPath, VtepInfo, VtepKey, names,
+    EndpointInfo, Flow, FlowKey, MappedAddr, NetworkInfo, PublishedEntry, PublishedKey, UplinkInfo,
+    names,
 };
 
-use super::{DatapathError, batch, generation::Generation};
+use super::{
+    DatapathError, batch,
+    epoch::Epoch,
+    layout::{
+        Fdb, FdbLearned, FloodRemote, Layout, Neighbours, Number, Plain, Underlay, Vteps, WithSeal,
+    },
+    vtep_ids::VtepIds,
+};
 
 /// Lets aya move any [`bytemuck::Pod`] in and out of a map.
 #[derive(Clone, Copy, Debug)]
@@ -56,25 +64,36 @@ pub trait Table<K, V>: Send + Sync {
 /// Entries that are written in one system call.
 const BATCH: usize = 4096;
 
-/// A BPF hash map.
-pub struct KernelTable<K, V> {
+/// aya's map with the keys and values of a [`Layout`] as they stand in the kernel.
+type RawMap<L> = HashMap<MapData, Bytes<<L as Layout>::RawKey>, Bytes<<L as Layout>::RawValue>>;
+
+/// Key and value as the agent has them.
+type Entry<L> = (<L as Layout>::Key, <L as Layout>::Value);
+
+/// A BPF hash map, whose entries are what a [`Layout`] says.
+pub struct KernelTable<L: Layout> {
     name: &'static str,
-    map: Mutex<HashMap<MapData, Bytes<K>, Bytes<V>>>,
+    map: Mutex<RawMap<L>>,
     /// The same map: aya's type does not lend the file descriptor.
     fd: MapData,
-    /// To be raised after a change, if the programs remember what follows from the map.
-    generation: Option<Arc<Generation>>,
+    ids: Arc<VtepIds>,
+    /// Advanced after a change, if the flow cache depends on the map.
+    epoch: Option<Arc<Epoch>>,
 }
 
-impl<K, V> fmt::Debug for KernelTable<K, V> {
+impl<L: Layout> fmt::Debug for KernelTable<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("KernelTable").field(&self.name).finish()
     }
 }
 
-impl<K: Pod, V: Pod> KernelTable<K, V> {
+impl<L: Layout> KernelTable<L> {
     /// Takes the map out of the loaded object.
-    pub(super) fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Self, DatapathError> {
+    pub(super) fn take(
+        ebpf: &mut Ebpf,
+        name: &'static str,
+        ids: &Arc<VtepIds>,
+    ) -> Result<Self, DatapathError> {
         let failed = |source| DatapathError::Map { map: name, source: Box::new(source) };
         let fd = match ebpf.map(name) {
             Some(Map::HashMap(data) | Map::LruHashMap(data)) => {
@@ -83,15 +102,36 @@ impl<K: Pod, V: Pod> KernelTable<K, V> {
             }
             _ => return Err(failed(MapError::InvalidName { name: name.to_owned() })),
         };
-        Ok(Self { name, map: Mutex::new(take_map(ebpf, name)?), fd, generation: None })
+        let map = Mutex::new(take_map(ebpf, name)?);
+        Ok(Self { name, map, fd, ids: Arc::clone(ids), epoch: None })
+    }
+
+    /// The same of a map that the flow cache depends on.
+    fn take_cached(
+        ebpf: &mut Ebpf,
+        name: &'static str,
+        ids: &Arc<VtepIds>,
+        epoch: &Arc<Epoch>,
+    ) -> Result<Self, DatapathError> {
+        let table = Self::take(ebpf, name, ids)?;
+        Ok(Self { epoch: Some(Arc::clone(epoch)), ..table })
     }
 
     /// Writes entries, in order, whether or not they are there. Returns how many were
     /// written, and what kept it from the next one.
-    pub(crate) fn insert_all(&self, entries: &[(K, V)]) -> (usize, Option<DatapathError>) {
+    pub(crate) fn insert_all(
+        &self,
+        entries: &[(L::Key, L::Value)],
+    ) -> (usize, Option<DatapathError>) {
         let mut written = 0;
         for part in entries.chunks(BATCH) {
-            let (count, outcome) = batch::update(self.fd.fd().as_fd(), part);
+            let raw: Result<Vec<_>, _> =
+                part.iter().map(|(key, value)| self.raw(key, value)).collect();
+            let raw = match raw {
+                Ok(raw) => raw,
+                Err(error) => return (written, Some(error)),
+            };
+            let (count, outcome) = batch::update(self.fd.fd().as_fd(), &raw);
             self.changed();
             written += count;
             if let Err(io_error) = outcome {
@@ -103,32 +143,52 @@ impl<K: Pod, V: Pod> KernelTable<K, V> {
         (written, None)
     }
 
-    /// The same of a map from which the programs remember what follows.
-    fn take_remembered(
-        ebpf: &mut Ebpf,
-        name: &'static str,
-        generation: &Arc<Generation>,
-    ) -> Result<Self, DatapathError> {
-        let table = Self::take(ebpf, name)?;
-        Ok(Self { generation: Some(Arc::clone(generation)), ..table })
+    /// What stands in the map for an entry.
+    fn raw(
+        &self,
+        key: &L::Key,
+        value: &L::Value,
+    ) -> Result<(L::RawKey, L::RawValue), DatapathError> {
+        let raw_key = L::key(&self.ids, key)?;
+        let raw_value = L::value(&self.ids, &raw_key, value)?;
+        Ok((raw_key, raw_value))
+    }
+
+    /// Writes an entry unless there is one.
+    pub(super) fn insert_new(&self, key: &L::Key, value: &L::Value) -> Result<(), DatapathError> {
+        const BPF_NOEXIST: u64 = 1;
+        let (key, value) = self.raw(key, value)?;
+        let inserted = self.lock().insert(Bytes(key), Bytes(value), BPF_NOEXIST);
+        self.changed();
+        match inserted {
+            Ok(()) => Ok(()),
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == std::io::ErrorKind::AlreadyExists =>
+            {
+                Ok(())
+            }
+            Err(source) => Err(self.failed(source)),
+        }
     }
 
     fn changed(&self) {
-        if let Some(generation) = &self.generation {
-            generation.raise();
+        if let Some(epoch) = &self.epoch {
+            epoch.advance();
         }
     }
 
     /// All entries, in no order.
-    pub(super) fn entries(&self) -> Result<Vec<(K, V)>, DatapathError> {
+    pub(super) fn entries(&self) -> Result<Vec<Entry<L>>, DatapathError> {
         let info = self.fd.info().map_err(|source| self.failed(source))?;
-        batch::all(self.fd.fd().as_fd(), info.max_entries()).map_err(|io_error| {
+        let raw = batch::all::<L::RawKey, L::RawValue>(self.fd.fd().as_fd(), info.max_entries());
+        let raw = raw.map_err(|io_error| {
             let call = "bpf_map_lookup_batch";
             self.failed(SyscallError { call, io_error }.into())
-        })
+        })?;
+        Ok(raw.iter().map(|(key, value)| L::entry(&self.ids, key, value)).collect())
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<MapData, Bytes<K>, Bytes<V>>> {
+    fn lock(&self) -> MutexGuard<'_, RawMap<L>> {
         // A panic elsewhere leaves the file descriptor as usable as before.
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -138,8 +198,9 @@ impl<K: Pod, V: Pod> KernelTable<K, V> {
     }
 
     /// Removes an entry. It is no error if there is none.
-    pub(super) fn remove(&self, key: &K) -> Result<(), DatapathError> {
-        let removed = self.lock().remove(&Bytes(*key));
+    pub(super) fn remove(&self, key: &L::Key) -> Result<(), DatapathError> {
+        let raw_key = L::key(&self.ids, key)?;
+        let removed = self.lock().remove(&Bytes(raw_key));
         self.changed();
         match removed {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
@@ -153,18 +214,19 @@ impl<K: Pod, V: Pod> KernelTable<K, V> {
     }
 }
 
-impl<K: Pod + Ord + Send, V: Pod + Send> Table<K, V> for KernelTable<K, V> {
-    fn dump(&self) -> Result<BTreeMap<K, V>, DatapathError> {
+impl<L: Layout> Table<L::Key, L::Value> for KernelTable<L> {
+    fn dump(&self) -> Result<BTreeMap<L::Key, L::Value>, DatapathError> {
         Ok(self.entries()?.into_iter().collect())
     }
 
-    fn insert(&self, key: &K, value: &V) -> Result<(), DatapathError> {
-        let inserted = self.lock().insert(Bytes(*key), Bytes(*value), 0);
+    fn insert(&self, key: &L::Key, value: &L::Value) -> Result<(), DatapathError> {
+        let (key, value) = self.raw(key, value)?;
+        let inserted = self.lock().insert(Bytes(key), Bytes(value), 0);
         self.changed();
         inserted.map_err(|source| self.failed(source))
     }
 
-    fn remove(&self, key: &K) -> Result<(), DatapathError> {
+    fn remove(&self, key: &L::Key) -> Result<(), DatapathError> {
         Self::remove(self, key)
     }
 }
@@ -172,60 +234,84 @@ impl<K: Pod + Ord + Send, V: Pod + Send> Table<K, V> for KernelTable<K, V> {
 /// The maps that the agent reads and writes.
 #[derive(Debug)]
 pub struct Tables {
-    /// Host-side interface index → endpoint.
-    pub endpoints: KernelTable<u32, EndpointInfo>,
+    /// Interface index of a host side → endpoint.
+    pub endpoints: KernelTable<WithSeal<u32, EndpointInfo>>,
     /// VNI → network.
-    pub networks: KernelTable<u32, NetworkInfo>,
-    /// (VNI, MAC) → local port or VTEP.
-    pub fdb: KernelTable<FdbKey, FdbEntry>,
+    pub networks: KernelTable<WithSeal<u32, NetworkInfo>>,
+    /// (VNI, MAC) → local interface or VTEP.
+    pub fdb: KernelTable<Fdb>,
+    /// (VNI, MAC) → local interface or VTEP, learned by the programs.
+    pub learned: KernelTable<FdbLearned>,
     /// (VNI, IP) → MAC.
-    pub neighbours: KernelTable<NeighKey, NeighEntry>,
+    pub neighbours: KernelTable<Neighbours>,
     /// Who may send frames of a VNI.
-    pub vteps: KernelTable<VtepKey, VtepInfo>,
+    pub vteps: KernelTable<Vteps>,
     /// VTEP address → how to reach it.
-    pub underlay: KernelTable<[u8; 4], UnderlayPath>,
-    /// Flood list slot → host-side interface index.
-    pub flood_local: KernelTable<FloodKey, u32>,
+    pub underlay: KernelTable<Underlay>,
+    /// Flood list slot → interface index of a host side.
+    pub flood_local: KernelTable<Number<culvert_common::abi::FloodKey>>,
     /// Flood list slot → VTEP address.
-    pub flood_remote: KernelTable<FloodKey, [u8; 4]>,
-    /// Index of a gateway device → VNI.
-    pub gateways: KernelTable<u32, u32>,
+    pub flood_remote: KernelTable<FloodRemote>,
+    /// Interface index of a gateway device → VNI.
+    pub gateways: KernelTable<Number<u32>>,
     /// Published port → container.
-    pub published: KernelTable<PublishedKey, PublishedEntry>,
+    pub published: KernelTable<WithSeal<PublishedKey, PublishedEntry>>,
     /// The host's own addresses.
-    pub host_addrs: KernelTable<[u8; 4], u32>,
-    /// Indices of the uplinks.
-    pub uplinks: KernelTable<u32, u32>,
+    pub host_addrs: KernelTable<Plain<MappedAddr, u32>>,
+    /// Interface index of an uplink → what the programs need to know of it.
+    pub uplinks: KernelTable<Plain<u32, UplinkInfo>>,
     /// Conntrack.
-    pub flows: KernelTable<FlowKey, Flow>,
+    pub flows: KernelTable<Plain<FlowKey, Flow>>,
+    ids: Arc<VtepIds>,
 }
 
 impl Tables {
-    /// Takes the maps out of a loaded object.
+    /// Takes the maps out of a loaded object of a host with the VTEP address `own`.
     ///
     /// # Errors
     ///
     /// If the object lacks one, or it has another shape.
-    pub fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
-        let generation = Arc::new(Generation::take(ebpf)?);
-        // What programs remember from before this agent came may be of maps that it has not
-        // seen change.
-        generation.raise();
-        Ok(Self {
-            endpoints: KernelTable::take_remembered(ebpf, names::ENDPOINTS, &generation)?,
-            networks: KernelTable::take_remembered(ebpf, names::NETWORKS, &generation)?,
-            fdb: KernelTable::take_remembered(ebpf, names::FDB, &generation)?,
-            neighbours: KernelTable::take(ebpf, names::NEIGHBOURS)?,
-            vteps: KernelTable::take_remembered(ebpf, names::VTEPS, &generation)?,
-            underlay: KernelTable::take_remembered(ebpf, names::UNDERLAY, &generation)?,
-            flood_local: KernelTable::take(ebpf, names::FLOOD_LOCAL)?,
-            flood_remote: KernelTable::take(ebpf, names::FLOOD_REMOTE)?,
-            gateways: KernelTable::take_remembered(ebpf, names::GATEWAYS, &generation)?,
-            published: KernelTable::take(ebpf, names::PUBLISHED)?,
-            host_addrs: KernelTable::take(ebpf, names::HOST_ADDRS)?,
-            uplinks: KernelTable::take_remembered(ebpf, names::UPLINKS, &generation)?,
-            flows: KernelTable::take(ebpf, names::FLOWS)?,
-        })
+    pub fn take(ebpf: &mut Ebpf, own: Ipv4Addr) -> Result<Self, DatapathError> {
+        let epoch = Arc::new(Epoch::take(ebpf)?);
+        // Entries of the flow cache from before this agent may be of maps whose changes it
+        // has not seen.
+        epoch.advance();
+        let ids = Arc::new(VtepIds::take(ebpf, own)?);
+        let tables = Self {
+            endpoints: KernelTable::take_cached(ebpf, names::ENDPOINTS, &ids, &epoch)?,
+            networks: KernelTable::take_cached(ebpf, names::NETWORKS, &ids, &epoch)?,
+            fdb: KernelTable::take_cached(ebpf, names::FDB, &ids, &epoch)?,
+            learned: KernelTable::take(ebpf, names::FDB_LEARNED, &ids)?,
+            neighbours: KernelTable::take(ebpf, names::NEIGHBOURS, &ids)?,
+            vteps: KernelTable::take_cached(ebpf, names::VTEPS, &ids, &epoch)?,
+            underlay: KernelTable::take_cached(ebpf, names::UNDERLAY, &ids, &epoch)?,
+            flood_local: KernelTable::take(ebpf, names::FLOOD_LOCAL, &ids)?,
+            flood_remote: KernelTable::take(ebpf, names::FLOOD_REMOTE, &ids)?,
+            gateways: KernelTable::take_cached(ebpf, names::GATEWAYS, &ids, &epoch)?,
+            published: KernelTable::take(ebpf, names::PUBLISHED, &ids)?,
+            host_addrs: KernelTable::take(ebpf, names::HOST_ADDRS, &ids)?,
+            uplinks: KernelTable::take_cached(ebpf, names::UPLINKS, &ids, &epoch)?,
+            flows: KernelTable::take(ebpf, names::FLOWS, &ids)?,
+            ids,
+        };
+        tables.forget_unused_vteps()?;
+        Ok(tables)
+    }
+
+    /// The numbers of the VTEPs.
+    pub fn vtep_ids(&self) -> &VtepIds {
+        &self.ids
+    }
+
+    /// Forgets VTEPs that an earlier agent gave a number and no longer used.
+    fn forget_unused_vteps(&self) -> Result<(), DatapathError> {
+        let mut used: BTreeSet<[u8; 4]> = BTreeSet::new();
+        used.extend(self.vteps.entries()?.iter().map(|(key, _)| key.ip));
+        used.extend(self.underlay.entries()?.iter().map(|(ip, _)| *ip));
+        used.extend(self.flood_remote.entries()?.iter().map(|(_, ip)| *ip));
+        used.extend(self.learned.entries()?.iter().map(|(_, entry)| entry.vtep));
+        used.extend(self.fdb.entries()?.iter().map(|(_, entry)| entry.vtep));
+        self.ids.retain(|address| used.contains(&address))
     }
 }
 

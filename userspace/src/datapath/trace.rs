@@ -7,7 +7,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::DatapathError;
+use super::error::DatapathError;
 
 /// Reads the programs' log buffer and passes its lines to the `log` facade,
 /// which the agent bridges to `tracing`.

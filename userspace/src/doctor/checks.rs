@@ -4,7 +4,10 @@ use std::net::IpAddr;
 
 use culvert_common::abi::VXLAN_OVERHEAD;
 
-use super::{Bpffs, Facts, Finding, HostFacts, Level, Probe, UplinkFacts};
+use super::{
+    facts::{Bpffs, Facts, HostFacts, Probe, UplinkFacts},
+    finding::{Finding, Level},
+};
 
 /// The first kernel with tcx, to which the programs are attached.
 const LEAST_KERNEL: (u32, u32) = (6, 6);

@@ -1,12 +1,12 @@
 //! `culvert doctor --datapath`: how VXLAN comes in, and what it costs.
 
 use super::{
-    Finding, Level,
     checks::{ok, warning},
+    finding::{Finding, Level},
 };
 use crate::{
     choice::{self, Uplink},
-    cli::DatapathMode,
+    config::DatapathMode,
     datapath::Price,
     sandbox::GRO,
 };

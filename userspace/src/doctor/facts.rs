@@ -1,6 +1,9 @@
-//! What the doctor judges: kernel, privileges, uplinks, sockets.
+//! Facts about the host, as the kernel tells them.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use aya::programs::{ProgramType, SchedClassifier, TcAttachType};
 use aya::sys::is_program_supported;
@@ -9,20 +12,36 @@ use nix::sys::{
     utsname::uname,
 };
 
-use super::Subject;
 use crate::{
     netlink::{
         Link, Netlink, RX_UDP_GRO_FORWARDING,
         sockets::{LocalSocket, Transport, sockets},
     },
-    sandbox::run_in,
+    netns::run_in,
 };
 
 /// Merging of UDP datagrams into a list of packets. It merges VXLAN datagrams of different VNIs, as
 /// [`RX_UDP_GRO_FORWARDING`] does.
 const RX_GRO_LIST: &str = "rx-gro-list";
 
-/// All that [`examine`](super::examine) judges.
+/// What the agent uses, or is going to use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// Uplinks by name.
+    pub uplinks: Vec<String>,
+    /// UDP port for VXLAN.
+    pub vxlan_port: u16,
+    /// Directory of the pins.
+    pub bpffs: PathBuf,
+    /// Name and MTU in bytes of the overlay networks.
+    pub networks: Vec<(String, u16)>,
+    /// How far the store's clock is ahead of this host's, in ms. `None`: not known.
+    pub clock_offset_ms: Option<i64>,
+    /// An agent runs. A socket on the VXLAN port may then be its own.
+    pub agent_running: bool,
+}
+
+/// Everything that [`examine`](super::examine) looks at.
 #[derive(Clone, Debug)]
 pub struct Facts {
     /// Uplinks, port and pins of the agent.

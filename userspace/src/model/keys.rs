@@ -7,10 +7,11 @@ use std::{
 };
 
 use super::{Invalid, Name, Vni};
+use crate::store::{FollowOptions, Layout};
 
 /// Everything of Culvert lies below this prefix; `v1` is the layout of the keys.
 pub const ROOT: &str = "/culvert/v1/";
-/// The store's own mark (see [`crate::store::follow`]).
+/// Key of the [`StoreMark`](crate::store::StoreMark).
 pub const STORE: &str = "/culvert/v1/store";
 /// Prefix of [`Key::Network`].
 pub const NETWORKS: &str = "/culvert/v1/networks/";
@@ -26,6 +27,15 @@ pub const ENDPOINTS: &str = "/culvert/v1/endpoints/";
 pub const IPAM: &str = "/culvert/v1/ipam/";
 /// Prefix of [`Key::Vtep`].
 pub const VTEPS: &str = "/culvert/v1/vteps/";
+
+/// Layout of the keys, for a backend that reads [`ROOT`] as a whole.
+pub const LAYOUT: Layout =
+    Layout { root: ROOT, random: ENDPOINTS, ordered: IPAM, groups: NETWORKS, small: '@' };
+
+/// Options to follow everything of Culvert in a store.
+pub fn follow_options() -> FollowOptions {
+    FollowOptions::new(ROOT, STORE)
+}
 
 /// Longest identifier of an endpoint, in hexadecimal digits.
 const ID_DIGITS: usize = 64;

@@ -9,6 +9,7 @@
 //! * [`ops`]: pure plans: what a transaction must compare and write.
 //! * [`validate`]: refusals in one line.
 
+mod invalid;
 mod keys;
 mod name;
 pub mod ops;
@@ -20,6 +21,8 @@ mod types;
 pub mod validate;
 mod view;
 
+pub use crate::store::StoreMark;
+pub use invalid::Invalid;
 pub use keys::*;
 pub use name::Name;
 pub use ports::{Exposed, PortRequest, Publish, overlapping};

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::Invalid;
+use super::invalid::Invalid;
 
 /// Stands between a network's name and the node whose own it is. No name that a
 /// user gives has it.

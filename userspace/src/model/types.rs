@@ -1,4 +1,4 @@
-//! The records and the newtypes they are made of.
+//! The records of the store, and the newtypes of their fields.
 
 use std::{
     collections::BTreeMap,
@@ -13,16 +13,13 @@ use culvert_common::wire::ipv4::{PROTO_TCP, PROTO_UDP};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use super::{Name, name};
+use super::{
+    invalid::Invalid,
+    name::{self, Name},
+};
 
-/// Schema version of the records that this build writes and reads.
+/// Version of the records that this build writes, and the newest that it reads.
 pub const SCHEMA: u32 = 1;
-
-/// A value that a newtype of this module refuses: one line that names the
-/// thing, what is wrong with it and what would be right.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Invalid(pub String);
 
 /// A VXLAN network identifier: 1 to 2^24-1 (RFC 7348 §5: 24 bits).
 ///
@@ -251,7 +248,7 @@ pub struct Endpoint {
 impl Endpoint {
     /// A number that tells this endpoint from others: the beginning of its
     /// identifier, never 0.
-    pub fn generation(&self) -> u32 {
+    pub fn incarnation(&self) -> u32 {
         let digits = self.id.get(..8).unwrap_or(&self.id);
         u32::from_str_radix(digits, 16).unwrap_or(1).max(1)
     }
@@ -329,17 +326,6 @@ pub struct Alive {
     /// [`SCHEMA`].
     pub schema: u32,
     /// [`Node::id`] of that agent.
-    pub id: String,
-}
-
-/// `store`: written once, by whoever finds it missing in a store that holds
-/// nothing else he has seen. A store with another mark, or without one where
-/// there was one, is another store.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoreMark {
-    /// [`SCHEMA`].
-    pub schema: u32,
-    /// 64 hexadecimal digits.
     pub id: String,
 }
 

@@ -8,6 +8,7 @@ use std::{
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 use super::{Driver, Invalid, Network, Subnet};
+use crate::ipam;
 
 /// Smallest MTU of IPv4 (RFC 791 §3.2).
 pub const MIN_MTU: u32 = 68;
@@ -131,12 +132,6 @@ pub fn first_host(subnet: IpNetwork) -> IpAddr {
     }
 }
 
-/// Whether no host may have the address: network and broadcast address of
-/// IPv4, subnet-router anycast address of IPv6 (RFC 4291 §2.6.1).
-pub fn is_edge(subnet: IpNetwork, ip: IpAddr) -> bool {
-    ip == subnet.network() || (subnet.is_ipv4() && ip == subnet.broadcast())
-}
-
 /// Checks a gateway address against its subnet.
 ///
 /// # Errors
@@ -146,7 +141,7 @@ pub fn gateway(subnet: IpNetwork, gateway: IpAddr) -> Check {
     let right = first_host(subnet);
     if !subnet.contains(gateway) {
         invalid(format!("gateway {gateway} is outside subnet {subnet}: {right} would be valid"))
-    } else if is_edge(subnet, gateway) {
+    } else if ipam::is_edge(subnet, gateway) {
         invalid(format!(
             "gateway {gateway} is the network or broadcast address of {subnet}: {right} would be valid"
         ))

@@ -25,7 +25,7 @@ use rtnetlink::{
 use tokio::time::timeout;
 
 use super::{NetlinkError, Result};
-use crate::sandbox::run_in;
+use crate::netns::run_in;
 
 /// How long the kernel may take to answer. It answers at once; this is for an
 /// answer that cannot be decoded, which would otherwise be waited for for ever.

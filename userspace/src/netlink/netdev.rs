@@ -13,7 +13,7 @@ use rtnetlink::{
 };
 
 use super::Netlink;
-use crate::sandbox::run_in;
+use crate::netns::run_in;
 
 /// Lengths of `struct nlmsghdr` and `struct genlmsghdr`.
 const NLMSG_LEN: usize = 16;

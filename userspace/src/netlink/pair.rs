@@ -13,7 +13,7 @@ use super::{
     Link, Netlink, NetlinkError, Result, check_ifname,
     link::{check_mtu, named},
 };
-use crate::{model::MacAddr, sandbox::unnamed_netns};
+use crate::{model::MacAddr, netns::unnamed_netns};
 
 /// What a pair is made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

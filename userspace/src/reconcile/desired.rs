@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+use crate::datapath::entry::{FdbEntry, NeighEntry, VtepInfo};
 use culvert_common::abi::{
-    EndpointInfo, FdbEntry, FdbKey, NeighEntry, NeighKey, NetworkInfo, PublishedEntry,
-    PublishedKey, VtepInfo,
+    EndpointInfo, FdbKey, MappedAddr, NeighKey, NetworkInfo, PublishedEntry, PublishedKey,
 };
 
 use super::tables::{Gateway, NetworkState};
-use crate::model::{Driver, Endpoint, MacAddr, Name, Network, Node, View};
+use crate::model::{Endpoint, MacAddr, Name, Network, Node, View};
 
 /// What the state of the networks on this host follows from.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +65,6 @@ pub fn network_state(inputs: &Inputs<'_>, name: &Name) -> Option<NetworkState> {
     let mut state = NetworkState {
         vni,
         flags: flags(network),
-        mtu: network.mtu,
         endpoints: BTreeMap::new(),
         fdb: BTreeMap::new(),
         neighbours: BTreeMap::new(),
@@ -91,7 +90,7 @@ pub fn network_state(inputs: &Inputs<'_>, name: &Name) -> Option<NetworkState> {
         } else {
             continue;
         }
-        let neighbour = NeighEntry { mac: brief.mac.0, pad: [0; 2] };
+        let neighbour = NeighEntry { mac: brief.mac.0 };
         neighbours.extend(brief.addresses().map(|ip| (neighbour_key(vni, ip), neighbour)));
     }
     // Of two records that claim a MAC, the first by identifier has it, on every host the
@@ -103,7 +102,7 @@ pub fn network_state(inputs: &Inputs<'_>, name: &Name) -> Option<NetworkState> {
         state.vteps.entry(ip.octets()).or_insert(VtepInfo { foreign: 1 });
     }
     if let Some(Gateway { ip, mac, .. }) = state.gateway {
-        let neighbour = NeighEntry { mac, pad: [0; 2] };
+        let neighbour = NeighEntry { mac };
         state.neighbours.insert(NeighKey::v4(vni, ip), neighbour);
     }
     Some(state)
@@ -121,16 +120,16 @@ fn published(
     endpoint: &Endpoint,
     ifindex: u32,
 ) -> impl Iterator<Item = (PublishedKey, PublishedEntry)> {
-    let addr = endpoint.ipv4.map(|ip| ip.octets());
+    let addr = endpoint.ipv4.map(|ip| MappedAddr::v4(ip.octets()));
     endpoint.ports.iter().filter_map(move |port| {
         let key = PublishedKey {
-            addr: port.host_ip.octets(),
+            addr: MappedAddr::v4(port.host_ip.octets()),
             port: port.host_port.to_be_bytes(),
             protocol: port.protocol.number(),
             pad: 0,
         };
         let port = port.container_port.to_be_bytes();
-        Some((key, PublishedEntry { vni, ifindex, addr: addr?, port, pad: 0 }))
+        Some((key, PublishedEntry { addr: addr?, vni, ifindex, port, pad: 0, seal: 0 }))
     })
 }
 
@@ -148,9 +147,6 @@ fn flags(network: &Network) -> u32 {
     if !network.may_overlap() {
         flags |= NetworkInfo::HOST_ACCESS;
     }
-    if network.driver == Driver::Bridge {
-        flags |= NetworkInfo::LOCAL;
-    }
     flags
 }
 
@@ -166,7 +162,9 @@ fn endpoint_info(network: &Network, endpoint: &Endpoint) -> EndpointInfo {
         ipv6: endpoint.ipv6.map(|ip| ip.octets()).unwrap_or_default(),
         bum_rate: bum.rate,
         bum_burst: bum.burst,
-        generation: endpoint.generation(),
+        incarnation: endpoint.incarnation(),
+        policy: 0,
+        seal: 0,
     }
 }
 
@@ -196,7 +194,7 @@ fn first_of_each<K: Ord, V>(mut entries: Vec<(K, V)>) -> BTreeMap<K, V> {
 mod tests {
     use super::*;
     use crate::{
-        model::{Key, ops},
+        model::{Driver, Key, ops},
         store::{Entry, Snapshot, Write},
     };
 
@@ -322,7 +320,7 @@ mod tests {
         assert_eq!(info.ipv6, web.ipv6.unwrap().octets());
         assert_eq!((info.bum_rate, info.bum_burst), (Bum::DEFAULT.rate, Bum::DEFAULT.burst));
         assert_eq!(info.flags, 0);
-        assert_ne!(info.generation, 0);
+        assert_ne!(info.incarnation, 0);
         let local = FdbEntry { ifindex: 42, vtep: [0; 4] };
         let remote = FdbEntry { ifindex: 0, vtep: [192, 0, 2, 2] };
         assert_eq!(
@@ -333,7 +331,7 @@ mod tests {
             ])
         );
         for endpoint in [&web, &db] {
-            let entry = NeighEntry { mac: endpoint.mac.0, pad: [0; 2] };
+            let entry = NeighEntry { mac: endpoint.mac.0 };
             for key in [
                 NeighKey::v4(vni, endpoint.ipv4.unwrap().octets()),
                 NeighKey::v6(vni, endpoint.ipv6.unwrap().octets()),

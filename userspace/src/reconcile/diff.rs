@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use crate::datapath::entry::{FdbEntry, NeighEntry, UnderlayPath, VtepInfo, VtepKey};
 use culvert_common::abi::{
-    EndpointInfo, FdbEntry, FdbKey, FloodKey, NeighEntry, NeighKey, NetworkInfo, PublishedEntry,
-    PublishedKey, UnderlayPath, VtepInfo, VtepKey,
+    EndpointInfo, FdbKey, FloodKey, NeighKey, NetworkInfo, PublishedEntry, PublishedKey,
 };
 
 use super::tables::Tables;

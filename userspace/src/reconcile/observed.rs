@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use culvert_common::abi::UnderlayPath;
-
-use super::{diff::Op, reconciler::Kernel, tables::Tables};
+use super::{diff::Op, kernel::Kernel, tables::Tables};
+use crate::datapath::entry::UnderlayPath;
 
 /// The contents of the maps, by VNI. Entries that were written during the read may be old or new.
 #[derive(Debug, Default)]

@@ -6,7 +6,8 @@ use std::{
     net::IpAddr,
 };
 
-use culvert_common::abi::{FdbEntry, FdbKey, NeighEntry, NeighKey, VtepInfo, VtepKey};
+use crate::datapath::entry::{FdbEntry, NeighEntry, VtepInfo, VtepKey};
+use culvert_common::abi::{FdbKey, NeighKey};
 
 use super::{
     desired::{Inputs, neighbour_key, vtep_of},
@@ -128,7 +129,7 @@ pub fn network_patch(
             return None;
         }
         let owner = owner.filter(|ep| vtep_of(inputs, ep.node).is_some());
-        let entry = owner.map(|ep| NeighEntry { mac: ep.mac.0, pad: [0; 2] });
+        let entry = owner.map(|ep| NeighEntry { mac: ep.mac.0 });
         patch.neighbours.insert(neighbour_key(vni, ip), entry);
     }
     for vtep in vteps {

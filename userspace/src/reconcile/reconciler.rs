@@ -2,38 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use culvert_common::abi::{UnderlayPath, VtepKey};
+use crate::datapath::entry::{UnderlayPath, VtepKey};
 
 use super::{
     diff::{Op, diff},
     flood::assign_slots,
+    kernel::Kernel,
     observed::Observed,
     patch::Patch,
     tables::{NetworkState, Tables},
 };
-
-/// The maps, as the reconciler sees them.
-pub trait Kernel {
-    /// Why a map could not be read or written.
-    type Error: std::error::Error + Send + Sync + 'static;
-
-    /// Reads every table. Entries may change meanwhile: each is as it was at some time of the call.
-    fn dump(&self) -> Result<Tables, Self::Error>;
-
-    /// Carries out one step. To put what is there and to remove what is not
-    /// are no errors.
-    fn apply(&self, op: &Op) -> Result<(), Self::Error>;
-
-    /// Carries out the first of these steps, and as many behind it as it can do at once.
-    /// Returns how many were done, and what kept it from the next one.
-    fn put_all(&self, ops: &[Op]) -> (usize, Option<Self::Error>) {
-        match ops.first().map(|op| self.apply(op)) {
-            Some(Ok(())) => (1, None),
-            Some(Err(error)) => (0, Some(error)),
-            None => (0, None),
-        }
-    }
-}
 
 /// A step that the kernel refused. The steps before it are done, those after
 /// it are not; to reconcile again is safe.
@@ -44,6 +22,15 @@ pub struct ApplyError<E: std::error::Error + 'static> {
     pub op: Box<Op>,
     /// What the kernel said.
     pub source: E,
+}
+
+/// How many entries the large maps have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Entries of `FDB`.
+    pub fdb: usize,
+    /// Entries of `NEIGHBOURS`.
+    pub neighbours: usize,
 }
 
 /// Knows what the kernel holds, without reading it again for every change.
@@ -71,6 +58,8 @@ pub struct Reconciler {
     /// The steps that were carried out since [`Reconciler::begin_read`]; `None` while the maps
     /// are not read.
     written: Option<Vec<Op>>,
+    /// Sums over all of `networks`.
+    counts: Counts,
 }
 
 impl Reconciler {
@@ -92,12 +81,20 @@ impl Reconciler {
         (self.networks, self.underlay) = observed.into_parts();
         self.users.clear();
         self.owners.clear();
+        self.counts = Counts::default();
         for (vni, tables) in &self.networks {
+            self.counts.fdb += tables.fdb.len();
+            self.counts.neighbours += tables.neighbours.len();
             self.owners.extend(tables.endpoints.keys().map(|ifindex| (*ifindex, *vni)));
             for key in tables.vteps.keys() {
                 *self.users.entry(key.ip).or_default() += 1;
             }
         }
+    }
+
+    /// How many entries the large maps have. Takes the same time whatever they hold.
+    pub fn counts(&self) -> Counts {
+        self.counts
     }
 
     /// VNIs of which the kernel holds anything.
@@ -192,6 +189,8 @@ impl Reconciler {
         let before: BTreeSet<[u8; 4]> = observed.vteps.keys().map(|key| key.ip).collect();
         let mut done = 0;
         let outcome = self.run(kernel, ops, &mut done, &before, after);
+        self.counts.fdb -= observed.fdb.len();
+        self.counts.neighbours -= observed.neighbours.len();
         let mut now = observed;
         match laid.filter(|_| outcome.is_ok()) {
             Some(laid) => now = laid,
@@ -205,6 +204,8 @@ impl Reconciler {
         for ip in held.difference(&before) {
             *self.users.entry(*ip).or_default() += 1;
         }
+        self.counts.fdb += now.fdb.len();
+        self.counts.neighbours += now.neighbours.len();
         if !now.is_empty() {
             self.networks.insert(vni, now);
         }

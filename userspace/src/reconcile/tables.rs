@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::datapath::entry::{FdbEntry, NeighEntry, UnderlayPath, VtepInfo, VtepKey};
 use culvert_common::abi::{
-    EndpointInfo, FdbEntry, FdbKey, FloodKey, NeighEntry, NeighKey, NetworkInfo, PublishedEntry,
-    PublishedKey, UnderlayPath, VtepInfo, VtepKey,
+    EndpointInfo, FdbKey, FloodKey, NeighKey, NetworkInfo, PublishedEntry, PublishedKey,
 };
 
 use super::flood::assign_slots;
@@ -97,8 +97,6 @@ pub struct NetworkState {
     pub vni: u32,
     /// [`NetworkInfo::flags`].
     pub flags: u32,
-    /// [`NetworkInfo::mtu`].
-    pub mtu: u16,
     /// Local endpoints by host-side interface index.
     pub endpoints: BTreeMap<u32, EndpointInfo>,
     /// Where each MAC is.
@@ -135,12 +133,11 @@ impl NetworkState {
         let flood_remote = assign_slots(vni, &peers, &observed.flood_remote);
         let info = NetworkInfo {
             flags: self.flags,
-            mtu: self.mtu,
-            pad: 0,
             gateway_ifindex: self.gateway.map_or(0, |gateway| gateway.ifindex),
             gateway_ip: self.gateway.map(|gateway| gateway.ip).unwrap_or_default(),
             gateway_mac: self.gateway.map(|gateway| gateway.mac).unwrap_or_default(),
-            pad2: [0; 2],
+            pad: [0; 2],
+            seal: 0,
             local_ports: u32::try_from(flood_local.len()).unwrap_or(u32::MAX),
             remote_vteps: u32::try_from(flood_remote.len()).unwrap_or(u32::MAX),
         };

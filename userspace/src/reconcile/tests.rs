@@ -5,10 +5,8 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
-use culvert_common::abi::{
-    EndpointInfo, FdbEntry, FdbKey, FloodKey, NeighEntry, NeighKey, NetworkInfo, UnderlayPath,
-    VtepInfo, VtepKey,
-};
+use crate::datapath::entry::{FdbEntry, NeighEntry, UnderlayPath, VtepInfo, VtepKey};
+use culvert_common::abi::{EndpointInfo, FdbKey, FloodKey, NeighKey, NetworkInfo};
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
@@ -113,10 +111,10 @@ prop_compose! {
     ) -> NetworkState {
         let info = |mac: u8| EndpointInfo {
             vni, flags: 0, mac: [2, 0, 0, 0, 0, mac], mtu, ipv4: [10, 0, 0, mac],
-            ipv6: [0; 16], bum_rate: 0, bum_burst: 0, generation: 1,
+            incarnation: 1, ..EndpointInfo::NONE
         };
         let mut state = NetworkState {
-            vni, flags: 0, mtu,
+            vni, flags: 0,
             endpoints: local.iter().map(|(ifindex, mac)| (*ifindex, info(*mac))).collect(),
             fdb: BTreeMap::new(), neighbours: BTreeMap::new(), vteps: BTreeMap::new(),
             gateway: None, published: BTreeMap::new(),
@@ -135,7 +133,7 @@ prop_compose! {
             state.vteps.entry([192, 0, 2, *vtep]).or_insert(VtepInfo { foreign: 1 });
         }
         for key in state.fdb.keys() {
-            let neighbour = NeighEntry { mac: key.mac, pad: [0; 2] };
+            let neighbour = NeighEntry { mac: key.mac };
             state.neighbours.insert(NeighKey::v4(vni, [10, 0, 0, key.mac[5]]), neighbour);
         }
         state
@@ -180,7 +178,6 @@ fn strays() -> impl Strategy<Value = Tables> {
             for (vni, local_ports, remote_vteps) in networks {
                 let info = NetworkInfo {
                     flags: 1,
-                    mtu: 9,
                     local_ports,
                     remote_vteps,
                     ..bytemuck::Zeroable::zeroed()
@@ -190,7 +187,7 @@ fn strays() -> impl Strategy<Value = Tables> {
             for (vni, mac, ifindex) in fdb {
                 let key = FdbKey::new(vni, [2, 0, 0, 0, 0, mac]);
                 tables.fdb.insert(key, FdbEntry { ifindex, vtep: [9; 4] });
-                let neighbour = NeighEntry { mac: [9; 6], pad: [0; 2] };
+                let neighbour = NeighEntry { mac: [9; 6] };
                 tables.neighbours.insert(NeighKey::v4(vni, [10, 0, 0, mac]), neighbour);
             }
             for (vni, ip) in vteps {
@@ -285,6 +282,13 @@ fn torn(before: &Tables, after: &Tables, coins: &[bool]) -> Tables {
     }
 }
 
+/// That the counts are those of the maps.
+fn assert_counted(reconciler: &Reconciler, maps: &Maps) {
+    let held = maps.tables.borrow();
+    let counts = Counts { fdb: held.fdb.len(), neighbours: held.neighbours.len() };
+    assert_eq!(reconciler.counts(), counts);
+}
+
 proptest! {
     #[test]
     fn any_sequence_of_states_converges_and_no_step_breaks_the_path(
@@ -296,6 +300,7 @@ proptest! {
         for state in &states {
             pass(&mut reconciler, &maps, state).unwrap();
             assert_holds(&maps, state);
+            assert_counted(&reconciler, &maps);
             prop_assert_eq!(pass(&mut reconciler, &maps, state).unwrap(), 0, "second pass");
         }
     }
@@ -305,8 +310,10 @@ proptest! {
         let maps = Maps { tables: RefCell::new(tables), ..Maps::default() };
         let mut reconciler = Reconciler::default();
         adopt(&mut reconciler, &maps);
+        assert_counted(&reconciler, &maps);
         pass(&mut reconciler, &maps, &state).unwrap();
         assert_holds(&maps, &state);
+        assert_counted(&reconciler, &maps);
         // What the reconciler remembers is what the maps hold.
         adopt(&mut reconciler, &maps);
         prop_assert_eq!(pass(&mut reconciler, &maps, &state).unwrap(), 0, "second pass");
@@ -342,6 +349,7 @@ proptest! {
         maps.fail_at = Some(fail_at);
         let failed = pass(&mut reconciler, &maps, &second).is_err();
         prop_assert_eq!(failed, *maps.steps.borrow() == fail_at + 1);
+        assert_counted(&reconciler, &maps);
         maps.fail_at = None;
         pass(&mut reconciler, &maps, &second).unwrap();
         assert_holds(&maps, &second);
@@ -366,7 +374,6 @@ fn a_change_in_one_network_touches_no_other() {
     let state = |vni: u32, ifindex: u32| NetworkState {
         vni,
         flags: 0,
-        mtu: 1450,
         endpoints: BTreeMap::from([(
             ifindex,
             EndpointInfo { vni, mtu: 1450, ..bytemuck::Zeroable::zeroed() },

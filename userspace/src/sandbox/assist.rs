@@ -14,10 +14,11 @@
 //!
 //! Without either all goes on, only slower; so nothing fails for them.
 
-use super::{Result, SandboxError, endpoint_of, run_in, sysctl};
+use super::{Result, SandboxError, endpoint_of, sysctl};
 use crate::{
     model::MacAddr,
     netlink::{Link, Netlink, NetlinkError},
+    netns::run_in,
 };
 
 /// Name of the vxlan device. No other of ours can have it: a gateway device has a number

@@ -4,10 +4,11 @@ use std::{net::IpAddr, os::fd::AsFd};
 
 use ipnetwork::IpNetwork;
 
-use super::{Result, Sandbox, SandboxError, same_namespace, sysctl};
+use super::{Result, SandboxError, sysctl};
 use crate::{
     model::MacAddr,
     netlink::{ENCAPSULATION_OFFLOADS, Link, Netlink, PairKind, PairSpec},
+    netns::{Netns, run_in, same_namespace},
 };
 
 /// Start of the alias that marks a host-side interface as ours.
@@ -70,8 +71,8 @@ pub fn endpoint_of(link: &Link) -> Option<&str> {
 ///
 /// # Errors
 /// The kernel does not answer.
-pub async fn free_ifname(sandbox: &Sandbox, reserved: &[String]) -> Result<String> {
-    let links = sandbox.netlink()?.links().await?;
+pub async fn free_ifname(sandbox: &Netns, reserved: &[String]) -> Result<String> {
+    let links = Netlink::in_netns(sandbox.as_fd())?.links().await?;
     let taken = |name: &str| {
         links.iter().any(|link| link.name == name) || reserved.iter().any(|other| other == name)
     };
@@ -98,7 +99,7 @@ pub async fn free_ifname(sandbox: &Sandbox, reserved: &[String]) -> Result<Strin
 ///
 /// # Errors
 /// The name is taken in the sandbox, the MTU is out of range, or the kernel refuses.
-pub async fn plug(netlink: &Netlink, spec: &PlugSpec, sandbox: &Sandbox) -> Result<Plugged> {
+pub async fn plug(netlink: &Netlink, spec: &PlugSpec, sandbox: &Netns) -> Result<Plugged> {
     let plugged = plug_closed(netlink, spec, sandbox).await?;
     let opened = open_port(netlink, &spec.host_ifname).await?;
     Ok(Plugged { changed: plugged.changed || opened, ..plugged })
@@ -110,8 +111,8 @@ pub async fn plug(netlink: &Netlink, spec: &PlugSpec, sandbox: &Sandbox) -> Resu
 ///
 /// # Errors
 /// As [`plug`].
-pub async fn plug_closed(netlink: &Netlink, spec: &PlugSpec, sandbox: &Sandbox) -> Result<Plugged> {
-    let inside = sandbox.netlink()?;
+pub async fn plug_closed(netlink: &Netlink, spec: &PlugSpec, sandbox: &Netns) -> Result<Plugged> {
+    let inside = Netlink::in_netns(sandbox.as_fd())?;
     let mut changed = false;
     let host = match find_pair(netlink, &inside, spec, sandbox).await? {
         Some((host, peer)) => {
@@ -163,7 +164,7 @@ fn pending(link: Option<Link>, name: &str) -> Result<Link> {
     link.ok_or_else(|| crate::netlink::NetlinkError::NoSuchInterface(name.to_owned()).into())
 }
 
-fn taken(spec: &PlugSpec, sandbox: &Sandbox) -> SandboxError {
+fn taken(spec: &PlugSpec, sandbox: &Netns) -> SandboxError {
     SandboxError::InterfaceTaken { ifname: spec.ifname.clone(), sandbox: sandbox.path().to_owned() }
 }
 
@@ -187,7 +188,7 @@ async fn find_pair(
     netlink: &Netlink,
     inside: &Netlink,
     spec: &PlugSpec,
-    sandbox: &Sandbox,
+    sandbox: &Netns,
 ) -> Result<Option<(Link, Link)>> {
     let Some(host) = netlink.link(&spec.host_ifname).await? else { return Ok(None) };
     check_owner(&host, &spec.endpoint_id)?;
@@ -210,7 +211,7 @@ async fn find_pair(
 }
 
 /// Gives the sandbox side the name it should have. It loses its routes.
-async fn rename(inside: &Netlink, peer: &Link, spec: &PlugSpec, sandbox: &Sandbox) -> Result<()> {
+async fn rename(inside: &Netlink, peer: &Link, spec: &PlugSpec, sandbox: &Netns) -> Result<()> {
     if inside.link(&spec.ifname).await?.is_some() {
         return Err(taken(spec, sandbox));
     }
@@ -230,7 +231,7 @@ pub async fn open_port(netlink: &Netlink, host_ifname: &str) -> Result<bool> {
     // The host has no business of its own on this link: no address of any
     // kind, not even a link-local one, and nothing it sends by itself.
     let quiet = host_ifname.to_owned();
-    super::run_in(netlink.netns(), || sysctl::set("ipv6", &quiet, "disable_ipv6", "1").map(drop))??;
+    run_in(netlink.netns(), || sysctl::set("ipv6", &quiet, "disable_ipv6", "1").map(drop))??;
     netlink.set_up(host_ifname).await?;
     Ok(true)
 }
@@ -250,7 +251,7 @@ async fn host_side(netlink: &Netlink, host: &Link, spec: &PlugSpec) -> Result<bo
     Ok(changed)
 }
 
-async fn sandbox_side(inside: &Netlink, spec: &PlugSpec, sandbox: &Sandbox) -> Result<bool> {
+async fn sandbox_side(inside: &Netlink, spec: &PlugSpec, sandbox: &Netns) -> Result<bool> {
     let name = spec.ifname.as_str();
     let mut changed = false;
     if inside.link("lo").await?.is_some_and(|lo| !lo.up) {

@@ -5,27 +5,18 @@ use std::{io, path::PathBuf};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
-use crate::netlink::NetlinkError;
+use crate::{netlink::NetlinkError, netns::NetnsError};
 
 /// Why an operation on a sandbox failed: one line.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// The name of a sandbox to make is in use.
-    #[error("sandbox {} exists already: choose another name, or remove it with 'ip netns del'", .0.display())]
-    Taken(PathBuf),
-    /// Nothing is at that path.
-    #[error("network namespace {} does not exist: a path as in /run/netns/NAME or /proc/PID/ns/net is valid", .0.display())]
-    Missing(PathBuf),
-    /// There is no such process.
-    #[error("process {0} does not exist: the pid of a running process is valid")]
-    DeadProcess(i32),
-    /// Something else is at that path.
-    #[error("{} is not a network namespace: a path as in /run/netns/NAME or /proc/PID/ns/net is valid", .0.display())]
-    NotNetns(PathBuf),
-    /// Missing privilege.
+    /// A network namespace cannot be made, opened or entered.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The process may not do that.
     #[error("{0}: permission denied: run as root, CAP_SYS_ADMIN and CAP_NET_ADMIN are needed")]
     Permission(String),
-    /// The interface that a sandbox is to get is in it already and not ours.
+    /// The sandbox has an interface of the wanted name that Culvert did not make.
     #[error("interface name {ifname} is taken in {}: choose another with --ifname", .sandbox.display())]
     InterfaceTaken {
         /// Interface.
@@ -33,15 +24,15 @@ pub enum SandboxError {
         /// Sandbox.
         sandbox: PathBuf,
     },
-    /// The host has an interface of that name that is not ours.
+    /// The host has an interface of the wanted name that Culvert did not make.
     #[error("interface {ifname} of the host is not {owner}: remove it")]
     ForeignInterface {
         /// Interface.
         ifname: String,
-        /// Whose it should be.
+        /// The endpoint or network that the interface should belong to.
         owner: String,
     },
-    /// The kernel has no IPv6 on the interface that is to have such an address.
+    /// The kernel has no IPv6 on an interface that is to get an IPv6 address.
     #[error(
         "interface {ifname} cannot have {address}: IPv6 needs an MTU of 1280 or more (it is {mtu}) and a kernel that has IPv6"
     )]
@@ -53,15 +44,15 @@ pub enum SandboxError {
         /// MTU, in bytes.
         mtu: u32,
     },
-    /// An interface, address or route.
+    /// The kernel refused an interface, an address or a route.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// Anything else.
+    /// The kernel refused for another reason.
     #[error("{what}: {source}")]
     Io {
         /// The operation and what it was applied to.
         what: String,
-        /// Why.
+        /// The kernel's error.
         source: io::Error,
     },
 }

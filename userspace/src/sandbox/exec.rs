@@ -24,7 +24,8 @@ use nix::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, oneshot};
 
-use super::{Sandbox, SandboxError, mounts, signals::Signals};
+use super::{SandboxError, mounts, signals::Signals};
+use crate::netns::Netns;
 
 /// Signal handlers are the process's: one supervisor at a time.
 static SUPERVISOR: Mutex<()> = Mutex::const_new(());
@@ -157,7 +158,7 @@ fn start(spec: &SuperviseSpec) -> Result<Pid, ExecError> {
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
     }
     if let Some(path) = &spec.netns {
-        let sandbox = Sandbox::open(path)?;
+        let sandbox = Netns::open(path).map_err(SandboxError::from)?;
         setns(&sandbox, CloneFlags::CLONE_NEWNET).map_err(|errno| {
             SandboxError::io(format!("entering network namespace {}", path.display()), errno)
         })?;

@@ -10,10 +10,11 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::IpNetwork;
 
-use super::{Result, SandboxError, run_in, sysctl};
+use super::{Result, SandboxError, sysctl};
 use crate::{
     model::MacAddr,
     netlink::{Link, Netlink},
+    netns::run_in,
 };
 
 /// Start of the alias that marks a gateway device; the VNI follows.

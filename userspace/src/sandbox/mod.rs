@@ -1,10 +1,9 @@
-//! Network namespaces and what is put into them.
+//! What is put into the network namespace of a container, its *sandbox*, and beside it.
 //!
-//! * [`Sandbox`]: a namespace, made as `ip netns add` makes it.
 //! * [`plug`] and [`unplug`]: the pair of devices between the host and a sandbox.
 //! * [`plug_gateway`]: the device that is a network's gateway on this host.
-//! * [`keep_gro`] and [`keep_room`]: two devices that no packet crosses and that make the
-//!   programs' work less.
+//! * [`keep_gro`] and [`keep_room`]: two devices without packets that make the BPF programs
+//!   faster.
 //! * [`supervise`]: programs that run in a sandbox.
 
 mod assist;
@@ -14,7 +13,6 @@ mod error;
 mod exec;
 mod gateway;
 mod mounts;
-mod netns;
 mod signals;
 mod sysctl;
 
@@ -30,7 +28,6 @@ pub use gateway::{
     GatewaySpec, allow_loopback, gateway_ifname, gateway_of, keep_forwarding, open_gateway,
     plug_gateway, unplug_gateway,
 };
-pub use netns::{NetnsId, Sandbox, run_in, same_namespace, unnamed_netns};
 
-/// Answer of this module.
+/// Result of this module.
 pub type Result<T, E = SandboxError> = std::result::Result<T, E>;

@@ -1,19 +1,16 @@
 //! Follows a store for as long as the agent lives.
 //!
-//! The rule: list at revision R, watch from R+1; after a break, watch again
-//! from the last revision seen; if the history in between is compacted, list
-//! again and deliver the difference to what was last seen. A read that fails
-//! deletes nothing: whoever follows keeps what it has.
+//! The follower lists the keys at revision R and watches from R+1. After a break it watches
+//! again from the last revision that it saw. If the store has compacted the history in between,
+//! the follower lists again and delivers the difference. A read that fails deletes nothing: the
+//! receiver keeps what it has.
 //!
-//! Neither does a read of *another* store delete anything. An etcd that came
-//! back wiped answers correctly and holds nothing; taken at its word it would
-//! end every container's network. The follower knows the store by its mark
-//! (the key `/culvert/v1/store`, written once by the first follower to find it
-//! missing) and by its revision, which never goes back. When either differs it
-//! reports "replaced", delivers nothing, and looks again from time to time: the
-//! operator may restore a backup. If the new store is meant, the operator says
-//! so by removing what the agent remembers of the old one and restarting it
-//! ([`FollowOptions::known`] empty), or through [`Follower::accept`].
+//! A read of *another* store deletes nothing either. An etcd that came back wiped answers
+//! correctly and holds nothing; to believe it would end every container's network. The follower
+//! knows the store by its [`StoreMark`] and by its revision, which never decreases. If one of
+//! them differs, the follower reports [`Health::replaced`], delivers nothing, and looks again
+//! from time to time: the operator may restore a backup. The receiver accepts another store
+//! with a new follower without [`FollowOptions::known`], or with [`Follower::accept`].
 
 mod seen;
 
@@ -28,78 +25,78 @@ use tokio::{
 
 use self::seen::Seen;
 use super::{
-    Change, Compare, Entry, Outcome, Revision, StateStore, StoreError, Write, retry::Backoff,
+    Change, Compare, Entry, Outcome, Revision, StateStore, StoreError, StoreMark, Write,
+    retry::Backoff,
 };
-use crate::model::{Key, ROOT, SCHEMA, STORE, StoreMark, decode, encode, ops::new_id};
 
-/// Updates that may wait for their receiver before the follower does.
+/// How many updates may wait for their receiver before the follower waits.
 const QUEUE: usize = 64;
-/// Changes of a list that make an update of their own, so that they are taken in while
+/// A list is delivered in updates of so many changes, so that the receiver works on them while
 /// the rest is read.
 const PART: usize = 4096;
-/// A watch that held this long was a good one: the next break starts the
-/// backoff over.
+/// After a watch of this length, the next break starts the backoff anew.
 const STABLE: Duration = Duration::from_secs(5);
 
-/// What happened in the store.
+/// Changes of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Update {
     /// The receiver has now seen everything up to this revision.
     pub revision: Revision,
-    /// Changes in order. After a list they are the difference to what was seen
-    /// before; a deletion among them bears the revision of the list.
+    /// Changes in order. After a list they are the difference to the keys seen before; a deletion
+    /// then has the revision of the list.
     pub changes: Vec<Change>,
-    /// This is of a whole list: the first update is, and the changes of a
-    /// later one may stand for several each.
+    /// The update is of a whole list. A change may then stand for several changes of a key.
     pub resync: bool,
-    /// How the reading of a whole list went: with this update it is complete. A large one
-    /// comes in several, of which the others bear the revision from before.
+    /// Set in the last update of a list. The updates before it have the revision from before the
+    /// list.
     pub listed: Option<Listed>,
 }
 
-/// How the reading of a whole list went.
+/// Size and duration of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listed {
     /// Keys in the list.
     pub keys: usize,
-    /// When it began.
+    /// When the list began.
     pub began: Instant,
-    /// How long it took until the last key was here.
+    /// How long it took until the last key was received.
     pub took: Duration,
 }
 
-/// How the follower is doing.
+/// State of the exchange with the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
     /// The last exchange with the store succeeded.
     pub healthy: bool,
     /// The last error, while unhealthy; one line.
     pub error: Option<String>,
-    /// Up to where the store has been seen.
+    /// The revision up to which the store has been seen.
     pub revision: Revision,
     /// The store's mark, once known.
     pub mark: Option<String>,
+    /// The store is another one than before. Nothing of it is delivered.
+    pub replaced: bool,
 }
 
-/// What a follower does.
+/// Options of a follower.
 #[derive(Clone, Debug)]
 pub struct FollowOptions {
     /// Prefix of the keys to follow; the mark must lie below it.
     pub prefix: String,
     /// Key of the store's mark.
     pub mark_key: String,
-    /// The mark and the revision that an earlier run has seen, if the store
-    /// must still be the same one.
+    /// Mark and revision that an earlier run has seen. `None`: any store is followed.
     pub known: Option<(String, Revision)>,
     /// Delays while the store does not answer.
     pub backoff: Backoff,
 }
 
-impl Default for FollowOptions {
-    fn default() -> Self {
+impl FollowOptions {
+    /// Follows `prefix` in whatever store is there, with the mark at `mark_key`.
+    pub fn new(prefix: &str, mark_key: &str) -> Self {
         Self {
-            prefix: ROOT.to_owned(),
-            mark_key: STORE.to_owned(),
+            prefix: prefix.to_owned(),
+            mark_key: mark_key.to_owned(),
             known: None,
             backoff: Backoff::unavailable(),
         }
@@ -149,8 +146,8 @@ impl Follower {
         self.health.clone()
     }
 
-    /// Takes a store that was reported as replaced for what it is: what it
-    /// does not hold is then deleted. Without effect on a store that was not.
+    /// Accepts a store that was reported as replaced: keys that it does not have are deleted.
+    /// No effect on a store that was not replaced.
     pub fn accept(&self) {
         self.accept.notify_one();
     }
@@ -175,11 +172,11 @@ struct Worker {
     /// Revision up to which everything is delivered.
     last: Option<Revision>,
     mark: Option<String>,
-    /// The store was last found to be another one.
+    /// The store was another one when it was last checked.
     replaced: bool,
 }
 
-/// Why the worker cannot go on as it does.
+/// Why the worker stops what it does.
 enum Break {
     /// The receiver is gone.
     Closed,
@@ -215,7 +212,7 @@ impl Worker {
                 }
                 Err(Break::Replaced(why)) => {
                     if !self.replaced {
-                        // An acceptance from before does not count.
+                        // An acceptance from before the replacement has no effect.
                         let _ = self.accept.notified().now_or_never();
                         self.replaced = true;
                     }
@@ -241,6 +238,7 @@ impl Worker {
                 tracing::warn!("{why}");
             }
             health.healthy = false;
+            health.replaced = self.replaced;
             health.error = Some(why);
             news
         });
@@ -253,6 +251,7 @@ impl Worker {
                 error: None,
                 revision: self.last.unwrap_or_default(),
                 mark: self.mark.clone(),
+                replaced: false,
             };
             let news = *health != now;
             if !health.healthy {
@@ -270,8 +269,8 @@ impl Worker {
 
     /// Reads everything, and delivers the difference to what was seen, as it comes.
     ///
-    /// Nothing of it is delivered before it is known whose it is. If the rest cannot be
-    /// read, what was delivered is as true as what a watch would have told.
+    /// Nothing is delivered before the mark has been checked. If the rest cannot be read, the
+    /// delivered part is still correct, as that of a watch.
     async fn list(&mut self) -> Result<(), Break> {
         let began = Instant::now();
         let mut pages = self.store.list(&self.prefix).await?;
@@ -287,7 +286,7 @@ impl Worker {
                 if self.mark.is_none() {
                     match self.mark_in(&page.entries) {
                         Some(mark) => self.mark = Some(mark),
-                        // Written now, it is in the next list.
+                        // The next list has the mark.
                         None if self.write_mark(page.revision).await? => return Err(Break::Relist),
                         None => {}
                     }
@@ -316,7 +315,7 @@ impl Worker {
         self.send(Update { revision, changes, resync: true, listed }).await
     }
 
-    /// Is this still the store that was listed?
+    /// Checks that this is still the store that was listed.
     async fn check_same(&mut self) -> Result<(), Break> {
         let snapshot = self.store.snapshot(&self.mark_key).await?;
         self.same_store(snapshot.revision, &snapshot.entries)
@@ -326,14 +325,14 @@ impl Worker {
         let Some(last) = self.last else { return Ok(()) };
         if revision < last {
             return Err(Break::Replaced(format!(
-                "store: replaced: it is at revision {revision} and was at {last}; nothing is deleted; restore it, or restart the agent to accept it"
+                "store: replaced: it is at revision {revision} and was at {last}; nothing is deleted"
             )));
         }
         let Some(mark) = &self.mark else { return Ok(()) };
         match self.mark_in(entries) {
             Some(found) if found == *mark => Ok(()),
             found => Err(Break::Replaced(format!(
-                "store: replaced: its mark at {} is {} and was {mark}; nothing is deleted; restore it, or restart the agent to accept it",
+                "store: replaced: its mark at {} is {} and was {mark}; nothing is deleted",
                 self.mark_key,
                 found.as_deref().unwrap_or("missing")
             ))),
@@ -342,17 +341,17 @@ impl Worker {
 
     fn mark_in(&self, entries: &[Entry]) -> Option<String> {
         let entry = entries.iter().find(|entry| entry.key == self.mark_key)?;
-        match decode::<StoreMark>(&Key::Store, &entry.value).into_result() {
-            Ok(mark) => Some(mark.id),
-            // Of a newer Culvert, or garbage: it still tells stores apart.
-            Err(_) => Some(format!("unreadable, of revision {}", entry.mod_revision)),
+        match StoreMark::decode(&entry.value) {
+            Some(mark) => Some(mark.id),
+            // Its revision tells stores apart as well.
+            None => Some(format!("unreadable, of revision {}", entry.mod_revision)),
         }
     }
 
-    /// Marks the store. `false`: it may not be written, and has to do without.
+    /// Writes the mark. `false`: the store refuses, and is followed without a mark.
     async fn write_mark(&self, revision: Revision) -> Result<bool, Break> {
-        let mark = StoreMark { schema: SCHEMA, id: new_id() };
-        let value = encode(&mark).map_err(|error| Break::Failed(error.0))?;
+        let value = StoreMark::fresh().encode();
+        let value = value.map_err(|error| Break::Failed(format!("store: mark: {error}")))?;
         let key = self.mark_key.clone();
         let compares = vec![Compare::Absent(key.clone())];
         match self.store.commit(compares, vec![Write::Put { key, value, lease: None }]).await {
@@ -370,9 +369,8 @@ impl Worker {
     async fn follow(&mut self) -> Result<(), Break> {
         let from = self.last.unwrap_or_default() + 1;
         let mut watch = self.store.watch(&self.prefix, from).await?;
-        // Only now: whichever server the watch has come to, it must be checked
-        // before it is listened to. A wiped one would just stay silent until its
-        // revision gets there.
+        // Checked after the watch was opened: the watch may have reached another server. A wiped
+        // server would send nothing until its revision gets there.
         self.check_same().await?;
         self.healthy();
         let started = Instant::now();
@@ -408,7 +406,7 @@ impl Worker {
                 }
                 Change::Delete { key, .. } => {
                     self.seen.delete(key);
-                    // Seen to be deleted: it is the same store without a mark.
+                    // The watch saw the deletion: it is the same store, without a mark now.
                     if *key == self.mark_key {
                         self.mark = None;
                     }

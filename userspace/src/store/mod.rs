@@ -1,13 +1,14 @@
-//! The state that all hosts share.
+//! The state that all hosts share: keys and values, of whose meaning this module knows nothing.
 //!
-//! [`StateStore`] is what Culvert needs of a store: snapshots at a revision,
-//! watches from a revision, transactions that compare before they write, and
-//! leases. The semantics are etcd's (v3 API); the embedded backend has the
-//! same ones, shown by one test suite for both.
+//! [`StateStore`] is what Culvert needs of a store: snapshots at a revision, watches from a
+//! revision, transactions that compare before they write, and leases. The semantics are those
+//! of etcd (v3 API). The embedded backend has the same semantics; one test suite tests both.
 
 mod etcd;
 mod file;
 pub mod follow;
+mod layout;
+mod mark;
 pub mod retry;
 mod url;
 
@@ -22,7 +23,9 @@ use futures::{
 pub use etcd::{EtcdOptions, EtcdStore};
 pub use file::FileStore;
 pub use follow::{FollowOptions, Follower, Health, Listed, Update};
-pub use url::{StoreOptions, StoreUrl, open};
+pub use layout::Layout;
+pub use mark::{StoreMark, new_id};
+pub use url::{MalformedUrl, StoreOptions, StoreUrl, open};
 
 /// Most writes, and most compares, of one transaction: etcd's `--max-txn-ops`
 /// by default.
@@ -54,15 +57,15 @@ pub struct Snapshot {
     pub entries: Vec<Entry>,
 }
 
-/// A stretch of all keys below a prefix. The pages of a list cover the prefix without
-/// gaps, each stretch once, all at one revision.
+/// A stretch of the keys below a prefix. The pages of a list cover the prefix without gaps and
+/// without overlap, all at one revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
     /// The revision.
     pub revision: Revision,
-    /// Where the stretch begins.
+    /// The first key that the stretch may have.
     pub from: String,
-    /// What it ends before.
+    /// The key before which the stretch ends.
     pub to: String,
     /// The entries, in key order.
     pub entries: Vec<Entry>,
@@ -134,7 +137,7 @@ pub enum Write {
     DeletePrefix(String),
 }
 
-/// What a transaction came to.
+/// The result of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// All conditions held; the writes are in the store at this revision.
@@ -143,7 +146,7 @@ pub enum Outcome {
     Conflict,
 }
 
-/// Why the store did not do as asked.
+/// Why an operation of the store failed: one line.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The revision asked for is no longer there: take a snapshot again.
@@ -152,7 +155,7 @@ pub enum StoreError {
         /// The oldest revision there is; 0 if the store did not say.
         oldest: Revision,
     },
-    /// No answer. Nothing may be concluded about what the store holds.
+    /// The store gave no answer. Its contents are not known.
     #[error("store: {0}")]
     Unavailable(String),
     /// The store refused the credentials or the request.
@@ -195,8 +198,8 @@ pub trait StateStore: Send + Sync + fmt::Debug {
     /// Which backend this is.
     fn kind(&self) -> Kind;
 
-    /// How far the store's clock is ahead of ours, in ms, if it has one of its
-    /// own and tells. Nothing depends on it but the reading of logs.
+    /// How far the store's clock is ahead of this host's, in ms. `None`: the store has no clock of
+    /// its own, or does not say. It matters to readers of logs alone.
     async fn clock_offset_ms(&self) -> Option<i64> {
         None
     }
@@ -204,7 +207,7 @@ pub trait StateStore: Send + Sync + fmt::Debug {
     /// All keys below `prefix` at one revision.
     async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError>;
 
-    /// The same a stretch at a time, for who can work on one while the next is read.
+    /// The same in stretches, for a caller that works on one while the next is read.
     async fn list(&self, prefix: &str) -> Result<Pages, StoreError> {
         let Snapshot { revision, entries } = self.snapshot(prefix).await?;
         let page = Page { revision, from: prefix.to_owned(), to: prefix_end(prefix), entries };
@@ -240,8 +243,7 @@ fn prefix_end(prefix: &str) -> String {
     end
 }
 
-/// Refuses what etcd would refuse, before anything is sent; so the backends
-/// agree on it.
+/// Refuses what etcd would refuse, before anything is sent. So both backends refuse the same.
 fn check_transaction(compares: &[Compare], writes: &[Write]) -> Result<(), StoreError> {
     let most = compares.len().max(writes.len());
     if most > MAX_OPS {
@@ -249,7 +251,7 @@ fn check_transaction(compares: &[Compare], writes: &[Write]) -> Result<(), Store
             "a transaction of {most} operations is too large: {MAX_OPS} is the limit"
         )));
     }
-    // Sorted, a prefix comes right before all that is below it.
+    // In order, a prefix comes right before the keys below it.
     let mut touched: Vec<(&str, bool)> = writes
         .iter()
         .map(|write| match write {

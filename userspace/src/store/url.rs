@@ -1,4 +1,4 @@
-//! Where a store is.
+//! Addresses of stores.
 
 use std::{
     fmt,
@@ -9,8 +9,12 @@ use std::{
     time::Duration,
 };
 
-use super::{EtcdOptions, EtcdStore, FileStore, Kind, StateStore, StoreError};
-use crate::model::Invalid;
+use super::{EtcdOptions, EtcdStore, FileStore, Kind, Layout, StateStore, StoreError};
+
+/// Why a text is no [`StoreUrl`]: one line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct MalformedUrl(pub String);
 
 /// `etcd://H:P[,H:P]...` or `file:DIR`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,26 +45,28 @@ impl fmt::Display for StoreUrl {
 }
 
 impl FromStr for StoreUrl {
-    type Err = Invalid;
+    type Err = MalformedUrl;
 
-    fn from_str(text: &str) -> Result<Self, Invalid> {
+    fn from_str(text: &str) -> Result<Self, MalformedUrl> {
         if let Some(endpoints) = text.strip_prefix("etcd://") {
             let endpoints = endpoints.strip_suffix('/').unwrap_or(endpoints);
             let endpoints: Result<_, _> = endpoints.split(',').map(endpoint).collect();
-            Ok(Self::Etcd(endpoints.map_err(|Invalid(why)| {
-                Invalid(format!("store {text:?}: {why}: etcd://HOST:PORT[,HOST:PORT] is valid"))
+            Ok(Self::Etcd(endpoints.map_err(|MalformedUrl(why)| {
+                MalformedUrl(format!(
+                    "store {text:?}: {why}: etcd://HOST:PORT[,HOST:PORT] is valid"
+                ))
             })?))
         } else if let Some(dir) = text.strip_prefix("file:") {
             // file:///DIR is how others write it.
             let dir = dir.strip_prefix("//").filter(|rest| rest.starts_with('/')).unwrap_or(dir);
             if dir.is_empty() {
-                return Err(Invalid(format!(
+                return Err(MalformedUrl(format!(
                     "store {text:?} names no directory: file:/var/lib/culvert/store is valid"
                 )));
             }
             Ok(Self::File(PathBuf::from(dir)))
         } else {
-            Err(Invalid(format!(
+            Err(MalformedUrl(format!(
                 "store {text:?} is of no known kind: etcd://HOST:PORT[,HOST:PORT] or file:DIR is valid"
             )))
         }
@@ -68,8 +74,8 @@ impl FromStr for StoreUrl {
 }
 
 /// Checks one `HOST:PORT`.
-fn endpoint(text: &str) -> Result<String, Invalid> {
-    let no = |why: &str| Err(Invalid(format!("endpoint {text:?} {why}")));
+fn endpoint(text: &str) -> Result<String, MalformedUrl> {
+    let no = |why: &str| Err(MalformedUrl(format!("endpoint {text:?} {why}")));
     let Some((host, port)) = text.rsplit_once(':') else {
         return no(if text.is_empty() { "is empty" } else { "has no port" });
     };
@@ -105,7 +111,8 @@ fn is_host(host: &str) -> bool {
 /// What opening a store may need.
 #[derive(Clone, Debug, Default)]
 pub struct StoreOptions {
-    /// `--store-ca`: certificates (PEM) that the server's must follow from; TLS is used if given.
+    /// `--store-ca`: PEM file of the authority that signed the server's certificate. `None`:
+    /// no TLS.
     pub ca: Option<PathBuf>,
     /// `--store-cert`: the client's certificate (PEM).
     pub cert: Option<PathBuf>,
@@ -115,10 +122,12 @@ pub struct StoreOptions {
     pub user: Option<String>,
     /// The password, from `--store-password-file`.
     pub password: Option<String>,
-    /// `--insecure-store`: plaintext beyond loopback is fine.
+    /// `--insecure-store`: plaintext beyond the loopback device is permitted.
     pub insecure: bool,
     /// How long a call may take; 5 s by default.
     pub timeout: Option<Duration>,
+    /// Layout of the keys. `None`: each prefix is read in one stretch.
+    pub layout: Option<Layout>,
 }
 
 /// Opens a store. For etcd this checks the options only and exchanges nothing:
@@ -126,8 +135,8 @@ pub struct StoreOptions {
 ///
 /// # Errors
 ///
-/// [`StoreError::Refused`]: the options or the directory will not do, whatever
-/// happens; one line. [`StoreError::Unavailable`]: the directory is in use.
+/// [`StoreError::Refused`]: the options or the directory cannot be used, and trying again
+/// does not help; one line. [`StoreError::Unavailable`]: the directory is in use.
 pub async fn open(
     url: &StoreUrl,
     options: &StoreOptions,
@@ -143,6 +152,7 @@ pub async fn open(
                 password: options.password.clone(),
                 insecure: options.insecure,
                 timeout: options.timeout.unwrap_or(EtcdOptions::TIMEOUT),
+                layout: options.layout,
             };
             Ok(Arc::new(EtcdStore::connect(&options).await?))
         }

@@ -32,14 +32,12 @@ fn v6(text: &str) -> [u8; 16] {
 fn endpoint() -> EndpointInfo {
     EndpointInfo {
         vni: 256,
-        flags: 0,
         mac: MAC,
         mtu: 1450,
         ipv4: v4("10.0.0.2"),
         ipv6: v6("fd00::2"),
-        bum_rate: 0,
-        bum_burst: 0,
-        generation: 1,
+        incarnation: 1,
+        ..EndpointInfo::NONE
     }
 }
 

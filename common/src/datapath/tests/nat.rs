@@ -4,7 +4,9 @@ use etherparse::{Icmpv4Header, Icmpv4Type, IpNumber, Ipv4Header, TcpHeader, UdpH
 use proptest::prelude::*;
 
 use super::v4;
-use crate::abi::{Flow, FlowKey, RESERVED_ENTRIES, RESERVED_WORDS, Tuple, reserved_bit};
+use crate::abi::{
+    Flow, FlowKey, RESERVED_ENTRIES, RESERVED_WORDS, Tuple, reserved_bit, seen as bits,
+};
 use crate::datapath::nat::{
     self, PORT_TRIES, Quoted, Upper, address_difference, begins_anew, candidate, checksum_offset,
     echo_id, has_ports, port_difference, ports_offset, readdress, seen, translate_error, update,
@@ -250,7 +252,7 @@ fn ranges_turned_around_or_whole_do_not_panic() {
 
 #[test]
 fn seen_notes_what_segments_say() {
-    let (s, syn, ack, fin, rst) = (Flow::SEEN, Flow::SYN, Flow::ACK, Flow::FIN, Flow::RST);
+    let (s, syn, ack, fin, rst) = (bits::PACKET, bits::SYN, bits::ACK, bits::FIN, bits::RST);
     for (before, flags, after) in [
         (0, SYN, s | syn),
         (0, SYN | ACK, s | syn),
@@ -267,19 +269,16 @@ fn seen_notes_what_segments_say() {
         (s | fin | rst, 0, s | fin),
     ] {
         assert_eq!(seen(before, TCP, flags), after, "{before:#x} {flags:#x}");
-        // What the flow is, is not touched.
-        let kind = Flow::ORIG | Flow::MASQUERADE | Flow::PUBLISHED;
-        assert_eq!(seen(before | kind, TCP, flags), after | kind);
     }
     for protocol in [UDP, ICMP] {
         assert_eq!(seen(0, protocol, 0xff), s);
-        assert_eq!(seen(s | Flow::ORIG, protocol, 0), s | Flow::ORIG);
+        assert_eq!(seen(s, protocol, 0), s);
     }
 }
 
 #[test]
 fn a_syn_begins_anew_what_has_ended() {
-    let (fin, rst) = (Flow::FIN, Flow::RST);
+    let (fin, rst) = (bits::FIN, bits::RST);
     for (orig, reply, ended) in [
         (0, 0, false),
         (fin, 0, false),
@@ -291,8 +290,8 @@ fn a_syn_begins_anew_what_has_ended() {
     ] {
         for flags in 0..64 {
             let syn = flags & SYN != 0 && flags & (ACK | RST) == 0;
-            let others = Flow::SEEN | Flow::SYN | Flow::ACK | Flow::MASQUERADE;
-            let anew = begins_anew(flags, orig | others | Flow::ORIG, reply | others);
+            let others = bits::PACKET | bits::SYN | bits::ACK;
+            let anew = begins_anew(flags, orig | others, reply | others);
             assert_eq!(anew, syn && ended, "{flags:#x} {orig:#x} {reply:#x}");
         }
     }

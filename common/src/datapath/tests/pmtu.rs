@@ -4,31 +4,32 @@ use proptest::prelude::*;
 
 use super::{MAC, OTHER_MAC, v4, v6};
 use crate::datapath::pmtu::{
-    frag_needed, icmp_allowed, icmpv6_allowed, packet_too_big, path_mtu_from_icmp, too_big,
+    Error, QUOTE_V4_LEN, error, icmp_allowed, icmpv6_allowed, longest_packet, packet_too_big,
+    path_mtu_from_icmp,
 };
 use crate::wire::checksum::Sum;
+use crate::wire::icmp::{V4_FRAG_NEEDED, V4_UNREACHABLE};
 use crate::wire::{EthHdr, Ipv4Hdr, Ipv6Hdr};
 
 #[test]
 fn gso_frames_are_judged_by_their_segments() {
-    assert!(!too_big(1450, 0, 40, 1450));
-    assert!(too_big(1451, 0, 40, 1450));
-    assert!(!too_big(65_000, 1410, 40, 1450), "segments fit");
-    assert!(too_big(65_000, 1411, 40, 1450), "segments do not");
-    assert!(!too_big(100, 1460, 40, 1450), "shorter than one segment");
-    assert!(too_big(u32::MAX, u32::MAX, u32::MAX, 1450));
+    assert_eq!(longest_packet(1450, 0, 40), 1450, "not a GSO frame");
+    assert_eq!(longest_packet(65_000, 1410, 40), 1450);
+    assert_eq!(longest_packet(65_000, 1411, 40), 1451);
+    assert_eq!(longest_packet(100, 1460, 40), 100, "shorter than one segment");
+    assert_eq!(longest_packet(u32::MAX, u32::MAX, u32::MAX), u32::MAX);
 }
 
 #[test]
 fn path_mtus() {
-    assert_eq!(path_mtu_from_icmp(1400, 1450), Some(1350));
-    assert_eq!(path_mtu_from_icmp(1500, 1450), None, "what the route takes");
-    assert_eq!(path_mtu_from_icmp(9000, 1450), None, "more than the route takes");
-    assert_eq!(path_mtu_from_icmp(0, 1450), None, "an old router");
-    assert_eq!(path_mtu_from_icmp(68, 1450), Some(502), "no lower than Linux's minimum");
-    assert_eq!(path_mtu_from_icmp(552, 1450), Some(502));
-    assert_eq!(path_mtu_from_icmp(553, 1450), Some(503));
-    assert_eq!(path_mtu_from_icmp(68, 400), None, "a route lower still");
+    assert_eq!(path_mtu_from_icmp(1400, 1450, 50), Some(1350));
+    assert_eq!(path_mtu_from_icmp(1500, 1450, 50), None, "what the route takes");
+    assert_eq!(path_mtu_from_icmp(9000, 1450, 50), None, "more than the route takes");
+    assert_eq!(path_mtu_from_icmp(0, 1450, 50), None, "an old router");
+    assert_eq!(path_mtu_from_icmp(68, 1450, 50), Some(502), "no lower than Linux's minimum");
+    assert_eq!(path_mtu_from_icmp(552, 1450, 50), Some(502));
+    assert_eq!(path_mtu_from_icmp(553, 1450, 50), Some(503));
+    assert_eq!(path_mtu_from_icmp(68, 400, 50), None, "a route lower still");
 }
 
 fn eth(dst: [u8; 6], src: [u8; 6]) -> EthHdr {
@@ -97,7 +98,9 @@ proptest! {
         let ip = Ipv4Hdr::new(src, dst, 17, 1500, 0, 64);
         let mut quote = payload;
         quote[..20].copy_from_slice(bytes_of(&ip));
-        let headers = frag_needed(&eth(OTHER_MAC, MAC), &ip, mtu, Sum::new().add_bytes(&quote));
+        let what = Error { from: ip.dst, kind: V4_UNREACHABLE, code: V4_FRAG_NEEDED, mtu };
+        let sum = Sum::new().add_bytes(&quote);
+        let headers = error(&eth(OTHER_MAC, MAC), &ip, &what, QUOTE_V4_LEN as u16, sum);
         let frame = [bytes_of(&headers), &quote].concat();
 
         let packet = ep::SlicedPacket::from_ethernet(&frame).unwrap();
@@ -144,7 +147,7 @@ proptest! {
 
     #[test]
     fn a_learnt_path_mtu_only_lowers(next_hop: u16, route: u32) {
-        if let Some(inner) = path_mtu_from_icmp(next_hop, route) {
+        if let Some(inner) = path_mtu_from_icmp(next_hop, route, 50) {
             prop_assert!(inner < route && inner >= 502);
             prop_assert!(inner + 50 == u32::from(next_hop.max(552)));
         }

@@ -60,7 +60,9 @@ proptest! {
         let _ = decap::starts_datagram(&vxlan);
         let _ = ecn::decap_ecn(ip.tos(), ip6.tclass());
         let _ = encap::entropy_port(encap::l2_flow_hash(&eth.dst, &eth.src, eth.ethertype()));
-        let _ = encap::outer_header(ip.src, ip.dst, gso as u16, 4789, len, ip.tos(), mtu);
+        let template = encap::ipv4_template(eth, ip.src, ip.dst, 4789);
+        let mut headers = encap::EncapHeaders::new(&template, len, &eth);
+        let _ = headers.outer.fit(gso as u16, ip.tos(), mtu);
         let _ = learn::valid_source(&eth.src);
         if arp::arp_query(&ep, &arp).is_ok() {
             let _ = arp::arp_reply_frame(&arp, eth.src);
@@ -70,12 +72,13 @@ proptest! {
         let _ = nd::nd_query(&ep, &ip6, &message, None);
         let _ = nd::check_router_solicit(&ep, &ip6, Some(&option));
         let _ = nd::nd_reply(eth.src, &ip6, &message, eth.dst);
-        let _ = pmtu::too_big(len, gso, ip.header_len() + tcp.header_len(), mtu);
+        let _ = pmtu::longest_packet(len, gso, ip.header_len() + tcp.header_len());
         let _ = pmtu::icmp_allowed(&eth, &ip, Some(icmp.kind()));
         let _ = pmtu::icmpv6_allowed(&eth, &ip6, Some(icmp6.kind()));
-        let _ = pmtu::path_mtu_from_icmp(icmp.next_hop_mtu(), mtu);
+        let _ = pmtu::path_mtu_from_icmp(icmp.next_hop_mtu(), mtu, gso);
         let quote: [u8; 64] = read(&bytes[..64]);
-        let _ = pmtu::frag_needed(&eth, &ip, mtu as u16, Sum::new().add_bytes(&quote));
+        let what = pmtu::Error { from: ip.dst, kind: 3, code: 4, mtu: mtu as u16 };
+        let _ = pmtu::error(&eth, &ip, &what, 64, Sum::new().add_bytes(&quote));
         let _ = pmtu::packet_too_big(&eth, &ip6, mtu, Sum::new().add_bytes(&bytes).add_host_order(len));
     }
 }

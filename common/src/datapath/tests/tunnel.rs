@@ -3,13 +3,13 @@ use etherparse as ep;
 use proptest::prelude::*;
 
 use super::{MAC, OTHER_MAC, endpoint, free_endpoint, v4, v6};
-use crate::abi::{DropReason, LearnedEntry};
+use crate::abi::{DropReason, LearnedEntry, VtepId};
 use crate::datapath::decap::{
     check_outer_ip, check_outer_udp, check_vxlan, merged_frame_ok, second_datagram_offset,
     starts_datagram,
 };
 use crate::datapath::encap::{
-    OuterHeader, entropy_port, ipv4_flow_hash, l2_flow_hash, outer_header,
+    EncapHeaders, entropy_port, ipv4_flow_hash, ipv4_of, ipv4_template, l2_flow_hash,
 };
 use crate::datapath::learn::{Learn, TOUCH_AFTER_NS, is_fresh, learn, valid_source};
 use crate::datapath::source::{
@@ -20,14 +20,35 @@ use crate::wire::{EthHdr, Ipv4Hdr, Ipv6Hdr, UdpHdr, VNI_MAX, VxlanHdr};
 const SECOND: u64 = 1_000_000_000;
 const AGEING: u64 = 300 * SECOND;
 
+/// The headers of one frame, by the way that the agent and the programs take: template, VNI,
+/// then what differs by frame.
+fn headers(
+    src: [u8; 4],
+    dst: [u8; 4],
+    (sport, dport): (u16, u16),
+    vni: u32,
+    tos: u8,
+    len: u32,
+) -> Result<EncapHeaders, DropReason> {
+    let template = ipv4_template(EthHdr::new(MAC, OTHER_MAC, 0x0800), src, dst, dport);
+    let mut headers = EncapHeaders::new(&template, vni, &EthHdr::new(OTHER_MAC, MAC, 0x0800));
+    headers.outer.fit(sport, tos, len).map(|()| headers)
+}
+
 proptest! {
     #[test]
     fn the_outer_header_is_rfc_7348(
         src: [u8; 4], dst: [u8; 4], sport: u16, dport: u16, vni in 0..=VNI_MAX, tos: u8,
         len in 14u32..=65_499,
     ) {
-        let outer = outer_header(src, dst, sport, dport, vni, tos, len).unwrap();
-        let mut packet = bytes_of(&outer).to_vec();
+        let headers = headers(src, dst, (sport, dport), vni, tos, len).unwrap();
+        let outer = headers.outer;
+        let on_the_wire = &bytes_of(&headers)[EncapHeaders::OFFSET..][..EncapHeaders::LEN];
+        let (link, inner) =
+            (EthHdr::new(MAC, OTHER_MAC, 0x0800), EthHdr::new(OTHER_MAC, MAC, 0x0800));
+        prop_assert_eq!(&on_the_wire[..14], bytes_of(&link));
+        prop_assert_eq!(&on_the_wire[50..], bytes_of(&inner));
+        let mut packet = on_the_wire[14..50].to_vec();
         packet.resize(36 + len as usize, 0);
         let parsed = ep::SlicedPacket::from_ip(&packet).unwrap();
         let Some(ep::NetSlice::Ipv4(ip)) = parsed.net else { panic!("no IPv4") };
@@ -56,11 +77,13 @@ proptest! {
         src: [u8; 4], dst: [u8; 4], vni in 0..=VNI_MAX,
         frames in proptest::collection::vec((any::<u16>(), any::<u8>(), 14u32..=65_600), 1..20),
     ) {
-        let mut kept = OuterHeader::towards(src, dst, 4789, vni);
+        let template = ipv4_template(EthHdr::new(MAC, OTHER_MAC, 0x0800), src, dst, 4789);
+        let mut kept = ipv4_of(&template);
+        kept.vxlan = VxlanHdr::new(vni);
         for (sport, tos, len) in frames {
             let before = kept;
-            match outer_header(src, dst, sport, 4789, vni, tos, len) {
-                Ok(new) => {
+            match headers(src, dst, (sport, 4789), vni, tos, len) {
+                Ok(EncapHeaders { outer: new, .. }) => {
                     prop_assert_eq!(kept.fit(sport, tos, len), Ok(()));
                     prop_assert_eq!(kept, new);
                     prop_assert_eq!(kept.ip.checksum(), kept.ip.header_checksum());
@@ -76,7 +99,7 @@ proptest! {
     #[test]
     fn a_length_over_16_bits_is_refused(len in 65_500u32..) {
         prop_assert_eq!(
-            outer_header([0; 4], [0; 4], 0, 0, 1, 0, len), Err(DropReason::PacketTooBig)
+            headers([0; 4], [0; 4], (0, 0), 1, 0, len), Err(DropReason::PacketTooBig)
         );
     }
 
@@ -194,8 +217,13 @@ fn only_addresses_of_one_host_are_learned() {
 
 #[test]
 fn learning() {
-    let at = |last_seen_ns, vtep, ifindex| LearnedEntry { last_seen_ns, vtep, ifindex };
-    let there = [192, 0, 2, 1];
+    let at = |last_seen_ns, vtep, ifindex| LearnedEntry {
+        last_seen_ns,
+        vtep,
+        ifindex,
+        ..LearnedEntry::default()
+    };
+    let there = VtepId(1);
     let known = at(1000 * SECOND, there, 0);
     let after = |age| at(1000 * SECOND + age, there, 0);
     assert_eq!(learn(None, &after(0), AGEING), Learn::Insert);
@@ -205,13 +233,13 @@ fn learning() {
     assert_eq!(learn(Some(&known), &after(AGEING - 1), AGEING), Learn::Refresh);
     assert_eq!(learn(Some(&known), &after(AGEING), AGEING), Learn::Insert);
 
-    let elsewhere = at(1001 * SECOND, [192, 0, 2, 2], 0);
+    let elsewhere = at(1001 * SECOND, VtepId(2), 0);
     assert_eq!(learn(Some(&known), &elsewhere, AGEING), Learn::Move);
-    let here = at(1001 * SECOND, [0; 4], 7);
+    let here = at(1001 * SECOND, VtepId::NONE, 7);
     assert_eq!(learn(Some(&known), &here, AGEING), Learn::Move);
-    let other_port = at(1001 * SECOND, [0; 4], 8);
+    let other_port = at(1001 * SECOND, VtepId::NONE, 8);
     assert_eq!(learn(Some(&here), &other_port, AGEING), Learn::Move);
-    let much_later = at(2000 * SECOND, [192, 0, 2, 2], 0);
+    let much_later = at(2000 * SECOND, VtepId(2), 0);
     assert_eq!(
         learn(Some(&known), &much_later, AGEING),
         Learn::Insert,

@@ -2,11 +2,11 @@
 
 use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
-use super::{Agent, conflict, container::NetworkOf, internal, invalid, not_found, rows};
+use super::{Agent, conflict, internal, invalid, network::NetworkOf, not_found, rows};
 use crate::{
     agent::{
         containers::{Origin, Record},
-        shared::PlugState,
+        state::PlugState,
     },
     api::types::{ApiError, Connect, ContainerRow},
     model::{
@@ -16,7 +16,7 @@ use crate::{
     store::{StoreError, retry::Backoff},
 };
 
-/// What a new attachment is to be.
+/// A new attachment as it is asked for.
 #[derive(Clone, Debug)]
 pub(super) struct Attachment<'a> {
     pub(super) container: &'a Name,
@@ -30,16 +30,19 @@ pub(super) struct Attachment<'a> {
 }
 
 impl Agent {
-    /// Attaches a sandbox to a network, and returns once frames flow. If that
-    /// does not come about, the state is as before.
+    /// Attaches a sandbox to a network, and returns once frames pass.
+    ///
+    /// # Errors
+    ///
+    /// The attachment is refused or fails; the state is then as before.
     pub(super) async fn attach(&self, wanted: &Attachment<'_>) -> Result<Endpoint, ApiError> {
         if !wanted.ports.is_empty()
             && let Some(network) = self.shared.view().networks.get(wanted.network)
         {
-            // Before a process is blamed for a port.
+            // Checked before the ports: a network that cannot publish is the better error.
             ops::may_publish(network, wanted.container)?;
         }
-        // Held until the endpoint holds them, or until there will be none.
+        // Held until the endpoint exists, or the request has failed.
         let ports = self.shared.assign_ports(wanted.container, wanted.ports)?;
         let reserved = self.ifnames_in(wanted.netns);
         let platform = &self.shared.platform;
@@ -54,8 +57,8 @@ impl Agent {
             sandbox: SandboxRef { netns: wanted.netns.to_owned(), owned: wanted.owned },
             ports: ports.ports().to_vec(),
         };
-        // The identifier of the last plan: should its commit be in doubt, it is
-        // looked for later.
+        // The identifier of the last plan. If it is not known whether the plan was committed, the
+        // endpoint is removed later.
         let mut planned = None;
         let plan = |view: &View| {
             let (endpoint, plan) = ops::create_endpoint(view, &spec)?;
@@ -75,11 +78,10 @@ impl Agent {
         };
         let what = format!("container '{}' in network '{}'", wanted.container, wanted.network);
         let plugged =
-            self.shared.settled(revision, &what, || match self.shared.plugs().get(&endpoint.id) {
+            self.shared.settled(revision, &what, || match self.shared.plugs.get(&endpoint.id) {
                 Some(PlugState::Ready { .. }) => Some(Ok(())),
-                Some(PlugState::Failed(error)) => Some(Err(error.clone())),
-                Some(PlugState::Pending) => None,
-                None => None,
+                Some(PlugState::Failed(error) | PlugState::Stuck(error)) => Some(Err(error)),
+                Some(PlugState::Pending) | None => None,
             });
         let failure = match plugged.await {
             Ok(Ok(())) => return Ok(endpoint),
@@ -93,34 +95,53 @@ impl Agent {
         Err(failure)
     }
 
-    /// Removes an endpoint, and returns once its veth is gone.
+    /// Removes an endpoint from the store, and returns once its device pair is gone.
+    ///
+    /// # Errors
+    ///
+    /// The store does not answer, or the device pair cannot be removed.
     pub(super) async fn detach(&self, network: &Name, id: &str) -> Result<(), ApiError> {
         let plan = |view: &View| Ok(((), ops::remove_endpoint(view, network, id)?));
         let revision = match self.shared.execute(plan).await {
             Ok(((), revision)) => revision,
-            // Somebody else was faster.
+            // Somebody else has removed it already.
             Err(ExecuteError::Refused(Refusal::NotFound(_))) => self.shared.view().revision,
             Err(error) => return Err(error.into()),
         };
-        let gone = || (!self.shared.plugs().contains_key(id)).then_some(());
-        self.shared.settled(revision, &format!("endpoint {id}"), gone).await
+        let unplugged = || match self.shared.plugs.get(id) {
+            None => Some(Ok(())),
+            Some(PlugState::Stuck(error)) => Some(Err(error)),
+            Some(PlugState::Pending | PlugState::Ready { .. } | PlugState::Failed(_)) => None,
+        };
+        let what = format!("endpoint {id}");
+        match self.shared.settled(revision, &what, unplugged).await? {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let ApiError { kind, message } = error.into();
+                Err(ApiError::new(
+                    kind,
+                    format!(
+                        "{what}: removed from the store, but not from this host: {message}; the agent keeps trying"
+                    ),
+                ))
+            }
+        }
     }
 
-    /// Removes an endpoint that nobody asked for in the end, as soon as the store
-    /// answers, and the sandbox that it may have brought back. It may not be
-    /// there at all.
+    /// Removes an endpoint of a request that has failed, as soon as the store answers, and the
+    /// sandbox that was made for it. The endpoint may not exist.
     fn take_back_later(&self, unwanted: &Attachment<'_>, id: String) {
         let agent = Self::new(Arc::clone(&self.shared));
         let (network, container) = (unwanted.network.clone(), unwanted.container.clone());
         let owned = unwanted.owned;
-        tokio::spawn(async move {
+        self.shared.tasks.spawn(async move {
             let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(10));
             loop {
                 tokio::select! {
                     () = agent.shared.shutdown.cancelled() => return,
                     () = tokio::time::sleep(backoff.next_delay()) => {}
                 }
-                let _turn = agent.shared.lock(&container).await;
+                let _turn = agent.shared.turns.wait(&container).await;
                 if let Err(error) = agent.detach(&network, &id).await {
                     tracing::debug!("endpoint {id}: not taken back yet: {error}");
                     continue;
@@ -136,7 +157,7 @@ impl Agent {
         });
     }
 
-    /// Interface names that endpoints of a sandbox have or will have.
+    /// Interface names of all endpoints of a sandbox, plugged in or not.
     fn ifnames_in(&self, netns: &Path) -> Vec<String> {
         let view = self.shared.view();
         let endpoints = view.endpoints_on(&self.shared.node.name);
@@ -148,7 +169,7 @@ impl Agent {
         network: &Name,
         request: &Connect,
     ) -> Result<ContainerRow, ApiError> {
-        self.shared.store().await?;
+        self.shared.usable_store().await?;
         let name = &request.container;
         let record = self.record_of(name).ok_or_else(|| self.unknown_container(name))?;
         let owned = match &record.origin {
@@ -193,7 +214,7 @@ impl Agent {
         network: &Name,
         name: &Name,
     ) -> Result<(), ApiError> {
-        self.shared.store().await?;
+        self.shared.usable_store().await?;
         if matches!(network.as_str(), "host" | "none") {
             return Err(invalid(format!(
                 "network '{network}' is a mode, not a network to disconnect from: 'culvert ps' shows the networks of '{name}'"
@@ -222,7 +243,7 @@ impl Agent {
             )));
         };
         self.detach(network, &id).await?;
-        // An attachment is over with its last network.
+        // An attachment ends with its last network.
         let attached = matches!(
             self.shared.containers().get(name),
             Some(Record { origin: Origin::Attached, .. })

@@ -2,59 +2,21 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use super::{Agent, attach::Attachment, conflict, internal, invalid, rows};
+use super::{Agent, attach::Attachment, conflict, internal, invalid, network::NetworkOf, rows};
 use crate::{
     agent::{
         containers::{Origin, Process, Record},
         ports,
     },
-    api::types::{ApiError, ContainerCreate, ContainerRow, ContainerState},
-    model::{Name, ops::PREDEFINED_BRIDGE},
+    api::types::{ApiError, ContainerCreate, ContainerRow, ContainerState, ErrorKind},
+    model::{Key, Name},
 };
 
-/// How long a killed process may take to go.
+/// How long a killed process may take to end.
 const KILLED: Duration = Duration::from_secs(5);
 
-/// What `--network` names.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum NetworkOf {
-    Stored(Name),
-    None,
-    Host,
-    Container(Name),
-}
-
 impl Agent {
-    /// Takes `--network` apart.
-    pub(super) fn network_of(&self, text: &str) -> Result<NetworkOf, ApiError> {
-        if let Some(name) = text.strip_prefix("container:") {
-            let name = name.parse().map_err(|error: crate::model::Invalid| invalid(error.0))?;
-            return Ok(NetworkOf::Container(name));
-        }
-        match text {
-            "none" => return Ok(NetworkOf::None),
-            "host" => return Ok(NetworkOf::Host),
-            _ => {}
-        }
-        let name: Name = text.parse().map_err(|error: crate::model::Invalid| invalid(error.0))?;
-        if text == PREDEFINED_BRIDGE {
-            // There or not: it is made when it is needed.
-            return Ok(NetworkOf::Stored(name.on(&self.shared.node.name)));
-        }
-        let view = self.shared.view();
-        let name = view.resolve(&name, &self.shared.node.name);
-        if view.networks.contains_key(&name) {
-            Ok(NetworkOf::Stored(name))
-        } else {
-            // Perhaps made on another host a moment ago: the plan looks again.
-            match view.problem_at(&crate::model::Key::network(&name)) {
-                Some(_) => Err(super::network::unknown(&view, &name)),
-                None => Ok(NetworkOf::Stored(name)),
-            }
-        }
-    }
-
-    /// The record of a container here; made up from its endpoints if its file is lost.
+    /// The record of a container here. If its file is lost, the record is made from its endpoints.
     pub(super) fn record_of(&self, name: &Name) -> Option<Record> {
         if let Some(record) = self.shared.containers().get(name) {
             return Some(record.clone());
@@ -62,7 +24,7 @@ impl Agent {
         self.lost_records().remove(name)
     }
 
-    /// Containers that only their endpoints tell of.
+    /// Records of containers that have endpoints and no file.
     fn lost_records(&self) -> BTreeMap<Name, Record> {
         let view = self.shared.view();
         let containers = self.shared.containers();
@@ -92,7 +54,7 @@ impl Agent {
         &self,
         request: ContainerCreate,
     ) -> Result<ContainerRow, ApiError> {
-        self.shared.store().await?;
+        self.shared.usable_store().await?;
         let name = &request.name;
         if self.record_of(name).is_some() {
             return self.again(request).await;
@@ -141,8 +103,8 @@ impl Agent {
         Ok(rows::container(&self.shared, &record))
     }
 
-    /// A container of that name is here: `attach` of the same namespace to a
-    /// further network is meant, everything else is a mistake.
+    /// Handles a request whose container exists. Only `attach` of the same namespace to one more
+    /// network is valid.
     async fn again(&self, request: ContainerCreate) -> Result<ContainerRow, ApiError> {
         let name = &request.name;
         let taken = || {
@@ -188,20 +150,19 @@ impl Agent {
         if self.shared.view().networks.contains_key(network) {
             return Ok(());
         }
-        // One made on another host a moment ago may not have come here yet.
-        let store = self.shared.store().await?;
-        let found = store.snapshot(&crate::model::Key::network(network)).await;
-        let found = found.map_err(|error| {
-            ApiError::new(crate::api::types::ErrorKind::Unavailable, error.to_string())
-        })?;
-        let key = crate::model::Key::network(network);
+        // The update of a network that another host has just made may still be on its way.
+        let store = self.shared.usable_store().await?;
+        let found = store.snapshot(&Key::network(network)).await;
+        let found =
+            found.map_err(|error| ApiError::new(ErrorKind::Unavailable, error.to_string()))?;
+        let key = Key::network(network);
         if found.entries.iter().any(|entry| entry.key == key) {
             return Ok(());
         }
         Err(super::network::unknown(&self.shared.view(), network))
     }
 
-    /// The namespace of a new container, made if it is to be ours.
+    /// The record of a new container with its namespace. Makes the sandbox if there is to be one.
     async fn sandbox_for(
         &self,
         request: &ContainerCreate,
@@ -235,7 +196,7 @@ impl Agent {
                 }
                 let netns = platform.adopt(request.netns.as_deref(), request.pid).await?;
                 let mut record = Record::new(name, Origin::Attached, netns);
-                // Its number may be another process's one day.
+                // The kernel may give the number to another process later.
                 record.adopted = request.pid.and_then(Process::find);
                 Ok(record)
             }
@@ -257,7 +218,7 @@ impl Agent {
         state: ContainerState,
     ) -> Result<(), ApiError> {
         let Some(mut record) = self.record_of(name) else {
-            // Removed while its command was ending.
+            // The container was removed while its command was ending.
             return match state {
                 ContainerState::Exited { .. } => Ok(()),
                 ContainerState::Running { .. } => Err(self.unknown_container(name)),
@@ -281,7 +242,7 @@ impl Agent {
     }
 
     pub(super) async fn remove_container(&self, name: &Name, force: bool) -> Result<(), ApiError> {
-        self.shared.store().await?;
+        self.shared.usable_store().await?;
         let record = self.record_of(name).ok_or_else(|| self.unknown_container(name))?;
         let sharers: Vec<String> = self
             .shared
@@ -290,7 +251,7 @@ impl Agent {
             .filter(|other| other.origin == Origin::Shares(name.clone()))
             .map(|other| format!("'{}'", other.name))
             .collect();
-        // By force they keep the namespace, as long as their commands run.
+        // With force the namespace stays as long as the others' commands run.
         if !sharers.is_empty() && !force {
             return Err(conflict(format!(
                 "container '{name}' has a network that {} shares: remove that first, or use 'culvert rm -f {name}'",
@@ -308,8 +269,8 @@ impl Agent {
         self.take_away(&record).await
     }
 
-    /// Removes containers that were to go with their command, where whoever should
-    /// have told of its end is gone, too.
+    /// Removes containers of `run --rm` whose command has ended and whose supervisor is gone
+    /// without a report.
     pub(crate) async fn remove_abandoned(&self) {
         let dead = |record: &Record| {
             record.auto_remove && record.process.is_some_and(|process| !process.lives())
@@ -319,8 +280,8 @@ impl Agent {
             containers.iter().filter(|r| dead(r)).map(|r| r.name.clone()).collect()
         };
         for name in abandoned {
-            let _turn = self.shared.lock(&name).await;
-            // Looked at again: its turn may have come late.
+            let _turn = self.shared.turns.wait(&name).await;
+            // Checked again: another request may have come first.
             let Some(record) = self.record_of(&name).filter(dead) else { continue };
             if let Err(error) = self.take_away(&record).await {
                 tracing::warn!("container '{name}': {error}");
@@ -356,7 +317,7 @@ impl Agent {
     }
 }
 
-/// Refuses what makes no sense without a network of ours.
+/// Refuses options that have no effect without a network of Culvert.
 fn check_plain(
     request: &ContainerCreate,
     network: &NetworkOf,

@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::{Agent, conflict, container::NetworkOf, invalid};
+use super::{Agent, conflict, invalid, network::NetworkOf};
 use crate::{
     agent::platform::Holder,
     api::types::{ApiError, ContainerCreate},
@@ -11,8 +11,8 @@ use crate::{
 };
 
 impl Agent {
-    /// Refuses a command whose port somebody has already: in a sandbox that it shares,
-    /// or on the host. In a sandbox of its own nobody can.
+    /// Refuses a command whose port is in use in the namespace that it shares: another container's
+    /// sandbox, or the host. In a sandbox of its own every port is free.
     pub(super) async fn check_exposed(
         &self,
         request: &ContainerCreate,

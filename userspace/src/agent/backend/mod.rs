@@ -1,9 +1,8 @@
-//! What the API asks for.
+//! Carries out the requests of the API.
 //!
-//! A request that changes something is one transaction in the store. What
-//! follows from it on this host is the engine's work, the same as for a change
-//! made elsewhere; the request waits until that is done, and takes its
-//! transaction back if it cannot be done.
+//! A request that changes something is one transaction in the store. The engine applies the
+//! change to this host, as it does for changes made elsewhere. The request waits until that
+//! is done, and takes its transaction back if it cannot be done.
 
 mod attach;
 mod container;
@@ -54,7 +53,7 @@ fn conflict(message: impl Into<String>) -> ApiError {
     ApiError::new(ErrorKind::Conflict, message)
 }
 
-/// An error of the machine rather than of the one who asked.
+/// An error of the host, not of the request.
 fn internal(error: &(impl std::fmt::Display + ?Sized)) -> ApiError {
     ApiError::new(ErrorKind::Internal, error.to_string())
 }
@@ -78,22 +77,22 @@ impl Backend for Agent {
     }
 
     async fn connect(&self, network: &Name, request: Connect) -> Result<ContainerRow, ApiError> {
-        let _turn = self.shared.lock(&request.container).await;
+        let _turn = self.shared.turns.wait(&request.container).await;
         self.connect_container(network, &request).await
     }
 
     async fn disconnect(&self, network: &Name, container: &Name) -> Result<(), ApiError> {
-        let _turn = self.shared.lock(container).await;
+        let _turn = self.shared.turns.wait(container).await;
         self.disconnect_container(network, container).await
     }
 
     async fn container_create(&self, request: ContainerCreate) -> Result<ContainerRow, ApiError> {
-        let _turn = self.shared.lock(&request.name).await;
+        let _turn = self.shared.turns.wait(&request.name).await;
         self.create_container(request).await
     }
 
     async fn container_state(&self, name: &Name, state: ContainerState) -> Result<(), ApiError> {
-        let _turn = self.shared.lock(name).await;
+        let _turn = self.shared.turns.wait(name).await;
         self.set_container_state(name, state).await
     }
 
@@ -102,7 +101,7 @@ impl Backend for Agent {
     }
 
     async fn container_remove(&self, name: &Name, force: bool) -> Result<(), ApiError> {
-        let _turn = self.shared.lock(name).await;
+        let _turn = self.shared.turns.wait(name).await;
         self.remove_container(name, force).await
     }
 
@@ -123,7 +122,7 @@ impl Backend for Agent {
     }
 
     async fn vtep_add(&self, request: VtepChange) -> Result<(), ApiError> {
-        self.shared.store().await?;
+        self.shared.usable_store().await?;
         let port = request.port.unwrap_or(self.shared.node.port);
         let own = &self.shared.node.name;
         let plan = |view: &View| {
@@ -134,7 +133,7 @@ impl Backend for Agent {
     }
 
     async fn vtep_remove(&self, request: VtepChange) -> Result<(), ApiError> {
-        self.shared.store().await?;
+        self.shared.usable_store().await?;
         let own = &self.shared.node.name;
         let plan = |view: &View| {
             Ok(((), ops::remove_vtep(view, &view.resolve(&request.network, own), request.ip)?))
@@ -148,8 +147,8 @@ impl Backend for Agent {
     }
 
     async fn status(&self) -> Result<Status, ApiError> {
-        let clock_offset_ms = match self.shared.opened_store() {
-            Some(store) if self.shared.health().healthy => store.clock_offset_ms().await,
+        let clock_offset_ms = match self.shared.store.opened() {
+            Some(store) if self.shared.store.health().healthy => store.clock_offset_ms().await,
             _ => None,
         };
         Ok(self.show_status(clock_offset_ms))

@@ -1,4 +1,4 @@
-//! Conntrack, as rows.
+//! Flows as rows of `nat ls` and `stats`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -7,7 +7,7 @@ use std::{
 };
 
 use culvert_common::{
-    abi::{Flow, FlowKey, zone},
+    abi::{Flow, FlowKey, kind, zone},
     wire::ipv4::{PROTO_TCP, PROTO_UDP},
 };
 
@@ -22,14 +22,17 @@ use crate::{
     model::Name,
 };
 
-/// `direction` of the rows of `stats` that tell the flows by their states.
+/// `direction` of the rows of `stats` that count flows by state.
 const DIRECTION: &str = "conntrack";
 
-/// The names that rows are written with.
+/// Names for the numbers and addresses of flows.
 struct Names {
+    /// Networks by VNI.
     networks: BTreeMap<u32, String>,
-    /// By VNI and address.
+    /// Containers of this host by VNI and address.
     containers: BTreeMap<(u32, [u8; 4]), String>,
+    /// Nodes by VTEP address.
+    nodes: BTreeMap<[u8; 4], String>,
 }
 
 impl Names {
@@ -37,13 +40,18 @@ impl Names {
         self.containers.get(&(vni, address)).cloned().unwrap_or_default()
     }
 
-    /// Who a packet from `zone` with the source `address` is from.
+    /// Name of the sender of a packet that comes from `zone` with the source `address`.
     fn from(&self, zone: u32, address: [u8; 4]) -> String {
         match zone {
-            zone::OUTSIDE => "outside".to_owned(),
+            zone::EXTERNAL => "outside".to_owned(),
             zone::LOOPBACK => "host".to_owned(),
+            // Another host sends from its VTEP address.
+            zone::TUNNEL => match self.nodes.get(&address) {
+                Some(node) => node.clone(),
+                None => Ipv4Addr::from(address).to_string(),
+            },
             vni => match self.container(vni, address) {
-                // The host, over a gateway device.
+                // The host sends over a gateway device.
                 name if name.is_empty() => "host".to_owned(),
                 name => name,
             },
@@ -65,8 +73,8 @@ impl Agent {
         let names = self.flow_names();
         let now_ns = self.shared.platform.now_ns();
         let mut rows = Vec::new();
-        for (key, orig) in entries.iter().filter(|(_, flow)| flow.flags & Flow::ORIG != 0) {
-            // Half a flow has just begun, or is about to go.
+        for (key, orig) in entries.iter().filter(|(_, flow)| flow.kind & kind::ORIG != 0) {
+            // One half without the other: the flow is being made or removed.
             let reply = entries.get(&key.other(orig));
             let Some(reply) = reply.filter(|reply| conntrack::are_one_flow(key, orig, reply))
             else {
@@ -81,7 +89,8 @@ impl Agent {
         Ok(rows)
     }
 
-    /// The container whose network `name` has: itself, or the one that it shares it with.
+    /// The container whose network namespace `name` is in: itself, or the one that shares
+    /// its namespace with it.
     fn holder(&self, name: &Name) -> Result<Name, ApiError> {
         let record = self.record_of(name).ok_or_else(|| self.unknown_container(name))?;
         Ok(match record.origin {
@@ -97,7 +106,8 @@ impl Agent {
             let vni = view.networks.get(&endpoint.network)?.vni.get();
             Some(((vni, endpoint.ipv4?.octets()), endpoint.container.to_string()))
         });
-        Names { containers: containers.collect(), networks }
+        let nodes = view.nodes.values().map(|node| (node.vtep.octets(), node.name.to_string()));
+        Names { containers: containers.collect(), nodes: nodes.collect(), networks }
     }
 
     fn nat_row(
@@ -108,7 +118,7 @@ impl Agent {
         orig: &Flow,
         reply: &Flow,
     ) -> NatRow {
-        let published = orig.flags & Flow::PUBLISHED != 0;
+        let published = orig.kind & kind::PUBLISHED != 0;
         let (vni, address) =
             if published { (orig.zone, orig.to.dst) } else { (key.zone, key.tuple.src) };
         let state = conntrack::state(key, orig, reply);
@@ -142,9 +152,9 @@ impl Agent {
         }
     }
 
-    /// Rows of `stats`: the flows by their states.
+    /// Rows of `stats` that count flows by state.
     pub(super) fn flow_stats(&self) -> Vec<StatsRow> {
-        let summary = self.shared.conntrack();
+        let summary = self.shared.flows();
         let rows = summary.states.iter().map(|(state, tally)| StatsRow {
             direction: DIRECTION.to_owned(),
             verdict: "flows".to_owned(),
@@ -160,7 +170,7 @@ impl Agent {
         let platform = &self.shared.platform;
         let dropped = |(reason, _): &(_, _)| platform.dropped(*reason).unwrap_or_default();
         let refused = REFUSALS.iter().map(dropped).sum();
-        let summary = self.shared.conntrack();
+        let summary = self.shared.flows();
         ConntrackStatus {
             flows: summary.flows(),
             max: platform.flows().capacity(),
@@ -170,7 +180,7 @@ impl Agent {
     }
 }
 
-/// Whether a flow is one of those asked for.
+/// Whether a row is one of those that the query asks for.
 fn fits(row: &NatRow, query: &NatQuery, container: Option<&Name>) -> bool {
     let addresses = [row.src, row.dst, row.nat_src, row.nat_dst];
     container.is_none_or(|name| name.as_str() == row.container || name.as_str() == row.from)

@@ -9,13 +9,13 @@ use crate::{
         NetworkCreate, NetworkInspect, NetworkRow,
     },
     model::{
-        Driver, Endpoint, Invalid, Name, Network, View,
+        Driver, Endpoint, Invalid, Key, Name, Network, View,
         ops::{self, NetworkSpec, PREDEFINED_BRIDGE, Refusal},
     },
 };
 
-/// The networks that exist from the start. `bridge` is made when a container first
-/// needs it; `host` and `none` are modes.
+/// Names of the predefined networks. `bridge` is made when a container first needs it; `host`
+/// and `none` are modes.
 pub(super) const PREDEFINED: [&str; 3] = [PREDEFINED_BRIDGE, "host", "none"];
 
 /// Refuses to change a predefined network.
@@ -28,10 +28,56 @@ fn not_predefined(name: &Name, what: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// The meaning of a value of `--network`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum NetworkOf {
+    /// A network of the store.
+    Stored(Name),
+    /// No network: a sandbox with the loopback device alone.
+    None,
+    /// The network namespace of the host.
+    Host,
+    /// The network namespace of another container.
+    Container(Name),
+}
+
 impl Agent {
+    /// Parses the value of `--network`.
+    ///
+    /// # Errors
+    ///
+    /// A name is malformed, or the record of the network is unreadable.
+    pub(super) fn network_of(&self, text: &str) -> Result<NetworkOf, ApiError> {
+        if let Some(name) = text.strip_prefix("container:") {
+            let name = name.parse().map_err(|error: Invalid| invalid(error.0))?;
+            return Ok(NetworkOf::Container(name));
+        }
+        match text {
+            "none" => return Ok(NetworkOf::None),
+            "host" => return Ok(NetworkOf::Host),
+            _ => {}
+        }
+        let name: Name = text.parse().map_err(|error: Invalid| invalid(error.0))?;
+        if text == PREDEFINED_BRIDGE {
+            // If it does not exist yet, it is made when it is needed.
+            return Ok(NetworkOf::Stored(name.on(&self.shared.node.name)));
+        }
+        let view = self.shared.view();
+        let name = view.resolve(&name, &self.shared.node.name);
+        if view.networks.contains_key(&name) {
+            Ok(NetworkOf::Stored(name))
+        } else {
+            // Another host may have made it a moment ago: the plan reads the store.
+            match view.problem_at(&Key::network(&name)) {
+                Some(_) => Err(unknown(&view, &name)),
+                None => Ok(NetworkOf::Stored(name)),
+            }
+        }
+    }
+
     pub(super) async fn create_network(&self, request: NetworkCreate) -> Result<Created, ApiError> {
         not_predefined(&request.name, "created")?;
-        self.shared.store().await?;
+        self.shared.usable_store().await?;
         let network = self.make_network(request).await?;
         Ok(Created { id: network.id })
     }
@@ -39,7 +85,7 @@ impl Agent {
     async fn make_network(&self, request: NetworkCreate) -> Result<Network, ApiError> {
         let own = request.name.on(&self.shared.node.name);
         let mut avoid = self.shared.platform.routes().await?;
-        // A default route covers everything.
+        // A default route covers every subnet.
         avoid.retain(|route| route.prefix() > 0);
         let spec = NetworkSpec {
             name: match request.driver {
@@ -79,14 +125,14 @@ impl Agent {
         self.shared.view().resolve(name, &self.shared.node.name)
     }
 
-    /// Makes the network `bridge` of this host, if it is that one and not there yet.
+    /// Makes the network `bridge` of this host, if `network` is that one and does not exist.
     pub(super) async fn ensure_bridge(&self, network: &Name) -> Result<(), ApiError> {
         let there = || self.shared.view().networks.contains_key(network);
         if network.node().is_none() || network.local() != PREDEFINED_BRIDGE || there() {
             return Ok(());
         }
-        // Of several that need it at once, one makes it. No container is named so.
-        let _turn = self.shared.lock(network).await;
+        // One of several requests makes the network. No container has such a name.
+        let _turn = self.shared.turns.wait(network).await;
         if there() {
             return Ok(());
         }
@@ -108,7 +154,7 @@ impl Agent {
 
     pub(super) async fn remove_network(&self, name: &Name) -> Result<(), ApiError> {
         not_predefined(name, "removed")?;
-        self.shared.store().await?;
+        self.shared.usable_store().await?;
         let own = &self.shared.node.name;
         let plan = |view: &View| Ok(((), ops::remove_network(view, &view.resolve(name, own))?));
         let ((), revision) = self.shared.execute(plan).await?;
@@ -116,7 +162,7 @@ impl Agent {
     }
 
     pub(super) async fn list_networks(&self) -> Result<Vec<NetworkRow>, ApiError> {
-        self.shared.store().await?;
+        self.shared.usable_store().await?;
         let view = self.shared.view();
         let own = &self.shared.node.name;
         let stored: Vec<_> = view.networks_on(own).collect();
@@ -147,7 +193,7 @@ impl Agent {
     }
 
     pub(super) async fn inspect_network(&self, name: &Name) -> Result<NetworkInspect, ApiError> {
-        self.shared.store().await?;
+        self.shared.usable_store().await?;
         let view = self.shared.view();
         let name = &view.resolve(name, &self.shared.node.name);
         if PREDEFINED.contains(&name.as_str()) {
@@ -157,7 +203,7 @@ impl Agent {
         let containers = view
             .endpoints_in(name)
             .map(|endpoint| (endpoint.id.clone(), container(network, &endpoint)));
-        // A node's own network has no peers.
+        // A network of one node has no peers.
         let overlay = name.node().is_none();
         let endpoints = view.endpoints.briefs(name).filter(|_| overlay);
         let nodes: BTreeSet<&Name> = endpoints.map(|ep| ep.node).collect();
@@ -199,9 +245,9 @@ impl Agent {
     }
 }
 
-/// The refusal of a name that no network has.
+/// The error for a name that no network has.
 pub(super) fn unknown(view: &View, name: &Name) -> ApiError {
-    match view.problem_at(&crate::model::Key::network(name)) {
+    match view.problem_at(&Key::network(name)) {
         Some(why) => conflict(format!("network '{name}': its record in the store is {why}")),
         None => not_found(format!(
             "network '{name}' is unknown: 'culvert network ls' lists those there are"

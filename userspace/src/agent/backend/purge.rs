@@ -1,4 +1,4 @@
-//! `culvert purge`, with the agent's help.
+//! `culvert purge` while the agent runs.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use crate::{
 };
 
 impl Agent {
-    /// Removes everything of this node from the store and from the kernel. The
-    /// agent has nothing left to do then and must stop.
+    /// Removes everything of this node from the store and from the kernel. The agent must stop
+    /// afterwards.
     pub(crate) async fn purge_node(&self) -> Result<(), ApiError> {
-        let store = self.shared.store().await.map_err(|error| {
+        let store = self.shared.usable_store().await.map_err(|error| {
             ApiError::new(
                 error.kind,
                 format!(
@@ -26,9 +26,9 @@ impl Agent {
             Self::kill_process(record).await?;
         }
         node::leave(store.as_ref(), &self.shared.node.name).await?;
-        // The engine removes the veths as the store tells it.
+        // The engine removes the device pairs as the endpoints leave the store.
         let gone = async {
-            while !self.shared.plugs().is_empty() {
+            while !self.shared.plugs.is_empty() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };

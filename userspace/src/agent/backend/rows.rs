@@ -14,7 +14,7 @@ use crate::{
 pub(super) fn container(shared: &Shared, record: &Record) -> ContainerRow {
     let view = shared.view();
     let own = &shared.node.name;
-    // One that shares a network has that of the other.
+    // A container that shares a namespace has the networks of the other container.
     let holder = match &record.origin {
         Origin::Shares(other) => other,
         Origin::Owned | Origin::Attached | Origin::Host => &record.name,

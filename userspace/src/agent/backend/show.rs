@@ -1,4 +1,4 @@
-//! What the maps hold, as rows.
+//! Contents of the maps as rows, and the status.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,7 +6,8 @@ use std::{
     path::Path,
 };
 
-use culvert_common::abi::{ABI_VERSION, UnderlayPath};
+use crate::datapath::entry::UnderlayPath;
+use culvert_common::abi::ABI_VERSION;
 
 use super::{Agent, internal};
 use crate::{
@@ -16,6 +17,7 @@ use crate::{
     },
     choice,
     model::{MacAddr, Name},
+    reconcile,
     store::Kind,
 };
 
@@ -56,7 +58,7 @@ impl Agent {
         let (now, ageing) = (platform.now_ns(), platform.ageing().as_secs());
         for (key, entry) in platform.learned().map_err(|error| internal(&error))? {
             let age_s = now.saturating_sub(entry.last_seen_ns) / 1_000_000_000;
-            // The programs do not use it any more, or the store knows better.
+            // The programs ignore an old entry, and one that the store has too.
             if age_s >= ageing || known.contains(&key) {
                 continue;
             }
@@ -79,7 +81,7 @@ impl Agent {
         let names = self.names();
         let neighbours = self.shared.platform.neighbours().map_err(|error| internal(&error))?;
         let rows = neighbours.into_iter().map(|(key, entry)| {
-            let ip = Ipv6Addr::from(key.ip);
+            let ip = Ipv6Addr::from(key.ip.0);
             NeighRow {
                 network: names.get(&key.vni).cloned().unwrap_or_default(),
                 vni: key.vni,
@@ -95,7 +97,7 @@ impl Agent {
         let view = self.shared.view();
         let own = &self.shared.node;
         let mut networks: BTreeMap<&Name, BTreeSet<String>> = BTreeMap::new();
-        // A node's own networks do not go through its VTEP.
+        // Networks of one node do not use a VTEP.
         for network in view.endpoints.networks().filter(|network| network.node().is_none()) {
             let nodes: BTreeSet<&Name> =
                 view.endpoints.briefs(network).map(|endpoint| endpoint.node).collect();
@@ -104,7 +106,7 @@ impl Agent {
             }
         }
         let mut rows = Vec::new();
-        // Before the store has been read there is at least this one.
+        // Before the store has been read, this node is the only one known.
         let own_entry = (!view.nodes.contains_key(&own.name)).then_some(own);
         for node in view.nodes.values().map(|node| &node.record).chain(own_entry) {
             let is_self = node.name == own.name;
@@ -168,10 +170,20 @@ impl Agent {
         Ok(rows.chain(self.flow_stats()).collect())
     }
 
+    /// Counts what an agent before this one left in the maps: the engine has not read them
+    /// yet. What cannot be read counts as empty.
+    fn read_counts(&self) -> reconcile::Counts {
+        let platform = &self.shared.platform;
+        reconcile::Counts {
+            fdb: platform.fdb().map_or(0, |fdb| fdb.len()),
+            neighbours: platform.neighbours().map_or(0, |map| map.len()),
+        }
+    }
+
     pub(super) fn show_status(&self, clock_offset_ms: Option<i64>) -> Status {
         let shared = &self.shared;
-        let health = shared.health();
-        let mut problems = shared.problems();
+        let health = shared.store.health();
+        let mut problems = shared.problems.lines();
         let (vteps, networks, local_endpoints, endpoints, revision) = {
             let view = shared.view();
             for line in view.complaints() {
@@ -189,11 +201,12 @@ impl Agent {
                 view.revision,
             )
         };
-        let kind = match shared.opened_store().map(|store| store.kind()) {
+        let kind = match shared.store.opened().map(|store| store.kind()) {
             Some(kind) => kind.to_string(),
             None if shared.options.store.starts_with("file:") => Kind::File.to_string(),
             None => Kind::Etcd.to_string(),
         };
+        let counts = shared.map_counts.get().unwrap_or_else(|| self.read_counts());
         let (uplinks, price) = shared.platform.uplinks();
         let device = shared.platform.device();
         let (mode, reason) = choice::choose(shared.options.datapath, &uplinks, price);
@@ -214,7 +227,7 @@ impl Agent {
                 revision,
                 error: health.error,
                 clock_offset_ms,
-                last_read: shared.last_read(),
+                last_read: shared.store.last_read(),
             },
             datapath: DatapathStatus {
                 mode: mode.to_owned(),
@@ -231,8 +244,8 @@ impl Agent {
                 networks,
                 local_endpoints,
                 endpoints,
-                fdb: shared.platform.fdb().map_or(0, |fdb| fdb.len()),
-                neighbours: shared.platform.neighbours().map_or(0, |map| map.len()),
+                fdb: counts.fdb,
+                neighbours: counts.neighbours,
             },
             problems,
         }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use culvert_common::{
-    abi::{Evictable, Flow, FlowKey, MAX_EVICTABLE},
+    abi::{Evictable, Flow, FlowKey, MAX_EVICTABLE, kind},
     datapath::conntrack::FlowState,
 };
 
@@ -85,7 +85,7 @@ struct Pass {
     candidates: BTreeSet<Candidate>,
     /// Halves of flows, and since when they are known to be.
     halves: HashMap<FlowKey, u64>,
-    /// Generations of flows that no container has.
+    /// Incarnations of flows that no container has.
     suspects: BTreeSet<u32>,
 }
 
@@ -193,7 +193,7 @@ impl Collector {
             Verdict::Keep(state) => {
                 self.pass.present += 1;
                 self.pass.suspects.extend(law.missing(&flow));
-                if let (Some(other), true) = (other, flow.flags & Flow::ORIG != 0) {
+                if let (Some(other), true) = (other, flow.kind & kind::ORIG != 0) {
                     self.count(table, state, key, &flow, &other);
                 }
             }
@@ -212,7 +212,7 @@ impl Collector {
                         // of its own.
                         let other = key.other(&flow);
                         let (orig, reply) =
-                            if flow.flags & Flow::ORIG != 0 { (key, other) } else { (other, key) };
+                            if flow.kind & kind::ORIG != 0 { (key, other) } else { (other, key) };
                         table.remove(&orig)?;
                         table.remove(&reply)?;
                     }

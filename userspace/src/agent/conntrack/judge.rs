@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use culvert_common::{
-    abi::{Flow, FlowKey},
+    abi::{Flow, FlowKey, kind},
     datapath::conntrack::FlowState,
 };
 
-use crate::cli::Timeouts;
+use crate::config::Timeouts;
 
 /// After so long without the other half, in ns, half a flow goes. The programs write the
 /// two one after the other.
@@ -30,7 +30,7 @@ pub(super) enum Verdict {
 
 /// Which containers there are.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Generations {
+pub(super) struct Incarnations {
     /// Those of `ENDPOINTS`.
     pub(super) live: BTreeSet<u32>,
     /// When that was read: what was used since may be of a later container.
@@ -44,7 +44,7 @@ pub(super) struct Law<'a> {
     /// How long flows live unused.
     pub(super) timeouts: &'a Timeouts,
     /// `None`: not known, so that no flow is stale.
-    pub(super) generations: Option<&'a Generations>,
+    pub(super) incarnations: Option<&'a Incarnations>,
 }
 
 /// What was found out about a flow on the walk before.
@@ -52,7 +52,7 @@ pub(super) struct Law<'a> {
 pub(super) struct Known<'a> {
     /// Since when its other half is missing, if it is.
     pub(super) missing_ns: Option<u64>,
-    /// Generations of flows that were of no container then. An endpoint is there before
+    /// Incarnations of flows that were of no container then. An endpoint is there before
     /// its first flow: those that are still missing are gone.
     pub(super) suspects: Option<&'a BTreeSet<u32>>,
 }
@@ -75,9 +75,9 @@ impl Law<'_> {
             };
         };
         let last_ns = flow.last_seen_ns.max(other.last_seen_ns);
-        let gone = |generation: u32| {
-            known.suspects.is_some_and(|suspects| suspects.contains(&generation))
-                || self.generations.is_some_and(|generations| last_ns < generations.read_ns)
+        let gone = |incarnation: u32| {
+            known.suspects.is_some_and(|suspects| suspects.contains(&incarnation))
+                || self.incarnations.is_some_and(|incarnations| last_ns < incarnations.read_ns)
         };
         if self.missing(flow).chain(self.missing(other)).any(gone) {
             return Verdict::Stale;
@@ -89,33 +89,35 @@ impl Law<'_> {
         Verdict::Keep(state)
     }
 
-    /// Generations of a flow that no container has, as far as is known.
+    /// Incarnations of a flow that no container has, as far as is known.
     pub(super) fn missing(&self, flow: &Flow) -> impl Iterator<Item = u32> {
-        let of_flow = [flow.from_generation, flow.to_generation];
-        of_flow.into_iter().filter(|generation| {
-            *generation != 0
-                && self.generations.is_some_and(|known| !known.live.contains(generation))
+        let of_flow = [flow.from_incarnation, flow.to_incarnation];
+        of_flow.into_iter().filter(|incarnation| {
+            *incarnation != 0
+                && self.incarnations.is_some_and(|known| !known.live.contains(incarnation))
         })
     }
 }
 
 /// State of a flow, from either of its directions.
 pub(crate) fn state(key: &FlowKey, flow: &Flow, other: &Flow) -> FlowState {
-    if flow.flags & Flow::ORIG != 0 {
-        FlowState::of(key.protocol, flow.flags, other.flags)
+    if flow.kind & kind::ORIG != 0 {
+        FlowState::of(key.protocol, flow.seen, other.seen)
     } else {
-        FlowState::of(key.protocol, other.flags, flow.flags)
+        FlowState::of(key.protocol, other.seen, flow.seen)
     }
 }
 
 /// Whether `other`, found under the key that `flow` under `key` leads to, leads back.
 pub(crate) fn are_one_flow(key: &FlowKey, flow: &Flow, other: &Flow) -> bool {
-    key.other(flow).other(other) == *key && (flow.flags ^ other.flags) & Flow::ORIG != 0
+    key.other(flow).other(other) == *key && (flow.kind ^ other.kind) & kind::ORIG != 0
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+
+    use culvert_common::abi::seen;
 
     use super::*;
     use crate::agent::conntrack::testing::{SECOND, masqueraded};
@@ -126,71 +128,71 @@ mod tests {
         flow: &Flow,
         other: Option<&Flow>,
         missing_ns: Option<u64>,
-        generations: Option<&Generations>,
+        incarnations: Option<&Incarnations>,
     ) -> Verdict {
         let timeouts = Timeouts::default();
-        let law = Law { now_ns: NOW, timeouts: &timeouts, generations };
+        let law = Law { now_ns: NOW, timeouts: &timeouts, incarnations };
         let known = Known { missing_ns, ..Known::default() };
         law.judge(&FlowKey { protocol: 17, ..FlowKey::default() }, flow, other, known)
     }
 
-    fn seen(seconds_ago: u64, flags: u32) -> Flow {
-        Flow { last_seen_ns: NOW - seconds_ago * SECOND, flags, ..Flow::default() }
+    fn half(seconds_ago: u64, kind: u32, seen: u32) -> Flow {
+        Flow { last_seen_ns: NOW - seconds_ago * SECOND, kind, seen, ..Flow::default() }
     }
 
     #[test]
     fn the_later_direction_keeps_both() {
-        let (orig, reply) = (seen(500, Flow::ORIG | Flow::SEEN), seen(119, Flow::SEEN));
+        let (orig, reply) = (half(500, kind::ORIG, seen::PACKET), half(119, 0, seen::PACKET));
         let keep = Verdict::Keep(FlowState::UdpStream);
         assert_eq!(judge(&orig, Some(&reply), None, None), keep);
         assert_eq!(judge(&reply, Some(&orig), None, None), keep);
-        let reply = seen(120, Flow::SEEN);
+        let reply = half(120, 0, seen::PACKET);
         assert_eq!(judge(&orig, Some(&reply), None, None), Verdict::Expired);
         assert_eq!(judge(&reply, Some(&orig), None, None), Verdict::Expired);
     }
 
     #[test]
     fn each_state_has_its_time() {
-        let (orig, reply) = (seen(29, Flow::ORIG | Flow::SEEN), seen(40, 0));
+        let (orig, reply) = (half(29, kind::ORIG, seen::PACKET), half(40, 0, 0));
         let keep = Verdict::Keep(FlowState::UdpUnreplied);
         assert_eq!(judge(&orig, Some(&reply), None, None), keep);
-        assert_eq!(judge(&seen(30, Flow::ORIG), Some(&reply), None, None), Verdict::Expired);
+        assert_eq!(judge(&half(30, kind::ORIG, 0), Some(&reply), None, None), Verdict::Expired);
         let mut timeouts = Timeouts::default();
         timeouts.set(FlowState::UdpUnreplied, 29);
-        let law = Law { now_ns: NOW, timeouts: &timeouts, generations: None };
+        let law = Law { now_ns: NOW, timeouts: &timeouts, incarnations: None };
         let key = FlowKey { protocol: 17, ..FlowKey::default() };
         assert_eq!(law.judge(&key, &orig, Some(&reply), Known::default()), Verdict::Expired);
     }
 
     #[test]
     fn a_container_that_is_gone_takes_its_flows_along() {
-        let generations = Generations { live: [7].into(), read_ns: NOW };
-        let reply = seen(1, Flow::SEEN);
+        let incarnations = Incarnations { live: [7].into(), read_ns: NOW };
+        let reply = half(1, 0, seen::PACKET);
         let of = |from, to, seconds_ago| Flow {
-            from_generation: from,
-            to_generation: to,
-            ..seen(seconds_ago, Flow::ORIG | Flow::SEEN)
+            from_incarnation: from,
+            to_incarnation: to,
+            ..half(seconds_ago, kind::ORIG, seen::PACKET)
         };
-        let judged = |flow: &Flow, generations| judge(flow, Some(&reply), None, generations);
+        let judged = |flow: &Flow, incarnations| judge(flow, Some(&reply), None, incarnations);
         let keep = Verdict::Keep(FlowState::UdpStream);
-        assert_eq!(judged(&of(7, 0, 1), Some(&generations)), keep);
-        assert_eq!(judged(&of(0, 7, 1), Some(&generations)), keep);
-        assert_eq!(judged(&of(8, 0, 1), Some(&generations)), Verdict::Stale);
-        assert_eq!(judged(&of(7, 8, 1), Some(&generations)), Verdict::Stale);
+        assert_eq!(judged(&of(7, 0, 1), Some(&incarnations)), keep);
+        assert_eq!(judged(&of(0, 7, 1), Some(&incarnations)), keep);
+        assert_eq!(judged(&of(8, 0, 1), Some(&incarnations)), Verdict::Stale);
+        assert_eq!(judged(&of(7, 8, 1), Some(&incarnations)), Verdict::Stale);
         // The other half tells as well.
-        assert_eq!(judge(&reply, Some(&of(8, 0, 1)), None, Some(&generations)), Verdict::Stale);
+        assert_eq!(judge(&reply, Some(&of(8, 0, 1)), None, Some(&incarnations)), Verdict::Stale);
         // Not known, or used since by what may be a container that has just come.
         assert_eq!(judged(&of(8, 0, 1), None), keep);
-        assert_eq!(judged(&of(8, 0, 0), Some(&generations)), keep);
+        assert_eq!(judged(&of(8, 0, 0), Some(&incarnations)), keep);
     }
 
     #[test]
     fn half_a_flow_goes_after_a_while() {
-        assert_eq!(judge(&seen(5, 0), None, None, None), Verdict::Half);
-        assert_eq!(judge(&seen(6, 0), None, None, None), Verdict::Orphan);
+        assert_eq!(judge(&half(5, 0, 0), None, None, None), Verdict::Half);
+        assert_eq!(judge(&half(6, 0, 0), None, None, None), Verdict::Orphan);
         // In use, and still only half.
-        assert_eq!(judge(&seen(0, 0), None, Some(NOW - 5 * SECOND), None), Verdict::Half);
-        assert_eq!(judge(&seen(0, 0), None, Some(NOW - 6 * SECOND), None), Verdict::Orphan);
+        assert_eq!(judge(&half(0, 0, 0), None, Some(NOW - 5 * SECOND), None), Verdict::Half);
+        assert_eq!(judge(&half(0, 0, 0), None, Some(NOW - 6 * SECOND), None), Verdict::Orphan);
     }
 
     #[test]
@@ -208,20 +210,20 @@ mod tests {
         #[test]
         fn both_halves_alike(
             protocol in prop::sample::select(vec![1_u8, 6, 17]),
-            orig_flags: u32, reply_flags: u32, orig_ns in 0..2 * NOW, reply_ns in 0..2 * NOW,
-            generation in 0_u32..3,
+            orig_seen: u32, reply_seen: u32, orig_ns in 0..2 * NOW, reply_ns in 0..2 * NOW,
+            incarnation in 0_u32..3,
         ) {
             let orig = Flow {
-                last_seen_ns: orig_ns, flags: orig_flags | Flow::ORIG, from_generation: generation,
+                last_seen_ns: orig_ns, kind: kind::ORIG, seen: orig_seen, from_incarnation: incarnation,
                 ..Flow::default()
             };
             let reply = Flow {
-                last_seen_ns: reply_ns, flags: reply_flags & !Flow::ORIG, to_generation: generation,
+                last_seen_ns: reply_ns, kind: 0, seen: reply_seen, to_incarnation: incarnation,
                 ..Flow::default()
             };
-            let (timeouts, generations) =
-                (Timeouts::default(), Generations { live: [1].into(), read_ns: NOW });
-            let law = Law { now_ns: NOW, timeouts: &timeouts, generations: Some(&generations) };
+            let (timeouts, incarnations) =
+                (Timeouts::default(), Incarnations { live: [1].into(), read_ns: NOW });
+            let law = Law { now_ns: NOW, timeouts: &timeouts, incarnations: Some(&incarnations) };
             let key = FlowKey { protocol, ..FlowKey::default() };
             let verdict = law.judge(&key, &orig, Some(&reply), Known::default());
             prop_assert_eq!(verdict, law.judge(&key, &reply, Some(&orig), Known::default()));

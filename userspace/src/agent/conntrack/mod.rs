@@ -1,8 +1,8 @@
-//! Conntrack as far as it is the agent's: flows end, some may go when there is no room,
-//! and the ports of the host's own sockets are left alone.
+//! The agent's part of connection tracking: it removes flows that have ended, offers flows
+//! for eviction when the table is full, and reserves the ports of the host's own sockets.
 //!
-//! The programs make flows and update them; nothing here is in the way of a packet.
-//! Once a second a bounded part of the table is looked at. None of it needs the store.
+//! The programs make flows and update them; no packet waits for the agent. Once a second a
+//! round looks at a bounded part of the table. Nothing here needs the store.
 
 mod collector;
 mod judge;
@@ -14,7 +14,7 @@ mod tests;
 
 use std::{
     collections::VecDeque,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -23,6 +23,7 @@ use culvert_common::{
     wire::ipv4::{PROTO_ICMP, PROTO_TCP, PROTO_UDP},
 };
 use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::{
     collector::Summary,
@@ -30,18 +31,19 @@ pub(crate) use self::{
 };
 use self::{
     collector::{Collector, Limits},
-    judge::{Generations, Law},
+    judge::{Incarnations, Law},
     ports::{Ports, Writer},
 };
-use super::shared::Shared;
+use super::{platform::Maps, state::Problems};
 use crate::{
+    config::ConntrackOptions,
     datapath::DatapathError,
     netlink::sockets::{Transport, sockets},
 };
 
 /// How often there is a round.
 const PERIOD: Duration = Duration::from_secs(1);
-/// Refused flows are a problem for so long.
+/// How long refused flows are shown as a problem.
 const RECENT: Duration = Duration::from_secs(60);
 /// The host's sockets whose ports are reserved, and the number of their protocol.
 const SOCKETS: [(Transport, u8); 3] =
@@ -59,28 +61,45 @@ pub(crate) const REFUSALS: [(DropReason, &str); 2] = [
     ),
 ];
 
-/// Keeps conntrack until the agent stops.
-pub(super) async fn keep(shared: Arc<Shared>) {
-    let capacity = shared.platform.flows().capacity();
-    let wanted = shared.options.conntrack.max_flows;
+/// What the keeper of the flows works with.
+#[derive(Clone)]
+pub(crate) struct Context {
+    /// The maps of the programs.
+    pub(crate) maps: Arc<dyn Maps>,
+    /// Options of conntrack and NAT.
+    pub(crate) options: ConntrackOptions,
+    /// UDP port of VXLAN, which no flow may get.
+    pub(crate) vxlan_port: u16,
+    /// Where problems are reported.
+    pub(crate) problems: Arc<Problems>,
+    /// Where the result of each round is put.
+    pub(crate) summary: Arc<Mutex<Summary>>,
+    /// Asks the keeper to end.
+    pub(crate) shutdown: CancellationToken,
+}
+
+/// Keeps the table of flows until the agent stops.
+pub(super) async fn keep(context: Context) {
+    let capacity = context.maps.flows().capacity();
+    let wanted = context.options.max_flows;
     if capacity != wanted {
         let line = format!(
             "conntrack: the pinned table has room for {capacity} flows, not {wanted}: --conntrack-max takes effect after 'culvert purge'"
         );
-        shared.problem("conntrack/max", Some(line));
+        context.problems.set("conntrack/max", Some(line));
     }
     let mut keeper = Keeper::new(Limits::default());
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            () = shared.shutdown.cancelled() => return,
+            () = context.shutdown.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        let to_keep = Arc::clone(&shared);
-        // System calls by the thousand.
+        let of_round = context.clone();
+        // A round makes thousands of system calls.
         let round = tokio::task::spawn_blocking(move || {
-            keeper.round(&to_keep, Instant::now());
+            keeper.round(&of_round, Instant::now());
             keeper
         });
         keeper = match round.await {
@@ -88,14 +107,14 @@ pub(super) async fn keep(shared: Arc<Shared>) {
             Err(error) => {
                 let line =
                     format!("conntrack: it is not kept any more ({error}): restart the agent");
-                shared.problem("conntrack/task", Some(line));
+                context.problems.set("conntrack/task", Some(line));
                 return;
             }
         };
     }
 }
 
-/// What is remembered from round to round.
+/// State of the keeper from round to round.
 struct Keeper {
     collector: Collector,
     ports: Writer,
@@ -111,48 +130,49 @@ impl Keeper {
         }
     }
 
-    /// One round, at the time `at`.
-    fn round(&mut self, shared: &Shared, at: Instant) {
+    /// Runs one round, at the time `at`.
+    fn round(&mut self, context: &Context, at: Instant) {
         let line = |error: DatapathError| format!("conntrack: {error}");
-        let collected = self.collect(shared);
-        shared.problem("conntrack/flows", collected.err().map(line));
-        let reserved = self.reserve(shared);
-        shared.problem("conntrack/ports", reserved.err());
+        let collected = self.collect(context);
+        context.problems.set("conntrack/flows", collected.err().map(line));
+        let reserved = self.reserve(context);
+        context.problems.set("conntrack/ports", reserved.err());
         for ((reason, what), recent) in REFUSALS.iter().zip(&mut self.refused) {
-            if let Ok(count) = shared.platform.dropped(*reason) {
+            if let Ok(count) = context.maps.dropped(*reason) {
                 let grew = recent.grew(at, count);
                 let key = format!("conntrack/{}", reason.name());
-                shared.problem(&key, grew.then(|| (*what).to_owned()));
+                context.problems.set(&key, grew.then(|| (*what).to_owned()));
             }
         }
     }
 
-    fn collect(&mut self, shared: &Shared) -> Result<(), DatapathError> {
-        let platform = shared.platform.as_ref();
-        let table = platform.flows();
-        // The time first: what comes meanwhile is later than what was read.
-        let read_ns = platform.now_ns();
-        let endpoints = platform.endpoints();
-        let generations = endpoints.as_ref().ok().map(|endpoints| {
-            let live = endpoints.values().map(|endpoint| endpoint.generation).collect();
-            Generations { live, read_ns }
+    fn collect(&mut self, context: &Context) -> Result<(), DatapathError> {
+        let maps = context.maps.as_ref();
+        let table = maps.flows();
+        // The time is read first: flows that come meanwhile are later than it.
+        let read_ns = maps.now_ns();
+        let endpoints = maps.endpoints();
+        let incarnations = endpoints.as_ref().ok().map(|endpoints| {
+            let live = endpoints.values().map(|endpoint| endpoint.incarnation).collect();
+            Incarnations { live, read_ns }
         });
         let law = Law {
             now_ns: read_ns,
-            timeouts: &shared.options.conntrack.timeouts,
-            generations: generations.as_ref(),
+            timeouts: &context.options.timeouts,
+            incarnations: incarnations.as_ref(),
         };
         let round = self.collector.round(table, &law);
-        *shared.conntrack() = self.collector.summary(table);
+        let summary = self.collector.summary(table);
+        *context.summary.lock().unwrap_or_else(PoisonError::into_inner) = summary;
         endpoints.and(round)
     }
 
     /// Writes which ports masquerading must not take.
-    fn reserve(&mut self, shared: &Shared) -> Result<(), String> {
-        let platform = shared.platform.as_ref();
+    fn reserve(&mut self, context: &Context) -> Result<(), String> {
+        let maps = context.maps.as_ref();
         let mut ports = Ports::default();
         // No socket is bound to the VXLAN port: the programs take its packets.
-        ports.add(PROTO_UDP, shared.node.port);
+        ports.add(PROTO_UDP, context.vxlan_port);
         for (transport, protocol) in SOCKETS {
             // No thread of the runtime leaves the agent's namespace, so these are the host's
             // sockets.
@@ -161,9 +181,9 @@ impl Keeper {
             })?;
             ports.add_sockets(protocol, &listed);
         }
-        let published = platform.published().map_err(|error| format!("conntrack: {error}"))?;
+        let published = maps.published().map_err(|error| format!("conntrack: {error}"))?;
         ports.add_published(published.keys());
-        let written = self.ports.write(platform.flows(), &ports);
+        let written = self.ports.write(maps.flows(), &ports);
         written.map_err(|error| format!("conntrack: {error}"))
     }
 }

@@ -6,7 +6,7 @@ use std::{
     sync::Mutex,
 };
 
-use culvert_common::abi::{Evictable, Flow, FlowKey, RESERVED_ENTRIES, Tuple, zone};
+use culvert_common::abi::{Evictable, Flow, FlowKey, RESERVED_ENTRIES, Tuple, kind, seen, zone};
 
 use crate::datapath::{
     DatapathError,
@@ -117,9 +117,10 @@ pub(crate) fn masqueraded(number: u32, last_ns: u64) -> [(FlowKey, Flow); 2] {
         packets: 2,
         bytes: 200,
         to: tuple([198, 51, 100, 1], to),
-        zone: zone::OUTSIDE,
-        flags: Flow::ORIG | Flow::MASQUERADE | Flow::SEEN,
-        from_generation: 1,
+        zone: zone::EXTERNAL,
+        kind: kind::ORIG | kind::MASQUERADE,
+        seen: seen::PACKET,
+        from_incarnation: 1,
         ..Flow::default()
     };
     let reply = Flow {
@@ -128,8 +129,9 @@ pub(crate) fn masqueraded(number: u32, last_ns: u64) -> [(FlowKey, Flow); 2] {
         bytes: 100,
         to: key.tuple.reversed(),
         zone: key.zone,
-        flags: Flow::MASQUERADE | Flow::SEEN,
-        to_generation: 1,
+        kind: kind::MASQUERADE,
+        seen: seen::PACKET,
+        to_incarnation: 1,
         ..Flow::default()
     };
     [(key, orig), (key.other(&orig), reply)]

@@ -4,7 +4,7 @@ use std::{
 };
 
 use culvert_common::{
-    abi::{Flow, FlowKey},
+    abi::{Flow, FlowKey, kind, seen},
     datapath::conntrack::FlowState,
 };
 use proptest::prelude::*;
@@ -12,10 +12,10 @@ use proptest::prelude::*;
 use super::{
     Recent,
     collector::{Collector, Limits},
-    judge::{Generations, Law},
+    judge::{Incarnations, Law},
     testing::{MemoryFlows, SECOND, masqueraded},
 };
-use crate::{cli::Timeouts, datapath::FlowTable as _};
+use crate::{config::Timeouts, datapath::FlowTable as _};
 
 const NOW: u64 = 1000 * SECOND;
 
@@ -25,8 +25,8 @@ fn limits() -> Limits {
 
 fn round(collector: &mut Collector, table: &MemoryFlows, now_ns: u64) {
     let timeouts = Timeouts::default();
-    let generations = Generations { live: [1].into(), read_ns: now_ns };
-    let law = Law { now_ns, timeouts: &timeouts, generations: Some(&generations) };
+    let incarnations = Incarnations { live: [1].into(), read_ns: now_ns };
+    let law = Law { now_ns, timeouts: &timeouts, incarnations: Some(&incarnations) };
     collector.round(table, &law).unwrap();
 }
 
@@ -41,7 +41,7 @@ fn what_is_over_goes_with_both_halves() {
     let kept = keys(&table);
     table.put(masqueraded(2, NOW - 120 * SECOND));
     let of_another = masqueraded(3, NOW - SECOND)
-        .map(|(key, flow)| (key, Flow { from_generation: flow.from_generation * 2, ..flow }));
+        .map(|(key, flow)| (key, Flow { from_incarnation: flow.from_incarnation * 2, ..flow }));
     table.put(of_another);
     let [half, _] = masqueraded(4, NOW - 6 * SECOND);
     let [_, other_half] = masqueraded(5, NOW - 6 * SECOND);
@@ -74,7 +74,7 @@ fn a_flow_in_use_of_a_container_that_is_gone_goes_a_walk_later() {
     let table = MemoryFlows::new(1024);
     let use_it = |now_ns: u64| {
         let flows = masqueraded(1, now_ns);
-        table.put(flows.map(|(key, flow)| (key, Flow { from_generation: 2, ..flow })));
+        table.put(flows.map(|(key, flow)| (key, Flow { from_incarnation: 2, ..flow })));
     };
     let mut collector = Collector::new(limits());
     use_it(NOW + 1);
@@ -92,9 +92,8 @@ fn a_crowded_table_offers_what_may_go_in_order() {
     let set = |number: u32, idle: u64, protocol: u8, orig: u32, reply: u32| {
         let flows = masqueraded(number, NOW - idle * SECOND);
         table.put(flows.map(|(key, flow)| {
-            let side = if flow.flags & Flow::ORIG != 0 { orig } else { reply };
-            let flags = flow.flags & 0xffff | Flow::SEEN | side;
-            (FlowKey { protocol, ..key }, Flow { flags, ..flow })
+            let side = if flow.kind & kind::ORIG != 0 { orig } else { reply };
+            (FlowKey { protocol, ..key }, Flow { seen: seen::PACKET | side, ..flow })
         }));
         FlowKey { protocol, ..flows[0].0 }
     };
@@ -104,12 +103,12 @@ fn a_crowded_table_offers_what_may_go_in_order() {
     };
     // Established connections, idle for longer than anything else.
     for number in 100..180 {
-        set(number, 500, 6, Flow::SYN | Flow::ACK, Flow::SYN | Flow::ACK);
+        set(number, 500, 6, seen::SYN | seen::ACK, seen::SYN | seen::ACK);
     }
     let stream = set(1, 100, 17, 0, 0);
-    let syn = set(2, 10, 6, Flow::SYN, 0);
-    let older_syn = set(3, 20, 6, Flow::SYN, 0);
-    let reset = set(4, 1, 6, Flow::SYN, Flow::RST);
+    let syn = set(2, 10, 6, seen::SYN, 0);
+    let older_syn = set(3, 20, 6, seen::SYN, 0);
+    let reset = set(4, 1, 6, seen::SYN, seen::RST);
     let younger_stream = set(5, 50, 17, 0, 0);
     for _ in 0..4 {
         round(&mut collector, &table, NOW);

@@ -2,17 +2,17 @@
 
 use std::collections::BTreeSet;
 
-use super::{Engine, Work, reading::finished};
+use super::{Engine, queue::Work, reading::finished};
 use crate::{
-    agent::{memory, shared::PlugState},
+    agent::{memory, state::PlugState},
     model::{Endpoint, Name, Touched},
     store::Update,
 };
 
 impl Engine {
-    /// Folds in an update.
+    /// Applies an update of the store to the view.
     pub(super) fn fold(&mut self, update: &Update) {
-        // The first list is looked at as a whole.
+        // The first list is compared as a whole, in `begin`.
         let touched = if self.informed {
             self.shared.view_mut().fold(update)
         } else {
@@ -23,10 +23,10 @@ impl Engine {
             let view = self.shared.view();
             let lines = view.problems.iter();
             let lines = lines.map(|(key, why)| (format!("store/{key}"), format!("{key}: {why}")));
-            self.shared.problems_below("store/", lines.collect());
+            self.shared.problems.set_below("store/", lines.collect());
         }
         if update.listed.is_some() {
-            // Before anything that stays is put between what the list leaves behind.
+            // Before memory that stays is allocated between the pieces that the list has freed.
             memory::give_back();
             self.listed = true;
             self.list = update.listed;
@@ -36,21 +36,20 @@ impl Engine {
         }
     }
 
-    /// With the first list of the store at hand, takes over what a former run
-    /// left: maps and veths. If those cannot be read nothing is concluded, and it
-    /// is tried again.
+    /// Adopts the maps and devices of a former run, once the first list of the store is in the
+    /// view. If they cannot be read, nothing changes, and the engine tries again.
     pub(super) async fn begin(&mut self) {
         match self.shared.platform.plugged().await {
             Ok(ports) => self.ports = ports,
             Err(error) => {
-                self.shared.problem("links", Some(error.message().to_owned()));
+                self.shared.problems.set("links", Some(error.message().to_owned()));
                 return;
             }
         }
         match self.shared.platform.gateways().await {
             Ok(gateways) => self.gateways = gateways,
             Err(error) => {
-                self.shared.problem("links", Some(error.message().to_owned()));
+                self.shared.problems.set("links", Some(error.message().to_owned()));
                 return;
             }
         }
@@ -58,7 +57,7 @@ impl Engine {
         if !self.adopt_maps(read) {
             return;
         }
-        self.shared.problem("links", None);
+        self.shared.problems.set("links", None);
         self.informed = true;
         let (nodes, endpoints): (BTreeSet<Name>, BTreeSet<_>) = {
             let view = self.shared.view();
@@ -74,24 +73,24 @@ impl Engine {
         self.revive_sandboxes().await;
     }
 
-    /// Marks what a change concerns.
+    /// Marks the networks and endpoints that a change concerns.
     fn note(&mut self, touched: Touched) {
         let mut endpoints = touched.endpoints;
         {
             let view = self.shared.view();
             for name in &touched.networks {
-                // MTU, subnets or usability may have changed for the local ones.
+                // MTU, subnets or usability may have changed for the local endpoints.
                 let briefs = view.endpoints.briefs(name);
                 let own = briefs.filter(|ep| *ep.node == self.shared.node.name);
                 endpoints.extend(own.map(|ep| (name.clone(), ep.id.text())));
                 self.dirty.insert(name.clone());
-                // Its foreign VTEPs.
+                // The foreign VTEPs of the network may have changed.
                 self.underlay_dirty = true;
             }
             for name in touched.nodes {
                 let now = view.nodes.get(&name).map(|node| (node.vtep, node.port));
                 if now == self.nodes.get(&name).copied() {
-                    // Its liveness only.
+                    // Only the liveness of the node has changed.
                     continue;
                 }
                 match now {
@@ -118,8 +117,8 @@ impl Engine {
         }
     }
 
-    /// Holds the ports of the host that its endpoints publish; tries those that were
-    /// not to be had `again`.
+    /// Holds the ports of the host that local endpoints publish. Ports that could not be had before
+    /// are tried if `again`.
     pub(super) fn hold_ports(&self, again: bool) {
         let wanted = {
             let view = self.shared.view();
@@ -149,7 +148,7 @@ impl Engine {
         }
         if wanted {
             if self.local.insert(id.clone(), network).is_none() {
-                self.set_state(&id, Some(PlugState::Pending));
+                self.shared.plugs.set(&id, Some(PlugState::Pending));
             }
             self.work.insert(Work::Plug(id));
         } else if self.local.remove(&id).is_some() {

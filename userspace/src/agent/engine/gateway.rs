@@ -1,15 +1,15 @@
 //! Gateway devices and the loopback device.
 
-use super::{Engine, Work};
+use super::{Engine, queue::Work};
 use crate::{
     agent::platform::PlugError, model::Name, reconcile::gateway_device, sandbox::GatewaySpec,
 };
 
 impl Engine {
-    /// Sees that the gateway device of a network is there if the network has an
-    /// endpoint here that is plugged in: until then it serves nobody, and to make it takes
-    /// as long as to plug. Without it the network goes on, but for what leaves it. Gives back
-    /// what is to be opened once the maps know the device.
+    /// Makes the gateway device of a network once an endpoint of the network is plugged in here:
+    /// before, nobody uses the device, and it takes as long to make as a device pair. Without the
+    /// device only traffic out of the network fails. Returns the device that is to be opened once
+    /// the maps have it.
     pub(super) async fn make_gateway(&mut self, name: &Name) -> Option<GatewaySpec> {
         let wanted = {
             let view = self.shared.view();
@@ -39,7 +39,7 @@ impl Engine {
         }
     }
 
-    /// Lets the host use a gateway device.
+    /// Attaches the program to a gateway device and brings it up.
     pub(super) async fn open_gateway(&mut self, name: &Name, gateway: GatewaySpec) {
         let vni = gateway.vni;
         let Some(ifindex) = self.gateways.get(&vni).copied() else { return };
@@ -58,10 +58,10 @@ impl Engine {
     fn gateway_problem(&self, name: &Name, vni: u32, error: Option<&PlugError>) {
         let line = error
             .map(|error| format!("network '{name}': gateway: {}; trying again", error.message()));
-        self.shared.problem(&format!("gateway/{vni}"), line);
+        self.shared.problems.set(&format!("gateway/{vni}"), line);
     }
 
-    /// Removes the gateway devices of networks that are not here any more.
+    /// Removes the gateway devices of networks without an endpoint here.
     pub(super) async fn remove_gateways(&mut self) {
         let used = |vni: &u32| self.vnis.values().any(|used| used == vni);
         let unused: Vec<(u32, u32)> = self
@@ -80,19 +80,19 @@ impl Engine {
                 }
                 Err(error) => Some(format!("gateway of VNI {vni}: {}", error.message())),
             };
-            self.shared.problem(&format!("gateway/{vni}"), line);
+            self.shared.problems.set(&format!("gateway/{vni}"), line);
         }
     }
 
-    /// Sees that the gateway devices route.
+    /// Keeps forwarding on for the gateway devices.
     pub(super) async fn keep_gateways(&self) {
         let vnis: Vec<u32> = self.gateway_specs.keys().copied().collect();
         let kept = self.shared.platform.keep_gateways(&vnis).await;
         let line = kept.err().map(|error| format!("gateway devices: {}", error.message));
-        self.shared.problem("gateways", line);
+        self.shared.problems.set("gateways", line);
     }
 
-    /// Somebody removed a gateway device.
+    /// Notes that somebody has removed a gateway device.
     pub(super) fn gateway_gone(&mut self, ifindex: u32) {
         let gone = self.gateways.iter().find(|(_, device)| **device == ifindex);
         let Some(vni) = gone.map(|(vni, _)| *vni) else { return };
@@ -102,7 +102,7 @@ impl Engine {
         self.dirty.extend(networks.map(|(name, _)| name.clone()));
     }
 
-    /// Has the program on the loopback device while there are published ports.
+    /// Attaches the program to the loopback device while a port is published.
     pub(super) async fn take_loopback(&mut self) {
         let publishes = self.reconciler.publishes();
         if self.loopback == Some(publishes) {
@@ -111,11 +111,11 @@ impl Engine {
         let taken = self.shared.platform.take_loopback(publishes).await;
         self.loopback = taken.is_ok().then_some(publishes);
         let line = taken.err().map(|error| format!("loopback device: {}", error.message()));
-        self.shared.problem("loopback", line);
+        self.shared.problems.set("loopback", line);
     }
 
-    /// Looks again at the other endpoints of a container that has left a network: one
-    /// of them has the way out now.
+    /// Queues the other endpoints of a container that has left a network: one of them gets the
+    /// default route.
     pub(super) fn replug_siblings(&mut self, id: &str) {
         let Some(container) = self.containers.remove(id) else { return };
         let siblings = self.containers.iter().filter(|(_, other)| **other == container);

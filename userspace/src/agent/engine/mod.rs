@@ -1,12 +1,13 @@
 //! The engine: one task that brings this host to what the store says.
 //!
-//! Per turn it folds in everything that has come from the store and from
-//! netlink, writes the maps of the networks that this concerned, and then does
-//! one piece of slower work (a veth) before it looks again: a change on another
-//! host waits for at most one veth here. Nothing is polled on that way.
+//! In each turn the engine applies all updates of the store and of netlink, writes the maps of
+//! the networks that these concern, and then does one piece of slow work (a device pair). So a
+//! change on another host waits for one device pair here at most. The engine does not poll for
+//! changes.
 
 mod fold;
 mod gateway;
+mod queue;
 mod reading;
 mod work;
 
@@ -21,15 +22,10 @@ use futures::FutureExt as _;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use self::{
+    queue::{Retry, Work},
     reading::{Reading, finished},
-    work::{Retry, Work},
 };
-use super::{
-    backend::Agent,
-    memory,
-    platform::HostEvent,
-    shared::{PlugState, Shared},
-};
+use super::{backend::Agent, memory, platform::HostEvent, shared::Shared};
 use crate::{
     datapath::DatapathError,
     model::{self, Name, View},
@@ -38,17 +34,17 @@ use crate::{
     store::{Follower, Listed},
 };
 
-/// How long changes of the underlay are gathered before it is resolved again:
-/// each veth and each route of a routing daemon is an event.
+/// How long changes of the underlay are gathered before the paths are resolved: each device and
+/// each route of a routing daemon is an event.
 const GATHER: Duration = Duration::from_millis(20);
 
-/// MACs of a network from which on the memory for computing it anew is given back.
+/// From so many MACs on, the memory that computing a network took is given back.
 const LARGE: usize = 4096;
 
-/// How often the engine does what nothing triggers.
+/// How often the engine does work that no event triggers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Periods {
-    /// Looks again at what failed, and for sandboxes that somebody has removed.
+    /// Tries failed work again, and looks for sandboxes that somebody has removed.
     pub(crate) retry: Duration,
     /// Compares maps and netlink with what they should be.
     pub(crate) anti_entropy: Duration,
@@ -66,7 +62,7 @@ impl Default for Periods {
     }
 }
 
-/// See the module.
+/// The task that applies the store to this host, see the module.
 pub(crate) struct Engine {
     shared: Arc<Shared>,
     follower: Follower,
@@ -74,44 +70,44 @@ pub(crate) struct Engine {
     reconciler: Reconciler,
     /// The thread that reads the maps for an anti-entropy pass, while it does.
     reading: Option<Reading>,
-    /// The first update, with all that the store holds, has been folded in.
+    /// The first list of the store is in the view.
     listed: bool,
     /// A list of the store that is not in the kernel yet.
     list: Option<Listed>,
-    /// Much memory was used that is not needed any more.
+    /// Memory is to be given back to the kernel.
     trim: bool,
-    /// And what a former run left has been read. Until then nothing is written:
-    /// the programs go on with what is pinned.
+    /// The maps and devices of a former run have been read. Before that the engine writes nothing,
+    /// and the programs use the pinned maps as they are.
     informed: bool,
-    /// Host-side interface index of each endpoint that has a veth.
+    /// Interface index of the host side, of each endpoint that has a device pair.
     ports: BTreeMap<String, u32>,
     /// Interface index of the gateway device of each VNI that has one here.
     gateways: BTreeMap<u32, u32>,
-    /// What each was made for; one that is missing is looked at again.
+    /// What each gateway device was made for. A device without an entry is checked again.
     gateway_specs: BTreeMap<u32, GatewaySpec>,
-    /// The program is on the loopback device; `None`: not known.
+    /// The program is attached to the loopback device. `None`: not known.
     loopback: Option<bool>,
-    /// Container of each endpoint that has a veth.
+    /// Container of each endpoint that has a device pair.
     containers: BTreeMap<String, Name>,
-    /// Endpoints that this host should have, by identifier.
+    /// Network of each endpoint that this host should have, by identifier.
     local: BTreeMap<String, Name>,
     /// VNI that each network had when its maps were last written.
     vnis: BTreeMap<Name, u32>,
-    /// Address and port of each node, as far as the underlay knows.
+    /// VTEP address and UDP port of each node, as the paths were last resolved for.
     nodes: BTreeMap<Name, (Ipv4Addr, u16)>,
-    /// Networks whose maps are to be computed again.
+    /// Networks whose maps are to be computed as a whole.
     dirty: BTreeSet<Name>,
-    /// What has changed with endpoints of other hosts in networks that are here.
+    /// Changed endpoints of other hosts, by networks that have an endpoint here.
     changed: BTreeMap<Name, Changed>,
-    /// Paths are to be resolved again, now.
+    /// The paths are to be resolved in this turn.
     underlay_dirty: bool,
-    /// Paths are to be resolved again, then.
+    /// When the paths are to be resolved again.
     underlay_stale: Option<Instant>,
-    /// The uplinks are to be looked at, too.
+    /// The uplinks are to be checked as well.
     uplinks_stale: bool,
-    /// Veths to make and to remove.
+    /// Device pairs to make and to remove.
     work: BTreeSet<Work>,
-    /// What failed, by endpoint.
+    /// When failed work is tried again, by endpoint.
     retries: BTreeMap<String, Retry>,
 }
 
@@ -145,14 +141,14 @@ impl Engine {
         }
     }
 
-    /// Runs until the agent is asked to stop. Leaves the kernel as it is.
+    /// Runs until the agent is asked to stop. Then the kernel stays as it is.
     pub(crate) async fn run(mut self) {
         let shutdown = self.shared.shutdown.clone();
         let mut retry = interval(self.periods.retry);
         let mut anti_entropy = interval(self.periods.anti_entropy);
         let mut ageing = interval(self.periods.ageing);
         let platform = Arc::clone(&self.shared.platform);
-        // Once a source of events has ended it must not be asked again.
+        // A source that has ended must not be polled again.
         let (mut more_updates, mut more_events) = (true, true);
         loop {
             tokio::select! {
@@ -195,13 +191,14 @@ impl Engine {
             if self.informed {
                 self.write_maps().await;
                 if let Some(list) = self.list.take() {
-                    self.shared.note_read(list);
+                    self.shared.store.note_read(list);
                     self.trim = true;
                 }
                 if std::mem::take(&mut self.trim) {
                     memory::give_back();
                 }
-                self.shared.turned();
+                self.shared.map_counts.set(self.reconciler.counts());
+                self.shared.readiness.turned();
             }
         }
     }
@@ -219,7 +216,7 @@ impl Engine {
                 self.gateway_gone(ifindex);
                 let gone = self.ports.iter().find(|(_, port)| **port == ifindex);
                 if let Some((id, _)) = gone.map(|(id, port)| (id.clone(), *port)) {
-                    // Somebody removed the veth, or the sandbox went away.
+                    // Somebody has removed the device pair or the sandbox.
                     self.drop_port(&id);
                     if self.local.contains_key(&id) {
                         self.work.insert(Work::Plug(id));
@@ -243,7 +240,7 @@ impl Engine {
         }
     }
 
-    /// Brings paths and maps up to date. What fails stays dirty and is tried again.
+    /// Brings paths and maps up to date. A network that fails stays marked and is tried again.
     async fn write_maps(&mut self) {
         if self.underlay_dirty {
             self.resolve_underlay().await;
@@ -258,10 +255,10 @@ impl Engine {
             let gateway = self.make_gateway(&network).await;
             if let Err(error) = self.write_network(&network) {
                 let line = format!("network '{network}': {error}; trying again");
-                self.shared.problem(&format!("maps/{}", network.as_str()), Some(line));
+                self.shared.problems.set(&format!("maps/{}", network.as_str()), Some(line));
                 failed.insert(network);
             } else {
-                self.shared.problem(&format!("maps/{}", network.as_str()), None);
+                self.shared.problems.set(&format!("maps/{}", network.as_str()), None);
                 if let Some(gateway) = gateway {
                     self.open_gateway(&network, gateway).await;
                 }
@@ -271,18 +268,18 @@ impl Engine {
         self.remove_gateways().await;
         self.take_loopback().await;
         if self.underlay_dirty {
-            // A network has brought a VTEP into use whose next hop is to be managed.
+            // A network uses a new VTEP, whose next hop the kernel is to keep resolved.
             self.resolve_underlay().await;
         }
     }
 
-    /// What the maps of a network follow from.
+    /// The values that the maps of a network are computed from.
     fn inputs<'a>(&'a self, view: &'a View) -> Inputs<'a> {
         Inputs { view, own: &self.shared.node, ports: &self.ports, gateways: &self.gateways }
     }
 
-    /// Brings the maps of one network up to date with what has changed. `false`: it is to
-    /// be looked at as a whole.
+    /// Applies changed endpoints to the maps of one network. `false`: the network is to be computed
+    /// as a whole.
     fn patch_network(&mut self, name: &Name, changed: &Changed) -> bool {
         let Some(held) = self.vnis.get(name).and_then(|vni| self.reconciler.network(*vni)) else {
             return false;
@@ -296,7 +293,7 @@ impl Engine {
         };
         let wanted = patch.vteps.iter().filter(|(_, info)| info.is_some());
         let new_vtep = wanted.into_iter().any(|(ip, _)| !self.reconciler.uses(*ip));
-        // What fails is tried again, and told, with the whole.
+        // A failure is reported when the whole network is tried.
         let patched = self.reconciler.patch(self.shared.platform.as_ref(), &patch).is_ok();
         self.underlay_dirty |= new_vtep;
         patched
@@ -312,7 +309,7 @@ impl Engine {
         };
         let computed = began.elapsed();
         let vni = state.as_ref().map(|state| state.vni);
-        // A network that is gone, or that was made again with another VNI.
+        // The network was removed, or made again with another VNI.
         if let Some(old) = self.vnis.get(name).copied()
             && Some(old) != vni
         {
@@ -346,31 +343,33 @@ impl Engine {
         let resolved = match self.shared.platform.paths(&vteps, &used).await {
             Ok(resolved) => resolved,
             Err(error) => {
-                // Nothing is known about the paths, so those there are stay.
-                self.shared.problem("underlay", Some(format!("underlay: {}", error.message())));
+                // Nothing is known about the paths: the present ones stay.
+                self.shared
+                    .problems
+                    .set("underlay", Some(format!("underlay: {}", error.message())));
                 self.underlay_stale = Some(Instant::now() + self.periods.retry);
                 return;
             }
         };
-        self.shared.problem("underlay", None);
+        self.shared.problems.set("underlay", None);
         let lines = resolved
             .problems
             .into_iter()
             .filter(|(ip, _)| used.contains(ip))
             .map(|(ip, line)| (format!("vtep/{ip}"), line))
             .collect();
-        self.shared.problems_below("vtep/", lines);
+        self.shared.problems.set_below("vtep/", lines);
         self.shared.paths().clone_from(&resolved.paths);
         let written = self.reconciler.paths_to(self.shared.platform.as_ref(), resolved.paths);
         let line = written.err().map(|error| format!("underlay: {error}; trying again"));
         if line.is_some() {
             self.underlay_stale = Some(Instant::now() + self.periods.retry);
         }
-        self.shared.problem("underlay/maps", line);
+        self.shared.problems.set("underlay/maps", line);
     }
 
-    /// Compares maps, as they were `read`, and netlink with what they should be, and makes good
-    /// what somebody else has changed.
+    /// Compares maps, as they were `read`, and devices with the desired state, and corrects what
+    /// somebody else has changed.
     async fn anti_entropy(&mut self, read: Result<Observed, DatapathError>) {
         if self.adopt_maps(read) {
             self.prune_maps();
@@ -382,23 +381,29 @@ impl Engine {
         self.work.extend(self.local.keys().cloned().map(Work::Plug));
         self.check_uplinks().await;
         self.hold_ports(true);
-        // It waits for this task, so it is one of its own.
+        // A task of its own: it waits for the engine.
         let agent = Agent::new(Arc::clone(&self.shared));
-        tokio::spawn(async move { agent.remove_abandoned().await });
+        self.shared.tasks.spawn(async move { agent.remove_abandoned().await });
     }
 
     async fn check_uplinks(&self) {
         let lines = self.shared.platform.check_uplinks().await;
         let lines = lines.into_iter().enumerate();
         let lines = lines.map(|(index, line)| (format!("uplink/{index}"), line)).collect();
-        self.shared.problems_below("uplink/", lines);
+        self.shared.problems.set_below("uplink/", lines);
     }
 
-    /// Takes over what the maps held when they were read, and marks every network for another look.
-    /// `false`: they cannot be read, and nothing is known.
+    /// Begins to read the maps. The reconciler notes what is written meanwhile.
+    fn read_maps(&mut self) -> Reading {
+        self.reconciler.begin_read();
+        reading::begin(Arc::clone(&self.shared.platform))
+    }
+
+    /// Takes over what the maps held when they were read, and marks every network. `false`: the
+    /// maps cannot be read.
     fn adopt_maps(&mut self, read: Result<Observed, DatapathError>) -> bool {
         let line = read.as_ref().err().map(|error| format!("maps cannot be read: {error}"));
-        self.shared.problem("maps", line);
+        self.shared.problems.set("maps", line);
         let Ok(observed) = read else {
             self.reconciler.end_read();
             return false;
@@ -410,12 +415,12 @@ impl Engine {
         true
     }
 
-    /// Removes what the maps hold of VNIs in which this host has no endpoint.
+    /// Removes the entries of VNIs in which this host has no endpoint.
     fn prune_maps(&mut self) {
         let mut known: BTreeSet<u32> = self.vnis.values().copied().collect();
         {
             let view = self.shared.view();
-            // A record that cannot be read may be what an entry is there for.
+            // An entry may belong to a record that cannot be read.
             let unreadable = [model::NETWORKS, model::ENDPOINTS, model::VNIS]
                 .into_iter()
                 .any(|prefix| view.problem_below(prefix).is_some());
@@ -433,7 +438,7 @@ impl Engine {
         }
     }
 
-    /// Removes learned entries that are past their age or lead nowhere.
+    /// Removes learned entries that are too old, or whose port or VTEP is gone.
     fn age(&self) {
         let platform = &self.shared.platform;
         let oldest = platform
@@ -449,7 +454,7 @@ impl Engine {
                         tables.endpoints.contains_key(&entry.ifindex)
                     }
                 });
-                // Before the first snapshot it is not known what leads somewhere.
+                // Before the first snapshot the ports and VTEPs are not known.
                 if entry.last_seen_ns < oldest || (self.informed && !leads_somewhere) {
                     platform.forget(&key)?;
                 }
@@ -457,20 +462,11 @@ impl Engine {
             Ok(())
         });
         let line = aged.err().map(|error| format!("learned FDB: {error}"));
-        self.shared.problem("learned", line);
-    }
-
-    /// Sets how far an endpoint has come.
-    fn set_state(&self, id: &str, state: Option<PlugState>) {
-        let mut plugs = self.shared.plugs();
-        match state {
-            Some(state) => plugs.insert(id.to_owned(), state),
-            None => plugs.remove(id),
-        };
+        self.shared.problems.set("learned", line);
     }
 }
 
-/// Waits until then, or for ever.
+/// Waits until `then`. `None`: waits for ever.
 async fn wait_until(then: Option<Instant>) {
     match then {
         Some(then) => tokio::time::sleep_until(then).await,

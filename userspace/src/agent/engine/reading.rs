@@ -4,20 +4,15 @@ use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
-use super::Engine;
-use crate::{datapath::DatapathError, reconcile::Observed};
+use crate::{agent::platform::Platform, datapath::DatapathError, reconcile::Observed};
 
 /// A thread that reads the maps.
 pub(super) type Reading = JoinHandle<Result<Observed, DatapathError>>;
 
-impl Engine {
-    /// Reads the maps on a thread of its own: a hundred thousand entries take longer than a
-    /// change in the store may wait. The reconciler notes what is written meanwhile.
-    pub(super) fn read_maps(&mut self) -> Reading {
-        self.reconciler.begin_read();
-        let platform = Arc::clone(&self.shared.platform);
-        tokio::task::spawn_blocking(move || Observed::read(platform.as_ref()))
-    }
+/// Reads the maps on a thread of its own: a hundred thousand entries take longer than a change in
+/// the store may wait.
+pub(super) fn begin(platform: Arc<dyn Platform>) -> Reading {
+    tokio::task::spawn_blocking(move || Observed::read(platform.as_ref()))
 }
 
 /// Waits for the thread that reads the maps, or for ever if there is none. The wait may be given

@@ -1,36 +1,22 @@
-//! Veths: the slower part of the engine's work.
+//! Device pairs of endpoints: the slow work of the engine.
 
 use std::collections::BTreeSet;
 
 use tokio::time::{Duration, Instant};
 
-use super::Engine;
+use super::{
+    Engine,
+    queue::{Retry, Work},
+};
 use crate::{
-    agent::{containers::Origin, platform::PlugError, shared::PlugState},
+    agent::{containers::Origin, platform::PlugError, state::PlugState},
     api::types::ErrorKind,
     model::{ENDPOINTS, Name},
     reconcile::{LocalEndpoint, local_endpoint},
 };
 
-/// Longest pause between two attempts to plug an endpoint in.
+/// The longest pause between two attempts to plug or unplug an endpoint.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-
-/// One piece of work, by endpoint identifier. Removals come first: a name or
-/// an address that one endpoint gives up may be another's.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Work {
-    /// Remove its veth.
-    Unplug(String),
-    /// Make its veth, or see that it is as it should be.
-    Plug(String),
-}
-
-/// When a failed endpoint is tried again.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Retry {
-    at: Instant,
-    pause: Duration,
-}
 
 impl Engine {
     /// Does one piece of work.
@@ -42,7 +28,7 @@ impl Engine {
         }
     }
 
-    /// What the host should have for an endpoint, if it is still wanted.
+    /// What the host should have for an endpoint. `None`: the host should not have it.
     fn wanted(&self, id: &str) -> Option<LocalEndpoint> {
         let name = self.local.get(id)?;
         let view = self.shared.view();
@@ -66,7 +52,7 @@ impl Engine {
                 }
                 self.write_maps().await;
                 if self.dirty.contains(&endpoint.network) {
-                    // The maps refused; the network's own problem says why.
+                    // The maps could not be written. The problem of the network says why.
                     self.fail(
                         &id,
                         PlugError::Refused(
@@ -76,8 +62,8 @@ impl Engine {
                     );
                     return;
                 }
-                self.set_state(&id, Some(PlugState::Ready { ifindex }));
-                self.shared.problem(&problem, None);
+                self.shared.plugs.set(&id, Some(PlugState::Ready { ifindex }));
+                self.shared.problems.set(&problem, None);
             }
             Err(error) => {
                 let line = format!(
@@ -86,9 +72,9 @@ impl Engine {
                     endpoint.network,
                     error.message()
                 );
-                // A request that waits for this endpoint reports the error itself.
+                // The request that waits for the first attempt reports its error.
                 if self.retries.contains_key(&id) {
-                    self.shared.problem(&problem, Some(line));
+                    self.shared.problems.set(&problem, Some(line));
                 }
                 self.drop_port(&id);
                 self.fail(&id, error);
@@ -105,8 +91,8 @@ impl Engine {
         platform.plug(endpoint).await
     }
 
-    /// A namespace adopted by the number of a process is there only while that
-    /// process is: later the number may be another's, even the host's own.
+    /// The error of an endpoint whose namespace was adopted by the number of a process that is
+    /// gone. The kernel may give the number to a process in another namespace.
     fn adopted_process_gone(&self, endpoint: &LocalEndpoint) -> Option<PlugError> {
         let containers = self.shared.containers();
         let process = containers.get(&endpoint.container)?.adopted?;
@@ -119,49 +105,62 @@ impl Engine {
         )))
     }
 
-    /// Notes a failure, and when to try again: an absent sandbox is looked for
-    /// every second, everything else with growing pauses.
+    /// Notes that an endpoint could not be plugged in.
     fn fail(&mut self, id: &str, error: PlugError) {
+        self.postpone(id, &error);
+        self.shared.plugs.set(id, Some(PlugState::Failed(error)));
+    }
+
+    /// Decides when to try again: each second for a sandbox that does not exist, after
+    /// growing pauses for everything else.
+    fn postpone(&mut self, id: &str, error: &PlugError) {
         let shortest = self.periods.retry;
-        let pause = match (&error, self.retries.get(id)) {
+        let pause = match (error, self.retries.get(id)) {
             (PlugError::Refused(..), Some(before)) => (before.pause * 2).min(LONGEST_PAUSE),
             _ => shortest,
         };
         self.retries.insert(id.to_owned(), Retry { at: Instant::now() + pause, pause });
-        self.set_state(id, Some(PlugState::Failed(error)));
     }
 
     /// Queues what is due to be tried again.
     pub(super) fn retry(&mut self) {
         let now = Instant::now();
         let due = self.retries.iter().filter(|(_, retry)| retry.at <= now);
-        self.work.extend(due.map(|(id, _)| Work::Plug(id.clone())));
+        self.work.extend(due.map(|(id, _)| match self.local.contains_key(id) {
+            true => Work::Plug(id.clone()),
+            false => Work::Unplug(id.clone()),
+        }));
     }
 
     async fn unplug(&mut self, id: String) {
         if self.local.contains_key(&id) {
             return;
         }
-        // The maps of its network were written before, without it: it is no
-        // longer in the view.
-        let ifindex = self.ports.remove(&id);
+        // The maps of its network are written without it already: the view does not have it.
+        let ifindex = self.ports.get(&id).copied();
         let problem = format!("endpoint/{id}");
         match self.shared.platform.unplug(&id, ifindex).await {
             Ok(()) => {
-                self.set_state(&id, None);
+                self.ports.remove(&id);
+                self.retries.remove(&id);
+                self.shared.plugs.set(&id, None);
                 self.replug_siblings(&id);
-                self.shared.problem(&problem, None);
+                self.shared.problems.set(&problem, None);
             }
             Err(error) => {
-                // Found again by the next anti-entropy pass.
-                self.shared.problem(&problem, Some(format!("endpoint {id}: {}", error.message())));
-                self.set_state(&id, None);
+                let line = format!(
+                    "endpoint {id}: it cannot be removed from this host: {}; trying again",
+                    error.message()
+                );
+                self.shared.problems.set(&problem, Some(line));
+                self.postpone(&id, &error);
+                self.shared.plugs.set(&id, Some(PlugState::Stuck(error)));
             }
         }
     }
 
-    /// Queues endpoints whose sandbox somebody has removed while something keeps the
-    /// namespace alive: no interface goes then, and so no event comes.
+    /// Queues endpoints whose sandbox somebody has removed while a process keeps the namespace
+    /// alive: the interface stays, so the kernel sends no event.
     pub(super) fn find_lost_sandboxes(&mut self) {
         let ready = |id: &&String| self.ports.contains_key(*id);
         let lost = self.local.keys().filter(ready).filter(|id| {
@@ -173,12 +172,12 @@ impl Engine {
         self.work.extend(lost);
     }
 
-    /// The command of a container, while it runs.
+    /// The process number of a container's command. `None`: it does not run.
     fn running(&self, container: &Name) -> Option<i32> {
         self.shared.containers().get(container)?.running()
     }
 
-    /// Makes the sandboxes again that are ours and gone, with a network or without.
+    /// Makes the sandboxes of Culvert that are gone, with a network or without.
     pub(super) async fn revive_sandboxes(&self) {
         let owned: Vec<_> = {
             let containers = self.shared.containers();
@@ -188,20 +187,21 @@ impl Engine {
         for name in owned {
             let made = self.shared.platform.ensure_sandbox(&name, self.running(&name)).await;
             let line = made.err().map(|error| format!("container '{name}': {}", error.message));
-            self.shared.problem(&format!("sandbox/{name}"), line);
+            self.shared.problems.set(&format!("sandbox/{name}"), line);
         }
     }
 
-    /// Removes veths and attachments of endpoints that the store does not have here.
+    /// Queues the removal of device pairs whose endpoints the store does not have here, and
+    /// removes attachments without a device pair.
     pub(super) async fn find_strays(&mut self) {
         let plugged = match self.shared.platform.plugged().await {
             Ok(plugged) => plugged,
             Err(error) => {
-                self.shared.problem("links", Some(error.message().to_owned()));
+                self.shared.problems.set("links", Some(error.message().to_owned()));
                 return;
             }
         };
-        self.shared.problem("links", None);
+        self.shared.problems.set("links", None);
         let gone: Vec<String> =
             self.ports.keys().filter(|id| !plugged.contains_key(*id)).cloned().collect();
         for id in gone {
@@ -209,7 +209,7 @@ impl Engine {
         }
         let kept: BTreeSet<String> = {
             let view = self.shared.view();
-            // Not usable now, or unreadable: still an endpoint of this host.
+            // An endpoint that is unusable or unreadable is still one of this host.
             let own = view.endpoints_on(&self.shared.node.name).map(|ep| ep.id.clone());
             let unreadable = view.problems.keys().filter(|key| key.starts_with(ENDPOINTS));
             own.chain(unreadable.filter_map(|key| Some(key.rsplit_once('/')?.1.to_owned())))

@@ -1,42 +1,35 @@
-//! The two devices that make the programs' work less, see [`sandbox::keep_gro`].
+//! The two devices without packets, see [`sandbox::keep_gro`] and [`sandbox::keep_room`].
 
-use std::sync::{
-    PoisonError,
-    atomic::{AtomicBool, AtomicU32, Ordering},
-};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use nix::errno::Errno;
 use tokio::sync::Mutex;
 
-use super::Host;
 use crate::{
-    agent::platform::Platform as _,
-    choice::{self, Uplink},
-    datapath::Price,
     netlink::{Event, Netlink, NetlinkError},
     sandbox::{self, SandboxError},
 };
 
-/// What is known of them. An index of 0 is none.
+/// State of the two devices. An index of 0 means that there is no device.
 #[derive(Debug, Default)]
 pub(super) struct Assistants {
     gro: AtomicU32,
     room: AtomicU32,
-    /// One that was made and removed again, as its port is somebody else's.
+    /// Index of a device that was made and removed again because its UDP port was taken.
     discarded: AtomicU32,
-    /// The host is being left: they are not made again.
+    /// The host is being purged: the devices are not made again.
     gone: AtomicBool,
-    /// Why each is missing, as it was last told. One looks after them at a time.
+    /// Why each device is missing, as last logged. The lock lets one task work on them at a time.
     told: Mutex<[Option<String>; 2]>,
 }
 
 impl Assistants {
-    /// An event says that they are to be looked at.
+    /// Whether an event says that a device is to be checked.
     pub(super) fn concerns(&self, event: &Event) -> bool {
         match event {
             Event::Link { index, up: true, .. } => *index == self.room.load(Ordering::Relaxed),
             Event::Link { index, up: false, .. } => *index == self.gro.load(Ordering::Relaxed),
-            // Somebody else's of that name may have been in the way.
+            // A device of somebody else may have had the name.
             Event::LinkGone { index, name } if name == sandbox::GRO => {
                 *index != self.discarded.load(Ordering::Relaxed)
             }
@@ -45,7 +38,7 @@ impl Assistants {
         }
     }
 
-    /// Sees that they are there. What cannot be is told once.
+    /// Makes the devices that are missing. Logs once why a device cannot be made.
     pub(super) async fn keep(&self, netlink: &Netlink, port: u16) {
         let mut told = self.told.lock().await;
         if self.gone.load(Ordering::Relaxed) {
@@ -54,7 +47,7 @@ impl Assistants {
         let discard = |index| self.discarded.store(index, Ordering::Relaxed);
         let gro = sandbox::keep_gro(netlink, port, discard).await;
         self.gro.store(*gro.as_ref().unwrap_or(&0), Ordering::Relaxed);
-        // After it, as it says how much room there is to be.
+        // Made after the other: the vxlan device decides how much headroom there is.
         let room = sandbox::keep_room(netlink).await;
         self.room.store(*room.as_ref().unwrap_or(&0), Ordering::Relaxed);
         let lines = [
@@ -80,7 +73,7 @@ impl Assistants {
         }
     }
 
-    /// Removes them for good.
+    /// Removes the devices. They are not made again.
     pub(super) async fn remove(&self, netlink: &Netlink) -> Result<(), SandboxError> {
         let _turn = self.told.lock().await;
         self.gone.store(true, Ordering::Relaxed);
@@ -88,30 +81,7 @@ impl Assistants {
     }
 }
 
-impl Host {
-    /// Sees that both are there, and looks at the uplinks. See [`Assistants::keep`].
-    pub(crate) async fn keep_assistants(&self) {
-        self.assistants.keep(&self.netlink, self.vxlan_port).await;
-        let known = choice::read(&self.netlink, &self.uplinks, self.vxlan_port).await;
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
-    }
-
-    /// Measures the programs where the answer is of interest. The data plane does not wait
-    /// for it.
-    pub(crate) async fn price_uplinks(&self) {
-        let (uplinks, _) = self.uplinks();
-        if !uplinks.iter().any(Uplink::is_open) {
-            return;
-        }
-        match super::blocking(Price::measure).await {
-            Ok(Ok(price)) => drop(self.price.set(price)),
-            Ok(Err(error)) => tracing::warn!("what XDP would cost is not known: {error}"),
-            Err(error) => tracing::warn!("what XDP would cost is not known: {error}"),
-        }
-    }
-}
-
-/// Why there is no vxlan device, and what of it.
+/// Why there is no vxlan device, and the consequence.
 fn explain(error: &SandboxError, port: u16) -> String {
     let errno = match error {
         SandboxError::Netlink(error @ NetlinkError::Kernel { .. }) => error.errno(),

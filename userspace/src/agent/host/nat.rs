@@ -1,11 +1,16 @@
 //! What the programs need to know of the host to translate addresses.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr};
 
-use super::{Host, refused};
+use culvert_common::abi::{MappedAddr, UplinkInfo};
+
+use super::{
+    Host,
+    error::{broken, refused},
+};
 use crate::{
     api::types::ApiError,
-    datapath::{DatapathError, KernelTable, Table as _},
+    datapath::{DatapathError, Table},
 };
 
 impl Host {
@@ -14,28 +19,31 @@ impl Host {
     pub(super) async fn note_addresses(&self) -> Result<(), ApiError> {
         let addresses = self.netlink.all_addresses().await.map_err(refused)?;
         let wanted = addresses.iter().filter_map(|(_, address)| match address.ip() {
-            IpAddr::V4(ip) if !ip.is_loopback() => Some(ip.octets()),
+            IpAddr::V4(ip) if !ip.is_loopback() => Some((MappedAddr::v4(ip.octets()), 0)),
             IpAddr::V4(_) | IpAddr::V6(_) => None,
         });
-        replace(&self.datapath.tables().host_addrs, &wanted.collect()).map_err(super::broken)
+        replace(&self.datapath.tables().host_addrs, &wanted.collect()).map_err(broken)
     }
 
     /// Tells the programs which interfaces are uplinks.
-    pub(super) fn note_uplinks(&self, uplinks: &BTreeSet<u32>) -> Result<(), DatapathError> {
+    pub(super) fn note_uplinks(
+        &self,
+        uplinks: &BTreeMap<u32, UplinkInfo>,
+    ) -> Result<(), DatapathError> {
         replace(&self.datapath.tables().uplinks, uplinks)
     }
 }
 
-/// Makes a set what it should be.
-fn replace<K: bytemuck::Pod + Ord + Send>(
-    table: &KernelTable<K, u32>,
-    wanted: &BTreeSet<K>,
+/// Makes a table what it should be.
+fn replace<K: Copy + Ord, V: PartialEq>(
+    table: &dyn Table<K, V>,
+    wanted: &BTreeMap<K, V>,
 ) -> Result<(), DatapathError> {
     let present = table.dump()?;
-    for key in wanted.iter().filter(|key| !present.contains_key(key)) {
-        table.insert(key, &0)?;
+    for (key, value) in wanted.iter().filter(|(key, value)| present.get(key) != Some(value)) {
+        table.insert(key, value)?;
     }
-    for key in present.keys().filter(|key| !wanted.contains(key)) {
+    for key in present.keys().filter(|key| !wanted.contains_key(key)) {
         table.remove(key)?;
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! Ports of the host: the agent holds one by a socket that is bound and does not listen, and finds
-//! the process that has one already.
+//! Ports of the host. The agent holds a port with a bound socket, and finds the process that has
+//! a port that it cannot bind.
 
 use std::{
     collections::HashMap,
@@ -9,23 +9,60 @@ use std::{
     path::Path,
 };
 
+use async_trait::async_trait;
 use tokio::net::TcpSocket;
 
+use super::{
+    Host,
+    error::{blocking, netns_refused},
+};
 use crate::{
-    agent::platform::{Holder, PortError, PortHold},
+    agent::platform::{Holder, PortError, PortHold, Ports},
+    api::types::ApiError,
     model::Protocol,
     netlink::sockets::{Transport, sockets},
+    netns::Netns,
 };
 
 /// The first port that needs no capability (ip-sysctl.rst of the kernel).
 const UNPRIVILEGED: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
-/// Its default.
+/// Default of [`UNPRIVILEGED`].
 const UNPRIVILEGED_DEFAULT: u16 = 1024;
 
-/// Binds a socket to a port and does not listen on it: the programs take its
-/// packets before the host's own stack sees them, and no process can have it.
-/// Without `SO_REUSEADDR` a bind meets every other.
-pub(super) fn hold(ip: Ipv4Addr, port: u16, protocol: Protocol) -> Result<PortHold, PortError> {
+#[async_trait]
+impl Ports for Host {
+    fn hold_port(
+        &self,
+        ip: Ipv4Addr,
+        port: u16,
+        protocol: Protocol,
+    ) -> Result<PortHold, PortError> {
+        hold(ip, port, protocol)
+    }
+
+    fn port_holder(&self, ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder {
+        holder(ip, port, protocol)
+    }
+
+    async fn port_holder_in(
+        &self,
+        netns: &Path,
+        port: u16,
+        protocol: Protocol,
+    ) -> Result<Holder, ApiError> {
+        let path = netns.to_owned();
+        let holder = move || {
+            let sandbox = Netns::open(&path)?;
+            sandbox.run(|| holder(Ipv4Addr::UNSPECIFIED, port, protocol))
+        };
+        blocking(holder).await?.map_err(|error| netns_refused(&error))
+    }
+}
+
+/// Binds a socket to a port, so that no process can have it. The socket does not listen: the
+/// programs take its packets before the host's own stack. Without `SO_REUSEADDR` the bind
+/// fails if any other socket has the port.
+fn hold(ip: Ipv4Addr, port: u16, protocol: Protocol) -> Result<PortHold, PortError> {
     let address = SocketAddrV4::new(ip, port);
     let bound: io::Result<PortHold> = match protocol {
         Protocol::Tcp => TcpSocket::new_v4().and_then(|socket| {
@@ -47,9 +84,9 @@ fn unprivileged() -> u16 {
     text.trim().parse().unwrap_or(UNPRIVILEGED_DEFAULT)
 }
 
-/// Looks for the socket in the thread's network namespace that has a port, and for
-/// the process that has the socket open.
-pub(super) fn holder(ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder {
+/// Finds the socket that has a port in the thread's network namespace, and the process that
+/// has the socket.
+fn holder(ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder {
     let transport = match protocol {
         Protocol::Tcp => Transport::Tcp,
         Protocol::Udp => Transport::Udp,

@@ -5,7 +5,8 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use culvert_common::abi::{UnderlayPath, VXLAN_OVERHEAD};
+use crate::datapath::entry::UnderlayPath;
+use culvert_common::abi::VXLAN_OVERHEAD;
 
 use crate::{
     agent::platform::Paths,

@@ -12,10 +12,12 @@ use async_trait::async_trait;
 
 use super::fake::{Paper, World, eventually, name, stored, two_hosts};
 use crate::{
+    agent::platform::PlugError,
     api::{Backend as _, types::ErrorKind},
     model::Key,
     store::{
-        Compare, Kind, LeaseId, Outcome, Revision, Snapshot, StateStore, StoreError, Watch, Write,
+        Compare, FileStore, Kind, LeaseId, Outcome, Revision, Snapshot, StateStore, StoreError,
+        Watch, Write,
     },
 };
 
@@ -27,14 +29,14 @@ async fn maps_that_cannot_be_read_are_not_written() {
         let mut state = paper.state();
         state.blind = true;
         state.veths.insert("dead".to_owned(), 7);
-        state.tables.underlay.insert([9; 4], bytemuck::Zeroable::zeroed());
+        state.tables.underlay.insert([9; 4], Default::default());
     }
     let one = world.start(1, &paper).await;
     eventually("the problem is told", || async {
         one.agent.status().await.unwrap().problems.iter().any(|line| line.contains("blind"))
     })
     .await;
-    assert!(!one.shared.ready());
+    assert!(!one.shared.readiness.is_ready());
     assert!(paper.state().ops.is_empty() && paper.state().veths.len() == 1);
     paper.state().blind = false;
     let one = one.ready().await;
@@ -192,4 +194,97 @@ async fn a_commit_whose_answer_is_lost_is_taken_back() {
     })
     .await;
     assert!(stored(&world).await.ipam.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_unplug_is_told_and_tried_again() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    one.run("web", "blue").await.unwrap();
+    let refusal = PlugError::Refused(ErrorKind::Internal, "the kernel says no".to_owned());
+    one.paper.state().refuse_unplug = Some(refusal);
+    let error = one.agent.disconnect(&name("blue"), &name("web")).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Internal);
+    assert!(error.message.contains("the kernel says no"), "{error}");
+    assert_eq!(error.message.lines().count(), 1, "{error}");
+    let problems = one.agent.status().await.unwrap().problems;
+    assert!(problems.iter().any(|line| line.contains("the kernel says no")), "{problems:?}");
+    assert_eq!(one.paper.state().veths.len(), 1);
+
+    one.paper.state().refuse_unplug = None;
+    eventually("it is removed and the problem is over", || async {
+        let problems = one.agent.status().await.unwrap().problems;
+        problems.is_empty() && one.paper.state().veths.is_empty()
+    })
+    .await;
+    assert!(one.paper.state().attached.is_empty());
+    one.agent.container_remove(&name("web"), false).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn status_counts_entries_without_reading_the_maps() {
+    let world = World::new().await;
+    let (one, two) = two_hosts(&world).await;
+    for n in 0..3 {
+        one.run(&format!("one{n}"), "blue").await.unwrap();
+        two.run(&format!("two{n}"), "blue").await.unwrap();
+    }
+    eventually("host 1 has the entries of both", || async {
+        one.agent.fdb().await.unwrap().len() == 6
+    })
+    .await;
+    let read = one.paper.state().shown;
+    let counts = one.agent.status().await.unwrap().counts;
+    // The gateway is a neighbour as well.
+    assert_eq!((counts.fdb, counts.neighbours), (6, 7));
+    assert_eq!(one.paper.state().shown, read, "status has read the maps");
+    one.agent.container_remove(&name("one0"), false).await.unwrap();
+    eventually("the counts follow", || async {
+        let counts = one.agent.status().await.unwrap().counts;
+        (counts.fdb, counts.neighbours) == (5, 6)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replaced_store_is_accepted_by_doing_what_status_says() {
+    let mut world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.network("blue").await.unwrap();
+    one.run("web", "blue").await.unwrap();
+    let paper = Arc::clone(&one.paper);
+    eventually("the store is remembered", || async {
+        one.shared.options.state_dir.join("store-mark").exists()
+    })
+    .await;
+    one.stop().await;
+
+    let other = FileStore::open(&world.dir.path().join("other")).await.unwrap();
+    world.store = Arc::new(other);
+    // A restart alone does not accept it, however often.
+    let mut file = None;
+    for _ in 0..2 {
+        let one = world.start(1, &paper).await;
+        eventually("the replacement is told", || async {
+            let problems = one.agent.status().await.unwrap().problems;
+            problems.iter().any(|line| line.contains("it is not the one this agent knows"))
+        })
+        .await;
+        let status = one.agent.status().await.unwrap();
+        assert!(!one.shared.readiness.is_ready() && !paper.state().veths.is_empty());
+        let lines = status.problems.into_iter().chain(status.store.error);
+        for line in lines.filter(|line| line.contains("restart the agent")) {
+            let (_, after) = line.split_once("remove ").expect(&line);
+            file = after.split_once(" and restart the agent").map(|(path, _)| path.to_owned());
+        }
+        one.stop().await;
+    }
+    std::fs::remove_file(file.expect("a file to remove")).unwrap();
+    let one = world.start(1, &paper).await.ready().await;
+    one.eventually("what it does not hold is removed", |state| state.veths.is_empty()).await;
+    eventually("the problem is over", || async {
+        one.agent.status().await.unwrap().problems.is_empty()
+    })
+    .await;
+    one.stop().await;
 }

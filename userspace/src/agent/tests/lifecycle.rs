@@ -2,9 +2,8 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use culvert_common::abi::{
-    EndpointInfo, FdbEntry, FdbKey, FloodKey, LearnedEntry, NeighKey, NetworkInfo, VtepKey,
-};
+use crate::datapath::entry::{FdbEntry, LearnedEntry, VtepKey};
+use culvert_common::abi::{EndpointInfo, FdbKey, FloodKey, NeighKey, NetworkInfo};
 
 use super::fake::{Paper, World, eventually, name, run, stored, two_hosts};
 use crate::{
@@ -122,7 +121,7 @@ async fn strays_go_and_what_is_there_stays() {
         let network = NetworkInfo { local_ports: 1, ..bytemuck::Zeroable::zeroed() };
         state.tables.networks.insert(999, network);
         state.tables.flood_local.insert(FloodKey { vni: 999, index: 0 }, 7);
-        state.tables.underlay.insert([9; 4], bytemuck::Zeroable::zeroed());
+        state.tables.underlay.insert([9; 4], Default::default());
     }
     let one = world.start(1, &paper).await.ready().await;
     one.eventually("strays are gone", |state| {
@@ -141,7 +140,7 @@ async fn entries_that_somebody_changes_are_made_good() {
     {
         let mut state = one.paper.state();
         state.tables.fdb.clear();
-        state.tables.networks.get_mut(&VNI).unwrap().mtu = 9;
+        state.tables.networks.get_mut(&VNI).unwrap().flags = 9;
         state.tables.fdb.insert(FdbKey::new(5, [9; 6]), FdbEntry { ifindex: 1, vtep: [0; 4] });
     }
     one.eventually("anti-entropy", |state| state.tables == right).await;

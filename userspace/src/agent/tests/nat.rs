@@ -1,8 +1,8 @@
 //! Conntrack, from the table to what the API tells of it.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::net::Ipv4Addr;
 
-use culvert_common::abi::{DropReason, Flow, FlowKey, Tuple, reserved_bit, zone};
+use culvert_common::abi::{DropReason, Flow, FlowKey, Tuple, kind, reserved_bit, seen, zone};
 
 use super::fake::{Paper, Running, World, eventually, name};
 use crate::{
@@ -24,11 +24,18 @@ fn tuple(src: ([u8; 4], u16), dst: ([u8; 4], u16)) -> Tuple {
 impl Running {
     /// Puts a flow into the table, last used `idle_s` seconds ago, with `flags` in both
     /// directions. Returns the key of its beginning.
-    fn flow(&self, from: FlowKey, to: Tuple, to_zone: u32, idle_s: u64, flags: u32) -> FlowKey {
-        use crate::agent::platform::Platform as _;
+    fn flow(
+        &self,
+        from: FlowKey,
+        to: Tuple,
+        to_zone: u32,
+        idle_s: u64,
+        (kind, seen): (u32, u32),
+    ) -> FlowKey {
+        use crate::agent::platform::Maps as _;
         let last_seen_ns = self.paper.now_ns() - idle_s * 1_000_000_000;
-        let half = Flow { last_seen_ns, packets: 2, bytes: 300, flags, ..Flow::default() };
-        let orig = Flow { to, zone: to_zone, flags: flags | Flow::ORIG, ..half };
+        let half = Flow { last_seen_ns, packets: 2, bytes: 300, kind, seen, ..Flow::default() };
+        let orig = Flow { to, zone: to_zone, kind: kind | kind::ORIG, ..half };
         let reply = Flow { to: from.tuple.reversed(), zone: from.zone, packets: 1, ..half };
         self.paper.flows.put([(from, orig), (from.other(&orig), reply)]);
         from
@@ -56,44 +63,44 @@ async fn two_containers(world: &World) -> (Running, [u8; 4], [u8; 4], u32) {
 async fn flows_are_listed_with_the_names_of_their_containers() {
     let world = World::new().await;
     let (one, web, db, vni) = two_containers(&world).await;
-    let established = Flow::SEEN | Flow::SYN | Flow::ACK;
+    let established = seen::PACKET | seen::SYN | seen::ACK;
     one.flow(
         FlowKey::new(vni, 6, tuple((web, 40_000), (FAR, 443))),
         tuple((HOST, 40_001), (FAR, 443)),
-        zone::OUTSIDE,
+        zone::EXTERNAL,
         10,
-        Flow::MASQUERADE | established,
+        (kind::MASQUERADE, established),
     );
     one.flow(
-        FlowKey::new(zone::OUTSIDE, 17, tuple((FAR, 5000), (HOST, 53))),
+        FlowKey::new(zone::EXTERNAL, 17, tuple((FAR, 5000), (HOST, 53))),
         tuple((FAR, 5000), (db, 5353)),
         vni,
         0,
-        Flow::PUBLISHED | Flow::SEEN,
+        (kind::PUBLISHED, seen::PACKET),
     );
     one.flow(
         FlowKey::new(zone::LOOPBACK, 6, tuple((HOST, 6000), (HOST, 8080))),
         tuple((HOST, 6000), (db, 80)),
         vni,
         0,
-        Flow::PUBLISHED,
+        (kind::PUBLISHED, 0),
     );
     one.flow(
         FlowKey::new(vni, 6, tuple((web, 7000), (HOST, 8080))),
         tuple((HOST, 7000), (db, 80)),
         vni,
         200,
-        Flow::PUBLISHED | Flow::MASQUERADE,
+        (kind::PUBLISHED | kind::MASQUERADE, 0),
     );
     one.flow(
         FlowKey::new(vni, 1, tuple((web, 7), (FAR, 0))),
         tuple((HOST, 8), (FAR, 0)),
-        zone::OUTSIDE,
+        zone::EXTERNAL,
         0,
-        Flow::MASQUERADE | Flow::SEEN,
+        (kind::MASQUERADE, seen::PACKET),
     );
     // Half a flow is none.
-    let half = Flow { flags: Flow::ORIG | Flow::MASQUERADE, ..Flow::default() };
+    let half = Flow { kind: kind::ORIG | kind::MASQUERADE, ..Flow::default() };
     let key = FlowKey::new(vni, 6, tuple((web, 1), (FAR, 1)));
     one.paper.flows.put([(key, half)]);
 
@@ -172,6 +179,27 @@ async fn flows_are_listed_with_the_names_of_their_containers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flow_from_another_host_names_that_host() {
+    let world = World::new().await;
+    let (one, web, _, vni) = two_containers(&world).await;
+    let _two = world.start(2, &Paper::new()).await.ready().await;
+    eventually("host 1 knows host 2", || async {
+        one.agent.vteps().await.unwrap().iter().any(|row| row.node == "host2")
+    })
+    .await;
+    // The second address is of no node.
+    for last in [2, 77] {
+        let tuple = tuple(([192, 0, 2, last], 5000), (web, 80));
+        let key = FlowKey::new(zone::TUNNEL, 6, tuple);
+        one.flow(key, tuple, vni, 0, (kind::PUBLISHED, seen::PACKET));
+    }
+    let rows = one.nat(NatQuery::default()).await;
+    let from: Vec<_> = rows.iter().map(|row| row.from.as_str()).collect();
+    assert_eq!(from, ["host2", "192.0.2.77"]);
+    one.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_agent_ages_flows_counts_them_and_tells_of_refused_ones() {
     let world = World::new().await;
     let (one, web, db, vni) = two_containers(&world).await;
@@ -179,21 +207,21 @@ async fn the_agent_ages_flows_counts_them_and_tells_of_refused_ones() {
         (FlowKey::new(vni, 17, tuple((source, port), (FAR, 53))), tuple((HOST, port), (FAR, 53)))
     };
     let (key, to) = masqueraded(web, 1000);
-    let kept = one.flow(key, to, zone::OUTSIDE, 1, Flow::MASQUERADE | Flow::SEEN);
+    let kept = one.flow(key, to, zone::EXTERNAL, 1, (kind::MASQUERADE, seen::PACKET));
     let (key, to) = masqueraded(db, 1001);
-    let over = one.flow(key, to, zone::OUTSIDE, 120, Flow::MASQUERADE | Flow::SEEN);
+    let over = one.flow(key, to, zone::EXTERNAL, 120, (kind::MASQUERADE, seen::PACKET));
     let gone = {
         let (key, to) = masqueraded(web, 1002);
-        let key = one.flow(key, to, zone::OUTSIDE, 1, Flow::MASQUERADE | Flow::SEEN);
+        let key = one.flow(key, to, zone::EXTERNAL, 1, (kind::MASQUERADE, seen::PACKET));
         let mut orig = one.paper.flows.lookup(&key).unwrap().unwrap();
         // Of no endpoint that there is.
-        orig.from_generation = u32::MAX;
+        orig.from_incarnation = u32::MAX;
         one.paper.flows.put([(key, orig)]);
         key
     };
     one.paper.state().dropped.insert(DropReason::NatPortsExhausted, 4);
 
-    let keeper = tokio::spawn(conntrack::keep(Arc::clone(&one.shared)));
+    let keeper = tokio::spawn(conntrack::keep(one.shared.conntrack_context()));
     eventually("flows end", || async {
         let there = |key| one.paper.flows.lookup(key).unwrap().is_some();
         there(&kept) && !there(&over) && !there(&gone)

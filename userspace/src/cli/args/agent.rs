@@ -5,14 +5,12 @@ use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 use clap::Args;
 use culvert_common::abi::DEFAULT_FLOWS;
 
+use super::conntrack::{self, NatPorts, StateTimeout};
 use crate::{
-    cli::{
-        agent_options::{
-            AgentOptions, DEFAULT_AGEING_S, DEFAULT_BPFFS, DEFAULT_STATE_DIR, DEFAULT_VXLAN_PORT,
-            DatapathMode, DeviceMode, StoreAccess,
-        },
-        conntrack_options::{self, ConntrackOptions, NatPorts, StateTimeout},
-        value,
+    cli::value,
+    config::{
+        AgentOptions, ConntrackOptions, DEFAULT_AGEING_S, DEFAULT_BPFFS, DEFAULT_STATE_DIR,
+        DEFAULT_VXLAN_PORT, DatapathMode, DeviceMode, StoreAccess,
     },
     model::{Invalid, Name},
 };
@@ -98,14 +96,14 @@ struct ConntrackArgs {
         long = "conntrack-max",
         value_name = "N",
         default_value_t = DEFAULT_FLOWS,
-        value_parser = conntrack_options::max_flows
+        value_parser = conntrack::max_flows
     )]
     max_flows: u32,
     /// Seconds that a flow in STATE lives unused, as in tcp-established=3600; several times for several states
     #[arg(
         long = "conntrack-timeout",
         value_name = "STATE=SECONDS",
-        value_parser = conntrack_options::timeout
+        value_parser = conntrack::timeout
     )]
     timeouts: Vec<StateTimeout>,
     /// Ports that masquerading chooses from
@@ -113,7 +111,7 @@ struct ConntrackArgs {
         long,
         value_name = "LO-HI",
         default_value_t = NatPorts::default(),
-        value_parser = conntrack_options::nat_ports
+        value_parser = conntrack::nat_ports
     )]
     nat_ports: NatPorts,
 }
@@ -196,7 +194,7 @@ impl AgentArgs {
             conntrack: ConntrackOptions {
                 max_flows: self.conntrack.max_flows,
                 nat_ports: self.conntrack.nat_ports.0,
-                timeouts: conntrack_options::collect(&self.conntrack.timeouts)?,
+                timeouts: conntrack::collect(&self.conntrack.timeouts)?,
             },
         })
     }

@@ -1,6 +1,7 @@
 //! The verbs and options, as clap reads them.
 
 mod agent;
+mod conntrack;
 mod container;
 mod network;
 mod show;
@@ -17,7 +18,7 @@ pub(super) use show::{
     VtepCommand,
 };
 
-use super::agent_options::DEFAULT_SOCKET;
+use crate::config::DEFAULT_SOCKET;
 
 /// A container network for Linux hosts: VXLAN in eBPF, state in etcd.
 #[derive(Debug, Parser)]

@@ -6,10 +6,8 @@ use clap::{Args, Subcommand};
 
 use crate::{
     api::types::FlowProtocol,
-    cli::{
-        agent_options::{DEFAULT_BPFFS, DEFAULT_STATE_DIR, DEFAULT_VXLAN_PORT, PurgeOptions},
-        value,
-    },
+    cli::value,
+    config::{DEFAULT_BPFFS, DEFAULT_STATE_DIR, DEFAULT_VXLAN_PORT, PurgeOptions},
     model::{Invalid, Name},
 };
 

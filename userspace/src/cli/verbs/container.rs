@@ -2,6 +2,7 @@
 
 use std::{fs, io, io::Write, path::Path};
 
+use super::each::for_all;
 use crate::{
     api::{
         Backend,
@@ -121,7 +122,7 @@ pub(crate) async fn rm(
     args: RmArgs,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
-    super::for_all(&args.names, async |name| {
+    for_all(&args.names, async |name| {
         let log = find(backend, name).await?.log;
         backend.container_remove(name, args.force).await?;
         if let Some(log) = log {

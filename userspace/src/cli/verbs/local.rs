@@ -7,10 +7,8 @@ use tokio::time::{Instant, sleep};
 use crate::{
     agent,
     api::{Backend, Client, Unreachable},
-    cli::{
-        agent_options::{AgentOptions, PurgeOptions},
-        failure::Failure,
-    },
+    cli::failure::Failure,
+    config::{AgentOptions, PurgeOptions},
 };
 
 /// How long the agent may take to end after it has purged its host.

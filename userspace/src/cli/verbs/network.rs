@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, io::Write};
 
+use super::each::for_all;
 use crate::{
     api::{
         Backend,
@@ -45,7 +46,7 @@ pub(crate) async fn network(
         NetworkCommand::Inspect { names } => {
             // As Docker: the array has those that exist, the others are named.
             let mut found = Vec::new();
-            let result = super::for_all(&names, async |name| {
+            let result = for_all(&names, async |name| {
                 found.push(backend.network_inspect(name).await?);
                 Ok(())
             })
@@ -54,7 +55,7 @@ pub(crate) async fn network(
             result
         }
         NetworkCommand::Rm { names } => {
-            super::for_all(&names, async |name| {
+            for_all(&names, async |name| {
                 backend.network_remove(name).await?;
                 Ok(writeln!(out, "{name}")?)
             })

@@ -22,8 +22,7 @@ use crate::{
     },
     cli::{
         args::{ExecArgs, Format, RunArgs},
-        failure::Failure,
-        tell,
+        failure::{Failure, tell},
     },
     model::Name,
     sandbox::{self, ExecError, SuperviseSpec},

@@ -2,9 +2,8 @@
 
 use std::net::IpAddr;
 
-use super::{Plan, Refusal, network, new_id, put};
+use super::{Plan, Refusal, allocate::allocate, network, new_id, put};
 use crate::{
-    ipam,
     model::{
         Endpoint, IpOwner, Key, MacAddr, Name, Network, PublishedPort, SCHEMA, SandboxRef, View,
         validate,
@@ -53,7 +52,7 @@ pub fn create_endpoint(view: &View, spec: &EndpointSpec) -> Result<(Endpoint, Pl
     if !spec.ports.is_empty() {
         may_publish(found, &spec.container)?;
     }
-    let addresses = ipam::allocate(view, found, spec.ip)?;
+    let addresses = allocate(view, found, spec.ip)?;
     let (mut ipv4, mut ipv6) = (None, None);
     for ip in &addresses {
         match ip {

@@ -2,7 +2,6 @@
 
 use super::{Plan, Refusal};
 use crate::{
-    api::types::{ApiError, ErrorKind},
     model::{ROOT, View},
     store::{Outcome, Revision, StateStore, StoreError, retry::Backoff},
 };
@@ -24,18 +23,6 @@ pub enum ExecuteError {
     /// Others were always faster; nothing was written.
     #[error("store: {TRIES} attempts met changes by others: try again")]
     Contended,
-}
-
-impl From<ExecuteError> for ApiError {
-    fn from(error: ExecuteError) -> Self {
-        let message = error.to_string();
-        match error {
-            ExecuteError::Refused(refusal) => refusal.into(),
-            ExecuteError::Store(_) | ExecuteError::Contended => {
-                Self { kind: ErrorKind::Unavailable, message }
-            }
-        }
-    }
 }
 
 /// Plans from `view` and commits. If the view turns out to be behind the store

@@ -4,6 +4,7 @@
 //! know shows as [`crate::store::Outcome::Conflict`]; [`execute`] then plans
 //! again from a fresh snapshot. So an allocation has one owner, without a lock.
 
+mod allocate;
 mod endpoint;
 mod execute;
 mod network;
@@ -11,11 +12,9 @@ mod node;
 mod vtep;
 
 use super::{Invalid, Name, Versioned, View};
-use crate::{
-    api::types::{ApiError, ErrorKind},
-    store::{Compare, Write},
-};
+use crate::store::{Compare, Write};
 
+pub use crate::store::new_id;
 pub use endpoint::{EndpointSpec, create_endpoint, may_publish, remove_endpoint};
 pub use execute::{ExecuteError, execute, execute_below};
 pub use network::{
@@ -52,29 +51,6 @@ impl From<Invalid> for Refusal {
     fn from(Invalid(line): Invalid) -> Self {
         Self::Invalid(line)
     }
-}
-
-impl From<Refusal> for ApiError {
-    fn from(refusal: Refusal) -> Self {
-        let (kind, message) = match refusal {
-            Refusal::Invalid(line) => (ErrorKind::Invalid, line),
-            Refusal::NotFound(line) => (ErrorKind::NotFound, line),
-            Refusal::Conflict(line) => (ErrorKind::Conflict, line),
-        };
-        Self { kind, message }
-    }
-}
-
-/// 64 hexadecimal digits that nobody else has: the identifier of a network,
-/// an endpoint or an agent.
-pub fn new_id() -> String {
-    let random: [u8; 32] = rand::random();
-    random.iter().fold(String::with_capacity(64), |mut text, byte| {
-        for nibble in [byte >> 4, byte & 15] {
-            text.extend(char::from_digit(u32::from(nibble), 16));
-        }
-        text
-    })
 }
 
 fn put<T: super::Record>(key: String, record: &T) -> Result<Write, Refusal> {

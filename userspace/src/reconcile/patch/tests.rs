@@ -89,6 +89,10 @@ impl Host {
             }
             None => self.whole(),
         }
+        let counts = self.reconciler.counts();
+        let held = self.maps.0.borrow();
+        assert_eq!((counts.fdb, counts.neighbours), (held.fdb.len(), held.neighbours.len()));
+        drop(held);
         // The whole finds nothing to do.
         let state = self.with(|inputs| network_state(inputs, &name("net")));
         let steps = self.reconciler.network_to(&self.maps, VNI, state.as_ref()).unwrap();

@@ -1,8 +1,7 @@
 //! Connections to the endpoints of a cluster, and failover between them.
 //!
-//! Each endpoint has a client of its own, and calls go to one endpoint until
-//! it fails. A balanced channel would keep sending a share of the calls to an
-//! endpoint that is down.
+//! Each endpoint has a client of its own. Calls go to one endpoint until it fails. A balanced
+//! channel would send a share of the calls to an endpoint that is down.
 
 use std::{
     fmt,
@@ -19,7 +18,7 @@ use std::{
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 use tokio::sync::Mutex;
 
-use super::{EtcdOptions, error};
+use super::{error, options::EtcdOptions};
 use crate::store::StoreError;
 
 /// HTTP/2 pings: etcd closes connections that ping more often than every 5 s
@@ -28,13 +27,16 @@ const PING_INTERVAL: Duration = Duration::from_secs(6);
 /// How long a ping may go unanswered.
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// The largest answer that is accepted, in bytes. A stretch of a list is one answer, and so are
+/// the events of up to 1000 revisions for a watch that is behind.
+pub(super) const MAX_ANSWER: usize = 1 << 30;
 /// Whether a call that failed may be sent to the next endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Repeat {
-    /// It does no harm twice.
+    /// The call may be sent twice.
     Always,
-    /// Only if it never left: a transaction that was sent may have been
-    /// applied, and would conflict with itself.
+    /// Only if the call was not sent: a transaction that was sent may have been applied, and would
+    /// conflict with itself.
     IfUnsent,
 }
 
@@ -45,6 +47,8 @@ pub(super) struct Connections {
     current: Arc<AtomicUsize>,
     /// How long one endpoint may take if there are others to try.
     share: Duration,
+    /// How long one call may take, all endpoints together.
+    timeout: Duration,
 }
 
 struct Endpoint {
@@ -68,7 +72,7 @@ impl Connections {
         }
         let tls = tls(options).await?;
         if tls.is_none() && !options.insecure {
-            // In the clear, whoever is on the way reads and writes the state.
+            // Without TLS everybody on the path can read and write the state.
             if let Some(far) = options.endpoints.iter().find(|endpoint| !is_loopback(endpoint)) {
                 return Err(refused(format!(
                     "endpoint {far} would be spoken to in plaintext beyond this host: give --store-ca for TLS, or --insecure-store to permit it"
@@ -79,7 +83,7 @@ impl Connections {
             .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
             .with_keep_alive_while_idle(true)
             .with_connect_timeout(options.timeout / 2)
-            // A member cut off from the others must not look like a quiet one.
+            // So a member without a majority refuses calls instead of being silent.
             .with_require_leader(true)
             .with_auto_token_refresh(true);
         match (&options.user, &options.password) {
@@ -110,7 +114,36 @@ impl Connections {
             .collect();
         let count = u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
         let share = options.timeout / count.max(1);
-        Ok(Self { endpoints: Arc::new(endpoints), current: Arc::new(AtomicUsize::new(0)), share })
+        Ok(Self {
+            endpoints: Arc::new(endpoints),
+            current: Arc::new(AtomicUsize::new(0)),
+            share,
+            timeout: options.timeout,
+        })
+    }
+
+    /// How long one call may take, all endpoints together.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Awaits a call for the timeout at most.
+    ///
+    /// # Errors
+    ///
+    /// The error of the call, or [`StoreError::Unavailable`].
+    pub(super) async fn within<T>(
+        &self,
+        call: impl Future<Output = Result<T, StoreError>> + Send,
+    ) -> Result<T, StoreError> {
+        match tokio::time::timeout(self.timeout, call).await {
+            Ok(result) => result,
+            Err(_) => Err(StoreError::Unavailable(format!(
+                "{} did not answer within {:?}",
+                self.names(),
+                self.timeout
+            ))),
+        }
     }
 
     /// The endpoints, for messages.
@@ -146,7 +179,7 @@ impl Connections {
                 sent = true;
                 call(client).await
             };
-            // The last endpoint has what is left of the call's own timeout.
+            // The last endpoint may use the rest of the call's timeout.
             let result = if last {
                 attempt.await
             } else {
@@ -185,7 +218,7 @@ impl Connections {
         Err(StoreError::Unavailable(failures.join("; ")))
     }
 
-    /// Turns to the next endpoint, unless another call did already.
+    /// Makes the next endpoint the current one, unless another call has done so.
     fn leave(&self, index: usize) {
         let next = (index + 1) % self.endpoints.len();
         let _ = self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
@@ -280,6 +313,7 @@ mod tests {
             password: None,
             insecure: false,
             timeout: Duration::from_secs(1),
+            layout: None,
         }
     }
 

@@ -4,8 +4,9 @@ mod clock;
 mod connection;
 mod error;
 mod list;
+mod options;
 
-use std::{future::Future, path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{
@@ -14,63 +15,26 @@ use etcd_client::{
 };
 use futures::{StreamExt, stream};
 
-use self::connection::{Connections, Repeat};
+pub use self::options::EtcdOptions;
+use self::{
+    connection::{Connections, MAX_ANSWER, Repeat},
+    list::entry,
+};
 use super::{
-    Change, Compare, Entry, Kind, LeaseId, MAX_OPS, Outcome, Pages, Revision, Snapshot, StateStore,
-    StoreError, Watch, Write, prefix_end,
+    Change, Compare, Kind, Layout, LeaseId, MAX_OPS, Outcome, Pages, Revision, Snapshot,
+    StateStore, StoreError, Watch, Write, prefix_end,
 };
 
-/// Largest answer that is accepted. A stretch of a list comes in one; a watch that
-/// catches up gets the events of up to 1000 revisions at once.
-const MAX_ANSWER: usize = 1 << 30;
 /// Snapshots begun again because compaction overtook them.
 const SNAPSHOT_TRIES: usize = 4;
 /// How often a watch asks the server for a sign of life.
 const PROGRESS: Duration = Duration::from_secs(2);
 
-/// How to reach an etcd cluster.
-#[derive(Clone)]
-pub struct EtcdOptions {
-    /// Endpoints, each `HOST:PORT`, by name or address.
-    pub endpoints: Vec<String>,
-    /// Certificates (PEM) that the server's must follow from. TLS if given.
-    pub ca: Option<PathBuf>,
-    /// The client's certificate (PEM).
-    pub cert: Option<PathBuf>,
-    /// Its private key (PEM).
-    pub key: Option<PathBuf>,
-    /// User.
-    pub user: Option<String>,
-    /// The user's password.
-    pub password: Option<String>,
-    /// Plaintext beyond loopback is fine.
-    pub insecure: bool,
-    /// How long a call may take, all endpoints together.
-    pub timeout: Duration,
-}
-
-impl EtcdOptions {
-    /// Default of [`Self::timeout`].
-    pub const TIMEOUT: Duration = Duration::from_secs(5);
-}
-
-impl std::fmt::Debug for EtcdOptions {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Not the password.
-        f.debug_struct("EtcdOptions")
-            .field("endpoints", &self.endpoints)
-            .field("ca", &self.ca)
-            .field("user", &self.user)
-            .field("insecure", &self.insecure)
-            .finish_non_exhaustive()
-    }
-}
-
 /// The store in an etcd cluster.
 #[derive(Clone)]
 pub struct EtcdStore {
     connections: Connections,
-    timeout: Duration,
+    layout: Option<Layout>,
     /// Endpoints whose clock can be asked: none where TLS is in the way.
     plain: Vec<String>,
 }
@@ -92,22 +56,7 @@ impl EtcdStore {
     pub async fn connect(options: &EtcdOptions) -> Result<Self, StoreError> {
         let connections = Connections::new(options).await?;
         let plain = if options.ca.is_some() { Vec::new() } else { options.endpoints.clone() };
-        Ok(Self { connections, timeout: options.timeout, plain })
-    }
-
-    /// Gives up after the timeout.
-    async fn within<T>(
-        &self,
-        call: impl Future<Output = Result<T, StoreError>> + Send,
-    ) -> Result<T, StoreError> {
-        match tokio::time::timeout(self.timeout, call).await {
-            Ok(result) => result,
-            Err(_) => Err(StoreError::Unavailable(format!(
-                "{} did not answer within {:?}",
-                self.connections.names(),
-                self.timeout
-            ))),
-        }
+        Ok(Self { connections, layout: options.layout, plain })
     }
 }
 
@@ -125,7 +74,7 @@ impl StateStore for EtcdStore {
         let mut tries = 0;
         loop {
             tries += 1;
-            match list::whole(self, prefix).await {
+            match list::whole(&self.connections, self.layout, prefix).await {
                 Err(StoreError::Compacted { .. }) if tries < SNAPSHOT_TRIES => {}
                 result => return result,
             }
@@ -133,7 +82,7 @@ impl StateStore for EtcdStore {
     }
 
     async fn list(&self, prefix: &str) -> Result<Pages, StoreError> {
-        list::pages(self, prefix).await
+        list::pages(&self.connections, self.layout, prefix).await
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
@@ -148,17 +97,17 @@ impl StateStore for EtcdStore {
                 watch.watch(prefix, Some(options)).await
             }
         });
-        let (requests, responses) = self.within(open).await?.split();
+        let (requests, responses) = self.connections.within(open).await?.split();
         let mut state = Watching {
             requests,
             responses,
-            timeout: self.timeout,
+            timeout: self.connections.timeout(),
             endpoint: self.connections.current_name(),
             backlog: Vec::new().into_iter(),
             ended: false,
         };
         // The answer to the request itself: refusals show here.
-        let first = self.within(state.created()).await?;
+        let first = self.connections.within(state.created()).await?;
         state.take(first)?;
         Ok(stream::unfold(state, |mut state| async move {
             let item = state.next().await?;
@@ -185,7 +134,7 @@ impl StateStore for EtcdStore {
             let txn = txn.clone();
             async move { client.kv_client().txn(txn).await }
         });
-        let answer = self.within(call).await.map_err(|error| match (error, lease) {
+        let answer = self.connections.within(call).await.map_err(|error| match (error, lease) {
             // Of all that a transaction names, only a lease can be missing.
             (StoreError::LeaseGone(_), Some(lease)) => StoreError::LeaseGone(lease),
             (other, _) => other,
@@ -205,21 +154,21 @@ impl StateStore for EtcdStore {
         let call = self.connections.call(Repeat::Always, |client| async move {
             client.lease_client().grant(seconds, None).await
         });
-        Ok(self.within(call).await?.id())
+        Ok(self.connections.within(call).await?.id())
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
         let call = self.connections.call(Repeat::Always, |client| async move {
             client.lease_client().keep_alive(lease).await
         });
-        self.within(call).await.map(drop).map_err(|error| named(error, lease))
+        self.connections.within(call).await.map(drop).map_err(|error| named(error, lease))
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
         let call = self.connections.call(Repeat::Always, |client| async move {
             client.lease_client().revoke(lease).await
         });
-        self.within(call).await.map(drop).map_err(|error| named(error, lease))
+        self.connections.within(call).await.map(drop).map_err(|error| named(error, lease))
     }
 }
 
@@ -319,15 +268,6 @@ impl Watching {
             }
         }
     }
-}
-
-/// A pair as an entry. Keys that are not UTF-8 are not Culvert's.
-fn entry(pair: &KeyValue) -> Option<Entry> {
-    Some(Entry {
-        key: pair.key_str().ok()?.to_owned(),
-        value: pair.value().to_vec(),
-        mod_revision: pair.mod_revision(),
-    })
 }
 
 fn change(kind: EventType, pair: &KeyValue) -> Option<Change> {

@@ -1,8 +1,9 @@
-//! The keys that a follower has delivered, in little room.
+//! The keys that a follower has delivered, in little memory.
 //!
-//! Hundreds of thousands of keys are needed once, if ever: when the store has forgotten
-//! the history in between and it is to be told what is gone. So they lie packed, each as
-//! its difference to the one before, and what watches have brought since beside them.
+//! They are needed when the store has compacted the history that the follower missed: then
+//! deletions follow from the difference of the keys. A store may have hundreds of thousands of
+//! keys. So the keys are packed, each as the difference to the one before. Changes of watches
+//! since the last packing are kept beside them.
 //!
 //! The crate `fst` takes 66 bytes a key where this takes 34 (100,000 keys of endpoints, whose
 //! identifiers are random).
@@ -15,7 +16,7 @@ use crate::store::{Change, Page, Revision};
 
 /// Keys that are packed together.
 const SEGMENT: usize = 4096;
-/// Changes that may lie beside the packed keys, however few these are.
+/// The least number of changes beside the packed keys before these are packed again.
 const RECENT: usize = 1024;
 
 /// Every key delivered and not deleted since, with its revision.
@@ -40,8 +41,7 @@ impl Seen {
         self.tidy();
     }
 
-    /// The changes that lead from the keys seen in a page's stretch to those of the page.
-    /// The page has been seen then.
+    /// Replaces the keys of a page's stretch by those of the page. Returns the changes.
     pub(super) fn turn_to(&mut self, page: Page) -> Vec<Change> {
         let before = self.take(&page.from, Some(&page.to));
         let keys = page.entries.iter().map(|entry| (entry.key.clone(), entry.mod_revision));

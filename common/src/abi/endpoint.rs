@@ -1,0 +1,128 @@
+//! Values that describe endpoints, networks and uplinks.
+
+use bytemuck::{Pod, Zeroable};
+
+/// What one container attachment may send and where it belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct EndpointInfo {
+    /// VNI of the endpoint's network.
+    pub vni: u32,
+    /// [`EndpointInfo::ALLOW_ANY_SOURCE`].
+    pub flags: u32,
+    /// The endpoint's MAC address.
+    pub mac: [u8; 6],
+    /// MTU of the container's interface.
+    pub mtu: u16,
+    /// The endpoint's IPv4 address; all zero if it has none.
+    pub ipv4: [u8; 4],
+    /// The endpoint's IPv6 address besides the link-local one that follows
+    /// from its MAC (RFC 4291 appendix A); all zero if it has none.
+    pub ipv6: [u8; 16],
+    /// BUM frames a second that it may send; 0 is without limit.
+    pub bum_rate: u32,
+    /// BUM frames that it may send in one burst.
+    pub bum_burst: u32,
+    /// Tells this endpoint from earlier and later ones with the same address or
+    /// interface index; not 0.
+    pub incarnation: u32,
+    /// Number of the policy that applies to it; 0 is none. No program reads it yet.
+    pub policy: u32,
+    /// See [`Sealed`](super::Sealed).
+    pub seal: u32,
+}
+
+impl EndpointInfo {
+    /// The network was created with `--opt anti_spoof=false`: the endpoint may
+    /// send with any source, as a bridge with hosts behind it does.
+    pub const ALLOW_ANY_SOURCE: u32 = 1;
+
+    /// No endpoint.
+    pub const NONE: Self = Self {
+        vni: 0,
+        flags: 0,
+        mac: [0; 6],
+        mtu: 0,
+        ipv4: [0; 4],
+        ipv6: [0; 16],
+        bum_rate: 0,
+        bum_burst: 0,
+        incarnation: 0,
+        policy: 0,
+        seal: 0,
+    };
+}
+
+/// What the programs need to know of a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct NetworkInfo {
+    /// [`NetworkInfo::LEARNING`] and its siblings.
+    pub flags: u32,
+    /// Entries of this VNI in the local flood list, at indices `0..local_ports`.
+    pub local_ports: u32,
+    /// Entries of this VNI in the remote flood list, at indices `0..remote_vteps`.
+    pub remote_vteps: u32,
+    /// Interface index of the gateway device; 0: the network has no gateway here.
+    pub gateway_ifindex: u32,
+    /// The gateway's IPv4 address; all zero if there is none.
+    pub gateway_ip: [u8; 4],
+    /// The gateway's MAC, the same on every host.
+    pub gateway_mac: [u8; 6],
+    /// Explicit padding; zero.
+    pub pad: [u8; 2],
+    /// See [`Sealed`](super::Sealed).
+    pub seal: u32,
+}
+
+impl NetworkInfo {
+    /// Source addresses of decapsulated frames are learned.
+    pub const LEARNING: u32 = 1;
+    /// The inner DSCP is copied to the outer header; otherwise it is zero.
+    pub const COPY_DSCP: u32 = 2;
+    /// No way out of the network (`--internal`).
+    pub const INTERNAL: u32 = 4;
+    /// The gateway device has the gateway's address: containers and the host reach
+    /// each other. Not so where another network may have the same addresses.
+    pub const HOST_ACCESS: u32 = 8;
+
+    /// No network.
+    pub const NONE: Self = Self {
+        flags: 0,
+        local_ports: 0,
+        remote_vteps: 0,
+        gateway_ifindex: 0,
+        gateway_ip: [0; 4],
+        gateway_mac: [0; 6],
+        pad: [0; 2],
+        seal: 0,
+    };
+}
+
+/// What the programs need to know of an uplink. Value of
+/// [`names::UPLINKS`](super::names::UPLINKS).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct UplinkInfo {
+    /// MTU of the device, in bytes.
+    pub mtu: u32,
+    /// Bytes of its link header: 14 with Ethernet, 0 with none (tun, WireGuard).
+    pub link_len: u8,
+    /// Explicit padding; zero.
+    pub pad: u8,
+    /// Room for flags; zero.
+    pub flags: u16,
+}
+
+/// Per-CPU working space.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Scratch {
+    /// Bytes, for headers and quoted packets.
+    pub bytes: [u8; 256],
+}
+
+const _: () = assert!(size_of::<EndpointInfo>() == 56);
+const _: () = assert!(size_of::<NetworkInfo>() == 32);
+const _: () = assert!(size_of::<UplinkInfo>() == 8);
+const _: () = assert!(size_of::<Scratch>() == 256);

@@ -1,0 +1,62 @@
+//! IP address families.
+
+use core::fmt::Debug;
+use core::hash::Hash;
+
+use bytemuck::{Pod, Zeroable};
+
+/// A family of IP addresses: what the maps of translated flows, which are read for every
+/// packet, are generic over.
+///
+/// # Safety
+///
+/// `Addr` has an alignment of 1 and a size that is a multiple of 4 bytes.
+pub unsafe trait Family: Copy + Debug + Default + Eq + Ord + Hash + 'static {
+    /// An address, as on the wire.
+    type Addr: Pod + Debug + Default + Eq + Ord + Hash;
+}
+
+/// IPv4 (RFC 791).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct V4;
+
+// SAFETY: four bytes, with an alignment of 1.
+unsafe impl Family for V4 {
+    type Addr = [u8; 4];
+}
+
+/// An IPv6 address, or an IPv4-mapped one (`::ffff:a.b.c.d`, RFC 4291 §2.5.5.2): the key of
+/// maps that serve both families and are not read for every packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[repr(C, align(4))]
+pub struct MappedAddr(pub [u8; 16]);
+
+impl MappedAddr {
+    /// The unspecified address `::`, which no host has.
+    pub const UNSPECIFIED: Self = Self([0; 16]);
+
+    /// An IPv4 address.
+    #[inline(always)]
+    pub const fn v4(ip: [u8; 4]) -> Self {
+        let [a, b, c, d] = ip;
+        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+    }
+
+    /// The last four bytes: the IPv4 address, if it is one.
+    #[inline(always)]
+    pub const fn low(&self) -> [u8; 4] {
+        let [.., a, b, c, d] = self.0;
+        [a, b, c, d]
+    }
+
+    /// The IPv4 address, if it is one.
+    #[inline(always)]
+    pub const fn as_v4(&self) -> Option<[u8; 4]> {
+        match self.0 {
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] => Some([a, b, c, d]),
+            _ => None,
+        }
+    }
+}
+
+const _: () = assert!(size_of::<MappedAddr>() == 16);

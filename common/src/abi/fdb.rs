@@ -1,0 +1,127 @@
+//! Keys and values of the forwarding, neighbour, flood and rate maps.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{MappedAddr, VtepId};
+
+/// Key of both FDB maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct FdbKey {
+    /// VNI of the network.
+    pub vni: u32,
+    /// MAC address.
+    pub mac: [u8; 6],
+    /// Explicit padding; zero.
+    pub pad: [u8; 2],
+}
+
+impl FdbKey {
+    /// Key of `mac` in `vni`.
+    #[inline(always)]
+    pub const fn new(vni: u32, mac: [u8; 6]) -> Self {
+        Self { vni, mac, pad: [0; 2] }
+    }
+}
+
+/// Where a MAC is, as the agent knows it: a local endpoint (`local`) or a VTEP (`static`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct FdbEntry {
+    /// Interface index of the host side of a local endpoint; 0 if the MAC is remote.
+    pub ifindex: u32,
+    /// VTEP of a remote endpoint; [`VtepId::NONE`] if the MAC is local.
+    pub vtep: VtepId,
+    /// See [`Sealed`](super::Sealed).
+    pub seal: u32,
+}
+
+/// Where a MAC was last seen by the programs. Never changed in place: a program writes a
+/// new value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct LearnedEntry {
+    /// `bpf_ktime_get_ns` when a frame with this source was last seen.
+    pub last_seen_ns: u64,
+    /// Interface index of the host side that it came from; 0 if a VTEP.
+    pub ifindex: u32,
+    /// VTEP that it came from; [`VtepId::NONE`] if a local endpoint.
+    pub vtep: VtepId,
+    /// See [`Sealed`](super::Sealed).
+    pub seal: u32,
+    /// Explicit padding; zero.
+    pub pad: u32,
+}
+
+/// Key of the neighbour map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct NeighKey {
+    /// VNI of the network.
+    pub vni: u32,
+    /// Address of the neighbour.
+    pub ip: MappedAddr,
+}
+
+impl NeighKey {
+    /// Key of an IPv4 neighbour.
+    #[inline(always)]
+    pub const fn v4(vni: u32, ip: [u8; 4]) -> Self {
+        Self { vni, ip: MappedAddr::v4(ip) }
+    }
+
+    /// Key of an IPv6 neighbour.
+    #[inline(always)]
+    pub const fn v6(vni: u32, ip: [u8; 16]) -> Self {
+        Self { vni, ip: MappedAddr(ip) }
+    }
+}
+
+/// The MAC address of a neighbour.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct NeighEntry {
+    /// MAC address.
+    pub mac: [u8; 6],
+    /// Explicit padding; zero.
+    pub pad: [u8; 2],
+    /// See [`Sealed`](super::Sealed).
+    pub seal: u32,
+}
+
+/// Key of a flood list slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct FloodKey {
+    /// VNI of the network.
+    pub vni: u32,
+    /// Slot, counted from 0 without gaps.
+    pub index: u32,
+}
+
+/// What a rate limit applies to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct RateKey {
+    /// One of the associated constants.
+    pub kind: u32,
+    /// Interface index, or VNI for [`RateKey::MAC_MOVE`].
+    pub id: u32,
+}
+
+impl RateKey {
+    /// BUM frames of an endpoint.
+    pub const BUM: u32 = 1;
+    /// ICMP errors to an endpoint.
+    pub const ICMP: u32 = 2;
+    /// Moves of learned MACs within a VNI.
+    pub const MAC_MOVE: u32 = 3;
+}
+
+const _: () = assert!(size_of::<FdbKey>() == 12);
+const _: () = assert!(size_of::<FdbEntry>() == 12);
+const _: () = assert!(size_of::<LearnedEntry>() == 24);
+const _: () = assert!(size_of::<NeighKey>() == 20);
+const _: () = assert!(size_of::<NeighEntry>() == 12);
+const _: () = assert!(size_of::<FloodKey>() == 8);
+const _: () = assert!(size_of::<RateKey>() == 8);

@@ -1,0 +1,93 @@
+//! Names of maps, globals and programs, as they stand in the object file and on the BPF
+//! file system. The `const`s of this module are the maps.
+
+/// Interface index of a host side → [`EndpointInfo`](super::EndpointInfo).
+pub const ENDPOINTS: &str = "ENDPOINTS";
+/// VNI → [`NetworkInfo`](super::NetworkInfo).
+pub const NETWORKS: &str = "NETWORKS";
+/// [`FdbKey`](super::FdbKey) → [`FdbEntry`](super::FdbEntry); written by the agent only.
+pub const FDB: &str = "FDB";
+/// [`FdbKey`](super::FdbKey) → [`LearnedEntry`](super::LearnedEntry); written by the programs, LRU.
+pub const FDB_LEARNED: &str = "FDB_LEARNED";
+/// [`NeighKey`](super::NeighKey) → [`NeighEntry`](super::NeighEntry).
+pub const NEIGHBOURS: &str = "NEIGHBOURS";
+/// Set of [`VtepKey`](super::VtepKey) (value: `u32`, zero): who may speak in a VNI.
+pub const VTEPS: &str = "VTEPS";
+/// [`MappedAddr`](super::MappedAddr) of a VTEP → [`SealedU32`](super::SealedU32), its
+/// [`VtepId`](super::VtepId): for decapsulation. The entry of `::`, which no host has, is the
+/// number that the agent gives next; it is not sealed.
+pub const VTEP_IDS: &str = "VTEP_IDS";
+/// [`VtepId`](super::VtepId) → [`UnderlayPath`](super::UnderlayPath): how to reach it.
+pub const UNDERLAY: &str = "UNDERLAY";
+/// [`VtepId`](super::VtepId) → [`PathMtu`](super::PathMtu): learnt from ICMP, LRU.
+pub const PATH_MTU: &str = "PATH_MTU";
+/// [`FloodKey`](super::FloodKey) → [`SealedU32`](super::SealedU32), the interface index of a
+/// host side.
+pub const FLOOD_LOCAL: &str = "FLOOD_LOCAL";
+/// [`FloodKey`](super::FloodKey) → [`SealedU32`](super::SealedU32), a [`VtepId`](super::VtepId).
+pub const FLOOD_REMOTE: &str = "FLOOD_REMOTE";
+/// [`RateKey`](super::RateKey) → theoretical arrival time in ns (`u64`), LRU.
+pub const RATES: &str = "RATES";
+/// Interface index of a network's gateway device → [`SealedU32`](super::SealedU32), its VNI.
+pub const GATEWAYS: &str = "GATEWAYS";
+/// [`FlowKey`](super::FlowKey) → [`Flow`](super::Flow): conntrack; written by
+/// the programs, aged by the agent. Its capacity is configured.
+pub const FLOWS: &str = "FLOWS";
+/// Queue of [`Evictable`](super::Evictable): what may go when `FLOWS` is full.
+pub const EVICTABLE: &str = "EVICTABLE";
+/// [`PublishedKey`](super::PublishedKey) → [`PublishedEntry`](super::PublishedEntry).
+pub const PUBLISHED: &str = "PUBLISHED";
+/// Set of the host's own addresses, as [`MappedAddr`](super::MappedAddr) (value: `u32`, zero).
+pub const HOST_ADDRS: &str = "HOST_ADDRS";
+/// Interface index of an uplink → [`UplinkInfo`](super::UplinkInfo).
+pub const UPLINKS: &str = "UPLINKS";
+/// Array of `u64` words, see [`reserved_bit`](super::reserved_bit): ports of the
+/// host that masquerading never takes.
+pub const RESERVED_PORTS: &str = "RESERVED_PORTS";
+/// [`FragmentKey`](super::FragmentKey) → [`FragmentInfo`](super::FragmentInfo), LRU.
+pub const FRAGMENTS: &str = "FRAGMENTS";
+/// [`FragmentKey`](super::FragmentKey) → [`HeldFragment`](super::HeldFragment), LRU.
+pub const HELD_FRAGMENTS: &str = "HELD_FRAGMENTS";
+/// Per-CPU array of [`Counter`](super::Counter), indexed by
+/// [`stats_index`](super::stats_index).
+pub const STATS: &str = "STATS";
+/// One `u64`: an entry of the flow cache or of the route cache holds while this number is the
+/// one that it was made under. Whoever changes `ENDPOINTS`, `NETWORKS`, `FDB`, `VTEPS`,
+/// `VTEP_IDS`, `UNDERLAY`, `PATH_MTU`, `GATEWAYS` or `UPLINKS` raises it afterwards.
+pub const EPOCH: &str = "EPOCH";
+/// One [`Scratch`](super::Scratch) per CPU: headers too large for the BPF stack of 512 bytes.
+pub const SCRATCH: &str = "SCRATCH";
+
+/// Names of the load-time globals (read-only data of the object).
+pub mod globals {
+    /// Our VTEP address, four bytes in network order read as a native `u32`.
+    pub const VTEP_IP: &str = "VTEP_IP";
+    /// UDP port on which we receive VXLAN, host order, `u16`.
+    pub const VXLAN_PORT: &str = "VXLAN_PORT";
+    /// Age in ns after which a learned entry is no longer used, `u64`.
+    pub const AGEING_NS: &str = "AGEING_NS";
+    /// Least port that masquerading chooses, `u16`, host order.
+    pub const NAT_PORT_MIN: &str = "NAT_PORT_MIN";
+    /// Greatest port that masquerading chooses, `u16`, host order.
+    pub const NAT_PORT_MAX: &str = "NAT_PORT_MAX";
+    /// Interface index of the loopback device, `u32`.
+    pub const LOOPBACK: &str = "LOOPBACK";
+    /// Not 0: trace lines are written, `u8`.
+    pub const TRACING: &str = "TRACING";
+    /// aya-log's own: 0 writes nothing, 5 writes trace lines, `u8`.
+    pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
+}
+
+/// Names of the programs.
+pub mod programs {
+    /// tcx ingress on the host side of a container's veth.
+    pub const FROM_CONTAINER: &str = "from_container";
+    /// tcx ingress on an uplink.
+    pub const FROM_UNDERLAY: &str = "from_underlay";
+    /// tcx egress on a network's gateway device.
+    pub const FROM_HOST: &str = "from_host";
+    /// tcx ingress on the host's loopback device.
+    pub const FROM_LOOPBACK: &str = "from_loopback";
+    /// XDP on an uplink.
+    pub const FROM_UNDERLAY_XDP: &str = "from_underlay_xdp";
+}

@@ -1,0 +1,54 @@
+//! Keys and values of published ports and of the ports that the host uses.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{capacity::RESERVED_WORDS, family::MappedAddr};
+use crate::wire::ipv4::{PROTO_ICMP, PROTO_TCP, PROTO_UDP};
+
+/// Key of [`names::PUBLISHED`](super::names::PUBLISHED).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct PublishedKey {
+    /// Address of the host. Every IPv4 address: `::ffff:0.0.0.0`.
+    pub addr: MappedAddr,
+    /// Port of the host, network order.
+    pub port: [u8; 2],
+    /// IP protocol: TCP or UDP.
+    pub protocol: u8,
+    /// Explicit padding; zero.
+    pub pad: u8,
+}
+
+/// A published port's container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct PublishedEntry {
+    /// Its address.
+    pub addr: MappedAddr,
+    /// VNI of its network.
+    pub vni: u32,
+    /// Interface index of its host side.
+    pub ifindex: u32,
+    /// Its port, network order.
+    pub port: [u8; 2],
+    /// Explicit padding; zero.
+    pub pad: u16,
+    /// See [`Sealed`](super::Sealed).
+    pub seal: u32,
+}
+
+/// Word of [`names::RESERVED_PORTS`](super::names::RESERVED_PORTS) and bit in it for a
+/// port of the host (or an ICMP identifier); `None` for other protocols.
+#[inline(always)]
+pub const fn reserved_bit(protocol: u8, port: u16) -> Option<(u32, u64)> {
+    let class = match protocol {
+        PROTO_TCP => 0,
+        PROTO_UDP => 1,
+        PROTO_ICMP => 2,
+        _ => return None,
+    };
+    Some((class * RESERVED_WORDS + (port as u32 >> 6), 1 << (port & 63)))
+}
+
+const _: () = assert!(size_of::<PublishedKey>() == 20);
+const _: () = assert!(size_of::<PublishedEntry>() == 32);

@@ -1,0 +1,301 @@
+//! Answers to a container: ARP, neighbour discovery, ICMP errors.
+
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use culvert_common::{
+    abi::{
+        Action, Code, Direction, DropReason, FdbKey, NeighKey, NetworkInfo, Note, RateKey, Scratch,
+    },
+    datapath::{
+        arp::{self, ArpQuery},
+        nd::{self, NdKind, NdQuery},
+        pmtu::{
+            self, Error, ErrorHeaders, PacketTooBigHeaders, QUOTE_V4_LEN, QUOTE_V6_LEN,
+            SHORT_QUOTE_V4_LEN,
+        },
+    },
+    wire::{
+        ArpIpv4, EthHdr, Icmpv6Hdr, Ipv4Hdr, Ipv6Hdr, LinkLayerOption, NeighbourHdr,
+        ethernet::{ETH_P_IP, ETH_P_IPV6},
+        icmp::{V4_FRAG_NEEDED, V4_UNREACHABLE},
+        ipv6,
+    },
+};
+
+use crate::{
+    count::count,
+    facts::sender::{Sender, UpperLayer},
+    kernel::{
+        memory::own,
+        redirect::{copy_out, out},
+        skb::{ETH_LEN, Packet as _, load, load_to, resize, store, sum},
+    },
+    maps::{FDB, NEIGHBOURS, SCRATCH, has, read},
+    state::rates,
+    verdict::hand_back,
+};
+
+/// What a container is answered; `None`: nothing, its frame is to be forwarded.
+pub(crate) type Answer = Result<Option<Action>, DropReason>;
+
+/// Offset of the upper layer in an IPv6 frame without extension headers.
+const V6_UPPER: usize = ETH_LEN + Ipv6Hdr::LEN;
+/// ICMP errors to an endpoint: this many at once, and one more every interval.
+const ICMP_BURST: u32 = 32;
+const ICMP_INTERVAL_NS: u64 = 10_000_000;
+
+/// Answers an ARP request whose answer is known. `None`: to be forwarded. A BPF function of
+/// its own, for its stack.
+#[inline(never)]
+pub(crate) fn arp(sender: &Sender<'_>, answer: &mut Option<Action>) -> Result<(), DropReason> {
+    hand_back(try_arp(sender), answer)
+}
+
+#[inline(always)]
+fn try_arp(&Sender { ctx, ifindex, ep, net }: &Sender<'_>) -> Answer {
+    let packet: ArpIpv4 = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
+    match arp::arp_query(ep, &packet)? {
+        ArpQuery::Absorb => Ok(absorbs(net).then_some(Action::Absorb)),
+        ArpQuery::Forward => Ok(None),
+        ArpQuery::Resolve { target } => {
+            let Some(neighbour) = read(&NEIGHBOURS, &NeighKey::v4(ep.vni, target)) else {
+                return Ok(None);
+            };
+            store(ctx, 0, &arp::arp_reply_frame(&packet, neighbour.mac))?;
+            out(ifindex);
+            Ok(Some(Action::ArpReply))
+        }
+    }
+}
+
+/// Announcements are for hosts that learn addresses. In a network that does not learn, every
+/// host has them from the store.
+#[inline(always)]
+fn absorbs(net: &NetworkInfo) -> bool {
+    net.flags & NetworkInfo::LEARNING == 0
+}
+
+/// What becomes of an ICMPv6 message.
+#[derive(Clone, Copy)]
+pub(crate) enum NdAnswer {
+    /// It is to be forwarded.
+    Forward,
+    /// Nobody needs it.
+    Absorb,
+    /// It is a solicitation that [`nd`] answers.
+    Reply,
+}
+
+/// Checks an ICMPv6 message, and gives the MAC to answer with. A BPF function of its own,
+/// for its stack.
+#[inline(never)]
+pub(crate) fn icmpv6(
+    sender: &Sender<'_>,
+    l4: &UpperLayer,
+    mac: &mut [u8; 6],
+    answer: &mut NdAnswer,
+) -> Result<(), DropReason> {
+    hand_back(try_icmpv6(sender, l4, mac), answer)
+}
+
+#[inline(always)]
+fn try_icmpv6(
+    sender: &Sender<'_>,
+    l4: &UpperLayer,
+    mac: &mut [u8; 6],
+) -> Result<NdAnswer, DropReason> {
+    let &Sender { ctx, ep, net, .. } = sender;
+    let ip: Ipv6Hdr = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
+    if l4.offset != V6_UPPER {
+        let disguised = nd::is_disguised(ep, &ip, l4.protocol);
+        return if disguised { Err(DropReason::SpoofedNd) } else { Ok(NdAnswer::Forward) };
+    }
+    let icmp: Icmpv6Hdr = ctx.read(V6_UPPER).ok_or(DropReason::Malformed)?;
+    match nd::nd_kind(ep, &ip, &icmp)? {
+        NdKind::Other => return Ok(NdAnswer::Forward),
+        NdKind::RouterSolicit => {
+            let option: Option<LinkLayerOption> = ctx.read(V6_UPPER + Icmpv6Hdr::LEN);
+            nd::check_router_solicit(ep, &ip, option.as_ref())?;
+            return Ok(NdAnswer::Forward);
+        }
+        NdKind::Neighbour => {}
+    }
+    let message: NeighbourHdr = ctx.read(V6_UPPER).ok_or(DropReason::Malformed)?;
+    let option: Option<LinkLayerOption> = ctx.read(V6_UPPER + NeighbourHdr::LEN);
+    Ok(match nd::nd_query(ep, &ip, &message, option.as_ref())? {
+        NdQuery::Absorb if absorbs(net) => NdAnswer::Absorb,
+        NdQuery::Absorb | NdQuery::Forward => NdAnswer::Forward,
+        NdQuery::Resolve { target } => match resolve(ep.vni, &target) {
+            Some(found) => {
+                *mac = found;
+                NdAnswer::Reply
+            }
+            None => NdAnswer::Forward,
+        },
+    })
+}
+
+/// The MAC of an IPv6 neighbour. A link-local address contains it (RFC 4291 appendix A);
+/// there the FDB only says whether an endpoint has it.
+#[inline(always)]
+fn resolve(vni: u32, target: &[u8; 16]) -> Option<[u8; 6]> {
+    if let Some(mac) = ipv6::mac_of_link_local(target) {
+        return has(&FDB, &FdbKey::new(vni, mac)).then_some(mac);
+    }
+    read(&NEIGHBOURS, &NeighKey::v6(vni, *target)).map(|neighbour| neighbour.mac)
+}
+
+/// Answers a neighbour solicitation: its target is at `mac`.
+#[inline(always)]
+pub(crate) fn nd(sender: &Sender<'_>, mac: [u8; 6]) -> Result<Action, DropReason> {
+    nd_reply(sender.ctx.skb.skb, &mac)?;
+    out(sender.ifindex);
+    Ok(Action::NdReply)
+}
+
+/// Turns a neighbour solicitation into its answer. A BPF function of its own, for its stack.
+#[inline(never)]
+fn nd_reply(skb: *mut __sk_buff, mac: &[u8; 6]) -> Result<(), DropReason> {
+    let ctx = &TcContext::new(skb);
+    let eth = ctx.read::<EthHdr>(0).ok_or(DropReason::HelperFailed)?;
+    let ip = ctx.read::<Ipv6Hdr>(ETH_LEN).ok_or(DropReason::HelperFailed)?;
+    let message = ctx.read::<NeighbourHdr>(V6_UPPER).ok_or(DropReason::HelperFailed)?;
+    let frame = nd::nd_reply(eth.src, &ip, &message, *mac);
+    resize(ctx, nd::NdFrame::LEN as u32)?;
+    store(ctx, 0, &frame)
+}
+
+/// Tells the container that its packet is larger than `mtu`, if it may be told
+/// and has not been told too often. The error bears the address that the packet was for. The
+/// packet itself is dropped; the reason for that is returned.
+#[inline(always)]
+pub(crate) fn too_big(sender: &Sender<'_>, eth: &EthHdr, mtu: u32) -> DropReason {
+    let &Sender { ctx, ifindex, .. } = sender;
+    let what = match eth.ethertype() {
+        ETH_P_IP => {
+            let (from, kind, code) = ([0; 4], V4_UNREACHABLE, V4_FRAG_NEEDED);
+            icmp(ctx.skb.skb, ifindex, &Error { from, kind, code, mtu: mtu as u16 })
+        }
+        ETH_P_IPV6 => packet_too_big(ctx.skb.skb, ifindex, mtu),
+        // No protocol has an error for that.
+        _ => 0,
+    };
+    count_note(ctx, what);
+    DropReason::PacketTooBig
+}
+
+/// Counts a note, given by its code; 0 for none.
+#[inline(always)]
+fn count_note(ctx: &TcContext, code: u32) {
+    if let Some(note) = Note::from_code(code as u8) {
+        count(Direction::FromContainer, Code::Note(note), ctx.len());
+    }
+}
+
+/// Tells the container by ICMP what became of its packet, if it may be told and has
+/// not been told too often.
+#[inline(always)]
+pub(crate) fn error(&Sender { ctx, ifindex, .. }: &Sender<'_>, error: &Error) {
+    count_note(ctx, icmp(ctx.skb.skb, ifindex, error));
+}
+
+/// Sends an ICMPv4 error to the container behind `ifindex`; one from 0.0.0.0 bears the
+/// address that the packet was for. Returns the code of the note to count, 0 for none. A BPF
+/// function of its own, for its stack.
+#[inline(never)]
+fn icmp(skb: *mut __sk_buff, ifindex: u32, error: &Error) -> u32 {
+    note_code(try_icmp(&TcContext::new(skb), ifindex, error))
+}
+
+#[inline(always)]
+fn try_icmp(ctx: &TcContext, ifindex: u32, error: &Error) -> Option<Note> {
+    let (sent, limited) = match (error.kind, error.code) {
+        (V4_UNREACHABLE, V4_FRAG_NEEDED) => (Note::IcmpTooBigSent, Note::IcmpTooBigLimited),
+        (V4_UNREACHABLE, _) => (Note::IcmpUnreachableSent, Note::IcmpLimited),
+        _ => (Note::IcmpTtlSent, Note::IcmpLimited),
+    };
+    let eth: EthHdr = ctx.read(0)?;
+    let ip: Ipv4Hdr = ctx.read(ETH_LEN)?;
+    let kind = load::<u8>(ctx, ETH_LEN + ip.header_len() as usize).ok();
+    if !pmtu::icmp_allowed(&eth, &ip, kind) {
+        return None;
+    }
+    if !within_limit(ifindex) {
+        return Some(limited);
+    }
+    let mut error = *error;
+    if error.from == [0; 4] {
+        error.from = ip.dst;
+    }
+    if usize::from(ip.tot_len()) >= QUOTE_V4_LEN {
+        let quote = quote::<QUOTE_V4_LEN>(ctx)?;
+        send_error::<QUOTE_V4_LEN>(ctx, &eth, &ip, &error, quote)?;
+    } else {
+        let quote = quote::<SHORT_QUOTE_V4_LEN>(ctx)?;
+        send_error::<SHORT_QUOTE_V4_LEN>(ctx, &eth, &ip, &error, quote)?;
+    }
+    copy_out(ctx.skb.skb, ifindex).then_some(sent)
+}
+
+/// Turns the frame into the error about it.
+#[inline(always)]
+fn send_error<const N: usize>(
+    ctx: &TcContext,
+    eth: &EthHdr,
+    ip: &Ipv4Hdr,
+    error: &Error,
+    quote: &[u8; N],
+) -> Option<()>
+where
+    [u8; N]: bytemuck::Pod,
+{
+    let headers = pmtu::error(eth, ip, error, N as u16, sum(quote));
+    resize(ctx, (ErrorHeaders::LEN + N) as u32).ok()?;
+    store(ctx, 0, &headers).ok()?;
+    store(ctx, ErrorHeaders::LEN, quote).ok()
+}
+
+/// Sends an ICMPv6 packet-too-big; as [`icmp`].
+#[inline(never)]
+fn packet_too_big(skb: *mut __sk_buff, ifindex: u32, mtu: u32) -> u32 {
+    note_code(try_packet_too_big(&TcContext::new(skb), ifindex, mtu))
+}
+
+#[inline(always)]
+fn try_packet_too_big(ctx: &TcContext, ifindex: u32, mtu: u32) -> Option<Note> {
+    let eth: EthHdr = ctx.read(0)?;
+    let ip: Ipv6Hdr = ctx.read(ETH_LEN)?;
+    let kind = load::<u8>(ctx, V6_UPPER).ok();
+    if !pmtu::icmpv6_allowed(&eth, &ip, kind) {
+        return None;
+    }
+    if !within_limit(ifindex) {
+        return Some(Note::IcmpTooBigLimited);
+    }
+    let quote = quote::<QUOTE_V6_LEN>(ctx)?;
+    let headers = pmtu::packet_too_big(&eth, &ip, mtu, sum(quote));
+    resize(ctx, PacketTooBigHeaders::FRAME_LEN as u32).ok()?;
+    store(ctx, 0, &headers).ok()?;
+    store(ctx, PacketTooBigHeaders::LEN, quote).ok()?;
+    copy_out(ctx.skb.skb, ifindex).then_some(Note::IcmpTooBigSent)
+}
+
+#[inline(always)]
+fn note_code(note: Option<Note>) -> u32 {
+    note.map_or(0, |note| note.code().into())
+}
+
+/// Copies the beginning of the L3 packet to this CPU's scratch space: it is too
+/// large for the stack.
+#[inline(always)]
+fn quote<const N: usize>(ctx: &TcContext) -> Option<&'static [u8; N]> {
+    let Scratch { bytes } = own(&SCRATCH, 0)?;
+    let quote = bytes.first_chunk_mut::<N>()?;
+    load_to(ctx.skb.skb, ETH_LEN as u32, quote, N as u32).then_some(&*quote)
+}
+
+/// Takes one from the endpoint's limit of ICMP errors.
+#[inline(always)]
+fn within_limit(ifindex: u32) -> bool {
+    let limit = RateKey { kind: RateKey::ICMP, id: ifindex };
+    rates::allow(limit, ICMP_INTERVAL_NS, ICMP_BURST)
+}

@@ -1,0 +1,195 @@
+//! Decapsulation: the inner frame checked, taken out of the outer one, and handed over.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO,
+        BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
+    programs::TcContext,
+};
+use culvert_common::{
+    abi::{Action, Direction, DropReason, NetworkInfo, Note},
+    datapath::ecn::{self, EcnAction},
+    wire::{
+        EthHdr, Ipv4Hdr, Ipv6Hdr,
+        ethernet::{ETH_P_IP, ETH_P_IPV6},
+    },
+};
+
+use crate::{
+    count::note,
+    facts::{
+        gso::check_not_merged,
+        outer::{INNER, INNER_L3, Tunnelled},
+    },
+    globals::VTEP_IP,
+    kernel::{
+        redirect,
+        skb::{ETH_LEN, Packet as _, ensure, gso_size, load, read_protocol, resize, store},
+    },
+};
+
+const DIRECTION: Direction = Direction::FromUnderlay;
+
+/// The inner packet and what the outer header changes in it.
+pub(crate) enum Contents {
+    /// IPv4.
+    V4 {
+        /// Destination address.
+        dst: [u8; 4],
+        /// What becomes of the ECN field.
+        ecn: EcnAction,
+    },
+    /// IPv6.
+    V6 {
+        /// What becomes of the ECN field.
+        ecn: EcnAction,
+    },
+    /// Not IP.
+    Other,
+}
+
+/// Looks at an inner IPv4 packet: is it one frame, and what does the outer ECN field do to
+/// it?
+#[inline(always)]
+fn inspect_ipv4(ctx: &TcContext, outer: &Tunnelled, ip: &Ipv4Hdr) -> Result<Contents, DropReason> {
+    let ecn = ecn::decap_ecn(outer.tos, ip.tos())?;
+    check_not_merged(ctx, outer, Some(ip.tot_len().into()))?;
+    Ok(Contents::V4 { dst: ip.dst, ecn })
+}
+
+/// Looks at the inner packet behind the Ethernet header `eth`: is it one frame, and what does
+/// the outer ECN field do to it?
+#[inline(always)]
+pub(crate) fn inspect(
+    ctx: &TcContext,
+    outer: &Tunnelled,
+    eth: &EthHdr,
+) -> Result<Contents, DropReason> {
+    let (contents, total_len) = match eth.ethertype() {
+        ETH_P_IP => {
+            let ip: Ipv4Hdr = ctx.read(INNER_L3).ok_or(DropReason::Malformed)?;
+            return inspect_ipv4(ctx, outer, &ip);
+        }
+        ETH_P_IPV6 => {
+            ensure(ctx, (INNER_L3 + Ipv6Hdr::LEN) as u32);
+            let ip: Ipv6Hdr = ctx.read(INNER_L3).ok_or(DropReason::Malformed)?;
+            let ecn = ecn::decap_ecn(outer.tos, ip.tclass())?;
+            (Contents::V6 { ecn }, Some(u32::from(ip.payload_len()) + Ipv6Hdr::LEN as u32))
+        }
+        _ => (Contents::Other, None),
+    };
+    check_not_merged(ctx, outer, total_len)?;
+    Ok(contents)
+}
+
+/// Takes the inner frame out of the outer one.
+#[inline(always)]
+pub(crate) fn unwrap(
+    ctx: &TcContext,
+    outer: &Tunnelled,
+    contents: &Contents,
+    eth: &EthHdr,
+) -> Result<(), DropReason> {
+    if gso_size(ctx) == 0 {
+        // What is longer is padding of the link, not part of the frame.
+        let len = contents.padded_len(outer.frame_len);
+        if ctx.len() != len {
+            resize(ctx, len)?;
+        }
+    }
+    contents.strip(ctx)?;
+    store(ctx, 0, eth)?;
+    if !contents.is_ip() {
+        // skb->protocol still says IPv4, and a netkit device does not read it again.
+        read_protocol(ctx)?;
+    }
+    contents.write_ecn(ctx)
+}
+
+/// Hands a decapsulated frame to a local endpoint.
+#[inline(always)]
+pub(crate) fn hand_over(ctx: &TcContext, ifindex: u32) -> Result<Action, DropReason> {
+    redirect::peer(ctx, ifindex)?;
+    Ok(Action::Deliver)
+}
+
+/// Decapsulates an IPv4 packet that is for a local endpoint, and hands it over.
+#[inline(always)]
+pub(crate) fn deliver(
+    ctx: &TcContext,
+    outer: &Tunnelled,
+    ip: &Ipv4Hdr,
+    eth: &EthHdr,
+    ifindex: u32,
+) -> Result<Action, DropReason> {
+    let contents = inspect_ipv4(ctx, outer, ip)?;
+    unwrap(ctx, outer, &contents, eth)?;
+    hand_over(ctx, ifindex)
+}
+
+impl Contents {
+    /// The packet is for this host itself, whose containers of the network it may talk to.
+    #[inline(always)]
+    pub(crate) fn is_for_host(&self, net: &NetworkInfo) -> bool {
+        match self {
+            Self::V4 { dst, .. } => {
+                net.flags & NetworkInfo::HOST_ACCESS != 0
+                    && u32::from_ne_bytes(*dst) == VTEP_IP.load()
+            }
+            Self::V6 { .. } | Self::Other => false,
+        }
+    }
+
+    #[inline(always)]
+    fn is_ip(&self) -> bool {
+        !matches!(self, Self::Other)
+    }
+
+    /// Bytes of the outer frame around an inner one that the kernel takes: adjust_room leaves
+    /// no frame shorter than an IPv4 header, so a shorter one is padded as a network card
+    /// would have done (IEEE 802.3 §4.2.3.3).
+    #[inline(always)]
+    fn padded_len(&self, frame_len: u32) -> u32 {
+        const LEAST: u32 = (INNER_L3 + Ipv4Hdr::LEN) as u32;
+        const PADDED: u32 = INNER_L3 as u32 + 46;
+        if self.is_ip() || frame_len >= LEAST { frame_len } else { PADDED }
+    }
+
+    /// Removes the outer header. GSO frames stay whole.
+    #[inline(always)]
+    fn strip(&self, ctx: &TcContext) -> Result<(), DropReason> {
+        let l3 = match self {
+            Self::V4 { .. } => BPF_F_ADJ_ROOM_DECAP_L3_IPV4,
+            Self::V6 { .. } => BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
+            Self::Other => 0,
+        };
+        let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO) | u64::from(l3);
+        ctx.adjust_room(-(INNER as i32), BPF_ADJ_ROOM_MAC, flags)
+            .map_err(|_| DropReason::DecapFailed)
+    }
+
+    /// Writes the ECN field into the decapsulated packet.
+    #[inline(always)]
+    fn write_ecn(&self, ctx: &TcContext) -> Result<(), DropReason> {
+        match self {
+            Self::V4 { ecn: EcnAction::Set(tos), .. } => {
+                note(DIRECTION, Note::EcnMarked, ctx.len());
+                let mut ip: Ipv4Hdr = load(ctx, ETH_LEN)?;
+                ip.set_tos(*tos);
+                // The header sums to the same as before: skb->csum stays right.
+                store(ctx, ETH_LEN, &ip)
+            }
+            Self::V6 { ecn: EcnAction::Set(tclass) } => {
+                note(DIRECTION, Note::EcnMarked, ctx.len());
+                let mut ip: Ipv6Hdr = load(ctx, ETH_LEN)?;
+                ip.set_tclass(*tclass);
+                ctx.store(ETH_LEN, &ip, u64::from(BPF_F_RECOMPUTE_CSUM))
+                    .map_err(|_| DropReason::HelperFailed)
+            }
+            Self::V4 { ecn: EcnAction::Keep, .. }
+            | Self::V6 { ecn: EcnAction::Keep }
+            | Self::Other => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! BUM frames: local replicas and head-end replication.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use culvert_common::abi::{Action, Direction, DropReason, FloodKey, NetworkInfo, Note, VtepId};
+
+use super::{encap, tunnel::Tunnel};
+use crate::{
+    count::note,
+    facts::inner::{Inner, entropy_port},
+    kernel::{memory::repeat, redirect::copy_out},
+    maps::{FLOOD_LOCAL, FLOOD_REMOTE, read, underlay},
+    state::path_mtu,
+    verdict::hand_back,
+};
+
+/// Most slots of a flood list that one frame visits.
+const MAX_SLOTS: u32 = 16_384;
+
+/// What a replica needs, handed to the loop body.
+struct Replicas {
+    skb: *mut __sk_buff,
+    direction: Direction,
+    vni: u32,
+    /// Interface that the frame came from, and does not go back to; 0 for none.
+    from: u32,
+    bytes: u32,
+    sent: u32,
+}
+
+/// Sends a copy to every local endpoint of the VNI but `from`. Returns how many.
+#[inline(always)]
+pub(crate) fn local(
+    ctx: &TcContext,
+    direction: Direction,
+    vni: u32,
+    net: &NetworkInfo,
+    from: u32,
+) -> u32 {
+    let mut replicas =
+        Replicas { skb: ctx.skb.skb, direction, vni, from, bytes: ctx.len(), sent: 0 };
+    repeat(net.local_ports.min(MAX_SLOTS), local_replica, &mut replicas);
+    replicas.sent
+}
+
+/// Loop body of [`local`].
+unsafe extern "C" fn local_replica(index: u64, context: *mut c_void) -> i64 {
+    // SAFETY: `local` passes its own `Replicas`.
+    let replicas = unsafe { &mut *context.cast::<Replicas>() };
+    let key = FloodKey { vni: replicas.vni, index: index as u32 };
+    let Some(entry) = read(&FLOOD_LOCAL, &key) else { return 0 };
+    if entry.value == replicas.from {
+        return 0;
+    }
+    let what = if copy_out(replicas.skb, entry.value) {
+        replicas.sent += 1;
+        Note::FloodLocalCopy
+    } else {
+        Note::FloodCopyFailed
+    };
+    note(replicas.direction, what, replicas.bytes);
+    0
+}
+
+/// What head-end replication needs besides.
+struct RemoteReplicas {
+    common: Replicas,
+    flags: u32,
+    inner: Inner,
+    src_port: u16,
+}
+
+/// Floods a frame of the container behind the interface `from`: to the other local endpoints
+/// of its network and to every VTEP on the network's flood list.
+#[inline(always)]
+pub(crate) fn from_container(
+    tunnel: &Tunnel<'_>,
+    net: &NetworkInfo,
+    from: u32,
+    inner: &Inner,
+) -> Result<Action, DropReason> {
+    // The outer header goes on after the local copies are made.
+    let mut sent = local(tunnel.ctx, Direction::FromContainer, tunnel.vni, net, from);
+    if net.remote_vteps > 0 {
+        let mut copies = 0;
+        remote(tunnel, inner, net.remote_vteps, &mut copies)?;
+        sent += copies;
+    }
+    if sent == 0 { Err(DropReason::NoReceiver) } else { Ok(Action::Flood) }
+}
+
+/// Sends an encapsulated copy to every VTEP in `slots` slots, and tells how many. A BPF
+/// function of its own, for its stack.
+#[inline(never)]
+fn remote(
+    tunnel: &Tunnel<'_>,
+    inner: &Inner,
+    slots: u32,
+    sent: &mut u32,
+) -> Result<(), DropReason> {
+    hand_back(try_remote(tunnel, inner, slots), sent)
+}
+
+#[inline(always)]
+fn try_remote(
+    &Tunnel { ctx, vni, flags }: &Tunnel<'_>,
+    inner: &Inner,
+    slots: u32,
+) -> Result<u32, DropReason> {
+    let mut replicas = RemoteReplicas {
+        common: Replicas {
+            skb: ctx.skb.skb,
+            direction: Direction::FromContainer,
+            vni,
+            from: 0,
+            bytes: ctx.len(),
+            sent: 0,
+        },
+        flags,
+        inner: *inner,
+        src_port: entropy_port(ctx, inner),
+    };
+    encap::make_room(ctx, inner.tos.is_some())?;
+    repeat(slots.min(MAX_SLOTS), remote_replica, &mut replicas);
+    Ok(replicas.common.sent)
+}
+
+/// Loop body of [`remote`].
+unsafe extern "C" fn remote_replica(index: u64, context: *mut c_void) -> i64 {
+    // SAFETY: `remote` passes its own `RemoteReplicas`.
+    let replicas = unsafe { &mut *context.cast::<RemoteReplicas>() };
+    let key = FloodKey { vni: replicas.common.vni, index: index as u32 };
+    let Some(entry) = read(&FLOOD_REMOTE, &key) else { return 0 };
+    let what = match send_replica(replicas, VtepId(entry.value)) {
+        Ok(()) => {
+            replicas.common.sent += 1;
+            Note::FloodRemoteCopy
+        }
+        Err(_) => Note::FloodCopyFailed,
+    };
+    note(replicas.common.direction, what, replicas.common.bytes);
+    0
+}
+
+/// Addresses the frame to `vtep` and sends a copy.
+#[inline(always)]
+fn send_replica(replicas: &RemoteReplicas, vtep: VtepId) -> Result<(), DropReason> {
+    let (skb, inner) = (replicas.common.skb, &replicas.inner);
+    let path = underlay(vtep).ok_or(DropReason::NoUnderlayPath)?;
+    if inner.segment_len > path_mtu::of(vtep, path) {
+        return Err(DropReason::PacketTooBig);
+    }
+    let encap = encap::scratch().ok_or(DropReason::HelperFailed)?;
+    encap.set((replicas.common.vni, replicas.flags), &inner.eth, path);
+    if !encap.is_resolved() {
+        return Err(DropReason::NoUnderlayNeighbour);
+    }
+    encap.write(&TcContext::new(skb), inner.tos, inner.l3_len, replicas.src_port)?;
+    if copy_out(skb, encap.uplink()) { Ok(()) } else { Err(DropReason::HelperFailed) }
+}

@@ -1,0 +1,8 @@
+//! Packets changed and sent.
+
+pub(crate) mod answer;
+pub(crate) mod decap;
+pub(crate) mod encap;
+pub(crate) mod flood;
+pub(crate) mod translate;
+pub(crate) mod tunnel;

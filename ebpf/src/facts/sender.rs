@@ -1,0 +1,208 @@
+//! The container that sends a frame, and whether it may send it.
+
+use aya_ebpf::{macros::map, maps::PerCpuArray, programs::TcContext};
+use culvert_common::{
+    abi::{DropReason, EndpointInfo, NetworkInfo, VtepId},
+    datapath::source,
+    wire::{
+        EthHdr, Ipv4Hdr, Ipv6Hdr, UdpHdr,
+        ethernet::{ETH_P_ARP, ETH_P_IP, ETH_P_IPV6},
+        ipv4::{PROTO_TCP, PROTO_UDP},
+        ipv6::{NEXT_FRAGMENT, extension_len},
+    },
+};
+
+use super::{
+    gso::longest_packet,
+    inner::{Inner, ipv4_hash},
+};
+use crate::{
+    globals::{VTEP_IP, VXLAN_PORT},
+    kernel::{
+        memory::own,
+        skb::{ETH_LEN, Packet as _, load},
+    },
+    maps::{read_endpoint, read_network, vtep_id},
+    verdict::hand_back,
+};
+
+/// Extension headers that an IPv6 packet of a container may have.
+const MAX_EXTENSIONS: usize = 6;
+
+/// Who sends a frame. Passed by reference: a BPF function takes five registers.
+pub(crate) struct Sender<'a> {
+    /// The frame.
+    pub(crate) ctx: &'a TcContext,
+    /// Interface index of the host side.
+    pub(crate) ifindex: u32,
+    /// The endpoint.
+    pub(crate) ep: &'a EndpointInfo,
+    /// Its network.
+    pub(crate) net: &'a NetworkInfo,
+}
+
+/// Copies of the map values, which may change while the program runs. Not on the stack,
+/// which has 512 bytes.
+struct Identity {
+    ep: EndpointInfo,
+    net: NetworkInfo,
+}
+
+#[map]
+static IDENTITY: PerCpuArray<Identity> = PerCpuArray::with_max_entries(1, 0);
+
+impl<'a> Sender<'a> {
+    /// The container behind the host-side interface `ifindex`.
+    #[inline(always)]
+    pub(crate) fn identify(ctx: &'a TcContext, ifindex: u32) -> Result<Self, DropReason> {
+        let identity = own(&IDENTITY, 0).ok_or(DropReason::HelperFailed)?;
+        if read_endpoint(ifindex, &mut identity.ep) == 0 {
+            return Err(DropReason::UnknownEndpoint);
+        }
+        if read_network(identity.ep.vni, &mut identity.net) == 0 {
+            return Err(DropReason::UnknownNetwork);
+        }
+        Ok(Self { ctx, ifindex, ep: &identity.ep, net: &identity.net })
+    }
+}
+
+/// What the EtherType of a frame calls for before the frame is forwarded.
+pub(crate) enum Protocol {
+    /// IPv4, checked, or a protocol that is not checked.
+    Checked,
+    /// ARP: more checks, and an answer, perhaps.
+    Arp,
+    /// IPv6: more checks, and an answer, perhaps.
+    Ipv6,
+}
+
+/// Checks the Ethernet and IPv4 headers of a frame and notes in `inner` what they say. A BPF
+/// function of its own, for its stack.
+#[inline(never)]
+pub(crate) fn inspect(
+    sender: &Sender<'_>,
+    inner: &mut Inner,
+    protocol: &mut Protocol,
+) -> Result<(), DropReason> {
+    hand_back(try_inspect(sender, inner), protocol)
+}
+
+#[inline(always)]
+fn try_inspect(
+    &Sender { ctx, ep, .. }: &Sender<'_>,
+    inner: &mut Inner,
+) -> Result<Protocol, DropReason> {
+    let eth: EthHdr = ctx.read(0).ok_or(DropReason::Malformed)?;
+    if eth.is_vlan() {
+        return Err(DropReason::VlanTagged);
+    }
+    source::check_mac(ep, &eth)?;
+    inner.eth = eth;
+    inner.l3_len = ctx.len() - ETH_LEN as u32;
+    inner.segment_len = inner.l3_len;
+    match eth.ethertype() {
+        ETH_P_IP => {
+            let ip: Ipv4Hdr = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
+            inner.tos = Some(ip.tos());
+            let header_len = check_ipv4(ctx, ep, &ip, inner.l3_len)?;
+            inner.segment_len = longest_packet(ctx, inner.l3_len, ip.protocol(), header_len)?;
+            inner.hash = ipv4_hash(ctx, &ip, ports(ctx, &ip));
+            Ok(Protocol::Checked)
+        }
+        ETH_P_IPV6 => Ok(Protocol::Ipv6),
+        ETH_P_ARP => Ok(Protocol::Arp),
+        _ => Ok(Protocol::Checked),
+    }
+}
+
+/// Checks an IPv4 packet of a container. Returns the bytes of its header.
+#[inline(always)]
+fn check_ipv4(
+    ctx: &TcContext,
+    ep: &EndpointInfo,
+    ip: &Ipv4Hdr,
+    l3_len: u32,
+) -> Result<u32, DropReason> {
+    let header_len = source::check_ipv4_shape(ip, l3_len)?;
+    source::check_ipv4_source(ep, ip)?;
+    if ip.protocol() == PROTO_UDP && ip.is_first() {
+        let udp: Option<UdpHdr> = if header_len == Ipv4Hdr::LEN as u32 {
+            ctx.read(ETH_LEN + Ipv4Hdr::LEN)
+        } else {
+            load(ctx, ETH_LEN + header_len as usize).ok()
+        };
+        if udp.is_some_and(|udp| udp.dst_port() == VXLAN_PORT.load()) && is_vtep(ip.dst) {
+            return Err(DropReason::VxlanFromContainer);
+        }
+    }
+    Ok(header_len)
+}
+
+/// The ports of an IPv4 packet that is whole; zero if it has none.
+#[inline(always)]
+fn ports(ctx: &TcContext, ip: &Ipv4Hdr) -> [u8; 4] {
+    match ip.protocol() {
+        PROTO_TCP | PROTO_UDP if !ip.is_fragment() => {
+            load(ctx, ETH_LEN + ip.header_len() as usize).unwrap_or_default()
+        }
+        _ => [0; 4],
+    }
+}
+
+/// The address is this host's VTEP or another host's.
+#[inline(always)]
+fn is_vtep(ip: [u8; 4]) -> bool {
+    u32::from_ne_bytes(ip) == VTEP_IP.load() || vtep_id(ip) != VtepId::NONE
+}
+
+/// The upper-layer header of an IPv6 packet.
+#[derive(Default)]
+pub(crate) struct UpperLayer {
+    /// Protocol number.
+    pub(crate) protocol: u8,
+    /// Offset in the frame.
+    pub(crate) offset: usize,
+}
+
+/// Checks an IPv6 packet of a container of `l3_len` bytes. Gives its upper-layer header and
+/// its traffic class. A BPF function of its own, for its stack.
+#[inline(never)]
+pub(crate) fn check_ipv6(
+    sender: &Sender<'_>,
+    l3_len: u32,
+    l4: &mut UpperLayer,
+    tclass: &mut u8,
+) -> Result<(), DropReason> {
+    hand_back(try_check_ipv6(sender, l3_len, l4), tclass)
+}
+
+#[inline(always)]
+fn try_check_ipv6(
+    &Sender { ctx, ep, .. }: &Sender<'_>,
+    l3_len: u32,
+    l4: &mut UpperLayer,
+) -> Result<u8, DropReason> {
+    let ip: Ipv6Hdr = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
+    source::check_ipv6_shape(&ip, l3_len)?;
+    source::check_ipv6_source(ep, &ip)?;
+    *l4 = UpperLayer { protocol: ip.next_header(), offset: ETH_LEN + Ipv6Hdr::LEN };
+    for _ in 0..MAX_EXTENSIONS {
+        if extension_len(l4.protocol, 0).is_none() {
+            return Ok(ip.tclass());
+        }
+        let head: [u8; 4] = load(ctx, l4.offset)?;
+        if l4.protocol == NEXT_FRAGMENT && u16::from_be_bytes([head[2], head[3]]) & 0xfff8 != 0 {
+            // Not the first fragment: what follows is no header.
+            l4.protocol = head[0];
+            return Ok(ip.tclass());
+        }
+        let Some(len) = extension_len(l4.protocol, head[1]) else { return Ok(ip.tclass()) };
+        l4.protocol = head[0];
+        l4.offset += len as usize;
+    }
+    // The upper layer behind more extension headers than these was not found, so not checked.
+    match extension_len(l4.protocol, 0) {
+        None => Ok(ip.tclass()),
+        Some(_) => Err(DropReason::Malformed),
+    }
+}

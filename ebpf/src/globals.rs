@@ -1,0 +1,23 @@
+//! Globals that the agent sets when it loads the programs: constants for the verifier. Names
+//! and units are in `culvert_common::abi::globals`.
+
+use aya_ebpf::Global;
+
+/// Our VTEP address, four bytes in network order.
+#[unsafe(no_mangle)]
+pub(crate) static VTEP_IP: Global<u32> = Global::new(0);
+/// UDP port on which we receive VXLAN, host order.
+#[unsafe(no_mangle)]
+pub(crate) static VXLAN_PORT: Global<u16> = Global::new(4789);
+/// Age in ns after which a learned entry is no longer used.
+#[unsafe(no_mangle)]
+pub(crate) static AGEING_NS: Global<u64> = Global::new(300_000_000_000);
+/// Least port that masquerading chooses.
+#[unsafe(no_mangle)]
+pub(crate) static NAT_PORT_MIN: Global<u16> = Global::new(1024);
+/// Greatest port that masquerading chooses.
+#[unsafe(no_mangle)]
+pub(crate) static NAT_PORT_MAX: Global<u16> = Global::new(65535);
+/// Interface index of the loopback device.
+#[unsafe(no_mangle)]
+pub(crate) static LOOPBACK: Global<u32> = Global::new(1);

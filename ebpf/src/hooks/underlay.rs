@@ -1,0 +1,143 @@
+//! `from_underlay`: tcx ingress on an uplink.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use culvert_common::{
+    abi::{Action, Direction, DropReason, FdbKey, NetworkInfo, Note},
+    datapath::learn,
+    wire::{EthHdr, Ipv4Hdr, ethernet},
+};
+
+use crate::{
+    act::{decap, flood},
+    count::note,
+    facts::outer::{INNER, INNER_L3, Outer, Tunnelled, authorise, classify},
+    kernel::{
+        redirect,
+        skb::{Packet as _, ensure, linearise, vlan_id},
+    },
+    pairs,
+    routed::{from_external, from_peer_host},
+    state::{
+        learned::{self, Place},
+        path_mtu,
+    },
+    verdict::{Outcome, Seen, finish},
+};
+
+const DIRECTION: Direction = Direction::FromUnderlay;
+
+/// A frame that arrives on an uplink.
+#[classifier]
+pub(crate) fn from_underlay(ctx: TcContext) -> i32 {
+    let seen = Seen::of(&ctx, DIRECTION);
+    let outcome = match pairs::from_underlay(&ctx).outcome() {
+        Some(outcome) => outcome,
+        None => handle(&ctx),
+    };
+    finish(&ctx, &seen, outcome)
+}
+
+#[inline(always)]
+fn handle(ctx: &TcContext) -> Outcome {
+    if vlan_id(ctx) != 0 {
+        // For a VLAN device on this link: the kernel hands it over.
+        return Ok(Action::Pass);
+    }
+    ensure(ctx, INNER as u32);
+    match classify(ctx, ctx.len())? {
+        Outer::Other => from_external::receive(ctx),
+        Outer::Icmp => {
+            linearise(ctx);
+            if path_mtu::learn(ctx.skb.skb) != 0 {
+                note(DIRECTION, Note::PathMtuLearnt, ctx.len());
+            }
+            from_external::receive(ctx)
+        }
+        Outer::Vxlan(tunnelled) => decapsulate(ctx, &tunnelled),
+    }
+}
+
+/// Where a decapsulated frame goes.
+enum Target {
+    /// To one local endpoint, by the interface index of its host side.
+    Local(u32),
+    /// To all local endpoints.
+    Flood,
+    /// To the host itself: its container on another host answers.
+    Host,
+}
+
+/// Checks, decapsulates and delivers.
+#[inline(always)]
+fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
+    let vni = outer.vni;
+    ensure(ctx, (INNER_L3 + Ipv4Hdr::LEN) as u32);
+    if outer.reserved_bits {
+        note(DIRECTION, Note::ReservedBits, ctx.len());
+    }
+    let (net, vtep) = authorise(outer)?;
+    let eth: EthHdr = ctx.read(INNER).ok_or(DropReason::OuterMalformed)?;
+    if eth.is_vlan() {
+        return Err(DropReason::VlanTagged);
+    }
+    if !learn::valid_source(&eth.src) {
+        return Err(DropReason::InvalidSourceMac);
+    }
+    let source = FdbKey::new(vni, eth.src);
+    let mut known = Place::NONE;
+    if learned::locate(&source, 0, &mut known) != 0 && known.ifindex != 0 {
+        return Err(DropReason::LocalSourceMac);
+    }
+    let contents = decap::inspect(ctx, outer, &eth)?;
+    let target = find_target(vni, net, &eth)?;
+    if matches!(target, Target::Host) && !contents.is_for_host(net) {
+        return Err(DropReason::UnknownDestination);
+    }
+    // Sent by another host itself, not by a container of it.
+    let of_host = eth.src == net.gateway_mac;
+    if net.flags & NetworkInfo::LEARNING != 0 && !of_host {
+        learned::source(DIRECTION, source, vtep, 0, ctx.len());
+    }
+
+    decap::unwrap(ctx, outer, &contents, &eth)?;
+    match target {
+        Target::Host => {
+            redirect::ingress(net.gateway_ifindex);
+            Ok(Action::ToHost)
+        }
+        Target::Local(ifindex) if of_host => {
+            from_peer_host::deliver(ctx, net, (vtep, outer.vtep), ifindex)
+        }
+        Target::Local(ifindex) => {
+            if net.flags & NetworkInfo::LEARNING == 0 {
+                pairs::keep_inbound(ifindex);
+            }
+            decap::hand_over(ctx, ifindex)
+        }
+        Target::Flood => match flood::local(ctx, DIRECTION, vni, net, 0) {
+            0 => Err(DropReason::NoReceiver),
+            _ => Ok(Action::Flood),
+        },
+    }
+}
+
+/// Finds the local endpoint, or endpoints, that a frame from the tunnel is for.
+#[inline(always)]
+fn find_target(vni: u32, net: &NetworkInfo, eth: &EthHdr) -> Result<Target, DropReason> {
+    if ethernet::is_multicast(&eth.dst) {
+        return Ok(Target::Flood);
+    }
+    if eth.dst == net.gateway_mac && net.gateway_ifindex != 0 {
+        return Ok(Target::Host);
+    }
+    let mut place = Place::NONE;
+    let learning = net.flags & NetworkInfo::LEARNING;
+    match learned::locate(&FdbKey::new(vni, eth.dst), learning, &mut place) {
+        // The store knows every endpoint of a network that does not learn.
+        0 if learning == 0 => Err(DropReason::UnknownDestination),
+        0 => Ok(Target::Flood),
+        // Known to be behind the tunnel that it comes out of.
+        _ if place.ifindex == 0 => Err(DropReason::SplitHorizon),
+        _ => Ok(Target::Local(place.ifindex)),
+    }
+}

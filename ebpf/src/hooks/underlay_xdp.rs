@@ -1,0 +1,28 @@
+//! `from_underlay_xdp`: XDP on an uplink whose driver has it.
+//!
+//! Drops VXLAN that tcx would drop for its outer header or its sender, before
+//! the kernel spends an skb on it. Everything else goes on to `from_underlay`,
+//! which makes the same checks again: XDP saves time, and guards nothing.
+
+use aya_ebpf::{macros::xdp, programs::XdpContext};
+use culvert_common::abi::DropReason;
+
+use crate::{
+    facts::outer::{Outer, authorise, classify},
+    verdict::finish_xdp,
+};
+
+/// A frame that arrives on an uplink, before there is an skb.
+#[xdp]
+pub(crate) fn from_underlay_xdp(ctx: XdpContext) -> u32 {
+    let bytes = (ctx.data_end() - ctx.data()) as u32;
+    finish_xdp(bytes, check(&ctx, bytes))
+}
+
+#[inline(always)]
+fn check(ctx: &XdpContext, bytes: u32) -> Result<(), DropReason> {
+    match classify(ctx, bytes)? {
+        Outer::Other | Outer::Icmp => Ok(()),
+        Outer::Vxlan(tunnelled) => authorise(&tunnelled).map(drop),
+    }
+}

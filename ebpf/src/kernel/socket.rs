@@ -1,0 +1,57 @@
+//! Sockets of the host.
+
+use aya_ebpf::{
+    bindings::{
+        __sk_buff, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+    },
+    helpers::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
+};
+use culvert_common::{
+    abi::Tuple,
+    wire::ipv4::{PROTO_TCP, PROTO_UDP},
+};
+
+/// [`find`]: no socket would get the packet.
+pub(crate) const NONE: u32 = 0;
+/// [`find`]: a TCP socket that listens.
+pub(crate) const LISTENING: u32 = 1;
+/// [`find`]: any other socket.
+pub(crate) const CONNECTED: u32 = 2;
+
+/// `BPF_F_CURRENT_NETNS` of linux/bpf.h.
+const CURRENT_NETNS: u64 = u64::MAX;
+/// `BPF_TCP_LISTEN` of linux/bpf.h.
+const TCP_LISTEN: u32 = 10;
+
+/// Which socket of the host would get the packet `tuple`. A BPF function of its own, for
+/// its stack.
+#[inline(never)]
+pub(crate) fn find(skb: *mut __sk_buff, protocol: u8, tuple: &Tuple) -> u32 {
+    let mut tuple = bpf_sock_tuple {
+        __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 {
+            ipv4: bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+                saddr: u32::from_ne_bytes(tuple.src),
+                daddr: u32::from_ne_bytes(tuple.dst),
+                sport: u16::from_ne_bytes(tuple.src_port),
+                dport: u16::from_ne_bytes(tuple.dst_port),
+            },
+        },
+    };
+    let len = size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>() as u32;
+    // SAFETY: the pointer is the program's own context; the tuple is on our stack
+    // and as long as stated; a socket found is released.
+    unsafe {
+        let found = match protocol {
+            PROTO_TCP => bpf_skc_lookup_tcp(skb.cast(), &raw mut tuple, len, CURRENT_NETNS, 0),
+            PROTO_UDP => bpf_sk_lookup_udp(skb.cast(), &raw mut tuple, len, CURRENT_NETNS, 0),
+            _ => return NONE,
+        };
+        if found.is_null() {
+            return NONE;
+        }
+        let listens = protocol == PROTO_TCP && (*found).state == TCP_LISTEN;
+        bpf_sk_release(found.cast());
+        if listens { LISTENING } else { CONNECTED }
+    }
+}

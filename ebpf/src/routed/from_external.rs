@@ -1,0 +1,85 @@
+//! Packets on an uplink that are not VXLAN: of a translated flow, to a published port, or the
+//! host's own.
+
+use aya_ebpf::programs::TcContext;
+use culvert_common::{
+    abi::{Action, Direction, DropReason, HELD_FRAME_LEN, zone},
+    wire::{EthHdr, ethernet::ETH_P_IP},
+};
+
+use super::{
+    icmp_error,
+    parse::parse,
+    publish::{self, comes_from_external, is_published},
+    work::{Work, work},
+};
+use crate::{
+    act::translate::{self, Hook},
+    facts::routed::Kind,
+    kernel::skb::{Packet as _, ifindex, is_for_host},
+    maps::{is_host_addr, network},
+    state::{flows, fragments},
+};
+
+const DIRECTION: Direction = Direction::FromUnderlay;
+
+/// Delivers a packet to the container that it is for, or lets it pass to the host.
+#[inline(always)]
+pub(crate) fn receive(ctx: &TcContext) -> Result<Action, DropReason> {
+    let Some(eth) = ctx.read::<EthHdr>(0) else { return Ok(Action::Pass) };
+    if eth.ethertype() != ETH_P_IP || !is_for_host(ctx) {
+        return Ok(Action::Pass);
+    }
+    let work = work()?;
+    if parse(ctx, zone::EXTERNAL, &mut work.routed).is_err() {
+        return Ok(Action::Pass);
+    }
+    match work.routed.kind {
+        Kind::Flow => {
+            let Work { routed, target, .. } = work;
+            if flows::find(DIRECTION, routed, 0, ctx.len(), target) {
+                if flows::is_hosts(ctx, routed, target) {
+                    return Ok(Action::Pass);
+                }
+            } else if !begin_published(ctx, work)? {
+                fragments::is_host(&work.routed);
+                return Ok(Action::Pass);
+            }
+        }
+        Kind::Error => {
+            let Work { routed, target, .. } = work;
+            if icmp_error::translate(ctx.skb.skb, 0, routed, target).is_err() {
+                return Ok(Action::Pass);
+            }
+        }
+        Kind::LateFragment | Kind::FirstOfHeld => {
+            // A fragment that is too long to be held, on a link with jumbo frames, may well
+            // be the host's.
+            if ctx.len() as usize > HELD_FRAME_LEN || !is_host_addr(work.routed.ip.dst) {
+                return Ok(Action::Pass);
+            }
+            return fragments::hold(ctx, DIRECTION, &work.routed, ifindex(ctx));
+        }
+        Kind::HostFragment | Kind::Unsupported => return Ok(Action::Pass),
+    }
+    translate::deliver(ctx, &work.routed, &work.target, Hook::Ingress)
+}
+
+/// Begins a flow if the packet is for a published port.
+#[inline(always)]
+fn begin_published(ctx: &TcContext, work: &mut Work) -> Result<bool, DropReason> {
+    if !is_published(work) {
+        return Ok(false);
+    }
+    // A port of 127.0.0.1 does not serve other hosts, nor does one of an address that
+    // is not the host's: such a packet is to be forwarded.
+    let dst = work.routed.ip.dst;
+    if dst[0] == 127 || !is_host_addr(dst) {
+        return Ok(false);
+    }
+    let net = network(work.published.vni).ok_or(DropReason::UnknownNetwork)?;
+    if comes_from_external(ctx, net.gateway_ifindex, work) == 0 {
+        return Ok(false);
+    }
+    publish::begin(ctx, work, DIRECTION).map(|()| true)
+}

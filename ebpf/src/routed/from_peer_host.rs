@@ -1,0 +1,83 @@
+//! Packets that another host of the cluster itself sends to a container here, through the
+//! tunnel, from the network's gateway MAC and its VTEP address.
+//!
+//! The container's answer is for that address, and would leave by an uplink with this
+//! host's source address. So the flow is tracked, untranslated unless its client's port
+//! is taken, and its answers go back through the tunnel.
+
+use aya_ebpf::programs::TcContext;
+use culvert_common::abi::{Action, Direction, DropReason, NetworkInfo, VtepId, kind, zone};
+
+use super::{
+    icmp_error,
+    parse::parse,
+    work::{Work, work},
+};
+use crate::{
+    act::{
+        decap::hand_over,
+        translate::{self, Hook},
+    },
+    facts::routed::Kind,
+    maps::endpoint,
+    state::flows,
+};
+
+const DIRECTION: Direction = Direction::FromUnderlay;
+
+/// Hands the decapsulated frame, which the host `vtep` with the address `address` sent
+/// itself, to the container behind `ifindex`.
+#[inline(always)]
+pub(crate) fn deliver(
+    ctx: &TcContext,
+    net: &NetworkInfo,
+    (vtep, address): (VtepId, [u8; 4]),
+    ifindex: u32,
+) -> Result<Action, DropReason> {
+    // Where another network may have the same addresses, hosts and containers do not
+    // reach each other.
+    if net.flags & NetworkInfo::HOST_ACCESS == 0 {
+        return Err(DropReason::Isolated);
+    }
+    let work = work()?;
+    parse(ctx, zone::TUNNEL, &mut work.routed)?;
+    if work.routed.ip.src != address {
+        return Err(DropReason::SpoofedIp);
+    }
+    match work.routed.kind {
+        Kind::Flow => {
+            let Work { routed, target, .. } = &mut *work;
+            if !flows::find(DIRECTION, routed, 0, ctx.len(), target) {
+                prepare(work, vtep, ifindex)?;
+                let Work { routed, new, target, .. } = &mut *work;
+                flows::begin(ctx, routed, new, target, DIRECTION)?;
+            }
+        }
+        Kind::Error => {
+            let Work { routed, target, .. } = &mut *work;
+            icmp_error::translate(ctx.skb.skb, 0, routed, target)
+                .map_err(|_| DropReason::NoFlow)?;
+        }
+        // The other host's own stack made the fragments, in order.
+        Kind::LateFragment | Kind::FirstOfHeld => return Err(DropReason::FragmentUnknown),
+        Kind::HostFragment | Kind::Unsupported => return hand_over(ctx, ifindex),
+    }
+    translate::deliver(ctx, &work.routed, &work.target, Hook::Ingress)
+}
+
+/// Puts the flow into `work.new`.
+#[inline(always)]
+fn prepare(work: &mut Work, vtep: VtepId, ifindex: u32) -> Result<(), DropReason> {
+    let ep = endpoint(ifindex).ok_or(DropReason::UnknownEndpoint)?;
+    let new = &mut work.new;
+    new.key = work.routed.key;
+    new.target.to = work.routed.key.tuple;
+    new.target.zone = ep.vni;
+    new.target.dest = ifindex;
+    new.target.kind = kind::PUBLISHED;
+    new.from = vtep.0;
+    new.from_incarnation = 0;
+    new.to_incarnation = ep.incarnation;
+    new.of_host = false;
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! ICMP errors about packets of translated flows (RFC 5508 §4).
+
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use culvert_common::{
+    abi::{DropReason, FlowKey, Tuple},
+    datapath::nat::{self, UPPER_LEN, Upper},
+    wire::{Icmpv4Hdr, Ipv4Hdr, ipv4::PROTO_ICMP},
+};
+
+use crate::{
+    facts::routed::Routed,
+    kernel::skb::{add_to_checksum, load, store},
+    state::flows::{self, Target},
+};
+
+/// Translates what the ICMP error `routed` quotes, and says in `target` where the error
+/// itself goes and which addresses it gets. An error if it is about no flow. A BPF function of
+/// its own, for its stack.
+#[inline(never)]
+pub(super) fn translate(
+    skb: *mut __sk_buff,
+    incarnation: u32,
+    routed: &Routed,
+    target: &mut Target,
+) -> Result<(), DropReason> {
+    try_translate(&TcContext::new(skb), routed, incarnation, target)
+}
+
+#[inline(always)]
+fn try_translate(
+    ctx: &TcContext,
+    routed: &Routed,
+    incarnation: u32,
+    target: &mut Target,
+) -> Result<(), DropReason> {
+    let quoted_at = routed.l4 as usize + Icmpv4Hdr::LEN;
+    let ip: Ipv4Hdr = load(ctx, quoted_at)?;
+    let header_len = ip.header_len();
+    if ip.version() != 4 || header_len < Ipv4Hdr::LEN as u32 || !ip.is_first() {
+        return Err(DropReason::NoFlow);
+    }
+    let upper_at = quoted_at + header_len as usize;
+    let upper: [u8; UPPER_LEN] = load(ctx, upper_at)?;
+    let protocol = ip.protocol();
+    let Upper::Ports(src_port, dst_port) = nat::upper(protocol, &upper) else {
+        return Err(DropReason::NoFlow);
+    };
+    let from = Tuple { src: ip.src, dst: ip.dst, src_port, dst_port };
+    let key = FlowKey::new(routed.key.zone, protocol, from.reversed());
+    let Target { to: reply, zone, dest, .. } =
+        flows::current(&key, incarnation).ok_or(DropReason::NoFlow)?;
+    let becomes = nat::translate_error(&routed.ip, &from, &reply);
+    let to = becomes.tuple;
+
+    // Everything that changes in the quote is covered by the error's checksum.
+    let new_ip = nat::readdress(&ip, to.src, to.dst, false);
+    store(ctx, quoted_at, &new_ip)?;
+    let addresses = nat::address_difference(&from, &to);
+    let mut change = nat::add(addresses, nat::word_difference(ip.checksum(), new_ip.checksum()));
+    let ports = nat::port_difference(protocol, &from, &to);
+    change = nat::add(change, ports);
+    let ports_at = upper_at + nat::ports_offset(protocol) as usize;
+    let covered = if protocol == PROTO_ICMP {
+        store(ctx, ports_at, &nat::echo_id(&to))?;
+        ports
+    } else {
+        store(ctx, ports_at, &[to.src_port, to.dst_port])?;
+        nat::add(addresses, ports)
+    };
+    // Of TCP the quote may end before the checksum (RFC 792).
+    let checksum_at = upper_at + nat::checksum_offset(protocol) as usize;
+    if let Ok(old) = load::<[u8; 2]>(ctx, checksum_at) {
+        let new = nat::update_upper(protocol, old, covered);
+        store(ctx, checksum_at, &new)?;
+        change = nat::add(change, nat::bytes_difference(old, new));
+    }
+    let checksum = routed.l4 + nat::checksum_offset(PROTO_ICMP);
+    add_to_checksum(ctx, checksum, change, 0)?;
+    let addresses = Tuple { src: becomes.src, dst: becomes.dst, ..Tuple::default() };
+    *target = Target { to: addresses, zone, dest, kind: 0 };
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! The headers of a routed packet, read.
+
+use aya_ebpf::programs::TcContext;
+use culvert_common::{
+    abi::{DropReason, FlowKey, Tuple},
+    datapath::{
+        nat::{self, Upper},
+        source,
+    },
+    wire::{Ipv4Hdr, ipv4::PROTO_TCP},
+};
+
+use crate::{
+    facts::routed::{Kind, Routed},
+    kernel::skb::{ETH_LEN, Packet as _, load},
+    state::fragments,
+    verdict::hand_back,
+};
+
+/// Offset of the upper layer where the IPv4 header has no options.
+const PLAIN_L4: usize = ETH_LEN + Ipv4Hdr::LEN;
+
+/// Reads the headers of an IPv4 packet that comes in from `zone`. A BPF function of its
+/// own, for its stack.
+#[inline(never)]
+pub(super) fn parse(ctx: &TcContext, zone: u32, routed: &mut Routed) -> Result<(), DropReason> {
+    hand_back(try_parse(ctx, zone), routed)
+}
+
+#[inline(always)]
+fn try_parse(ctx: &TcContext, zone: u32) -> Result<Routed, DropReason> {
+    let ip: Ipv4Hdr = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
+    let header_len = source::check_ipv4_shape(&ip, ctx.len() - ETH_LEN as u32)?;
+    let mut routed = Routed { ip, l4: ETH_LEN as u32 + header_len, ..Routed::default() };
+    let protocol = ip.protocol();
+    let mut tuple = Tuple { src: ip.src, dst: ip.dst, ..Tuple::default() };
+    if !ip.is_first() {
+        if !nat::has_ports(protocol) {
+            // The first fragment has no ports either.
+            routed.key = FlowKey::new(zone, protocol, tuple);
+            return Ok(routed);
+        }
+        let (kind, ports) = fragments::later(zone, &ip);
+        routed.kind = kind;
+        (tuple.src_port, tuple.dst_port) = ports;
+        routed.key = FlowKey::new(zone, protocol, tuple);
+        return Ok(routed);
+    }
+    routed.has_header = true;
+    let plain = header_len == Ipv4Hdr::LEN as u32;
+    let read = if plain { ctx.read(PLAIN_L4) } else { None };
+    let upper = match read {
+        Some(bytes) => bytes,
+        None => match load(ctx, routed.l4 as usize) {
+            Ok(bytes) => bytes,
+            // Too short for any of the protocols that are translated.
+            Err(_) => {
+                routed.key = FlowKey::new(zone, protocol, tuple);
+                return Ok(routed);
+            }
+        },
+    };
+    match nat::upper(protocol, &upper) {
+        Upper::Ports(src, dst) => {
+            (tuple.src_port, tuple.dst_port) = (src, dst);
+            routed.kind = Kind::Flow;
+        }
+        Upper::Error => routed.kind = Kind::Error,
+        Upper::Unsupported => routed.kind = Kind::Unsupported,
+    }
+    routed.key = FlowKey::new(zone, protocol, tuple);
+    if protocol == PROTO_TCP {
+        let flags: Option<[u8; 14]> = if plain { ctx.read(PLAIN_L4) } else { None };
+        let bytes = match flags {
+            Some(bytes) => bytes,
+            None => load::<[u8; 14]>(ctx, routed.l4 as usize)?,
+        };
+        routed.tcp_seq = u32::from_be_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+        routed.tcp_ack = u32::from_be_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
+        routed.tcp_flags = bytes[13];
+    }
+    if ip.more_fragments() && routed.kind == Kind::Flow {
+        fragments::first(&mut routed);
+    }
+    Ok(routed)
+}

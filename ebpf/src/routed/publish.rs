@@ -1,0 +1,104 @@
+//! Published ports.
+
+use aya_ebpf::programs::TcContext;
+use culvert_common::{
+    abi::{Direction, DropReason, MappedAddr, PublishedEntry, PublishedKey, Tuple, kind, zone},
+    wire::{
+        ipv4::{self, PROTO_TCP},
+        tcp,
+    },
+};
+
+use super::work::Work;
+use crate::{
+    facts::routed::Routed,
+    kernel::fib,
+    maps::{PUBLISHED, endpoint, is_host_addr, is_uplink, network, read_to},
+    state::flows,
+};
+
+/// Whether the packet `work.routed` is for a published port and may begin a flow: of TCP a
+/// SYN only, as anybody may send anything. Leaves the container in `work.published`.
+#[inline(always)]
+pub(super) fn is_published(work: &mut Work) -> bool {
+    let Work { routed, published, .. } = work;
+    find(routed, published) != 0
+}
+
+/// [`is_published`] as a BPF function of its own, for its stack. Returns 1, or 0 if there is none.
+#[inline(never)]
+fn find(routed: &Routed, published: &mut PublishedEntry) -> u32 {
+    const OPENING: u8 = tcp::SYN | tcp::ACK | tcp::RST;
+    if routed.key.protocol == PROTO_TCP && routed.tcp_flags & OPENING != tcp::SYN {
+        return 0;
+    }
+    let tuple = &routed.key.tuple;
+    let mut key = PublishedKey {
+        addr: MappedAddr::v4(tuple.dst),
+        port: tuple.dst_port,
+        protocol: routed.key.protocol,
+        pad: 0,
+    };
+    if read_to(&PUBLISHED, &key, published) {
+        return 1;
+    }
+    key.addr = MappedAddr::v4([0; 4]);
+    read_to(&PUBLISHED, &key, published).into()
+}
+
+/// Puts a flow to the port `work.published` into `work.new`; `from` and `incarnation` are
+/// those of the container that begins it, 0 if none does. An external client keeps
+/// its address; for any other the source becomes the gateway, so that the container's answer
+/// comes back to this host. A BPF function of its own, for its stack.
+#[inline(never)]
+pub(super) fn prepare(work: &mut Work, from: u32, incarnation: u32) -> Result<(), DropReason> {
+    let entry = &work.published;
+    let ep = endpoint(entry.ifindex).filter(|ep| ep.vni == entry.vni);
+    let ep = ep.ok_or(DropReason::UnknownEndpoint)?;
+    let net = network(entry.vni).ok_or(DropReason::UnknownEndpoint)?;
+    let key = &work.routed.key;
+    let external = key.zone == zone::EXTERNAL;
+    let new = &mut work.new;
+    new.key = *key;
+    new.target.to = Tuple {
+        src: if external { key.tuple.src } else { net.gateway_ip },
+        dst: entry.addr.low(),
+        src_port: key.tuple.src_port,
+        dst_port: entry.port,
+    };
+    new.target.zone = entry.vni;
+    new.target.dest = entry.ifindex;
+    new.target.kind = kind::PUBLISHED;
+    new.from = from;
+    new.from_incarnation = incarnation;
+    new.to_incarnation = ep.incarnation;
+    new.of_host = !external;
+    Ok(())
+}
+
+/// Begins a flow to the port `work.published` that no container has begun.
+#[inline(always)]
+pub(super) fn begin(
+    ctx: &TcContext,
+    work: &mut Work,
+    direction: Direction,
+) -> Result<(), DropReason> {
+    prepare(work, 0, 0)?;
+    flows::begin(ctx, &work.routed, &mut work.new, &mut work.target, direction)
+}
+
+/// Whether the route back to the source of `work.routed` leads out of an uplink, as seen
+/// from a gateway device: else a neighbour could speak for a container or the host
+/// (RFC 3704 §2.2). Returns 1 if so. A BPF function of its own, for its stack.
+#[inline(never)]
+pub(super) fn comes_from_external(ctx: &TcContext, gateway: u32, work: &mut Work) -> u32 {
+    let tuple = &work.routed.key.tuple;
+    if !ipv4::is_host(&tuple.src) || is_host_addr(tuple.src) {
+        return 0;
+    }
+    let packet = (&tuple.reversed(), work.routed.key.protocol, work.routed.ip.tos());
+    match fib::ask(ctx, &mut work.route, packet, gateway, 0) {
+        fib::SUCCESS | fib::FRAG_NEEDED => is_uplink(work.route.ifindex).into(),
+        _ => 0,
+    }
+}

@@ -1,0 +1,492 @@
+//! Conntrack: flows found, begun and removed.
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key or a value that is passed by value is copied to the stack, which is short"
+)]
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_NOEXIST},
+    macros::map,
+    maps::PerCpuArray,
+    programs::TcContext,
+};
+use culvert_common::{
+    abi::{
+        Direction, DropReason, Evictable, Flow, FlowKey, Note, Sealed as _, Tuple, kind,
+        reserved_bit, seen, zone,
+    },
+    datapath::nat,
+    wire::tcp,
+};
+
+use crate::{
+    count::note,
+    facts::routed::Routed,
+    globals::{NAT_PORT_MAX, NAT_PORT_MIN},
+    kernel::{
+        memory::{own, repeat},
+        socket,
+        time::{now_coarse, random},
+    },
+    maps::{ENDPOINTS, EVICTABLE, FLOWS, RESERVED_PORTS, copy, endpoint, read_to},
+};
+
+/// `EEXIST` of errno.h.
+const EEXIST: i32 = 17;
+/// How many candidates are looked at to make room for one flow.
+const EVICT_TRIES: u32 = 32;
+
+/// This CPU's copies of entries: the stack has 512 bytes.
+struct Copies {
+    flow: Flow,
+    other: Flow,
+}
+
+#[map]
+static COPIES: PerCpuArray<Copies> = PerCpuArray::with_max_entries(1, 0);
+
+/// What a packet becomes and where it goes.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Target {
+    /// Addresses and ports.
+    pub(crate) to: Tuple,
+    /// As [`Flow::zone`].
+    pub(crate) zone: u32,
+    /// As [`Flow::dest`].
+    pub(crate) dest: u32,
+    /// As [`Flow::kind`].
+    pub(crate) kind: u32,
+}
+
+impl Target {
+    /// Where the packets of `flow` go.
+    #[inline(always)]
+    fn of(flow: &Flow) -> Self {
+        Self { to: flow.to, zone: flow.zone, dest: flow.dest, kind: flow.kind }
+    }
+}
+
+/// What [`refresh`] returns.
+mod found {
+    /// There is a flow.
+    pub(super) const YES: u32 = 0;
+    /// There is none, or it has ended and this packet begins another.
+    pub(super) const NO: u32 = 1;
+    /// There was one of a container that is gone; it has been removed.
+    pub(super) const STALE: u32 = 2;
+}
+
+/// Finds the flow of the packet `routed`, leaves what it becomes in `target`, and counts the
+/// packet in the flow. `incarnation` is that of the container that sent it, 0 if none did.
+/// `false`: there is no such flow.
+#[inline(always)]
+pub(crate) fn find(
+    direction: Direction,
+    routed: &Routed,
+    incarnation: u32,
+    bytes: u32,
+    target: &mut Target,
+) -> bool {
+    match refresh(routed, incarnation, bytes, target) {
+        found::YES => true,
+        found::STALE => {
+            note(direction, Note::FlowStale, bytes);
+            false
+        }
+        _ => false,
+    }
+}
+
+/// [`find`] as a BPF function of its own, for its stack.
+#[inline(never)]
+fn refresh(routed: &Routed, incarnation: u32, bytes: u32, target: &mut Target) -> u32 {
+    let key = &routed.key;
+    let Some(entry) = FLOWS.get_ptr_mut(key) else { return found::NO };
+    let Some(Copies { flow, .. }) = own(&COPIES, 0) else { return found::NO };
+    copy(entry, flow);
+    let flow = &*core::hint::black_box(flow);
+    if !flow.is_of(key) {
+        // The entry was removed while it was copied.
+        return found::NO;
+    }
+    if !is_current(flow, incarnation) {
+        remove(key, flow);
+        return found::STALE;
+    }
+    let mut tcp_flags = routed.tcp_flags;
+    let orig = flow.kind & kind::ORIG != 0;
+    // Nobody opens a connection against the direction of a published port: its server
+    // would reach whatever has its client's port next.
+    if !orig && flow.kind & kind::PUBLISHED != 0 && tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
+        return found::NO;
+    }
+    // A connection on the ports of one that has ended is another: what is checked when a
+    // flow begins may have changed, such as whose the masqueraded port is.
+    if tcp_flags & tcp::SYN != 0 && orig && begins_anew(key, flow, tcp_flags) {
+        remove(key, flow);
+        return found::NO;
+    }
+    if tcp_flags & (tcp::RST | tcp::FIN) != 0 {
+        tcp_flags = nat::believed(tcp_flags, routed.tcp_seq, acknowledged(key, flow));
+    }
+    let passed = nat::seen(flow.seen, key.protocol, tcp_flags);
+    // The memory may be another flow's by now: only the fields that `Flow` names for it are
+    // written, each by itself.
+    // SAFETY: the memory of a map's value stays mapped until the program ends (RCU).
+    unsafe {
+        if tcp_flags & (tcp::ACK | tcp::RST) == tcp::ACK {
+            (*entry).last_ack = routed.tcp_ack;
+        }
+        // A flow to the host's loopback device is kept alive by the host's packets only.
+        if orig || flow.zone != zone::LOOPBACK {
+            (*entry).last_seen_ns = now_coarse();
+        }
+        (*entry).packets = flow.packets + 1;
+        (*entry).bytes = flow.bytes + u64::from(bytes);
+        if passed != flow.seen {
+            (*entry).seen = passed;
+        }
+    }
+    *target = Target::of(flow);
+    found::YES
+}
+
+/// What the other direction of a flow has acknowledged last.
+#[inline(always)]
+fn acknowledged(key: &FlowKey, flow: &Flow) -> Option<u32> {
+    let other = other_half(key, flow)?;
+    (other.seen & seen::ACK != 0).then_some(other.last_ack)
+}
+
+/// The entry of the other direction of a flow: a copy that holds until the next call of this
+/// function on this CPU.
+#[inline(always)]
+fn other_half(key: &FlowKey, flow: &Flow) -> Option<&'static Flow> {
+    let Copies { other, .. } = own(&COPIES, 0)?;
+    read_to(&FLOWS, &key.other(flow), other).then_some(&*other)
+}
+
+/// One entry of the table: a copy that holds until the next packet or call on this CPU.
+#[inline(always)]
+fn entry(key: &FlowKey) -> Option<&'static Flow> {
+    let Copies { flow, .. } = own(&COPIES, 0)?;
+    read_to(&FLOWS, key, flow).then_some(&*flow)
+}
+
+/// Whether the answer to a masqueraded flow is the host's own by now: it has opened a
+/// connection with the same ports since the flow began. The host comes first.
+#[inline(always)]
+pub(crate) fn is_hosts(ctx: &TcContext, routed: &Routed, target: &Target) -> bool {
+    let key = &routed.key;
+    target.kind == kind::MASQUERADE
+        && routed.has_header
+        && socket::find(ctx.skb.skb, key.protocol, &key.tuple) == socket::CONNECTED
+}
+
+/// The flow under `key`, if both its containers are still those that it began with.
+/// `incarnation` is that of the container that sent the packet, 0 if none did.
+#[inline(always)]
+pub(crate) fn current(key: &FlowKey, incarnation: u32) -> Option<Target> {
+    let flow = entry(key)?;
+    is_current(flow, incarnation).then(|| Target::of(flow))
+}
+
+/// Whether both containers of a flow are still those that it began with.
+#[inline(always)]
+fn is_current(flow: &Flow, incarnation: u32) -> bool {
+    if flow.from_incarnation != incarnation {
+        return false;
+    }
+    if flow.dest == 0 || flow.zone == zone::TUNNEL {
+        return true;
+    }
+    let Some(ep) = ENDPOINTS.get_ptr(&flow.dest) else { return false };
+    // SAFETY: the memory of a map's value stays mapped until the program ends (RCU).
+    if unsafe { (&raw const (*ep).incarnation).read_volatile() } == flow.to_incarnation {
+        return true;
+    }
+    // Another container, or an entry that the agent has just replaced.
+    endpoint(flow.dest).is_some_and(|ep| ep.incarnation == flow.to_incarnation)
+}
+
+/// Whether the segment of the `ORIG` direction begins a connection on the ports of one
+/// that has ended.
+#[inline(always)]
+fn begins_anew(key: &FlowKey, flow: &Flow, tcp_flags: u8) -> bool {
+    other_half(key, flow).is_some_and(|reply| nat::begins_anew(tcp_flags, flow.seen, reply.seen))
+}
+
+/// Removes both directions of a flow.
+#[inline(always)]
+fn remove(key: &FlowKey, flow: &Flow) {
+    // Either may be gone already.
+    let _ = FLOWS.remove(key.other(flow));
+    let _ = FLOWS.remove(key);
+}
+
+/// A flow to be.
+#[derive(Clone, Copy)]
+pub(crate) struct NewFlow {
+    /// Key of the packet that begins it.
+    pub(crate) key: FlowKey,
+    /// What the packet becomes; its source port is the first to be tried. `kind` is
+    /// [`kind::MASQUERADE`] or [`kind::PUBLISHED`].
+    pub(crate) target: Target,
+    /// Where answers go: interface index of the container that begins the flow, the VTEP
+    /// that the packet came from, 0 if neither.
+    pub(crate) from: u32,
+    /// Incarnation of the container that begins the flow; 0 if there is none.
+    pub(crate) from_incarnation: u32,
+    /// Incarnation of the container that it goes to; 0 if to none.
+    pub(crate) to_incarnation: u32,
+    /// The source becomes an address of the host: its port must not be one that
+    /// the host uses itself.
+    pub(crate) of_host: bool,
+    bytes: u32,
+    random: u32,
+    now: u64,
+    outcome: u32,
+    /// The entry that is being inserted, and its key.
+    entry: Flow,
+    entry_key: FlowKey,
+}
+
+/// [`NewFlow::outcome`].
+mod outcome {
+    /// No candidate was free.
+    pub(super) const EXHAUSTED: u32 = 0;
+    /// The `reply` entry is there.
+    pub(super) const DONE: u32 = 1;
+    /// The map took no entry.
+    pub(super) const FULL: u32 = 2;
+}
+
+/// What [`insert`] returns: one of the first four, and bits of the others.
+mod inserted {
+    /// The flow is there, or another CPU has made it.
+    pub(super) const YES: u32 = 0;
+    /// No port was free.
+    pub(super) const EXHAUSTED: u32 = 1;
+    /// The map took no entry.
+    pub(super) const FULL: u32 = 2;
+    /// The key is the other direction of another flow.
+    pub(super) const CONFLICT: u32 = 3;
+    /// Mask of the four.
+    pub(super) const RESULT: u32 = 0xff;
+    /// An idle flow was removed to make room.
+    pub(super) const EVICTED: u32 = 0x100;
+    /// The source port was changed.
+    pub(super) const PORT_CHANGED: u32 = 0x200;
+    /// Another CPU has made the flow.
+    pub(super) const ADOPTED: u32 = 0x400;
+}
+
+/// Begins the flow `new`, of the packet `routed`: the `reply` entry first, which holds the
+/// port, then the `orig` one. Leaves what the packet becomes in `target`: that of `new`, or
+/// where another CPU was faster with a packet of the same flow, that CPU's.
+#[inline(always)]
+pub(crate) fn begin(
+    ctx: &TcContext,
+    routed: &Routed,
+    new: &mut NewFlow,
+    target: &mut Target,
+    direction: Direction,
+) -> Result<(), DropReason> {
+    let (skb, bytes) = (ctx.skb.skb, ctx.len());
+    if is_hop(new.key.zone, new.target.zone) && routed.ip.ttl() <= 1 {
+        return Err(DropReason::TtlExceeded);
+    }
+    let told = insert(skb, routed, new, target);
+    if told & inserted::EVICTED != 0 {
+        note(direction, Note::FlowEvicted, bytes);
+    }
+    match told & inserted::RESULT {
+        inserted::YES => {}
+        inserted::FULL => return Err(DropReason::ConntrackFull),
+        inserted::CONFLICT => return Err(DropReason::FlowConflict),
+        _ => return Err(DropReason::NatPortsExhausted),
+    }
+    if told & inserted::ADOPTED != 0 {
+        return Ok(());
+    }
+    note(direction, Note::FlowCreated, bytes);
+    if told & inserted::PORT_CHANGED != 0 {
+        note(direction, Note::PortChanged, bytes);
+    }
+    Ok(())
+}
+
+/// Inserts both entries. A BPF function of its own, for its stack.
+#[inline(never)]
+fn insert(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow, target: &mut Target) -> u32 {
+    (new.random, new.now) = (random(), now_coarse());
+    new.bytes = TcContext::new(skb).len();
+    let own = new.target.to.src_port;
+    let mut told = 0;
+    choose_port(skb, new);
+    if new.outcome == outcome::FULL && evict() != 0 {
+        told |= inserted::EVICTED;
+        choose_port(skb, new);
+    }
+    match new.outcome {
+        outcome::DONE => {}
+        outcome::FULL => return told | inserted::FULL,
+        _ => return told | inserted::EXHAUSTED,
+    }
+    if own != new.target.to.src_port {
+        told |= inserted::PORT_CHANGED;
+    }
+    *target = new.target;
+    target.kind |= kind::ORIG;
+    let entry = &mut new.entry;
+    entry.to = target.to;
+    entry.zone = target.zone;
+    entry.dest = target.dest;
+    entry.from_incarnation = new.from_incarnation;
+    entry.to_incarnation = new.to_incarnation;
+    entry.kind = target.kind;
+    entry.seen = nat::seen(0, new.key.protocol, routed.tcp_flags);
+    entry.last_ack = routed.tcp_ack;
+    entry.last_seen_ns = new.now;
+    entry.packets = 1;
+    entry.bytes = u64::from(new.bytes);
+    entry.seal = entry.seal_for(&new.key);
+    let mut done = FLOWS.insert(&new.key, &new.entry, BPF_NOEXIST.into());
+    if done.is_err_and(|error| error != -EEXIST) && evict() != 0 {
+        told |= inserted::EVICTED;
+        done = FLOWS.insert(&new.key, &new.entry, BPF_NOEXIST.into());
+    }
+    let Err(error) = done else { return told | inserted::YES };
+    // The port is given back.
+    let _ = FLOWS.remove(&new.entry_key);
+    if error != -EEXIST {
+        return told | inserted::FULL;
+    }
+    told | adopt(&new.key, target)
+}
+
+/// Takes over the entry that stands under `key` in place of the one that was to be inserted,
+/// whose target is in `target`. It is this packet's flow only if another CPU has begun the
+/// same: the `ORIG` direction, of the same kind. Any other entry is the answer's direction
+/// of another flow, whose target leads elsewhere.
+#[inline(always)]
+fn adopt(key: &FlowKey, target: &mut Target) -> u32 {
+    match entry(key) {
+        Some(flow) if flow.kind == target.kind => {
+            *target = Target::of(flow);
+            inserted::YES | inserted::ADOPTED
+        }
+        Some(_) => inserted::CONFLICT,
+        // Removed again since: the next packet begins the flow.
+        None => inserted::FULL,
+    }
+}
+
+/// What [`try_port`] is handed: the context cannot be kept in a map.
+struct Attempt {
+    skb: *mut __sk_buff,
+    new: *mut NewFlow,
+}
+
+/// Inserts the `reply` entry, with the first port that is free.
+#[inline(always)]
+fn choose_port(skb: *mut __sk_buff, new: &mut NewFlow) {
+    new.outcome = outcome::EXHAUSTED;
+    let entry = &mut new.entry;
+    entry.to = new.key.tuple.reversed();
+    entry.zone = new.key.zone;
+    entry.dest = new.from;
+    entry.from_incarnation = new.to_incarnation;
+    entry.to_incarnation = new.from_incarnation;
+    entry.kind = new.target.kind;
+    entry.seen = 0;
+    entry.last_ack = 0;
+    entry.pad = 0;
+    entry.last_seen_ns = new.now;
+    entry.packets = 0;
+    entry.bytes = 0;
+    let to = new.target.to.reversed();
+    new.entry_key = FlowKey::new(new.target.zone, new.key.protocol, to);
+    let mut attempt = Attempt { skb, new };
+    repeat(nat::PORT_TRIES, try_port, &mut attempt);
+}
+
+/// Loop body of [`choose_port`].
+unsafe extern "C" fn try_port(index: u64, context: *mut c_void) -> i64 {
+    // SAFETY: `choose_port` passes its own `Attempt`, and in it its `NewFlow`.
+    let (skb, new) = unsafe {
+        let attempt = &*context.cast::<Attempt>();
+        (attempt.skb, &mut *attempt.new)
+    };
+    let (min, max) = if new.of_host {
+        (NAT_PORT_MIN.load(), NAT_PORT_MAX.load())
+    } else {
+        // A client's port as its container sees it: any will do.
+        (1024, u16::MAX)
+    };
+    let own = u16::from_be_bytes(new.target.to.src_port);
+    let Some(port) = nat::candidate(index as u32, own, new.random, min, max) else { return 0 };
+    new.entry_key.tuple.dst_port = port.to_be_bytes();
+    if new.of_host && used_by_host(skb, new.key.protocol, &new.entry_key.tuple) != 0 {
+        return 0;
+    }
+    new.entry.seal = new.entry.seal_for(&new.entry_key);
+    match FLOWS.insert(&new.entry_key, &new.entry, BPF_NOEXIST.into()) {
+        Ok(()) => {
+            new.target.to.src_port = port.to_be_bytes();
+            new.outcome = outcome::DONE;
+            1
+        }
+        Err(error) if error == -EEXIST => 0,
+        Err(_) => {
+            new.outcome = outcome::FULL;
+            1
+        }
+    }
+}
+
+/// Whether the host itself uses the destination port of the packet `answer`, or
+/// may: it is reserved, or a socket would get it. A BPF function of its own, for its stack.
+#[inline(never)]
+fn used_by_host(skb: *mut __sk_buff, protocol: u8, answer: &Tuple) -> u32 {
+    if let Some((word, bit)) = reserved_bit(protocol, u16::from_be_bytes(answer.dst_port))
+        && RESERVED_PORTS.get(word).is_some_and(|ports| ports & bit != 0)
+    {
+        return 1;
+    }
+    (socket::find(skb, protocol, answer) != socket::NONE).into()
+}
+
+/// Removes one flow that the agent has found to be idle, if there is one that still
+/// is. Returns 1 if so.
+#[inline(always)]
+fn evict() -> u32 {
+    let mut evicted = 0_u32;
+    repeat(EVICT_TRIES, try_evict, &mut evicted);
+    evicted
+}
+
+/// Loop body of [`evict`].
+unsafe extern "C" fn try_evict(_: u64, context: *mut c_void) -> i64 {
+    // SAFETY: `evict` passes its own `u32`.
+    let evicted = unsafe { &mut *context.cast::<u32>() };
+    let Ok(Some(Evictable { last_seen_ns, key, .. })) = EVICTABLE.pop() else { return 1 };
+    let Some(orig) = entry(&key) else { return 0 };
+    let replied = other_half(&key, orig).map_or(0, |reply| reply.last_seen_ns);
+    // Not if a packet has passed since.
+    if orig.last_seen_ns > last_seen_ns || replied > last_seen_ns {
+        return 0;
+    }
+    remove(&key, orig);
+    *evicted = 1;
+    1
+}
+
+/// Whether a flow crosses a hop: not where it leads to or comes from the host's own loopback
+/// device.
+#[inline(always)]
+pub(crate) fn is_hop(from: u32, to: u32) -> bool {
+    from != zone::LOOPBACK && to != zone::LOOPBACK
+}

@@ -1,0 +1,42 @@
+//! Rate limits.
+
+use culvert_common::{abi::RateKey, datapath::rate};
+
+use crate::{kernel::time::now, maps::RATES};
+
+/// Takes one from a rate limit of one every `interval_ns`, `burst` at once.
+///
+/// Two CPUs that take at the same instant may count once: the limit is off by
+/// at most one for each CPU.
+#[inline(always)]
+pub(crate) fn allow(limit: RateKey, interval_ns: u64, burst: u32) -> bool {
+    take_one(limit.kind, limit.id, interval_ns, burst) != 0
+}
+
+/// [`allow`] as a BPF function of its own, for its stack.
+#[inline(never)]
+fn take_one(kind: u32, id: u32, interval_ns: u64, burst: u32) -> u32 {
+    take(RateKey { kind, id }, interval_ns, burst).into()
+}
+
+/// [`allow`] for callers that are BPF functions already.
+#[inline(always)]
+pub(crate) fn take(limit: RateKey, interval_ns: u64, burst: u32) -> bool {
+    let now = now();
+    match RATES.get_ptr_mut(limit) {
+        Some(arrival) => {
+            // The LRU map may recycle the entry for another limit at any time. It is one
+            // aligned word: the worst is that another limit counts one frame too many.
+            // SAFETY: the memory of a map's value stays mapped until the program ends (RCU).
+            let tat = unsafe { arrival.read_volatile() };
+            let Some(next) = rate::gcra(tat, now, interval_ns, burst) else { return false };
+            // SAFETY: as above.
+            unsafe { arrival.write_volatile(next) };
+            true
+        }
+        None => match rate::gcra(0, now, interval_ns, burst) {
+            Some(next) => RATES.insert(limit, next, 0).is_ok(),
+            None => false,
+        },
+    }
+}

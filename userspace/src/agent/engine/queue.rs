@@ -1,0 +1,22 @@
+//! The queue of slow work.
+
+use tokio::time::{Duration, Instant};
+
+/// One piece of work, by endpoint identifier. Removals are done first: another endpoint may
+/// get the name or the address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Work {
+    /// Remove the device pair.
+    Unplug(String),
+    /// Make the device pair, or correct it.
+    Plug(String),
+}
+
+/// When the work of an endpoint that failed is tried again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Retry {
+    /// The time of the next attempt.
+    pub(super) at: Instant,
+    /// The pause between the failure and the next attempt.
+    pub(super) pause: Duration,
+}

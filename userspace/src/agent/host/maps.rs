@@ -1,0 +1,82 @@
+//! The maps of the loaded programs.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use crate::datapath::entry::{FdbEntry, LearnedEntry, NeighEntry, UnderlayPath};
+use culvert_common::abi::{
+    Code, Counter, Direction, DropReason, EndpointInfo, FdbKey, NeighKey, PublishedEntry,
+    PublishedKey,
+};
+
+use super::Host;
+use crate::{
+    agent::platform::Maps,
+    datapath::{self, DatapathError, FlowTable, Table as _},
+    reconcile::{Kernel, Op, Tables},
+};
+
+impl Kernel for Host {
+    type Error = DatapathError;
+
+    fn dump(&self) -> Result<Tables, DatapathError> {
+        self.datapath.dump()
+    }
+
+    fn apply(&self, op: &Op) -> Result<(), DatapathError> {
+        self.datapath.apply(op)
+    }
+
+    fn put_all(&self, ops: &[Op]) -> (usize, Option<DatapathError>) {
+        self.datapath.put_all(ops)
+    }
+}
+
+impl Maps for Host {
+    fn fdb(&self) -> Result<BTreeMap<FdbKey, FdbEntry>, DatapathError> {
+        self.datapath.tables().fdb.dump()
+    }
+
+    fn learned(&self) -> Result<Vec<(FdbKey, LearnedEntry)>, DatapathError> {
+        self.datapath.learned()
+    }
+
+    fn now_ns(&self) -> u64 {
+        datapath::now_ns()
+    }
+
+    fn ageing(&self) -> Duration {
+        self.ageing
+    }
+
+    fn forget(&self, key: &FdbKey) -> Result<(), DatapathError> {
+        self.datapath.forget(key)
+    }
+
+    fn neighbours(&self) -> Result<BTreeMap<NeighKey, NeighEntry>, DatapathError> {
+        self.datapath.tables().neighbours.dump()
+    }
+
+    fn underlay(&self) -> Result<BTreeMap<[u8; 4], UnderlayPath>, DatapathError> {
+        self.datapath.tables().underlay.dump()
+    }
+
+    fn flows(&self) -> &dyn FlowTable {
+        self.datapath.flows()
+    }
+
+    fn endpoints(&self) -> Result<BTreeMap<u32, EndpointInfo>, DatapathError> {
+        self.datapath.tables().endpoints.dump()
+    }
+
+    fn published(&self) -> Result<BTreeMap<PublishedKey, PublishedEntry>, DatapathError> {
+        self.datapath.tables().published.dump()
+    }
+
+    fn dropped(&self, reason: DropReason) -> Result<u64, DatapathError> {
+        self.datapath.dropped(reason)
+    }
+
+    fn stats(&self) -> Result<Vec<(Direction, Code, Counter)>, DatapathError> {
+        self.datapath.stats()
+    }
+}

@@ -1,0 +1,180 @@
+//! Uplinks: programs on them, facts about them, paths that lead out of them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::PoisonError,
+};
+
+use async_trait::async_trait;
+use culvert_common::{
+    abi::{UplinkInfo, VXLAN_OVERHEAD},
+    wire::EthHdr,
+};
+use ipnetwork::IpNetwork;
+
+use super::{
+    Host,
+    error::{blocking, broken, refused},
+    underlay,
+};
+use crate::{
+    agent::platform::{HostEvent, Paths, PlugError, Underlay},
+    api::types::ApiError,
+    choice::{self, Uplink, device::Device},
+    datapath::Price,
+    model::Driver,
+    netlink::{Event, NetlinkError},
+};
+
+impl Host {
+    /// Attaches `from_underlay` to the uplinks, and detaches it from other interfaces. Goes
+    /// on after an error; returns all errors.
+    pub(crate) async fn attach_uplinks(&self) -> Vec<ApiError> {
+        let mut wanted = BTreeMap::new();
+        let mut errors = Vec::new();
+        for name in &self.uplinks {
+            match self.attach_uplink(name).await {
+                Ok((ifindex, info)) => {
+                    wanted.insert(ifindex, info);
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        errors.extend(self.note_uplinks(&wanted).err().map(broken));
+        let attached = self.datapath.attached_uplinks().unwrap_or_else(|error| {
+            errors.push(broken(error));
+            Vec::new()
+        });
+        for ifindex in attached.into_iter().filter(|ifindex| !wanted.contains_key(ifindex)) {
+            errors.extend(self.datapath.detach_uplink(ifindex).err().map(broken));
+        }
+        errors
+    }
+
+    async fn attach_uplink(&self, name: &str) -> Result<(u32, UplinkInfo), ApiError> {
+        let link = self.netlink.link(name).await.map_err(refused)?;
+        let link = link.ok_or_else(|| refused(NetlinkError::NoSuchInterface(name.to_owned())))?;
+        self.datapath.attach_uplink(link.index).map_err(broken)?;
+        if self.xdp {
+            self.datapath.attach_uplink_xdp(link.index).map_err(broken)?;
+        }
+        let link_len = if link.mac.is_some() { EthHdr::LEN as u8 } else { 0 };
+        let info = UplinkInfo { mtu: link.mtu, link_len, ..UplinkInfo::default() };
+        Ok((link.index, info))
+    }
+
+    /// Makes the two devices without packets if they are gone, and reads the facts about the
+    /// uplinks.
+    pub(crate) async fn keep_assistants(&self) {
+        self.assistants.keep(&self.netlink, self.vxlan_port).await;
+        let known = choice::read(&self.netlink, &self.uplinks, self.vxlan_port).await;
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
+    }
+
+    /// Measures what the programs cost if an uplink could use XDP.
+    pub(crate) async fn price_uplinks(&self) {
+        let (uplinks, _) = self.uplinks();
+        if !uplinks.iter().any(Uplink::is_open) {
+            return;
+        }
+        match blocking(Price::measure).await {
+            Ok(Ok(price)) => drop(self.price.set(price)),
+            Ok(Err(error)) => tracing::warn!("what XDP would cost is not known: {error}"),
+            Err(error) => tracing::warn!("what XDP would cost is not known: {error}"),
+        }
+    }
+}
+
+#[async_trait]
+impl Underlay for Host {
+    async fn event(&self) -> Option<HostEvent> {
+        let mut monitor = self.monitor.lock().await;
+        loop {
+            let event = monitor.next().await?;
+            if self.assistants.concerns(&event) {
+                return Some(HostEvent::Uplink);
+            }
+            return Some(match event {
+                Event::Link { name, .. } | Event::LinkGone { name, .. }
+                    if self.uplinks.contains(&name) =>
+                {
+                    HostEvent::Uplink
+                }
+                Event::LinkGone { index, .. } => HostEvent::LinkGone(index),
+                Event::Lost => HostEvent::Lost,
+                // A device of a container: it does not concern the underlay.
+                Event::Link { .. } => continue,
+                Event::Neighbour { ifindex, ip, .. } if !self.manages(ifindex, ip) => continue,
+                Event::Address { address, .. } if address.is_ipv6() => continue,
+                Event::Address { .. } | Event::Route | Event::Neighbour { .. } => {
+                    HostEvent::Underlay
+                }
+            });
+        }
+    }
+
+    async fn paths(
+        &self,
+        vteps: &BTreeMap<Ipv4Addr, u16>,
+        used: &BTreeSet<Ipv4Addr>,
+    ) -> Result<Paths, PlugError> {
+        self.note_addresses().await?;
+        let underlay = underlay::Underlay::read(&self.netlink).await.map_err(refused)?;
+        let resolved = underlay.resolve(&self.netlink, &self.uplinks, vteps, used).await;
+        let (paths, hops) = resolved.map_err(refused)?;
+        // Noted before the kernel is told: its events are recognised by this set.
+        let before = std::mem::replace(&mut *self.managed(), hops.clone());
+        for (ifindex, ip) in hops.difference(&before) {
+            // Best effort: the first frame to the VTEP resolves the neighbour as well.
+            if let Err(error) = self.netlink.manage_neighbour(*ifindex, *ip).await {
+                tracing::debug!("neighbour {ip}: {error}");
+            }
+        }
+        for (ifindex, ip) in before.difference(&hops) {
+            if let Err(error) = self.netlink.forget_neighbour(*ifindex, *ip).await {
+                tracing::debug!("neighbour {ip}: {error}");
+            }
+        }
+        Ok(paths)
+    }
+
+    async fn check_uplinks(&self) -> Vec<String> {
+        let errors = self.attach_uplinks().await;
+        self.keep_assistants().await;
+        errors.into_iter().map(|error| error.message).collect()
+    }
+
+    fn uplinks(&self) -> (Vec<Uplink>, Option<Price>) {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        (known.clone(), self.price.get().copied())
+    }
+
+    fn device(&self) -> Device {
+        self.device.clone()
+    }
+
+    async fn max_mtu(&self, driver: Driver) -> Result<u16, ApiError> {
+        let mut least = u32::from(u16::MAX);
+        for name in &self.uplinks {
+            let link = self.netlink.link(name).await.map_err(refused)?;
+            let link = link.ok_or_else(|| refused(NetlinkError::NoSuchInterface(name.clone())))?;
+            least = least.min(link.mtu);
+        }
+        let overhead = match driver {
+            Driver::Overlay => VXLAN_OVERHEAD,
+            Driver::Bridge => 0,
+        };
+        Ok(u16::try_from(least).unwrap_or(u16::MAX).saturating_sub(overhead))
+    }
+
+    async fn routes(&self) -> Result<Vec<IpNetwork>, ApiError> {
+        let routes = self.netlink.routes().await.map_err(refused)?;
+        Ok(routes.into_iter().map(|route| route.destination).collect())
+    }
+
+    fn ifname(&self, ifindex: u32) -> String {
+        nix::net::if_::if_indextoname(ifindex)
+            .map_or_else(|_| format!("#{ifindex}"), |name| name.to_string_lossy().into_owned())
+    }
+}

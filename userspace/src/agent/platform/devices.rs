@@ -1,0 +1,84 @@
+//! Devices and sandboxes of containers, gateway devices.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use async_trait::async_trait;
+
+use super::types::PlugError;
+use crate::{
+    api::types::ApiError, datapath::DatapathError, model::Name, reconcile::LocalEndpoint,
+    sandbox::GatewaySpec,
+};
+
+/// Makes and removes the devices and the sandboxes of this host.
+#[async_trait]
+pub(crate) trait Devices: Send + Sync + 'static {
+    /// Endpoints that have a device pair here: interface index of the host side by
+    /// identifier.
+    async fn plugged(&self) -> Result<BTreeMap<String, u32>, PlugError>;
+
+    /// Makes the device pair of an endpoint with everything on it, and attaches the program.
+    /// Idempotent. Returns the interface index of the host side.
+    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<u32, PlugError>;
+
+    /// Removes the device pair of an endpoint, and detaches the program from `ifindex`.
+    /// Idempotent.
+    async fn unplug(&self, endpoint: &str, ifindex: Option<u32>) -> Result<(), PlugError>;
+
+    /// Detaches the program from all containers' interfaces but these.
+    fn retain_attachments(&self, ifindexes: &BTreeSet<u32>) -> Result<(), DatapathError>;
+
+    /// Gateway devices that are here: interface index by VNI.
+    async fn gateways(&self) -> Result<BTreeMap<u32, u32>, PlugError>;
+
+    /// Makes the gateway device of a network. A new one is down. Idempotent. Returns its
+    /// interface index.
+    async fn plug_gateway(&self, gateway: &GatewaySpec) -> Result<u32, PlugError>;
+
+    /// Attaches the program to the gateway device of a network, then brings the device up
+    /// with its address. Called once the maps have the device. Idempotent.
+    async fn open_gateway(&self, gateway: &GatewaySpec, ifindex: u32) -> Result<(), PlugError>;
+
+    /// Switches forwarding on where somebody has switched it off on the gateway devices of
+    /// these networks.
+    async fn keep_gateways(&self, vnis: &[u32]) -> Result<(), ApiError>;
+
+    /// Removes the gateway device of a network. Idempotent.
+    async fn unplug_gateway(&self, vni: u32, ifindex: u32) -> Result<(), PlugError>;
+
+    /// Attaches the program to the loopback device, or detaches it. It is needed while a port
+    /// is published.
+    async fn take_loopback(&self, take: bool) -> Result<(), PlugError>;
+
+    /// Makes the sandbox of a container. Refused if it exists.
+    async fn make_sandbox(&self, name: &Name) -> Result<PathBuf, ApiError>;
+
+    /// Makes the sandbox of a container unless it exists: from the namespace of its command
+    /// if that runs, else a new one.
+    async fn ensure_sandbox(&self, name: &Name, running: Option<i32>) -> Result<(), ApiError>;
+
+    /// Whether the sandbox of a container exists.
+    fn sandbox_exists(&self, name: &Name) -> bool;
+
+    /// Removes the sandbox of a container. Idempotent.
+    async fn remove_sandbox(&self, name: &Name) -> Result<(), ApiError>;
+
+    /// Checks a namespace that somebody else made, and returns its path.
+    async fn adopt(&self, netns: Option<&Path>, pid: Option<i32>) -> Result<PathBuf, ApiError>;
+
+    /// The name of a new interface in a namespace: `asked`, refused if it is taken, or else
+    /// the first free one. Names in `reserved` are taken.
+    async fn choose_ifname(
+        &self,
+        netns: &Path,
+        asked: Option<&str>,
+        reserved: &[String],
+    ) -> Result<String, ApiError>;
+
+    /// Removes every pin, and with it programs and maps, and the devices that belong to no
+    /// network.
+    async fn purge(&self) -> Result<(), ApiError>;
+}

@@ -1,0 +1,53 @@
+//! The maps of the BPF programs.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use crate::datapath::entry::{FdbEntry, LearnedEntry, NeighEntry, UnderlayPath};
+use culvert_common::abi::{
+    Code, Counter, Direction, DropReason, EndpointInfo, FdbKey, NeighKey, PublishedEntry,
+    PublishedKey,
+};
+
+use crate::{
+    datapath::{DatapathError, FlowTable},
+    reconcile::Kernel,
+};
+
+/// Reads the maps. [`Kernel`] writes those that follow from the store.
+pub(crate) trait Maps: Kernel<Error = DatapathError> + Send + Sync + 'static {
+    /// The entries of `FDB`.
+    fn fdb(&self) -> Result<BTreeMap<FdbKey, FdbEntry>, DatapathError>;
+
+    /// The entries of `FDB_LEARNED`.
+    fn learned(&self) -> Result<Vec<(FdbKey, LearnedEntry)>, DatapathError>;
+
+    /// The time on the clock of [`LearnedEntry::last_seen_ns`], in ns.
+    fn now_ns(&self) -> u64;
+
+    /// How long a learned entry stays after its last frame.
+    fn ageing(&self) -> Duration;
+
+    /// Removes a learned entry.
+    fn forget(&self, key: &FdbKey) -> Result<(), DatapathError>;
+
+    /// The entries of `NEIGHBOURS`.
+    fn neighbours(&self) -> Result<BTreeMap<NeighKey, NeighEntry>, DatapathError>;
+
+    /// The entries of `UNDERLAY`.
+    fn underlay(&self) -> Result<BTreeMap<[u8; 4], UnderlayPath>, DatapathError>;
+
+    /// The table of flows.
+    fn flows(&self) -> &dyn FlowTable;
+
+    /// The entries of `ENDPOINTS`, by interface index of the host side.
+    fn endpoints(&self) -> Result<BTreeMap<u32, EndpointInfo>, DatapathError>;
+
+    /// The entries of `PUBLISHED`.
+    fn published(&self) -> Result<BTreeMap<PublishedKey, PublishedEntry>, DatapathError>;
+
+    /// How many frames were dropped for `reason`, in all directions.
+    fn dropped(&self, reason: DropReason) -> Result<u64, DatapathError>;
+
+    /// The counters.
+    fn stats(&self) -> Result<Vec<(Direction, Code, Counter)>, DatapathError>;
+}

@@ -1,0 +1,52 @@
+//! The underlay, and facts about the host.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use async_trait::async_trait;
+use ipnetwork::IpNetwork;
+
+use super::types::{HostEvent, Paths, PlugError};
+use crate::{
+    api::types::ApiError,
+    choice::{Uplink, device::Device},
+    datapath::Price,
+    model::Driver,
+};
+
+/// Uplinks, routes and changes of the host.
+#[async_trait]
+pub(crate) trait Underlay: Send + Sync + 'static {
+    /// Waits for the next change on the host. `None`: none will come any more.
+    async fn event(&self) -> Option<HostEvent>;
+
+    /// Resolves the paths to VTEPs (UDP port by address). The kernel keeps the next hops of
+    /// the VTEPs in `used` resolved, and no others.
+    async fn paths(
+        &self,
+        vteps: &BTreeMap<Ipv4Addr, u16>,
+        used: &BTreeSet<Ipv4Addr>,
+    ) -> Result<Paths, PlugError>;
+
+    /// Attaches what is missing to the uplinks, and makes the two devices without packets if
+    /// they are gone. Returns what is wrong with the uplinks, a line each.
+    async fn check_uplinks(&self) -> Vec<String>;
+
+    /// Facts about the uplinks, and what the programs on them cost if that was measured.
+    fn uplinks(&self) -> (Vec<Uplink>, Option<Price>);
+
+    /// Which kind of device pair new containers get.
+    fn device(&self) -> Device;
+
+    /// The largest MTU of a network here: the smallest of the uplinks, for an overlay network
+    /// less the VXLAN overhead.
+    async fn max_mtu(&self, driver: Driver) -> Result<u16, ApiError>;
+
+    /// The destinations of the host's routes.
+    async fn routes(&self) -> Result<Vec<IpNetwork>, ApiError>;
+
+    /// The name of an interface.
+    fn ifname(&self, ifindex: u32) -> String;
+}

@@ -1,0 +1,24 @@
+//! How many entries the large maps have.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::reconcile::Counts;
+
+/// The entries of `FDB` and `NEIGHBOURS`, as the engine counts them. Not known until the
+/// engine has read the maps for the first time.
+#[derive(Debug, Default)]
+pub(crate) struct MapCounts {
+    counts: Mutex<Option<Counts>>,
+}
+
+impl MapCounts {
+    /// The counts, once they are known.
+    pub(crate) fn get(&self) -> Option<Counts> {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what the maps hold now.
+    pub(crate) fn set(&self, counts: Counts) {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner) = Some(counts);
+    }
+}

@@ -1,0 +1,30 @@
+//! One request at a time for a name.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::sync::OwnedMutexGuard;
+
+use crate::model::Name;
+
+/// A lock for each name of a container or of a network: `run` and `rm` of one name come one
+/// after the other.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    locks: Mutex<BTreeMap<Name, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Turns {
+    /// Waits until no other request has this name.
+    pub(crate) async fn wait(&self, name: &Name) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            // Removes the locks that nobody holds or waits for.
+            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+            Arc::clone(locks.entry(name.clone()).or_default())
+        };
+        lock.lock_owned().await
+    }
+}

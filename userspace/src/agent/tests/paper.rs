@@ -1,0 +1,482 @@
+//! A host without a kernel.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use crate::datapath::entry::{FdbEntry, LearnedEntry, NeighEntry, UnderlayPath};
+use async_trait::async_trait;
+use culvert_common::abi::{
+    Code, Counter, DEFAULT_FLOWS, Direction, DropReason, EndpointInfo, FdbKey, NeighKey,
+    PublishedEntry, PublishedKey,
+};
+use ipnetwork::IpNetwork;
+use tokio::sync::mpsc;
+
+use crate::{
+    agent::{
+        conntrack::testing::MemoryFlows,
+        platform::{
+            Devices, Holder, HostEvent, Maps, Paths, PlugError, PortError, PortHold, Ports,
+            Underlay,
+        },
+    },
+    api::types::{ApiError, ErrorKind},
+    choice::{Uplink, device::Device},
+    datapath::{DatapathError, FlowTable, Price},
+    model::{Driver, Name, Protocol},
+    netlink::PairKind,
+    reconcile::{Kernel, LocalEndpoint, Op, Tables},
+    sandbox::GatewaySpec,
+};
+
+/// How long anything may take.
+pub(super) const DEADLINE: Duration = Duration::from_secs(10);
+
+/// What the paper host holds.
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) tables: Tables,
+    /// Steps ever done.
+    pub(super) ops: Vec<Op>,
+    /// Veths: interface index by endpoint.
+    pub(super) veths: BTreeMap<String, u32>,
+    pub(super) attached: BTreeSet<u32>,
+    /// Namespaces, with the interface names in each.
+    pub(super) namespaces: BTreeMap<PathBuf, BTreeSet<String>>,
+    pub(super) learned: BTreeMap<FdbKey, LearnedEntry>,
+    /// What plugging is refused with.
+    pub(super) refuse_plug: Option<PlugError>,
+    /// What unplugging is refused with.
+    pub(super) refuse_unplug: Option<PlugError>,
+    /// How often a map was read to show it.
+    pub(super) shown: usize,
+    /// Reads of maps fail.
+    pub(super) blind: bool,
+    pub(super) purged: bool,
+    /// Gateway devices: interface index by VNI.
+    pub(super) gateways: BTreeMap<u32, u32>,
+    /// The program is on the loopback device.
+    pub(super) loopback: bool,
+    /// Routes of the host.
+    pub(super) routes: Vec<IpNetwork>,
+    /// Ports of the host that a process has, and which.
+    pub(super) busy: BTreeMap<Port, Holder>,
+    /// Ports of the host that the agent holds.
+    pub(super) held: Arc<Mutex<BTreeSet<Port>>>,
+    pub(super) dropped: BTreeMap<DropReason, u64>,
+    next_ifindex: u32,
+}
+
+/// Address, port and protocol.
+pub(super) type Port = (Ipv4Addr, u16, Protocol);
+
+/// A port that is held until this is dropped.
+struct Hold(Arc<Mutex<BTreeSet<Port>>>, Port);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().remove(&self.1);
+    }
+}
+
+/// Where threads wait while it is closed, for a while at most: a test that fails must end.
+#[derive(Default)]
+pub(super) struct Gate {
+    state: Mutex<GateState>,
+    moved: Condvar,
+}
+
+#[derive(Default)]
+struct GateState {
+    closed: bool,
+    waiting: usize,
+    passed: usize,
+}
+
+impl Gate {
+    fn pass(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.waiting += 1;
+        let closed = |state: &mut GateState| state.closed;
+        (state, _) = self.moved.wait_timeout_while(state, 3 * DEADLINE, closed).unwrap();
+        state.waiting -= 1;
+        state.passed += 1;
+    }
+
+    pub(super) fn close(&self, closed: bool) {
+        self.state.lock().unwrap().closed = closed;
+        self.moved.notify_all();
+    }
+
+    /// Threads that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.state.lock().unwrap().waiting
+    }
+
+    /// Threads that have passed.
+    pub(super) fn passed(&self) -> usize {
+        self.state.lock().unwrap().passed
+    }
+}
+
+/// See [`State`].
+pub(super) struct Paper {
+    state: Mutex<State>,
+    /// Whoever reads all maps passes it with what was read.
+    pub(super) reads: Gate,
+    /// Whoever looks for the holder of a port passes it.
+    pub(super) lookups: Gate,
+    pub(super) flows: MemoryFlows,
+    events: tokio::sync::Mutex<mpsc::UnboundedReceiver<HostEvent>>,
+    tell: mpsc::UnboundedSender<HostEvent>,
+}
+
+impl Paper {
+    pub(super) fn new() -> Arc<Self> {
+        let (tell, events) = mpsc::unbounded_channel();
+        Arc::new(Self {
+            state: Mutex::new(State {
+                next_ifindex: 100,
+                routes: ["0.0.0.0/0", "10.0.0.0/24"].map(|route| route.parse().unwrap()).into(),
+                ..State::default()
+            }),
+            reads: Gate::default(),
+            lookups: Gate::default(),
+            flows: MemoryFlows::new(DEFAULT_FLOWS),
+            events: tokio::sync::Mutex::new(events),
+            tell,
+        })
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    pub(super) fn tell(&self, event: HostEvent) {
+        self.tell.send(event).unwrap();
+    }
+
+    fn path_of(name: &Name) -> PathBuf {
+        Path::new("/paper/netns").join(name.as_str())
+    }
+
+    fn read(&self) -> Result<Tables, DatapathError> {
+        let state = self.state();
+        if state.blind {
+            return Err(DatapathError::Io {
+                path: "/paper/map".into(),
+                what: "read",
+                source: std::io::Error::other("blind"),
+            });
+        }
+        Ok(state.tables.clone())
+    }
+
+    fn holder(&self, port: Port) -> Holder {
+        self.state().busy.get(&port).cloned().unwrap_or(Holder::Unseen)
+    }
+}
+
+impl Kernel for Paper {
+    type Error = DatapathError;
+
+    fn dump(&self) -> Result<Tables, DatapathError> {
+        let read = self.read();
+        self.reads.pass();
+        read
+    }
+
+    fn apply(&self, op: &Op) -> Result<(), DatapathError> {
+        let mut state = self.state();
+        op.apply_to(&mut state.tables);
+        state.ops.push(*op);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Devices for Paper {
+    async fn plugged(&self) -> Result<BTreeMap<String, u32>, PlugError> {
+        Ok(self.state().veths.clone())
+    }
+
+    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<u32, PlugError> {
+        let mut state = self.state();
+        if let Some(error) = &state.refuse_plug {
+            return Err(error.clone());
+        }
+        let netns = endpoint.sandbox.netns.clone();
+        let Some(names) = state.namespaces.get_mut(&netns) else {
+            return Err(PlugError::Absent(format!("{} is not there", netns.display())));
+        };
+        names.insert(endpoint.ifname.clone());
+        state.next_ifindex += 1;
+        let next = state.next_ifindex;
+        let ifindex = *state.veths.entry(endpoint.id.clone()).or_insert(next);
+        state.attached.insert(ifindex);
+        Ok(ifindex)
+    }
+
+    async fn unplug(&self, endpoint: &str, ifindex: Option<u32>) -> Result<(), PlugError> {
+        let mut state = self.state();
+        if let Some(error) = &state.refuse_unplug {
+            return Err(error.clone());
+        }
+        state.veths.remove(endpoint);
+        if let Some(ifindex) = ifindex {
+            state.attached.remove(&ifindex);
+        }
+        Ok(())
+    }
+
+    fn retain_attachments(&self, ifindexes: &BTreeSet<u32>) -> Result<(), DatapathError> {
+        self.state().attached.retain(|ifindex| ifindexes.contains(ifindex));
+        Ok(())
+    }
+
+    async fn gateways(&self) -> Result<BTreeMap<u32, u32>, PlugError> {
+        Ok(self.state().gateways.clone())
+    }
+
+    async fn plug_gateway(&self, gateway: &GatewaySpec) -> Result<u32, PlugError> {
+        let mut state = self.state();
+        state.next_ifindex += 1;
+        let next = state.next_ifindex;
+        Ok(*state.gateways.entry(gateway.vni).or_insert(next))
+    }
+
+    async fn open_gateway(&self, _gateway: &GatewaySpec, _ifindex: u32) -> Result<(), PlugError> {
+        Ok(())
+    }
+
+    async fn keep_gateways(&self, _vnis: &[u32]) -> Result<(), ApiError> {
+        Ok(())
+    }
+
+    async fn unplug_gateway(&self, vni: u32, _ifindex: u32) -> Result<(), PlugError> {
+        self.state().gateways.remove(&vni);
+        Ok(())
+    }
+
+    async fn take_loopback(&self, take: bool) -> Result<(), PlugError> {
+        self.state().loopback = take;
+        Ok(())
+    }
+
+    async fn make_sandbox(&self, name: &Name) -> Result<PathBuf, ApiError> {
+        let path = Self::path_of(name);
+        let mut state = self.state();
+        if state.namespaces.contains_key(&path) {
+            return Err(ApiError::new(ErrorKind::Conflict, "sandbox exists already"));
+        }
+        state.namespaces.insert(path.clone(), BTreeSet::new());
+        Ok(path)
+    }
+
+    async fn ensure_sandbox(&self, name: &Name, _running: Option<i32>) -> Result<(), ApiError> {
+        self.state().namespaces.entry(Self::path_of(name)).or_default();
+        Ok(())
+    }
+
+    fn sandbox_exists(&self, name: &Name) -> bool {
+        self.state().namespaces.contains_key(&Self::path_of(name))
+    }
+
+    async fn remove_sandbox(&self, name: &Name) -> Result<(), ApiError> {
+        self.state().namespaces.remove(&Self::path_of(name));
+        Ok(())
+    }
+
+    async fn adopt(&self, netns: Option<&Path>, pid: Option<i32>) -> Result<PathBuf, ApiError> {
+        let path = netns.map_or_else(
+            || PathBuf::from(format!("/proc/{}/ns/net", pid.unwrap_or_default())),
+            Path::to_owned,
+        );
+        if self.state().namespaces.contains_key(&path) {
+            Ok(path)
+        } else {
+            Err(ApiError::new(
+                ErrorKind::NotFound,
+                format!("{} does not exist: PATH is valid", path.display()),
+            ))
+        }
+    }
+
+    async fn choose_ifname(
+        &self,
+        netns: &Path,
+        asked: Option<&str>,
+        reserved: &[String],
+    ) -> Result<String, ApiError> {
+        let state = self.state();
+        let taken = |name: &str| {
+            state.namespaces.get(netns).is_some_and(|names| names.contains(name))
+                || reserved.iter().any(|other| other == name)
+        };
+        match asked {
+            Some(name) if taken(name) => {
+                Err(ApiError::new(ErrorKind::Conflict, format!("interface name {name} is taken")))
+            }
+            Some(name) => Ok(name.to_owned()),
+            None => Ok((0..).map(|n| format!("eth{n}")).find(|name| !taken(name)).unwrap()),
+        }
+    }
+
+    async fn purge(&self) -> Result<(), ApiError> {
+        let mut state = self.state();
+        state.tables = Tables::default();
+        state.purged = true;
+        Ok(())
+    }
+}
+
+impl Maps for Paper {
+    fn fdb(&self) -> Result<BTreeMap<FdbKey, FdbEntry>, DatapathError> {
+        self.state().shown += 1;
+        Ok(self.read()?.fdb)
+    }
+
+    fn learned(&self) -> Result<Vec<(FdbKey, LearnedEntry)>, DatapathError> {
+        Ok(self.state().learned.iter().map(|(key, entry)| (*key, *entry)).collect())
+    }
+
+    fn now_ns(&self) -> u64 {
+        1_000_000_000_000
+    }
+
+    fn ageing(&self) -> Duration {
+        Duration::from_secs(300)
+    }
+
+    fn forget(&self, key: &FdbKey) -> Result<(), DatapathError> {
+        self.state().learned.remove(key);
+        Ok(())
+    }
+
+    fn neighbours(&self) -> Result<BTreeMap<NeighKey, NeighEntry>, DatapathError> {
+        self.state().shown += 1;
+        Ok(self.read()?.neighbours)
+    }
+
+    fn underlay(&self) -> Result<BTreeMap<[u8; 4], UnderlayPath>, DatapathError> {
+        Ok(self.read()?.underlay)
+    }
+
+    fn flows(&self) -> &dyn FlowTable {
+        &self.flows
+    }
+
+    fn endpoints(&self) -> Result<BTreeMap<u32, EndpointInfo>, DatapathError> {
+        Ok(self.read()?.endpoints)
+    }
+
+    fn published(&self) -> Result<BTreeMap<PublishedKey, PublishedEntry>, DatapathError> {
+        Ok(self.read()?.published)
+    }
+
+    fn dropped(&self, reason: DropReason) -> Result<u64, DatapathError> {
+        Ok(self.state().dropped.get(&reason).copied().unwrap_or_default())
+    }
+
+    fn stats(&self) -> Result<Vec<(Direction, Code, Counter)>, DatapathError> {
+        Ok(Vec::new())
+    }
+}
+
+#[async_trait]
+impl Underlay for Paper {
+    async fn event(&self) -> Option<HostEvent> {
+        self.events.lock().await.recv().await
+    }
+
+    async fn paths(
+        &self,
+        vteps: &BTreeMap<Ipv4Addr, u16>,
+        _used: &BTreeSet<Ipv4Addr>,
+    ) -> Result<Paths, PlugError> {
+        let path = |(vtep, port): (&Ipv4Addr, &u16)| {
+            let path = UnderlayPath {
+                ifindex: 2,
+                next_hop: vtep.octets(),
+                port: *port,
+                inner_mtu: 1450,
+                next_hop_mac: [2; 6],
+                uplink_mac: [4; 6],
+            };
+            (vtep.octets(), path)
+        };
+        Ok(Paths { paths: vteps.iter().map(path).collect(), problems: BTreeMap::new() })
+    }
+
+    async fn check_uplinks(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn uplinks(&self) -> (Vec<Uplink>, Option<Price>) {
+        (Vec::new(), None)
+    }
+
+    fn device(&self) -> Device {
+        Device { kind: PairKind::Veth, reason: "there is no kernel".to_owned() }
+    }
+
+    async fn max_mtu(&self, driver: Driver) -> Result<u16, ApiError> {
+        Ok(match driver {
+            Driver::Overlay => 1450,
+            Driver::Bridge => 1500,
+        })
+    }
+
+    async fn routes(&self) -> Result<Vec<IpNetwork>, ApiError> {
+        Ok(self.state().routes.clone())
+    }
+
+    fn ifname(&self, ifindex: u32) -> String {
+        format!("if{ifindex}")
+    }
+}
+
+#[async_trait]
+impl Ports for Paper {
+    fn hold_port(
+        &self,
+        ip: Ipv4Addr,
+        port: u16,
+        protocol: Protocol,
+    ) -> Result<PortHold, PortError> {
+        if port < 100 {
+            return Err(PortError::Denied { from: 100 });
+        }
+        if !(ip.is_unspecified() || ip.is_loopback()) {
+            return Err(PortError::NoSuchAddress);
+        }
+        if self.holder((ip, port, protocol)) != Holder::Unseen {
+            return Err(PortError::InUse);
+        }
+        let state = self.state();
+        // A port that the agent holds itself cannot be bound again.
+        if !state.held.lock().unwrap().insert((ip, port, protocol)) {
+            return Err(PortError::InUse);
+        }
+        Ok(Box::new(Hold(Arc::clone(&state.held), (ip, port, protocol))))
+    }
+
+    fn port_holder(&self, ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder {
+        self.lookups.pass();
+        self.holder((ip, port, protocol))
+    }
+
+    async fn port_holder_in(
+        &self,
+        _netns: &Path,
+        port: u16,
+        protocol: Protocol,
+    ) -> Result<Holder, ApiError> {
+        Ok(self.port_holder(Ipv4Addr::UNSPECIFIED, port, protocol))
+    }
+}

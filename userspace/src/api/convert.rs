@@ -1,0 +1,27 @@
+//! Errors of the rooms below as errors of the API.
+
+use super::types::{ApiError, ErrorKind};
+use crate::model::ops::{ExecuteError, Refusal};
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        let (kind, message) = match refusal {
+            Refusal::Invalid(line) => (ErrorKind::Invalid, line),
+            Refusal::NotFound(line) => (ErrorKind::NotFound, line),
+            Refusal::Conflict(line) => (ErrorKind::Conflict, line),
+        };
+        Self { kind, message }
+    }
+}
+
+impl From<ExecuteError> for ApiError {
+    fn from(error: ExecuteError) -> Self {
+        let message = error.to_string();
+        match error {
+            ExecuteError::Refused(refusal) => refusal.into(),
+            ExecuteError::Store(_) | ExecuteError::Contended => {
+                Self { kind: ErrorKind::Unavailable, message }
+            }
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! Verbs that take several names.
+
+use std::fmt::Display;
+
+use crate::cli::failure::{Failure, tell};
+
+/// Runs `each` for every item. A refusal is written to standard error and the next item
+/// follows; the verb then fails in the end.
+pub(super) async fn for_all<T: Display>(
+    items: &[T],
+    mut each: impl AsyncFnMut(&T) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut refused = false;
+    for item in items {
+        match each(item).await {
+            Ok(()) => {}
+            Err(Failure { code, line: Some(line) }) if code != 0 => {
+                refused = true;
+                tell(&line);
+            }
+            // The reader of standard output is gone.
+            Err(failure) => return Err(failure),
+        }
+    }
+    if refused { Err(Failure::silent(1)) } else { Ok(()) }
+}

@@ -1,0 +1,60 @@
+//! Options of connection tracking and NAT.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use culvert_common::{abi::DEFAULT_FLOWS, datapath::conntrack::FlowState};
+
+/// Options of `culvert agent` about connection tracking and NAT.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConntrackOptions {
+    /// `--conntrack-max`: how many flows the table holds, [`MIN_CONNTRACK`] to [`MAX_CONNTRACK`].
+    pub max_flows: u32,
+    /// `--nat-ports`: the least and the greatest source port that masquerading chooses.
+    /// The least is not 0 and not above the greatest.
+    pub nat_ports: (u16, u16),
+    /// `--conntrack-timeout`, once for each state that was given.
+    pub timeouts: Timeouts,
+}
+
+impl Default for ConntrackOptions {
+    fn default() -> Self {
+        Self {
+            max_flows: DEFAULT_FLOWS,
+            nat_ports: DEFAULT_NAT_PORTS,
+            timeouts: Timeouts::default(),
+        }
+    }
+}
+
+/// How long an idle flow stays in the table, by its state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Timeouts {
+    /// The timeouts that differ from the default, in seconds.
+    given: BTreeMap<FlowState, u32>,
+}
+
+impl Timeouts {
+    /// How long an idle flow in `state` stays.
+    pub fn get(&self, state: FlowState) -> Duration {
+        let seconds = self.given.get(&state).copied().unwrap_or(state.default_timeout_s());
+        Duration::from_secs(seconds.into())
+    }
+
+    /// How long an idle flow in `state` stays, in ns.
+    pub fn ns(&self, state: FlowState) -> u64 {
+        u64::try_from(self.get(state).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Sets the timeout of `state`, in seconds. Returns the timeout that was set before,
+    /// if one was.
+    pub fn set(&mut self, state: FlowState, seconds: u32) -> Option<u32> {
+        self.given.insert(state, seconds)
+    }
+}
+
+/// Default of `--nat-ports`: every port that a process may bind without privilege.
+pub const DEFAULT_NAT_PORTS: (u16, u16) = (1024, 65_535);
+/// Least value of `--conntrack-max`, in flows.
+pub const MIN_CONNTRACK: u32 = 64;
+/// Greatest value of `--conntrack-max`, in flows: the empty table then takes 256 MiB.
+pub const MAX_CONNTRACK: u32 = 8_388_608;

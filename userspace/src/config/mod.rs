@@ -1,0 +1,13 @@
+//! What the agent and its offline verbs are told: options with their defaults filled in.
+//!
+//! The command line (`cli`) makes these values; the agent, `choice` and `doctor` read
+//! them. Every value is well-formed. Whether it fits the host is for the reader to check.
+
+mod agent;
+mod conntrack;
+
+pub use agent::{
+    AgentOptions, DEFAULT_AGEING_S, DEFAULT_BPFFS, DEFAULT_SOCKET, DEFAULT_STATE_DIR,
+    DEFAULT_VXLAN_PORT, DatapathMode, DeviceMode, PurgeOptions, StoreAccess,
+};
+pub use conntrack::{ConntrackOptions, DEFAULT_NAT_PORTS, MAX_CONNTRACK, MIN_CONNTRACK, Timeouts};

@@ -1,0 +1,121 @@
+//! Flows carried over from an agent with another map layout.
+//!
+//! Maps are pinned below a directory of their ABI version. An agent of a later version makes
+//! maps of its own, which the store fills; the flows are known to the programs alone. So that
+//! established connections go on, they are copied before the programs of the earlier version
+//! are detached. Learned FDB entries and path MTUs are learnt again.
+
+use std::{io, path::Path};
+
+use aya::maps::{HashMap, Map, MapData, MapError};
+use bytemuck::{Pod, Zeroable};
+use culvert_common::abi::{Flow, FlowKey, Sealed as _, Tuple, kind, names, zone};
+
+use super::{
+    DatapathError,
+    tables::{Bytes, Tables},
+};
+
+/// Value of `FLOWS` in ABI 3; its key is that of ABI 4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct FlowV3 {
+    /// As [`Flow::last_seen_ns`].
+    pub last_seen_ns: u64,
+    /// As [`Flow::packets`].
+    pub packets: u64,
+    /// As [`Flow::bytes`].
+    pub bytes: u64,
+    /// As [`Flow::to`].
+    pub to: Tuple,
+    /// As [`Flow::zone`].
+    pub zone: u32,
+    /// As [`Flow::dest`], but with the address of the VTEP where the zone is
+    /// [`zone::TUNNEL`].
+    pub ifindex: u32,
+    /// As [`Flow::from_incarnation`].
+    pub from_generation: u32,
+    /// As [`Flow::to_incarnation`].
+    pub to_generation: u32,
+    /// [`Flow::kind`] in the lower half, [`Flow::seen`] in the upper one.
+    pub flags: u32,
+    /// As [`Flow::last_ack`].
+    pub last_ack: u32,
+    /// Padding.
+    pub pad: u32,
+}
+
+const _: () = assert!(size_of::<FlowV3>() == 64);
+
+/// What became of the flows of an earlier version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// Entries that are in this version's table now, two for each flow.
+    pub entries: usize,
+    /// Entries that could not be taken over: the table is full.
+    pub lost: usize,
+}
+
+/// Copies the flows pinned in `maps`, the directory of an agent with ABI 3, to this version's
+/// table. An entry that is there stays.
+///
+/// # Errors
+///
+/// If a map cannot be read or written.
+pub(super) fn flows_of_v3(maps: &Path, tables: &Tables) -> Result<Carried, DatapathError> {
+    let failed = |source| DatapathError::Map { map: names::FLOWS, source: Box::new(source) };
+    let pin = maps.join(names::FLOWS);
+    let map = match MapData::from_pin(&pin) {
+        Ok(map) => map,
+        Err(_) if !pin.exists() => return Ok(Carried::default()),
+        Err(error) => return Err(failed(error)),
+    };
+    let old: HashMap<_, Bytes<FlowKey>, Bytes<FlowV3>> =
+        HashMap::try_from(Map::HashMap(map)).map_err(failed)?;
+    let mut carried = Carried::default();
+    for item in old.iter() {
+        let (Bytes(key), Bytes(old)) = match item {
+            Ok(item) => item,
+            // The programs removed it between the two system calls.
+            Err(MapError::KeyNotFound) => continue,
+            Err(error) => return Err(failed(error)),
+        };
+        let flow = convert(&old, tables)?.sealed(&key);
+        match tables.flows.insert_new(&key, &flow) {
+            Ok(()) => carried.entries += 1,
+            Err(DatapathError::Map { source, .. }) if is_full(&source) => carried.lost += 1,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(carried)
+}
+
+/// The flow as ABI 4 has it, without a seal.
+fn convert(old: &FlowV3, tables: &Tables) -> Result<Flow, DatapathError> {
+    let dest = if old.zone == zone::TUNNEL {
+        tables.vtep_ids().give(old.ifindex.to_ne_bytes())?.0
+    } else {
+        old.ifindex
+    };
+    Ok(Flow {
+        to: old.to,
+        zone: old.zone,
+        dest,
+        from_incarnation: old.from_generation,
+        to_incarnation: old.to_generation,
+        kind: old.flags & (kind::ORIG | kind::MASQUERADE | kind::PUBLISHED),
+        seal: 0,
+        seen: old.flags >> 16,
+        last_ack: old.last_ack,
+        pad: 0,
+        last_seen_ns: old.last_seen_ns,
+        packets: old.packets,
+        bytes: old.bytes,
+    })
+}
+
+fn is_full(error: &MapError) -> bool {
+    matches!(error, MapError::SyscallError(error)
+        if error.io_error.raw_os_error() == Some(nix::libc::E2BIG)
+            || error.io_error.kind() == io::ErrorKind::OutOfMemory)
+}

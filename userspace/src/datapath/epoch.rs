@@ -1,0 +1,75 @@
+//! The epoch of the maps: what the programs cache holds for one epoch.
+
+use std::{
+    fmt, io,
+    num::NonZeroUsize,
+    os::fd::AsFd as _,
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use aya::{
+    Ebpf,
+    maps::{Map, MapError},
+};
+use culvert_common::abi::names;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+use super::error::DatapathError;
+
+/// Bytes of the mapping: the kernel rounds them up to pages.
+const LENGTH: NonZeroUsize = NonZeroUsize::MIN;
+
+/// The map [`names::EPOCH`], mapped into memory: an agent that changes a hundred thousand
+/// entries advances it as often, without a system call.
+pub(super) struct Epoch(NonNull<AtomicU64>);
+
+impl fmt::Debug for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Epoch").field(&self.word().load(Ordering::Relaxed)).finish()
+    }
+}
+
+// SAFETY: what the pointer leads to is an atomic, mapped until the value is dropped.
+unsafe impl Send for Epoch {}
+// SAFETY: as above.
+unsafe impl Sync for Epoch {}
+
+impl Epoch {
+    /// Maps the map of a loaded object.
+    pub(super) fn take(ebpf: &Ebpf) -> Result<Self, DatapathError> {
+        let failed =
+            |what, source: io::Error| DatapathError::Io { path: names::EPOCH.into(), what, source };
+        let Some(Map::Array(map)) = ebpf.map(names::EPOCH) else {
+            return Err(DatapathError::Map {
+                map: names::EPOCH,
+                source: Box::new(MapError::InvalidName { name: names::EPOCH.to_owned() }),
+            });
+        };
+        let fd = map.fd().as_fd();
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new shared mapping at an address of the kernel's choice; the kernel
+        // keeps the map as long as it is mapped.
+        let start = unsafe { mmap(None, LENGTH, access, MapFlags::MAP_SHARED, fd, 0) }
+            .map_err(|errno| failed("mmap", errno.into()))?;
+        Ok(Self(start.cast()))
+    }
+
+    fn word(&self) -> &AtomicU64 {
+        // SAFETY: the mapping holds the array's first entry, a `u64` at the beginning of a
+        // page, which programs and agents only access atomically.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// Begins another epoch: cached entries of the one before are no longer used.
+    pub(super) fn advance(&self) {
+        self.word().fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Epoch {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nothing refers to it any more.
+        let _ = unsafe { munmap(self.0.cast(), LENGTH.get()) };
+    }
+}

@@ -1,0 +1,151 @@
+//! The numbers of the VTEPs.
+//!
+//! The maps name a VTEP by a number that this agent gives it, see
+//! [`VtepId`](culvert_common::abi::VtepId). The numbers are in a pinned map, so that the next
+//! agent goes on with the same: learned FDB entries, path MTUs and flows that the programs
+//! wrote hold them.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::Ipv4Addr,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use aya::{
+    Ebpf,
+    maps::{HashMap as BpfHashMap, MapData, MapError},
+};
+use culvert_common::abi::{MappedAddr, SealedU32, VtepId, names};
+
+use super::{
+    DatapathError,
+    tables::{Bytes, take_map},
+};
+
+/// The numbers of the VTEPs, and the map that has them.
+pub struct VtepIds {
+    own: Ipv4Addr,
+    state: Mutex<State>,
+}
+
+struct State {
+    map: BpfHashMap<MapData, Bytes<MappedAddr>, Bytes<SealedU32>>,
+    by_address: BTreeMap<[u8; 4], VtepId>,
+    by_id: HashMap<VtepId, [u8; 4]>,
+    next: u32,
+}
+
+/// The first byte of an address that stands for a number which no address has: 0.0.0.0/8
+/// is no VTEP's (RFC 1122 §3.2.1.3). The other three are the number.
+const UNKNOWN: u8 = 0;
+
+impl VtepIds {
+    /// Takes the map out of the loaded object and reads the numbers that are given.
+    pub(super) fn take(ebpf: &mut Ebpf, own: Ipv4Addr) -> Result<Self, DatapathError> {
+        let map: BpfHashMap<MapData, Bytes<MappedAddr>, Bytes<SealedU32>> =
+            take_map(ebpf, names::VTEP_IDS)?;
+        let mut state = State { map, by_address: BTreeMap::new(), by_id: HashMap::new(), next: 1 };
+        let entries: Result<Vec<_>, MapError> = state.map.iter().collect();
+        for (Bytes(address), Bytes(entry)) in entries.map_err(failed)? {
+            if address == MappedAddr::UNSPECIFIED {
+                state.next = state.next.max(entry.value);
+            } else if let Some(address) = address.as_v4() {
+                state.note(address, VtepId(entry.value));
+                state.next = state.next.max(entry.value.saturating_add(1));
+            }
+        }
+        Ok(Self { own, state: Mutex::new(state) })
+    }
+
+    /// This host's own VTEP address, which has no number.
+    pub(super) fn own(&self) -> Ipv4Addr {
+        self.own
+    }
+
+    /// The number of the VTEP with this address, given now if it has none;
+    /// [`VtepId::NONE`] for 0.0.0.0.
+    ///
+    /// # Errors
+    ///
+    /// If the map is full or cannot be written.
+    pub fn give(&self, address: [u8; 4]) -> Result<VtepId, DatapathError> {
+        if let Some(id) = self.find(address) {
+            return Ok(id);
+        }
+        let mut state = self.lock();
+        let id = VtepId(state.next);
+        let next = SealedU32 { value: state.next.saturating_add(1), seal: 0 };
+        // The next number first: one that is lost is never given, one that is given twice
+        // would stand for two VTEPs.
+        state.map.insert(Bytes(MappedAddr::UNSPECIFIED), Bytes(next), 0).map_err(failed)?;
+        let key = MappedAddr::v4(address);
+        state.map.insert(Bytes(key), Bytes(SealedU32::new(&key, id.0)), 0).map_err(failed)?;
+        state.next = next.value;
+        state.note(address, id);
+        Ok(id)
+    }
+
+    /// The number of the VTEP with this address, if it has one.
+    pub fn find(&self, address: [u8; 4]) -> Option<VtepId> {
+        match address {
+            [0, 0, 0, 0] => Some(VtepId::NONE),
+            [UNKNOWN, a, b, c] => Some(VtepId(u32::from_be_bytes([0, a, b, c]))),
+            _ => self.lock().by_address.get(&address).copied(),
+        }
+    }
+
+    /// The address of the VTEP with this number; all zero for [`VtepId::NONE`]. For a number
+    /// that no address has, 0.x.y.z with the number in the last three bytes, so that an entry
+    /// with such a number can be seen and removed.
+    pub fn address(&self, id: VtepId) -> Ipv4Addr {
+        self.octets(id).into()
+    }
+
+    pub(super) fn octets(&self, id: VtepId) -> [u8; 4] {
+        if let Some(address) = self.lock().by_id.get(&id) {
+            return *address;
+        }
+        let [_, a, b, c] = id.0.to_be_bytes();
+        [UNKNOWN, a, b, c]
+    }
+
+    /// Forgets the VTEPs that nothing in the maps refers to. Their numbers are not given
+    /// again. For an agent that starts, before anything else asks for numbers.
+    pub(super) fn retain(&self, used: impl Fn([u8; 4]) -> bool) -> Result<(), DatapathError> {
+        let mut state = self.lock();
+        let unused: Vec<_> =
+            state.by_address.keys().copied().filter(|address| !used(*address)).collect();
+        for address in unused {
+            match state.map.remove(&Bytes(MappedAddr::v4(address))) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(error) => return Err(failed(error)),
+            }
+            if let Some(id) = state.by_address.remove(&address) {
+                state.by_id.remove(&id);
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A thread that panicked while it held the lock left numbers that are in the map.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn note(&mut self, address: [u8; 4], id: VtepId) {
+        self.by_address.insert(address, id);
+        self.by_id.insert(id, address);
+    }
+}
+
+impl std::fmt::Debug for VtepIds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_map().entries(self.lock().by_address.iter()).finish()
+    }
+}
+
+fn failed(source: MapError) -> DatapathError {
+    DatapathError::Map { map: names::VTEP_IDS, source: Box::new(source) }
+}

@@ -1,0 +1,7 @@
+//! The refusal of a value.
+
+/// Why a value is refused: one line that names the value, what is wrong with it and what
+/// would be valid.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(pub String);

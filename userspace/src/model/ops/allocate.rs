@@ -1,0 +1,112 @@
+//! Which addresses a new endpoint gets.
+//!
+//! The addresses in use come from the [`View`]. The transaction of
+//! [`create_endpoint`](super::create_endpoint) fails if another host takes one of them first.
+
+use std::net::IpAddr;
+
+use super::Refusal;
+use crate::{
+    ipam,
+    model::{Name, Network, Subnet, View},
+};
+
+/// Chooses an address of each subnet of a network: `asked` in its subnet, and the lowest
+/// free one in the others, as Docker does.
+///
+/// # Errors
+///
+/// The address asked for is outside the network, taken, or not for hosts; or a subnet is
+/// full.
+pub(super) fn allocate(
+    view: &View,
+    network: &Network,
+    asked: Option<IpAddr>,
+) -> Result<Vec<IpAddr>, Refusal> {
+    if let Some(ip) = asked {
+        check(view, network, ip)?;
+    }
+    network
+        .subnets
+        .iter()
+        .map(|subnet| match asked {
+            Some(ip) if subnet.subnet.contains(ip) => Ok(ip),
+            _ => free_in(view, network, *subnet).ok_or_else(|| full(view, network, *subnet)),
+        })
+        .collect()
+}
+
+fn free_in(view: &View, network: &Network, subnet: Subnet) -> Option<IpAddr> {
+    ipam::lowest_free(subnet.subnet, subnet.gateway, used(view, network, subnet))
+}
+
+fn used<'a>(
+    view: &'a View,
+    network: &Network,
+    subnet: Subnet,
+) -> impl Iterator<Item = IpAddr> + 'a {
+    let range = subnet.subnet.network()..=subnet.subnet.broadcast();
+    view.ipam.taken(&network.name, range)
+}
+
+fn full(view: &View, network: &Network, subnet: Subnet) -> Refusal {
+    Refusal::Conflict(format!(
+        "network '{}': subnet {} is full, {} of {} addresses are used: remove a container or use a larger subnet",
+        network.name,
+        subnet.subnet,
+        used(view, network, subnet).count(),
+        ipam::capacity(subnet.subnet)
+    ))
+}
+
+fn check(view: &View, network: &Network, ip: IpAddr) -> Result<(), Refusal> {
+    let name = &network.name;
+    let Some(subnet) = network.subnets.iter().find(|subnet| subnet.subnet.contains(ip)) else {
+        let subnets: Vec<_> = network.subnets.iter().map(|s| s.subnet.to_string()).collect();
+        return Err(Refusal::Invalid(format!(
+            "address {ip} is outside network '{name}': one in {} is valid",
+            subnets.join(" or ")
+        )));
+    };
+    let such_as = || match free_in(view, network, *subnet) {
+        Some(free) => format!("{free} is free"),
+        None => "none is free".to_owned(),
+    };
+    if ip == subnet.gateway {
+        return Err(Refusal::Conflict(format!(
+            "address {ip} is the gateway of network '{name}': {}",
+            such_as()
+        )));
+    }
+    if ipam::is_edge(subnet.subnet, ip) {
+        return Err(Refusal::Invalid(format!(
+            "address {ip} is the network or broadcast address of {}: {}",
+            subnet.subnet,
+            such_as()
+        )));
+    }
+    match view.ip_claim(name, ip) {
+        None => Ok(()),
+        Some(claim) => {
+            let owner = claim.owner.as_ref().map(|owner| owner.endpoint.as_str());
+            Err(Refusal::Conflict(format!(
+                "address {ip} is taken by {} in network '{name}': {}",
+                holder(view, name, owner),
+                such_as()
+            )))
+        }
+    }
+}
+
+fn holder(view: &View, network: &Name, endpoint: Option<&str>) -> String {
+    match endpoint {
+        None => "an unreadable record".to_owned(),
+        Some(id) => match view.endpoint(network, id) {
+            Some(endpoint) => format!("container '{}' on '{}'", endpoint.container, endpoint.node),
+            None => format!("endpoint {id}"),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,44 @@
+//! What can go wrong with a network namespace.
+
+use std::{io, path::PathBuf};
+
+use nix::errno::Errno;
+
+/// Why an operation on a network namespace failed: one line.
+#[derive(Debug, thiserror::Error)]
+pub enum NetnsError {
+    /// The name of a namespace to make is in use.
+    #[error("sandbox {} exists already: choose another name, or remove it with 'ip netns del'", .0.display())]
+    Taken(PathBuf),
+    /// Nothing is at that path.
+    #[error("network namespace {} does not exist: a path as in /run/netns/NAME or /proc/PID/ns/net is valid", .0.display())]
+    Missing(PathBuf),
+    /// There is no such process.
+    #[error("process {0} does not exist: the pid of a running process is valid")]
+    DeadProcess(i32),
+    /// The file at that path is not a network namespace.
+    #[error("{} is not a network namespace: a path as in /run/netns/NAME or /proc/PID/ns/net is valid", .0.display())]
+    NotNetns(PathBuf),
+    /// The process may not do that.
+    #[error("{0}: permission denied: run as root, CAP_SYS_ADMIN and CAP_NET_ADMIN are needed")]
+    Permission(String),
+    /// The kernel refused for another reason.
+    #[error("{what}: {source}")]
+    Io {
+        /// The operation and what it was applied to.
+        what: String,
+        /// The kernel's error.
+        source: io::Error,
+    },
+}
+
+impl NetnsError {
+    /// An error of the kernel while doing `what`.
+    pub(super) fn io(what: impl Into<String>, source: impl Into<io::Error>) -> Self {
+        let (what, source) = (what.into(), source.into());
+        match source.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EPERM | Errno::EACCES) => Self::Permission(what),
+            _ => Self::Io { what, source },
+        }
+    }
+}

@@ -1,0 +1,370 @@
+//! Network namespaces: made, opened, entered and removed.
+//!
+//! A namespace with a name is what `ip netns` makes: a file below `/run/netns` with the
+//! namespace mounted on it. The mount keeps the namespace alive.
+
+mod error;
+
+use std::{
+    ffi::CString,
+    fs::{self, File, OpenOptions},
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+    thread,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    libc,
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, setns, unshare},
+    sys::{
+        socket::{AddressFamily, SockFlag, SockType, socket},
+        statfs::{FsType, fstatfs, statfs},
+    },
+};
+
+pub use self::error::NetnsError;
+use crate::model::Name;
+
+/// Result of this module.
+pub type Result<T, E = NetnsError> = std::result::Result<T, E>;
+
+/// Directory in which `ip netns` mounts namespaces.
+const DIR: &str = "/run/netns";
+/// Magic number of nsfs, the file system of namespace files (linux/magic.h).
+const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
+/// `NS_GET_NSTYPE` (linux/nsfs.h): `_IO(0xb7, 3)`.
+const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+
+/// Identity of a namespace: device and inode of its file. The kernel may give the inode
+/// to another namespace once this one is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NetnsId {
+    /// Device.
+    pub dev: u64,
+    /// Inode.
+    pub ino: u64,
+}
+
+/// An open network namespace. It exists while this value does.
+#[derive(Debug)]
+pub struct Netns {
+    netns: File,
+    path: PathBuf,
+    id: NetnsId,
+}
+
+impl Netns {
+    /// `/run/netns/NAME`.
+    pub fn path_of(name: &Name) -> PathBuf {
+        Path::new(DIR).join(name.as_str())
+    }
+
+    /// Makes a namespace with the loopback device up, and mounts it on
+    /// `/run/netns/NAME`. A file of that name on which nothing is mounted is left by a
+    /// reboot or by `umount`: the namespace is mounted on it.
+    ///
+    /// # Errors
+    /// [`NetnsError::Taken`] if that namespace exists; [`NetnsError::Permission`].
+    pub fn create(name: &Name) -> Result<Self> {
+        let path = Self::path_of(name);
+        let _lock = lock_directory()?;
+        if path.symlink_metadata().is_ok() && is_nsfs(&path) {
+            return Err(NetnsError::Taken(path));
+        }
+        make(&path)?;
+        Self::open(&path)
+    }
+
+    /// Opens the namespace of that name, or makes it if there is none.
+    ///
+    /// # Errors
+    /// [`NetnsError::Permission`], or the kernel refuses.
+    pub fn ensure(name: &Name) -> Result<Self> {
+        let path = Self::path_of(name);
+        let _lock = lock_directory()?;
+        if !is_nsfs(&path) {
+            make(&path)?;
+        }
+        Self::open(&path)
+    }
+
+    /// Opens the namespace at `path`.
+    ///
+    /// # Errors
+    /// Nothing is there, or it is not a network namespace.
+    pub fn open(path: &Path) -> Result<Self> {
+        // O_NONBLOCK: a FIFO or a device may be at that path.
+        let netns = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)
+            .map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ESRCH) => {
+                    NetnsError::Missing(path.to_owned())
+                }
+                Some(Errno::ENXIO | Errno::ENODEV | Errno::EISDIR) => {
+                    NetnsError::NotNetns(path.to_owned())
+                }
+                _ => NetnsError::io(format!("opening {}", path.display()), error),
+            })?;
+        if !is_netns(netns.as_fd()) {
+            return Err(NetnsError::NotNetns(path.to_owned()));
+        }
+        let id = id_of(netns.as_fd())
+            .map_err(|error| NetnsError::io(format!("reading {}", path.display()), error))?;
+        Ok(Self { netns, path: path.to_owned(), id })
+    }
+
+    /// Opens the namespace of a process.
+    ///
+    /// # Errors
+    /// [`NetnsError::DeadProcess`].
+    pub fn from_pid(pid: i32) -> Result<Self> {
+        if pid <= 0 {
+            return Err(NetnsError::DeadProcess(pid));
+        }
+        // A zombie has no namespace any more.
+        match Self::open(Path::new(&format!("/proc/{pid}/ns/net"))) {
+            Err(NetnsError::Missing(_) | NetnsError::NotNetns(_)) => {
+                Err(NetnsError::DeadProcess(pid))
+            }
+            answer => answer,
+        }
+    }
+
+    /// The namespace of the calling thread.
+    ///
+    /// # Errors
+    /// `/proc` is not mounted.
+    pub fn current() -> Result<Self> {
+        Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// Mounts the namespace of a process on `/run/netns/NAME`: the name of a namespace whose
+    /// mount somebody removed while the process kept it alive.
+    ///
+    /// # Errors
+    /// The process is gone, or the kernel refuses.
+    pub fn rebind(name: &Name, pid: i32) -> Result<()> {
+        let path = Self::path_of(name);
+        let failed = |error: io::Error| {
+            NetnsError::io(format!("mounting network namespace {}", path.display()), error)
+        };
+        File::create(&path).map_err(failed)?;
+        let source = format!("/proc/{pid}/ns/net");
+        mount(Some(source.as_str()), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .map_err(|errno| failed(errno.into()))
+    }
+
+    /// Whether the namespace `/run/netns/NAME` exists.
+    pub fn exists(name: &Name) -> bool {
+        is_nsfs(&Self::path_of(name))
+    }
+
+    /// Removes `/run/netns/NAME`. The namespace itself lives on while a process
+    /// is in it or holds it open.
+    ///
+    /// # Errors
+    /// The kernel refuses. That it is gone is no error.
+    pub fn remove(name: &Name) -> Result<()> {
+        let path = Self::path_of(name);
+        let failed = |error: io::Error| {
+            NetnsError::io(format!("removing sandbox {}", path.display()), error)
+        };
+        if path.symlink_metadata().is_err() {
+            return Ok(());
+        }
+        let _lock = lock_directory()?;
+        // Several mounts may be stacked on the file if somebody mounted over it.
+        loop {
+            match umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+                Ok(()) => {}
+                // Nothing is mounted on it, or it is gone.
+                Err(Errno::EINVAL | Errno::ENOENT) => break,
+                Err(errno) => return Err(failed(errno.into())),
+            }
+        }
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The path by which it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Device and inode.
+    pub fn id(&self) -> NetnsId {
+        self.id
+    }
+
+    /// Runs `f` in the namespace, see [`run_in`].
+    ///
+    /// # Errors
+    /// As [`run_in`].
+    pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T> {
+        run_in(self.as_fd(), f)
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.netns.as_fd()
+    }
+}
+
+/// Whether two open files are the same namespace.
+///
+/// # Errors
+/// One of them is not a readable file.
+pub fn same_namespace(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> Result<bool> {
+    let failed = |error| NetnsError::io("comparing network namespaces", error);
+    Ok(id_of(a).map_err(failed)? == id_of(b).map_err(failed)?)
+}
+
+/// Runs `f` on a thread of its own in `netns`, and waits for it. On that thread
+/// `/proc/sys/net` shows the settings of `netns`.
+///
+/// # Errors
+/// The namespace cannot be entered, or no thread can be made.
+pub fn run_in<T: Send>(netns: BorrowedFd<'_>, f: impl FnOnce() -> T + Send) -> Result<T> {
+    let failed = |error: io::Error| NetnsError::io("entering a network namespace", error);
+    on_thread(|| {
+        setns(netns, CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))?;
+        Ok(f())
+    })?
+}
+
+/// Makes a namespace without a name. It ends when its last open file is closed.
+///
+/// # Errors
+/// The kernel refuses, or no thread can be made.
+pub fn unnamed_netns() -> io::Result<OwnedFd> {
+    let made = on_thread(|| {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        File::open("/proc/thread-self/ns/net").map(OwnedFd::from)
+    });
+    made.map_err(io::Error::other)?
+}
+
+/// Runs `f` on a new thread, which ends afterwards. So `f` may change the namespaces of
+/// its thread.
+fn on_thread<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new()
+            .name("culvert-netns".to_owned())
+            .spawn_scoped(scope, f)
+            .map_err(|error| NetnsError::io("starting a thread", error))?;
+        // A panic of `f` goes on in the caller.
+        thread.join().map_or_else(|panic| std::panic::resume_unwind(panic), Ok)
+    })
+}
+
+fn id_of(netns: BorrowedFd<'_>) -> io::Result<NetnsId> {
+    let meta = File::from(netns.try_clone_to_owned()?).metadata()?;
+    Ok(NetnsId { dev: meta.dev(), ino: meta.ino() })
+}
+
+fn is_nsfs(path: &Path) -> bool {
+    statfs(path).is_ok_and(|stat| stat.filesystem_type() == NSFS_MAGIC)
+}
+
+fn is_netns(file: BorrowedFd<'_>) -> bool {
+    // The type of the file system is checked first: a file of another type may do
+    // anything on an ioctl that it does not know.
+    if !fstatfs(file).is_ok_and(|stat| stat.filesystem_type() == NSFS_MAGIC) {
+        return false;
+    }
+    // SAFETY: the descriptor is open (borrowed); NS_GET_NSTYPE takes no
+    // argument and only returns the CLONE_NEW* flag of the namespace.
+    let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) };
+    kind == libc::CLONE_NEWNET
+}
+
+/// Makes `/run/netns` what `ip netns add` makes of it: a shared mount, so that
+/// namespaces mounted there are seen by, and unmounted in, other mount
+/// namespaces as well. The lock is the one that `ip netns` takes.
+fn lock_directory() -> Result<Flock<File>> {
+    let failed = |error: io::Error| NetnsError::io(format!("preparing {DIR}"), error);
+    fs::create_dir_all(DIR).map_err(failed)?;
+    let directory = File::open(DIR).map_err(failed)?;
+    let lock = Flock::lock(directory, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| failed(errno.into()))?;
+    let share = || {
+        mount(None::<&str>, DIR, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>)
+    };
+    match share() {
+        // Not a mount point yet.
+        Err(Errno::EINVAL) => {
+            mount(Some(DIR), DIR, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+                .and_then(|()| share())
+                .map_err(|errno| failed(errno.into()))?;
+        }
+        answer => answer.map_err(|errno| failed(errno.into()))?,
+    }
+    Ok(lock)
+}
+
+/// Makes a namespace and mounts it on `path`, under the directory's lock.
+fn make(path: &Path) -> Result<()> {
+    let failed = |error: io::Error| {
+        NetnsError::io(format!("making network namespace {}", path.display()), error)
+    };
+    let mut options = OpenOptions::new();
+    options.read(true).mode(0o0).custom_flags(libc::O_NOFOLLOW);
+    let fresh = match options.clone().write(true).create_new(true).open(path) {
+        Ok(_) => true,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+        Err(error) => return Err(failed(error)),
+    };
+    if !fresh && !path.symlink_metadata().is_ok_and(|meta| meta.is_file()) {
+        // Neither `ip netns` nor Culvert makes such a file.
+        return Err(NetnsError::NotNetns(path.to_owned()));
+    }
+    let made = on_thread(|| {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        loopback_up()?;
+        mount(Some("/proc/thread-self/ns/net"), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+    })?;
+    made.map_err(|errno| {
+        if fresh {
+            // Best effort: the error of the mount is what is reported.
+            let _ = fs::remove_file(path);
+        }
+        failed(errno.into())
+    })
+}
+
+/// Sets `lo` of the calling thread's namespace up (netdevice(7)).
+fn loopback_up() -> nix::Result<()> {
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let name = CString::from(c"lo");
+    // SAFETY: ifreq is plain old data, for which all zeroes is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.as_bytes()) {
+        *to = from.cast_signed();
+    }
+    // SAFETY: the socket is open and the request is a valid ifreq with a
+    // terminated name, which the kernel fills in.
+    Errno::result(unsafe {
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request)
+    })?;
+    // SAFETY: SIOCGIFFLAGS has just written this member of the union.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    let up = libc::c_short::try_from(libc::IFF_UP).unwrap_or(1);
+    request.ifr_ifru.ifru_flags = flags | up;
+    // SAFETY: as above; the request is only read.
+    Errno::result(unsafe {
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request)
+    })?;
+    Ok(())
+}
