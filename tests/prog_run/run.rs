@@ -1,6 +1,7 @@
 //! One frame into one program, and what is expected of it.
 
 use aya::programs::{ProgramFd, SchedClassifier, Xdp};
+use aya_obj::generated::{bpf_attr, bpf_cmd};
 use culvert::datapath::test_run::{Hook, sk_buff};
 use culvert_common::abi::{
     Action, Code, Counter, Direction, DropReason, Note, programs, stats_index,
@@ -26,34 +27,10 @@ pub(crate) const XDP_DROP: i32 = 1;
 /// XDP: on to the kernel.
 pub(crate) const XDP_PASS: i32 = 2;
 
-/// `BPF_PROG_TEST_RUN` of linux/bpf.h.
-const BPF_PROG_TEST_RUN: libc::c_long = 10;
-/// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE` of linux/bpf.h: the frame comes with the
-/// sum that a network card has made, and the kernel checks that it still is
-/// right when the program is done (EBADMSG).
+/// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE` of linux/bpf.h: the frame comes with the sum that a network
+/// card has made, and the kernel checks that it still is right when the program is done
+/// (EBADMSG). aya-obj's bindings lack it, and aya's `TestRunOptions` has no way to set it.
 const CHECKSUM_COMPLETE: u32 = 1 << 2;
-
-/// The `test` member of `union bpf_attr`.
-#[repr(C)]
-#[derive(Default)]
-struct TestRunAttr {
-    prog_fd: u32,
-    retval: u32,
-    data_size_in: u32,
-    data_size_out: u32,
-    data_in: u64,
-    data_out: u64,
-    repeat: u32,
-    duration: u32,
-    ctx_size_in: u32,
-    ctx_size_out: u32,
-    ctx_in: u64,
-    ctx_out: u64,
-    flags: u32,
-    cpu: u32,
-    batch_size: u32,
-    pad: u32,
-}
 
 /// Shortest frames that a test run of a TC program takes: with the EtherTypes
 /// of IP, those with an IP header. The module `live` tries shorter ones.
@@ -312,30 +289,32 @@ impl<'a> Run<'a> {
         let hook = if comes_in { Hook::Ingress } else { Hook::Egress };
         let context = sk_buff(hook, self.ifindex, self.gso_size, self.frame.len());
         let mut left = vec![0; 2 * 4096];
-        let mut attr = TestRunAttr {
-            prog_fd: self.lab.program_fd(self.program).as_fd().as_raw_fd().try_into().unwrap(),
-            data_size_in: self.frame.len().try_into().unwrap(),
-            data_size_out: left.len().try_into().unwrap(),
-            data_in: self.frame.as_ptr() as u64,
-            data_out: left.as_mut_ptr() as u64,
-            repeat: self.repeat,
-            flags: self.flags,
-            ..TestRunAttr::default()
-        };
+        // SAFETY: a union of structures of integers, for which all bytes 0 is a value.
+        let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+        attr.test.prog_fd =
+            self.lab.program_fd(self.program).as_fd().as_raw_fd().try_into().unwrap();
+        attr.test.data_size_in = self.frame.len().try_into().unwrap();
+        attr.test.data_size_out = left.len().try_into().unwrap();
+        attr.test.data_in = self.frame.as_ptr() as u64;
+        attr.test.data_out = left.as_mut_ptr() as u64;
+        attr.test.repeat = self.repeat;
+        attr.test.flags = self.flags;
         if self.program != Program::UnderlayXdp {
-            attr.ctx_size_in = context.len() as u32;
-            attr.ctx_in = context.as_ptr() as u64;
+            attr.test.ctx_size_in = context.len() as u32;
+            attr.test.ctx_in = context.as_ptr() as u64;
         }
-        // SAFETY: the attributes have the kernel's layout and size; the buffers
-        // they point to are as long as stated and outlive the call.
-        let result = unsafe {
-            libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, size_of::<TestRunAttr>())
-        };
+        let command = bpf_cmd::BPF_PROG_TEST_RUN as libc::c_long;
+        // SAFETY: the attributes are those of the command; the buffers they point to are as long as
+        // stated and outlive the call.
+        let result =
+            unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<bpf_attr>()) };
         let error = std::io::Error::last_os_error();
         assert_eq!(result, 0, "test run of {:?}: {error}", self.program);
-        left.truncate(attr.data_size_out as usize);
+        // SAFETY: `test` is the member of the command.
+        let test = unsafe { attr.test };
+        left.truncate(test.data_size_out as usize);
         Outcome {
-            verdict: attr.retval.cast_signed(),
+            verdict: test.retval.cast_signed(),
             frame: left,
             counts: self.lab.new_counts(),
             copies: self.lab.drain(),

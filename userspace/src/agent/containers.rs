@@ -1,16 +1,22 @@
-//! What this host knows of its containers besides their endpoints: one file
+//! What this host knows of its containers besides their endpoints: a file
 //! `containers/NAME.json` in the state directory for each.
 //!
-//! Endpoints are in the store; a sandbox without network, the process in it and
-//! its log concern this host only.
+//! The store has the endpoints. A sandbox without a network, the process in it and its log concern
+//! this host alone.
 
 use std::{
     collections::BTreeMap,
     fs, io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
 use serde::{Deserialize, Serialize};
+use tokio::io::{Interest, unix::AsyncFd};
 
 use super::files::write_atomically;
 use crate::model::{Name, SCHEMA};
@@ -29,7 +35,10 @@ pub(crate) enum Origin {
     Shares(Name),
 }
 
-/// A process, told from a later one with the same number by when it started.
+/// A process. The time of its start tells it from a later one with the same number.
+///
+/// A pidfd cannot take its place: the record outlives the agent on disk, and the inode of a pidfd
+/// is unique only since Linux 6.9 (pidfs). [`Process::open`] gets one from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Process {
     /// Process number.
@@ -42,7 +51,7 @@ impl Process {
     /// The process that has this number now.
     pub(crate) fn find(pid: i32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name, in parentheses, may contain anything; count from its end.
+        // Field 2, the name in parentheses, may contain spaces and parentheses.
         let after_name = stat.get(stat.rfind(')')? + 2..)?;
         let mut fields = after_name.split(' ');
         let state = fields.next()?;
@@ -57,6 +66,44 @@ impl Process {
     /// Whether it still runs.
     pub(crate) fn lives(&self) -> bool {
         Self::find(self.pid) == Some(*self)
+    }
+
+    /// The process, if it still runs, so that a signal cannot meet a later one with its number.
+    ///
+    /// # Errors
+    /// No file descriptor is left.
+    pub(crate) fn open(&self) -> io::Result<Option<Running>> {
+        let Some(pid) = Pid::from_raw(self.pid).filter(|_| self.lives()) else { return Ok(None) };
+        let fd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Err(Errno::SRCH) => return Ok(None),
+            opened => opened?,
+        };
+        // If the number is still this process's now, it was when the descriptor was made.
+        if !self.lives() {
+            return Ok(None);
+        }
+        // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped, and `Running` owns it.
+        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+        Ok(Some(Running(fd)))
+    }
+}
+
+/// A process that runs, or has ended since it was opened (pidfd_open(2)).
+#[derive(Debug)]
+pub(crate) struct Running(AsyncFd<OwnedFd>);
+
+impl Running {
+    /// Kills it. It is no error if it has ended.
+    pub(crate) fn kill(&self) {
+        let _ = pidfd_send_signal(&self.0, Signal::KILL);
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    /// The runtime stops.
+    pub(crate) async fn ended(&self) -> io::Result<()> {
+        self.0.readable().await.map(drop)
     }
 }
 
@@ -253,5 +300,24 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!process.lives());
+    }
+
+    #[tokio::test]
+    async fn an_open_process_is_killed_and_its_end_is_seen() {
+        let stdin = std::process::Stdio::piped;
+        let mut child = std::process::Command::new("cat").stdin(stdin()).spawn().unwrap();
+        let process = Process::find(child.id().try_into().unwrap()).unwrap();
+        let later = Process { start_time: process.start_time + 1, ..process };
+        assert!(later.open().unwrap().is_none());
+        let running = process.open().unwrap().unwrap();
+        let soon = std::time::Duration::from_millis(20);
+        assert!(tokio::time::timeout(soon, running.ended()).await.is_err());
+        running.kill();
+        let deadline = std::time::Duration::from_secs(10);
+        tokio::time::timeout(deadline, running.ended()).await.unwrap().unwrap();
+        assert!(!process.lives(), "a process that nobody has waited for has ended, too");
+        child.wait().unwrap();
+        running.kill();
+        assert!(process.open().unwrap().is_none());
     }
 }

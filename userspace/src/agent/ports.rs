@@ -191,6 +191,39 @@ impl Reservations {
         wanted: &BTreeMap<Key, Name>,
         again: bool,
     ) -> BTreeMap<String, String> {
+        let refused = self.hold(platform, wanted, again);
+        if refused.is_empty() {
+            return self.failures();
+        }
+        // To find out who has a port takes a look at all processes: requests for other ports do
+        // not wait for it, nor do other tasks.
+        let explain = |(key, container, error): (Key, Name, PortError)| {
+            let why = refusal(platform, &key.1, &error).message;
+            (key, format!("container '{container}': {why}"))
+        };
+        let failed: Vec<_> =
+            tokio::task::block_in_place(|| refused.into_iter().map(explain).collect());
+        self.state().failed.extend(failed);
+        self.failures()
+    }
+
+    /// The ports of endpoints that cannot be had, a line each under a key of its own.
+    fn failures(&self) -> BTreeMap<String, String> {
+        let state = self.state();
+        let line =
+            |((id, port), line): (&Key, &String)| (format!("port/{id}/{port}"), line.clone());
+        state.failed.iter().map(line).collect()
+    }
+
+    /// Holds and lets go as [`Self::sync`]. Returns the ports that cannot be had, with the
+    /// container's name and the reason.
+    fn hold(
+        &self,
+        platform: &dyn Ports,
+        wanted: &BTreeMap<Key, Name>,
+        again: bool,
+    ) -> Vec<(Key, Name, PortError)> {
+        let mut refused = Vec::new();
         let mut state = self.state();
         state.held.retain(|key, _| wanted.contains_key(key));
         state.failed.retain(|key, _| !again && wanted.contains_key(key));
@@ -207,15 +240,10 @@ impl Reservations {
                 Ok(hold) => {
                     state.held.insert(key.clone(), hold);
                 }
-                Err(error) => {
-                    let why = refusal(platform, port, &error).message;
-                    state.failed.insert(key.clone(), format!("container '{container}': {why}"));
-                }
+                Err(error) => refused.push((key.clone(), container.clone(), error)),
             }
         }
-        let line =
-            |((id, port), line): (&Key, &String)| (format!("port/{id}/{port}"), line.clone());
-        state.failed.iter().map(line).collect()
+        refused
     }
 }
 

@@ -1,47 +1,102 @@
-//! Many entries of a map in one system call; aya has no call for it.
+//! Many entries of a hash map in one system call, since Linux 5.6; aya has no call for it.
 
-use std::{
-    io,
-    os::fd::{AsRawFd as _, BorrowedFd},
-};
+use std::{io, os::fd::BorrowedFd};
 
+use aya_obj::generated::bpf_cmd;
 use bytemuck::Pod;
 
-/// `bpf_cmd` of the kernel's `linux/bpf.h`, since Linux 5.6.
-const BPF_MAP_UPDATE_BATCH: nix::libc::c_long = 26;
+use super::syscall::{attributes, bpf, number};
 
-/// The `batch` member of `union bpf_attr` in the kernel's `linux/bpf.h`. Of a hash map
-/// the kernel copies whole buckets, and a batch is the number of the first one: unlike
-/// a key for `BPF_MAP_GET_NEXT_KEY` it cannot be removed. ENOENT says that there are no
-/// buckets behind those copied, ENOSPC that not even one fits.
-#[repr(C, align(8))]
-pub(super) struct BatchAttr {
-    /// Address of the first bucket's number; 0: from the beginning.
-    pub(super) in_batch: u64,
-    /// Address for the number of the bucket behind the last one copied.
-    pub(super) out_batch: u64,
-    pub(super) keys: u64,
-    pub(super) values: u64,
-    /// Room, then what was copied.
-    pub(super) count: u32,
-    pub(super) map_fd: u32,
-    pub(super) elem_flags: u64,
-    pub(super) flags: u64,
+/// Entries that [`all`] has room for at first.
+const ROOM: u32 = 4096;
+
+/// Some entries of a map.
+pub(super) struct Part<K, V> {
+    /// Entries, in no order.
+    pub(super) entries: Vec<(K, V)>,
+    /// Number of the first hash bucket behind those read; `None` if these were the last.
+    pub(super) next: Option<u32>,
 }
 
-const _: () = assert!(size_of::<BatchAttr>() == 56);
-
-/// Hands a batch to the kernel.
+/// Reads whole hash buckets of the map behind `fd` from the bucket `from` on, `room` entries at
+/// most. Keys and values have the sizes of `K` and `V`.
 ///
-/// # Safety
-/// Every address in `attr` leads to memory of what `command` reads or writes there, `count`
-/// keys and values of the map's sizes.
-pub(super) unsafe fn call(command: nix::libc::c_long, attr: &mut BatchAttr) -> io::Result<()> {
-    // SAFETY: `attr` is as long as stated; the caller answers for what it leads to.
-    let result = unsafe {
-        nix::libc::syscall(nix::libc::SYS_bpf, command, &raw mut *attr, size_of::<BatchAttr>())
+/// The cursor of `BPF_MAP_LOOKUP_BATCH` is the number of a bucket
+/// (`__htab_map_lookup_and_delete_batch` in `kernel/bpf/hashtab.c`): unlike the key of
+/// `BPF_MAP_GET_NEXT_KEY` nobody can remove it, so that a walk never starts again at the
+/// beginning. A bucket is read under its lock: each entry that is there all the time is seen
+/// once.
+///
+/// # Errors
+/// `ENOSPC` if the next bucket has more than `room` entries; whatever else the kernel
+/// refuses the call with.
+pub(super) fn read<K: Pod, V: Pod>(
+    fd: BorrowedFd<'_>,
+    from: u32,
+    room: u32,
+) -> io::Result<Part<K, V>> {
+    let mut keys = vec![K::zeroed(); room as usize];
+    let mut values = vec![V::zeroed(); room as usize];
+    let mut next = 0_u32;
+    let mut attr = attributes();
+    // 0 stands for the beginning.
+    attr.batch.in_batch = if from == 0 { 0 } else { &raw const from as u64 };
+    attr.batch.out_batch = &raw mut next as u64;
+    attr.batch.keys = keys.as_mut_ptr() as u64;
+    attr.batch.values = values.as_mut_ptr() as u64;
+    attr.batch.count = room;
+    attr.batch.map_fd = number(fd);
+    // SAFETY: every pointer leads to a local that outlives the call, and the arrays have room for
+    // `count` keys and values; their sizes are the map's, which the caller had aya check.
+    let called = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) };
+    let last = match called {
+        Ok(_) => false,
+        // There are no buckets behind those read.
+        Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => true,
+        Err(error) => return Err(error),
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    // SAFETY: `batch` is the member of the command; the kernel has written how many entries it
+    // copied.
+    let count = unsafe { attr.batch.count };
+    let entries = keys.into_iter().zip(values).take(count as usize).collect();
+    Ok(Part { entries, next: (!last).then_some(next) })
+}
+
+/// Like [`read`], with more than `room` entries if the next bucket has more, and no more than
+/// `most`.
+///
+/// # Errors
+/// The kernel refuses.
+pub(super) fn read_some<K: Pod, V: Pod>(
+    fd: BorrowedFd<'_>,
+    from: u32,
+    room: u32,
+    most: u32,
+) -> io::Result<Part<K, V>> {
+    let mut room = room.clamp(1, most.max(1));
+    loop {
+        match read(fd, from, room) {
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENOSPC) && room < most => {
+                room = room.saturating_mul(2).min(most);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// All entries of the map behind `fd`, which has `capacity` at most, in no order: those that are
+/// there all the time once, others once or not at all.
+///
+/// # Errors
+/// The kernel refuses.
+pub(super) fn all<K: Pod, V: Pod>(fd: BorrowedFd<'_>, capacity: u32) -> io::Result<Vec<(K, V)>> {
+    let (mut entries, mut from) = (Vec::new(), Some(0));
+    while let Some(bucket) = from {
+        let part = read_some(fd, bucket, ROOM, capacity)?;
+        entries.extend(part.entries);
+        from = part.next;
+    }
+    Ok(entries)
 }
 
 /// Writes entries whose sizes are those of the map behind `fd`, in order. Returns how
@@ -51,22 +106,77 @@ pub(super) fn update<K: Pod, V: Pod>(
     entries: &[(K, V)],
 ) -> (usize, io::Result<()>) {
     let (keys, values): (Vec<K>, Vec<V>) = entries.iter().copied().unzip();
-    let mut attr = BatchAttr {
-        in_batch: 0,
-        out_batch: 0,
-        keys: keys.as_ptr() as u64,
-        values: values.as_ptr() as u64,
-        count: u32::try_from(keys.len()).unwrap_or(u32::MAX),
-        map_fd: u32::try_from(fd.as_raw_fd()).unwrap_or(u32::MAX),
-        elem_flags: 0,
-        flags: 0,
-    };
+    let mut attr = attributes();
+    attr.batch.keys = keys.as_ptr() as u64;
+    attr.batch.values = values.as_ptr() as u64;
+    attr.batch.count = u32::try_from(keys.len()).unwrap_or(u32::MAX);
+    attr.batch.map_fd = number(fd);
     // SAFETY: both arrays are locals that outlive the call, and hold `count` keys and
     // values; their sizes are the map's, which the caller had aya check.
-    let Err(error) = (unsafe { call(BPF_MAP_UPDATE_BATCH, &mut attr) }) else {
+    let Err(error) = (unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attr) }) else {
         return (keys.len(), Ok(()));
     };
-    // Where it refuses the call itself, it leaves the count as it was.
-    let written = attr.count as usize;
+    // SAFETY: `batch` is the member of the command. Where the kernel refuses the call itself, it
+    // leaves the count as it was.
+    let written = unsafe { attr.batch.count } as usize;
     (if written < keys.len() { written } else { 0 }, Err(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
+
+    use culvert_common::abi::{FdbKey, MappedAddr};
+
+    use crate::datapath::{
+        Options, Table as _, Tables,
+        entry::{FdbEntry, LearnedEntry},
+        load_object,
+    };
+
+    #[test]
+    fn all_entries_of_a_map_are_read_whatever_their_size_and_number() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let options = Options {
+            bpffs: PathBuf::new(),
+            vtep_ip: Ipv4Addr::new(192, 0, 2, 1),
+            vxlan_port: 4789,
+            ageing: Duration::from_secs(300),
+            max_flows: 64,
+            nat_ports: (1024, 65_535),
+            trace: false,
+        };
+        let mut ebpf = load_object(&options, None).unwrap();
+        let tables = Tables::take(&mut ebpf, options.vtep_ip).unwrap();
+        let key = |number: u32| {
+            let [a, b, c, d] = number.to_be_bytes();
+            FdbKey::new(256, [2, 0, a, b, c, d])
+        };
+
+        assert!(tables.fdb.dump().unwrap().is_empty());
+        let entry = |number| FdbEntry { ifindex: number, ..FdbEntry::default() };
+        let entries: Vec<_> = (1..=10_000).map(|number| (key(number), entry(number))).collect();
+        assert_eq!(tables.fdb.insert_all(&entries).0, entries.len());
+        assert_eq!(tables.fdb.dump().unwrap(), entries.into_iter().collect());
+
+        // Values of four bytes, which the kernel does not pad.
+        let addresses: BTreeMap<MappedAddr, u32> =
+            (1..=7).map(|last| (MappedAddr::v4([192, 0, 2, last]), last.into())).collect();
+        for (address, value) in &addresses {
+            tables.host_addrs.insert(address, value).unwrap();
+        }
+        assert_eq!(tables.host_addrs.dump().unwrap(), addresses);
+
+        // The programs' own map, a hash of another kind.
+        let seen = |number: u32| LearnedEntry {
+            last_seen_ns: number.into(),
+            ifindex: number,
+            ..LearnedEntry::default()
+        };
+        let entries: Vec<_> = (1..=100).map(|number| (key(number), seen(number))).collect();
+        assert_eq!(tables.learned.insert_all(&entries).0, entries.len());
+        assert_eq!(tables.learned.dump().unwrap(), entries.into_iter().collect());
+    }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     fmt, io,
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::AsFd as _,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -12,16 +12,16 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, Queue},
     sys::SyscallError,
 };
-use bytemuck::Zeroable as _;
 use culvert_common::abi::{Evictable, Flow, FlowKey, names};
 
 use super::{
-    batch::{self, BatchAttr},
+    batch,
     error::DatapathError,
     raw::{Bytes, take_map},
 };
 
-/// Where a [`Slice`] begins. It stays good whatever is added or removed.
+/// Where a [`Slice`] begins: the number of a hash bucket. It stays valid whatever is added or
+/// removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cursor(pub u32);
 
@@ -135,32 +135,6 @@ impl Flows {
             reserved: Mutex::new(take_map(ebpf, names::RESERVED_PORTS)?),
         })
     }
-
-    /// Reads whole buckets of the map from `from` on, see [`BatchAttr`].
-    fn read(&self, from: Cursor, most: u32) -> io::Result<Slice> {
-        let mut keys = vec![FlowKey::zeroed(); most as usize];
-        let mut values = vec![Flow::zeroed(); most as usize];
-        let (first, mut next) = (from.0, 0_u32);
-        let mut attr = BatchAttr {
-            in_batch: if first == 0 { 0 } else { &raw const first as u64 },
-            out_batch: &raw mut next as u64,
-            keys: keys.as_mut_ptr() as u64,
-            values: values.as_mut_ptr() as u64,
-            count: most,
-            map_fd: u32::try_from(self.fd.fd().as_fd().as_raw_fd()).unwrap_or(u32::MAX),
-            elem_flags: 0,
-            flags: 0,
-        };
-        // SAFETY: every pointer leads to a local that outlives the call, and the arrays
-        // have room for `count` keys and values of the sizes that `take` had aya check.
-        let last = match unsafe { batch::call(BPF_MAP_LOOKUP_BATCH, &mut attr) } {
-            Ok(()) => false,
-            Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => true,
-            Err(error) => return Err(error),
-        };
-        let entries = keys.into_iter().zip(values).take(attr.count as usize).collect();
-        Ok(Slice { entries, next: (!last).then_some(Cursor(next)) })
-    }
 }
 
 impl FlowTable for Flows {
@@ -174,23 +148,12 @@ impl FlowTable for Flows {
     }
 
     fn slice(&self, from: Cursor, most: u32) -> Result<Slice, DatapathError> {
-        let mut room = most.max(1);
-        loop {
-            match self.read(from, room) {
-                // One bucket has more: not with the kernel's seeded hash, but who knows.
-                Err(error)
-                    if error.raw_os_error() == Some(nix::libc::ENOSPC)
-                        && room < self.max_entries =>
-                {
-                    room = room.saturating_mul(2);
-                }
-                Ok(slice) => return Ok(slice),
-                Err(io_error) => {
-                    let call = "bpf_map_lookup_batch";
-                    return Err(failed(names::FLOWS, SyscallError { call, io_error }.into()));
-                }
-            }
-        }
+        let part = batch::read_some(self.fd.fd().as_fd(), from.0, most, self.max_entries);
+        let part = part.map_err(|io_error| {
+            let call = "bpf_map_lookup_batch";
+            failed(names::FLOWS, SyscallError { call, io_error }.into())
+        })?;
+        Ok(Slice { entries: part.entries, next: part.next.map(Cursor) })
     }
 
     fn lookup(&self, key: &FlowKey) -> Result<Option<Flow>, DatapathError> {
@@ -257,9 +220,6 @@ fn second(ebpf: &Ebpf) -> Result<MapData, MapError> {
 
 /// `BPF_EXIST` of the kernel's `linux/bpf.h`.
 const BPF_EXIST: u64 = 2;
-
-/// `bpf_cmd` of the kernel's `linux/bpf.h`, since Linux 5.6; aya has no call for it.
-const BPF_MAP_LOOKUP_BATCH: nix::libc::c_long = 24;
 
 #[cfg(test)]
 mod tests {
@@ -344,7 +304,7 @@ mod tests {
 
     #[test]
     #[ignore = "needs root"]
-    fn an_offer_replaces_the_one_before() {
+    fn an_offer_adds_and_a_full_queue_loses_its_oldest() {
         let (_ebpf, flows) = kernel(64);
         let evictable = |number| Evictable { last_seen_ns: 1, key: key(number), pad: 0 };
         let offer = |numbers: std::ops::Range<u32>| {
@@ -357,11 +317,19 @@ mod tests {
         };
         offer(0..3);
         offer(5..8);
-        assert_eq!([pop(), pop()], [Some(key(5)), Some(key(6))]);
+        assert_eq!([pop(), pop()], [Some(key(0)), Some(key(1))]);
         offer(9..10);
-        assert_eq!([pop(), pop()], [Some(key(9)), None]);
+        let rest: Vec<_> = (0..).map_while(|_| pop()).collect();
+        assert_eq!(rest, [2, 5, 6, 7, 9].map(key));
+        // What is more than the queue takes is left out.
         offer(0..MAX_EVICTABLE + 5);
-        assert_eq!((0..).map_while(|_| pop()).count(), MAX_EVICTABLE as usize);
+        let held: Vec<_> = (0..).map_while(|_| pop()).collect();
+        assert_eq!(held, (0..MAX_EVICTABLE).map(key).collect::<Vec<_>>());
+        // A full queue.
+        offer(0..MAX_EVICTABLE);
+        offer(MAX_EVICTABLE..MAX_EVICTABLE + 3);
+        let held: Vec<_> = (0..).map_while(|_| pop()).collect();
+        assert_eq!(held, (3..MAX_EVICTABLE + 3).map(key).collect::<Vec<_>>());
         offer(0..0);
         assert_eq!(pop(), None);
     }

@@ -24,6 +24,7 @@ mod netkit;
 mod price;
 mod raw;
 mod stats;
+mod syscall;
 mod tables;
 pub mod test_run;
 mod trace;

@@ -12,24 +12,24 @@ use super::{
     test_run::{Runs, timed},
 };
 
-/// What is dropped stays as it was, so that many runs are as the first.
+/// A frame that is dropped stays as it was, so that all runs of a row do the same.
 const RUNS: Runs = Runs { repeat: 16, rounds: 31 };
 /// Conntrack is not needed.
 const FLOWS: u32 = 16;
 
-/// Time that one frame takes: VXLAN for this host with a VNI that it does not know, which is
-/// dropped, as is all that `from_underlay_xdp` can do.
+/// Time that a program takes for one frame: VXLAN for this host with a VNI that it does not know.
+/// Both programs drop it, and to drop is all that `from_underlay_xdp` can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Price {
-    /// In `from_underlay`, in ns. There the frame is an skb already.
+    /// Time in `from_underlay`, in ns. There the frame is an skb already.
     pub tc_ns: u64,
-    /// In `from_underlay_xdp`, in ns. What it lets by has cost as much.
+    /// Time in `from_underlay_xdp`, in ns. A frame that it passes takes as long.
     pub xdp_ns: u64,
 }
 
 impl Price {
-    /// Runs both programs, loaded besides those that are attached: their counters do not
-    /// count it. It takes about a second, most of it in the verifier.
+    /// Runs both programs. They are loaded with maps of their own, so that no counter of the
+    /// attached ones counts the runs. It takes about a second, most of it in the verifier.
     ///
     /// # Errors
     /// The kernel refuses the programs, or to run them.
@@ -65,7 +65,7 @@ where
     Ok(timed.ns)
 }
 
-/// A small VXLAN frame for `vtep`, from nobody.
+/// A small VXLAN frame for `vtep`, from an address that is no VTEP.
 fn frame(vtep: Ipv4Addr, port: u16) -> Vec<u8> {
     const INNER: usize = 60;
     let udp_len = 8 + 8 + INNER;

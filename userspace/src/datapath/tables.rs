@@ -55,10 +55,16 @@ pub trait Table<K, V>: Send + Sync {
 /// Entries that are written in one system call.
 const BATCH: usize = 4096;
 
+/// aya's map with the keys and values of a [`Layout`] as they stand in the kernel.
+type RawMap<L> = HashMap<MapData, Bytes<<L as Layout>::RawKey>, Bytes<<L as Layout>::RawValue>>;
+
+/// Key and value as the agent has them.
+type Entry<L> = (<L as Layout>::Key, <L as Layout>::Value);
+
 /// A BPF hash map, whose entries are what a [`Layout`] says.
 pub struct KernelTable<L: Layout> {
     name: &'static str,
-    map: Mutex<HashMap<MapData, Bytes<L::RawKey>, Bytes<L::RawValue>>>,
+    map: Mutex<RawMap<L>>,
     /// The same map: aya's type does not lend the file descriptor.
     fd: MapData,
     ids: Arc<VtepIds>,
@@ -163,21 +169,17 @@ impl<L: Layout> KernelTable<L> {
     }
 
     /// All entries, in no order.
-    pub(super) fn entries(&self) -> Result<Vec<(L::Key, L::Value)>, DatapathError> {
-        let map = self.lock();
-        let mut entries = Vec::new();
-        for item in map.iter() {
-            match item {
-                Ok((Bytes(key), Bytes(value))) => entries.push(L::entry(&self.ids, &key, &value)),
-                // The programs removed it between the two system calls.
-                Err(MapError::KeyNotFound) => {}
-                Err(source) => return Err(self.failed(source)),
-            }
-        }
-        Ok(entries)
+    pub(super) fn entries(&self) -> Result<Vec<Entry<L>>, DatapathError> {
+        let info = self.fd.info().map_err(|source| self.failed(source))?;
+        let raw = batch::all::<L::RawKey, L::RawValue>(self.fd.fd().as_fd(), info.max_entries());
+        let raw = raw.map_err(|io_error| {
+            let call = "bpf_map_lookup_batch";
+            self.failed(SyscallError { call, io_error }.into())
+        })?;
+        Ok(raw.iter().map(|(key, value)| L::entry(&self.ids, key, value)).collect())
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<MapData, Bytes<L::RawKey>, Bytes<L::RawValue>>> {
+    fn lock(&self) -> MutexGuard<'_, RawMap<L>> {
         // A panic elsewhere leaves the file descriptor as usable as before.
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
     }

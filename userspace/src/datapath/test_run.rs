@@ -1,8 +1,9 @@
-//! Runs of a program on a frame that is on no wire (`BPF_PROG_TEST_RUN`), timed.
+//! Timed runs of a program on a frame in memory (`BPF_PROG_TEST_RUN`).
 
 use aya::programs::{ProgramError, TestRun, TestRunOptions, TestRunResult};
 
-/// Bytes of `struct __sk_buff` of linux/bpf.h, and the members that may be set.
+/// Bytes of `struct __sk_buff` of linux/bpf.h, and offsets of the members that may be set.
+/// aya-obj's bindings have no `__sk_buff`.
 const SK_BUFF_LEN: usize = 192;
 const SK_BUFF_INGRESS_IFINDEX: usize = 36;
 const SK_BUFF_IFINDEX: usize = 40;
@@ -12,12 +13,12 @@ const SK_BUFF_GSO_SIZE: usize = 176;
 /// The longest frame that a program may leave behind.
 const LONGEST: usize = 2 * 4096;
 
-/// Which way a frame is going where it meets a program.
+/// Direction of a frame at the hook of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
-    /// It has come in on the interface.
+    /// The frame has come in on the interface.
     Ingress,
-    /// It is sent, and has come in nowhere.
+    /// The frame is sent, and has come in on no interface.
     Egress,
 }
 
@@ -33,7 +34,7 @@ pub fn sk_buff(hook: Hook, ifindex: u32, gso_size: u32, frame_len: usize) -> [u8
     let len = u32::try_from(frame_len).unwrap_or(u32::MAX);
     set(SK_BUFF_IFINDEX, ifindex);
     match hook {
-        // The kernel has noted where.
+        // The kernel notes the interface of a frame that comes in.
         Hook::Ingress => set(SK_BUFF_INGRESS_IFINDEX, ifindex),
         Hook::Egress => {}
     }
@@ -45,22 +46,22 @@ pub fn sk_buff(hook: Hook, ifindex: u32, gso_size: u32, frame_len: usize) -> [u8
 /// How a program is run.
 #[derive(Clone, Copy, Debug)]
 pub struct Runs {
-    /// Runs in a row, all on the frame that the one before has left: more than one only
-    /// where a program leaves it as it was, or what it becomes is of no interest.
+    /// Runs in a row, each on the frame that the run before has left. More than one makes sense
+    /// where the program leaves the frame as it was, or where the frame does not matter.
     pub repeat: u32,
-    /// How often that is done, each time with a new frame. The time is the median of them,
-    /// so that it is not of the one in which something else ran.
+    /// Number of such rows, each with a new frame. The time is their median, which a row that
+    /// was interrupted does not move.
     pub rounds: usize,
 }
 
-/// What came of the runs.
+/// The outcome of the runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timed {
-    /// Time of one run, in ns. The clock is read before the first in a row and after the last.
+    /// Time of one run, in ns: that of a row, divided by its runs.
     pub ns: u64,
-    /// What the program returned last.
+    /// What the program returned in the last run.
     pub verdict: u32,
-    /// The frame that it left last.
+    /// The frame that the last run left.
     pub frame: Vec<u8>,
 }
 

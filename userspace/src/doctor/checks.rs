@@ -305,8 +305,8 @@ fn clock(facts: &Facts) -> Finding {
 mod tests {
     use super::*;
     use crate::{
-        doctor::{Subject, TcxProgram, UdpSocketFact},
-        netlink::Link,
+        doctor::{Subject, TcxProgram},
+        netlink::{Link, sockets::LocalSocket},
     };
 
     fn healthy() -> Facts {
@@ -349,8 +349,8 @@ mod tests {
         facts.uplinks[0].link.as_mut().unwrap()
     }
 
-    fn socket(address: &str) -> UdpSocketFact {
-        UdpSocketFact { address: address.parse().unwrap(), port: 4789, inode: 5 }
+    fn socket(address: &str) -> LocalSocket {
+        LocalSocket { address: address.parse().unwrap(), port: 4789, inode: 5 }
     }
 
     /// Exactly one finding is not ok: of that check and level, with those words.

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
 };
 
@@ -14,12 +13,15 @@ use nix::sys::{
 };
 
 use crate::{
-    netlink::{Link, Netlink, RX_UDP_GRO_FORWARDING},
+    netlink::{
+        Link, Netlink, RX_UDP_GRO_FORWARDING,
+        sockets::{LocalSocket, Transport, sockets},
+    },
     netns::run_in,
 };
 
-/// Merging of UDP datagrams into lists, with the same consequence as
-/// [`RX_UDP_GRO_FORWARDING`].
+/// Merging of UDP datagrams into a list of packets. It merges VXLAN datagrams of different VNIs, as
+/// [`RX_UDP_GRO_FORWARDING`] does.
 const RX_GRO_LIST: &str = "rx-gro-list";
 
 /// What the agent uses, or is going to use.
@@ -42,7 +44,7 @@ pub struct Subject {
 /// Everything that [`examine`](super::examine) looks at.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// What the agent shall use.
+    /// Uplinks, port and pins of the agent.
     pub subject: Subject,
     /// Kernel and privileges.
     pub host: HostFacts,
@@ -51,8 +53,8 @@ pub struct Facts {
     /// The uplinks, in the order of the subject's.
     pub uplinks: Vec<UplinkFacts>,
     /// UDP sockets of programs on the VXLAN port.
-    pub sockets: Vec<UdpSocketFact>,
-    /// Kernel vxlan devices on the VXLAN port that are not ours.
+    pub sockets: Vec<LocalSocket>,
+    /// Names of kernel vxlan devices on the VXLAN port that the agent has not made.
     pub vxlan_devices: Vec<String>,
 }
 
@@ -65,14 +67,14 @@ pub struct HostFacts {
     pub btf: bool,
     /// A program of the type that tcx runs can be loaded.
     pub bpf: Probe,
-    /// `net.core.bpf_jit_enable`; none where it cannot be seen, as in any
-    /// network namespace but the first.
+    /// `net.core.bpf_jit_enable`; `None` where it cannot be read: it exists in the initial network
+    /// namespace alone.
     pub jit: Option<u32>,
-    /// Effective capabilities, a bit each (capability.h); none if unreadable.
+    /// Effective capabilities, a bit each (capability.h); `None` if they cannot be read.
     pub capabilities: Option<u64>,
 }
 
-/// What came of trying something.
+/// The outcome of a trial of a kernel feature.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Probe {
     /// It works.
@@ -103,7 +105,7 @@ pub struct UplinkFacts {
     pub link: Option<Link>,
     /// Features that are on though they should be off.
     pub merging: Vec<String>,
-    /// Programs at its tcx ingress, in the order in which they run; none if the
+    /// Programs at its tcx ingress, in the order in which they run; `None` if the
     /// kernel does not tell.
     pub tcx: Option<Vec<TcxProgram>>,
 }
@@ -117,20 +119,9 @@ pub struct TcxProgram {
     pub id: u32,
 }
 
-/// A UDP socket of a program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UdpSocketFact {
-    /// Address it is bound to.
-    pub address: IpAddr,
-    /// Port it is bound to.
-    pub port: u16,
-    /// Its inode; 0 for a socket of the kernel itself.
-    pub inode: u64,
-}
-
 impl Facts {
-    /// Collects them in the namespace of `netlink`. What cannot be read is
-    /// absent, never an error: the doctor comes when things are broken.
+    /// Collects them in the namespace of `netlink`. A fact that cannot be read is
+    /// absent and no error: the doctor is called when something is broken.
     pub async fn collect(netlink: &Netlink, subject: Subject) -> Self {
         let links = netlink.links().await.unwrap_or_default();
         let uplinks = subject
@@ -152,14 +143,17 @@ impl Facts {
             })
             .collect();
         let port = subject.vxlan_port;
-        let sockets = run_in(netlink.netns(), udp_sockets).unwrap_or_default();
+        let sockets = run_in(netlink.netns(), || sockets(Transport::Udp, Some(port)));
         Self {
             host: HostFacts::collect(),
             bpffs: bpffs(&subject.bpffs),
             uplinks,
             sockets: sockets
                 .into_iter()
-                .filter(|socket| socket.port == port && socket.inode != 0)
+                .flatten()
+                .flatten()
+                // A socket of the kernel has no inode.
+                .filter(|socket| socket.inode != 0)
                 .collect(),
             vxlan_devices: links
                 .into_iter()
@@ -198,7 +192,7 @@ impl HostFacts {
     }
 }
 
-/// The cause at the end of a chain: the kernel's own word.
+/// The last cause of an error: that of the kernel.
 fn innermost(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
@@ -214,7 +208,8 @@ fn effective_capabilities(status: &str) -> Option<u64> {
 }
 
 fn bpffs(place: &Path) -> Bpffs {
-    // The directory of the pins may not exist yet: what is above it counts.
+    // The directory of the pins may not exist yet; then the first directory above it that does
+    // tells the file system.
     let mounted = place
         .ancestors()
         .find_map(|path| statfs(path).ok())
@@ -245,81 +240,9 @@ fn tcx_programs(interface: &str) -> Option<Vec<TcxProgram>> {
     )
 }
 
-/// UDP sockets of the calling thread's namespace. `/proc/net` would be the
-/// namespace of the process's first thread.
-fn udp_sockets() -> Vec<UdpSocketFact> {
-    ["/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"]
-        .iter()
-        .filter_map(|path| fs::read_to_string(path).ok())
-        .flat_map(|table| parse_udp(&table))
-        .collect()
-}
-
-/// Rows of `/proc/net/udp` and `udp6` (proc_pid_net(5)): the second field is
-/// the local address in hexadecimal, in words of the host's byte order; the
-/// tenth is the inode.
-fn parse_udp(table: &str) -> Vec<UdpSocketFact> {
-    table
-        .lines()
-        .skip(1)
-        .filter_map(|line| {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            let (address, port) = fields.get(1)?.split_once(':')?;
-            Some(UdpSocketFact {
-                address: parse_address(address)?,
-                port: u16::from_str_radix(port, 16).ok()?,
-                inode: fields.get(9)?.parse().ok()?,
-            })
-        })
-        .collect()
-}
-
-fn parse_address(digits: &str) -> Option<IpAddr> {
-    let word = |index: usize| {
-        let digits = digits.get(index * 8..index * 8 + 8)?;
-        u32::from_str_radix(digits, 16).ok().map(u32::to_ne_bytes)
-    };
-    match digits.len() {
-        8 => Some(IpAddr::V4(Ipv4Addr::from(word(0)?))),
-        32 => {
-            let mut bytes = [0; 16];
-            for (index, chunk) in bytes.chunks_exact_mut(4).enumerate() {
-                chunk.copy_from_slice(&word(index)?);
-            }
-            Some(IpAddr::V6(Ipv6Addr::from(bytes)))
-        }
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    #[cfg(target_endian = "little")]
-    fn udp_tables_are_read() {
-        let v4 = "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n\
-                  \x20 123: 0100007F:12B5 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 4711 2 0000000000000000 0\n\
-                  \x20 124: 00000000:12B5 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 0 2 0000000000000000 0\n";
-        let socket = |address: &str, inode| UdpSocketFact {
-            address: address.parse().unwrap(),
-            port: 4789,
-            inode,
-        };
-        assert_eq!(parse_udp(v4), [socket("127.0.0.1", 4711), socket("0.0.0.0", 0)]);
-        let v6 = "header\n 1: 00000000000000000000000001000000:12B5 0:0 07 0 0 0 0 0 7\n";
-        assert_eq!(parse_udp(v6), [socket("::1", 7)]);
-    }
-
-    #[test]
-    fn garbage_in_a_table_is_passed_over() {
-        for table in
-            ["", "header", "header\nx", "h\n1: 12:zz a b", "h\n1: é0000000:12B5 0 0 0 0 0 0 0 1"]
-        {
-            assert!(parse_udp(table).is_empty(), "{table}");
-        }
-    }
 
     #[test]
     fn capabilities_are_read() {

@@ -11,7 +11,7 @@ mod finding;
 
 pub use checks::examine;
 pub use datapath::{DatapathFacts, examine_datapath};
-pub use facts::{Bpffs, Facts, HostFacts, Probe, Subject, TcxProgram, UdpSocketFact, UplinkFacts};
+pub use facts::{Bpffs, Facts, HostFacts, Probe, Subject, TcxProgram, UplinkFacts};
 pub use finding::{Finding, Level};
 
 /// Checks the kernel, BTF, BPF and the privileges of the process.

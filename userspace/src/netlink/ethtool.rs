@@ -1,6 +1,9 @@
-//! Device features (offloads), by the ioctls that ethtool uses
-//! (linux/ethtool.h: `ETHTOOL_GSSET_INFO`, `ETHTOOL_GSTRINGS`,
-//! `ETHTOOL_GFEATURES`, `ETHTOOL_SFEATURES`).
+//! Device features (offloads), by the ioctls of linux/ethtool.h: `ETHTOOL_GSSET_INFO`,
+//! `ETHTOOL_GSTRINGS`, `ETHTOOL_GFEATURES`, `ETHTOOL_SFEATURES`.
+//!
+//! The crate `ethtool` 0.3 speaks generic netlink; of its 9 kinds of settings it can set one, the
+//! channels, and not the features. It uses netlink-proto 0.13 where rtnetlink 0.24 uses 0.14. The
+//! name of the driver has no message.
 
 use std::{
     ffi::c_void,
@@ -12,14 +15,14 @@ use nix::{errno::Errno, libc};
 
 use super::{Netlink, NetlinkError, Result, check_ifname};
 
-/// Segmentation of packets that are encapsulated already. A container with a
-/// tunnel of its own must segment by itself: a frame can carry the state of one
-/// encapsulation only, and ours comes on top. SCTP is here because the kernel
-/// refuses to make room in front of an SCTP frame that is to be segmented, and
-/// UDP because a decapsulated frame still says that it is a tunnel's
-/// (`SKB_GSO_UDP_TUNNEL`, which `bpf_skb_adjust_room` does not take off): the
-/// kernel then looks for that tunnel behind the UDP header of datagrams that are
-/// to be told apart for a socket, and loses all of them.
+/// Features that let a device segment packets that are encapsulated already. A container with a
+/// tunnel of its own must segment by itself: an skb carries the state of one encapsulation,
+/// and VXLAN's comes on top.
+///
+/// SCTP is here because the kernel refuses to make room in front of an SCTP frame that is to be
+/// segmented (`bpf_skb_adjust_room`). UDP is here because that function leaves
+/// `SKB_GSO_UDP_TUNNEL` set after a decapsulation: the kernel then looks for a tunnel behind the
+/// UDP header of datagrams that it splits for a socket, and loses all of them.
 pub const ENCAPSULATION_OFFLOADS: &[&str] = &[
     "tx-udp_tnl-segmentation",
     "tx-udp_tnl-csum-segmentation",
@@ -34,11 +37,10 @@ pub const ENCAPSULATION_OFFLOADS: &[&str] = &[
     "tx-udp-segmentation",
 ];
 
-/// Merging of UDP datagrams that are only forwarded, VXLAN of different VNIs
-/// included.
+/// Merging of UDP datagrams that are forwarded, VXLAN datagrams of different VNIs among them.
 pub const RX_UDP_GRO_FORWARDING: &str = "rx-udp-gro-forwarding";
 
-/// Merging of what is received, by the kernel.
+/// Merging of received packets by the kernel (generic receive offload).
 pub const RX_GRO: &str = "rx-gro";
 
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
@@ -56,12 +58,11 @@ const STRING_LEN: usize = 32;
 const DRVINFO: usize = 49;
 const DRIVER_LEN: usize = 32;
 
-/// Words of `struct ethtool_get_features_block`: available, requested, active,
-/// never changed.
+/// Words of `struct ethtool_get_features_block`: available, requested, active, never changed.
 const GET_BLOCK: usize = 4;
 
 impl Netlink {
-    /// Whether a feature is on; none if the kernel does not know it.
+    /// Whether a feature is on; `None` if the kernel does not know it.
     ///
     /// # Errors
     /// The interface does not exist.
@@ -85,9 +86,8 @@ impl Netlink {
         (!driver.is_empty()).then(|| String::from_utf8_lossy(driver).into_owned())
     }
 
-    /// Turns features on or off. Names that the kernel or the device does not
-    /// have, and features that the device cannot change, are passed over.
-    /// Returns whether something changed.
+    /// Turns features on or off. It passes over names that the kernel or the device does not
+    /// have, and features that the device cannot change. Returns whether something changed.
     ///
     /// # Errors
     /// The interface does not exist, or the kernel refuses.

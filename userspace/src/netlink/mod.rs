@@ -1,11 +1,9 @@
-//! Links, addresses, routes and neighbours, through rtnetlink.
+//! Links, addresses, routes, neighbours, sockets and features of devices.
 //!
-//! A [`Netlink`] works in the network namespace it was made for, whatever
-//! thread calls it: a netlink socket stays in the namespace where it was
-//! opened. Interfaces go by their name, which is unique in a namespace; the
-//! kernel resolves it while it handles the request. Every operation that
-//! changes something is idempotent: it makes true what it says and does not
-//! mind if it was true before.
+//! A [`Netlink`] works in the network namespace in which it was opened, whatever thread calls it;
+//! [`sockets`] works in that of the calling thread. An interface is named, and the kernel
+//! resolves the name, which is unique in a namespace, while it handles the request. Every
+//! operation that changes something is idempotent: it is no error if the change was made before.
 
 mod address;
 mod error;
@@ -17,6 +15,7 @@ mod neighbour;
 mod netdev;
 mod pair;
 mod route;
+pub mod sockets;
 
 pub use error::NetlinkError;
 pub use ethtool::{ENCAPSULATION_OFFLOADS, RX_GRO, RX_UDP_GRO_FORWARDING};
@@ -27,5 +26,5 @@ pub use neighbour::Neighbour;
 pub use pair::{PairKind, PairSpec, try_pair};
 pub use route::{Route, RouteInfo};
 
-/// Answer of this module.
+/// Result of an operation of this module.
 pub type Result<T, E = NetlinkError> = std::result::Result<T, E>;

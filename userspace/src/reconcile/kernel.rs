@@ -1,7 +1,30 @@
-//! The BPF maps as [`Kernel`].
+//! The maps as the reconciler sees them, and the BPF maps as such.
 
-use super::{diff::Op, reconciler::Kernel, tables::Tables};
+use super::{diff::Op, tables::Tables};
 use crate::datapath::{Datapath, DatapathError, Table};
+
+/// The maps, as the reconciler sees them.
+pub trait Kernel {
+    /// Why a map could not be read or written.
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// Reads every table. Entries may change meanwhile: each is as it was at some time of the call.
+    fn dump(&self) -> Result<Tables, Self::Error>;
+
+    /// Carries out one step. To put what is there and to remove what is not
+    /// are no errors.
+    fn apply(&self, op: &Op) -> Result<(), Self::Error>;
+
+    /// Carries out the first of these steps, and as many behind it as it can do at once.
+    /// Returns how many were done, and what kept it from the next one.
+    fn put_all(&self, ops: &[Op]) -> (usize, Option<Self::Error>) {
+        match ops.first().map(|op| self.apply(op)) {
+            Some(Ok(())) => (1, None),
+            Some(Err(error)) => (0, Some(error)),
+            None => (0, None),
+        }
+    }
+}
 
 impl Kernel for Datapath {
     type Error = DatapathError;

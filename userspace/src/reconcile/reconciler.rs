@@ -7,32 +7,11 @@ use crate::datapath::entry::{UnderlayPath, VtepKey};
 use super::{
     diff::{Op, diff},
     flood::assign_slots,
+    kernel::Kernel,
+    observed::Observed,
     patch::Patch,
     tables::{NetworkState, Tables},
 };
-
-/// The maps, as the reconciler sees them.
-pub trait Kernel {
-    /// Why a map could not be read or written.
-    type Error: std::error::Error + Send + Sync + 'static;
-
-    /// Reads every table.
-    fn dump(&self) -> Result<Tables, Self::Error>;
-
-    /// Carries out one step. To put what is there and to remove what is not
-    /// are no errors.
-    fn apply(&self, op: &Op) -> Result<(), Self::Error>;
-
-    /// Carries out the first of these steps, and as many behind it as it can do at once.
-    /// Returns how many were done, and what kept it from the next one.
-    fn put_all(&self, ops: &[Op]) -> (usize, Option<Self::Error>) {
-        match ops.first().map(|op| self.apply(op)) {
-            Some(Ok(())) => (1, None),
-            Some(Err(error)) => (0, Some(error)),
-            None => (0, None),
-        }
-    }
-}
 
 /// A step that the kernel refused. The steps before it are done, those after
 /// it are not; to reconcile again is safe.
@@ -56,8 +35,14 @@ pub struct Counts {
 
 /// Knows what the kernel holds, without reading it again for every change.
 ///
-/// It must be the only writer of the maps. [`Reconciler::adopt`] reads them, at
-/// the start and for every anti-entropy pass; what others changed is found then.
+/// It must be the only writer of the maps. What somebody else changed is found when they are
+/// read, at the start and for every anti-entropy pass:
+///
+/// 1. [`Reconciler::begin_read`] before the first map is read. From then on each step is noted.
+/// 2. [`Observed::read`], on another thread if it may take long. Changes go on.
+/// 3. [`Reconciler::adopt`] repeats the noted steps on what was read: of a key that was written
+///    meanwhile it is not known whether it was read before or after. What somebody else did to
+///    such a key is found by the next read.
 #[derive(Debug, Default)]
 pub struct Reconciler {
     /// What the kernel holds of each VNI.
@@ -70,14 +55,30 @@ pub struct Reconciler {
     users: BTreeMap<[u8; 4], usize>,
     /// VNI that each interface in `ENDPOINTS` belongs to.
     owners: BTreeMap<u32, u32>,
+    /// The steps that were carried out since [`Reconciler::begin_read`]; `None` while the maps
+    /// are not read.
+    written: Option<Vec<Op>>,
     /// Sums over all of `networks`.
     counts: Counts,
 }
 
 impl Reconciler {
-    /// Takes over what the maps hold now.
-    pub fn adopt<K: Kernel + ?Sized>(&mut self, kernel: &K) -> Result<(), K::Error> {
-        (self.networks, self.underlay) = kernel.dump()?.split();
+    /// Notes what is written from now on, until [`Reconciler::adopt`] or [`Reconciler::end_read`].
+    pub fn begin_read(&mut self) {
+        self.written = Some(Vec::new());
+    }
+
+    /// Gives up a read that failed.
+    pub fn end_read(&mut self) {
+        self.written = None;
+    }
+
+    /// Takes over what the maps held when they were read, after [`Reconciler::begin_read`].
+    pub fn adopt(&mut self, mut observed: Observed) {
+        for op in self.written.take().unwrap_or_default() {
+            observed.apply(&op);
+        }
+        (self.networks, self.underlay) = observed.into_parts();
         self.users.clear();
         self.owners.clear();
         self.counts = Counts::default();
@@ -89,7 +90,6 @@ impl Reconciler {
                 *self.users.entry(key.ip).or_default() += 1;
             }
         }
-        Ok(())
     }
 
     /// How many entries the large maps have. Takes the same time whatever they hold.
@@ -254,7 +254,7 @@ impl Reconciler {
         for ip in after.difference(before) {
             let path = self.paths.get(ip).copied();
             if let Some(path) = path.filter(|path| self.underlay.get(ip) != Some(path)) {
-                step(kernel, Op::Underlay(*ip, Some(path)))?;
+                self.step(kernel, Op::Underlay(*ip, Some(path)))?;
                 self.underlay.insert(*ip, path);
                 steps += 1;
             }
@@ -263,6 +263,9 @@ impl Reconciler {
             let (count, failed) = kernel.put_all(rest);
             for op in rest.iter().take(count) {
                 self.note(op);
+            }
+            if let Some(written) = &mut self.written {
+                written.extend(rest.iter().take(count));
             }
             *done += count;
             if let Some(source) = failed {
@@ -314,7 +317,7 @@ impl Reconciler {
             unused.map(|ip| Op::Underlay(*ip, None)).collect()
         };
         for op in &ops {
-            step(kernel, *op)?;
+            self.step(kernel, *op)?;
             if let Op::Underlay(ip, path) = op {
                 match path {
                     Some(path) => self.underlay.insert(*ip, *path),
@@ -323,6 +326,15 @@ impl Reconciler {
             }
         }
         Ok(ops.len())
+    }
+
+    /// Carries out a step, and notes it.
+    fn step<K: Kernel + ?Sized>(&mut self, kernel: &K, op: Op) -> Result<(), ApplyError<K::Error>> {
+        kernel.apply(&op).map_err(|source| ApplyError { op: Box::new(op), source })?;
+        if let Some(written) = &mut self.written {
+            written.push(op);
+        }
+        Ok(())
     }
 }
 
@@ -337,8 +349,4 @@ fn entries_at<K: Copy + Ord, V: Copy>(
 /// The entries that a patch puts.
 fn wanted<K: Copy + Ord, V: Copy>(patch: &BTreeMap<K, Option<V>>) -> BTreeMap<K, V> {
     patch.iter().filter_map(|(key, value)| Some((*key, (*value)?))).collect()
-}
-
-fn step<K: Kernel + ?Sized>(kernel: &K, op: Op) -> Result<(), ApplyError<K::Error>> {
-    kernel.apply(&op).map_err(|source| ApplyError { op: Box::new(op), source })
 }

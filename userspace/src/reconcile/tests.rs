@@ -248,6 +248,40 @@ fn assert_holds(maps: &Maps, desired: &BTreeMap<u32, NetworkState>) {
     assert_eq!(underlay, reachable.collect());
 }
 
+/// Has the reconciler read the maps while nothing is written.
+fn adopt(reconciler: &mut Reconciler, maps: &Maps) {
+    reconciler.begin_read();
+    reconciler.adopt(Observed::read(maps).unwrap());
+}
+
+/// What a read has that goes on while `before` becomes `after`: each entry is read early or late,
+/// as `coins` say.
+fn torn(before: &Tables, after: &Tables, coins: &[bool]) -> Tables {
+    fn mixed<K: Copy + Ord, V: Copy>(
+        before: &BTreeMap<K, V>,
+        after: &BTreeMap<K, V>,
+        early: &mut impl Iterator<Item = bool>,
+    ) -> BTreeMap<K, V> {
+        let keys: BTreeSet<K> = before.keys().chain(after.keys()).copied().collect();
+        let mut pick =
+            |key: &K| if early.next().unwrap() { before.get(key) } else { after.get(key) };
+        keys.into_iter().filter_map(|key| Some((key, *pick(&key)?))).collect()
+    }
+    let mut early = coins.iter().copied().cycle();
+    Tables {
+        endpoints: mixed(&before.endpoints, &after.endpoints, &mut early),
+        networks: mixed(&before.networks, &after.networks, &mut early),
+        fdb: mixed(&before.fdb, &after.fdb, &mut early),
+        neighbours: mixed(&before.neighbours, &after.neighbours, &mut early),
+        vteps: mixed(&before.vteps, &after.vteps, &mut early),
+        underlay: mixed(&before.underlay, &after.underlay, &mut early),
+        flood_local: mixed(&before.flood_local, &after.flood_local, &mut early),
+        flood_remote: mixed(&before.flood_remote, &after.flood_remote, &mut early),
+        gateways: mixed(&before.gateways, &after.gateways, &mut early),
+        published: mixed(&before.published, &after.published, &mut early),
+    }
+}
+
 /// That the counts are those of the maps.
 fn assert_counted(reconciler: &Reconciler, maps: &Maps) {
     let held = maps.tables.borrow();
@@ -262,7 +296,7 @@ proptest! {
     ) {
         let maps = Maps { check: true, ..Maps::default() };
         let mut reconciler = Reconciler::default();
-        reconciler.adopt(&maps).unwrap();
+        adopt(&mut reconciler, &maps);
         for state in &states {
             pass(&mut reconciler, &maps, state).unwrap();
             assert_holds(&maps, state);
@@ -275,14 +309,33 @@ proptest! {
     fn strays_are_pruned(tables in strays(), state in host()) {
         let maps = Maps { tables: RefCell::new(tables), ..Maps::default() };
         let mut reconciler = Reconciler::default();
-        reconciler.adopt(&maps).unwrap();
+        adopt(&mut reconciler, &maps);
         assert_counted(&reconciler, &maps);
         pass(&mut reconciler, &maps, &state).unwrap();
         assert_holds(&maps, &state);
         assert_counted(&reconciler, &maps);
         // What the reconciler remembers is what the maps hold.
-        reconciler.adopt(&maps).unwrap();
+        adopt(&mut reconciler, &maps);
         prop_assert_eq!(pass(&mut reconciler, &maps, &state).unwrap(), 0, "second pass");
+    }
+
+    #[test]
+    fn what_is_written_while_the_maps_are_read_is_not_undone(
+        first in host(), second in host(), third in host(), coins in vec(any::<bool>(), 64),
+    ) {
+        let maps = Maps { check: true, ..Maps::default() };
+        let mut reconciler = Reconciler::default();
+        pass(&mut reconciler, &maps, &first).unwrap();
+        let before = maps.tables.borrow().clone();
+        reconciler.begin_read();
+        pass(&mut reconciler, &maps, &second).unwrap();
+        let read = torn(&before, &maps.tables.borrow(), &coins);
+        let read = Maps { tables: RefCell::new(read), ..Maps::default() };
+        reconciler.adopt(Observed::read(&read).unwrap());
+        prop_assert_eq!(pass(&mut reconciler, &maps, &second).unwrap(), 0, "second pass");
+        assert_holds(&maps, &second);
+        pass(&mut reconciler, &maps, &third).unwrap();
+        assert_holds(&maps, &third);
     }
 
     #[test]
@@ -309,7 +362,7 @@ proptest! {
         pass(&mut reconciler, &maps, &state).unwrap();
         pass(&mut reconciler, &maps, &grown).unwrap();
         let mut restarted = Reconciler::default();
-        restarted.adopt(&maps).unwrap();
+        adopt(&mut restarted, &maps);
         prop_assert_eq!(pass(&mut restarted, &maps, &grown).unwrap(), 0);
     }
 }

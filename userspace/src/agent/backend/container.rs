@@ -2,11 +2,6 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-
 use super::{Agent, attach::Attachment, conflict, internal, invalid, network::NetworkOf, rows};
 use crate::{
     agent::{
@@ -296,20 +291,18 @@ impl Agent {
 
     /// Kills the command of a container, and waits until it is gone.
     pub(crate) async fn kill_process(record: &Record) -> Result<(), ApiError> {
-        let Some(process) = record.process.filter(Process::lives) else { return Ok(()) };
-        // The supervisor reaps the process. ESRCH: it has ended already.
-        let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
-        let gone = async {
-            while process.lives() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(KILLED, gone).await.map_err(|_| {
+        let Some(process) = record.process else { return Ok(()) };
+        let opened = process.open().map_err(|error| internal(&error))?;
+        let Some(running) = opened else { return Ok(()) };
+        // The supervisor reaps it.
+        running.kill();
+        let ended = tokio::time::timeout(KILLED, running.ended()).await.map_err(|_| {
             conflict(format!(
                 "container '{}': pid {} does not end: see what it waits for in /proc/{}/stack",
                 record.name, process.pid, process.pid
             ))
-        })
+        })?;
+        ended.map_err(|error| internal(&error))
     }
 
     /// Removes attachments, sandbox and record of a container.

@@ -14,12 +14,14 @@ mod tests;
 
 use std::{
     collections::VecDeque,
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use culvert_common::{abi::DropReason, wire::ipv4::PROTO_UDP};
+use culvert_common::{
+    abi::DropReason,
+    wire::ipv4::{PROTO_ICMP, PROTO_TCP, PROTO_UDP},
+};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -33,14 +35,19 @@ use self::{
     ports::{Ports, Writer},
 };
 use super::{platform::Maps, state::Problems};
-use crate::{config::ConntrackOptions, datapath::DatapathError};
+use crate::{
+    config::ConntrackOptions,
+    datapath::DatapathError,
+    netlink::sockets::{Transport, sockets},
+};
 
 /// How often there is a round.
 const PERIOD: Duration = Duration::from_secs(1);
 /// How long refused flows are shown as a problem.
 const RECENT: Duration = Duration::from_secs(60);
-/// Where the kernel lists the sockets of the agent's network namespace.
-const SOCKETS: &str = "/proc/self/net";
+/// The host's sockets whose ports are reserved, and the number of their protocol.
+const SOCKETS: [(Transport, u8); 3] =
+    [(Transport::Tcp, PROTO_TCP), (Transport::Udp, PROTO_UDP), (Transport::Ping, PROTO_ICMP)];
 
 /// Drop reasons of flows that were refused, and what to do about them.
 pub(crate) const REFUSALS: [(DropReason, &str); 2] = [
@@ -92,7 +99,7 @@ pub(super) async fn keep(context: Context) {
         let of_round = context.clone();
         // A round makes thousands of system calls.
         let round = tokio::task::spawn_blocking(move || {
-            keeper.round(&of_round, Path::new(SOCKETS), Instant::now());
+            keeper.round(&of_round, Instant::now());
             keeper
         });
         keeper = match round.await {
@@ -123,12 +130,12 @@ impl Keeper {
         }
     }
 
-    /// Runs one round. `sockets` is the directory with the lists of the host's sockets.
-    fn round(&mut self, context: &Context, sockets: &Path, at: Instant) {
+    /// Runs one round, at the time `at`.
+    fn round(&mut self, context: &Context, at: Instant) {
         let line = |error: DatapathError| format!("conntrack: {error}");
         let collected = self.collect(context);
         context.problems.set("conntrack/flows", collected.err().map(line));
-        let reserved = self.reserve(context, sockets);
+        let reserved = self.reserve(context);
         context.problems.set("conntrack/ports", reserved.err());
         for ((reason, what), recent) in REFUSALS.iter().zip(&mut self.refused) {
             if let Ok(count) = context.maps.dropped(*reason) {
@@ -160,14 +167,20 @@ impl Keeper {
         endpoints.and(round)
     }
 
-    fn reserve(&mut self, context: &Context, sockets: &Path) -> Result<(), String> {
+    /// Writes which ports masquerading must not take.
+    fn reserve(&mut self, context: &Context) -> Result<(), String> {
         let maps = context.maps.as_ref();
         let mut ports = Ports::default();
-        // No socket has the port of VXLAN: the programs take its packets.
+        // No socket is bound to the VXLAN port: the programs take its packets.
         ports.add(PROTO_UDP, context.vxlan_port);
-        ports.add_sockets(sockets).map_err(|error| {
-            format!("{}: the host's sockets cannot be listed: {error}", sockets.display())
-        })?;
+        for (transport, protocol) in SOCKETS {
+            // No thread of the runtime leaves the agent's namespace, so these are the host's
+            // sockets.
+            let listed = sockets(transport, None).map_err(|error| {
+                format!("conntrack: the host's sockets cannot be listed: {error}")
+            })?;
+            ports.add_sockets(protocol, &listed);
+        }
         let published = maps.published().map_err(|error| format!("conntrack: {error}"))?;
         ports.add_published(published.keys());
         let written = self.ports.write(maps.flows(), &ports);

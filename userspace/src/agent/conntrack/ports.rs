@@ -1,19 +1,12 @@
 //! Ports of the host that masquerading never takes: those of its own sockets, those
 //! published here, and VXLAN's.
 
-use std::{fs, io, path::Path};
+use culvert_common::abi::{PublishedKey, RESERVED_ENTRIES, reserved_bit};
 
-use culvert_common::{
-    abi::{PublishedKey, RESERVED_ENTRIES, reserved_bit},
-    wire::ipv4::{PROTO_ICMP as ICMP, PROTO_TCP as TCP, PROTO_UDP as UDP},
+use crate::{
+    datapath::{DatapathError, FlowTable},
+    netlink::sockets::LocalSocket,
 };
-
-use crate::datapath::{DatapathError, FlowTable};
-
-/// Files below `/proc/self/net` with a line for each socket (proc(5)), and the protocol.
-/// Those of `icmp` are ping sockets, whose port is the identifier of the echo requests.
-const FILES: &[(&str, u8)] =
-    &[("tcp", TCP), ("tcp6", TCP), ("udp", UDP), ("udp6", UDP), ("icmp", ICMP), ("icmp6", ICMP)];
 
 /// A set of ports, as [`RESERVED_PORTS`](culvert_common::abi::names::RESERVED_PORTS) has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,17 +28,11 @@ impl Ports {
         }
     }
 
-    /// Adds the ports of the sockets that the files in `dir` list.
-    pub(super) fn add_sockets(&mut self, dir: &Path) -> io::Result<()> {
-        for (file, protocol) in FILES {
-            match fs::read_to_string(dir.join(file)) {
-                Ok(text) => local_ports(&text).for_each(|port| self.add(*protocol, port)),
-                // A kernel without IPv6.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
+    /// Adds the ports of sockets. Those without one have port 0.
+    pub(super) fn add_sockets(&mut self, protocol: u8, sockets: &[LocalSocket]) {
+        for socket in sockets.iter().filter(|socket| socket.port != 0) {
+            self.add(protocol, socket.port);
         }
-        Ok(())
     }
 
     /// Adds ports published here.
@@ -56,20 +43,10 @@ impl Ports {
     }
 }
 
-/// Local ports in a file such as `/proc/self/net/tcp`: in each line but the first,
-/// behind the colon of the second field, in hexadecimal.
-fn local_ports(text: &str) -> impl Iterator<Item = u16> {
-    text.lines().skip(1).filter_map(|line| {
-        let local = line.split_whitespace().nth(1)?;
-        let (_, port) = local.rsplit_once(':')?;
-        u16::from_str_radix(port, 16).ok().filter(|port| *port != 0)
-    })
-}
-
-/// Writes what differs from what was written before.
+/// Brings `RESERVED_PORTS` to a set of ports, by the words that differ from those written before.
 #[derive(Default)]
 pub(super) struct Writer {
-    /// What the map holds; `None`: not read yet.
+    /// The words that the map holds; `None` until it was read.
     written: Option<Ports>,
 }
 
@@ -95,54 +72,22 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
+    use culvert_common::wire::ipv4::{PROTO_ICMP as ICMP, PROTO_TCP as TCP, PROTO_UDP as UDP};
+
     use super::*;
     use crate::agent::conntrack::testing::MemoryFlows;
 
-    const TCP4: &str = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode                                                     
-   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 21340 1 0000000000000000 100 0 0 10 0
-   1: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 18211 1 0000000000000000 100 0 0 10 0
-   2: 0200A8C0:D431 07710002:01BB 01 00000000:00000000 02:000A7F5C 00000000  1000        0 99120 2 0000000000000000 20 4 30 10 -1
-   3: 0200A8C0:D432 07710002:01BB 06 00000000:00000000 03:00000B2A 00000000     0        0 0 3 0000000000000000
-";
-    const TCP6: &str = "  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
-   0: 00000000000000000000000000000000:0050 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 20011 1 0000000000000000 100 0 0 10 0
-";
-    const UDP4: &str = "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops             
-  512: 3500007F:0035 00000000:0000 07 00000000:00000000 00:00000000 00000000   101        0 17002 2 0000000000000000 0         
- 1289: 00000000:12B5 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 31007 2 0000000000000000 0         
-";
-    const ICMP4: &str = "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops             
-    7: 00000000:0007 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 40001 2 0000000000000000 0         
-";
-
-    fn ports(text: &str) -> Vec<u16> {
-        local_ports(text).collect()
-    }
-
-    #[test]
-    fn the_kernels_lists() {
-        assert_eq!(ports(TCP4), [8080, 22, 54_321, 54_322]);
-        assert_eq!(ports(TCP6), [80]);
-        assert_eq!(ports(UDP4), [53, 4789]);
-        assert_eq!(ports(ICMP4), [7]);
-    }
-
-    #[test]
-    fn anything_else_is_no_port() {
-        for text in ["", "header", "header\n", "h\n\n x\n 0: nonsense\n 1: a:b:\n 2: 0:10000\n"] {
-            assert!(ports(text).is_empty(), "{text}");
-        }
-        assert!(ports("h\n 0: 00000000:0000 x\n").is_empty());
+    fn sockets(ports: &[u16]) -> Vec<LocalSocket> {
+        let address = std::net::Ipv4Addr::LOCALHOST.into();
+        ports.iter().map(|port| LocalSocket { address, port: *port, inode: 1 }).collect()
     }
 
     #[test]
     fn only_differences_are_written() {
-        let dir = tempfile::tempdir().unwrap();
-        for (file, text) in [("tcp", TCP4), ("udp", UDP4), ("icmp", ICMP4)] {
-            fs::write(dir.path().join(file), text).unwrap();
-        }
         let mut wanted = Ports::default();
-        wanted.add_sockets(dir.path()).unwrap();
+        wanted.add_sockets(TCP, &sockets(&[8080, 22, 0]));
+        wanted.add_sockets(UDP, &sockets(&[53, 4789]));
+        wanted.add_sockets(ICMP, &sockets(&[7]));
         let key = |port: u16, protocol| PublishedKey {
             port: port.to_be_bytes(),
             protocol,
@@ -151,7 +96,7 @@ mod tests {
         wanted.add_published(&[key(8081, TCP), key(53, UDP), key(9, 132)]);
 
         let table = MemoryFlows::new(64);
-        // Of an agent before.
+        // Words that an earlier agent has left in the map.
         let (stale_word, stale_bit) = reserved_bit(TCP, 1).unwrap();
         table.reserve(stale_word, stale_bit | 1 << 63).unwrap();
         let mut writer = Writer::default();
@@ -162,6 +107,7 @@ mod tests {
             (TCP, 22, true),
             (TCP, 8081, true),
             (TCP, 1, false),
+            (TCP, 0, false),
             (TCP, 53, false),
             (UDP, 53, true),
             (UDP, 4789, true),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Engine, queue::Work};
+use super::{Engine, queue::Work, reading::finished};
 use crate::{
     agent::{memory, state::PlugState},
     model::{Endpoint, Name, Touched},
@@ -53,7 +53,8 @@ impl Engine {
                 return;
             }
         }
-        if !self.adopt_maps() {
+        let read = finished(&mut Some(self.read_maps())).await;
+        if !self.adopt_maps(read) {
             return;
         }
         self.shared.problems.set("links", None);

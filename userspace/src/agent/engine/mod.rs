@@ -8,6 +8,7 @@
 mod fold;
 mod gateway;
 mod queue;
+mod reading;
 mod work;
 
 use std::{
@@ -20,12 +21,15 @@ use std::{
 use futures::FutureExt as _;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use self::queue::{Retry, Work};
+use self::{
+    queue::{Retry, Work},
+    reading::{Reading, finished},
+};
 use super::{backend::Agent, memory, platform::HostEvent, shared::Shared};
 use crate::{
     datapath::DatapathError,
     model::{self, Name, View},
-    reconcile::{ApplyError, Changed, Inputs, Reconciler, network_patch, network_state},
+    reconcile::{ApplyError, Changed, Inputs, Observed, Reconciler, network_patch, network_state},
     sandbox::GatewaySpec,
     store::{Follower, Listed},
 };
@@ -64,6 +68,8 @@ pub(crate) struct Engine {
     follower: Follower,
     periods: Periods,
     reconciler: Reconciler,
+    /// The thread that reads the maps for an anti-entropy pass, while it does.
+    reading: Option<Reading>,
     /// The first list of the store is in the view.
     listed: bool,
     /// A list of the store that is not in the kernel yet.
@@ -112,6 +118,7 @@ impl Engine {
             follower,
             periods,
             reconciler: Reconciler::default(),
+            reading: None,
             listed: false,
             list: None,
             trim: false,
@@ -170,7 +177,10 @@ impl Engine {
                     self.keep_gateways().await;
                 }
                 _ = ageing.tick() => self.age(),
-                _ = anti_entropy.tick(), if self.informed => self.anti_entropy().await,
+                _ = anti_entropy.tick(), if self.informed && self.reading.is_none() => {
+                    self.reading = Some(self.read_maps());
+                }
+                read = finished(&mut self.reading) => self.anti_entropy(read).await,
             }
             while let Some(Some(update)) = self.follower.next().now_or_never() {
                 self.fold(&update);
@@ -358,10 +368,10 @@ impl Engine {
         self.shared.problems.set("underlay/maps", line);
     }
 
-    /// Compares maps and devices with the desired state, and corrects what somebody else has
-    /// changed.
-    async fn anti_entropy(&mut self) {
-        if self.adopt_maps() {
+    /// Compares maps, as they were `read`, and devices with the desired state, and corrects what
+    /// somebody else has changed.
+    async fn anti_entropy(&mut self, read: Result<Observed, DatapathError>) {
+        if self.adopt_maps(read) {
             self.prune_maps();
         }
         self.gateway_specs.clear();
@@ -383,15 +393,22 @@ impl Engine {
         self.shared.problems.set_below("uplink/", lines);
     }
 
-    /// Reads the maps, and marks every network. `false`: the maps cannot be read.
-    fn adopt_maps(&mut self) -> bool {
-        let platform = Arc::clone(&self.shared.platform);
-        let adopted = tokio::task::block_in_place(|| self.reconciler.adopt(platform.as_ref()));
-        let line = adopted.as_ref().err().map(|error| format!("maps cannot be read: {error}"));
+    /// Begins to read the maps. The reconciler notes what is written meanwhile.
+    fn read_maps(&mut self) -> Reading {
+        self.reconciler.begin_read();
+        reading::begin(Arc::clone(&self.shared.platform))
+    }
+
+    /// Takes over what the maps held when they were read, and marks every network. `false`: the
+    /// maps cannot be read.
+    fn adopt_maps(&mut self, read: Result<Observed, DatapathError>) -> bool {
+        let line = read.as_ref().err().map(|error| format!("maps cannot be read: {error}"));
         self.shared.problems.set("maps", line);
-        if adopted.is_err() {
+        let Ok(observed) = read else {
+            self.reconciler.end_read();
             return false;
-        }
+        };
+        self.reconciler.adopt(observed);
         self.underlay_dirty = true;
         self.dirty.extend(self.shared.view().networks.keys().cloned());
         self.dirty.extend(self.vnis.keys().cloned());

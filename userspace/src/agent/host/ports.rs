@@ -1,9 +1,11 @@
-//! Ports of the host. The agent holds a port with a bound socket, and finds in `/proc` who
-//! has a port that it cannot bind.
+//! Ports of the host. The agent holds a port with a bound socket, and finds the process that has
+//! a port that it cannot bind.
 
 use std::{
+    collections::HashMap,
+    ffi::OsString,
     fs, io,
-    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket},
     path::Path,
 };
 
@@ -18,10 +20,11 @@ use crate::{
     agent::platform::{Holder, PortError, PortHold, Ports},
     api::types::ApiError,
     model::Protocol,
+    netlink::sockets::{Transport, sockets},
     netns::Netns,
 };
 
-/// The first port that needs no capability.
+/// The first port that needs no capability (ip-sysctl.rst of the kernel).
 const UNPRIVILEGED: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
 /// Default of [`UNPRIVILEGED`].
 const UNPRIVILEGED_DEFAULT: u16 = 1024;
@@ -84,72 +87,59 @@ fn unprivileged() -> u16 {
 /// Finds the socket that has a port in the thread's network namespace, and the process that
 /// has the socket.
 fn holder(ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder {
-    let tables = match protocol {
-        Protocol::Tcp => ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"],
-        Protocol::Udp => ["/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"],
+    let transport = match protocol {
+        Protocol::Tcp => Transport::Tcp,
+        Protocol::Udp => Transport::Udp,
     };
-    let mut ending = false;
-    for table in tables {
-        let text = fs::read_to_string(table).unwrap_or_default();
-        for inode in text.lines().filter_map(|row| inode_of(row, ip, port)) {
-            match process_with(inode) {
-                Some(process) => return process,
-                // A socket of a process that is not to be seen, or none at all.
-                None => ending |= inode == 0,
-            }
+    let sockets = sockets(transport, Some(port)).unwrap_or_default();
+    let inodes: Vec<u64> = sockets
+        .iter()
+        .filter(|socket| conflicts(socket.address, ip))
+        .map(|socket| socket.inode)
+        .collect();
+    let process = process_with(&inodes);
+    process.unwrap_or(if inodes.contains(&0) { Holder::Ending } else { Holder::Unseen })
+}
+
+/// Whether a socket that is bound to `bound` keeps others from `ip`. `::` takes every IPv4
+/// address, too.
+fn conflicts(bound: IpAddr, ip: Ipv4Addr) -> bool {
+    match bound.to_canonical() {
+        IpAddr::V4(bound) => bound == ip || bound.is_unspecified() || ip.is_unspecified(),
+        IpAddr::V6(bound) => bound.is_unspecified(),
+    }
+}
+
+/// The process that has one of these sockets open; if several have, one that has the first. It
+/// reads the list of open files of every process until then, once.
+fn process_with(inodes: &[u64]) -> Option<Holder> {
+    let wanted: HashMap<OsString, usize> = inodes
+        .iter()
+        .enumerate()
+        .rev()
+        .filter(|(_, inode)| **inode != 0)
+        .map(|(place, inode)| (format!("socket:[{inode}]").into(), place))
+        .collect();
+    let first = *wanted.values().min()?;
+    let place_of = |process: &Path| {
+        let files = fs::read_dir(process.join("fd")).ok()?.flatten();
+        let targets = files.filter_map(|file| fs::read_link(file.path()).ok());
+        targets.filter_map(|target| wanted.get(target.as_os_str()).copied()).min()
+    };
+    let mut found = None;
+    for process in fs::read_dir("/proc").ok()?.flatten() {
+        let pid = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
+        let Some((pid, place)) = pid.zip(place_of(&process.path())) else { continue };
+        if found.is_none_or(|(_, before)| place < before) {
+            found = Some((pid, place));
+        }
+        if place == first {
+            break;
         }
     }
-    if ending { Holder::Ending } else { Holder::Unseen }
-}
-
-/// Inode of the socket in a row of `/proc/net/tcp` and its like (proc(5)), if its
-/// own address is in the way of this one.
-fn inode_of(row: &str, ip: Ipv4Addr, port: u16) -> Option<u64> {
-    let mut fields = row.split_whitespace();
-    let (address, row_port) = fields.nth(1)?.split_once(':')?;
-    if u16::from_str_radix(row_port, 16).ok()? != port {
-        return None;
-    }
-    let theirs = address_of(address)?;
-    let clash = theirs == ip || theirs.is_unspecified() || ip.is_unspecified();
-    // Local address is field 1 from 0, the inode field 9.
-    clash.then(|| fields.nth(7)?.parse().ok())?
-}
-
-/// The IPv4 address of a row, IPv4-mapped or not; `::` takes every IPv4 address,
-/// too. Groups of four bytes are printed as numbers of the host's byte order.
-fn address_of(hex: &str) -> Option<Ipv4Addr> {
-    let group = |at: usize| {
-        let number = u32::from_str_radix(hex.get(at * 8..at * 8 + 8)?, 16).ok()?;
-        Some(number.to_ne_bytes())
-    };
-    match hex.len() {
-        8 => group(0).map(Ipv4Addr::from),
-        32 => match [group(0)?, group(1)?, group(2)?, group(3)?] {
-            [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]] => Some(Ipv4Addr::UNSPECIFIED),
-            [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0xff, 0xff], ip] => Some(ip.into()),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-/// The process that has a socket open.
-fn process_with(inode: u64) -> Option<Holder> {
-    if inode == 0 {
-        return None;
-    }
-    let wanted = format!("socket:[{inode}]");
-    let processes = fs::read_dir("/proc").ok()?;
-    processes.flatten().find_map(|process| {
-        let pid: i32 = process.file_name().to_str()?.parse().ok()?;
-        let mut files = fs::read_dir(process.path().join("fd")).ok()?.flatten();
-        files.find(|file| {
-            fs::read_link(file.path()).is_ok_and(|target| target.as_os_str() == wanted.as_str())
-        })?;
-        let name = fs::read_to_string(process.path().join("comm")).ok()?;
-        Some(Holder::Process { name: name.trim_end().to_owned(), pid })
-    })
+    let (pid, _) = found?;
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(Holder::Process { name: name.trim_end().to_owned(), pid })
 }
 
 #[cfg(test)]
@@ -209,23 +199,35 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_proc_are_read() {
-        let row = "   3: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 4242 1 0 100";
+    fn a_socket_conflicts_by_its_address() {
         let any = Ipv4Addr::UNSPECIFIED;
-        if cfg!(target_endian = "little") {
-            assert_eq!(inode_of(row, Ipv4Addr::LOCALHOST, 8080), Some(4242));
-            assert_eq!(inode_of(row, [127, 0, 0, 2].into(), 8080), None);
-            let mapped = "0000000000000000FFFF00000100007F";
-            assert_eq!(address_of(mapped), Some(Ipv4Addr::LOCALHOST));
+        let local = Ipv4Addr::LOCALHOST;
+        for (bound, ip, expected) in [
+            ("127.0.0.1", local, true),
+            ("127.0.0.2", local, false),
+            ("127.0.0.2", any, true),
+            ("0.0.0.0", local, true),
+            ("::ffff:127.0.0.1", local, true),
+            ("::ffff:127.0.0.2", local, false),
+            ("::", local, true),
+            // An address of IPv6 leaves those of IPv4 alone.
+            ("::1", local, false),
+            ("::1", any, false),
+        ] {
+            assert_eq!(conflicts(bound.parse().unwrap(), ip), expected, "{bound} {ip}");
         }
-        assert_eq!(inode_of(row, any, 8080), Some(4242));
-        assert_eq!(inode_of(row, any, 8081), None);
-        let six = row.replace("0100007F", &"0".repeat(32));
-        assert_eq!(inode_of(&six, Ipv4Addr::LOCALHOST, 8080), Some(4242));
-        // ::1 is in no IPv4 address's way.
-        assert_eq!(address_of("00000000000000000000000001000000"), None);
-        for bad in ["", "a", "  sl  local_address rem_address", "0: 1:2 3", "0: zz:1F90 0 0"] {
-            assert_eq!(inode_of(bad, any, 8080), None, "{bad}");
-        }
+    }
+
+    #[test]
+    fn a_connection_that_no_process_has_is_ending() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let client = std::net::TcpStream::connect(at).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        // The side that closes first waits in TIME_WAIT.
+        drop(server);
+        drop(client);
+        drop(listener);
+        assert_eq!(holder(Ipv4Addr::LOCALHOST, at.port(), Protocol::Tcp), Holder::Ending);
     }
 }

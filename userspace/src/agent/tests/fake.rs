@@ -6,7 +6,7 @@ use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
 
 use super::paper::State;
 pub(super) use super::{
-    paper::{Paper, Port},
+    paper::{DEADLINE, Paper, Port},
     requests::{name, network, run},
 };
 use crate::{
@@ -27,9 +27,6 @@ use crate::{
     model::{Node, ROOT, SCHEMA, View},
     store::{FileStore, StateStore},
 };
-
-/// How long anything may take.
-const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Short ones: nothing here is slow.
 const PERIODS: Periods = Periods {

@@ -360,3 +360,27 @@ async fn a_purge_without_the_store_is_finished_by_the_next_agent() {
     crate::agent::purge::finish(&starting.shared, world.store.as_ref()).await.unwrap();
     starting.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_does_not_wait_until_the_maps_are_read() {
+    let world = World::new().await;
+    let (one, two) = two_hosts(&world).await;
+    one.run("web", "blue").await.unwrap();
+    one.paper.reads.close(true);
+    one.eventually("the maps are read", |_| one.paper.reads.waiting() > 0).await;
+    // What the reader has is older than this.
+    two.run("db", "blue").await.unwrap();
+    let db = FdbKey::new(VNI, mac(3));
+    one.eventually("host 1 knows db", |state| {
+        state.tables.fdb.contains_key(&db) && state.tables.networks[&VNI].remote_vteps == 1
+    })
+    .await;
+    one.paper.state().ops.clear();
+    let passed = one.paper.reads.passed();
+    one.paper.reads.close(false);
+    // It is compared, and nothing is put a second time.
+    one.eventually("the maps are read twice more", |_| one.paper.reads.passed() > passed + 1).await;
+    let state = one.paper.state();
+    assert_eq!(state.ops, []);
+    assert!(state.tables.fdb.contains_key(&db));
+}

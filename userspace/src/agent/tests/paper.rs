@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -33,6 +33,9 @@ use crate::{
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
     sandbox::GatewaySpec,
 };
+
+/// How long anything may take.
+pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// What the paper host holds.
 #[derive(Default)]
@@ -81,9 +84,53 @@ impl Drop for Hold {
     }
 }
 
+/// Where threads wait while it is closed, for a while at most: a test that fails must end.
+#[derive(Default)]
+pub(super) struct Gate {
+    state: Mutex<GateState>,
+    moved: Condvar,
+}
+
+#[derive(Default)]
+struct GateState {
+    closed: bool,
+    waiting: usize,
+    passed: usize,
+}
+
+impl Gate {
+    fn pass(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.waiting += 1;
+        let closed = |state: &mut GateState| state.closed;
+        (state, _) = self.moved.wait_timeout_while(state, 3 * DEADLINE, closed).unwrap();
+        state.waiting -= 1;
+        state.passed += 1;
+    }
+
+    pub(super) fn close(&self, closed: bool) {
+        self.state.lock().unwrap().closed = closed;
+        self.moved.notify_all();
+    }
+
+    /// Threads that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.state.lock().unwrap().waiting
+    }
+
+    /// Threads that have passed.
+    pub(super) fn passed(&self) -> usize {
+        self.state.lock().unwrap().passed
+    }
+}
+
 /// See [`State`].
 pub(super) struct Paper {
     state: Mutex<State>,
+    /// Whoever reads all maps passes it with what was read.
+    pub(super) reads: Gate,
+    /// Whoever looks for the holder of a port passes it.
+    pub(super) lookups: Gate,
     pub(super) flows: MemoryFlows,
     events: tokio::sync::Mutex<mpsc::UnboundedReceiver<HostEvent>>,
     tell: mpsc::UnboundedSender<HostEvent>,
@@ -98,6 +145,8 @@ impl Paper {
                 routes: ["0.0.0.0/0", "10.0.0.0/24"].map(|route| route.parse().unwrap()).into(),
                 ..State::default()
             }),
+            reads: Gate::default(),
+            lookups: Gate::default(),
             flows: MemoryFlows::new(DEFAULT_FLOWS),
             events: tokio::sync::Mutex::new(events),
             tell,
@@ -116,12 +165,20 @@ impl Paper {
         Path::new("/paper/netns").join(name.as_str())
     }
 
-    fn unreadable() -> DatapathError {
-        DatapathError::Io {
-            path: "/paper/map".into(),
-            what: "read",
-            source: std::io::Error::other("blind"),
+    fn read(&self) -> Result<Tables, DatapathError> {
+        let state = self.state();
+        if state.blind {
+            return Err(DatapathError::Io {
+                path: "/paper/map".into(),
+                what: "read",
+                source: std::io::Error::other("blind"),
+            });
         }
+        Ok(state.tables.clone())
+    }
+
+    fn holder(&self, port: Port) -> Holder {
+        self.state().busy.get(&port).cloned().unwrap_or(Holder::Unseen)
     }
 }
 
@@ -129,8 +186,9 @@ impl Kernel for Paper {
     type Error = DatapathError;
 
     fn dump(&self) -> Result<Tables, DatapathError> {
-        let state = self.state();
-        if state.blind { Err(Self::unreadable()) } else { Ok(state.tables.clone()) }
+        let read = self.read();
+        self.reads.pass();
+        read
     }
 
     fn apply(&self, op: &Op) -> Result<(), DatapathError> {
@@ -280,7 +338,7 @@ impl Devices for Paper {
 impl Maps for Paper {
     fn fdb(&self) -> Result<BTreeMap<FdbKey, FdbEntry>, DatapathError> {
         self.state().shown += 1;
-        Ok(self.dump()?.fdb)
+        Ok(self.read()?.fdb)
     }
 
     fn learned(&self) -> Result<Vec<(FdbKey, LearnedEntry)>, DatapathError> {
@@ -302,11 +360,11 @@ impl Maps for Paper {
 
     fn neighbours(&self) -> Result<BTreeMap<NeighKey, NeighEntry>, DatapathError> {
         self.state().shown += 1;
-        Ok(self.dump()?.neighbours)
+        Ok(self.read()?.neighbours)
     }
 
     fn underlay(&self) -> Result<BTreeMap<[u8; 4], UnderlayPath>, DatapathError> {
-        Ok(self.dump()?.underlay)
+        Ok(self.read()?.underlay)
     }
 
     fn flows(&self) -> &dyn FlowTable {
@@ -314,11 +372,11 @@ impl Maps for Paper {
     }
 
     fn endpoints(&self) -> Result<BTreeMap<u32, EndpointInfo>, DatapathError> {
-        Ok(self.dump()?.endpoints)
+        Ok(self.read()?.endpoints)
     }
 
     fn published(&self) -> Result<BTreeMap<PublishedKey, PublishedEntry>, DatapathError> {
-        Ok(self.dump()?.published)
+        Ok(self.read()?.published)
     }
 
     fn dropped(&self, reason: DropReason) -> Result<u64, DatapathError> {
@@ -397,7 +455,7 @@ impl Ports for Paper {
         if !(ip.is_unspecified() || ip.is_loopback()) {
             return Err(PortError::NoSuchAddress);
         }
-        if self.port_holder(ip, port, protocol) != Holder::Unseen {
+        if self.holder((ip, port, protocol)) != Holder::Unseen {
             return Err(PortError::InUse);
         }
         let state = self.state();
@@ -409,7 +467,8 @@ impl Ports for Paper {
     }
 
     fn port_holder(&self, ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder {
-        self.state().busy.get(&(ip, port, protocol)).cloned().unwrap_or(Holder::Unseen)
+        self.lookups.pass();
+        self.holder((ip, port, protocol))
     }
 
     async fn port_holder_in(

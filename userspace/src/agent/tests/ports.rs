@@ -1,18 +1,30 @@
 //! Published ports: who gets which, and who does not.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    sync::{Arc, mpsc},
+    thread,
+    time::Instant,
+};
 
 use super::{
-    fake::{Paper, Port, Running, World, name, network, run, stored},
+    fake::{DEADLINE, Paper, Port, Running, World, name, network, run, stored},
     refusals::assert_refused,
 };
 use crate::{
-    agent::platform::{Holder, PlugError},
+    agent::{
+        platform::{Holder, PlugError},
+        ports::{self, Reservations},
+    },
     api::{
         Backend as _,
         types::{ApiError, ContainerRow, ErrorKind},
     },
-    model::Protocol::{self, Tcp, Udp},
+    model::{
+        Protocol::{self, Tcp, Udp},
+        PublishedPort, View,
+    },
 };
 
 const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
@@ -184,4 +196,36 @@ async fn a_restarted_agent_takes_its_ports_again() {
     assert!(!problems.iter().any(|problem| problem.starts_with(line)), "{problems:?}");
     again.agent.purge().await.unwrap();
     assert_eq!(held(&paper), []);
+}
+
+#[test]
+fn a_search_for_the_holder_of_a_port_keeps_no_other_port_waiting() {
+    let paper = Paper::new();
+    busy(&paper, (ANY, 8080, Tcp));
+    let reservations = Reservations::default();
+    let taken = PublishedPort { host_ip: ANY, host_port: 8080, container_port: 80, protocol: Tcp };
+    let wanted = BTreeMap::from([(("id".to_owned(), taken), name("web"))]);
+    let requests = ports::parse(&name("other"), &["9090:90".to_owned()]).unwrap();
+    let (tell, told) = mpsc::channel();
+    paper.lookups.close(true);
+    thread::scope(|scope| {
+        let lines = scope.spawn(|| reservations.sync(paper.as_ref(), &wanted, false));
+        let deadline = Instant::now() + DEADLINE;
+        while paper.lookups.waiting() == 0 {
+            assert!(Instant::now() < deadline, "nobody looks for the holder");
+            thread::yield_now();
+        }
+        scope.spawn(|| {
+            let (view, node) = (View::default(), name("host1"));
+            let other = name("other");
+            let ports = reservations.assign(paper.as_ref(), &view, &node, &other, &requests);
+            tell.send(ports.is_ok_and(|ports| ports.ports().len() == 1)).unwrap();
+        });
+        let assigned = told.recv_timeout(DEADLINE);
+        paper.lookups.close(false);
+        assert_eq!(assigned, Ok(true), "another port while the search goes on");
+        let lines = lines.join().unwrap();
+        assert!(lines.values().all(|line| line.contains("in use by 'nginx'")), "{lines:?}");
+        assert_eq!(lines.len(), 1);
+    });
 }

@@ -1,5 +1,8 @@
 //! A map whose entries lie one behind the other.
 //!
+//! The crate `fst` is no such map: its values are 64 bits, and a change builds all of it again
+//! (0.8 s of 100,000 identifiers).
+//!
 //! The nodes of a tree, made while the store is read, would lie scattered over the memory
 //! that this takes, which then could not be given back.
 

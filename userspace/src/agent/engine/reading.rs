@@ -1,0 +1,27 @@
+//! Reading the maps, next to the engine's task.
+
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+
+use crate::{agent::platform::Platform, datapath::DatapathError, reconcile::Observed};
+
+/// A thread that reads the maps.
+pub(super) type Reading = JoinHandle<Result<Observed, DatapathError>>;
+
+/// Reads the maps on a thread of its own: a hundred thousand entries take longer than a change in
+/// the store may wait.
+pub(super) fn begin(platform: Arc<dyn Platform>) -> Reading {
+    tokio::task::spawn_blocking(move || Observed::read(platform.as_ref()))
+}
+
+/// Waits for the thread that reads the maps, or for ever if there is none. The wait may be given
+/// up and begun again.
+pub(super) async fn finished(reading: &mut Option<Reading>) -> Result<Observed, DatapathError> {
+    let Some(thread) = reading else { return std::future::pending().await };
+    let read = thread.await.unwrap_or_else(|error| {
+        Err(DatapathError::Io { path: "maps".into(), what: "read", source: error.into() })
+    });
+    *reading = None;
+    read
+}
