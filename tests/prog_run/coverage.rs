@@ -8,7 +8,7 @@ use crate::{
     arp, decap, ecn, encap, fast, fdb, flood, flows, fragments, from_host, from_loopback,
     icmp_errors, inner,
     lab::{self, Case},
-    live, live_nat, mtu, nat_in, nat_out, nd, random, routing, source, tenants, xdp,
+    live, live_nat, mtu, nat_in, nat_out, nd, races, random, routing, source, tenants, xdp,
 };
 
 /// The cases of packets by module.
@@ -38,8 +38,12 @@ const MODULES: &[(&str, &[Case])] = &[
 
 /// Cases that add nothing to the proof: any bytes, and the same codes with the
 /// programs attached.
-const OTHERS: &[(&str, &[Case])] =
-    &[("live", live::CASES), ("live_nat", live_nat::CASES), ("random", random::CASES)];
+const OTHERS: &[(&str, &[Case])] = &[
+    ("live", live::CASES),
+    ("live_nat", live_nat::CASES),
+    ("races", races::CASES),
+    ("random", random::CASES),
+];
 
 /// What no case can produce, and why.
 const UNREACHABLE: &[(Code, &str)] = &[(

@@ -117,8 +117,7 @@ impl<K: Pod, V: Pod> Written<K, V> {
 
     /// A map that the tables have, too.
     fn share(ebpf: &Ebpf, name: &str) -> Self {
-        let Some(Map::HashMap(map)) = ebpf.map(name) else { panic!("{name} is no hash map") };
-        let map = MapData::from_id(map.info().unwrap().id()).unwrap();
+        let map = MapData::from_id(map_id(ebpf, name)).unwrap();
         Self(Map::HashMap(map).try_into().unwrap())
     }
 
@@ -160,6 +159,7 @@ pub(crate) struct Lab {
     path_mtu: Written<VtepId, PathMtu>,
     pub(crate) rates: Written<RateKey, u64>,
     pub(crate) flows: Written<FlowKey, Flow>,
+    flows_id: u32,
     pub(crate) fragments: Written<FragmentKey, FragmentInfo>,
     pub(crate) held: Written<FragmentKey, HeldFragment>,
     evictable: Queue<MapData, Bytes<Evictable>>,
@@ -194,6 +194,7 @@ impl Lab {
             namespace: own_namespace(),
             far_namespace,
             flows: Written::share(&ebpf, names::FLOWS),
+            flows_id: map_id(&ebpf, names::FLOWS),
             untold_fdb: Written::share(&ebpf, names::FDB),
             tables: Tables::take(&mut ebpf, world::OUR_VTEP.into()).unwrap(),
             path_mtu: Written::take(&mut ebpf, names::PATH_MTU),
@@ -297,6 +298,12 @@ impl Lab {
         self.untold_fdb.set(key, entry.sealed(&key));
     }
 
+    /// Another handle of the table of flows, for another thread.
+    pub(crate) fn flows_again(&self) -> Written<FlowKey, Flow> {
+        let map = MapData::from_id(self.flows_id).unwrap();
+        Written(Map::HashMap(map).try_into().unwrap())
+    }
+
     /// Keeps `port` of `protocol` for the host itself.
     pub(crate) fn reserve(&mut self, protocol: u8, port: u16) {
         let (word, bit) = reserved_bit(protocol, port).unwrap();
@@ -362,6 +369,12 @@ impl Lab {
     pub(crate) fn wire(&self, port: Port) -> &Wire {
         self.wires.iter().find(|(at, _)| *at == port).map(|(_, wire)| wire).unwrap()
     }
+}
+
+/// Number of a map in the kernel.
+fn map_id(ebpf: &Ebpf, name: &str) -> u32 {
+    let Some(Map::HashMap(map)) = ebpf.map(name) else { panic!("{name} is no hash map") };
+    map.info().unwrap().id()
 }
 
 /// Empties a table.

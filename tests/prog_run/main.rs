@@ -12,6 +12,7 @@
 //! | `ports` | packet sockets on the far ends |
 //! | `live` | programs attached to the interfaces: where redirects go, GSO frames |
 //! | `live_nat` | the same of routed packets, and the host's own sockets |
+//! | `races` | two CPUs at once against the tables that the programs write |
 //! | `random` | any bytes into every program |
 //! | `coverage` | every drop reason and note has a case |
 //! | the others | the cases |
@@ -75,6 +76,8 @@ mod nat_out;
 mod nd;
 #[cfg(test)]
 mod ports;
+#[cfg(test)]
+mod races;
 #[cfg(test)]
 mod random;
 #[cfg(test)]

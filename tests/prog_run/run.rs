@@ -209,7 +209,7 @@ impl Lab {
         Run::new(self, program, program.ifindex(), frame)
     }
 
-    fn program_fd(&self, program: Program) -> &ProgramFd {
+    pub(crate) fn program_fd(&self, program: Program) -> &ProgramFd {
         let loaded = self.ebpf.program(program.name()).unwrap();
         match program {
             Program::UnderlayXdp => <&Xdp>::try_from(loaded).unwrap().fd().unwrap(),
@@ -256,6 +256,42 @@ impl Outcome {
     }
 }
 
+/// Runs a program `repeat` times on a frame with its `__sk_buff`. Returns the verdict and the
+/// frame that is left behind.
+pub(crate) fn test_run(
+    program: &ProgramFd,
+    frame: &[u8],
+    context: Option<&[u8]>,
+    repeat: u32,
+    flags: u32,
+) -> (i32, Vec<u8>) {
+    let mut left = vec![0; 2 * 4096];
+    // SAFETY: a union of structures of integers, for which all bytes 0 is a value.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.test.prog_fd = program.as_fd().as_raw_fd().try_into().unwrap();
+    attr.test.data_size_in = frame.len().try_into().unwrap();
+    attr.test.data_size_out = left.len().try_into().unwrap();
+    attr.test.data_in = frame.as_ptr() as u64;
+    attr.test.data_out = left.as_mut_ptr() as u64;
+    attr.test.repeat = repeat;
+    attr.test.flags = flags;
+    if let Some(context) = context {
+        attr.test.ctx_size_in = context.len() as u32;
+        attr.test.ctx_in = context.as_ptr() as u64;
+    }
+    let command = bpf_cmd::BPF_PROG_TEST_RUN as libc::c_long;
+    // SAFETY: the attributes are those of the command; the buffers they point to are as long as
+    // stated and outlive the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<bpf_attr>()) };
+    let error = std::io::Error::last_os_error();
+    assert_eq!(result, 0, "test run: {error}");
+    // SAFETY: `test` is the member of the command.
+    let test = unsafe { attr.test };
+    left.truncate(test.data_size_out as usize);
+    (test.retval.cast_signed(), left)
+}
+
 impl<'a> Run<'a> {
     fn new(lab: &'a mut Lab, program: Program, ifindex: u32, frame: &[u8]) -> Self {
         let frame = frame.to_vec();
@@ -288,37 +324,10 @@ impl<'a> Run<'a> {
         let comes_in = self.program != Program::Host && !self.transmitted;
         let hook = if comes_in { Hook::Ingress } else { Hook::Egress };
         let context = sk_buff(hook, self.ifindex, self.gso_size, self.frame.len());
-        let mut left = vec![0; 2 * 4096];
-        // SAFETY: a union of structures of integers, for which all bytes 0 is a value.
-        let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
-        attr.test.prog_fd =
-            self.lab.program_fd(self.program).as_fd().as_raw_fd().try_into().unwrap();
-        attr.test.data_size_in = self.frame.len().try_into().unwrap();
-        attr.test.data_size_out = left.len().try_into().unwrap();
-        attr.test.data_in = self.frame.as_ptr() as u64;
-        attr.test.data_out = left.as_mut_ptr() as u64;
-        attr.test.repeat = self.repeat;
-        attr.test.flags = self.flags;
-        if self.program != Program::UnderlayXdp {
-            attr.test.ctx_size_in = context.len() as u32;
-            attr.test.ctx_in = context.as_ptr() as u64;
-        }
-        let command = bpf_cmd::BPF_PROG_TEST_RUN as libc::c_long;
-        // SAFETY: the attributes are those of the command; the buffers they point to are as long as
-        // stated and outlive the call.
-        let result =
-            unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<bpf_attr>()) };
-        let error = std::io::Error::last_os_error();
-        assert_eq!(result, 0, "test run of {:?}: {error}", self.program);
-        // SAFETY: `test` is the member of the command.
-        let test = unsafe { attr.test };
-        left.truncate(test.data_size_out as usize);
-        Outcome {
-            verdict: test.retval.cast_signed(),
-            frame: left,
-            counts: self.lab.new_counts(),
-            copies: self.lab.drain(),
-        }
+        let context = (self.program != Program::UnderlayXdp).then_some(&context[..]);
+        let program = self.lab.program_fd(self.program);
+        let (verdict, left) = test_run(program, &self.frame, context, self.repeat, self.flags);
+        Outcome { verdict, frame: left, counts: self.lab.new_counts(), copies: self.lab.drain() }
     }
 
     /// Runs the program and checks all that it does.
