@@ -24,3 +24,4 @@ mod offloads;
 mod overlay;
 mod port_holders;
 mod ports;
+mod upgrade;

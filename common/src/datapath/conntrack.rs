@@ -73,11 +73,6 @@ impl FlowState {
         Self::TcpLoose
     }
 
-    /// Whether both sides of a connection have acknowledged and neither has ended it.
-    pub const fn is_established(self) -> bool {
-        matches!(self, Self::TcpEstablished)
-    }
-
     /// Seconds that a flow lives unused in this state unless configured otherwise: the
     /// defaults of Linux (`Documentation/networking/nf_conntrack-sysctl.rst`).
     /// `tcp_loose` has that of `nf_conntrack_tcp_timeout_unacknowledged`.

@@ -51,16 +51,6 @@ impl Sum {
         self.add_u16(Self(sum as u64).fold().to_be())
     }
 
-    /// Adds the pseudo header of TCP or UDP over IPv4 (RFC 9293 §3.1); `len` is
-    /// that of the upper layer's header and payload.
-    #[inline(always)]
-    pub const fn add_pseudo_ipv4(self, src: [u8; 4], dst: [u8; 4], protocol: u8, len: u16) -> Self {
-        self.add_u32(u32::from_be_bytes(src))
-            .add_u32(u32::from_be_bytes(dst))
-            .add_u16(protocol as u16)
-            .add_u16(len)
-    }
-
     /// Adds the pseudo header of an upper layer over IPv6 (RFC 8200 §8.1).
     #[inline(always)]
     pub fn add_pseudo_ipv6(
@@ -95,10 +85,4 @@ impl Sum {
 #[inline(always)]
 pub const fn update_u16(checksum: u16, old: u16, new: u16) -> u16 {
     Sum::new().add_u16(!checksum).add_u16(!old).add_u16(new).checksum()
-}
-
-/// `checksum` after two words it covers changed from `old` to `new`.
-#[inline(always)]
-pub const fn update_u32(checksum: u16, old: u32, new: u32) -> u16 {
-    Sum::new().add_u16(!checksum).add_u32(!old).add_u32(new).checksum()
 }

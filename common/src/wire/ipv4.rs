@@ -188,12 +188,6 @@ impl Ipv4Hdr {
         self.frag_off() & MF != 0
     }
 
-    /// Whether the packet must not be fragmented.
-    #[inline(always)]
-    pub const fn dont_fragment(&self) -> bool {
-        self.frag_off() & DF != 0
-    }
-
     /// Time to live.
     #[inline(always)]
     pub const fn ttl(&self) -> u8 {

@@ -126,12 +126,6 @@ impl Ipv6Hdr {
         self.vcf[1] = (tclass << 4) | (self.vcf[1] & 0x0f);
     }
 
-    /// Flow label, 20 bits.
-    #[inline(always)]
-    pub const fn flow_label(&self) -> u32 {
-        u32::from_be_bytes(self.vcf) & 0x000f_ffff
-    }
-
     /// Bytes after this header; 0 in a jumbogram (RFC 2675).
     #[inline(always)]
     pub const fn payload_len(&self) -> u16 {

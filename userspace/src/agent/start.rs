@@ -233,6 +233,14 @@ pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>) {
                         entries / 2,
                         lost.div_ceil(2)
                     );
+                    let line = (lost > 0).then(|| {
+                        format!(
+                            "{} flows of map layout {version} were lost in the upgrade: the table \
+                             is full; a larger --conntrack-max takes effect after 'culvert purge'",
+                            lost.div_ceil(2)
+                        )
+                    });
+                    shared.problems.set("upgrade/flows", line);
                 }
             }
             Err(error) => tracing::warn!("{error}"),

@@ -307,27 +307,6 @@ impl View {
         self.alive.contains_key(node)
     }
 
-    /// VTEPs (address and port) other than `own`'s that must get the BUM frames
-    /// of a network: nodes with an endpoint in it, and foreign VTEPs.
-    pub fn flood_list(&self, network: &Name, own: &Name) -> BTreeMap<Ipv4Addr, u16> {
-        let own_vtep = self.nodes.get(own).map(|node| node.vtep);
-        let nodes: BTreeSet<&Name> = self.endpoints.briefs(network).map(|ep| ep.node).collect();
-        nodes
-            .into_iter()
-            .filter(|name| *name != own)
-            .filter_map(|name| self.nodes.get(name))
-            .map(|node| (node.vtep, node.port))
-            .chain(
-                self.vteps
-                    .get(network)
-                    .into_iter()
-                    .flat_map(BTreeMap::values)
-                    .map(|vtep| (vtep.ip, vtep.port)),
-            )
-            .filter(|(vtep, _)| Some(*vtep) != own_vtep)
-            .collect()
-    }
-
     /// The network, if the data plane may carry it: two networks with one VNI
     /// would be one network.
     ///

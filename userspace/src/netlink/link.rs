@@ -57,7 +57,7 @@ pub struct Link {
     /// UDP port on which a kernel vxlan device receives.
     pub vxlan_port: Option<u16>,
     /// It is a vxlan device that takes the VNIs of a list only, see
-    /// [`Netlink::create_deaf_vxlan`].
+    /// [`Netlink::create_vnifilter_vxlan`].
     pub vxlan_filtered: bool,
     /// Addresses.
     pub addresses: Vec<IpNetwork>,
@@ -158,7 +158,7 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError::NameTaken`] if there is an interface of that name; the kernel has
     /// no such devices, or another one is the same.
-    pub async fn create_deaf_vxlan(&self, name: &str, mac: MacAddr, port: u16) -> Result<u32> {
+    pub async fn create_vnifilter_vxlan(&self, name: &str, mac: MacAddr, port: u16) -> Result<u32> {
         check_ifname(name)?;
         let mut message = named(name);
         message.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
@@ -275,15 +275,7 @@ impl Netlink {
         }
     }
 
-    /// Makes an interface a port of a bridge.
-    ///
-    /// # Errors
-    /// As [`Netlink::set_up`].
-    pub async fn set_master(&self, name: &str, bridge: &str) -> Result<()> {
-        self.set_controller(name, self.existing(bridge).await?.index).await
-    }
-
-    /// As [`Netlink::set_master`], for a bridge whose index is known.
+    /// Makes an interface a port of the bridge with this index.
     ///
     /// # Errors
     /// As [`Netlink::set_up`].

@@ -95,27 +95,6 @@ impl Netlink {
         self.request(&what, request, NLM_F_CREATE | NLM_F_REPLACE).await.map(drop)
     }
 
-    /// Removes such a route.
-    ///
-    /// # Errors
-    /// The kernel refuses. That the route or the interface is gone is no error.
-    pub async fn delete_route(
-        &self,
-        name: &str,
-        destination: IpNetwork,
-        gateway: Option<IpAddr>,
-    ) -> Result<()> {
-        let Some(link) = self.link(name).await? else { return Ok(()) };
-        let what = describe("removing", name, destination, gateway);
-        let request = RouteNetlinkMessage::DelRoute(message(link.index, destination, gateway));
-        match self.request(&what, request, 0).await {
-            Err(error) if !matches!(error.errno(), Some(Errno::ESRCH | Errno::ENODEV)) => {
-                Err(error)
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// How the kernel would send to `ip` now.
     ///
     /// # Errors

@@ -114,7 +114,7 @@ pub async fn keep_gro(netlink: &Netlink, port: u16, discard: impl Fn(u32) + Send
     let link = match found {
         Some(link) => link,
         None => {
-            netlink.create_deaf_vxlan(GRO, GRO_KIND.mac, port).await?;
+            netlink.create_vnifilter_vxlan(GRO, GRO_KIND.mac, port).await?;
             GRO_KIND.found(netlink).await?
         }
     };

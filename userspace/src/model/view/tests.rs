@@ -174,37 +174,6 @@ fn an_endpoint_with_what_is_not_its_own_is_not_usable() {
     assert_eq!(cluster.view.complaints().len(), 4);
 }
 
-#[test]
-fn the_flood_list_has_exactly_the_vteps_with_endpoints() {
-    let (red, blue) = two_networks();
-    let mut cluster = Cluster::default();
-    cluster.network(&red);
-    cluster.network(&blue);
-    for last in 1..=4 {
-        let host = node(&format!("host{last}"), last);
-        cluster.put(Key::node(&host.name), &host);
-    }
-    cluster.endpoint(&endpoint(&red, "01", "host1", "10.0.0.2"));
-    cluster.endpoint(&endpoint(&red, "02", "host2", "10.0.0.3"));
-    cluster.endpoint(&endpoint(&red, "03", "host2", "10.0.0.4"));
-    cluster.endpoint(&endpoint(&blue, "04", "host3", "10.1.0.2"));
-    // A node without a record has no VTEP yet.
-    cluster.endpoint(&endpoint(&red, "05", "host9", "10.0.0.5"));
-    let ip = [192, 0, 2, 99].into();
-    let vtep = ForeignVtep { schema: SCHEMA, network: red.name.clone(), ip, port: 8472 };
-    cluster.put(Key::vtep(&red.name, ip), &vtep);
-
-    let list = |network: &Network, own: &str| {
-        let list = cluster.view.flood_list(&network.name, &name(own));
-        list.into_iter().map(|(ip, port)| (ip.octets()[3], port)).collect::<Vec<_>>()
-    };
-    assert_eq!(list(&red, "host1"), [(2, 4789), (99, 8472)]);
-    assert_eq!(list(&red, "host2"), [(1, 4789), (99, 8472)]);
-    assert_eq!(list(&red, "host4"), [(1, 4789), (2, 4789), (99, 8472)]);
-    assert_eq!(list(&blue, "host1"), [(3, 4789)]);
-    assert_eq!(list(&blue, "host3"), []);
-}
-
 /// Writes and deletions of good records, few enough to meet each other.
 fn history() -> impl Strategy<Value = Vec<(u8, u8, bool)>> {
     proptest::collection::vec((0..6_u8, 0..4_u8, any::<bool>()), 0..60)

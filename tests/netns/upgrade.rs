@@ -1,0 +1,124 @@
+//! An agent of this version after one of an earlier map layout.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddrV4},
+    path::Path,
+    time::Duration,
+};
+
+use aya::maps::{HashMap, Map, MapData, MapError};
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_type};
+use bytemuck::Pod;
+use culvert::datapath::carry::FlowV3;
+use culvert_common::abi::{ABI_VERSION, Flow, FlowKey, names};
+use culvert_tests::{
+    outside::Outside,
+    sock::{self, Behaviour, Server, container},
+};
+use nix::libc;
+
+use crate::nat::World;
+
+/// Lets aya move any [`bytemuck::Pod`] in and out of a map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Bytes<T>(T);
+
+// SAFETY: `repr(transparent)` over a type without padding and without invalid bit patterns,
+// which is what `bytemuck::Pod` asserts.
+unsafe impl<T: Pod> aya::Pod for Bytes<T> {}
+
+type Table<K, V> = HashMap<MapData, Bytes<K>, Bytes<V>>;
+
+/// Makes the table of flows of an agent with ABI 3.
+fn create_v3() -> MapData {
+    // SAFETY: a union of structures of integers, for which all bytes 0 is a value.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    // SAFETY: the members are those of the command.
+    let create = unsafe { &mut attr.__bindgen_anon_1 };
+    create.map_type = bpf_map_type::BPF_MAP_TYPE_HASH as u32;
+    create.key_size = size_of::<FlowKey>() as u32;
+    create.value_size = size_of::<FlowV3>() as u32;
+    create.max_entries = 1024;
+    // BPF_F_NO_PREALLOC
+    create.map_flags = 1;
+    let command = bpf_cmd::BPF_MAP_CREATE as libc::c_long;
+    // SAFETY: the attributes are those of the command, and as long as stated.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of_val(&attr)) };
+    assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: the descriptor is new, and nobody else has it.
+    let fd = unsafe { std::os::fd::FromRawFd::from_raw_fd(i32::try_from(fd).unwrap()) };
+    MapData::from_fd(fd).unwrap()
+}
+
+fn table<K: Pod, V: Pod>(map: MapData) -> Table<K, V> {
+    HashMap::try_from(Map::HashMap(map)).unwrap()
+}
+
+/// Moves the flows of a host without an agent into the maps that an agent with ABI 3 would
+/// have left. Returns how many entries there are.
+fn age_flows(bpffs: &Path) -> usize {
+    let pin = |version: u32| bpffs.join(format!("v{version}")).join("maps").join(names::FLOWS);
+    let mut new: Table<FlowKey, Flow> = table(MapData::from_pin(pin(ABI_VERSION)).unwrap());
+    let old = create_v3();
+    fs::create_dir_all(pin(3).parent().unwrap()).unwrap();
+    old.pin(pin(3)).unwrap();
+    let mut old: Table<FlowKey, FlowV3> = table(MapData::from_pin(pin(3)).unwrap());
+    let entries: Result<Vec<_>, MapError> = new.iter().collect();
+    let entries = entries.unwrap();
+    for (Bytes(key), Bytes(flow)) in &entries {
+        let value = FlowV3 {
+            last_seen_ns: flow.last_seen_ns,
+            packets: flow.packets,
+            bytes: flow.bytes,
+            to: flow.to,
+            zone: flow.zone,
+            ifindex: flow.dest,
+            from_generation: flow.from_incarnation,
+            to_generation: flow.to_incarnation,
+            flags: flow.kind | (flow.seen << 16),
+            last_ack: flow.last_ack,
+            pad: 0,
+        };
+        old.insert(Bytes(*key), Bytes(value), 0).unwrap();
+        new.remove(&Bytes(*key)).unwrap();
+    }
+    entries.len()
+}
+
+/// A connection that an agent with map layout 3 has left goes on under this one: its flow is
+/// carried over before the old pins go.
+#[test]
+#[ignore = "needs root"]
+fn a_connection_outlives_an_upgrade_of_the_map_layout() {
+    let mut world = World::new(1);
+    let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 80);
+    let _server = Server::tcp(world.outside.host.path(), any, Behaviour::Echo);
+    let (name, _) = world.run("bridge", &[]);
+    let to = SocketAddrV4::new(Outside::IP, 80);
+    let mut stream = sock::within(&container(&name), || sock::open(to, 0)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    let mut talk = || {
+        stream.write_all(b"ping").unwrap();
+        let mut answer = [0; 4];
+        stream.read_exact(&mut answer).unwrap();
+    };
+    talk();
+    let bpffs = world.host().bpffs();
+    world.cluster.hosts[0].stop_agent(nix::sys::signal::Signal::SIGKILL);
+    assert!(age_flows(&bpffs) >= 2);
+
+    world.cluster.hosts[0].start_agent(&[]);
+    world.cluster.hosts[0].wait_ready();
+    let log = || world.cluster.hosts[0].agent_log();
+    culvert_tests::netns::wait_until(Duration::from_secs(10), "map layout 3 to be retired", || {
+        log().contains("map layout 3 retired")
+    });
+    assert!(!bpffs.join("v3").exists(), "the old pins are gone");
+    talk();
+    let rows = world.host().json(&["nat", "ls"]);
+    let rows = rows.as_array().unwrap();
+    assert!(rows.iter().any(|row| row["container"] == name && row["dst_port"] == 80), "{rows:?}");
+}
