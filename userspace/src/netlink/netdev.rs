@@ -1,11 +1,11 @@
 //! XDP support of a driver, from the generic netlink family `netdev`
 //! (Documentation/netlink/specs/netdev.yaml). Attaching a program would show it too, but would stop
 //! the device for a moment.
-//!
 //! `netlink-packet-generic` 0.5 does not replace this file. It returns an error (`Unknown NLA
 //! type`) if the controller's answer has an attribute that the crate does not know, so a later
-//! kernel would seem to have no XDP. Without that answer, three `impl`s of 35 lines would replace
-//! `request`, of 17. `genetlink` 0.3 depends on netlink-proto 0.13, rtnetlink on 0.14.
+//! kernel would seem to have no XDP. Without the crate's decoding of that answer, three `impl`s of
+//! 35 lines would replace `request`, of 17. `genetlink` 0.3 depends on netlink-proto 0.13,
+//! rtnetlink on 0.14.
 
 use rtnetlink::{
     packet_core::NlasIterator,
