@@ -66,7 +66,7 @@ pub async fn spawn_detached(spec: &SuperviseSpec, args: &[OsString]) -> Result<i
     }
 }
 
-/// Implements `culvert __supervise`: calls [`supervise`], writes one [`Report`] to standard output
+/// Implements `culvert __supervise`: calls [`supervise`], writes one report to standard output
 /// and closes it. Returns the exit code.
 pub async fn supervise_detached(
     spec: &SuperviseSpec,
