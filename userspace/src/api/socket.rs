@@ -38,7 +38,7 @@ pub enum BindError {
     InUse {
         /// The socket.
         path: PathBuf,
-        /// Pid of that agent; `None` if it is not in our PID namespace.
+        /// Pid of that agent; `None` if it is in another PID namespace.
         pid: Option<i32>,
     },
     /// The path exists and is not a socket.

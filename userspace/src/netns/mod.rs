@@ -151,7 +151,7 @@ impl Netns {
     /// whose mount was removed while the process kept it alive.
     ///
     /// # Errors
-    /// The process is gone, or the kernel refuses.
+    /// The process has ended, or the kernel refuses.
     pub fn rebind(name: &Name, pid: i32) -> Result<()> {
         let path = Self::path_of(name);
         let failed = |error: io::Error| {
@@ -182,7 +182,7 @@ impl Netns {
             return Ok(());
         }
         let _lock = lock_directory()?;
-        // Several mounts may be stacked on the file if somebody mounted over it.
+        // Several mounts may be stacked on the file, if another program mounted over it.
         loop {
             match umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
                 Ok(()) => {}

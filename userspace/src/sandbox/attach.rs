@@ -221,7 +221,7 @@ async fn rename(inside: &Netlink, peer: &Link, spec: &PlugSpec, sandbox: &Netns)
 /// Brings the host side of a pair up. Returns whether it was down.
 ///
 /// # Errors
-/// The interface is gone, or the kernel refuses.
+/// The interface does not exist, or the kernel refuses.
 pub async fn open_port(netlink: &Netlink, host_ifname: &str) -> Result<bool> {
     let host = pending(netlink.link(host_ifname).await?, host_ifname)?;
     if host.up {

@@ -108,7 +108,7 @@ pub fn keep_forwarding(device: &str) -> Result<bool> {
 /// attached.
 ///
 /// # Errors
-/// The interface is gone, or the kernel refuses.
+/// The interface does not exist, or the kernel refuses.
 pub async fn open_gateway(netlink: &Netlink, spec: &GatewaySpec) -> Result<()> {
     let name = gateway_ifname(spec.vni);
     if netlink.link(&name).await?.is_some_and(|link| !link.up) {

@@ -372,7 +372,7 @@ fn a_node_name_has_one_live_agent() {
     // A restarted agent may take its node again. Its unchanged record is not written again.
     let again = register_node(&cluster.view, &first, 8).expect("plan");
     assert_eq!((again.compares.len(), again.writes.len()), (1, 1));
-    // Another agent of that name is refused until the first one is gone.
+    // Another agent of that name is refused until the first one has ended.
     let taken = line(register_node(&cluster.view, &second, 9));
     assert!(taken.contains("node name 'host1' is taken") && taken.contains("192.0.2.1"), "{taken}");
     cluster.view.apply(&crate::model::testing::delete(Key::alive(&first.name), 50));

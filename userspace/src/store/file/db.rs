@@ -251,7 +251,8 @@ impl Db {
         self.write(|tables| tables.forget(to).map(Ok)).map(drop)
     }
 
-    /// Runs a write transaction. Commits it unless `work` stops it. The commit is durable on return.
+    /// Runs a write transaction. Commits it unless `work` stops it. The commit is durable on
+    /// return.
     fn write(
         &self,
         work: impl FnOnce(&mut Tables<'_>) -> Result<Result<(), Stop>, redb::Error>,

@@ -32,7 +32,7 @@ const MIN_TTL: Duration = Duration::from_secs(1);
 /// The embedded store, in a directory of this host.
 ///
 /// A commit is durable when it returns. A watch can start from any of the last 10 000 revisions.
-/// Leases survive a reopening, and each then has its whole TTL again: nobody could send a
+/// Leases survive a reopening, and each then has its whole TTL again: no client could send a
 /// keep-alive while the store was closed.
 #[derive(Clone)]
 pub struct FileStore {
