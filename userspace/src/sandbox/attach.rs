@@ -157,7 +157,7 @@ pub async fn unplug(netlink: &Netlink, endpoint_id: &str) -> Result<()> {
     Ok(netlink.delete_link(&name).await?)
 }
 
-/// An interface that existed a moment ago.
+/// An interface that this call has just read or made. An error if it was removed since.
 fn pending(link: Option<Link>, name: &str) -> Result<Link> {
     link.ok_or_else(|| crate::netlink::NetlinkError::NoSuchInterface(name.to_owned()).into())
 }

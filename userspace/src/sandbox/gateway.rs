@@ -96,7 +96,7 @@ pub async fn plug_gateway(netlink: &Netlink, spec: &GatewaySpec) -> Result<u32> 
 /// Enables forwarding on a gateway device, which `bpf_fib_lookup` needs to look up the host's
 /// routes for packets that come in on it. The kernel itself forwards such a packet only if other
 /// software has changed its destination. Must be called in the host's namespace. Returns whether
-/// forwarding was off: a write to `net.ipv4.ip_forward` switches it on every interface.
+/// forwarding was off: a write of 0 to `net.ipv4.ip_forward` turns it off on every interface.
 ///
 /// # Errors
 /// The kernel refuses.

@@ -1,6 +1,6 @@
-//! The file system of a program in a sandbox. It is the host's, with two differences, as with `ip
-//! netns exec`: `/sys` shows the sandbox's devices, and the files of `/etc/netns/NAME/` are mounted
-//! over those in `/etc`.
+//! The file system of a program in a sandbox. It is the host's, with the two differences that
+//! `ip netns exec` makes: `/sys` shows the sandbox's devices, and the files of `/etc/netns/NAME/`
+//! are mounted over those in `/etc`.
 
 use std::{
     fs::{self, File, OpenOptions},

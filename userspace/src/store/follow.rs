@@ -343,7 +343,7 @@ impl Worker {
         let entry = entries.iter().find(|entry| entry.key == self.mark_key)?;
         match StoreMark::decode(&entry.value) {
             Some(mark) => Some(mark.id),
-            // A store with a smaller revision than before is another store.
+            // An unreadable mark is identified by its revision, which differs between stores.
             None => Some(format!("unreadable, of revision {}", entry.mod_revision)),
         }
     }

@@ -83,7 +83,7 @@ impl Connections {
             .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
             .with_keep_alive_while_idle(true)
             .with_connect_timeout(options.timeout / 2)
-            // With this a member without a majority refuses calls; otherwise it would not answer.
+            // A member without a majority then refuses calls; otherwise it would not answer.
             .with_require_leader(true)
             .with_auto_token_refresh(true);
         match (&options.user, &options.password) {
