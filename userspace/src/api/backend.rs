@@ -1,4 +1,4 @@
-//! What the API server asks of the agent.
+//! The interface between the API server and the agent.
 
 use async_trait::async_trait;
 
@@ -9,7 +9,7 @@ use super::types::{
 };
 use crate::model::Name;
 
-/// The agent, as the API server sees it. Every refusal leaves the state as it was.
+/// The agent, as the API server calls it. A request that fails leaves the state unchanged.
 #[async_trait]
 pub trait Backend: Send + Sync + 'static {
     /// `network create`.
@@ -24,9 +24,9 @@ pub trait Backend: Send + Sync + 'static {
     async fn connect(&self, network: &Name, request: Connect) -> Result<ContainerRow, ApiError>;
     /// `network disconnect`; also `detach NAME --network NET`.
     async fn disconnect(&self, network: &Name, container: &Name) -> Result<(), ApiError>;
-    /// `run` and `attach`: the sandbox and its attachment, without a process.
+    /// `run` and `attach`: makes or adopts the sandbox and attaches it, without starting a process.
     async fn container_create(&self, request: ContainerCreate) -> Result<ContainerRow, ApiError>;
-    /// The supervisor of `run` reports.
+    /// The state report of `run`'s supervisor.
     async fn container_state(&self, name: &Name, state: ContainerState) -> Result<(), ApiError>;
     /// `ps`.
     async fn containers(&self) -> Result<Vec<ContainerRow>, ApiError>;
@@ -36,7 +36,7 @@ pub trait Backend: Send + Sync + 'static {
     async fn fdb(&self) -> Result<Vec<FdbRow>, ApiError>;
     /// `neigh show`.
     async fn neighbours(&self) -> Result<Vec<NeighRow>, ApiError>;
-    /// `nat ls`: the flows that fit.
+    /// `nat ls`: the flows that match the query.
     async fn nat(&self, query: NatQuery) -> Result<Vec<NatRow>, ApiError>;
     /// `vtep ls`.
     async fn vteps(&self) -> Result<Vec<VtepRow>, ApiError>;
@@ -44,11 +44,11 @@ pub trait Backend: Send + Sync + 'static {
     async fn vtep_add(&self, request: VtepChange) -> Result<(), ApiError>;
     /// `vtep rm`.
     async fn vtep_remove(&self, request: VtepChange) -> Result<(), ApiError>;
-    /// `stats`: every counter that is not zero, and the flows by their states.
+    /// `stats`: every counter that is not zero, and the number of flows by state.
     async fn stats(&self) -> Result<Vec<StatsRow>, ApiError>;
     /// `status`.
     async fn status(&self) -> Result<Status, ApiError>;
-    /// `purge`: removes everything of this node from the store and the kernel,
-    /// then the agent exits.
+    /// `purge`: removes all objects of this node from the store and the kernel. Then the agent
+    /// exits.
     async fn purge(&self) -> Result<(), ApiError>;
 }

@@ -23,30 +23,30 @@ use super::{
 };
 use crate::model::Name;
 
-/// How long the agent may take for one answer. Longer than any wait of its own.
+/// Timeout of the agent's answer, longer than any timeout in the agent.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Why the agent cannot be asked. Each displays as one line.
+/// The error when the agent cannot be reached. Each displays as one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreachable {
-    /// No socket, or one that an agent left behind.
+    /// The socket does not exist, or is a stale one of an agent that ended.
     #[error(
         "agent: nobody listens on {}: start it with 'culvert agent' or name its socket with --socket",
         .0.display()
     )]
     NobodyListens(PathBuf),
-    /// The socket's mode keeps us out.
+    /// The socket's mode denies access.
     #[error(
         "agent: permission to use {} is denied: run as root or as a member of its group",
         .0.display()
     )]
     Denied(PathBuf),
-    /// Anything else.
+    /// Any other error.
     #[error("agent: {} cannot be connected to: {error}", path.display())]
     Io {
         /// The socket.
         path: PathBuf,
-        /// Why.
+        /// The error of the system call.
         error: io::Error,
     },
 }
@@ -57,7 +57,7 @@ impl From<Unreachable> for ApiError {
     }
 }
 
-/// Talks to the agent that listens on a socket; a connection for each request.
+/// A client of the agent that listens on a socket. It opens a connection for each request.
 #[derive(Clone, Debug)]
 pub struct Client {
     path: PathBuf,
@@ -65,12 +65,12 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the agent at `path`. Connects on the first request only.
+    /// Makes a client of the agent at `path`. It connects only on a request.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), timeout: TIMEOUT }
     }
 
-    /// The same with another limit on how long an answer may take.
+    /// As above, with another timeout of an answer.
     pub fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
     }
@@ -80,7 +80,7 @@ impl Client {
         &self.path
     }
 
-    /// Whether somebody listens on the socket and lets us in.
+    /// Checks that an agent listens on the socket and that its mode permits access.
     pub async fn reach(&self) -> Result<(), Unreachable> {
         self.connection().await.map(drop)
     }
@@ -106,7 +106,7 @@ impl Client {
         )
     }
 
-    /// Sends `request` and collects the answer.
+    /// Sends `request` and reads the whole answer.
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(Parts, Bytes), ApiError> {
         let stream = TokioIo::new(self.connection().await?);
         let (mut sender, connection) =
@@ -118,12 +118,12 @@ impl Client {
             Ok((parts, body.to_bytes()))
         };
         tokio::pin!(answer);
-        // The connection is driven here, not in a task of its own: nothing
-        // outlives the request.
+        // The connection is polled here and not in a task of its own, so that it ends with the
+        // request.
         tokio::select! {
             answer = &mut answer => answer,
             ended = connection => match ended {
-                // All that the agent sent is in by now.
+                // The connection has ended, so the whole answer has been received.
                 Ok(()) => answer.await,
                 Err(error) => Err(self.broken(error)),
             },
@@ -191,7 +191,7 @@ impl Client {
     }
 }
 
-// Names need no escaping in a path: `Name` admits unreserved characters only.
+// Names need no escaping in a path: `Name` permits only unreserved characters (RFC 3986 §2.3).
 #[async_trait]
 impl Backend for Client {
     async fn network_create(&self, request: NetworkCreate) -> Result<Created, ApiError> {
@@ -246,7 +246,7 @@ impl Backend for Client {
 
     async fn nat(&self, query: NatQuery) -> Result<Vec<NatRow>, ApiError> {
         let NatQuery { container, protocol, address } = query;
-        // Nor do addresses need escaping.
+        // Addresses need no escaping either.
         let given: Vec<_> = [
             container.map(|name| format!("container={name}")),
             protocol.map(|protocol| format!("protocol={}", protocol.name())),

@@ -1,4 +1,4 @@
-//! Errors of the rooms below as errors of the API.
+//! Conversion of errors of lower layers into errors of the API.
 
 use super::types::{ApiError, ErrorKind};
 use crate::model::ops::{ExecuteError, Refusal};

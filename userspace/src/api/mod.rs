@@ -1,4 +1,4 @@
-//! How people and scripts talk to the agent: HTTP with JSON on a unix socket.
+//! The agent's API for users and scripts: HTTP with JSON on a unix socket.
 //!
 //! | Method and path | Body | Answer |
 //! |---|---|---|
@@ -19,8 +19,8 @@
 //! | `GET /v1/status` | | [`types::Status`] |
 //! | `POST /v1/purge` | | |
 //!
-//! A success is 200 with JSON, or 204 without a body. A refusal is the status
-//! of its [`types::ErrorKind`] with a [`types::ApiError`].
+//! A success is 200 with JSON, or 204 without a body. An error has the status of its
+//! [`types::ErrorKind`] and a [`types::ApiError`] as the body.
 
 mod backend;
 mod client;

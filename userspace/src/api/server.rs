@@ -23,18 +23,17 @@ use super::{
 };
 use crate::model::Name;
 
-/// Largest request body, in bytes. The largest honest one, a command line for
-/// `ps`, is bounded by the kernel's 2 MiB of arguments.
+/// Largest request body, in bytes. The largest valid field, a command line for `ps`, is bounded by
+/// the kernel's limit of 2 MiB for arguments.
 pub const MAX_BODY: usize = 4 << 20;
 
-/// How long requests under way may still take once the shutdown has begun.
+/// Time that open requests have to finish after the shutdown has begun.
 const GRACE: Duration = Duration::from_secs(5);
 
 type Shared = State<Arc<dyn Backend>>;
 
-/// Serves the API on `listener` until `shutdown` completes and the requests
-/// under way are answered, or 5 s later. The socket file is gone when
-/// this returns.
+/// Serves the API on `listener` until `shutdown` completes. Open requests then have 5 s to finish.
+/// The socket file is removed before this returns.
 pub async fn serve(
     listener: Listener,
     backend: Arc<dyn Backend>,
@@ -44,11 +43,11 @@ pub async fn serve(
     let (told, mut stopping) = watch::channel(false);
     let server = axum::serve(socket, router(backend)).with_graceful_shutdown(async move {
         shutdown.await;
-        // No receiver is left only when `serve` itself is gone.
+        // Fails only if `serve` itself was dropped.
         let _ = told.send(true);
     });
     let deadline = async move {
-        // A sender dropped unsent means the server ended by itself.
+        // An error means that the sender was dropped because the server ended by itself.
         let _ = stopping.wait_for(|stop| *stop).await;
         tokio::time::sleep(GRACE).await;
     };
@@ -100,7 +99,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// Why a request was refused before it reached the backend.
+/// The error for a request that the server refuses before it reaches the backend.
 fn invalid(message: String) -> ApiError {
     ApiError::new(ErrorKind::Invalid, message)
 }
@@ -117,7 +116,7 @@ async fn unknown_route(method: Method, uri: Uri) -> ApiError {
     )
 }
 
-/// The JSON body, whatever content type it claims.
+/// Parses the JSON body. The content type is not checked.
 async fn body<T: DeserializeOwned>(body: Body) -> Result<T, ApiError> {
     let bytes = to_bytes(body, MAX_BODY).await.map_err(|error| {
         invalid(format!(
@@ -128,7 +127,7 @@ async fn body<T: DeserializeOwned>(body: Body) -> Result<T, ApiError> {
         .map_err(|error| invalid(format!("API request body is malformed: {error}")))
 }
 
-/// The query.
+/// Parses the query.
 fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, ApiError> {
     match Query::try_from_uri(uri) {
         Ok(Query(query)) => Ok(query),
@@ -138,7 +137,7 @@ fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, ApiError> {
     }
 }
 
-/// The names in the path.
+/// The names in a request's path.
 struct Named<T>(T);
 
 impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Named<T> {
@@ -157,7 +156,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Named<T
 type Answer<T> = Result<Json<T>, ApiError>;
 type Done = Result<StatusCode, ApiError>;
 
-/// What a success without an answer is.
+/// The status of a success without a body.
 fn done(_: ()) -> StatusCode {
     StatusCode::NO_CONTENT
 }

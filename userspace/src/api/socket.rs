@@ -1,5 +1,5 @@
-//! The agent's socket: one agent on it at a time, and only those let in whom
-//! its mode lets in.
+//! The agent's socket. At most one agent listens on it, and its mode limits which users can
+//! connect.
 
 use std::{
     fs::{self, File},
@@ -26,37 +26,37 @@ use nix::{
     },
 };
 
-/// Mode of the socket: root, and a group that root may give it to.
+/// Mode of the socket: root and the socket's group have access. root may change the group.
 const MODE: u32 = 0o660;
 
-/// Why [`bind`] did not bind. Each displays as one line.
+/// The error of [`bind`]. Each displays as one line.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// Another agent listens there, or is about to.
+    /// Another agent listens on the socket, or is starting to.
     #[error("socket {} is in use by culvert agent{}: stop it or give another --socket",
         path.display(), pid.map(|pid| format!(" pid {pid}")).unwrap_or_default())]
     InUse {
         /// The socket.
         path: PathBuf,
-        /// The agent, unless it is beyond our PID namespace.
+        /// Pid of that agent; `None` if it is in another PID namespace.
         pid: Option<i32>,
     },
-    /// Something that is not a socket is in the way.
+    /// The path exists and is not a socket.
     #[error("socket {} is a file of another kind: remove it or give another --socket", .0.display())]
     NotASocket(PathBuf),
-    /// The kernel refused.
+    /// The kernel refused an operation.
     #[error("socket {} cannot be made: {action}: {error}", path.display())]
     Io {
         /// The socket.
         path: PathBuf,
-        /// What was refused.
+        /// The operation that was refused.
         action: &'static str,
-        /// Why.
+        /// The kernel's error.
         error: io::Error,
     },
 }
 
-/// A bound socket. Dropped, it removes its file and gives up the path.
+/// A bound socket. When dropped, it removes its file and releases the lock on the path.
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
@@ -64,13 +64,13 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Where it listens.
+    /// The path of the socket.
     pub fn path(&self) -> &Path {
         &self.guard.path
     }
 
-    /// The listener for tokio, and what keeps the path ours while it lives.
-    /// Fails outside a tokio runtime's context.
+    /// The listener for tokio, and the guard that keeps the lock on the path. Fails outside a tokio
+    /// runtime's context.
     pub(super) fn into_tokio(self) -> io::Result<(tokio::net::UnixListener, Guard)> {
         Ok((tokio::net::UnixListener::from_std(self.socket)?, self.guard))
     }
@@ -86,23 +86,23 @@ pub(super) struct Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // Best effort: what stays behind is stale, and the next bind removes it.
-        // The lock file goes last, while still held, so that whoever holds a
-        // lock on this path holds the one that everybody sees.
+        // Best effort: a file that is left is stale, and the next `bind` removes it. The lock file
+        // is removed last and while the lock is held, so that the holder of a lock on this path
+        // always holds the lock of the visible file.
         let _ = fs::remove_file(&self.path);
         let _ = fs::remove_file(&self.lock);
     }
 }
 
-/// Binds the agent's socket at `path`, with its parent directory made if need
-/// be. A stale socket is removed; one that somebody listens on is not.
+/// Binds the agent's socket at `path`. Makes the parent directory if it does not exist. A stale
+/// socket is removed; a socket with a listener is kept.
 ///
-/// The path is ours by an exclusive lock on `PATH.lock`, so that of two agents
-/// that start at the same time exactly one gets it.
+/// An exclusive lock on `PATH.lock` protects the path: if two agents start at the same time,
+/// exactly one gets it.
 pub fn bind(path: &Path) -> Result<Listener, BindError> {
     let refused =
         |action| move |error: io::Error| BindError::Io { path: path.to_owned(), action, error };
-    // Checked first, so that nothing is made for a path that cannot be.
+    // The path is checked first, so that an invalid one leaves no directory behind.
     let address =
         UnixAddr::new(path).map_err(|errno| refused("name")(explain_address(errno, path)))?;
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
@@ -116,8 +116,8 @@ pub fn bind(path: &Path) -> Result<Listener, BindError> {
             return Err(BindError::InUse { path: path.to_owned(), pid });
         }
     };
-    // From here on an error must not run the guard's removal of a socket that
-    // is not ours, hence `forget_socket`.
+    // If an error occurs from here on, the guard must not remove the socket of another process;
+    // `give_up` prevents it.
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(guard.give_up(refused("look at it")(error))),
@@ -139,7 +139,7 @@ pub fn bind(path: &Path) -> Result<Listener, BindError> {
 }
 
 impl Guard {
-    /// Gives up the path but leaves what stands there alone.
+    /// Releases the lock on the path, but keeps the file at the path.
     fn give_up(mut self, error: BindError) -> BindError {
         self.path = PathBuf::new();
         error
@@ -157,7 +157,7 @@ fn explain_address(errno: Errno, path: &Path) -> io::Error {
     }
 }
 
-/// Takes the lock of `path`, or tells who seems to hold it.
+/// Takes the lock of `path`. If it is taken, returns the pid that the lock file names.
 fn lock(path: &Path) -> io::Result<Result<Guard, Option<i32>>> {
     let mut lock = path.as_os_str().to_owned();
     lock.push(".lock");
@@ -172,8 +172,8 @@ fn lock(path: &Path) -> io::Result<Result<Guard, Option<i32>>> {
             .open(&lock)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut held) => {
-                // Between open and lock its former owner may have removed the
-                // file; a lock on a file that nobody else can open is worth nothing.
+                // The previous holder may have removed the file between our open and our lock. A
+                // lock on a removed file excludes no other process.
                 if !same_file(&held, &lock)? {
                     continue;
                 }
@@ -202,8 +202,8 @@ fn same_file(held: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Who listens at `address`: `None` if nobody does, `Some(None)` if it is
-/// somebody whose process cannot be told.
+/// The pid of the process that listens at `address`. `None`: no process listens. `Some(None)`: a
+/// process listens, but its pid is not known.
 fn listening(address: &UnixAddr) -> Result<Option<Option<i32>>, Errno> {
     let probe = socket(
         AddressFamily::Unix,
@@ -216,14 +216,14 @@ fn listening(address: &UnixAddr) -> Result<Option<Option<i32>>, Errno> {
             let pid = getsockopt(&probe, PeerCredentials).ok().map(|peer| peer.pid());
             Ok(Some(pid.filter(|pid| *pid > 0)))
         }
-        // Its backlog is full: it lives.
+        // The backlog is full, so a process listens.
         Err(Errno::EAGAIN) => Ok(Some(None)),
         Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(None),
         Err(errno) => Err(errno),
     }
 }
 
-/// The listening socket, with its mode in force before anybody can connect.
+/// Makes the listening socket. Its mode is in force before it accepts connections.
 fn listen_at(address: &UnixAddr, path: &Path) -> io::Result<UnixListener> {
     let socket: OwnedFd = socket(
         AddressFamily::Unix,
@@ -234,7 +234,7 @@ fn listen_at(address: &UnixAddr, path: &Path) -> io::Result<UnixListener> {
     // unix(7): the file gets the mode of the socket less the umask.
     fchmod(&socket, Mode::from_bits_truncate(MODE))?;
     nix::sys::socket::bind(socket.as_raw_fd(), address)?;
-    // What the umask took away.
+    // Adds the permissions that the umask removed.
     fs::set_permissions(path, fs::Permissions::from_mode(MODE))?;
     listen(&socket, Backlog::new(128)?)?;
     Ok(UnixListener::from(socket))

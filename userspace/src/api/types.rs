@@ -1,5 +1,4 @@
-//! Requests and answers of the agent's API. The JSON rows are those of the
-//! CLI's `--format json`.
+//! Requests and answers of the agent's API. The JSON rows equal those of the CLI's `--format json`.
 
 mod nat;
 
@@ -18,14 +17,14 @@ use crate::{
     model::{Driver, MacAddr, Name},
 };
 
-/// Why a request was refused: `message` is one line that names the thing, what
-/// is wrong with it and what would be right.
+/// The error of a request. `message` is one line that names the object, what is wrong with it and
+/// what would be valid.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
     /// Class of the refusal.
     pub kind: ErrorKind,
-    /// The line.
+    /// The error message, one line.
     pub message: String,
 }
 
@@ -33,11 +32,11 @@ pub struct ApiError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
-    /// 400: the request makes no sense.
+    /// 400: the request is invalid.
     Invalid,
-    /// 404: no such thing.
+    /// 404: the object does not exist.
     NotFound,
-    /// 409: the state does not allow it.
+    /// 409: the current state does not allow the request.
     Conflict,
     /// 503: the store or the kernel does not answer.
     Unavailable,
@@ -46,15 +45,15 @@ pub enum ErrorKind {
 }
 
 impl ApiError {
-    /// A refusal of class `kind`. Line breaks and other control characters in
-    /// `message`, say from the store or a library, become spaces.
+    /// Makes an error of class `kind`. Line breaks and other control characters in `message`, which
+    /// may come from the store or a library, become spaces.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self { kind, message: one_line(message.into()) }
     }
 }
 
-/// `text` as it prints on one line: every control character is a space, and
-/// what is much too long loses its middle, for the end says what is right.
+/// Returns `text` on one line: control characters become spaces. A text that is too long is
+/// shortened in the middle, because its end contains the advice.
 pub fn one_line(text: String) -> String {
     const HALF: usize = 300;
     let text = if text.contains(char::is_control) {
@@ -77,22 +76,23 @@ pub struct NetworkCreate {
     pub name: Name,
     /// Driver.
     pub driver: Driver,
-    /// Subnets; empty: Culvert chooses an IPv4 one.
+    /// Subnets. If empty, Culvert chooses an IPv4 subnet.
     #[serde(default)]
     pub subnets: Vec<IpNetwork>,
-    /// Gateway in one of the subnets; the first host address by default.
+    /// Gateway in one of the subnets. Default: the first host address.
     #[serde(default)]
     pub gateway: Option<IpAddr>,
-    /// VNI; the lowest free one by default. Unchecked, so that the refusal is the agent's.
+    /// VNI. Default: the lowest free one. It is not validated here, so that the error comes from
+    /// the agent.
     #[serde(default)]
     pub vni: Option<u32>,
-    /// MTU; the underlay's less the VXLAN overhead by default.
+    /// MTU in bytes. Default: the underlay's, less the VXLAN overhead.
     #[serde(default)]
     pub mtu: Option<u32>,
-    /// No way out.
+    /// The network has no route to external addresses (`--internal`).
     #[serde(default)]
     pub internal: bool,
-    /// Learn source addresses.
+    /// The data plane learns source MAC addresses.
     #[serde(default)]
     pub learning: bool,
     /// `--opt`.
@@ -103,7 +103,7 @@ pub struct NetworkCreate {
     pub labels: BTreeMap<String, String>,
 }
 
-/// Answer with the identifier of what was made.
+/// Answer with the identifier of a new object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Created {
     /// 64 hexadecimal digits.
@@ -125,13 +125,13 @@ pub struct NetworkRow {
     pub subnets: Vec<String>,
     /// VNI.
     pub vni: u32,
-    /// MTU.
+    /// MTU in bytes.
     pub mtu: u16,
     /// Number of endpoints on all nodes.
     pub endpoints: usize,
 }
 
-/// `network inspect`, one element of the array; field names are Docker's.
+/// An element of the array of `network inspect`; field names are Docker's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct NetworkInspect {
@@ -143,13 +143,13 @@ pub struct NetworkInspect {
     pub scope: String,
     /// Driver.
     pub driver: String,
-    /// An IPv6 subnet is present.
+    /// Whether the network has an IPv6 subnet.
     #[serde(rename = "EnableIPv6")]
     pub enable_ipv6: bool,
     /// Subnets.
     #[serde(rename = "IPAM")]
     pub ipam: InspectIpam,
-    /// No way out.
+    /// Whether the network has no route to external addresses (`--internal`).
     pub internal: bool,
     /// Endpoints on all nodes, by container name and node.
     pub containers: BTreeMap<String, InspectContainer>,
@@ -159,9 +159,9 @@ pub struct NetworkInspect {
     pub labels: BTreeMap<String, String>,
     /// VNI.
     pub vni: u32,
-    /// MTU.
+    /// MTU in bytes.
     pub mtu: u16,
-    /// VTEPs that have endpoints in the network.
+    /// VTEPs with endpoints in the network.
     pub peers: Vec<InspectPeer>,
 }
 
@@ -175,7 +175,7 @@ pub struct InspectIpam {
     pub config: Vec<InspectSubnet>,
 }
 
-/// Subnet of [`InspectIpam`].
+/// A subnet in [`InspectIpam`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct InspectSubnet {
@@ -185,7 +185,7 @@ pub struct InspectSubnet {
     pub gateway: String,
 }
 
-/// Endpoint of [`NetworkInspect`].
+/// An endpoint in [`NetworkInspect`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct InspectContainer {
@@ -206,7 +206,7 @@ pub struct InspectContainer {
     pub ipv6_address: String,
 }
 
-/// Peer of [`NetworkInspect`].
+/// A peer in [`NetworkInspect`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct InspectPeer {
@@ -217,7 +217,7 @@ pub struct InspectPeer {
     pub ip: String,
 }
 
-/// `POST /v1/containers`: makes or adopts a sandbox and attaches it.
+/// `POST /v1/containers`: makes or adopts a sandbox and attaches it to a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerCreate {
     /// Name, unique on the node.
@@ -230,25 +230,25 @@ pub struct ContainerCreate {
     /// Fixed MAC.
     #[serde(default)]
     pub mac: Option<MacAddr>,
-    /// Published ports, as given to `-p`.
+    /// Values of `-p`.
     #[serde(default)]
     pub ports: Vec<String>,
-    /// Ports that the command will listen on, as given to `--expose`.
+    /// Values of `--expose`: ports on which the command will listen.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub expose: Vec<String>,
-    /// Interface name in the sandbox; the first free `ethN` by default.
+    /// Interface name in the sandbox. Default: the first free `ethN`.
     #[serde(default)]
     pub ifname: Option<String>,
-    /// Adopt the namespace at this path instead of making one.
+    /// Path of a namespace to adopt instead of making one.
     #[serde(default)]
     pub netns: Option<PathBuf>,
-    /// Adopt the namespace of this process instead of making one.
+    /// Pid of a process whose namespace is adopted instead of making one.
     #[serde(default)]
     pub pid: Option<i32>,
-    /// Remove the container when its command ends.
+    /// Whether the container is removed when its command ends.
     #[serde(default)]
     pub auto_remove: bool,
-    /// Command line, for `ps`.
+    /// Command line, shown by `ps`.
     #[serde(default)]
     pub command: Vec<String>,
 }
@@ -260,9 +260,9 @@ pub struct ContainerRow {
     pub name: String,
     /// `none`, `host`, `container`, `bridge`, `overlay` or `attached`.
     pub mode: String,
-    /// Process, while one runs.
+    /// Pid of the command while it runs.
     pub pid: Option<i32>,
-    /// Exit code, once it ended.
+    /// Exit code of the command, once it has ended.
     pub exit_code: Option<i32>,
     /// Path of the namespace.
     pub netns: String,
@@ -274,14 +274,14 @@ pub struct ContainerRow {
     pub command: Vec<String>,
 }
 
-/// Network of a [`ContainerRow`].
+/// A network in [`ContainerRow`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerNetwork {
     /// Network.
     pub name: String,
-    /// Address without prefix length: IPv4 if there is one.
+    /// Address without prefix length: IPv4 if the endpoint has one.
     pub ip: String,
-    /// IPv6 address, if there is one.
+    /// IPv6 address, if the endpoint has one.
     pub ip6: Option<String>,
     /// MAC.
     pub mac: String,
@@ -291,25 +291,25 @@ pub struct ContainerNetwork {
     pub ports: Vec<String>,
 }
 
-/// `POST /v1/containers/NAME/state`: the supervisor tells what its command does.
+/// `POST /v1/containers/NAME/state`: the supervisor reports the state of its command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum ContainerState {
-    /// Started.
+    /// The command has started.
     Running {
-        /// Process.
+        /// Pid of the command.
         pid: i32,
         /// Log file.
         log: Option<PathBuf>,
     },
-    /// Ended.
+    /// The command has ended.
     Exited {
-        /// Exit code, 128 + signal if killed.
+        /// Exit code, or 128 + N if signal N ended the command.
         code: i32,
     },
 }
 
-/// `POST /v1/networks/NAME/containers`.
+/// `POST /v1/networks/NAME/containers`: attaches a container to a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connect {
     /// Container.
@@ -333,11 +333,11 @@ pub struct FdbRow {
     pub mac: String,
     /// `local`, `static` or `learned`.
     pub kind: String,
-    /// VTEP of a remote MAC, empty for a local one.
+    /// VTEP address of a remote MAC, empty for a local one.
     pub dst: String,
     /// Interface: the veth of a local MAC, the uplink of a remote one.
     pub ifname: String,
-    /// Seconds since a learned MAC was last seen; `null` for the others.
+    /// Seconds since the last frame from a learned MAC; `null` for other entries.
     pub age_s: Option<u64>,
 }
 
@@ -365,13 +365,13 @@ pub struct VtepRow {
     pub node: String,
     /// `self`, `node` or `foreign`.
     pub kind: String,
-    /// The agent's lease is alive; `null` for a foreign VTEP.
+    /// Whether the lease of the node's agent is alive; `null` for a foreign VTEP.
     pub alive: Option<bool>,
-    /// Networks in which it has endpoints, or that it was added to.
+    /// Networks in which the VTEP has endpoints, or to which it was added.
     pub networks: Vec<String>,
-    /// Uplink and next hop by which it is reached; empty if unreachable.
+    /// Uplink and next hop of the route to the VTEP; empty if it is unreachable.
     pub via: String,
-    /// Largest inner packet towards it.
+    /// Largest inner packet that fits towards the VTEP, in bytes.
     pub inner_mtu: u16,
 }
 
@@ -382,7 +382,7 @@ pub struct VtepChange {
     pub ip: Ipv4Addr,
     /// Network.
     pub network: Name,
-    /// UDP port; the agent's own by default.
+    /// UDP port. Default: the agent's own.
     #[serde(default)]
     pub port: Option<u16>,
 }
@@ -390,21 +390,21 @@ pub struct VtepChange {
 /// Row of `stats`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatsRow {
-    /// Program, named for its hook, or `conntrack`.
+    /// Program, named after its hook, or `conntrack`.
     pub direction: String,
-    /// `forward`, `drop` or `note`; of `conntrack`: `flows`.
+    /// `forward`, `drop` or `note`; `flows` for `conntrack`.
     pub verdict: String,
-    /// Name of the action, drop reason or note, or of a flow's state.
+    /// Name of the action, of the drop reason, of the note or of the flow state.
     pub reason: String,
-    /// Its number, which never changes meaning.
+    /// Number of the name. Its meaning never changes.
     pub code: u8,
-    /// Frames; of `conntrack` the flows that are in the state now.
+    /// Number of frames; for `conntrack` the current number of flows in the state.
     pub packets: u64,
-    /// Bytes; of `conntrack` those that these flows carried.
+    /// Number of bytes; for `conntrack` the bytes of those flows.
     pub bytes: u64,
 }
 
-/// `status`.
+/// Answer of `GET /v1/status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// Node name.
@@ -415,23 +415,23 @@ pub struct Status {
     pub store: StoreStatus,
     /// Data plane.
     pub datapath: DatapathStatus,
-    /// VTEPs known, this one included.
+    /// Number of known VTEPs, this node's included.
     pub vteps: usize,
-    /// Conntrack.
+    /// Conntrack table.
     #[serde(default)]
     pub conntrack: ConntrackStatus,
-    /// Counts of things.
+    /// Numbers of objects.
     pub counts: Counts,
-    /// What the agent skips or cannot do now, a line each.
+    /// Records that the agent skips and tasks that it cannot do now, one line each.
     pub problems: Vec<String>,
 }
 
-/// Agent of [`Status`].
+/// The agent in [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentStatus {
     /// Version.
     pub version: String,
-    /// Process.
+    /// Pid.
     pub pid: u32,
     /// Seconds since it started.
     pub uptime_s: u64,
@@ -441,56 +441,56 @@ pub struct AgentStatus {
     pub vxlan_port: u16,
     /// Uplinks.
     pub uplinks: Vec<String>,
-    /// State directory; logs of detached containers are in its `logs`.
+    /// State directory. The logs of detached containers are in its directory `logs`.
     pub state_dir: String,
 }
 
-/// Store of [`Status`].
+/// The store in [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreStatus {
     /// `etcd` or `file`.
     pub kind: String,
-    /// The last exchange succeeded.
+    /// Whether the last exchange with the store succeeded.
     pub healthy: bool,
-    /// Revision up to which the agent has seen the store.
+    /// Revision up to which the agent has received the store's changes.
     pub revision: i64,
     /// The last error, while unhealthy.
     pub error: Option<String>,
-    /// How far the store's clock is ahead of this host's, in ms; `null` if it
-    /// does not tell.
+    /// How far the store's clock is ahead of this host's, in ms; `null` if the store does not
+    /// report it.
     #[serde(default)]
     pub clock_offset_ms: Option<i64>,
-    /// The last time that the whole store was read: at the start, and after a break
-    /// that the store's history does not bridge.
+    /// The last full read of the store: at the start, or after an interruption whose changes the
+    /// store has compacted.
     #[serde(default)]
     pub last_read: Option<StoreRead>,
 }
 
-/// How the reading of the whole store went.
+/// Duration and size of a full read of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreRead {
     /// Keys read.
     pub keys: usize,
-    /// From the beginning until the last key was here, in ms.
+    /// Time from the start until the last key was received, in ms.
     pub read_ms: u64,
-    /// From the beginning until the maps held what follows from it, in ms.
+    /// Time from the start until the maps had the resulting entries, in ms.
     pub maps_ms: u64,
 }
 
-/// Data plane of [`Status`].
+/// The data plane in [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatapathStatus {
     /// `tc` or `xdp`.
     pub mode: String,
-    /// Why this mode.
+    /// The reason for this mode.
     pub reason: String,
-    /// What is known of the uplinks.
+    /// Facts about the uplinks.
     #[serde(default)]
     pub uplinks: Vec<Uplink>,
-    /// What connects new containers with the host: `veth` or `netkit`.
+    /// Kind of device pair that new containers get: `veth` or `netkit`.
     #[serde(default)]
     pub device: String,
-    /// Why these devices.
+    /// The reason for this kind.
     #[serde(default)]
     pub device_reason: String,
     /// ABI version of the maps.
@@ -499,18 +499,18 @@ pub struct DatapathStatus {
     pub pins: String,
 }
 
-/// Counts of [`Status`].
+/// Numbers of objects in [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
-    /// Networks.
+    /// Number of networks.
     pub networks: usize,
-    /// Endpoints on this node.
+    /// Number of endpoints on this node.
     pub local_endpoints: usize,
-    /// Endpoints on all nodes.
+    /// Number of endpoints on all nodes.
     pub endpoints: usize,
-    /// Entries in the FDB maps.
+    /// Number of entries in the FDB maps.
     pub fdb: usize,
-    /// Entries in the neighbour map.
+    /// Number of entries in the neighbour map.
     pub neighbours: usize,
 }
 

@@ -53,7 +53,7 @@ pub struct AgentOptions {
 pub struct StoreAccess {
     /// `--store-ca`: PEM file of the authority that signed the store's certificate.
     pub ca: Option<PathBuf>,
-    /// `--store-cert`: PEM file of our certificate; comes with `key`.
+    /// `--store-cert`: PEM file of the agent's certificate; comes with `key`.
     pub cert: Option<PathBuf>,
     /// `--store-key`: PEM file of its key.
     pub key: Option<PathBuf>,

@@ -7,12 +7,12 @@ use culvert_common::{abi::DEFAULT_FLOWS, datapath::conntrack::FlowState};
 /// Options of `culvert agent` about connection tracking and NAT.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConntrackOptions {
-    /// `--conntrack-max`: how many flows the table holds, [`MIN_CONNTRACK`] to [`MAX_CONNTRACK`].
+    /// `--conntrack-max`: capacity of the flow table, [`MIN_CONNTRACK`] to [`MAX_CONNTRACK`] flows.
     pub max_flows: u32,
-    /// `--nat-ports`: the least and the greatest source port that masquerading chooses.
-    /// The least is not 0 and not above the greatest.
+    /// `--nat-ports`: the least and the greatest source port of masquerading. The least is not 0
+    /// and not above the greatest.
     pub nat_ports: (u16, u16),
-    /// `--conntrack-timeout`, once for each state that was given.
+    /// `--conntrack-timeout`, once for each state whose timeout was given.
     pub timeouts: Timeouts,
 }
 
@@ -26,7 +26,7 @@ impl Default for ConntrackOptions {
     }
 }
 
-/// How long an idle flow stays in the table, by its state.
+/// Timeouts of idle flows, by state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts {
     /// The timeouts that differ from the default, in seconds.
@@ -34,25 +34,24 @@ pub struct Timeouts {
 }
 
 impl Timeouts {
-    /// How long an idle flow in `state` stays.
+    /// Timeout of an idle flow in `state`.
     pub fn get(&self, state: FlowState) -> Duration {
         let seconds = self.given.get(&state).copied().unwrap_or(state.default_timeout_s());
         Duration::from_secs(seconds.into())
     }
 
-    /// How long an idle flow in `state` stays, in ns.
+    /// Timeout of an idle flow in `state`, in ns.
     pub fn ns(&self, state: FlowState) -> u64 {
         u64::try_from(self.get(state).as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Sets the timeout of `state`, in seconds. Returns the timeout that was set before,
-    /// if one was.
+    /// Sets the timeout of `state`, in seconds. Returns the timeout that an earlier call set.
     pub fn set(&mut self, state: FlowState, seconds: u32) -> Option<u32> {
         self.given.insert(state, seconds)
     }
 }
 
-/// Default of `--nat-ports`: every port that a process may bind without privilege.
+/// Default of `--nat-ports`: all ports that a process may bind without privilege.
 pub const DEFAULT_NAT_PORTS: (u16, u16) = (1024, 65_535);
 /// Least value of `--conntrack-max`, in flows.
 pub const MIN_CONNTRACK: u32 = 64;

@@ -1,4 +1,4 @@
-//! What the agent and its offline verbs are told: options with their defaults filled in.
+//! Options of the agent and of its offline verbs, with their defaults filled in.
 //!
 //! The command line (`cli`) makes these values; the agent, `choice` and `doctor` read
 //! them. Every value is well-formed. Whether it fits the host is for the reader to check.

@@ -1,4 +1,4 @@
-//! Judgements. Nothing here asks the kernel.
+//! Checks: functions from facts to findings. They do not access the kernel.
 
 use std::net::IpAddr;
 
@@ -11,13 +11,13 @@ use super::{
 
 /// The first kernel with tcx, to which the programs are attached.
 const LEAST_KERNEL: (u32, u32) = (6, 6);
-/// Capabilities that the agent needs, by number (capability.h).
+/// Capabilities that the agent needs, by number (linux/capability.h).
 const CAPABILITIES: [(u32, &str); 4] =
     [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
-/// How far the clocks of the store and of this host may be apart.
+/// Greatest difference between the clocks of the store and of this host that gives no warning.
 const CLOCK_TOLERANCE_MS: u64 = 1000;
 
-/// Judges the facts; what is fine is told, too.
+/// Checks the facts. Also returns a finding for each check that is fine.
 pub fn examine(facts: &Facts) -> Vec<Finding> {
     let mut findings = host(&facts.host);
     findings.push(bpffs(facts));
@@ -34,7 +34,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// Judges the kernel and our privileges.
+/// Checks the kernel and the process's privileges.
 pub(super) fn host(facts: &HostFacts) -> Vec<Finding> {
     vec![kernel(facts), btf(facts), privileges(facts), bpf(facts), jit(facts)]
 }
@@ -265,7 +265,7 @@ fn port(facts: &Facts) -> Finding {
         .iter()
         .find(|socket| socket.address.is_unspecified() || addresses.contains(&socket.address));
     match clash {
-        // A running agent may hold the port so that nobody else takes it.
+        // The agent itself holds the port, so that no other program takes it.
         Some(_) if facts.subject.agent_running => {
             ok("port", format!("UDP port {port} is held while the agent runs"))
         }
@@ -353,7 +353,7 @@ mod tests {
         LocalSocket { address: address.parse().unwrap(), port: 4789, inode: 5 }
     }
 
-    /// Exactly one finding is not ok: of that check and level, with those words.
+    /// Asserts that exactly one finding is not ok: with that check, that level and those words.
     fn assert_found(break_it: impl FnOnce(&mut Facts), check: &str, level: Level, words: &[&str]) {
         let mut facts = healthy();
         break_it(&mut facts);
@@ -490,7 +490,7 @@ mod tests {
                 &["socket", address],
             );
         }
-        // Elsewhere it is in nobody's way, nor is our own.
+        // A socket on another address does not conflict, and neither does the agent's own.
         let mut facts = healthy();
         facts.sockets = vec![socket("127.0.0.1")];
         assert!(examine(&facts).iter().all(|finding| finding.level == Level::Ok));

@@ -1,4 +1,4 @@
-//! `culvert doctor --datapath`: how VXLAN comes in, and what it costs.
+//! `culvert doctor --datapath`: which hook receives VXLAN, and the cost of the programs.
 
 use super::{
     checks::{ok, warning},
@@ -11,22 +11,22 @@ use crate::{
     sandbox::GRO,
 };
 
-/// What is judged.
+/// Facts about the data plane.
 #[derive(Clone, Debug)]
 pub struct DatapathFacts {
     /// The uplinks that exist.
     pub uplinks: Vec<Uplink>,
-    /// What the programs cost, or why that cannot be told.
+    /// Run time of the programs, or the reason why it is not known.
     pub price: Result<Price, String>,
     /// UDP port for VXLAN.
     pub port: u16,
-    /// A kernel vxlan device is up on that port.
+    /// A kernel vxlan device is up on that UDP port.
     pub knows_vxlan: bool,
-    /// Mode of the agent that runs.
+    /// Mode of the running agent.
     pub running: Option<String>,
 }
 
-/// Judges them.
+/// Checks the facts.
 pub fn examine_datapath(facts: &DatapathFacts) -> Vec<Finding> {
     let mut findings = Vec::new();
     let price = facts.price.as_ref().ok().copied();
@@ -104,7 +104,7 @@ mod tests {
         }
     }
 
-    /// Exactly one finding is a warning: of that check, with those words.
+    /// Asserts that exactly one finding is a warning: with that check and those words.
     fn assert_found(break_it: impl FnOnce(&mut DatapathFacts), check: &str, words: &[&str]) {
         let mut facts = healthy();
         break_it(&mut facts);

@@ -1,4 +1,4 @@
-//! Facts about the host, as the kernel tells them.
+//! Facts about the host, read from the kernel.
 
 use std::{
     fs,
@@ -24,7 +24,7 @@ use crate::{
 /// [`RX_UDP_GRO_FORWARDING`] does.
 const RX_GRO_LIST: &str = "rx-gro-list";
 
-/// What the agent uses, or is going to use.
+/// The resources that an agent uses or will use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subject {
     /// Uplinks by name.
@@ -33,28 +33,28 @@ pub struct Subject {
     pub vxlan_port: u16,
     /// Directory of the pins.
     pub bpffs: PathBuf,
-    /// Name and MTU in bytes of the overlay networks.
+    /// Name and MTU (bytes) of each overlay network.
     pub networks: Vec<(String, u16)>,
     /// How far the store's clock is ahead of this host's, in ms. `None`: not known.
     pub clock_offset_ms: Option<i64>,
-    /// An agent runs. A socket on the VXLAN port may then be its own.
+    /// Whether an agent runs. A socket on the VXLAN port may then be the agent's own.
     pub agent_running: bool,
 }
 
-/// Everything that [`examine`](super::examine) looks at.
+/// All input of [`examine`](super::examine).
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// Uplinks, port and pins of the agent.
+    /// Uplinks, UDP port and pins of the agent.
     pub subject: Subject,
     /// Kernel and privileges.
     pub host: HostFacts,
-    /// The BPF file system at the place of the pins.
+    /// The BPF file system at the directory of the pins.
     pub bpffs: Bpffs,
-    /// The uplinks, in the order of the subject's.
+    /// The uplinks, in the order of the subject.
     pub uplinks: Vec<UplinkFacts>,
     /// UDP sockets of programs on the VXLAN port.
     pub sockets: Vec<LocalSocket>,
-    /// Names of kernel vxlan devices on the VXLAN port that the agent has not made.
+    /// Names of kernel vxlan devices on the VXLAN port that the agent did not make.
     pub vxlan_devices: Vec<String>,
 }
 
@@ -65,34 +65,34 @@ pub struct HostFacts {
     pub release: String,
     /// `/sys/kernel/btf/vmlinux` exists.
     pub btf: bool,
-    /// A program of the type that tcx runs can be loaded.
+    /// Whether a program of the type that tcx runs can be loaded.
     pub bpf: Probe,
-    /// `net.core.bpf_jit_enable`; `None` where it cannot be read: it exists in the initial network
-    /// namespace alone.
+    /// `net.core.bpf_jit_enable`. `None` if it cannot be read: it exists only in the initial
+    /// network namespace.
     pub jit: Option<u32>,
-    /// Effective capabilities, a bit each (capability.h); `None` if they cannot be read.
+    /// Effective capabilities, one bit each (linux/capability.h); `None` if they cannot be read.
     pub capabilities: Option<u64>,
 }
 
-/// The outcome of a trial of a kernel feature.
+/// The result of probing a kernel feature.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Probe {
-    /// It works.
+    /// The feature works.
     Works,
-    /// The kernel does not have it.
+    /// The kernel does not have the feature.
     Unsupported,
-    /// It failed, and why.
+    /// The probe failed, with this error.
     Failed(String),
 }
 
-/// The BPF file system.
+/// State of the BPF file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bpffs {
-    /// Mounted at the place of the pins.
+    /// Mounted at the directory of the pins.
     Mounted,
-    /// The kernel has it: the agent mounts it.
+    /// The kernel supports it: the agent mounts it.
     Mountable,
-    /// The kernel does not have it.
+    /// The kernel does not support it.
     Missing,
 }
 
@@ -103,10 +103,10 @@ pub struct UplinkFacts {
     pub name: String,
     /// The interface with its addresses, if it exists.
     pub link: Option<Link>,
-    /// Features that are on though they should be off.
+    /// Features that are on and should be off.
     pub merging: Vec<String>,
-    /// Programs at its tcx ingress, in the order in which they run; `None` if the
-    /// kernel does not tell.
+    /// Programs at its tcx ingress, in the order of execution; `None` if the kernel does not report
+    /// them.
     pub tcx: Option<Vec<TcxProgram>>,
 }
 
@@ -115,13 +115,13 @@ pub struct UplinkFacts {
 pub struct TcxProgram {
     /// Name, at most 15 bytes.
     pub name: String,
-    /// The kernel's number for it.
+    /// The kernel's identifier of the program.
     pub id: u32,
 }
 
 impl Facts {
-    /// Collects them in the namespace of `netlink`. A fact that cannot be read is
-    /// absent and no error: the doctor is called when something is broken.
+    /// Reads the facts in the namespace of `netlink`. A fact that cannot be read is absent and not
+    /// an error: the doctor runs on broken hosts.
     pub async fn collect(netlink: &Netlink, subject: Subject) -> Self {
         let links = netlink.links().await.unwrap_or_default();
         let uplinks = subject
@@ -152,7 +152,7 @@ impl Facts {
                 .into_iter()
                 .flatten()
                 .flatten()
-                // A socket of the kernel has no inode.
+                // A socket of the kernel has inode 0.
                 .filter(|socket| socket.inode != 0)
                 .collect(),
             vxlan_devices: links
@@ -165,13 +165,13 @@ impl Facts {
     }
 }
 
-/// Whether a device is one that the agent made.
+/// Whether the agent made a device.
 fn is_ours(link: &Link) -> bool {
     link.alias.as_deref().is_some_and(|alias| alias.starts_with("culvert"))
 }
 
 impl HostFacts {
-    /// Collects them.
+    /// Reads the facts.
     pub fn collect() -> Self {
         let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
         Self {
@@ -192,7 +192,7 @@ impl HostFacts {
     }
 }
 
-/// The last cause of an error: that of the kernel.
+/// The innermost cause of an error, which is the kernel's.
 fn innermost(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
@@ -201,15 +201,15 @@ fn innermost(error: &dyn std::error::Error) -> String {
     error.to_string()
 }
 
-/// The line `CapEff:` of proc_pid_status(5).
+/// Parses the line `CapEff:` of proc_pid_status(5).
 fn effective_capabilities(status: &str) -> Option<u64> {
     let digits = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(digits.trim(), 16).ok()
 }
 
 fn bpffs(place: &Path) -> Bpffs {
-    // The directory of the pins may not exist yet; then the first directory above it that does
-    // tells the file system.
+    // The directory of the pins may not exist yet. Then the nearest existing parent directory
+    // determines the file system.
     let mounted = place
         .ancestors()
         .find_map(|path| statfs(path).ok())

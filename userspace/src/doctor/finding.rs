@@ -1,4 +1,4 @@
-//! Findings: the result of a check.
+//! Findings: the results of checks.
 
 use std::fmt;
 
@@ -33,8 +33,8 @@ pub struct Finding {
     pub check: String,
     /// Severity.
     pub level: Level,
-    /// What was found.
+    /// The fact that was found.
     pub detail: String,
-    /// What to do. Empty if nothing needs to be done.
+    /// Advice. Empty if the user need not do anything.
     pub advice: String,
 }

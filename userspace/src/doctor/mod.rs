@@ -1,8 +1,8 @@
-//! What the host lacks, and what to do about it.
+//! Checks of the host, with advice.
 //!
-//! [`Facts`] are read from the kernel. [`examine`] turns facts into findings and asks
-//! nobody, so that a test can show each finding. [`preflight`] checks what an agent cannot
-//! start without.
+//! [`Facts`] are read from the kernel. [`examine`] turns facts into findings without access to the
+//! kernel, so that a test can produce each finding. [`preflight`] checks the features without which
+//! an agent cannot start.
 
 mod checks;
 mod datapath;

@@ -1,12 +1,11 @@
-//! Arithmetic of addresses: which address of a subnet is the lowest free one.
+//! Address arithmetic: the lowest free address of a subnet.
 
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-/// The lowest address of `subnet` that an endpoint can have. `used` are the addresses in
-/// use, in ascending order; they are read once, up to the first gap. `None`: the subnet is
-/// full.
+/// Returns the lowest free address of `subnet` that an endpoint can have. `used` are the addresses
+/// in use, in ascending order; they are read once, up to the first gap. `None`: the subnet is full.
 pub fn lowest_free(
     subnet: IpNetwork,
     gateway: IpAddr,
@@ -27,21 +26,21 @@ pub fn lowest_free(
     (free <= last).then(|| address(subnet, free))
 }
 
-/// How many endpoints fit into a subnet.
+/// Number of endpoints that fit into a subnet.
 pub fn capacity(subnet: IpNetwork) -> u128 {
     let (first, last) = hosts(subnet);
-    // One address is the gateway's.
+    // One address is the gateway.
     last - first
 }
 
-/// Whether no host may have the address: the network and the broadcast address of IPv4,
-/// the subnet-router anycast address of IPv6 (RFC 4291 §2.6.1).
+/// Whether the address is reserved, so that no host may have it: the network and the broadcast
+/// address of IPv4, the subnet-router anycast address of IPv6 (RFC 4291 §2.6.1).
 pub fn is_edge(subnet: IpNetwork, ip: IpAddr) -> bool {
     ip == subnet.network() || (subnet.is_ipv4() && ip == subnet.broadcast())
 }
 
-/// The first and the last address that a host may have. A subnet has two at least: it is
-/// an IPv4 /30 or an IPv6 /126, or larger.
+/// The first and the last host address of a subnet. A subnet has at least two: it is an IPv4 /30 or
+/// an IPv6 /126, or larger.
 fn hosts(subnet: IpNetwork) -> (u128, u128) {
     let (network, broadcast) = (bits(subnet.network()), bits(subnet.broadcast()));
     let last = if subnet.is_ipv4() { broadcast.saturating_sub(1) } else { broadcast };
@@ -57,7 +56,7 @@ fn bits(ip: IpAddr) -> u128 {
 
 fn address(subnet: IpNetwork, bits: u128) -> IpAddr {
     match subnet {
-        // `hosts` keeps to 32 bits for IPv4.
+        // For IPv4, `hosts` returns values of 32 bits.
         IpNetwork::V4(_) => IpAddr::V4((bits as u32).into()),
         IpNetwork::V6(_) => IpAddr::V6(bits.into()),
     }

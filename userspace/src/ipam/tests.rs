@@ -22,7 +22,7 @@ fn the_lowest_free_address_is_given() {
         ("10.0.0.0/30", "10.0.0.1", vec!["10.0.0.2"], None),
         ("10.0.0.0/30", "10.0.0.2", vec![], Some("10.0.0.1")),
         ("10.0.0.0/30", "10.0.0.2", vec!["10.0.0.1"], None),
-        // Claims on what no endpoint can have are in nobody's way.
+        // Claims to addresses that no endpoint can have are ignored.
         ("10.0.0.0/30", "10.0.0.1", vec!["10.0.0.0", "10.0.0.1", "10.0.0.3"], Some("10.0.0.2")),
         ("fd00::/64", "fd00::1", vec![], Some("fd00::2")),
         ("fd00::/126", "fd00::1", vec!["fd00::2"], Some("fd00::3")),
@@ -37,8 +37,8 @@ fn the_lowest_free_address_is_given() {
 }
 
 proptest! {
-    /// Handing out until nothing is left gives each address once, in order,
-    /// all inside, and leaves none out.
+    /// Allocation until the subnet is full gives every host address exactly once, in ascending
+    /// order.
     #[test]
     fn every_address_is_given_once_and_none_is_left(
         prefix in 25..=30_u8, gateway: u8, taken in proptest::collection::btree_set(any::<u8>(), 0..40),
@@ -68,7 +68,7 @@ proptest! {
         let ip = lowest_free(subnet, gateway, used.iter().copied()).expect("there is room");
         prop_assert!(subnet.contains(ip) && !used.contains(&ip));
         prop_assert!(ip != gateway && bits(ip) > base);
-        // Nothing lower was free.
+        // Every lower address is taken.
         for lower in base + 1..bits(ip) {
             let lower = address(subnet, lower);
             prop_assert!(lower == gateway || used.contains(&lower));

@@ -1,6 +1,6 @@
-//! The refusal of a value.
+//! The error for an invalid value.
 
-/// Why a value is refused: one line that names the value, what is wrong with it and what
+/// The error for an invalid value: one line that names the value, what is wrong with it and what
 /// would be valid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]

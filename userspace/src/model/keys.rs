@@ -9,7 +9,7 @@ use std::{
 use super::{Invalid, Name, Vni};
 use crate::store::{FollowOptions, Layout};
 
-/// Everything of Culvert lies below this prefix; `v1` is the layout of the keys.
+/// Prefix of all keys of Culvert; `v1` is the version of the layout of the keys.
 pub const ROOT: &str = "/culvert/v1/";
 /// Key of the [`StoreMark`](crate::store::StoreMark).
 pub const STORE: &str = "/culvert/v1/store";
@@ -28,11 +28,11 @@ pub const IPAM: &str = "/culvert/v1/ipam/";
 /// Prefix of [`Key::Vtep`].
 pub const VTEPS: &str = "/culvert/v1/vteps/";
 
-/// Layout of the keys, for a backend that reads [`ROOT`] as a whole.
+/// Layout of the keys, for a backend that reads the whole of [`ROOT`].
 pub const LAYOUT: Layout =
     Layout { root: ROOT, random: ENDPOINTS, ordered: IPAM, groups: NETWORKS, small: '@' };
 
-/// Options to follow everything of Culvert in a store.
+/// Options to follow all keys of Culvert in a store.
 pub fn follow_options() -> FollowOptions {
     FollowOptions::new(ROOT, STORE)
 }
@@ -40,8 +40,8 @@ pub fn follow_options() -> FollowOptions {
 /// Longest identifier of an endpoint, in hexadecimal digits.
 const ID_DIGITS: usize = 64;
 
-/// A key, taken apart. `Display` puts it together again, and each key has one
-/// spelling only: two of one meaning could have two owners.
+/// A parsed key. `Display` writes it back. Each key has exactly one spelling: two keys with one
+/// meaning could have two owners.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
     /// `store`: the store's own mark.
@@ -174,7 +174,7 @@ impl FromStr for Key {
             }
             _ => return Err(Invalid(format!("key {text:?} is of no known kind"))),
         };
-        // Of the parts, only numbers and addresses can be spelled in another way.
+        // Only numbers and addresses have more than one spelling.
         if matches!(key, Self::Store | Self::Network(_) | Self::Endpoint { .. })
             || matches!(key, Self::Node(_) | Self::Alive(_))
         {

@@ -1,13 +1,14 @@
-//! What the store holds: validated types, their keys, and the view of the
-//! whole cluster that follows from them.
+//! The records of the store: validated types, their keys, and the view of the whole cluster that is
+//! computed from them.
 //!
-//! Every record carries its schema version, so that an agent can tell a
-//! record of a newer Culvert from garbage and skip both by name.
+//! Every record has a schema version, so that an agent can distinguish the record of a newer
+//! Culvert from an invalid one. Both are skipped and reported by key.
 //!
-//! * [`Key`]: names of keys. * [`decode`], [`encode`]: records as JSON.
-//! * [`View`]: the cluster as the changes of the store have made it.
-//! * [`ops`]: pure plans: what a transaction must compare and write.
-//! * [`validate`]: refusals in one line.
+//! * [`Key`]: names of keys.
+//! * [`decode`], [`encode`]: records as JSON.
+//! * [`View`]: the state of the cluster, computed from the changes of the store.
+//! * [`ops`]: plans: the compares and writes of one transaction.
+//! * [`validate`]: validation with errors of one line.
 
 mod invalid;
 mod keys;

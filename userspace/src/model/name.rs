@@ -1,4 +1,4 @@
-//! Names, as Docker has them, and those of networks that are one node's own.
+//! Names of networks, containers and nodes, as in Docker, and names of node-local networks.
 
 use std::{fmt, str::FromStr};
 
@@ -6,61 +6,61 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::invalid::Invalid;
 
-/// Stands between a network's name and the node whose own it is. No name that a
-/// user gives has it.
+/// Separates the name of a node-local network from its node. Names that a user gives cannot contain
+/// it.
 const AT: char = '@';
 
-/// The name of a network, container or node: Docker's rule, `[a-zA-Z0-9][a-zA-Z0-9_.-]*`, at most 63 bytes.
+/// The name of a network, container or node. As in Docker: `[a-zA-Z0-9][a-zA-Z0-9_.-]*`, at most 63
+/// bytes.
 ///
-/// The name of a network that is one node's own (driver bridge) has that node in
-/// it: `bridge@host1`. That is how the store spells it; people read and write
-/// `bridge`, so it is `bridge` that is displayed and that is parsed. Whoever
-/// makes a key of it takes [`Self::as_str`].
+/// The name of a node-local network (driver bridge) includes its node: `bridge@host1`. The store
+/// has this form. Users read and write `bridge`, so this is the form of `Display` and of `FromStr`.
+/// Keys must be made from [`Self::as_str`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
 
 impl Name {
-    /// The longest name, in bytes; that of a node's own network is twice as long
-    /// at most.
+    /// The longest name that a user may give, in bytes. A node-local network's name is a network
+    /// name, '@' and a node name.
     pub const MAX_LEN: usize = 63;
 
-    /// The name as the store spells it, with its node.
+    /// The name in the store's form, with its node.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The name as people read and write it, without its node.
+    /// The name in the user's form, without its node.
     pub fn local(&self) -> &str {
         self.0.split_once(AT).map_or(&self.0, |(local, _)| local)
     }
 
-    /// The node whose own it is; none: it is everybody's.
+    /// The node of a node-local network. `None`: the name is global.
     pub fn node(&self) -> Option<&str> {
         self.0.split_once(AT).map(|(_, node)| node)
     }
 
-    /// The same name as one node's own.
+    /// The same name as a node-local network of `node`.
     #[must_use]
     pub fn on(&self, node: &Self) -> Self {
         Self(format!("{}{AT}{}", self.local(), node.local()))
     }
 
-    /// Whether it means something on a node: it is everybody's or that node's own.
+    /// Whether the name is usable on a node: it is global or local to that node.
     pub fn is_seen_on(&self, node: &Self) -> bool {
         self.node().is_none_or(|own| own == node.as_str())
     }
 
-    /// Whether the two are different nodes' own, and so never meet.
+    /// Whether the two names are local to different nodes, so that the networks never share a host.
     pub fn is_apart_from(&self, other: &Self) -> bool {
         matches!((self.node(), other.node()), (Some(one), Some(two)) if one != two)
     }
 
-    /// Reads a network's name as the store spells it.
+    /// Parses a network's name in the store's form.
     ///
     /// # Errors
     ///
-    /// Neither a name nor two with '@' between them.
+    /// The text is neither a name nor two names separated by '@'.
     pub fn from_store(text: &str) -> Result<Self, Invalid> {
         match text.split_once(AT) {
             None => text.parse(),
@@ -68,7 +68,8 @@ impl Name {
         }
     }
 
-    /// For a message that may be about another node's own: `'bridge' on 'host2'`.
+    /// The name for a message that may be about another node's local network: `'bridge' on
+    /// 'host2'`.
     pub fn quoted(&self) -> String {
         match self.node() {
             None => format!("'{self}'"),
@@ -77,7 +78,7 @@ impl Name {
     }
 }
 
-/// Reads the `network` of a record.
+/// Deserializes the `network` of a record.
 pub(super) fn stored<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
     let text = String::deserialize(deserializer)?;
     Name::from_store(&text).map_err(serde::de::Error::custom)

@@ -1,4 +1,4 @@
-//! What `-p` takes: ports of the host that lead to ports of a container.
+//! Values of `-p`: ports of the host that lead to ports of a container.
 
 use std::{
     fmt,
@@ -9,20 +9,20 @@ use std::{
 
 use super::{Invalid, Protocol, PublishedPort};
 
-/// Most ports of one `-p`: each takes a socket of the agent and lies in the
+/// Greatest number of ports of one `-p`: each takes a socket of the agent and an entry in the
 /// endpoint's record.
 const MAX_RANGE: usize = 1024;
 
-/// A value of `-p`: `[[IP:][HOST]:]CONT[/tcp|udp]`, where HOST and CONT are
-/// ports or, both of one length, ranges of ports as in `8000-8010`.
+/// A value of `-p`: `[[IP:][HOST]:]CONT[/tcp|udp]`. HOST and CONT are ports, or ranges of equal
+/// length such as `8000-8010`.
 ///
-/// As with Docker, without HOST, or with 0 for it, a free port is chosen for
-/// each port of the container, and without IP it is that of every address.
+/// As in Docker, if HOST is missing or 0, a free port is chosen for each port of the container. If
+/// IP is missing, the port is published on every address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publish {
-    /// Address of the host; 0.0.0.0: every address.
+    /// Address of the host; 0.0.0.0 means every address.
     pub host_ip: Ipv4Addr,
-    /// Ports of the host; none: free ones.
+    /// Ports of the host. `None`: free ones are chosen.
     pub host: Option<RangeInclusive<u16>>,
     /// Ports of the container.
     pub container: RangeInclusive<u16>,
@@ -57,9 +57,9 @@ impl FromStr for Exposed {
 /// One port of a [`Publish`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortRequest {
-    /// Address of the host; 0.0.0.0: every address.
+    /// Address of the host; 0.0.0.0 means every address.
     pub host_ip: Ipv4Addr,
-    /// Port of the host; none: a free one.
+    /// Port of the host. `None`: a free one is chosen.
     pub host_port: Option<u16>,
     /// Port of the container.
     pub container_port: u16,
@@ -68,7 +68,7 @@ pub struct PortRequest {
 }
 
 impl Publish {
-    /// Each of its ports.
+    /// The single ports of the value.
     pub fn ports(&self) -> impl Iterator<Item = PortRequest> + '_ {
         let mut host = self.host.clone();
         self.container.clone().map(move |container_port| PortRequest {
@@ -81,15 +81,14 @@ impl Publish {
 }
 
 impl PortRequest {
-    /// With the port of the host that was chosen.
+    /// The published port, with the chosen port of the host.
     pub fn at(self, host_port: u16) -> PublishedPort {
         let Self { host_ip, container_port, protocol, .. } = self;
         PublishedPort { host_ip, host_port, container_port, protocol }
     }
 }
 
-/// Whether two published ports claim one port of the host: an address and every
-/// address do.
+/// Whether two published ports claim the same port of the host. 0.0.0.0 overlaps every address.
 pub fn overlapping(one: &PublishedPort, two: &PublishedPort) -> bool {
     (one.protocol, one.host_port) == (two.protocol, two.host_port)
         && (one.host_ip == two.host_ip
@@ -169,14 +168,14 @@ impl FromStr for Publish {
     }
 }
 
-/// What is wrong with a part.
+/// The error of one part of the value.
 enum Wrong {
     Malformed,
     OutOfRange,
     Reversed,
 }
 
-/// A port or a range of ports.
+/// Parses a port or a range of ports.
 fn range(text: &str) -> Result<RangeInclusive<u16>, Wrong> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let (first, last) = (port(first)?, port(last)?);
@@ -194,7 +193,7 @@ fn port(text: &str) -> Result<u16, Wrong> {
 }
 
 impl fmt::Display for Publish {
-    /// As it can be given to `-p`.
+    /// Writes the value in the form that `-p` takes.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host_ip, host, container, protocol } = self;
         let range = |range: &RangeInclusive<u16>| match (range.start(), range.end()) {

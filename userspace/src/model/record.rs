@@ -1,4 +1,4 @@
-//! Records as they lie in the store: JSON with the schema they are written in.
+//! Encoding of the store's records: JSON with a schema version.
 
 use std::fmt;
 
@@ -9,40 +9,40 @@ use super::{
     VniOwner, validate,
 };
 
-/// Longest part of a parser's complaint that is passed on.
+/// Greatest length of a parser's error message in a [`Decoded::Garbage`], in characters.
 const WHY_LIMIT: usize = 160;
 
-/// What a record must be able to tell about itself.
+/// A record of the store.
 pub trait Record: Serialize + DeserializeOwned {
-    /// What the record is, for messages.
+    /// Kind of the record, for error messages.
     const KIND: &'static str;
 
-    /// Version of its fields.
+    /// Schema version of the fields.
     fn schema(&self) -> u32;
 
-    /// Whether the record belongs at `key` and makes sense by itself.
+    /// Checks that the record belongs at `key` and is valid by itself.
     fn check(&self, key: &Key) -> Result<(), Invalid>;
 }
 
-/// What the bytes at a key turned out to be.
+/// Result of decoding the value of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decoded<T> {
     /// A record that this build understands.
     Record(T),
     /// A record that a newer Culvert wrote.
     Newer {
-        /// Its schema.
+        /// Its schema version.
         schema: u32,
     },
-    /// Anything else.
+    /// Any other value.
     Garbage {
-        /// What is wrong, in one line.
+        /// The error, one line.
         why: String,
     },
 }
 
 impl<T> Decoded<T> {
-    /// The record, or one line that says why there is none.
+    /// The record, or the reason why there is none, one line.
     pub fn into_result(self) -> Result<T, String> {
         match self {
             Self::Record(record) => Ok(record),
@@ -54,8 +54,7 @@ impl<T> Decoded<T> {
     }
 }
 
-/// Reads a record. Whatever the bytes are, this does not fail otherwise than
-/// by saying so.
+/// Decodes a record. Any bytes are accepted: invalid ones give [`Decoded::Garbage`].
 pub fn decode<T: Record>(key: &Key, value: &[u8]) -> Decoded<T> {
     #[derive(Deserialize)]
     struct Versioned {
@@ -71,7 +70,7 @@ pub fn decode<T: Record>(key: &Key, value: &[u8]) -> Decoded<T> {
         _ => None,
     };
     match serde_json::from_slice::<T>(value) {
-        // One that a newer Culvert wrote may have any shape.
+        // A newer record may have any other fields.
         Err(error) => match serde_json::from_slice::<Versioned>(value) {
             Err(error) => garbage(&error),
             Ok(Versioned { schema }) => refused(schema).unwrap_or_else(|| garbage(&error)),
@@ -83,17 +82,17 @@ pub fn decode<T: Record>(key: &Key, value: &[u8]) -> Decoded<T> {
     }
 }
 
-/// Writes a record.
+/// Encodes a record.
 ///
 /// # Errors
 ///
-/// JSON is UTF-8: a path that is not cannot be written.
+/// A path that is not UTF-8: JSON cannot contain it.
 pub fn encode<T: Record>(record: &T) -> Result<Vec<u8>, Invalid> {
     serde_json::to_vec(record)
         .map_err(|error| Invalid(format!("{} record cannot be written as JSON: {error}", T::KIND)))
 }
 
-/// Makes text from anywhere fit into one line of a message.
+/// Makes untrusted text fit into one line of a message.
 fn one_line(text: &str) -> String {
     let mut chars = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     let mut line: String = chars.by_ref().take(WHY_LIMIT).collect();
@@ -193,7 +192,7 @@ impl Record for Endpoint {
 
     fn check(&self, key: &Key) -> Result<(), Invalid> {
         let Key::Endpoint { network, id } = key else { return misplaced(Self::KIND) };
-        // There are many of these: no text is made of what is right.
+        // Stores have many endpoints, so text is formatted only for an error.
         if *network != self.network {
             matches("network", &network.as_str(), &self.network.as_str())?;
         }

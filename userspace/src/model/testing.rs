@@ -1,4 +1,4 @@
-//! Records for the unit tests.
+//! Records for unit tests.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -66,7 +66,7 @@ pub(crate) fn delete(key: String, revision: Revision) -> Change {
     Change::Delete { key, revision }
 }
 
-/// A view under construction, as a store would make it.
+/// A view that is built revision by revision, as from a store.
 #[derive(Default)]
 pub(crate) struct Cluster {
     pub(crate) view: View,
@@ -79,7 +79,7 @@ impl Cluster {
         self.view.apply(&change);
     }
 
-    /// Writes anything at the next revision.
+    /// Writes any bytes at the next revision.
     pub(crate) fn raw(&mut self, key: &str, value: &[u8]) {
         let mod_revision = self.view.revision + 1;
         let entry = Entry { key: key.to_owned(), value: value.to_vec(), mod_revision };
@@ -104,7 +104,7 @@ impl Cluster {
         self.put(Key::ipam(network, ip), &owner);
     }
 
-    /// Carries out the writes of a plan at the next revision.
+    /// Applies the writes of a plan at the next revision.
     pub(crate) fn carry_out(&mut self, writes: Vec<Write>) {
         let revision = self.view.revision + 1;
         let everything: Vec<String> = self.keys();

@@ -18,13 +18,13 @@ use super::{
     name::{self, Name},
 };
 
-/// Version of the records that this build writes, and the newest that it reads.
+/// Schema version of the records that this build writes, and the newest one that it reads.
 pub const SCHEMA: u32 = 1;
 
 /// A VXLAN network identifier: 1 to 2^24-1 (RFC 7348 §5: 24 bits).
 ///
-/// 0 is refused: it is what an unset field looks like, and kernel vxlan in
-/// collect-metadata mode gives it a meaning of its own.
+/// 0 is refused: an unset field reads as 0, and a kernel vxlan device in collect-metadata mode
+/// gives VNI 0 a special meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
 pub struct Vni(NonZeroU32);
@@ -32,10 +32,10 @@ pub struct Vni(NonZeroU32);
 impl Vni {
     /// The largest VNI, 2^24-1.
     pub const MAX: u32 = (1 << 24) - 1;
-    /// The first VNI that Culvert hands out by itself, as Docker's overlay does.
+    /// The first VNI that Culvert allocates, as in Docker's overlay driver.
     pub const FIRST_ALLOCATED: u32 = 256;
 
-    /// The number.
+    /// The VNI as a number.
     pub const fn get(self) -> u32 {
         self.0.get()
     }
@@ -70,26 +70,25 @@ impl fmt::Display for Vni {
 pub struct MacAddr(pub [u8; 6]);
 
 impl MacAddr {
-    /// The MAC that an endpoint gets unless told otherwise: `02:42:` and its
-    /// IPv4 address, as Docker does.
+    /// The default MAC of an endpoint, as in Docker: `02:42:` and its IPv4 address.
     pub fn from_ipv4(ip: Ipv4Addr) -> Self {
         let [a, b, c, d] = ip.octets();
         Self([0x02, 0x42, a, b, c, d])
     }
 
-    /// The MAC of an endpoint that has only an IPv6 address: `02:42:` and its
-    /// last four octets.
+    /// The MAC of an endpoint that has only an IPv6 address: `02:42:` and the last four octets of
+    /// the address.
     pub fn from_ipv6(ip: Ipv6Addr) -> Self {
         let [.., a, b, c, d] = ip.octets();
         Self([0x02, 0x42, a, b, c, d])
     }
 
-    /// Whether an interface may have this address: not a group address, not zero.
+    /// Whether an interface may have this address: it is neither a group address nor zero.
     pub fn is_unicast(self) -> bool {
         self.0[0] & 1 == 0 && self.0 != [0; 6]
     }
 
-    /// The link-local address that follows from it (RFC 4291 appendix A).
+    /// The link-local address that is derived from the MAC (RFC 4291 appendix A).
     pub fn link_local(self) -> Ipv6Addr {
         let [a, b, c, d, e, f] = self.0;
         Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
@@ -157,16 +156,16 @@ pub enum Driver {
 pub struct Subnet {
     /// The subnet; its address part is the network address.
     pub subnet: IpNetwork,
-    /// The gateway address, never given to an endpoint.
+    /// The gateway address. No endpoint gets it.
     pub gateway: IpAddr,
 }
 
-/// `networks/NAME`.
+/// The record at `networks/NAME`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// Name, unique in the store: that of a bridge network has its node in it.
+    /// Name, unique in the store. The name of a bridge network includes its node.
     #[serde(deserialize_with = "name::stored")]
     pub name: Name,
     /// 64 hexadecimal digits, as Docker's.
@@ -175,13 +174,13 @@ pub struct Network {
     pub driver: Driver,
     /// At most one IPv4 and one IPv6 subnet.
     pub subnets: Vec<Subnet>,
-    /// VNI. Bridge networks have one too: it keys their data plane state.
+    /// VNI. A bridge network has one too, as the key of its data plane state.
     pub vni: Vni,
-    /// Largest L3 packet of a container.
+    /// Largest L3 packet of a container, in bytes.
     pub mtu: u16,
-    /// No way out of the network.
+    /// The network has no route to external addresses (`--internal`).
     pub internal: bool,
-    /// The data plane learns source addresses.
+    /// The data plane learns source MAC addresses.
     pub learning: bool,
     /// `--opt k=v` as given: `allow_overlap`, `anti_spoof`, `dscp` (`copy` or
     /// `zero`), `bum_rate`, `bum_burst`.
@@ -199,22 +198,22 @@ impl Network {
         })
     }
 
-    /// Whether another network may have the same addresses (`allow_overlap`).
+    /// Whether another network may use the same addresses (`allow_overlap`).
     pub fn may_overlap(&self) -> bool {
         self.options.get("allow_overlap").is_some_and(|value| value == "true")
     }
 }
 
-/// The namespace an endpoint sits in.
+/// The network namespace of an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxRef {
     /// Path of the namespace, such as `/run/netns/over1`.
     pub netns: PathBuf,
-    /// Culvert made the namespace, and makes it again after a reboot.
+    /// Whether Culvert made the namespace, and so makes it again after a reboot.
     pub owned: bool,
 }
 
-/// `endpoints/NETWORK/ID`: one container attachment.
+/// The record at `endpoints/NETWORK/ID`: the attachment of one container to one network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// [`SCHEMA`].
@@ -224,17 +223,17 @@ pub struct Endpoint {
     /// Network.
     #[serde(deserialize_with = "name::stored")]
     pub network: Name,
-    /// VNI of the network, so that a peer needs one record only.
+    /// VNI of the network. It is repeated here so that a peer needs only this record.
     pub vni: Vni,
     /// Name of the container, unique on its node.
     pub container: Name,
-    /// Node it runs on.
+    /// Node on which the container runs.
     pub node: Name,
     /// MAC address.
     pub mac: MacAddr,
     /// IPv4 address.
     pub ipv4: Option<Ipv4Addr>,
-    /// IPv6 address besides the link-local one.
+    /// IPv6 address, besides the link-local one.
     pub ipv6: Option<Ipv6Addr>,
     /// Interface name in the sandbox.
     pub ifname: String,
@@ -246,8 +245,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// A number that tells this endpoint from others: the beginning of its
-    /// identifier, never 0.
+    /// A number that identifies the endpoint: the first digits of its identifier; never 0.
     pub fn incarnation(&self) -> u32 {
         let digits = self.id.get(..8).unwrap_or(&self.id);
         u32::from_str_radix(digits, 16).unwrap_or(1).max(1)
@@ -286,7 +284,7 @@ impl fmt::Display for Protocol {
 /// A port of the host that leads to a container: `-p [IP:]HOST:CONT[/tcp|udp]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PublishedPort {
-    /// Address of the host; 0.0.0.0: every address.
+    /// Address of the host; 0.0.0.0 means every address.
     pub host_ip: Ipv4Addr,
     /// Port of the host, not 0.
     pub host_port: u16,
@@ -297,22 +295,23 @@ pub struct PublishedPort {
 }
 
 impl fmt::Display for PublishedPort {
-    /// As `docker ps` writes it: `0.0.0.0:8080->80/tcp`.
+    /// Writes the port as `docker ps` does: `0.0.0.0:8080->80/tcp`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host_ip, host_port, container_port, protocol } = self;
         write!(f, "{host_ip}:{host_port}->{container_port}/{protocol}")
     }
 }
 
-/// `nodes/NODE`: an agent's host. It stays when the agent stops; whether the
-/// agent lives is told by `alive/NODE`, which hangs on a lease.
+/// The record at `nodes/NODE`: the host of an agent. It stays when the agent stops. `alive/NODE`,
+/// which is on a lease, tells whether the agent is alive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// [`SCHEMA`].
     pub schema: u32,
     /// Name.
     pub name: Name,
-    /// Made once by the agent that owns the name; tells a restart from a clash.
+    /// Identifier, made once by the agent that owns the name. It distinguishes a restart from a
+    /// second agent with the same name.
     pub id: String,
     /// VTEP address.
     pub vtep: Ipv4Addr,
@@ -320,7 +319,7 @@ pub struct Node {
     pub port: u16,
 }
 
-/// `alive/NODE`: hangs on a lease of the agent that runs on the node.
+/// The record at `alive/NODE`, on a lease of the agent that runs on the node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Alive {
     /// [`SCHEMA`].
@@ -329,7 +328,7 @@ pub struct Alive {
     pub id: String,
 }
 
-/// `vnis/N`: who owns a VNI.
+/// The record at `vnis/N`: the owner of a VNI.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VniOwner {
     /// [`SCHEMA`].
@@ -339,7 +338,7 @@ pub struct VniOwner {
     pub network: Name,
 }
 
-/// `ipam/NETWORK/IP`: who owns an address.
+/// The record at `ipam/NETWORK/IP`: the owner of an address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IpOwner {
     /// [`SCHEMA`].
@@ -348,7 +347,7 @@ pub struct IpOwner {
     pub endpoint: String,
 }
 
-/// `vteps/NETWORK/IP`: a VTEP that is not a Culvert host (`culvert vtep add`).
+/// The record at `vteps/NETWORK/IP`: a VTEP that is not a Culvert host (`culvert vtep add`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForeignVtep {
     /// [`SCHEMA`].

@@ -1,4 +1,4 @@
-//! Refusals in one line: the thing, what is wrong with it, what would be right.
+//! Validation. Each error is one line: the value, what is wrong with it and what would be valid.
 
 use std::{
     collections::BTreeMap,
@@ -14,14 +14,14 @@ use crate::ipam;
 pub const MIN_MTU: u32 = 68;
 /// Smallest MTU of IPv6 (RFC 8200 §5).
 pub const MIN_MTU_IPV6: u32 = 1280;
-/// Prefix lengths of an IPv4 subnet: a /30 is the last with room for a gateway
-/// and a container beside the network and broadcast addresses.
+/// Prefix lengths of an IPv4 subnet. /30 is the longest: it has a gateway and one container besides
+/// the network and broadcast addresses.
 pub const IPV4_PREFIX: (u8, u8) = (8, 30);
 /// Prefix lengths of an IPv6 subnet.
 pub const IPV6_PREFIX: (u8, u8) = (16, 126);
 /// Longest interface name: the kernel's `IFNAMSIZ` less the final zero.
 pub const IFNAME_MAX: usize = 15;
-/// The keys of `--opt`, with what each takes.
+/// The keys of `--opt`, with their valid values.
 pub const OPTIONS: &[(&str, &str)] = &[
     ("allow_overlap", "true or false"),
     ("anti_spoof", "true or false"),
@@ -39,7 +39,7 @@ fn invalid<T>(line: String) -> Check<T> {
 const fn v4(a: u8, b: u8, prefix: u8) -> IpNetwork {
     match Ipv4Network::new_checked(Ipv4Addr::new(a, b, 0, 0), prefix) {
         Some(network) => IpNetwork::V4(network),
-        // Evaluated at compile time only.
+        // Evaluated only at compile time.
         None => unreachable!(),
     }
 }
@@ -51,7 +51,7 @@ const fn v6(first: u16, sixth: u16, prefix: u8) -> IpNetwork {
     }
 }
 
-/// Ranges that no container network can have.
+/// Ranges that a container network must not use.
 const RESERVED: [(IpNetwork, &str); 9] = [
     (v4(0, 0, 8), "\"this network\" (RFC 1122)"),
     (v4(127, 0, 8), "loopback"),
@@ -73,8 +73,7 @@ pub fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
 ///
 /// # Errors
 ///
-/// Host bits, a prefix length without room or beyond reason, a range that is
-/// not for containers.
+/// The subnet has host bits, its prefix length is out of range, or its range is reserved.
 pub fn subnet(subnet: IpNetwork) -> Check {
     let (least, most) = if subnet.is_ipv4() { IPV4_PREFIX } else { IPV6_PREFIX };
     if !(least..=most).contains(&subnet.prefix()) {
@@ -101,7 +100,7 @@ pub fn subnet(subnet: IpNetwork) -> Check {
 ///
 /// # Errors
 ///
-/// As [`subnet`]; more than one of a family.
+/// As [`subnet`]; also two subnets of one address family.
 pub fn subnets(subnets: &[IpNetwork]) -> Check {
     for one in subnets {
         subnet(*one)?;
@@ -122,7 +121,7 @@ pub fn has_ipv6(subnets: &[IpNetwork]) -> bool {
     subnets.iter().any(IpNetwork::is_ipv6)
 }
 
-/// First address for a host: where the gateway is by default.
+/// The first host address: the default gateway.
 pub fn first_host(subnet: IpNetwork) -> IpAddr {
     match subnet {
         IpNetwork::V4(v4) => {
@@ -136,7 +135,7 @@ pub fn first_host(subnet: IpNetwork) -> IpAddr {
 ///
 /// # Errors
 ///
-/// Outside the subnet, or one that no host may have.
+/// The address is not in the subnet, or no host may have it.
 pub fn gateway(subnet: IpNetwork, gateway: IpAddr) -> Check {
     let right = first_host(subnet);
     if !subnet.contains(gateway) {
@@ -150,12 +149,12 @@ pub fn gateway(subnet: IpNetwork, gateway: IpAddr) -> Check {
     }
 }
 
-/// Gives each subnet its gateway: the one asked for in the subnet it is in,
-/// the first host address in the others.
+/// Assigns a gateway to each subnet: the requested one in its subnet, the first host address in the
+/// others.
 ///
 /// # Errors
 ///
-/// As [`subnets`] and [`gateway`]; a gateway in none of the subnets.
+/// As [`subnets`] and [`gateway`]; also a gateway in none of the subnets.
 pub fn with_gateways(given: &[IpNetwork], asked: Option<IpAddr>) -> Check<Vec<Subnet>> {
     subnets(given)?;
     if let Some(asked) = asked
@@ -177,12 +176,12 @@ pub fn with_gateways(given: &[IpNetwork], asked: Option<IpAddr>) -> Check<Vec<Su
         .collect()
 }
 
-/// Checks an MTU: 68, or 1280 with an IPv6 subnet, to `max`, which is the
-/// underlay's MTU less the VXLAN overhead.
+/// Checks an MTU in bytes: from 68, or 1280 with an IPv6 subnet, to `max`, which is the underlay's
+/// MTU less the VXLAN overhead.
 ///
 /// # Errors
 ///
-/// Out of that range.
+/// The MTU is out of that range.
 pub fn mtu(mtu: u32, ipv6: bool, max: u16) -> Check<u16> {
     let least = if ipv6 { MIN_MTU_IPV6 } else { MIN_MTU };
     match u16::try_from(mtu) {
@@ -202,7 +201,7 @@ pub fn mtu(mtu: u32, ipv6: bool, max: u16) -> Check<u16> {
 ///
 /// # Errors
 ///
-/// An unknown key or a value that the key does not take.
+/// An unknown key, or an invalid value of a key.
 pub fn options(options: &BTreeMap<String, String>) -> Check {
     for (key, value) in options {
         let Some((_, takes)) = OPTIONS.iter().find(|(known, _)| known == key) else {
@@ -226,18 +225,18 @@ pub fn options(options: &BTreeMap<String, String>) -> Check {
     Ok(())
 }
 
-/// Whether a network may share addresses with another of its like.
+/// Whether a network permits other networks with the same option to share its addresses.
 pub fn allows_overlap(network: &Network) -> bool {
     network.driver == Driver::Overlay
         && network.options.get("allow_overlap").is_some_and(|value| value == "true")
 }
 
-/// Checks a network against the others.
+/// Checks the subnets of a network against those of the others.
 ///
 /// # Errors
 ///
-/// A shared address, unless both are overlay networks with `allow_overlap=true`,
-/// or different nodes' own.
+/// Two networks share an address. This is valid only if both are overlay networks with
+/// `allow_overlap=true`, or if they are local to different nodes.
 pub fn no_overlap<'a>(new: &Network, others: impl IntoIterator<Item = &'a Network>) -> Check {
     for other in others.into_iter().filter(|other| other.name != new.name) {
         if (allows_overlap(new) && allows_overlap(other)) || new.name.is_apart_from(&other.name) {
@@ -257,13 +256,12 @@ pub fn no_overlap<'a>(new: &Network, others: impl IntoIterator<Item = &'a Networ
     Ok(())
 }
 
-/// Checks the subnets of a new network against the routes of the host. Default
-/// routes and those into the subnets of networks that are there already (see
-/// [`no_overlap`]) are in nobody's way.
+/// Checks the subnets of a new network against the routes of the host. Default routes are ignored,
+/// and so are routes into the subnets of existing networks (see [`no_overlap`]).
 ///
 /// # Errors
 ///
-/// A route to some of the addresses leads elsewhere.
+/// The host has another route to some of the addresses.
 pub fn not_routed<'a>(
     new: &[IpNetwork],
     routes: &[IpNetwork],
@@ -290,9 +288,9 @@ pub fn not_routed<'a>(
 ///
 /// # Errors
 ///
-/// Empty, too long, `.` or `..`, or with '/', ':', '%' or white space in it.
+/// The name is empty, too long, `.` or `..`, or contains '/', ':', '%' or white space.
 pub fn ifname(name: &str) -> Check {
-    // 0xa0 is white space to the kernel; '%' starts a template.
+    // The kernel treats 0xa0 as white space, and '%' as a pattern.
     let bad = |byte| matches!(byte, b'/' | b':' | b'%' | 0 | b' ' | 0x09..=0x0d | 0xa0);
     if (1..=IFNAME_MAX).contains(&name.len())
         && !matches!(name, "." | "..")
@@ -310,7 +308,7 @@ pub fn ifname(name: &str) -> Check {
 ///
 /// # Errors
 ///
-/// One that no host can have on an underlay.
+/// No host can have the address on an underlay.
 pub fn vtep_address(ip: Ipv4Addr) -> Check {
     let wrong = if ip.is_unspecified() {
         "unspecified"
@@ -330,7 +328,7 @@ pub fn vtep_address(ip: Ipv4Addr) -> Check {
 ///
 /// # Errors
 ///
-/// Port 0.
+/// The port is 0.
 pub fn udp_port(port: u16) -> Check {
     if port == 0 {
         invalid("UDP port 0 is out of range: 1 to 65535 is valid".to_owned())

@@ -1,4 +1,4 @@
-//! The state of the cluster, folded from the changes of the store.
+//! The state of the cluster, computed from the changes of the store.
 
 mod claims;
 mod endpoints;
@@ -26,14 +26,14 @@ use super::{
 };
 use crate::store::{Change, Entry, Revision, Snapshot, Update};
 
-/// The cluster as far as the store has told.
+/// The state of the cluster up to a revision of the store.
 ///
-/// A record that cannot be read is named in [`Self::problems`] and does not
-/// change what was there: a garbled or newer record takes down nothing that
-/// runs. Only the deletion of a key removes what it held.
+/// A record that cannot be read is listed in [`Self::problems`] and does not replace the earlier
+/// record: an invalid or newer record must not interrupt running containers. Only the deletion of a
+/// key removes its record.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct View {
-    /// Up to where the store's history is folded in.
+    /// The revision up to which the store's history is applied.
     pub revision: Revision,
     /// `networks/NAME`.
     pub networks: BTreeMap<Name, Versioned<Network>>,
@@ -49,19 +49,19 @@ pub struct View {
     pub ipam: Claims,
     /// `vteps/NETWORK/IP`, by network. No entry is empty.
     pub vteps: BTreeMap<Name, BTreeMap<Ipv4Addr, Versioned<ForeignVtep>>>,
-    /// Keys whose record is skipped, and why.
+    /// Keys whose record is skipped, and the reason.
     pub problems: BTreeMap<String, String>,
 }
 
 impl View {
-    /// The view that a snapshot of [`ROOT`] gives.
+    /// Makes the view from a snapshot of [`ROOT`].
     pub fn from_snapshot(snapshot: &Snapshot) -> Self {
         let mut view = Self::default();
         view.add_snapshot(snapshot);
         view
     }
 
-    /// Adds what a snapshot holds.
+    /// Adds the entries of a snapshot.
     pub fn add_snapshot(&mut self, snapshot: &Snapshot) {
         for entry in &snapshot.entries {
             self.put(entry, &mut Touched::default());
@@ -69,7 +69,7 @@ impl View {
         self.revision = self.revision.max(snapshot.revision);
     }
 
-    /// Folds in what a [`crate::store::Follower`] delivers.
+    /// Applies an update of a [`crate::store::Follower`]. Returns the objects that it changed.
     pub fn fold(&mut self, update: &Update) -> Touched {
         let mut touched = Touched::default();
         for change in &update.changes {
@@ -79,7 +79,7 @@ impl View {
         touched
     }
 
-    /// The same for who is going to look at everything. Says whether
+    /// As [`Self::fold`], for a caller that will process the whole view. Returns whether
     /// [`Self::problems`] changed.
     pub fn fold_unseen(&mut self, update: &Update) -> bool {
         let mut problems = false;
@@ -93,7 +93,7 @@ impl View {
     }
 
     fn folded(&mut self, update: &Update) {
-        // Of a list that comes in parts only the last one bears its revision.
+        // Of a list in several updates, only the last update has the list's revision.
         self.revision = self.revision.max(update.revision);
         if update.listed.is_some() {
             self.endpoints.pack();
@@ -101,7 +101,7 @@ impl View {
         }
     }
 
-    /// Folds in one change.
+    /// Applies one change.
     pub fn apply(&mut self, change: &Change) -> Touched {
         let mut touched = Touched::default();
         self.change(change, &mut touched);
@@ -173,7 +173,7 @@ impl View {
                 touched
                     .endpoints
                     .extend(owner.as_ref().map(|owner| (network.clone(), owner.endpoint.clone())));
-                // Who had it may not be carried any more.
+                // The data plane may have to stop carrying the previous owner.
                 let before = self.ipam.owner(network, *ip);
                 touched.endpoints.extend(before.map(|id| (network.clone(), id.text())));
                 self.ipam.put(network, *ip, Claim { owner, revision });
@@ -233,7 +233,7 @@ impl View {
         }
     }
 
-    /// Whether nothing is folded in below [`ROOT`].
+    /// Whether the view has no record and no problem.
     pub fn is_empty(&self) -> bool {
         *self == Self { revision: self.revision, ..Self::default() }
     }
@@ -259,7 +259,7 @@ impl View {
         self.endpoints.brief(network, &Id::parse(id)?)?.unpack(network)
     }
 
-    /// The endpoint by which a container on a node is attached to a network.
+    /// The endpoint that attaches a container on a node to a network.
     pub fn endpoint_of(
         &self,
         network: &Name,
@@ -271,13 +271,13 @@ impl View {
         found?.unpack(network)
     }
 
-    /// The endpoint of a network that has a MAC address.
+    /// The endpoint of a network with the given MAC address.
     pub fn endpoint_at(&self, network: &Name, mac: MacAddr) -> Option<Versioned<Endpoint>> {
         self.endpoints.briefs(network).find(|brief| brief.mac == mac)?.unpack(network)
     }
 
-    /// The network that a name means on a node: the node's own of that name, or
-    /// else everybody's, which may be unknown.
+    /// Resolves a network name on a node: to the node-local network of that name if it exists, else
+    /// to the global name, which may be unknown.
     pub fn resolve(&self, name: &Name, node: &Name) -> Name {
         let own = name.on(node);
         if self.networks.contains_key(&own) || self.problem_at(&Key::network(&own)).is_some() {
@@ -287,32 +287,32 @@ impl View {
         }
     }
 
-    /// The networks that are there for a node: its own and everybody's.
+    /// The networks that a node can use: its node-local ones and the global ones.
     pub fn networks_on(&self, node: &Name) -> impl Iterator<Item = &Versioned<Network>> {
         self.networks.values().filter(|network| network.name.is_seen_on(node))
     }
 
-    /// Who holds an address of a network.
+    /// The claim to an address of a network.
     pub fn ip_claim(&self, network: &Name, ip: IpAddr) -> Option<Claim<IpOwner>> {
         self.ipam.get(network, ip)
     }
 
-    /// The node that has a VTEP address.
+    /// The node with the given VTEP address.
     pub fn node_at(&self, vtep: Ipv4Addr) -> Option<&Versioned<Node>> {
         self.nodes.values().find(|node| node.vtep == vtep)
     }
 
-    /// Whether the agent of a node lives.
+    /// Whether the agent of a node is alive.
     pub fn is_alive(&self, node: &Name) -> bool {
         self.alive.contains_key(node)
     }
 
-    /// The network, if the data plane may carry it: two networks with one VNI
-    /// would be one network.
+    /// The network, if the data plane may carry it. Two networks with one VNI must not be carried:
+    /// their traffic would mix.
     ///
     /// # Errors
     ///
-    /// One line that says why not.
+    /// The reason, one line.
     pub fn usable_network(&self, name: &Name) -> Result<&Network, String> {
         let network =
             self.networks.get(name).ok_or_else(|| format!("network '{name}': unknown"))?;
@@ -330,12 +330,12 @@ impl View {
         }
     }
 
-    /// Whether the data plane may carry the endpoint: its network is usable and
-    /// its VNI and addresses are the ones it owns there.
+    /// Checks that the data plane may carry the endpoint: its network is usable, it has the
+    /// network's VNI, and it owns its addresses there.
     ///
     /// # Errors
     ///
-    /// One line that says why not.
+    /// The reason, one line.
     pub fn usable_endpoint(&self, endpoint: &Endpoint) -> Result<(), String> {
         let Endpoint { id, network: name, container, .. } = endpoint;
         let fail = |why: String| Err(format!("endpoint {id} ('{container}' in '{name}'): {why}"));
@@ -366,7 +366,7 @@ impl View {
         Ok(())
     }
 
-    /// The same for one in a network that is usable, without a reason.
+    /// As [`Self::usable_endpoint`], for an endpoint of a usable network, without the reason.
     pub(crate) fn is_usable(&self, network: &Network, endpoint: &Brief<'_>) -> bool {
         endpoint.vni == network.vni.get()
             && endpoint.addresses().all(|ip| {
@@ -375,13 +375,13 @@ impl View {
             })
     }
 
-    /// Everything that is skipped or contradicts itself, a line each.
+    /// All skipped or contradictory records, one line each.
     pub fn complaints(&self) -> Vec<String> {
         let skipped = self.problems.iter().map(|(key, why)| format!("{key}: {why}"));
         let networks = self.networks.keys().filter_map(|name| self.usable_network(name).err());
         let endpoints = self.endpoints.networks().flat_map(|name| {
             let network = self.usable_network(name).ok();
-            // A network that cannot be used is named once, not once per endpoint.
+            // An unusable network is reported once, not once per endpoint.
             let named = network.is_none() && self.networks.contains_key(name);
             let briefs = self.endpoints.briefs(name).filter(move |_| !named);
             let briefs =
@@ -391,7 +391,7 @@ impl View {
         skipped.chain(networks).chain(endpoints).collect()
     }
 
-    /// Why the record at a key is not to be relied upon, if so.
+    /// The reason why the record at a key is skipped. `None` if it is not.
     pub fn problem_at(&self, key: &str) -> Option<&str> {
         self.problems.get(key).map(String::as_str)
     }
@@ -407,7 +407,7 @@ impl View {
     }
 }
 
-/// Puts a record in its place, or says why it is skipped.
+/// Stores a record. Returns the reason if it is skipped.
 fn keep<K: Ord, T: Record + PartialEq>(
     records: &mut BTreeMap<K, Versioned<T>>,
     at: K,

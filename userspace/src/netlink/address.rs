@@ -16,17 +16,16 @@ impl Netlink {
     /// Addresses of the interface.
     ///
     /// # Errors
-    /// It does not exist.
+    /// The interface does not exist.
     pub async fn addresses(&self, name: &str) -> Result<Vec<IpNetwork>> {
         let index = self.existing(name).await?.index;
         let all = self.all_addresses().await?;
         Ok(all.into_iter().filter(|(of, _)| *of == index).map(|(_, address)| address).collect())
     }
 
-    /// Adds an address with its prefix length. IPv6 addresses are usable at
-    /// once: no duplicate address detection (RFC 4862 §5.4), the store already
-    /// gives each address to one owner only. No broadcast address is set, as
-    /// Docker sets none.
+    /// Adds an address with its prefix length. An IPv6 address is usable at once: duplicate address
+    /// detection (RFC 4862 §5.4) is off, because the store gives each address to one owner only. No
+    /// broadcast address is set, as in Docker.
     ///
     /// # Errors
     /// The interface does not exist, or the kernel refuses.
@@ -40,7 +39,7 @@ impl Netlink {
     /// Removes an address.
     ///
     /// # Errors
-    /// The kernel refuses. That the address or the interface is gone is no error.
+    /// The kernel refuses. It is no error if the address or the interface does not exist.
     pub async fn delete_address(&self, name: &str, address: IpNetwork) -> Result<()> {
         let Some(link) = self.link(name).await? else { return Ok(()) };
         let what = format!("removing address {address} from interface {name}");
@@ -75,7 +74,7 @@ fn message(index: u32, address: IpNetwork) -> AddressMessage {
     match ip {
         IpAddr::V4(ip) => {
             message.header.family = AddressFamily::Inet;
-            // On a link that is not point-to-point both are the same.
+            // On a link that is not point-to-point, IFA_LOCAL and IFA_ADDRESS are equal.
             message.attributes.push(AddressAttribute::Local(IpAddr::V4(ip)));
             if ip.is_link_local() {
                 message.header.scope = AddressScope::Link;
@@ -98,8 +97,8 @@ pub(super) fn parse_address(message: &RouteNetlinkMessage) -> Option<(u32, IpNet
     else {
         return None;
     };
-    // IFA_ADDRESS is the other end's address on a point-to-point link; our own
-    // is IFA_LOCAL where there is one.
+    // On a point-to-point link IFA_ADDRESS is the peer's address. The interface's own address is
+    // IFA_LOCAL, if that attribute is present.
     let ip = message
         .attributes
         .iter()

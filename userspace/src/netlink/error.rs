@@ -1,4 +1,4 @@
-//! What can go wrong, with the interface named.
+//! Errors of netlink operations. Each names the interface.
 
 use std::{io, net::IpAddr};
 
@@ -17,7 +17,7 @@ pub enum NetlinkError {
         "interface name {0} is taken: choose another name, or remove the interface that has it"
     )]
     NameTaken(String),
-    /// An interface cannot be called this.
+    /// The name is not a valid interface name.
     #[error(
         "interface name {0:?} is malformed: 1 to 15 bytes without '/', ':', '%' and white space are valid"
     )]
@@ -27,14 +27,14 @@ pub enum NetlinkError {
     Mtu {
         /// Interface.
         interface: String,
-        /// What was asked for.
+        /// The MTU that was asked for.
         mtu: u32,
         /// Least valid MTU.
         min: u32,
         /// Greatest valid MTU.
         max: u32,
     },
-    /// No route leads there.
+    /// The kernel has no route to the address.
     #[error("no route to {0}: add one, or bring up the uplink that leads there")]
     NoRoute(IpAddr),
     /// Missing privilege.
@@ -45,33 +45,33 @@ pub enum NetlinkError {
     Kernel {
         /// The operation and what it was applied to.
         what: String,
-        /// Why.
+        /// The kernel's error.
         source: io::Error,
-        /// What the kernel says besides the error number; may be empty.
+        /// The text of the kernel's extended acknowledgement; may be empty.
         detail: String,
     },
-    /// The kernel gave no answer, or one that makes no sense.
+    /// The kernel gave no answer, or an invalid one.
     #[error("{what}: {detail}")]
     Protocol {
         /// The operation and what it was applied to.
         what: String,
-        /// What came instead of an answer.
+        /// Description of the invalid answer, or of its absence.
         detail: String,
     },
 }
 
-/// The kernel's own words in parentheses, if it has any.
+/// The kernel's text in parentheses, if there is one.
 fn hint(detail: &str) -> String {
     if detail.is_empty() { String::new() } else { format!(" ({detail})") }
 }
 
 impl NetlinkError {
-    /// An error number of the kernel, while doing `what`.
+    /// An error number of the kernel from the operation `what`.
     pub(crate) fn kernel(what: impl Into<String>, source: io::Error) -> Self {
         Self::with_detail(what, source, String::new())
     }
 
-    /// The same with the text of the extended acknowledgement.
+    /// As above, with the text of the extended acknowledgement.
     pub(crate) fn with_detail(what: impl Into<String>, source: io::Error, detail: String) -> Self {
         let what = what.into();
         match source.raw_os_error().map(Errno::from_raw) {
@@ -80,7 +80,7 @@ impl NetlinkError {
         }
     }
 
-    /// The kernel's error number, if that is what it is.
+    /// The kernel's error number, if the error has one.
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Self::Kernel { source, .. } => source.raw_os_error().map(Errno::from_raw),

@@ -1,9 +1,9 @@
 //! Device features (offloads), by the ioctls of linux/ethtool.h: `ETHTOOL_GSSET_INFO`,
 //! `ETHTOOL_GSTRINGS`, `ETHTOOL_GFEATURES`, `ETHTOOL_SFEATURES`.
 //!
-//! The crate `ethtool` 0.3 speaks generic netlink; of its 9 kinds of settings it can set one, the
-//! channels, and not the features. It uses netlink-proto 0.13 where rtnetlink 0.24 uses 0.14. The
-//! name of the driver has no message.
+//! The crate `ethtool` 0.3 speaks generic netlink. It has 9 kinds of settings and can set only the
+//! channels, not the features. It depends on netlink-proto 0.13, rtnetlink 0.24 on 0.14. Generic
+//! netlink has no message for the name of the driver.
 
 use std::{
     ffi::c_void,
@@ -15,9 +15,9 @@ use nix::{errno::Errno, libc};
 
 use super::{Netlink, NetlinkError, Result, check_ifname};
 
-/// Features that let a device segment packets that are encapsulated already. A container with a
-/// tunnel of its own must segment by itself: an skb carries the state of one encapsulation,
-/// and VXLAN's comes on top.
+/// Features by which a device segments packets that are already encapsulated. They must be off: a
+/// container with a tunnel of its own must segment in its own stack, because an skb carries the
+/// state of one encapsulation, and VXLAN adds a second.
 ///
 /// SCTP is here because the kernel refuses to make room in front of an SCTP frame that is to be
 /// segmented (`bpf_skb_adjust_room`). UDP is here because that function leaves
@@ -37,10 +37,10 @@ pub const ENCAPSULATION_OFFLOADS: &[&str] = &[
     "tx-udp-segmentation",
 ];
 
-/// Merging of UDP datagrams that are forwarded, VXLAN datagrams of different VNIs among them.
+/// Receive merging of forwarded UDP datagrams. It also merges VXLAN datagrams of different VNIs.
 pub const RX_UDP_GRO_FORWARDING: &str = "rx-udp-gro-forwarding";
 
-/// Merging of received packets by the kernel (generic receive offload).
+/// Merging of received packets in the kernel (generic receive offload).
 pub const RX_GRO: &str = "rx-gro";
 
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
@@ -75,7 +75,8 @@ impl Netlink {
         Ok(Some(blocks.get(bit / 32).is_some_and(|block| block.active >> (bit % 32) & 1 == 1)))
     }
 
-    /// Name of an interface's driver, if it has one and tells.
+    /// Name of an interface's driver. `None` if it has no driver or the driver does not report its
+    /// name.
     pub fn driver(&self, name: &str) -> Option<String> {
         let device = Device::new(self.control(), name).ok()?;
         let mut info = [0; DRVINFO];
@@ -86,8 +87,8 @@ impl Netlink {
         (!driver.is_empty()).then(|| String::from_utf8_lossy(driver).into_owned())
     }
 
-    /// Turns features on or off. It passes over names that the kernel or the device does not
-    /// have, and features that the device cannot change. Returns whether something changed.
+    /// Turns features on or off. Names that the kernel or the device does not have are skipped, and
+    /// so are features that the device cannot change. Returns whether a feature changed.
     ///
     /// # Errors
     /// The interface does not exist, or the kernel refuses.
@@ -95,7 +96,7 @@ impl Netlink {
         let device = Device::new(self.control(), name)?;
         let names = device.names()?;
         let current = device.features(names.len())?;
-        // For each block of 32 features: which to change, and to what.
+        // For each block of 32 features: the mask of bits to change, and their new values.
         let mut wanted = vec![(0u32, 0u32); current.len()];
         for bit in features.iter().filter_map(|want| names.iter().position(|name| name == want)) {
             let mask = 1u32 << (bit % 32);
@@ -127,11 +128,11 @@ impl Netlink {
 
 /// 32 features of a device, a bit each.
 struct Block {
-    /// The device can have it.
+    /// The device supports the feature.
     available: u32,
-    /// It is on.
+    /// The feature is on.
     active: u32,
-    /// It cannot be changed.
+    /// The feature cannot be changed.
     fixed: u32,
 }
 
@@ -147,15 +148,15 @@ impl<'a> Device<'a> {
         Ok(Self { socket, name })
     }
 
-    /// Names of all features the kernel knows, in the order of their bits.
+    /// Names of all features that the kernel knows, in bit order.
     fn names(&self) -> Result<Vec<String>> {
         // struct ethtool_sset_info: cmd, reserved, u64 mask, data[].
         let [mask_a, mask_b]: [u32; 2] = bytemuck::cast(1u64 << ETH_SS_FEATURES);
         let mut info = [ETHTOOL_GSSET_INFO, 0, mask_a, mask_b, 0];
         self.ioctl(&mut info)?;
         let count = info[4];
-        // struct ethtool_gstrings: cmd, string_set, len, data[len * 32]. The
-        // kernel checks that len is what it said before.
+        // struct ethtool_gstrings: cmd, string_set, len, data[len * 32]. The kernel checks that len
+        // is the count that it returned before.
         let mut strings = vec![0u32; 3 + count as usize * STRING_LEN / 4];
         strings[..3].copy_from_slice(&[ETHTOOL_GSTRINGS, ETH_SS_FEATURES, count]);
         self.ioctl(&mut strings)?;
@@ -168,7 +169,7 @@ impl<'a> Device<'a> {
             .collect())
     }
 
-    /// State of the first `count` features at least.
+    /// State of at least the first `count` features.
     fn features(&self, count: usize) -> Result<Vec<Block>> {
         let blocks = count.div_ceil(32);
         // struct ethtool_gfeatures: cmd, size in blocks, blocks.
@@ -189,8 +190,8 @@ impl<'a> Device<'a> {
         self.ioctl(&mut data)
     }
 
-    /// `SIOCETHTOOL` with `data`, whose first word is the command and whose
-    /// length is what the command says it is.
+    /// `SIOCETHTOOL` with `data`. The first word is the command; the length is the one that the
+    /// command requires.
     fn ioctl(&self, data: &mut [u32]) -> Result<()> {
         // SAFETY: ifreq is plain old data, for which all zeroes is valid.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

@@ -27,20 +27,20 @@ use tokio::time::timeout;
 use super::{NetlinkError, Result};
 use crate::netns::run_in;
 
-/// How long the kernel may take to answer. It answers at once; this is for an
-/// answer that cannot be decoded, which would otherwise be waited for for ever.
+/// Timeout of an answer. The kernel answers at once; the timeout covers an answer that cannot be
+/// decoded, for which the caller would otherwise wait for ever.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
-/// How often a dump is tried again when the kernel's tables changed under it.
+/// How often a dump is repeated if the kernel's table changed during it.
 const DUMP_ATTEMPTS: usize = 8;
-/// How long a dump waits for one before it on the same socket.
+/// How long a dump waits for an earlier dump on the same socket.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
-/// Receive buffer of a monitor: bursts of events while the agent is busy.
+/// Receive buffer of a monitor in bytes: it holds bursts of events while the agent is busy.
 const MONITOR_BUFFER: usize = 1 << 20;
 /// Attribute of an extended acknowledgement that carries its text
 /// (`NLMSGERR_ATTR_MSG`, linux/netlink.h).
 const NLMSGERR_ATTR_MSG: u16 = 1;
 
-/// Messages that nobody asked for: events.
+/// Unsolicited messages: events.
 pub(super) type Unsolicited = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
 
 /// rtnetlink in one network namespace. Cheap to clone.
@@ -50,20 +50,19 @@ pub struct Netlink {
     namespace: Arc<Namespace>,
 }
 
-/// What belongs to the namespace and is opened together with the socket.
+/// Descriptors of the namespace, opened together with the socket.
 #[derive(Debug)]
 struct Namespace {
     /// Keeps the namespace alive and lets threads enter it.
     netns: File,
-    /// Any socket of the namespace: ioctls of interfaces go through it.
+    /// A socket of the namespace, for the ioctls of interfaces.
     control: OwnedFd,
-    /// The kernel reads out one table at a time on a socket, and refuses a second one
-    /// (EBUSY).
+    /// The kernel runs one dump at a time on a socket, and refuses a second one (EBUSY).
     dumping: tokio::sync::Mutex<()>,
 }
 
 impl Netlink {
-    /// In the calling thread's namespace. To be called within a tokio runtime.
+    /// Opens a connection in the calling thread's namespace. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// The kernel has no netlink, or no file descriptor is left.
@@ -71,8 +70,8 @@ impl Netlink {
         Self::open(&runtime()?)
     }
 
-    /// In the namespace `netns`. The socket is opened on a thread of its own
-    /// that enters the namespace: no thread of the runtime moves.
+    /// Opens a connection in the namespace `netns`. The socket is opened on a new thread that
+    /// enters the namespace, so no thread of the runtime changes its namespace.
     ///
     /// # Errors
     /// As [`Netlink::new`]; also if the namespace cannot be entered.
@@ -97,7 +96,7 @@ impl Netlink {
         })
     }
 
-    /// The namespace it works in.
+    /// The namespace of the connection.
     pub fn netns(&self) -> BorrowedFd<'_> {
         self.namespace.netns.as_fd()
     }
@@ -116,8 +115,8 @@ impl Netlink {
         })
     }
 
-    /// Sends a request and returns what the kernel answered before its
-    /// acknowledgement. `what` names the operation and its object in errors.
+    /// Sends a request. Returns the messages that the kernel sent before its acknowledgement.
+    /// `what` names the operation and its object in errors.
     pub(super) async fn request(
         &self,
         what: &str,
@@ -142,7 +141,7 @@ impl Netlink {
             match self.exchange(what, request).await {
                 Ok((rows, true)) => return Ok(rows),
                 Ok((_, false)) => {}
-                // One whose reader gave up has not come to its end yet.
+                // An earlier dump whose reader was cancelled has not finished yet.
                 Err(error) if error.errno() == Some(Errno::EBUSY) => {
                     tokio::time::sleep(BUSY_PAUSE).await;
                 }
@@ -155,7 +154,7 @@ impl Netlink {
         })
     }
 
-    /// The messages of an answer, and whether the table stood still meanwhile.
+    /// The messages of an answer, and whether the table was unchanged during the dump.
     async fn exchange(
         &self,
         what: &str,
@@ -212,12 +211,12 @@ fn connect(
     runtime: &tokio::runtime::Handle,
     groups: &[MulticastGroup],
 ) -> io::Result<(Handle, Unsolicited)> {
-    // The socket registers with the runtime that is entered.
+    // The socket registers with the runtime that is entered at this point.
     let _entered = runtime.enter();
     let (mut connection, handle, events): (Connection<_, TokioSocket>, _, _) =
         rtnetlink::new_multicast_connection(groups)?;
     let socket = connection.socket_mut().socket_mut();
-    // Errors come back without a copy of the request but with the kernel's words.
+    // Errors come back without a copy of the request but with the extended acknowledgement.
     socket.set_cap_ack(true)?;
     socket.set_ext_ack(true)?;
     if !groups.is_empty() {
@@ -235,8 +234,8 @@ fn spawn(
     runtime.spawn(connection)
 }
 
-/// The text in an extended acknowledgement: after the request's header
-/// (16 bytes, the rest being left out by `NETLINK_CAP_ACK`) come attributes.
+/// The text in an extended acknowledgement. Attributes follow the request's header (16 bytes);
+/// `NETLINK_CAP_ACK` leaves out the rest of the request.
 fn extended_text(after_code: &[u8]) -> String {
     let attributes = after_code.get(16..).unwrap_or_default();
     NlasIterator::new(attributes)

@@ -20,8 +20,8 @@ use rtnetlink::packet_route::{
 use super::{Netlink, NetlinkError, Result};
 use crate::model::MacAddr;
 
-/// Least and greatest MTU of a veth or netkit device: `ETH_MIN_MTU` and `ETH_MAX_MTU`
-/// (linux/if_ether.h); below the former IPv4 cannot work (RFC 791 §3.2).
+/// Least and greatest MTU of a veth or netkit device, in bytes: `ETH_MIN_MTU` and `ETH_MAX_MTU`
+/// (linux/if_ether.h). Below the least, IPv4 cannot work (RFC 791 §3.2).
 const PAIR_MTU: std::ops::RangeInclusive<u32> = 68..=65535;
 
 /// An interface.
@@ -35,36 +35,36 @@ pub struct Link {
     pub mac: Option<MacAddr>,
     /// MTU in bytes.
     pub mtu: u32,
-    /// Set up by the administrator.
+    /// Whether the administrator has set it up.
     pub up: bool,
-    /// Up, and there is a carrier.
+    /// Whether it is up and has a carrier.
     pub running: bool,
-    /// The loopback device.
+    /// Whether it is the loopback device.
     pub loopback: bool,
-    /// It resolves neighbours (ARP).
+    /// Whether it resolves neighbours (ARP).
     pub arp: bool,
-    /// `veth`, `netkit`, `bridge`, `vxlan` and so on; none for hardware.
+    /// Kind: `veth`, `netkit`, `bridge`, `vxlan` and so on; `None` for hardware.
     pub kind: Option<String>,
-    /// Alias: `culvert:` and the endpoint id marks what is ours.
+    /// Alias. `culvert:` and an endpoint id mark a device of Culvert.
     pub alias: Option<String>,
-    /// Index of the other end of a pair, in the namespace where that is.
+    /// Index of the other end of a pair, in the other end's namespace.
     pub peer_index: Option<u32>,
-    /// What this namespace calls the namespace of the other end, see
-    /// [`Netlink::netns_id`]; none if it is this one.
+    /// This namespace's number for the namespace of the other end, see [`Netlink::netns_id`].
+    /// `None` if both ends are in this namespace.
     pub peer_netns_id: Option<i32>,
-    /// Index of the bridge or bond it is a port of.
+    /// Index of the bridge or bond that has the interface as a port.
     pub master: Option<u32>,
     /// UDP port on which a kernel vxlan device receives.
     pub vxlan_port: Option<u16>,
-    /// It is a vxlan device that takes the VNIs of a list only, see
+    /// Whether it is a vxlan device that accepts only the VNIs of a list (`vnifilter`), see
     /// [`Netlink::create_vnifilter_vxlan`].
     pub vxlan_filtered: bool,
     /// Addresses.
     pub addresses: Vec<IpNetwork>,
 }
 
-/// Refuses what the kernel would not take for a name (`dev_valid_name`), and
-/// `%`, which it takes for a pattern.
+/// Refuses a name that the kernel does not accept (`dev_valid_name`), and `%`, which the kernel
+/// treats as a pattern.
 ///
 /// # Errors
 /// [`NetlinkError::MalformedName`].
@@ -111,13 +111,13 @@ impl Netlink {
         }
     }
 
-    /// As [`Netlink::link`], but its absence is an error.
+    /// As [`Netlink::link`], but a missing interface is an error.
     pub(super) async fn existing(&self, name: &str) -> Result<Link> {
         self.link(name).await?.ok_or_else(|| NetlinkError::NoSuchInterface(name.to_owned()))
     }
 
-    /// Makes a bridge without ports and without spanning tree: a device that
-    /// can hold an address and stays up by itself. It is down. Returns its index.
+    /// Makes a bridge without ports and without spanning tree: a device that can have an address
+    /// and stays up by itself. The bridge is down. Returns its index.
     ///
     /// # Errors
     /// [`NetlinkError::NameTaken`].
@@ -125,8 +125,8 @@ impl Netlink {
         self.create_bridge_with(name, mac, Vec::new()).await
     }
 
-    /// As [`Netlink::create_bridge`], and it sends nothing by itself: one that snoops
-    /// multicast joins a group when it comes up (RFC 4286).
+    /// As [`Netlink::create_bridge`], but multicast snooping is off. With snooping the bridge joins
+    /// a group when it comes up (RFC 4286) and so sends packets of its own.
     ///
     /// # Errors
     /// [`NetlinkError::NameTaken`].
@@ -151,13 +151,12 @@ impl Netlink {
         self.create(name, message).await
     }
 
-    /// Makes a vxlan device that takes the VNIs of a list only (`external vnifilter`),
-    /// of which there are none: what it receives is dropped, and what it is given to
-    /// send, too. It is down. Returns its index.
+    /// Makes a vxlan device with an empty VNI list (`external vnifilter`). It drops every frame
+    /// that it receives or is given to send. The device is down. Returns its index.
     ///
     /// # Errors
-    /// [`NetlinkError::NameTaken`] if there is an interface of that name; the kernel has
-    /// no such devices, or another one is the same.
+    /// [`NetlinkError::NameTaken`] if an interface has that name; the kernel does not support such
+    /// devices, or another device has the same parameters.
     pub async fn create_vnifilter_vxlan(&self, name: &str, mac: MacAddr, port: u16) -> Result<u32> {
         check_ifname(name)?;
         let mut message = named(name);
@@ -172,7 +171,7 @@ impl Netlink {
             ])),
         ]));
         match self.create(name, message).await {
-            // The kernel says the same of a device that differs in nothing but its name.
+            // The kernel returns the same error for a device that differs only in its name.
             Err(NetlinkError::NameTaken(_)) if self.link(name).await?.is_none() => {
                 let what = format!("creating interface {name}");
                 let source = std::io::Error::from_raw_os_error(Errno::EADDRINUSE as i32);
@@ -197,7 +196,7 @@ impl Netlink {
     /// Sets the interface up.
     ///
     /// # Errors
-    /// It does not exist, or the kernel refuses.
+    /// The interface does not exist, or the kernel refuses.
     pub async fn set_up(&self, name: &str) -> Result<()> {
         let mut message = named(name);
         message.header.flags = LinkFlags::Up;
@@ -215,7 +214,7 @@ impl Netlink {
         self.change(name, "setting down", message).await
     }
 
-    /// Keeps the interface from resolving neighbours: what it sends has its own MAC
+    /// Turns neighbour resolution off on the interface: the frames that it sends have its own MAC
     /// as the destination.
     ///
     /// # Errors
@@ -285,10 +284,10 @@ impl Netlink {
         self.change(name, "adding to a bridge", message).await
     }
 
-    /// Deletes the interface, with its other end if it is of a pair.
+    /// Deletes the interface, and its other end if it is one end of a pair.
     ///
     /// # Errors
-    /// The kernel refuses. That it does not exist is no error.
+    /// The kernel refuses. It is no error if the interface does not exist.
     pub async fn delete_link(&self, name: &str) -> Result<()> {
         check_ifname(name)?;
         let what = format!("deleting interface {name}");
@@ -298,8 +297,8 @@ impl Netlink {
         }
     }
 
-    /// What this namespace calls the namespace `netns`; none if it has no
-    /// number for it, as no interface here has its other end there.
+    /// This namespace's number for the namespace `netns`. `None` if it has no number, because no
+    /// interface here has its other end there.
     ///
     /// # Errors
     /// The kernel does not answer.
@@ -344,7 +343,7 @@ pub(super) fn check_mtu(interface: &str, mtu: u32) -> Result<()> {
     Err(NetlinkError::Mtu { interface: interface.to_owned(), mtu, min, max })
 }
 
-/// A message about the interface of that name; index 0 makes the kernel look it up.
+/// A message about the interface with that name; with index 0 the kernel looks the name up.
 pub(super) fn named(name: &str) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));

@@ -1,9 +1,9 @@
-//! Links, addresses, routes, neighbours, sockets and features of devices.
+//! Links, addresses, routes, neighbours, sockets and device features.
 //!
-//! A [`Netlink`] works in the network namespace in which it was opened, whatever thread calls it;
-//! [`sockets`] works in that of the calling thread. An interface is named, and the kernel
-//! resolves the name, which is unique in a namespace, while it handles the request. Every
-//! operation that changes something is idempotent: it is no error if the change was made before.
+//! A [`Netlink`] works in the network namespace in which it was opened, from any thread;
+//! [`sockets`] works in the namespace of the calling thread. Interfaces are given by name: a name
+//! is unique in a namespace, and the kernel resolves it while it handles the request. Every
+//! operation that changes state is idempotent: a change that was already made is no error.
 
 mod address;
 mod error;

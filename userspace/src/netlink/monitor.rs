@@ -1,4 +1,4 @@
-//! Changes as they happen.
+//! Change events of the kernel's network state.
 
 use std::{
     net::IpAddr,
@@ -19,23 +19,23 @@ use super::{
     neighbour::parse_neighbour,
 };
 
-/// Something changed in the namespace.
+/// A change in the namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// An interface appeared or changed.
     Link {
         /// Interface index.
         index: u32,
-        /// Its name now.
+        /// Its current name.
         name: String,
-        /// It is up.
+        /// Whether it is up.
         up: bool,
     },
-    /// An interface is gone.
+    /// An interface was removed.
     LinkGone {
         /// Interface index.
         index: u32,
-        /// The name it had.
+        /// Its last name.
         name: String,
     },
     /// An address was added, changed or removed.
@@ -44,10 +44,10 @@ pub enum Event {
         ifindex: u32,
         /// Address.
         address: IpNetwork,
-        /// It was removed.
+        /// Whether it was removed.
         gone: bool,
     },
-    /// Some route changed.
+    /// A route changed.
     Route,
     /// A neighbour was resolved, became stale, failed or was removed.
     Neighbour {
@@ -55,16 +55,15 @@ pub enum Event {
         ifindex: u32,
         /// Address.
         ip: IpAddr,
-        /// The kernel can send to it.
+        /// Whether the kernel can send to it.
         valid: bool,
     },
-    /// Events were lost because they were not read fast enough: look at
-    /// everything again.
+    /// Events were lost because they were not read fast enough. The receiver must read all state
+    /// again.
     Lost,
 }
 
-/// A stream of [`Event`]s. It ends when the kernel closes the socket, which it
-/// does not do.
+/// A stream of [`Event`]s. It ends only if the kernel closes the socket, which it does not do.
 #[derive(Debug)]
 pub struct Monitor {
     events: Unsolicited,
@@ -73,11 +72,11 @@ pub struct Monitor {
 }
 
 impl Netlink {
-    /// Subscribes to changes of interfaces, addresses, routes and neighbours.
-    /// What happened before the call is not told.
+    /// Subscribes to changes of interfaces, addresses, routes and neighbours. Changes from before
+    /// the call are not reported.
     ///
     /// # Errors
-    /// No socket is to be had.
+    /// No socket can be opened.
     pub fn monitor(&self) -> Result<Monitor> {
         let groups = [
             MulticastGroup::Link,
@@ -93,7 +92,7 @@ impl Netlink {
 }
 
 impl Monitor {
-    /// The next change.
+    /// Waits for the next change.
     pub async fn next(&mut self) -> Option<Event> {
         StreamExt::next(self).await
     }
@@ -121,7 +120,7 @@ impl Stream for Monitor {
 
 fn translate(message: &RouteNetlinkMessage) -> Option<Event> {
     match message {
-        // Of ports of bridges: that one is a port no more does not mean that it is gone.
+        // A message about a bridge port. A port that leaves its bridge is not a removed interface.
         RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)
             if link.header.interface_family == AddressFamily::Bridge =>
         {

@@ -1,4 +1,4 @@
-//! Neighbours: which MAC an address on a link has.
+//! The neighbour table: MAC addresses by IP address on a link.
 
 use std::net::IpAddr;
 
@@ -22,11 +22,11 @@ pub struct Neighbour {
     pub ifindex: u32,
     /// Address.
     pub ip: IpAddr,
-    /// MAC address, if it was resolved once.
+    /// MAC address, if the neighbour was ever resolved.
     pub mac: Option<MacAddr>,
-    /// The kernel would send to that MAC now (`NUD_VALID`).
+    /// Whether the kernel would send to that MAC now (`NUD_VALID`).
     pub valid: bool,
-    /// The kernel keeps it resolved by itself (`NTF_EXT_MANAGED`).
+    /// Whether the kernel keeps the entry resolved by itself (`NTF_EXT_MANAGED`).
     pub managed: bool,
 }
 
@@ -41,9 +41,8 @@ impl Netlink {
         Ok(rows.iter().filter_map(parse_neighbour).collect())
     }
 
-    /// Makes the kernel resolve a neighbour and keep it resolved, so that a
-    /// program that asks for it finds it. Kernels before 5.16 cannot: they
-    /// resolve it once.
+    /// Makes the kernel resolve a neighbour and keep it resolved, so that a lookup by a BPF program
+    /// succeeds. A kernel before Linux 5.16 resolves it only once.
     ///
     /// # Errors
     /// There is no interface with that index, or the kernel refuses.
@@ -65,7 +64,7 @@ impl Netlink {
     /// Removes a neighbour from the table.
     ///
     /// # Errors
-    /// The kernel refuses. That it or its interface is gone is no error.
+    /// The kernel refuses. It is no error if the neighbour or its interface does not exist.
     pub async fn forget_neighbour(&self, ifindex: u32, ip: IpAddr) -> Result<()> {
         let what = format!("removing neighbour {ip} of interface number {ifindex}");
         let request = RouteNetlinkMessage::DelNeighbour(message(ifindex, ip));

@@ -1,11 +1,11 @@
-//! What a driver can do with XDP, by the generic netlink family `netdev`
-//! (Documentation/netlink/specs/netdev.yaml). To attach a program would tell as well, and would
-//! stop the device for a moment.
-//!
-//! `netlink-packet-generic` 0.5 does not replace this file: its answer of the controller is an
-//! error if it has an attribute that the crate does not know (`Unknown NLA type`), so that a
-//! later kernel would seem to have no XDP; without it, three `impl`s of 35 lines stand for
-//! `request`, of 17. `genetlink` 0.3 brings netlink-proto 0.13 in besides rtnetlink's 0.14.
+//! XDP support of a driver, from the generic netlink family `netdev`
+//! (Documentation/netlink/specs/netdev.yaml). Attaching a program would show it too, but would stop
+//! the device for a moment.
+//! `netlink-packet-generic` 0.5 does not replace this file. It returns an error (`Unknown NLA
+//! type`) if the controller's answer has an attribute that the crate does not know, so a later
+//! kernel would seem to have no XDP. Without the crate's decoding of that answer, three `impl`s of
+//! 35 lines would replace `request`, of 17. `genetlink` 0.3 depends on netlink-proto 0.13,
+//! rtnetlink on 0.14.
 
 use rtnetlink::{
     packet_core::NlasIterator,
@@ -19,20 +19,20 @@ use crate::netns::run_in;
 const NLMSG_LEN: usize = 16;
 const GENL_LEN: usize = 4;
 const NLM_F_REQUEST: u16 = 1;
-/// The controller, which knows the numbers of the other families, and its request
+/// The controller, which maps the names of families to numbers, and its request
 /// (linux/genetlink.h).
 const GENL_ID_CTRL: u16 = 0x10;
 const CTRL_CMD_GETFAMILY: u8 = 3;
 const CTRL_ATTR_FAMILY_ID: u16 = 1;
 const CTRL_ATTR_FAMILY_NAME: u16 = 2;
-/// linux/netdev.h.
+/// Constants of linux/netdev.h.
 const NETDEV_CMD_DEV_GET: u8 = 1;
 const NETDEV_A_DEV_IFINDEX: u16 = 1;
 const NETDEV_A_DEV_XDP_FEATURES: u16 = 3;
 const NETDEV_XDP_ACT_BASIC: u64 = 1;
 
 impl Netlink {
-    /// Whether an interface's driver runs XDP programs; `None` if the kernel does not tell
+    /// Whether an interface's driver runs XDP programs. `None` if the kernel does not report it
     /// (before Linux 6.3).
     pub fn native_xdp(&self, ifindex: u32) -> Option<bool> {
         run_in(self.netns(), || {
@@ -81,7 +81,7 @@ fn request(family: u16, command: u8, kind: u16, value: &[u8]) -> Option<Vec<u8>>
     Some(bytes)
 }
 
-/// The value of an attribute of an answer.
+/// The value of an attribute in an answer.
 fn attribute(answer: &[u8], kind: u16) -> Option<Vec<u8>> {
     let attributes = answer.get(NLMSG_LEN + GENL_LEN..)?;
     let mut attributes = NlasIterator::new(attributes).flatten();

@@ -1,4 +1,4 @@
-//! Pairs of interfaces: what one sends, the other one receives.
+//! Device pairs: a frame that one end transmits is received by the other.
 
 use std::{
     fmt,
@@ -15,18 +15,18 @@ use super::{
 };
 use crate::{model::MacAddr, netns::unnamed_netns};
 
-/// What a pair is made of.
+/// Kind of a device pair.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PairKind {
     /// `veth`: two Ethernet devices and a queue between them.
     #[default]
     Veth,
-    /// `netkit`: one that runs a BPF program when it transmits, since Linux 6.7.
+    /// `netkit`: a pair that runs a BPF program on transmit, since Linux 6.7.
     Netkit,
 }
 
 impl PairKind {
-    /// The kernel's name.
+    /// The kernel's name of the kind.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Veth => "veth",
@@ -34,7 +34,7 @@ impl PairKind {
         }
     }
 
-    /// What `link` is one end of, if it is of a pair.
+    /// The kind of the pair of which `link` is one end. `None` if it is of no pair.
     pub fn of(link: &Link) -> Option<Self> {
         let is = |kind: &Self| link.kind.as_deref() == Some(kind.name());
         [Self::Veth, Self::Netkit].into_iter().find(is)
@@ -47,10 +47,10 @@ impl fmt::Display for PairKind {
     }
 }
 
-/// A pair to make.
+/// Parameters of a new pair.
 #[derive(Clone, Copy, Debug)]
 pub struct PairSpec<'a> {
-    /// What it is made of.
+    /// Kind of the pair.
     pub kind: PairKind,
     /// Name of the end in the handle's namespace.
     pub name: &'a str,
@@ -65,16 +65,16 @@ pub struct PairSpec<'a> {
 }
 
 impl Netlink {
-    /// Makes a pair, the other end right where it belongs with its final name, MAC and MTU:
-    /// one request, so that nothing half made is left. Both ends are down. Returns the index
-    /// of the end in this namespace.
+    /// Makes a pair. The other end is created in its namespace with its final name, MAC and MTU in
+    /// the same request, so that a failure leaves nothing behind. Both ends are down. Returns the
+    /// index of the end in this namespace.
     ///
-    /// Of a netkit pair this end is the primary one, to which programs are attached, and what
-    /// the other end sends is dropped unless a program says otherwise.
+    /// Of a netkit pair this end is the primary one, to which programs are attached. A packet from
+    /// the other end is dropped unless a program passes it.
     ///
     /// # Errors
-    /// [`NetlinkError::NameTaken`] names the end whose name is taken; the kernel does not have
-    /// the kind.
+    /// [`NetlinkError::NameTaken`] names the end whose name is taken; the kernel does not have the
+    /// kind.
     pub async fn create_pair(&self, spec: &PairSpec<'_>) -> Result<u32> {
         check_ifname(spec.name)?;
         check_ifname(spec.peer_name)?;
@@ -103,7 +103,7 @@ impl Netlink {
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind), LinkInfo::Data(data)]),
         ]);
         match self.create(spec.name, message).await {
-            // Which of the two names is taken, the kernel does not say.
+            // The kernel does not report which of the two names is taken.
             Err(NetlinkError::NameTaken(_)) if self.link(spec.name).await?.is_none() => {
                 Err(NetlinkError::NameTaken(spec.peer_name.to_owned()))
             }
@@ -112,10 +112,11 @@ impl Netlink {
     }
 }
 
-/// Makes a pair in a namespace that nobody else sees and that goes with it.
+/// Tests whether the kernel can make a pair of this kind. It makes one in a new namespace without a
+/// name, and the pair ends with that namespace.
 ///
 /// # Errors
-/// The kernel does not have the kind, or makes no namespaces.
+/// The kernel does not have the kind, or cannot make a namespace.
 pub async fn try_pair(kind: PairKind) -> Result<()> {
     let netns = unnamed_netns()
         .map_err(|source| NetlinkError::kernel("making a network namespace", source))?;

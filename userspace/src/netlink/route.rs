@@ -1,4 +1,4 @@
-//! Routes, and the way the kernel would send to an address.
+//! Routes, and route lookups of the kernel.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -19,21 +19,21 @@ use super::{Link, Netlink, NetlinkError, Result, link::parse_link};
 /// A unicast route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Where it leads.
+    /// Destination.
     pub destination: IpNetwork,
-    /// Next hop; none if the destination is on link.
+    /// Next hop. `None` if the destination is on link.
     pub gateway: Option<IpAddr>,
-    /// Interface; 0 if there are several.
+    /// Interface index; 0 if the route has several.
     pub ifindex: u32,
     /// Preferred source address.
     pub source: Option<IpAddr>,
-    /// Metric, the smaller the better.
+    /// Metric. The route with the smallest is preferred.
     pub metric: u32,
-    /// Routing table; 254 is the main one.
+    /// Routing table number; 254 is the main table.
     pub table: u32,
 }
 
-/// The way to an address.
+/// Result of a route lookup for an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RouteInfo {
     /// Interface.
@@ -44,7 +44,7 @@ pub struct RouteInfo {
     pub source: Option<IpAddr>,
     /// MTU of the route or of the interface, whichever is smaller, in bytes.
     pub mtu: u32,
-    /// The address is one of this host's own.
+    /// Whether the address is one of this host's own.
     pub local: bool,
 }
 
@@ -76,8 +76,8 @@ impl Netlink {
         self.request(&what, request, NLM_F_CREATE | NLM_F_REPLACE).await.map(drop)
     }
 
-    /// Adds a route to a destination on link with a preferred source address, or
-    /// replaces the one to the same destination.
+    /// Adds an on-link route with a preferred source address, or replaces the route to the same
+    /// destination.
     ///
     /// # Errors
     /// The interface does not exist or is down, or the address is not the host's.
@@ -95,10 +95,10 @@ impl Netlink {
         self.request(&what, request, NLM_F_CREATE | NLM_F_REPLACE).await.map(drop)
     }
 
-    /// How the kernel would send to `ip` now.
+    /// Looks up the route to `ip` in the kernel.
     ///
     /// # Errors
-    /// [`NetlinkError::NoRoute`] if it would not.
+    /// [`NetlinkError::NoRoute`] if the kernel would not send to `ip`.
     pub async fn route_to(&self, ip: IpAddr) -> Result<RouteInfo> {
         let mut request = RouteMessage::default();
         request.header.address_family = family(ip);
@@ -106,7 +106,7 @@ impl Netlink {
         request.attributes.push(RouteAttribute::Destination(ip.into()));
         let what = format!("looking up the route to {ip}");
         let rows = match self.request(&what, RouteNetlinkMessage::GetRoute(request), 0).await {
-            // The lookup needs no privilege: this is a 'prohibit' route.
+            // A lookup needs no privilege: EACCES means a 'prohibit' route.
             Err(NetlinkError::Permission(_)) => return Err(NetlinkError::NoRoute(ip)),
             Err(error) if no_route(error.errno()) => return Err(NetlinkError::NoRoute(ip)),
             answer => answer?,
@@ -162,8 +162,8 @@ fn describe(verb: &str, name: &str, to: IpNetwork, gateway: Option<IpAddr>) -> S
     format!("{verb} route {to}{via} of interface {name}")
 }
 
-/// What the kernel says when a lookup finds nothing, an `unreachable` or a
-/// `blackhole` route.
+/// The kernel's error numbers for a lookup that finds no route, an `unreachable` or a `blackhole`
+/// route.
 fn no_route(errno: Option<Errno>) -> bool {
     matches!(errno, Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EINVAL | Errno::ENODEV))
 }

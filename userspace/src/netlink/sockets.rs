@@ -1,9 +1,9 @@
 //! Sockets of a network namespace, by their local address.
 //!
-//! TCP and UDP sockets are listed by sock_diag(7). `/proc/net` is read where sock_diag has no
-//! answer: for ping sockets (icmp(7)), of which no Linux has a `inet_diag_handler`, and for TCP
-//! and UDP of a kernel that lacks the handlers. `CONFIG_INET_TCP_DIAG` and `CONFIG_INET_UDP_DIAG`
-//! are modules in most distributions, and a host may forbid to load modules.
+//! TCP and UDP sockets are listed with sock_diag(7). `/proc/net` is read where sock_diag has no
+//! handler: for ping sockets (icmp(7)), for which no Linux version has an `inet_diag_handler`, and
+//! for TCP and UDP on kernels without the handlers. `CONFIG_INET_TCP_DIAG` and
+//! `CONFIG_INET_UDP_DIAG` are modules in most distributions, and a host may forbid loading modules.
 
 use std::{
     fs, io,
@@ -24,18 +24,19 @@ use rtnetlink::{
     sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG},
 };
 
-/// The files of the calling thread's namespace. `/proc/net` is of the process's first thread.
+/// Directory of the calling thread's namespace. `/proc/net` is the namespace of the process's first
+/// thread.
 const TEXT: &str = "/proc/thread-self/net";
 
-/// Bytes of the longest part of an answer (`netlink_recvmsg` of the kernel).
+/// Size in bytes of the longest part of an answer (`netlink_recvmsg` in the kernel).
 const PART: usize = 32 * 1024;
 
-/// The states that `/proc/net/tcp` shows, a bit each: up to `TCP_NEW_SYN_RECV` (12). A socket
-/// that is bound and neither listens nor is connected (`TCP_BOUND_INACTIVE`, 13, since Linux 6.8)
-/// is in neither list: the agent holds published ports by such sockets.
+/// The states that `/proc/net/tcp` shows, one bit each, up to `TCP_NEW_SYN_RECV` (12). A socket
+/// that is bound but neither listens nor is connected (`TCP_BOUND_INACTIVE`, 13, since Linux 6.8)
+/// is in neither list: the agent reserves published ports with such sockets.
 const STATES: StateFlags = StateFlags::from_bits_retain((1 << 13) - 1);
 
-/// What a socket is for.
+/// Protocol of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// TCP.
@@ -66,23 +67,22 @@ impl Transport {
     }
 }
 
-/// A socket.
+/// One socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LocalSocket {
-    /// Its own address; `0.0.0.0` or `::` if it is bound to none.
+    /// Local address; `0.0.0.0` or `::` if the socket is not bound to an address.
     pub address: IpAddr,
-    /// Its own port, or the identifier of its echo requests.
+    /// Local port, or the identifier of its echo requests.
     pub port: u16,
-    /// Inode of the file that a process has open; 0 if there is none, as for a connection in
-    /// TIME_WAIT.
+    /// Inode of the socket's file; 0 if no process has it open, as for a connection in TIME_WAIT.
     pub inode: u64,
 }
 
-/// Sockets of the calling thread's network namespace, those of IPv4 first; of `port` alone, if it
-/// is given.
+/// Sockets of the calling thread's network namespace, IPv4 before IPv6. If `port` is given, only
+/// sockets with that local port.
 ///
 /// # Errors
-/// Neither netlink nor `/proc` tells.
+/// Neither netlink nor `/proc` can be read.
 pub fn sockets(transport: Transport, port: Option<u16>) -> io::Result<Vec<LocalSocket>> {
     transport
         .protocol()
@@ -90,10 +90,10 @@ pub fn sockets(transport: Transport, port: Option<u16>) -> io::Result<Vec<LocalS
         .map_or_else(|| listed(Path::new(TEXT), transport, port), Ok)
 }
 
-/// Sockets as sock_diag lists them.
+/// Lists sockets with sock_diag.
 fn diagnosed(protocol: u8, port: Option<u16>) -> io::Result<Vec<LocalSocket>> {
     let socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    // The kernel has the next part of its answer ready when a call returns.
+    // The next part of the answer is ready when a receive call returns.
     socket.set_non_blocking(true)?;
     let mut sockets = Vec::new();
     let mut part = vec![0; PART];
@@ -110,7 +110,8 @@ fn diagnosed(protocol: u8, port: Option<u16>) -> io::Result<Vec<LocalSocket>> {
     Ok(sockets)
 }
 
-/// A request for all sockets of a family, or those with a port that is not 0.
+/// A request for all sockets of a family. If the port is not 0, only for the sockets with that
+/// port.
 fn request(family: u8, protocol: u8, port: u16) -> Vec<u8> {
     let request = InetRequest {
         family,
@@ -137,7 +138,7 @@ fn read(mut part: &[u8], sockets: &mut Vec<LocalSocket>) -> io::Result<bool> {
                 port: row.socket_id.source_port,
                 inode: row.inode.into(),
             }),
-            // A kernel without the handler says so at the end of an empty list.
+            // A kernel without the handler reports the error at the end of an empty list.
             NetlinkPayload::Done(done) if done.code < 0 => {
                 return Err(io::Error::from_raw_os_error(done.code.wrapping_neg()));
             }
@@ -151,7 +152,7 @@ fn read(mut part: &[u8], sockets: &mut Vec<LocalSocket>) -> io::Result<bool> {
     Ok(false)
 }
 
-/// A row without its attributes: the agent needs none of them, and a later kernel may have others.
+/// A row without its attributes: the agent needs none, and a later kernel may add unknown ones.
 struct Row(InetResponseHeader);
 
 impl NetlinkDeserializable for Row {
@@ -162,7 +163,7 @@ impl NetlinkDeserializable for Row {
     }
 }
 
-/// Sockets as the files in `dir` list them.
+/// Lists sockets from the files in `dir`.
 fn listed(dir: &Path, transport: Transport, port: Option<u16>) -> io::Result<Vec<LocalSocket>> {
     let mut sockets = Vec::new();
     for file in transport.files() {
@@ -174,7 +175,7 @@ fn listed(dir: &Path, transport: Transport, port: Option<u16>) -> io::Result<Vec
                     .filter_map(parse)
                     .filter(|socket| port.is_none_or(|port| socket.port == port)),
             ),
-            // A kernel without IPv6.
+            // The kernel has no IPv6.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
@@ -182,8 +183,8 @@ fn listed(dir: &Path, transport: Transport, port: Option<u16>) -> io::Result<Vec
     Ok(sockets)
 }
 
-/// A row of `/proc/net/tcp` and the like: field 1 from 0 is the local address and port in
-/// hexadecimal, field 9 the inode.
+/// A row of `/proc/net/tcp` or a file of the same format. Field 1 (counted from 0) is the local
+/// address and port in hexadecimal; field 9 is the inode.
 fn parse(row: &str) -> Option<LocalSocket> {
     let mut fields = row.split_whitespace();
     let (address, port) = fields.nth(1)?.split_once(':')?;
@@ -194,7 +195,7 @@ fn parse(row: &str) -> Option<LocalSocket> {
     })
 }
 
-/// An address, printed as words of 32 bits in the byte order of the host.
+/// An address, printed as 32-bit words in the host's byte order.
 fn parse_address(digits: &str) -> Option<IpAddr> {
     let word = |index: usize| {
         let digits = digits.get(index * 8..index * 8 + 8)?;
@@ -284,7 +285,7 @@ mod tests {
         }
     }
 
-    /// Sockets of this test among those of others that run at the same time.
+    /// The sockets of this test, among those of other tests that run at the same time.
     #[test]
     fn both_lists_have_a_socket_of_each_kind() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -321,14 +322,14 @@ mod tests {
 
     #[test]
     fn ipv6_has_sockets_of_its_own() {
-        // Not on a host without IPv6.
+        // A host may have no IPv6.
         let Ok(socket) = UdpSocket::bind("[::]:0") else { return };
         let port = socket.local_addr().unwrap().port();
         let listed = sockets(Transport::Udp, Some(port)).unwrap();
         assert_eq!(listed, [self::socket("::", port, inode_of(&socket))]);
     }
 
-    /// What makes [`sockets`] read `/proc`: there is no handler for ICMP.
+    /// [`sockets`] reads `/proc` in this case: the kernel has no sock_diag handler for ICMP.
     #[test]
     fn a_missing_handler_is_an_error_and_not_an_empty_list() {
         let error = diagnosed(netlink_packet_sock_diag::constants::IPPROTO_ICMP, None).unwrap_err();

@@ -1,4 +1,4 @@
-//! What can go wrong with a network namespace.
+//! Errors of operations on a network namespace.
 
 use std::{io, path::PathBuf};
 
@@ -10,16 +10,16 @@ pub enum NetnsError {
     /// The name of a namespace to make is in use.
     #[error("sandbox {} exists already: choose another name, or remove it with 'ip netns del'", .0.display())]
     Taken(PathBuf),
-    /// Nothing is at that path.
+    /// The path does not exist.
     #[error("network namespace {} does not exist: a path as in /run/netns/NAME or /proc/PID/ns/net is valid", .0.display())]
     Missing(PathBuf),
-    /// There is no such process.
+    /// The process does not exist.
     #[error("process {0} does not exist: the pid of a running process is valid")]
     DeadProcess(i32),
     /// The file at that path is not a network namespace.
     #[error("{} is not a network namespace: a path as in /run/netns/NAME or /proc/PID/ns/net is valid", .0.display())]
     NotNetns(PathBuf),
-    /// The process may not do that.
+    /// The process lacks the privilege.
     #[error("{0}: permission denied: run as root, CAP_SYS_ADMIN and CAP_NET_ADMIN are needed")]
     Permission(String),
     /// The kernel refused for another reason.

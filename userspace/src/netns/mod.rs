@@ -1,7 +1,7 @@
-//! Network namespaces: made, opened, entered and removed.
+//! Network namespaces: creation, opening, entering and removal.
 //!
-//! A namespace with a name is what `ip netns` makes: a file below `/run/netns` with the
-//! namespace mounted on it. The mount keeps the namespace alive.
+//! A named namespace is a file below `/run/netns` on which the namespace is mounted, as made by `ip
+//! netns`. The mount keeps the namespace alive.
 
 mod error;
 
@@ -42,8 +42,8 @@ const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 /// `NS_GET_NSTYPE` (linux/nsfs.h): `_IO(0xb7, 3)`.
 const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
 
-/// Identity of a namespace: device and inode of its file. The kernel may give the inode
-/// to another namespace once this one is gone.
+/// Identity of a namespace: device and inode of its file. The kernel may reuse the inode for
+/// another namespace once this one has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NetnsId {
     /// Device.
@@ -52,7 +52,7 @@ pub struct NetnsId {
     pub ino: u64,
 }
 
-/// An open network namespace. It exists while this value does.
+/// An open network namespace. The open file keeps it alive.
 #[derive(Debug)]
 pub struct Netns {
     netns: File,
@@ -66,9 +66,9 @@ impl Netns {
         Path::new(DIR).join(name.as_str())
     }
 
-    /// Makes a namespace with the loopback device up, and mounts it on
-    /// `/run/netns/NAME`. A file of that name on which nothing is mounted is left by a
-    /// reboot or by `umount`: the namespace is mounted on it.
+    /// Makes a namespace with the loopback device up, and mounts it on `/run/netns/NAME`. A file of
+    /// that name without a mount is left over from a reboot or from `umount`: the namespace is
+    /// mounted on that file.
     ///
     /// # Errors
     /// [`NetnsError::Taken`] if that namespace exists; [`NetnsError::Permission`].
@@ -82,7 +82,7 @@ impl Netns {
         Self::open(&path)
     }
 
-    /// Opens the namespace of that name, or makes it if there is none.
+    /// Opens the namespace `/run/netns/NAME`, or makes it if it does not exist.
     ///
     /// # Errors
     /// [`NetnsError::Permission`], or the kernel refuses.
@@ -98,7 +98,7 @@ impl Netns {
     /// Opens the namespace at `path`.
     ///
     /// # Errors
-    /// Nothing is there, or it is not a network namespace.
+    /// The path does not exist, or is not a network namespace.
     pub fn open(path: &Path) -> Result<Self> {
         // O_NONBLOCK: a FIFO or a device may be at that path.
         let netns = OpenOptions::new()
@@ -130,7 +130,7 @@ impl Netns {
         if pid <= 0 {
             return Err(NetnsError::DeadProcess(pid));
         }
-        // A zombie has no namespace any more.
+        // A zombie has no namespace.
         match Self::open(Path::new(&format!("/proc/{pid}/ns/net"))) {
             Err(NetnsError::Missing(_) | NetnsError::NotNetns(_)) => {
                 Err(NetnsError::DeadProcess(pid))
@@ -147,11 +147,11 @@ impl Netns {
         Self::open(Path::new("/proc/thread-self/ns/net"))
     }
 
-    /// Mounts the namespace of a process on `/run/netns/NAME`: the name of a namespace whose
-    /// mount somebody removed while the process kept it alive.
+    /// Mounts the namespace of a process on `/run/netns/NAME`. It restores the name of a namespace
+    /// whose mount was removed while the process kept it alive.
     ///
     /// # Errors
-    /// The process is gone, or the kernel refuses.
+    /// The process has ended, or the kernel refuses.
     pub fn rebind(name: &Name, pid: i32) -> Result<()> {
         let path = Self::path_of(name);
         let failed = |error: io::Error| {
@@ -168,11 +168,11 @@ impl Netns {
         is_nsfs(&Self::path_of(name))
     }
 
-    /// Removes `/run/netns/NAME`. The namespace itself lives on while a process
-    /// is in it or holds it open.
+    /// Removes `/run/netns/NAME`. The namespace itself exists as long as a process is in it or has
+    /// it open.
     ///
     /// # Errors
-    /// The kernel refuses. That it is gone is no error.
+    /// The kernel refuses. It is no error if the file does not exist.
     pub fn remove(name: &Name) -> Result<()> {
         let path = Self::path_of(name);
         let failed = |error: io::Error| {
@@ -182,11 +182,11 @@ impl Netns {
             return Ok(());
         }
         let _lock = lock_directory()?;
-        // Several mounts may be stacked on the file if somebody mounted over it.
+        // Several mounts may be stacked on the file, if another program mounted over it.
         loop {
             match umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
                 Ok(()) => {}
-                // Nothing is mounted on it, or it is gone.
+                // The file is not a mount point, or does not exist.
                 Err(Errno::EINVAL | Errno::ENOENT) => break,
                 Err(errno) => return Err(failed(errno.into())),
             }
@@ -197,7 +197,7 @@ impl Netns {
         }
     }
 
-    /// The path by which it was opened.
+    /// The path by which the namespace was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -231,8 +231,8 @@ pub fn same_namespace(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> Result<bool> {
     Ok(id_of(a).map_err(failed)? == id_of(b).map_err(failed)?)
 }
 
-/// Runs `f` on a thread of its own in `netns`, and waits for it. On that thread
-/// `/proc/sys/net` shows the settings of `netns`.
+/// Runs `f` on a new thread in `netns`, and waits for its end. On that thread `/proc/sys/net` shows
+/// the settings of `netns`.
 ///
 /// # Errors
 /// The namespace cannot be entered, or no thread can be made.
@@ -244,7 +244,7 @@ pub fn run_in<T: Send>(netns: BorrowedFd<'_>, f: impl FnOnce() -> T + Send) -> R
     })?
 }
 
-/// Makes a namespace without a name. It ends when its last open file is closed.
+/// Makes a namespace without a name. It ends when its last file descriptor is closed.
 ///
 /// # Errors
 /// The kernel refuses, or no thread can be made.
@@ -256,15 +256,14 @@ pub fn unnamed_netns() -> io::Result<OwnedFd> {
     made.map_err(io::Error::other)?
 }
 
-/// Runs `f` on a new thread, which ends afterwards. So `f` may change the namespaces of
-/// its thread.
+/// Runs `f` on a new thread, which ends afterwards, so `f` may change the thread's namespaces.
 fn on_thread<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T> {
     thread::scope(|scope| {
         let thread = thread::Builder::new()
             .name("culvert-netns".to_owned())
             .spawn_scoped(scope, f)
             .map_err(|error| NetnsError::io("starting a thread", error))?;
-        // A panic of `f` goes on in the caller.
+        // A panic of `f` continues in the caller.
         thread.join().map_or_else(|panic| std::panic::resume_unwind(panic), Ok)
     })
 }
@@ -279,8 +278,8 @@ fn is_nsfs(path: &Path) -> bool {
 }
 
 fn is_netns(file: BorrowedFd<'_>) -> bool {
-    // The type of the file system is checked first: a file of another type may do
-    // anything on an ioctl that it does not know.
+    // The type of the file system is checked first: on a file of another type an unknown ioctl may
+    // have any effect.
     if !fstatfs(file).is_ok_and(|stat| stat.filesystem_type() == NSFS_MAGIC) {
         return false;
     }
@@ -290,9 +289,8 @@ fn is_netns(file: BorrowedFd<'_>) -> bool {
     kind == libc::CLONE_NEWNET
 }
 
-/// Makes `/run/netns` what `ip netns add` makes of it: a shared mount, so that
-/// namespaces mounted there are seen by, and unmounted in, other mount
-/// namespaces as well. The lock is the one that `ip netns` takes.
+/// Makes `/run/netns` a shared mount, as `ip netns add` does, so that mounts and unmounts of
+/// namespaces there propagate to other mount namespaces. The lock is the one that `ip netns` takes.
 fn lock_directory() -> Result<Flock<File>> {
     let failed = |error: io::Error| NetnsError::io(format!("preparing {DIR}"), error);
     fs::create_dir_all(DIR).map_err(failed)?;
@@ -303,7 +301,7 @@ fn lock_directory() -> Result<Flock<File>> {
         mount(None::<&str>, DIR, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>)
     };
     match share() {
-        // Not a mount point yet.
+        // `/run/netns` is not a mount point yet.
         Err(Errno::EINVAL) => {
             mount(Some(DIR), DIR, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
                 .and_then(|()| share())
@@ -327,7 +325,7 @@ fn make(path: &Path) -> Result<()> {
         Err(error) => return Err(failed(error)),
     };
     if !fresh && !path.symlink_metadata().is_ok_and(|meta| meta.is_file()) {
-        // Neither `ip netns` nor Culvert makes such a file.
+        // `ip netns` and Culvert make regular files only.
         return Err(NetnsError::NotNetns(path.to_owned()));
     }
     let made = on_thread(|| {
@@ -337,7 +335,7 @@ fn make(path: &Path) -> Result<()> {
     })?;
     made.map_err(|errno| {
         if fresh {
-            // Best effort: the error of the mount is what is reported.
+            // Best effort: the error of the mount is the one that is returned.
             let _ = fs::remove_file(path);
         }
         failed(errno.into())

@@ -1,18 +1,16 @@
-//! Two devices of the host that no packet crosses and that make the programs' work less.
+//! Two helper devices of the host, which no packet crosses: they make the BPF programs faster.
 //!
-//! * [`GRO`], a vxlan device: while the kernel has a socket for VXLAN, its GRO knows the
-//!   format and merges the frames of an inner TCP connection before `from_underlay` sees
-//!   them. The device takes no VNI (an empty list, `vnifilter`), so that whatever gets to that
-//!   socket although the program has taken the tunnel's frames before is dropped: fragments
-//!   put together again, frames while no program is attached.
-//! * [`ROOM`], a bridge that is down: a bridge has its ports keep as much room in front of a
-//!   frame as the most demanding of them needs, which is [`GRO`], and a veth passes that on to
-//!   its other end. With the veths of containers as ports their frames come with room for the
-//!   outer header, and need not be copied for it. A port of a bridge that is down is disabled:
-//!   what `from_container` would not take, if it were not attached, is dropped there instead
-//!   of coming to the host.
+//! * [`GRO`], a vxlan device. While the kernel has a VXLAN socket, its GRO knows the format and
+//!   merges the frames of an inner TCP connection before `from_underlay` receives them. The device
+//!   has an empty VNI list (`vnifilter`), so it drops every packet that reaches its socket:
+//!   reassembled fragments, and frames that arrive while no program is attached.
+//! * [`ROOM`], a bridge that is down. A bridge makes all its ports reserve the headroom that the
+//!   most demanding port needs, here [`GRO`]; a veth passes that headroom on to its peer. If the
+//!   veths of containers are ports of the bridge, their frames have headroom for the outer header
+//!   and need no copy. A port of a bridge that is down is disabled: a frame that `from_container`
+//!   does not take, because it is not attached, is dropped there and does not reach the host.
 //!
-//! Without either all goes on, only slower; so nothing fails for them.
+//! Culvert works without either device, only slower; so their absence is not an error.
 
 use super::{Result, SandboxError, endpoint_of, sysctl};
 use crate::{
@@ -21,21 +19,21 @@ use crate::{
     netns::run_in,
 };
 
-/// Name of the vxlan device. No other of ours can have it: a gateway device has a number
-/// after `cvg`, a container's veth hexadecimal digits after `cv`.
+/// Name of the vxlan device. No other device of Culvert has this name: a gateway device has a
+/// number after `cvg`, a container's veth has hexadecimal digits after `cv`.
 pub const GRO: &str = "cvgro0";
 /// Name of the bridge.
 pub const ROOM: &str = "cvroom0";
 /// The most ports of a Linux bridge (`BR_MAX_PORTS` less the number 0).
 const MOST_PORTS: usize = 1023;
 
-/// What is to be known of such a device.
+/// Parameters of a helper device.
 struct Kind {
     name: &'static str,
     kind: &'static str,
     alias: &'static str,
-    /// Tells one that we made and could not mark yet from somebody else's; on a bridge it
-    /// keeps the address from changing with the ports.
+    /// MAC address. It tells a device that Culvert made but has not marked yet from a foreign one.
+    /// On a bridge it keeps the address from changing with the ports.
     mac: MacAddr,
     owner: &'static str,
 }
@@ -60,12 +58,12 @@ impl Kind {
         link.kind.as_deref() == Some(self.kind)
             && match link.alias.as_deref() {
                 Some(alias) => alias == self.alias,
-                // We were stopped between the two requests.
+                // The agent was stopped between the two requests.
                 None => link.name == self.name && link.mac == Some(self.mac),
             }
     }
 
-    /// The device, if it is there.
+    /// The device, if it exists.
     async fn find(&self, netlink: &Netlink) -> Result<Option<Link>> {
         match netlink.link(self.name).await? {
             Some(link) if !self.is(&link) => Err(SandboxError::ForeignInterface {
@@ -76,7 +74,7 @@ impl Kind {
         }
     }
 
-    /// The host has no business of its own on it.
+    /// The host itself sends and receives nothing on the device.
     async fn mark(&self, netlink: &Netlink, link: &Link) -> Result<()> {
         if link.alias.is_none() {
             netlink.set_alias(self.name, self.alias).await?;
@@ -92,22 +90,22 @@ impl Kind {
     }
 }
 
-/// Whether a device is one of the two.
+/// Whether a device is one of the two helper devices.
 pub fn is_assistant(link: &Link) -> bool {
     [GRO_KIND, ROOM_KIND].iter().any(|kind| kind.is(link))
 }
 
-/// Sees that the vxlan device is there for `port` and up. A second call changes nothing.
-/// Returns its index.
+/// Makes sure that the vxlan device exists for UDP port `port` and is up. Idempotent. Returns its
+/// index.
 ///
 /// # Errors
-/// An interface of that name is not ours; the port is somebody else's; the kernel has no
-/// such device. `discard` is told of one that was made and could not be brought up, before
-/// it is removed again.
+/// An interface of that name does not belong to Culvert; another socket holds the port; the kernel
+/// has no such device. If the device was made and cannot be brought up, `discard` is called with it
+/// before it is removed.
 pub async fn keep_gro(netlink: &Netlink, port: u16, discard: impl Fn(u32) + Send) -> Result<u32> {
     let mut found = GRO_KIND.find(netlink).await?;
     if found.as_ref().is_some_and(|link| !link.vxlan_filtered || link.vxlan_port != Some(port)) {
-        // A former agent's, for another port.
+        // Left by an earlier agent, with another port.
         netlink.delete_link(GRO).await?;
         found = None;
     }
@@ -122,7 +120,7 @@ pub async fn keep_gro(netlink: &Netlink, port: u16, discard: impl Fn(u32) + Send
     if !link.up
         && let Err(error) = netlink.set_up(GRO).await
     {
-        // It takes the port only now.
+        // The kernel binds the port only when the device comes up.
         discard(link.index);
         netlink.delete_link(GRO).await?;
         return Err(error.into());
@@ -130,11 +128,11 @@ pub async fn keep_gro(netlink: &Netlink, port: u16, discard: impl Fn(u32) + Send
     Ok(link.index)
 }
 
-/// Sees that the bridge is there and down, with [`GRO`] and the veths of containers as its
-/// ports, as far as it takes them. A second call changes nothing. Returns its index.
+/// Makes sure that the bridge exists and is down, and that [`GRO`] and the veths of containers are
+/// its ports, up to the bridge's limit. Idempotent. Returns its index.
 ///
 /// # Errors
-/// An interface of that name is not ours, or the kernel refuses.
+/// An interface of that name does not belong to Culvert, or the kernel refuses.
 pub async fn keep_room(netlink: &Netlink) -> Result<u32> {
     let link = match ROOM_KIND.find(netlink).await? {
         Some(link) => link,
@@ -152,8 +150,8 @@ pub async fn keep_room(netlink: &Netlink) -> Result<u32> {
     let is_port = |link: &&Link| link.master == Some(room);
     let ours = |link: &&Link| GRO_KIND.is(link) || endpoint_of(link).is_some();
     let free = MOST_PORTS.saturating_sub(links.iter().filter(is_port).count());
-    // What somebody else has made a port of another bridge stays there. The first is the one
-    // that says how much room it takes.
+    // An interface that is a port of a foreign bridge stays there. The first port is the one that
+    // determines the headroom.
     let mut missing: Vec<&Link> =
         links.iter().filter(ours).filter(|l| l.master.is_none()).collect();
     missing.sort_by_key(|link| !GRO_KIND.is(link));
@@ -165,8 +163,8 @@ pub async fn keep_room(netlink: &Netlink) -> Result<u32> {
     Ok(room)
 }
 
-/// Makes an interface a port of the bridge. Returns whether it is one: a bridge has 1023
-/// ports at the most, and without it is only slower.
+/// Makes an interface a port of the bridge. Returns whether it is one now: a bridge has at most
+/// 1023 ports. An interface that is no port is only slower.
 pub async fn enrol(netlink: &Netlink, room: u32, name: &str) -> bool {
     let enrolled = netlink.set_controller(name, room).await;
     if let Err(error) = &enrolled {
@@ -175,7 +173,7 @@ pub async fn enrol(netlink: &Netlink, room: u32, name: &str) -> bool {
     enrolled.is_ok()
 }
 
-/// Removes both. What is not ours stays.
+/// Removes both devices. Devices that do not belong to Culvert stay.
 ///
 /// # Errors
 /// The kernel refuses.

@@ -1,4 +1,4 @@
-//! The pair of devices between the host and a sandbox.
+//! The device pair between the host and a sandbox.
 
 use std::{net::IpAddr, os::fd::AsFd};
 
@@ -11,44 +11,44 @@ use crate::{
     netns::{Netns, run_in, same_namespace},
 };
 
-/// Start of the alias that marks a host-side interface as ours.
+/// Start of the alias that marks a host-side interface as Culvert's.
 const ALIAS: &str = "culvert:";
 /// The main routing table (`RT_TABLE_MAIN`).
 const MAIN_TABLE: u32 = 254;
 
-/// What an endpoint's interface shall be.
+/// The wanted state of an endpoint's interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlugSpec {
     /// Endpoint.
     pub endpoint_id: String,
-    /// What a new pair is made of. One that exists stays what it is.
+    /// Kind of a new pair. An existing pair keeps its kind.
     pub kind: PairKind,
     /// Name of the host side, see [`host_ifname`].
     pub host_ifname: String,
-    /// Name in the sandbox.
+    /// Name of the interface in the sandbox.
     pub ifname: String,
-    /// MAC address in the sandbox.
+    /// MAC address of the interface in the sandbox.
     pub mac: MacAddr,
     /// MTU of both sides, in bytes.
     pub mtu: u32,
-    /// Addresses with the prefix length of their subnet; the kernel makes the
-    /// subnet's route. The link-local address that follows from the MAC is there besides.
+    /// Addresses with the prefix length of their subnet; the kernel adds the subnet's route. The
+    /// link-local address that is derived from the MAC is added as well.
     pub addrs: Vec<IpNetwork>,
-    /// More routes; without a gateway the destination is on link. One whose
-    /// destination is reached through another interface already is left out.
+    /// Further routes. A route without a gateway is on link. A route is left out if its destination
+    /// is already reached through another interface.
     pub routes: Vec<(IpNetwork, Option<IpAddr>)>,
 }
 
-/// What [`plug`] found or made.
+/// Result of [`plug`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plugged {
     /// Index of the host side.
     pub ifindex: u32,
-    /// Something was not as wanted.
+    /// The interface differed from the specification and was changed.
     pub changed: bool,
-    /// Index of the bridge that the host side is a port of.
+    /// Index of the bridge that has the host side as a port.
     pub master: Option<u32>,
-    /// What the pair is made of.
+    /// Kind of the pair.
     pub kind: PairKind,
 }
 
@@ -62,7 +62,7 @@ pub fn alias_of(endpoint_id: &str) -> String {
     format!("{ALIAS}{endpoint_id}")
 }
 
-/// The endpoint whose host side `link` is, if it is ours.
+/// The endpoint whose host side is `link`, if Culvert made `link`.
 pub fn endpoint_of(link: &Link) -> Option<&str> {
     link.alias.as_deref()?.strip_prefix(ALIAS)
 }
@@ -86,16 +86,16 @@ pub async fn free_ifname(sandbox: &Netns, reserved: &[String]) -> Result<String>
     }
 }
 
-/// Makes the interface of an endpoint what `spec` says. A pair that exists is
-/// kept and what differs is corrected; only one whose other end is not in the
-/// sandbox any more is made anew. A second call changes nothing.
+/// Makes the interface of an endpoint match `spec`. An existing pair is kept and its differences
+/// are corrected. A pair whose other end is no longer in the sandbox is made anew. Idempotent.
 ///
-/// Decisions: IPv6 addresses are used without duplicate address detection
-/// (`accept_dad` 0), as the store gives each to one owner; router
-/// advertisements are not accepted, routes come from the store; no gratuitous
-/// ARP is sent (`arp_notify` stays 0), peers know the address from the store.
-/// What a user added to the interface is left alone. Offloads for packets that
-/// are encapsulated already are off, see [`ENCAPSULATION_OFFLOADS`].
+/// Decisions:
+/// * IPv6 addresses are used without duplicate address detection (`accept_dad` 0): the store gives
+///   each address to one owner.
+/// * Router advertisements are not accepted: routes come from the store.
+/// * No gratuitous ARP is sent (`arp_notify` stays 0): peers learn the address from the store.
+/// * Settings that a user added to the interface are kept.
+/// * Offloads for packets that are already encapsulated are off, see [`ENCAPSULATION_OFFLOADS`].
 ///
 /// # Errors
 /// The name is taken in the sandbox, the MTU is out of range, or the kernel refuses.
@@ -105,9 +105,8 @@ pub async fn plug(netlink: &Netlink, spec: &PlugSpec, sandbox: &Netns) -> Result
     Ok(Plugged { changed: plugged.changed || opened, ..plugged })
 }
 
-/// As [`plug`], but a host side that is down stays down: nothing that the
-/// sandbox sends gets out before [`open_port`]. In between the caller attaches
-/// what is to judge it.
+/// As [`plug`], but a host side that is down stays down: nothing that the sandbox sends leaves it
+/// before [`open_port`]. Before that call the caller attaches the BPF programs.
 ///
 /// # Errors
 /// As [`plug`].
@@ -142,16 +141,15 @@ pub async fn plug_closed(netlink: &Netlink, spec: &PlugSpec, sandbox: &Netns) ->
     };
     changed |= host_side(netlink, &host, spec).await?;
     changed |= sandbox_side(&inside, spec, sandbox).await?;
-    // It has an owner, so it is of a pair.
+    // The host side carries the endpoint's alias, so it is one end of a pair.
     let kind = PairKind::of(&host).unwrap_or(spec.kind);
     Ok(Plugged { ifindex: host.index, changed, master: host.master, kind })
 }
 
-/// Removes the pair of an endpoint.
+/// Removes the pair of an endpoint. No error if the pair does not exist.
 ///
 /// # Errors
-/// The interface of that name is another endpoint's or not ours. That it is
-/// gone is no error.
+/// The interface of that name belongs to another endpoint or not to Culvert.
 pub async fn unplug(netlink: &Netlink, endpoint_id: &str) -> Result<()> {
     let name = host_ifname(endpoint_id);
     let Some(link) = netlink.link(&name).await? else { return Ok(()) };
@@ -159,7 +157,7 @@ pub async fn unplug(netlink: &Netlink, endpoint_id: &str) -> Result<()> {
     Ok(netlink.delete_link(&name).await?)
 }
 
-/// An interface that was there a moment ago.
+/// An interface that this call has just read or made. An error if it was removed since.
 fn pending(link: Option<Link>, name: &str) -> Result<Link> {
     link.ok_or_else(|| crate::netlink::NetlinkError::NoSuchInterface(name.to_owned()).into())
 }
@@ -168,8 +166,9 @@ fn taken(spec: &PlugSpec, sandbox: &Netns) -> SandboxError {
     SandboxError::InterfaceTaken { ifname: spec.ifname.clone(), sandbox: sandbox.path().to_owned() }
 }
 
-/// Refuses an interface that is not the endpoint's. One without an alias is:
-/// its name follows from the id, and we were stopped before we could set it.
+/// Refuses an interface that is not the endpoint's. An interface without an alias is accepted: its
+/// name is derived from the endpoint's id, and an agent that was stopped early has not set the
+/// alias yet.
 fn check_owner(link: &Link, endpoint_id: &str) -> Result<()> {
     let ours = PairKind::of(link).is_some()
         && link.alias.as_deref().is_none_or(|alias| alias == alias_of(endpoint_id));
@@ -182,8 +181,8 @@ fn check_owner(link: &Link, endpoint_id: &str) -> Result<()> {
     })
 }
 
-/// The existing pair, if both of its ends are where they belong. A pair whose
-/// other end is elsewhere is deleted.
+/// The existing pair, if both ends are in their namespaces. A pair whose other end is elsewhere is
+/// deleted.
 async fn find_pair(
     netlink: &Netlink,
     inside: &Netlink,
@@ -197,7 +196,7 @@ async fn find_pair(
         None => same_namespace(netlink.netns(), sandbox.as_fd())?,
     };
     if peer_is_inside && let Some(index) = host.peer_index {
-        // Both ends name each other, so an index that was used again is not taken for it.
+        // Each end must name the other: an index may have been reused.
         let peer = inside
             .link_at(index)
             .await?
@@ -210,7 +209,7 @@ async fn find_pair(
     Ok(None)
 }
 
-/// Gives the sandbox side the name it should have. It loses its routes.
+/// Renames the sandbox side to its wanted name. The kernel removes its routes.
 async fn rename(inside: &Netlink, peer: &Link, spec: &PlugSpec, sandbox: &Netns) -> Result<()> {
     if inside.link(&spec.ifname).await?.is_some() {
         return Err(taken(spec, sandbox));
@@ -222,14 +221,14 @@ async fn rename(inside: &Netlink, peer: &Link, spec: &PlugSpec, sandbox: &Netns)
 /// Brings the host side of a pair up. Returns whether it was down.
 ///
 /// # Errors
-/// The interface is gone, or the kernel refuses.
+/// The interface does not exist, or the kernel refuses.
 pub async fn open_port(netlink: &Netlink, host_ifname: &str) -> Result<bool> {
     let host = pending(netlink.link(host_ifname).await?, host_ifname)?;
     if host.up {
         return Ok(false);
     }
-    // The host has no business of its own on this link: no address of any
-    // kind, not even a link-local one, and nothing it sends by itself.
+    // The host itself does not use this link: it has no address there, not even a link-local one,
+    // and sends nothing by itself.
     let quiet = host_ifname.to_owned();
     run_in(netlink.netns(), || sysctl::set("ipv6", &quiet, "disable_ipv6", "1").map(drop))??;
     netlink.set_up(host_ifname).await?;
@@ -259,7 +258,8 @@ async fn sandbox_side(inside: &Netlink, spec: &PlugSpec, sandbox: &Netns) -> Res
         changed = true;
     }
     let link = pending(inside.link(name).await?, name)?;
-    // First: below 1280 the kernel forgets all there was of IPv6, settings included.
+    // The MTU comes first: below 1280 the kernel removes all IPv6 state of the interface, settings
+    // included.
     if link.mtu != spec.mtu {
         inside.set_mtu(name, spec.mtu).await?;
         changed = true;
@@ -278,13 +278,13 @@ async fn sandbox_side(inside: &Netlink, spec: &PlugSpec, sandbox: &Netns) -> Res
         inside.set_up(name).await?;
         changed = true;
     }
-    // After the link is up: while it is down the kernel has no IPv6 addresses on it.
+    // Only now: while the link is down the kernel has no IPv6 addresses on it.
     changed |= addresses(inside, spec, ipv6.present).await?;
     changed |= routes(inside, spec, link.index).await?;
     Ok(changed)
 }
 
-/// What [`configure`] found.
+/// Result of [`configure`].
 struct Ipv6 {
     /// The kernel has IPv6 on the interface.
     present: bool,
@@ -292,12 +292,12 @@ struct Ipv6 {
     changed: bool,
 }
 
-/// Settings of the interface; to be called inside the sandbox.
+/// Applies the settings of the interface. Must be called in the sandbox's namespace.
 fn configure(spec: &PlugSpec) -> Result<Ipv6> {
     let name = spec.ifname.as_str();
     let mut changed = false;
     let mut present = true;
-    // Enabled first: the kernel acts on the others only then.
+    // IPv6 is enabled first: otherwise the other settings have no effect.
     for (key, value) in
         [("disable_ipv6", "0"), ("accept_ra", "0"), ("accept_dad", "0"), ("addr_gen_mode", "0")]
     {
@@ -311,7 +311,7 @@ fn configure(spec: &PlugSpec) -> Result<Ipv6> {
 
 fn link_local(mac: MacAddr) -> IpNetwork {
     let ip = IpAddr::V6(mac.link_local());
-    // 64 is a valid prefix length: the alternative is never taken.
+    // 64 is a valid prefix length, so the fallback is never used.
     IpNetwork::new(ip, 64).unwrap_or_else(|_| IpNetwork::from(ip))
 }
 
@@ -331,7 +331,7 @@ async fn addresses(inside: &Netlink, spec: &PlugSpec, has_ipv6: bool) -> Result<
     let present = inside.addresses(name).await?;
     let mut changed = false;
     for address in wanted.iter().filter(|address| !present.contains(address)) {
-        // The same address with another prefix length would keep the wrong route.
+        // The same address with another prefix length would keep the wrong subnet route.
         for stale in present.iter().filter(|other| other.ip() == address.ip()) {
             inside.delete_address(name, *stale).await?;
         }
@@ -350,8 +350,8 @@ async fn routes(inside: &Netlink, spec: &PlugSpec, ifindex: u32) -> Result<bool>
                 && route.destination.network() == destination.network()
                 && route.destination.prefix() == destination.prefix()
         });
-        // A way through another interface was there first: of several networks
-        // one has the default route, and a sandbox that was adopted keeps its own.
+        // A route through another interface was there first. Of several networks one has the
+        // default route, and an adopted sandbox keeps its own.
         let settled = same.any(|route| route.ifindex != ifindex || route.gateway == *gateway);
         if !settled {
             inside.add_route(&spec.ifname, *destination, *gateway).await?;

@@ -1,5 +1,5 @@
-//! Programs that outlive the command line: the supervisor runs in a session of
-//! its own, as `culvert __supervise SPEC`, which nobody types.
+//! Detached programs, which outlive the command line. Their supervisor runs in a session of its
+//! own, as the internal command `culvert __supervise SPEC`.
 
 use std::{
     ffi::OsString,
@@ -17,21 +17,21 @@ use tokio::{
 
 use super::{ExecError, SuperviseSpec, exec::open_log, supervise};
 
-/// What the supervisor tells the one who started it: one line of JSON.
+/// The supervisor's report to the process that started it: one line of JSON.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Report {
     /// The program runs.
     Started(i32),
-    /// It does not.
+    /// The program does not run.
     Failed(ExecError),
 }
 
-/// Starts a supervisor that outlives us and waits until the program runs (and
-/// `on_start` of [`supervise_detached`] is done). Returns the program's pid.
+/// Starts a detached supervisor. Waits until the program runs and `on_start` of
+/// [`supervise_detached`] is done. Returns the program's pid.
 ///
-/// This binary is executed again as `culvert ARGS... __supervise SPEC` with
-/// `SPEC` in JSON; `args` are the global options it needs.
+/// This binary is executed again as `culvert ARGS... __supervise SPEC`, with `SPEC` in JSON; `args`
+/// are the global options that it needs.
 ///
 /// # Errors
 /// As [`supervise`]; also if the specification has no log.
@@ -66,8 +66,8 @@ pub async fn spawn_detached(spec: &SuperviseSpec, args: &[OsString]) -> Result<i
     }
 }
 
-/// What `culvert __supervise` does: [`supervise`], and a report on standard
-/// output, which is closed afterwards. Returns the exit code.
+/// Implements `culvert __supervise`: calls [`supervise`], writes one report to standard output
+/// and closes it. Returns the exit code.
 pub async fn supervise_detached(
     spec: &SuperviseSpec,
     on_start: impl AsyncFnOnce(i32),
@@ -87,8 +87,8 @@ pub async fn supervise_detached(
     }
 }
 
-/// Writes the line and lets go of the pipe. Whoever started us may be gone by
-/// now; the program runs on.
+/// Writes the line and closes the pipe. A write error is ignored: the reader may have ended, and
+/// the program runs on.
 fn report(report: &Report) {
     let Ok(mut line) = serde_json::to_string(report) else { return };
     line.push('\n');

@@ -1,4 +1,4 @@
-//! What can go wrong with a sandbox.
+//! Errors of operations on a sandbox.
 
 use std::{io, path::PathBuf};
 
@@ -13,7 +13,7 @@ pub enum SandboxError {
     /// A network namespace cannot be made, opened or entered.
     #[error(transparent)]
     Netns(#[from] NetnsError),
-    /// The process may not do that.
+    /// The process lacks the privilege.
     #[error("{0}: permission denied: run as root, CAP_SYS_ADMIN and CAP_NET_ADMIN are needed")]
     Permission(String),
     /// The sandbox has an interface of the wanted name that Culvert did not make.

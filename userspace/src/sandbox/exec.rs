@@ -27,7 +27,7 @@ use tokio::sync::{Mutex, oneshot};
 use super::{SandboxError, mounts, signals::Signals};
 use crate::netns::Netns;
 
-/// Signal handlers are the process's: one supervisor at a time.
+/// Signal handlers belong to the whole process, so there is one supervisor at a time.
 static SUPERVISOR: Mutex<()> = Mutex::const_new(());
 
 /// A program to run.
@@ -35,28 +35,28 @@ static SUPERVISOR: Mutex<()> = Mutex::const_new(());
 pub struct SuperviseSpec {
     /// Name of the container, for `/etc/netns/NAME/`.
     pub name: String,
-    /// Namespace to run in; none: the one we are in (mode `host`).
+    /// Namespace to run in. `None`: the current one (mode `host`).
     pub netns: Option<PathBuf>,
     /// Program and arguments.
     pub command: Vec<String>,
-    /// Standard output and error are appended to this file and standard input
-    /// is empty; none: they are ours.
+    /// File to which standard output and error are appended; standard input is then empty. `None`:
+    /// all three are inherited.
     pub log: Option<PathBuf>,
 }
 
-/// Why a program did not run: one line, and the exit code that says so.
+/// The error when a program did not run: one line, and an exit code.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{message}")]
 pub struct ExecError {
-    /// As a shell's and Docker's: 127 not found, 126 found but not executable,
-    /// 125 the fault is not the program's.
+    /// Exit code as in a shell and Docker: 127 not found, 126 found but not executable, 125 any
+    /// other fault.
     pub code: i32,
-    /// The line.
+    /// The message, one line.
     pub message: String,
 }
 
 impl ExecError {
-    /// The program is not to blame.
+    /// An error that is not the program's fault (exit code 125).
     pub(super) fn ours(message: impl Into<String>) -> Self {
         Self { code: 125, message: message.into() }
     }
@@ -68,15 +68,16 @@ impl From<SandboxError> for ExecError {
     }
 }
 
-/// Runs a program to its end and returns its exit code, 128 + the signal's
-/// number if one killed it.
+/// Runs a program to its end. Returns its exit code, or 128 + N if signal N ended it.
 ///
-/// `on_start` is called with its pid once it runs, `on_exit` with the exit code
-/// after its end, if it started. The end is noticed only when `on_start` is done,
-/// so that must not take for ever; signals are forwarded meanwhile. Signals sent to us are forwarded to it: INT,
-/// TERM, HUP, QUIT, USR1, USR2, WINCH. With a terminal it is in our process
-/// group, so Ctrl-C, Ctrl-Z and job control reach it as if we were not there;
-/// without one it has a group of its own. Should we be killed, it is, too.
+/// `on_start` is called with the pid once the program runs. `on_exit` is called with the exit code
+/// after its end, if it started. The end is noticed only after `on_start` has returned, so
+/// `on_start` must be bounded in time; signals are forwarded meanwhile.
+///
+/// The signals INT, TERM, HUP, QUIT, USR1, USR2 and WINCH that are sent to the supervisor are
+/// forwarded to the program. With a terminal the program is in the supervisor's process group, so
+/// that Ctrl-C, Ctrl-Z and job control reach it directly; without a terminal it has a process group
+/// of its own. If the supervisor is killed, the kernel kills the program too.
 ///
 /// # Errors
 /// The program or the namespace does not exist or cannot be entered or executed.
@@ -88,7 +89,7 @@ pub async fn supervise(
     let _alone = SUPERVISOR.lock().await;
     let signals =
         || Signals::catch().map_err(|error| ExecError::ours(format!("catching signals: {error}")));
-    // Before the program starts, so that no signal falls in between.
+    // Signals are caught before the program starts, so that none is lost in between.
     let mut signals = signals()?;
     let (started, is_started) = oneshot::channel();
     let (ended, mut is_ended) = oneshot::channel();
@@ -116,13 +117,13 @@ pub async fn supervise(
         loop {
             tokio::select! {
                 () = &mut told, if !is_told => is_told = true,
-                // Its end is told only after its start was.
+                // `on_exit` must not be called before `on_start` has returned.
                 end = &mut is_ended, if is_told => {
                     end.map_err(|_| lost())?
                         .map_err(|errno| ExecError::ours(format!("waiting: {errno}")))?;
                     break;
                 }
-                // It is not reaped yet: the pid is its own.
+                // The process is not reaped yet, so its pid is not reused.
                 Ok(signal) = signals.next() => drop(kill(pid, signal)),
             }
         }
@@ -136,7 +137,7 @@ pub async fn supervise(
     Ok(code)
 }
 
-/// Waits for the end but leaves the process to be reaped.
+/// Waits for the end of the process without reaping it.
 fn wait_for_end(pid: Pid) -> nix::Result<()> {
     loop {
         match waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) {
@@ -146,7 +147,7 @@ fn wait_for_end(pid: Pid) -> nix::Result<()> {
     }
 }
 
-/// Starts the program from the calling thread, whose namespaces it gets.
+/// Starts the program from the calling thread. It inherits the thread's namespaces.
 fn start(spec: &SuperviseSpec) -> Result<Pid, ExecError> {
     let Some((program, arguments)) = spec.command.split_first() else {
         return Err(ExecError::ours("no command is given: put one behind '--'"));
@@ -172,7 +173,7 @@ fn start(spec: &SuperviseSpec) -> Result<Pid, ExecError> {
         command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?));
     }
     let child = command.spawn().map_err(|error| refusal(program, &error))?;
-    // A pid fits (pid_t); the standard library makes it unsigned.
+    // A pid fits into pid_t; the standard library returns it unsigned.
     Ok(Pid::from_raw(child.id().cast_signed()))
 }
 
@@ -193,7 +194,7 @@ pub(super) fn open_log(path: &Path) -> Result<(File, File), ExecError> {
     open().map_err(|error| ExecError::ours(format!("opening log {}: {error}", path.display())))
 }
 
-/// What a shell says and exits with when it cannot execute a program.
+/// The message and exit code of a shell for a program that cannot be executed.
 fn refusal(program: &str, error: &io::Error) -> ExecError {
     let (code, why) = match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOENT) if program.contains('/') && Path::new(program).exists() => {

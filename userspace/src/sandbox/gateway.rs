@@ -1,10 +1,9 @@
-//! The gateway device of a network: where the host and the network's containers
-//! meet.
+//! The gateway device of a network, which connects the host with the network's containers.
 //!
-//! It is a bridge without ports, because that stays up by itself and is to be had
-//! everywhere. No packet crosses it: what a container sends to the host is
-//! redirected to come in on it, and what the host sends to the network leaves by it
-//! and is taken by `from_host`. It does no ARP; the program knows the MACs.
+//! It is a bridge without ports: a bridge stays up by itself, and every kernel has it. No packet
+//! crosses the bridge. A frame from a container to the host is redirected to the ingress of the
+//! device. A packet from the host to the network leaves through the device, where `from_host` takes
+//! it. The device does no ARP; the program knows the MACs.
 
 use std::net::Ipv4Addr;
 
@@ -20,7 +19,7 @@ use crate::{
 /// Start of the alias that marks a gateway device; the VNI follows.
 const ALIAS: &str = "culvert-gateway:";
 
-/// What a network's gateway device shall be.
+/// The wanted state of a network's gateway device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GatewaySpec {
     /// VNI of the network.
@@ -29,11 +28,11 @@ pub struct GatewaySpec {
     pub mac: MacAddr,
     /// MTU of the network.
     pub mtu: u16,
-    /// Address with the subnet's prefix length; none where another network may have
-    /// the same: then the host and the containers do not reach each other.
+    /// Address with the subnet's prefix length. `None` where another network may have the same
+    /// address: then the host and the containers do not reach each other.
     pub address: Option<IpNetwork>,
-    /// Source address of what the host itself sends to the network, where that is
-    /// not the gateway's: containers elsewhere must be able to answer this host.
+    /// Source address of packets that the host itself sends to the network, where that is not the
+    /// gateway address: containers on other hosts must be able to answer this host.
     pub source: Option<Ipv4Addr>,
 }
 
@@ -42,17 +41,17 @@ pub fn gateway_ifname(vni: u32) -> String {
     format!("cvg{vni}")
 }
 
-/// VNI of the network whose gateway device `link` is, if it is ours.
+/// VNI of the network whose gateway device is `link`, if Culvert made `link`.
 pub fn gateway_of(link: &Link) -> Option<u32> {
     let vni = link.alias.as_deref()?.strip_prefix(ALIAS)?.parse().ok()?;
     (link.kind.as_deref() == Some("bridge")).then_some(vni)
 }
 
-/// Makes the gateway device what `spec` says, but for [`open_gateway`]. A second
-/// call changes nothing. Returns its index.
+/// Makes the gateway device match `spec`, except for the part that [`open_gateway`] does.
+/// Idempotent. Returns its index.
 ///
 /// # Errors
-/// An interface of that name is not ours, or the kernel refuses.
+/// An interface of that name does not belong to Culvert, or the kernel refuses.
 pub async fn plug_gateway(netlink: &Netlink, spec: &GatewaySpec) -> Result<u32> {
     let name = gateway_ifname(spec.vni);
     let alias = format!("{ALIAS}{}", spec.vni);
@@ -74,7 +73,7 @@ pub async fn plug_gateway(netlink: &Netlink, spec: &GatewaySpec) -> Result<u32> 
         return Err(SandboxError::ForeignInterface { ifname: name, owner });
     }
     if link.alias.is_none() {
-        // We were stopped between the two requests.
+        // The agent was stopped between the two requests.
         netlink.set_alias(&name, &alias).await?;
     }
     if link.mac != Some(spec.mac) {
@@ -94,11 +93,10 @@ pub async fn plug_gateway(netlink: &Netlink, spec: &GatewaySpec) -> Result<u32> 
     Ok(link.index)
 }
 
-/// Lets the host's routes be looked up for packets that come in on a gateway device
-/// (`bpf_fib_lookup` asks for it). The kernel forwards what the programs hand to the host
-/// only where other software has changed its destination. To be called in the host's
-/// namespace. Returns whether somebody had switched it off: writing
-/// `net.ipv4.ip_forward` does, on every interface.
+/// Enables forwarding on a gateway device, which `bpf_fib_lookup` needs to look up the host's
+/// routes for packets that come in on it. The kernel itself forwards such a packet only if other
+/// software has changed its destination. Must be called in the host's namespace. Returns whether
+/// forwarding was off: a write of 0 to `net.ipv4.ip_forward` turns it off on every interface.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -106,10 +104,11 @@ pub fn keep_forwarding(device: &str) -> Result<bool> {
     Ok(sysctl::set("ipv4", device, "forwarding", "1")?.unwrap_or(false))
 }
 
-/// Brings the gateway device up, with its address: once its program is attached.
+/// Brings the gateway device up and gives it its address. To be called once its program is
+/// attached.
 ///
 /// # Errors
-/// The interface is gone, or the kernel refuses.
+/// The interface does not exist, or the kernel refuses.
 pub async fn open_gateway(netlink: &Netlink, spec: &GatewaySpec) -> Result<()> {
     let name = gateway_ifname(spec.vni);
     if netlink.link(&name).await?.is_some_and(|link| !link.up) {
@@ -130,7 +129,7 @@ pub async fn open_gateway(netlink: &Netlink, spec: &GatewaySpec) -> Result<()> {
     Ok(())
 }
 
-/// Has the route that came with `address` prefer another source.
+/// Sets the preferred source of the route that the kernel added with `address`.
 async fn prefer_source(
     netlink: &Netlink,
     name: &str,
@@ -151,7 +150,7 @@ async fn prefer_source(
     Ok(())
 }
 
-/// Removes a gateway device. That it is gone is no error.
+/// Removes a gateway device. No error if it does not exist.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -163,10 +162,9 @@ pub async fn unplug_gateway(netlink: &Netlink, vni: u32) -> Result<()> {
     }
 }
 
-/// Lets packets for the host's own addresses come in on its loopback device though
-/// they have no route yet, or not any more: answers to the host's connections to its
-/// published ports are put there. Other interfaces are not affected: 127.0.0.0/8
-/// stays unreachable from outside.
+/// Makes the loopback device accept packets for the host's own addresses that have no route yet, or
+/// no longer: answers to the host's connections to its published ports arrive there. Other
+/// interfaces are not affected: 127.0.0.0/8 stays unreachable from external hosts.
 ///
 /// # Errors
 /// The kernel refuses.

@@ -1,9 +1,8 @@
-//! What is put into the network namespace of a container, its *sandbox*, and beside it.
+//! The network namespace of a container, its *sandbox*, and its devices on the host.
 //!
-//! * [`plug`] and [`unplug`]: the pair of devices between the host and a sandbox.
+//! * [`plug`] and [`unplug`]: the device pair between the host and a sandbox.
 //! * [`plug_gateway`]: the device that is a network's gateway on this host.
-//! * [`keep_gro`] and [`keep_room`]: two devices without packets that make the BPF programs
-//!   faster.
+//! * [`keep_gro`] and [`keep_room`]: two helper devices that make the BPF programs faster.
 //! * [`supervise`]: programs that run in a sandbox.
 
 mod assist;

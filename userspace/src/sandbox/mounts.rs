@@ -1,6 +1,6 @@
-//! What a program in a sandbox sees of the file system: the host's, except
-//! that `/sys` shows the sandbox's devices and `/etc/netns/NAME/` lies over
-//! `/etc`, as with `ip netns exec`.
+//! The file system of a program in a sandbox. It is the host's, with the two differences that
+//! `ip netns exec` makes: `/sys` shows the sandbox's devices, and the files of `/etc/netns/NAME/`
+//! are mounted over those in `/etc`.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -17,14 +17,14 @@ use nix::{
 
 use super::{Result, SandboxError};
 
-/// Moves the calling thread, which must be in the sandbox's network namespace
-/// already, to a mount namespace of its own and arranges it. What does not work
-/// besides the namespace itself is logged: the program may well not need it.
+/// Moves the calling thread to a mount namespace of its own and sets up its mounts. The thread must
+/// already be in the sandbox's network namespace. A mount that fails is logged only: the program
+/// may not need it.
 pub(super) fn arrange(name: &str) -> Result<()> {
     let failed = |errno: nix::Error| SandboxError::io("making a mount namespace", errno);
     unshare(CloneFlags::CLONE_NEWNS).map_err(failed)?;
-    // What is mounted here must not appear on the host; what the host mounts
-    // or unmounts later shall be seen here.
+    // Mounts made here must not appear on the host; later mounts and unmounts of the host shall
+    // appear here.
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)
         .map_err(failed)?;
     if let Err(error) = remount_sys() {
@@ -34,13 +34,12 @@ pub(super) fn arrange(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Mounts a sysfs of this network namespace over `/sys`. What is mounted below
-/// the old one (cgroups, bpffs) is bound to the same place in the new one:
-/// `ip netns exec` hides it.
+/// Mounts a sysfs of this network namespace over `/sys`. Mounts below the old `/sys` (cgroups,
+/// bpffs) are bound to the same path in the new one; `ip netns exec` hides them.
 fn remount_sys() -> nix::Result<()> {
     let sys = Path::new("/sys");
     let mountinfo = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
-    // Opened before they are covered.
+    // The old mounts are opened before the new sysfs covers them.
     let below: Vec<(File, PathBuf)> = outermost(&mountinfo, sys)
         .into_iter()
         .filter_map(|path| {
@@ -67,8 +66,8 @@ fn remount_sys() -> nix::Result<()> {
     Ok(())
 }
 
-/// Mount points below `root` that are not below another one of them. The fifth
-/// field of each line is the mount point, with octal escapes (proc(5)).
+/// Mount points below `root` that are not below another mount point of the list. The fifth field of
+/// each line is the mount point, with octal escapes (proc(5)).
 fn outermost(mountinfo: &str, root: &Path) -> Vec<PathBuf> {
     let mut points: Vec<PathBuf> = mountinfo
         .lines()
@@ -88,7 +87,7 @@ fn outermost(mountinfo: &str, root: &Path) -> Vec<PathBuf> {
     kept
 }
 
-/// Binds each file of `/etc/netns/NAME/` over the one of that name in `/etc`.
+/// Binds each file of `/etc/netns/NAME/` over the file of the same name in `/etc`.
 fn overlay_etc(name: &str) {
     let plain = !name.is_empty() && !name.contains('/') && name != "." && name != "..";
     let Some(entries) =

@@ -1,8 +1,8 @@
-//! Signals that were sent to us alone and belong to the command we supervise.
+//! Forwarding of signals to the supervised command.
 //!
-//! A terminal sends Ctrl-C to every process of its foreground group, the
-//! command included, so what comes from the kernel is not forwarded; what a
-//! process sent to us is (`si_code`, sigaction(2)). sudo(8) does the same.
+//! A terminal sends Ctrl-C to every process of its foreground group, the command included. So a
+//! signal from the kernel is not forwarded, and a signal that a process sent to the supervisor is
+//! (`si_code`, sigaction(2)). sudo(8) does the same.
 
 use std::{
     io,
@@ -22,7 +22,7 @@ use nix::{
 };
 use tokio::{io::AsyncReadExt, net::unix::pipe};
 
-/// What is forwarded.
+/// The signals that are forwarded.
 const FORWARDED: [Signal; 7] = [
     Signal::SIGINT,
     Signal::SIGTERM,
@@ -35,21 +35,20 @@ const FORWARDED: [Signal; 7] = [
 /// `si_code` of a signal that the kernel sent (asm-generic/siginfo.h).
 const SI_KERNEL: i32 = 0x80;
 
-/// Where the handler writes signal numbers; -1 while nobody reads.
+/// Descriptor to which the handler writes signal numbers; -1 while there is no reader.
 static WRITE_END: AtomicI32 = AtomicI32::new(-1);
-/// Keeps that descriptor open for as long as the process lives: a handler may
-/// be about to write to it at any time.
+/// Keeps that descriptor open until the process ends: a handler may write to it at any time.
 static PIPE: OnceLock<(OwnedFd, OwnedFd)> = OnceLock::new();
 
-/// Catches signals until it is dropped. One at a time per process.
+/// Catches signals until it is dropped. At most one exists per process.
 pub(super) struct Signals {
     reader: pipe::Receiver,
-    /// What was there before.
+    /// The previous signal actions, restored on drop.
     previous: Vec<(Signal, SigAction)>,
 }
 
 impl Signals {
-    /// Starts to catch. Signals that are ignored stay ignored (nohup(1)).
+    /// Starts to catch signals. Signals that are ignored stay ignored (nohup(1)).
     pub(super) fn catch() -> io::Result<Self> {
         let (read, write) = match PIPE.get() {
             Some(pipe) => pipe,
@@ -67,10 +66,10 @@ impl Signals {
             SigSet::empty(),
         );
         for signal in FORWARDED {
-            // SAFETY: `note` calls only what is async-signal-safe.
+            // SAFETY: `note` calls only async-signal-safe functions.
             let old = unsafe { sigaction(signal, &action) }?;
             if matches!(old.handler(), SigHandler::SigIgn) {
-                // SAFETY: puts back what was there.
+                // SAFETY: restores the previous action, which sigaction(2) returned.
                 unsafe { sigaction(signal, &old) }?;
             } else {
                 caught.previous.push((signal, old));
@@ -90,8 +89,8 @@ impl Drop for Signals {
     fn drop(&mut self) {
         WRITE_END.store(-1, Ordering::SeqCst);
         for (signal, action) in &self.previous {
-            // SAFETY: puts back what was there. It worked before; were it to
-            // fail, there is nobody to tell.
+            // SAFETY: restores the previous action, which sigaction(2) returned. A failure is
+            // ignored: drop cannot report it.
             let _ = unsafe { sigaction(*signal, action) };
         }
     }
@@ -111,6 +110,6 @@ extern "C" fn note(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *m
     // buffer is valid, write(2) is async-signal-safe. A full pipe holds
     // thousands of signals already: this one may be lost.
     let _ = unsafe { libc::write(pipe, number.as_ptr().cast(), 1) };
-    // The interrupted code must find its errno.
+    // The interrupted code must find its errno unchanged.
     Errno::set_raw(errno);
 }

@@ -4,8 +4,8 @@ use std::{fs, io, path::PathBuf};
 
 use super::{Result, SandboxError};
 
-/// Writes `value` unless it is there. Returns whether it was written; a
-/// setting that the kernel does not have is none.
+/// Writes `value` unless the setting has it already. Returns whether it was written. `None`: the
+/// kernel does not have the setting.
 pub(super) fn set(family: &str, interface: &str, key: &str, value: &str) -> Result<Option<bool>> {
     let path = PathBuf::from(format!("/proc/sys/net/{family}/conf/{interface}/{key}"));
     let failed = |error| SandboxError::io(format!("setting {} to {value}", path.display()), error);

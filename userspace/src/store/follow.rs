@@ -5,12 +5,12 @@
 //! the follower lists again and delivers the difference. A read that fails deletes nothing: the
 //! receiver keeps what it has.
 //!
-//! A read of *another* store deletes nothing either. An etcd that came back wiped answers
-//! correctly and holds nothing; to believe it would end every container's network. The follower
-//! knows the store by its [`StoreMark`] and by its revision, which never decreases. If one of
-//! them differs, the follower reports [`Health::replaced`], delivers nothing, and looks again
-//! from time to time: the operator may restore a backup. The receiver accepts another store
-//! with a new follower without [`FollowOptions::known`], or with [`Follower::accept`].
+//! A read of *another* store deletes nothing either. An etcd that was wiped answers correctly and
+//! is empty; to follow it would delete the network of every container. The follower identifies the
+//! store by its [`StoreMark`] and by its revision, which never decreases. If one of them differs,
+//! the follower reports [`Health::replaced`], delivers nothing, and checks again from time to time:
+//! the operator may restore a backup. To accept another store, the receiver makes a new follower
+//! without [`FollowOptions::known`], or calls [`Follower::accept`].
 
 mod seen;
 
@@ -29,23 +29,23 @@ use super::{
     retry::Backoff,
 };
 
-/// How many updates may wait for their receiver before the follower waits.
+/// Capacity of the queue of updates. The follower waits while it is full.
 const QUEUE: usize = 64;
-/// A list is delivered in updates of so many changes, so that the receiver works on them while
-/// the rest is read.
+/// Number of changes in an update of a list. The receiver works on one update while the follower
+/// reads the next.
 const PART: usize = 4096;
-/// After a watch of this length, the next break starts the backoff anew.
+/// A watch that lasted this long resets the backoff.
 const STABLE: Duration = Duration::from_secs(5);
 
-/// Changes of the store.
+/// An update of the receiver's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Update {
-    /// The receiver has now seen everything up to this revision.
+    /// The receiver has all changes up to this revision.
     pub revision: Revision,
-    /// Changes in order. After a list they are the difference to the keys seen before; a deletion
-    /// then has the revision of the list.
+    /// Changes in order. After a list they are the difference to the keys delivered before; a
+    /// deletion then has the revision of the list.
     pub changes: Vec<Change>,
-    /// The update is of a whole list. A change may then stand for several changes of a key.
+    /// The update belongs to a list. One change may then replace several changes of a key.
     pub resync: bool,
     /// Set in the last update of a list. The updates before it have the revision from before the
     /// list.
@@ -57,13 +57,13 @@ pub struct Update {
 pub struct Listed {
     /// Keys in the list.
     pub keys: usize,
-    /// When the list began.
+    /// Start time of the list.
     pub began: Instant,
-    /// How long it took until the last key was received.
+    /// Time from the start until the last key was received.
     pub took: Duration,
 }
 
-/// State of the exchange with the store.
+/// Health of the connection to the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
     /// The last exchange with the store succeeded.
@@ -74,7 +74,7 @@ pub struct Health {
     pub revision: Revision,
     /// The store's mark, once known.
     pub mark: Option<String>,
-    /// The store is another one than before. Nothing of it is delivered.
+    /// The store is not the one that was followed before. None of its changes are delivered.
     pub replaced: bool,
 }
 
@@ -92,7 +92,7 @@ pub struct FollowOptions {
 }
 
 impl FollowOptions {
-    /// Follows `prefix` in whatever store is there, with the mark at `mark_key`.
+    /// Options to follow `prefix` in any store, with the mark at `mark_key`.
     pub fn new(prefix: &str, mark_key: &str) -> Self {
         Self {
             prefix: prefix.to_owned(),
@@ -103,7 +103,7 @@ impl FollowOptions {
     }
 }
 
-/// A task that follows a store; it ends when this is dropped.
+/// A task that follows a store. It ends when this value is dropped.
 #[derive(Debug)]
 pub struct Follower {
     updates: mpsc::Receiver<Update>,
@@ -113,7 +113,7 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Starts to follow. Must be called in a tokio runtime.
+    /// Starts the follower. Must be called in a tokio runtime.
     pub fn spawn(store: Arc<dyn StateStore>, options: FollowOptions) -> Self {
         let (updates_tx, updates) = mpsc::channel(QUEUE);
         let (mark, last) = options.known.unzip();
@@ -135,19 +135,19 @@ impl Follower {
         Self { updates, health, accept, task: tokio::spawn(worker.run()) }
     }
 
-    /// The next update; waits while the store does not answer. Safe to cancel.
-    /// `None` only after a panic in the follower.
+    /// Returns the next update; waits while the store does not answer. Cancel-safe. `None` only
+    /// after a panic in the follower.
     pub async fn next(&mut self) -> Option<Update> {
         self.updates.recv().await
     }
 
-    /// The health, to look at or to wait on.
+    /// The health, which the caller can read or wait on.
     pub fn health(&self) -> watch::Receiver<Health> {
         self.health.clone()
     }
 
     /// Accepts a store that was reported as replaced: keys that it does not have are deleted.
-    /// No effect on a store that was not replaced.
+    /// Without effect if the store was not replaced.
     pub fn accept(&self) {
         self.accept.notify_one();
     }
@@ -167,24 +167,24 @@ struct Worker {
     accept: Arc<Notify>,
     updates: mpsc::Sender<Update>,
     health: watch::Sender<Health>,
-    /// Every key delivered and not deleted since, with its revision.
+    /// Every key that was delivered and not deleted since, with its revision.
     seen: Seen,
-    /// Revision up to which everything is delivered.
+    /// Revision up to which all changes are delivered.
     last: Option<Revision>,
     mark: Option<String>,
-    /// The store was another one when it was last checked.
+    /// At the last check the store was not the one that was followed before.
     replaced: bool,
 }
 
-/// Why the worker stops what it does.
+/// The reason why the worker leaves its current step.
 enum Break {
-    /// The receiver is gone.
+    /// The receiver was dropped.
     Closed,
-    /// List again.
+    /// The history was compacted: list again.
     Relist,
     /// Try again later.
     Failed(String),
-    /// The store is another one.
+    /// The store is not the one that was followed before.
     Replaced(String),
 }
 
@@ -212,7 +212,7 @@ impl Worker {
                 }
                 Err(Break::Replaced(why)) => {
                     if !self.replaced {
-                        // An acceptance from before the replacement has no effect.
+                        // An acceptance from before the replacement was reported has no effect.
                         let _ = self.accept.notified().now_or_never();
                         self.replaced = true;
                     }
@@ -267,10 +267,10 @@ impl Worker {
         self.updates.send(update).await.map_err(|_| Break::Closed)
     }
 
-    /// Reads everything, and delivers the difference to what was seen, as it comes.
+    /// Lists all keys, and delivers the difference to the delivered keys page by page.
     ///
-    /// Nothing is delivered before the mark has been checked. If the rest cannot be read, the
-    /// delivered part is still correct, as that of a watch.
+    /// Nothing is delivered before the mark has been checked. If a later page cannot be read, the
+    /// delivered part is still correct, as with an interrupted watch.
     async fn list(&mut self) -> Result<(), Break> {
         let began = Instant::now();
         let mut pages = self.store.list(&self.prefix).await?;
@@ -286,7 +286,7 @@ impl Worker {
                 if self.mark.is_none() {
                     match self.mark_in(&page.entries) {
                         Some(mark) => self.mark = Some(mark),
-                        // The next list has the mark.
+                        // The next list contains the mark.
                         None if self.write_mark(page.revision).await? => return Err(Break::Relist),
                         None => {}
                     }
@@ -343,19 +343,19 @@ impl Worker {
         let entry = entries.iter().find(|entry| entry.key == self.mark_key)?;
         match StoreMark::decode(&entry.value) {
             Some(mark) => Some(mark.id),
-            // Its revision tells stores apart as well.
+            // An unreadable mark is identified by its revision, which differs between stores.
             None => Some(format!("unreadable, of revision {}", entry.mod_revision)),
         }
     }
 
-    /// Writes the mark. `false`: the store refuses, and is followed without a mark.
+    /// Writes the mark. `false`: the store refuses it, and is followed without a mark.
     async fn write_mark(&self, revision: Revision) -> Result<bool, Break> {
         let value = StoreMark::fresh().encode();
         let value = value.map_err(|error| Break::Failed(format!("store: mark: {error}")))?;
         let key = self.mark_key.clone();
         let compares = vec![Compare::Absent(key.clone())];
         match self.store.commit(compares, vec![Write::Put { key, value, lease: None }]).await {
-            // If another follower was faster, its mark is there now.
+            // If another follower wrote its mark first, that mark is read now.
             Ok(Outcome::Committed(_) | Outcome::Conflict) => Ok(true),
             Err(StoreError::Refused(why)) => {
                 tracing::warn!("store: no mark can be written at revision {revision}: {why}");
@@ -365,12 +365,12 @@ impl Worker {
         }
     }
 
-    /// Watches until something breaks.
+    /// Watches until an error occurs.
     async fn follow(&mut self) -> Result<(), Break> {
         let from = self.last.unwrap_or_default() + 1;
         let mut watch = self.store.watch(&self.prefix, from).await?;
-        // Checked after the watch was opened: the watch may have reached another server. A wiped
-        // server would send nothing until its revision gets there.
+        // The check follows the opening of the watch, because the watch may be on another server. A
+        // wiped server would send nothing until its revision reaches the requested one.
         self.check_same().await?;
         self.healthy();
         let started = Instant::now();
@@ -406,7 +406,8 @@ impl Worker {
                 }
                 Change::Delete { key, .. } => {
                     self.seen.delete(key);
-                    // The watch saw the deletion: it is the same store, without a mark now.
+                    // The watch delivered the mark's deletion, so it is the same store, now without
+                    // a mark.
                     if *key == self.mark_key {
                         self.mark = None;
                     }

@@ -1,10 +1,10 @@
-//! How the keys of a store are laid out, as far as a backend can use it.
+//! The layout of a store's keys, as far as a backend can use it.
 
 /// The layout of the keys below a prefix that is read as a whole.
 ///
-/// Most keys below `root` belong to a *group* and are members of it. A backend may use the
-/// layout to read the prefix in stretches of about equal size. It is a hint: where it is
-/// wrong, a stretch is longer than others.
+/// Most keys below `root` belong to a *group* and are members of it. A backend may use the layout
+/// to read the prefix in key ranges of about equal size. The layout is a hint: where it is wrong,
+/// the ranges differ in size.
 ///
 /// The prefixes are below `root`, in ascending order: `random`, `ordered`, `groups`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! The mark of a store, which tells it from another store at the same address.
+//! The mark of a store, which distinguishes it from another store at the same address.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,12 +16,12 @@ pub struct StoreMark {
 }
 
 impl StoreMark {
-    /// A mark that no other store has.
+    /// A new random mark, which no other store has.
     pub fn fresh() -> Self {
         Self { schema: SCHEMA, id: new_id() }
     }
 
-    /// Reads a mark. `None`: a newer Culvert wrote the value, or it is no mark.
+    /// Reads a mark. `None`: a newer Culvert wrote the value, or the value is not a mark.
     pub fn decode(value: &[u8]) -> Option<Self> {
         let mark: Self = serde_json::from_slice(value).ok()?;
         (1..=SCHEMA).contains(&mark.schema).then_some(mark)

@@ -1,8 +1,8 @@
-//! The state that all hosts share: keys and values, of whose meaning this module knows nothing.
+//! The state that all hosts share: keys and values, which this module does not interpret.
 //!
-//! [`StateStore`] is what Culvert needs of a store: snapshots at a revision, watches from a
-//! revision, transactions that compare before they write, and leases. The semantics are those
-//! of etcd (v3 API). The embedded backend has the same semantics; one test suite tests both.
+//! [`StateStore`] is the interface to a store: snapshots at a revision, watches from a revision,
+//! transactions that compare before they write, and leases. The semantics are those of etcd (v3
+//! API). The embedded backend has the same semantics; one test suite tests both.
 
 mod etcd;
 mod file;
@@ -27,8 +27,8 @@ pub use layout::Layout;
 pub use mark::{StoreMark, new_id};
 pub use url::{MalformedUrl, StoreOptions, StoreUrl, open};
 
-/// Most writes, and most compares, of one transaction: etcd's `--max-txn-ops`
-/// by default.
+/// Greatest number of writes, and of compares, of one transaction: the default of etcd's
+/// `--max-txn-ops`.
 pub const MAX_OPS: usize = 128;
 
 /// A point in the history of a store; grows with every committed transaction.
@@ -57,15 +57,15 @@ pub struct Snapshot {
     pub entries: Vec<Entry>,
 }
 
-/// A stretch of the keys below a prefix. The pages of a list cover the prefix without gaps and
+/// A range of the keys below a prefix. The pages of a list cover the prefix without gaps and
 /// without overlap, all at one revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
     /// The revision.
     pub revision: Revision,
-    /// The first key that the stretch may have.
+    /// The first key of the range.
     pub from: String,
-    /// The key before which the stretch ends.
+    /// The end of the range, excluded.
     pub to: String,
     /// The entries, in key order.
     pub entries: Vec<Entry>,
@@ -128,10 +128,10 @@ pub enum Write {
         key: String,
         /// Value.
         value: Vec<u8>,
-        /// Lease that the key dies with.
+        /// Lease with which the key is deleted.
         lease: Option<LeaseId>,
     },
-    /// Deletes a key; it is no error if there is none.
+    /// Deletes a key. It is no error if the key does not exist.
     Delete(String),
     /// Deletes every key below a prefix.
     DeletePrefix(String),
@@ -146,16 +146,16 @@ pub enum Outcome {
     Conflict,
 }
 
-/// Why an operation of the store failed: one line.
+/// The error of a store operation: one line.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The revision asked for is no longer there: take a snapshot again.
+    /// The requested revision is compacted: take a snapshot again.
     #[error("store: history before revision {oldest} is compacted")]
     Compacted {
-        /// The oldest revision there is; 0 if the store did not say.
+        /// The oldest revision that is left; 0 if the store did not report it.
         oldest: Revision,
     },
-    /// The store gave no answer. Its contents are not known.
+    /// The store gave no answer, so its contents are unknown.
     #[error("store: {0}")]
     Unavailable(String),
     /// The store refused the credentials or the request.
@@ -166,7 +166,7 @@ pub enum StoreError {
     LeaseGone(LeaseId),
 }
 
-/// Which backend a store is.
+/// The backend of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// An etcd cluster.
@@ -184,22 +184,22 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Changes in order of revision. All changes of one revision come in one item.
-/// The stream ends after its first error; the caller takes a snapshot, or
-/// watches again from the revision after the last that it saw.
+/// Changes in order of revision. All changes of one revision are one item. The stream ends after
+/// its first error. The caller then takes a snapshot, or watches again from the revision after the
+/// last one received.
 pub type Watch = BoxStream<'static, Result<Vec<Change>, StoreError>>;
 
-/// What Culvert needs of a store.
+/// A store of keys and values with revisions, watches and leases.
 ///
-/// Every method gives up with [`StoreError::Unavailable`] rather than wait for
-/// ever; retrying with backoff is the caller's part.
+/// Every method has a timeout and then returns [`StoreError::Unavailable`]. The caller retries with
+/// backoff.
 #[async_trait]
 pub trait StateStore: Send + Sync + fmt::Debug {
-    /// Which backend this is.
+    /// The backend of this store.
     fn kind(&self) -> Kind;
 
     /// How far the store's clock is ahead of this host's, in ms. `None`: the store has no clock of
-    /// its own, or does not say. It matters to readers of logs alone.
+    /// its own, or does not report it. The value is only for readers of logs.
     async fn clock_offset_ms(&self) -> Option<i64> {
         None
     }
@@ -207,17 +207,18 @@ pub trait StateStore: Send + Sync + fmt::Debug {
     /// All keys below `prefix` at one revision.
     async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError>;
 
-    /// The same in stretches, for a caller that works on one while the next is read.
+    /// All keys below `prefix` at one revision, in pages, so that the caller works on one page
+    /// while the next is read.
     async fn list(&self, prefix: &str) -> Result<Pages, StoreError> {
         let Snapshot { revision, entries } = self.snapshot(prefix).await?;
         let page = Page { revision, from: prefix.to_owned(), to: prefix_end(prefix), entries };
         Ok(stream::iter([Ok(page)]).boxed())
     }
 
-    /// Changes below `prefix` from revision `from` on, `from` included.
+    /// Changes below `prefix` from revision `from` (included) on.
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError>;
 
-    /// Applies all `writes` at once if all `compares` hold, and nothing otherwise.
+    /// Applies all `writes` atomically if all `compares` hold; otherwise applies none.
     async fn commit(
         &self,
         compares: Vec<Compare>,
@@ -234,8 +235,8 @@ pub trait StateStore: Send + Sync + fmt::Debug {
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
 }
 
-/// End of the range of all keys below a prefix: the prefix with its last byte
-/// counted up. Prefixes are ASCII, and none is empty.
+/// End of the range of all keys below a prefix: the prefix with its last byte incremented. Prefixes
+/// are ASCII and not empty.
 fn prefix_end(prefix: &str) -> String {
     let mut end = prefix.to_owned();
     let last = end.pop().map_or(0, u32::from);
@@ -243,7 +244,8 @@ fn prefix_end(prefix: &str) -> String {
     end
 }
 
-/// Refuses what etcd would refuse, before anything is sent. So both backends refuse the same.
+/// Refuses what etcd would refuse, before anything is sent, so that both backends refuse the same
+/// transactions.
 fn check_transaction(compares: &[Compare], writes: &[Write]) -> Result<(), StoreError> {
     let most = compares.len().max(writes.len());
     if most > MAX_OPS {
@@ -251,7 +253,7 @@ fn check_transaction(compares: &[Compare], writes: &[Write]) -> Result<(), Store
             "a transaction of {most} operations is too large: {MAX_OPS} is the limit"
         )));
     }
-    // In order, a prefix comes right before the keys below it.
+    // In sorted order a prefix directly precedes the keys below it.
     let mut touched: Vec<(&str, bool)> = writes
         .iter()
         .map(|write| match write {

@@ -1,9 +1,9 @@
-//! How long to wait before the next attempt.
+//! Backoff between attempts.
 
 use std::time::Duration;
 
-/// Delays that double up to a limit, each with jitter, so that a thousand
-/// agents do not come back to a restarted store in the same instant.
+/// Delays that double up to a limit, each with jitter, so that a thousand agents do not reconnect
+/// to a restarted store at the same instant.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     first: Duration,
@@ -17,31 +17,31 @@ impl Backoff {
         Self { first, limit, attempt: 0 }
     }
 
-    /// For a store that does not answer: 100 ms to 5 s.
+    /// Backoff for a store that does not answer: 100 ms to 5 s.
     pub const fn unavailable() -> Self {
         Self::new(Duration::from_millis(100), Duration::from_secs(5))
     }
 
-    /// For a transaction that others came before: 1 ms to 50 ms.
+    /// Backoff for a transaction that met a conflict: 1 ms to 50 ms.
     pub const fn contention() -> Self {
         Self::new(Duration::from_millis(1), Duration::from_millis(50))
     }
 
-    /// The next delay.
+    /// Returns the next delay.
     pub fn next_delay(&mut self) -> Duration {
         let delay = delay(self.first, self.limit, self.attempt, rand::random());
         self.attempt = self.attempt.saturating_add(1);
         delay
     }
 
-    /// Starts over: the last attempt succeeded.
+    /// Resets the backoff: the last attempt succeeded.
     pub fn reset(&mut self) {
         self.attempt = 0;
     }
 }
 
-/// The delay after `attempt` earlier ones: `first` doubled that often, at most
-/// `limit`, of which `random` (0 to 1) chooses a point in the upper half.
+/// The delay after `attempt` earlier ones: `first` doubled that often, at most `limit`. `random` (0
+/// to 1) selects a point in its upper half.
 pub fn delay(first: Duration, limit: Duration, attempt: u32, random: f64) -> Duration {
     let doubled = 1_u32.checked_shl(attempt).and_then(|factor| first.checked_mul(factor));
     let ceiling = doubled.map_or(limit, |delay| delay.min(limit));

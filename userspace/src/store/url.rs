@@ -11,7 +11,7 @@ use std::{
 
 use super::{EtcdOptions, EtcdStore, FileStore, Kind, Layout, StateStore, StoreError};
 
-/// Why a text is no [`StoreUrl`]: one line.
+/// The error for a text that is not a [`StoreUrl`]: one line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct MalformedUrl(pub String);
@@ -26,7 +26,7 @@ pub enum StoreUrl {
 }
 
 impl StoreUrl {
-    /// Which backend this is.
+    /// The backend of this address.
     pub const fn kind(&self) -> Kind {
         match self {
             Self::Etcd(_) => Kind::Etcd,
@@ -57,7 +57,7 @@ impl FromStr for StoreUrl {
                 ))
             })?))
         } else if let Some(dir) = text.strip_prefix("file:") {
-            // file:///DIR is how others write it.
+            // file:///DIR is the usual spelling of a file URL.
             let dir = dir.strip_prefix("//").filter(|rest| rest.starts_with('/')).unwrap_or(dir);
             if dir.is_empty() {
                 return Err(MalformedUrl(format!(
@@ -108,7 +108,7 @@ fn is_host(host: &str) -> bool {
         })
 }
 
-/// What opening a store may need.
+/// Options for opening a store.
 #[derive(Clone, Debug, Default)]
 pub struct StoreOptions {
     /// `--store-ca`: PEM file of the authority that signed the server's certificate. `None`:
@@ -124,14 +124,14 @@ pub struct StoreOptions {
     pub password: Option<String>,
     /// `--insecure-store`: plaintext beyond the loopback device is permitted.
     pub insecure: bool,
-    /// How long a call may take; 5 s by default.
+    /// Timeout of a call; 5 s by default.
     pub timeout: Option<Duration>,
-    /// Layout of the keys. `None`: each prefix is read in one stretch.
+    /// Layout of the keys. `None`: each prefix is read in one request.
     pub layout: Option<Layout>,
 }
 
-/// Opens a store. For etcd this checks the options only and exchanges nothing:
-/// the store need not be there yet.
+/// Opens a store. For etcd this only checks the options and sends nothing: the store need not be
+/// reachable yet.
 ///
 /// # Errors
 ///

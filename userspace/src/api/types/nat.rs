@@ -1,4 +1,4 @@
-//! Rows of conntrack.
+//! Rows of the conntrack table.
 
 use std::net::Ipv4Addr;
 
@@ -31,76 +31,77 @@ impl FlowProtocol {
     }
 }
 
-/// Query of `GET /v1/nat`: which flows; all of what is given has to fit.
+/// Query of `GET /v1/nat`. A flow must match all given fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NatQuery {
-    /// Of this container, which either end may be.
+    /// Flows with this container at either end.
     #[serde(default)]
     pub container: Option<Name>,
-    /// Of this protocol.
+    /// Flows of this protocol.
     #[serde(default)]
     pub protocol: Option<FlowProtocol>,
-    /// With this address, translated or not.
+    /// Flows with this address, translated or not.
     #[serde(default)]
     pub address: Option<Ipv4Addr>,
 }
 
-/// Row of `nat ls`: a flow. ICMP echo has its identifier as the source port; the
-/// destination port is 0.
+/// Row of `nat ls`: one flow. For ICMP echo the source port is the identifier, and the destination
+/// port is 0.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NatRow {
     /// Protocol.
     pub protocol: FlowProtocol,
-    /// State, as ARCHITECTURE.md lists them.
+    /// State, one of those in ARCHITECTURE.md.
     pub state: String,
     /// `masquerade` or `published`.
     pub kind: String,
     /// Network of the container.
     pub network: String,
-    /// Its VNI.
+    /// VNI of that network.
     pub vni: u32,
-    /// Container: the one that is masqueraded, or the one whose port is published.
+    /// Container: the masqueraded one, or the one whose port is published.
     pub container: String,
-    /// Who began the flow: `outside`, `host`, or a container.
+    /// Origin of the flow: `outside`, `host`, or a container.
     pub from: String,
-    /// Source address of the packet that began the flow, as it came in.
+    /// Source address of the flow's first packet, before translation.
     pub src: Ipv4Addr,
-    /// Its source port.
+    /// Source port of that packet.
     pub src_port: u16,
-    /// Its destination address.
+    /// Destination address of that packet.
     pub dst: Ipv4Addr,
-    /// Its destination port.
+    /// Destination port of that packet.
     pub dst_port: u16,
-    /// Source address of the same packet, translated.
+    /// Source address of the same packet, after translation.
     pub nat_src: Ipv4Addr,
-    /// Its source port.
+    /// Source port after translation.
     pub nat_src_port: u16,
-    /// Its destination address.
+    /// Destination address after translation.
     pub nat_dst: Ipv4Addr,
-    /// Its destination port.
+    /// Destination port after translation.
     pub nat_dst_port: u16,
-    /// Seconds until the flow is forgotten unless used.
+    /// Seconds until the flow is removed if it stays idle.
     pub timeout_s: u64,
-    /// Packets in the direction of the one that began the flow; a GSO frame is one.
+    /// Packets in the direction of the first packet; a GSO frame counts as one.
     pub orig_packets: u64,
-    /// Bytes of their frames.
+    /// Bytes of the frames of those packets.
     pub orig_bytes: u64,
-    /// Packets in the other direction.
+    /// Packets in the reply direction; a GSO frame counts as one.
     pub reply_packets: u64,
-    /// Bytes of their frames.
+    /// Bytes of the frames of those packets.
     pub reply_bytes: u64,
 }
 
-/// Conntrack of [`Status`](super::Status).
+/// Conntrack table in [`Status`](super::Status).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConntrackStatus {
-    /// Flows, as of the last time that all were looked at.
+    /// Number of flows at the last scan of the table.
     pub flows: u64,
-    /// Flows that there is room for.
+    /// Capacity of the table, in flows.
     pub max: u32,
-    /// Flows that may go to make room for new ones; 0 while there is enough.
+    /// Number of flows that may be evicted for new ones; 0 while the table has room.
     pub evictable: u64,
-    /// New flows refused for want of room or of a port since the counters began.
+    /// Number of new flows that were refused since the counters began, because the table was full
+    /// or no source port was free.
     pub refused: u64,
 }

@@ -1,4 +1,4 @@
-//! Which addresses a new endpoint gets.
+//! Allocation of the addresses of a new endpoint.
 //!
 //! The addresses in use come from the [`View`]. The transaction of
 //! [`create_endpoint`](super::create_endpoint) fails if another host takes one of them first.
@@ -11,12 +11,12 @@ use crate::{
     model::{Name, Network, Subnet, View},
 };
 
-/// Chooses an address of each subnet of a network: `asked` in its subnet, and the lowest
-/// free one in the others, as Docker does.
+/// Chooses one address of each subnet of a network, as Docker does: `asked` in its subnet, and the
+/// lowest free address in the others.
 ///
 /// # Errors
 ///
-/// The address asked for is outside the network, taken, or not for hosts; or a subnet is
+/// The requested address is not in the network, is taken, or cannot be a host's; or a subnet is
 /// full.
 pub(super) fn allocate(
     view: &View,

@@ -1,4 +1,4 @@
-//! Endpoints.
+//! Plans for endpoints.
 
 use std::net::IpAddr;
 
@@ -11,18 +11,18 @@ use crate::{
     store::{Compare, Write},
 };
 
-/// What is asked of [`create_endpoint`].
+/// Parameters of [`create_endpoint`].
 #[derive(Clone, Debug)]
 pub struct EndpointSpec {
     /// Network.
     pub network: Name,
     /// Name of the container.
     pub container: Name,
-    /// Node it runs on.
+    /// Node on which the container runs.
     pub node: Name,
-    /// Fixed address; the lowest free one of each subnet by default.
+    /// Fixed address. Default: the lowest free address of each subnet.
     pub ip: Option<IpAddr>,
-    /// Fixed MAC; `02:42:` and the address by default.
+    /// Fixed MAC. Default: `02:42:` and the address.
     pub mac: Option<MacAddr>,
     /// Interface name in the sandbox.
     pub ifname: String,
@@ -32,12 +32,12 @@ pub struct EndpointSpec {
     pub ports: Vec<PublishedPort>,
 }
 
-/// Plans an endpoint: an address of each subnet, and the record.
+/// Plans the creation of an endpoint: one address of each subnet, and the record.
 ///
 /// # Errors
 ///
-/// Unknown network, container already in it, ports that cannot be published in
-/// it, address refused or none left, MAC refused, interface name malformed.
+/// The network is unknown; the container is already in it; its ports cannot be published in it; the
+/// address is refused or none is free; the MAC is refused; the interface name is malformed.
 pub fn create_endpoint(view: &View, spec: &EndpointSpec) -> Result<(Endpoint, Plan), Refusal> {
     let name = &spec.network;
     let found = network(view, name)?;
@@ -92,7 +92,8 @@ pub fn create_endpoint(view: &View, spec: &EndpointSpec) -> Result<(Endpoint, Pl
         writes: vec![put(key, &endpoint)?],
     };
     if spec.mac.is_some() {
-        // MACs have no key of their own: a chosen one holds if nobody else came meanwhile.
+        // MACs have no keys of their own. So a chosen MAC requires that no endpoint of the network
+        // was written after the view's revision.
         plan.compares.push(Compare::PrefixUnchanged(Key::endpoints_of(name), view.revision));
     }
     let owner = IpOwner { schema: SCHEMA, endpoint: endpoint.id.clone() };
@@ -104,7 +105,7 @@ pub fn create_endpoint(view: &View, spec: &EndpointSpec) -> Result<(Endpoint, Pl
     Ok((endpoint, plan))
 }
 
-/// Whether a container may publish ports in a network.
+/// Checks that a container may publish ports in a network.
 ///
 /// # Errors
 ///
@@ -136,7 +137,7 @@ fn check_mac(view: &View, network: &Network, mac: MacAddr, own: MacAddr) -> Resu
             holder.container, holder.node
         )));
     }
-    // The MAC that Culvert will give to another address of the network.
+    // The MAC that Culvert derives from another address of the network.
     let reserved = network.subnets.iter().any(|subnet| {
         mac != own
             && MacAddr::from_ipv4([mac.0[2], mac.0[3], mac.0[4], mac.0[5]].into()) == mac
@@ -151,11 +152,11 @@ fn check_mac(view: &View, network: &Network, mac: MacAddr, own: MacAddr) -> Resu
     Ok(())
 }
 
-/// Plans the removal of an endpoint and of its claims to addresses.
+/// Plans the removal of an endpoint and of its address claims.
 ///
 /// # Errors
 ///
-/// Unknown, or its record is unreadable.
+/// The endpoint is unknown, or its record cannot be read.
 pub fn remove_endpoint(view: &View, network: &Name, id: &str) -> Result<Plan, Refusal> {
     let key = Key::endpoint(network, id);
     if let Some(why) = view.problem_at(&key) {
@@ -169,7 +170,7 @@ pub fn remove_endpoint(view: &View, network: &Name, id: &str) -> Result<Plan, Re
         writes: vec![Write::Delete(key)],
     };
     for ip in found.ipv4.map(IpAddr::V4).into_iter().chain(found.ipv6.map(IpAddr::V6)) {
-        // An address that another endpoint holds is not this one's to free.
+        // An address that another endpoint owns must not be freed.
         let owner = view.ip_claim(network, ip).and_then(|claim| claim.owner);
         if owner.is_some_and(|owner| owner.endpoint == id) {
             plan.writes.push(Write::Delete(Key::ipam(network, ip)));

@@ -1,4 +1,4 @@
-//! Carries plans out.
+//! Execution of plans.
 
 use super::{Plan, Refusal};
 use crate::{
@@ -6,29 +6,27 @@ use crate::{
     store::{Outcome, Revision, StateStore, StoreError, retry::Backoff},
 };
 
-/// How often a plan may meet a conflict before it is given up: with that much
-/// contention the store does not keep up.
+/// Number of conflicts after which a plan is given up: with more contention the store is too slow.
 const TRIES: u32 = 24;
 
-/// Why [`execute`] came to nothing.
+/// The error of [`execute`].
 #[derive(Debug, thiserror::Error)]
 pub enum ExecuteError {
     /// The plan was refused; nothing was written.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The store did not do as asked. After [`StoreError::Unavailable`] the
-    /// writes may or may not be in the store.
+    /// The store returned an error. After [`StoreError::Unavailable`] the writes may or may not be
+    /// in the store.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Others were always faster; nothing was written.
+    /// Every attempt met a conflict; nothing was written.
     #[error("store: {TRIES} attempts met changes by others: try again")]
     Contended,
 }
 
-/// Plans from `view` and commits. If the view turns out to be behind the store
-/// (a conflict or a refusal), plans again from a fresh snapshot; so a refusal
-/// always rests on what the store holds now. Returns what the plan made, and
-/// the revision at which it is in the store.
+/// Plans from `view` and commits. If the view may be behind the store (a conflict or a refusal),
+/// plans again from a fresh snapshot, so a refusal always rests on the store's current contents.
+/// Returns the plan's result, and the revision at which it was committed.
 ///
 /// # Errors
 ///
@@ -38,7 +36,7 @@ pub async fn execute<T>(
     view: Option<&View>,
     mut plan: impl FnMut(&View) -> Result<(T, Plan), Refusal>,
 ) -> Result<(T, Revision), ExecuteError> {
-    // The view's first: without contention there is no snapshot to be read.
+    // The first attempt uses the given view: without contention no snapshot is read.
     if let Some(Ok((made, Plan { compares, writes }))) = view.map(&mut plan)
         && let Outcome::Committed(revision) = store.commit(compares, writes).await?
     {
@@ -47,11 +45,11 @@ pub async fn execute<T>(
     execute_below(store, &[ROOT], plan).await
 }
 
-/// As [`execute`], for a plan that rests on nothing but what lies below some prefixes.
+/// As [`execute`], for a plan that depends only on the keys below some prefixes.
 ///
 /// # Errors
 ///
-/// The same.
+/// As [`execute`].
 pub async fn execute_below<T>(
     store: &dyn StateStore,
     prefixes: &[&str],

@@ -1,8 +1,8 @@
-//! Plans: what a transaction must compare and write to do one thing.
+//! Plans: the compares and writes of one transaction.
 //!
-//! A plan is made from a [`View`] and is pure. What the view was too old to
-//! know shows as [`crate::store::Outcome::Conflict`]; [`execute`] then plans
-//! again from a fresh snapshot. So an allocation has one owner, without a lock.
+//! A plan is computed from a [`View`] without input or output. If the view is behind the store, the
+//! transaction ends with [`crate::store::Outcome::Conflict`], and [`execute`] plans again from a
+//! fresh snapshot. So an allocation has one owner, without a lock.
 
 mod allocate;
 mod endpoint;
@@ -23,26 +23,26 @@ pub use network::{
 pub use node::{register_node, remove_node};
 pub use vtep::{add_vtep, remove_vtep};
 
-/// A transaction to be.
+/// A transaction that is not committed yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// What must hold.
+    /// Conditions of the transaction.
     pub compares: Vec<Compare>,
-    /// What is then written.
+    /// Writes that are applied if all conditions hold.
     pub writes: Vec<Write>,
 }
 
-/// Why something is not done. The text is one line: the thing, what is wrong
-/// with it and what would be right.
+/// The reason why an operation is refused. The text is one line: the object, what is wrong with it
+/// and what would be valid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// The request makes no sense.
+    /// The request is invalid.
     #[error("{0}")]
     Invalid(String),
-    /// No such thing.
+    /// The object does not exist.
     #[error("{0}")]
     NotFound(String),
-    /// The state does not allow it.
+    /// The current state does not allow the operation.
     #[error("{0}")]
     Conflict(String),
 }
@@ -57,7 +57,7 @@ fn put<T: super::Record>(key: String, record: &T) -> Result<Write, Refusal> {
     Ok(Write::Put { key, value: super::encode(record)?, lease: None })
 }
 
-/// The network, if it is there and its record can be relied upon.
+/// The network, if it exists and its record can be read.
 fn network<'a>(view: &'a View, name: &Name) -> Result<&'a Versioned<super::Network>, Refusal> {
     if let Some(why) = view.problem_at(&super::Key::network(name)) {
         return Err(Refusal::Conflict(format!(

@@ -1,4 +1,4 @@
-//! Networks.
+//! Plans for networks.
 
 use std::{collections::BTreeMap, net::IpAddr, net::Ipv4Addr};
 
@@ -12,47 +12,47 @@ use crate::{
     store::{Compare, Write},
 };
 
-/// The network that a container is on unless told otherwise.
+/// The default network of a container.
 pub const PREDEFINED_BRIDGE: &str = "bridge";
 
-/// What is asked of [`create_network`].
+/// Parameters of [`create_network`].
 #[derive(Clone, Debug)]
 pub struct NetworkSpec {
-    /// Name; that of a bridge network is its node's own (see [`Name::on`]).
+    /// Name. The name of a bridge network includes its node (see [`Name::on`]).
     pub name: Name,
     /// Driver.
     pub driver: Driver,
-    /// Subnets; empty: [`choose_subnet`] chooses.
+    /// Subnets. If empty, [`choose_subnet`] chooses one.
     pub subnets: Vec<IpNetwork>,
-    /// Gateway in one of the subnets; the first host address by default.
+    /// Gateway in one of the subnets. Default: the first host address of each subnet.
     pub gateway: Option<IpAddr>,
-    /// VNI; [`lowest_free_vni`] by default.
+    /// VNI. Default: [`lowest_free_vni`].
     pub vni: Option<u32>,
-    /// MTU; `max_mtu` by default.
+    /// MTU in bytes. Default: `max_mtu`.
     pub mtu: Option<u32>,
-    /// The underlay's MTU, less the VXLAN overhead for an overlay network.
+    /// Greatest MTU in bytes: the underlay's, less the VXLAN overhead for an overlay network.
     pub max_mtu: u16,
-    /// No way out.
+    /// The network has no route to external addresses (`--internal`).
     pub internal: bool,
-    /// Learn source addresses.
+    /// The data plane learns source MAC addresses.
     pub learning: bool,
     /// `--opt`.
     pub options: BTreeMap<String, String>,
     /// `--label`.
     pub labels: BTreeMap<String, String>,
-    /// Where the host has routes to, the underlay's subnet say: nothing that the
-    /// network may have.
+    /// Destinations of the host's routes, such as the underlay's subnet. The network's subnets must
+    /// not overlap them.
     pub avoid: Vec<IpNetwork>,
 }
 
-/// Plans a network.
+/// Plans the creation of a network.
 ///
-/// The transaction holds that no network was written since the view, so two
-/// overlapping ones cannot both be made.
+/// The transaction requires that no network was written after the view's revision, so of two
+/// overlapping networks only one can be created.
 ///
 /// # Errors
 ///
-/// Whatever is wrong with the request by itself or beside the other networks.
+/// The request is invalid by itself, or conflicts with another network.
 pub fn create_network(view: &View, spec: &NetworkSpec) -> Result<(Network, Plan), Refusal> {
     let name = &spec.name;
     let key = Key::network(name);
@@ -61,7 +61,7 @@ pub fn create_network(view: &View, spec: &NetworkSpec) -> Result<(Network, Plan)
             "network '{name}' is there, but its record is {why}"
         )));
     }
-    // A node's own network beside one of that name for all would hide it.
+    // A node-local network would hide a global network of the same name.
     let everybodys = name.node().and_then(|_| Name::from_store(name.local()).ok());
     if view.networks.contains_key(name)
         || everybodys.is_some_and(|name| view.networks.contains_key(&name))
@@ -125,11 +125,11 @@ pub fn create_network(view: &View, spec: &NetworkSpec) -> Result<(Network, Plan)
     Ok((network, plan))
 }
 
-/// Plans the removal of a network and all that hangs on it.
+/// Plans the removal of a network and of its dependent keys.
 ///
 /// # Errors
 ///
-/// Unknown, or endpoints are still in it.
+/// The network is unknown, or has endpoints.
 pub fn remove_network(view: &View, name: &Name) -> Result<Plan, Refusal> {
     let found = network(view, name)?;
     let endpoints = Key::endpoints_of(name);
@@ -151,8 +151,7 @@ pub fn remove_network(view: &View, name: &Name) -> Result<Plan, Refusal> {
     Ok(emptied_network(view, found))
 }
 
-/// Plans the removal of a network that has no endpoints, or will have none when
-/// this is committed.
+/// Plans the removal of a network that has no endpoints, or has none once the plan is committed.
 pub(super) fn emptied_network(view: &View, found: &Versioned<Network>) -> Plan {
     let name = &found.name;
     let endpoints = Key::endpoints_of(name);
@@ -167,7 +166,7 @@ pub(super) fn emptied_network(view: &View, found: &Versioned<Network>) -> Plan {
             Write::DeletePrefix(Key::vteps_of(name)),
         ],
     };
-    // A VNI that is registered to another network is not this one's to free.
+    // A VNI that is registered to another network must not be freed.
     if let Some(claim) = view.vnis.get(&found.vni)
         && claim.owner.as_ref().is_some_and(|owner| owner.network == *name)
     {
@@ -177,14 +176,14 @@ pub(super) fn emptied_network(view: &View, found: &Versioned<Network>) -> Plan {
     plan
 }
 
-/// The lowest free VNI from [`Vni::FIRST_ALLOCATED`] on.
+/// Returns the lowest free VNI from [`Vni::FIRST_ALLOCATED`] on.
 ///
 /// # Errors
 ///
-/// None is left.
+/// No VNI is free.
 pub fn lowest_free_vni(view: &View) -> Result<Vni, Refusal> {
     let mut free = Vni::FIRST_ALLOCATED;
-    // In order; a network without a registered VNI still occupies one.
+    // Sorted. A network without a registered VNI still occupies its VNI.
     let mut taken: Vec<u32> = view.vnis.keys().map(|vni| vni.get()).collect();
     taken.extend(view.networks.values().map(|network| network.vni.get()));
     taken.sort_unstable();
@@ -223,14 +222,13 @@ fn free_vni(view: &View, vni: Vni) -> Result<Vni, Refusal> {
     }
 }
 
-/// The first subnet that is free in the view, out of ranges that Docker uses, too:
-/// 10.0.0.0/8 in /24 for overlay networks, 172.18.0.0/16 to 172.31.0.0/16 and
-/// then 192.168.0.0/16 in /20 for bridge networks. The one named `bridge` looks at
-/// 172.17.0.0/16 first.
+/// Returns the first subnet that is free in the view, from ranges that Docker uses too: 10.0.0.0/8
+/// in /24 for overlay networks; 172.18.0.0/16 to 172.31.0.0/16 and then 192.168.0.0/16 in /20 for
+/// bridge networks. For the network named `bridge`, 172.17.0.0/16 comes first.
 ///
 /// # Errors
 ///
-/// None is left.
+/// No subnet is free.
 pub fn choose_subnet(
     view: &View,
     name: &Name,
@@ -249,7 +247,7 @@ pub fn choose_subnet(
     };
     let near = view.networks.values().filter(|network| !network.name.is_apart_from(name));
     let networks = near.flat_map(|network| &network.subnets);
-    // As intervals in order, so that the search is one pass over both.
+    // Both lists are sorted intervals, so that the search is one pass.
     let mut taken: Vec<(u32, u32)> = networks
         .map(|subnet| subnet.subnet)
         .chain(avoid.iter().copied())
@@ -271,7 +269,7 @@ pub fn choose_subnet(
                     .map(IpNetwork::V4)
                     .map_err(|error| Refusal::Invalid(format!("subnet: {error}")));
             };
-            // Past the obstacle at once: it may be a /8.
+            // The search continues after the whole obstacle, which may be as large as a /8.
             index = match last.checked_sub(*first) {
                 Some(distance) => (distance / size + 1).max(index + 1),
                 None => index + 1,

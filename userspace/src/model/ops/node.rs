@@ -1,4 +1,4 @@
-//! Nodes.
+//! Plans for nodes.
 
 use super::{Plan, Refusal, network::emptied_network, put, remove_endpoint};
 use crate::{
@@ -6,13 +6,13 @@ use crate::{
     store::{Compare, LeaseId, MAX_OPS, Write},
 };
 
-/// Plans the entry of an agent under the name of its node, alive on `lease`.
-/// An agent plans the same again when it starts anew, when its lease is gone,
-/// or when its VTEP has moved.
+/// Plans the registration of an agent under the name of its node, alive on `lease`. An agent makes
+/// the same plan again when it restarts, when its lease has run out, or when its VTEP address has
+/// changed.
 ///
 /// # Errors
 ///
-/// Another agent of that name, or with that VTEP address, is alive.
+/// Another agent with that name or that VTEP address is alive.
 pub fn register_node(view: &View, node: &Node, lease: LeaseId) -> Result<Plan, Refusal> {
     let name = &node.name;
     validate::vtep_address(node.vtep)?;
@@ -37,7 +37,7 @@ pub fn register_node(view: &View, node: &Node, lease: LeaseId) -> Result<Plan, R
         Some(known) => {
             compares.push(Compare::Unchanged(key.clone(), known.revision));
             if known.id != node.id {
-                // Whoever was here before is gone only if its lease is.
+                // The earlier agent of that name counts as gone only when its lease has run out.
                 if view.is_alive(name) {
                     return Err(Refusal::Conflict(format!(
                         "node name '{name}' is taken by an agent that is alive, at VTEP {}: choose another --node, or stop that agent and wait for its lease to run out",
@@ -51,20 +51,20 @@ pub fn register_node(view: &View, node: &Node, lease: LeaseId) -> Result<Plan, R
     let alive = Alive { schema: SCHEMA, id: node.id.clone() };
     let mut writes =
         vec![Write::Put { key: alive_key, value: encode(&alive)?, lease: Some(lease) }];
-    // An unchanged record is not written again: every other agent would look at it.
+    // An unchanged record is not written again: the write would make every other agent process it.
     if view.nodes.get(name).is_none_or(|known| known.record != *node) {
         writes.push(put(key, node)?);
     }
     Ok(Plan { compares, writes })
 }
 
-/// Plans the removal of a node with all its endpoints and the networks that are
-/// its own, in transactions that each fit the store's limit; to be committed in order. The node's own record
-/// goes last, so that a removal cut short can be taken up again.
+/// Plans the removal of a node with all its endpoints and its node-local networks. Returns
+/// transactions that each fit the store's limit, to be committed in order. The node's own record is
+/// removed last, so that an interrupted removal can be repeated.
 ///
 /// # Errors
 ///
-/// Unknown, or its agent is alive and `force` is not given.
+/// The node is unknown, or its agent is alive and `force` is not set.
 pub fn remove_node(view: &View, name: &Name, force: bool) -> Result<Vec<Plan>, Refusal> {
     let node = view
         .nodes

@@ -74,7 +74,7 @@ fn a_network_that_cannot_be_is_refused() {
     cluster.network(&net("old", 300, &["10.5.0.0/16"]));
     cluster.raw("/culvert/v1/networks/broken", b"x");
     cluster.raw("/culvert/v1/vnis/400", b"x");
-    // A network whose VNI is not registered has it all the same.
+    // A network without a registered VNI still occupies its VNI.
     let unregistered = net("unregistered", 500, &["10.6.0.0/16"]);
     cluster.put(Key::network(&unregistered.name), &unregistered);
     let view = &cluster.view;
@@ -140,7 +140,7 @@ fn subnets_are_chosen_around_those_in_use() {
     }
     assert!(line(chosen(&cluster.view, Driver::Overlay, &["10.0.0.0/8"])).contains("--subnet"));
     assert!(line(chosen(&cluster.view, Driver::Overlay, &["0.0.0.0/0"])).contains("--subnet"));
-    // Thousands of networks are passed in no time.
+    // The search passes thousands of networks in linear time.
     for n in 0..2000_u32 {
         let subnet = format!("10.{}.{}.0/24", n / 256, n % 256);
         cluster.network(&net(&format!("n{n}"), 256 + n, &[&subnet]));
@@ -188,7 +188,7 @@ fn a_bridge_network_is_its_nodes_own() {
         let line = line(create_network(view, &spec));
         assert!(line.contains(part), "{line}");
     }
-    // Overlay networks go around all of them, wherever they are.
+    // An overlay network avoids all of them, wherever they are.
     let around = NetworkSpec { avoid: vec!["10.0.0.0/9".parse().expect("ok")], ..spec("o", &[]) };
     assert!(create_network(view, &around).is_ok());
 }
@@ -262,7 +262,7 @@ fn a_vni_that_belongs_to_another_stays_with_it() {
     let plan = remove_network(&cluster.view, &impostor.name).expect("plan");
     cluster.carry_out(plan.writes);
     assert!(cluster.view.usable_network(&red.name).is_ok());
-    // And no endpoint comes into a network that may not be carried.
+    // An endpoint is refused in a network that the data plane must not carry.
     cluster.put(Key::network(&impostor.name), &impostor);
     let refused = line(create_endpoint(&cluster.view, &wanted("impostor", "c")));
     assert!(refused.contains("VNI 256 belongs to network 'red'"), "{refused}");
@@ -290,7 +290,7 @@ fn an_endpoint_claims_an_address_of_each_family() {
     assert_eq!(cluster.view.complaints(), Vec::<String>::new());
     let refused = line(create_endpoint(&cluster.view, &wanted("both", "web")));
     assert!(refused.contains("container 'web' is in network 'both' already"), "{refused}");
-    // The same name on another node is another container.
+    // A container of the same name on another node is another container.
     let elsewhere = EndpointSpec { node: name("host2"), ..wanted("both", "web") };
     assert!(create_endpoint(&cluster.view, &elsewhere).is_ok());
 
@@ -324,11 +324,11 @@ fn a_mac_of_ones_own_is_checked() {
     };
     let (made, plan) = with("0e:00:00:00:00:01", None).expect("plan");
     assert_eq!(made.mac.to_string(), "0e:00:00:00:00:01");
-    // Nobody else may have come in with the same one meanwhile.
+    // The plan requires that no other host added an endpoint with this MAC meanwhile.
     let alone =
         Compare::PrefixUnchanged("/culvert/v1/endpoints/red/".to_owned(), cluster.view.revision);
     assert!(plan.compares.contains(&alone));
-    // That of its own address is fine; outside the subnet, the prefix is anybody's.
+    // The MAC of its own address is valid. Outside the subnet 02:42 is free.
     with("02:42:0a:00:00:09", Some("10.0.0.9")).expect("plan");
     with("02:42:ac:11:00:02", None).expect("plan");
     for (mac, part) in [
@@ -369,10 +369,10 @@ fn a_node_name_has_one_live_agent() {
     cluster.carry_out(plan.writes);
     assert!(cluster.view.is_alive(&first.name));
 
-    // Started anew, it comes back; its own record is not written again.
+    // A restarted agent may take its node again. Its unchanged record is not written again.
     let again = register_node(&cluster.view, &first, 8).expect("plan");
     assert_eq!((again.compares.len(), again.writes.len()), (1, 1));
-    // Another one of that name does not come in, until the first is gone.
+    // Another agent of that name is refused until the first one has ended.
     let taken = line(register_node(&cluster.view, &second, 9));
     assert!(taken.contains("node name 'host1' is taken") && taken.contains("192.0.2.1"), "{taken}");
     cluster.view.apply(&crate::model::testing::delete(Key::alive(&first.name), 50));
@@ -381,7 +381,7 @@ fn a_node_name_has_one_live_agent() {
     cluster.carry_out(plan.writes);
     assert_eq!(cluster.view.nodes[&first.name].record, second);
 
-    // Nor one with the VTEP of another that lives.
+    // An agent with the VTEP of another live agent is refused too.
     second.name = name("host2");
     let clash = line(register_node(&cluster.view, &second, 9));
     assert!(clash.contains("VTEP 192.0.2.2 is that of node 'host1'"), "{clash}");
@@ -457,7 +457,7 @@ fn foreign_vteps_come_and_go() {
     assert!(cluster.view.vteps.is_empty());
     let refused = line(remove_vtep(&cluster.view, &red.name, made.ip));
     assert!(refused.contains("VTEP 192.0.2.9 is not in network 'red'"), "{refused}");
-    // An unreadable one can be removed.
+    // A record that cannot be read can be removed.
     cluster.raw("/culvert/v1/vteps/red/192.0.2.9", b"x");
     assert!(remove_vtep(&cluster.view, &red.name, made.ip).is_ok());
 }

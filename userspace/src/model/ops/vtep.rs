@@ -1,4 +1,4 @@
-//! VTEPs that are not Culvert hosts.
+//! Plans for foreign VTEPs: VTEPs that are not Culvert hosts.
 
 use std::net::Ipv4Addr;
 
@@ -12,8 +12,8 @@ use crate::{
 ///
 /// # Errors
 ///
-/// Unknown network or one that is no overlay, an address that no host can
-/// have, that of a Culvert node, or one that is there already.
+/// The network is unknown or is no overlay network; the address cannot be a host's, is that of a
+/// Culvert node, or is in the network already.
 pub fn add_vtep(
     view: &View,
     name: &Name,
@@ -51,11 +51,11 @@ pub fn add_vtep(
     Ok((vtep, plan))
 }
 
-/// Plans the removal of a foreign VTEP from a network; an unreadable record goes, too.
+/// Plans the removal of a foreign VTEP from a network. A record that cannot be read is removed too.
 ///
 /// # Errors
 ///
-/// Unknown network or VTEP.
+/// The network or the VTEP is unknown.
 pub fn remove_vtep(view: &View, name: &Name, ip: Ipv4Addr) -> Result<Plan, Refusal> {
     network(view, name)?;
     let key = Key::vtep(name, ip);

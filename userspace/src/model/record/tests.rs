@@ -4,7 +4,7 @@ use crate::model::{
     testing::{Cluster, endpoint, name, network, node},
 };
 
-/// Keys and records as docs/STATE.md shows them.
+/// Keys and records from docs/STATE.md.
 fn documented() -> Vec<(&'static str, &'static str)> {
     let text = include_str!("../../../../docs/STATE.md");
     let mut found = Vec::new();
@@ -101,7 +101,7 @@ fn an_endpoint_in_another_nodes_own_network_is_garbage() {
         let key: Key = "/culvert/v1/endpoints/lan@host1/0a".parse().expect("key");
         let decoded = decode::<Endpoint>(&key, &encode(&ep).expect("JSON"));
         assert_eq!(decoded == Decoded::Record(ep), fits, "{node}");
-        // Not everybody's network of that name, either.
+        // The global network of that name does not match either.
         let key: Key = "/culvert/v1/endpoints/lan/0a".parse().expect("key");
         let ep = endpoint(&lan, "0a", node, "10.0.0.2");
         let decoded = decode::<Endpoint>(&key, &encode(&ep).expect("JSON"));

@@ -120,7 +120,7 @@ fn an_mtu_has_bounds_that_depend_on_the_family() {
         let line = line(mtu(value, ipv6, 1450));
         assert!(line.contains(part), "{line}");
     }
-    // An underlay too small for IPv6 leaves no MTU.
+    // The MTU of an underlay may be too small for IPv6.
     line(mtu(1230, true, 1230));
 }
 
@@ -288,7 +288,7 @@ proptest! {
     fn overlap_is_having_an_address_in_common(
         a: u32, b: u32, pa in 8..=30_u8, pb in 8..=30_u8,
     ) {
-        // Close enough to meet now and then.
+        // Close enough that the subnets overlap in some cases.
         let b = a ^ (b & 0x0003_ffff);
         let make = |bits: u32, prefix| {
             let any = Ipv4Network::new(Ipv4Addr::from_bits(bits), prefix).expect("prefix");

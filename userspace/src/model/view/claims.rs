@@ -1,4 +1,4 @@
-//! Who has which address, packed.
+//! Claims to addresses, packed.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use crate::model::{IpOwner, Name, SCHEMA};
 /// `ipam/NETWORK/IP`, by network and address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Claims {
-    /// None is empty.
+    /// No group is empty.
     groups: BTreeMap<Name, Group>,
 }
 
@@ -22,12 +22,12 @@ struct Group {
     v6: Sorted<Ipv6Addr, Held>,
 }
 
-/// A claim. What Culvert writes needs little room.
+/// A claim. The usual form is packed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Held {
-    /// Of an endpoint, at a revision.
+    /// Owner and revision (big-endian, 48 bits) of a valid claim of this schema.
     Endpoint(Id, [u8; 6]),
-    /// Unreadable, or of another hand.
+    /// Any other claim: its record cannot be read, or does not have the usual form.
     Odd(Box<Claim<IpOwner>>),
 }
 
@@ -64,7 +64,7 @@ impl Held {
 }
 
 impl Claims {
-    /// Networks in which any address is taken.
+    /// Networks with at least one taken address.
     pub fn networks(&self) -> impl Iterator<Item = &Name> {
         self.groups.keys()
     }
@@ -74,7 +74,7 @@ impl Claims {
         self.groups.is_empty()
     }
 
-    /// Addresses that are taken, in all networks.
+    /// Number of taken addresses in all networks.
     pub fn all(&self) -> impl Iterator<Item = (&Name, IpAddr)> {
         self.groups.iter().flat_map(|(network, group)| {
             let v4 = group.v4.iter().map(|(ip, _)| IpAddr::V4(*ip));
@@ -83,17 +83,17 @@ impl Claims {
         })
     }
 
-    /// How many addresses of a network are taken.
+    /// Number of taken addresses of a network.
     pub fn count_in(&self, network: &Name) -> usize {
         self.groups.get(network).map_or(0, |group| group.v4.len() + group.v6.len())
     }
 
-    /// Who has an address of a network.
+    /// The claim to an address of a network.
     pub fn get(&self, network: &Name, ip: IpAddr) -> Option<Claim<IpOwner>> {
         self.held(network, ip).map(Held::claim)
     }
 
-    /// Addresses of a network within a range that are taken, in order.
+    /// The taken addresses of a network within a range, in order.
     pub fn taken(
         &self,
         network: &Name,
@@ -103,7 +103,7 @@ impl Claims {
         let (v4, v6) = match (range.start(), range.end()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => (Some(*from..=*to), None),
             (IpAddr::V6(from), IpAddr::V6(to)) => (None, Some(*from..=*to)),
-            // No subnet is of both families.
+            // A range of mixed address families is empty: no subnet has both.
             _ => (None, None),
         };
         let v4 = group.zip(v4).map(|(group, range)| group.v4.keys_in(range));
@@ -112,12 +112,12 @@ impl Claims {
         v4.chain(v6.into_iter().flatten().map(IpAddr::V6))
     }
 
-    /// Whether an address is that endpoint's.
+    /// Whether the endpoint owns the address.
     pub(crate) fn is_of(&self, network: &Name, ip: IpAddr, endpoint: &Id) -> bool {
         self.held(network, ip).is_some_and(|held| held.is_of(endpoint))
     }
 
-    /// The endpoint that has an address.
+    /// The endpoint that owns an address.
     pub(crate) fn owner(&self, network: &Name, ip: IpAddr) -> Option<Id> {
         match self.held(network, ip)? {
             Held::Endpoint(id, _) => Some(*id),
@@ -133,7 +133,7 @@ impl Claims {
         }
     }
 
-    /// Puts one in its place.
+    /// Adds or replaces a claim.
     pub(crate) fn put(&mut self, network: &Name, ip: IpAddr, claim: Claim<IpOwner>) {
         if !self.groups.contains_key(network) {
             self.groups.insert(network.clone(), Group::default());
@@ -145,7 +145,7 @@ impl Claims {
         }
     }
 
-    /// Removes one.
+    /// Removes a claim.
     pub(crate) fn remove(&mut self, network: &Name, ip: IpAddr) -> Option<Claim<IpOwner>> {
         let group = self.groups.get_mut(network)?;
         let held = match ip {
@@ -158,7 +158,7 @@ impl Claims {
         held.map(|held| held.claim())
     }
 
-    /// Moves together what was put in no order.
+    /// Packs the claims that were added in no order.
     pub(super) fn pack(&mut self) {
         for group in self.groups.values_mut() {
             group.v4.pack();

@@ -11,9 +11,9 @@ use crate::model::{Endpoint, Name};
 /// `endpoints/NETWORK/ID`, by network and identifier.
 #[derive(Clone, Default)]
 pub struct Endpoints {
-    /// None is empty.
+    /// No group is empty.
     groups: BTreeMap<Name, Group>,
-    /// Names of nodes that numbers stand for. They are few, and are never forgotten.
+    /// Names of nodes; the index is the number of the node. They are few and are never removed.
     nodes: Vec<Name>,
     numbers: BTreeMap<Name, u32>,
 }
@@ -24,41 +24,41 @@ impl Endpoints {
         self.groups.keys()
     }
 
-    /// How many there are, in all networks.
+    /// Number of endpoints in all networks.
     pub fn count(&self) -> usize {
         self.groups.values().map(|group| group.items.len()).sum()
     }
 
-    /// How many there are in a network.
+    /// Number of endpoints in a network.
     pub fn count_in(&self, network: &Name) -> usize {
         self.groups.get(network).map_or(0, |group| group.items.len())
     }
 
-    /// Whether there is none.
+    /// Whether there is no endpoint.
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty()
     }
 
-    /// Those of a network, in order of identifier, as far as every host needs them.
+    /// The endpoints of a network, in order of identifier, without decoding the whole records.
     pub(crate) fn briefs(&self, network: &Name) -> impl Iterator<Item = Brief<'_>> {
         let groups = self.groups.get(network).into_iter();
         let packed = groups.flat_map(|group| group.items.iter().map(|item| group.bytes(item)));
         packed.filter_map(|packed| Brief::of(packed, &self.nodes))
     }
 
-    /// The same of one.
+    /// One endpoint, without decoding the whole record.
     pub(crate) fn brief(&self, network: &Name, id: &Id) -> Option<Brief<'_>> {
         let group = self.groups.get(network)?;
         let index = group.find(id).ok()?;
         Brief::of(group.bytes(group.items.get(index)?), &self.nodes)
     }
 
-    /// Those of all networks.
+    /// The endpoints of all networks.
     pub(crate) fn all(&self) -> impl Iterator<Item = (&Name, Brief<'_>)> {
         self.groups.keys().flat_map(|network| self.briefs(network).map(move |ep| (network, ep)))
     }
 
-    /// Puts one in its place. `None`: it has no identifier.
+    /// Adds or replaces an endpoint. `None`: its identifier is invalid.
     pub(super) fn put(&mut self, endpoint: &Versioned<Endpoint>) -> Option<()> {
         let node = match self.numbers.get(&endpoint.node) {
             Some(number) => *number,
@@ -76,7 +76,7 @@ impl Endpoints {
         self.groups.get_mut(&endpoint.network)?.put(packed)
     }
 
-    /// Removes one.
+    /// Removes an endpoint.
     pub(super) fn remove(&mut self, network: &Name, id: &Id) {
         let Some(group) = self.groups.get_mut(network) else { return };
         group.remove(id);
@@ -85,7 +85,7 @@ impl Endpoints {
         }
     }
 
-    /// Moves together what lies scattered.
+    /// Moves all endpoints into contiguous memory.
     pub(super) fn pack(&mut self) {
         self.groups.values_mut().for_each(Group::pack);
     }
@@ -99,14 +99,14 @@ impl Endpoints {
 #[derive(Clone, Default)]
 struct Group {
     items: Vec<Item>,
-    /// Endpoints one behind the other. Each by itself, they would lie scattered over the
-    /// memory that reading the store takes, which then could not be given back.
+    /// Packed endpoints in contiguous memory. Single allocations would be spread over the memory
+    /// that a read of the store takes, and would keep the allocator from returning it.
     slab: Vec<u8>,
-    /// Bytes of the slab that nothing refers to.
+    /// Number of unused bytes in the slab.
     dead: usize,
 }
 
-/// Where an endpoint is.
+/// Location of a packed endpoint.
 #[derive(Clone)]
 enum Item {
     Own(Box<[u8]>),
@@ -114,7 +114,7 @@ enum Item {
 }
 
 impl Group {
-    /// Bytes that may be dead in a small slab.
+    /// Number of unused bytes that a small slab may have.
     const DEAD: usize = 1 << 16;
 
     fn bytes<'a>(&'a self, item: &'a Item) -> &'a [u8] {
@@ -133,7 +133,7 @@ impl Group {
 
     fn put(&mut self, packed: Box<[u8]>) -> Option<()> {
         let id = packed::id_of(&packed);
-        // A list comes in order.
+        // Fast path: a list comes in order of identifier.
         if self.items.last().is_none_or(|last| packed::id_of(self.bytes(last)) < id) {
             self.items.push(Item::Own(packed));
             return Some(());
@@ -176,7 +176,7 @@ impl Group {
                     slab.extend_from_slice(bytes);
                     Item::InSlab { from, length }
                 }
-                // More than 4 GB of one network.
+                // The endpoints of one network exceed 4 GB.
                 _ => Item::Own(bytes.into()),
             });
         }
@@ -185,7 +185,7 @@ impl Group {
 }
 
 impl PartialEq for Endpoints {
-    /// Which number stands for a node does not matter.
+    /// Compares decoded records: the numbers of nodes may differ.
     fn eq(&self, other: &Self) -> bool {
         self.unpacked().eq(other.unpacked())
     }
@@ -207,7 +207,7 @@ mod tests {
     use crate::model::testing::{endpoint, network};
 
     proptest! {
-        /// Wherever they lie, they are what was put.
+        /// Endpoints equal what was put, independent of their location.
         #[test]
         fn endpoints_are_what_was_put(
             history in proptest::collection::vec((0..20u8, 2..9u8, 0..6u8), 0..80),

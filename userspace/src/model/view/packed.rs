@@ -1,8 +1,8 @@
-//! Records in little room: a host has those of every endpoint of the cluster, and of
-//! most of them it needs a MAC, an address and a node.
+//! Packed endpoint records. A host holds one record for every endpoint of the cluster; of most
+//! endpoints it needs only the MAC, the addresses and the node.
 //!
-//! The numbers are postcard's (varints). Its derived format of a whole record takes a byte for
-//! each part that may be absent: 62 bytes an endpoint instead of 56 (100,000 endpoints with names
+//! Numbers have postcard's encoding (varints). Postcard's derived encoding of a whole record takes
+//! a byte for each optional field: 62 bytes an endpoint instead of 56 (100,000 endpoints with names
 //! of 10 letters).
 
 use std::{
@@ -18,11 +18,11 @@ use crate::{
     store::Revision,
 };
 
-/// Longest identifier, in digits.
+/// Greatest length of an identifier, in hexadecimal digits.
 const DIGITS: usize = 64;
 
-/// An identifier of an endpoint as bytes: two digits each, the last one filled up with 0.
-/// Its order is that of the text.
+/// An identifier of an endpoint in bytes, two digits each. An odd last digit is padded with 0. The
+/// order is that of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Id {
     bytes: [u8; DIGITS / 2],
@@ -30,7 +30,7 @@ pub(crate) struct Id {
 }
 
 impl Id {
-    /// `None`: it is no identifier.
+    /// Parses the text. `None`: it is not an identifier.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let digits = u8::try_from(text.len()).ok().filter(|digits| *digits as usize <= DIGITS)?;
         let mut bytes = [0; DIGITS / 2];
@@ -45,7 +45,7 @@ impl Id {
         Some(Self { bytes, digits })
     }
 
-    /// The text.
+    /// The identifier as text.
     pub(crate) fn text(&self) -> String {
         let nibbles = self.bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
         let digits = nibbles.filter_map(|value| char::from_digit(value.into(), 16));
@@ -57,15 +57,15 @@ impl Id {
     }
 }
 
-/// Which parts of a packed endpoint are there.
+/// Flags: the optional fields of a packed endpoint.
 mod part {
-    /// The MAC is not the one that follows from the IPv4 address.
+    /// The MAC is stored: it is not the one derived from the IPv4 address.
     pub(super) const MAC: u8 = 1;
     pub(super) const IPV4: u8 = 2;
     pub(super) const IPV6: u8 = 4;
-    /// The interface is not `eth0`.
+    /// The interface name is stored: it is not `eth0`.
     pub(super) const IFNAME: u8 = 8;
-    /// The namespace is not `/run/netns/` and the container.
+    /// The namespace path is stored: it is not `/run/netns/CONTAINER`.
     pub(super) const NETNS: u8 = 16;
     pub(super) const OWNED: u8 = 32;
     pub(super) const PORTS: u8 = 64;
@@ -73,8 +73,8 @@ mod part {
 
 const IFNAME: &str = "eth0";
 
-/// Packs an endpoint; `node` stands for the name of its node. `None`: its identifier is
-/// none, which [`crate::model::decode`] has refused.
+/// Packs an endpoint. `node` is the number of its node. `None`: its identifier is invalid, which
+/// [`crate::model::decode`] excludes.
 pub(super) fn pack(endpoint: &Versioned<Endpoint>, node: u32) -> Option<Box<[u8]>> {
     let Versioned { record, revision } = endpoint;
     let id = Id::parse(&record.id)?;
@@ -124,12 +124,12 @@ pub(super) fn pack(endpoint: &Versioned<Endpoint>, node: u32) -> Option<Box<[u8]
     Some(bytes.into_boxed_slice())
 }
 
-/// Identifier of a packed endpoint.
+/// The identifier of a packed endpoint.
 pub(super) fn id_of(packed: &[u8]) -> Id {
     Reader(packed).id()
 }
 
-/// What every host needs to know of an endpoint, without the rest being unpacked.
+/// The fields of an endpoint that every host needs. The other fields stay packed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Brief<'a> {
     pub(crate) id: Id,
@@ -144,7 +144,7 @@ pub(crate) struct Brief<'a> {
 }
 
 impl<'a> Brief<'a> {
-    /// `nodes` are the names that numbers stand for.
+    /// Decodes a packed endpoint. `nodes` are the names of nodes by number.
     pub(super) fn of(packed: &'a [u8], nodes: &'a [Name]) -> Option<Self> {
         let mut reader = Reader(packed);
         let id = reader.id();
@@ -160,17 +160,17 @@ impl<'a> Brief<'a> {
         Some(Self { id, revision, node, vni, mac, ipv4, ipv6, flags, rest: reader.0 })
     }
 
-    /// Its addresses.
+    /// The IPv4 and IPv6 addresses.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
         self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6))
     }
 
-    /// Name of its container.
+    /// The name of the container.
     pub(crate) fn container(&self) -> &'a str {
         str::from_utf8(Reader(self.rest).text()).unwrap_or_default()
     }
 
-    /// The whole record.
+    /// Decodes the whole record.
     pub(crate) fn unpack(&self, network: &Name) -> Option<Versioned<Endpoint>> {
         let has = |flag| self.flags & flag != 0;
         let mut reader = Reader(self.rest);
@@ -198,7 +198,7 @@ impl<'a> Brief<'a> {
         });
         let ports = ports.collect();
         let record = Endpoint {
-            // The only one there is.
+            // Only records of this schema are packed.
             schema: SCHEMA,
             id: self.id.text(),
             network: network.clone(),
@@ -221,7 +221,7 @@ fn usual_netns(container: &Name) -> PathBuf {
 }
 
 fn number(bytes: &mut Vec<u8>, number: u64) {
-    // A varint of 64 bits has 10 bytes at most.
+    // A varint of 64 bits has at most 10 bytes.
     bytes.extend_from_slice(postcard::to_slice(&number, &mut [0; 10]).unwrap_or_default());
 }
 
@@ -230,7 +230,7 @@ fn text(bytes: &mut Vec<u8>, text: &[u8]) {
     bytes.extend(text);
 }
 
-/// Reads what [`pack`] wrote. There is nothing else, so past the end are zeros.
+/// Reads the output of [`pack`]. Past the end it reads zeros; packed data never makes it do so.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {

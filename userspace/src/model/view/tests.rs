@@ -51,13 +51,13 @@ fn each_kind_of_record_is_folded_in_and_out_again() {
     assert_eq!(view.endpoints_on(&host.name).count(), 1);
     assert!(view.endpoint_of(&red.name, &host.name, &ep.container).is_some());
 
-    // The same once more changes nothing that anybody need look at.
+    // The same update again changes nothing.
     assert!(view.apply(&changes[0].0).is_empty());
 
     for (revision, (change, expected)) in changes.iter().enumerate() {
         let gone = delete(change.key().to_owned(), 8 + revision as Revision);
         let mut touched = view.apply(&gone);
-        // Of an endpoint, what it had.
+        // The endpoint's former node, MAC and addresses.
         let had = std::mem::take(&mut touched.former);
         let had: Vec<_> = had.into_iter().map(|(network, had)| (network, had.mac)).collect();
         let is_endpoint = change.key() == Key::endpoint(&red.name, &ep.id);
@@ -97,7 +97,7 @@ fn unreadable_records_are_named_and_take_nothing_down() {
         assert!(view.problem_below("/culvert/v1/networks/").is_some());
         assert!(view.problem_below("/culvert/v1/endpoints/").is_none());
     }
-    // A good one puts it right, and so does a deletion.
+    // A valid record clears the problem, and so does a deletion.
     cluster.put("/culvert/v1/networks/red".to_owned(), &red);
     assert!(cluster.view.problems.is_empty());
     cluster.raw("/culvert/v1/networks/red", b"x");
@@ -115,7 +115,7 @@ fn keys_of_no_kind_are_named_too() {
         let touched = cluster.view.apply(&delete(key.to_owned(), 50));
         assert!(touched.problems && cluster.view.problems.is_empty(), "{key}");
     }
-    // The mark of the store is no business of the view's.
+    // The view ignores the mark of the store.
     cluster.raw("/culvert/v1/store", b"anything");
     assert!(cluster.view.is_empty());
 }
@@ -174,7 +174,7 @@ fn an_endpoint_with_what_is_not_its_own_is_not_usable() {
     assert_eq!(cluster.view.complaints().len(), 4);
 }
 
-/// Writes and deletions of good records, few enough to meet each other.
+/// Writes and deletions of valid records, from so small a set that they collide.
 fn history() -> impl Strategy<Value = Vec<(u8, u8, bool)>> {
     proptest::collection::vec((0..6_u8, 0..4_u8, any::<bool>()), 0..60)
 }
@@ -209,7 +209,7 @@ fn record_change(kind: u8, which: u8, revision: Revision) -> Change {
 }
 
 proptest! {
-    /// However a store came to be what it is, its view is that of its snapshot.
+    /// After any history of a store, the view equals the view of its snapshot.
     #[test]
     fn folding_changes_gives_what_the_snapshot_gives(history in history()) {
         let mut view = View::default();
@@ -234,7 +234,7 @@ proptest! {
         prop_assert_eq!(view, View::from_snapshot(&snapshot));
     }
 
-    /// Whatever lies under whatever key, it is skipped and named.
+    /// Any bytes under any key are skipped and reported.
     #[test]
     fn nothing_in_the_store_makes_the_view_panic(
         kind in "(networks|vnis|nodes|alive|endpoints|ipam|vteps|store|other)",
@@ -248,7 +248,7 @@ proptest! {
         let _ = cluster.view.complaints();
     }
 
-    /// The same for JSON of the right shape with anything in it.
+    /// The same property for JSON of the right shape with arbitrary values.
     #[test]
     fn no_json_in_the_store_makes_the_view_panic(
         mtu: i64, vni: i64, prefix in 0..200_u32, text in "\\PC{0,20}", schema in 0..3_u32,

@@ -1,18 +1,18 @@
-//! What a change of the store concerns.
+//! The objects that a change of the store concerns.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 use super::Brief;
 use crate::model::{MacAddr, Name};
 
-/// What a change concerned, so that only that need be looked at again.
+/// The objects that an update changed, so that a receiver processes only these.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
     /// Networks: their own record, their VNI's owner or their foreign VTEPs.
     pub networks: BTreeSet<Name>,
     /// Endpoints, by network and identifier.
     pub endpoints: BTreeSet<(Name, String)>,
-    /// What those that were replaced or are gone had, by network.
+    /// Former state of endpoints that were replaced or removed, by network.
     pub former: BTreeSet<(Name, Former)>,
     /// Nodes: their record or their liveness.
     pub nodes: BTreeSet<Name>,
@@ -20,7 +20,7 @@ pub struct Touched {
     pub problems: bool,
 }
 
-/// What an endpoint had.
+/// Former state of an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Former {
     /// Node.
@@ -42,7 +42,7 @@ impl Former {
 }
 
 impl Touched {
-    /// Whether nothing was concerned.
+    /// Whether no object changed.
     pub fn is_empty(&self) -> bool {
         self.networks.is_empty()
             && self.endpoints.is_empty()
@@ -51,7 +51,7 @@ impl Touched {
             && !self.problems
     }
 
-    /// Adds what `other` concerned.
+    /// Adds the objects of `other`.
     pub fn merge(&mut self, other: Self) {
         self.networks.extend(other.networks);
         self.endpoints.extend(other.endpoints);

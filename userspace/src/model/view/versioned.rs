@@ -21,12 +21,12 @@ impl<T> Deref for Versioned<T> {
     }
 }
 
-/// A key whose existence alone means that something is taken, whatever the
-/// record says.
+/// A claim: the existence of its key alone means that something is taken, independent of the
+/// record's content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim<T> {
-    /// Who took it; `None` if the record is unreadable.
+    /// The owner; `None` if the record cannot be read.
     pub owner: Option<T>,
-    /// Revision of the write.
+    /// Revision of the last write.
     pub revision: Revision,
 }

@@ -1,7 +1,7 @@
-//! The clock of the store, as its HTTP side tells it.
+//! The clock of the store, read over HTTP.
 //!
-//! etcd's API has no clock; the HTTP answers on the same port have a `Date`
-//! (RFC 9110 §6.6.1), in whole seconds.
+//! etcd's API has no clock. The HTTP answers on the same TCP port have a `Date` (RFC 9110 §6.6.1),
+//! in whole seconds.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,19 +11,19 @@ use tokio::{
     time::timeout,
 };
 
-/// How long an endpoint may take to tell.
+/// Timeout of one endpoint's answer.
 const LIMIT: Duration = Duration::from_millis(500);
-/// Bytes of an answer that are looked at.
+/// Number of bytes of an answer that are read.
 const ANSWER: u64 = 4096;
 
-/// How far the clock of the first endpoint that answers is ahead of ours, in
-/// ms; 0 while the difference is within the second that a `Date` can tell.
+/// How far the clock of the first endpoint that answers is ahead of this host's clock, in ms. 0 if
+/// the difference is below the resolution of a `Date`, 1 s.
 pub(super) async fn offset_ms(endpoints: &[String]) -> Option<i64> {
     for endpoint in endpoints {
         if let Ok(Some(date)) = timeout(LIMIT, ask(endpoint)).await {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
             let now_ms = i64::try_from(now.as_millis()).ok()?;
-            // The second that the answer names had begun, and had not ended.
+            // The server's time is somewhere within the second that the answer names.
             let (begin, end) = (date * 1000, date * 1000 + 999);
             return Some(if now_ms < begin { begin - now_ms } else { (end - now_ms).min(0) });
         }

@@ -21,22 +21,22 @@ use tokio::sync::Mutex;
 use super::{error, options::EtcdOptions};
 use crate::store::StoreError;
 
-/// HTTP/2 pings: etcd closes connections that ping more often than every 5 s
+/// Interval of HTTP/2 pings: etcd closes connections that ping more often than every 5 s
 /// (`--grpc-keepalive-min-time`).
 const PING_INTERVAL: Duration = Duration::from_secs(6);
-/// How long a ping may go unanswered.
+/// Timeout of a ping's answer.
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The largest answer that is accepted, in bytes. A stretch of a list is one answer, and so are
-/// the events of up to 1000 revisions for a watch that is behind.
+/// The largest answer that is accepted, in bytes. A key range of a list is one answer. The events
+/// of up to 1000 revisions are one answer to a watch that lags.
 pub(super) const MAX_ANSWER: usize = 1 << 30;
 /// Whether a call that failed may be sent to the next endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Repeat {
     /// The call may be sent twice.
     Always,
-    /// Only if the call was not sent: a transaction that was sent may have been applied, and would
-    /// conflict with itself.
+    /// Only if the call was not sent: a transaction that was sent may have been applied, and a
+    /// second one would then conflict with the first.
     IfUnsent,
 }
 
@@ -45,9 +45,9 @@ pub(super) enum Repeat {
 pub(super) struct Connections {
     endpoints: Arc<Vec<Endpoint>>,
     current: Arc<AtomicUsize>,
-    /// How long one endpoint may take if there are others to try.
+    /// Timeout of one endpoint if there are others to try.
     share: Duration,
-    /// How long one call may take, all endpoints together.
+    /// Timeout of one call, all endpoints together.
     timeout: Duration,
 }
 
@@ -72,7 +72,7 @@ impl Connections {
         }
         let tls = tls(options).await?;
         if tls.is_none() && !options.insecure {
-            // Without TLS everybody on the path can read and write the state.
+            // Without TLS every host on the network path can read and write the state.
             if let Some(far) = options.endpoints.iter().find(|endpoint| !is_loopback(endpoint)) {
                 return Err(refused(format!(
                     "endpoint {far} would be spoken to in plaintext beyond this host: give --store-ca for TLS, or --insecure-store to permit it"
@@ -83,7 +83,7 @@ impl Connections {
             .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
             .with_keep_alive_while_idle(true)
             .with_connect_timeout(options.timeout / 2)
-            // So a member without a majority refuses calls instead of being silent.
+            // A member without a majority then refuses calls; otherwise it would not answer.
             .with_require_leader(true)
             .with_auto_token_refresh(true);
         match (&options.user, &options.password) {
@@ -122,12 +122,12 @@ impl Connections {
         })
     }
 
-    /// How long one call may take, all endpoints together.
+    /// Timeout of one call, all endpoints together.
     pub(super) fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// Awaits a call for the timeout at most.
+    /// Awaits a call for at most the timeout.
     ///
     /// # Errors
     ///
@@ -146,20 +146,20 @@ impl Connections {
         }
     }
 
-    /// The endpoints, for messages.
+    /// The endpoints, for error messages.
     pub(super) fn names(&self) -> String {
         let names: Vec<_> = self.endpoints.iter().map(|endpoint| endpoint.name.as_str()).collect();
         format!("etcd {}", names.join(","))
     }
 
-    /// The endpoint that calls go to.
+    /// The endpoint that receives the calls.
     pub(super) fn current_name(&self) -> String {
         self.endpoints
             .get(self.current.load(Ordering::Relaxed) % self.endpoints.len())
             .map_or_else(String::new, |endpoint| endpoint.name.clone())
     }
 
-    /// Calls the current endpoint and, as long as that may be, the next ones.
+    /// Sends a call to the current endpoint, and to the next ones as long as `repeat` permits.
     pub(super) async fn call<T, F, Fut>(&self, repeat: Repeat, call: F) -> Result<T, StoreError>
     where
         F: Fn(Client) -> Fut + Send + Sync,
@@ -218,7 +218,7 @@ impl Connections {
         Err(StoreError::Unavailable(failures.join("; ")))
     }
 
-    /// Makes the next endpoint the current one, unless another call has done so.
+    /// Makes the next endpoint the current one, unless another call has already done so.
     fn leave(&self, index: usize) {
         let next = (index + 1) % self.endpoints.len();
         let _ = self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
@@ -226,7 +226,7 @@ impl Connections {
 }
 
 impl Endpoint {
-    /// The client, made at first use: with a user, that needs the server.
+    /// The client, made at first use: a login needs the server.
     async fn client(&self) -> Result<Client, etcd_client::Error> {
         let mut slot = self.client.lock().await;
         if let Some(client) = &*slot {
@@ -236,7 +236,7 @@ impl Endpoint {
         Ok(slot.insert(client).clone())
     }
 
-    /// Makes the next call authenticate anew.
+    /// Makes the next call log in again.
     async fn forget(&self) {
         *self.client.lock().await = None;
     }
@@ -285,7 +285,7 @@ fn refused(why: impl Into<String>) -> StoreError {
     StoreError::Refused(why.into())
 }
 
-/// Whether `HOST:PORT` is this host, whatever a name server says.
+/// Whether `HOST:PORT` is this host, independent of name servers.
 fn is_loopback(endpoint: &str) -> bool {
     let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']');

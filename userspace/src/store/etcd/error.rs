@@ -1,4 +1,4 @@
-//! What etcd's errors mean here.
+//! Translation of etcd's errors.
 
 use std::{error::Error as _, io};
 
@@ -11,8 +11,8 @@ pub(super) fn translate(endpoint: &str, error: &Error) -> StoreError {
     let unavailable = |why: &str| StoreError::Unavailable(format!("etcd {endpoint}: {why}"));
     match error {
         Error::GRpcStatus(status) => {
-            // The code's type is not exported; its number is gRPC's own
-            // (grpc/grpc doc/statuscodes.md).
+            // The type of the code is not exported; its number is gRPC's status code (grpc/grpc
+            // doc/statuscodes.md).
             let code = i32::from(status.code());
             let message = status.message();
             match code {
@@ -35,7 +35,7 @@ pub(super) fn translate(endpoint: &str, error: &Error) -> StoreError {
     }
 }
 
-/// Translates what a server said (etcd's `rpctypes/error.go`).
+/// Translates a server's error message (etcd's `rpctypes/error.go`).
 pub(super) fn translate_reason(endpoint: &str, message: &str) -> StoreError {
     let line = format!("etcd {endpoint}: {}", one_line(message.trim_start_matches("etcdserver: ")));
     let says = |part: &str| message.contains(part);
@@ -56,14 +56,14 @@ pub(super) fn translate_reason(endpoint: &str, message: &str) -> StoreError {
     {
         StoreError::Refused(line)
     } else {
-        // No leader, leader changed, timed out, too many requests, a revision
-        // that a lagging member does not have yet, and all that is yet to come.
+        // No leader, leader changed, timeout, too many requests, a revision that a lagging member
+        // does not have yet, and error messages that this build does not know.
         StoreError::Unavailable(line)
     }
 }
 
-/// Whether the server knows the login no more: its users or roles changed.
-/// The next login puts that right, so it is no refusal.
+/// Whether the server no longer accepts the login token, because its users or roles changed. The
+/// next login succeeds, so this is not a refusal.
 pub(super) fn is_stale_login(error: &Error) -> bool {
     matches!(error, Error::GRpcStatus(status) if is_stale(status.message()))
 }
@@ -72,7 +72,7 @@ fn is_stale(message: &str) -> bool {
     message.contains("revision of auth store is old") || message.contains("invalid auth token")
 }
 
-/// Whether the request behind an error certainly reached no server.
+/// Whether the request behind an error certainly did not reach a server.
 pub(super) fn never_sent(error: &Error) -> bool {
     let mut source: Option<&dyn std::error::Error> = match error {
         Error::GRpcStatus(status) => status.source(),
@@ -96,7 +96,7 @@ pub(super) fn never_sent(error: &Error) -> bool {
     false
 }
 
-/// The innermost cause: the outer ones only say "transport error".
+/// The innermost cause: the outer errors only read "transport error".
 fn root(error: &(dyn std::error::Error + 'static)) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {

@@ -1,9 +1,9 @@
-//! Reads a prefix in stretches.
+//! Reads a prefix in several key ranges.
 //!
-//! etcd's `limit` is not used: for each limited range etcd 3.4 looks at every key up to
-//! the end of the range, so that pages of 512 make a list of 200 000 keys take minutes.
-//! Instead the [`Layout`] of the keys says where to cut the prefix beforehand: between
-//! groups, and within a group by the first digit of its random members.
+//! etcd's `limit` is not used: for each limited range etcd 3.4 scans every key up to the end of the
+//! range, so a list of 200 000 keys in pages of 512 takes minutes. Instead, the [`Layout`] of the
+//! keys determines in advance where the prefix is divided: between groups, and within a group by
+//! the first digit of its random members.
 
 use etcd_client::{GetOptions, KeyValue};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -11,11 +11,11 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use super::connection::{Connections, MAX_ANSWER, Repeat};
 use crate::store::{Entry, Layout, Page, Pages, Revision, Snapshot, StoreError, prefix_end};
 
-/// Stretches that are read ahead.
+/// Number of key ranges that are read ahead.
 const AHEAD: usize = 3;
-/// Up to so many groups, each is cut at its first digits.
+/// With at most this many groups, each group is divided by first digits.
 const CUT_APART: usize = 16;
-/// Small groups that share a stretch.
+/// Number of small groups that share a key range.
 const TOGETHER: usize = 16;
 
 /// Reads the whole prefix at one revision.
@@ -31,8 +31,8 @@ pub(super) async fn whole(
     Ok(Snapshot { revision, entries })
 }
 
-/// Reads the prefix in stretches. Of the root of the layout the first page has everything
-/// that is no member of a group.
+/// Reads the prefix in key ranges. For the root of the layout, the first page has every key that is
+/// not a member of a group.
 pub(super) async fn pages(
     connections: &Connections,
     layout: Option<Layout>,
@@ -47,7 +47,7 @@ pub(super) async fn pages(
     let (connections, revision) = (connections.clone(), small.revision);
     let cuts = cuts(layout, small.entries.iter().map(|entry| entry.key.as_str()));
     let rest = stream::iter(cuts.into_iter().map(move |(from, to)| {
-        // Each stretch has a task: it is received and decoded while others are worked on.
+        // Each key range has a task, so it is received and decoded while others are processed.
         let task = tokio::spawn(stretch(connections.clone(), from, to, revision));
         async move {
             let failed = |error| StoreError::Unavailable(format!("list: {error}"));
@@ -57,8 +57,8 @@ pub(super) async fn pages(
     Ok(stream::iter([Ok(small)]).chain(rest.buffered(AHEAD)).boxed())
 }
 
-/// Stretches that cover what lies below the root up to the end of [`Layout::ordered`],
-/// given the keys of the groups.
+/// Key ranges that cover all keys below the root up to the end of [`Layout::ordered`], derived from
+/// the keys of the groups.
 fn cuts<'a>(layout: Layout, keys: impl Iterator<Item = &'a str>) -> Vec<(String, String)> {
     let Layout { root, random, ordered, groups, small } = layout;
     let names = keys.filter_map(|key| key.strip_prefix(groups));
@@ -83,7 +83,7 @@ fn cuts<'a>(layout: Layout, keys: impl Iterator<Item = &'a str>) -> Vec<(String,
     points.into_iter().zip(ends).collect()
 }
 
-/// Reads the keys from `from` up to `to`, at a revision, or at the newest if that is 0.
+/// Reads the keys from `from` (included) to `to` (excluded) at a revision; 0 is the newest.
 async fn stretch(
     connections: Connections,
     from: String,
@@ -94,7 +94,7 @@ async fn stretch(
     if revision != 0 {
         options = options.with_revision(revision);
     }
-    // The timeout is for each stretch: a large store may answer quickly.
+    // The timeout applies to each key range: a large store needs longer for all of them.
     let answer = connections
         .within(connections.call(Repeat::Always, |client| {
             let (from, options) = (from.clone(), options.clone());
@@ -109,7 +109,7 @@ async fn stretch(
     Ok(Page { revision: if revision == 0 { newest } else { revision }, from, to, entries })
 }
 
-/// A pair as an entry. `None`: the key is not UTF-8, and so not of Culvert.
+/// A pair as an entry. `None`: the key is not UTF-8, so Culvert did not write it.
 pub(super) fn entry(pair: &KeyValue) -> Option<Entry> {
     Some(Entry {
         key: pair.key_str().ok()?.to_owned(),

@@ -25,9 +25,9 @@ use super::{
     StateStore, StoreError, Watch, Write, prefix_end,
 };
 
-/// Snapshots begun again because compaction overtook them.
+/// How often a snapshot starts again because a compaction removed its revision.
 const SNAPSHOT_TRIES: usize = 4;
-/// How often a watch asks the server for a sign of life.
+/// Interval at which a watch requests a progress notification from the server.
 const PROGRESS: Duration = Duration::from_secs(2);
 
 /// The store in an etcd cluster.
@@ -35,7 +35,7 @@ const PROGRESS: Duration = Duration::from_secs(2);
 pub struct EtcdStore {
     connections: Connections,
     layout: Option<Layout>,
-    /// Endpoints whose clock can be asked: none where TLS is in the way.
+    /// Endpoints whose clock can be read. Empty with TLS, which the clock request does not speak.
     plain: Vec<String>,
 }
 
@@ -46,13 +46,13 @@ impl std::fmt::Debug for EtcdStore {
 }
 
 impl EtcdStore {
-    /// Checks the options and reads the certificates. Nothing is exchanged
-    /// yet: each call connects as needed, to whichever endpoint answers.
+    /// Checks the options and reads the certificates. Sends nothing: each call connects as needed,
+    /// to any endpoint that answers.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Refused`], one line: a file that cannot be read, options
-    /// that do not go together, plaintext beyond loopback.
+    /// [`StoreError::Refused`], one line: a file cannot be read, options contradict each other, or
+    /// the connection would be plaintext beyond the loopback device.
     pub async fn connect(options: &EtcdOptions) -> Result<Self, StoreError> {
         let connections = Connections::new(options).await?;
         let plain = if options.ca.is_some() { Vec::new() } else { options.endpoints.clone() };
@@ -86,8 +86,8 @@ impl StateStore for EtcdStore {
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
-        // No fragments: etcd then sends all events of a revision in one
-        // message, and the client library does not tell one fragment from the last.
+        // Fragments are off: etcd then sends all events of a revision in one message. The client
+        // library does not distinguish a fragment from the last one.
         let options =
             WatchOptions::new().with_range(prefix_end(prefix)).with_start_revision(from.max(1));
         let open = self.connections.call(Repeat::Always, |client| {
@@ -106,7 +106,7 @@ impl StateStore for EtcdStore {
             backlog: Vec::new().into_iter(),
             ended: false,
         };
-        // The answer to the request itself: refusals show here.
+        // The first answer is to the request itself and carries a refusal.
         let first = self.connections.within(state.created()).await?;
         state.take(first)?;
         Ok(stream::unfold(state, |mut state| async move {
@@ -135,7 +135,7 @@ impl StateStore for EtcdStore {
             async move { client.kv_client().txn(txn).await }
         });
         let answer = self.connections.within(call).await.map_err(|error| match (error, lease) {
-            // Of all that a transaction names, only a lease can be missing.
+            // A lease is the only object of a transaction that can be missing.
             (StoreError::LeaseGone(_), Some(lease)) => StoreError::LeaseGone(lease),
             (other, _) => other,
         })?;
@@ -148,9 +148,9 @@ impl StateStore for EtcdStore {
     }
 
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
-        // etcd counts in whole seconds.
+        // etcd counts TTLs in whole seconds.
         let seconds = i64::try_from(ttl.as_millis().div_ceil(1000)).unwrap_or(i64::MAX).max(1);
-        // A lease granted twice just runs out.
+        // A retry is safe: a lease that was granted twice runs out.
         let call = self.connections.call(Repeat::Always, |client| async move {
             client.lease_client().grant(seconds, None).await
         });
@@ -176,13 +176,13 @@ fn named(error: StoreError, lease: LeaseId) -> StoreError {
     if let StoreError::LeaseGone(_) = error { StoreError::LeaseGone(lease) } else { error }
 }
 
-/// A watch under way.
+/// An open watch.
 struct Watching {
     requests: etcd_client::WatchRequestSender,
     responses: etcd_client::WatchResponseStream,
     timeout: Duration,
     endpoint: String,
-    /// What is received and not yet handed on: the changes of a revision each.
+    /// Changes that are received but not yet delivered, one item per revision.
     backlog: std::vec::IntoIter<Vec<Change>>,
     ended: bool,
 }
@@ -206,7 +206,7 @@ impl Watching {
         }
     }
 
-    /// Takes a response in; an error if the watch is over.
+    /// Adds a response. Returns an error if the watch has ended.
     fn take(&mut self, response: WatchResponse) -> Result<(), StoreError> {
         if response.compact_revision() != 0 {
             return Err(StoreError::Compacted { oldest: response.compact_revision() });
@@ -247,8 +247,8 @@ impl Watching {
         }
     }
 
-    /// The next response. A quiet server is asked for a sign of life, so that
-    /// one that hangs is noticed although its connection stands.
+    /// Returns the next response. A silent server is asked for a progress notification, so that a
+    /// hanging server is detected although its connection is open.
     async fn receive(&mut self) -> Result<WatchResponse, StoreError> {
         let mut quiet = Duration::ZERO;
         loop {
@@ -262,7 +262,7 @@ impl Watching {
                 }
                 Err(_) => {
                     quiet += PROGRESS;
-                    // A failure to send shows in the responses, too.
+                    // If sending fails, the response stream reports the error too.
                     let _ = self.requests.request_progress().await;
                 }
             }
@@ -284,8 +284,8 @@ fn compare(compare: Compare) -> EtcdCompare {
         Compare::Unchanged(key, revision) => {
             EtcdCompare::mod_revision(key, CompareOp::Equal, revision)
         }
-        // A range without keys compares as a key with revision 0; of one with
-        // keys, each must hold.
+        // etcd compares a range without keys as one key with revision 0. In a range with keys, the
+        // condition must hold for each key.
         Compare::PrefixEmpty(prefix) => {
             let end = prefix_end(&prefix);
             EtcdCompare::create_revision(prefix, CompareOp::Equal, 0).with_range(end)

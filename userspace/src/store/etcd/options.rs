@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use crate::store::Layout;
 
-/// How to reach an etcd cluster.
+/// Connection options of an etcd cluster.
 #[derive(Clone)]
 pub struct EtcdOptions {
     /// Endpoints, each `HOST:PORT`, by name or address.
@@ -15,15 +15,15 @@ pub struct EtcdOptions {
     pub cert: Option<PathBuf>,
     /// Its private key (PEM).
     pub key: Option<PathBuf>,
-    /// User.
+    /// User name.
     pub user: Option<String>,
     /// The user's password.
     pub password: Option<String>,
     /// Plaintext beyond the loopback device is permitted.
     pub insecure: bool,
-    /// How long a call may take, all endpoints together.
+    /// Timeout of one call, all endpoints together.
     pub timeout: Duration,
-    /// Layout of the keys. `None`: each prefix is read in one stretch.
+    /// Layout of the keys. `None`: each prefix is read in one request.
     pub layout: Option<Layout>,
 }
 
@@ -34,7 +34,7 @@ impl EtcdOptions {
 
 impl std::fmt::Debug for EtcdOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The password is left out.
+        // The password must not appear in logs.
         f.debug_struct("EtcdOptions")
             .field("endpoints", &self.endpoints)
             .field("ca", &self.ca)

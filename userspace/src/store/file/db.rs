@@ -1,4 +1,4 @@
-//! The database file: keys, history and leases. Everything here blocks.
+//! The database file: keys, history and leases. All functions block.
 
 use std::{fmt, path::Path, time::Duration};
 
@@ -11,43 +11,43 @@ use crate::store::{
     Change, Compare, Entry, LeaseId, Outcome, Revision, Snapshot, StoreError, Write,
 };
 
-/// Key → (revision of the last write, lease or 0, value).
+/// Key → (revision of its last write, lease or 0, value).
 const KEYS: TableDefinition<'_, &str, (Revision, LeaseId, &[u8])> = TableDefinition::new("keys");
-/// (Revision, number within it).
+/// (Revision, index of the change within the revision).
 type At = (Revision, u32);
 /// (Key, value or `None` for a deletion).
 type Happened<'a> = (&'a str, Option<&'a [u8]>);
-/// What happened when.
+/// History of changes, by revision.
 const HISTORY: TableDefinition<'_, At, Happened<'_>> = TableDefinition::new("history");
 /// Lease → TTL in milliseconds.
 const LEASES: TableDefinition<'_, LeaseId, u64> = TableDefinition::new("leases");
-/// Lease → keys on it.
+/// (Lease, key) pairs: the keys on each lease.
 const LEASED: MultimapTableDefinition<'_, LeaseId, &str> = MultimapTableDefinition::new("leased");
 /// [`REVISION`], [`OLDEST`], [`FORMAT`].
 const META: TableDefinition<'_, &str, i64> = TableDefinition::new("meta");
 
-/// The newest revision. The empty store is at 1, as etcd's.
+/// The newest revision. An empty store is at 1, as in etcd.
 const REVISION: &str = "revision";
-/// The oldest revision that can be watched from.
+/// The oldest revision from which a watch can start.
 const OLDEST: &str = "oldest";
-/// Version of this layout.
+/// Format version of the tables.
 const FORMAT: &str = "format";
 const THIS_FORMAT: i64 = 1;
 
-/// Revisions that can be watched from, at least.
+/// Least number of revisions from which a watch can start.
 pub(super) const KEEP: i64 = 10_000;
-/// How many more there may be before the oldest are dropped.
+/// Number of further revisions that are kept before the oldest are removed.
 const SLACK: i64 = 500;
-/// Changes that are read from the history at once, give or take a revision.
+/// Number of changes that one read of the history returns, rounded up to a whole revision.
 const BATCH: usize = 1024;
-/// redb would take up to 1 GiB by default; the state of a host is a few MB.
+/// Size of redb's cache in bytes. Its default is 1 GiB; the state of a host is a few MB.
 const CACHE: usize = 16 << 20;
 
-/// A piece of history.
+/// Part of the history.
 pub(super) struct History {
-    /// The changes of one revision each.
+    /// Changes, one item per revision.
     pub(super) groups: Vec<Vec<Change>>,
-    /// Where to go on.
+    /// The revision from which to read next.
     pub(super) next: Revision,
 }
 
@@ -74,7 +74,7 @@ impl Db {
         }
     }
 
-    /// Makes the tables, so that readers find them. Returns the format.
+    /// Makes the tables, because a read of a missing table fails. Returns the format version.
     fn prepare(database: &Database) -> Result<i64, redb::Error> {
         let txn = database.begin_write()?;
         let format = {
@@ -200,13 +200,13 @@ impl Db {
         })
     }
 
-    /// Writes without waiting for the disk, for tests that write a lot.
+    /// Commits without waiting for the disk, for tests with many writes.
     #[cfg(test)]
     pub(super) fn commit_fast(&self, writes: &[Write]) -> Result<Outcome, StoreError> {
         self.write_as(redb::Durability::None, |tables| tables.apply(writes))
     }
 
-    /// Ends a lease. Returns the revision at which its keys went.
+    /// Ends a lease. Returns the revision at which its keys were deleted.
     pub(super) fn revoke(&self, lease: LeaseId) -> Result<Option<Revision>, StoreError> {
         let outcome = self.write(|tables| {
             let mut keys = Vec::new();
@@ -251,8 +251,8 @@ impl Db {
         self.write(|tables| tables.forget(to).map(Ok)).map(drop)
     }
 
-    /// Runs a write transaction, and commits it unless it stops. It is durable
-    /// on return.
+    /// Runs a write transaction. Commits it unless `work` stops it. The commit is durable on
+    /// return.
     fn write(
         &self,
         work: impl FnOnce(&mut Tables<'_>) -> Result<Result<(), Stop>, redb::Error>,
@@ -290,20 +290,20 @@ impl Db {
     }
 }
 
-/// Why a write transaction ends without effect.
+/// The reason why a write transaction was aborted.
 enum Stop {
     Conflict,
     LeaseGone(LeaseId),
 }
 
-/// The tables of a write transaction, and what it has changed so far.
+/// The tables of a write transaction, and its changes so far.
 struct Tables<'txn> {
     keys: Table<'txn, &'static str, (Revision, LeaseId, &'static [u8])>,
     history: Table<'txn, At, Happened<'static>>,
     leases: Table<'txn, LeaseId, u64>,
     leased: MultimapTable<'txn, LeaseId, &'static str>,
     meta: Table<'txn, &'static str, i64>,
-    /// Revision before the transaction.
+    /// The revision before the transaction.
     revision: Revision,
     changes: u32,
 }
@@ -408,7 +408,7 @@ impl<'txn> Tables<'txn> {
         Ok(())
     }
 
-    /// Drops the history before a revision.
+    /// Removes the history before a revision.
     fn forget(&mut self, to: Revision) -> Result<(), redb::Error> {
         let oldest = self.meta.get(OLDEST)?.map_or(1, |value| value.value());
         if to <= oldest {
@@ -419,7 +419,7 @@ impl<'txn> Tables<'txn> {
         Ok(())
     }
 
-    /// Counts the revision up if anything changed. Returns the newest.
+    /// Increments the revision if anything changed. Returns the newest revision.
     fn finish(&mut self) -> Result<Revision, redb::Error> {
         if self.changes == 0 {
             return Ok(self.revision);

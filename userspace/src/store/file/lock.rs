@@ -1,4 +1,4 @@
-//! One process per directory.
+//! The lock of a store's directory: one process at a time.
 
 use std::{
     fs::{DirBuilder, File, OpenOptions},
@@ -11,13 +11,13 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::store::StoreError;
 
-/// The lock on a store's directory; the kernel lets go of it with the process.
+/// The lock on a store's directory. The kernel releases it when the process ends.
 pub(super) struct DirLock {
     _file: Flock<File>,
 }
 
 impl DirLock {
-    /// Makes the directory if need be, and locks it.
+    /// Makes the directory if it does not exist, and locks it.
     pub(super) fn take(dir: &Path) -> Result<Self, StoreError> {
         let name = dir.display();
         let refused = |what: &str, error: &dyn std::fmt::Display| {
@@ -46,7 +46,7 @@ impl DirLock {
             }
             Err((_, error)) => return Err(refused("locked", &error)),
         };
-        // For the message above, in another process.
+        // Content of the lock file: the pid, for the error message of another process.
         let note = |file: &mut File| {
             file.set_len(0)?;
             file.seek(SeekFrom::Start(0))?;
@@ -57,7 +57,7 @@ impl DirLock {
     }
 }
 
-/// Who holds the lock, as far as it can be told.
+/// The process that holds the lock, as far as the lock file names it.
 fn holder(file: &mut File) -> String {
     let mut text = String::new();
     let pid = match file.read_to_string(&mut text).map(|_| text.trim().parse::<u32>()) {

@@ -1,4 +1,4 @@
-//! The store in a directory of this host, for one agent.
+//! The embedded store: a directory of this host, for one agent.
 
 mod db;
 mod lock;
@@ -24,16 +24,16 @@ use super::{
     Write,
 };
 
-/// How long a call may take: longer than any disk that still works.
+/// Timeout of a call, longer than any working disk needs.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Shortest lease, as etcd's.
+/// Shortest TTL of a lease, as in etcd.
 const MIN_TTL: Duration = Duration::from_secs(1);
 
-/// The store in a directory of this host.
+/// The embedded store, in a directory of this host.
 ///
-/// Commits are durable when they return. The last 10 000 revisions
-/// can be watched from. Leases survive a reopening, each with its whole TTL
-/// before it: while nobody had the store open, nobody could keep them alive.
+/// A commit is durable when it returns. A watch can start from any of the last 10 000 revisions.
+/// Leases survive a reopening, and each then has its whole TTL again: no client could send a
+/// keep-alive while the store was closed.
 #[derive(Clone)]
 pub struct FileStore {
     inner: Arc<Inner>,
@@ -43,11 +43,11 @@ struct Inner {
     db: Db,
     dir: PathBuf,
     leases: Mutex<BTreeMap<LeaseId, Lease>>,
-    /// The newest revision; watches wait on it.
+    /// The newest revision; watches wait for its changes.
     revision: watch::Sender<Revision>,
-    /// Wakes the reaper: a lease is new, or the store is closed.
+    /// Wakes the reaper when a lease is new or the store is closed.
     reaper: Arc<Notify>,
-    /// Held until the database is closed, which comes before it.
+    /// The directory's lock. It is dropped after the database is closed.
     _lock: DirLock,
 }
 
@@ -76,13 +76,13 @@ impl Drop for Inner {
 }
 
 impl FileStore {
-    /// Opens the store in `dir`, which is made if it is not there. Must be
-    /// called in a tokio runtime.
+    /// Opens the store in `dir`, and makes the directory if it does not exist. Must be called in a
+    /// tokio runtime.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Unavailable`]: another process has it open.
-    /// [`StoreError::Refused`]: the directory or the file will not do.
+    /// [`StoreError::Unavailable`]: another process has the store open.
+    /// [`StoreError::Refused`]: the directory or the file cannot be used.
     pub async fn open(dir: &Path) -> Result<Self, StoreError> {
         let path = dir.to_owned();
         let opened = tokio::task::spawn_blocking(move || {
@@ -105,12 +105,12 @@ impl FileStore {
         Ok(Self { inner })
     }
 
-    /// Forgets the history before `revision`, as happens by itself to what is
-    /// older than the last 10 000 revisions.
+    /// Compacts: removes the history before `revision`. The store itself removes the history before
+    /// the last 10 000 revisions.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Refused`] if the revision is yet to come.
+    /// [`StoreError::Refused`] if `revision` is greater than the newest revision.
     pub async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
         self.run(move |inner| inner.db.compact(revision)).await
     }
@@ -123,7 +123,7 @@ impl FileStore {
     }
 }
 
-/// Runs blocking work; gives up waiting for it after [`TIMEOUT`].
+/// Runs blocking work. Stops waiting for it after [`TIMEOUT`].
 async fn run<T: Send + 'static>(
     inner: Arc<Inner>,
     work: impl FnOnce(&Inner) -> Result<T, StoreError> + Send + 'static,
@@ -145,7 +145,7 @@ fn join<T>(result: Result<Result<T, StoreError>, tokio::task::JoinError>) -> Res
 
 impl Inner {
     fn leases(&self) -> MutexGuard<'_, BTreeMap<LeaseId, Lease>> {
-        // The map is whole between any two of its operations.
+        // A poisoned lock is usable: every single operation leaves the map consistent.
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -165,7 +165,7 @@ impl Inner {
     }
 }
 
-/// Ends the leases that have run out, for as long as the store is open.
+/// Ends the leases that have run out, until the store is closed.
 async fn reap(store: Weak<Inner>, wake: Arc<Notify>) {
     loop {
         let Some(inner) = store.upgrade() else { return };
@@ -177,7 +177,7 @@ async fn reap(store: Weak<Inner>, wake: Arc<Notify>) {
                 .filter(|(_, lease)| lease.deadline <= now)
                 .map(|(id, _)| *id)
                 .collect();
-            // From here on a keep-alive comes too late.
+            // A keep-alive from here on finds no lease.
             leases.retain(|_, lease| lease.deadline > now);
             (due, leases.values().map(|lease| lease.deadline).min())
         };
@@ -185,7 +185,7 @@ async fn reap(store: Weak<Inner>, wake: Arc<Notify>) {
             let ended = run(Arc::clone(&inner), move |inner| inner.end_lease(lease)).await;
             if let Err(error) = ended {
                 tracing::warn!("lease {lease:x}: {error}");
-                // It is tried again with the next ones.
+                // The lease is tried again in [`MIN_TTL`].
                 inner.leases().insert(lease, Lease::new(MIN_TTL));
                 inner.reaper.notify_one();
             }
@@ -223,7 +223,7 @@ impl StateStore for FileStore {
             backlog: Vec::new().into_iter(),
             ended: false,
         };
-        // Shows right away if the revision is gone.
+        // A compacted revision is reported at once, not at the first read.
         watching.read(Arc::clone(&self.inner)).await?;
         Ok(stream::unfold(watching, |mut watching| async move {
             let item = watching.next().await?;
@@ -277,14 +277,14 @@ impl StateStore for FileStore {
     }
 }
 
-/// A watch under way. It does not keep the store open.
+/// An open watch. It does not keep the store open.
 struct Watching {
     store: Weak<Inner>,
     newest: watch::Receiver<Revision>,
     prefix: String,
-    /// The next revision to be read.
+    /// The next revision to read.
     next: Revision,
-    /// What is read and not yet handed on: the changes of a revision each.
+    /// Changes that are read but not yet delivered, one item per revision.
     backlog: std::vec::IntoIter<Vec<Change>>,
     ended: bool,
 }

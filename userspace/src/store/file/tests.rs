@@ -32,7 +32,7 @@ async fn a_second_opener_is_told_who_is_first() {
     reopen(&path).await;
 }
 
-/// Opens once the last user is gone.
+/// Opens the store once its last user has closed it.
 async fn reopen(path: &Path) -> FileStore {
     let deadline = StdInstant::now() + SOON;
     loop {
@@ -78,7 +78,7 @@ async fn a_store_of_another_format_is_refused() {
 #[tokio::test]
 async fn the_history_is_bounded() {
     let dir = tempfile::tempdir().expect("temporary directory");
-    // Straight to the database, whose commits need not wait for each other.
+    // Writes directly to the database: its commits need not wait for the disk.
     let store = FileStore::open(dir.path()).await.expect("opens");
     let work = store
         .run(|inner| {
@@ -95,7 +95,7 @@ async fn the_history_is_bounded() {
         .await;
     let newest = match work {
         Ok(newest) => newest,
-        // A slow disk takes longer than a call may.
+        // A slow disk may take longer than the timeout of a call.
         Err(StoreError::Unavailable(_)) => return,
         Err(other) => panic!("{other}"),
     };

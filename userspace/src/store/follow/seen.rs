@@ -1,9 +1,9 @@
-//! The keys that a follower has delivered, in little memory.
+//! The delivered keys of a follower, in compact form.
 //!
-//! They are needed when the store has compacted the history that the follower missed: then
-//! deletions follow from the difference of the keys. A store may have hundreds of thousands of
-//! keys. So the keys are packed, each as the difference to the one before. Changes of watches
-//! since the last packing are kept beside them.
+//! The follower needs them when the store has compacted the history that it missed: the deletions
+//! are then the difference between the delivered keys and the listed ones. A store may have
+//! hundreds of thousands of keys. So the keys are packed, each as the difference to the key before
+//! it. Changes since the last packing are kept in a separate map.
 //!
 //! The crate `fst` takes 66 bytes a key where this takes 34 (100,000 keys of endpoints, whose
 //! identifiers are random).
@@ -14,34 +14,34 @@ use serde::{Deserialize, Serialize};
 
 use crate::store::{Change, Page, Revision};
 
-/// Keys that are packed together.
+/// Number of keys in a packed segment.
 const SEGMENT: usize = 4096;
-/// The least number of changes beside the packed keys before these are packed again.
+/// Least number of unpacked changes that starts a packing.
 const RECENT: usize = 1024;
 
-/// Every key delivered and not deleted since, with its revision.
+/// Every key that was delivered and not deleted since, with its revision.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    /// In key order, without overlap; none is empty.
+    /// Segments in key order, without overlap; none is empty.
     segments: Vec<Segment>,
-    /// What has changed since: put at a revision, or deleted.
+    /// Changes since the last packing: written at a revision, or deleted (`None`).
     recent: BTreeMap<String, Option<Revision>>,
 }
 
 impl Seen {
-    /// Notes that a key was written.
+    /// Records that a key was written.
     pub(super) fn put(&mut self, key: &str, revision: Revision) {
         self.recent.insert(key.to_owned(), Some(revision));
         self.tidy();
     }
 
-    /// Notes that a key was deleted.
+    /// Records that a key was deleted.
     pub(super) fn delete(&mut self, key: &str) {
         self.recent.insert(key.to_owned(), None);
         self.tidy();
     }
 
-    /// Replaces the keys of a page's stretch by those of the page. Returns the changes.
+    /// Replaces the keys within a page's range by those of the page. Returns the changes.
     pub(super) fn turn_to(&mut self, page: Page) -> Vec<Change> {
         let before = self.take(&page.from, Some(&page.to));
         let keys = page.entries.iter().map(|entry| (entry.key.clone(), entry.mod_revision));
@@ -62,7 +62,7 @@ impl Seen {
         changes
     }
 
-    /// Packs what has changed, once that is much.
+    /// Packs the changes once there are enough of them.
     fn tidy(&mut self) {
         let packed: usize = self.segments.iter().map(|segment| segment.keys).sum();
         if self.recent.len() > RECENT + packed / 16 {
@@ -71,7 +71,7 @@ impl Seen {
         }
     }
 
-    /// Takes out the keys from `from` up to `to`, in order.
+    /// Removes the keys from `from` (included) to `to` (excluded). Returns them in order.
     fn take(&mut self, from: &str, to: Option<&str>) -> Vec<(String, Revision)> {
         let within = |key: &str| key >= from && to.is_none_or(|to| key < to);
         let mut taken = BTreeMap::new();
@@ -104,7 +104,7 @@ impl Seen {
         taken.into_iter().collect()
     }
 
-    /// Adds keys, in order, where there are none.
+    /// Adds keys, in order, to a range that has none.
     fn pack(&mut self, keys: Vec<(String, Revision)>) {
         let mut segments: Vec<Segment> = keys.chunks(SEGMENT).filter_map(Segment::pack).collect();
         self.segments.append(&mut segments);
@@ -112,13 +112,13 @@ impl Seen {
     }
 }
 
-/// Some keys that follow each other.
+/// A segment: consecutive keys.
 #[derive(Debug)]
 struct Segment {
     first: String,
     last: String,
     keys: usize,
-    /// For each key: how much of the one before it begins with, the rest (see
+    /// For each key: the length of the prefix that it shares with the key before it, the rest (see
     /// [`put_rest`]), and the difference of the revisions.
     bytes: Box<[u8]>,
 }
@@ -148,8 +148,8 @@ impl Segment {
     }
 }
 
-/// Writes a key of which `common` bytes are known. Identifiers of endpoints are digits
-/// without end: two of these share a byte.
+/// Writes a key without its first `common` bytes, which the reader knows. Identifiers of endpoints
+/// are hexadecimal digits to the end of the key: two digits share a byte.
 fn put_rest(bytes: &mut Vec<u8>, key: &[u8], common: usize) {
     for common in [common, common.saturating_sub(1)] {
         let rest = key.get(common..).unwrap_or_default();
@@ -167,7 +167,7 @@ fn put_rest(bytes: &mut Vec<u8>, key: &[u8], common: usize) {
     bytes.extend(rest);
 }
 
-/// Makes of the key before the next one.
+/// Changes a key into the next one.
 fn take_rest(bytes: &mut &[u8], key: &mut Vec<u8>) {
     key.truncate(usize::try_from(take_number::<u64>(bytes)).unwrap_or(usize::MAX));
     let length: u64 = take_number(bytes);
@@ -195,9 +195,9 @@ const fn digit_of(value: u8) -> u8 {
     if value < 10 { b'0' + value } else { b'a' + value - 10 }
 }
 
-/// Writes a number of 64 bits as postcard does (varint, a signed one by zigzag).
+/// Writes a 64-bit number as postcard does (varint; a signed number in zigzag).
 fn put_number<T: Serialize>(bytes: &mut Vec<u8>, number: T) {
-    // It has 10 bytes at most.
+    // A varint of 64 bits has at most 10 bytes.
     bytes.extend_from_slice(postcard::to_slice(&number, &mut [0; 10]).unwrap_or_default());
 }
 
@@ -224,7 +224,7 @@ mod tests {
             prop_assert_eq!(Segment::pack(&keys).expect("not empty").unpack(), keys);
         }
 
-        /// Whatever is put, deleted and read in stretches: what is seen is what is there.
+        /// After any sequence of writes, deletions and pages, the delivered keys equal the model's.
         #[test]
         fn what_is_seen_is_what_is_there(
             history in proptest::collection::vec(
@@ -236,7 +236,7 @@ mod tests {
             let mut there = BTreeMap::new();
             for (key, revision, entries, list) in history {
                 if list {
-                    // All keys from this one on become those of a page.
+                    // A page replaces all keys from this one on.
                     let entries: BTreeMap<_, _> =
                         entries.into_iter().filter(|(other, _)| *other >= key).collect();
                     let page = Page {

@@ -62,7 +62,7 @@ fn a_full_subnet_says_how_full() {
     assert!(line.contains("network 'net': subnet 10.0.0.0/29 is full, 5 of 5"), "{line}");
     let line = allocate(&cluster.view, &net, Some([10, 0, 0, 1].into())).expect_err("gateway");
     assert!(line.to_string().contains("none is free"), "{line}");
-    // Another network's addresses are no concern of this one's.
+    // Addresses of another network are independent.
     cluster.claim(&name("other"), [10, 0, 0, 2].into(), "0b");
     for last in 2..=6 {
         cluster.view.ipam.remove(&net.name, [10, 0, 0, last].into());
@@ -85,6 +85,6 @@ fn a_crowded_large_subnet_is_no_trouble() {
         let given = allocate(&cluster.view, &net, None).expect("room");
         assert_eq!(given, [IpAddr::from((0x0a00_0000_u32 + 60_002).to_be_bytes())]);
     }
-    // Milliseconds in truth; quadratic work would take minutes.
+    // This takes milliseconds; quadratic work would take minutes.
     assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
 }
