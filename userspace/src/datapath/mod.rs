@@ -62,21 +62,21 @@ static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/
 /// aya-log's level number for trace lines.
 const LOG_LEVEL_TRACE: u8 = 5;
 
-/// Interface index of the loopback device in every namespace that was not tampered with.
+/// Interface index of the loopback device: the kernel makes it first in every namespace.
 const LOOPBACK_IFINDEX: u32 = 1;
 
-/// What the data plane is loaded with.
+/// Options of the data plane.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where the BPF file system is, or is to be mounted.
+    /// Directory where the BPF file system is mounted, or is to be mounted.
     pub bpffs: PathBuf,
-    /// Our VTEP address.
+    /// VTEP address of this host.
     pub vtep_ip: Ipv4Addr,
-    /// UDP port on which we receive VXLAN.
+    /// UDP port on which this host receives VXLAN.
     pub vxlan_port: u16,
     /// Age after which a learned FDB entry is no longer used.
     pub ageing: Duration,
-    /// Flows that conntrack has room for. A pinned table keeps the room it was made with.
+    /// Number of flows that conntrack has room for. A pinned table keeps its capacity.
     pub max_flows: u32,
     /// Least and greatest port that masquerading chooses.
     pub nat_ports: (u16, u16),
@@ -136,10 +136,10 @@ impl Datapath {
         &self.flows
     }
 
-    /// Attaches `from_container` to the host side of a container's pair, and of a netkit
-    /// pair to what the other side sends: what the programs let come in again on the host
-    /// side (fragments that were held) has not been judged yet. It is no error if it is
-    /// attached.
+    /// Attaches `from_container` to the host side of a container's device pair, and for a netkit
+    /// pair also to the container's side. The host side needs it for held fragments, which
+    /// the programs inject there and which have not been checked yet. It is no error if the
+    /// program is attached.
     ///
     /// # Errors
     ///
@@ -152,7 +152,7 @@ impl Datapath {
         }
     }
 
-    /// Undoes [`attach_container`](Self::attach_container).
+    /// Detaches `from_container` from both sides of a container's device pair.
     ///
     /// # Errors
     ///
@@ -185,8 +185,7 @@ impl Datapath {
         self.attach(Attachment::Uplink, ifindex)
     }
 
-    /// Undoes [`attach_uplink`](Self::attach_uplink) and
-    /// [`attach_uplink_xdp`](Self::attach_uplink_xdp).
+    /// Detaches `from_underlay` and `from_underlay_xdp` from an uplink.
     ///
     /// # Errors
     ///
@@ -215,7 +214,7 @@ impl Datapath {
         self.attach(Attachment::Gateway, ifindex)
     }
 
-    /// Undoes [`attach_gateway`](Self::attach_gateway).
+    /// Detaches `from_host` from a gateway device.
     ///
     /// # Errors
     ///
@@ -234,7 +233,7 @@ impl Datapath {
         self.attach(Attachment::Loopback, loopback_ifindex())
     }
 
-    /// Undoes [`attach_loopback`](Self::attach_loopback). Returns whether it was attached.
+    /// Detaches `from_loopback` from the loopback device. Returns whether it was attached.
     ///
     /// # Errors
     ///
