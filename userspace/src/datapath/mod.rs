@@ -282,10 +282,10 @@ impl Datapath {
         trace::forward(&mut self.ebpf())
     }
 
-    /// Removes the pins of other versions of the map layout, once this one has
-    /// taken over. Their programs, which were attached first, have handled the packets until
-    /// now; so their flows are copied at the last moment. Returns the versions removed, and
-    /// what became of the flows.
+    /// Removes the pins of other ABI versions, once the programs of this version are attached.
+    /// The programs of the other version were attached first and have handled the packets until
+    /// now, so their flows are copied directly before the removal. Returns the removed versions,
+    /// and the result of the copy.
     ///
     /// # Errors
     ///
@@ -307,7 +307,7 @@ impl Datapath {
         Ok(retired)
     }
 
-    /// Whether an agent that ran here attached `from_loopback`.
+    /// Whether an agent has attached `from_loopback` on this host.
     ///
     /// # Errors
     ///
@@ -339,7 +339,7 @@ impl Datapath {
         self.pins.join("links")
     }
 
-    /// A panic elsewhere leaves the object as usable as before: it only holds
+    /// Locks the object. A thread that panicked with the lock held left it usable: it only holds
     /// file descriptors.
     fn ebpf(&self) -> MutexGuard<'_, Ebpf> {
         self.ebpf.lock().unwrap_or_else(PoisonError::into_inner)
@@ -353,8 +353,8 @@ impl Datapath {
         links::detach(&self.links_dir(), attachment, ifindex)
     }
 
-    /// Pins the programs, in place of those of the agent before, so that
-    /// `bpftool` and `culvert doctor` find them by name.
+    /// Pins the programs, in place of the programs of the last agent, so that `bpftool` and
+    /// `culvert doctor` find them by name.
     fn pin_programs(&self) -> Result<(), DatapathError> {
         let dir = self.pins.join("programs");
         let mut ebpf = self.ebpf();
@@ -369,7 +369,7 @@ impl Datapath {
         Ok(())
     }
 
-    /// Puts this build's programs under the links of the agent before.
+    /// Replaces the programs of the links that the last agent pinned by the programs of this build.
     fn replace_programs(&self) -> Result<(), DatapathError> {
         for &attachment in Attachment::ALL {
             for ifindex in links::pinned(&self.links_dir(), attachment)? {
@@ -472,7 +472,7 @@ fn loopback_ifindex() -> u32 {
 mod tests {
     use super::*;
 
-    /// What the verifier says of the programs, in full.
+    /// On failure, prints the verifier's whole log.
     #[test]
     #[ignore = "needs root"]
     fn the_kernel_takes_the_programs() {

@@ -1,4 +1,4 @@
-//! One request at a time for a name.
+//! Locks that serialise the requests for one name.
 
 use std::{
     collections::BTreeMap,
