@@ -83,7 +83,8 @@ impl Process {
         if !self.lives() {
             return Ok(None);
         }
-        // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped, and `Running` owns it.
+        // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped, and `Running` owns
+        // it.
         let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
         Ok(Some(Running(fd)))
     }

@@ -40,7 +40,7 @@ impl Agent {
         if !wanted.ports.is_empty()
             && let Some(network) = self.shared.view().networks.get(wanted.network)
         {
-            // Checked before the ports are assigned: the error about the network is the clearer one.
+            // Checked before the ports are assigned: the error about the network is clearer.
             ops::may_publish(network, wanted.container)?;
         }
         // Held until the endpoint exists, or the request has failed.

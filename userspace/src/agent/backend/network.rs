@@ -67,7 +67,8 @@ impl Agent {
         if view.networks.contains_key(&name) {
             Ok(NetworkOf::Stored(name))
         } else {
-            // Another host may have made it, and its update not yet be here: the plan reads the store.
+            // Another host may have made it, and its update not yet be here: the plan reads the
+            // store.
             match view.problem_at(&Key::network(&name)) {
                 Some(_) => Err(unknown(&view, &name)),
                 None => Ok(NetworkOf::Stored(name)),
