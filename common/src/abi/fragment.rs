@@ -57,7 +57,7 @@ pub struct FragmentInfo {
 impl FragmentInfo {
     /// The datagram belongs to a flow, or begins a flow.
     pub const OF_FLOW: u32 = 1;
-    /// The datagram is for the host's own stack.
+    /// The datagram belongs to the host's own traffic.
     pub const OF_HOST: u32 = 2;
 }
 
