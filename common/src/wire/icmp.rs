@@ -78,7 +78,7 @@ impl Icmpv4Hdr {
         self.code
     }
 
-    /// Checksum as it stands.
+    /// Checksum in the header, not verified.
     #[inline(always)]
     pub const fn checksum(&self) -> u16 {
         u16::from_be_bytes(self.checksum)
@@ -135,7 +135,7 @@ impl Icmpv6Hdr {
         self.code
     }
 
-    /// Checksum as it stands.
+    /// Checksum in the header, not verified.
     #[inline(always)]
     pub const fn checksum(&self) -> u16 {
         u16::from_be_bytes(self.checksum)

@@ -205,7 +205,7 @@ impl Ipv4Hdr {
         self.protocol
     }
 
-    /// Header checksum as it stands.
+    /// Header checksum in the header, not verified.
     #[inline(always)]
     pub const fn checksum(&self) -> u16 {
         u16::from_be_bytes(self.checksum)

@@ -63,7 +63,7 @@ pub(crate) struct Shared {
     pub(crate) map_counts: MapCounts,
     /// One request at a time for each container.
     pub(crate) turns: Turns,
-    /// What the table of flows holds.
+    /// Contents of the table of flows, by state.
     flows: Arc<Mutex<conntrack::Summary>>,
     view: RwLock<View>,
     containers: Mutex<Containers>,
@@ -128,7 +128,7 @@ impl Shared {
         self.paths.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the table of flows holds.
+    /// Contents of the table of flows, by state.
     pub(crate) fn flows(&self) -> MutexGuard<'_, conntrack::Summary> {
         self.flows.lock().unwrap_or_else(PoisonError::into_inner)
     }

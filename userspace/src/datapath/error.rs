@@ -26,7 +26,7 @@ pub enum DatapathError {
     Attach {
         /// Name or index of the interface.
         interface: String,
-        /// What was being done.
+        /// The operation that failed.
         what: &'static str,
         /// The error of aya.
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -36,7 +36,7 @@ pub enum DatapathError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What was being done.
+        /// The operation that failed.
         what: &'static str,
         /// The kernel's error.
         source: io::Error,

@@ -45,9 +45,9 @@ pub struct Counts {
 ///    program to such a key is found by the next read.
 #[derive(Debug, Default)]
 pub struct Reconciler {
-    /// What the kernel holds of each VNI.
+    /// Copy of the kernel's tables of each VNI.
     networks: BTreeMap<u32, Tables>,
-    /// What the kernel holds in `UNDERLAY`.
+    /// The kernel's entries of `UNDERLAY`.
     underlay: BTreeMap<[u8; 4], UnderlayPath>,
     /// The path to each VTEP, in use or not.
     paths: BTreeMap<[u8; 4], UnderlayPath>,
@@ -104,7 +104,7 @@ impl Reconciler {
         self.networks.keys().copied().collect()
     }
 
-    /// What the kernel holds of a VNI; `None` if nothing.
+    /// The kernel's tables of a VNI; `None` if the kernel has no entry of it.
     pub fn network(&self, vni: u32) -> Option<&Tables> {
         self.networks.get(&vni)
     }
@@ -119,7 +119,7 @@ impl Reconciler {
         self.users.contains_key(&vtep)
     }
 
-    /// What the kernel holds in `UNDERLAY`.
+    /// The kernel's entries of `UNDERLAY`.
     pub fn underlay(&self) -> &BTreeMap<[u8; 4], UnderlayPath> {
         &self.underlay
     }

@@ -246,7 +246,7 @@ fn learning() {
         "an aged entry moves freely"
     );
 
-    // Another CPU wrote a moment later than our clock reading.
+    // Another CPU wrote the entry after this CPU had read the clock.
     let earlier = at(999 * SECOND, there, 0);
     assert_eq!(learn(Some(&known), &earlier, AGEING), Learn::Current);
     assert!(is_fresh(&known, 0, AGEING));

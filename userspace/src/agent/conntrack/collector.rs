@@ -54,7 +54,7 @@ pub(crate) struct Tally {
     pub(crate) bytes: u64,
 }
 
-/// What the table holds.
+/// Contents of the table, by state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Summary {
     /// Flows of each state, as of the last complete pass; states without any are left out.

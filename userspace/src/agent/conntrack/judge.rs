@@ -47,7 +47,7 @@ pub(super) struct Law<'a> {
     pub(super) incarnations: Option<&'a Incarnations>,
 }
 
-/// What earlier passes found out about a flow.
+/// Findings of earlier passes about a flow.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Known<'a> {
     /// Time since which the other direction is missing; `None` if it is there.

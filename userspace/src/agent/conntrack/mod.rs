@@ -61,7 +61,7 @@ pub(crate) const REFUSALS: [(DropReason, &str); 2] = [
     ),
 ];
 
-/// What [`keep`] works with.
+/// Inputs and outputs of [`keep`].
 #[derive(Clone)]
 pub(crate) struct Context {
     /// The maps of the programs.

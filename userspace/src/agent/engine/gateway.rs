@@ -92,7 +92,7 @@ impl Engine {
         self.shared.problems.set("gateways", line);
     }
 
-    /// Notes that somebody has removed a gateway device.
+    /// Notes that another program has removed a gateway device.
     pub(super) fn gateway_gone(&mut self, ifindex: u32) {
         let gone = self.gateways.iter().find(|(_, device)| **device == ifindex);
         let Some(vni) = gone.map(|(vni, _)| *vni) else { return };

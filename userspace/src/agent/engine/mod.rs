@@ -84,7 +84,8 @@ pub(crate) struct Engine {
     ports: BTreeMap<String, u32>,
     /// Interface index of the gateway device of each VNI that has one here.
     gateways: BTreeMap<u32, u32>,
-    /// What each gateway device was made for. A device without an entry is checked again.
+    /// Specification with which each gateway device was made. A device without an entry is checked
+    /// again.
     gateway_specs: BTreeMap<u32, GatewaySpec>,
     /// The program is attached to the loopback device. `None`: not known.
     loopback: Option<bool>,
@@ -217,7 +218,7 @@ impl Engine {
                 self.gateway_gone(ifindex);
                 let gone = self.ports.iter().find(|(_, port)| **port == ifindex);
                 if let Some((id, _)) = gone.map(|(id, port)| (id.clone(), *port)) {
-                    // Somebody has removed the device pair or the sandbox.
+                    // Another program has removed the device pair or the sandbox.
                     self.drop_port(&id);
                     if self.local.contains_key(&id) {
                         self.work.insert(Work::Plug(id));

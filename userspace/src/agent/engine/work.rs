@@ -159,8 +159,8 @@ impl Engine {
         }
     }
 
-    /// Queues endpoints whose sandbox somebody has removed while a process keeps the namespace
-    /// alive: the interface stays, so the kernel sends no event.
+    /// Queues endpoints whose sandbox was removed by another program while a process keeps the
+    /// namespace alive: the interface stays, so the kernel sends no event.
     pub(super) fn find_lost_sandboxes(&mut self) {
         let ready = |id: &&String| self.ports.contains_key(*id);
         let lost = self.local.keys().filter(ready).filter(|id| {
