@@ -1,9 +1,8 @@
-//! What Culvert's kernel side and user side must agree on, and every packet
-//! decision that can be a pure function.
+//! Types that the BPF programs and the agent share, and the packet decisions as pure functions.
 //!
 //! * [`abi`]: keys, values and names of the BPF maps, counters, drop reasons.
 //! * [`wire`]: packet headers as big-endian byte fields with accessors.
-//! * [`datapath`]: values in, a decision out; no map, no packet, no helper.
+//! * [`datapath`]: packet decisions, without maps, packet access and BPF helpers.
 #![cfg_attr(not(test), no_std)]
 
 pub mod abi;

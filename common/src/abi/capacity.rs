@@ -1,4 +1,4 @@
-//! Capacities of the maps: entries, unless said otherwise.
+//! Capacities of the maps, in entries unless another unit is given.
 
 /// Capacity of [`ENDPOINTS`](super::names::ENDPOINTS) and
 /// [`FLOOD_LOCAL`](super::names::FLOOD_LOCAL): containers of one host.
@@ -21,14 +21,14 @@ pub const MAX_RATES: u32 = 32_768;
 
 /// Longest frame that is held, in bytes.
 pub const HELD_FRAME_LEN: usize = 2048;
-/// Most fragments of one datagram that are held besides the first.
+/// Most fragments of one datagram that are held, the first one not counted.
 pub const MAX_HELD: u8 = 48;
 /// Capacity of [`HELD_FRAGMENTS`](super::names::HELD_FRAGMENTS).
 pub const MAX_HELD_FRAGMENTS: u32 = 512;
 /// Capacity of [`FRAGMENTS`](super::names::FRAGMENTS).
 pub const MAX_FRAGMENTED: u32 = 8_192;
-/// Flows that are tracked unless configured otherwise, as Linux does on a host with
-/// 4 GB or more. [`FLOWS`](super::names::FLOWS) has two entries for each.
+/// Default number of tracked flows, as of Linux on a host with 4 GB or more.
+/// [`FLOWS`](super::names::FLOWS) has two entries for each.
 pub const DEFAULT_FLOWS: u32 = 262_144;
 /// Capacity of [`EVICTABLE`](super::names::EVICTABLE).
 pub const MAX_EVICTABLE: u32 = 16_384;

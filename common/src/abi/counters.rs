@@ -1,8 +1,8 @@
 //! Actions, drop reasons and notes, and where each is counted.
 //!
-//! Every frame that a program sees is counted once, under exactly one
-//! [`Action`] or one [`DropReason`]: what came in is what went on plus what
-//! was dropped. A [`Note`] counts something observed on the way besides.
+//! Every frame that a program receives is counted once, under exactly one [`Action`] or one
+//! [`DropReason`]: the received frames are the forwarded and the dropped ones. A [`Note`] counts
+//! an event besides.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -16,7 +16,7 @@ pub struct Counter {
     pub bytes: u64,
 }
 
-/// Numbers an enum and names its variants, once.
+/// Defines an enum with a number and a name for each variant.
 macro_rules! coded {
     ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $code:literal => $text:literal,)+ }) => {
         $(#[$meta])*
@@ -30,7 +30,7 @@ macro_rules! coded {
             /// All variants, in the order of their numbers.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
-            /// The number, which never changes meaning.
+            /// The number. It never changes its meaning.
             #[inline(always)]
             pub const fn code(self) -> u8 {
                 self as u8
@@ -73,9 +73,9 @@ coded! {
 }
 
 coded! {
-    /// What became of a frame that was not dropped. Append only.
+    /// Outcome of a frame that was not dropped. Append only.
     Action {
-        /// Not ours: left to the kernel untouched.
+        /// Not a frame of Culvert: passed to the kernel unchanged.
         Pass = 0 => "pass",
         /// Handed to a local endpoint.
         Deliver = 1 => "deliver",
@@ -87,7 +87,7 @@ coded! {
         ArpReply = 4 => "arp_reply",
         /// Neighbour solicitation answered from the neighbour map.
         NdReply = 5 => "nd_reply",
-        /// Announcement or probe of the endpoint's own address: nobody needs it.
+        /// Announcement or probe of the endpoint's own address, which no receiver needs.
         Absorb = 6 => "absorb",
         /// Handed to the host's own stack.
         ToHost = 7 => "to_host",
@@ -95,7 +95,7 @@ coded! {
         NatOut = 8 => "nat_out",
         /// Translated and handed to a local endpoint.
         NatDeliver = 9 => "nat_deliver",
-        /// A fragment kept until the first one of its datagram comes.
+        /// A fragment held until the first fragment of its datagram comes.
         Hold = 10 => "hold",
     }
 }
@@ -126,9 +126,9 @@ coded! {
         BumRateLimited = 73 => "bum_rate_limited",
         /// A BUM frame in a network without another endpoint.
         NoReceiver = 74 => "no_receiver",
-        /// Larger than the path takes.
+        /// The packet is larger than the path MTU.
         PacketTooBig = 75 => "packet_too_big",
-        /// The destination is the port it came from.
+        /// The destination is the endpoint that the frame came from.
         SamePort = 76 => "same_port",
         /// The FDB names a VTEP that has no entry in `UNDERLAY`.
         NoUnderlayPath = 77 => "no_underlay_path",
@@ -150,50 +150,50 @@ coded! {
         UnknownVtep = 85 => "unknown_vtep",
         /// Outer CE on an inner Not-ECT packet (RFC 6040 §4.2).
         EcnInvalid = 86 => "ecn_invalid",
-        /// Datagrams that the kernel merged without looking inside.
+        /// Datagrams that the kernel merged as plain UDP, regardless of the inner frames.
         MergedFrames = 87 => "merged_frames",
         /// The inner source MAC is a group address or zero.
         InvalidSourceMac = 88 => "invalid_source_mac",
         /// A frame from the tunnel with the source MAC of a local endpoint.
         LocalSourceMac = 89 => "local_source_mac",
-        /// A frame from the tunnel whose destination is behind the tunnel.
+        /// A frame from the tunnel whose destination MAC is at a VTEP.
         SplitHorizon = 90 => "split_horizon",
-        /// A frame from the tunnel for a MAC that nobody here has.
+        /// A frame from the tunnel for a MAC that no endpoint of this host has.
         UnknownDestination = 91 => "unknown_destination",
         /// The kernel refused a rewrite or a redirect.
         HelperFailed = 92 => "helper_failed",
-        /// The network is internal and the destination outside.
+        /// The network is internal, and the destination is external.
         InternalNetwork = 93 => "internal_network",
         /// The destination is in another network of this host.
         Isolated = 94 => "isolated",
         /// The route leads out of an interface that is not an uplink.
         NotAnUplink = 95 => "not_an_uplink",
-        /// The route to the destination is a blackhole, or says unreachable or prohibited.
+        /// The route to the destination is of type blackhole, unreachable or prohibit.
         NoRoute = 96 => "no_route",
         /// The TTL ran out.
         TtlExceeded = 97 => "ttl_exceeded",
-        /// No port is free to masquerade a new flow with.
+        /// No port is free for the masquerading of a new flow.
         NatPortsExhausted = 98 => "nat_ports_exhausted",
-        /// The conntrack table is full and nothing in it may go.
+        /// The conntrack table is full, and no flow in it may be evicted.
         ConntrackFull = 99 => "conntrack_full",
-        /// Cannot be routed: a group or loopback address, or IPv6.
+        /// The packet cannot be routed: a group or loopback address, or IPv6.
         Unroutable = 100 => "unroutable",
-        /// An ICMP error about a packet of no flow, or the reply to an echo of none.
+        /// An ICMP error about a packet without a flow, or an echo reply without a flow.
         NoFlow = 101 => "no_flow",
-        /// A fragment whose first one has not come, and that cannot be held.
+        /// The first fragment of the datagram has not come, and this fragment cannot be held.
         FragmentUnknown = 102 => "fragment_unknown",
-        /// Neither TCP, UDP nor ICMP echo, which alone can be translated.
+        /// The protocol is not TCP, UDP or ICMP echo. Only these can be translated.
         ProtocolUnsupported = 103 => "protocol_unsupported",
         /// The gateway device has no entry in `GATEWAYS`.
         UnknownGateway = 104 => "unknown_gateway",
-        /// The packet would begin a flow, but its addresses and ports are those of the
-        /// other direction of one: a server that connects to its client's own port.
+        /// The packet would begin a flow, but its addresses and ports are those of the other
+        /// direction of an existing flow: a server connects to its client's port.
         FlowConflict = 105 => "flow_conflict",
     }
 }
 
 coded! {
-    /// Something counted besides the frame's own action or drop. Append only.
+    /// Event that is counted besides the action or drop of the frame. Append only.
     Note {
         /// Copies of flooded frames handed to local endpoints.
         FloodLocalCopy = 192 => "flood_local_copy",
@@ -207,15 +207,15 @@ coded! {
         Learned = 196 => "learned",
         /// A learned MAC moved.
         MacMove = 197 => "mac_move",
-        /// A move refused by the rate limit.
+        /// A move of a learned MAC, refused by the rate limit.
         MacMoveLimited = 198 => "mac_move_limited",
-        /// A source that a local or static entry already holds elsewhere.
+        /// A source MAC that is not learned, as a local or static entry has it elsewhere.
         LearnRefused = 199 => "learn_refused",
         /// ICMP fragmentation-needed or packet-too-big sent to a container.
         IcmpTooBigSent = 200 => "icmp_too_big_sent",
-        /// The same, withheld by the rate limit.
+        /// ICMP fragmentation-needed or packet-too-big, not sent because of the rate limit.
         IcmpTooBigLimited = 201 => "icmp_too_big_limited",
-        /// A smaller path MTU learnt from an ICMP error of the underlay.
+        /// A smaller path MTU, learned from an ICMP error of the underlay.
         PathMtuLearnt = 202 => "path_mtu_learnt",
         /// Outer CE carried over to the inner header (RFC 6040 §4.2).
         EcnMarked = 203 => "ecn_marked",
@@ -231,9 +231,9 @@ coded! {
         IcmpTtlSent = 208 => "icmp_ttl_sent",
         /// ICMP destination-unreachable sent to a container.
         IcmpUnreachableSent = 209 => "icmp_unreachable_sent",
-        /// Either of them, withheld by the rate limit.
+        /// ICMP time-exceeded or destination-unreachable, not sent because of the rate limit.
         IcmpLimited = 210 => "icmp_limited",
-        /// A held fragment sent on behind the first one of its datagram.
+        /// A held fragment, forwarded after the first fragment of its datagram.
         FragmentReleased = 211 => "fragment_released",
     }
 }
@@ -245,7 +245,7 @@ pub enum Code {
     Action(Action),
     /// The frame was dropped.
     Drop(DropReason),
-    /// Observed besides.
+    /// An event besides the outcome of a frame.
     Note(Note),
 }
 
@@ -290,7 +290,7 @@ impl Code {
 /// Entries of [`STATS`](super::names::STATS): 256 codes for each [`Direction`].
 pub const STATS_ENTRIES: u32 = 5 * 256;
 
-/// Where [`STATS`](super::names::STATS) counts `code` for `direction`.
+/// Index in [`STATS`](super::names::STATS) of the counter of `code` for `direction`.
 #[inline(always)]
 pub const fn stats_index(direction: Direction, code: Code) -> u32 {
     ((direction.code() as u32) << 8) | code.code() as u32

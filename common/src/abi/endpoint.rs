@@ -2,13 +2,14 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// What one container attachment may send and where it belongs.
+/// An endpoint: its network, its addresses and its limits. Value of
+/// [`names::ENDPOINTS`](super::names::ENDPOINTS).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
 pub struct EndpointInfo {
     /// VNI of the endpoint's network.
     pub vni: u32,
-    /// [`EndpointInfo::ALLOW_ANY_SOURCE`].
+    /// 0 or [`EndpointInfo::ALLOW_ANY_SOURCE`].
     pub flags: u32,
     /// The endpoint's MAC address.
     pub mac: [u8; 6],
@@ -19,22 +20,22 @@ pub struct EndpointInfo {
     /// The endpoint's IPv6 address besides the link-local one that follows
     /// from its MAC (RFC 4291 appendix A); all zero if it has none.
     pub ipv6: [u8; 16],
-    /// BUM frames a second that it may send; 0 is without limit.
+    /// Limit of BUM frames per second that the endpoint may send; 0: no limit.
     pub bum_rate: u32,
-    /// BUM frames that it may send in one burst.
+    /// Limit of BUM frames that the endpoint may send in one burst.
     pub bum_burst: u32,
     /// Tells this endpoint from earlier and later ones with the same address or
     /// interface index; not 0.
     pub incarnation: u32,
-    /// Number of the policy that applies to it; 0 is none. No program reads it yet.
+    /// Number of the policy of the endpoint; 0: none. No program reads it yet.
     pub policy: u32,
     /// See [`Sealed`](super::Sealed).
     pub seal: u32,
 }
 
 impl EndpointInfo {
-    /// The network was created with `--opt anti_spoof=false`: the endpoint may
-    /// send with any source, as a bridge with hosts behind it does.
+    /// The network was created with `--opt anti_spoof=false`: the endpoint may send with any
+    /// source address, as a bridge with other hosts behind it does.
     pub const ALLOW_ANY_SOURCE: u32 = 1;
 
     /// No endpoint.
@@ -53,11 +54,12 @@ impl EndpointInfo {
     };
 }
 
-/// What the programs need to know of a network.
+/// A network. Value of [`names::NETWORKS`](super::names::NETWORKS).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
 pub struct NetworkInfo {
-    /// [`NetworkInfo::LEARNING`] and its siblings.
+    /// Bits [`LEARNING`](Self::LEARNING), [`COPY_DSCP`](Self::COPY_DSCP),
+    /// [`INTERNAL`](Self::INTERNAL), [`HOST_ACCESS`](Self::HOST_ACCESS).
     pub flags: u32,
     /// Entries of this VNI in the local flood list, at indices `0..local_ports`.
     pub local_ports: u32,
@@ -80,10 +82,10 @@ impl NetworkInfo {
     pub const LEARNING: u32 = 1;
     /// The inner DSCP is copied to the outer header; otherwise it is zero.
     pub const COPY_DSCP: u32 = 2;
-    /// No way out of the network (`--internal`).
+    /// The network has no route out (`--internal`).
     pub const INTERNAL: u32 = 4;
-    /// The gateway device has the gateway's address: containers and the host reach
-    /// each other. Not so where another network may have the same addresses.
+    /// The gateway device has the gateway's address: containers and the host reach each other.
+    /// Clear where another network may have the same addresses.
     pub const HOST_ACCESS: u32 = 8;
 
     /// No network.
@@ -99,18 +101,18 @@ impl NetworkInfo {
     };
 }
 
-/// What the programs need to know of an uplink. Value of
-/// [`names::UPLINKS`](super::names::UPLINKS).
+/// An uplink. Value of [`names::UPLINKS`](super::names::UPLINKS).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
 pub struct UplinkInfo {
     /// MTU of the device, in bytes.
     pub mtu: u32,
-    /// Bytes of its link header: 14 with Ethernet, 0 with none (tun, WireGuard).
+    /// Length of the link header in bytes: 14 for Ethernet, 0 for a device without one (tun,
+    /// WireGuard).
     pub link_len: u8,
     /// Explicit padding; zero.
     pub pad: u8,
-    /// Room for flags; zero.
+    /// Reserved for flags; zero.
     pub flags: u16,
 }
 

@@ -5,14 +5,14 @@ use core::hash::Hash;
 
 use bytemuck::{Pod, Zeroable};
 
-/// A family of IP addresses: what the maps of translated flows, which are read for every
-/// packet, are generic over.
+/// A family of IP addresses. The maps of translated flows are generic over it: they are read
+/// for every packet, so that their keys must not be larger than the family needs.
 ///
 /// # Safety
 ///
 /// `Addr` has an alignment of 1 and a size that is a multiple of 4 bytes.
 pub unsafe trait Family: Copy + Debug + Default + Eq + Ord + Hash + 'static {
-    /// An address, as on the wire.
+    /// An address, in network order.
     type Addr: Pod + Debug + Default + Eq + Ord + Hash;
 }
 
@@ -25,8 +25,8 @@ unsafe impl Family for V4 {
     type Addr = [u8; 4];
 }
 
-/// An IPv6 address, or an IPv4-mapped one (`::ffff:a.b.c.d`, RFC 4291 §2.5.5.2): the key of
-/// maps that serve both families and are not read for every packet.
+/// An IPv6 address, or an IPv4 address mapped to IPv6 (`::ffff:a.b.c.d`, RFC 4291 §2.5.5.2). It
+/// is the key of maps that have both families and are not read for every packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 #[repr(C, align(4))]
 pub struct MappedAddr(pub [u8; 16]);
@@ -42,14 +42,14 @@ impl MappedAddr {
         Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
     }
 
-    /// The last four bytes: the IPv4 address, if it is one.
+    /// The last four bytes, which are the IPv4 address if this is a mapped one.
     #[inline(always)]
     pub const fn low(&self) -> [u8; 4] {
         let [.., a, b, c, d] = self.0;
         [a, b, c, d]
     }
 
-    /// The IPv4 address, if it is one.
+    /// The IPv4 address, if this is a mapped one.
     #[inline(always)]
     pub const fn as_v4(&self) -> Option<[u8; 4]> {
         match self.0 {

@@ -4,7 +4,8 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{MappedAddr, VtepId};
 
-/// Key of both FDB maps.
+/// Key of [`names::FDB`](super::names::FDB) and
+/// [`names::FDB_LEARNED`](super::names::FDB_LEARNED).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
 pub struct FdbKey {
@@ -24,7 +25,8 @@ impl FdbKey {
     }
 }
 
-/// Where a MAC is, as the agent knows it: a local endpoint (`local`) or a VTEP (`static`).
+/// Location of a MAC that the agent has written: a local endpoint (`local`) or a VTEP
+/// (`static`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
 pub struct FdbEntry {
@@ -36,16 +38,16 @@ pub struct FdbEntry {
     pub seal: u32,
 }
 
-/// Where a MAC was last seen by the programs. Never changed in place: a program writes a
-/// new value.
+/// Location where the programs last saw a MAC. Never changed in place: a program writes a new
+/// value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct LearnedEntry {
-    /// `bpf_ktime_get_ns` when a frame with this source was last seen.
+    /// Time of `bpf_ktime_get_ns` of the last frame with this source MAC.
     pub last_seen_ns: u64,
-    /// Interface index of the host side that it came from; 0 if a VTEP.
+    /// Interface index of the host side that the frame came from; 0 if it came from a VTEP.
     pub ifindex: u32,
-    /// VTEP that it came from; [`VtepId::NONE`] if a local endpoint.
+    /// VTEP that the frame came from; [`VtepId::NONE`] if it came from a local endpoint.
     pub vtep: VtepId,
     /// See [`Sealed`](super::Sealed).
     pub seal: u32,
@@ -99,11 +101,11 @@ pub struct FloodKey {
     pub index: u32,
 }
 
-/// What a rate limit applies to.
+/// Key of [`names::RATES`](super::names::RATES): the kind of a rate limit, and its subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
 pub struct RateKey {
-    /// One of the associated constants.
+    /// [`Self::BUM`], [`Self::ICMP`] or [`Self::MAC_MOVE`].
     pub kind: u32,
     /// Interface index, or VNI for [`RateKey::MAC_MOVE`].
     pub id: u32,

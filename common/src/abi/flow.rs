@@ -1,15 +1,15 @@
 //! Keys and values of conntrack.
 //!
-//! A flow is two entries of [`FLOWS`](super::names::FLOWS), one for each
-//! direction: the key is a packet as it comes in, the value says what it
-//! becomes and where it goes. Turning a translated packet around gives the key
-//! of the other direction, see [`FlowKey::other`].
+//! A flow has two entries in [`FLOWS`](super::names::FLOWS), one for each direction. The key is
+//! the packet before translation; the value has the packet after translation and its
+//! destination. The translated packet with source and destination exchanged is the key of the
+//! other direction, see [`FlowKey::other`].
 
 use bytemuck::{Pod, Zeroable};
 
 use super::family::{Family, V4};
 
-/// Where a packet of a flow comes from or goes to: the VNI of a container's
+/// Zones: where a packet of a flow comes from or goes to. A zone is the VNI of a container's
 /// network, or one of the constants.
 pub mod zone {
     /// An uplink.
@@ -30,9 +30,9 @@ pub mod kind {
     pub const PUBLISHED: u32 = 4;
 }
 
-/// Bits of [`Flow::seen`]: what has passed in this direction.
+/// Bits of [`Flow::seen`]: packets that have passed in this direction.
 pub mod seen {
-    /// A packet.
+    /// Any packet.
     pub const PACKET: u32 = 1;
     /// TCP: a SYN.
     pub const SYN: u32 = 1 << 1;
@@ -67,18 +67,18 @@ unsafe impl<F: Family> Zeroable for Tuple<F> {}
 unsafe impl<F: Family> Pod for Tuple<F> {}
 
 impl<F: Family> Tuple<F> {
-    /// The tuple of an answer.
+    /// The tuple with source and destination exchanged, as an answer has it.
     #[inline(always)]
     pub const fn reversed(&self) -> Self {
         Self { src: self.dst, dst: self.src, src_port: self.dst_port, dst_port: self.src_port }
     }
 }
 
-/// Key of [`names::FLOWS`](super::names::FLOWS): a packet as it comes in.
+/// Key of [`names::FLOWS`](super::names::FLOWS): a packet before translation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct FlowKey<F: Family = V4> {
-    /// Where it comes from: a VNI or a constant of [`zone`].
+    /// Zone that the packet comes from: a VNI or a constant of [`zone`].
     pub zone: u32,
     /// Addresses and ports.
     pub tuple: Tuple<F>,
@@ -94,7 +94,7 @@ unsafe impl<F: Family> Zeroable for FlowKey<F> {}
 unsafe impl<F: Family> Pod for FlowKey<F> {}
 
 impl<F: Family> FlowKey<F> {
-    /// The key of `tuple` of `protocol` as it comes in from `zone`.
+    /// The key of a packet with `tuple` and `protocol` that comes from `zone`.
     #[inline(always)]
     pub const fn new(zone: u32, protocol: u8, tuple: Tuple<F>) -> Self {
         Self { zone, tuple, protocol, pad: [0; 3] }
@@ -107,27 +107,28 @@ impl<F: Family> FlowKey<F> {
     }
 }
 
-/// One direction of a flow.
+/// One direction of a flow. Value of [`names::FLOWS`](super::names::FLOWS).
 ///
-/// The fields up to `seal` are written once, when the entry is inserted. Those behind it are
-/// updated in place by the programs, without atomics: two CPUs may lose an update, which
-/// costs a count or is made good by the next packet. The memory can be another flow's by the
-/// time of such a write (see [`seal`](super::Sealed)): the worst that it does there is a
-/// count, a time or a seen flag too many, never another destination.
+/// The fields up to `seal` are written once, when the entry is inserted. The programs update the
+/// fields after `seal` in place, without atomics. Two CPUs may lose an update: a count is then
+/// too low, and the next packet sets time and flags again. At the time of such a write the
+/// memory may be another flow's (see [`seal`](super::Sealed)). That flow then gets a wrong
+/// count, time or seen flag, but never another destination.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Flow<F: Family = V4> {
-    /// What the packet becomes.
+    /// Addresses and ports of the packet after translation.
     pub to: Tuple<F>,
-    /// Where it goes: a VNI or a constant of [`zone`].
+    /// Zone that the packet goes to: a VNI or a constant of [`zone`].
     pub zone: u32,
-    /// Interface index of the host side of the container that it goes to; the
-    /// [`VtepId`](super::VtepId) where the zone is [`zone::TUNNEL`]; 0 if neither.
+    /// Destination in the zone: the interface index of the host side if it is a container; the
+    /// [`VtepId`](super::VtepId) if the zone is [`zone::TUNNEL`]; else 0.
     pub dest: u32,
-    /// [`EndpointInfo::incarnation`](super::EndpointInfo::incarnation) of the container
-    /// that it comes from; 0 if from none.
+    /// [`EndpointInfo::incarnation`](super::EndpointInfo::incarnation) of the container that the
+    /// packet comes from; 0 if it does not come from a container.
     pub from_incarnation: u32,
-    /// The same of the container that it goes to.
+    /// [`EndpointInfo::incarnation`](super::EndpointInfo::incarnation) of the container that the
+    /// packet goes to; 0 if it does not go to a container.
     pub to_incarnation: u32,
     /// Bits of [`kind`].
     pub kind: u32,
@@ -139,9 +140,10 @@ pub struct Flow<F: Family = V4> {
     pub last_ack: u32,
     /// Explicit padding; zero.
     pub pad: u32,
-    /// `bpf_ktime_get_coarse_ns` of the last packet; of the flow's beginning if there was none.
+    /// Time of `bpf_ktime_get_coarse_ns` of the last packet; of the flow's beginning if no packet
+    /// has passed in this direction.
     pub last_seen_ns: u64,
-    /// Packets; a GSO frame is one.
+    /// Packets; a GSO frame counts as one.
     pub packets: u64,
     /// Bytes of their frames.
     pub bytes: u64,
@@ -152,13 +154,13 @@ unsafe impl<F: Family> Zeroable for Flow<F> {}
 // SAFETY: as above. `layout` asserts for each family that the fields leave no padding.
 unsafe impl<F: Family> Pod for Flow<F> {}
 
-/// An entry of the queue [`names::EVICTABLE`](super::names::EVICTABLE): a flow that
-/// may go when the table is full, the longest idle first. It goes only if neither
+/// An entry of the queue [`names::EVICTABLE`](super::names::EVICTABLE): a flow that may be
+/// evicted when the table is full, the longest idle first. The programs evict it only if neither
 /// direction was used since.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Evictable<F: Family = V4> {
-    /// The later `last_seen_ns` of its two directions when it was put there.
+    /// The later [`Flow::last_seen_ns`] of its two directions when it was queued.
     pub last_seen_ns: u64,
     /// Key of its `ORIG` direction.
     pub key: FlowKey<F>,

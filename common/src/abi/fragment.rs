@@ -13,7 +13,7 @@ use super::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct FragmentKey<F: Family = V4> {
-    /// Where it comes from, as [`FlowKey::zone`](super::FlowKey::zone).
+    /// Zone that the datagram comes from, as [`FlowKey::zone`](super::FlowKey::zone).
     pub zone: u32,
     /// Source address.
     pub src: F::Addr,
@@ -23,7 +23,8 @@ pub struct FragmentKey<F: Family = V4> {
     pub id: [u8; 4],
     /// IP protocol.
     pub protocol: u8,
-    /// In [`names::HELD_FRAGMENTS`](super::names::HELD_FRAGMENTS) the slot, else zero.
+    /// Slot of the fragment in [`names::HELD_FRAGMENTS`](super::names::HELD_FRAGMENTS); zero in
+    /// [`names::FRAGMENTS`](super::names::FRAGMENTS).
     pub slot: u8,
     /// Explicit padding; zero.
     pub pad: [u8; 2],
@@ -34,12 +35,12 @@ unsafe impl<F: Family> Zeroable for FragmentKey<F> {}
 // SAFETY: as above; every field begins at a multiple of 4 bytes and `pad` fills the last word.
 unsafe impl<F: Family> Pod for FragmentKey<F> {}
 
-/// Ports of a fragmented datagram, as its first fragment had them. Never changed in place:
-/// a program writes a new value.
+/// Ports of a fragmented datagram, from its first fragment. Never changed in place: a program
+/// writes a new value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct FragmentInfo {
-    /// `bpf_ktime_get_coarse_ns` after which this is another datagram.
+    /// Time of `bpf_ktime_get_coarse_ns` after which the same key is another datagram.
     pub expires_ns: u64,
     /// Source port, network order.
     pub src_port: [u8; 2],
@@ -54,9 +55,9 @@ pub struct FragmentInfo {
 }
 
 impl FragmentInfo {
-    /// The datagram belongs to a flow, or begins one.
+    /// The datagram belongs to a flow, or begins a flow.
     pub const OF_FLOW: u32 = 1;
-    /// The datagram is the host's own.
+    /// The datagram belongs to the host's own traffic.
     pub const OF_HOST: u32 = 2;
 }
 
@@ -68,7 +69,7 @@ pub struct HeldFragment {
     pub len: u32,
     /// Explicit padding; zero.
     pub pad: u32,
-    /// `bpf_ktime_get_coarse_ns` after which it is of another datagram.
+    /// Time of `bpf_ktime_get_coarse_ns` after which the same key is another datagram.
     pub expires_ns: u64,
     /// The frame.
     pub bytes: [u8; HELD_FRAME_LEN],

@@ -1,5 +1,5 @@
-//! Names of maps, globals and programs, as they stand in the object file and on the BPF
-//! file system. The `const`s of this module are the maps.
+//! Names of maps, globals and programs in the object file and on the BPF file system. The
+//! constants of this module itself are the maps.
 
 /// Interface index of a host side → [`EndpointInfo`](super::EndpointInfo).
 pub const ENDPOINTS: &str = "ENDPOINTS";
@@ -11,15 +11,16 @@ pub const FDB: &str = "FDB";
 pub const FDB_LEARNED: &str = "FDB_LEARNED";
 /// [`NeighKey`](super::NeighKey) → [`NeighEntry`](super::NeighEntry).
 pub const NEIGHBOURS: &str = "NEIGHBOURS";
-/// Set of [`VtepKey`](super::VtepKey) (value: `u32`, zero): who may speak in a VNI.
+/// Set of [`VtepKey`](super::VtepKey) (value: `u32`, zero): the VTEPs that may send frames of a
+/// VNI.
 pub const VTEPS: &str = "VTEPS";
 /// [`MappedAddr`](super::MappedAddr) of a VTEP → [`SealedU32`](super::SealedU32), its
-/// [`VtepId`](super::VtepId): for decapsulation. The entry of `::`, which no host has, is the
-/// number that the agent gives next; it is not sealed.
+/// [`VtepId`](super::VtepId). Decapsulation reads it. The entry of `::`, which no host has, is
+/// the next number that the agent gives; it has no seal.
 pub const VTEP_IDS: &str = "VTEP_IDS";
-/// [`VtepId`](super::VtepId) → [`UnderlayPath`](super::UnderlayPath): how to reach it.
+/// [`VtepId`](super::VtepId) → [`UnderlayPath`](super::UnderlayPath).
 pub const UNDERLAY: &str = "UNDERLAY";
-/// [`VtepId`](super::VtepId) → [`PathMtu`](super::PathMtu): learnt from ICMP, LRU.
+/// [`VtepId`](super::VtepId) → [`PathMtu`](super::PathMtu): learned from ICMP errors, LRU.
 pub const PATH_MTU: &str = "PATH_MTU";
 /// [`FloodKey`](super::FloodKey) → [`SealedU32`](super::SealedU32), the interface index of a
 /// host side.
@@ -33,7 +34,7 @@ pub const GATEWAYS: &str = "GATEWAYS";
 /// [`FlowKey`](super::FlowKey) → [`Flow`](super::Flow): conntrack; written by
 /// the programs, aged by the agent. Its capacity is configured.
 pub const FLOWS: &str = "FLOWS";
-/// Queue of [`Evictable`](super::Evictable): what may go when `FLOWS` is full.
+/// Queue of [`Evictable`](super::Evictable): flows that may be evicted when `FLOWS` is full.
 pub const EVICTABLE: &str = "EVICTABLE";
 /// [`PublishedKey`](super::PublishedKey) → [`PublishedEntry`](super::PublishedEntry).
 pub const PUBLISHED: &str = "PUBLISHED";
@@ -51,18 +52,19 @@ pub const HELD_FRAGMENTS: &str = "HELD_FRAGMENTS";
 /// Per-CPU array of [`Counter`](super::Counter), indexed by
 /// [`stats_index`](super::stats_index).
 pub const STATS: &str = "STATS";
-/// One `u64`: an entry of the flow cache or of the route cache holds while this number is the
-/// one that it was made under. Whoever changes `ENDPOINTS`, `NETWORKS`, `FDB`, `VTEPS`,
-/// `VTEP_IDS`, `UNDERLAY`, `PATH_MTU`, `GATEWAYS` or `UPLINKS` raises it afterwards.
+/// One `u64`, the epoch: an entry of the flow cache or of the route cache is valid while the
+/// epoch is the one in which the entry was made. The agent or a program that changes
+/// `ENDPOINTS`, `NETWORKS`, `FDB`, `VTEPS`, `VTEP_IDS`, `UNDERLAY`, `PATH_MTU`, `GATEWAYS` or
+/// `UPLINKS` advances it afterwards.
 pub const EPOCH: &str = "EPOCH";
 /// One [`Scratch`](super::Scratch) per CPU: headers too large for the BPF stack of 512 bytes.
 pub const SCRATCH: &str = "SCRATCH";
 
 /// Names of the load-time globals (read-only data of the object).
 pub mod globals {
-    /// Our VTEP address, four bytes in network order read as a native `u32`.
+    /// VTEP address of this host: the four bytes in network order, read as a native `u32`.
     pub const VTEP_IP: &str = "VTEP_IP";
-    /// UDP port on which we receive VXLAN, host order, `u16`.
+    /// UDP port on which this host receives VXLAN, host order, `u16`.
     pub const VXLAN_PORT: &str = "VXLAN_PORT";
     /// Age in ns after which a learned entry is no longer used, `u64`.
     pub const AGEING_NS: &str = "AGEING_NS";
@@ -72,9 +74,9 @@ pub mod globals {
     pub const NAT_PORT_MAX: &str = "NAT_PORT_MAX";
     /// Interface index of the loopback device, `u32`.
     pub const LOOPBACK: &str = "LOOPBACK";
-    /// Not 0: trace lines are written, `u8`.
+    /// `u8`; trace lines are written if it is not 0.
     pub const TRACING: &str = "TRACING";
-    /// aya-log's own: 0 writes nothing, 5 writes trace lines, `u8`.
+    /// Log level of aya-log, `u8`: 0 writes nothing, 5 writes trace lines.
     pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 }
 

@@ -1,4 +1,4 @@
-//! Keys and values of published ports and of the ports that the host uses.
+//! Keys and values of published ports; bits of the ports that the host uses.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -9,7 +9,7 @@ use crate::wire::ipv4::{PROTO_ICMP, PROTO_TCP, PROTO_UDP};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
 pub struct PublishedKey {
-    /// Address of the host. Every IPv4 address: `::ffff:0.0.0.0`.
+    /// Address of the host; `::ffff:0.0.0.0` stands for every IPv4 address of the host.
     pub addr: MappedAddr,
     /// Port of the host, network order.
     pub port: [u8; 2],
@@ -19,17 +19,17 @@ pub struct PublishedKey {
     pub pad: u8,
 }
 
-/// A published port's container.
+/// Container port of a published port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
 pub struct PublishedEntry {
-    /// Its address.
+    /// Address of the container.
     pub addr: MappedAddr,
-    /// VNI of its network.
+    /// VNI of the container's network.
     pub vni: u32,
-    /// Interface index of its host side.
+    /// Interface index of the container's host side.
     pub ifindex: u32,
-    /// Its port, network order.
+    /// Port of the container, network order.
     pub port: [u8; 2],
     /// Explicit padding; zero.
     pub pad: u16,
@@ -37,8 +37,8 @@ pub struct PublishedEntry {
     pub seal: u32,
 }
 
-/// Word of [`names::RESERVED_PORTS`](super::names::RESERVED_PORTS) and bit in it for a
-/// port of the host (or an ICMP identifier); `None` for other protocols.
+/// Index of the word in [`names::RESERVED_PORTS`](super::names::RESERVED_PORTS), and bit in the
+/// word, of a port of the host (or an ICMP identifier); `None` for other protocols.
 #[inline(always)]
 pub const fn reserved_bit(protocol: u8, port: u16) -> Option<(u32, u64)> {
     let class = match protocol {

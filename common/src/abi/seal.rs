@@ -1,4 +1,4 @@
-//! Values that say which key they belong to.
+//! Seals: a check that a map value belongs to its key.
 //!
 //! A program gets a pointer into a map, not a copy. The kernel gives the memory of a
 //! removed element to the next insertion at once: from the free list of a preallocated or
@@ -6,10 +6,10 @@
 //! `BPF_F_NO_PREALLOC` (`bpf_mem_cache_free`). While a program reads a value, the memory
 //! can thus become the value of another key, in part or as a whole.
 //!
-//! A seal makes that visible. It is a hash of the key and of the fields that do not change
-//! while the entry lives. A program copies the value and compares the seal of the copy with
-//! the one computed from its own key: a copy that is mixed, or of another key, does not
-//! match. The check needs no order of the writes, so it holds on every processor.
+//! A seal detects that. It is a hash of the key and of the fields that do not change while the
+//! entry lives. A program copies the value and compares the seal of the copy with the seal
+//! computed from the program's key: a copy that is mixed, or of another key, does not match. The
+//! check does not depend on the order of the writes, so it is valid on every processor.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -24,7 +24,7 @@ pub trait Sealed<K>: Pod {
     /// The seal that this value must have under `key`.
     fn seal_for(&self, key: &K) -> u32;
 
-    /// Whether this value was written, whole, under `key`.
+    /// Whether this value was written as a whole under `key`.
     fn is_of(&self, key: &K) -> bool;
 
     /// This value with its seal for `key`.
@@ -43,7 +43,7 @@ pub struct SealedU32 {
 }
 
 impl SealedU32 {
-    /// `value` as it stands under `key`.
+    /// `value` with its seal for `key`.
     #[inline(always)]
     pub fn new<K>(key: &K, value: u32) -> Self
     where
@@ -56,7 +56,7 @@ impl SealedU32 {
 /// Start of the hash: an odd number without structure, so that zeroes have no seal of zero.
 const START: u64 = 0x243f_6a88_85a3_08d3;
 
-/// Takes one word up into the hash.
+/// Adds one word to the hash.
 #[inline(always)]
 const fn absorb(hash: u64, word: u32) -> u64 {
     let hash = (hash ^ word as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);

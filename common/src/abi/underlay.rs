@@ -1,12 +1,12 @@
-//! VTEPs and how they are reached.
+//! VTEPs and the paths to them.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::wire::EthHdr;
 
-/// A VTEP, numbered by the agent of this host. The number stands for the VTEP's address
-/// in every map, so that an address of either family costs a key four bytes. It is never
-/// given to another address while the maps are pinned.
+/// Number of a VTEP, given by the agent of this host. It stands for the VTEP's address in every
+/// map, so that an address of either family takes four bytes of a key. It is never given to
+/// another address while the maps are pinned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 #[repr(transparent)]
 pub struct VtepId(pub u32);
@@ -15,7 +15,7 @@ impl VtepId {
     /// No VTEP.
     pub const NONE: Self = Self(0);
 
-    /// Whether this is a VTEP.
+    /// Whether this is the number of a VTEP.
     #[inline(always)]
     pub const fn is_some(self) -> bool {
         self.0 != 0
@@ -32,20 +32,20 @@ pub struct VtepKey {
     pub vtep: VtepId,
 }
 
-/// What precedes the inner frame on the way to a VTEP: link header, IP, UDP, VXLAN. Fields
-/// that differ by network or by frame are zero: VNI, TOS, lengths, UDP source port.
+/// Headers in front of the inner frame towards a VTEP: link header, IP, UDP, VXLAN. Fields that
+/// differ by network or by frame are zero: VNI, TOS, lengths, UDP source port.
 ///
-/// The header begins behind two bytes of padding, so that the IP header behind an Ethernet
-/// header is aligned to 4 bytes, like `NET_IP_ALIGN`: BPF has no unaligned access to the
-/// stack, and the compiler goes byte by byte where it does not know the alignment.
+/// Two bytes of padding before the Ethernet header, so that the IP header is 4-byte aligned, like
+/// `NET_IP_ALIGN`: BPF has no unaligned access to the stack, and the compiler copies byte by
+/// byte where it does not know the alignment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C, align(4))]
 pub struct HeaderTemplate {
     /// Explicit padding; zero.
     pub pad: [u8; 2],
-    /// Ethernet header; zero where the link has none. Its destination is the MAC of the
-    /// next hop as the kernel's neighbour table has it, zero while unresolved: used where
-    /// `bpf_redirect_neigh` cannot be (frames that are not IP, replicas of flooded frames).
+    /// Ethernet header; zero where the link has none. Its destination is the MAC of the next hop
+    /// from the kernel's neighbour table, zero while unresolved. It is used where
+    /// `bpf_redirect_neigh` cannot be used: frames that are not IP, replicas of flooded frames.
     pub eth: EthHdr,
     /// IP, UDP and VXLAN header: 36 bytes with IPv4, 56 with IPv6; zeroes follow.
     pub outer: [u8; 56],
@@ -57,28 +57,28 @@ impl HeaderTemplate {
         Self { pad: [0; 2], eth: EthHdr::new([0; 6], [0; 6], 0), outer: [0; 56] };
 }
 
-/// How to reach a VTEP, as the kernel's routing table said when the agent asked. Value of
+/// Path to a VTEP, as in the kernel's routing table when the agent last read it. Value of
 /// [`names::UNDERLAY`](super::names::UNDERLAY).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
 pub struct UnderlayPath {
     /// Headers towards the VTEP.
     pub template: HeaderTemplate,
-    /// Next hop: the VTEP itself when it is on link. An IPv4 address in the first four
-    /// bytes, as in the kernel's `struct bpf_redir_neigh`.
+    /// Next hop; the VTEP itself if it is on link. An IPv4 address is in the first four bytes, as
+    /// in the kernel's `struct bpf_redir_neigh`.
     pub next_hop: [u8; 16],
-    /// Uplink.
+    /// Interface index of the uplink.
     pub ifindex: u32,
     /// Address family of the underlay: `AF_INET` (2) or `AF_INET6` (10) of linux/socket.h.
     pub family: u16,
     /// UDP port of the VTEP, host order.
     pub port: u16,
-    /// Largest inner L3 packet that the route takes: the route's MTU less the bytes that
-    /// the template and the inner Ethernet header add to it.
+    /// Largest inner L3 packet on the route, in bytes: the route's MTU less
+    /// [`Self::overhead`].
     pub inner_mtu: u16,
-    /// Bytes of the template: link header, IP, UDP and VXLAN.
+    /// Length of the template in bytes: link header, IP, UDP and VXLAN.
     pub header_len: u8,
-    /// Bytes of its link header: 14, or 0 where the uplink has none.
+    /// Length of the template's link header in bytes: 14, or 0 if the uplink has none.
     pub link_len: u8,
     /// See [`Sealed`](super::Sealed).
     pub seal: u32,
@@ -103,14 +103,15 @@ impl UnderlayPath {
     }
 }
 
-/// What a router on the way to a VTEP said of its MTU (RFC 1191). Never changed in place: a
-/// program writes a new value.
+/// MTU that a router on the path to a VTEP has reported (RFC 1191). Value of
+/// [`names::PATH_MTU`](super::names::PATH_MTU). Never changed in place: a program writes a new
+/// value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct PathMtu {
-    /// `bpf_ktime_get_ns` after which the route's own MTU is tried again.
+    /// Time of `bpf_ktime_get_ns` after which the route's own MTU is used again.
     pub expires_ns: u64,
-    /// Largest inner L3 packet.
+    /// Largest inner L3 packet, in bytes.
     pub inner_mtu: u32,
     /// See [`Sealed`](super::Sealed).
     pub seal: u32,

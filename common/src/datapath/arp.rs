@@ -7,22 +7,21 @@ use crate::abi::{DropReason, EndpointInfo};
 use crate::wire::ethernet::ETH_P_ARP;
 use crate::wire::{ARP_REPLY, ARP_REQUEST, ArpIpv4, EthHdr};
 
-/// What an ARP packet of a container asks for.
+/// Action for an ARP packet of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ArpQuery {
-    /// The endpoint announces its own address (gratuitous request or reply,
-    /// RFC 5227 §3) or probes it (§2.1.1). Where the neighbour map is complete
-    /// nobody needs to hear it and nobody may object: it is absorbed. In a
-    /// learning network the caller floods it: hosts unknown to the map may hold
-    /// the address, or hold an old one for it.
+    /// The endpoint announces its own address (gratuitous request or reply, RFC 5227 §3) or probes
+    /// it (§2.1.1). If the neighbour map is complete, no host needs the packet and no host may
+    /// claim the address: the packet is absorbed. In a learning network the caller floods it:
+    /// hosts that are not in the map may have the address, or an old ARP entry for it.
     Absorb,
-    /// Asks for the MAC of another address, be it as a probe (RFC 5227): answer
-    /// with [`arp_reply`] if the neighbour map knows it, else forward.
+    /// A request for the MAC of another address, also as a probe (RFC 5227): answer with
+    /// [`arp_reply`] if the neighbour map has the address, else forward.
     Resolve {
         /// The address asked for.
         target: [u8; 4],
     },
-    /// A reply to someone: forward by its destination MAC.
+    /// A reply: forward by its destination MAC.
     Forward,
 }
 
@@ -43,7 +42,7 @@ impl ArpFrame {
 
 const _: () = assert!(size_of::<ArpFrame>() == ArpFrame::LEN);
 
-/// Checks an ARP packet of `ep` and says what it asks for.
+/// Checks an ARP packet of `ep`. Returns the action for it.
 ///
 /// The sender must be the endpoint: its MAC and its IP, or 0.0.0.0 in a request
 /// (a probe). [`DropReason::Malformed`] for anything but requests and replies
@@ -72,8 +71,8 @@ pub fn arp_query(ep: &EndpointInfo, arp: &ArpIpv4) -> Result<ArpQuery, DropReaso
     })
 }
 
-/// The reply to `request`: its target address is at `mac` (RFC 826). To a probe
-/// the reply goes with target 0.0.0.0, as RFC 5227 §2.1.1 has a defender send it.
+/// The reply to `request`. `mac` is the MAC of its target address (RFC 826). The reply to a probe
+/// has the target 0.0.0.0, as that of a defender in RFC 5227 §2.1.1.
 #[inline(always)]
 pub const fn arp_reply(request: &ArpIpv4, mac: [u8; 6]) -> ArpIpv4 {
     ArpIpv4::new(ARP_REPLY, mac, request.target_ip, request.sender_mac, request.sender_ip)

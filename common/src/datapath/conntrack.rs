@@ -1,11 +1,10 @@
-//! What state a flow is in, how long it may be idle in it, and which one has to go
-//! first when the table is full.
+//! States of flows, their timeouts, and the order of eviction when the table is full.
 //!
-//! The state follows from what each direction has seen, see [`Flow::seen`](crate::abi::Flow::seen): nothing
-//! is kept besides, so that no update can be lost half-way. Two of the states that
-//! Linux tells apart cannot be told by that, and need not be: half-closed connections
-//! are all `tcp_fin_wait` (Linux: `FIN_WAIT`, 120 s, or `CLOSE_WAIT`, 60 s), fully
-//! closed ones all `tcp_time_wait` (Linux: `LAST_ACK`, 30 s, or `TIME_WAIT`, 120 s).
+//! The state follows from the flags of each direction, see
+//! [`Flow::seen`](crate::abi::Flow::seen). No other state is kept, so that no update can be done
+//! in part. Some states of Linux are not distinguished: a half-closed connection is always
+//! `tcp_fin_wait` (Linux: `FIN_WAIT`, 120 s, or `CLOSE_WAIT`, 60 s), a closed one always
+//! `tcp_time_wait` (Linux: `LAST_ACK`, 30 s, or `TIME_WAIT`, 120 s).
 
 use crate::abi::{coded, seen};
 use crate::wire::ipv4::{PROTO_TCP, PROTO_UDP};
@@ -37,8 +36,8 @@ coded! {
 }
 
 impl FlowState {
-    /// State of a flow of `protocol` whose directions have seen `orig` and `reply`.
-    /// What is neither TCP nor UDP is ICMP: nothing else is tracked.
+    /// State of a flow of `protocol`. `orig` and `reply` are [`Flow::seen`](crate::abi::Flow::seen)
+    /// of its directions. A protocol other than TCP and UDP is ICMP: no other is tracked.
     pub const fn of(protocol: u8, orig: u32, reply: u32) -> Self {
         match protocol {
             PROTO_TCP => Self::tcp(orig, reply),
@@ -59,8 +58,8 @@ impl FlowState {
         if either & seen::FIN != 0 {
             return Self::TcpFinWait;
         }
-        // An ACK each way is a connection, however it began; the answer to a SYN alone
-        // may be one as well (RFC 5961 §4.2 "challenge ACK").
+        // An ACK in each direction makes a connection, regardless of its beginning. A single ACK
+        // in answer to a SYN may be a challenge ACK (RFC 5961 §4.2), which makes none.
         if both & seen::ACK != 0 || (both & seen::SYN != 0 && orig & seen::ACK != 0) {
             return Self::TcpEstablished;
         }
@@ -73,9 +72,9 @@ impl FlowState {
         Self::TcpLoose
     }
 
-    /// Seconds that a flow lives unused in this state unless configured otherwise: the
-    /// defaults of Linux (`Documentation/networking/nf_conntrack-sysctl.rst`).
-    /// `tcp_loose` has that of `nf_conntrack_tcp_timeout_unacknowledged`.
+    /// Default idle time in this state after which a flow expires, in seconds: the default of
+    /// Linux (`Documentation/networking/nf_conntrack-sysctl.rst`). `tcp_loose` has the default of
+    /// `nf_conntrack_tcp_timeout_unacknowledged`.
     pub const fn default_timeout_s(self) -> u32 {
         match self {
             Self::TcpSynSent | Self::TcpFinWait | Self::TcpTimeWait => 120,
@@ -88,9 +87,9 @@ impl FlowState {
         }
     }
 
-    /// Which flows go first when the table is full, the least first: those that are
-    /// over, then those that nobody has answered, then those that may be in use. `None`:
-    /// never, an established connection is not broken for a new one.
+    /// Order of eviction when the table is full, the least rank first: flows that have ended, then
+    /// flows without an answer, then flows that may be in use. `None`: the flow is never evicted,
+    /// as an established connection is not broken for a new one.
     pub const fn eviction_rank(self) -> Option<u8> {
         match self {
             Self::TcpClose | Self::TcpTimeWait => Some(0),

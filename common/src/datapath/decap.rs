@@ -1,14 +1,14 @@
-//! What an outer header must be before it is stripped (RFC 7348).
+//! Checks of the outer headers before decapsulation (RFC 7348).
 
 use crate::abi::DropReason;
 use crate::wire::{EthHdr, Ipv4Hdr, UdpHdr, VxlanHdr};
 
-/// Checks the outer IPv4 header of a datagram for our port; `l3_len` is what the
-/// frame holds from this header on. Returns the bytes of the header.
+/// Checks the outer IPv4 header of a datagram to the VXLAN port. `l3_len` is the number of bytes
+/// of the frame from this header on. Returns the length of the header in bytes.
 ///
-/// For a fragment that is not the first the port is unknown: call this where
-/// the protocol is UDP and the packet is otherwise known to be VXLAN, or let
-/// such fragments pass to the kernel, whose reassembly finds no socket.
+/// A fragment that is not the first has no port. Call this for UDP packets that are otherwise
+/// known to be VXLAN, or let such fragments pass to the kernel, whose reassembly finds no
+/// socket.
 #[inline(always)]
 pub const fn check_outer_ip(ip: &Ipv4Hdr, l3_len: u32) -> Result<u32, DropReason> {
     let header_len = ip.header_len();
@@ -25,9 +25,9 @@ pub const fn check_outer_ip(ip: &Ipv4Hdr, l3_len: u32) -> Result<u32, DropReason
     Ok(header_len)
 }
 
-/// Checks the outer UDP header; `l4_len` is the outer IP packet's length less
-/// its header. The checksum is not looked at (RFC 7348 §5: a receiver may
-/// verify one that is not zero; the frame carries its own).
+/// Checks the outer UDP header. `l4_len` is the length of the outer IP packet without its header.
+/// The checksum is not verified (RFC 7348 §5: a receiver may verify a checksum that is not zero;
+/// the inner frame has its own).
 #[inline(always)]
 pub const fn check_outer_udp(udp: &UdpHdr, l4_len: u32) -> Result<(), DropReason> {
     let len = udp.len() as u32;
@@ -37,7 +37,8 @@ pub const fn check_outer_udp(udp: &UdpHdr, l4_len: u32) -> Result<(), DropReason
     Ok(())
 }
 
-/// The VNI, and whether reserved bits are set (to be counted, else ignored).
+/// The VNI, and whether reserved bits are set. The caller counts reserved bits, and ignores them
+/// otherwise.
 #[inline(always)]
 pub const fn check_vxlan(vxlan: &VxlanHdr) -> Result<(u32, bool), DropReason> {
     if !vxlan.is_vni_valid() {
@@ -48,17 +49,17 @@ pub const fn check_vxlan(vxlan: &VxlanHdr) -> Result<(u32, bool), DropReason> {
 
 /// Whether a received buffer holds one inner frame.
 ///
-/// The kernel merges in two ways: through a VXLAN socket's GRO callbacks, which
-/// merge the inner TCP flow into one long inner packet, and as plain UDP
-/// (`rx-udp-gro-forwarding`, `rx-gro-list`), which lays whole datagrams end to
-/// end whatever their VNI. In the first case the inner IP packet fills the rest
-/// of the buffer, in the second it does not. `gso_size` is the buffer's (0: not
-/// merged), `remaining_l3_len` what it holds after the inner Ethernet header,
-/// `inner_l3_total_len` what the inner IP header says (`None`: not IP, which
-/// nothing legitimate merges).
+/// The kernel has two kinds of merging (GRO). The GRO callbacks of a VXLAN socket merge the
+/// segments of an inner TCP flow into one long inner packet. Plain UDP GRO
+/// (`rx-udp-gro-forwarding`, `rx-gro-list`) puts whole datagrams one after the other, regardless
+/// of their VNI. In the first case the inner IP packet fills the rest of the buffer, in the
+/// second it does not.
 ///
-/// An inner header that lies about its length would pass: see
-/// [`second_datagram_offset`].
+/// `gso_size` is the segment size of the buffer (0: not merged). `remaining_l3_len` is the number
+/// of bytes after the inner Ethernet header. `inner_l3_total_len` is the length in the inner IP
+/// header (`None`: the frame is not IP; no legitimate merge contains such a frame).
+///
+/// An inner header with a false length would pass: see [`second_datagram_offset`].
 #[inline(always)]
 pub const fn merged_frame_ok(
     gso_size: u32,
@@ -74,14 +75,13 @@ pub const fn merged_frame_ok(
     }
 }
 
-/// Where in a buffer, counted from the outer UDP payload, a second datagram
-/// begins if the kernel merged datagrams as plain UDP; `None` if it cannot have.
+/// Offset of a second datagram in a buffer, in bytes from the outer UDP payload, if the kernel
+/// merged datagrams as plain UDP; `None` if it cannot have merged any.
 ///
-/// UDP GRO merges only datagrams with a checksum (`udp_gro_receive_segment`
-/// leaves those without alone), all but the last of `gso_size` bytes. Culvert
-/// sends none, so for its own frames there is nothing to look at. Where this
-/// gives an offset, an inner header could claim the following datagrams as its
-/// payload: whoever decapsulates looks whether [`starts_datagram`] there.
+/// UDP GRO merges only datagrams with a checksum (`udp_gro_receive_segment`); each but the last
+/// has `gso_size` bytes. Culvert sends no checksum, so that the frames of Culvert hosts need no
+/// further check. If there is an offset, the inner header could claim the next datagrams as its
+/// payload: the caller checks the bytes there with [`starts_datagram`].
 #[inline(always)]
 pub const fn second_datagram_offset(
     gso_size: u32,
@@ -94,8 +94,8 @@ pub const fn second_datagram_offset(
     Some(gso_size)
 }
 
-/// Whether the bytes could be the VXLAN header of a second, merged datagram.
-/// Payload that looks so by chance (one in 2^33) costs a retransmission.
+/// Whether the bytes could be the VXLAN header of a second, merged datagram. Random payload
+/// matches with a probability of 2^-33, and then costs a retransmission.
 #[inline(always)]
 pub const fn starts_datagram(vxlan: &VxlanHdr) -> bool {
     vxlan.is_vni_valid() && !vxlan.reserved_bits_set()

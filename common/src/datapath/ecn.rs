@@ -13,7 +13,7 @@ pub const ECT_0: u8 = 0b10;
 /// Congestion experienced.
 pub const CE: u8 = 0b11;
 
-/// What decapsulation does to the inner traffic class.
+/// Effect of decapsulation on the inner traffic class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EcnAction {
     /// Nothing.
@@ -22,9 +22,9 @@ pub enum EcnAction {
     Set(u8),
 }
 
-/// Traffic class of the outer header in normal mode (RFC 6040 §4.1): the ECN
-/// field is the inner one's; the DSCP is too where the network copies it
-/// (RFC 2983, uniform model), else 0. A frame without IP has 0.
+/// Traffic class of the outer header in normal mode (RFC 6040 §4.1). The ECN field is the inner
+/// one; the DSCP is the inner one if the network copies it (RFC 2983, uniform model), else 0. It
+/// is 0 for a frame that is not IP.
 #[inline(always)]
 pub const fn encap_tos(inner_tos: Option<u8>, copy_dscp: bool) -> u8 {
     match inner_tos {
@@ -34,7 +34,7 @@ pub const fn encap_tos(inner_tos: Option<u8>, copy_dscp: bool) -> u8 {
     }
 }
 
-/// What becomes of the inner ECN field (RFC 6040 §4.2, figure 4).
+/// The effect of the outer ECN field on the inner one (RFC 6040 §4.2, figure 4).
 ///
 /// [`DropReason::EcnInvalid`] for outer CE over inner Not-ECT: the sender
 /// cannot be told of the congestion other than by the loss.

@@ -8,7 +8,7 @@ use crate::wire::{EthHdr, Ipv4Hdr, UdpHdr, VxlanHdr, ipv4::PROTO_UDP};
 /// TTL of the outer header.
 const OUTER_TTL: u8 = 64;
 
-/// What precedes the inner frame on an IPv4 underlay, less the link header.
+/// Headers in front of the inner frame on an IPv4 underlay, without the link header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct OuterHeader {
@@ -24,9 +24,9 @@ impl OuterHeader {
     /// Bytes on the wire.
     pub const LEN: usize = 36;
 
-    /// The header towards a VTEP, for VNI 0 and an empty frame: I flag only, UDP checksum 0,
-    /// DF, TTL 64, identification 0. [`EncapHeaders::new`] puts in the VNI and
-    /// [`Self::fit`] what differs by frame.
+    /// The header towards a VTEP, for VNI 0 and an empty frame: I flag only, UDP checksum 0, DF,
+    /// TTL 64, identification 0. [`EncapHeaders::new`] sets the VNI, and [`Self::fit`] the fields
+    /// that differ by frame.
     #[inline(always)]
     pub const fn towards(src_vtep: [u8; 4], dst_vtep: [u8; 4], dst_port: u16) -> Self {
         Self {
@@ -36,11 +36,11 @@ impl OuterHeader {
         }
     }
 
-    /// Makes the header, whatever frame it was for before, that of one of `inner_frame_len`
-    /// bytes, its Ethernet header included.
+    /// Sets the fields that differ by frame. `inner_frame_len` is the length of the inner frame in
+    /// bytes, its Ethernet header included. The header may have been used for another frame before.
     ///
-    /// A GSO frame keeps one header over its whole length; the kernel writes those
-    /// of the segments.
+    /// A GSO frame has one header for its whole length; the kernel writes the headers of the
+    /// segments.
     ///
     /// # Errors
     ///
@@ -84,7 +84,7 @@ pub fn ipv4_template(
     bytemuck::cast(Ipv4Template { pad: [0; 2], eth, outer, zero: [0; 20] })
 }
 
-/// The outer header of a template of an IPv4 underlay.
+/// The outer header in a template of an IPv4 underlay.
 #[inline(always)]
 pub fn ipv4_of(template: &HeaderTemplate) -> OuterHeader {
     let template: &Ipv4Template = bytemuck::cast_ref(template);
@@ -109,7 +109,7 @@ pub struct EncapHeaders {
 impl EncapHeaders {
     /// Bytes on the wire.
     pub const LEN: usize = 64;
-    /// Where in the structure they begin.
+    /// Offset in the structure at which the headers begin.
     pub const OFFSET: usize = 2;
 
     /// The headers of `template` in front of frames of the network `vni` with the Ethernet
@@ -128,15 +128,15 @@ const _: () = assert!(OuterHeader::LEN + EthHdr::LEN == crate::abi::VXLAN_OVERHE
 
 /// UDP source port for a flow of this hash, 49152–65535 (RFC 7348 §5).
 ///
-/// Only 14 bits of the hash fit: all 32 take part in them, since the kernel's
-/// hash is good in every bit but ours over MAC addresses is fed with few.
+/// Only 14 bits fit. All 32 bits of the hash are mixed into them: the kernel's hash differs in
+/// every bit, but the hash over MAC addresses may differ in few bits.
 #[inline(always)]
 pub const fn entropy_port(hash: u32) -> u16 {
     let mixed = (hash ^ (hash >> 16)).wrapping_mul(0x9e37_79b1);
     0xc000 | (mixed >> 18) as u16
 }
 
-/// Hash of a flow known by its Ethernet header only.
+/// Hash of a flow of frames that are not IP, over the Ethernet header.
 #[inline(always)]
 pub const fn l2_flow_hash(dst: &[u8; 6], src: &[u8; 6], ethertype: u16) -> u32 {
     let hash = mix(0, u32::from_be_bytes([dst[0], dst[1], dst[2], dst[3]]));
@@ -145,9 +145,8 @@ pub const fn l2_flow_hash(dst: &[u8; 6], src: &[u8; 6], ethertype: u16) -> u32 {
     finish(mix(hash, ethertype as u32))
 }
 
-/// Hash of an IPv4 flow. `ports` are the first four bytes of the upper layer, zero if
-/// it has no ports, and of every fragment, the first one too: all fragments of a datagram
-/// have the same hash.
+/// Hash of an IPv4 flow. `ports` are the first four bytes of the upper layer; zero if it has no
+/// ports, and for every fragment, so that all fragments of a datagram have the same hash.
 #[inline(always)]
 pub const fn ipv4_flow_hash(ip: &Ipv4Hdr, ports: [u8; 4]) -> u32 {
     let hash = mix(0, u32::from_be_bytes(ip.src));

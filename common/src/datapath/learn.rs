@@ -3,40 +3,39 @@
 use crate::abi::LearnedEntry;
 use crate::wire::ethernet;
 
-/// How old an entry may grow before a frame writes it anew: a map write per
-/// second and address rather than one per packet.
+/// Age in ns of an entry from which on a frame writes it again: one map write per second and
+/// address, not one per packet.
 pub const TOUCH_AFTER_NS: u64 = 1_000_000_000;
 
-/// What a frame does to the learned FDB.
+/// Effect of a frame on the learned FDB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Learn {
-    /// Nothing: the entry is right and less than [`TOUCH_AFTER_NS`] old.
+    /// No write: the entry is right and less than [`TOUCH_AFTER_NS`] old.
     Current,
-    /// Writes the entry: same place, newer time.
+    /// Writes the entry: the location is the same, the time is newer.
     Refresh,
     /// Writes the entry: the address is new, or its entry has aged.
     Insert,
-    /// Writes the entry if the rate limit of moves allows: the address was
-    /// elsewhere.
+    /// Writes the entry if the rate limit of moves allows it: the address has moved.
     Move,
 }
 
-/// Whether `mac` may be learned: no group address (RFC 7348 says nothing of
-/// them as sources; IEEE 802.1D §7.8 does) and not zero.
+/// Whether `mac` may be learned: neither zero nor a group address (IEEE 802.1D §7.8; RFC 7348
+/// does not mention group addresses as sources).
 #[inline(always)]
 pub const fn valid_source(mac: &[u8; 6]) -> bool {
     !ethernet::is_multicast(mac) && !ethernet::is_zero(mac)
 }
 
-/// Whether `entry` is still to be used at `now_ns`.
+/// Whether `entry` is still valid at `now_ns`.
 #[inline(always)]
 pub const fn is_fresh(entry: &LearnedEntry, now_ns: u64, ageing_ns: u64) -> bool {
     now_ns.saturating_sub(entry.last_seen_ns) < ageing_ns
 }
 
-/// What to do about an address seen as `seen` (whose time is now) with the entry
-/// `existing` in the map. The caller has made sure that neither a local nor a
-/// static entry holds the address.
+/// The effect of a frame on the entry of its source address. `seen` is the location and the
+/// present time, `existing` the entry in the map. The caller has checked that the address has
+/// neither a local nor a static entry.
 #[inline(always)]
 pub fn learn(existing: Option<&LearnedEntry>, seen: &LearnedEntry, ageing_ns: u64) -> Learn {
     let Some(entry) = existing else {

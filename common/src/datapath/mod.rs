@@ -1,9 +1,8 @@
-//! Packet decisions: values in, a decision out.
+//! Packet decisions, as functions of values.
 //!
-//! Nothing here reads a map, touches a packet or calls a helper, so that each
-//! decision is tested where it is made and compiles for the kernel and the host
-//! alike. Lengths are in bytes, times in nanoseconds, VNIs, ports and hashes
-//! native integers, addresses bytes in network order.
+//! The functions do not read maps or packets and call no BPF helpers, so that unit tests cover
+//! them, and they compile for the kernel and the host. Lengths are in bytes, times in
+//! nanoseconds; VNIs, ports and hashes are native integers, addresses are in network order.
 
 pub mod arp;
 pub mod conntrack;

@@ -1,9 +1,8 @@
-//! Network address translation: what a packet is, what it becomes, and what
-//! that does to its checksums.
+//! Network address translation: classification of packets, translated headers, and checksum
+//! updates.
 //!
-//! The terms are those of RFC 2663 (NAPT) and RFC 5508 (ICMP). Which port a flow
-//! gets is decided by the map that holds the flows: the first candidate whose
-//! `reply` entry is not there yet.
+//! The terms are those of RFC 2663 (NAPT) and RFC 5508 (ICMP). A flow gets the first candidate
+//! port whose `reply` entry does not yet exist in the map of flows.
 
 use crate::abi::{Tuple, seen};
 use crate::wire::icmp::{
@@ -13,24 +12,24 @@ use crate::wire::icmp::{
 use crate::wire::ipv4::{PROTO_ICMP, PROTO_TCP, PROTO_UDP};
 use crate::wire::{Ipv4Hdr, tcp};
 
-/// How many ports are tried for a new flow.
+/// Number of ports that are tried for a new flow.
 pub const PORT_TRIES: u32 = 64;
 
-/// What can be translated of a packet.
+/// The translatable part of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Upper {
     /// TCP, UDP or ICMP echo with these ports: source and destination.
     Ports([u8; 2], [u8; 2]),
-    /// An ICMP error, about the packet that it quotes.
+    /// An ICMP error: the packet that it quotes is translated.
     Error,
     /// Nothing.
     Unsupported,
 }
 
-/// Bytes of the upper-layer header that [`upper`] looks at.
+/// Bytes of the upper-layer header that [`upper`] reads.
 pub const UPPER_LEN: usize = 8;
 
-/// Looks at the first bytes of the upper layer.
+/// Classifies a packet by the first bytes of its upper layer.
 #[inline(always)]
 pub const fn upper(protocol: u8, bytes: &[u8; UPPER_LEN]) -> Upper {
     match protocol {
@@ -47,13 +46,13 @@ pub const fn upper(protocol: u8, bytes: &[u8; UPPER_LEN]) -> Upper {
     }
 }
 
-/// Whether packets of the protocol can have ports, or an identifier.
+/// Whether packets of the protocol can have ports or an ICMP identifier.
 #[inline(always)]
 pub const fn has_ports(protocol: u8) -> bool {
     matches!(protocol, PROTO_TCP | PROTO_UDP | PROTO_ICMP)
 }
 
-/// Offset in the upper-layer header of its ports, or of its identifier.
+/// Offset of the ports, or of the ICMP identifier, in the upper-layer header.
 #[inline(always)]
 pub const fn ports_offset(protocol: u8) -> u32 {
     if protocol == PROTO_ICMP { 4 } else { 0 }
@@ -69,15 +68,14 @@ pub const fn checksum_offset(protocol: u8) -> u32 {
     }
 }
 
-/// The identifier of an ICMP echo: one of its two ports, the other is 0.
+/// The identifier of an ICMP echo: one of the two ports of its tuple; the other is 0.
 #[inline(always)]
 pub const fn echo_id(tuple: &Tuple) -> [u8; 2] {
     [tuple.src_port[0] | tuple.dst_port[0], tuple.src_port[1] | tuple.dst_port[1]]
 }
 
-/// What a checksum that covers the words `old` must take up when they become
-/// `new`, for `bpf_l4_csum_replace` with a size of 0: a one's complement sum over
-/// bytes read in host order.
+/// The change of a checksum when the words `old` that it covers become `new`, as a one's
+/// complement sum over words read in host order. For `bpf_l4_csum_replace` with a size of 0.
 #[inline(always)]
 pub const fn difference(old: [u8; 4], new: [u8; 4]) -> u32 {
     add(u32::from_ne_bytes(new), !u32::from_ne_bytes(old))
@@ -90,19 +88,19 @@ pub const fn add(a: u32, b: u32) -> u32 {
     (sum as u32).wrapping_add((sum >> 32) as u32)
 }
 
-/// [`difference`] of one word, at an even offset, given as on the wire.
+/// [`difference`] of one word at an even offset, given in network order.
 #[inline(always)]
 pub const fn bytes_difference(old: [u8; 2], new: [u8; 2]) -> u32 {
     difference([old[0], old[1], 0, 0], [new[0], new[1], 0, 0])
 }
 
-/// The same of a word in host order.
+/// [`difference`] of one word at an even offset, given in host order.
 #[inline(always)]
 pub const fn word_difference(old: u16, new: u16) -> u32 {
     bytes_difference(old.to_be_bytes(), new.to_be_bytes())
 }
 
-/// A checksum, as on the wire, after what it covers changed by `difference`.
+/// The new value of a checksum, in network order, after the covered bytes changed by `difference`.
 #[inline(always)]
 pub const fn update(checksum: [u8; 2], difference: u32) -> [u8; 2] {
     let sum = add(difference, !u16::from_ne_bytes(checksum) as u32);
@@ -111,9 +109,9 @@ pub const fn update(checksum: [u8; 2], difference: u32) -> [u8; 2] {
     (!(sum as u16)).to_ne_bytes()
 }
 
-/// The checksum of an upper layer, as on the wire, after what it covers changed by
-/// `difference`. Of UDP zero is none, and stays so; one that comes out as zero is
-/// sent as all ones (RFC 768).
+/// The new value of an upper-layer checksum, in network order, after the covered bytes changed
+/// by `difference`. A UDP checksum of zero means that there is none, and stays zero; a computed
+/// zero becomes all ones (RFC 768).
 #[inline(always)]
 pub const fn update_upper(protocol: u8, checksum: [u8; 2], difference: u32) -> [u8; 2] {
     if protocol != PROTO_UDP {
@@ -144,7 +142,7 @@ pub const fn port_difference(protocol: u8, from: &Tuple, to: &Tuple) -> u32 {
     difference([a, b, c, d], [e, f, g, h])
 }
 
-/// The IPv4 header with other addresses, and one hop further if `hop`.
+/// The IPv4 header with other addresses. With `hop` the TTL is decremented.
 #[inline(always)]
 pub const fn readdress(ip: &Ipv4Hdr, src: [u8; 4], dst: [u8; 4], hop: bool) -> Ipv4Hdr {
     let mut ip = *ip;
@@ -155,8 +153,8 @@ pub const fn readdress(ip: &Ipv4Hdr, src: [u8; 4], dst: [u8; 4], hop: bool) -> I
     ip
 }
 
-/// [`Flow::seen`](crate::abi::Flow::seen) after another segment, from what it was before. An RST is noted as long
-/// as nothing else follows it.
+/// The new value of [`Flow::seen`](crate::abi::Flow::seen) after another segment. The bit of an
+/// RST is cleared by the next segment without RST.
 #[inline(always)]
 pub const fn seen(before: u32, protocol: u8, tcp_flags: u8) -> u32 {
     let bits = before | seen::PACKET;
@@ -178,14 +176,14 @@ pub const fn seen(before: u32, protocol: u8, tcp_flags: u8) -> u32 {
     bits
 }
 
-/// How far ahead of what the other side has acknowledged the end of a connection may
-/// be: as much data as can be under way.
+/// Largest distance, in bytes, of the sequence number of a FIN or RST from the last
+/// acknowledgement of the other side: the data that can be in flight.
 const MAX_UNDER_WAY: u32 = 1 << 22;
 
-/// The TCP flags of a segment as far as they are believed (RFC 5961 §3): an RST or a
-/// FIN only with a sequence number that the other side expects. `acknowledged` is what
-/// that has acknowledged last, `None` if nothing. A segment that is not believed passes
-/// all the same: its receiver knows better.
+/// The TCP flags of a segment that conntrack accepts (RFC 5961 §3): RST and FIN only with a
+/// sequence number that the other side expects. `acknowledged` is the other side's last
+/// acknowledgement number, `None` if there is none. A segment whose flags are not accepted is
+/// forwarded all the same: its receiver decides.
 #[inline(always)]
 pub const fn believed(tcp_flags: u8, seq: u32, acknowledged: Option<u32>) -> u8 {
     match acknowledged {
@@ -194,32 +192,31 @@ pub const fn believed(tcp_flags: u8, seq: u32, acknowledged: Option<u32>) -> u8 
     }
 }
 
-/// Whether a segment of the `ORIG` direction begins a connection anew on the ports
-/// of one that has ended: it is a SYN, and both directions have said FIN, or
-/// either RST.
+/// Whether a segment of the `ORIG` direction begins a new connection on the ports of an ended
+/// one: it is a SYN, and both directions have sent FIN, or one of them RST.
 #[inline(always)]
 pub const fn begins_anew(tcp_flags: u8, orig: u32, reply: u32) -> bool {
     tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
         && ((orig | reply) & seen::RST != 0 || orig & reply & seen::FIN != 0)
 }
 
-/// The `index`-th port (or identifier) to try: first the packet's own, if it is in
-/// the range, or privileged where the range begins behind the privileged ones;
-/// then those of the range from a random one on.
+/// The `index`-th port (or identifier) to try. The first is the packet's own port, if it is in
+/// the range, or if it is privileged and the range begins after the privileged ports. The next
+/// ones are those of the range, from a random port on.
 #[inline(always)]
 pub const fn candidate(index: u32, own: u16, random: u32, min: u16, max: u16) -> Option<u16> {
     if index == 0 {
         let keep = own != 0 && ((own >= min && own <= max) || (own < 1024 && min == 1024));
         return if keep { Some(own) } else { None };
     }
-    // Not 0, as the compiler can see, too.
+    // Not 0, which the compiler can prove.
     let span = max.saturating_sub(min) as u32 + 1;
     Some((min as u32 + (random % span + index) % span) as u16)
 }
 
-/// A packet that an ICMP error quotes, and the error's own addresses, after
-/// translation by `to`, what packets of the quoted packet's receiver become: the
-/// quoted packet is one in the other direction.
+/// The packet that an ICMP error quotes, and the error's addresses, after translation. They
+/// follow from the translation `to` of packets in the other direction, those that the
+/// receiver of the quoted packet sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quoted {
     /// Addresses and ports of the quoted packet.
@@ -230,8 +227,8 @@ pub struct Quoted {
     pub dst: [u8; 4],
 }
 
-/// See [`Quoted`] (RFC 5508 §4.2, §4.3). A router's own address as the source of
-/// the error stays; that of the quoted packet's receiver is translated.
+/// Translates an ICMP error, see [`Quoted`] (RFC 5508 §4.2, §4.3). The source of the error is
+/// translated if it is the receiver of the quoted packet; a router's address is not changed.
 #[inline(always)]
 pub fn translate_error(error: &Ipv4Hdr, quoted: &Tuple, to: &Tuple) -> Quoted {
     let src = if error.src == quoted.dst { to.src } else { error.src };

@@ -13,10 +13,10 @@ use crate::wire::icmp::{
 use crate::wire::ipv6::{self, NEXT_ICMPV6};
 use crate::wire::{EthHdr, Icmpv6Hdr, Ipv6Hdr, LinkLayerOption, NeighbourHdr};
 
-/// Hop limit of neighbour discovery: a router would have lowered it.
+/// Hop limit of neighbour discovery: a routed packet has a lower one.
 const HOP_LIMIT: u8 = 255;
 
-/// What an ICMPv6 message of a container is to neighbour discovery.
+/// Class of an ICMPv6 message of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NdKind {
     /// Another ICMPv6 message: forward it like any packet.
@@ -27,7 +27,7 @@ pub enum NdKind {
     RouterSolicit,
 }
 
-/// What a neighbour message of a container asks for.
+/// Action for a neighbour message of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NdQuery {
     /// Duplicate address detection of the endpoint's own address (RFC 4862
@@ -35,13 +35,13 @@ pub enum NdQuery {
     /// [`ArpQuery::Absorb`](super::arp::ArpQuery::Absorb), a learning network
     /// floods it.
     Absorb,
-    /// Asks for the MAC of another address, be it to detect a duplicate: answer
-    /// with [`nd_reply`] if the neighbour map knows it, else forward.
+    /// A solicitation for the MAC of another address, also for duplicate address detection:
+    /// answer with [`nd_reply`] if the neighbour map has the address, else forward.
     Resolve {
         /// The address asked for.
         target: [u8; 16],
     },
-    /// An advertisement to someone: forward by its destination MAC.
+    /// An advertisement in answer to a solicitation: forward by its destination MAC.
     Forward,
 }
 
@@ -66,11 +66,11 @@ impl NdFrame {
 
 const _: () = assert!(size_of::<NdFrame>() == NdFrame::LEN);
 
-/// Sorts an ICMPv6 message that directly follows its IPv6 header.
+/// Classifies an ICMPv6 message that directly follows its IPv6 header.
 ///
 /// [`DropReason::Malformed`] for neighbour discovery with a hop limit other than
 /// 255 or a code other than 0 (RFC 4861 §6.1, §7.1, §8.1);
-/// [`DropReason::SpoofedNd`] for what only a router sends.
+/// [`DropReason::SpoofedNd`] for messages that only a router sends.
 #[inline(always)]
 pub const fn nd_kind(
     ep: &EndpointInfo,
@@ -91,11 +91,11 @@ pub const fn nd_kind(
     }
 }
 
-/// Whether a packet with IPv6 extension headers is to be dropped as neighbour
-/// discovery in disguise: Linux accepts a solicitation behind a hop-by-hop
-/// header, so one would get around the checks of the plain form, and no host
-/// sends them so (RFC 6980 §5 forbids it with fragments). A receiver takes it
-/// only with a hop limit of 255, so other packets pass.
+/// Whether a packet with IPv6 extension headers must be dropped because it is a neighbour
+/// discovery message. Linux accepts a solicitation after a hop-by-hop header, so such a message
+/// would escape the checks of messages without extension headers. No host sends such messages
+/// (RFC 6980 §5 forbids them with fragments). A receiver accepts them only with a hop limit of
+/// 255, so that other packets pass.
 ///
 /// `last` is the next header at the end of the chain, walked as far as
 /// [`ipv6::extension_len`] goes.
@@ -107,8 +107,8 @@ pub const fn is_disguised(ep: &EndpointInfo, ip: &Ipv6Hdr, last: u8) -> bool {
         && last == NEXT_ICMPV6
 }
 
-/// Checks a router solicitation (RFC 4861 §6.1.1), whose first option, if it has
-/// one, is `option`: a link-layer address in it must be the endpoint's.
+/// Checks a router solicitation (RFC 4861 §6.1.1). `option` is its first option, if it has one: a
+/// link-layer address in it must be the endpoint's.
 #[inline(always)]
 pub fn check_router_solicit(
     ep: &EndpointInfo,
@@ -118,17 +118,15 @@ pub fn check_router_solicit(
     check_options(ep, ip, Icmpv6Hdr::LEN as u16, OPT_SOURCE_LINK_LAYER, option)
 }
 
-/// Checks a neighbour solicitation or advertisement of `ep` and says what it
-/// asks for. `option` is what follows the 24 bytes of `message`, `None` if the
-/// frame ends before; whether it belongs to the message the IPv6 header says.
-/// The caller has passed [`nd_kind`] and
-/// [`check_ipv6_source`](super::source::check_ipv6_source).
+/// Checks a neighbour solicitation or advertisement of `ep`. Returns the action for it. `option`
+/// has the bytes after the 24 bytes of `message`, `None` if the frame ends there. The length in
+/// the IPv6 header tells whether they belong to the message. The caller has called [`nd_kind`]
+/// and [`check_ipv6_source`](super::source::check_ipv6_source).
 ///
-/// At most one option of eight bytes is accepted, which is what hosts send (a
-/// link-layer address, or the nonce of RFC 7527): a second one could hide an
-/// address from the check. [`DropReason::Malformed`] by RFC 4861 §7.1.1 and
-/// §7.1.2; [`DropReason::SpoofedNd`] where an option or an advertisement claims
-/// what is not the endpoint's.
+/// At most one option of eight bytes is accepted, as hosts send it (a link-layer address, or the
+/// nonce of RFC 7527): a second option could hide an address from the check.
+/// [`DropReason::Malformed`] by RFC 4861 §7.1.1 and §7.1.2; [`DropReason::SpoofedNd`] if an
+/// option or an advertisement has an address that is not the endpoint's.
 #[inline(always)]
 pub fn nd_query(
     ep: &EndpointInfo,
@@ -182,9 +180,8 @@ fn advert(
     Ok(if multicast && own { NdQuery::Absorb } else { NdQuery::Forward })
 }
 
-/// Checks that nothing or one option of eight bytes follows the first `fixed`
-/// bytes of the message, and that a link-layer address in it is of the right
-/// kind and the endpoint's own.
+/// Checks that at most one option, of eight bytes, follows the first `fixed` bytes of the message,
+/// and that a link-layer address in it has the right type and is the endpoint's.
 #[inline(always)]
 fn check_options(
     ep: &EndpointInfo,
@@ -222,10 +219,9 @@ fn check_options(
     Ok(())
 }
 
-/// The advertisement that answers a solicitation from `asker_mac` for the
-/// target of `solicit`, which is at `mac`: solicited and overriding. To
-/// duplicate address detection (source `::`) it goes unsolicited to all nodes
-/// (RFC 4861 §7.2.4).
+/// The advertisement that answers `solicit` from `asker_mac`. `mac` is the MAC of the target. The
+/// flags are solicited and override. The answer to duplicate address detection (source `::`) is
+/// not flagged as solicited, and goes to all nodes (RFC 4861 §7.2.4).
 #[inline(always)]
 pub fn nd_reply(asker_mac: [u8; 6], ip: &Ipv6Hdr, solicit: &NeighbourHdr, mac: [u8; 6]) -> NdFrame {
     const ICMP_LEN: u16 = (NeighbourHdr::LEN + LinkLayerOption::LEN) as u16;

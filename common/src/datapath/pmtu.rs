@@ -1,10 +1,9 @@
-//! Packets too big for the path, and what is said of them (RFC 1191, RFC 8201).
+//! Packets that are too big for the path, and the ICMP errors about them (RFC 1191, RFC 8201).
 //!
-//! The errors go straight back to the container, from the address it sent to:
-//! an overlay network is one link, so there is no router whose address they
-//! could bear, and the address they bear is one the container's routes accept.
-//! RFC 1122 §3.2.2.1 and RFC 4443 §2.2 would have them come from the node that
-//! found the packet too big; hosts match them by the quoted packet.
+//! The errors go directly to the container. Their source is the destination of the packet: an
+//! overlay network is one link, so there is no router whose address they could have, and the
+//! container's routes accept this source. RFC 1122 §3.2.2.1 and RFC 4443 §2.2 demand the address
+//! of the node that found the packet too big; hosts match the errors by the quoted packet.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -22,26 +21,27 @@ use crate::wire::{EthHdr, Icmpv4Hdr, Icmpv6Hdr, Ipv4Hdr, Ipv6Hdr};
 /// Bytes of the original packet that [`error`] quotes: its header with up
 /// to 36 bytes of options and the eight that RFC 792 asks for, at least.
 pub const QUOTE_V4_LEN: usize = 64;
-/// Bytes of a packet shorter than that which an error quotes: what RFC 792 asks for.
+/// Bytes that [`error`] quotes of a packet shorter than [`QUOTE_V4_LEN`]: those that RFC 792 asks
+/// for.
 pub const SHORT_QUOTE_V4_LEN: usize = 28;
 /// Bytes of the original packet that [`packet_too_big`] quotes: within RFC 4443
 /// §3.2's minimum MTU, with the header and ports of any upper layer.
 pub const QUOTE_V6_LEN: usize = 128;
 
-/// Smallest path MTU believed of an ICMP error: Linux's `min_pmtu`, below which
-/// only an attacker would go.
+/// Smallest path MTU that is accepted from an ICMP error: `min_pmtu` of Linux. A smaller value is
+/// raised to this one: only an attacker would send it.
 const MIN_PATH_MTU: u32 = 552;
 
 /// Smallest inner path MTU that [`path_mtu_from_icmp`] gives.
 pub const MIN_INNER_MTU: u32 = MIN_PATH_MTU - VXLAN_OVERHEAD as u32;
 
-/// DSCP CS6, "internetwork control", as RFC 1812 §4.3.2.5 has errors sent.
+/// DSCP CS6, "internetwork control", which RFC 1812 §4.3.2.5 demands for errors.
 const TOS_CONTROL: u8 = 0xc0;
 
 /// Hop limit of the errors.
 const ERROR_TTL: u8 = 64;
 
-/// What precedes the quote in an ICMPv4 error.
+/// Headers before the quote in an ICMPv4 error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct ErrorHeaders {
@@ -60,7 +60,7 @@ impl ErrorHeaders {
     pub const FRAME_LEN: usize = Self::LEN + QUOTE_V4_LEN;
 }
 
-/// What precedes the quote in an ICMPv6 "packet too big".
+/// Headers before the quote in an ICMPv6 "packet too big".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct PacketTooBigHeaders {
@@ -82,22 +82,22 @@ impl PacketTooBigHeaders {
 const _: () = assert!(size_of::<ErrorHeaders>() == ErrorHeaders::LEN);
 const _: () = assert!(size_of::<PacketTooBigHeaders>() == PacketTooBigHeaders::LEN);
 
-/// Bytes of the longest L3 packet that becomes of a frame whose L3 packet has `l3_len`
-/// bytes: of a GSO frame that of one segment, `gso_size` bytes of payload behind
-/// `headers_len` bytes of IP and transport headers. `gso_size` is 0 where it is none.
+/// Length in bytes of the longest L3 packet on the wire of a frame whose L3 packet has `l3_len`
+/// bytes. A GSO frame is sent in segments of `gso_size` bytes of payload after `headers_len`
+/// bytes of IP and transport headers. `gso_size` is 0 if the frame is not a GSO frame.
 #[inline(always)]
 pub const fn longest_packet(l3_len: u32, gso_size: u32, headers_len: u32) -> u32 {
     let segment = gso_size.saturating_add(headers_len);
     if gso_size == 0 || l3_len < segment { l3_len } else { segment }
 }
 
-/// Whether an ICMPv4 error may answer this packet (RFC 1122 §3.2.2): not one to
-/// or from anything but a single host, not a fragment other than the first, not
-/// another error. `icmp_type` is that of the packet where its protocol is ICMP;
-/// `None` there means that it could not be read, and so no.
+/// Whether an ICMPv4 error may answer this packet (RFC 1122 §3.2.2): both addresses are those of
+/// single hosts, and the packet is neither a fragment other than the first nor an ICMP error.
+/// `icmp_type` is the type of an ICMP packet. If it is `None` for an ICMP packet, the type could
+/// not be read, and no error may be sent.
 ///
-/// Whether DF is set does not matter: nobody fragments on an overlay link, so
-/// the sender must be told either way.
+/// DF does not matter: no node fragments on an overlay link, so the sender must get the error in
+/// both cases.
 #[inline(always)]
 pub fn icmp_allowed(eth: &EthHdr, ip: &Ipv4Hdr, icmp_type: Option<u8>) -> bool {
     if ethernet::is_multicast(&eth.dst) || ethernet::is_multicast(&eth.src) || !ip.is_first() {
@@ -122,9 +122,9 @@ pub fn icmp_allowed(eth: &EthHdr, ip: &Ipv4Hdr, icmp_type: Option<u8>) -> bool {
     }
 }
 
-/// Whether an ICMPv6 error may answer this packet (RFC 4443 §2.4 (e)); as
-/// [`icmp_allowed`]. To multicast packets RFC 4443 would allow a "packet too
-/// big", but it would need a source address of ours, which there is not.
+/// Whether an ICMPv6 error may answer this packet (RFC 4443 §2.4 (e)); as [`icmp_allowed`].
+/// RFC 4443 allows a "packet too big" in answer to a multicast packet, but it would need a source
+/// address of this host in the network, which does not exist.
 #[inline(always)]
 pub fn icmpv6_allowed(eth: &EthHdr, ip: &Ipv6Hdr, icmp_type: Option<u8>) -> bool {
     if ethernet::is_multicast(&eth.dst)
@@ -149,7 +149,7 @@ pub fn icmpv6_allowed(eth: &EthHdr, ip: &Ipv6Hdr, icmp_type: Option<u8>) -> bool
 /// An ICMPv4 error to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Error {
-    /// Whose address it bears.
+    /// Source address.
     pub from: [u8; 4],
     /// Type.
     pub kind: u8,
@@ -159,8 +159,8 @@ pub struct Error {
     pub mtu: u16,
 }
 
-/// The headers of an ICMPv4 error that answers the packet `ip` in the frame `eth`. `quote`
-/// is the sum over the first `quote_len` bytes of the packet, which follow the headers.
+/// The headers of an ICMPv4 error that answers the packet `ip` in the frame `eth`. The first
+/// `quote_len` bytes of the packet follow the headers; `quote` is their sum.
 #[inline(always)]
 pub fn error(
     eth: &EthHdr,
@@ -201,12 +201,12 @@ pub fn packet_too_big(eth: &EthHdr, ip: &Ipv6Hdr, mtu: u32, quote: Sum) -> Packe
     }
 }
 
-/// The largest inner L3 packet after a router on the underlay said that it takes
-/// `next_hop_mtu`, where the route takes `route_inner_mtu` and the encapsulation adds
-/// `overhead` bytes to the inner L3 packet.
+/// The largest inner L3 packet, in bytes, after a router of the underlay has reported
+/// `next_hop_mtu`. `route_inner_mtu` is the largest one on the route, and `overhead` the number of
+/// bytes that the encapsulation adds to the inner L3 packet.
 ///
-/// `None` where it says nothing that lowers it: 0 (RFC 1191 §5, an old router,
-/// whose drop the sender's own probing must find) or not below the route's.
+/// `None` if the report does not lower it: it is 0 (RFC 1191 §5, an old router; the sender must
+/// find the loss by its own probing), or not below the route's MTU.
 #[inline(always)]
 pub const fn path_mtu_from_icmp(
     next_hop_mtu: u16,

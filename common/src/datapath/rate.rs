@@ -1,23 +1,22 @@
 //! Rate limits (generic cell rate algorithm, ITU-T I.371 annex A).
 
-/// Interval between two frames at `per_second` frames a second; 0, which is no
-/// limit, for 0.
+/// Interval in ns between two frames at `per_second` frames per second; 0, no limit, if that is 0.
 #[inline(always)]
 pub const fn interval_ns(per_second: u32) -> u64 {
     match 1_000_000_000u64.checked_div(per_second as u64) {
-        // A limit over 1 GHz is one all the same.
+        // More than 10^9 frames per second is still a limit.
         Some(0) => 1,
         Some(interval) => interval,
         None => 0,
     }
 }
 
-/// Whether a frame at `now` conforms to one frame per `interval_ns` with bursts
-/// of up to `burst` frames (at least one). `tat` is the theoretical arrival time
-/// that the last conforming frame left behind, 0 before the first.
+/// Whether a frame at `now` conforms to one frame per `interval_ns` with bursts of up to `burst`
+/// frames (at least one). `tat` is the stored theoretical arrival time in ns, 0 before the first
+/// frame.
 ///
-/// `Some` is the theoretical arrival time to store; `None` means that the frame
-/// exceeds the limit and leaves it as it is.
+/// `Some` is the new theoretical arrival time to store. `None`: the frame exceeds the limit, and
+/// the stored time does not change.
 #[inline(always)]
 pub const fn gcra(tat: u64, now: u64, interval_ns: u64, burst: u32) -> Option<u64> {
     let start = if tat > now { tat } else { now };

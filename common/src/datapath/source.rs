@@ -1,7 +1,7 @@
-//! What a container may send: its own addresses only.
+//! Source address checks: a container may send only from its own addresses.
 //!
-//! An endpoint with [`EndpointInfo::ALLOW_ANY_SOURCE`] may use any that is an
-//! address of one host at all.
+//! An endpoint with [`EndpointInfo::ALLOW_ANY_SOURCE`] may send from any address that a single
+//! host can have.
 
 use super::learn::valid_source;
 use crate::abi::{DropReason, EndpointInfo};
@@ -13,7 +13,7 @@ pub const fn allows_any_source(ep: &EndpointInfo) -> bool {
     ep.flags & EndpointInfo::ALLOW_ANY_SOURCE != 0
 }
 
-/// Whether `ip` is the endpoint's IPv6 address or the link-local one of its MAC.
+/// Whether `ip` is the endpoint's IPv6 address or the link-local address of its MAC.
 #[inline(always)]
 pub fn owns_ipv6(ep: &EndpointInfo, ip: &[u8; 16]) -> bool {
     !ipv6::is_unspecified(ip) && (*ip == ep.ipv6 || *ip == ipv6::link_local(&ep.mac))
@@ -28,11 +28,11 @@ pub fn check_mac(ep: &EndpointInfo, eth: &EthHdr) -> Result<(), DropReason> {
     if eth.src == ep.mac { Ok(()) } else { Err(DropReason::SpoofedMac) }
 }
 
-/// Checks that an IPv4 header is consistent with the `l3_len` bytes that the
-/// frame holds from it on. Returns the bytes of the header.
+/// Checks that an IPv4 header is consistent with `l3_len`, the bytes of the frame from the header
+/// on. Returns the length of the header in bytes.
 ///
-/// The frame may be longer (Ethernet pads short ones), the packet may not: a
-/// total length beyond the frame would claim what the kernel merges behind it.
+/// The frame may be longer than the packet, as Ethernet pads short frames. The packet must not
+/// be longer than the frame: its total length would cover bytes that the kernel merges after it.
 #[inline(always)]
 pub const fn check_ipv4_shape(ip: &Ipv4Hdr, l3_len: u32) -> Result<u32, DropReason> {
     let header_len = ip.header_len();
@@ -47,8 +47,8 @@ pub const fn check_ipv4_shape(ip: &Ipv4Hdr, l3_len: u32) -> Result<u32, DropReas
     Ok(header_len)
 }
 
-/// The same for IPv6; a payload length of 0 is a jumbogram's (RFC 2675), which
-/// the kernel makes of GSO frames over 64 KB.
+/// Checks that an IPv6 header is consistent with `l3_len`, as for IPv4. A payload length of 0 is
+/// that of a jumbogram (RFC 2675), which the kernel makes of GSO frames over 64 KB.
 #[inline(always)]
 pub const fn check_ipv6_shape(ip: &Ipv6Hdr, l3_len: u32) -> Result<(), DropReason> {
     if ip.version() != 6 || ip.payload_len() as u32 + Ipv6Hdr::LEN as u32 > l3_len {
@@ -57,8 +57,8 @@ pub const fn check_ipv6_shape(ip: &Ipv6Hdr, l3_len: u32) -> Result<(), DropReaso
     Ok(())
 }
 
-/// Checks the source of an IPv4 packet. An endpoint without an IPv4 address can
-/// send none, not even from 0.0.0.0: Culvert assigns addresses, DHCP does not.
+/// Checks the source of an IPv4 packet. An endpoint without an IPv4 address can send no IPv4
+/// packets, not even from 0.0.0.0: Culvert assigns the addresses, so that no DHCP is needed.
 #[inline(always)]
 pub fn check_ipv4_source(ep: &EndpointInfo, ip: &Ipv4Hdr) -> Result<(), DropReason> {
     if allows_any_source(ep) || (ip.src == ep.ipv4 && ip.src != [0; 4]) {
@@ -67,9 +67,9 @@ pub fn check_ipv4_source(ep: &EndpointInfo, ip: &Ipv4Hdr) -> Result<(), DropReas
     Err(DropReason::SpoofedIp)
 }
 
-/// Checks the source of an IPv6 packet: the endpoint's own address, the
-/// link-local one that follows from its MAC, or `::` towards a multicast address
-/// (duplicate address detection, RFC 4862 §5.4.2; MLD, RFC 3590 §4).
+/// Checks the source of an IPv6 packet: the endpoint's own address, the link-local address of
+/// its MAC, or `::` to a multicast address (duplicate address detection, RFC 4862 §5.4.2; MLD,
+/// RFC 3590 §4).
 #[inline(always)]
 pub fn check_ipv6_source(ep: &EndpointInfo, ip: &Ipv6Hdr) -> Result<(), DropReason> {
     if allows_any_source(ep)

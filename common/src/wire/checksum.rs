@@ -1,6 +1,6 @@
 //! The Internet checksum (RFC 1071) and its incremental update (RFC 1624).
 
-/// A one's complement sum in the making.
+/// A one's complement sum that is not folded yet.
 ///
 /// 64 bits take 2^48 additions of 16-bit words: no packet overflows them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,10 +26,10 @@ impl Sum {
         Self(self.0.wrapping_add((words >> 16) as u64).wrapping_add((words & 0xffff) as u64))
     }
 
-    /// Adds bytes as they are on the wire. They must begin at an even offset of
-    /// what is summed; an odd last byte is padded with zero (RFC 1071 §4.1).
-    // In a BPF program a call: unrolled into its caller, the loads of all the
-    // bytes come first and fill the 512-byte stack.
+    /// Adds bytes in network order. They must begin at an even offset of the summed data; an odd
+    /// last byte is padded with zero (RFC 1071 §4.1).
+    // Not inlined in a BPF program: in an unrolled loop all loads come first, and their
+    // values do not fit the stack of 512 bytes.
     #[cfg_attr(target_arch = "bpf", inline(never))]
     #[cfg_attr(not(target_arch = "bpf"), inline(always))]
     pub fn add_bytes<const N: usize>(mut self, bytes: &[u8; N]) -> Self {
@@ -43,9 +43,9 @@ impl Sum {
         self
     }
 
-    /// Adds a sum over words that were read in host order, as the kernel's
-    /// `csum_partial` and `bpf_csum_diff` give it: one's complement sums do not
-    /// depend on byte order but for the order of the result (RFC 1071 §2 (B)).
+    /// Adds a sum over words that were read in host order, as of the kernel's `csum_partial` and
+    /// `bpf_csum_diff`. The byte order of the words changes only the byte order of the sum
+    /// (RFC 1071 §2 (B)).
     #[inline(always)]
     pub const fn add_host_order(self, sum: u32) -> Self {
         self.add_u16(Self(sum as u64).fold().to_be())
@@ -80,8 +80,8 @@ impl Sum {
     }
 }
 
-/// `checksum` after a word it covers changed from `old` to `new`
-/// (RFC 1624 §3, equation 3).
+/// The new value of `checksum` after a word that it covers changed from `old` to `new` (RFC 1624
+/// §3, equation 3).
 #[inline(always)]
 pub const fn update_u16(checksum: u16, old: u16, new: u16) -> u16 {
     Sum::new().add_u16(!checksum).add_u16(!old).add_u16(new).checksum()

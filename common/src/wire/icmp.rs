@@ -78,7 +78,7 @@ impl Icmpv4Hdr {
         self.code
     }
 
-    /// Checksum as it stands.
+    /// Checksum in the header, not verified.
     #[inline(always)]
     pub const fn checksum(&self) -> u16 {
         u16::from_be_bytes(self.checksum)
@@ -135,7 +135,7 @@ impl Icmpv6Hdr {
         self.code
     }
 
-    /// Checksum as it stands.
+    /// Checksum in the header, not verified.
     #[inline(always)]
     pub const fn checksum(&self) -> u16 {
         u16::from_be_bytes(self.checksum)
@@ -161,7 +161,7 @@ impl Icmpv6Hdr {
 pub struct NeighbourHdr {
     /// ICMPv6 header; the first byte of its rest holds the flags.
     pub icmp: Icmpv6Hdr,
-    /// The address in question.
+    /// Target address: the address that is asked for or advertised.
     pub target: [u8; 16],
 }
 
@@ -208,7 +208,7 @@ impl LinkLayerOption {
         self.kind
     }
 
-    /// Bytes of the option by its own account; 0 is invalid (RFC 4861 §4.6).
+    /// Length of the option in bytes, from its length field; 0 is invalid (RFC 4861 §4.6).
     #[inline(always)]
     pub const fn option_len(&self) -> u32 {
         self.units as u32 * 8

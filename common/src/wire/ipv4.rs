@@ -24,8 +24,8 @@ pub const fn is_multicast(ip: &[u8; 4]) -> bool {
     ip[0] & 0xf0 == 0xe0
 }
 
-/// Whether `ip` can be the address of one host on a link: not this-network,
-/// loopback, multicast, reserved or broadcast (RFC 1122 §3.2.1.3).
+/// Whether `ip` can be the address of a single host on a link: not this-network, loopback,
+/// multicast, reserved or broadcast (RFC 1122 §3.2.1.3).
 #[inline(always)]
 pub const fn is_host(ip: &[u8; 4]) -> bool {
     ip[0] != 0 && ip[0] != 127 && ip[0] < 0xe0
@@ -63,8 +63,8 @@ impl Ipv4Hdr {
         tos: u8,
         ttl: u8,
     ) -> Self {
-        // Summed from the values rather than from the bytes: a few additions
-        // of which most are constants.
+        // Summed from the values and not from the bytes: a few additions, most of them of
+        // constants.
         let sum = Sum::new()
             .add_u16(0x4500 | tos as u16)
             .add_u16(tot_len)
@@ -142,8 +142,7 @@ impl Ipv4Hdr {
         self.dst = dst;
     }
 
-    /// Takes one off the TTL, which must not be 0, and brings the checksum up to
-    /// date (RFC 1624).
+    /// Decrements the TTL, which must not be 0, and brings the checksum up to date (RFC 1624).
     #[inline(always)]
     pub const fn decrement_ttl(&mut self) {
         let old = u16::from_be_bytes([self.ttl, self.protocol]);
@@ -200,7 +199,7 @@ impl Ipv4Hdr {
         self.protocol
     }
 
-    /// Header checksum as it stands.
+    /// Header checksum in the header, not verified.
     #[inline(always)]
     pub const fn checksum(&self) -> u16 {
         u16::from_be_bytes(self.checksum)

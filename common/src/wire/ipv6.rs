@@ -41,23 +41,22 @@ pub fn is_solicited_node(ip: &[u8; 16]) -> bool {
     prefix == [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff]
 }
 
-/// The link-local address that follows from a MAC address: `fe80::/64` and the
-/// modified EUI-64 identifier (RFC 4291 appendix A, RFC 2464 §5).
+/// The link-local address of a MAC address: `fe80::/64` and the modified EUI-64 identifier
+/// (RFC 4291 appendix A, RFC 2464 §5).
 #[inline(always)]
 pub const fn link_local(mac: &[u8; 6]) -> [u8; 16] {
     [0xfe, 0x80, 0, 0, 0, 0, 0, 0, mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]]
 }
 
-/// The MAC address from which a link-local address follows, if it follows from one.
+/// The MAC address of a link-local address; `None` if its identifier is not a modified EUI-64.
 #[inline(always)]
 pub fn mac_of_link_local(ip: &[u8; 16]) -> Option<[u8; 6]> {
     let mac = [ip[8] ^ 2, ip[9], ip[10], ip[13], ip[14], ip[15]];
     (*ip == link_local(&mac)).then_some(mac)
 }
 
-/// Bytes of the extension header of type `next_header` whose second byte is
-/// `length` (the first names what follows); `None` if it is no extension header
-/// but an upper-layer protocol, or one that nobody knows.
+/// Length in bytes of the extension header of type `next_header`, whose second byte is `length`.
+/// `None`: `next_header` is an upper-layer protocol, or unknown.
 #[inline(always)]
 pub const fn extension_len(next_header: u8, length: u8) -> Option<u32> {
     match next_header {
@@ -132,7 +131,7 @@ impl Ipv6Hdr {
         u16::from_be_bytes(self.payload_len)
     }
 
-    /// What follows this header.
+    /// Type of the next header.
     #[inline(always)]
     pub const fn next_header(&self) -> u8 {
         self.next_header

@@ -1,12 +1,12 @@
-//! Packet headers as they are on the wire.
+//! Packet headers in network format.
 //!
 //! Every header is a `repr(C)` structure of byte arrays: any bytes are a valid
 //! value, it has no padding and an alignment of one, so that it can be laid
 //! over packet memory on both sides. Multi-byte fields are big-endian on the
 //! wire and native integers in accessors. Nothing here panics or allocates.
 
-/// Asserts at compile time what the module promises of a header, and gives it
-/// its `LEN`.
+/// Asserts at compile time that a header has the size and the alignment that this module
+/// promises, and defines its `LEN`.
 macro_rules! wire_header {
     ($($ty:ty = $len:literal),+ $(,)?) => {
         $(

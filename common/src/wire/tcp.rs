@@ -71,7 +71,7 @@ impl TcpHdr {
         u16::from_be_bytes(self.window)
     }
 
-    /// Checksum as it stands.
+    /// Checksum in the header, not verified.
     #[inline(always)]
     pub const fn checksum(&self) -> u16 {
         u16::from_be_bytes(self.checksum)

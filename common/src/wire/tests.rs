@@ -1,4 +1,4 @@
-//! Headers against an independent library and against random bytes.
+//! Tests of the headers against an independent library and against random bytes.
 
 use bytemuck::{bytes_of, cast, pod_read_unaligned};
 use etherparse as ep;
@@ -161,7 +161,7 @@ proptest! {
     fn extension_lengths_are_the_librarys(next in prop::sample::select(vec![
         0u8, 43, 44, 51, 60, 135,
     ]), mut bytes: [u8; 2]) {
-        // The library takes an authentication header of length 0 for an error.
+        // The library refuses an authentication header of length 0.
         bytes[1] = bytes[1].max(1);
         let mut chain = vec![0u8; 4096];
         chain[..2].copy_from_slice(&bytes);
@@ -287,7 +287,7 @@ proptest! {
         prop_assert_eq!(ours.checksum(), theirs);
     }
 
-    /// As `bpf_csum_diff` sums: native words, folded only to 32 bits.
+    /// The sum of `bpf_csum_diff`: of native words, folded only to 32 bits.
     #[test]
     fn a_sum_in_host_order_is_the_same(data: [u8; 64], word: u16) {
         let (words, _) = data.as_chunks::<4>();
@@ -316,8 +316,8 @@ proptest! {
         );
     }
 
-    /// The word at the front is never zero, as no header begins with one: over
-    /// data that is all zero the two forms of zero part ways (RFC 1624 §3).
+    /// The first word is not zero, as in every header: for data that is all zero, the update and
+    /// the new sum give different forms of zero (RFC 1624 §3).
     #[test]
     fn incremental_update_equals_recomputation(
         mut data: [u8; 40], word16: u16, at in 1usize..=9,

@@ -51,7 +51,7 @@ impl UdpHdr {
         u16::from_be_bytes(self.len)
     }
 
-    /// Whether the length field does not even cover the header.
+    /// Whether the length field is less than the length of the header.
     #[inline(always)]
     pub const fn is_empty(&self) -> bool {
         (self.len() as usize) < Self::LEN

@@ -1,8 +1,8 @@
-//! What this host knows of its containers besides their endpoints: a file
-//! `containers/NAME.json` in the state directory for each.
+//! Records of the containers of this host: a file `containers/NAME.json` in the state directory
+//! for each.
 //!
-//! The store has the endpoints. A sandbox without a network, the process in it and its log concern
-//! this host alone.
+//! The store has only the endpoints. Sandbox, process and log of a container concern this host
+//! alone.
 
 use std::{
     collections::BTreeMap,
@@ -21,21 +21,21 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::files::write_atomically;
 use crate::model::{Name, SCHEMA};
 
-/// How a container came to its namespace.
+/// Origin of a container's network namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Origin {
     /// Culvert made the sandbox.
     Owned,
-    /// `attach`: the sandbox is somebody else's.
+    /// `attach`: another program made the namespace.
     Attached,
     /// `--network host`: the namespace of the agent.
     Host,
-    /// `--network container:NAME`.
+    /// `--network container:NAME`: the namespace of another container.
     Shares(Name),
 }
 
-/// A process. The time of its start tells it from a later one with the same number.
+/// A process. Its start time tells it from a later process with the same number.
 ///
 /// A pidfd cannot take its place: the record outlives the agent on disk, and the inode of a pidfd
 /// is unique only since Linux 6.9 (pidfs). [`Process::open`] gets one from it.
@@ -48,7 +48,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// The process that has this number now.
+    /// The process that has this number now; `None` if there is none.
     pub(crate) fn find(pid: i32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // Field 2, the name in parentheses, may contain spaces and parentheses.
@@ -63,12 +63,13 @@ impl Process {
         Some(Self { pid, start_time })
     }
 
-    /// Whether it still runs.
+    /// Whether the process still runs.
     pub(crate) fn lives(&self) -> bool {
         Self::find(self.pid) == Some(*self)
     }
 
-    /// The process, if it still runs, so that a signal cannot meet a later one with its number.
+    /// Opens the process, if it still runs. A signal to the returned value cannot reach a later
+    /// process with the same number.
     ///
     /// # Errors
     /// No file descriptor is left.
@@ -78,27 +79,28 @@ impl Process {
             Err(Errno::SRCH) => return Ok(None),
             opened => opened?,
         };
-        // If the number is still this process's now, it was when the descriptor was made.
+        // The number is still this process's, so it was when the descriptor was opened.
         if !self.lives() {
             return Ok(None);
         }
-        // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped, and `Running` owns it.
+        // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped, and `Running` owns
+        // it.
         let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
         Ok(Some(Running(fd)))
     }
 }
 
-/// A process that runs, or has ended since it was opened (pidfd_open(2)).
+/// An open process (pidfd_open(2)). It may have ended since it was opened.
 #[derive(Debug)]
 pub(crate) struct Running(AsyncFd<OwnedFd>);
 
 impl Running {
-    /// Kills it. It is no error if it has ended.
+    /// Kills the process. It is no error if it has ended.
     pub(crate) fn kill(&self) {
         let _ = pidfd_send_signal(&self.0, Signal::KILL);
     }
 
-    /// Waits until it has ended.
+    /// Waits until the process has ended.
     ///
     /// # Errors
     /// The runtime stops.
@@ -114,17 +116,17 @@ pub(crate) struct Record {
     pub(crate) schema: u32,
     /// Name.
     pub(crate) name: Name,
-    /// How it came to its namespace.
+    /// Origin of the namespace.
     pub(crate) origin: Origin,
     /// Path of the namespace; empty for [`Origin::Host`].
     pub(crate) netns: PathBuf,
-    /// The process whose namespace was adopted, for `attach --pid`: when it is
-    /// gone, the path of its namespace may be another's.
+    /// `attach --pid`: the process whose namespace was adopted. Once the process has ended, the
+    /// path may lead to the namespace of another process.
     #[serde(default)]
     pub(crate) adopted: Option<Process>,
     /// The command, once it has started.
     pub(crate) process: Option<Process>,
-    /// Its exit code, once it has ended.
+    /// Exit code of the command, once it has ended.
     pub(crate) exit_code: Option<i32>,
     /// Log file of a detached container.
     pub(crate) log: Option<PathBuf>,
@@ -166,8 +168,8 @@ pub(crate) struct Containers {
 }
 
 impl Containers {
-    /// Reads `STATE_DIR/containers`, which it makes if need be. A file that is no
-    /// record is left alone and named in [`Self::problems`].
+    /// Reads `STATE_DIR/containers`, and makes the directory if it is missing. A file that is not
+    /// a valid record is skipped and named in [`Self::problems`].
     pub(crate) fn load(state_dir: &Path) -> io::Result<Self> {
         let directory = state_dir.join("containers");
         fs::create_dir_all(&directory)?;
@@ -203,7 +205,7 @@ impl Containers {
         self.records.get(name)
     }
 
-    /// Writes a record, on disk first.
+    /// Writes a record, to disk and then to memory.
     pub(crate) fn put(&mut self, record: Record) -> io::Result<()> {
         let text = serde_json::to_vec_pretty(&record)?;
         write_atomically(&self.path(&record.name), &text)?;

@@ -10,7 +10,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::store::new_id;
 
-/// Replaces `path` with `contents`: after a crash it holds the old or the new
+/// Replaces the contents of the file `path`. After a crash the file has the old or the new
 /// contents, never a part.
 pub(crate) fn write_atomically(path: &Path, contents: &[u8]) -> io::Result<()> {
     let mut scratch = path.as_os_str().to_owned();
@@ -78,18 +78,18 @@ pub(crate) fn instance_id(state_dir: &Path) -> io::Result<String> {
     }
 }
 
-/// Name of the file that says which store this agent has followed. So a wiped store is noticed
-/// after a restart as well.
+/// Name of the file with the identity of the store that this agent has followed. With it a
+/// restarted agent notices that the store was wiped.
 const STORE: &str = "store-mark";
 
 /// The contents of [`STORE`].
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 struct KnownStore {
-    /// `--store`. With another value the operator means another store.
+    /// Value of `--store`. If it changes, the operator has chosen another store.
     url: String,
-    /// Its mark.
+    /// Mark of the store.
     mark: String,
-    /// A revision that it had.
+    /// A revision that the store had.
     revision: i64,
 }
 
@@ -100,7 +100,7 @@ pub(crate) fn known_store(state_dir: &Path, url: &str) -> Option<(String, i64)> 
     (known.url == url).then_some((known.mark, known.revision))
 }
 
-/// Remembers the store for [`known_store`].
+/// Writes the identity of the store, for [`known_store`].
 pub(crate) fn remember_store(
     state_dir: &Path,
     url: &str,
@@ -120,17 +120,17 @@ pub(crate) fn store_mark_path(state_dir: &Path) -> PathBuf {
 /// removes the node from the store before anything else.
 const PURGED: &str = "purged";
 
-/// Leaves the mark.
+/// Makes the file [`PURGED`].
 pub(crate) fn mark_purged(state_dir: &Path) -> io::Result<()> {
     write_atomically(&state_dir.join(PURGED), b"")
 }
 
-/// Whether the mark is there.
+/// Whether the file [`PURGED`] exists.
 pub(crate) fn is_marked_purged(state_dir: &Path) -> bool {
     state_dir.join(PURGED).exists()
 }
 
-/// Takes the mark away.
+/// Removes the file [`PURGED`].
 pub(crate) fn unmark_purged(state_dir: &Path) -> io::Result<()> {
     fs::remove_file(state_dir.join(PURGED))
 }

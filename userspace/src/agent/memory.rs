@@ -1,7 +1,7 @@
 //! Memory of the agent.
 
-/// Gives memory back that the allocator keeps: reading the whole store, and comparing
-/// everything with the maps, takes several times what the result does.
+/// Returns free memory of the allocator to the kernel. Reading the whole store and comparing it
+/// with the maps take several times the memory of the result.
 pub(super) fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it has no preconditions; glibc takes its own locks.

@@ -1,14 +1,14 @@
-//! The agent: one process per host that brings the host to what the store says.
+//! The agent: one process per host that brings the host to the state in the store.
 //!
-//! * [`run`] starts the parts in their order and waits for the end.
+//! * [`run`] starts the tasks in their order and waits for their end.
 //! * `engine`: the task that follows the store and writes the kernel.
-//! * `platform`: what the agent asks of its host; `host`: the real host.
-//! * `state`: what the tasks share; `shared`: one of each.
+//! * `platform`: traits for the operations on the host; `host`: their implementation.
+//! * `state`: types of shared state; `shared`: one value of each.
 //! * `node`: the agent's own entry in the store.
 //! * `conntrack`: ages and removes the flows that the programs make.
 //! * `backend`: carries out the requests of the API.
 //! * `ports`: the published ports of the host.
-//! * `containers`, `files`: what is kept in the state directory.
+//! * `containers`, `files`: the files in the state directory.
 //!
 //! The data plane works without an agent: programs, links and maps are pinned. An agent
 //! changes nothing of a former run before it has read the first list of the store.
@@ -51,10 +51,10 @@ use crate::{api, config::AgentOptions, doctor, store::StoreUrl};
 ///
 /// # Errors
 ///
-/// One line for whatever keeps it from starting: a missing privilege or kernel
-/// feature, another agent on the socket, in the state directory or under the
-/// node name, an uplink or VTEP address that is not there, credentials that
-/// cannot be read, a store that does not answer within `--store-timeout`.
+/// One line with the reason why the agent cannot start: a missing privilege or kernel feature,
+/// another agent on the socket, in the state directory or under the node name, an uplink or
+/// VTEP address that does not exist, credentials that cannot be read, a store that does not
+/// answer within `--store-timeout`.
 pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     start::log(&options.log, options.trace)?;
     doctor::preflight().map_err(|line| anyhow!(line))?;
@@ -92,7 +92,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         shared.problems.set(&format!("containers/{index}"), Some(line));
     }
     let tasks = &shared.tasks;
-    // Not tracked: nothing depends on these two, and they do not see the end coming.
+    // Not tracked: no task depends on these two, and they do not react to `shutdown`.
     let priced = Arc::clone(&host);
     let pricing = tokio::spawn(async move { priced.price_uplinks().await });
     let trace = if options.trace { Some(host.forward_trace()?) } else { None };

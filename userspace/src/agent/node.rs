@@ -13,9 +13,9 @@ use crate::{
     store::{LeaseId, StateStore, StoreError, retry::Backoff},
 };
 
-/// TTL of the lease: an agent that does not renew it for so long counts as gone.
+/// TTL of the lease: an agent that does not renew the lease for this time counts as gone.
 const TTL: Duration = Duration::from_secs(10);
-/// How often the lease is renewed: two renewals may be lost.
+/// Period of the renewals of the lease: two in a row may be lost.
 const RENEW: Duration = Duration::from_secs(3);
 
 /// Enters the node, and renews its lease until the agent stops. Then the lease is revoked.
@@ -39,7 +39,7 @@ pub(super) async fn keep(
     }
 }
 
-/// Ends only when the first entry is refused.
+/// Enters the node and renews its lease. Returns only if the first entry is refused.
 async fn stay(
     shared: &Shared,
     store: &dyn StateStore,
@@ -78,7 +78,7 @@ async fn stay(
 
 async fn enter(shared: &Shared, store: &dyn StateStore) -> Result<LeaseId, ExecuteError> {
     let lease = store.grant(TTL).await?;
-    // Only these prefixes are read: the whole store is large.
+    // The plan needs only these prefixes, and the whole store is large.
     let entry = ops::execute_below(store, &[NODES, ALIVE], |view| {
         Ok(((), ops::register_node(view, &shared.node, lease)?))
     });

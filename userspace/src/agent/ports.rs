@@ -1,8 +1,8 @@
-//! Published ports of this host: which container gets which, and that no process
-//! gets them, too.
+//! Published ports of this host: their choice for containers, and their reservation against
+//! processes of the host.
 //!
-//! A port is held from before it is written to the store until its endpoint is
-//! gone. A restarted agent takes those of its endpoints again.
+//! A port is held from before it is written to the store until its endpoint is removed. A
+//! restarted agent holds the ports of its endpoints again.
 
 use std::{
     collections::BTreeMap,
@@ -16,9 +16,9 @@ use crate::{
     model::{Name, PortRequest, Publish, PublishedPort, View, overlapping},
 };
 
-/// Where free ports are looked for, first and last: Linux's default ephemeral ones.
+/// Range in which free ports are chosen, first and last: the default ephemeral ports of Linux.
 const FREE: (u16, u16) = (32_768, 60_999);
-/// Most ports of one container: they lie in one record of the store.
+/// Most published ports of one container: they are in one record of the store.
 const MOST: usize = 1024;
 
 /// A port of an endpoint, by the endpoint's identifier.
@@ -32,16 +32,16 @@ pub(crate) struct Reservations {
 
 #[derive(Default)]
 struct State {
-    /// Those of endpoints.
+    /// Ports of endpoints.
     held: BTreeMap<Key, PortHold>,
-    /// Those whose endpoint is being made, with the name of its container.
+    /// Ports whose endpoint is being made, with the name of its container.
     pending: BTreeMap<PublishedPort, (Name, PortHold)>,
-    /// Those of endpoints that could not be had, and why.
+    /// Ports of endpoints that could not be held, and the reason on one line.
     failed: BTreeMap<Key, String>,
 }
 
-/// Ports whose endpoint is being made. When it is dropped, those that did not
-/// become an endpoint's are let go.
+/// Ports whose endpoint is being made. On drop, the ports that did not become an endpoint's are
+/// released.
 pub(crate) struct Pending<'a> {
     reservations: &'a Reservations,
     ports: Vec<PublishedPort>,
@@ -66,15 +66,14 @@ impl Drop for Pending<'_> {
 /// Why ports are not assigned.
 #[derive(Debug)]
 pub(crate) enum Refused {
-    /// For this reason.
+    /// The request is refused.
     Because(ApiError),
-    /// The host does not let go of one. Who has it is still to be found out, which
-    /// takes a while.
+    /// A port cannot be held. Its holder is still to be found, which takes a while.
     Port(PublishedPort, PortError),
 }
 
 impl Refused {
-    /// The refusal, in one line.
+    /// The refusal, on one line. Searches for the holder of the port.
     pub(crate) fn explain(self, platform: &dyn Ports) -> ApiError {
         match self {
             Self::Because(error) => error,
@@ -91,7 +90,7 @@ fn refused(kind: ErrorKind, line: String) -> Refused {
 ///
 /// # Errors
 ///
-/// One is malformed, or there are too many.
+/// A value is malformed, or there are too many ports.
 pub(crate) fn parse(container: &Name, given: &[String]) -> Result<Vec<PortRequest>, ApiError> {
     let mut requests = Vec::new();
     for text in given {
@@ -113,7 +112,7 @@ pub(crate) fn parse(container: &Name, given: &[String]) -> Result<Vec<PortReques
 }
 
 impl Reservations {
-    // What a thread that panicked left behind is as good as before.
+    // A thread that panicked with the lock held left a valid state.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -122,7 +121,8 @@ impl Reservations {
     ///
     /// # Errors
     ///
-    /// Another container or a process has one, or it cannot be had. None is held then.
+    /// Another container or a process has one of the ports, or the host refuses it. None is held
+    /// then.
     pub(crate) fn assign(
         &self,
         platform: &dyn Ports,
@@ -131,14 +131,15 @@ impl Reservations {
         container: &Name,
         requests: &[PortRequest],
     ) -> Result<Pending<'_>, Refused> {
-        // One at a time: what is looked at here must not change before it is held.
+        // One request at a time: a port that is free here must still be free when it is held.
         let mut state = self.state();
         let taken = state.taken(view, node);
         let publisher = |port: &PublishedPort| {
             taken.iter().find(|(other, _)| overlapping(other, port)).map(|(_, name)| name)
         };
         let mut holds: Vec<(PublishedPort, PortHold)> = Vec::new();
-        // Chosen ones last, so that they leave alone what is asked for by number.
+        // Ports that the agent chooses come last, so that it does not choose one that is asked for
+        // by number.
         let (fixed, free): (Vec<&PortRequest>, Vec<&PortRequest>) =
             requests.iter().partition(|request| request.host_port.is_some());
         for request in fixed {
@@ -182,9 +183,9 @@ impl Reservations {
         Ok(Pending { reservations: self, ports })
     }
 
-    /// Holds the ports of these endpoints (with the name of the container) and lets
-    /// go of all others'. Those that could not be had are tried only `again`.
-    /// Returns what is wrong, a line each under a key of its own.
+    /// Holds the ports of these endpoints (with the name of the container) and releases all
+    /// others. Ports that could not be held before are tried again only if `again` is set.
+    /// Returns the problems, a line each under a key of its own.
     pub(crate) fn sync(
         &self,
         platform: &dyn Ports,
@@ -195,8 +196,8 @@ impl Reservations {
         if refused.is_empty() {
             return self.failures();
         }
-        // To find out who has a port takes a look at all processes: requests for other ports do
-        // not wait for it, nor do other tasks.
+        // The holder of a port is found by a search of all processes: requests for other ports and
+        // other tasks do not wait for it.
         let explain = |(key, container, error): (Key, Name, PortError)| {
             let why = refusal(platform, &key.1, &error).message;
             (key, format!("container '{container}': {why}"))
@@ -207,7 +208,7 @@ impl Reservations {
         self.failures()
     }
 
-    /// The ports of endpoints that cannot be had, a line each under a key of its own.
+    /// The ports of endpoints that cannot be held, a line each under a key of its own.
     fn failures(&self) -> BTreeMap<String, String> {
         let state = self.state();
         let line =
@@ -215,8 +216,8 @@ impl Reservations {
         state.failed.iter().map(line).collect()
     }
 
-    /// Holds and lets go as [`Self::sync`]. Returns the ports that cannot be had, with the
-    /// container's name and the reason.
+    /// Holds and releases ports as [`Self::sync`]. Returns the ports that cannot be held, with
+    /// the container's name and the reason.
     fn hold(
         &self,
         platform: &dyn Ports,
@@ -248,8 +249,8 @@ impl Reservations {
 }
 
 impl State {
-    /// Ports that containers of the node publish, or are about to, with the name of
-    /// each.
+    /// Ports that containers of the node publish or are about to publish, each with the name of its
+    /// container.
     fn taken(&self, view: &View, node: &Name) -> Vec<(PublishedPort, Name)> {
         let published = view.endpoints_on(node).flat_map(|ep| {
             ep.record.ports.into_iter().map(move |port| (port, ep.record.container.clone()))
@@ -259,8 +260,8 @@ impl State {
     }
 }
 
-/// A free port of the host. The search begins anywhere in the range, so that one
-/// that was just given up is not the next to be taken.
+/// Holds a free port of the host. The search begins at a random port of the range, so that a
+/// port that was just released is not chosen next.
 fn choose(
     platform: &dyn Ports,
     request: &PortRequest,
@@ -288,7 +289,7 @@ fn choose(
     ))
 }
 
-/// A port of the host, for a message.
+/// The text of a port of the host in messages.
 fn spelled(port: &PublishedPort) -> String {
     let PublishedPort { host_ip, host_port, protocol, .. } = port;
     if *host_ip == Ipv4Addr::UNSPECIFIED {
@@ -298,7 +299,7 @@ fn spelled(port: &PublishedPort) -> String {
     }
 }
 
-/// Why a port is not to be had, in one line.
+/// The refusal for a port that cannot be held, on one line.
 fn refusal(platform: &dyn Ports, port: &PublishedPort, error: &PortError) -> ApiError {
     let &PublishedPort { host_ip, host_port, protocol, .. } = port;
     let name = spelled(port);

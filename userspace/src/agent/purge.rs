@@ -1,4 +1,4 @@
-//! `culvert purge` without an agent, and its completion by the next agent.
+//! `culvert purge` without a running agent, and its completion by the next agent.
 
 use anyhow::Context as _;
 
@@ -18,9 +18,9 @@ use crate::{
     store::{StateStore, retry::Backoff},
 };
 
-/// Removes what an agent left in the kernel and in its state directory: device pairs,
-/// sandboxes, programs, maps and records. The store cannot be reached without an agent. The
-/// next agent of the node removes the node from the store before anything else.
+/// Removes device pairs, sandboxes, programs, maps and records that an agent left in the kernel
+/// and in its state directory. Only an agent can reach the store: the next agent of the node
+/// removes the node from the store before it does anything else.
 ///
 /// # Errors
 ///

@@ -1,5 +1,5 @@
-//! What the engine writes and the API reads: one of each type of `state`, and what needs
-//! several of them.
+//! State that the engine writes and the API reads: one value of each type in `state`, and the
+//! functions that need several of them.
 
 use std::{
     collections::BTreeMap,
@@ -27,10 +27,10 @@ use crate::{
     store::{Outcome, Revision, StateStore, StoreError},
 };
 
-/// How long a request waits for the kernel side of what it asked for.
+/// Time that a request waits until the engine has applied its change to the kernel.
 pub(crate) const SETTLE: Duration = Duration::from_secs(15);
 
-/// How long a request waits for an agent that is starting.
+/// Time that a request waits for an agent that is starting.
 const STARTING: Duration = Duration::from_secs(5);
 
 /// State shared by the tasks of the agent.
@@ -55,15 +55,15 @@ pub(crate) struct Shared {
     pub(crate) store: StoreHandle,
     /// Whether the kernel holds what the store says.
     pub(crate) readiness: Readiness,
-    /// What is wrong.
+    /// The problems that `status` shows.
     pub(crate) problems: Arc<Problems>,
-    /// How far each local endpoint has come.
+    /// State of each local endpoint.
     pub(crate) plugs: Plugs,
-    /// How many entries the large maps have.
+    /// Number of entries of the large maps.
     pub(crate) map_counts: MapCounts,
     /// One request at a time for each container.
     pub(crate) turns: Turns,
-    /// What the table of flows holds.
+    /// Contents of the table of flows, by state.
     flows: Arc<Mutex<conntrack::Summary>>,
     view: RwLock<View>,
     containers: Mutex<Containers>,
@@ -105,8 +105,8 @@ impl Shared {
         }
     }
 
-    // A thread that panicked with one of these locks held left a whole value behind: none
-    // is changed in steps that belong together.
+    // A thread that panicked with one of these locks held left a valid value: no value is changed
+    // in several dependent steps.
 
     /// The view, for reading. Not to be held across an await.
     pub(crate) fn view(&self) -> RwLockReadGuard<'_, View> {
@@ -128,12 +128,12 @@ impl Shared {
         self.paths.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the table of flows holds.
+    /// Contents of the table of flows, by state.
     pub(crate) fn flows(&self) -> MutexGuard<'_, conntrack::Summary> {
         self.flows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the keeper of the flows works with.
+    /// The context of [`conntrack::keep`].
     pub(crate) fn conntrack_context(&self) -> conntrack::Context {
         let platform: Arc<dyn Platform> = Arc::clone(&self.platform);
         conntrack::Context {
@@ -153,7 +153,7 @@ impl Shared {
         container: &Name,
         requests: &[PortRequest],
     ) -> Result<Pending<'_>, ApiError> {
-        // To find out who has a port, all of /proc is searched.
+        // The holder of a port is found by a search of /proc, which takes long.
         tokio::task::block_in_place(|| {
             let platform = &*self.platform;
             let assigned =
@@ -163,15 +163,15 @@ impl Shared {
         })
     }
 
-    /// Holds the published ports of these endpoints (container by identifier and port), and
-    /// no others. Ports that could not be had before are tried if `again`.
+    /// Holds the published ports of these endpoints (container by identifier and port), and no
+    /// others. Ports that could not be bound before are tried again only if `again` is set.
     pub(super) fn hold_ports(&self, wanted: &BTreeMap<(String, PublishedPort), Name>, again: bool) {
         let lines = self.ports.sync(&*self.platform, wanted, again);
         self.problems.set_below("port/", lines);
     }
 
-    /// The store, for a request that changes state. The request waits a little while the
-    /// agent starts.
+    /// The store, for a request that changes state. While the agent starts, the request waits for
+    /// [`STARTING`] at most.
     ///
     /// # Errors
     ///
@@ -199,13 +199,14 @@ impl Shared {
         self.tasks.wait().await;
     }
 
-    /// Waits until the first snapshot of the store is in the kernel. `false`: the agent stops.
+    /// Waits until the first snapshot of the store is in the kernel. `false`: the agent stops
+    /// first.
     pub(crate) async fn wait_ready(&self) -> bool {
         self.readiness.wait(&self.shutdown).await
     }
 
-    /// Carries out a plan: made from the view at hand, and if the view turns out to be too
-    /// old, from a fresh snapshot.
+    /// Carries out a plan. It is made from the view, and if the view is too old, again from a new
+    /// snapshot of the store.
     pub(crate) async fn execute<T>(
         &self,
         mut plan: impl FnMut(&View) -> Result<(T, Plan), Refusal> + Send,
@@ -227,7 +228,7 @@ impl Shared {
         ops::execute(store.as_ref(), None, plan).await
     }
 
-    /// Waits until the engine has dealt with `revision` and `done` has a result.
+    /// Waits until the engine has applied `revision` and `done` returns a result.
     ///
     /// # Errors
     ///

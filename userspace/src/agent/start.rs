@@ -19,12 +19,12 @@ use crate::{
     },
 };
 
-/// Filter for the programs' trace lines. aya-log gives them the name of the module of the
-/// programs' crate that writes them.
+/// Filter for the programs' trace lines. Their target is the module of the programs' crate that
+/// writes them (aya-log).
 const TRACE_TARGET: &str = "culvert_ebpf::verdict=trace";
 
 /// Writes the log to standard error, unless a subscriber is set already. With `trace` the
-/// programs' trace lines are written whatever the filter says.
+/// programs' trace lines are written even if the filter excludes them.
 ///
 /// # Errors
 ///
@@ -198,7 +198,7 @@ pub(super) async fn open_store(
     }
 }
 
-/// Awaits `reaching` for `--store-timeout` at most.
+/// Waits for `reaching`, at most for `--store-timeout`.
 ///
 /// # Errors
 ///
@@ -258,7 +258,7 @@ pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>) {
     }
 }
 
-/// Follows the store, and keeps on disk which store that is.
+/// Follows the store, and keeps its identity on disk.
 pub(super) fn follow(shared: &Arc<Shared>, store: Arc<dyn StateStore>) -> Follower {
     let known = files::known_store(&shared.options.state_dir, &shared.options.store);
     let follower = Follower::spawn(store, FollowOptions { known, ..follow_options() });
@@ -267,8 +267,8 @@ pub(super) fn follow(shared: &Arc<Shared>, store: Arc<dyn StateStore>) -> Follow
     follower
 }
 
-/// Keeps on disk which store is followed. If the store was replaced, reports how the operator
-/// accepts the other one. Ends with the follower.
+/// Keeps the identity of the followed store on disk. If the store was replaced, reports how the
+/// operator can accept the new one. Ends with the follower.
 async fn remember_store(shared: Arc<Shared>, mut health: watch::Receiver<Health>) {
     let (dir, url) = (&shared.options.state_dir, &shared.options.store);
     let mut remembered = None;

@@ -1,7 +1,7 @@
-//! Agents on a host of paper, with the embedded store.
+//! Agents on a simulated host ([`paper`]), with the embedded store.
 //!
-//! The engine, the API and the node's entry are the real ones; only the kernel is
-//! not. Several agents share one store, as hosts do.
+//! The engine, the API and the node's entry are the real ones; only the kernel is simulated.
+//! Several agents share one store, as hosts do.
 
 mod fake;
 mod faults;

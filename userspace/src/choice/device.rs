@@ -1,4 +1,4 @@
-//! Which kind of device pair connects containers with the host, and why.
+//! Choice of the kind of device pair that connects containers with the host, with the reason.
 
 use nix::errno::Errno;
 
@@ -7,7 +7,7 @@ use crate::{
     netlink::{NetlinkError, PairKind, try_pair},
 };
 
-/// The kind of device pair that new containers get, and why.
+/// The kind of device pair that new containers get, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
     /// Kind of the pair.
@@ -17,12 +17,12 @@ pub struct Device {
 }
 
 impl Device {
-    /// Tries whether the kernel has netkit, and chooses.
+    /// Chooses the kind. Tests first whether the kernel has netkit.
     ///
     /// # Errors
-    /// One line: the kernel does not have the kind that is asked for.
+    /// One line: the kernel does not have the kind that `asked` demands.
     pub async fn choose(asked: DeviceMode) -> Result<Self, String> {
-        // With `--device veth` nothing is tried.
+        // With `--device veth` there is no test.
         let tried = match asked {
             DeviceMode::Veth => Ok(()),
             DeviceMode::Auto | DeviceMode::Netkit => try_pair(PairKind::Netkit).await,
@@ -53,7 +53,7 @@ impl Device {
     }
 }
 
-/// Why the kernel has no netkit, as text.
+/// The reason why the kernel has no netkit, as text.
 fn why(error: &NetlinkError) -> String {
     match error.errno() {
         // The kernel does not know this kind of device.

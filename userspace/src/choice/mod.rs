@@ -1,5 +1,5 @@
-//! Which hook of the uplinks receives VXLAN, and why. [`device`] has which kind of device
-//! pair connects containers with the host.
+//! Choice of the hook at which the uplinks receive VXLAN, with the reason. [`device`] chooses
+//! the kind of device pair that connects containers with the host.
 //!
 //! `from_underlay_xdp` drops hostile VXLAN before the kernel allocates an skb. Frames that it
 //! passes are checked again at tcx. So XDP costs time on every frame and saves time on
@@ -19,11 +19,11 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum XdpSupport {
-    /// It does.
+    /// The driver runs XDP programs.
     Native,
-    /// It does not.
+    /// The driver does not run XDP programs.
     None,
-    /// The kernel does not say.
+    /// The kernel does not report it.
     Unknown,
 }
 
@@ -32,7 +32,7 @@ pub enum XdpSupport {
 pub struct Uplink {
     /// Name.
     pub name: String,
-    /// Name of the driver. Empty: the driver does not say.
+    /// Name of the driver; empty if the driver does not report it.
     pub driver: String,
     /// Whether the driver runs XDP programs itself.
     pub xdp: XdpSupport,
@@ -89,7 +89,7 @@ impl Uplink {
         format!("{} ({driver}, {xdp}, {gro}, {merges})", self.name)
     }
 
-    /// What XDP costs and saves on this uplink, as text.
+    /// Costs and savings of XDP on this uplink, as text.
     pub fn verdict(&self, price: Option<Price>) -> String {
         let name = &self.name;
         match (self.xdp, price) {

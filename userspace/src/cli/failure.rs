@@ -1,4 +1,4 @@
-//! How a verb ends when it does not succeed.
+//! Exit code and message of a verb that fails.
 
 use std::{
     fmt::Display,

@@ -1,8 +1,8 @@
-//! The command line: reads it, asks the agent, prints what it answers.
+//! The command line: parses it, sends requests to the agent, prints the answers.
 //!
-//! Standard output carries results only; what goes wrong is one line on
-//! standard error, `culvert: THING: WRONG: RIGHT`. Exit codes: 0, 1 for a
-//! refusal, 2 for wrong usage; `run` and `exec` end with their command's.
+//! Standard output has results only. An error is one line on standard error,
+//! `culvert: THING: WRONG: RIGHT`. Exit codes: 0; 1 for a refusal; 2 for wrong usage; `run` and
+//! `exec` end with the code of their command.
 
 mod args;
 mod failure;
@@ -26,9 +26,9 @@ use self::{
 };
 use crate::api::Client;
 
-/// Does what the command line `args`, the program's name first, says.
+/// Runs the command line `args`, whose first item is the program's name.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    // Not locked: the agent's threads may print as well.
+    // Standard output is not locked: the agent's threads may print as well.
     let mut out = io::BufWriter::new(io::stdout());
     let parsed = Cli::command()
         .try_get_matches_from(args)
@@ -37,7 +37,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => dispatch(cli, &mut out),
         Err(error) => usage::report(&error, &mut out),
     };
-    // Nothing may be lost in the buffer, and a full disk be told.
+    // The rest of the buffer must be written, and an error (a full disk) reported.
     let flushed = out.flush();
     let code = match result.and_then(|code| Ok(flushed.map(|()| code)?)) {
         Ok(code) => code,
@@ -51,7 +51,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// What every verb that asks the agent is given.
+/// Arguments of every verb that sends requests to the agent.
 struct Context<'a> {
     client: Client,
     socket: PathBuf,
@@ -59,7 +59,7 @@ struct Context<'a> {
     out: &'a mut dyn Write,
 }
 
-/// Runs the verb; the exit code.
+/// Runs the verb. Returns the exit code.
 fn dispatch(cli: Cli, out: &mut dyn Write) -> Result<u8, Failure> {
     // The supervisor behind `run -d` works in another directory.
     let socket = value::absolute(cli.global.socket).map_err(|invalid| Failure::usage(invalid.0))?;
@@ -77,7 +77,7 @@ fn dispatch(cli: Cli, out: &mut dyn Write) -> Result<u8, Failure> {
                 .build()
                 .map_err(|error| Failure::refusal(format!("runtime cannot be started: {error}")))?;
             let result = runtime.block_on(ask(command, cli.auto_remove, context));
-            // Does not wait for what a verb left behind, such as a read of a terminal.
+            // Does not wait for blocking calls of a verb, such as a read of a terminal.
             runtime.shutdown_background();
             result
         }

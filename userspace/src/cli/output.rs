@@ -1,4 +1,4 @@
-//! Tables for people and JSON for scripts.
+//! Output as tables for people and as JSON for scripts.
 
 use std::{
     fmt::Display,
@@ -33,8 +33,8 @@ pub(super) fn json(out: &mut dyn Write, value: &(impl Serialize + ?Sized)) -> io
     out.write_all(text.as_bytes())
 }
 
-/// Prints a table as Docker does: no borders, three spaces between the
-/// columns, and as wide as it is, for a script cuts what a terminal wraps.
+/// Prints a table as Docker does: no borders, three spaces between the columns. Lines are not
+/// cut to the width of the terminal, as a script must get whole values.
 pub(super) fn table(
     out: &mut dyn Write,
     headers: &[&str],
@@ -81,7 +81,7 @@ pub(super) fn size(bytes: u64) -> String {
     if bytes < 1000 {
         return format!("{bytes} B");
     }
-    // Tenths in whole numbers: no rounding up to "1000.0 kB".
+    // Tenths as integers, so that no value is rounded up to "1000.0 kB".
     let (mut tenths, mut unit) = (bytes / 100, 0);
     while tenths >= 10_000 {
         tenths /= 1000;

@@ -1,4 +1,4 @@
-//! What clap has to say, in our form: help as it is, an error as one line.
+//! Help and errors of clap: help unchanged, an error as one line.
 
 use std::{error::Error as _, io::Write};
 
@@ -17,7 +17,7 @@ pub(super) fn report(error: &clap::Error, out: &mut dyn Write) -> Result<u8, Fai
             Ok(0)
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
-            // Standard error, since help was not asked for; if it is closed there is nobody to tell.
+            // Standard error, since help was not asked for. If it is closed, the text is lost.
             let _ = write!(std::io::stderr(), "{}", help_of(&verb(&error.render().to_string())));
             Err(Failure::silent(2))
         }
@@ -58,7 +58,7 @@ fn line(error: &clap::Error) -> String {
     }
 }
 
-/// What would be right.
+/// The valid usage.
 fn hint(error: &clap::Error) -> String {
     let similar = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand]
         .iter()
@@ -69,8 +69,7 @@ fn hint(error: &clap::Error) -> String {
     format!("see '{} --help'", verb(&error.render().to_string()).join(" "))
 }
 
-/// The verb that clap speaks of, from its usage line: "Usage: culvert network
-/// create [OPTIONS] <NAME>".
+/// The verb in clap's usage line: "Usage: culvert network create [OPTIONS] <NAME>".
 fn verb(rendered: &str) -> Vec<&str> {
     rendered
         .lines()
@@ -84,7 +83,7 @@ fn verb(rendered: &str) -> Vec<&str> {
 /// The help of a verb.
 fn help_of(verb: &[&str]) -> clap::builder::StyledStr {
     let mut command = Cli::command();
-    // Global options and full names reach the verbs only when it is built.
+    // The verbs get global options and full names only when the command is built.
     command.build();
     let found = verb
         .iter()
@@ -106,7 +105,7 @@ fn text(error: &clap::Error, kind: ContextKind) -> Option<String> {
         ContextValue::Strings(texts) => match texts.as_slice() {
             [] => None,
             [one] => Some(one.clone()),
-            // "a, b or c" of values to choose from; all of the others are meant.
+            // Alternatives as "a, b or c"; all other lists as "a, b, c".
             [first @ .., last] if kind == ContextKind::ValidValue => {
                 Some(format!("{} or {last}", first.join(", ")))
             }

@@ -1,5 +1,5 @@
-//! Values of options, checked when the command line is read. Every refusal is
-//! one line: the value, what is wrong with it, what would be right.
+//! Values of options, checked when the command line is read. Every refusal is one line: the
+//! value, its fault, and a valid value.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -74,13 +74,13 @@ pub(super) fn mac(text: &str) -> Parsed<MacAddr> {
     }
 }
 
-/// A VNI as a number; whether it is one is for the agent to say.
+/// A VNI as a number. The agent checks its range.
 pub(super) fn vni(text: &str) -> Parsed<u32> {
     text.parse()
         .or_else(|_| refuse(format!("VNI '{text}' is out of range: 1 to {} is valid", Vni::MAX)))
 }
 
-/// An MTU as a number; whether it suits is for the agent to say.
+/// An MTU as a number. The agent checks its range.
 pub(super) fn mtu(text: &str) -> Parsed<u32> {
     text.parse().or_else(|_| {
         refuse(format!("MTU '{text}' is malformed: a number of bytes, 68 or more, is valid"))
@@ -119,7 +119,7 @@ pub(super) fn pair(text: &str) -> Parsed<(String, String)> {
     }
 }
 
-/// What a container may be on: a network, or `container:NAME`.
+/// The value of `--network`: the name of a network, or `container:NAME`.
 pub(super) fn network_mode(text: &str) -> Parsed<String> {
     let name = text.strip_prefix("container:").unwrap_or(text);
     name.parse::<Name>().map(|_| text.to_owned())
@@ -130,7 +130,7 @@ pub(super) fn ifname(text: &str) -> Parsed<String> {
     validate::ifname(text).map(|()| text.to_owned())
 }
 
-/// The path from the root directory.
+/// The absolute form of a path.
 pub(super) fn absolute(path: PathBuf) -> Parsed<PathBuf> {
     std::path::absolute(&path).map_err(|error| {
         Invalid(format!("path {path:?} is malformed ({error}): one from / on is valid"))
@@ -159,7 +159,7 @@ pub(super) fn expose(text: &str) -> Parsed<String> {
     text.parse::<Exposed>().map(|_| text.to_owned())
 }
 
-/// Where the store is.
+/// The URL of the store.
 pub(super) fn store(text: &str) -> Parsed<String> {
     match text.parse::<StoreUrl>() {
         Ok(_) => Ok(text.to_owned()),

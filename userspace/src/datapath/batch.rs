@@ -7,29 +7,27 @@ use bytemuck::Pod;
 
 use super::syscall::{attributes, bpf, number};
 
-/// Entries that [`all`] has room for at first.
+/// Number of entries that the first read of [`all`] has room for.
 const ROOM: u32 = 4096;
 
 /// Some entries of a map.
 pub(super) struct Part<K, V> {
     /// Entries, in no order.
     pub(super) entries: Vec<(K, V)>,
-    /// Number of the first hash bucket behind those read; `None` if these were the last.
+    /// Number of the hash bucket after the last one read; `None` at the end of the map.
     pub(super) next: Option<u32>,
 }
 
-/// Reads whole hash buckets of the map behind `fd` from the bucket `from` on, `room` entries at
-/// most. Keys and values have the sizes of `K` and `V`.
+/// Reads whole hash buckets of the map `fd`, from the bucket `from` on, at most `room` entries.
+/// Keys and values have the sizes of `K` and `V`.
 ///
 /// The cursor of `BPF_MAP_LOOKUP_BATCH` is the number of a bucket
-/// (`__htab_map_lookup_and_delete_batch` in `kernel/bpf/hashtab.c`): unlike the key of
-/// `BPF_MAP_GET_NEXT_KEY` nobody can remove it, so that a walk never starts again at the
-/// beginning. A bucket is read under its lock: each entry that is there all the time is seen
-/// once.
+/// (`__htab_map_lookup_and_delete_batch` in `kernel/bpf/hashtab.c`). A bucket cannot be removed,
+/// unlike the key of `BPF_MAP_GET_NEXT_KEY`, so that a walk never starts again at the beginning.
+/// A bucket is read under its lock: an entry that stays in the map during the walk is read once.
 ///
 /// # Errors
-/// `ENOSPC` if the next bucket has more than `room` entries; whatever else the kernel
-/// refuses the call with.
+/// `ENOSPC` if the next bucket has more than `room` entries; otherwise the kernel's error.
 pub(super) fn read<K: Pod, V: Pod>(
     fd: BorrowedFd<'_>,
     from: u32,
@@ -39,7 +37,7 @@ pub(super) fn read<K: Pod, V: Pod>(
     let mut values = vec![V::zeroed(); room as usize];
     let mut next = 0_u32;
     let mut attr = attributes();
-    // 0 stands for the beginning.
+    // The kernel takes a null pointer as the beginning of the map.
     attr.batch.in_batch = if from == 0 { 0 } else { &raw const from as u64 };
     attr.batch.out_batch = &raw mut next as u64;
     attr.batch.keys = keys.as_mut_ptr() as u64;
@@ -51,7 +49,7 @@ pub(super) fn read<K: Pod, V: Pod>(
     let called = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) };
     let last = match called {
         Ok(_) => false,
-        // There are no buckets behind those read.
+        // The end of the map.
         Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => true,
         Err(error) => return Err(error),
     };
@@ -62,8 +60,7 @@ pub(super) fn read<K: Pod, V: Pod>(
     Ok(Part { entries, next: (!last).then_some(next) })
 }
 
-/// Like [`read`], with more than `room` entries if the next bucket has more, and no more than
-/// `most`.
+/// Like [`read`]. If the next bucket has more than `room` entries, the room grows up to `most`.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -84,8 +81,8 @@ pub(super) fn read_some<K: Pod, V: Pod>(
     }
 }
 
-/// All entries of the map behind `fd`, which has `capacity` at most, in no order: those that are
-/// there all the time once, others once or not at all.
+/// All entries of the map `fd`, in no order. The map has at most `capacity` entries. An entry
+/// that is added or removed during the read may be missing.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -99,8 +96,8 @@ pub(super) fn all<K: Pod, V: Pod>(fd: BorrowedFd<'_>, capacity: u32) -> io::Resu
     Ok(entries)
 }
 
-/// Writes entries whose sizes are those of the map behind `fd`, in order. Returns how
-/// many were written, and what kept the kernel from the next one.
+/// Writes a prefix of the entries to the map `fd`, in order. Keys and values have the map's
+/// sizes. Returns how many were written, and the error that stopped the kernel.
 pub(super) fn update<K: Pod, V: Pod>(
     fd: BorrowedFd<'_>,
     entries: &[(K, V)],
@@ -161,7 +158,7 @@ mod tests {
         assert_eq!(tables.fdb.insert_all(&entries).0, entries.len());
         assert_eq!(tables.fdb.dump().unwrap(), entries.into_iter().collect());
 
-        // Values of four bytes, which the kernel does not pad.
+        // Values of 4 bytes: the batch has no padding to the kernel's 8 bytes.
         let addresses: BTreeMap<MappedAddr, u32> =
             (1..=7).map(|last| (MappedAddr::v4([192, 0, 2, last]), last.into())).collect();
         for (address, value) in &addresses {
@@ -169,7 +166,7 @@ mod tests {
         }
         assert_eq!(tables.host_addrs.dump().unwrap(), addresses);
 
-        // The programs' own map, a hash of another kind.
+        // A map that the programs write, an LRU hash.
         let seen = |number: u32| LearnedEntry {
             last_seen_ns: number.into(),
             ifindex: number,

@@ -23,7 +23,7 @@ pub(super) fn version_of(dir: &Path) -> Option<u32> {
     dir.file_name()?.to_str()?.strip_prefix('v')?.parse().ok()
 }
 
-/// The directory is on a BPF file system.
+/// Whether the directory is on a BPF file system.
 pub(super) fn is_mounted(dir: &Path) -> bool {
     statfs(dir).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
 }
@@ -62,8 +62,8 @@ pub(super) fn remove_file(path: &Path) -> Result<(), DatapathError> {
     }
 }
 
-/// Removes a directory of pins, links first so that programs stop before
-/// their maps go.
+/// Removes a directory of pins. Links are removed first, so that the programs stop before
+/// their maps are removed.
 pub(super) fn remove_tree(dir: &Path) -> Result<(), DatapathError> {
     for sub in ["links", "programs", "maps"] {
         let sub = dir.join(sub);
@@ -83,7 +83,7 @@ fn remove_dir(dir: &Path) -> Result<(), DatapathError> {
     }
 }
 
-/// Unmounts the file system mounted at `dir` itself if it holds nothing more.
+/// Unmounts the BPF file system at `dir` if it has no pins left.
 pub(super) fn unmount_if_empty(dir: &Path) -> Result<(), DatapathError> {
     // The kernel puts these into every BPF file system.
     let own = |path: &PathBuf| !path.ends_with("maps.debug") && !path.ends_with("progs.debug");
@@ -95,7 +95,7 @@ pub(super) fn unmount_if_empty(dir: &Path) -> Result<(), DatapathError> {
     remove_dir(dir)
 }
 
-/// Another file system than the parent directory's begins at `dir`.
+/// Whether `dir` is on another file system than its parent directory.
 fn is_mount_point(dir: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev()).ok();

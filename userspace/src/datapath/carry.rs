@@ -1,9 +1,9 @@
-//! Flows carried over from an agent with another map layout.
+//! Flows carried over from an agent with an older map layout.
 //!
 //! Maps are pinned below a directory of their ABI version. An agent of a later version makes
-//! maps of its own, which the store fills; the flows are known to the programs alone. So that
-//! established connections go on, they are copied before the programs of the earlier version
-//! are detached. Learned FDB entries and path MTUs are learnt again.
+//! new maps and fills them from the store. The store does not have the flows: they are copied
+//! before the programs of the earlier version are detached, so that established connections
+//! go on. Learned FDB entries and path MTUs are learned again.
 
 use std::{io, path::Path};
 
@@ -44,17 +44,17 @@ pub struct FlowV3 {
 
 const _: () = assert!(size_of::<FlowV3>() == 64);
 
-/// What became of the flows of an earlier version.
+/// Result of carrying over the flows of an earlier version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Carried {
-    /// Entries that are in this version's table now, two for each flow.
+    /// Entries that are now in this version's table; a flow has two.
     pub entries: usize,
     /// Entries that could not be taken over: the table is full.
     pub lost: usize,
 }
 
-/// Copies the flows pinned in `maps`, the directory of an agent with ABI 3, to this version's
-/// table. An entry that is there stays.
+/// Copies the flows of ABI 3 to this version's table. `maps` is the directory of the pinned
+/// maps of ABI 3. An entry whose key exists in the new table is not overwritten.
 ///
 /// # Errors
 ///

@@ -1,7 +1,7 @@
-//! Keys and values of the maps as the agent has them: with the address of a VTEP where the
-//! map has its [`VtepId`](culvert_common::abi::VtepId), and without seals.
+//! The agent's form of keys and values of the maps: with the address of a VTEP where the map
+//! has its [`VtepId`](culvert_common::abi::VtepId), and without seals.
 //!
-//! [`layout`](super::layout) translates them to what stands in the maps and back.
+//! [`layout`](super::layout) converts them to the form in the maps, and back.
 
 /// Where a MAC is: behind a local host-side interface (`local`) or a VTEP (`static`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,9 +17,9 @@ pub struct FdbEntry {
 pub struct LearnedEntry {
     /// `bpf_ktime_get_ns` when a frame with this source was last seen.
     pub last_seen_ns: u64,
-    /// Address of the VTEP that it came from; all zero if it was a local endpoint.
+    /// Address of the VTEP that the frame came from; all zero if it came from a local endpoint.
     pub vtep: [u8; 4],
-    /// Interface index of the host side that it came from; 0 if a VTEP.
+    /// Interface index of the host side that the frame came from; 0 if it came from a VTEP.
     pub ifindex: u32,
 }
 
@@ -39,15 +39,15 @@ pub struct VtepKey {
     pub ip: [u8; 4],
 }
 
-/// Why a VTEP may send frames of a VNI. Only the agent reads it: after a restart it tells
-/// from the map which members the cluster's nodes are.
+/// Why a VTEP may send frames of a VNI. Only the agent reads it: after a restart the agent
+/// finds in the map which VTEPs are nodes of the cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct VtepInfo {
     /// Not zero: added by `culvert vtep add`, not a Culvert host.
     pub foreign: u32,
 }
 
-/// How to reach a VTEP, as the kernel's routing table said when the agent asked.
+/// The path to a VTEP, as in the kernel's routing table when the agent last read it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct UnderlayPath {
     /// Interface index of the uplink.

@@ -1,4 +1,4 @@
-//! The epoch of the maps: what the programs cache holds for one epoch.
+//! The epoch of the maps: entries of the programs' caches are valid in one epoch only.
 
 use std::{
     fmt, io,
@@ -17,11 +17,11 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::error::DatapathError;
 
-/// Bytes of the mapping: the kernel rounds them up to pages.
+/// Length of the mapping in bytes. The kernel rounds it up to a page.
 const LENGTH: NonZeroUsize = NonZeroUsize::MIN;
 
-/// The map [`names::EPOCH`], mapped into memory: an agent that changes a hundred thousand
-/// entries advances it as often, without a system call.
+/// The map [`names::EPOCH`], mapped into memory: an agent that changes 100,000 entries advances
+/// the epoch 100,000 times, without a system call.
 pub(super) struct Epoch(NonNull<AtomicU64>);
 
 impl fmt::Debug for Epoch {
@@ -36,7 +36,7 @@ unsafe impl Send for Epoch {}
 unsafe impl Sync for Epoch {}
 
 impl Epoch {
-    /// Maps the map of a loaded object.
+    /// Maps `EPOCH` of a loaded object into memory.
     pub(super) fn take(ebpf: &Ebpf) -> Result<Self, DatapathError> {
         let failed =
             |what, source: io::Error| DatapathError::Io { path: names::EPOCH.into(), what, source };
@@ -61,7 +61,7 @@ impl Epoch {
         unsafe { self.0.as_ref() }
     }
 
-    /// Begins another epoch: cached entries of the one before are no longer used.
+    /// Begins a new epoch: the programs no longer use cache entries of earlier epochs.
     pub(super) fn advance(&self) {
         self.word().fetch_add(1, Ordering::SeqCst);
     }

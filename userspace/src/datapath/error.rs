@@ -1,14 +1,14 @@
-//! What can go wrong with the data plane.
+//! Errors of the data plane.
 
 use std::{io, path::PathBuf};
 
-/// Why an operation on the data plane failed: one line.
+/// An error of an operation on the data plane, on one line.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
     /// The kernel refused to load the programs.
     #[error("data plane: {what}: {}", chain(.source.as_ref()))]
     Load {
-        /// What was being loaded.
+        /// The program, map or object that was being loaded.
         what: String,
         /// The error of aya.
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -26,7 +26,7 @@ pub enum DatapathError {
     Attach {
         /// Name or index of the interface.
         interface: String,
-        /// What was being done.
+        /// The operation that failed.
         what: &'static str,
         /// The error of aya.
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -36,7 +36,7 @@ pub enum DatapathError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What was being done.
+        /// The operation that failed.
         what: &'static str,
         /// The kernel's error.
         source: io::Error,

@@ -1,5 +1,5 @@
-//! Conntrack as the agent sees it: `FLOWS` a slice at a time, and what it tells the
-//! programs by `EVICTABLE` and `RESERVED_PORTS`.
+//! The conntrack maps: the agent reads `FLOWS` a slice at a time, and writes `EVICTABLE` and
+//! `RESERVED_PORTS` for the programs.
 
 use std::{
     fmt, io,
@@ -20,60 +20,61 @@ use super::{
     raw::{Bytes, take_map},
 };
 
-/// Where a [`Slice`] begins: the number of a hash bucket. It stays valid whatever is added or
-/// removed.
+/// Beginning of a [`Slice`]: the number of a hash bucket. It stays valid when entries are added
+/// or removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cursor(pub u32);
 
-/// Some entries of the table, each once.
+/// Part of the table; each entry is in it once.
 #[derive(Clone, Debug, Default)]
 pub struct Slice {
     /// Entries, in no order.
     pub entries: Vec<(FlowKey, Flow)>,
-    /// Where the next slice begins; `None`: this was the last.
+    /// Beginning of the next slice; `None`: this was the last one.
     pub next: Option<Cursor>,
 }
 
 /// The table of flows, or a stand-in for it in a test.
 pub trait FlowTable: Send + Sync {
-    /// Flows that it has room for.
+    /// Number of flows that the table has room for.
     fn capacity(&self) -> u32;
 
-    /// End of the range of [`Cursor`]. The entries are spread over it evenly, so that how
-    /// far a cursor has come says which share of the table has been seen.
+    /// End of the range of [`Cursor`]. The entries are spread over it evenly, so that the
+    /// position of a cursor is the share of the table that has been read.
     fn range(&self) -> u32;
 
-    /// At most `most` entries from `from` on. All slices of a pass together have every
-    /// entry that is there from its beginning to its end.
+    /// A slice from `from` on: at most `most` entries, or those of one hash bucket if it has
+    /// more. The slices of a pass together have every entry that is in the table from the
+    /// beginning of the pass to its end.
     ///
     /// # Errors
     ///
     /// If the map cannot be read.
     fn slice(&self, from: Cursor, most: u32) -> Result<Slice, DatapathError>;
 
-    /// One direction of a flow.
+    /// Reads the entry of one direction of a flow.
     ///
     /// # Errors
     ///
     /// If the map cannot be read.
     fn lookup(&self, key: &FlowKey) -> Result<Option<Flow>, DatapathError>;
 
-    /// Removes one direction of a flow. It is no error if there is none.
+    /// Removes the entry of one direction of a flow. It is no error if there is none.
     ///
     /// # Errors
     ///
     /// If the map cannot be written.
     fn remove(&self, key: &FlowKey) -> Result<(), DatapathError>;
 
-    /// Adds to what may be evicted, the first to go first; what is more than the queue
-    /// takes is left out. A full queue loses its oldest entries.
+    /// Adds flows to the eviction queue, in order: the programs evict the first one first. Flows
+    /// beyond the queue's capacity are left out. A full queue loses its oldest entries.
     ///
     /// # Errors
     ///
     /// If the queue cannot be written.
     fn offer(&self, flows: &[Evictable]) -> Result<(), DatapathError>;
 
-    /// All words of the ports that masquerading never takes, see
+    /// Reads `RESERVED_PORTS`, the ports that masquerading never takes: all words, see
     /// [`reserved_bit`](culvert_common::abi::reserved_bit).
     ///
     /// # Errors
@@ -81,7 +82,7 @@ pub trait FlowTable: Send + Sync {
     /// If the map cannot be read.
     fn reserved(&self) -> Result<Vec<u64>, DatapathError>;
 
-    /// Writes one of these words.
+    /// Writes a word of `RESERVED_PORTS`.
     ///
     /// # Errors
     ///
@@ -107,10 +108,10 @@ pub fn all(table: &dyn FlowTable) -> Result<Vec<(FlowKey, Flow)>, DatapathError>
 
 /// The maps of the loaded data plane.
 pub struct Flows {
-    /// Entries, twice the flows.
+    /// Capacity of `FLOWS` in entries; a flow has two.
     max_entries: u32,
     flows: Mutex<HashMap<MapData, Bytes<FlowKey>, Bytes<Flow>>>,
-    /// The same map: aya's type does not lend the file descriptor.
+    /// A second handle of `FLOWS`: aya's map type does not lend its file descriptor.
     fd: MapData,
     evictable: Mutex<Queue<MapData, Bytes<Evictable>>>,
     reserved: Mutex<Array<MapData, u64>>,
@@ -143,7 +144,7 @@ impl FlowTable for Flows {
     }
 
     fn range(&self) -> u32 {
-        // As `htab_map_alloc` has it.
+        // As `htab_map_alloc` of the kernel rounds the number of buckets.
         self.max_entries.checked_next_power_of_two().unwrap_or(u32::MAX)
     }
 
@@ -179,8 +180,8 @@ impl FlowTable for Flows {
     fn offer(&self, flows: &[Evictable]) -> Result<(), DatapathError> {
         let mut queue = lock(&self.evictable);
         let capacity = queue.capacity() as usize;
-        // A full queue loses its oldest entry to the new one: it is never empty while the
-        // programs need one.
+        // A full queue drops its oldest entry for the new one, so that it always has entries for
+        // the programs.
         for flow in flows.iter().take(capacity) {
             queue
                 .push(Bytes(*flow), BPF_EXIST)
@@ -201,7 +202,7 @@ impl FlowTable for Flows {
     }
 }
 
-/// A panic elsewhere leaves a file descriptor as usable as before.
+/// Locks a map. A thread that panicked with the lock held left a usable file descriptor.
 fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
     map.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -210,7 +211,7 @@ fn failed(map: &'static str, source: MapError) -> DatapathError {
     DatapathError::Map { map, source: Box::new(source) }
 }
 
-/// Another handle of `FLOWS`.
+/// A second handle of `FLOWS`.
 fn second(ebpf: &Ebpf) -> Result<MapData, MapError> {
     match ebpf.map(names::FLOWS) {
         Some(Map::HashMap(data)) => MapData::from_fd(data.fd().as_fd().try_clone_to_owned()?),
@@ -268,7 +269,7 @@ mod tests {
             let (mut seen, mut from) = (BTreeSet::new(), Some(Cursor::default()));
             while let Some(cursor) = from {
                 let slice = flows.slice(cursor, most).unwrap();
-                // A bucket is not cut: of 1500 entries in 2048 none has so many.
+                // A slice has whole buckets. With 1500 entries in 2048 buckets none has over 16.
                 assert!(slice.entries.len() <= most.max(16) as usize);
                 for (key, flow) in slice.entries {
                     assert_eq!(u64::from(u32::from_be_bytes(key.tuple.src)), flow.packets);
@@ -321,11 +322,11 @@ mod tests {
         offer(9..10);
         let rest: Vec<_> = (0..).map_while(|_| pop()).collect();
         assert_eq!(rest, [2, 5, 6, 7, 9].map(key));
-        // What is more than the queue takes is left out.
+        // Flows beyond the capacity of the queue are left out.
         offer(0..MAX_EVICTABLE + 5);
         let held: Vec<_> = (0..).map_while(|_| pop()).collect();
         assert_eq!(held, (0..MAX_EVICTABLE).map(key).collect::<Vec<_>>());
-        // A full queue.
+        // The queue is full: its oldest entries are dropped.
         offer(0..MAX_EVICTABLE);
         offer(MAX_EVICTABLE..MAX_EVICTABLE + 3);
         let held: Vec<_> = (0..).map_while(|_| pop()).collect();

@@ -1,4 +1,4 @@
-//! What stands in the maps for the keys and values that the agent has.
+//! Conversion between the agent's keys and values and the bytes in the maps.
 
 use std::marker::PhantomData;
 
@@ -15,11 +15,11 @@ use super::{
     vtep_ids::VtepIds,
 };
 
-/// How the entries of a table stand in its map.
+/// Conversion of the entries of one map.
 pub trait Layout: Send + Sync + 'static {
-    /// Key, as the agent has it.
+    /// Key in the agent.
     type Key: Copy + Ord + Send;
-    /// Value, as the agent has it.
+    /// Value in the agent.
     type Value: Copy + Send;
     /// Key in the map.
     type RawKey: Pod + Send;
@@ -44,13 +44,13 @@ pub trait Layout: Send + Sync + 'static {
         value: &Self::Value,
     ) -> Result<Self::RawValue, DatapathError>;
 
-    /// The entry that stands in the map. One that the agent would not have written (a wrong
-    /// seal) comes out as one that it never wants.
+    /// The agent's form of an entry in the map. An entry with a wrong seal becomes an entry that
+    /// is in no desired state, so that the reconciler replaces or removes it.
     fn entry(ids: &VtepIds, key: &Self::RawKey, value: &Self::RawValue)
     -> (Self::Key, Self::Value);
 }
 
-/// A map that has what the agent has.
+/// A map whose keys and values are the same in the agent.
 #[derive(Debug)]
 pub struct Plain<K, V>(PhantomData<fn() -> (K, V)>);
 
@@ -95,7 +95,7 @@ unsealed! {
     abi::PublishedEntry, abi::PublishedKey;
 }
 
-/// A value that stands in the map with a seal, and has a seal of 0 where the agent has it.
+/// A value with a seal in the map, and a seal of 0 in the agent.
 #[derive(Debug)]
 pub struct WithSeal<K, V>(PhantomData<fn() -> (K, V)>);
 
@@ -119,7 +119,7 @@ impl<K: Pod + Ord + Send, V: Unsealed<K> + Send> Layout for WithSeal<K, V> {
     }
 }
 
-/// A number that stands in the map with a seal.
+/// A number with a seal in the map.
 #[derive(Debug)]
 pub struct Number<K>(PhantomData<fn() -> K>);
 
@@ -145,10 +145,10 @@ where
     }
 }
 
-/// An address that no VTEP has: what the agent never wants.
+/// An address that no VTEP has, in no desired state.
 const NOWHERE: [u8; 4] = [0xff; 4];
 
-/// `FLOOD_REMOTE`: a slot has a VTEP.
+/// `FLOOD_REMOTE`: slot → VTEP.
 #[derive(Debug)]
 pub struct FloodRemote;
 
@@ -254,7 +254,7 @@ impl Layout for Neighbours {
     }
 
     fn entry(_: &VtepIds, key: &NeighKey, value: &abi::NeighEntry) -> (NeighKey, NeighEntry) {
-        // A group address is no endpoint's.
+        // No endpoint has a group address: the entry is in no desired state.
         (*key, NeighEntry { mac: if value.is_of(key) { value.mac } else { [0xff; 6] } })
     }
 }
@@ -287,7 +287,7 @@ impl Layout for Vteps {
 pub struct Underlay;
 
 impl Underlay {
-    /// The path in the map: the headers towards the VTEP, put together once for all frames.
+    /// The path in the map, with the header template towards the VTEP.
     fn raw(ids: &VtepIds, key: VtepId, path: &UnderlayPath) -> abi::UnderlayPath {
         let &UnderlayPath { ifindex, next_hop, port, inner_mtu, next_hop_mac, uplink_mac } = path;
         let eth = EthHdr::new(next_hop_mac, uplink_mac, ETH_P_IP);

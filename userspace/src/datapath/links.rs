@@ -18,12 +18,12 @@ use culvert_common::abi::programs;
 
 use super::{bpffs, error::DatapathError, netkit};
 
-/// What a link attaches, and where its pin is.
+/// Kind of a link: the program, the device and the name of the pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Attachment {
     /// `from_container` on the host side of a container's pair.
     Container,
-    /// `from_container` on what the other side of a netkit device sends.
+    /// `from_container` on the container's side of a netkit pair (`BPF_NETKIT_PEER`).
     Netkit,
     /// `from_underlay` on an uplink.
     Uplink,
@@ -82,8 +82,8 @@ pub(super) fn pinned(dir: &Path, attachment: Attachment) -> Result<Vec<u32>, Dat
     Ok(indices)
 }
 
-/// Puts the loaded program under an existing link. A link whose interface is
-/// gone loses its pin. Returns whether there is a live link.
+/// Replaces the program of an existing link by the loaded one. The pin of a link whose
+/// interface is gone is removed. Returns whether there is a live link.
 pub(super) fn replace(
     ebpf: &mut Ebpf,
     dir: &Path,
@@ -103,7 +103,7 @@ pub(super) fn replace(
     };
     match updated {
         Ok(()) => Ok(true),
-        // ENOLINK: the interface went away and took the attachment with it.
+        // ENOLINK: the interface was removed, and the attachment with it.
         Err(UpdateError::Gone) => {
             bpffs::remove_file(&pin)?;
             Ok(false)
@@ -115,7 +115,7 @@ pub(super) fn replace(
     }
 }
 
-/// Attaches and pins, unless a live link is pinned already.
+/// Attaches the program and pins the link, unless a live link is pinned already.
 pub(super) fn attach(
     ebpf: &mut Ebpf,
     dir: &Path,
@@ -126,8 +126,8 @@ pub(super) fn attach(
         return Ok(());
     }
     if attachment == Attachment::UplinkXdp {
-        // XDP is one program per interface: that of another map layout has to go first. It
-        // only drops, and tcx checks again.
+        // An interface has one XDP program: the program of another ABI version must be
+        // detached first. No frame passes unchecked meanwhile: tcx checks again.
         release_other_versions(dir, ifindex)?;
     }
     let refused = refused(ifindex, "attach");
@@ -168,12 +168,12 @@ pub(super) fn attach(
     Ok(())
 }
 
-/// Removes the XDP links to an interface that are pinned under other versions.
+/// Removes the XDP links to an interface that other ABI versions have pinned.
 fn release_other_versions(dir: &Path, ifindex: u32) -> Result<(), DatapathError> {
     let Some((version, bpffs)) = dir.parent().and_then(|own| Some((own, own.parent()?))) else {
         return Ok(());
     };
-    // A BPF file system has files of the kernel's own, too.
+    // A BPF file system also has files that the kernel makes.
     let others = bpffs::list(bpffs)?;
     for other in others.iter().filter(|dir| *dir != version && bpffs::version_of(dir).is_some()) {
         bpffs::remove_file(&Attachment::UplinkXdp.pin(&other.join("links"), ifindex))?;
@@ -181,7 +181,7 @@ fn release_other_versions(dir: &Path, ifindex: u32) -> Result<(), DatapathError>
     Ok(())
 }
 
-/// Detaches. It is no error if nothing is attached.
+/// Removes the pin of a link, which detaches the program. It is no error if there is none.
 pub(super) fn detach(
     dir: &Path,
     attachment: Attachment,
@@ -190,7 +190,7 @@ pub(super) fn detach(
     bpffs::remove_file(&attachment.pin(dir, ifindex))
 }
 
-/// A program of the object, as the type it must have.
+/// The program `name` of the object, as type `P`.
 pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, DatapathError>
 where
     &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
@@ -234,17 +234,17 @@ fn update_netkit(ebpf: &mut Ebpf, pin: &Path) -> Result<(), UpdateError> {
 }
 
 fn update(ebpf: &mut Ebpf, attachment: Attachment, link: FdLink) -> Result<(), UpdateError> {
-    // Somebody else's pin under our name.
+    // Another program has pinned something under this name.
     let wrong_kind = |_: LinkError| UpdateError::Program(ProgramError::UnexpectedProgramType);
     match attachment {
         Attachment::Container | Attachment::Uplink | Attachment::Gateway | Attachment::Loopback => {
             let program: &mut SchedClassifier =
                 program(ebpf, attachment.program()).map_err(UpdateError::Datapath)?;
             let id = program.attach_to_link(link.try_into().map_err(wrong_kind)?)?;
-            // Closes our descriptor; the pin keeps the link.
+            // Closes this process's descriptor; the pin keeps the link.
             program.take_link(id)?;
         }
-        // Not a kind of link that aya knows.
+        // aya has no type for netkit links.
         Attachment::Netkit => return Err(wrong_kind(LinkError::InvalidLink)),
         Attachment::UplinkXdp => {
             let program: &mut Xdp =

@@ -62,21 +62,21 @@ static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/
 /// aya-log's level number for trace lines.
 const LOG_LEVEL_TRACE: u8 = 5;
 
-/// Interface index of the loopback device in every namespace that was not tampered with.
+/// Interface index of the loopback device: the kernel makes it first in every namespace.
 const LOOPBACK_IFINDEX: u32 = 1;
 
-/// What the data plane is loaded with.
+/// Options of the data plane.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where the BPF file system is, or is to be mounted.
+    /// Directory where the BPF file system is mounted, or is to be mounted.
     pub bpffs: PathBuf,
-    /// Our VTEP address.
+    /// VTEP address of this host.
     pub vtep_ip: Ipv4Addr,
-    /// UDP port on which we receive VXLAN.
+    /// UDP port on which this host receives VXLAN.
     pub vxlan_port: u16,
     /// Age after which a learned FDB entry is no longer used.
     pub ageing: Duration,
-    /// Flows that conntrack has room for. A pinned table keeps the room it was made with.
+    /// Number of flows that conntrack has room for. A pinned table keeps its capacity.
     pub max_flows: u32,
     /// Least and greatest port that masquerading chooses.
     pub nat_ports: (u16, u16),
@@ -136,10 +136,10 @@ impl Datapath {
         &self.flows
     }
 
-    /// Attaches `from_container` to the host side of a container's pair, and of a netkit
-    /// pair to what the other side sends: what the programs let come in again on the host
-    /// side (fragments that were held) has not been judged yet. It is no error if it is
-    /// attached.
+    /// Attaches `from_container` to the host side of a container's device pair, and for a netkit
+    /// pair also to the container's side. The host side needs it for held fragments, which
+    /// the programs inject there and which have not been checked yet. It is no error if the
+    /// program is attached.
     ///
     /// # Errors
     ///
@@ -152,7 +152,7 @@ impl Datapath {
         }
     }
 
-    /// Undoes [`attach_container`](Self::attach_container).
+    /// Detaches `from_container` from both sides of a container's device pair.
     ///
     /// # Errors
     ///
@@ -185,8 +185,7 @@ impl Datapath {
         self.attach(Attachment::Uplink, ifindex)
     }
 
-    /// Undoes [`attach_uplink`](Self::attach_uplink) and
-    /// [`attach_uplink_xdp`](Self::attach_uplink_xdp).
+    /// Detaches `from_underlay` and `from_underlay_xdp` from an uplink.
     ///
     /// # Errors
     ///
@@ -215,7 +214,7 @@ impl Datapath {
         self.attach(Attachment::Gateway, ifindex)
     }
 
-    /// Undoes [`attach_gateway`](Self::attach_gateway).
+    /// Detaches `from_host` from a gateway device.
     ///
     /// # Errors
     ///
@@ -234,7 +233,7 @@ impl Datapath {
         self.attach(Attachment::Loopback, loopback_ifindex())
     }
 
-    /// Undoes [`attach_loopback`](Self::attach_loopback). Returns whether it was attached.
+    /// Detaches `from_loopback` from the loopback device. Returns whether it was attached.
     ///
     /// # Errors
     ///
@@ -283,10 +282,10 @@ impl Datapath {
         trace::forward(&mut self.ebpf())
     }
 
-    /// Removes the pins of other versions of the map layout, once this one has
-    /// taken over. Their programs, which were attached first, have handled the packets until
-    /// now; so their flows are copied at the last moment. Returns the versions removed, and
-    /// what became of the flows.
+    /// Removes the pins of other ABI versions, once the programs of this version are attached.
+    /// The programs of the other version were attached first and have handled the packets until
+    /// now, so their flows are copied directly before the removal. Returns the removed versions,
+    /// and the result of the copy.
     ///
     /// # Errors
     ///
@@ -308,7 +307,7 @@ impl Datapath {
         Ok(retired)
     }
 
-    /// Whether an agent that ran here attached `from_loopback`.
+    /// Whether an agent has attached `from_loopback` on this host.
     ///
     /// # Errors
     ///
@@ -340,7 +339,7 @@ impl Datapath {
         self.pins.join("links")
     }
 
-    /// A panic elsewhere leaves the object as usable as before: it only holds
+    /// Locks the object. A thread that panicked with the lock held left it usable: it only holds
     /// file descriptors.
     fn ebpf(&self) -> MutexGuard<'_, Ebpf> {
         self.ebpf.lock().unwrap_or_else(PoisonError::into_inner)
@@ -354,8 +353,8 @@ impl Datapath {
         links::detach(&self.links_dir(), attachment, ifindex)
     }
 
-    /// Pins the programs, in place of those of the agent before, so that
-    /// `bpftool` and `culvert doctor` find them by name.
+    /// Pins the programs, in place of the programs of the last agent, so that `bpftool` and
+    /// `culvert doctor` find them by name.
     fn pin_programs(&self) -> Result<(), DatapathError> {
         let dir = self.pins.join("programs");
         let mut ebpf = self.ebpf();
@@ -370,7 +369,7 @@ impl Datapath {
         Ok(())
     }
 
-    /// Puts this build's programs under the links of the agent before.
+    /// Replaces the programs of the links that the last agent pinned by the programs of this build.
     fn replace_programs(&self) -> Result<(), DatapathError> {
         for &attachment in Attachment::ALL {
             for ifindex in links::pinned(&self.links_dir(), attachment)? {
@@ -473,7 +472,7 @@ fn loopback_ifindex() -> u32 {
 mod tests {
     use super::*;
 
-    /// What the verifier says of the programs, in full.
+    /// On failure, prints the verifier's whole log.
     #[test]
     #[ignore = "needs root"]
     fn the_kernel_takes_the_programs() {

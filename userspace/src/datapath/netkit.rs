@@ -1,4 +1,4 @@
-//! Links of netkit devices, by bpf(2): aya 0.14 has none for them.
+//! Links of netkit devices, by bpf(2): aya 0.14 has no type for them.
 
 use std::{
     ffi::CString,
@@ -15,9 +15,9 @@ use nix::libc;
 
 use super::syscall::{attributes, bpf, number};
 
-/// Attaches a program to what the container's side of the netkit device `ifindex` sends
-/// (`BPF_NETKIT_PEER`, since Linux 6.7), and pins the link. `ifindex` is the host's side, in the
-/// calling thread's namespace.
+/// Attaches a program to the frames that the container's side of a netkit pair sends
+/// (`BPF_NETKIT_PEER`, since Linux 6.7), and pins the link. `ifindex` is the index of the host
+/// side, in the calling thread's namespace.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -37,7 +37,7 @@ pub(super) fn attach(program: BorrowedFd<'_>, ifindex: u32, pin: &Path) -> io::R
     })
 }
 
-/// Puts a program under the link that is pinned at `pin`, in place of the one there.
+/// Replaces the program of the link that is pinned at `pin`.
 ///
 /// # Errors
 /// `ENOLINK` if the device is gone.
@@ -55,7 +55,7 @@ pub(super) fn update(program: BorrowedFd<'_>, pin: &Path) -> io::Result<()> {
     unsafe { bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr) }.map(drop)
 }
 
-/// The descriptor that a call has made.
+/// The file descriptor that bpf(2) has returned.
 fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     let fd = RawFd::try_from(result).map_err(io::Error::other)?;
     // SAFETY: the caller has it from the kernel, as the result of a command that makes a new
@@ -63,7 +63,7 @@ fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Lends the address of a path as the kernel reads it.
+/// Calls `f` with the address of the path as a string that ends with a NUL byte.
 fn with_path<T>(path: &Path, f: impl FnOnce(u64) -> io::Result<T>) -> io::Result<T> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     f(path.as_ptr() as u64)

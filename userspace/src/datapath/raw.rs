@@ -1,4 +1,4 @@
-//! Maps of a loaded object, as aya has them.
+//! aya's maps of a loaded object.
 
 use aya::{
     Ebpf,
@@ -8,7 +8,7 @@ use bytemuck::Pod;
 
 use super::error::DatapathError;
 
-/// Lets aya move any [`bytemuck::Pod`] in and out of a map.
+/// Makes any [`bytemuck::Pod`] a key or value of aya's maps.
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
 pub(super) struct Bytes<T>(pub(super) T);
@@ -17,7 +17,7 @@ pub(super) struct Bytes<T>(pub(super) T);
 // bit patterns, which is what `bytemuck::Pod` asserts.
 unsafe impl<T: Pod> aya::Pod for Bytes<T> {}
 
-/// Takes a map out of the loaded object, as the type it must have.
+/// Takes the map `name` out of the loaded object, as type `M`.
 pub(super) fn take_map<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, DatapathError>
 where
     M: TryFrom<Map, Error = MapError>,

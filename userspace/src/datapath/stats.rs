@@ -1,4 +1,4 @@
-//! What the programs counted.
+//! The counters of the programs.
 
 use culvert_common::abi::{Code, Counter, Direction, DropReason, names, stats_index};
 

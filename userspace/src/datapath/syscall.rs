@@ -9,13 +9,13 @@ use std::{
 use aya_obj::generated::{bpf_attr, bpf_cmd};
 use nix::libc;
 
-/// Attributes, all 0: what a command does not know must be 0.
+/// Attributes, all 0: the kernel refuses other values in fields that a command does not use.
 pub(super) fn attributes() -> bpf_attr {
     // SAFETY: a union of structures of integers, for which all bytes 0 is a value.
     unsafe { std::mem::zeroed() }
 }
 
-/// Makes the system call. Returns what it returns: 0, or a new file descriptor.
+/// Makes the system call. Returns its result: 0, or a new file descriptor.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -31,7 +31,7 @@ pub(super) unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<li
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// A file descriptor as an attribute has it.
+/// The number of a file descriptor, for an attribute.
 pub(super) fn number(fd: BorrowedFd<'_>) -> u32 {
     // An open descriptor is not negative.
     fd.as_raw_fd().cast_unsigned()

@@ -1,4 +1,4 @@
-//! Maps as typed tables.
+//! The maps as typed tables.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,7 +37,7 @@ pub trait Table<K, V>: Send + Sync {
     /// If the map cannot be read.
     fn dump(&self) -> Result<BTreeMap<K, V>, DatapathError>;
 
-    /// Writes an entry, whether or not there is one.
+    /// Writes an entry, whether or not the key exists.
     ///
     /// # Errors
     ///
@@ -52,20 +52,20 @@ pub trait Table<K, V>: Send + Sync {
     fn remove(&self, key: &K) -> Result<(), DatapathError>;
 }
 
-/// Entries that are written in one system call.
+/// Most entries that are written in one system call.
 const BATCH: usize = 4096;
 
-/// aya's map with the keys and values of a [`Layout`] as they stand in the kernel.
+/// aya's map, with the raw keys and values of a [`Layout`].
 type RawMap<L> = HashMap<MapData, Bytes<<L as Layout>::RawKey>, Bytes<<L as Layout>::RawValue>>;
 
-/// Key and value as the agent has them.
+/// Key and value in the agent.
 type Entry<L> = (<L as Layout>::Key, <L as Layout>::Value);
 
-/// A BPF hash map, whose entries are what a [`Layout`] says.
+/// A BPF hash map whose entries a [`Layout`] converts.
 pub struct KernelTable<L: Layout> {
     name: &'static str,
     map: Mutex<RawMap<L>>,
-    /// The same map: aya's type does not lend the file descriptor.
+    /// A second handle of the map: aya's map type does not lend its file descriptor.
     fd: MapData,
     ids: Arc<VtepIds>,
     /// Advanced after a change, if the flow cache depends on the map.
@@ -97,7 +97,7 @@ impl<L: Layout> KernelTable<L> {
         Ok(Self { name, map, fd, ids: Arc::clone(ids), epoch: None })
     }
 
-    /// The same of a map that the flow cache depends on.
+    /// Takes a map that the flow cache depends on out of the loaded object.
     fn take_cached(
         ebpf: &mut Ebpf,
         name: &'static str,
@@ -108,8 +108,8 @@ impl<L: Layout> KernelTable<L> {
         Ok(Self { epoch: Some(Arc::clone(epoch)), ..table })
     }
 
-    /// Writes entries, in order, whether or not they are there. Returns how many were
-    /// written, and what kept it from the next one.
+    /// Writes a prefix of the entries, in order, whether or not their keys exist. Returns how
+    /// many were written, and the error that stopped it.
     pub(crate) fn insert_all(
         &self,
         entries: &[(L::Key, L::Value)],
@@ -134,7 +134,7 @@ impl<L: Layout> KernelTable<L> {
         (written, None)
     }
 
-    /// What stands in the map for an entry.
+    /// The raw key and value of an entry.
     fn raw(
         &self,
         key: &L::Key,
@@ -145,7 +145,7 @@ impl<L: Layout> KernelTable<L> {
         Ok((raw_key, raw_value))
     }
 
-    /// Writes an entry unless there is one.
+    /// Writes an entry. It is an error if the key exists.
     pub(super) fn insert_new(&self, key: &L::Key, value: &L::Value) -> Result<(), DatapathError> {
         const BPF_NOEXIST: u64 = 1;
         let (key, value) = self.raw(key, value)?;
@@ -180,7 +180,7 @@ impl<L: Layout> KernelTable<L> {
     }
 
     fn lock(&self) -> MutexGuard<'_, RawMap<L>> {
-        // A panic elsewhere leaves the file descriptor as usable as before.
+        // A thread that panicked with the lock held left a usable file descriptor.
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -235,9 +235,9 @@ pub struct Tables {
     pub learned: KernelTable<FdbLearned>,
     /// (VNI, IP) → MAC.
     pub neighbours: KernelTable<Neighbours>,
-    /// Who may send frames of a VNI.
+    /// Set of (VNI, VTEP): the VTEPs that may send frames of a VNI.
     pub vteps: KernelTable<Vteps>,
-    /// VTEP address → how to reach it.
+    /// VTEP address → path.
     pub underlay: KernelTable<Underlay>,
     /// Flood list slot → interface index of a host side.
     pub flood_local: KernelTable<Number<culvert_common::abi::FloodKey>>,
@@ -249,7 +249,7 @@ pub struct Tables {
     pub published: KernelTable<WithSeal<PublishedKey, PublishedEntry>>,
     /// The host's own addresses.
     pub host_addrs: KernelTable<Plain<MappedAddr, u32>>,
-    /// Interface index of an uplink → what the programs need to know of it.
+    /// Interface index of an uplink → MTU and link header.
     pub uplinks: KernelTable<Plain<u32, UplinkInfo>>,
     /// Conntrack.
     pub flows: KernelTable<Plain<FlowKey, Flow>>,
@@ -264,8 +264,8 @@ impl Tables {
     /// If the object lacks one, or it has another shape.
     pub fn take(ebpf: &mut Ebpf, own: Ipv4Addr) -> Result<Self, DatapathError> {
         let epoch = Arc::new(Epoch::take(ebpf)?);
-        // Entries of the flow cache from before this agent may be of maps whose changes it
-        // has not seen.
+        // The maps may have changed before this agent started: no flow cache entry from then is
+        // valid.
         epoch.advance();
         let ids = Arc::new(VtepIds::take(ebpf, own)?);
         let tables = Self {
@@ -294,7 +294,7 @@ impl Tables {
         &self.ids
     }
 
-    /// Forgets VTEPs that an earlier agent gave a number and no longer used.
+    /// Removes the numbers of VTEPs that no map entry refers to.
     fn forget_unused_vteps(&self) -> Result<(), DatapathError> {
         let mut used: BTreeSet<[u8; 4]> = BTreeSet::new();
         used.extend(self.vteps.entries()?.iter().map(|(key, _)| key.ip));

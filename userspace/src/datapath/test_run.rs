@@ -10,7 +10,7 @@ const SK_BUFF_IFINDEX: usize = 40;
 const SK_BUFF_GSO_SEGS: usize = 164;
 const SK_BUFF_GSO_SIZE: usize = 176;
 
-/// The longest frame that a program may leave behind.
+/// Bytes of the longest frame that a program may return.
 const LONGEST: usize = 2 * 4096;
 
 /// Direction of a frame at the hook of a program.
@@ -23,7 +23,8 @@ pub enum Hook {
 }
 
 /// The context of a frame of `frame_len` bytes on the interface `ifindex` of the calling
-/// thread's namespace; a GSO frame if `gso_size`, its segments' payload, is not zero.
+/// thread's namespace. `gso_size` is the payload of a segment in bytes, 0 if the frame is not a
+/// GSO frame.
 pub fn sk_buff(hook: Hook, ifindex: u32, gso_size: u32, frame_len: usize) -> [u8; SK_BUFF_LEN] {
     let mut context = [0; SK_BUFF_LEN];
     let mut set = |at: usize, value: u32| {
@@ -34,7 +35,7 @@ pub fn sk_buff(hook: Hook, ifindex: u32, gso_size: u32, frame_len: usize) -> [u8
     let len = u32::try_from(frame_len).unwrap_or(u32::MAX);
     set(SK_BUFF_IFINDEX, ifindex);
     match hook {
-        // The kernel notes the interface of a frame that comes in.
+        // Only a received frame has an ingress interface.
         Hook::Ingress => set(SK_BUFF_INGRESS_IFINDEX, ifindex),
         Hook::Egress => {}
     }
@@ -43,25 +44,25 @@ pub fn sk_buff(hook: Hook, ifindex: u32, gso_size: u32, frame_len: usize) -> [u8
     context
 }
 
-/// How a program is run.
+/// Numbers of runs of a program.
 #[derive(Clone, Copy, Debug)]
 pub struct Runs {
-    /// Runs in a row, each on the frame that the run before has left. More than one makes sense
-    /// where the program leaves the frame as it was, or where the frame does not matter.
+    /// Runs in a row, each on the frame that the last run returned. More than one run makes sense
+    /// if the program does not change the frame, or if the frame does not matter.
     pub repeat: u32,
-    /// Number of such rows, each with a new frame. The time is their median, which a row that
-    /// was interrupted does not move.
+    /// Number of rows, each with a new frame. The result is the median over the rows, on which an
+    /// interrupted row has no effect.
     pub rounds: usize,
 }
 
 /// The outcome of the runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timed {
-    /// Time of one run, in ns: that of a row, divided by its runs.
+    /// Time of one run in ns: the time of a row, divided by its runs.
     pub ns: u64,
-    /// What the program returned in the last run.
+    /// Return value of the program in the last run.
     pub verdict: u32,
-    /// The frame that the last run left.
+    /// The frame after the last run.
     pub frame: Vec<u8>,
 }
 

@@ -1,9 +1,8 @@
 //! The numbers of the VTEPs.
 //!
-//! The maps name a VTEP by a number that this agent gives it, see
+//! The maps refer to a VTEP by a number that this agent gives it, see
 //! [`VtepId`](culvert_common::abi::VtepId). The numbers are in a pinned map, so that the next
-//! agent goes on with the same: learned FDB entries, path MTUs and flows that the programs
-//! wrote hold them.
+//! agent uses the same ones: learned FDB entries, path MTUs and flows hold them.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,7 +21,7 @@ use super::{
     raw::{Bytes, take_map},
 };
 
-/// The numbers of the VTEPs, and the map that has them.
+/// The numbers of the VTEPs, and the map that keeps them.
 pub struct VtepIds {
     own: Ipv4Addr,
     state: Mutex<State>,
@@ -35,12 +34,12 @@ struct State {
     next: u32,
 }
 
-/// The first byte of an address that stands for a number which no address has: 0.0.0.0/8
-/// is no VTEP's (RFC 1122 §3.2.1.3). The other three are the number.
+/// First byte of an address that stands for a number without a VTEP: no VTEP has an address in
+/// 0.0.0.0/8 (RFC 1122 §3.2.1.3). The other three bytes are the number.
 const UNKNOWN: u8 = 0;
 
 impl VtepIds {
-    /// Takes the map out of the loaded object and reads the numbers that are given.
+    /// Takes the map out of the loaded object and reads the given numbers.
     pub(super) fn take(ebpf: &mut Ebpf, own: Ipv4Addr) -> Result<Self, DatapathError> {
         let map: BpfHashMap<MapData, Bytes<MappedAddr>, Bytes<SealedU32>> =
             take_map(ebpf, names::VTEP_IDS)?;
@@ -62,7 +61,7 @@ impl VtepIds {
         self.own
     }
 
-    /// The number of the VTEP with this address, given now if it has none;
+    /// The number of the VTEP with this address; a VTEP without a number gets one.
     /// [`VtepId::NONE`] for 0.0.0.0.
     ///
     /// # Errors
@@ -75,8 +74,8 @@ impl VtepIds {
         let mut state = self.lock();
         let id = VtepId(state.next);
         let next = SealedU32 { value: state.next.saturating_add(1), seal: 0 };
-        // The next number first: one that is lost is never given, one that is given twice
-        // would stand for two VTEPs.
+        // The next number is written first. If the second write fails, a number is lost; in the
+        // other order one number could be given to two VTEPs.
         state.map.insert(Bytes(MappedAddr::UNSPECIFIED), Bytes(next), 0).map_err(failed)?;
         let key = MappedAddr::v4(address);
         state.map.insert(Bytes(key), Bytes(SealedU32::new(&key, id.0)), 0).map_err(failed)?;
@@ -94,9 +93,9 @@ impl VtepIds {
         }
     }
 
-    /// The address of the VTEP with this number; all zero for [`VtepId::NONE`]. For a number
-    /// that no address has, 0.x.y.z with the number in the last three bytes, so that an entry
-    /// with such a number can be seen and removed.
+    /// The address of the VTEP with this number; all zero for [`VtepId::NONE`]. A number without a
+    /// VTEP gives 0.x.y.z with the number in the last three bytes, so that an entry with such a
+    /// number can be found and removed.
     pub fn address(&self, id: VtepId) -> Ipv4Addr {
         self.octets(id).into()
     }
@@ -109,8 +108,8 @@ impl VtepIds {
         [UNKNOWN, a, b, c]
     }
 
-    /// Forgets the VTEPs that nothing in the maps refers to. Their numbers are not given
-    /// again. For an agent that starts, before anything else asks for numbers.
+    /// Removes the VTEPs whose addresses are not `used`. Their numbers are not given again. Called
+    /// when the agent starts, before any number is given.
     pub(super) fn retain(&self, used: impl Fn([u8; 4]) -> bool) -> Result<(), DatapathError> {
         let mut state = self.lock();
         let unused: Vec<_> =
@@ -128,7 +127,7 @@ impl VtepIds {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A thread that panicked while it held the lock left numbers that are in the map.
+        // A thread that panicked with the lock held left only numbers that are in the map.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

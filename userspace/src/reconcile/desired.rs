@@ -1,4 +1,4 @@
-//! What one network needs on this host, computed from the store. Pure.
+//! The desired state of one network on this host, computed from the store. Pure.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -10,10 +10,10 @@ use culvert_common::abi::{
 use super::tables::{Gateway, NetworkState};
 use crate::model::{Endpoint, MacAddr, Name, Network, Node, View};
 
-/// What the state of the networks on this host follows from.
+/// Inputs of the desired state of the networks on this host.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
-    /// The cluster.
+    /// The store's contents.
     pub view: &'a View,
     /// This node.
     pub own: &'a Node,
@@ -35,12 +35,12 @@ pub struct Bum {
 }
 
 impl Bum {
-    /// What an endpoint gets unless its network says otherwise: far more than
-    /// ARP and neighbour discovery of a busy host need, far less than a loop sends.
+    /// The limit of an endpoint whose network sets none: far more than ARP and neighbour
+    /// discovery of a busy host need, far less than a loop sends.
     pub const DEFAULT: Self = Self { rate: 2_000, burst: 4_000 };
 
-    /// The limit that a network's options ask for. Options that are no number
-    /// are refused when the network is created; those of another hand count as absent.
+    /// The limit that a network's options ask for. `network create` refuses options that are not
+    /// a number; such options that another program wrote to the store are ignored.
     pub fn of(network: &Network) -> Self {
         let number = |key: &str| network.options.get(key).and_then(|text| text.parse().ok());
         let rate = number("bum_rate").unwrap_or(Self::DEFAULT.rate);
@@ -74,7 +74,7 @@ pub fn network_state(inputs: &Inputs<'_>, name: &Name) -> Option<NetworkState> {
     };
     // Sorted at the end: with many endpoints that is much faster, and takes less room.
     let (mut fdb, mut neighbours) = (Vec::new(), Vec::new());
-    // One that contradicts the claims to its addresses is not carried.
+    // An endpoint whose addresses the store gives to another endpoint is left out.
     for brief in view.endpoints.briefs(name).filter(|ep| view.is_usable(network, ep)) {
         let key = FdbKey::new(vni, brief.mac.0);
         if *brief.node == own.name {
@@ -93,7 +93,7 @@ pub fn network_state(inputs: &Inputs<'_>, name: &Name) -> Option<NetworkState> {
         let neighbour = NeighEntry { mac: brief.mac.0 };
         neighbours.extend(brief.addresses().map(|ip| (neighbour_key(vni, ip), neighbour)));
     }
-    // Of two records that claim a MAC, the first by identifier has it, on every host the
+    // If two records claim a MAC, the first by identifier has it, so that all hosts choose the
     // same.
     state.fdb = first_of_each(fdb);
     state.neighbours = first_of_each(neighbours);
@@ -108,7 +108,7 @@ pub fn network_state(inputs: &Inputs<'_>, name: &Name) -> Option<NetworkState> {
     Some(state)
 }
 
-/// The IPv4 gateway of a network, at the device with this index.
+/// The IPv4 gateway of a network. `ifindex` is the index of the gateway device.
 fn gateway(network: &Network, ifindex: u32) -> Option<Gateway> {
     let ip = network.gateway_v4()?;
     Some(Gateway { ifindex, ip: ip.octets(), mac: MacAddr::from_ipv4(ip).0 })
@@ -168,15 +168,15 @@ fn endpoint_info(network: &Network, endpoint: &Endpoint) -> EndpointInfo {
     }
 }
 
-/// The VTEP of another node. None: it has not registered, or has our address, so that
-/// its endpoints cannot be reached.
+/// The VTEP address of another node. `None`: the node has not registered, or has the address
+/// of this host, so that its endpoints cannot be reached.
 pub(super) fn vtep_of(inputs: &Inputs<'_>, node: &Name) -> Option<[u8; 4]> {
     let vtep = inputs.view.nodes.get(node)?.vtep;
     (vtep != inputs.own.vtep).then(|| vtep.octets())
 }
 
-/// Neighbour key of an address. An endpoint's link-local one has none: its MAC follows
-/// from it.
+/// Neighbour key of an address. Link-local addresses of endpoints are not in the map: the MAC
+/// follows from the address.
 pub(super) fn neighbour_key(vni: u32, ip: IpAddr) -> NeighKey {
     match ip {
         IpAddr::V4(ip) => NeighKey::v4(vni, ip.octets()),
@@ -198,7 +198,7 @@ mod tests {
         store::{Entry, Snapshot, Write},
     };
 
-    /// A view made the way agents make it: by plans, through the store's records.
+    /// A view that is made as agents make it: by plans, through the store's records.
     #[derive(Default)]
     struct Cluster {
         entries: BTreeMap<String, Entry>,
@@ -401,12 +401,12 @@ mod tests {
         let network = cluster.network("blue", &[]);
         let web = cluster.endpoint("blue", &one, "web");
         let db = cluster.endpoint("blue", &two, "db");
-        // Its address is somebody else's, for all that the store says.
+        // The store no longer says that the address is this endpoint's.
         cluster.entries.remove(&Key::ipam(&name("blue"), db.ipv4.unwrap().into()));
         let state = cluster.state(&one, &[(&web, 1)], "blue").unwrap();
         assert!(!state.fdb.contains_key(&FdbKey::new(network.vni.get(), db.mac.0)));
         assert!(state.vteps.is_empty());
-        // Nor is a network whose VNI is not its own.
+        // A network whose VNI the store does not give to it is not carried either.
         cluster.entries.remove(&Key::vni(network.vni));
         assert_eq!(cluster.state(&one, &[(&web, 1)], "blue"), None);
     }

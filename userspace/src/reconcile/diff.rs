@@ -1,4 +1,4 @@
-//! The ordered steps from what the kernel holds to what it should hold.
+//! The ordered steps from the observed to the desired contents of the maps.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -9,7 +9,7 @@ use culvert_common::abi::{
 
 use super::tables::Tables;
 
-/// One step: the key, and the value that it gets or `None` to remove it.
+/// One step: a key, and its new value or `None` to remove it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     /// `ENDPOINTS`.
@@ -35,7 +35,7 @@ pub enum Op {
 }
 
 impl Op {
-    /// Whether the step takes something away.
+    /// Whether the step removes an entry.
     pub fn is_removal(&self) -> bool {
         matches!(
             self,
@@ -52,7 +52,7 @@ impl Op {
         )
     }
 
-    /// Does to `tables` what the step does to the maps.
+    /// Applies the step to `tables` as the kernel applies it to the maps.
     pub fn apply_to(&self, tables: &mut Tables) {
         match *self {
             Self::Endpoint(key, value) => set(&mut tables.endpoints, key, value),
@@ -125,15 +125,14 @@ fn removals<K: Copy + Ord, V>(
     ops.extend(gone.rev().map(|key| op(*key, None)));
 }
 
-/// The steps from `observed` to `desired`, in an order in which no frame meets
-/// half a state:
+/// The steps from `observed` to `desired`. The order keeps the maps consistent for every frame:
 ///
-/// * what a thing refers to comes before it and goes after it: path, VTEP,
-///   FDB, neighbour, flood slot, network, endpoint, gateway, published port;
-/// * `NETWORKS`, with the lengths of the flood lists, is written after the
-///   slots that a greater length needs and before the slots that a smaller one
-///   frees. In between a member that moves to another slot may be listed
-///   twice, never not at all.
+/// * An entry is put after the entries that it refers to, and removed before them. The order of
+///   the tables is: path, VTEP, FDB, neighbour, flood slot, network, endpoint, gateway,
+///   published port.
+/// * `NETWORKS`, with the lengths of the flood lists, is written after the slots that a greater
+///   length needs and before the slots that a smaller length frees are removed. Between two
+///   steps a member that moves to another slot may be in the list twice, but is never missing.
 pub fn diff(desired: &Tables, observed: &Tables) -> Vec<Op> {
     let mut ops = Vec::new();
     puts(&mut ops, &desired.underlay, &observed.underlay, Op::Underlay);

@@ -1,12 +1,11 @@
-//! Which member of a flood list sits in which slot.
+//! Slots of the members of a flood list.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use culvert_common::abi::FloodKey;
 
-/// Gives each of `members` one of the slots `0..members.len()` of `vni`. A
-/// member that already has such a slot in `observed` keeps it, so that a
-/// change touches as few slots as it can.
+/// Gives each of `members` one of the slots `0..members.len()` of `vni`. A member that has
+/// such a slot in `observed` keeps it, so that a change writes as few slots as possible.
 pub fn assign_slots<V: Copy + Ord>(
     vni: u32,
     members: &BTreeSet<V>,

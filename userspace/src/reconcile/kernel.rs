@@ -1,22 +1,22 @@
-//! The maps as the reconciler sees them, and the BPF maps as such.
+//! The maps as the reconciler uses them, and the implementation by BPF maps.
 
 use super::{diff::Op, tables::Tables};
 use crate::datapath::{Datapath, DatapathError, Table};
 
-/// The maps, as the reconciler sees them.
+/// The maps that the reconciler reads and writes.
 pub trait Kernel {
     /// Why a map could not be read or written.
     type Error: std::error::Error + Send + Sync + 'static;
 
-    /// Reads every table. Entries may change meanwhile: each is as it was at some time of the call.
+    /// Reads every table. Entries may change during the call: each is as it was at some time of it.
     fn dump(&self) -> Result<Tables, Self::Error>;
 
-    /// Carries out one step. To put what is there and to remove what is not
-    /// are no errors.
+    /// Carries out one step. It is no error to put an entry that exists, or to remove one that
+    /// does not.
     fn apply(&self, op: &Op) -> Result<(), Self::Error>;
 
-    /// Carries out the first of these steps, and as many behind it as it can do at once.
-    /// Returns how many were done, and what kept it from the next one.
+    /// Carries out a prefix of `ops`, at least one. Returns how many, and the error that stopped
+    /// it.
     fn put_all(&self, ops: &[Op]) -> (usize, Option<Self::Error>) {
         match ops.first().map(|op| self.apply(op)) {
             Some(Ok(())) => (1, None),

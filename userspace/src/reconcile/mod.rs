@@ -1,18 +1,18 @@
-//! Desired and observed state, their difference, its application.
+//! Desired and observed state of the maps, the steps between them, and their application.
 //!
 //! * [`Tables`]: the contents of the maps that the agent writes, as values.
-//! * [`NetworkState`] and [`network_state`]: what one network needs on this
-//!   host, computed from the view of the store; pure.
-//! * [`Patch`] and [`network_patch`]: what a few endpoints of other hosts change in it,
-//!   without the others being looked at; pure.
+//! * [`NetworkState`] and [`network_state`]: the desired state of one network on this host,
+//!   computed from the view of the store; pure.
+//! * [`Patch`] and [`network_patch`]: the changes to it when a few endpoints of other hosts
+//!   change; the other endpoints are not read; pure.
 //! * [`diff()`]: the ordered steps from one set of tables to another; pure.
-//! * [`Reconciler`]: remembers what the kernel holds, network by network, so
-//!   that a change in one network costs nothing for the others.
-//! * [`Observed`]: what the maps held when they were read, which may take place
-//!   while the reconciler writes them.
+//! * [`Reconciler`]: keeps a copy of what the kernel holds of each network, so that a change
+//!   in one network costs nothing for the others.
+//! * [`Observed`]: the contents of the maps when they were read. The reconciler may write them
+//!   during the read.
 //!
-//! A network without an endpoint on this host has no state here at all: a host
-//! carries the cost of the networks that it takes part in, however many there are.
+//! A network without an endpoint on this host has no entry in its maps: the cost of a host
+//! follows from the networks that it takes part in, not from the number of networks.
 
 mod desired;
 mod diff;

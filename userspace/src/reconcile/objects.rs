@@ -1,4 +1,5 @@
-//! What this host must have besides map entries: one veth per local endpoint.
+//! Devices that this host must have: a pair for each local endpoint, a gateway device for each
+//! network with a gateway.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -9,7 +10,7 @@ use crate::{
     sandbox::GatewaySpec,
 };
 
-/// A local endpoint as the host must have it.
+/// The device pair of a local endpoint, as the host must have it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalEndpoint {
     /// Endpoint identifier.
@@ -18,7 +19,7 @@ pub struct LocalEndpoint {
     pub network: Name,
     /// Container.
     pub container: Name,
-    /// Name of the veth in the sandbox.
+    /// Name of the interface in the sandbox.
     pub ifname: String,
     /// Sandbox.
     pub sandbox: SandboxRef,
@@ -32,7 +33,7 @@ pub struct LocalEndpoint {
     pub routes: Vec<(IpNetwork, Option<IpAddr>)>,
 }
 
-/// What the host must have for `endpoint` of `network`.
+/// The device pair that the host must have for `endpoint` of `network`.
 pub fn local_endpoint(network: &Network, endpoint: &Endpoint) -> LocalEndpoint {
     let prefix_of = |v6: bool| {
         network.subnets.iter().map(|subnet| subnet.subnet).find(|net| net.is_ipv6() == v6)
@@ -56,7 +57,7 @@ pub fn local_endpoint(network: &Network, endpoint: &Endpoint) -> LocalEndpoint {
     }
 }
 
-/// The way out of a network that has one.
+/// The default route of an endpoint; `None` if its network has none.
 fn default_route(network: &Network, endpoint: &Endpoint) -> Option<(IpNetwork, Option<IpAddr>)> {
     let gateway = network.gateway_v4().filter(|_| !network.internal)?;
     endpoint.ipv4?;

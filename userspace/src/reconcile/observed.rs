@@ -1,4 +1,4 @@
-//! What the maps held when they were read.
+//! The contents of the maps when they were read.
 
 use std::collections::BTreeMap;
 
@@ -40,7 +40,7 @@ impl Observed {
             Op::Neighbour(key, _) => Some(key.vni),
             Op::Vtep(key, _) => Some(key.vni),
             Op::FloodLocal(key, _) | Op::FloodRemote(key, _) => Some(key.vni),
-            // The VNI is in the value: whatever network had the key, it is its no more.
+            // The VNI is in the value: the key may have been another network's before.
             Op::Endpoint(key, value) => {
                 self.remove(&Op::Endpoint(key, None));
                 value.map(|value| value.vni)

@@ -1,5 +1,5 @@
-//! What changes in a network with a few endpoints of other hosts, without the others
-//! being looked at again. Pure.
+//! Changes to the maps of one network when a few endpoints of other hosts change. The other
+//! endpoints are not read again. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,16 +15,16 @@ use super::{
 };
 use crate::model::{Brief, Former, Id, MacAddr, Name};
 
-/// What has changed in a network.
+/// The endpoints that have changed in a network.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changed {
-    /// Endpoints that are new, changed or gone, by identifier.
+    /// Identifiers of the endpoints that are new, changed or removed.
     pub endpoints: BTreeSet<String>,
-    /// What those that changed or are gone had.
+    /// MAC, addresses and node that the changed and removed endpoints had before.
     pub former: BTreeSet<Former>,
 }
 
-/// What entries of a network's tables are to be; `None`: not there.
+/// Changes to a network's tables: the new value of each key, or `None` to remove it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Patch {
     /// VNI.
@@ -37,9 +37,9 @@ pub struct Patch {
     pub vteps: BTreeMap<[u8; 4], Option<VtepInfo>>,
 }
 
-/// What `changed` comes to, given what the kernel holds of the network: the same as
-/// [`network_state`](super::network_state) would. `None`: that is to be asked, as the
-/// change concerns more than endpoints of other hosts.
+/// The patch for `changed`, given what the kernel holds of the network. The maps are then those
+/// of [`network_state`](super::network_state). `None`: the change concerns more than endpoints
+/// of other hosts, so that the caller must compute the whole network.
 pub fn network_patch(
     inputs: &Inputs<'_>,
     name: &Name,
@@ -49,7 +49,7 @@ pub fn network_patch(
     let Inputs { view, own, .. } = *inputs;
     let network = view.usable_network(name).ok()?;
     let vni = network.vni.get();
-    // It must have been written as a whole before.
+    // A network is patched only after it has been written as a whole.
     held.networks.get(&vni)?;
     let local = |node: &Name| *node == own.name;
     let usable = |brief: &Brief<'_>| view.is_usable(network, brief);
@@ -68,8 +68,8 @@ pub fn network_patch(
     if network.gateway_v4().is_some_and(|ip| ips.contains(&IpAddr::V4(ip))) {
         return None;
     }
-    // Where a node that is concerned was is not known if its record has changed, too; what
-    // it had is then in the maps of a VTEP that nothing here names.
+    // If the record of a concerned node has changed as well, its former VTEP is not known, and the
+    // maps may have entries of that VTEP.
     let vteps: BTreeSet<[u8; 4]> =
         nodes.iter().map(|node| vtep_of(inputs, node)).collect::<Option<_>>()?;
     let key = |mac: MacAddr| FdbKey::new(vni, mac.0);
@@ -78,11 +78,11 @@ pub fn network_patch(
         return None;
     }
 
-    // Who has the MACs, and which of the VTEPs have anybody.
+    // The endpoint that has each MAC, and the VTEPs that have an endpoint.
     let mut holders: BTreeMap<MacAddr, Brief<'_>> = BTreeMap::new();
     let mut members: BTreeSet<[u8; 4]> = BTreeSet::new();
     if changed.former.is_empty() && !macs.iter().any(|mac| known(mac).is_some()) {
-        // Nobody had any of it before. Nor has a VTEP lost anybody.
+        // No endpoint had any of these MACs or addresses before, and no VTEP has lost an endpoint.
         let had = |vtep: &&[u8; 4]| {
             held.vteps.get(&VtepKey { vni, ip: **vtep }).is_some_and(|info| info.foreign == 0)
         };

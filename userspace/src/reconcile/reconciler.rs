@@ -13,18 +13,18 @@ use super::{
     tables::{NetworkState, Tables},
 };
 
-/// A step that the kernel refused. The steps before it are done, those after
-/// it are not; to reconcile again is safe.
+/// A step that the kernel refused. The steps before it are done, those after it are not. It is
+/// safe to reconcile again.
 #[derive(Debug, thiserror::Error)]
 #[error("{op}: {source}")]
 pub struct ApplyError<E: std::error::Error + 'static> {
     /// The step.
     pub op: Box<Op>,
-    /// What the kernel said.
+    /// The kernel's error.
     pub source: E,
 }
 
-/// How many entries the large maps have.
+/// Number of entries of the large maps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Entries of `FDB`.
@@ -33,27 +33,27 @@ pub struct Counts {
     pub neighbours: usize,
 }
 
-/// Knows what the kernel holds, without reading it again for every change.
+/// Keeps a copy of what the kernel holds, so that a change does not read the maps again.
 ///
-/// It must be the only writer of the maps. What somebody else changed is found when they are
-/// read, at the start and for every anti-entropy pass:
+/// It must be the only writer of the maps. Changes by another program are found when the maps
+/// are read, at the start and in every anti-entropy pass:
 ///
 /// 1. [`Reconciler::begin_read`] before the first map is read. From then on each step is noted.
-/// 2. [`Observed::read`], on another thread if it may take long. Changes go on.
-/// 3. [`Reconciler::adopt`] repeats the noted steps on what was read: of a key that was written
-///    meanwhile it is not known whether it was read before or after. What somebody else did to
-///    such a key is found by the next read.
+/// 2. [`Observed::read`], on another thread if it may take long. The reconciler may write.
+/// 3. [`Reconciler::adopt`] repeats the noted steps on what was read: a key that was written
+///    during the read may have been read before or after the write. A change by another
+///    program to such a key is found by the next read.
 #[derive(Debug, Default)]
 pub struct Reconciler {
-    /// What the kernel holds of each VNI.
+    /// Copy of the kernel's tables of each VNI.
     networks: BTreeMap<u32, Tables>,
-    /// What the kernel holds in `UNDERLAY`.
+    /// The kernel's entries of `UNDERLAY`.
     underlay: BTreeMap<[u8; 4], UnderlayPath>,
-    /// How each VTEP is reached, needed now or not.
+    /// The path to each VTEP, in use or not.
     paths: BTreeMap<[u8; 4], UnderlayPath>,
-    /// How many networks refer to each VTEP.
+    /// Number of networks that refer to each VTEP.
     users: BTreeMap<[u8; 4], usize>,
-    /// VNI that each interface in `ENDPOINTS` belongs to.
+    /// VNI of each interface in `ENDPOINTS`.
     owners: BTreeMap<u32, u32>,
     /// The steps that were carried out since [`Reconciler::begin_read`]; `None` while the maps
     /// are not read.
@@ -63,7 +63,8 @@ pub struct Reconciler {
 }
 
 impl Reconciler {
-    /// Notes what is written from now on, until [`Reconciler::adopt`] or [`Reconciler::end_read`].
+    /// Notes each step that is carried out from now on, until [`Reconciler::adopt`] or
+    /// [`Reconciler::end_read`].
     pub fn begin_read(&mut self) {
         self.written = Some(Vec::new());
     }
@@ -73,7 +74,8 @@ impl Reconciler {
         self.written = None;
     }
 
-    /// Takes over what the maps held when they were read, after [`Reconciler::begin_read`].
+    /// Replaces the copy by the contents that were read since [`Reconciler::begin_read`], with the
+    /// noted steps repeated on them.
     pub fn adopt(&mut self, mut observed: Observed) {
         for op in self.written.take().unwrap_or_default() {
             observed.apply(&op);
@@ -92,17 +94,17 @@ impl Reconciler {
         }
     }
 
-    /// How many entries the large maps have. Takes the same time whatever they hold.
+    /// Number of entries of the large maps. The time does not depend on it.
     pub fn counts(&self) -> Counts {
         self.counts
     }
 
-    /// VNIs of which the kernel holds anything.
+    /// VNIs that have an entry in the kernel.
     pub fn vnis(&self) -> BTreeSet<u32> {
         self.networks.keys().copied().collect()
     }
 
-    /// What the kernel holds of a VNI.
+    /// The kernel's tables of a VNI; `None` if the kernel has no entry of it.
     pub fn network(&self, vni: u32) -> Option<&Tables> {
         self.networks.get(&vni)
     }
@@ -112,18 +114,18 @@ impl Reconciler {
         self.networks.values().any(|tables| !tables.published.is_empty())
     }
 
-    /// Whether a network of which the kernel holds anything has this VTEP.
+    /// Whether a network in the kernel has this VTEP.
     pub fn uses(&self, vtep: [u8; 4]) -> bool {
         self.users.contains_key(&vtep)
     }
 
-    /// What the kernel holds in `UNDERLAY`.
+    /// The kernel's entries of `UNDERLAY`.
     pub fn underlay(&self) -> &BTreeMap<[u8; 4], UnderlayPath> {
         &self.underlay
     }
 
-    /// Brings one network to `desired`, or removes it where that is `None`.
-    /// Answers with the number of steps that it took.
+    /// Brings one network to `desired`, or removes it if that is `None`. Returns the number of
+    /// steps.
     pub fn network_to<K: Kernel + ?Sized>(
         &mut self,
         kernel: &K,
@@ -137,7 +139,7 @@ impl Reconciler {
         self.carry_out(kernel, vni, observed, &ops, &after, Some(laid))
     }
 
-    /// Changes some entries of a network that is there.
+    /// Changes some entries of a network that the kernel holds.
     pub fn patch<K: Kernel + ?Sized>(
         &mut self,
         kernel: &K,
@@ -145,7 +147,7 @@ impl Reconciler {
     ) -> Result<usize, ApplyError<K::Error>> {
         let vni = patch.vni;
         let held = self.networks.remove(&vni).unwrap_or_default();
-        // Of the large tables only what is patched.
+        // Of the large tables only the patched keys.
         let was = Tables {
             fdb: entries_at(&held.fdb, &patch.fdb),
             neighbours: entries_at(&held.neighbours, &patch.neighbours),
@@ -175,8 +177,8 @@ impl Reconciler {
         self.carry_out(kernel, vni, held, &ops, &after, None)
     }
 
-    /// Carries out `ops` for a network of which the kernel holds `observed`, and then
-    /// `laid`, if that is known.
+    /// Carries out `ops` for a network. The kernel holds `observed` before, and `laid` after, if
+    /// that is known.
     fn carry_out<K: Kernel + ?Sized>(
         &mut self,
         kernel: &K,
@@ -196,7 +198,7 @@ impl Reconciler {
             Some(laid) => now = laid,
             None => ops.iter().take(done).for_each(|op| op.apply_to(&mut now)),
         }
-        // After a failure, count what the maps hold, not what was wanted.
+        // After a failure the maps hold less than `desired`: count what they hold.
         let held: BTreeSet<[u8; 4]> = now.vteps.keys().map(|key| key.ip).collect();
         for ip in before.difference(&held) {
             self.release(*ip);
@@ -213,7 +215,7 @@ impl Reconciler {
         Ok(steps + self.sync_underlay(kernel, false)?)
     }
 
-    /// Sets how VTEPs are reached. A VTEP without an entry has no path.
+    /// Sets the paths to the VTEPs. A VTEP without an entry has no path.
     pub fn paths_to<K: Kernel + ?Sized>(
         &mut self,
         kernel: &K,
@@ -232,8 +234,8 @@ impl Reconciler {
         }
     }
 
-    /// Notes whose an interface is: one that moved is no longer the old network's
-    /// to remove.
+    /// Notes the network of an interface. If the interface has moved, it is taken out of the
+    /// copy of its former network, which must not remove it any more.
     fn own(&mut self, ifindex: u32, vni: u32) {
         let previous = self.owners.insert(ifindex, vni).filter(|previous| *previous != vni);
         if let Some(tables) = previous.and_then(|previous| self.networks.get_mut(&previous)) {
@@ -241,7 +243,8 @@ impl Reconciler {
         }
     }
 
-    /// Applies `ops`, paths of new VTEPs first. Of the ops, `done` are then.
+    /// Carries out `ops`, and before them the paths of new VTEPs. Adds the number of carried out
+    /// `ops` to `done`.
     fn run<K: Kernel + ?Sized>(
         &mut self,
         kernel: &K,
@@ -279,14 +282,14 @@ impl Reconciler {
         Ok(steps + *done)
     }
 
-    /// Notes what a step of one network means for the others.
+    /// Updates the copies of other networks after a step of one network.
     fn note(&mut self, op: &Op) {
         match op {
             Op::Endpoint(ifindex, Some(info)) => self.own(*ifindex, info.vni),
             Op::Endpoint(ifindex, None) => {
                 self.owners.remove(ifindex);
             }
-            // A port that moved is no longer the old network's to remove.
+            // A published port that has moved must not be removed by its former network.
             Op::Published(key, Some(_)) => {
                 for tables in self.networks.values_mut() {
                     tables.published.remove(key);
@@ -296,8 +299,7 @@ impl Reconciler {
         }
     }
 
-    /// Brings `UNDERLAY` to the paths of the VTEPs in use: either what is to be
-    /// put, or what is to be removed.
+    /// Brings `UNDERLAY` to the paths of the VTEPs in use: either all puts, or all removals.
     fn sync_underlay<K: Kernel + ?Sized>(
         &mut self,
         kernel: &K,
@@ -338,7 +340,7 @@ impl Reconciler {
     }
 }
 
-/// What `held` has at the keys of a patch.
+/// The entries of `held` at the keys of a patch.
 fn entries_at<K: Copy + Ord, V: Copy>(
     held: &BTreeMap<K, V>,
     patch: &BTreeMap<K, Option<V>>,

@@ -88,9 +88,8 @@ impl Tables {
     }
 }
 
-/// What one network needs on this host. The flood lists are sets here: which
-/// member sits in which slot depends on what the kernel already holds, see
-/// [`NetworkState::lay_out`].
+/// The desired state of one network on this host. The flood lists are sets here: the slot of a
+/// member depends on what the kernel already holds, see [`NetworkState::lay_out`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkState {
     /// VNI.
@@ -123,8 +122,8 @@ pub struct Gateway {
 }
 
 impl NetworkState {
-    /// The tables of the network, given what the kernel holds for it: members
-    /// of a flood list that stay keep their slots.
+    /// The tables of the network. `observed` is what the kernel holds of it: members of a flood
+    /// list that stay keep their slots.
     pub fn lay_out(&self, observed: &Tables) -> Tables {
         let vni = self.vni;
         let ports: BTreeSet<u32> = self.endpoints.keys().copied().collect();

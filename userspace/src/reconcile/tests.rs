@@ -11,15 +11,13 @@ use proptest::{collection::vec, prelude::*};
 
 use super::*;
 
-/// The maps, in memory. Checks what must hold after every step, and fails one
-/// step when told to.
+/// The maps, in memory. Asserts consistency after every step, and fails one step on request.
 #[derive(Default)]
 struct Maps {
     tables: RefCell<Tables>,
     steps: RefCell<usize>,
     fail_at: Option<usize>,
-    /// The state that the test started with was consistent, so that every
-    /// state in between must be, too.
+    /// The first state of the test was consistent, so that every state after it must be, too.
     check: bool,
 }
 
@@ -47,7 +45,7 @@ impl Kernel for Maps {
     }
 }
 
-/// What a frame relies on, whenever it comes.
+/// Asserts the consistency that a frame relies on at any time.
 fn assert_consistent(tables: &Tables, after: &Op) {
     for (vni, info) in &tables.networks {
         for index in 0..info.local_ports {
@@ -156,7 +154,7 @@ fn host() -> impl Strategy<Value = BTreeMap<u32, NetworkState>> {
     })
 }
 
-/// Any contents at all, as a crash, another program or an older agent may leave.
+/// Arbitrary contents, as a crash, another program or an older agent may leave.
 fn strays() -> impl Strategy<Value = Tables> {
     let vni = || proptest::sample::select(vec![256u32, 257, 999]);
     let slot = move || (vni(), 0..9u32);
@@ -222,7 +220,7 @@ fn pass(
     Ok(steps)
 }
 
-/// That the maps hold what `desired` asks for, and nothing else.
+/// Asserts that the maps hold the entries of `desired`, and nothing else.
 fn assert_holds(maps: &Maps, desired: &BTreeMap<u32, NetworkState>) {
     let held = maps.tables.borrow();
     let mut members = BTreeSet::new();
@@ -234,7 +232,7 @@ fn assert_holds(maps: &Maps, desired: &BTreeMap<u32, NetworkState>) {
     );
     for (vni, state) in desired {
         let part = &parts[vni];
-        // With its own slots, a state lays itself out as it stands.
+        // Laid out over its own slots, a state does not change.
         assert_eq!(part, &state.lay_out(part));
         let ports: BTreeSet<u32> = part.flood_local.values().copied().collect();
         assert_eq!(ports, state.endpoints.keys().copied().collect());
@@ -248,14 +246,14 @@ fn assert_holds(maps: &Maps, desired: &BTreeMap<u32, NetworkState>) {
     assert_eq!(underlay, reachable.collect());
 }
 
-/// Has the reconciler read the maps while nothing is written.
+/// Makes the reconciler read the maps while nothing is written.
 fn adopt(reconciler: &mut Reconciler, maps: &Maps) {
     reconciler.begin_read();
     reconciler.adopt(Observed::read(maps).unwrap());
 }
 
-/// What a read has that goes on while `before` becomes `after`: each entry is read early or late,
-/// as `coins` say.
+/// The result of a read during which `before` becomes `after`. `coins` say for each entry
+/// whether it is read before or after the change.
 fn torn(before: &Tables, after: &Tables, coins: &[bool]) -> Tables {
     fn mixed<K: Copy + Ord, V: Copy>(
         before: &BTreeMap<K, V>,
@@ -282,7 +280,7 @@ fn torn(before: &Tables, after: &Tables, coins: &[bool]) -> Tables {
     }
 }
 
-/// That the counts are those of the maps.
+/// Asserts that the counts are those of the maps.
 fn assert_counted(reconciler: &Reconciler, maps: &Maps) {
     let held = maps.tables.borrow();
     let counts = Counts { fdb: held.fdb.len(), neighbours: held.neighbours.len() };
@@ -314,7 +312,7 @@ proptest! {
         pass(&mut reconciler, &maps, &state).unwrap();
         assert_holds(&maps, &state);
         assert_counted(&reconciler, &maps);
-        // What the reconciler remembers is what the maps hold.
+        // The reconciler's copy is what the maps hold.
         adopt(&mut reconciler, &maps);
         prop_assert_eq!(pass(&mut reconciler, &maps, &state).unwrap(), 0, "second pass");
     }

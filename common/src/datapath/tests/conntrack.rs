@@ -106,8 +106,8 @@ fn every_state_is_reached_and_numbered_in_order() {
 }
 
 proptest! {
-    /// Whatever the flags: a flow of one protocol has a state of that protocol, and only
-    /// a connection that both sides took part in is safe from eviction.
+    /// With any flags, a flow has a state of its own protocol, and only a connection with packets
+    /// in both directions is never evicted.
     #[test]
     fn any_flags(protocol: u8, orig: u32, reply: u32) {
         let state = FlowState::of(protocol, orig, reply);
@@ -124,7 +124,7 @@ proptest! {
             prop_assert!(orig & seen::ACK != 0);
             prop_assert!(both & seen::SYN != 0 || both & seen::ACK != 0);
         }
-        // Who begins alone never establishes anything.
+        // Packets of one direction alone never establish a connection.
         prop_assert!(FlowState::of(protocol, orig, 0) != FlowState::TcpEstablished);
     }
 }

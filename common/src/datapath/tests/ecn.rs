@@ -51,7 +51,7 @@ proptest! {
         prop_assert_eq!(encap_tos(Some(tos), false), tos & 3);
     }
 
-    /// Without congestion on the way, a tunnel changes nothing.
+    /// Without congestion on the path, a tunnel does not change the traffic class.
     #[test]
     fn encap_then_decap_keeps(tos: u8, copy: bool) {
         prop_assert_eq!(decap_ecn(encap_tos(Some(tos), copy), tos), Ok(EcnAction::Keep));

@@ -1,5 +1,4 @@
-//! Decisions against the standards that fix them, an independent library, and
-//! random bytes.
+//! Tests of the decisions against the standards, an independent library, and random bytes.
 
 mod arp;
 mod conntrack;
@@ -17,7 +16,7 @@ use crate::abi::EndpointInfo;
 
 /// MAC of the endpoint under test.
 const MAC: [u8; 6] = [0x02, 0x42, 10, 0, 0, 2];
-/// MAC of someone else.
+/// MAC of another endpoint.
 const OTHER_MAC: [u8; 6] = [0x02, 0x42, 10, 0, 0, 3];
 
 fn v4(text: &str) -> [u8; 4] {
@@ -41,7 +40,7 @@ fn endpoint() -> EndpointInfo {
     }
 }
 
-/// The same in a network with `anti_spoof=false`.
+/// The endpoint in a network with `anti_spoof=false`.
 fn free_endpoint() -> EndpointInfo {
     EndpointInfo { flags: EndpointInfo::ALLOW_ANY_SOURCE, ..endpoint() }
 }

@@ -1,4 +1,4 @@
-//! Translation against an independent library, which sums up from scratch.
+//! Tests of translation against an independent library, which computes whole checksums.
 
 use etherparse::{Icmpv4Header, Icmpv4Type, IpNumber, Ipv4Header, TcpHeader, UdpHeader};
 use proptest::prelude::*;
@@ -62,8 +62,8 @@ fn upper_layer(protocol: u8, tuple: &Tuple, payload: &[u8]) -> Vec<u8> {
             header.to_bytes().to_vec()
         }
         _ => {
-            // A sequence number that is not zero: a message of nothing but zeroes has
-            // a sum of its own.
+            // A sequence number that is not zero: the sum of a message of zeroes is a
+            // special case.
             let [high, low] = echo_id(tuple);
             let type_u8 = if tuple.src_port == [0; 2] { 0 } else { 8 };
             let bytes5to8 = [high, low, 0, 1];
@@ -75,7 +75,7 @@ fn upper_layer(protocol: u8, tuple: &Tuple, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The same, translated in place.
+/// The upper layer after translation in place.
 fn translated(protocol: u8, from: &Tuple, to: &Tuple, mut bytes: Vec<u8>) -> Vec<u8> {
     let at = checksum_offset(protocol) as usize;
     let old = [bytes[at], bytes[at + 1]];
@@ -100,14 +100,14 @@ fn tuples() -> impl Strategy<Value = Tuple> {
         .prop_map(|(src, dst, src_port, dst_port)| Tuple { src, dst, src_port, dst_port })
 }
 
-/// As an echo has it: no port on one side.
+/// The tuple of an ICMP echo: one port is 0.
 fn echo_tuple(tuple: Tuple, request: bool) -> Tuple {
     if request { Tuple { dst_port: [0; 2], ..tuple } } else { Tuple { src_port: [0; 2], ..tuple } }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4000))]
-    /// The differences give the checksum that is computed from scratch, bit by bit.
+    /// The update by differences gives exactly the checksum of the whole packet.
     #[test]
     fn translated_is_as_if_sent_so(
         protocol in prop::sample::select(vec![ICMP, TCP, UDP]),
@@ -117,7 +117,7 @@ proptest! {
         payload in prop::collection::vec(any::<u8>(), 0..80),
     ) {
         let [from, to] = if protocol == ICMP {
-            // What stays an echo request has an identifier that is not zero.
+            // Identifiers of echo requests are not zero.
             prop_assume!(!request || (from.src_port != [0; 2] && to.src_port != [0; 2]));
             [from, to].map(|tuple| echo_tuple(tuple, request))
         } else {
@@ -130,12 +130,12 @@ proptest! {
         );
     }
 
-    /// UDP without a checksum stays without; one of zero is sent as all ones (RFC 768).
+    /// A UDP checksum of 0 (none) stays 0; a computed 0 is sent as all ones (RFC 768).
     #[test]
     fn udp_zero_is_none(from in tuples(), to in tuples(), prefix in any::<[u8; 2]>()) {
         let change = nat::add(address_difference(&from, &to), port_difference(UDP, &from, &to));
         prop_assert_eq!(update_upper(UDP, [0; 2], change), [0; 2]);
-        // The word that makes the sum of the translated datagram what would be zero.
+        // The word with which the checksum of the translated datagram would be zero.
         let word = upper_layer(UDP, &to, &[prefix, [0; 2]].concat());
         let payload = [prefix, [word[6], word[7]]].concat();
         let wanted = upper_layer(UDP, &to, &payload);
@@ -195,7 +195,7 @@ proptest! {
         prop_assert_eq!(ports.len(), PORT_TRIES as usize - 1);
     }
 
-    /// The other direction of the other direction is the one.
+    /// The other direction of the other direction is the first direction.
     #[test]
     fn other_is_an_involution(tuple in tuples(), to in tuples(), zones: (u32, u32)) {
         prop_assert_eq!(tuple.reversed().reversed(), tuple);
@@ -227,7 +227,7 @@ fn own_port_is_kept() {
     for own in [1024, 40_000, 65_535] {
         assert_eq!(first(own, 1024, 65_535), Some(own));
     }
-    // A privileged one where the range is all the others.
+    // A privileged port is kept if the range is all unprivileged ports.
     for own in [1, 53, 1023] {
         assert_eq!(first(own, 1024, 65_535), Some(own));
         assert_eq!(first(own, 1025, 65_535), None);
@@ -312,11 +312,11 @@ fn error(src: &str, dst: &str) -> Ipv4Hdr {
 
 #[test]
 fn error_from_outside() {
-    // RFC 5508 §4.2: what a container sent has failed on its way.
+    // RFC 5508 §4.2: an error about a packet that a container sent.
     let quoted = tuple("192.0.2.1", 2000, "203.0.113.7", 80);
     let to = tuple("203.0.113.7", 80, "10.0.0.2", 1000);
     let inside = tuple("10.0.0.2", 1000, "203.0.113.7", 80);
-    // A router's own address stays; so does that of the receiver.
+    // The address of a router is not changed, nor that of the receiver.
     for from in ["198.51.100.9", "203.0.113.7"] {
         let wanted = Quoted { tuple: inside, src: v4(from), dst: v4("10.0.0.2") };
         assert_eq!(translate_error(&error(from, "192.0.2.1"), &quoted, &to), wanted);
@@ -325,7 +325,7 @@ fn error_from_outside() {
 
 #[test]
 fn error_from_inside() {
-    // RFC 5508 §4.3: a container refuses what it was sent.
+    // RFC 5508 §4.3: an error of a container about a packet that it received.
     let quoted = tuple("203.0.113.7", 80, "10.0.0.2", 1000);
     let to = tuple("192.0.2.1", 2000, "203.0.113.7", 80);
     let wanted = Quoted {
@@ -338,7 +338,7 @@ fn error_from_inside() {
 
 #[test]
 fn error_from_inside_to_another_container() {
-    // The server sees its client as the gateway, and the client the host.
+    // The server sees its client at the gateway's address, the client sees the host's.
     let quoted = tuple("10.0.0.1", 5000, "10.0.0.3", 80);
     let to = tuple("192.0.2.1", 8080, "10.0.0.2", 4000);
     let wanted = Quoted {

@@ -18,7 +18,7 @@ const SLLA: u8 = 1;
 const TLLA: u8 = 2;
 const NONCE: u8 = 14;
 
-/// A neighbour message as a container sends it, valid until changed.
+/// A valid neighbour message of a container, for tests to change.
 #[derive(Clone, Copy)]
 struct Message {
     ep: EndpointInfo,
@@ -106,7 +106,7 @@ fn what_it_may_not_claim() {
     assert_eq!(Message { target: "fd00::3", ..advert() }.ask(), spoofed, "another's address");
     assert_eq!(Message { target: "fe80::1", ..advert() }.ask(), spoofed, "another's link-local");
 
-    // An own option first and another's after it, or inside a long one.
+    // The endpoint's own option, then another endpoint's after it, or inside a long option.
     assert_eq!(Message { payload_len: 40, ..solicit() }.ask(), spoofed, "two options");
     assert_eq!(Message { payload_len: 40, ..advert() }.ask(), spoofed, "two options");
     let mut long: [u8; 8] = bytemuck::cast(LinkLayerOption::new(NONCE, MAC));
@@ -235,7 +235,7 @@ proptest! {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(10_000))]
-    /// The checks let no claim to another's MAC or address through.
+    /// The checks refuse every claim to another endpoint's MAC or address.
     #[test]
     fn nothing_spoofed_passes(
         target in select(vec!["fd00::2", "fe80::42:aff:fe00:2", "fd00::3", "ff02::1", "::"]),

@@ -1,4 +1,4 @@
-//! No bytes of a packet make a decision panic.
+//! No packet bytes make a decision panic.
 
 use bytemuck::pod_read_unaligned as read;
 use proptest::prelude::*;

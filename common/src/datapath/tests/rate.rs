@@ -23,7 +23,7 @@ fn a_burst_then_one_per_interval() {
     assert!(!allowed(now + 99));
     assert!(allowed(now + 100));
     assert!(!allowed(now + 100));
-    // An idle time of any length saves up no more than the burst.
+    // After any idle time no more than one burst conforms.
     let late = now + 1_000_000;
     assert_eq!(
         [allowed(late), allowed(late), allowed(late), allowed(late)],
@@ -53,7 +53,7 @@ fn extremes_do_not_overflow() {
 }
 
 proptest! {
-    /// In any window, no more than the burst and what the rate gives.
+    /// In any window no more frames conform than the burst plus the rate times the window.
     #[test]
     fn never_more_than_rate_and_burst(
         gaps in prop::collection::vec(0u64..400, 1..300),
@@ -78,7 +78,7 @@ proptest! {
         }
     }
 
-    /// Who keeps to the rate is never refused.
+    /// A sender that keeps to the rate is never refused.
     #[test]
     fn the_rate_itself_passes(
         jitter in prop::collection::vec(0u64..50, 1..300), interval in 1u64..1000, burst in 0u32..5,

@@ -20,8 +20,8 @@ use crate::wire::{EthHdr, Ipv4Hdr, Ipv6Hdr, UdpHdr, VNI_MAX, VxlanHdr};
 const SECOND: u64 = 1_000_000_000;
 const AGEING: u64 = 300 * SECOND;
 
-/// The headers of one frame, by the way that the agent and the programs take: template, VNI,
-/// then what differs by frame.
+/// The headers of one frame, made as the agent and the programs make them: template, VNI, then
+/// the fields that differ by frame.
 fn headers(
     src: [u8; 4],
     dst: [u8; 4],
@@ -66,7 +66,7 @@ proptest! {
         let [_, a, b, c] = vni.to_be_bytes();
         prop_assert_eq!(&udp.payload()[..8], &[8, 0, 0, 0, a, b, c, 0][..]);
 
-        // What we send, we take.
+        // The decapsulation accepts the headers that the encapsulation makes.
         let ip_len = check_outer_ip(&outer.ip, 36 + len).unwrap();
         prop_assert_eq!(check_outer_udp(&outer.udp, 36 + len - ip_len), Ok(()));
         prop_assert_eq!(check_vxlan(&outer.vxlan), Ok((vni, false)));
@@ -131,8 +131,8 @@ proptest! {
     }
 }
 
-/// Flows that differ in little must not share few ports: of 1024 balls in 16384
-/// bins about 992 bins are hit; 900 leaves room for a good hash only.
+/// Flows that differ in few bits must get many different ports. A perfect hash puts 1024 flows on
+/// about 992 of the 16384 ports; the test demands 900.
 #[test]
 fn entropy_spreads() {
     let distinct = |ports: &mut dyn Iterator<Item = u16>| {
@@ -246,7 +246,7 @@ fn learning() {
         "an aged entry moves freely"
     );
 
-    // Another CPU wrote a moment later than our clock reading.
+    // Another CPU wrote the entry after this CPU had read the clock.
     let earlier = at(999 * SECOND, there, 0);
     assert_eq!(learn(Some(&known), &earlier, AGEING), Learn::Current);
     assert!(is_fresh(&known, 0, AGEING));

@@ -16,7 +16,7 @@ use crate::{
     store::{StoreError, retry::Backoff},
 };
 
-/// A new attachment as it is asked for.
+/// A requested attachment.
 #[derive(Clone, Debug)]
 pub(super) struct Attachment<'a> {
     pub(super) container: &'a Name,
@@ -30,16 +30,17 @@ pub(super) struct Attachment<'a> {
 }
 
 impl Agent {
-    /// Attaches a sandbox to a network, and returns once frames pass.
+    /// Attaches a sandbox to a network. Returns when the maps have the endpoint, so that its frames
+    /// are forwarded.
     ///
     /// # Errors
     ///
-    /// The attachment is refused or fails; the state is then as before.
+    /// The attachment is refused or fails. The state is then as before the call.
     pub(super) async fn attach(&self, wanted: &Attachment<'_>) -> Result<Endpoint, ApiError> {
         if !wanted.ports.is_empty()
             && let Some(network) = self.shared.view().networks.get(wanted.network)
         {
-            // Checked before the ports: a network that cannot publish is the better error.
+            // Checked before the ports are assigned: the error about the network is clearer.
             ops::may_publish(network, wanted.container)?;
         }
         // Held until the endpoint exists, or the request has failed.
@@ -57,8 +58,8 @@ impl Agent {
             sandbox: SandboxRef { netns: wanted.netns.to_owned(), owned: wanted.owned },
             ports: ports.ports().to_vec(),
         };
-        // The identifier of the last plan. If it is not known whether the plan was committed, the
-        // endpoint is removed later.
+        // The endpoint identifier of the last plan. If it is not known whether the plan was
+        // committed, the endpoint is removed later.
         let mut planned = None;
         let plan = |view: &View| {
             let (endpoint, plan) = ops::create_endpoint(view, &spec)?;
@@ -95,7 +96,7 @@ impl Agent {
         Err(failure)
     }
 
-    /// Removes an endpoint from the store, and returns once its device pair is gone.
+    /// Removes an endpoint from the store. Returns when its device pair is removed.
     ///
     /// # Errors
     ///
@@ -104,7 +105,7 @@ impl Agent {
         let plan = |view: &View| Ok(((), ops::remove_endpoint(view, network, id)?));
         let revision = match self.shared.execute(plan).await {
             Ok(((), revision)) => revision,
-            // Somebody else has removed it already.
+            // Another request has removed it already.
             Err(ExecuteError::Refused(Refusal::NotFound(_))) => self.shared.view().revision,
             Err(error) => return Err(error.into()),
         };
@@ -128,8 +129,8 @@ impl Agent {
         }
     }
 
-    /// Removes an endpoint of a request that has failed, as soon as the store answers, and the
-    /// sandbox that was made for it. The endpoint may not exist.
+    /// Removes the endpoint of a failed request, if it exists, and the sandbox that was made for
+    /// it, as soon as the store answers.
     fn take_back_later(&self, unwanted: &Attachment<'_>, id: String) {
         let agent = Self::new(Arc::clone(&self.shared));
         let (network, container) = (unwanted.network.clone(), unwanted.container.clone());
@@ -243,7 +244,7 @@ impl Agent {
             )));
         };
         self.detach(network, &id).await?;
-        // An attachment ends with its last network.
+        // The record of an attached namespace is removed with its last network.
         let attached = matches!(
             self.shared.containers().get(name),
             Some(Record { origin: Origin::Attached, .. })

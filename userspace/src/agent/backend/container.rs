@@ -1,4 +1,4 @@
-//! Containers: a sandbox, its attachments, and what runs in it.
+//! Containers: a sandbox, its attachments, and the command in it.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -12,11 +12,12 @@ use crate::{
     model::{Key, Name},
 };
 
-/// How long a killed process may take to end.
+/// Time that a killed process may take to end.
 const KILLED: Duration = Duration::from_secs(5);
 
 impl Agent {
-    /// The record of a container here. If its file is lost, the record is made from its endpoints.
+    /// The record of a container of this host. If its file is lost, the record is made from its
+    /// endpoints.
     pub(super) fn record_of(&self, name: &Name) -> Option<Record> {
         if let Some(record) = self.shared.containers().get(name) {
             return Some(record.clone());
@@ -24,7 +25,7 @@ impl Agent {
         self.lost_records().remove(name)
     }
 
-    /// Records of containers that have endpoints and no file.
+    /// Records of containers that have endpoints but no file, made from the endpoints.
     fn lost_records(&self) -> BTreeMap<Name, Record> {
         let view = self.shared.view();
         let containers = self.shared.containers();
@@ -38,14 +39,14 @@ impl Agent {
         .collect()
     }
 
-    /// All containers here, in order of name.
+    /// The records of all containers of this host, in order of name.
     pub(super) fn all_records(&self) -> Vec<Record> {
         let mut records = self.lost_records();
         records.extend(self.shared.containers().iter().map(|r| (r.name.clone(), r.clone())));
         records.into_values().collect()
     }
 
-    /// All containers here, as `ps` shows them.
+    /// The rows of `ps` for all containers of this host.
     pub(super) fn list_containers(&self) -> Vec<ContainerRow> {
         self.all_records().iter().map(|record| rows::container(&self.shared, record)).collect()
     }
@@ -103,8 +104,8 @@ impl Agent {
         Ok(rows::container(&self.shared, &record))
     }
 
-    /// Handles a request whose container exists. Only `attach` of the same namespace to one more
-    /// network is valid.
+    /// Handles a `create` request whose container exists. Valid only for `attach` of the same
+    /// namespace to one more network.
     async fn again(&self, request: ContainerCreate) -> Result<ContainerRow, ApiError> {
         let name = &request.name;
         let taken = || {
@@ -150,7 +151,7 @@ impl Agent {
         if self.shared.view().networks.contains_key(network) {
             return Ok(());
         }
-        // The update of a network that another host has just made may still be on its way.
+        // The network may have been made on another host, and its update not yet be here.
         let store = self.shared.usable_store().await?;
         let found = store.snapshot(&Key::network(network)).await;
         let found =
@@ -162,7 +163,8 @@ impl Agent {
         Err(super::network::unknown(&self.shared.view(), network))
     }
 
-    /// The record of a new container with its namespace. Makes the sandbox if there is to be one.
+    /// The record of a new container with its namespace. Makes the sandbox if the container needs
+    /// one.
     async fn sandbox_for(
         &self,
         request: &ContainerCreate,
@@ -251,7 +253,7 @@ impl Agent {
             .filter(|other| other.origin == Origin::Shares(name.clone()))
             .map(|other| format!("'{}'", other.name))
             .collect();
-        // With force the namespace stays as long as the others' commands run.
+        // With `force` the namespace exists as long as a command of another container runs in it.
         if !sharers.is_empty() && !force {
             return Err(conflict(format!(
                 "container '{name}' has a network that {} shares: remove that first, or use 'culvert rm -f {name}'",
@@ -281,7 +283,7 @@ impl Agent {
         };
         for name in abandoned {
             let _turn = self.shared.turns.wait(&name).await;
-            // Checked again: another request may have come first.
+            // Checked again: another request may have removed or changed the container since.
             let Some(record) = self.record_of(&name).filter(dead) else { continue };
             if let Err(error) = self.take_away(&record).await {
                 tracing::warn!("container '{name}': {error}");

@@ -11,8 +11,8 @@ use crate::{
 };
 
 impl Agent {
-    /// Refuses a command whose port is in use in the namespace that it shares: another container's
-    /// sandbox, or the host. In a sandbox of its own every port is free.
+    /// Refuses a command if a port that it will listen on is in use in a shared namespace: another
+    /// container's sandbox, or the host. In a sandbox of its own every port is free.
     pub(super) async fn check_exposed(
         &self,
         request: &ContainerCreate,

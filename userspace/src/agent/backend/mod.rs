@@ -1,8 +1,8 @@
 //! Carries out the requests of the API.
 //!
 //! A request that changes something is one transaction in the store. The engine applies the
-//! change to this host, as it does for changes made elsewhere. The request waits until that
-//! is done, and takes its transaction back if it cannot be done.
+//! change to this host, as it does for changes by other hosts. The request waits for the
+//! engine. If the engine fails, the request reverts its transaction.
 
 mod attach;
 mod container;
@@ -53,7 +53,7 @@ fn conflict(message: impl Into<String>) -> ApiError {
     ApiError::new(ErrorKind::Conflict, message)
 }
 
-/// An error of the host, not of the request.
+/// An error that the host causes, not the request.
 fn internal(error: &(impl std::fmt::Display + ?Sized)) -> ApiError {
     ApiError::new(ErrorKind::Internal, error.to_string())
 }

@@ -51,7 +51,7 @@ impl Names {
                 None => Ipv4Addr::from(address).to_string(),
             },
             vni => match self.container(vni, address) {
-                // The host sends over a gateway device.
+                // The host itself, over a gateway device.
                 name if name.is_empty() => "host".to_owned(),
                 name => name,
             },
@@ -74,7 +74,7 @@ impl Agent {
         let now_ns = self.shared.platform.now_ns();
         let mut rows = Vec::new();
         for (key, orig) in entries.iter().filter(|(_, flow)| flow.kind & kind::ORIG != 0) {
-            // One half without the other: the flow is being made or removed.
+            // One direction without the other: the flow is being made or removed.
             let reply = entries.get(&key.other(orig));
             let Some(reply) = reply.filter(|reply| conntrack::are_one_flow(key, orig, reply))
             else {
@@ -89,8 +89,8 @@ impl Agent {
         Ok(rows)
     }
 
-    /// The container whose network namespace `name` is in: itself, or the one that shares
-    /// its namespace with it.
+    /// The container that owns the network namespace of `name`: itself, or the container whose
+    /// namespace it shares.
     fn holder(&self, name: &Name) -> Result<Name, ApiError> {
         let record = self.record_of(name).ok_or_else(|| self.unknown_container(name))?;
         Ok(match record.origin {
@@ -180,7 +180,7 @@ impl Agent {
     }
 }
 
-/// Whether a row is one of those that the query asks for.
+/// Whether a row matches the query.
 fn fits(row: &NatRow, query: &NatQuery, container: Option<&Name>) -> bool {
     let addresses = [row.src, row.dst, row.nat_src, row.nat_dst];
     container.is_none_or(|name| name.as_str() == row.container || name.as_str() == row.from)

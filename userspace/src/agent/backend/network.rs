@@ -59,7 +59,7 @@ impl Agent {
         }
         let name: Name = text.parse().map_err(|error: Invalid| invalid(error.0))?;
         if text == PREDEFINED_BRIDGE {
-            // If it does not exist yet, it is made when it is needed.
+            // A missing `bridge` is made when a container first needs it.
             return Ok(NetworkOf::Stored(name.on(&self.shared.node.name)));
         }
         let view = self.shared.view();
@@ -67,7 +67,8 @@ impl Agent {
         if view.networks.contains_key(&name) {
             Ok(NetworkOf::Stored(name))
         } else {
-            // Another host may have made it a moment ago: the plan reads the store.
+            // Another host may have made it, and its update not yet be here: the plan reads the
+            // store.
             match view.problem_at(&Key::network(&name)) {
                 Some(_) => Err(unknown(&view, &name)),
                 None => Ok(NetworkOf::Stored(name)),
@@ -120,18 +121,19 @@ impl Agent {
         Ok(network)
     }
 
-    /// The network that a name means on this host.
+    /// The full name of the network that `name` stands for on this host.
     pub(super) fn resolve(&self, name: &Name) -> Name {
         self.shared.view().resolve(name, &self.shared.node.name)
     }
 
-    /// Makes the network `bridge` of this host, if `network` is that one and does not exist.
+    /// Makes the network `bridge` of this host, if `network` is its name and it does not exist.
     pub(super) async fn ensure_bridge(&self, network: &Name) -> Result<(), ApiError> {
         let there = || self.shared.view().networks.contains_key(network);
         if network.node().is_none() || network.local() != PREDEFINED_BRIDGE || there() {
             return Ok(());
         }
-        // One of several requests makes the network. No container has such a name.
+        // Only one of several requests makes the network. The lock cannot be a container's: no
+        // container has such a name.
         let _turn = self.shared.turns.wait(network).await;
         if there() {
             return Ok(());

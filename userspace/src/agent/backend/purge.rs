@@ -26,7 +26,7 @@ impl Agent {
             Self::kill_process(record).await?;
         }
         node::leave(store.as_ref(), &self.shared.node.name).await?;
-        // The engine removes the device pairs as the endpoints leave the store.
+        // The engine removes the device pairs when the endpoints are removed from the store.
         let gone = async {
             while !self.shared.plugs.is_empty() {
                 tokio::time::sleep(Duration::from_millis(10)).await;

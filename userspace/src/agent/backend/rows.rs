@@ -1,4 +1,4 @@
-//! Containers as `ps` shows them.
+//! Rows of `ps`.
 
 use super::network::driver_name;
 use crate::{

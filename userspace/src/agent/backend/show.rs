@@ -1,4 +1,4 @@
-//! Contents of the maps as rows, and the status.
+//! Rows of the commands that show maps, and the status.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -58,7 +58,7 @@ impl Agent {
         let (now, ageing) = (platform.now_ns(), platform.ageing().as_secs());
         for (key, entry) in platform.learned().map_err(|error| internal(&error))? {
             let age_s = now.saturating_sub(entry.last_seen_ns) / 1_000_000_000;
-            // The programs ignore an old entry, and one that the store has too.
+            // The programs do not use an entry that is too old, or whose MAC is in `FDB`.
             if age_s >= ageing || known.contains(&key) {
                 continue;
             }
@@ -106,7 +106,7 @@ impl Agent {
             }
         }
         let mut rows = Vec::new();
-        // Before the store has been read, this node is the only one known.
+        // Before the store has been read, only this node is known.
         let own_entry = (!view.nodes.contains_key(&own.name)).then_some(own);
         for node in view.nodes.values().map(|node| &node.record).chain(own_entry) {
             let is_self = node.name == own.name;
@@ -170,8 +170,8 @@ impl Agent {
         Ok(rows.chain(self.flow_stats()).collect())
     }
 
-    /// Counts what an agent before this one left in the maps: the engine has not read them
-    /// yet. What cannot be read counts as empty.
+    /// Counts the entries that an earlier agent left in the maps, while the engine has not read
+    /// them yet. A map that cannot be read counts as empty.
     fn read_counts(&self) -> reconcile::Counts {
         let platform = &self.shared.platform;
         reconcile::Counts {

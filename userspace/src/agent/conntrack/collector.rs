@@ -1,5 +1,5 @@
-//! Walks through the table of flows, a bounded part of it at a time, and removes what is
-//! over.
+//! Walks through the table of flows, a bounded part of it at a time, and removes the flows
+//! that have ended.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -14,12 +14,12 @@ use crate::datapath::{
     flows::{Cursor, FlowTable},
 };
 
-/// How much is looked at in a round.
+/// Bounds of one round.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Entries, two for each flow.
+    /// Entries that a round reads; a flow has two.
     pub(super) round: u32,
-    /// The same when the table is crowded.
+    /// Entries that a round reads while the table is crowded.
     pub(super) crowded_round: u32,
     /// Entries that are read in one system call.
     pub(super) slice: u32,
@@ -38,9 +38,9 @@ impl Default for Limits {
     }
 }
 
-/// Above so many percent the table is crowded: flows are offered for eviction.
+/// Fill of the table, in percent, above which it is crowded: flows are offered for eviction.
 const CROWDED: u64 = 75;
-/// Above so many percent it is noted which ones they would be.
+/// Fill of the table, in percent, above which a pass collects candidates for eviction.
 const FILLING: u64 = 50;
 
 /// Flows of one state.
@@ -54,12 +54,12 @@ pub(crate) struct Tally {
     pub(crate) bytes: u64,
 }
 
-/// What the table holds.
+/// Contents of the table, by state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Summary {
     /// Flows of each state, as of the last complete pass; states without any are left out.
     pub(crate) states: BTreeMap<FlowState, Tally>,
-    /// Flows that there is room for.
+    /// Flows that the table has room for.
     pub(crate) capacity: u32,
     /// Flows offered for eviction.
     pub(crate) evictable: u64,
@@ -72,33 +72,34 @@ impl Summary {
     }
 }
 
-/// A flow that may be evicted, ordered by which one goes first.
+/// A flow that may be evicted: rank, time of the last packet in ns, key. The least is evicted
+/// first.
 type Candidate = (u8, u64, FlowKey);
 
 /// One walk through the table.
 #[derive(Default)]
 struct Pass {
     at: Cursor,
-    /// Entries seen that stay.
+    /// Entries that this pass has read and kept.
     present: u64,
     states: BTreeMap<FlowState, Tally>,
     candidates: BTreeSet<Candidate>,
-    /// Halves of flows, and since when they are known to be.
+    /// Entries whose other direction is missing, with the time in ns at which this was first seen.
     halves: HashMap<FlowKey, u64>,
-    /// Incarnations of flows that no container has.
+    /// Incarnations that a flow has and no container of this host.
     suspects: BTreeSet<u32>,
 }
 
-/// See the module.
+/// Walks through the table of flows, round by round.
 pub(super) struct Collector {
     limits: Limits,
     pass: Pass,
-    /// The one before, which went through all of the table.
+    /// The last complete pass.
     before: Pass,
     /// Entries in the table, counted or estimated.
     entries: u64,
     offered: u64,
-    /// The queue is not known to be empty: another agent may have filled it.
+    /// The eviction queue may have entries: this agent or one before it has filled it.
     queued: bool,
 }
 
@@ -114,7 +115,7 @@ impl Collector {
         }
     }
 
-    /// What is known of the table.
+    /// The state of the table: flows by state as of the last complete pass.
     pub(super) fn summary(&self, table: &dyn FlowTable) -> Summary {
         Summary {
             states: self.before.states.clone(),
@@ -123,7 +124,7 @@ impl Collector {
         }
     }
 
-    /// One round: goes on with the pass, and begins another if that ends it.
+    /// Runs one round: continues the pass. If the pass ends, the next round begins another.
     pub(super) fn round(
         &mut self,
         table: &dyn FlowTable,
@@ -133,7 +134,7 @@ impl Collector {
         let mut left = if self.fuller_than(CROWDED, table) { crowded_round } else { round };
         while left > 0 {
             let part = table.slice(self.pass.at, left.min(slice))?;
-            // A slice without entries is the last one, or the rest is not worth a call.
+            // No entries: the slice is the last one, or the rest is not worth a system call.
             left = match u32::try_from(part.entries.len()) {
                 Ok(entries) if entries > 0 => left.saturating_sub(entries),
                 _ => 0,
@@ -153,16 +154,16 @@ impl Collector {
         self.offer(table)
     }
 
-    /// The pass has been through all of the table.
+    /// Ends a pass that has read the whole table.
     fn complete(&mut self) {
         self.before = std::mem::take(&mut self.pass);
         self.entries = self.before.present;
     }
 
-    /// How many entries there are, from the share of the table that was seen.
+    /// Estimates the number of entries from the share of the table that the pass has read.
     fn estimate(&mut self, table: &dyn FlowTable) {
         let all = self.pass.present.saturating_mul(u64::from(table.range()));
-        // At the beginning of a pass the count of the one before is exact.
+        // At the beginning of a pass the count of the last pass is exact.
         if let Some(entries) = all.checked_div(u64::from(self.pass.at.0)) {
             self.entries = entries;
         }
@@ -172,7 +173,7 @@ impl Collector {
         self.entries * 100 > u64::from(table.capacity()) * 2 * percent
     }
 
-    /// Judges one entry, and removes what does not stay.
+    /// Judges one entry. Removes it if it has ended.
     fn visit(
         &mut self,
         table: &dyn FlowTable,
@@ -202,14 +203,14 @@ impl Collector {
                 self.pass.halves.insert(key, missing_ns.unwrap_or(law.now_ns));
             }
             Verdict::Expired | Verdict::Stale | Verdict::Orphan => {
-                // It may have been used, or removed, since the slice was read.
+                // The programs may have used or removed the entry since the slice was read.
                 let Some(flow) = table.lookup(&key)? else { return Ok(()) };
                 match look(&flow)? {
                     (_, Verdict::Keep(_) | Verdict::Half) => self.pass.present += 1,
                     (None, _) => table.remove(&key)?,
                     (Some(_), _) => {
-                        // The beginning first: without it the next packet begins a flow
-                        // of its own.
+                        // The `ORIG` entry first: without it the next packet begins a new
+                        // flow.
                         let other = key.other(&flow);
                         let (orig, reply) =
                             if flow.kind & kind::ORIG != 0 { (key, other) } else { (other, key) };
@@ -245,8 +246,8 @@ impl Collector {
         }
     }
 
-    /// Tells the programs what may go, while there is little room; takes it back when
-    /// there is enough again.
+    /// Fills the eviction queue while the table is crowded, and empties it when the table has
+    /// room again.
     fn offer(&mut self, table: &dyn FlowTable) -> Result<(), DatapathError> {
         if !self.fuller_than(CROWDED, table) {
             if self.queued {
@@ -255,7 +256,7 @@ impl Collector {
             }
             return Ok(());
         }
-        // What this pass has seen is newer than what the one before has.
+        // The candidates of this pass are newer than those of the last one.
         let seen: HashSet<_> = self.pass.candidates.iter().map(|(.., key)| *key).collect();
         self.before.candidates.retain(|(.., key)| !seen.contains(key));
         let merged = self.pass.candidates.union(&self.before.candidates).copied();
@@ -265,7 +266,7 @@ impl Collector {
                 break;
             }
             let (_, last_seen_ns, key) = candidate;
-            // Those that the programs have evicted meanwhile must not stand in front.
+            // Flows that the programs have evicted since must not be first in the queue.
             match table.lookup(&key)? {
                 Some(flow) if flow.last_seen_ns <= last_seen_ns => {
                     flows.push(Evictable { last_seen_ns, key, pad: 0 });

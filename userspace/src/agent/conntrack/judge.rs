@@ -9,57 +9,57 @@ use culvert_common::{
 
 use crate::config::Timeouts;
 
-/// After so long without the other half, in ns, half a flow goes. The programs write the
-/// two one after the other.
+/// Time in ns after which an entry whose other direction is missing is removed. The programs
+/// write the two entries of a flow one after the other.
 pub(super) const ORPHANED_NS: u64 = 5_000_000_000;
 
-/// What a flow is.
+/// Judgement of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// In use, or idle for less than it may be.
     Keep(FlowState),
     /// Idle for too long.
     Expired,
-    /// Of a container that is gone.
+    /// The flow's container is gone.
     Stale,
-    /// Half a flow for too long.
+    /// The other direction has been missing for [`ORPHANED_NS`].
     Orphan,
-    /// Half a flow.
+    /// The other direction is missing. It may be about to be written or removed.
     Half,
 }
 
-/// Which containers there are.
+/// Incarnations of the containers of this host.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Incarnations {
-    /// Those of `ENDPOINTS`.
+    /// Incarnations in `ENDPOINTS`.
     pub(super) live: BTreeSet<u32>,
-    /// When that was read: what was used since may be of a later container.
+    /// Time of the read. A flow that was used later may belong to a newer container.
     pub(super) read_ns: u64,
 }
 
-/// What flows are judged by. Times are on the clock of [`Flow::last_seen_ns`].
+/// The inputs of a judgement. Times are on the clock of [`Flow::last_seen_ns`].
 pub(super) struct Law<'a> {
-    /// Now.
+    /// The present time.
     pub(super) now_ns: u64,
-    /// How long flows live unused.
+    /// Idle time after which a flow expires, by state.
     pub(super) timeouts: &'a Timeouts,
-    /// `None`: not known, so that no flow is stale.
+    /// `None`: `ENDPOINTS` could not be read. No flow is stale then.
     pub(super) incarnations: Option<&'a Incarnations>,
 }
 
-/// What was found out about a flow on the walk before.
+/// Findings of earlier passes about a flow.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Known<'a> {
-    /// Since when its other half is missing, if it is.
+    /// Time since which the other direction is missing; `None` if it is there.
     pub(super) missing_ns: Option<u64>,
-    /// Incarnations of flows that were of no container then. An endpoint is there before
-    /// its first flow: those that are still missing are gone.
+    /// Incarnations that no container had in the last pass. An endpoint is in `ENDPOINTS` before
+    /// its first flow is made: an incarnation that is missing twice belongs to no container.
     pub(super) suspects: Option<&'a BTreeSet<u32>>,
 }
 
 impl Law<'_> {
-    /// Judges the flow with the direction `flow` under `key`. `other` is the other direction
-    /// if it is there.
+    /// Judges the flow that has the entry `flow` under `key`. `other` is the entry of the other
+    /// direction, if there is one.
     pub(super) fn judge(
         &self,
         key: &FlowKey,
@@ -89,7 +89,7 @@ impl Law<'_> {
         Verdict::Keep(state)
     }
 
-    /// Incarnations of a flow that no container has, as far as is known.
+    /// Incarnations of a flow that no container has; none while `ENDPOINTS` is not known.
     pub(super) fn missing(&self, flow: &Flow) -> impl Iterator<Item = u32> {
         let of_flow = [flow.from_incarnation, flow.to_incarnation];
         of_flow.into_iter().filter(|incarnation| {
@@ -108,7 +108,8 @@ pub(crate) fn state(key: &FlowKey, flow: &Flow, other: &Flow) -> FlowState {
     }
 }
 
-/// Whether `other`, found under the key that `flow` under `key` leads to, leads back.
+/// Whether `flow` under `key` and `other` are the two directions of one flow. `other` is the
+/// entry under `key.other(flow)`; in a flow its own other direction is `key` again.
 pub(crate) fn are_one_flow(key: &FlowKey, flow: &Flow, other: &Flow) -> bool {
     key.other(flow).other(other) == *key && (flow.kind ^ other.kind) & kind::ORIG != 0
 }
@@ -179,9 +180,9 @@ mod tests {
         assert_eq!(judged(&of(0, 7, 1), Some(&incarnations)), keep);
         assert_eq!(judged(&of(8, 0, 1), Some(&incarnations)), Verdict::Stale);
         assert_eq!(judged(&of(7, 8, 1), Some(&incarnations)), Verdict::Stale);
-        // The other half tells as well.
+        // The other direction has the incarnation as well.
         assert_eq!(judge(&reply, Some(&of(8, 0, 1)), None, Some(&incarnations)), Verdict::Stale);
-        // Not known, or used since by what may be a container that has just come.
+        // `ENDPOINTS` not known; then: used later, perhaps by a container that is new.
         assert_eq!(judged(&of(8, 0, 1), None), keep);
         assert_eq!(judged(&of(8, 0, 0), Some(&incarnations)), keep);
     }
@@ -190,7 +191,7 @@ mod tests {
     fn half_a_flow_goes_after_a_while() {
         assert_eq!(judge(&half(5, 0, 0), None, None, None), Verdict::Half);
         assert_eq!(judge(&half(6, 0, 0), None, None, None), Verdict::Orphan);
-        // In use, and still only half.
+        // In use, but the other direction is missing.
         assert_eq!(judge(&half(0, 0, 0), None, Some(NOW - 5 * SECOND), None), Verdict::Half);
         assert_eq!(judge(&half(0, 0, 0), None, Some(NOW - 6 * SECOND), None), Verdict::Orphan);
     }
@@ -206,7 +207,7 @@ mod tests {
     }
 
     proptest! {
-        /// Both halves are judged alike, and nothing that was just used expires.
+        /// Both directions get the same judgement, and no flow that was just used expires.
         #[test]
         fn both_halves_alike(
             protocol in prop::sample::select(vec![1_u8, 6, 17]),

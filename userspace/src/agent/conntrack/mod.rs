@@ -1,8 +1,8 @@
 //! The agent's part of connection tracking: it removes flows that have ended, offers flows
 //! for eviction when the table is full, and reserves the ports of the host's own sockets.
 //!
-//! The programs make flows and update them; no packet waits for the agent. Once a second a
-//! round looks at a bounded part of the table. Nothing here needs the store.
+//! The programs make flows and update them; no packet waits for the agent. Each second a
+//! round reads a bounded part of the table. Nothing here needs the store.
 
 mod collector;
 mod judge;
@@ -41,15 +41,15 @@ use crate::{
     netlink::sockets::{Transport, sockets},
 };
 
-/// How often there is a round.
+/// Period of the rounds.
 const PERIOD: Duration = Duration::from_secs(1);
-/// How long refused flows are shown as a problem.
+/// Time for which a refused flow is shown as a problem.
 const RECENT: Duration = Duration::from_secs(60);
-/// The host's sockets whose ports are reserved, and the number of their protocol.
+/// Kinds of host sockets whose ports are reserved, with their IP protocol number.
 const SOCKETS: [(Transport, u8); 3] =
     [(Transport::Tcp, PROTO_TCP), (Transport::Udp, PROTO_UDP), (Transport::Ping, PROTO_ICMP)];
 
-/// Drop reasons of flows that were refused, and what to do about them.
+/// Drop reasons of refused flows, each with the advice that `status` gives.
 pub(crate) const REFUSALS: [(DropReason, &str); 2] = [
     (
         DropReason::ConntrackFull,
@@ -61,7 +61,7 @@ pub(crate) const REFUSALS: [(DropReason, &str); 2] = [
     ),
 ];
 
-/// What the keeper of the flows works with.
+/// Inputs and outputs of [`keep`].
 #[derive(Clone)]
 pub(crate) struct Context {
     /// The maps of the programs.
@@ -70,9 +70,9 @@ pub(crate) struct Context {
     pub(crate) options: ConntrackOptions,
     /// UDP port of VXLAN, which no flow may get.
     pub(crate) vxlan_port: u16,
-    /// Where problems are reported.
+    /// The problems that `status` shows.
     pub(crate) problems: Arc<Problems>,
-    /// Where the result of each round is put.
+    /// The result of the last round.
     pub(crate) summary: Arc<Mutex<Summary>>,
     /// Asks the keeper to end.
     pub(crate) shutdown: CancellationToken,
@@ -149,7 +149,7 @@ impl Keeper {
     fn collect(&mut self, context: &Context) -> Result<(), DatapathError> {
         let maps = context.maps.as_ref();
         let table = maps.flows();
-        // The time is read first: flows that come meanwhile are later than it.
+        // The time is read first: flows that begin during the read are later than it.
         let read_ns = maps.now_ns();
         let endpoints = maps.endpoints();
         let incarnations = endpoints.as_ref().ok().map(|endpoints| {
@@ -167,7 +167,7 @@ impl Keeper {
         endpoints.and(round)
     }
 
-    /// Writes which ports masquerading must not take.
+    /// Brings `RESERVED_PORTS` to the ports that masquerading must not take.
     fn reserve(&mut self, context: &Context) -> Result<(), String> {
         let maps = context.maps.as_ref();
         let mut ports = Ports::default();
@@ -188,10 +188,10 @@ impl Keeper {
     }
 }
 
-/// Whether a counter has grown lately.
+/// Tells whether a counter has grown within [`RECENT`].
 #[derive(Debug, Default)]
 struct Recent {
-    /// When it was read, and what it was: as far back as [`RECENT`], and one before that.
+    /// Values of the counter with their read times: within [`RECENT`], and the last one before.
     history: VecDeque<(Instant, u64)>,
 }
 

@@ -1,5 +1,5 @@
-//! Ports of the host that masquerading never takes: those of its own sockets, those
-//! published here, and VXLAN's.
+//! Ports of the host that masquerading never takes: ports of the host's sockets, published
+//! ports, and the VXLAN port.
 
 use culvert_common::abi::{PublishedKey, RESERVED_ENTRIES, reserved_bit};
 
@@ -19,7 +19,7 @@ impl Default for Ports {
 }
 
 impl Ports {
-    /// Adds a port, or an ICMP identifier.
+    /// Adds a port (or an ICMP identifier), in host order.
     pub(super) fn add(&mut self, protocol: u8, port: u16) {
         if let Some((word, bit)) = reserved_bit(protocol, port)
             && let Some(word) = self.0.get_mut(word as usize)
@@ -28,7 +28,7 @@ impl Ports {
         }
     }
 
-    /// Adds the ports of sockets. Those without one have port 0.
+    /// Adds the ports of sockets. A socket that is not bound has port 0, which is not added.
     pub(super) fn add_sockets(&mut self, protocol: u8, sockets: &[LocalSocket]) {
         for socket in sockets.iter().filter(|socket| socket.port != 0) {
             self.add(protocol, socket.port);
@@ -96,7 +96,7 @@ mod tests {
         wanted.add_published(&[key(8081, TCP), key(53, UDP), key(9, 132)]);
 
         let table = MemoryFlows::new(64);
-        // Words that an earlier agent has left in the map.
+        // Words that an earlier agent left in the map.
         let (stale_word, stale_bit) = reserved_bit(TCP, 1).unwrap();
         table.reserve(stale_word, stale_bit | 1 << 63).unwrap();
         let mut writer = Writer::default();

@@ -13,10 +13,10 @@ use crate::datapath::{
     flows::{Cursor, FlowTable, Slice},
 };
 
-/// In ns.
+/// One second, in ns.
 pub(crate) const SECOND: u64 = 1_000_000_000;
 
-/// See the module.
+/// A table of flows in memory.
 pub(crate) struct MemoryFlows {
     pub(crate) state: Mutex<State>,
     capacity: u32,
@@ -105,8 +105,8 @@ impl FlowTable for MemoryFlows {
     }
 }
 
-/// Both directions of a UDP flow that the container 10.0.0.2 in VNI 256 began: number
-/// `number`, answered, last used at `last_ns`.
+/// Both directions of an answered UDP flow that the container 10.0.0.2 in VNI 256 began.
+/// Each `number` gives another address or port. The last packet was at `last_ns`.
 pub(crate) fn masqueraded(number: u32, last_ns: u64) -> [(FlowKey, Flow); 2] {
     let [.., high, low] = number.to_be_bytes();
     let to = [192, 0, 2, (number >> 16) as u8];

@@ -59,7 +59,7 @@ fn what_is_over_goes_with_both_halves() {
     let tally = summary.states[&FlowState::UdpStream];
     assert_eq!((tally.flows, tally.packets, tally.bytes), (1, 3, 300));
 
-    // Half a flow that is in use all the time goes as well.
+    // An entry whose other direction is missing is removed even while it is in use.
     for seconds in 1..=6 {
         let mut state = table.state.lock().unwrap();
         state.flows.get_mut(&young_half.0).unwrap().last_seen_ns = NOW + seconds * SECOND;
@@ -101,7 +101,7 @@ fn a_crowded_table_offers_what_may_go_in_order() {
         let state = table.state.lock().unwrap();
         state.offered.iter().map(|flow| flow.key).collect::<Vec<_>>()
     };
-    // Established connections, idle for longer than anything else.
+    // Established connections, which have been idle for longest.
     for number in 100..180 {
         set(number, 500, 6, seen::SYN | seen::ACK, seen::SYN | seen::ACK);
     }
@@ -116,7 +116,7 @@ fn a_crowded_table_offers_what_may_go_in_order() {
     assert_eq!(offered(), [reset, older_syn, syn, stream]);
     assert_eq!(collector.summary(&table).evictable, 4);
 
-    // What the programs evicted, or saw in use, is not offered again.
+    // A flow that the programs evicted, or saw in use, is not offered again.
     let other = reset.other(&table.lookup(&reset).unwrap().unwrap());
     table.remove(&reset).unwrap();
     table.remove(&other).unwrap();
@@ -126,7 +126,7 @@ fn a_crowded_table_offers_what_may_go_in_order() {
     }
     assert_eq!(offered(), [syn, older_syn, stream, younger_stream]);
 
-    // There is room again.
+    // The table has room again.
     table.state.lock().unwrap().flows.retain(|key, _| key.protocol == 17);
     for _ in 0..4 {
         round(&mut collector, &table, NOW);
@@ -148,7 +148,7 @@ fn a_counter_that_grew_is_recent_for_a_minute() {
     let start = Instant::now();
     let at = |seconds| start + Duration::from_secs(seconds);
     let mut recent = Recent::default();
-    // What was counted before we looked is nobody's news.
+    // Frames that were counted before the first read are not recent.
     assert!(!recent.grew(at(0), 5));
     assert!(!recent.grew(at(1), 5));
     assert!(recent.grew(at(2), 6));
@@ -162,8 +162,8 @@ fn a_counter_that_grew_is_recent_for_a_minute() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// A pass sees every entry once, in rounds of no more than they may look at, and
-    /// leaves what is to stay.
+    /// A pass reads every entry once, no round exceeds its bound, and the entries that are to
+    /// stay remain.
     #[test]
     fn a_pass_sees_everything(
         idle in prop::collection::vec(0_u64..200, 0..300),
@@ -182,7 +182,7 @@ proptest! {
         let mut collector = Collector::new(limits());
         let mut seen = BTreeSet::new();
         let mut rounds = 0;
-        // A bucket may have more than is left for a round; no more than that.
+        // A round may exceed its bound by the rest of one bucket.
         let most = limits().crowded_round as usize + 16;
         while !seen.is_superset(&expected) || keys(&table) != expected {
             rounds += 1;

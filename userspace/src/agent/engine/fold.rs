@@ -1,4 +1,4 @@
-//! What a change in the store means for this host.
+//! Changes in the store, applied to the view and to the marks of what the engine must redo.
 
 use std::collections::BTreeSet;
 
@@ -26,7 +26,7 @@ impl Engine {
             self.shared.problems.set_below("store/", lines.collect());
         }
         if update.listed.is_some() {
-            // Before memory that stays is allocated between the pieces that the list has freed.
+            // Now, before lasting memory is allocated between the pieces that the list has freed.
             memory::give_back();
             self.listed = true;
             self.list = update.listed;

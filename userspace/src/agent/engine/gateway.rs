@@ -7,9 +7,9 @@ use crate::{
 
 impl Engine {
     /// Makes the gateway device of a network once an endpoint of the network is plugged in here:
-    /// before, nobody uses the device, and it takes as long to make as a device pair. Without the
-    /// device only traffic out of the network fails. Returns the device that is to be opened once
-    /// the maps have it.
+    /// before, the device has no user, and making it takes as long as a device pair. Without the
+    /// device only traffic out of the network fails. Returns the device to be opened once the
+    /// maps have it.
     pub(super) async fn make_gateway(&mut self, name: &Name) -> Option<GatewaySpec> {
         let wanted = {
             let view = self.shared.view();
@@ -92,7 +92,7 @@ impl Engine {
         self.shared.problems.set("gateways", line);
     }
 
-    /// Notes that somebody has removed a gateway device.
+    /// Notes that another program has removed a gateway device.
     pub(super) fn gateway_gone(&mut self, ifindex: u32) {
         let gone = self.gateways.iter().find(|(_, device)| **device == ifindex);
         let Some(vni) = gone.map(|(vni, _)| *vni) else { return };

@@ -1,9 +1,9 @@
-//! The engine: one task that brings this host to what the store says.
+//! The engine: one task that brings this host to the state in the store.
 //!
 //! In each turn the engine applies all updates of the store and of netlink, writes the maps of
 //! the networks that these concern, and then does one piece of slow work (a device pair). So a
-//! change on another host waits for one device pair here at most. The engine does not poll for
-//! changes.
+//! change on another host waits at most until one device pair here is made or removed. The
+//! engine does not poll for changes.
 
 mod fold;
 mod gateway;
@@ -38,17 +38,18 @@ use crate::{
 /// each route of a routing daemon is an event.
 const GATHER: Duration = Duration::from_millis(20);
 
-/// From so many MACs on, the memory that computing a network took is given back.
+/// Number of MACs of a network from which on the memory of computing it is given back to the
+/// kernel.
 const LARGE: usize = 4096;
 
-/// How often the engine does work that no event triggers.
+/// Periods of the work that no event triggers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Periods {
-    /// Tries failed work again, and looks for sandboxes that somebody has removed.
+    /// Failed work is tried again, and removed sandboxes are looked for.
     pub(crate) retry: Duration,
-    /// Compares maps and netlink with what they should be.
+    /// Anti-entropy: maps and devices are compared with the desired state.
     pub(crate) anti_entropy: Duration,
-    /// Removes learned entries that nobody uses any more.
+    /// Learned entries that are not used any more are removed.
     pub(crate) ageing: Duration,
 }
 
@@ -72,7 +73,7 @@ pub(crate) struct Engine {
     reading: Option<Reading>,
     /// The first list of the store is in the view.
     listed: bool,
-    /// A list of the store that is not in the kernel yet.
+    /// The last list of the store, until its contents are in the kernel.
     list: Option<Listed>,
     /// Memory is to be given back to the kernel.
     trim: bool,
@@ -83,7 +84,8 @@ pub(crate) struct Engine {
     ports: BTreeMap<String, u32>,
     /// Interface index of the gateway device of each VNI that has one here.
     gateways: BTreeMap<u32, u32>,
-    /// What each gateway device was made for. A device without an entry is checked again.
+    /// Specification with which each gateway device was made. A device without an entry is checked
+    /// again.
     gateway_specs: BTreeMap<u32, GatewaySpec>,
     /// The program is attached to the loopback device. `None`: not known.
     loopback: Option<bool>,
@@ -216,7 +218,7 @@ impl Engine {
                 self.gateway_gone(ifindex);
                 let gone = self.ports.iter().find(|(_, port)| **port == ifindex);
                 if let Some((id, _)) = gone.map(|(id, port)| (id.clone(), *port)) {
-                    // Somebody has removed the device pair or the sandbox.
+                    // Another program has removed the device pair or the sandbox.
                     self.drop_port(&id);
                     if self.local.contains_key(&id) {
                         self.work.insert(Work::Plug(id));
@@ -231,7 +233,8 @@ impl Engine {
         }
     }
 
-    /// Forgets an endpoint's port, so that its network's maps are written without it.
+    /// Removes an endpoint's host side from the engine's state, so that the maps of its network
+    /// are written without it.
     fn drop_port(&mut self, id: &str) {
         if self.ports.remove(id).is_some()
             && let Some(network) = self.local.get(id)
@@ -309,7 +312,7 @@ impl Engine {
         };
         let computed = began.elapsed();
         let vni = state.as_ref().map(|state| state.vni);
-        // The network was removed, or made again with another VNI.
+        // The network was removed, or removed and created again with another VNI.
         if let Some(old) = self.vnis.get(name).copied()
             && Some(old) != vni
         {
@@ -343,7 +346,7 @@ impl Engine {
         let resolved = match self.shared.platform.paths(&vteps, &used).await {
             Ok(resolved) => resolved,
             Err(error) => {
-                // Nothing is known about the paths: the present ones stay.
+                // No path could be read: the present ones stay.
                 self.shared
                     .problems
                     .set("underlay", Some(format!("underlay: {}", error.message())));
@@ -368,8 +371,8 @@ impl Engine {
         self.shared.problems.set("underlay/maps", line);
     }
 
-    /// Compares maps, as they were `read`, and devices with the desired state, and corrects what
-    /// somebody else has changed.
+    /// Compares the maps, as they were `read`, and the devices with the desired state, and corrects
+    /// changes by other programs.
     async fn anti_entropy(&mut self, read: Result<Observed, DatapathError>) {
         if self.adopt_maps(read) {
             self.prune_maps();
@@ -399,7 +402,7 @@ impl Engine {
         reading::begin(Arc::clone(&self.shared.platform))
     }
 
-    /// Takes over what the maps held when they were read, and marks every network. `false`: the
+    /// Takes over the contents of the maps that were read, and marks every network. `false`: the
     /// maps cannot be read.
     fn adopt_maps(&mut self, read: Result<Observed, DatapathError>) -> bool {
         let line = read.as_ref().err().map(|error| format!("maps cannot be read: {error}"));
@@ -438,7 +441,7 @@ impl Engine {
         }
     }
 
-    /// Removes learned entries that are too old, or whose port or VTEP is gone.
+    /// Removes learned entries that are too old, or whose host side or VTEP is gone.
     fn age(&self) {
         let platform = &self.shared.platform;
         let oldest = platform
@@ -454,7 +457,7 @@ impl Engine {
                         tables.endpoints.contains_key(&entry.ifindex)
                     }
                 });
-                // Before the first snapshot the ports and VTEPs are not known.
+                // Before the first snapshot the host sides and VTEPs are not known.
                 if entry.last_seen_ns < oldest || (self.informed && !leads_somewhere) {
                     platform.forget(&key)?;
                 }
@@ -466,7 +469,7 @@ impl Engine {
     }
 }
 
-/// Waits until `then`. `None`: waits for ever.
+/// Waits until `then`; for ever if it is `None`.
 async fn wait_until(then: Option<Instant>) {
     match then {
         Some(then) => tokio::time::sleep_until(then).await,

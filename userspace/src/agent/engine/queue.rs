@@ -2,8 +2,8 @@
 
 use tokio::time::{Duration, Instant};
 
-/// One piece of work, by endpoint identifier. Removals are done first: another endpoint may
-/// get the name or the address.
+/// One piece of work, by endpoint identifier. Removals are done first: a new endpoint may have
+/// the interface name or the address of a removed one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Work {
     /// Remove the device pair.
@@ -12,7 +12,7 @@ pub(super) enum Work {
     Plug(String),
 }
 
-/// When the work of an endpoint that failed is tried again.
+/// Time of the next attempt at failed work of an endpoint.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Retry {
     /// The time of the next attempt.

@@ -1,4 +1,4 @@
-//! Reading the maps, next to the engine's task.
+//! Reads of the maps on a thread besides the engine's task.
 
 use std::sync::Arc;
 
@@ -9,14 +9,14 @@ use crate::{agent::platform::Platform, datapath::DatapathError, reconcile::Obser
 /// A thread that reads the maps.
 pub(super) type Reading = JoinHandle<Result<Observed, DatapathError>>;
 
-/// Reads the maps on a thread of its own: a hundred thousand entries take longer than a change in
-/// the store may wait.
+/// Reads the maps on a thread of its own: the read of 100,000 entries takes longer than a change
+/// in the store may wait.
 pub(super) fn begin(platform: Arc<dyn Platform>) -> Reading {
     tokio::task::spawn_blocking(move || Observed::read(platform.as_ref()))
 }
 
-/// Waits for the thread that reads the maps, or for ever if there is none. The wait may be given
-/// up and begun again.
+/// Waits for the thread that reads the maps; for ever if there is none. Cancel safe: the future
+/// may be dropped and made again.
 pub(super) async fn finished(reading: &mut Option<Reading>) -> Result<Observed, DatapathError> {
     let Some(thread) = reading else { return std::future::pending().await };
     let read = thread.await.unwrap_or_else(|error| {

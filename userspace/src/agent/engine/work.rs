@@ -28,7 +28,7 @@ impl Engine {
         }
     }
 
-    /// What the host should have for an endpoint. `None`: the host should not have it.
+    /// The device pair that the host should have for an endpoint. `None`: it should have none.
     fn wanted(&self, id: &str) -> Option<LocalEndpoint> {
         let name = self.local.get(id)?;
         let view = self.shared.view();
@@ -91,8 +91,8 @@ impl Engine {
         platform.plug(endpoint).await
     }
 
-    /// The error of an endpoint whose namespace was adopted by the number of a process that is
-    /// gone. The kernel may give the number to a process in another namespace.
+    /// The error of an endpoint whose namespace was adopted by process number, if that process is
+    /// gone: the kernel may give the number to a process in another namespace.
     fn adopted_process_gone(&self, endpoint: &LocalEndpoint) -> Option<PlugError> {
         let containers = self.shared.containers();
         let process = containers.get(&endpoint.container)?.adopted?;
@@ -122,7 +122,7 @@ impl Engine {
         self.retries.insert(id.to_owned(), Retry { at: Instant::now() + pause, pause });
     }
 
-    /// Queues what is due to be tried again.
+    /// Queues the failed work whose next attempt is due.
     pub(super) fn retry(&mut self) {
         let now = Instant::now();
         let due = self.retries.iter().filter(|(_, retry)| retry.at <= now);
@@ -159,8 +159,8 @@ impl Engine {
         }
     }
 
-    /// Queues endpoints whose sandbox somebody has removed while a process keeps the namespace
-    /// alive: the interface stays, so the kernel sends no event.
+    /// Queues endpoints whose sandbox was removed by another program while a process keeps the
+    /// namespace alive: the interface stays, so the kernel sends no event.
     pub(super) fn find_lost_sandboxes(&mut self) {
         let ready = |id: &&String| self.ports.contains_key(*id);
         let lost = self.local.keys().filter(ready).filter(|id| {
@@ -177,7 +177,7 @@ impl Engine {
         self.shared.containers().get(container)?.running()
     }
 
-    /// Makes the sandboxes of Culvert that are gone, with a network or without.
+    /// Makes the missing sandboxes that Culvert owns, with a network or without.
     pub(super) async fn revive_sandboxes(&self) {
         let owned: Vec<_> = {
             let containers = self.shared.containers();

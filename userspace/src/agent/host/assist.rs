@@ -19,7 +19,7 @@ pub(super) struct Assistants {
     discarded: AtomicU32,
     /// The host is being purged: the devices are not made again.
     gone: AtomicBool,
-    /// Why each device is missing, as last logged. The lock lets one task work on them at a time.
+    /// Reason that was last logged for each missing device. The lock serialises the work on them.
     told: Mutex<[Option<String>; 2]>,
 }
 
@@ -29,7 +29,7 @@ impl Assistants {
         match event {
             Event::Link { index, up: true, .. } => *index == self.room.load(Ordering::Relaxed),
             Event::Link { index, up: false, .. } => *index == self.gro.load(Ordering::Relaxed),
-            // A device of somebody else may have had the name.
+            // A device of another program may have had the name.
             Event::LinkGone { index, name } if name == sandbox::GRO => {
                 *index != self.discarded.load(Ordering::Relaxed)
             }
@@ -47,7 +47,7 @@ impl Assistants {
         let discard = |index| self.discarded.store(index, Ordering::Relaxed);
         let gro = sandbox::keep_gro(netlink, port, discard).await;
         self.gro.store(*gro.as_ref().unwrap_or(&0), Ordering::Relaxed);
-        // Made after the other: the vxlan device decides how much headroom there is.
+        // Made after the vxlan device, which decides the headroom.
         let room = sandbox::keep_room(netlink).await;
         self.room.store(*room.as_ref().unwrap_or(&0), Ordering::Relaxed);
         let lines = [
@@ -65,7 +65,7 @@ impl Assistants {
         }
     }
 
-    /// Makes the host side of a veth a port of the bridge, if there is one.
+    /// Adds the host side of a veth to the bridge, if there is a bridge.
     pub(super) async fn enrol(&self, netlink: &Netlink, host_ifname: &str) {
         let room = self.room.load(Ordering::Relaxed);
         if room != 0 {
@@ -81,7 +81,7 @@ impl Assistants {
     }
 }
 
-/// Why there is no vxlan device, and the consequence.
+/// The reason why there is no vxlan device, and the consequence, on one line.
 fn explain(error: &SandboxError, port: u16) -> String {
     let errno = match error {
         SandboxError::Netlink(error @ NetlinkError::Kernel { .. }) => error.errno(),

@@ -54,7 +54,7 @@ impl Devices for Host {
         };
         let plugged =
             sandbox::plug_closed(&self.netlink, &spec, &sandbox).await.map_err(sandbox_refused)?;
-        // Attached before the port is opened: the program sees the first frame.
+        // Attached before the host side is up: the program sees the first frame.
         self.datapath.attach_container(plugged.ifindex, plugged.kind).map_err(broken)?;
         if plugged.master.is_none() {
             self.assistants.enrol(&self.netlink, &spec.host_ifname).await;

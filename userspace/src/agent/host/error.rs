@@ -8,7 +8,7 @@ use crate::{
     sandbox::SandboxError,
 };
 
-/// The API's error for one of netlink.
+/// The API error for an error of netlink.
 pub(super) fn refused(error: NetlinkError) -> ApiError {
     let kind = match &error {
         NetlinkError::NoSuchInterface(_) => ErrorKind::NotFound,
@@ -22,7 +22,7 @@ pub(super) fn refused(error: NetlinkError) -> ApiError {
     ApiError::new(kind, error.to_string())
 }
 
-/// The API's error for one of a sandbox.
+/// The API error for an error of a sandbox.
 pub(super) fn sandbox_refused(error: SandboxError) -> ApiError {
     let kind = match error {
         SandboxError::Netlink(error) => return refused(error),
@@ -33,7 +33,7 @@ pub(super) fn sandbox_refused(error: SandboxError) -> ApiError {
     ApiError::new(kind, error.to_string())
 }
 
-/// The API's error for one of a network namespace.
+/// The API error for an error of a network namespace.
 pub(super) fn netns_refused(error: &NetnsError) -> ApiError {
     let kind = match error {
         NetnsError::Taken(_) => ErrorKind::Conflict,
@@ -44,7 +44,7 @@ pub(super) fn netns_refused(error: &NetnsError) -> ApiError {
     ApiError::new(kind, error.to_string())
 }
 
-/// The API's error for one of the data plane.
+/// The API error for an error of the data plane.
 pub(super) fn broken(error: DatapathError) -> ApiError {
     ApiError::new(ErrorKind::Internal, error.to_string())
 }

@@ -36,7 +36,7 @@ pub(crate) struct Host {
     ageing: Duration,
     /// `from_underlay_xdp` is attached to the uplinks besides `from_underlay`.
     xdp: bool,
-    /// Which kind of device pair new containers get.
+    /// The kind of device pair that new containers get, and the reason.
     device: Device,
     vxlan_port: u16,
     assistants: assist::Assistants,
@@ -82,7 +82,7 @@ impl Host {
         self.datapath.forward_trace()
     }
 
-    /// Removes the pins of other map layouts.
+    /// Removes the pins of other ABI versions.
     pub(crate) fn retire_other_versions(&self) -> Result<Vec<(u32, Carried)>, DatapathError> {
         self.datapath.retire_other_versions()
     }

@@ -1,4 +1,4 @@
-//! What the programs need to know of the host to translate addresses.
+//! Addresses and uplinks of the host, which the programs need for NAT.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -14,8 +14,8 @@ use crate::{
 };
 
 impl Host {
-    /// Tells the programs which addresses are the host's own. Those of the loopback
-    /// device's network are left out: no packet from elsewhere is for them.
+    /// Writes the host's own addresses to `HOST_ADDRS`. Loopback addresses (127.0.0.0/8) are left
+    /// out: no packet from another host has such a destination.
     pub(super) async fn note_addresses(&self) -> Result<(), ApiError> {
         let addresses = self.netlink.all_addresses().await.map_err(refused)?;
         let wanted = addresses.iter().filter_map(|(_, address)| match address.ip() {
@@ -25,7 +25,7 @@ impl Host {
         replace(&self.datapath.tables().host_addrs, &wanted.collect()).map_err(broken)
     }
 
-    /// Tells the programs which interfaces are uplinks.
+    /// Writes the uplinks to `UPLINKS`.
     pub(super) fn note_uplinks(
         &self,
         uplinks: &BTreeMap<u32, UplinkInfo>,
@@ -34,7 +34,7 @@ impl Host {
     }
 }
 
-/// Makes a table what it should be.
+/// Brings a table to `wanted`.
 fn replace<K: Copy + Ord, V: PartialEq>(
     table: &dyn Table<K, V>,
     wanted: &BTreeMap<K, V>,

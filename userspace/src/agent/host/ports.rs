@@ -84,8 +84,8 @@ fn unprivileged() -> u16 {
     text.trim().parse().unwrap_or(UNPRIVILEGED_DEFAULT)
 }
 
-/// Finds the socket that has a port in the thread's network namespace, and the process that
-/// has the socket.
+/// Finds the socket that has a port in the calling thread's network namespace, and the process
+/// that has the socket open.
 fn holder(ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder {
     let transport = match protocol {
         Protocol::Tcp => Transport::Tcp,
@@ -101,8 +101,8 @@ fn holder(ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder {
     process.unwrap_or(if inodes.contains(&0) { Holder::Ending } else { Holder::Unseen })
 }
 
-/// Whether a socket that is bound to `bound` keeps others from `ip`. `::` takes every IPv4
-/// address, too.
+/// Whether a socket that is bound to `bound` prevents a bind to `ip`. `::` covers every IPv4
+/// address.
 fn conflicts(bound: IpAddr, ip: Ipv4Addr) -> bool {
     match bound.to_canonical() {
         IpAddr::V4(bound) => bound == ip || bound.is_unspecified() || ip.is_unspecified(),
@@ -110,8 +110,8 @@ fn conflicts(bound: IpAddr, ip: Ipv4Addr) -> bool {
     }
 }
 
-/// The process that has one of these sockets open; if several have, one that has the first. It
-/// reads the list of open files of every process until then, once.
+/// The process that has one of these sockets open; if several have one, a process that has the
+/// first socket. Reads the open files of each process at most once.
 fn process_with(inodes: &[u64]) -> Option<Holder> {
     let wanted: HashMap<OsString, usize> = inodes
         .iter()
@@ -169,7 +169,7 @@ mod tests {
         let held = hold(Ipv4Addr::LOCALHOST, port, Protocol::Tcp).unwrap();
         let error = TcpListener::bind(("127.0.0.1", port)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-        // Nobody listens.
+        // No socket listens.
         let error = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
         drop(held);
@@ -210,7 +210,7 @@ mod tests {
             ("::ffff:127.0.0.1", local, true),
             ("::ffff:127.0.0.2", local, false),
             ("::", local, true),
-            // An address of IPv6 leaves those of IPv4 alone.
+            // A socket on another IPv6 address does not prevent a bind to an IPv4 address.
             ("::1", local, false),
             ("::1", any, false),
         ] {

@@ -1,4 +1,4 @@
-//! How VTEPs are reached, as the kernel's routing and neighbour tables say.
+//! Paths to the VTEPs, from the kernel's routing and neighbour tables.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -14,7 +14,7 @@ use crate::{
     netlink::{Netlink, NetlinkError, RouteInfo},
 };
 
-/// An interface, as far as a path needs it.
+/// Facts about an interface that a path needs.
 #[derive(Clone, Debug)]
 struct Device {
     name: String,
@@ -22,7 +22,7 @@ struct Device {
     uplink: bool,
 }
 
-/// The neighbours, read once for all VTEPs, and the interfaces met so far.
+/// The neighbours, read once for all VTEPs, and the interfaces that were read so far.
 #[derive(Debug)]
 pub(super) struct Underlay {
     devices: HashMap<u32, Device>,
@@ -39,7 +39,7 @@ impl Underlay {
         })
     }
 
-    /// Paths to all VTEPs, and the next hops to those in use.
+    /// The paths to all VTEPs, and the next hops of the VTEPs in use.
     pub(super) async fn resolve(
         mut self,
         netlink: &Netlink,
@@ -56,7 +56,7 @@ impl Underlay {
                     found.problems.insert(vtep, format!("VTEP {vtep}: {error}"));
                     continue;
                 }
-                // It says nothing about the route.
+                // The error does not tell whether there is a route.
                 Err(error) => return Err(error),
             };
             self.meet(netlink, uplinks, route.ifindex).await?;
@@ -76,7 +76,7 @@ impl Underlay {
         Ok((found, hops))
     }
 
-    /// Reads an interface unless it is known. Not all of them at once: a host
+    /// Reads an interface unless it is known. A dump of all interfaces would take longer: a host
     /// has thousands of veths and few uplinks.
     async fn meet(
         &mut self,
@@ -96,7 +96,7 @@ impl Underlay {
         Ok(())
     }
 
-    /// The path along a route, with what is doubtful about it.
+    /// The path along a route, and its problem if it has one.
     fn path(
         &self,
         vtep: Ipv4Addr,

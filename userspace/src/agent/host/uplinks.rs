@@ -64,7 +64,7 @@ impl Host {
         Ok((link.index, info))
     }
 
-    /// Makes the two devices without packets if they are gone, and reads the facts about the
+    /// Makes the two devices without packets if they are missing, and reads the facts about the
     /// uplinks.
     pub(crate) async fn keep_assistants(&self) {
         self.assistants.keep(&self.netlink, self.vxlan_port).await;
@@ -72,7 +72,7 @@ impl Host {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
     }
 
-    /// Measures what the programs cost if an uplink could use XDP.
+    /// Measures the costs of the programs, if an uplink could use XDP.
     pub(crate) async fn price_uplinks(&self) {
         let (uplinks, _) = self.uplinks();
         if !uplinks.iter().any(Uplink::is_open) {

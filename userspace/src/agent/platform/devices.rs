@@ -16,22 +16,22 @@ use crate::{
 /// Makes and removes the devices and the sandboxes of this host.
 #[async_trait]
 pub(crate) trait Devices: Send + Sync + 'static {
-    /// Endpoints that have a device pair here: interface index of the host side by
+    /// Endpoints that have a device pair on this host: interface index of the host side by
     /// identifier.
     async fn plugged(&self) -> Result<BTreeMap<String, u32>, PlugError>;
 
-    /// Makes the device pair of an endpoint with everything on it, and attaches the program.
-    /// Idempotent. Returns the interface index of the host side.
+    /// Makes the device pair of an endpoint with its addresses and routes, and attaches the
+    /// program. Idempotent. Returns the interface index of the host side.
     async fn plug(&self, endpoint: &LocalEndpoint) -> Result<u32, PlugError>;
 
     /// Removes the device pair of an endpoint, and detaches the program from `ifindex`.
     /// Idempotent.
     async fn unplug(&self, endpoint: &str, ifindex: Option<u32>) -> Result<(), PlugError>;
 
-    /// Detaches the program from all containers' interfaces but these.
+    /// Detaches the program from the host sides of all containers except these.
     fn retain_attachments(&self, ifindexes: &BTreeSet<u32>) -> Result<(), DatapathError>;
 
-    /// Gateway devices that are here: interface index by VNI.
+    /// Gateway devices of this host: interface index by VNI.
     async fn gateways(&self) -> Result<BTreeMap<u32, u32>, PlugError>;
 
     /// Makes the gateway device of a network. A new one is down. Idempotent. Returns its
@@ -42,8 +42,8 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// with its address. Called once the maps have the device. Idempotent.
     async fn open_gateway(&self, gateway: &GatewaySpec, ifindex: u32) -> Result<(), PlugError>;
 
-    /// Switches forwarding on where somebody has switched it off on the gateway devices of
-    /// these networks.
+    /// Switches forwarding on again on the gateway devices of these networks, if another program
+    /// has switched it off.
     async fn keep_gateways(&self, vnis: &[u32]) -> Result<(), ApiError>;
 
     /// Removes the gateway device of a network. Idempotent.
@@ -66,11 +66,11 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// Removes the sandbox of a container. Idempotent.
     async fn remove_sandbox(&self, name: &Name) -> Result<(), ApiError>;
 
-    /// Checks a namespace that somebody else made, and returns its path.
+    /// Checks a namespace that another program made, and returns its path.
     async fn adopt(&self, netns: Option<&Path>, pid: Option<i32>) -> Result<PathBuf, ApiError>;
 
-    /// The name of a new interface in a namespace: `asked`, refused if it is taken, or else
-    /// the first free one. Names in `reserved` are taken.
+    /// The name of a new interface in a namespace: `asked`, or the first free name if that is
+    /// `None`. It is an error if `asked` is taken. Names in `reserved` count as taken.
     async fn choose_ifname(
         &self,
         netns: &Path,

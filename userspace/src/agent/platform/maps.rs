@@ -24,7 +24,7 @@ pub(crate) trait Maps: Kernel<Error = DatapathError> + Send + Sync + 'static {
     /// The time on the clock of [`LearnedEntry::last_seen_ns`], in ns.
     fn now_ns(&self) -> u64;
 
-    /// How long a learned entry stays after its last frame.
+    /// Age after which a learned entry is no longer used.
     fn ageing(&self) -> Duration;
 
     /// Removes a learned entry.
@@ -45,7 +45,7 @@ pub(crate) trait Maps: Kernel<Error = DatapathError> + Send + Sync + 'static {
     /// The entries of `PUBLISHED`.
     fn published(&self) -> Result<BTreeMap<PublishedKey, PublishedEntry>, DatapathError>;
 
-    /// How many frames were dropped for `reason`, in all directions.
+    /// Number of frames that were dropped for `reason`, in all directions.
     fn dropped(&self, reason: DropReason) -> Result<u64, DatapathError>;
 
     /// The counters.

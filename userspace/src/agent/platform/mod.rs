@@ -1,5 +1,4 @@
-//! What the agent asks of its host. The traits are the boundary at which tests put a host
-//! without a kernel.
+//! Operations of the agent on its host. Tests implement the traits by a host without a kernel.
 //!
 //! * [`Devices`]: devices and sandboxes of containers, gateway devices.
 //! * [`Maps`]: the maps of the BPF programs.
@@ -20,7 +19,7 @@ pub(crate) use self::{
     underlay::Underlay,
 };
 
-/// A host: all of the four.
+/// A host: all four traits.
 pub(crate) trait Platform: Devices + Maps + Underlay + Ports {}
 
 impl<T: Devices + Maps + Underlay + Ports> Platform for T {}

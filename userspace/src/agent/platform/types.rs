@@ -1,4 +1,4 @@
-//! Values and errors of the platform.
+//! Values and errors of the platform traits.
 
 use std::{any::Any, collections::BTreeMap, net::Ipv4Addr};
 
@@ -6,13 +6,13 @@ use crate::datapath::entry::UnderlayPath;
 
 use crate::api::types::{ApiError, ErrorKind};
 
-/// Why a device is not as it should be.
+/// Why a device could not be made, changed or removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PlugError {
-    /// The sandbox is not Culvert's, and it does not exist now. The engine tries again until
-    /// it does.
+    /// The sandbox is not Culvert's, and does not exist now. The engine tries again until it
+    /// exists.
     Absent(String),
-    /// Something prevents it.
+    /// The operation failed: class of the error, and the error on one line.
     Refused(ErrorKind, String),
 }
 
@@ -40,10 +40,10 @@ impl From<ApiError> for PlugError {
     }
 }
 
-/// A port of the host, taken until this value is dropped.
+/// A port of the host, held until this value is dropped.
 pub(crate) type PortHold = Box<dyn Any + Send>;
 
-/// Why a port of the host cannot be taken.
+/// Why a port of the host cannot be held.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PortError {
     /// A socket has it.
@@ -59,39 +59,39 @@ pub(crate) enum PortError {
     Other(String),
 }
 
-/// Who has a port of the host.
+/// Holder of a port of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Holder {
     /// A process.
     Process {
         /// Its name, at most 15 bytes (`comm` of proc(5)).
         name: String,
-        /// Its number.
+        /// Process number.
         pid: i32,
     },
     /// A connection without a process, as in TIME_WAIT.
     Ending,
-    /// Nobody that the agent can see.
+    /// No holder that the agent can see.
     Unseen,
 }
 
-/// How VTEPs are reached.
+/// Paths to the VTEPs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Paths {
     /// Path by VTEP address.
     pub(crate) paths: BTreeMap<[u8; 4], UnderlayPath>,
-    /// What is wrong with the path to a VTEP, by address; the VTEP may have a path.
+    /// Problem of the path to a VTEP, by address, on one line. The VTEP may have a path as well.
     pub(crate) problems: BTreeMap<Ipv4Addr, String>,
 }
 
-/// What a change on the host concerns.
+/// A change on the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum HostEvent {
-    /// Routes or neighbours changed: the paths to VTEPs may be others.
+    /// Routes or neighbours changed: the paths to VTEPs may have changed.
     Underlay,
     /// An uplink was added, changed or removed.
     Uplink,
-    /// An interface was removed. It may have been a container's.
+    /// The interface with this index was removed. It may have been a container's.
     LinkGone(u32),
     /// Events were lost: everything may have changed.
     Lost,

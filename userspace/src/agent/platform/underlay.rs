@@ -19,7 +19,7 @@ use crate::{
 /// Uplinks, routes and changes of the host.
 #[async_trait]
 pub(crate) trait Underlay: Send + Sync + 'static {
-    /// Waits for the next change on the host. `None`: none will come any more.
+    /// Waits for the next change on the host. `None`: no more changes will be reported.
     async fn event(&self) -> Option<HostEvent>;
 
     /// Resolves the paths to VTEPs (UDP port by address). The kernel keeps the next hops of
@@ -30,14 +30,14 @@ pub(crate) trait Underlay: Send + Sync + 'static {
         used: &BTreeSet<Ipv4Addr>,
     ) -> Result<Paths, PlugError>;
 
-    /// Attaches what is missing to the uplinks, and makes the two devices without packets if
-    /// they are gone. Returns what is wrong with the uplinks, a line each.
+    /// Attaches missing programs to the uplinks, and makes the two devices without packets if
+    /// they are missing. Returns the problems of the uplinks, a line each.
     async fn check_uplinks(&self) -> Vec<String>;
 
-    /// Facts about the uplinks, and what the programs on them cost if that was measured.
+    /// Facts about the uplinks, and the costs of the programs on them if they were measured.
     fn uplinks(&self) -> (Vec<Uplink>, Option<Price>);
 
-    /// Which kind of device pair new containers get.
+    /// The kind of device pair that new containers get, and the reason.
     fn device(&self) -> Device;
 
     /// The largest MTU of a network here: the smallest of the uplinks, for an overlay network

@@ -1,11 +1,11 @@
-//! How many entries the large maps have.
+//! Number of entries of the large maps.
 
 use std::sync::{Mutex, PoisonError};
 
 use crate::reconcile::Counts;
 
-/// The entries of `FDB` and `NEIGHBOURS`, as the engine counts them. Not known until the
-/// engine has read the maps for the first time.
+/// Number of entries of `FDB` and `NEIGHBOURS`. Not known until the engine has read the maps
+/// for the first time.
 #[derive(Debug, Default)]
 pub(crate) struct MapCounts {
     counts: Mutex<Option<Counts>>,
@@ -17,7 +17,7 @@ impl MapCounts {
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes what the maps hold now.
+    /// Sets the counts.
     pub(crate) fn set(&self, counts: Counts) {
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner) = Some(counts);
     }

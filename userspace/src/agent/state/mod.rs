@@ -1,12 +1,12 @@
-//! State that the tasks of the agent share, a type for each concern. `agent::shared` has
-//! one of each.
+//! State that the tasks of the agent share, a type for each concern. `agent::shared` has one
+//! value of each type.
 //!
-//! * [`Problems`]: what is wrong, for `status`.
-//! * [`Readiness`]: whether the kernel holds what the store says.
-//! * [`StoreHandle`]: the store, and how the exchange with it goes.
-//! * [`Plugs`]: how far each local endpoint has come.
-//! * [`MapCounts`]: how many entries the large maps have.
-//! * [`Turns`]: one request at a time for a container.
+//! * [`Problems`]: the problems that `status` shows.
+//! * [`Readiness`]: whether the state of the store is in the kernel.
+//! * [`StoreHandle`]: the store, and whether it answers.
+//! * [`Plugs`]: state of each local endpoint.
+//! * [`MapCounts`]: number of entries of the large maps.
+//! * [`Turns`]: a lock for each name, so that requests for one container run one at a time.
 
 mod counts;
 mod plugs;

@@ -1,4 +1,4 @@
-//! How far the local endpoints have come.
+//! States of the local endpoints.
 
 use std::{
     collections::BTreeMap,
@@ -7,31 +7,30 @@ use std::{
 
 use crate::agent::platform::PlugError;
 
-/// How far a local endpoint has come.
+/// State of a local endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PlugState {
-    /// The store has it. It is not plugged in yet.
+    /// The endpoint is in the store. It is not plugged in yet.
     Pending,
-    /// It is plugged in, and in the maps.
+    /// The endpoint is plugged in, and in the maps.
     Ready {
         /// Interface index of the host side of its device pair.
         ifindex: u32,
     },
-    /// It could not be plugged in. The engine tries again.
+    /// Plugging in failed. The engine tries again.
     Failed(PlugError),
-    /// The store does not have it any more, and it could not be unplugged. The engine tries
-    /// again.
+    /// The endpoint is no longer in the store, and unplugging failed. The engine tries again.
     Stuck(PlugError),
 }
 
-/// State of each local endpoint, by identifier. An endpoint without a state is not here.
+/// State of each local endpoint, by identifier. An endpoint without a state is not on this host.
 #[derive(Debug, Default)]
 pub(crate) struct Plugs {
     states: Mutex<BTreeMap<String, PlugState>>,
 }
 
 impl Plugs {
-    // A thread that panicked left a whole map behind: it changes in one step.
+    // A thread that panicked with the lock held left a valid map: it changes in one step.
     fn states(&self) -> MutexGuard<'_, BTreeMap<String, PlugState>> {
         self.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -41,7 +40,7 @@ impl Plugs {
         self.states().get(id).cloned()
     }
 
-    /// Sets the state of an endpoint. `None`: it is not here any more.
+    /// Sets the state of an endpoint. `None`: the endpoint is no longer on this host.
     pub(crate) fn set(&self, id: &str, state: Option<PlugState>) {
         match state {
             Some(state) => self.states().insert(id.to_owned(), state),
@@ -49,7 +48,7 @@ impl Plugs {
         };
     }
 
-    /// Whether no endpoint is here.
+    /// Whether no endpoint is on this host.
     pub(crate) fn is_empty(&self) -> bool {
         self.states().is_empty()
     }

@@ -1,4 +1,4 @@
-//! What is wrong on this host now.
+//! The present problems of this host.
 
 use std::{
     collections::BTreeMap,
@@ -12,12 +12,12 @@ pub(crate) struct Problems {
 }
 
 impl Problems {
-    // A thread that panicked left a whole map behind: it changes in one step.
+    // A thread that panicked with the lock held left a valid map: it changes in one step.
     fn lines_mut(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets the problem under `key`, one line. `None`: it is over. Logs a change.
+    /// Sets the problem under `key`, one line. `None`: the problem is over. Logs a change.
     pub(crate) fn set(&self, key: &str, line: Option<String>) {
         let mut lines = self.lines_mut();
         match line {

@@ -1,10 +1,10 @@
-//! Whether the kernel holds what the store says.
+//! Whether the state of the store is in the kernel.
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Counts the turns of the engine. The agent is ready after the first turn: then the first
-/// snapshot of the store is in the kernel.
+/// Number of turns of the engine. The agent is ready after the first turn: the first snapshot of
+/// the store is in the kernel then.
 #[derive(Debug)]
 pub(crate) struct Readiness {
     turns: watch::Sender<u64>,
@@ -22,8 +22,8 @@ impl Readiness {
         *self.turns.borrow() > 0
     }
 
-    /// Waits until the first snapshot of the store is in the kernel. `false`: `shutdown` came
-    /// first.
+    /// Waits until the first snapshot of the store is in the kernel. `false`: `shutdown` was
+    /// cancelled first.
     pub(crate) async fn wait(&self, shutdown: &CancellationToken) -> bool {
         let mut turns = self.turns.subscribe();
         tokio::select! {

@@ -1,4 +1,4 @@
-//! The store as the agent has it: opened or not, answering or not.
+//! The agent's handle of the store: whether it is opened, and whether it answers.
 
 use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
@@ -12,7 +12,7 @@ use crate::{
     store::{Health, Listed, StateStore},
 };
 
-/// The store, and how the exchange with it goes.
+/// The store, and whether it answers.
 #[derive(Debug)]
 pub(crate) struct StoreHandle {
     store: OnceLock<Arc<dyn StateStore>>,
@@ -47,13 +47,13 @@ impl StoreHandle {
         self.store.get()
     }
 
-    /// How the exchange with the store goes.
+    /// The present health of the store.
     pub(crate) fn health(&self) -> Health {
         self.health.lock().unwrap_or_else(PoisonError::into_inner).borrow().clone()
     }
 
-    /// Notes that an attempt to reach the store failed. Logs it if it is another error than
-    /// before. Once there is a follower, its health counts.
+    /// Notes that an attempt to reach the store failed. Logs the error if it differs from the last
+    /// one. Has no effect on the health once there is a follower.
     pub(crate) fn early_error(&self, error: &str) {
         self.early.send_if_modified(|health| {
             let news = health.error.as_deref() != Some(error);
@@ -65,7 +65,7 @@ impl StoreHandle {
         });
     }
 
-    /// Takes the health from the follower from now on.
+    /// Uses the follower's health from now on.
     pub(crate) fn watch_health(&self, health: watch::Receiver<Health>) {
         *self.health.lock().unwrap_or_else(PoisonError::into_inner) = health;
     }

@@ -1,4 +1,4 @@
-//! One request at a time for a name.
+//! Locks that serialise the requests for one name.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ impl Turns {
     pub(crate) async fn wait(&self, name: &Name) -> OwnedMutexGuard<()> {
         let lock = {
             let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-            // Removes the locks that nobody holds or waits for.
+            // Removes the locks that no request holds or waits for.
             locks.retain(|_, lock| Arc::strong_count(lock) > 1);
             Arc::clone(locks.entry(name.clone()).or_default())
         };

@@ -1,4 +1,4 @@
-//! Agents on hosts without a kernel.
+//! Agents on simulated hosts.
 
 use std::{future::Future, net::Ipv4Addr, sync::Arc, time::Duration};
 
@@ -28,7 +28,7 @@ use crate::{
     store::{FileStore, StateStore},
 };
 
-/// Short ones: nothing here is slow.
+/// Short periods: a simulated host does its work at once.
 const PERIODS: Periods = Periods {
     retry: Duration::from_millis(20),
     anti_entropy: Duration::from_millis(100),
@@ -67,7 +67,7 @@ impl World {
         running
     }
 
-    /// An agent up to its entry in the store.
+    /// Starts an agent up to the entry of its node in the store.
     pub(super) fn prepare(
         &self,
         number: u8,
@@ -145,7 +145,7 @@ impl Running {
         self.agent.container_create(run(container, network)).await
     }
 
-    /// Waits for something to be true of the paper host.
+    /// Waits until `condition` holds for the simulated host.
     pub(super) async fn eventually(&self, what: &str, condition: impl Fn(&State) -> bool) {
         eventually(what, || async { condition(&self.paper.state()) }).await;
     }
@@ -160,12 +160,12 @@ pub(super) async fn eventually<F: Future<Output = bool>>(what: &str, condition: 
     }
 }
 
-/// What the store holds.
+/// The contents of the store.
 pub(super) async fn stored(world: &World) -> View {
     View::from_snapshot(&world.store.snapshot(ROOT).await.unwrap())
 }
 
-/// Two hosts with one network, which is 10.0.1.0/24: 10.0.0.0/24 is routed already.
+/// Two hosts with one network. It gets 10.0.1.0/24, as the host has a route to 10.0.0.0/24.
 pub(super) async fn two_hosts(world: &World) -> (Running, Running) {
     let one = world.start(1, &Paper::new()).await.ready().await;
     let two = world.start(2, &Paper::new()).await.ready().await;

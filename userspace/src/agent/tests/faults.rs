@@ -1,4 +1,4 @@
-//! Stores that fail, and what does not become of a host then.
+//! Stores that fail: a host keeps its state and its traffic.
 
 use std::{
     sync::{
@@ -55,7 +55,7 @@ async fn garbage_in_the_store_is_named_and_the_rest_works() {
     };
     let right = one.paper.state().tables.clone();
     let newer = put(&Key::network(&name("red")), r#"{"schema":99}"#);
-    // Over a good record: what runs goes on.
+    // An unreadable record replaces a good one: the network's traffic goes on.
     let broken = put(&Key::network(&name("blue")), "{");
     world.store.commit(Vec::new(), vec![newer, broken]).await.unwrap();
     eventually("both are named", || async {
@@ -68,7 +68,7 @@ async fn garbage_in_the_store_is_named_and_the_rest_works() {
     let refused = one.run("x", "red").await.unwrap_err();
     assert!(refused.message.contains("newer"), "{refused}");
 
-    // Not even a restarted agent, which never saw the good record, prunes.
+    // A restarted agent, which never read the good record, does not remove the entries either.
     let paper = Arc::clone(&one.paper);
     one.stop().await;
     let _again = world.start(1, &paper).await.ready().await;
@@ -76,12 +76,12 @@ async fn garbage_in_the_store_is_named_and_the_rest_works() {
     assert_eq!(paper.state().veths.len(), 1);
 }
 
-/// A store that does not answer while it is told not to.
+/// A store that stops answering on request.
 #[derive(Debug)]
 struct Flaky {
     store: Arc<dyn StateStore>,
     down: AtomicBool,
-    /// Commits are done, but their answer is lost.
+    /// Commits are carried out, but their answers are lost.
     deaf: AtomicBool,
 }
 
@@ -186,7 +186,7 @@ async fn a_commit_whose_answer_is_lost_is_taken_back() {
     flaky.deaf.store(true, Ordering::SeqCst);
     let error = one.run("web", "blue").await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable);
-    // It was written all the same, and the engine follows the store.
+    // The endpoint was written all the same, and the engine follows the store.
     one.eventually("it is plugged", |state| state.veths.len() == 1).await;
     flaky.deaf.store(false, Ordering::SeqCst);
     one.eventually("nothing is left of it", |state| {
@@ -235,7 +235,7 @@ async fn status_counts_entries_without_reading_the_maps() {
     .await;
     let read = one.paper.state().shown;
     let counts = one.agent.status().await.unwrap().counts;
-    // The gateway is a neighbour as well.
+    // The gateway has an entry in `NEIGHBOURS` as well.
     assert_eq!((counts.fdb, counts.neighbours), (6, 7));
     assert_eq!(one.paper.state().shown, read, "status has read the maps");
     one.agent.container_remove(&name("one0"), false).await.unwrap();
@@ -261,7 +261,7 @@ async fn a_replaced_store_is_accepted_by_doing_what_status_says() {
 
     let other = FileStore::open(&world.dir.path().join("other")).await.unwrap();
     world.store = Arc::new(other);
-    // A restart alone does not accept it, however often.
+    // Restarts alone do not accept the new store.
     let mut file = None;
     for _ in 0..2 {
         let one = world.start(1, &paper).await;

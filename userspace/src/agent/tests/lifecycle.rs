@@ -1,4 +1,4 @@
-//! What becomes of hosts as containers, agents and stores come and go.
+//! State of hosts while containers, agents and stores start and stop.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -30,7 +30,7 @@ async fn a_container_is_in_the_maps_of_both_hosts_and_of_no_third() {
     let row = one.run("web", "blue").await.unwrap();
     assert_eq!(row.networks[0].ip, "10.0.1.2");
     assert_eq!(row.mode, "overlay");
-    // When the request returns, this host has it.
+    // When the request returns, the endpoint is on this host.
     let ifindex = {
         let state = one.paper.state();
         let ifindex = *state.veths.values().next().unwrap();
@@ -39,7 +39,7 @@ async fn a_container_is_in_the_maps_of_both_hosts_and_of_no_third() {
         assert_eq!(state.tables.fdb[&FdbKey::new(VNI, mac(2))], FdbEntry { ifindex, vtep: [0; 4] });
         ifindex
     };
-    // A host without an endpoint in the network has nothing of it.
+    // A host without an endpoint in the network has no map entries of it.
     assert!(two.paper.state().tables.is_empty());
 
     two.run("db", "blue").await.unwrap();
@@ -175,7 +175,7 @@ async fn an_owned_sandbox_comes_back_with_its_address() {
     let (one, _two) = two_hosts(&world).await;
     let row = one.run("web", "blue").await.unwrap();
     one.run("idle", "none").await.unwrap();
-    // As a reboot does: nothing is left but the state directory and the store.
+    // After a reboot only the state directory and the store are left.
     let paper = Paper::new();
     one.stop().await;
     let again = world.start(1, &paper).await.ready().await;
@@ -185,7 +185,7 @@ async fn an_owned_sandbox_comes_back_with_its_address() {
     assert_eq!((rows[0].name.as_str(), rows[0].mode.as_str()), ("idle", "none"));
     assert_eq!(rows[1].networks, row.networks);
 
-    // And while the agent runs.
+    // The same while the agent runs.
     {
         let mut state = paper.state();
         state.namespaces.clear();
@@ -311,7 +311,7 @@ async fn a_command_that_ends_is_shown_and_removed_if_so_asked() {
     let mut orphan = run("orphan", "blue");
     orphan.auto_remove = true;
     one.agent.container_create(orphan).await.unwrap();
-    // Its supervisor is killed with it, and nobody tells of its end.
+    // The supervisor is killed with the command, so that the end is not reported.
     let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
     let running = ContainerState::Running { pid: child.id().try_into().unwrap(), log: None };
     one.agent.container_state(&name("orphan"), running).await.unwrap();
@@ -334,7 +334,7 @@ async fn a_node_name_has_one_agent() {
     assert!(refused.contains("'host1' is taken"), "{refused}");
     clash.stop().await;
     one.stop().await;
-    // A stopped agent has given up its lease: its name is free at once.
+    // A stopped agent has revoked its lease: the node name is free at once.
     let (_other, entry) = world.prepare(1, &Paper::new(), &"f".repeat(64));
     entry.await.unwrap().unwrap();
 }
@@ -356,7 +356,7 @@ async fn a_purge_without_the_store_is_finished_by_the_next_agent() {
         view.endpoints_in(&name("blue")).map(|ep| ep.container.to_string()).collect();
     assert_eq!(left, ["db"]);
     assert!(!crate::agent::files::is_marked_purged(&state_dir));
-    // A second time there is nothing to do.
+    // The second call has nothing to do.
     crate::agent::purge::finish(&starting.shared, world.store.as_ref()).await.unwrap();
     starting.stop().await;
 }
@@ -368,7 +368,7 @@ async fn a_change_does_not_wait_until_the_maps_are_read() {
     one.run("web", "blue").await.unwrap();
     one.paper.reads.close(true);
     one.eventually("the maps are read", |_| one.paper.reads.waiting() > 0).await;
-    // What the reader has is older than this.
+    // The read that is under way has older contents than this.
     two.run("db", "blue").await.unwrap();
     let db = FdbKey::new(VNI, mac(3));
     one.eventually("host 1 knows db", |state| {
@@ -378,7 +378,7 @@ async fn a_change_does_not_wait_until_the_maps_are_read() {
     one.paper.state().ops.clear();
     let passed = one.paper.reads.passed();
     one.paper.reads.close(false);
-    // It is compared, and nothing is put a second time.
+    // The read is compared with the desired state, and no entry is put a second time.
     one.eventually("the maps are read twice more", |_| one.paper.reads.passed() > passed + 1).await;
     let state = one.paper.state();
     assert_eq!(state.ops, []);

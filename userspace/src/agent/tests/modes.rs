@@ -37,7 +37,7 @@ async fn bridge_is_made_when_it_is_first_needed_on_each_host() {
     assert_eq!((before.scope.as_str(), before.subnets.len()), ("local", 0));
     assert_eq!(one.agent.network_inspect(&name("bridge")).await.unwrap().ipam.config, []);
 
-    // Several at once, and each gets it.
+    // Several containers at once: each gets the network.
     let all = (0..8).map(|n| {
         let one = &one;
         async move { one.run(&format!("c{n}"), "bridge").await.unwrap() }
@@ -57,7 +57,7 @@ async fn bridge_is_made_when_it_is_first_needed_on_each_host() {
     assert_eq!(inspected.containers.len(), 8);
     assert_eq!(inspected.peers, []);
 
-    // The other host has nothing of it, and the same of its own.
+    // The other host does not have this network, and has a `bridge` of its own.
     assert_eq!(row(&two, "bridge").await.unwrap().subnets.len(), 0);
     assert_eq!(two.run("c0", "bridge").await.unwrap().networks[0].ip, "172.17.0.2");
     assert_eq!(two.agent.network_inspect(&name("bridge")).await.unwrap().containers.len(), 1);
@@ -71,7 +71,7 @@ async fn bridge_is_made_when_it_is_first_needed_on_each_host() {
         ErrorKind::Conflict,
         "'bridge' is predefined",
     );
-    // What a host has of its own goes with it.
+    // The networks of a host are removed with the host.
     two.agent.purge().await.unwrap();
     let view = stored(&world).await;
     let names: Vec<_> = view.networks.keys().map(|name| name.as_str()).collect();
@@ -91,7 +91,7 @@ async fn bridge_goes_around_what_the_host_routes() {
     let connect = Connect { container: name("web"), ip: None, mac: None };
     let row = one.agent.connect(&name("bridge"), connect).await.unwrap();
     assert_eq!(row.networks[1].ip, "172.19.0.2");
-    // The route that its device will have is not in its own way.
+    // A route to the subnet by the network's own device does not conflict with the network.
     paper.state().routes.push("172.19.0.0/16".parse().unwrap());
     one.run("other", "bridge").await.unwrap();
     bridge(&one, "more", &[]).await.unwrap();
@@ -117,7 +117,7 @@ async fn a_hosts_own_networks_concern_no_other_host() {
         ErrorKind::NotFound,
         "'lan' is unknown",
     );
-    // Same name, same subnet, another host.
+    // The same name and the same subnet on another host.
     bridge(&two, "lan", &["192.168.7.0/24"]).await.unwrap();
     let ip: IpAddr = "192.168.7.9".parse().unwrap();
     for host in [&one, &two] {
@@ -125,7 +125,7 @@ async fn a_hosts_own_networks_concern_no_other_host() {
         request.ip = Some(ip);
         host.agent.container_create(request).await.unwrap();
     }
-    // On one host: neither the name nor the addresses twice.
+    // On one host neither the name nor the addresses can be used twice.
     let conflict = ErrorKind::Conflict;
     assert_refused(bridge(&one, "lan", &[]).await, conflict, "'lan' exists already");
     assert_refused(
@@ -174,7 +174,7 @@ async fn a_shared_sandbox_goes_by_force_only_and_host_is_shared_as_host() {
     assert_eq!(one.run("too", "container:bare").await.unwrap().mode, "host");
     one.agent.container_remove(&name("bare"), false).await.unwrap();
 
-    // One that began without a network can have one.
+    // A container that was made without a network can join one.
     one.run("alone", "none").await.unwrap();
     let connect = Connect { container: name("alone"), ip: None, mac: None };
     let row = one.agent.connect(&name("bridge"), connect).await.unwrap();

@@ -1,4 +1,4 @@
-//! Conntrack, from the table to what the API tells of it.
+//! Conntrack, from the table of flows to the answers of the API.
 
 use std::net::Ipv4Addr;
 
@@ -23,7 +23,7 @@ fn tuple(src: ([u8; 4], u16), dst: ([u8; 4], u16)) -> Tuple {
 
 impl Running {
     /// Puts a flow into the table, last used `idle_s` seconds ago, with `flags` in both
-    /// directions. Returns the key of its beginning.
+    /// directions. Returns the key of the `ORIG` direction.
     fn flow(
         &self,
         from: FlowKey,
@@ -99,7 +99,7 @@ async fn flows_are_listed_with_the_names_of_their_containers() {
         0,
         (kind::MASQUERADE, seen::PACKET),
     );
-    // Half a flow is none.
+    // One direction without the other is not listed.
     let half = Flow { kind: kind::ORIG | kind::MASQUERADE, ..Flow::default() };
     let key = FlowKey::new(vni, 6, tuple((web, 1), (FAR, 1)));
     one.paper.flows.put([(key, half)]);
@@ -187,7 +187,7 @@ async fn a_flow_from_another_host_names_that_host() {
         one.agent.vteps().await.unwrap().iter().any(|row| row.node == "host2")
     })
     .await;
-    // The second address is of no node.
+    // No node has the second address.
     for last in [2, 77] {
         let tuple = tuple(([192, 0, 2, last], 5000), (web, 80));
         let key = FlowKey::new(zone::TUNNEL, 6, tuple);
@@ -214,7 +214,7 @@ async fn the_agent_ages_flows_counts_them_and_tells_of_refused_ones() {
         let (key, to) = masqueraded(web, 1002);
         let key = one.flow(key, to, zone::EXTERNAL, 1, (kind::MASQUERADE, seen::PACKET));
         let mut orig = one.paper.flows.lookup(&key).unwrap().unwrap();
-        // Of no endpoint that there is.
+        // No endpoint has this incarnation.
         orig.from_incarnation = u32::MAX;
         one.paper.flows.put([(key, orig)]);
         key
@@ -253,7 +253,7 @@ async fn the_agent_ages_flows_counts_them_and_tells_of_refused_ones() {
     assert_eq!(shown, ["conntrack flows udp_stream 1 600"]);
 
     eventually("it is told", || async {
-        // More and more: the agent may not have looked for the first time yet.
+        // Again and again: the agent may not have read the counter for the first time yet.
         *one.paper.state().dropped.entry(DropReason::NatPortsExhausted).or_default() += 1;
         let problems = one.agent.status().await.unwrap().problems;
         problems.iter().any(|line| line.contains("no port is free"))

@@ -1,4 +1,4 @@
-//! A host without a kernel.
+//! A simulated host, without a kernel.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,14 +34,14 @@ use crate::{
     sandbox::GatewaySpec,
 };
 
-/// How long anything may take.
+/// Time that a step of a test may take.
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 
-/// What the paper host holds.
+/// State of the simulated host.
 #[derive(Default)]
 pub(super) struct State {
     pub(super) tables: Tables,
-    /// Steps ever done.
+    /// All steps that were carried out.
     pub(super) ops: Vec<Op>,
     /// Veths: interface index by endpoint.
     pub(super) veths: BTreeMap<String, u32>,
@@ -49,11 +49,11 @@ pub(super) struct State {
     /// Namespaces, with the interface names in each.
     pub(super) namespaces: BTreeMap<PathBuf, BTreeSet<String>>,
     pub(super) learned: BTreeMap<FdbKey, LearnedEntry>,
-    /// What plugging is refused with.
+    /// Error of every attempt to plug.
     pub(super) refuse_plug: Option<PlugError>,
-    /// What unplugging is refused with.
+    /// Error of every attempt to unplug.
     pub(super) refuse_unplug: Option<PlugError>,
-    /// How often a map was read to show it.
+    /// Number of reads of a map for the output of a command.
     pub(super) shown: usize,
     /// Reads of maps fail.
     pub(super) blind: bool,
@@ -64,7 +64,7 @@ pub(super) struct State {
     pub(super) loopback: bool,
     /// Routes of the host.
     pub(super) routes: Vec<IpNetwork>,
-    /// Ports of the host that a process has, and which.
+    /// Ports of the host that are in use, with the holder.
     pub(super) busy: BTreeMap<Port, Holder>,
     /// Ports of the host that the agent holds.
     pub(super) held: Arc<Mutex<BTreeSet<Port>>>,
@@ -84,7 +84,8 @@ impl Drop for Hold {
     }
 }
 
-/// Where threads wait while it is closed, for a while at most: a test that fails must end.
+/// A gate: threads wait while it is closed. The wait ends after some time, so that a failing
+/// test ends.
 #[derive(Default)]
 pub(super) struct Gate {
     state: Mutex<GateState>,
@@ -113,23 +114,23 @@ impl Gate {
         self.moved.notify_all();
     }
 
-    /// Threads that wait.
+    /// Number of threads that wait.
     pub(super) fn waiting(&self) -> usize {
         self.state.lock().unwrap().waiting
     }
 
-    /// Threads that have passed.
+    /// Number of threads that have passed.
     pub(super) fn passed(&self) -> usize {
         self.state.lock().unwrap().passed
     }
 }
 
-/// See [`State`].
+/// A simulated host, see [`State`].
 pub(super) struct Paper {
     state: Mutex<State>,
-    /// Whoever reads all maps passes it with what was read.
+    /// Gate after a read of all maps, before the result is returned.
     pub(super) reads: Gate,
-    /// Whoever looks for the holder of a port passes it.
+    /// Gate of the search for the holder of a port.
     pub(super) lookups: Gate,
     pub(super) flows: MemoryFlows,
     events: tokio::sync::Mutex<mpsc::UnboundedReceiver<HostEvent>>,

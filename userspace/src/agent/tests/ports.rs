@@ -1,4 +1,4 @@
-//! Published ports: who gets which, and who does not.
+//! Published ports: assignment, conflicts and release.
 
 use std::{
     collections::BTreeMap,
@@ -63,7 +63,7 @@ async fn a_port_is_one_containers_until_it_goes() {
     assert_eq!(endpoint.ports.len(), 2);
     assert_eq!(one.agent.containers().await.unwrap()[0].networks, row.networks);
 
-    // Taken: by the same address, and by one of all.
+    // In use: on the same address, and on all addresses.
     let conflict = ErrorKind::Conflict;
     for (port, part) in [
         ("8080:1", "port 8080/tcp is published by container 'web': "),
@@ -77,7 +77,7 @@ async fn a_port_is_one_containers_until_it_goes() {
     assert_eq!(one.paper.state().namespaces.len(), 1);
     assert_eq!(one.agent.containers().await.unwrap().len(), 1);
     assert_eq!(stored(&world).await.endpoints, view.endpoints);
-    // Another protocol, another address and another host are free.
+    // The port is free for another protocol, another address and another host.
     publish(&one, "dns", "bridge", &["8080:80/udp", "127.0.0.2:5353:53/udp"]).await.unwrap();
     let two = world.start(2, &Paper::new()).await.ready().await;
     publish(&two, "web", "bridge", &["8080:80"]).await.unwrap();
@@ -120,7 +120,7 @@ async fn a_port_that_cannot_be_had_is_refused_with_its_reason() {
     assert_eq!(held(&one.paper), []);
     assert_eq!(one.paper.state().namespaces.len(), 1);
 
-    // Taken back together with the endpoint.
+    // The port is released together with the endpoint.
     one.paper.state().refuse_plug = Some(PlugError::Refused(conflict, "x: it will not fit".into()));
     assert_refused(publish(&one, "x", "bridge", &["9000:9"]).await, conflict, "will not fit");
     assert_eq!(held(&one.paper), []);
@@ -177,7 +177,7 @@ async fn a_restarted_agent_takes_its_ports_again() {
     publish(&one, "web", "bridge", &["8080:80", "9090:90"]).await.unwrap();
     let paper = Arc::clone(&one.paper);
     one.stop().await;
-    // The sockets ended with the process; somebody takes one of the ports.
+    // The sockets ended with the process; another process binds one of the ports.
     paper.state().held.lock().unwrap().clear();
     busy(&paper, (ANY, 9090, Tcp));
 
@@ -189,7 +189,7 @@ async fn a_restarted_agent_takes_its_ports_again() {
     let problems = again.agent.status().await.unwrap().problems;
     assert!(problems.iter().any(|problem| problem.starts_with(line)), "{problems:?}");
 
-    // It is tried again.
+    // The agent tries the port again.
     paper.state().busy.clear();
     again.eventually("9090 is held", |state| state.held.lock().unwrap().len() == 2).await;
     let problems = again.agent.status().await.unwrap().problems;

@@ -1,4 +1,4 @@
-//! Requests that are refused: one line each, and nothing changes.
+//! Requests that are refused: the error is one line, and the state does not change.
 
 use super::fake::{Paper, World, name, network, run};
 use crate::{

@@ -1,4 +1,4 @@
-//! Requests with nothing special about them.
+//! Common requests, for the other tests.
 
 use std::collections::BTreeMap;
 

@@ -56,7 +56,7 @@ fn shorten(command: &str) -> String {
         .take(MOST + 1)
         .collect();
     if let Some((cut, _)) = shown.char_indices().nth(MOST) {
-        // One less, for the sign that there is more.
+        // One character less, for the ellipsis.
         let end = shown[..cut].char_indices().next_back().map_or(0, |(last, _)| last);
         shown.truncate(end);
         shown.push('…');
@@ -88,7 +88,7 @@ pub(crate) async fn attach(
     created(row, format, out)
 }
 
-/// Prints what was made: its name, or its row.
+/// Prints a container that was made: its name, or its row.
 pub(super) fn created(
     row: ContainerRow,
     format: Format,
@@ -133,7 +133,7 @@ pub(crate) async fn rm(
     .await
 }
 
-/// Removes the log of a container that is gone.
+/// Removes the log of a removed container.
 pub(super) fn remove_log(log: &Path) -> Result<(), Failure> {
     match fs::remove_file(log) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -56,7 +56,7 @@ pub(crate) async fn doctor(
     Ok(u8::from(findings.iter().any(|finding| finding.level == Level::Error)))
 }
 
-/// What `--datapath` asks for; `running` is the mode of the agent.
+/// The findings of `--datapath`. `running` is the mode of the running agent.
 async fn datapath(netlink: &Netlink, subject: &Subject, running: Option<String>) -> Vec<Finding> {
     let port = subject.vxlan_port;
     let uplinks = choice::read(netlink, &subject.uplinks, port).await;
@@ -85,7 +85,7 @@ async fn datapath(netlink: &Netlink, subject: &Subject, running: Option<String>)
     findings
 }
 
-/// The device of the IPv4 default route, as the agent takes it.
+/// The interface of the IPv4 default route, which the agent uses as uplink by default.
 async fn default_uplink(netlink: &Netlink) -> Result<Option<String>, NetlinkError> {
     let routes = netlink.routes().await?;
     let default = routes
@@ -101,8 +101,8 @@ fn finding(check: &str, level: Level, detail: String, advice: &str) -> Finding {
     Finding { check: check.to_owned(), level, detail, advice: advice.to_owned() }
 }
 
-/// What to examine: what the agent uses, if it runs, else what the options say.
-/// The last is the mode of the agent that runs.
+/// The subject of the checks: the values of the running agent, or else of the options. The last
+/// value is the mode of the running agent.
 async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option<String>) {
     let mut subject = Subject {
         uplinks: args.uplinks,
@@ -142,7 +142,7 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
     if subject.uplinks.is_empty() {
         subject.uplinks = status.agent.uplinks;
     }
-    // Without the store the agent still lists what it knew last.
+    // Without the store the agent lists the networks as it last read them.
     if let Ok(networks) = client.networks().await {
         subject.networks = networks
             .into_iter()

@@ -4,8 +4,8 @@ use std::fmt::Display;
 
 use crate::cli::failure::{Failure, tell};
 
-/// Runs `each` for every item. A refusal is written to standard error and the next item
-/// follows; the verb then fails in the end.
+/// Runs `each` for every item. A refusal is written to standard error, and the next item
+/// follows; the verb fails after the last item.
 pub(super) async fn for_all<T: Display>(
     items: &[T],
     mut each: impl AsyncFnMut(&T) -> Result<(), Failure>,
@@ -18,7 +18,7 @@ pub(super) async fn for_all<T: Display>(
                 refused = true;
                 tell(&line);
             }
-            // The reader of standard output is gone.
+            // The reader of standard output has closed it.
             Err(failure) => return Err(failure),
         }
     }

@@ -1,4 +1,4 @@
-//! The verbs that do not merely ask: `agent`, `purge`, `completion`.
+//! The verbs that do not need a running agent: `agent`, `purge`, `completion`.
 
 use std::{io::Write, time::Duration};
 
@@ -11,11 +11,11 @@ use crate::{
     config::{AgentOptions, PurgeOptions},
 };
 
-/// How long the agent may take to end after it has purged its host.
+/// Time that the agent may take to end after it has purged its host.
 const FAREWELL: Duration = Duration::from_secs(10);
 
 pub(crate) fn agent(options: AgentOptions) -> Result<u8, Failure> {
-    // Threads of its own: a slow kernel call must not hold up the store's keep-alive.
+    // Several threads: a slow system call must not delay the renewal of the store's lease.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -37,7 +37,7 @@ pub(crate) async fn purge(client: &Client, options: PurgeOptions) -> Result<(), 
         Err(error) => return Err(error.into()),
     }
     client.purge().await?;
-    // So that a new agent can be started right after us.
+    // Waits for the end, so that a new agent can be started directly after this command.
     let deadline = Instant::now() + FAREWELL;
     while client.reach().await.is_ok() {
         if Instant::now() >= deadline {

@@ -11,7 +11,7 @@ use crate::{
     cli::{args::LogsArgs, failure::Failure},
 };
 
-/// How often `-f` looks for more.
+/// Period at which `-f` reads the log.
 const PERIOD: Duration = Duration::from_millis(100);
 
 pub(crate) async fn logs(
@@ -31,13 +31,13 @@ pub(crate) async fn logs(
     let mut log = File::open(&path).map_err(unreadable)?;
     let mut buffer = vec![0; 64 << 10];
     loop {
-        // Asked before the read: what the command wrote before it ended is
-        // read after we know that it ended.
+        // Asked before the read: once the command has ended, this read has its
+        // last output.
         let running = args.follow
             && match super::container::find(backend, name).await {
                 Ok(row) => row.pid.is_some(),
                 Err(error) if error.kind == crate::api::types::ErrorKind::NotFound => false,
-                // The agent restarts, the container goes on.
+                // The agent restarts; the container runs on.
                 Err(_) => true,
             };
         loop {

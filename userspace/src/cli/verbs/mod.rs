@@ -1,4 +1,5 @@
-//! What the verbs do. A verb that only asks the agent takes any [`Backend`](crate::api::Backend).
+//! The verbs. A verb that only sends requests to the agent takes any
+//! [`Backend`](crate::api::Backend).
 
 mod container;
 mod doctor;

@@ -21,7 +21,7 @@ impl Row for NetworkRow {
 
     fn cells(&self) -> Vec<String> {
         vec![
-            // As Docker shortens it; every id is ASCII.
+            // The first 12 characters, as Docker prints; every id is ASCII.
             self.id.get(..12).unwrap_or(&self.id).to_owned(),
             self.name.clone(),
             self.driver.clone(),
@@ -44,7 +44,7 @@ pub(crate) async fn network(
         NetworkCommand::Create(args) => create(backend, args, format, out).await,
         NetworkCommand::Ls => Ok(output::rows(out, format, &backend.networks().await?)?),
         NetworkCommand::Inspect { names } => {
-            // As Docker: the array has those that exist, the others are named.
+            // As Docker: the array has the networks that exist; the errors name the others.
             let mut found = Vec::new();
             let result = for_all(&names, async |name| {
                 found.push(backend.network_inspect(name).await?);
@@ -100,7 +100,7 @@ async fn create(
     Ok(())
 }
 
-/// The pairs as a map; which of two values was meant is not ours to guess.
+/// The pairs as a map. It is an error if a key has two values.
 fn unique(option: &str, pairs: Vec<(String, String)>) -> Result<BTreeMap<String, String>, Failure> {
     let mut map = BTreeMap::new();
     for (key, value) in pairs {

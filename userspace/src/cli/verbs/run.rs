@@ -1,4 +1,4 @@
-//! `run` and `exec`: a command in a sandbox, in the foreground or behind us.
+//! `run` and `exec`: a command in a sandbox, in the foreground or in the background.
 
 use std::{
     ffi::OsString,
@@ -28,10 +28,10 @@ use crate::{
     sandbox::{self, ExecError, SuperviseSpec},
 };
 
-/// How long the end of a command in the foreground is kept for an agent that
-/// does not answer, before we give up and let the user have the shell.
+/// Time for which the end of a command in the foreground is reported again to an agent that
+/// does not answer. Then `run` gives up and returns to the shell.
 const PATIENCE_FOREGROUND: Duration = Duration::from_secs(10);
-/// The same in the background, where nobody waits.
+/// The time for a command in the background, where no user waits.
 const PATIENCE_BACKGROUND: Duration = Duration::from_secs(600);
 
 pub(crate) async fn run(
@@ -43,7 +43,7 @@ pub(crate) async fn run(
 ) -> Result<u8, Failure> {
     // From here on a signal must not leave a container without its command.
     let mut signals = Signals::catch()?;
-    // Asked first: an agent that does not answer leaves nothing to clean up.
+    // The agent is asked first: if it does not answer, there is nothing to clean up.
     let log = match args.detach {
         true => Some(log_path(&backend.status().await?.agent.state_dir, &args.name)?),
         false => None,
@@ -69,7 +69,7 @@ pub(crate) async fn run(
         return Err(Failure::silent(128 + signal));
     }
     let outcome = if args.detach {
-        // The name was free: what is there is the log of an earlier container.
+        // The name was free: an existing log is an earlier container's.
         if let Some(log) = &spec.log
             && let Err(failure) = remove_log(log)
         {
@@ -109,7 +109,7 @@ pub(crate) async fn run(
     }
 }
 
-/// What the process behind `run -d` does.
+/// Runs the supervisor of `run -d`.
 pub(crate) async fn supervise_detached(
     backend: &dyn Backend,
     spec: &str,
@@ -144,7 +144,7 @@ fn spec(row: &ContainerRow, command: Vec<String>, log: Option<PathBuf>) -> Super
     SuperviseSpec { name: row.name.clone(), netns, command, log }
 }
 
-/// Where the log of a detached container goes; its directory exists afterwards.
+/// Path of the log of a detached container. Makes its directory.
 fn log_path(state_dir: &str, name: &Name) -> Result<PathBuf, Failure> {
     let directory = Path::new(state_dir).join("logs");
     fs::create_dir_all(&directory).map_err(|error| {
@@ -153,7 +153,7 @@ fn log_path(state_dir: &str, name: &Name) -> Result<PathBuf, Failure> {
     Ok(directory.join(format!("{name}.log")))
 }
 
-/// Takes back a container whose command did not start.
+/// Removes a container whose command did not start.
 async fn withdraw(backend: &dyn Backend, name: &Name, log: Option<&Path>) {
     match backend.container_remove(name, true).await {
         Err(error) if error.kind != ErrorKind::NotFound => {
@@ -166,7 +166,7 @@ async fn withdraw(backend: &dyn Backend, name: &Name, log: Option<&Path>) {
     }
 }
 
-/// 126 and 127 are the shell's; anything else on our side is a refusal.
+/// The failure of a command that did not start: the shell's exit codes 126 and 127, or a refusal.
 fn not_run(error: ExecError) -> Failure {
     let code = if matches!(error.code, 126 | 127) { exit_code(error.code) } else { 1 };
     Failure { code, line: Some(error.message) }
@@ -177,7 +177,7 @@ fn exit_code(code: i32) -> u8 {
     u8::try_from(code).unwrap_or(u8::MAX)
 }
 
-/// Tells the agent what the command does.
+/// Reports the start and the end of the command to the agent.
 struct Report<'a> {
     backend: &'a dyn Backend,
     name: &'a Name,
@@ -212,7 +212,7 @@ impl Report<'_> {
                 Err(error) if error.kind != ErrorKind::NotFound => {
                     tell(&format!("container {} ended, but: {error}", self.name));
                 }
-                // Not found: removed while it ran, by 'rm -f' or 'purge'.
+                // Not found: the container was removed while it ran, by 'rm -f' or 'purge'.
                 _ => {}
             }
             if self.remove
@@ -224,7 +224,7 @@ impl Report<'_> {
         }
     }
 
-    /// Repeats `request` while the agent or its store is away, an upgrade say.
+    /// Repeats `request` while the agent or its store does not answer, as during an upgrade.
     async fn insist<T>(
         &self,
         mut request: impl AsyncFnMut() -> Result<T, crate::api::types::ApiError>,
@@ -243,7 +243,7 @@ impl Report<'_> {
     }
 }
 
-/// The signals that end us, caught instead while a container is being made.
+/// The signals that would end this process, caught while a container is being made.
 struct Signals(Vec<(u8, Signal)>);
 
 impl Signals {
@@ -256,7 +256,7 @@ impl Signals {
             .map_err(|error| Failure::refusal(format!("signals cannot be caught: {error}")))
     }
 
-    /// The signal that came meanwhile.
+    /// The signal that was caught, if any.
     fn caught(&mut self) -> Option<u8> {
         self.0
             .iter_mut()

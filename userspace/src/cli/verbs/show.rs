@@ -1,4 +1,4 @@
-//! The verbs that look, and `vtep`.
+//! The verbs that show state, and `vtep`.
 
 use std::io::Write;
 

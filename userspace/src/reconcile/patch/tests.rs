@@ -1,4 +1,4 @@
-//! A patch comes to what the whole comes to.
+//! A patch gives the same maps as computing the whole network.
 
 use std::{cell::RefCell, collections::BTreeMap, convert::Infallible};
 
@@ -45,7 +45,7 @@ impl Host {
         let mut cluster = Cluster::default();
         let net = network("net", VNI, &["10.0.0.0/24"]);
         cluster.network(&net);
-        // The last two have one address, and one of the endpoints' nodes is unknown.
+        // The last two nodes have the same VTEP address, and one endpoint's node is unknown.
         for (host, vtep) in [("host1", 1), ("host2", 2), ("host3", 3), ("host4", 3)] {
             let node = node(host, vtep);
             cluster.put(Key::node(&node.name), &node);
@@ -93,15 +93,15 @@ impl Host {
         let held = self.maps.0.borrow();
         assert_eq!((counts.fdb, counts.neighbours), (held.fdb.len(), held.neighbours.len()));
         drop(held);
-        // The whole finds nothing to do.
+        // Computing the whole network finds no difference.
         let state = self.with(|inputs| network_state(inputs, &name("net")));
         let steps = self.reconciler.network_to(&self.maps, VNI, state.as_ref()).unwrap();
         assert_eq!(steps, 0, "{changes:?} {changed:?}");
     }
 }
 
-/// An endpoint of few, so that they meet: identifier, node, MAC, address, owner of the
-/// address; or its end.
+/// A change of one endpoint: identifier, node, MAC, address, owner of the address; or its
+/// removal. The ranges are small, so that endpoints conflict.
 fn change() -> impl Strategy<Value = (u8, u8, Option<u8>, u8, Option<u8>, bool)> {
     (
         1..6u8,
@@ -121,7 +121,7 @@ fn changes(
     let address = format!("10.0.0.{ip}");
     let id = format!("{id:02x}");
     let record = endpoint(&net, &id, &format!("host{node}"), &address);
-    // Some have the MAC that another one would have by its address, even the host's own.
+    // Some endpoints have the MAC that follows from another endpoint's address, even of one here.
     let mac = mac.map(|last| [0x02, 0x42, 10, 0, 0, [100, 2, 3][usize::from(last)]]);
     let record = Endpoint { mac: mac.map_or(record.mac, MacAddr), ..record };
     let (key, claim) =
