@@ -3,6 +3,7 @@
 //! * [`abi`]: keys, values and names of the BPF maps, counters, drop reasons.
 //! * [`wire`]: packet headers as big-endian byte fields with accessors.
 //! * [`datapath`]: packet decisions, without maps, packet access and BPF helpers.
+#![warn(clippy::indexing_slicing)]
 #![cfg_attr(not(test), no_std)]
 
 pub mod abi;

@@ -17,6 +17,7 @@
 //! | 2 | `verdict`, `count` | the one exit of every hook, and the counters |
 //! | 1 | `maps`, `globals` | the maps, and the constants set at load time |
 //! | 0 | `kernel` | helpers and context fields; nearly all `unsafe` |
+#![warn(clippy::indexing_slicing)]
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]

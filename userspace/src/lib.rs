@@ -20,6 +20,7 @@
 //! * [`store`]: keys, values, watches and transactions, in etcd or in a local file.
 //!
 //! docs/ARCHITECTURE.md has the table of rooms that `cargo xtask check` reads.
+#![warn(clippy::indexing_slicing)]
 
 pub mod agent;
 pub mod api;

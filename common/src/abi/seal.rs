@@ -75,16 +75,13 @@ macro_rules! sealed {
             fn seal_for(&self, key: &$key) -> u32 {
                 let key: &[u32; size_of::<$key>() / 4] = bytemuck::cast_ref(key);
                 let value: &[u32; size_of::<$value>() / 4] = bytemuck::cast_ref(self);
+                let sealed = value.iter().take(core::mem::offset_of!($value, seal) / 4);
                 let mut hash = START;
-                let mut at = 0;
-                while at < key.len() {
-                    hash = absorb(hash, key[at]);
-                    at += 1;
+                for word in key {
+                    hash = absorb(hash, *word);
                 }
-                at = 0;
-                while at < core::mem::offset_of!($value, seal) / 4 {
-                    hash = absorb(hash, value[at]);
-                    at += 1;
+                for word in sealed {
+                    hash = absorb(hash, *word);
                 }
                 hash as u32
             }

@@ -87,7 +87,7 @@ pub(super) fn size(bytes: u64) -> String {
         tenths /= 1000;
         unit += 1;
     }
-    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS.get(unit).copied().unwrap_or("EB"))
 }
 
 /// Seconds for people, in the two largest units.

@@ -157,14 +157,14 @@ impl<'a> Device<'a> {
         let count = info[4];
         // struct ethtool_gstrings: cmd, string_set, len, data[len * 32]. The kernel checks that len
         // is the count that it returned before.
-        let mut strings = vec![0u32; 3 + count as usize * STRING_LEN / 4];
-        strings[..3].copy_from_slice(&[ETHTOOL_GSTRINGS, ETH_SS_FEATURES, count]);
+        let mut strings = vec![ETHTOOL_GSTRINGS, ETH_SS_FEATURES, count];
+        strings.resize(3 + count as usize * STRING_LEN / 4, 0);
         self.ioctl(&mut strings)?;
-        Ok(bytemuck::cast_slice::<u32, u8>(&strings[3..])
+        Ok(bytemuck::cast_slice::<u32, u8>(strings.get(3..).unwrap_or_default())
             .chunks_exact(STRING_LEN)
             .map(|name| {
                 let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
-                String::from_utf8_lossy(&name[..end]).into_owned()
+                String::from_utf8_lossy(name.get(..end).unwrap_or(name)).into_owned()
             })
             .collect())
     }
@@ -173,13 +173,17 @@ impl<'a> Device<'a> {
     fn features(&self, count: usize) -> Result<Vec<Block>> {
         let blocks = count.div_ceil(32);
         // struct ethtool_gfeatures: cmd, size in blocks, blocks.
-        let mut data = vec![0u32; 2 + blocks * GET_BLOCK];
-        data[0] = ETHTOOL_GFEATURES;
-        data[1] = u32::try_from(blocks).unwrap_or(0);
+        let mut data = vec![ETHTOOL_GFEATURES, u32::try_from(blocks).unwrap_or(0)];
+        data.resize(2 + blocks * GET_BLOCK, 0);
         self.ioctl(&mut data)?;
-        Ok(data[2..]
+        Ok(data
+            .get(2..)
+            .unwrap_or_default()
             .chunks_exact(GET_BLOCK)
-            .map(|block| Block { available: block[0], active: block[2], fixed: block[3] })
+            .filter_map(|block| match *block {
+                [available, _, active, fixed] => Some(Block { available, active, fixed }),
+                _ => None,
+            })
             .collect())
     }
 

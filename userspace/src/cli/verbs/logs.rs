@@ -43,7 +43,7 @@ pub(crate) async fn logs(
         loop {
             match log.read(&mut buffer) {
                 Ok(0) => break,
-                Ok(read) => out.write_all(&buffer[..read])?,
+                Ok(read) => out.write_all(buffer.get(..read).unwrap_or_default())?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(unreadable(error)),
             }
