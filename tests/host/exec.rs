@@ -1,4 +1,4 @@
-//! Programs in a sandbox: what they see, signals, exit codes, detached.
+//! Programs in a sandbox: their mounts, signals, exit codes, detached.
 
 use std::{
     fs,
@@ -132,7 +132,7 @@ fn files_of_etc_netns_lie_over_etc() {
     impl Drop for Etc {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
-            // Only if nobody else uses it.
+            // Only if no other process uses it.
             let _ = fs::remove_dir("/etc/netns");
         }
     }

@@ -70,7 +70,7 @@ fn two_hosts_one_overlay() {
     let routes = two.in_container(&over2, "ip route");
     assert!(routes.contains("10.0.0.0/24 dev eth0"), "{routes}");
 
-    // Both hosts tell the same of the network.
+    // Both hosts show the same network.
     for host in [one, two] {
         let network = &host.json(&["network", "inspect", "overlaynet1"])[0];
         assert_eq!(network["Id"], id.as_str());
@@ -83,7 +83,7 @@ fn two_hosts_one_overlay() {
         });
     }
 
-    // The FDB has what the store says, and nothing had to be learned.
+    // The FDB has the entries of the store, and no learned ones.
     let fdb = one.json(&["fdb", "show"]);
     let kind = |mac: &str| {
         let rows = fdb.as_array().cloned().unwrap_or_default();
@@ -109,7 +109,7 @@ fn two_hosts_one_overlay() {
     }
 }
 
-/// A third host needs nothing done on the other two, and may leave again.
+/// A third host joins and leaves without any change on the other two.
 #[test]
 #[ignore = "needs root"]
 fn a_third_host_joins_and_leaves() {
@@ -131,8 +131,8 @@ fn a_third_host_joins_and_leaves() {
     pair.one().in_container(&pair.over1, "ping -c1 -W1 10.0.0.3");
 }
 
-/// What fills the MTU passes; one byte more is refused by the container's own
-/// stack, and where its MTU was raised, by ICMP.
+/// A packet as large as the MTU passes. The container's own stack refuses one byte more; if the
+/// container's MTU was raised, ICMP reports it.
 #[test]
 #[ignore = "needs root"]
 fn mtu_is_told_not_silently_enforced() {
@@ -153,7 +153,7 @@ fn mtu_is_told_not_silently_enforced() {
     });
 }
 
-/// A router on the underlay with a smaller MTU: its ICMP is heeded.
+/// The programs use the smaller MTU that a router on the underlay reports by ICMP.
 #[test]
 #[ignore = "needs root"]
 fn path_mtu_of_the_underlay_is_learnt() {
