@@ -1,4 +1,4 @@
-//! What a user can get wrong with ports, modes and NAT; see `bad_input`.
+//! Errors of a user with ports, modes and NAT; see `bad_input`.
 
 use std::process::Command;
 
@@ -160,7 +160,7 @@ fn modes() {
     refused(host, 1, &["network", "connect", "bridge", "nobody"], &["nobody"]);
     refused(host, 1, &["network", "rm", "bridge"], &["bridge"]);
     refused(host, 1, &["rm", &web], &[&side]);
-    // A namespace of somebody else's goes into a network, not into a mode.
+    // A foreign namespace can join a network, but not a mode.
     let adopted = Netns::new("adopted");
     let path = adopted.path().display().to_string();
     let shared = format!("container:{web}");
@@ -170,7 +170,7 @@ fn modes() {
     }
 }
 
-/// Networks that cannot be, of both drivers.
+/// Impossible networks, of both drivers.
 #[test]
 #[ignore = "needs root"]
 fn networks_of_both_drivers() {

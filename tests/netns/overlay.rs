@@ -243,8 +243,8 @@ fn ipv6_over_the_overlay() {
     assert!(pair.one().counter("from_container", "nd_reply") >= 1);
 }
 
-/// What the neighbour map knows never crosses the tunnel; broadcast and
-/// multicast reach every container of the network, and no other.
+/// Requests for addresses in the neighbour map never cross the tunnel; broadcast and multicast
+/// reach every container of the network, and no other.
 #[test]
 #[ignore = "needs root"]
 fn arp_is_suppressed_and_broadcast_is_not() {
@@ -312,8 +312,8 @@ fn spoofed_frames_go_nowhere() {
     assert_eq!(pair.two().counter("from_underlay", "deliver"), delivered);
 }
 
-/// VXLAN that a container makes up, or a host that is no VTEP of the network,
-/// is not taken for the network's.
+/// Forged VXLAN, from a container or from a host that is not a VTEP of the network, is not
+/// accepted.
 #[test]
 #[ignore = "needs root"]
 fn forged_vxlan_is_refused() {
@@ -340,7 +340,7 @@ fn forged_vxlan_is_refused() {
     assert_eq!(pair.two().counter("from_underlay", "deliver"), delivered);
 }
 
-/// Networks never meet, even with the same subnet and the same addresses.
+/// Networks are isolated, even with the same subnet and the same addresses.
 #[test]
 #[ignore = "needs root"]
 fn overlapping_networks_never_meet() {
@@ -409,7 +409,7 @@ fn kernel_vxlan_interoperates_by_learning() {
          bridge fdb append 00:00:00:00:00:00 dev vx0 dst 192.0.2.2",
         up = Underlay::UPLINK
     ));
-    // Nobody hears it before it is added.
+    // Its frames are dropped before it is added.
     assert!(!plain.succeeds("ping -c1 -W1 10.0.0.2"));
     assert!(pair.one().counter("from_underlay", "unknown_vtep") >= 1);
     pair.one().ok(&["vtep", "add", "192.0.2.6", "--network", "overlaynet1"]);
