@@ -1,4 +1,4 @@
-//! One way between two hosts, and what is measured on it.
+//! One path between two hosts, and its measurements.
 
 use std::{cell::Cell, collections::BTreeMap, time::Duration};
 
@@ -13,24 +13,24 @@ use crate::{
 /// Which figures an arm is measured for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Scope {
-    /// All that a way has.
+    /// All figures of the path.
     Whole,
     /// TCP throughput, round trips and connections.
     Tcp,
 }
 
-/// One way to be measured.
+/// One path to be measured.
 pub(crate) struct Arm {
-    /// What the results say of it.
+    /// Its description in the results.
     pub(crate) info: ArmInfo,
     /// From where to where.
     pub(crate) way: Way,
     scope: Scope,
-    /// New flows: from where to where, and the number of the next.
+    /// New flows: client and target, and the number of the next flow.
     flows: Option<(FlowsTo, Cell<u32>)>,
 }
 
-/// Where new flows go.
+/// Target of new flows.
 #[derive(Clone, Debug)]
 pub(crate) struct FlowsTo {
     /// Namespace of the server's host.
