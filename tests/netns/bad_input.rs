@@ -140,7 +140,7 @@ fn containers() {
     }
 }
 
-/// Without an agent, without privilege, on a kernel that lacks what is needed.
+/// Without an agent, without privilege, on a kernel that lacks a required feature.
 #[test]
 #[ignore = "needs root"]
 fn no_agent_no_privilege_no_kernel() {

@@ -9,7 +9,7 @@ use culvert_tests::{
 
 use crate::bad_input::refused;
 
-/// Values of `-p` that are no ports are wrong usage; the line says what would be right.
+/// Invalid values of `-p` are a usage error; the line shows the right form.
 #[test]
 #[ignore = "needs root"]
 fn malformed_ports() {
@@ -121,7 +121,7 @@ fn privileged_ports_need_a_capability() {
     refused(host, 1, &run, &["53/udp", "permission", "CAP_NET_BIND_SERVICE"]);
 }
 
-/// `none`, `host` and `container:` with what does not go with them.
+/// `none`, `host` and `container:` with incompatible options.
 #[test]
 #[ignore = "needs root"]
 fn modes() {
@@ -195,7 +195,7 @@ fn networks_of_both_drivers() {
     refused(host, 2, &["network", "create", "-d", "macvlan", "x"], &["macvlan"]);
 }
 
-/// Options of conntrack and of `nat ls` that say nothing.
+/// Invalid options of conntrack and of `nat ls`.
 #[test]
 #[ignore = "needs root"]
 fn conntrack_options() {

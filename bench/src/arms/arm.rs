@@ -55,7 +55,7 @@ pub(crate) enum Load {
 }
 
 impl Load {
-    /// All, in the order in which they are taken.
+    /// All measurements, in their order in a round.
     pub(crate) const ALL: [Self; 8] = [
         Self::Tcp(1),
         Self::Tcp(4),
@@ -87,13 +87,13 @@ impl Arm {
         Self { info, way, scope, flows: None }
     }
 
-    /// The same, whose client is also to begin new flows to what a host swallows.
+    /// An arm whose client also begins new flows, to addresses whose packets a host discards.
     pub(crate) fn with_flows(mut self, to: FlowsTo) -> Self {
         self.flows = Some((to, Cell::new(0)));
         self
     }
 
-    /// Where its new flows go, and the number of the next.
+    /// Target of its new flows, and the number of the next flow.
     pub(crate) fn flows(&self) -> Result<(&FlowsTo, &Cell<u32>)> {
         match &self.flows {
             Some((to, next)) => Ok((to, next)),
