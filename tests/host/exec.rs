@@ -92,7 +92,7 @@ impl Setup {
 }
 
 fn is_alive(pid: Pid) -> bool {
-    // A zombie that nobody reaps yet has ended.
+    // A zombie that is not reaped yet has ended.
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 

@@ -44,7 +44,7 @@ fn a_host_reaches_containers_everywhere() {
         assert_eq!(tcp.take_clients(), [host.vtep().to_string()]);
         assert_eq!(udp.take_clients(), [host.vtep().to_string()]);
     }
-    // A port that nobody listens on: the error comes back, too.
+    // A port without a listener: the error comes back, too.
     let nobody = SocketAddrV4::new(ip, 81);
     let host = &cluster.hosts[0];
     assert_eq!(sock::udp(host.netns.path(), nobody, 0, 1), "refused");

@@ -168,8 +168,8 @@ fn traceroute_shows_the_gateway_and_the_path() {
     assert!(hop(3).contains("ttl=62"), "{}", hop(3));
 }
 
-/// ICMP errors come back to the container that they concern: a port that nobody
-/// listens on, and a link on the way that is too small.
+/// ICMP errors come back to the container that they concern: a port without a listener, and a link
+/// on the path with a smaller MTU.
 #[test]
 #[ignore = "needs root"]
 fn icmp_errors_find_their_container() {

@@ -104,7 +104,7 @@ fn everybody_reaches_a_published_port() {
             }
         }
     }
-    // A port that nobody listens on is refused by the container, not by the host.
+    // A port without a listener is refused by the container, not by the host.
     assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), 8080, 1), "refused");
     assert_eq!(exchange(&world.outside.host, "udp", host.vtep(), 8080, 1), "refused");
 }

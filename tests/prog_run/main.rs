@@ -2,14 +2,20 @@
 //! verdict, every byte of the frame, every counter, and every copy that left
 //! through another interface.
 //!
-//! | module | what is in it | |---|---| | `lab` | namespaces, interfaces, a loaded object and its
-//! maps, pooled | | `world` | the hosts and networks that the cases are set in | | `routed` |
-//! routed packets and their flows | | `run` | one frame into one program, and the expected result |
-//! | `compare` | comparison of frames and counters | | `ports` | packet sockets on the far ends | |
-//! `live` | programs attached to the interfaces: where redirects go, GSO frames | | `live_nat` |
-//! attached programs with routed packets, and the host's own sockets | | `races` | two CPUs at once
-//! against the tables that the programs write | | `random` | any bytes into every program | |
-//! `coverage` | every drop reason and note has a case | | the others | the cases |
+//! | module | contents |
+//! |---|---|
+//! | `lab` | namespaces, interfaces, a loaded object and its maps, pooled |
+//! | `world` | the hosts and networks that the cases are set in |
+//! | `routed` | routed packets and their flows |
+//! | `run` | one frame into one program, and the expected result |
+//! | `compare` | comparison of frames and counters |
+//! | `ports` | packet sockets on the far ends |
+//! | `live` | programs attached to the interfaces: where redirects go, GSO frames |
+//! | `live_nat` | attached programs with routed packets, and the host's own sockets |
+//! | `races` | two CPUs at once against the tables that the programs write |
+//! | `random` | any bytes into every program |
+//! | `coverage` | every drop reason and note has a case |
+//! | the others | the cases |
 
 /// Names the cases of a module: a `#[test]` each, and a list for `coverage`.
 /// A case that is not named is dead code, which the compiler reports.

@@ -312,7 +312,8 @@ fn published_begins_with_a_syn(lab: &mut Lab) {
     assert_eq!(entries(lab), 0);
 }
 
-/// A neighbour cannot speak for the host, a container, or nobody.
+/// A neighbour cannot use the address of the host or of a container, or an invalid one, as its
+/// source.
 fn published_not_from_addresses_of_ours(lab: &mut Lab) {
     publish(lab, [0; 4], 17, PUBLISHED, Port::A1, 53);
     for v4 in [US.v4, TWO.v4, GATEWAY.v4, [127, 0, 0, 1], [0; 4], [224, 0, 0, 1], [255; 4]] {

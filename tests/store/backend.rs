@@ -156,7 +156,7 @@ impl Backend for File {
     }
 
     async fn wipe(&mut self) {
-        // Whoever can open it is the last to have it.
+        // A successful open proves that no other handle has it open.
         self.start_again().await;
         drop(self.open.take());
         for entry in std::fs::read_dir(self.dir.path()).expect("directory") {

@@ -48,9 +48,10 @@ impl Failures {
         result.map_err(|error| self.0.push(format!("{}: {error}", what()))).ok()
     }
 
-    /// The same of what nobody sends again. The queue between two devices is one for all of the
-    /// machine (`net.core.netdev_max_backlog`), and whoever else uses it can fill it: that
-    /// something is lost once proves nothing. What the programs drop is counted besides.
+    /// Records a failure of traffic without retransmission, if it fails repeatedly. The queue
+    /// between two devices is shared by the whole machine (`net.core.netdev_max_backlog`), and
+    /// other processes can fill it: a single loss proves nothing. Drops of the programs are counted
+    /// separately.
     fn note_lossy<T>(&mut self, what: impl Fn() -> String, send: impl Fn() -> Result<T, String>) {
         let lost = |result: &Result<T, String>| {
             result.as_ref().is_err_and(|e| e == "timeout" || e.starts_with(traffic::MISSING))
