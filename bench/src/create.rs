@@ -1,4 +1,4 @@
-//! Endpoint create → first packet.
+//! Time from the creation of an endpoint to its first packet.
 
 use std::{
     net::UdpSocket,
@@ -24,12 +24,12 @@ const PORT: u16 = 9000;
 /// Its address and MAC.
 const IP: &str = "10.0.0.200";
 const MAC: &str = "02:42:0a:00:00:c8";
-/// How often the other host's container tries: the resolution of the figure.
+/// Interval of the other host's datagrams: the resolution of the figure.
 const EVERY: Duration = Duration::from_millis(1);
-/// How long a packet may take before the run is given up.
+/// Timeout for the first packet, after which the run fails.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// What was measured of one endpoint.
+/// The figures of one endpoint.
 struct Sample {
     /// From the request to the first packet.
     requested: Duration,
@@ -57,7 +57,7 @@ fn samples(rounds: u32) -> anyhow::Result<Vec<Sample>> {
     let cluster = Cluster::new(2);
     let [one, two] = &cluster.hosts[..] else { bail!("cluster: not two hosts") };
     let create = ["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24"];
-    // Without a limit on BUM: what is probed is unknown at first.
+    // Without a limit on BUM: the probed address is unknown at first.
     one.ok(&[&create[..], &["--opt", "bum_rate=0", "bench"]].concat());
     cluster.wait_network("bench");
     let prober = unique_name("prober");

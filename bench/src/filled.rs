@@ -1,4 +1,4 @@
-//! Throughput with little and with much in the tables: the cost must stay flat.
+//! Throughput with few and with many entries in the tables: it must not depend on their number.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
 
 /// Entries besides those of the arms.
 const SIZES: [u32; 3] = [10, 1_000, 100_000];
-/// A VNI that is nobody's: the highest (RFC 7348 §5).
+/// A VNI of no network: the highest (RFC 7348 §5).
 const NO_VNI: u32 = 0x00ff_ffff;
 
 /// Measures with [`SIZES`] FDB entries and with as many NAT flows.
@@ -61,7 +61,7 @@ fn throughput(what: &str, entries: u32, arm: &Arm, rounds: u32, time: Duration) 
 }
 
 impl Arm {
-    /// Has the arm's client begin so many flows, each with one datagram.
+    /// Makes the arm's client begin this many flows, each with one datagram.
     fn begin_flows(&self, count: u32) -> Result<()> {
         let (to, next) = self.flows()?;
         next.set(flows::make(&to.target(&self.way), next.get(), count)?);

@@ -1,4 +1,4 @@
-//! What it is measured on.
+//! Facts about the machine of the measurement.
 
 use std::fs;
 use std::process::Command;
@@ -22,7 +22,7 @@ pub(crate) fn here() -> Result<Machine> {
             .and_then(|value| value.split_whitespace().next()?.parse::<u64>().ok())
             .unwrap_or_default()
             / 1024,
-        // What follows the number is whoever built it.
+        // The text after the number names the builder.
         kernel: release.split(['-', '+']).next().unwrap_or(&release).to_owned(),
         load_before: load()?,
         load_after: 0.0,
@@ -30,7 +30,7 @@ pub(crate) fn here() -> Result<Machine> {
     })
 }
 
-/// How many processes have wanted a core, on average of the last minute.
+/// Load average of the last minute.
 pub(crate) fn load() -> Result<f64> {
     let text = fs::read_to_string("/proc/loadavg").context("/proc/loadavg")?;
     let first = text.split(' ').next().unwrap_or_default();

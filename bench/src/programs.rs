@@ -1,5 +1,5 @@
-//! What the programs cost: the kernel counts their time while packets go through, and takes
-//! it while it runs them on a packet of the same kind.
+//! Time of the programs: by the kernel's statistics under traffic, and by test runs on a packet of
+//! the same kind.
 
 mod path;
 mod test_run;
@@ -20,18 +20,18 @@ use crate::{
     results::ProgramCost,
 };
 
-/// Runs of which no average is made: frames that happened to come by.
+/// Number of runs below which no average is computed: frames of other traffic.
 const FEW: u64 = 100;
 
-/// Measures the programs on the ways of the overlay, of SNAT, and from a host to a container
-/// of its own.
+/// Measures the programs on the paths of the overlay, of SNAT, and from a host to a container of
+/// its own.
 pub(crate) fn costs(culvert: &Culvert, arms: &[Arm], time: Duration) -> Result<Vec<ProgramCost>> {
     let mut costs = Vec::new();
     for path in paths(culvert, arms)? {
         for traffic in [Traffic::Udp, Traffic::Tcp] {
             let counted = counted(&path, traffic, time)?;
-            // Only now that the statistics are off, which are themselves a part of what they
-            // tell. What the programs remember of an earlier packet is there.
+            // Test runs come after the statistics are off, since the statistics add to the time.
+            // The caches have the entry of an earlier packet.
             let timed = test_run::times(&path, traffic)
                 .with_context(|| format!("{}, {}: test run", path.what, traffic.name()))?;
             costs.extend(counted.into_iter().zip(timed).flat_map(|(counted, ns)| {
@@ -42,7 +42,7 @@ pub(crate) fn costs(culvert: &Culvert, arms: &[Arm], time: Duration) -> Result<V
     Ok(costs)
 }
 
-/// The ways whose programs are measured.
+/// The paths whose programs are measured.
 fn paths<'a>(culvert: &'a Culvert, arms: &'a [Arm]) -> Result<Vec<Path<'a>>> {
     let [one, two] = &culvert.hosts;
     let at = |host, device, hook| Place { host, device, hook };
@@ -53,7 +53,7 @@ fn paths<'a>(culvert: &'a Culvert, arms: &'a [Arm]) -> Result<Vec<Path<'a>>> {
     let from = |device| at(&one.netns, device, TcAttachType::Ingress);
     let paths = [
         ("culvert-overlay", "overlay", [from(overlay), uplink(&two.netns)], false),
-        // The other end is a plain host for which nothing is translated.
+        // The other end is a plain host without translation.
         ("culvert-snat", "SNAT", [from(bridge.clone()), uplink(&one.netns)], true),
         (
             "culvert-local",
@@ -71,7 +71,7 @@ fn paths<'a>(culvert: &'a Culvert, arms: &'a [Arm]) -> Result<Vec<Path<'a>>> {
         .collect())
 }
 
-/// What the kernel's statistics say of the programs at each place while traffic goes by.
+/// The kernel's statistics of the programs at each hook under traffic.
 fn counted(path: &Path<'_>, traffic: Traffic, time: Duration) -> Result<[Vec<ProgramCost>; 2]> {
     let _stats = enable_stats(Stats::RunTime).context("statistics of BPF programs")?;
     let [first, next] = &path.places;

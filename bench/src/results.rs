@@ -1,4 +1,4 @@
-//! What a run measured: the data of the table, of the report and of `--compare`.
+//! Results of a run: the data of the table, of the report and of `--compare`.
 
 use std::collections::BTreeMap;
 
@@ -33,7 +33,7 @@ impl Regime {
     }
 }
 
-/// What one measurement of an arm gives.
+/// A metric of one measurement of an arm.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Metric {
@@ -147,11 +147,11 @@ pub(crate) struct Settings {
     pub(crate) rounds: u32,
     /// Length of one measurement, s.
     pub(crate) seconds: f64,
-    /// The core whose work it is to receive is not the one that sends.
+    /// The receiving core is not the sending one.
     pub(crate) receive_on_other_core: bool,
 }
 
-/// One way between two ends.
+/// One path between two ends.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct ArmInfo {
     /// Stable name, as `culvert-overlay`.
@@ -184,7 +184,7 @@ pub(crate) struct ProgramCost {
     pub(crate) traffic: String,
     /// Time per run by the kernel's statistics, ns.
     pub(crate) ns_per_run: f64,
-    /// Time of a run on a packet that is on no wire, ns; runs before this was measured have none.
+    /// Time of a test run, ns; older results do not have it.
     #[serde(default)]
     pub(crate) test_run_ns: Option<f64>,
     /// Runs that the statistics counted.
@@ -195,7 +195,7 @@ pub(crate) struct ProgramCost {
     pub(crate) jited_bytes: u64,
 }
 
-/// How long from the request for an endpoint to its first packet from another host.
+/// Time from the request for an endpoint to its first packet from another host.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub(crate) struct Create {
     /// Endpoints made.
@@ -248,7 +248,7 @@ pub(crate) const HOST: &str = "host";
 pub(crate) const HOST_AGAIN: &str = "host-again";
 
 impl Results {
-    /// Whether anything was measured.
+    /// Whether there is at least one figure.
     pub(crate) fn has_any(&self) -> bool {
         !self.series.is_empty()
             || !self.programs.is_empty()
@@ -283,8 +283,8 @@ impl Results {
         stats::paired_ratio(ours, base)
     }
 
-    /// The smallest difference that may be claimed of a metric: how far the ratio of the host
-    /// to itself is, or may be, from one.
+    /// The smallest difference that may be claimed of a metric: the largest distance from one of
+    /// the interval of the host's ratio to itself.
     pub(crate) fn noise(&self, regime: Regime, metric: Metric) -> Option<f64> {
         let same = self.ratio(HOST_AGAIN, HOST, regime, metric)?;
         Some((same.high - 1.0).abs().max((1.0 - same.low).abs()))

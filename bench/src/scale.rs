@@ -27,7 +27,7 @@ use crate::stats::percentile;
 
 /// How long a start or a change may take before the run is given up.
 const LIMIT: Duration = Duration::from_secs(120);
-/// How often the log and a map are looked at: the resolution of the figures.
+/// Interval at which the log and a map are read: the resolution of the figures.
 const EVERY: Duration = Duration::from_millis(1);
 /// From the maps being complete to the reading of the memory.
 const SETTLE: Duration = Duration::from_secs(3);
@@ -48,7 +48,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// A start of an agent that has nothing, with this many endpoints of other hosts in etcd.
+/// A start of an agent without maps and programs, with this many endpoints of other hosts in etcd.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ColdStart {
     /// Endpoints of other hosts.
@@ -181,7 +181,7 @@ struct World {
     host: Host,
     cluster: Cluster,
     count: u32,
-    /// Where the host's own endpoint sits.
+    /// Namespace of the host's own endpoint.
     _sandbox: Netns,
 }
 
@@ -194,7 +194,7 @@ impl World {
         let sandbox = Netns::new("scale");
         let path = sandbox.path().to_owned();
         let world = Self { host, cluster, count, _sandbox: sandbox };
-        // The other hosts' VTEPs lie behind a router, or so it seems.
+        // A route makes the other hosts' VTEPs appear behind a router.
         world.host.netns.run(&format!("ip route add default via {}", Cluster::ETCD));
         let node = world.host.node.clone();
         world.in_switch(|url| seed::fill(url, count, &node, &path))?;
@@ -229,7 +229,7 @@ impl World {
         let (fdb, neighbours) = maps.entries()?;
         let wanted = self.count as usize;
         ensure!(fdb >= wanted && neighbours >= wanted, "maps: {fdb} FDB, {neighbours} neighbours");
-        // What is only needed while reading is given back.
+        // The agent returns memory that only the read needed.
         thread::sleep(SETTLE);
         let pid = host.agent.as_ref().context("no agent")?.pid().as_raw();
         let agent_rss_bytes = resident(pid)?;
@@ -246,7 +246,7 @@ impl World {
     }
 }
 
-/// Looks until it is so; when it was.
+/// Polls until the condition holds; returns the time.
 fn until(mut holds: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<Instant> {
     let start = Instant::now();
     loop {

@@ -1,4 +1,4 @@
-//! What goes wrong around the agents: the store, what is in it, the agents themselves.
+//! Faults of the store, of its contents, and of the agents themselves.
 
 #![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
 
@@ -30,7 +30,7 @@ fn an_outage_of_the_store_stops_nothing() {
     host.in_container(&first, "ping -c3 -i0.1 -W1 10.0.0.3");
     let line = host.refused(1, &["network", "create", "-d", "overlay", "later"]);
     assert!(line.contains("store"), "{line}");
-    // Nothing was forgotten.
+    // No entry was removed.
     assert_eq!(host.json(&["fdb", "show"]).as_array().map(Vec::len), Some(2));
     assert!(cluster.etcd.resume().is_ok());
     wait_until(Duration::from_secs(40), "the agents to recover", || {
@@ -64,7 +64,7 @@ fn a_store_that_is_not_there_yet() {
     cluster.hosts[0].wait_ready();
 }
 
-/// Writes below our prefix as somebody else, from the namespace of the store.
+/// Writes below our prefix as a foreign client, from the namespace of the store.
 fn put(cluster: &Cluster, records: &[(&str, &[u8])]) {
     sock::within(cluster.switch.path(), || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -111,7 +111,7 @@ fn garbage_in_the_store() {
     assert!(!networks.contains("broken") && !networks.contains("newer"), "{networks}");
 }
 
-/// An etcd that comes back empty is not believed: nothing is forgotten.
+/// An etcd that comes back empty is reported as replaced: no entry is removed.
 #[test]
 #[ignore = "needs root"]
 fn a_wiped_store_deletes_nothing() {
@@ -130,7 +130,7 @@ fn a_wiped_store_deletes_nothing() {
         assert_eq!(host.json(&["fdb", "show"]).as_array().map(Vec::len), Some(2));
     };
     unmoved(&cluster.hosts[0]);
-    // Nor is it after a restart.
+    // The same holds after a restart of the agent.
     cluster.hosts[0].stop_agent(Signal::SIGKILL);
     cluster.hosts[0].start_agent(&[]);
     wait_until(SOON, "the agent to answer", || {
@@ -141,8 +141,7 @@ fn a_wiped_store_deletes_nothing() {
     assert!(problems.contains("store-mark"), "{problems}");
 }
 
-/// Churn while an agent is killed again and again: both hosts end up with the
-/// same picture.
+/// Churn while an agent is killed again and again: both hosts converge to the same state.
 #[test]
 #[ignore = "needs root"]
 fn killed_in_the_middle_of_churn() {

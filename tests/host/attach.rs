@@ -1,4 +1,4 @@
-//! The pair of devices of an endpoint: made once, kept, corrected, made again.
+//! The pair of devices of an endpoint: made, kept, corrected, and made again after a loss.
 
 use std::os::fd::AsFd;
 
@@ -37,7 +37,7 @@ impl Setup {
         plug(&self.netlink, spec, &self.sandbox).await
     }
 
-    /// Plugs something that must change something, and then nothing any more.
+    /// Plugs an endpoint twice: the first call must change something, the second nothing.
     async fn settle(&self, spec: &PlugSpec) -> u32 {
         let first = self.plug(spec).await.unwrap();
         assert!(first.changed);
@@ -199,7 +199,7 @@ fn a_default_route_of_another_network_is_kept() {
         setup.settle(&second).await;
         let shown = setup.inside.run("ip route show default");
         assert_eq!(shown.trim_end(), "default via 10.0.0.1 dev eth0");
-        // Both are as wanted: neither takes it from the other.
+        // Both are in the desired state: neither takes the default route from the other.
         assert!(!setup.plug(&spec(ID, "eth0", 2)).await.unwrap().changed);
         // The second takes over when the first goes; a wrong gateway is corrected.
         unplug(&setup.netlink, ID).await.unwrap();
@@ -222,7 +222,7 @@ fn nothing_of_ours_keeps_a_removed_sandbox_alive() {
         drop((sandbox, inside));
         assert!(netlink.link("cv0123456789ab").await.unwrap().is_some(), "the monitor is there");
         drop(monitor);
-        // Its end of the pair goes with the namespace, and ours with it.
+        // The container's side is removed with the namespace, and the host side with it.
         let gone = async {
             while netlink.link("cv0123456789ab").await.unwrap().is_some() {
                 tokio::time::sleep(std::time::Duration::from_millis(5)).await;
@@ -249,7 +249,7 @@ fn names_that_are_taken_are_refused() {
         let error = setup.plug(&spec(OTHER, "eth1", 3)).await.unwrap_err();
         assert!(matches!(error, SandboxError::InterfaceTaken { .. }), "{error}");
 
-        // Another endpoint's and a stranger's interface are left alone.
+        // The interfaces of another endpoint and of another program are left alone.
         setup.netlink.set_alias("cv0123456789ab", &alias_of(OTHER)).await.unwrap();
         let error = setup.plug(&spec(ID, "eth1", 2)).await.unwrap_err();
         assert!(matches!(error, SandboxError::ForeignInterface { .. }), "{error}");

@@ -1,4 +1,4 @@
-//! Programs in a sandbox: what they see, signals, exit codes, detached.
+//! Programs in a sandbox: their mounts, signals, exit codes, detached.
 
 use std::{
     fs,
@@ -92,7 +92,7 @@ impl Setup {
 }
 
 fn is_alive(pid: Pid) -> bool {
-    // A zombie that nobody reaps yet has ended.
+    // A zombie that is not reaped yet has ended.
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
@@ -132,7 +132,7 @@ fn files_of_etc_netns_lie_over_etc() {
     impl Drop for Etc {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
-            // Only if nobody else uses it.
+            // Only if no other process uses it.
             let _ = fs::remove_dir("/etc/netns");
         }
     }

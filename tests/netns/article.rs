@@ -42,8 +42,8 @@ fn devices(said: &str) -> Vec<&str> {
     said.lines().filter_map(|line| line.split([' ', '@']).next()).collect()
 }
 
-/// bridge: the mode without asking; Docker's address, MAC and default route, and none of
-/// Docker's means: nothing is bridged, no iptables.
+/// bridge: the default mode. Address, MAC and default route are Docker's, without a bridged
+/// interface or iptables.
 #[test]
 #[ignore = "needs root"]
 fn bridge_is_the_default() {
@@ -68,8 +68,8 @@ fn bridge_is_the_default() {
     assert_eq!(host.netns.run("cat /proc/net/ip_tables_names 2>/dev/null || true"), "");
 }
 
-/// bridge: what leaves for the outside has the host's address, as with Docker's MASQUERADE
-/// rule; tcpdump on the outside host, and a server of it.
+/// bridge: external packets have the host's address, as with Docker's MASQUERADE rule. tcpdump and
+/// a server on the external host show it.
 #[test]
 #[ignore = "needs root"]
 fn bridge_snat_as_the_outside_sees_it() {
@@ -100,8 +100,8 @@ fn bridge_snat_as_the_outside_sees_it() {
     assert!(of_web("masquerade"), "{flows}");
 }
 
-/// `-p 5001:5001`: reached from outside, from another host and on the host by 127.0.0.1; no
-/// process listens for it, where Docker has a docker-proxy.
+/// `-p 5001:5001`: reached from an external host, from another host and on the host by 127.0.0.1;
+/// no process listens for it, where Docker has a docker-proxy.
 #[test]
 #[ignore = "needs root"]
 fn published_port_without_a_proxy() {
@@ -167,7 +167,7 @@ fn container_mode_shares_eth0() {
     let clash = host.culvert(&["exec", &hostcs2, "--", "python3", "-c", listen]);
     let said = String::from_utf8_lossy(&clash.stderr).into_owned();
     assert!(!clash.status.success() && said.contains("Address already in use"), "{said}");
-    // The host and the other containers are apart from the two.
+    // The host and the other containers do not share the namespace of the two.
     assert!(!host.netns.run("ip -brief address").contains("172.17.0.2/"));
 }
 
@@ -187,8 +187,8 @@ fn none_mode_has_only_lo() {
     assert_eq!(out, "unreachable");
 }
 
-/// Two hosts, an overlay network of the article's, and a container of it on each: over2 on
-/// the second host first, as there.
+/// Two hosts, the article's overlay network, and a container of it on each: over2 on the second
+/// host first, as there.
 struct Over {
     world: World,
     id: String,
@@ -270,8 +270,8 @@ fn inspect_is_the_same_on_both_nodes() {
     assert_eq!(ip(&over.over1), Some("10.0.0.3/24".into()));
 }
 
-/// One interface with the overlay's MTU, and one default route through it: Docker gives a
-/// second interface for the way out.
+/// One interface with the overlay's MTU, and one default route through it: Docker adds a second
+/// interface for external access.
 #[test]
 #[ignore = "needs root"]
 fn overlay_container_has_one_interface_and_its_routes() {
@@ -319,7 +319,7 @@ fn overlay_containers_reach_each_other() {
     }
 }
 
-/// An overlay container's way out is masqueraded as a bridge container's is.
+/// External packets of an overlay container are masqueraded like those of a bridge container.
 #[test]
 #[ignore = "needs root"]
 fn overlay_container_reaches_the_outside() {
@@ -332,8 +332,8 @@ fn overlay_container_reaches_the_outside() {
     }
 }
 
-/// The article restarts a node and cannot start its container again; here the agent's
-/// restart is not even seen.
+/// The article restarts a node and cannot start its container again; here an agent's restart has no
+/// effect on the container.
 #[test]
 #[ignore = "needs root"]
 fn a_nodes_restart_keeps_its_containers() {
@@ -366,7 +366,7 @@ fn six_paths_of_the_table() {
         count(&container(&near), PORT),
         count(two.netns.path(), 5002),
     ];
-    // What listens in the host's namespace is what a container in host mode listens in.
+    // A container in host mode listens in the host's namespace.
     let listening = exec(two, &in_host, &["ss", "-Hltn"]);
     assert!(listening.contains(":5002"), "{listening}");
     let near_ip: Ipv4Addr = one.ip(&near, "bridge").parse().unwrap();

@@ -1,5 +1,5 @@
-//! The vxlan device and the bridge that make the programs' work less: they are there, they
-//! carry no packet, and nothing depends on them.
+//! The assistant devices, a vxlan device and a bridge: they exist, they carry no packet, and
+//! nothing depends on them.
 
 #![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
 
@@ -35,7 +35,7 @@ fn is_up(link: &Value) -> bool {
     link["flags"].as_array().is_some_and(|flags| flags.iter().any(|flag| flag == "UP"))
 }
 
-/// The vxlan device is as it is to be.
+/// Checks the settings of the vxlan device.
 fn gro_is_right(netns: &Netns) -> bool {
     let gro = link(netns, GRO);
     let data = &gro["linkinfo"]["info_data"];
@@ -48,13 +48,13 @@ fn gro_is_right(netns: &Netns) -> bool {
         && is_up(&gro)
 }
 
-/// The bridge is as it is to be.
+/// Checks the settings of the bridge.
 fn room_is_right(netns: &Netns) -> bool {
     let room = link(netns, ROOM);
     room["linkinfo"]["info_kind"] == "bridge" && room["ifalias"] == "culvert-room" && !is_up(&room)
 }
 
-/// The host's ends of containers' pairs, with the bridge of each.
+/// The host sides of containers' pairs, with the bridge of each.
 fn veths(netns: &Netns) -> Vec<(String, String)> {
     let rows: Value = serde_json::from_str(&netns.run("ip -d -j link show")).unwrap();
     let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
@@ -79,8 +79,8 @@ fn any(port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)
 }
 
-/// Both are there and as they should be, containers that come are ports, and what somebody
-/// takes away or sets otherwise is put right, without a container noticing. A purge removes both.
+/// Both devices exist with the right settings, and new containers become ports. The agent repairs a
+/// device that was removed or reconfigured, without effect on a container. A purge removes both.
 #[test]
 #[ignore = "needs root"]
 fn they_are_kept_and_purged() {
@@ -112,7 +112,8 @@ fn they_are_kept_and_purged() {
         format!("ip link set {GRO} down"),
         format!("ip link set {ROOM} up"),
         format!("ip link del {ROOM}"),
-        // An event that concerns it: a veth that left is found when all is looked at.
+        // The agent gets an event for this device. It finds a veth that left the bridge at the next
+        // full comparison.
         format!("ip link set {veth} nomaster; ip link set {ROOM} up"),
     ] {
         netns.run(&change);
@@ -136,7 +137,7 @@ fn they_are_kept_and_purged() {
     host.ok(&["purge"]);
     let gone = || [GRO, ROOM].iter().all(|ifname| link(&host.netns, ifname) == Value::Null);
     assert!(gone());
-    // Nothing puts them back: not even what the agent still sees.
+    // The agent does not make them again, not even after the events that still arrive.
     cluster.hosts[0].stop_agent(Signal::SIGTERM);
     let host = &cluster.hosts[0];
     assert!([GRO, ROOM].iter().all(|ifname| link(&host.netns, ifname) == Value::Null));
@@ -164,8 +165,8 @@ fn they_go_with_the_agent_that_cleans_up() {
     assert!(gone(host));
 }
 
-/// Somebody else's devices of these names, or on this port, stay as they are, and all goes on
-/// without ours. Once they are gone, ours come.
+/// Foreign devices with these names, or on this port, stay unchanged, and the agent works without
+/// its own. Once they are gone, the agent makes its own.
 #[test]
 #[ignore = "needs root"]
 fn what_is_not_ours_is_left_alone() {
@@ -192,7 +193,7 @@ fn what_is_not_ours_is_left_alone() {
         gro_is_right(&host.netns) && room_is_right(&host.netns) && all_are_ports(&host.netns)
     });
 
-    // Whoever has the port keeps it.
+    // The device that has the port keeps it.
     host.stop_agent(Signal::SIGTERM);
     host.netns.run(&format!(
         "ip link del {GRO}; ip link add vx1 type vxlan external dstport 4789; ip link set vx1 up"
@@ -260,9 +261,9 @@ fn detach(host: &Host, what: &str) {
     host.netns.run(&format!("rm -f {pins}/{what}-*"));
 }
 
-/// VXLAN that gets to the kernel's own socket, with the VNI of a network and from the address
-/// of a VTEP, gets nowhere: in fragments, with IP options, to another address of the host,
-/// while no program is attached.
+/// VXLAN that reaches the kernel's own socket, with the VNI of a network and from the address of a
+/// VTEP, is dropped: in fragments, with IP options, to another address of the host, while no
+/// program is attached.
 #[test]
 #[ignore = "needs root"]
 fn what_reaches_the_kernel_s_socket_gets_nowhere() {
@@ -296,7 +297,7 @@ fn what_reaches_the_kernel_s_socket_gets_nowhere() {
             send_raw(cluster.hosts[0].netns.path(), to.into(), std::slice::from_ref(packet));
         }
     };
-    // The way is open.
+    // The path works.
     send(&[tunnelled(from, to, 700, &[])]);
     wait_until(SOON, "the datagram", || server.seen().len() == 1);
 
@@ -318,8 +319,8 @@ fn what_reaches_the_kernel_s_socket_gets_nowhere() {
         assert_eq!(on_host.seen().len(), 0);
         assert_eq!([GRO, ROOM].map(|ifname| frames(&host.netns, ifname)), [0, 0]);
     };
-    // The whole one to the VTEP address is what it was before. Of the fragments to it the first
-    // has a port to be known by.
+    // The unfragmented datagram to the VTEP address is handled as before. Of its fragments only the
+    // first has a port.
     all(&cluster.hosts[1].netns, 3);
     nothing(&cluster.hosts[1]);
     assert_eq!(cluster.hosts[1].counter("from_underlay", "outer_fragment"), 1);
@@ -332,18 +333,18 @@ fn what_reaches_the_kernel_s_socket_gets_nowhere() {
     all(&cluster.hosts[1].netns, 4);
     nothing(&cluster.hosts[1]);
 
-    // Without the list of VNIs it would come in on the device.
+    // Without the vnifilter it would come in on the device.
     let netns = &cluster.hosts[1].netns;
     netns.run(&format!(
         "ip link del {GRO}; ip link add vx1 type vxlan external dstport 4789; ip link set vx1 up"
     ));
     all(netns, 4);
-    // And whatever the other host's stack says of its own.
+    // Besides packets that the other host's stack sends by itself.
     let came = link(netns, "vx1")["stats64"]["rx"]["packets"].as_u64();
     assert!(came >= Some(8), "{came:?}");
 }
 
-/// A container whose program is gone reaches nothing: not the host, not its neighbour.
+/// A container without its program reaches neither the host nor its neighbour.
 #[test]
 #[ignore = "needs root"]
 fn a_container_without_its_program_is_cut_off() {
@@ -366,14 +367,14 @@ fn a_container_without_its_program_is_cut_off() {
     }
     let inside = container(&names[0]);
     let run = |script: &str| host.in_container(&names[0], script);
-    // Frames that any host's stack would take: the MAC of the device that they come in on.
+    // Frames that every host's stack accepts: they have the MAC of the device that they come in on.
     let veths = veths(&host.netns);
     let peer = run("ip -o link show eth0");
     let number = peer.split("@if").nth(1).and_then(|rest| rest.split(':').next()).unwrap();
     let outer = host.netns.run(&format!("ip -o link | grep '^{number}: '"));
     let outer = outer.split([':', '@']).nth(1).unwrap().trim().to_owned();
     let mac = link(&host.netns, &outer)["address"].as_str().unwrap().to_owned();
-    // Of a netkit pair the side that sends drops what no program takes.
+    // In a netkit pair the sending side drops frames without a program.
     let received = || {
         if netkit {
             let tx = run("ip -s -j link show eth0");
@@ -405,14 +406,14 @@ fn a_container_without_its_program_is_cut_off() {
     if netkit {
         return;
     }
-    // Were it not a port of the bridge, the host would have taken them.
+    // If the device were not a port of the bridge, the host would accept them.
     host.netns.run(&format!("ip link set {outer} nomaster; sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.{outer}.rp_filter=0"));
     send();
     wait_until(SOON, "the host to take them", || seen()[0] > 0);
 }
 
 /// On a wire frames of TCP come one MTU at a time. With the vxlan device GRO merges them before
-/// they are decapsulated; with somebody else's interface of its name in the way it does not.
+/// they are decapsulated; while a foreign interface has its name, it does not.
 #[test]
 #[ignore = "needs root"]
 fn frames_of_tcp_are_merged_before_they_are_decapsulated() {
@@ -432,7 +433,7 @@ fn frames_of_tcp_are_merged_before_they_are_decapsulated() {
             Underlay::UPLINK
         ));
         let port = format!("p{}", host.index);
-        // A veth has GRO look only at what comes from a device that cuts nothing itself.
+        // A veth passes frames to GRO only if its peer does no segmentation itself.
         cluster.switch.run(&format!(
             "ethtool -K {port} tso off; tc qdisc replace dev {port} root pfifo limit 10000"
         ));
@@ -468,8 +469,8 @@ fn frames_of_tcp_are_merged_before_they_are_decapsulated() {
     assert!(merged > 3 * 1500, "{merged} bytes a frame");
 }
 
-/// Puts another interface in the place of the vxlan device, which keeps the agent from making
-/// its own. It may be faster than the second step once; then all of it is done again.
+/// Puts another interface in the place of the vxlan device, which keeps the agent from making its
+/// own. The agent may be faster than the second step; then both steps are repeated.
 pub(crate) fn without_gro(netns: &Netns) {
     let script = format!("link del {GRO}\nlink add {GRO} type bridge\n");
     let start = Instant::now();

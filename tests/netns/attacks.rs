@@ -1,4 +1,4 @@
-//! What an ill-meaning container or neighbour must not get.
+//! Attacks by a container or a neighbour.
 
 #![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
 
@@ -64,7 +64,7 @@ fn a_container_cannot_take_the_hosts_answers() {
     }
 }
 
-/// The server behind a published port cannot open a connection to what has its former
+/// The server behind a published port cannot open a connection to the next owner of its former
 /// client's port on the host's loopback address.
 #[test]
 #[ignore = "needs root"]
@@ -84,7 +84,7 @@ fn a_published_port_opens_no_way_back() {
     assert_eq!(secret.seen().len(), 0);
 }
 
-/// A host that forwards for others forwards nothing into a network.
+/// A host with forwarding enabled does not forward packets into a network.
 #[test]
 #[ignore = "needs root"]
 fn a_router_does_not_open_the_networks() {
@@ -119,7 +119,8 @@ fn switching_forwarding_off_is_made_good() {
     });
 }
 
-/// A neighbour cannot speak to a published port for the host or for its containers.
+/// A neighbour cannot reach a published port with a source address of the host or of its
+/// containers.
 #[test]
 #[ignore = "needs root"]
 fn a_neighbour_speaks_for_itself_only() {
@@ -142,7 +143,7 @@ fn a_neighbour_speaks_for_itself_only() {
     assert_eq!(from.ip(), Outside::IP);
 }
 
-/// An internal network's gateway is no way to other networks' published ports.
+/// An internal network's gateway does not lead to published ports of other networks.
 #[test]
 #[ignore = "needs root"]
 fn an_internal_network_reaches_no_published_port_of_others() {

@@ -1,5 +1,4 @@
-//! What a user can get wrong: one clear line, the right exit code, and the
-//! state as it was.
+//! Errors of a user: one line, the right exit code, and an unchanged state.
 
 use std::process::Command;
 
@@ -141,7 +140,7 @@ fn containers() {
     }
 }
 
-/// Without an agent, without privilege, on a kernel that lacks what is needed.
+/// Without an agent, without privilege, on a kernel that lacks a required feature.
 #[test]
 #[ignore = "needs root"]
 fn no_agent_no_privilege_no_kernel() {
@@ -196,7 +195,7 @@ fn no_agent_no_privilege_no_kernel() {
         .arg(host.bpffs());
     one_line(&mut uplink, &["nosuch0"]);
 
-    // Plaintext beyond loopback needs a word.
+    // Plaintext beyond loopback needs `--insecure-store`.
     let mut plain = host.netns.command(culvert_binary());
     plain
         .args(["agent", "--node", "n", "--uplink", "up0", "--store", &host.store, "--socket"])

@@ -1,4 +1,4 @@
-//! What a user can get wrong with ports, modes and NAT; see `bad_input`.
+//! Errors of a user with ports, modes and NAT; see `bad_input`.
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ use culvert_tests::{
 
 use crate::bad_input::refused;
 
-/// Values of `-p` that are no ports are wrong usage; the line says what would be right.
+/// Invalid values of `-p` are a usage error; the line shows the right form.
 #[test]
 #[ignore = "needs root"]
 fn malformed_ports() {
@@ -121,7 +121,7 @@ fn privileged_ports_need_a_capability() {
     refused(host, 1, &run, &["53/udp", "permission", "CAP_NET_BIND_SERVICE"]);
 }
 
-/// `none`, `host` and `container:` with what does not go with them.
+/// `none`, `host` and `container:` with incompatible options.
 #[test]
 #[ignore = "needs root"]
 fn modes() {
@@ -160,7 +160,7 @@ fn modes() {
     refused(host, 1, &["network", "connect", "bridge", "nobody"], &["nobody"]);
     refused(host, 1, &["network", "rm", "bridge"], &["bridge"]);
     refused(host, 1, &["rm", &web], &[&side]);
-    // A namespace of somebody else's goes into a network, not into a mode.
+    // A foreign namespace can join a network, but not a mode.
     let adopted = Netns::new("adopted");
     let path = adopted.path().display().to_string();
     let shared = format!("container:{web}");
@@ -170,7 +170,7 @@ fn modes() {
     }
 }
 
-/// Networks that cannot be, of both drivers.
+/// Impossible networks, of both drivers.
 #[test]
 #[ignore = "needs root"]
 fn networks_of_both_drivers() {
@@ -195,7 +195,7 @@ fn networks_of_both_drivers() {
     refused(host, 2, &["network", "create", "-d", "macvlan", "x"], &["macvlan"]);
 }
 
-/// Options of conntrack and of `nat ls` that say nothing.
+/// Invalid options of conntrack and of `nat ls`.
 #[test]
 #[ignore = "needs root"]
 fn conntrack_options() {

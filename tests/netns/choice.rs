@@ -1,4 +1,4 @@
-//! What `status` and `doctor --datapath` tell of the uplinks.
+//! The uplinks in `status` and `doctor --datapath`.
 
 #![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
 
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::assistants::{with_gro, without_gro};
 
-/// What `doctor --datapath` finds fault with.
+/// The findings of `doctor --datapath`.
 fn faults(host: &Host) -> Vec<String> {
     let findings = host.json(&["doctor", "--datapath"]);
     let findings = findings.as_array().unwrap().iter();
@@ -54,7 +54,7 @@ fn what_an_uplink_can_do_is_told() {
     wait_until(SOON, "the vxlan device", || is(host, true, true));
     assert!(host.ok(&["status"]).contains("up0 (veth, native XDP, GRO on, VXLAN merged)"));
 
-    // Asked for, it is had, and the price told.
+    // XDP is attached on request, and `status` shows its price.
     host.stop_agent(Signal::SIGTERM);
     host.start_agent(&["--datapath", "xdp"]);
     host.wait_ready();

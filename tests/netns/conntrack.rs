@@ -1,4 +1,4 @@
-//! A full conntrack table: what goes on, and what does not.
+//! A full conntrack table: flows that continue, and flows that are refused.
 
 #![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
 
@@ -16,7 +16,7 @@ use crate::{
     ports::{any, echo, talk},
 };
 
-/// Datagrams to so many ports, of which nobody answers any.
+/// Datagrams to this many ports without an answer.
 fn flood(netns: &std::path::Path, first: u16, count: u16) {
     sock::within(netns, || {
         for port in first..first + count {
@@ -65,7 +65,7 @@ fn a_flood_breaks_no_connection() {
     }
     assert!(pressed(host) > 0, "{}", host.ok(&["stats"]));
     assert!(host.counter("from_container", "conntrack_full") > 0, "{}", host.ok(&["stats"]));
-    // While the agent knows who may go, new flows push old ones out.
+    // While the eviction queue has entries, new flows evict old ones.
     wait_until(SOON, "a flow to be evicted", || {
         flood(&netns, 30_000, 60);
         host.counter("from_container", "flow_evicted") > 0
@@ -82,7 +82,7 @@ fn a_flood_breaks_no_connection() {
     assert_eq!(established, 4, "{rows}");
 }
 
-/// The flood from the outside: a published UDP port and many clients.
+/// An external flood: a published UDP port and many clients.
 #[test]
 #[ignore = "needs root"]
 fn a_flood_from_outside_breaks_no_connection() {

@@ -142,7 +142,7 @@ fn detached_containers() {
     assert_eq!(host.json(&["fdb", "show"]), serde_json::json!([]));
 }
 
-/// Namespaces that others made, by path and by pid.
+/// Namespaces of other programs, by path and by pid.
 #[test]
 #[ignore = "needs root"]
 fn attach_and_detach() {
@@ -180,7 +180,7 @@ fn attach_and_detach() {
     assert_eq!(host.json(&["fdb", "show"]), serde_json::json!([]));
 }
 
-/// A second network on a running sandbox, and off again.
+/// A running sandbox joins a second network and leaves it again.
 #[test]
 #[ignore = "needs root"]
 fn connect_and_disconnect() {
@@ -219,7 +219,7 @@ fn addresses_are_given_once() {
     assert_eq!(host.ip(&names[3], "net"), "10.0.0.2");
 }
 
-/// Many at once on two hosts: nobody gets an address twice.
+/// Many containers at once on two hosts: every address is unique.
 #[test]
 #[ignore = "needs root"]
 fn concurrent_creates_never_share_an_address() {
@@ -271,7 +271,7 @@ fn trace_lines_when_asked_for() {
     wait_until(SOON, "a trace line", || host.agent_log().contains("action"));
 }
 
-/// `doctor` tells what is well and what is not, with and without an agent.
+/// `doctor` reports good and bad findings, with and without an agent.
 #[test]
 #[ignore = "needs root"]
 fn doctor_looks_around() {

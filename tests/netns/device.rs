@@ -1,5 +1,5 @@
-//! What connects containers with the host: veth or netkit pairs. Where the kernel has no
-//! netkit, the same holds of veth alone.
+//! Device pairs of containers, veth or netkit. On a kernel without netkit the tests cover veth
+//! alone.
 
 #![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
 
@@ -26,7 +26,7 @@ pub(crate) fn told(host: &Host) -> String {
     host.json(&["status"])["datapath"]["device"].as_str().unwrap().to_owned()
 }
 
-/// The host sides of containers, with what each is made of.
+/// The host sides of containers, with the kind of each.
 fn kinds(host: &Host) -> Vec<String> {
     let rows: Value = serde_json::from_str(&host.netns.run("ip -d -j link show")).unwrap();
     let ours =
@@ -42,8 +42,8 @@ fn has_netkit() -> bool {
         .any(|line| line.split_whitespace().nth(2) == Some("netkit_link_attach"))
 }
 
-/// `auto` takes netkit where the kernel has it, and says so; what is asked for is had or
-/// refused; a container has the kind that was told, and the programs are where they belong.
+/// `auto` chooses netkit if the kernel has it, and `status` shows it. A requested kind is made or
+/// refused. A container has the kind shown, with the programs attached to the right hooks.
 #[test]
 #[ignore = "needs root"]
 fn containers_get_what_status_tells() {
@@ -76,8 +76,8 @@ fn containers_get_what_status_tells() {
     }
 }
 
-/// A container keeps what it has when the agent gives others something else; both kinds talk
-/// to each other, and all of it goes with a purge.
+/// A container keeps its kind when the agent makes another kind for new containers. Both kinds
+/// reach each other, and a purge removes both.
 #[test]
 #[ignore = "needs root"]
 fn a_container_keeps_its_device() {
@@ -111,14 +111,14 @@ fn a_container_keeps_its_device() {
     assert_eq!(kinds(host), Vec::<String>::new());
 }
 
-/// Sends a frame of which a packet socket says that it is of `protocol`.
+/// Sends a frame by a packet socket whose `protocol` may differ from the frame's EtherType.
 fn send_as(netns: &Path, protocol: i32, frame: &[u8]) {
     within(netns, || {
         let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None);
         let fd = fd.unwrap();
         let ifindex = nix::net::if_::if_nametoindex("eth0").unwrap();
         bind(&fd, ifindex, u16::try_from(protocol).unwrap()).unwrap();
-        // Where it is refused at once, that is an error.
+        // An immediate refusal is returned as an error.
         let _ = nix::unistd::write(&fd, frame);
     });
 }
@@ -129,8 +129,8 @@ fn as_host(host: &Host, name: &str) -> packet::Host {
     packet::Host { mac: [0x02, 0x42, a, b, c, d], v4: ip.octets(), v6: [0; 16] }
 }
 
-/// The receiver of a frame goes by its EtherType, not by what the sender's packet socket says
-/// that it is: an ARP answer under another type is none.
+/// The receiver of a frame uses its EtherType, not the protocol of the sender's packet socket: an
+/// ARP answer with another type is ignored.
 #[test]
 #[ignore = "needs root"]
 fn what_a_packet_socket_says_of_a_frame_counts_for_nothing() {
@@ -159,7 +159,7 @@ fn what_a_packet_socket_says_of_a_frame_counts_for_nothing() {
         send_as(&container(&names[0]), protocol, frame);
         wait_until(SOON, kind, || counted(kind) > old);
     }
-    // The one that is judged last has been looked at, if it got there.
+    // The frame sent last was processed if it arrived.
     std::thread::sleep(Duration::from_millis(50));
     host.wait_ping(&names[1], &host.ip(&names[0], "bridge"));
     assert!(gateway().contains("lladdr 02:42:ac:11:00:01"), "{}", gateway());

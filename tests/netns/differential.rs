@@ -1,5 +1,5 @@
-//! The same connections through Culvert and through what Docker makes of a Linux bridge
-//! and iptables: the same becomes of each, and others see the same of them.
+//! The same connections through Culvert and through Docker's wiring of a Linux bridge and iptables:
+//! each has the same outcome, and peers see the same addresses.
 
 #![expect(clippy::expect_used, reason = "a step that cannot be taken fails the test with why")]
 
@@ -40,10 +40,10 @@ struct Side<'a> {
     containers: Vec<PathBuf>,
 }
 
-/// What a server is told apart by, and whom it saw come and how they went.
+/// The name of a server, its clients, and the outcome of their connections.
 type Seen = BTreeMap<(String, String), usize>;
 
-/// What a run tells.
+/// The observations of a run.
 struct Told {
     results: Vec<String>,
     servers: Seen,
@@ -99,7 +99,7 @@ fn the_same_becomes_of_a_thousand_connections() {
         "CULVERT_SEED={seed}: {count} differences:\n{}\n{stats}",
         different.join("\n")
     );
-    // What both do wrong is no difference.
+    // A fault that both have is not a difference.
     let good = linux.results.iter().filter(|result| result.starts_with("ok")).count();
     assert!(
         good > plan.len() / 2,
@@ -110,7 +110,7 @@ fn the_same_becomes_of_a_thousand_connections() {
     assert!(late < 10, "CULVERT_SEED={seed}: {late} went nowhere");
 }
 
-/// A container of Culvert with the published ports that are its.
+/// A container of Culvert with its published ports.
 fn run(world: &World, index: u8) -> PathBuf {
     let name = unique_name("c");
     let ports: Vec<String> = PUBLISHED
@@ -143,7 +143,7 @@ impl Side<'_> {
         for (index, result) in parts.into_iter().flatten() {
             results[index] = result;
         }
-        // One that does not see its end is told as a difference.
+        // A server that does not see the end of a connection is reported as a difference.
         let begun = Instant::now();
         while begun.elapsed() < SOON
             && servers.iter().any(|(_, tcp, it)| *tcp && it.ends().len() < it.seen().len())
@@ -165,7 +165,7 @@ impl Side<'_> {
         Told { results, servers: seen, headers: watch.seen() }
     }
 
-    /// What is the same on both sides and nobody's doing.
+    /// Settings that both sides have in common.
     fn prepare(&self) {
         let router = &self.outside.router;
         // As an unreachable route, whose errors the kernel limits for the whole machine.
@@ -177,7 +177,7 @@ impl Side<'_> {
         ] {
             router.run(&format!("{} -w -A FORWARD -d {ip} -j {target}", self.iptables));
         }
-        // Limits on ICMP errors would make chance of what clients are told.
+        // Limits on ICMP errors would make the clients' errors random.
         let open = "cd /proc/sys/net/ipv4; echo 0 > icmp_ratelimit; \
                     for limit in icmp_msgs_per_sec icmp_msgs_burst; do \
                     [ ! -e $limit ] || echo 100000 > $limit; done; \
@@ -234,8 +234,8 @@ fn sock_addr(port: u16) -> std::net::SocketAddrV4 {
     std::net::SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, port)
 }
 
-/// What of a client's address is to be the same: behind a published port that of a client
-/// outside with its port, but not that of one on the host itself; elsewhere the address.
+/// The part of a client's address that must be equal on both sides: address and port of an external
+/// client of a published port, nothing of a client on the host itself, and the address elsewhere.
 fn whom(server: &str, peer: &SocketAddr) -> String {
     if peer.ip() == Outside::IP {
         return peer.to_string();

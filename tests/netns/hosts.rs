@@ -1,5 +1,5 @@
-//! Hosts themselves and the containers of an overlay network: their own, and those
-//! on other hosts.
+//! Packets between a host itself and containers of an overlay network, on the same and on another
+//! host.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -8,9 +8,8 @@ use culvert_tests::{
     sock::{self, Behaviour, Server, Use, container},
 };
 
-/// A host reaches containers here and there under its own address, with everything
-/// that its stack sends; answers find back through the tunnel. Another host with the
-/// same ports does not get them.
+/// A host reaches local and remote containers under its own address, with every kind of packet; the
+/// answers return through the tunnel. Another host with the same ports does not get them.
 #[test]
 #[ignore = "needs root"]
 fn a_host_reaches_containers_everywhere() {
@@ -45,12 +44,12 @@ fn a_host_reaches_containers_everywhere() {
         assert_eq!(tcp.take_clients(), [host.vtep().to_string()]);
         assert_eq!(udp.take_clients(), [host.vtep().to_string()]);
     }
-    // A port that nobody listens on: the error comes back, too.
+    // A port without a listener: the error comes back, too.
     let nobody = SocketAddrV4::new(ip, 81);
     let host = &cluster.hosts[0];
     assert_eq!(sock::udp(host.netns.path(), nobody, 0, 1), "refused");
     assert_eq!(sock::tcp(host.netns.path(), nobody, 0, Use::Echo(1)), "refused");
-    // The container itself is not reached under the gateway's name from elsewhere.
+    // From another host the gateway's address does not lead to the container.
     let from_gateway = format!("ping -c1 -W1 -I 10.0.0.1 {ip}");
     assert!(!host.netns.succeeds(&from_gateway), "an address that every host has");
     assert!(cluster.hosts[2].counter("from_underlay", "spoofed_ip") > 0);

@@ -65,8 +65,8 @@ fn traffic_flows_while_the_agent_is_replaced() {
     assert_eq!(lost(pings), 0);
 }
 
-/// A restarted agent knows what it had, prunes what went meanwhile, and what
-/// the other host did meanwhile works.
+/// A restarted agent keeps its state, prunes objects that were removed meanwhile, and applies the
+/// changes of the other host.
 #[test]
 #[ignore = "needs root"]
 fn a_restarted_agent_catches_up() {
@@ -101,7 +101,7 @@ fn a_lost_namespace_comes_back() {
     cluster.hosts[0].wait_ping(&first, "10.0.0.3");
 }
 
-/// Somebody deletes a veth, a route, a map entry's cause: the agent repairs it.
+/// A veth, a route or the cause of a map entry is deleted: the agent repairs it.
 #[test]
 #[ignore = "needs root"]
 fn what_is_deleted_by_hand_is_repaired() {

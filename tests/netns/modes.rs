@@ -74,9 +74,9 @@ fn host_is_the_hosts_own() {
     assert_eq!(links(), before);
 }
 
-/// `container:NAME`: two containers with one namespace, one 127.0.0.1 and one address;
-/// what the first one publishes leads to either; it goes by force only while another
-/// one shares its network.
+/// `container:NAME`: two containers with one namespace, one 127.0.0.1 and one address; a published
+/// port of the first leads to either; the first can be removed only by force while the other shares
+/// its network.
 #[test]
 #[ignore = "needs root"]
 fn a_container_shares_anothers_network() {
@@ -111,13 +111,13 @@ fn a_container_shares_anothers_network() {
     assert_eq!(again, ip);
 }
 
-/// A container whose command says which port it will listen on.
+/// A container that declares the port it will listen on.
 fn exposing<'a>(name: &'a str, network: &'a str, expose: &'a str) -> [&'a str; 11] {
     ["run", "-d", "--name", name, "--network", network, "--expose", expose, "--", "sleep", "1000"]
 }
 
-/// A command that says which port it will listen on is told who has it already: in a
-/// sandbox that it shares, on the host, or by publishing it.
+/// A container that declares its port is refused with the name of the holder: in a shared sandbox,
+/// on the host, or as a published port.
 #[test]
 #[ignore = "needs root"]
 fn a_port_that_somebody_has_is_named_with_its_holder() {
@@ -187,8 +187,8 @@ fn several_networks_with_fixed_addresses() {
     assert_eq!(world.run("bridge", &["--ip", "172.17.0.77"]).1.to_string(), "172.17.0.77");
 }
 
-/// Bridge networks of one name on two hosts of one store have nothing to do with each
-/// other: the same address twice, no packet between them, and each host lists its own.
+/// Bridge networks of one name on two hosts of one store are independent: the same address twice,
+/// no packet between them, and each host lists its own.
 #[test]
 #[ignore = "needs root"]
 fn a_hosts_networks_are_its_own() {

@@ -1,5 +1,5 @@
-//! The way out of a network: masquerading, as seen by a host that knows no route
-//! to any container.
+//! External access from a network: masquerading, as seen by a host without a route to any
+//! container.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
@@ -13,7 +13,7 @@ use culvert_tests::{
     sock::{self, Behaviour, Server, Use, container},
 };
 
-/// One host, the outside, and a network of the given driver.
+/// One host, an external host, and a network of the given driver.
 pub(crate) struct World {
     pub(crate) cluster: Cluster,
     pub(crate) outside: Outside,
@@ -57,8 +57,8 @@ fn any(port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)
 }
 
-/// Bridge and overlay alike: TCP, UDP and ping reach the outside, which sees the
-/// host; one interface, one default route.
+/// In bridge and overlay networks TCP, UDP and ping reach an external host, which sees the address
+/// of the host. The container has one interface and one default route.
 #[test]
 #[ignore = "needs root"]
 fn the_outside_sees_the_host() {
@@ -125,7 +125,7 @@ fn the_gateway_the_host_and_other_networks() {
     assert_eq!(in_one.seen().len(), 0, "another network got through");
 }
 
-/// `--internal` leaves the network and the gateway, and nothing else.
+/// In a network with `--internal` a container reaches the network and the gateway only.
 #[test]
 #[ignore = "needs root"]
 fn an_internal_network_has_no_way_out() {
@@ -138,7 +138,7 @@ fn an_internal_network_has_no_way_out() {
         let (_, two_ip) = world.run(name, &[]);
         host.in_container(&one, &format!("ping -c1 -W2 {two_ip}"));
         assert_eq!(sock::tcp(&container(&one), outside(80), 0, Use::Echo(1)), "unreachable");
-        // Not even with a route of its own making.
+        // Also not with a route that the container adds.
         let gateway = host.json(&["network", "inspect", name])[0]["IPAM"]["Config"][0]["Gateway"]
             .as_str()
             .unwrap()
@@ -151,7 +151,7 @@ fn an_internal_network_has_no_way_out() {
     assert_eq!(server.seen().len(), 0);
 }
 
-/// The TTL counts down, and a traceroute shows the gateway and the way.
+/// The TTL counts down, and a traceroute shows the gateway and the path.
 #[test]
 #[ignore = "needs root"]
 fn traceroute_shows_the_gateway_and_the_path() {
@@ -168,8 +168,8 @@ fn traceroute_shows_the_gateway_and_the_path() {
     assert!(hop(3).contains("ttl=62"), "{}", hop(3));
 }
 
-/// ICMP errors come back to the container that they concern: a port that nobody
-/// listens on, and a link on the way that is too small.
+/// ICMP errors come back to the container that they concern: a port without a listener, and a link
+/// on the path with a smaller MTU.
 #[test]
 #[ignore = "needs root"]
 fn icmp_errors_find_their_container() {
@@ -222,17 +222,17 @@ fn ports_are_kept_where_they_are_free() {
         assert_ne!(tcp.seen().last().map(std::net::SocketAddr::port), Some(port));
     }
     drop(connected);
-    // A port that is connected to somebody else is the host's, too.
+    // A port of the host that is connected to another peer is not taken either.
     let other = Server::tcp(world.outside.host.path(), any(81), Behaviour::Echo);
     let connected = sock::within(host.netns.path(), || sock::open(outside(81), 4004)).unwrap();
-    // The agent looks once a second.
+    // The agent reads the host's sockets once a second.
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(sock::tcp(&container(&two), outside(80), 4004, Use::Echo(5)), "ok 5");
     assert_ne!(tcp.seen().last().map(std::net::SocketAddr::port), Some(4004));
     drop((connected, other));
 }
 
-/// The agent's end does not end a connection: neither by a signal nor by a crash.
+/// A connection survives the end of the agent, both by a signal and by a crash.
 #[test]
 #[ignore = "needs root"]
 fn flows_outlive_the_agent() {
@@ -252,7 +252,7 @@ fn flows_outlive_the_agent() {
     for signal in [nix::sys::signal::Signal::SIGTERM, nix::sys::signal::Signal::SIGKILL] {
         world.cluster.hosts[0].stop_agent(signal);
         talk();
-        // A new one as well: the programs need no agent.
+        // A new connection works, too: the programs need no running agent.
         assert_eq!(sock::tcp(&netns, outside(80), 0, Use::Echo(10)), "ok 10");
         world.cluster.hosts[0].start_agent(&[]);
         world.cluster.hosts[0].wait_ready();
@@ -274,7 +274,7 @@ fn flows_die_with_their_container() {
     host.ok(&["rm", "-f", &old]);
     let (new, again) = world.run("bridge", &["--ip", "172.17.0.9"]);
     assert_eq!(ip, again);
-    // Somebody who still talks to the old one.
+    // A peer that still sends to the old container.
     let listener = sock::within(&container(&new), || std::net::UdpSocket::bind("0.0.0.0:4000"));
     let listener = listener.unwrap();
     listener.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
@@ -289,8 +289,8 @@ fn flows_die_with_their_container() {
     assert!(listener.recv(&mut buffer).is_err(), "the new container got an old answer");
 }
 
-/// A second network on a running container, and off again: as Docker, the first one
-/// has the way out, and another one takes over when it goes.
+/// A running container joins a second network and leaves it again. As with Docker, the first
+/// network has the default route, and another one gets it when the first is left.
 #[test]
 #[ignore = "needs root"]
 fn the_way_out_moves_to_the_network_that_is_left() {
@@ -310,8 +310,7 @@ fn the_way_out_moves_to_the_network_that_is_left() {
     assert_eq!(server.take_clients(), [host.vtep().to_string()]);
 }
 
-/// When no port is left the new flow is refused, counted and told of; those there
-/// are go on.
+/// When no port is left, a new flow is refused, counted and reported; existing flows continue.
 #[test]
 #[ignore = "needs root"]
 fn exhaustion_refuses_new_flows_only() {

@@ -110,7 +110,7 @@ fn fragments_arrive_in_any_order() {
     }
     assert_eq!(inside.take_clients(), [Outside::IP.to_string()]);
 
-    // What is the host's own stays the host's own.
+    // Fragments of the host itself pass to the host.
     let on_host = Server::udp(host.netns.path(), any(5400));
     let to = SocketAddrV4::new(host.vtep(), 5400);
     for order in orders {
@@ -124,7 +124,8 @@ fn fragments_arrive_in_any_order() {
     }
 }
 
-/// Checksums are right whatever the devices leave to do: out, in, and to a published port.
+/// Checksums are right with every setting of the devices' offloads: outbound, inbound, and to a
+/// published port.
 #[test]
 #[ignore = "needs root"]
 fn every_combination_of_offloads() {
@@ -198,8 +199,8 @@ fn checksum_errors(snmp: &str) -> u64 {
     sum
 }
 
-/// What a route of the host takes is told to a container that sends more, by its gateway:
-/// as where Linux forwards, only a locked MTU counts.
+/// The gateway reports the MTU of the host's route to a container that sends larger packets. As
+/// when Linux forwards, only a locked MTU counts.
 #[test]
 #[ignore = "needs root"]
 fn the_mtu_of_a_route_is_told() {

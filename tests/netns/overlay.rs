@@ -70,7 +70,7 @@ fn two_hosts_one_overlay() {
     let routes = two.in_container(&over2, "ip route");
     assert!(routes.contains("10.0.0.0/24 dev eth0"), "{routes}");
 
-    // Both hosts tell the same of the network.
+    // Both hosts show the same network.
     for host in [one, two] {
         let network = &host.json(&["network", "inspect", "overlaynet1"])[0];
         assert_eq!(network["Id"], id.as_str());
@@ -83,7 +83,7 @@ fn two_hosts_one_overlay() {
         });
     }
 
-    // The FDB has what the store says, and nothing had to be learned.
+    // The FDB has the entries of the store, and no learned ones.
     let fdb = one.json(&["fdb", "show"]);
     let kind = |mac: &str| {
         let rows = fdb.as_array().cloned().unwrap_or_default();
@@ -109,7 +109,7 @@ fn two_hosts_one_overlay() {
     }
 }
 
-/// A third host needs nothing done on the other two, and may leave again.
+/// A third host joins and leaves without any change on the other two.
 #[test]
 #[ignore = "needs root"]
 fn a_third_host_joins_and_leaves() {
@@ -131,8 +131,8 @@ fn a_third_host_joins_and_leaves() {
     pair.one().in_container(&pair.over1, "ping -c1 -W1 10.0.0.3");
 }
 
-/// What fills the MTU passes; one byte more is refused by the container's own
-/// stack, and where its MTU was raised, by ICMP.
+/// A packet as large as the MTU passes. The container's own stack refuses one byte more; if the
+/// container's MTU was raised, ICMP reports it.
 #[test]
 #[ignore = "needs root"]
 fn mtu_is_told_not_silently_enforced() {
@@ -153,7 +153,7 @@ fn mtu_is_told_not_silently_enforced() {
     });
 }
 
-/// A router on the underlay with a smaller MTU: its ICMP is heeded.
+/// The programs use the smaller MTU that a router on the underlay reports by ICMP.
 #[test]
 #[ignore = "needs root"]
 fn path_mtu_of_the_underlay_is_learnt() {
@@ -243,8 +243,8 @@ fn ipv6_over_the_overlay() {
     assert!(pair.one().counter("from_container", "nd_reply") >= 1);
 }
 
-/// What the neighbour map knows never crosses the tunnel; broadcast and
-/// multicast reach every container of the network, and no other.
+/// Requests for addresses in the neighbour map never cross the tunnel; broadcast and multicast
+/// reach every container of the network, and no other.
 #[test]
 #[ignore = "needs root"]
 fn arp_is_suppressed_and_broadcast_is_not() {
@@ -312,8 +312,8 @@ fn spoofed_frames_go_nowhere() {
     assert_eq!(pair.two().counter("from_underlay", "deliver"), delivered);
 }
 
-/// VXLAN that a container makes up, or a host that is no VTEP of the network,
-/// is not taken for the network's.
+/// Forged VXLAN, from a container or from a host that is not a VTEP of the network, is not
+/// accepted.
 #[test]
 #[ignore = "needs root"]
 fn forged_vxlan_is_refused() {
@@ -340,7 +340,7 @@ fn forged_vxlan_is_refused() {
     assert_eq!(pair.two().counter("from_underlay", "deliver"), delivered);
 }
 
-/// Networks never meet, even with the same subnet and the same addresses.
+/// Networks are isolated, even with the same subnet and the same addresses.
 #[test]
 #[ignore = "needs root"]
 fn overlapping_networks_never_meet() {
@@ -409,7 +409,7 @@ fn kernel_vxlan_interoperates_by_learning() {
          bridge fdb append 00:00:00:00:00:00 dev vx0 dst 192.0.2.2",
         up = Underlay::UPLINK
     ));
-    // Nobody hears it before it is added.
+    // Its frames are dropped before it is added.
     assert!(!plain.succeeds("ping -c1 -W1 10.0.0.2"));
     assert!(pair.one().counter("from_underlay", "unknown_vtep") >= 1);
     pair.one().ok(&["vtep", "add", "192.0.2.6", "--network", "overlaynet1"]);

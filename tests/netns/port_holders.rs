@@ -1,4 +1,4 @@
-//! Published ports: who has one, until when, and what is told of them.
+//! Published ports: the holder of a port, its release, and the reports of it.
 
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 
@@ -33,8 +33,8 @@ fn held(host: &Host, port: u16) -> bool {
     })
 }
 
-/// A port is one container's or one process's: who has it is told in the refusal, and
-/// it is free when that one is gone.
+/// A port belongs to one container or one process. A refusal names the holder, and the port is free
+/// when the holder is gone.
 #[test]
 #[ignore = "needs root"]
 fn a_port_is_taken_once() {
@@ -115,8 +115,8 @@ fn publishing_outlives_the_agent() {
     }
 }
 
-/// What the host has for published ports: the program on its loopback device, and
-/// the switches of it.
+/// The host's settings for published ports: the program on its loopback device, and the device's
+/// sysctls.
 fn loopback(host: &Host) -> (bool, String) {
     let programs = programs(&host.netns, "lo", TcAttachType::Ingress);
     let switches = "sysctl -n net.ipv4.conf.lo.route_localnet net.ipv4.conf.lo.accept_local";
@@ -248,7 +248,7 @@ fn nat_ls_tells_the_flows() {
         host.counter("conntrack", "tcp_established") == 4
             && host.counter("conntrack", "udp_stream") == 1
     });
-    // A closed connection is told as such.
+    // A closed connection has the state of a closed one.
     assert_eq!(
         sock::tcp(world.outside.host.path(), published, 4006, Use::HalfClose(1)),
         "ok \u{7}"

@@ -1,4 +1,5 @@
-//! Published ports: who reaches a container by a port of its host, and as whom.
+//! Published ports: the clients that reach a container by a port of its host, and the address that
+//! the container sees.
 
 #![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
 
@@ -23,7 +24,7 @@ pub(crate) fn any(port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)
 }
 
-/// A word of what became of an exchange of `len` bytes with a port.
+/// Outcome of an exchange of `len` bytes with a port, as one word.
 pub(crate) fn exchange(netns: &Netns, proto: &str, ip: Ipv4Addr, port: u16, len: usize) -> String {
     exchange_at(netns.path(), proto, ip, port, len)
 }
@@ -59,11 +60,10 @@ pub(crate) fn talk(stream: &mut TcpStream) {
     assert_eq!(&answer, b"ping");
 }
 
-/// A container of a bridge and one of an overlay network publish a port each, of TCP
-/// and UDP. From the outside, from the host by each of its addresses, from containers
-/// of the same and of another network, and from themselves, they are reached with
-/// payloads of every size; a client outside keeps its address, all others are the
-/// gateway.
+/// A container of a bridge and one of an overlay network publish a port each, of TCP and UDP. From
+/// an external host, from the host by each of its addresses, from containers of the same and of
+/// another network, and from themselves, they are reached with payloads of every size; an external
+/// client keeps its address; all other clients appear as the gateway.
 #[test]
 #[ignore = "needs root"]
 fn everybody_reaches_a_published_port() {
@@ -104,13 +104,13 @@ fn everybody_reaches_a_published_port() {
             }
         }
     }
-    // A port that nobody listens on is refused by the container, not by the host.
+    // A port without a listener is refused by the container, not by the host.
     assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), 8080, 1), "refused");
     assert_eq!(exchange(&world.outside.host, "udp", host.vtep(), 8080, 1), "refused");
 }
 
-/// A port of 127.0.0.1 is the host's own: a container does not reach it, nor does
-/// somebody on the underlay whose route to 127.0.0.1 is this host.
+/// A port of 127.0.0.1 is the host's own: a container does not reach it, nor does a host on the
+/// underlay whose route to 127.0.0.1 is this host.
 #[test]
 #[ignore = "needs root"]
 fn a_port_of_loopback_is_the_hosts_alone() {
@@ -118,7 +118,7 @@ fn a_port_of_loopback_is_the_hosts_alone() {
     let host = world.host();
     let (name, _) =
         world.run("bridge", &["-p", "127.0.0.1:8080:80", "-p", "127.0.0.1:8080:80/udp"]);
-    // One of every address is not for packets to 127.0.0.1 from outside either.
+    // A port on every address does not accept external packets to 127.0.0.1 either.
     let (open, _) = world.run("bridge", &["-p", "8081:80", "-p", "8081:80/udp"]);
     let (other, _) = world.run("bridge", &[]);
     let attacker = world.cluster.plain_host(50);
@@ -154,7 +154,7 @@ fn a_port_of_loopback_is_the_hosts_alone() {
             assert_eq!(server.seen(), [], "{proto}: somebody got in");
         }
     }
-    // The attacker's packets did come this far.
+    // The attacker's packets did arrive at this host.
     assert!(host.counter("from_container", "unroutable") > 0);
 }
 
@@ -167,7 +167,7 @@ fn a_port_of_one_address_is_of_that_one() {
     let host = world.host();
     let second: Ipv4Addr = "192.0.2.200".parse().unwrap();
     host.netns.run(&format!("ip addr add {second}/24 dev up0"));
-    // The agent sees the address by itself.
+    // The agent notices the new address.
     let name = unique_name("c");
     let publish = format!("{second}:8080:80");
     host.run_idle(&name, "bridge", &["-p", &publish]);
@@ -206,7 +206,7 @@ fn host_port(world: &World, name: &str, port: u16) -> u16 {
     line.trim_end_matches(&end).rsplit(':').next().unwrap().parse().unwrap()
 }
 
-/// Free ports are told by `ps` and lead to their container; ranges go one to one.
+/// `ps` shows the chosen free ports, which lead to their container; ranges map one to one.
 #[test]
 #[ignore = "needs root"]
 fn free_ports_and_ranges() {
@@ -236,9 +236,9 @@ fn free_ports_and_ranges() {
     }
 }
 
-/// An overlay network on two hosts: a port that a container publishes on one is
-/// reached by that host's address, from outside and from a container of the same
-/// network on the other host, which itself goes out by its own host.
+/// An overlay network on two hosts: a port that a container publishes on one is reached by that
+/// host's address, from an external host and from a container of the same network on the other
+/// host, whose packets leave by its own host.
 #[test]
 #[ignore = "needs root"]
 fn each_host_of_an_overlay_has_its_own_door() {
@@ -258,7 +258,7 @@ fn each_host_of_an_overlay_has_its_own_door() {
         assert_eq!(exchange(client, proto, one, 8080, len), word, "{proto}");
         assert_eq!(server.take_clients(), [Outside::IP.to_string()], "{proto}");
         assert_eq!(exchange(client, proto, two, 8080, 1), "refused", "{proto}");
-        // Through its own host, as anybody outside.
+        // Through its own host, like an external client.
         assert_eq!(exchange_at(&container(&second), proto, one, 8080, len), word, "{proto}");
         assert_eq!(server.take_clients(), [two.to_string()], "{proto}");
         assert_eq!(exchange(&hosts[1].netns, proto, one, 8080, len), word, "{proto}");

@@ -115,7 +115,7 @@ fn unknown_is_flooded(lab: &mut Lab) {
 }
 
 fn probe_of_a_taken_address_is_answered(lab: &mut Lab) {
-    // RFC 5227 §2.1.1: somebody has it, and says so to nobody's address.
+    // RFC 5227 §2.1.1: the address is taken; the answer goes to 0.0.0.0.
     let nobody_yet = Host { v4: [0; 4], ..ONE };
     let probe = Arp::request(&nobody_yet, FAR.v4).frame();
     let reply = answer(&nobody_yet, FAR.v4, FAR.mac).frame();

@@ -1,4 +1,4 @@
-//! Frames and counters told apart, so that one sees where they differ.
+//! Comparison of frames and counters, with a readable difference.
 
 use culvert_common::abi::{Code, Counter, Direction, stats_index};
 
@@ -36,7 +36,7 @@ pub(crate) fn same(what: &str, actual: &[u8], wanted: &[u8]) {
     );
 }
 
-/// Compares tunnelled frames, but for the entropy port, which has to be one.
+/// Compares tunnelled frames except for the entropy port, which must be in its range.
 #[track_caller]
 pub(crate) fn same_tunnelled(what: &str, actual: &[u8], wanted: &[u8]) {
     let mut wanted = wanted.to_vec();

@@ -45,13 +45,13 @@ const OTHERS: &[(&str, &[Case])] = &[
     ("random", random::CASES),
 ];
 
-/// What no case can produce, and why.
+/// Codes that no case can produce, with the reason.
 const UNREACHABLE: &[(Code, &str)] = &[(
     Code::Drop(DropReason::HelperFailed),
     "the kernel refuses to rewrite or resize a frame only where it has no memory",
 )];
 
-/// Cases that the suite has at least.
+/// Minimum number of cases.
 const LEAST: usize = 250;
 
 #[test]

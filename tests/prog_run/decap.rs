@@ -1,5 +1,4 @@
-//! Decapsulation (RFC 7348 §5) at tcx: what arrives on the uplink, judged by its
-//! outer headers.
+//! Decapsulation (RFC 7348 §5) at tcx: checks of the outer headers of frames on the uplink.
 
 use culvert::datapath::Table as _;
 use culvert::datapath::entry::{VtepInfo, VtepKey};
@@ -64,7 +63,7 @@ cases!(
     runts_pass,
 );
 
-/// What [`PEER`] sends is delivered as it was before it was encapsulated.
+/// A frame of [`PEER`] is delivered as it was before the encapsulation.
 #[track_caller]
 pub(crate) fn arrives(lab: &mut Lab, inner: &[u8]) {
     let outer = from_peer().wrap(inner);
@@ -174,7 +173,7 @@ fn with_the_sum_of_the_card(lab: &mut Lab) {
 }
 
 fn padding_is_trimmed(lab: &mut Lab) {
-    // Not by a card that sends at least 60 bytes, but by one in between.
+    // Not padded by a card that sends at least 60 bytes, but by a device in between.
     let inner = V4::new(&FAR, &ONE).frame();
     let outer = Tunnel { trailer: vec![0; 6], ..from_peer() }.wrap(&inner);
     lab.at_underlay(&outer).delivers(&inner, &[]);
@@ -257,7 +256,7 @@ fn unknown_vni(lab: &mut Lab) {
 }
 
 fn vni_of_another_network(lab: &mut Lab) {
-    // Known here, but the sender is not of it.
+    // The VNI is known here, but the sender is not a VTEP of it.
     refused(lab, Tunnel { vni: B, ..from_peer() }, DropReason::UnknownVtep);
 }
 
@@ -287,7 +286,7 @@ fn own_address_as_source(lab: &mut Lab) {
     refused(lab, Tunnel { src: OUR_VTEP, ..from_peer() }, DropReason::UnknownVtep);
 }
 
-/// What is not for us is left to the kernel.
+/// A frame that is not for this host passes to the kernel.
 #[track_caller]
 fn passes(lab: &mut Lab, frame: &[u8]) {
     lab.at_underlay(frame).passes(&[]);
@@ -303,7 +302,7 @@ fn other_port_passes(lab: &mut Lab) {
     for dst_port in [4788, 8472, 0, 0xb512] {
         passes(lab, &Tunnel { dst_port, ..from_peer() }.wrap(&hello()));
     }
-    // From our port is not to our port.
+    // The VXLAN port as source port does not make the frame VXLAN.
     passes(lab, &Tunnel { src_port: 4789, dst_port: 53, ..from_peer() }.wrap(&hello()));
 }
 
@@ -347,7 +346,7 @@ fn outer_first_fragment(lab: &mut Lab) {
 }
 
 fn outer_later_fragment_is_held(lab: &mut Lab) {
-    // It has no port to tell it by, and waits for its first in vain: that is dropped.
+    // It has no port, and is held for its first fragment, which is dropped.
     let tunnel = Tunnel { df: false, offset: 8, ..from_peer() };
     lab.at_underlay(&tunnel.wrap(&hello())).holds(&[]);
 }
@@ -360,8 +359,8 @@ fn outer_options_pass(lab: &mut Lab) {
 
 fn outer_truncated_at_every_byte(lab: &mut Lab) {
     let outer = from_peer().wrap(&hello());
-    // Before its port can be read the frame is nobody's; a header longer than
-    // the frame that says it is VXLAN is ours, and malformed.
+    // A frame too short for its port passes. A VXLAN frame whose header length exceeds the frame is
+    // malformed.
     for len in SHORTEST_V4..42 {
         passes(lab, &outer[..len]);
     }
@@ -418,7 +417,7 @@ fn outer_udp_too_short(lab: &mut Lab) {
 }
 
 fn runts_pass(lab: &mut Lab) {
-    // An Ethernet header and nothing else is the least a test run takes.
+    // A test run needs at least an Ethernet header.
     for ethertype in [0x0806, 0x8100, 0x88b5, 0, 0xffff] {
         passes(lab, &ethernet(UPLINK_MAC, [2, 0, 0, 0, 0, 9], ethertype, &[]));
     }

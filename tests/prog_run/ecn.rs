@@ -33,8 +33,7 @@ const CE: u8 = 0b11;
 /// The inner DSCP, which stays what it is: AF41.
 const DSCP: u8 = 34 << 2;
 
-/// What the figure says for one inner field: outer field, resulting field
-/// (`None`: dropped).
+/// The figure's row for one inner field: outer field, resulting field (`None`: dropped).
 type Row = [(u8, Option<u8>); 4];
 
 fn v4(ecn: u8) -> Vec<u8> {

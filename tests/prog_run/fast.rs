@@ -1,5 +1,5 @@
-//! What the programs remember of a pair of endpoints: that they do, for how long, and that
-//! nobody else profits from it.
+//! The flow cache: that it is used, how long an entry is valid, and that only frames of its pair
+//! match it.
 
 use culvert::datapath::Table as _;
 use culvert::datapath::entry::{FdbEntry, UnderlayPath, VtepKey};
@@ -48,7 +48,7 @@ fn back() -> Vec<u8> {
     V4::udp(&FAR, &ONE, (2000, 1000), &payload(100)).frame()
 }
 
-/// Sends the frame until it must be remembered.
+/// Sends the frame until the flow cache must have its pair.
 fn warm_out(lab: &mut Lab) {
     lab.at_container(Port::A1, &out()).encaps(to_peer().wrap(&out()), &[]);
 }
@@ -57,13 +57,13 @@ fn warm_in(lab: &mut Lab) {
     lab.at_underlay(&from_peer().wrap(&back())).delivers(&back(), &[]);
 }
 
-/// Whether the next frame of the pair goes out as if the FDB still had it.
+/// Whether the next frame of the pair is sent by the flow cache, although the FDB has no entry.
 fn is_encapsulated(lab: &mut Lab) -> bool {
     let outcome = lab.at_container(Port::A1, &out()).outcome();
     outcome.count(Direction::FromContainer, Code::Action(Action::Encap)) == 1
 }
 
-/// A change of a table that has nothing to do with the pair.
+/// A change of a table that does not concern the pair.
 fn change_something(lab: &mut Lab) {
     lab.tables.fdb.remove(&FdbKey::new(A, [2, 0, 0, 0, 0, 1])).unwrap();
 }
@@ -205,7 +205,7 @@ fn vxlan_from_a_container_is_refused_every_time(lab: &mut Lab) {
 
 fn lengths_are_checked_every_time(lab: &mut Lab) {
     warm_out(lab);
-    // A packet that claims more than the frame has.
+    // A packet whose length field exceeds the frame.
     let mut frame = out();
     frame[16..18].copy_from_slice(&1400_u16.to_be_bytes());
     lab.at_container(Port::A1, &frame).drops(DropReason::Malformed);

@@ -51,7 +51,7 @@ fn from(source: [u8; 6]) -> Vec<u8> {
     V4 { eth_src: source, ..V4::udp(&FAR, &ONE, (1, 2), b"hello") }.frame()
 }
 
-/// MAC of a host that no state of the store knows.
+/// MAC of a host that is not in the store.
 const NEW: [u8; 6] = NOBODY.mac;
 
 fn key(mac: [u8; 6]) -> FdbKey {
@@ -108,7 +108,7 @@ fn local_endpoint(lab: &mut Lab) {
 fn same_port(lab: &mut Lab) {
     let to_self = V4::udp(&ONE, &ONE, (1, 2), b"hello").frame();
     lab.at_container(Port::A1, &to_self).drops(DropReason::SamePort);
-    // Another MAC behind the same port.
+    // Another MAC at the same interface.
     lab.tables.fdb.insert(&key(NEW), &local(Port::A1)).unwrap();
     lab.at_container(Port::A1, &to_new()).drops(DropReason::SamePort);
 }
@@ -190,7 +190,7 @@ fn learned_local_entry_is_used(lab: &mut Lab) {
     lab.set_learned(key(NEW), entry);
     let frame = to_new();
     lab.at_container(Port::A1, &frame).delivers(&frame, &[]);
-    // The tunnel finds it too.
+    // Frames from the tunnel use the entry, too.
     let inner = V4::udp(&FAR, &NOBODY, (1, 2), b"hello").frame();
     lab.at_underlay(&from_peer().wrap(&inner)).delivers(&inner, &[]);
 }
@@ -262,7 +262,7 @@ fn static_entry_is_not_displaced(lab: &mut Lab) {
     learning(&lab.tables);
     arrives_from(lab, PEER2, FAR.mac, &[Note::LearnRefused]);
     assert_eq!(lab.learned_keys(), []);
-    // Nor by a container that may send from anywhere.
+    // A container without `anti_spoof` cannot do it either.
     any_source(&lab.tables, Port::A1);
     let frame = V4 { eth_src: FAR.mac, ..V4::udp(&FAR, &TWO, (1, 2), b"") }.frame();
     lab.at_container(Port::A1, &frame).delivers(&frame, &[note(Note::LearnRefused)]);

@@ -1,5 +1,4 @@
-//! Conntrack: what a flow remembers, when it is another's, and what happens when the
-//! table is full.
+//! Conntrack: the state of a flow, the end of a flow and its replacement, and a full table.
 
 use std::net::TcpListener;
 
@@ -69,7 +68,7 @@ fn exchange(lab: &mut Lab, segments: &[(bool, u8)]) {
     }
 }
 
-/// What both directions have seen.
+/// The `seen` flags of both directions.
 fn seen(lab: &Lab) -> (u32, u32) {
     let orig = key(A, &from_a1(SYN));
     let reply = answer(&key(0, &left(SYN)));
@@ -91,7 +90,7 @@ fn flags_by_direction(lab: &mut Lab) {
     assert_eq!(seen(lab), (s | syn | ack | fin, s | syn | ack | fin | rst));
 }
 
-/// [`exchange`] of a flow that there is.
+/// [`exchange`] of an existing flow.
 #[track_caller]
 fn exchange_on(lab: &mut Lab, segments: &[(bool, u8)]) {
     for (out, flags) in segments {
@@ -104,7 +103,7 @@ fn exchange_on(lab: &mut Lab, segments: &[(bool, u8)]) {
     }
 }
 
-/// Who does not know where a connection is cannot end it.
+/// A sender that does not know the sequence numbers of a connection cannot end it.
 fn rst_and_fin_of_another_sequence_number(lab: &mut Lab) {
     exchange(lab, &[(true, SYN), (false, SYN | ACK), (true, ACK), (false, ACK)]);
     let before = seen(lab);
@@ -146,8 +145,8 @@ fn begins_anew(lab: &mut Lab) {
     began.has_begun(lab);
 }
 
-/// The host has taken the port since the connection on it has ended: the next one of the
-/// container gets another, or its answers would be the host's.
+/// The host uses the port since the connection on it ended. The container's next connection gets
+/// another port, or the host would receive its answers.
 fn syn_on_a_port_that_is_the_hosts_by_now(lab: &mut Lab) {
     exchange(lab, &[(true, SYN), (false, RST | ACK)]);
     let _host = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
@@ -165,7 +164,7 @@ fn syn_does_not_begin_anew_before(lab: &mut Lab) {
     let before = seen(lab);
     exchange_on(lab, &[(true, SYN)]);
     assert_eq!(seen(lab), before);
-    // Nor by the other side.
+    // The other side cannot end it either.
     exchange_on(lab, &[(true, ACK | FIN)]);
     let before = seen(lab);
     exchange_on(lab, &[(false, SYN)]);
@@ -221,8 +220,8 @@ fn server_gone(lab: &mut Lab) {
 }
 
 fn spoofed_by_another_container(lab: &mut Lab) {
-    // With `anti_spoof=false` it can send as `A1`. It takes the flow over: the other
-    // must begin anew, and no answer goes to the wrong one unseen.
+    // With `anti_spoof=false` it can send as `A1`. It takes the flow over: the other container must
+    // begin again, and no answer goes to the wrong container.
     exchange(lab, &[(true, SYN)]);
     crate::world::any_source(&lab.tables, Port::A2);
     let run = lab.at_container(Port::A2, &from_a1(ACK).frame());
@@ -247,8 +246,8 @@ fn server_connects_to_its_clients_port(lab: &mut Lab) {
     assert_eq!(entries(lab), 2);
 }
 
-/// The same where the client is another host itself: its flow leads into the tunnel, and the
-/// SYN does not leave by an uplink.
+/// The client is another host itself: its flow leads into the tunnel, and the SYN does not leave by
+/// an uplink.
 fn server_connects_to_the_port_of_a_client_on_another_host(lab: &mut Lab) {
     let host = Host { mac: GATEWAY.mac, v4: PEER, ..SERVER };
     let inner = V4 { eth_dst: ONE.mac, ..V4::segment(&host, &ONE, (5000, 80), SYN, &[]) };
@@ -263,7 +262,7 @@ fn server_connects_to_the_port_of_a_client_on_another_host(lab: &mut Lab) {
     assert_eq!(entries(lab), 2);
 }
 
-/// A key of no packet's.
+/// A key that no packet has.
 fn filler(number: u32) -> FlowKey {
     let tuple = Tuple { src: number.to_be_bytes(), ..Tuple::default() };
     FlowKey { zone: 0xffff_fff0, tuple, protocol: 255, pad: [0; 3] }
@@ -301,12 +300,12 @@ fn full(lab: &mut Lab) {
     let reply = answer(&key(0, &left(SYN)));
     let filled = lab.flows.fill(|number| (filler(number), Flow::default()));
 
-    // Nothing may go.
+    // No flow may be evicted.
     refused(lab, 1);
-    // What there is goes on.
+    // Existing flows continue.
     exchange_on(lab, &[(true, ACK)]);
 
-    // Used since in the one direction, or in the other, or gone.
+    // Flows used since they were queued, in one direction or the other, and a removed flow.
     let last = flow(lab, &orig).last_seen_ns.max(flow(lab, &reply).last_seen_ns);
     let offer = |last_seen_ns, key| Evictable { last_seen_ns, key, pad: 0 };
     lab.offer(offer(last - 1, orig));
@@ -319,7 +318,7 @@ fn full(lab: &mut Lab) {
     refused(lab, 1);
     assert_eq!(flow(lab, &reply), touched);
 
-    // Idle: both entries make room for both of the new flow. The one behind it stays.
+    // Idle: both entries make room for both of the new flow. The next flow of the queue stays.
     lab.offer(offer(last + 1, orig));
     lab.offer(offer(u64::MAX, filler(0)));
     replaces(lab, 1);

@@ -1,5 +1,4 @@
-//! Fragments of routed packets: they follow the first one of their datagram, which
-//! alone has ports.
+//! Fragments of routed packets: they take the ports from the first fragment of their datagram.
 //!
 //! Fragments that are released come in again on the interface that they came in on,
 //! where no program is attached here; the module `live` shows where they end.
@@ -208,7 +207,7 @@ fn too_many(lab: &mut Lab) {
     let run = lab.at_container(Port::A1, &at(u16::from(MAX_HELD) + 1, 8).frame());
     run.drops(DropReason::FragmentUnknown);
     assert_eq!(lab.held.keys().len(), usize::from(MAX_HELD));
-    // Another datagram has room of its own.
+    // Another datagram has its own slots.
     lab.at_container(Port::A1, &V4 { id: 7, ..at(1, 8) }.frame()).holds(&[]);
     // The first releases them all.
     let mut first = to_gateway(&V4::udp(&ONE, &SERVER, (PORT, 53), &[]));
@@ -319,7 +318,7 @@ fn expired_while_held(lab: &mut Lab) {
 }
 
 fn of_a_protocol_without_ports(lab: &mut Lab) {
-    // Nothing of it could be waited for. What is the host's goes to the host.
+    // The program does not hold it: a packet of the host passes to the host.
     let make = |dst: &Host| V4 { protocol: 47, l4: payload(2000), ..V4::new(&ONE, dst) };
     for fragment in fragments(&to_gateway(&make(&SERVER)), &[1000]).iter().rev() {
         let frame = fragment.frame();

@@ -1,4 +1,4 @@
-//! What the host itself sends to containers, through a network's gateway device.
+//! Packets of the host itself to containers, through a network's gateway device.
 
 use culvert::datapath::Table as _;
 use culvert_common::abi::{DropReason, FdbKey};
@@ -33,7 +33,7 @@ fn datagram(dst: &Host) -> V4 {
     V4 { eth_dst: GATEWAY.mac, ..V4::udp(&GATEWAY, dst, (1000, 2000), &payload(77)) }
 }
 
-/// The same as it is on the network.
+/// The datagram as it is on the network.
 fn addressed(packet: &V4, dst: &Host) -> Vec<u8> {
     V4 { eth_dst: dst.mac, eth_src: GATEWAY.mac, ..packet.clone() }.frame()
 }

@@ -83,7 +83,7 @@ fn answers(lab: &mut Lab) {
         let back = V4::segment(&host, &host, (PUBLISHED, 5000), SYN | ACK, &[]);
         let run = lab.at_container(Port::A1, &answer.frame());
         run.redirects(Action::ToHost, Left::Frame(back.frame()), &[]);
-        // The host has it back as its own; there it passes.
+        // The translated answer comes in for the host again; there it passes.
         lab.at_loopback(&back.frame()).passes(&[]);
         let data = V4::tcp(&host, &host, (5000, PUBLISHED), &payload(3000));
         let went = V4::tcp(&GATEWAY, &ONE, (5000, 80), &payload(3000));
@@ -99,7 +99,7 @@ fn answers(lab: &mut Lab) {
 }
 
 fn into_an_isolated_network(lab: &mut Lab) {
-    // A published port is what it is published for.
+    // Only the published address, port and protocol match.
     publish(lab, [127, 0, 0, 1], 6, PUBLISHED, Port::B1, 80);
     let came = syn(&LOCAL, &LOCAL, (5000, PUBLISHED));
     let went = arrived(syn(&GATEWAY_OF_B, &ONE, (5000, 80)), &GATEWAY_OF_B);
@@ -171,9 +171,9 @@ fn errors_come_back(lab: &mut Lab) {
     let back = V4::icmp(&LOCAL, &LOCAL, 3, 3, [0; 4], &came.packet()[..28]);
     let run = lab.at_container(Port::A1, &error.frame());
     run.redirects(Action::ToHost, Left::Frame(back.frame()), &[]);
-    // On the loopback device it is about no flow that came from there.
+    // On the loopback device the error matches no flow from there.
     lab.at_loopback(&back.frame()).passes(&[]);
-    // What the host says of the container's answer goes to the container.
+    // The host's error about the container's answer goes to the container.
     let inside = V4::udp(&ONE, &GATEWAY, (53, 5000), b"!");
     let outside = V4::udp(&LOCAL, &LOCAL, (PUBLISHED, 5000), b"!");
     let error = V4::icmp(&LOCAL, &LOCAL, 3, 3, [0; 4], &outside.packet()[..28]);
@@ -198,7 +198,7 @@ fn in_fragments(lab: &mut Lab) {
         let notes = if index == 0 { CREATED.as_slice() } else { &[] };
         lab.at_loopback(&came.frame()).arrives_as(&went, notes);
     }
-    // Whose first has not come is the host's.
+    // A fragment without its first passes to the host.
     let other = V4::udp(&LOCAL, &SERVER, (1, 2), &payload(900));
     for fragment in fragments(&other, &[400]).iter().rev() {
         lab.at_loopback(&fragment.frame()).passes(&[]);

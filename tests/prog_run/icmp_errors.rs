@@ -62,7 +62,7 @@ fn quoted(packet: &V4, len: usize) -> Vec<u8> {
     quote
 }
 
-/// Begins a flow of `A1`'s, which has another port outside. Returns that.
+/// Begins a flow of `A1` with another external port. Returns that port.
 fn begun(lab: &mut Lab, make: Make) -> u16 {
     for protocol in [1, 6, 17] {
         lab.reserve(protocol, PORT);
@@ -226,7 +226,7 @@ fn about_no_flow(lab: &mut Lab) {
         let inside = quoted(&make(&SERVER, 80, &ONE, PORT), SHORT);
         let error = to_gateway(&V4::icmp(&ONE, &SERVER, 3, 3, [0; 4], &inside));
         lab.at_container(Port::A1, &error.frame()).drops(DropReason::NoFlow);
-        // The host's own flows are its own affair.
+        // Errors about the host's own flows pass to the host.
         let inside = quoted(&V4::udp(&GATEWAY, &ONE, (1, 2), b"x"), SHORT);
         let error = V4::icmp(&ONE, &GATEWAY, 3, 3, [0; 4], &inside);
         lab.at_container(Port::A1, &error.frame()).reaches_host();

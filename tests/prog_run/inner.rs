@@ -1,5 +1,4 @@
-//! Decapsulation at tcx: what is judged by the inner frame, and frames that the
-//! kernel has merged.
+//! Decapsulation at tcx: checks of the inner frame, and frames that the kernel has merged.
 
 use culvert_common::abi::DropReason;
 use culvert_tests::packet::{Arp, Tunnel, V4, V6, payload};
@@ -39,7 +38,7 @@ fn inner_truncated_at_every_byte(lab: &mut Lab) {
     for len in 14..34 {
         lab.at_underlay(&from_peer().wrap(&v4[..len])).drops(DropReason::Malformed);
     }
-    // With a whole header it is for the container to judge.
+    // With a complete header the container checks it.
     for len in [34, 40, v4.len() - 1] {
         arrives(lab, &v4[..len]);
     }
@@ -48,8 +47,8 @@ fn inner_truncated_at_every_byte(lab: &mut Lab) {
         lab.at_underlay(&from_peer().wrap(&v6[..len])).drops(DropReason::Malformed);
     }
     arrives(lab, &v6[..54]);
-    // The padding behind the datagram is no part of the inner packet: without
-    // it there is less than the kernel takes for one.
+    // The padding after the datagram is not part of the inner packet: without it the frame is
+    // shorter than the kernel accepts.
     let padded = Tunnel { trailer: vec![0x45; 60], ..from_peer() };
     for len in [14, 20, 33] {
         let run = lab.at_underlay(&padded.wrap(&v4[..len]));
@@ -99,7 +98,8 @@ fn inner_source_zero(lab: &mut Lab) {
 fn inner_source_of_a_local_endpoint(lab: &mut Lab) {
     source_refused(lab, TWO.mac, DropReason::LocalSourceMac);
     source_refused(lab, ONE.mac, DropReason::LocalSourceMac);
-    // That an endpoint here may send from anywhere is no reason to take its own.
+    // An endpoint without `anti_spoof` does not change this: its own MAC from the tunnel is
+    // refused.
     any_source(&lab.tables, Port::A2);
     source_refused(lab, TWO.mac, DropReason::LocalSourceMac);
 }
@@ -181,8 +181,8 @@ fn merged_frames_that_are_not_ip(lab: &mut Lab) {
     lab.at_underlay(&outer).gso(segment(&inner)).drops(DropReason::MergedFrames);
 }
 
-/// A test run cannot say of which kind a GSO frame is, and the kernel strips
-/// only those it knows: that it is asked to is all that can be seen here.
+/// A test run cannot say of which kind a GSO frame is, and the kernel strips only those it knows:
+/// the test can only see that the program calls the helper.
 #[track_caller]
 fn taken_for_one(lab: &mut Lab, tunnel: &Tunnel, inner: &[u8], gso_size: u32) {
     lab.at_underlay(&tunnel.wrap(inner)).gso(gso_size).drops(DropReason::DecapFailed);

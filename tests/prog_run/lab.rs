@@ -1,5 +1,5 @@
-//! Where the cases run: two network namespaces, a loaded object of its own, and
-//! its maps. A lab serves one case at a time and is used again by the next.
+//! The environment of the cases: two network namespaces, a loaded object of its own, and its maps.
+//! A lab serves one case at a time and is used again by the next.
 
 use std::{
     collections::BTreeSet,
@@ -33,14 +33,14 @@ use crate::{
     world,
 };
 
-/// A case: its name, and what it does in a lab that holds [`world::fill`]'s state.
+/// A case: its name, and its function on a lab with [`world::fill`]'s state.
 pub(crate) type Case = (&'static str, fn(&mut Lab));
 
 /// Age after which a learned entry is no longer used: short, so that a machine
 /// that has just started can show one that has aged.
 pub(crate) const AGEING: Duration = Duration::from_secs(30);
 
-/// Labs that nobody uses at the moment.
+/// Unused labs.
 static POOL: Mutex<Vec<Lab>> = Mutex::new(Vec::new());
 
 /// Runs a case in a lab of its own.
@@ -115,7 +115,7 @@ impl<K: Pod, V: Pod> Written<K, V> {
         self.0.keys().map(|key| key.unwrap().0).collect()
     }
 
-    /// A map that the tables have, too.
+    /// A map that is in the tables, too.
     fn share(ebpf: &Ebpf, name: &str) -> Self {
         let map = MapData::from_id(map_id(ebpf, name)).unwrap();
         Self(Map::HashMap(map).try_into().unwrap())
@@ -154,7 +154,7 @@ pub(crate) struct Lab {
     far_namespace: File,
     pub(crate) ebpf: Ebpf,
     pub(crate) tables: Tables,
-    /// The agent's FDB past the table, so that the programs are not told of a change.
+    /// The agent's FDB without the table, so that the epoch does not advance on a change.
     pub(crate) untold_fdb: Written<FdbKey, culvert_common::abi::FdbEntry>,
     path_mtu: Written<VtepId, PathMtu>,
     pub(crate) rates: Written<RateKey, u64>,
@@ -244,7 +244,7 @@ impl Lab {
         for word in std::mem::take(&mut self.reserved_words) {
             self.reserved.set(word, 0, 0).unwrap();
         }
-        // What the kernel still said about the case before.
+        // Frames that the kernel still sent for the case before.
         self.drain();
         self.counters = self.read_counters();
         self.counted.clear();
@@ -271,7 +271,7 @@ impl Lab {
         self.tables.vtep_ids().give(vtep).unwrap()
     }
 
-    /// The path MTU that was learnt of a VTEP.
+    /// The learned path MTU of a VTEP.
     pub(crate) fn path_mtu(&self, vtep: [u8; 4]) -> Option<PathMtu> {
         let id = self.vtep_id(vtep);
         let learnt = self.path_mtu.get(id)?;
@@ -285,13 +285,13 @@ impl Lab {
         self.path_mtu.set(id, PathMtu { expires_ns, inner_mtu, seal: 0 }.sealed(&id));
     }
 
-    /// VTEPs whose path MTU was learnt.
+    /// VTEPs with a learned path MTU.
     pub(crate) fn path_mtu_keys(&self) -> Vec<[u8; 4]> {
         let ids = self.tables.vtep_ids();
         self.path_mtu.keys().into_iter().map(|id| ids.address(id).octets()).collect()
     }
 
-    /// Writes an entry of the agent's FDB past the table.
+    /// Writes an entry of the agent's FDB without the table.
     pub(crate) fn set_untold(&mut self, key: FdbKey, FdbEntry { ifindex, vtep }: FdbEntry) {
         let vtep = self.vtep_id(vtep);
         let entry = culvert_common::abi::FdbEntry { ifindex, vtep, seal: 0 };
@@ -320,12 +320,12 @@ impl Lab {
         }
     }
 
-    /// Puts a flow up for eviction.
+    /// Adds a flow to the eviction queue.
     pub(crate) fn offer(&mut self, flow: Evictable) {
         self.evictable.push(Bytes(flow), 0).unwrap();
     }
 
-    /// Takes the next flow that is up for eviction.
+    /// Takes the next flow from the eviction queue.
     pub(crate) fn next_evictable(&mut self) -> Option<Evictable> {
         match self.evictable.pop(0) {
             Ok(Bytes(flow)) => Some(flow),
@@ -334,7 +334,7 @@ impl Lab {
         }
     }
 
-    /// The counters, all of them, whether or not their index means anything.
+    /// All counters, including unused indices.
     pub(crate) fn read_counters(&self) -> Counters {
         (0..STATS_ENTRIES)
             .map(|index| {
@@ -348,7 +348,7 @@ impl Lab {
             .collect()
     }
 
-    /// What came out of the interfaces since the last call.
+    /// Frames sent by the interfaces since the last call.
     pub(crate) fn drain(&mut self) -> Vec<(Port, Vec<u8>)> {
         self.serial += 1;
         let mut frames = Vec::new();
@@ -450,7 +450,7 @@ pub(crate) fn mac(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// Keeps the kernel from sending on its own account in this namespace.
+/// Keeps the kernel from sending frames by itself in this namespace.
 fn quiet() {
     std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
     std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();

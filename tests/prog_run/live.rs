@@ -1,6 +1,6 @@
-//! The programs attached to the interfaces of the lab: what a test run cannot
-//! show. Where a redirect goes, what the kernel makes of the frame on the way,
-//! and GSO frames of a kind that it knows.
+//! The programs attached to the interfaces of the lab: the target of a redirect, changes by the
+//! kernel on the path, and GSO frames of a kind that the kernel knows, which a test run cannot
+//! show.
 
 use std::{
     io::ErrorKind,
@@ -111,7 +111,7 @@ impl<'a> Live<'a> {
             _ => Direction::FromContainer,
         };
         let deadline = Instant::now() + PATIENCE;
-        // Notes are counted before what became of the frame.
+        // Notes are counted before the outcome of the frame.
         let mut counts = Vec::new();
         while !counts.iter().any(|(at, _)| at & 0xff < u32::from(Note::ALL[0].code())) {
             assert!(Instant::now() < deadline, "the program has not run");
@@ -347,7 +347,7 @@ fn tag_in_the_metadata_of_a_container(lab: &mut Lab) {
 }
 
 fn tag_in_the_metadata_of_the_underlay(lab: &mut Lab) {
-    // It is on another link than ours.
+    // The frame belongs to another link.
     let mut live = Live::attach(lab);
     let outer = from_peer().wrap(&V4::udp(&FAR, &ONE, (1, 2), b"hello").frame());
     let frame = tagged(7, &outer);
@@ -392,7 +392,7 @@ fn gso_stays_whole(lab: &mut Lab) {
     assert_eq!(u16::from_ne_bytes([header[4], header[5]]), 1398);
     let mut wanted = to_peer().wrap(&frame);
     wanted[34..36].copy_from_slice(&entropy_port(outer).to_be_bytes());
-    // The inner checksum is left to the card: how far it is, is its affair.
+    // The inner checksum is left to the network card, so its current value is not checked.
     let checksum = 50 + 14 + 20 + 16;
     wanted[checksum..checksum + 2].copy_from_slice(&outer[checksum..checksum + 2]);
     same("frame", outer, &wanted);

@@ -1,5 +1,5 @@
-//! The programs attached to the interfaces of the lab: where routed packets end, and
-//! the host's own sockets.
+//! The programs attached to the interfaces of the lab: the destination of routed packets, and the
+//! host's own sockets.
 
 use std::{
     net::{SocketAddr, UdpSocket},

@@ -2,16 +2,16 @@
 //! verdict, every byte of the frame, every counter, and every copy that left
 //! through another interface.
 //!
-//! | module | what is in it |
+//! | module | contents |
 //! |---|---|
 //! | `lab` | namespaces, interfaces, a loaded object and its maps, pooled |
 //! | `world` | the hosts and networks that the cases are set in |
 //! | `routed` | routed packets and their flows |
-//! | `run` | one frame into one program, and what is expected of it |
-//! | `compare` | frames and counters told apart |
+//! | `run` | one frame into one program, and the expected result |
+//! | `compare` | comparison of frames and counters |
 //! | `ports` | packet sockets on the far ends |
 //! | `live` | programs attached to the interfaces: where redirects go, GSO frames |
-//! | `live_nat` | the same of routed packets, and the host's own sockets |
+//! | `live_nat` | attached programs with routed packets, and the host's own sockets |
 //! | `races` | two CPUs at once against the tables that the programs write |
 //! | `random` | any bytes into every program |
 //! | `coverage` | every drop reason and note has a case |

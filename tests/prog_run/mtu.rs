@@ -1,5 +1,5 @@
-//! Packets too big for the path: what the container is told, and what the
-//! underlay tells us (RFC 1191, RFC 8201).
+//! Packets too big for the path: ICMP errors to the container, and ICMP errors from the underlay
+//! (RFC 1191, RFC 8201).
 
 use culvert::datapath::entry::UnderlayPath;
 use culvert::datapath::{Table as _, now_ns};
@@ -110,7 +110,7 @@ fn ipv4_fragmentation_needed(lab: &mut Lab) {
 }
 
 fn ipv4_without_df(lab: &mut Lab) {
-    // Nobody fragments on an overlay link.
+    // The programs do not fragment on an overlay link.
     let frame = V4 { df: false, ..v4(1500) }.frame();
     is_told(lab, &frame, &frag_needed(&frame, &FAR, MTU));
 }
@@ -221,13 +221,13 @@ fn errors_come_in_bursts(lab: &mut Lab) {
 }
 
 fn local_delivery_has_no_limit(lab: &mut Lab) {
-    // Both interfaces have the network's MTU: it is theirs to keep.
+    // Both interfaces have the network's MTU, and their stacks enforce it.
     let frame = V4::udp(&ONE, &crate::world::TWO, (1, 2), &payload(2000)).frame();
     lab.at_container(Port::A1, &frame).delivers(&frame, &[]);
 }
 
-/// A GSO frame whose segments fit is not too big: the kernel is asked to make
-/// room, which it refuses a test run, see `encap::gso_refused_by_the_kernel`.
+/// A GSO frame whose segments fit is not too big: the program calls the helper that makes room,
+/// which fails in a test run, see `encap::gso_refused_by_the_kernel`.
 #[track_caller]
 fn segments_fit(lab: &mut Lab, frame: &[u8], size: u32) {
     lab.at_container(Port::A1, frame).gso(size).drops(DropReason::EncapFailed);
@@ -277,7 +277,7 @@ const UNDERLAY_ROUTER: Host = Host { mac: ROUTER_MAC, v4: ROUTER, v6: [0; 16] };
 /// This host, on the underlay.
 const US: Host = Host { mac: UPLINK_MAC, v4: OUR_VTEP, v6: [0; 16] };
 
-/// What a router quotes of a frame that we have sent: 28 bytes, or more.
+/// A router's quote of a frame that this host has sent: 28 bytes, or more.
 fn quoted(frame: &[u8], len: usize) -> Vec<u8> {
     frame[14..14 + len].to_vec()
 }
@@ -313,7 +313,7 @@ fn is_not_learnt(lab: &mut Lab, frame: &[u8]) {
 
 fn learnt_from_the_underlay(lab: &mut Lab) {
     is_learnt(lab, &error(1400, &quoted(&sent(), 28)).frame(), PEER, 1350);
-    // A longer quote (RFC 1812 §4.3.2.3) says the same, and the last word counts.
+    // A longer quote (RFC 1812 §4.3.2.3) has the same effect, and the last error counts.
     is_learnt(lab, &error(1300, &quoted(&sent(), 200)).frame(), PEER, 1250);
 }
 
@@ -322,13 +322,13 @@ fn learnt_from_a_router_behind(lab: &mut Lab) {
     is_learnt(lab, &error(1476, &quoted(&frame, 28)).frame(), PEER2, 1426);
 }
 
-/// What is learnt once more makes nobody forget anything: a router says it again for every
-/// flow that begins too long, and anyone may.
+/// A repeated error with the same MTU does not advance the epoch: a router repeats it for every
+/// flow whose first packet is too long, and any host can send one.
 fn learnt_again_is_no_change(lab: &mut Lab) {
     is_learnt(lab, &error(1400, &quoted(&sent(), 28)).frame(), PEER, 1350);
     let frame = V4::udp(&ONE, &FAR, (1000, 2000), &payload(100)).frame();
     lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
-    // Whoever judges the pair now finds nothing.
+    // A look-up outside the flow cache would now find no entry.
     lab.untold_fdb.remove(FdbKey::new(A, FAR.mac));
     is_learnt(lab, &error(1400, &quoted(&sent(), 28)).frame(), PEER, 1350);
     lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
@@ -347,7 +347,7 @@ fn learnt_and_obeyed(lab: &mut Lab) {
     for frame in [v4(1350).frame(), v6(1350).frame()] {
         lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
     }
-    // The way to the other VTEP is as wide as before.
+    // The path to the other VTEP has the same MTU as before.
     let frame = V4::udp(&ONE, &FARTHER, (1, 2), &payload(1422)).frame();
     let outer = crate::world::to_peer2().wrap(&frame);
     lab.at_container(Port::A1, &frame).encaps(outer, &[]);
@@ -360,7 +360,7 @@ fn learnt_and_expired(lab: &mut Lab) {
 }
 
 fn learnt_is_never_more_than_the_route(lab: &mut Lab) {
-    // The route has become narrower since.
+    // The MTU of the route has become smaller since.
     let expires_ns = now_ns() + 600_000_000_000;
     lab.set_path_mtu(PEER, expires_ns, 1400);
     let path = UnderlayPath { inner_mtu: 1300, ..TO_PEER };
@@ -370,7 +370,7 @@ fn learnt_is_never_more_than_the_route(lab: &mut Lab) {
 }
 
 fn not_below_the_least(lab: &mut Lab) {
-    // Linux's min_pmtu: less is an attacker's.
+    // Linux's min_pmtu: a smaller value is ignored as an attack.
     for mtu in [68, 1, 551, 552] {
         is_learnt(lab, &error(mtu, &quoted(&sent(), 28)).frame(), PEER, 502);
     }

@@ -1,5 +1,4 @@
-//! What comes from outside to containers: answers to masqueraded flows, and clients
-//! of published ports.
+//! External packets to containers: answers to masqueraded flows, and clients of published ports.
 
 use culvert::datapath::Table as _;
 use culvert_common::abi::{Action, DropReason, kind, seen};
@@ -62,7 +61,7 @@ fn leaves(lab: &mut Lab, packet: &V4, left: &V4) {
     run.leaves_as(&outbound(left), &CREATED);
 }
 
-/// The outside sends `packet`, which reaches `A1` as `arrived`.
+/// The external host sends `packet`, which reaches `A1` as `arrived`.
 #[track_caller]
 fn answers(lab: &mut Lab, packet: &V4, arrived: &V4) {
     lab.at_underlay(&packet.frame()).arrives_as(&inbound(arrived, &GATEWAY), &[]);
@@ -135,7 +134,7 @@ fn answer_with_options(lab: &mut Lab) {
 }
 
 fn answer_summed_by_the_card(lab: &mut Lab) {
-    // Other ports outside than inside.
+    // External ports that differ from the container's.
     for protocol in [6, 17, 1] {
         lab.reserve(protocol, PORT);
     }
@@ -303,7 +302,7 @@ fn published_network_is_gone(lab: &mut Lab) {
     lab.at_underlay(&frame).drops(DropReason::UnknownNetwork);
 }
 
-/// What does not open a connection is the host's to answer.
+/// A segment that does not open a connection passes to the host, which answers.
 fn published_begins_with_a_syn(lab: &mut Lab) {
     publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
     for flags in [0, ACK, FIN, ACK | FIN, RST, SYN | ACK, SYN | RST] {
@@ -313,7 +312,8 @@ fn published_begins_with_a_syn(lab: &mut Lab) {
     assert_eq!(entries(lab), 0);
 }
 
-/// A neighbour cannot speak for the host, a container, or nobody.
+/// A neighbour cannot use the address of the host or of a container, or an invalid one, as its
+/// source.
 fn published_not_from_addresses_of_ours(lab: &mut Lab) {
     publish(lab, [0; 4], 17, PUBLISHED, Port::A1, 53);
     for v4 in [US.v4, TWO.v4, GATEWAY.v4, [127, 0, 0, 1], [0; 4], [224, 0, 0, 1], [255; 4]] {
@@ -367,7 +367,7 @@ fn published_fragments(lab: &mut Lab) {
 }
 
 fn published_in_another_network(lab: &mut Lab) {
-    // B1 has the address of A1: which of them gets it is a matter of the entry alone.
+    // B1 has the address of A1: the entry alone decides between the two.
     publish(lab, [0; 4], 6, PUBLISHED, Port::B1, 80);
     let came = to_gateway(&syn(&ONE, &US, (5000, PUBLISHED)));
     let went = inbound(&syn(&GATEWAY, &ONE, (5000, 80)), &GATEWAY_OF_B);

@@ -1,4 +1,4 @@
-//! Masquerading: what containers send to the outside.
+//! Masquerading: packets of containers to external hosts.
 
 use std::net::{TcpListener, UdpSocket};
 
@@ -45,7 +45,7 @@ cases!(
     vxlan_to_the_port_of_any_vtep,
 );
 
-/// It would leave from our own VTEP address, which the other side trusts.
+/// The packet would leave with our own VTEP address as its source, which the other host accepts.
 fn vxlan_to_the_port_of_any_vtep(lab: &mut Lab) {
     let vtep = Host { v4: PEER2, ..SERVER };
     let port = TO_PEER2.port;
@@ -181,7 +181,7 @@ fn with_options(lab: &mut Lab) {
     assert_eq!(entries(lab), 6);
 }
 
-/// How many flows there are once that of `packet` is, in the order of [`kinds`].
+/// Number of flows after the one of `packet` has begun, in the order of [`kinds`].
 fn flows_of(packet: &V4) -> usize {
     match packet.protocol {
         6 => 1,
@@ -226,7 +226,7 @@ fn summed_by_the_card(lab: &mut Lab) {
 }
 
 fn checksum_already_wrong_stays_wrong(lab: &mut Lab) {
-    // It is for the receiver to judge: a new sum would hide it.
+    // The receiver checks it: a new checksum would hide the error.
     let wrong = |mut packet: V4| {
         packet.l4.iter_mut().last().into_iter().for_each(|byte| *byte ^= 0x40);
         packet
@@ -283,7 +283,7 @@ fn port_of_a_udp_socket(lab: &mut Lab) {
         let other = begins_elsewhere(lab, &packet, |port| V4::udp(&US, &SERVER, (port, 53), b"x"));
         assert_ne!(other, port);
     }
-    // One that talks to someone else is not in the way.
+    // A socket that is connected to another peer does not matter.
     let socket = UdpSocket::bind("192.0.2.1:0").unwrap();
     socket.connect("203.0.113.8:53").unwrap();
     let port = socket.local_addr().unwrap().port();
@@ -292,7 +292,7 @@ fn port_of_a_udp_socket(lab: &mut Lab) {
     lab.at_container(Port::A1, &packet.frame()).leaves_as(&left, &CREATED);
 }
 
-/// The other container sends the same as `A1` has sent.
+/// The other container sends the same packet as `A1`.
 fn after_another(lab: &mut Lab, make: fn(&Host, u16) -> V4) {
     let packet = V4 { eth_src: TWO.mac, ..to_gateway(&make(&TWO, PORT)) };
     let run = lab.at_container(Port::A2, &packet.frame());

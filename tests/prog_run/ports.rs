@@ -158,8 +158,8 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    /// What the host has sent since the last call. A marker frame follows on the
-    /// same path, so that there is no waiting for frames that do not come.
+    /// Frames that the host has sent since the last call. A marker frame follows on the same path,
+    /// so that there is no waiting for frames that do not come.
     pub(crate) fn drain(&self, serial: u64) -> Vec<Vec<u8>> {
         let mut content = serial.to_be_bytes().to_vec();
         content.resize(46, 0);

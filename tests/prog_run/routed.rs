@@ -17,9 +17,9 @@ use crate::{
 /// Destination and source MAC of a frame that the kernel has yet to address.
 const UNADDRESSED: [u8; 6] = [0; 6];
 
-/// What a new flow counts besides.
+/// Notes of a new flow.
 pub(crate) const CREATED: [Count; 1] = [note(Note::FlowCreated)];
-/// What a new flow with another port counts besides.
+/// Notes of a new flow with another port.
 pub(crate) const CREATED_ELSEWHERE: [Count; 2] = [note(Note::FlowCreated), note(Note::PortChanged)];
 
 /// The packet as a container of network A sends it out of the network.
@@ -78,14 +78,14 @@ pub(crate) fn key(zone: u32, packet: &V4) -> FlowKey {
     FlowKey { zone, tuple, protocol: packet.protocol, pad: [0; 3] }
 }
 
-/// The key of what answers a packet of this key.
+/// The key of the answer to a packet of this key.
 pub(crate) fn answer(key: &FlowKey) -> FlowKey {
     let Tuple { src, dst, src_port, dst_port } = key.tuple;
     let tuple = Tuple { src: dst, dst: src, src_port: dst_port, dst_port: src_port };
     FlowKey { tuple, ..*key }
 }
 
-/// A place that packets come from or go to.
+/// A source or destination of packets.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Place {
     /// A container.
@@ -129,7 +129,7 @@ pub(crate) struct Began<'a> {
     pub(crate) kind: u32,
 }
 
-/// What is expected of one direction of a flow.
+/// The expected values of one direction of a flow.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Passed {
     pub(crate) packets: u64,
@@ -139,7 +139,7 @@ pub(crate) struct Passed {
 }
 
 impl Passed {
-    /// These frames, which the flow notes as `seen`.
+    /// These frames, with the flags `seen`.
     pub(crate) fn frames(frames: &[&V4], seen: u32) -> Self {
         let bytes = frames.iter().map(|packet| packet.frame().len() as u64).sum();
         Self { packets: frames.len() as u64, bytes, seen: seen::PACKET | seen }

@@ -1,5 +1,4 @@
-//! Where a container's packet to its gateway goes, and what the container is told
-//! when it goes nowhere.
+//! Routes of a container's packet to its gateway, and the ICMP errors for packets without a route.
 
 use culvert::datapath::{Table as _, now_ns};
 use culvert_common::abi::{DropReason, NetworkInfo, Note, RateKey};
@@ -104,7 +103,7 @@ fn to_the_host_from_an_isolated_network(lab: &mut Lab) {
         let packet = V4 { eth_dst: GATEWAY_OF_B.mac, ..datagram(&dst) };
         lab.at_container(Port::B1, &packet.frame()).drops(DropReason::Isolated);
     }
-    // The way out is open all the same.
+    // External access still works.
     let packet = V4 { eth_dst: GATEWAY_OF_B.mac, ..datagram(&SERVER) };
     let left = outbound(&V4::udp(&US, &SERVER, (PORT, 53), &payload(40)));
     lab.at_container(Port::B1, &packet.frame()).leaves_as(&left, &CREATED);
@@ -122,7 +121,7 @@ fn to_an_address_the_agent_does_not_know_yet(lab: &mut Lab) {
 }
 
 fn to_nowhere(lab: &mut Lab) {
-    // The host's stack knows what to say to that.
+    // The host's stack answers this packet.
     with_routes(
         lab,
         "route del default\n",
@@ -156,7 +155,7 @@ fn ttl_of_two_is_enough(lab: &mut Lab) {
     run.leaves_as(&V4 { ttl: 1, ..left }, &CREATED);
 }
 
-/// A smaller uplink.
+/// An uplink with a smaller MTU.
 fn small(lab: &mut Lab, case: impl FnOnce(&mut Lab)) {
     with_routes(lab, "link set uplink mtu 1400\n", "link set uplink mtu 9000\n", case);
 }
@@ -180,7 +179,7 @@ fn too_big(lab: &mut Lab) {
 }
 
 fn too_big_without_df(lab: &mut Lab) {
-    // Nobody fragments here.
+    // The programs do not fragment.
     small(lab, |lab| {
         let packet = to_gateway(&V4::udp(&ONE, &SERVER, (1, 2), &payload(1401 - 28)));
         let packet = V4 { df: false, ..packet };

@@ -1,4 +1,4 @@
-//! One frame into one program, and what is expected of it.
+//! One frame into one program, and the expected result.
 
 use aya::programs::{ProgramFd, SchedClassifier, Xdp};
 use aya_obj::generated::{bpf_attr, bpf_cmd};
@@ -20,7 +20,7 @@ use crate::{
 pub(crate) const UNSPEC: i32 = -1;
 /// TC: dropped.
 pub(crate) const SHOT: i32 = 2;
-/// TC: to where the program said.
+/// TC: redirected to the interface that the program chose.
 pub(crate) const REDIRECT: i32 = 7;
 /// XDP: dropped.
 pub(crate) const XDP_DROP: i32 = 1;
@@ -37,7 +37,7 @@ const CHECKSUM_COMPLETE: u32 = 1 << 2;
 pub(crate) const SHORTEST_V4: usize = 14 + 20;
 pub(crate) const SHORTEST_V6: usize = 14 + 40;
 
-/// How often something was counted, and for how many bytes.
+/// Packets and bytes of a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Count {
     code: Code,
@@ -55,7 +55,7 @@ impl Count {
         Self { packets, ..self }
     }
 
-    /// With so many bytes altogether rather than those of the frame.
+    /// With this number of bytes in all instead of the frame's.
     pub(crate) const fn bytes(self, bytes: usize) -> Self {
         Self { bytes: Some(bytes as u64), ..self }
     }
@@ -103,11 +103,11 @@ pub(crate) enum Left {
     Frame(Vec<u8>),
     /// This one, but for the outer UDP source port: any entropy port.
     Tunnelled(Vec<u8>),
-    /// It is dropped, and was the material of copies.
+    /// Dropped after it was copied; its contents are not checked.
     Spent,
 }
 
-/// All that is expected of a run.
+/// The expected result of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Expected<'a> {
     pub(crate) verdict: i32,
@@ -166,7 +166,7 @@ impl Program {
     }
 }
 
-/// A frame about to be put into a program.
+/// A frame as input of a program.
 pub(crate) struct Run<'a> {
     lab: &'a mut Lab,
     program: Program,
@@ -217,7 +217,7 @@ impl Lab {
         }
     }
 
-    /// What was counted since the last call, by index.
+    /// Increases of the counters since the last call, by index.
     pub(crate) fn new_counts(&mut self) -> Vec<(u32, Counter)> {
         let now = self.read_counters();
         let before = std::mem::replace(&mut self.counters, now);
@@ -234,7 +234,7 @@ impl Lab {
     }
 }
 
-/// What a run did.
+/// The result of a run.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) verdict: i32,
@@ -341,9 +341,9 @@ impl<'a> Run<'a> {
         Self { repeat: times, ..self }
     }
 
-    /// Runs the program, whatever comes of it.
+    /// Runs the program without a check of the result.
     pub(crate) fn outcome(self) -> Outcome {
-        // Where a frame comes in, the kernel has noted that it did.
+        // At ingress the kernel has set `ingress_ifindex`.
         let comes_in = self.program != Program::Host && !self.transmitted;
         let hook = if comes_in { Hook::Ingress } else { Hook::Egress };
         let context = sk_buff(hook, self.ifindex, self.gso_size, self.frame.len());
@@ -414,7 +414,7 @@ impl<'a> Run<'a> {
             Program::UnderlayXdp => XDP_PASS,
             _ => UNSPEC,
         };
-        // What XDP lets through is counted at tcx.
+        // tcx counts the frames that XDP passes.
         let counts = match self.program {
             Program::UnderlayXdp => notes.to_vec(),
             _ => [&[action(Action::Pass)], notes].concat(),
@@ -428,7 +428,7 @@ impl<'a> Run<'a> {
         self.drops_noting(reason, &[]);
     }
 
-    /// The same, with notes.
+    /// Dropped, untouched, with these notes.
     #[track_caller]
     pub(crate) fn drops_noting(self, reason: DropReason, notes: &[Count]) {
         let verdict = match self.program {
@@ -487,8 +487,8 @@ impl<'a> Run<'a> {
         });
     }
 
-    /// Goes on to where the program says. The same frame does so again if nothing has
-    /// changed, byte for byte: by what the program remembers of it, if it is of such a kind.
+    /// Forwarded. The same frame is then run again, and must give the same bytes: through the flow
+    /// cache, if the cache keeps such frames.
     #[track_caller]
     pub(crate) fn redirects(self, what: Action, left: Left, notes: &[Count]) -> Outcome {
         let counts = [&[action(what)], notes].concat();

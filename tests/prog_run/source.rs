@@ -1,5 +1,5 @@
-//! What a container may send: nothing in another's name, nothing that its
-//! headers contradict, nothing that would be taken for a VTEP's.
+//! Checks of the sender: no frame with another endpoint's addresses, no contradicting headers, no
+//! frame that another host would accept as a VTEP's.
 
 use culvert_common::abi::DropReason;
 use culvert_tests::packet::{Host, Tunnel, V4, V6, ethernet, payload};
@@ -145,7 +145,7 @@ fn vxlan_with_ip_options(lab: &mut Lab) {
 fn vxlan_in_a_first_fragment(lab: &mut Lab) {
     let frame = V4 { df: false, mf: true, ..forged(PEER) }.frame();
     is_refused(lab, &frame, DropReason::VxlanFromContainer);
-    // A later one has no port, and comes to nothing without the first.
+    // A later fragment has no port, and is not sent without the first.
     let frame = V4 { df: false, offset: 2, ..forged(PEER) }.frame();
     crosses(lab, &frame);
 }
@@ -177,7 +177,7 @@ fn tagged(tag: u16, frame: &[u8]) -> Vec<u8> {
 }
 
 fn vlan_tag(lab: &mut Lab) {
-    // RFC 7348 §6.1. What is behind the tag nobody has checked.
+    // RFC 7348 §6.1. The headers after the tag are not checked.
     let frame = tagged(0x8100, &V4::udp(&ONE, &FAR, (1, 2), b"hello").frame());
     is_refused(lab, &frame, DropReason::VlanTagged);
     is_refused(lab, &frame[..14], DropReason::VlanTagged);
@@ -259,7 +259,7 @@ fn ipv6_extension_headers_truncated(lab: &mut Lab) {
 }
 
 fn runts(lab: &mut Lab) {
-    // An Ethernet header and nothing else is the least a test run takes.
+    // A test run needs at least an Ethernet header.
     let frame = ethernet(FAR.mac, ONE.mac, 0x0806, &[]);
     is_refused(lab, &frame, DropReason::Malformed);
     is_refused(lab, &[0; 14], DropReason::SpoofedMac);

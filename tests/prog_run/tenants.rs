@@ -1,4 +1,4 @@
-//! Networks with the same addresses never meet.
+//! Networks with the same addresses are isolated.
 
 use culvert::datapath::entry::{LearnedEntry, VtepInfo, VtepKey};
 use culvert::datapath::{Table as _, now_ns};
@@ -30,7 +30,7 @@ cases!(
 );
 
 fn same_addresses_in_two_networks(lab: &mut Lab) {
-    // Where to the frame is redirected, the module `live` looks at.
+    // The module `live` checks the target of the redirect.
     let frame = V4::udp(&ONE, &TWO, (1, 2), b"hello").frame();
     lab.at_container(Port::A1, &frame).delivers(&frame, &[]);
     lab.at_container(Port::B1, &frame).delivers(&frame, &[]);
@@ -65,7 +65,7 @@ fn local_endpoint_of_another_network_is_unknown(lab: &mut Lab) {
 }
 
 fn remote_endpoint_of_another_network_is_unknown(lab: &mut Lab) {
-    // A knows FAR; B does not, and has nobody elsewhere to ask.
+    // A has an entry for FAR; B has none, and no remote VTEP to flood to.
     let frame = V4::udp(&ONE, &FAR, (1, 2), b"hello").frame();
     let copies = [copy(Port::B2, &frame)];
     lab.at_container(Port::B1, &frame).floods(&copies, &[note(Note::FloodLocalCopy)]);

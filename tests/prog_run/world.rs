@@ -1,8 +1,7 @@
 //! The hosts and networks that the cases are set in.
 //!
-//! Network A has two endpoints here, `A1` and `A2`, and one behind each of the
-//! VTEPs [`PEER`] and [`PEER2`]. Network B has the same addresses all over
-//! again, and nobody elsewhere.
+//! Network A has two endpoints here, `A1` and `A2`, and one behind each of the VTEPs [`PEER`] and
+//! [`PEER2`]. Network B has the same addresses, and no remote endpoint.
 //!
 //! Both have a gateway. That of A has its address on a device of the host, so that
 //! containers and the host reach each other; that of B has not.
@@ -31,7 +30,7 @@ pub(crate) const PEER: [u8; 4] = [192, 0, 2, 2];
 pub(crate) const PEER2: [u8; 4] = [198, 51, 100, 3];
 /// Router to [`PEER2`].
 pub(crate) const ROUTER: [u8; 4] = [192, 0, 2, 254];
-/// Not a VTEP of anybody's.
+/// An address that is not a VTEP.
 pub(crate) const STRANGER: [u8; 4] = [192, 0, 2, 66];
 
 /// MAC of our uplink.
@@ -43,8 +42,8 @@ pub(crate) const ROUTER_MAC: [u8; 6] = [0x02, 0xaa, 0, 0, 0, 0xfe];
 
 /// This host as others on the underlay see it.
 pub(crate) const US: Host = Host { mac: UPLINK_MAC, v4: OUR_VTEP, v6: [0; 16] };
-/// Another address that the programs take for the host's. No interface has it, so
-/// that the kernel says nothing to what comes for it.
+/// Another address that the programs take for the host's. No interface has it, so that the kernel
+/// does not answer packets to it.
 pub(crate) const SECOND: Host = Host { v4: [192, 0, 2, 77], ..US };
 /// A host of the internet, behind [`ROUTER`].
 pub(crate) const SERVER: Host = Host { mac: ROUTER_MAC, v4: [203, 0, 113, 7], v6: [0; 16] };
@@ -52,9 +51,9 @@ pub(crate) const SERVER: Host = Host { mac: ROUTER_MAC, v4: [203, 0, 113, 7], v6
 pub(crate) const SERVER2: Host = Host { v4: [203, 0, 113, 8], ..SERVER };
 /// Gateway of network A.
 pub(crate) const GATEWAY: Host = host(1);
-/// Gateway of network B: the same address, as if it were another's network.
+/// Gateway of network B: the same address, as of an independent tenant.
 pub(crate) const GATEWAY_OF_B: Host = Host { mac: [0x02, 0x42, 10, 0, 1, 1], ..GATEWAY };
-/// Addresses that the kernel routes to network B's gateway device begin so.
+/// Prefix of the addresses that the kernel routes to network B's gateway device.
 pub(crate) const IN_B: Host = Host { v4: [10, 200, 0, 5], ..host(5) };
 
 /// MTU of both networks.
@@ -68,7 +67,7 @@ pub(crate) const TWO: Host = host(3);
 pub(crate) const FAR: Host = host(9);
 /// Endpoint of network A behind [`PEER2`].
 pub(crate) const FARTHER: Host = host(10);
-/// Known to nobody.
+/// An unknown endpoint.
 pub(crate) const NOBODY: Host = host(99);
 
 /// Endpoint of number `n`.

@@ -1,5 +1,5 @@
-//! `from_underlay_xdp`: drops what `from_underlay` would, before there is an
-//! skb, and leaves everything else to it, uncounted and untouched.
+//! `from_underlay_xdp`: drops frames that `from_underlay` would drop, before the kernel makes an
+//! skb, and passes all others to it, uncounted and untouched.
 
 use culvert::datapath::Table as _;
 use culvert::datapath::entry::VtepKey;

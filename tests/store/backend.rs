@@ -8,7 +8,7 @@ use culvert::store::{
 };
 use culvert_tests::etcd::EtcdServer;
 
-/// How long anything that must happen may take.
+/// Deadline of every wait.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A store that can be compacted, stopped, started and wiped.
@@ -16,17 +16,17 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) trait Backend: Send {
     /// A handle; one made before [`Backend::stop`] works again after [`Backend::start_again`].
     fn store(&self) -> Arc<dyn StateStore>;
-    /// Forgets the history before a revision.
+    /// Compacts the history before a revision.
     async fn compact(&self, revision: Revision);
-    /// Takes the store away.
+    /// Stops the store.
     async fn stop(&mut self);
-    /// Brings it back with what it held.
+    /// Starts the store again with its contents.
     async fn start_again(&mut self);
-    /// Forgets everything; only while stopped.
+    /// Wipes the store; only while stopped.
     async fn wipe(&mut self);
 }
 
-/// Waits for something, but not for ever.
+/// Waits for a future, with a deadline.
 pub(crate) async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(DEADLINE, future).await {
         Ok(value) => value,
@@ -143,7 +143,7 @@ impl Backend for File {
             loop {
                 match FileStore::open(self.dir.path()).await {
                     Ok(store) => return store,
-                    // A read under way keeps it open a moment longer.
+                    // A running read keeps it open a little longer.
                     Err(StoreError::Unavailable(_)) => {
                         tokio::time::sleep(Duration::from_millis(10)).await;
                     }
@@ -156,7 +156,7 @@ impl Backend for File {
     }
 
     async fn wipe(&mut self) {
-        // Whoever can open it is the last to have it.
+        // A successful open proves that no other handle has it open.
         self.start_again().await;
         drop(self.open.take());
         for entry in std::fs::read_dir(self.dir.path()).expect("directory") {
@@ -165,7 +165,7 @@ impl Backend for File {
     }
 }
 
-/// Whichever [`FileStore`] is open now.
+/// The [`FileStore`] that is open now.
 #[derive(Debug, Default)]
 pub(crate) struct Reopened(std::sync::Mutex<Option<FileStore>>);
 

@@ -30,7 +30,7 @@ async fn health(follower: &Follower, what: &str, is: impl Fn(&Health) -> bool) -
     found.expect("the follower lives").clone()
 }
 
-/// What the receiver of updates holds in the end, and how it came to it.
+/// The final contents of the receiver of updates, and the updates that led to them.
 #[derive(Default)]
 struct Mirror {
     held: BTreeMap<String, String>,
@@ -141,8 +141,8 @@ pub(crate) async fn after_compaction_the_difference_is_told(mut backend: impl Ba
     }
     mirror.until(&mut follower, |mirror| mirror.held.len() == 3).await;
 
-    // While the follower cannot see it, history moves on and is forgotten.
-    // A second handle stands for another host: it works while ours is cut off.
+    // While the follower is cut off, the history advances and is compacted. A second handle stands
+    // for another host: it works while ours is cut off.
     let (cut, gate) = Gate::new(backend.store());
     drop(follower);
     let mut follower = Follower::spawn(gate, options());
@@ -167,7 +167,7 @@ pub(crate) async fn after_compaction_the_difference_is_told(mut backend: impl Ba
     assert_eq!(seen, ["-/culvert/v1/x/gone", "/culvert/v1/x/changed=2", "/culvert/v1/x/new=1"]);
     mirror.take(&resync);
 
-    // And then it goes on.
+    // Then the watch continues.
     insist(&*store, "/culvert/v1/x/later", "1").await;
     mirror.until(&mut follower, |mirror| mirror.held.contains_key("/culvert/v1/x/later")).await;
     backend.stop().await;
@@ -183,7 +183,7 @@ pub(crate) async fn a_store_that_is_gone_deletes_nothing(mut backend: impl Backe
     let state = health(&follower, "the break to show", |health| !health.healthy).await;
     let line = state.error.expect("an error");
     assert_eq!(line.lines().count(), 1, "{line}");
-    // Several attempts fail, and nothing comes of them.
+    // Several attempts fail without an update.
     let nothing = tokio::time::timeout(Duration::from_secs(2), follower.next()).await;
     assert!(nothing.is_err(), "{nothing:?}");
     backend.start_again().await;
@@ -201,7 +201,7 @@ pub(crate) async fn a_wiped_store_deletes_nothing_until_accepted(mut backend: im
     let mut mirror = Mirror::default();
     mirror.take(&update(&mut follower).await);
     assert_eq!(mirror.held.len(), 5);
-    // Accepted in advance does not count.
+    // An `accept` before the finding has no effect.
     follower.accept();
 
     backend.stop().await;

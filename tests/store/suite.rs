@@ -415,7 +415,7 @@ pub(crate) async fn a_lease_takes_its_keys_with_it(backend: impl Backend) {
     gone.sort();
     assert_eq!(gone, ["-/t/short/1", "-/t/short/2"]);
     assert_eq!(keys(&*store, "/t/").await, ["/t/freed", "/t/kept", "/t/moved"]);
-    // The kept one goes as well once nobody keeps it.
+    // The renewed lease expires, too, once it is no longer renewed.
     assert!(!keeper.is_finished());
     keeper.abort();
     let mut gone = briefs(&next(&mut watch).await);

@@ -1,8 +1,7 @@
 //! Frames, built by etherparse: a library that shares no code with Culvert.
 //!
-//! Builders have public fields: a test sets those it is about and leaves the
-//! rest as a well-behaved host sends them. Only the VXLAN header is laid out by
-//! hand, from RFC 7348 §5.
+//! Builders have public fields: a test sets the fields under test; the defaults are those of a
+//! well-behaved host. Only the VXLAN header is laid out by hand, from RFC 7348 §5.
 #![expect(clippy::expect_used, reason = "a packet that cannot be built is a broken test")]
 
 use etherparse::{
@@ -123,12 +122,12 @@ impl V4 {
         Self::segment(src, dst, ports, ACK, payload)
     }
 
-    /// The same with other [flags](FIN) than ACK alone.
+    /// A TCP segment with the given [flags](FIN) instead of ACK alone.
     pub fn segment(src: &Host, dst: &Host, ports: (u16, u16), flags: u8, payload: &[u8]) -> Self {
         Self::segment_at(src, dst, ports, flags, SEQ, payload)
     }
 
-    /// The same with another sequence number than [`SEQ`].
+    /// A TCP segment with the given sequence number instead of [`SEQ`].
     pub fn segment_at(
         src: &Host,
         dst: &Host,
@@ -182,8 +181,7 @@ impl V4 {
     }
 }
 
-/// Sequence number of every segment, and what each acknowledges: all of them are
-/// expected by their receivers.
+/// Sequence number and acknowledgement number of every segment: the receivers expect all of them.
 pub const SEQ: u32 = 0x0102_0304;
 
 /// A UDP header without a checksum.
@@ -260,7 +258,7 @@ impl V6 {
         Self { next_header: IpNumber::TCP.0, rest, ..Self::new(src, dst) }
     }
 
-    /// An ICMPv6 message between `src` and `dst`, whatever the frame's hosts are.
+    /// An ICMPv6 message between `src` and `dst`, which may differ from the hosts of the frame.
     pub fn icmp(
         eth: ([u8; 6], [u8; 6]),
         (src, dst): ([u8; 16], [u8; 16]),
@@ -281,8 +279,8 @@ impl V6 {
         }
     }
 
-    /// Puts an extension header of type `kind` in front, whose content after the
-    /// byte that names what follows is `content`.
+    /// Prepends an extension header of type `kind` in front, whose content after the next-header
+    /// byte is `content`.
     #[must_use]
     pub fn extended(mut self, kind: u8, content: &[u8]) -> Self {
         let mut rest = vec![self.next_header];

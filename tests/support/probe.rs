@@ -1,5 +1,5 @@
-//! Datagrams and pings whose fate is told with the ICMP error that came, and what a
-//! host gets to see of the IP headers sent to it.
+//! Datagrams and pings whose outcome includes a received ICMP error, and the IP headers that a host
+//! receives.
 
 #![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with why")]
 
@@ -35,9 +35,8 @@ const ECHO_REPLY: u8 = 0;
 /// Length of an ICMP echo header.
 const ECHO_LEN: usize = 8;
 
-/// What became of a datagram of `len` bytes: `ok LEN` when it came back, an ICMP error as
-/// `icmp TYPE/CODE from WHOM`, or as [`crate::sock::udp`]. `ttl` is that of the system if
-/// it is 0.
+/// Outcome of a datagram of `len` bytes: `ok LEN` if it was echoed, an ICMP error as `icmp
+/// TYPE/CODE from WHOM`, or as [`crate::sock::udp`]. A `ttl` of 0 stands for the system's default.
 pub fn udp(netns: &Path, to: SocketAddrV4, local_port: u16, len: usize, ttl: u32) -> String {
     within(netns, || {
         let exchange = || -> std::io::Result<(UdpSocket, Outcome)> {
@@ -72,7 +71,7 @@ pub fn ping(netns: &Path, to: Ipv4Addr, id: u16, len: usize, ttl: u32) -> String
     })
 }
 
-/// Whether what was sent came back.
+/// Whether the payload was echoed.
 type Outcome = std::io::Result<bool>;
 
 fn try_ping(to: Ipv4Addr, id: u16, len: usize, ttl: u32) -> std::io::Result<(OwnedFd, Outcome)> {

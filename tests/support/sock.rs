@@ -1,5 +1,5 @@
-//! Sockets in network namespaces: servers that note whom they see, and clients that
-//! tell what became of a connection in one word.
+//! Sockets in network namespaces: servers that record their clients, and clients that return the
+//! outcome of a connection as one word.
 
 #![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with why")]
 
@@ -38,7 +38,7 @@ pub fn within<T: Send>(netns: &Path, f: impl FnOnce() -> T + Send) -> T {
     }
 }
 
-/// Sets an option of a socket that is an int, and that nix does not know.
+/// Sets a socket option of type int that nix does not have.
 ///
 /// # Errors
 /// Whatever the kernel says.
@@ -64,7 +64,7 @@ pub fn container(name: &str) -> PathBuf {
 /// What a TCP server does with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Behaviour {
-    /// Sends back what comes until the client has closed its half.
+    /// Echoes all bytes until the client closes its half.
     Echo,
     /// Reads to the end of the client's half, then sends the number of bytes.
     Count,
@@ -72,7 +72,7 @@ pub enum Behaviour {
     Reset,
 }
 
-/// How connections ended, as [`Server::ends`].
+/// Outcomes of connections, see [`Server::ends`].
 type Ends = Arc<Mutex<Vec<(SocketAddr, String)>>>;
 
 /// A server; it stops when it is dropped.
@@ -120,7 +120,7 @@ impl Server {
         })
     }
 
-    /// A UDP server in a namespace that sends back what comes.
+    /// A UDP echo server in a namespace.
     ///
     /// # Panics
     /// When the port is taken.
@@ -157,18 +157,18 @@ impl Server {
         Self { addr, seen, ends, stop, thread }
     }
 
-    /// Clients so far, in order of their coming: each connection or datagram is one.
+    /// Clients so far, in order of arrival: one for each connection or datagram.
     pub fn seen(&self) -> Vec<SocketAddr> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The TCP clients whose connection has ended, and how that looked from here:
-    /// `closed` in order, or one word for the error.
+    /// The TCP clients whose connection has ended, with the outcome that the server saw: `closed`
+    /// for an orderly end, or one word for the error.
     pub fn ends(&self) -> Vec<(SocketAddr, String)> {
         self.ends.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Addresses of the clients so far, each once, and forgets them.
+    /// Returns the addresses of the clients so far, each once, and clears the list.
     pub fn take_clients(&self) -> Vec<String> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let mut ips: Vec<String> = seen.drain(..).map(|peer| peer.ip().to_string()).collect();
@@ -238,8 +238,8 @@ pub enum Use {
     Abort,
 }
 
-/// What became of a TCP connection: `ok ANSWER`, `refused`, `reset`, `timeout`,
-/// `unreachable`, or the error.
+/// Outcome of a TCP connection: `ok ANSWER`, `refused`, `reset`, `timeout`, `unreachable`, or the
+/// error.
 pub fn tcp(netns: &Path, to: SocketAddrV4, local_port: u16, how: Use) -> String {
     within(netns, || match try_tcp(to, local_port, how) {
         Ok(answer) => format!("ok {answer}"),
@@ -290,7 +290,7 @@ fn try_tcp(to: SocketAddrV4, local_port: u16, how: Use) -> std::io::Result<Strin
     }
 }
 
-/// Connects from a port of choice; 0 is any.
+/// Connects from the given port; 0 is any port.
 ///
 /// # Errors
 /// Whatever the kernel says.
@@ -317,7 +317,7 @@ pub fn open(to: SocketAddrV4, local_port: u16) -> std::io::Result<TcpStream> {
     Ok(unsafe { TcpStream::from_raw_fd(fd.into_raw_fd()) })
 }
 
-/// What became of a datagram of `len` bytes: `ok LEN` when it came back, or as [`tcp`].
+/// Outcome of a datagram of `len` bytes: `ok LEN` if it was echoed, else as [`tcp`].
 pub fn udp(netns: &Path, to: SocketAddrV4, local_port: u16, len: usize) -> String {
     within(netns, || {
         let exchange = || -> std::io::Result<bool> {

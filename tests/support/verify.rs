@@ -15,14 +15,14 @@ const VXLAN_LEN: usize = 8;
 /// Length of an Ethernet header.
 const ETH_LEN: usize = 14;
 
-/// What a frame turned out to be.
+/// Properties of a verified frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// Its VNI, if it is VXLAN.
     pub vni: Option<u32>,
     /// Length of the outermost L3 packet.
     pub l3_len: usize,
-    /// Bytes of it before the innermost payload: what each segment repeats.
+    /// Its bytes before the innermost payload, which each segment repeats.
     pub headers_len: usize,
     /// Protocol of the innermost packet; 0 if it is not IP.
     pub protocol: u8,
@@ -32,18 +32,19 @@ pub struct Facts {
     pub fragment: bool,
 }
 
-/// Which datagram a fragment is of: VNI, source, destination, identification, protocol.
+/// Key of the datagram that a fragment belongs to: VNI, source, destination, identification,
+/// protocol.
 type DatagramKey = (Option<u32>, Vec<u8>, Vec<u8>, u32, u8);
 
-/// A datagram of which fragments have come.
+/// A datagram of which at least one fragment was received.
 #[derive(Debug, Default)]
 struct Datagram {
     parts: BTreeMap<usize, Vec<u8>>,
     len: Option<usize>,
 }
 
-/// Verifies frames that pass in one direction, one after the other: what is in fragments
-/// is verified with the last of them.
+/// Verifies consecutive frames of one direction. A fragmented datagram is verified with its last
+/// fragment.
 #[derive(Debug, Default)]
 pub struct Verifier {
     fragments: BTreeMap<DatagramKey, Datagram>,
@@ -68,8 +69,8 @@ impl Verifier {
         self.ethernet(frame, None)
     }
 
-    /// The same of a list of segments that each have their own checksum
-    /// (`SKB_GSO_FRAGLIST`): of their headers only the first shows, and what it sums does not.
+    /// Verifies a list of segments that each have their own checksum (`SKB_GSO_FRAGLIST`): only the
+    /// headers of the first segment are visible, and not the bytes that its checksum covers.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -78,7 +79,7 @@ impl Verifier {
         self.ethernet(frame, None)
     }
 
-    /// How many datagrams have fragments missing.
+    /// Number of datagrams with missing fragments.
     pub fn incomplete(&self) -> usize {
         self.fragments.len()
     }

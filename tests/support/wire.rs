@@ -1,5 +1,5 @@
-//! A packet socket on a device: frames as the driver gets them, with what the kernel
-//! leaves to "the hardware".
+//! A packet socket on a device: frames as the driver gets them, with the offloads that the kernel
+//! leaves to the hardware.
 
 #![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with why")]
 
@@ -26,7 +26,7 @@ use crate::sock::{set_int, within};
 
 /// Longest frame: 64 KB of IP and the Ethernet header, in round numbers.
 const LONGEST: usize = 66_000;
-/// Room for the frames that a burst leaves behind, in bytes.
+/// Receive buffer for a burst of frames, in bytes.
 const BUFFER: usize = 256 << 20;
 
 /// `VIRTIO_NET_HDR_F_NEEDS_CSUM` of linux/virtio_net.h.
@@ -34,16 +34,16 @@ const NEEDS_CSUM: u8 = 1;
 /// Length of `struct virtio_net_hdr`.
 const OFFLOAD_LEN: usize = 10;
 
-/// What segments a frame stands for (`VIRTIO_NET_HDR_GSO_*`).
+/// Kind of segments of a GSO frame (`VIRTIO_NET_HDR_GSO_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gso {
-    /// None: it is a frame of the wire.
+    /// No segments: a frame as on the wire.
     None,
     /// Segments of TCP.
     Tcp,
     /// Datagrams of UDP.
     Udp,
-    /// Something else.
+    /// Any other kind.
     Other(u8),
 }
 
@@ -57,15 +57,15 @@ pub struct Frame {
     /// Offset of what a checksum that is not there yet covers, and of the checksum in that
     /// (`CHECKSUM_PARTIAL`, to a reader of `PACKET_AUXDATA` `TP_STATUS_CSUMNOTREADY`).
     pub partial: Option<(usize, usize)>,
-    /// Segments that it is to be cut into.
+    /// Kind of segments that the frame is to be cut into.
     pub gso: Gso,
     /// Bytes of payload of each of them.
     pub gso_size: usize,
 }
 
 impl Frame {
-    /// Fills in the checksum that is left to the hardware, as the hardware would: the sum
-    /// from the one offset to the end, put at the other.
+    /// Fills in the checksum that is left to the hardware, as the hardware would: the sum of the
+    /// bytes from the first offset to the end, written at the second.
     ///
     /// # Errors
     /// When that is not within the frame.
@@ -77,7 +77,7 @@ impl Frame {
             sum + u64::from(u16::from_be_bytes([high, low]))
         });
         let folded = (0..4).fold(sum, |sum, _| (sum >> 16) + (sum & 0xffff)) as u16;
-        // A UDP checksum of 0 would be none; to the others both zeros are the same.
+        // A UDP checksum of 0 means no checksum; for other protocols both zeros are equal.
         let checksum = if folded == 0xffff { 0xffff } else { !folded };
         let place = covered.get_mut(offset..offset + 2).ok_or("checksum behind the end")?;
         place.copy_from_slice(&checksum.to_be_bytes());

@@ -1,4 +1,4 @@
-//! Where things are in the repository.
+//! Paths of the repository.
 
 use std::env;
 use std::path::PathBuf;
@@ -20,28 +20,28 @@ pub(crate) fn target() -> PathBuf {
     }
 }
 
-/// Where `cargo xtask build` leaves the binary.
+/// Path of the binary that `cargo xtask build` makes.
 pub(crate) fn culvert() -> PathBuf {
     target().join("release").join("culvert")
 }
 
-/// Where the state and the log of `cargo xtask lab` are.
+/// Directory of the state and the log of `cargo xtask lab`.
 pub(crate) fn lab() -> PathBuf {
     target().join("lab")
 }
 
-/// What the emulated machine of `cargo xtask test --full` is made of.
+/// Directory of the files of the emulated machine of `cargo xtask test --full`.
 pub(crate) fn vm() -> PathBuf {
     target().join("vm")
 }
 
-/// Where `cargo xtask setup --full` unpacks its kernel.
+/// Directory in which `cargo xtask setup --full` unpacks its kernel.
 pub(crate) fn vm_kernel() -> PathBuf {
     vm().join("kernel")
 }
 
-/// Everything that `cargo xtask run` makes: on a tmpfs on every distribution, and short enough
-/// for a socket's path, which a repository's own path need not be.
+/// Directory of everything that `cargo xtask run` makes: on a tmpfs on every distribution, and
+/// short enough for a socket's path, which a repository's own path need not be.
 pub(crate) fn run_dir() -> PathBuf {
     PathBuf::from("/run/culvert-xtask")
 }

@@ -16,8 +16,8 @@ pub(crate) fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// Goes on as root: does nothing if we are, starts this program again under sudo if that is
-/// there, and fails with what to type otherwise.
+/// Continues as root: does nothing if this process is root, starts this program again under sudo if
+/// sudo is installed, and otherwise fails with the command to type.
 pub(crate) fn become_root(verb: &str) -> Result<()> {
     if is_root() {
         return Ok(());
@@ -40,7 +40,7 @@ pub(crate) fn become_root(verb: &str) -> Result<()> {
     Err(error).context("sudo: cannot be started")
 }
 
-/// Fails with what to type if we are not root.
+/// Fails with the command to type if this process is not root.
 pub(crate) fn require_root(verb: &str) -> Result<()> {
     if !is_root() {
         bail!(
@@ -65,8 +65,8 @@ pub(crate) fn require_kernel() -> Result<()> {
     Ok(())
 }
 
-/// Whether kernel `release` is as new as the oldest that serves. One whose version cannot be
-/// read is let through: the agent asks the kernel itself.
+/// Whether kernel `release` is at least the oldest supported one. A release that cannot be parsed
+/// is accepted: the agent asks the kernel itself.
 fn new_enough(release: &str) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
     match (numbers.next(), numbers.next()) {

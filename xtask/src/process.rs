@@ -19,7 +19,7 @@ use crate::signals;
 /// How long a program gets between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// How often a condition is looked at.
+/// Polling interval of a condition.
 const TICK: Duration = Duration::from_millis(10);
 
 /// The program's name in `command`, for messages.
@@ -29,8 +29,8 @@ fn name(command: &Command) -> String {
         .map_or_else(String::new, |n| n.to_string_lossy().into_owned())
 }
 
-/// Starts `command` in a process group of its own, so that ending signals reach it through us
-/// alone, and once.
+/// Starts `command` in a process group of its own, so that ending signals reach it only through
+/// this program, and once.
 fn spawn(command: &mut Command) -> Result<Child> {
     let name = name(command);
     command.process_group(0).spawn().with_context(|| format!("{name}: cannot be started"))
@@ -127,7 +127,7 @@ impl Watchdog {
         Self { feed, thread }
     }
 
-    /// Says that there was output.
+    /// Records that there was output.
     fn feed(&self) {
         // The thread has ended only if it has killed the group.
         let _ = self.feed.send(());
@@ -140,16 +140,16 @@ impl Watchdog {
     }
 }
 
-/// What a program that ran to its end has said.
+/// Output and status of a program that has ended.
 #[derive(Debug)]
 pub(crate) struct Said {
     /// Both streams, in the order they came.
     pub(crate) text: String,
-    /// How it ended.
+    /// Its exit status.
     pub(crate) status: ExitStatus,
 }
 
-/// Runs `command` to its end and keeps what it says.
+/// Runs `command` to its end and captures its output.
 pub(crate) fn capture(command: &mut Command) -> Result<Said> {
     let mut text = String::new();
     let status = lines(command, |line| {
@@ -168,7 +168,7 @@ pub(crate) fn quiet(command: &mut Command) -> Result<String> {
     Ok(said.text)
 }
 
-/// The last `count` lines of `text` that say something, as one line.
+/// The last `count` non-empty lines of `text`, as one line.
 pub(crate) fn last_lines(text: &str, count: usize) -> String {
     let mut last = VecDeque::new();
     for line in text.lines().map(str::trim).filter(|l| !l.is_empty()) {
@@ -183,8 +183,8 @@ pub(crate) fn last_lines(text: &str, count: usize) -> String {
     Vec::from(last).join(" | ")
 }
 
-/// Waits until `done` returns a value. Fails when `deadline` has passed, with what `what`
-/// names, or when the user interrupts.
+/// Waits until `done` returns a value. Fails when `deadline` has passed, with an error that names
+/// `what`, or when the user interrupts.
 pub(crate) fn wait_for<T>(
     what: &str,
     deadline: Duration,
@@ -268,8 +268,7 @@ impl Drop for Background {
     }
 }
 
-/// A program that shares our screen and is ours to stop: ending signals are not passed on by
-/// themselves.
+/// A program that writes to our terminal. Ending signals are not passed to it; the verb stops it.
 #[derive(Debug)]
 pub(crate) struct Foreground {
     name: String,

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: the child in the foreground is told, then we stop in order.
+//! Ctrl-C and SIGTERM: the signal is passed to the foreground child, then the verb stops in order.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 

@@ -1,5 +1,5 @@
-//! The tools that the verbs need: what each is for, how to see that it is there, and which
-//! packages bring it.
+//! The tools that the verbs need: the purpose of each, the check that it is installed, and its
+//! packages.
 
 use std::env;
 use std::fs;
@@ -11,7 +11,7 @@ use culvert_bpf_build::{Way, find_linker};
 
 use crate::vm::kernel::Kernel;
 
-/// What a tool is needed for.
+/// Purpose of a tool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
     /// Building the binary.
@@ -39,7 +39,7 @@ impl Need {
     }
 }
 
-/// How to see that a tool is there.
+/// The check that a tool is installed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Probe {
     /// A program in one of the usual directories.
@@ -63,13 +63,13 @@ pub(crate) enum Probe {
 /// A tool.
 #[derive(Debug)]
 pub(crate) struct Tool {
-    /// What people call it.
+    /// Its name.
     pub(crate) name: &'static str,
-    /// What it is for.
+    /// Its purpose.
     pub(crate) why: &'static str,
     /// The first verb that needs it.
     pub(crate) need: Need,
-    /// How to see that it is there.
+    /// The check that it is installed.
     pub(crate) probe: Probe,
     /// Debian's and Ubuntu's packages.
     pub(crate) debian: &'static [&'static str],
@@ -318,12 +318,12 @@ pub(crate) const TOOLS: &[Tool] = &[
 ];
 
 impl Tool {
-    /// Where or what it is, if it is there.
+    /// Its path or version, if it is installed.
     pub(crate) fn found(&self) -> Option<String> {
         match self.probe {
             Probe::Program(name) => which(name).map(|path| path.display().to_string()),
-            // rustup leaves a stand-in for each component, installed or not: only running it
-            // tells.
+            // rustup has a proxy for each component, installed or not: only running it shows
+            // whether it is.
             Probe::CargoComponent(name) => {
                 let mut command = Command::new(which(name)?);
                 let said = command.arg("--version").stderr(Stdio::null()).output().ok()?;
@@ -346,7 +346,7 @@ impl Tool {
     }
 }
 
-/// The tools that are needed for one of `needs` and are not there.
+/// The missing tools of `needs`.
 pub(crate) fn missing(needs: &[Need]) -> Vec<&'static Tool> {
     TOOLS.iter().filter(|t| needs.contains(&t.need) && t.found().is_none()).collect()
 }

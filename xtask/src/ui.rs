@@ -19,23 +19,22 @@ pub(crate) fn bold(text: &str) -> String {
     styled("1", text)
 }
 
-/// Text that stands back.
+/// Dimmed text.
 pub(crate) fn dim(text: &str) -> String {
     styled("2", text)
 }
 
-/// Text for what is as it should be.
+/// Text for a success.
 pub(crate) fn green(text: &str) -> String {
     styled("32", text)
 }
 
-/// Text for what is not.
+/// Text for a failure.
 pub(crate) fn red(text: &str) -> String {
     styled("31", text)
 }
 
-/// Prints a line. Somebody who has stopped reading (`| head`) is no reason to panic, as
-/// `println!` would.
+/// Prints a line. Ignores a closed standard output (`| head`), on which `println!` would panic.
 pub(crate) fn line(text: &str) {
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{text}");
@@ -54,7 +53,7 @@ pub(crate) fn warn(text: &str) {
 
 /// Prints an error on standard error.
 pub(crate) fn error(text: &str) {
-    // A message made elsewhere may have line ends; ours are one line.
+    // A message of another program may have line ends; errors here are one line.
     let text = text.lines().map(str::trim).collect::<Vec<_>>().join(" ");
     let _ = writeln!(std::io::stderr(), "error: {text}");
 }
@@ -69,8 +68,8 @@ pub(crate) fn seconds(duration: Duration) -> String {
     }
 }
 
-/// A piece of work that shows it is under way: a spinner or a bar on a terminal, a line at
-/// its start and its end elsewhere.
+/// The progress of a piece of work: a spinner or a bar on a terminal, a line at its start and its
+/// end elsewhere.
 #[derive(Debug)]
 pub(crate) struct Progress {
     bar: ProgressBar,
@@ -96,12 +95,12 @@ impl Progress {
         Self { bar, what: what.to_owned(), start: Instant::now(), terminal }
     }
 
-    /// Shows a word on what is being done at the moment.
+    /// Shows the current step.
     pub(crate) fn message(&self, text: &str) {
         self.bar.set_message(text.trim().to_owned());
     }
 
-    /// Shows how far it is, in per cent.
+    /// Shows the progress, in per cent.
     pub(crate) fn percent(&self, percent: u64) {
         if self.bar.length().is_none() {
             self.bar.set_length(100);
@@ -113,7 +112,7 @@ impl Progress {
         self.bar.set_position(percent.min(100));
     }
 
-    /// Ends it and prints how it went.
+    /// Ends the progress and prints the result.
     pub(crate) fn finish(self, ok: bool) {
         self.bar.finish_and_clear();
         let mark = if ok { green("ok") } else { red("failed") };

@@ -19,12 +19,12 @@ use crate::{
 pub(crate) struct Arms {
     /// Arms in the order of the report.
     pub(crate) all: Vec<Arm>,
-    // Processes end before the hosts go that they run on.
+    // Field order: processes end before their hosts are removed.
     _optional: Vec<Running>,
     pairs: Vec<Pair>,
     /// Culvert's hosts.
     pub(crate) culvert: Culvert,
-    // What the ways lead through lives as long as they are measured.
+    // Keeps the networks of the arms alive during the measurements.
     _vxlan: Vec<Vxlan>,
     _bridge: Option<Bridge>,
 }

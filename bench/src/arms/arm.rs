@@ -1,4 +1,4 @@
-//! One way between two hosts, and what is measured on it.
+//! One path between two hosts, and its measurements.
 
 use std::{cell::Cell, collections::BTreeMap, time::Duration};
 
@@ -13,24 +13,24 @@ use crate::{
 /// Which figures an arm is measured for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Scope {
-    /// All that a way has.
+    /// All figures of the path.
     Whole,
     /// TCP throughput, round trips and connections.
     Tcp,
 }
 
-/// One way to be measured.
+/// One path to be measured.
 pub(crate) struct Arm {
-    /// What the results say of it.
+    /// Its description in the results.
     pub(crate) info: ArmInfo,
     /// From where to where.
     pub(crate) way: Way,
     scope: Scope,
-    /// New flows: from where to where, and the number of the next.
+    /// New flows: client and target, and the number of the next flow.
     flows: Option<(FlowsTo, Cell<u32>)>,
 }
 
-/// Where new flows go.
+/// Target of new flows.
 #[derive(Clone, Debug)]
 pub(crate) struct FlowsTo {
     /// Namespace of the server's host.
@@ -55,7 +55,7 @@ pub(crate) enum Load {
 }
 
 impl Load {
-    /// All, in the order in which they are taken.
+    /// All measurements, in their order in a round.
     pub(crate) const ALL: [Self; 8] = [
         Self::Tcp(1),
         Self::Tcp(4),
@@ -87,13 +87,13 @@ impl Arm {
         Self { info, way, scope, flows: None }
     }
 
-    /// The same, whose client is also to begin new flows to what a host swallows.
+    /// An arm whose client also begins new flows, to addresses whose packets a host discards.
     pub(crate) fn with_flows(mut self, to: FlowsTo) -> Self {
         self.flows = Some((to, Cell::new(0)));
         self
     }
 
-    /// Where its new flows go, and the number of the next.
+    /// Target of its new flows, and the number of the next flow.
     pub(crate) fn flows(&self) -> Result<(&FlowsTo, &Cell<u32>)> {
         match &self.flows {
             Some((to, next)) => Ok((to, next)),

@@ -43,7 +43,7 @@ impl Culvert {
     /// Makes the hosts and attaches the containers.
     pub(crate) fn new() -> Result<Self> {
         let pair = Pair::new()?;
-        // Where the clients are, so that no frame of the store's meets what is measured.
+        // On the clients' host, so that no frame of the store crosses the measured path.
         let etcd = EtcdServer::start_with(Config {
             netns: Some(pair.one.path().to_owned()),
             address: Some(Pair::ONE.into()),
@@ -73,7 +73,7 @@ impl Culvert {
         Ok(Self { hosts, overlay, bridge, _etcd: etcd })
     }
 
-    /// The ways through it.
+    /// The arms on it.
     pub(crate) fn arms(&self) -> Vec<Arm> {
         let [over1, over2] = &self.overlay;
         let [web1, web2] = &self.bridge;
@@ -140,7 +140,7 @@ fn attach(host: &Host, network: &str, options: &[&str]) -> Result<Container> {
 }
 
 impl Container {
-    /// Name of the host's end of its veth.
+    /// Name of the host side of its pair.
     pub(crate) fn host_side(&self, host: &Host) -> Result<String> {
         let own: serde_json::Value = serde_json::from_str(&self.netns.run("ip -j link show eth0"))?;
         let peer = own.pointer("/0/link_index");

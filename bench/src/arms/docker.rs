@@ -30,7 +30,7 @@ use crate::load::Way;
 
 /// Name of its arm.
 pub(super) const ID: &str = "docker-overlay";
-/// What a daemon writes besides its own directories, which a tmpfs of its own hides.
+/// Directories that a daemon writes besides its own; a private tmpfs hides them.
 const HIDDEN: [&str; 4] = ["/etc/docker", "/opt", "/run", "/var/lib"];
 /// Name of the network, the image and the container.
 const NAME: &str = "bench";
@@ -99,7 +99,7 @@ impl Daemon {
         let daemon = program("dockerd")?;
         let directory = tempfile::Builder::new().prefix("culvert-bench-").tempdir()?;
         let within = |name: &str| directory.path().join(name).display().to_string();
-        // What the machine's own daemon is told is not for this one.
+        // The settings of the machine's own daemon do not apply to this one.
         fs::write(within("daemon.json"), "{}")?;
         let cgroup = unique_name("culvert-bench");
         let config = Path::new(HIDDEN[0]);
@@ -221,7 +221,7 @@ fn cgroups(name: &str) -> Vec<PathBuf> {
     hierarchies.chain([root.to_owned()]).map(|it| it.join(name)).filter(|it| it.is_dir()).collect()
 }
 
-/// Removes a control group with those in it. The last process may just be going.
+/// Removes a control group with those in it. The last process may still be ending.
 fn remove_cgroup(group: &Path) {
     for within in fs::read_dir(group).into_iter().flatten().flatten() {
         if within.file_type().is_ok_and(|kind| kind.is_dir()) {

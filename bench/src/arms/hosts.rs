@@ -12,12 +12,12 @@ use crate::{
 
 /// Uplink of each host.
 pub(super) const UPLINK: &str = Underlay::UPLINK;
-/// Of the network whose packets every second host swallows without a word (RFC 2544).
+/// Prefix of the addresses whose packets every second host discards silently (RFC 2544).
 pub(crate) const SINK: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 /// Frames that wait in front of an uplink in the wire-like regime, as with a network card.
 const QUEUE: u32 = 1000;
 
-/// Where the frames that an uplink receives are worked on.
+/// The core that processes received frames of an uplink.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Receive {
     /// On the core that sent them: a veth has no other.
@@ -29,9 +29,9 @@ pub(crate) enum Receive {
 /// Two hosts.
 #[derive(Debug)]
 pub(crate) struct Pair {
-    /// Where the clients are.
+    /// The host of the clients.
     pub(crate) one: Netns,
-    /// Where the servers are.
+    /// The host of the servers.
     pub(crate) two: Netns,
 }
 

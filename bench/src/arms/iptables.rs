@@ -24,7 +24,7 @@ pub(crate) struct Bridge {
 }
 
 impl Bridge {
-    /// Wires them; none where the kernel has nothing that iptables needs.
+    /// Connects them; none if the kernel lacks the features that iptables needs.
     pub(crate) fn new(pair: &Pair) -> Result<Option<Self>> {
         let Some(iptables) = docker::iptables() else { return Ok(None) };
         let port = Published { protocol: "tcp", port: PUBLISHED, container: 0, to: PORT };
@@ -41,7 +41,7 @@ impl Bridge {
         Ok(Some(Self { one, two }))
     }
 
-    /// The ways through them.
+    /// The arms on them.
     pub(crate) fn arms(&self, pair: &Pair) -> Vec<Arm> {
         let published = SocketAddrV4::new(Pair::TWO, PUBLISHED);
         let (one, two) = (self.one.path(), self.two.path());

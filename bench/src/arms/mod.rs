@@ -1,5 +1,5 @@
-//! The ways that are compared, each between two hosts of its own: what one brings along
-//! (programs on the uplink, iptables rules) costs the others nothing.
+//! The systems compared, each on two hosts of its own, so that the programs or iptables rules of
+//! one system cost the others nothing.
 
 mod all;
 mod arm;

@@ -1,5 +1,5 @@
-//! Open vSwitch with its data path in user space: what it moves packets with where the kernel
-//! has no data path of its own for it.
+//! Open vSwitch with its data path in user space: the data path that it uses if the kernel has no
+//! module for it.
 //!
 //! Frames come and go by packet sockets, to which it shall not be handed what is unfinished:
 //! the containers' frames are cut and summed before they leave. It puts the tunnel's header on
@@ -28,7 +28,7 @@ const VNI: u32 = 7;
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 /// How long a command may wait for the daemons, in seconds.
 const PATIENCE: &str = "--timeout=20";
-/// Where the daemons would write by themselves.
+/// Directory that the daemons write to by default.
 const DIRECTORIES: [&str; 4] = ["OVS_RUNDIR", "OVS_DBDIR", "OVS_LOGDIR", "OVS_SYSCONFDIR"];
 
 /// Both hosts' switches and containers.

@@ -1,4 +1,4 @@
-//! Arms of other networks that are not on every machine: measured when they are asked for.
+//! Arms of other networks that may not be installed: measured on request.
 
 use std::{
     io::ErrorKind,
@@ -17,9 +17,9 @@ use super::{
 };
 use crate::load::{Side, Way, join, spawn};
 
-/// How long a way may take until a packet passes.
+/// Deadline for the first packet on a path.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long one try may take, and between two.
+/// Timeout of one attempt, and the pause between two.
 const TRY: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -32,7 +32,7 @@ pub(crate) enum Optional {
     OpenVSwitch,
 }
 
-/// What keeps one alive.
+/// Guard of a running network.
 pub(super) enum Running {
     /// See [`Optional::Docker`].
     Docker { _daemons: Docker },
@@ -116,7 +116,7 @@ impl Optional {
     }
 }
 
-/// Waits until the server's namespace answers: that nothing listens there is an answer, too.
+/// Waits until the server's namespace answers: "connection refused" is an answer, too.
 fn passes(way: &Way) -> Result<()> {
     let to = way.to;
     let client = spawn(&way.client, Side::Client, move || {

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// Where programs of the administrator are; a user's `PATH` may lack it.
+/// Directories of the administrator's programs; a user's `PATH` may lack it.
 const SBIN: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
 /// A program of this machine.
@@ -21,7 +21,7 @@ pub(super) fn program(name: &str) -> Result<PathBuf> {
         .with_context(|| format!("{name}: is not installed"))
 }
 
-/// Runs a command, and returns what it writes. What it has to say if it fails is one line.
+/// Runs a command, and returns what it writes. Its error is one line.
 pub(super) fn output(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_owned();
     let name = Path::new(&program).file_name().unwrap_or(&program).to_string_lossy().into_owned();

@@ -16,7 +16,7 @@ const MTU: u32 = 1450;
 /// VNI; Docker's begin at 4096.
 const VNI: u32 = 4096;
 
-/// What an arm keeps alive.
+/// Guards of an arm.
 pub(super) struct Vxlan {
     _namespaces: Vec<Netns>,
 }

@@ -1,4 +1,4 @@
-//! How long the cores work for a load: what is left to threads that take only idle time.
+//! CPU time of a load, from the time left for threads that run only in idle time.
 
 use std::{
     sync::{
@@ -16,7 +16,7 @@ use super::{OWN_THREAD, Stop, Way, cores, join, pin, tcp::Streams};
 
 /// Rate of the load.
 const PACE: u64 = 4_000_000_000;
-/// How long the idle machine is looked at before the load.
+/// Length of the measurement of the idle machine before the load.
 const CALIBRATION: Duration = Duration::from_millis(120);
 
 /// Work for one Gbit.
@@ -27,7 +27,7 @@ pub(crate) struct Cost {
     pub(crate) softirq_ms: f64,
 }
 
-/// Threads that count while nobody else wants their core.
+/// Threads that count while their core is otherwise idle.
 struct Soakers {
     counts: Vec<Arc<AtomicU64>>,
     threads: Vec<JoinHandle<Result<()>>>,
@@ -76,7 +76,7 @@ fn soak(core: usize, count: &AtomicU64, stop: &Stop) -> Result<()> {
     Ok(())
 }
 
-/// A TCP stream at a fixed rate: what the cores do for a Gbit of it.
+/// A TCP stream at a fixed rate: the CPU time for one Gbit.
 pub(crate) fn per_gbit(way: &Way, time: Duration) -> Result<Cost> {
     let soakers = Soakers::start();
     thread::sleep(super::WARM_UP);

@@ -26,8 +26,8 @@ use super::{Side, Stop, join, spawn, udp::counted};
 const BATCH: usize = 64;
 /// Least destination port: below it are well-known ones.
 const FIRST_PORT: u16 = 2_000;
-/// Longest measurement: Linux and Culvert track 262,144 flows by default, and what is to be
-/// measured is how they begin, not how they are thrown out.
+/// Longest measurement: Linux and Culvert track 262,144 flows by default, and the measurement is of
+/// their creation, not of their eviction.
 const LONGEST: Duration = Duration::from_millis(150);
 /// Flows of one measurement.
 const MOST: u32 = 150_000;
@@ -36,15 +36,15 @@ const SOURCE_PORT: u16 = 40_000;
 /// How long the next hop's MAC may take.
 const PATIENCE: Duration = Duration::from_secs(4);
 
-/// Where flows go that differ in their destination only, and where they are counted.
+/// Target of flows that differ only in their destination.
 pub(crate) struct Target<'a> {
     /// Namespace of the client.
     pub(crate) client: &'a Path,
-    /// Namespace of the host that swallows them.
+    /// Namespace of the host that discards them.
     pub(crate) server: &'a Path,
     /// Its device on which they arrive.
     pub(crate) device: &'a str,
-    /// First of the addresses that the host swallows (RFC 2544's are for such use).
+    /// First of the addresses whose packets the host discards (RFC 2544's are for such use).
     pub(crate) network: Ipv4Addr,
 }
 
@@ -59,7 +59,7 @@ fn destination(network: Ipv4Addr, n: u32) -> SocketAddrV4 {
 /// Returns how many arrive in a second, and the number after the last.
 pub(crate) fn new_flows(target: &Target<'_>, first: u32, time: Duration) -> Result<(f64, u32)> {
     let time = time.min(LONGEST);
-    // Made before, so that they are all that is sent is all that the sender does.
+    // Built in advance, so that sending is the only work of the sender.
     let frames = Frames::make(target, first, MOST)?;
     let stop = Stop::default();
     let stopping = stop.clone();
@@ -82,7 +82,7 @@ struct Frames {
     all: Vec<Vec<u8>>,
 }
 
-/// Who sends frames, and to whom.
+/// Sender and receiver of the frames.
 pub(crate) struct Ends {
     /// Address of the client.
     pub(crate) ip: Ipv4Addr,
@@ -122,7 +122,7 @@ impl Frames {
 }
 
 impl Ends {
-    /// What this thread's stack knows of the way to `network`: it sends one datagram itself.
+    /// The route of this thread's stack to `network`; sends one datagram to resolve it.
     pub(crate) fn ask(network: Ipv4Addr) -> Result<Self> {
         let socket = UdpSocket::bind(("0.0.0.0", 0))?;
         socket.connect((network, FIRST_PORT))?;
@@ -158,7 +158,7 @@ fn neighbour(socket: &UdpSocket, ip: &str, device: &str) -> Result<[u8; 6]> {
     let end = Instant::now() + PATIENCE;
     loop {
         match socket.send(b"?") {
-            // That nobody listens is an answer.
+            // "Connection refused" is an answer, too.
             Err(error) if error.kind() != ErrorKind::ConnectionRefused => {
                 return Err(error).context("flows: send");
             }
@@ -173,7 +173,7 @@ fn neighbour(socket: &UdpSocket, ip: &str, device: &str) -> Result<[u8; 6]> {
     }
 }
 
-/// What a command of iproute2 says, in this thread's namespace.
+/// Output of a command of iproute2, in this thread's namespace.
 fn said(line: &str) -> Result<Value> {
     let mut words = line.split(' ');
     let program = words.next().unwrap_or_default();

@@ -1,7 +1,7 @@
 //! Load: sockets in two namespaces, one thread at each end.
 //!
-//! Every load runs for a while that is not counted, so that what is measured is the steady
-//! state, and tells what arrived.
+//! Every load has a warm-up that is not counted, so that the steady state is measured. Its result
+//! is the traffic that arrived.
 
 pub(crate) mod cpu;
 pub(crate) mod flows;
@@ -23,21 +23,21 @@ use anyhow::{Context as _, Result, anyhow};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns};
 use nix::unistd::Pid;
 
-/// What is not counted at the beginning of a load.
+/// Warm-up of a load, which is not counted.
 const WARM_UP: Duration = Duration::from_millis(60);
 /// Port at which servers listen in their own namespace.
 pub(crate) const PORT: u16 = 7000;
-/// How often a blocked end looks whether it is to stop.
+/// Interval at which a blocked end checks the stop flag.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// A way from a client to a server.
+/// A path from a client to a server.
 #[derive(Clone, Debug)]
 pub(crate) struct Way {
     /// Namespace of the client.
     pub(crate) client: PathBuf,
     /// Namespace of the server.
     pub(crate) server: PathBuf,
-    /// Where the client finds the server: its own address, or one that is published.
+    /// Address that the client connects to: the server's own, or a published one.
     pub(crate) to: SocketAddrV4,
     /// Address that the server binds.
     pub(crate) bind: Ipv4Addr,
@@ -114,13 +114,13 @@ pub(crate) fn spawn<T: Send + 'static>(
         std::fs::File::open(netns).with_context(|| format!("{}: no namespace", netns.display()))?;
     Ok(thread::spawn(move || {
         setns(file, CloneFlags::CLONE_NEWNET).context("setns")?;
-        // Affinity goes from the thread that measured to those it starts: set it each time.
+        // A thread inherits the affinity of its parent: set it each time.
         pin(OWN_THREAD, side.core())?;
         work()
     }))
 }
 
-/// Waits for a thread and hands on what it says.
+/// Waits for a thread and returns its result.
 pub(crate) fn join<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
     thread.join().map_err(|_| anyhow!("a thread of the load ended early"))?
 }
@@ -149,7 +149,7 @@ fn observe(time: Duration, read: impl Fn() -> u64) -> (u64, Duration) {
     (read() - begin, start.elapsed())
 }
 
-/// What `count` in `elapsed` is in a second.
+/// `count` in `elapsed`, as a rate per second.
 fn rate(count: u64, elapsed: Duration) -> f64 {
     count as f64 / elapsed.as_secs_f64()
 }

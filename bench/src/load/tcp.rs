@@ -137,7 +137,7 @@ impl Streams {
     pub(crate) fn close(self) -> Result<()> {
         self.stop.stop();
         let written: Result<()> = self.writers.into_iter().try_for_each(join);
-        // Why the server has ended is why it could not be reached.
+        // If the server has ended, its error is the cause.
         self.server.end()?;
         written?;
         let readers = std::mem::take(
@@ -244,7 +244,7 @@ fn echo(stream: &mut TcpStream, stop: &Stop) -> Result<()> {
         match stream.read(&mut byte) {
             Ok(0) => return Ok(()),
             Ok(_) => stream.write_all(&byte)?,
-            // The listener's patience holds for its connections, too.
+            // Connections inherit the listener's timeout.
             Err(error) if is_timeout(&error) && !stop.stopped() => {}
             Err(_) => return Ok(()),
         }

@@ -24,7 +24,7 @@ use super::{Side, Stop, Way, join, observe, rate, spawn};
 const BATCH: usize = 64;
 /// Buffer of the receiving socket: what arrives while it does not run.
 const BUFFER: usize = 4 << 20;
-/// Turns of a loop between two looks at an empty queue, whose lock the sender takes, too.
+/// Iterations between two reads of an empty queue, whose lock the sender takes, too.
 const PAUSE: u32 = 500;
 /// Largest datagram.
 const LARGEST: usize = 1472;
@@ -87,8 +87,8 @@ fn receive_all(socket: &UdpSocket, count: &AtomicU64, stop: &Stop) -> Result<()>
     let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
     while !stop.stopped() {
         let mut slices: Vec<_> = space.iter_mut().map(|it| [IoSliceMut::new(it)]).collect();
-        // It does not sleep: to wake it is expensive on a virtual machine, and the sender's
-        // core would do it, every time that the receiver has been the faster.
+        // The receiver does not sleep: a wake-up is expensive on a virtual machine, and costs time
+        // on the sender's core.
         let flags = MsgFlags::MSG_DONTWAIT;
         match recvmmsg(socket.as_raw_fd(), &mut headers, slices.iter_mut(), flags, None) {
             Ok(messages) => {

@@ -1,4 +1,4 @@
-//! Where programs run that packets come by.
+//! Hooks on the path of a packet.
 
 use std::os::fd::AsFd as _;
 
@@ -18,19 +18,19 @@ pub(super) struct Place<'a> {
     pub(super) hook: TcAttachType,
 }
 
-/// Two places that packets of a way come by.
+/// Two hooks on the path of a packet.
 pub(super) struct Path<'a> {
     /// What is measured, as `SNAT`.
     pub(super) what: &'static str,
-    /// From where to where.
+    /// Client and server.
     pub(super) way: &'a Way,
-    /// Where what the client sends comes first, and what comes next.
+    /// The first and the second hook of the client's packets.
     pub(super) places: [Place<'a>; 2],
-    /// What comes to the second place is the answer; otherwise it is what the first sends on.
+    /// The second hook sees the answer; otherwise it sees the packet that the first forwards.
     pub(super) answered: bool,
 }
 
-/// What is sent.
+/// Kind of traffic.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Traffic {
     /// Datagrams of 64 bytes.

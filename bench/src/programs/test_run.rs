@@ -1,5 +1,5 @@
-//! Programs of a live agent, run on packets that are on no wire: against the maps that they
-//! use, and without what else a machine does with a packet.
+//! Programs of a live agent, run by `BPF_PROG_TEST_RUN`: with the agent's maps, and without the
+//! rest of a packet's path.
 
 use std::os::fd::AsFd as _;
 
@@ -21,16 +21,17 @@ use crate::load::{
 /// `TC_ACT_REDIRECT` of linux/pkt_cls.h.
 const REDIRECT: u32 = 7;
 
-/// A program changes its packet, and what is changed goes another way: one run with each.
+/// Test runs of a program that changes its packet: one call each, since the changed packet would
+/// take another path.
 const SINGLE: Runs = Runs { repeat: 1, rounds: 2001 };
-/// Of what stays as it is.
+/// Test runs on a packet that stays unchanged.
 const MANY: Runs = Runs { repeat: 256, rounds: 31 };
-/// The first packet of a flow, whose way is remembered.
+/// The first packet of a flow, after which the caches have its entry.
 const FIRST: Runs = Runs { repeat: 1, rounds: 1 };
-/// Port that the packets come from, and which no other flow does.
+/// Source port of the packets, which no other flow uses.
 const SOURCE_PORT: u16 = 40_100;
-/// Payload of a TCP segment as long as the tunnel's MTU allows. It stands for a GSO frame of
-/// many, as which the kernel lets a test run's packet pass but not grow.
+/// Payload of a TCP segment as long as the tunnel's MTU allows. It stands for a GSO frame of many
+/// segments: the kernel does not let a program grow the GSO frame of a test run.
 const SEGMENT: usize = 1398;
 
 /// Time of the program at each of a path's places, in ns, on a packet of a flow that it knows.
@@ -42,7 +43,7 @@ pub(super) fn times(path: &Path<'_>, traffic: Traffic) -> Result<[f64; 2]> {
     Ok([first.time(&sent)?, next.time(&arrives)?])
 }
 
-/// What the client of a way sends.
+/// The packet that the client of a path sends.
 fn frame(way: &Way, traffic: Traffic) -> Result<Vec<u8>> {
     let to = *way.to.ip();
     let ends = join(spawn(&way.client, Side::Client, move || Ends::ask(to))?)?;
@@ -76,7 +77,7 @@ impl Place<'_> {
         })?
     }
 
-    /// The same with a packet that it has to send on.
+    /// Runs the program on a packet that it must forward.
     fn sends_on(&self, frame: &[u8], runs: Runs) -> Result<Timed> {
         let timed = self.run(frame, runs)?;
         let verdict = timed.verdict.cast_signed();
@@ -84,8 +85,8 @@ impl Place<'_> {
         Ok(timed)
     }
 
-    /// Time of the program on a packet, in ns, less what it takes to run it a single time:
-    /// to look at the clock, and to begin.
+    /// Time of the program on a packet, in ns, minus the overhead of a single run: reading the
+    /// clock, and the cold start.
     fn time(&self, frame: &[u8]) -> Result<f64> {
         let refused = refused(frame)?;
         let (single, many) = (self.run(&refused, SINGLE)?, self.run(&refused, MANY)?);
@@ -114,8 +115,8 @@ impl Place<'_> {
     }
 }
 
-/// A frame that no program touches or sends on: of nobody, and for local experiments
-/// (IEEE 802).
+/// A frame that every program refuses: its source is unknown, and its EtherType is for local
+/// experiments (IEEE 802).
 fn refused(frame: &[u8]) -> Result<Vec<u8>> {
     let mut frame = frame.to_vec();
     let header = frame.get_mut(6..14).context("no frame")?;

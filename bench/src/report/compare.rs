@@ -1,9 +1,10 @@
-//! What got slower, or faster, between two runs by more than the measurement varies.
+//! Figures that changed between two runs by more than the variation of the measurement.
 //!
-//! Machines drift: what is compared of an arm is its ratio to the host in the same round. It
-//! has changed if the 95 % intervals of the two runs do not overlap and the medians differ by
-//! more than the host differs from itself (A/A) in both runs together: either may be off by its
-//! own. Intervals alone would not do, for of the hundreds of figures some always fall apart.
+//! The speed of a machine drifts, so the ratio of an arm to the host in the same round is compared.
+//! It has changed if the 95 % intervals of the two runs do not overlap and the medians differ by
+//! more than the host differs from itself (A/A) in both runs together, since either run may be off
+//! by its own A/A. Intervals alone do not suffice: of hundreds of figures, the intervals of some
+//! never overlap.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,11 +17,11 @@ use crate::results::{HOST, HOST_AGAIN, Metric, Regime, Results};
 use crate::scale::ColdStart;
 use crate::stats::Interval;
 
-/// What a program's time per run may differ by: a mean over many runs, but the machine's.
+/// Tolerance of a program's time per run: a mean over many runs, which depends on the machine.
 const PROGRAM_NOISE: f64 = 0.15;
-/// What a time may differ by that is measured once.
+/// Tolerance of a time that is measured once.
 const ONCE_NOISE: f64 = 0.25;
-/// What memory may differ by: it is counted, but the allocator has a say.
+/// Tolerance of memory: it is counted, but depends on the allocator.
 const MEMORY_NOISE: f64 = 0.05;
 
 /// One figure in two runs.
@@ -32,7 +33,7 @@ pub(crate) struct Change {
     old: String,
     /// In the new run, for people.
     new: String,
-    /// By what share of the old it grew.
+    /// Its growth, as a share of the old figure.
     by: f64,
     /// The share it had to grow or shrink by to be listed.
     noise: f64,
@@ -45,7 +46,7 @@ pub(crate) struct Change {
 pub(crate) struct Comparison {
     /// Which runs.
     heading: String,
-    /// Why they may not be alike.
+    /// Reasons why the runs may not be comparable.
     notes: Vec<String>,
     /// Worse than in the old run, the most first.
     slower: Vec<Change>,
@@ -60,7 +61,7 @@ pub(crate) struct Comparison {
 }
 
 impl Comparison {
-    /// Something of Culvert's got worse. What others do is listed, but is not Culvert's fault.
+    /// Something of Culvert's got worse. Changes of other systems are listed, but do not count.
     pub(crate) fn slower(&self) -> bool {
         self.slower.iter().any(|change| change.ours)
     }
@@ -125,7 +126,7 @@ pub(crate) fn compare(old: &Results, new: &Results) -> Comparison {
     };
     arms(&mut found, old, new);
     filled(&mut found, old, new);
-    // Nothing of the same round stands beside these: on another processor they say nothing.
+    // These have no base in the same round: on another processor they cannot be compared.
     if old.machine.cpu == new.machine.cpu {
         times(&mut found, old, new);
     }
@@ -140,7 +141,7 @@ pub(crate) fn compare(old: &Results, new: &Results) -> Comparison {
     found
 }
 
-/// What was not the same besides Culvert.
+/// Differences of the two runs besides Culvert.
 fn differences(old: &Results, new: &Results) -> Vec<String> {
     let (was, is) = (&old.machine, &new.machine);
     let (before, now) = (&old.settings, &new.settings);
@@ -235,7 +236,7 @@ fn filled(found: &mut Comparison, old: &Results, new: &Results) {
     }
 }
 
-/// Times that have nothing beside them to be a ratio of.
+/// Times without a base for a ratio.
 fn times(found: &mut Comparison, old: &Results, new: &Results) {
     for it in &new.programs {
         let before = old

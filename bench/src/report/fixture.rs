@@ -28,7 +28,7 @@ const ARMS: [(&str, &str, Option<char>, f64); 14] = [
     ("culvert-host-mode", "Culvert host mode", Some('F'), 1.0),
 ];
 
-/// A number from 0 to 1 that looks random and is not.
+/// A pseudo-random number from 0 to 1.
 fn wobble(seed: u64) -> f64 {
     let mut bits = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -41,7 +41,7 @@ fn rounded(figure: f64) -> f64 {
     (figure * 1e3).round() / 1e3
 }
 
-/// What the host reaches.
+/// The host's figure.
 fn host(metric: Metric) -> f64 {
     match metric {
         Metric::TcpOne => 18.5e9,
@@ -84,7 +84,7 @@ pub(crate) fn run(seed: u64, spread: f64) -> Results {
     for (index, (id, title, row, share)) in (0_u64..).zip(ARMS) {
         results.arms.push(ArmInfo { id: id.into(), title: title.into(), row });
         for round in 0..u64::from(ROUNDS) {
-            // The machine is not equally fast in all rounds; all arms feel it.
+            // The speed of the machine varies between rounds, for all arms alike.
             let machine = 1.0 + 0.08 * wobble(seed * 1_000 + round);
             for (regime, share) in [(Regime::Intact, share), (Regime::WireLike, share * share)] {
                 let mut figures = BTreeMap::new();

@@ -1,22 +1,22 @@
-//! A table before it is known whether a terminal, Markdown or HTML shows it.
+//! A table that can be shown in a terminal, in Markdown or in HTML.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use super::escape::escape;
 
-/// What a cell's text means, where colour or weight can show it.
+/// Meaning of a cell's text, shown by colour or weight.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) enum Tone {
-    /// Nothing particular.
+    /// No particular meaning.
     #[default]
     Plain,
-    /// The figure that the row is about: the first word.
+    /// The main figure of the row: the first word.
     Strong,
-    /// As it should be.
+    /// Good.
     Good,
-    /// Not as it should be.
+    /// Bad.
     Bad,
-    /// Neither for certain.
+    /// Undecided.
     Unsure,
 }
 

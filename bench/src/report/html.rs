@@ -1,4 +1,4 @@
-//! The page: one file that loads nothing, for a person who has read nothing before.
+//! The page: one self-contained file, for a reader without prior knowledge.
 
 mod axes;
 mod charts;
@@ -59,7 +59,7 @@ pub(crate) fn page(results: &Results) -> Result<String> {
     ))
 }
 
-/// What of a page is written.
+/// The part of a page that is written so far.
 #[derive(Debug, Default)]
 struct Page {
     sections: Vec<(&'static str, &'static str)>,
@@ -87,7 +87,7 @@ impl Page {
         ));
     }
 
-    /// The figures that a reader is here for.
+    /// The main figures.
     fn summary(&mut self, results: &Results) {
         let share = |regime| {
             let overlay = results.ratio("culvert-overlay", HOST, regime, Metric::TcpOne);
@@ -179,7 +179,7 @@ impl Page {
         Ok(())
     }
 
-    /// What the colours mean.
+    /// The legend of the colours.
     fn key(&mut self) {
         let hex = |RGBColor(red, green, blue)| format!("#{red:02x}{green:02x}{blue:02x}");
         self.body.push_str("<p class=\"key\">");

@@ -1,5 +1,5 @@
-//! What a run measured, shown: tables in the terminal, JSON, a page, README's table, and what
-//! got slower since another run.
+//! The report of a run: tables in the terminal, JSON, a page, README's table, and a comparison with
+//! an earlier run.
 
 pub(crate) mod compare;
 mod escape;
@@ -20,7 +20,7 @@ use serde::Deserialize;
 
 use crate::results::{Results, VERSION};
 
-/// Where a run's results go besides the terminal.
+/// Outputs of a run's results besides the terminal.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Output {
     /// All figures, as JSON.
@@ -34,7 +34,7 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Whether all of it can be done, to be known before a run takes half an hour.
+    /// Checks all outputs in advance, since a run may take half an hour.
     ///
     /// # Errors
     ///
@@ -83,7 +83,7 @@ pub(crate) fn show(results: &Results, output: &Output) -> Result<bool> {
     Ok(comparison.slower())
 }
 
-/// Prints to stdout, of which a reader may have had enough.
+/// Prints to stdout, and ignores a closed one.
 fn print(text: &str) -> Result<()> {
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -99,7 +99,7 @@ fn print(text: &str) -> Result<()> {
 ///
 /// It cannot be read, is no result of a benchmark, or one of another version.
 pub(crate) fn load(path: &Path) -> Result<Results> {
-    /// What every version begins with.
+    /// The common beginning of every version.
     #[derive(Deserialize)]
     struct Head {
         version: u32,
@@ -144,7 +144,7 @@ fn readme_with(path: &Path, table: &str) -> Result<String> {
     readme::replace(&text, table).with_context(|| name.to_string())
 }
 
-/// Writes a file at once: whoever reads it sees the old text or the new one.
+/// Writes a file atomically: a reader sees the old text or the new one.
 fn write(path: &Path, text: &str) -> Result<()> {
     let name = path.file_name().with_context(|| format!("{}: is no file", path.display()))?;
     let beside =
@@ -152,7 +152,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(&beside, text)
         .and_then(|()| fs::rename(&beside, path))
         .inspect_err(|_| {
-            // The error that is reported is the one that led here.
+            // The first error is reported.
             let _ = fs::remove_file(&beside);
         })
         .with_context(|| format!("{}: cannot be written", path.display()))

@@ -6,7 +6,7 @@ use super::words::{self, NONE, ROWS, Row};
 use crate::results::{ArmInfo, Filled, HOST, HOST_AGAIN, Metric, Regime, Results};
 use crate::stats::{self, Interval};
 
-/// How much an [`article`] table says.
+/// Level of detail of an [`article`] table.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Form {
     /// Few words for the path and stable names for the arms, to fit a terminal.
@@ -26,7 +26,7 @@ pub(crate) fn terminal(results: &Results) -> String {
     format!("{circumstances}; Culvert {}\n\n{}", results.machine.culvert, shown.join("\n"))
 }
 
-/// What is not measured for each arm.
+/// Figures that are not measured for each arm.
 pub(super) fn details(results: &Results) -> [Grid; 4] {
     [programs(results), create(results), cold_start(results), filled(results)]
 }
@@ -120,7 +120,7 @@ pub(super) fn metrics(results: &Results, form: Form) -> Grid {
     grid
 }
 
-/// What each program costs.
+/// Cost of each program.
 fn programs(results: &Results) -> Grid {
     let mut grid = Grid::new(
         "BPF programs",
@@ -249,7 +249,7 @@ pub(super) fn noise(results: &Results) -> Grid {
     grid
 }
 
-/// The targets and what became of them.
+/// The targets and their results.
 pub(super) fn targets(results: &Results) -> Grid {
     let mut grid = Grid::new(
         "Targets",

@@ -1,4 +1,4 @@
-//! The figures that Culvert is to reach, and whether a run reached them.
+//! The targets of Culvert, and the result of a run for each.
 
 use super::words;
 use crate::results::{HOST, Metric, Regime, Results};
@@ -8,7 +8,7 @@ use crate::stats::Interval;
 /// Endpoints of the cold start that targets are set for.
 const ENDPOINTS: u32 = 100_000;
 
-/// What a figure has to be.
+/// Limit of a figure.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Bound {
     /// This or more.
@@ -34,7 +34,7 @@ impl Bound {
     }
 }
 
-/// What became of a target.
+/// Result of a target.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Outcome {
     /// The median is on the right side, and so is its interval.
@@ -71,7 +71,7 @@ pub(crate) struct Target {
     pub(crate) value: Option<Interval>,
     /// What it is to be.
     pub(crate) bound: Bound,
-    /// Unit of both, empty for ratios; what has one is measured once and has no interval.
+    /// Unit of both, empty for ratios; a figure with a unit is measured once and has no interval.
     pub(crate) unit: &'static str,
     /// The smallest difference that may be claimed of it, as a share; none where a figure is
     /// not a ratio of two arms.
@@ -79,7 +79,7 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// What became of it.
+    /// Its result.
     pub(crate) fn outcome(&self) -> Outcome {
         let Some(Interval { median, low, high }) = self.value else {
             return Outcome::NotMeasured;
@@ -93,7 +93,7 @@ impl Target {
         }
     }
 
-    /// What was measured, for people.
+    /// The measured figure, as text.
     pub(crate) fn measured(&self) -> String {
         match self.value {
             Some(it) if !self.unit.is_empty() => self.with_unit(words::amount(it.median)),
@@ -101,7 +101,7 @@ impl Target {
         }
     }
 
-    /// What it is to be, for people.
+    /// The limit, as text.
     pub(crate) fn wanted(&self) -> String {
         let decimals = usize::from(self.unit.is_empty()) * 2;
         let sign = match self.bound {

@@ -1,9 +1,9 @@
-//! What the report says of rows, arms and metrics, and how it writes figures.
+//! Texts of the report on rows, arms and metrics, and the format of figures.
 
 use crate::results::{ArmInfo, Metric, Regime, Results};
 use crate::stats::Interval;
 
-/// Stands where nothing was measured.
+/// Placeholder for a missing figure.
 pub(super) const NONE: &str = "–";
 
 /// A row of the article's table.
@@ -49,22 +49,22 @@ pub(super) const ROWS: [Row; 6] = [
     },
 ];
 
-/// Where arms stand that have no row there.
+/// Place of arms without a row.
 pub(super) const FURTHER: Row =
     Row { letter: ' ', brief: "not in the article", path: "not in the article", ratio: "" };
 
-/// Whose an arm is, which decides its colour and whether a change of it is Culvert's.
+/// Owner of an arm, which decides its colour and whether a change counts as Culvert's.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Owner {
     /// Culvert.
     Culvert,
-    /// No container network: what all are measured against.
+    /// No container network: the base of all ratios.
     Host,
-    /// What else there is.
+    /// Other systems.
     Other,
 }
 
-/// Whose `arm` is.
+/// Owner of `arm`.
 pub(super) fn owner(arm: &str) -> Owner {
     match arm {
         crate::results::HOST | crate::results::HOST_AGAIN => Owner::Host,
@@ -73,7 +73,7 @@ pub(super) fn owner(arm: &str) -> Owner {
     }
 }
 
-/// What lies on the way of an arm that this version knows.
+/// The path of an arm that this version knows.
 pub(super) fn about(arm: &str) -> &str {
     match arm {
         "host" => {
@@ -132,7 +132,7 @@ pub(super) fn about(arm: &str) -> &str {
     }
 }
 
-/// What a metric says, for a person who has not met it.
+/// Explanation of a metric, for a new reader.
 pub(super) fn explain(metric: Metric) -> &'static str {
     match metric {
         Metric::TcpOne => {
@@ -191,12 +191,13 @@ pub(super) fn number(value: Option<f64>, decimals: usize) -> String {
     value.map_or_else(|| NONE.to_owned(), |value| format!("{value:.decimals$}"))
 }
 
-/// A time or a size: with a decimal only where that says something.
+/// A time or a size: with a decimal only for small values.
 pub(super) fn amount(value: f64) -> String {
     if value.abs() < 1e3 { format!("{value:.1}") } else { format!("{value:.0}") }
 }
 
-/// A median with its interval, as `0.82 (0.81 to 0.83)`; without one that is only a point.
+/// A median with its interval, as `0.82 (0.81 to 0.83)`; without the interval if it is a single
+/// value.
 pub(super) fn interval(value: Option<Interval>, decimals: usize) -> String {
     let Some(Interval { median, low, high }) = value else {
         return NONE.to_owned();
@@ -230,7 +231,7 @@ pub(super) fn mebi(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-/// Where, when and how long, in a sentence.
+/// Machine, date and duration, in a sentence.
 pub(super) fn circumstances(results: &Results) -> String {
     let (machine, settings) = (&results.machine, &results.settings);
     let memory = machine.memory_mib as f64 / 1024.0;

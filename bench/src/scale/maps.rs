@@ -51,7 +51,7 @@ impl Maps {
         }
     }
 
-    /// What all maps take of the kernel's memory.
+    /// Kernel memory of all maps, in bytes.
     pub(super) fn memory(&self) -> anyhow::Result<u64> {
         let mut sum = 0;
         for map in &self.all {
@@ -65,8 +65,8 @@ impl Maps {
     }
 }
 
-/// The FDB of one agent, to be filled with what the agent knows nothing of: it takes it out
-/// again when it next looks.
+/// The FDB of one agent, to be filled with entries that are not in the store: the agent removes
+/// them at its next comparison.
 pub(crate) struct Fdb(Bytes<{ size_of::<FdbKey>() }, { size_of::<FdbEntry>() }>);
 
 impl Fdb {
@@ -80,7 +80,7 @@ impl Fdb {
         Ok(self.0.insert(bytes(key)?, bytes(entry)?, 0)?)
     }
 
-    /// Removes one. It is no error if the agent has been first.
+    /// Removes one. It is no error if the agent has removed it already.
     pub(crate) fn remove(&mut self, key: &FdbKey) -> anyhow::Result<()> {
         match self.0.remove(&bytes(key)?) {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),

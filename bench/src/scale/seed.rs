@@ -1,4 +1,4 @@
-//! What the store holds: the records of a large network, written past the agents.
+//! Records of a large network, written to the store without the agents.
 
 use std::{
     collections::BTreeMap,
@@ -80,7 +80,7 @@ impl Remote {
         records(&self.record()?)
     }
 
-    /// The end of its records.
+    /// Removal of its records.
     pub(super) fn delete(&self) -> Plan {
         let network = format!("{ROOT}endpoints/{NETWORK}/{}", self.id());
         let address = format!("{ROOT}ipam/{NETWORK}/{}", self.ip());

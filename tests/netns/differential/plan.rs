@@ -15,7 +15,7 @@ pub(super) const CONNECTIONS: usize = 1000;
 pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 1);
 const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 101);
-/// Addresses to which the router has no way: it says so, it forbids it, it says nothing.
+/// Addresses without a route at the router: unreachable, prohibited, and dropped without an error.
 pub(super) const UNREACHABLE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 pub(super) const PROHIBITED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 pub(super) const BLACKHOLE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 3);
@@ -25,10 +25,10 @@ pub(super) const ECHO: u16 = 80;
 pub(super) const COUNT: u16 = 81;
 pub(super) const RESET: u16 = 82;
 pub(super) const DATAGRAMS: u16 = 53;
-/// Nobody listens here.
+/// A port without a listener.
 const CLOSED: u16 = 9;
-/// So much more are the ports for those who reach a container without the host's ports:
-/// the others' addresses may differ.
+/// Offset of the ports for clients that reach a container without the host's ports: their addresses
+/// may differ.
 pub(super) const DIRECT: u16 = 1000;
 
 /// What the hosts publish.
@@ -43,7 +43,7 @@ pub(super) const PUBLISHED: &[Published] = &[
     Published { protocol: "udp", port: 5453, container: 1, to: DATAGRAMS },
 ];
 
-/// Who begins a connection.
+/// The client of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum From {
     Container(u8),
@@ -51,7 +51,7 @@ pub(super) enum From {
     Outside,
 }
 
-/// What is done.
+/// The kind of exchange.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum What {
     Tcp(Use),
@@ -150,7 +150,8 @@ impl Planner {
         self.random.of(&[0, 1, 12, 100, 511, 1000, 1471, 1472, 1473, 2961, 9000])
     }
 
-    /// Those of which every plan has a few: they wait, or errors about them are limited.
+    /// Rare kinds of connections: they wait for timeouts, or the errors about them are
+    /// rate-limited.
     fn few(&mut self) {
         for container in 0..CONTAINERS {
             let from = From::Container(container);
@@ -159,7 +160,7 @@ impl Planner {
             self.add(from, (PROHIBITED, ECHO), 0, What::Tcp(Use::Echo(1)));
             let waits = What::Udp { len: 10, ttl: 0 };
             self.add(from, (BLACKHOLE, DATAGRAMS), 0, waits);
-            // Gone at the host, at the router; just not gone.
+            // The TTL expires at the host, at the router, and not at all.
             for ttl in [1, 2, 3] {
                 let id = self.own_port();
                 self.add(from, (Outside::IP, DATAGRAMS), 0, What::Udp { len: 20, ttl });
@@ -240,7 +241,7 @@ impl Planner {
         }
     }
 
-    /// To a published port, or one of the host that is none.
+    /// To a published port, or to another port of the host.
     fn way_in(&mut self, from: From, to: Ipv4Addr) {
         // Each port of its own: the containers see the same one.
         let port = self.own_port();
@@ -252,8 +253,8 @@ impl Planner {
         };
         let what = match protocol {
             "tcp" => What::Tcp(self.tcp_use(server)),
-            // Culvert drops what of the host itself is longer than a container's MTU: it
-            // cannot cut what comes over the loopback device.
+            // Culvert drops packets of the host itself that are longer than a container's MTU: it
+            // cannot fragment packets from the loopback device.
             _ if from == From::Host => What::Udp { len: self.len().min(1472), ttl: 0 },
             _ => What::Udp { len: self.len(), ttl: 0 },
         };

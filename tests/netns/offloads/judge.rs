@@ -1,4 +1,4 @@
-//! What may be on the wire, for what is switched on at the device that sent it.
+//! Checks of the frames on the wire, by the offloads of the device that sent them.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,10 @@ use culvert_tests::{
 const MTU: usize = 1500;
 /// Protocol number of TCP.
 const TCP: u8 = 6;
-/// As many complaints as one can read.
+/// Maximum number of reported faults.
 const ENOUGH: usize = 8;
 
-/// What a device leaves to its hardware.
+/// Offloads of a device.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Features {
     /// Filling in checksums.
@@ -29,7 +29,8 @@ pub(crate) struct Features {
 }
 
 impl Features {
-    /// What is on at a device, whatever was asked for: some need others.
+    /// The enabled offloads of a device, which may differ from the requested ones: some need
+    /// others.
     pub(crate) fn of(netns: &Netns, ifname: &str) -> Self {
         let list = netns.run(&format!("ethtool -k {ifname}"));
         let on = |name: &str| {
@@ -45,7 +46,7 @@ impl Features {
     }
 }
 
-/// What was seen in one direction.
+/// Frames seen in one direction.
 #[derive(Debug)]
 pub(crate) struct Direction {
     features: Features,
@@ -141,9 +142,9 @@ impl Direction {
 
 /// Both directions of a device of the switch.
 pub(crate) struct Seen {
-    /// What the host at its other end has sent.
+    /// Frames that the host at its other end has sent.
     pub(crate) from_host: Direction,
-    /// What goes to that host.
+    /// Frames to that host.
     pub(crate) to_host: Direction,
 }
 

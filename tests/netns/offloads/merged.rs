@@ -1,8 +1,8 @@
-//! Datagrams of two tenants that the kernel merges: what is in them gets into its own network
-//! or nowhere.
+//! Datagrams of two tenants that the kernel merges: each payload reaches its own network or is
+//! dropped.
 //!
 //! UDP GRO merges datagrams whose outer headers are alike and that have a checksum. Hosts of
-//! Culvert send none; here somebody does.
+//! Culvert send no checksum; a sender of this test does.
 
 use std::{
     collections::BTreeSet,
@@ -166,7 +166,7 @@ fn datagrams_of_two_tenants_are_not_taken_for_one_s() {
     assert_eq!(burst(&world, &[RED, BLUE], false), ([COUNT, COUNT], 0, 0));
     set(&world, &format!("gro on {fwd} on {list} off"), cut, true);
     assert_eq!(burst(&world, &[RED, BLUE], true), ([COUNT, COUNT], 0, 0));
-    // Lists do not get through (`World::merges_udp`), but to nobody else either.
+    // Fragment lists are dropped (`World::merges_udp`), and do not reach the other tenant either.
     set(&world, &format!("gro on {fwd} on {list} on"), cut, true);
     let (_, frames, _) = burst(&world, &[RED, BLUE], true);
     assert_eq!(frames, 0);
@@ -196,7 +196,7 @@ impl Cable {
                             if towards {
                                 one_flow(&mut frame.bytes);
                             }
-                            // A queue that is full drops, as anywhere.
+                            // A full queue drops frames.
                             let _ = wire::send(&to, &frame.bytes);
                         }
                     }

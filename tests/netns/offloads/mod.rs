@@ -1,5 +1,5 @@
-//! The offload matrix: whatever the devices on the way leave to each other, cut, merge and
-//! fill in, what arrives is what was sent, and the wire is in order.
+//! The offload matrix: with every setting of checksum, segmentation and GRO offloads on the path,
+//! the payload arrives unchanged and the frames on the wire are valid.
 
 #![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
 
@@ -24,7 +24,7 @@ use world::{BLUE, DEVICES, RED, Tenant, World};
 /// Ports on which datagrams sent at once are received: directly, and through a published one.
 const SINK: u16 = 91;
 const PUBLISHED_SINK: u16 = 92;
-/// A port on which nobody listens.
+/// A port without a listener.
 const NOBODY: u16 = 9;
 /// Bytes of an IPv4 and a UDP header.
 const V4: usize = 28;
@@ -39,7 +39,7 @@ const LONGEST: usize = 65_507;
 /// How often a datagram is sent before it counts as lost.
 const TRIES: usize = 3;
 
-/// Notes what did not work.
+/// Records a failure.
 #[derive(Default)]
 struct Failures(Vec<String>);
 
@@ -48,9 +48,10 @@ impl Failures {
         result.map_err(|error| self.0.push(format!("{}: {error}", what()))).ok()
     }
 
-    /// The same of what nobody sends again. The queue between two devices is one for all of the
-    /// machine (`net.core.netdev_max_backlog`), and whoever else uses it can fill it: that
-    /// something is lost once proves nothing. What the programs drop is counted besides.
+    /// Records a failure of traffic without retransmission, if it fails repeatedly. The queue
+    /// between two devices is shared by the whole machine (`net.core.netdev_max_backlog`), and
+    /// other processes can fill it: a single loss proves nothing. Drops of the programs are counted
+    /// separately.
     fn note_lossy<T>(&mut self, what: impl Fn() -> String, send: impl Fn() -> Result<T, String>) {
         let lost = |result: &Result<T, String>| {
             result.as_ref().is_err_and(|e| e == "timeout" || e.starts_with(traffic::MISSING))
@@ -97,8 +98,8 @@ fn rows() -> Vec<Row> {
     cover::cover(first[0].len(), strength, first)
 }
 
-/// TCP, UDP, UDP cut by the kernel, and ICMP, of two tenants that have the same addresses, at
-/// the same time, with a host outside and through published ports besides.
+/// TCP, UDP, UDP cut by the kernel, and ICMP, of two tenants that have the same addresses, at the
+/// same time, with an external host and through published ports in addition.
 #[test]
 #[ignore = "needs root"]
 fn payloads_arrive_whatever_is_offloaded() {
@@ -145,7 +146,7 @@ fn payloads_arrive_whatever_is_offloaded() {
     }
 }
 
-/// What was dropped in the meantime. Nothing is to be.
+/// What was dropped in the meantime. There must be none.
 fn differences(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> Vec<String> {
     let changed = after.iter().filter(|(reason, count)| {
         // Multicast that a stack sends of itself.
@@ -204,8 +205,8 @@ fn tenant(world: &World, tenant: Tenant, row: &Row) -> Failures {
     failures
 }
 
-/// Out of an overlay and a bridge network to a host outside, and from there in through a
-/// published port.
+/// From an overlay and a bridge network to an external host, and from there through a published
+/// port.
 fn beyond(world: &World) -> Failures {
     let mut failures = Failures::default();
     let outside = |port| SocketAddr::new(Outside::IP.into(), port);

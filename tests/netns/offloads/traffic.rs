@@ -1,4 +1,4 @@
-//! Payloads of every kind, and whether they arrive as they were sent.
+//! Payloads of every kind, and the check that they arrive unchanged.
 
 use std::{
     io::{ErrorKind, IoSliceMut, Read as _, Write as _},
@@ -33,7 +33,7 @@ pub(crate) const UDP: u16 = 90;
 /// How an error begins that says that datagrams have not come.
 pub(crate) const MISSING: &str = "missing are";
 
-/// Bytes that repeat nowhere and are others for every seed.
+/// Bytes without repetition, which differ for every seed.
 pub(crate) fn payload(seed: u64, len: usize) -> Vec<u8> {
     let mut state = (seed << 20 | 0xb5) ^ len as u64;
     let mut bytes = Vec::with_capacity(len + 8);
@@ -65,7 +65,7 @@ impl Servers {
         let accept = move || {
             while !tcp.load(Ordering::Relaxed) {
                 match listener.accept() {
-                    // A client that gives up says so itself.
+                    // A client that gives up reports it itself.
                     Ok((stream, _)) => drop(std::thread::spawn(move || echo(stream))),
                     Err(_) => std::thread::sleep(Duration::from_millis(1)),
                 }
@@ -104,12 +104,12 @@ fn echo(mut stream: TcpStream) -> std::io::Result<()> {
     }
 }
 
-/// One who sends, in its own namespace.
+/// A sender in its own namespace.
 #[derive(Clone)]
 pub(crate) struct Client {
     /// Namespace.
     pub(crate) netns: PathBuf,
-    /// Makes its payloads unlike those of others.
+    /// Seed of its payloads, which differ from those of other senders.
     pub(crate) seed: u64,
 }
 

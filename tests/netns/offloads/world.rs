@@ -84,7 +84,7 @@ pub(crate) struct World {
     veths: [Vec<String>; 2],
 }
 
-/// Whether GRO knows VXLAN on a host's devices: the agent's vxlan device makes it.
+/// Whether GRO parses VXLAN on a host's devices: the agent's vxlan device enables it.
 pub(crate) fn vxlan_socket(host: &Netns, on: bool) {
     if on { with_gro(host) } else { without_gro(host) }
 }
@@ -167,7 +167,7 @@ impl World {
         self.containers.iter().map(|pair| pair[host].netns.as_path()).chain(bridge).collect()
     }
 
-    /// The host's end of a container's veth.
+    /// The host side of a container's veth.
     fn veth(&self, host: usize, netns: &Path) -> String {
         // `eth0@if7`: number 7 of the host.
         let link = run(netns, "ip -o link show eth0");
@@ -186,7 +186,7 @@ impl World {
         &self.containers[usize::from(tenant == BLUE)]
     }
 
-    /// Where servers are to be.
+    /// Namespaces of the servers.
     pub(crate) fn servers(&self) -> Vec<&Path> {
         let second = self.containers.iter().map(|pair| pair[1].netns.as_path());
         second.chain([self.bridge.as_path(), self.outside.host.path()]).collect()
@@ -201,7 +201,7 @@ impl World {
         ]
     }
 
-    /// Turns every switch.
+    /// Sets every switch.
     pub(crate) fn set(&self, row: &Row) {
         let mut positions = row.iter();
         for host in 0..2 {
@@ -248,7 +248,7 @@ impl World {
         on("gro") && on(VXLAN) && (on("rx-udp-gro-forwarding") || on("rx-gro-list"))
     }
 
-    /// What a row differs in from how devices come.
+    /// The differences of a row from the defaults of the devices.
     pub(crate) fn describe(&self, row: &Row) -> String {
         let mut positions = row.iter();
         let mut told = String::new();
@@ -271,7 +271,7 @@ impl World {
         self.cluster.hosts.iter().map(|host| host.counter("from_underlay", "deliver")).sum()
     }
 
-    /// What the programs have dropped, by host and reason.
+    /// Frames that the programs have dropped, by host and reason.
     pub(crate) fn drops(&self) -> BTreeMap<String, u64> {
         let mut drops = BTreeMap::new();
         for host in &self.cluster.hosts {

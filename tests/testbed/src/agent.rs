@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// What an agent is told.
+/// Options of an agent.
 #[derive(Clone, Copy, Debug)]
 pub struct AgentPlan<'a> {
     /// The node's name.

@@ -25,7 +25,7 @@ use crate::{
     wait::{unique, wait_for, wait_until},
 };
 
-/// How long anything may take that a test waits for, unless it says otherwise.
+/// Default deadline of a wait in a test.
 pub const SOON: Duration = Duration::from_secs(20);
 
 /// The `culvert` binary of this build.
@@ -126,7 +126,7 @@ impl Cluster {
     }
 }
 
-/// A name that no other test uses: `/run/netns` is one for the whole machine.
+/// A unique name: all tests of the machine share `/run/netns`.
 pub fn unique_name(hint: &str) -> String {
     format!("{hint}-{}-{}", std::process::id(), unique())
 }
@@ -232,7 +232,7 @@ impl Host {
         }
     }
 
-    /// What the agent has written to its log.
+    /// The agent's log.
     pub fn agent_log(&self) -> String {
         self.agent
             .as_ref()
@@ -406,7 +406,7 @@ impl Drop for Host {
             .arg("--bpffs")
             .arg(self.bpffs())
             .output();
-        // Supervisors go on trying to tell the agent that their program has ended.
+        // Supervisors keep trying to report the end of their program to the agent.
         let supervised = format!("--socket {} __supervise", self.socket().display());
         let _ = Command::new("pkill").args(["-KILL", "-f", "--", &supervised]).output();
         let _ = Command::new("umount").args(["-l"]).arg(self.bpffs()).output();

@@ -1,5 +1,5 @@
-//! A host with containers as Docker makes it without its userland proxy: a Linux bridge,
-//! and iptables for the way out and the way in. What Culvert is compared with.
+//! A host with containers, connected as Docker does without its userland proxy: a Linux bridge, and
+//! iptables for masquerading and published ports. Culvert is compared with it.
 
 #![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with why")]
 
@@ -20,8 +20,8 @@ pub struct Published {
     pub to: u16,
 }
 
-/// The iptables program that can make a NAT rule in this kernel. `None` if the kernel has what
-/// none of them needs.
+/// The iptables program that can make a NAT rule in this kernel. `None` if the kernel supports none
+/// of them.
 ///
 /// # Panics
 /// When there is no iptables: `cargo xtask setup` installs it.
@@ -45,16 +45,16 @@ pub fn iptables() -> Option<&'static str> {
     })
 }
 
-/// A host in Docker's way, behind its own switch and outside.
+/// A host wired as Docker does, with its own switch and external host.
 #[derive(Debug)]
 pub struct Docker {
     /// The host.
     pub host: Netns,
     /// Its containers; the first has 172.17.0.2.
     pub containers: Vec<Netns>,
-    /// The router and the host outside.
+    /// The router and the external host.
     pub outside: Outside,
-    /// What connects host and router.
+    /// The switch between host and router.
     pub switch: Netns,
 }
 

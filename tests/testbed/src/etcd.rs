@@ -31,7 +31,7 @@ const LOG_LINES: usize = 30;
 /// Certificates (PEM files) of a server that wants them of its clients, too.
 #[derive(Clone, Debug)]
 pub struct Tls {
-    /// What the clients' certificates must follow from.
+    /// The authority of the clients' certificates.
     pub ca: PathBuf,
     /// The server's certificate.
     pub cert: PathBuf,
@@ -39,7 +39,7 @@ pub struct Tls {
     pub key: PathBuf,
 }
 
-/// What is different from one etcd on a free port of 127.0.0.1.
+/// Differences from an etcd on a free port of 127.0.0.1.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
     /// Namespace it runs in, such as `/run/netns/X`.
@@ -54,8 +54,8 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// Further arguments.
     pub args: Vec<String>,
-    /// Where its data is, and a copy of its log, `etcd.log`; a temporary directory by default.
-    /// One that is given stays.
+    /// Where its data is, and a copy of its log, `etcd.log`; a temporary directory by default. A
+    /// given directory is not removed.
     pub dir: Option<PathBuf>,
     /// Ending signals from the terminal do not reach it.
     pub own_group: bool,
@@ -148,7 +148,7 @@ impl EtcdServer {
         Err(last.unwrap_or_else(|| io::Error::other("etcd: no attempt was made")))
     }
 
-    /// Fails if it has ended, with what it said last.
+    /// Fails if it has ended, with the last lines of its log.
     pub fn check(&mut self) -> io::Result<()> {
         match self.child.as_mut().map(Child::try_wait).transpose()?.flatten() {
             Some(status) => Err(self.ended(status)),
@@ -218,18 +218,18 @@ impl EtcdServer {
         self.resume()
     }
 
-    /// Kills it, and forgets its data.
+    /// Kills it and removes its data.
     pub fn wipe(&mut self) -> io::Result<()> {
         self.stop();
         fs::remove_dir_all(self.dir.join("data"))
     }
 
-    /// Stops its process in its tracks (SIGSTOP): its sockets stand, nothing answers.
+    /// Stops its process (SIGSTOP): its sockets stay open, but do not answer.
     pub fn freeze(&self) -> io::Result<()> {
         self.signal("STOP")
     }
 
-    /// Undoes [`Self::freeze`].
+    /// Continues the process after [`Self::freeze`] (SIGCONT).
     pub fn thaw(&self) -> io::Result<()> {
         self.signal("CONT")
     }
@@ -250,7 +250,7 @@ impl EtcdServer {
             }
             None => Command::new("etcd"),
         };
-        // etcd 3.4 starts on other machines than amd64 only when it is told that this is meant.
+        // etcd 3.4 starts on architectures other than amd64 only with this variable.
         if env::consts::ARCH == "aarch64" {
             command.env("ETCD_UNSUPPORTED_ARCH", "arm64");
         }
@@ -262,7 +262,7 @@ impl EtcdServer {
         if self.config.own_group {
             command.process_group(0);
         }
-        // Who gives the directory may want to read the log after the end.
+        // The caller that gave the directory may read the log afterwards.
         let mut copy = match &self.config.dir {
             Some(dir) => Some(File::create(dir.join("etcd.log"))?),
             None => None,
@@ -278,7 +278,7 @@ impl EtcdServer {
             std::thread::spawn(move || {
                 for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                     if let Some(copy) = &mut copy {
-                        // The copy is for a person; etcd works without.
+                        // The copy is for users; etcd does not need it.
                         let _ = writeln!(copy, "{line}");
                     }
                     log.add(line);
@@ -302,7 +302,7 @@ impl Drop for EtcdServer {
     }
 }
 
-/// Removes the directory, if nobody else has given it.
+/// Removes the directory, unless the caller gave it.
 fn remove(config: &Config, dir: &Path) {
     if config.dir.is_none() {
         let _ = fs::remove_dir_all(dir);
@@ -331,7 +331,7 @@ struct LogState {
 impl Log {
     fn add(&self, line: String) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        // 3.4 and 3.5 both say so.
+        // Both 3.4 and 3.5 log this.
         state.ready |= line.contains("ready to serve client requests");
         if state.lines.len() == LOG_LINES {
             state.lines.pop_front();

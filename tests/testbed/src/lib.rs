@@ -1,5 +1,5 @@
-//! Hosts in network namespaces on one underlay, with etcd, an agent each and a host outside:
-//! what the tests, the benchmarks, and xtask's lab and demo are played on.
+//! Hosts in network namespaces on one underlay, with etcd, an agent each and an external host: for
+//! the tests, the benchmarks, and xtask's lab and demo.
 //!
 //! The crate knows the `culvert` binary by its command line alone and depends on nothing that
 //! needs a compiler for BPF: xtask, which installs that compiler, is built with it.

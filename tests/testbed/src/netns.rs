@@ -1,7 +1,7 @@
 //! Network namespaces and the links between them.
 //!
-//! The names that [`Netns::new`] gives carry the process id and a counter, so tests run at the
-//! same time; what a killed test run left behind is removed by the next one.
+//! The names that [`Netns::new`] gives carry the process id and a counter, so tests run at the same
+//! time; the next test run removes namespaces that a killed one has left.
 
 #![expect(clippy::panic, reason = "what a test cannot make fails it with what went wrong")]
 
@@ -167,7 +167,7 @@ impl Drop for Netns {
         if !self.is_ours {
             return;
         }
-        // A test that failed must not fail for another reason here.
+        // An error here would hide the failure of the test.
         let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
     }
 }
@@ -191,7 +191,7 @@ fn assert_success(place: &str, script: &str, output: &Output) -> String {
     stdout.into_owned()
 }
 
-/// Removes namespaces of test runs that do not live any more.
+/// Removes namespaces of test runs that have ended.
 fn remove_stray() {
     for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();

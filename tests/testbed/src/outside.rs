@@ -1,5 +1,4 @@
-//! A host beyond the underlay, which knows no route to any container, and the router in
-//! between.
+//! An external host, behind a router on the underlay, without a route to any container.
 
 #![expect(clippy::panic, reason = "what a test cannot make fails it with what went wrong")]
 
@@ -38,7 +37,7 @@ pub fn put_behind(router: &Netns, host: &Netns) -> Result<()> {
 /// A router on the underlay, and a host behind it.
 #[derive(Debug)]
 pub struct Outside {
-    /// The router; its ports are `up0` to the underlay and `out0` to the host.
+    /// The router; its interfaces are `up0` to the underlay and `out0` to the host.
     pub router: Netns,
     /// The host.
     pub host: Netns,
@@ -50,7 +49,7 @@ impl Outside {
     /// Place of the router on the underlay.
     const ROUTER: u8 = 100;
 
-    /// Puts them behind a cluster's underlay, and gives its hosts their default route.
+    /// Connects router and host to a cluster's underlay, and gives its hosts their default route.
     ///
     /// # Panics
     /// When the kernel refuses.
@@ -58,7 +57,7 @@ impl Outside {
         Self::behind(&cluster.switch, cluster.hosts.iter().map(|host| &host.netns))
     }
 
-    /// The same behind a switch, for the hosts on it.
+    /// Connects router and host to a switch, for the hosts on it.
     ///
     /// # Panics
     /// When the kernel refuses.

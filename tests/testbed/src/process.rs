@@ -1,4 +1,4 @@
-//! Processes that end when their guard does.
+//! Processes that are killed when their guard is dropped.
 
 #![expect(clippy::panic, reason = "what a test cannot start fails it with what went wrong")]
 
@@ -34,9 +34,8 @@ impl Process {
             let files = tempfile::tempdir()?;
             let output = File::create(files.path().join("out"))?;
             let errors = File::create(files.path().join("err"))?;
-            // A test run in the background ignores some signals, and what it
-            // starts would, too.
-            // SAFETY: signal(2) is async-signal-safe, and sets a default action.
+            // A test run in the background ignores some signals, and its children would inherit
+            // that. SAFETY: signal(2) is async-signal-safe, and sets a default action.
             unsafe {
                 command.pre_exec(|| {
                     for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
@@ -77,7 +76,7 @@ impl Process {
     /// Sends a signal, if it runs.
     pub fn signal(&mut self, signal: Signal) {
         if self.is_running() {
-            // It cannot be gone: only we reap it.
+            // The pid is still its own: only this guard reaps it.
             let _ = kill(self.pid(), signal);
         }
     }
@@ -99,7 +98,7 @@ impl Process {
         }
     }
 
-    /// Asks it to end with `signal` and waits for that.
+    /// Sends `signal` and waits for its end.
     ///
     /// # Panics
     /// As [`Process::wait`].

@@ -36,8 +36,9 @@ impl Switch<'_> {
     /// # Errors
     /// The kernel refuses.
     pub fn make(&self, mtu: u32) -> Result<()> {
-        // A bridge whose address is not set takes the lowest of its ports': one more port, and
-        // the hosts' neighbour entries for what listens on it (etcd) are wrong.
+        // A bridge whose address is not set takes the lowest of its ports': another port could
+        // change it, and the hosts' neighbour entries for the address on it (etcd's) would be
+        // wrong.
         self.netns.sh(&format!(
             "ip link add {0} address 02:00:00:00:00:fe type bridge \
              stp_state 0 forward_delay 0 mcast_snooping 0 && ip link set {0} mtu {mtu} up",
@@ -59,8 +60,8 @@ impl Switch<'_> {
     }
 }
 
-/// Puts a queue of `frames` in front of a veth: its own ring is short and drops without a
-/// word; behind a queue it pushes back, as a network card does.
+/// Puts a queue of `frames` in front of a veth: its own ring is short and drops silently; with a
+/// queue it gives back-pressure, as a network card does.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -90,7 +91,7 @@ impl Underlay {
     /// When the kernel refuses.
     pub fn bridged(count: u8, mtu: u32) -> Self {
         let switch = Netns::new("switch");
-        // Nothing but what the hosts send shall be seen on the wire.
+        // Only frames of the hosts may be on the wire.
         switch.run(
             "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1",
         );

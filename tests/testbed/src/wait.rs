@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often a condition is looked at.
+/// Polling interval of a condition.
 pub(crate) const POLL: Duration = Duration::from_millis(5);
 
 /// Calls `look` until it returns something.

@@ -6,8 +6,8 @@ use culvert_testbed::netns::Netns;
 use culvert_testbed::outside::Outside;
 use culvert_testbed::underlay::Underlay;
 
-/// Hosts reach each other, the store and what is beyond the router; nothing beyond it knows a
-/// way to them but by their own addresses. All of it goes.
+/// Hosts reach each other, the store and the external host, which has routes to the hosts' own
+/// addresses only. All namespaces and devices are removed.
 #[test]
 #[ignore = "needs root"]
 fn hosts_reach_each_other_the_store_and_the_outside() {
@@ -33,7 +33,7 @@ fn hosts_reach_each_other_the_store_and_the_outside() {
     assert!(!names.iter().any(|name| left.contains(name)), "{left}");
 }
 
-/// What cannot be made is an error of one line that names it.
+/// An object that cannot be made gives an error of one line that names it.
 #[test]
 #[ignore = "needs root"]
 fn what_the_kernel_refuses_is_one_line() {
@@ -45,7 +45,7 @@ fn what_the_kernel_refuses_is_one_line() {
 }
 
 /// etcd ends in order when it is asked to, keeps a directory that was given with its log, and
-/// says so when it is gone.
+/// reports an error when it has ended.
 #[test]
 fn an_etcd_ends_in_order_and_its_death_is_noticed() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -19,8 +19,8 @@ use crate::signals;
 /// Where `ip netns` keeps namespaces by name.
 const NETNS: &str = "/run/netns";
 
-/// Says to the program inside that it really is the enclosure's first process: without, a
-/// person who typed the hidden verb would have file systems mounted over the machine's own.
+/// Tells the program inside that it is the enclosure's first process. Without this variable the
+/// hidden verb, typed by a user, would mount file systems over the machine's own.
 const MARK: &str = "CULVERT_XTASK_ENCLOSED";
 
 /// Runs this program again with `args` as process 1 of an enclosure and waits for it.
@@ -51,8 +51,7 @@ fn this_program(args: &[&str]) -> Result<Command> {
 fn start(command: &mut Command) -> Result<Child> {
     make_mount_points()?;
     signals::check()?;
-    // The new process namespace is for our children; of the other two we have no more need
-    // ourselves.
+    // The new process namespace is for our children; this process does not need the other two.
     unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)
         .context(
             "cannot make namespaces: needs root with CAP_SYS_ADMIN (a container needs \
@@ -61,8 +60,8 @@ fn start(command: &mut Command) -> Result<Child> {
     command.spawn().context("cannot start this program again")
 }
 
-/// The directories that file systems are mounted on inside. They are made outside, as the
-/// enclosure shares the file system that they are in.
+/// The directories that file systems are mounted on inside. They are made before the enclosure,
+/// which shares the file system that they are in.
 fn make_mount_points() -> Result<()> {
     for dir in [NETNS, DIR] {
         fs::create_dir_all(dir).with_context(|| format!("{dir}: cannot be created"))?;
@@ -70,7 +69,7 @@ fn make_mount_points() -> Result<()> {
     Ok(())
 }
 
-/// Inside: mounts what the enclosure needs. `detached`: it shall outlive who started it.
+/// Inside: mounts what the enclosure needs. `detached`: it outlives the process that started it.
 pub(crate) fn prepare(detached: bool) -> Result<()> {
     if env::var_os(MARK).is_none() || std::process::id() != 1 {
         bail!("'cargo xtask inside' is for 'demo' and 'lab' to call: use those");
@@ -78,11 +77,11 @@ pub(crate) fn prepare(detached: bool) -> Result<()> {
     if detached {
         nix::unistd::setsid().context("setsid failed")?;
     } else {
-        // Whoever waits for us may be killed: then all of this shall go, too.
+        // The process that waits for this one may be killed: then the enclosure must end, too.
         prctl::set_pdeathsig(Signal::SIGKILL).context("prctl failed")?;
     }
     let none = None::<&str>;
-    // What is mounted from here on is ours alone.
+    // Mounts from here on are private to the enclosure.
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .context("/: cannot be made private")?;
     let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;

@@ -21,7 +21,7 @@ pub(super) const UPLINK: &str = "uplink0";
 /// The first host's address is this plus 1; the store has 192.168.1.18.
 const FIRST_IP: u8 = 20;
 
-/// What a host is called and where it is; the outside host and the router are such, too.
+/// Name, devices and address of a host. The external host and the router have them, too.
 #[derive(Clone, Debug)]
 pub(crate) struct HostPlan {
     /// The node's name, such as `host1`.
@@ -113,7 +113,7 @@ impl HostPlan {
 /// A host whose agent runs. The agent ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Host {
-    /// What it is called and where it is.
+    /// Its name, devices and address.
     pub(crate) plan: HostPlan,
     agent: Background,
 }

@@ -1,11 +1,11 @@
-//! Hosts in network namespaces, on one underlay, with etcd and an agent each, and a host outside
+//! Hosts in network namespaces, on one underlay, with etcd and an agent each, and an external host
 //! behind a router: the [testbed](culvert_testbed) as the demo shows it and the lab leaves it
 //! running.
 //!
-//! All of it lives inside an [`enclosure`]: a process namespace, a mount namespace and a
-//! network namespace of its own. When the enclosure's first process ends, the kernel ends
-//! every other process and drops every namespace, device, program and mount in it. So nothing
-//! can be left behind, however it ends, and nothing of the machine itself is reached.
+//! All of it lives inside an [`enclosure`]: a process namespace, a mount namespace and a network
+//! namespace of its own. When the enclosure's first process ends, the kernel ends every other
+//! process and drops every namespace, device, program and mount in it. So nothing is left behind,
+//! however it ends, and the machine itself is not touched.
 
 pub(crate) mod enclosure;
 mod etcd;

@@ -1,5 +1,5 @@
-//! The world beyond the underlay: a router on the switch, and a host behind it that knows no
-//! route to any container. Neither has an agent.
+//! The external network: a router on the switch, and a host behind it without a route to any
+//! container. Neither has an agent.
 
 use culvert_testbed::outside::{self, Outside};
 
@@ -13,7 +13,7 @@ pub(crate) fn router() -> HostPlan {
     plan("router", UPLINK, "port0", ROUTER_IP)
 }
 
-/// The outside host.
+/// The external host.
 pub(crate) fn outside() -> HostPlan {
     plan("outside", outside::DEVICE, outside::ROUTER_DEVICE, &Outside::IP.to_string())
 }

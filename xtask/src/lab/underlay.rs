@@ -20,14 +20,14 @@ const MTU: u32 = 1500;
 /// Frames that wait in front of each device of the underlay, at most.
 const QUEUE: u32 = 1000;
 
-/// The underlay with its hosts and the router plugged in. They go when this is dropped.
+/// The underlay with its hosts and the router plugged in. They are removed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Underlay {
     _hosts: Vec<Netns>,
 }
 
 impl Underlay {
-    /// Makes the switch, each host's namespace with its uplink, and the world outside.
+    /// Makes the switch, each host's namespace with its uplink, and the external network.
     pub(crate) fn make(plans: &[HostPlan]) -> Result<Self> {
         let here = Netns::here();
         let switch = Switch { netns: &here, bridge: SWITCH };

@@ -25,7 +25,7 @@ pub(crate) fn build() -> Result<()> {
 pub(crate) fn cargo(verb: &str) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.arg(verb).current_dir(paths::root());
-    // These were set for this program; those of the packages that are built are other ones.
+    // cargo set these variables for this program; the packages to build need other values.
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|name| {
             name == "CARGO_MANIFEST_DIR"

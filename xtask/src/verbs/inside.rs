@@ -1,4 +1,4 @@
-//! `inside`: process 1 of an enclosure. Not for people.
+//! `inside`: process 1 of an enclosure. Hidden from users.
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -29,7 +29,7 @@ enum What {
     },
 }
 
-/// Prepares the enclosure and does what it is for.
+/// Prepares the enclosure and runs its verb.
 pub(crate) fn main(args: &Args) -> Result<()> {
     enclosure::prepare(args.detached)?;
     match &args.what {

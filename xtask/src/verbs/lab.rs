@@ -52,7 +52,7 @@ enum Verb {
     Down,
 }
 
-/// Does what `lab` is asked for.
+/// Runs the subcommand of `lab`.
 pub(crate) fn main(args: &Args) -> Result<()> {
     match &args.verb {
         Verb::Up { hosts } => up(*hosts),
@@ -76,7 +76,8 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 struct Up {
     /// First process of the enclosure.
     pid: u32,
-    /// When it started, in clock ticks since boot: tells it from a later process of that id.
+    /// Its start time, in clock ticks since boot: distinguishes it from a later process with that
+    /// id.
     started: u64,
     hosts: u8,
 }
@@ -195,7 +196,7 @@ pub(crate) fn down() -> Result<()> {
     Ok(())
 }
 
-/// Whether process `pid` has ended and only waits for its parent to notice.
+/// Whether process `pid` is a zombie.
 fn ended(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('Z'))

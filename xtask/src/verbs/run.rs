@@ -83,7 +83,7 @@ pub(crate) fn remove_leftovers() -> Result<()> {
     run.remove()
 }
 
-/// Where everything of this run is.
+/// Paths of this run.
 #[derive(Debug)]
 struct Run {
     dir: PathBuf,
@@ -149,7 +149,7 @@ impl Run {
         });
         if let Err(error) = ready {
             let stopped = agent.stop(STOP);
-            // Why the agent ended is on the screen already; the user's own Ctrl-C is no error.
+            // The agent has printed its error already; the user's own Ctrl-C is no error.
             return if signals::interrupted() { stopped } else { Err(error) };
         }
         self.greet();
@@ -163,7 +163,7 @@ impl Run {
         Ok(())
     }
 
-    /// What to type next.
+    /// The commands to type next.
     fn greet(&self) {
         let bin = paths::culvert();
         let bin = bin.parent().unwrap_or(Path::new("."));
@@ -204,7 +204,7 @@ impl Run {
     }
 }
 
-/// `culvert agent`, such that it is told to stop when this program is killed.
+/// `culvert agent`, which gets a signal to stop when this program is killed.
 fn agent_command() -> Result<Command> {
     if !paths::culvert().is_file() {
         bail!("{}: not there: run 'cargo xtask build'", paths::culvert().display());
@@ -231,8 +231,8 @@ fn has_default_route() -> bool {
     })
 }
 
-/// An uplink for a host that has none: an agent wants one, and a host that is offline can
-/// still have containers that talk to each other.
+/// An uplink for a host that has none: an agent needs one, and containers of an offline host can
+/// still talk to each other.
 mod stand_in {
     use std::path::Path;
     use std::process::{Command, Stdio};
@@ -244,7 +244,7 @@ mod stand_in {
     const DEVICE: &str = "cvxtask0";
     const PEER: &str = "cvxtask1";
 
-    /// Of the block for documentation (RFC 5737): nobody has it.
+    /// From a block for documentation (RFC 5737), which is not in use.
     const ADDRESS: &str = "192.0.2.1/32";
 
     /// Makes the device and returns its name.

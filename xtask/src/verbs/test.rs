@@ -14,14 +14,14 @@ use super::{build, demo, setup};
 use crate::tools::{self, Need};
 use crate::{privilege, process, ui};
 
-/// Tests of programs that `setup` does not install: they are run where the program is.
+/// Tests of programs that `setup` does not install: they run if the program is installed.
 const OPTIONAL: [(&str, &str); 2] = [
     ("docker_moves_packets_and_goes", "dockerd"),
     ("openvswitch_moves_packets_and_goes", "ovs-vswitchd"),
 ];
 
-/// A test program that says nothing for so long hangs; libtest names every test that takes
-/// more than a minute before that.
+/// A test program without output for this time hangs; libtest names every test that takes more than
+/// a minute before that.
 const SILENCE: Duration = Duration::from_secs(300);
 
 /// Options of `test`.
@@ -47,7 +47,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         ui::line("Every tool is there.");
         Ok(())
     }) && tally.stage("build", |_| build::build());
-    // Apart from running them, so that the durations tell one from the other.
+    // A stage of its own, so that the durations of compiling and running are separate.
     let ready = ready
         && tally.stage("build tests", |tally| {
             let built = process::run(command().arg("--no-run"));
@@ -60,7 +60,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         if args.full {
             tally.stage("tests, emulated kernel", |tally| emulated::main(tally, filter));
         }
-        // The tests have put the binary with their checks in the product's place.
+        // The tests have replaced the product's binary by one with their checks.
         let ready = tally.stage("build again", |_| build::build());
         if ready && filter.is_none_or(|filter| "demo".contains(filter)) {
             let passed = tally.stage("demo", |_| demo::main(&demo::Args::without_building()));
@@ -98,7 +98,7 @@ fn cargo_test(tally: &mut Tally, filter: Option<&str>, full: bool) -> Result<()>
     let status = status?;
     if !status.success() {
         if tally.failed == before {
-            // A test took its whole program down.
+            // A test ended its whole program.
             tally.failed += 1;
         }
         bail!("cargo test failed ({status}): its messages are above");

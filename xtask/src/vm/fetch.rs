@@ -14,7 +14,7 @@ use crate::{paths, process, tools, ui};
 /// security updates, and of the release itself.
 const META_PACKAGES: [&str; 2] = ["linux-image-6.12-amd64", "linux-image-amd64"];
 
-/// What `fetch` needs that is not everywhere, and for a person who has to do it by hand.
+/// Tools that `fetch` needs, and the instruction for doing it by hand.
 pub(crate) const BY_HAND: &str = "unpack a kernel of Linux 6.7 or newer with CONFIG_NETKIT=y and 9p over virtio as modules \
      (boot/vmlinuz-RELEASE, lib/modules/RELEASE with depmod's files), and name the directory \
      with CULVERT_VM_KERNEL";

@@ -1,4 +1,4 @@
-//! The emulated machine's beginning: just enough to see the host's files.
+//! The initramfs of the emulated machine: mounts the host's files.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -33,7 +33,7 @@ inside=$($b sed 's/.*culvert_inside=\([^ ]*\).*/\1/' /root/proc/cmdline)
 exec $b switch_root /root /bin/sh $inside
 "#;
 
-/// The shell and tools of the guest's beginning.
+/// The shell and tools of the initramfs.
 fn busybox() -> Result<PathBuf> {
     tools::which("busybox").context("busybox: not installed: run 'cargo xtask setup --full'")
 }
@@ -83,7 +83,7 @@ fn put(from: &Path, to: &Path) -> Result<()> {
 /// The shared libraries of a program; none if it is linked statically.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let said = process::capture(Command::new("ldd").arg(program))?;
-    // Of a static program ldd says so and fails.
+    // For a static program ldd fails.
     Ok(said
         .text
         .split_whitespace()

@@ -1,4 +1,4 @@
-//! The kernel of the emulated machine, where it is.
+//! Path of the emulated machine's kernel.
 
 use std::env;
 use std::fs;
@@ -17,7 +17,7 @@ pub(super) const OLDEST: (u32, u32) = (6, 7);
 pub(crate) struct Kernel {
     /// `uname -r` of it.
     pub(crate) release: String,
-    /// What the emulator boots.
+    /// The image that the emulator boots.
     pub(crate) image: PathBuf,
     /// The directory that holds the one of the release.
     pub(crate) modules: PathBuf,

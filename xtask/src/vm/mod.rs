@@ -1,8 +1,8 @@
-//! A machine that is emulated: another kernel, with this machine's own files.
+//! An emulated machine: another kernel, with this machine's own files.
 //!
-//! The guest sees the file system of the host, read-only (9p), below a layer of its own in
-//! memory: so it has the very programs and tools that the host has, and nothing of what it
-//! does stays. It has no network but what it makes itself.
+//! The guest sees the file system of the host, read-only (9p), below a layer of its own in memory:
+//! so it has the host's programs and tools, and its changes are not kept. It has only the networks
+//! that it makes itself.
 
 pub(crate) mod fetch;
 mod initramfs;
@@ -18,11 +18,11 @@ use anyhow::{Context as _, Result, bail};
 use self::kernel::Kernel;
 use crate::{paths, process, tools};
 
-/// Memory of the guest; what it writes is in there, too.
+/// Memory of the guest, including the files that it writes.
 const MEMORY: &str = "4096";
-/// A guest that says nothing for so long hangs. Emulated, a test takes many times as long.
+/// A guest without output for this time hangs. Emulated, a test takes many times as long.
 const SILENCE: Duration = Duration::from_secs(600);
-/// The line before the script's first: what comes earlier is the firmware's and the kernel's.
+/// The line before the script's first: earlier output is from the firmware and the kernel.
 const BEGUN: &str = "culvert-vm: begun";
 /// The guest's last line, with the exit code of its script behind it.
 const ENDED: &str = "culvert-vm: ended ";
@@ -54,7 +54,7 @@ pub(crate) fn run(script: &str, mut each: impl FnMut(&str)) -> Result<()> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from).min(4);
     let mut command = Command::new(tools::which(emulator).unwrap_or_else(|| emulator.into()));
     command
-        // Nested virtualisation is not to be had everywhere, and hangs where it half is.
+        // Nested virtualisation is not available everywhere, and hangs on some machines.
         .args(["-accel", "tcg,thread=multi", "-cpu", "max"])
         .args(["-smp", &processors.to_string(), "-m", MEMORY])
         .args(["-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"])
@@ -67,7 +67,7 @@ pub(crate) fn run(script: &str, mut each: impl FnMut(&str)) -> Result<()> {
         .args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]);
     let (mut begun, mut code, mut early) = (false, None, String::new());
     let status = process::lines_watched(&mut command, Some(SILENCE), |line| {
-        // A serial console ends its lines as teleprinters do.
+        // A serial console ends its lines with CR LF.
         let line = line.trim_end_matches('\r');
         match line.strip_prefix(ENDED) {
             Some(rest) => code = rest.trim().parse::<i32>().ok(),
@@ -98,7 +98,7 @@ fn append(inside: &Path) -> String {
 /// What the guest's first process runs once the host's files are its root.
 fn wrap(kernel: &Kernel, script: &str) -> String {
     let modules = kernel.modules.display();
-    // What is below a directory of the host that a tmpfs would hide stays in sight.
+    // Files of the host below a directory that a tmpfs would hide stay visible.
     let tmp = if paths::target().starts_with("/tmp") || paths::root().starts_with("/tmp") {
         ""
     } else {

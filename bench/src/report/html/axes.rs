@@ -11,16 +11,16 @@ use plotters::prelude::*;
 pub(super) const INK: RGBColor = RGBColor(1, 2, 3);
 /// Height of letters, px.
 pub(super) const LETTERS: f64 = 13.0;
-/// What the axis below takes, px.
+/// Height of the horizontal axis, px.
 pub(super) const AXIS: u32 = 40;
-/// What the labels to the left take, px.
+/// Width of the labels to the left, px.
 const LEFT: u32 = 62;
 /// Powers of ten that a logarithmic axis may have: more are no chart.
 const DECADES: f64 = 9.0;
 /// From this ratio of its ends, a logarithmic axis shows powers of ten alone.
 const CROWDED: f64 = 60.0;
 
-/// Where is drawn.
+/// The drawing area.
 pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 /// Figures to pixels.
 pub(super) type Place<'a> = dyn Fn(f64, f64) -> (i32, i32) + 'a;
@@ -60,14 +60,14 @@ impl Axis {
             .then(|| Self::Log(low / 1.3, high * 1.3))
     }
 
-    /// Where it begins.
+    /// Its start.
     pub(super) fn start(self) -> f64 {
         match self {
             Self::Linear(low, _) | Self::Log(low, _) => low,
         }
     }
 
-    /// Where it ends.
+    /// Its end.
     pub(super) fn end(self) -> f64 {
         match self {
             Self::Linear(_, high) | Self::Log(_, high) => high,
@@ -96,7 +96,8 @@ impl Axis {
     /// A label.
     fn label(self, value: f64, unit: &str) -> String {
         if let Self::Log(low, high) = self {
-            // A little more, for the logarithm of a power of ten may be a little less.
+            // A small tolerance, since the computed logarithm of a power of ten may be slightly
+            // smaller.
             let digit = (value / 10_f64.powf((value.log10() + 1e-9).floor())).round() as u32;
             let shown: &[u32] = if high / low > CROWDED { &[1] } else { &[1, 2, 5] };
             if !shown.contains(&digit) {
@@ -107,7 +108,7 @@ impl Axis {
     }
 }
 
-/// As few characters as tell a round number.
+/// The shortest text of a round number.
 fn short(value: f64) -> String {
     let trim = |text: String| {
         let text = if text.contains('.') { text.trim_end_matches('0') } else { &text };
@@ -125,20 +126,20 @@ fn short(value: f64) -> String {
 pub(super) struct Axes<'a> {
     /// The axis below.
     pub(super) x: Axis,
-    /// What is said of it.
+    /// Its title.
     pub(super) x_name: &'a str,
     /// About how many labels it has.
     pub(super) x_labels: usize,
     /// The axis to the left.
     pub(super) y: Axis,
-    /// What follows each of its labels.
+    /// Suffix of each of its labels.
     pub(super) y_unit: &'a str,
     /// About how many labels it has; with 0, it has no lines either.
     pub(super) y_labels: usize,
 }
 
 impl Axes<'_> {
-    /// Draws them, and what `draw` has to draw in them.
+    /// Draws the axes, and the contents by `draw`.
     pub(super) fn draw(
         &self,
         area: &Area<'_>,

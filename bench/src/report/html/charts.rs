@@ -15,24 +15,24 @@ use crate::report::escape::escape;
 const INK_TEXT: &str = "\"#010203\"";
 /// Width of every chart, px.
 const WIDTH: u32 = 980;
-/// What the names of arms take, px.
+/// Width of the arms' names, px.
 const NAMES: u32 = 220;
-/// What stands to the right of a bar, px.
+/// Width of the text to the right of a bar, px.
 const VALUES: u32 = 112;
 /// Height of an arm's row, px.
 const ROW: u32 = 22;
-/// What the heading takes, px.
+/// Height of the heading, px.
 const HEADING: u32 = 28;
 /// Height of a line chart, px.
 const LINES: u32 = 300;
 
-/// What a chart says of itself to who cannot see it.
+/// Text alternative of a chart, for screen readers.
 pub(super) struct Words {
     /// Unique on the page.
     pub(super) id: String,
-    /// What it shows.
+    /// Its title.
     pub(super) title: String,
-    /// What is to be seen.
+    /// Its description.
     pub(super) text: String,
 }
 
@@ -49,20 +49,20 @@ pub(super) struct Bar {
     pub(super) dots: Vec<f64>,
     /// Figures joined by a line, the first one filled.
     pub(super) chain: Vec<f64>,
-    /// What stands beside it.
+    /// Text beside it.
     pub(super) label: String,
 }
 
 /// One panel of a [`rows`] chart.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Side {
-    /// What is above it.
+    /// Its heading.
     pub(super) heading: String,
     /// One for each arm if it was measured.
     pub(super) bars: Vec<Option<Bar>>,
     /// A line goes through all rows here, to compare with.
     pub(super) line: Option<f64>,
-    /// As far on both sides of the line, no difference is one.
+    /// Distance from the line within which a difference is not significant.
     pub(super) band: f64,
 }
 
@@ -74,7 +74,7 @@ pub(super) struct Rows {
     pub(super) panels: Vec<Side>,
     /// The same of all panels.
     pub(super) axis: Axis,
-    /// What the axis shows.
+    /// Title of the axis.
     pub(super) unit: String,
 }
 
@@ -180,7 +180,7 @@ pub(super) type Point = (f64, f64, Option<(f64, f64)>);
 
 /// A line of a [`lines`] chart.
 pub(super) struct Line {
-    /// What it is.
+    /// Its name.
     pub(super) name: String,
     /// Its colour.
     pub(super) color: RGBColor,
@@ -196,7 +196,7 @@ pub(super) struct Panel {
     pub(super) lines: Vec<Line>,
     /// The count's axis.
     pub(super) x: Axis,
-    /// What is counted.
+    /// Title of the count's axis.
     pub(super) x_name: String,
     /// The figure's axis.
     pub(super) y: Axis,

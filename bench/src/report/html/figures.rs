@@ -1,4 +1,4 @@
-//! Which charts a run gives.
+//! The charts of a run.
 
 use anyhow::Result;
 use plotters::style::RGBColor;
@@ -42,7 +42,7 @@ fn color(arm: &ArmInfo) -> RGBColor {
     }
 }
 
-/// What all kinds of rows have in common.
+/// The common part of all kinds of rows.
 fn chart(arms: &[&ArmInfo], panels: Vec<Side>, axis: Axis, unit: &str) -> Rows {
     let names = arms.iter().map(|arm| (arm.title.clone(), color(arm))).collect();
     Rows { names, panels, axis, unit: unit.to_owned() }
@@ -63,7 +63,7 @@ fn bars(panels: &[Side]) -> impl Iterator<Item = &Bar> {
     panels.iter().flat_map(|side| &side.bars).flatten()
 }
 
-/// What is to be seen, in words.
+/// The contents of a chart, in words.
 fn spoken(chart: &Rows) -> String {
     let mut text = String::new();
     for Side { heading, bars, .. } in &chart.panels {

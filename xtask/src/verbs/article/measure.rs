@@ -24,7 +24,7 @@ const PUBLISHED: u16 = 5202;
 /// Port of the container in host mode: the host's own server has iperf3's.
 const HOST_MODE: u16 = 5203;
 
-/// What came of one path.
+/// Figures of one path.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Outcome {
     /// TCP that arrived, in bit/s: one figure a round, in their order.
@@ -39,8 +39,8 @@ impl Outcome {
         median(self.tcp.clone())
     }
 
-    /// The median of each round's ratio to `base` in the same round: what the machine did
-    /// besides was more alike within a round than over all of them.
+    /// The median of each round's ratio to `base` in the same round: other load of the machine
+    /// varies less within a round than over all rounds.
     pub(super) fn ratio(&self, base: &Self) -> f64 {
         median(self.tcp.iter().zip(&base.tcp).map(|(ours, base)| ours / base).collect())
     }
@@ -86,7 +86,8 @@ pub(super) fn all(rounds: u32, seconds: u32) -> Result<Vec<Outcome>> {
     let turns = usize::try_from(rounds)? * routes.len();
     let progress = Progress::start(&format!("{turns} measurements of {seconds} s"));
     for turn in 0..turns {
-        // Each round begins with another row: what the machine does meanwhile is spread.
+        // Each round begins with another row, so that other load of the machine is spread over the
+        // rows.
         let row = (turn + turn / routes.len()) % routes.len();
         if let (Some(route), Some(figures)) = (routes.get(row), tcp.get_mut(row)) {
             let said = iperf(&host1, route, &["-t", &seconds.to_string()])?;
@@ -170,7 +171,7 @@ fn address(host: &HostPlan, name: &str) -> Result<String> {
     ip.map(str::to_owned).with_context(|| format!("{name}: 'ps' has no address of it"))
 }
 
-/// Runs iperf3 along `route` and returns what it says.
+/// Runs iperf3 along `route` and returns its output.
 fn iperf(host: &HostPlan, route: &Route, more: &[&str]) -> Result<Value> {
     let from = route.from.map_or_else(String::new, |name| format!("culvert exec {name} -- "));
     let line = format!("{from}iperf3 -J -c {} -p {} {}", route.ip, route.port, more.join(" "));
@@ -178,7 +179,7 @@ fn iperf(host: &HostPlan, route: &Route, more: &[&str]) -> Result<Value> {
         let said = host.shell(&line)?;
         let value: Value = serde_json::from_str(&said.text).unwrap_or_default();
         match value.get("error").and_then(Value::as_str) {
-            // The last client has not quite gone, or the path is not open yet.
+            // The server still has the last client, or the path is not open yet.
             Some(error) if error.contains("busy") || error.contains("connect") => Ok(None),
             Some(error) => bail!("{}: '{line}': {error}", host.node),
             None if said.status.success() => Ok(Some(value)),
@@ -209,7 +210,7 @@ mod tests {
     #[test]
     fn ratios_are_taken_within_a_round() {
         let outcome = |tcp: &[f64]| Outcome { tcp: tcp.to_vec(), udp: None };
-        // Half of the base in each round, whatever the rounds are like.
+        // Half of the base in each round, although the rounds differ.
         let (ours, base) = (outcome(&[4.0, 1.0, 2.0]), outcome(&[8.0, 2.0, 4.0]));
         assert_eq!(ours.ratio(&base).to_bits(), 0.5_f64.to_bits());
         assert_eq!(ours.range(), (1.0, 4.0));

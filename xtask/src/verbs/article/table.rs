@@ -1,4 +1,4 @@
-//! The table as docs/ARTICLE.md has it: what was measured beside what the article says.
+//! The table of docs/ARTICLE.md: the measured figures beside the article's.
 
 use std::fs;
 use std::process::Command;
@@ -19,7 +19,7 @@ const END: &str = "<!-- end -->";
 struct Row {
     letter: char,
     what: &'static str,
-    /// What it says of TCP.
+    /// Its TCP figure.
     tcp: &'static str,
     /// Its ratio to row C. It does not give E's, which follows from its figures.
     ratio: &'static str,
@@ -69,7 +69,7 @@ const ROWS: [Row; 6] = [
 /// Index of the host-to-host row.
 const BASE: usize = 2;
 
-/// Where and when it was measured.
+/// Machine and date of the measurement.
 #[derive(Debug)]
 pub(super) struct Machine {
     date: String,
@@ -85,13 +85,13 @@ impl Machine {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let uname = nix::sys::utsname::uname().context("uname failed")?;
         let release = uname.release().to_string_lossy();
-        // What follows the number is whoever built it.
+        // The text after the number names the builder.
         let kernel = release.split(['-', '+']).next().unwrap_or(&release).to_owned();
         Ok(Self { date, cores, kernel, load: load()? })
     }
 }
 
-/// How many processes have wanted a core, on average of the last minute.
+/// Load average of the last minute.
 pub(super) fn load() -> Result<String> {
     let load = fs::read_to_string("/proc/loadavg").context("/proc/loadavg: cannot be read")?;
     Ok(load.split(' ').next().unwrap_or_default().to_owned())
@@ -102,7 +102,7 @@ fn giga(bits: f64) -> String {
     format!("{:.1}", bits / 1e9)
 }
 
-/// The table in Markdown, with what it was measured on above it.
+/// The table in Markdown, with machine and date above it.
 pub(super) fn render(
     machine: &Machine,
     after: &str,

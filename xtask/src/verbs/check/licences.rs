@@ -21,7 +21,7 @@ pub(super) fn check() -> Result<usize> {
     for package in metadata::packages(false)? {
         let source = text(&package, "source");
         if source.is_empty() {
-            // Ours.
+            // A package of this repository.
             continue;
         }
         count += 1;

@@ -1,4 +1,4 @@
-//! What cargo knows of the packages.
+//! The output of `cargo metadata`.
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;

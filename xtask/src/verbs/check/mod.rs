@@ -14,7 +14,7 @@ use super::{build, setup};
 use crate::tools::{self, Need};
 use crate::{paths, process, ui};
 
-/// One of the checks. It returns a word on how it was done, if there is one to say.
+/// One of the checks. It returns a note for the summary, if there is one.
 type Check = fn() -> Result<String>;
 
 /// Options of `check`.
@@ -82,7 +82,7 @@ fn short(note: &str) -> String {
     line.chars().take(WIDTH).chain("...".chars()).collect()
 }
 
-/// The workspace without the programs, which are not for this target.
+/// The workspace without the BPF programs, which have another target.
 const HOST_PACKAGES: [&str; 3] = ["--workspace", "--exclude", PACKAGE];
 
 fn format() -> Result<String> {

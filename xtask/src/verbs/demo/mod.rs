@@ -1,5 +1,5 @@
-//! `demo`: the five modes on two hosts, with a host outside, narrated. It is a test as well: every step says
-//! what it expects, and the demo fails with the first that is not so.
+//! `demo`: the five modes on two hosts, with an external host, narrated. It is a test as well:
+//! every step has expectations, and the demo fails with the first that is not met.
 
 mod modes;
 mod script;

@@ -1,4 +1,4 @@
-//! The first chapter: the five modes, and the way between a container and a host outside.
+//! The first chapter: the five modes, and packets between a container and an external host.
 
 use std::process::Command;
 
@@ -8,15 +8,15 @@ use super::stage::{LISTENING, Stage, wait_until};
 use crate::lab::{HostPlan, outside, path};
 use crate::process::{self, Background};
 
-/// What the outside host's web server says on its clients.
+/// Log of the external host's web server.
 const LOG: &str = "outside-web.log";
 
-/// Whether the host outside has seen a request from `ip`.
+/// Whether the external host has seen a request from `ip`.
 fn seen_from(log: &str, ip: &str) -> bool {
     log.lines().any(|line| line.starts_with(&format!("{ip} ")) && line.contains("GET /"))
 }
 
-/// A web server on the outside host. It ends when this is dropped.
+/// A web server on the external host. It ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Outside {
     plan: HostPlan,
@@ -24,7 +24,7 @@ pub(super) struct Outside {
 }
 
 impl Outside {
-    /// Shows the outside host and starts its web server.
+    /// Shows the external host and starts its web server.
     pub(super) fn start(stage: &mut Stage) -> Result<Self> {
         let plan = outside::outside();
         stage.step("A host outside, behind a router: it knows no route to any container")?;
@@ -55,8 +55,8 @@ impl Outside {
         self.server.stop()
     }
 
-    /// `container` on `host` reads the outside host's page, whose log has the host's address
-    /// and not the container's.
+    /// `container` on `host` reads the external host's page, whose log has the host's address and
+    /// not the container's.
     pub(super) fn sees_the_host(
         &self,
         stage: &mut Stage,
@@ -74,7 +74,7 @@ impl Outside {
         )
     }
 
-    /// bridge: address and routes, the way out, what is on it, and a published port.
+    /// bridge: address and routes, external access, its path, and a published port.
     pub(super) fn bridge(&self, stage: &mut Stage, one: &HostPlan, two: &HostPlan) -> Result<()> {
         stage.step("Mode 1, bridge, the default: a container with a published port")?;
         let dir = path("web");
@@ -161,7 +161,7 @@ impl Outside {
         Ok(())
     }
 
-    /// The way out of an overlay network is the same, and leads through the same interface.
+    /// External access from an overlay network works the same, through the same interface.
     pub(super) fn out_of_the_overlay(
         &self,
         stage: &mut Stage,

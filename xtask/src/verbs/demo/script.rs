@@ -1,4 +1,5 @@
-//! What is played: the story of the article that Culvert follows, and its overlay chapter.
+//! The script of the demo: the experiments of the article that Culvert follows, and its overlay
+//! chapter.
 
 use std::process::Command;
 use std::time::Instant;
@@ -49,7 +50,7 @@ pub(super) fn play() -> Result<()> {
     play.tables(&ip1, &ip2)?;
     play.throughput(&ip2)?;
     play.removal()?;
-    // Nothing may have died on the way without being noticed.
+    // No process may have ended unnoticed.
     etcd.check()?;
     one.check()?;
     two.check()?;
@@ -161,7 +162,7 @@ impl Play {
         stage.expect("over2's page", said.trim() == "Hello from over2")
     }
 
-    /// Where the data plane sends what.
+    /// The FDB of the data plane.
     fn tables(&mut self, ip1: &str, ip2: &str) -> Result<()> {
         let Self { stage, one, two } = self;
         stage.step("The data plane's tables: MAC to port or VTEP, IP to MAC")?;
@@ -233,8 +234,7 @@ impl Play {
     }
 }
 
-/// How many things are pinned in the host's bpffs, without the two files that the kernel puts
-/// into every one.
+/// Number of pins in the host's bpffs, without the two files that the kernel puts into every one.
 fn pins(host: &HostPlan) -> usize {
     let Ok(entries) = std::fs::read_dir(host.bpffs()) else {
         // The agent has removed it, or unmounted it and removed the directory.
@@ -243,8 +243,8 @@ fn pins(host: &HostPlan) -> usize {
     entries.flatten().filter(|e| !e.file_name().to_string_lossy().ends_with(".debug")).count()
 }
 
-/// Runs iperf3 from `one` to `two`, where `from` and `to` say how to get into the containers,
-/// and returns what arrived, in Gbit/s.
+/// Runs iperf3 from `one` to `two`, where `from` and `to` are the command prefixes that enter the
+/// containers, and returns what arrived, in Gbit/s.
 fn measure(
     stage: &mut Stage,
     one: &HostPlan,
@@ -268,7 +268,7 @@ fn measure(
     received(&said).with_context(|| format!("iperf3 -c {ip}: does not say what arrived"))
 }
 
-/// Gbit/s in iperf3's line on what the receiver got.
+/// Gbit/s in iperf3's line of the receiver.
 fn received(said: &str) -> Option<f64> {
     let line = said.lines().find(|line| line.trim_end().ends_with("receiver"))?;
     let mut before = "";
@@ -281,7 +281,7 @@ fn received(said: &str) -> Option<f64> {
     None
 }
 
-/// The first element of what `network inspect` says.
+/// The first element of the output of `network inspect`.
 fn first_network(said: &str) -> Result<Value> {
     let mut all: Vec<Value> =
         serde_json::from_str(said).context("'network inspect' does not say a JSON array")?;

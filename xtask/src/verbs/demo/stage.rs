@@ -1,4 +1,4 @@
-//! The stage: types commands on hosts, shows what they say, checks what is expected.
+//! The stage: runs commands on hosts, shows their output, and checks expectations.
 
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::{process, signals, ui};
 /// How long a server may take until it listens.
 pub(super) const LISTENING: Duration = Duration::from_secs(15);
 
-/// How long what one host does may take to be seen on the other.
+/// Deadline for a change on one host to appear on the other.
 const SEEN: Duration = Duration::from_secs(5);
 
 /// Where the demo is played.
@@ -22,7 +22,7 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// Begins a step: says what is about to be seen.
+    /// Begins a step: prints its description.
     pub(super) fn step(&mut self, text: &str) -> Result<()> {
         signals::check()?;
         self.step += 1;
@@ -30,7 +30,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Says something in between.
+    /// Prints a remark.
     pub(super) fn say(&self, text: &str) {
         ui::line(&ui::dim(&format!("# {text}")));
     }
@@ -40,7 +40,7 @@ impl Stage {
         ui::line(&format!("{} {}", ui::green(&format!("root@{host}:~#")), ui::bold(line)));
     }
 
-    /// Types `line` on `host`, shows what it says and returns that. It has to succeed.
+    /// Runs `line` on `host`, shows and returns its output. It has to succeed.
     pub(super) fn type_on(&mut self, host: &HostPlan, line: &str) -> Result<String> {
         let (said, status) = self.try_on(host, line)?;
         if !status.success() {
@@ -50,7 +50,7 @@ impl Stage {
         Ok(said)
     }
 
-    /// Types `line` on `host` and shows what it says, however it ends.
+    /// Runs `line` on `host` and shows its output, whatever its exit code.
     fn try_on(&mut self, host: &HostPlan, line: &str) -> Result<(String, ExitStatus)> {
         self.prompt(&host.node, line);
         let mut said = String::new();
@@ -63,7 +63,7 @@ impl Stage {
         Ok((said, status))
     }
 
-    /// Checks what a step has to show. `what` says it for the reader.
+    /// Checks an expectation of a step; `what` describes it for the reader.
     pub(super) fn expect(&mut self, what: &str, holds: bool) -> Result<()> {
         if !holds {
             bail!("step {}: expected {what}", self.step);
@@ -73,13 +73,13 @@ impl Stage {
         Ok(())
     }
 
-    /// How many expectations held.
+    /// Number of expectations that were met.
     pub(super) fn checks(&self) -> usize {
         self.checks
     }
 }
 
-/// Waits until `line` succeeds on `host` and `shows` holds for what it says.
+/// Waits until `line` succeeds on `host` and `shows` holds for its output.
 pub(super) fn wait_until(
     host: &HostPlan,
     what: &str,

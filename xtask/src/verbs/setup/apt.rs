@@ -27,14 +27,14 @@ pub(super) fn install_line(packages: &[&str]) -> String {
     format!("apt-get {} {}", OPTIONS.join(" "), packages.join(" "))
 }
 
-/// What makes `packages` go together with the installed packages of their sources; nothing if
-/// they do, or if apt says that nothing helps: its own message then says why.
+/// The changes that make `packages` compatible with the installed packages of their sources. None
+/// if they are compatible, or if apt finds no solution: its own message then gives the reason.
 fn fits(packages: &[&str]) -> Vec<Fit> {
     if simulates(packages, &[]) {
         return Vec::new();
     }
     let all: Vec<_> = packages.iter().flat_map(|package| fit::of(package)).collect();
-    // What is installed stays as it is where that can be.
+    // Installed packages keep their versions if possible.
     let (choose, replace): (Vec<_>, Vec<_>) =
         all.into_iter().partition(|fit| matches!(fit, Fit::Choose { .. }));
     [choose, replace]
@@ -63,7 +63,7 @@ fn arguments(packages: &[&str], fits: &[Fit]) -> Vec<String> {
     arguments
 }
 
-/// Whether apt has no lists at all, so that what it does not know says nothing.
+/// Whether apt has no lists at all, so that an unknown package proves nothing.
 pub(super) fn has_no_lists() -> bool {
     fs::read_dir("/var/lib/apt/lists").is_ok_and(|entries| {
         !entries.flatten().any(|e| e.file_name().to_string_lossy().contains("_Packages"))
@@ -156,8 +156,8 @@ fn parse_status(line: &str) -> Option<(u64, &str)> {
     Some((whole as u64, message))
 }
 
-/// Keeps Debian's etcd-server from starting a service that nobody asked for: the demo and the
-/// tests start etcd themselves.
+/// Keeps Debian's etcd-server from starting a service that the user did not request: the demo and
+/// the tests start etcd themselves.
 #[derive(Debug)]
 struct KeepEtcdStopped;
 
@@ -180,7 +180,7 @@ impl Drop for KeepEtcdStopped {
     }
 }
 
-/// Runs systemctl. Failing is no reason to stop: at worst a service runs that is not used.
+/// Runs systemctl. A failure is ignored: at worst an unused service runs.
 fn systemctl(args: &[&str]) {
     if let Err(error) = process::quiet(Command::new("systemctl").args(args)) {
         ui::warn(&format!("{error:#}"));

@@ -4,7 +4,7 @@
 
 use std::process::{Command, Stdio};
 
-/// What is installed besides, or instead.
+/// A package to install in addition, or instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Fit {
     /// The package to install has the version of the one that is installed.
@@ -22,7 +22,7 @@ impl Fit {
         }
     }
 
-    /// What is done and why, in a line.
+    /// The action and its reason, in a line.
     pub(super) fn line(&self) -> String {
         match self {
             Self::Choose { package, version, beside } => {
@@ -36,7 +36,7 @@ impl Fit {
     }
 }
 
-/// Every way to bring `package` and an installed package of its source to one version.
+/// Every combination that gives `package` and an installed package of its source one version.
 pub(super) fn of(package: &str) -> Vec<Fit> {
     let policy = Policy::of(package);
     let Some(source) = source_of(package) else { return Vec::new() };
@@ -78,7 +78,7 @@ fn fits(
     choose.into_iter().chain(replace).collect()
 }
 
-/// What apt knows of a package.
+/// Versions of a package that apt knows.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Policy {
     /// The version that it would install.
@@ -125,7 +125,7 @@ fn installed_of(lines: &str, source: &str) -> Vec<(String, String)> {
     lines.lines().filter_map(row).collect()
 }
 
-/// What a program says, in English; nothing if it cannot be started.
+/// Output of a program, in English; empty if it cannot be started.
 fn said(command: &mut Command) -> String {
     let output = command.env("LC_ALL", "C").stdin(Stdio::null()).stderr(Stdio::null()).output();
     output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()

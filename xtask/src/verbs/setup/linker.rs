@@ -14,14 +14,14 @@ const VERSION: &str = "0.13.0";
 /// LLVMs that this version of bpf-linker has a feature for, oldest first.
 const SUPPORTED: [u32; 3] = [21, 22, 23];
 
-/// LLVM of Debian's rustc-web where that is yet to be installed.
+/// LLVM of Debian's rustc-web if that is not installed yet.
 const DEBIAN_LLVM: u32 = 22;
 
-/// What to do where no fitting LLVM can be had by a package that we know.
+/// The instruction if no known package has a fitting LLVM.
 pub(super) const BY_HAND: &str = "cargo install cargo-binstall && cargo binstall bpf-linker   (or: \
     install LLVM's development files, as new as rustc's LLVM, and cargo install bpf-linker)";
 
-/// A way to build bpf-linker here.
+/// A method to build bpf-linker on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Build {
     /// With this LLVM, which Debian packages under `/usr/lib/llvm-N`.
@@ -51,7 +51,7 @@ impl Build {
         which("cargo-binstall").map(|_| Self::Binstall)
     }
 
-    /// Debian packages that the build needs and that are not there.
+    /// Missing Debian packages that the build needs.
     pub(super) fn packages(self) -> Vec<&'static str> {
         let Self::Debian(version) = self else {
             return Vec::new();

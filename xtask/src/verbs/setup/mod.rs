@@ -42,7 +42,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Runs `setup` for the tools that `needs` lack; says nothing if there is none.
+/// Runs `setup` for the missing tools of `needs`; prints nothing if none is missing.
 pub(crate) fn require(needs: &[Need]) -> Result<()> {
     let missing = tools::missing(needs);
     if missing.is_empty() {

@@ -1,4 +1,4 @@
-//! What has to be done for tools that are missing, on this machine.
+//! Plan for the missing tools of this machine.
 
 use std::process::Command;
 
@@ -34,7 +34,7 @@ impl Distribution {
     }
 }
 
-/// What has to be done.
+/// Steps that install the missing tools.
 #[derive(Debug)]
 pub(super) struct Plan {
     /// Debian packages to install.
@@ -52,7 +52,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Works out what has to be done for `missing`.
+    /// Plans the installation of `missing`.
     pub(super) fn make(missing: &[&'static Tool]) -> Self {
         let distribution = Distribution::here();
         let mut plan = Self {
@@ -116,11 +116,10 @@ impl Plan {
         plan
     }
 
-    /// A rustc for BPF, or its clippy: Debian's packages where they are to be had, else
-    /// rustup's nightly.
+    /// A rustc for BPF, or its clippy: Debian's packages if available, else rustup's nightly.
     fn bpf_compiler(&mut self, tool: &'static Tool, distribution: Distribution) {
         let prebuilt = distribution == Distribution::Debian
-            // Also for clippy, which is of use only beside this compiler.
+            // Also for clippy, which works only with this compiler.
             && apt::has_candidate("libstd-rust-web-dev-bpf")
             && tool.debian.iter().all(|package| apt::has_candidate(package));
         let nightly_here = matches!(Way::find(), Ok(Way::Nightly { .. }));
@@ -166,7 +165,7 @@ impl Plan {
         commands
     }
 
-    /// Does it.
+    /// Executes the plan.
     pub(super) fn carry_out(&self) -> Result<()> {
         if !self.packages.is_empty() {
             apt::install(&self.packages)?;

@@ -1,4 +1,4 @@
-//! The tests that are of a kernel, once more on another one, which has netkit.
+//! The tests that depend on the kernel, run again on an emulated kernel with netkit.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,13 @@ use super::command::command;
 use super::tally::Tally;
 use crate::{paths, ui, vm};
 
-/// The test programs, in the order in which they run: from what needs least to whole hosts.
+/// The test programs, in the order in which they run: from the least requirements to whole hosts.
 const PROGRAMS: [&str; 3] = ["host", "prog_run", "netns"];
 
-/// Tests that are not run there: those that start the binary hundreds of times to hear it
-/// refuse something, of which no kernel knows, and one that compares NAT with the kernel's in
-/// thousands of steps, behind any device: all take many minutes where all is emulated. And one
-/// that asks how much GRO merges, which depends on how fast frames come.
+/// Tests that are not run there: those that start the binary hundreds of times to check refusals,
+/// which do not depend on the kernel, and one that compares NAT with the kernel's in thousands of
+/// steps, which does not depend on the device: they take many minutes under emulation. Also a test
+/// of how much GRO merges, which depends on the rate of the frames.
 const SKIPPED: [&str; 4] =
     ["bad_input::", "bad_modes::", "differential::", "offloads::payloads_arrive"];
 
@@ -30,7 +30,7 @@ pub(super) fn main(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
         ran += usize::from(tally.count(line));
     });
     if outcome.is_err() && tally.failed == before {
-        // A test took its whole program down, or the machine did not come up.
+        // A test ended its whole program, or the machine did not start.
         tally.failed += 1;
     }
     outcome?;
@@ -54,8 +54,7 @@ fn script(programs: &[PathBuf], filter: Option<&str>) -> String {
     for program in programs {
         let program = quoted(program);
         let filter = filter.map(|name| quoted(Path::new(name))).unwrap_or_default();
-        // One at a time, so that what they wait for comes within their deadlines. Writing to a
-        // string does not fail.
+        // One at a time, so that the tests meet their deadlines. Writing to a string does not fail.
         let options = format!("--include-ignored --color never --test-threads 1{skips}");
         let _ = writeln!(script, "{program} {options} {filter} 2>&1 || code=1");
     }

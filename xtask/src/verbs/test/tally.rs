@@ -1,4 +1,4 @@
-//! What the tests and the stages around them have brought.
+//! Results of the tests and of the stages around them.
 
 use std::time::{Duration, Instant};
 
@@ -6,21 +6,21 @@ use anyhow::{Result, bail};
 
 use crate::ui;
 
-/// What the stages have brought so far.
+/// Results of the stages so far.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     /// Tests that passed.
     pub(super) passed: u64,
     /// Tests that failed, and test programs that did not come to their end.
     pub(super) failed: u64,
-    /// Tests that did not run, although nobody has asked for others.
+    /// Ignored tests, although no filter was given.
     pub(super) ignored: u64,
     /// Name of each stage, whether it went well, and how long it took.
     pub(super) stages: Vec<(&'static str, bool, Duration)>,
 }
 
 impl Tally {
-    /// Runs a stage and notes how it went and how long it took.
+    /// Runs a stage and records its result and duration.
     pub(super) fn stage(
         &mut self,
         name: &'static str,
@@ -36,7 +36,7 @@ impl Tally {
         result.is_ok()
     }
 
-    /// Adds what a line of libtest's output says. Returns whether it is one that says so.
+    /// Adds the counts of a line of libtest's output. Returns whether the line has counts.
     pub(super) fn count(&mut self, line: &str) -> bool {
         let Some([passed, failed, ignored]) = parse_result(line) else { return false };
         self.passed += passed;
@@ -45,7 +45,7 @@ impl Tally {
         true
     }
 
-    /// Fails if a test was ignored: one that needs what is not there has not passed.
+    /// Fails if a test was ignored: a test whose requirement is missing has not passed.
     ///
     /// # Errors
     ///

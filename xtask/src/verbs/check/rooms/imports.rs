@@ -1,4 +1,4 @@
-//! From which file to which the paths of a crate lead.
+//! Source and target files of the paths of a crate.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ pub(super) struct Import {
     pub(super) path: String,
 }
 
-/// What a path leads to.
+/// Target of a path.
 #[derive(Clone, Copy, Debug)]
 enum Found {
     Module(ModuleId),
@@ -76,10 +76,10 @@ fn is_inside(it: &Crate, inner: ModuleId, outer: ModuleId) -> bool {
     false
 }
 
-/// Names that are being looked up: one that leads back to itself leads nowhere.
+/// Names being resolved: a name that leads back to itself has no target.
 type Seen = BTreeSet<(ModuleId, String)>;
 
-/// What `names` lead to as seen in module `from`: none if out of the crate.
+/// Target of `names` in module `from`; none if it is outside the crate.
 fn locate(it: &Crate, from: ModuleId, names: &[String], seen: &mut Seen) -> Option<Found> {
     let (first, rest) = names.split_first()?;
     let module = it.module(from)?;
@@ -99,7 +99,7 @@ fn locate(it: &Crate, from: ModuleId, names: &[String], seen: &mut Seen) -> Opti
         let Found::Module(here) = at else { break };
         at = match name.as_str() {
             "super" => Found::Module(it.module(here)?.parent?),
-            // What a macro defines is not in the list of items: it is the module's.
+            // An item that a macro defines is not in the list of items: it counts for the module.
             name => member(it, here, name, seen).unwrap_or(Found::Item(here)),
         };
     }
@@ -119,7 +119,7 @@ fn member(it: &Crate, id: ModuleId, name: &str, seen: &mut Seen) -> Option<Found
         return Some(Found::Item(id));
     }
     if let Some(one) = module.uses.iter().find(|one| one.name.as_deref() == Some(name)) {
-        // The name of something of another crate is this module's word for it.
+        // A re-exported item of another crate counts as defined in this module.
         return locate(it, id, &one.path.names, seen).or(Some(Found::Item(id)));
     }
     for glob in module.uses.iter().filter(|one| one.name.is_none()) {

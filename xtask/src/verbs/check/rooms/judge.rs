@@ -41,7 +41,7 @@ pub(super) fn faults(table: &Table, it: &Crate, imports: &[Import]) -> Vec<Strin
 /// For each file that is in a circle, but in none that was found for an earlier file, the
 /// shortest circle through it.
 fn circles(imports: &[Import]) -> Vec<Vec<&Import>> {
-    // One import stands for all from one file to another.
+    // One import represents all imports from one file to another.
     let mut arrows: BTreeMap<FileId, BTreeMap<FileId, &Import>> = BTreeMap::new();
     for import in imports {
         arrows.entry(import.from).or_default().entry(import.to).or_insert(import);
@@ -65,7 +65,7 @@ fn circle_through<'a>(
     start: FileId,
     arrows: &BTreeMap<FileId, BTreeMap<FileId, &'a Import>>,
 ) -> Option<Vec<&'a Import>> {
-    // By which import a file was reached first.
+    // The import by which a file was reached first.
     let mut reached: BTreeMap<FileId, &Import> = BTreeMap::new();
     let mut queue = VecDeque::from([start]);
     while let Some(file) = queue.pop_front() {

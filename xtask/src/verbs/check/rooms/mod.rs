@@ -68,7 +68,7 @@ pub(super) fn check() -> Result<String> {
     Ok(format!("{} files of {} crates", report.files, report.crates))
 }
 
-/// What the check has found.
+/// Result of the check.
 #[derive(Debug, Default)]
 struct Report {
     /// One line each.

@@ -44,7 +44,7 @@ pub(super) struct Module {
     pub(super) children: BTreeMap<String, ModuleId>,
     /// Names of the items in it.
     pub(super) items: BTreeSet<String>,
-    /// What its `use` lines say.
+    /// Names that its `use` lines import.
     pub(super) uses: Vec<Use>,
     /// Every other path.
     pub(super) paths: Vec<Path>,
@@ -64,7 +64,7 @@ pub(super) struct Path {
 /// One name that a `use` line brings in.
 #[derive(Clone, Debug)]
 pub(super) struct Use {
-    /// What it stands for; for a glob, the module.
+    /// The imported path; for a glob, the module.
     pub(super) path: Path,
     /// The name; none for a glob.
     pub(super) name: Option<String>,
@@ -193,13 +193,13 @@ struct Reader {
     paths: Vec<Path>,
     exported: BTreeSet<String>,
     modules: Vec<ItemMod>,
-    /// How many items are around the one at hand.
+    /// Nesting depth of the current item.
     depth: usize,
 }
 
 impl Reader {
     fn define(&mut self, name: &Ident) {
-        // An item inside of a function is nobody else's.
+        // An item inside a function is not visible elsewhere.
         if self.depth == 0 {
             self.items.insert(name.to_string());
         }

@@ -34,7 +34,7 @@ struct Room {
     may_import: Rooms,
 }
 
-/// What a room may import besides itself.
+/// Rooms that a room may import, besides itself.
 #[derive(Debug)]
 enum Rooms {
     /// Every room under it.
@@ -99,7 +99,7 @@ fn quoted(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }
 
-/// A path without what does not tell one room from another: `.rs`, and a slash at the end.
+/// A path without `.rs` and without a slash at the end.
 fn stem(path: &str) -> &str {
     let path = path.trim_end_matches('/');
     path.strip_suffix(".rs").unwrap_or(path)
@@ -185,7 +185,7 @@ impl Table {
             .map(|(at, _)| RoomId(at))
     }
 
-    /// Why `from` may not import `to`; nothing if it may.
+    /// Reason why `from` may not import `to`; none if it may.
     pub(super) fn refuses(&self, from: RoomId, to: RoomId) -> Option<String> {
         let (upper, lower) = (self.rooms.get(from.0)?, self.rooms.get(to.0)?);
         let allowed = match &upper.may_import {

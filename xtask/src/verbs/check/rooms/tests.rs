@@ -1,4 +1,4 @@
-//! Small crates whose imports are right or wrong in one way each.
+//! Small crates, each with right imports or one fault.
 
 use super::*;
 
