@@ -251,7 +251,8 @@ fn a_bridge_network_is_repaired() {
         });
         assert_eq!(exchange(&host.netns, "tcp", host.vtep(), 8080, 10), "ok 10");
         drop(server);
-        host.in_container(&name, "ping -c1 -W2 172.17.0.1");
+        // The agent opens the gateway device after the container is reachable.
+        host.wait_ping(&name, "172.17.0.1");
         host.netns.run(&format!("ping -c1 -W2 {ip}"));
         host.in_container(&name, "ping -c1 -W2 198.51.100.9");
     };
