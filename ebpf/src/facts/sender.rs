@@ -2,7 +2,7 @@
 
 use aya_ebpf::{macros::map, maps::PerCpuArray, programs::TcContext};
 use culvert_common::{
-    abi::{DropReason, EndpointInfo, NetworkInfo, VtepId},
+    abi::{DropReason, EndpointInfo, NetworkInfo},
     datapath::source,
     wire::{
         EthHdr, Ipv4Hdr, Ipv6Hdr, UdpHdr,
@@ -22,7 +22,7 @@ use crate::{
         memory::own,
         skb::{ETH_LEN, Packet as _, load},
     },
-    maps::{read_endpoint, read_network, vtep_id},
+    maps::{UNDERLAY, has, read_endpoint, read_network, vtep_id},
     verdict::hand_back,
 };
 
@@ -152,7 +152,12 @@ fn ports(ctx: &TcContext, ip: &Ipv4Hdr) -> [u8; 4] {
 /// The address is this host's VTEP or another host's.
 #[inline(always)]
 fn is_vtep(ip: [u8; 4]) -> bool {
-    u32::from_ne_bytes(ip) == VTEP_IP.load() || vtep_id(ip) != VtepId::NONE
+    if u32::from_ne_bytes(ip) == VTEP_IP.load() {
+        return true;
+    }
+    // A number outlives its VTEP; a path does not.
+    let vtep = vtep_id(ip);
+    vtep.is_some() && has(&UNDERLAY, &vtep)
 }
 
 /// The upper-layer header of an IPv6 packet.
