@@ -8,7 +8,7 @@ mod touched;
 mod versioned;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
     ops::Bound,
 };
