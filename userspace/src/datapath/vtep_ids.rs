@@ -1,7 +1,7 @@
 //! The numbers of the VTEPs.
 //!
 //! The maps refer to a VTEP by a number that this agent gives it, see
-//! [`VtepId`](culvert_common::abi::VtepId). The numbers are in a pinned map, so that the next
+//! [`VtepId`]. The numbers are in a pinned map, so that the next
 //! agent uses the same ones: learned FDB entries, path MTUs and flows hold them.
 
 use std::{
