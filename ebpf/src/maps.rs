@@ -111,7 +111,7 @@ impl<K, V> Table<K, V> for LruHashMap<K, V> {
 /// on the stack. The copy is whole only if its seal says so.
 #[inline(always)]
 pub(crate) fn copy<V: Pod>(from: *const V, to: &mut V) {
-    const { assert!(align_of::<V>() >= 4 && size_of::<V>() % 4 == 0) };
+    const { assert!(align_of::<V>() >= 4 && size_of::<V>() & 3 == 0) };
     let to = (&raw mut *to).cast::<u32>();
     for word in 0..size_of::<V>() / 4 {
         // SAFETY: the memory of a map's value stays mapped until the program ends (RCU); it

@@ -232,6 +232,10 @@ fn copy_to_scratch(skb: *mut __sk_buff) -> u32 {
 /// Puts the frame in this CPU's scratch memory into the map; `flags` are those of the
 /// update. Returns 1, or 0 if the map refused.
 #[inline(always)]
+#[expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a value that is passed by value is copied to the stack, which is short"
+)]
 fn insert(key: &FragmentKey, flags: u64) -> u32 {
     let Some(scratch) = own(&HELD_SCRATCH, 0) else { return 0 };
     HELD_FRAGMENTS.insert(key, &*scratch, flags).is_ok().into()
