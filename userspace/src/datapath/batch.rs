@@ -121,7 +121,7 @@ pub(super) fn update<K: Pod, V: Pod>(
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
+    use std::{collections::BTreeMap, time::Duration};
 
     use culvert_common::abi::{FdbKey, MappedAddr};
 
@@ -132,19 +132,9 @@ mod tests {
     };
 
     #[test]
+    #[ignore = "needs root"]
     fn all_entries_of_a_map_are_read_whatever_their_size_and_number() {
-        if !nix::unistd::geteuid().is_root() {
-            return;
-        }
-        let options = Options {
-            bpffs: PathBuf::new(),
-            vtep_ip: Ipv4Addr::new(192, 0, 2, 1),
-            vxlan_port: 4789,
-            ageing: Duration::from_secs(300),
-            max_flows: 64,
-            nat_ports: (1024, 65_535),
-            trace: false,
-        };
+        let options = Options::of_a_test();
         let mut ebpf = load_object(&options, None).unwrap();
         let tables = Tables::take(&mut ebpf, options.vtep_ip).unwrap();
         let key = |number: u32| {

@@ -469,14 +469,10 @@ fn loopback_ifindex() -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// On failure, prints the verifier's whole log.
-    #[test]
-    #[ignore = "needs root"]
-    fn the_kernel_takes_the_programs() {
-        let options = Options {
+impl Options {
+    /// Options for loading the programs in a test.
+    pub(crate) fn of_a_test() -> Self {
+        Self {
             bpffs: PathBuf::new(),
             vtep_ip: Ipv4Addr::new(192, 0, 2, 1),
             vxlan_port: 4789,
@@ -484,9 +480,20 @@ mod tests {
             max_flows: 64,
             nat_ports: (1024, 65535),
             trace: false,
-        };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// On failure, prints the verifier's whole log.
+    #[test]
+    #[ignore = "needs root"]
+    fn the_kernel_takes_the_programs() {
         for trace in [false, true] {
-            let options = Options { trace, ..options.clone() };
+            let options = Options { trace, ..Options::of_a_test() };
             if let Err(error) = load_object(&options, None) {
                 panic!("trace {trace}: {error}\n{error:?}");
             }

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use super::fit::{self, Fit, Policy};
-use super::spinner::with_spinner;
+use super::spinner::{with_progress, with_spinner};
 use crate::{process, tools, ui};
 
 /// Options of every `apt-get install`: nothing that only is recommended, and nothing removed,
@@ -114,25 +114,15 @@ fn install_once(packages: &[&'static str], fits: &[Fit]) -> Result<()> {
         .args(["-o", "APT::Status-Fd=1", "-o", "DPkg::Lock::Timeout=120"])
         .env("DEBIAN_FRONTEND", "noninteractive")
         .env("LC_ALL", "C");
-    let progress = ui::Progress::start(&format!("Installing {}", packages.join(" ")));
-    let mut text = String::new();
-    let status = process::lines(&mut command, |line| match parse_status(line) {
+    let what = format!("Installing {}", packages.join(" "));
+    with_progress(&what, command, |progress, line| match parse_status(line) {
         Some((percent, message)) => {
             progress.percent(percent);
             progress.message(message);
+            false
         }
-        None => {
-            text.push_str(line);
-            text.push('\n');
-        }
-    });
-    let ok = status.as_ref().is_ok_and(std::process::ExitStatus::success);
-    progress.finish(ok);
-    let status = status?;
-    if !status.success() {
-        bail!("apt-get failed ({status}): {}", process::last_lines(&text, 4));
-    }
-    Ok(())
+        None => true,
+    })
 }
 
 /// Per cent and message of a line of `APT::Status-Fd`. Downloading is the first half of the
