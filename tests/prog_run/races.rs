@@ -4,15 +4,18 @@
 //! while a program on another CPU may be reading it.
 
 use std::{
+    os::fd::{FromRawFd as _, OwnedFd, RawFd},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
+use aya_obj::generated::{perf_event_attr, perf_sw_ids, perf_type_id};
 use culvert::datapath::test_run::{Hook, sk_buff};
 use culvert_common::abi::FlowKey;
 use culvert_tests::packet::{ACK, Host, SYN, V4, payload};
 use nix::{
+    libc,
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
 };
@@ -37,12 +40,36 @@ fn stay_on(cpu: usize) {
     sched_setaffinity(Pid::from_raw(0), &cpus).expect("two CPUs");
 }
 
+/// Interrupts of the calling thread, ns: about as long as a program runs. (perf_event_open(2) samples
+/// by a timer, and permits 100,000 samples a second.)
+const EVERY_NS: u64 = 10_000;
+
+/// Interrupts the calling thread while it runs, every [`EVERY_NS`], until the result is dropped: in
+/// the middle of a program, too, which gives the other CPU time to change what it has looked up.
+fn interrupted() -> OwnedFd {
+    // SAFETY: a structure of integers, for which all bytes 0 is a value.
+    let mut attr: perf_event_attr = unsafe { std::mem::zeroed() };
+    attr.type_ = perf_type_id::PERF_TYPE_SOFTWARE as u32;
+    attr.size = u32::try_from(size_of::<perf_event_attr>()).unwrap();
+    attr.config = perf_sw_ids::PERF_COUNT_SW_CPU_CLOCK as u64;
+    attr.__bindgen_anon_1.sample_period = EVERY_NS;
+    let (this_thread, any_cpu, no_group, no_flags) = (0, -1, -1, 0);
+    // SAFETY: `attr` is as long as it says, and outlives the call.
+    let fd = unsafe {
+        let attr = &raw const attr;
+        libc::syscall(libc::SYS_perf_event_open, attr, this_thread, any_cpu, no_group, no_flags)
+    };
+    assert!(fd >= 0, "perf_event_open: {}", std::io::Error::last_os_error());
+    // SAFETY: the call has returned a file descriptor that is nobody else's.
+    unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).unwrap()) }
+}
+
 /// Container of a port: `A1` has the even ones.
 fn owner(port: u16) -> (Port, Host) {
     if port.is_multiple_of(2) { (Port::A1, ONE) } else { (Port::A2, TWO) }
 }
 
-/// One CPU removes flows and begins others in their memory; the other one has answers to all
+/// One CPU removes flows and inserts others into their memory; the other one has answers to all
 /// of them. An answer goes to the container of its flow, or to none.
 fn a_recycled_flow_is_nobodys(lab: &mut Lab) {
     const PORTS: std::ops::Range<u16> = 40_000..40_008;
@@ -63,24 +90,27 @@ fn a_recycled_flow_is_nobodys(lab: &mut Lab) {
         let context = sk_buff(Hook::Ingress, owner(port).0.ifindex(), 0, frame.len());
         test_run(&from_container, &frame, Some(&context), 1, 0);
     };
-    PORTS.skip(1).for_each(begin);
+    PORTS.for_each(begin);
     let mut flows = lab.flows_again();
+    let answers: Vec<_> =
+        keys.iter().map(|[_, answer]| (*answer, flows.get(*answer).unwrap())).collect();
     let stop = AtomicBool::new(false);
     let (delivered, passed) = thread::scope(|scope| {
         scope.spawn(|| {
             stay_on(0);
+            // One entry is always absent. The next one is removed, and its memory is the other's.
+            flows.remove(answers[0].0);
             let mut absent = 0;
             while !stop.load(Ordering::Relaxed) {
-                let next = (absent + 1) % keys.len();
-                for key in keys[next] {
-                    flows.remove(key);
-                }
-                begin(PORTS.start + u16::try_from(absent).unwrap());
+                let next = (absent + 1) % answers.len();
+                flows.remove(answers[next].0);
+                flows.set(answers[absent].0, answers[absent].1);
                 absent = next;
             }
         });
         let reader = scope.spawn(|| {
             stay_on(1);
+            let _interrupted = interrupted();
             let (mut delivered, mut passed) = (0_u32, 0_u32);
             let start = Instant::now();
             while start.elapsed() < TIME {

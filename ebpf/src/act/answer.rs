@@ -164,9 +164,9 @@ fn nd_reply(skb: *mut __sk_buff, mac: &[u8; 6]) -> Result<(), DropReason> {
     store(ctx, 0, &frame)
 }
 
-/// Tells the container that its packet is larger than `mtu`, if it may be told
-/// and has not been told too often. The error bears the address that the packet was for. The
-/// packet itself is dropped; the reason for that is returned.
+/// Sends an ICMP error to the container: its packet is larger than `mtu`. None is sent where the
+/// rules of ICMP or the rate limit forbid it. The source of the error is the destination of the
+/// packet. Returns the reason for which the packet is dropped.
 #[inline(always)]
 pub(crate) fn too_big(sender: &Sender<'_>, eth: &EthHdr, mtu: u32) -> DropReason {
     let &Sender { ctx, ifindex, .. } = sender;

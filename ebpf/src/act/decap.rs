@@ -146,9 +146,9 @@ impl Contents {
         !matches!(self, Self::Other)
     }
 
-    /// Bytes of the outer frame around an inner one that the kernel takes: adjust_room leaves
-    /// no frame shorter than an IPv4 header, so a shorter one is padded as a network card
-    /// would have done (IEEE 802.3 §4.2.3.3).
+    /// Length in bytes to which the outer frame is resized before its decapsulation. adjust_room
+    /// refuses to leave less than an IPv4 header behind the Ethernet header, so a shorter inner
+    /// frame is padded as a network card would have padded it (IEEE 802.3 §4.2.3.3).
     #[inline(always)]
     fn padded_len(&self, frame_len: u32) -> u32 {
         const LEAST: u32 = (INNER_L3 + Ipv4Hdr::LEN) as u32;

@@ -104,7 +104,8 @@ fn try_translate(
 /// Where the program that delivers is attached.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hook {
-    /// tcx ingress of a device whose frames may be handed over past the veth's queue.
+    /// tcx ingress of a device whose frames may be sent with bpf_redirect_peer, which bypasses the
+    /// veth's queue.
     Ingress,
     /// tcx ingress of the loopback device: its frames carry a route of the host and its
     /// netfilter's state, which the veth's queue removes.

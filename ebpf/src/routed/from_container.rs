@@ -129,11 +129,11 @@ enum Step {
     Hold,
     /// It is of a flow that ends at this host.
     Deliver,
-    /// It begins one, to a published port.
+    /// It begins a flow to a published port.
     Publish,
     /// It is of a flow that leaves the host.
     Leave,
-    /// It begins one.
+    /// It begins a masqueraded flow, which leaves the host.
     Masquerade,
     /// It is of a flow that another host of the cluster began itself.
     Tunnel,

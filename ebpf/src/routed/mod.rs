@@ -1,4 +1,5 @@
-//! Packets that are routed or translated. [`Work`](work::Work) is seen by `from_*` alone.
+//! Packets that are routed or translated. Only `from_*` and `publish` use
+//! [`Work`](work::Work).
 
 pub(crate) mod from_container;
 pub(crate) mod from_external;

@@ -88,8 +88,8 @@ pub(super) fn begin(
 }
 
 /// Whether the route back to the source of `work.routed` leads out of an uplink, as seen
-/// from a gateway device: else a neighbour could speak for a container or the host
-/// (RFC 3704 §2.2). Returns 1 if so. A BPF function of its own, for its stack.
+/// from a gateway device (reverse-path check, RFC 3704 §2.2): a machine on the uplink's network
+/// could otherwise use the address of a container or of the host as its source. Returns 1 if so. A BPF function of its own, for its stack.
 #[inline(never)]
 pub(super) fn comes_from_external(ctx: &TcContext, gateway: u32, work: &mut Work) -> u32 {
     let tuple = &work.routed.key.tuple;

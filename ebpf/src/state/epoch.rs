@@ -9,8 +9,8 @@ pub(crate) fn current() -> u64 {
 }
 
 /// Begins another epoch: a map has changed that cached entries depend on. The time `now_ns`
-/// is a number that was no epoch before: the agent counts up from what it finds, more
-/// slowly than nanoseconds pass.
+/// is greater than every earlier epoch: the programs set the time, and the agent adds one, less
+/// often than once a nanosecond.
 #[inline(always)]
 pub(crate) fn advance(now_ns: u64) {
     if let Some(epoch) = EPOCH.get_ptr_mut(0) {

@@ -117,13 +117,13 @@ fn refresh(routed: &Routed, incarnation: u32, bytes: u32, target: &mut Target) -
     }
     let mut tcp_flags = routed.tcp_flags;
     let orig = flow.kind & kind::ORIG != 0;
-    // Nobody opens a connection against the direction of a published port: its server
-    // would reach whatever has its client's port next.
+    // A SYN in the reply direction of a published flow is no packet of that flow: the server
+    // could reach a later owner of the client's port.
     if !orig && flow.kind & kind::PUBLISHED != 0 && tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
         return found::NO;
     }
-    // A connection on the ports of one that has ended is another: what is checked when a
-    // flow begins may have changed, such as whose the masqueraded port is.
+    // A SYN on the ports of an ended connection begins a new flow, so that everything which is
+    // checked at the beginning is checked again, such as who has the masqueraded port.
     if tcp_flags & tcp::SYN != 0 && orig && begins_anew(key, flow, tcp_flags) {
         remove(key, flow);
         return found::NO;
@@ -175,8 +175,9 @@ fn entry(key: &FlowKey) -> Option<&'static Flow> {
     read_to(&FLOWS, key, flow).then_some(&*flow)
 }
 
-/// Whether the answer to a masqueraded flow is the host's own by now: it has opened a
-/// connection with the same ports since the flow began. The host comes first.
+/// Whether the host has a connected socket for this answer to a masqueraded flow: it has opened
+/// a connection with the same ports since the flow began. The host then gets the packet, not the
+/// container.
 #[inline(always)]
 pub(crate) fn is_hosts(ctx: &TcContext, routed: &Routed, target: &Target) -> bool {
     let key = &routed.key;
@@ -359,7 +360,7 @@ fn insert(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow, target: &mut 
         done = FLOWS.insert(&new.key, &new.entry, BPF_NOEXIST.into());
     }
     let Err(error) = done else { return told | inserted::YES };
-    // The port is given back.
+    // Removes the reply entry, which had reserved the port.
     let _ = FLOWS.remove(&new.entry_key);
     if error != -EEXIST {
         return told | inserted::FULL;

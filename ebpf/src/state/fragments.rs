@@ -157,7 +157,8 @@ pub(crate) fn hold(
 mod kept {
     /// The fragment is held, or another CPU has sent it on.
     pub(super) const HELD: u32 = 0;
-    /// The first fragment has come meanwhile: this one can be judged.
+    /// The first fragment has come meanwhile: its ports are known, and this fragment is sent to
+    /// the ingress again.
     pub(super) const KNOWN: u32 = 1;
     /// There is no room.
     pub(super) const REFUSED: u32 = 2;

@@ -4,7 +4,8 @@ use culvert_common::{abi::RateKey, datapath::rate};
 
 use crate::{kernel::time::now, maps::RATES};
 
-/// Takes one from a rate limit of one every `interval_ns`, `burst` at once.
+/// Whether `limit` allows one more event: one every `interval_ns`, and `burst` at once
+/// (GCRA, ITU-T I.371).
 ///
 /// Two CPUs that take at the same instant may count once: the limit is off by
 /// at most one for each CPU.
