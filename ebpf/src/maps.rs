@@ -111,12 +111,25 @@ impl<K, V> Table<K, V> for LruHashMap<K, V> {
 /// on the stack. The copy is whole only if its seal says so.
 #[inline(always)]
 pub(crate) fn copy<V: Pod>(from: *const V, to: &mut V) {
-    const { assert!(align_of::<V>() >= 4 && size_of::<V>() & 3 == 0) };
-    let to = (&raw mut *to).cast::<u32>();
-    for word in 0..size_of::<V>() / 4 {
-        // SAFETY: the memory of a map's value stays mapped until the program ends (RCU); it
-        // and `to` have as many words, and any bytes are a valid `V` (`Pod`).
-        unsafe { to.add(word).write(from.cast::<u32>().add(word).read_volatile()) };
+    // The size of a type is a multiple of its alignment.
+    const { assert!(align_of::<V>() >= 4) };
+    // 8 bytes at once only where `to` is aligned to as many: the verifier demands it of the stack.
+    if const { align_of::<V>() >= 8 } {
+        words::<V, u64>(from, to);
+    } else {
+        words::<V, u32>(from, to);
+    }
+}
+
+/// [`copy`] in words of the type `W`.
+#[inline(always)]
+fn words<V: Pod, W: Pod>(from: *const V, to: &mut V) {
+    let to = (&raw mut *to).cast::<W>();
+    for word in 0..size_of::<V>() / size_of::<W>() {
+        // SAFETY: the memory of a map's value stays mapped until the program ends (RCU), and is
+        // aligned to 8 bytes; `copy` has checked the alignment of `to`. Both have as many words,
+        // and any bytes are a valid `V` (`Pod`).
+        unsafe { to.add(word).write(from.cast::<W>().add(word).read_volatile()) };
     }
 }
 
@@ -204,6 +217,15 @@ pub(crate) fn underlay(vtep: VtepId) -> Option<&'static UnderlayPath> {
 #[inline(never)]
 fn read_underlay(vtep: VtepId, to: &mut UnderlayPath) -> u32 {
     read_updated(&UNDERLAY, &vtep, to).into()
+}
+
+/// The VXLAN port of a VTEP to which there is a path.
+#[inline(always)]
+pub(crate) fn vxlan_port(vtep: VtepId) -> Option<u16> {
+    let path = UNDERLAY.get_ptr(vtep)?;
+    // SAFETY: the memory of a map's value stays mapped until the program ends (RCU). If the entry
+    // is removed now, the port may be that of another VTEP: one packet is judged by that one.
+    Some(unsafe { (&raw const (*path).port).read_volatile() })
 }
 
 /// The address is one of the host's.

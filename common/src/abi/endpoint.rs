@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 /// An endpoint: its network, its addresses and its limits. Value of
 /// [`names::ENDPOINTS`](super::names::ENDPOINTS).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct EndpointInfo {
     /// VNI of the endpoint's network.
     pub vni: u32,
@@ -56,7 +56,7 @@ impl EndpointInfo {
 
 /// A network. Value of [`names::NETWORKS`](super::names::NETWORKS).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct NetworkInfo {
     /// Bits [`LEARNING`](Self::LEARNING), [`COPY_DSCP`](Self::COPY_DSCP),
     /// [`INTERNAL`](Self::INTERNAL), [`HOST_ACCESS`](Self::HOST_ACCESS).

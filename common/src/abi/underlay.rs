@@ -60,7 +60,7 @@ impl HeaderTemplate {
 /// Path to a VTEP, as in the kernel's routing table when the agent last read it. Value of
 /// [`names::UNDERLAY`](super::names::UNDERLAY).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct UnderlayPath {
     /// Headers towards the VTEP.
     pub template: HeaderTemplate,

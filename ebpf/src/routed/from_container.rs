@@ -30,7 +30,7 @@ use crate::{
         fib::{self, Route},
         redirect,
     },
-    maps::{GATEWAYS, has, is_host_addr, is_uplink, underlay, vtep_id},
+    maps::{GATEWAYS, has, is_host_addr, is_uplink, vtep_id, vxlan_port},
     state::{epoch, flows, fragments, routes::Question},
     verdict::hand_back,
 };
@@ -303,7 +303,7 @@ fn try_find_route(
 fn is_to_vtep(work: &Work) -> bool {
     let tuple = &work.routed.key.tuple;
     let vtep = vtep_id(tuple.dst);
-    vtep.is_some() && underlay(vtep).is_some_and(|path| path.port.to_be_bytes() == tuple.dst_port)
+    vtep.is_some() && vxlan_port(vtep).is_some_and(|port| port.to_be_bytes() == tuple.dst_port)
 }
 
 /// The packet takes the route in `work.route`.
