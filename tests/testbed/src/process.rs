@@ -15,7 +15,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::wait::POLL;
+use crate::wait::{POLL, on_this_machine};
 
 /// A process with its output in files, killed when it is dropped.
 #[derive(Debug)]
@@ -86,7 +86,7 @@ impl Process {
     /// # Panics
     /// When `deadline` has passed, with what it wrote to its standard error.
     pub fn wait(&mut self, deadline: Duration) -> ExitStatus {
-        let start = Instant::now();
+        let (start, deadline) = (Instant::now(), on_this_machine(deadline));
         loop {
             if let Ok(Some(status)) = self.child.try_wait() {
                 return status;

@@ -11,12 +11,22 @@ use std::{
 /// Polling interval of a condition.
 pub(crate) const POLL: Duration = Duration::from_millis(5);
 
+/// Names the factor by which all deadlines are longer, on a machine that is slower than the ones
+/// that they are meant for.
+const PATIENCE: &str = "CULVERT_TEST_PATIENCE";
+
+/// `deadline` on this machine.
+pub(crate) fn on_this_machine(deadline: Duration) -> Duration {
+    let factor = std::env::var(PATIENCE).ok().and_then(|text| text.parse().ok());
+    deadline * factor.unwrap_or(1)
+}
+
 /// Calls `look` until it returns something.
 ///
 /// # Panics
 /// When `deadline` has passed, with `what`.
 pub fn wait_for<T>(deadline: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
+    let (start, deadline) = (Instant::now(), on_this_machine(deadline));
     loop {
         if let Some(found) = look() {
             return found;
