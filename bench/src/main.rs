@@ -2,13 +2,15 @@
 //!
 //! Without a subcommand: every arm, round after round, and the report. `create`: how long
 //! after an endpoint is made on one host a packet from another host's container reaches it.
-//! `scale`: start, memory and changes with many endpoints in the store. `report`: shows what
+//! `scale`: start, memory and changes with many endpoints in the store. `exact`: instructions per
+//! unit of work, in an emulated machine. `report`: shows what
 //! an earlier run measured. `sample`, hidden: the page of a made-up run.
 
 #![warn(clippy::indexing_slicing)]
 
 mod arms;
 mod create;
+mod exact;
 mod filled;
 mod load;
 mod machine;
@@ -47,6 +49,8 @@ enum What {
     },
     /// Cold start, memory and a change with many endpoints in the store.
     Scale(scale::Args),
+    /// Instructions per unit of work, in an emulated machine; '--exact' is the same.
+    Exact(exact::Args),
     /// Show what an earlier run measured.
     Report {
         /// What '--json FILE' wrote.
@@ -85,6 +89,7 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
     match cli.what {
         Some(What::Create { rounds, json }) => create::run(rounds, json).map(|()| false),
         Some(What::Scale(args)) => scale::run(&args).map(|()| false),
+        Some(What::Exact(args)) => exact::main(&args),
         Some(What::Report { json, show }) => {
             let output = show.output(None)?;
             report::show(&report::load(&json)?, &output)

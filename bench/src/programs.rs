@@ -14,6 +14,7 @@ use aya::{
 use culvert_testbed::underlay::Underlay;
 
 use self::path::{Path, Place, Traffic};
+pub(crate) use self::test_run::Known;
 use crate::{
     arms::{Arm, Culvert},
     load::{tcp, udp},
@@ -32,7 +33,8 @@ pub(crate) fn costs(culvert: &Culvert, arms: &[Arm], time: Duration) -> Result<V
             let counted = counted(&path, traffic, time)?;
             // Test runs come after the statistics are off, since the statistics add to the time.
             // The caches have the entry of an earlier packet.
-            let timed = test_run::times(&path, traffic)
+            let timed = Known::both(&path, traffic)
+                .and_then(|[first, next]| Ok([first.time()?, next.time()?]))
                 .with_context(|| format!("{}, {}: test run", path.what, traffic.name()))?;
             costs.extend(counted.into_iter().zip(timed).flat_map(|(counted, ns)| {
                 counted.into_iter().map(move |cost| ProgramCost { test_run_ns: Some(ns), ..cost })
@@ -40,6 +42,24 @@ pub(crate) fn costs(culvert: &Culvert, arms: &[Arm], time: Duration) -> Result<V
         }
     }
     Ok(costs)
+}
+
+/// Hands each program, with a packet of a flow that it knows and the path and traffic as text
+/// (`overlay, UDP 64 B`), to `each`.
+pub(crate) fn each_alone(
+    culvert: &Culvert,
+    arms: &[Arm],
+    mut each: impl FnMut(&str, &Known<'_>) -> Result<()>,
+) -> Result<()> {
+    for path in paths(culvert, arms)? {
+        for traffic in [Traffic::Udp, Traffic::Tcp] {
+            let what = format!("{}, {}", path.what, traffic.name());
+            let known = Known::both(&path, traffic);
+            let known = known.with_context(|| format!("{what}: test run"))?;
+            known.iter().try_for_each(|known| each(&what, known)).with_context(|| what.clone())?;
+        }
+    }
+    Ok(())
 }
 
 /// The paths whose programs are measured.
@@ -65,6 +85,7 @@ fn paths<'a>(culvert: &'a Culvert, arms: &'a [Arm]) -> Result<Vec<Path<'a>>> {
     Ok(paths
         .into_iter()
         .filter_map(|(id, what, places, answered)| {
+            let id = culvert.id(id);
             let arm = arms.iter().find(|arm| arm.info.id == id)?;
             Some(Path { what, way: &arm.way, places, answered })
         })

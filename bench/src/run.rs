@@ -11,7 +11,7 @@ use anyhow::{Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
-    arms::{Arm, Arms, Load, Optional, Receive},
+    arms::{Arm, Arms, Device, Load, Optional, Receive},
     create, filled, machine, programs, report,
     results::{Metric, Regime, Results, Settings, VERSION},
     scale,
@@ -196,7 +196,7 @@ fn measure(
 
 /// All arms, round after round.
 fn rounds(options: &Options, settings: &Settings, results: &mut Results) -> Result<()> {
-    let arms = Arms::make(&Optional::wanted(&options.arms, options.optional)?)?;
+    let arms = Arms::make(&[Device::Chosen], &Optional::wanted(&options.arms, options.optional)?)?;
     let chosen: Vec<_> = arms
         .all
         .iter()

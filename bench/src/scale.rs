@@ -6,7 +6,7 @@
 mod maps;
 mod seed;
 
-pub(crate) use maps::Fdb;
+pub(crate) use maps::{Fdb, Maps};
 
 use std::{
     fs,
@@ -21,6 +21,7 @@ use culvert_testbed::{
     cluster::{Cluster, Host},
     netns::Netns,
 };
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::stats::percentile;
@@ -150,18 +151,11 @@ pub(crate) fn bytes_per_endpoint(starts: &[ColdStart]) -> Option<f64> {
 /// Adds and removes single endpoints of another host beside `count` others.
 pub(crate) fn change(count: u32, rounds: u32) -> anyhow::Result<Change> {
     ensure!(rounds > 0, "--rounds 0 measures nothing: 1 or more is valid");
-    let mut world = World::new(count)?;
-    world.start()?;
-    let maps = maps::Maps::open(&world.host.bpffs())?;
+    let (world, maps) = World::started(count)?;
     let (mut added, mut removed) = (Vec::new(), Vec::new());
     for round in 0..rounds {
-        let remote = seed::Remote::new(count + 1 + round);
-        let key = remote.fdb_key();
-        let answered = world.in_switch(|url| seed::commit(url, remote.put()?))?;
-        added.push(until(|| maps.fdb_has(&key))?.saturating_duration_since(answered));
-        let answered = world.in_switch(|url| seed::commit(url, remote.delete()))?;
-        let gone = until(|| Ok(!maps.fdb_has(&key)?))?;
-        removed.push(gone.saturating_duration_since(answered));
+        added.push(world.add(&maps, round)?);
+        removed.push(world.remove(&maps, round)?);
     }
     added.sort_unstable();
     removed.sort_unstable();
@@ -176,7 +170,7 @@ pub(crate) fn change(count: u32, rounds: u32) -> anyhow::Result<Change> {
 }
 
 /// A host, and a store with the records of a large network.
-struct World {
+pub(crate) struct World {
     // Its agent ends before the store.
     host: Host,
     cluster: Cluster,
@@ -199,6 +193,35 @@ impl World {
         let node = world.host.node.clone();
         world.in_switch(|url| seed::fill(url, count, &node, &path))?;
         Ok(world)
+    }
+
+    /// With an agent whose maps hold everything, and the maps.
+    pub(crate) fn started(count: u32) -> anyhow::Result<(Self, Maps)> {
+        let mut world = Self::new(count)?;
+        world.start()?;
+        let maps = Maps::open(&world.host.bpffs())?;
+        Ok((world, maps))
+    }
+
+    /// The agent's process.
+    pub(crate) fn agent(&self) -> anyhow::Result<Pid> {
+        Ok(self.host.agent.as_ref().context("no agent")?.pid())
+    }
+
+    /// Adds an endpoint of another host. Returns how long after etcd's answer the maps have it.
+    pub(crate) fn add(&self, maps: &Maps, number: u32) -> anyhow::Result<Duration> {
+        let remote = seed::Remote::new(self.count + 1 + number);
+        let key = remote.fdb_key();
+        let answered = self.in_switch(|url| seed::commit(url, remote.put()?))?;
+        Ok(until(|| maps.fdb_has(&key))?.saturating_duration_since(answered))
+    }
+
+    /// Removes what [`Self::add`] has added. Returns how long after etcd's answer the maps follow.
+    pub(crate) fn remove(&self, maps: &Maps, number: u32) -> anyhow::Result<Duration> {
+        let remote = seed::Remote::new(self.count + 1 + number);
+        let key = remote.fdb_key();
+        let answered = self.in_switch(|url| seed::commit(url, remote.delete()))?;
+        Ok(until(|| Ok(!maps.fdb_has(&key)?))?.saturating_duration_since(answered))
     }
 
     /// Runs something where etcd can be reached.
@@ -224,14 +247,14 @@ impl World {
         let host = &*host;
         let complete = until(|| Ok(host.agent_log().contains("store read ")))
             .with_context(|| host.agent_log())?;
-        let maps = maps::Maps::open(&host.bpffs())?;
+        let maps = Maps::open(&host.bpffs())?;
         // Its own endpoint may not be plugged yet.
         let (fdb, neighbours) = maps.entries()?;
         let wanted = self.count as usize;
         ensure!(fdb >= wanted && neighbours >= wanted, "maps: {fdb} FDB, {neighbours} neighbours");
         // The agent returns memory that only the read needed.
         thread::sleep(SETTLE);
-        let pid = host.agent.as_ref().context("no agent")?.pid().as_raw();
+        let pid = host.agent.as_ref().context("no agent")?.pid();
         let agent_rss_bytes = resident(pid)?;
         let status = host.json(&["status"]);
         let read = status.pointer("/store/last_read/maps_ms").and_then(serde_json::Value::as_f64);
@@ -261,7 +284,7 @@ fn until(mut holds: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<Inst
 }
 
 /// Resident memory of a process, in bytes.
-fn resident(pid: i32) -> anyhow::Result<u64> {
+fn resident(pid: Pid) -> anyhow::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     kilobytes(&status, "VmRSS:").map(|kb| kb * 1024)
 }

@@ -24,6 +24,8 @@ pub(crate) enum Need {
     Check,
     /// `test --full`.
     Full,
+    /// `bench --exact --profile`.
+    Profile,
 }
 
 impl Need {
@@ -35,6 +37,7 @@ impl Need {
             Self::Test => "test",
             Self::Check => "check",
             Self::Full => "test --full",
+            Self::Profile => "bench --exact --profile",
         }
     }
 }
@@ -305,6 +308,15 @@ pub(crate) const TOOLS: &[Tool] = &[
         debian: &["xz-utils"],
         fedora: &["xz"],
         arch: &["xz"],
+    },
+    Tool {
+        name: "perf",
+        why: "samples the emulated machine",
+        need: Need::Profile,
+        probe: Probe::Program("perf"),
+        debian: &["linux-perf"],
+        fedora: &["perf"],
+        arch: &["perf"],
     },
     Tool {
         name: "kernel with netkit",

@@ -1,10 +1,10 @@
 //! The hosts of all arms.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::{
     arm::{Arm, FlowsTo, Scope},
-    culvert::Culvert,
+    culvert::{Culvert, Device, Paused},
     hosts::{self, Pair, Receive},
     iptables::Bridge,
     optional::{Optional, Running},
@@ -22,16 +22,18 @@ pub(crate) struct Arms {
     // Field order: processes end before their hosts are removed.
     _optional: Vec<Running>,
     pairs: Vec<Pair>,
-    /// Culvert's hosts.
+    /// Culvert's hosts, with the first of the devices.
     pub(crate) culvert: Culvert,
+    /// Culvert's hosts with the other devices.
+    others: Vec<Culvert>,
     // Keeps the networks of the arms alive during the measurements.
     _vxlan: Vec<Vxlan>,
     _bridge: Option<Bridge>,
 }
 
 impl Arms {
-    /// Makes the hosts.
-    pub(crate) fn make(optional: &[Optional]) -> Result<Self> {
+    /// Makes the hosts: Culvert's once for each device, at least once.
+    pub(crate) fn make(devices: &[Device], optional: &[Optional]) -> Result<Self> {
         let mut pairs = Vec::new();
         let plain = Pair::new()?;
         let mut all: Vec<_> = [(HOST, "host to host"), (HOST_AGAIN, "host to host, again")]
@@ -45,8 +47,14 @@ impl Arms {
             .collect();
         pairs.push(plain);
 
-        let culvert = Culvert::new()?;
-        all.extend(culvert.arms());
+        let mut others = Vec::new();
+        for &device in devices {
+            let culvert = Culvert::new(device)?;
+            all.extend(culvert.arms());
+            others.push(culvert);
+        }
+        ensure!(!others.is_empty(), "no device is named");
+        let culvert = others.remove(0);
 
         let mut kernel = Vec::new();
         for make in [Vxlan::docker, Vxlan::flannel] {
@@ -74,13 +82,32 @@ impl Arms {
         }
 
         all.sort_by_key(|arm| (arm.info.row.unwrap_or('C'), !arm.info.id.starts_with("culvert")));
-        Ok(Self { all, _optional: running, pairs, culvert, _vxlan: kernel, _bridge: bridge })
+        Ok(Self {
+            all,
+            _optional: running,
+            pairs,
+            culvert,
+            others,
+            _vxlan: kernel,
+            _bridge: bridge,
+        })
+    }
+
+    fn all_culverts(&self) -> impl Iterator<Item = &Culvert> {
+        [&self.culvert].into_iter().chain(&self.others)
+    }
+
+    /// Stops all agents and their stores until the result is dropped.
+    pub(crate) fn paused(&self) -> Result<Vec<Paused>> {
+        self.all_culverts().map(Culvert::paused).collect()
     }
 
     /// Sets all underlays to a regime.
     pub(crate) fn set(&self, regime: Regime, receive: Receive) -> Result<()> {
-        let [one, two] = &self.culvert.hosts;
-        hosts::set([&one.netns, &two.netns], regime, receive)?;
+        for culvert in self.all_culverts() {
+            let [one, two] = &culvert.hosts;
+            hosts::set([&one.netns, &two.netns], regime, receive)?;
+        }
         self.pairs.iter().try_for_each(|pair| hosts::set([&pair.one, &pair.two], regime, receive))
     }
 }

@@ -3,10 +3,11 @@
 use std::{cell::Cell, collections::BTreeMap, time::Duration};
 
 use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
 
 use super::hosts;
 use crate::{
-    load::{Way, cpu, flows, tcp, udp},
+    load::{Way, cpu, flows, tcp, udp, units},
     results::{ArmInfo, Metric},
 };
 
@@ -35,6 +36,55 @@ pub(crate) struct Arm {
 pub(crate) struct FlowsTo {
     /// Namespace of the server's host.
     pub(crate) server: std::path::PathBuf,
+}
+
+/// A unit of work, whose cost is counted.
+#[derive(
+    Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Unit {
+    /// One byte there and back over TCP.
+    #[value(name = "rr")]
+    RoundTrip,
+    /// A TCP connection with one byte each way.
+    #[value(name = "crr")]
+    Connection,
+    /// 64 KB of TCP payload, in frames that stay whole, and one byte back.
+    #[value(name = "tcp64k")]
+    Tcp64k,
+    /// The same, segmented by the sender and merged by the receiver.
+    #[value(name = "tcp64k-wire")]
+    Tcp64kWire,
+    /// A datagram of 64 bytes.
+    #[value(name = "udp64")]
+    Udp64,
+    /// The first datagram of a flow.
+    #[value(name = "flow")]
+    NewFlow,
+}
+
+impl Unit {
+    /// All, in the order of the report.
+    pub(crate) const ALL: [Self; 6] = [
+        Self::RoundTrip,
+        Self::Connection,
+        Self::Tcp64k,
+        Self::Tcp64kWire,
+        Self::Udp64,
+        Self::NewFlow,
+    ];
+
+    /// How many are timed at once: units, batches of 64 datagrams, or flows.
+    fn count(self) -> usize {
+        match self {
+            Self::RoundTrip => 1_000,
+            Self::Connection => 300,
+            Self::Tcp64k | Self::Tcp64kWire => 150,
+            Self::Udp64 => 60,
+            Self::NewFlow => 64 * 60,
+        }
+    }
 }
 
 /// One measurement.
@@ -139,6 +189,35 @@ impl Arm {
                 [(Metric::NewFlows, rate)].into()
             }
         })
+    }
+}
+
+impl Arm {
+    /// Whether the arm has units of this kind.
+    pub(crate) fn has_unit(&self, unit: Unit) -> bool {
+        match unit {
+            Unit::RoundTrip | Unit::Connection | Unit::Tcp64k | Unit::Tcp64kWire => true,
+            Unit::Udp64 => self.scope == Scope::Whole,
+            Unit::NewFlow => self.flows.is_some(),
+        }
+    }
+
+    /// Times of units of this kind, ns.
+    pub(crate) fn units(&self, unit: Unit) -> Result<Vec<u64>> {
+        let (way, count) = (&self.way, unit.count());
+        match unit {
+            Unit::RoundTrip => units::round_trips(way, count),
+            Unit::Connection => units::connections(way, count),
+            Unit::Tcp64k | Unit::Tcp64kWire => units::payloads(way, count),
+            Unit::Udp64 => units::datagrams(way, count),
+            Unit::NewFlow => {
+                let (to, next) = self.flows()?;
+                let target = to.target(way);
+                let (taken, after) = flows::units(&target, next.get(), u32::try_from(count)?)?;
+                next.set(after);
+                Ok(taken)
+            }
+        }
     }
 }
 

@@ -9,6 +9,11 @@ use culvert_testbed::{
     netns::Netns,
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
 use super::{
     arm::{Arm, FlowsTo, Scope},
     hosts::{self, Pair, run},
@@ -20,15 +25,59 @@ const OVERLAY: &str = "bench";
 /// Port of the host that is published for a container's.
 const PUBLISHED: u16 = 7100;
 
+/// Kind of the containers' devices.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Device {
+    /// The agents choose.
+    Chosen,
+    /// veth.
+    Veth,
+    /// netkit.
+    Netkit,
+}
+
+impl Device {
+    /// The agent's options.
+    fn options(self) -> &'static [&'static str] {
+        match self {
+            Self::Chosen => &[],
+            Self::Veth => &["--device", "veth"],
+            Self::Netkit => &["--device", "netkit"],
+        }
+    }
+
+    /// What is behind the ids of the arms, and behind their titles.
+    fn suffixes(self) -> [&'static str; 2] {
+        match self {
+            Self::Chosen => ["", ""],
+            Self::Veth => ["-veth", ", on veth"],
+            Self::Netkit => ["-netkit", ", on netkit"],
+        }
+    }
+}
+
 /// Two hosts with agents.
 pub(crate) struct Culvert {
+    device: Device,
     /// The agents' hosts.
     pub(crate) hosts: [Host; 2],
     /// Containers of the overlay network.
     pub(crate) overlay: [Container; 2],
     /// Containers of the bridge network.
     pub(crate) bridge: [Container; 2],
-    _etcd: EtcdServer,
+    etcd: EtcdServer,
+}
+
+/// Processes that are stopped.
+pub(crate) struct Paused(Vec<Pid>);
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        for pid in self.0.iter().rev() {
+            // It may have been killed meanwhile.
+            let _ = kill(*pid, Signal::SIGCONT);
+        }
+    }
 }
 
 /// A container: a namespace that was attached.
@@ -41,7 +90,7 @@ pub(crate) struct Container {
 
 impl Culvert {
     /// Makes the hosts and attaches the containers.
-    pub(crate) fn new() -> Result<Self> {
+    pub(crate) fn new(device: Device) -> Result<Self> {
         let pair = Pair::new()?;
         // On the clients' host, so that no frame of the store crosses the measured path.
         let etcd = EtcdServer::start_with(Config {
@@ -53,7 +102,7 @@ impl Culvert {
         .map_err(|error| anyhow!("{error}"))?;
         let start = |index: u8, netns: Netns| {
             let mut host = Host::new(index, netns, etcd.client_url());
-            host.start_agent(&[]);
+            host.start_agent(device.options());
             host
         };
         let mut hosts = [start(0, pair.one), start(1, pair.two)];
@@ -70,7 +119,27 @@ impl Culvert {
         let published = format!("{PUBLISHED}:{PORT}");
         let overlay = [attach(one, OVERLAY, &[])?, attach(two, OVERLAY, &[])?];
         let bridge = [attach(one, "bridge", &[])?, attach(two, "bridge", &["-p", &published])?];
-        Ok(Self { hosts, overlay, bridge, _etcd: etcd })
+        Ok(Self { device, hosts, overlay, bridge, etcd })
+    }
+
+    /// The id of one of its arms, of which `id` is the beginning.
+    pub(crate) fn id(&self, id: &str) -> String {
+        format!("{id}{}", self.device.suffixes()[0])
+    }
+
+    /// Stops the agents and etcd until the result is dropped, so that they take no time of a
+    /// measurement. The programs go on.
+    pub(crate) fn paused(&self) -> Result<Paused> {
+        let agents = self.hosts.iter().filter_map(|host| Some(host.agent.as_ref()?.pid()));
+        let etcd = self.etcd.pid().and_then(|pid| Some(Pid::from_raw(pid.try_into().ok()?)));
+        let mut paused = Paused(Vec::new());
+        // An agent must not see that etcd does not answer.
+        for pid in agents.chain(etcd) {
+            kill(pid, Signal::SIGSTOP)
+                .with_context(|| format!("process {pid}: cannot be stopped"))?;
+            paused.0.push(pid);
+        }
+        Ok(paused)
     }
 
     /// The arms on it.
@@ -79,7 +148,10 @@ impl Culvert {
         let [web1, web2] = &self.bridge;
         let (one, two) = (self.hosts[0].netns.path(), self.hosts[1].netns.path());
         let published = SocketAddrV4::new(Pair::TWO, PUBLISHED);
-        let arm = Arm::new;
+        let [suffix, words] = self.device.suffixes();
+        let arm = |id: &str, title: &str, row, way, scope| {
+            Arm::new(&format!("{id}{suffix}"), &format!("{title}{words}"), row, way, scope)
+        };
         vec![
             arm(
                 "culvert-overlay",

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use culvert_tests::wire;
 use etherparse::PacketBuilder;
 use nix::{
@@ -20,7 +20,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::{Side, Stop, join, spawn, udp::counted};
+use super::{Side, Stop, join, spawn, udp::counted, units::batches};
 
 /// Datagrams that one system call sends.
 const BATCH: usize = 64;
@@ -76,6 +76,19 @@ pub(crate) fn make(target: &Target<'_>, first: u32, count: u32) -> Result<u32> {
     Ok(first + join(client)?)
 }
 
+/// Sends the first datagrams of `count` flows, from number `first` on, batch by batch. Returns the
+/// time of each, ns, and the number after the last.
+pub(crate) fn units(target: &Target<'_>, first: u32, count: u32) -> Result<(Vec<u64>, u32)> {
+    let frames = Frames::make(target, first, count)?;
+    let before = received(target)?;
+    let client = spawn(target.client, Side::Client, move || frames.send_batches())?;
+    let (taken, sent) = join(client)?;
+    let arrived = received(target)? - before;
+    // Frames of other traffic, such as ARP, may come besides.
+    ensure!(arrived >= u64::from(sent), "flows: {arrived} of {sent} have arrived");
+    Ok((taken, first + count))
+}
+
 /// Frames as the client's own stack would send them, one for each flow.
 struct Frames {
     device: u32,
@@ -118,6 +131,24 @@ impl Frames {
             }
         }
         Ok(u32::try_from(next)?)
+    }
+
+    /// Sends them batch by batch. Returns the time of each, ns, and how many were sent.
+    fn send_batches(&self) -> Result<(Vec<u64>, u32)> {
+        let socket = packet_socket(self.device)?;
+        let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
+        let nobody: Vec<Option<SockaddrIn>> = vec![None; BATCH];
+        let mut sent = 0;
+        let taken = batches(&self.all, |batch| {
+            let slices: Vec<_> = batch.iter().map(|frame| [IoSlice::new(frame)]).collect();
+            let fd = socket.as_raw_fd();
+            let flags = MsgFlags::empty();
+            let count = sendmmsg(fd, &mut headers, &slices, &nobody, [], flags)?.count();
+            ensure!(count == batch.len(), "flows: {count} of {} were sent", batch.len());
+            sent += count;
+            Ok(())
+        })?;
+        Ok((taken, u32::try_from(sent)?))
     }
 }
 

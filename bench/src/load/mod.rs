@@ -7,6 +7,7 @@ pub(crate) mod cpu;
 pub(crate) mod flows;
 pub(crate) mod tcp;
 pub(crate) mod udp;
+pub(crate) mod units;
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},

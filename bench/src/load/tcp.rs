@@ -27,7 +27,7 @@ const CHUNK: usize = 128 * 1024;
 const CONNECT: Duration = Duration::from_secs(4);
 
 /// A server that hands its connections to `serve`, on the server's core.
-struct Server {
+pub(super) struct Server {
     thread: JoinHandle<Result<()>>,
     stop: Stop,
 }
@@ -64,14 +64,15 @@ impl Server {
         Ok(Self { thread, stop: stop.clone() })
     }
 
-    fn end(self) -> Result<()> {
+    /// Ends it.
+    pub(super) fn end(self) -> Result<()> {
         self.stop.stop();
         join(self.thread)
     }
 }
 
 /// A listener whose `accept` gives up after [`LOOK`].
-fn listen_at(addr: std::net::SocketAddrV4) -> Result<TcpListener> {
+pub(super) fn listen_at(addr: std::net::SocketAddrV4) -> Result<TcpListener> {
     let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
     bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrIn::from(addr))
@@ -86,7 +87,7 @@ fn is_timeout(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }
 
-fn connect(way: &Way) -> Result<TcpStream> {
+pub(super) fn connect(way: &Way) -> Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&way.to.into(), CONNECT)
         .with_context(|| format!("{}: cannot be reached", way.to))?;
     stream.set_nodelay(true)?;
@@ -229,7 +230,7 @@ pub(crate) fn round_trips(way: &Way, time: Duration) -> Result<[f64; 3]> {
 }
 
 /// A server that serves one connection after the other.
-fn echo_server(way: &Way, stop: &Stop) -> Result<Server> {
+pub(super) fn echo_server(way: &Way, stop: &Stop) -> Result<Server> {
     let stopping = stop.clone();
     Server::start(way, stop, move |mut stream| {
         stream.set_nodelay(true)?;
@@ -276,7 +277,7 @@ pub(crate) fn connections(way: &Way, time: Duration) -> Result<f64> {
     Ok(rate(count, elapsed))
 }
 
-fn connect_and_exchange(way: &Way) -> Result<()> {
+pub(super) fn connect_and_exchange(way: &Way) -> Result<()> {
     let mut byte = [1_u8];
     let mut stream = connect(way)?;
     stream.write_all(&byte).context("connection: write")?;

@@ -1,10 +1,10 @@
 //! Programs of a live agent, run by `BPF_PROG_TEST_RUN`: with the agent's maps, and without the
 //! rest of a packet's path.
 
-use std::os::fd::AsFd as _;
+use std::{ops::Range, os::fd::AsFd as _};
 
 use anyhow::{Context as _, Result, ensure};
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use culvert::datapath::test_run::{Hook, Runs, Timed, sk_buff, timed};
 use culvert_testbed::underlay::Underlay;
 use etherparse::PacketBuilder;
@@ -34,13 +34,42 @@ const SOURCE_PORT: u16 = 40_100;
 /// segments: the kernel does not let a program grow the GSO frame of a test run.
 const SEGMENT: usize = 1398;
 
-/// Time of the program at each of a path's places, in ns, on a packet of a flow that it knows.
-pub(super) fn times(path: &Path<'_>, traffic: Traffic) -> Result<[f64; 2]> {
-    let [first, next] = &path.places;
-    let sent = frame(path.way, traffic)?;
-    let arrives = next.receives(first.sends_on(&sent, FIRST)?.frame, path.answered)?;
-    next.sends_on(&arrives, FIRST)?;
-    Ok([first.time(&sent)?, next.time(&arrives)?])
+/// The program at a place, and a packet of a flow that it knows.
+pub(crate) struct Known<'a> {
+    place: &'a Place<'a>,
+    frame: Vec<u8>,
+}
+
+impl<'a> Known<'a> {
+    /// Those at both places of a path.
+    pub(super) fn both(path: &'a Path<'_>, traffic: Traffic) -> Result<[Self; 2]> {
+        let [first, next] = &path.places;
+        let sent = frame(path.way, traffic)?;
+        let arrives = next.receives(first.sends_on(&sent, FIRST)?.frame, path.answered)?;
+        next.sends_on(&arrives, FIRST)?;
+        Ok([Self { place: first, frame: sent }, Self { place: next, frame: arrives }])
+    }
+
+    /// Time of the program on the packet, ns.
+    pub(crate) fn time(&self) -> Result<f64> {
+        self.place.time(&self.frame)
+    }
+
+    /// Runs the program on the packet once.
+    pub(crate) fn once(&self) -> Result<()> {
+        self.place.sends_on(&self.frame, FIRST).map(drop)
+    }
+
+    /// Name of the program.
+    pub(crate) fn name(&self) -> Result<String> {
+        Ok(self.place.program()?.name_as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Addresses of the machine code of its functions, the entry first.
+    pub(crate) fn functions(&self) -> Result<Vec<Range<u64>>> {
+        let fd = self.place.program()?.fd()?;
+        Ok(culvert::datapath::jited::functions(fd.as_fd())?)
+    }
 }
 
 /// The packet that the client of a path sends.
@@ -61,11 +90,16 @@ fn frame(way: &Way, traffic: Traffic) -> Result<Vec<u8>> {
 }
 
 impl Place<'_> {
+    /// The first program of the place.
+    fn program(&self) -> Result<ProgramInfo> {
+        let program = self.programs()?.into_iter().next();
+        program.with_context(|| format!("{}: no program", self.device))
+    }
+
     /// Runs the program of the place.
     fn run(&self, frame: &[u8], runs: Runs) -> Result<Timed> {
-        let program = self.programs()?.into_iter().next();
-        let program = program.with_context(|| format!("{}: no program", self.device))?;
-        let program = SchedClassifier::from_program_info(program, self.device.clone().into())?;
+        let program =
+            SchedClassifier::from_program_info(self.program()?, self.device.clone().into())?;
         let hook = match self.hook {
             TcAttachType::Ingress => Hook::Ingress,
             TcAttachType::Egress | TcAttachType::Custom(_) => Hook::Egress,

@@ -6,7 +6,7 @@ use super::escape::escape;
 
 /// Meaning of a cell's text, shown by colour or weight.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(super) enum Tone {
+pub(crate) enum Tone {
     /// No particular meaning.
     #[default]
     Plain,
@@ -22,14 +22,14 @@ pub(super) enum Tone {
 
 /// A cell.
 #[derive(Clone, Debug)]
-pub(super) struct Cell {
+pub(crate) struct Cell {
     text: String,
     tone: Tone,
 }
 
 impl Cell {
     /// Text with a meaning.
-    pub(super) fn new(text: impl Into<String>, tone: Tone) -> Self {
+    pub(crate) fn new(text: impl Into<String>, tone: Tone) -> Self {
         Self { text: text.into(), tone }
     }
 
@@ -48,11 +48,11 @@ impl<T: Into<String>> From<T> for Cell {
 
 /// A table.
 #[derive(Clone, Debug)]
-pub(super) struct Grid {
+pub(crate) struct Grid {
     /// What it shows.
-    pub(super) title: String,
+    pub(crate) title: String,
     /// How to read it; may be empty.
-    pub(super) note: String,
+    pub(crate) note: String,
     /// Headings, and whether the column holds figures.
     columns: Vec<(String, bool)>,
     rows: Vec<Vec<Cell>>,
@@ -60,7 +60,7 @@ pub(super) struct Grid {
 
 impl Grid {
     /// An empty table. A heading that begins with `>` is of a column of figures.
-    pub(super) fn new(title: &str, note: &str, headings: &[&str]) -> Self {
+    pub(crate) fn new(title: &str, note: &str, headings: &[&str]) -> Self {
         let column = |heading: &&str| match heading.strip_prefix('>') {
             Some(figures) => (figures.to_owned(), true),
             None => ((*heading).to_owned(), false),
@@ -74,18 +74,18 @@ impl Grid {
     }
 
     /// Adds a row with a cell for each column.
-    pub(super) fn row(&mut self, cells: impl IntoIterator<Item = Cell>) {
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = Cell>) {
         self.rows.push(cells.into_iter().collect());
     }
 
     /// Whether it has no row.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
     /// As the CLI's tables: no borders, three spaces between the columns; but with headings as
     /// they are, for units are in them.
-    pub(super) fn terminal(&self) -> String {
+    pub(crate) fn terminal(&self) -> String {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
         table.set_header(self.columns.iter().map(|(heading, _)| heading));
@@ -111,7 +111,7 @@ impl Grid {
     }
 
     /// As Markdown, without title and note.
-    pub(super) fn markdown(&self) -> String {
+    pub(crate) fn markdown(&self) -> String {
         let cell = |text: &str| text.replace('|', "\\|").replace(['\n', '\r'], " ");
         let mut text = String::from("|");
         for (heading, _) in &self.columns {
@@ -137,7 +137,7 @@ impl Grid {
     }
 
     /// As an HTML table with the note as its caption.
-    pub(super) fn html(&self) -> String {
+    pub(crate) fn html(&self) -> String {
         let mut text = String::from("<div class=\"wide\"><table>\n");
         if !self.note.is_empty() {
             text.push_str(&format!("<caption>{}</caption>\n", escape(&self.note)));

@@ -4,19 +4,19 @@
 pub(crate) mod compare;
 mod escape;
 mod fixture;
-mod grid;
+pub(crate) mod grid;
 pub(crate) mod html;
 pub(crate) mod readme;
 pub(crate) mod table;
 pub(crate) mod targets;
-mod words;
+pub(crate) mod words;
 
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::results::{Results, VERSION};
 
@@ -119,7 +119,7 @@ pub(crate) fn load(path: &Path) -> Result<Results> {
 /// # Errors
 ///
 /// It cannot be written.
-pub(crate) fn save(path: &Path, results: &Results) -> Result<()> {
+pub(crate) fn save(path: &Path, results: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(results)?;
     text.push('\n');
     write(path, &text)

@@ -4,7 +4,7 @@ use crate::results::{ArmInfo, Metric, Regime, Results};
 use crate::stats::Interval;
 
 /// Placeholder for a missing figure.
-pub(super) const NONE: &str = "–";
+pub(crate) const NONE: &str = "–";
 
 /// A row of the article's table.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +55,7 @@ pub(super) const FURTHER: Row =
 
 /// Owner of an arm, which decides its colour and whether a change counts as Culvert's.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Owner {
+pub(crate) enum Owner {
     /// Culvert.
     Culvert,
     /// No container network: the base of all ratios.
@@ -65,7 +65,7 @@ pub(super) enum Owner {
 }
 
 /// Owner of `arm`.
-pub(super) fn owner(arm: &str) -> Owner {
+pub(crate) fn owner(arm: &str) -> Owner {
     match arm {
         crate::results::HOST | crate::results::HOST_AGAIN => Owner::Host,
         _ if arm.starts_with("culvert-") => Owner::Culvert,
@@ -214,7 +214,7 @@ pub(super) fn percent(share: Option<f64>) -> String {
 }
 
 /// A whole number with commas, as `100,000`.
-pub(super) fn whole(value: u64) -> String {
+pub(crate) fn whole(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {

@@ -10,7 +10,7 @@ use culvert_common::abi::{FdbEntry, FdbKey, NeighEntry, NeighKey, names};
 type Bytes<const K: usize, const V: usize> = HashMap<MapData, [u8; K], [u8; V]>;
 
 /// The maps of one agent.
-pub(super) struct Maps {
+pub(crate) struct Maps {
     fdb: Bytes<{ size_of::<FdbKey>() }, { size_of::<FdbEntry>() }>,
     neighbours: Bytes<{ size_of::<NeighKey>() }, { size_of::<NeighEntry>() }>,
     all: Vec<MapData>,

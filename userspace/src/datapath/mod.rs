@@ -18,6 +18,7 @@ pub mod entry;
 mod epoch;
 mod error;
 pub mod flows;
+pub mod jited;
 pub mod layout;
 mod links;
 mod netkit;

@@ -7,15 +7,17 @@
 pub(crate) mod fetch;
 mod initramfs;
 pub(crate) mod kernel;
+mod steps;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
 use self::kernel::Kernel;
+use self::steps::Steps;
 use crate::{paths, process, tools};
 
 /// Memory of the guest, including the files that it writes.
@@ -30,12 +32,49 @@ const ENDED: &str = "culvert-vm: ended ";
 /// The programs of the emulator's kind of machine, by the name of the host's.
 const EMULATORS: [(&str, &str); 1] = [("x86_64", "qemu-system-x86_64")];
 
-/// Runs a shell script as root on the emulated machine, and hands each line of its output to
-/// `each` as it comes.
-///
-/// # Errors
-/// The machine cannot be started, or the script does not come to its end with exit code 0.
-pub(crate) fn run(script: &str, mut each: impl FnMut(&str)) -> Result<()> {
+/// The clock of the emulated machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Clock {
+    /// The host's.
+    Host,
+    /// One that counts instructions, the kernel's included: each is [`NS_PER_INSTRUCTION`], and idle
+    /// time passes at once. The machine has one processor, and a second serial port at which the
+    /// guest can ask for [single steps](steps).
+    Instructions,
+}
+
+/// Time of an instruction on [`Clock::Instructions`], ns: 2 to the power of QEMU's `shift`.
+pub(crate) const NS_PER_INSTRUCTION: u32 = 1 << SHIFT;
+const SHIFT: u32 = 1;
+
+impl Clock {
+    /// QEMU's options for processors and clock.
+    fn options(self) -> Vec<String> {
+        let words = match self {
+            // Two processors, by turns on one thread of the emulator. With a thread for each, QEMU
+            // 7.2 lets one processor run what the other is replacing in the kernel's code
+            // (text_poke): "Oops: int3".
+            Self::Host => "-accel tcg,thread=single -cpu max -smp 2".to_owned(),
+            // Without ERMS and FSRM a copy takes an instruction for 8 bytes, not for one: QEMU counts
+            // each step of `rep movsb`.
+            Self::Instructions => format!(
+                "-accel tcg,thread=single -cpu max,-erms,-fsrm -smp 1 -icount shift={SHIFT},sleep=off"
+            ),
+        };
+        words.split(' ').map(str::to_owned).collect()
+    }
+}
+
+/// The emulator and its version, as `QEMU 7.2.22`.
+pub(crate) fn emulator() -> Result<String> {
+    let program = emulator_program()?;
+    let said = process::quiet(Command::new(&program).arg("--version"))?;
+    let version = said.lines().next().and_then(|line| line.split_whitespace().nth(3));
+    Ok(format!("QEMU {}", version.unwrap_or("of an unknown version")))
+}
+
+/// The emulator's path, or its name if it is not installed.
+fn emulator_program() -> Result<PathBuf> {
     let arch = std::env::consts::ARCH;
     let Some((_, emulator)) = EMULATORS.iter().find(|(name, _)| *name == arch) else {
         bail!(
@@ -43,6 +82,16 @@ pub(crate) fn run(script: &str, mut each: impl FnMut(&str)) -> Result<()> {
              run this on an x86_64 host"
         );
     };
+    Ok(tools::which(emulator).unwrap_or_else(|| emulator.into()))
+}
+
+/// Runs a shell script as root on the emulated machine, and hands each line of its output to
+/// `each` as it comes.
+///
+/// # Errors
+/// The machine cannot be started, or the script does not come to its end with exit code 0.
+pub(crate) fn run(clock: Clock, script: &str, mut each: impl FnMut(&str)) -> Result<()> {
+    let emulator = emulator_program()?;
     let kernel = Kernel::find()?;
     let dir = paths::vm();
     fs::create_dir_all(&dir).with_context(|| format!("{}: cannot be made", dir.display()))?;
@@ -51,12 +100,11 @@ pub(crate) fn run(script: &str, mut each: impl FnMut(&str)) -> Result<()> {
     fs::write(&inside, wrap(&kernel, script))
         .with_context(|| format!("{}: cannot be written", inside.display()))?;
 
-    let processors = std::thread::available_parallelism().map_or(1, usize::from).min(4);
-    let mut command = Command::new(tools::which(emulator).unwrap_or_else(|| emulator.into()));
+    let mut command = Command::new(emulator);
     command
-        // Nested virtualisation is not available everywhere, and hangs on some machines.
-        .args(["-accel", "tcg,thread=multi", "-cpu", "max"])
-        .args(["-smp", &processors.to_string(), "-m", MEMORY])
+        // KVM within a virtual machine is not available everywhere, and hangs on some machines.
+        .args(clock.options())
+        .args(["-m", MEMORY])
         .args(["-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"])
         .arg("-kernel")
         .arg(&kernel.image)
@@ -65,12 +113,19 @@ pub(crate) fn run(script: &str, mut each: impl FnMut(&str)) -> Result<()> {
         .args(["-append", &append(&inside)])
         .args(["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"])
         .args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]);
+    let steps = match clock {
+        Clock::Host => None,
+        Clock::Instructions => Some(Steps::start(paths::run_dir().join("steps"))?),
+    };
+    command.args(steps.as_ref().map(Steps::options).unwrap_or_default());
     let (mut begun, mut code, mut early) = (false, None, String::new());
     let status = process::lines_watched(&mut command, Some(SILENCE), |line| {
         // A serial console ends its lines with CR LF.
         let line = line.trim_end_matches('\r');
         match line.strip_prefix(ENDED) {
             Some(rest) => code = rest.trim().parse::<i32>().ok(),
+            // Of the emulator, each time when the guest is idle.
+            None if line.ends_with("icount sleep disabled and no active timers") => {}
             None if begun && code.is_none() => each(line),
             // The firmware clears the screen, perhaps in this very line.
             None if line.ends_with(BEGUN) => begun = true,
@@ -80,6 +135,8 @@ pub(crate) fn run(script: &str, mut each: impl FnMut(&str)) -> Result<()> {
             }
         }
     })?;
+    // An error of the steps comes first: it is the cause of the guest's failure.
+    steps.map_or(Ok(()), Steps::end)?;
     match code {
         Some(0) => Ok(()),
         Some(code) => bail!("the emulated machine's script failed (exit code {code})"),
@@ -88,6 +145,11 @@ pub(crate) fn run(script: &str, mut each: impl FnMut(&str)) -> Result<()> {
             process::last_lines(&early, 3)
         ),
     }
+}
+
+/// A text as one word of a shell.
+pub(crate) fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 /// The kernel's command line.
@@ -127,6 +189,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_clock_of_instructions_has_one_processor_and_does_not_sleep() {
+        let options = Clock::Instructions.options().join(" ");
+        assert!(options.contains("thread=single"), "{options}");
+        assert!(options.ends_with("-smp 1 -icount shift=1,sleep=off"), "{options}");
+        assert_eq!(NS_PER_INSTRUCTION, 2);
+    }
+
+    #[test]
     fn the_script_s_exit_code_is_the_last_line() {
         let kernel = Kernel {
             release: "6.12".to_owned(),
@@ -136,6 +206,7 @@ mod tests {
         let script = wrap(&kernel, "exit 3");
         assert!(script.contains("mount --bind /k/lib/modules /lib/modules"), "{script}");
         assert!(script.contains("(\nexit 3\n)"), "{script}");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
         assert!(append(Path::new("/t/inside.sh")).ends_with("culvert_inside=/t/inside.sh"));
     }
 }

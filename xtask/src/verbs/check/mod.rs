@@ -7,12 +7,12 @@ mod rooms;
 
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use culvert_bpf_build::{PACKAGE, PROFILE, Toolchain};
 
-use super::{build, setup};
+use super::{bench, build, setup};
 use crate::tools::{self, Need};
-use crate::{paths, process, ui};
+use crate::{paths, privilege, process, ui};
 
 /// One of the checks. It returns a note for the summary, if there is one.
 type Check = fn() -> Result<String>;
@@ -20,6 +20,9 @@ type Check = fn() -> Result<String>;
 /// Options of `check`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    /// Also compare the instructions per unit of work with those of bench/results/exact.json
+    #[arg(long)]
+    full: bool,
     /// Only run checks whose name contains this, such as rooms
     filter: Option<String>,
 }
@@ -28,7 +31,7 @@ pub(crate) struct Args {
 pub(crate) fn main(args: &Args) -> Result<()> {
     setup::require(&[Need::Build, Need::Check])?;
     let filter = args.filter.as_deref().unwrap_or_default();
-    let checks: [(&str, Check); 8] = [
+    let mut checks: Vec<(&str, Check)> = vec![
         ("format", format),
         ("clippy, host", clippy_host),
         ("clippy, bpf", clippy_bpf),
@@ -38,6 +41,10 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         ("licences and sources", licences),
         ("advisories", advisories),
     ];
+    if args.full {
+        checks.push(("instructions", instructions));
+    }
+    let names: Vec<_> = checks.iter().map(|(name, _)| *name).collect();
     let mut rows = Vec::new();
     let mut failed = Vec::new();
     for (name, check) in checks.into_iter().filter(|(name, _)| name.contains(filter)) {
@@ -62,7 +69,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         ]);
     }
     if rows.is_empty() {
-        bail!("check '{filter}': there is none: {}", checks.map(|(name, _)| name).join(", "));
+        bail!("check '{filter}': there is none: {}", names.join(", "));
     }
     ui::heading("summary");
     ui::table(&["CHECK", "STATE", "TOOK", "NOTE"], &rows);
@@ -145,6 +152,17 @@ fn licences() -> Result<String> {
     }
     let count = licences::check()?;
     Ok(format!("{count} packages, by cargo metadata; cargo-deny is not installed"))
+}
+
+/// No figure of an exact run may have grown by over 1 %.
+fn instructions() -> Result<String> {
+    privilege::require_root("check --full")?;
+    privilege::require_kernel()?;
+    setup::require(&[Need::Demo, Need::Test])?;
+    let baseline = paths::root().join("bench/results/exact.json");
+    let baseline = baseline.to_str().context("the repository's path is no text")?;
+    bench::exact(&["--compare", baseline])?;
+    Ok("against bench/results/exact.json".to_owned())
 }
 
 fn advisories() -> Result<String> {

@@ -1,0 +1,171 @@
+//! Figures that grew since an earlier run.
+
+use std::fmt;
+
+use super::{
+    MOST_GROWTH,
+    figures::{Cost, Figures, Steps},
+    table::instructions,
+};
+use crate::{
+    report::words::{Owner, owner},
+    stats::median,
+};
+
+/// One figure in two runs.
+#[derive(Clone, Debug)]
+struct Change {
+    what: String,
+    old: f64,
+    new: f64,
+}
+
+impl Change {
+    /// Growth as a share of the old figure.
+    fn by(&self) -> f64 {
+        self.new / self.old - 1.0
+    }
+}
+
+/// Two runs side by side.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Comparison {
+    heading: String,
+    /// Differences of the machine, which may be the cause of others.
+    notes: Vec<String>,
+    /// Culvert's figures that grew by over [`MOST_GROWTH`].
+    more: Vec<Change>,
+    /// Figures that shrank by over as much.
+    fewer: Vec<Change>,
+    /// Other figures of both runs.
+    same: usize,
+    /// Figures of Culvert's that the new run does not have.
+    gone: Vec<String>,
+}
+
+/// Compares two runs. Figures of other systems are no one's regression.
+pub(super) fn compare(old: &Figures, new: &Figures) -> Comparison {
+    let run = |it: &Figures| format!("{} (Culvert {})", it.date, it.culvert);
+    let mut found = Comparison {
+        heading: format!("{} against {}", run(new), run(old)),
+        ..Comparison::default()
+    };
+    for (what, was, is) in
+        [("Linux", &old.kernel, &new.kernel), ("emulator", &old.emulator, &new.emulator)]
+    {
+        if was != is {
+            found.notes.push(format!("{what}: was {was}, is {is}"));
+        }
+    }
+    for was in old.units.iter().filter(|it| owner(&it.arm) == Owner::Culvert) {
+        let what = format!("{}: {}", was.arm, was.unit.heading());
+        found.figure(what, median(&was.rounds), new.cost(&was.arm, was.unit));
+    }
+    for (old, new) in [(&old.programs, &new.programs), (&old.agent, &new.agent)] {
+        for Cost { what, rounds } in old {
+            let is = new.iter().find(|it| it.what == *what).map(|it| median(&it.rounds));
+            found.figure(what.clone(), median(rounds), is);
+        }
+    }
+    for was in &old.steps {
+        let is = new.steps.iter().find(|it| it.what == was.what);
+        let what = |of: &str| format!("{}: {of}", was.what);
+        found.figure(what("own instructions"), was.own as f64, is.map(|is| is.own as f64));
+        let calls = |it: &Steps| it.calls.values().sum::<u64>() as f64;
+        found.figure(what("calls of helpers"), calls(was), is.map(calls));
+    }
+    found.more.sort_by(|a, b| b.by().total_cmp(&a.by()));
+    found.fewer.sort_by(|a, b| a.by().total_cmp(&b.by()));
+    found
+}
+
+impl Comparison {
+    /// Something of Culvert's takes more instructions than is accepted.
+    pub(super) fn is_worse(&self) -> bool {
+        !self.more.is_empty()
+    }
+
+    fn figure(&mut self, what: String, old: f64, new: Option<f64>) {
+        let Some(new) = new else {
+            self.gone.push(what);
+            return;
+        };
+        let change = Change { what, old, new };
+        match change.by() {
+            by if by > MOST_GROWTH => self.more.push(change),
+            by if by < -MOST_GROWTH => self.fewer.push(change),
+            _ => self.same += 1,
+        }
+    }
+}
+
+impl fmt::Display for Comparison {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.heading)?;
+        self.notes.iter().try_for_each(|note| writeln!(f, "note: {note}"))?;
+        for (title, changes) in [("more instructions", &self.more), ("fewer", &self.fewer)] {
+            for change in changes {
+                let (old, new) = (instructions(change.old), instructions(change.new));
+                let by = change.by() * 100.0;
+                writeln!(f, "{title}: {}: {old} to {new} ({by:+.1} %)", change.what)?;
+            }
+        }
+        for what in &self.gone {
+            writeln!(f, "not measured: {what}")?;
+        }
+        write!(f, "{} figures differ by at most {:.0} %", self.same, MOST_GROWTH * 100.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{arms::Unit, results::Machine};
+
+    /// A run in which Culvert's round trip takes `overlay` instructions, and the program `program`.
+    fn run(overlay: f64, program: f64) -> Figures {
+        let mut figures = Figures::new(Machine::default(), "QEMU 1".to_owned());
+        figures.add("culvert-overlay-veth", Unit::RoundTrip, overlay);
+        figures.add("vxlan-docker", Unit::RoundTrip, overlay * 2.0);
+        figures.programs.push(Cost { what: "from_container".to_owned(), rounds: vec![program] });
+        figures
+    }
+
+    #[test]
+    fn over_one_per_cent_more_is_worse() {
+        let old = run(40_000.0, 500.0);
+        assert!(!compare(&old, &run(40_390.0, 505.0)).is_worse());
+        assert!(!compare(&old, &run(30_000.0, 400.0)).is_worse());
+        let worse = compare(&old, &run(40_410.0, 500.0));
+        assert!(worse.is_worse());
+        let text = worse.to_string();
+        let line =
+            "more instructions: culvert-overlay-veth: TCP round trip: 40,000 to 40,410 (+1.0 %)";
+        assert!(text.contains(line), "{text}");
+        assert!(compare(&old, &run(40_000.0, 506.0)).is_worse());
+    }
+
+    #[test]
+    fn figures_of_other_systems_do_not_count_and_missing_ones_are_named() {
+        let old = run(40_000.0, 500.0);
+        let mut new = run(40_000.0, 500.0);
+        new.units.retain(|it| it.arm != "culvert-overlay-veth");
+        for it in &mut new.units {
+            it.rounds = vec![1e6];
+        }
+        let found = compare(&old, &new);
+        assert!(!found.is_worse());
+        let text = found.to_string();
+        assert!(text.contains("not measured: culvert-overlay-veth: TCP round trip"), "{text}");
+    }
+
+    #[test]
+    fn another_kernel_or_emulator_is_told() {
+        let (old, mut new) = (run(1.0, 1.0), run(1.0, 1.0));
+        new.kernel = "6.12".to_owned();
+        new.emulator = "QEMU 2".to_owned();
+        let text = compare(&old, &new).to_string();
+        assert!(text.contains("note: emulator: was QEMU 1, is QEMU 2"), "{text}");
+        assert!(text.contains("note: Linux: was , is 6.12"), "{text}");
+    }
+}

@@ -1,0 +1,52 @@
+//! Cost of the agent's work: its processor time, which the emulated machine's clock counts in
+//! instructions.
+
+use std::{thread, time::Duration};
+
+use anyhow::Result;
+use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
+
+use crate::{scale::World, stats::median};
+
+/// Endpoints of other hosts at the two starts that are compared.
+const AT_START: [u32; 2] = [200, 1_200];
+/// Changes of which the median is taken.
+const CHANGES: u32 = 30;
+
+/// Time after a change that belongs to it.
+const AFTERWARDS: Duration = Duration::from_millis(20);
+
+/// Processor time of a process and all its threads, those that have ended included, ns.
+fn processor_time(pid: Pid) -> Result<f64> {
+    let clock: ClockId = clock_getcpuclockid(pid)?;
+    let time = clock_gettime(clock)?;
+    Ok(time.tv_sec() as f64 * 1e9 + time.tv_nsec() as f64)
+}
+
+/// What is measured, and the agent's processor time, ns.
+pub(super) fn costs() -> Result<[(&'static str, f64); 3]> {
+    let [few, many] = AT_START;
+    let few_time = processor_time(World::started(few)?.0.agent()?)?;
+    let (world, maps) = World::started(many)?;
+    let many_time = processor_time(world.agent()?)?;
+    let (mut added, mut removed) = (Vec::new(), Vec::new());
+    let mut last = many_time;
+    let mut took = || {
+        // What the agent does after the maps have it, such as the next watch, is a part of it.
+        thread::sleep(AFTERWARDS);
+        let now = processor_time(world.agent()?)?;
+        Ok::<_, anyhow::Error>(now - std::mem::replace(&mut last, now))
+    };
+    for number in 0..CHANGES {
+        world.add(&maps, number)?;
+        added.push(took()?);
+        world.remove(&maps, number)?;
+        removed.push(took()?);
+    }
+    Ok([
+        ("one endpoint of many at the start", (many_time - few_time) / f64::from(many - few)),
+        ("one endpoint added on another host, from the event to the maps", median(&added)),
+        ("one endpoint removed on another host, from the event to the maps", median(&removed)),
+    ])
+}

@@ -1,0 +1,113 @@
+//! Measures, within the emulated machine.
+
+use anyhow::{Result, ensure};
+
+use super::{
+    Args, Part, control,
+    figures::{Cost, Figures, Steps},
+    steps::{Executed, Stepper},
+};
+use crate::{
+    arms::{Arm, Arms, Device, Receive, Unit},
+    machine, programs,
+    results::{HOST, HOST_AGAIN, Regime},
+    stats::median,
+};
+
+/// The emulator's version; set within the machine.
+const EMULATOR: &str = "CULVERT_EMULATOR";
+
+/// Measures everything that is asked for. A time of `ns` is that of an instruction.
+pub(super) fn main(args: &Args, ns: f64) -> Result<Figures> {
+    let emulator = std::env::var(EMULATOR).unwrap_or_default();
+    let mut figures = Figures::new(machine::here()?, emulator);
+    println!("making the hosts of all arms");
+    let arms = Arms::make(&[Device::Veth, Device::Netkit], &[])?;
+    let paused = arms.paused()?;
+    units(args, ns, &arms, &mut figures)?;
+    if args.wants(Part::Programs) {
+        programs(args.rounds, ns, &arms, &mut figures)?;
+    }
+    drop((paused, arms));
+    if args.wants(Part::Agent) {
+        for round in 1..=args.rounds {
+            println!("round {round} of {}: the agent", args.rounds);
+            for (what, time) in control::costs()? {
+                add(&mut figures.agent, what.to_owned(), time / ns);
+            }
+        }
+    }
+    Ok(figures)
+}
+
+/// Units of work of all arms.
+fn units(args: &Args, ns: f64, arms: &Arms, figures: &mut Figures) -> Result<()> {
+    let chosen: Vec<_> = arms.all.iter().filter(|arm| is_chosen(args, &arm.info.id)).collect();
+    ensure!(chosen.len() > 2, "--arms: no arm has an id that begins so");
+    figures.arms = chosen.iter().map(|arm| arm.info.clone()).collect();
+    for round in 1..=args.rounds {
+        for unit in Unit::ALL.into_iter().filter(|unit| args.wants(Part::Unit(*unit))) {
+            println!("round {round} of {}: {}", args.rounds, unit.heading());
+            arms.set(regime(unit), Receive::SendersCore)?;
+            for arm in chosen.iter().filter(|arm| arm.has_unit(unit)) {
+                figures.add(&arm.info.id, unit, cost(arm, unit)? / ns);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The programs alone, by time and step by step.
+fn programs(rounds: u32, ns: f64, arms: &Arms, figures: &mut Figures) -> Result<()> {
+    println!("the programs alone");
+    arms.set(Regime::Intact, Receive::SendersCore)?;
+    for _ in 0..rounds {
+        programs::each_alone(&arms.culvert, &arms.all, |what, known| {
+            let what = format!("{}: {what}", known.name()?);
+            add(&mut figures.programs, what, known.time()? / ns);
+            Ok(())
+        })?;
+    }
+    println!("the programs step by step");
+    let mut stepper = Stepper::open()?;
+    programs::each_alone(&arms.culvert, &arms.all, |what, known| {
+        let what = format!("{}: {what}", known.name()?);
+        let Executed { own, helpers, calls } = stepper.step(known)?;
+        figures.steps.push(Steps { what, own, helpers, calls });
+        Ok(())
+    })
+}
+
+/// The arms of the report: the host, and what `--arms` names. A container in host mode is the host.
+fn is_chosen(args: &Args, id: &str) -> bool {
+    let named = |wanted: &String| id.starts_with(wanted.as_str());
+    let wanted = if args.arms.is_empty() {
+        !id.starts_with("culvert-host-mode")
+    } else {
+        args.arms.iter().any(named)
+    };
+    wanted || [HOST, HOST_AGAIN].contains(&id)
+}
+
+/// How frames cross the underlay while `unit` is measured.
+pub(super) fn regime(unit: Unit) -> Regime {
+    match unit {
+        Unit::Tcp64kWire => Regime::WireLike,
+        Unit::RoundTrip | Unit::Connection | Unit::Tcp64k | Unit::Udp64 | Unit::NewFlow => {
+            Regime::Intact
+        }
+    }
+}
+
+/// The median time of a unit, ns.
+fn cost(arm: &Arm, unit: Unit) -> Result<f64> {
+    let taken = arm.units(unit).map_err(|error| error.context(arm.info.id.clone()))?;
+    Ok(median(&taken.iter().map(|&ns| ns as f64).collect::<Vec<_>>()))
+}
+
+fn add(costs: &mut Vec<Cost>, what: String, instructions: f64) {
+    match costs.iter_mut().find(|it| it.what == what) {
+        Some(known) => known.rounds.push(instructions),
+        None => costs.push(Cost { what, rounds: vec![instructions] }),
+    }
+}

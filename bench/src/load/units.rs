@@ -1,0 +1,183 @@
+//! Loads of counted units, each timed. On a clock that counts instructions, the time of a unit is
+//! its cost; the report takes medians, so that the clock tick and other timers do not decide.
+
+use std::{
+    fs::File,
+    io::{Read as _, Write as _},
+    net::{SocketAddrV4, TcpStream, UdpSocket},
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use culvert::netns::run_in;
+use nix::sys::socket::{
+    MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg, setsockopt, sockopt,
+};
+
+use super::{
+    Side, Stop, Way, join, spawn,
+    tcp::{connect, connect_and_exchange, echo_server, listen_at},
+};
+
+/// Bytes of a unit of TCP payload.
+const PAYLOAD: usize = 64 * 1024;
+/// Datagrams that are sent, and then received, at once.
+const BATCH: usize = 64;
+/// Payload of a datagram, bytes.
+const DATAGRAM: usize = 64;
+/// Buffer of a socket: more than a unit, so that one thread can hold both ends.
+const BUFFER: usize = 4 << 20;
+/// How long an end waits for what was sent.
+const LIMIT: Duration = Duration::from_secs(4);
+
+/// Runs a tenth of `count` units, then `count`. Returns the time of each of these, ns.
+fn each(count: usize, mut unit: impl FnMut() -> Result<()>) -> Result<Vec<u64>> {
+    for _ in 0..count.div_ceil(10) {
+        unit()?;
+    }
+    let mut taken = Vec::with_capacity(count);
+    let mut last = Instant::now();
+    for _ in 0..count {
+        unit()?;
+        let now = Instant::now();
+        taken.push(u64::try_from((now - last).as_nanos())?);
+        last = now;
+    }
+    Ok(taken)
+}
+
+/// Round trips of one byte over TCP, between a thread at each end.
+pub(crate) fn round_trips(way: &Way, count: usize) -> Result<Vec<u64>> {
+    served(way, move |way| {
+        let mut stream = connect(way)?;
+        let mut byte = [1_u8];
+        each(count, || {
+            stream.write_all(&byte)?;
+            Ok(stream.read_exact(&mut byte)?)
+        })
+    })
+}
+
+/// TCP connections with one byte each way, one after the other, from the call of `connect` to the
+/// next.
+pub(crate) fn connections(way: &Way, count: usize) -> Result<Vec<u64>> {
+    served(way, move |way| each(count, || connect_and_exchange(way)))
+}
+
+/// Runs `client` on a thread at the client's end, with an echo server at the other.
+fn served(
+    way: &Way,
+    client: impl FnOnce(&Way) -> Result<Vec<u64>> + Send + 'static,
+) -> Result<Vec<u64>> {
+    let server = echo_server(way, &Stop::default())?;
+    let to = way.clone();
+    let taken = join(spawn(&way.client, Side::Client, move || client(&to))?);
+    server.end()?;
+    taken
+}
+
+/// Units of 64 KB of TCP payload there, and one byte back, which acknowledges them. One thread
+/// holds both ends, so that its scheduling is no part of the cost.
+pub(crate) fn payloads(way: &Way, count: usize) -> Result<Vec<u64>> {
+    let at = SocketAddrV4::new(way.bind, way.port);
+    let listener = within(&way.server, move || listen_at(at))?;
+    let to = way.clone();
+    let mut client = within(&way.client, move || connect(&to))?;
+    let (mut server, _) = listener.accept().context("accept")?;
+    for end in [&client, &server] {
+        prepare(end)?;
+    }
+    let sent = vec![0x5a_u8; PAYLOAD];
+    let mut received = vec![0_u8; PAYLOAD];
+    each(count, || {
+        let mut byte = [1_u8];
+        client.write_all(&sent).context("64 KB: send")?;
+        server.read_exact(&mut received).context("64 KB: receive")?;
+        server.write_all(&byte).context("64 KB: answer")?;
+        client.read_exact(&mut byte).context("64 KB: receive the answer")
+    })
+}
+
+fn prepare(end: &TcpStream) -> Result<()> {
+    end.set_nodelay(true)?;
+    end.set_read_timeout(Some(LIMIT))?;
+    setsockopt(end, sockopt::SndBufForce, &BUFFER)?;
+    Ok(setsockopt(end, sockopt::RcvBufForce, &BUFFER)?)
+}
+
+/// UDP datagrams of 64 bytes, in batches that one thread sends and then receives. Returns the time
+/// of each datagram, as the mean of its batch.
+pub(crate) fn datagrams(way: &Way, batches: usize) -> Result<Vec<u64>> {
+    let at = (way.bind, way.port);
+    let server = within(&way.server, move || Ok(UdpSocket::bind(at)?))?;
+    setsockopt(&server, sockopt::RcvBufForce, &BUFFER)?;
+    let to = way.to;
+    let client = within(&way.client, move || {
+        let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+        socket.connect(to)?;
+        Ok(socket)
+    })?;
+    let payload = [0x5a_u8; DATAGRAM];
+    let sent: Vec<_> = (0..BATCH).map(|_| [std::io::IoSlice::new(&payload)]).collect();
+    let nobody: Vec<Option<SockaddrIn>> = vec![None; BATCH];
+    let mut space = vec![[0_u8; DATAGRAM]; BATCH];
+    let mut out = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
+    let mut back = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
+    let taken = each(batches, || {
+        let flags = MsgFlags::empty();
+        let count = sendmmsg(client.as_raw_fd(), &mut out, &sent, &nobody, [], flags)?.count();
+        ensure!(count == BATCH, "UDP: {count} of {BATCH} datagrams were sent");
+        let mut slices: Vec<_> =
+            space.iter_mut().map(|it| [std::io::IoSliceMut::new(it)]).collect();
+        let flags = MsgFlags::MSG_DONTWAIT;
+        let count = recvmmsg(server.as_raw_fd(), &mut back, slices.iter_mut(), flags, None)
+            .context("UDP: receive")?
+            .count();
+        ensure!(count == BATCH, "UDP: {count} of {BATCH} datagrams have arrived");
+        Ok(())
+    })?;
+    Ok(per_piece(&taken))
+}
+
+/// The mean of each batch's pieces.
+pub(super) fn per_piece(batches: &[u64]) -> Vec<u64> {
+    batches.iter().map(|time| time / BATCH as u64).collect()
+}
+
+/// Batches of frames, each sent by `send`. Returns the time of each frame, as the mean of its batch.
+pub(super) fn batches<'a, T>(
+    all: &'a [T],
+    mut send: impl FnMut(&'a [T]) -> Result<()>,
+) -> Result<Vec<u64>> {
+    let mut batches = all.chunks_exact(BATCH);
+    let count = batches.len() * 10 / 11;
+    let taken = each(count.saturating_sub(1), || send(batches.next().context("no batch left")?))?;
+    Ok(per_piece(&taken))
+}
+
+/// Runs `open` in a namespace.
+fn within<T: Send>(netns: &Path, open: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let file = File::open(netns).with_context(|| format!("{}: no namespace", netns.display()))?;
+    run_in(file.as_fd(), open)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_batch_is_sent_once_and_the_first_tenth_is_not_timed() {
+        let all: Vec<u32> = (0..BATCH as u32 * 22).collect();
+        let mut sent = Vec::new();
+        let taken = batches(&all, |batch| {
+            sent.extend_from_slice(batch);
+            Ok(())
+        })
+        .expect("sent");
+        assert!(all.starts_with(&sent), "{sent:?}");
+        assert_eq!((taken.len(), sent.len()), (19, 21 * BATCH));
+        assert!(batches(&all[..BATCH], |_| Ok(())).expect("none").is_empty());
+    }
+}

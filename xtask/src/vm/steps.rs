@@ -1,0 +1,236 @@
+//! Single steps of the guest, by QEMU's GDB stub (GDB remote serial protocol).
+//!
+//! The guest asks over its second serial port: `steps ADDRESS` in hexadecimal. The answer is
+//! `ready`; then the guest runs what is at the address, once. What it executes from there until it
+//! returns to its caller is answered as the address of each instruction, a line each, and `end`.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+/// How long the emulator may take to answer, and the guest to come to the address.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The most instructions of an answer.
+const MOST: usize = 100_000;
+/// Places of `rsp` and `rip` among the registers, of 8 bytes each (GDB's description of amd64).
+const RSP: usize = 7;
+const RIP: usize = 16;
+
+/// Answers the guest until it is dropped.
+#[derive(Debug)]
+pub(super) struct Steps {
+    directory: PathBuf,
+    ended: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl Steps {
+    /// Waits for an emulator with [`Self::options`].
+    pub(super) fn start(directory: PathBuf) -> Result<Self> {
+        std::fs::create_dir_all(&directory)
+            .with_context(|| format!("{}: cannot be made", directory.display()))?;
+        let ended = Arc::new(AtomicBool::new(false));
+        let (stop, sockets) = (Arc::clone(&ended), directory.clone());
+        let thread = std::thread::spawn(move || serve(&sockets, &stop));
+        Ok(Self { directory, ended, thread: Some(thread) })
+    }
+
+    /// The emulator's options: the second serial port and the stub, both on sockets.
+    pub(super) fn options(&self) -> Vec<String> {
+        let (port, stub) = (port(&self.directory), stub(&self.directory));
+        vec![
+            "-chardev".to_owned(),
+            format!("socket,id=steps,path={},server=on,wait=off", port.display()),
+            "-serial".to_owned(),
+            "chardev:steps".to_owned(),
+            "-gdb".to_owned(),
+            format!("unix:{},server=on,wait=off", stub.display()),
+        ]
+    }
+
+    /// Ends it, after the emulator has ended.
+    ///
+    /// # Errors
+    /// Why an answer could not be given.
+    pub(super) fn end(mut self) -> Result<()> {
+        self.ended.store(true, Ordering::Relaxed);
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        match thread.join() {
+            Ok(result) => result,
+            Err(_) => bail!("the thread that steps has ended early"),
+        }
+    }
+}
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        // The sockets are the emulator's; nothing else is in there.
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn port(directory: &Path) -> PathBuf {
+    directory.join("port")
+}
+
+fn stub(directory: &Path) -> PathBuf {
+    directory.join("stub")
+}
+
+/// Answers the requests of the guest until the emulator ends.
+fn serve(directory: &Path, ended: &AtomicBool) -> Result<()> {
+    let stream = loop {
+        match UnixStream::connect(port(directory)) {
+            Ok(stream) => break stream,
+            Err(_) if ended.load(Ordering::Relaxed) => return Ok(()),
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    };
+    let mut answers = stream.try_clone().context("the guest's serial port")?;
+    for line in BufReader::new(stream).lines() {
+        let Ok(line) = line else { break };
+        let Some(address) = line.trim().strip_prefix("steps ") else { continue };
+        let address = u64::from_str_radix(address.trim_start_matches("0x"), 16)
+            .with_context(|| format!("steps {address}: not an address"))?;
+        let ready = || writeln!(&answers, "ready").context("the guest's serial port");
+        let steps = match steps(&stub(directory), address, ready) {
+            Ok(steps) => steps,
+            Err(error) => {
+                // The guest waits.
+                writeln!(answers, "failed").context("the guest's serial port")?;
+                return Err(error);
+            }
+        };
+        let text: String = steps.iter().map(|at| format!("{at:x}\n")).collect();
+        answers.write_all(format!("{text}end\n").as_bytes()).context("the guest's serial port")?;
+    }
+    Ok(())
+}
+
+/// The addresses of the instructions from `address` until the return to its caller.
+fn steps(stub: &Path, address: u64, ready: impl FnOnce() -> Result<()>) -> Result<Vec<u64>> {
+    // The emulator stops the guest for a new client.
+    let mut gdb = Gdb::connect(stub)?;
+    gdb.expect(&format!("Z0,{address:x},1"), "OK")?;
+    gdb.send("c")?;
+    ready()?;
+    gdb.receive().context("the guest does not come to the address")?;
+    let [stack, _] = gdb.registers()?;
+    let caller = gdb.word_at(stack)?;
+    gdb.expect(&format!("z0,{address:x},1"), "OK")?;
+    let mut steps = Vec::new();
+    loop {
+        let [_, at] = gdb.registers()?;
+        if at == caller {
+            break;
+        }
+        steps.push(at);
+        ensure!(steps.len() <= MOST, "{address:#x}: more than {MOST} instructions");
+        gdb.ask("s")?;
+    }
+    Ok(steps)
+}
+
+/// A client of the stub. The guest is stopped while there is one, unless it was told to go on.
+#[derive(Debug)]
+struct Gdb {
+    stream: BufReader<UnixStream>,
+}
+
+impl Gdb {
+    fn connect(stub: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(stub).context("the emulator's GDB stub")?;
+        stream.set_read_timeout(Some(PATIENCE)).context("the emulator's GDB stub")?;
+        Ok(Self { stream: BufReader::new(stream) })
+    }
+
+    fn send(&mut self, text: &str) -> Result<()> {
+        let packet = packet(text);
+        self.stream.get_mut().write_all(packet.as_bytes()).context("the emulator's GDB stub")
+    }
+
+    /// The next packet; it is acknowledged.
+    fn receive(&mut self) -> Result<String> {
+        let mut bytes = Vec::new();
+        // Acknowledgements of our own packets come before.
+        self.stream.read_until(b'$', &mut bytes).context("the emulator's GDB stub: no answer")?;
+        bytes.clear();
+        self.stream.read_until(b'#', &mut bytes).context("the emulator's GDB stub")?;
+        ensure!(bytes.pop() == Some(b'#'), "the emulator's GDB stub has ended");
+        let mut sum = [0; 2];
+        self.stream.read_exact(&mut sum).context("the emulator's GDB stub")?;
+        self.stream.get_mut().write_all(b"+").context("the emulator's GDB stub")?;
+        String::from_utf8(bytes).context("the emulator's GDB stub: no text")
+    }
+
+    fn ask(&mut self, text: &str) -> Result<String> {
+        self.send(text)?;
+        self.receive()
+    }
+
+    fn expect(&mut self, text: &str, wanted: &str) -> Result<()> {
+        let mut said = self.ask(text)?;
+        // The guest's stop at our connecting is told at any time.
+        while said.starts_with('T') {
+            said = self.receive()?;
+        }
+        ensure!(said == wanted, "the emulator's GDB stub: {text}: {said}");
+        Ok(())
+    }
+
+    /// The stack pointer and the instruction pointer. (The stub reads single registers only for a
+    /// client that has asked for its description of them.)
+    fn registers(&mut self) -> Result<[u64; 2]> {
+        let said = self.ask("g")?;
+        let at =
+            |number: usize| number_of(said.get(16 * number..16 * (number + 1)).unwrap_or_default());
+        Ok([at(RSP)?, at(RIP)?])
+    }
+
+    fn word_at(&mut self, address: u64) -> Result<u64> {
+        let said = self.ask(&format!("m{address:x},8"))?;
+        number_of(&said)
+    }
+}
+
+impl Drop for Gdb {
+    /// Lets the guest go on.
+    fn drop(&mut self) {
+        // If this fails, the emulator has ended.
+        let _ = self.expect("D", "OK");
+    }
+}
+
+/// A packet with its checksum: the sum of its bytes, modulo 256.
+fn packet(text: &str) -> String {
+    let sum = text.bytes().fold(0_u8, u8::wrapping_add);
+    format!("${text}#{sum:02x}")
+}
+
+/// Eight bytes in hexadecimal, the least significant first.
+fn number_of(text: &str) -> Result<u64> {
+    let number = u64::from_str_radix(text, 16).ok().filter(|_| text.len() == 16);
+    number
+        .map(u64::swap_bytes)
+        .with_context(|| format!("the emulator's GDB stub: {text}: no number"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_have_a_checksum_and_numbers_their_low_byte_first() {
+        assert_eq!(packet("OK"), "$OK#9a");
+        assert_eq!(packet("p10"), "$p10#d1");
+        assert_eq!(number_of("2301000000000080").ok(), Some(0x8000_0000_0000_0123));
+        assert!(number_of("E01").is_err());
+    }
+}
