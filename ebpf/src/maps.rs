@@ -1,6 +1,8 @@
 //! The maps, and how a program reads them. Names, keys and values are described in
 //! `culvert_common::abi`.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
@@ -110,7 +112,7 @@ impl<K, V> Table<K, V> for LruHashMap<K, V> {
 /// Copies a value word by word: as one volatile read, the compiler takes it apart into bytes
 /// on the stack. The copy is whole only if its seal says so.
 #[inline(always)]
-pub(crate) fn copy<V: Pod>(from: *const V, to: &mut V) {
+pub(crate) fn copy<V: Pod>(from: *const V, to: *mut V) {
     // The size of a type is a multiple of its alignment.
     const { assert!(align_of::<V>() >= 4) };
     // 8 bytes at once only where `to` is aligned to as many: the verifier demands it of the stack.
@@ -123,8 +125,8 @@ pub(crate) fn copy<V: Pod>(from: *const V, to: &mut V) {
 
 /// [`copy`] in words of the type `W`.
 #[inline(always)]
-fn words<V: Pod, W: Pod>(from: *const V, to: &mut V) {
-    let to = (&raw mut *to).cast::<W>();
+fn words<V: Pod, W: Pod>(from: *const V, to: *mut V) {
+    let to = to.cast::<W>();
     for word in 0..size_of::<V>() / size_of::<W>() {
         // SAFETY: the memory of a map's value stays mapped until the program ends (RCU), and is
         // aligned to 8 bytes; `copy` has checked the alignment of `to`. Both have as many words,
@@ -156,8 +158,13 @@ pub(crate) fn read_updated<K, V: Sealed<K>>(map: &impl Table<K, V>, key: &K, to:
 /// Copies the value of `key`, if there is one. See [`read_to`].
 #[inline(always)]
 pub(crate) fn read<K, V: Sealed<K>>(map: &impl Table<K, V>, key: &K) -> Option<V> {
-    let mut value = V::zeroed();
-    read_to(map, key, &mut value).then_some(value)
+    let from = map.find(key)?;
+    // Not zeroed: the compiler makes a call of memset of that.
+    let mut value = MaybeUninit::<V>::uninit();
+    copy(from, value.as_mut_ptr());
+    // SAFETY: `copy` writes all words of the value, and any bytes are a valid `V` (`Pod`).
+    let value = core::hint::black_box(unsafe { value.assume_init_ref() });
+    value.is_of(key).then_some(*value)
 }
 
 /// Whether the map has the key: all that is asked of a set.

@@ -38,8 +38,10 @@ impl MappedAddr {
     /// An IPv4 address.
     #[inline(always)]
     pub const fn v4(ip: [u8; 4]) -> Self {
-        let [a, b, c, d] = ip;
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+        // Words: of bytes, the compiler makes a call of memset in a program.
+        let words = [0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), u32::from_ne_bytes(ip)];
+        // SAFETY: 16 bytes each, and every bit pattern is valid.
+        Self(unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) })
     }
 
     /// The last four bytes, which are the IPv4 address if this is a mapped one.

@@ -121,7 +121,7 @@ pub(super) fn update<K: Pod, V: Pod>(
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, time::Duration};
+    use std::collections::BTreeMap;
 
     use culvert_common::abi::{FdbKey, MappedAddr};
 
