@@ -81,8 +81,8 @@ impl Unit {
             Self::RoundTrip => 1_000,
             Self::Connection => 300,
             Self::Tcp64k | Self::Tcp64kWire => 150,
-            Self::Udp64 => 60,
-            Self::NewFlow => 64 * 60,
+            Self::Udp64 => 100,
+            Self::NewFlow => 64 * 120,
         }
     }
 }

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use crate::{scale::World, stats::median};
 
 /// Endpoints of other hosts at the two starts that are compared.
-const AT_START: [u32; 2] = [200, 1_200];
+const AT_START: [u32; 2] = [200, 5_200];
 /// Changes of which the median is taken.
 const CHANGES: u32 = 30;
 

@@ -3,8 +3,9 @@
 use anyhow::{Result, ensure};
 
 use super::{
-    Args, Part, control,
+    control,
     figures::{Cost, Figures, Steps},
+    options::{Args, Part},
     steps::{Executed, Stepper},
 };
 use crate::{
@@ -43,7 +44,10 @@ pub(super) fn main(args: &Args, ns: f64) -> Result<Figures> {
 /// Units of work of all arms.
 fn units(args: &Args, ns: f64, arms: &Arms, figures: &mut Figures) -> Result<()> {
     let chosen: Vec<_> = arms.all.iter().filter(|arm| is_chosen(args, &arm.info.id)).collect();
-    ensure!(chosen.len() > 2, "--arms: no arm has an id that begins so");
+    for wanted in &args.arms {
+        let found = arms.all.iter().any(|arm| arm.info.id.starts_with(wanted.as_str()));
+        ensure!(found, "--arms {wanted}: no arm has an id that begins so");
+    }
     figures.arms = chosen.iter().map(|arm| arm.info.clone()).collect();
     for round in 1..=args.rounds {
         for unit in Unit::ALL.into_iter().filter(|unit| args.wants(Part::Unit(*unit))) {
@@ -59,9 +63,9 @@ fn units(args: &Args, ns: f64, arms: &Arms, figures: &mut Figures) -> Result<()>
 
 /// The programs alone, by time and step by step.
 fn programs(rounds: u32, ns: f64, arms: &Arms, figures: &mut Figures) -> Result<()> {
-    println!("the programs alone");
     arms.set(Regime::Intact, Receive::SendersCore)?;
-    for _ in 0..rounds {
+    for round in 1..=rounds {
+        println!("round {round} of {rounds}: the programs alone");
         programs::each_alone(&arms.culvert, &arms.all, |what, known| {
             let what = format!("{}: {what}", known.name()?);
             add(&mut figures.programs, what, known.time()? / ns);

@@ -3,6 +3,7 @@
 use std::{
     fs,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -14,6 +15,8 @@ use crate::arms::{Arms, Device, Receive, Unit};
 const FREQUENCY: &str = "20000";
 /// The largest number of samples that the kernel permits.
 const RATE: &str = "/proc/sys/kernel/perf_event_max_sample_rate";
+/// Time that perf takes to start, on the machine's clock: it executes a billion instructions first.
+const START: Duration = Duration::from_secs(5);
 /// Runs of the units while samples are taken.
 const RUNS: usize = 3;
 
@@ -40,9 +43,10 @@ pub(super) fn main(id: &str, units: &[Unit]) -> Result<()> {
             .args(["sleep", "infinity"])
             .stdin(Stdio::null())
             .spawn()
-            .context("perf: cannot be started: 'cargo xtask setup --full' installs it")?;
-        // Until perf samples.
-        std::thread::sleep(std::time::Duration::from_secs(1));
+            .context(
+                "perf: cannot be started: 'cargo xtask bench --exact --profile ARM' installs it",
+            )?;
+        std::thread::sleep(START);
         let done = (0..RUNS).try_for_each(|_| arm.units(unit).map(drop));
         let pid = nix::unistd::Pid::from_raw(perf.id().try_into()?);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
@@ -71,10 +75,10 @@ fn report(samples: &std::path::Path) -> Result<()> {
         .output()
         .context("perf")?;
     ensure!(output.status.success(), "perf: {}", String::from_utf8_lossy(&output.stderr).trim());
-    for line in String::from_utf8_lossy(&output.stdout).lines() {
-        if !line.starts_with('#') && !line.trim().is_empty() {
-            println!("{line}");
-        }
-    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let is_shown = |line: &&str| !line.starts_with('#') && !line.trim().is_empty();
+    let lines: Vec<_> = text.lines().filter(is_shown).collect();
+    ensure!(!lines.is_empty(), "perf: has taken no sample of the units");
+    lines.iter().for_each(|line| println!("{}", line.trim_end()));
     Ok(())
 }

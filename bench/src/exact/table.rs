@@ -27,7 +27,7 @@ pub(super) fn terminal(figures: &Figures) -> String {
 fn units(figures: &Figures) -> Grid {
     let mut grid = Grid::new(
         "Instructions per unit of work",
-        "Medians of both directions together, and how many more than the host's.",
+        "Medians, sender and receiver together, and how many more than the host's.",
         &["unit", "arm", ">instructions", ">above the host", ">ratio to the host"],
     );
     for unit in Unit::ALL {

@@ -277,7 +277,7 @@ pub(crate) fn connections(way: &Way, time: Duration) -> Result<f64> {
     Ok(rate(count, elapsed))
 }
 
-pub(super) fn connect_and_exchange(way: &Way) -> Result<()> {
+fn connect_and_exchange(way: &Way) -> Result<()> {
     let mut byte = [1_u8];
     let mut stream = connect(way)?;
     stream.write_all(&byte).context("connection: write")?;

@@ -4,21 +4,24 @@
 use std::{
     fs::File,
     io::{Read as _, Write as _},
-    net::{SocketAddrV4, TcpStream, UdpSocket},
+    net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket},
     os::fd::{AsFd as _, AsRawFd as _},
     path::Path,
+    sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use culvert::netns::run_in;
+use nix::errno::Errno;
 use nix::sys::socket::{
-    MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg, setsockopt, sockopt,
+    AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockType, SockaddrIn, bind,
+    connect as connect_socket, recvmmsg, sendmmsg, setsockopt, socket, sockopt,
 };
 
 use super::{
     Side, Stop, Way, join, spawn,
-    tcp::{connect, connect_and_exchange, echo_server, listen_at},
+    tcp::{connect, echo_server, listen_at},
 };
 
 /// Bytes of a unit of TCP payload.
@@ -63,7 +66,45 @@ pub(crate) fn round_trips(way: &Way, count: usize) -> Result<Vec<u64>> {
 /// TCP connections with one byte each way, one after the other, from the call of `connect` to the
 /// next.
 pub(crate) fn connections(way: &Way, count: usize) -> Result<Vec<u64>> {
-    served(way, move |way| each(count, || connect_and_exchange(way)))
+    served(way, move |way| {
+        each(count, || {
+            let mut byte = [1_u8];
+            let mut stream = connect_from_next_port(way.to)?;
+            stream.write_all(&byte).context("connection: write")?;
+            stream.read_exact(&mut byte).context("connection: read")
+        })
+    })
+}
+
+/// Ports of clients. The kernel's own choice takes the longer, the more connections are in
+/// TIME_WAIT.
+const PORTS: std::ops::Range<u16> = 20_000..60_000;
+
+/// The next of [`PORTS`].
+fn next_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % (PORTS.end - PORTS.start)
+}
+
+/// Connects from the next port of this thread's namespace that nobody has.
+fn connect_from_next_port(to: SocketAddrV4) -> Result<TcpStream> {
+    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    loop {
+        let port = next_port();
+        let from = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
+        match bind(fd.as_raw_fd(), &SockaddrIn::from(from)) {
+            Ok(()) => break,
+            // Of the agent to its store, for example.
+            Err(Errno::EADDRINUSE) => {}
+            Err(errno) => return Err(errno).with_context(|| format!("port {port}")),
+        }
+    }
+    connect_socket(fd.as_raw_fd(), &SockaddrIn::from(to))
+        .with_context(|| format!("{to}: cannot be reached"))?;
+    let stream = TcpStream::from(fd);
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// Runs `client` on a thread at the client's end, with an echo server at the other.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::{build, setup};
 use crate::tools::Need;
@@ -20,8 +20,6 @@ pub(crate) struct Args {
     args: Vec<String>,
 }
 
-/// What asks for [`exact`].
-const EXACT: [&str; 2] = ["exact", "--exact"];
 /// Beginning of the line with the figures, on the emulated machine's console.
 const FIGURES: &str = "culvert-figures: ";
 
@@ -31,12 +29,21 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     privilege::require_kernel()?;
     setup::require(&[Need::Build, Need::Demo, Need::Test])?;
     build()?;
-    let help = ["--help", "-h"].iter().any(|help| args.args.iter().any(|arg| arg == help));
-    if args.args.iter().any(|arg| EXACT.contains(&arg.as_str())) && !help {
-        let others = args.args.iter().filter(|arg| !EXACT.contains(&arg.as_str()));
-        return exact(&others.map(String::as_str).collect::<Vec<_>>());
+    let Some(options) = exact_options(&args.args) else {
+        return process::run(Command::new(harness()).args(&args.args));
+    };
+    if options.iter().any(|option| ["--help", "-h"].contains(option)) {
+        return process::run(Command::new(harness()).arg("exact").args(options));
     }
-    process::run(Command::new(harness()).args(&args.args))
+    exact(&options)
+}
+
+/// The options of [`exact`], if `args` ask for it: by `exact` as the first of them, or by `--exact`.
+fn exact_options(args: &[String]) -> Option<Vec<&str>> {
+    let first = args.first().is_some_and(|first| first == "exact").then_some(0);
+    let at = first.or_else(|| args.iter().position(|arg| arg == "--exact"))?;
+    let others = args.iter().enumerate().filter(|(index, _)| *index != at);
+    Some(others.map(|(_, arg)| arg.as_str()).collect())
 }
 
 /// Builds the binary and the harness at once, so that they share all they depend on.
@@ -56,7 +63,8 @@ fn harness() -> PathBuf {
 /// Measures in the emulated machine, whose clock counts instructions, and shows the figures.
 pub(crate) fn exact(args: &[&str]) -> Result<()> {
     setup::require(&[Need::Full])?;
-    if args.iter().any(|arg| arg.starts_with("--profile")) {
+    let profile = args.iter().any(|arg| arg.starts_with("--profile"));
+    if profile {
         setup::require(&[Need::Profile])?;
     }
     build()?;
@@ -70,8 +78,11 @@ pub(crate) fn exact(args: &[&str]) -> Result<()> {
             None => ui::line(line),
         }
     })?;
-    // A profile has none: its text is above.
-    let Some(figures) = figures else { return Ok(()) };
+    // A profile has no figures: its text is above.
+    let Some(figures) = figures else {
+        ensure!(profile, "the emulated machine has printed no figures");
+        return Ok(());
+    };
     let file = paths::vm().join("figures.json");
     fs::write(&file, figures).with_context(|| format!("{}: cannot be written", file.display()))?;
     process::run(Command::new(&harness).args(["exact", "--figures"]).arg(&file).args(args))
@@ -89,4 +100,21 @@ fn script(harness: &Path, args: &[&str]) -> Result<String> {
         quoted(&paths::root().display().to_string()),
         words.join(" ")
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exact_is_asked_for_by_a_verb_or_an_option() {
+        let options = |line: &str| {
+            let words: Vec<_> = line.split(' ').map(str::to_owned).collect();
+            exact_options(&words).map(|options| options.join(" "))
+        };
+        assert_eq!(options("exact --rounds 1").as_deref(), Some("--rounds 1"));
+        assert_eq!(options("--json exact --exact").as_deref(), Some("--json exact"));
+        assert_eq!(options("report --json exact"), None);
+        assert_eq!(options("--quick"), None);
+    }
 }

@@ -9,12 +9,14 @@ mod initramfs;
 pub(crate) mod kernel;
 mod steps;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 
 use self::kernel::Kernel;
 use self::steps::Steps;
@@ -95,6 +97,7 @@ pub(crate) fn run(clock: Clock, script: &str, mut each: impl FnMut(&str)) -> Res
     let kernel = Kernel::find()?;
     let dir = paths::vm();
     fs::create_dir_all(&dir).with_context(|| format!("{}: cannot be made", dir.display()))?;
+    let _alone = lock(&dir)?;
     let initramfs = initramfs::build(&kernel, &dir)?;
     let inside = dir.join("inside.sh");
     fs::write(&inside, wrap(&kernel, script))
@@ -115,7 +118,11 @@ pub(crate) fn run(clock: Clock, script: &str, mut each: impl FnMut(&str)) -> Res
         .args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]);
     let steps = match clock {
         Clock::Host => None,
-        Clock::Instructions => Some(Steps::start(paths::run_dir().join("steps"))?),
+        // Short enough for a socket's path, and of this process alone.
+        Clock::Instructions => {
+            let name = format!("/run/culvert-vm-{}", std::process::id());
+            Some(Steps::start(PathBuf::from(name))?)
+        }
     };
     command.args(steps.as_ref().map(Steps::options).unwrap_or_default());
     let (mut begun, mut code, mut early) = (false, None, String::new());
@@ -145,6 +152,19 @@ pub(crate) fn run(clock: Clock, script: &str, mut each: impl FnMut(&str)) -> Res
             process::last_lines(&early, 3)
         ),
     }
+}
+
+/// Keeps other runs away from the files of the machine, until the result is dropped.
+fn lock(dir: &Path) -> Result<Flock<File>> {
+    let path = dir.join("lock");
+    let file =
+        File::create(&path).with_context(|| format!("{}: cannot be made", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EAGAIN => {
+            anyhow!("another emulated machine of this work tree runs: wait for its end")
+        }
+        errno => anyhow!("{}: cannot be locked: {errno}", path.display()),
+    })
 }
 
 /// A text as one word of a shell.

@@ -1,8 +1,8 @@
 //! Single steps of the guest, by QEMU's GDB stub (GDB remote serial protocol).
 //!
 //! The guest asks over its second serial port: `steps ADDRESS` in hexadecimal. The answer is
-//! `ready`; then the guest runs what is at the address, once. What it executes from there until it
-//! returns to its caller is answered as the address of each instruction, a line each, and `end`.
+//! `ready`; then the guest runs what is at the address twice. What it executes the second time, until
+//! it returns to its caller, is answered as the address of each instruction, a line each, and `end`.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -121,7 +121,12 @@ fn steps(stub: &Path, address: u64, ready: impl FnOnce() -> Result<()>) -> Resul
     gdb.expect(&format!("Z0,{address:x},1"), "OK")?;
     gdb.send("c")?;
     ready()?;
+    // The guest runs what is there once before, to renew what it caches.
     gdb.receive().context("the guest does not come to the address")?;
+    gdb.expect(&format!("z0,{address:x},1"), "OK")?;
+    gdb.ask("s")?;
+    gdb.expect(&format!("Z0,{address:x},1"), "OK")?;
+    gdb.ask("c").context("the guest does not come to the address again")?;
     let [stack, _] = gdb.registers()?;
     let caller = gdb.word_at(stack)?;
     gdb.expect(&format!("z0,{address:x},1"), "OK")?;
@@ -142,17 +147,20 @@ fn steps(stub: &Path, address: u64, ready: impl FnOnce() -> Result<()>) -> Resul
 #[derive(Debug)]
 struct Gdb {
     stream: BufReader<UnixStream>,
+    /// The guest was told to go on, and has not stopped since.
+    running: bool,
 }
 
 impl Gdb {
     fn connect(stub: &Path) -> Result<Self> {
         let stream = UnixStream::connect(stub).context("the emulator's GDB stub")?;
         stream.set_read_timeout(Some(PATIENCE)).context("the emulator's GDB stub")?;
-        Ok(Self { stream: BufReader::new(stream) })
+        Ok(Self { stream: BufReader::new(stream), running: false })
     }
 
     fn send(&mut self, text: &str) -> Result<()> {
         let packet = packet(text);
+        self.running = matches!(text, "c" | "s");
         self.stream.get_mut().write_all(packet.as_bytes()).context("the emulator's GDB stub")
     }
 
@@ -167,6 +175,7 @@ impl Gdb {
         let mut sum = [0; 2];
         self.stream.read_exact(&mut sum).context("the emulator's GDB stub")?;
         self.stream.get_mut().write_all(b"+").context("the emulator's GDB stub")?;
+        self.running = false;
         String::from_utf8(bytes).context("the emulator's GDB stub: no text")
     }
 
@@ -203,7 +212,12 @@ impl Gdb {
 impl Drop for Gdb {
     /// Lets the guest go on.
     fn drop(&mut self) {
-        // If this fails, the emulator has ended.
+        // A guest that runs is stopped first (Ctrl-C): else QEMU takes no packet. If this fails, the
+        // emulator has ended.
+        if self.running {
+            let _ = self.stream.get_mut().write_all(b"\x03");
+            let _ = self.receive();
+        }
         let _ = self.expect("D", "OK");
     }
 }
