@@ -15,8 +15,6 @@ use crate::arms::{Arms, Device, Receive, Unit};
 const FREQUENCY: &str = "20000";
 /// The largest number of samples that the kernel permits.
 const RATE: &str = "/proc/sys/kernel/perf_event_max_sample_rate";
-/// Time that perf takes to start, on the machine's clock: it executes a billion instructions first.
-const START: Duration = Duration::from_secs(5);
 /// Runs of the units while samples are taken.
 const RUNS: usize = 3;
 
@@ -46,7 +44,7 @@ pub(super) fn main(id: &str, units: &[Unit]) -> Result<()> {
             .context(
                 "perf: cannot be started: 'cargo xtask bench --exact --profile ARM' installs it",
             )?;
-        std::thread::sleep(START);
+        until_sampling(perf.id())?;
         let done = (0..RUNS).try_for_each(|_| arm.units(unit).map(drop));
         let pid = nix::unistd::Pid::from_raw(perf.id().try_into()?);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
@@ -56,6 +54,22 @@ pub(super) fn main(id: &str, units: &[Unit]) -> Result<()> {
         report(file.path())?;
     }
     Ok(())
+}
+
+/// Waits until perf samples: it does so from when its child has become `sleep`. A sleep of a fixed
+/// time would not do: the machine's clock jumps while perf waits for the host's files.
+fn until_sampling(perf: u32) -> Result<()> {
+    let children = format!("/proc/{perf}/task/{perf}/children");
+    loop {
+        let pids = fs::read_to_string(&children).context("perf: has ended")?;
+        let samples = pids.split_whitespace().any(|pid| {
+            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "sleep")
+        });
+        if samples {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Prints the functions with the most samples, and the call chains to them.
