@@ -32,6 +32,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 const EVERY: Duration = Duration::from_millis(1);
 /// From the maps being complete to the reading of the memory.
 const SETTLE: Duration = Duration::from_secs(3);
+/// The beginning of the agent's line when the maps hold everything.
+const READ: &str = "store read ";
 /// Raw reads of the store, of which the fastest counts.
 const RAW_READS: u32 = 3;
 
@@ -203,6 +205,29 @@ impl World {
         Ok((world, maps))
     }
 
+    /// With an agent whose maps hold everything, and the maps. Calls `at` with the agent's process
+    /// when it has done all that does not depend on the store, and when the maps hold everything.
+    pub(crate) fn read<T>(
+        count: u32,
+        at: impl Fn(Pid) -> anyhow::Result<T>,
+    ) -> anyhow::Result<(Self, Maps, [T; 2])> {
+        let mut world = Self::new(count)?;
+        world.cluster.etcd.freeze()?;
+        world.host.start_agent(&[]);
+        let before = world.log_has("still trying").and_then(|_| at(world.agent()?));
+        world.cluster.etcd.thaw()?;
+        let before = before?;
+        world.log_has(READ)?;
+        let after = at(world.agent()?)?;
+        let maps = Maps::open(&world.host.bpffs())?;
+        Ok((world, maps, [before, after]))
+    }
+
+    /// Waits until the agent's log has `words`.
+    fn log_has(&self, words: &str) -> anyhow::Result<Instant> {
+        until(|| Ok(self.host.agent_log().contains(words))).with_context(|| self.host.agent_log())
+    }
+
     /// The agent's process.
     pub(crate) fn agent(&self) -> anyhow::Result<Pid> {
         Ok(self.host.agent.as_ref().context("no agent")?.pid())
@@ -241,12 +266,10 @@ impl World {
             let reads = reads.collect::<anyhow::Result<Vec<_>>>()?;
             reads.into_iter().min().context("no raw read")
         })?;
-        let host = &mut self.host;
         let executed = Instant::now();
-        host.start_agent(&[]);
-        let host = &*host;
-        let complete = until(|| Ok(host.agent_log().contains("store read ")))
-            .with_context(|| host.agent_log())?;
+        self.host.start_agent(&[]);
+        let complete = self.log_has(READ)?;
+        let host = &self.host;
         let maps = Maps::open(&host.bpffs())?;
         // Its own endpoint may not be plugged yet.
         let (fdb, neighbours) = maps.entries()?;
@@ -254,8 +277,7 @@ impl World {
         ensure!(fdb >= wanted && neighbours >= wanted, "maps: {fdb} FDB, {neighbours} neighbours");
         // The agent returns memory that only the read needed.
         thread::sleep(SETTLE);
-        let pid = host.agent.as_ref().context("no agent")?.pid();
-        let agent_rss_bytes = resident(pid)?;
+        let agent_rss_bytes = resident(self.agent()?)?;
         let status = host.json(&["status"]);
         let read = status.pointer("/store/last_read/maps_ms").and_then(serde_json::Value::as_f64);
         Ok(ColdStart {

@@ -1,9 +1,9 @@
 //! New flows: every datagram is the first of its flow.
 
 use std::{
-    io::{ErrorKind, IoSlice},
+    io::ErrorKind,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::OwnedFd,
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -14,16 +14,12 @@ use culvert_tests::wire;
 use etherparse::PacketBuilder;
 use nix::{
     errno::Errno,
-    sys::socket::{
-        AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockType, SockaddrIn, sendmmsg, socket,
-    },
+    sys::socket::{AddressFamily, SockFlag, SockType, socket},
 };
 use serde_json::Value;
 
-use super::{Side, Stop, join, spawn, udp::counted, units::batches};
+use super::{Side, Stop, batch::Batches, join, spawn, udp::counted, units::batches};
 
-/// Datagrams that one system call sends.
-const BATCH: usize = 64;
 /// Least destination port: below it are well-known ones.
 const FIRST_PORT: u16 = 2_000;
 /// Longest measurement: Linux and Culvert track 262,144 flows by default, and the measurement is of
@@ -117,15 +113,11 @@ impl Frames {
     /// Sends them in their order until it is asked to stop. Returns how many.
     fn send(&self, stop: &Stop) -> Result<u32> {
         let socket = packet_socket(self.device)?;
-        let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
-        let nobody: Vec<Option<SockaddrIn>> = vec![None; BATCH];
+        let mut out = Batches::new();
         let mut next = 0;
         while !stop.stopped() && next < self.all.len() {
-            let batch: Vec<_> = self.all.iter().skip(next).take(BATCH).collect();
-            let slices: Vec<_> = batch.iter().map(|frame| [IoSlice::new(frame)]).collect();
-            let fd = socket.as_raw_fd();
-            match sendmmsg(fd, &mut headers, &slices, &nobody, [], MsgFlags::empty()) {
-                Ok(sent) => next += sent.count(),
+            match out.send(&socket, self.all.get(next..).unwrap_or_default()) {
+                Ok(sent) => next += sent,
                 Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS) => {}
                 Err(errno) => return Err(errno).context("flows: send"),
             }
@@ -136,14 +128,9 @@ impl Frames {
     /// Sends them batch by batch. Returns the time of each, ns, and how many were sent.
     fn send_batches(&self) -> Result<(Vec<u64>, u32)> {
         let socket = packet_socket(self.device)?;
-        let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
-        let nobody: Vec<Option<SockaddrIn>> = vec![None; BATCH];
-        let mut sent = 0;
+        let (mut out, mut sent) = (Batches::new(), 0);
         let taken = batches(&self.all, |batch| {
-            let slices: Vec<_> = batch.iter().map(|frame| [IoSlice::new(frame)]).collect();
-            let fd = socket.as_raw_fd();
-            let flags = MsgFlags::empty();
-            let count = sendmmsg(fd, &mut headers, &slices, &nobody, [], flags)?.count();
+            let count = out.send(&socket, batch)?;
             ensure!(count == batch.len(), "flows: {count} of {} were sent", batch.len());
             sent += count;
             Ok(())

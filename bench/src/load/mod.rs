@@ -3,6 +3,7 @@
 //! Every load has a warm-up that is not counted, so that the steady state is measured. Its result
 //! is the traffic that arrived.
 
+mod batch;
 pub(crate) mod cpu;
 pub(crate) mod flows;
 pub(crate) mod tcp;

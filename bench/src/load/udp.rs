@@ -15,13 +15,15 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::{
     errno::Errno,
-    sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg, setsockopt, sockopt},
+    sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, setsockopt, sockopt},
 };
 
-use super::{Side, Stop, Way, join, observe, rate, spawn};
+use super::{
+    Side, Stop, Way,
+    batch::{BATCH, Batches},
+    join, observe, rate, spawn,
+};
 
-/// Datagrams that one system call sends or receives.
-const BATCH: usize = 64;
 /// Buffer of the receiving socket: what arrives while it does not run.
 const BUFFER: usize = 4 << 20;
 /// Iterations between two reads of an empty queue, whose lock the sender takes, too.
@@ -103,14 +105,12 @@ fn receive_all(socket: &UdpSocket, count: &AtomicU64, stop: &Stop) -> Result<()>
 
 fn send_all(socket: &UdpSocket, len: usize, count: &AtomicU64, stop: &Stop) -> Result<()> {
     let payload = vec![0x5a_u8; len];
-    let slices: Vec<_> = (0..BATCH).map(|_| [std::io::IoSlice::new(&payload)]).collect();
-    let addresses: Vec<Option<SockaddrIn>> = vec![None; BATCH];
-    let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
+    let all = vec![payload.as_slice(); BATCH];
+    let mut out = Batches::new();
     while !stop.stopped() {
-        let flags = MsgFlags::empty();
-        match sendmmsg(socket.as_raw_fd(), &mut headers, &slices, &addresses, [], flags) {
+        match out.send(socket, &all) {
             Ok(sent) => {
-                count.fetch_add(sent.count() as u64, Ordering::Relaxed);
+                count.fetch_add(sent as u64, Ordering::Relaxed);
             }
             Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS | Errno::ECONNREFUSED) => {}
             Err(errno) => return Err(errno).context("UDP: send"),

@@ -4,7 +4,7 @@
 use std::{
     fs::File,
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket},
+    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd as _, AsRawFd as _},
     path::Path,
     sync::atomic::{AtomicU16, Ordering},
@@ -16,18 +16,19 @@ use culvert::netns::run_in;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockType, SockaddrIn, bind,
-    connect as connect_socket, recvmmsg, sendmmsg, setsockopt, socket, sockopt,
+    connect as connect_socket, recvmmsg, setsockopt, socket, sockopt,
 };
+use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use super::{
-    Side, Stop, Way, join, spawn,
+    Side, Stop, Way,
+    batch::{BATCH, Batches},
+    join, spawn,
     tcp::{connect, echo_server, listen_at},
 };
 
 /// Bytes of a unit of TCP payload.
 const PAYLOAD: usize = 64 * 1024;
-/// Datagrams that are sent, and then received, at once.
-const BATCH: usize = 64;
 /// Payload of a datagram, bytes.
 const DATAGRAM: usize = 64;
 /// Buffer of a socket: more than a unit, so that one thread can hold both ends.
@@ -53,25 +54,49 @@ fn each(count: usize, mut unit: impl FnMut() -> Result<()>) -> Result<Vec<u64>> 
 
 /// Round trips of one byte over TCP, between a thread at each end.
 pub(crate) fn round_trips(way: &Way, count: usize) -> Result<Vec<u64>> {
-    served(way, move |way| {
-        let mut stream = connect(way)?;
+    let server = echo_server(way, &Stop::default())?;
+    let to = way.clone();
+    let client = move || {
+        let mut stream = connect(&to)?;
         let mut byte = [1_u8];
         each(count, || {
             stream.write_all(&byte)?;
             Ok(stream.read_exact(&mut byte)?)
         })
-    })
+    };
+    let taken = join(spawn(&way.client, Side::Client, client)?);
+    server.end()?;
+    taken
 }
 
 /// TCP connections with one byte each way, one after the other, from the call of `connect` to the
-/// next.
+/// next. One thread holds both ends.
 pub(crate) fn connections(way: &Way, count: usize) -> Result<Vec<u64>> {
-    served(way, move |way| {
+    let listener = listener(way)?;
+    // The time that `accept` waits.
+    setsockopt(
+        &listener,
+        sockopt::ReceiveTimeout,
+        &TimeVal::seconds(LIMIT.as_secs().cast_signed()),
+    )?;
+    let to = way.to;
+    within(&way.client, move || {
         each(count, || {
             let mut byte = [1_u8];
-            let mut stream = connect_from_next_port(way.to)?;
-            stream.write_all(&byte).context("connection: write")?;
-            stream.read_exact(&mut byte).context("connection: read")
+            let mut client = connect_from_next_port(to)?;
+            let (mut server, _) = listener.accept().context("connection: accept")?;
+            for end in [&client, &server] {
+                end.set_nodelay(true)?;
+                end.set_read_timeout(Some(LIMIT))?;
+            }
+            client.write_all(&byte).context("connection: write")?;
+            server.read_exact(&mut byte).context("connection: read")?;
+            server.write_all(&byte).context("connection: answer")?;
+            client.read_exact(&mut byte).context("connection: read the answer")?;
+            // The client closes first, so that TIME_WAIT stays at its end.
+            drop(client);
+            drop(server);
+            Ok(())
         })
     })
 }
@@ -102,28 +127,13 @@ fn connect_from_next_port(to: SocketAddrV4) -> Result<TcpStream> {
     }
     connect_socket(fd.as_raw_fd(), &SockaddrIn::from(to))
         .with_context(|| format!("{to}: cannot be reached"))?;
-    let stream = TcpStream::from(fd);
-    stream.set_nodelay(true)?;
-    Ok(stream)
-}
-
-/// Runs `client` on a thread at the client's end, with an echo server at the other.
-fn served(
-    way: &Way,
-    client: impl FnOnce(&Way) -> Result<Vec<u64>> + Send + 'static,
-) -> Result<Vec<u64>> {
-    let server = echo_server(way, &Stop::default())?;
-    let to = way.clone();
-    let taken = join(spawn(&way.client, Side::Client, move || client(&to))?);
-    server.end()?;
-    taken
+    Ok(TcpStream::from(fd))
 }
 
 /// Units of 64 KB of TCP payload there, and one byte back, which acknowledges them. One thread
 /// holds both ends, so that its scheduling is no part of the cost.
 pub(crate) fn payloads(way: &Way, count: usize) -> Result<Vec<u64>> {
-    let at = SocketAddrV4::new(way.bind, way.port);
-    let listener = within(&way.server, move || listen_at(at))?;
+    let listener = listener(way)?;
     let to = way.clone();
     let mut client = within(&way.client, move || connect(&to))?;
     let (mut server, _) = listener.accept().context("accept")?;
@@ -139,6 +149,12 @@ pub(crate) fn payloads(way: &Way, count: usize) -> Result<Vec<u64>> {
         server.write_all(&byte).context("64 KB: answer")?;
         client.read_exact(&mut byte).context("64 KB: receive the answer")
     })
+}
+
+/// A listener at the server's end.
+fn listener(way: &Way) -> Result<TcpListener> {
+    let at = SocketAddrV4::new(way.bind, way.port);
+    within(&way.server, move || listen_at(at))
 }
 
 fn prepare(end: &TcpStream) -> Result<()> {
@@ -160,15 +176,12 @@ pub(crate) fn datagrams(way: &Way, batches: usize) -> Result<Vec<u64>> {
         socket.connect(to)?;
         Ok(socket)
     })?;
-    let payload = [0x5a_u8; DATAGRAM];
-    let sent: Vec<_> = (0..BATCH).map(|_| [std::io::IoSlice::new(&payload)]).collect();
-    let nobody: Vec<Option<SockaddrIn>> = vec![None; BATCH];
+    let sent = vec![[0x5a_u8; DATAGRAM]; BATCH];
     let mut space = vec![[0_u8; DATAGRAM]; BATCH];
-    let mut out = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
+    let mut out = Batches::new();
     let mut back = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
     let taken = each(batches, || {
-        let flags = MsgFlags::empty();
-        let count = sendmmsg(client.as_raw_fd(), &mut out, &sent, &nobody, [], flags)?.count();
+        let count = out.send(&client, &sent)?;
         ensure!(count == BATCH, "UDP: {count} of {BATCH} datagrams were sent");
         let mut slices: Vec<_> =
             space.iter_mut().map(|it| [std::io::IoSliceMut::new(it)]).collect();
@@ -183,7 +196,7 @@ pub(crate) fn datagrams(way: &Way, batches: usize) -> Result<Vec<u64>> {
 }
 
 /// The mean of each batch's pieces.
-pub(super) fn per_piece(batches: &[u64]) -> Vec<u64> {
+fn per_piece(batches: &[u64]) -> Vec<u64> {
     batches.iter().map(|time| time / BATCH as u64).collect()
 }
 

@@ -69,7 +69,11 @@ impl Remote {
             ipv4: Some(self.ip()),
             ipv6: None,
             ifname: "eth0".to_owned(),
-            sandbox: SandboxRef { netns: format!("/run/netns/{container}").into(), owned: true },
+            sandbox: SandboxRef {
+                netns: format!("/run/netns/{container}").into(),
+                owned: true,
+                id: None,
+            },
             container: name(&container)?,
             ports: Vec::new(),
         })
@@ -127,19 +131,14 @@ pub(super) fn fill(url: &str, count: u32, node: &str, sandbox: &Path) -> anyhow:
     ];
     for number in 0..NODES {
         let last = u8::try_from(number + 1)?;
-        let record = Node {
-            schema: SCHEMA,
-            name: name(&format!("other{number}"))?,
-            id: format!("{number:064x}"),
-            vtep: Ipv4Addr::new(198, 51, 100, last),
-            port: 4789,
-        };
+        let (name, id) = (name(&format!("other{number}"))?, format!("{number:064x}"));
+        let record = Node::new(name, id, Ipv4Addr::new(198, 51, 100, last), 4789);
         plan.push(TxnOp::put(Key::node(&record.name), encode(&record)?, None));
     }
     let own = Endpoint {
         node: name(node)?,
         container: name("own")?,
-        sandbox: SandboxRef { netns: sandbox.to_owned(), owned: false },
+        sandbox: SandboxRef { netns: sandbox.to_owned(), owned: false, id: None },
         ..Remote::new(0).record()?
     };
     plan.extend(records(&own)?);
