@@ -8,7 +8,7 @@ mod touched;
 mod versioned;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     ops::Bound,
 };
@@ -245,13 +245,16 @@ impl View {
 
     /// All endpoints of a node.
     pub fn endpoints_on(&self, node: &Name) -> impl Iterator<Item = Versioned<Endpoint>> {
-        let all = self.endpoints.all().filter(move |(_, brief)| brief.node == node);
-        all.filter_map(|(network, brief)| brief.unpack(network))
+        let networks = self.endpoints.networks().filter(|network| self.is_in(node, network));
+        networks.flat_map(move |network| {
+            let briefs = self.endpoints.briefs(network).filter(move |brief| brief.node == node);
+            briefs.filter_map(|brief| brief.unpack(network))
+        })
     }
 
     /// Whether a node has an endpoint in a network.
     pub fn is_in(&self, node: &Name, network: &Name) -> bool {
-        self.endpoints.briefs(network).any(|brief| brief.node == node)
+        self.endpoints.count_on(network, node) > 0
     }
 
     /// An endpoint by its identifier.
@@ -274,6 +277,21 @@ impl View {
     /// The endpoint of a network with the given MAC address.
     pub fn endpoint_at(&self, network: &Name, mac: MacAddr) -> Option<Versioned<Endpoint>> {
         self.endpoints.briefs(network).find(|brief| brief.mac == mac)?.unpack(network)
+    }
+
+    /// The usable endpoints of a usable network that have the given MAC address, in order of
+    /// identifier.
+    pub(crate) fn usable_with_mac(
+        &self,
+        network: &Network,
+        mac: MacAddr,
+    ) -> impl Iterator<Item = Brief<'_>> {
+        // A usable endpoint owns the address that its MAC is derived from.
+        let derived = mac.to_ipv4().and_then(|ip| self.ipam.owner(&network.name, ip.into()));
+        let own = self.endpoints.with_own_mac(&network.name, mac);
+        let ids: BTreeSet<Id> = own.chain(derived).collect();
+        let briefs = ids.into_iter().filter_map(|id| self.endpoints.brief(&network.name, &id));
+        briefs.filter(move |brief| brief.mac == mac && self.is_usable(network, brief))
     }
 
     /// Resolves a network name on a node: to the node-local network of that name if it exists, else

@@ -230,14 +230,9 @@ mod tests {
         }
 
         fn node(&mut self, number: u8) -> Node {
-            let node = Node {
-                schema: crate::model::SCHEMA,
-                name: name(&format!("host{number}")),
-                id: format!("{number:064x}"),
-                vtep: [192, 0, 2, number].into(),
-                port: 4789,
-            };
-            self.commit(ops::register_node(&self.view(), &node, 1).unwrap());
+            let node = crate::model::testing::node(&format!("host{number}"), number);
+            let agent = crate::model::Alive::new(node.id.clone());
+            self.commit(ops::register_node(&self.view(), &node, &agent, 1).unwrap());
             node
         }
 
@@ -258,7 +253,8 @@ mod tests {
                     .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
                     .collect(),
                 labels: BTreeMap::new(),
-                avoid: Vec::new(),
+                routes: Vec::new(),
+                pools: Vec::new(),
             };
             let (network, plan) = ops::create_network(&self.view(), &spec).unwrap();
             self.commit(plan);
@@ -273,7 +269,11 @@ mod tests {
                 ip: None,
                 mac: None,
                 ifname: "eth0".to_owned(),
-                sandbox: crate::model::SandboxRef { netns: "/run/netns/x".into(), owned: true },
+                sandbox: crate::model::SandboxRef {
+                    netns: "/run/netns/x".into(),
+                    owned: true,
+                    id: None,
+                },
                 ports: Vec::new(),
             };
             let (endpoint, plan) = ops::create_endpoint(&self.view(), &spec).unwrap();

@@ -17,6 +17,7 @@
 mod desired;
 mod diff;
 mod flood;
+mod held;
 mod kernel;
 mod objects;
 mod observed;
@@ -29,6 +30,7 @@ mod tests;
 pub use desired::{Bum, Inputs, network_state};
 pub use diff::{Op, diff};
 pub use flood::assign_slots;
+pub use held::Held;
 pub use kernel::Kernel;
 pub use objects::{LocalEndpoint, gateway_device, local_endpoint};
 pub use observed::Observed;

@@ -29,6 +29,8 @@ pub struct LocalEndpoint {
     pub mtu: u16,
     /// Addresses with their prefix lengths.
     pub addresses: Vec<IpNetwork>,
+    /// The host has routes to the subnets of the network.
+    pub routed: bool,
     /// Routes besides those of the subnets: destination and gateway.
     pub routes: Vec<(IpNetwork, Option<IpAddr>)>,
 }
@@ -53,6 +55,7 @@ pub fn local_endpoint(network: &Network, endpoint: &Endpoint) -> LocalEndpoint {
         mac: endpoint.mac,
         mtu: network.mtu,
         addresses: v4.into_iter().chain(v6).collect(),
+        routed: !network.may_overlap(),
         routes: default_route(network, endpoint).into_iter().collect(),
     }
 }

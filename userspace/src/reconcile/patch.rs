@@ -6,14 +6,14 @@ use std::{
     net::IpAddr,
 };
 
-use crate::datapath::entry::{FdbEntry, NeighEntry, VtepInfo, VtepKey};
+use crate::datapath::entry::{FdbEntry, NeighEntry, VtepInfo};
 use culvert_common::abi::{FdbKey, NeighKey};
 
 use super::{
     desired::{Inputs, neighbour_key, vtep_of},
-    tables::Tables,
+    held::Held,
 };
-use crate::model::{Brief, Former, Id, MacAddr, Name};
+use crate::model::{Brief, Former, Id, MacAddr, Name, Network};
 
 /// The endpoints that have changed in a network.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,14 +43,14 @@ pub struct Patch {
 pub fn network_patch(
     inputs: &Inputs<'_>,
     name: &Name,
-    held: &Tables,
+    held: &Held,
     changed: &Changed,
 ) -> Option<Patch> {
     let Inputs { view, own, .. } = *inputs;
     let network = view.usable_network(name).ok()?;
     let vni = network.vni.get();
     // A network is patched only after it has been written as a whole.
-    held.networks.get(&vni)?;
+    held.tables().networks.get(&vni)?;
     let local = |node: &Name| *node == own.name;
     let usable = |brief: &Brief<'_>| view.is_usable(network, brief);
 
@@ -73,54 +73,38 @@ pub fn network_patch(
     let vteps: BTreeSet<[u8; 4]> =
         nodes.iter().map(|node| vtep_of(inputs, node)).collect::<Option<_>>()?;
     let key = |mac: MacAddr| FdbKey::new(vni, mac.0);
-    let known = |mac: &MacAddr| held.fdb.get(&key(*mac));
+    let known = |mac: &MacAddr| held.tables().fdb.get(&key(*mac));
     if macs.iter().filter_map(known).any(|entry| !vteps.contains(&entry.vtep)) {
         return None;
     }
 
-    // The endpoint that has each MAC, and the VTEPs that have an endpoint.
-    let mut holders: BTreeMap<MacAddr, Brief<'_>> = BTreeMap::new();
-    let mut members: BTreeSet<[u8; 4]> = BTreeSet::new();
-    if changed.former.is_empty() && !macs.iter().any(|mac| known(mac).is_some()) {
-        // No endpoint had any of these MACs or addresses before, and no VTEP has lost an endpoint.
-        let had = |vtep: &&[u8; 4]| {
-            held.vteps.get(&VtepKey { vni, ip: **vtep }).is_some_and(|info| info.foreign == 0)
-        };
-        members.extend(vteps.iter().filter(had));
-        for brief in now.iter().copied().filter(usable) {
-            members.extend(vtep_of(inputs, brief.node));
-            holders.entry(brief.mac).or_insert(brief);
-        }
-    } else {
-        let there: BTreeSet<&Name> = view
-            .nodes
-            .values()
-            .filter(|node| vteps.contains(&node.vtep.octets()))
-            .map(|node| &node.name)
-            .collect();
-        let concerned = |brief: &Brief<'_>| macs.contains(&brief.mac) || there.contains(brief.node);
-        for brief in view.endpoints.briefs(name).filter(concerned) {
-            let open = macs.contains(&brief.mac);
-            if !open && vtep_of(inputs, brief.node).is_some_and(|vtep| members.contains(&vtep)) {
-                continue;
-            }
-            if !usable(&brief) || (vtep_of(inputs, brief.node).is_none() && !local(brief.node)) {
-                continue;
-            }
-            if open && local(brief.node) {
+    // VTEP of the endpoint that has each MAC.
+    let mut holders: BTreeMap<MacAddr, [u8; 4]> = BTreeMap::new();
+    for mac in &macs {
+        for brief in view.usable_with_mac(network, *mac) {
+            if local(brief.node) {
                 return None;
             }
-            members.extend(vtep_of(inputs, brief.node));
-            if open {
-                holders.entry(brief.mac).or_insert(brief);
+            if let Some(vtep) = vtep_of(inputs, brief.node) {
+                holders.entry(*mac).or_insert(vtep);
             }
         }
     }
+    let members: BTreeSet<[u8; 4]> = vteps
+        .iter()
+        .copied()
+        .filter(|vtep| {
+            let is_its = |entry: &&FdbEntry| entry.vtep == *vtep;
+            let before = macs.iter().filter_map(known).filter(is_its).count();
+            let now = holders.values().filter(|other| *other == vtep).count();
+            held.behind(*vtep) + now > before || has_usable(inputs, network, *vtep)
+        })
+        .collect();
 
     let mut patch = Patch { vni, ..Patch::default() };
     for mac in &macs {
-        let vtep = holders.get(mac).and_then(|brief| vtep_of(inputs, brief.node));
-        patch.fdb.insert(key(*mac), vtep.map(|vtep| FdbEntry { ifindex: 0, vtep }));
+        let entry = holders.get(mac).map(|vtep| FdbEntry { ifindex: 0, vtep: *vtep });
+        patch.fdb.insert(key(*mac), entry);
     }
     for ip in ips {
         let owner = view.ipam.owner(name, ip).and_then(|id| view.endpoints.brief(name, &id));
@@ -142,6 +126,20 @@ pub fn network_patch(
         patch.vteps.insert(vtep, info);
     }
     Some(patch)
+}
+
+/// Whether a usable endpoint is behind a VTEP. Reads all endpoints of the network, unless none is
+/// on a node with this VTEP: for a VTEP all of whose MACs, if it has any, are given to others.
+fn has_usable(inputs: &Inputs<'_>, network: &Network, vtep: [u8; 4]) -> bool {
+    let view = inputs.view;
+    let nodes = view.nodes.values().filter(|node| node.vtep.octets() == vtep);
+    let nodes: BTreeSet<&Name> =
+        nodes.map(|node| &node.name).filter(|node| view.is_in(node, &network.name)).collect();
+    !nodes.is_empty()
+        && view
+            .endpoints
+            .briefs(&network.name)
+            .any(|brief| nodes.contains(brief.node) && view.is_usable(network, &brief))
 }
 
 #[cfg(test)]

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::datapath::entry::{UnderlayPath, VtepKey};
+use crate::datapath::entry::{UnderlayPath, VtepInfo, VtepKey};
 
 use super::{
     diff::{Op, diff},
     flood::assign_slots,
+    held::Held,
     kernel::Kernel,
     observed::Observed,
     patch::Patch,
@@ -46,7 +47,7 @@ pub struct Counts {
 #[derive(Debug, Default)]
 pub struct Reconciler {
     /// Copy of the kernel's tables of each VNI.
-    networks: BTreeMap<u32, Tables>,
+    networks: BTreeMap<u32, Held>,
     /// The kernel's entries of `UNDERLAY`.
     underlay: BTreeMap<[u8; 4], UnderlayPath>,
     /// The path to each VTEP, in use or not.
@@ -60,6 +61,8 @@ pub struct Reconciler {
     written: Option<Vec<Op>>,
     /// Sums over all of `networks`.
     counts: Counts,
+    /// `underlay` may have entries that no network needs, or that have no path.
+    unused_paths: bool,
 }
 
 impl Reconciler {
@@ -80,11 +83,14 @@ impl Reconciler {
         for op in self.written.take().unwrap_or_default() {
             observed.apply(&op);
         }
-        (self.networks, self.underlay) = observed.into_parts();
+        let (networks, underlay) = observed.into_parts();
+        self.networks = networks.into_iter().map(|(vni, it)| (vni, it.into())).collect();
+        self.underlay = underlay;
+        self.unused_paths = true;
         self.users.clear();
         self.owners.clear();
         self.counts = Counts::default();
-        for (vni, tables) in &self.networks {
+        for (vni, tables) in self.networks.iter().map(|(vni, held)| (vni, held.tables())) {
             self.counts.fdb += tables.fdb.len();
             self.counts.neighbours += tables.neighbours.len();
             self.owners.extend(tables.endpoints.keys().map(|ifindex| (*ifindex, *vni)));
@@ -104,14 +110,14 @@ impl Reconciler {
         self.networks.keys().copied().collect()
     }
 
-    /// The kernel's tables of a VNI; `None` if the kernel has no entry of it.
-    pub fn network(&self, vni: u32) -> Option<&Tables> {
+    /// What the kernel holds of a VNI; `None` if it has no entry.
+    pub fn network(&self, vni: u32) -> Option<&Held> {
         self.networks.get(&vni)
     }
 
     /// Whether the kernel holds any published port.
     pub fn publishes(&self) -> bool {
-        self.networks.values().any(|tables| !tables.published.is_empty())
+        self.networks.values().any(|held| !held.tables().published.is_empty())
     }
 
     /// Whether a network in the kernel has this VTEP.
@@ -133,13 +139,13 @@ impl Reconciler {
         desired: Option<&NetworkState>,
     ) -> Result<usize, ApplyError<K::Error>> {
         let observed = self.networks.remove(&vni).unwrap_or_default();
-        let laid = desired.map(|state| state.lay_out(&observed)).unwrap_or_default();
-        let ops = diff(&laid, &observed);
-        let after = laid.vteps.keys().map(|key| key.ip).collect();
-        self.carry_out(kernel, vni, observed, &ops, &after, Some(laid))
+        let laid = desired.map(|state| state.lay_out(observed.tables())).unwrap_or_default();
+        let ops = diff(&laid, observed.tables());
+        self.carry_out(kernel, vni, observed, &ops, Some(laid))
     }
 
-    /// Changes some entries of a network that the kernel holds.
+    /// Changes some entries of a network that the kernel holds. The time does not depend on the
+    /// number of the others, unless a VTEP comes or goes.
     pub fn patch<K: Kernel + ?Sized>(
         &mut self,
         kernel: &K,
@@ -147,34 +153,35 @@ impl Reconciler {
     ) -> Result<usize, ApplyError<K::Error>> {
         let vni = patch.vni;
         let held = self.networks.remove(&vni).unwrap_or_default();
+        let tables = held.tables();
+        let vteps: BTreeMap<VtepKey, Option<VtepInfo>> =
+            patch.vteps.iter().map(|(ip, info)| (VtepKey { vni, ip: *ip }, *info)).collect();
         // Of the large tables only the patched keys.
-        let was = Tables {
-            fdb: entries_at(&held.fdb, &patch.fdb),
-            neighbours: entries_at(&held.neighbours, &patch.neighbours),
-            vteps: held.vteps.clone(),
-            flood_remote: held.flood_remote.clone(),
-            networks: held.networks.clone(),
+        let mut was = Tables {
+            fdb: entries_at(&tables.fdb, &patch.fdb),
+            neighbours: entries_at(&tables.neighbours, &patch.neighbours),
+            vteps: entries_at(&tables.vteps, &vteps),
             ..Tables::default()
         };
         let mut laid = Tables {
             fdb: wanted(&patch.fdb),
             neighbours: wanted(&patch.neighbours),
-            ..was.clone()
+            vteps: wanted(&vteps),
+            ..Tables::default()
         };
-        for (ip, info) in &patch.vteps {
-            let key = VtepKey { vni, ip: *ip };
-            match info {
-                Some(info) => laid.vteps.insert(key, *info),
-                None => laid.vteps.remove(&key),
-            };
-        }
-        let after: BTreeSet<[u8; 4]> = laid.vteps.keys().map(|key| key.ip).collect();
-        laid.flood_remote = assign_slots(vni, &after, &was.flood_remote);
-        if let Some(info) = laid.networks.get_mut(&vni) {
-            info.remote_vteps = u32::try_from(laid.flood_remote.len()).unwrap_or(u32::MAX);
+        if !was.vteps.keys().eq(laid.vteps.keys()) {
+            was.flood_remote.clone_from(&tables.flood_remote);
+            was.networks.clone_from(&tables.networks);
+            let others = tables.vteps.keys().filter(|key| !vteps.contains_key(key));
+            let members = others.chain(laid.vteps.keys()).map(|key| key.ip).collect();
+            laid.flood_remote = assign_slots(vni, &members, &was.flood_remote);
+            laid.networks.clone_from(&was.networks);
+            if let Some(info) = laid.networks.get_mut(&vni) {
+                info.remote_vteps = u32::try_from(laid.flood_remote.len()).unwrap_or(u32::MAX);
+            }
         }
         let ops = diff(&laid, &was);
-        self.carry_out(kernel, vni, held, &ops, &after, None)
+        self.carry_out(kernel, vni, held, &ops, None)
     }
 
     /// Carries out `ops` for a network. The kernel holds `observed` before, and `laid` after, if
@@ -183,36 +190,39 @@ impl Reconciler {
         &mut self,
         kernel: &K,
         vni: u32,
-        observed: Tables,
+        observed: Held,
         ops: &[Op],
-        after: &BTreeSet<[u8; 4]>,
         laid: Option<Tables>,
     ) -> Result<usize, ApplyError<K::Error>> {
-        let before: BTreeSet<[u8; 4]> = observed.vteps.keys().map(|key| key.ip).collect();
+        let had = |key: &VtepKey| observed.tables().vteps.contains_key(key);
         let mut done = 0;
-        let outcome = self.run(kernel, ops, &mut done, &before, after);
-        self.counts.fdb -= observed.fdb.len();
-        self.counts.neighbours -= observed.neighbours.len();
+        let outcome = self.run(kernel, ops, &mut done, had);
+        // The path of a VTEP may be there, and the VTEP not.
+        self.unused_paths |= outcome.is_err();
+        // After a failure the maps hold less than `desired`: count what they hold.
+        for op in ops.iter().take(done) {
+            match op {
+                Op::Vtep(key, Some(_)) if !had(key) => {
+                    *self.users.entry(key.ip).or_default() += 1;
+                }
+                Op::Vtep(key, None) if had(key) => self.release(key.ip),
+                _ => {}
+            }
+        }
+        self.counts.fdb -= observed.tables().fdb.len();
+        self.counts.neighbours -= observed.tables().neighbours.len();
         let mut now = observed;
         match laid.filter(|_| outcome.is_ok()) {
-            Some(laid) => now = laid,
-            None => ops.iter().take(done).for_each(|op| op.apply_to(&mut now)),
+            Some(laid) => now = laid.into(),
+            None => ops.iter().take(done).for_each(|op| now.apply(op)),
         }
-        // After a failure the maps hold less than `desired`: count what they hold.
-        let held: BTreeSet<[u8; 4]> = now.vteps.keys().map(|key| key.ip).collect();
-        for ip in before.difference(&held) {
-            self.release(*ip);
-        }
-        for ip in held.difference(&before) {
-            *self.users.entry(*ip).or_default() += 1;
-        }
-        self.counts.fdb += now.fdb.len();
-        self.counts.neighbours += now.neighbours.len();
-        if !now.is_empty() {
+        self.counts.fdb += now.tables().fdb.len();
+        self.counts.neighbours += now.tables().neighbours.len();
+        if !now.tables().is_empty() {
             self.networks.insert(vni, now);
         }
         let steps = outcome?;
-        Ok(steps + self.sync_underlay(kernel, false)?)
+        Ok(steps + self.remove_unused_paths(kernel)?)
     }
 
     /// Sets the paths to the VTEPs. A VTEP without an entry has no path.
@@ -222,7 +232,18 @@ impl Reconciler {
         paths: BTreeMap<[u8; 4], UnderlayPath>,
     ) -> Result<usize, ApplyError<K::Error>> {
         self.paths = paths;
-        Ok(self.sync_underlay(kernel, true)? + self.sync_underlay(kernel, false)?)
+        self.unused_paths = true;
+        let puts: Vec<_> = self.users.keys().filter_map(|ip| self.new_path(ip)).collect();
+        for (ip, path) in &puts {
+            self.put_path(kernel, *ip, *path)?;
+        }
+        Ok(puts.len() + self.remove_unused_paths(kernel)?)
+    }
+
+    /// The path to a VTEP, unless the kernel has it already.
+    fn new_path(&self, ip: &[u8; 4]) -> Option<([u8; 4], UnderlayPath)> {
+        let path = self.paths.get(ip).filter(|path| self.underlay.get(ip) != Some(path))?;
+        Some((*ip, *path))
     }
 
     fn release(&mut self, ip: [u8; 4]) {
@@ -230,6 +251,7 @@ impl Reconciler {
             *count -= 1;
             if *count == 0 {
                 self.users.remove(&ip);
+                self.unused_paths = true;
             }
         }
     }
@@ -238,27 +260,27 @@ impl Reconciler {
     /// copy of its former network, which must not remove it any more.
     fn own(&mut self, ifindex: u32, vni: u32) {
         let previous = self.owners.insert(ifindex, vni).filter(|previous| *previous != vni);
-        if let Some(tables) = previous.and_then(|previous| self.networks.get_mut(&previous)) {
-            tables.endpoints.remove(&ifindex);
+        if let Some(held) = previous.and_then(|previous| self.networks.get_mut(&previous)) {
+            held.apply(&Op::Endpoint(ifindex, None));
         }
     }
 
-    /// Carries out `ops`, and before them the paths of new VTEPs. Adds the number of carried out
-    /// `ops` to `done`.
+    /// Carries out `ops`, and before them the paths of VTEPs that the network does not have before
+    /// (`had`). Adds the number of carried out `ops` to `done`.
     fn run<K: Kernel + ?Sized>(
         &mut self,
         kernel: &K,
         ops: &[Op],
         done: &mut usize,
-        before: &BTreeSet<[u8; 4]>,
-        after: &BTreeSet<[u8; 4]>,
+        had: impl Fn(&VtepKey) -> bool,
     ) -> Result<usize, ApplyError<K::Error>> {
         let mut steps = 0;
-        for ip in after.difference(before) {
-            let path = self.paths.get(ip).copied();
-            if let Some(path) = path.filter(|path| self.underlay.get(ip) != Some(path)) {
-                self.step(kernel, Op::Underlay(*ip, Some(path)))?;
-                self.underlay.insert(*ip, path);
+        for op in ops {
+            if let Op::Vtep(key, Some(_)) = op
+                && !had(key)
+                && let Some((ip, path)) = self.new_path(&key.ip)
+            {
+                self.put_path(kernel, ip, path)?;
                 steps += 1;
             }
         }
@@ -291,43 +313,43 @@ impl Reconciler {
             }
             // A published port that has moved must not be removed by its former network.
             Op::Published(key, Some(_)) => {
-                for tables in self.networks.values_mut() {
-                    tables.published.remove(key);
+                for held in self.networks.values_mut() {
+                    held.apply(&Op::Published(*key, None));
                 }
             }
             _ => {}
         }
     }
 
-    /// Brings `UNDERLAY` to the paths of the VTEPs in use: either all puts, or all removals.
-    fn sync_underlay<K: Kernel + ?Sized>(
+    /// Puts the path of a VTEP that is used, or will be by the next steps.
+    fn put_path<K: Kernel + ?Sized>(
         &mut self,
         kernel: &K,
-        put: bool,
+        ip: [u8; 4],
+        path: UnderlayPath,
+    ) -> Result<(), ApplyError<K::Error>> {
+        self.step(kernel, Op::Underlay(ip, Some(path)))?;
+        self.underlay.insert(ip, path);
+        Ok(())
+    }
+
+    /// Removes the entries of `UNDERLAY` that no network needs, or that have no path, if there may
+    /// be any.
+    fn remove_unused_paths<K: Kernel + ?Sized>(
+        &mut self,
+        kernel: &K,
     ) -> Result<usize, ApplyError<K::Error>> {
-        let wanted =
-            |ip: &[u8; 4]| self.paths.get(ip).copied().filter(|_| self.users.contains_key(ip));
-        let ops: Vec<Op> = if put {
-            self.users
-                .keys()
-                .filter_map(|ip| wanted(ip).map(|path| (*ip, path)))
-                .filter(|(ip, path)| self.underlay.get(ip) != Some(path))
-                .map(|(ip, path)| Op::Underlay(ip, Some(path)))
-                .collect()
-        } else {
-            let unused = self.underlay.keys().filter(|ip| wanted(ip).is_none());
-            unused.map(|ip| Op::Underlay(*ip, None)).collect()
-        };
-        for op in &ops {
-            self.step(kernel, *op)?;
-            if let Op::Underlay(ip, path) = op {
-                match path {
-                    Some(path) => self.underlay.insert(*ip, *path),
-                    None => self.underlay.remove(ip),
-                };
-            }
+        if !self.unused_paths {
+            return Ok(0);
         }
-        Ok(ops.len())
+        let needed = |ip: &[u8; 4]| self.users.contains_key(ip) && self.paths.contains_key(ip);
+        let unused: Vec<_> = self.underlay.keys().copied().filter(|ip| !needed(ip)).collect();
+        for ip in &unused {
+            self.step(kernel, Op::Underlay(*ip, None))?;
+            self.underlay.remove(ip);
+        }
+        self.unused_paths = false;
+        Ok(unused.len())
     }
 
     /// Carries out a step, and notes it.

@@ -1,12 +1,16 @@
 //! The endpoints of the cluster, packed.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    fmt,
+};
 
 use super::{
     Versioned,
-    packed::{self, Brief, Id},
+    packed::{self, Brief, Id, Indexed},
+    sorted::Sorted,
 };
-use crate::model::{Endpoint, Name};
+use crate::model::{Endpoint, MacAddr, Name};
 
 /// `endpoints/NETWORK/ID`, by network and identifier.
 #[derive(Clone, Default)]
@@ -51,6 +55,24 @@ impl Endpoints {
         let group = self.groups.get(network)?;
         let index = group.find(id).ok()?;
         Brief::of(group.bytes(group.items.get(index)?), &self.nodes)
+    }
+
+    /// Number of endpoints of a node in a network.
+    pub(crate) fn count_on(&self, network: &Name, node: &Name) -> usize {
+        let group = self.groups.get(network).zip(self.numbers.get(node));
+        group.and_then(|(group, number)| group.on.get(number)).copied().unwrap_or_default()
+    }
+
+    /// The endpoints of a network that have the MAC `mac` and no IPv4 address from which it is
+    /// derived, in order of identifier.
+    pub(super) fn with_own_mac(
+        &self,
+        network: &Name,
+        mac: MacAddr,
+    ) -> impl Iterator<Item = Id> + use<'_> {
+        let group = self.groups.get(network).into_iter();
+        let range = (mac, Id::LEAST)..=(mac, Id::GREATEST);
+        group.flat_map(move |group| group.own_macs.keys_in(range.clone())).map(|(_, id)| id)
     }
 
     /// The endpoints of all networks.
@@ -104,6 +126,10 @@ struct Group {
     slab: Vec<u8>,
     /// Number of unused bytes in the slab.
     dead: usize,
+    /// Number of endpoints of each node that has some.
+    on: BTreeMap<u32, usize>,
+    /// MACs that are not derived from the endpoint's IPv4 address.
+    own_macs: Sorted<(MacAddr, Id), ()>,
 }
 
 /// Location of a packed endpoint.
@@ -133,29 +159,50 @@ impl Group {
 
     fn put(&mut self, packed: Box<[u8]>) -> Option<()> {
         let id = packed::id_of(&packed);
+        let indexed = Indexed::of(&packed);
         // Fast path: a list comes in order of identifier.
         if self.items.last().is_none_or(|last| packed::id_of(self.bytes(last)) < id) {
             self.items.push(Item::Own(packed));
-            return Some(());
-        }
-        match self.find(&id) {
-            Ok(index) => {
-                let before = std::mem::replace(self.items.get_mut(index)?, Item::Own(packed));
-                self.bury(&before);
+        } else {
+            match self.find(&id) {
+                Ok(index) => {
+                    let before = std::mem::replace(self.items.get_mut(index)?, Item::Own(packed));
+                    self.bury(id, &before);
+                }
+                Err(index) => self.items.insert(index, Item::Own(packed)),
             }
-            Err(index) => self.items.insert(index, Item::Own(packed)),
         }
+        self.index(id, indexed);
         Some(())
     }
 
     fn remove(&mut self, id: &Id) {
         if let Ok(index) = self.find(id) {
             let before = self.items.remove(index);
-            self.bury(&before);
+            self.bury(*id, &before);
         }
     }
 
-    fn bury(&mut self, item: &Item) {
+    /// Adds an endpoint to the indexes.
+    fn index(&mut self, id: Id, Indexed { node, own_mac }: Indexed) {
+        *self.on.entry(node).or_default() += 1;
+        if let Some(mac) = own_mac {
+            self.own_macs.insert((mac, id), ());
+        }
+    }
+
+    /// Removes from the indexes, and gives up the place of, an endpoint that `items` has no more.
+    fn bury(&mut self, id: Id, item: &Item) {
+        let Indexed { node, own_mac } = Indexed::of(self.bytes(item));
+        if let Entry::Occupied(mut count) = self.on.entry(node) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+        if let Some(mac) = own_mac {
+            self.own_macs.remove(&(mac, id));
+        }
         if let Item::InSlab { length, .. } = item {
             self.dead += *length as usize;
             if self.dead > Self::DEAD + self.slab.len() / 2 {
@@ -180,7 +227,8 @@ impl Group {
                 _ => Item::Own(bytes.into()),
             });
         }
-        *self = Self { items, slab, dead: 0 };
+        (self.items, self.slab, self.dead) = (items, slab, 0);
+        self.own_macs.pack();
     }
 }
 
@@ -210,13 +258,19 @@ mod tests {
         /// Endpoints equal what was put, independent of their location.
         #[test]
         fn endpoints_are_what_was_put(
-            history in proptest::collection::vec((0..20u8, 2..9u8, 0..6u8), 0..80),
+            history in proptest::collection::vec(
+                (0..20u8, 2..9u8, 0..6u8, 0..2usize, proptest::option::of(0..2usize)), 0..80,
+            ),
         ) {
             let net = network("net", 256, &["10.0.0.0/24"]);
+            let nodes: [Name; 2] = ["host1", "host2"].map(|node| node.parse().expect("name"));
+            let macs = [MacAddr([2, 0, 0, 0, 0, 1]), MacAddr([2, 0, 0, 0, 0, 2])];
             let mut endpoints = Endpoints::default();
             let mut expected = BTreeMap::new();
-            for (revision, (id, last, what)) in (1..).zip(history) {
-                let record = endpoint(&net, &format!("{id:02x}"), "host1", &format!("10.0.0.{last}"));
+            for (revision, (id, last, what, node, mac)) in (1..).zip(history) {
+                let (id, ip) = (format!("{id:02x}"), format!("10.0.0.{last}"));
+                let mut record = endpoint(&net, &id, nodes[node].as_str(), &ip);
+                record.mac = mac.map_or(record.mac, |mac| macs[mac]);
                 let id = Id::parse(&record.id).expect("id");
                 match what {
                     0 => endpoints.pack(),
@@ -235,6 +289,16 @@ mod tests {
                 prop_assert_eq!(endpoints.is_empty(), expected.is_empty());
                 let found = endpoints.brief(&net.name, &id).map(|brief| brief.revision);
                 prop_assert_eq!(found, expected.get(&id.text()).map(|ep| ep.revision));
+                for node in &nodes {
+                    let there = expected.values().filter(|ep| ep.node == *node).count();
+                    prop_assert_eq!(endpoints.count_on(&net.name, node), there);
+                }
+                for mac in &macs {
+                    let ids: Vec<_> = endpoints.with_own_mac(&net.name, *mac).collect();
+                    let has = expected.values().filter(|ep| ep.mac == *mac);
+                    let has: Vec<_> = has.filter_map(|ep| Id::parse(&ep.id)).collect();
+                    prop_assert_eq!(ids, has);
+                }
             }
         }
     }

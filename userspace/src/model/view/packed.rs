@@ -14,7 +14,7 @@ use std::{
 
 use super::Versioned;
 use crate::{
-    model::{Endpoint, MacAddr, Name, Protocol, PublishedPort, SCHEMA, SandboxRef, Vni},
+    model::{Endpoint, MacAddr, Name, NetnsId, Protocol, PublishedPort, SCHEMA, SandboxRef, Vni},
     store::Revision,
 };
 
@@ -30,6 +30,11 @@ pub(crate) struct Id {
 }
 
 impl Id {
+    /// No identifier is less.
+    pub(super) const LEAST: Self = Self { bytes: [0; DIGITS / 2], digits: 0 };
+    /// No identifier is greater.
+    pub(super) const GREATEST: Self = Self { bytes: [u8::MAX; DIGITS / 2], digits: u8::MAX };
+
     /// Parses the text. `None`: it is not an identifier.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let digits = u8::try_from(text.len()).ok().filter(|digits| *digits as usize <= DIGITS)?;
@@ -69,6 +74,8 @@ mod part {
     pub(super) const NETNS: u8 = 16;
     pub(super) const OWNED: u8 = 32;
     pub(super) const PORTS: u8 = 64;
+    /// The identity of the namespace is stored.
+    pub(super) const NETNS_ID: u8 = 128;
 }
 
 const IFNAME: &str = "eth0";
@@ -92,6 +99,7 @@ pub(super) fn pack(endpoint: &Versioned<Endpoint>, node: u32) -> Option<Box<[u8]
     let netns = set(part::NETNS, record.sandbox.netns != usual_netns(&record.container));
     set(part::OWNED, record.sandbox.owned);
     let ports = set(part::PORTS, !record.ports.is_empty());
+    set(part::NETNS_ID, record.sandbox.id.is_some());
 
     let mut bytes = Vec::with_capacity(96);
     bytes.push(id.digits);
@@ -112,6 +120,10 @@ pub(super) fn pack(endpoint: &Versioned<Endpoint>, node: u32) -> Option<Box<[u8]
     if netns {
         text(&mut bytes, record.sandbox.netns.as_os_str().as_bytes());
     }
+    if let Some(NetnsId { dev, ino }) = record.sandbox.id {
+        number(&mut bytes, dev);
+        number(&mut bytes, ino);
+    }
     if ports {
         number(&mut bytes, record.ports.len() as u64);
         for port in &record.ports {
@@ -127,6 +139,29 @@ pub(super) fn pack(endpoint: &Versioned<Endpoint>, node: u32) -> Option<Box<[u8]
 /// The identifier of a packed endpoint.
 pub(super) fn id_of(packed: &[u8]) -> Id {
     Reader(packed).id()
+}
+
+/// The fields of a packed endpoint that [`super::endpoints::Endpoints`] has an index of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Indexed {
+    /// Number of the node.
+    pub(super) node: u32,
+    /// The MAC, unless it is the one derived from the IPv4 address.
+    pub(super) own_mac: Option<MacAddr>,
+}
+
+impl Indexed {
+    /// The indexed fields of a packed endpoint.
+    pub(super) fn of(packed: &[u8]) -> Self {
+        let mut reader = Reader(packed);
+        reader.id();
+        let flags = reader.byte();
+        reader.number();
+        let node = u32::try_from(reader.number()).unwrap_or(u32::MAX);
+        reader.number();
+        let own_mac = (flags & part::MAC != 0).then(|| MacAddr(reader.array()));
+        Self { node, own_mac }
+    }
 }
 
 /// The fields of an endpoint that every host needs. The other fields stay packed.
@@ -185,6 +220,8 @@ impl<'a> Brief<'a> {
         } else {
             usual_netns(&container)
         };
+        let netns_id =
+            has(part::NETNS_ID).then(|| NetnsId { dev: reader.number(), ino: reader.number() });
         let count = if has(part::PORTS) { reader.number() } else { 0 };
         let ports = (0..count).map(|_| PublishedPort {
             host_ip: reader.array().into(),
@@ -209,7 +246,7 @@ impl<'a> Brief<'a> {
             ipv4: self.ipv4,
             ipv6: self.ipv6,
             ifname,
-            sandbox: SandboxRef { netns, owned: has(part::OWNED) },
+            sandbox: SandboxRef { netns, owned: has(part::OWNED), id: netns_id },
             ports,
         };
         Some(Versioned { record, revision: self.revision })
@@ -288,7 +325,7 @@ mod tests {
             ipv6 in proptest::option::of(any::<u128>()),
             ifname in proptest::option::of("[a-z0-9]{1,15}"),
             netns in proptest::option::of("/[a-zé/]{0,200}"),
-            owned: bool,
+            (owned, netns_id) in any::<(bool, Option<(u64, u64)>)>(),
             ports in proptest::collection::vec((any::<u32>(), any::<(u16, u16, bool)>()), 0..4),
         ) -> Endpoint {
             let container: Name = container.parse().expect("name");
@@ -304,7 +341,11 @@ mod tests {
                 ipv4,
                 ipv6: ipv6.map(Into::into),
                 ifname: ifname.unwrap_or_else(|| IFNAME.to_owned()),
-                sandbox: SandboxRef { netns, owned },
+                sandbox: SandboxRef {
+                    netns,
+                    owned,
+                    id: netns_id.map(|(dev, ino)| NetnsId { dev, ino }),
+                },
                 container,
                 ports: ports.into_iter().map(|(ip, (host, inner, tcp))| PublishedPort {
                     host_ip: ip.into(),
@@ -325,6 +366,9 @@ mod tests {
             let brief = Brief::of(&packed, &nodes).expect("brief");
             prop_assert_eq!(id_of(&packed).text(), endpoint.id.clone());
             prop_assert_eq!(brief.container(), endpoint.container.as_str());
+            let derived = endpoint.ipv4.map(MacAddr::from_ipv4);
+            let own_mac = Some(endpoint.mac).filter(|mac| derived != Some(*mac));
+            prop_assert_eq!(Indexed::of(&packed), Indexed { node: 0, own_mac });
             prop_assert_eq!(brief.unpack(&endpoint.network), Some(endpoint));
         }
 

@@ -17,7 +17,7 @@ fn each_kind_of_record_is_folded_in_and_out_again() {
     let (red, _) = two_networks();
     let ep = endpoint(&red, "0a", "host1", "10.0.0.2");
     let host = node("host1", 1);
-    let alive = Alive { schema: SCHEMA, id: host.id.clone() };
+    let alive = Alive::new(host.id.clone());
     let owner = VniOwner { schema: SCHEMA, network: red.name.clone() };
     let claim = IpOwner { schema: SCHEMA, endpoint: ep.id.clone() };
     let ip: Ipv4Addr = "192.0.2.9".parse().expect("address");
@@ -202,7 +202,7 @@ fn record_change(kind: u8, which: u8, revision: Revision) -> Change {
             change(Key::ipam(&red.name, ip), &claim, revision)
         }
         _ => {
-            let alive = Alive { schema: SCHEMA, id: "00".to_owned() };
+            let alive = Alive::new("00".to_owned());
             change(Key::alive(&name(&format!("h{which}"))), &alive, revision)
         }
     }

@@ -10,7 +10,7 @@ use crate::{
         Endpoint, ForeignVtep, IpOwner, Key, SCHEMA,
         testing::{Cluster, endpoint, name, network, node},
     },
-    reconcile::{Kernel, Op, Reconciler, network_state},
+    reconcile::{Kernel, Op, Reconciler, Tables, network_state},
     store::{Change, Entry},
 };
 
