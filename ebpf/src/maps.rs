@@ -247,6 +247,16 @@ pub(crate) fn is_uplink(ifindex: u32) -> bool {
     has(&UPLINKS, &ifindex)
 }
 
+/// Another socket of the host has the VXLAN port on this uplink.
+#[inline(always)]
+pub(crate) fn shares_port(ifindex: u32) -> bool {
+    let Some(info) = UPLINKS.find(&ifindex) else { return false };
+    // SAFETY: `find` returned the address of a value of this map, which stays memory of the map
+    // while the program runs. It may be recycled: the flag is the same for all uplinks.
+    let flags = unsafe { (&raw const (*info).flags).read_volatile() };
+    flags & UplinkInfo::SHARED_PORT != 0
+}
+
 /// The number of the VTEP with the address `ip`; [`VtepId::NONE`] if there is none.
 #[inline(always)]
 pub(crate) fn vtep_id(ip: [u8; 4]) -> VtepId {

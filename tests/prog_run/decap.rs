@@ -2,7 +2,7 @@
 
 use culvert::datapath::Table as _;
 use culvert::datapath::entry::{VtepInfo, VtepKey};
-use culvert_common::abi::{DropReason, Note};
+use culvert_common::abi::{DropReason, Note, UplinkInfo};
 use culvert_tests::packet::{Arp, Host, Tunnel, V4, V6, ethernet, payload};
 
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     ports::Port,
     run::{SHORTEST_V4, copy, note},
     world::{
-        A, B, FAR, FARTHER, NOBODY, ONE, OUR_VTEP, PEER, PEER_MAC, PEER2, STRANGER, TWO,
+        A, B, FAR, FARTHER, NOBODY, ONE, OUR_VTEP, PEER, PEER_MAC, PEER2, STRANGER, TWO, UPLINK,
         UPLINK_MAC, from_peer,
     },
 };
@@ -39,6 +39,7 @@ cases!(
     reserved_bytes_counted,
     vni_flag_clear,
     unknown_vni,
+    unknown_vni_of_another_system,
     vni_of_another_network,
     unknown_vtep,
     vtep_of_another_network,
@@ -253,6 +254,21 @@ fn unknown_vni(lab: &mut Lab) {
     // The network has been removed.
     lab.tables.networks.remove(&A).unwrap();
     refused(lab, from_peer(), DropReason::UnknownVni);
+}
+
+fn unknown_vni_of_another_system(lab: &mut Lab) {
+    let shared = UplinkInfo { flags: UplinkInfo::SHARED_PORT, ..UPLINK };
+    lab.tables.uplinks.insert(&Port::Uplink.ifindex(), &shared).unwrap();
+    let mut passed_on = |tunnel: Tunnel| {
+        lab.at_underlay(&tunnel.wrap(&hello())).passes(&[note(Note::ForeignVxlan)]);
+    };
+    passed_on(Tunnel { vni: A ^ 1, ..from_peer() });
+    passed_on(Tunnel { vni: 7, src: STRANGER, ..from_peer() });
+    // VXLAN-GPE, for example.
+    passed_on(Tunnel { flags: 0x04, ..from_peer() });
+    // A VNI of ours is ours.
+    refused(lab, Tunnel { src: STRANGER, ..from_peer() }, DropReason::UnknownVtep);
+    lab.at_underlay(&from_peer().wrap(&hello())).delivers(&hello(), &[]);
 }
 
 fn vni_of_another_network(lab: &mut Lab) {

@@ -363,10 +363,12 @@ impl<'a> Run<'a> {
             _ => Some(u64::from(self.repeat)),
         };
         let outcome = self.outcome();
+        let named: Vec<u32> =
+            expected.counts.iter().map(|count| stats_index(direction, count.code)).collect();
         let counted: Vec<String> = outcome
             .counts
             .iter()
-            .filter(|(index, _)| is_asserted(*index))
+            .filter(|(index, _)| is_asserted(*index) || named.contains(index))
             .map(|(index, counter)| describe(*index, *counter))
             .collect();
         outcome.conserves(frames);

@@ -3,12 +3,14 @@
 
 use culvert::datapath::Table as _;
 use culvert::datapath::entry::VtepKey;
-use culvert_common::abi::DropReason;
+use culvert_common::abi::{DropReason, UplinkInfo};
 use culvert_tests::packet::{Arp, Host, Tunnel, V4, V6, ethernet, payload};
 
 use crate::{
     lab::Lab,
-    world::{A, B, FAR, NOBODY, ONE, OUR_VTEP, PEER, PEER_MAC, STRANGER, UPLINK_MAC, from_peer},
+    world::{
+        A, B, FAR, NOBODY, ONE, OUR_VTEP, PEER, PEER_MAC, STRANGER, UPLINK, UPLINK_MAC, from_peer,
+    },
 };
 
 cases!(
@@ -23,6 +25,7 @@ cases!(
     contradictory_lengths,
     vni_flag_clear,
     unknown_vni,
+    unknown_vni_of_another_system,
     unknown_vtep,
     vtep_of_another_network,
     reserved_bits_pass_uncounted,
@@ -127,6 +130,13 @@ fn unknown_vni(lab: &mut Lab) {
         let frame = Tunnel { vni, ..from_peer() }.wrap(&hello());
         is_refused(lab, &frame, DropReason::UnknownVni);
     }
+}
+
+fn unknown_vni_of_another_system(lab: &mut Lab) {
+    let shared = UplinkInfo { flags: UplinkInfo::SHARED_PORT, ..UPLINK };
+    // A test run comes in on the loopback device.
+    lab.tables.uplinks.insert(&1, &shared).unwrap();
+    passes(lab, &Tunnel { vni: 7, ..from_peer() }.wrap(&hello()));
 }
 
 fn unknown_vtep(lab: &mut Lab) {

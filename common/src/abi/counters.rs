@@ -235,6 +235,8 @@ coded! {
         IcmpLimited = 210 => "icmp_limited",
         /// A held fragment, forwarded after the first fragment of its datagram.
         FragmentReleased = 211 => "fragment_released",
+        /// VXLAN of another system, passed on to the socket that has the port besides Culvert.
+        ForeignVxlan = 212 => "foreign_vxlan",
     }
 }
 

@@ -112,8 +112,14 @@ pub struct UplinkInfo {
     pub link_len: u8,
     /// Explicit padding; zero.
     pub pad: u8,
-    /// Reserved for flags; zero.
+    /// Flags, see the constants.
     pub flags: u16,
+}
+
+impl UplinkInfo {
+    /// Another socket of the host has the VXLAN port. Frames that are not Culvert's are passed on
+    /// to it.
+    pub const SHARED_PORT: u16 = 1;
 }
 
 /// Per-CPU working space.

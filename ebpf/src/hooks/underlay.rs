@@ -13,8 +13,9 @@ use crate::{
     facts::outer::{INNER, INNER_L3, Outer, Tunnelled, authorise, classify},
     kernel::{
         redirect,
-        skb::{Packet as _, ensure, linearise, vlan_id},
+        skb::{Packet as _, ensure, ifindex, linearise, vlan_id},
     },
+    maps::shares_port,
     pairs,
     routed::{from_external, from_peer_host},
     state::{
@@ -44,17 +45,28 @@ fn handle(ctx: &TcContext) -> Outcome {
         return Ok(Action::Pass);
     }
     ensure(ctx, INNER as u32);
-    match classify(ctx, ctx.len())? {
-        Outer::Other => from_external::receive(ctx),
-        Outer::Icmp => {
+    match classify(ctx, ctx.len()) {
+        Err(reason) => not_ours(ctx, reason),
+        Ok(Outer::Other) => from_external::receive(ctx),
+        Ok(Outer::Icmp) => {
             linearise(ctx);
             if path_mtu::learn(ctx.skb.skb) != 0 {
                 note(DIRECTION, Note::PathMtuLearnt, ctx.len());
             }
             from_external::receive(ctx)
         }
-        Outer::Vxlan(tunnelled) => decapsulate(ctx, &tunnelled),
+        Ok(Outer::Vxlan(tunnelled)) => decapsulate(ctx, &tunnelled),
     }
+}
+
+/// VXLAN that is none of Culvert's: for the socket of another system, if one has the port.
+#[inline(always)]
+fn not_ours(ctx: &TcContext, reason: DropReason) -> Outcome {
+    if !shares_port(ifindex(ctx)) {
+        return Err(reason);
+    }
+    note(DIRECTION, Note::ForeignVxlan, ctx.len());
+    Ok(Action::Pass)
 }
 
 /// Where a decapsulated frame goes.
@@ -75,7 +87,11 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
     if outer.reserved_bits {
         note(DIRECTION, Note::ReservedBits, ctx.len());
     }
-    let (net, vtep) = authorise(outer)?;
+    let (net, vtep) = match authorise(outer) {
+        Ok(known) => known,
+        Err(reason) if matches!(reason, DropReason::UnknownVni) => return not_ours(ctx, reason),
+        Err(reason) => return Err(reason),
+    };
     let eth: EthHdr = ctx.read(INNER).ok_or(DropReason::OuterMalformed)?;
     if eth.is_vlan() {
         return Err(DropReason::VlanTagged);

@@ -9,6 +9,7 @@ use culvert_common::abi::DropReason;
 
 use crate::{
     facts::outer::{Outer, authorise, classify},
+    maps::shares_port,
     verdict::finish_xdp,
 };
 
@@ -16,7 +17,12 @@ use crate::{
 #[xdp]
 pub(crate) fn from_underlay_xdp(ctx: XdpContext) -> u32 {
     let bytes = (ctx.data_end() - ctx.data()) as u32;
-    finish_xdp(bytes, check(&ctx, bytes))
+    let outcome = match check(&ctx, bytes) {
+        // tcx tells which, and counts it.
+        Err(_) if shares_port(ctx.ingress_ifindex() as u32) => Ok(()),
+        outcome => outcome,
+    };
+    finish_xdp(bytes, outcome)
 }
 
 #[inline(always)]

@@ -270,7 +270,11 @@ fn try_find_route(
     if protocol == PROTO_UDP && is_to_vtep(work) {
         return Err(DropReason::VxlanFromContainer);
     }
-    let (to, tos, gateway) = (work.target.to, work.routed.ip.tos(), net.gateway_ifindex);
+    // A masqueraded flow asks with the container's address, as its first packet did before there was
+    // another: a rule for that address holds for the whole flow.
+    let masqueraded = work.target.kind & kind::MASQUERADE != 0;
+    let to = if masqueraded { work.routed.key.tuple } else { work.target.to };
+    let (tos, gateway) = (work.routed.ip.tos(), net.gateway_ifindex);
     // Read before the maps are: a change in between makes the cached entry old.
     let epoch = epoch::current();
     let question = Question::new(to, protocol, tos, gateway);
