@@ -80,6 +80,18 @@ impl Etcd {
     }
 }
 
+impl Etcd {
+    /// Stops it, and keeps a copy of its data.
+    pub(crate) async fn back_up(&mut self) {
+        tokio::task::block_in_place(|| self.server.back_up()).expect("data is copied");
+    }
+
+    /// Stops it, and puts the copy back.
+    pub(crate) async fn roll_back(&mut self) {
+        tokio::task::block_in_place(|| self.server.roll_back()).expect("data is put back");
+    }
+}
+
 #[async_trait]
 impl Backend for Etcd {
     fn store(&self) -> Arc<dyn StateStore> {

@@ -17,7 +17,7 @@ use etcd_client::{Client, PermissionType};
 use futures::StreamExt;
 
 use crate::{
-    backend::{answer, etcd_options, in_time},
+    backend::{Etcd, answer, etcd_options, in_time},
     suite::{briefs, put, write},
 };
 
@@ -51,6 +51,11 @@ async fn refused(options: &EtcdOptions, prefix: &str) -> String {
     let line = error.to_string();
     assert_eq!(line.lines().count(), 1, "{line}");
     line
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_was_rolled_back_is_recognized() {
+    crate::follow::a_store_that_was_rolled_back_is_recognized(Etcd::start().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -236,6 +241,26 @@ async fn tls_with_client_certificates() {
     unavailable(&EtcdOptions { ca: None, cert: None, key: None, ..options.clone() }).await;
     let plain = start(Config::default());
     unavailable(&certificates.options(&plain.endpoint(), &certificates.client)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renewed_certificate_is_used_without_a_restart() {
+    let certificates = Certificates::new();
+    let server = certificates.server();
+    let strangers = certificates.dir.path().join("strangers");
+    std::fs::create_dir(&strangers).expect("directory");
+    let stranger = Authority::new(&strangers, "stranger").expect("authority");
+    // What the client's files hold until they are renewed.
+    let used = stranger.issue("client").expect("client");
+    let options = certificates.options(&server.endpoint(), &used);
+    let store = connect(&options).await;
+    store.snapshot("/t/").await.expect_err("is out of reach");
+    for (from, to) in
+        [(&certificates.client.cert, &used.cert), (&certificates.client.key, &used.key)]
+    {
+        std::fs::copy(from, to).expect("file is renewed");
+    }
+    answer(&store, "/t/").await;
 }
 
 /// Makes users: `root`, and `culvert` who has what is below `/culvert/`.

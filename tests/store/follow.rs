@@ -5,12 +5,13 @@ use std::{collections::BTreeMap, time::Duration};
 use culvert::{
     model::STORE,
     store::{
-        Change, Compare, FollowOptions, Follower, Health, StateStore, Update, Write, retry::Backoff,
+        Change, Compare, FollowOptions, Follower, Health, Known, StateStore, Update, Write,
+        retry::Backoff,
     },
 };
 
 use crate::{
-    backend::{Backend, in_time},
+    backend::{Backend, Etcd, in_time},
     suite::{briefs, delete, put, write},
 };
 
@@ -202,7 +203,7 @@ pub(crate) async fn a_wiped_store_deletes_nothing_until_accepted(mut backend: im
     mirror.take(&update(&mut follower).await);
     assert_eq!(mirror.held.len(), 5);
     // An `accept` before the finding has no effect.
-    follower.accept();
+    follower.acceptance().notify_one();
 
     backend.stop().await;
     backend.wipe().await;
@@ -225,7 +226,7 @@ pub(crate) async fn a_wiped_store_deletes_nothing_until_accepted(mut backend: im
     // `accept` counts while the follower waits with its finding.
     in_time("the store to be accepted", async {
         loop {
-            follower.accept();
+            follower.acceptance().notify_one();
             let next = tokio::time::timeout(Duration::from_millis(50), follower.next()).await;
             if let Ok(next) = next {
                 mirror.revision = 0;
@@ -240,14 +241,57 @@ pub(crate) async fn a_wiped_store_deletes_nothing_until_accepted(mut backend: im
     health(&follower, "health", |health| health.healthy).await;
 }
 
+/// The store is rolled back to a backup, and then written to until its revision passes the one that
+/// was seen.
+pub(crate) async fn a_store_that_was_rolled_back_is_recognized(mut backend: Etcd) {
+    let store = backend.store();
+    write(&*store, vec![put("/culvert/v1/x/old", "1")]).await;
+    let mut follower = Follower::spawn(backend.store(), options());
+    let mut mirror = Mirror::default();
+    mirror.take(&update(&mut follower).await);
+    backend.back_up().await;
+    backend.start_again().await;
+    for n in 0..5 {
+        insist(&*store, &format!("/culvert/v1/x/new{n}"), "1").await;
+    }
+    mirror.until(&mut follower, |mirror| mirror.held.len() == 6).await;
+    let seen = follower.health().borrow().clone();
+
+    // Nobody follows while the store is rolled back, and goes on past what was seen.
+    drop(follower);
+    backend.roll_back().await;
+    backend.start_again().await;
+    for n in 0..30 {
+        insist(&*store, "/culvert/v1/y", &n.to_string()).await;
+    }
+    let known =
+        Known { mark: seen.mark.expect("a mark"), revision: seen.revision, witness: seen.witness };
+    let now = store.snapshot("/culvert/").await.expect("a list").revision;
+    assert!(now > known.revision, "{now} {}", known.revision);
+    let options = FollowOptions { known: Some(known), ..options() };
+    let mut follower = Follower::spawn(backend.store(), options);
+    let state = health(&follower, "the roll-back to show", |health| health.replaced).await;
+    let error = state.error.expect("an error");
+    assert!(error.contains("rolled back") && !state.identified, "{error}");
+    // It stays so, however much is written.
+    for n in 0..10 {
+        insist(&*store, "/culvert/v1/z", &n.to_string()).await;
+    }
+    let nothing = tokio::time::timeout(Duration::from_secs(2), follower.next()).await;
+    assert!(nothing.is_err(), "{nothing:?}");
+    follower.acceptance().notify_one();
+    assert!(update(&mut follower).await.resync);
+}
+
 pub(crate) async fn a_store_known_from_an_earlier_run_is_recognized(mut backend: impl Backend) {
     let store = backend.store();
     write(&*store, vec![put("/culvert/v1/x/a", "1")]).await;
     let mut follower = Follower::spawn(backend.store(), options());
     let first = update(&mut follower).await;
     let mark = follower.health().borrow().mark.clone().expect("a mark");
+    let witness = follower.health().borrow().witness.clone();
+    let known = Some(Known { mark, revision: first.revision, witness });
     drop(follower);
-    let known = Some((mark, first.revision));
 
     let again = FollowOptions { known: known.clone(), ..options() };
     let mut follower = Follower::spawn(backend.store(), again);

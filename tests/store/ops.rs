@@ -8,7 +8,7 @@ use std::{
 
 use culvert::{
     model::{
-        Driver, Key, Name, Node, ROOT, SCHEMA, SandboxRef, View,
+        Alive, Driver, Key, Name, Node, ROOT, SandboxRef, View,
         ops::{
             EndpointSpec, ExecuteError, NetworkSpec, Plan, Refusal, create_endpoint,
             create_network, execute, register_node, remove_endpoint, remove_network, remove_node,
@@ -37,7 +37,8 @@ fn network(text: &str, subnets: &[&str]) -> NetworkSpec {
         learning: false,
         options: BTreeMap::new(),
         labels: BTreeMap::new(),
-        avoid: Vec::new(),
+        routes: Vec::new(),
+        pools: Vec::new(),
     }
 }
 
@@ -49,7 +50,11 @@ fn endpoint(net: &str, node: &str, container: &str) -> EndpointSpec {
         ip: None,
         mac: None,
         ifname: "eth0".to_owned(),
-        sandbox: SandboxRef { netns: format!("/run/netns/{container}").into(), owned: true },
+        sandbox: SandboxRef {
+            netns: format!("/run/netns/{container}").into(),
+            owned: true,
+            id: None,
+        },
         ports: Vec::new(),
     }
 }
@@ -202,9 +207,10 @@ pub(crate) async fn a_node_leaves_with_all_its_endpoints(backend: impl Backend) 
     for node in ["stays", "leaves"] {
         let id = format!("{:064x}", node.len());
         let vtep = std::net::Ipv4Addr::new(192, 0, 2, u8::try_from(node.len()).expect("small"));
-        let node = Node { schema: SCHEMA, name: name(node), id, vtep, port: 4789 };
+        let node = Node::new(name(node), id, vtep, 4789);
         let lease = store.grant(std::time::Duration::from_secs(60)).await.expect("grant");
-        execute(&*store, None, |view| Ok(((), register_node(view, &node, lease)?)))
+        let agent = Alive::new(node.id.clone());
+        execute(&*store, None, |view| Ok(((), register_node(view, &node, &agent, lease)?)))
             .await
             .expect("node");
     }

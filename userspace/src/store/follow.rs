@@ -6,11 +6,13 @@
 //! receiver keeps what it has.
 //!
 //! A read of *another* store deletes nothing either. An etcd that was wiped answers correctly and
-//! is empty; to follow it would delete the network of every container. The follower identifies the
-//! store by its [`StoreMark`] and by its revision, which never decreases. If one of them differs,
-//! the follower reports [`Health::replaced`], delivers nothing, and checks again from time to time:
-//! the operator may restore a backup. To accept another store, the receiver makes a new follower
-//! without [`FollowOptions::known`], or calls [`Follower::accept`].
+//! is empty; to follow it would delete the network of every container. The same holds for an etcd
+//! that was rolled back to a backup. The follower identifies the store by its [`StoreMark`], by its
+//! revision, which never decreases, and by a [`Witness`]: a write that it has seen must be in the
+//! store's history. If one of them differs, the follower reports [`Health::replaced`], delivers
+//! nothing, and checks again from time to time: the operator may put the right store back. To
+//! accept another store, the receiver makes a new follower without [`FollowOptions::known`], or
+//! notifies [`Follower::acceptance`].
 
 mod seen;
 
@@ -36,6 +38,30 @@ const QUEUE: usize = 64;
 const PART: usize = 4096;
 /// A watch that lasted this long resets the backoff.
 const STABLE: Duration = Duration::from_secs(5);
+
+/// Time in which a store must tell a change that its history has.
+const HISTORY: Duration = Duration::from_secs(10);
+
+/// A write that was seen: the key had this revision. No store with another history has the same
+/// key written at the same revision, but by chance.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Witness {
+    /// Key.
+    pub key: String,
+    /// Revision.
+    pub revision: Revision,
+}
+
+/// A store as an earlier run has seen it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Its mark.
+    pub mark: String,
+    /// A revision that it had.
+    pub revision: Revision,
+    /// A write in its history.
+    pub witness: Option<Witness>,
+}
 
 /// An update of the receiver's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +100,10 @@ pub struct Health {
     pub revision: Revision,
     /// The store's mark, once known.
     pub mark: Option<String>,
+    /// The last write that was seen.
+    pub witness: Option<Witness>,
+    /// The store was found to be the one that was followed before, or is accepted as it is.
+    pub identified: bool,
     /// The store is not the one that was followed before. None of its changes are delivered.
     pub replaced: bool,
 }
@@ -85,8 +115,8 @@ pub struct FollowOptions {
     pub prefix: String,
     /// Key of the store's mark.
     pub mark_key: String,
-    /// Mark and revision that an earlier run has seen. `None`: any store is followed.
-    pub known: Option<(String, Revision)>,
+    /// The store that an earlier run has seen. `None`: any store is followed.
+    pub known: Option<Known>,
     /// Delays while the store does not answer.
     pub backoff: Backoff,
 }
@@ -116,7 +146,10 @@ impl Follower {
     /// Starts the follower. Must be called in a tokio runtime.
     pub fn spawn(store: Arc<dyn StateStore>, options: FollowOptions) -> Self {
         let (updates_tx, updates) = mpsc::channel(QUEUE);
-        let (mark, last) = options.known.unzip();
+        let (mark, last, witness) = match options.known {
+            Some(Known { mark, revision, witness }) => (Some(mark), Some(revision), witness),
+            None => (None, None, None),
+        };
         let (health_tx, health) = watch::channel(Health::default());
         let accept = Arc::new(Notify::new());
         let worker = Worker {
@@ -130,6 +163,7 @@ impl Follower {
             seen: Seen::default(),
             last,
             mark,
+            witness,
             replaced: false,
         };
         Self { updates, health, accept, task: tokio::spawn(worker.run()) }
@@ -141,15 +175,21 @@ impl Follower {
         self.updates.recv().await
     }
 
+    /// Waits until it is known whether the store is the one that was followed before.
+    pub async fn identified(&mut self) {
+        // The follower has panicked: `next` tells.
+        let _ = self.health.wait_for(|health| health.identified || health.replaced).await;
+    }
+
     /// The health, which the caller can read or wait on.
     pub fn health(&self) -> watch::Receiver<Health> {
         self.health.clone()
     }
 
-    /// Accepts a store that was reported as replaced: keys that it does not have are deleted.
-    /// Without effect if the store was not replaced.
-    pub fn accept(&self) {
-        self.accept.notify_one();
+    /// To be notified ([`Notify::notify_one`]) when a store that was reported as replaced is to be
+    /// accepted: keys that it does not have are then deleted. Without effect on another store.
+    pub fn acceptance(&self) -> Arc<Notify> {
+        Arc::clone(&self.accept)
     }
 }
 
@@ -172,6 +212,7 @@ struct Worker {
     /// Revision up to which all changes are delivered.
     last: Option<Revision>,
     mark: Option<String>,
+    witness: Option<Witness>,
     /// At the last check the store was not the one that was followed before.
     replaced: bool,
 }
@@ -223,6 +264,7 @@ impl Worker {
                             tracing::warn!("store: the replaced store is accepted");
                             self.mark = None;
                             self.last = None;
+                            self.witness = None;
                             relist = true;
                         }
                     }
@@ -239,6 +281,7 @@ impl Worker {
             }
             health.healthy = false;
             health.replaced = self.replaced;
+            health.identified &= !self.replaced;
             health.error = Some(why);
             news
         });
@@ -251,6 +294,8 @@ impl Worker {
                 error: None,
                 revision: self.last.unwrap_or_default(),
                 mark: self.mark.clone(),
+                witness: self.witness.clone(),
+                identified: true,
                 replaced: false,
             };
             let news = *health != now;
@@ -273,6 +318,7 @@ impl Worker {
     /// delivered part is still correct, as with an interrupted watch.
     async fn list(&mut self) -> Result<(), Break> {
         let began = Instant::now();
+        self.same_history().await?;
         let mut pages = self.store.list(&self.prefix).await?;
         let (mut held, mut keys, mut revision) = (Vec::new(), 0, None);
         let mut same = false;
@@ -292,12 +338,16 @@ impl Worker {
                     }
                 }
                 same = true;
+                self.health
+                    .send_if_modified(|health| !std::mem::replace(&mut health.identified, true));
             }
             held.push(page);
             if !same {
                 continue;
             }
             for page in held.drain(..) {
+                let newest = page.entries.iter().max_by_key(|entry| entry.mod_revision);
+                self.witness_to(newest.map(|entry| (entry.key.as_str(), entry.mod_revision)));
                 changes.extend(self.seen.turn_to(page));
                 if changes.len() >= PART {
                     let revision = self.last.unwrap_or_default();
@@ -318,7 +368,49 @@ impl Worker {
     /// Checks that this is still the store that was listed.
     async fn check_same(&mut self) -> Result<(), Break> {
         let snapshot = self.store.snapshot(&self.mark_key).await?;
-        self.same_store(snapshot.revision, &snapshot.entries)
+        self.same_store(snapshot.revision, &snapshot.entries)?;
+        self.same_history().await
+    }
+
+    /// Checks that the store's history has the write that was seen.
+    async fn same_history(&self) -> Result<(), Break> {
+        let Some(Witness { key, revision }) = &self.witness else { return Ok(()) };
+        let other = || {
+            Break::Replaced(format!(
+                "store: replaced: {key} was written at revision {revision}, of which its history knows nothing: it was rolled back; nothing is deleted"
+            ))
+        };
+        let now = self.store.snapshot(key).await?;
+        if now.entries.iter().any(|entry| entry.key == *key && entry.mod_revision == *revision) {
+            return Ok(());
+        }
+        // The key was changed since: then there is a change to watch.
+        let first = async {
+            let mut watch = self.store.watch(&self.prefix, *revision).await?;
+            watch
+                .next()
+                .await
+                .unwrap_or_else(|| Err(StoreError::Unavailable("the watch ended".to_owned())))
+        };
+        match tokio::time::timeout(HISTORY, first).await {
+            Ok(Ok(changes)) => {
+                let is_it = |change: &Change| change.key() == key && change.revision() == *revision;
+                if changes.iter().any(is_it) { Ok(()) } else { Err(other()) }
+            }
+            // The history that would tell is gone. A store that was found to be another stays so.
+            Ok(Err(StoreError::Compacted { .. })) if !self.replaced => Ok(()),
+            Ok(Err(StoreError::Compacted { .. })) | Err(_) => Err(other()),
+            Ok(Err(error)) => Err(error.into()),
+        }
+    }
+
+    /// Notes a write as the witness, if it is newer than the present one.
+    fn witness_to(&mut self, write: Option<(&str, Revision)>) {
+        if let Some((key, revision)) = write
+            && self.witness.as_ref().is_none_or(|known| known.revision < revision)
+        {
+            self.witness = Some(Witness { key: key.to_owned(), revision });
+        }
     }
 
     fn same_store(&self, revision: Revision, entries: &[Entry]) -> Result<(), Break> {
@@ -403,6 +495,7 @@ impl Worker {
             match change {
                 Change::Put(entry) => {
                     self.seen.put(&entry.key, entry.mod_revision);
+                    self.witness_to(Some((&entry.key, entry.mod_revision)));
                 }
                 Change::Delete { key, .. } => {
                     self.seen.delete(key);

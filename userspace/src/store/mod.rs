@@ -22,7 +22,7 @@ use futures::{
 
 pub use etcd::{EtcdOptions, EtcdStore};
 pub use file::FileStore;
-pub use follow::{FollowOptions, Follower, Health, Listed, Update};
+pub use follow::{FollowOptions, Follower, Health, Known, Listed, Update, Witness};
 pub use layout::Layout;
 pub use mark::{StoreMark, new_id};
 pub use url::{MalformedUrl, StoreOptions, StoreUrl, open};

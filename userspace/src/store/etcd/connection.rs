@@ -6,6 +6,7 @@
 use std::{
     fmt,
     future::Future,
+    io,
     net::IpAddr,
     path::Path,
     sync::{
@@ -55,7 +56,7 @@ struct Endpoint {
     /// `HOST:PORT`.
     name: String,
     url: String,
-    options: ConnectOptions,
+    source: Arc<EtcdOptions>,
     client: Mutex<Option<Client>>,
 }
 
@@ -70,8 +71,7 @@ impl Connections {
         if options.endpoints.is_empty() {
             return Err(refused("no endpoint: etcd://HOST:PORT is valid"));
         }
-        let tls = tls(options).await?;
-        if tls.is_none() && !options.insecure {
+        if options.ca.is_none() && !options.insecure {
             // Without TLS every host on the network path can read and write the state.
             if let Some(far) = options.endpoints.iter().find(|endpoint| !is_loopback(endpoint)) {
                 return Err(refused(format!(
@@ -79,36 +79,17 @@ impl Connections {
                 )));
             }
         }
-        let mut connect = ConnectOptions::new()
-            .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
-            .with_keep_alive_while_idle(true)
-            .with_connect_timeout(options.timeout / 2)
-            // A member without a majority then refuses calls; otherwise it would not answer.
-            .with_require_leader(true)
-            .with_auto_token_refresh(true);
-        match (&options.user, &options.password) {
-            (Some(user), Some(password)) => connect = connect.with_user(user, password),
-            (Some(user), None) => {
-                return Err(refused(format!(
-                    "user '{user}' has no password: give --store-password-file, too"
-                )));
-            }
-            (None, Some(_)) => {
-                return Err(refused("there is a password without a user: give --store-user, too"));
-            }
-            (None, None) => {}
-        }
-        let scheme = if tls.is_some() { "https" } else { "http" };
-        if let Some(tls) = tls {
-            connect = connect.with_tls(tls);
-        }
+        // The first time: what is wrong with the options is refused at once.
+        connect_options(options).await?;
+        let source = Arc::new(options.clone());
+        let scheme = if options.ca.is_some() { "https" } else { "http" };
         let endpoints: Vec<_> = options
             .endpoints
             .iter()
             .map(|name| Endpoint {
                 name: name.clone(),
                 url: format!("{scheme}://{name}"),
-                options: connect.clone(),
+                source: Arc::clone(&source),
                 client: Mutex::new(None),
             })
             .collect();
@@ -201,10 +182,13 @@ impl Connections {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            if error::is_stale_login(&error) {
+            let failed = error::translate(&endpoint.name, &error);
+            let unreachable = matches!(failed, StoreError::Unavailable(_));
+            // A client connects again by itself, but with the certificate that it had.
+            if error::is_stale_login(&error) || (unreachable && endpoint.source.ca.is_some()) {
                 endpoint.forget().await;
             }
-            match error::translate(&endpoint.name, &error) {
+            match failed {
                 StoreError::Unavailable(why) => {
                     self.leave(index);
                     if repeat == Repeat::IfUnsent && sent && !error::never_sent(&error) {
@@ -226,20 +210,51 @@ impl Connections {
 }
 
 impl Endpoint {
-    /// The client, made at first use: a login needs the server.
+    /// The client, made at first use: a login needs the server. The files of the certificates are
+    /// read again for each client: they are renewed while the agent runs.
     async fn client(&self) -> Result<Client, etcd_client::Error> {
         let mut slot = self.client.lock().await;
         if let Some(client) = &*slot {
             return Ok(client.clone());
         }
-        let client = Client::connect([&self.url], Some(self.options.clone())).await?;
+        let options = connect_options(&self.source).await;
+        let options =
+            options.map_err(|error| etcd_client::Error::IoError(io::Error::other(error)))?;
+        let client = Client::connect([&self.url], Some(options)).await?;
         Ok(slot.insert(client).clone())
     }
 
-    /// Makes the next call log in again.
+    /// Makes the next call connect and log in again.
     async fn forget(&self) {
         *self.client.lock().await = None;
     }
+}
+
+/// The options of a client. Reads the files of the certificates.
+async fn connect_options(options: &EtcdOptions) -> Result<ConnectOptions, StoreError> {
+    let mut connect = ConnectOptions::new()
+        .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
+        .with_keep_alive_while_idle(true)
+        .with_connect_timeout(options.timeout / 2)
+        // A member without a majority then refuses calls; otherwise it would not answer.
+        .with_require_leader(true)
+        .with_auto_token_refresh(true);
+    match (&options.user, &options.password) {
+        (Some(user), Some(password)) => connect = connect.with_user(user, password),
+        (Some(user), None) => {
+            return Err(refused(format!(
+                "user '{user}' has no password: give --store-password-file, too"
+            )));
+        }
+        (None, Some(_)) => {
+            return Err(refused("there is a password without a user: give --store-user, too"));
+        }
+        (None, None) => {}
+    }
+    Ok(match tls(options).await? {
+        Some(tls) => connect.with_tls(tls),
+        None => connect,
+    })
 }
 
 /// Reads the certificates.

@@ -4,7 +4,7 @@ use std::{error::Error as _, io};
 
 use etcd_client::Error;
 
-use crate::store::StoreError;
+use crate::{limits::name_limit, store::StoreError};
 
 /// Translates an error of `endpoint`.
 pub(super) fn translate(endpoint: &str, error: &Error) -> StoreError {
@@ -102,7 +102,10 @@ fn root(error: &(dyn std::error::Error + 'static)) -> String {
     while let Some(source) = innermost.source() {
         innermost = source;
     }
-    one_line(&innermost.to_string())
+    match innermost.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+        Some(errno) => one_line(&name_limit(io::Error::from_raw_os_error(errno)).to_string()),
+        None => one_line(&innermost.to_string()),
+    }
 }
 
 fn one_line(text: &str) -> String {

@@ -1,6 +1,11 @@
 //! The database file: keys, history and leases. All functions block.
 
-use std::{fmt, path::Path, time::Duration};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::{PoisonError, RwLock},
+    time::Duration,
+};
 
 use redb::{
     Builder, Database, MultimapTable, MultimapTableDefinition, ReadableDatabase,
@@ -52,26 +57,58 @@ pub(super) struct History {
 }
 
 pub(super) struct Db {
-    database: Database,
+    /// `None` after an I/O error, as on a full disk: redb refuses everything from then on, and the
+    /// file is to be opened again.
+    database: RwLock<Option<Database>>,
+    path: PathBuf,
     name: String,
 }
 
 impl Db {
     pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
+        let path = dir.join("store.redb");
         let name = format!("file:{}", dir.display());
-        let refused = |error: &dyn fmt::Display| {
-            StoreError::Refused(format!("{name} cannot be opened: {error}"))
-        };
-        let database = Builder::new()
-            .set_cache_size(CACHE)
-            .create(dir.join("store.redb"))
-            .map_err(|error| refused(&error))?;
-        let format = Self::prepare(&database).map_err(|error| refused(&error))?;
+        let database = Self::open_file(&path)
+            .map_err(|why| StoreError::Refused(format!("{name} cannot be opened: {why}")))?;
+        Ok(Self { database: RwLock::new(Some(database)), path, name })
+    }
+
+    /// Opens the file. The error is the reason, as text.
+    fn open_file(path: &Path) -> Result<Database, String> {
+        let text = |error: &dyn fmt::Display| error.to_string();
+        let database =
+            Builder::new().set_cache_size(CACHE).create(path).map_err(|error| text(&error))?;
+        let format = Self::prepare(&database).map_err(|error| text(&error))?;
         if format == THIS_FORMAT {
-            Ok(Self { database, name })
+            Ok(database)
         } else {
-            Err(refused(&format_args!("it has format {format}, this build reads {THIS_FORMAT}")))
+            Err(format!("it has format {format}, this build reads {THIS_FORMAT}"))
         }
+    }
+
+    /// Works on the database. Opens the file again if that is necessary.
+    fn with<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, redb::Error>,
+    ) -> Result<T, StoreError> {
+        // A thread that panicked with the lock held left an open database, or none.
+        if self.database.read().unwrap_or_else(PoisonError::into_inner).is_none() {
+            let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+            if database.is_none() {
+                let opened = Self::open_file(&self.path);
+                *database = Some(opened.map_err(|why| {
+                    StoreError::Unavailable(format!("{} cannot be opened again: {why}", self.name))
+                })?);
+            }
+        }
+        let done = match &*self.database.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(database) => work(database),
+            None => Err(redb::Error::PreviousIo),
+        };
+        if matches!(done, Err(redb::Error::Io(_) | redb::Error::PreviousIo)) {
+            *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        done.map_err(|error| StoreError::Unavailable(format!("{}: {error}", self.name)))
     }
 
     /// Makes the tables, because a read of a missing table fails. Returns the format version.
@@ -94,34 +131,28 @@ impl Db {
         Ok(format)
     }
 
-    fn unavailable(&self, error: impl Into<redb::Error>) -> StoreError {
-        StoreError::Unavailable(format!("{}: {}", self.name, error.into()))
-    }
-
     pub(super) fn revision(&self) -> Result<Revision, StoreError> {
-        let read = || -> Result<Revision, redb::Error> {
-            let meta = self.database.begin_read()?.open_table(META)?;
+        self.with(|database| {
+            let meta = database.begin_read()?.open_table(META)?;
             Ok(meta.get(REVISION)?.map_or(0, |value| value.value()))
-        };
-        read().map_err(|error| self.unavailable(error))
+        })
     }
 
     pub(super) fn leases(&self) -> Result<Vec<(LeaseId, Duration)>, StoreError> {
-        let read = || -> Result<Vec<(LeaseId, Duration)>, redb::Error> {
-            let leases = self.database.begin_read()?.open_table(LEASES)?;
+        self.with(|database| {
+            let leases = database.begin_read()?.open_table(LEASES)?;
             let mut found = Vec::new();
             for item in leases.iter()? {
                 let (id, ttl) = item?;
                 found.push((id.value(), Duration::from_millis(ttl.value())));
             }
             Ok(found)
-        };
-        read().map_err(|error| self.unavailable(error))
+        })
     }
 
     pub(super) fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
-        let read = || -> Result<Snapshot, redb::Error> {
-            let txn = self.database.begin_read()?;
+        self.with(|database| {
+            let txn = database.begin_read()?;
             let revision = txn.open_table(META)?.get(REVISION)?.map_or(0, |value| value.value());
             let keys = txn.open_table(KEYS)?;
             let mut entries = Vec::new();
@@ -135,14 +166,13 @@ impl Db {
                 entries.push(Entry { key, value, mod_revision });
             }
             Ok(Snapshot { revision, entries })
-        };
-        read().map_err(|error| self.unavailable(error))
+        })
     }
 
     /// Changes below a prefix from a revision on, about [`BATCH`] of them.
     pub(super) fn history(&self, prefix: &str, from: Revision) -> Result<History, StoreError> {
-        let read = || -> Result<Result<History, Revision>, redb::Error> {
-            let txn = self.database.begin_read()?;
+        let read = self.with(|database| {
+            let txn = database.begin_read()?;
             let meta = txn.open_table(META)?;
             let oldest = meta.get(OLDEST)?.map_or(0, |value| value.value());
             if from < oldest {
@@ -178,11 +208,8 @@ impl Db {
                 }
             }
             Ok(Ok(history))
-        };
-        match read() {
-            Ok(result) => result.map_err(|oldest| StoreError::Compacted { oldest }),
-            Err(error) => Err(self.unavailable(error)),
-        }
+        });
+        read?.map_err(|oldest| StoreError::Compacted { oldest })
     }
 
     pub(super) fn commit(
@@ -265,8 +292,8 @@ impl Db {
         durability: redb::Durability,
         work: impl FnOnce(&mut Tables<'_>) -> Result<Result<(), Stop>, redb::Error>,
     ) -> Result<Outcome, StoreError> {
-        let run = || -> Result<Result<Revision, Stop>, redb::Error> {
-            let mut txn = self.database.begin_write()?;
+        let run = self.with(|database| {
+            let mut txn = database.begin_write()?;
             txn.set_durability(durability)?;
             let result = {
                 let mut tables = Tables::open(&txn)?;
@@ -280,12 +307,11 @@ impl Db {
                 Err(_) => txn.abort()?,
             }
             Ok(result)
-        };
-        match run() {
-            Ok(Ok(revision)) => Ok(Outcome::Committed(revision)),
-            Ok(Err(Stop::Conflict)) => Ok(Outcome::Conflict),
-            Ok(Err(Stop::LeaseGone(lease))) => Err(StoreError::LeaseGone(lease)),
-            Err(error) => Err(self.unavailable(error)),
+        });
+        match run? {
+            Ok(revision) => Ok(Outcome::Committed(revision)),
+            Err(Stop::Conflict) => Ok(Outcome::Conflict),
+            Err(Stop::LeaseGone(lease)) => Err(StoreError::LeaseGone(lease)),
         }
     }
 }

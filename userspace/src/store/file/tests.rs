@@ -133,3 +133,35 @@ async fn a_revision_yet_to_come_cannot_be_compacted_to() {
     store.compact(1).await.expect("is done already");
     assert_eq!(store.snapshot("/t/").await.expect("snapshot").entries.len(), 1);
 }
+
+/// A full disk: what was committed stays, and the store works again as soon as there is space,
+/// without being opened anew by its user.
+#[tokio::test]
+#[ignore = "needs root"]
+async fn a_full_disk_refuses_commits_until_there_is_space() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let disk = crate::testing::SmallDisk::at(&dir.path().join("store"), "4m");
+    let store = FileStore::open(disk.path()).await.expect("opens");
+    write(&store, vec![put("/kept", "1")]).await;
+    disk.fill();
+    let large = "x".repeat(64 << 10);
+    let mut written = 0;
+    // Free pages of the file are used before it grows.
+    let error = loop {
+        match store.commit(Vec::new(), vec![put(&format!("/n/{written}"), &large)]).await {
+            Ok(_) => written += 1,
+            Err(error) => break error,
+        }
+        assert!(written < 200, "the disk is not full");
+    };
+    assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+    let line = error.to_string();
+    assert!(line.contains(&disk.path().display().to_string()), "{line}");
+    assert!(line.contains("No space left on device"), "{line}");
+    disk.empty();
+    write(&store, vec![put("/after", &large)]).await;
+    let snapshot = store.snapshot("/").await.expect("reads");
+    let keys: Vec<_> = snapshot.entries.iter().map(|entry| entry.key.as_str()).collect();
+    assert_eq!(keys.len(), written + 2, "{keys:?}");
+    assert!(keys.contains(&"/kept") && keys.contains(&"/after"));
+}
