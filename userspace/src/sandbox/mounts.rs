@@ -1,6 +1,7 @@
 //! The file system of a program in a sandbox. It is the host's, with the two differences that
 //! `ip netns exec` makes: `/sys` shows the sandbox's devices, and the files of `/etc/netns/NAME/`
-//! are mounted over those in `/etc`.
+//! are mounted over those in `/etc`. The container's own files are mounted over files of `/etc` in
+//! the same way.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -15,12 +16,12 @@ use nix::{
     sys::statvfs::{FsFlags, statvfs},
 };
 
-use super::{Result, SandboxError};
+use super::{Result, SandboxError, covers::Covers};
 
 /// Moves the calling thread to a mount namespace of its own and sets up its mounts. The thread must
-/// already be in the sandbox's network namespace. A mount that fails is logged only: the program
-/// may not need it.
-pub(super) fn arrange(name: &str) -> Result<()> {
+/// already be in the sandbox's network namespace. `etc` is the directory of the container's files.
+/// If `/sys` cannot be mounted, that is logged only: the program may not need it.
+pub(super) fn arrange(name: &str, etc: Option<&Path>) -> Result<Covers> {
     let failed = |errno: nix::Error| SandboxError::io("making a mount namespace", errno);
     unshare(CloneFlags::CLONE_NEWNS).map_err(failed)?;
     // Mounts made here must not appear on the host; later mounts and unmounts of the host shall
@@ -30,8 +31,7 @@ pub(super) fn arrange(name: &str) -> Result<()> {
     if let Err(error) = remount_sys() {
         tracing::debug!(%error, "/sys shows the host's devices");
     }
-    overlay_etc(name);
-    Ok(())
+    Covers::mount(name, etc)
 }
 
 /// Mounts a sysfs of this network namespace over `/sys`. Mounts below the old `/sys` (cgroups,
@@ -85,25 +85,6 @@ fn outermost(mountinfo: &str, root: &Path) -> Vec<PathBuf> {
         }
     }
     kept
-}
-
-/// Binds each file of `/etc/netns/NAME/` over the file of the same name in `/etc`.
-fn overlay_etc(name: &str) {
-    let plain = !name.is_empty() && !name.contains('/') && name != "." && name != "..";
-    let Some(entries) =
-        plain.then(|| fs::read_dir(Path::new("/etc/netns").join(name)).ok()).flatten()
-    else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let target = Path::new("/etc").join(entry.file_name());
-        let source = entry.path();
-        if let Err(error) =
-            mount(Some(&source), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-        {
-            tracing::warn!("binding {} to {}: {error}", source.display(), target.display());
-        }
-    }
 }
 
 #[cfg(test)]

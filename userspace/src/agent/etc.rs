@@ -1,0 +1,143 @@
+//! The files that commands of a container see in `/etc`: resolv.conf, hosts and hostname, in the
+//! directory `etc/NAME` of the state directory.
+//!
+//! They are mounted over the host's files, so they are changed in place: a new file of the same
+//! name would not be seen by a command that runs.
+
+use std::{
+    fs::{self, OpenOptions, Permissions},
+    io::{self, Write as _},
+    net::IpAddr,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    model::Name,
+    sandbox::{self, ResolvConf},
+};
+
+/// Name of the directory in the state directory.
+pub(crate) const DIRECTORY: &str = "etc";
+
+/// Name of the file of hosts(5).
+const HOSTS: &str = "hosts";
+
+/// The files of a new container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct EtcFiles {
+    /// Its names, the host name first.
+    pub(crate) names: Vec<String>,
+    /// Its addresses.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Other names that it knows, with their addresses.
+    pub(crate) entries: Vec<(String, IpAddr)>,
+    /// Its name servers.
+    pub(crate) resolver: ResolvConf,
+}
+
+/// The directory of a container's files.
+pub(crate) fn directory(state_dir: &Path, name: &Name) -> PathBuf {
+    state_dir.join(DIRECTORY).join(name.as_str())
+}
+
+impl EtcFiles {
+    /// Writes the files, in place of those of an earlier container of the name.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be written to.
+    pub(crate) fn write(&self, directory: &Path) -> io::Result<()> {
+        remove(directory)?;
+        fs::create_dir_all(directory)?;
+        let hostname = self.names.first().map(String::as_str).unwrap_or_default();
+        let hosts = sandbox::hosts(&self.names, &self.addresses, &self.entries);
+        for (name, text) in [
+            ("resolv.conf", self.resolver.to_string()),
+            ("hostname", format!("{hostname}\n")),
+            (HOSTS, hosts),
+        ] {
+            let path = directory.join(name);
+            fs::write(&path, text)?;
+            // Every user of the container reads them, whatever the agent's umask is.
+            fs::set_permissions(&path, Permissions::from_mode(0o644))?;
+        }
+        Ok(())
+    }
+}
+
+/// Puts the addresses of a container into its file of hosts. It is no error if it has none.
+///
+/// # Errors
+///
+/// The file cannot be read or written to.
+pub(crate) fn readdress(
+    directory: &Path,
+    names: &[String],
+    addresses: &[IpAddr],
+) -> io::Result<()> {
+    let path = directory.join(HOSTS);
+    let before = match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        read => read?,
+    };
+    let before = String::from_utf8_lossy(&before);
+    let after = sandbox::readdressed(&before, names, addresses);
+    if after == before {
+        return Ok(());
+    }
+    let mut file = OpenOptions::new().write(true).truncate(true).open(&path)?;
+    file.write_all(after.as_bytes())
+}
+
+/// Removes the files of a container; it is no error if there are none.
+///
+/// # Errors
+///
+/// The directory cannot be removed.
+pub(crate) fn remove(directory: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    #[test]
+    fn files_are_made_changed_in_place_and_removed() {
+        let state = tempfile::tempdir().unwrap();
+        let directory = directory(state.path(), &"web".parse().unwrap());
+        let read = |name: &str| fs::read_to_string(directory.join(name)).unwrap();
+        let files = EtcFiles {
+            names: vec!["www".to_owned(), "web".to_owned()],
+            addresses: vec!["10.0.0.2".parse().unwrap()],
+            entries: Vec::new(),
+            resolver: ResolvConf::parse("nameserver 10.0.0.1\n"),
+        };
+        readdress(&directory, &files.names, &[]).unwrap();
+        assert!(!directory.exists());
+        files.write(&directory).unwrap();
+        assert_eq!(
+            (read("resolv.conf").as_str(), read("hostname").as_str()),
+            ("nameserver 10.0.0.1\n", "www\n")
+        );
+        assert!(read("hosts").ends_with("\n10.0.0.2\twww web\n"));
+        let inode = || fs::metadata(directory.join("hosts")).unwrap().ino();
+        let before = inode();
+        readdress(&directory, &files.names, &["10.1.0.2".parse().unwrap()]).unwrap();
+        assert!(read("hosts").ends_with("ip6-allrouters\n10.1.0.2\twww web\n"));
+        assert_eq!(inode(), before);
+
+        fs::write(directory.join("stale"), "").unwrap();
+        files.write(&directory).unwrap();
+        assert!(!directory.join("stale").exists());
+        remove(&directory).unwrap();
+        remove(&directory).unwrap();
+        assert!(!directory.exists());
+    }
+}

@@ -1,0 +1,320 @@
+//! Files of a container, mounted over files of the host in the container's mount namespace.
+//!
+//! The kernel removes a mount on a file when a process of any mount namespace removes the file or
+//! renames another one to its name, and programs that write `/etc/resolv.conf` do that. The thread
+//! that waits for the container's program therefore mounts such a file again.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io,
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::fs::OpenOptionsExt,
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    libc,
+    mount::{MsFlags, mount},
+    unistd::Pid,
+};
+use rustix::process::{PidfdFlags, pidfd_open};
+
+use super::{Result, SandboxError};
+
+/// Sockets of host programs that would answer for names from the host's point of view, past the
+/// container's files: nss-resolve(8) and the C library's cache. Where they are covered, the C
+/// library reads the files.
+const RESOLVERS: [&str; 2] = ["/run/systemd/resolve/io.systemd.Resolve", "/run/nscd/socket"];
+/// Covers a socket: a connection to a file that is no socket is refused.
+const NOTHING: &str = "/dev/null";
+
+/// Time from a change of the mounts to the check, in ms. A host that starts many containers has
+/// many changes a second.
+const CALM_MS: libc::c_int = 100;
+/// Time until the next check while a file is missing that was covered before, in ms.
+const MISSING_MS: libc::c_int = 5000;
+
+/// The files that are mounted, by the path that they cover.
+#[derive(Debug, Default)]
+pub(super) struct Covers(BTreeMap<PathBuf, PathBuf>);
+
+impl Covers {
+    /// Mounts the files of the directory `etc`, and those of `/etc/netns/NAME/` in their place, over
+    /// the files of `/etc`. A file that `/etc` does not have is not mounted: there is nothing to
+    /// mount it on.
+    ///
+    /// # Errors
+    /// The kernel refuses to mount a file of `etc`. For a file of `/etc/netns/NAME/` this is logged
+    /// only.
+    pub(super) fn mount(name: &str, etc: Option<&Path>) -> Result<Self> {
+        let mut wanted = BTreeMap::new();
+        if let Some(etc) = etc {
+            wanted.extend(files_for(Path::new("/etc"), etc));
+            wanted.extend(RESOLVERS.map(|path| (PathBuf::from(path), PathBuf::from(NOTHING))));
+        }
+        let users = name_directory(name).map(|dir| files_for(Path::new("/etc"), &dir));
+        wanted.extend(users.into_iter().flatten());
+        let mut mounted = BTreeMap::new();
+        for (target, source) in wanted {
+            match cover(&target, &source) {
+                Ok(()) => drop(mounted.insert(target, source)),
+                Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+                Err(errno) if etc.is_some_and(|etc| source.starts_with(etc)) => {
+                    let what = format!("mounting {} on {}", source.display(), target.display());
+                    return Err(SandboxError::io(what, errno));
+                }
+                Err(errno) => {
+                    tracing::warn!("binding {} to {}: {errno}", source.display(), target.display());
+                }
+            }
+        }
+        Ok(Self(mounted))
+    }
+
+    /// Waits for the end of a process. Mounts each file again whose mount the kernel has removed in
+    /// the meantime. Returns early if the kernel does not report these events.
+    pub(super) fn keep_until_end(&self, pid: Pid) {
+        if self.0.is_empty() {
+            return;
+        }
+        let process = rustix::process::Pid::from_raw(pid.as_raw())
+            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let (Some(process), Ok(mounts)) = (process, File::open("/proc/thread-self/mountinfo"))
+        else {
+            return;
+        };
+        let ended = |timeout| is_ready(process.as_raw_fd(), None, timeout);
+        let mut timeout = -1;
+        // A change of the mounts is an urgent event of mountinfo (proc_pid_mountinfo(5)).
+        while let Ok(false) = is_ready(process.as_raw_fd(), Some(mounts.as_raw_fd()), timeout) {
+            if !matches!(ended(CALM_MS), Ok(false)) {
+                return;
+            }
+            timeout = if self.restore() { -1 } else { MISSING_MS };
+        }
+    }
+
+    /// Mounts what is no longer mounted. `false`: a file to mount on does not exist now.
+    fn restore(&self) -> bool {
+        self.0.iter().fold(true, |complete, (target, source)| match is_covered(target) {
+            Ok(true) => complete,
+            Ok(false) => {
+                let _ = cover(target, source);
+                complete
+            }
+            Err(_) => false,
+        })
+    }
+}
+
+/// `/etc/netns/NAME`.
+fn name_directory(name: &str) -> Option<PathBuf> {
+    let plain = !name.is_empty() && !name.contains('/') && name != "." && name != "..";
+    plain.then(|| Path::new("/etc/netns").join(name))
+}
+
+/// The files of the directory `from`, each with the path in `to` that it covers.
+fn files_for(to: &Path, from: &Path) -> Vec<(PathBuf, PathBuf)> {
+    let entries = fs::read_dir(from).into_iter().flatten().flatten();
+    entries.map(|entry| (to.join(entry.file_name()), entry.path())).collect()
+}
+
+/// Mounts `source` on `target`. If `target` is a symbolic link, it is mounted on the link itself:
+/// what the link leads to has readers of its own, and is replaced more often.
+fn cover(target: &Path, source: &Path) -> nix::Result<()> {
+    let target = open(target).map_err(|error| errno(&error))?;
+    let target = format!("/proc/thread-self/fd/{}", target.as_raw_fd());
+    mount(Some(source), target.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)
+}
+
+/// Whether anything is mounted on `target`: it is then of another mount than its directory.
+fn is_covered(target: &Path) -> io::Result<bool> {
+    let directory = target.parent().unwrap_or(Path::new("/"));
+    Ok(mount_id(target)? != mount_id(directory)?)
+}
+
+/// The mount through which a path leads, by its number in mountinfo.
+fn mount_id(path: &Path) -> io::Result<String> {
+    let file = open(path)?;
+    let info = fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", file.as_raw_fd()))?;
+    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+    id.map(|id| id.trim().to_owned()).ok_or_else(|| io::Error::other("fdinfo has no mnt_id"))
+}
+
+/// Opens a path as a place. A symbolic link at its end is not followed.
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC)
+        .open(path)
+}
+
+fn errno(error: &io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+/// Waits until the process of a pidfd ends (`true`), or until the time is over or `urgent` has an
+/// urgent event (`false`). `timeout` is in ms; -1 waits for ever.
+fn is_ready(process: RawFd, urgent: Option<RawFd>, timeout: libc::c_int) -> nix::Result<bool> {
+    // poll(2) skips a negative descriptor.
+    let mut fds = [(process, libc::POLLIN), (urgent.unwrap_or(-1), libc::POLLPRI)]
+        .map(|(fd, events)| libc::pollfd { fd, events, revents: 0 });
+    loop {
+        // SAFETY: the pointer leads to two pollfd, which live until the call returns.
+        match Errno::result(unsafe { libc::poll(fds.as_mut_ptr(), 2, timeout) }) {
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+            Ok(_) => {
+                let [process, _] = fds;
+                return Ok(process.revents != 0);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::unix::{
+            fs::{FileTypeExt, symlink},
+            net::{UnixListener, UnixStream},
+        },
+        process::{Child, Command},
+        sync::mpsc,
+        thread,
+        time::{Duration, Instant},
+    };
+
+    use nix::{
+        sched::{CloneFlags, unshare},
+        unistd::gettid,
+    };
+
+    use super::*;
+
+    #[test]
+    fn files_cover_those_of_their_name() {
+        let from = tempfile::tempdir().unwrap();
+        fs::write(from.path().join("hosts"), "").unwrap();
+        let expected = (PathBuf::from("/etc/hosts"), from.path().join("hosts"));
+        assert_eq!(files_for(Path::new("/etc"), from.path()), [expected]);
+        assert!(files_for(Path::new("/etc"), Path::new("/nonexistent")).is_empty());
+        assert_eq!(name_directory("web"), Some("/etc/netns/web".into()));
+        for outside in ["", ".", "..", "../x", "a/b"] {
+            assert_eq!(name_directory(outside), None, "{outside}");
+        }
+    }
+
+    /// Moves the calling thread to a mount namespace that gets no mounts of others.
+    fn apart() {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let flags = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
+        mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).unwrap();
+    }
+
+    /// Killed and reaped when dropped.
+    struct Program(Child);
+
+    impl Drop for Program {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    /// Whether the thread `tid` sees a device at `path`, as [`NOTHING`] is.
+    fn is_device(tid: Pid, path: &Path) -> bool {
+        let seen = fs::metadata(format!("/proc/{tid}/root{}", path.display()));
+        seen.is_ok_and(|meta| meta.file_type().is_char_device())
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn what_the_host_replaces_is_covered_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("theirs"), "theirs").unwrap();
+        fs::write(path("ours"), "ours").unwrap();
+        fs::write(path("plain"), "theirs").unwrap();
+        symlink(path("theirs"), path("link")).unwrap();
+        symlink(path("nowhere"), path("dangling")).unwrap();
+        let targets = ["plain", "link", "dangling"];
+
+        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = Pid::from_raw(child.id().cast_signed());
+        let program = Program(child);
+        let (tell, told) = mpsc::channel();
+        let root = dir.path().to_owned();
+        let keeper = thread::spawn(move || {
+            apart();
+            let covers = Covers(targets.map(|name| (root.join(name), root.join("ours"))).into());
+            for (target, source) in &covers.0 {
+                assert!(!is_covered(target).unwrap());
+                cover(target, source).unwrap();
+                assert!(is_covered(target).unwrap());
+            }
+            // Other readers of what the link leads to are not concerned.
+            assert_eq!(fs::read(root.join("theirs")).unwrap(), b"theirs");
+            tell.send(gettid()).unwrap();
+            covers.keep_until_end(pid);
+        });
+        let tid = told.recv().unwrap();
+        let inside = |name: &str| {
+            let seen = format!("/proc/{tid}/root{}", path(name).display());
+            fs::read_to_string(seen).unwrap_or_default()
+        };
+        for target in targets {
+            assert_eq!(inside(target), "ours", "{target}");
+            fs::write(path("new"), "replaced").unwrap();
+            fs::rename(path("new"), path(target)).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while inside(target) != "ours" {
+                assert!(Instant::now() < deadline, "{target}: {}", inside(target));
+                thread::sleep(Duration::from_millis(5));
+            }
+            assert_eq!(fs::read_to_string(path(target)).unwrap(), "replaced");
+        }
+        drop(program);
+        keeper.join().unwrap();
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn a_socket_that_is_away_for_a_while_is_covered_when_it_is_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("socket");
+        let socket = UnixListener::bind(&at).unwrap();
+        let (tell, told) = mpsc::channel();
+        let (go, gone) = mpsc::channel();
+        let target = at.clone();
+        let keeper = thread::spawn(move || {
+            apart();
+            cover(&target, Path::new(NOTHING)).unwrap();
+            let error = UnixStream::connect(&target).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));
+            let covers = Covers([(target, NOTHING.into())].into());
+            for complete in [true, false, true] {
+                assert_eq!(covers.restore(), complete);
+                tell.send(gettid()).unwrap();
+                gone.recv().unwrap();
+            }
+        });
+        let tid = told.recv().unwrap();
+        assert!(is_device(tid, &at));
+        drop(socket);
+        fs::remove_file(&at).unwrap();
+        go.send(()).unwrap();
+        told.recv().unwrap();
+        let _socket = UnixListener::bind(&at).unwrap();
+        assert!(!is_device(tid, &at));
+        go.send(()).unwrap();
+        told.recv().unwrap();
+        assert!(is_device(tid, &at));
+        go.send(()).unwrap();
+        keeper.join().unwrap();
+    }
+}
