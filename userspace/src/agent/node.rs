@@ -1,27 +1,42 @@
 //! The agent's own entry in the store: `nodes/NODE`, and `alive/NODE` on a lease.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
-use super::shared::Shared;
+use super::{containers::Origin, files, shared::Shared};
 use crate::{
     model::{
-        ALIVE, NODES, Name, Node, ROOT, View,
-        ops::{self, ExecuteError},
+        ALIVE, Alive, NODES, Name, Node, ROOT, View,
+        ops::{self, ExecuteError, Refusal},
     },
-    store::{LeaseId, StateStore, StoreError, retry::Backoff},
+    store::{LeaseId, Outcome, Revision, StateStore, StoreError, retry::Backoff},
 };
 
 /// TTL of the lease: an agent that does not renew the lease for this time counts as gone.
 const TTL: Duration = Duration::from_secs(10);
 /// Period of the renewals of the lease: two in a row may be lost.
 const RENEW: Duration = Duration::from_secs(3);
+/// Time after which the lease of an earlier run, or of the machine before its reboot, has run out.
+/// An agent that is alive with the same identifier for longer is another one.
+const OUTLIVED: Duration = TTL.saturating_add(RENEW);
+/// Number of conflicts after which a removal is given up.
+const TRIES: u32 = 24;
+
+/// The entry of this node in the store.
+struct Entry {
+    lease: LeaseId,
+    /// Revision at which it was made.
+    revision: Revision,
+    /// The store did not have the node before.
+    new: bool,
+}
 
 /// Enters the node, and renews its lease until the agent stops. Then the lease is revoked.
 ///
-/// `entered` gets the outcome of the first entry: a refusal (another agent has the name) ends
-/// the agent. Later refusals are problems in `status`, and forwarding goes on.
+/// `entered` gets the outcome of the first attempt: a refusal (another agent has the name, or the
+/// identifier) ends the agent. Later refusals, and a store that takes no writes, are problems in
+/// `status`, and forwarding goes on.
 pub(super) async fn keep(
     shared: Arc<Shared>,
     store: Arc<dyn StateStore>,
@@ -34,9 +49,13 @@ pub(super) async fn keep(
         () = stay(&shared, store.as_ref(), &mut entered, &mut lease) => return,
     }
     if let Some(lease) = lease {
-        // Best effort: it runs out by itself.
-        let _ = tokio::time::timeout(Duration::from_secs(2), store.revoke(lease)).await;
+        give_up(store.as_ref(), lease).await;
     }
+}
+
+/// Revokes a lease. Best effort: it runs out by itself.
+async fn give_up(store: &dyn StateStore, lease: LeaseId) {
+    let _ = tokio::time::timeout(Duration::from_secs(2), store.revoke(lease)).await;
 }
 
 /// Enters the node and renews its lease. Returns only if the first entry is refused.
@@ -46,44 +65,83 @@ async fn stay(
     entered: &mut Option<oneshot::Sender<Result<(), String>>>,
     current: &mut Option<LeaseId>,
 ) {
+    let name = &shared.node.name;
     let mut backoff = Backoff::unavailable();
+    // Counted from the first answer of the store, in which a lease may live on while it is down.
+    let mut outlived = None;
     loop {
+        shared.store.is_known().await;
         match enter(shared, store).await {
-            Ok(lease) => {
+            Ok(Entry { lease, revision, new }) => {
                 *current = Some(lease);
                 backoff.reset();
                 shared.problems.set("node", None);
+                shared.problems.set("node/removed", removed(shared, new));
+                remember(shared);
                 if let Some(entered) = entered.take() {
                     // The receiver is gone if the agent is stopping.
                     let _ = entered.send(Ok(()));
                 }
-                renew(store, lease).await;
-                tracing::warn!("node {}: its lease has run out, entering again", shared.node.name);
+                if renew(shared, store, lease, revision).await {
+                    tracing::warn!("node {name}: its lease has run out, entering again");
+                } else {
+                    tracing::warn!("node {name}: it was removed from the store, entering again");
+                    give_up(store, lease).await;
+                }
+            }
+            Err(ExecuteError::Refused(Refusal::Elsewhere(why)))
+                if entered.is_some() && is_soon(&mut outlived) =>
+            {
+                // The earlier run may have been at another address, or before a reboot.
+                shared.store.early_error(&format!("{why}: its lease may run out"));
+                tokio::time::sleep(Duration::from_secs(1)).await;
             }
             Err(ExecuteError::Refused(refusal)) => {
+                let line = with_remedy(&refusal, &shared.options.state_dir);
                 if let Some(entered) = entered.take() {
-                    let _ = entered.send(Err(refusal.to_string()));
+                    let _ = entered.send(Err(line));
                     return;
                 }
-                shared.problems.set("node", Some(refusal.to_string()));
+                shared.problems.set("node", Some(line));
                 tokio::time::sleep(RENEW).await;
             }
             Err(error) => {
-                shared.store.early_error(&error.to_string());
+                // The store can be read without the entry, so that the containers here keep their
+                // network.
+                if let Some(entered) = entered.take() {
+                    let _ = entered.send(Ok(()));
+                }
+                let line =
+                    format!("node {}: not entered in the store yet: {error}", shared.node.name);
+                shared.problems.set("node", Some(line));
                 tokio::time::sleep(backoff.next_delay()).await;
             }
         }
     }
 }
 
-async fn enter(shared: &Shared, store: &dyn StateStore) -> Result<LeaseId, ExecuteError> {
+/// Whether the lease of an earlier run may still live. The first call sets the time until which it
+/// may.
+fn is_soon(outlived: &mut Option<Instant>) -> bool {
+    let now = Instant::now();
+    now < *outlived.get_or_insert(now + OUTLIVED)
+}
+
+/// A refusal with its remedy.
+fn with_remedy(refusal: &Refusal, state_dir: &Path) -> String {
+    match refusal {
+        Refusal::Elsewhere(why) => format!(
+            "{why}: {dir} is a copy of that node's: stop the agent here, 'rm -r {dir}' and start again under another name, or stop that node for good",
+            dir = state_dir.display()
+        ),
+        other => other.to_string(),
+    }
+}
+
+async fn enter(shared: &Shared, store: &dyn StateStore) -> Result<Entry, ExecuteError> {
     let lease = store.grant(TTL).await?;
-    // The plan needs only these prefixes, and the whole store is large.
-    let entry = ops::execute_below(store, &[NODES, ALIVE], |view| {
-        Ok(((), ops::register_node(view, &shared.node, lease)?))
-    });
-    match entry.await {
-        Ok(_) => Ok(lease),
+    match register(shared, store, lease).await {
+        Ok((new, revision)) => Ok(Entry { lease, revision, new }),
         Err(error) => {
             // Best effort: it runs out by itself.
             let _ = store.revoke(lease).await;
@@ -92,43 +150,170 @@ async fn enter(shared: &Shared, store: &dyn StateStore) -> Result<LeaseId, Execu
     }
 }
 
-/// Keeps the lease alive; returns once it is gone.
-async fn renew(store: &dyn StateStore, lease: LeaseId) {
+/// Writes the record of the node, if the store has another, alive on `lease`. Returns whether the
+/// store did not have the node before, and the revision.
+async fn register(
+    shared: &Shared,
+    store: &dyn StateStore,
+    lease: LeaseId,
+) -> Result<(bool, Revision), ExecuteError> {
+    shared.store.writable()?;
+    let node = shared.record.borrow().clone();
+    // The plan needs only these prefixes, and the whole store is large.
+    let entry = ops::execute_below(store, &[NODES, ALIVE], |view| {
+        let plan = ops::register_node(view, &node, &shared.alive, lease)?;
+        Ok((!view.nodes.contains_key(&node.name), plan))
+    });
+    entry.await
+}
+
+/// The problem of a node that was registered before and that the store did not have any more.
+/// `None`: it has lost nothing.
+fn removed(shared: &Shared, new: bool) -> Option<String> {
+    let before = files::kept_name(&shared.options.state_dir).ok().flatten();
+    (new && before.is_some() && has_sandbox(shared)).then(|| {
+        format!(
+            "node {}: it had been removed from the store and is registered again: its containers have lost their networks, 'culvert network connect NET NAME' gives one again",
+            shared.node.name
+        )
+    })
+}
+
+/// Whether this host has a container that can be connected to a network.
+fn has_sandbox(shared: &Shared) -> bool {
+    let containers = shared.containers();
+    containers.iter().any(|record| matches!(record.origin, Origin::Owned | Origin::Attached))
+}
+
+/// Keeps the node's name on disk: from now on a new host name does not change it.
+fn remember(shared: &Shared) {
+    let dir = &shared.options.state_dir;
+    let failed = files::keep_name(dir, &shared.node.name).err();
+    let line = |error| format!("{}: {error}", files::name_path(dir).display());
+    shared.problems.set("node-name/file", failed.map(line));
+}
+
+/// Keeps the lease alive, and the record up to date. Returns `true` once it is gone, and `false` once the store has the entry
+/// of `revision` no more.
+async fn renew(
+    shared: &Shared,
+    store: &dyn StateStore,
+    lease: LeaseId,
+    revision: Revision,
+) -> bool {
+    let mut record = shared.record.subscribe();
     let mut pause = RENEW;
     loop {
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            changed = record.changed() => {
+                if changed.is_ok()
+                    && let Err(error) = register(shared, store, lease).await
+                {
+                    tracing::warn!("node {}: record not updated yet: {error}", shared.node.name);
+                    record.mark_changed();
+                    tokio::time::sleep(RENEW).await;
+                }
+            }
+        }
         match store.keep_alive(lease).await {
+            Ok(()) if is_out(shared, revision) => return false,
             Ok(()) => pause = RENEW,
-            Err(StoreError::LeaseGone(_)) => return,
+            Err(StoreError::LeaseGone(_)) => return true,
             // The follower reports that the store does not answer.
             Err(_) => pause = Duration::from_secs(1),
         }
     }
 }
 
-/// Removes the node from the store if the entry is this installation's own.
-pub(super) async fn leave_own(store: &dyn StateStore, own: &Node) -> Result<(), ExecuteError> {
-    let view = View::from_snapshot(&store.snapshot(ROOT).await?);
-    if view.nodes.get(&own.name).is_some_and(|node| node.id == own.id) {
-        leave(store, &own.name).await?;
-    }
-    Ok(())
+/// Whether somebody has removed the entry that was made at `revision`, or replaced it.
+fn is_out(shared: &Shared, revision: Revision) -> bool {
+    let view = shared.view();
+    let name = &shared.node.name;
+    let in_it = || {
+        view.nodes.contains_key(name)
+            && view.alive.get(name).is_some_and(|alive| alive.run == shared.alive.run)
+    };
+    view.revision >= revision && !shared.leaving.is_cancelled() && !in_it()
 }
 
-/// Removes the node and its endpoints from the store.
-pub(super) async fn leave(store: &dyn StateStore, name: &Name) -> Result<(), ExecuteError> {
+/// Removes the nodes with the identifier of `former` from the store, unless an agent with that
+/// identifier is alive elsewhere for longer than an earlier agent of this host can be. Returns
+/// whether they were removed.
+///
+/// # Errors
+///
+/// The store's.
+pub(super) async fn leave_as(
+    store: &dyn StateStore,
+    own: &Node,
+    former: &Alive,
+) -> Result<bool, ExecuteError> {
+    let mut outlived = None;
     loop {
         let view = View::from_snapshot(&store.snapshot(ROOT).await?);
-        if !view.nodes.contains_key(name) {
-            return Ok(());
-        }
-        let mut current = true;
-        for plan in ops::remove_node(&view, name, true)? {
-            let outcome = store.commit(plan.compares, plan.writes).await?;
-            current &= matches!(outcome, crate::store::Outcome::Committed(_));
-        }
-        if current {
-            return Ok(());
+        match ops::not_elsewhere(&view, own.vtep, former) {
+            Ok(()) => {
+                let names = view.nodes.values().filter(|node| node.id == former.id);
+                for name in names.map(|node| &node.name) {
+                    leave(store, name).await?;
+                }
+                return Ok(true);
+            }
+            Err(_) if is_soon(&mut outlived) => tokio::time::sleep(Duration::from_secs(1)).await,
+            Err(_) => return Ok(false),
         }
     }
+}
+
+/// Checks that the entry in the store is this agent's, before it is removed.
+///
+/// # Errors
+///
+/// The agent of a copy of this host is alive, or the store's error.
+pub(super) async fn check_own(store: &dyn StateStore, shared: &Shared) -> Result<(), ExecuteError> {
+    let mut view = View::default();
+    for prefix in [NODES, ALIVE] {
+        view.add_snapshot(&store.snapshot(prefix).await?);
+    }
+    Ok(ops::not_elsewhere(&view, shared.node.vtep, &shared.alive)?)
+}
+
+/// Removes this node and its endpoints from the store. No error if the store does not have it.
+pub(super) async fn leave(store: &dyn StateStore, name: &Name) -> Result<(), ExecuteError> {
+    match remove(store, name, true).await {
+        Err(ExecuteError::Refused(Refusal::NotFound(_))) => Ok(()),
+        removed => removed.map(drop),
+    }
+}
+
+/// Removes a node and its endpoints from the store. Returns the revision of the last transaction.
+///
+/// # Errors
+///
+/// Those of [`ops::remove_node`], or the store's.
+pub(super) async fn remove(
+    store: &dyn StateStore,
+    name: &Name,
+    force: bool,
+) -> Result<Revision, ExecuteError> {
+    let mut backoff = Backoff::contention();
+    for _ in 0..TRIES {
+        let view = View::from_snapshot(&store.snapshot(ROOT).await?);
+        let mut last = None;
+        for plan in ops::remove_node(&view, name, force)? {
+            last = match store.commit(plan.compares, plan.writes).await? {
+                Outcome::Committed(revision) => Some(revision),
+                Outcome::Conflict => None,
+            };
+            if last.is_none() {
+                break;
+            }
+        }
+        if let Some(revision) = last {
+            return Ok(revision);
+        }
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+    Err(ExecuteError::Contended)
 }

@@ -4,6 +4,8 @@ use std::{io, path::PathBuf};
 
 use nix::errno::Errno;
 
+use crate::limits::name_limit;
+
 /// Why an operation on a network namespace failed: one line.
 #[derive(Debug, thiserror::Error)]
 pub enum NetnsError {
@@ -38,7 +40,7 @@ impl NetnsError {
         let (what, source) = (what.into(), source.into());
         match source.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EPERM | Errno::EACCES) => Self::Permission(what),
-            _ => Self::Io { what, source },
+            _ => Self::Io { what, source: name_limit(source) },
         }
     }
 }

@@ -30,7 +30,7 @@ use nix::{
 };
 
 pub use self::error::NetnsError;
-use crate::model::Name;
+use crate::model::{Name, NetnsId};
 
 /// Result of this module.
 pub type Result<T, E = NetnsError> = std::result::Result<T, E>;
@@ -41,16 +41,6 @@ const DIR: &str = "/run/netns";
 const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 /// `NS_GET_NSTYPE` (linux/nsfs.h): `_IO(0xb7, 3)`.
 const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
-
-/// Identity of a namespace: device and inode of its file. The kernel may reuse the inode for
-/// another namespace once this one has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct NetnsId {
-    /// Device.
-    pub dev: u64,
-    /// Inode.
-    pub ino: u64,
-}
 
 /// An open network namespace. The open file keeps it alive.
 #[derive(Debug)]
@@ -222,6 +212,23 @@ impl AsFd for Netns {
     }
 }
 
+/// The process through which a path leads to a namespace: `/proc/PID/ns/net`, or a symbolic link to
+/// such a path. Once the process has ended, the path may lead to the namespace of another one.
+/// `None`: the namespace is mounted there.
+pub fn process_of(path: &Path) -> Option<i32> {
+    let mut path = path.to_owned();
+    // The kernel follows at most 40 links (path_resolution(7)).
+    for _ in 0..40 {
+        let parent = fs::canonicalize(path.parent()?).ok()?;
+        if let Ok(below) = parent.strip_prefix("/proc") {
+            return below.components().next()?.as_os_str().to_str()?.parse().ok();
+        }
+        let target = fs::read_link(parent.join(path.file_name()?)).ok()?;
+        path = parent.join(target);
+    }
+    None
+}
+
 /// Whether two open files are the same namespace.
 ///
 /// # Errors
@@ -365,4 +372,30 @@ fn loopback_up() -> nix::Result<()> {
         libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request)
     })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_through_a_process_is_told_from_a_mount() {
+        let own = std::process::id().cast_signed();
+        let path = PathBuf::from(format!("/proc/{own}/ns/net"));
+        assert_eq!(process_of(&path), Some(own));
+        assert_eq!(process_of(Path::new("/proc/self/ns/net")), Some(own));
+        let dir = tempfile::tempdir().unwrap();
+        let (link, second) = (dir.path().join("link"), dir.path().join("second"));
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        std::os::unix::fs::symlink("link", &second).unwrap();
+        assert_eq!(process_of(&second), Some(own));
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        for other in [file.as_path(), Path::new("/proc/version"), Path::new("/nowhere/x")] {
+            assert_eq!(process_of(other), None, "{}", other.display());
+        }
+        let circle = dir.path().join("circle");
+        std::os::unix::fs::symlink("circle", &circle).unwrap();
+        assert_eq!(process_of(&circle), None);
+    }
 }

@@ -20,7 +20,7 @@ pub use execute::{ExecuteError, execute, execute_below};
 pub use network::{
     NetworkSpec, PREDEFINED_BRIDGE, choose_subnet, create_network, lowest_free_vni, remove_network,
 };
-pub use node::{register_node, remove_node};
+pub use node::{not_elsewhere, register_node, remove_node};
 pub use vtep::{add_vtep, remove_vtep};
 
 /// A transaction that is not committed yet.
@@ -45,6 +45,10 @@ pub enum Refusal {
     /// The current state does not allow the operation.
     #[error("{0}")]
     Conflict(String),
+    /// An agent with the same identifier is alive on another host, or was until its lease runs out.
+    /// The text has no remedy, which depends on the state directory.
+    #[error("{0}")]
+    Elsewhere(String),
 }
 
 impl From<Invalid> for Refusal {

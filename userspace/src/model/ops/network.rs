@@ -7,7 +7,8 @@ use ipnetwork::{IpNetwork, Ipv4Network};
 use super::{Plan, Refusal, network, new_id, put};
 use crate::{
     model::{
-        Driver, Key, NETWORKS, Name, Network, SCHEMA, Versioned, View, Vni, VniOwner, validate,
+        Driver, HostRoute, Key, NETWORKS, Name, Network, SCHEMA, Versioned, View, Vni, VniOwner,
+        not_routed, validate,
     },
     store::{Compare, Write},
 };
@@ -40,9 +41,11 @@ pub struct NetworkSpec {
     pub options: BTreeMap<String, String>,
     /// `--label`.
     pub labels: BTreeMap<String, String>,
-    /// Destinations of the host's routes, such as the underlay's subnet. The network's subnets must
-    /// not overlap them.
-    pub avoid: Vec<IpNetwork>,
+    /// Routes of the host, such as that of the underlay's subnet. The network's subnets must not
+    /// overlap their destinations.
+    pub routes: Vec<HostRoute>,
+    /// Ranges to choose a subnet from. If empty, those of [`choose_subnet`].
+    pub pools: Vec<Ipv4Network>,
 }
 
 /// Plans the creation of a network.
@@ -82,7 +85,7 @@ pub fn create_network(view: &View, spec: &NetworkSpec) -> Result<(Network, Plan)
         )));
     }
     let given = match spec.subnets.as_slice() {
-        [] => vec![choose_subnet(view, name, spec.driver, &spec.avoid)?],
+        [] => vec![choose_subnet(view, spec)?],
         given => given.to_vec(),
     };
     let subnets = validate::with_gateways(&given, spec.gateway)?;
@@ -108,7 +111,7 @@ pub fn create_network(view: &View, spec: &NetworkSpec) -> Result<(Network, Plan)
     validate::no_overlap(&network, view.networks.values().map(|other| &other.record))
         .map_err(|error| Refusal::Conflict(error.0))?;
     let near = view.networks.values().filter(|other| !other.name.is_apart_from(name));
-    validate::not_routed(&given, &spec.avoid, near.map(|other| &other.record))
+    not_routed(&given, &spec.routes, near.map(|other| &other.record))
         .map_err(|error| Refusal::Conflict(error.0))?;
     let vni_key = Key::vni(vni);
     let plan = Plan {
@@ -222,62 +225,120 @@ fn free_vni(view: &View, vni: Vni) -> Result<Vni, Refusal> {
     }
 }
 
-/// Returns the first subnet that is free in the view, from ranges that Docker uses too: 10.0.0.0/8
-/// in /24 for overlay networks; 172.18.0.0/16 to 172.31.0.0/16 and then 192.168.0.0/16 in /20 for
-/// bridge networks. For the network named `bridge`, 172.17.0.0/16 comes first.
+/// A range of IPv4 addresses to choose subnets from.
+#[derive(Clone, Copy, Debug)]
+struct Pool {
+    /// First address.
+    first: u32,
+    /// Prefix length of a subnet.
+    prefix: u8,
+    /// Number of subnets.
+    count: u32,
+}
+
+impl Pool {
+    /// The subnets with `prefix` from `first` on.
+    const fn new(first: [u8; 4], prefix: u8, count: u32) -> Self {
+        Self { first: u32::from_be_bytes(first), prefix, count }
+    }
+
+    /// The subnets of a range; the range itself if it is no larger than a subnet.
+    fn within(range: Ipv4Network, prefix: u8) -> Self {
+        let prefix = prefix.max(range.prefix());
+        let count = 1_u32.checked_shl(u32::from(prefix - range.prefix())).unwrap_or(u32::MAX);
+        Self { first: range.network().to_bits(), prefix, count }
+    }
+
+    /// The first subnet that overlaps none of `taken`: first and last addresses, sorted.
+    fn first_free(self, taken: &[(u32, u32)]) -> Option<Ipv4Network> {
+        let Self { first, prefix, count } = self;
+        let size = 1_u32 << (32 - prefix);
+        let mut index = 0;
+        while index < count {
+            let start = first + index * size;
+            let end = start + (size - 1);
+            let Some((_, last)) = taken.iter().find(|(a, b)| *a <= end && *b >= start) else {
+                return Ipv4Network::new(Ipv4Addr::from_bits(start), prefix).ok();
+            };
+            // The search continues after the whole obstacle, which may be as large as a /8.
+            index = match last.checked_sub(first) {
+                Some(distance) => (distance / size + 1).max(index + 1),
+                None => index + 1,
+            };
+        }
+        None
+    }
+}
+
+/// 172.16.0.0/12, from the second of its /16 on: the first is the network `bridge`'s.
+const BRIDGES: [Pool; 4] = [
+    Pool::new([172, 18, 0, 0], 16, 14),
+    Pool::new([192, 168, 0, 0], 20, 16),
+    Pool::new([10, 0, 0, 0], 20, 1 << 12),
+    SHARED,
+];
+const OVERLAYS: [Pool; 4] = [
+    Pool::new([10, 0, 0, 0], 24, 1 << 16),
+    Pool::new([172, 16, 0, 0], 24, 1 << 12),
+    Pool::new([192, 168, 0, 0], 24, 1 << 8),
+    SHARED,
+];
+/// 100.64.0.0/10 (RFC 6598), which carriers and some VPNs use: the last resort.
+const SHARED: Pool = Pool::new([100, 64, 0, 0], 24, 1 << 14);
+
+/// Returns the first subnet that is free in the view, that no route of the host leads to, and,
+/// for an overlay network, that no node is connected to. The ranges are [`NetworkSpec::pools`];
+/// without them those that Docker uses too, and then the other private ones: 10.0.0.0/8 in /24
+/// first for overlay networks; 172.18.0.0/16 to 172.31.0.0/16 and then 192.168.0.0/16 in /20 first
+/// for bridge networks. For the network named `bridge`, 172.17.0.0/16 comes first.
 ///
 /// # Errors
 ///
 /// No subnet is free.
-pub fn choose_subnet(
-    view: &View,
-    name: &Name,
-    driver: Driver,
-    avoid: &[IpNetwork],
-) -> Result<IpNetwork, Refusal> {
-    const fn range(first: [u8; 4], prefix: u8, count: u32) -> (u32, u8, u32) {
-        (Ipv4Addr::new(first[0], first[1], first[2], first[3]).to_bits(), prefix, count)
-    }
-    let ranges: &[(u32, u8, u32)] = match driver {
-        Driver::Overlay => &[range([10, 0, 0, 0], 24, 1 << 16)],
-        Driver::Bridge if name.local() == PREDEFINED_BRIDGE => {
-            &[range([172, 17, 0, 0], 16, 15), range([192, 168, 0, 0], 20, 16)]
+pub fn choose_subnet(view: &View, spec: &NetworkSpec) -> Result<IpNetwork, Refusal> {
+    let NetworkSpec { name, driver, routes, pools, .. } = spec;
+    let predefined = name.local() == PREDEFINED_BRIDGE;
+    let ranges: Vec<Pool> = match (pools.as_slice(), driver) {
+        ([], Driver::Overlay) => OVERLAYS.to_vec(),
+        ([], Driver::Bridge) => {
+            let first = predefined.then_some(Pool::new([172, 17, 0, 0], 16, 1));
+            first.into_iter().chain(BRIDGES).collect()
         }
-        Driver::Bridge => &[range([172, 18, 0, 0], 16, 14), range([192, 168, 0, 0], 20, 16)],
+        (given, driver) => {
+            let prefix = match driver {
+                Driver::Overlay => 24,
+                Driver::Bridge => 20,
+            };
+            given.iter().map(|range| Pool::within(*range, prefix)).collect()
+        }
     };
     let near = view.networks.values().filter(|network| !network.name.is_apart_from(name));
-    let networks = near.flat_map(|network| &network.subnets);
+    let networks = near.flat_map(|network| &network.subnets).map(|subnet| subnet.subnet);
+    let routes = routes.iter().filter(|route| route.is_taken()).map(|route| route.destination);
+    // A bridge network concerns its own host alone.
+    let nodes = view.nodes.values().filter(|_| *driver == Driver::Overlay);
+    let connected = nodes.flat_map(|node| &node.prefixes).copied();
     // Both lists are sorted intervals, so that the search is one pass.
     let mut taken: Vec<(u32, u32)> = networks
-        .map(|subnet| subnet.subnet)
-        .chain(avoid.iter().copied())
+        .chain(routes)
+        .chain(connected)
         .filter_map(|subnet| match subnet {
             IpNetwork::V4(v4) => Some((v4.network().to_bits(), v4.broadcast().to_bits())),
             IpNetwork::V6(_) => None,
         })
         .collect();
     taken.sort_unstable();
-    for (first, prefix, count) in ranges {
-        let size = 1_u32 << (32 - prefix);
-        let mut index = 0;
-        while index < *count {
-            let start = first + index * size;
-            let end = start + (size - 1);
-            let Some((_, last)) = taken.iter().find(|(a, b)| *a <= end && *b >= start) else {
-                let subnet = Ipv4Network::new(Ipv4Addr::from_bits(start), *prefix);
-                return subnet
-                    .map(IpNetwork::V4)
-                    .map_err(|error| Refusal::Invalid(format!("subnet: {error}")));
-            };
-            // The search continues after the whole obstacle, which may be as large as a /8.
-            index = match last.checked_sub(*first) {
-                Some(distance) => (distance / size + 1).max(index + 1),
-                None => index + 1,
-            };
-        }
-    }
-    Err(Refusal::Conflict(
-        "no subnet is left to choose from: name one with --subnet, such as 100.64.0.0/24"
-            .to_owned(),
-    ))
+    let free = ranges.into_iter().find_map(|range| range.first_free(&taken));
+    free.map(IpNetwork::V4).ok_or_else(|| {
+        let from = match pools.as_slice() {
+            [] => "the private ranges".to_owned(),
+            given => {
+                let all: Vec<_> = given.iter().map(ToString::to_string).collect();
+                format!("--pool {}", all.join(" --pool "))
+            }
+        };
+        Refusal::Conflict(format!(
+            "no subnet of {from} is free of networks and routes: remove one of these, or name a subnet with --subnet"
+        ))
+    })
 }

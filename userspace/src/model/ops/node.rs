@@ -1,19 +1,27 @@
 //! Plans for nodes.
 
+use std::net::Ipv4Addr;
+
 use super::{Plan, Refusal, network::emptied_network, put, remove_endpoint};
 use crate::{
-    model::{Alive, Key, Name, Node, SCHEMA, View, encode, validate},
+    model::{Alive, Key, Name, Node, View, encode, validate},
     store::{Compare, LeaseId, MAX_OPS, Write},
 };
 
-/// Plans the registration of an agent under the name of its node, alive on `lease`. An agent makes
+/// Plans the registration of `agent` under the name of its node, alive on `lease`. An agent makes
 /// the same plan again when it restarts, when its lease has run out, or when its VTEP address has
 /// changed.
 ///
 /// # Errors
 ///
-/// Another agent with that name or that VTEP address is alive.
-pub fn register_node(view: &View, node: &Node, lease: LeaseId) -> Result<Plan, Refusal> {
+/// Another agent with that name or that VTEP address is alive. [`Refusal::Elsewhere`]: an agent
+/// with that identifier is alive on another host.
+pub fn register_node(
+    view: &View,
+    node: &Node,
+    agent: &Alive,
+    lease: LeaseId,
+) -> Result<Plan, Refusal> {
     let name = &node.name;
     validate::vtep_address(node.vtep)?;
     validate::udp_port(node.port)?;
@@ -21,41 +29,88 @@ pub fn register_node(view: &View, node: &Node, lease: LeaseId) -> Result<Plan, R
     if let Some(why) = view.problem_at(&key) {
         return Err(Refusal::Conflict(format!("node '{name}': its record in the store is {why}")));
     }
-    let clash = view
-        .nodes
-        .values()
-        .find(|other| other.name != *name && other.vtep == node.vtep && view.is_alive(&other.name));
+    judge(view, node, agent)?;
+    let mut compares = vec![match view.nodes.get(name) {
+        None => Compare::Absent(key.clone()),
+        Some(known) => Compare::Unchanged(key.clone(), known.revision),
+    }];
+    // Of two copies of one agent that start at the same time, the second plans again. A record that
+    // cannot be read is replaced.
+    if view.problem_at(&alive_key).is_none() {
+        compares.push(match view.alive.get(name) {
+            None => Compare::Absent(alive_key.clone()),
+            Some(alive) => Compare::Unchanged(alive_key.clone(), alive.revision),
+        });
+    }
+    let mut writes = vec![Write::Put { key: alive_key, value: encode(agent)?, lease: Some(lease) }];
+    // An unchanged record is not written again: the write would make every other agent process it.
+    if view.nodes.get(name).is_none_or(|known| known.record != *node) {
+        writes.push(put(key, node)?);
+    }
+    Ok(Plan { compares, writes })
+}
+
+/// Judges whether `agent` may be the agent of `node`: no other agent that is alive has its
+/// identifier, its name or its VTEP address.
+fn judge(view: &View, node: &Node, agent: &Alive) -> Result<(), Refusal> {
+    let name = &node.name;
+    not_elsewhere(view, node.vtep, agent)?;
+    let clash = view.nodes.values().find(|other| {
+        other.name != *name
+            && other.id != node.id
+            && other.vtep == node.vtep
+            && view.is_alive(&other.name)
+    });
     if let Some(other) = clash {
         return Err(Refusal::Conflict(format!(
             "VTEP {} is that of node '{}', which is alive: give each node an address of its own with --vtep-ip",
             node.vtep, other.name
         )));
     }
-    let mut compares = Vec::new();
     match view.nodes.get(name) {
-        None => compares.push(Compare::Absent(key.clone())),
-        Some(known) => {
-            compares.push(Compare::Unchanged(key.clone(), known.revision));
-            if known.id != node.id {
-                // The earlier agent of that name counts as gone only when its lease has run out.
-                if view.is_alive(name) {
-                    return Err(Refusal::Conflict(format!(
-                        "node name '{name}' is taken by an agent that is alive, at VTEP {}: choose another --node, or stop that agent and wait for its lease to run out",
-                        known.vtep
-                    )));
-                }
-                compares.push(Compare::Absent(alive_key.clone()));
-            }
+        Some(known) if known.id == node.id => return Ok(()),
+        // The earlier agent of that name counts as gone only when its lease has run out.
+        Some(known) if view.is_alive(name) => {
+            return Err(Refusal::Conflict(format!(
+                "node name '{name}' is taken by an agent that is alive, at VTEP {}: choose another --node, or stop that agent and wait for its lease to run out",
+                known.vtep
+            )));
         }
+        _ => {}
     }
-    let alive = Alive { schema: SCHEMA, id: node.id.clone() };
-    let mut writes =
-        vec![Write::Put { key: alive_key, value: encode(&alive)?, lease: Some(lease) }];
-    // An unchanged record is not written again: the write would make every other agent process it.
-    if view.nodes.get(name).is_none_or(|known| known.record != *node) {
-        writes.push(put(key, node)?);
+    // A host that changed its name would leave its containers behind, under the former name.
+    match view.nodes.values().find(|other| other.id == node.id) {
+        Some(other) => Err(Refusal::Conflict(format!(
+            "node '{name}': this host is node '{other}' in the store, with its containers: start with --node {other}, or run 'culvert purge' first, which removes them",
+            other = other.name
+        ))),
+        None => Ok(()),
     }
-    Ok(Plan { compares, writes })
+}
+
+/// Checks that no agent with the identifier of `agent` is alive on another machine or at another
+/// VTEP address: one of the two would be a copy. An earlier process on the same machine at the same
+/// address is the same agent.
+///
+/// # Errors
+///
+/// [`Refusal::Elsewhere`].
+pub fn not_elsewhere(view: &View, vtep: Ipv4Addr, agent: &Alive) -> Result<(), Refusal> {
+    let elsewhere = |known: &Node| {
+        view.alive.get(&known.name).is_some_and(|alive| {
+            alive.id == agent.id
+                && alive.run != agent.run
+                && (known.vtep != vtep || alive.machine.differs_from(&agent.machine))
+        })
+    };
+    let mut own = view.nodes.values().filter(|known| known.id == agent.id);
+    match own.find(|known| elsewhere(known)) {
+        Some(known) => Err(Refusal::Elsewhere(format!(
+            "node '{}' is alive at VTEP {}, with the identifier of this host",
+            known.name, known.vtep
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Plans the removal of a node with all its endpoints and its node-local networks. Returns
@@ -66,32 +121,49 @@ pub fn register_node(view: &View, node: &Node, lease: LeaseId) -> Result<Plan, R
 ///
 /// The node is unknown, or its agent is alive and `force` is not set.
 pub fn remove_node(view: &View, name: &Name, force: bool) -> Result<Vec<Plan>, Refusal> {
-    let node = view
-        .nodes
-        .get(name)
-        .ok_or_else(|| Refusal::NotFound(format!("node '{name}' is unknown")))?;
+    let key = Key::node(name);
+    if let Some(why) = view.problem_at(&key) {
+        return Err(Refusal::Conflict(format!("{key}: {why}: delete that key first")));
+    }
+    let node = view.nodes.get(name).ok_or_else(|| {
+        Refusal::NotFound(format!(
+            "node '{name}' is unknown: 'culvert node ls' lists those there are"
+        ))
+    })?;
     if view.is_alive(name) && !force {
         return Err(Refusal::Conflict(format!(
-            "node '{name}' has an agent that is alive: stop that agent first"
+            "node '{name}' is alive: stop its agent and wait 10 s, or use --force if nobody can reach it"
         )));
     }
+    // An agent that starts meanwhile keeps what is not removed yet.
+    let idle = || if force { Vec::new() } else { vec![Compare::Absent(Key::alive(name))] };
+    let fresh = || Plan { compares: idle(), writes: Vec::new() };
     let mut plans = Vec::new();
-    let mut open = Plan::default();
+    let mut open = fresh();
     for endpoint in view.endpoints_on(name) {
         let mut one = remove_endpoint(view, &endpoint.network, &endpoint.id)?;
         if open.writes.len() + one.writes.len() > MAX_OPS {
-            plans.push(std::mem::take(&mut open));
+            plans.push(std::mem::replace(&mut open, fresh()));
         }
         open.compares.append(&mut one.compares);
         open.writes.append(&mut one.writes);
     }
     plans.push(open);
     let own = view.networks.values().filter(|network| network.name.node() == Some(name.as_str()));
-    plans.extend(own.map(|network| emptied_network(view, network)));
-    plans.push(Plan {
-        compares: vec![Compare::Unchanged(Key::node(name), node.revision)],
-        writes: vec![Write::Delete(Key::node(name)), Write::Delete(Key::alive(name))],
-    });
+    plans.extend(own.map(|network| {
+        let mut plan = emptied_network(view, network);
+        plan.compares.append(&mut idle());
+        plan
+    }));
+    let mut last = Plan {
+        compares: vec![Compare::Unchanged(key.clone(), node.revision)],
+        writes: vec![Write::Delete(key), Write::Delete(Key::alive(name))],
+    };
+    last.compares.append(&mut idle());
+    plans.push(last);
     plans.retain(|plan| !plan.writes.is_empty());
     Ok(plans)
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use super::*;
 use crate::model::{
-    Alive, Driver, Key, MacAddr, SCHEMA, SandboxRef,
+    Driver, HostRoute, Key, MacAddr, SandboxRef,
     testing::{Cluster, endpoint, name, network as net, node},
 };
 
@@ -19,7 +19,8 @@ fn spec(text: &str, subnets: &[&str]) -> NetworkSpec {
         learning: false,
         options: BTreeMap::new(),
         labels: BTreeMap::new(),
-        avoid: Vec::new(),
+        routes: Vec::new(),
+        pools: Vec::new(),
     }
 }
 
@@ -31,7 +32,7 @@ fn wanted(network: &str, container: &str) -> EndpointSpec {
         ip: None,
         mac: None,
         ifname: "eth0".to_owned(),
-        sandbox: SandboxRef { netns: "/run/netns/x".into(), owned: true },
+        sandbox: SandboxRef { netns: "/run/netns/x".into(), owned: true, id: None },
         ports: Vec::new(),
     }
 }
@@ -119,11 +120,20 @@ fn vnis_are_given_lowest_first() {
     assert_eq!(lowest_free_vni(&cluster.view).expect("free").get(), 260);
 }
 
+fn routes(to: &[&str]) -> Vec<HostRoute> {
+    let route = |text: &&str| HostRoute {
+        destination: text.parse().expect("subnet"),
+        device: "lan0".to_owned(),
+        on_link: true,
+    };
+    to.iter().map(route).collect()
+}
+
 #[test]
 fn subnets_are_chosen_around_those_in_use() {
-    let chosen = |view: &View, driver, avoid: &[&str]| {
-        let avoid: Vec<_> = avoid.iter().map(|subnet| subnet.parse().expect("subnet")).collect();
-        choose_subnet(view, &name("new"), driver, &avoid).map(|subnet| subnet.to_string())
+    let chosen = |view: &View, driver, to: &[&str]| {
+        let spec = NetworkSpec { driver, routes: routes(to), ..spec("new", &[]) };
+        choose_subnet(view, &spec).map(|subnet| subnet.to_string())
     };
     let mut cluster = Cluster::default();
     for (driver, avoid, expected) in [
@@ -131,21 +141,58 @@ fn subnets_are_chosen_around_those_in_use() {
         (Driver::Overlay, vec!["10.0.0.0/24", "10.0.1.128/25"], "10.0.2.0/24"),
         (Driver::Overlay, vec!["10.0.0.0/9"], "10.128.0.0/24"),
         (Driver::Overlay, vec!["10.0.0.7/32", "fd00::/8"], "10.0.1.0/24"),
+        // A company's network, and a VPN's halves of everything.
+        (Driver::Overlay, vec!["10.0.0.0/8"], "172.16.0.0/24"),
+        (Driver::Overlay, vec!["0.0.0.0/1", "128.0.0.0/1", "0.0.0.0/0"], "10.0.0.0/24"),
+        (Driver::Overlay, vec!["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"], "100.64.0.0/24"),
         (Driver::Bridge, vec![], "172.18.0.0/16"),
         (Driver::Bridge, vec!["172.18.3.0/24"], "172.19.0.0/16"),
         (Driver::Bridge, vec!["172.16.0.0/12"], "192.168.0.0/20"),
         (Driver::Bridge, vec!["172.16.0.0/12", "192.168.0.0/17"], "192.168.128.0/20"),
+        (Driver::Bridge, vec!["172.16.0.0/12", "192.168.0.0/16"], "10.0.0.0/20"),
     ] {
         assert_eq!(chosen(&cluster.view, driver, &avoid).expect("free"), expected, "{avoid:?}");
     }
-    assert!(line(chosen(&cluster.view, Driver::Overlay, &["10.0.0.0/8"])).contains("--subnet"));
-    assert!(line(chosen(&cluster.view, Driver::Overlay, &["0.0.0.0/0"])).contains("--subnet"));
+    let all = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"];
+    assert!(line(chosen(&cluster.view, Driver::Overlay, &all)).contains("--subnet"));
+    // An overlay network avoids what any node is connected to, and a bridge network does not.
+    let mut far = node("host2", 2);
+    far.prefixes = vec!["10.0.0.0/20".parse().expect("ok"), "172.18.0.0/16".parse().expect("ok")];
+    cluster.put(Key::node(&far.name), &far);
+    assert_eq!(chosen(&cluster.view, Driver::Overlay, &[]).expect("free"), "10.0.16.0/24");
+    assert_eq!(chosen(&cluster.view, Driver::Bridge, &[]).expect("free"), "172.18.0.0/16");
+    cluster.put(Key::node(&far.name), &node("host2", 2));
     // The search passes thousands of networks in linear time.
     for n in 0..2000_u32 {
         let subnet = format!("10.{}.{}.0/24", n / 256, n % 256);
         cluster.network(&net(&format!("n{n}"), 256 + n, &[&subnet]));
     }
     assert_eq!(chosen(&cluster.view, Driver::Overlay, &[]).expect("free"), "10.7.208.0/24");
+}
+
+#[test]
+fn subnets_are_chosen_from_the_pools() {
+    let cluster = Cluster::default();
+    let chosen = |driver, pools: &[&str], to: &[&str]| {
+        let pools = pools.iter().map(|pool| pool.parse().expect("pool")).collect();
+        let spec = NetworkSpec { driver, pools, routes: routes(to), ..spec("new", &[]) };
+        choose_subnet(&cluster.view, &spec).map(|subnet| subnet.to_string())
+    };
+    for (driver, pools, to, expected) in [
+        (Driver::Overlay, vec!["10.99.0.0/16"], vec![], "10.99.0.0/24"),
+        (Driver::Bridge, vec!["10.99.0.0/16"], vec!["10.99.1.0/24"], "10.99.16.0/20"),
+        (Driver::Overlay, vec!["10.99.0.0/28", "10.98.0.0/23"], vec![], "10.99.0.0/28"),
+        (
+            Driver::Overlay,
+            vec!["10.99.0.0/28", "10.98.0.0/23"],
+            vec!["10.99.0.0/16"],
+            "10.98.0.0/24",
+        ),
+    ] {
+        assert_eq!(chosen(driver, &pools, &to).expect("free"), expected, "{pools:?}");
+    }
+    let line = line(chosen(Driver::Overlay, &["10.99.0.0/16"], &["10.0.0.0/8"]));
+    assert!(line.contains("--pool 10.99.0.0/16"), "{line}");
 }
 
 #[test]
@@ -189,7 +236,7 @@ fn a_bridge_network_is_its_nodes_own() {
         assert!(line.contains(part), "{line}");
     }
     // An overlay network avoids all of them, wherever they are.
-    let around = NetworkSpec { avoid: vec!["10.0.0.0/9".parse().expect("ok")], ..spec("o", &[]) };
+    let around = NetworkSpec { routes: routes(&["10.0.0.0/9"]), ..spec("o", &[]) };
     assert!(create_network(view, &around).is_ok());
 }
 
@@ -354,74 +401,6 @@ fn an_endpoint_that_cannot_be_is_refused() {
     cluster.raw("/culvert/v1/networks/red", b"x");
     let broken = line(create_endpoint(&cluster.view, &wanted("red", "c")));
     assert!(broken.contains("network 'red': its record in the store is skipped"), "{broken}");
-}
-
-#[test]
-fn a_node_name_has_one_live_agent() {
-    let mut cluster = Cluster::default();
-    let (first, mut second) = (node("host1", 1), node("host1", 2));
-    let plan = register_node(&cluster.view, &first, 7).expect("plan");
-    assert_eq!(plan.compares, [Compare::Absent(Key::node(&first.name))]);
-    assert!(
-        matches!(&plan.writes[0], Write::Put { key, lease: Some(7), .. } if *key == Key::alive(&first.name))
-    );
-    assert!(matches!(&plan.writes[1], Write::Put { lease: None, .. }));
-    cluster.carry_out(plan.writes);
-    assert!(cluster.view.is_alive(&first.name));
-
-    // A restarted agent may take its node again. Its unchanged record is not written again.
-    let again = register_node(&cluster.view, &first, 8).expect("plan");
-    assert_eq!((again.compares.len(), again.writes.len()), (1, 1));
-    // Another agent of that name is refused until the first one has ended.
-    let taken = line(register_node(&cluster.view, &second, 9));
-    assert!(taken.contains("node name 'host1' is taken") && taken.contains("192.0.2.1"), "{taken}");
-    cluster.view.apply(&crate::model::testing::delete(Key::alive(&first.name), 50));
-    let plan = register_node(&cluster.view, &second, 9).expect("plan");
-    assert!(plan.compares.contains(&Compare::Absent(Key::alive(&first.name))));
-    cluster.carry_out(plan.writes);
-    assert_eq!(cluster.view.nodes[&first.name].record, second);
-
-    // An agent with the VTEP of another live agent is refused too.
-    second.name = name("host2");
-    let clash = line(register_node(&cluster.view, &second, 9));
-    assert!(clash.contains("VTEP 192.0.2.2 is that of node 'host1'"), "{clash}");
-    second.vtep = [127, 0, 0, 1].into();
-    assert!(line(register_node(&cluster.view, &second, 9)).contains("loopback"));
-    cluster.raw("/culvert/v1/nodes/host3", b"x");
-    assert!(line(register_node(&cluster.view, &node("host3", 3), 9)).contains("skipped"));
-}
-
-#[test]
-fn a_node_goes_in_transactions_that_fit() {
-    let mut cluster = Cluster::default();
-    let red = net("red", 256, &["10.0.0.0/16", "fd00::/64"]);
-    cluster.network(&red);
-    let host = node("host1", 1);
-    cluster.put(Key::node(&host.name), &host);
-    for n in 0..100_u8 {
-        let mut ep = endpoint(&red, &format!("{n:02x}"), "host1", &format!("10.0.1.{n}"));
-        ep.ipv6 = Some(format!("fd00::1:{n:x}").parse().expect("address"));
-        cluster.endpoint(&ep);
-    }
-    cluster.endpoint(&endpoint(&red, "ff", "host2", "10.0.2.1"));
-    let plans = remove_node(&cluster.view, &host.name, false).expect("plans");
-    assert_eq!(plans.len(), 4, "three of endpoints, one of the node");
-    for plan in plans {
-        assert!(
-            plan.writes.len() <= crate::store::MAX_OPS
-                && plan.compares.len() <= crate::store::MAX_OPS
-        );
-        cluster.carry_out(plan.writes);
-    }
-    assert!(cluster.view.nodes.is_empty());
-    assert_eq!(cluster.view.endpoints_in(&red.name).count(), 1);
-    assert_eq!(cluster.view.ipam.count_in(&red.name), 1);
-
-    assert!(line(remove_node(&cluster.view, &host.name, false)).contains("unknown"));
-    cluster.put(Key::node(&host.name), &host);
-    cluster.put(Key::alive(&host.name), &Alive { schema: SCHEMA, id: host.id.clone() });
-    assert!(line(remove_node(&cluster.view, &host.name, false)).contains("is alive"));
-    assert_eq!(remove_node(&cluster.view, &host.name, true).expect("plans").len(), 1);
 }
 
 #[test]
