@@ -18,6 +18,7 @@
 //! * [`model`]: records of networks, endpoints and nodes; plans that change them.
 //! * [`ipam`]: arithmetic of addresses.
 //! * [`store`]: keys, values, watches and transactions, in etcd or in a local file.
+//! * [`limits`]: limits of the system, named in errors.
 //!
 //! docs/ARCHITECTURE.md has the table of rooms that `cargo xtask check` reads.
 #![warn(clippy::indexing_slicing)]
@@ -30,9 +31,12 @@ pub mod config;
 pub mod datapath;
 pub mod doctor;
 pub mod ipam;
+pub mod limits;
 pub mod model;
 pub mod netlink;
 pub mod netns;
 pub mod reconcile;
 pub mod sandbox;
 pub mod store;
+#[cfg(test)]
+mod testing;

@@ -4,8 +4,8 @@ use async_trait::async_trait;
 
 use super::types::{
     ApiError, Connect, ContainerCreate, ContainerRow, ContainerState, Created, FdbRow, NatQuery,
-    NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, StatsRow, Status, VtepChange,
-    VtepRow,
+    NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, NodeRow, StatsRow, Status,
+    VtepChange, VtepRow,
 };
 use crate::model::Name;
 
@@ -44,10 +44,18 @@ pub trait Backend: Send + Sync + 'static {
     async fn vtep_add(&self, request: VtepChange) -> Result<(), ApiError>;
     /// `vtep rm`.
     async fn vtep_remove(&self, request: VtepChange) -> Result<(), ApiError>;
+    /// `node ls`.
+    async fn nodes(&self) -> Result<Vec<NodeRow>, ApiError>;
+    /// `node rm`: removes a node of another host with its endpoints and their addresses (one that
+    /// is alive only with `force`).
+    async fn node_remove(&self, name: &Name, force: bool) -> Result<(), ApiError>;
     /// `stats`: every counter that is not zero, and the number of flows by state.
     async fn stats(&self) -> Result<Vec<StatsRow>, ApiError>;
     /// `status`.
     async fn status(&self) -> Result<Status, ApiError>;
+    /// `store accept`: follows a store that is not the one that was followed before. No effect on
+    /// another.
+    async fn store_accept(&self) -> Result<(), ApiError>;
     /// `purge`: removes all objects of this node from the store and the kernel. Then the agent
     /// exits.
     async fn purge(&self) -> Result<(), ApiError>;

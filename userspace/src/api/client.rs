@@ -1,8 +1,9 @@
 //! The API client: [`Backend`] over the agent's socket.
 
 use std::{
-    io,
+    fs, io,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicI32, Ordering},
     time::Duration,
 };
 
@@ -11,20 +12,26 @@ use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, StatusCode, body::Bytes, header, http::response::Parts};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::net::UnixStream;
+use tokio::{
+    net::UnixStream,
+    time::{sleep, timeout},
+};
 
 use super::{
-    Backend,
+    Backend, deadline,
     types::{
         ApiError, Connect, ContainerCreate, ContainerRow, ContainerState, Created, ErrorKind,
-        FdbRow, NatQuery, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, StatsRow,
-        Status, VtepChange, VtepRow,
+        FdbRow, NatQuery, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, NodeRow,
+        StatsRow, Status, VtepChange, VtepRow,
     },
 };
 use crate::model::Name;
 
-/// Timeout of the agent's answer, longer than any timeout in the agent.
-const TIMEOUT: Duration = Duration::from_secs(120);
+/// Timeout of the agent's answer by default: longer than the agent waits for its store.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Pause before the next attempt to connect to an agent whose backlog is full.
+const BUSY: Duration = Duration::from_millis(20);
 
 /// The error when the agent cannot be reached. Each displays as one line.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +48,22 @@ pub enum Unreachable {
         .0.display()
     )]
     Denied(PathBuf),
+    /// The agent does not answer.
+    #[error(
+        "agent: {}{} has not answered within {}: {}",
+        path.display(),
+        pid.map(|pid| format!(", pid {pid},")).unwrap_or_default(),
+        deadline::seconds(*limit),
+        advice(*pid)
+    )]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+        /// Pid of the agent; `None` if it is in another PID namespace, or accepts nobody.
+        pid: Option<i32>,
+        /// The time for which it was waited.
+        limit: Duration,
+    },
     /// Any other error.
     #[error("agent: {} cannot be connected to: {error}", path.display())]
     Io {
@@ -49,6 +72,21 @@ pub enum Unreachable {
         /// The error of the system call.
         error: io::Error,
     },
+}
+
+/// What to do about an agent that does not answer.
+fn advice(pid: Option<i32>) -> String {
+    match pid.filter(|pid| is_stopped(*pid)) {
+        Some(pid) => format!("it is stopped, 'kill -CONT {pid}' lets it go on"),
+        None => "look into its log, or give a longer --timeout".to_owned(),
+    }
+}
+
+/// Whether a process is stopped by a signal or a debugger: its state, field 3 of proc(5), follows
+/// the name in parentheses.
+fn is_stopped(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 't']))
 }
 
 impl From<Unreachable> for ApiError {
@@ -61,17 +99,19 @@ impl From<Unreachable> for ApiError {
 #[derive(Clone, Debug)]
 pub struct Client {
     path: PathBuf,
-    timeout: Duration,
+    /// Timeout of an answer. `None`: no limit.
+    timeout: Option<Duration>,
 }
 
 impl Client {
-    /// Makes a client of the agent at `path`. It connects only on a request.
+    /// Makes a client of the agent at `path`. It connects only on a request, and waits for each
+    /// answer for [`DEFAULT_TIMEOUT`].
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), timeout: TIMEOUT }
+        Self { path: path.into(), timeout: Some(DEFAULT_TIMEOUT) }
     }
 
-    /// As above, with another timeout of an answer.
-    pub fn with_timeout(self, timeout: Duration) -> Self {
+    /// As above, with another timeout of an answer. `None`: no limit.
+    pub fn with_timeout(self, timeout: Option<Duration>) -> Self {
         Self { timeout, ..self }
     }
 
@@ -82,18 +122,45 @@ impl Client {
 
     /// Checks that an agent listens on the socket and that its mode permits access.
     pub async fn reach(&self) -> Result<(), Unreachable> {
-        self.connection().await.map(drop)
+        let agent = AtomicI32::new(0);
+        self.within(&agent, self.connection(&agent)).await?.map(drop)
     }
 
-    async fn connection(&self) -> Result<UnixStream, Unreachable> {
-        let path = || self.path.clone();
-        UnixStream::connect(&self.path).await.map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound
-            | io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::NotADirectory => Unreachable::NobodyListens(path()),
-            io::ErrorKind::PermissionDenied => Unreachable::Denied(path()),
-            _ => Unreachable::Io { path: path(), error },
+    /// Awaits `work`, at most for the timeout. `agent` is the pid of the agent, or 0.
+    async fn within<T>(
+        &self,
+        agent: &AtomicI32,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Unreachable> {
+        let Some(limit) = self.timeout else { return Ok(work.await) };
+        timeout(limit, work).await.map_err(|_| {
+            let pid = Some(agent.load(Ordering::Relaxed)).filter(|pid| *pid > 0);
+            Unreachable::Silent { path: self.path.clone(), pid, limit }
         })
+    }
+
+    /// Connects, and notes the pid of the agent.
+    async fn connection(&self, agent: &AtomicI32) -> Result<UnixStream, Unreachable> {
+        let path = || self.path.clone();
+        loop {
+            let error = match UnixStream::connect(&self.path).await {
+                Ok(stream) => {
+                    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+                    agent.store(pid.unwrap_or_default(), Ordering::Relaxed);
+                    return Ok(stream);
+                }
+                Err(error) => error,
+            };
+            match error.kind() {
+                io::ErrorKind::NotFound
+                | io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::NotADirectory => return Err(Unreachable::NobodyListens(path())),
+                io::ErrorKind::PermissionDenied => return Err(Unreachable::Denied(path())),
+                // The agent's backlog is full (connect(2)).
+                io::ErrorKind::WouldBlock => sleep(BUSY).await,
+                _ => return Err(Unreachable::Io { path: path(), error }),
+            }
+        }
     }
 
     fn broken(&self, error: impl std::fmt::Display) -> ApiError {
@@ -107,8 +174,12 @@ impl Client {
     }
 
     /// Sends `request` and reads the whole answer.
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(Parts, Bytes), ApiError> {
-        let stream = TokioIo::new(self.connection().await?);
+    async fn exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+        agent: &AtomicI32,
+    ) -> Result<(Parts, Bytes), ApiError> {
+        let stream = TokioIo::new(self.connection(agent).await?);
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(stream).await.map_err(|e| self.broken(e))?;
         let answer = async {
@@ -136,24 +207,19 @@ impl Client {
         path: &str,
         body: Option<Vec<u8>>,
     ) -> Result<T, ApiError> {
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, "culvert")
-            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::CONTENT_TYPE, "application/json");
+        if let Some(limit) = self.timeout {
+            request = request.header(deadline::HEADER, deadline::header(limit));
+        }
+        let request = request
             .body(Full::new(Bytes::from(body.unwrap_or_default())))
             .map_err(|error| ApiError::new(ErrorKind::Internal, error.to_string()))?;
-        let exchange = tokio::time::timeout(self.timeout, self.exchange(request));
-        let (parts, body) = exchange.await.map_err(|_| {
-            ApiError::new(
-                ErrorKind::Unavailable,
-                format!(
-                    "agent: {} has not answered within {} s: look into its log",
-                    self.path.display(),
-                    self.timeout.as_secs()
-                ),
-            )
-        })??;
+        let agent = AtomicI32::new(0);
+        let (parts, body) = self.within(&agent, self.exchange(request, &agent)).await??;
         let foreign = |error: serde_json::Error| {
             ApiError::new(
                 ErrorKind::Internal,
@@ -270,12 +336,24 @@ impl Backend for Client {
         self.call(Method::DELETE, "/v1/vteps", &request).await
     }
 
+    async fn nodes(&self) -> Result<Vec<NodeRow>, ApiError> {
+        self.get("/v1/nodes").await
+    }
+
+    async fn node_remove(&self, name: &Name, force: bool) -> Result<(), ApiError> {
+        self.send(Method::DELETE, &format!("/v1/nodes/{name}?force={force}"), None).await
+    }
+
     async fn stats(&self) -> Result<Vec<StatsRow>, ApiError> {
         self.get("/v1/stats").await
     }
 
     async fn status(&self) -> Result<Status, ApiError> {
         self.get("/v1/status").await
+    }
+
+    async fn store_accept(&self) -> Result<(), ApiError> {
+        self.send(Method::POST, "/v1/store/accept", None).await
     }
 
     async fn purge(&self) -> Result<(), ApiError> {

@@ -8,7 +8,7 @@ impl From<Refusal> for ApiError {
         let (kind, message) = match refusal {
             Refusal::Invalid(line) => (ErrorKind::Invalid, line),
             Refusal::NotFound(line) => (ErrorKind::NotFound, line),
-            Refusal::Conflict(line) => (ErrorKind::Conflict, line),
+            Refusal::Conflict(line) | Refusal::Elsewhere(line) => (ErrorKind::Conflict, line),
         };
         Self { kind, message }
     }

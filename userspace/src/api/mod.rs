@@ -16,20 +16,26 @@
 //! | `GET /v1/nat?container=NAME&protocol=tcp&address=IP` ([`types::NatQuery`]) | | array of [`types::NatRow`] |
 //! | `GET /v1/vteps` | | array of [`types::VtepRow`] |
 //! | `POST` and `DELETE /v1/vteps` | [`types::VtepChange`] | |
+//! | `GET /v1/nodes` | | array of [`types::NodeRow`] |
+//! | `DELETE /v1/nodes/NAME?force=true` | | |
 //! | `GET /v1/status` | | [`types::Status`] |
+//! | `POST /v1/store/accept` | | |
 //! | `POST /v1/purge` | | |
 //!
 //! A success is 200 with JSON, or 204 without a body. An error has the status of its
-//! [`types::ErrorKind`] and a [`types::ApiError`] as the body.
+//! [`types::ErrorKind`] and a [`types::ApiError`] as the body. The header of [`deadline`] names the
+//! time by which the client wants the answer.
 
+mod accept;
 mod backend;
 mod client;
 mod convert;
+pub mod deadline;
 mod server;
 mod socket;
 pub mod types;
 
 pub use backend::Backend;
-pub use client::{Client, Unreachable};
+pub use client::{Client, DEFAULT_TIMEOUT, Unreachable};
 pub use server::{MAX_BODY, serve};
 pub use socket::{BindError, Listener, bind};

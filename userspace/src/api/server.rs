@@ -5,8 +5,9 @@ use std::{future::Future, io, sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     body::{Body, to_bytes},
-    extract::{FromRequestParts, Path, Query, State},
+    extract::{FromRequestParts, Path, Query, Request, State},
     http::{Method, StatusCode, Uri, request::Parts},
+    middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
 };
@@ -15,10 +16,12 @@ use tokio::sync::watch;
 
 use super::{
     Backend, Listener,
+    accept::Spared,
+    deadline,
     types::{
         ApiError, Connect, ContainerCreate, ContainerRow, ContainerState, Created, ErrorKind,
-        FdbRow, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, StatsRow, Status,
-        VtepChange, VtepRow,
+        FdbRow, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, NodeRow, StatsRow,
+        Status, VtepChange, VtepRow,
     },
 };
 use crate::model::Name;
@@ -41,11 +44,12 @@ pub async fn serve(
 ) -> io::Result<()> {
     let (socket, _guard) = listener.into_tokio()?;
     let (told, mut stopping) = watch::channel(false);
-    let server = axum::serve(socket, router(backend)).with_graceful_shutdown(async move {
-        shutdown.await;
-        // Fails only if `serve` itself was dropped.
-        let _ = told.send(true);
-    });
+    let server =
+        axum::serve(Spared::new(socket), router(backend)).with_graceful_shutdown(async move {
+            shutdown.await;
+            // Fails only if `serve` itself was dropped.
+            let _ = told.send(true);
+        });
     let deadline = async move {
         // An error means that the sender was dropped because the server ended by itself.
         let _ = stopping.wait_for(|stop| *stop).await;
@@ -70,12 +74,29 @@ fn router(backend: Arc<dyn Backend>) -> Router {
         .route("/v1/neighbours", get(neighbours))
         .route("/v1/nat", get(nat))
         .route("/v1/vteps", get(vteps).post(vtep_add).delete(vtep_remove))
+        .route("/v1/nodes", get(nodes))
+        .route("/v1/nodes/{name}", delete(node_remove))
         .route("/v1/stats", get(stats))
         .route("/v1/status", get(status))
+        .route("/v1/store/accept", post(store_accept))
         .route("/v1/purge", post(purge))
         .fallback(unknown_route)
         .method_not_allowed_fallback(unknown_route)
+        .layer(from_fn(in_time))
         .with_state(backend)
+}
+
+/// Answers by the instant that the client has named, with or without the backend.
+async fn in_time(request: Request, next: Next) -> Response {
+    let at = match request.headers().get(deadline::HEADER).map(|at| deadline::parse(at.as_bytes()))
+    {
+        Some(Err(refusal)) => return refusal.into_response(),
+        Some(Ok(at)) => Some(at),
+        None => None,
+    };
+    let changes = request.method() != Method::GET;
+    let answer = deadline::answer(at, changes, next.run(request)).await;
+    answer.unwrap_or_else(IntoResponse::into_response)
 }
 
 impl ErrorKind {
@@ -215,7 +236,7 @@ async fn container_state(
     backend.container_state(&container, state).await.map(done)
 }
 
-/// Query of `DELETE /v1/containers/NAME`.
+/// Query of `DELETE /v1/containers/NAME` and of `DELETE /v1/nodes/NAME`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Removal {
@@ -254,12 +275,25 @@ async fn vtep_remove(State(backend): Shared, request: Body) -> Done {
     backend.vtep_remove(request).await.map(done)
 }
 
+async fn nodes(State(backend): Shared) -> Answer<Vec<NodeRow>> {
+    backend.nodes().await.map(Json)
+}
+
+async fn node_remove(State(backend): Shared, Named(name): Named<Name>, uri: Uri) -> Done {
+    let removal: Removal = query(&uri)?;
+    backend.node_remove(&name, removal.force).await.map(done)
+}
+
 async fn stats(State(backend): Shared) -> Answer<Vec<StatsRow>> {
     backend.stats().await.map(Json)
 }
 
 async fn status(State(backend): Shared) -> Answer<Status> {
     backend.status().await.map(Json)
+}
+
+async fn store_accept(State(backend): Shared) -> Done {
+    backend.store_accept().await.map(done)
 }
 
 async fn purge(State(backend): Shared) -> Done {

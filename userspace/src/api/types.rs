@@ -1,6 +1,7 @@
 //! Requests and answers of the agent's API. The JSON rows equal those of the CLI's `--format json`.
 
 mod nat;
+mod node;
 
 use std::{
     collections::BTreeMap,
@@ -11,10 +12,13 @@ use std::{
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-pub use self::nat::{ConntrackStatus, FlowProtocol, NatQuery, NatRow};
+pub use self::{
+    nat::{ConntrackStatus, FlowProtocol, NatQuery, NatRow},
+    node::NodeRow,
+};
 use crate::{
     choice::Uplink,
-    model::{Driver, MacAddr, Name},
+    model::{Driver, MacAddr, Name, NameOptions},
 };
 
 /// The error of a request. `message` is one line that names the object, what is wrong with it and
@@ -251,6 +255,9 @@ pub struct ContainerCreate {
     /// Command line, shown by `ps`.
     #[serde(default)]
     pub command: Vec<String>,
+    /// Names of and for the container.
+    #[serde(default, skip_serializing_if = "NameOptions::is_default")]
+    pub names: NameOptions,
 }
 
 /// Row of `ps`, and the answer to [`ContainerCreate`].
@@ -258,7 +265,8 @@ pub struct ContainerCreate {
 pub struct ContainerRow {
     /// Name.
     pub name: String,
-    /// `none`, `host`, `container`, `bridge`, `overlay` or `attached`.
+    /// `none`, `host`, `container`, `bridge`, `overlay` or `attached`. `unknown`: the store has not
+    /// been read, and the container was made by an earlier version.
     pub mode: String,
     /// Pid of the command while it runs.
     pub pid: Option<i32>,
@@ -268,10 +276,23 @@ pub struct ContainerRow {
     pub netns: String,
     /// Log file of a detached container.
     pub log: Option<String>,
-    /// Networks.
+    /// Networks. While the agent has not read the store, they are as last known.
     pub networks: Vec<ContainerNetwork>,
+    /// Mode `container`: the container whose interfaces it uses.
+    #[serde(default)]
+    pub shares: Option<String>,
     /// Command line.
     pub command: Vec<String>,
+    /// Host name. `None`: the host's, or that of the program that made the namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Directory of the files that commands of the container see in `/etc`. `None`: they see the
+    /// host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etc: Option<String>,
+    /// In the answer to [`ContainerCreate`]: defects of the new container, one line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// A network in [`ContainerRow`].
@@ -424,6 +445,22 @@ pub struct Status {
     pub counts: Counts,
     /// Records that the agent skips and tasks that it cannot do now, one line each.
     pub problems: Vec<String>,
+    /// What others have changed, and the agent has put right since it started.
+    #[serde(default)]
+    pub repairs: Vec<RepairRow>,
+}
+
+/// The repairs of one kind in [`Status`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepairRow {
+    /// Kind: `gateway device`, `container device`, `map entry`, `link`, `setting` or `pin`.
+    pub kind: String,
+    /// How many since the agent started.
+    pub count: u64,
+    /// What was found at the last.
+    pub last: String,
+    /// Seconds since the last.
+    pub last_s: u64,
 }
 
 /// The agent in [`Status`].
@@ -487,6 +524,9 @@ pub struct DatapathStatus {
     /// Facts about the uplinks.
     #[serde(default)]
     pub uplinks: Vec<Uplink>,
+    /// Another program has a socket on the VXLAN port: VXLAN that is not Culvert's is passed on.
+    #[serde(default)]
+    pub shared_port: bool,
     /// Kind of device pair that new containers get: `veth` or `netkit`.
     #[serde(default)]
     pub device: String,

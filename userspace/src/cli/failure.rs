@@ -7,7 +7,7 @@ use std::{
 
 use crate::api::{
     Unreachable,
-    types::{ApiError, one_line},
+    types::{ApiError, ErrorKind, one_line},
 };
 
 /// Exit code of a refusal.
@@ -26,34 +26,37 @@ pub(super) fn tell(line: &str) {
 pub(super) struct Failure {
     pub(super) code: u8,
     pub(super) line: Option<String>,
+    /// The agent or its store does not answer: more requests are in vain.
+    pub(super) in_vain: bool,
 }
 
 impl Failure {
     /// The agent, the kernel or a file refuses: exit code 1.
     pub(super) fn refusal(line: impl Display) -> Self {
-        Self { code: REFUSAL, line: Some(line.to_string()) }
+        Self { code: REFUSAL, line: Some(line.to_string()), in_vain: false }
     }
 
     /// The command line is wrong: exit code 2.
     pub(super) fn usage(line: impl Display) -> Self {
-        Self { code: USAGE, line: Some(line.to_string()) }
+        Self { code: USAGE, line: Some(line.to_string()), in_vain: false }
     }
 
     /// Ends with `code`; the lines are written already.
     pub(super) fn silent(code: u8) -> Self {
-        Self { code, line: None }
+        Self { code, line: None, in_vain: false }
     }
 }
 
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Self {
-        Self::refusal(error)
+        let in_vain = error.kind == ErrorKind::Unavailable;
+        Self { in_vain, ..Self::refusal(error) }
     }
 }
 
 impl From<Unreachable> for Failure {
     fn from(error: Unreachable) -> Self {
-        Self::refusal(error)
+        Self { in_vain: true, ..Self::refusal(error) }
     }
 }
 

@@ -21,8 +21,9 @@ use std::{
 use clap::{CommandFactory, FromArgMatches};
 
 use self::{
-    args::{Cli, Command, FdbCommand, Format, NatCommand, NeighCommand},
+    args::{Cli, Command, FdbCommand, Format, NatCommand, NeighCommand, StoreCommand},
     failure::{Failure, tell},
+    value::Limit,
 };
 use crate::api::Client;
 
@@ -55,6 +56,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 struct Context<'a> {
     client: Client,
     socket: PathBuf,
+    timeout: Limit,
     format: Format,
     out: &'a mut dyn Write,
 }
@@ -70,8 +72,9 @@ fn dispatch(cli: Cli, out: &mut dyn Write) -> Result<u8, Failure> {
         }
         Command::Completion { shell } => verbs::completion(shell, &mut Cli::command(), out),
         command => {
-            let client = Client::new(&socket);
-            let context = Context { client, socket, format: cli.global.format, out };
+            let timeout = cli.global.timeout;
+            let client = Client::new(&socket).with_timeout(timeout.0);
+            let context = Context { client, socket, timeout, format: cli.global.format, out };
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
@@ -86,11 +89,20 @@ fn dispatch(cli: Cli, out: &mut dyn Write) -> Result<u8, Failure> {
 
 /// The verbs that need a runtime.
 async fn ask(command: Command, auto_remove: bool, mut context: Context<'_>) -> Result<u8, Failure> {
-    let Context { client, socket, format, out } = &mut context;
+    let Context { client, socket, timeout, format, out } = &mut context;
     let (format, out) = (*format, &mut **out);
     match command {
         Command::Network(command) => verbs::network(client, command, format, out).await?,
-        Command::Run(args) => return verbs::run(client, socket, args, format, out).await,
+        Command::Run(args) => {
+            // The supervisor behind `run -d` asks the same agent.
+            let global: Vec<OsString> = vec![
+                "--socket".into(),
+                socket.clone().into(),
+                "--timeout".into(),
+                timeout.to_string().into(),
+            ];
+            return verbs::run(client, global, args, format, out).await;
+        }
         Command::Supervise { spec } => {
             return verbs::supervise_detached(client, &spec, auto_remove).await;
         }
@@ -104,6 +116,8 @@ async fn ask(command: Command, auto_remove: bool, mut context: Context<'_>) -> R
         Command::Neigh(NeighCommand::Show) => verbs::neighbours(client, format, out).await?,
         Command::Nat(NatCommand::Ls(args)) => verbs::nat(client, args, format, out).await?,
         Command::Vtep(command) => verbs::vtep(client, command, format, out).await?,
+        Command::Store(StoreCommand::Accept) => verbs::store_accept(client).await?,
+        Command::Node(command) => verbs::node(client, command, format, out).await?,
         Command::Status => verbs::status(client, format, out).await?,
         Command::Stats => verbs::stats(client, format, out).await?,
         Command::Doctor(args) => return verbs::doctor(client, args, format, out).await,

@@ -2,15 +2,17 @@
 //! value, its fault, and a valid value.
 
 use std::{
+    fmt,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     time::Duration,
 };
 
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, Ipv4Network};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
+    api::DEFAULT_TIMEOUT,
     model::{Exposed, Invalid, MacAddr, Name, Publish, Vni, validate},
     store::StoreUrl,
 };
@@ -34,6 +36,18 @@ pub(super) fn cidr(text: &str) -> Parsed<IpNetwork> {
         return refuse(format!("subnet '{text}' has bits set beyond its prefix: {right} is valid"));
     }
     Ok(subnet)
+}
+
+/// A range of IPv4 addresses to choose subnets from.
+pub(super) fn pool(text: &str) -> Parsed<Ipv4Network> {
+    let range = cidr(text)?;
+    validate::subnet(range)?;
+    match range {
+        IpNetwork::V4(range) => Ok(range),
+        IpNetwork::V6(_) => {
+            refuse(format!("pool {text} is IPv6: a range of IPv4 as in 10.200.0.0/16 is valid"))
+        }
+    }
 }
 
 /// An IPv4 or IPv6 address.
@@ -111,6 +125,84 @@ pub(super) fn seconds(text: &str) -> Parsed<Duration> {
     }
 }
 
+/// The time for an answer of the agent; `None`: no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Limit(pub(super) Option<Duration>);
+
+impl Default for Limit {
+    fn default() -> Self {
+        Self(Some(DEFAULT_TIMEOUT))
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.map(|limit| limit.as_millis()) {
+            None => f.write_str("0"),
+            Some(ms) if ms.is_multiple_of(1000) => write!(f, "{}s", ms / 1000),
+            Some(ms) => write!(f, "{ms}ms"),
+        }
+    }
+}
+
+/// A duration: a number with a unit, or of seconds. 0 is no limit.
+pub(super) fn limit(text: &str) -> Parsed<Limit> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "ms" => Some(1),
+        "s" | "" => Some(1000),
+        "m" => Some(60_000),
+        "h" => Some(3_600_000),
+        _ => None,
+    };
+    let ms = number.parse::<u32>().ok().zip(factor).map(|(number, ms)| u64::from(number) * ms);
+    match ms {
+        Some(0) => Ok(Limit(None)),
+        Some(ms) => Ok(Limit(Some(Duration::from_millis(ms)))),
+        None => refuse(format!(
+            "duration '{text}' is malformed: a number of seconds, or one with a unit as in 500ms, 10s, 2m or 1h, is valid"
+        )),
+    }
+}
+
+/// An option of a log. The names and units are Docker's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LogOpt {
+    /// Size of a file in bytes.
+    MaxSize(u64),
+    /// Number of files.
+    MaxFile(u32),
+}
+
+/// An option of a log.
+pub(super) fn log_opt(text: &str) -> Parsed<LogOpt> {
+    let parsed = match text.split_once('=') {
+        Some(("max-size", size)) => bytes(size).filter(|size| *size >= 1000).map(LogOpt::MaxSize),
+        Some(("max-file", count)) => {
+            let count = count.parse().ok().filter(|count| (1..=1000).contains(count));
+            count.map(LogOpt::MaxFile)
+        }
+        _ => None,
+    };
+    match parsed {
+        Some(option) => Ok(option),
+        None => refuse(format!(
+            "log option '{text}' is malformed: max-size=SIZE of 1k or more as in 10m, or max-file=1 to 1000, is valid"
+        )),
+    }
+}
+
+/// A size in bytes: a number, or one with a unit, a power of 1000.
+fn bytes(text: &str) -> Option<u64> {
+    let lower = text.to_ascii_lowercase();
+    let short = lower.strip_suffix('b').unwrap_or(&lower);
+    let units = [('k', 1000), ('m', 1_000_000), ('g', 1_000_000_000)];
+    let unit = units.iter().find_map(|(unit, size)| Some((short.strip_suffix(*unit)?, *size)));
+    let (number, size) = unit.unwrap_or((short, 1));
+    number.parse::<u32>().ok().map(|number| u64::from(number) * size)
+}
+
 /// `KEY=VALUE`.
 pub(super) fn pair(text: &str) -> Parsed<(String, String)> {
     match text.split_once('=') {
@@ -181,7 +273,7 @@ pub(super) fn log_filter(text: &str) -> Parsed<String> {
 mod tests {
     use super::*;
 
-    fn line<T: std::fmt::Debug>(result: Parsed<T>) -> String {
+    fn line<T: fmt::Debug>(result: Parsed<T>) -> String {
         let message = result.unwrap_err().to_string();
         assert_eq!(message.lines().count(), 1);
         message
@@ -254,6 +346,35 @@ mod tests {
         line(port("0"));
         line(pid("0"));
         line(seconds("0"));
+        for (text, shown) in
+            [("10", "10s"), ("10s", "10s"), ("2m", "120s"), ("500ms", "500ms"), ("0", "0")]
+        {
+            assert_eq!(limit(text).unwrap().to_string(), shown);
+        }
+        for bad in ["", "s", "-1", "1.5s", "10 s", "1d", "99999999999"] {
+            assert!(line(limit(bad)).contains("is malformed"), "{bad}");
+        }
+        for (text, size) in
+            [("1000", 1000), ("10m", 10_000_000), ("2KB", 2000), ("1g", 1_000_000_000)]
+        {
+            assert_eq!(log_opt(&format!("max-size={text}")), Ok(LogOpt::MaxSize(size)));
+        }
+        assert_eq!(log_opt("max-file=1"), Ok(LogOpt::MaxFile(1)));
+        for bad in [
+            "",
+            "max-size",
+            "max-size=",
+            "max-size=999",
+            "max-size=1.5m",
+            "max-size=-1",
+            "max-size=1t",
+            "max-file=0",
+            "max-file=1001",
+            "max-file=x",
+            "size=1m",
+        ] {
+            assert!(line(log_opt(bad)).contains("log option"), "{bad}");
+        }
         line(pair("=x"));
         line(log_filter("info,=,="));
         line(vtep_ip("224.0.0.1"));

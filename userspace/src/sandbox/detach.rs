@@ -15,7 +15,11 @@ use tokio::{
     process::Command,
 };
 
-use super::{ExecError, SuperviseSpec, exec::open_log, supervise};
+use super::{
+    ExecError, SuperviseSpec,
+    exec::{run, unopened},
+    log::open_log,
+};
 
 /// The supervisor's report to the process that started it: one line of JSON.
 #[derive(Debug, Serialize, Deserialize)]
@@ -34,14 +38,14 @@ enum Report {
 /// are the global options that it needs.
 ///
 /// # Errors
-/// As [`supervise`]; also if the specification has no log.
+/// As [`supervise`](super::supervise); also if the specification has no log.
 pub async fn spawn_detached(spec: &SuperviseSpec, args: &[OsString]) -> Result<i32, ExecError> {
     let log =
         spec.log.as_deref().ok_or_else(|| ExecError::ours("a detached program needs a log"))?;
     let ours = |error: &dyn std::fmt::Display| {
         ExecError::ours(format!("starting the supervisor of {}: {error}", spec.name))
     };
-    let (errors, _) = open_log(log)?;
+    let errors = open_log(log).map_err(|error| unopened(log, &error))?;
     let json = serde_json::to_string(spec).map_err(|error| ours(&error))?;
     let mut command = Command::new("/proc/self/exe");
     command
@@ -66,8 +70,9 @@ pub async fn spawn_detached(spec: &SuperviseSpec, args: &[OsString]) -> Result<i
     }
 }
 
-/// Implements `culvert __supervise`: calls [`supervise`], writes one report to standard output
-/// and closes it. Returns the exit code.
+/// Implements `culvert __supervise`: runs the program as [`supervise`](super::supervise) does,
+/// writes one report to standard output and closes it. Returns the exit code, once nobody writes to
+/// the log any more.
 pub async fn supervise_detached(
     spec: &SuperviseSpec,
     on_start: impl AsyncFnOnce(i32),
@@ -77,8 +82,13 @@ pub async fn supervise_detached(
         on_start(pid).await;
         report(&Report::Started(pid));
     };
-    match supervise(spec, started, on_exit).await {
-        Ok(code) => code,
+    match run(spec, true, started, on_exit).await {
+        Ok((code, log)) => {
+            if let Some(log) = log {
+                log.finish().await;
+            }
+            code
+        }
         Err(error) => {
             let code = error.code;
             report(&Report::Failed(error));

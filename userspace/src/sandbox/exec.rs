@@ -1,9 +1,9 @@
 //! Programs that run in a sandbox.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io,
-    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    fs::File,
+    io::{self, PipeReader},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     pin::pin,
     process::{Command, Stdio},
@@ -12,19 +12,24 @@ use std::{
 
 use nix::{
     errno::Errno,
-    libc,
-    sched::{CloneFlags, setns},
+    sched::{CloneFlags, setns, unshare},
     sys::{
         prctl,
         signal::{Signal, kill},
         wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid},
     },
-    unistd::Pid,
+    unistd::{Pid, sethostname},
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, oneshot};
 
-use super::{SandboxError, mounts, signals::Signals};
+use super::{
+    SandboxError,
+    covers::Covers,
+    log::{LogLimits, LogWriter, Pump},
+    mounts,
+    signals::Signals,
+};
 use crate::netns::Netns;
 
 /// Signal handlers belong to the whole process, so there is one supervisor at a time.
@@ -37,11 +42,22 @@ pub struct SuperviseSpec {
     pub name: String,
     /// Namespace to run in. `None`: the current one (mode `host`).
     pub netns: Option<PathBuf>,
+    /// Host name, in a UTS namespace of the program's own. `None`: the host's. Without `netns` it
+    /// has no effect.
+    #[serde(default)]
+    pub hostname: Option<String>,
+    /// Directory of files to mount over those of the same name in `/etc`. `None`: the host's are
+    /// seen. Without `netns` it has no effect.
+    #[serde(default)]
+    pub etc: Option<PathBuf>,
     /// Program and arguments.
     pub command: Vec<String>,
     /// File to which standard output and error are appended; standard input is then empty. `None`:
     /// all three are inherited.
     pub log: Option<PathBuf>,
+    /// Size of the log.
+    #[serde(default)]
+    pub log_limits: LogLimits,
 }
 
 /// The error when a program did not run: one line, and an exit code.
@@ -86,6 +102,20 @@ pub async fn supervise(
     on_start: impl AsyncFnOnce(i32),
     on_exit: impl AsyncFnOnce(i32),
 ) -> Result<i32, ExecError> {
+    run(spec, false, on_start, on_exit).await.map(|(code, _)| code)
+}
+
+/// Runs a program as [`supervise`]. Returns the task that writes its log as well. `with_stderr`:
+/// standard error of this process leads to the log, too.
+///
+/// # Errors
+/// As [`supervise`].
+pub(super) async fn run(
+    spec: &SuperviseSpec,
+    with_stderr: bool,
+    on_start: impl AsyncFnOnce(i32),
+    on_exit: impl AsyncFnOnce(i32),
+) -> Result<(i32, Option<Pump>), ExecError> {
     let _alone = SUPERVISOR.lock().await;
     let signals =
         || Signals::catch().map_err(|error| ExecError::ours(format!("catching signals: {error}")));
@@ -98,9 +128,10 @@ pub async fn supervise(
     // outlive the program (PR_SET_PDEATHSIG).
     thread::Builder::new()
         .name("culvert-exec".to_owned())
-        .spawn(move || match start(&owned) {
-            Ok(pid) => {
-                let _ = started.send(Ok(pid));
+        .spawn(move || match start(&owned, with_stderr) {
+            Ok((pid, covers, printed)) => {
+                let _ = started.send(Ok((pid, printed)));
+                covers.keep_until_end(pid);
                 let _ = ended.send(wait_for_end(pid));
             }
             Err(error) => {
@@ -109,7 +140,15 @@ pub async fn supervise(
         })
         .map_err(|error| ExecError::ours(format!("starting a thread: {error}")))?;
     let lost = || ExecError::ours("the thread that runs the program ended");
-    let pid = is_started.await.map_err(|_| lost())??;
+    let (pid, printed) = is_started.await.map_err(|_| lost())??;
+    let mut pump = match printed {
+        None => None,
+        Some((pipe, log)) => Some(Pump::start(pipe, log).map_err(|error| {
+            // The program's next line would end it.
+            let _ = kill(pid, Signal::SIGKILL);
+            ExecError::ours(format!("reading what the program prints: {error}"))
+        })?),
+    };
 
     {
         let mut told = pin!(on_start(pid.as_raw()));
@@ -133,8 +172,11 @@ pub async fn supervise(
         Ok(WaitStatus::Signaled(_, signal, _)) => 128 + signal as i32,
         other => return Err(ExecError::ours(format!("waiting for the program: {other:?}"))),
     };
+    if let Some(pump) = &mut pump {
+        pump.drain().await;
+    }
     on_exit(code).await;
-    Ok(code)
+    Ok((code, pump))
 }
 
 /// Waits for the end of the process without reaping it.
@@ -147,23 +189,42 @@ fn wait_for_end(pid: Pid) -> nix::Result<()> {
     }
 }
 
-/// Starts the program from the calling thread. It inherits the thread's namespaces.
-fn start(spec: &SuperviseSpec) -> Result<Pid, ExecError> {
+/// What a program prints, and the log that it goes to.
+type Printed = (PipeReader, LogWriter);
+
+/// Starts the program from the calling thread. It inherits the thread's namespaces. Returns its
+/// pid, the mounts to keep, and what it prints.
+fn start(
+    spec: &SuperviseSpec,
+    with_stderr: bool,
+) -> Result<(Pid, Covers, Option<Printed>), ExecError> {
     let Some((program, arguments)) = spec.command.split_first() else {
         return Err(ExecError::ours("no command is given: put one behind '--'"));
     };
     let mut command = Command::new(program);
     command.args(arguments);
+    let mut printed = None;
     if let Some(path) = &spec.log {
-        let (output, errors) = open_log(path)?;
+        let log = LogWriter::open(path, spec.log_limits, with_stderr)
+            .map_err(|error| unopened(path, &error))?;
+        let failed = |error: io::Error| ExecError::ours(format!("making a pipe: {error}"));
+        let (reader, output) = io::pipe().map_err(failed)?;
+        let errors = output.try_clone().map_err(failed)?;
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
+        printed = Some((reader, log));
     }
+    let mut covers = Covers::default();
     if let Some(path) = &spec.netns {
         let sandbox = Netns::open(path).map_err(SandboxError::from)?;
         setns(&sandbox, CloneFlags::CLONE_NEWNET).map_err(|errno| {
             SandboxError::io(format!("entering network namespace {}", path.display()), errno)
         })?;
-        mounts::arrange(&spec.name)?;
+        if let Some(hostname) = &spec.hostname {
+            unshare(CloneFlags::CLONE_NEWUTS).and_then(|()| sethostname(hostname)).map_err(
+                |errno| SandboxError::io(format!("setting host name {hostname}"), errno),
+            )?;
+        }
+        covers = mounts::arrange(&spec.name, spec.etc.as_deref())?;
     }
     if File::open("/dev/tty").is_err() {
         command.process_group(0);
@@ -174,24 +235,12 @@ fn start(spec: &SuperviseSpec) -> Result<Pid, ExecError> {
     }
     let child = command.spawn().map_err(|error| refusal(program, &error))?;
     // A pid fits into pid_t; the standard library returns it unsigned.
-    Ok(Pid::from_raw(child.id().cast_signed()))
+    Ok((Pid::from_raw(child.id().cast_signed()), covers, printed))
 }
 
-/// Opens a log twice, for standard output and standard error.
-pub(super) fn open_log(path: &Path) -> Result<(File, File), ExecError> {
-    let open = || -> io::Result<(File, File)> {
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory)?;
-        }
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o640)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(path)?;
-        Ok((file.try_clone()?, file))
-    };
-    open().map_err(|error| ExecError::ours(format!("opening log {}: {error}", path.display())))
+/// The error of a log that cannot be opened.
+pub(super) fn unopened(log: &Path, error: &io::Error) -> ExecError {
+    ExecError::ours(format!("opening log {}: {error}", log.display()))
 }
 
 /// The message and exit code of a shell for a program that cannot be executed.
@@ -213,14 +262,22 @@ fn refusal(program: &str, error: &io::Error) -> ExecError {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        fs::{self, OpenOptions},
+        os::unix::fs::OpenOptionsExt as _,
+    };
+
     use super::*;
 
     fn spec(command: &[&str]) -> SuperviseSpec {
         SuperviseSpec {
             name: "test".to_owned(),
             netns: None,
+            hostname: None,
+            etc: None,
             command: command.iter().map(|&part| part.to_owned()).collect(),
             log: None,
+            log_limits: LogLimits::default(),
         }
     }
 
@@ -289,5 +346,28 @@ mod tests {
             assert_eq!(supervise(&logged, async |_| {}, async |_| {}).await, Ok(0));
         }
         assert_eq!(fs::read_to_string(log).unwrap(), "out\nerr\nout\nerr\n");
+    }
+
+    /// Everything that the program itself has printed is in the log at its end, even if a child
+    /// keeps the pipe; and a child that prints later is not killed for it.
+    #[tokio::test]
+    async fn output_of_a_child_that_stays_goes_to_the_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let (log, release) = (directory.path().join("log"), directory.path().join("release"));
+        let script = "(while [ ! -e $0 ]; do sleep 0.01; done; echo late; echo later) & \
+                      seq 20000; exit 3";
+        let mut logged = spec(&["sh", "-c", script, release.to_str().unwrap()]);
+        logged.log = Some(log.clone());
+        let (code, pump) = run_with(&logged).await;
+        assert_eq!(code, 3);
+        let numbers: String = (1..=20_000).map(|n| format!("{n}\n")).collect();
+        assert_eq!(fs::read_to_string(&log).unwrap(), numbers);
+        fs::write(release, "").unwrap();
+        pump.unwrap().finish().await;
+        assert_eq!(fs::read_to_string(&log).unwrap(), format!("{numbers}late\nlater\n"));
+    }
+
+    async fn run_with(spec: &SuperviseSpec) -> (i32, Option<Pump>) {
+        super::run(spec, false, async |_| {}, async |_| {}).await.unwrap()
     }
 }

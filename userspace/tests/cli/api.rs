@@ -2,9 +2,12 @@
 
 use std::{
     io::{Read, Write},
-    os::unix::{
-        fs::{FileTypeExt, PermissionsExt},
-        net::{UnixListener, UnixStream},
+    os::{
+        fd::AsRawFd,
+        unix::{
+            fs::{FileTypeExt, PermissionsExt},
+            net::{UnixListener, UnixStream},
+        },
     },
     path::Path,
     sync::{Arc, Barrier},
@@ -20,7 +23,11 @@ use culvert::{
             NetworkCreate, VtepChange,
         },
     },
-    model::{Driver, Name},
+    model::{Driver, Name, NameOptions},
+};
+use nix::sys::{
+    resource::{Resource, getrlimit, setrlimit},
+    socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket},
 };
 
 fn name(text: &str) -> Name {
@@ -32,7 +39,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     runtime.block_on(future)
 }
 
-fn container(name: &str, network: &str) -> ContainerCreate {
+pub(crate) fn container(name: &str, network: &str) -> ContainerCreate {
     ContainerCreate {
         name: name.parse().unwrap(),
         network: network.to_owned(),
@@ -45,6 +52,13 @@ fn container(name: &str, network: &str) -> ContainerCreate {
         pid: None,
         auto_remove: true,
         command: vec!["sh".to_owned(), "-c".to_owned(), "x\ny".to_owned()],
+        names: NameOptions {
+            hostname: Some("www".parse().unwrap()),
+            servers: vec!["10.0.0.53".parse().unwrap()],
+            search: vec!["example.com".parse().unwrap()],
+            options: vec!["ndots:2".parse().unwrap()],
+            hosts: vec!["db:fd00::9".parse().unwrap(), "up:host-gateway".parse().unwrap()],
+        },
     }
 }
 
@@ -127,6 +141,9 @@ fn every_request_makes_the_round_trip() {
         }
         let nobody = NatQuery { container: Some(name("nobody")), ..NatQuery::default() };
         same!(|b| b.nat(nobody.clone())).unwrap_err();
+        same!(|b| b.nodes()).unwrap();
+        same!(|b| b.node_remove(&name("host2"), false)).unwrap_err();
+        same!(|b| b.node_remove(&name("host2"), true)).unwrap();
         same!(|b| b.stats()).unwrap();
         same!(|b| b.status()).unwrap();
         same!(|b| b.network_remove(&name("n2"))).unwrap();
@@ -284,10 +301,92 @@ fn a_client_does_not_wait_for_ever() {
     let path = dir.path().join("x.sock");
     // Accepts into its backlog and says nothing.
     let _deaf = UnixListener::bind(&path).unwrap();
-    let client = Client::new(&path).with_timeout(Duration::from_millis(50));
+    let client = Client::new(&path).with_timeout(Some(Duration::from_millis(50)));
     let error = block_on(client.status()).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable);
-    assert!(error.message.contains("has not answered within"), "{error}");
+    let line = format!(
+        "agent: {}, pid {}, has not answered within 0.1 s: look into its log, or give a longer --timeout",
+        path.display(),
+        std::process::id()
+    );
+    assert_eq!(error.message, line);
+    // An agent whose backlog is full.
+    let path = dir.path().join("y.sock");
+    let full = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    bind(full.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+    listen(&full, Backlog::new(1).unwrap()).unwrap();
+    let connection = || {
+        let socket = tokio::net::UnixStream::connect(&path);
+        block_on(async { socket.await.map(|stream| stream.into_std().unwrap()) })
+    };
+    let mut waiting = Vec::new();
+    while let Ok(stream) = connection() {
+        waiting.push(stream);
+    }
+    let client = Client::new(&path).with_timeout(Some(Duration::from_millis(50)));
+    let error = block_on(client.status()).unwrap_err();
+    assert!(error.message.contains("y.sock has not answered within 0.1 s"), "{error}");
+    assert!(block_on(client.reach()).unwrap_err().to_string().contains("has not answered"));
+}
+
+/// The agent says what it waits for before the client gives up, and then carries out what it has
+/// begun. What comes too late is not begun.
+#[test]
+fn an_agent_answers_in_time_even_if_it_hangs() {
+    let agent = Agent::start();
+    agent.fake.hang();
+    let client = Client::new(agent.socket()).with_timeout(Some(Duration::from_secs(1)));
+    let error = block_on(client.containers()).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unavailable);
+    assert_eq!(
+        error.message,
+        "agent: it answers, but has not finished this within 0.9 s: see its log"
+    );
+    // Other requests are answered.
+    block_on(client.status()).unwrap();
+    let late = b"DELETE /v1/containers/c HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+        Culvert-Deadline-Ms: 1\r\n\r\n";
+    let (status, answer) = raw(&agent, late);
+    assert_eq!(status, "HTTP/1.1 503 Service Unavailable");
+    assert!(answer.contains("it is not carried out"), "{answer}");
+    assert!(agent.fake.calls().is_empty());
+}
+
+/// An agent that has reached its limit of open files answers, and does not spin.
+#[test]
+fn an_agent_without_a_file_left_answers() {
+    if std::env::var_os("CULVERT_TEST_EXHAUSTED").is_none() {
+        // The limit is the process's, so the test runs in one of its own.
+        let name = "api::an_agent_without_a_file_left_answers";
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env("CULVERT_TEST_EXHAUSTED", "1")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        return;
+    }
+    let agent = Agent::start();
+    let client = Client::new(agent.socket());
+    block_on(client.status()).unwrap();
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, 100, most).unwrap();
+    // Made before no file is left.
+    let socket =
+        socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    let mut files = Vec::new();
+    while let Ok(file) = std::fs::File::open("/dev/null") {
+        files.push(file);
+    }
+    connect(socket.as_raw_fd(), &UnixAddr::new(&agent.socket()).unwrap()).unwrap();
+    let mut stream = UnixStream::from(socket);
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.write_all(&request("GET", "/v1/status", "")).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    drop(files);
+    block_on(client.status()).unwrap();
 }
 
 #[test]

@@ -16,8 +16,8 @@ use culvert::{
             AgentStatus, ApiError, Connect, ConntrackStatus, ContainerCreate, ContainerNetwork,
             ContainerRow, ContainerState, Counts, Created, DatapathStatus, ErrorKind, FdbRow,
             InspectContainer, InspectIpam, InspectPeer, InspectSubnet, NatQuery, NatRow, NeighRow,
-            NetworkCreate, NetworkInspect, NetworkRow, StatsRow, Status, StoreRead, StoreStatus,
-            VtepChange, VtepRow,
+            NetworkCreate, NetworkInspect, NetworkRow, NodeRow, StatsRow, Status, StoreRead,
+            StoreStatus, VtepChange, VtepRow,
         },
     },
     choice::{Uplink, XdpSupport},
@@ -39,7 +39,9 @@ struct State {
     vteps: Vec<(String, String)>,
     calls: Vec<String>,
     away: usize,
+    hangs: bool,
     problems: Vec<String>,
+    warnings: Vec<String>,
     shutdown: Option<CancellationToken>,
 }
 
@@ -86,9 +88,19 @@ impl Fake {
         self.state().away = requests;
     }
 
+    /// From now on lists of containers are never finished.
+    pub(crate) fn hang(&self) {
+        self.state().hangs = true;
+    }
+
     /// Adds a problem to the status, and makes the store unhealthy.
     pub(crate) fn trouble(&self, problem: &str) {
         self.state().problems.push(problem.to_owned());
+    }
+
+    /// Gives every new container a warning.
+    pub(crate) fn warn(&self, warning: &str) {
+        self.state().warnings.push(warning.to_owned());
     }
 
     fn note(&self, call: impl Into<String>) -> MutexGuard<'_, State> {
@@ -210,6 +222,7 @@ impl Backend for Fake {
         let (mode, networks) = match request.network.as_str() {
             "host" => ("host", Vec::new()),
             "none" => ("none", Vec::new()),
+            network if network.starts_with("container:") => ("container", Vec::new()),
             network if !state.networks.contains_key(network) => {
                 return refuse(
                     ErrorKind::NotFound,
@@ -240,10 +253,15 @@ impl Backend for Fake {
             netns: format!("/run/netns/{name}"),
             log: None,
             networks,
+            shares: request.network.strip_prefix("container:").map(str::to_owned),
             command: request.command,
+            hostname: None,
+            etc: None,
+            warnings: Vec::new(),
         };
         state.containers.insert(name, row.clone());
-        Ok(row)
+        let warnings = state.warnings.clone();
+        Ok(ContainerRow { warnings, ..row })
     }
 
     async fn container_state(&self, name: &Name, change: ContainerState) -> Result<(), ApiError> {
@@ -273,6 +291,9 @@ impl Backend for Fake {
     }
 
     async fn containers(&self) -> Result<Vec<ContainerRow>, ApiError> {
+        if self.state().hangs {
+            std::future::pending::<()>().await;
+        }
         Ok(self.state().containers.values().cloned().collect())
     }
 
@@ -386,6 +407,30 @@ impl Backend for Fake {
         Ok(())
     }
 
+    async fn nodes(&self) -> Result<Vec<NodeRow>, ApiError> {
+        let row = |last: u8, gone_s, endpoints| NodeRow {
+            name: format!("host{last}"),
+            id: format!("{last:02x}").repeat(32),
+            ip: format!("192.168.0.{last}"),
+            port: 4789,
+            alive: last < 3,
+            gone_s,
+            endpoints,
+            here: last == 1,
+        };
+        Ok(vec![row(1, None, 2), row(2, None, 0), row(3, Some(7_300), 1), row(4, None, 0)])
+    }
+
+    async fn node_remove(&self, name: &Name, force: bool) -> Result<(), ApiError> {
+        drop(self.note(format!("remove node {name} force={force}")));
+        match name.as_str() {
+            "host3" => Ok(()),
+            "host2" if force => Ok(()),
+            "host2" => refuse(ErrorKind::Conflict, "node 'host2' is alive: stop its agent"),
+            _ => refuse(ErrorKind::NotFound, &format!("node '{name}' is unknown")),
+        }
+    }
+
     async fn stats(&self) -> Result<Vec<StatsRow>, ApiError> {
         let row = |verdict: &str, reason: &str, code, packets, bytes| StatsRow {
             direction: "from_container".to_owned(),
@@ -437,6 +482,7 @@ impl Backend for Fake {
                     gro: true,
                     merges_vxlan: true,
                 }],
+                shared_port: false,
                 device: "netkit".to_owned(),
                 device_reason: "chosen: the kernel has netkit".to_owned(),
                 abi: 1,
@@ -452,7 +498,13 @@ impl Backend for Fake {
                 neighbours: 1,
             },
             problems,
+            repairs: Vec::new(),
         })
+    }
+
+    async fn store_accept(&self) -> Result<(), ApiError> {
+        drop(self.note("store accept"));
+        Ok(())
     }
 
     async fn purge(&self) -> Result<(), ApiError> {

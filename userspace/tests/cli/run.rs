@@ -6,6 +6,7 @@ use std::{
     process::Child,
 };
 
+use culvert::api::{Backend as _, Client};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -83,6 +84,31 @@ fn run_refused_by_the_agent_runs_nothing() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(stderr, "culvert: network nowhere does not exist: see 'culvert network ls'\n");
     assert!(!mark.exists());
+}
+
+#[test]
+fn run_passes_names_on_and_tells_what_the_agent_warns_of() {
+    let agent = Agent::start();
+    agent.fake.warn("container 'c' gets no name server: name one");
+    let output = run(&agent.socket(), &words("run --name c --network host -- true"));
+    assert_eq!(output.status.code(), Some(0));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(stderr, "culvert: container 'c' gets no name server: name one\n");
+    assert!(!agent.fake.calls()[0].contains("names"), "an earlier agent is asked as before");
+    // This agent answers as one that does not know the options.
+    let mark = agent.dir.path().join("mark");
+    let mut args = words("run --name d --network overlaynet1 --hostname www --dns 10.0.0.53");
+    args.extend(words("--dns-search lan --dns-option ndots:2 --add-host db:10.0.0.9 -- touch"));
+    args.push(mark.to_str().unwrap());
+    let output = run(&agent.socket(), &args);
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("culvert: --dns: the agent is of an earlier version"), "{stderr}");
+    assert!(!mark.exists());
+    let calls = agent.fake.calls();
+    let names = r#""names":{"hostname":"www","servers":["10.0.0.53"],"search":["lan"],"options":["ndots:2"],"hosts":["db:10.0.0.9"]}"#;
+    assert!(calls[0].contains(names), "{calls:?}");
+    assert_eq!(calls[1..], ["remove container d force=true"]);
 }
 
 /// Kills and reaps when dropped, for tests that fail halfway.
@@ -204,4 +230,106 @@ fn run_detached_rm_leaves_nothing() {
         (success(&output) == "[]\n").then_some(())
     });
     until("the log's end", || (!agent.dir.path().join("logs/c.log").exists()).then_some(()));
+}
+
+#[test]
+fn a_log_has_a_size_and_its_files_are_read_in_order() {
+    let agent = Agent::start();
+    let socket = agent.socket();
+    // Half a megabyte in files of 100 kB, of which three are kept.
+    let mut args = words(
+        "run --name c --network host -d --log-opt max-size=100k --log-opt max-file=3 -- seq 80000",
+    );
+    assert_eq!(success(&run(&socket, &args)), "c\n");
+    let text = until("the last line", || {
+        let text = success(&run(&socket, &["logs", "c"])).to_owned();
+        text.ends_with("\n80000\n").then_some(text)
+    });
+    let first: u32 = text.lines().next().unwrap().parse().unwrap();
+    let expected: String = (first..=80_000).map(|n| format!("{n}\n")).collect();
+    assert_eq!(text, expected);
+    assert!(text.len() > 200_000 && text.len() <= 300_000, "{}", text.len());
+    let logs = agent.dir.path().join("logs");
+    let files = || {
+        let files = std::fs::read_dir(&logs).unwrap();
+        let mut names: Vec<_> =
+            files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(files(), ["c.log", "c.log.1", "c.log.2"]);
+    assert_eq!(success(&run(&socket, &["rm", "c"])), "c\n");
+    assert_eq!(files(), [""; 0]);
+
+    // Without a limit nothing of this is lost.
+    args.retain(|arg| !arg.starts_with("max-") && *arg != "--log-opt");
+    success(&run(&socket, &args));
+    let expected: String = (1..=80_000).map(|n| format!("{n}\n")).collect();
+    until("all lines", || (success(&run(&socket, &["logs", "-f", "c"])) == expected).then_some(()));
+
+    for wrong in [
+        "run --name d --log-opt max-size=1m -- true",
+        "run --name d -d --log-opt max-size=1 -- true",
+    ] {
+        let output = run(&socket, &words(wrong));
+        assert_eq!(output.status.code(), Some(2), "{wrong}");
+        assert_eq!(String::from_utf8(output.stderr).unwrap().lines().count(), 1, "{wrong}");
+    }
+}
+
+#[test]
+fn a_verb_ends_within_its_timeout_and_names_who_is_hung() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("x.sock");
+    // Accepts into its backlog and says nothing.
+    let _deaf = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let hung = |line: &str| {
+        let began = std::time::Instant::now();
+        let output = run(&socket, &words(&format!("--timeout 300ms {line}")));
+        assert!(began.elapsed() < std::time::Duration::from_secs(5), "{line}");
+        assert_eq!(output.status.code(), Some(1), "{line}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(stderr.lines().count(), 1, "{line}: {stderr}");
+        let pid = format!("x.sock, pid {}, has not answered within 0.3 s", std::process::id());
+        assert!(stderr.contains(&pid), "{line}: {stderr}");
+    };
+    for line in [
+        "ps",
+        "status",
+        "stats",
+        "fdb show",
+        "neigh show",
+        "nat ls",
+        "vtep ls",
+        "network ls",
+        "network inspect a b",
+        "network rm a b c",
+        "network create a",
+        "rm a b c",
+        "logs a",
+        "logs -f a",
+        "exec a -- true",
+        "run --name a -- true",
+        "run --name a -d -- true",
+        "detach a",
+        "attach --pid 1 --name a --network b",
+        "purge",
+    ] {
+        hung(line);
+    }
+    let mut command = culvert(&socket, &["ps"]);
+    let output = command.env("CULVERT_TIMEOUT", "100ms").output().unwrap();
+    assert!(String::from_utf8(output.stderr).unwrap().contains("within 0.1 s"));
+}
+
+#[test]
+fn ps_names_the_container_whose_network_is_shared() {
+    let agent = Agent::start();
+    let client = Client::new(agent.socket());
+    let created = client.container_create(crate::api::container("c", "container:web"));
+    tokio::runtime::Runtime::new().unwrap().block_on(created).unwrap();
+    assert!(success(&run(&agent.socket(), &["ps"])).contains(" container:web "));
+    let rows = run(&agent.socket(), &["ps", "--format", "json"]);
+    let rows: serde_json::Value = serde_json::from_str(success(&rows)).unwrap();
+    assert_eq!((&rows[0]["mode"], &rows[0]["shares"]), (&"container".into(), &"web".into()));
 }

@@ -41,8 +41,9 @@ fn help_of_every_verb() {
             verbs.push(verb);
         }
     }
-    // 18 verbs and their own: network 6, fdb 1, neigh 1, nat 1, vtep 3, and culvert itself.
-    assert_eq!(seen, 18 + 6 + 1 + 1 + 1 + 3 + 1);
+    // 20 verbs and their own: network 6, fdb 1, neigh 1, nat 1, vtep 3, node 2, store 1, and culvert
+    // itself.
+    assert_eq!(seen, 20 + 6 + 1 + 1 + 1 + 3 + 2 + 1 + 1);
 }
 
 #[test]
@@ -126,6 +127,16 @@ fn what_the_verbs_that_look_print() {
 }
 
 #[test]
+fn what_the_node_verbs_print() {
+    let agent = Agent::start();
+    let lines =
+        ["node ls", "node ls --format json", "node rm host3 host2 nowhere", "node rm -f host2"];
+    let shown: Vec<_> = lines.iter().map(|line| show(&agent, line)).collect();
+    insta::assert_snapshot!(shown.join("\n"));
+    insta::assert_snapshot!("node_requests", agent.fake.calls().join("\n"));
+}
+
+#[test]
 fn without_an_agent_every_verb_that_needs_it_is_refused_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("x.sock");
@@ -152,6 +163,8 @@ fn without_an_agent_every_verb_that_needs_it_is_refused_in_one_line() {
             "nat ls",
             "vtep ls",
             "vtep add 192.168.0.9 --network n",
+            "node ls",
+            "node rm n",
             "status",
             "stats",
         ] {
@@ -178,7 +191,7 @@ fn the_option_wins_over_the_environment() {
 
 #[test]
 fn nothing_to_do_shows_help_and_is_wrong_usage() {
-    for args in [&[][..], &["network"], &["vtep"], &["fdb"], &["neigh"], &["nat"]] {
+    for args in [&[][..], &["network"], &["vtep"], &["fdb"], &["neigh"], &["nat"], &["node"]] {
         let output = run(Path::new("/nonexistent"), args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(output.stdout.is_empty());

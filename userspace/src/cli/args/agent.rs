@@ -4,6 +4,7 @@ use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use clap::Args;
 use culvert_common::abi::DEFAULT_FLOWS;
+use ipnetwork::Ipv4Network;
 
 use super::conntrack::{self, NatPorts, StateTimeout};
 use crate::{
@@ -26,7 +27,7 @@ pub(super) const EXAMPLES: &str = "EXAMPLES:
 
 #[derive(Args, Debug)]
 pub(crate) struct AgentArgs {
-    /// Name of this node, its own on each host; the host name by default
+    /// Name of this node, its own on each host; by default that of its first start, the host name
     #[arg(long, value_name = "NAME")]
     node: Option<Name>,
     /// Store: etcd://HOST:PORT[,HOST:PORT]... or file:DIR; file:STATE-DIR/store by default
@@ -38,6 +39,9 @@ pub(crate) struct AgentArgs {
     /// VTEP address; the first IPv4 address of the first uplink by default
     #[arg(long, value_name = "IP", value_parser = value::vtep_ip)]
     vtep_ip: Option<Ipv4Addr>,
+    /// Range that subnets of new networks are chosen from, several times for several; the private ranges by default
+    #[arg(long = "pool", value_name = "CIDR", value_parser = value::pool)]
+    pools: Vec<Ipv4Network>,
     /// UDP port for VXLAN
     #[arg(long, value_name = "PORT", default_value_t = DEFAULT_VXLAN_PORT, value_parser = value::port)]
     vxlan_port: u16,
@@ -137,9 +141,9 @@ struct StoreArgs {
     /// Permit etcd without TLS beyond this host
     #[arg(long = "insecure-store")]
     insecure: bool,
-    /// Give up if the store has not answered so many seconds after the start; never by default
-    #[arg(long = "store-timeout", value_name = "SECONDS", value_parser = value::seconds)]
-    timeout: Option<Duration>,
+    /// Give up if uplink, VTEP address or store are not there so many seconds after the start; never by default
+    #[arg(long, value_name = "SECONDS", value_parser = value::seconds)]
+    store_timeout: Option<Duration>,
 }
 
 /// A duration that displays as its seconds.
@@ -156,10 +160,6 @@ impl AgentArgs {
     /// With defaults that depend on the host filled in and paths made absolute;
     /// `socket`, absolute already, is a global option.
     pub(crate) fn into_options(self, socket: PathBuf) -> Result<AgentOptions, Invalid> {
-        let node = match self.node {
-            Some(node) => node,
-            None => host_name()?,
-        };
         // Others read these paths from the agent's status, in directories of their own.
         let (state_dir, bpffs) = (value::absolute(self.state_dir)?, value::absolute(self.bpffs)?);
         let store = match self.store {
@@ -168,7 +168,7 @@ impl AgentArgs {
         };
         let access = self.store_access;
         Ok(AgentOptions {
-            node,
+            node: self.node,
             store,
             store_access: StoreAccess {
                 ca: access.ca,
@@ -178,9 +178,10 @@ impl AgentArgs {
                 password_file: access.password_file,
                 insecure: access.insecure,
             },
-            store_timeout: access.timeout,
+            store_timeout: access.store_timeout,
             uplinks: self.uplinks,
             vtep_ip: self.vtep_ip,
+            pools: self.pools,
             vxlan_port: self.vxlan_port,
             datapath: self.datapath,
             device: self.device,
@@ -198,14 +199,4 @@ impl AgentArgs {
             },
         })
     }
-}
-
-/// The host's name as the node's.
-fn host_name() -> Result<Name, Invalid> {
-    let name = nix::unistd::gethostname().map_err(|errno| {
-        Invalid(format!("the host name cannot be read ({errno}): give --node NAME"))
-    })?;
-    let name = name.to_string_lossy();
-    name.parse()
-        .map_err(|_| Invalid(format!("host name {name:?} cannot name a node: give --node NAME")))
 }

@@ -6,14 +6,16 @@ use clap::Args;
 
 use crate::{
     cli::value,
-    model::{MacAddr, Name},
+    model::{Domain, HostEntry, MacAddr, Name, NameOptions, ResolverOption},
 };
 
 pub(super) const RUN_EXAMPLES: &str = "EXAMPLES:
   culvert run --name over1 --network overlaynet1 -- sh
   culvert run --name web --network overlaynet1 --ip 10.0.0.80 -d -- httpd -f -p 80
   culvert run --name app -p 8080:80 -p 127.0.0.1::9090/udp -d -- app
+  culvert run --name log -d --log-opt max-size=1m --log-opt max-file=5 -- app -v
   culvert run --name probe --network container:web --rm -- ip address
+  culvert run --name job --dns 10.0.0.53 --add-host db:10.0.0.9 --rm -- ping -c 1 db
 
 EXIT CODE:
   The command's own, 128 + N if signal N killed it; 127 if there is no such command, 126 if it
@@ -74,9 +76,19 @@ pub(crate) struct RunArgs {
     /// The command will listen on this port: refused if somebody has it who shares its network
     #[arg(long, value_name = "PORT[/tcp|udp]", value_parser = value::expose)]
     pub(crate) expose: Vec<String>,
+    #[command(flatten)]
+    pub(crate) names: NameArgs,
     /// Leave it in the background, with its output in a log; print its name
     #[arg(short, long)]
     pub(crate) detach: bool,
+    /// Log of -d: max-size of a file (10m) and max-file, their number (2), before the oldest goes
+    #[arg(
+        long,
+        value_name = "max-size=SIZE|max-file=N",
+        requires = "detach",
+        value_parser = value::log_opt
+    )]
+    pub(crate) log_opt: Vec<value::LogOpt>,
     /// Remove the container when the command ends
     #[arg(long)]
     pub(crate) rm: bool,
@@ -88,6 +100,39 @@ pub(crate) struct RunArgs {
         allow_hyphen_values = true
     )]
     pub(crate) command: Vec<String>,
+}
+
+/// Options about names. Each but the first can be given several times.
+#[derive(Args, Debug)]
+#[group(skip)]
+pub(crate) struct NameArgs {
+    /// Host name; the container's name by default
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<Name>,
+    /// Name server; those of the host by default
+    #[arg(long, value_name = "IP", value_parser = value::ip)]
+    dns: Vec<IpAddr>,
+    /// Domain in which a short name is looked up, '.' for none; those of the host by default
+    #[arg(long, value_name = "DOMAIN")]
+    dns_search: Vec<Domain>,
+    /// Option of resolv.conf(5); those of the host by default
+    #[arg(long, alias = "dns-opt", value_name = "OPTION")]
+    dns_option: Vec<ResolverOption>,
+    /// Name and its address in /etc/hosts; the address host-gateway is the host
+    #[arg(long, value_name = "NAME:IP")]
+    add_host: Vec<HostEntry>,
+}
+
+impl From<NameArgs> for NameOptions {
+    fn from(args: NameArgs) -> Self {
+        Self {
+            hostname: args.hostname,
+            servers: args.dns,
+            search: args.dns_search,
+            options: args.dns_option,
+            hosts: args.add_host,
+        }
+    }
 }
 
 #[derive(Args, Debug)]

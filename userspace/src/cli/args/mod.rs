@@ -4,6 +4,7 @@ mod agent;
 mod conntrack;
 mod container;
 mod network;
+mod node;
 mod show;
 
 use std::path::PathBuf;
@@ -13,12 +14,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(super) use agent::AgentArgs;
 pub(super) use container::{AttachArgs, DetachArgs, ExecArgs, LogsArgs, RmArgs, RunArgs};
 pub(super) use network::{ConnectArgs, CreateArgs, NetworkCommand};
+pub(super) use node::NodeCommand;
 pub(super) use show::{
-    DoctorArgs, FdbCommand, NatCommand, NatLsArgs, NeighCommand, PurgeArgs, VtepChangeArgs,
-    VtepCommand,
+    DoctorArgs, FdbCommand, NatCommand, NatLsArgs, NeighCommand, PurgeArgs, StoreCommand,
+    VtepChangeArgs, VtepCommand,
 };
 
-use crate::config::DEFAULT_SOCKET;
+use crate::{cli::value, config::DEFAULT_SOCKET};
 
 /// A container network for Linux hosts: VXLAN in eBPF, state in etcd.
 #[derive(Debug, Parser)]
@@ -61,6 +63,19 @@ pub(super) struct Global {
         default_value = DEFAULT_SOCKET
     )]
     pub(super) socket: PathBuf,
+    /// Time for each answer of the agent, as in 500ms, 10s or 2m; 0 for no limit
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Global options",
+        display_order = 1002,
+        value_name = "DURATION",
+        env = "CULVERT_TIMEOUT",
+        hide_env_values = true,
+        default_value_t = value::Limit::default(),
+        value_parser = value::limit
+    )]
+    pub(super) timeout: value::Limit,
     /// Table for people or JSON for scripts
     #[arg(
         long,
@@ -124,6 +139,12 @@ pub(super) enum Command {
     /// Manage VTEPs
     #[command(subcommand, arg_required_else_help = true)]
     Vtep(VtepCommand),
+    /// Manage the agent's store
+    #[command(subcommand, arg_required_else_help = true)]
+    Store(StoreCommand),
+    /// Manage the hosts of the store
+    #[command(subcommand, arg_required_else_help = true)]
+    Node(NodeCommand),
     /// Show how the agent is
     #[command(after_help = show::STATUS_EXAMPLES)]
     Status,

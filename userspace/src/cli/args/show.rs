@@ -38,6 +38,17 @@ pub(super) const COMPLETION_EXAMPLES: &str = "EXAMPLES:
   culvert completion zsh > \"${fpath[1]}/_culvert\"";
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Follow a store that 'culvert status' calls replaced
+    #[command(after_help = "EXAMPLES:
+  culvert store accept
+
+Containers of this host that the store does not have lose their network. Put the right store
+back instead if it is only a backup that is missing changes.")]
+    Accept,
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum FdbCommand {
     /// List the FDB
     #[command(

@@ -1,6 +1,6 @@
 //! `attach`, `detach`, `ps`, `rm`.
 
-use std::{fs, io, io::Write, path::Path};
+use std::{io::Write, path::Path};
 
 use super::each::for_all;
 use crate::{
@@ -13,7 +13,8 @@ use crate::{
         failure::Failure,
         output::{self, Row},
     },
-    model::Name,
+    model::{Name, NameOptions},
+    sandbox,
 };
 
 impl Row for ContainerRow {
@@ -35,7 +36,10 @@ impl Row for ContainerRow {
         };
         vec![
             self.name.clone(),
-            self.mode.clone(),
+            match &self.shares {
+                Some(other) => format!("{}:{other}", self.mode),
+                None => self.mode.clone(),
+            },
             status,
             output::list(self.pid),
             output::list(networks.iter().map(|network| &network.name)),
@@ -83,6 +87,7 @@ pub(crate) async fn attach(
             pid: args.target.pid,
             auto_remove: false,
             command: Vec::new(),
+            names: NameOptions::default(),
         })
         .await?;
     created(row, format, out)
@@ -135,12 +140,9 @@ pub(crate) async fn rm(
 
 /// Removes the log of a removed container.
 pub(super) fn remove_log(log: &Path) -> Result<(), Failure> {
-    match fs::remove_file(log) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Failure::refusal(format!("log {} cannot be removed: {error}", log.display())))
-        }
-        _ => Ok(()),
-    }
+    sandbox::remove_log(log).map_err(|error| {
+        Failure::refusal(format!("log {} cannot be removed: {error}", log.display()))
+    })
 }
 
 /// The container called `name`.

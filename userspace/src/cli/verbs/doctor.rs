@@ -110,6 +110,7 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
         bpffs: args.bpffs,
         networks: Vec::new(),
         clock_offset_ms: None,
+        shared_port: false,
         agent_running: false,
     };
     let finding = |level, detail, advice: &str| finding("agent", level, detail, advice);
@@ -135,6 +136,7 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
     subject.agent_running = true;
     subject.clock_offset_ms = status.store.clock_offset_ms;
     subject.vxlan_port = status.agent.vxlan_port;
+    subject.shared_port = status.datapath.shared_port;
     // The pins are in a directory of their ABI version.
     if let Some(bpffs) = Path::new(&status.datapath.pins).parent() {
         subject.bpffs = bpffs.to_owned();

@@ -5,7 +5,8 @@ use std::fmt::Display;
 use crate::cli::failure::{Failure, tell};
 
 /// Runs `each` for every item. A refusal is written to standard error, and the next item
-/// follows; the verb fails after the last item.
+/// follows; the verb fails after the last item. It fails at once if the agent does not answer: it
+/// ends within the time for one answer, not for each.
 pub(super) async fn for_all<T: Display>(
     items: &[T],
     mut each: impl AsyncFnMut(&T) -> Result<(), Failure>,
@@ -14,11 +15,11 @@ pub(super) async fn for_all<T: Display>(
     for item in items {
         match each(item).await {
             Ok(()) => {}
-            Err(Failure { code, line: Some(line) }) if code != 0 => {
+            Err(Failure { code, line: Some(line), in_vain: false }) if code != 0 => {
                 refused = true;
                 tell(&line);
             }
-            // The reader of standard output has closed it.
+            // The agent does not answer, or the reader of standard output has closed it.
             Err(failure) => return Err(failure),
         }
     }

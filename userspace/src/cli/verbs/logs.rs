@@ -1,18 +1,24 @@
 //! `culvert logs`.
 
 use std::{
-    fs::File,
-    io::{self, Read, Write},
+    io::{self, Write},
+    path::Path,
     time::Duration,
 };
 
+use tokio::time::{Instant, sleep};
+
 use crate::{
-    api::Backend,
+    api::{Backend, types::ErrorKind},
     cli::{args::LogsArgs, failure::Failure},
+    model::Name,
+    sandbox::{LogReader, ReadError},
 };
 
 /// Period at which `-f` reads the log.
 const PERIOD: Duration = Duration::from_millis(100);
+/// Time for which the report of an end is waited for: a supervisor that was killed sends none.
+const REPORT: Duration = Duration::from_secs(1);
 
 pub(crate) async fn logs(
     backend: &dyn Backend,
@@ -28,30 +34,47 @@ pub(crate) async fn logs(
     };
     let unreadable =
         |error: io::Error| Failure::refusal(format!("log {path} cannot be read: {error}"));
-    let mut log = File::open(&path).map_err(unreadable)?;
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        // Asked before the read: once the command has ended, this read has its
-        // last output.
-        let running = args.follow
-            && match super::container::find(backend, name).await {
-                Ok(row) => row.pid.is_some(),
-                Err(error) if error.kind == crate::api::types::ErrorKind::NotFound => false,
-                // The agent restarts; the container runs on.
-                Err(_) => true,
-            };
+    let mut log = LogReader::open(Path::new(&path)).map_err(unreadable)?;
+    let mut print = || {
+        log.read_to(out).map_err(|error| match error {
+            ReadError::Log(error) => unreadable(error),
+            ReadError::Out(error) => Failure::from(error),
+        })?;
+        Ok::<(), Failure>(out.flush()?)
+    };
+    print()?;
+    if args.follow {
+        let ended = ended(backend, name);
+        tokio::pin!(ended);
         loop {
-            match log.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(read) => out.write_all(buffer.get(..read).unwrap_or_default())?,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(unreadable(error)),
+            // An agent that does not answer does not delay the output.
+            tokio::select! {
+                () = &mut ended => break,
+                () = sleep(PERIOD) => print()?,
             }
         }
-        out.flush()?;
-        if !running {
-            return Ok(());
+        // The last output, from before the end was known.
+        print()?;
+    }
+    Ok(())
+}
+
+/// Returns when the command of a container has ended and all its output is in the log.
+async fn ended(backend: &dyn Backend, name: &Name) {
+    let mut unreported = None;
+    loop {
+        match super::container::find(backend, name).await {
+            // The supervisor reports the end once it has written the output.
+            Ok(row) if row.exit_code.is_some() => return,
+            Ok(row) if row.pid.is_none() => {
+                if unreported.get_or_insert_with(Instant::now).elapsed() >= REPORT {
+                    return;
+                }
+                sleep(PERIOD).await;
+            }
+            Err(error) if error.kind == ErrorKind::NotFound => return,
+            // While the agent restarts, the container runs on.
+            _ => sleep(PERIOD).await,
         }
-        tokio::time::sleep(PERIOD).await;
     }
 }

@@ -8,6 +8,7 @@ mod local;
 mod logs;
 mod nat;
 mod network;
+mod node;
 mod run;
 mod show;
 
@@ -17,5 +18,6 @@ pub(super) use local::{agent, completion, purge};
 pub(super) use logs::logs;
 pub(super) use nat::nat;
 pub(super) use network::network;
+pub(super) use node::node;
 pub(super) use run::{exec, run, supervise_detached};
-pub(super) use show::{fdb, neighbours, stats, status, vtep};
+pub(super) use show::{fdb, neighbours, stats, status, store_accept, vtep};

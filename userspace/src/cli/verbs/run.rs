@@ -23,9 +23,10 @@ use crate::{
     cli::{
         args::{ExecArgs, Format, RunArgs},
         failure::{Failure, tell},
+        value::LogOpt,
     },
-    model::Name,
-    sandbox::{self, ExecError, SuperviseSpec},
+    model::{Name, NameOptions},
+    sandbox::{self, ExecError, LogLimits, RESOLV_CONF, SuperviseSpec},
 };
 
 /// Time for which the end of a command in the foreground is reported again to an agent that
@@ -36,11 +37,13 @@ const PATIENCE_BACKGROUND: Duration = Duration::from_secs(600);
 
 pub(crate) async fn run(
     backend: &dyn Backend,
-    socket: &Path,
+    global: Vec<OsString>,
     args: RunArgs,
     format: Format,
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
+    let names = NameOptions::from(args.names);
+    check_files(&names)?;
     // From here on a signal must not leave a container without its command.
     let mut signals = Signals::catch()?;
     // The agent is asked first: if it does not answer, there is nothing to clean up.
@@ -61,9 +64,20 @@ pub(crate) async fn run(
             pid: None,
             auto_remove: args.rm,
             command: args.command.clone(),
+            names: names.clone(),
         })
         .await?;
-    let spec = spec(&row, args.command, log);
+    // The answer has them, the row of a container does not.
+    for warning in std::mem::take(&mut row.warnings) {
+        tell(&warning);
+    }
+    if let (None, Some(option)) = (&row.etc, names.given()) {
+        withdraw(backend, &args.name, None).await;
+        return Err(Failure::refusal(format!(
+            "{option}: the agent is of an earlier version and does not know it: restart it with this one"
+        )));
+    }
+    let spec = SuperviseSpec { log_limits: limits(&args.log_opt), ..spec(&row, args.command, log) };
     if let Some(signal) = signals.caught() {
         withdraw(backend, &args.name, spec.log.as_deref()).await;
         return Err(Failure::silent(128 + signal));
@@ -76,7 +90,7 @@ pub(crate) async fn run(
             withdraw(backend, &args.name, None).await;
             return Err(failure);
         }
-        let mut arguments: Vec<OsString> = vec!["--socket".into(), socket.into()];
+        let mut arguments = global;
         if args.rm {
             arguments.push("--auto-remove".into());
         }
@@ -141,7 +155,39 @@ pub(crate) async fn exec(backend: &dyn Backend, args: ExecArgs) -> Result<u8, Fa
 
 fn spec(row: &ContainerRow, command: Vec<String>, log: Option<PathBuf>) -> SuperviseSpec {
     let netns = (row.mode != "host").then(|| PathBuf::from(&row.netns));
-    SuperviseSpec { name: row.name.clone(), netns, command, log }
+    SuperviseSpec {
+        name: row.name.clone(),
+        netns,
+        hostname: row.hostname.clone(),
+        etc: row.etc.as_ref().map(PathBuf::from),
+        command,
+        log,
+        log_limits: LogLimits::default(),
+    }
+}
+
+/// Refuses options that would have no effect: a container's file is mounted over the host's, which
+/// has to exist.
+fn check_files(names: &NameOptions) -> Result<(), Failure> {
+    let hosts = (!names.hosts.is_empty()).then_some("--add-host");
+    for (option, file) in [(names.given_for_resolver(), RESOLV_CONF), (hosts, "/etc/hosts")] {
+        if let Some(option) = option
+            && Path::new(file).symlink_metadata().is_err()
+        {
+            return Err(Failure::refusal(format!(
+                "{option}: this host has no {file} to mount the container's over: make that file, it may be empty"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The limits of a log. The last of several options of one name counts.
+fn limits(options: &[LogOpt]) -> LogLimits {
+    options.iter().fold(LogLimits::default(), |limits, option| match *option {
+        LogOpt::MaxSize(max_size) => LogLimits { max_size, ..limits },
+        LogOpt::MaxFile(max_files) => LogLimits { max_files, ..limits },
+    })
 }
 
 /// Path of the log of a detached container. Makes its directory.
@@ -169,7 +215,7 @@ async fn withdraw(backend: &dyn Backend, name: &Name, log: Option<&Path>) {
 /// The failure of a command that did not start: the shell's exit codes 126 and 127, or a refusal.
 fn not_run(error: ExecError) -> Failure {
     let code = if matches!(error.code, 126 | 127) { exit_code(error.code) } else { 1 };
-    Failure { code, line: Some(error.message) }
+    Failure { code, ..Failure::refusal(error.message) }
 }
 
 fn exit_code(code: i32) -> u8 {

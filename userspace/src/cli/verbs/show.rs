@@ -5,7 +5,7 @@ use std::io::Write;
 use crate::{
     api::{
         Backend,
-        types::{FdbRow, NeighRow, StatsRow, Status, VtepChange, VtepRow},
+        types::{FdbRow, NeighRow, RepairRow, StatsRow, Status, VtepChange, VtepRow},
     },
     choice::Uplink,
     cli::{
@@ -113,6 +113,10 @@ pub(crate) async fn stats(
     Ok(output::rows(out, format, &backend.stats().await?)?)
 }
 
+pub(crate) async fn store_accept(backend: &dyn Backend) -> Result<(), Failure> {
+    Ok(backend.store_accept().await?)
+}
+
 pub(crate) async fn status(
     backend: &dyn Backend,
     format: Format,
@@ -126,8 +130,20 @@ pub(crate) async fn status(
     Ok(())
 }
 
+/// The repairs on one line.
+fn told(repairs: &[RepairRow]) -> String {
+    let one = |RepairRow { kind, count, last, last_s }: &RepairRow| {
+        format!("{count} of {kind}, the last {} ago: {last}", output::duration(*last_s))
+    };
+    match repairs {
+        [] => "none".to_owned(),
+        some => some.iter().map(one).collect::<Vec<_>>().join("; "),
+    }
+}
+
 fn facts(status: &Status, out: &mut dyn Write) -> Result<(), Failure> {
-    let Status { node, agent, store, datapath, vteps, conntrack, counts, problems } = status;
+    let Status { node, agent, store, datapath, vteps, conntrack, counts, problems, repairs } =
+        status;
     let health = match (&store.error, store.healthy) {
         (_, true) => "healthy".to_owned(),
         (Some(error), false) => format!("unhealthy ({error})"),
@@ -178,6 +194,7 @@ fn facts(status: &Status, out: &mut dyn Write) -> Result<(), Failure> {
                     conntrack.flows, conntrack.max, conntrack.evictable, conntrack.refused
                 ),
             ),
+            ("Repairs", told(repairs)),
             ("Problems", if problems.is_empty() { "none".to_owned() } else { String::new() }),
         ],
     )?;
