@@ -18,6 +18,7 @@ async fn diagnose(host: &Netns) -> Vec<(String, Level)> {
         bpffs: PathBuf::from("/sys/fs/bpf"),
         networks: vec![("net1".to_owned(), 1450)],
         clock_offset_ms: None,
+        shared_port: false,
         agent_running: false,
     };
     let netlink = Netlink::in_netns(host.fd().as_fd()).unwrap();
@@ -26,7 +27,8 @@ async fn diagnose(host: &Netns) -> Vec<(String, Level)> {
     assert!(findings.iter().any(|finding| finding.check == "tcx"), "{findings:?}");
     findings
         .into_iter()
-        .filter(|finding| finding.level != Level::Ok)
+        // The name servers are the machine's, not the namespace's.
+        .filter(|finding| finding.level != Level::Ok && finding.check != "names")
         .map(|finding| (finding.check, finding.level))
         .collect()
 }
@@ -55,7 +57,7 @@ fn what_is_broken_is_found_and_nothing_else() {
 
     host.run("ip link add vx1 type vxlan id 7 dstport 4789 remote 192.0.2.2 dev up0");
     host.run("ip link set vx1 up");
-    assert_eq!(found(), only("port", Level::Error));
+    assert_eq!(found(), only("port", Level::Warning));
     host.run("ip link del vx1");
     assert_eq!(found(), []);
 

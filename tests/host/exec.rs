@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use culvert::sandbox::SuperviseSpec;
+use culvert::sandbox::{LogLimits, SuperviseSpec};
 use culvert_tests::netns::{Netns, Process, exit_code, wait_for, wait_until};
 use nix::{
     sys::signal::{Signal, kill},
@@ -46,8 +46,11 @@ impl Setup {
         SuperviseSpec {
             name: self.netns.name().to_owned(),
             netns: Some(self.netns.path().to_owned()),
+            hostname: None,
+            etc: None,
             command: command.iter().map(|&part| part.to_owned()).collect(),
             log: None,
+            log_limits: LogLimits::default(),
         }
     }
 
@@ -143,6 +146,26 @@ fn files_of_etc_netns_lie_over_etc() {
     let (code, stdout, stderr) = setup.run(&["cat", "/etc/hosts"]);
     assert_eq!((code, stdout.as_str()), (0, "10.0.0.2 over1\n"), "{stderr}");
     assert_ne!(fs::read_to_string("/etc/hosts").unwrap(), stdout, "the host's is as before");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_container_has_a_name_and_files_of_its_own() {
+    let setup = Setup::new();
+    let etc = setup.file("etc");
+    fs::create_dir(&etc).unwrap();
+    fs::write(etc.join("hosts"), "10.0.0.2 over1\n").unwrap();
+    // The host has no such file to mount it on.
+    fs::write(etc.join(setup.netns.name()), "").unwrap();
+    let mut spec = setup.spec(&["sh", "-c", "uname -n; cat /etc/hosts; ls /etc"]);
+    (spec.hostname, spec.etc) = (Some("over1".to_owned()), Some(etc));
+    let mut process = setup.start("run", &spec);
+    assert_eq!(exit_code(process.wait(DEADLINE)), 0, "{}", process.stderr());
+    let stdout = process.stdout();
+    assert!(stdout.starts_with("over1\n10.0.0.2 over1\n"), "{stdout}");
+    assert!(!stdout.contains(setup.netns.name()), "{stdout}");
+    let here = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    assert_ne!(here, "over1\n", "the host's name is as before");
 }
 
 #[test]

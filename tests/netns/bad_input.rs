@@ -185,7 +185,7 @@ fn no_agent_no_privilege_no_kernel() {
 
     let mut uplink = host.netns.command(culvert_binary());
     uplink
-        .args(["agent", "--node", "n", "--uplink", "nosuch0", "--store"])
+        .args(["agent", "--node", "n", "--uplink", "nosuch0", "--store-timeout", "1", "--store"])
         .arg(format!("file:{}", host.dir().join("store").display()))
         .arg("--socket")
         .arg(host.socket())

@@ -8,7 +8,7 @@ use std::{
 
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
-    netns::wait_until,
+    netns::{on_this_machine, wait_until},
     outside::Outside,
     sock::{self, Behaviour, Server, Use, container},
 };
@@ -55,6 +55,32 @@ fn outside(port: u16) -> SocketAddrV4 {
 
 fn any(port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)
+}
+
+/// A rule for a container's address: all packets of its flows take the rule's route, as the first
+/// one does.
+#[test]
+#[ignore = "needs root"]
+fn a_route_by_source_holds_for_the_whole_flow() {
+    let world = World::new(1);
+    let host = world.host();
+    let (name, ip) = world.run("bridge", &[]);
+    // The rule's table has the way out; the main table leads nowhere.
+    let nowhere = "192.0.2.250";
+    host.netns.run(&format!(
+        "ip route show default | sed 's/$/ table 77/' | xargs ip route add \
+         && ip rule add from {ip} lookup 77 && ip route replace default via {nowhere} dev up0 \
+         && ip neigh replace {nowhere} lladdr 02:00:00:00:00:fe dev up0 nud permanent"
+    ));
+    let tcp = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
+    let answer = sock::tcp(&container(&name), outside(80), 0, Use::Echo(300_000));
+    assert_eq!(answer, "ok 300000");
+    assert_eq!(tcp.take_clients(), [host.vtep().to_string()]);
+    let udp = Server::udp(world.outside.host.path(), any(53));
+    for _ in 0..3 {
+        assert_eq!(sock::udp(&container(&name), outside(53), 4001, 100), "ok 100");
+    }
+    drop(udp);
 }
 
 /// In bridge and overlay networks TCP, UDP and ping reach an external host, which sees the address
@@ -243,7 +269,7 @@ fn flows_outlive_the_agent() {
     let mut stream = sock::within(&netns, || sock::open(outside(80), 0)).unwrap();
     let mut talk = || {
         use std::io::{Read as _, Write as _};
-        stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        stream.set_read_timeout(Some(on_this_machine(Duration::from_secs(3)))).unwrap();
         stream.write_all(b"ping").unwrap();
         let mut answer = [0; 4];
         stream.read_exact(&mut answer).unwrap();

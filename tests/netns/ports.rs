@@ -11,7 +11,7 @@ use std::{
 
 use culvert_tests::{
     cluster::{SOON, unique_name},
-    netns::{Netns, wait_until},
+    netns::{Netns, on_this_machine, wait_until},
     outside::Outside,
     sock::{self, Behaviour, Server, Use, container},
 };
@@ -53,7 +53,7 @@ pub(crate) fn echo(netns: &std::path::Path, proto: &str, port: u16) -> Server {
 
 /// One exchange over a connection that stays.
 pub(crate) fn talk(stream: &mut TcpStream) {
-    stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    stream.set_read_timeout(Some(on_this_machine(Duration::from_secs(3)))).unwrap();
     stream.write_all(b"ping").unwrap();
     let mut answer = [0; 4];
     stream.read_exact(&mut answer).unwrap();

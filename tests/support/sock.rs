@@ -16,12 +16,15 @@ use std::{
     time::Duration,
 };
 
+use culvert_testbed::wait::on_this_machine;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
 };
 
 /// How long a client waits for an answer.
 pub const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a server keeps a connection on which nothing comes: longer than an agent restarts.
+const IDLE: Duration = Duration::from_secs(20);
 
 /// Runs `f` on a thread in a namespace; sockets that it makes stay there.
 ///
@@ -193,7 +196,7 @@ fn note(seen: &Mutex<Vec<SocketAddr>>, peer: SocketAddr) {
 
 fn serve(mut stream: TcpStream, behaviour: Behaviour) -> std::io::Result<()> {
     stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    stream.set_read_timeout(Some(on_this_machine(IDLE)))?;
     let mut buffer = vec![0; 65_536];
     match behaviour {
         Behaviour::Echo => loop {
@@ -260,8 +263,8 @@ pub(crate) fn word(error: &std::io::Error) -> String {
 
 fn try_tcp(to: SocketAddrV4, local_port: u16, how: Use) -> std::io::Result<String> {
     let mut stream = open(to, local_port)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(on_this_machine(PATIENCE)))?;
+    stream.set_write_timeout(Some(on_this_machine(PATIENCE)))?;
     match how {
         Use::Echo(len) => {
             let sent: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
@@ -323,7 +326,7 @@ pub fn udp(netns: &Path, to: SocketAddrV4, local_port: u16, len: usize) -> Strin
         let exchange = || -> std::io::Result<bool> {
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, local_port))?;
             socket.connect(to)?;
-            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.set_read_timeout(Some(on_this_machine(PATIENCE)))?;
             let sent: Vec<u8> = (0..len).map(|i| (i % 241) as u8).collect();
             socket.send(&sent)?;
             let mut buffer = vec![0; 65_536];

@@ -254,7 +254,9 @@ impl Host {
     /// The command of a CLI verb.
     pub fn culvert_command(&self, args: &[&str]) -> Command {
         let mut command = self.netns.command(culvert_binary());
-        command.env("CULVERT_SOCKET", self.socket()).args(args);
+        command.env("CULVERT_SOCKET", self.socket());
+        // A slow machine, such as an emulated one, is not hung.
+        command.env("CULVERT_TIMEOUT", "120s").args(args);
         command
     }
 

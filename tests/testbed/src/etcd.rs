@@ -224,6 +224,18 @@ impl EtcdServer {
         fs::remove_dir_all(self.dir.join("data"))
     }
 
+    /// Kills it and keeps a copy of its data.
+    pub fn back_up(&mut self) -> io::Result<()> {
+        self.stop();
+        copy_tree(&self.dir.join("data"), &self.dir.join("backup"))
+    }
+
+    /// Kills it and puts back the data of the last [`Self::back_up`].
+    pub fn roll_back(&mut self) -> io::Result<()> {
+        self.wipe()?;
+        copy_tree(&self.dir.join("backup"), &self.dir.join("data"))
+    }
+
     /// Stops its process (SIGSTOP): its sockets stay open, but do not answer.
     pub fn freeze(&self) -> io::Result<()> {
         self.signal("STOP")
@@ -364,4 +376,19 @@ impl Log {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.lines.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
     }
+}
+
+/// Copies a directory with everything in it.
+fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_tree(&entry.path(), &to)?;
+        } else {
+            fs::copy(entry.path(), to)?;
+        }
+    }
+    Ok(())
 }

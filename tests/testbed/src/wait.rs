@@ -16,7 +16,7 @@ pub(crate) const POLL: Duration = Duration::from_millis(5);
 const PATIENCE: &str = "CULVERT_TEST_PATIENCE";
 
 /// `deadline` on this machine.
-pub(crate) fn on_this_machine(deadline: Duration) -> Duration {
+pub fn on_this_machine(deadline: Duration) -> Duration {
     let factor = std::env::var(PATIENCE).ok().and_then(|text| text.parse().ok());
     deadline * factor.unwrap_or(1)
 }

@@ -19,7 +19,10 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::files::write_atomically;
-use crate::model::{Name, SCHEMA};
+use crate::{
+    api::types::ContainerNetwork,
+    model::{Name, NameOptions, NetnsId, SCHEMA},
+};
 
 /// Origin of a container's network namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,10 +123,13 @@ pub(crate) struct Record {
     pub(crate) origin: Origin,
     /// Path of the namespace; empty for [`Origin::Host`].
     pub(crate) netns: PathBuf,
-    /// `attach --pid`: the process whose namespace was adopted. Once the process has ended, the
-    /// path may lead to the namespace of another process.
+    /// `attach` by a path of a process: the process whose namespace was adopted. Once it has ended,
+    /// the path may lead to the namespace of another process.
     #[serde(default)]
     pub(crate) adopted: Option<Process>,
+    /// The namespace of [`Self::adopted`].
+    #[serde(default)]
+    pub(crate) namespace: Option<NetnsId>,
     /// The command, once it has started.
     pub(crate) process: Option<Process>,
     /// Exit code of the command, once it has ended.
@@ -134,6 +140,22 @@ pub(crate) struct Record {
     pub(crate) command: Vec<String>,
     /// Remove the container when its command ends.
     pub(crate) auto_remove: bool,
+    /// Names of and for the container.
+    #[serde(default)]
+    pub(crate) names: NameOptions,
+    /// Its networks as the store last had them, for the time until an agent has read the store.
+    /// `None`: not known, as in a record of an earlier version.
+    #[serde(default)]
+    pub(crate) known: Option<Known>,
+}
+
+/// Mode and networks of a container, as in `ps`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Known {
+    /// Mode.
+    pub(crate) mode: String,
+    /// Networks.
+    pub(crate) networks: Vec<ContainerNetwork>,
 }
 
 impl Record {
@@ -145,12 +167,20 @@ impl Record {
             origin,
             netns,
             adopted: None,
+            namespace: None,
             process: None,
             exit_code: None,
             log: None,
             command: Vec::new(),
             auto_remove: false,
+            names: NameOptions::default(),
+            known: None,
         }
+    }
+
+    /// The host name of the container.
+    pub(crate) fn hostname(&self) -> &str {
+        self.names.hostname.as_ref().unwrap_or(&self.name).as_str()
     }
 
     /// The process number, while it runs.
@@ -213,6 +243,17 @@ impl Containers {
         Ok(())
     }
 
+    /// Notes the networks of a container, if they are others than those in its record.
+    pub(crate) fn note(&mut self, name: &Name, known: Known) -> io::Result<()> {
+        match self.records.get(name) {
+            Some(record) if record.known.as_ref() != Some(&known) => {
+                let record = Record { known: Some(known), ..record.clone() };
+                self.put(record)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Removes a record; it is no error if there is none.
     pub(crate) fn remove(&mut self, name: &Name) -> io::Result<()> {
         match fs::remove_file(self.path(name)) {
@@ -263,6 +304,20 @@ mod tests {
         let again = Containers::load(dir.path()).unwrap();
         assert_eq!(again.iter().collect::<Vec<_>>(), [&other, &record]);
         assert!(again.problems().is_empty());
+    }
+
+    #[test]
+    fn records_of_an_earlier_version_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = dir.path().join("containers");
+        fs::create_dir(&files).unwrap();
+        let record = Record::new(name("web"), Origin::Owned, "/run/netns/web".into());
+        let mut old = serde_json::to_value(&record).unwrap();
+        assert!(old.as_object_mut().unwrap().remove("names").is_some());
+        fs::write(files.join("web.json"), old.to_string()).unwrap();
+        let containers = Containers::load(dir.path()).unwrap();
+        assert_eq!(containers.get(&name("web")), Some(&record));
+        assert_eq!(record.hostname(), "web");
     }
 
     #[test]

@@ -8,7 +8,11 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::store::new_id;
+use super::etc;
+use crate::{
+    model::Name,
+    store::{Known, Witness, new_id},
+};
 
 /// Replaces the contents of the file `path`. After a crash the file has the old or the new
 /// contents, never a part.
@@ -16,10 +20,17 @@ pub(crate) fn write_atomically(path: &Path, contents: &[u8]) -> io::Result<()> {
     let mut scratch = path.as_os_str().to_owned();
     scratch.push(".new");
     let scratch = PathBuf::from(scratch);
-    let mut file = File::create(&scratch)?;
-    file.write_all(contents)?;
-    file.sync_all()?;
-    fs::rename(&scratch, path)?;
+    let written = File::create(&scratch)
+        .and_then(|mut file| {
+            file.write_all(contents)?;
+            file.sync_all()
+        })
+        .and_then(|()| fs::rename(&scratch, path));
+    if let Err(error) = written {
+        // Best effort: on a full disk a part is in the way.
+        let _ = fs::remove_file(&scratch);
+        return Err(error);
+    }
     if let Some(directory) = path.parent() {
         File::open(directory)?.sync_all()?;
     }
@@ -36,12 +47,13 @@ pub(crate) fn take_state_dir(path: &Path) -> Result<Flock<File>, String> {
         format!("state directory {}: {what}: {error}", path.display())
     };
     fs::create_dir_all(path).map_err(|error| refused("cannot be made", error))?;
-    let file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path.join("lock"))
-        .map_err(|error| refused("cannot be locked", error))?;
+    let lock = path.join("lock");
+    // Read-only, once it exists: the data plane of a host whose disk is read-only is kept, too.
+    let file = match File::open(&lock) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => File::create(&lock),
+        opened => opened,
+    };
+    let file = file.map_err(|error| refused("cannot be locked", error))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
         if errno == nix::errno::Errno::EWOULDBLOCK {
             format!(
@@ -54,10 +66,13 @@ pub(crate) fn take_state_dir(path: &Path) -> Result<Flock<File>, String> {
     })
 }
 
+/// Name of the file with the identifier of this installation.
+const NODE_ID: &str = "node-id";
+
 /// The identifier of this installation, made on the first start and kept in the state
 /// directory. It tells a restarted agent from another agent with the same node name.
 pub(crate) fn instance_id(state_dir: &Path) -> io::Result<String> {
-    let path = state_dir.join("node-id");
+    let path = state_dir.join(NODE_ID);
     match fs::read_to_string(&path) {
         Ok(text) => {
             let id = text.trim();
@@ -78,6 +93,28 @@ pub(crate) fn instance_id(state_dir: &Path) -> io::Result<String> {
     }
 }
 
+/// Path of the file with the name under which this host was registered.
+pub(crate) fn name_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("node-name")
+}
+
+/// The name under which this host was registered. `None`: it never was, or was purged since.
+pub(crate) fn kept_name(state_dir: &Path) -> io::Result<Option<Name>> {
+    match fs::read_to_string(name_path(state_dir)) {
+        Ok(text) => text.trim().parse().map(Some).map_err(io::Error::other),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes the name under which this host is registered, for [`kept_name`].
+pub(crate) fn keep_name(state_dir: &Path, name: &Name) -> io::Result<()> {
+    if kept_name(state_dir).ok().flatten().as_ref() == Some(name) {
+        return Ok(());
+    }
+    write_atomically(&name_path(state_dir), name.as_str().as_bytes())
+}
+
 /// Name of the file with the identity of the store that this agent has followed. With it a
 /// restarted agent notices that the store was wiped.
 const STORE: &str = "store-mark";
@@ -91,43 +128,57 @@ struct KnownStore {
     mark: String,
     /// A revision that the store had.
     revision: i64,
+    /// A write in its history.
+    #[serde(default)]
+    witness: Option<Witness>,
 }
 
-/// Mark and revision of the store at `url` as last seen; `None` on a first start.
-pub(crate) fn known_store(state_dir: &Path, url: &str) -> Option<(String, i64)> {
+/// The store at `url` as last seen; `None` on a first start.
+pub(crate) fn known_store(state_dir: &Path, url: &str) -> Option<Known> {
     let text = fs::read(state_dir.join(STORE)).ok()?;
     let known: KnownStore = serde_json::from_slice(&text).ok()?;
-    (known.url == url).then_some((known.mark, known.revision))
+    let KnownStore { mark, revision, witness, .. } = known;
+    (known.url == url).then_some(Known { mark, revision, witness })
 }
 
 /// Writes the identity of the store, for [`known_store`].
-pub(crate) fn remember_store(
-    state_dir: &Path,
-    url: &str,
-    mark: &str,
-    revision: i64,
-) -> io::Result<()> {
-    let known = KnownStore { url: url.to_owned(), mark: mark.to_owned(), revision };
+pub(crate) fn remember_store(state_dir: &Path, url: &str, known: Known) -> io::Result<()> {
+    let Known { mark, revision, witness } = known;
+    let known = KnownStore { url: url.to_owned(), mark, revision, witness };
     write_atomically(&state_dir.join(STORE), serde_json::to_string(&known)?.as_bytes())
 }
 
-/// Path of the file that the operator removes to accept another store.
+/// Path of the file with the identity of the store.
 pub(crate) fn store_mark_path(state_dir: &Path) -> PathBuf {
     state_dir.join(STORE)
 }
 
-/// Name of the file that says that this host was purged without the store. The next agent
-/// removes the node from the store before anything else.
+/// Name of the file that says that this host was purged without the store: the identifier of its
+/// node. The next agent removes that node from the store before anything else.
 const PURGED: &str = "purged";
 
-/// Makes the file [`PURGED`].
+/// Makes the file [`PURGED`], and gives up identifier and name: the next agent is another one. If
+/// this state directory is a copy, the node in the store is not this host's, but only the next
+/// agent can see that.
 pub(crate) fn mark_purged(state_dir: &Path) -> io::Result<()> {
-    write_atomically(&state_dir.join(PURGED), b"")
+    // An earlier purge that is not finished goes first: the identifier of today was never registered.
+    if purged_id(state_dir).is_none_or(|before| before.is_empty()) {
+        let id = fs::read(state_dir.join(NODE_ID)).unwrap_or_default();
+        write_atomically(&state_dir.join(PURGED), &id)?;
+    }
+    for path in [state_dir.join(NODE_ID), name_path(state_dir)] {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
-/// Whether the file [`PURGED`] exists.
-pub(crate) fn is_marked_purged(state_dir: &Path) -> bool {
-    state_dir.join(PURGED).exists()
+/// The identifier in the file [`PURGED`]. `None`: there is no such file. The file of an earlier
+/// version is empty, and the identifier is still the agent's.
+pub(crate) fn purged_id(state_dir: &Path) -> Option<String> {
+    fs::read_to_string(state_dir.join(PURGED)).ok().map(|id| id.trim().to_owned())
 }
 
 /// Removes the file [`PURGED`].
@@ -135,14 +186,18 @@ pub(crate) fn unmark_purged(state_dir: &Path) -> io::Result<()> {
     fs::remove_file(state_dir.join(PURGED))
 }
 
+/// Directories of the state directory: records, logs and files of containers.
+pub(crate) const DIRECTORIES: [&str; 3] = ["containers", "logs", etc::DIRECTORY];
+
 /// Removes the agent's files from the state directory, and the directory if it is then empty.
 /// Errors are ignored: a file that is left does no harm.
 pub(crate) fn remove_state(state_dir: &Path) {
-    for directory in ["containers", "logs"] {
+    for directory in DIRECTORIES {
         let _ = fs::remove_dir_all(state_dir.join(directory));
     }
-    for file in ["node-id", "lock"] {
-        let _ = fs::remove_file(state_dir.join(file));
+    let files = [NODE_ID, "lock", "probe.new"].map(|name| state_dir.join(name));
+    for file in files.into_iter().chain([name_path(state_dir)]) {
+        let _ = fs::remove_file(file);
     }
     let _ = fs::remove_dir(state_dir);
 }
@@ -159,6 +214,30 @@ mod tests {
         assert_eq!(instance_id(dir.path()).unwrap(), id);
         fs::write(dir.path().join("node-id"), "x").unwrap();
         assert!(instance_id(dir.path()).unwrap_err().to_string().contains("malformed"));
+    }
+
+    #[test]
+    fn the_name_is_kept_and_a_purge_gives_up_name_and_identifier() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = ("one".parse().unwrap(), "two".parse().unwrap());
+        assert_eq!(kept_name(dir.path()).unwrap(), None);
+        keep_name(dir.path(), &one).unwrap();
+        keep_name(dir.path(), &two).unwrap();
+        assert_eq!(kept_name(dir.path()).unwrap(), Some(two));
+        fs::write(name_path(dir.path()), "a b").unwrap();
+        assert!(kept_name(dir.path()).unwrap_err().to_string().contains("malformed"));
+
+        let id = instance_id(dir.path()).unwrap();
+        assert_eq!(purged_id(dir.path()), None);
+        // A second purge before the first one is finished in the store does not replace it.
+        for _ in 0..2 {
+            mark_purged(dir.path()).unwrap();
+            assert_eq!(purged_id(dir.path()), Some(id.clone()));
+            assert_eq!(kept_name(dir.path()).unwrap(), None);
+            assert_ne!(instance_id(dir.path()).unwrap(), id);
+        }
+        unmark_purged(dir.path()).unwrap();
+        assert_eq!(purged_id(dir.path()), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! * `engine`: the task that follows the store and writes the kernel.
 //! * `platform`: traits for the operations on the host; `host`: their implementation.
 //! * `state`: types of shared state; `shared`: one value of each.
+//! * `identity`: the name of the node, the machine, the process.
 //! * `node`: the agent's own entry in the store.
 //! * `conntrack`: ages and removes the flows that the programs make.
 //! * `backend`: carries out the requests of the API.
@@ -17,8 +18,10 @@ mod backend;
 mod conntrack;
 mod containers;
 mod engine;
+mod etc;
 mod files;
 mod host;
+mod identity;
 mod memory;
 mod node;
 mod platform;
@@ -52,12 +55,27 @@ use crate::{api, config::AgentOptions, doctor, store::StoreUrl};
 /// # Errors
 ///
 /// One line with the reason why the agent cannot start: a missing privilege or kernel feature,
-/// another agent on the socket, in the state directory or under the node name, an uplink or
-/// VTEP address that does not exist, credentials that cannot be read, a store that does not
-/// answer within `--store-timeout`.
+/// another agent on the socket, in the state directory, under the node name or with the same
+/// identifier, another node name than before, an uplink or VTEP address that does not exist,
+/// credentials that cannot be read, a store that does not answer within `--store-timeout`.
 pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     start::log(&options.log, options.trace)?;
     doctor::preflight().map_err(|line| anyhow!(line))?;
+    while run_once(&options).await? == End::Anew {}
+    Ok(())
+}
+
+/// Why an agent has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// It was asked to.
+    Asked,
+    /// The host has changed so that the programs must be loaded with other constants.
+    Anew,
+}
+
+/// Runs the agent once. The data plane goes on when it ends with [`End::Anew`].
+async fn run_once(options: &AgentOptions) -> anyhow::Result<End> {
     // Before anything else: the socket and the state directory belong to one agent.
     let listener = api::bind(&options.socket)?;
     let _state_dir = files::take_state_dir(&options.state_dir).map_err(|line| anyhow!(line))?;
@@ -65,7 +83,9 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     let credentials = start::credentials(&options.store_access)?;
     let containers = Containers::load(&options.state_dir)
         .with_context(|| format!("state directory {}", options.state_dir.display()))?;
+    let named = identity::name(options).map_err(|line| anyhow!(line))?;
     let id = files::instance_id(&options.state_dir)?;
+    let alive = identity::alive(id.clone());
 
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -78,16 +98,23 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     tokio::pin!(stopped);
 
     start::raise_file_limit();
-    let (host, node, uplinks) = start::host(&options, id).await?;
+    let (host, node, uplinks) = tokio::select! {
+        started = start::host(options, named.name, id) => started?,
+        signal = &mut stopped => {
+            tracing::info!("{signal} before the host had its uplinks");
+            return Ok(End::Asked);
+        }
+    };
     let host = Arc::new(host);
     let problems = containers.problems().to_vec();
     let shared = Arc::new(Shared::new(
         options.clone(),
-        node,
+        (node, alive),
         uplinks,
         Arc::clone(&host) as Arc<dyn platform::Platform>,
         containers,
     ));
+    shared.problems.set("node-name", named.problem);
     for (index, line) in problems.into_iter().enumerate() {
         shared.problems.set(&format!("containers/{index}"), Some(line));
     }
@@ -97,6 +124,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     let pricing = tokio::spawn(async move { priced.price_uplinks().await });
     let trace = if options.trace { Some(host.forward_trace()?) } else { None };
     tasks.spawn(conntrack::keep(shared.conntrack_context()));
+    tasks.spawn(shared.disk.clone().keep(shared.shutdown.clone()));
 
     let agent = Arc::new(Agent::new(Arc::clone(&shared)));
     let server = api::serve(
@@ -108,6 +136,9 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
 
     let follow = async {
         let store = start::open_store(&shared, &url, &credentials).await?;
+        // Before anything is written: the store may be another than the one that was followed.
+        let mut follower = start::follow(&shared, Arc::clone(&store));
+        follower.identified().await;
         purge::finish(&shared, store.as_ref()).await?;
         let (entered, entry) = oneshot::channel();
         tasks.spawn(node::keep(Arc::clone(&shared), Arc::clone(&store), entered));
@@ -116,8 +147,8 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
             Ok(Err(refusal)) => bail!(refusal),
             Err(_) => bail!("the agent is stopping"),
         }
-        shared.store.set(Arc::clone(&store));
-        anyhow::Ok(store)
+        shared.store.set(store);
+        anyhow::Ok(follower)
     };
     let outcome = tokio::select! {
         reached = start::within(options.store_timeout, follow, &shared) => reached.map(Some),
@@ -126,32 +157,35 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
             Ok(None)
         }
     };
-    let store = match outcome {
+    let follower = match outcome {
         Ok(Some(reached)) => reached,
         failed => {
             shared.end_tasks().await;
-            return failed.map(|_| ());
+            return failed.map(|_| End::Asked);
         }
     };
 
-    let follower = start::follow(&shared, store);
     let mut engine =
         tasks.spawn(Engine::new(Arc::clone(&shared), follower, Periods::default()).run());
     tasks.spawn(start::tell_when_ready(Arc::clone(&shared), Arc::clone(&host)));
+    let keeper = Arc::clone(&agent);
+    tasks.spawn(async move { keeper.keep_known().await });
 
-    let mut failure = None;
+    let (mut failure, mut end) = (None, End::Asked);
     tokio::select! {
         signal = &mut stopped => {
             let then = if options.cleanup_on_exit { "cleaning up" } else { "the data plane goes on" };
             tracing::info!("{signal}: stopping, {then}");
         }
         () = shared.shutdown.cancelled() => {}
+        () = shared.again.cancelled() => end = End::Anew,
         ended = &mut engine => {
             // Only a defect of the engine ends it.
             failure = Some(anyhow!("the engine stopped: {ended:?}; the data plane goes on"));
         }
     }
     if options.cleanup_on_exit
+        && end == End::Asked
         && !shared.purged.is_cancelled()
         && failure.is_none()
         && let Err(error) = agent.purge_node().await
@@ -166,5 +200,5 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     if shared.purged.is_cancelled() {
         files::remove_state(&options.state_dir);
     }
-    failure.map_or(Ok(()), Err)
+    failure.map_or(Ok(end), Err)
 }

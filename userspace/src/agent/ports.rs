@@ -329,6 +329,9 @@ fn refusal(platform: &dyn Ports, port: &PublishedPort, error: &PortError) -> Api
                 "port {name}: {host_ip} is not an address of this host: one that it has, or 0.0.0.0 for every one, is valid"
             ),
         ),
+        PortError::NoFiles(why) => {
+            (ErrorKind::Unavailable, format!("port {name}: it takes a file: {why}"))
+        }
         PortError::Other(why) => (
             ErrorKind::Internal,
             format!("port {name}: it cannot be taken ({why}): see the agent's log and limits"),

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     config::PurgeOptions,
     datapath::Datapath,
-    model::ops::ExecuteError,
+    model::{Alive, ops::ExecuteError},
     netlink::Netlink,
     netns::Netns,
     sandbox,
@@ -19,8 +19,8 @@ use crate::{
 };
 
 /// Removes device pairs, sandboxes, programs, maps and records that an agent left in the kernel
-/// and in its state directory. Only an agent can reach the store: the next agent of the node
-/// removes the node from the store before it does anything else.
+/// and in its state directory, its identifier and name included. Only an agent can reach the store:
+/// the next agent removes the node from the store before it does anything else.
 ///
 /// # Errors
 ///
@@ -56,7 +56,7 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
     }
     Datapath::purge(&options.bpffs)?;
     if options.state_dir.is_dir() {
-        for directory in ["containers", "logs"] {
+        for directory in files::DIRECTORIES {
             // Best effort: what is left does no harm.
             let _ = std::fs::remove_dir_all(options.state_dir.join(directory));
         }
@@ -67,22 +67,30 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Removes the node from the store, if [`purge_offline`] has run.
+/// Removes the node from the store, if [`purge_offline`] has run. The node of another host, of which
+/// the state directory was a copy, stays.
 pub(super) async fn finish(shared: &Shared, store: &dyn StateStore) -> anyhow::Result<()> {
     let state_dir = &shared.options.state_dir;
-    if !files::is_marked_purged(state_dir) {
-        return Ok(());
-    }
+    let Some(id) = files::purged_id(state_dir) else { return Ok(()) };
+    let id = if id.is_empty() { shared.alive.id.clone() } else { id };
+    let former = Alive { id, ..shared.alive.clone() };
     let mut backoff = Backoff::unavailable();
-    loop {
-        match node::leave_own(store, &shared.node).await {
-            Ok(()) => break,
+    let removed = loop {
+        shared.store.is_known().await;
+        match node::leave_as(store, &shared.node, &former).await {
+            Ok(removed) => break removed,
             Err(ExecuteError::Store(error)) => shared.store.early_error(&error.to_string()),
             Err(error) => return Err(error.into()),
         }
         tokio::time::sleep(backoff.next_delay()).await;
+    };
+    if removed {
+        tracing::info!("this host: taken out of the store, as purged before");
+    } else {
+        tracing::warn!(
+            "this host: purged before, and its state was a copy of another host's, which is alive and stays in the store"
+        );
     }
-    tracing::info!("node {}: taken out of the store, as purged before", shared.node.name);
     files::unmark_purged(state_dir)
         .with_context(|| format!("state directory {}", state_dir.display()))
 }

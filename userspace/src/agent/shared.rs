@@ -8,6 +8,10 @@ use std::{
 };
 
 use crate::datapath::entry::UnderlayPath;
+use tokio::{
+    sync::{Notify, watch},
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -15,13 +19,16 @@ use super::{
     containers::Containers,
     platform::Platform,
     ports::{Pending, Reservations},
-    state::{MapCounts, Plugs, Problems, Readiness, StoreHandle, Turns},
+    state::{Disk, Lives, MapCounts, Plugs, Problems, Readiness, Repairs, StoreHandle, Turns},
 };
 use crate::{
-    api::types::{ApiError, ErrorKind},
+    api::{
+        deadline::{self, Wait},
+        types::{ApiError, ErrorKind},
+    },
     config::AgentOptions,
     model::{
-        Name, Node, PortRequest, PublishedPort, View,
+        Alive, Name, Node, PortRequest, PublishedPort, View,
         ops::{self, Plan, Refusal},
     },
     store::{Outcome, Revision, StateStore, StoreError},
@@ -37,8 +44,14 @@ const STARTING: Duration = Duration::from_secs(5);
 pub(crate) struct Shared {
     /// The options of the agent.
     pub(crate) options: AgentOptions,
-    /// This node.
+    /// This node, as it was when the agent started.
     pub(crate) node: Node,
+    /// This node, as the store is to have it.
+    pub(crate) record: watch::Sender<Node>,
+    /// Asks the agent to start anew, because what the programs were loaded with has changed.
+    pub(crate) again: CancellationToken,
+    /// The liveness record of this process.
+    pub(crate) alive: Alive,
     /// Names of the uplinks.
     pub(crate) uplinks: Vec<String>,
     /// The host.
@@ -47,6 +60,8 @@ pub(crate) struct Shared {
     pub(crate) started: Instant,
     /// Asks all tasks to end.
     pub(crate) shutdown: CancellationToken,
+    /// This node is being removed from the store by this agent.
+    pub(crate) leaving: CancellationToken,
     /// Everything of this node was purged: there is nothing left to clean up.
     pub(crate) purged: CancellationToken,
     /// The tasks that the agent waits for before it ends.
@@ -57,6 +72,12 @@ pub(crate) struct Shared {
     pub(crate) readiness: Readiness,
     /// The problems that `status` shows.
     pub(crate) problems: Arc<Problems>,
+    /// What others have changed, and the agent has put right.
+    pub(crate) repairs: Repairs,
+    /// Whether the state directory can be written.
+    pub(crate) disk: Disk,
+    /// Networks of containers may have changed, or their records.
+    pub(crate) networks_changed: Notify,
     /// State of each local endpoint.
     pub(crate) plugs: Plugs,
     /// Number of entries of the large maps.
@@ -71,29 +92,40 @@ pub(crate) struct Shared {
     paths: Mutex<BTreeMap<[u8; 4], UnderlayPath>>,
     /// The published ports of this host.
     ports: Reservations,
+    /// Since when the agents of other nodes are not alive.
+    pub(crate) lives: Lives,
 }
 
 impl Shared {
     /// The state of an agent that has not reached the store yet.
     pub(crate) fn new(
         options: AgentOptions,
-        node: Node,
+        (node, alive): (Node, Alive),
         uplinks: Vec<String>,
         platform: Arc<dyn Platform>,
         containers: Containers,
     ) -> Self {
+        let problems = Arc::<Problems>::default();
+        let disk = Disk::new(options.state_dir.clone(), Arc::clone(&problems));
         Self {
             options,
+            record: watch::Sender::new(node.clone()),
             node,
+            again: CancellationToken::new(),
+            alive,
             uplinks,
             platform,
             started: Instant::now(),
             shutdown: CancellationToken::new(),
+            leaving: CancellationToken::new(),
             purged: CancellationToken::new(),
             tasks: TaskTracker::new(),
             store: StoreHandle::default(),
             readiness: Readiness::default(),
-            problems: Arc::default(),
+            problems,
+            disk,
+            networks_changed: Notify::new(),
+            repairs: Repairs::default(),
             plugs: Plugs::default(),
             map_counts: MapCounts::default(),
             turns: Turns::default(),
@@ -102,6 +134,7 @@ impl Shared {
             containers: Mutex::new(containers),
             paths: Mutex::default(),
             ports: Reservations::default(),
+            lives: Lives::default(),
         }
     }
 
@@ -175,11 +208,13 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// The first snapshot of the store is not in the kernel yet.
+    /// The first snapshot of the store is not in the kernel yet, or the caller has given up.
     pub(crate) async fn usable_store(&self) -> Result<&Arc<dyn StateStore>, ApiError> {
         if !self.readiness.is_ready() && self.store.health().error.is_none() {
-            let _ = tokio::time::timeout(STARTING, self.wait_ready()).await;
+            let starting = timeout(STARTING, self.wait_ready());
+            let _ = deadline::waiting(Wait::Store, starting).await;
         }
+        deadline::check()?;
         let reason = || match self.store.health().error {
             Some(error) => {
                 format!("{error}; the agent keeps trying, 'culvert status' shows when it answers")
@@ -218,6 +253,7 @@ impl Shared {
             .store
             .opened()
             .ok_or_else(|| StoreError::Unavailable("not opened yet".to_owned()))?;
+        self.store.writable()?;
         // `ops::execute` with the view would hold its lock across the commit.
         let planned = plan(&self.view());
         if let Ok((made, Plan { compares, writes })) = planned
@@ -255,7 +291,9 @@ impl Shared {
         };
         let outcome = tokio::select! {
             () = self.shutdown.cancelled() => None,
-            outcome = tokio::time::timeout(SETTLE, wait) => outcome.ok().flatten(),
+            outcome = deadline::waiting(Wait::Kernel(what.to_owned()), timeout(SETTLE, wait)) => {
+                outcome.ok().flatten()
+            }
         };
         outcome.ok_or_else(|| {
             ApiError::new(

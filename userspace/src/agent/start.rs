@@ -1,23 +1,33 @@
 //! The steps of the start.
 
-use std::{future::Future, io::IsTerminal as _, net::Ipv4Addr, sync::Arc, time::Duration};
+mod underlay;
+
+use std::{future::Future, io::IsTerminal as _, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
-use super::{files, host::Host, platform::Underlay as _, shared::Shared};
+use super::{
+    files,
+    host::{Host, facts},
+    platform::Underlay as _,
+    shared::Shared,
+};
 use crate::{
     choice::device::Device,
     config::{AgentOptions, DatapathMode, StoreAccess},
     datapath::{self, Carried, Datapath},
-    model::{LAYOUT, Node, SCHEMA, follow_options, validate},
-    netlink::{Link, Netlink, NetlinkError},
+    model::{LAYOUT, Name, Node, follow_options},
+    netlink::Netlink,
     store::{
-        self, FollowOptions, Follower, Health, StateStore, StoreError, StoreOptions, StoreUrl,
-        retry::Backoff,
+        self, FollowOptions, Follower, Health, Known, StateStore, StoreError, StoreOptions,
+        StoreUrl, retry::Backoff,
     },
 };
+
+/// Least interval at which the revision of the store is kept on disk.
+const REMEMBER: Duration = Duration::from_secs(2);
 
 /// Filter for the programs' trace lines. Their target is the module of the programs' crate that
 /// writes them (aya-log).
@@ -69,36 +79,25 @@ pub(super) fn credentials(access: &StoreAccess) -> anyhow::Result<StoreOptions> 
     })
 }
 
-/// Finds uplinks and VTEP address, loads the data plane, and attaches it to the uplinks.
+/// Waits for uplinks and VTEP address, loads the data plane, and attaches it to the uplinks.
 ///
 /// # Errors
 ///
-/// One line: an uplink or the VTEP address does not exist, or the kernel refuses.
+/// One line: an uplink is of a kind that cannot be one, uplinks or VTEP address are not there
+/// within `--store-timeout`, or the kernel refuses.
 pub(super) async fn host(
     options: &AgentOptions,
+    name: Name,
     id: String,
 ) -> anyhow::Result<(Host, Node, Vec<String>)> {
     let netlink = Netlink::new()?;
-    let links = netlink.links().await?;
-    let uplinks = match options.uplinks.as_slice() {
-        [] => vec![default_uplink(&netlink, &links).await?],
-        given => given.to_vec(),
+    let (uplinks, vtep) = underlay::wait(&netlink, options).await?;
+    let facts = facts::read(&netlink, &uplinks).await?;
+    let node = Node {
+        prefixes: facts.prefixes,
+        mtu: facts.mtu,
+        ..Node::new(name, id, vtep, options.vxlan_port)
     };
-    for (index, name) in uplinks.iter().enumerate() {
-        let link = links.iter().find(|link| link.name == *name);
-        let link = link.ok_or_else(|| NetlinkError::NoSuchInterface(name.clone()))?;
-        if link.loopback {
-            bail!(
-                "uplink {name} is the loopback device: the interface that leads to the other hosts is valid"
-            );
-        }
-        if uplinks.iter().take(index).any(|before| before == name) {
-            bail!("uplink {name} is given twice: each --uplink once is valid");
-        }
-    }
-    let vtep = vtep_address(options, &uplinks, &links)?;
-    let node =
-        Node { schema: SCHEMA, name: options.node.clone(), id, vtep, port: options.vxlan_port };
 
     let device = Device::choose(options.device).await.map_err(|line| anyhow!(line))?;
 
@@ -115,10 +114,11 @@ pub(super) async fn host(
     let datapath = tokio::task::spawn_blocking(move || Datapath::load(&to_load)).await??;
     let xdp = options.datapath == DatapathMode::Xdp;
     let host = Host::new(netlink, datapath, &datapath_options, uplinks.clone(), xdp, device)?;
+    // Tells whether another program has the VXLAN port, which the programs must know.
+    host.keep_assistants().await;
     if let Some(error) = host.attach_uplinks().await.into_iter().next() {
         return Err(error.into());
     }
-    host.keep_assistants().await;
     Ok((host, node, uplinks))
 }
 
@@ -129,51 +129,6 @@ pub(super) fn raise_file_limit() {
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
     if let Err(errno) = raised {
         tracing::warn!("limit of open files: {errno}");
-    }
-}
-
-/// The interface of the default route.
-async fn default_uplink(netlink: &Netlink, links: &[Link]) -> anyhow::Result<String> {
-    let routes = netlink.routes().await?;
-    let default = routes
-        .iter()
-        .filter(|route| route.destination.is_ipv4() && route.destination.prefix() == 0)
-        .min_by_key(|route| route.metric);
-    default
-        .and_then(|route| links.iter().find(|link| link.index == route.ifindex))
-        .map(|link| link.name.clone())
-        .ok_or_else(|| {
-            anyhow!("no default route tells the uplink: name the interface that leads to the other hosts with --uplink")
-        })
-}
-
-fn vtep_address(
-    options: &AgentOptions,
-    uplinks: &[String],
-    links: &[Link],
-) -> anyhow::Result<Ipv4Addr> {
-    let v4 = |link: &Link| -> Vec<Ipv4Addr> {
-        let ips = link.addresses.iter().map(|address| address.ip());
-        ips.filter_map(|ip| if let std::net::IpAddr::V4(ip) = ip { Some(ip) } else { None })
-            .collect()
-    };
-    match options.vtep_ip {
-        Some(ip) => {
-            validate::vtep_address(ip)?;
-            if links.iter().any(|link| v4(link).contains(&ip)) {
-                return Ok(ip);
-            }
-            bail!(
-                "VTEP address {ip} is not an address of this host: add it, or give one that is with --vtep-ip"
-            );
-        }
-        None => {
-            let first = uplinks.first().map(String::as_str).unwrap_or_default();
-            let link = links.iter().find(|link| link.name == first);
-            link.and_then(|link| v4(link).first().copied()).ok_or_else(|| {
-                anyhow!("uplink {first} has no IPv4 address: give it one, or name the VTEP address with --vtep-ip")
-            })
-        }
     }
 }
 
@@ -262,37 +217,53 @@ pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>) {
 pub(super) fn follow(shared: &Arc<Shared>, store: Arc<dyn StateStore>) -> Follower {
     let known = files::known_store(&shared.options.state_dir, &shared.options.store);
     let follower = Follower::spawn(store, FollowOptions { known, ..follow_options() });
-    shared.store.watch_health(follower.health());
+    shared.store.watch(&follower);
     shared.tasks.spawn(remember_store(Arc::clone(shared), follower.health()));
     follower
 }
 
-/// Keeps the identity of the followed store on disk. If the store was replaced, reports how the
-/// operator can accept the new one. Ends with the follower.
+/// Keeps the identity of the followed store on disk, with the revision as it grows. If the store
+/// was replaced, reports how the operator can accept the new one. Ends with the follower.
 async fn remember_store(shared: Arc<Shared>, mut health: watch::Receiver<Health>) {
     let (dir, url) = (&shared.options.state_dir, &shared.options.store);
     let mut remembered = None;
     loop {
-        let Health { healthy, revision, mark, replaced, .. } = health.borrow_and_update().clone();
-        if healthy && mark != remembered {
-            if let Some(mark) = &mark {
-                let failed = files::remember_store(dir, url, mark, revision).err();
-                let line = |error| format!("{}: {error}", files::store_mark_path(dir).display());
-                shared.problems.set("store-mark", failed.map(line));
+        let Health { healthy, revision, mark, witness, replaced, .. } =
+            health.borrow_and_update().clone();
+        let known = mark.filter(|_| healthy).map(|mark| Known { mark, revision, witness });
+        let mut again = false;
+        if let Some(known) = known.filter(|known| remembered.as_ref() != Some(known)) {
+            let failed = files::remember_store(dir, url, known.clone()).err();
+            again = failed.is_some();
+            let what = files::store_mark_path(dir).display().to_string();
+            let line = failed.map(|error| shared.disk.refuse(&what, error).message);
+            shared.problems.set("store-mark", line);
+            if !again {
+                remembered = Some(known);
             }
-            remembered = mark;
         }
         shared.problems.set(
             "store-replaced",
             replaced.then(|| {
-                format!(
-                    "store: it is not the one this agent knows, nothing is deleted: restore it, or if it is meant, remove {} and restart the agent",
-                    files::store_mark_path(dir).display()
-                )
+                "store: it is not the one this agent knows, nothing is deleted and nothing is written to it: put the right one back, or if this one is meant, 'culvert store accept' on each host"
+                    .to_owned()
             }),
         );
-        if health.changed().await.is_err() {
+        // Each revision is a write to the disk, and one of some seconds ago serves as well.
+        let mut turned = health.clone();
+        tokio::select! {
+            () = shared.shutdown.cancelled() => return,
+            () = tokio::time::sleep(REMEMBER) => {}
+            () = health_turned(&mut turned, healthy) => {}
+        }
+        if !again && health.changed().await.is_err() {
             return;
         }
     }
+}
+
+/// Waits until the store's health differs from `healthy`.
+async fn health_turned(health: &mut watch::Receiver<Health>, healthy: bool) {
+    // The follower has ended: `changed` tells.
+    let _ = health.wait_for(|now| now.healthy != healthy || now.replaced).await;
 }

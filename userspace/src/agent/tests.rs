@@ -3,11 +3,14 @@
 //! The engine, the API and the node's entry are the real ones; only the kernel is simulated.
 //! Several agents share one store, as hosts do.
 
+mod away;
 mod fake;
 mod faults;
 mod lifecycle;
 mod modes;
+mod names;
 mod nat;
+mod nodes;
 mod paper;
 mod ports;
 mod refusals;

@@ -2,6 +2,8 @@
 
 use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
+use ipnetwork::Ipv4Network;
+
 use super::ConntrackOptions;
 use crate::model::Name;
 
@@ -11,19 +13,21 @@ use crate::model::Name;
 /// instance that the uplink exists, and that the host has the VTEP address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentOptions {
-    /// `--node`; the host's name by default.
-    pub node: Name,
+    /// `--node`. `None`: the name under which the host was registered before, else the host's name.
+    pub node: Option<Name>,
     /// `--store`: `etcd://HOST:PORT[,HOST:PORT]...` or `file:DIR`.
     pub store: String,
     /// Credentials for the store.
     pub store_access: StoreAccess,
-    /// `--store-timeout`: the start fails when the store has not answered for so long.
-    /// `None`: the agent keeps trying.
+    /// `--store-timeout`: the start fails when uplink and VTEP address are not there, or the store
+    /// has not answered, for so long. `None`: the agent keeps trying.
     pub store_timeout: Option<Duration>,
     /// `--uplink`, once for each uplink. Empty: the device of the default route.
     pub uplinks: Vec<String>,
     /// `--vtep-ip`. `None`: the first IPv4 address of the first uplink.
     pub vtep_ip: Option<Ipv4Addr>,
+    /// `--pool`, once for each range that subnets are chosen from. Empty: the private ranges.
+    pub pools: Vec<Ipv4Network>,
     /// `--vxlan-port`, not 0.
     pub vxlan_port: u16,
     /// `--datapath`: which hook of the uplinks receives VXLAN.

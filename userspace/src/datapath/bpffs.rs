@@ -12,6 +12,7 @@ use nix::{
 };
 
 use super::error::DatapathError;
+use crate::limits::name_limit;
 
 /// Directory of the pins of this build: `BPFFS/v<ABI_VERSION>`.
 pub(super) fn version_dir(bpffs: &Path) -> PathBuf {
@@ -106,5 +107,5 @@ fn is_mount_point(dir: &Path) -> bool {
 }
 
 fn failed<'a>(path: &'a Path, what: &'static str) -> impl Fn(io::Error) -> DatapathError + 'a {
-    move |source| DatapathError::Io { path: path.to_owned(), what, source }
+    move |source| DatapathError::Io { path: path.to_owned(), what, source: name_limit(source) }
 }

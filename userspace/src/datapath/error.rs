@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use crate::limits::name_limit;
+
 /// An error of an operation on the data plane, on one line.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
@@ -48,7 +50,12 @@ fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        let inner = error.to_string();
+        // Also in aya's errors, of which the errno is a part.
+        let errno = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+        let inner = match errno {
+            Some(errno) => name_limit(io::Error::from_raw_os_error(errno)).to_string(),
+            None => error.to_string(),
+        };
         if !text.contains(&inner) {
             text.push_str(": ");
             text.push_str(&inner);

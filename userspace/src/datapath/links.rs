@@ -16,10 +16,10 @@ use aya::{
 };
 use culvert_common::abi::programs;
 
-use super::{bpffs, error::DatapathError, netkit};
+use super::{bpffs, error::DatapathError, netkit, pins};
 
 /// Kind of a link: the program, the device and the name of the pin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Attachment {
     /// `from_container` on the host side of a container's pair.
     Container,
@@ -113,6 +113,19 @@ pub(super) fn replace(
             Err(refused(ifindex, "replace program")(Box::new(error)))
         }
     }
+}
+
+/// Why a program that was attached is not any more, in words. `None`: it is attached, or the
+/// interface is gone.
+pub(super) fn lost(dir: &Path, attachment: Attachment, ifindex: u32) -> Option<String> {
+    let name = nix::net::if_::if_indextoname(ifindex).ok()?;
+    let what = match pins::is_attached(&attachment.pin(dir, ifindex)) {
+        Ok(true) => return None,
+        Ok(false) => "was detached".to_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => "had lost its pin".to_owned(),
+        Err(error) => format!("had a pin that cannot be used ({error})"),
+    };
+    Some(format!("{} on {} {what}", attachment.program(), name.to_string_lossy()))
 }
 
 /// Attaches the program and pins the link, unless a live link is pinned already.

@@ -22,6 +22,7 @@ pub mod jited;
 pub mod layout;
 mod links;
 mod netkit;
+mod pins;
 mod price;
 mod raw;
 mod stats;
@@ -32,8 +33,11 @@ mod trace;
 pub mod vtep_ids;
 
 use std::{
+    collections::BTreeSet,
+    ffi::OsString,
     fmt,
     net::Ipv4Addr,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -66,6 +70,12 @@ const LOG_LEVEL_TRACE: u8 = 5;
 /// Interface index of the loopback device: the kernel makes it first in every namespace.
 const LOOPBACK_IFINDEX: u32 = 1;
 
+/// Directories of the pins.
+const DIRS: [&str; 3] = [MAPS, LINKS, PROGRAM_PINS];
+const MAPS: &str = "maps";
+const LINKS: &str = "links";
+const PROGRAM_PINS: &str = "programs";
+
 /// Options of the data plane.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -89,6 +99,10 @@ pub struct Options {
 pub struct Datapath {
     ebpf: Mutex<Ebpf>,
     pins: PathBuf,
+    /// The pinned maps by name, to pin them again.
+    maps: Vec<(OsString, OwnedFd)>,
+    /// What this process has attached and not detached.
+    attached: Mutex<BTreeSet<(Attachment, u32)>>,
     tables: Tables,
     flows: Flows,
     stats: PerCpuArray<MapData, Bytes<Counter>>,
@@ -111,14 +125,16 @@ impl Datapath {
     pub fn load(options: &Options) -> Result<Self, DatapathError> {
         bpffs::ensure_mounted(&options.bpffs)?;
         let pins = bpffs::version_dir(&options.bpffs);
-        for dir in ["maps", "links", "programs"] {
+        for dir in DIRS {
             bpffs::create_dir(&pins.join(dir))?;
         }
-        let mut ebpf = load_object(options, Some(&pins.join("maps")))?;
+        let mut ebpf = load_object(options, Some(&pins.join(MAPS)))?;
         let datapath = Self {
             flows: Flows::take(&mut ebpf)?,
             tables: Tables::take(&mut ebpf, options.vtep_ip)?,
             stats: raw::take_map(&mut ebpf, names::STATS)?,
+            maps: pinned_maps(&pins)?,
+            attached: Mutex::default(),
             ebpf: Mutex::new(ebpf),
             pins,
         };
@@ -337,7 +353,7 @@ impl Datapath {
     }
 
     fn links_dir(&self) -> PathBuf {
-        self.pins.join("links")
+        self.pins.join(LINKS)
     }
 
     /// Locks the object. A thread that panicked with the lock held left it usable: it only holds
@@ -347,17 +363,82 @@ impl Datapath {
     }
 
     fn attach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
-        links::attach(&mut self.ebpf(), &self.links_dir(), attachment, ifindex)
+        links::attach(&mut self.ebpf(), &self.links_dir(), attachment, ifindex)?;
+        self.attached().insert((attachment, ifindex));
+        Ok(())
     }
 
     fn detach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
+        self.attached().remove(&(attachment, ifindex));
         links::detach(&self.links_dir(), attachment, ifindex)
+    }
+
+    fn attached(&self) -> MutexGuard<'_, BTreeSet<(Attachment, u32)>> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Mounts the BPF file system again, and pins the maps and programs again, where another
+    /// program has unmounted it or removed pins. Returns what was found, a line each.
+    ///
+    /// # Errors
+    ///
+    /// If the file system cannot be mounted, or the kernel refuses a pin.
+    pub fn repair_pins(&self) -> Result<Vec<String>, DatapathError> {
+        let mut found = Vec::new();
+        if let Some(bpffs) = self.pins.parent()
+            && !bpffs::is_mounted(bpffs)
+        {
+            bpffs::ensure_mounted(bpffs)?;
+            found.push(format!("{}: no BPF file system was mounted there", bpffs.display()));
+        }
+        for dir in DIRS {
+            bpffs::create_dir(&self.pins.join(dir))?;
+        }
+        let mut keep = |object: BorrowedFd<'_>, path: PathBuf| {
+            if path.exists() {
+                return Ok(());
+            }
+            found.push(format!("{}: the pin was missing", path.display()));
+            pins::pin(object, &path).map_err(|source| DatapathError::Io {
+                path,
+                what: "pin",
+                source,
+            })
+        };
+        for (name, map) in &self.maps {
+            keep(map.as_fd(), self.pins.join(MAPS).join(name))?;
+        }
+        for (name, program) in self.ebpf().programs() {
+            if let Ok(fd) = program.fd() {
+                keep(fd.as_fd(), self.pins.join(PROGRAM_PINS).join(name))?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Attaches programs again that another program has detached. Returns what was found, a line
+    /// each.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn repair_links(&self) -> Result<Vec<String>, DatapathError> {
+        let dir = self.links_dir();
+        let attached = self.attached().clone();
+        let mut found = Vec::new();
+        for (attachment, ifindex) in attached {
+            if let Some(line) = links::lost(&dir, attachment, ifindex) {
+                self.attach(attachment, ifindex)?;
+                found.push(line);
+            }
+        }
+        Ok(found)
     }
 
     /// Pins the programs, in place of the programs of the last agent, so that `bpftool` and
     /// `culvert doctor` find them by name.
     fn pin_programs(&self) -> Result<(), DatapathError> {
-        let dir = self.pins.join("programs");
+        let dir = self.pins.join(PROGRAM_PINS);
         let mut ebpf = self.ebpf();
         for (name, program) in ebpf.programs_mut() {
             let path = dir.join(name);
@@ -374,11 +455,30 @@ impl Datapath {
     fn replace_programs(&self) -> Result<(), DatapathError> {
         for &attachment in Attachment::ALL {
             for ifindex in links::pinned(&self.links_dir(), attachment)? {
-                links::replace(&mut self.ebpf(), &self.links_dir(), attachment, ifindex)?;
+                let dir = self.links_dir();
+                if links::replace(&mut self.ebpf(), &dir, attachment, ifindex)? {
+                    self.attached().insert((attachment, ifindex));
+                }
             }
         }
         Ok(())
     }
+}
+
+/// Opens the pinned maps.
+fn pinned_maps(pins: &Path) -> Result<Vec<(OsString, OwnedFd)>, DatapathError> {
+    let mut maps = Vec::new();
+    for path in bpffs::list(&pins.join(MAPS))? {
+        if let Some(name) = path.file_name() {
+            let opened = pins::open(&path);
+            let name = name.to_owned();
+            maps.push((
+                name,
+                opened.map_err(|source| DatapathError::Io { path, what: "open pin", source })?,
+            ));
+        }
+    }
+    Ok(maps)
 }
 
 /// Loads the object and its programs; maps are pinned below `maps` if given.

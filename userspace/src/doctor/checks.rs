@@ -8,6 +8,7 @@ use super::{
     facts::{Bpffs, Facts, HostFacts, Probe, UplinkFacts},
     finding::{Finding, Level},
 };
+use crate::sandbox::RESOLVER_ADVICE;
 
 /// The first kernel with tcx, to which the programs are attached.
 const LEAST_KERNEL: (u32, u32) = (6, 6);
@@ -26,6 +27,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     }
     findings.push(port(facts));
     findings.push(clock(facts));
+    findings.push(names(facts));
     findings.push(ok(
         "firewall",
         "tunnelled, masqueraded and published packets pass the host's netfilter rules by; those between containers and the host itself go through them, on interfaces cvg*"
@@ -245,13 +247,19 @@ fn tcx(uplink: &UplinkFacts) -> Option<Finding> {
 
 fn port(facts: &Facts) -> Finding {
     let port = facts.subject.vxlan_port;
-    if let Some(device) = facts.vxlan_devices.first() {
-        return error(
+    let other = match facts.vxlan_devices.first() {
+        Some(device) => Some(format!("kernel vxlan device {device}")),
+        None => facts.subject.shared_port.then(|| {
+            "another program, such as Docker Swarm with a vxlan device in a namespace,".to_owned()
+        }),
+    };
+    if let Some(other) = other {
+        return warning(
             "port",
             format!(
-                "kernel vxlan device {device} uses UDP port {port} as well: one of the two gets the frames of the other"
+                "{other} uses UDP port {port} as well: it gets the VXLAN frames whose VNI is not Culvert's, and not those of a VNI that both have"
             ),
-            "remove it, or choose another port with --vxlan-port on all hosts",
+            "see that no VNI is used by both, or choose another port with --vxlan-port on all hosts",
         );
     }
     let addresses: Vec<IpAddr> = facts
@@ -301,213 +309,26 @@ fn clock(facts: &Facts) -> Finding {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        doctor::{Subject, TcxProgram},
-        netlink::{Link, sockets::LocalSocket},
-    };
-
-    fn healthy() -> Facts {
-        Facts {
-            subject: Subject {
-                uplinks: vec!["up0".to_owned()],
-                vxlan_port: 4789,
-                bpffs: "/sys/fs/bpf".into(),
-                networks: vec![("net1".to_owned(), 1450)],
-                clock_offset_ms: Some(3),
-                agent_running: false,
-            },
-            host: HostFacts {
-                release: "6.6.0-13-amd64".to_owned(),
-                btf: true,
-                bpf: Probe::Works,
-                jit: Some(1),
-                capabilities: Some(u64::MAX),
-            },
-            bpffs: Bpffs::Mountable,
-            uplinks: vec![UplinkFacts {
-                name: "up0".to_owned(),
-                link: Some(Link {
-                    name: "up0".to_owned(),
-                    mtu: 1500,
-                    up: true,
-                    running: true,
-                    addresses: vec!["192.0.2.1/24".parse().unwrap()],
-                    ..Link::default()
-                }),
-                merging: Vec::new(),
-                tcx: Some(vec![TcxProgram { name: "from_underlay".to_owned(), id: 1 }]),
-            }],
-            sockets: Vec::new(),
-            vxlan_devices: Vec::new(),
+fn names(facts: &Facts) -> Finding {
+    let resolver = &facts.resolver;
+    match (resolver.fault(), resolver.source) {
+        (Some(why), _) => {
+            warning("names", format!("containers get no name server: {why}"), RESOLVER_ADVICE)
         }
-    }
-
-    fn link(facts: &mut Facts) -> &mut Link {
-        facts.uplinks[0].link.as_mut().unwrap()
-    }
-
-    fn socket(address: &str) -> LocalSocket {
-        LocalSocket { address: address.parse().unwrap(), port: 4789, inode: 5 }
-    }
-
-    /// Asserts that exactly one finding is not ok: with that check, that level and those words.
-    fn assert_found(break_it: impl FnOnce(&mut Facts), check: &str, level: Level, words: &[&str]) {
-        let mut facts = healthy();
-        break_it(&mut facts);
-        let bad: Vec<Finding> =
-            examine(&facts).into_iter().filter(|finding| finding.level != Level::Ok).collect();
-        let [found] = bad.as_slice() else { panic!("{check}: {bad:?}") };
-        assert_eq!((found.check.as_str(), found.level), (check, level), "{found:?}");
-        let line = format!("{}: {}", found.detail, found.advice);
-        for word in words {
-            assert!(line.contains(word), "{word}: {line}");
-        }
-        assert_eq!(line.lines().count(), 1, "{line}");
-        assert!(!found.advice.is_empty(), "{found:?}");
-    }
-
-    #[test]
-    fn a_healthy_host_needs_nothing() {
-        for finding in examine(&healthy()) {
-            assert_eq!(finding.level, Level::Ok, "{finding:?}");
-            assert!(finding.advice.is_empty(), "{finding:?}");
-        }
-    }
-
-    #[test]
-    fn kernel_features_are_named() {
-        let release = |release: &str| {
-            let release = release.to_owned();
-            move |facts: &mut Facts| facts.host.release = release
-        };
-        for old in ["5.15.0-91-generic", "6.5.13", "2.6.66-culvert", "4.19"] {
-            assert_found(release(old), "kernel", Level::Error, &[old, "too old", "tcx", "6.6"]);
-        }
-        assert_found(release("next"), "kernel", Level::Warning, &["tcx"]);
-        for new in ["6.6", "6.10.3", "7.2.0-rc1", "10.0+"] {
-            let mut facts = healthy();
-            facts.host.release = new.to_owned();
-            assert_eq!(examine(&facts)[0].level, Level::Ok, "{new}");
-        }
-        assert_found(
-            |facts| facts.host.btf = false,
-            "btf",
-            Level::Error,
-            &["BTF", "CONFIG_DEBUG_INFO_BTF"],
-        );
-        assert_found(
-            |facts| facts.host.bpf = Probe::Unsupported,
-            "bpf",
-            Level::Error,
-            &["CONFIG_BPF_SYSCALL"],
-        );
-        assert_found(
-            |facts| facts.host.bpf = Probe::Failed("Operation not permitted".to_owned()),
-            "bpf",
-            Level::Error,
-            &["Operation not permitted"],
-        );
-        assert_found(
-            |facts| facts.host.jit = Some(0),
-            "jit",
-            Level::Warning,
-            &["bpf_jit_enable=1"],
-        );
-        assert_found(|facts| facts.bpffs = Bpffs::Missing, "bpffs", Level::Error, &["pin"]);
-    }
-
-    #[test]
-    fn missing_privileges_are_named() {
-        assert_found(
-            |facts| facts.host.capabilities = Some(u64::MAX ^ (1 << 39) ^ (1 << 12)),
-            "privileges",
-            Level::Error,
-            &["CAP_NET_ADMIN, CAP_BPF", "root"],
-        );
-    }
-
-    #[test]
-    fn uplinks_are_looked_at() {
-        let up0 = "up0";
-        assert_found(|facts| facts.uplinks[0].link = None, "uplink", Level::Error, &[up0, "exist"]);
-        assert_found(|facts| link(facts).up = false, "uplink", Level::Error, &[up0, "down"]);
-        assert_found(|facts| link(facts).running = false, "uplink", Level::Warning, &["carrier"]);
-        assert_found(
-            |facts| link(facts).addresses = vec!["2001:db8::1/64".parse().unwrap()],
-            "uplink",
-            Level::Error,
-            &["no IPv4"],
-        );
-        assert_found(
-            |facts| facts.uplinks[0].merging = vec!["rx-udp-gro-forwarding".to_owned()],
-            "offload",
-            Level::Error,
-            &["ethtool -K up0 rx-udp-gro-forwarding off"],
-        );
-        assert_found(
-            |facts| {
-                let other = TcxProgram { name: "cil_from_netdev".to_owned(), id: 42 };
-                facts.uplinks[0].tcx.as_mut().unwrap().push(other);
-            },
-            "tcx",
-            Level::Warning,
-            &["cil_from_netdev (42)"],
-        );
-    }
-
-    #[test]
-    fn the_mtu_must_leave_room() {
-        assert_found(
-            |facts| link(facts).mtu = 1499,
-            "mtu",
-            Level::Warning,
-            &["net1", "1449", "to 1500"],
-        );
-        assert_found(
-            |facts| facts.subject.networks.push(("jumbo".to_owned(), 9000)),
-            "mtu",
-            Level::Warning,
-            &["jumbo", "9050", "--mtu 1450"],
-        );
-    }
-
-    #[test]
-    fn the_port_must_be_ours() {
-        assert_found(
-            |facts| facts.vxlan_devices = vec!["vx1".to_owned()],
-            "port",
-            Level::Error,
-            &["vx1", "4789", "--vxlan-port"],
-        );
-        for address in ["0.0.0.0", "::", "192.0.2.1"] {
-            assert_found(
-                |facts| facts.sockets = vec![socket(address)],
-                "port",
-                Level::Error,
-                &["socket", address],
-            );
-        }
-        // A socket on another address does not conflict, and neither does the agent's own.
-        let mut facts = healthy();
-        facts.sockets = vec![socket("127.0.0.1")];
-        assert!(examine(&facts).iter().all(|finding| finding.level == Level::Ok));
-        facts.sockets = vec![socket("0.0.0.0")];
-        facts.subject.agent_running = true;
-        assert!(examine(&facts).iter().all(|finding| finding.level == Level::Ok));
-    }
-
-    #[test]
-    fn clocks_may_differ_a_little() {
-        for offset in [5000, -5000] {
-            assert_found(
-                |facts| facts.subject.clock_offset_ms = Some(offset),
-                "clock",
-                Level::Warning,
-                &["5000 ms", "NTP"],
-            );
+        (None, source) => {
+            let servers: Vec<String> =
+                resolver.conf.servers.iter().map(ToString::to_string).collect();
+            ok(
+                "names",
+                format!(
+                    "containers get name server {} from {}",
+                    servers.join(", "),
+                    source.unwrap_or_default()
+                ),
+            )
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

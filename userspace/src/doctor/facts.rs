@@ -18,6 +18,7 @@ use crate::{
         sockets::{LocalSocket, Transport, sockets},
     },
     netns::run_in,
+    sandbox::Resolver,
 };
 
 /// Merging of UDP datagrams into a list of packets. It merges VXLAN datagrams of different VNIs, as
@@ -37,6 +38,8 @@ pub struct Subject {
     pub networks: Vec<(String, u16)>,
     /// How far the store's clock is ahead of this host's, in ms. `None`: not known.
     pub clock_offset_ms: Option<i64>,
+    /// Whether the agent has found another program's socket on the VXLAN port.
+    pub shared_port: bool,
     /// Whether an agent runs. A socket on the VXLAN port may then be the agent's own.
     pub agent_running: bool,
 }
@@ -56,6 +59,8 @@ pub struct Facts {
     pub sockets: Vec<LocalSocket>,
     /// Names of kernel vxlan devices on the VXLAN port that the agent did not make.
     pub vxlan_devices: Vec<String>,
+    /// The name servers that the host has for containers.
+    pub resolver: Resolver,
 }
 
 /// Kernel and privileges.
@@ -160,6 +165,7 @@ impl Facts {
                 .filter(|link| link.vxlan_port == Some(port) && !is_ours(link))
                 .map(|link| link.name)
                 .collect(),
+            resolver: Resolver::of_host(),
             subject,
         }
     }

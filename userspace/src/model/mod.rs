@@ -16,6 +16,8 @@ mod name;
 pub mod ops;
 mod ports;
 mod record;
+mod resolver;
+mod routes;
 #[cfg(test)]
 pub(crate) mod testing;
 mod types;
@@ -28,6 +30,8 @@ pub use keys::*;
 pub use name::Name;
 pub use ports::{Exposed, PortRequest, Publish, overlapping};
 pub use record::{Decoded, Record, decode, encode};
+pub use resolver::{Domain, HostAddress, HostEntry, NameOptions, ResolverOption};
+pub use routes::{HostRoute, not_routed, routed};
 pub use types::*;
 pub(crate) use view::{Brief, Id};
 pub use view::{Claim, Claims, Endpoints, Former, Touched, Versioned, View};

@@ -30,13 +30,7 @@ pub(crate) fn network(text: &str, vni: u32, subnets: &[&str]) -> Network {
 }
 
 pub(crate) fn node(text: &str, last: u8) -> Node {
-    Node {
-        schema: SCHEMA,
-        name: name(text),
-        id: format!("{last:064x}"),
-        vtep: [192, 0, 2, last].into(),
-        port: 4789,
-    }
+    Node::new(name(text), format!("{last:064x}"), [192, 0, 2, last].into(), 4789)
 }
 
 /// An endpoint of `network`, with an IPv4 address.
@@ -53,7 +47,7 @@ pub(crate) fn endpoint(network: &Network, id: &str, node: &str, ip: &str) -> End
         ipv4: Some(ip),
         ipv6: None,
         ifname: "eth0".to_owned(),
-        sandbox: SandboxRef { netns: format!("/run/netns/c{id}").into(), owned: true },
+        sandbox: SandboxRef { netns: format!("/run/netns/c{id}").into(), owned: true, id: None },
         ports: Vec::new(),
     }
 }

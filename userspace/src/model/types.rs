@@ -76,6 +76,14 @@ impl MacAddr {
         Self([0x02, 0x42, a, b, c, d])
     }
 
+    /// The IPv4 address from which [`Self::from_ipv4`] makes this MAC.
+    pub fn to_ipv4(self) -> Option<Ipv4Addr> {
+        match self.0 {
+            [0x02, 0x42, a, b, c, d] => Some(Ipv4Addr::new(a, b, c, d)),
+            _ => None,
+        }
+    }
+
     /// The MAC of an endpoint that has only an IPv6 address: `02:42:` and the last four octets of
     /// the address.
     pub fn from_ipv6(ip: Ipv6Addr) -> Self {
@@ -204,6 +212,16 @@ impl Network {
     }
 }
 
+/// Identity of a network namespace: device and inode of its file. The kernel may reuse the inode
+/// for another namespace once this one has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct NetnsId {
+    /// Device.
+    pub dev: u64,
+    /// Inode.
+    pub ino: u64,
+}
+
 /// The network namespace of an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxRef {
@@ -211,6 +229,10 @@ pub struct SandboxRef {
     pub netns: PathBuf,
     /// Whether Culvert made the namespace, and so makes it again after a reboot.
     pub owned: bool,
+    /// The namespace that was at the path, if the path names a process (`/proc/PID/ns/net`): the
+    /// kernel gives the number to another process later. `None`: whatever namespace is at the path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<NetnsId>,
 }
 
 /// The record at `endpoints/NETWORK/ID`: the attachment of one container to one network.
@@ -317,6 +339,24 @@ pub struct Node {
     pub vtep: Ipv4Addr,
     /// VXLAN port.
     pub port: u16,
+    /// Subnets that the node's own interfaces are connected to: no subnet of an overlay network is
+    /// chosen from them. At most [`Self::MOST_PREFIXES`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prefixes: Vec<IpNetwork>,
+    /// Least MTU of the node's uplinks, in bytes. `None`: an agent before this field wrote the
+    /// record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+}
+
+impl Node {
+    /// Greatest number of [`Self::prefixes`].
+    pub const MOST_PREFIXES: usize = 64;
+
+    /// A node of which only name, identifier, VTEP address and VXLAN port are known.
+    pub const fn new(name: Name, id: String, vtep: Ipv4Addr, port: u16) -> Self {
+        Self { schema: SCHEMA, name, id, vtep, port, prefixes: Vec::new(), mtu: None }
+    }
 }
 
 /// The record at `alive/NODE`, on a lease of the agent that runs on the node.
@@ -326,6 +366,40 @@ pub struct Alive {
     pub schema: u32,
     /// [`Node::id`] of that agent.
     pub id: String,
+    /// Identifier of the agent's process, made at its start. Empty in a record of an agent that
+    /// does not have it.
+    #[serde(default)]
+    pub run: String,
+    /// Machine of the agent.
+    #[serde(default)]
+    pub machine: Machine,
+}
+
+impl Alive {
+    /// The record of an agent whose process and machine are not known.
+    pub fn new(id: String) -> Self {
+        Self { schema: SCHEMA, id, run: String::new(), machine: Machine::default() }
+    }
+}
+
+/// A machine that is up. A field is empty where it is not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// `/etc/machine-id` (machine-id(5)). A clone may have that of its original.
+    #[serde(default)]
+    pub machine_id: String,
+    /// `/proc/sys/kernel/random/boot_id` (random(4)). Two machines that are up never have the same
+    /// one, a container and its host do.
+    #[serde(default)]
+    pub boot_id: String,
+}
+
+impl Machine {
+    /// Whether the two are known to be different machines, or different boots of one.
+    pub fn differs_from(&self, other: &Self) -> bool {
+        let differ = |one: &str, two: &str| !one.is_empty() && !two.is_empty() && one != two;
+        differ(&self.machine_id, &other.machine_id) || differ(&self.boot_id, &other.boot_id)
+    }
 }
 
 /// The record at `vnis/N`: the owner of a VNI.

@@ -256,34 +256,6 @@ pub fn no_overlap<'a>(new: &Network, others: impl IntoIterator<Item = &'a Networ
     Ok(())
 }
 
-/// Checks the subnets of a new network against the routes of the host. Default routes are ignored,
-/// and so are routes into the subnets of existing networks (see [`no_overlap`]).
-///
-/// # Errors
-///
-/// The host has another route to some of the addresses.
-pub fn not_routed<'a>(
-    new: &[IpNetwork],
-    routes: &[IpNetwork],
-    others: impl IntoIterator<Item = &'a Network>,
-) -> Check {
-    let within = |route: &IpNetwork, other: IpNetwork| {
-        other.prefix() <= route.prefix() && overlap(other, *route)
-    };
-    let others: Vec<_> = others.into_iter().flat_map(|other| &other.subnets).collect();
-    let clash = routes
-        .iter()
-        .filter(|route| route.prefix() > 0)
-        .filter(|route| !others.iter().any(|other| within(route, other.subnet)))
-        .find_map(|route| Some((route, new.iter().find(|subnet| overlap(**subnet, *route))?)));
-    match clash {
-        None => Ok(()),
-        Some((route, subnet)) => invalid(format!(
-            "subnet {subnet} overlaps {route}, to which this host has a route: choose another, or remove that route"
-        )),
-    }
-}
-
 /// Checks the name of an interface as the kernel does (`dev_valid_name`).
 ///
 /// # Errors

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
+    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
 };
 
 use super::{Netlink, Result};
@@ -30,9 +30,28 @@ impl Netlink {
     /// # Errors
     /// The interface does not exist, or the kernel refuses.
     pub async fn add_address(&self, name: &str, address: IpNetwork) -> Result<()> {
+        self.put_address(name, address, AddressFlags::empty()).await
+    }
+
+    /// As [`Self::add_address`], but the kernel adds no route to the subnet
+    /// (`IFA_F_NOPREFIXROUTE`).
+    ///
+    /// # Errors
+    /// The interface does not exist, or the kernel refuses.
+    pub async fn add_address_alone(&self, name: &str, address: IpNetwork) -> Result<()> {
+        self.put_address(name, address, AddressFlags::Noprefixroute).await
+    }
+
+    async fn put_address(&self, name: &str, address: IpNetwork, flags: AddressFlags) -> Result<()> {
         let index = self.existing(name).await?.index;
         let what = format!("adding address {address} to interface {name}");
-        let request = RouteNetlinkMessage::NewAddress(message(index, address));
+        let mut message = message(index, address);
+        if !flags.is_empty() {
+            // The attribute replaces the flags of the header, which has no room for this one.
+            let flags = flags | AddressFlags::from_bits_retain(message.header.flags.bits().into());
+            message.attributes.push(AddressAttribute::Flags(flags));
+        }
+        let request = RouteNetlinkMessage::NewAddress(message);
         self.request(&what, request, NLM_F_CREATE | NLM_F_REPLACE).await.map(drop)
     }
 

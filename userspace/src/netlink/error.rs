@@ -4,6 +4,8 @@ use std::{io, net::IpAddr};
 
 use nix::errno::Errno;
 
+use crate::limits::name_limit;
+
 /// Why a netlink operation failed: one line.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
@@ -76,7 +78,7 @@ impl NetlinkError {
         let what = what.into();
         match source.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EPERM | Errno::EACCES) => Self::Permission(what),
-            _ => Self::Kernel { what, source, detail },
+            _ => Self::Kernel { what, source: name_limit(source), detail },
         }
     }
 

@@ -274,7 +274,7 @@ impl Netlink {
         }
     }
 
-    /// Makes an interface a port of the bridge with this index.
+    /// Makes an interface a port of the bridge with this index; 0: of no device.
     ///
     /// # Errors
     /// As [`Netlink::set_up`].

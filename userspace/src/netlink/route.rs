@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::LinkMessage,
@@ -76,23 +76,39 @@ impl Netlink {
         self.request(&what, request, NLM_F_CREATE | NLM_F_REPLACE).await.map(drop)
     }
 
-    /// Adds an on-link route with a preferred source address, or replaces the route to the same
-    /// destination.
+    /// Adds an on-link route, with a preferred source address if one is given. A route to the same
+    /// destination is never replaced, whoever made it.
     ///
     /// # Errors
-    /// The interface does not exist or is down, or the address is not the host's.
-    pub async fn add_route_from(
+    /// There is a route to the same destination; the interface does not exist or is down; the
+    /// address is not the host's.
+    pub async fn add_link_route(
         &self,
         name: &str,
         destination: IpNetwork,
-        source: IpAddr,
+        source: Option<IpAddr>,
     ) -> Result<()> {
         let index = self.existing(name).await?.index;
-        let what = format!("{} from {source}", describe("adding", name, destination, None));
+        let what = describe("adding", name, destination, None);
         let mut route = message(index, destination, None);
-        route.attributes.push(RouteAttribute::PrefSource(source.into()));
+        route.attributes.extend(source.map(|ip| RouteAttribute::PrefSource(ip.into())));
         let request = RouteNetlinkMessage::NewRoute(route);
-        self.request(&what, request, NLM_F_CREATE | NLM_F_REPLACE).await.map(drop)
+        self.request(&what, request, NLM_F_CREATE | NLM_F_EXCL).await.map(drop)
+    }
+
+    /// Removes the on-link routes of an interface to a destination from the main table.
+    ///
+    /// # Errors
+    /// The kernel refuses. It is no error if there is none.
+    pub async fn delete_link_route(&self, index: u32, destination: IpNetwork) -> Result<()> {
+        let what = format!("removing route {destination} of interface #{index}");
+        let mut route = message(index, destination, None);
+        // Of whoever made it.
+        route.header.protocol = RouteProtocol::Unspec;
+        match self.request(&what, RouteNetlinkMessage::DelRoute(route), 0).await {
+            Err(error) if error.errno() != Some(Errno::ESRCH) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Looks up the route to `ip` in the kernel.

@@ -5,7 +5,7 @@ use std::{io, path::PathBuf};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
-use crate::{netlink::NetlinkError, netns::NetnsError};
+use crate::{limits::name_limit, netlink::NetlinkError, netns::NetnsError};
 
 /// Why an operation on a sandbox failed: one line.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,18 @@ pub enum SandboxError {
         ifname: String,
         /// The endpoint or network that the interface should belong to.
         owner: String,
+    },
+    /// The host has a route of its own to addresses of a network.
+    #[error(
+        "subnet {subnet}: this host has a route to {destination} by {device}: remove that route, or use another host or network"
+    )]
+    RouteTaken {
+        /// Subnet of the network.
+        subnet: IpNetwork,
+        /// Destination of the host's route.
+        destination: IpNetwork,
+        /// Interface of the host's route.
+        device: String,
     },
     /// The kernel has no IPv6 on an interface that is to get an IPv6 address.
     #[error(
@@ -63,7 +75,7 @@ impl SandboxError {
         let (what, source) = (what.into(), source.into());
         match source.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EPERM | Errno::EACCES) => Self::Permission(what),
-            _ => Self::Io { what, source },
+            _ => Self::Io { what, source: name_limit(source) },
         }
     }
 }

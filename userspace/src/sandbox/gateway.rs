@@ -5,17 +5,19 @@
 //! device. A packet from the host to the network leaves through the device, where `from_host` takes
 //! it. The device does no ARP; the program knows the MACs.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::IpNetwork;
 
 use super::{Result, SandboxError, sysctl};
 use crate::{
     model::MacAddr,
-    netlink::{Link, Netlink},
+    netlink::{Link, Netlink, NetlinkError, Route},
     netns::run_in,
 };
 
+/// The main routing table (`RT_TABLE_MAIN`).
+const MAIN_TABLE: u32 = 254;
 /// Start of the alias that marks a gateway device; the VNI follows.
 const ALIAS: &str = "culvert-gateway:";
 
@@ -36,9 +38,29 @@ pub struct GatewaySpec {
     pub source: Option<Ipv4Addr>,
 }
 
+impl GatewaySpec {
+    /// The subnet that is routed to the device.
+    fn subnet(&self) -> Option<IpNetwork> {
+        let address = self.address?;
+        IpNetwork::new(address.network(), address.prefix()).ok()
+    }
+
+    /// Whether a route by the device is the wanted one.
+    fn has_route(&self, route: &Route) -> bool {
+        let source = self.source.map(IpAddr::V4);
+        Some(route.destination) == self.subnet() && (source.is_none() || route.source == source)
+    }
+}
+
 /// Name of a gateway device: `cvg` and the VNI.
 pub fn gateway_ifname(vni: u32) -> String {
     format!("cvg{vni}")
+}
+
+/// Whether a gateway device has such a name.
+pub fn is_gateway_ifname(name: &str) -> bool {
+    let vni = name.strip_prefix("cvg").and_then(|vni| vni.parse::<u32>().ok());
+    vni.is_some_and(|vni| gateway_ifname(vni) == name)
 }
 
 /// VNI of the network whose gateway device is `link`, if Culvert made `link`.
@@ -60,10 +82,7 @@ pub async fn plug_gateway(netlink: &Netlink, spec: &GatewaySpec) -> Result<u32> 
         None => {
             netlink.create_bridge(&name, Some(spec.mac)).await?;
             netlink.set_alias(&name, &alias).await?;
-            netlink
-                .link(&name)
-                .await?
-                .ok_or_else(|| crate::netlink::NetlinkError::NoSuchInterface(name.clone()))?
+            netlink.link(&name).await?.ok_or_else(|| NetlinkError::NoSuchInterface(name.clone()))?
         }
     };
     if link.kind.as_deref() != Some("bridge")
@@ -85,6 +104,9 @@ pub async fn plug_gateway(netlink: &Netlink, spec: &GatewaySpec) -> Result<u32> 
     if link.arp {
         netlink.set_noarp(&name).await?;
     }
+    if link.master.is_some() {
+        netlink.set_controller(&name, 0).await?;
+    }
     let device = name.clone();
     run_in(netlink.netns(), move || -> Result<()> {
         sysctl::set("ipv6", &device, "disable_ipv6", "1")?;
@@ -104,11 +126,12 @@ pub fn keep_forwarding(device: &str) -> Result<bool> {
     Ok(sysctl::set("ipv4", device, "forwarding", "1")?.unwrap_or(false))
 }
 
-/// Brings the gateway device up and gives it its address. To be called once its program is
-/// attached.
+/// Brings the gateway device up, gives it its address, and routes the subnet to it. To be called
+/// once its program is attached.
 ///
 /// # Errors
-/// The interface does not exist, or the kernel refuses.
+/// The host has a route of its own to the subnet, the interface does not exist, or the kernel
+/// refuses.
 pub async fn open_gateway(netlink: &Netlink, spec: &GatewaySpec) -> Result<()> {
     let name = gateway_ifname(spec.vni);
     if netlink.link(&name).await?.is_some_and(|link| !link.up) {
@@ -121,33 +144,82 @@ pub async fn open_gateway(netlink: &Netlink, spec: &GatewaySpec) -> Result<()> {
     if let Some(address) = spec.address
         && !present.contains(&address)
     {
-        netlink.add_address(&name, address).await?;
+        // The route that the kernel would add may not be the only one to the subnet.
+        netlink.add_address_alone(&name, address).await?;
     }
-    if let (Some(address), Some(source)) = (spec.address, spec.source) {
-        prefer_source(netlink, &name, address, source).await?;
+    route_subnet(netlink, &name, spec).await
+}
+
+/// Makes the route of the subnet the only route by the gateway device.
+async fn route_subnet(netlink: &Netlink, name: &str, spec: &GatewaySpec) -> Result<()> {
+    let Some(link) = netlink.link(name).await? else { return Ok(()) };
+    let subnet = spec.subnet();
+    let routes = netlink.routes().await?;
+    let mut settled = false;
+    for route in routes.iter().filter(|route| route.table == MAIN_TABLE) {
+        if route.ifindex == link.index {
+            if spec.has_route(route) {
+                settled = true;
+            } else {
+                // Of an earlier agent, or by a former address.
+                netlink.delete_link_route(link.index, route.destination).await?;
+            }
+        } else if Some(route.destination) == subnet {
+            let device = netlink.link_at(route.ifindex).await?;
+            return Err(SandboxError::RouteTaken {
+                subnet: route.destination,
+                destination: route.destination,
+                device: device.map_or_else(|| format!("#{}", route.ifindex), |link| link.name),
+            });
+        }
+    }
+    if let Some(subnet) = subnet.filter(|_| !settled) {
+        netlink.add_link_route(name, subnet, spec.source.map(IpAddr::V4)).await?;
     }
     Ok(())
 }
 
-/// Sets the preferred source of the route that the kernel added with `address`.
-async fn prefer_source(
-    netlink: &Netlink,
-    name: &str,
-    address: IpNetwork,
-    source: Ipv4Addr,
-) -> Result<()> {
-    let Some(link) = netlink.link(name).await? else { return Ok(()) };
-    let Ok(subnet) = IpNetwork::new(address.network(), address.prefix()) else { return Ok(()) };
-    let routes = netlink.routes().await?;
-    let settled = routes.iter().any(|route| {
-        route.ifindex == link.index
-            && route.destination == subnet
-            && route.source == Some(source.into())
-    });
-    if !settled {
-        netlink.add_route_from(name, subnet, source.into()).await?;
+/// What differs between a gateway device and `spec`, in words. Empty: nothing.
+///
+/// # Errors
+/// The kernel does not answer.
+pub async fn differences(netlink: &Netlink, spec: &GatewaySpec) -> Result<Vec<String>> {
+    let name = gateway_ifname(spec.vni);
+    let Some(link) = netlink.link(&name).await? else {
+        return Ok(vec!["was removed".to_owned()]);
+    };
+    let mut found = Vec::new();
+    let mut note = |differs: bool, what: String| {
+        if differs {
+            found.push(what);
+        }
+    };
+    note(!link.up, "was down".to_owned());
+    note(link.mac != Some(spec.mac), "had another MAC".to_owned());
+    note(link.mtu != u32::from(spec.mtu), format!("had MTU {}", link.mtu));
+    note(link.arp, "did ARP".to_owned());
+    note(link.master.is_some(), "was a port of another device".to_owned());
+    let present = netlink.addresses(&name).await?;
+    for foreign in present.iter().filter(|address| Some(**address) != spec.address) {
+        note(true, format!("had address {foreign}"));
     }
-    Ok(())
+    if let Some(address) = spec.address {
+        note(!present.contains(&address), format!("had lost address {address}"));
+        let routed = match netlink.route_to(address.network()).await {
+            Ok(route) => route.ifindex == link.index,
+            Err(NetlinkError::NoRoute(_)) => false,
+            Err(error) => return Err(error.into()),
+        };
+        // The look-up may also find a longer route of the host's.
+        let lost = !routed
+            && !netlink
+                .routes()
+                .await?
+                .iter()
+                .any(|route| route.ifindex == link.index && spec.has_route(route));
+        note(lost, format!("had lost the route to {}/{}", address.network(), address.prefix()));
+    }
+    Ok(found)
 }
 
 /// Removes a gateway device. No error if it does not exist.
@@ -164,17 +236,21 @@ pub async fn unplug_gateway(netlink: &Netlink, vni: u32) -> Result<()> {
 
 /// Makes the loopback device accept packets for the host's own addresses that have no route yet, or
 /// no longer: answers to the host's connections to its published ports arrive there. Other
-/// interfaces are not affected: 127.0.0.0/8 stays unreachable from external hosts.
+/// interfaces are not affected: 127.0.0.0/8 stays unreachable from external hosts. Returns the
+/// settings that were changed.
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn allow_loopback(netlink: &Netlink, allow: bool) -> Result<()> {
+pub fn allow_loopback(netlink: &Netlink, allow: bool) -> Result<Vec<&'static str>> {
     let value = if allow { "1" } else { "0" };
-    run_in(netlink.netns(), move || -> Result<()> {
+    run_in(netlink.netns(), move || {
+        let mut changed = Vec::new();
         for key in ["accept_local", "route_localnet"] {
-            sysctl::set("ipv4", "lo", key, value)?;
+            if sysctl::set("ipv4", "lo", key, value)? == Some(true) {
+                changed.push(key);
+            }
         }
-        Ok(())
+        Ok(changed)
     })?
 }
 
@@ -194,5 +270,9 @@ mod tests {
         assert_eq!(gateway_of(&link("culvert-gateway:x", "bridge")), None);
         assert_eq!(gateway_of(&link("culvert:256", "bridge")), None);
         assert_eq!(gateway_ifname(0x00ff_ffff).len(), 11);
+        assert!(is_gateway_ifname("cvg256"));
+        for other in ["cvgro0", "cvg", "cvg0256", "cvg+1", "eth0"] {
+            assert!(!is_gateway_ifname(other), "{other}");
+        }
     }
 }

@@ -4,14 +4,20 @@
 //! * [`plug_gateway`]: the device that is a network's gateway on this host.
 //! * [`keep_gro`] and [`keep_room`]: two helper devices that make the BPF programs faster.
 //! * [`supervise`]: programs that run in a sandbox.
+//! * [`Resolver`], [`hosts()`]: the contents of a container's files in `/etc`.
+//! * [`LogReader`]: what a detached program has printed.
 
 mod assist;
 mod attach;
+mod covers;
 mod detach;
 mod error;
 mod exec;
 mod gateway;
+mod hosts;
+mod log;
 mod mounts;
+mod resolver;
 mod signals;
 mod sysctl;
 
@@ -24,9 +30,12 @@ pub use detach::{spawn_detached, supervise_detached};
 pub use error::SandboxError;
 pub use exec::{ExecError, SuperviseSpec, supervise};
 pub use gateway::{
-    GatewaySpec, allow_loopback, gateway_ifname, gateway_of, keep_forwarding, open_gateway,
-    plug_gateway, unplug_gateway,
+    GatewaySpec, allow_loopback, differences as gateway_differences, gateway_ifname, gateway_of,
+    is_gateway_ifname, keep_forwarding, open_gateway, plug_gateway, unplug_gateway,
 };
+pub use hosts::{hosts, names_of, readdressed};
+pub use log::{LogLimits, LogReader, ReadError, remove_log};
+pub use resolver::{RESOLV_CONF, RESOLVER_ADVICE, ResolvConf, Resolver};
 
 /// Result of this module.
 pub type Result<T, E = SandboxError> = std::result::Result<T, E>;

@@ -8,9 +8,12 @@ use crate::{
         containers::{Origin, Record},
         state::PlugState,
     },
-    api::types::{ApiError, Connect, ContainerRow},
+    api::{
+        deadline,
+        types::{ApiError, Connect, ContainerRow, ErrorKind},
+    },
     model::{
-        Endpoint, MacAddr, Name, PortRequest, SandboxRef, View,
+        Endpoint, MacAddr, Name, NetnsId, PortRequest, SandboxRef, View,
         ops::{self, EndpointSpec, ExecuteError, Refusal},
     },
     store::{StoreError, retry::Backoff},
@@ -23,6 +26,8 @@ pub(super) struct Attachment<'a> {
     pub(super) network: &'a Name,
     pub(super) netns: &'a Path,
     pub(super) owned: bool,
+    /// The namespace, if its path is one of a process.
+    pub(super) namespace: Option<NetnsId>,
     pub(super) ip: Option<IpAddr>,
     pub(super) mac: Option<MacAddr>,
     pub(super) ifname: Option<&'a str>,
@@ -55,7 +60,11 @@ impl Agent {
             ip: wanted.ip,
             mac: wanted.mac,
             ifname,
-            sandbox: SandboxRef { netns: wanted.netns.to_owned(), owned: wanted.owned },
+            sandbox: SandboxRef {
+                netns: wanted.netns.to_owned(),
+                owned: wanted.owned,
+                id: wanted.namespace,
+            },
             ports: ports.ports().to_vec(),
         };
         // The endpoint identifier of the last plan. If it is not known whether the plan was
@@ -84,10 +93,17 @@ impl Agent {
                 Some(PlugState::Failed(error) | PlugState::Stuck(error)) => Some(Err(error)),
                 Some(PlugState::Pending) | None => None,
             });
-        let failure = match plugged.await {
-            Ok(Ok(())) => return Ok(endpoint),
-            Ok(Err(error)) => ApiError::from(error),
-            Err(error) => error,
+        let failure = tokio::select! {
+            plugged = plugged => match plugged {
+                Ok(Ok(())) => return Ok(endpoint),
+                Ok(Err(error)) => ApiError::from(error),
+                Err(error) => error,
+            },
+            // The caller has been told what was waited for.
+            () = deadline::over() => ApiError::new(
+                ErrorKind::Unavailable,
+                format!("{what}: the caller's time was over, it is taken back"),
+            ),
         };
         if let Err(error) = self.detach(wanted.network, &endpoint.id).await {
             tracing::warn!("{what}: cannot be taken back now: {error}");
@@ -201,12 +217,14 @@ impl Agent {
             network: &network,
             netns: &record.netns,
             owned,
+            namespace: record.namespace,
             ip: request.ip,
             mac: request.mac,
             ifname: None,
             ports: &[],
         })
         .await?;
+        self.readdress(name);
         Ok(rows::container(&self.shared, &record))
     }
 
@@ -244,6 +262,7 @@ impl Agent {
             )));
         };
         self.detach(network, &id).await?;
+        self.readdress(name);
         // The record of an attached namespace is removed with its last network.
         let attached = matches!(
             self.shared.containers().get(name),

@@ -8,7 +8,11 @@ use crate::{
         containers::{Origin, Process, Record},
         ports,
     },
-    api::types::{ApiError, ContainerCreate, ContainerRow, ContainerState, ErrorKind},
+    api::{
+        deadline,
+        types::{ApiError, ContainerCreate, ContainerRow, ContainerState, ErrorKind},
+    },
+    limits::name_limit,
     model::{Key, Name},
 };
 
@@ -33,7 +37,8 @@ impl Agent {
         let lost = endpoints.filter(|ep| containers.get(&ep.container).is_none());
         lost.map(|ep| {
             let origin = if ep.sandbox.owned { Origin::Owned } else { Origin::Attached };
-            let record = Record::new(ep.container.clone(), origin, ep.sandbox.netns.clone());
+            let mut record = Record::new(ep.container.clone(), origin, ep.sandbox.netns.clone());
+            record.namespace = ep.sandbox.id;
             (ep.container.clone(), record)
         })
         .collect()
@@ -60,9 +65,12 @@ impl Agent {
         if self.record_of(name).is_some() {
             return self.again(request).await;
         }
+        let what = format!("container '{name}'");
+        self.shared.disk.writable(&what)?;
         let ports = ports::parse(name, &request.ports)?;
         let network = self.network_of(&request.network)?;
         let adopting = request.netns.is_some() || request.pid.is_some();
+        Self::check_names(&request, &network, adopting)?;
         if let NetworkOf::Stored(network) = &network {
             self.check_network(network).await?;
         } else {
@@ -73,6 +81,7 @@ impl Agent {
         let mut record = self.sandbox_for(&request, &network).await?;
         record.command = request.command.clone();
         record.auto_remove = request.auto_remove;
+        record.names = request.names.clone();
         if let NetworkOf::Stored(network) = &network {
             let attached = self
                 .attach(&Attachment {
@@ -80,6 +89,7 @@ impl Agent {
                     network,
                     netns: &record.netns,
                     owned: record.origin == Origin::Owned,
+                    namespace: record.namespace,
                     ip: request.ip,
                     mac: request.mac,
                     ifname: request.ifname.as_deref(),
@@ -91,17 +101,31 @@ impl Agent {
                 return Err(error);
             }
         }
-        let put = self.shared.containers().put(record.clone());
-        if let Err(error) = put {
-            for (network, id) in self.endpoints_of(name) {
-                if let Err(error) = self.detach(&network, &id).await {
-                    tracing::warn!("container '{name}': {error}");
+        record.known = Some(rows::in_store(&self.shared.view(), &self.shared.node.name, &record));
+        let kept = deadline::check().and_then(|()| self.keep(&record));
+        let warnings = match kept {
+            Ok(warnings) => warnings,
+            Err(error) => {
+                for (network, id) in self.endpoints_of(name) {
+                    if let Err(error) = self.detach(&network, &id).await {
+                        tracing::warn!("container '{name}': {error}");
+                    }
                 }
+                self.remove_etc(name);
+                self.drop_sandbox(&record).await;
+                return Err(error);
             }
-            self.drop_sandbox(&record).await;
-            return Err(internal(&format!("container '{name}': its record: {error}")));
-        }
-        Ok(rows::container(&self.shared, &record))
+        };
+        Ok(ContainerRow { warnings, ..rows::container(&self.shared, &record) })
+    }
+
+    /// Writes the files and the record of a new container. Returns warnings.
+    fn keep(&self, record: &Record) -> Result<Vec<String>, ApiError> {
+        let warnings = self.write_etc(record)?;
+        let put = self.shared.containers().put(record.clone());
+        let what = format!("container '{}'", record.name);
+        put.map_err(|error| self.shared.disk.refuse(&what, error))?;
+        Ok(warnings)
     }
 
     /// Handles a `create` request whose container exists. Valid only for `attach` of the same
@@ -119,12 +143,21 @@ impl Agent {
             return Err(taken());
         }
         let ports = ports::parse(name, &request.ports)?;
-        let netns = self.shared.platform.adopt(request.netns.as_deref(), request.pid).await?;
-        if netns != record.netns {
+        Self::check_names(&request, &NetworkOf::None, adopting)?;
+        let found = self.shared.platform.adopt(request.netns.as_deref(), request.pid).await?;
+        if found.path != record.netns {
             return Err(conflict(format!(
                 "container '{name}' exists already, with {}: choose another name for {}",
                 record.netns.display(),
-                netns.display()
+                found.path.display()
+            )));
+        }
+        // A record of an earlier version has no namespace.
+        let now = found.through.map(|(_, id)| id);
+        if record.namespace.is_some() && now != record.namespace {
+            return Err(conflict(format!(
+                "container '{name}' exists already, with the former namespace of {}: 'culvert detach {name}' first",
+                record.netns.display()
             )));
         }
         let NetworkOf::Stored(network) = self.network_of(&request.network)? else {
@@ -136,6 +169,7 @@ impl Agent {
             network: &network,
             netns: &record.netns,
             owned: false,
+            namespace: record.namespace,
             ip: request.ip,
             mac: request.mac,
             ifname: request.ifname.as_deref(),
@@ -196,10 +230,13 @@ impl Agent {
                     let netns = platform.make_sandbox(&name).await?;
                     return Ok(Record::new(name, Origin::Owned, netns));
                 }
-                let netns = platform.adopt(request.netns.as_deref(), request.pid).await?;
-                let mut record = Record::new(name, Origin::Attached, netns);
-                // The kernel may give the number to another process later.
-                record.adopted = request.pid.and_then(Process::find);
+                let found = platform.adopt(request.netns.as_deref(), request.pid).await?;
+                let mut record = Record::new(name, Origin::Attached, found.path);
+                if let Some((pid, namespace)) = found.through {
+                    // The kernel may give the number to another process later.
+                    record.adopted = Process::find(pid);
+                    record.namespace = Some(namespace);
+                }
                 Ok(record)
             }
         }
@@ -240,12 +277,16 @@ impl Agent {
                 }
             }
         }
-        self.shared.containers().put(record).map_err(|error| internal(&error))
+        let put = self.shared.containers().put(record);
+        // A note of its networks, made since the record was read, is lost.
+        self.shared.networks_changed.notify_one();
+        put.map_err(|error| self.shared.disk.refuse(&format!("container '{name}'"), error))
     }
 
     pub(super) async fn remove_container(&self, name: &Name, force: bool) -> Result<(), ApiError> {
         self.shared.usable_store().await?;
         let record = self.record_of(name).ok_or_else(|| self.unknown_container(name))?;
+        self.shared.disk.removable(&format!("container '{name}'"))?;
         let sharers: Vec<String> = self
             .shared
             .containers()
@@ -294,7 +335,9 @@ impl Agent {
     /// Kills the command of a container, and waits until it is gone.
     pub(crate) async fn kill_process(record: &Record) -> Result<(), ApiError> {
         let Some(process) = record.process else { return Ok(()) };
-        let opened = process.open().map_err(|error| internal(&error))?;
+        let opened = process.open().map_err(|error| {
+            internal(&format!("container '{}': {}", record.name, name_limit(error)))
+        })?;
         let Some(running) = opened else { return Ok(()) };
         // The supervisor reaps it.
         running.kill();
@@ -315,7 +358,10 @@ impl Agent {
         if record.origin == Origin::Owned {
             self.shared.platform.remove_sandbox(&record.name).await?;
         }
-        self.shared.containers().remove(&record.name).map_err(|error| internal(&error))
+        self.remove_etc(&record.name);
+        let removed = self.shared.containers().remove(&record.name);
+        let what = format!("container '{}'", record.name);
+        removed.map_err(|error| self.shared.disk.refuse(&what, error))
     }
 }
 

@@ -7,8 +7,11 @@
 mod attach;
 mod container;
 mod expose;
+mod known;
+mod names;
 mod nat;
 mod network;
+mod node;
 mod purge;
 mod rows;
 mod show;
@@ -16,14 +19,16 @@ mod show;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tokio::sync::OwnedMutexGuard;
 
 use super::shared::Shared;
 use crate::{
     api::{
         Backend,
+        deadline::{self, Wait},
         types::{
             ApiError, Connect, ContainerCreate, ContainerRow, ContainerState, Created, ErrorKind,
-            FdbRow, NatQuery, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow,
+            FdbRow, NatQuery, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, NodeRow,
             StatsRow, Status, VtepChange, VtepRow,
         },
     },
@@ -38,6 +43,18 @@ pub(crate) struct Agent {
 impl Agent {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self { shared }
+    }
+
+    /// Waits until no other request is about this container.
+    ///
+    /// # Errors
+    ///
+    /// The caller has given up meanwhile.
+    async fn turn(&self, container: &Name) -> Result<OwnedMutexGuard<()>, ApiError> {
+        let wait = Wait::Turn(format!("container '{container}'"));
+        let turn = deadline::waiting(wait, self.shared.turns.wait(container)).await;
+        deadline::check()?;
+        Ok(turn)
     }
 }
 
@@ -77,22 +94,22 @@ impl Backend for Agent {
     }
 
     async fn connect(&self, network: &Name, request: Connect) -> Result<ContainerRow, ApiError> {
-        let _turn = self.shared.turns.wait(&request.container).await;
+        let _turn = self.turn(&request.container).await?;
         self.connect_container(network, &request).await
     }
 
     async fn disconnect(&self, network: &Name, container: &Name) -> Result<(), ApiError> {
-        let _turn = self.shared.turns.wait(container).await;
+        let _turn = self.turn(container).await?;
         self.disconnect_container(network, container).await
     }
 
     async fn container_create(&self, request: ContainerCreate) -> Result<ContainerRow, ApiError> {
-        let _turn = self.shared.turns.wait(&request.name).await;
+        let _turn = self.turn(&request.name).await?;
         self.create_container(request).await
     }
 
     async fn container_state(&self, name: &Name, state: ContainerState) -> Result<(), ApiError> {
-        let _turn = self.shared.turns.wait(name).await;
+        let _turn = self.turn(name).await?;
         self.set_container_state(name, state).await
     }
 
@@ -101,7 +118,7 @@ impl Backend for Agent {
     }
 
     async fn container_remove(&self, name: &Name, force: bool) -> Result<(), ApiError> {
-        let _turn = self.shared.turns.wait(name).await;
+        let _turn = self.turn(name).await?;
         self.remove_container(name, force).await
     }
 
@@ -142,6 +159,14 @@ impl Backend for Agent {
         self.shared.settled(revision, &format!("VTEP {}", request.ip), || Some(())).await
     }
 
+    async fn nodes(&self) -> Result<Vec<NodeRow>, ApiError> {
+        self.list_nodes().await
+    }
+
+    async fn node_remove(&self, name: &Name, force: bool) -> Result<(), ApiError> {
+        self.remove_node(name, force).await
+    }
+
     async fn stats(&self) -> Result<Vec<StatsRow>, ApiError> {
         self.show_stats()
     }
@@ -152,6 +177,16 @@ impl Backend for Agent {
             _ => None,
         };
         Ok(self.show_status(clock_offset_ms))
+    }
+
+    async fn store_accept(&self) -> Result<(), ApiError> {
+        if !self.shared.store.health().replaced {
+            return Err(conflict(
+                "store: it is the one that this agent knows, or does not answer: there is nothing to accept",
+            ));
+        }
+        self.shared.store.accept();
+        Ok(())
     }
 
     async fn purge(&self) -> Result<(), ApiError> {

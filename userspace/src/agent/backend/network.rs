@@ -4,9 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Agent, conflict, invalid, not_found};
 use crate::{
-    api::types::{
-        ApiError, Created, InspectContainer, InspectIpam, InspectPeer, InspectSubnet,
-        NetworkCreate, NetworkInspect, NetworkRow,
+    api::{
+        deadline::{self, Wait},
+        types::{
+            ApiError, Created, InspectContainer, InspectIpam, InspectPeer, InspectSubnet,
+            NetworkCreate, NetworkInspect, NetworkRow,
+        },
     },
     model::{
         Driver, Endpoint, Invalid, Key, Name, Network, View,
@@ -85,9 +88,7 @@ impl Agent {
 
     async fn make_network(&self, request: NetworkCreate) -> Result<Network, ApiError> {
         let own = request.name.on(&self.shared.node.name);
-        let mut avoid = self.shared.platform.routes().await?;
-        // A default route covers every subnet.
-        avoid.retain(|route| route.prefix() > 0);
+        let routes = self.shared.platform.routes().await?;
         let spec = NetworkSpec {
             name: match request.driver {
                 Driver::Overlay => request.name,
@@ -103,7 +104,8 @@ impl Agent {
             learning: request.learning,
             options: request.options,
             labels: request.labels,
-            avoid,
+            routes,
+            pools: self.shared.options.pools.clone(),
         };
         let plan = |view: &View| {
             if spec.driver == Driver::Overlay
@@ -134,7 +136,9 @@ impl Agent {
         }
         // Only one of several requests makes the network. The lock cannot be a container's: no
         // container has such a name.
-        let _turn = self.shared.turns.wait(network).await;
+        let wait = Wait::Turn(format!("network '{network}'"));
+        let _turn = deadline::waiting(wait, self.shared.turns.wait(network)).await;
+        deadline::check()?;
         if there() {
             return Ok(());
         }

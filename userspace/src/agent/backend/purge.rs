@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use super::Agent;
+use super::{Agent, conflict};
 use crate::{
     agent::{containers::Record, node, shared::SETTLE},
     api::types::{ApiError, ErrorKind},
+    model::ops::ExecuteError,
 };
 
 impl Agent {
@@ -21,10 +22,18 @@ impl Agent {
                 ),
             )
         })?;
+        node::check_own(store.as_ref(), &self.shared).await.map_err(|error| match error {
+            ExecuteError::Refused(why) => conflict(format!(
+                "{why}: to purge this host alone, stop the agent and run 'culvert purge' again"
+            )),
+            other => other.into(),
+        })?;
         let records: Vec<Record> = self.all_records();
         for record in &records {
             Self::kill_process(record).await?;
         }
+        // The agent does not register the node again.
+        self.shared.leaving.cancel();
         node::leave(store.as_ref(), &self.shared.node.name).await?;
         // The engine removes the device pairs when the endpoints are removed from the store.
         let gone = async {

@@ -3,7 +3,8 @@
 use super::network::driver_name;
 use crate::{
     agent::{
-        containers::{Origin, Record},
+        containers::{Known, Origin, Record},
+        etc,
         shared::Shared,
     },
     api::types::{ContainerNetwork, ContainerRow},
@@ -12,39 +13,85 @@ use crate::{
 
 /// The row of a container.
 pub(super) fn container(shared: &Shared, record: &Record) -> ContainerRow {
-    let view = shared.view();
-    let own = &shared.node.name;
-    // A container that shares a namespace has the networks of the other container.
-    let holder = match &record.origin {
-        Origin::Shares(other) => other,
-        Origin::Owned | Origin::Attached | Origin::Host => &record.name,
-    };
-    let mut endpoints: Vec<Endpoint> =
-        view.endpoints_on(own).filter(|ep| ep.container == *holder).map(|ep| ep.record).collect();
-    endpoints.sort_by(|a, b| (&a.ifname, &a.network).cmp(&(&b.ifname, &b.network)));
+    let Known { mode, networks } = present(shared, record);
+    // It has its own files, or those of the other container.
+    let state_dir = &shared.options.state_dir;
+    let named = [&record.name, holder(record)]
+        .into_iter()
+        .find(|name| etc::directory(state_dir, name).is_dir());
+    let hostname = named.map(|name| match shared.containers().get(name) {
+        Some(other) if *name != record.name => other.hostname().to_owned(),
+        _ => record.hostname().to_owned(),
+    });
     ContainerRow {
         name: record.name.to_string(),
-        mode: mode(&view, record, endpoints.first().map(|ep| &ep.network)).to_owned(),
+        mode,
         pid: record.running(),
         exit_code: record.exit_code,
         netns: record.netns.display().to_string(),
         log: record.log.as_ref().map(|path| path.display().to_string()),
-        networks: endpoints.iter().map(network).collect(),
+        networks,
+        shares: match &record.origin {
+            Origin::Shares(other) => Some(other.to_string()),
+            Origin::Owned | Origin::Attached | Origin::Host => None,
+        },
         command: record.command.clone(),
+        hostname,
+        etc: named.map(|name| etc::directory(state_dir, name).display().to_string()),
+        warnings: Vec::new(),
     }
 }
 
-fn mode(view: &View, record: &Record, first: Option<&Name>) -> &'static str {
+/// The container whose namespace a container has: its own, or another's that it shares.
+fn holder(record: &Record) -> &Name {
     match &record.origin {
-        Origin::Host => "host",
-        Origin::Shares(_) => "container",
-        Origin::Attached => "attached",
-        Origin::Owned => match first {
-            None => "none",
-            Some(name) => {
-                view.networks.get(name).map_or("overlay", |network| driver_name(network.driver))
-            }
-        },
+        Origin::Shares(other) => other,
+        Origin::Owned | Origin::Attached | Origin::Host => &record.name,
+    }
+}
+
+/// Mode and networks of a container: as in the store or, until it has been read, as last known.
+fn present(shared: &Shared, record: &Record) -> Known {
+    if shared.readiness.is_ready() {
+        return in_store(&shared.view(), &shared.node.name, record);
+    }
+    let known = match &record.origin {
+        Origin::Shares(other) => {
+            shared.containers().get(other).and_then(|other| other.known.clone())
+        }
+        Origin::Owned | Origin::Attached | Origin::Host => record.known.clone(),
+    };
+    let networks = known.as_ref().map(|known| known.networks.clone()).unwrap_or_default();
+    let mode = fixed_mode(record).map(str::to_owned).or(known.map(|known| known.mode));
+    Known { mode: mode.unwrap_or_else(|| "unknown".to_owned()), networks }
+}
+
+/// Mode and networks of a container of the node `own`, as in the store.
+pub(super) fn in_store(view: &View, own: &Name, record: &Record) -> Known {
+    let holder = holder(record);
+    let endpoints = view.endpoints_on(own).filter(|ep| ep.container == *holder);
+    with_endpoints(view, record, endpoints.map(|ep| ep.record).collect())
+}
+
+/// As above, for a container that has these endpoints.
+pub(super) fn with_endpoints(view: &View, record: &Record, mut endpoints: Vec<Endpoint>) -> Known {
+    endpoints.sort_by(|a, b| (&a.ifname, &a.network).cmp(&(&b.ifname, &b.network)));
+    let mode = fixed_mode(record).unwrap_or_else(|| match endpoints.first() {
+        None => "none",
+        Some(first) => {
+            view.networks.get(&first.network).map_or("overlay", |net| driver_name(net.driver))
+        }
+    });
+    Known { mode: mode.to_owned(), networks: endpoints.iter().map(network).collect() }
+}
+
+/// The mode of a container, if it does not depend on its networks.
+fn fixed_mode(record: &Record) -> Option<&'static str> {
+    match &record.origin {
+        Origin::Host => Some("host"),
+        Origin::Shares(_) => Some("container"),
+        Origin::Attached => Some("attached"),
+        Origin::Owned => None,
     }
 }
 

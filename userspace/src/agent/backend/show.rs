@@ -11,9 +11,10 @@ use culvert_common::abi::ABI_VERSION;
 
 use super::{Agent, internal};
 use crate::{
+    agent::state::Repair,
     api::types::{
-        AgentStatus, ApiError, Counts, DatapathStatus, FdbRow, NeighRow, StatsRow, Status,
-        StoreStatus, VtepRow,
+        AgentStatus, ApiError, Counts, DatapathStatus, FdbRow, NeighRow, RepairRow, StatsRow,
+        Status, StoreStatus, VtepRow,
     },
     choice,
     model::{MacAddr, Name},
@@ -233,6 +234,7 @@ impl Agent {
                 mode: mode.to_owned(),
                 reason,
                 uplinks,
+                shared_port: shared.platform.shares_port(),
                 device: device.kind.to_string(),
                 device_reason: device.reason,
                 abi: ABI_VERSION,
@@ -248,8 +250,13 @@ impl Agent {
                 neighbours: counts.neighbours,
             },
             problems,
+            repairs: shared.repairs.all().into_iter().map(repair_row).collect(),
         }
     }
+}
+
+fn repair_row((kind, Repair { count, last, at }): (&str, Repair)) -> RepairRow {
+    RepairRow { kind: kind.to_owned(), count, last, last_s: at.elapsed().as_secs() }
 }
 
 fn pins(bpffs: &Path) -> String {

@@ -202,7 +202,7 @@ impl Collector {
                 self.pass.present += 1;
                 self.pass.halves.insert(key, missing_ns.unwrap_or(law.now_ns));
             }
-            Verdict::Expired | Verdict::Stale | Verdict::Orphan => {
+            Verdict::Expired | Verdict::Stale | Verdict::Moved | Verdict::Orphan => {
                 // The programs may have used or removed the entry since the slice was read.
                 let Some(flow) = table.lookup(&key)? else { return Ok(()) };
                 match look(&flow)? {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use culvert_common::{
-    abi::{Flow, FlowKey, kind},
+    abi::{Flow, FlowKey, MappedAddr, kind, zone},
     datapath::conntrack::FlowState,
 };
 
@@ -22,6 +22,8 @@ pub(super) enum Verdict {
     Expired,
     /// The flow's container is gone.
     Stale,
+    /// The host has lost the address by which other hosts see the flow.
+    Moved,
     /// The other direction has been missing for [`ORPHANED_NS`].
     Orphan,
     /// The other direction is missing. It may be about to be written or removed.
@@ -45,6 +47,8 @@ pub(super) struct Law<'a> {
     pub(super) timeouts: &'a Timeouts,
     /// `None`: `ENDPOINTS` could not be read. No flow is stale then.
     pub(super) incarnations: Option<&'a Incarnations>,
+    /// Addresses of the host. `None`: they could not be read. No flow is moved then.
+    pub(super) addresses: Option<&'a BTreeSet<MappedAddr>>,
 }
 
 /// Findings of earlier passes about a flow.
@@ -82,11 +86,26 @@ impl Law<'_> {
         if self.missing(flow).chain(self.missing(other)).any(gone) {
             return Verdict::Stale;
         }
+        if self.is_moved(key, flow) {
+            return Verdict::Moved;
+        }
         let state = state(key, flow, other);
         if self.now_ns.saturating_sub(last_ns) >= self.timeouts.ns(state) {
             return Verdict::Expired;
         }
         Verdict::Keep(state)
+    }
+
+    /// Whether a flow has lost its address on the host, which external hosts see: the source of
+    /// what leaves, the destination of what comes in. Linux ends such flows as well
+    /// (`nf_nat_masquerade`).
+    fn is_moved(&self, key: &FlowKey, flow: &Flow) -> bool {
+        let own = match (key.zone, flow.zone) {
+            (zone::EXTERNAL, _) => key.tuple.dst,
+            (_, zone::EXTERNAL) => flow.to.src,
+            _ => return false,
+        };
+        self.addresses.is_some_and(|addresses| !addresses.contains(&MappedAddr::v4(own)))
     }
 
     /// Incarnations of a flow that no container has; none while `ENDPOINTS` is not known.
@@ -132,7 +151,7 @@ mod tests {
         incarnations: Option<&Incarnations>,
     ) -> Verdict {
         let timeouts = Timeouts::default();
-        let law = Law { now_ns: NOW, timeouts: &timeouts, incarnations };
+        let law = Law { now_ns: NOW, timeouts: &timeouts, incarnations, addresses: None };
         let known = Known { missing_ns, ..Known::default() };
         law.judge(&FlowKey { protocol: 17, ..FlowKey::default() }, flow, other, known)
     }
@@ -160,7 +179,7 @@ mod tests {
         assert_eq!(judge(&half(30, kind::ORIG, 0), Some(&reply), None, None), Verdict::Expired);
         let mut timeouts = Timeouts::default();
         timeouts.set(FlowState::UdpUnreplied, 29);
-        let law = Law { now_ns: NOW, timeouts: &timeouts, incarnations: None };
+        let law = Law { now_ns: NOW, timeouts: &timeouts, incarnations: None, addresses: None };
         let key = FlowKey { protocol: 17, ..FlowKey::default() };
         assert_eq!(law.judge(&key, &orig, Some(&reply), Known::default()), Verdict::Expired);
     }
@@ -185,6 +204,37 @@ mod tests {
         // `ENDPOINTS` not known; then: used later, perhaps by a container that is new.
         assert_eq!(judged(&of(8, 0, 1), None), keep);
         assert_eq!(judged(&of(8, 0, 0), Some(&incarnations)), keep);
+    }
+
+    #[test]
+    fn a_flow_holds_while_its_address_is_the_hosts() {
+        let [(key, orig), (_, reply)] = masqueraded(1, NOW);
+        let timeouts = Timeouts::default();
+        let judged = |addresses: &[[u8; 4]]| {
+            let addresses = addresses.iter().copied().map(MappedAddr::v4).collect();
+            let law = Law {
+                now_ns: NOW,
+                timeouts: &timeouts,
+                incarnations: None,
+                addresses: Some(&addresses),
+            };
+            let there = law.judge(&key, &orig, Some(&reply), Known::default());
+            let back = law.judge(&key.other(&orig), &reply, Some(&orig), Known::default());
+            assert_eq!(there, back);
+            there
+        };
+        assert!(matches!(judged(&[[192, 0, 2, 1], [198, 51, 100, 1]]), Verdict::Keep(_)));
+        assert_eq!(judged(&[[192, 0, 2, 1]]), Verdict::Moved);
+        // Between containers no address of the host is needed.
+        let inner = Flow { zone: 257, ..orig };
+        let law = Law {
+            now_ns: NOW,
+            timeouts: &timeouts,
+            incarnations: None,
+            addresses: Some(&BTreeSet::new()),
+        };
+        let verdict = law.judge(&key, &inner, Some(&reply), Known::default());
+        assert!(matches!(verdict, Verdict::Keep(_)));
     }
 
     #[test]
@@ -224,7 +274,12 @@ mod tests {
             };
             let (timeouts, incarnations) =
                 (Timeouts::default(), Incarnations { live: [1].into(), read_ns: NOW });
-            let law = Law { now_ns: NOW, timeouts: &timeouts, incarnations: Some(&incarnations) };
+            let law = Law {
+                now_ns: NOW,
+                timeouts: &timeouts,
+                incarnations: Some(&incarnations),
+                addresses: None,
+            };
             let key = FlowKey { protocol, ..FlowKey::default() };
             let verdict = law.judge(&key, &orig, Some(&reply), Known::default());
             prop_assert_eq!(verdict, law.judge(&key, &reply, Some(&orig), Known::default()));

@@ -156,10 +156,13 @@ impl Keeper {
             let live = endpoints.values().map(|endpoint| endpoint.incarnation).collect();
             Incarnations { live, read_ns }
         });
+        // Without any address the host is between two: masquerading has none to go on with.
+        let addresses = maps.host_addresses().ok().filter(|addresses| !addresses.is_empty());
         let law = Law {
             now_ns: read_ns,
             timeouts: &context.options.timeouts,
             incarnations: incarnations.as_ref(),
+            addresses: addresses.as_ref(),
         };
         let round = self.collector.round(table, &law);
         let summary = self.collector.summary(table);

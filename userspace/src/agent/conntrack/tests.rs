@@ -26,7 +26,8 @@ fn limits() -> Limits {
 fn round(collector: &mut Collector, table: &MemoryFlows, now_ns: u64) {
     let timeouts = Timeouts::default();
     let incarnations = Incarnations { live: [1].into(), read_ns: now_ns };
-    let law = Law { now_ns, timeouts: &timeouts, incarnations: Some(&incarnations) };
+    let law =
+        Law { now_ns, timeouts: &timeouts, incarnations: Some(&incarnations), addresses: None };
     collector.round(table, &law).unwrap();
 }
 

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::{Engine, queue::Work, reading::finished};
 use crate::{
-    agent::{memory, state::PlugState},
-    model::{Endpoint, Name, Touched},
+    agent::{memory, platform::Remote, state::PlugState},
+    model::{Endpoint, Name, Node, Touched},
     store::Update,
 };
 
@@ -88,9 +88,12 @@ impl Engine {
                 self.underlay_dirty = true;
             }
             for name in touched.nodes {
-                let now = view.nodes.get(&name).map(|node| (node.vtep, node.port));
+                let alive = view.nodes.contains_key(&name).then(|| view.is_alive(&name));
+                self.shared.lives.note(&name, alive);
+                let remote = |node: &Node| Remote { port: node.port, mtu: node.mtu };
+                let now = view.nodes.get(&name).map(|node| (node.vtep, remote(node)));
                 if now == self.nodes.get(&name).copied() {
-                    // Only the liveness of the node has changed.
+                    // Only the liveness or the subnets of the node have changed.
                     continue;
                 }
                 match now {
@@ -108,11 +111,12 @@ impl Engine {
                 self.changed.entry(network).or_default().former.insert(former);
             }
         }
-        let concerned = !endpoints.is_empty();
+        let mut concerned = false;
         for (network, id) in endpoints {
-            self.note_endpoint(network, id);
+            concerned |= self.note_endpoint(network, id);
         }
         if concerned {
+            self.shared.networks_changed.notify_one();
             self.hold_ports(false);
         }
     }
@@ -133,7 +137,8 @@ impl Engine {
         self.shared.hold_ports(&wanted, again);
     }
 
-    fn note_endpoint(&mut self, network: Name, id: String) {
+    /// Marks an endpoint that has changed. Returns whether it is, or was, one of this host's.
+    fn note_endpoint(&mut self, network: Name, id: String) -> bool {
         let wanted = {
             let view = self.shared.view();
             view.endpoint(&network, &id).is_some_and(|endpoint| {
@@ -156,5 +161,6 @@ impl Engine {
             self.work.remove(&Work::Plug(id.clone()));
             self.work.insert(Work::Unplug(id));
         }
+        ours
     }
 }

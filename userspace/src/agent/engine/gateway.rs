@@ -1,8 +1,13 @@
 //! Gateway devices and the loopback device.
 
+use ipnetwork::IpNetwork;
+
 use super::{Engine, queue::Work};
 use crate::{
-    agent::platform::PlugError, model::Name, reconcile::gateway_device, sandbox::GatewaySpec,
+    agent::platform::PlugError,
+    model::{Name, validate},
+    reconcile::gateway_device,
+    sandbox::GatewaySpec,
 };
 
 impl Engine {
@@ -19,6 +24,7 @@ impl Engine {
             gateway_device(network, own)?
         };
         let vni = wanted.vni;
+        let wanted = self.without_conflict(name, wanted);
         let there = self.gateways.contains_key(&vni);
         if there && self.gateway_specs.get(&vni) == Some(&wanted) {
             return None;
@@ -37,6 +43,21 @@ impl Engine {
                 None
             }
         }
+    }
+
+    /// Takes the address from a gateway device whose subnet an interface of the host is connected
+    /// to: the host keeps the route that it had.
+    fn without_conflict(&self, name: &Name, wanted: GatewaySpec) -> GatewaySpec {
+        let taken = wanted.address.and_then(|address| {
+            let subnet = IpNetwork::new(address.network(), address.prefix()).ok()?;
+            let own = self.connected.iter().find(|own| validate::overlap(**own, subnet))?;
+            Some(format!(
+                "network '{name}': subnet {subnet} overlaps {own}, to which an interface of this host is connected: the host and the containers of the network here do not reach each other until one of both is renumbered"
+            ))
+        });
+        let address = wanted.address.filter(|_| taken.is_none());
+        self.shared.problems.set(&format!("subnet/{}", wanted.vni), taken);
+        GatewaySpec { address, ..wanted }
     }
 
     /// Attaches the program to a gateway device and brings it up.
@@ -82,14 +103,6 @@ impl Engine {
             };
             self.shared.problems.set(&format!("gateway/{vni}"), line);
         }
-    }
-
-    /// Keeps forwarding on for the gateway devices.
-    pub(super) async fn keep_gateways(&self) {
-        let vnis: Vec<u32> = self.gateway_specs.keys().copied().collect();
-        let kept = self.shared.platform.keep_gateways(&vnis).await;
-        let line = kept.err().map(|error| format!("gateway devices: {}", error.message));
-        self.shared.problems.set("gateways", line);
     }
 
     /// Notes that another program has removed a gateway device.

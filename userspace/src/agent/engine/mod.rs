@@ -7,8 +7,10 @@
 
 mod fold;
 mod gateway;
+mod own;
 mod queue;
 mod reading;
+mod repair;
 mod work;
 
 use std::{
@@ -19,13 +21,19 @@ use std::{
 };
 
 use futures::FutureExt as _;
+use ipnetwork::IpNetwork;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use self::{
     queue::{Retry, Work},
     reading::{Reading, finished},
 };
-use super::{backend::Agent, memory, platform::HostEvent, shared::Shared};
+use super::{
+    backend::Agent,
+    memory,
+    platform::{HostEvent, Remote},
+    shared::Shared,
+};
 use crate::{
     datapath::DatapathError,
     model::{self, Name, View},
@@ -95,8 +103,8 @@ pub(crate) struct Engine {
     local: BTreeMap<String, Name>,
     /// VNI that each network had when its maps were last written.
     vnis: BTreeMap<Name, u32>,
-    /// VTEP address and UDP port of each node, as the paths were last resolved for.
-    nodes: BTreeMap<Name, (Ipv4Addr, u16)>,
+    /// VTEP address, UDP port and MTU of each node, as the paths were last resolved for.
+    nodes: BTreeMap<Name, (Ipv4Addr, Remote)>,
     /// Networks whose maps are to be computed as a whole.
     dirty: BTreeSet<Name>,
     /// Changed endpoints of other hosts, by networks that have an endpoint here.
@@ -107,6 +115,14 @@ pub(crate) struct Engine {
     underlay_stale: Option<Instant>,
     /// The uplinks are to be checked as well.
     uplinks_stale: bool,
+    /// Networks that are compared because the maps were read, and for no other reason.
+    audited: BTreeSet<Name>,
+    /// Devices of Culvert that were changed.
+    devices_stale: BTreeSet<u32>,
+    /// A gateway device, its address or its route may have been changed.
+    gateways_stale: bool,
+    /// Subnets that the host's own interfaces are connected to.
+    connected: Vec<IpNetwork>,
     /// Device pairs to make and to remove.
     work: BTreeSet<Work>,
     /// When failed work is tried again, by endpoint.
@@ -135,6 +151,10 @@ impl Engine {
             nodes: BTreeMap::new(),
             dirty: BTreeSet::new(),
             changed: BTreeMap::new(),
+            audited: BTreeSet::new(),
+            devices_stale: BTreeSet::new(),
+            gateways_stale: false,
+            connected: Vec::new(),
             underlay_dirty: true,
             underlay_stale: None,
             uplinks_stale: false,
@@ -172,11 +192,15 @@ impl Engine {
                         self.check_uplinks().await;
                     }
                     self.underlay_dirty = true;
+                    self.check_devices().await;
                 }
                 _ = retry.tick() => {
                     self.retry();
                     self.find_lost_sandboxes();
-                    self.keep_gateways().await;
+                    if self.informed {
+                        self.check_devices().await;
+                        self.repair().await;
+                    }
                 }
                 _ = ageing.tick() => self.age(),
                 _ = anti_entropy.tick(), if self.informed && self.reading.is_none() => {
@@ -207,7 +231,9 @@ impl Engine {
 
     fn host_event(&mut self, event: HostEvent) {
         match event {
+            HostEvent::Device(ifindex) => self.device_changed(ifindex),
             HostEvent::Underlay => {
+                self.gateways_stale = true;
                 self.underlay_stale.get_or_insert_with(|| Instant::now() + GATHER);
             }
             HostEvent::Uplink => {
@@ -227,6 +253,7 @@ impl Engine {
             }
             HostEvent::Lost => {
                 self.uplinks_stale = true;
+                self.gateways_stale = true;
                 self.underlay_dirty = true;
                 self.work.extend(self.local.keys().cloned().map(Work::Plug));
             }
@@ -324,6 +351,11 @@ impl Engine {
             self.trim |= state.fdb.len() > LARGE;
             let new_vtep = state.vteps.keys().any(|ip| !self.reconciler.uses(*ip));
             let steps = self.reconciler.network_to(platform, state.vni, Some(&state))?;
+            if self.audited.remove(name) && steps > 0 {
+                let found =
+                    format!("maps of network '{name}': {steps} entries were changed or missing");
+                self.shared.repairs.note("map entry", found);
+            }
             let took = began.elapsed();
             tracing::debug!(network = name.as_str(), steps, ?computed, ?took, "maps written");
             self.underlay_dirty |= new_vtep;
@@ -335,10 +367,11 @@ impl Engine {
     async fn resolve_underlay(&mut self) {
         self.underlay_dirty = false;
         self.underlay_stale = None;
-        let mut vteps: BTreeMap<Ipv4Addr, u16> = {
+        self.check_host().await;
+        let mut vteps: BTreeMap<Ipv4Addr, Remote> = {
             let view = self.shared.view();
             let foreign = view.vteps.values().flat_map(BTreeMap::values);
-            foreign.map(|vtep| (vtep.ip, vtep.port)).collect()
+            foreign.map(|vtep| (vtep.ip, Remote { port: vtep.port, mtu: None })).collect()
         };
         vteps.extend(self.nodes.values().copied());
         vteps.remove(&self.shared.node.vtep);
@@ -413,8 +446,14 @@ impl Engine {
         };
         self.reconciler.adopt(observed);
         self.underlay_dirty = true;
-        self.dirty.extend(self.shared.view().networks.keys().cloned());
-        self.dirty.extend(self.vnis.keys().cloned());
+        let known: BTreeSet<Name> =
+            self.shared.view().networks.keys().chain(self.vnis.keys()).cloned().collect();
+        if self.informed {
+            let unmarked =
+                |name: &&Name| !self.dirty.contains(*name) && !self.changed.contains_key(*name);
+            self.audited = known.iter().filter(unmarked).cloned().collect();
+        }
+        self.dirty.extend(known);
         true
     }
 
@@ -450,7 +489,8 @@ impl Engine {
         let aged = platform.learned().and_then(|entries| {
             for (key, entry) in entries {
                 let network = self.reconciler.network(key.vni);
-                let leads_somewhere = network.is_some_and(|tables| {
+                let leads_somewhere = network.is_some_and(|held| {
+                    let tables = held.tables();
                     if entry.ifindex == 0 {
                         tables.flood_remote.values().any(|vtep| *vtep == entry.vtep)
                     } else {

@@ -100,7 +100,7 @@ impl Engine {
             return None;
         }
         Some(PlugError::Absent(format!(
-            "process {} is gone and its network namespace with it: attach its successor, or 'culvert detach {}'",
+            "process {} is gone, and its network namespace with it: 'culvert detach {}', then attach its successor",
             process.pid, endpoint.container
         )))
     }

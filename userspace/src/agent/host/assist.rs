@@ -17,6 +17,8 @@ pub(super) struct Assistants {
     room: AtomicU32,
     /// Index of a device that was made and removed again because its UDP port was taken.
     discarded: AtomicU32,
+    /// A socket of another program has the VXLAN port.
+    shared_port: AtomicBool,
     /// The host is being purged: the devices are not made again.
     gone: AtomicBool,
     /// Reason that was last logged for each missing device. The lock serialises the work on them.
@@ -47,6 +49,8 @@ impl Assistants {
         let discard = |index| self.discarded.store(index, Ordering::Relaxed);
         let gro = sandbox::keep_gro(netlink, port, discard).await;
         self.gro.store(*gro.as_ref().unwrap_or(&0), Ordering::Relaxed);
+        let taken = gro.as_ref().err().and_then(errno) == Some(Errno::EADDRINUSE);
+        self.shared_port.store(taken, Ordering::Relaxed);
         // Made after the vxlan device, which decides the headroom.
         let room = sandbox::keep_room(netlink).await;
         self.room.store(*room.as_ref().unwrap_or(&0), Ordering::Relaxed);
@@ -65,6 +69,11 @@ impl Assistants {
         }
     }
 
+    /// Whether a socket of another program has the VXLAN port, as of the last [`Self::keep`].
+    pub(super) fn shares_port(&self) -> bool {
+        self.shared_port.load(Ordering::Relaxed)
+    }
+
     /// Adds the host side of a veth to the bridge, if there is a bridge.
     pub(super) async fn enrol(&self, netlink: &Netlink, host_ifname: &str) {
         let room = self.room.load(Ordering::Relaxed);
@@ -81,15 +90,19 @@ impl Assistants {
     }
 }
 
-/// The reason why there is no vxlan device, and the consequence, on one line.
-fn explain(error: &SandboxError, port: u16) -> String {
-    let errno = match error {
+/// The kernel's error number.
+fn errno(error: &SandboxError) -> Option<Errno> {
+    match error {
         SandboxError::Netlink(error @ NetlinkError::Kernel { .. }) => error.errno(),
         _ => None,
-    };
-    match errno {
+    }
+}
+
+/// The reason why there is no vxlan device, and the consequence, on one line.
+fn explain(error: &SandboxError, port: u16) -> String {
+    match errno(error) {
         Some(Errno::EADDRINUSE) => format!(
-            "{}: UDP port {port} has a socket of somebody else's; VXLAN frames are merged before they are decapsulated only if that is a kernel vxlan device",
+            "{}: another program has UDP port {port}; VXLAN that is not Culvert's is passed on to it; VXLAN frames are merged before they are decapsulated only if it is a kernel vxlan device",
             sandbox::GRO
         ),
         Some(Errno::EOPNOTSUPP | Errno::EINVAL) => format!(

@@ -7,21 +7,46 @@ use std::{
 };
 
 use async_trait::async_trait;
+use ipnetwork::IpNetwork;
 
 use super::{
     Host,
     error::{blocking, broken, netns_refused, refused, sandbox_refused},
 };
 use crate::{
-    agent::platform::{Devices, PlugError},
+    agent::platform::{Adopted, Devices, PlugError, Underlay as _},
     api::types::{ApiError, ErrorKind},
     datapath::{Datapath, DatapathError},
-    model::{Name, validate},
+    model::{self, Name, NetnsId, validate},
     netlink::Netlink,
-    netns::{Netns, NetnsError},
+    netns::{Netns, NetnsError, process_of},
     reconcile::LocalEndpoint,
-    sandbox::{self, GatewaySpec, PlugSpec, SandboxError},
+    sandbox::{self, GatewaySpec, PlugSpec, Resolver, SandboxError},
 };
+
+impl Host {
+    /// Checks that this host has no route of its own to the subnets of an endpoint that it does
+    /// not have yet.
+    async fn check_routes(&self, endpoint: &LocalEndpoint) -> Result<(), PlugError> {
+        let name = sandbox::host_ifname(&endpoint.id);
+        if !endpoint.routed || self.netlink.link(&name).await.map_err(refused)?.is_some() {
+            return Ok(());
+        }
+        let addresses = endpoint.addresses.iter();
+        let subnets: Vec<_> = addresses
+            .filter_map(|address| IpNetwork::new(address.network(), address.prefix()).ok())
+            .collect();
+        match model::routed(&subnets, &self.routes().await?) {
+            None => Ok(()),
+            Some((subnet, route)) => Err(sandbox_refused(SandboxError::RouteTaken {
+                subnet,
+                destination: route.destination,
+                device: route.device.clone(),
+            })
+            .into()),
+        }
+    }
+}
 
 #[async_trait]
 impl Devices for Host {
@@ -33,15 +58,9 @@ impl Devices for Host {
 
     async fn plug(&self, endpoint: &LocalEndpoint) -> Result<u32, PlugError> {
         let path = endpoint.sandbox.netns.clone();
-        let opened = blocking(move || Netns::open(&path));
-        let sandbox = opened.await?.map_err(|error| match error {
-            NetnsError::Missing(path) => PlugError::Absent(format!(
-                "network namespace {} is not there: start what makes it, or 'culvert detach {}'",
-                path.display(),
-                endpoint.container
-            )),
-            other => netns_refused(&other).into(),
-        })?;
+        let opened = blocking(move || Netns::open(&path)).await?;
+        let sandbox = opened.map_err(|error| absent(endpoint, &error))?;
+        check_same(endpoint, sandbox.id())?;
         let spec = PlugSpec {
             endpoint_id: endpoint.id.clone(),
             kind: self.device.kind,
@@ -52,6 +71,7 @@ impl Devices for Host {
             addrs: endpoint.addresses.clone(),
             routes: endpoint.routes.clone(),
         };
+        self.check_routes(endpoint).await?;
         let plugged =
             sandbox::plug_closed(&self.netlink, &spec, &sandbox).await.map_err(sandbox_refused)?;
         // Attached before the host side is up: the program sees the first frame.
@@ -97,17 +117,54 @@ impl Devices for Host {
         Ok(sandbox::open_gateway(&self.netlink, gateway).await.map_err(sandbox_refused)?)
     }
 
-    async fn keep_gateways(&self, vnis: &[u32]) -> Result<(), ApiError> {
+    async fn keep_settings(&self, vnis: &[u32], loopback: bool) -> Result<Vec<String>, ApiError> {
         let devices: Vec<String> = vnis.iter().map(|vni| sandbox::gateway_ifname(*vni)).collect();
         let keep = move || {
+            let mut found = Vec::new();
             for device in devices {
                 if sandbox::keep_forwarding(&device)? {
-                    tracing::warn!("{device}: forwarding had been switched off; it is on again");
+                    found.push(format!("{device}: forwarding was off"));
                 }
             }
-            Ok(())
+            Ok(found)
         };
-        blocking(keep).await?.map_err(sandbox_refused)
+        let mut found = blocking(keep).await?.map_err(sandbox_refused)?;
+        if loopback {
+            let changed = sandbox::allow_loopback(&self.netlink, true).map_err(sandbox_refused)?;
+            found.extend(changed.into_iter().map(|key| format!("lo: {key} was off")));
+        }
+        Ok(found)
+    }
+
+    async fn gateway_differs(&self, gateway: &GatewaySpec) -> Result<Option<String>, PlugError> {
+        let found = sandbox::gateway_differences(&self.netlink, gateway).await;
+        let found = found.map_err(sandbox_refused)?;
+        let name = sandbox::gateway_ifname(gateway.vni);
+        Ok((!found.is_empty()).then(|| format!("{name} {}", found.join(", "))))
+    }
+
+    async fn port_differs(&self, ifindex: u32, mtu: u16) -> Result<Option<String>, PlugError> {
+        let Some(link) = self.netlink.link_at(ifindex).await.map_err(refused)? else {
+            return Ok(None);
+        };
+        let mut found = Vec::new();
+        if !link.up {
+            found.push("was down".to_owned());
+        }
+        if link.mtu != u32::from(mtu) {
+            found.push(format!("had MTU {} instead of {mtu}", link.mtu));
+        }
+        Ok((!found.is_empty()).then(|| format!("{} {}", link.name, found.join(", "))))
+    }
+
+    fn repair_pins(&self) -> Result<Vec<String>, DatapathError> {
+        let purged = self.purged();
+        if *purged { Ok(Vec::new()) } else { self.datapath.repair_pins() }
+    }
+
+    fn repair_links(&self) -> Result<Vec<String>, DatapathError> {
+        let purged = self.purged();
+        if *purged { Ok(Vec::new()) } else { self.datapath.repair_links() }
     }
 
     async fn unplug_gateway(&self, vni: u32, ifindex: u32) -> Result<(), PlugError> {
@@ -156,7 +213,7 @@ impl Devices for Host {
         blocking(move || Netns::remove(&name)).await?.map_err(|error| netns_refused(&error))
     }
 
-    async fn adopt(&self, netns: Option<&Path>, pid: Option<i32>) -> Result<PathBuf, ApiError> {
+    async fn adopt(&self, netns: Option<&Path>, pid: Option<i32>) -> Result<Adopted, ApiError> {
         let netns = netns.map(Path::to_owned);
         let adopted = blocking(move || {
             let sandbox = match (netns, pid) {
@@ -164,7 +221,10 @@ impl Devices for Host {
                 (None, Some(pid)) => Netns::from_pid(pid),
                 (None, None) => Netns::current(),
             };
-            sandbox.map(|sandbox| sandbox.path().to_owned())
+            sandbox.map(|sandbox| {
+                let through = process_of(sandbox.path()).map(|pid| (pid, sandbox.id()));
+                Adopted { path: sandbox.path().to_owned(), through }
+            })
         });
         adopted.await?.map_err(|error| netns_refused(&error))
     }
@@ -195,8 +255,96 @@ impl Devices for Host {
         Ok(asked.to_owned())
     }
 
+    fn resolver(&self) -> Resolver {
+        Resolver::of_host()
+    }
+
     async fn purge(&self) -> Result<(), ApiError> {
         self.assistants.remove(&self.netlink).await.map_err(sandbox_refused)?;
+        // Locked, so that what is removed is not put back by a repair that is under way.
+        let mut purged = self.purged();
+        *purged = true;
         Datapath::purge(&self.bpffs).map_err(broken)
+    }
+}
+
+/// The error of an endpoint whose namespace cannot be opened.
+fn absent(endpoint: &LocalEndpoint, error: &NetnsError) -> PlugError {
+    let LocalEndpoint { sandbox, container, .. } = endpoint;
+    let path = sandbox.netns.display();
+    let by_process = sandbox.id.is_some() || sandbox.netns.starts_with("/proc");
+    match error {
+        // No process comes back under its former number.
+        NetnsError::Missing(_) | NetnsError::NotNetns(_) if by_process => {
+            PlugError::Absent(format!(
+                "network namespace {path} is gone with its process: 'culvert detach {container}', then attach its successor"
+            ))
+        }
+        NetnsError::Missing(_) => PlugError::Absent(format!(
+            "network namespace {path} is not there: start what makes it, or 'culvert detach {container}'"
+        )),
+        other => netns_refused(other).into(),
+    }
+}
+
+/// Checks that the namespace that was found at an endpoint's path is the one that was attached, if
+/// the path is one of a process.
+fn check_same(endpoint: &LocalEndpoint, found: NetnsId) -> Result<(), PlugError> {
+    let LocalEndpoint { sandbox, container, .. } = endpoint;
+    if sandbox.id.is_none_or(|attached| attached == found) {
+        return Ok(());
+    }
+    Err(PlugError::Absent(format!(
+        "network namespace {} is another one than was attached, whose process is gone: 'culvert detach {container}', then attach its successor",
+        sandbox.netns.display()
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{MacAddr, SandboxRef};
+
+    fn endpoint(netns: &str, id: Option<NetnsId>) -> LocalEndpoint {
+        LocalEndpoint {
+            id: "0a".to_owned(),
+            network: "net".parse().unwrap(),
+            container: "guest".parse().unwrap(),
+            ifname: "eth0".to_owned(),
+            sandbox: SandboxRef { netns: netns.into(), owned: false, id },
+            mac: MacAddr([2; 6]),
+            mtu: 1450,
+            addresses: Vec::new(),
+            routed: false,
+            routes: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_stranger_with_the_number_of_the_process_is_not_plugged() {
+        let id = |ino| NetnsId { dev: 4, ino };
+        let path = "/proc/4711/ns/net";
+        let refused = check_same(&endpoint(path, Some(id(1))), id(2)).unwrap_err();
+        assert!(matches!(&refused, PlugError::Absent(line) if line.contains(path)), "{refused:?}");
+        assert!(refused.message().contains("'culvert detach guest'"), "{refused:?}");
+        let other_device = NetnsId { dev: 5, ino: 1 };
+        assert!(check_same(&endpoint(path, Some(id(1))), other_device).is_err());
+        check_same(&endpoint(path, Some(id(1))), id(1)).unwrap();
+        // What is mounted at a path is the namespace of that name, and old records have no identity.
+        check_same(&endpoint("/run/netns/blue", None), id(2)).unwrap();
+    }
+
+    #[test]
+    fn an_absent_namespace_is_told_with_advice_that_fits_its_path() {
+        let message = |netns: &str| {
+            let error = absent(&endpoint(netns, None), &NetnsError::Missing(netns.into()));
+            assert!(matches!(error, PlugError::Absent(_)), "{error:?}");
+            error.message().to_owned()
+        };
+        assert!(
+            message("/run/netns/blue").contains("start what makes it, or 'culvert detach guest'")
+        );
+        let by_process = message("/proc/4711/ns/net");
+        assert!(by_process.ends_with("'culvert detach guest', then attach its successor"));
     }
 }

@@ -1,11 +1,14 @@
 //! The maps of the loaded programs.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use crate::datapath::entry::{FdbEntry, LearnedEntry, NeighEntry, UnderlayPath};
 use culvert_common::abi::{
-    Code, Counter, Direction, DropReason, EndpointInfo, FdbKey, NeighKey, PublishedEntry,
-    PublishedKey,
+    Code, Counter, Direction, DropReason, EndpointInfo, FdbKey, MappedAddr, NeighKey,
+    PublishedEntry, PublishedKey,
 };
 
 use super::Host;
@@ -66,6 +69,10 @@ impl Maps for Host {
 
     fn endpoints(&self) -> Result<BTreeMap<u32, EndpointInfo>, DatapathError> {
         self.datapath.tables().endpoints.dump()
+    }
+
+    fn host_addresses(&self) -> Result<BTreeSet<MappedAddr>, DatapathError> {
+        Ok(self.datapath.tables().host_addrs.dump()?.into_keys().collect())
     }
 
     fn published(&self) -> Result<BTreeMap<PublishedKey, PublishedEntry>, DatapathError> {

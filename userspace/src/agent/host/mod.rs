@@ -4,6 +4,7 @@
 mod assist;
 mod devices;
 mod error;
+pub(super) mod facts;
 mod maps;
 mod nat;
 mod ports;
@@ -45,6 +46,8 @@ pub(crate) struct Host {
     price: std::sync::OnceLock<Price>,
     /// Neighbours that the kernel was told to keep resolved.
     managed: std::sync::Mutex<BTreeSet<(u32, IpAddr)>>,
+    /// The pins are removed for good: nothing is repaired any more.
+    purged: std::sync::Mutex<bool>,
 }
 
 impl Host {
@@ -74,6 +77,7 @@ impl Host {
             known: std::sync::Mutex::default(),
             price: std::sync::OnceLock::new(),
             managed: std::sync::Mutex::default(),
+            purged: std::sync::Mutex::default(),
         })
     }
 
@@ -89,6 +93,10 @@ impl Host {
 
     fn managed(&self) -> MutexGuard<'_, BTreeSet<(u32, IpAddr)>> {
         self.managed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn purged(&self) -> MutexGuard<'_, bool> {
+        self.purged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn manages(&self, ifindex: u32, ip: IpAddr) -> bool {

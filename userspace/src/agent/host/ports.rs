@@ -10,6 +10,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use nix::libc;
 use tokio::net::TcpSocket;
 
 use super::{
@@ -19,6 +20,7 @@ use super::{
 use crate::{
     agent::platform::{Holder, PortError, PortHold, Ports},
     api::types::ApiError,
+    limits::name_limit,
     model::Protocol,
     netlink::sockets::{Transport, sockets},
     netns::Netns,
@@ -75,7 +77,13 @@ fn hold(ip: Ipv4Addr, port: u16, protocol: Protocol) -> Result<PortHold, PortErr
         io::ErrorKind::AddrInUse => PortError::InUse,
         io::ErrorKind::PermissionDenied => PortError::Denied { from: unprivileged() },
         io::ErrorKind::AddrNotAvailable => PortError::NoSuchAddress,
-        _ => PortError::Other(error.to_string()),
+        _ => {
+            let (errno, why) = (error.raw_os_error(), name_limit(error).to_string());
+            match errno {
+                Some(libc::EMFILE | libc::ENFILE) => PortError::NoFiles(why),
+                _ => PortError::Other(why),
+            }
+        }
     })
 }
 

@@ -9,7 +9,7 @@ use crate::datapath::entry::UnderlayPath;
 use culvert_common::abi::VXLAN_OVERHEAD;
 
 use crate::{
-    agent::platform::Paths,
+    agent::platform::{Paths, Remote},
     model::MacAddr,
     netlink::{Netlink, NetlinkError, RouteInfo},
 };
@@ -44,12 +44,12 @@ impl Underlay {
         mut self,
         netlink: &Netlink,
         uplinks: &[String],
-        vteps: &BTreeMap<Ipv4Addr, u16>,
+        vteps: &BTreeMap<Ipv4Addr, Remote>,
         used: &BTreeSet<Ipv4Addr>,
     ) -> Result<(Paths, BTreeSet<(u32, IpAddr)>), NetlinkError> {
         let mut found = Paths::default();
         let mut hops = BTreeSet::new();
-        for (&vtep, &port) in vteps {
+        for (&vtep, &remote) in vteps {
             let route = match netlink.route_to(vtep.into()).await {
                 Ok(route) => route,
                 Err(error @ NetlinkError::NoRoute(_)) => {
@@ -60,7 +60,7 @@ impl Underlay {
                 Err(error) => return Err(error),
             };
             self.meet(netlink, uplinks, route.ifindex).await?;
-            match self.path(vtep, port, &route) {
+            match self.path(vtep, remote, &route) {
                 Ok((path, warning)) => {
                     found.paths.insert(vtep.octets(), path);
                     if used.contains(&vtep) {
@@ -100,7 +100,7 @@ impl Underlay {
     fn path(
         &self,
         vtep: Ipv4Addr,
-        port: u16,
+        Remote { port, mtu }: Remote,
         route: &RouteInfo,
     ) -> Result<(UnderlayPath, Option<String>), String> {
         if route.local {
@@ -111,7 +111,9 @@ impl Underlay {
         };
         let device = self.devices.get(&route.ifindex);
         let device = device.ok_or_else(|| format!("its interface #{} is gone", route.ifindex))?;
-        let inner_mtu = route.mtu.saturating_sub(VXLAN_OVERHEAD.into());
+        // The far end drops a frame that is longer than its own MTU, and nobody is told.
+        let least = mtu.map_or(route.mtu, |mtu| route.mtu.min(mtu.into()));
+        let inner_mtu = least.saturating_sub(VXLAN_OVERHEAD.into());
         let path = UnderlayPath {
             ifindex: route.ifindex,
             next_hop: next_hop.octets(),
@@ -129,7 +131,13 @@ impl Underlay {
                 device.name, device.name
             )
         });
-        Ok((path, warning))
+        let unlike = mtu.filter(|mtu| u32::from(*mtu) != route.mtu).map(|mtu| {
+            format!(
+                "VTEP {vtep}: its MTU is {mtu} bytes, and that of the path from here {} bytes: packets over {inner_mtu} bytes do not pass; set the same MTU on both uplinks, or create networks with --mtu {inner_mtu}",
+                route.mtu
+            )
+        });
+        Ok((path, warning.or(unlike)))
     }
 }
 
@@ -153,11 +161,16 @@ mod tests {
         RouteInfo { ifindex, next_hop: next_hop.into(), source: None, mtu, local: false }
     }
 
+    fn remote(port: u16) -> Remote {
+        Remote { port, mtu: None }
+    }
+
     const VTEP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 
     #[test]
     fn a_routed_vtep_has_its_gateway_as_next_hop() {
-        let (path, warning) = underlay().path(VTEP, 4789, &route(2, [192, 0, 2, 1], 1500)).unwrap();
+        let (path, warning) =
+            underlay().path(VTEP, remote(4789), &route(2, [192, 0, 2, 1], 1500)).unwrap();
         assert_eq!(warning, None);
         assert_eq!(
             path,
@@ -173,20 +186,39 @@ mod tests {
     }
 
     #[test]
+    fn the_smaller_mtu_of_both_ends_counts_and_is_named() {
+        let path = |far: u16, here: u32| {
+            let far = Remote { port: 4789, mtu: Some(far) };
+            underlay().path(VTEP, far, &route(2, [192, 0, 2, 1], here)).unwrap()
+        };
+        for (far, here) in [(1500, 9000), (9000, 1500)] {
+            let (path, warning) = path(far, here);
+            assert_eq!(path.inner_mtu, 1450);
+            assert!(warning.unwrap().contains("over 1450 bytes"));
+        }
+        let (path, warning) = path(9000, 9000);
+        assert_eq!((path.inner_mtu, warning), (8950, None));
+    }
+
+    #[test]
     fn an_unresolved_next_hop_has_no_mac_yet() {
-        let (path, _) = underlay().path(VTEP, 1, &route(2, [192, 0, 2, 5], 70_000)).unwrap();
+        let (path, _) =
+            underlay().path(VTEP, remote(1), &route(2, [192, 0, 2, 5], 70_000)).unwrap();
         assert_eq!(path.next_hop_mac, [0; 6]);
         assert_eq!(path.inner_mtu, u16::MAX);
     }
 
     #[test]
     fn what_does_not_lead_out_is_named() {
-        let (_, warning) = underlay().path(VTEP, 1, &route(3, [10, 9, 9, 9], 1500)).unwrap();
+        let (_, warning) =
+            underlay().path(VTEP, remote(1), &route(3, [10, 9, 9, 9], 1500)).unwrap();
         assert!(warning.unwrap().contains("mgmt, which is no uplink"));
         let local = RouteInfo { local: true, ..route(1, [198, 51, 100, 7], 65_536) };
-        assert!(underlay().path(VTEP, 1, &local).unwrap_err().contains("of this host"));
-        assert!(underlay().path(VTEP, 1, &route(9, [1; 4], 9)).unwrap_err().contains("gone"));
+        assert!(underlay().path(VTEP, remote(1), &local).unwrap_err().contains("of this host"));
+        assert!(
+            underlay().path(VTEP, remote(1), &route(9, [1; 4], 9)).unwrap_err().contains("gone")
+        );
         let v6 = RouteInfo { next_hop: "fe80::1".parse().unwrap(), ..route(2, [0; 4], 1500) };
-        assert!(underlay().path(VTEP, 1, &v6).unwrap_err().contains("fe80::1"));
+        assert!(underlay().path(VTEP, remote(1), &v6).unwrap_err().contains("fe80::1"));
     }
 }

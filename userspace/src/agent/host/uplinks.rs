@@ -11,20 +11,20 @@ use culvert_common::{
     abi::{UplinkInfo, VXLAN_OVERHEAD},
     wire::EthHdr,
 };
-use ipnetwork::IpNetwork;
 
 use super::{
     Host,
     error::{blocking, broken, refused},
-    underlay,
+    facts, underlay,
 };
 use crate::{
-    agent::platform::{HostEvent, Paths, PlugError, Underlay},
+    agent::platform::{Facts, HostEvent, Paths, PlugError, Remote, Underlay},
     api::types::ApiError,
     choice::{self, Uplink, device::Device},
     datapath::Price,
-    model::Driver,
+    model::{Driver, HostRoute},
     netlink::{Event, NetlinkError},
+    sandbox,
 };
 
 impl Host {
@@ -60,7 +60,8 @@ impl Host {
             self.datapath.attach_uplink_xdp(link.index).map_err(broken)?;
         }
         let link_len = if link.mac.is_some() { EthHdr::LEN as u8 } else { 0 };
-        let info = UplinkInfo { mtu: link.mtu, link_len, ..UplinkInfo::default() };
+        let flags = if self.assistants.shares_port() { UplinkInfo::SHARED_PORT } else { 0 };
+        let info = UplinkInfo { mtu: link.mtu, link_len, flags, ..UplinkInfo::default() };
         Ok((link.index, info))
     }
 
@@ -103,8 +104,7 @@ impl Underlay for Host {
                 }
                 Event::LinkGone { index, .. } => HostEvent::LinkGone(index),
                 Event::Lost => HostEvent::Lost,
-                // A device of a container: it does not concern the underlay.
-                Event::Link { .. } => continue,
+                Event::Link { index, .. } => HostEvent::Device(index),
                 Event::Neighbour { ifindex, ip, .. } if !self.manages(ifindex, ip) => continue,
                 Event::Address { address, .. } if address.is_ipv6() => continue,
                 Event::Address { .. } | Event::Route | Event::Neighbour { .. } => {
@@ -116,7 +116,7 @@ impl Underlay for Host {
 
     async fn paths(
         &self,
-        vteps: &BTreeMap<Ipv4Addr, u16>,
+        vteps: &BTreeMap<Ipv4Addr, Remote>,
         used: &BTreeSet<Ipv4Addr>,
     ) -> Result<Paths, PlugError> {
         self.note_addresses().await?;
@@ -140,14 +140,18 @@ impl Underlay for Host {
     }
 
     async fn check_uplinks(&self) -> Vec<String> {
-        let errors = self.attach_uplinks().await;
         self.keep_assistants().await;
+        let errors = self.attach_uplinks().await;
         errors.into_iter().map(|error| error.message).collect()
     }
 
     fn uplinks(&self) -> (Vec<Uplink>, Option<Price>) {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         (known.clone(), self.price.get().copied())
+    }
+
+    fn shares_port(&self) -> bool {
+        self.assistants.shares_port()
     }
 
     fn device(&self) -> Device {
@@ -168,9 +172,18 @@ impl Underlay for Host {
         Ok(u16::try_from(least).unwrap_or(u16::MAX).saturating_sub(overhead))
     }
 
-    async fn routes(&self) -> Result<Vec<IpNetwork>, ApiError> {
+    async fn routes(&self) -> Result<Vec<HostRoute>, ApiError> {
         let routes = self.netlink.routes().await.map_err(refused)?;
-        Ok(routes.into_iter().map(|route| route.destination).collect())
+        let routes = routes.into_iter().map(|route| HostRoute {
+            destination: route.destination,
+            device: self.ifname(route.ifindex),
+            on_link: route.gateway.is_none(),
+        });
+        Ok(routes.filter(|route| !sandbox::is_gateway_ifname(&route.device)).collect())
+    }
+
+    async fn facts(&self) -> Result<Facts, ApiError> {
+        facts::read(&self.netlink, &self.uplinks).await.map_err(refused)
     }
 
     fn ifname(&self, ifindex: u32) -> String {

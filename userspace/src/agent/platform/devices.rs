@@ -7,10 +7,13 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::types::PlugError;
+use super::types::{Adopted, PlugError};
 use crate::{
-    api::types::ApiError, datapath::DatapathError, model::Name, reconcile::LocalEndpoint,
-    sandbox::GatewaySpec,
+    api::types::ApiError,
+    datapath::DatapathError,
+    model::Name,
+    reconcile::LocalEndpoint,
+    sandbox::{GatewaySpec, Resolver},
 };
 
 /// Makes and removes the devices and the sandboxes of this host.
@@ -42,9 +45,25 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// with its address. Called once the maps have the device. Idempotent.
     async fn open_gateway(&self, gateway: &GatewaySpec, ifindex: u32) -> Result<(), PlugError>;
 
-    /// Switches forwarding on again on the gateway devices of these networks, if another program
-    /// has switched it off.
-    async fn keep_gateways(&self, vnis: &[u32]) -> Result<(), ApiError>;
+    /// Restores the settings of the kernel for the gateway devices of these networks, and with
+    /// `loopback` for the loopback device, if another program has changed them. Returns what was
+    /// found, a line for each device.
+    async fn keep_settings(&self, vnis: &[u32], loopback: bool) -> Result<Vec<String>, ApiError>;
+
+    /// What differs between a gateway device and its wanted state, on one line. `None`: nothing.
+    async fn gateway_differs(&self, gateway: &GatewaySpec) -> Result<Option<String>, PlugError>;
+
+    /// What differs between the host side of a container's pair and its wanted state, on one line.
+    /// `None`: nothing, or the interface is gone.
+    async fn port_differs(&self, ifindex: u32, mtu: u16) -> Result<Option<String>, PlugError>;
+
+    /// Puts pins of maps and programs back that another program has removed. Returns what was
+    /// found, a line each.
+    fn repair_pins(&self) -> Result<Vec<String>, DatapathError>;
+
+    /// Attaches programs again that another program has detached. Returns what was found, a line
+    /// each.
+    fn repair_links(&self) -> Result<Vec<String>, DatapathError>;
 
     /// Removes the gateway device of a network. Idempotent.
     async fn unplug_gateway(&self, vni: u32, ifindex: u32) -> Result<(), PlugError>;
@@ -66,8 +85,8 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// Removes the sandbox of a container. Idempotent.
     async fn remove_sandbox(&self, name: &Name) -> Result<(), ApiError>;
 
-    /// Checks a namespace that another program made, and returns its path.
-    async fn adopt(&self, netns: Option<&Path>, pid: Option<i32>) -> Result<PathBuf, ApiError>;
+    /// Checks a namespace that another program made.
+    async fn adopt(&self, netns: Option<&Path>, pid: Option<i32>) -> Result<Adopted, ApiError>;
 
     /// The name of a new interface in a namespace: `asked`, or the first free name if that is
     /// `None`. It is an error if `asked` is taken. Names in `reserved` count as taken.
@@ -77,6 +96,9 @@ pub(crate) trait Devices: Send + Sync + 'static {
         asked: Option<&str>,
         reserved: &[String],
     ) -> Result<String, ApiError>;
+
+    /// The name servers that the host has for containers.
+    fn resolver(&self) -> Resolver;
 
     /// Removes every pin, and with it programs and maps, and the devices that belong to no
     /// network.

@@ -1,11 +1,14 @@
 //! The maps of the BPF programs.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use crate::datapath::entry::{FdbEntry, LearnedEntry, NeighEntry, UnderlayPath};
 use culvert_common::abi::{
-    Code, Counter, Direction, DropReason, EndpointInfo, FdbKey, NeighKey, PublishedEntry,
-    PublishedKey,
+    Code, Counter, Direction, DropReason, EndpointInfo, FdbKey, MappedAddr, NeighKey,
+    PublishedEntry, PublishedKey,
 };
 
 use crate::{
@@ -41,6 +44,9 @@ pub(crate) trait Maps: Kernel<Error = DatapathError> + Send + Sync + 'static {
 
     /// The entries of `ENDPOINTS`, by interface index of the host side.
     fn endpoints(&self) -> Result<BTreeMap<u32, EndpointInfo>, DatapathError>;
+
+    /// The entries of `HOST_ADDRS`.
+    fn host_addresses(&self) -> Result<BTreeSet<MappedAddr>, DatapathError>;
 
     /// The entries of `PUBLISHED`.
     fn published(&self) -> Result<BTreeMap<PublishedKey, PublishedEntry>, DatapathError>;

@@ -15,7 +15,7 @@ pub(crate) use self::{
     devices::Devices,
     maps::Maps,
     ports::Ports,
-    types::{Holder, HostEvent, Paths, PlugError, PortError, PortHold},
+    types::{Adopted, Facts, Holder, HostEvent, Paths, PlugError, PortError, PortHold, Remote},
     underlay::Underlay,
 };
 

@@ -1,10 +1,20 @@
 //! Values and errors of the platform traits.
 
-use std::{any::Any, collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    any::Any,
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    path::PathBuf,
+};
+
+use ipnetwork::IpNetwork;
 
 use crate::datapath::entry::UnderlayPath;
 
-use crate::api::types::{ApiError, ErrorKind};
+use crate::{
+    api::types::{ApiError, ErrorKind},
+    model::NetnsId,
+};
 
 /// Why a device could not be made, changed or removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +50,15 @@ impl From<ApiError> for PlugError {
     }
 }
 
+/// A namespace that another program made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Adopted {
+    /// Path.
+    pub(crate) path: PathBuf,
+    /// If the path leads through a process: that process's number, and the namespace that it is in.
+    pub(crate) through: Option<(i32, NetnsId)>,
+}
+
 /// A port of the host, held until this value is dropped.
 pub(crate) type PortHold = Box<dyn Any + Send>;
 
@@ -55,6 +74,8 @@ pub(crate) enum PortError {
     },
     /// The host does not have the address.
     NoSuchAddress,
+    /// No file is left for it: the limit, as text.
+    NoFiles(String),
     /// Another error, as text.
     Other(String),
 }
@@ -75,6 +96,28 @@ pub(crate) enum Holder {
     Unseen,
 }
 
+/// What the store says of a VTEP besides its address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Remote {
+    /// VXLAN port.
+    pub(crate) port: u16,
+    /// Least MTU of its uplinks, in bytes, if it is known.
+    pub(crate) mtu: Option<u16>,
+}
+
+/// What other hosts must know of this one, and may change while the agent runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// IPv4 addresses of the first uplink, in the kernel's order.
+    pub(crate) uplink_ips: Vec<Ipv4Addr>,
+    /// All IPv4 addresses.
+    pub(crate) ips: BTreeSet<Ipv4Addr>,
+    /// Subnets that the interfaces are connected to, without those of networks.
+    pub(crate) prefixes: Vec<IpNetwork>,
+    /// Least MTU of the uplinks, in bytes; `None` if an uplink is missing.
+    pub(crate) mtu: Option<u16>,
+}
+
 /// Paths to the VTEPs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Paths {
@@ -91,6 +134,8 @@ pub(crate) enum HostEvent {
     Underlay,
     /// An uplink was added, changed or removed.
     Uplink,
+    /// The interface with this index, which is no uplink, was changed.
+    Device(u32),
     /// The interface with this index was removed. It may have been a container's.
     LinkGone(u32),
     /// Events were lost: everything may have changed.

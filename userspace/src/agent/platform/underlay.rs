@@ -6,14 +6,13 @@ use std::{
 };
 
 use async_trait::async_trait;
-use ipnetwork::IpNetwork;
 
-use super::types::{HostEvent, Paths, PlugError};
+use super::types::{Facts, HostEvent, Paths, PlugError, Remote};
 use crate::{
     api::types::ApiError,
     choice::{Uplink, device::Device},
     datapath::Price,
-    model::Driver,
+    model::{Driver, HostRoute},
 };
 
 /// Uplinks, routes and changes of the host.
@@ -22,11 +21,11 @@ pub(crate) trait Underlay: Send + Sync + 'static {
     /// Waits for the next change on the host. `None`: no more changes will be reported.
     async fn event(&self) -> Option<HostEvent>;
 
-    /// Resolves the paths to VTEPs (UDP port by address). The kernel keeps the next hops of
+    /// Resolves the paths to VTEPs. The kernel keeps the next hops of
     /// the VTEPs in `used` resolved, and no others.
     async fn paths(
         &self,
-        vteps: &BTreeMap<Ipv4Addr, u16>,
+        vteps: &BTreeMap<Ipv4Addr, Remote>,
         used: &BTreeSet<Ipv4Addr>,
     ) -> Result<Paths, PlugError>;
 
@@ -37,6 +36,9 @@ pub(crate) trait Underlay: Send + Sync + 'static {
     /// Facts about the uplinks, and the costs of the programs on them if they were measured.
     fn uplinks(&self) -> (Vec<Uplink>, Option<Price>);
 
+    /// Whether a socket of another program has the VXLAN port.
+    fn shares_port(&self) -> bool;
+
     /// The kind of device pair that new containers get, and the reason.
     fn device(&self) -> Device;
 
@@ -44,8 +46,11 @@ pub(crate) trait Underlay: Send + Sync + 'static {
     /// less the VXLAN overhead.
     async fn max_mtu(&self, driver: Driver) -> Result<u16, ApiError>;
 
-    /// The destinations of the host's routes.
-    async fn routes(&self) -> Result<Vec<IpNetwork>, ApiError>;
+    /// The host's routes, without those by the gateway devices.
+    async fn routes(&self) -> Result<Vec<HostRoute>, ApiError>;
+
+    /// Addresses and MTU of the host.
+    async fn facts(&self) -> Result<Facts, ApiError>;
 
     /// The name of an interface.
     fn ifname(&self, ifindex: u32) -> String;

@@ -2,24 +2,34 @@
 //! value of each type.
 //!
 //! * [`Problems`]: the problems that `status` shows.
+//! * [`Disk`]: whether the state directory can be written.
+//! * [`Repairs`]: what the agent has put right.
 //! * [`Readiness`]: whether the state of the store is in the kernel.
 //! * [`StoreHandle`]: the store, and whether it answers.
 //! * [`Plugs`]: state of each local endpoint.
 //! * [`MapCounts`]: number of entries of the large maps.
+//! * [`Lives`]: since when agents of other nodes are not alive.
 //! * [`Turns`]: a lock for each name, so that requests for one container run one at a time.
 
+mod asked;
 mod counts;
+mod disk;
+mod lives;
 mod plugs;
 mod problems;
 mod readiness;
+mod repairs;
 mod store_handle;
 mod turns;
 
 pub(crate) use self::{
     counts::MapCounts,
+    disk::Disk,
+    lives::Lives,
     plugs::{PlugState, Plugs},
     problems::Problems,
     readiness::Readiness,
+    repairs::{Repair, Repairs},
     store_handle::StoreHandle,
     turns::Turns,
 };

@@ -50,6 +50,11 @@ impl Problems {
         }
     }
 
+    /// Whether there is a problem under `key`.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.lines_mut().contains_key(key)
+    }
+
     /// All problems, a line each.
     pub(crate) fn lines(&self) -> Vec<String> {
         self.lines_mut().values().cloned().collect()

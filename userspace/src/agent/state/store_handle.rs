@@ -5,11 +5,12 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
+use super::asked::Asked;
 use crate::{
     api::types::StoreRead,
-    store::{Health, Listed, StateStore},
+    store::{Follower, Health, Listed, StateStore, StoreError},
 };
 
 /// The store, and whether it answers.
@@ -20,6 +21,8 @@ pub(crate) struct StoreHandle {
     early: watch::Sender<Health>,
     /// Health of the follower; of the first attempts until there is a follower.
     health: Mutex<watch::Receiver<Health>>,
+    /// Accepts a store that was replaced.
+    acceptance: OnceLock<Arc<Notify>>,
     /// The last time that the whole store was read.
     last_read: Mutex<Option<StoreRead>>,
 }
@@ -31,6 +34,7 @@ impl Default for StoreHandle {
             store: OnceLock::new(),
             early,
             health: Mutex::new(health),
+            acceptance: OnceLock::new(),
             last_read: Mutex::default(),
         }
     }
@@ -39,7 +43,7 @@ impl Default for StoreHandle {
 impl StoreHandle {
     /// Makes the store available to requests. A second call has no effect.
     pub(crate) fn set(&self, store: Arc<dyn StateStore>) {
-        let _ = self.store.set(store);
+        let _ = self.store.set(Arc::new(Asked(store)));
     }
 
     /// The store, once it has been opened.
@@ -66,8 +70,39 @@ impl StoreHandle {
     }
 
     /// Uses the follower's health from now on.
-    pub(crate) fn watch_health(&self, health: watch::Receiver<Health>) {
-        *self.health.lock().unwrap_or_else(PoisonError::into_inner) = health;
+    pub(crate) fn watch(&self, follower: &Follower) {
+        *self.health.lock().unwrap_or_else(PoisonError::into_inner) = follower.health();
+        // A second call has no effect: an agent has one follower.
+        let _ = self.acceptance.set(follower.acceptance());
+    }
+
+    /// Accepts a store that was replaced. Without effect on another.
+    pub(crate) fn accept(&self) {
+        if let Some(acceptance) = self.acceptance.get() {
+            acceptance.notify_one();
+        }
+    }
+
+    /// Waits until the store is found to be the one that this agent knows, or is accepted.
+    pub(crate) async fn is_known(&self) {
+        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // The follower has ended: the agent is stopping.
+        let _ = health.wait_for(|health| health.identified).await;
+    }
+
+    /// Whether the agent may write to the store.
+    ///
+    /// # Errors
+    ///
+    /// The store is another than the one that this agent knows.
+    pub(crate) fn writable(&self) -> Result<(), StoreError> {
+        match self.health() {
+            Health { replaced: true, error, .. } => Err(StoreError::Unavailable(format!(
+                "{}; 'culvert store accept' if this store is meant",
+                error.as_deref().unwrap_or("replaced").trim_start_matches("store: ")
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// The last time that the whole store was read.

@@ -1,6 +1,6 @@
 //! Agents on simulated hosts.
 
-use std::{future::Future, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{future::Future, net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
 
@@ -14,7 +14,7 @@ use crate::{
         backend::Agent,
         containers::Containers,
         engine::{Engine, Periods},
-        node,
+        identity, node,
         platform::Platform,
         shared::Shared,
         start,
@@ -24,8 +24,8 @@ use crate::{
         types::{ApiError, ContainerRow},
     },
     config::{AgentOptions, ConntrackOptions, DatapathMode, DeviceMode, StoreAccess},
-    model::{Node, ROOT, SCHEMA, View},
-    store::{FileStore, StateStore},
+    model::{Alive, Node, ROOT, View},
+    store::{FileStore, Follower, StateStore},
 };
 
 /// Short periods: a simulated host does its work at once.
@@ -41,6 +41,8 @@ pub(super) struct Running {
     pub(super) shared: Arc<Shared>,
     pub(super) paper: Arc<Paper>,
     tasks: Vec<JoinHandle<()>>,
+    /// Until the engine has it.
+    follower: Option<Follower>,
 }
 
 /// The store and the state directories of a test.
@@ -58,13 +60,27 @@ impl World {
 
     /// Starts agent `number` on a host that may have been used before.
     pub(super) async fn start(&self, number: u8, paper: &Arc<Paper>) -> Running {
-        let running = self.prepare(number, paper, &format!("{number:064x}"));
-        running.1.await.unwrap().unwrap();
-        let mut running = running.0;
-        let follower = start::follow(&running.shared, Arc::clone(&self.store));
+        let (running, entry) = self.prepare(number, paper, &format!("{number:064x}"));
+        let mut health = running.follower.as_ref().unwrap().health();
+        tokio::select! {
+            entered = entry => entered.unwrap().unwrap(),
+            // The agent is not entered in a store that it does not know.
+            _ = health.wait_for(|health| health.replaced) => {}
+        }
+        self.follow(running)
+    }
+
+    /// Lets an agent whose node is in the store do its work.
+    pub(super) fn follow(&self, mut running: Running) -> Running {
+        let follower = running.follower.take().unwrap();
         let engine = Engine::new(Arc::clone(&running.shared), follower, PERIODS);
         running.tasks.push(tokio::spawn(engine.run()));
         running
+    }
+
+    /// State directory of an agent: a copy of one host is told from its original by the address.
+    pub(super) fn state_dir(&self, node: &Node) -> PathBuf {
+        self.dir.path().join(format!("state-{}-{}-{}", node.name, node.vtep, node.id))
     }
 
     /// Starts an agent up to the entry of its node in the store.
@@ -74,21 +90,27 @@ impl World {
         paper: &Arc<Paper>,
         id: &str,
     ) -> (Running, oneshot::Receiver<Result<(), String>>) {
-        let state_dir = self.dir.path().join(format!("state{number}-{id}"));
-        let node = Node {
-            schema: SCHEMA,
-            name: name(&format!("host{number}")),
-            id: id.to_owned(),
-            vtep: Ipv4Addr::new(192, 0, 2, number),
-            port: 4789,
-        };
+        let vtep = Ipv4Addr::new(192, 0, 2, number);
+        let node = Node::new(name(&format!("host{number}")), id.to_owned(), vtep, 4789);
+        self.prepare_as(node, identity::alive(id.to_owned()), paper)
+    }
+
+    /// As above, for an agent of any identity.
+    pub(super) fn prepare_as(
+        &self,
+        node: Node,
+        alive: Alive,
+        paper: &Arc<Paper>,
+    ) -> (Running, oneshot::Receiver<Result<(), String>>) {
+        let state_dir = self.state_dir(&node);
         let options = AgentOptions {
-            node: node.name.clone(),
+            node: Some(node.name.clone()),
             store: "file:/paper".to_owned(),
             store_access: StoreAccess::default(),
             store_timeout: None,
             uplinks: vec!["up0".to_owned()],
             vtep_ip: None,
+            pools: Vec::new(),
             vxlan_port: 4789,
             datapath: DatapathMode::Auto,
             device: DeviceMode::Auto,
@@ -103,17 +125,24 @@ impl World {
         };
         let shared = Arc::new(Shared::new(
             options,
-            node,
+            (node, alive),
             vec!["up0".to_owned()],
             Arc::clone(paper) as Arc<dyn Platform>,
             Containers::load(&state_dir).unwrap(),
         ));
+        let follower = start::follow(&shared, Arc::clone(&self.store));
         let (entered, entry) = oneshot::channel();
         let keeper = node::keep(Arc::clone(&shared), Arc::clone(&self.store), entered);
         let tasks = vec![tokio::spawn(keeper)];
         shared.store.set(Arc::clone(&self.store));
+        shared.tasks.spawn(shared.disk.clone().keep(shared.shutdown.clone()));
         let agent = Arc::new(Agent::new(Arc::clone(&shared)));
-        (Running { agent, shared, paper: Arc::clone(paper), tasks }, entry)
+        let keeper = Arc::clone(&agent);
+        shared.tasks.spawn(async move { keeper.keep_known().await });
+        (
+            Running { agent, shared, paper: Arc::clone(paper), tasks, follower: Some(follower) },
+            entry,
+        )
     }
 }
 
@@ -131,6 +160,14 @@ impl Running {
             task.await.unwrap();
         }
         self.shared.end_tasks().await;
+    }
+
+    /// Ends the agent as a crash does: its lease lives on for a while.
+    pub(super) async fn crash(self) {
+        for task in self.tasks {
+            task.abort();
+            assert!(task.await.unwrap_err().is_cancelled());
+        }
     }
 
     pub(super) async fn network(&self, request: &str) -> Result<String, ApiError> {

@@ -349,13 +349,13 @@ async fn a_purge_without_the_store_is_finished_by_the_next_agent() {
     one.stop().await;
     crate::agent::files::mark_purged(&state_dir).unwrap();
 
-    let starting = world.prepare(1, &Paper::new(), &format!("{:064x}", 1)).0;
+    let (starting, _entry) = world.prepare(1, &Paper::new(), &format!("{:064x}", 1));
     crate::agent::purge::finish(&starting.shared, world.store.as_ref()).await.unwrap();
     let view = stored(&world).await;
     let left: Vec<_> =
         view.endpoints_in(&name("blue")).map(|ep| ep.container.to_string()).collect();
     assert_eq!(left, ["db"]);
-    assert!(!crate::agent::files::is_marked_purged(&state_dir));
+    assert_eq!(crate::agent::files::purged_id(&state_dir), None);
     // The second call has nothing to do.
     crate::agent::purge::finish(&starting.shared, world.store.as_ref()).await.unwrap();
     starting.stop().await;

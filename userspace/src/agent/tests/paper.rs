@@ -11,8 +11,8 @@ use std::{
 use crate::datapath::entry::{FdbEntry, LearnedEntry, NeighEntry, UnderlayPath};
 use async_trait::async_trait;
 use culvert_common::abi::{
-    Code, Counter, DEFAULT_FLOWS, Direction, DropReason, EndpointInfo, FdbKey, NeighKey,
-    PublishedEntry, PublishedKey,
+    Code, Counter, DEFAULT_FLOWS, Direction, DropReason, EndpointInfo, FdbKey, MappedAddr,
+    NeighKey, PublishedEntry, PublishedKey,
 };
 use ipnetwork::IpNetwork;
 use tokio::sync::mpsc;
@@ -21,17 +21,17 @@ use crate::{
     agent::{
         conntrack::testing::MemoryFlows,
         platform::{
-            Devices, Holder, HostEvent, Maps, Paths, PlugError, PortError, PortHold, Ports,
-            Underlay,
+            Adopted, Devices, Facts, Holder, HostEvent, Maps, Paths, PlugError, PortError,
+            PortHold, Ports, Remote, Underlay,
         },
     },
     api::types::{ApiError, ErrorKind},
     choice::{Uplink, device::Device},
     datapath::{DatapathError, FlowTable, Price},
-    model::{Driver, Name, Protocol},
+    model::{Driver, HostRoute, Name, Protocol},
     netlink::PairKind,
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
-    sandbox::GatewaySpec,
+    sandbox::{GatewaySpec, RESOLV_CONF, Resolver},
 };
 
 /// Time that a step of a test may take.
@@ -64,11 +64,19 @@ pub(super) struct State {
     pub(super) loopback: bool,
     /// Routes of the host.
     pub(super) routes: Vec<IpNetwork>,
+    /// Addresses of the host.
+    pub(super) facts: Facts,
+    /// What differs in a container's device, by interface index; found once.
+    pub(super) changed: BTreeMap<u32, String>,
+    /// Programs that another program has detached; found once.
+    pub(super) detached: Vec<String>,
     /// Ports of the host that are in use, with the holder.
     pub(super) busy: BTreeMap<Port, Holder>,
     /// Ports of the host that the agent holds.
     pub(super) held: Arc<Mutex<BTreeSet<Port>>>,
     pub(super) dropped: BTreeMap<DropReason, u64>,
+    /// The host's resolv.conf.
+    pub(super) resolv_conf: String,
     next_ifindex: u32,
 }
 
@@ -132,6 +140,8 @@ pub(super) struct Paper {
     pub(super) reads: Gate,
     /// Gate of the search for the holder of a port.
     pub(super) lookups: Gate,
+    /// Gate before a device pair is made.
+    pub(super) plugging: Gate,
     pub(super) flows: MemoryFlows,
     events: tokio::sync::Mutex<mpsc::UnboundedReceiver<HostEvent>>,
     tell: mpsc::UnboundedSender<HostEvent>,
@@ -143,11 +153,18 @@ impl Paper {
         Arc::new(Self {
             state: Mutex::new(State {
                 next_ifindex: 100,
+                facts: Facts {
+                    ips: (1..=254).map(|last| Ipv4Addr::new(192, 0, 2, last)).collect(),
+                    mtu: Some(1500),
+                    ..Facts::default()
+                },
+                resolv_conf: "nameserver 192.0.2.53\n".to_owned(),
                 routes: ["0.0.0.0/0", "10.0.0.0/24"].map(|route| route.parse().unwrap()).into(),
                 ..State::default()
             }),
             reads: Gate::default(),
             lookups: Gate::default(),
+            plugging: Gate::default(),
             flows: MemoryFlows::new(DEFAULT_FLOWS),
             events: tokio::sync::Mutex::new(events),
             tell,
@@ -207,6 +224,7 @@ impl Devices for Paper {
     }
 
     async fn plug(&self, endpoint: &LocalEndpoint) -> Result<u32, PlugError> {
+        tokio::task::block_in_place(|| self.plugging.pass());
         let mut state = self.state();
         if let Some(error) = &state.refuse_plug {
             return Err(error.clone());
@@ -255,8 +273,24 @@ impl Devices for Paper {
         Ok(())
     }
 
-    async fn keep_gateways(&self, _vnis: &[u32]) -> Result<(), ApiError> {
-        Ok(())
+    async fn keep_settings(&self, _vnis: &[u32], _loopback: bool) -> Result<Vec<String>, ApiError> {
+        Ok(Vec::new())
+    }
+
+    async fn gateway_differs(&self, _gateway: &GatewaySpec) -> Result<Option<String>, PlugError> {
+        Ok(None)
+    }
+
+    async fn port_differs(&self, ifindex: u32, _mtu: u16) -> Result<Option<String>, PlugError> {
+        Ok(self.state().changed.remove(&ifindex))
+    }
+
+    fn repair_pins(&self) -> Result<Vec<String>, DatapathError> {
+        Ok(Vec::new())
+    }
+
+    fn repair_links(&self) -> Result<Vec<String>, DatapathError> {
+        Ok(std::mem::take(&mut self.state().detached))
     }
 
     async fn unplug_gateway(&self, vni: u32, _ifindex: u32) -> Result<(), PlugError> {
@@ -293,13 +327,13 @@ impl Devices for Paper {
         Ok(())
     }
 
-    async fn adopt(&self, netns: Option<&Path>, pid: Option<i32>) -> Result<PathBuf, ApiError> {
+    async fn adopt(&self, netns: Option<&Path>, pid: Option<i32>) -> Result<Adopted, ApiError> {
         let path = netns.map_or_else(
             || PathBuf::from(format!("/proc/{}/ns/net", pid.unwrap_or_default())),
             Path::to_owned,
         );
         if self.state().namespaces.contains_key(&path) {
-            Ok(path)
+            Ok(Adopted { path, through: None })
         } else {
             Err(ApiError::new(
                 ErrorKind::NotFound,
@@ -326,6 +360,11 @@ impl Devices for Paper {
             Some(name) => Ok(name.to_owned()),
             None => Ok((0..).map(|n| format!("eth{n}")).find(|name| !taken(name)).unwrap()),
         }
+    }
+
+    fn resolver(&self) -> Resolver {
+        let text = self.state().resolv_conf.clone();
+        Resolver::choose(|path| (path == RESOLV_CONF).then(|| text.clone()))
     }
 
     async fn purge(&self) -> Result<(), ApiError> {
@@ -376,6 +415,13 @@ impl Maps for Paper {
         Ok(self.read()?.endpoints)
     }
 
+    fn host_addresses(&self) -> Result<BTreeSet<MappedAddr>, DatapathError> {
+        let v4 = |ip: Ipv4Addr| MappedAddr::v4(ip.octets());
+        // The flows of the tests are masqueraded as this one.
+        let masquerade = Ipv4Addr::new(198, 51, 100, 1);
+        Ok(self.state().facts.ips.iter().copied().chain([masquerade]).map(v4).collect())
+    }
+
     fn published(&self) -> Result<BTreeMap<PublishedKey, PublishedEntry>, DatapathError> {
         Ok(self.read()?.published)
     }
@@ -397,14 +443,14 @@ impl Underlay for Paper {
 
     async fn paths(
         &self,
-        vteps: &BTreeMap<Ipv4Addr, u16>,
+        vteps: &BTreeMap<Ipv4Addr, Remote>,
         _used: &BTreeSet<Ipv4Addr>,
     ) -> Result<Paths, PlugError> {
-        let path = |(vtep, port): (&Ipv4Addr, &u16)| {
+        let path = |(vtep, remote): (&Ipv4Addr, &Remote)| {
             let path = UnderlayPath {
                 ifindex: 2,
                 next_hop: vtep.octets(),
-                port: *port,
+                port: remote.port,
                 inner_mtu: 1450,
                 next_hop_mac: [2; 6],
                 uplink_mac: [4; 6],
@@ -422,6 +468,10 @@ impl Underlay for Paper {
         (Vec::new(), None)
     }
 
+    fn shares_port(&self) -> bool {
+        false
+    }
+
     fn device(&self) -> Device {
         Device { kind: PairKind::Veth, reason: "there is no kernel".to_owned() }
     }
@@ -433,8 +483,17 @@ impl Underlay for Paper {
         })
     }
 
-    async fn routes(&self) -> Result<Vec<IpNetwork>, ApiError> {
-        Ok(self.state().routes.clone())
+    async fn routes(&self) -> Result<Vec<HostRoute>, ApiError> {
+        let route = |to: &IpNetwork| HostRoute {
+            destination: *to,
+            device: "up0".to_owned(),
+            on_link: false,
+        };
+        Ok(self.state().routes.iter().map(route).collect())
+    }
+
+    async fn facts(&self) -> Result<Facts, ApiError> {
+        Ok(self.state().facts.clone())
     }
 
     fn ifname(&self, ifindex: u32) -> String {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     api::types::{ContainerCreate, NetworkCreate},
-    model::{Driver, Name},
+    model::{Driver, Name, NameOptions},
 };
 
 pub(super) fn name(text: &str) -> Name {
@@ -39,5 +39,6 @@ pub(super) fn run(container: &str, network: &str) -> ContainerCreate {
         pid: None,
         auto_remove: false,
         command: vec!["sleep".to_owned()],
+        names: NameOptions::default(),
     }
 }

@@ -69,7 +69,7 @@ fn the_documented_records_are_what_is_written() {
         encode(&red),
         encode(&VniOwner { schema: SCHEMA, network: red.name.clone() }),
         encode(&node("host1", 1)),
-        encode(&Alive { schema: SCHEMA, id: "00".to_owned() }),
+        encode(&Alive::new("00".to_owned())),
         encode(&ep),
         encode(&IpOwner { schema: SCHEMA, endpoint: "0a".to_owned() }),
         encode(&ForeignVtep { schema: SCHEMA, network: red.name.clone(), ip, port: 1 }),

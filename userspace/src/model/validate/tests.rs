@@ -212,34 +212,6 @@ fn nodes_own_networks_meet_only_on_their_node() {
 }
 
 #[test]
-fn routes_are_in_the_way_unless_they_are_a_networks() {
-    let subnets = |texts: &[&str]| -> Vec<IpNetwork> {
-        texts.iter().map(|text| text.parse().expect("subnet")).collect()
-    };
-    let there = network("blue", 256, &["10.0.0.0/24", "fd00:1::/64"]);
-    let check = |new: &[&str], routes: &[&str]| {
-        not_routed(&subnets(new), &subnets(routes), [&there]).map_err(|error| error.0)
-    };
-    for routes in [
-        &[][..],
-        &["0.0.0.0/0", "::/0"],
-        &["10.0.0.0/24", "10.0.0.7/32", "fd00:1::/64"],
-        &["192.0.2.0/24", "fe80::/64"],
-    ] {
-        assert_eq!(check(&["10.0.0.0/16", "fd00::/16"], routes), Ok(()), "{routes:?}");
-    }
-    for (new, route) in [
-        ("10.1.0.0/16", "10.1.2.0/24"),
-        ("10.1.2.0/24", "10.0.0.0/8"),
-        ("10.1.2.0/24", "10.1.2.0/24"),
-        ("fd00:2::/64", "fd00::/16"),
-    ] {
-        let line = check(&[new], &["0.0.0.0/0", route]).expect_err("is refused");
-        assert!(line.starts_with(&format!("subnet {new} overlaps {route}, to which")), "{line}");
-    }
-}
-
-#[test]
 fn interface_names_are_the_kernels() {
     for good in ["eth0", "a", "fifteen-bytes-x", "...", "über0", "v.1_2-3"] {
         assert_eq!(ifname(good), Ok(()), "{good}");

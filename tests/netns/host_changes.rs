@@ -1,0 +1,220 @@
+//! Addresses, devices, programs and pins that are changed while the agent runs.
+
+#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+
+use std::time::{Duration, Instant};
+
+use culvert_tests::{
+    cluster::{Cluster, Host, SOON, unique_name},
+    netns::wait_until,
+};
+use nix::sys::signal::Signal;
+
+/// Within this time a change of a device is put right, and told.
+const REPAIR: Duration = Duration::from_secs(5);
+
+/// The repairs of one kind: how many, and what was found at the last.
+fn repairs(host: &Host, kind: &str) -> (u64, String) {
+    let status = host.json(&["status"]);
+    let rows = status["repairs"].as_array().unwrap();
+    let row = rows.iter().find(|row| row["kind"] == kind);
+    row.map_or((0, String::new()), |row| {
+        (row["count"].as_u64().unwrap(), row["last"].as_str().unwrap().to_owned())
+    })
+}
+
+/// Breaks something, and waits until it is as before, and told with `words`.
+fn is_repaired(host: &Host, kind: &str, breakage: &str, words: &str, whole: &str) {
+    let (before, _) = repairs(host, kind);
+    host.netns.run(breakage);
+    wait_until(REPAIR, &format!("{whole:?} after {breakage:?}"), || host.netns.succeeds(whole));
+    wait_until(REPAIR, &format!("a repair of a {kind} after {breakage:?}"), || {
+        let (count, last) = repairs(host, kind);
+        count > before && last.contains(words)
+    });
+}
+
+/// The host gets another address: DHCP, a resumed VM.
+#[test]
+#[ignore = "needs root"]
+fn a_host_with_a_new_address_is_reached_there() {
+    let cluster = Cluster::new(2);
+    let [one, two] = &cluster.hosts[..] else { unreachable!() };
+    one.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    cluster.wait_network("net");
+    let (first, second) = (unique_name("moved1"), unique_name("moved2"));
+    one.run_idle(&first, "net", &["--ip", "10.0.0.2"]);
+    two.run_idle(&second, "net", &["--ip", "10.0.0.3"]);
+    one.wait_ping(&first, "10.0.0.3");
+
+    let old = two.vtep();
+    two.netns.run(&format!("ip addr del {old}/24 dev up0 && ip addr add 192.0.2.77/24 dev up0"));
+    let moved = Instant::now();
+    wait_until(SOON, "traffic to the new address", || {
+        one.try_in_container(&first, "ping -c1 -W1 10.0.0.3").status.success()
+    });
+    let took = moved.elapsed();
+    assert!(took < Duration::from_secs(5), "traffic after {took:?}");
+    two.in_container(&second, "ping -c1 -W2 10.0.0.2");
+    wait_until(SOON, "the agent to answer", || two.healthy());
+    assert_eq!(two.json(&["status"])["agent"]["vtep_ip"], "192.0.2.77");
+    assert!(two.agent_log().contains("192.0.2.77"), "{}", two.agent_log());
+}
+
+/// An address that was given is not exchanged for another.
+#[test]
+#[ignore = "needs root"]
+fn a_lost_vtep_address_that_was_given_is_told() {
+    let mut cluster = Cluster::without_agents(1, 1500);
+    let host = &mut cluster.hosts[0];
+    let vtep = host.vtep();
+    host.start_agent(&["--vtep-ip", &vtep.to_string()]);
+    host.wait_ready();
+    host.netns.run("ip addr add 192.0.2.77/24 dev up0");
+    host.netns.run(&format!("ip addr del {vtep}/24 dev up0"));
+    let told = |host: &Host| {
+        let problems = host.json(&["status"])["problems"].clone();
+        let mut lines = problems.as_array().unwrap().iter();
+        lines.any(|line| line.as_str().unwrap().contains(&format!("VTEP address {vtep} is no")))
+    };
+    wait_until(SOON, "the problem", || told(host));
+    host.netns.run(&format!("ip addr add {vtep}/24 dev up0"));
+    wait_until(SOON, "no problem", || !told(host));
+}
+
+/// At boot the agent is there before the uplink and its address.
+#[test]
+#[ignore = "needs root"]
+fn an_agent_waits_for_its_uplink() {
+    let mut cluster = Cluster::without_agents(1, 1500);
+    let host = &mut cluster.hosts[0];
+    let vtep = host.vtep();
+    host.netns.run(&format!("ip addr del {vtep}/24 dev up0 && ip link set up0 name later0"));
+    host.start_agent(&[]);
+    wait_until(SOON, "the line about the uplink", || host.agent_log().contains("up0"));
+    host.netns.run("ip link set later0 down && ip link set later0 name up0 && ip link set up0 up");
+    wait_until(SOON, "the line about the address", || host.agent_log().contains("no IPv4 address"));
+    host.netns.run(&format!("ip addr add {vtep}/24 dev up0"));
+    host.wait_ready();
+}
+
+/// What networkd, NetworkManager or an administrator do to devices and settings.
+#[test]
+#[ignore = "needs root"]
+fn changed_devices_are_put_right_and_told() {
+    let cluster = Cluster::new(1);
+    let host = &cluster.hosts[0];
+    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    let name = unique_name("dev");
+    host.run_idle(&name, "net", &["--ip", "10.0.0.2", "-p", "8080:80"]);
+    host.netns.run("ping -c1 -W2 10.0.0.2");
+    let cvg =
+        host.netns.run("ip -o link show | grep -o 'cvg[0-9][0-9]*' | head -1").trim().to_owned();
+    let port = host.netns.run("ip -o link show | grep -o 'cv[0-9a-f]\\{12\\}' | head -1");
+    let port = port.trim();
+    assert!(!cvg.is_empty() && !port.is_empty(), "{cvg} {port}");
+
+    for (breakage, words, whole) in [
+        ("ip link set CVG down", "was down", "ip link show CVG | grep -q '[<,]UP[,>]'"),
+        ("ip link set CVG mtu 1200", "had MTU 1200", "ip link show CVG | grep -q 'mtu 1450'"),
+        (
+            "ip link set CVG address 02:00:00:00:00:99",
+            "had another MAC",
+            "ip link show CVG | grep -q 02:42:0a:00:00:01",
+        ),
+        ("ip addr flush dev CVG", "had lost address", "ip addr show CVG | grep -q 10.0.0.1/24"),
+        ("ip route flush dev CVG", "had lost the route", "ip route show 10.0.0.0/24 | grep -q CVG"),
+        (
+            "ip addr add 10.0.0.200/24 dev CVG",
+            "had address 10.0.0.200",
+            "! ip addr show CVG | grep -q 10.0.0.200",
+        ),
+    ] {
+        let now = |text: &str| text.replace("CVG", &cvg);
+        is_repaired(host, "gateway device", &now(breakage), words, &now(whole));
+    }
+    for (breakage, words, whole) in [
+        ("ip link set PORT down", "was down", "ip link show PORT | grep -q '[<,]UP[,>]'"),
+        ("ip link set PORT mtu 1200", "had MTU 1200", "ip link show PORT | grep -q 'mtu 1450'"),
+    ] {
+        let now = |text: &str| text.replace("PORT", port);
+        is_repaired(host, "container device", &now(breakage), words, &now(whole));
+    }
+    for (breakage, words, whole) in [
+        (
+            "sysctl -qw net.ipv4.conf.CVG.forwarding=0",
+            "forwarding was off",
+            "sysctl -n net.ipv4.conf.CVG.forwarding | grep -q 1",
+        ),
+        (
+            "sysctl -qw net.ipv4.conf.lo.route_localnet=0",
+            "lo: route_localnet was off",
+            "sysctl -n net.ipv4.conf.lo.route_localnet | grep -q 1",
+        ),
+        (
+            "sysctl -qw net.ipv4.conf.lo.accept_local=0",
+            "lo: accept_local was off",
+            "sysctl -n net.ipv4.conf.lo.accept_local | grep -q 1",
+        ),
+    ] {
+        let now = |text: &str| text.replace("CVG", &cvg);
+        is_repaired(host, "setting", &now(breakage), words, &now(whole));
+    }
+    host.netns.run("ping -c1 -W2 10.0.0.2");
+    let log = host.agent_log();
+    assert!(log.contains(&format!("repaired: {cvg} was down")), "{log}");
+}
+
+/// Pins of links, maps and programs, and the BPF file system itself.
+#[test]
+#[ignore = "needs root"]
+fn removed_pins_are_put_back_and_told() {
+    let mut cluster = Cluster::new(1);
+    let host = &mut cluster.hosts[0];
+    host.ok(&["network", "create", "--subnet", "10.5.0.0/24", "lan"]);
+    let name = unique_name("pin");
+    host.run_idle(&name, "lan", &["--ip", "10.5.0.2"]);
+    host.netns.run("ping -c1 -W2 10.5.0.2");
+    let pins = std::fs::read_dir(host.bpffs()).unwrap();
+    let version = pins
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('v')));
+    let pins = version.unwrap();
+    let links = pins.join("links");
+    let first = |kind: &str| {
+        let all = std::fs::read_dir(&links).unwrap();
+        all.filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|path| path.file_name().unwrap().to_string_lossy().starts_with(kind))
+            .unwrap()
+    };
+    for kind in ["container-", "uplink-", "gateway-"] {
+        let pin = first(kind);
+        let (before, _) = repairs(host, "program");
+        std::fs::remove_file(&pin).unwrap();
+        wait_until(REPAIR, &format!("{}", pin.display()), || pin.exists());
+        wait_until(REPAIR, "the repair", || {
+            let (count, last) = repairs(host, "program");
+            count > before && last.contains("had lost its pin")
+        });
+    }
+    for pin in [pins.join("maps/FDB"), pins.join("programs/from_container")] {
+        let (before, _) = repairs(host, "pin");
+        std::fs::remove_file(&pin).unwrap();
+        wait_until(REPAIR, &format!("{}", pin.display()), || pin.exists());
+        wait_until(REPAIR, "the repair", || repairs(host, "pin").0 > before);
+    }
+    host.netns.run("ping -c1 -W2 10.5.0.2");
+
+    // The whole file system. The agent has the maps, and with them the flows.
+    nix::mount::umount2(&host.bpffs(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    wait_until(REPAIR, "the pins", || pins.join("maps/FLOWS").exists());
+    wait_until(REPAIR, "the host's way to the container", || {
+        host.netns.succeeds("ping -c1 -W1 10.5.0.2")
+    });
+    assert!(repairs(host, "pin").1.contains("pin was missing"));
+    // A restarted agent finds them.
+    host.stop_agent(Signal::SIGKILL);
+    host.start_agent(&[]);
+    host.wait_ready();
+    host.netns.run("ping -c1 -W2 10.5.0.2");
+}

@@ -1,0 +1,88 @@
+//! Pins of BPF objects, by bpf(2): of any kind, also of those that aya has no type for.
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+use aya_obj::generated::{bpf_cmd, bpf_link_info, bpf_link_type};
+use nix::libc;
+
+use super::syscall::{attributes, bpf, number};
+
+/// Pins an object at a path.
+///
+/// # Errors
+/// The kernel refuses (`BPF_OBJ_PIN`).
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    with_path(path, |pathname| {
+        let mut attr = attributes();
+        attr.__bindgen_anon_4.pathname = pathname;
+        attr.__bindgen_anon_4.bpf_fd = number(object);
+        // SAFETY: `with_path` lends a string that ends with a NUL byte and outlives the call.
+        unsafe { bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr) }.map(drop)
+    })
+}
+
+/// Opens the object that is pinned at a path.
+///
+/// # Errors
+/// The kernel refuses (`BPF_OBJ_GET`): `ENOENT` if nothing is pinned there.
+pub(super) fn open(path: &Path) -> io::Result<OwnedFd> {
+    with_path(path, |pathname| {
+        let mut attr = attributes();
+        attr.__bindgen_anon_4.pathname = pathname;
+        // SAFETY: `with_path` lends a string that ends with a NUL byte and outlives the call.
+        owned(unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attr) }?)
+    })
+}
+
+/// Whether the link that is pinned at a path still attaches its program to a device. The kernel
+/// keeps a link without a device if the link was detached or the device was removed.
+///
+/// # Errors
+/// The kernel refuses, or the object is no link to a device.
+pub(super) fn is_attached(path: &Path) -> io::Result<bool> {
+    let link = open(path)?;
+    // SAFETY: a structure of integers, for which all bytes 0 is a value.
+    let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
+    let mut attr = attributes();
+    attr.info.bpf_fd = number(link.as_fd());
+    attr.info.info_len = size_of::<bpf_link_info>() as u32;
+    attr.info.info = (&raw mut info) as u64;
+    // SAFETY: the command writes to `info`, at most as long as stated, which outlives the call.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    const XDP: u32 = bpf_link_type::BPF_LINK_TYPE_XDP as u32;
+    const TCX: u32 = bpf_link_type::BPF_LINK_TYPE_TCX as u32;
+    const NETKIT: u32 = bpf_link_type::BPF_LINK_TYPE_NETKIT as u32;
+    // SAFETY: the kernel has filled in the part of the union that belongs to the type of the link;
+    // where it has not, the bytes are 0, which is a value of each part.
+    let ifindex = unsafe {
+        match info.type_ {
+            XDP => info.__bindgen_anon_1.xdp.ifindex,
+            TCX => info.__bindgen_anon_1.tcx.ifindex,
+            NETKIT => info.__bindgen_anon_1.netkit.ifindex,
+            _ => return Err(io::Error::other("no link to a device")),
+        }
+    };
+    Ok(ifindex != 0)
+}
+
+/// The file descriptor that bpf(2) has returned.
+pub(super) fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = RawFd::try_from(result).map_err(io::Error::other)?;
+    // SAFETY: the caller has it from the kernel, as the result of a command that makes a new
+    // descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Calls `f` with the address of the path as a string that ends with a NUL byte.
+fn with_path<T>(path: &Path, f: impl FnOnce(u64) -> io::Result<T>) -> io::Result<T> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    f(path.as_ptr() as u64)
+}

@@ -1,0 +1,99 @@
+//! Which subnets the routes of hosts leave to networks.
+
+use ipnetwork::IpNetwork;
+
+use super::{Invalid, Network, validate::overlap};
+
+/// Least prefix length of a route that leads to a network. A shorter one (`0.0.0.0/0`, or the two
+/// halves `0.0.0.0/1` and `128.0.0.0/1` of a VPN) leads to everything that has no other route: a
+/// network may have a subnet within it.
+const NETWORK: u8 = 8;
+
+/// A route of a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostRoute {
+    /// Destination.
+    pub destination: IpNetwork,
+    /// Name of the interface; of the first, if the route has several.
+    pub device: String,
+    /// The destination is on the link of the interface: the route has no next hop.
+    pub on_link: bool,
+}
+
+impl HostRoute {
+    /// Whether a network may have no address of the destination.
+    pub fn is_taken(&self) -> bool {
+        self.destination.prefix() >= NETWORK
+    }
+}
+
+/// The first route of a host to an address of one of a network's subnets, and that subnet.
+pub fn routed<'a>(
+    subnets: &[IpNetwork],
+    routes: impl IntoIterator<Item = &'a HostRoute>,
+) -> Option<(IpNetwork, &'a HostRoute)> {
+    let taken = routes.into_iter().filter(|route| route.is_taken());
+    let mut clashes = taken.filter_map(|route| {
+        let subnet = subnets.iter().find(|subnet| overlap(**subnet, route.destination))?;
+        Some((*subnet, route))
+    });
+    clashes.next()
+}
+
+/// Checks that a host has no route to any address of the subnets of a new network. A route to the
+/// whole or a part of one of the networks `others` does not count: it is the route of that network.
+///
+/// # Errors
+///
+/// The host has a route to some of the addresses.
+pub fn not_routed<'a>(
+    new: &[IpNetwork],
+    routes: &[HostRoute],
+    others: impl IntoIterator<Item = &'a Network>,
+) -> Result<(), Invalid> {
+    let within = |route: IpNetwork, other: IpNetwork| {
+        other.prefix() <= route.prefix() && overlap(other, route)
+    };
+    let others: Vec<_> = others.into_iter().flat_map(|other| &other.subnets).collect();
+    let own =
+        |route: &HostRoute| others.iter().any(|other| within(route.destination, other.subnet));
+    match routed(new, routes.iter().filter(|route| !own(route))) {
+        None => Ok(()),
+        Some((subnet, HostRoute { destination, device, .. })) => Err(Invalid(format!(
+            "subnet {subnet} overlaps {destination}, to which this host has a route by {device}: choose another, or remove that route"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::testing::network;
+
+    fn route(to: &str) -> HostRoute {
+        let destination = to.parse().expect("network");
+        HostRoute { destination, device: "lan0".to_owned(), on_link: true }
+    }
+
+    #[test]
+    fn a_route_to_a_part_of_a_subnet_is_named_with_its_device() {
+        let subnet = ["10.1.0.0/16".parse().expect("subnet")];
+        for to in ["10.1.2.0/24", "10.1.0.0/16", "10.0.0.0/8", "10.1.255.255/32"] {
+            let line = not_routed(&subnet, &[route(to)], []).expect_err(to).0;
+            assert!(
+                line.contains(&format!("overlaps {to}, to which this host has a route by lan0"))
+            );
+        }
+        let free = ["0.0.0.0/0", "0.0.0.0/1", "8.0.0.0/7", "10.2.0.0/16", "::/0", "fd00::/8"];
+        not_routed(&subnet, &free.map(route), []).expect("free");
+    }
+
+    #[test]
+    fn the_route_of_another_network_does_not_count() {
+        let subnet = ["10.1.0.0/16".parse().expect("subnet")];
+        let (same, part) =
+            (network("a", 256, &["10.1.0.0/16"]), network("b", 257, &["10.1.2.0/24"]));
+        not_routed(&subnet, &[route("10.1.0.0/16")], [&same]).expect("its own");
+        not_routed(&subnet, &[route("10.1.0.0/16")], [&part]).expect_err("wider than the network");
+    }
+}
