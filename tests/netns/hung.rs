@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -269,9 +270,11 @@ fn a_limit_of_open_files_is_named() {
 
     // Every file that is not open yet is beyond the limit: the agent still answers.
     let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-    let numbers = open.filter_map(|file| file.unwrap().file_name().to_str()?.parse().ok());
-    let highest: usize = numbers.max().unwrap();
-    limit(highest + 1);
+    let numbers: BTreeSet<usize> =
+        open.filter_map(|file| file.unwrap().file_name().to_str()?.parse().ok()).collect();
+    // The kernel gives the lowest number that is free.
+    let free = (0..).find(|number| !numbers.contains(number)).unwrap();
+    limit(free);
     let line = host.refused(1, &[&publish[..], &["sleep", "infinity"]].concat());
     assert!(line.contains("too many open files (LimitNOFILE of the agent"), "{line}");
     assert_eq!(host.json(&["ps"]).as_array().unwrap().len(), 1);
