@@ -88,24 +88,24 @@ impl Covers {
             return;
         };
         let ended = |timeout| is_ready(process.as_raw_fd(), None, timeout);
-        let mut timeout = -1;
+        let next = |complete| if complete { -1 } else { MISSING_MS };
+        // mountinfo reports the changes since it was opened. A file may have been replaced before.
+        let mut timeout = next(self.restore());
         // A change of the mounts is an urgent event of mountinfo (proc_pid_mountinfo(5)).
         while let Ok(false) = is_ready(process.as_raw_fd(), Some(mounts.as_raw_fd()), timeout) {
             if !matches!(ended(CALM_MS), Ok(false)) {
                 return;
             }
-            timeout = if self.restore() { -1 } else { MISSING_MS };
+            timeout = next(self.restore());
         }
     }
 
-    /// Mounts what is no longer mounted. `false`: a file to mount on does not exist now.
+    /// Mounts what is no longer mounted. `false`: a file to mount on does not exist now, or the
+    /// kernel refused the mount.
     fn restore(&self) -> bool {
         self.0.iter().fold(true, |complete, (target, source)| match is_covered(target) {
             Ok(true) => complete,
-            Ok(false) => {
-                let _ = cover(target, source);
-                complete
-            }
+            Ok(false) => cover(target, source).is_ok() && complete,
             Err(_) => false,
         })
     }
@@ -248,6 +248,7 @@ mod tests {
         let pid = Pid::from_raw(child.id().cast_signed());
         let program = Program(child);
         let (tell, told) = mpsc::channel();
+        let (go, gone) = mpsc::channel();
         let root = dir.path().to_owned();
         let keeper = thread::spawn(move || {
             apart();
@@ -260,6 +261,7 @@ mod tests {
             // Other readers of what the link leads to are not concerned.
             assert_eq!(fs::read(root.join("theirs")).unwrap(), b"theirs");
             tell.send(gettid()).unwrap();
+            gone.recv().unwrap();
             covers.keep_until_end(pid);
         });
         let tid = told.recv().unwrap();
@@ -267,10 +269,12 @@ mod tests {
             let seen = format!("/proc/{tid}/root{}", path(name).display());
             fs::read_to_string(seen).unwrap_or_default()
         };
+        // The first one is replaced before the mounts are watched.
         for target in targets {
             assert_eq!(inside(target), "ours", "{target}");
             fs::write(path("new"), "replaced").unwrap();
             fs::rename(path("new"), path(target)).unwrap();
+            let _ = go.send(());
             let deadline = Instant::now() + Duration::from_secs(10);
             while inside(target) != "ours" {
                 assert!(Instant::now() < deadline, "{target}: {}", inside(target));
