@@ -265,7 +265,8 @@ fn ctrl_c_reaches_the_program_once() {
 #[ignore = "needs root"]
 fn a_detached_program_outlives_us_and_logs() {
     let setup = Setup::new();
-    let mut spec = setup.spec(&["sh", "-c", "echo hello; ip -o link; sleep 1000"]);
+    // A child of the shell would outlive it and hold the log open.
+    let mut spec = setup.spec(&["sh", "-c", "echo hello; ip -o link; exec sleep 1000"]);
     spec.log = Some(setup.file("log"));
     let mut process = setup.start("detach", &spec);
     assert_eq!(exit_code(process.wait(DEADLINE)), 0, "{}", process.stderr());

@@ -409,7 +409,7 @@ impl Drop for Host {
             .arg(self.bpffs())
             .output();
         // Supervisors keep trying to report the end of their program to the agent.
-        let supervised = format!("--socket {} __supervise", self.socket().display());
+        let supervised = format!("--socket {} .*__supervise", self.socket().display());
         let _ = Command::new("pkill").args(["-KILL", "-f", "--", &supervised]).output();
         let _ = Command::new("umount").args(["-l"]).arg(self.bpffs()).output();
     }

@@ -2,6 +2,7 @@
 
 mod command;
 mod emulated;
+mod leftovers;
 mod tally;
 
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use self::command::command;
+use self::leftovers::Before;
 use self::tally::Tally;
 use super::{build, demo, setup};
 use crate::tools::{self, Need};
@@ -88,10 +90,12 @@ fn cargo_test(tally: &mut Tally, filter: Option<&str>, full: bool) -> Result<()>
         command.env("CULVERT_TEST_FULL", "1");
     }
     let before = tally.failed;
+    let machine = Before::note(&mut command)?;
     let status = process::lines_watched(&mut command, Some(SILENCE), |line| {
         ui::line(line);
         tally.count(line);
     });
+    let clean = machine.demand_nothing_left();
     if status.is_err() {
         tally.failed += 1;
     }
@@ -103,6 +107,7 @@ fn cargo_test(tally: &mut Tally, filter: Option<&str>, full: bool) -> Result<()>
         }
         bail!("cargo test failed ({status}): its messages are above");
     }
+    clean?;
     tally.demand_none_ignored()
 }
 
