@@ -89,7 +89,7 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
     }
     let (net, vtep) = match authorise(outer) {
         Ok(known) => known,
-        Err(reason) if matches!(reason, DropReason::UnknownVni) => return not_ours(ctx, reason),
+        Err(reason @ DropReason::UnknownVni) => return not_ours(ctx, reason),
         Err(reason) => return Err(reason),
     };
     let eth: EthHdr = ctx.read(INNER).ok_or(DropReason::OuterMalformed)?;

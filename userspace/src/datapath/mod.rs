@@ -25,6 +25,7 @@ mod netkit;
 mod pins;
 mod price;
 mod raw;
+mod repair;
 mod stats;
 mod syscall;
 mod tables;
@@ -37,7 +38,7 @@ use std::{
     ffi::OsString,
     fmt,
     net::Ipv4Addr,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -133,7 +134,7 @@ impl Datapath {
             flows: Flows::take(&mut ebpf)?,
             tables: Tables::take(&mut ebpf, options.vtep_ip)?,
             stats: raw::take_map(&mut ebpf, names::STATS)?,
-            maps: pinned_maps(&pins)?,
+            maps: repair::pinned_maps(&pins)?,
             attached: Mutex::default(),
             ebpf: Mutex::new(ebpf),
             pins,
@@ -363,7 +364,10 @@ impl Datapath {
     }
 
     fn attach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
-        links::attach(&mut self.ebpf(), &self.links_dir(), attachment, ifindex)?;
+        let dir = self.links_dir();
+        // Another program may have removed it.
+        bpffs::create_dir(&dir)?;
+        links::attach(&mut self.ebpf(), &dir, attachment, ifindex)?;
         self.attached().insert((attachment, ifindex));
         Ok(())
     }
@@ -375,64 +379,6 @@ impl Datapath {
 
     fn attached(&self) -> MutexGuard<'_, BTreeSet<(Attachment, u32)>> {
         self.attached.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Mounts the BPF file system again, and pins the maps and programs again, where another
-    /// program has unmounted it or removed pins. Returns what was found, a line each.
-    ///
-    /// # Errors
-    ///
-    /// If the file system cannot be mounted, or the kernel refuses a pin.
-    pub fn repair_pins(&self) -> Result<Vec<String>, DatapathError> {
-        let mut found = Vec::new();
-        if let Some(bpffs) = self.pins.parent()
-            && !bpffs::is_mounted(bpffs)
-        {
-            bpffs::ensure_mounted(bpffs)?;
-            found.push(format!("{}: no BPF file system was mounted there", bpffs.display()));
-        }
-        for dir in DIRS {
-            bpffs::create_dir(&self.pins.join(dir))?;
-        }
-        let mut keep = |object: BorrowedFd<'_>, path: PathBuf| {
-            if path.exists() {
-                return Ok(());
-            }
-            found.push(format!("{}: the pin was missing", path.display()));
-            pins::pin(object, &path).map_err(|source| DatapathError::Io {
-                path,
-                what: "pin",
-                source,
-            })
-        };
-        for (name, map) in &self.maps {
-            keep(map.as_fd(), self.pins.join(MAPS).join(name))?;
-        }
-        for (name, program) in self.ebpf().programs() {
-            if let Ok(fd) = program.fd() {
-                keep(fd.as_fd(), self.pins.join(PROGRAM_PINS).join(name))?;
-            }
-        }
-        Ok(found)
-    }
-
-    /// Attaches programs again that another program has detached. Returns what was found, a line
-    /// each.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel refuses.
-    pub fn repair_links(&self) -> Result<Vec<String>, DatapathError> {
-        let dir = self.links_dir();
-        let attached = self.attached().clone();
-        let mut found = Vec::new();
-        for (attachment, ifindex) in attached {
-            if let Some(line) = links::lost(&dir, attachment, ifindex) {
-                self.attach(attachment, ifindex)?;
-                found.push(line);
-            }
-        }
-        Ok(found)
     }
 
     /// Pins the programs, in place of the programs of the last agent, so that `bpftool` and
@@ -463,22 +409,6 @@ impl Datapath {
         }
         Ok(())
     }
-}
-
-/// Opens the pinned maps.
-fn pinned_maps(pins: &Path) -> Result<Vec<(OsString, OwnedFd)>, DatapathError> {
-    let mut maps = Vec::new();
-    for path in bpffs::list(&pins.join(MAPS))? {
-        if let Some(name) = path.file_name() {
-            let opened = pins::open(&path);
-            let name = name.to_owned();
-            maps.push((
-                name,
-                opened.map_err(|source| DatapathError::Io { path, what: "open pin", source })?,
-            ));
-        }
-    }
-    Ok(maps)
 }
 
 /// Loads the object and its programs; maps are pinned below `maps` if given.

@@ -16,8 +16,6 @@ pub struct HostRoute {
     pub destination: IpNetwork,
     /// Name of the interface; of the first, if the route has several.
     pub device: String,
-    /// The destination is on the link of the interface: the route has no next hop.
-    pub on_link: bool,
 }
 
 impl HostRoute {
@@ -72,7 +70,7 @@ mod tests {
 
     fn route(to: &str) -> HostRoute {
         let destination = to.parse().expect("network");
-        HostRoute { destination, device: "lan0".to_owned(), on_link: true }
+        HostRoute { destination, device: "lan0".to_owned() }
     }
 
     #[test]

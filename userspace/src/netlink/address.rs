@@ -12,6 +12,12 @@ use rtnetlink::packet_route::{
 
 use super::{Netlink, Result};
 
+/// The subnet of an interface address: the address with its host bits cleared.
+pub fn subnet_of(address: IpNetwork) -> IpNetwork {
+    // The prefix length is valid: it is that of an address.
+    IpNetwork::new(address.network(), address.prefix()).unwrap_or(address)
+}
+
 impl Netlink {
     /// Addresses of the interface.
     ///

@@ -17,6 +17,7 @@ mod pair;
 mod route;
 pub mod sockets;
 
+pub use address::subnet_of;
 pub use error::NetlinkError;
 pub use ethtool::{ENCAPSULATION_OFFLOADS, RX_GRO, RX_UDP_GRO_FORWARDING};
 pub use handle::Netlink;
@@ -24,7 +25,7 @@ pub use link::{Link, check_ifname};
 pub use monitor::{Event, Monitor};
 pub use neighbour::Neighbour;
 pub use pair::{PairKind, PairSpec, try_pair};
-pub use route::{Route, RouteInfo};
+pub use route::{Route, RouteInfo, default_link};
 
 /// Result of an operation of this module.
 pub type Result<T, E = NetlinkError> = std::result::Result<T, E>;

@@ -16,6 +16,9 @@ use rtnetlink::packet_route::{
 
 use super::{Link, Netlink, NetlinkError, Result, link::parse_link};
 
+/// Number of the main routing table (`RT_TABLE_MAIN`).
+const MAIN_TABLE: u32 = 254;
+
 /// A unicast route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
@@ -29,8 +32,25 @@ pub struct Route {
     pub source: Option<IpAddr>,
     /// Metric. The route with the smallest is preferred.
     pub metric: u32,
-    /// Routing table number; 254 is the main table.
+    /// Number of the routing table.
     pub table: u32,
+}
+
+impl Route {
+    /// Whether the route is in the main table.
+    pub fn is_main(&self) -> bool {
+        self.table == MAIN_TABLE
+    }
+}
+
+/// The interface of the IPv4 default route of the main table; of several, the one that is
+/// preferred. A VPN's default route in a table of its own is not the way to the other hosts.
+pub fn default_link<'a>(links: &'a [Link], routes: &[Route]) -> Option<&'a Link> {
+    let defaults = routes.iter().filter(|route| {
+        route.is_main() && route.destination.is_ipv4() && route.destination.prefix() == 0
+    });
+    let default = defaults.min_by_key(|route| route.metric)?;
+    links.iter().find(|link| link.index == default.ifindex)
 }
 
 /// Result of a route lookup for an address.
@@ -271,4 +291,33 @@ fn parse_route(row: &RouteNetlinkMessage) -> Option<Route> {
         metric,
         table,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_link_is_that_of_the_main_table() {
+        let link = |index| Link { index, ..Link::default() };
+        let route = |to: &str, ifindex, metric, table| Route {
+            destination: to.parse().expect("prefix"),
+            gateway: None,
+            ifindex,
+            source: None,
+            metric,
+            table,
+        };
+        let links = [link(2), link(3), link(4)];
+        // A VPN that routes by rule has a default route of its own, without a metric.
+        let routes = [
+            route("::/0", 4, 0, MAIN_TABLE),
+            route("0.0.0.0/0", 4, 0, 51820),
+            route("0.0.0.0/0", 3, 200, MAIN_TABLE),
+            route("0.0.0.0/0", 2, 100, MAIN_TABLE),
+            route("192.0.2.0/24", 3, 0, MAIN_TABLE),
+        ];
+        assert_eq!(default_link(&links, &routes), links.first());
+        assert_eq!(default_link(&links, routes.get(..2).unwrap_or_default()), None);
+    }
 }

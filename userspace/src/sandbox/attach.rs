@@ -13,8 +13,6 @@ use crate::{
 
 /// Start of the alias that marks a host-side interface as Culvert's.
 const ALIAS: &str = "culvert:";
-/// The main routing table (`RT_TABLE_MAIN`).
-const MAIN_TABLE: u32 = 254;
 
 /// The wanted state of an endpoint's interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -346,7 +344,7 @@ async fn routes(inside: &Netlink, spec: &PlugSpec, ifindex: u32) -> Result<bool>
     let mut changed = false;
     for (destination, gateway) in &spec.routes {
         let mut same = present.iter().filter(|route| {
-            route.table == MAIN_TABLE
+            route.is_main()
                 && route.destination.network() == destination.network()
                 && route.destination.prefix() == destination.prefix()
         });

@@ -12,12 +12,10 @@ use ipnetwork::IpNetwork;
 use super::{Result, SandboxError, sysctl};
 use crate::{
     model::MacAddr,
-    netlink::{Link, Netlink, NetlinkError, Route},
+    netlink::{Link, Netlink, NetlinkError, Route, subnet_of},
     netns::run_in,
 };
 
-/// The main routing table (`RT_TABLE_MAIN`).
-const MAIN_TABLE: u32 = 254;
 /// Start of the alias that marks a gateway device; the VNI follows.
 const ALIAS: &str = "culvert-gateway:";
 
@@ -41,8 +39,7 @@ pub struct GatewaySpec {
 impl GatewaySpec {
     /// The subnet that is routed to the device.
     fn subnet(&self) -> Option<IpNetwork> {
-        let address = self.address?;
-        IpNetwork::new(address.network(), address.prefix()).ok()
+        self.address.map(subnet_of)
     }
 
     /// Whether a route by the device is the wanted one.
@@ -156,7 +153,7 @@ async fn route_subnet(netlink: &Netlink, name: &str, spec: &GatewaySpec) -> Resu
     let subnet = spec.subnet();
     let routes = netlink.routes().await?;
     let mut settled = false;
-    for route in routes.iter().filter(|route| route.table == MAIN_TABLE) {
+    for route in routes.iter().filter(|route| route.is_main()) {
         if route.ifindex == link.index {
             if spec.has_route(route) {
                 settled = true;

@@ -1,11 +1,10 @@
 //! Gateway devices and the loopback device.
 
-use ipnetwork::IpNetwork;
-
 use super::{Engine, queue::Work};
 use crate::{
     agent::platform::PlugError,
     model::{Name, validate},
+    netlink::subnet_of,
     reconcile::gateway_device,
     sandbox::GatewaySpec,
 };
@@ -49,7 +48,7 @@ impl Engine {
     /// to: the host keeps the route that it had.
     fn without_conflict(&self, name: &Name, wanted: GatewaySpec) -> GatewaySpec {
         let taken = wanted.address.and_then(|address| {
-            let subnet = IpNetwork::new(address.network(), address.prefix()).ok()?;
+            let subnet = subnet_of(address);
             let own = self.connected.iter().find(|own| validate::overlap(**own, subnet))?;
             Some(format!(
                 "network '{name}': subnet {subnet} overlaps {own}, to which an interface of this host is connected: the host and the containers of the network here do not reach each other until one of both is renumbered"

@@ -7,7 +7,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use ipnetwork::IpNetwork;
 
 use super::{
     Host,
@@ -18,7 +17,7 @@ use crate::{
     api::types::{ApiError, ErrorKind},
     datapath::{Datapath, DatapathError},
     model::{self, Name, NetnsId, validate},
-    netlink::Netlink,
+    netlink::{Netlink, subnet_of},
     netns::{Netns, NetnsError, process_of},
     reconcile::LocalEndpoint,
     sandbox::{self, GatewaySpec, PlugSpec, Resolver, SandboxError},
@@ -32,10 +31,7 @@ impl Host {
         if !endpoint.routed || self.netlink.link(&name).await.map_err(refused)?.is_some() {
             return Ok(());
         }
-        let addresses = endpoint.addresses.iter();
-        let subnets: Vec<_> = addresses
-            .filter_map(|address| IpNetwork::new(address.network(), address.prefix()).ok())
-            .collect();
+        let subnets: Vec<_> = endpoint.addresses.iter().copied().map(subnet_of).collect();
         match model::routed(&subnets, &self.routes().await?) {
             None => Ok(()),
             Some((subnet, route)) => Err(sandbox_refused(SandboxError::RouteTaken {

@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use crate::{
     agent::platform::Facts,
     model::Node,
-    netlink::{Netlink, NetlinkError},
+    netlink::{Netlink, NetlinkError, subnet_of},
     sandbox,
 };
 
@@ -18,9 +18,11 @@ use crate::{
 /// The kernel does not answer.
 pub(crate) async fn read(netlink: &Netlink, uplinks: &[String]) -> Result<Facts, NetlinkError> {
     let (mut first, mut mtus) = (None, Vec::new());
-    for name in uplinks {
+    for (position, name) in uplinks.iter().enumerate() {
         if let Some(link) = netlink.link(name).await? {
-            first = first.or(uplinks.first().filter(|of| *of == name).map(|_| link.index));
+            if position == 0 {
+                first = Some(link.index);
+            }
             mtus.push(u16::try_from(link.mtu).unwrap_or(u16::MAX));
         }
     }
@@ -54,7 +56,7 @@ fn connected(address: IpNetwork) -> Option<IpNetwork> {
     if shared || address.prefix() == alone {
         return None;
     }
-    IpNetwork::new(address.network(), address.prefix()).ok()
+    Some(subnet_of(address))
 }
 
 fn is_gateway(ifindex: u32) -> bool {

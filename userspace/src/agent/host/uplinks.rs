@@ -177,7 +177,6 @@ impl Underlay for Host {
         let routes = routes.into_iter().map(|route| HostRoute {
             destination: route.destination,
             device: self.ifname(route.ifindex),
-            on_link: route.gateway.is_none(),
         });
         Ok(routes.filter(|route| !sandbox::is_gateway_ifname(&route.device)).collect())
     }

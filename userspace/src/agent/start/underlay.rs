@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::{
     config::AgentOptions,
     model::validate,
-    netlink::{Link, Netlink, NetlinkError, Route},
+    netlink::{Link, Netlink, NetlinkError, Route, default_link},
 };
 
 /// Interval at which the host is looked at.
@@ -94,19 +94,12 @@ fn find(
 
 /// The interface of the default route.
 fn default_uplink(links: &[Link], routes: &[Route]) -> Result<String, Fault> {
-    let default = routes
-        .iter()
-        .filter(|route| route.destination.is_ipv4() && route.destination.prefix() == 0)
-        .min_by_key(|route| route.metric);
-    default
-        .and_then(|route| links.iter().find(|link| link.index == route.ifindex))
-        .map(|link| link.name.clone())
-        .ok_or_else(|| {
-            Fault::Absent(
-                "no default route tells the uplink: name the interface that leads to the other hosts with --uplink"
-                    .to_owned(),
-            )
-        })
+    default_link(links, routes).map(|link| link.name.clone()).ok_or_else(|| {
+        Fault::Absent(
+            "no default route tells the uplink: name the interface that leads to the other hosts with --uplink"
+                .to_owned(),
+        )
+    })
 }
 
 fn vtep_address(

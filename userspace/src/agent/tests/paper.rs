@@ -484,11 +484,7 @@ impl Underlay for Paper {
     }
 
     async fn routes(&self) -> Result<Vec<HostRoute>, ApiError> {
-        let route = |to: &IpNetwork| HostRoute {
-            destination: *to,
-            device: "up0".to_owned(),
-            on_link: false,
-        };
+        let route = |to: &IpNetwork| HostRoute { destination: *to, device: "up0".to_owned() };
         Ok(self.state().routes.iter().map(route).collect())
     }
 

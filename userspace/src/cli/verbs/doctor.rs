@@ -12,7 +12,7 @@ use crate::{
     },
     datapath::Price,
     doctor::{self, DatapathFacts, Facts, Finding, Level, Subject},
-    netlink::{Netlink, NetlinkError},
+    netlink::{Netlink, NetlinkError, default_link},
 };
 
 impl Row for Finding {
@@ -87,14 +87,8 @@ async fn datapath(netlink: &Netlink, subject: &Subject, running: Option<String>)
 
 /// The interface of the IPv4 default route, which the agent uses as uplink by default.
 async fn default_uplink(netlink: &Netlink) -> Result<Option<String>, NetlinkError> {
-    let routes = netlink.routes().await?;
-    let default = routes
-        .iter()
-        .filter(|route| route.destination.is_ipv4() && route.destination.prefix() == 0)
-        .min_by_key(|route| route.metric);
-    let Some(default) = default else { return Ok(None) };
-    let links = netlink.links().await?;
-    Ok(links.into_iter().find(|link| link.index == default.ifindex).map(|link| link.name))
+    let (links, routes) = (netlink.links().await?, netlink.routes().await?);
+    Ok(default_link(&links, &routes).map(|link| link.name.clone()))
 }
 
 fn finding(check: &str, level: Level, detail: String, advice: &str) -> Finding {

@@ -124,7 +124,6 @@ fn routes(to: &[&str]) -> Vec<HostRoute> {
     let route = |text: &&str| HostRoute {
         destination: text.parse().expect("subnet"),
         device: "lan0".to_owned(),
-        on_link: true,
     };
     to.iter().map(route).collect()
 }

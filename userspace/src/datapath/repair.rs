@@ -1,0 +1,85 @@
+//! Pins and links that other programs have removed.
+
+use std::{
+    ffi::OsString,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use super::{Datapath, DatapathError, MAPS, PROGRAM_PINS, bpffs, links, pins};
+
+impl Datapath {
+    /// Mounts the BPF file system again, and pins the maps and programs again, where another
+    /// program has unmounted it or removed pins. Returns what was found, a line each.
+    ///
+    /// # Errors
+    ///
+    /// If the file system cannot be mounted, or the kernel refuses a pin.
+    pub fn repair_pins(&self) -> Result<Vec<String>, DatapathError> {
+        let mut found = Vec::new();
+        if let Some(bpffs) = self.pins.parent()
+            && !bpffs::is_mounted(bpffs)
+        {
+            bpffs::ensure_mounted(bpffs)?;
+            found.push(format!("{}: no BPF file system was mounted there", bpffs.display()));
+        }
+        let mut keep = |object: BorrowedFd<'_>, path: PathBuf| {
+            if path.exists() {
+                return Ok(());
+            }
+            if let Some(dir) = path.parent() {
+                bpffs::create_dir(dir)?;
+            }
+            found.push(format!("{}: the pin was missing", path.display()));
+            pins::pin(object, &path).map_err(|source| DatapathError::Io {
+                path,
+                what: "pin",
+                source,
+            })
+        };
+        for (name, map) in &self.maps {
+            keep(map.as_fd(), self.pins.join(MAPS).join(name))?;
+        }
+        for (name, program) in self.ebpf().programs() {
+            if let Ok(fd) = program.fd() {
+                keep(fd.as_fd(), self.pins.join(PROGRAM_PINS).join(name))?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Attaches programs again that another program has detached. Returns what was found, a line
+    /// each.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn repair_links(&self) -> Result<Vec<String>, DatapathError> {
+        let dir = self.links_dir();
+        let attached = self.attached().clone();
+        let mut found = Vec::new();
+        for (attachment, ifindex) in attached {
+            if let Some(line) = links::lost(&dir, attachment, ifindex) {
+                self.attach(attachment, ifindex)?;
+                found.push(line);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Opens the pinned maps.
+pub(super) fn pinned_maps(pins: &Path) -> Result<Vec<(OsString, OwnedFd)>, DatapathError> {
+    let mut maps = Vec::new();
+    for path in bpffs::list(&pins.join(MAPS))? {
+        if let Some(name) = path.file_name() {
+            let opened = pins::open(&path);
+            let name = name.to_owned();
+            maps.push((
+                name,
+                opened.map_err(|source| DatapathError::Io { path, what: "open pin", source })?,
+            ));
+        }
+    }
+    Ok(maps)
+}
