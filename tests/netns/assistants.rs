@@ -165,6 +165,23 @@ fn they_go_with_the_agent_that_cleans_up() {
     assert!(gone(host));
 }
 
+/// The agent cleans up as well when it is stopped before it has reached the store.
+#[test]
+#[ignore = "needs root"]
+fn they_go_with_an_agent_that_has_not_reached_its_store() {
+    let mut cluster = Cluster::without_agents(1, 1500);
+    cluster.etcd.freeze().unwrap();
+    let host = &mut cluster.hosts[0];
+    host.start_agent(&["--cleanup-on-exit"]);
+    wait_until(SOON, "the agent makes its devices", || gro_is_right(&host.netns));
+    wait_until(SOON, "the agent answers", || host.culvert(&["status"]).status.success());
+    host.stop_agent(Signal::SIGTERM);
+    assert!([GRO, ROOM].iter().all(|ifname| link(&host.netns, ifname) == Value::Null));
+    assert_eq!(programs(&host.netns, "up0", TcAttachType::Ingress), [""; 0]);
+    assert!(!host.bpffs().exists(), "pins are left");
+    cluster.etcd.thaw().unwrap();
+}
+
 /// Foreign devices with these names, or on this port, stay unchanged, and the agent works without
 /// its own. Once they are gone, the agent makes its own.
 #[test]

@@ -225,10 +225,12 @@ impl Host {
     /// Stops the agent with `signal` and waits for its end.
     ///
     /// # Panics
-    /// When it does not end.
+    /// When it does not end, or fails on SIGTERM.
     pub fn stop_agent(&mut self, signal: Signal) {
-        if let Some(mut agent) = self.agent.take() {
-            agent.stop(signal, SOON);
+        let Some(mut agent) = self.agent.take() else { return };
+        let status = agent.stop(signal, SOON);
+        if signal == Signal::SIGTERM && !status.success() {
+            panic!("{}: the agent: {status}: {}{}", self.node, agent.stdout(), agent.stderr());
         }
     }
 

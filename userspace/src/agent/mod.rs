@@ -48,7 +48,12 @@ use self::{
     engine::{Engine, Periods},
     shared::Shared,
 };
-use crate::{api, config::AgentOptions, doctor, store::StoreUrl};
+use crate::{
+    api,
+    config::{AgentOptions, PurgeOptions},
+    doctor,
+    store::StoreUrl,
+};
 
 /// Runs the agent until SIGTERM or SIGINT, or until it is purged.
 ///
@@ -63,6 +68,21 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     doctor::preflight().map_err(|line| anyhow!(line))?;
     while run_once(&options).await? == End::Anew {}
     Ok(())
+}
+
+/// `--cleanup-on-exit` of an agent that has not reached the store: this host alone, as `culvert purge`
+/// does. The next agent takes the node out of the store.
+async fn clean_up_host(options: &AgentOptions) -> anyhow::Result<()> {
+    let purged = purge_offline(PurgeOptions {
+        state_dir: options.state_dir.clone(),
+        bpffs: options.bpffs.clone(),
+        socket: options.socket.clone(),
+    });
+    purged.await.map_err(|error| unclean(&error))
+}
+
+fn unclean(error: &dyn std::fmt::Display) -> anyhow::Error {
+    anyhow!("clean-up: {error}; 'culvert purge' removes the rest")
 }
 
 /// Why an agent has ended.
@@ -161,7 +181,11 @@ async fn run_once(options: &AgentOptions) -> anyhow::Result<End> {
         Ok(Some(reached)) => reached,
         failed => {
             shared.end_tasks().await;
-            return failed.map(|_| End::Asked);
+            failed?;
+            if options.cleanup_on_exit {
+                clean_up_host(options).await?;
+            }
+            return Ok(End::Asked);
         }
     };
 
@@ -190,7 +214,7 @@ async fn run_once(options: &AgentOptions) -> anyhow::Result<End> {
         && failure.is_none()
         && let Err(error) = agent.purge_node().await
     {
-        failure = Some(anyhow!("clean-up: {error}; 'culvert purge' removes the rest"));
+        failure = Some(unclean(&error));
     }
     pricing.abort();
     if let Some(trace) = trace {

@@ -364,10 +364,7 @@ impl Datapath {
     }
 
     fn attach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
-        let dir = self.links_dir();
-        // Another program may have removed it.
-        bpffs::create_dir(&dir)?;
-        links::attach(&mut self.ebpf(), &dir, attachment, ifindex)?;
+        links::attach(&mut self.ebpf(), &self.links_dir(), attachment, ifindex)?;
         self.attached().insert((attachment, ifindex));
         Ok(())
     }

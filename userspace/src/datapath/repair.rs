@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Datapath, DatapathError, MAPS, PROGRAM_PINS, bpffs, links, pins};
+use super::{DIRS, Datapath, DatapathError, MAPS, PROGRAM_PINS, bpffs, links, pins};
 
 impl Datapath {
     /// Mounts the BPF file system again, and pins the maps and programs again, where another
@@ -23,12 +23,14 @@ impl Datapath {
             bpffs::ensure_mounted(bpffs)?;
             found.push(format!("{}: no BPF file system was mounted there", bpffs.display()));
         }
+        for dir in DIRS.map(|dir| self.pins.join(dir)) {
+            if !dir.is_dir() {
+                bpffs::create_dir(&dir)?;
+            }
+        }
         let mut keep = |object: BorrowedFd<'_>, path: PathBuf| {
             if path.exists() {
                 return Ok(());
-            }
-            if let Some(dir) = path.parent() {
-                bpffs::create_dir(dir)?;
             }
             found.push(format!("{}: the pin was missing", path.display()));
             pins::pin(object, &path).map_err(|source| DatapathError::Io {

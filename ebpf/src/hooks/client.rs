@@ -1,0 +1,40 @@
+//! `from_client`: tcx ingress on a client link: an interface of the host that is neither an uplink
+//! nor Culvert's, such as `docker0` or a second network card. Published ports serve it.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use culvert_common::{
+    abi::{Action, Direction, zone},
+    wire::{EthHdr, Ipv4Hdr, ethernet::ETH_P_IP},
+};
+
+use crate::{
+    kernel::skb::{ETH_LEN, IPV4_HEADERS, Packet as _, ensure, vlan_id},
+    maps::is_host_addr,
+    routed::from_external,
+    verdict::{Outcome, Seen, finish},
+};
+
+const DIRECTION: Direction = Direction::FromClient;
+
+/// A frame that arrives on a client link.
+#[classifier]
+pub(crate) fn from_client(ctx: TcContext) -> i32 {
+    let seen = Seen::of(&ctx, DIRECTION);
+    let outcome = handle(&ctx);
+    finish(&ctx, &seen, outcome)
+}
+
+#[inline(always)]
+fn handle(ctx: &TcContext) -> Outcome {
+    if vlan_id(ctx) != 0 {
+        return Ok(Action::Pass);
+    }
+    ensure(ctx, IPV4_HEADERS);
+    // Most frames are on their way through the host: only its own addresses have published ports.
+    let Some(eth) = ctx.read::<EthHdr>(0) else { return Ok(Action::Pass) };
+    let Some(ip) = ctx.read::<Ipv4Hdr>(ETH_LEN) else { return Ok(Action::Pass) };
+    if eth.ethertype() != ETH_P_IP || !is_host_addr(ip.dst) {
+        return Ok(Action::Pass);
+    }
+    from_external::receive(ctx, DIRECTION, zone::CLIENT)
+}

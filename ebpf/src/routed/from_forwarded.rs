@@ -1,0 +1,42 @@
+//! Packets that the host forwards to a container: answers to what the container has sent to the
+//! host's stack. The host's netfilter has sent that on, and has translated the answer back: a port
+//! that Docker publishes on this host, a service of kube-proxy.
+//!
+//! Anything else that is forwarded is refused: with ip_forward the host would take others' packets
+//! to any port of any container.
+
+use aya_ebpf::programs::TcContext;
+use culvert_common::abi::{Action, Direction, DropReason, zone};
+
+use super::{
+    icmp_error,
+    parse::parse,
+    work::{Work, work},
+};
+use crate::{
+    act::translate::{self, Hook},
+    facts::routed::Kind,
+    state::flows,
+};
+
+const DIRECTION: Direction = Direction::FromHost;
+
+/// Hands the packet to the container of the network `vni` that waits for it.
+#[inline(always)]
+pub(crate) fn receive(ctx: &TcContext, vni: u32) -> Result<Action, DropReason> {
+    let work = work()?;
+    parse(ctx, zone::HOST, &mut work.routed)?;
+    let Work { routed, target, .. } = work;
+    match routed.kind {
+        Kind::Flow if flows::find(DIRECTION, routed, 0, ctx.len(), target) => {}
+        Kind::Error => icmp_error::translate(ctx.skb.skb, 0, routed, target)
+            .map_err(|_| DropReason::Isolated)?,
+        Kind::Flow | Kind::HostFragment | Kind::Unsupported => return Err(DropReason::Isolated),
+        // Conntrack of the host puts datagrams together, and the host sends the fragments in order.
+        Kind::LateFragment | Kind::FirstOfHeld => return Err(DropReason::FragmentUnknown),
+    }
+    if target.zone != vni {
+        return Err(DropReason::Isolated);
+    }
+    translate::deliver(ctx, routed, target, Hook::Egress)
+}
