@@ -134,7 +134,7 @@ impl Datapath {
             flows: Flows::take(&mut ebpf)?,
             tables: Tables::take(&mut ebpf, options.vtep_ip)?,
             stats: raw::take_map(&mut ebpf, names::STATS)?,
-            maps: repair::pinned_maps(&pins)?,
+            maps: pins::open_all(&pins.join(MAPS))?,
             attached: Mutex::default(),
             ebpf: Mutex::new(ebpf),
             pins,

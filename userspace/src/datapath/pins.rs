@@ -1,7 +1,7 @@
 //! Pins of BPF objects, by bpf(2): of any kind, also of those that aya has no type for.
 
 use std::{
-    ffi::CString,
+    ffi::{CString, OsStr, OsString},
     io,
     os::{
         fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
@@ -13,7 +13,11 @@ use std::{
 use aya_obj::generated::{bpf_cmd, bpf_link_info, bpf_link_type};
 use nix::libc;
 
-use super::syscall::{attributes, bpf, number};
+use super::{
+    bpffs,
+    error::DatapathError,
+    syscall::{attributes, bpf, number},
+};
 
 /// Pins an object at a path.
 ///
@@ -40,6 +44,21 @@ pub(super) fn open(path: &Path) -> io::Result<OwnedFd> {
         // SAFETY: `with_path` lends a string that ends with a NUL byte and outlives the call.
         owned(unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attr) }?)
     })
+}
+
+/// Opens all objects that are pinned in a directory. Returns them by name.
+///
+/// # Errors
+/// The directory cannot be read, or the kernel refuses.
+pub(super) fn open_all(dir: &Path) -> Result<Vec<(OsString, OwnedFd)>, DatapathError> {
+    let mut objects = Vec::new();
+    for path in bpffs::list(dir)? {
+        let Some(name) = path.file_name().map(OsStr::to_owned) else { continue };
+        let opened = open(&path);
+        let failed = |source| DatapathError::Io { path, what: "open pin", source };
+        objects.push((name, opened.map_err(failed)?));
+    }
+    Ok(objects)
 }
 
 /// Whether the link that is pinned at a path still attaches its program to a device. The kernel

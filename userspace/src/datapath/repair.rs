@@ -1,9 +1,8 @@
 //! Pins and links that other programs have removed.
 
 use std::{
-    ffi::OsString,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    path::{Path, PathBuf},
+    os::fd::{AsFd as _, BorrowedFd},
+    path::PathBuf,
 };
 
 use super::{DIRS, Datapath, DatapathError, MAPS, PROGRAM_PINS, bpffs, links, pins};
@@ -68,20 +67,4 @@ impl Datapath {
         }
         Ok(found)
     }
-}
-
-/// Opens the pinned maps.
-pub(super) fn pinned_maps(pins: &Path) -> Result<Vec<(OsString, OwnedFd)>, DatapathError> {
-    let mut maps = Vec::new();
-    for path in bpffs::list(&pins.join(MAPS))? {
-        if let Some(name) = path.file_name() {
-            let opened = pins::open(&path);
-            let name = name.to_owned();
-            maps.push((
-                name,
-                opened.map_err(|source| DatapathError::Io { path, what: "open pin", source })?,
-            ));
-        }
-    }
-    Ok(maps)
 }
