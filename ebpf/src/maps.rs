@@ -6,17 +6,17 @@ use core::mem::MaybeUninit;
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, Queue},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, lpm_trie::Key},
 };
 use bytemuck::Pod;
 use culvert_common::abi::{
     Counter, DEFAULT_FLOWS, EndpointInfo, Evictable, FdbEntry, FdbKey, FloodKey, Flow, FlowKey,
-    FragmentInfo, FragmentKey, HeldFragment, LearnedEntry, MAX_ENDPOINTS, MAX_EVICTABLE,
-    MAX_FRAGMENTED, MAX_HELD_FRAGMENTS, MAX_HOST_ADDRS, MAX_LEARNED, MAX_LOCAL_ENDPOINTS,
-    MAX_NETWORKS, MAX_PUBLISHED, MAX_RATES, MAX_UPLINKS, MAX_VTEP_MEMBERSHIPS, MAX_VTEPS,
-    MappedAddr, NeighEntry, NeighKey, NetworkInfo, PathMtu, PublishedEntry, PublishedKey,
-    RESERVED_ENTRIES, RateKey, STATS_ENTRIES, Scratch, Sealed, SealedU32, UnderlayPath, UplinkInfo,
-    V4, VtepId, VtepKey,
+    FragmentInfo, FragmentKey, HeldFragment, LearnedEntry, MAX_CLIENT_LINKS, MAX_ENDPOINTS,
+    MAX_EVICTABLE, MAX_FRAGMENTED, MAX_HELD_FRAGMENTS, MAX_HOST_ADDRS, MAX_LEARNED,
+    MAX_LOCAL_ENDPOINTS, MAX_NETWORKS, MAX_PUBLISHED, MAX_RATES, MAX_SERVICES, MAX_UPLINKS,
+    MAX_VTEP_MEMBERSHIPS, MAX_VTEPS, MappedAddr, NeighEntry, NeighKey, NetworkInfo, PathMtu,
+    PublishedEntry, PublishedKey, RESERVED_ENTRIES, RateKey, STATS_ENTRIES, Scratch, Sealed,
+    SealedU32, UnderlayPath, UplinkInfo, V4, VtepId, VtepKey,
 };
 
 use crate::kernel::memory::own;
@@ -73,6 +73,12 @@ pub(crate) static HOST_ADDRS: HashMap<MappedAddr, u32> =
 #[map]
 pub(crate) static UPLINKS: HashMap<u32, UplinkInfo> =
     HashMap::with_max_entries(MAX_UPLINKS, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static CLIENT_LINKS: HashMap<u32, u32> =
+    HashMap::with_max_entries(MAX_CLIENT_LINKS, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static SERVICES: LpmTrie<[u8; 4], u32> =
+    LpmTrie::with_max_entries(MAX_SERVICES, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static RESERVED_PORTS: Array<u64> = Array::with_max_entries(RESERVED_ENTRIES, 0);
 #[map]
@@ -245,6 +251,18 @@ pub(crate) fn is_host_addr(ip: [u8; 4]) -> bool {
 #[inline(always)]
 pub(crate) fn is_uplink(ifindex: u32) -> bool {
     has(&UPLINKS, &ifindex)
+}
+
+/// The interface is a client link.
+#[inline(always)]
+pub(crate) fn is_client_link(ifindex: u32) -> bool {
+    has(&CLIENT_LINKS, &ifindex)
+}
+
+/// The address is one of a service, which the host's netfilter translates.
+#[inline(always)]
+pub(crate) fn is_service(ip: [u8; 4]) -> bool {
+    SERVICES.get(&Key::new(32, ip)).is_some()
 }
 
 /// Another socket of the host has the VXLAN port on this uplink.

@@ -24,6 +24,7 @@ mod modes;
 mod names;
 mod nat;
 mod nat_packets;
+mod neighbours;
 mod nodes;
 mod offloads;
 mod other_vxlan;

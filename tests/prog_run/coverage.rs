@@ -5,15 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use culvert_common::abi::{Action, Code, Direction, DropReason, Note, stats_index};
 
 use crate::{
-    arp, decap, ecn, encap, fast, fdb, flood, flows, fragments, from_host, from_loopback,
+    arp, client, decap, ecn, encap, fast, fdb, flood, flows, fragments, from_host, from_loopback,
     icmp_errors, inner,
     lab::{self, Case},
-    live, live_nat, mtu, nat_in, nat_out, nd, races, random, routing, source, tenants, xdp,
+    live, live_nat, mtu, nat_in, nat_out, nd, races, random, routing, source, tenants, to_host,
+    xdp,
 };
 
 /// The cases of packets by module.
 const MODULES: &[(&str, &[Case])] = &[
     ("arp", arp::CASES),
+    ("client", client::CASES),
     ("decap", decap::CASES),
     ("ecn", ecn::CASES),
     ("encap", encap::CASES),
@@ -33,6 +35,7 @@ const MODULES: &[(&str, &[Case])] = &[
     ("routing", routing::CASES),
     ("source", source::CASES),
     ("tenants", tenants::CASES),
+    ("to_host", to_host::CASES),
     ("xdp", xdp::CASES),
 ];
 

@@ -302,6 +302,9 @@ fn full(lab: &mut Lab) {
 
     // No flow may be evicted.
     refused(lab, 1);
+    // The host itself answers without a flow.
+    let to_host = to_gateway(&V4::segment(&ONE, &US, (1, 22), SYN, &[]));
+    lab.at_container(Port::A1, &to_host.frame()).reaches_host();
     // Existing flows continue.
     exchange_on(lab, &[(true, ACK)]);
 

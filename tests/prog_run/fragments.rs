@@ -243,8 +243,9 @@ fn first_too_long(lab: &mut Lab) {
 fn of_the_host(lab: &mut Lab) {
     for host in [GATEWAY, US] {
         let packet = to_gateway(&datagram(&ONE, PORT, &host));
-        for fragment in fragments(&packet, &SIZES) {
-            lab.at_container(Port::A1, &fragment.frame()).reaches_host();
+        for (index, fragment) in fragments(&packet, &SIZES).iter().enumerate() {
+            let run = lab.at_container(Port::A1, &fragment.frame());
+            if index == 0 { run.begins_to_host() } else { run.reaches_host() }
         }
         // Not from a network whose containers may not talk to it.
         let packet = V4 { eth_dst: GATEWAY_OF_B.mac, ..packet };
@@ -258,7 +259,7 @@ fn of_the_host_out_of_order(lab: &mut Lab) {
     let [first, later] = fragments(&packet, &[1000]).try_into().unwrap();
     lab.at_container(Port::A1, &later.frame()).holds(&[]);
     releases(lab, Some(Port::A1), &first, &[&first, &later]);
-    lab.at_container(Port::A1, &first.frame()).reaches_host();
+    lab.at_container(Port::A1, &first.frame()).begins_to_host();
     lab.at_container(Port::A1, &later.frame()).reaches_host();
 }
 

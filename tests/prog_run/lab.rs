@@ -29,7 +29,7 @@ use nix::{
 };
 
 use crate::{
-    ports::{GATEWAY_A, GATEWAY_B, PacketSocket, Port, Wire},
+    ports::{CLIENT_LINK, GATEWAY_A, GATEWAY_B, PacketSocket, Port, Wire},
     world,
 };
 
@@ -187,6 +187,7 @@ impl Lab {
             ageing: AGEING,
             max_flows: DEFAULT_FLOWS,
             nat_ports: (1024, 65535),
+            services: vec!["10.96.0.0/16".parse().unwrap()],
             trace: false,
         };
         let mut ebpf = load_object(&options, None).unwrap();
@@ -237,6 +238,7 @@ impl Lab {
         clear(&self.tables.published);
         clear(&self.tables.host_addrs);
         clear(&self.tables.uplinks);
+        clear(&self.tables.client_links);
         self.flows.clear();
         self.fragments.clear();
         self.held.clear();
@@ -426,10 +428,12 @@ fn interfaces() -> (File, Vec<(Port, Wire)>) {
 
 /// The gateway devices, and the uplink's addresses and routes.
 fn devices() -> String {
-    let [gateway_a, gateway_b, uplink] =
-        [world::GATEWAY.mac, world::GATEWAY_OF_B.mac, world::UPLINK_MAC].map(mac);
-    let [gateway, us, router] =
-        [world::GATEWAY.v4, world::OUR_VTEP, world::ROUTER].map(Ipv4Addr::from);
+    let [gateway_a, gateway_b, uplink, client] =
+        [world::GATEWAY.mac, world::GATEWAY_OF_B.mac, world::UPLINK_MAC, world::US_TO_CLIENTS.mac]
+            .map(mac);
+    let [gateway, us, router, us_to_clients] =
+        [world::GATEWAY.v4, world::OUR_VTEP, world::ROUTER, world::US_TO_CLIENTS.v4]
+            .map(Ipv4Addr::from);
     let router_mac = mac(world::ROUTER_MAC);
     format!(
         "link add gwa index {GATEWAY_A} address {gateway_a} mtu 1450 type bridge\n\
@@ -438,6 +442,9 @@ fn devices() -> String {
          link add gwb index {GATEWAY_B} address {gateway_b} mtu 1450 type bridge\n\
          link set gwb arp off up\n\
          route add 10.200.0.0/24 dev gwb\n\
+         link add client index {CLIENT_LINK} address {client} mtu 1500 type bridge\n\
+         link set client up\n\
+         address add {us_to_clients}/24 dev client\n\
          link set uplink address {uplink}\n\
          address add {us}/24 dev uplink\n\
          neigh replace {router} lladdr {router_mac} dev uplink nud permanent\n\

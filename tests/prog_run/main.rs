@@ -33,6 +33,8 @@ macro_rules! cases {
 #[cfg(test)]
 mod arp;
 #[cfg(test)]
+mod client;
+#[cfg(test)]
 mod compare;
 #[cfg(test)]
 mod coverage;
@@ -90,6 +92,8 @@ mod run;
 mod source;
 #[cfg(test)]
 mod tenants;
+#[cfg(test)]
+mod to_host;
 #[cfg(test)]
 mod world;
 #[cfg(test)]

@@ -61,6 +61,8 @@ impl Port {
 pub(crate) const GATEWAY_A: u32 = 30;
 /// Interface index of network B's gateway device.
 pub(crate) const GATEWAY_B: u32 = 31;
+/// Interface index of the client link.
+pub(crate) const CLIENT_LINK: u32 = 32;
 /// Interface index of the loopback device.
 pub(crate) const LOOPBACK: u32 = 1;
 

@@ -92,8 +92,12 @@ pub(crate) enum Place {
     At(Port),
     /// The internet.
     Outside,
-    /// The host itself.
+    /// The host itself, over its loopback device.
     Itself,
+    /// The host's stack, through a gateway device.
+    Stack,
+    /// The client link.
+    Clients,
 }
 
 impl Place {
@@ -103,13 +107,15 @@ impl Place {
             Self::At(Port::B1 | Port::B2) => B,
             Self::At(Port::Uplink) | Self::Outside => zone::EXTERNAL,
             Self::Itself => zone::LOOPBACK,
+            Self::Stack => zone::HOST,
+            Self::Clients => zone::CLIENT,
         }
     }
 
     fn dest(self) -> u32 {
         match self {
             Self::At(port) => port.ifindex(),
-            Self::Outside | Self::Itself => 0,
+            Self::Outside | Self::Itself | Self::Stack | Self::Clients => 0,
         }
     }
 
@@ -125,7 +131,7 @@ pub(crate) struct Began<'a> {
     pub(crate) from: Place,
     pub(crate) went: &'a V4,
     pub(crate) to: Place,
-    /// [`kind::MASQUERADE`] or [`kind::PUBLISHED`].
+    /// [`kind::MASQUERADE`], [`kind::PUBLISHED`] or [`kind::HOST`].
     pub(crate) kind: u32,
 }
 

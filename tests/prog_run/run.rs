@@ -13,7 +13,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use crate::{
     compare::{describe, entropy_port, same, same_tunnelled},
     lab::Lab,
-    ports::{GATEWAY_A, LOOPBACK, Port},
+    ports::{CLIENT_LINK, GATEWAY_A, LOOPBACK, Port},
 };
 
 /// TC: as if the program were not there.
@@ -129,11 +129,19 @@ pub(crate) enum Program {
     Host,
     /// `from_loopback`.
     Loopback,
+    /// `from_client`.
+    Client,
 }
 
 impl Program {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Container, Self::Underlay, Self::UnderlayXdp, Self::Host, Self::Loopback];
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Container,
+        Self::Underlay,
+        Self::UnderlayXdp,
+        Self::Host,
+        Self::Loopback,
+        Self::Client,
+    ];
 
     pub(crate) const fn direction(self) -> Direction {
         match self {
@@ -142,6 +150,7 @@ impl Program {
             Self::UnderlayXdp => Direction::FromUnderlayXdp,
             Self::Host => Direction::FromHost,
             Self::Loopback => Direction::FromLoopback,
+            Self::Client => Direction::FromClient,
         }
     }
 
@@ -152,6 +161,7 @@ impl Program {
             Self::Underlay | Self::UnderlayXdp => Port::Uplink.ifindex(),
             Self::Host => GATEWAY_A,
             Self::Loopback => LOOPBACK,
+            Self::Client => CLIENT_LINK,
         }
     }
 
@@ -162,6 +172,7 @@ impl Program {
             Self::UnderlayXdp => programs::FROM_UNDERLAY_XDP,
             Self::Host => programs::FROM_HOST,
             Self::Loopback => programs::FROM_LOOPBACK,
+            Self::Client => programs::FROM_CLIENT,
         }
     }
 }
@@ -176,6 +187,7 @@ pub(crate) struct Run<'a> {
     flags: u32,
     repeat: u32,
     transmitted: bool,
+    forwarded: bool,
 }
 
 impl Lab {
@@ -197,6 +209,16 @@ impl Lab {
     /// A frame that the host sends to network A.
     pub(crate) fn at_host(&mut self, frame: &[u8]) -> Run<'_> {
         self.at(Program::Host, frame)
+    }
+
+    /// A frame that the host sends to the network behind a gateway device.
+    pub(crate) fn at_gateway(&mut self, ifindex: u32, frame: &[u8]) -> Run<'_> {
+        Run::new(self, Program::Host, ifindex, frame)
+    }
+
+    /// A frame that arrives on the client link.
+    pub(crate) fn at_client(&mut self, frame: &[u8]) -> Run<'_> {
+        self.at(Program::Client, frame)
     }
 
     /// A frame on the loopback device.
@@ -318,7 +340,23 @@ impl Outcome {
 impl<'a> Run<'a> {
     fn new(lab: &'a mut Lab, program: Program, ifindex: u32, frame: &[u8]) -> Self {
         let frame = frame.to_vec();
-        Self { lab, program, ifindex, frame, gso_size: 0, flags: 0, repeat: 1, transmitted: false }
+        let (transmitted, forwarded) = (false, false);
+        Self {
+            lab,
+            program,
+            ifindex,
+            frame,
+            gso_size: 0,
+            flags: 0,
+            repeat: 1,
+            transmitted,
+            forwarded,
+        }
+    }
+
+    /// The host forwards the frame, which came in on another interface.
+    pub(crate) fn forwarded(self) -> Self {
+        Self { forwarded: true, ..self }
     }
 
     /// The program runs while the container transmits the frame, on a netkit device.
@@ -345,7 +383,7 @@ impl<'a> Run<'a> {
     pub(crate) fn outcome(self) -> Outcome {
         // At ingress the kernel has set `ingress_ifindex`.
         let comes_in = self.program != Program::Host && !self.transmitted;
-        let hook = if comes_in { Hook::Ingress } else { Hook::Egress };
+        let hook = if comes_in || self.forwarded { Hook::Ingress } else { Hook::Egress };
         let context = sk_buff(hook, self.ifindex, self.gso_size, self.frame.len());
         let context = (self.program != Program::UnderlayXdp).then_some(&context[..]);
         let program = self.lab.program_fd(self.program);
@@ -463,6 +501,12 @@ impl<'a> Run<'a> {
     #[track_caller]
     pub(crate) fn reaches_host(self) {
         self.redirects(Action::ToHost, Left::Unchanged, &[]);
+    }
+
+    /// Handed to the host's stack, untouched: it begins a flow to there.
+    #[track_caller]
+    pub(crate) fn begins_to_host(self) {
+        self.redirects(Action::ToHost, Left::Unchanged, &crate::routed::CREATED);
     }
 
     /// Sent out of an uplink as `packet`.

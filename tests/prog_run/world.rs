@@ -13,7 +13,7 @@ use culvert_common::abi::{
 };
 use culvert_tests::packet::{Host, Tunnel};
 
-use crate::ports::{GATEWAY_A, GATEWAY_B, Port};
+use crate::ports::{CLIENT_LINK, GATEWAY_A, GATEWAY_B, Port};
 
 /// VNI of network A: three different bytes.
 pub(crate) const A: u32 = 0x00a1_b2c3;
@@ -49,6 +49,14 @@ pub(crate) const SECOND: Host = Host { v4: [192, 0, 2, 77], ..US };
 pub(crate) const SERVER: Host = Host { mac: ROUTER_MAC, v4: [203, 0, 113, 7], v6: [0; 16] };
 /// Another.
 pub(crate) const SERVER2: Host = Host { v4: [203, 0, 113, 8], ..SERVER };
+/// An address that the host's netfilter translates, as kube-proxy's.
+pub(crate) const SERVICE: Host = Host { v4: [10, 96, 0, 10], ..SERVER };
+/// This host on its client link.
+pub(crate) const US_TO_CLIENTS: Host =
+    Host { mac: [0x02, 0xcc, 0, 0, 0, 1], v4: [172, 30, 0, 1], v6: [0; 16] };
+/// A client on the client link.
+pub(crate) const CLIENT: Host =
+    Host { mac: [0x02, 0xcc, 0, 0, 0, 2], v4: [172, 30, 0, 2], v6: [0; 16] };
 /// Gateway of network A.
 pub(crate) const GATEWAY: Host = host(1);
 /// Gateway of network B: the same address, as of an independent tenant.
@@ -171,7 +179,8 @@ pub(crate) fn fill_routing(tables: &Tables) {
     tables.gateways.insert(&GATEWAY_A, &A).unwrap();
     tables.gateways.insert(&GATEWAY_B, &B).unwrap();
     tables.uplinks.insert(&Port::Uplink.ifindex(), &UPLINK).unwrap();
-    for addr in [US.v4, SECOND.v4, GATEWAY.v4, [127, 0, 0, 1]] {
+    tables.client_links.insert(&CLIENT_LINK, &0).unwrap();
+    for addr in [US.v4, SECOND.v4, GATEWAY.v4, US_TO_CLIENTS.v4, [127, 0, 0, 1]] {
         tables.host_addrs.insert(&MappedAddr::v4(addr), &0).unwrap();
     }
     neighbour(tables, A, &GATEWAY, GATEWAY.mac);

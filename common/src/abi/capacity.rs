@@ -38,6 +38,10 @@ pub const MAX_PUBLISHED: u32 = 131_072;
 pub const MAX_HOST_ADDRS: u32 = 65_536;
 /// Capacity of [`UPLINKS`](super::names::UPLINKS).
 pub const MAX_UPLINKS: u32 = 256;
+/// Capacity of [`CLIENT_LINKS`](super::names::CLIENT_LINKS).
+pub const MAX_CLIENT_LINKS: u32 = 1024;
+/// Capacity of [`SERVICES`](super::names::SERVICES).
+pub const MAX_SERVICES: u32 = 64;
 
 /// Words of [`RESERVED_PORTS`](super::names::RESERVED_PORTS) for one protocol.
 pub const RESERVED_WORDS: u32 = 1024;

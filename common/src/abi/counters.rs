@@ -69,6 +69,8 @@ coded! {
         FromHost = 3 => "from_host",
         /// tcx ingress, the host's loopback device.
         FromLoopback = 4 => "from_loopback",
+        /// tcx ingress, a client link.
+        FromClient = 5 => "from_client",
     }
 }
 
@@ -290,7 +292,7 @@ impl Code {
 }
 
 /// Entries of [`STATS`](super::names::STATS): 256 codes for each [`Direction`].
-pub const STATS_ENTRIES: u32 = 5 * 256;
+pub const STATS_ENTRIES: u32 = 6 * 256;
 
 /// Index in [`STATS`](super::names::STATS) of the counter of `code` for `direction`.
 #[inline(always)]

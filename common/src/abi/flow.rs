@@ -14,6 +14,10 @@ use super::family::{Family, V4};
 pub mod zone {
     /// An uplink.
     pub const EXTERNAL: u32 = 0;
+    /// A client link: an interface of the host that is neither an uplink nor Culvert's.
+    pub const CLIENT: u32 = u32::MAX - 3;
+    /// The host's own stack, through the gateway device of the container's network.
+    pub const HOST: u32 = u32::MAX - 2;
     /// Another host of the cluster, through the tunnel.
     pub const TUNNEL: u32 = u32::MAX - 1;
     /// The host itself, over its loopback device.
@@ -28,6 +32,9 @@ pub mod kind {
     pub const MASQUERADE: u32 = 2;
     /// The flow goes to a published port.
     pub const PUBLISHED: u32 = 4;
+    /// The flow was begun by a container and goes to the host's stack, which may send it on
+    /// (netfilter's DNAT).
+    pub const HOST: u32 = 8;
 }
 
 /// Bits of [`Flow::seen`]: packets that have passed in this direction.

@@ -42,6 +42,12 @@ pub const PUBLISHED: &str = "PUBLISHED";
 pub const HOST_ADDRS: &str = "HOST_ADDRS";
 /// Interface index of an uplink → [`UplinkInfo`](super::UplinkInfo).
 pub const UPLINKS: &str = "UPLINKS";
+/// Set of the interface indices of the client links (value: `u32`, zero): interfaces that are
+/// neither uplinks nor Culvert's, and that published ports serve as well.
+pub const CLIENT_LINKS: &str = "CLIENT_LINKS";
+/// Prefix ([`ServiceKey`](super::ServiceKey), longest match) → `u32`, zero. What a container sends to
+/// such an address goes to the host's stack, whose netfilter translates it (kube-proxy's services).
+pub const SERVICES: &str = "SERVICES";
 /// Array of `u64` words, see [`reserved_bit`](super::reserved_bit): ports of the
 /// host that masquerading never takes.
 pub const RESERVED_PORTS: &str = "RESERVED_PORTS";
@@ -54,8 +60,8 @@ pub const HELD_FRAGMENTS: &str = "HELD_FRAGMENTS";
 pub const STATS: &str = "STATS";
 /// One `u64`, the epoch: an entry of the flow cache or of the route cache is valid while the
 /// epoch is the one in which the entry was made. The agent or a program that changes
-/// `ENDPOINTS`, `NETWORKS`, `FDB`, `VTEPS`, `VTEP_IDS`, `UNDERLAY`, `PATH_MTU`, `GATEWAYS` or
-/// `UPLINKS` advances it afterwards.
+/// `ENDPOINTS`, `NETWORKS`, `FDB`, `VTEPS`, `VTEP_IDS`, `UNDERLAY`, `PATH_MTU`, `GATEWAYS`,
+/// `UPLINKS` or `CLIENT_LINKS` advances it afterwards.
 pub const EPOCH: &str = "EPOCH";
 /// One [`Scratch`](super::Scratch) per CPU: headers too large for the BPF stack of 512 bytes.
 pub const SCRATCH: &str = "SCRATCH";
@@ -90,6 +96,8 @@ pub mod programs {
     pub const FROM_HOST: &str = "from_host";
     /// tcx ingress on the host's loopback device.
     pub const FROM_LOOPBACK: &str = "from_loopback";
+    /// tcx ingress on a client link.
+    pub const FROM_CLIENT: &str = "from_client";
     /// XDP on an uplink.
     pub const FROM_UNDERLAY_XDP: &str = "from_underlay_xdp";
 }

@@ -110,6 +110,8 @@ pub(crate) enum Hook {
     /// tcx ingress of the loopback device: its frames carry a route of the host and its
     /// netfilter's state, which the veth's queue removes.
     Loopback,
+    /// tcx egress, where bpf_redirect_peer does not work.
+    Egress,
 }
 
 /// Translates the packet and hands it to the container that `target` names, or to
@@ -142,7 +144,7 @@ pub(crate) fn deliver(
             drop_route(ctx)?;
             redirect::peer(ctx, target.dest)?;
         }
-        Hook::Loopback => redirect::out(target.dest),
+        Hook::Loopback | Hook::Egress => redirect::out(target.dest),
     }
     Ok(Action::NatDeliver)
 }

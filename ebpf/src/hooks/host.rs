@@ -1,5 +1,4 @@
-//! `from_host`: tcx egress on a network's gateway device: what the host itself
-//! sends to containers.
+//! `from_host`: tcx egress on a network's gateway device: what the host sends to containers.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use culvert_common::{
@@ -15,6 +14,7 @@ use crate::{
         skb::{ETH_LEN, IPV4_HEADERS, Packet as _, ensure, is_forwarded, store},
     },
     maps::{FDB, GATEWAYS, NEIGHBOURS, network, read},
+    routed::from_forwarded,
     verdict::{Outcome, Seen, finish},
 };
 
@@ -29,16 +29,14 @@ pub(crate) fn from_host(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn handle(ctx: &TcContext, ifindex: u32) -> Outcome {
     let vni = read(&GATEWAYS, &ifindex).ok_or(DropReason::UnknownGateway)?.value;
-    // Only what the host sends itself: with ip_forward it would take others' packets to
-    // any port of any container.
-    if is_forwarded(ctx) {
-        return Err(DropReason::Isolated);
-    }
     let net = network(vni).ok_or(DropReason::UnknownNetwork)?;
     ensure(ctx, IPV4_HEADERS);
     let eth: EthHdr = ctx.read(0).ok_or(DropReason::Malformed)?;
     if eth.ethertype() != ETH_P_IP {
         return Err(DropReason::Unroutable);
+    }
+    if is_forwarded(ctx) {
+        return from_forwarded::receive(ctx, vni);
     }
     let ip: Ipv4Hdr = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
     if ipv4::is_multicast(&ip.dst) || ip.dst == [0xff; 4] {

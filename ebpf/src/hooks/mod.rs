@@ -1,5 +1,6 @@
 //! The programs' entry points, named for where they are attached: read, decide, verdict.
 
+mod client;
 mod container;
 mod host;
 mod loopback;

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use culvert_common::{
-    abi::{Action, Direction, DropReason, FdbKey, NetworkInfo, Note},
+    abi::{Action, Direction, DropReason, FdbKey, NetworkInfo, Note, zone},
     datapath::learn,
     wire::{EthHdr, Ipv4Hdr, ethernet},
 };
@@ -47,13 +47,13 @@ fn handle(ctx: &TcContext) -> Outcome {
     ensure(ctx, INNER as u32);
     match classify(ctx, ctx.len()) {
         Err(reason) => not_ours(ctx, reason),
-        Ok(Outer::Other) => from_external::receive(ctx),
+        Ok(Outer::Other) => from_external::receive(ctx, DIRECTION, zone::EXTERNAL),
         Ok(Outer::Icmp) => {
             linearise(ctx);
             if path_mtu::learn(ctx.skb.skb) != 0 {
                 note(DIRECTION, Note::PathMtuLearnt, ctx.len());
             }
-            from_external::receive(ctx)
+            from_external::receive(ctx, DIRECTION, zone::EXTERNAL)
         }
         Ok(Outer::Vxlan(tunnelled)) => decapsulate(ctx, &tunnelled),
     }

@@ -9,7 +9,8 @@ use culvert_common::{
         icmp::{
             V4_FRAG_NEEDED, V4_HOST_UNREACHABLE, V4_PROHIBITED, V4_TIME_EXCEEDED, V4_UNREACHABLE,
         },
-        ipv4::{self, PROTO_ICMP, PROTO_UDP},
+        ipv4::{self, PROTO_ICMP, PROTO_TCP, PROTO_UDP},
+        tcp,
     },
 };
 
@@ -30,7 +31,9 @@ use crate::{
         fib::{self, Route},
         redirect,
     },
-    maps::{GATEWAYS, has, is_host_addr, is_uplink, vtep_id, vxlan_port},
+    maps::{
+        GATEWAYS, has, is_client_link, is_host_addr, is_service, is_uplink, vtep_id, vxlan_port,
+    },
     state::{epoch, flows, fragments, routes::Question},
     verdict::hand_back,
 };
@@ -74,10 +77,12 @@ fn try_route(sender: &Sender<'_>, inner: &Inner, work: &mut Work) -> Result<Acti
     if matches!(step, Step::Leave | Step::Masquerade) {
         find_route(sender, inner.segment_len, work, &mut step)?;
     }
-    if matches!(step, Step::Masquerade | Step::Publish) {
+    if matches!(step, Step::Masquerade | Step::Publish | Step::Track) {
         let Work { routed, new, target, .. } = work;
         match flows::begin(ctx, routed, new, target, DIRECTION) {
             Err(DropReason::TtlExceeded) => return Err(ttl_exceeded(net, work)),
+            // The host itself answers without a flow; only forwarded answers need one.
+            Err(_) if step == Step::Track => *target = new.target,
             other => other?,
         }
         // Another CPU may have begun the flow: its target decides.
@@ -87,6 +92,17 @@ fn try_route(sender: &Sender<'_>, inner: &Inner, work: &mut Work) -> Result<Acti
         // An error has become another step above.
         Step::Error => Err(DropReason::NoFlow),
         Step::Host => {
+            redirect::ingress(net.gateway_ifindex);
+            Ok(Action::ToHost)
+        }
+        // A flow that is begun has become another step above.
+        Step::Stack | Step::Track => {
+            to_host(net)?;
+            // Untranslated, unless the port that the host's side sees was taken.
+            if work.target.to != work.routed.key.tuple {
+                let macs = Macs { dst: inner.eth.dst, src: inner.eth.src };
+                translate(ctx.skb.skb, &work.routed, &work.target.to, &macs, 0)?;
+            }
             redirect::ingress(net.gateway_ifindex);
             Ok(Action::ToHost)
         }
@@ -123,6 +139,10 @@ fn try_route(sender: &Sender<'_>, inner: &Inner, work: &mut Work) -> Result<Acti
 enum Step {
     /// It is the host's.
     Host,
+    /// It is of a flow to the host's stack.
+    Stack,
+    /// It begins a flow to the host's stack.
+    Track,
     /// It is an ICMP error, about a packet of a flow perhaps.
     Error,
     /// It is a fragment to be held.
@@ -144,8 +164,9 @@ impl Step {
     #[inline(always)]
     fn towards(work: &Work) -> Self {
         match work.target.zone {
-            zone::EXTERNAL => Self::Leave,
+            zone::EXTERNAL | zone::CLIENT => Self::Leave,
             zone::TUNNEL => Self::Tunnel,
+            zone::HOST => Self::Stack,
             _ => Self::Deliver,
         }
     }
@@ -197,7 +218,7 @@ fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
     if gateway || is_local(work) {
         if !is_published(work) {
             fragments::is_host(&work.routed);
-            return to_host(net);
+            return track(sender, work);
         }
         // An internal network leads to no other one.
         if net.flags & NetworkInfo::INTERNAL != 0 && work.published.vni != ep.vni {
@@ -208,6 +229,9 @@ fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
     }
     if !ipv4::is_host(&dst) {
         return Err(DropReason::Unroutable);
+    }
+    if is_service(dst) {
+        return track(sender, work);
     }
     let tuple = work.routed.key.tuple;
     if work.routed.key.protocol == PROTO_ICMP && tuple.dst_port != [0; 2] {
@@ -227,6 +251,34 @@ fn to_host(net: &NetworkInfo) -> Result<Step, DropReason> {
         return Err(DropReason::Isolated);
     }
     Ok(Step::Host)
+}
+
+/// The packet begins a flow to the host's stack: netfilter may send it on, and the host then
+/// forwards the answers. A packet that can only be an answer itself is handed on without a flow.
+#[inline(always)]
+fn track(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
+    let &Sender { ifindex, ep, net, .. } = sender;
+    let key = work.routed.key;
+    let opens = match key.protocol {
+        PROTO_TCP => work.routed.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN,
+        PROTO_ICMP => key.tuple.dst_port == [0; 2],
+        _ => true,
+    };
+    let step = to_host(net)?;
+    if !opens {
+        return Ok(step);
+    }
+    let new = &mut work.new;
+    new.key = key;
+    new.target.to = key.tuple;
+    new.target.zone = zone::HOST;
+    new.target.dest = 0;
+    new.target.kind = kind::HOST;
+    new.from = ifindex;
+    new.from_incarnation = ep.incarnation;
+    new.to_incarnation = 0;
+    new.of_host = false;
+    Ok(Step::Track)
 }
 
 /// The container is to be told what the route takes.
@@ -293,7 +345,12 @@ fn try_find_route(
     if has(&GATEWAYS, &ifindex) {
         return Err(DropReason::Isolated);
     }
-    if !is_uplink(ifindex) {
+    // An answer to a client of the link leaves by a client link, anything else by an uplink.
+    let fits = match work.target.zone {
+        zone::CLIENT => is_client_link(ifindex),
+        _ => is_uplink(ifindex),
+    };
+    if !fits {
         return Err(DropReason::NotAnUplink);
     }
     if !begins {

@@ -1,9 +1,9 @@
-//! Packets on an uplink that are not VXLAN: of a translated flow, to a published port, or the
-//! host's own.
+//! Packets on an uplink that are not VXLAN, and packets on a client link: of a translated flow, to a
+//! published port, or the host's own.
 
 use aya_ebpf::programs::TcContext;
 use culvert_common::{
-    abi::{Action, Direction, DropReason, HELD_FRAME_LEN, zone},
+    abi::{Action, Direction, DropReason, HELD_FRAME_LEN},
     wire::{EthHdr, ethernet::ETH_P_IP},
 };
 
@@ -21,27 +21,30 @@ use crate::{
     state::{flows, fragments},
 };
 
-const DIRECTION: Direction = Direction::FromUnderlay;
-
-/// Delivers a packet to the container that it is for, or lets it pass to the host.
+/// Delivers a packet that comes from `zone` to the container that it is for, or lets it pass to the
+/// host.
 #[inline(always)]
-pub(crate) fn receive(ctx: &TcContext) -> Result<Action, DropReason> {
+pub(crate) fn receive(
+    ctx: &TcContext,
+    direction: Direction,
+    zone: u32,
+) -> Result<Action, DropReason> {
     let Some(eth) = ctx.read::<EthHdr>(0) else { return Ok(Action::Pass) };
     if eth.ethertype() != ETH_P_IP || !is_for_host(ctx) {
         return Ok(Action::Pass);
     }
     let work = work()?;
-    if parse(ctx, zone::EXTERNAL, &mut work.routed).is_err() {
+    if parse(ctx, zone, &mut work.routed).is_err() {
         return Ok(Action::Pass);
     }
     match work.routed.kind {
         Kind::Flow => {
             let Work { routed, target, .. } = work;
-            if flows::find(DIRECTION, routed, 0, ctx.len(), target) {
+            if flows::find(direction, routed, 0, ctx.len(), target) {
                 if flows::is_hosts(ctx, routed, target) {
                     return Ok(Action::Pass);
                 }
-            } else if !begin_published(ctx, work)? {
+            } else if !begin_published(ctx, direction, work)? {
                 fragments::is_host(&work.routed);
                 return Ok(Action::Pass);
             }
@@ -58,7 +61,7 @@ pub(crate) fn receive(ctx: &TcContext) -> Result<Action, DropReason> {
             if ctx.len() as usize > HELD_FRAME_LEN || !is_host_addr(work.routed.ip.dst) {
                 return Ok(Action::Pass);
             }
-            return fragments::hold(ctx, DIRECTION, &work.routed, ifindex(ctx));
+            return fragments::hold(ctx, direction, &work.routed, ifindex(ctx));
         }
         Kind::HostFragment | Kind::Unsupported => return Ok(Action::Pass),
     }
@@ -67,7 +70,11 @@ pub(crate) fn receive(ctx: &TcContext) -> Result<Action, DropReason> {
 
 /// Begins a flow if the packet is for a published port.
 #[inline(always)]
-fn begin_published(ctx: &TcContext, work: &mut Work) -> Result<bool, DropReason> {
+fn begin_published(
+    ctx: &TcContext,
+    direction: Direction,
+    work: &mut Work,
+) -> Result<bool, DropReason> {
     if !is_published(work) {
         return Ok(false);
     }
@@ -81,5 +88,5 @@ fn begin_published(ctx: &TcContext, work: &mut Work) -> Result<bool, DropReason>
     if comes_from_external(ctx, net.gateway_ifindex, work) == 0 {
         return Ok(false);
     }
-    publish::begin(ctx, work, DIRECTION).map(|()| true)
+    publish::begin(ctx, work, direction).map(|()| true)
 }

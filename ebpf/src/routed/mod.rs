@@ -3,6 +3,7 @@
 
 pub(crate) mod from_container;
 pub(crate) mod from_external;
+pub(crate) mod from_forwarded;
 pub(crate) mod from_loopback;
 pub(crate) mod from_peer_host;
 mod icmp_error;

@@ -12,7 +12,7 @@ use culvert_common::{
 use super::work::Work;
 use crate::{
     facts::routed::Routed,
-    kernel::fib,
+    kernel::{fib, skb::ifindex},
     maps::{PUBLISHED, endpoint, is_host_addr, is_uplink, network, read_to},
     state::flows,
 };
@@ -57,7 +57,7 @@ pub(super) fn prepare(work: &mut Work, from: u32, incarnation: u32) -> Result<()
     let ep = ep.ok_or(DropReason::UnknownEndpoint)?;
     let net = network(entry.vni).ok_or(DropReason::UnknownEndpoint)?;
     let key = &work.routed.key;
-    let external = key.zone == zone::EXTERNAL;
+    let external = matches!(key.zone, zone::EXTERNAL | zone::CLIENT);
     let new = &mut work.new;
     new.key = *key;
     new.target.to = Tuple {
@@ -87,9 +87,10 @@ pub(super) fn begin(
     flows::begin(ctx, &work.routed, &mut work.new, &mut work.target, direction)
 }
 
-/// Whether the route back to the source of `work.routed` leads out of an uplink, as seen
-/// from a gateway device (reverse-path check, RFC 3704 §2.2): a machine on the uplink's network
-/// could otherwise use the address of a container or of the host as its source. Returns 1 if so. A BPF function of its own, for its stack.
+/// Whether the route back to the source of `work.routed`, as seen from a gateway device, leads out
+/// of an uplink, or for a packet of a client link out of that link (reverse-path check, RFC 3704
+/// §2.2): a machine on that network could otherwise use the address of a container or of the host
+/// as its source. Returns 1 if so. A BPF function of its own, for its stack.
 #[inline(never)]
 pub(super) fn comes_from_external(ctx: &TcContext, gateway: u32, work: &mut Work) -> u32 {
     let tuple = &work.routed.key.tuple;
@@ -98,7 +99,12 @@ pub(super) fn comes_from_external(ctx: &TcContext, gateway: u32, work: &mut Work
     }
     let packet = (&tuple.reversed(), work.routed.key.protocol, work.routed.ip.tos());
     match fib::ask(ctx, &mut work.route, packet, gateway, 0) {
-        fib::SUCCESS | fib::FRAG_NEEDED => is_uplink(work.route.ifindex).into(),
-        _ => 0,
+        fib::SUCCESS | fib::FRAG_NEEDED => {}
+        _ => return 0,
+    }
+    let back = work.route.ifindex;
+    match work.routed.key.zone {
+        zone::CLIENT => (back == ifindex(ctx)).into(),
+        _ => is_uplink(back).into(),
     }
 }

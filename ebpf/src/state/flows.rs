@@ -117,9 +117,12 @@ fn refresh(routed: &Routed, incarnation: u32, bytes: u32, target: &mut Target) -
     }
     let mut tcp_flags = routed.tcp_flags;
     let orig = flow.kind & kind::ORIG != 0;
-    // A SYN in the reply direction of a published flow is no packet of that flow: the server
-    // could reach a later owner of the client's port.
-    if !orig && flow.kind & kind::PUBLISHED != 0 && tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
+    // A SYN in the reply direction of such a flow is no packet of that flow: the server could reach
+    // a later owner of the client's port.
+    if !orig
+        && flow.kind & (kind::PUBLISHED | kind::HOST) != 0
+        && tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+    {
         return found::NO;
     }
     // A SYN on the ports of an ended connection begins a new flow, so that everything which is
@@ -233,7 +236,7 @@ pub(crate) struct NewFlow {
     /// Key of the packet that begins it.
     pub(crate) key: FlowKey,
     /// What the packet becomes; its source port is the first to be tried. `kind` is
-    /// [`kind::MASQUERADE`] or [`kind::PUBLISHED`].
+    /// [`kind::MASQUERADE`], [`kind::PUBLISHED`] or [`kind::HOST`].
     pub(crate) target: Target,
     /// Where answers go: interface index of the container that begins the flow, the VTEP
     /// that the packet came from, 0 if neither.
@@ -485,9 +488,9 @@ unsafe extern "C" fn try_evict(_: u64, context: *mut c_void) -> i64 {
     1
 }
 
-/// Whether a flow crosses a hop: not where it leads to or comes from the host's own loopback
-/// device.
+/// Whether a flow crosses a hop here: not where it leads to or comes from the host's own loopback
+/// device, nor where the host's stack forwards it and takes one off the TTL itself.
 #[inline(always)]
 pub(crate) fn is_hop(from: u32, to: u32) -> bool {
-    from != zone::LOOPBACK && to != zone::LOOPBACK
+    !matches!(from, zone::LOOPBACK | zone::HOST) && !matches!(to, zone::LOOPBACK | zone::HOST)
 }

@@ -108,6 +108,7 @@ pub(super) async fn host(
         ageing: options.ageing,
         max_flows: options.conntrack.max_flows,
         nat_ports: options.conntrack.nat_ports,
+        services: options.services.clone(),
         trace: options.trace,
     };
     let to_load = datapath_options.clone();

@@ -50,6 +50,24 @@ pub(super) fn pool(text: &str) -> Parsed<Ipv4Network> {
     }
 }
 
+/// A range of IPv4 addresses of services.
+pub(super) fn service_cidr(text: &str) -> Parsed<Ipv4Network> {
+    match cidr(text)? {
+        IpNetwork::V4(range) if range.prefix() == 0 => refuse(format!(
+            "services {text} are all addresses: a range as in 10.96.0.0/12 is valid"
+        )),
+        IpNetwork::V4(range) if range.ip() != range.network() => refuse(format!(
+            "services {text} are given by a host in the range: {}/{} is the range",
+            range.network(),
+            range.prefix()
+        )),
+        IpNetwork::V4(range) => Ok(range),
+        IpNetwork::V6(_) => {
+            refuse(format!("services {text} are IPv6: a range of IPv4 as in 10.96.0.0/12 is valid"))
+        }
+    }
+}
+
 /// An IPv4 or IPv6 address.
 pub(super) fn ip(text: &str) -> Parsed<IpAddr> {
     text.parse().or_else(|_| {

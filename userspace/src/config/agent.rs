@@ -28,6 +28,9 @@ pub struct AgentOptions {
     pub vtep_ip: Option<Ipv4Addr>,
     /// `--pool`, once for each range that subnets are chosen from. Empty: the private ranges.
     pub pools: Vec<Ipv4Network>,
+    /// `--service-cidr`, once for each range of service addresses that the host's netfilter
+    /// translates.
+    pub services: Vec<Ipv4Network>,
     /// `--vxlan-port`, not 0.
     pub vxlan_port: u16,
     /// `--datapath`: which hook of the uplinks receives VXLAN.

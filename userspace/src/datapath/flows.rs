@@ -240,6 +240,7 @@ mod tests {
             ageing: Duration::from_secs(300),
             max_flows,
             nat_ports: (1024, 65_535),
+            services: Vec::new(),
             trace: false,
         };
         let mut ebpf = load_object(&options, None).unwrap();

@@ -33,6 +33,8 @@ pub(super) enum Attachment {
     Gateway,
     /// `from_loopback` on the loopback device.
     Loopback,
+    /// `from_client` on a client link.
+    Client,
 }
 
 impl Attachment {
@@ -43,6 +45,7 @@ impl Attachment {
         Self::UplinkXdp,
         Self::Gateway,
         Self::Loopback,
+        Self::Client,
     ];
 
     const fn program(self) -> &'static str {
@@ -52,6 +55,7 @@ impl Attachment {
             Self::UplinkXdp => programs::FROM_UNDERLAY_XDP,
             Self::Gateway => programs::FROM_HOST,
             Self::Loopback => programs::FROM_LOOPBACK,
+            Self::Client => programs::FROM_CLIENT,
         }
     }
 
@@ -63,6 +67,7 @@ impl Attachment {
             Self::UplinkXdp => "uplink-xdp-",
             Self::Gateway => "gateway-",
             Self::Loopback => "loopback-",
+            Self::Client => "client-",
         }
     }
 
@@ -156,7 +161,11 @@ pub(super) fn attach(
             return netkit::attach(fd.as_fd(), ifindex, &pin)
                 .map_err(|error| refused(Box::new(error)));
         }
-        Attachment::Container | Attachment::Uplink | Attachment::Gateway | Attachment::Loopback => {
+        Attachment::Container
+        | Attachment::Uplink
+        | Attachment::Gateway
+        | Attachment::Loopback
+        | Attachment::Client => {
             let program: &mut SchedClassifier = program(ebpf, attachment.program())?;
             let way = match attachment {
                 Attachment::Gateway => TcAttachType::Egress,
@@ -250,7 +259,11 @@ fn update(ebpf: &mut Ebpf, attachment: Attachment, link: FdLink) -> Result<(), U
     // Another program has pinned something under this name.
     let wrong_kind = |_: LinkError| UpdateError::Program(ProgramError::UnexpectedProgramType);
     match attachment {
-        Attachment::Container | Attachment::Uplink | Attachment::Gateway | Attachment::Loopback => {
+        Attachment::Container
+        | Attachment::Uplink
+        | Attachment::Gateway
+        | Attachment::Loopback
+        | Attachment::Client => {
             let program: &mut SchedClassifier =
                 program(ebpf, attachment.program()).map_err(UpdateError::Datapath)?;
             let id = program.attach_to_link(link.try_into().map_err(wrong_kind)?)?;

@@ -4,7 +4,8 @@
 //!
 //! * `maps/NAME`: the maps of `culvert_common::abi::names`,
 //! * `links/container-IFINDEX`, `links/netkit-IFINDEX`, `links/uplink-IFINDEX`,
-//!   `links/uplink-xdp-IFINDEX`: the attachments,
+//!   `links/uplink-xdp-IFINDEX`, `links/client-IFINDEX`, `links/gateway-IFINDEX`,
+//!   `links/loopback-IFINDEX`: the attachments,
 //! * `programs/NAME`: the programs as last loaded.
 //!
 //! A pinned link keeps its program running without an agent. A new agent opens
@@ -46,10 +47,14 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{MapData, PerCpuArray},
+    maps::{
+        MapData, MapError, PerCpuArray,
+        lpm_trie::{Key, LpmTrie},
+    },
     programs::{SchedClassifier, Xdp},
 };
-use culvert_common::abi::{Counter, FdbKey, globals, names, programs};
+use culvert_common::abi::{Counter, FdbKey, STATS_ENTRIES, globals, names, programs};
+use ipnetwork::Ipv4Network;
 
 use crate::netlink::PairKind;
 
@@ -92,6 +97,9 @@ pub struct Options {
     pub max_flows: u32,
     /// Least and greatest port that masquerading chooses.
     pub nat_ports: (u16, u16),
+    /// Addresses of services: what containers send there goes to the host's stack, whose netfilter
+    /// translates it.
+    pub services: Vec<Ipv4Network>,
     /// The programs write trace lines.
     pub trace: bool,
 }
@@ -221,6 +229,37 @@ impl Datapath {
     /// If the driver has no XDP or the kernel refuses.
     pub fn attach_uplink_xdp(&self, ifindex: u32) -> Result<(), DatapathError> {
         self.attach(Attachment::UplinkXdp, ifindex)
+    }
+
+    /// Attaches `from_client` to a client link. It is no error if it is attached.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such interface or the kernel refuses.
+    pub fn attach_client(&self, ifindex: u32) -> Result<(), DatapathError> {
+        if self.attached().contains(&(Attachment::Client, ifindex)) {
+            return Ok(());
+        }
+        self.attach(Attachment::Client, ifindex)
+    }
+
+    /// Detaches `from_client` from a client link.
+    ///
+    /// # Errors
+    ///
+    /// If the pin cannot be removed.
+    pub fn detach_client(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.detach(Attachment::Client, ifindex)
+    }
+
+    /// Client links that `from_client` was attached to and not detached from. The interface
+    /// itself may be gone.
+    ///
+    /// # Errors
+    ///
+    /// If the pins cannot be listed.
+    pub fn attached_clients(&self) -> Result<Vec<u32>, DatapathError> {
+        links::pinned(&self.links_dir(), Attachment::Client)
     }
 
     /// Attaches `from_host` to a gateway device. It is no error if it is attached.
@@ -432,6 +471,7 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
         .override_global(globals::LOOPBACK, &loopback, true)
         .map_max_entries(names::FLOWS, options.max_flows.saturating_mul(2));
     if let Some(maps) = maps {
+        retire_smaller_counters(maps)?;
         for name in PINNED_MAPS {
             loader.map_pin_path(name, maps.join(name));
         }
@@ -441,11 +481,13 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
         DatapathError::Load { what: what.to_owned(), source }
     };
     let mut ebpf = loader.load(PROGRAMS).map_err(|error| refused("load", Box::new(error)))?;
+    write_services(&mut ebpf, &options.services)?;
     for name in [
         programs::FROM_CONTAINER,
         programs::FROM_UNDERLAY,
         programs::FROM_HOST,
         programs::FROM_LOOPBACK,
+        programs::FROM_CLIENT,
     ] {
         links::program::<SchedClassifier>(&mut ebpf, name)?
             .load()
@@ -455,6 +497,33 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
         refused(&format!("program {}", programs::FROM_UNDERLAY_XDP), Box::new(error))
     })?;
     Ok(ebpf)
+}
+
+/// Writes the addresses of services. The map is not pinned: it belongs to these programs.
+fn write_services(ebpf: &mut Ebpf, services: &[Ipv4Network]) -> Result<(), DatapathError> {
+    let failed = |source| DatapathError::Map { map: names::SERVICES, source: Box::new(source) };
+    let missing = || failed(MapError::InvalidName { name: names::SERVICES.to_owned() });
+    // Lent: a map that is taken out is closed before the programs are loaded.
+    let map = ebpf.map_mut(names::SERVICES).ok_or_else(missing)?;
+    let mut map = LpmTrie::<&mut MapData, [u8; 4], u32>::try_from(map).map_err(failed)?;
+    for range in services {
+        let key = Key::new(range.prefix().into(), range.network().octets());
+        map.insert(&key, 0, 0).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Removes the pin of the counters if the last agent's programs counted fewer things: the map has
+/// another size now. The counts begin again.
+fn retire_smaller_counters(maps: &Path) -> Result<(), DatapathError> {
+    let path = maps.join(names::STATS);
+    let entries =
+        MapData::from_pin(&path).and_then(|map| map.info()).map(|info| info.max_entries());
+    if entries.is_ok_and(|entries| entries < STATS_ENTRIES) {
+        tracing::info!("the counters of 'culvert stats' begin at 0: this version counts more");
+        bpffs::remove_file(&path)?;
+    }
+    Ok(())
 }
 
 /// Maps that outlive the agent.
@@ -479,6 +548,7 @@ const PINNED_MAPS: &[&str] = &[
     names::PUBLISHED,
     names::HOST_ADDRS,
     names::UPLINKS,
+    names::CLIENT_LINKS,
     names::RESERVED_PORTS,
     names::FRAGMENTS,
     names::HELD_FRAGMENTS,
@@ -507,6 +577,7 @@ impl Options {
             ageing: Duration::from_secs(300),
             max_flows: 64,
             nat_ports: (1024, 65535),
+            services: Vec::new(),
             trace: false,
         }
     }

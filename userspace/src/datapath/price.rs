@@ -42,6 +42,7 @@ impl Price {
             ageing: Duration::from_secs(300),
             max_flows: FLOWS,
             nat_ports: (1024, 65_535),
+            services: Vec::new(),
             trace: false,
         };
         let mut ebpf = load_object(&options, None)?;

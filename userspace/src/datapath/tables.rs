@@ -251,6 +251,8 @@ pub struct Tables {
     pub host_addrs: KernelTable<Plain<MappedAddr, u32>>,
     /// Interface index of an uplink → MTU and link header.
     pub uplinks: KernelTable<Plain<u32, UplinkInfo>>,
+    /// Set of the interface indices of the client links.
+    pub client_links: KernelTable<Plain<u32, u32>>,
     /// Conntrack.
     pub flows: KernelTable<Plain<FlowKey, Flow>>,
     ids: Arc<VtepIds>,
@@ -282,6 +284,7 @@ impl Tables {
             published: KernelTable::take(ebpf, names::PUBLISHED, &ids)?,
             host_addrs: KernelTable::take(ebpf, names::HOST_ADDRS, &ids)?,
             uplinks: KernelTable::take_cached(ebpf, names::UPLINKS, &ids, &epoch)?,
+            client_links: KernelTable::take_cached(ebpf, names::CLIENT_LINKS, &ids, &epoch)?,
             flows: KernelTable::take(ebpf, names::FLOWS, &ids)?,
             ids,
         };

@@ -28,6 +28,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     findings.push(port(facts));
     findings.push(clock(facts));
     findings.push(names(facts));
+    findings.extend(ports(facts));
     findings.push(ok(
         "firewall",
         "tunnelled, masqueraded and published packets pass the host's netfilter rules by; those between containers and the host itself go through them, on interfaces cvg*"
@@ -328,6 +329,17 @@ fn names(facts: &Facts) -> Finding {
             )
         }
     }
+}
+
+fn ports(facts: &Facts) -> Option<Finding> {
+    let names = facts.unserved.join(", ");
+    (!names.is_empty()).then(|| {
+        warning(
+            "ports",
+            format!("published ports are not reached through {names}: there is no Ethernet header"),
+            "clients there use an address that the host has on another interface, by a route that leads to it",
+        )
+    })
 }
 
 #[cfg(test)]

@@ -59,6 +59,9 @@ pub struct Facts {
     pub sockets: Vec<LocalSocket>,
     /// Names of kernel vxlan devices on the VXLAN port that the agent did not make.
     pub vxlan_devices: Vec<String>,
+    /// Names of interfaces with an IPv4 address but without an Ethernet header (tun, WireGuard):
+    /// published ports do not serve them.
+    pub unserved: Vec<String>,
     /// The name servers that the host has for containers.
     pub resolver: Resolver,
 }
@@ -159,6 +162,12 @@ impl Facts {
                 .flatten()
                 // A socket of the kernel has inode 0.
                 .filter(|socket| socket.inode != 0)
+                .collect(),
+            unserved: links
+                .iter()
+                .filter(|link| link.mac.is_none() && !link.loopback)
+                .filter(|link| link.addresses.iter().any(|address| address.is_ipv4()))
+                .map(|link| link.name.clone())
                 .collect(),
             vxlan_devices: links
                 .into_iter()

@@ -43,8 +43,8 @@ impl Names {
     /// Name of the sender of a packet that comes from `zone` with the source `address`.
     fn from(&self, zone: u32, address: [u8; 4]) -> String {
         match zone {
-            zone::EXTERNAL => "outside".to_owned(),
-            zone::LOOPBACK => "host".to_owned(),
+            zone::EXTERNAL | zone::CLIENT => "outside".to_owned(),
+            zone::LOOPBACK | zone::HOST => "host".to_owned(),
             // Another host sends from its VTEP address.
             zone::TUNNEL => match self.nodes.get(&address) {
                 Some(node) => node.clone(),
@@ -131,7 +131,12 @@ impl Agent {
                 _ => FlowProtocol::Icmp,
             },
             state: state.name().to_owned(),
-            kind: if published { "published" } else { "masquerade" }.to_owned(),
+            kind: match orig.kind & (kind::PUBLISHED | kind::HOST) {
+                kind::PUBLISHED => "published",
+                kind::HOST => "host",
+                _ => "masquerade",
+            }
+            .to_owned(),
             network: names.networks.get(&vni).cloned().unwrap_or_default(),
             vni,
             container: names.container(vni, address),

@@ -101,8 +101,8 @@ impl Law<'_> {
     /// (`nf_nat_masquerade`).
     fn is_moved(&self, key: &FlowKey, flow: &Flow) -> bool {
         let own = match (key.zone, flow.zone) {
-            (zone::EXTERNAL, _) => key.tuple.dst,
-            (_, zone::EXTERNAL) => flow.to.src,
+            (zone::EXTERNAL | zone::CLIENT, _) => key.tuple.dst,
+            (_, zone::EXTERNAL | zone::CLIENT) => flow.to.src,
             _ => return false,
         };
         self.addresses.is_some_and(|addresses| !addresses.contains(&MappedAddr::v4(own)))

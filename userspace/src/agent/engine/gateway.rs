@@ -124,6 +124,16 @@ impl Engine {
         self.loopback = taken.is_ok().then_some(publishes);
         let line = taken.err().map(|error| format!("loopback device: {}", error.message()));
         self.shared.problems.set("loopback", line);
+        self.keep_client_links().await;
+    }
+
+    /// Attaches the program to the client links while a port is published.
+    pub(super) async fn keep_client_links(&self) {
+        let publishes = self.reconciler.publishes();
+        let lines = self.shared.platform.keep_client_links(publishes).await;
+        let lines = lines.into_iter().enumerate();
+        let lines = lines.map(|(index, line)| (format!("client/{index}"), line)).collect();
+        self.shared.problems.set_below("client/", lines);
     }
 
     /// Queues the other endpoints of a container that has left a network: one of them gets the

@@ -368,6 +368,7 @@ impl Engine {
         self.underlay_dirty = false;
         self.underlay_stale = None;
         self.check_host().await;
+        self.keep_client_links().await;
         let mut vteps: BTreeMap<Ipv4Addr, Remote> = {
             let view = self.shared.view();
             let foreign = view.vteps.values().flat_map(BTreeMap::values);

@@ -2,6 +2,7 @@
 //! `agent::platform` is implemented in a file of its own.
 
 mod assist;
+mod clients;
 mod devices;
 mod error;
 pub(super) mod facts;

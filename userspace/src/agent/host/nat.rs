@@ -35,7 +35,7 @@ impl Host {
 }
 
 /// Brings a table to `wanted`.
-fn replace<K: Copy + Ord, V: PartialEq>(
+pub(super) fn replace<K: Copy + Ord, V: PartialEq>(
     table: &dyn Table<K, V>,
     wanted: &BTreeMap<K, V>,
 ) -> Result<(), DatapathError> {

@@ -145,6 +145,10 @@ impl Underlay for Host {
         errors.into_iter().map(|error| error.message).collect()
     }
 
+    async fn keep_client_links(&self, publishes: bool) -> Vec<String> {
+        self.serve_client_links(publishes).await
+    }
+
     fn uplinks(&self) -> (Vec<Uplink>, Option<Price>) {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         (known.clone(), self.price.get().copied())

@@ -33,6 +33,10 @@ pub(crate) trait Underlay: Send + Sync + 'static {
     /// they are missing. Returns the problems of the uplinks, a line each.
     async fn check_uplinks(&self) -> Vec<String>;
 
+    /// Attaches the program to the client links while this host publishes a port: interfaces that
+    /// are neither uplinks nor Culvert's. Returns the problems, a line each.
+    async fn keep_client_links(&self, publishes: bool) -> Vec<String>;
+
     /// Facts about the uplinks, and the costs of the programs on them if they were measured.
     fn uplinks(&self) -> (Vec<Uplink>, Option<Price>);
 

@@ -111,6 +111,7 @@ impl World {
             uplinks: vec!["up0".to_owned()],
             vtep_ip: None,
             pools: Vec::new(),
+            services: Vec::new(),
             vxlan_port: 4789,
             datapath: DatapathMode::Auto,
             device: DeviceMode::Auto,

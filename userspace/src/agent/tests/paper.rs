@@ -464,6 +464,10 @@ impl Underlay for Paper {
         Vec::new()
     }
 
+    async fn keep_client_links(&self, _publishes: bool) -> Vec<String> {
+        Vec::new()
+    }
+
     fn uplinks(&self) -> (Vec<Uplink>, Option<Price>) {
         (Vec::new(), None)
     }

@@ -54,13 +54,13 @@ pub struct NatRow {
     pub protocol: FlowProtocol,
     /// State, one of those in ARCHITECTURE.md.
     pub state: String,
-    /// `masquerade` or `published`.
+    /// `masquerade`, `published`, or `host`: to the host's stack, which may send it on.
     pub kind: String,
     /// Network of the container.
     pub network: String,
     /// VNI of that network.
     pub vni: u32,
-    /// Container: the masqueraded one, or the one whose port is published.
+    /// Container: the one that began the flow, or the one whose port is published.
     pub container: String,
     /// Origin of the flow: `outside`, `host`, or a container.
     pub from: String,

@@ -42,6 +42,9 @@ pub(crate) struct AgentArgs {
     /// Range that subnets of new networks are chosen from, several times for several; the private ranges by default
     #[arg(long = "pool", value_name = "CIDR", value_parser = value::pool)]
     pools: Vec<Ipv4Network>,
+    /// Addresses of services that the host's netfilter translates, as kube-proxy's: what containers send there goes to the host's stack; several times for several
+    #[arg(long = "service-cidr", value_name = "CIDR", value_parser = value::service_cidr)]
+    services: Vec<Ipv4Network>,
     /// UDP port for VXLAN
     #[arg(long, value_name = "PORT", default_value_t = DEFAULT_VXLAN_PORT, value_parser = value::port)]
     vxlan_port: u16,
@@ -182,6 +185,7 @@ impl AgentArgs {
             uplinks: self.uplinks,
             vtep_ip: self.vtep_ip,
             pools: self.pools,
+            services: self.services,
             vxlan_port: self.vxlan_port,
             datapath: self.datapath,
             device: self.device,

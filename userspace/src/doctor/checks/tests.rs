@@ -45,6 +45,7 @@ fn healthy() -> Facts {
         }],
         sockets: Vec::new(),
         vxlan_devices: Vec::new(),
+        unserved: Vec::new(),
         resolver: resolver("nameserver 192.0.2.53\n"),
     }
 }
@@ -79,6 +80,12 @@ fn a_healthy_host_needs_nothing() {
         assert_eq!(finding.level, Level::Ok, "{finding:?}");
         assert!(finding.advice.is_empty(), "{finding:?}");
     }
+}
+
+#[test]
+fn interfaces_without_published_ports_are_named() {
+    let break_it = |facts: &mut Facts| facts.unserved = vec!["wg0".to_owned(), "tun0".to_owned()];
+    assert_found(break_it, "ports", Level::Warning, &["wg0, tun0", "no Ethernet header"]);
 }
 
 #[test]

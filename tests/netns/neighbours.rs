@@ -1,0 +1,200 @@
+//! Other systems on the same host that forward and translate packets: Docker's bridge and DNAT,
+//! kube-proxy's services; and a second network card.
+
+#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+
+use std::net::Ipv4Addr;
+
+use aya::programs::TcAttachType;
+use culvert_tests::{
+    cluster::{Host, SOON},
+    docker::{self, Published},
+    netns::{Netns, programs, wait_until},
+    sock::{Server, container},
+};
+
+use crate::{
+    nat::World,
+    ports::{echo, exchange, exchange_at},
+};
+
+/// Address of `docker0`.
+const DOCKER0: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 1);
+
+/// What Docker publishes: TCP and UDP port 8081, which lead to port 80 of its first container.
+const PUBLISHED: [Published; 2] = [
+    Published { protocol: "tcp", port: 8081, container: 0, to: 80 },
+    Published { protocol: "udp", port: 8081, container: 0, to: 80 },
+];
+
+/// Gives the host a container of Docker.
+fn docker_on(host: &Host) -> (&'static str, Netns) {
+    let iptables = docker::iptables().expect("an iptables that can make a NAT rule in this kernel");
+    let mut containers = docker::wire(&host.netns, iptables, 1, &PUBLISHED);
+    (iptables, containers.remove(0))
+}
+
+/// Servers for TCP and UDP.
+fn echoes(netns: &std::path::Path, port: u16) -> [Server; 2] {
+    ["tcp", "udp"].map(|proto| echo(netns, proto, port))
+}
+
+/// Waits until the client program is, or is not, on an interface.
+fn wait_served(host: &Host, ifname: &str, served: bool) {
+    wait_until(SOON, &format!("{ifname} is served: {served}"), || {
+        let found = programs(&host.netns, ifname, TcAttachType::Ingress);
+        (found == ["from_client"]) == served
+    });
+}
+
+/// A container reaches a port that Docker publishes on this host, at every address of the host. Docker
+/// sees the container's address. What Docker's container sends by itself does not arrive.
+#[test]
+#[ignore = "needs root"]
+fn a_container_reaches_a_port_of_docker() {
+    let world = World::new(1);
+    let host = world.host();
+    let (_, docker) = docker_on(host);
+    let servers = echoes(docker.path(), 80);
+    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "over"]);
+    for network in ["bridge", "over"] {
+        let (name, ip) = world.run(network, &[]);
+        for address in [host.vtep(), DOCKER0] {
+            for (proto, len) in [("tcp", 10), ("tcp", 300_000), ("udp", 10), ("udp", 5000)] {
+                let answer = exchange_at(&container(&name), proto, address, 8081, len);
+                assert_eq!(answer, format!("ok {len}"), "{network} {address} {proto}");
+            }
+        }
+        for server in &servers {
+            let clients = server.take_clients();
+            assert!(clients.iter().all(|client| *client == ip.to_string()), "{clients:?}");
+        }
+        let rows = host.json(&["nat", "ls"]);
+        let kinds = rows.as_array().unwrap().iter().map(|row| &row["kind"]);
+        assert!(kinds.clone().all(|kind| kind == "host") && kinds.count() > 0, "{rows}");
+
+        let own = echo(&container(&name), "tcp", 80);
+        let before = host.counter("from_host", "isolated");
+        assert_ne!(exchange(&docker, "tcp", ip, 80, 10), "ok 10");
+        assert_eq!(own.seen(), []);
+        assert!(host.counter("from_host", "isolated") > before);
+        host.ok(&["rm", "-f", &name]);
+    }
+}
+
+/// A container of Docker reaches a published port at every address that it is published on. Its
+/// address is seen. The program is on `docker0` only while a port is published.
+#[test]
+#[ignore = "needs root"]
+fn a_container_of_docker_reaches_a_published_port() {
+    let world = World::new(1);
+    let host = world.host();
+    let named = format!("{}:8083:80", host.vtep());
+    let options = ["-p", "8080:80", "-p", "8080:80/udp", "-p", "127.0.0.1:8082:80", "-p", &named];
+    // The host's own network would have Docker's subnet.
+    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "over"]);
+    let (name, _) = world.run("over", &options);
+    let servers = echoes(&container(&name), 80);
+    // Docker comes later than the agent.
+    let (_, docker) = docker_on(host);
+    wait_served(host, "docker0", true);
+    for address in [host.vtep(), DOCKER0] {
+        for (proto, len) in [("tcp", 10), ("tcp", 300_000), ("udp", 10), ("udp", 5000)] {
+            let answer = exchange(&docker, proto, address, 8080, len);
+            assert_eq!(answer, format!("ok {len}"), "{address} {proto}");
+        }
+        let answer = exchange(&docker, "tcp", address, 8082, 10);
+        assert_eq!(answer, "refused", "{address}: a port of 127.0.0.1");
+    }
+    assert_eq!(exchange(&docker, "tcp", host.vtep(), 8083, 10), "ok 10");
+    assert_eq!(exchange(&docker, "tcp", DOCKER0, 8083, 10), "refused");
+    for server in &servers {
+        let clients = server.take_clients();
+        assert!(clients.iter().all(|client| client == "172.17.0.2"), "{clients:?}");
+    }
+    drop(servers);
+    host.ok(&["rm", "-f", &name]);
+    wait_served(host, "docker0", false);
+    assert_eq!(exchange(&docker, "tcp", DOCKER0, 8080, 10), "refused");
+}
+
+/// Addresses that netfilter translates, as kube-proxy does it: to a container of the host, to the host
+/// itself, to another machine.
+#[test]
+#[ignore = "needs root"]
+fn a_container_reaches_a_service() {
+    let world = World::with_agent(&["--service-cidr", "10.96.0.0/16"]);
+    let host = world.host();
+    let (iptables, docker) = docker_on(host);
+    let (name, ip) = world.run("bridge", &[]);
+    let outside = &world.outside.host;
+    let far = culvert_tests::outside::Outside::IP;
+    for (service, proto, to) in [
+        ("10.96.0.10", "tcp", "172.17.0.2:80".to_owned()),
+        ("10.96.0.10", "udp", "172.17.0.2:80".to_owned()),
+        ("10.96.0.1", "tcp", format!("{}:6443", host.vtep())),
+        ("10.96.0.20", "tcp", format!("{far}:80")),
+    ] {
+        host.netns.run(&format!(
+            "{iptables} -w -t nat -A PREROUTING -d {service} -p {proto} --dport 443 \
+             -j DNAT --to-destination {to}"
+        ));
+    }
+    // kube-proxy masquerades what does not come from a pod.
+    host.netns.run(&format!("{iptables} -w -t nat -A POSTROUTING -s {ip} -o up0 -j MASQUERADE"));
+    let near = echoes(docker.path(), 80);
+    let own = echo(host.netns.path(), "tcp", 6443);
+    let remote = echo(outside.path(), "tcp", 80);
+    let at = |service: &str, proto: &str, len| {
+        exchange_at(&container(&name), proto, service.parse().unwrap(), 443, len)
+    };
+    assert_eq!(at("10.96.0.10", "tcp", 300_000), "ok 300000");
+    assert_eq!(at("10.96.0.10", "udp", 5000), "ok 5000");
+    assert_eq!(at("10.96.0.1", "tcp", 300_000), "ok 300000");
+    assert_eq!(at("10.96.0.20", "tcp", 300_000), "ok 300000");
+    assert_eq!(near[0].take_clients(), [ip.to_string()]);
+    assert_eq!(own.take_clients(), [ip.to_string()]);
+    assert_eq!(remote.take_clients(), [host.vtep().to_string()]);
+    // What is no service is masqueraded by the programs, as ever.
+    let answer = exchange_at(&container(&name), "tcp", far, 80, 10);
+    assert_eq!((answer.as_str(), remote.take_clients()), ("ok 10", vec![host.vtep().to_string()]));
+}
+
+/// A second network card that is no uplink: published ports are reached through it, at its own address
+/// and at the uplink's. An interface without an Ethernet header is named by the doctor.
+#[test]
+#[ignore = "needs root"]
+fn published_ports_serve_a_second_network_card() {
+    let world = World::new(1);
+    let host = world.host();
+    let lan = Netns::new("lan");
+    host.netns.connect("lan0", &lan, "eth0", 1500);
+    host.netns.run("ip addr add 10.77.0.1/24 dev lan0");
+    lan.run("ip addr add 10.77.0.2/24 dev eth0 && ip route add default via 10.77.0.1");
+    let (name, _) = world.run("bridge", &["-p", "8080:80", "-p", "8080:80/udp"]);
+    let servers = echoes(&container(&name), 80);
+    wait_served(host, "lan0", true);
+    for address in [host.vtep(), Ipv4Addr::new(10, 77, 0, 1)] {
+        for (proto, len) in [("tcp", 10), ("tcp", 300_000), ("udp", 10), ("udp", 5000)] {
+            let answer = exchange(&lan, proto, address, 8080, len);
+            assert_eq!(answer, format!("ok {len}"), "{address} {proto}");
+        }
+    }
+    for server in &servers {
+        let clients = server.take_clients();
+        assert!(clients.iter().all(|client| client == "10.77.0.2"), "{clients:?}");
+    }
+    // The uplink's clients are served as before.
+    assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), 8080, 10), "ok 10");
+
+    // A source that the host does not reach through this card is not served.
+    lan.run("ip addr add 198.51.100.200/32 dev lo; ip route replace default via 10.77.0.1 src 198.51.100.200");
+    servers[0].take_clients();
+    assert_ne!(exchange(&lan, "tcp", host.vtep(), 8080, 10), "ok 10");
+    assert_eq!(servers[0].take_clients(), [""; 0]);
+
+    host.netns.run("ip tuntap add tun9 mode tun && ip addr add 10.78.0.1/24 dev tun9");
+    let output = host.culvert(&["doctor"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("published ports are not reached through tun9"), "{text}");
+}

@@ -1,0 +1,74 @@
+//! Client links: interfaces of the host that are neither uplinks nor Culvert's, such as `docker0` or
+//! a second network card. Published ports serve them as well.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use super::{Host, nat::replace};
+use crate::{datapath::Table as _, netlink::NetlinkError, sandbox};
+
+impl Host {
+    /// Attaches `from_client` to the client links while `publishes`, and detaches it from all other
+    /// interfaces. Goes on after an error. Returns the problems, a line each.
+    pub(super) async fn serve_client_links(&self, publishes: bool) -> Vec<String> {
+        let mut problems = Vec::new();
+        let found = if publishes { self.find_client_links().await } else { Ok(vec![]) };
+        let wanted = match found {
+            Ok(wanted) => wanted,
+            // The present ones stay.
+            Err(error) => return vec![format!("client links: {error}")],
+        };
+        // Locked, so that nothing is attached after a purge has removed the pins.
+        let purged = self.purged();
+        if *purged {
+            return problems;
+        }
+        let mut served = BTreeSet::new();
+        for (ifindex, name) in wanted {
+            match self.datapath.attach_client(ifindex) {
+                Ok(()) => drop(served.insert(ifindex)),
+                Err(error) => problems.push(format!(
+                    "interface {name}: published ports are not served there: {error}"
+                )),
+            }
+        }
+        let links = served.iter().map(|ifindex| (*ifindex, 0)).collect();
+        let noted = replace(&self.datapath.tables().client_links, &links);
+        problems.extend(noted.err().map(|error| format!("client links: {error}")));
+        let attached = self.datapath.attached_clients().unwrap_or_else(|error| {
+            problems.push(format!("client links: {error}"));
+            Vec::new()
+        });
+        for ifindex in attached.into_iter().filter(|ifindex| !served.contains(ifindex)) {
+            let detached = self.datapath.detach_client(ifindex);
+            problems.extend(detached.err().map(|error| format!("client links: {error}")));
+        }
+        problems
+    }
+
+    /// The interfaces with an IPv4 address that are client links, by index and name.
+    async fn find_client_links(&self) -> Result<Vec<(u32, String)>, NetlinkError> {
+        let uplinks = self.datapath.tables().uplinks.dump().unwrap_or_default();
+        let mut candidates = BTreeSet::new();
+        for (ifindex, address) in self.netlink.all_addresses().await? {
+            if let IpAddr::V4(ip) = address.ip()
+                && !ip.is_loopback()
+                && !uplinks.contains_key(&ifindex)
+            {
+                candidates.insert(ifindex);
+            }
+        }
+        let mut found = Vec::new();
+        for ifindex in candidates {
+            // Gone since.
+            let Some(link) = self.netlink.link_at(ifindex).await? else { continue };
+            if link.loopback || sandbox::is_gateway_ifname(&link.name) {
+                continue;
+            }
+            // 'culvert doctor' names an interface without an Ethernet header.
+            if link.mac.is_some() {
+                found.push((ifindex, link.name));
+            }
+        }
+        Ok(found)
+    }
+}
