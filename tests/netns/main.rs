@@ -31,4 +31,5 @@ mod other_vxlan;
 mod overlay;
 mod port_holders;
 mod ports;
+mod two_gateways;
 mod upgrade;

@@ -21,7 +21,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::files::write_atomically;
 use crate::{
     api::types::ContainerNetwork,
-    model::{Name, NameOptions, NetnsId, SCHEMA},
+    model::{Name, NameOptions, NetnsId, SCHEMA, SandboxRef},
 };
 
 /// Origin of a container's network namespace.
@@ -159,6 +159,12 @@ pub(crate) struct Known {
 }
 
 impl Record {
+    /// The namespace, as endpoints in it refer to it.
+    pub(crate) fn sandbox(&self) -> SandboxRef {
+        let owned = self.origin == Origin::Owned;
+        SandboxRef { netns: self.netns.clone(), owned, id: self.namespace }
+    }
+
     /// A container without a process.
     pub(crate) fn new(name: Name, origin: Origin, netns: PathBuf) -> Self {
         Self {

@@ -44,9 +44,22 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
             .with_context(|| format!("state directory {}", options.state_dir.display()))?;
         for record in containers.iter().cloned().collect::<Vec<_>>() {
             Agent::kill_process(&record).await?;
-            if record.origin == Origin::Owned {
-                let name = record.name.clone();
-                tokio::task::spawn_blocking(move || Netns::remove(&name)).await??;
+            match record.origin {
+                Origin::Owned => {
+                    let name = record.name.clone();
+                    tokio::task::spawn_blocking(move || Netns::remove(&name)).await??;
+                }
+                Origin::Attached => {
+                    let path = record.netns.clone();
+                    let opened = tokio::task::spawn_blocking(move || Netns::open(&path)).await?;
+                    // Gone, or another one by now.
+                    if let Ok(found) = opened
+                        && record.namespace.is_none_or(|attached| attached == found.id())
+                    {
+                        sandbox::forget_rules(&found).await?;
+                    }
+                }
+                Origin::Shares(_) | Origin::Host => {}
             }
             containers.remove(&record.name)?;
         }

@@ -59,6 +59,8 @@ pub struct Link {
     /// Whether it is a vxlan device that accepts only the VNIs of a list (`vnifilter`), see
     /// [`Netlink::create_vnifilter_vxlan`].
     pub vxlan_filtered: bool,
+    /// Root queueing discipline, such as `noqueue` or `tbf`.
+    pub qdisc: Option<String>,
     /// Addresses.
     pub addresses: Vec<IpNetwork>,
 }
@@ -372,6 +374,7 @@ pub(super) fn parse_link(message: &RouteNetlinkMessage) -> Option<Link> {
             }
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
+            LinkAttribute::Qdisc(name) => link.qdisc = Some(name.clone()),
             LinkAttribute::Link(index) => link.peer_index = Some(*index),
             LinkAttribute::LinkNetNsId(id) => link.peer_netns_id = Some(*id),
             LinkAttribute::Controller(index) => link.master = Some(*index),

@@ -15,6 +15,7 @@ mod neighbour;
 mod netdev;
 mod pair;
 mod route;
+mod rule;
 pub mod sockets;
 
 pub use address::subnet_of;
@@ -25,7 +26,8 @@ pub use link::{Link, check_ifname};
 pub use monitor::{Event, Monitor};
 pub use neighbour::Neighbour;
 pub use pair::{PairKind, PairSpec, try_pair};
-pub use route::{Route, RouteInfo, default_link};
+pub use route::{MAIN_TABLE, Route, RouteInfo, default_link};
+pub use rule::Rule;
 
 /// Result of an operation of this module.
 pub type Result<T, E = NetlinkError> = std::result::Result<T, E>;

@@ -17,7 +17,7 @@ use rtnetlink::packet_route::{
 use super::{Link, Netlink, NetlinkError, Result, link::parse_link};
 
 /// Number of the main routing table (`RT_TABLE_MAIN`).
-const MAIN_TABLE: u32 = 254;
+pub const MAIN_TABLE: u32 = 254;
 
 /// A unicast route.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,6 +93,27 @@ impl Netlink {
         let index = self.existing(name).await?.index;
         let what = describe("adding", name, destination, gateway);
         let request = RouteNetlinkMessage::NewRoute(message(index, destination, gateway));
+        self.request(&what, request, NLM_F_CREATE | NLM_F_REPLACE).await.map(drop)
+    }
+
+    /// Adds a route of a table, or replaces one to the same destination in that table.
+    ///
+    /// # Errors
+    /// As [`Self::add_route`].
+    pub async fn add_table_route(
+        &self,
+        name: &str,
+        destination: IpNetwork,
+        gateway: Option<IpAddr>,
+        table: u32,
+    ) -> Result<()> {
+        let index = self.existing(name).await?.index;
+        let what = describe("adding", name, destination, gateway);
+        let mut route = message(index, destination, gateway);
+        // The header has room for numbers up to 255.
+        route.header.table = RouteHeader::RT_TABLE_UNSPEC;
+        route.attributes.push(RouteAttribute::Table(table));
+        let request = RouteNetlinkMessage::NewRoute(route);
         self.request(&what, request, NLM_F_CREATE | NLM_F_REPLACE).await.map(drop)
     }
 
@@ -204,11 +225,11 @@ fn no_route(errno: Option<Errno>) -> bool {
     matches!(errno, Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EINVAL | Errno::ENODEV))
 }
 
-fn family(ip: IpAddr) -> AddressFamily {
+pub(super) fn family(ip: IpAddr) -> AddressFamily {
     if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
-fn host_prefix(ip: IpAddr) -> u8 {
+pub(super) fn host_prefix(ip: IpAddr) -> u8 {
     if ip.is_ipv4() { 32 } else { 128 }
 }
 

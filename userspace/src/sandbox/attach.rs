@@ -1,18 +1,27 @@
 //! The device pair between the host and a sandbox.
 
-use std::{net::IpAddr, os::fd::AsFd};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::AsFd,
+};
 
 use ipnetwork::IpNetwork;
 
 use super::{Result, SandboxError, sysctl};
 use crate::{
     model::MacAddr,
-    netlink::{ENCAPSULATION_OFFLOADS, Link, Netlink, PairKind, PairSpec},
+    netlink::{ENCAPSULATION_OFFLOADS, Link, MAIN_TABLE, Netlink, PairKind, PairSpec, Route, Rule},
     netns::{Netns, run_in, same_namespace},
 };
 
 /// Start of the alias that marks a host-side interface as Culvert's.
 const ALIAS: &str = "culvert:";
+/// Routing tables of the sandbox for endpoints without the default route: this number and the
+/// interface index.
+const SOURCE_TABLES: u32 = 67_000;
+/// Priority of the rules that lead there: before the main table (32766), and before rules to which
+/// `ip rule add` gives a priority itself (32765 and downward).
+const SOURCE_PRIORITY: u32 = 31_000;
 
 /// The wanted state of an endpoint's interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -355,8 +364,93 @@ async fn routes(inside: &Netlink, spec: &PlugSpec, ifindex: u32) -> Result<bool>
             inside.add_route(&spec.ifname, *destination, *gateway).await?;
             changed = true;
         }
+        let own = |route: &&Route| route.is_main() && route.ifindex == ifindex;
+        let is_default = |route: &Route| {
+            route.destination.prefix() == 0 && route.destination.is_ipv4() == destination.is_ipv4()
+        };
+        let has_default = present.iter().filter(own).any(is_default);
+        if let Some(gateway) = gateway
+            && destination.prefix() == 0
+            && settled
+            && !has_default
+        {
+            // The endpoint works without: only answers to clients of published ports are lost.
+            match route_by_source(inside, spec, (ifindex, *gateway), &present).await {
+                Ok(more) => changed |= more,
+                Err(error) => tracing::warn!("{}: routing rules: {error}", spec.ifname),
+            }
+        }
     }
     Ok(changed)
+}
+
+/// Another interface has the default route: packets with the endpoint's address leave by the
+/// endpoint's gateway nevertheless, so that an answer to a client of a published port takes the way
+/// that the request came. Routes to subnets hold for these packets as for all others.
+async fn route_by_source(
+    inside: &Netlink,
+    spec: &PlugSpec,
+    (ifindex, gateway): (u32, IpAddr),
+    present: &[Route],
+) -> Result<bool> {
+    let table = SOURCE_TABLES.saturating_add(ifindex);
+    let mut changed = false;
+    let routed = present.iter().any(|route| {
+        route.table == table && route.ifindex == ifindex && route.gateway == Some(gateway)
+    });
+    if !routed {
+        let everything = match gateway {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        // 0 is a valid prefix length, so the fallback is never used.
+        let everything = IpNetwork::new(everything, 0).unwrap_or_else(|_| everything.into());
+        inside.add_table_route(&spec.ifname, everything, Some(gateway), table).await?;
+        changed = true;
+    }
+    let known = inside.rules().await?;
+    let sources = spec.addrs.iter().filter(|address| address.is_ipv4() == gateway.is_ipv4());
+    for source in sources.map(IpNetwork::ip) {
+        let wanted = rules_of(source, table);
+        // Of an earlier interface of the endpoint.
+        for stale in known.iter().filter(|rule| rule.source == source && !wanted.contains(*rule)) {
+            inside.delete_rule(stale).await?;
+        }
+        for rule in wanted.iter().filter(|rule| !known.contains(*rule)) {
+            inside.add_rule(rule).await?;
+            changed = true;
+        }
+    }
+    Ok(changed)
+}
+
+/// The two rules of a source address: the main table without its default routes, then the table of
+/// the endpoint's interface.
+fn rules_of(source: IpAddr, table: u32) -> [Rule; 2] {
+    [
+        Rule { source, table: MAIN_TABLE, priority: SOURCE_PRIORITY, without_default: true },
+        Rule { source, table, priority: SOURCE_PRIORITY + 1, without_default: false },
+    ]
+}
+
+/// Removes the rules of addresses that no interface of the sandbox has any more. The kernel has
+/// removed the routes together with the interface.
+///
+/// # Errors
+/// The kernel does not answer, or refuses.
+pub async fn forget_rules(sandbox: &Netns) -> Result<()> {
+    let inside = Netlink::in_netns(sandbox.as_fd())?;
+    let rules = inside.rules().await?;
+    if rules.is_empty() {
+        return Ok(());
+    }
+    let addresses = inside.all_addresses().await?;
+    for rule in rules {
+        if !addresses.iter().any(|(_, address)| address.ip() == rule.source) {
+            inside.delete_rule(&rule).await?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -113,9 +113,10 @@ pub async fn plug_gateway(netlink: &Netlink, spec: &GatewaySpec) -> Result<u32> 
 }
 
 /// Enables forwarding on a gateway device, which `bpf_fib_lookup` needs to look up the host's
-/// routes for packets that come in on it. The kernel itself forwards such a packet only if other
-/// software has changed its destination. Must be called in the host's namespace. Returns whether
-/// forwarding was off: a write of 0 to `net.ipv4.ip_forward` turns it off on every interface.
+/// routes for packets that come in on it. The kernel itself forwards such a packet only if netfilter
+/// has changed its destination, or if that is an address of `--service-cidr`. Must be called in the
+/// host's namespace. Returns whether forwarding was off: a write of 0 to `net.ipv4.ip_forward` turns
+/// it off on every interface.
 ///
 /// # Errors
 /// The kernel refuses.

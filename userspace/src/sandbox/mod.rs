@@ -23,8 +23,8 @@ mod sysctl;
 
 pub use assist::{GRO, ROOM, enrol, is_assistant, keep_gro, keep_room, remove_assistants};
 pub use attach::{
-    PlugSpec, Plugged, alias_of, endpoint_of, free_ifname, host_ifname, open_port, plug,
-    plug_closed, unplug,
+    PlugSpec, Plugged, alias_of, endpoint_of, forget_rules, free_ifname, host_ifname, open_port,
+    plug, plug_closed, unplug,
 };
 pub use detach::{spawn_detached, supervise_detached};
 pub use error::SandboxError;

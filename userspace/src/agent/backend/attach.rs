@@ -119,6 +119,7 @@ impl Agent {
     /// The store does not answer, or the device pair cannot be removed.
     pub(super) async fn detach(&self, network: &Name, id: &str) -> Result<(), ApiError> {
         let plan = |view: &View| Ok(((), ops::remove_endpoint(view, network, id)?));
+        let sandbox = self.shared.view().endpoint(network, id).map(|ep| ep.sandbox.clone());
         let revision = match self.shared.execute(plan).await {
             Ok(((), revision)) => revision,
             // Another request has removed it already.
@@ -132,7 +133,12 @@ impl Agent {
         };
         let what = format!("endpoint {id}");
         match self.shared.settled(revision, &what, unplugged).await? {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                if let Some(sandbox) = sandbox {
+                    self.forget_rules(&what, &sandbox).await;
+                }
+                Ok(())
+            }
             Err(error) => {
                 let ApiError { kind, message } = error.into();
                 Err(ApiError::new(
@@ -142,6 +148,14 @@ impl Agent {
                     ),
                 ))
             }
+        }
+    }
+
+    /// Removes the routing rules that removed endpoints had in a sandbox. Best effort: a rule of an
+    /// address that nobody has does no harm.
+    pub(super) async fn forget_rules(&self, what: &str, sandbox: &SandboxRef) {
+        if let Err(error) = self.shared.platform.forget_rules(sandbox).await {
+            tracing::warn!("{what}: its routing rules stay: {}", error.message());
         }
     }
 

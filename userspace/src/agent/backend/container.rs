@@ -355,8 +355,14 @@ impl Agent {
         for (network, id) in self.endpoints_of(&record.name) {
             self.detach(&network, &id).await?;
         }
-        if record.origin == Origin::Owned {
-            self.shared.platform.remove_sandbox(&record.name).await?;
+        match record.origin {
+            Origin::Owned => self.shared.platform.remove_sandbox(&record.name).await?,
+            // A purge has removed the endpoints all at once.
+            Origin::Attached => {
+                let what = format!("container '{}'", record.name);
+                self.forget_rules(&what, &record.sandbox()).await;
+            }
+            Origin::Shares(_) | Origin::Host => {}
         }
         self.remove_etc(&record.name);
         let removed = self.shared.containers().remove(&record.name);

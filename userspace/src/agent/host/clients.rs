@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{Host, nat::replace};
-use crate::{datapath::Table as _, netlink::NetlinkError, sandbox};
+use crate::{netlink::NetlinkError, sandbox};
 
 impl Host {
     /// Attaches `from_client` to the client links while `publishes`, and detaches it from all other
@@ -47,12 +47,10 @@ impl Host {
 
     /// The interfaces with an IPv4 address that are client links, by index and name.
     async fn find_client_links(&self) -> Result<Vec<(u32, String)>, NetlinkError> {
-        let uplinks = self.datapath.tables().uplinks.dump().unwrap_or_default();
         let mut candidates = BTreeSet::new();
         for (ifindex, address) in self.netlink.all_addresses().await? {
             if let IpAddr::V4(ip) = address.ip()
                 && !ip.is_loopback()
-                && !uplinks.contains_key(&ifindex)
             {
                 candidates.insert(ifindex);
             }
@@ -61,7 +59,10 @@ impl Host {
         for ifindex in candidates {
             // Gone since.
             let Some(link) = self.netlink.link_at(ifindex).await? else { continue };
-            if link.loopback || sandbox::is_gateway_ifname(&link.name) {
+            let ours = sandbox::gateway_of(&link).is_some()
+                || sandbox::endpoint_of(&link).is_some()
+                || sandbox::is_assistant(&link);
+            if ours || link.loopback || self.uplinks.contains(&link.name) {
                 continue;
             }
             // 'culvert doctor' names an interface without an Ethernet header.

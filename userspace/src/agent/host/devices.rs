@@ -16,7 +16,7 @@ use crate::{
     agent::platform::{Adopted, Devices, PlugError, Underlay as _},
     api::types::{ApiError, ErrorKind},
     datapath::{Datapath, DatapathError},
-    model::{self, Name, NetnsId, validate},
+    model::{self, Name, NetnsId, SandboxRef, validate},
     netlink::{Netlink, subnet_of},
     netns::{Netns, NetnsError, process_of},
     reconcile::LocalEndpoint,
@@ -85,6 +85,16 @@ impl Devices for Host {
             self.datapath.detach_container(ifindex).map_err(broken)?;
         }
         Ok(())
+    }
+
+    async fn forget_rules(&self, sandbox: &SandboxRef) -> Result<(), PlugError> {
+        let path = sandbox.netns.clone();
+        match blocking(move || Netns::open(&path)).await? {
+            Ok(found) if sandbox.id.is_none_or(|attached| attached == found.id()) => {
+                Ok(sandbox::forget_rules(&found).await.map_err(sandbox_refused)?)
+            }
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     fn retain_attachments(&self, ifindexes: &BTreeSet<u32>) -> Result<(), DatapathError> {
@@ -299,7 +309,7 @@ fn check_same(endpoint: &LocalEndpoint, found: NetnsId) -> Result<(), PlugError>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{MacAddr, SandboxRef};
+    use crate::model::MacAddr;
 
     fn endpoint(netns: &str, id: Option<NetnsId>) -> LocalEndpoint {
         LocalEndpoint {

@@ -11,7 +11,7 @@ use super::types::{Adopted, PlugError};
 use crate::{
     api::types::ApiError,
     datapath::DatapathError,
-    model::Name,
+    model::{Name, SandboxRef},
     reconcile::LocalEndpoint,
     sandbox::{GatewaySpec, Resolver},
 };
@@ -30,6 +30,10 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// Removes the device pair of an endpoint, and detaches the program from `ifindex`.
     /// Idempotent.
     async fn unplug(&self, endpoint: &str, ifindex: Option<u32>) -> Result<(), PlugError>;
+
+    /// Removes the routing rules that removed endpoints had in a sandbox. Nothing is done if the
+    /// sandbox is gone, or another one is at its path.
+    async fn forget_rules(&self, sandbox: &SandboxRef) -> Result<(), PlugError>;
 
     /// Detaches the program from the host sides of all containers except these.
     fn retain_attachments(&self, ifindexes: &BTreeSet<u32>) -> Result<(), DatapathError>;

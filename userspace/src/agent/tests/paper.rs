@@ -28,7 +28,7 @@ use crate::{
     api::types::{ApiError, ErrorKind},
     choice::{Uplink, device::Device},
     datapath::{DatapathError, FlowTable, Price},
-    model::{Driver, HostRoute, Name, Protocol},
+    model::{Driver, HostRoute, Name, Protocol, SandboxRef},
     netlink::PairKind,
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
     sandbox::{GatewaySpec, RESOLV_CONF, Resolver},
@@ -260,6 +260,10 @@ impl Devices for Paper {
 
     async fn gateways(&self) -> Result<BTreeMap<u32, u32>, PlugError> {
         Ok(self.state().gateways.clone())
+    }
+
+    async fn forget_rules(&self, _sandbox: &SandboxRef) -> Result<(), PlugError> {
+        Ok(())
     }
 
     async fn plug_gateway(&self, gateway: &GatewaySpec) -> Result<u32, PlugError> {
