@@ -18,6 +18,7 @@ async fn diagnose(host: &Netns) -> Vec<(String, Level)> {
         bpffs: PathBuf::from("/sys/fs/bpf"),
         networks: vec![("net1".to_owned(), 1450)],
         clock_offset_ms: None,
+        alarms: Vec::new(),
         shared_port: false,
         agent_running: false,
     };

@@ -13,7 +13,7 @@ use culvert_tests::{
     certs::{Authority, Pair},
     etcd::{Config, EtcdServer, Tls, free_port},
 };
-use etcd_client::{Client, PermissionType};
+use etcd_client::{AlarmAction, AlarmType, Client, PermissionType};
 use futures::StreamExt;
 
 use crate::{
@@ -261,6 +261,24 @@ async fn a_renewed_certificate_is_used_without_a_restart() {
         std::fs::copy(from, to).expect("file is renewed");
     }
     answer(&store, "/t/").await;
+}
+
+/// An etcd without room answers reads, refuses writes, and tells why by its alarm.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn alarms_are_told() {
+    let server = start(Config::default());
+    let store = connect(&etcd_options(&[server.endpoint()])).await;
+    write(&store, vec![put("/t/a", "1")]).await;
+    assert_eq!(store.alarms().await.expect("answer"), [""; 0]);
+    let mut client = Client::connect([server.endpoint()], None).await.expect("connects");
+    client.alarm(AlarmAction::Activate, AlarmType::Nospace, None).await.expect("alarm");
+    assert_eq!(store.alarms().await.expect("answer"), ["NOSPACE"]);
+    answer(&store, "/t/").await;
+    let written = store.commit(Vec::new(), vec![put("/t/b", "1")]).await;
+    assert!(matches!(written, Err(StoreError::Refused(_))), "{written:?}");
+    client.alarm(AlarmAction::Deactivate, AlarmType::Nospace, None).await.expect("alarm");
+    assert_eq!(store.alarms().await.expect("answer"), [""; 0]);
+    write(&store, vec![put("/t/b", "1")]).await;
 }
 
 /// Makes users: `root`, and `culvert` who has what is below `/culvert/`.

@@ -497,6 +497,9 @@ pub struct StoreStatus {
     /// report it.
     #[serde(default)]
     pub clock_offset_ms: Option<i64>,
+    /// Alarms of etcd, such as `NOSPACE`: it takes no writes while one is set.
+    #[serde(default)]
+    pub alarms: Vec<String>,
     /// The last full read of the store: at the start, or after an interruption whose changes the
     /// store has compacted.
     #[serde(default)]

@@ -56,11 +56,6 @@ pub(super) fn service_cidr(text: &str) -> Parsed<Ipv4Network> {
         IpNetwork::V4(range) if range.prefix() == 0 => refuse(format!(
             "services {text} are all addresses: a range as in 10.96.0.0/12 is valid"
         )),
-        IpNetwork::V4(range) if range.ip() != range.network() => refuse(format!(
-            "services {text} are given by a host in the range: {}/{} is the range",
-            range.network(),
-            range.prefix()
-        )),
         IpNetwork::V4(range) => Ok(range),
         IpNetwork::V6(_) => {
             refuse(format!("services {text} are IPv6: a range of IPv4 as in 10.96.0.0/12 is valid"))

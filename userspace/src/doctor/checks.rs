@@ -27,8 +27,10 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     }
     findings.push(port(facts));
     findings.push(clock(facts));
+    findings.extend(facts.subject.alarms.iter().map(|alarm| self::alarm(alarm)));
     findings.push(names(facts));
     findings.extend(ports(facts));
+    findings.extend(facts.shaped.iter().map(|(name, qdisc)| shaped(name, qdisc)));
     findings.push(ok(
         "firewall",
         "tunnelled, masqueraded and published packets pass the host's netfilter rules by; those between containers and the host itself go through them, on interfaces cvg*"
@@ -310,6 +312,16 @@ fn clock(facts: &Facts) -> Finding {
     }
 }
 
+fn alarm(alarm: &str) -> Finding {
+    let advice = match alarm {
+        "NOSPACE" => {
+            "run 'etcdctl compact' and 'etcdctl defrag', or give etcd a larger --quota-backend-bytes; then run 'etcdctl alarm disarm'"
+        }
+        _ => "'etcdctl alarm list' names the member: replace it by a new one",
+    };
+    error("store", format!("etcd has the alarm {alarm}: it takes no writes"), advice)
+}
+
 fn names(facts: &Facts) -> Finding {
     let resolver = &facts.resolver;
     match (resolver.fault(), resolver.source) {
@@ -331,13 +343,22 @@ fn names(facts: &Facts) -> Finding {
     }
 }
 
+fn shaped(name: &str, qdisc: &str) -> Finding {
+    warning(
+        "shaping",
+        format!(
+            "{qdisc} on {name} limits nothing: frames to the container go past the queue of its host side"
+        ),
+        "set it on the container's own interface, or on the uplink",
+    )
+}
+
 fn ports(facts: &Facts) -> Option<Finding> {
     let names = facts.unserved.join(", ");
     (!names.is_empty()).then(|| {
-        warning(
+        ok(
             "ports",
             format!("published ports are not reached through {names}: there is no Ethernet header"),
-            "clients there use an address that the host has on another interface, by a route that leads to it",
         )
     })
 }

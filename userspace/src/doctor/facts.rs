@@ -18,7 +18,7 @@ use crate::{
         sockets::{LocalSocket, Transport, sockets},
     },
     netns::run_in,
-    sandbox::Resolver,
+    sandbox::{Resolver, endpoint_of},
 };
 
 /// Merging of UDP datagrams into a list of packets. It merges VXLAN datagrams of different VNIs, as
@@ -38,6 +38,8 @@ pub struct Subject {
     pub networks: Vec<(String, u16)>,
     /// How far the store's clock is ahead of this host's, in ms. `None`: not known.
     pub clock_offset_ms: Option<i64>,
+    /// Alarms of the store.
+    pub alarms: Vec<String>,
     /// Whether the agent has found another program's socket on the VXLAN port.
     pub shared_port: bool,
     /// Whether an agent runs. A socket on the VXLAN port may then be the agent's own.
@@ -62,6 +64,8 @@ pub struct Facts {
     /// Names of interfaces with an IPv4 address but without an Ethernet header (tun, WireGuard):
     /// published ports do not serve them.
     pub unserved: Vec<String>,
+    /// Name and queueing discipline of each host side of a container's pair that has one.
+    pub shaped: Vec<(String, String)>,
     /// The name servers that the host has for containers.
     pub resolver: Resolver,
 }
@@ -169,6 +173,7 @@ impl Facts {
                 .filter(|link| link.addresses.iter().any(|address| address.is_ipv4()))
                 .map(|link| link.name.clone())
                 .collect(),
+            shaped: links.iter().filter_map(shaped).collect(),
             vxlan_devices: links
                 .into_iter()
                 .filter(|link| link.vxlan_port == Some(port) && !is_ours(link))
@@ -178,6 +183,14 @@ impl Facts {
             subject,
         }
     }
+}
+
+/// The queueing discipline of the host side of a container's pair. `None` for other interfaces, and
+/// for the kernel's defaults of such a pair.
+fn shaped(link: &Link) -> Option<(String, String)> {
+    endpoint_of(link)?;
+    let qdisc = link.qdisc.as_deref().filter(|qdisc| !matches!(*qdisc, "noqueue" | "noop"))?;
+    Some((link.name.clone(), qdisc.to_owned()))
 }
 
 /// Whether the agent made a device.

@@ -204,6 +204,11 @@ pub trait StateStore: Send + Sync + fmt::Debug {
         None
     }
 
+    /// The alarms of the store, by their names. While one is set the store takes no writes.
+    async fn alarms(&self) -> Result<Vec<String>, StoreError> {
+        Ok(Vec::new())
+    }
+
     /// All keys below `prefix` at one revision.
     async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError>;
 

@@ -470,6 +470,7 @@ impl Backend for Fake {
                 revision: 42,
                 error: problems.first().cloned(),
                 clock_offset_ms: Some(0),
+                alarms: Vec::new(),
                 last_read: Some(StoreRead { keys: 9, read_ms: 3, maps_ms: 5 }),
             },
             datapath: DatapathStatus {

@@ -228,6 +228,7 @@ impl Agent {
                 revision,
                 error: health.error,
                 clock_offset_ms,
+                alarms: shared.store.alarms(),
                 last_read: shared.store.last_read(),
             },
             datapath: DatapathStatus {

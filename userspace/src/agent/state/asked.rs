@@ -26,6 +26,10 @@ impl StateStore for Asked {
         waiting(Wait::Store, self.0.clock_offset_ms()).await
     }
 
+    async fn alarms(&self) -> Result<Vec<String>, StoreError> {
+        waiting(Wait::Store, self.0.alarms()).await
+    }
+
     async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
         waiting(Wait::Store, self.0.snapshot(prefix)).await
     }

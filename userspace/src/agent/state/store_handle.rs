@@ -25,6 +25,8 @@ pub(crate) struct StoreHandle {
     acceptance: OnceLock<Arc<Notify>>,
     /// The last time that the whole store was read.
     last_read: Mutex<Option<StoreRead>>,
+    /// Alarms of the store, as they were last read.
+    alarms: Mutex<Vec<String>>,
 }
 
 impl Default for StoreHandle {
@@ -36,6 +38,7 @@ impl Default for StoreHandle {
             health: Mutex::new(health),
             acceptance: OnceLock::new(),
             last_read: Mutex::default(),
+            alarms: Mutex::default(),
         }
     }
 }
@@ -103,6 +106,16 @@ impl StoreHandle {
             ))),
             _ => Ok(()),
         }
+    }
+
+    /// The alarms of the store, as they were last read.
+    pub(crate) fn alarms(&self) -> Vec<String> {
+        self.alarms.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes the alarms of the store.
+    pub(crate) fn set_alarms(&self, alarms: Vec<String>) {
+        *self.alarms.lock().unwrap_or_else(PoisonError::into_inner) = alarms;
     }
 
     /// The last time that the whole store was read.

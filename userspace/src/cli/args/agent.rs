@@ -3,7 +3,7 @@
 use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use clap::Args;
-use culvert_common::abi::DEFAULT_FLOWS;
+use culvert_common::abi::{DEFAULT_FLOWS, MAX_SERVICES};
 use ipnetwork::Ipv4Network;
 
 use super::conntrack::{self, NatPorts, StateTimeout};
@@ -42,7 +42,7 @@ pub(crate) struct AgentArgs {
     /// Range that subnets of new networks are chosen from, several times for several; the private ranges by default
     #[arg(long = "pool", value_name = "CIDR", value_parser = value::pool)]
     pools: Vec<Ipv4Network>,
-    /// Addresses of services that the host's netfilter translates, as kube-proxy's: what containers send there goes to the host's stack; several times for several
+    /// Addresses of services that the host's netfilter translates, such as those of kube-proxy: what containers send there goes to the host's stack; several times for several
     #[arg(long = "service-cidr", value_name = "CIDR", value_parser = value::service_cidr)]
     services: Vec<Ipv4Network>,
     /// UDP port for VXLAN
@@ -170,6 +170,13 @@ impl AgentArgs {
             None => format!("file:{}", state_dir.join("store").display()),
         };
         let access = self.store_access;
+        let most = MAX_SERVICES as usize;
+        if self.services.len() > most {
+            return Err(Invalid(format!(
+                "--service-cidr is given {} times: {most} times at most is valid",
+                self.services.len()
+            )));
+        }
         Ok(AgentOptions {
             node: self.node,
             store,

@@ -104,6 +104,7 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
         bpffs: args.bpffs,
         networks: Vec::new(),
         clock_offset_ms: None,
+        alarms: Vec::new(),
         shared_port: false,
         agent_running: false,
     };
@@ -129,6 +130,7 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
     };
     subject.agent_running = true;
     subject.clock_offset_ms = status.store.clock_offset_ms;
+    subject.alarms = status.store.alarms;
     subject.vxlan_port = status.agent.vxlan_port;
     subject.shared_port = status.datapath.shared_port;
     // The pins are in a directory of their ABI version.

@@ -19,6 +19,7 @@ fn healthy() -> Facts {
             bpffs: "/sys/fs/bpf".into(),
             networks: vec![("net1".to_owned(), 1450)],
             clock_offset_ms: Some(3),
+            alarms: Vec::new(),
             shared_port: false,
             agent_running: false,
         },
@@ -46,6 +47,7 @@ fn healthy() -> Facts {
         sockets: Vec::new(),
         vxlan_devices: Vec::new(),
         unserved: Vec::new(),
+        shaped: Vec::new(),
         resolver: resolver("nameserver 192.0.2.53\n"),
     }
 }
@@ -83,9 +85,29 @@ fn a_healthy_host_needs_nothing() {
 }
 
 #[test]
+fn alarms_of_the_store_are_errors() {
+    let alarm = |name: &str| {
+        let name = name.to_owned();
+        move |facts: &mut Facts| facts.subject.alarms = vec![name]
+    };
+    assert_found(alarm("NOSPACE"), "store", Level::Error, &["NOSPACE", "etcdctl alarm disarm"]);
+    assert_found(alarm("CORRUPT"), "store", Level::Error, &["CORRUPT", "etcdctl alarm list"]);
+}
+
+#[test]
+fn a_queue_that_frames_go_past_is_named() {
+    let break_it =
+        |facts: &mut Facts| facts.shaped = vec![("cv0123456789ab".to_owned(), "tbf".to_owned())];
+    assert_found(break_it, "shaping", Level::Warning, &["tbf on cv0123456789ab", "own interface"]);
+}
+
+#[test]
 fn interfaces_without_published_ports_are_named() {
-    let break_it = |facts: &mut Facts| facts.unserved = vec!["wg0".to_owned(), "tun0".to_owned()];
-    assert_found(break_it, "ports", Level::Warning, &["wg0, tun0", "no Ethernet header"]);
+    let mut facts = healthy();
+    facts.unserved = vec!["wg0".to_owned(), "tun0".to_owned()];
+    let findings = examine(&facts);
+    let found = findings.iter().find(|finding| finding.check == "ports").unwrap();
+    assert!(found.detail.contains("not reached through wg0, tun0"), "{found:?}");
 }
 
 #[test]

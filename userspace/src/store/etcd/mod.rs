@@ -6,7 +6,7 @@ mod error;
 mod list;
 mod options;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use async_trait::async_trait;
 use etcd_client::{
@@ -68,6 +68,18 @@ impl StateStore for EtcdStore {
 
     async fn clock_offset_ms(&self) -> Option<i64> {
         clock::offset_ms(&self.plain).await
+    }
+
+    async fn alarms(&self) -> Result<Vec<String>, StoreError> {
+        let call = self.connections.call(Repeat::Always, |client| async move {
+            // The request for alarms would be an entry of the cluster's log, each time.
+            client.maintenance_client().status().await
+        });
+        let answer = self.connections.within(call).await?;
+        // Several members may have the same alarm.
+        let alarms: BTreeSet<&str> =
+            answer.errors().iter().filter_map(|line| alarm(line)).collect();
+        Ok(alarms.into_iter().map(str::to_owned).collect())
     }
 
     async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
@@ -170,6 +182,13 @@ impl StateStore for EtcdStore {
         });
         self.connections.within(call).await.map(drop).map_err(|error| named(error, lease))
     }
+}
+
+/// The alarm in an error of a server's status, as `memberID:1 alarm:NOSPACE`. `None`: it is another
+/// error, such as that there is no leader.
+fn alarm(error: &str) -> Option<&str> {
+    let (_, name) = error.split_once("alarm:")?;
+    name.split_whitespace().next()
 }
 
 fn named(error: StoreError, lease: LeaseId) -> StoreError {
@@ -309,5 +328,17 @@ fn operation(write: Write) -> TxnOp {
             let options = DeleteOptions::new().with_range(prefix_end(&prefix));
             TxnOp::delete(prefix, Some(options))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::alarm;
+
+    #[test]
+    fn alarms_are_found_among_the_errors_of_a_status() {
+        assert_eq!(alarm("memberID:10276657743932975437 alarm:NOSPACE "), Some("NOSPACE"));
+        assert_eq!(alarm("memberID:1 alarm:CORRUPT"), Some("CORRUPT"));
+        assert_eq!(alarm("etcdserver: no leader"), None);
     }
 }

@@ -1,0 +1,51 @@
+//! Alarms of the store: etcd takes no writes while one is set. It answers reads.
+
+use std::{sync::Arc, time::Duration};
+
+use super::shared::Shared;
+use crate::store::StateStore;
+
+/// Interval at which the store is asked.
+const EVERY: Duration = Duration::from_secs(10);
+
+/// Asks the store for its alarms until the agent stops. They are in `status`, and in the log once.
+pub(super) async fn keep(shared: Arc<Shared>, store: Arc<dyn StateStore>) {
+    tokio::select! {
+        () = shared.shutdown.cancelled() => {}
+        () = watch(&shared, store.as_ref()) => {}
+    }
+}
+
+/// Asks for ever.
+async fn watch(shared: &Shared, store: &dyn StateStore) {
+    loop {
+        // A store that does not answer, or refuses the question, tells nothing new.
+        if let Ok(alarms) = store.alarms().await {
+            shared.problems.set("store-alarm", line(&alarms));
+            shared.store.set_alarms(alarms);
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// The problem, on one line. `None`: there is no alarm.
+fn line(alarms: &[String]) -> Option<String> {
+    (!alarms.is_empty()).then(|| {
+        format!(
+            "store: etcd has the alarm {}: it takes no writes, so nothing can be created: 'culvert doctor' has the remedy",
+            alarms.join(", ")
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::line;
+
+    #[test]
+    fn alarms_are_named() {
+        assert_eq!(line(&[]), None);
+        let line = line(&["NOSPACE".to_owned()]).expect("there is one");
+        assert!(line.contains("the alarm NOSPACE: it takes no writes"), "{line}");
+    }
+}
