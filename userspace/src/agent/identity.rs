@@ -6,7 +6,6 @@ use super::files;
 use crate::{
     config::{AgentOptions, DEFAULT_BPFFS, DEFAULT_SOCKET, DEFAULT_STATE_DIR},
     model::{Alive, Machine, Name},
-    store::new_id,
 };
 
 /// The name of this node.
@@ -77,10 +76,10 @@ fn purge_command(options: &AgentOptions) -> String {
     format!("culvert purge{}", given.collect::<String>())
 }
 
-/// The liveness record of an agent that starts now on this machine, with the identifier of its
+/// The liveness record of the agent in the process `run` on this machine, with the identifier of its
 /// node.
-pub(super) fn alive(id: String) -> Alive {
-    Alive { run: new_id(), machine: machine(), ..Alive::new(id) }
+pub(super) fn alive(id: String, run: &str) -> Alive {
+    Alive { run: run.to_owned(), machine: machine(), ..Alive::new(id) }
 }
 
 /// This machine. A file that cannot be read leaves its field empty: the other one is compared.
@@ -137,10 +136,10 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_knows_its_machine_and_two_runs_differ() {
-        let (one, two) = (alive("0a".to_owned()), alive("0a".to_owned()));
+    fn an_agent_knows_its_machine_and_its_process() {
+        let [one, two] = ["1", "2"].map(|run| alive("0a".to_owned(), run));
         assert_eq!(one.machine.boot_id.len(), 36, "{one:?}");
         assert!(!one.machine.differs_from(&two.machine));
-        assert_ne!(one.run, two.run);
+        assert_eq!((one.run.as_str(), two.run.as_str()), ("1", "2"));
     }
 }

@@ -5,7 +5,7 @@
 //! * `platform`: traits for the operations on the host; `host`: their implementation.
 //! * `state`: types of shared state; `shared`: one value of each.
 //! * `identity`: the name of the node, the machine, the process.
-//! * `node`: the agent's own entry in the store.
+//! * `node`: the agent's own entry in the store; `alarms`: those of the store.
 //! * `conntrack`: ages and removes the flows that the programs make.
 //! * `backend`: carries out the requests of the API.
 //! * `ports`: the published ports of the host.
@@ -14,6 +14,7 @@
 //! The data plane works without an agent: programs, links and maps are pinned. An agent
 //! changes nothing of a former run before it has read the first list of the store.
 
+mod alarms;
 mod backend;
 mod conntrack;
 mod containers;
@@ -52,7 +53,7 @@ use crate::{
     api,
     config::{AgentOptions, PurgeOptions},
     doctor,
-    store::StoreUrl,
+    store::{StoreUrl, new_id},
 };
 
 /// Runs the agent until SIGTERM or SIGINT, or until it is purged.
@@ -66,7 +67,10 @@ use crate::{
 pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     start::log(&options.log, options.trace)?;
     doctor::preflight().map_err(|line| anyhow!(line))?;
-    while run_once(&options).await? == End::Anew {}
+    // One for the process: an agent that starts anew at another address is the same agent, whose
+    // former lease may still live.
+    let run = new_id();
+    while run_once(&options, &run).await? == End::Anew {}
     Ok(())
 }
 
@@ -95,7 +99,7 @@ enum End {
 }
 
 /// Runs the agent once. The data plane goes on when it ends with [`End::Anew`].
-async fn run_once(options: &AgentOptions) -> anyhow::Result<End> {
+async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     // Before anything else: the socket and the state directory belong to one agent.
     let listener = api::bind(&options.socket)?;
     let _state_dir = files::take_state_dir(&options.state_dir).map_err(|line| anyhow!(line))?;
@@ -105,7 +109,7 @@ async fn run_once(options: &AgentOptions) -> anyhow::Result<End> {
         .with_context(|| format!("state directory {}", options.state_dir.display()))?;
     let named = identity::name(options).map_err(|line| anyhow!(line))?;
     let id = files::instance_id(&options.state_dir)?;
-    let alive = identity::alive(id.clone());
+    let alive = identity::alive(id.clone(), run);
 
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -161,6 +165,7 @@ async fn run_once(options: &AgentOptions) -> anyhow::Result<End> {
         follower.identified().await;
         purge::finish(&shared, store.as_ref()).await?;
         let (entered, entry) = oneshot::channel();
+        tasks.spawn(alarms::keep(Arc::clone(&shared), Arc::clone(&store)));
         tasks.spawn(node::keep(Arc::clone(&shared), Arc::clone(&store), entered));
         match entry.await {
             Ok(Ok(())) => {}

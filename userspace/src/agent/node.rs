@@ -32,7 +32,8 @@ struct Entry {
     new: bool,
 }
 
-/// Enters the node, and renews its lease until the agent stops. Then the lease is revoked.
+/// Enters the node, and renews its lease until the agent stops. Then the lease is revoked, unless the
+/// agent starts anew.
 ///
 /// `entered` gets the outcome of the first attempt: a refusal (another agent has the name, or the
 /// identifier) ends the agent. Later refusals, and a store that takes no writes, are problems in
@@ -48,7 +49,10 @@ pub(super) async fn keep(
         () = shared.shutdown.cancelled() => {}
         () = stay(&shared, store.as_ref(), &mut entered, &mut lease) => return,
     }
-    if let Some(lease) = lease {
+    // An agent that starts anew enters the node with a lease of its own.
+    if let Some(lease) = lease
+        && !shared.again.is_cancelled()
+    {
         give_up(store.as_ref(), lease).await;
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     },
     config::{AgentOptions, ConntrackOptions, DatapathMode, DeviceMode, StoreAccess},
     model::{Alive, Node, ROOT, View},
-    store::{FileStore, Follower, StateStore},
+    store::{FileStore, Follower, StateStore, new_id},
 };
 
 /// Short periods: a simulated host does its work at once.
@@ -92,7 +92,7 @@ impl World {
     ) -> (Running, oneshot::Receiver<Result<(), String>>) {
         let vtep = Ipv4Addr::new(192, 0, 2, number);
         let node = Node::new(name(&format!("host{number}")), id.to_owned(), vtep, 4789);
-        self.prepare_as(node, identity::alive(id.to_owned()), paper)
+        self.prepare_as(node, identity::alive(id.to_owned(), &new_id()), paper)
     }
 
     /// As above, for an agent of any identity.

@@ -15,6 +15,7 @@ use crate::{
         types::{Connect, ErrorKind},
     },
     model::{Alive, Machine, Node},
+    store::new_id,
 };
 
 /// Longer than the lease of a host that is gone lives, and shorter than a test may take.
@@ -23,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The agent of `node` on another machine than the test's.
 fn elsewhere(node: &Node) -> Alive {
     let machine = Machine { machine_id: "c".repeat(32), boot_id: "another boot".to_owned() };
-    Alive { machine, ..identity::alive(node.id.clone()) }
+    Alive { machine, ..identity::alive(node.id.clone(), &new_id()) }
 }
 
 /// The host of `running` with another address.
@@ -38,7 +39,7 @@ async fn a_copy_of_a_live_host_is_refused_and_a_host_that_is_gone_may_move() {
     one.run("web", "blue").await.unwrap();
     let before = stored(&world).await;
     let copies = [
-        (moved(&one), identity::alive(one.shared.node.id.clone())),
+        (moved(&one), identity::alive(one.shared.node.id.clone(), &new_id())),
         (one.shared.node.clone(), elsewhere(&one.shared.node)),
     ];
     let mut entries = Vec::new();
@@ -78,7 +79,7 @@ async fn an_agent_that_crashed_comes_back_at_once_on_its_machine() {
     one.crash().await;
     assert!(stored(&world).await.is_alive(&node.name), "the lease lives");
     let (again, entry) =
-        world.prepare_as(node.clone(), identity::alive(node.id.clone()), &Paper::new());
+        world.prepare_as(node.clone(), identity::alive(node.id.clone(), &new_id()), &Paper::new());
     // Less than the lease lives.
     timeout(Duration::from_secs(5), entry).await.unwrap().unwrap().unwrap();
     assert_eq!(stored(&world).await.alive[&node.name].run, again.shared.alive.run);
