@@ -262,7 +262,7 @@ pub(crate) fn is_client_link(ifindex: u32) -> bool {
 /// The address is one of a service, which the host's netfilter translates.
 #[inline(always)]
 pub(crate) fn is_service(ip: [u8; 4]) -> bool {
-    SERVICES.get(&Key::new(32, ip)).is_some()
+    SERVICES.get(Key::new(32, ip)).is_some()
 }
 
 /// Another socket of the host has the VXLAN port on this uplink.

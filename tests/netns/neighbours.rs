@@ -1,7 +1,7 @@
 //! Other systems on the same host that forward and translate packets: Docker's bridge and DNAT,
 //! kube-proxy's services; and a second network card.
 
-#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+#![expect(clippy::expect_used, reason = "a step that cannot be taken fails the test with why")]
 
 use std::net::Ipv4Addr;
 
@@ -193,8 +193,14 @@ fn published_ports_serve_a_second_network_card() {
     assert_ne!(exchange(&lan, "tcp", host.vtep(), 8080, 10), "ok 10");
     assert_eq!(servers[0].take_clients(), [""; 0]);
 
+    // A queue on the host side of a pair, which frames go past, is named as well.
+    let links = host.netns.run("ip -o link show | cut -d: -f2 | cut -d@ -f1");
+    let is_side = |name: &&str| name.len() == 14 && name.starts_with("cv");
+    let side = links.split_whitespace().find(is_side).unwrap();
+    host.netns.run(&format!("tc qdisc add dev {side} root tbf rate 1mbit burst 32kbit latency 1s"));
     host.netns.run("ip tuntap add tun9 mode tun && ip addr add 10.78.0.1/24 dev tun9");
     let output = host.culvert(&["doctor"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains("published ports are not reached through tun9"), "{text}");
+    assert!(text.contains(&format!("tbf on {side} limits nothing")), "{text}");
 }

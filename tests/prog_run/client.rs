@@ -6,7 +6,7 @@ use culvert_tests::packet::{ACK, Arp, Host, SYN, V4, payload};
 
 use crate::{
     lab::Lab,
-    ports::{CLIENT_LINK, Port},
+    ports::{CLIENT_LINK, GATEWAY_A, Port},
     routed::{
         Began, CREATED, Passed, Place, entries, fragments, inbound, outbound, publish, to_gateway,
     },
@@ -22,6 +22,7 @@ cases!(
     from_an_address_elsewhere,
     answers_to_masqueraded_flows_are_not_taken,
     clients_of_the_uplink_are_others,
+    clients_of_another_link_are_others,
     vxlan_is_not_decapsulated,
     the_link_is_no_client_link_any_more,
     not_ipv4,
@@ -125,6 +126,21 @@ fn clients_of_the_uplink_are_others(lab: &mut Lab) {
     let forged = V4::tcp(&CLIENT, &US, (5000, PUBLISHED), b"x");
     lab.at_underlay(&forged.frame()).passes(&[]);
     lab.at_underlay(&V4::segment(&CLIENT, &US, (5000, PUBLISHED), SYN, &[]).frame()).passes(&[]);
+}
+
+fn clients_of_another_link_are_others(lab: &mut Lab) {
+    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    connects(lab, &US);
+    let to = Host { mac: GATEWAY.mac, ..US };
+    let forged = V4::tcp(&CLIENT, &to, (5000, PUBLISHED), b"x").frame();
+    lab.at_other_client(GATEWAY_A, &forged).passes(&[]);
+    let quoted = V4::segment(&US, &CLIENT, (PUBLISHED, 5000), SYN | ACK, &[]).packet();
+    let error = V4::icmp(&CLIENT, &to, 3, 1, [0; 4], &quoted[..28]).frame();
+    lab.at_other_client(GATEWAY_A, &error).passes(&[]);
+    let to = Host { mac: US_TO_CLIENTS.mac, ..US };
+    let true_one = V4::tcp(&CLIENT, &to, (5000, PUBLISHED), b"x");
+    let went = inbound(&V4::tcp(&CLIENT, &ONE, (5000, 80), b"x"), &GATEWAY);
+    lab.at_client(&true_one.frame()).arrives_as(&went, &[]);
 }
 
 fn vxlan_is_not_decapsulated(lab: &mut Lab) {

@@ -304,7 +304,8 @@ fn full(lab: &mut Lab) {
     refused(lab, 1);
     // The host itself answers without a flow.
     let to_host = to_gateway(&V4::segment(&ONE, &US, (1, 22), SYN, &[]));
-    lab.at_container(Port::A1, &to_host.frame()).reaches_host();
+    let run = lab.at_container(Port::A1, &to_host.frame());
+    run.redirects(Action::ToHost, Left::Unchanged, &[note(Note::FlowRefused)]);
     // Existing flows continue.
     exchange_on(lab, &[(true, ACK)]);
 

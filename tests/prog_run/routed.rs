@@ -9,7 +9,7 @@ use culvert_tests::packet::{Host, V4, payload};
 
 use crate::{
     lab::{Lab, ip},
-    ports::Port,
+    ports::{CLIENT_LINK, Port},
     run::{Count, note},
     world::{A, B, GATEWAY, ONE, TWO},
 };
@@ -108,7 +108,7 @@ impl Place {
             Self::At(Port::Uplink) | Self::Outside => zone::EXTERNAL,
             Self::Itself => zone::LOOPBACK,
             Self::Stack => zone::HOST,
-            Self::Clients => zone::CLIENT,
+            Self::Clients => zone::client(CLIENT_LINK),
         }
     }
 

@@ -221,6 +221,11 @@ impl Lab {
         self.at(Program::Client, frame)
     }
 
+    /// A frame that arrives on another client link.
+    pub(crate) fn at_other_client(&mut self, ifindex: u32, frame: &[u8]) -> Run<'_> {
+        Run::new(self, Program::Client, ifindex, frame)
+    }
+
     /// A frame on the loopback device.
     pub(crate) fn at_loopback(&mut self, frame: &[u8]) -> Run<'_> {
         self.at(Program::Loopback, frame)

@@ -1,14 +1,17 @@
 //! Flows of containers to the host's stack, and the answers that the host forwards.
 
 use culvert::datapath::Table as _;
-use culvert_common::abi::{DropReason, NetworkInfo, Note, kind, seen};
+use culvert_common::abi::{Action, DropReason, MappedAddr, NetworkInfo, Note, kind, seen};
 use culvert_tests::packet::{ACK, Host, SYN, V4, payload};
 
 use crate::{
     lab::Lab,
     ports::{GATEWAY_B, Port},
-    routed::{Began, Passed, Place, echo, entries, fragments, to_gateway},
-    run::note,
+    routed::{
+        Began, CREATED, Passed, Place, echo, entries, fragments, inbound, key, outbound, publish,
+        to_gateway,
+    },
+    run::{Left, note},
     world::{A, B, GATEWAY, ONE, SECOND, SERVER, SERVICE, TWO, US, change_network},
 };
 
@@ -23,6 +26,9 @@ cases!(
     answers_of_nobody,
     a_connection_in_the_direction_of_the_answers,
     an_answer_into_another_network,
+    published_since,
+    the_host_has_lost_the_address,
+    the_port_is_never_changed,
     an_error_about_the_request,
     an_error_about_nothing,
     answers_in_fragments,
@@ -77,6 +83,7 @@ fn udp(lab: &mut Lab) {
 }
 
 fn ping(lab: &mut Lab) {
+    begins(lab, &echo(&ONE, &SECOND, 8, 0));
     begins(lab, &echo(&ONE, &US, 8, 7));
     arrives(lab, &echo(&far(US), &ONE, 0, 7));
     let other = echo(&far(US), &ONE, 0, 8);
@@ -140,6 +147,36 @@ fn an_answer_into_another_network(lab: &mut Lab) {
     let answer = V4::udp(&far(US), &ONE, (53, 5000), b"!").frame();
     lab.tables.gateways.insert(&GATEWAY_B, &B).unwrap();
     lab.at_gateway(GATEWAY_B, &answer).forwarded().drops(DropReason::Isolated);
+}
+
+fn published_since(lab: &mut Lab) {
+    let packet = V4::udp(&ONE, &US, (5000, 514), b"x");
+    begins(lab, &packet);
+    publish(lab, [0; 4], 17, 514, Port::A2, 80);
+    let went = inbound(&V4::udp(&GATEWAY, &TWO, (5000, 80), b"x"), &GATEWAY);
+    lab.at_container(Port::A1, &to_gateway(&packet).frame()).arrives_as(&went, &CREATED);
+    assert_eq!(entries(lab), 2);
+    // A port of every address is none of a service's.
+    let service = V4::udp(&ONE, &SERVICE, (5000, 514), b"x");
+    begins(lab, &service);
+    lab.at_container(Port::A1, &to_gateway(&service).frame()).reaches_host();
+}
+
+fn the_host_has_lost_the_address(lab: &mut Lab) {
+    let packet = V4::udp(&ONE, &SECOND, (5000, 53), b"x");
+    begins(lab, &packet);
+    lab.tables.host_addrs.remove(&MappedAddr::v4(SECOND.v4)).unwrap();
+    let left = outbound(&V4::udp(&US, &SECOND, (5000, 53), b"x"));
+    lab.at_container(Port::A1, &to_gateway(&packet).frame()).leaves_as(&left, &CREATED);
+}
+
+fn the_port_is_never_changed(lab: &mut Lab) {
+    // The answer's entry stands: another CPU is about to write the other one.
+    let packet = to_gateway(&V4::udp(&ONE, &US, (5000, 53), b"x"));
+    begins(lab, &packet);
+    lab.flows.remove(key(A, &packet));
+    let run = lab.at_container(Port::A1, &packet.frame());
+    run.redirects(Action::ToHost, Left::Unchanged, &[note(Note::FlowRefused)]);
 }
 
 fn an_error_about_the_request(lab: &mut Lab) {

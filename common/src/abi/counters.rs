@@ -239,6 +239,8 @@ coded! {
         FragmentReleased = 211 => "fragment_released",
         /// VXLAN of another system, passed on to the socket that has the port besides Culvert.
         ForeignVxlan = 212 => "foreign_vxlan",
+        /// A flow to the host's stack that could not be made: forwarded answers will be dropped.
+        FlowRefused = 213 => "flow_refused",
     }
 }
 

@@ -14,14 +14,29 @@ use super::family::{Family, V4};
 pub mod zone {
     /// An uplink.
     pub const EXTERNAL: u32 = 0;
-    /// A client link: an interface of the host that is neither an uplink nor Culvert's.
-    pub const CLIENT: u32 = u32::MAX - 3;
+    /// Bit that is set in the zones of client links, see [`client`]; a VNI has 24 bits.
+    const CLIENT: u32 = 1 << 31;
+    /// Least of the constants below, which have that bit as well.
+    const LEAST: u32 = HOST;
     /// The host's own stack, through the gateway device of the container's network.
     pub const HOST: u32 = u32::MAX - 2;
     /// Another host of the cluster, through the tunnel.
     pub const TUNNEL: u32 = u32::MAX - 1;
     /// The host itself, over its loopback device.
     pub const LOOPBACK: u32 = u32::MAX;
+
+    /// The zone of the client link with this interface index, which is a positive `i32`. Each link
+    /// is a zone of its own, so that no packet of one link is one of another link's flow.
+    #[inline(always)]
+    pub const fn client(ifindex: u32) -> u32 {
+        CLIENT | ifindex
+    }
+
+    /// The interface index of the client link with this zone. `None`: it is another zone.
+    #[inline(always)]
+    pub const fn client_link(zone: u32) -> Option<u32> {
+        if zone & CLIENT != 0 && zone < LEAST { Some(zone & !CLIENT) } else { None }
+    }
 }
 
 /// Bits of [`Flow::kind`], which do not change while a flow lives.
@@ -190,5 +205,11 @@ const fn layout<F: Family>() {
 }
 
 const _: () = layout::<V4>();
+const _: () = {
+    assert!(matches!(zone::client_link(zone::client(7)), Some(7)));
+    assert!(zone::client_link(zone::EXTERNAL).is_none() && zone::client_link(0xff_ffff).is_none());
+    assert!(zone::client_link(zone::HOST).is_none() && zone::client_link(zone::TUNNEL).is_none());
+    assert!(zone::client_link(zone::LOOPBACK).is_none());
+};
 const _: () = assert!(size_of::<FlowKey<V4>>() == 20);
 const _: () = assert!(size_of::<Flow<V4>>() == 72);

@@ -45,8 +45,8 @@ pub const UPLINKS: &str = "UPLINKS";
 /// Set of the interface indices of the client links (value: `u32`, zero): interfaces that are
 /// neither uplinks nor Culvert's, and that published ports serve as well.
 pub const CLIENT_LINKS: &str = "CLIENT_LINKS";
-/// Prefix ([`ServiceKey`](super::ServiceKey), longest match) → `u32`, zero. What a container sends to
-/// such an address goes to the host's stack, whose netfilter translates it (kube-proxy's services).
+/// Set of IPv4 prefixes (longest match; value: `u32`, zero). What a container sends to such an
+/// address goes to the host's stack, whose netfilter translates it (kube-proxy's services).
 pub const SERVICES: &str = "SERVICES";
 /// Array of `u64` words, see [`reserved_bit`](super::reserved_bit): ports of the
 /// host that masquerading never takes.

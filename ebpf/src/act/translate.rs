@@ -107,9 +107,9 @@ pub(crate) enum Hook {
     /// tcx ingress of a device whose frames may be sent with bpf_redirect_peer, which bypasses the
     /// veth's queue.
     Ingress,
-    /// tcx ingress of the loopback device: its frames carry a route of the host and its
-    /// netfilter's state, which the veth's queue removes.
-    Loopback,
+    /// tcx ingress of the loopback device or of a client link: the frames may carry a route of the
+    /// host and its netfilter's state, which the veth's queue removes.
+    Queue,
     /// tcx egress, where bpf_redirect_peer does not work.
     Egress,
 }
@@ -140,11 +140,11 @@ pub(crate) fn deliver(
         Hook::Ingress => redirect::peer(ctx, target.dest)?,
         // A datagram longer than the veth's MTU, which the loopback device's MTU allows and
         // nobody fragments: handed over past the MTU check of the veth.
-        Hook::Loopback if gso_size(ctx) == 0 && ctx.len() > u32::from(ep.mtu) + ETH_LEN as u32 => {
+        Hook::Queue if gso_size(ctx) == 0 && ctx.len() > u32::from(ep.mtu) + ETH_LEN as u32 => {
             drop_route(ctx)?;
             redirect::peer(ctx, target.dest)?;
         }
-        Hook::Loopback | Hook::Egress => redirect::out(target.dest),
+        Hook::Queue | Hook::Egress => redirect::out(target.dest),
     }
     Ok(Action::NatDeliver)
 }

@@ -8,6 +8,7 @@ use culvert_common::{
 };
 
 use crate::{
+    act::translate::Hook,
     kernel::skb::{ETH_LEN, IPV4_HEADERS, Packet as _, ensure, vlan_id},
     maps::is_host_addr,
     routed::from_external,
@@ -20,12 +21,12 @@ const DIRECTION: Direction = Direction::FromClient;
 #[classifier]
 pub(crate) fn from_client(ctx: TcContext) -> i32 {
     let seen = Seen::of(&ctx, DIRECTION);
-    let outcome = handle(&ctx);
+    let outcome = handle(&ctx, &seen);
     finish(&ctx, &seen, outcome)
 }
 
 #[inline(always)]
-fn handle(ctx: &TcContext) -> Outcome {
+fn handle(ctx: &TcContext, seen: &Seen) -> Outcome {
     if vlan_id(ctx) != 0 {
         return Ok(Action::Pass);
     }
@@ -36,5 +37,6 @@ fn handle(ctx: &TcContext) -> Outcome {
     if eth.ethertype() != ETH_P_IP || !is_host_addr(ip.dst) {
         return Ok(Action::Pass);
     }
-    from_external::receive(ctx, DIRECTION, zone::CLIENT)
+    let Seen { ifindex, .. } = *seen;
+    from_external::receive(ctx, DIRECTION, zone::client(ifindex), Hook::Queue)
 }

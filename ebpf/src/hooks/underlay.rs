@@ -8,7 +8,7 @@ use culvert_common::{
 };
 
 use crate::{
-    act::{decap, flood},
+    act::{decap, flood, translate::Hook},
     count::note,
     facts::outer::{INNER, INNER_L3, Outer, Tunnelled, authorise, classify},
     kernel::{
@@ -47,13 +47,13 @@ fn handle(ctx: &TcContext) -> Outcome {
     ensure(ctx, INNER as u32);
     match classify(ctx, ctx.len()) {
         Err(reason) => not_ours(ctx, reason),
-        Ok(Outer::Other) => from_external::receive(ctx, DIRECTION, zone::EXTERNAL),
+        Ok(Outer::Other) => from_external::receive(ctx, DIRECTION, zone::EXTERNAL, Hook::Ingress),
         Ok(Outer::Icmp) => {
             linearise(ctx);
             if path_mtu::learn(ctx.skb.skb) != 0 {
                 note(DIRECTION, Note::PathMtuLearnt, ctx.len());
             }
-            from_external::receive(ctx, DIRECTION, zone::EXTERNAL)
+            from_external::receive(ctx, DIRECTION, zone::EXTERNAL, Hook::Ingress)
         }
         Ok(Outer::Vxlan(tunnelled)) => decapsulate(ctx, &tunnelled),
     }

@@ -2,7 +2,7 @@
 //! of the host.
 
 use culvert_common::{
-    abi::{Action, Direction, DropReason, NetworkInfo, VtepId, kind, zone},
+    abi::{Action, Direction, DropReason, NetworkInfo, Note, VtepId, kind, zone},
     datapath::pmtu::Error,
     wire::{
         ethernet::ETH_P_IP,
@@ -26,6 +26,7 @@ use crate::{
         translate::{self, Hook, Macs, translate},
         tunnel::{Tunnel, Unsent},
     },
+    count::note,
     facts::{inner::Inner, routed::Kind, sender::Sender},
     kernel::{
         fib::{self, Route},
@@ -82,7 +83,10 @@ fn try_route(sender: &Sender<'_>, inner: &Inner, work: &mut Work) -> Result<Acti
         match flows::begin(ctx, routed, new, target, DIRECTION) {
             Err(DropReason::TtlExceeded) => return Err(ttl_exceeded(net, work)),
             // The host itself answers without a flow; only forwarded answers need one.
-            Err(_) if step == Step::Track => *target = new.target,
+            Err(_) if step == Step::Track => {
+                note(DIRECTION, Note::FlowRefused, ctx.len());
+                target.zone = zone::HOST;
+            }
             other => other?,
         }
         // Another CPU may have begun the flow: its target decides.
@@ -91,18 +95,8 @@ fn try_route(sender: &Sender<'_>, inner: &Inner, work: &mut Work) -> Result<Acti
     match step {
         // An error has become another step above.
         Step::Error => Err(DropReason::NoFlow),
-        Step::Host => {
-            redirect::ingress(net.gateway_ifindex);
-            Ok(Action::ToHost)
-        }
-        // A flow that is begun has become another step above.
-        Step::Stack | Step::Track => {
-            to_host(net)?;
-            // Untranslated, unless the port that the host's side sees was taken.
-            if work.target.to != work.routed.key.tuple {
-                let macs = Macs { dst: inner.eth.dst, src: inner.eth.src };
-                translate(ctx.skb.skb, &work.routed, &work.target.to, &macs, 0)?;
-            }
+        // A flow to the host's stack is untranslated.
+        Step::Host | Step::Track => {
             redirect::ingress(net.gateway_ifindex);
             Ok(Action::ToHost)
         }
@@ -139,8 +133,6 @@ fn try_route(sender: &Sender<'_>, inner: &Inner, work: &mut Work) -> Result<Acti
 enum Step {
     /// It is the host's.
     Host,
-    /// It is of a flow to the host's stack.
-    Stack,
     /// It begins a flow to the host's stack.
     Track,
     /// It is an ICMP error, about a packet of a flow perhaps.
@@ -164,9 +156,10 @@ impl Step {
     #[inline(always)]
     fn towards(work: &Work) -> Self {
         match work.target.zone {
-            zone::EXTERNAL | zone::CLIENT => Self::Leave,
+            zone::EXTERNAL => Self::Leave,
             zone::TUNNEL => Self::Tunnel,
-            zone::HOST => Self::Stack,
+            zone::HOST => Self::Host,
+            other if zone::client_link(other).is_some() => Self::Leave,
             _ => Self::Deliver,
         }
     }
@@ -190,6 +183,14 @@ fn try_decide(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> 
             if !flows::find(DIRECTION, routed, ep.incarnation, ctx.len(), target) {
                 return begin(sender, work);
             }
+            if work.target.zone == zone::HOST {
+                if is_for_stack(net, work) {
+                    return to_host(net);
+                }
+                // The port was published since, or the host has lost the address.
+                flows::forget(&work.routed.key);
+                return begin(sender, work);
+            }
         }
         Kind::Error => return Ok(Step::Error),
         Kind::LateFragment | Kind::FirstOfHeld => return Ok(Step::Hold),
@@ -204,6 +205,13 @@ fn try_decide(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> 
 #[inline(always)]
 fn is_local(work: &Work) -> bool {
     is_host_addr(work.routed.ip.dst)
+}
+
+/// The packet of a flow to the host's stack still goes there.
+#[inline(always)]
+fn is_for_stack(net: &NetworkInfo, work: &mut Work) -> bool {
+    let dst = work.routed.ip.dst;
+    if dst == net.gateway_ip || is_local(work) { !is_published(work) } else { is_service(dst) }
 }
 
 /// What a packet begins that is of no flow yet.
@@ -229,6 +237,9 @@ fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
     }
     if !ipv4::is_host(&dst) {
         return Err(DropReason::Unroutable);
+    }
+    if work.routed.key.protocol == PROTO_UDP && is_to_vtep(work) {
+        return Err(DropReason::VxlanFromContainer);
     }
     if is_service(dst) {
         return track(sender, work);
@@ -265,7 +276,8 @@ fn track(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
         _ => true,
     };
     let step = to_host(net)?;
-    if !opens {
+    // Out of an internal network no answer of another machine comes back.
+    if !opens || net.flags & NetworkInfo::INTERNAL != 0 {
         return Ok(step);
     }
     let new = &mut work.new;
@@ -330,7 +342,12 @@ fn try_find_route(
     // Read before the maps are: a change in between makes the cached entry old.
     let epoch = epoch::current();
     let question = Question::new(to, protocol, tos, gateway);
+    let link = zone::client_link(work.target.zone);
     if question.find(segment_len, &mut work.route) {
+        // The same question may be one of a flow of another link.
+        if link.is_some_and(|link| link != work.route.ifindex) {
+            return Err(DropReason::NotAnUplink);
+        }
         return leave(sender, work, begins);
     }
     match fib::ask(ctx, &mut work.route, (&to, protocol, tos), gateway, segment_len) {
@@ -345,10 +362,10 @@ fn try_find_route(
     if has(&GATEWAYS, &ifindex) {
         return Err(DropReason::Isolated);
     }
-    // An answer to a client of the link leaves by a client link, anything else by an uplink.
-    let fits = match work.target.zone {
-        zone::CLIENT => is_client_link(ifindex),
-        _ => is_uplink(ifindex),
+    // An answer to a client of a link leaves by that link, anything else by an uplink.
+    let fits = match link {
+        Some(link) => ifindex == link && is_client_link(ifindex),
+        None => is_uplink(ifindex),
     };
     if !fits {
         return Err(DropReason::NotAnUplink);

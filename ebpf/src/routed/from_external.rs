@@ -10,7 +10,7 @@ use culvert_common::{
 use super::{
     icmp_error,
     parse::parse,
-    publish::{self, comes_from_external, is_published},
+    publish::{self, is_published, leads_back},
     work::{Work, work},
 };
 use crate::{
@@ -28,6 +28,7 @@ pub(crate) fn receive(
     ctx: &TcContext,
     direction: Direction,
     zone: u32,
+    hook: Hook,
 ) -> Result<Action, DropReason> {
     let Some(eth) = ctx.read::<EthHdr>(0) else { return Ok(Action::Pass) };
     if eth.ethertype() != ETH_P_IP || !is_for_host(ctx) {
@@ -65,7 +66,7 @@ pub(crate) fn receive(
         }
         Kind::HostFragment | Kind::Unsupported => return Ok(Action::Pass),
     }
-    translate::deliver(ctx, &work.routed, &work.target, Hook::Ingress)
+    translate::deliver(ctx, &work.routed, &work.target, hook)
 }
 
 /// Begins a flow if the packet is for a published port.
@@ -85,7 +86,7 @@ fn begin_published(
         return Ok(false);
     }
     let net = network(work.published.vni).ok_or(DropReason::UnknownNetwork)?;
-    if comes_from_external(ctx, net.gateway_ifindex, work) == 0 {
+    if leads_back(ctx, net.gateway_ifindex, work) == 0 {
         return Ok(false);
     }
     publish::begin(ctx, work, direction).map(|()| true)

@@ -1,6 +1,6 @@
 //! Packets that the host forwards to a container: answers to what the container has sent to the
-//! host's stack. The host's netfilter has sent that on, and has translated the answer back: a port
-//! that Docker publishes on this host, a service of kube-proxy.
+//! host's stack. The host's netfilter has sent that on, and has translated the answer back. Examples
+//! are a port that Docker publishes on this host, and a service of kube-proxy.
 //!
 //! Anything else that is forwarded is refused: with ip_forward the host would take others' packets
 //! to any port of any container.

@@ -51,7 +51,7 @@ pub(crate) fn receive(ctx: &TcContext) -> Result<Action, DropReason> {
             return Ok(Action::Pass);
         }
     }
-    translate::deliver(ctx, &work.routed, &work.target, Hook::Loopback)
+    translate::deliver(ctx, &work.routed, &work.target, Hook::Queue)
 }
 
 /// Begins a flow if the packet is for a published port. On the loopback device every

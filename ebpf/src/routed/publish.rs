@@ -12,7 +12,7 @@ use culvert_common::{
 use super::work::Work;
 use crate::{
     facts::routed::Routed,
-    kernel::{fib, skb::ifindex},
+    kernel::fib,
     maps::{PUBLISHED, endpoint, is_host_addr, is_uplink, network, read_to},
     state::flows,
 };
@@ -57,7 +57,7 @@ pub(super) fn prepare(work: &mut Work, from: u32, incarnation: u32) -> Result<()
     let ep = ep.ok_or(DropReason::UnknownEndpoint)?;
     let net = network(entry.vni).ok_or(DropReason::UnknownEndpoint)?;
     let key = &work.routed.key;
-    let external = matches!(key.zone, zone::EXTERNAL | zone::CLIENT);
+    let external = key.zone == zone::EXTERNAL || zone::client_link(key.zone).is_some();
     let new = &mut work.new;
     new.key = *key;
     new.target.to = Tuple {
@@ -92,7 +92,7 @@ pub(super) fn begin(
 /// §2.2): a machine on that network could otherwise use the address of a container or of the host
 /// as its source. Returns 1 if so. A BPF function of its own, for its stack.
 #[inline(never)]
-pub(super) fn comes_from_external(ctx: &TcContext, gateway: u32, work: &mut Work) -> u32 {
+pub(super) fn leads_back(ctx: &TcContext, gateway: u32, work: &mut Work) -> u32 {
     let tuple = &work.routed.key.tuple;
     if !ipv4::is_host(&tuple.src) || is_host_addr(tuple.src) {
         return 0;
@@ -103,8 +103,8 @@ pub(super) fn comes_from_external(ctx: &TcContext, gateway: u32, work: &mut Work
         _ => return 0,
     }
     let back = work.route.ifindex;
-    match work.routed.key.zone {
-        zone::CLIENT => (back == ifindex(ctx)).into(),
-        _ => is_uplink(back).into(),
+    match zone::client_link(work.routed.key.zone) {
+        Some(link) => (back == link).into(),
+        None => is_uplink(back).into(),
     }
 }

@@ -222,6 +222,14 @@ fn begins_anew(key: &FlowKey, flow: &Flow, tcp_flags: u8) -> bool {
     other_half(key, flow).is_some_and(|reply| nat::begins_anew(tcp_flags, flow.seen, reply.seen))
 }
 
+/// Removes the flow under `key`, if there is one.
+#[inline(always)]
+pub(crate) fn forget(key: &FlowKey) {
+    if let Some(flow) = entry(key) {
+        remove(key, flow);
+    }
+}
+
 /// Removes both directions of a flow.
 #[inline(always)]
 fn remove(key: &FlowKey, flow: &Flow) {
@@ -431,7 +439,16 @@ unsafe extern "C" fn try_port(index: u64, context: *mut c_void) -> i64 {
         (1024, u16::MAX)
     };
     let own = u16::from_be_bytes(new.target.to.src_port);
-    let Some(port) = nat::candidate(index as u32, own, new.random, min, max) else { return 0 };
+    let port = if new.target.kind == kind::HOST {
+        // The host's own answer is not translated back: no other port will do.
+        if index > 0 {
+            return 1;
+        }
+        own
+    } else {
+        let Some(port) = nat::candidate(index as u32, own, new.random, min, max) else { return 0 };
+        port
+    };
     new.entry_key.tuple.dst_port = port.to_be_bytes();
     if new.of_host && used_by_host(skb, new.key.protocol, &new.entry_key.tuple) != 0 {
         return 0;

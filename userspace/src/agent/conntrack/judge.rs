@@ -13,6 +13,10 @@ use crate::config::Timeouts;
 /// write the two entries of a flow one after the other.
 pub(super) const ORPHANED_NS: u64 = 5_000_000_000;
 
+/// Idle time in ns after which a flow to the host's stack expires that has no forwarded answer. The
+/// host itself answers most of them, which no program counts.
+const UNANSWERED_NS: u64 = 10_000_000_000;
+
 /// Judgement of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -90,7 +94,9 @@ impl Law<'_> {
             return Verdict::Moved;
         }
         let state = state(key, flow, other);
-        if self.now_ns.saturating_sub(last_ns) >= self.timeouts.ns(state) {
+        let unanswered = flow.kind & kind::HOST != 0 && flow.packets.min(other.packets) == 0;
+        let most = if unanswered { UNANSWERED_NS } else { u64::MAX };
+        if self.now_ns.saturating_sub(last_ns) >= self.timeouts.ns(state).min(most) {
             return Verdict::Expired;
         }
         Verdict::Keep(state)
@@ -100,9 +106,10 @@ impl Law<'_> {
     /// what leaves, the destination of what comes in. Linux ends such flows as well
     /// (`nf_nat_masquerade`).
     fn is_moved(&self, key: &FlowKey, flow: &Flow) -> bool {
-        let own = match (key.zone, flow.zone) {
-            (zone::EXTERNAL | zone::CLIENT, _) => key.tuple.dst,
-            (_, zone::EXTERNAL | zone::CLIENT) => flow.to.src,
+        let outside = |at| at == zone::EXTERNAL || zone::client_link(at).is_some();
+        let own = match (outside(key.zone), outside(flow.zone)) {
+            (true, _) => key.tuple.dst,
+            (_, true) => flow.to.src,
             _ => return false,
         };
         self.addresses.is_some_and(|addresses| !addresses.contains(&MappedAddr::v4(own)))
