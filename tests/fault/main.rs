@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
 
+mod chaos;
+
 use std::time::Duration;
 
 use culvert_tests::{

@@ -174,6 +174,9 @@ fn published_ports_serve_a_second_network_card() {
     let (name, _) = world.run("bridge", &["-p", "8080:80", "-p", "8080:80/udp"]);
     let servers = echoes(&container(&name), 80);
     wait_served(host, "lan0", true);
+    wait_until(SOON, "the status to name it", || {
+        host.json(&["status"])["datapath"]["client_links"] == serde_json::json!(["lan0"])
+    });
     for address in [host.vtep(), Ipv4Addr::new(10, 77, 0, 1)] {
         for (proto, len) in [("tcp", 10), ("tcp", 300_000), ("udp", 10), ("udp", 5000)] {
             let answer = exchange(&lan, proto, address, 8080, len);

@@ -5,7 +5,8 @@
 //! * `platform`: traits for the operations on the host; `host`: their implementation.
 //! * `state`: types of shared state; `shared`: one value of each.
 //! * `identity`: the name of the node, the machine, the process.
-//! * `node`: the agent's own entry in the store; `alarms`: those of the store.
+//! * `node`: the agent's own entry in the store.
+//! * `alarms`: the alarms of the store.
 //! * `conntrack`: ages and removes the flows that the programs make.
 //! * `backend`: carries out the requests of the API.
 //! * `ports`: the published ports of the host.

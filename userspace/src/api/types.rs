@@ -530,6 +530,9 @@ pub struct DatapathStatus {
     /// Another program has a socket on the VXLAN port: VXLAN that is not Culvert's is passed on.
     #[serde(default)]
     pub shared_port: bool,
+    /// Interfaces besides the uplinks that published ports serve.
+    #[serde(default)]
+    pub client_links: Vec<String>,
     /// Kind of device pair that new containers get: `veth` or `netkit`.
     #[serde(default)]
     pub device: String,

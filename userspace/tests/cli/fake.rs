@@ -484,6 +484,7 @@ impl Backend for Fake {
                     merges_vxlan: true,
                 }],
                 shared_port: false,
+                client_links: vec!["docker0".to_owned()],
                 device: "netkit".to_owned(),
                 device_reason: "chosen: the kernel has netkit".to_owned(),
                 abi: 1,

@@ -236,6 +236,7 @@ impl Agent {
                 reason,
                 uplinks,
                 shared_port: shared.platform.shares_port(),
+                client_links: shared.platform.client_links(),
                 device: device.kind.to_string(),
                 device_reason: device.reason,
                 abi: ABI_VERSION,

@@ -131,9 +131,7 @@ impl Engine {
     pub(super) async fn keep_client_links(&self) {
         let publishes = self.reconciler.publishes();
         let lines = self.shared.platform.keep_client_links(publishes).await;
-        let lines = lines.into_iter().enumerate();
-        let lines = lines.map(|(index, line)| (format!("client/{index}"), line)).collect();
-        self.shared.problems.set_below("client/", lines);
+        self.shared.problems.set_list("client/", lines);
     }
 
     /// Queues the other endpoints of a container that has left a network: one of them gets the

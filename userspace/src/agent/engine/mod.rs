@@ -425,9 +425,7 @@ impl Engine {
 
     async fn check_uplinks(&self) {
         let lines = self.shared.platform.check_uplinks().await;
-        let lines = lines.into_iter().enumerate();
-        let lines = lines.map(|(index, line)| (format!("uplink/{index}"), line)).collect();
-        self.shared.problems.set_below("uplink/", lines);
+        self.shared.problems.set_list("uplink/", lines);
     }
 
     /// Begins to read the maps. The reconciler notes what is written meanwhile.

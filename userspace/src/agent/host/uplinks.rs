@@ -21,7 +21,7 @@ use crate::{
     agent::platform::{Facts, HostEvent, Paths, PlugError, Remote, Underlay},
     api::types::ApiError,
     choice::{self, Uplink, device::Device},
-    datapath::Price,
+    datapath::{Price, Table as _},
     model::{Driver, HostRoute},
     netlink::{Event, NetlinkError},
     sandbox,
@@ -147,6 +147,12 @@ impl Underlay for Host {
 
     async fn keep_client_links(&self, publishes: bool) -> Vec<String> {
         self.serve_client_links(publishes).await
+    }
+
+    fn client_links(&self) -> Vec<String> {
+        // `serve_client_links` reports a table that cannot be read.
+        let links = self.datapath.tables().client_links.dump().unwrap_or_default();
+        links.into_keys().map(|ifindex| self.ifname(ifindex)).collect()
     }
 
     fn uplinks(&self) -> (Vec<Uplink>, Option<Price>) {

@@ -37,6 +37,9 @@ pub(crate) trait Underlay: Send + Sync + 'static {
     /// are neither uplinks nor Culvert's. Returns the problems, a line each.
     async fn keep_client_links(&self, publishes: bool) -> Vec<String>;
 
+    /// Names of the client links that the program is attached to.
+    fn client_links(&self) -> Vec<String>;
+
     /// Facts about the uplinks, and the costs of the programs on them if they were measured.
     fn uplinks(&self) -> (Vec<Uplink>, Option<Price>);
 

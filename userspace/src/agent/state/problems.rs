@@ -50,6 +50,13 @@ impl Problems {
         }
     }
 
+    /// Replaces all problems whose key begins with `prefix` by `lines`, with numbers as the rest of
+    /// their keys.
+    pub(crate) fn set_list(&self, prefix: &str, lines: Vec<String>) {
+        let lines = lines.into_iter().enumerate();
+        self.set_below(prefix, lines.map(|(at, line)| (format!("{prefix}{at}"), line)).collect());
+    }
+
     /// Whether there is a problem under `key`.
     pub(crate) fn has(&self, key: &str) -> bool {
         self.lines_mut().contains_key(key)

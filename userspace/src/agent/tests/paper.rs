@@ -472,6 +472,10 @@ impl Underlay for Paper {
         Vec::new()
     }
 
+    fn client_links(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     fn uplinks(&self) -> (Vec<Uplink>, Option<Price>) {
         (Vec::new(), None)
     }
