@@ -13,6 +13,7 @@ use std::{
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
     netns::{on_this_machine, wait_until},
+    sock::container,
 };
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
@@ -277,10 +278,14 @@ fn a_limit_of_open_files_is_named() {
         open.filter_map(|file| file.unwrap().file_name().to_str()?.parse().ok()).collect();
     // The kernel gives the lowest number that is free.
     let free = (0..).find(|number| !numbers.contains(number)).unwrap();
-    limit(free);
-    let line = host.refused(1, &[&publish[..], &["sleep", "infinity"]].concat());
-    assert!(line.contains("too many open files (LimitNOFILE of the agent"), "{line}");
-    assert_eq!(host.json(&["ps"]).as_array().unwrap().len(), 1);
+    // Each number of files ends the run at another step: none leaves anything.
+    for spare in 0..12 {
+        limit(free + spare);
+        let line = host.refused(1, &[&publish[..], &["sleep", "infinity"]].concat());
+        assert!(line.contains("too many open files (LimitNOFILE of the agent"), "{spare}: {line}");
+        assert!(!container(&second).exists(), "{spare}: {line}");
+        assert_eq!(host.json(&["ps"]).as_array().unwrap().len(), 1, "{spare}: {line}");
+    }
     limit(4096);
     host.ok(&[&publish[..], &["sleep", "infinity"]].concat());
 }

@@ -8,7 +8,7 @@ use std::{
 
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
-    netns::{on_this_machine, wait_until},
+    netns::{on_this_machine, wait_for, wait_until},
     outside::Outside,
     sock::{self, Behaviour, Server, Use, container},
 };
@@ -306,7 +306,10 @@ fn flows_die_with_their_container() {
     listener.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     drop(server);
     sock::within(world.outside.host.path(), || {
-        let socket = std::net::UdpSocket::bind("0.0.0.0:53").unwrap();
+        // A process that another test starts at this moment has the server's socket until it
+        // executes its program.
+        let bind = || std::net::UdpSocket::bind("0.0.0.0:53").ok();
+        let socket = wait_for(SOON, "the port to be free", bind);
         for _ in 0..3 {
             socket.send_to(b"late", client).unwrap();
         }

@@ -68,8 +68,7 @@ impl Netns {
         if path.symlink_metadata().is_ok() && is_nsfs(&path) {
             return Err(NetnsError::Taken(path));
         }
-        make(&path)?;
-        Self::open(&path)
+        Self::make_and_open(&path)
     }
 
     /// Opens the namespace `/run/netns/NAME`, or makes it if it does not exist.
@@ -79,10 +78,18 @@ impl Netns {
     pub fn ensure(name: &Name) -> Result<Self> {
         let path = Self::path_of(name);
         let _lock = lock_directory()?;
-        if !is_nsfs(&path) {
-            make(&path)?;
-        }
-        Self::open(&path)
+        if is_nsfs(&path) { Self::open(&path) } else { Self::make_and_open(&path) }
+    }
+
+    /// Makes a namespace at `path` and opens it. A namespace that cannot be opened, for lack of file
+    /// descriptors, is removed again. The caller holds the lock.
+    fn make_and_open(path: &Path) -> Result<Self> {
+        make(path)?;
+        Self::open(path).inspect_err(|_| {
+            if let Err(error) = take_away(path) {
+                tracing::warn!("{}: left behind: {error}", path.display());
+            }
+        })
     }
 
     /// Opens the namespace at `path`.
@@ -172,19 +179,7 @@ impl Netns {
             return Ok(());
         }
         let _lock = lock_directory()?;
-        // Several mounts may be stacked on the file, if another program mounted over it.
-        loop {
-            match umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-                Ok(()) => {}
-                // The file is not a mount point, or does not exist.
-                Err(Errno::EINVAL | Errno::ENOENT) => break,
-                Err(errno) => return Err(failed(errno.into())),
-            }
-        }
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
-            _ => Ok(()),
-        }
+        take_away(&path).map_err(failed)
     }
 
     /// The path by which the namespace was opened.
@@ -273,6 +268,23 @@ fn on_thread<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T> {
         // A panic of `f` continues in the caller.
         thread.join().map_or_else(|panic| std::panic::resume_unwind(panic), Ok)
     })
+}
+
+/// Removes the mounts on a file, and the file. Needs no file descriptor.
+fn take_away(path: &Path) -> io::Result<()> {
+    // Several mounts may be stacked on the file, if another program mounted over it.
+    loop {
+        match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => {}
+            // The file is not a mount point, or does not exist.
+            Err(Errno::EINVAL | Errno::ENOENT) => break,
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn id_of(netns: BorrowedFd<'_>) -> io::Result<NetnsId> {
