@@ -143,7 +143,10 @@ fn a_wiped_store_deletes_nothing() {
     assert!(problems.contains("culvert store accept"), "{problems}");
     cluster.hosts[0].ok(&["store", "accept"]);
     cluster.hosts[0].wait_ready();
-    assert_eq!(cluster.hosts[0].json(&["fdb", "show"]), serde_json::json!([]));
+    // The store is in touch before the maps are written.
+    wait_until(SOON, "the entries to go", || {
+        cluster.hosts[0].json(&["fdb", "show"]) == serde_json::json!([])
+    });
 }
 
 /// Churn while an agent is killed again and again: both hosts converge to the same state.
