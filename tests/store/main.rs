@@ -11,6 +11,7 @@
 )]
 
 mod backend;
+mod chaos;
 mod etcd;
 mod follow;
 mod ops;

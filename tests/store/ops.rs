@@ -20,11 +20,11 @@ use culvert::{
 
 use crate::backend::Backend;
 
-fn name(text: &str) -> Name {
+pub(crate) fn name(text: &str) -> Name {
     text.parse().expect("name")
 }
 
-fn network(text: &str, subnets: &[&str]) -> NetworkSpec {
+pub(crate) fn network(text: &str, subnets: &[&str]) -> NetworkSpec {
     NetworkSpec {
         name: name(text),
         driver: Driver::Overlay,
@@ -42,7 +42,7 @@ fn network(text: &str, subnets: &[&str]) -> NetworkSpec {
     }
 }
 
-fn endpoint(net: &str, node: &str, container: &str) -> EndpointSpec {
+pub(crate) fn endpoint(net: &str, node: &str, container: &str) -> EndpointSpec {
     EndpointSpec {
         network: name(net),
         container: name(container),
@@ -65,7 +65,7 @@ async fn view(store: &dyn StateStore) -> View {
     view
 }
 
-async fn make_network(store: &dyn StateStore, spec: &NetworkSpec) {
+pub(crate) async fn make_network(store: &dyn StateStore, spec: &NetworkSpec) {
     execute(store, None, |view| create_network(view, spec)).await.expect("network");
 }
 

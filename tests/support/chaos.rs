@@ -1,0 +1,47 @@
+//! Faults and operations in random order.
+//!
+//! The order is that of the seed, which a failed test prints: `CULVERT_TEST_SEED` repeats it. With
+//! `CULVERT_TEST_FULL` (`cargo xtask test --full chaos`) each test has many more rounds.
+
+use std::time::Duration;
+
+/// Rounds of a test: few, or with `CULVERT_TEST_FULL` many.
+pub fn rounds(few: u32, many: u32) -> u32 {
+    if std::env::var_os("CULVERT_TEST_FULL").is_some() { many } else { few }
+}
+
+/// Random numbers: SplitMix64, which any seed serves.
+#[derive(Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// From the seed that is given, or any: it is printed, and a failed test shows it.
+    pub fn seeded() -> Self {
+        let given = std::env::var("CULVERT_TEST_SEED").ok().and_then(|text| text.parse().ok());
+        let seed = given.unwrap_or_else(|| {
+            let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+            u64::from(now.subsec_nanos()) ^ u64::from(std::process::id()) << 32
+        });
+        eprintln!("CULVERT_TEST_SEED={seed}");
+        Self(seed)
+    }
+
+    /// Other numbers, for another task.
+    pub fn fork(&mut self) -> Self {
+        Self(self.below(u64::MAX))
+    }
+
+    /// A number below `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % bound
+    }
+
+    /// Sleeps for less than `most` ms.
+    pub fn pause(&mut self, most: u64) {
+        std::thread::sleep(Duration::from_millis(self.below(most)));
+    }
+}
