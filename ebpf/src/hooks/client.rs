@@ -4,7 +4,7 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use culvert_common::{
     abi::{Action, Direction, zone},
-    wire::{EthHdr, Ipv4Hdr, ethernet::ETH_P_IP},
+    wire::Ipv4Hdr,
 };
 
 use crate::{
@@ -32,11 +32,10 @@ fn handle(ctx: &TcContext, seen: &Seen) -> Outcome {
     }
     ensure(ctx, IPV4_HEADERS);
     // Most frames are on their way through the host: only its own addresses have published ports.
-    let Some(eth) = ctx.read::<EthHdr>(0) else { return Ok(Action::Pass) };
+    // Of another protocol these bytes are no address; `receive` lets it pass.
     let Some(ip) = ctx.read::<Ipv4Hdr>(ETH_LEN) else { return Ok(Action::Pass) };
-    if eth.ethertype() != ETH_P_IP || !is_host_addr(ip.dst) {
+    if !is_host_addr(ip.dst) {
         return Ok(Action::Pass);
     }
-    let Seen { ifindex, .. } = *seen;
-    from_external::receive(ctx, DIRECTION, zone::client(ifindex), Hook::Queue)
+    from_external::receive(ctx, DIRECTION, zone::client(seen.ifindex), Hook::Queue)
 }

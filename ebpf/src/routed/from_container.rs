@@ -238,10 +238,11 @@ fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
     if !ipv4::is_host(&dst) {
         return Err(DropReason::Unroutable);
     }
-    if work.routed.key.protocol == PROTO_UDP && is_to_vtep(work) {
-        return Err(DropReason::VxlanFromContainer);
-    }
     if is_service(dst) {
+        // `find_route` checks what leaves; the host's stack does not.
+        if work.routed.key.protocol == PROTO_UDP && is_to_vtep(work) {
+            return Err(DropReason::VxlanFromContainer);
+        }
         return track(sender, work);
     }
     let tuple = work.routed.key.tuple;

@@ -49,16 +49,7 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
                     let name = record.name.clone();
                     tokio::task::spawn_blocking(move || Netns::remove(&name)).await??;
                 }
-                Origin::Attached => {
-                    let path = record.netns.clone();
-                    let opened = tokio::task::spawn_blocking(move || Netns::open(&path)).await?;
-                    // Gone, or another one by now.
-                    if let Ok(found) = opened
-                        && record.namespace.is_none_or(|attached| attached == found.id())
-                    {
-                        sandbox::forget_rules(&found).await?;
-                    }
-                }
+                Origin::Attached => sandbox::forget_rules(&record.sandbox()).await?,
                 Origin::Shares(_) | Origin::Host => {}
             }
             containers.remove(&record.name)?;

@@ -1,15 +1,12 @@
 //! The device pair between the host and a sandbox.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::AsFd,
-};
+use std::{net::IpAddr, os::fd::AsFd};
 
 use ipnetwork::IpNetwork;
 
 use super::{Result, SandboxError, sysctl};
 use crate::{
-    model::MacAddr,
+    model::{MacAddr, SandboxRef},
     netlink::{ENCAPSULATION_OFFLOADS, Link, MAIN_TABLE, Netlink, PairKind, PairSpec, Route, Rule},
     netns::{Netns, run_in, same_namespace},
 };
@@ -352,30 +349,28 @@ async fn routes(inside: &Netlink, spec: &PlugSpec, ifindex: u32) -> Result<bool>
     let present = inside.routes().await?;
     let mut changed = false;
     for (destination, gateway) in &spec.routes {
-        let mut same = present.iter().filter(|route| {
-            route.is_main()
-                && route.destination.network() == destination.network()
-                && route.destination.prefix() == destination.prefix()
-        });
+        let same: Vec<&Route> = present
+            .iter()
+            .filter(|route| {
+                route.is_main()
+                    && route.destination.network() == destination.network()
+                    && route.destination.prefix() == destination.prefix()
+            })
+            .collect();
         // A route through another interface was there first. Of several networks one has the
         // default route, and an adopted sandbox keeps its own.
-        let settled = same.any(|route| route.ifindex != ifindex || route.gateway == *gateway);
+        let settled =
+            same.iter().any(|route| route.ifindex != ifindex || route.gateway == *gateway);
         if !settled {
             inside.add_route(&spec.ifname, *destination, *gateway).await?;
             changed = true;
-        }
-        let own = |route: &&Route| route.is_main() && route.ifindex == ifindex;
-        let is_default = |route: &Route| {
-            route.destination.prefix() == 0 && route.destination.is_ipv4() == destination.is_ipv4()
-        };
-        let has_default = present.iter().filter(own).any(is_default);
-        if let Some(gateway) = gateway
+        } else if let Some(gateway) = gateway
             && destination.prefix() == 0
-            && settled
-            && !has_default
+            && same.iter().all(|route| route.ifindex != ifindex)
         {
             // The endpoint works without: only answers to clients of published ports are lost.
-            match route_by_source(inside, spec, (ifindex, *gateway), &present).await {
+            let everything = (*destination, *gateway);
+            match route_by_source(inside, spec, ifindex, everything, &present).await {
                 Ok(more) => changed |= more,
                 Err(error) => tracing::warn!("{}: routing rules: {error}", spec.ifname),
             }
@@ -390,7 +385,8 @@ async fn routes(inside: &Netlink, spec: &PlugSpec, ifindex: u32) -> Result<bool>
 async fn route_by_source(
     inside: &Netlink,
     spec: &PlugSpec,
-    (ifindex, gateway): (u32, IpAddr),
+    ifindex: u32,
+    (everything, gateway): (IpNetwork, IpAddr),
     present: &[Route],
 ) -> Result<bool> {
     let table = SOURCE_TABLES.saturating_add(ifindex);
@@ -399,17 +395,11 @@ async fn route_by_source(
         route.table == table && route.ifindex == ifindex && route.gateway == Some(gateway)
     });
     if !routed {
-        let everything = match gateway {
-            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        };
-        // 0 is a valid prefix length, so the fallback is never used.
-        let everything = IpNetwork::new(everything, 0).unwrap_or_else(|_| everything.into());
         inside.add_table_route(&spec.ifname, everything, Some(gateway), table).await?;
         changed = true;
     }
     let known = inside.rules().await?;
-    let sources = spec.addrs.iter().filter(|address| address.is_ipv4() == gateway.is_ipv4());
+    let sources = spec.addrs.iter().filter(|address| address.is_ipv4() == everything.is_ipv4());
     for source in sources.map(IpNetwork::ip) {
         let wanted = rules_of(source, table);
         // Of an earlier interface of the endpoint.
@@ -434,12 +424,20 @@ fn rules_of(source: IpAddr, table: u32) -> [Rule; 2] {
 }
 
 /// Removes the rules of addresses that no interface of the sandbox has any more. The kernel has
-/// removed the routes together with the interface.
+/// removed the routes together with the interface. Nothing is done if the sandbox is gone, or
+/// another one is at its path.
 ///
 /// # Errors
 /// The kernel does not answer, or refuses.
-pub async fn forget_rules(sandbox: &Netns) -> Result<()> {
-    let inside = Netlink::in_netns(sandbox.as_fd())?;
+pub async fn forget_rules(sandbox: &SandboxRef) -> Result<()> {
+    let path = sandbox.netns.clone();
+    let Ok(Ok(found)) = tokio::task::spawn_blocking(move || Netns::open(&path)).await else {
+        return Ok(());
+    };
+    if sandbox.id.is_some_and(|attached| attached != found.id()) {
+        return Ok(());
+    }
+    let inside = Netlink::in_netns(found.as_fd())?;
     let rules = inside.rules().await?;
     if rules.is_empty() {
         return Ok(());

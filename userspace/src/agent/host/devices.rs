@@ -88,13 +88,7 @@ impl Devices for Host {
     }
 
     async fn forget_rules(&self, sandbox: &SandboxRef) -> Result<(), PlugError> {
-        let path = sandbox.netns.clone();
-        match blocking(move || Netns::open(&path)).await? {
-            Ok(found) if sandbox.id.is_none_or(|attached| attached == found.id()) => {
-                Ok(sandbox::forget_rules(&found).await.map_err(sandbox_refused)?)
-            }
-            Ok(_) | Err(_) => Ok(()),
-        }
+        Ok(sandbox::forget_rules(sandbox).await.map_err(sandbox_refused)?)
     }
 
     fn retain_attachments(&self, ifindexes: &BTreeSet<u32>) -> Result<(), DatapathError> {
