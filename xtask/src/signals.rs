@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: the signal is passed to the foreground child, then the verb stops in order.
+//! Ctrl-C and SIGTERM: the signal is passed to the foreground children, then the verb stops in order.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
@@ -7,13 +7,13 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Process group of the child in the foreground; 0 when there is none.
-static FOREGROUND: AtomicI32 = AtomicI32::new(0);
+/// Process groups of the children in the foreground. 0 is a free place.
+static FOREGROUND: [AtomicI32; 8] = [const { AtomicI32::new(0) }; 8];
 
 /// The signals that end a verb.
 const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
-/// Makes the ending signals set a flag and pass SIGTERM to the child in the foreground.
+/// Makes the ending signals set a flag and pass SIGTERM to the children in the foreground.
 pub(crate) fn install() -> Result<()> {
     // Without SA_RESTART, so that a blocking call of ours returns.
     let action = SigAction::new(SigHandler::Handler(on_signal), SaFlags::empty(), SigSet::empty());
@@ -31,11 +31,13 @@ extern "C" fn on_signal(_: nix::libc::c_int) {
     forward();
 }
 
-/// Sends SIGTERM to the foreground child's process group, if there is a child.
+/// Sends SIGTERM to the process groups of the foreground children.
 fn forward() {
-    let group = FOREGROUND.load(Ordering::SeqCst);
-    if group > 0 {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(-group), Signal::SIGTERM);
+    for place in &FOREGROUND {
+        let group = place.load(Ordering::SeqCst);
+        if group > 0 {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(-group), Signal::SIGTERM);
+        }
     }
 }
 
@@ -52,22 +54,29 @@ pub(crate) fn check() -> Result<()> {
     Ok(())
 }
 
-/// Names the child that ending signals go to, until the guard is dropped.
+/// Names a child that ending signals go to, until the guard is dropped. Nothing is passed to a child
+/// that finds no free place.
 pub(crate) fn foreground(group: u32) -> Foreground {
-    FOREGROUND.store(i32::try_from(group).unwrap_or(0), Ordering::SeqCst);
+    let group = i32::try_from(group).unwrap_or(0);
+    let take = |place: &&AtomicI32| {
+        place.compare_exchange(0, group, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    };
+    let place = FOREGROUND.iter().find(take);
     // A signal may have come between the child's start and here.
     if interrupted() {
         forward();
     }
-    Foreground
+    Foreground(place)
 }
 
-/// Proof that a child is in the foreground; none is when it is dropped.
+/// The place of a child in the foreground, which is free again when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Foreground;
+pub(crate) struct Foreground(Option<&'static AtomicI32>);
 
 impl Drop for Foreground {
     fn drop(&mut self) {
-        FOREGROUND.store(0, Ordering::SeqCst);
+        if let Some(place) = self.0 {
+            place.store(0, Ordering::SeqCst);
+        }
     }
 }

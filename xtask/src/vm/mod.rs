@@ -12,6 +12,8 @@ mod steps;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc::channel;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -22,8 +24,8 @@ use self::kernel::Kernel;
 use self::steps::Steps;
 use crate::{paths, process, tools};
 
-/// Memory of the guest, including the files that it writes.
-const MEMORY: &str = "4096";
+/// Memory of the guest, bytes, including the files that it writes.
+pub(crate) const MEMORY: u64 = 4 << 30;
 /// A guest without output for this time hangs. Emulated, a test takes many times as long.
 const SILENCE: Duration = Duration::from_secs(600);
 /// The line before the script's first: earlier output is from the firmware and the kernel.
@@ -93,64 +95,112 @@ fn emulator_program() -> Result<PathBuf> {
 /// # Errors
 /// The machine cannot be started, or the script does not come to its end with exit code 0.
 pub(crate) fn run(clock: Clock, script: &str, mut each: impl FnMut(&str)) -> Result<()> {
+    run_all(clock, &[script.to_owned()], |_, line| each(line))
+}
+
+/// As [`run`], each script on a machine of its own, all at once. `each` gets the number of the
+/// script, from 0, with a line.
+///
+/// # Errors
+/// As of [`run`], of the first script that has one. The others come to their ends.
+pub(crate) fn run_all(
+    clock: Clock,
+    scripts: &[String],
+    mut each: impl FnMut(usize, &str),
+) -> Result<()> {
     let emulator = emulator_program()?;
     let kernel = Kernel::find()?;
     let dir = paths::vm();
     fs::create_dir_all(&dir).with_context(|| format!("{}: cannot be made", dir.display()))?;
     let _alone = lock(&dir)?;
     let initramfs = initramfs::build(&kernel, &dir)?;
-    let inside = dir.join("inside.sh");
-    fs::write(&inside, wrap(&kernel, script))
-        .with_context(|| format!("{}: cannot be written", inside.display()))?;
+    let (sender, lines) = channel();
+    thread::scope(|scope| {
+        let mut machines = Vec::new();
+        for (number, script) in scripts.iter().enumerate() {
+            let inside = dir.join(format!("inside-{number}.sh"));
+            fs::write(&inside, wrap(&kernel, script))
+                .with_context(|| format!("{}: cannot be written", inside.display()))?;
+            let machine = Machine { emulator: &emulator, kernel: &kernel, initramfs: &initramfs };
+            let sender = sender.clone();
+            machines.push(scope.spawn(move || {
+                // The receiver is there until every machine has ended.
+                machine.run(clock, &inside, |line| drop(sender.send((number, line.to_owned()))))
+            }));
+        }
+        drop(sender);
+        for (number, line) in lines {
+            each(number, &line);
+        }
+        machines.into_iter().try_for_each(|machine| {
+            machine.join().unwrap_or_else(|_| bail!("the thread of an emulated machine panicked"))
+        })
+    })
+}
 
-    let mut command = Command::new(emulator);
-    command
-        // KVM within a virtual machine is not available everywhere, and hangs on some machines.
-        .args(clock.options())
-        .args(["-m", MEMORY])
-        .args(["-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"])
-        .arg("-kernel")
-        .arg(&kernel.image)
-        .arg("-initrd")
-        .arg(&initramfs)
-        .args(["-append", &append(&inside)])
-        .args(["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"])
-        .args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]);
-    let steps = match clock {
-        Clock::Host => None,
-        // Short enough for a socket's path, and of this process alone.
-        Clock::Instructions => {
-            let name = format!("/run/culvert-vm-{}", std::process::id());
-            Some(Steps::start(PathBuf::from(name))?)
-        }
-    };
-    command.args(steps.as_ref().map(Steps::options).unwrap_or_default());
-    let (mut begun, mut code, mut early) = (false, None, String::new());
-    let status = process::lines_watched(&mut command, Some(SILENCE), |line| {
-        // A serial console ends its lines with CR LF.
-        let line = line.trim_end_matches('\r');
-        match line.strip_prefix(ENDED) {
-            Some(rest) => code = rest.trim().parse::<i32>().ok(),
-            // Of the emulator, each time when the guest is idle.
-            None if line.ends_with("icount sleep disabled and no active timers") => {}
-            None if begun && code.is_none() => each(line),
-            // The firmware clears the screen, perhaps in this very line.
-            None if line.ends_with(BEGUN) => begun = true,
-            None => {
-                early.push_str(line);
-                early.push('\n');
+/// The files of an emulated machine.
+#[derive(Clone, Copy, Debug)]
+struct Machine<'a> {
+    emulator: &'a Path,
+    kernel: &'a Kernel,
+    initramfs: &'a Path,
+}
+
+impl Machine<'_> {
+    /// Runs the script `inside` and hands each line of its output to `each` as it comes.
+    fn run(self, clock: Clock, inside: &Path, mut each: impl FnMut(&str)) -> Result<()> {
+        let mut command = Command::new(self.emulator);
+        command
+            // KVM within a virtual machine is not available everywhere, and hangs on some machines.
+            .args(clock.options())
+            .args(["-m", &(MEMORY >> 20).to_string()])
+            .args(["-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"])
+            .arg("-kernel")
+            .arg(&self.kernel.image)
+            .arg("-initrd")
+            .arg(self.initramfs)
+            .args(["-append", &append(inside)])
+            .args([
+                "-fsdev",
+                "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
+            ])
+            .args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]);
+        let steps = match clock {
+            Clock::Host => None,
+            // Short enough for a socket's path, and of this process alone.
+            Clock::Instructions => {
+                let name = format!("/run/culvert-vm-{}", std::process::id());
+                Some(Steps::start(PathBuf::from(name))?)
             }
+        };
+        command.args(steps.as_ref().map(Steps::options).unwrap_or_default());
+        let (mut begun, mut code, mut early) = (false, None, String::new());
+        let status = process::lines_watched(&mut command, Some(SILENCE), |line| {
+            // A serial console ends its lines with CR LF.
+            let line = line.trim_end_matches('\r');
+            match line.strip_prefix(ENDED) {
+                Some(rest) => code = rest.trim().parse::<i32>().ok(),
+                // Of the emulator, each time when the guest is idle.
+                None if line.ends_with("icount sleep disabled and no active timers") => {}
+                None if begun && code.is_none() => each(line),
+                // The firmware clears the screen, perhaps in this very line.
+                None if line.ends_with(BEGUN) => begun = true,
+                None => {
+                    early.push_str(line);
+                    early.push('\n');
+                }
+            }
+        })?;
+        // An error of the steps comes first: it is the cause of the guest's failure.
+        steps.map_or(Ok(()), Steps::end)?;
+        match code {
+            Some(0) => Ok(()),
+            Some(code) => bail!("the emulated machine's script failed (exit code {code})"),
+            None => bail!(
+                "the emulated machine ended ({status}) before its script did: {}",
+                process::last_lines(&early, 3)
+            ),
         }
-    })?;
-    // An error of the steps comes first: it is the cause of the guest's failure.
-    steps.map_or(Ok(()), Steps::end)?;
-    match code {
-        Some(0) => Ok(()),
-        Some(code) => bail!("the emulated machine's script failed (exit code {code})"),
-        None => bail!(
-            "the emulated machine ended ({status}) before its script did: {}",
-            process::last_lines(&early, 3)
-        ),
     }
 }
 

@@ -1,10 +1,13 @@
-//! The tests that depend on the kernel, run again on an emulated kernel with netkit.
+//! The tests that depend on the kernel, run again on an emulated kernel with netkit, on as many
+//! machines as the host has room for.
 
 use std::fmt::Write as _;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
+use nix::sys::sysinfo::sysinfo;
 use serde_json::Value;
 
 use super::command::command;
@@ -26,28 +29,73 @@ const SKIPPED: [&str; 5] =
 /// Factor by which the deadlines of the tests are longer there.
 const PATIENCE: u32 = 5;
 
+/// The most machines that run at once.
+const MACHINES: usize = 4;
+
 /// Runs them and counts them.
 pub(super) fn main(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
-    let programs = programs()?;
+    let lists: Vec<_> = programs()?
+        .into_iter()
+        .map(|program| Ok((tests(&program, filter)?, program)))
+        .collect::<Result<_>>()?;
+    let parts = parts(&lists, machines()?);
+    let scripts: Vec<_> = parts.iter().map(|part| script(part)).collect();
+    let expected: usize = parts.iter().map(Vec::len).sum();
     let (before, mut ran) = (tally.failed, 0_usize);
-    let outcome = vm::run(Clock::Host, &script(&programs, filter), |line| {
-        ui::line(line);
+    let outcome = vm::run_all(Clock::Host, &scripts, |machine, line| {
+        ui::line(&format!("{}| {line}", machine + 1));
         ran += usize::from(tally.count(line));
     });
     if outcome.is_err() && tally.failed == before {
-        // A test ended its whole program, or the machine did not start.
+        // A test ended its whole program, or a machine did not start.
         tally.failed += 1;
     }
     outcome?;
-    if ran != programs.len() {
+    if ran != expected {
         tally.failed += 1;
-        bail!("{ran} of {} test programs came to their end there", programs.len());
+        bail!("{ran} of {expected} test programs came to their end there");
     }
     tally.demand_none_ignored()
 }
 
-/// What the emulated machine runs: every program, also after one has failed.
-fn script(programs: &[PathBuf], filter: Option<&str>) -> String {
+/// How many machines run at once: each has a processor of the host, and all have at most half of
+/// its memory.
+fn machines() -> Result<usize> {
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let memory = sysinfo().context("sysinfo: cannot be read")?.ram_total() / 2;
+    let room = usize::try_from(memory / vm::MEMORY).unwrap_or(usize::MAX);
+    Ok(processors.min(room).clamp(1, MACHINES))
+}
+
+/// The tests of a program that are run there, by name.
+fn tests(program: &Path, filter: Option<&str>) -> Result<Vec<String>> {
+    let mut command = Command::new(program);
+    command.args(["--list", "--format", "terse"]).args(filter).stderr(Stdio::null());
+    for name in SKIPPED {
+        command.args(["--skip", name]);
+    }
+    let said = command.output().with_context(|| format!("{}: not started", program.display()))?;
+    let text = String::from_utf8_lossy(&said.stdout);
+    Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
+}
+
+/// Tests of one program, by name.
+type Run<'a> = (&'a Path, Vec<&'a str>);
+
+/// Deals the tests out to machines: what each runs.
+fn parts(lists: &[(Vec<String>, PathBuf)], machines: usize) -> Vec<Vec<Run<'_>>> {
+    let part = |machine| {
+        let runs = lists.iter().map(|(tests, program)| {
+            let mine = tests.iter().skip(machine).step_by(machines);
+            (program.as_path(), mine.map(String::as_str).collect::<Vec<_>>())
+        });
+        runs.filter(|(_, tests)| !tests.is_empty()).collect()
+    };
+    (0..machines).map(part).filter(|runs: &Vec<_>| !runs.is_empty()).collect()
+}
+
+/// What a machine runs: every program, also after one has failed.
+fn script(runs: &[Run<'_>]) -> String {
     let mut script = format!(
         "echo \"Linux $(uname -r), emulated\"\n\
          export CULVERT_TEST_DEVICE=netkit CULVERT_TEST_PATIENCE={PATIENCE}\n\
@@ -55,13 +103,11 @@ fn script(programs: &[PathBuf], filter: Option<&str>) -> String {
          code=0\n",
         word(&paths::root().join("tests")),
     );
-    let skips: String = SKIPPED.iter().map(|name| format!(" --skip {name}")).collect();
-    for program in programs {
-        let program = word(program);
-        let filter = filter.map(vm::quoted).unwrap_or_default();
+    for (program, tests) in runs {
+        let (program, tests) = (word(program), tests.join(" "));
         // One at a time, so that the tests meet their deadlines. Writing to a string does not fail.
-        let options = format!("--include-ignored --color never --test-threads 1{skips}");
-        let _ = writeln!(script, "{program} {options} {filter} 2>&1 || code=1");
+        let options = "--include-ignored --exact --color never --test-threads 1";
+        let _ = writeln!(script, "{program} {options} {tests} 2>&1 || code=1");
     }
     script + "exit $code"
 }
@@ -111,15 +157,20 @@ mod tests {
     }
 
     #[test]
-    fn every_program_is_run_with_the_filter() {
-        let programs = ["/t/a".into(), "/t/b c".into()];
-        let script = script(&programs, Some("overlay"));
-        assert!(
-            script.contains(
-                "'/t/b c' --include-ignored --color never --test-threads 1 --skip bad_input:: "
-            ),
-            "{script}"
-        );
-        assert_eq!(script.matches("'overlay' 2>&1 || code=1").count(), 2);
+    fn each_test_is_run_on_one_machine() {
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        let lists = [
+            (names(&["a::one", "a::two", "b::three"]), "/t/a".into()),
+            (names(&["c::four"]), "/t/b c".into()),
+            (names(&[]), "/t/none".into()),
+        ];
+        let two = parts(&lists, 2);
+        let scripts: Vec<_> = two.iter().map(|runs| script(runs)).collect();
+        assert!(scripts[0].contains("--test-threads 1 a::one b::three 2>&1 || code=1\n"));
+        assert!(scripts[0].contains("'/t/b c' --include-ignored --exact "));
+        assert!(scripts[1].contains("--test-threads 1 a::two 2>&1 || code=1\n"));
+        assert!(!scripts[1].contains("/t/b c"), "{}", scripts[1]);
+        assert_eq!(parts(&lists, 4).len(), 3);
+        assert_eq!(parts(&lists[2..], 4).len(), 0);
     }
 }
