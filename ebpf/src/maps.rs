@@ -6,17 +6,17 @@ use core::mem::MaybeUninit;
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
 };
 use bytemuck::Pod;
 use culvert_common::abi::{
-    Counter, DEFAULT_FLOWS, EndpointInfo, Evictable, FdbEntry, FdbKey, FloodKey, Flow, FlowKey,
-    FragmentInfo, FragmentKey, HeldFragment, LearnedEntry, MAX_CLIENT_LINKS, MAX_ENDPOINTS,
-    MAX_EVICTABLE, MAX_FRAGMENTED, MAX_HELD_FRAGMENTS, MAX_HOST_ADDRS, MAX_LEARNED,
-    MAX_LOCAL_ENDPOINTS, MAX_NETWORKS, MAX_PUBLISHED, MAX_RATES, MAX_SERVICES, MAX_UPLINKS,
-    MAX_VTEP_MEMBERSHIPS, MAX_VTEPS, MappedAddr, NeighEntry, NeighKey, NetworkInfo, PathMtu,
-    PublishedEntry, PublishedKey, RESERVED_ENTRIES, RateKey, STATS_ENTRIES, Scratch, Sealed,
-    SealedU32, UnderlayPath, UplinkInfo, V4, VtepId, VtepKey,
+    Counter, DEFAULT_FLOWS, EndpointInfo, FdbEntry, FdbKey, FloodKey, Flow, FlowKey, FragmentInfo,
+    FragmentKey, HeldFragment, LearnedEntry, MAX_CLIENT_LINKS, MAX_ENDPOINTS, MAX_FRAGMENTED,
+    MAX_HELD_FRAGMENTS, MAX_HOST_ADDRS, MAX_LEARNED, MAX_LOCAL_ENDPOINTS, MAX_NETWORKS,
+    MAX_PUBLISHED, MAX_RATES, MAX_SERVICES, MAX_UPLINKS, MAX_VTEP_MEMBERSHIPS, MAX_VTEPS,
+    MappedAddr, NeighEntry, NeighKey, NetworkInfo, PathMtu, PublishedEntry, PublishedKey,
+    RESERVED_ENTRIES, RateKey, STATS_ENTRIES, Scratch, Sealed, SealedU32, UnderlayPath, UplinkInfo,
+    V4, VtepId, VtepKey,
 };
 
 use crate::kernel::memory::own;
@@ -63,7 +63,7 @@ pub(crate) static GATEWAYS: HashMap<u32, SealedU32> =
 pub(crate) static FLOWS: HashMap<FlowKey<V4>, Flow<V4>> =
     HashMap::with_max_entries(2 * DEFAULT_FLOWS, BPF_F_NO_PREALLOC);
 #[map]
-pub(crate) static EVICTABLE: Queue<Evictable<V4>> = Queue::with_max_entries(MAX_EVICTABLE, 0);
+pub(crate) static FLOW_SLOTS: Array<FlowKey<V4>> = Array::with_max_entries(2 * DEFAULT_FLOWS, 0);
 #[map]
 pub(crate) static PUBLISHED: HashMap<PublishedKey, PublishedEntry> =
     HashMap::with_max_entries(MAX_PUBLISHED, BPF_F_NO_PREALLOC);

@@ -13,15 +13,17 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, Queue},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
 };
 use bytemuck::Pod;
 use culvert::datapath::entry::{FdbEntry, LearnedEntry};
 use culvert::datapath::{KernelTable, Options, Table, Tables, layout::Layout, load_object};
-use culvert_common::abi::{
-    Counter, DEFAULT_FLOWS, Evictable, FdbKey, Flow, FlowKey, FragmentInfo, FragmentKey,
-    HeldFragment, PathMtu, RESERVED_ENTRIES, RateKey, STATS_ENTRIES, Sealed as _, VtepId, names,
-    reserved_bit,
+use culvert_common::{
+    abi::{
+        Counter, FdbKey, Flow, FlowKey, FragmentInfo, FragmentKey, HeldFragment, PathMtu,
+        RESERVED_ENTRIES, RateKey, STATS_ENTRIES, Sealed as _, VtepId, names, reserved_bit,
+    },
+    datapath::conntrack,
 };
 use nix::{
     sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, setns, unshare},
@@ -39,6 +41,9 @@ pub(crate) type Case = (&'static str, fn(&mut Lab));
 /// Age after which a learned entry is no longer used: short, so that a machine
 /// that has just started can show one that has aged.
 pub(crate) const AGEING: Duration = Duration::from_secs(30);
+
+/// Flows that conntrack has room for: few, so that a case can fill the table.
+pub(crate) const MAX_FLOWS: u32 = 4096;
 
 /// Unused labs.
 static POOL: Mutex<Vec<Lab>> = Mutex::new(Vec::new());
@@ -162,7 +167,7 @@ pub(crate) struct Lab {
     flows_id: u32,
     pub(crate) fragments: Written<FragmentKey, FragmentInfo>,
     pub(crate) held: Written<FragmentKey, HeldFragment>,
-    evictable: Queue<MapData, Bytes<Evictable>>,
+    slots: Array<MapData, Bytes<FlowKey>>,
     reserved: Array<MapData, u64>,
     /// Words of `reserved` that are not zero.
     reserved_words: BTreeSet<u32>,
@@ -185,7 +190,8 @@ impl Lab {
             vtep_ip: world::OUR_VTEP.into(),
             vxlan_port: world::VXLAN_PORT,
             ageing: AGEING,
-            max_flows: DEFAULT_FLOWS,
+            max_flows: MAX_FLOWS,
+            flow_timeouts: conntrack::default_timeouts(),
             nat_ports: (1024, 65535),
             services: vec!["10.96.0.0/16".parse().unwrap()],
             trace: false,
@@ -202,7 +208,7 @@ impl Lab {
             rates: Written::take(&mut ebpf, names::RATES),
             fragments: Written::take(&mut ebpf, names::FRAGMENTS),
             held: Written::take(&mut ebpf, names::HELD_FRAGMENTS),
-            evictable: ebpf.take_map(names::EVICTABLE).unwrap().try_into().unwrap(),
+            slots: ebpf.take_map(names::FLOW_SLOTS).unwrap().try_into().unwrap(),
             reserved: ebpf.take_map(names::RESERVED_PORTS).unwrap().try_into().unwrap(),
             reserved_words: BTreeSet::new(),
             stats: ebpf.take_map(names::STATS).unwrap().try_into().unwrap(),
@@ -242,7 +248,6 @@ impl Lab {
         self.flows.clear();
         self.fragments.clear();
         self.held.clear();
-        while self.next_evictable().is_some() {}
         for word in std::mem::take(&mut self.reserved_words) {
             self.reserved.set(word, 0, 0).unwrap();
         }
@@ -322,18 +327,10 @@ impl Lab {
         }
     }
 
-    /// Adds a flow to the eviction queue.
-    pub(crate) fn offer(&mut self, flow: Evictable) {
-        self.evictable.push(Bytes(flow), 0).unwrap();
-    }
-
-    /// Takes the next flow from the eviction queue.
-    pub(crate) fn next_evictable(&mut self) -> Option<Evictable> {
-        match self.evictable.pop(0) {
-            Ok(Bytes(flow)) => Some(flow),
-            Err(MapError::ElementNotFound) => None,
-            Err(error) => panic!("queue: {error}"),
-        }
+    /// Puts a flow into the slot `index`: the programs look there for flows that may make room.
+    pub(crate) fn set_slot(&mut self, index: u32, orig: FlowKey, flow: Flow) {
+        self.flows.set(orig, Flow { slot: index + 1, ..flow });
+        self.slots.set(index, Bytes(orig), 0).unwrap();
     }
 
     /// All counters, including unused indices.

@@ -205,7 +205,7 @@ impl Began<'_> {
 
 fn forget_time(flow: Flow) -> Flow {
     assert_ne!(flow.last_seen_ns, 0);
-    Flow { last_seen_ns: 0, last_ack: 0, ..flow }
+    Flow { last_seen_ns: 0, last_ack: 0, slot: 0, ..flow }
 }
 
 /// The entry under `key`.

@@ -30,8 +30,6 @@ pub const MAX_FRAGMENTED: u32 = 8_192;
 /// Default number of tracked flows, as of Linux on a host with 4 GB or more.
 /// [`FLOWS`](super::names::FLOWS) has two entries for each.
 pub const DEFAULT_FLOWS: u32 = 262_144;
-/// Capacity of [`EVICTABLE`](super::names::EVICTABLE).
-pub const MAX_EVICTABLE: u32 = 16_384;
 /// Capacity of [`PUBLISHED`](super::names::PUBLISHED).
 pub const MAX_PUBLISHED: u32 = 131_072;
 /// Capacity of [`HOST_ADDRS`](super::names::HOST_ADDRS).

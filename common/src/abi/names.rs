@@ -34,8 +34,11 @@ pub const GATEWAYS: &str = "GATEWAYS";
 /// [`FlowKey`](super::FlowKey) → [`Flow`](super::Flow): conntrack; written by
 /// the programs, aged by the agent. Its capacity is configured.
 pub const FLOWS: &str = "FLOWS";
-/// Queue of [`Evictable`](super::Evictable): flows that may be evicted when `FLOWS` is full.
-pub const EVICTABLE: &str = "EVICTABLE";
+/// Slot → [`FlowKey`](super::FlowKey) of the `ORIG` direction of a flow: where the programs look for
+/// flows that may make room. A slot is free if `FLOWS` has no such flow, or one that names another
+/// slot ([`Flow::slot`](super::Flow::slot)). There are twice as many slots as flows, so that at
+/// least half of them are free.
+pub const FLOW_SLOTS: &str = "FLOW_SLOTS";
 /// [`PublishedKey`](super::PublishedKey) → [`PublishedEntry`](super::PublishedEntry).
 pub const PUBLISHED: &str = "PUBLISHED";
 /// Set of the host's own addresses, as [`MappedAddr`](super::MappedAddr) (value: `u32`, zero).
@@ -78,6 +81,11 @@ pub mod globals {
     pub const NAT_PORT_MIN: &str = "NAT_PORT_MIN";
     /// Greatest port that masquerading chooses, `u16`, host order.
     pub const NAT_PORT_MAX: &str = "NAT_PORT_MAX";
+    /// Idle times in ns after which flows expire,
+    /// [`Timeouts`](crate::datapath::conntrack::Timeouts).
+    pub const FLOW_TIMEOUTS: &str = "FLOW_TIMEOUTS";
+    /// Number of slots in [`FLOW_SLOTS`](super::FLOW_SLOTS), `u32`.
+    pub const FLOW_SLOTS_LEN: &str = "FLOW_SLOTS_LEN";
     /// Interface index of the loopback device, `u32`.
     pub const LOOPBACK: &str = "LOOPBACK";
     /// `u8`; trace lines are written if it is not 0.

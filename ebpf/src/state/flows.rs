@@ -14,29 +14,36 @@ use aya_ebpf::{
 };
 use culvert_common::{
     abi::{
-        Direction, DropReason, Evictable, Flow, FlowKey, Note, Sealed as _, Tuple, kind,
-        reserved_bit, seen, zone,
+        Direction, DropReason, Flow, FlowKey, Note, Sealed as _, Tuple, kind, reserved_bit, seen,
+        zone,
     },
-    datapath::nat,
+    datapath::{
+        conntrack::{self, FlowState},
+        nat,
+    },
     wire::tcp,
 };
 
 use crate::{
     count::note,
     facts::routed::Routed,
-    globals::{NAT_PORT_MAX, NAT_PORT_MIN},
+    globals::{FLOW_SLOTS_LEN, NAT_PORT_MAX, NAT_PORT_MIN, flow_timeout},
     kernel::{
-        memory::{own, repeat},
+        memory::{Body, own, repeat},
         socket,
         time::{now_coarse, random},
     },
-    maps::{ENDPOINTS, EVICTABLE, FLOWS, RESERVED_PORTS, copy, endpoint, read_to},
+    maps::{ENDPOINTS, FLOW_SLOTS, FLOWS, RESERVED_PORTS, copy, endpoint, read_to},
 };
 
 /// `EEXIST` of errno.h.
 const EEXIST: i32 = 17;
-/// How many candidates are looked at to make room for one flow.
+/// How many slots are looked at for one that is free.
+const SLOT_TRIES: u32 = 16;
+/// How many slots are looked at for flows that may be evicted.
 const EVICT_TRIES: u32 = 32;
+/// Of how many flows that may be evicted the best is.
+const CANDIDATES: u32 = 4;
 
 /// This CPU's copies of entries: the stack has 512 bytes.
 struct Copies {
@@ -76,6 +83,8 @@ mod found {
     pub(super) const NO: u32 = 1;
     /// There was one of a container that is gone; it has been removed.
     pub(super) const STALE: u32 = 2;
+    /// There is one that may have expired.
+    pub(super) const IDLE: u32 = 3;
 }
 
 /// Finds the flow of the packet `routed`, leaves what it becomes in `target`, and counts the
@@ -89,19 +98,28 @@ pub(crate) fn find(
     bytes: u32,
     target: &mut Target,
 ) -> bool {
-    match refresh(routed, incarnation, bytes, target) {
-        found::YES => true,
-        found::STALE => {
-            note(direction, Note::FlowStale, bytes);
-            false
+    let mut found = refresh(routed, incarnation, bytes, target, false);
+    if found == found::IDLE {
+        if expire(&routed.key, now_coarse()) != 0 {
+            return false;
         }
-        _ => false,
+        found = refresh(routed, incarnation, bytes, target, true);
     }
+    if found == found::STALE {
+        note(direction, Note::FlowStale, bytes);
+    }
+    found == found::YES
 }
 
-/// [`find`] as a BPF function of its own, for its stack.
+/// [`find`] as a BPF function of its own, for its stack. `is_alive`: the flow has not expired.
 #[inline(never)]
-fn refresh(routed: &Routed, incarnation: u32, bytes: u32, target: &mut Target) -> u32 {
+fn refresh(
+    routed: &Routed,
+    incarnation: u32,
+    bytes: u32,
+    target: &mut Target,
+    is_alive: bool,
+) -> u32 {
     let key = &routed.key;
     let Some(entry) = FLOWS.get_ptr_mut(key) else { return found::NO };
     let Some(Copies { flow, .. }) = own(&COPIES, 0) else { return found::NO };
@@ -114,6 +132,11 @@ fn refresh(routed: &Routed, incarnation: u32, bytes: u32, target: &mut Target) -
     if !is_current(flow, incarnation) {
         remove(key, flow);
         return found::STALE;
+    }
+    let now = now_coarse();
+    // Most flows are used more often than any expires.
+    if !is_alive && may_have_expired(flow, now) {
+        return found::IDLE;
     }
     let mut tcp_flags = routed.tcp_flags;
     let orig = flow.kind & kind::ORIG != 0;
@@ -144,7 +167,7 @@ fn refresh(routed: &Routed, incarnation: u32, bytes: u32, target: &mut Target) -
         }
         // A flow to the host's loopback device is kept alive by the host's packets only.
         if orig || flow.zone != zone::LOOPBACK {
-            (*entry).last_seen_ns = now_coarse();
+            (*entry).last_seen_ns = now;
         }
         (*entry).packets = flow.packets + 1;
         (*entry).bytes = flow.bytes + u64::from(bytes);
@@ -222,8 +245,38 @@ fn begins_anew(key: &FlowKey, flow: &Flow, tcp_flags: u8) -> bool {
     other_half(key, flow).is_some_and(|reply| nat::begins_anew(tcp_flags, flow.seen, reply.seen))
 }
 
-/// Removes the flow under `key`, if there is one.
+/// Whether the flow that has the entry `flow` may have expired.
 #[inline(always)]
+fn may_have_expired(flow: &Flow, now: u64) -> bool {
+    conntrack::may_have_expired(flow.last_seen_ns, now, flow_timeout)
+}
+
+/// Whether the flow that has the entry `flow` under `key` has expired: it is removed then.
+#[inline(always)]
+fn has_expired(key: &FlowKey, flow: &Flow, now: u64) -> bool {
+    may_have_expired(flow, now) && expire(key, now) != 0
+}
+
+/// Removes the flow under `key` if it has expired. Returns 1 if so. An entry without its other
+/// direction is left to the agent. A BPF function of its own, for its stack.
+#[inline(never)]
+fn expire(key: &FlowKey, now: u64) -> u32 {
+    let Some(flow) = entry(key) else { return 0 };
+    let other_key = key.other(flow);
+    let Some(Copies { other, .. }) = own(&COPIES, 0) else { return 0 };
+    if !read_to(&FLOWS, &other_key, other)
+        || !conntrack::has_expired(key.protocol, flow, other, now, flow_timeout)
+    {
+        return 0;
+    }
+    // Either may be gone already.
+    let _ = FLOWS.remove(&other_key);
+    let _ = FLOWS.remove(key);
+    1
+}
+
+/// Removes the flow under `key`, if there is one. A BPF function of its own, for its stack.
+#[inline(never)]
 pub(crate) fn forget(key: &FlowKey) {
     if let Some(flow) = entry(key) {
         remove(key, flow);
@@ -337,8 +390,9 @@ fn insert(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow, target: &mut 
     new.bytes = TcContext::new(skb).len();
     let own = new.target.to.src_port;
     let mut told = 0;
+    let slot = find_slot(new.now);
     choose_port(skb, new);
-    if new.outcome == outcome::FULL && evict() != 0 {
+    if new.outcome == outcome::FULL && evict(new.now) != 0 {
         told |= inserted::EVICTED;
         choose_port(skb, new);
     }
@@ -361,16 +415,20 @@ fn insert(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow, target: &mut 
     entry.kind = target.kind;
     entry.seen = nat::seen(0, new.key.protocol, routed.tcp_flags);
     entry.last_ack = routed.tcp_ack;
+    entry.slot = slot;
     entry.last_seen_ns = new.now;
     entry.packets = 1;
     entry.bytes = u64::from(new.bytes);
     entry.seal = entry.seal_for(&new.key);
     let mut done = FLOWS.insert(&new.key, &new.entry, BPF_NOEXIST.into());
-    if done.is_err_and(|error| error != -EEXIST) && evict() != 0 {
+    if done.is_err_and(|error| error != -EEXIST) && evict(new.now) != 0 {
         told |= inserted::EVICTED;
         done = FLOWS.insert(&new.key, &new.entry, BPF_NOEXIST.into());
     }
-    let Err(error) = done else { return told | inserted::YES };
+    let Err(error) = done else {
+        take_slot(new.entry.slot, &new.key);
+        return told | inserted::YES;
+    };
     // Removes the reply entry, which had reserved the port.
     let _ = FLOWS.remove(&new.entry_key);
     if error != -EEXIST {
@@ -415,7 +473,7 @@ fn choose_port(skb: *mut __sk_buff, new: &mut NewFlow) {
     entry.kind = new.target.kind;
     entry.seen = 0;
     entry.last_ack = 0;
-    entry.pad = 0;
+    entry.slot = 0;
     entry.last_seen_ns = new.now;
     entry.packets = 0;
     entry.bytes = 0;
@@ -450,6 +508,9 @@ unsafe extern "C" fn try_port(index: u64, context: *mut c_void) -> i64 {
         port
     };
     new.entry_key.tuple.dst_port = port.to_be_bytes();
+    if entry(&new.entry_key).is_some_and(|flow| !has_expired(&new.entry_key, flow, new.now)) {
+        return 0;
+    }
     if new.of_host && used_by_host(skb, new.key.protocol, &new.entry_key.tuple) != 0 {
         return 0;
     }
@@ -480,29 +541,109 @@ fn used_by_host(skb: *mut __sk_buff, protocol: u8, answer: &Tuple) -> u32 {
     (socket::find(skb, protocol, answer) != socket::NONE).into()
 }
 
-/// Removes one flow that the agent has found to be idle, if there is one that still
-/// is. Returns 1 if so.
+/// A search through slots, which are taken at random: no order in which flows begin can make the
+/// search miss.
+struct Search {
+    /// The present time.
+    now: u64,
+    /// The slot that was found, plus 1; 0: none.
+    slot: u32,
+    /// Flows that may be evicted.
+    candidates: u32,
+    /// Rank of the best of them, see [`FlowState::eviction_rank`].
+    rank: u8,
+    /// When its last packet passed, in ns.
+    last_seen_ns: u64,
+    /// Its key.
+    best: FlowKey,
+    /// The key in the slot that is looked at.
+    key: FlowKey,
+}
+
+/// This CPU's search: the stack has 512 bytes.
+#[map]
+static SEARCH: PerCpuArray<Search> = PerCpuArray::with_max_entries(1, 0);
+
+/// Begins a search, whose loop calls `body`. Returns what was found.
 #[inline(always)]
-fn evict() -> u32 {
-    let mut evicted = 0_u32;
-    repeat(EVICT_TRIES, try_evict, &mut evicted);
-    evicted
+fn search(now: u64, tries: u32, body: Body) -> Option<&'static Search> {
+    let search = own(&SEARCH, 0)?;
+    (search.now, search.slot, search.candidates) = (now, 0, 0);
+    repeat(tries, body, &mut ());
+    Some(search)
+}
+
+/// Looks at a slot at random: leaves its key in `search`, and returns its number plus 1, with the
+/// flow that has it. `None` in place of the flow: the slot is free.
+#[inline(always)]
+fn look(search: &mut Search) -> Option<(u32, Option<&'static Flow>)> {
+    let index = (u64::from(random()) * u64::from(FLOW_SLOTS_LEN.load())) >> 32;
+    copy(FLOW_SLOTS.get_ptr(index as u32)?, &mut search.key);
+    let number = index as u32 + 1;
+    // A key that another CPU was writing is the key of no flow.
+    Some((number, entry(&search.key).filter(|flow| flow.slot == number)))
+}
+
+/// Finds a slot for a new flow: one that is free, or whose flow has expired, which is removed. So the
+/// table ages as fast as flows begin, also while no agent runs. Returns its number plus 1, or 0: the
+/// flow then has none, and only the agent removes it. A BPF function of its own, for its stack.
+#[inline(never)]
+fn find_slot(now: u64) -> u32 {
+    search(now, SLOT_TRIES, try_slot).map_or(0, |search| search.slot)
+}
+
+/// Loop body of [`find_slot`].
+unsafe extern "C" fn try_slot(_: u64, _: *mut c_void) -> i64 {
+    let Some(search) = own(&SEARCH, 0) else { return 1 };
+    let Some((number, flow)) = look(search) else { return 0 };
+    if let Some(flow) = flow {
+        if !has_expired(&search.key, flow, search.now) {
+            return 0;
+        }
+    }
+    search.slot = number;
+    1
+}
+
+/// Puts the flow with the `ORIG` entry under `key` into the slot `number` less 1.
+#[inline(always)]
+fn take_slot(number: u32, key: &FlowKey) {
+    if let Some(slot) = FLOW_SLOTS.get_ptr_mut(number.wrapping_sub(1)) {
+        // Another CPU may have found the same slot: then one of both flows has none.
+        copy(key, slot);
+    }
+}
+
+/// Makes room for a flow in a full table: removes the best of some flows that may be evicted, if
+/// there is one. Returns 1 if so. A BPF function of its own, for its stack.
+#[inline(never)]
+fn evict(now: u64) -> u32 {
+    let Some(search) = search(now, EVICT_TRIES, try_evict) else { return 0 };
+    if search.candidates == 0 {
+        return 0;
+    }
+    forget(&search.best);
+    1
 }
 
 /// Loop body of [`evict`].
-unsafe extern "C" fn try_evict(_: u64, context: *mut c_void) -> i64 {
-    // SAFETY: `evict` passes its own `u32`.
-    let evicted = unsafe { &mut *context.cast::<u32>() };
-    let Ok(Some(Evictable { last_seen_ns, key, .. })) = EVICTABLE.pop() else { return 1 };
-    let Some(orig) = entry(&key) else { return 0 };
-    let replied = other_half(&key, orig).map_or(0, |reply| reply.last_seen_ns);
-    // Not if a packet has passed since.
-    if orig.last_seen_ns > last_seen_ns || replied > last_seen_ns {
-        return 0;
+unsafe extern "C" fn try_evict(_: u64, _: *mut c_void) -> i64 {
+    let Some(search) = own(&SEARCH, 0) else { return 1 };
+    let Some((_, Some(flow))) = look(search) else { return 0 };
+    let Some(other) = other_half(&search.key, flow) else { return 0 };
+    let protocol = search.key.protocol;
+    let expired = conntrack::has_expired(protocol, flow, other, search.now, flow_timeout);
+    let rank = match FlowState::of_flow(protocol, flow, other).eviction_rank() {
+        _ if expired => 0,
+        Some(rank) => rank,
+        None => return 0,
+    };
+    let last_seen_ns = flow.last_seen_ns.max(other.last_seen_ns);
+    if search.candidates == 0 || (rank, last_seen_ns) < (search.rank, search.last_seen_ns) {
+        (search.rank, search.last_seen_ns, search.best) = (rank, last_seen_ns, search.key);
     }
-    remove(&key, orig);
-    *evicted = 1;
-    1
+    search.candidates += 1;
+    (search.candidates >= CANDIDATES).into()
 }
 
 /// Whether a flow crosses a hop here: not where it leads to or comes from the host's own loopback

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use culvert_common::{abi::DEFAULT_FLOWS, datapath::conntrack::FlowState};
+use culvert_common::{
+    abi::DEFAULT_FLOWS,
+    datapath::conntrack::{self, FlowState},
+};
 
 /// Options of `culvert agent` about connection tracking and NAT.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +46,11 @@ impl Timeouts {
     /// Timeout of an idle flow in `state`, in ns.
     pub fn ns(&self, state: FlowState) -> u64 {
         u64::try_from(self.get(state).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// The timeouts as the programs read them.
+    pub fn table(&self) -> conntrack::Timeouts {
+        conntrack::timeouts(|state| self.ns(state))
     }
 
     /// Sets the timeout of `state`, in seconds. Returns the timeout that an earlier call set.

@@ -104,7 +104,7 @@ fn convert(old: &FlowV3, tables: &Tables) -> Result<Flow, DatapathError> {
         seal: 0,
         seen: old.flags >> 16,
         last_ack: old.last_ack,
-        pad: 0,
+        slot: 0,
         last_seen_ns: old.last_seen_ns,
         packets: old.packets,
         bytes: old.bytes,

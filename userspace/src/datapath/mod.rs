@@ -36,7 +36,7 @@ pub mod vtep_ids;
 
 use std::{
     collections::BTreeSet,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fmt,
     net::Ipv4Addr,
     os::fd::OwnedFd,
@@ -53,7 +53,10 @@ use aya::{
     },
     programs::{SchedClassifier, Xdp},
 };
-use culvert_common::abi::{Counter, FdbKey, STATS_ENTRIES, globals, names, programs};
+use culvert_common::{
+    abi::{Counter, FdbKey, STATS_ENTRIES, globals, names, programs},
+    datapath::conntrack,
+};
 use ipnetwork::Ipv4Network;
 
 use crate::netlink::PairKind;
@@ -95,6 +98,8 @@ pub struct Options {
     pub ageing: Duration,
     /// Number of flows that conntrack has room for. A pinned table keeps its capacity.
     pub max_flows: u32,
+    /// Idle times after which flows expire.
+    pub flow_timeouts: conntrack::Timeouts,
     /// Least and greatest port that masquerading chooses.
     pub nat_ports: (u16, u16),
     /// Addresses of services: what containers send there goes to the host's stack, whose netfilter
@@ -460,6 +465,8 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
     let log_level = if options.trace { LOG_LEVEL_TRACE } else { 0 };
     let loopback = loopback_ifindex();
     let (port_min, port_max) = options.nat_ports;
+    // Two entries for each flow, and two slots.
+    let entries = options.max_flows.saturating_mul(2);
     let mut loader = EbpfLoader::new();
     loader
         .override_global(globals::VTEP_IP, &vtep_ip, true)
@@ -469,9 +476,13 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
         .override_global(globals::NAT_PORT_MIN, &port_min, true)
         .override_global(globals::NAT_PORT_MAX, &port_max, true)
         .override_global(globals::LOOPBACK, &loopback, true)
-        .map_max_entries(names::FLOWS, options.max_flows.saturating_mul(2));
+        .override_global(globals::FLOW_TIMEOUTS, options.flow_timeouts.as_slice(), true)
+        .override_global(globals::FLOW_SLOTS_LEN, &entries, true)
+        .map_max_entries(names::FLOWS, entries)
+        .map_max_entries(names::FLOW_SLOTS, entries);
     if let Some(maps) = maps {
         retire_smaller_counters(maps)?;
+        retire_others(maps)?;
         for name in PINNED_MAPS {
             loader.map_pin_path(name, maps.join(name));
         }
@@ -526,6 +537,18 @@ fn retire_smaller_counters(maps: &Path) -> Result<(), DatapathError> {
     Ok(())
 }
 
+/// Removes the pins of maps that an earlier version had and this one has not.
+fn retire_others(maps: &Path) -> Result<(), DatapathError> {
+    for path in bpffs::list(maps)? {
+        let name = path.file_name().and_then(OsStr::to_str);
+        if name.is_none_or(|name| !PINNED_MAPS.contains(&name)) {
+            tracing::info!("{}: not used by this version, removed", path.display());
+            bpffs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
 /// Maps that outlive the agent.
 const PINNED_MAPS: &[&str] = &[
     names::ENDPOINTS,
@@ -544,7 +567,7 @@ const PINNED_MAPS: &[&str] = &[
     names::STATS,
     names::GATEWAYS,
     names::FLOWS,
-    names::EVICTABLE,
+    names::FLOW_SLOTS,
     names::PUBLISHED,
     names::HOST_ADDRS,
     names::UPLINKS,
@@ -576,6 +599,7 @@ impl Options {
             vxlan_port: 4789,
             ageing: Duration::from_secs(300),
             max_flows: 64,
+            flow_timeouts: conntrack::default_timeouts(),
             nat_ports: (1024, 65535),
             services: Vec::new(),
             trace: false,

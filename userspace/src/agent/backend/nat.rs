@@ -8,13 +8,14 @@ use std::{
 
 use culvert_common::{
     abi::{Flow, FlowKey, kind, zone},
+    datapath::conntrack::FlowState,
     wire::ipv4::{PROTO_TCP, PROTO_UDP},
 };
 
 use super::{Agent, internal};
 use crate::{
     agent::{
-        conntrack::{self, REFUSALS},
+        conntrack::{REFUSALS, are_one_flow},
         containers::Origin,
     },
     api::types::{ApiError, ConntrackStatus, FlowProtocol, NatQuery, NatRow, StatsRow},
@@ -77,8 +78,7 @@ impl Agent {
         for (key, orig) in entries.iter().filter(|(_, flow)| flow.kind & kind::ORIG != 0) {
             // One direction without the other: the flow is being made or removed.
             let reply = entries.get(&key.other(orig));
-            let Some(reply) = reply.filter(|reply| conntrack::are_one_flow(key, orig, reply))
-            else {
+            let Some(reply) = reply.filter(|reply| are_one_flow(key, orig, reply)) else {
                 continue;
             };
             let row = self.nat_row(&names, now_ns, key, orig, reply);
@@ -122,7 +122,7 @@ impl Agent {
         let published = orig.kind & kind::PUBLISHED != 0;
         let (vni, address) =
             if published { (orig.zone, orig.to.dst) } else { (key.zone, key.tuple.src) };
-        let state = conntrack::state(key, orig, reply);
+        let state = FlowState::of_flow(key.protocol, orig, reply);
         let idle_ns = now_ns.saturating_sub(orig.last_seen_ns.max(reply.last_seen_ns));
         let timeout = self.shared.options.conntrack.timeouts.get(state);
         NatRow {
@@ -177,12 +177,7 @@ impl Agent {
         let dropped = |(reason, _): &(_, _)| platform.dropped(*reason).unwrap_or_default();
         let refused = REFUSALS.iter().map(dropped).sum();
         let summary = self.shared.flows();
-        ConntrackStatus {
-            flows: summary.flows(),
-            max: platform.flows().capacity(),
-            evictable: summary.evictable,
-            refused,
-        }
+        ConntrackStatus { flows: summary.flows(), max: platform.flows().capacity(), refused }
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     sync::Mutex,
 };
 
-use culvert_common::abi::{Evictable, Flow, FlowKey, RESERVED_ENTRIES, Tuple, kind, seen, zone};
+use culvert_common::abi::{Flow, FlowKey, RESERVED_ENTRIES, Tuple, kind, seen, zone};
 
 use crate::datapath::{
     DatapathError,
@@ -27,7 +27,6 @@ pub(crate) struct State {
     pub(crate) flows: BTreeMap<FlowKey, Flow>,
     /// Entries of each slice that was read.
     pub(crate) slices: Vec<Vec<FlowKey>>,
-    pub(crate) offered: Vec<Evictable>,
     pub(crate) reserved: BTreeMap<u32, u64>,
     pub(crate) writes: usize,
 }
@@ -82,11 +81,6 @@ impl FlowTable for MemoryFlows {
 
     fn remove(&self, key: &FlowKey) -> Result<(), DatapathError> {
         self.state.lock().unwrap().flows.remove(key);
-        Ok(())
-    }
-
-    fn offer(&self, flows: &[Evictable]) -> Result<(), DatapathError> {
-        self.state.lock().unwrap().offered = flows.to_vec();
         Ok(())
     }
 

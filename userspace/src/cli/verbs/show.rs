@@ -191,8 +191,8 @@ fn facts(status: &Status, out: &mut dyn Write) -> Result<(), Failure> {
             (
                 "Conntrack",
                 format!(
-                    "{} flows of {}, {} evictable, {} refused",
-                    conntrack.flows, conntrack.max, conntrack.evictable, conntrack.refused
+                    "{} flows of {}, {} refused",
+                    conntrack.flows, conntrack.max, conntrack.refused
                 ),
             ),
             ("Repairs", told(repairs)),
