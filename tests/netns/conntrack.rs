@@ -2,11 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
 
-use std::net::{SocketAddrV4, UdpSocket};
+use std::{
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
+use culvert_common::abi::DEFAULT_FLOWS;
 use culvert_tests::{
+    chaos::rounds,
     cluster::SOON,
-    netns::wait_until,
+    netns::{on_this_machine, wait_until},
     outside::Outside,
     sock::{self, Behaviour, Server, container},
 };
@@ -138,4 +144,59 @@ fn a_flood_from_outside_costs_no_connection() {
     assert!(count("flow_evicted") > 0, "{}", host.ok(&["stats"]));
     assert_eq!(count("conntrack_full"), 0, "{}", host.ok(&["stats"]));
     drop(sink);
+}
+
+/// A flood that goes on while the table is full: each new connection is made. With
+/// `CULVERT_TEST_FULL` the table has its default size, and the flood fills it first.
+#[test]
+#[ignore = "needs root"]
+fn connections_are_made_during_a_flood() {
+    let max = rounds(1024, DEFAULT_FLOWS).to_string();
+    let world = World::with_agent(&["--conntrack-max", &max]);
+    let host = world.host();
+    let (name, _) = world.run("bridge", &["-p", "8080:80", "-p", "8053:53/udp"]);
+    let _published = echo(&container(&name), "tcp", 80);
+    let _far = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
+    // Takes what it gets, and answers nothing.
+    let _sink = sock::within(&container(&name), || UdpSocket::bind("0.0.0.0:53")).unwrap();
+    let published = SocketAddrV4::new(host.vtep(), 8080);
+    let victim = SocketAddrV4::new(host.vtep(), 8053);
+    let addresses = 20..50_u8;
+    for last in addresses.clone() {
+        world.outside.host.run(&format!("ip addr add 198.51.100.{last}/24 dev eth0"));
+    }
+    let (stop, client) = (AtomicBool::new(false), world.outside.host.path());
+    std::thread::scope(|scope| {
+        let flood = scope.spawn(|| {
+            sock::within(client, || {
+                // A source of its own for each datagram.
+                let ports = (1024..u16::MAX)
+                    .flat_map(|port| addresses.clone().map(move |last| (last, port)));
+                let sources = ports.cycle().take_while(|_| !stop.load(Ordering::Relaxed));
+                let send = |(last, port)| {
+                    let from = (Ipv4Addr::new(198, 51, 100, last), port);
+                    let socket = UdpSocket::bind(from).unwrap();
+                    u64::from(socket.send_to(b"flood", victim).is_ok())
+                };
+                sources.map(send).sum::<u64>()
+            })
+        });
+        let evicted = || host.counter("from_underlay", "flow_evicted");
+        wait_until(on_this_machine(Duration::from_secs(60)), "the table to be full", || {
+            evicted() > 0
+        });
+        for round in 0..50 {
+            let into = sock::tcp(client, published, 0, sock::Use::Echo(10));
+            let out = sock::tcp(
+                &container(&name),
+                SocketAddrV4::new(Outside::IP, 80),
+                0,
+                sock::Use::Echo(10),
+            );
+            assert_eq!((into.as_str(), out.as_str()), ("ok 10", "ok 10"), "round {round}");
+        }
+        stop.store(true, Ordering::Relaxed);
+        eprintln!("{} datagrams, {} flows evicted", flood.join().unwrap(), evicted());
+    });
+    assert_eq!(host.json(&["status"])["conntrack"]["refused"], 0);
 }

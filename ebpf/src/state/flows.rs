@@ -42,6 +42,8 @@ const EEXIST: i32 = 17;
 const SLOT_TRIES: u32 = 16;
 /// How many slots are looked at for flows that may be evicted.
 const EVICT_TRIES: u32 = 32;
+/// How many flows are evicted for one: another CPU may be faster to take the room.
+const EVICTIONS: u32 = 4;
 /// Of how many flows that may be evicted the best is.
 const CANDIDATES: u32 = 4;
 
@@ -392,7 +394,10 @@ fn insert(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow, target: &mut 
     let mut told = 0;
     let slot = find_slot(new.now);
     choose_port(skb, new);
-    if new.outcome == outcome::FULL && evict(new.now) != 0 {
+    for _ in 0..EVICTIONS {
+        if new.outcome != outcome::FULL || evict(new.now) == 0 {
+            break;
+        }
         told |= inserted::EVICTED;
         choose_port(skb, new);
     }
@@ -421,7 +426,10 @@ fn insert(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow, target: &mut 
     entry.bytes = u64::from(new.bytes);
     entry.seal = entry.seal_for(&new.key);
     let mut done = FLOWS.insert(&new.key, &new.entry, BPF_NOEXIST.into());
-    if done.is_err_and(|error| error != -EEXIST) && evict(new.now) != 0 {
+    for _ in 0..EVICTIONS {
+        if done.is_ok() || done == Err(-EEXIST) || evict(new.now) == 0 {
+            break;
+        }
         told |= inserted::EVICTED;
         done = FLOWS.insert(&new.key, &new.entry, BPF_NOEXIST.into());
     }
