@@ -19,6 +19,7 @@ async fn diagnose(host: &Netns) -> Vec<(String, Level)> {
         networks: vec![("net1".to_owned(), 1450)],
         clock_offset_ms: None,
         alarms: Vec::new(),
+        certificates: Vec::new(),
         shared_port: false,
         agent_running: false,
     };

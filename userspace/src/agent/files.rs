@@ -186,6 +186,9 @@ pub(crate) fn unmark_purged(state_dir: &Path) -> io::Result<()> {
     fs::remove_file(state_dir.join(PURGED))
 }
 
+/// Name of the file with the paths of the certificates of the connection to the store.
+pub(crate) const CERTIFICATES: &str = "store-certificates";
+
 /// Directories of the state directory: records, logs and files of containers.
 pub(crate) const DIRECTORIES: [&str; 3] = ["containers", "logs", etc::DIRECTORY];
 
@@ -195,7 +198,7 @@ pub(crate) fn remove_state(state_dir: &Path) {
     for directory in DIRECTORIES {
         let _ = fs::remove_dir_all(state_dir.join(directory));
     }
-    let files = [NODE_ID, "lock", "probe.new"].map(|name| state_dir.join(name));
+    let files = [NODE_ID, CERTIFICATES, "lock", "probe.new"].map(|name| state_dir.join(name));
     for file in files.into_iter().chain([name_path(state_dir)]) {
         let _ = fs::remove_file(file);
     }

@@ -6,7 +6,7 @@
 //! * `state`: types of shared state; `shared`: one value of each.
 //! * `identity`: the name of the node, the machine, the process.
 //! * `node`: the agent's own entry in the store.
-//! * `alarms`: the alarms of the store.
+//! * `alarms`: the alarms of the store; `certificates`: the certificates of the connection to it.
 //! * `conntrack`: ages and removes the flows that the programs make.
 //! * `backend`: carries out the requests of the API.
 //! * `ports`: the published ports of the host.
@@ -17,6 +17,7 @@
 
 mod alarms;
 mod backend;
+mod certificates;
 mod conntrack;
 mod containers;
 mod engine;
@@ -43,13 +44,14 @@ use tokio::{
     sync::oneshot,
 };
 
-pub use self::purge::purge_offline;
 use self::{
     backend::Agent,
     containers::Containers,
     engine::{Engine, Periods},
     shared::Shared,
+    start::Started,
 };
+pub use self::{certificates::last_certificates, purge::purge_offline};
 use crate::{
     api,
     config::{AgentOptions, PurgeOptions},
@@ -63,8 +65,9 @@ use crate::{
 ///
 /// One line with the reason why the agent cannot start: a missing privilege or kernel feature,
 /// another agent on the socket, in the state directory, under the node name or with the same
-/// identifier, another node name than before, an uplink or VTEP address that does not exist,
-/// credentials that cannot be read, a store that does not answer within `--store-timeout`.
+/// identifier, or in the network namespace, a mount namespace whose mounts end with the agent, another
+/// node name than before, an uplink or VTEP address that does not exist, credentials that cannot be
+/// read, a store that does not answer within `--store-timeout`.
 pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     start::log(&options.log, options.trace)?;
     doctor::preflight().map_err(|line| anyhow!(line))?;
@@ -104,6 +107,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     // Before anything else: the socket and the state directory belong to one agent.
     let listener = api::bind(&options.socket)?;
     let _state_dir = files::take_state_dir(&options.state_dir).map_err(|line| anyhow!(line))?;
+    let mounts = start::mounts(options)?;
     let url = options.store.parse::<StoreUrl>()?;
     let credentials = start::credentials(&options.store_access)?;
     let containers = Containers::load(&options.state_dir)
@@ -123,7 +127,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     tokio::pin!(stopped);
 
     start::raise_file_limit();
-    let (host, node, uplinks) = tokio::select! {
+    let Started { host, node, uplinks, detached } = tokio::select! {
         started = start::host(options, named.name, id) => started?,
         signal = &mut stopped => {
             tracing::info!("{signal} before the host had its uplinks");
@@ -140,6 +144,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
         containers,
     ));
     shared.problems.set("node-name", named.problem);
+    shared.problems.set("mounts", mounts);
     for (index, line) in problems.into_iter().enumerate() {
         shared.problems.set(&format!("containers/{index}"), Some(line));
     }
@@ -150,6 +155,8 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     let trace = if options.trace { Some(host.forward_trace()?) } else { None };
     tasks.spawn(conntrack::keep(shared.conntrack_context()));
     tasks.spawn(shared.disk.clone().keep(shared.shutdown.clone()));
+    // Before the store is reached: a certificate may be why it is not.
+    tasks.spawn(certificates::keep(Arc::clone(&shared)));
 
     let agent = Arc::new(Agent::new(Arc::clone(&shared)));
     let server = api::serve(
@@ -197,7 +204,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
 
     let mut engine =
         tasks.spawn(Engine::new(Arc::clone(&shared), follower, Periods::default()).run());
-    tasks.spawn(start::tell_when_ready(Arc::clone(&shared), Arc::clone(&host)));
+    tasks.spawn(start::tell_when_ready(Arc::clone(&shared), Arc::clone(&host), detached));
     let keeper = Arc::clone(&agent);
     tasks.spawn(async move { keeper.keep_known().await });
 

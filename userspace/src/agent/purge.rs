@@ -1,6 +1,7 @@
 //! `culvert purge` without a running agent, and its completion by the next agent.
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
+use culvert_common::abi::programs;
 
 use super::{
     backend::Agent,
@@ -10,7 +11,7 @@ use super::{
 };
 use crate::{
     config::PurgeOptions,
-    datapath::Datapath,
+    datapath::{self, Datapath},
     model::{Alive, ops::ExecuteError},
     netlink::Netlink,
     netns::Netns,
@@ -29,7 +30,14 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
     // No agent can start while the socket is bound.
     let listener = crate::api::bind(&options.socket)?;
     let netlink = Netlink::new()?;
-    for link in netlink.links().await? {
+    let links = netlink.links().await?;
+    let leftovers = datapath::find_leftovers(&links, &options.bpffs)?;
+    if let Some((other, pid)) = leftovers.iter().find_map(|other| Some((other, other.holder?))) {
+        bail!(
+            "another agent, pid {pid}, serves this network namespace, and has attached {other}: name its --socket, or stop it"
+        );
+    }
+    for link in links {
         if let Some(id) = sandbox::endpoint_of(&link) {
             sandbox::unplug(&netlink, id).await?;
         }
@@ -55,10 +63,12 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
             containers.remove(&record.name)?;
         }
     }
-    if Datapath::has_loopback(&options.bpffs)? {
+    let has_loopback = leftovers.iter().any(|leftover| leftover.program == programs::FROM_LOOPBACK);
+    if has_loopback || Datapath::has_loopback(&options.bpffs)? {
         sandbox::allow_loopback(&netlink, false)?;
     }
     Datapath::purge(&options.bpffs)?;
+    datapath::remove_leftovers(&leftovers)?;
     if options.state_dir.is_dir() {
         for directory in files::DIRECTORIES {
             // Best effort: what is left does no harm.

@@ -1,8 +1,9 @@
 //! The steps of the start.
 
+mod leftovers;
 mod underlay;
 
-use std::{future::Future, io::IsTerminal as _, sync::Arc, time::Duration};
+use std::{future::Future, io::IsTerminal as _, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
 use tokio::sync::watch;
@@ -18,6 +19,7 @@ use crate::{
     choice::device::Device,
     config::{AgentOptions, DatapathMode, StoreAccess},
     datapath::{self, Carried, Datapath},
+    doctor,
     model::{LAYOUT, Name, Node, follow_options},
     netlink::Netlink,
     store::{
@@ -53,6 +55,37 @@ pub(super) fn log(filter: &str, trace: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Checks that what the agent mounts outlives it. Returns the problem, if there is one that
+/// `--allow-private-mounts` permits.
+///
+/// # Errors
+///
+/// One line: the mounts end with the agent.
+pub(super) fn mounts(options: &AgentOptions) -> anyhow::Result<Option<String>> {
+    let fleeting = doctor::fleeting_mounts(&options.bpffs);
+    if fleeting.is_empty() {
+        return Ok(None);
+    }
+    let fault = fleeting_line(&fleeting);
+    if options.allow_private_mounts {
+        return Ok(Some(fault));
+    }
+    bail!(
+        "{fault}: take PrivateTmp=, PrivateMounts=, ProtectSystem=, ReadWritePaths= and all else \
+         that gives a unit mounts of its own out of the unit, or give --allow-private-mounts"
+    )
+}
+
+/// What happens to the mounts in these directories.
+fn fleeting_line(dirs: &[PathBuf]) -> String {
+    let dirs: Vec<String> = dirs.iter().map(|dir| dir.display().to_string()).collect();
+    format!(
+        "mount namespace: what the agent mounts at {} does not reach the host, and ends with the \
+         agent; traffic then stops",
+        dirs.join(" and ")
+    )
+}
+
 /// The options to open the store with.
 ///
 /// # Errors
@@ -79,17 +112,27 @@ pub(super) fn credentials(access: &StoreAccess) -> anyhow::Result<StoreOptions> 
     })
 }
 
+/// A host whose data plane is loaded.
+pub(super) struct Started {
+    pub(super) host: Host,
+    pub(super) node: Node,
+    /// Names of the uplinks.
+    pub(super) uplinks: Vec<String>,
+    /// Programs of an earlier agent that were detached, a line each.
+    pub(super) detached: Vec<String>,
+}
+
 /// Waits for uplinks and VTEP address, loads the data plane, and attaches it to the uplinks.
 ///
 /// # Errors
 ///
-/// One line: an uplink is of a kind that cannot be one, uplinks or VTEP address are not there
-/// within `--store-timeout`, or the kernel refuses.
+/// One line: another agent serves this network namespace, an uplink is of a kind that cannot be one,
+/// uplinks or VTEP address are not there within `--store-timeout`, or the kernel refuses.
 pub(super) async fn host(
     options: &AgentOptions,
     name: Name,
     id: String,
-) -> anyhow::Result<(Host, Node, Vec<String>)> {
+) -> anyhow::Result<Started> {
     let netlink = Netlink::new()?;
     let (uplinks, vtep) = underlay::wait(&netlink, options).await?;
     let facts = facts::read(&netlink, &uplinks).await?;
@@ -98,6 +141,8 @@ pub(super) async fn host(
         mtu: facts.mtu,
         ..Node::new(name, id, vtep, options.vxlan_port)
     };
+
+    let detached = leftovers::check(&netlink, options).await?;
 
     let device = Device::choose(options.device).await.map_err(|line| anyhow!(line))?;
 
@@ -121,7 +166,7 @@ pub(super) async fn host(
     if let Some(error) = host.attach_uplinks().await.into_iter().next() {
         return Err(error.into());
     }
-    Ok((host, node, uplinks))
+    Ok(Started { host, node, uplinks, detached })
 }
 
 /// Raises the limit of open files to its maximum: each published port takes a file.
@@ -178,8 +223,9 @@ pub(super) async fn within<T>(
     }
 }
 
-/// Logs that the agent is ready, once the first list of the store is in the kernel.
-pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>) {
+/// Retires what an earlier agent has left, and logs that the agent is ready, once the first list of
+/// the store is in the kernel.
+pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>, detached: Vec<String>) {
     if shared.wait_ready().await {
         match host.retire_other_versions() {
             Ok(retired) => {
@@ -202,6 +248,7 @@ pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>) {
             }
             Err(error) => tracing::warn!("{error}"),
         }
+        leftovers::retire(&shared, &host, detached).await;
         tracing::info!(
             "agent ready node={} socket={} vtep={} store={}",
             shared.node.name,

@@ -500,10 +500,22 @@ pub struct StoreStatus {
     /// Alarms of etcd, such as `NOSPACE`: it takes no writes while one is set.
     #[serde(default)]
     pub alarms: Vec<String>,
+    /// Files of the certificates of the connection.
+    #[serde(default)]
+    pub certificates: Vec<StoreCertificate>,
     /// The last full read of the store: at the start, or after an interruption whose changes the
     /// store has compacted.
     #[serde(default)]
     pub last_read: Option<StoreRead>,
+}
+
+/// A file of certificates of the connection to the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreCertificate {
+    /// The option of the agent that names it: `--store-ca` or `--store-cert`.
+    pub option: String,
+    /// Path.
+    pub file: String,
 }
 
 /// Duration and size of a full read of the store.

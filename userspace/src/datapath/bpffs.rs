@@ -39,6 +39,19 @@ pub(super) fn ensure_mounted(dir: &Path) -> Result<(), DatapathError> {
         .map_err(|errno| failed(dir, "mount BPF file system")(errno.into()))
 }
 
+/// Where BPF file systems are mounted in this mount namespace (proc_pid_mountinfo(5)). A path with an
+/// octal escape is left out.
+pub(super) fn mount_points() -> Vec<PathBuf> {
+    let mountinfo = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+    mountinfo
+        .lines()
+        .filter(|line| line.contains(" - bpf "))
+        .filter_map(|line| line.split(' ').nth(4))
+        .filter(|point| !point.contains('\\'))
+        .map(PathBuf::from)
+        .collect()
+}
+
 /// Makes a directory and its parents.
 pub(super) fn create_dir(dir: &Path) -> Result<(), DatapathError> {
     fs::create_dir_all(dir).map_err(failed(dir, "create directory"))

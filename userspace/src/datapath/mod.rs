@@ -21,6 +21,7 @@ mod error;
 pub mod flows;
 pub mod jited;
 pub mod layout;
+mod leftovers;
 mod links;
 mod netkit;
 mod pins;
@@ -65,6 +66,10 @@ pub use self::{
     carry::Carried,
     error::DatapathError,
     flows::{FlowTable, Flows},
+    leftovers::{
+        Leftover, Retired, detach_xdp as detach_xdp_leftovers, find as find_leftovers,
+        remove as remove_leftovers,
+    },
     price::Price,
     tables::{KernelTable, Table, Tables},
 };

@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use culvert_common::abi::VXLAN_OVERHEAD;
 
 use super::{
+    certificate::examine_certificate,
     facts::{Bpffs, Facts, HostFacts, Probe, UplinkFacts},
     finding::{Finding, Level},
 };
-use crate::sandbox::RESOLVER_ADVICE;
+use crate::{datapath::Leftover, sandbox::RESOLVER_ADVICE};
 
 /// The first kernel with tcx, to which the programs are attached.
 const LEAST_KERNEL: (u32, u32) = (6, 6);
@@ -25,9 +26,12 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     for uplink in &facts.uplinks {
         findings.extend(self::uplink(facts, uplink));
     }
+    findings.extend(facts.leftovers.iter().map(leftover));
     findings.push(port(facts));
     findings.push(clock(facts));
     findings.extend(facts.subject.alarms.iter().map(|alarm| self::alarm(alarm)));
+    let certificates = facts.certificates.iter();
+    findings.extend(certificates.map(|file| examine_certificate(file, facts.now)));
     findings.push(names(facts));
     findings.extend(ports(facts));
     findings.extend(facts.shaped.iter().map(|(name, qdisc)| shaped(name, qdisc)));
@@ -246,6 +250,23 @@ fn tcx(uplink: &UplinkFacts) -> Option<Finding> {
             "make sure that they let VXLAN pass: 'bpftool net' shows the order",
         )
     })
+}
+
+fn leftover(leftover: &Leftover) -> Finding {
+    match leftover.holder {
+        Some(pid) => error(
+            "programs",
+            format!("{leftover}: it is of another agent, pid {pid}, in this network namespace"),
+            "stop one of the two agents",
+        ),
+        None => warning(
+            "programs",
+            format!(
+                "{leftover}: it is of an earlier agent with another --bpffs, and runs before the programs of a later one"
+            ),
+            "start the agent again, or run 'culvert purge': both detach it",
+        ),
+    }
 }
 
 fn port(facts: &Facts) -> Finding {

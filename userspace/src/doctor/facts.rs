@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use aya::programs::{ProgramType, SchedClassifier, TcAttachType};
@@ -12,7 +13,9 @@ use nix::sys::{
     utsname::uname,
 };
 
+use super::certificate::{self, CertificateFile, Role};
 use crate::{
+    datapath::{Leftover, find_leftovers},
     netlink::{
         Link, Netlink, RX_UDP_GRO_FORWARDING,
         sockets::{LocalSocket, Transport, sockets},
@@ -24,6 +27,8 @@ use crate::{
 /// Merging of UDP datagrams into a list of packets. It merges VXLAN datagrams of different VNIs, as
 /// [`RX_UDP_GRO_FORWARDING`] does.
 const RX_GRO_LIST: &str = "rx-gro-list";
+/// Time within which an agent pins a program that it has attached.
+const PINNING: Duration = Duration::from_millis(50);
 
 /// The resources that an agent uses or will use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +45,8 @@ pub struct Subject {
     pub clock_offset_ms: Option<i64>,
     /// Alarms of the store.
     pub alarms: Vec<String>,
+    /// Files of the certificates of the connection to the store.
+    pub certificates: Vec<(Role, PathBuf)>,
     /// Whether the agent has found another program's socket on the VXLAN port.
     pub shared_port: bool,
     /// Whether an agent runs. A socket on the VXLAN port may then be the agent's own.
@@ -57,6 +64,9 @@ pub struct Facts {
     pub bpffs: Bpffs,
     /// The uplinks, in the order of the subject.
     pub uplinks: Vec<UplinkFacts>,
+    /// Programs of Culvert that are attached to interfaces and are not pinned in the agent's BPF file
+    /// system.
+    pub leftovers: Vec<Leftover>,
     /// UDP sockets of programs on the VXLAN port.
     pub sockets: Vec<LocalSocket>,
     /// Names of kernel vxlan devices on the VXLAN port that the agent did not make.
@@ -68,6 +78,10 @@ pub struct Facts {
     pub shaped: Vec<(String, String)>,
     /// The name servers that the host has for containers.
     pub resolver: Resolver,
+    /// The certificates of the connection to the store.
+    pub certificates: Vec<CertificateFile>,
+    /// The present time, since 1970.
+    pub now: Duration,
 }
 
 /// Kernel and privileges.
@@ -160,6 +174,7 @@ impl Facts {
             host: HostFacts::collect(),
             bpffs: bpffs(&subject.bpffs),
             uplinks,
+            leftovers: leftovers(netlink, &links, &subject.bpffs).await,
             sockets: sockets
                 .into_iter()
                 .flatten()
@@ -180,9 +195,29 @@ impl Facts {
                 .map(|link| link.name)
                 .collect(),
             resolver: Resolver::of_host(),
+            certificates: subject
+                .certificates
+                .iter()
+                .map(|(role, path)| CertificateFile::read(*role, path))
+                .collect(),
+            now: certificate::now(),
             subject,
         }
     }
+}
+
+/// Programs of Culvert that are not the agent's. A link that the agent is about to pin is looked at
+/// twice.
+async fn leftovers(netlink: &Netlink, links: &[Link], bpffs: &Path) -> Vec<Leftover> {
+    let find = || run_in(netlink.netns(), || find_leftovers(links, bpffs).ok()).ok().flatten();
+    let found = find().unwrap_or_default();
+    if found.is_empty() {
+        return found;
+    }
+    tokio::time::sleep(PINNING).await;
+    let mut again = find().unwrap_or_default();
+    again.retain(|leftover| found.contains(leftover));
+    again
 }
 
 /// The queueing discipline of the host side of a container's pair. `None` for other interfaces, and

@@ -16,8 +16,8 @@ use culvert::{
             AgentStatus, ApiError, Connect, ConntrackStatus, ContainerCreate, ContainerNetwork,
             ContainerRow, ContainerState, Counts, Created, DatapathStatus, ErrorKind, FdbRow,
             InspectContainer, InspectIpam, InspectPeer, InspectSubnet, NatQuery, NatRow, NeighRow,
-            NetworkCreate, NetworkInspect, NetworkRow, NodeRow, StatsRow, Status, StoreRead,
-            StoreStatus, VtepChange, VtepRow,
+            NetworkCreate, NetworkInspect, NetworkRow, NodeRow, StatsRow, Status, StoreCertificate,
+            StoreRead, StoreStatus, VtepChange, VtepRow,
         },
     },
     choice::{Uplink, XdpSupport},
@@ -42,6 +42,7 @@ struct State {
     hangs: bool,
     problems: Vec<String>,
     warnings: Vec<String>,
+    certificates: Vec<StoreCertificate>,
     shutdown: Option<CancellationToken>,
 }
 
@@ -96,6 +97,12 @@ impl Fake {
     /// Adds a problem to the status, and makes the store unhealthy.
     pub(crate) fn trouble(&self, problem: &str) {
         self.state().problems.push(problem.to_owned());
+    }
+
+    /// Adds a file of certificates to the status.
+    pub(crate) fn certify(&self, option: &str, file: &str) {
+        let (option, file) = (option.to_owned(), file.to_owned());
+        self.state().certificates.push(StoreCertificate { option, file });
     }
 
     /// Gives every new container a warning.
@@ -258,6 +265,7 @@ impl Backend for Fake {
             hostname: None,
             etc: None,
             warnings: Vec::new(),
+            certificates: Vec::new(),
         };
         state.containers.insert(name, row.clone());
         let warnings = state.warnings.clone();
@@ -471,6 +479,7 @@ impl Backend for Fake {
                 error: problems.first().cloned(),
                 clock_offset_ms: Some(0),
                 alarms: Vec::new(),
+                certificates: state.certificates.clone(),
                 last_read: Some(StoreRead { keys: 9, read_ms: 3, maps_ms: 5 }),
             },
             datapath: DatapathStatus {

@@ -342,6 +342,37 @@ fn doctor_works_with_and_without_an_agent() {
     assert!(lines.next().unwrap().starts_with("error"), "{table}");
 }
 
+/// The files that the agent names, or those of the options.
+#[test]
+fn doctor_names_a_certificate_that_has_expired() {
+    let expired = concat!(env!("CARGO_MANIFEST_DIR"), "/src/doctor/testdata/client.pem");
+    let findings = |socket: &Path, options: &[&str]| {
+        let args = ["doctor", "--uplink", "lo", "--bpffs", "/nonexistent", "--format", "json"];
+        let output = run(socket, &[&args, options].concat());
+        assert_eq!(output.status.code(), Some(1));
+        let rows: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let rows = rows.as_array().unwrap().iter();
+        let found = rows.filter(|row| row["check"] == "certificate");
+        found.map(|row| format!("{} {}", row["level"], row["detail"])).collect::<Vec<_>>()
+    };
+    let agent = Agent::start();
+    agent.fake.certify("--store-cert", expired);
+    let nowhere = agent.dir.path().join("nowhere");
+    let option = ["--store-cert", expired];
+    for found in [findings(&agent.socket(), &[]), findings(&nowhere, &option)] {
+        let [line] = found.as_slice() else { panic!("{found:?}") };
+        assert!(line.contains("\"error\""), "{line}");
+        assert!(line.contains("CN=host1 has expired at 2021-01-01T00:00:00Z"), "{line}");
+    }
+    // Those that the last agent has kept in its state directory.
+    let kept = format!("[[\"--store-cert\", {expired:?}]]");
+    std::fs::write(agent.dir.path().join("store-certificates"), kept).unwrap();
+    let found = findings(&nowhere, &["--state-dir", agent.dir.path().to_str().unwrap()]);
+    assert!(found[0].contains("CN=host1 has expired"), "{found:?}");
+    let found = findings(&nowhere, &["--store-ca", "/nonexistent"]);
+    assert!(found[0].contains("--store-ca /nonexistent cannot be read"), "{found:?}");
+}
+
 fn words_of(line: &str) -> Vec<&str> {
     line.split_whitespace().collect()
 }

@@ -14,9 +14,9 @@ use crate::{
     agent::state::Repair,
     api::types::{
         AgentStatus, ApiError, Counts, DatapathStatus, FdbRow, NeighRow, RepairRow, StatsRow,
-        Status, StoreStatus, VtepRow,
+        Status, StoreCertificate, StoreStatus, VtepRow,
     },
-    choice,
+    choice, doctor,
     model::{MacAddr, Name},
     reconcile,
     store::Kind,
@@ -229,6 +229,13 @@ impl Agent {
                 error: health.error,
                 clock_offset_ms,
                 alarms: shared.store.alarms(),
+                certificates: doctor::certificate_files(&shared.options.store_access)
+                    .into_iter()
+                    .map(|(role, path)| StoreCertificate {
+                        option: role.option().to_owned(),
+                        file: path.display().to_string(),
+                    })
+                    .collect(),
                 last_read: shared.store.last_read(),
             },
             datapath: DatapathStatus {

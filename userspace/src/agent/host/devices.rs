@@ -15,7 +15,7 @@ use super::{
 use crate::{
     agent::platform::{Adopted, Devices, PlugError, Underlay as _},
     api::types::{ApiError, ErrorKind},
-    datapath::{Datapath, DatapathError},
+    datapath::{self, Datapath, DatapathError},
     model::{self, Name, NetnsId, SandboxRef, validate},
     netlink::{Netlink, subnet_of},
     netns::{Netns, NetnsError, process_of},
@@ -261,10 +261,15 @@ impl Devices for Host {
 
     async fn purge(&self) -> Result<(), ApiError> {
         self.assistants.remove(&self.netlink).await.map_err(sandbox_refused)?;
+        let links = self.netlink.links().await.map_err(refused)?;
         // Locked, so that what is removed is not put back by a repair that is under way.
         let mut purged = self.purged();
         *purged = true;
-        Datapath::purge(&self.bpffs).map_err(broken)
+        Datapath::purge(&self.bpffs).map_err(broken)?;
+        // An agent that could not read the store has not retired these.
+        let found = datapath::find_leftovers(&links, &self.bpffs).map_err(broken)?;
+        let idle: Vec<_> = found.into_iter().filter(|other| other.holder.is_none()).collect();
+        datapath::remove_leftovers(&idle).map_err(broken)
     }
 }
 

@@ -23,8 +23,9 @@ use std::{
 use tokio::sync::Mutex;
 
 use crate::{
+    api::types::ApiError,
     choice::{Uplink, device::Device},
-    datapath::{self, Carried, Datapath, DatapathError, Price},
+    datapath::{self, Carried, Datapath, DatapathError, Leftover, Price, Retired},
     netlink::{Monitor, Netlink, NetlinkError},
 };
 
@@ -90,6 +91,13 @@ impl Host {
     /// Removes the pins of other ABI versions.
     pub(crate) fn retire_other_versions(&self) -> Result<Vec<(u32, Carried)>, DatapathError> {
         self.datapath.retire_other_versions()
+    }
+
+    /// Retires the programs of an earlier agent with another BPF file system. Returns also those of
+    /// an agent that runs.
+    pub(crate) async fn retire_leftovers(&self) -> Result<(Retired, Vec<Leftover>), ApiError> {
+        let links = self.netlink.links().await.map_err(error::refused)?;
+        self.datapath.retire_leftovers(&links).map_err(error::broken)
     }
 
     fn managed(&self) -> MutexGuard<'_, BTreeSet<(u32, IpAddr)>> {

@@ -118,6 +118,7 @@ impl World {
             socket: "/paper/socket".into(),
             state_dir: state_dir.clone(),
             bpffs: "/paper/bpf".into(),
+            allow_private_mounts: false,
             cleanup_on_exit: false,
             log: "info".to_owned(),
             trace: false,

@@ -3,6 +3,7 @@
 use std::{io::Write, path::Path};
 
 use crate::{
+    agent::last_certificates,
     api::{Backend, Client, Unreachable},
     choice,
     cli::{
@@ -10,8 +11,9 @@ use crate::{
         failure::Failure,
         output::{self, Row, or_dash},
     },
+    config::StoreAccess,
     datapath::Price,
-    doctor::{self, DatapathFacts, Facts, Finding, Level, Subject},
+    doctor::{self, DatapathFacts, Facts, Finding, Level, Role, Subject, certificate_files},
     netlink::{Netlink, NetlinkError, default_link},
 };
 
@@ -105,6 +107,11 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
         networks: Vec::new(),
         clock_offset_ms: None,
         alarms: Vec::new(),
+        certificates: certificate_files(&StoreAccess {
+            ca: args.store_ca,
+            cert: args.store_cert,
+            ..StoreAccess::default()
+        }),
         shared_port: false,
         agent_running: false,
     };
@@ -112,6 +119,9 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
     let status = match client.reach().await {
         Ok(()) => client.status().await,
         Err(Unreachable::NobodyListens(path)) => {
+            if subject.certificates.is_empty() {
+                subject.certificates = last_certificates(&args.state_dir);
+            }
             let detail = format!("not running: nobody listens on {}", path.display());
             let found = finding(Level::Warning, detail, "start it with 'culvert agent'");
             return (subject, found, None);
@@ -131,6 +141,12 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
     subject.agent_running = true;
     subject.clock_offset_ms = status.store.clock_offset_ms;
     subject.alarms = status.store.alarms;
+    if subject.certificates.is_empty() {
+        let files = status.store.certificates.into_iter();
+        subject.certificates = files
+            .filter_map(|file| Some((Role::of_option(&file.option)?, file.file.into())))
+            .collect();
+    }
     subject.vxlan_port = status.agent.vxlan_port;
     subject.shared_port = status.datapath.shared_port;
     // The pins are in a directory of their ABI version.
