@@ -39,7 +39,7 @@ fn flood(netns: &std::path::Path, first: u16, count: u16) {
 #[test]
 #[ignore = "needs root"]
 fn a_flood_costs_no_connection() {
-    let world = World::with_agent(&["--conntrack-max", "64"]);
+    let mut world = World::with_agent(&["--conntrack-max", "64"]);
     let host = world.host();
     assert_eq!(host.json(&["status"])["conntrack"]["max"], 64);
     let (flooder, _) = world.run("bridge", &[]);
@@ -73,6 +73,15 @@ fn a_flood_costs_no_connection() {
     let established = rows.as_array().into_iter().flatten();
     let established = established.filter(|row| row["state"] == "tcp_established").count();
     assert_eq!(established, 4, "{rows}");
+
+    // The table keeps its size, and room is made in it by an agent with another option, too.
+    world.cluster.hosts[0].stop_agent(Signal::SIGTERM);
+    world.cluster.hosts[0].start_agent(&["--conntrack-max", "65536"]);
+    world.cluster.hosts[0].wait_ready();
+    flood(&netns, 30_000, 300);
+    streams.iter_mut().for_each(talk);
+    let status = world.host().json(&["status"])["conntrack"].clone();
+    assert_eq!((&status["max"], &status["refused"]), (&64.into(), &0.into()), "{status}");
 }
 
 /// Ports for masquerading come free by themselves while no agent runs.
@@ -108,7 +117,7 @@ fn flows_expire_while_no_agent_runs() {
     let mut more = 0;
     wait_until(SOON, "ports to come free", || {
         send(1);
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(50));
         more += arrived();
         more >= 12
     });

@@ -95,12 +95,15 @@ fn an_agent_with_another_bpffs_takes_over() {
     talk();
     let host = world.host();
     assert_eq!(ingress(host, &host_side(host)), ["from_container"]);
-    let status = host.json(&["status"]);
-    let repairs = status["repairs"].as_array().cloned().unwrap_or_default();
-    let repair = repairs.iter().find(|repair| repair["kind"] == "earlier program");
-    let count = repair.and_then(|repair| repair["count"].as_u64()).unwrap_or(0);
-    assert!(count >= 3, "an uplink, a container, a gateway: {status}");
-    assert!(host.agent_log().contains("flows carried over, 0 lost"), "{}", host.agent_log());
+    wait_until(SOON, "the repairs to be counted: an uplink, a container, a gateway", || {
+        let status = host.json(&["status"]);
+        let repairs = status["repairs"].as_array().cloned().unwrap_or_default();
+        let repair = repairs.iter().find(|repair| repair["kind"] == "earlier program");
+        repair.and_then(|repair| repair["count"].as_u64()).unwrap_or(0) >= 3
+    });
+    wait_until(SOON, "the flows to be told", || {
+        host.agent_log().contains("1 flows carried over, 0 lost")
+    });
     let rows = host.json(&["nat", "ls"]);
     let rows = rows.as_array().cloned().unwrap_or_default();
     assert!(rows.iter().any(|row| row["container"] == name && row["dst_port"] == 80), "{rows:?}");
@@ -125,10 +128,11 @@ fn an_agent_with_another_bpffs_takes_over_xdp() {
     host.agent = Some(Process::spawn(agent_with(host, &[("--bpffs", &other)], &xdp)));
     host.wait_ready();
     wait_until(SOON, "the former BPF file system to be removed", || !former.exists());
-    let log = host.agent_log();
-    assert!(log.contains("repaired: from_underlay_xdp on up0, pinned at"), "{log}");
+    wait_until(SOON, "the repair to be told", || {
+        host.agent_log().contains("repaired: from_underlay_xdp on up0, pinned at")
+    });
     assert_eq!(ingress(host, "up0"), ["from_underlay"]);
-    assert!(host.netns.run("ip -d link show up0").contains("prog/xdp"), "{log}");
+    assert!(host.netns.run("ip -d link show up0").contains("prog/xdp"));
 }
 
 /// `culvert purge` removes what is attached, wherever it is pinned, and nothing of another network
@@ -140,17 +144,21 @@ fn purge_removes_programs_that_are_pinned_elsewhere() {
     let host = &mut cluster.hosts[0];
     host.run_idle(&unique_name("left"), "bridge", &[]);
     let former = host.bpffs();
+    host.ok(&["ports", "deny", "203.0.113.7"]);
     host.stop_agent(Signal::SIGKILL);
     assert_eq!(ingress(host, "up0"), ["from_underlay"]);
     let (state, other) = (host.dir().join("state"), host.dir().join("other"));
+    assert!(state.join("denied").exists());
     let mut purge = host.culvert_command(&["purge", "--state-dir"]);
-    let output = purge.arg(state).arg("--bpffs").arg(other).output();
+    let output = purge.arg(&state).arg("--bpffs").arg(other).output();
     let output = output.unwrap_or_else(|error| unreachable!("{error}"));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     for ifname in ["up0", "lo"] {
         assert_eq!(ingress(host, ifname), [""; 0], "{ifname}");
     }
     assert!(!former.exists());
+    // The list of denied clients as well, as a purge of the agent that runs does.
+    assert!(!state.join("denied").exists());
     assert_eq!(ingress(&cluster.hosts[1], "up0"), ["from_underlay"]);
     assert!(cluster.hosts[1].healthy());
 }

@@ -37,6 +37,7 @@ cases!(
     server_connects_to_the_port_of_a_client_on_another_host,
     full_of_connections,
     full_of_unanswered,
+    full_of_denied,
     full_of_ended_and_others,
     what_has_expired_makes_room,
     what_has_expired_is_no_flow,
@@ -362,6 +363,22 @@ fn full_of_unanswered(lab: &mut Lab) {
     assert!(left_of(lab, fillers, 17) >= fillers - 50);
     assert_eq!(entries(lab), 2 * MAX_FLOWS as usize);
     exchange_on(lab, &[(true, ACK)]);
+}
+
+/// Flows whose client was denied make no room: without them the container's packets would begin
+/// masqueraded flows to it.
+fn full_of_denied(lab: &mut Lab) {
+    let fillers = fill(lab, 17, [seen::PACKET; 2], 0);
+    for number in 0..fillers {
+        for (key, _) in filler(number, 17, [0; 2], 0) {
+            let entry = flow(lab, &key);
+            lab.flows.set(key, Flow { kind: entry.kind | kind::DENIED, ..entry }.sealed(&key));
+        }
+    }
+    for port in 1..10 {
+        refused(lab, port);
+    }
+    assert_eq!(left_of(lab, fillers, 17), fillers);
 }
 
 /// Ended flows go before others.

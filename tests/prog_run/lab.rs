@@ -130,19 +130,6 @@ impl<K: Pod, V: Pod> Written<K, V> {
         self.0.remove(&Bytes(key)).unwrap();
     }
 
-    /// Adds entries, made by `entry` from their numbers, until the map is full.
-    /// Returns how many.
-    pub(crate) fn fill(&mut self, entry: impl Fn(u32) -> (K, V)) -> u32 {
-        let mut number = 0;
-        loop {
-            let (key, value) = entry(number);
-            if self.0.insert(Bytes(key), Bytes(value), 0).is_err() {
-                return number;
-            }
-            number += 1;
-        }
-    }
-
     fn clear(&mut self) {
         for key in self.keys() {
             self.0.remove(&Bytes(key)).unwrap();
@@ -194,6 +181,7 @@ impl Lab {
             flow_timeouts: conntrack::default_timeouts(),
             nat_ports: (1024, 65535),
             services: vec!["10.96.0.0/16".parse().unwrap()],
+            denied: Vec::new(),
             trace: false,
         };
         let mut ebpf = load_object(&options, None).unwrap();
@@ -238,6 +226,7 @@ impl Lab {
         clear(&self.tables.flood_local);
         clear(&self.tables.flood_remote);
         clear(&self.tables.learned);
+        clear(&self.tables.heard);
         self.path_mtu.clear();
         self.rates.clear();
         clear(&self.tables.gateways);
@@ -245,6 +234,12 @@ impl Lab {
         clear(&self.tables.host_addrs);
         clear(&self.tables.uplinks);
         clear(&self.tables.client_links);
+        for prefix in self.tables.sources.dump().unwrap().keys() {
+            self.tables.sources.remove(prefix).unwrap();
+        }
+        for prefix in self.tables.denied.dump().unwrap().keys() {
+            self.tables.denied.remove(prefix).unwrap();
+        }
         self.flows.clear();
         self.fragments.clear();
         self.held.clear();

@@ -246,7 +246,7 @@ pub(crate) fn publish(
     });
     let vni = Place::At(to).zone();
     let port = container_port.to_be_bytes();
-    let entry = PublishedEntry { addr, vni, ifindex: to.ifindex(), port, pad: 0, seal: 0 };
+    let entry = PublishedEntry { addr, vni, ifindex: to.ifindex(), port, flags: 0, seal: 0 };
     lab.tables.published.insert(&key, &entry).unwrap();
 }
 

@@ -41,7 +41,10 @@ async fn churn(store: &EtcdStore, host: u64, mut random: Random, operations: u32
         } else {
             let last = u8::try_from(2 + random.below(29)).expect("host part");
             let spec = EndpointSpec {
-                ip: (random.below(4) == 0).then(|| Ipv4Addr::new(10, 0, 0, last).into()),
+                ips: match random.below(4) {
+                    0 => vec![Ipv4Addr::new(10, 0, 0, last).into()],
+                    _ => Vec::new(),
+                },
                 ..endpoint("net", &format!("n{host}"), &format!("c{host}-{number}"))
             };
             let made = execute(store, None, |view: &View| create_endpoint(view, &spec)).await;

@@ -8,6 +8,8 @@ pub const MAX_LOCAL_ENDPOINTS: u32 = 16_384;
 pub const MAX_ENDPOINTS: u32 = 524_288;
 /// Capacity of [`FDB_LEARNED`](super::names::FDB_LEARNED).
 pub const MAX_LEARNED: u32 = 65_536;
+/// Capacity of [`NEIGHBOURS_HEARD`](super::names::NEIGHBOURS_HEARD).
+pub const MAX_HEARD: u32 = 16_384;
 /// Capacity of [`NETWORKS`](super::names::NETWORKS).
 pub const MAX_NETWORKS: u32 = 16_384;
 /// Capacity of [`UNDERLAY`](super::names::UNDERLAY), [`VTEP_IDS`](super::names::VTEP_IDS) and
@@ -40,6 +42,11 @@ pub const MAX_UPLINKS: u32 = 256;
 pub const MAX_CLIENT_LINKS: u32 = 1024;
 /// Capacity of [`SERVICES`](super::names::SERVICES).
 pub const MAX_SERVICES: u32 = 64;
+
+/// Capacity of [`DENIED`](super::names::DENIED).
+pub const MAX_DENIED: u32 = 65_536;
+/// Capacity of [`SOURCES`](super::names::SOURCES).
+pub const MAX_SOURCES: u32 = 131_072;
 
 /// Words of [`RESERVED_PORTS`](super::names::RESERVED_PORTS) for one protocol.
 pub const RESERVED_WORDS: u32 = 1024;

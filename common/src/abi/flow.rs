@@ -39,7 +39,7 @@ pub mod zone {
     }
 }
 
-/// Bits of [`Flow::kind`], which do not change while a flow lives.
+/// Bits of [`Flow::kind`]. All but [`DENIED`](kind::DENIED) do not change while a flow lives.
 pub mod kind {
     /// The direction of the packet that began the flow.
     pub const ORIG: u32 = 1;
@@ -50,6 +50,10 @@ pub mod kind {
     /// The flow was begun by a container and goes to the host's stack, which may send it on
     /// (netfilter's DNAT).
     pub const HOST: u32 = 8;
+    /// The flow goes to a published port, and its client was denied since: its packets are dropped
+    /// in both directions. The only bit that changes while a flow lives: the agent replaces the
+    /// entries.
+    pub const DENIED: u32 = 16;
 }
 
 /// Bits of [`Flow::seen`]: packets that have passed in this direction.

@@ -11,6 +11,9 @@ pub const FDB: &str = "FDB";
 pub const FDB_LEARNED: &str = "FDB_LEARNED";
 /// [`NeighKey`](super::NeighKey) → [`NeighEntry`](super::NeighEntry).
 pub const NEIGHBOURS: &str = "NEIGHBOURS";
+/// [`NeighKey`](super::NeighKey) → [`HeardEntry`](super::HeardEntry): IPv4 addresses that have no
+/// endpoint, as ARP tells them in networks that learn; written by the programs, LRU.
+pub const NEIGHBOURS_HEARD: &str = "NEIGHBOURS_HEARD";
 /// Set of [`VtepKey`](super::VtepKey) (value: `u32`, zero): the VTEPs that may send frames of a
 /// VNI.
 pub const VTEPS: &str = "VTEPS";
@@ -51,6 +54,12 @@ pub const CLIENT_LINKS: &str = "CLIENT_LINKS";
 /// Set of IPv4 prefixes (longest match; value: `u32`, zero). What a container sends to such an
 /// address goes to the host's stack, whose netfilter translates it (kube-proxy's services).
 pub const SERVICES: &str = "SERVICES";
+/// Set of prefixes of [`MappedAddr`](super::MappedAddr) (longest match; value: `u32`, zero).
+/// Clients with such an address begin no flow to a published port.
+pub const DENIED: &str = "DENIED";
+/// Prefixes of [`SourceKey`](super::SourceKey) (longest match) → VNI of the container's network:
+/// the clients of restricted ports.
+pub const SOURCES: &str = "SOURCES";
 /// Array of `u64` words, see [`reserved_bit`](super::reserved_bit): ports of the
 /// host that masquerading never takes.
 pub const RESERVED_PORTS: &str = "RESERVED_PORTS";
@@ -63,7 +72,7 @@ pub const HELD_FRAGMENTS: &str = "HELD_FRAGMENTS";
 pub const STATS: &str = "STATS";
 /// One `u64`, the epoch: an entry of the flow cache or of the route cache is valid while the
 /// epoch is the one in which the entry was made. The agent or a program that changes
-/// `ENDPOINTS`, `NETWORKS`, `FDB`, `VTEPS`, `VTEP_IDS`, `UNDERLAY`, `PATH_MTU`, `GATEWAYS`,
+/// `ENDPOINTS`, `NETWORKS`, `FDB`, `NEIGHBOURS`, `VTEPS`, `VTEP_IDS`, `UNDERLAY`, `PATH_MTU`, `GATEWAYS`,
 /// `UPLINKS` or `CLIENT_LINKS` advances it afterwards.
 pub const EPOCH: &str = "EPOCH";
 /// One [`Scratch`](super::Scratch) per CPU: headers too large for the BPF stack of 512 bytes.

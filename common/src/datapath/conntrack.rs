@@ -117,6 +117,10 @@ impl FlowState {
 /// host itself answers most of them, which no program counts.
 const UNANSWERED_NS: u64 = 10_000_000_000;
 
+/// Idle time in ns after which a flow expires whose client was denied. It must outlive the
+/// container's retransmissions, which are at most 120 s apart (`TCP_RTO_MAX` of Linux).
+const DENIED_NS: u64 = 300_000_000_000;
+
 /// Number of words of [`Timeouts`]: a power of two.
 pub const TIMEOUTS_LEN: usize = 16;
 /// The word of [`Timeouts`] that has the least of the others.
@@ -128,13 +132,12 @@ pub type Timeouts = [u64; TIMEOUTS_LEN];
 
 /// The table of the times that `ns` has for each state.
 pub fn timeouts(ns: impl Fn(FlowState) -> u64) -> Timeouts {
-    let mut timeouts = [u64::MAX; TIMEOUTS_LEN];
-    timeouts[LEAST] = UNANSWERED_NS;
-    for state in FlowState::ALL {
-        let timeout = ns(*state);
-        timeouts[state.code() as usize] = timeout;
-        timeouts[LEAST] = timeouts[LEAST].min(timeout);
-    }
+    let of_word = |word: usize| {
+        let state = u8::try_from(word).ok().and_then(FlowState::from_code);
+        state.map_or(u64::MAX, &ns)
+    };
+    let mut timeouts: Timeouts = core::array::from_fn(of_word);
+    timeouts[LEAST] = timeouts.iter().copied().fold(UNANSWERED_NS, u64::min);
     timeouts
 }
 
@@ -161,10 +164,14 @@ pub fn has_expired(
     timeout: impl Fn(usize) -> u64,
 ) -> bool {
     let unanswered = one.kind & kind::HOST != 0 && one.packets.min(other.packets) == 0;
-    let most = if unanswered { UNANSWERED_NS } else { u64::MAX };
-    let state = FlowState::of_flow(protocol, one, other);
-    let idle_ns = now_ns.saturating_sub(one.last_seen_ns.max(other.last_seen_ns));
-    idle_ns >= timeout(state.code() as usize).min(most)
+    let denied = (one.kind | other.kind) & kind::DENIED != 0;
+    let limit = timeout(FlowState::of_flow(protocol, one, other).code() as usize);
+    let limit = match (denied, unanswered) {
+        (true, _) => DENIED_NS,
+        (false, true) => limit.min(UNANSWERED_NS),
+        (false, false) => limit,
+    };
+    now_ns.saturating_sub(one.last_seen_ns.max(other.last_seen_ns)) >= limit
 }
 
 #[cfg(test)]
@@ -197,6 +204,10 @@ mod tests {
         assert!(!both(109, to_host, flow(kind::HOST, 0, 100, 0)));
         assert!(both(110, to_host, flow(kind::HOST, 0, 100, 0)));
         assert!(!both(110, to_host, flow(kind::HOST, seen::PACKET, 100, 1)));
+        // Of a denied client: 300 s in any state.
+        let denied = flow(kind::ORIG | kind::DENIED, seen::PACKET, 100, 1);
+        assert!(!both(399, denied, flow(kind::DENIED, 0, 100, 0)));
+        assert!(both(400, denied, flow(kind::DENIED, 0, 100, 0)));
         // A time that is later than now, of another CPU's tick.
         assert!(!both(99, orig, flow(0, 0, 100, 0)));
     }

@@ -8,8 +8,6 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_NOEXIST},
-    macros::map,
-    maps::PerCpuArray,
     programs::TcContext,
 };
 use culvert_common::{
@@ -17,44 +15,32 @@ use culvert_common::{
         Direction, DropReason, Flow, FlowKey, Note, Sealed as _, Tuple, kind, reserved_bit, seen,
         zone,
     },
-    datapath::{
-        conntrack::{self, FlowState},
-        nat,
-    },
+    datapath::nat,
     wire::tcp,
 };
 
+use super::{
+    flow_table::{
+        COPIES, Copies, entry, expire, has_expired, may_have_expired, other_half, remove,
+    },
+    slots::{evict, find_slot, take_slot},
+};
 use crate::{
     count::note,
     facts::routed::Routed,
-    globals::{FLOW_SLOTS_LEN, NAT_PORT_MAX, NAT_PORT_MIN, flow_timeout},
+    globals::{NAT_PORT_MAX, NAT_PORT_MIN},
     kernel::{
-        memory::{Body, own, repeat},
+        memory::{own, repeat},
         socket,
         time::{now_coarse, random},
     },
-    maps::{ENDPOINTS, FLOW_SLOTS, FLOWS, RESERVED_PORTS, copy, endpoint, read_to},
+    maps::{ENDPOINTS, FLOWS, RESERVED_PORTS, copy, endpoint},
 };
 
 /// `EEXIST` of errno.h.
 const EEXIST: i32 = 17;
-/// How many slots are looked at for one that is free.
-const SLOT_TRIES: u32 = 16;
-/// How many slots are looked at for flows that may be evicted.
-const EVICT_TRIES: u32 = 32;
 /// How many flows are evicted for one: another CPU may be faster to take the room.
 const EVICTIONS: u32 = 4;
-/// Of how many flows that may be evicted the best is.
-const CANDIDATES: u32 = 4;
-
-/// This CPU's copies of entries: the stack has 512 bytes.
-struct Copies {
-    flow: Flow,
-    other: Flow,
-}
-
-#[map]
-static COPIES: PerCpuArray<Copies> = PerCpuArray::with_max_entries(1, 0);
 
 /// What a packet becomes and where it goes.
 #[derive(Clone, Copy, Default)]
@@ -87,11 +73,13 @@ mod found {
     pub(super) const STALE: u32 = 2;
     /// There is one that may have expired.
     pub(super) const IDLE: u32 = 3;
+    /// There is one, whose client was denied since it began.
+    pub(super) const DENIED: u32 = 4;
 }
 
 /// Finds the flow of the packet `routed`, leaves what it becomes in `target`, and counts the
 /// packet in the flow. `incarnation` is that of the container that sent it, 0 if none did.
-/// `false`: there is no such flow.
+/// `false`: there is no such flow. A flow whose client was denied since refuses its packets.
 #[inline(always)]
 pub(crate) fn find(
     direction: Direction,
@@ -99,18 +87,23 @@ pub(crate) fn find(
     incarnation: u32,
     bytes: u32,
     target: &mut Target,
-) -> bool {
+) -> Result<bool, DropReason> {
     let mut found = refresh(routed, incarnation, bytes, target, false);
     if found == found::IDLE {
         if expire(&routed.key, now_coarse()) != 0 {
-            return false;
+            return Ok(false);
         }
         found = refresh(routed, incarnation, bytes, target, true);
     }
-    if found == found::STALE {
-        note(direction, Note::FlowStale, bytes);
+    match found {
+        found::YES => Ok(true),
+        found::DENIED => Err(DropReason::Denied),
+        found::STALE => {
+            note(direction, Note::FlowStale, bytes);
+            Ok(false)
+        }
+        _ => Ok(false),
     }
-    found == found::YES
 }
 
 /// [`find`] as a BPF function of its own, for its stack. `is_alive`: the flow has not expired.
@@ -142,6 +135,15 @@ fn refresh(
     }
     let mut tcp_flags = routed.tcp_flags;
     let orig = flow.kind & kind::ORIG != 0;
+    if flow.kind & kind::DENIED != 0 {
+        // The entry stays as long as the container sends: without it, the container's packets
+        // would begin a masqueraded flow, and the client's would come in by that.
+        if !orig {
+            // SAFETY: as below.
+            unsafe { (*entry).last_seen_ns = now };
+        }
+        return found::DENIED;
+    }
     // A SYN in the reply direction of such a flow is no packet of that flow: the server could reach
     // a later owner of the client's port.
     if !orig
@@ -188,21 +190,6 @@ fn acknowledged(key: &FlowKey, flow: &Flow) -> Option<u32> {
     (other.seen & seen::ACK != 0).then_some(other.last_ack)
 }
 
-/// The entry of the other direction of a flow: a copy that holds until the next call of this
-/// function on this CPU.
-#[inline(always)]
-fn other_half(key: &FlowKey, flow: &Flow) -> Option<&'static Flow> {
-    let Copies { other, .. } = own(&COPIES, 0)?;
-    read_to(&FLOWS, &key.other(flow), other).then_some(&*other)
-}
-
-/// One entry of the table: a copy that holds until the next packet or call on this CPU.
-#[inline(always)]
-fn entry(key: &FlowKey) -> Option<&'static Flow> {
-    let Copies { flow, .. } = own(&COPIES, 0)?;
-    read_to(&FLOWS, key, flow).then_some(&*flow)
-}
-
 /// Whether the host has a connected socket for this answer to a masqueraded flow: it has opened
 /// a connection with the same ports since the flow began. The host then gets the packet, not the
 /// container.
@@ -214,11 +201,15 @@ pub(crate) fn is_hosts(ctx: &TcContext, routed: &Routed, target: &Target) -> boo
         && socket::find(ctx.skb.skb, key.protocol, &key.tuple) == socket::CONNECTED
 }
 
-/// The flow under `key`, if both its containers are still those that it began with.
+/// The flow under `key`, if both its containers are still those that it began with, and its client
+/// was not denied since.
 /// `incarnation` is that of the container that sent the packet, 0 if none did.
 #[inline(always)]
 pub(crate) fn current(key: &FlowKey, incarnation: u32) -> Option<Target> {
     let flow = entry(key)?;
+    if flow.kind & kind::DENIED != 0 {
+        return None;
+    }
     is_current(flow, incarnation).then(|| Target::of(flow))
 }
 
@@ -245,52 +236,6 @@ fn is_current(flow: &Flow, incarnation: u32) -> bool {
 #[inline(always)]
 fn begins_anew(key: &FlowKey, flow: &Flow, tcp_flags: u8) -> bool {
     other_half(key, flow).is_some_and(|reply| nat::begins_anew(tcp_flags, flow.seen, reply.seen))
-}
-
-/// Whether the flow that has the entry `flow` may have expired.
-#[inline(always)]
-fn may_have_expired(flow: &Flow, now: u64) -> bool {
-    conntrack::may_have_expired(flow.last_seen_ns, now, flow_timeout)
-}
-
-/// Whether the flow that has the entry `flow` under `key` has expired: it is removed then.
-#[inline(always)]
-fn has_expired(key: &FlowKey, flow: &Flow, now: u64) -> bool {
-    may_have_expired(flow, now) && expire(key, now) != 0
-}
-
-/// Removes the flow under `key` if it has expired. Returns 1 if so. An entry without its other
-/// direction is left to the agent. A BPF function of its own, for its stack.
-#[inline(never)]
-fn expire(key: &FlowKey, now: u64) -> u32 {
-    let Some(flow) = entry(key) else { return 0 };
-    let other_key = key.other(flow);
-    let Some(Copies { other, .. }) = own(&COPIES, 0) else { return 0 };
-    if !read_to(&FLOWS, &other_key, other)
-        || !conntrack::has_expired(key.protocol, flow, other, now, flow_timeout)
-    {
-        return 0;
-    }
-    // Either may be gone already.
-    let _ = FLOWS.remove(&other_key);
-    let _ = FLOWS.remove(key);
-    1
-}
-
-/// Removes the flow under `key`, if there is one. A BPF function of its own, for its stack.
-#[inline(never)]
-pub(crate) fn forget(key: &FlowKey) {
-    if let Some(flow) = entry(key) {
-        remove(key, flow);
-    }
-}
-
-/// Removes both directions of a flow.
-#[inline(always)]
-fn remove(key: &FlowKey, flow: &Flow) {
-    // Either may be gone already.
-    let _ = FLOWS.remove(key.other(flow));
-    let _ = FLOWS.remove(key);
 }
 
 /// A flow to be.
@@ -547,111 +492,6 @@ fn used_by_host(skb: *mut __sk_buff, protocol: u8, answer: &Tuple) -> u32 {
         return 1;
     }
     (socket::find(skb, protocol, answer) != socket::NONE).into()
-}
-
-/// A search through slots, which are taken at random: no order in which flows begin can make the
-/// search miss.
-struct Search {
-    /// The present time.
-    now: u64,
-    /// The slot that was found, plus 1; 0: none.
-    slot: u32,
-    /// Flows that may be evicted.
-    candidates: u32,
-    /// Rank of the best of them, see [`FlowState::eviction_rank`].
-    rank: u8,
-    /// When its last packet passed, in ns.
-    last_seen_ns: u64,
-    /// Its key.
-    best: FlowKey,
-    /// The key in the slot that is looked at.
-    key: FlowKey,
-}
-
-/// This CPU's search: the stack has 512 bytes.
-#[map]
-static SEARCH: PerCpuArray<Search> = PerCpuArray::with_max_entries(1, 0);
-
-/// Begins a search, whose loop calls `body`. Returns what was found.
-#[inline(always)]
-fn search(now: u64, tries: u32, body: Body) -> Option<&'static Search> {
-    let search = own(&SEARCH, 0)?;
-    (search.now, search.slot, search.candidates) = (now, 0, 0);
-    repeat(tries, body, &mut ());
-    Some(search)
-}
-
-/// Looks at a slot at random: leaves its key in `search`, and returns its number plus 1, with the
-/// flow that has it. `None` in place of the flow: the slot is free.
-#[inline(always)]
-fn look(search: &mut Search) -> Option<(u32, Option<&'static Flow>)> {
-    let index = (u64::from(random()) * u64::from(FLOW_SLOTS_LEN.load())) >> 32;
-    copy(FLOW_SLOTS.get_ptr(index as u32)?, &mut search.key);
-    let number = index as u32 + 1;
-    // A key that another CPU was writing is the key of no flow.
-    Some((number, entry(&search.key).filter(|flow| flow.slot == number)))
-}
-
-/// Finds a slot for a new flow: one that is free, or whose flow has expired, which is removed. So the
-/// table ages as fast as flows begin, also while no agent runs. Returns its number plus 1, or 0: the
-/// flow then has none, and only the agent removes it. A BPF function of its own, for its stack.
-#[inline(never)]
-fn find_slot(now: u64) -> u32 {
-    search(now, SLOT_TRIES, try_slot).map_or(0, |search| search.slot)
-}
-
-/// Loop body of [`find_slot`].
-unsafe extern "C" fn try_slot(_: u64, _: *mut c_void) -> i64 {
-    let Some(search) = own(&SEARCH, 0) else { return 1 };
-    let Some((number, flow)) = look(search) else { return 0 };
-    if let Some(flow) = flow {
-        if !has_expired(&search.key, flow, search.now) {
-            return 0;
-        }
-    }
-    search.slot = number;
-    1
-}
-
-/// Puts the flow with the `ORIG` entry under `key` into the slot `number` less 1.
-#[inline(always)]
-fn take_slot(number: u32, key: &FlowKey) {
-    if let Some(slot) = FLOW_SLOTS.get_ptr_mut(number.wrapping_sub(1)) {
-        // Another CPU may have found the same slot: then one of both flows has none.
-        copy(key, slot);
-    }
-}
-
-/// Makes room for a flow in a full table: removes the best of some flows that may be evicted, if
-/// there is one. Returns 1 if so. A BPF function of its own, for its stack.
-#[inline(never)]
-fn evict(now: u64) -> u32 {
-    let Some(search) = search(now, EVICT_TRIES, try_evict) else { return 0 };
-    if search.candidates == 0 {
-        return 0;
-    }
-    forget(&search.best);
-    1
-}
-
-/// Loop body of [`evict`].
-unsafe extern "C" fn try_evict(_: u64, _: *mut c_void) -> i64 {
-    let Some(search) = own(&SEARCH, 0) else { return 1 };
-    let Some((_, Some(flow))) = look(search) else { return 0 };
-    let Some(other) = other_half(&search.key, flow) else { return 0 };
-    let protocol = search.key.protocol;
-    let expired = conntrack::has_expired(protocol, flow, other, search.now, flow_timeout);
-    let rank = match FlowState::of_flow(protocol, flow, other).eviction_rank() {
-        _ if expired => 0,
-        Some(rank) => rank,
-        None => return 0,
-    };
-    let last_seen_ns = flow.last_seen_ns.max(other.last_seen_ns);
-    if search.candidates == 0 || (rank, last_seen_ns) < (search.rank, search.last_seen_ns) {
-        (search.rank, search.last_seen_ns, search.best) = (rank, last_seen_ns, search.key);
-    }
-    search.candidates += 1;
-    (search.candidates >= CANDIDATES).into()
 }
 
 /// Whether a flow crosses a hop here: not where it leads to or comes from the host's own loopback

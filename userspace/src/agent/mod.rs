@@ -9,7 +9,7 @@
 //! * `alarms`: the alarms of the store; `certificates`: the certificates of the connection to it.
 //! * `conntrack`: ages and removes the flows that the programs make.
 //! * `backend`: carries out the requests of the API.
-//! * `ports`: the published ports of the host.
+//! * `ports`: the published ports of the host; `denied`: the clients that may not use them.
 //! * `containers`, `files`: the files in the state directory.
 //!
 //! The data plane works without an agent: programs, links and maps are pinned. An agent
@@ -20,6 +20,7 @@ mod backend;
 mod certificates;
 mod conntrack;
 mod containers;
+mod denied;
 mod engine;
 mod etc;
 mod files;
@@ -47,6 +48,7 @@ use tokio::{
 use self::{
     backend::Agent,
     containers::Containers,
+    denied::Denied,
     engine::{Engine, Periods},
     shared::Shared,
     start::Started,
@@ -112,6 +114,8 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     let credentials = start::credentials(&options.store_access)?;
     let containers = Containers::load(&options.state_dir)
         .with_context(|| format!("state directory {}", options.state_dir.display()))?;
+    let denied = Denied::load(&options.state_dir)
+        .with_context(|| format!("state directory {}", options.state_dir.display()))?;
     let named = identity::name(options).map_err(|line| anyhow!(line))?;
     let id = files::instance_id(&options.state_dir)?;
     let alive = identity::alive(id.clone(), run);
@@ -128,7 +132,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
 
     start::raise_file_limit();
     let Started { host, node, uplinks, detached } = tokio::select! {
-        started = start::host(options, named.name, id) => started?,
+        started = start::host(options, named.name, id, denied.sources()) => started?,
         signal = &mut stopped => {
             tracing::info!("{signal} before the host had its uplinks");
             return Ok(End::Asked);
@@ -136,15 +140,19 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     };
     let host = Arc::new(host);
     let problems = containers.problems().to_vec();
+    let skipped = denied.problems();
     let shared = Arc::new(Shared::new(
         options.clone(),
         (node, alive),
         uplinks,
         Arc::clone(&host) as Arc<dyn platform::Platform>,
-        containers,
+        (containers, denied),
     ));
     shared.problems.set("node-name", named.problem);
     shared.problems.set("mounts", mounts);
+    for (index, line) in skipped.into_iter().enumerate() {
+        shared.problems.set(&format!("denied/{index}"), Some(line));
+    }
     for (index, line) in problems.into_iter().enumerate() {
         shared.problems.set(&format!("containers/{index}"), Some(line));
     }

@@ -32,10 +32,9 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
     let netlink = Netlink::new()?;
     let links = netlink.links().await?;
     let leftovers = datapath::find_leftovers(&links, &options.bpffs)?;
-    if let Some((other, pid)) = leftovers.iter().find_map(|other| Some((other, other.holder?))) {
-        bail!(
-            "another agent, pid {pid}, serves this network namespace, and has attached {other}: name its --socket, or stop it"
-        );
+    let remedy = "name its --socket, or stop it";
+    if let Some(line) = leftovers.iter().find_map(|other| other.kept(remedy)) {
+        bail!("{line}");
     }
     for link in links {
         if let Some(id) = sandbox::endpoint_of(&link) {
@@ -70,10 +69,7 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
     Datapath::purge(&options.bpffs)?;
     datapath::remove_leftovers(&leftovers)?;
     if options.state_dir.is_dir() {
-        for directory in files::DIRECTORIES {
-            // Best effort: what is left does no harm.
-            let _ = std::fs::remove_dir_all(options.state_dir.join(directory));
-        }
+        files::remove_files(&options.state_dir);
         files::mark_purged(&options.state_dir)
             .with_context(|| format!("state directory {}", options.state_dir.display()))?;
     }

@@ -17,6 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     conntrack,
     containers::Containers,
+    denied::Denied,
     platform::Platform,
     ports::{Pending, Reservations},
     state::{Disk, Lives, MapCounts, Plugs, Problems, Readiness, Repairs, StoreHandle, Turns},
@@ -92,6 +93,8 @@ pub(crate) struct Shared {
     paths: Mutex<BTreeMap<[u8; 4], UnderlayPath>>,
     /// The published ports of this host.
     ports: Reservations,
+    /// The clients that may not use published ports.
+    pub(crate) denied: Denied,
     /// Since when the agents of other nodes are not alive.
     pub(crate) lives: Lives,
 }
@@ -103,7 +106,7 @@ impl Shared {
         (node, alive): (Node, Alive),
         uplinks: Vec<String>,
         platform: Arc<dyn Platform>,
-        containers: Containers,
+        (containers, denied): (Containers, Denied),
     ) -> Self {
         let problems = Arc::<Problems>::default();
         let disk = Disk::new(options.state_dir.clone(), Arc::clone(&problems));
@@ -134,6 +137,7 @@ impl Shared {
             containers: Mutex::new(containers),
             paths: Mutex::default(),
             ports: Reservations::default(),
+            denied,
             lives: Lives::default(),
         }
     }

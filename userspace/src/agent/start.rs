@@ -6,6 +6,7 @@ mod underlay;
 use std::{future::Future, io::IsTerminal as _, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
+use ipnetwork::Ipv4Network;
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
@@ -123,6 +124,7 @@ pub(super) struct Started {
 }
 
 /// Waits for uplinks and VTEP address, loads the data plane, and attaches it to the uplinks.
+/// `denied` are the clients that may not use published ports.
 ///
 /// # Errors
 ///
@@ -132,6 +134,7 @@ pub(super) async fn host(
     options: &AgentOptions,
     name: Name,
     id: String,
+    denied: Vec<Ipv4Network>,
 ) -> anyhow::Result<Started> {
     let netlink = Netlink::new()?;
     let (uplinks, vtep) = underlay::wait(&netlink, options).await?;
@@ -155,6 +158,7 @@ pub(super) async fn host(
         flow_timeouts: options.conntrack.timeouts.table(),
         nat_ports: options.conntrack.nat_ports,
         services: options.services.clone(),
+        denied,
         trace: options.trace,
     };
     let to_load = datapath_options.clone();
@@ -224,7 +228,7 @@ pub(super) async fn within<T>(
 }
 
 /// Retires what an earlier agent has left, and logs that the agent is ready, once the first list of
-/// the store is in the kernel.
+/// the store is in the kernel. What cannot be retired is tried again.
 pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>, detached: Vec<String>) {
     if shared.wait_ready().await {
         match host.retire_other_versions() {
@@ -248,7 +252,8 @@ pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>, detach
             }
             Err(error) => tracing::warn!("{error}"),
         }
-        leftovers::retire(&shared, &host, detached).await;
+        let mut retiring = leftovers::Retiring::new(&shared, &host, detached);
+        let is_retired = retiring.attempt().await;
         tracing::info!(
             "agent ready node={} socket={} vtep={} store={}",
             shared.node.name,
@@ -258,6 +263,9 @@ pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>, detach
         );
         if let Ok(mtu) = host.max_mtu(crate::model::Driver::Overlay).await {
             tracing::debug!("overlay MTU at most {mtu}");
+        }
+        if !is_retired {
+            retiring.keep().await;
         }
     }
 }

@@ -3,7 +3,9 @@
 //! The engine, the API and the node's entry are the real ones; only the kernel is simulated.
 //! Several agents share one store, as hosts do.
 
+mod addresses;
 mod away;
+mod denied;
 mod fake;
 mod faults;
 mod lifecycle;

@@ -63,5 +63,5 @@ impl Timeouts {
 pub const DEFAULT_NAT_PORTS: (u16, u16) = (1024, 65_535);
 /// Least value of `--conntrack-max`, in flows.
 pub const MIN_CONNTRACK: u32 = 64;
-/// Greatest value of `--conntrack-max`, in flows: the empty table then takes 256 MiB.
+/// Greatest value of `--conntrack-max`, in flows: the empty table then takes 640 MiB.
 pub const MAX_CONNTRACK: u32 = 8_388_608;

@@ -12,7 +12,7 @@ use nix::{
 };
 
 use super::error::DatapathError;
-use crate::limits::name_limit;
+use crate::{limits::name_limit, mountinfo};
 
 /// Directory of the pins of this build: `BPFFS/v<ABI_VERSION>`.
 pub(super) fn version_dir(bpffs: &Path) -> PathBuf {
@@ -39,17 +39,10 @@ pub(super) fn ensure_mounted(dir: &Path) -> Result<(), DatapathError> {
         .map_err(|errno| failed(dir, "mount BPF file system")(errno.into()))
 }
 
-/// Where BPF file systems are mounted in this mount namespace (proc_pid_mountinfo(5)). A path with an
-/// octal escape is left out.
+/// Where BPF file systems are mounted in this mount namespace. Empty if that cannot be read.
 pub(super) fn mount_points() -> Vec<PathBuf> {
-    let mountinfo = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
-    mountinfo
-        .lines()
-        .filter(|line| line.contains(" - bpf "))
-        .filter_map(|line| line.split(' ').nth(4))
-        .filter(|point| !point.contains('\\'))
-        .map(PathBuf::from)
-        .collect()
+    let mounts = mountinfo::of("thread-self").unwrap_or_default();
+    mounts.into_iter().filter(|mount| mount.kind == "bpf").map(|mount| mount.point).collect()
 }
 
 /// Makes a directory and its parents.

@@ -124,6 +124,8 @@ pub(super) fn flows_of_another(
             let Some(address) = numbers.get(&flow.dest) else { continue };
             flow.dest = tables.vtep_ids().give(*address)?.0;
         }
+        // Slots of the other agent's map.
+        flow.slot = 0;
         carried.put(tables, &key, flow)?;
     }
     Ok(Some(carried))

@@ -12,7 +12,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError},
     sys::SyscallError,
 };
-use culvert_common::abi::{Flow, FlowKey, names};
+use culvert_common::abi::{Flow, FlowKey, Sealed as _, names};
 
 use super::{
     batch,
@@ -65,6 +65,14 @@ pub trait FlowTable: Send + Sync {
     ///
     /// If the map cannot be written.
     fn remove(&self, key: &FlowKey) -> Result<(), DatapathError>;
+
+    /// Replaces the entry of one direction of a flow, with its seal. It is no error if there is
+    /// none: none is made.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be written.
+    fn replace(&self, key: &FlowKey, flow: &Flow) -> Result<(), DatapathError>;
 
     /// Reads `RESERVED_PORTS`, the ports that masquerading never takes: all words, see
     /// [`reserved_bit`](culvert_common::abi::reserved_bit).
@@ -167,6 +175,18 @@ impl FlowTable for Flows {
         }
     }
 
+    fn replace(&self, key: &FlowKey, flow: &Flow) -> Result<(), DatapathError> {
+        match lock(&self.flows).insert(Bytes(*key), Bytes(flow.sealed(key)), BPF_EXIST) {
+            Ok(()) => Ok(()),
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == io::ErrorKind::NotFound =>
+            {
+                Ok(())
+            }
+            Err(source) => Err(failed(names::FLOWS, source)),
+        }
+    }
+
     fn reserved(&self) -> Result<Vec<u64>, DatapathError> {
         let words = lock(&self.reserved);
         let words = words.iter().collect::<Result<_, _>>();
@@ -187,6 +207,9 @@ fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
 fn failed(map: &'static str, source: MapError) -> DatapathError {
     DatapathError::Map { map, source: Box::new(source) }
 }
+
+/// `BPF_EXIST` of the kernel's `linux/bpf.h`.
+const BPF_EXIST: u64 = 2;
 
 /// A second handle of `FLOWS`.
 fn second(ebpf: &Ebpf) -> Result<MapData, MapError> {
@@ -267,6 +290,18 @@ mod tests {
         }
         assert_eq!(seen, 1500);
         assert!(all(&flows).unwrap().is_empty());
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn an_entry_is_replaced_and_none_is_made() {
+        let (_ebpf, flows) = kernel(64);
+        fill(&flows, 1);
+        let flow = Flow { packets: 7, ..Flow::default() };
+        flows.replace(&key(0), &flow).unwrap();
+        flows.replace(&key(1), &flow).unwrap();
+        assert_eq!(flows.lookup(&key(0)).unwrap(), Some(flow.sealed(&key(0))));
+        assert_eq!(flows.lookup(&key(1)).unwrap(), None);
     }
 
     #[test]

@@ -9,8 +9,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
     fmt, fs, io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -45,6 +49,20 @@ const DEPTH: usize = 5;
 /// The BPF file system that the system mounts: it stays, also without pins.
 const SYSTEM_BPFFS: &str = "/sys/fs/bpf";
 
+/// `PROC_PID_INIT_INO`: inode of the PID namespace that the kernel has made, which has all processes.
+const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
+/// Whether the agent runs that has attached a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// It does, with this process identifier.
+    Runs(i32),
+    /// It does not.
+    Ended,
+    /// That cannot be told: this process does not see the processes of other PID namespaces.
+    Unseen,
+}
+
 /// A program of Culvert that is attached to an interface, and is not the agent's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
@@ -54,8 +72,8 @@ pub struct Leftover {
     pub interface: String,
     /// Where its link is pinned. `None`: in no BPF file system that is mounted here.
     pub pin: Option<PathBuf>,
-    /// Process identifier of the agent that it belongs to, if that runs.
-    pub holder: Option<i32>,
+    /// The agent that it belongs to.
+    pub owner: Owner,
     program_id: u32,
     link: u32,
 }
@@ -72,46 +90,91 @@ impl fmt::Display for Leftover {
     }
 }
 
-/// What was retired of an earlier agent with another BPF file system.
-#[derive(Clone, Debug, Default)]
+impl Leftover {
+    /// Why it must not be detached, on one line. `remedy` is what to do about an agent that runs.
+    /// `None`: its agent has ended.
+    pub fn kept(&self, remedy: &str) -> Option<String> {
+        match self.owner {
+            Owner::Ended => None,
+            Owner::Runs(pid) => Some(format!(
+                "another agent, pid {pid}, serves this network namespace: it has attached {self}: {remedy}"
+            )),
+            Owner::Unseen => Some(format!(
+                "{self}: it is of another agent, and whether that runs cannot be told in this PID namespace: run culvert in the PID namespace of the host, as with 'docker run --pid=host'"
+            )),
+        }
+    }
+
+    /// The BPF file system of its agent.
+    fn bpffs(&self) -> Option<&Path> {
+        self.pin.as_deref()?.ancestors().nth(3)
+    }
+}
+
+/// What an attempt to retire an earlier agent with another BPF file system has done, and what is left.
+#[derive(Debug, Default)]
 pub struct Retired {
     /// The programs that were detached.
     pub programs: Vec<Leftover>,
     /// What became of its flows. `None`: they are in a table of another layout.
     pub flows: Option<Carried>,
+    /// Why flows were not copied.
+    pub not_copied: Option<DatapathError>,
+    /// Programs of an agent that runs, or may run: they are attached still.
+    pub kept: Vec<Leftover>,
+    /// Why a program was not detached, or a pin not removed.
+    pub not_removed: Option<DatapathError>,
 }
 
 impl Datapath {
     /// Detaches the programs of an earlier agent that are attached to these interfaces, once the
-    /// programs of this version are attached, and removes their pins. They were attached first and
-    /// have handled the packets until now, so their flows are copied directly before. Programs of an
-    /// agent that runs are left alone, and returned.
+    /// programs of this version are attached, and removes their pins, and those of `unpinned`, which
+    /// an earlier attempt has detached. They were attached first and have handled the packets until
+    /// now, so their flows are copied directly before. Programs of an agent that runs, or may run, are
+    /// left alone. What fails does not keep the rest from being done.
     ///
     /// # Errors
     ///
-    /// If the flows cannot be copied, a program not be detached or a pin not be removed.
+    /// If the programs cannot be found.
     pub fn retire_leftovers(
         &self,
         links: &[Link],
-    ) -> Result<(Retired, Vec<Leftover>), DatapathError> {
-        // Locked: a link of this agent that is attached, but not pinned yet, is no leftover.
-        let _attaching = self.ebpf();
-        let Some(bpffs) = self.pins.parent() else { return Ok(Default::default()) };
-        let found = find(links, bpffs)?;
-        let (held, programs): (Vec<_>, Vec<_>) =
-            found.into_iter().partition(|leftover| leftover.holder.is_some());
-        let mut flows = None;
+        unpinned: &[Leftover],
+    ) -> Result<Retired, DatapathError> {
+        let Some(bpffs) = self.pins.parent() else { return Ok(Retired::default()) };
+        let found = {
+            // Locked: a link of this agent that is attached, but not pinned yet, is no leftover.
+            let _attaching = self.ebpf();
+            find(links, bpffs)?
+        };
+        let (programs, kept): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|leftover| leftover.owner == Owner::Ended);
+        let mut retired = Retired { kept, ..Retired::default() };
+        // Not locked: the table can be large, and containers are attached meanwhile.
         for (table, vtep_ids) in flow_tables(&programs) {
-            if let Some(Carried { entries, lost }) =
-                carry::flows_of_another(table, vtep_ids, &self.tables)?
-            {
-                let sum: &mut Carried = flows.get_or_insert_default();
-                sum.entries += entries;
-                sum.lost += lost;
+            match carry::flows_of_another(table, vtep_ids, &self.tables) {
+                Ok(None) => {}
+                Ok(Some(Carried { entries, lost })) => {
+                    let sum: &mut Carried = retired.flows.get_or_insert_default();
+                    sum.entries += entries;
+                    sum.lost += lost;
+                }
+                // The programs decide about each packet with maps that nobody fills: it is worse to
+                // keep them than to lose flows.
+                Err(error) => retired.not_copied = Some(error),
             }
         }
-        remove(&programs)?;
-        Ok((Retired { programs, flows }, held))
+        let _attaching = self.ebpf();
+        for leftover in programs {
+            match detach(&leftover) {
+                Ok(()) => retired.programs.push(leftover),
+                Err(error) => retired.not_removed = Some(error),
+            }
+        }
+        if let Err(error) = remove_pins(unpinned.iter().chain(&retired.programs)) {
+            retired.not_removed = Some(error);
+        }
+        Ok(retired)
     }
 }
 
@@ -137,7 +200,8 @@ pub fn find(links: &[Link], bpffs: &Path) -> Result<Vec<Leftover>, DatapathError
         for (program_id, link) in attached(interface, &ours).map_err(refused)? {
             let Some(&program) = ours.get(&program_id) else { continue };
             let interface = interface.name.clone();
-            found.push(Leftover { program, interface, pin: None, holder: None, program_id, link });
+            let owner = Owner::Unseen;
+            found.push(Leftover { program, interface, pin: None, owner, program_id, link });
         }
     }
     // Read after the programs: what was attached by then is pinned.
@@ -149,11 +213,11 @@ pub fn find(links: &[Link], bpffs: &Path) -> Result<Vec<Leftover>, DatapathError
     if !found.is_empty() {
         let pins: BTreeMap<u32, PathBuf> =
             version_dirs().iter().flat_map(|dir| pinned_in(dir)).collect();
-        let holders = holders(found.iter().map(|leftover| leftover.program_id).collect());
         for leftover in &mut found {
             leftover.pin = pins.get(&leftover.link).cloned();
-            leftover.holder = holders.get(&leftover.program_id).copied();
         }
+        let running = running(&found.iter().map(|leftover| leftover.program_id).collect());
+        tell_owners(&mut found, &running, sees_all_processes());
     }
     Ok(found)
 }
@@ -168,12 +232,25 @@ pub fn remove(leftovers: &[Leftover]) -> Result<(), DatapathError> {
     for leftover in leftovers {
         detach(leftover)?;
     }
-    let pins = leftovers.iter().filter_map(|leftover| leftover.pin.as_deref());
+    remove_pins(leftovers)
+}
+
+/// Removes the pins of the agents that had attached these programs, with their BPF file systems.
+///
+/// # Errors
+///
+/// If a pin cannot be removed.
+fn remove_pins<'a>(detached: impl IntoIterator<Item = &'a Leftover>) -> Result<(), DatapathError> {
+    let pins = detached.into_iter().filter_map(|leftover| leftover.pin.as_deref());
     let dirs: BTreeSet<&Path> = pins.filter_map(|pin| pin.parent()?.parent()).collect();
     for dir in dirs {
         let links = bpffs::list(&dir.join(LINKS))?;
-        if links.iter().any(|pin| pins::is_attached(pin).unwrap_or(false)) {
-            // At interfaces of another network namespace.
+        // A pin that cannot be examined may be of a program that runs.
+        if links.iter().any(|pin| pins::is_attached(pin).unwrap_or(true)) {
+            tracing::info!(
+                "{}: kept, as programs that are pinned there may be attached to interfaces of another network namespace",
+                dir.display()
+            );
             continue;
         }
         bpffs::remove_tree(dir)?;
@@ -364,25 +441,66 @@ fn version_dirs() -> Vec<PathBuf> {
     found
 }
 
-/// The agents, other than this process, that have these programs open, by program.
-fn holders(wanted: BTreeSet<u32>) -> BTreeMap<u32, i32> {
-    let mut holders = BTreeMap::new();
-    let own = std::process::id().cast_signed();
+/// Tells the owners. `running` are the agents that have a program or its maps open, by program. All
+/// programs of a BPF file system are of one agent: it opens them one after another while it starts,
+/// and replaces those of the agent before it. `all_seen`: an agent that is not in `running` has ended.
+fn tell_owners(found: &mut [Leftover], running: &BTreeMap<u32, i32>, all_seen: bool) {
+    let of_bpffs: BTreeMap<PathBuf, i32> = found
+        .iter()
+        .filter_map(|left| Some((left.bpffs()?.to_owned(), *running.get(&left.program_id)?)))
+        .collect();
+    for leftover in found {
+        let by_place = leftover.bpffs().and_then(|bpffs| of_bpffs.get(bpffs));
+        leftover.owner = match running.get(&leftover.program_id).or(by_place) {
+            Some(pid) => Owner::Runs(*pid),
+            None if all_seen => Owner::Ended,
+            None => Owner::Unseen,
+        };
+    }
+}
+
+/// Whether `/proc` has all processes: this process is in the initial PID namespace, and `/proc` is of
+/// that as well (there is no `/proc/self` otherwise).
+fn sees_all_processes() -> bool {
+    fs::metadata("/proc/self/ns/pid")
+        .is_ok_and(|namespace| namespace.ino() == INITIAL_PID_NAMESPACE)
+}
+
+/// The agents, other than this process, that have these programs or maps of them open, by program.
+fn running(wanted: &BTreeSet<u32>) -> BTreeMap<u32, i32> {
+    let mut by_map: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+    for program in loaded_programs().filter_map(Result::ok) {
+        let id = program.id();
+        if wanted.contains(&id) {
+            for map in program.map_ids().ok().flatten().unwrap_or_default() {
+                by_map.entry(map).or_default().insert(id);
+            }
+        }
+    }
+    let mut running = BTreeMap::new();
+    // As /proc numbers it, which may be of another PID namespace than getpid(2) tells of.
+    let own = fs::read_link("/proc/self").ok().and_then(|own| number_in(own.as_os_str()));
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let pid = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
-        let Some(pid) = pid.filter(|pid| *pid != own) else { continue };
+        let Some(pid) = number_in(&process.file_name()).filter(|pid| Some(*pid) != own) else {
+            continue;
+        };
         let words = fs::read(process.path().join("cmdline")).unwrap_or_default();
         if !words.split(|byte| *byte == 0).any(|word| word == b"agent") {
             continue;
         }
         for file in fs::read_dir(process.path().join("fdinfo")).into_iter().flatten().flatten() {
             let info = fs::read_to_string(file.path()).unwrap_or_default();
-            if let Some(id) = program_of(&info).filter(|id| wanted.contains(id)) {
-                holders.insert(id, pid);
-            }
+            let program = program_of(&info).filter(|id| wanted.contains(id));
+            let users = map_of(&info).and_then(|map| by_map.get(&map)).into_iter().flatten();
+            running.extend(program.iter().chain(users).map(|id| (*id, pid)));
         }
     }
-    holders
+    running
+}
+
+/// The name of a process in `/proc` as a number.
+fn number_in(name: &OsStr) -> Option<i32> {
+    name.to_str()?.parse().ok()
 }
 
 /// The identifier of the program that a file descriptor leads to (proc_pid_fdinfo(5)).
@@ -391,18 +509,27 @@ fn program_of(fdinfo: &str) -> Option<u32> {
     if fdinfo.lines().any(|line| line.starts_with("link_id:")) {
         return None;
     }
-    fdinfo.lines().find_map(|line| line.strip_prefix("prog_id:"))?.trim().parse().ok()
+    field(fdinfo, "prog_id:")
+}
+
+/// The identifier of the map that a file descriptor leads to.
+fn map_of(fdinfo: &str) -> Option<u32> {
+    field(fdinfo, "map_id:")
+}
+
+fn field(fdinfo: &str, name: &str) -> Option<u32> {
+    fdinfo.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
 }
 
 #[cfg(test)]
 impl Leftover {
     /// A program on an uplink, for a test.
-    pub(crate) fn of_a_test(holder: Option<i32>) -> Self {
+    pub(crate) fn of_a_test(owner: Owner) -> Self {
         Self {
             program: programs::FROM_UNDERLAY,
             interface: "up0".to_owned(),
             pin: Some("/old/v4/links/uplink-3".into()),
-            holder,
+            owner,
             program_id: 1,
             link: 2,
         }
@@ -420,11 +547,54 @@ mod tests {
         assert_eq!(program_of("link_type:\ttcx\nlink_id:\t7\nprog_tag:\t00\nprog_id:\t42\n"), None);
         assert_eq!(program_of("pos:\t0\nmap_id:\t42\n"), None);
         assert_eq!(program_of("prog_id:\tx\n"), None);
+        assert_eq!(map_of("pos:\t0\nmap_type:\t1\nmap_id:\t42\n"), Some(42));
+        assert_eq!(map_of(program), None);
+    }
+
+    #[test]
+    fn an_agent_owns_all_that_is_pinned_in_its_file_system() {
+        let left = |pin: Option<&str>, program_id| Leftover {
+            pin: pin.map(PathBuf::from),
+            program_id,
+            ..Leftover::of_a_test(Owner::Unseen)
+        };
+        let found = [
+            left(Some("/old/v4/links/uplink-3"), 1),
+            // Of the agent before it, whose programs it has not replaced yet.
+            left(Some("/old/v4/links/container-7"), 2),
+            left(Some("/old/v3/links/uplink-3"), 3),
+            left(Some("/other/v4/links/uplink-3"), 4),
+            left(None, 5),
+            left(None, 6),
+        ];
+        let owners = |all_seen| {
+            let mut found = found.clone();
+            tell_owners(&mut found, &[(1, 77), (5, 78)].into(), all_seen);
+            found.map(|leftover| leftover.owner)
+        };
+        let (held, pinless) = (Owner::Runs(77), Owner::Runs(78));
+        assert_eq!(owners(true), [held, held, held, Owner::Ended, pinless, Owner::Ended]);
+        assert_eq!(owners(false), [held, held, held, Owner::Unseen, pinless, Owner::Unseen]);
+    }
+
+    #[test]
+    fn only_what_an_ended_agent_left_is_detached() {
+        let kept = |owner| Leftover::of_a_test(owner).kept("stop it");
+        assert_eq!(kept(Owner::Ended), None);
+        let line = kept(Owner::Runs(77)).unwrap();
+        assert!(
+            line.starts_with("another agent, pid 77, serves this network namespace: "),
+            "{line}"
+        );
+        assert!(line.ends_with(": stop it"), "{line}");
+        let line = kept(Owner::Unseen).unwrap();
+        assert!(line.contains("cannot be told in this PID namespace: "), "{line}");
+        assert!(line.starts_with("from_underlay on up0, pinned at /old/"), "{line}");
     }
 
     #[test]
     fn a_leftover_is_named_with_its_pin() {
-        let pinned = Leftover::of_a_test(None);
+        let pinned = Leftover::of_a_test(Owner::Ended);
         assert_eq!(pinned.to_string(), "from_underlay on up0, pinned at /old/v4/links/uplink-3");
         let lost = Leftover { pin: None, ..pinned };
         assert!(lost.to_string().starts_with("from_underlay on up0, pinned at no path"));

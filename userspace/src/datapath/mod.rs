@@ -25,11 +25,13 @@ mod leftovers;
 mod links;
 mod netkit;
 mod pins;
+pub mod prefixes;
 mod price;
 mod raw;
 mod repair;
 mod stats;
 mod syscall;
+mod table;
 mod tables;
 pub mod test_run;
 mod trace;
@@ -48,14 +50,11 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{
-        MapData, MapError, PerCpuArray,
-        lpm_trie::{Key, LpmTrie},
-    },
+    maps::{MapData, PerCpuArray},
     programs::{SchedClassifier, Xdp},
 };
 use culvert_common::{
-    abi::{Counter, FdbKey, STATS_ENTRIES, globals, names, programs},
+    abi::{Counter, FdbKey, HeardEntry, NeighKey, STATS_ENTRIES, globals, names, programs},
     datapath::conntrack,
 };
 use ipnetwork::Ipv4Network;
@@ -67,11 +66,13 @@ pub use self::{
     error::DatapathError,
     flows::{FlowTable, Flows},
     leftovers::{
-        Leftover, Retired, detach_xdp as detach_xdp_leftovers, find as find_leftovers,
+        Leftover, Owner, Retired, detach_xdp as detach_xdp_leftovers, find as find_leftovers,
         remove as remove_leftovers,
     },
+    prefixes::{Prefix, PrefixTable},
     price::Price,
-    tables::{KernelTable, Table, Tables},
+    table::Table,
+    tables::{KernelTable, Tables},
 };
 use self::{entry::LearnedEntry, links::Attachment, raw::Bytes};
 
@@ -110,6 +111,8 @@ pub struct Options {
     /// Addresses of services: what containers send there goes to the host's stack, whose netfilter
     /// translates it.
     pub services: Vec<Ipv4Network>,
+    /// Clients that may not use published ports. [`Tables::denied`] changes them later.
+    pub denied: Vec<Ipv4Network>,
     /// The programs write trace lines.
     pub trace: bool,
 }
@@ -330,6 +333,15 @@ impl Datapath {
         self.tables.learned.entries()
     }
 
+    /// The MACs of addresses that no endpoint has, as ARP told them, aged ones included.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn heard(&self) -> Result<Vec<(NeighKey, HeardEntry)>, DatapathError> {
+        self.tables.heard.entries()
+    }
+
     /// Removes a learned FDB entry. It is no error if there is none.
     ///
     /// # Errors
@@ -470,8 +482,9 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
     let log_level = if options.trace { LOG_LEVEL_TRACE } else { 0 };
     let loopback = loopback_ifindex();
     let (port_min, port_max) = options.nat_ports;
-    // Two entries for each flow, and two slots.
-    let entries = options.max_flows.saturating_mul(2);
+    // Two entries for each flow, and two slots. A pinned table keeps its size.
+    let pinned = maps.and_then(|maps| pinned_entries(maps, names::FLOWS));
+    let entries = pinned.unwrap_or(options.max_flows.saturating_mul(2));
     let mut loader = EbpfLoader::new();
     loader
         .override_global(globals::VTEP_IP, &vtep_ip, true)
@@ -487,6 +500,7 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
         .map_max_entries(names::FLOW_SLOTS, entries);
     if let Some(maps) = maps {
         retire_smaller_counters(maps)?;
+        retire_slots(maps, entries)?;
         retire_others(maps)?;
         for name in PINNED_MAPS {
             loader.map_pin_path(name, maps.join(name));
@@ -497,7 +511,7 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
         DatapathError::Load { what: what.to_owned(), source }
     };
     let mut ebpf = loader.load(PROGRAMS).map_err(|error| refused("load", Box::new(error)))?;
-    write_services(&mut ebpf, &options.services)?;
+    prefixes::write(&mut ebpf, &options.services, &options.denied)?;
     for name in [
         programs::FROM_CONTAINER,
         programs::FROM_UNDERLAY,
@@ -515,29 +529,27 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
     Ok(ebpf)
 }
 
-/// Writes the addresses of services. The map is not pinned: it belongs to these programs.
-fn write_services(ebpf: &mut Ebpf, services: &[Ipv4Network]) -> Result<(), DatapathError> {
-    let failed = |source| DatapathError::Map { map: names::SERVICES, source: Box::new(source) };
-    let missing = || failed(MapError::InvalidName { name: names::SERVICES.to_owned() });
-    // Lent: a map that is taken out is closed before the programs are loaded.
-    let map = ebpf.map_mut(names::SERVICES).ok_or_else(missing)?;
-    let mut map = LpmTrie::<&mut MapData, [u8; 4], u32>::try_from(map).map_err(failed)?;
-    for range in services {
-        let key = Key::new(range.prefix().into(), range.network().octets());
-        map.insert(&key, 0, 0).map_err(failed)?;
+/// Removes the pin of the counters if the last agent's programs counted fewer things: the map has
+/// another size now. The counts begin again.
+fn retire_smaller_counters(maps: &Path) -> Result<(), DatapathError> {
+    if pinned_entries(maps, names::STATS).is_some_and(|entries| entries < STATS_ENTRIES) {
+        tracing::info!("the counters of 'culvert stats' begin at 0: this version counts more");
+        bpffs::remove_file(&maps.join(names::STATS))?;
     }
     Ok(())
 }
 
-/// Removes the pin of the counters if the last agent's programs counted fewer things: the map has
-/// another size now. The counts begin again.
-fn retire_smaller_counters(maps: &Path) -> Result<(), DatapathError> {
-    let path = maps.join(names::STATS);
-    let entries =
-        MapData::from_pin(&path).and_then(|map| map.info()).map(|info| info.max_entries());
-    if entries.is_ok_and(|entries| entries < STATS_ENTRIES) {
-        tracing::info!("the counters of 'culvert stats' begin at 0: this version counts more");
-        bpffs::remove_file(&path)?;
+/// Capacity of a pinned map. `None`: there is no such pin.
+fn pinned_entries(maps: &Path, name: &str) -> Option<u32> {
+    let info = MapData::from_pin(maps.join(name)).and_then(|map| map.info());
+    info.ok().map(|info| info.max_entries())
+}
+
+/// Removes the pin of the slots of flows if they are not as many as the table has `entries`: flows
+/// are without slots then, until they end.
+fn retire_slots(maps: &Path, entries: u32) -> Result<(), DatapathError> {
+    if pinned_entries(maps, names::FLOW_SLOTS).is_some_and(|slots| slots != entries) {
+        bpffs::remove_file(&maps.join(names::FLOW_SLOTS))?;
     }
     Ok(())
 }
@@ -561,6 +573,7 @@ const PINNED_MAPS: &[&str] = &[
     names::FDB,
     names::FDB_LEARNED,
     names::NEIGHBOURS,
+    names::NEIGHBOURS_HEARD,
     names::VTEPS,
     names::VTEP_IDS,
     names::UNDERLAY,
@@ -574,6 +587,7 @@ const PINNED_MAPS: &[&str] = &[
     names::FLOWS,
     names::FLOW_SLOTS,
     names::PUBLISHED,
+    names::SOURCES,
     names::HOST_ADDRS,
     names::UPLINKS,
     names::CLIENT_LINKS,
@@ -607,6 +621,7 @@ impl Options {
             flow_timeouts: conntrack::default_timeouts(),
             nat_ports: (1024, 65535),
             services: Vec::new(),
+            denied: Vec::new(),
             trace: false,
         }
     }

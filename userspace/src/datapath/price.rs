@@ -44,6 +44,7 @@ impl Price {
             flow_timeouts: conntrack::default_timeouts(),
             nat_ports: (1024, 65_535),
             services: Vec::new(),
+            denied: Vec::new(),
             trace: false,
         };
         let mut ebpf = load_object(&options, None)?;

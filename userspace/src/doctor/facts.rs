@@ -49,6 +49,8 @@ pub struct Subject {
     pub certificates: Vec<(Role, PathBuf)>,
     /// Whether the agent has found another program's socket on the VXLAN port.
     pub shared_port: bool,
+    /// Number of published ports that everybody may use, from outside the host.
+    pub open_ports: usize,
     /// Whether an agent runs. A socket on the VXLAN port may then be the agent's own.
     pub agent_running: bool,
 }
@@ -76,6 +78,8 @@ pub struct Facts {
     pub unserved: Vec<String>,
     /// Name and queueing discipline of each host side of a container's pair that has one.
     pub shaped: Vec<(String, String)>,
+    /// Names of the firewalls that manage the host's netfilter rules now.
+    pub firewalls: Vec<&'static str>,
     /// The name servers that the host has for containers.
     pub resolver: Resolver,
     /// The certificates of the connection to the store.
@@ -194,6 +198,7 @@ impl Facts {
                 .filter(|link| link.vxlan_port == Some(port) && !is_ours(link))
                 .map(|link| link.name)
                 .collect(),
+            firewalls: firewalls(Path::new("/")),
             resolver: Resolver::of_host(),
             certificates: subject
                 .certificates
@@ -226,6 +231,27 @@ fn shaped(link: &Link) -> Option<(String, String)> {
     endpoint_of(link)?;
     let qdisc = link.qdisc.as_deref().filter(|qdisc| !matches!(*qdisc, "noqueue" | "noop"))?;
     Some((link.name.clone(), qdisc.to_owned()))
+}
+
+/// The firewalls that are active on the host with the root directory `root`: ufw by its own setting,
+/// firewalld by its process.
+fn firewalls(root: &Path) -> Vec<&'static str> {
+    let settings = fs::read_to_string(root.join("etc/ufw/ufw.conf")).unwrap_or_default();
+    let ufw = settings.lines().any(|line| {
+        let setting = line.trim().split_once('=');
+        setting.is_some_and(|(key, value)| {
+            key.trim_end() == "ENABLED"
+                && value.trim().trim_matches('"').eq_ignore_ascii_case("yes")
+        })
+    });
+    let processes = fs::read_dir(root.join("proc")).into_iter().flatten().flatten();
+    let firewalld = processes
+        .filter_map(|process| fs::read_to_string(process.path().join("comm")).ok())
+        .any(|name| name.trim_end() == "firewalld");
+    [("ufw", ufw), ("firewalld", firewalld)]
+        .into_iter()
+        .filter_map(|(name, active)| active.then_some(name))
+        .collect()
 }
 
 /// Whether the agent made a device.
@@ -306,6 +332,32 @@ fn tcx_programs(interface: &str) -> Option<Vec<TcxProgram>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn active_firewalls_are_found() {
+        let root = tempfile::tempdir().unwrap();
+        let found = || firewalls(root.path());
+        assert_eq!(found(), [""; 0]);
+        let file = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        for (text, active) in [
+            ("# ENABLED=yes\nENABLED=no\nLOGLEVEL=low\n", false),
+            ("ENABLED=\n", false),
+            ("ENABLED=yes\n", true),
+            ("LOGLEVEL=low\n ENABLED = \"Yes\"\n", true),
+        ] {
+            file("etc/ufw/ufw.conf", text);
+            assert_eq!(found() == ["ufw"], active, "{text:?}");
+        }
+        file("proc/1/comm", "systemd\n");
+        file("proc/meminfo", "");
+        assert_eq!(found(), ["ufw"]);
+        file("proc/815/comm", "firewalld\n");
+        assert_eq!(found(), ["ufw", "firewalld"]);
+    }
 
     #[test]
     fn capabilities_are_read() {

@@ -18,22 +18,18 @@ use std::{
 
 use nix::libc;
 
-use crate::netns;
+use crate::{
+    mountinfo::{self, Mount},
+    netns,
+};
 
-/// The directories, of those on which an agent mounts, whose mounts end with the agent: its mount
-/// namespace is not that of process 1, and mounts there do not propagate. Empty also if neither can
-/// be told.
+/// The directories, of those on which an agent mounts, whose mounts end with the agent: they are not
+/// on a mount of process 1, and mounts there do not propagate to one. Empty also if that cannot be
+/// told.
 pub fn fleeting_mounts(bpffs: &Path) -> Vec<PathBuf> {
-    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
-    let (own, host) = (namespace("self"), namespace("1"));
-    if own.is_none() || own == host {
-        return Vec::new();
-    }
-    let read = |process: &str| fs::read_to_string(format!("/proc/{process}/mountinfo")).ok();
-    let Some(own) = read("self") else { return Vec::new() };
-    // Cannot be read by a process with fewer privileges than process 1.
-    let host = read("1");
-    let (own, host) = (parse(&own), host.as_deref().map(parse));
+    let Ok(own) = mountinfo::of("self") else { return Vec::new() };
+    // A process with fewer privileges than process 1 may not read it.
+    let host = mountinfo::of("1").ok();
     [Path::new(netns::DIR), bpffs]
         .into_iter()
         .filter(|dir| {
@@ -44,24 +40,6 @@ pub fn fleeting_mounts(bpffs: &Path) -> Vec<PathBuf> {
         })
         .map(Path::to_owned)
         .collect()
-}
-
-/// A mount, as proc_pid_mountinfo(5) describes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Mount {
-    id: u64,
-    /// Major and minor number of the file system.
-    device: String,
-    /// The directory of the file system that is mounted.
-    root: PathBuf,
-    /// The directory on which it is mounted.
-    point: PathBuf,
-    /// Peer group.
-    shared: Option<u64>,
-    /// Peer group from which it receives mounts.
-    master: Option<u64>,
-    /// Type of the file system.
-    kind: String,
 }
 
 /// The nearest existing parent of a directory, or the directory itself.
@@ -94,6 +72,10 @@ fn outlives(mount: &Mount, path: &Path, host: Option<&[Mount]>) -> bool {
     let Some(host) = host else {
         return is_bpf || mount.master.is_none();
     };
+    // A mount is in one mount namespace, and its identifier is its own in all of them.
+    if host.iter().any(|other| other.id == mount.id) {
+        return true;
+    }
     if is_bpf {
         // The agent pins there and mounts nothing: the file system lives as long as one of its mounts.
         return host.iter().any(|other| other.device == mount.device);
@@ -107,46 +89,15 @@ fn outlives(mount: &Mount, path: &Path, host: Option<&[Mount]>) -> bool {
     })
 }
 
-/// Parses the lines of proc_pid_mountinfo(5). Skips those that are malformed.
-fn parse(text: &str) -> Vec<Mount> {
-    text.lines().filter_map(parse_line).collect()
-}
-
-fn parse_line(line: &str) -> Option<Mount> {
-    let (fields, kind) = line.split_once(" - ")?;
-    let mut fields = fields.split(' ');
-    let id = fields.next()?.parse().ok()?;
-    let device = fields.nth(1)?.to_owned();
-    let (root, point) = (unescape(fields.next()?), unescape(fields.next()?));
-    let tags: Vec<&str> = fields.skip(1).collect();
-    let group = |tag: &str| tags.iter().find_map(|field| field.strip_prefix(tag)?.parse().ok());
-    Some(Mount {
-        id,
-        device,
-        root: root.into(),
-        point: point.into(),
-        shared: group("shared:"),
-        master: group("master:"),
-        kind: kind.split(' ').next()?.to_owned(),
-    })
-}
-
-/// Replaces the octal escapes of space, tab, newline and backslash.
-fn unescape(field: &str) -> String {
-    [(r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", r"\")]
-        .iter()
-        .fold(field.to_owned(), |text, (escape, plain)| text.replace(escape, plain))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// Where mounts at `path` on the mount with that identifier outlive the agent.
     fn judge(own: &str, id: u64, path: &str, host: Option<&str>) -> bool {
-        let own = parse(own);
+        let own = mountinfo::parse(own);
         let mount = own.iter().find(|mount| mount.id == id).unwrap();
-        outlives(mount, Path::new(path), host.map(parse).as_deref())
+        outlives(mount, Path::new(path), host.map(mountinfo::parse).as_deref())
     }
 
     const HOST: &str = "\
@@ -198,24 +149,17 @@ mod tests {
 
     #[test]
     fn private_mounts_are_judged_only_if_the_hosts_are_known() {
-        let private = "25 22 0:22 / /run rw - tmpfs tmpfs rw\n";
-        assert!(!judge(private, 25, "/run", Some(HOST)));
-        assert!(judge(private, 25, "/run", None));
+        let private = "925 922 0:22 / /run rw - tmpfs tmpfs rw\n";
+        assert!(!judge(private, 925, "/run", Some(HOST)));
+        assert!(judge(private, 925, "/run", None));
+        // The mount of process 1 itself: no service manager has made it shared.
+        let host = format!("{HOST}{private}");
+        assert!(judge(private, 925, "/run", Some(&host)));
     }
 
     #[test]
-    fn lines_are_parsed() {
-        let line = r"36 35 98:0 /mnt1 /a\040b\134c rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
-        let mount = parse_line(line).unwrap();
-        assert_eq!((mount.id, mount.shared, mount.master), (36, None, Some(1)));
-        assert_eq!((mount.device.as_str(), mount.kind.as_str()), ("98:0", "ext3"));
-        assert_eq!(
-            (mount.root.as_path(), mount.point.as_path()),
-            ("/mnt1".as_ref(), r"/a b\c".as_ref())
-        );
-        assert!(parse("garbage\n\n1 2 3 - x").is_empty());
-        // Of this process, with its root.
-        let own = parse(&fs::read_to_string("/proc/self/mountinfo").unwrap());
+    fn a_directory_is_on_a_mount_of_the_list() {
+        let own = mountinfo::of("self").unwrap();
         let place = Place::find(Path::new("/nonexistent/x")).unwrap();
         assert!(own.iter().any(|mount| mount.id == place.mount), "{}", place.mount);
     }

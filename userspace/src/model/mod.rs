@@ -18,6 +18,7 @@ mod ports;
 mod record;
 mod resolver;
 mod routes;
+mod source;
 #[cfg(test)]
 pub(crate) mod testing;
 mod types;
@@ -32,6 +33,7 @@ pub use ports::{Exposed, PortRequest, Publish, overlapping};
 pub use record::{Decoded, Record, decode, encode};
 pub use resolver::{Domain, HostAddress, HostEntry, NameOptions, ResolverOption};
 pub use routes::{HostRoute, not_routed, routed};
+pub use source::{ipv4_source, parse_source, spell_source};
 pub use types::*;
 pub(crate) use view::{Brief, Id};
 pub use view::{Claim, Claims, Endpoints, Former, Touched, Versioned, View};

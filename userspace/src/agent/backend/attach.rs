@@ -2,6 +2,8 @@
 
 use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
+use ipnetwork::Ipv4Network;
+
 use super::{Agent, conflict, internal, invalid, network::NetworkOf, not_found, rows};
 use crate::{
     agent::{
@@ -28,10 +30,12 @@ pub(super) struct Attachment<'a> {
     pub(super) owned: bool,
     /// The namespace, if its path is one of a process.
     pub(super) namespace: Option<NetnsId>,
-    pub(super) ip: Option<IpAddr>,
+    pub(super) ips: Vec<IpAddr>,
     pub(super) mac: Option<MacAddr>,
     pub(super) ifname: Option<&'a str>,
     pub(super) ports: &'a [PortRequest],
+    /// Clients that may use the ports. Empty: everybody.
+    pub(super) from: &'a [Ipv4Network],
 }
 
 impl Agent {
@@ -57,7 +61,7 @@ impl Agent {
             network: wanted.network.clone(),
             container: wanted.container.clone(),
             node: self.shared.node.name.clone(),
-            ip: wanted.ip,
+            ips: wanted.ips.clone(),
             mac: wanted.mac,
             ifname,
             sandbox: SandboxRef {
@@ -66,6 +70,7 @@ impl Agent {
                 id: wanted.namespace,
             },
             ports: ports.ports().to_vec(),
+            from: wanted.from.to_vec(),
         };
         // The endpoint identifier of the last plan. If it is not known whether the plan was
         // committed, the endpoint is removed later.
@@ -232,10 +237,11 @@ impl Agent {
             netns: &record.netns,
             owned,
             namespace: record.namespace,
-            ip: request.ip,
+            ips: request.ip.into_iter().chain(request.more_ips.iter().copied()).collect(),
             mac: request.mac,
             ifname: None,
             ports: &[],
+            from: &[],
         })
         .await?;
         self.readdress(name);

@@ -1,6 +1,6 @@
 //! Containers: a sandbox, its attachments, and the command in it.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
 use super::{Agent, attach::Attachment, conflict, internal, invalid, network::NetworkOf, rows};
 use crate::{
@@ -68,6 +68,7 @@ impl Agent {
         let what = format!("container '{name}'");
         self.shared.disk.writable(&what)?;
         let ports = ports::parse(name, &request.ports)?;
+        let from = ports::clients(name, &ports, &request.from)?;
         let network = self.network_of(&request.network)?;
         let adopting = request.netns.is_some() || request.pid.is_some();
         Self::check_names(&request, &network, adopting)?;
@@ -90,10 +91,11 @@ impl Agent {
                     netns: &record.netns,
                     owned: record.origin == Origin::Owned,
                     namespace: record.namespace,
-                    ip: request.ip,
+                    ips: ips_of(&request),
                     mac: request.mac,
                     ifname: request.ifname.as_deref(),
                     ports: &ports,
+                    from: &from,
                 })
                 .await;
             if let Err(error) = attached {
@@ -143,6 +145,7 @@ impl Agent {
             return Err(taken());
         }
         let ports = ports::parse(name, &request.ports)?;
+        let from = ports::clients(name, &ports, &request.from)?;
         Self::check_names(&request, &NetworkOf::None, adopting)?;
         let found = self.shared.platform.adopt(request.netns.as_deref(), request.pid).await?;
         if found.path != record.netns {
@@ -170,10 +173,11 @@ impl Agent {
             netns: &record.netns,
             owned: false,
             namespace: record.namespace,
-            ip: request.ip,
+            ips: ips_of(&request),
             mac: request.mac,
             ifname: request.ifname.as_deref(),
             ports: &ports,
+            from: &from,
         })
         .await?;
         Ok(rows::container(&self.shared, &record))
@@ -371,6 +375,11 @@ impl Agent {
     }
 }
 
+/// The fixed addresses of a request.
+fn ips_of(request: &ContainerCreate) -> Vec<IpAddr> {
+    request.ip.into_iter().chain(request.more_ips.iter().copied()).collect()
+}
+
 /// Refuses options that have no effect without a network of Culvert.
 fn check_plain(
     request: &ContainerCreate,
@@ -385,10 +394,11 @@ fn check_plain(
         )));
     }
     let given = [
-        ("--ip", request.ip.is_some()),
+        ("--ip", !ips_of(request).is_empty()),
         ("--mac", request.mac.is_some()),
         ("--ifname", request.ifname.is_some()),
         ("-p", !request.ports.is_empty()),
+        ("--from", !request.from.is_empty()),
     ];
     match given.iter().find(|(_, given)| *given) {
         None => Ok(()),

@@ -4,6 +4,7 @@
 //! change to this host, as it does for changes by other hosts. The request waits for the
 //! engine. If the engine fails, the request reverts its transaction.
 
+mod address;
 mod attach;
 mod container;
 mod expose;
@@ -12,6 +13,7 @@ mod names;
 mod nat;
 mod network;
 mod node;
+mod ports;
 mod purge;
 mod rows;
 mod show;
@@ -27,9 +29,10 @@ use crate::{
         Backend,
         deadline::{self, Wait},
         types::{
-            ApiError, Connect, ContainerCreate, ContainerRow, ContainerState, Created, ErrorKind,
-            FdbRow, NatQuery, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, NodeRow,
-            StatsRow, Status, VtepChange, VtepRow,
+            AddressChange, Allowed, ApiError, Connect, ContainerCreate, ContainerRow,
+            ContainerState, Created, ErrorKind, FdbRow, NatQuery, NatRow, NeighRow, NetworkCreate,
+            NetworkInspect, NetworkRow, NodeRow, PublishedPorts, Sources, StatsRow, Status,
+            VtepChange, VtepRow,
         },
     },
     model::{Name, View, ops},
@@ -103,6 +106,16 @@ impl Backend for Agent {
         self.disconnect_container(network, container).await
     }
 
+    async fn address_add(&self, network: &Name, request: AddressChange) -> Result<(), ApiError> {
+        let _turn = self.turn(&request.container).await?;
+        self.add_address(network, request).await
+    }
+
+    async fn address_remove(&self, network: &Name, request: AddressChange) -> Result<(), ApiError> {
+        let _turn = self.turn(&request.container).await?;
+        self.remove_address(network, request).await
+    }
+
     async fn container_create(&self, request: ContainerCreate) -> Result<ContainerRow, ApiError> {
         let _turn = self.turn(&request.name).await?;
         self.create_container(request).await
@@ -132,6 +145,18 @@ impl Backend for Agent {
 
     async fn nat(&self, query: NatQuery) -> Result<Vec<NatRow>, ApiError> {
         self.show_nat(query).await
+    }
+
+    async fn ports(&self) -> Result<PublishedPorts, ApiError> {
+        self.show_ports()
+    }
+
+    async fn ports_deny(&self, sources: Sources) -> Result<(), ApiError> {
+        self.deny(&sources).await
+    }
+
+    async fn ports_allow(&self, sources: Sources) -> Result<Allowed, ApiError> {
+        self.allow(&sources).await
     }
 
     async fn vteps(&self) -> Result<Vec<VtepRow>, ApiError> {

@@ -2,12 +2,12 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
 
 use culvert_common::{
-    abi::{Flow, FlowKey, kind, zone},
+    abi::{DropReason, Flow, FlowKey, kind, zone},
     datapath::conntrack::FlowState,
     wire::ipv4::{PROTO_TCP, PROTO_UDP},
 };
@@ -103,12 +103,18 @@ impl Agent {
     fn flow_names(&self) -> Names {
         let networks = self.names();
         let view = self.shared.view();
-        let containers = view.endpoints_on(&self.shared.node.name).filter_map(|endpoint| {
-            let vni = view.networks.get(&endpoint.network)?.vni.get();
-            Some(((vni, endpoint.ipv4?.octets()), endpoint.container.to_string()))
-        });
+        let mut containers = Vec::new();
+        for endpoint in view.endpoints_on(&self.shared.node.name) {
+            let Some(network) = view.networks.get(&endpoint.network) else { continue };
+            for ip in endpoint.addresses() {
+                if let IpAddr::V4(ip) = ip {
+                    let key = (network.vni.get(), ip.octets());
+                    containers.push((key, endpoint.container.to_string()));
+                }
+            }
+        }
         let nodes = view.nodes.values().map(|node| (node.vtep.octets(), node.name.to_string()));
-        Names { containers: containers.collect(), nodes: nodes.collect(), networks }
+        Names { containers: containers.into_iter().collect(), nodes: nodes.collect(), networks }
     }
 
     fn nat_row(
@@ -131,7 +137,10 @@ impl Agent {
                 PROTO_UDP => FlowProtocol::Udp,
                 _ => FlowProtocol::Icmp,
             },
-            state: state.name().to_owned(),
+            state: match orig.kind & kind::DENIED {
+                0 => state.name().to_owned(),
+                _ => DropReason::Denied.name().to_owned(),
+            },
             kind: match orig.kind & (kind::PUBLISHED | kind::HOST) {
                 kind::PUBLISHED => "published",
                 kind::HOST => "host",

@@ -29,6 +29,8 @@ pub(crate) struct State {
     pub(crate) slices: Vec<Vec<FlowKey>>,
     pub(crate) reserved: BTreeMap<u32, u64>,
     pub(crate) writes: usize,
+    /// The table cannot be read.
+    pub(crate) unreadable: bool,
 }
 
 impl MemoryFlows {
@@ -58,6 +60,13 @@ impl FlowTable for MemoryFlows {
 
     fn slice(&self, from: Cursor, most: u32) -> Result<Slice, DatapathError> {
         let mut state = self.state.lock().unwrap();
+        if state.unreadable {
+            return Err(DatapathError::Io {
+                path: "/paper/flows".into(),
+                what: "read",
+                source: std::io::Error::other("broken"),
+            });
+        }
         let mut buckets: BTreeMap<u32, Vec<(FlowKey, Flow)>> = BTreeMap::new();
         for (key, flow) in &state.flows {
             buckets.entry(self.bucket(key)).or_default().push((*key, *flow));
@@ -81,6 +90,13 @@ impl FlowTable for MemoryFlows {
 
     fn remove(&self, key: &FlowKey) -> Result<(), DatapathError> {
         self.state.lock().unwrap().flows.remove(key);
+        Ok(())
+    }
+
+    fn replace(&self, key: &FlowKey, flow: &Flow) -> Result<(), DatapathError> {
+        if let Some(entry) = self.state.lock().unwrap().flows.get_mut(key) {
+            *entry = *flow;
+        }
         Ok(())
     }
 

@@ -16,7 +16,7 @@ use std::{
     collections::BTreeSet,
     net::IpAddr,
     path::PathBuf,
-    sync::{MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -93,11 +93,16 @@ impl Host {
         self.datapath.retire_other_versions()
     }
 
-    /// Retires the programs of an earlier agent with another BPF file system. Returns also those of
-    /// an agent that runs.
-    pub(crate) async fn retire_leftovers(&self) -> Result<(Retired, Vec<Leftover>), ApiError> {
+    /// Retires the programs of an earlier agent with another BPF file system, and removes the pins of
+    /// `unpinned`, which an earlier attempt has detached.
+    pub(crate) async fn retire_leftovers(
+        self: &Arc<Self>,
+        unpinned: Vec<Leftover>,
+    ) -> Result<Retired, ApiError> {
         let links = self.netlink.links().await.map_err(error::refused)?;
-        self.datapath.retire_leftovers(&links).map_err(error::broken)
+        let host = Arc::clone(self);
+        let retire = move || host.datapath.retire_leftovers(&links, &unpinned);
+        error::blocking(retire).await?.map_err(error::broken)
     }
 
     fn managed(&self) -> MutexGuard<'_, BTreeSet<(u32, IpAddr)>> {

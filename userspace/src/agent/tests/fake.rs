@@ -13,6 +13,7 @@ use crate::{
     agent::{
         backend::Agent,
         containers::Containers,
+        denied::Denied,
         engine::{Engine, Periods},
         identity, node,
         platform::Platform,
@@ -130,7 +131,7 @@ impl World {
             (node, alive),
             vec!["up0".to_owned()],
             Arc::clone(paper) as Arc<dyn Platform>,
-            Containers::load(&state_dir).unwrap(),
+            (Containers::load(&state_dir).unwrap(), Denied::load(&state_dir).unwrap()),
         ));
         let follower = start::follow(&shared, Arc::clone(&self.store));
         let (entered, entry) = oneshot::channel();

@@ -4,7 +4,7 @@ use std::{io::Write, path::Path};
 
 use crate::{
     agent::last_certificates,
-    api::{Backend, Client, Unreachable},
+    api::{Backend, Client, Unreachable, types::PublishedRow},
     choice,
     cli::{
         args::{DoctorArgs, Format},
@@ -113,6 +113,7 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
             ..StoreAccess::default()
         }),
         shared_port: false,
+        open_ports: 0,
         agent_running: false,
     };
     let finding = |level, detail, advice: &str| finding("agent", level, detail, advice);
@@ -163,6 +164,10 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
             .filter(|network| network.driver == "overlay")
             .map(|network| (network.name, network.mtu))
             .collect();
+    }
+    if let Ok(ports) = client.ports().await {
+        let open = |port: &&PublishedRow| port.from.is_empty() && !port.port.starts_with("127.");
+        subject.open_ports = ports.published.iter().filter(open).count();
     }
     let found = if !status.store.healthy {
         let why = status.store.error.unwrap_or_else(|| "no answer".to_owned());

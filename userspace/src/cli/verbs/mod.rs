@@ -9,6 +9,7 @@ mod logs;
 mod nat;
 mod network;
 mod node;
+mod ports;
 mod run;
 mod show;
 
@@ -19,5 +20,6 @@ pub(super) use logs::logs;
 pub(super) use nat::nat;
 pub(super) use network::network;
 pub(super) use node::node;
+pub(super) use ports::ports;
 pub(super) use run::{exec, run, supervise_detached};
 pub(super) use show::{fdb, neighbours, stats, status, store_accept, vtep};

@@ -40,6 +40,7 @@ fn healthy() -> Facts {
             alarms: Vec::new(),
             certificates: Vec::new(),
             shared_port: false,
+            open_ports: 2,
             agent_running: false,
         },
         host: HostFacts {
@@ -68,6 +69,7 @@ fn healthy() -> Facts {
         vxlan_devices: Vec::new(),
         unserved: Vec::new(),
         shaped: Vec::new(),
+        firewalls: Vec::new(),
         resolver: resolver("nameserver 192.0.2.53\n"),
         certificates: vec![certificate(60)],
         now: NOW,
@@ -133,11 +135,33 @@ fn a_queue_that_frames_go_past_is_named() {
 
 #[test]
 fn programs_of_another_agent_are_named() {
-    let left =
-        |holder| move |facts: &mut Facts| facts.leftovers = vec![Leftover::of_a_test(holder)];
+    let left = |owner| move |facts: &mut Facts| facts.leftovers = vec![Leftover::of_a_test(owner)];
     let program = "from_underlay on up0, pinned at /old/v4/links/uplink-3";
-    assert_found(left(None), "programs", Level::Warning, &[program, "--bpffs", "culvert purge"]);
-    assert_found(left(Some(77)), "programs", Level::Error, &[program, "another agent, pid 77"]);
+    let words = [program, "--bpffs", "culvert purge"];
+    assert_found(left(Owner::Ended), "programs", Level::Warning, &words);
+    let words = [program, "another agent, pid 77"];
+    assert_found(left(Owner::Runs(77)), "programs", Level::Error, &words);
+    let words = [program, "cannot be told", "--pid=host"];
+    assert_found(left(Owner::Unseen), "programs", Level::Warning, &words);
+}
+
+#[test]
+fn a_firewall_that_does_not_see_published_ports_is_named() {
+    let break_it = |facts: &mut Facts| facts.firewalls = vec!["ufw"];
+    let words = ["ufw is active", "the 2 published ports", "--from CIDR", "ports deny CIDR"];
+    assert_found(break_it, "firewall", Level::Warning, &words);
+    let break_it = |facts: &mut Facts| {
+        facts.firewalls = vec!["ufw", "firewalld"];
+        facts.subject.open_ports = 1;
+    };
+    let words = ["ufw and firewalld are active", "the 1 published port that"];
+    assert_found(break_it, "firewall", Level::Warning, &words);
+    // Each port is for some clients only, or for the host alone.
+    let mut facts = healthy();
+    facts.firewalls = vec!["ufw"];
+    facts.subject.open_ports = 0;
+    let findings = examine(&facts);
+    assert!(findings.iter().all(|finding| finding.level == Level::Ok), "{findings:?}");
 }
 
 #[test]
