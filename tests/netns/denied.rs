@@ -32,6 +32,10 @@ fn is_dead(stream: &mut TcpStream) -> bool {
 /// Whether a datagram of a socket that was open is answered. It goes out at once, while a connection
 /// with data that nobody has acknowledged waits longer with each retransmission.
 fn is_answered(socket: &UdpSocket) -> bool {
+    // Late answers to earlier datagrams.
+    socket.set_nonblocking(true).unwrap();
+    while socket.recv(&mut [0; 5]).is_ok() {}
+    socket.set_nonblocking(false).unwrap();
     socket.set_read_timeout(Some(on_this_machine(Duration::from_secs(1)))).unwrap();
     // An error is that of an earlier datagram.
     let _ = socket.send(b"ping");
