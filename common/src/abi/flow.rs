@@ -129,7 +129,7 @@ impl<F: Family> FlowKey<F> {
     /// The key of the other direction of the flow whose entry under this key is `flow`.
     #[inline(always)]
     pub const fn other(&self, flow: &Flow<F>) -> Self {
-        Self::new(flow.zone, self.protocol, flow.to.reversed())
+        Self { zone: flow.zone, tuple: flow.to.reversed(), ..*self }
     }
 }
 

@@ -260,6 +260,10 @@ pub(crate) struct NewFlow {
     random: u32,
     now: u64,
     outcome: u32,
+    /// Not 0: a flow was evicted for it.
+    evicted: u32,
+    /// As [`Flow::slot`].
+    slot: u32,
     /// The entry that is being inserted, and its key.
     entry: Flow,
     entry_key: FlowKey,
@@ -269,10 +273,12 @@ pub(crate) struct NewFlow {
 mod outcome {
     /// No candidate was free.
     pub(super) const EXHAUSTED: u32 = 0;
-    /// The `reply` entry is there.
+    /// The entries are there.
     pub(super) const DONE: u32 = 1;
     /// The map took no entry.
     pub(super) const FULL: u32 = 2;
+    /// There is an entry in place of the `orig` one.
+    pub(super) const EXISTS: u32 = 3;
 }
 
 /// What [`insert`] returns: one of the first four, and bits of the others.
@@ -336,58 +342,71 @@ fn insert(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow, target: &mut 
     (new.random, new.now) = (random(), now_coarse());
     new.bytes = TcContext::new(skb).len();
     let own = new.target.to.src_port;
-    let mut told = 0;
-    let slot = find_slot(new.now);
-    choose_port(skb, new);
-    for _ in 0..EVICTIONS {
-        if new.outcome != outcome::FULL || evict(new.now) == 0 {
-            break;
-        }
+    (new.slot, new.evicted) = (find_slot(new.now), 0);
+    let mut attempt = Attempt { skb, routed, new };
+    repeat(1 + EVICTIONS, try_insert, &mut attempt);
+    *target = new.target;
+    target.kind |= kind::ORIG;
+    let result = match new.outcome {
+        outcome::DONE => inserted::YES,
+        outcome::EXISTS => adopt(&new.key, target),
+        outcome::FULL => inserted::FULL,
+        _ => inserted::EXHAUSTED,
+    };
+    let mut told = result;
+    if new.evicted != 0 {
         told |= inserted::EVICTED;
-        choose_port(skb, new);
-    }
-    match new.outcome {
-        outcome::DONE => {}
-        outcome::FULL => return told | inserted::FULL,
-        _ => return told | inserted::EXHAUSTED,
     }
     if own != new.target.to.src_port {
         told |= inserted::PORT_CHANGED;
     }
-    *target = new.target;
-    target.kind |= kind::ORIG;
+    told
+}
+
+/// Loop body of [`insert`]: inserts both entries. If the map takes none, makes room for the next
+/// attempt.
+unsafe extern "C" fn try_insert(index: u64, context: *mut c_void) -> i64 {
+    // SAFETY: `insert` passes its own `Attempt`, and in it its arguments.
+    let (skb, routed, new) = unsafe {
+        let attempt = &*context.cast::<Attempt>();
+        (attempt.skb, &*attempt.routed, &mut *attempt.new)
+    };
+    choose_port(skb, routed, new);
+    if new.outcome == outcome::DONE {
+        insert_orig(routed, new);
+    }
+    if new.outcome != outcome::FULL || index >= u64::from(EVICTIONS) || evict(new.now) == 0 {
+        return 1;
+    }
+    new.evicted = 1;
+    0
+}
+
+/// Inserts the `orig` entry. Without it the `reply` entry goes as well.
+#[inline(always)]
+fn insert_orig(routed: &Routed, new: &mut NewFlow) {
     let entry = &mut new.entry;
-    entry.to = target.to;
-    entry.zone = target.zone;
-    entry.dest = target.dest;
+    entry.to = new.target.to;
+    entry.zone = new.target.zone;
+    entry.dest = new.target.dest;
     entry.from_incarnation = new.from_incarnation;
     entry.to_incarnation = new.to_incarnation;
-    entry.kind = target.kind;
+    entry.kind = new.target.kind | kind::ORIG;
     entry.seen = nat::seen(0, new.key.protocol, routed.tcp_flags);
     entry.last_ack = routed.tcp_ack;
-    entry.slot = slot;
+    entry.slot = new.slot;
     entry.last_seen_ns = new.now;
     entry.packets = 1;
     entry.bytes = u64::from(new.bytes);
     entry.seal = entry.seal_for(&new.key);
-    let mut done = FLOWS.insert(&new.key, &new.entry, BPF_NOEXIST.into());
-    for _ in 0..EVICTIONS {
-        if done.is_ok() || done == Err(-EEXIST) || evict(new.now) == 0 {
-            break;
+    match FLOWS.insert(&new.key, &new.entry, BPF_NOEXIST.into()) {
+        Ok(()) => take_slot(new.slot, &new.key),
+        Err(error) => {
+            // It had reserved the port.
+            let _ = FLOWS.remove(&new.entry_key);
+            new.outcome = if error == -EEXIST { outcome::EXISTS } else { outcome::FULL };
         }
-        told |= inserted::EVICTED;
-        done = FLOWS.insert(&new.key, &new.entry, BPF_NOEXIST.into());
     }
-    let Err(error) = done else {
-        take_slot(new.entry.slot, &new.key);
-        return told | inserted::YES;
-    };
-    // Removes the reply entry, which had reserved the port.
-    let _ = FLOWS.remove(&new.entry_key);
-    if error != -EEXIST {
-        return told | inserted::FULL;
-    }
-    told | adopt(&new.key, target)
 }
 
 /// Takes over the entry that stands under `key` in place of the one that was to be inserted,
@@ -407,15 +426,16 @@ fn adopt(key: &FlowKey, target: &mut Target) -> u32 {
     }
 }
 
-/// What [`try_port`] is handed: the context cannot be kept in a map.
+/// What [`try_insert`] and [`try_port`] are handed: the context cannot be kept in a map.
 struct Attempt {
     skb: *mut __sk_buff,
+    routed: *const Routed,
     new: *mut NewFlow,
 }
 
 /// Inserts the `reply` entry, with the first port that is free.
 #[inline(always)]
-fn choose_port(skb: *mut __sk_buff, new: &mut NewFlow) {
+fn choose_port(skb: *mut __sk_buff, routed: *const Routed, new: &mut NewFlow) {
     new.outcome = outcome::EXHAUSTED;
     let entry = &mut new.entry;
     entry.to = new.key.tuple.reversed();
@@ -432,7 +452,7 @@ fn choose_port(skb: *mut __sk_buff, new: &mut NewFlow) {
     entry.bytes = 0;
     let to = new.target.to.reversed();
     new.entry_key = FlowKey::new(new.target.zone, new.key.protocol, to);
-    let mut attempt = Attempt { skb, new };
+    let mut attempt = Attempt { skb, routed, new };
     repeat(nat::PORT_TRIES, try_port, &mut attempt);
 }
 
