@@ -38,6 +38,11 @@ pub(super) struct Attachment<'a> {
     pub(super) from: &'a [Ipv4Network],
 }
 
+/// The fixed addresses of a request.
+pub(super) fn fixed_ips(first: Option<IpAddr>, more: &[IpAddr]) -> Vec<IpAddr> {
+    first.into_iter().chain(more.iter().copied()).collect()
+}
+
 impl Agent {
     /// Attaches a sandbox to a network. Returns when the maps have the endpoint, so that its frames
     /// are forwarded.
@@ -237,7 +242,7 @@ impl Agent {
             netns: &record.netns,
             owned,
             namespace: record.namespace,
-            ips: request.ip.into_iter().chain(request.more_ips.iter().copied()).collect(),
+            ips: fixed_ips(request.ip, &request.more_ips),
             mac: request.mac,
             ifname: None,
             ports: &[],

@@ -1,8 +1,14 @@
 //! Containers: a sandbox, its attachments, and the command in it.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use super::{Agent, attach::Attachment, conflict, internal, invalid, network::NetworkOf, rows};
+use super::{
+    Agent,
+    attach::{Attachment, fixed_ips},
+    conflict, internal, invalid,
+    network::NetworkOf,
+    rows,
+};
 use crate::{
     agent::{
         containers::{Origin, Process, Record},
@@ -91,7 +97,7 @@ impl Agent {
                     netns: &record.netns,
                     owned: record.origin == Origin::Owned,
                     namespace: record.namespace,
-                    ips: ips_of(&request),
+                    ips: fixed_ips(request.ip, &request.more_ips),
                     mac: request.mac,
                     ifname: request.ifname.as_deref(),
                     ports: &ports,
@@ -173,7 +179,7 @@ impl Agent {
             netns: &record.netns,
             owned: false,
             namespace: record.namespace,
-            ips: ips_of(&request),
+            ips: fixed_ips(request.ip, &request.more_ips),
             mac: request.mac,
             ifname: request.ifname.as_deref(),
             ports: &ports,
@@ -375,11 +381,6 @@ impl Agent {
     }
 }
 
-/// The fixed addresses of a request.
-fn ips_of(request: &ContainerCreate) -> Vec<IpAddr> {
-    request.ip.into_iter().chain(request.more_ips.iter().copied()).collect()
-}
-
 /// Refuses options that have no effect without a network of Culvert.
 fn check_plain(
     request: &ContainerCreate,
@@ -394,7 +395,7 @@ fn check_plain(
         )));
     }
     let given = [
-        ("--ip", !ips_of(request).is_empty()),
+        ("--ip", request.ip.is_some() || !request.more_ips.is_empty()),
         ("--mac", request.mac.is_some()),
         ("--ifname", request.ifname.is_some()),
         ("-p", !request.ports.is_empty()),
