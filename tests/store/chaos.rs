@@ -10,7 +10,7 @@ use culvert::{
     store::{EtcdStore, StateStore},
 };
 use culvert_tests::{
-    chaos::{Random, rounds},
+    chaos::{Random, each, rounds},
     etcd::EtcdServer,
 };
 use futures::StreamExt as _;
@@ -33,7 +33,7 @@ async fn store(server: &EtcdServer) -> EtcdStore {
 /// Adds and removes endpoints of one host, in random order. Returns how many are left.
 async fn churn(store: &EtcdStore, host: u64, mut random: Random, operations: u32) -> usize {
     let mut held: BTreeMap<u64, String> = BTreeMap::new();
-    for _ in 0..operations {
+    for _ in each(&format!("addresses of host {host}"), operations) {
         let number = random.below(CONTAINERS);
         let outcome = if let Some(id) = held.get(&number).cloned() {
             let plan = |view: &View| Ok(((), remove_endpoint(view, &name("net"), &id)?));
