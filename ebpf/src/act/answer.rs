@@ -41,7 +41,7 @@ pub(crate) type Answer = Result<Option<Action>, DropReason>;
 const V6_UPPER: usize = ETH_LEN + Ipv6Hdr::LEN;
 /// ICMP errors to an endpoint: this many at once, and one more every interval.
 const ICMP_BURST: u32 = 32;
-const ICMP_INTERVAL_NS: u64 = 10_000_000;
+const ICMP_INTERVAL_NS: u32 = 10_000_000;
 
 /// Answers an ARP request whose answer is known. `None`: to be forwarded. A BPF function of
 /// its own, for its stack.
@@ -173,7 +173,8 @@ pub(crate) fn too_big(sender: &Sender<'_>, eth: &EthHdr, mtu: u32) -> DropReason
     let what = match eth.ethertype() {
         ETH_P_IP => {
             let (from, kind, code) = ([0; 4], V4_UNREACHABLE, V4_FRAG_NEEDED);
-            icmp(ctx.skb.skb, ifindex, &Error { from, kind, code, mtu: mtu as u16 })
+            let error = Error { from, kind, code, mtu: mtu as u16 };
+            send_icmp(ctx.skb.skb, ifindex, &raw const error)
         }
         ETH_P_IPV6 => packet_too_big(ctx.skb.skb, ifindex, mtu),
         // No protocol has an error for that.
@@ -195,14 +196,18 @@ fn count_note(ctx: &TcContext, code: u32) {
 /// not been told too often.
 #[inline(always)]
 pub(crate) fn error(&Sender { ctx, ifindex, .. }: &Sender<'_>, error: &Error) {
-    count_note(ctx, icmp(ctx.skb.skb, ifindex, error));
+    count_note(ctx, send_icmp(ctx.skb.skb, ifindex, error));
 }
 
 /// Sends an ICMPv4 error to the container behind `ifindex`; one from 0.0.0.0 bears the
-/// address that the packet was for. Returns the code of the note to count, 0 for none. A BPF
-/// function of its own, for its stack.
+/// address that the packet was for. Returns the code of the note to count, 0 for none. A global
+/// BPF function: the verifier checks it once.
+// SAFETY: no other symbol of the programs has this name.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn icmp(skb: *mut __sk_buff, ifindex: u32, error: &Error) -> u32 {
+extern "C" fn send_icmp(skb: *mut __sk_buff, ifindex: u32, error: *const Error) -> u32 {
+    // SAFETY: the pointer is null or to an error: the verifier checks that of every caller.
+    let Some(error) = (unsafe { error.as_ref() }) else { return 0 };
     note_code(try_icmp(&TcContext::new(skb), ifindex, error))
 }
 
@@ -254,7 +259,7 @@ where
     store(ctx, ErrorHeaders::LEN, quote).ok()
 }
 
-/// Sends an ICMPv6 packet-too-big; as [`icmp`].
+/// Sends an ICMPv6 packet-too-big; as [`send_icmp`].
 #[inline(never)]
 fn packet_too_big(skb: *mut __sk_buff, ifindex: u32, mtu: u32) -> u32 {
     note_code(try_packet_too_big(&TcContext::new(skb), ifindex, mtu))

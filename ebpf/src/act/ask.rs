@@ -20,7 +20,7 @@ use crate::{
 
 /// Requests in a network: this many at once, and one more every interval.
 const BURST: u32 = 32;
-const INTERVAL_NS: u64 = 100_000_000;
+const INTERVAL_NS: u32 = 100_000_000;
 
 /// Bytes of a request with its padding, and how many of them are made in front of the packet that
 /// it replaces. The kernel may have left a checksum to the device, which writes it where the

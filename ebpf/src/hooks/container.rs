@@ -179,7 +179,9 @@ fn flood_limited(sender: &Sender<'_>, inner: &Inner) -> Outcome {
     let &Sender { ifindex, ep, net, .. } = sender;
     if ep.bum_rate != 0 {
         let limit = RateKey { kind: RateKey::BUM, id: ifindex };
-        if !rates::allow(limit, rate::interval_ns(ep.bum_rate), ep.bum_burst) {
+        // At most 1 s.
+        let interval_ns = rate::interval_ns(ep.bum_rate) as u32;
+        if !rates::allow(limit, interval_ns, ep.bum_burst) {
             return Err(DropReason::BumRateLimited);
         }
     }

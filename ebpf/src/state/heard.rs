@@ -1,6 +1,6 @@
 //! MACs of IPv4 addresses that no endpoint has, heard from ARP. The host sends to them.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use culvert_common::{
     abi::{Code, Direction, NeighKey, Note, RateKey, Sealed as _},
     datapath::learn::{self, Learn},
@@ -21,7 +21,7 @@ use crate::{
 const BURST: u32 = 1024;
 const INTERVAL_NS: u64 = 40_000_000;
 
-/// Result of [`write_entry`]: the map has the sender. The lowest byte is the code of the note to
+/// Result of [`write_heard`]: the map has the sender. The lowest byte is the code of the note to
 /// count, 0 for none.
 const HEARD: u32 = 1 << 8;
 
@@ -29,7 +29,7 @@ const HEARD: u32 = 1 << 8;
 /// has its address. Returns whether the sender is noted.
 #[inline(always)]
 pub(crate) fn listen(direction: Direction, ctx: &TcContext, vni: u32, offset: usize) -> bool {
-    let written = write_entry(ctx, vni, offset);
+    let written = write_heard(ctx.skb.skb, vni, offset as u32);
     if let Some(note) = Note::from_code(written as u8) {
         count(direction, Code::Note(note), ctx.len());
     }
@@ -37,10 +37,12 @@ pub(crate) fn listen(direction: Direction, ctx: &TcContext, vni: u32, offset: us
 }
 
 /// Writes the entry that the packet calls for. Returns the code of a note, with [`HEARD`] if the map
-/// has the sender. A BPF function of its own, for its stack.
+/// has the sender. A global BPF function: the verifier checks it once.
+// SAFETY: no other symbol of the programs has this name.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn write_entry(ctx: &TcContext, vni: u32, offset: usize) -> u32 {
-    try_write_entry(ctx, vni, offset).unwrap_or(0)
+extern "C" fn write_heard(skb: *mut __sk_buff, vni: u32, offset: u32) -> u32 {
+    try_write_entry(&TcContext::new(skb), vni, offset as usize).unwrap_or(0)
 }
 
 #[inline(always)]

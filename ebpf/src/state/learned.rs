@@ -26,15 +26,19 @@ const LEARN_INTERVAL_NS: u64 = 10_000_000;
 /// Notes where a source MAC was seen: behind `vtep`, or on the local interface `ifindex`.
 #[inline(always)]
 pub(crate) fn source(direction: Direction, key: FdbKey, vtep: VtepId, ifindex: u32, bytes: u32) {
-    if let Some(note) = Note::from_code(write_entry(&key, vtep.0, ifindex) as u8) {
+    if let Some(note) = Note::from_code(write_learned(&raw const key, vtep.0, ifindex) as u8) {
         count(direction, Code::Note(note), bytes);
     }
 }
 
 /// Writes the entry that a source MAC calls for. Returns the code of the note to count, 0
-/// for none. A BPF function of its own, for its stack.
+/// for none. A global BPF function: the verifier checks it once.
+// SAFETY: no other symbol of the programs has this name.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn write_entry(&key: &FdbKey, vtep: u32, ifindex: u32) -> u32 {
+extern "C" fn write_learned(key: *const FdbKey, vtep: u32, ifindex: u32) -> u32 {
+    // SAFETY: the pointer is null or to a key: the verifier checks that of every caller.
+    let Some(&key) = (unsafe { key.as_ref() }) else { return 0 };
     try_write_entry(key, VtepId(vtep), ifindex).map_or(0, |note| note.code().into())
 }
 

@@ -10,14 +10,16 @@ use crate::{kernel::time::now, maps::RATES};
 /// Two CPUs that take at the same instant may count once: the limit is off by
 /// at most one for each CPU.
 #[inline(always)]
-pub(crate) fn allow(limit: RateKey, interval_ns: u64, burst: u32) -> bool {
-    take_one(limit.kind, limit.id, interval_ns, burst) != 0
+pub(crate) fn allow(limit: RateKey, interval_ns: u32, burst: u32) -> bool {
+    take_rate(limit.kind, limit.id, interval_ns, burst) != 0
 }
 
-/// [`allow`] as a BPF function of its own, for its stack.
+/// [`allow`] as a global BPF function: the verifier checks it once.
+// SAFETY: no other symbol of the programs has this name.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn take_one(kind: u32, id: u32, interval_ns: u64, burst: u32) -> u32 {
-    take(RateKey { kind, id }, interval_ns, burst).into()
+extern "C" fn take_rate(kind: u32, id: u32, interval_ns: u32, burst: u32) -> u32 {
+    take(RateKey { kind, id }, interval_ns.into(), burst).into()
 }
 
 /// [`allow`] for callers that are BPF functions already.
