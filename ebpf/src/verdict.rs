@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
-    programs::TcContext,
+    programs::{TcContext, XdpContext},
 };
 use aya_log_ebpf::trace;
 use culvert_common::abi::{Action, Code, Direction, DropReason};
@@ -94,14 +94,23 @@ fn consume(ctx: &TcContext, direction: Direction) -> i32 {
     TC_ACT_SHOT
 }
 
-/// The one exit of the XDP program. Only drops are counted here: `from_underlay` counts what
-/// passes.
+/// The one exit of the XDP program. Only drops are counted and traced here: `from_underlay` counts
+/// and traces what passes.
 #[inline(always)]
-pub(crate) fn finish_xdp(bytes: u32, outcome: Result<(), DropReason>) -> u32 {
+pub(crate) fn finish_xdp(ctx: &XdpContext, bytes: u32, outcome: Result<(), DropReason>) -> u32 {
+    const DIRECTION: Direction = Direction::FromUnderlayXdp;
     match outcome {
         Ok(()) => xdp_action::XDP_PASS,
         Err(reason) => {
-            count(Direction::FromUnderlayXdp, Code::Drop(reason), bytes);
+            count(DIRECTION, Code::Drop(reason), bytes);
+            trace!(
+                ctx,
+                "{} if {} len {}: dropped, reason {}",
+                DIRECTION.code(),
+                ctx.ingress_ifindex() as u32,
+                bytes,
+                reason.code()
+            );
             xdp_action::XDP_DROP
         }
     }

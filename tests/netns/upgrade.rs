@@ -43,7 +43,7 @@ fn create_v3() -> MapData {
     create.map_type = bpf_map_type::BPF_MAP_TYPE_HASH as u32;
     create.key_size = size_of::<FlowKey>() as u32;
     create.value_size = size_of::<FlowV3>() as u32;
-    create.max_entries = 1024;
+    create.max_entries = 8192;
     // BPF_F_NO_PREALLOC
     create.map_flags = 1;
     let command = bpf_cmd::BPF_MAP_CREATE as libc::c_long;
@@ -123,4 +123,43 @@ fn a_connection_outlives_an_upgrade_of_the_map_layout() {
     let rows = world.host().json(&["nat", "ls"]);
     let rows = rows.as_array().unwrap();
     assert!(rows.iter().any(|row| row["container"] == name && row["dst_port"] == 80), "{rows:?}");
+}
+
+/// Flows for which the new table has no room are lost, and `status` says how many and what to do.
+#[test]
+#[ignore = "needs root"]
+fn flows_that_an_upgrade_loses_are_in_status() {
+    const MAX: u32 = 1024;
+    let mut world = World::with_agent(&["--conntrack-max", &MAX.to_string()]);
+    let bpffs = world.host().bpffs();
+    world.cluster.hosts[0].stop_agent(nix::sys::signal::Signal::SIGKILL);
+    age_flows(&bpffs);
+    let pin = bpffs.join("v3").join("maps").join(names::FLOWS);
+    let mut old: Table<FlowKey, FlowV3> = table(MapData::from_pin(pin).unwrap());
+    let value: FlowV3 = bytemuck::Zeroable::zeroed();
+    let entries = 2 * MAX + 200;
+    for number in 0..entries {
+        let [_, a, b, c] = number.to_be_bytes();
+        let tuple = culvert_common::abi::Tuple {
+            src: [10, a, b, c],
+            dst: [198, 51, 100, 1],
+            ..bytemuck::Zeroable::zeroed()
+        };
+        let to = culvert_common::abi::Tuple { dst: [192, 0, 2, 1], ..tuple };
+        let value = FlowV3 { to, last_seen_ns: u64::MAX / 2, ..value };
+        old.insert(Bytes(FlowKey::new(0, 17, tuple)), Bytes(value), 0).unwrap();
+    }
+    world.cluster.hosts[0].start_agent(&["--conntrack-max", &MAX.to_string()]);
+    world.cluster.hosts[0].wait_ready();
+    let problem = || {
+        let status = world.cluster.hosts[0].json(&["status"]);
+        let problems = status["problems"].as_array().cloned().unwrap_or_default();
+        problems.iter().any(|line| {
+            line.as_str().is_some_and(|line| {
+                line.contains("flows of map layout 3 were lost in the upgrade")
+                    && line.contains("--conntrack-max")
+            })
+        })
+    };
+    culvert_tests::netns::wait_until(Duration::from_secs(10), "the lost flows in status", problem);
 }

@@ -78,6 +78,13 @@ fn outbound_is_remembered(lab: &mut Lab) {
     assert!(!is_encapsulated(lab), "the pair is remembered after a change");
 }
 
+/// A fault of the flow cache must not vanish when one looks for it with `--trace`.
+#[test]
+#[ignore = "needs root"]
+fn pairs_are_remembered_while_tracing() {
+    crate::lab::with_trace(outbound_is_remembered);
+}
+
 fn local_is_remembered(lab: &mut Lab) {
     lab.at_container(Port::A1, &local()).delivers(&local(), &[]);
     lab.untold_fdb.remove(FdbKey::new(A, TWO.mac));

@@ -53,7 +53,15 @@ pub(crate) fn with(case: fn(&mut Lab)) {
     counted_by(case);
 }
 
-/// The same. Returns the indices of the counters that it moved.
+/// Runs a case with programs that write trace lines (`--trace`).
+pub(crate) fn with_trace(case: fn(&mut Lab)) {
+    let _home = Home::remember();
+    let mut lab = Lab::new(true);
+    lab.begin();
+    case(&mut lab);
+}
+
+/// As [`with`]. Returns the indices of the counters that the case moved.
 pub(crate) fn counted_by(case: fn(&mut Lab)) -> Vec<u32> {
     let pooled = POOL.lock().unwrap_or_else(PoisonError::into_inner).pop();
     let _home = Home::remember();
@@ -62,7 +70,7 @@ pub(crate) fn counted_by(case: fn(&mut Lab)) -> Vec<u32> {
             setns(&lab.namespace, CloneFlags::CLONE_NEWNET).unwrap();
             lab
         }
-        None => Lab::new(),
+        None => Lab::new(false),
     };
     lab.begin();
     case(&mut lab);
@@ -130,6 +138,11 @@ impl<K: Pod, V: Pod> Written<K, V> {
         self.0.remove(&Bytes(key)).unwrap();
     }
 
+    /// As [`Self::remove`], of an LRU map, which may have evicted the entry.
+    pub(crate) fn remove_if_present(&mut self, key: K) {
+        let _ = self.0.remove(&Bytes(key));
+    }
+
     fn clear(&mut self) {
         for key in self.keys() {
             self.0.remove(&Bytes(key)).unwrap();
@@ -168,7 +181,7 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    fn new() -> Self {
+    fn new(trace: bool) -> Self {
         assert!(geteuid().is_root(), "BPF programs: not permitted; run the tests as root");
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         let (far_namespace, wires) = interfaces();
@@ -182,7 +195,7 @@ impl Lab {
             nat_ports: (1024, 65535),
             services: vec!["10.96.0.0/16".parse().unwrap()],
             denied: Vec::new(),
-            trace: false,
+            trace,
         };
         let mut ebpf = load_object(&options, None).unwrap();
         let mut lab = Self {

@@ -5,14 +5,17 @@
 
 use std::{
     os::fd::{FromRawFd as _, OwnedFd, RawFd},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use aya_obj::generated::{perf_event_attr, perf_sw_ids, perf_type_id};
 use culvert::datapath::test_run::{Hook, sk_buff};
-use culvert_common::abi::FlowKey;
+use culvert_common::abi::{Code, Direction, FlowKey, Note, stats_index};
 use culvert_tests::packet::{ACK, Host, SYN, V4, payload};
 use nix::{
     libc,
@@ -21,14 +24,20 @@ use nix::{
 };
 
 use crate::{
-    lab::Lab,
+    lab::{Lab, MAX_FLOWS},
     ports::Port,
     routed::{answer, fragments, key, outbound, to_gateway},
     run::{Program, test_run},
     world::{A, ONE, SERVER, TWO, US},
 };
 
-cases!(a_recycled_flow_is_nobodys, fragments_of_one_datagram_on_two_cpus);
+cases!(
+    a_recycled_flow_is_nobodys,
+    a_recycled_datagram_is_nobodys,
+    fragments_of_one_datagram_on_two_cpus,
+    one_flow_begins_on_two_cpus,
+    one_flow_begins_on_two_cpus_in_a_full_table,
+);
 
 /// How long two threads race.
 const TIME: Duration = Duration::from_secs(2);
@@ -139,6 +148,29 @@ fn a_recycled_flow_is_nobodys(lab: &mut Lab) {
     assert!(delivered > 1000 && passed > 10, "no race: {delivered} delivered, {passed} passed");
 }
 
+/// Calls `run` with the CPU, 0 or 1, and each number from 1 to `rounds` on both CPUs. The two calls with
+/// one number begin together, or one of them up to a few µs later, by turns.
+fn in_step(rounds: u16, run: impl Fn(usize, u16) + Sync) {
+    let reached = [AtomicU64::new(0), AtomicU64::new(0)];
+    let thread = |own: usize| {
+        stay_on(own);
+        for number in 1..=rounds {
+            reached[own].store(number.into(), Ordering::SeqCst);
+            while reached[1 - own].load(Ordering::SeqCst) < number.into() {
+                std::hint::spin_loop();
+            }
+            if usize::from(number) % 2 == own {
+                (0..usize::from(number) % 500).for_each(|_| std::hint::spin_loop());
+            }
+            run(own, number);
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| thread(0));
+        scope.spawn(|| thread(1));
+    });
+}
+
 /// One CPU has the first fragment of a datagram, the other a later one. The later one is
 /// translated at once, or held and released: none is left behind.
 fn fragments_of_one_datagram_on_two_cpus(lab: &mut Lab) {
@@ -151,25 +183,140 @@ fn fragments_of_one_datagram_on_two_cpus(lab: &mut Lab) {
         let context = sk_buff(Hook::Ingress, Port::A1.ifindex(), 0, frame.len());
         test_run(&program, &frame, Some(&context), 1, 0);
     };
-    // The datagram that each thread has come to: they start each one together.
-    let reached = [AtomicU64::new(0), AtomicU64::new(0)];
-    let race = |own: usize, packet: &V4| {
-        stay_on(own);
-        for id in 1..=DATAGRAMS {
-            reached[own].store(id.into(), Ordering::SeqCst);
-            while reached[1 - own].load(Ordering::SeqCst) < id.into() {
-                std::hint::spin_loop();
-            }
-            // One of them a little later, by turns.
-            if usize::from(id) % 2 == own {
-                (0..usize::from(id) % 500).for_each(|_| std::hint::spin_loop());
-            }
-            run(packet, id);
-        }
-    };
-    thread::scope(|scope| {
-        scope.spawn(|| race(0, &first));
-        scope.spawn(|| race(1, &later));
-    });
+    in_step(DATAGRAMS, |cpu, id| run(if cpu == 0 { &first } else { &later }, id));
     assert_eq!(lab.held.keys().len(), 0, "fragments are left behind");
+}
+
+/// Both CPUs have a SYN with the same ports, as two queues of a card may. One of them begins the flow, the
+/// other one takes its target over: both packets leave alike.
+fn begin_on_two_cpus(lab: &Lab, flows: u16) {
+    let program = lab.program_fd(Program::Container).try_clone().unwrap();
+    let frames: [Mutex<Vec<Vec<u8>>>; 2] = Default::default();
+    in_step(flows, |cpu, number| {
+        let syn = V4::segment(&ONE, &SERVER, (20_000 + number, 80), SYN, &[]);
+        let frame = to_gateway(&syn).frame();
+        let context = sk_buff(Hook::Ingress, Port::A1.ifindex(), 0, frame.len());
+        let (_, left) = test_run(&program, &frame, Some(&context), 1, 0);
+        frames[cpu].lock().unwrap().push(left);
+    });
+    let [first, second] = frames.map(|frames| frames.into_inner().unwrap());
+    for (number, (first, second)) in (1..=flows).zip(first.iter().zip(&second)) {
+        let expected =
+            outbound(&V4::segment(&US, &SERVER, (20_000 + number, 80), SYN, &[])).frame();
+        assert_eq!(first, &expected, "flow {number}, CPU 0");
+        assert_eq!(second, &expected, "flow {number}, CPU 1");
+    }
+}
+
+/// How often the programs have counted a note at containers since the last call.
+fn noted(lab: &mut Lab) -> impl Fn(Note) -> u64 + use<> {
+    let counts = lab.new_counts();
+    move |note| {
+        let index = stats_index(Direction::FromContainer, Code::Note(note));
+        counts.iter().find(|(at, _)| *at == index).map_or(0, |(_, counter)| counter.packets)
+    }
+}
+
+/// A flow that two CPUs begin is one flow, counted once, with its own port.
+fn one_flow_begins_on_two_cpus(lab: &mut Lab) {
+    const FLOWS: u16 = 3000;
+    begin_on_two_cpus(lab, FLOWS);
+    assert_eq!(lab.flows.keys().len(), 2 * usize::from(FLOWS));
+    let noted = noted(lab);
+    assert_eq!(noted(Note::FlowCreated), u64::from(FLOWS));
+    assert_eq!(noted(Note::PortChanged), 0);
+}
+
+/// The same while each new flow needs the room of another one. No half of a flow is left behind.
+fn one_flow_begins_on_two_cpus_in_a_full_table(lab: &mut Lab) {
+    const FLOWS: u16 = 10_000;
+    begin_on_two_cpus(lab, FLOWS);
+    let keys = lab.flows.keys();
+    assert!(keys.len() <= 2 * MAX_FLOWS as usize, "{} entries", keys.len());
+    for key in keys {
+        let flow = lab.flows.get(key).unwrap();
+        let other = FlowKey::new(flow.zone, key.protocol, flow.to.reversed());
+        assert!(lab.flows.get(other).is_some(), "{key:?} without {other:?}");
+    }
+    assert!(noted(lab)(Note::FlowEvicted) >= u64::from(FLOWS) - u64::from(MAX_FLOWS));
+}
+
+/// One CPU removes what is known of datagrams and notes others in the same memory; the other one has
+/// later fragments of all of them. A fragment goes to the container of its datagram, to the host
+/// if that has the datagram, or to nobody.
+fn a_recycled_datagram_is_nobodys(lab: &mut Lab) {
+    const IDS: std::ops::Range<u16> = 1..10;
+    /// Port of a datagram of which the host has the flow.
+    const OF_HOST: u16 = 9;
+    let port = |id: u16| [40_000, 40_001, OF_HOST][usize::from(id % 3)];
+    let from_container = lab.program_fd(Program::Container).try_clone().unwrap();
+    let from_underlay = lab.program_fd(Program::Underlay).try_clone().unwrap();
+    for port in [40_000, 40_001] {
+        let (at, host) = owner(port);
+        let frame = to_gateway(&V4::udp(&host, &SERVER, (port, 53), &[])).frame();
+        let context = sk_buff(Hook::Ingress, at.ifindex(), 0, frame.len());
+        test_run(&from_container, &frame, Some(&context), 1, 0);
+    }
+    let pieces: Vec<[Vec<u8>; 2]> = IDS
+        .map(|id| {
+            let packet = V4 { id, ..V4::udp(&SERVER, &US, (53, port(id)), &payload(2500)) };
+            let [first, later, _] = fragments(&packet, &[1000, 1000]).try_into().unwrap();
+            [first.frame(), later.frame()]
+        })
+        .collect();
+    let receive = |frame: &[u8]| {
+        let context = sk_buff(Hook::Ingress, Port::Uplink.ifindex(), 0, frame.len());
+        test_run(&from_underlay, frame, Some(&context), 1, 0).1
+    };
+    for [first, _] in &pieces {
+        receive(first);
+    }
+    let known: Vec<_> = lab
+        .fragments
+        .keys()
+        .into_iter()
+        .map(|key| (key, lab.fragments.get(key).unwrap()))
+        .collect();
+    assert_eq!(known.len(), IDS.len());
+    let stop = AtomicBool::new(false);
+    let fragments = &mut lab.fragments;
+    let (delivered, passed) = thread::scope(|scope| {
+        scope.spawn(|| {
+            stay_on(0);
+            fragments.remove(known[0].0);
+            let mut absent = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let next = (absent + 1) % known.len();
+                // The program holds at most a few of each datagram: an LRU map may evict by itself.
+                fragments.remove_if_present(known[next].0);
+                fragments.set(known[absent].0, known[absent].1);
+                absent = next;
+            }
+        });
+        let reader = scope.spawn(|| {
+            stay_on(1);
+            let _interrupted = interrupted();
+            let (mut delivered, mut passed) = (0_u32, 0_u32);
+            let start = Instant::now();
+            while start.elapsed() < TIME {
+                for (id, [_, later]) in IDS.zip(&pieces) {
+                    let left = receive(later);
+                    if left == *later {
+                        passed += 1;
+                        continue;
+                    }
+                    delivered += 1;
+                    assert_ne!(port(id), OF_HOST, "the host's datagram {id} is translated");
+                    let (_, host) = owner(port(id));
+                    assert_eq!(left[..6], host.mac, "MAC of datagram {id}");
+                    assert_eq!(left[30..34], host.v4, "address of datagram {id}");
+                }
+            }
+            (delivered, passed)
+        });
+        let counts = reader.join();
+        stop.store(true, Ordering::Relaxed);
+        counts.unwrap()
+    });
+    assert!(delivered > 1000 && passed > 10, "no race: {delivered} delivered, {passed} passed");
 }

@@ -97,8 +97,6 @@ pub mod globals {
     pub const FLOW_SLOTS_LEN: &str = "FLOW_SLOTS_LEN";
     /// Interface index of the loopback device, `u32`.
     pub const LOOPBACK: &str = "LOOPBACK";
-    /// `u8`; trace lines are written if it is not 0.
-    pub const TRACING: &str = "TRACING";
     /// Log level of aya-log, `u8`: 0 writes nothing, 5 writes trace lines.
     pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 }

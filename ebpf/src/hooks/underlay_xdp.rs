@@ -22,7 +22,7 @@ pub(crate) fn from_underlay_xdp(ctx: XdpContext) -> u32 {
         Err(_) if shares_port(ctx.ingress_ifindex() as u32) => Ok(()),
         outcome => outcome,
     };
-    finish_xdp(bytes, outcome)
+    finish_xdp(&ctx, bytes, outcome)
 }
 
 #[inline(always)]

@@ -7,14 +7,14 @@ use std::process::{Command, Stdio};
 
 use crate::{netns::Netns, outside::Outside, underlay::Underlay};
 
-/// A port of the host that leads to one of a container.
+/// A port of the host that is forwarded to a port of a container.
 #[derive(Clone, Copy, Debug)]
 pub struct Published {
     /// `tcp` or `udp`.
     pub protocol: &'static str,
     /// Port of the host.
     pub port: u16,
-    /// Which container.
+    /// Index of the container, from 0.
     pub container: u8,
     /// Port of the container.
     pub to: u16,
@@ -114,7 +114,7 @@ pub fn wire(host: &Netns, iptables: &str, count: u8, ports: &[Published]) -> Vec
         rules.push(format!(
             "-t nat -A DOCKER -p {protocol} --dport {port} -j DNAT --to-destination {ip}:{to}"
         ));
-        // A container that reaches itself by the host's port.
+        // This rule is for a container that connects to itself through the host's port.
         rules.push(format!(
             "-t nat -A POSTROUTING -s {ip} -d {ip} -p {protocol} --dport {to} -j MASQUERADE"
         ));

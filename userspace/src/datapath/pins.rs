@@ -1,4 +1,4 @@
-//! Pins of BPF objects, by bpf(2): of any kind, also of those that aya has no type for.
+//! Pins of BPF objects through bpf(2), also of kinds for which aya has no type.
 
 use std::{
     ffi::{CString, OsStr, OsString},
@@ -72,7 +72,7 @@ pub(super) fn is_attached(path: &Path) -> io::Result<bool> {
     Ok(ifindex != 0)
 }
 
-/// What the kernel tells about a link.
+/// The kernel's information about a link.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -83,7 +83,7 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<bpf_link_info> {
     attr.info.bpf_fd = number(link);
     attr.info.info_len = size_of::<bpf_link_info>() as u32;
     attr.info.info = (&raw mut info) as u64;
-    // SAFETY: the command writes to `info`, at most as long as stated, which outlives the call.
+    // SAFETY: the command writes at most the stated length to `info`, which outlives the call.
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
     Ok(info)
 }

@@ -13,6 +13,7 @@
 //!
 //! The crate has no dependencies: `userspace/build.rs` and `xtask` both use it, and both
 //! have to compile before anything else can.
+#![warn(clippy::indexing_slicing)]
 
 mod build;
 mod env;

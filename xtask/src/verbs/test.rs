@@ -5,7 +5,7 @@ mod emulated;
 mod leftovers;
 mod tally;
 
-use std::time::Duration;
+use std::{fmt::Write as _, time::Duration};
 
 use anyhow::{Result, bail};
 
@@ -84,6 +84,7 @@ fn cargo_test(tally: &mut Tally, filter: Option<&str>, full: bool) -> Result<()>
         if tools::which(program).is_none() {
             ui::line(&format!("Not run, as {program} is not installed: {test}"));
             command.args(["--skip", test]);
+            tally.left_out += 1;
         }
     }
     if full {
@@ -123,7 +124,12 @@ fn summary(tally: &Tally) -> Result<()> {
         .collect();
     ui::heading("summary");
     ui::table(&["STAGE", "STATE", "TOOK"], &rows);
-    ui::line(&format!("{} passed, {} failed", tally.passed, tally.failed));
+    let mut sum = format!("{} passed, {} failed", tally.passed, tally.failed);
+    if tally.left_out > 0 {
+        // Writing to a string does not fail.
+        let _ = write!(sum, ", {} not run (the program is not installed)", tally.left_out);
+    }
+    ui::line(&sum);
     if let Some((name, ..)) = tally.stages.iter().find(|(_, ok, _)| !ok) {
         bail!("stage '{name}' failed: its messages are above");
     }

@@ -12,9 +12,9 @@ pub(crate) struct MapCounts {
 }
 
 impl MapCounts {
-    /// The counts, once they are known.
-    pub(crate) fn get(&self) -> Option<Counts> {
-        *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The counts. If the engine has not set them yet, they are those of `read`, which is called once.
+    pub(crate) fn get_or_read(&self, read: impl FnOnce() -> Counts) -> Counts {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(read)
     }
 
     /// Sets the counts.

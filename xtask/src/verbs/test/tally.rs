@@ -15,6 +15,8 @@ pub(super) struct Tally {
     pub(super) failed: u64,
     /// Ignored tests, although no filter was given.
     pub(super) ignored: u64,
+    /// Tests of programs that are not installed: they did not run.
+    pub(super) left_out: u64,
     /// Name of each stage, whether it went well, and how long it took.
     pub(super) stages: Vec<(&'static str, bool, Duration)>,
 }
