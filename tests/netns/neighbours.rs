@@ -3,14 +3,19 @@
 
 #![expect(clippy::expect_used, reason = "a step that cannot be taken fails the test with why")]
 
-use std::net::Ipv4Addr;
+use std::{
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    path::Path,
+    time::Duration,
+};
 
 use aya::programs::TcAttachType;
 use culvert_tests::{
     cluster::{Host, SOON},
     docker::{self, Published},
-    netns::{Netns, programs, wait_until},
-    sock::{Server, container},
+    netns::{Netns, on_this_machine, programs, wait_until},
+    sock::{self, Server, container},
 };
 
 use crate::{
@@ -158,6 +163,84 @@ fn a_container_reaches_a_service() {
     // What is no service is masqueraded by the programs, as ever.
     let answer = exchange_at(&container(&name), "tcp", far, 80, 10);
     assert_eq!((answer.as_str(), remote.take_clients()), ("ok 10", vec![host.vtep().to_string()]));
+}
+
+/// A UDP socket of a container, and what it sends.
+struct Speaker {
+    socket: UdpSocket,
+    word: &'static str,
+}
+
+impl Speaker {
+    fn new(netns: &Path, port: u16, to: SocketAddrV4, word: &'static str) -> Self {
+        let socket = sock::within(netns, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)));
+        let socket = bound.expect("a free port");
+        socket.connect(to).expect("a route to the server");
+        let timeout = Some(on_this_machine(Duration::from_secs(2)));
+        socket.set_read_timeout(timeout).expect("a timeout");
+        Self { socket, word }
+    }
+
+    /// The next answer has to be what was sent.
+    #[track_caller]
+    fn speak(&self) {
+        self.socket.send(self.word.as_bytes()).expect("a datagram is sent");
+        let mut answer = [0; 16];
+        let len = self.socket.recv(&mut answer);
+        let heard = len.map(|len| String::from_utf8_lossy(&answer[..len]).into_owned());
+        assert_eq!(heard.as_deref().ok(), Some(self.word), "{heard:?}");
+    }
+}
+
+/// A container of Docker and one of Culvert have the same source port towards the same server: each
+/// hears the answers to its own packets, whichever began.
+#[test]
+#[ignore = "needs root"]
+fn a_port_that_docker_masquerades_is_left_to_it() {
+    let world = World::new(1);
+    let host = world.host();
+    let (_, docker) = docker_on(host);
+    let far = SocketAddrV4::new(culvert_tests::outside::Outside::IP, 7);
+    let servers = echoes(world.outside.host.path(), 7);
+    let (name, _) = world.run("bridge", &[]);
+    let own = container(&name);
+    // Netfilter's first connection is how the agent knows of it.
+    assert_eq!(exchange_at(docker.path(), "udp", *far.ip(), 7, 10), "ok 10");
+    wait_until(SOON, "the agent to see netfilter", || {
+        host.agent_log().contains("netfilter tracks connections")
+    });
+    for (port, docker_first) in [(40_000, true), (40_001, false), (5060, true), (5061, false)] {
+        let make = |docker_s: bool| match docker_s {
+            true => Speaker::new(docker.path(), port, far, "docker"),
+            false => Speaker::new(&own, port, far, "culvert"),
+        };
+        let first = make(docker_first);
+        first.speak();
+        let second = make(!docker_first);
+        for _ in 0..3 {
+            second.speak();
+            first.speak();
+        }
+    }
+    for (port, docker_first) in [(41_000, true), (41_001, false)] {
+        let open = |docker_s: bool| {
+            let netns = if docker_s { docker.path() } else { own.as_path() };
+            let stream = sock::within(netns, || sock::open(far, port)).unwrap();
+            stream.set_read_timeout(Some(on_this_machine(Duration::from_secs(2)))).unwrap();
+            stream
+        };
+        let streams = [open(docker_first), open(!docker_first)];
+        for round in 0..3_u8 {
+            for (mut stream, number) in streams.iter().zip(0..) {
+                stream.write_all(&[round, number]).unwrap();
+                let mut answer = [0; 2];
+                stream.read_exact(&mut answer).unwrap();
+                assert_eq!(answer, [round, number]);
+            }
+        }
+    }
+    let clients = servers[0].take_clients();
+    assert_eq!(clients, [host.vtep().to_string()]);
 }
 
 /// A second network card that is no uplink: published ports are reached through it, at its own address

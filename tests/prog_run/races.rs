@@ -49,12 +49,13 @@ fn stay_on(cpu: usize) {
     sched_setaffinity(Pid::from_raw(0), &cpus).expect("two CPUs");
 }
 
-/// Interrupts of the calling thread, ns: about as long as a program runs. (perf_event_open(2) samples
-/// by a timer, and permits 100,000 samples a second.)
+/// Interval of the interrupts of the calling thread, in ns: about the run time of a program.
+/// (perf_event_open(2) samples by a timer, and permits 100,000 samples a second.)
 const EVERY_NS: u64 = 10_000;
 
-/// Interrupts the calling thread while it runs, every [`EVERY_NS`], until the result is dropped: in
-/// the middle of a program, too, which gives the other CPU time to change what it has looked up.
+/// Interrupts the calling thread every [`EVERY_NS`] while it runs, until the result is dropped. An
+/// interrupt inside a program gives the other CPU time to change an entry that the program has
+/// looked up.
 fn interrupted() -> OwnedFd {
     // SAFETY: a structure of integers, for which all bytes 0 is a value.
     let mut attr: perf_event_attr = unsafe { std::mem::zeroed() };
@@ -63,7 +64,7 @@ fn interrupted() -> OwnedFd {
     attr.config = perf_sw_ids::PERF_COUNT_SW_CPU_CLOCK as u64;
     attr.__bindgen_anon_1.sample_period = EVERY_NS;
     let (this_thread, any_cpu, no_group, no_flags) = (0, -1, -1, 0);
-    // SAFETY: `attr` is as long as it says, and outlives the call.
+    // SAFETY: `attr.size` is the length of `attr`, which outlives the call.
     let fd = unsafe {
         let attr = &raw const attr;
         libc::syscall(libc::SYS_perf_event_open, attr, this_thread, any_cpu, no_group, no_flags)
@@ -73,13 +74,13 @@ fn interrupted() -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).unwrap()) }
 }
 
-/// Container of a port: `A1` has the even ones.
+/// Container of a source port: `A1` has the even ports.
 fn owner(port: u16) -> (Port, Host) {
     if port.is_multiple_of(2) { (Port::A1, ONE) } else { (Port::A2, TWO) }
 }
 
-/// One CPU removes flows and inserts others into their memory; the other one has answers to all
-/// of them. An answer goes to the container of its flow, or to none.
+/// One CPU removes flows and inserts others into their memory. The other CPU runs the program on
+/// answers to all of the flows. An answer goes to the container of its flow, or to none.
 fn a_recycled_flow_is_nobodys(lab: &mut Lab) {
     const PORTS: std::ops::Range<u16> = 40_000..40_008;
     let syn = |port| {
@@ -107,7 +108,7 @@ fn a_recycled_flow_is_nobodys(lab: &mut Lab) {
     let (delivered, passed) = thread::scope(|scope| {
         scope.spawn(|| {
             stay_on(0);
-            // One entry is always absent. The next one is removed, and its memory is the other's.
+            // One entry is always absent. The absent entry gets the memory of the next entry.
             flows.remove(answers[0].0);
             let mut absent = 0;
             while !stop.load(Ordering::Relaxed) {
@@ -148,8 +149,8 @@ fn a_recycled_flow_is_nobodys(lab: &mut Lab) {
     assert!(delivered > 1000 && passed > 10, "no race: {delivered} delivered, {passed} passed");
 }
 
-/// Calls `run` with the CPU, 0 or 1, and each number from 1 to `rounds` on both CPUs. The two calls with
-/// one number begin together, or one of them up to a few µs later, by turns.
+/// Calls `run` with the CPU, 0 or 1, and each number from 1 to `rounds` on both CPUs. The two calls
+/// with one number begin together, or one of them up to a few µs later, by turns.
 fn in_step(rounds: u16, run: impl Fn(usize, u16) + Sync) {
     let reached = [AtomicU64::new(0), AtomicU64::new(0)];
     let thread = |own: usize| {
@@ -171,8 +172,8 @@ fn in_step(rounds: u16, run: impl Fn(usize, u16) + Sync) {
     });
 }
 
-/// One CPU has the first fragment of a datagram, the other a later one. The later one is
-/// translated at once, or held and released: none is left behind.
+/// One CPU receives the first fragment of a datagram, the other CPU a later fragment. The later
+/// fragment is translated at once, or held and released. No fragment stays held.
 fn fragments_of_one_datagram_on_two_cpus(lab: &mut Lab) {
     const DATAGRAMS: u16 = 4000;
     let packet = to_gateway(&V4::udp(&ONE, &SERVER, (40_000, 53), &payload(2500)));
@@ -187,8 +188,8 @@ fn fragments_of_one_datagram_on_two_cpus(lab: &mut Lab) {
     assert_eq!(lab.held.keys().len(), 0, "fragments are left behind");
 }
 
-/// Both CPUs have a SYN with the same ports, as two queues of a card may. One of them begins the flow, the
-/// other one takes its target over: both packets leave alike.
+/// Both CPUs have a SYN with the same ports, as two queues of a network card may have. One CPU
+/// begins the flow, and the other CPU uses the target of this flow: both packets leave alike.
 fn begin_on_two_cpus(lab: &Lab, flows: u16) {
     let program = lab.program_fd(Program::Container).try_clone().unwrap();
     let frames: [Mutex<Vec<Vec<u8>>>; 2] = Default::default();
@@ -208,7 +209,7 @@ fn begin_on_two_cpus(lab: &Lab, flows: u16) {
     }
 }
 
-/// How often the programs have counted a note at containers since the last call.
+/// Number of notes that the programs have counted at containers since the last call.
 fn noted(lab: &mut Lab) -> impl Fn(Note) -> u64 + use<> {
     let counts = lab.new_counts();
     move |note| {
@@ -227,7 +228,8 @@ fn one_flow_begins_on_two_cpus(lab: &mut Lab) {
     assert_eq!(noted(Note::PortChanged), 0);
 }
 
-/// The same while each new flow needs the room of another one. No half of a flow is left behind.
+/// Two CPUs begin one flow while each new flow needs the room of another one. No flow is left with
+/// one entry only.
 fn one_flow_begins_on_two_cpus_in_a_full_table(lab: &mut Lab) {
     const FLOWS: u16 = 10_000;
     begin_on_two_cpus(lab, FLOWS);
@@ -241,12 +243,12 @@ fn one_flow_begins_on_two_cpus_in_a_full_table(lab: &mut Lab) {
     assert!(noted(lab)(Note::FlowEvicted) >= u64::from(FLOWS) - u64::from(MAX_FLOWS));
 }
 
-/// One CPU removes what is known of datagrams and notes others in the same memory; the other one has
-/// later fragments of all of them. A fragment goes to the container of its datagram, to the host
-/// if that has the datagram, or to nobody.
+/// One CPU removes the entries of datagrams and inserts others into their memory. The other CPU
+/// runs the program on later fragments of all these datagrams. A fragment goes to the container
+/// of its datagram, to the host if the datagram is the host's, or to nobody.
 fn a_recycled_datagram_is_nobodys(lab: &mut Lab) {
     const IDS: std::ops::Range<u16> = 1..10;
-    /// Port of a datagram of which the host has the flow.
+    /// Source port of a datagram whose flow is the host's.
     const OF_HOST: u16 = 9;
     let port = |id: u16| [40_000, 40_001, OF_HOST][usize::from(id % 3)];
     let from_container = lab.program_fd(Program::Container).try_clone().unwrap();
@@ -287,7 +289,7 @@ fn a_recycled_datagram_is_nobodys(lab: &mut Lab) {
             let mut absent = 0;
             while !stop.load(Ordering::Relaxed) {
                 let next = (absent + 1) % known.len();
-                // The program holds at most a few of each datagram: an LRU map may evict by itself.
+                // An LRU map may have evicted the entry.
                 fragments.remove_if_present(known[next].0);
                 fragments.set(known[absent].0, known[absent].1);
                 absent = next;

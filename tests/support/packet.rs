@@ -407,7 +407,7 @@ pub struct Tunnel {
     pub offset: u16,
     /// Outer IPv4 options.
     pub options: Vec<u8>,
-    /// UDP source port. [`Tunnel::new`] sets 0.
+    /// UDP source port. In an expected frame of the program tests, 0 stands for any entropy port.
     pub src_port: u16,
     /// UDP destination port.
     pub dst_port: u16,

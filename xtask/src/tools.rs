@@ -11,7 +11,7 @@ use culvert_bpf_build::{Way, find_linker};
 
 use crate::vm::kernel::Kernel;
 
-/// Purpose of a tool.
+/// Verb or option that a tool is needed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
     /// Building the binary.
@@ -29,7 +29,7 @@ pub(crate) enum Need {
 }
 
 impl Need {
-    /// For the table.
+    /// Name of the verb or option, for the table.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Build => "build",
@@ -47,7 +47,7 @@ impl Need {
 pub(crate) enum Probe {
     /// A program in one of the usual directories.
     Program(&'static str),
-    /// A component of the running Rust toolchain, asked for by its program.
+    /// A component of the running Rust toolchain. The check runs this program of it.
     CargoComponent(&'static str),
     /// The C library's headers and start files.
     LibcHeaders,
@@ -55,7 +55,7 @@ pub(crate) enum Probe {
     ProtobufIncludes,
     /// A rustc that compiles for BPF.
     BpfRustc,
-    /// clippy of that rustc.
+    /// clippy of the rustc that compiles for BPF.
     BpfClippy,
     /// bpf-linker.
     BpfLinker,
@@ -284,7 +284,7 @@ pub(crate) const TOOLS: &[Tool] = &[
     },
     Tool {
         name: "busybox",
-        why: "that kernel's first programs",
+        why: "the emulated machine's first programs",
         need: Need::Full,
         probe: Probe::Program("busybox"),
         debian: &["busybox-static"],
@@ -293,7 +293,7 @@ pub(crate) const TOOLS: &[Tool] = &[
     },
     Tool {
         name: "modprobe",
-        why: "that kernel's modules",
+        why: "the emulated machine's modules",
         need: Need::Full,
         probe: Probe::Program("modprobe"),
         debian: &["kmod"],
@@ -302,7 +302,7 @@ pub(crate) const TOOLS: &[Tool] = &[
     },
     Tool {
         name: "xz",
-        why: "that kernel's modules",
+        why: "the emulated machine's modules",
         need: Need::Full,
         probe: Probe::Program("xz"),
         debian: &["xz-utils"],
@@ -363,8 +363,8 @@ pub(crate) fn missing(needs: &[Need]) -> Vec<&'static Tool> {
     TOOLS.iter().filter(|t| needs.contains(&t.need) && t.found().is_none()).collect()
 }
 
-/// The file that `name` runs: on `PATH`, or where administrators' programs are, which a user's
-/// `PATH` may lack.
+/// Path of the program `name`: from `PATH`, or from the directories of administrators' programs,
+/// which a user's `PATH` may lack.
 pub(crate) fn which(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let more = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);

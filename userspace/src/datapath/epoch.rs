@@ -30,9 +30,9 @@ impl fmt::Debug for Epoch {
     }
 }
 
-// SAFETY: what the pointer leads to is an atomic, mapped until the value is dropped.
+// SAFETY: the pointer leads to an atomic, which stays mapped until the value is dropped.
 unsafe impl Send for Epoch {}
-// SAFETY: as above.
+// SAFETY: all threads access the word through the atomic only, which stays mapped.
 unsafe impl Sync for Epoch {}
 
 impl Epoch {

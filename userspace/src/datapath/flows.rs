@@ -1,5 +1,5 @@
-//! The conntrack maps: the agent reads `FLOWS` a slice at a time, and writes `RESERVED_PORTS` for the
-//! programs.
+//! The conntrack maps: the agent reads `FLOWS` a slice at a time, and writes `RESERVED_PORTS` for
+//! the programs.
 
 use std::{
     fmt, io,

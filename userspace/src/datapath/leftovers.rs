@@ -419,8 +419,8 @@ fn open_link(id: u32) -> io::Result<OwnedFd> {
     pins::owned(unsafe { bpf(bpf_cmd::BPF_LINK_GET_FD_BY_ID, &mut attr) }?)
 }
 
-/// The links that are pinned in a directory of an ABI version: identifier and pin. A pin that cannot
-/// be opened is left out.
+/// The links that are pinned in a directory of an ABI version: identifier and pin. A pin that
+/// cannot be opened is left out.
 fn pinned_in(version_dir: &Path) -> Vec<(u32, PathBuf)> {
     let pins = bpffs::list(&version_dir.join(LINKS)).unwrap_or_default();
     let id = |pin: &Path| pins::open(pin).and_then(|link| pins::link_info(link.as_fd())).ok();
@@ -484,7 +484,8 @@ fn running(wanted: &BTreeSet<u32>) -> BTreeMap<u32, i32> {
         }
     }
     let mut running = BTreeMap::new();
-    // The own pid in the PID namespace of `/proc`, which may differ from that of getpid(2).
+    // The pid of this process in `/proc`. It may differ from that of getpid(2), because `/proc` may
+    // be of another PID namespace.
     let own = fs::read_link("/proc/self").ok().and_then(|own| number_in(own.as_os_str()));
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = number_in(&process.file_name()).filter(|pid| Some(*pid) != own) else {

@@ -89,7 +89,7 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<bpf_link_info> {
 }
 
 /// The index of the interface that a link attaches a program to, in the interface's network
-/// namespace; 0 if there is none any more. `None`: it is no link to a device.
+/// namespace; 0 if the interface is gone. `None`: the link attaches to no device.
 pub(super) fn ifindex_of(info: &bpf_link_info) -> Option<u32> {
     const XDP: u32 = bpf_link_type::BPF_LINK_TYPE_XDP as u32;
     const TCX: u32 = bpf_link_type::BPF_LINK_TYPE_TCX as u32;
@@ -109,8 +109,8 @@ pub(super) fn ifindex_of(info: &bpf_link_info) -> Option<u32> {
 /// The file descriptor that bpf(2) has returned.
 pub(super) fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     let fd = RawFd::try_from(result).map_err(io::Error::other)?;
-    // SAFETY: the caller has it from the kernel, as the result of a command that makes a new
-    // descriptor, and nobody else knows it.
+    // SAFETY: the caller has the number from the kernel, as the result of a command that makes a
+    // new descriptor, and no other value owns that descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
