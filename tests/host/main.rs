@@ -6,6 +6,7 @@
 mod attach;
 mod doctor;
 mod exec;
+mod gateway;
 mod netlink;
 mod sandbox;
 

@@ -230,12 +230,19 @@ fn a_managed_neighbour_is_resolved_without_traffic() {
         };
         let neighbour = found(netlink.neighbours().await.unwrap()).unwrap();
         assert_eq!((neighbour.mac, neighbour.valid, neighbour.managed), (mac, true, true));
+        assert!(!neighbour.permanent);
         for _ in 0..2 {
             netlink.forget_neighbour(uplink, ip("192.0.2.2")).await.unwrap();
         }
         // The kernel may keep a failed entry for a while; it does not manage it.
         let left = found(netlink.neighbours().await.unwrap());
         assert!(left.is_none_or(|neighbour| !neighbour.managed && !neighbour.valid), "{left:?}");
+        underlay.hosts[0].run(&format!(
+            "ip neigh replace 192.0.2.2 lladdr 02:00:00:00:00:07 dev {} nud permanent",
+            Underlay::UPLINK
+        ));
+        let fixed = found(netlink.neighbours().await.unwrap()).unwrap();
+        assert!(fixed.permanent && fixed.valid && !fixed.managed, "{fixed:?}");
     });
 }
 

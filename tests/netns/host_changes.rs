@@ -150,12 +150,12 @@ fn changed_devices_are_put_right_and_told() {
         (
             "sysctl -qw net.ipv4.conf.lo.route_localnet=0",
             "lo: route_localnet was off",
-            "sysctl -n net.ipv4.conf.lo.route_localnet | grep -q 1",
+            "sysctl -n net.ipv4.conf.lo.route_localnet | grep -qx 67",
         ),
         (
             "sysctl -qw net.ipv4.conf.lo.accept_local=0",
             "lo: accept_local was off",
-            "sysctl -n net.ipv4.conf.lo.accept_local | grep -q 1",
+            "sysctl -n net.ipv4.conf.lo.accept_local | grep -qx 67",
         ),
     ] {
         let now = |text: &str| text.replace("CVG", &cvg);

@@ -1,4 +1,4 @@
-//! Routes that a host has of its own, and the subnets of networks.
+//! Routes and neighbours that a host has of its own, and the subnets of networks.
 
 #![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
 
@@ -71,6 +71,73 @@ fn a_network_gives_way_to_an_interface_of_the_host() {
     });
     wait_until(SOON, "no problem", || !has_problem(host, "overlaps"));
     host.netns.run("ping -c1 -W2 10.9.0.9");
+}
+
+/// The administrator replaces the gateway's route by one of the host. The host then has neither an
+/// address nor a route of the network, until the administrator's route is gone.
+#[test]
+#[ignore = "needs root"]
+fn a_network_gives_way_to_a_route_of_the_host() {
+    let cluster = Cluster::new(1);
+    let host = &cluster.hosts[0];
+    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "net"]);
+    let name = unique_name("way");
+    host.run_idle(&name, "net", &["--ip", "10.9.0.9"]);
+    wait_until(SOON, "the gateway's route", || device_to(host, "10.9.0.9").starts_with("cvg"));
+    connect_lan(host, "198.18.0.5/24");
+    host.netns.run("ip route replace 10.9.0.0/24 dev lan0");
+    wait_until(SOON, "the problem", || has_problem(host, "has a route to 10.9.0.0/24 by lan0"));
+    assert_eq!(device_to(host, "10.9.0.1"), "lan0", "the gateway's address is left");
+    assert_eq!(device_to(host, "10.9.0.77"), "lan0");
+    host.netns.run("ip route del 10.9.0.0/24 dev lan0");
+    wait_until(SOON, "the gateway's route again", || {
+        device_to(host, "10.9.0.9").starts_with("cvg") && device_to(host, "10.9.0.1") == "lo"
+    });
+    wait_until(SOON, "no problem", || !has_problem(host, "has a route to"));
+    host.netns.run("ping -c1 -W2 10.9.0.9");
+}
+
+/// The administrator has entered another host's MAC for good, before that host's VTEP is used or
+/// while it is. The entry is used and stays as it is, also when the VTEP is used no more.
+#[test]
+#[ignore = "needs root"]
+fn a_permanent_neighbour_is_left_alone() {
+    let cluster = Cluster::new(3);
+    let [one, two, three] = &cluster.hosts[..] else { unreachable!() };
+    let enter = |host: &Host, other: &Host| {
+        let link: serde_json::Value =
+            serde_json::from_str(&other.netns.run("ip -j link show dev up0")).unwrap();
+        let mac = link[0]["address"].as_str().unwrap().to_owned();
+        let vtep = other.vtep();
+        host.netns.run(&format!("ip neigh replace {vtep} lladdr {mac} dev up0 nud permanent"));
+        format!("lladdr {mac} PERMANENT")
+    };
+    let shown = |host: &Host, other: &Host| {
+        host.netns.run(&format!("ip neigh show {} dev up0", other.vtep()))
+    };
+    let early = enter(one, two);
+    one.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "net"]);
+    cluster.wait_network("net");
+    let names = [unique_name("fix1"), unique_name("fix2"), unique_name("fix3")];
+    for ((host, name), ip) in cluster.hosts.iter().zip(&names).zip(["2", "3", "4"]) {
+        host.run_idle(name, "net", &["--ip", &format!("10.9.0.{ip}")]);
+    }
+    for (host, name) in [(one, &names[0]), (two, &names[1])] {
+        for ip in ["10.9.0.2", "10.9.0.3", "10.9.0.4"] {
+            host.wait_ping(name, ip);
+        }
+    }
+    let is_managed = |host: &Host| shown(host, three).contains("managed");
+    assert!(is_managed(one) && is_managed(two), "{}", shown(one, three));
+    assert!(shown(one, two).contains(&early), "{}", shown(one, two));
+    let late = enter(two, one);
+    two.wait_ping(&names[1], "10.9.0.2");
+    for (host, name) in cluster.hosts.iter().zip(&names) {
+        host.ok(&["rm", "-f", name]);
+    }
+    wait_until(SOON, "the other entries to be given up", || !is_managed(one) && !is_managed(two));
+    assert!(shown(one, two).contains(&early), "{}", shown(one, two));
+    assert!(shown(two, one).contains(&late), "{}", shown(two, one));
 }
 
 /// A VPN routes everything in two halves; a company has 10.0.0.0/8.

@@ -134,7 +134,7 @@ fn the_last_port_leaves_nothing() {
     assert_eq!(loopback(host), none);
     let (name, _) = world.run("bridge", &["-p", "8080:80", "-p", "8080:80/udp"]);
     let (other, _) = world.run("bridge", &["-p", "8081:80"]);
-    assert_eq!(loopback(host), (true, "1 1 ".to_owned()));
+    assert_eq!(loopback(host), (true, "67 67 ".to_owned()));
     let server = echo(&container(&name), "tcp", 80);
     let to = SocketAddrV4::new(host.vtep(), 8080);
     let mut stream = sock::within(world.outside.host.path(), || sock::open(to, 0)).unwrap();
@@ -142,7 +142,7 @@ fn the_last_port_leaves_nothing() {
     assert_eq!(exchange(&host.netns, "tcp", host.vtep(), 8080, 10), "ok 10");
     drop(server);
     host.ok(&["rm", "-f", &name]);
-    assert_eq!(loopback(host), (true, "1 1 ".to_owned()), "the other one has a port still");
+    assert_eq!(loopback(host), (true, "67 67 ".to_owned()), "the other one has a port still");
     for proto in ["tcp", "udp"] {
         for netns in [&world.outside.host, &host.netns] {
             assert_eq!(exchange(netns, proto, host.vtep(), 8080, 1), "refused", "{proto}");
@@ -160,6 +160,38 @@ fn the_last_port_leaves_nothing() {
     assert_eq!(own.seen().len(), 1);
     host.ok(&["rm", "-f", &other]);
     wait_until(SOON, "the loopback device to be as before", || loopback(host) == none);
+}
+
+/// What the administrator has turned on stays on when the last port goes, and when a host is purged
+/// whose agent was killed. What Culvert has turned on is turned off.
+#[test]
+#[ignore = "needs root"]
+fn settings_of_the_host_stay_as_they_were() {
+    let mut world = World::new(1);
+    world.host().netns.run("sysctl -qw net.ipv4.conf.lo.route_localnet=1");
+    let (name, _) = world.run("bridge", &["-p", "8080:80"]);
+    assert_eq!(loopback(world.host()), (true, "1 67 ".to_owned()));
+    world.host().ok(&["rm", "-f", &name]);
+    let before = (false, "1 0 ".to_owned());
+    wait_until(SOON, "the loopback device as before", || loopback(world.host()) == before);
+
+    world.run("bridge", &["-p", "8080:80"]);
+    assert_eq!(loopback(world.host()), (true, "1 67 ".to_owned()));
+    world.cluster.hosts[0].stop_agent(Signal::SIGKILL);
+    let host = world.host();
+    let state = host.dir().join("state").display().to_string();
+    host.ok(&["purge", "--state-dir", &state, "--bpffs", &host.bpffs().display().to_string()]);
+    assert_eq!(loopback(host), before);
+
+    // Turned on while Culvert has it on.
+    world.cluster.hosts[0].start_agent(&[]);
+    world.cluster.hosts[0].wait_ready();
+    let host = world.host();
+    let (name, _) = world.run("bridge", &["-p", "8080:80"]);
+    host.netns.run("sysctl -qw net.ipv4.conf.lo.accept_local=1");
+    host.ok(&["rm", "-f", &name]);
+    let now = (false, "1 1 ".to_owned());
+    wait_until(SOON, "the loopback device without the program", || loopback(host) == now);
 }
 
 /// `nat ls` has a row for each flow, with its addresses before and after, and who

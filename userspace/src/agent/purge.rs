@@ -1,7 +1,6 @@
 //! `culvert purge` without a running agent, and its completion by the next agent.
 
 use anyhow::{Context as _, bail};
-use culvert_common::abi::programs;
 
 use super::{
     backend::Agent,
@@ -62,10 +61,7 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
             containers.remove(&record.name)?;
         }
     }
-    let has_loopback = leftovers.iter().any(|leftover| leftover.program == programs::FROM_LOOPBACK);
-    if has_loopback || Datapath::has_loopback(&options.bpffs)? {
-        sandbox::allow_loopback(&netlink, false)?;
-    }
+    sandbox::restore_loopback(&netlink)?;
     Datapath::purge(&options.bpffs)?;
     datapath::remove_leftovers(&leftovers)?;
     if options.state_dir.is_dir() {

@@ -303,16 +303,13 @@ impl Datapath {
         self.attach(Attachment::Loopback, loopback_ifindex())
     }
 
-    /// Detaches `from_loopback` from the loopback device. Returns whether it was attached.
+    /// Detaches `from_loopback` from the loopback device. It is no error if it is not attached.
     ///
     /// # Errors
     ///
     /// If the pin cannot be removed.
-    pub fn detach_loopback(&self) -> Result<bool, DatapathError> {
-        let ifindex = loopback_ifindex();
-        let attached = links::pinned(&self.links_dir(), Attachment::Loopback)?;
-        self.detach(Attachment::Loopback, ifindex)?;
-        Ok(attached.contains(&ifindex))
+    pub fn detach_loopback(&self) -> Result<(), DatapathError> {
+        self.detach(Attachment::Loopback, loopback_ifindex())
     }
 
     /// Uplinks that `from_underlay` is attached to.
@@ -384,16 +381,6 @@ impl Datapath {
             retired.push((version, carried));
         }
         Ok(retired)
-    }
-
-    /// Whether an agent has attached `from_loopback` on this host.
-    ///
-    /// # Errors
-    ///
-    /// If the pins cannot be listed.
-    pub fn has_loopback(bpffs: &Path) -> Result<bool, DatapathError> {
-        let links = bpffs::version_dir(bpffs).join("links");
-        Ok(links.is_dir() && !links::pinned(&links, Attachment::Loopback)?.is_empty())
     }
 
     /// Detaches everything, removes every pin, and unmounts the BPF file

@@ -26,6 +26,9 @@ pub struct Neighbour {
     pub mac: Option<MacAddr>,
     /// Whether the kernel would send to that MAC now (`NUD_VALID`).
     pub valid: bool,
+    /// Whether somebody has entered it for good (`NUD_PERMANENT`). The kernel never resolves such an
+    /// entry, and does not count it towards `gc_thresh3`.
+    pub permanent: bool,
     /// Whether the kernel keeps the entry resolved by itself (`NTF_EXT_MANAGED`).
     pub managed: bool,
 }
@@ -42,7 +45,8 @@ impl Netlink {
     }
 
     /// Makes the kernel resolve a neighbour and keep it resolved, so that a lookup by a BPF program
-    /// succeeds. A kernel before Linux 5.16 resolves it only once.
+    /// succeeds. A kernel before Linux 5.16 resolves it only once. The kernel takes the permanence
+    /// of a permanent entry away by this.
     ///
     /// # Errors
     /// There is no interface with that index, or the kernel refuses.
@@ -120,5 +124,6 @@ pub(super) fn parse_neighbour(row: &RouteNetlinkMessage) -> Option<Neighbour> {
             | NeighbourState::Stale
             | NeighbourState::Delay
     );
-    Some(Neighbour { ifindex: message.header.ifindex, ip: ip?, mac, valid, managed })
+    let permanent = message.header.state == NeighbourState::Permanent;
+    Some(Neighbour { ifindex: message.header.ifindex, ip: ip?, mac, valid, permanent, managed })
 }

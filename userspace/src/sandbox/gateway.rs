@@ -125,19 +125,31 @@ pub fn keep_forwarding(device: &str) -> Result<bool> {
 }
 
 /// Brings the gateway device up, gives it its address, and routes the subnet to it. Must be called
-/// after the device's program is attached.
+/// after the device's program is attached. Where the host has a route of its own to the subnet, the
+/// device gives way: it keeps neither the address, which a machine there may have, nor a route.
 ///
 /// # Errors
 /// The host has a route of its own to the subnet, the interface does not exist, or the kernel
 /// refuses.
 pub async fn open_gateway(netlink: &Netlink, spec: &GatewaySpec) -> Result<()> {
     let name = gateway_ifname(spec.vni);
-    if netlink.link(&name).await?.is_some_and(|link| !link.up) {
+    let link = netlink.link(&name).await?;
+    let link = link.ok_or_else(|| NetlinkError::NoSuchInterface(name.clone()))?;
+    if !link.up {
         netlink.set_up(&name).await?;
     }
+    let mut routes = netlink.routes().await?;
+    let taken = route_taken(netlink, &link, spec, &routes).await?;
+    let spec = GatewaySpec { address: spec.address.filter(|_| taken.is_none()), ..spec.clone() };
     let present = netlink.addresses(&name).await?;
+    let mut is_stale = false;
     for stale in present.iter().filter(|address| Some(**address) != spec.address) {
         netlink.delete_address(&name, *stale).await?;
+        is_stale = true;
+    }
+    if is_stale {
+        // With an address the kernel removes the routes whose source it is.
+        routes = netlink.routes().await?;
     }
     if let Some(address) = spec.address
         && !present.contains(&address)
@@ -145,34 +157,49 @@ pub async fn open_gateway(netlink: &Netlink, spec: &GatewaySpec) -> Result<()> {
         // The route that the kernel would add may not be the only one to the subnet.
         netlink.add_address_alone(&name, address).await?;
     }
-    route_subnet(netlink, &name, spec).await
+    route_subnet(netlink, &link, &spec, &routes).await?;
+    taken.map_or(Ok(()), Err)
 }
 
-/// Makes the route of the subnet the only route by the gateway device.
-async fn route_subnet(netlink: &Netlink, name: &str, spec: &GatewaySpec) -> Result<()> {
-    let Some(link) = netlink.link(name).await? else { return Ok(()) };
+/// The error, if the host has a route of its own to the subnet among `routes`.
+async fn route_taken(
+    netlink: &Netlink,
+    link: &Link,
+    spec: &GatewaySpec,
+    routes: &[Route],
+) -> Result<Option<SandboxError>> {
     let subnet = spec.subnet();
-    let routes = netlink.routes().await?;
+    let is_other = |route: &&Route| {
+        route.is_main() && route.ifindex != link.index && Some(route.destination) == subnet
+    };
+    let Some(route) = routes.iter().find(is_other) else { return Ok(None) };
+    let device = netlink.link_at(route.ifindex).await?;
+    Ok(Some(SandboxError::RouteTaken {
+        subnet: route.destination,
+        destination: route.destination,
+        device: device.map_or_else(|| format!("#{}", route.ifindex), |link| link.name),
+    }))
+}
+
+/// Makes the route of the subnet the only route by the gateway device. `routes` are those of the
+/// host.
+async fn route_subnet(
+    netlink: &Netlink,
+    link: &Link,
+    spec: &GatewaySpec,
+    routes: &[Route],
+) -> Result<()> {
     let mut settled = false;
-    for route in routes.iter().filter(|route| route.is_main()) {
-        if route.ifindex == link.index {
-            if spec.has_route(route) {
-                settled = true;
-            } else {
-                // The route is of an earlier agent, or leads to a former subnet.
-                netlink.delete_link_route(link.index, route.destination).await?;
-            }
-        } else if Some(route.destination) == subnet {
-            let device = netlink.link_at(route.ifindex).await?;
-            return Err(SandboxError::RouteTaken {
-                subnet: route.destination,
-                destination: route.destination,
-                device: device.map_or_else(|| format!("#{}", route.ifindex), |link| link.name),
-            });
+    for route in routes.iter().filter(|route| route.is_main() && route.ifindex == link.index) {
+        if spec.has_route(route) {
+            settled = true;
+        } else {
+            // The route is of an earlier agent, or leads to a former subnet.
+            netlink.delete_link_route(link.index, route.destination).await?;
         }
     }
-    if let Some(subnet) = subnet.filter(|_| !settled) {
-        netlink.add_link_route(name, subnet, spec.source.map(IpAddr::V4)).await?;
+    if let Some(subnet) = spec.subnet().filter(|_| !settled) {
+        netlink.add_link_route(&link.name, subnet, spec.source.map(IpAddr::V4)).await?;
     }
     Ok(())
 }
@@ -232,23 +259,40 @@ pub async fn unplug_gateway(netlink: &Netlink, vni: u32) -> Result<()> {
     }
 }
 
+/// Settings of the loopback device with which it accepts packets for the host's own addresses whose
+/// skb has no route.
+const LOOPBACK: [&str; 2] = ["accept_local", "route_localnet"];
+
 /// Makes the loopback device accept packets for the host's own addresses whose skb has no route:
 /// answers to the host's connections to its published ports arrive there. Other interfaces are not
-/// affected: 127.0.0.0/8 stays unreachable from external hosts. Returns the settings that were
-/// changed.
+/// affected: 127.0.0.0/8 stays unreachable from external hosts. A setting that is on already stays
+/// as it is. Returns the settings that were off.
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn allow_loopback(netlink: &Netlink, allow: bool) -> Result<Vec<&'static str>> {
-    let value = if allow { "1" } else { "0" };
-    run_in(netlink.netns(), move || {
+pub fn allow_loopback(netlink: &Netlink) -> Result<Vec<&'static str>> {
+    run_in(netlink.netns(), || {
         let mut changed = Vec::new();
-        for key in ["accept_local", "route_localnet"] {
-            if sysctl::set("ipv4", "lo", key, value)? == Some(true) {
+        for key in LOOPBACK {
+            if sysctl::turn_on("ipv4", "lo", key)? == Some(true) {
                 changed.push(key);
             }
         }
         Ok(changed)
+    })?
+}
+
+/// Puts the settings back that [`allow_loopback`] has changed, whichever agent did. A setting that
+/// was on before, or that somebody else has turned on since, stays on.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn restore_loopback(netlink: &Netlink) -> Result<()> {
+    run_in(netlink.netns(), || {
+        for key in LOOPBACK {
+            sysctl::put_back("ipv4", "lo", key)?;
+        }
+        Ok(())
     })?
 }
 

@@ -31,7 +31,8 @@ pub use error::SandboxError;
 pub use exec::{ExecError, SuperviseSpec, supervise};
 pub use gateway::{
     GatewaySpec, allow_loopback, differences as gateway_differences, gateway_ifname, gateway_of,
-    is_gateway_ifname, keep_forwarding, open_gateway, plug_gateway, unplug_gateway,
+    is_gateway_ifname, keep_forwarding, open_gateway, plug_gateway, restore_loopback,
+    unplug_gateway,
 };
 pub use hosts::{hosts, names_of, readdressed};
 pub use log::{LogLimits, LogReader, ReadError, remove_log};

@@ -46,10 +46,14 @@ impl Engine {
             if let Ok(Some(found)) = self.shared.platform.gateway_differs(&spec).await {
                 self.shared.repairs.note("gateway device", found);
                 self.gateway_specs.remove(&spec.vni);
-                let networks = self.vnis.iter().filter(|(_, vni)| **vni == spec.vni);
-                self.dirty.extend(networks.map(|(name, _)| name.clone()));
             }
         }
+        // Also those that could not be opened: what was in their way may be gone.
+        let is_to_open =
+            |vni: &u32| self.gateways.contains_key(vni) && !self.gateway_specs.contains_key(vni);
+        let networks = self.vnis.iter().filter(|(_, vni)| is_to_open(vni));
+        let networks: Vec<_> = networks.map(|(name, _)| name.clone()).collect();
+        self.dirty.extend(networks);
     }
 
     /// MTU of a local endpoint.

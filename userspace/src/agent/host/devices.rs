@@ -138,7 +138,7 @@ impl Devices for Host {
         };
         let mut found = blocking(keep).await?.map_err(sandbox_refused)?;
         if loopback {
-            let changed = sandbox::allow_loopback(&self.netlink, true).map_err(sandbox_refused)?;
+            let changed = sandbox::allow_loopback(&self.netlink).map_err(sandbox_refused)?;
             found.extend(changed.into_iter().map(|key| format!("lo: {key} was off")));
         }
         Ok(found)
@@ -182,10 +182,12 @@ impl Devices for Host {
 
     async fn take_loopback(&self, take: bool) -> Result<(), PlugError> {
         if take {
-            sandbox::allow_loopback(&self.netlink, true).map_err(sandbox_refused)?;
+            sandbox::allow_loopback(&self.netlink).map_err(sandbox_refused)?;
             self.datapath.attach_loopback().map_err(broken)?;
-        } else if self.datapath.detach_loopback().map_err(broken)? {
-            sandbox::allow_loopback(&self.netlink, false).map_err(sandbox_refused)?;
+        } else {
+            self.datapath.detach_loopback().map_err(broken)?;
+            // Also where nothing was attached: an agent may have been killed in between.
+            sandbox::restore_loopback(&self.netlink).map_err(sandbox_refused)?;
         }
         Ok(())
     }
@@ -269,6 +271,7 @@ impl Devices for Host {
 
     async fn purge(&self) -> Result<(), ApiError> {
         self.assistants.remove(&self.netlink).await.map_err(sandbox_refused)?;
+        sandbox::restore_loopback(&self.netlink).map_err(sandbox_refused)?;
         let links = self.netlink.links().await.map_err(refused)?;
         // Locked, so that what is removed is not put back by a repair that is under way.
         let mut purged = self.purged();

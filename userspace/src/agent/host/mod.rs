@@ -13,7 +13,6 @@ mod underlay;
 mod uplinks;
 
 use std::{
-    collections::BTreeSet,
     net::IpAddr,
     path::PathBuf,
     sync::{Arc, MutexGuard, PoisonError},
@@ -46,8 +45,8 @@ pub(crate) struct Host {
     /// Facts about the uplinks, as they were last read.
     known: std::sync::Mutex<Vec<Uplink>>,
     price: std::sync::OnceLock<Price>,
-    /// Neighbours that the kernel was told to keep resolved.
-    managed: std::sync::Mutex<BTreeSet<(u32, IpAddr)>>,
+    /// The next hops of the VTEPs in use.
+    hops: std::sync::Mutex<underlay::Hops>,
     /// The pins are removed for good: nothing is repaired any more.
     purged: std::sync::Mutex<bool>,
 }
@@ -78,7 +77,7 @@ impl Host {
             assistants: assist::Assistants::default(),
             known: std::sync::Mutex::default(),
             price: std::sync::OnceLock::new(),
-            managed: std::sync::Mutex::default(),
+            hops: std::sync::Mutex::default(),
             purged: std::sync::Mutex::default(),
         })
     }
@@ -105,15 +104,15 @@ impl Host {
         error::blocking(retire).await?.map_err(error::broken)
     }
 
-    fn managed(&self) -> MutexGuard<'_, BTreeSet<(u32, IpAddr)>> {
-        self.managed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn hops(&self) -> MutexGuard<'_, underlay::Hops> {
+        self.hops.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn purged(&self) -> MutexGuard<'_, bool> {
         self.purged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn manages(&self, ifindex: u32, ip: IpAddr) -> bool {
-        self.managed().contains(&(ifindex, ip))
+    fn is_hop(&self, ifindex: u32, ip: IpAddr) -> bool {
+        self.hops().contains_key(&(ifindex, ip))
     }
 }

@@ -1,7 +1,7 @@
 //! Paths to the VTEPs, from the kernel's routing and neighbour tables.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, Ipv4Addr},
 };
 
@@ -11,8 +11,27 @@ use culvert_common::abi::VXLAN_OVERHEAD;
 use crate::{
     agent::platform::{Paths, Remote},
     model::MacAddr,
-    netlink::{Netlink, NetlinkError, RouteInfo},
+    netlink::{Neighbour, Netlink, NetlinkError, RouteInfo},
 };
+
+/// Whose the neighbour entry of a next hop is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hop {
+    /// The agent's, which has told the kernel to keep it resolved.
+    Managed,
+    /// The administrator's, who has entered the MAC for good. It is used, and left alone.
+    Permanent,
+}
+
+/// Next hops by interface index and address.
+pub(super) type Hops = BTreeMap<(u32, IpAddr), Hop>;
+
+/// The neighbours that the kernel is to keep resolved now that `hops` are the next hops. They were
+/// `before`.
+pub(super) fn to_manage(before: &Hops, hops: &Hops) -> Vec<(u32, IpAddr)> {
+    let managed = hops.iter().filter(|(_, hop)| **hop == Hop::Managed);
+    managed.filter(|(key, hop)| before.get(*key) != Some(*hop)).map(|(key, _)| *key).collect()
+}
 
 /// Facts about an interface that a path needs.
 #[derive(Clone, Debug)]
@@ -27,28 +46,46 @@ struct Device {
 pub(super) struct Underlay {
     devices: HashMap<u32, Device>,
     macs: HashMap<(u32, IpAddr), MacAddr>,
+    /// The permanent ones. On an uplink only an administrator enters them.
+    permanent: HashSet<(u32, IpAddr)>,
 }
 
 impl Underlay {
     pub(super) async fn read(netlink: &Netlink) -> Result<Self, NetlinkError> {
-        let neighbours = netlink.neighbours().await?.into_iter();
-        let macs = neighbours.filter(|neighbour| neighbour.valid);
+        let neighbours = netlink.neighbours().await?;
+        let key = |neighbour: &Neighbour| (neighbour.ifindex, neighbour.ip);
+        let permanent = neighbours.iter().filter(|neighbour| neighbour.permanent).map(key);
+        let valid = neighbours.iter().filter(|neighbour| neighbour.valid);
         Ok(Self {
             devices: HashMap::new(),
-            macs: macs.filter_map(|n| Some(((n.ifindex, n.ip), n.mac?))).collect(),
+            permanent: permanent.collect(),
+            macs: valid.filter_map(|n| Some((key(n), n.mac?))).collect(),
         })
+    }
+
+    /// Whose a next hop's neighbour entry is.
+    fn hop(&self, key: &(u32, IpAddr)) -> Hop {
+        if self.permanent.contains(key) { Hop::Permanent } else { Hop::Managed }
+    }
+
+    /// The neighbours that the kernel is to forget now that `hops` are the next hops. They were
+    /// `before`. An entry that the administrator has made permanent since stays.
+    pub(super) fn to_forget(&self, before: &Hops, hops: &Hops) -> Vec<(u32, IpAddr)> {
+        let managed = before.iter().filter(|(_, hop)| **hop == Hop::Managed);
+        let left = managed.map(|(key, _)| *key).filter(|key| !hops.contains_key(key));
+        left.filter(|key| self.hop(key) == Hop::Managed).collect()
     }
 
     /// The paths to all VTEPs, and the next hops of the VTEPs in use.
     pub(super) async fn resolve(
-        mut self,
+        &mut self,
         netlink: &Netlink,
         uplinks: &[String],
         vteps: &BTreeMap<Ipv4Addr, Remote>,
         used: &BTreeSet<Ipv4Addr>,
-    ) -> Result<(Paths, BTreeSet<(u32, IpAddr)>), NetlinkError> {
+    ) -> Result<(Paths, Hops), NetlinkError> {
         let mut found = Paths::default();
-        let mut hops = BTreeSet::new();
+        let mut hops = Hops::new();
         for (&vtep, &remote) in vteps {
             let route = match netlink.route_to(vtep.into()).await {
                 Ok(route) => route,
@@ -64,7 +101,8 @@ impl Underlay {
                 Ok((path, warning)) => {
                     found.paths.insert(vtep.octets(), path);
                     if used.contains(&vtep) {
-                        hops.insert((path.ifindex, Ipv4Addr::from(path.next_hop).into()));
+                        let key = (path.ifindex, Ipv4Addr::from(path.next_hop).into());
+                        hops.insert(key, self.hop(&key));
                     }
                     found.problems.extend(warning.map(|warning| (vtep, warning)));
                 }
@@ -154,6 +192,7 @@ mod tests {
         Underlay {
             devices: [(2, device("up0", true)), (3, device("mgmt", false))].into(),
             macs: [((2, IpAddr::from([192, 0, 2, 1])), MacAddr([2, 0, 0, 0, 0, 1]))].into(),
+            permanent: HashSet::new(),
         }
     }
 
@@ -198,6 +237,25 @@ mod tests {
         }
         let (path, warning) = path(9000, 9000);
         assert_eq!((path.inner_mtu, warning), (8950, None));
+    }
+
+    #[test]
+    fn permanent_neighbours_are_left_alone() {
+        let key = |last| (2, IpAddr::from([192, 0, 2, last]));
+        let (own, other, fixed) = (key(1), key(2), key(3));
+        let mut underlay = underlay();
+        underlay.permanent.insert(fixed);
+        let hops: Hops = [own, fixed].map(|key| (key, underlay.hop(&key))).into();
+        assert_eq!(to_manage(&Hops::new(), &hops), [own]);
+        assert_eq!(to_manage(&hops, &hops), []);
+        // The other one is a next hop no more, and the fixed one was managed until now.
+        let before: Hops = [own, other, fixed].map(|key| (key, Hop::Managed)).into();
+        assert_eq!(underlay.to_forget(&before, &hops), [other]);
+        assert_eq!(underlay.to_forget(&before, &Hops::new()), [own, other]);
+        assert_eq!(underlay.to_forget(&hops, &Hops::new()), [own]);
+        // It is permanent no more.
+        let managed: Hops = [own, fixed].map(|key| (key, Hop::Managed)).into();
+        assert_eq!(to_manage(&hops, &managed), [fixed]);
     }
 
     #[test]

@@ -104,7 +104,7 @@ impl Underlay for Host {
                 Event::LinkGone { index, .. } => HostEvent::LinkGone(index),
                 Event::Lost => HostEvent::Lost,
                 Event::Link { index, .. } => HostEvent::Device(index),
-                Event::Neighbour { ifindex, ip, .. } if !self.manages(ifindex, ip) => continue,
+                Event::Neighbour { ifindex, ip, .. } if !self.is_hop(ifindex, ip) => continue,
                 Event::Address { address, .. } if address.is_ipv6() => continue,
                 Event::Address { .. } | Event::Route | Event::Neighbour { .. } => {
                     HostEvent::Underlay
@@ -119,20 +119,20 @@ impl Underlay for Host {
         used: &BTreeSet<Ipv4Addr>,
     ) -> Result<Paths, PlugError> {
         self.note_addresses().await?;
-        let underlay = underlay::Underlay::read(&self.netlink).await.map_err(refused)?;
-        let resolved = underlay.resolve(&self.netlink, &self.uplinks, vteps, used).await;
+        let mut neighbours = underlay::Underlay::read(&self.netlink).await.map_err(refused)?;
+        let resolved = neighbours.resolve(&self.netlink, &self.uplinks, vteps, used).await;
         let (paths, hops) = resolved.map_err(refused)?;
-        // The set is stored before the calls to the kernel: `event` needs the set to recognise the
+        // The hops are stored before the calls to the kernel: `event` needs them to recognise the
         // events that the calls cause.
-        let before = std::mem::replace(&mut *self.managed(), hops.clone());
-        for (ifindex, ip) in hops.difference(&before) {
+        let before = std::mem::replace(&mut *self.hops(), hops.clone());
+        for (ifindex, ip) in underlay::to_manage(&before, &hops) {
             // Best effort: the first frame to the VTEP resolves the neighbour as well.
-            if let Err(error) = self.netlink.manage_neighbour(*ifindex, *ip).await {
+            if let Err(error) = self.netlink.manage_neighbour(ifindex, ip).await {
                 tracing::debug!("neighbour {ip}: {error}");
             }
         }
-        for (ifindex, ip) in before.difference(&hops) {
-            if let Err(error) = self.netlink.forget_neighbour(*ifindex, *ip).await {
+        for (ifindex, ip) in neighbours.to_forget(&before, &hops) {
+            if let Err(error) = self.netlink.forget_neighbour(ifindex, ip).await {
                 tracing::debug!("neighbour {ip}: {error}");
             }
         }

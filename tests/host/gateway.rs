@@ -1,0 +1,90 @@
+//! Gateway devices, and the settings of the loopback device.
+
+use std::os::fd::AsFd;
+
+use culvert::{
+    model::MacAddr,
+    netlink::Netlink,
+    sandbox::{
+        GatewaySpec, SandboxError, allow_loopback, open_gateway, plug_gateway, restore_loopback,
+    },
+};
+use culvert_tests::netns::Netns;
+
+use crate::block_on;
+
+fn spec() -> GatewaySpec {
+    GatewaySpec {
+        vni: 256,
+        mac: MacAddr([2, 0x42, 10, 9, 0, 1]),
+        mtu: 1450,
+        address: Some("10.9.0.1/24".parse().unwrap()),
+        source: None,
+    }
+}
+
+/// A route of the host to the subnet is refused before anything is taken, and what the device has
+/// already is taken from it.
+#[test]
+#[ignore = "needs root"]
+fn a_gateway_gives_way_to_a_route_of_the_host() {
+    let host = Netns::new("host");
+    host.run(
+        "ip link add lan0 type veth peer name lan1 && ip link set lan1 up && ip link set lan0 up \
+         && ip route add 10.9.0.0/24 dev lan0",
+    );
+    let routes = || host.run("ip route show");
+    let addresses = || host.run("ip -4 addr show dev cvg256");
+    block_on(async {
+        let netlink = Netlink::in_netns(host.fd().as_fd()).unwrap();
+        plug_gateway(&netlink, &spec()).await.unwrap();
+        let refused = async || match open_gateway(&netlink, &spec()).await {
+            Err(SandboxError::RouteTaken { device, .. }) => assert_eq!(device, "lan0"),
+            other => panic!("{other:?}"),
+        };
+        refused().await;
+        assert_eq!(addresses(), "");
+        assert_eq!(routes().trim_end(), "10.9.0.0/24 dev lan0 scope link");
+
+        host.run("ip route del 10.9.0.0/24 dev lan0");
+        for _ in 0..2 {
+            open_gateway(&netlink, &spec()).await.unwrap();
+            assert!(addresses().contains("10.9.0.1/24"), "{}", addresses());
+            assert_eq!(routes().lines().count(), 1, "{}", routes());
+            assert!(routes().contains("10.9.0.0/24 dev cvg256"), "{}", routes());
+        }
+
+        // The host's own route would never be used beside one with a smaller metric.
+        host.run("ip route add 10.9.0.0/24 dev lan0 metric 100");
+        refused().await;
+        assert_eq!(addresses(), "");
+        assert_eq!(routes().trim_end(), "10.9.0.0/24 dev lan0 scope link metric 100");
+    });
+}
+
+/// A setting that is on already is left alone. One that Culvert has turned on is turned off, unless
+/// somebody else has turned it on since.
+#[test]
+#[ignore = "needs root"]
+fn settings_of_the_loopback_device_are_put_back() {
+    let host = Netns::new("host");
+    let settings = || host.run("cd /proc/sys/net/ipv4/conf/lo && cat accept_local route_localnet");
+    let write = |key: &str, value: &str| {
+        host.run(&format!("echo {value} > /proc/sys/net/ipv4/conf/lo/{key}"));
+    };
+    block_on(async {
+        let netlink = Netlink::in_netns(host.fd().as_fd()).unwrap();
+        assert_eq!(allow_loopback(&netlink).unwrap(), ["accept_local", "route_localnet"]);
+        assert_eq!(allow_loopback(&netlink).unwrap(), [""; 0]);
+        assert_eq!(settings(), "67\n67\n");
+        for _ in 0..2 {
+            restore_loopback(&netlink).unwrap();
+            assert_eq!(settings(), "0\n0\n");
+        }
+        write("accept_local", "1");
+        assert_eq!(allow_loopback(&netlink).unwrap(), ["route_localnet"]);
+        write("route_localnet", "2");
+        restore_loopback(&netlink).unwrap();
+        assert_eq!(settings(), "1\n2\n");
+    });
+}
