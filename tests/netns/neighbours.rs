@@ -12,7 +12,7 @@ use std::{
 
 use aya::programs::TcAttachType;
 use culvert_tests::{
-    cluster::{Host, SOON},
+    cluster::{Host, SOON, unique_name},
     docker::{self, Published},
     netns::{Netns, on_this_machine, programs, wait_until},
     sock::{self, Server, container},
@@ -287,6 +287,20 @@ fn published_ports_serve_a_second_network_card() {
     host.netns.run("ip tuntap add tun9 mode tun && ip addr add 10.78.0.1/24 dev tun9");
     let output = host.culvert(&["doctor"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(text.contains("published ports are not reached through tun9"), "{text}");
+    let told = text.lines().find(|line| line.contains("ports are not reached through tun9"));
+    assert!(told.is_some_and(|line| line.starts_with("warning")), "{text}");
     assert!(text.contains(&format!("tbf on {side} limits nothing")), "{text}");
+
+    // The interface is named as well to those who publish a port, and to those who look.
+    wait_until(SOON, "the status to name the tunnel", || {
+        host.json(&["status"])["datapath"]["unserved_links"] == serde_json::json!(["tun9"])
+    });
+    let next = unique_name("next");
+    let output = host.culvert(&["run", "-d", "--name", &next, "-p", "8090:80", "--", "sleep", "9"]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains("ports are not reached through tun9"), "{told}");
+    let shown = host.ok(&["ps"]);
+    assert!(shown.contains("0.0.0.0:8090->80/tcp not through tun9"), "{shown}");
+    assert!(host.ok(&["ports", "ls"]).ends_with("NOT THROUGH\ntun9"));
 }

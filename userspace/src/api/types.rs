@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     nat::{ConntrackStatus, FlowProtocol, NatQuery, NatRow},
     node::NodeRow,
-    ports::{Allowed, PublishedPorts, PublishedRow, Sources},
+    ports::{Allowed, PublishedPorts, PublishedRow, Sources, is_outside},
 };
 use crate::{
     choice::Uplink,
@@ -328,6 +328,9 @@ pub struct ContainerNetwork {
     /// Addresses and prefixes of clients that may use them. Empty: everybody.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub from: Vec<String>,
+    /// Interfaces of the host through which the published ports are not reached.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unserved: Vec<String>,
 }
 
 /// `POST /v1/containers/NAME/state`: the supervisor reports the state of its command.
@@ -582,6 +585,9 @@ pub struct DatapathStatus {
     /// Interfaces besides the uplinks that published ports serve.
     #[serde(default)]
     pub client_links: Vec<String>,
+    /// Interfaces through which published ports are not reached.
+    #[serde(default)]
+    pub unserved_links: Vec<String>,
     /// Kind of device pair that new containers get: `veth` or `netkit`.
     #[serde(default)]
     pub device: String,

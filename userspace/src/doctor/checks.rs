@@ -404,12 +404,19 @@ fn firewall(facts: &Facts) -> Finding {
 }
 
 fn ports(facts: &Facts) -> Option<Finding> {
+    if facts.unserved.is_empty() {
+        return None;
+    }
     let names = facts.unserved.join(", ");
-    (!names.is_empty()).then(|| {
-        ok(
+    let detail =
+        format!("published ports are not reached through {names}: there is no Ethernet header");
+    Some(match facts.subject.outside_ports {
+        0 => ok("ports", detail),
+        _ => warning(
             "ports",
-            format!("published ports are not reached through {names}: there is no Ethernet header"),
-        )
+            detail,
+            "for clients behind it run a program on this host that passes connections on to the port, such as a reverse proxy",
+        ),
     })
 }
 

@@ -39,6 +39,7 @@ struct State {
     containers: BTreeMap<String, ContainerRow>,
     vteps: Vec<(String, String)>,
     denied: Vec<String>,
+    unserved: Vec<String>,
     forgets_from: bool,
     calls: Vec<String>,
     away: usize,
@@ -106,6 +107,11 @@ impl Fake {
     pub(crate) fn certify(&self, option: &str, file: &str) {
         let (option, file) = (option.to_owned(), file.to_owned());
         self.state().certificates.push(StoreCertificate { option, file });
+    }
+
+    /// Gives the host an interface through which published ports are not reached.
+    pub(crate) fn tunnel(&self, name: &str) {
+        self.state().unserved.push(name.to_owned());
     }
 
     /// Ignores `--from`, as an earlier version does.
@@ -221,6 +227,7 @@ impl Backend for Fake {
             ifname: "eth1".to_owned(),
             ports: Vec::new(),
             from: Vec::new(),
+            unserved: Vec::new(),
         });
         Ok(row.clone())
     }
@@ -293,6 +300,7 @@ impl Backend for Fake {
                         false => request.from.iter().map(ToString::to_string).collect(),
                     },
                     ports: request.ports,
+                    unserved: state.unserved.clone(),
                 }],
             ),
         };
@@ -477,6 +485,7 @@ impl Backend for Fake {
             published: published.collect(),
             denied: state.denied.clone(),
             dropped: 12,
+            unserved: state.unserved.clone(),
         })
     }
 
@@ -582,6 +591,7 @@ impl Backend for Fake {
                 }],
                 shared_port: false,
                 client_links: vec!["docker0".to_owned()],
+                unserved_links: state.unserved.clone(),
                 device: "netkit".to_owned(),
                 device_reason: "chosen: the kernel has netkit".to_owned(),
                 abi: 1,

@@ -159,7 +159,17 @@ fn what_the_ports_verbs_print() {
         "ports allow 198.51.100.0/24",
         "ports ls",
     ];
-    let shown: Vec<_> = lines.iter().map(|line| show(&agent, line)).collect();
+    let mut shown: Vec<_> = lines.iter().map(|line| show(&agent, line)).collect();
+    agent.fake.tunnel("tun9");
+    agent.fake.tunnel("wg0");
+    agent.fake.warn("container 'c': its published ports are not reached through tun9, wg0");
+    for line in [
+        "attach --pid 3 --name c --network overlaynet1 -p 127.0.0.1:92:80 -p 93 --from 192.0.2.9",
+        "ps",
+        "ports ls",
+    ] {
+        shown.push(show(&agent, line));
+    }
     insta::assert_snapshot!(shown.join("\n"));
     insta::assert_snapshot!("ports_requests", agent.fake.calls().join("\n"));
 }

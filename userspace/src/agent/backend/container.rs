@@ -111,7 +111,7 @@ impl Agent {
         }
         record.known = Some(rows::in_store(&self.shared.view(), &self.shared.node.name, &record));
         let kept = deadline::check().and_then(|()| self.keep(&record));
-        let warnings = match kept {
+        let mut warnings = match kept {
             Ok(warnings) => warnings,
             Err(error) => {
                 for (network, id) in self.endpoints_of(name) {
@@ -124,7 +124,9 @@ impl Agent {
                 return Err(error);
             }
         };
-        Ok(ContainerRow { warnings, ..rows::container(&self.shared, &record) })
+        let row = rows::container(&self.shared, &record);
+        warnings.extend(rows::unserved(&row).filter(|_| !ports.is_empty()));
+        Ok(ContainerRow { warnings, ..row })
     }
 
     /// Writes the files and the record of a new container. Returns warnings.
@@ -186,7 +188,9 @@ impl Agent {
             from: &from,
         })
         .await?;
-        Ok(rows::container(&self.shared, &record))
+        let row = rows::container(&self.shared, &record);
+        let warnings = rows::unserved(&row).filter(|_| !ports.is_empty()).into_iter().collect();
+        Ok(ContainerRow { warnings, ..row })
     }
 
     /// Refuses an unknown network before a sandbox is made for it.

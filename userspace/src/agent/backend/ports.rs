@@ -10,7 +10,7 @@ use crate::{
     agent::shared::Shared,
     api::{
         deadline,
-        types::{Allowed, ApiError, PublishedPorts, PublishedRow, Sources},
+        types::{Allowed, ApiError, PublishedPorts, PublishedRow, Sources, is_outside},
     },
     model::{ipv4_source, spell_source},
 };
@@ -30,8 +30,11 @@ impl Agent {
                 }));
             }
         }
+        let has_clients = published.iter().any(|row| is_outside(&row.port));
+        let links = has_clients.then(|| self.shared.platform.client_links());
         Ok(PublishedPorts {
             published,
+            unserved: links.unwrap_or_default().unserved,
             denied: self.shared.denied.sources().into_iter().map(spell_source).collect(),
             dropped: self
                 .shared

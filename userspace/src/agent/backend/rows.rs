@@ -7,13 +7,14 @@ use crate::{
         etc,
         shared::Shared,
     },
-    api::types::{ContainerNetwork, ContainerRow},
+    api::types::{ContainerNetwork, ContainerRow, is_outside},
     model::{Endpoint, Name, View, spell_source},
 };
 
 /// The row of a container.
 pub(super) fn container(shared: &Shared, record: &Record) -> ContainerRow {
-    let Known { mode, networks } = present(shared, record);
+    let Known { mode, mut networks } = present(shared, record);
+    mark_unserved(shared, &mut networks);
     // It has its own files, or those of the other container.
     let state_dir = &shared.options.state_dir;
     let named = [&record.name, holder(record)]
@@ -40,6 +41,32 @@ pub(super) fn container(shared: &Shared, record: &Record) -> ContainerRow {
         etc: named.map(|name| etc::directory(state_dir, name).display().to_string()),
         warnings: Vec::new(),
     }
+}
+
+/// Notes the interfaces through which clients do not reach the ports that are published in a network.
+fn mark_unserved(shared: &Shared, networks: &mut [ContainerNetwork]) {
+    if !networks.iter().any(has_clients) {
+        return;
+    }
+    let unserved = shared.platform.client_links().unserved;
+    for network in networks.iter_mut().filter(|network| has_clients(network)) {
+        network.unserved.clone_from(&unserved);
+    }
+}
+
+/// Whether other machines can be clients of a port that is published in a network.
+fn has_clients(network: &ContainerNetwork) -> bool {
+    network.ports.iter().any(|port| is_outside(port))
+}
+
+/// The warning of a new container whose ports are not reached through some interfaces, on one line.
+pub(super) fn unserved(row: &ContainerRow) -> Option<String> {
+    let mut unserved = row.networks.iter().map(|network| &network.unserved);
+    let names = unserved.find(|names| !names.is_empty())?.join(", ");
+    Some(format!(
+        "container '{}': its published ports are not reached through {names}: no Ethernet header",
+        row.name
+    ))
 }
 
 /// The container whose namespace a container has: its own, or another's that it shares.
@@ -109,5 +136,7 @@ fn network(endpoint: &Endpoint) -> ContainerNetwork {
         ifname: endpoint.ifname.clone(),
         ports: endpoint.ports.iter().map(ToString::to_string).collect(),
         from: endpoint.from.iter().map(|from| spell_source(*from)).collect(),
+        // Of the host, and not of the endpoint: see `mark_unserved`.
+        unserved: Vec::new(),
     }
 }

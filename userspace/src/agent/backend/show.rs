@@ -224,6 +224,7 @@ impl Agent {
         let counts = shared.map_counts.get_or_read(|| self.read_counts());
         let (uplinks, price) = shared.platform.uplinks();
         let device = shared.platform.device();
+        let client_links = shared.platform.client_links();
         let (mode, reason) = choice::choose(shared.options.datapath, &uplinks, price);
         Status {
             node: shared.node.name.to_string(),
@@ -257,7 +258,8 @@ impl Agent {
                 reason,
                 uplinks,
                 shared_port: shared.platform.shares_port(),
-                client_links: shared.platform.client_links(),
+                client_links: client_links.served,
+                unserved_links: client_links.unserved,
                 device: device.kind.to_string(),
                 device_reason: device.reason,
                 abi: ABI_VERSION,

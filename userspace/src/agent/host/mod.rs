@@ -45,6 +45,8 @@ pub(crate) struct Host {
     /// Facts about the uplinks, as they were last read.
     known: std::sync::Mutex<Vec<Uplink>>,
     price: std::sync::OnceLock<Price>,
+    /// Names of the interfaces through which published ports are not reached.
+    unserved: std::sync::Mutex<Vec<String>>,
     /// The next hops of the VTEPs in use.
     hops: std::sync::Mutex<underlay::Hops>,
     /// The pins are removed for good: nothing is repaired any more.
@@ -77,6 +79,7 @@ impl Host {
             assistants: assist::Assistants::default(),
             known: std::sync::Mutex::default(),
             price: std::sync::OnceLock::new(),
+            unserved: std::sync::Mutex::default(),
             hops: std::sync::Mutex::default(),
             purged: std::sync::Mutex::default(),
         })

@@ -18,7 +18,7 @@ use super::{
     facts, underlay,
 };
 use crate::{
-    agent::platform::{Facts, HostEvent, Paths, PlugError, Remote, Underlay},
+    agent::platform::{ClientLinks, Facts, HostEvent, Paths, PlugError, Remote, Underlay},
     api::types::ApiError,
     choice::{self, Uplink, device::Device},
     datapath::{Price, Table as _},
@@ -149,10 +149,13 @@ impl Underlay for Host {
         self.serve_client_links(publishes).await
     }
 
-    fn client_links(&self) -> Vec<String> {
+    fn client_links(&self) -> ClientLinks {
         // `serve_client_links` reports a table that cannot be read.
         let links = self.datapath.tables().client_links.dump().unwrap_or_default();
-        links.into_keys().map(|ifindex| self.ifname(ifindex)).collect()
+        ClientLinks {
+            served: links.into_keys().map(|ifindex| self.ifname(ifindex)).collect(),
+            unserved: self.unserved.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
     }
 
     fn uplinks(&self) -> (Vec<Uplink>, Option<Price>) {

@@ -15,7 +15,10 @@ pub(crate) use self::{
     devices::Devices,
     maps::Maps,
     ports::Ports,
-    types::{Adopted, Facts, Holder, HostEvent, Paths, PlugError, PortError, PortHold, Remote},
+    types::{
+        Adopted, ClientLinks, Facts, Holder, HostEvent, Paths, PlugError, PortError, PortHold,
+        Remote,
+    },
     underlay::Underlay,
 };
 

@@ -118,6 +118,16 @@ pub(crate) struct Facts {
     pub(crate) mtu: Option<u16>,
 }
 
+/// The interfaces of the host that have an IPv4 address, and are neither uplinks nor Culvert's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ClientLinks {
+    /// Names of those that published ports serve.
+    pub(crate) served: Vec<String>,
+    /// Names of those that published ports do not serve, because they have no Ethernet header.
+    /// Empty while no port is published.
+    pub(crate) unserved: Vec<String>,
+}
+
 /// Paths to the VTEPs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Paths {

@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::types::{Facts, HostEvent, Paths, PlugError, Remote};
+use super::types::{ClientLinks, Facts, HostEvent, Paths, PlugError, Remote};
 use crate::{
     api::types::ApiError,
     choice::{Uplink, device::Device},
@@ -39,8 +39,8 @@ pub(crate) trait Underlay: Send + Sync + 'static {
     /// Culvert's. Returns the problems, a line each.
     async fn keep_client_links(&self, publishes: bool) -> Vec<String>;
 
-    /// Names of the client links that the program is attached to.
-    fn client_links(&self) -> Vec<String>;
+    /// The client links, as [`Self::keep_client_links`] has left them.
+    fn client_links(&self) -> ClientLinks;
 
     /// Facts about the uplinks, and the costs of the programs on them if they were measured.
     fn uplinks(&self) -> (Vec<Uplink>, Option<Price>);

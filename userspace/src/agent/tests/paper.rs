@@ -21,8 +21,8 @@ use crate::{
     agent::{
         conntrack::testing::MemoryFlows,
         platform::{
-            Adopted, Devices, Facts, Holder, HostEvent, Maps, Paths, PlugError, PortError,
-            PortHold, Ports, Remote, Underlay,
+            Adopted, ClientLinks, Devices, Facts, Holder, HostEvent, Maps, Paths, PlugError,
+            PortError, PortHold, Ports, Remote, Underlay,
         },
     },
     api::types::{ApiError, ErrorKind},
@@ -73,6 +73,7 @@ pub(super) struct State {
     pub(super) routes: Vec<IpNetwork>,
     /// Addresses of the host.
     pub(super) facts: Facts,
+    pub(super) client_links: ClientLinks,
     /// What differs in a container's device, by interface index; found once.
     pub(super) changed: BTreeMap<u32, String>,
     /// Programs that another program has detached; found once.
@@ -515,8 +516,8 @@ impl Underlay for Paper {
         Vec::new()
     }
 
-    fn client_links(&self) -> Vec<String> {
-        Vec::new()
+    fn client_links(&self) -> ClientLinks {
+        self.state().client_links.clone()
     }
 
     fn uplinks(&self) -> (Vec<Uplink>, Option<Price>) {

@@ -277,6 +277,32 @@ async fn clients_of_ports_are_kept_and_shown() {
     assert!(one.paper.state().tables.sources.is_empty());
 }
 
+/// Clients behind an interface without an Ethernet header do not reach a port. The one who publishes
+/// it is told, and so are those who look.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn interfaces_that_do_not_serve_a_port_are_told() {
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    let tunnels = ["tun9", "wg0"];
+    one.paper.state().client_links.unserved = tunnels.map(str::to_owned).into();
+    let web = publish(&one, "web", "bridge", &["8080:80"]).await.unwrap();
+    let [warning] = web.warnings.as_slice() else { panic!("{:?}", web.warnings) };
+    assert!(warning.contains("'web': its published ports are not reached through tun9, wg0"));
+    // Others do not miss anything.
+    let local = publish(&one, "local", "bridge", &["127.0.0.1:8081:80"]).await.unwrap();
+    assert_eq!(local.warnings, Vec::<String>::new());
+    let shares = one.run("shares", "container:web").await.unwrap();
+    assert_eq!(shares.warnings, Vec::<String>::new());
+
+    let rows = one.agent.containers().await.unwrap();
+    let unserved: Vec<_> = rows.iter().map(|row| row.networks[0].unserved.len()).collect();
+    assert_eq!(unserved, [0, 2, 2], "local, shares, web");
+    assert_eq!(one.agent.ports().await.unwrap().unserved, tunnels);
+    assert_eq!(one.agent.status().await.unwrap().datapath.unserved_links, tunnels);
+    one.agent.container_remove(&name("web"), true).await.unwrap();
+    assert_eq!(one.agent.ports().await.unwrap().unserved, Vec::<String>::new());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_range_is_one_entry_and_holds_every_port() {
     let world = World::new().await;

@@ -12,6 +12,15 @@ pub struct PublishedPorts {
     pub denied: Vec<String>,
     /// Number of packets of refused clients that were dropped, since the counters began.
     pub dropped: u64,
+    /// Interfaces of the host through which the published ports are not reached.
+    #[serde(default)]
+    pub unserved: Vec<String>,
+}
+
+/// Whether other machines can be clients of a port, which has the form of [`PublishedRow::port`]:
+/// one on a loopback address is for the host alone.
+pub fn is_outside(port: &str) -> bool {
+    !port.starts_with("127.")
 }
 
 /// A published port.

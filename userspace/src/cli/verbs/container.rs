@@ -6,7 +6,7 @@ use super::each::for_all;
 use crate::{
     api::{
         Backend,
-        types::{ApiError, ContainerCreate, ContainerNetwork, ContainerRow, ErrorKind},
+        types::{ApiError, ContainerCreate, ContainerNetwork, ContainerRow, ErrorKind, is_outside},
     },
     cli::{
         args::{AttachArgs, DetachArgs, Format, RmArgs},
@@ -53,13 +53,38 @@ impl Row for ContainerRow {
     }
 }
 
-/// Published ports, each with the clients that may use it unless everybody may.
+/// Published ports, each with the clients that may use it unless everybody may, and with the
+/// interfaces through which they do not reach it.
 fn ports(network: &ContainerNetwork) -> impl Iterator<Item = String> {
     let from = match network.from.as_slice() {
         [] => String::new(),
         from => format!(" from {}", from.join("+")),
     };
-    network.ports.iter().map(move |port| format!("{port}{from}"))
+    let unserved = match network.unserved.as_slice() {
+        [] => String::new(),
+        names => format!(" not through {}", some(names)),
+    };
+    network.ports.iter().map(move |port| {
+        let unserved = if is_outside(port) { unserved.as_str() } else { "" };
+        format!("{port}{from}{unserved}")
+    })
+}
+
+/// The first names, and the number of the others: a host may have very many tunnels.
+fn some(names: &[String]) -> String {
+    const MOST: usize = 3;
+    let shown = names.get(..MOST).unwrap_or(names).join("+");
+    match names.len().saturating_sub(MOST) {
+        0 => shown,
+        more => format!("{shown}+{more} more"),
+    }
+}
+
+/// Prints the warnings in the answer to [`ContainerCreate`]. The row of a container has none.
+pub(super) fn tell_warnings(row: &mut ContainerRow) {
+    for warning in std::mem::take(&mut row.warnings) {
+        tell(&warning);
+    }
 }
 
 /// A command line in at most 40 characters, control characters made visible.
@@ -88,7 +113,7 @@ pub(crate) async fn attach(
     let (name, network, restricted) =
         (args.name.clone(), args.network.clone(), !args.from.is_empty());
     let mut ips = args.ips.into_iter();
-    let row = backend
+    let mut row = backend
         .container_create(ContainerCreate {
             name: args.name,
             network: args.network.into(),
@@ -106,6 +131,7 @@ pub(crate) async fn attach(
             names: NameOptions::default(),
         })
         .await?;
+    tell_warnings(&mut row);
     if restricted && open_to_all(&row, network.as_str()) {
         // The new attachment alone: the name may have others.
         if let Err(error) = backend.disconnect(&network, &name).await {
@@ -193,7 +219,15 @@ pub(super) async fn find(backend: &dyn Backend, name: &Name) -> Result<Container
 
 #[cfg(test)]
 mod tests {
-    use super::shorten;
+    use super::{shorten, some};
+
+    #[test]
+    fn many_interfaces_are_counted() {
+        let names = |count: usize| (0..count).map(|i| format!("ppp{i}")).collect::<Vec<_>>();
+        assert_eq!(some(&names(1)), "ppp0");
+        assert_eq!(some(&names(3)), "ppp0+ppp1+ppp2");
+        assert_eq!(some(&names(500)), "ppp0+ppp1+ppp2+497 more");
+    }
 
     #[test]
     fn commands_are_shortened_by_characters() {

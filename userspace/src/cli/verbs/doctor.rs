@@ -4,7 +4,10 @@ use std::{io::Write, path::Path};
 
 use crate::{
     agent::last_certificates,
-    api::{Backend, Client, Unreachable, types::PublishedRow},
+    api::{
+        Backend, Client, Unreachable,
+        types::{PublishedRow, is_outside},
+    },
     choice,
     cli::{
         args::{DoctorArgs, Format},
@@ -114,6 +117,7 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
         }),
         shared_port: false,
         open_ports: 0,
+        outside_ports: 0,
         agent_running: false,
     };
     let finding = |level, detail, advice: &str| finding("agent", level, detail, advice);
@@ -166,8 +170,10 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
             .collect();
     }
     if let Ok(ports) = client.ports().await {
-        let open = |port: &&PublishedRow| port.from.is_empty() && !port.port.starts_with("127.");
-        subject.open_ports = ports.published.iter().filter(open).count();
+        let outside: Vec<&PublishedRow> =
+            ports.published.iter().filter(|port| is_outside(&port.port)).collect();
+        subject.outside_ports = outside.len();
+        subject.open_ports = outside.iter().filter(|port| port.from.is_empty()).count();
     }
     let found = if !status.store.healthy {
         let why = status.store.error.unwrap_or_else(|| "no answer".to_owned());

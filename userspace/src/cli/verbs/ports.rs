@@ -39,10 +39,11 @@ pub(crate) async fn ports(
                 return Ok(output::json(out, &ports)?);
             }
             output::rows(out, format, &ports.published)?;
-            if !ports.denied.is_empty() {
-                writeln!(out)?;
-                let rows = ports.denied.into_iter().map(|source| vec![source]);
-                output::table(out, &["DENIED"], rows)?;
+            for (header, cells) in [("DENIED", ports.denied), ("NOT THROUGH", ports.unserved)] {
+                if !cells.is_empty() {
+                    writeln!(out)?;
+                    output::table(out, &[header], cells.into_iter().map(|cell| vec![cell]))?;
+                }
             }
         }
         PortsCommand::Deny(SourceArgs { sources }) => {

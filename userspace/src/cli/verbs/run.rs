@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::container::{FROM_UNKNOWN, created, find, open_to_all, remove_log};
+use super::container::{FROM_UNKNOWN, created, find, open_to_all, remove_log, tell_warnings};
 use crate::{
     api::{
         Backend,
@@ -71,10 +71,7 @@ pub(crate) async fn run(
             names: names.clone(),
         })
         .await?;
-    // The answer has them, the row of a container does not.
-    for warning in std::mem::take(&mut row.warnings) {
-        tell(&warning);
-    }
+    tell_warnings(&mut row);
     if let (None, Some(option)) = (&row.etc, names.given()) {
         withdraw(backend, &args.name, None).await;
         return Err(Failure::refusal(format!(

@@ -189,6 +189,7 @@ fn facts(status: &Status, out: &mut dyn Write) -> Result<(), Failure> {
             ),
             ("Uplinks", output::list(datapath.uplinks.iter().map(Uplink::describe))),
             ("Client links", output::list(&datapath.client_links)),
+            ("Not served", output::list(&datapath.unserved_links)),
             ("Devices", format!("{} ({})", datapath.device, datapath.device_reason)),
             ("VTEPs", vteps.to_string()),
             ("Networks", counts.networks.to_string()),

@@ -41,6 +41,7 @@ fn healthy() -> Facts {
             certificates: Vec::new(),
             shared_port: false,
             open_ports: 2,
+            outside_ports: 3,
             agent_running: false,
         },
         host: HostFacts {
@@ -166,10 +167,16 @@ fn a_firewall_that_does_not_see_published_ports_is_named() {
 
 #[test]
 fn interfaces_without_published_ports_are_named() {
+    let tunnels = |facts: &mut Facts| facts.unserved = vec!["wg0".to_owned(), "tun0".to_owned()];
+    let words = ["not reached through wg0, tun0", "reverse proxy"];
+    assert_found(tunnels, "ports", Level::Warning, &words);
+    // Nobody misses a port.
     let mut facts = healthy();
-    facts.unserved = vec!["wg0".to_owned(), "tun0".to_owned()];
+    tunnels(&mut facts);
+    facts.subject.outside_ports = 0;
     let findings = examine(&facts);
     let found = findings.iter().find(|finding| finding.check == "ports").unwrap();
+    assert_eq!(found.level, Level::Ok, "{found:?}");
     assert!(found.detail.contains("not reached through wg0, tun0"), "{found:?}");
 }
 
