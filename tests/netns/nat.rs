@@ -2,7 +2,7 @@
 //! container.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
     time::Duration,
 };
 
@@ -12,6 +12,7 @@ use culvert_tests::{
     outside::Outside,
     sock::{self, Behaviour, Server, Use, container},
 };
+use nix::sys::signal::Signal;
 
 /// One host, an external host, and a network of the given driver.
 pub(crate) struct World {
@@ -81,6 +82,41 @@ fn a_route_by_source_holds_for_the_whole_flow() {
         assert_eq!(sock::udp(&container(&name), outside(53), 4001, 100), "ok 100");
     }
     drop(udp);
+}
+
+/// A client keeps a UDP flow alive while the host gets another address. Soon the flow leaves with
+/// that one alone, also if no agent runs.
+#[test]
+#[ignore = "needs root"]
+fn a_flow_leaves_by_no_address_that_the_host_has_lost() {
+    let mut world = World::new(1);
+    let (name, _) = world.run("bridge", &[]);
+    let server = Server::udp(world.outside.host.path(), any(53));
+    let socket = sock::within(&container(&name), || UdpSocket::bind(any(4001))).unwrap();
+    socket.connect(outside(53)).unwrap();
+    // The addresses from which datagrams arrive, one each 20 ms.
+    let sources = || {
+        server.take_clients();
+        for _ in 0..10 {
+            let _ = socket.send(b"x");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        server.take_clients()
+    };
+    let first = world.host().vtep().to_string();
+    wait_until(SOON, "the first address", || sources() == [first.as_str()]);
+    // Otherwise the routes of the device go with its first address.
+    world.host().netns.run("sysctl -qw net.ipv4.conf.up0.promote_secondaries=1");
+    let followed = on_this_machine(Duration::from_secs(2));
+    for (old, new, runs) in [(&*first, "192.0.2.77", true), ("192.0.2.77", "192.0.2.78", false)] {
+        if !runs {
+            world.cluster.hosts[0].stop_agent(Signal::SIGKILL);
+        }
+        world.host().netns.run(&format!(
+            "ip addr add {new}/24 dev up0 && ip addr del {old}/24 dev up0 && ip route show default"
+        ));
+        wait_until(followed, &format!("{new} alone"), || sources() == [new]);
+    }
 }
 
 /// In bridge and overlay networks TCP, UDP and ping reach an external host, which sees the address

@@ -1,20 +1,24 @@
 //! Masquerading: packets of containers to external hosts.
 
-use std::net::{TcpListener, UdpSocket};
+use std::{
+    net::{TcpListener, UdpSocket},
+    time::{Duration, Instant},
+};
 
-use culvert_common::abi::{Action, DropReason, kind, seen};
+use culvert::datapath::Table as _;
+use culvert_common::abi::{Action, Code, Direction, DropReason, MappedAddr, Note, kind, seen};
 use culvert_tests::packet::{Host, SYN, V4, payload};
 
 use crate::{
     compare::same,
-    lab::Lab,
+    lab::{Lab, ip},
     ports::Port,
     routed::{
-        Began, CREATED, CREATED_ELSEWHERE, Passed, Place, chosen_port, echo, entries, outbound,
-        to_gateway, unsummed, with_routes,
+        Began, CREATED, CREATED_ELSEWHERE, Passed, Place, chosen_port, echo, entries, inbound,
+        outbound, publish, to_gateway, unsummed, with_routes,
     },
-    run::Left,
-    world::{ONE, PEER2, SERVER, SERVER2, TO_PEER2, TWO, US, any_source},
+    run::{Left, note},
+    world::{GATEWAY, ONE, PEER2, SECOND, SERVER, SERVER2, TO_PEER2, TWO, UPLINK, US, any_source},
 };
 
 cases!(
@@ -43,7 +47,103 @@ cases!(
     echo_reply_of_no_flow,
     ports_exhausted,
     vxlan_to_the_port_of_any_vtep,
+    a_lost_source_ends_a_flow_at_once,
+    a_lost_source_ends_a_flow_without_an_agent,
+    a_source_that_is_still_ours_stays,
+    a_lost_address_ends_the_answers_of_a_port,
 );
+
+/// Another address of the host, which [`with_second_source`] has packets leave with.
+const OTHER: Host = Host { v4: [192, 0, 2, 9], ..US };
+
+/// Runs a case whose packets to [`SERVER`] leave with the source address [`OTHER`]. `unset` takes
+/// the route away, and perhaps the address.
+fn with_second_source(lab: &mut Lab, unset: &str, case: impl FnOnce(&mut Lab)) {
+    lab.tables.host_addrs.insert(&MappedAddr::v4(OTHER.v4), &0).unwrap();
+    let set = "address add 192.0.2.9/32 dev uplink\n\
+               route add 203.0.113.7/32 via 192.0.2.254 dev uplink src 192.0.2.9\n";
+    with_routes(lab, set, unset, case);
+}
+
+const UNSET_ROUTE: &str = "route del 203.0.113.7/32\n";
+const UNSET_BOTH: &str = "route del 203.0.113.7/32\naddress del 192.0.2.9/32 dev uplink\n";
+
+/// The datagrams of one flow, and as which they leave from an address of the host.
+fn datagram() -> V4 {
+    to_gateway(&V4::udp(&ONE, &SERVER, (PORT, 53), b"x"))
+}
+
+fn leaving_from(host: &Host) -> V4 {
+    outbound(&V4::udp(host, &SERVER, (PORT, 53), b"x"))
+}
+
+/// Begins the flow with the source [`OTHER`], and puts its route into the route cache.
+fn begin_with_other(lab: &mut Lab) {
+    let frame = datagram().frame();
+    lab.at_container(Port::A1, &frame).leaves_as(&leaving_from(&OTHER), &CREATED);
+    lab.at_container(Port::A1, &frame).leaves_as(&leaving_from(&OTHER), &[]);
+}
+
+/// The flow has begun anew, with the address that the host still has.
+#[track_caller]
+fn has_moved(lab: &Lab) {
+    assert_eq!(entries(lab), 2, "the former flow is left");
+    began(&datagram(), &leaving_from(&US)).has_begun(lab);
+}
+
+/// The agent tells that the host has lost the address: the route cache is not used any more.
+fn a_lost_source_ends_a_flow_at_once(lab: &mut Lab) {
+    with_second_source(lab, UNSET_BOTH, begin_with_other);
+    lab.tables.host_addrs.remove(&MappedAddr::v4(OTHER.v4)).unwrap();
+    let notes = [note(Note::SourceLost), note(Note::FlowCreated)];
+    let run = lab.at_container(Port::A1, &datagram().frame());
+    run.leaves_as(&leaving_from(&US), &notes);
+    has_moved(lab);
+}
+
+/// There is no agent that would tell: the map still has the address, the kernel has it no more.
+fn a_lost_source_ends_a_flow_without_an_agent(lab: &mut Lab) {
+    with_second_source(lab, UNSET_BOTH, begin_with_other);
+    let lost = Code::Note(Note::SourceLost);
+    let began = Instant::now();
+    let left = loop {
+        // Until the answer in the route cache is too old.
+        let outcome = lab.at_container(Port::A1, &datagram().frame()).outcome();
+        if outcome.count(Direction::FromContainer, lost) == 1 {
+            break outcome.frame;
+        }
+        same("frame of the former flow", &outcome.frame, &leaving_from(&OTHER).frame());
+        assert!(began.elapsed() < Duration::from_secs(10), "the flow keeps its lost address");
+    };
+    same("frame", &left, &leaving_from(&US).frame());
+    has_moved(lab);
+}
+
+/// The route prefers another address now. A flow holds as long as its own is one of the host's.
+fn a_source_that_is_still_ours_stays(lab: &mut Lab) {
+    with_second_source(lab, UNSET_ROUTE, begin_with_other);
+    // Another epoch: the route cache is not used.
+    lab.tables.uplinks.insert(&Port::Uplink.ifindex(), &UPLINK).unwrap();
+    let run = lab.at_container(Port::A1, &datagram().frame());
+    run.leaves_as(&leaving_from(&OTHER), &[]);
+    assert_eq!(entries(lab), 2);
+    ip("address del 192.0.2.9/32 dev uplink\n");
+}
+
+/// The client of a published port does not hear of it any more at an address that the host has lost.
+fn a_lost_address_ends_the_answers_of_a_port(lab: &mut Lab) {
+    publish(lab, [0; 4], 17, 8053, Port::A1, 53);
+    let came = V4::udp(&SERVER, &SECOND, (5000, 8053), b"?");
+    let went = inbound(&V4::udp(&SERVER, &ONE, (5000, 53), b"?"), &GATEWAY);
+    lab.at_underlay(&came.frame()).arrives_as(&went, &CREATED);
+    let answer = to_gateway(&V4::udp(&ONE, &SERVER, (53, 5000), b"!")).frame();
+    let left = outbound(&V4::udp(&SECOND, &SERVER, (8053, 5000), b"!"));
+    lab.at_container(Port::A1, &answer).leaves_as(&left, &[]);
+    lab.tables.host_addrs.remove(&MappedAddr::v4(SECOND.v4)).unwrap();
+    let run = lab.at_container(Port::A1, &answer);
+    run.drops_noting(DropReason::NoFlow, &[note(Note::SourceLost)]);
+    assert_eq!(entries(lab), 0);
+}
 
 /// The packet would leave with our own VTEP address as its source, which the other host accepts.
 fn vxlan_to_the_port_of_any_vtep(lab: &mut Lab) {

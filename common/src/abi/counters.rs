@@ -181,7 +181,8 @@ coded! {
         ConntrackFull = 99 => "conntrack_full",
         /// The packet cannot be routed: a group or loopback address, or IPv6.
         Unroutable = 100 => "unroutable",
-        /// An ICMP error about a packet without a flow, or an echo reply without a flow.
+        /// An ICMP error about a packet without a flow, or an echo reply without a flow. An answer
+        /// to a client, with an address that the host has lost.
         NoFlow = 101 => "no_flow",
         /// The first fragment of the datagram has not come, and this fragment cannot be held.
         FragmentUnknown = 102 => "fragment_unknown",
@@ -253,6 +254,8 @@ coded! {
         /// The MAC of an address without an endpoint, new or changed, not noted because of the
         /// rate limit.
         NeighbourLimited = 217 => "neighbour_limited",
+        /// A flow that was ended because the host has lost its source address.
+        SourceLost = 218 => "source_lost",
     }
 }
 

@@ -73,7 +73,7 @@ pub const STATS: &str = "STATS";
 /// One `u64`, the epoch: an entry of the flow cache or of the route cache is valid while the
 /// epoch is the one in which the entry was made. The agent or a program that changes
 /// `ENDPOINTS`, `NETWORKS`, `FDB`, `NEIGHBOURS`, `VTEPS`, `VTEP_IDS`, `UNDERLAY`, `PATH_MTU`, `GATEWAYS`,
-/// `UPLINKS` or `CLIENT_LINKS` advances it afterwards.
+/// `HOST_ADDRS`, `UPLINKS` or `CLIENT_LINKS` advances it afterwards.
 pub const EPOCH: &str = "EPOCH";
 /// One [`Scratch`](super::Scratch) per CPU: headers too large for the BPF stack of 512 bytes.
 pub const SCRATCH: &str = "SCRATCH";

@@ -1,10 +1,11 @@
 //! Packets that a container sends to its gateway: to the host, to a published port, or out
 //! of the host.
 
+use aya_ebpf::programs::TcContext;
 use culvert_common::{
     abi::{
-        Action, Direction, DropReason, EndpointInfo, NetworkInfo, Note, PublishedEntry, VtepId,
-        kind, zone,
+        Action, Direction, DropReason, EndpointInfo, NetworkInfo, Note, PublishedEntry, Tuple,
+        VtepId, kind, zone,
     },
     datapath::pmtu::Error,
     wire::{
@@ -357,7 +358,7 @@ fn try_find_route(
     let (tos, gateway) = (work.routed.ip.tos(), net.gateway_ifindex);
     // Read before the maps are: a change in between makes the cached entry old.
     let epoch = epoch::current();
-    let question = Question::new(to, protocol, tos, gateway);
+    let question = Question::new(to, work.target.to.src, protocol, tos, gateway);
     let link = zone::client_link(work.target.zone);
     if question.find(segment_len, &mut work.route) {
         // The same question may be one of a flow of another link.
@@ -386,10 +387,53 @@ fn try_find_route(
     if !fits {
         return Err(DropReason::NotAnUplink);
     }
-    if !begins {
-        question.keep(&work.route, epoch);
+    if begins {
+        return leave(sender, work, true);
     }
-    leave(sender, work, begins)
+    // An ICMP error may have the address of a router behind the container.
+    if work.routed.kind == Kind::Flow && is_lost(ctx, gateway, work) != 0 {
+        return end(sender, work);
+    }
+    question.keep(&work.route, epoch);
+    leave(sender, work, false)
+}
+
+/// Whether the packet of a flow would leave with a source address that is the host's no more.
+/// Returns 1 if so. `work.route` is the packet's route. A BPF function of its own, for its stack.
+#[inline(never)]
+fn is_lost(ctx: &TcContext, gateway: u32, work: &mut Work) -> u32 {
+    let source = work.target.to.src;
+    // The kernel has chosen it among its own.
+    if source == fib::source(&work.route) {
+        return 0;
+    }
+    if !is_host_addr(source) {
+        return 1;
+    }
+    if work.target.kind & kind::MASQUERADE == 0 {
+        return 0;
+    }
+    // There may be no agent that would have told. To an address of its own the kernel has no
+    // unicast route.
+    let to = Tuple { dst: source, ..Tuple::default() };
+    match fib::ask(ctx, &mut work.probe, (&to, PROTO_UDP, 0), gateway, 0) {
+        fib::SUCCESS..=fib::PROHIBIT | fib::FRAG_NEEDED => 1,
+        _ => 0,
+    }
+}
+
+/// Ends the flow of a packet, whose source address the host has lost, as Linux does
+/// (`nf_nat_masquerade`). A container's own flow begins anew with the source address of the route:
+/// of TCP the other side does not know it, and resets it.
+#[inline(always)]
+fn end(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
+    note(DIRECTION, Note::SourceLost, sender.ctx.len());
+    flow_table::forget(&work.routed.key);
+    if work.target.kind & kind::MASQUERADE == 0 {
+        return Err(DropReason::NoFlow);
+    }
+    work.target.to = work.routed.key.tuple;
+    leave(sender, work, true)
 }
 
 /// The packet is VXLAN for a VTEP: it would leave with our VTEP's address as its source.

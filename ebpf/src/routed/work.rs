@@ -24,6 +24,8 @@ pub(super) struct Work {
     pub(super) published: PublishedEntry,
     /// The route out of the host.
     pub(super) route: Route,
+    /// A route that is only asked about.
+    pub(super) probe: Route,
     /// What its sender is to be told of it.
     pub(super) error: Option<Error>,
 }

@@ -2,8 +2,8 @@
 //! CPU for [`VALID_NS`].
 //!
 //! `bpf_fib_lookup` takes a third of the time of a translated packet. A change of a route, of
-//! a rule or of a path MTU is followed after [`VALID_NS`] at most; a change by the agent of
-//! what an answer was checked against is followed at once (the epoch).
+//! a rule, of a path MTU or of the host's addresses is followed after [`VALID_NS`] at most; a
+//! change by the agent of what an answer was checked against is followed at once (the epoch).
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 use culvert_common::abi::Tuple;
@@ -20,11 +20,12 @@ const SLOTS: u32 = 1024;
 /// For how long an answer is used.
 const VALID_NS: u64 = 100_000_000;
 
-/// All that the kernel's answer depends on, but for its own tables.
+/// All that the kernel's answer and the checks of it depend on, but for the tables.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub(crate) struct Question {
     to: Tuple,
+    source: [u8; 4],
     gateway: u32,
     tos: u8,
     protocol: u8,
@@ -51,10 +52,11 @@ static ROUTES: PerCpuArray<Entry> = PerCpuArray::with_max_entries(SLOTS, 0);
 
 impl Question {
     /// How a packet `to` of `protocol` with the TOS `tos` leaves, as if it had come in on
-    /// the interface `gateway`.
+    /// the interface `gateway`. It leaves with the source address `source`, which a masqueraded
+    /// flow does not ask with.
     #[inline(always)]
-    pub(crate) fn new(to: Tuple, protocol: u8, tos: u8, gateway: u32) -> Self {
-        Self { to, gateway, tos, protocol, pad: [0; 2] }
+    pub(crate) fn new(to: Tuple, source: [u8; 4], protocol: u8, tos: u8, gateway: u32) -> Self {
+        Self { to, source, gateway, tos, protocol, pad: [0; 2] }
     }
 
     /// The entry for the question, or for another one that has the same slot.

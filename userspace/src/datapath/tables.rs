@@ -75,7 +75,7 @@ impl<L: Layout> KernelTable<L> {
         Ok(Self { name, map, fd, ids: Arc::clone(ids), epoch: None })
     }
 
-    /// Takes a map that the flow cache depends on out of the loaded object.
+    /// Takes a map that the flow cache or the route cache depends on out of the loaded object.
     fn take_cached(
         ebpf: &mut Ebpf,
         name: &'static str,
@@ -267,7 +267,7 @@ impl Tables {
             flood_remote: KernelTable::take(ebpf, names::FLOOD_REMOTE, &ids)?,
             gateways: KernelTable::take_cached(ebpf, names::GATEWAYS, &ids, &epoch)?,
             published: KernelTable::take(ebpf, names::PUBLISHED, &ids)?,
-            host_addrs: KernelTable::take(ebpf, names::HOST_ADDRS, &ids)?,
+            host_addrs: KernelTable::take_cached(ebpf, names::HOST_ADDRS, &ids, &epoch)?,
             uplinks: KernelTable::take_cached(ebpf, names::UPLINKS, &ids, &epoch)?,
             client_links: KernelTable::take_cached(ebpf, names::CLIENT_LINKS, &ids, &epoch)?,
             flows: KernelTable::take(ebpf, names::FLOWS, &ids)?,
