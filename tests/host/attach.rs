@@ -65,6 +65,7 @@ fn spec(id: &str, ifname: &str, last: u8) -> PlugSpec {
             format!("fd00::{last}/64").parse().unwrap(),
         ],
         additional: Vec::new(),
+        neighbours: vec![("10.0.0.1".parse().unwrap(), MacAddr([2, 0x42, 10, 0, 0, 1]))],
         routes: vec![
             ("0.0.0.0/0".parse().unwrap(), Some("10.0.0.1".parse().unwrap())),
             ("198.51.100.0/24".parse().unwrap(), None),
@@ -105,6 +106,10 @@ fn an_endpoint_looks_as_in_docker() {
         ] {
             assert!(routes.contains(words), "{words}: {routes}");
         }
+        // The kernel's limit of neighbours does not count it.
+        let neighbours = setup.inside.run("ip neigh show");
+        let gateway = "10.0.0.1 dev eth0 lladdr 02:42:0a:00:00:01 PERMANENT";
+        assert_eq!(neighbours.trim_end(), gateway);
         let conf = "/proc/sys/net/ipv6/conf/eth0";
         assert_eq!(setup.inside.run(&format!("cat {conf}/accept_ra {conf}/accept_dad")), "0\n0\n");
         let features = setup.inside.run("ethtool -k eth0");
@@ -136,6 +141,7 @@ fn what_differs_is_corrected_and_the_pair_is_kept() {
             (&setup.inside, "ip addr del 10.0.0.2/24 dev eth0; ip addr add 10.0.0.2/16 dev eth0"),
             (&setup.inside, "ip addr del fe80::42:aff:fe00:2/64 dev eth0"),
             (&setup.inside, "ip route del default"),
+            (&setup.inside, "ip neigh del 10.0.0.1 dev eth0"),
             (&setup.inside, "ip link set eth0 down; ip link set eth0 name eth7"),
             (&setup.inside, "ethtool -K eth0 tx-udp_tnl-segmentation on"),
             (&setup.inside, "sysctl -qw net.ipv6.conf.eth0.disable_ipv6=1"),
@@ -156,6 +162,8 @@ fn what_differs_is_corrected_and_the_pair_is_kept() {
             assert_eq!(shown.matches("inet6 fe80").count(), 1, "{damage}: {shown}");
             assert!(!shown.contains("10.0.0.2/16"), "{damage}: {shown}");
             assert!(setup.inside.run("ip route").contains("default via 10.0.0.1"), "{damage}");
+            let neighbours = setup.inside.run("ip neigh show dev eth0");
+            assert!(neighbours.contains("02:42:0a:00:00:01 PERMANENT"), "{damage}: {neighbours}");
         }
         // What a user added stays.
         setup.inside.run("ip addr add 10.7.7.7/32 dev eth0");
@@ -240,6 +248,7 @@ fn a_default_route_of_another_network_is_kept() {
         let mut second = spec(OTHER, "eth1", 3);
         second.addrs = vec!["10.1.0.3/24".parse().unwrap()];
         second.routes[0].1 = Some("10.1.0.1".parse().unwrap());
+        second.neighbours[0].0 = "10.1.0.1".parse().unwrap();
         setup.settle(&second).await;
         let shown = setup.inside.run("ip route show default");
         assert_eq!(shown.trim_end(), "default via 10.0.0.1 dev eth0");

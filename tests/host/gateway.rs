@@ -51,7 +51,8 @@ fn a_gateway_gives_way_to_a_route_of_the_host() {
             open_gateway(&netlink, &spec()).await.unwrap();
             assert!(addresses().contains("10.9.0.1/24"), "{}", addresses());
             assert_eq!(routes().lines().count(), 1, "{}", routes());
-            assert!(routes().contains("10.9.0.0/24 dev cvg256"), "{}", routes());
+            let wanted = "10.9.0.0/24 via 169.254.67.1 dev cvg256 onlink";
+            assert!(routes().contains(wanted), "{}", routes());
         }
 
         // The host's own route would never be used beside one with a smaller metric.
@@ -59,6 +60,36 @@ fn a_gateway_gives_way_to_a_route_of_the_host() {
         refused().await;
         assert_eq!(addresses(), "");
         assert_eq!(routes().trim_end(), "10.9.0.0/24 dev lan0 scope link metric 100");
+    });
+}
+
+/// The host needs one neighbour for a network, however many containers it talks to, and the kernel's
+/// limit does not count it. A route of an earlier version, without a next hop, is replaced.
+#[test]
+#[ignore = "needs root"]
+fn a_gateway_has_one_neighbour() {
+    let host = Netns::new("host");
+    block_on(async {
+        let netlink = Netlink::in_netns(host.fd().as_fd()).unwrap();
+        plug_gateway(&netlink, &spec()).await.unwrap();
+        host.run("ip link set cvg256 up && ip route add 10.9.0.0/24 dev cvg256");
+        open_gateway(&netlink, &spec()).await.unwrap();
+        let routes = host.run("ip route show");
+        assert_eq!(routes.lines().count(), 1, "{routes}");
+        assert!(routes.starts_with("10.9.0.0/24 via 169.254.67.1 dev cvg256"), "{routes}");
+        // Nobody answers: the packets end at the device, which has no ports.
+        for last in 2..10 {
+            host.try_run(&format!("ping -c1 -W0.1 10.9.0.{last}"));
+        }
+        let neighbours = host.run("ip -4 neigh show dev cvg256 nud all");
+        assert_eq!(neighbours.trim_end(), "169.254.67.1 lladdr 02:42:0a:09:00:01 PERMANENT");
+        // Entered by hand, the MAC does not matter, as the program writes its own.
+        host.run("ip neigh replace 169.254.67.1 lladdr 02:00:00:00:00:07 dev cvg256 nud permanent");
+        open_gateway(&netlink, &spec()).await.unwrap();
+        host.run("ip neigh del 169.254.67.1 dev cvg256");
+        open_gateway(&netlink, &spec()).await.unwrap();
+        let neighbours = host.run("ip -4 neigh show dev cvg256 nud all");
+        assert!(neighbours.contains("02:42:0a:09:00:01 PERMANENT"), "{neighbours}");
     });
 }
 

@@ -140,6 +140,28 @@ fn a_permanent_neighbour_is_left_alone() {
     assert!(shown(two, one).contains(&late), "{}", shown(two, one));
 }
 
+/// However many containers a host talks to, it needs one neighbour for their network; each container
+/// has its gateway as a permanent one. The kernel's limit, which all namespaces share, counts neither.
+#[test]
+#[ignore = "needs root"]
+fn containers_take_no_room_in_the_table_of_neighbours() {
+    let cluster = Cluster::new(1);
+    let host = &cluster.hosts[0];
+    host.ok(&["network", "create", "--subnet", "10.9.0.0/24", "net"]);
+    let names: Vec<String> = (0..4).map(|_| unique_name("neigh")).collect();
+    for name in &names {
+        host.run_idle(name, "net", &[]);
+        let shown = host.in_container(name, "ip neigh show 10.9.0.1");
+        assert!(shown.contains("lladdr 02:42:0a:09:00:01 PERMANENT"), "{shown}");
+        let ip = host.ip(name, "net");
+        host.netns.run(&format!("ping -c1 -W2 {ip}"));
+        host.in_container(name, &format!("ping -c1 -W2 {}", host.vtep()));
+    }
+    let gateway = device_to(host, "10.9.0.2");
+    let shown = host.netns.run(&format!("ip -4 neigh show dev {gateway} nud all"));
+    assert_eq!(shown.trim_end(), "169.254.67.1 lladdr 02:42:0a:09:00:01 PERMANENT");
+}
+
 /// A VPN routes everything in two halves; a company has 10.0.0.0/8.
 #[test]
 #[ignore = "needs root"]

@@ -6,7 +6,7 @@ use culvert_common::abi::VXLAN_OVERHEAD;
 
 use super::{
     certificate::examine_certificate,
-    facts::{Bpffs, Facts, HostFacts, Probe, UplinkFacts},
+    facts::{Bpffs, Facts, HostFacts, NeighbourTable, Probe, UplinkFacts},
     finding::{Finding, Level},
 };
 use crate::{
@@ -39,6 +39,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     findings.extend(ports(facts));
     findings.extend(facts.shaped.iter().map(|(name, qdisc)| shaped(name, qdisc)));
     findings.push(firewall(facts));
+    findings.extend(neighbours(facts));
     findings
 }
 
@@ -401,6 +402,38 @@ fn firewall(facts: &Facts) -> Finding {
         ),
         "name the clients of a port by 'culvert run -p PORT --from CIDR', deny others by 'culvert ports deny CIDR'; 'culvert ports ls' shows both",
     )
+}
+
+fn neighbours(facts: &Facts) -> Vec<Finding> {
+    if facts.neighbours.is_empty() {
+        return vec![ok(
+            "neighbours",
+            "the kernel's tables of neighbours cannot be seen from this network namespace"
+                .to_owned(),
+        )];
+    }
+    let finding = |table: &NeighbourTable| {
+        let &NeighbourTable { family, entries, limit, refused } = table;
+        let detail = format!(
+            "the table of {family} neighbours, which all network namespaces share, has {entries} entries of {limit}"
+        );
+        if entries < limit / 4 * 3 {
+            return ok("neighbours", detail);
+        }
+        let setting = format!("net.{family}.neigh.default.gc_thresh");
+        warning(
+            "neighbours",
+            format!(
+                "{detail}: in a full table no address is resolved, in containers neither; {refused} were refused since the boot"
+            ),
+            &format!(
+                "sysctl -w {setting}3={} {setting}2={}",
+                limit.saturating_mul(4),
+                limit.saturating_mul(2)
+            ),
+        )
+    };
+    facts.neighbours.iter().map(finding).collect()
 }
 
 fn ports(facts: &Facts) -> Option<Finding> {

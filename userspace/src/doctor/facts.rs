@@ -21,7 +21,7 @@ use crate::{
         sockets::{LocalSocket, Transport, sockets},
     },
     netns::run_in,
-    sandbox::{Resolver, endpoint_of},
+    sandbox::{Resolver, endpoint_of, gateway_of},
 };
 
 /// Feature that merges UDP datagrams into a list of packets. Like [`RX_UDP_GRO_FORWARDING`], it
@@ -82,6 +82,8 @@ pub struct Facts {
     pub shaped: Vec<(String, String)>,
     /// Names of the firewalls that manage the host's netfilter rules now.
     pub firewalls: Vec<&'static str>,
+    /// The kernel's tables of neighbours. Only the initial network namespace shows them.
+    pub neighbours: Vec<NeighbourTable>,
     /// The name servers that the host has for containers.
     pub resolver: Resolver,
     /// The certificates of the connection to the store.
@@ -196,11 +198,12 @@ impl Facts {
                 .collect(),
             shaped: links.iter().filter_map(shaped).collect(),
             vxlan_devices: links
-                .into_iter()
+                .iter()
                 .filter(|link| link.vxlan_port == Some(port) && !is_ours(link))
-                .map(|link| link.name)
+                .map(|link| link.name.clone())
                 .collect(),
             firewalls: firewalls(Path::new("/")),
+            neighbours: neighbour_tables(Path::new("/"), permanent(&links)),
             resolver: Resolver::of_host(),
             certificates: subject
                 .certificates
@@ -211,6 +214,19 @@ impl Facts {
             subject,
         }
     }
+}
+
+/// A table of neighbours of the kernel. All network namespaces share it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NeighbourTable {
+    /// Family as in the names of the settings: `ipv4` or `ipv6`.
+    pub family: &'static str,
+    /// Number of entries that count towards the limit.
+    pub entries: u64,
+    /// The limit: `net.FAMILY.neigh.default.gc_thresh3`.
+    pub limit: u64,
+    /// How often an entry was refused since the boot.
+    pub refused: u64,
 }
 
 /// Programs of Culvert that are not the agent's. The search runs twice, [`PINNING`] apart: a link
@@ -253,6 +269,39 @@ fn firewalls(root: &Path) -> Vec<&'static str> {
     [("ufw", ufw), ("firewalld", firewalld)]
         .into_iter()
         .filter_map(|(name, active)| active.then_some(name))
+        .collect()
+}
+
+/// Number of permanent IPv4 neighbours that Culvert has entered: one for each container and each
+/// gateway device.
+fn permanent(links: &[Link]) -> u64 {
+    let of_culvert = |link: &&Link| endpoint_of(link).is_some() || gateway_of(link).is_some();
+    links.iter().filter(of_culvert).count() as u64
+}
+
+/// The kernel's tables of neighbours on the host with the root directory `root`. The kernel counts
+/// `permanent` entries of the IPv4 table, which are exempt from the limit, as all others.
+fn neighbour_tables(root: &Path, permanent: u64) -> Vec<NeighbourTable> {
+    [("ipv4", "arp_cache", permanent), ("ipv6", "ndisc_cache", 0)]
+        .into_iter()
+        .filter_map(|(family, file, exempt)| {
+            let stat = fs::read_to_string(root.join("proc/net/stat").join(file)).ok()?;
+            let limit = format!("proc/sys/net/{family}/neigh/default/gc_thresh3");
+            let limit = fs::read_to_string(root.join(limit)).ok()?.trim().parse().ok()?;
+            let mut lines = stat.lines();
+            let columns: Vec<&str> = lines.next()?.split_whitespace().collect();
+            // A line for each CPU, in hexadecimal. The number of entries is the same in all.
+            let rows: Vec<Vec<&str>> =
+                lines.map(|line| line.split_whitespace().collect()).collect();
+            let column = |name: &str| {
+                let at = columns.iter().position(|column| *column == name)?;
+                let cells = rows.iter().filter_map(|row| row.get(at));
+                cells.map(|cell| u64::from_str_radix(cell, 16).ok()).collect::<Option<Vec<_>>>()
+            };
+            let entries = *column("entries")?.first()?;
+            let refused: u64 = column("table_fulls").unwrap_or_default().iter().sum();
+            Some(NeighbourTable { family, entries: entries.saturating_sub(exempt), limit, refused })
+        })
         .collect()
 }
 
@@ -359,6 +408,31 @@ mod tests {
         assert_eq!(found(), ["ufw"]);
         file("proc/815/comm", "firewalld\n");
         assert_eq!(found(), ["ufw", "firewalld"]);
+    }
+
+    #[test]
+    fn tables_of_neighbours_are_read() {
+        let root = tempfile::tempdir().unwrap();
+        let read = || neighbour_tables(root.path(), 2000);
+        assert_eq!(read(), []);
+        let file = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        file("proc/sys/net/ipv4/neigh/default/gc_thresh3", "1024\n");
+        let head = "entries  allocs   destroys table_fulls\n";
+        let rows = "00000bb8 00004855 000049f2 00000010\n00000bb8 000047db 0000463c 00000001\n";
+        file("proc/net/stat/arp_cache", &format!("{head}{rows}"));
+        let ipv4 = NeighbourTable { family: "ipv4", entries: 1000, limit: 1024, refused: 17 };
+        assert_eq!(read(), [ipv4.clone()]);
+        file("proc/sys/net/ipv6/neigh/default/gc_thresh3", "2048\n");
+        file("proc/net/stat/ndisc_cache", &format!("{head}0000000a 00 00 00\n"));
+        let ipv6 = NeighbourTable { family: "ipv6", entries: 10, limit: 2048, refused: 0 };
+        assert_eq!(read(), [ipv4, ipv6.clone()]);
+        // Of another layout.
+        file("proc/net/stat/arp_cache", "allocs\n00000001\n");
+        assert_eq!(read(), [ipv6]);
     }
 
     #[test]

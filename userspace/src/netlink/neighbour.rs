@@ -44,6 +44,42 @@ impl Netlink {
         Ok(rows.iter().filter_map(parse_neighbour).collect())
     }
 
+    /// The entry of one address, if there is one.
+    ///
+    /// # Errors
+    /// There is no interface with that index, or the kernel does not answer.
+    pub async fn neighbour(&self, ifindex: u32, ip: IpAddr) -> Result<Option<Neighbour>> {
+        let what = format!("reading neighbour {ip} of interface number {ifindex}");
+        let request = RouteNetlinkMessage::GetNeighbour(message(ifindex, ip));
+        match self.request(&what, request, 0).await {
+            Ok(rows) => Ok(rows.iter().find_map(parse_neighbour)),
+            Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Enters a neighbour for good. An entry that is permanent already stays as it is, whatever MAC
+    /// it has. Returns whether it was entered.
+    ///
+    /// The kernel exempts permanent entries from the limit `gc_thresh3`, which all network
+    /// namespaces share (`neigh_alloc` with `exempt_from_gc`, net/core/neighbour.c).
+    ///
+    /// # Errors
+    /// There is no interface with that index, or the kernel refuses.
+    pub async fn enter_neighbour(&self, ifindex: u32, ip: IpAddr, mac: MacAddr) -> Result<bool> {
+        let present = self.neighbour(ifindex, ip).await?;
+        if present.is_some_and(|neighbour| neighbour.permanent) {
+            return Ok(false);
+        }
+        let what = format!("entering neighbour {ip} of interface number {ifindex}");
+        let mut entry = message(ifindex, ip);
+        entry.header.state = NeighbourState::Permanent;
+        entry.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+        let request = RouteNetlinkMessage::NewNeighbour(entry);
+        self.request(&what, request, NLM_F_CREATE | NLM_F_REPLACE).await?;
+        Ok(true)
+    }
+
     /// Makes the kernel resolve a neighbour and keep it resolved, so that a lookup by a BPF program
     /// succeeds. A kernel before Linux 5.16 resolves it only once. The kernel takes the permanence
     /// of a permanent entry away by this.

@@ -9,8 +9,8 @@ use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::LinkMessage,
     route::{
-        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
-        RouteScope, RouteType, RouteVia,
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
+        RouteProtocol, RouteScope, RouteType, RouteVia,
     },
 };
 
@@ -117,35 +117,40 @@ impl Netlink {
         self.request(&what, request, NLM_F_CREATE | NLM_F_REPLACE).await.map(drop)
     }
 
-    /// Adds an on-link route, with a preferred source address if one is given. A route to the same
-    /// destination is never replaced, whoever made it.
+    /// Adds a route through `hop`, which is on link at the interface whatever the other routes say,
+    /// with a preferred source address if one is given. A route to the same destination is never
+    /// replaced, whoever made it.
     ///
     /// # Errors
     /// There is a route to the same destination; the interface does not exist or is down; the
-    /// address is not the host's.
-    pub async fn add_link_route(
+    /// source is not an address of the host.
+    pub async fn add_hop_route(
         &self,
         name: &str,
         destination: IpNetwork,
+        hop: IpAddr,
         source: Option<IpAddr>,
     ) -> Result<()> {
         let index = self.existing(name).await?.index;
-        let what = describe("adding", name, destination, None);
-        let mut route = message(index, destination, None);
+        let what = describe("adding", name, destination, Some(hop));
+        let mut route = message(index, destination, Some(hop));
+        route.header.flags = RouteFlags::Onlink;
         route.attributes.extend(source.map(|ip| RouteAttribute::PrefSource(ip.into())));
         let request = RouteNetlinkMessage::NewRoute(route);
         self.request(&what, request, NLM_F_CREATE | NLM_F_EXCL).await.map(drop)
     }
 
-    /// Removes the on-link routes of an interface to a destination from the main table.
+    /// Removes a route of an interface to a destination from the main table, whatever its next hop.
     ///
     /// # Errors
     /// The kernel refuses. It is no error if there is none.
-    pub async fn delete_link_route(&self, index: u32, destination: IpNetwork) -> Result<()> {
+    pub async fn delete_route(&self, index: u32, destination: IpNetwork) -> Result<()> {
         let what = format!("removing route {destination} of interface #{index}");
         let mut route = message(index, destination, None);
-        // `Unspec` matches the routes of every protocol, so also those of other programs.
+        // These two match routes of every protocol, so also those of other programs, and of every
+        // scope.
         route.header.protocol = RouteProtocol::Unspec;
+        route.header.scope = RouteScope::NoWhere;
         match self.request(&what, RouteNetlinkMessage::DelRoute(route), 0).await {
             Err(error) if error.errno() != Some(Errno::ESRCH) => Err(error),
             _ => Ok(()),

@@ -33,6 +33,8 @@ pub struct LocalEndpoint {
     pub additional: Vec<IpNetwork>,
     /// The host has routes to the subnets of the network.
     pub routed: bool,
+    /// Permanent neighbours.
+    pub neighbours: Vec<(IpAddr, MacAddr)>,
     /// Routes besides those of the subnets: destination and gateway.
     pub routes: Vec<(IpNetwork, Option<IpAddr>)>,
 }
@@ -57,8 +59,16 @@ pub fn local_endpoint(network: &Network, endpoint: &Endpoint) -> LocalEndpoint {
         addresses: v4.into_iter().chain(v6).collect(),
         additional: endpoint.additional.iter().copied().map(in_subnet).collect(),
         routed: !network.may_overlap(),
+        neighbours: gateway_neighbour(network, endpoint).into_iter().collect(),
         routes: default_route(network, endpoint).into_iter().collect(),
     }
+}
+
+/// The gateway as a neighbour of an endpoint. Its MAC is the same on every host and never changes.
+fn gateway_neighbour(network: &Network, endpoint: &Endpoint) -> Option<(IpAddr, MacAddr)> {
+    endpoint.ipv4?;
+    let gateway = network.gateway_v4()?;
+    Some((gateway.into(), MacAddr::from_ipv4(gateway)))
 }
 
 /// The default route of an endpoint; `None` if its network has none.

@@ -41,6 +41,9 @@ pub struct PlugSpec {
     /// Additional addresses with the prefix length of their subnet. They carry Culvert's mark, so
     /// that those that are no longer wanted are removed.
     pub additional: Vec<IpNetwork>,
+    /// Permanent neighbours. The kernel limits the number of others, of all network namespaces
+    /// together.
+    pub neighbours: Vec<(IpAddr, MacAddr)>,
     /// Further routes. A route without a gateway is on link. A route is left out if its destination
     /// is already reached through another interface.
     pub routes: Vec<(IpNetwork, Option<IpAddr>)>,
@@ -288,6 +291,10 @@ async fn sandbox_side(inside: &Netlink, spec: &PlugSpec, sandbox: &Netns) -> Res
     // Addresses come last: while the link is down the kernel has no IPv6 addresses on it.
     changed |= addresses(inside, spec, ipv6.present).await?;
     changed |= routes(inside, spec, link.index).await?;
+    // A link that goes down, or gets another MAC, loses them.
+    for (ip, mac) in &spec.neighbours {
+        changed |= inside.enter_neighbour(link.index, *ip, *mac).await?;
+    }
     Ok(changed)
 }
 

@@ -18,6 +18,10 @@ use crate::{
 
 /// Start of the alias that marks a gateway device; the VNI follows.
 const ALIAS: &str = "culvert-gateway:";
+/// Next hop of the subnet's route. Nobody has the address: the program finds the container by the
+/// packet's destination. With it the host needs one neighbour for each network, and not one for each
+/// container that it talks to.
+const HOP: Ipv4Addr = Ipv4Addr::new(169, 254, 67, 1);
 
 /// The wanted state of a network's gateway device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +49,9 @@ impl GatewaySpec {
     /// Whether a route by the device is the wanted one.
     fn has_route(&self, route: &Route) -> bool {
         let source = self.source.map(IpAddr::V4);
-        Some(route.destination) == self.subnet() && (source.is_none() || route.source == source)
+        Some(route.destination) == self.subnet()
+            && route.gateway == Some(HOP.into())
+            && (source.is_none() || route.source == source)
     }
 }
 
@@ -181,8 +187,8 @@ async fn route_taken(
     }))
 }
 
-/// Makes the route of the subnet the only route by the gateway device. `routes` are those of the
-/// host.
+/// Makes the route of the subnet the only route by the gateway device, and its next hop a permanent
+/// neighbour. `routes` are those of the host.
 async fn route_subnet(
     netlink: &Netlink,
     link: &Link,
@@ -194,12 +200,15 @@ async fn route_subnet(
         if spec.has_route(route) {
             settled = true;
         } else {
-            // The route is of an earlier agent, or leads to a former subnet.
-            netlink.delete_link_route(link.index, route.destination).await?;
+            // The route is of an earlier version, or leads to a former subnet.
+            netlink.delete_route(link.index, route.destination).await?;
         }
     }
-    if let Some(subnet) = spec.subnet().filter(|_| !settled) {
-        netlink.add_link_route(&link.name, subnet, spec.source.map(IpAddr::V4)).await?;
+    let Some(subnet) = spec.subnet() else { return Ok(()) };
+    netlink.enter_neighbour(link.index, HOP.into(), spec.mac).await?;
+    if !settled {
+        let source = spec.source.map(IpAddr::V4);
+        netlink.add_hop_route(&link.name, subnet, HOP.into(), source).await?;
     }
     Ok(())
 }

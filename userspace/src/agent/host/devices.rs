@@ -66,6 +66,7 @@ impl Devices for Host {
             mtu: endpoint.mtu.into(),
             addrs: endpoint.addresses.clone(),
             additional: endpoint.additional.clone(),
+            neighbours: endpoint.neighbours.clone(),
             routes: endpoint.routes.clone(),
         };
         self.check_routes(endpoint).await?;
@@ -338,6 +339,7 @@ mod tests {
             addresses: Vec::new(),
             additional: Vec::new(),
             routed: false,
+            neighbours: Vec::new(),
             routes: Vec::new(),
         }
     }

@@ -29,6 +29,10 @@ fn certificate(days: u64) -> CertificateFile {
     }
 }
 
+fn neighbours(family: &'static str, entries: u64) -> NeighbourTable {
+    NeighbourTable { family, entries, limit: 1024, refused: 7 }
+}
+
 fn healthy() -> Facts {
     Facts {
         subject: Subject {
@@ -71,6 +75,7 @@ fn healthy() -> Facts {
         unserved: Vec::new(),
         shaped: Vec::new(),
         firewalls: Vec::new(),
+        neighbours: vec![neighbours("ipv4", 767), neighbours("ipv6", 3)],
         resolver: resolver("nameserver 192.0.2.53\n"),
         certificates: vec![certificate(60)],
         now: NOW,
@@ -132,6 +137,21 @@ fn a_queue_that_frames_go_past_is_named() {
     let break_it =
         |facts: &mut Facts| facts.shaped = vec![("cv0123456789ab".to_owned(), "tbf".to_owned())];
     assert_found(break_it, "shaping", Level::Warning, &["tbf on cv0123456789ab", "own interface"]);
+}
+
+#[test]
+fn a_full_table_of_neighbours_is_named_with_its_setting() {
+    let table = |family, entries| {
+        move |facts: &mut Facts| facts.neighbours = vec![neighbours(family, entries)]
+    };
+    let words = ["768 entries of 1024", "7 were refused", "net.ipv4.neigh.default.gc_thresh3=4096"];
+    assert_found(table("ipv4", 768), "neighbours", Level::Warning, &words);
+    let words = ["net.ipv6.neigh.default.gc_thresh3=4096 net.ipv6.neigh.default.gc_thresh2=2048"];
+    assert_found(table("ipv6", 1024), "neighbours", Level::Warning, &words);
+    let mut facts = healthy();
+    facts.neighbours.clear();
+    let findings = examine(&facts);
+    assert!(findings.iter().all(|finding| finding.level == Level::Ok), "{findings:?}");
 }
 
 #[test]
