@@ -13,10 +13,11 @@ use culvert_common::abi::{
     Counter, DEFAULT_FLOWS, EndpointInfo, FdbEntry, FdbKey, FloodKey, Flow, FlowKey, FragmentInfo,
     FragmentKey, HeardEntry, HeldFragment, LearnedEntry, MAX_CLIENT_LINKS, MAX_DENIED,
     MAX_ENDPOINTS, MAX_FRAGMENTED, MAX_HEARD, MAX_HELD_FRAGMENTS, MAX_HOST_ADDRS, MAX_LEARNED,
-    MAX_LOCAL_ENDPOINTS, MAX_NETWORKS, MAX_PUBLISHED, MAX_RATES, MAX_SERVICES, MAX_SOURCES,
-    MAX_UPLINKS, MAX_VTEP_MEMBERSHIPS, MAX_VTEPS, MappedAddr, NeighEntry, NeighKey, NetworkInfo,
-    PathMtu, PublishedEntry, PublishedKey, RESERVED_ENTRIES, RateKey, STATS_ENTRIES, Scratch,
-    Sealed, SealedU32, SourceKey, UnderlayPath, UplinkInfo, V4, VtepId, VtepKey,
+    MAX_LOCAL_ENDPOINTS, MAX_NETWORKS, MAX_PUBLISHED, MAX_QUERIERS, MAX_RATES, MAX_SERVICES,
+    MAX_SOURCES, MAX_UPLINKS, MAX_VTEP_MEMBERSHIPS, MAX_VTEPS, MappedAddr, NeighEntry, NeighKey,
+    NetworkInfo, PathMtu, PublishedEntry, PublishedKey, QuerierKey, RESERVED_ENTRIES, RateKey,
+    STATS_ENTRIES, Scratch, Sealed, SealedU32, SourceKey, UnderlayPath, UplinkInfo, V4, VtepId,
+    VtepKey,
 };
 
 use crate::kernel::memory::own;
@@ -57,6 +58,9 @@ pub(crate) static FLOOD_LOCAL: HashMap<FloodKey, SealedU32> =
 #[map]
 pub(crate) static FLOOD_REMOTE: HashMap<FloodKey, SealedU32> =
     HashMap::with_max_entries(MAX_VTEP_MEMBERSHIPS, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static QUERIERS: LruHashMap<QuerierKey, u64> =
+    LruHashMap::with_max_entries(MAX_QUERIERS, 0);
 #[map]
 pub(crate) static RATES: LruHashMap<RateKey, u64> = LruHashMap::with_max_entries(MAX_RATES, 0);
 #[map]

@@ -8,8 +8,8 @@ use crate::{
     additional, arp, client, decap, denied, ecn, encap, fast, fdb, floating, flood, flows,
     fragments, from_host, from_loopback, icmp_errors, inner,
     lab::{self, Case},
-    live, live_nat, mtu, nat_in, nat_out, nd, races, random, routing, source, tenants, to_host,
-    xdp,
+    live, live_nat, membership, mtu, nat_in, nat_out, nd, races, random, routing, source, tenants,
+    to_host, xdp,
 };
 
 /// The cases of packets by module.
@@ -31,6 +31,7 @@ const MODULES: &[(&str, &[Case])] = &[
     ("from_loopback", from_loopback::CASES),
     ("icmp_errors", icmp_errors::CASES),
     ("inner", inner::CASES),
+    ("membership", membership::CASES),
     ("mtu", mtu::CASES),
     ("nat_in", nat_in::CASES),
     ("nat_out", nat_out::CASES),

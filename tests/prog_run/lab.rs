@@ -21,7 +21,8 @@ use culvert::datapath::{KernelTable, Options, Table, Tables, layout::Layout, loa
 use culvert_common::{
     abi::{
         Counter, FdbKey, Flow, FlowKey, FragmentInfo, FragmentKey, HeldFragment, PathMtu,
-        RESERVED_ENTRIES, RateKey, STATS_ENTRIES, Sealed as _, VtepId, names, reserved_bit,
+        QuerierKey, RESERVED_ENTRIES, RateKey, STATS_ENTRIES, Sealed as _, VtepId, names,
+        reserved_bit,
     },
     datapath::conntrack,
 };
@@ -162,6 +163,7 @@ pub(crate) struct Lab {
     /// The map of the agent's FDB. A change through `tables` would advance the epoch.
     pub(crate) untold_fdb: Written<FdbKey, culvert_common::abi::FdbEntry>,
     path_mtu: Written<VtepId, PathMtu>,
+    pub(crate) queriers: Written<QuerierKey, u64>,
     pub(crate) rates: Written<RateKey, u64>,
     pub(crate) flows: Written<FlowKey, Flow>,
     flows_id: u32,
@@ -206,6 +208,7 @@ impl Lab {
             untold_fdb: Written::share(&ebpf, names::FDB),
             tables: Tables::take(&mut ebpf, world::OUR_VTEP.into()).unwrap(),
             path_mtu: Written::take(&mut ebpf, names::PATH_MTU),
+            queriers: Written::take(&mut ebpf, names::QUERIERS),
             rates: Written::take(&mut ebpf, names::RATES),
             fragments: Written::take(&mut ebpf, names::FRAGMENTS),
             held: Written::take(&mut ebpf, names::HELD_FRAGMENTS),
@@ -241,6 +244,7 @@ impl Lab {
         clear(&self.tables.learned);
         clear(&self.tables.heard);
         self.path_mtu.clear();
+        self.queriers.clear();
         self.rates.clear();
         clear(&self.tables.gateways);
         clear(&self.tables.published);

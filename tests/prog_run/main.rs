@@ -75,6 +75,8 @@ mod live;
 #[cfg(test)]
 mod live_nat;
 #[cfg(test)]
+mod membership;
+#[cfg(test)]
 mod mtu;
 #[cfg(test)]
 mod nat_in;

@@ -18,6 +18,8 @@ pub const MAX_VTEPS: u32 = 16_384;
 /// Capacity of [`VTEPS`](super::names::VTEPS) and
 /// [`FLOOD_REMOTE`](super::names::FLOOD_REMOTE): (network, host) pairs.
 pub const MAX_VTEP_MEMBERSHIPS: u32 = 262_144;
+/// Capacity of [`QUERIERS`](super::names::QUERIERS).
+pub const MAX_QUERIERS: u32 = 4_096;
 /// Capacity of [`RATES`](super::names::RATES).
 pub const MAX_RATES: u32 = 32_768;
 

@@ -89,8 +89,8 @@ coded! {
         ArpReply = 4 => "arp_reply",
         /// Neighbour solicitation answered from the neighbour map.
         NdReply = 5 => "nd_reply",
-        /// Announcement or probe of the endpoint's own address, which no receiver needs; or an ARP
-        /// reply to this host, from which its sender's MAC was heard.
+        /// Announcement or probe of the endpoint's own address, or an IGMP or MLD report, which no
+        /// receiver needs; or an ARP reply to this host, from which its sender's MAC was heard.
         Absorb = 6 => "absorb",
         /// Handed to the host's own stack.
         ToHost = 7 => "to_host",
@@ -256,6 +256,8 @@ coded! {
         NeighbourLimited = 217 => "neighbour_limited",
         /// A flow that was ended because the host has lost its source address.
         SourceLost = 218 => "source_lost",
+        /// An IGMP or MLD report in a network in which nobody asks for the members of groups.
+        ReportAbsorbed = 219 => "report_absorbed",
     }
 }
 

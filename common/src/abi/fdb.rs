@@ -118,6 +118,19 @@ pub struct FloodKey {
     pub index: u32,
 }
 
+/// Key of [`names::QUERIERS`](super::names::QUERIERS): who asks for the members of multicast groups.
+/// With neither port nor VTEP: anybody in the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct QuerierKey {
+    /// VNI of the network.
+    pub vni: u32,
+    /// Interface index of the host side of a local endpoint; 0 for others.
+    pub ifindex: u32,
+    /// VTEP; [`VtepId::NONE`] for others.
+    pub vtep: VtepId,
+}
+
 /// Key of [`names::RATES`](super::names::RATES): the kind of a rate limit, and its subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
@@ -151,4 +164,5 @@ const _: () = assert!(size_of::<NeighKey>() == 20);
 const _: () = assert!(size_of::<NeighEntry>() == 12);
 const _: () = assert!(size_of::<HeardEntry>() == 24);
 const _: () = assert!(size_of::<FloodKey>() == 8);
+const _: () = assert!(size_of::<QuerierKey>() == 12);
 const _: () = assert!(size_of::<RateKey>() == 8);

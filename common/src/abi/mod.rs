@@ -28,7 +28,7 @@ pub use counters::{
 pub use endpoint::{EndpointInfo, NetworkInfo, Scratch, UplinkInfo};
 pub use family::{Family, MappedAddr, V4};
 pub use fdb::{
-    FdbEntry, FdbKey, FloodKey, HeardEntry, LearnedEntry, NeighEntry, NeighKey, RateKey,
+    FdbEntry, FdbKey, FloodKey, HeardEntry, LearnedEntry, NeighEntry, NeighKey, QuerierKey, RateKey,
 };
 pub use flow::{Flow, FlowKey, Tuple, kind, seen, zone};
 pub use fragment::{FragmentInfo, FragmentKey, HeldFragment};

@@ -10,6 +10,7 @@ pub mod decap;
 pub mod ecn;
 pub mod encap;
 pub mod learn;
+pub mod membership;
 pub mod nat;
 pub mod nd;
 pub mod pmtu;

@@ -22,6 +22,12 @@ pub const fn is_multicast(mac: &[u8; 6]) -> bool {
     mac[0] & 1 != 0
 }
 
+/// Whether `mac` is the address of a group of IPv4 (RFC 1112 §6.4) or IPv6 (RFC 2464 §7).
+#[inline(always)]
+pub const fn is_group_of_ip(mac: &[u8; 6]) -> bool {
+    matches!(mac, [0x01, 0x00, 0x5e, ..] | [0x33, 0x33, ..])
+}
+
 /// Whether `mac` is all zero.
 #[inline(always)]
 pub const fn is_zero(mac: &[u8; 6]) -> bool {

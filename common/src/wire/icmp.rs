@@ -25,6 +25,12 @@ pub const V4_FRAG_NEEDED: u8 = 4;
 
 /// ICMPv6 packet too big.
 pub const V6_PACKET_TOO_BIG: u8 = 2;
+/// ICMPv6 multicast listener query (RFC 2710, RFC 3810).
+pub const V6_LISTENER_QUERY: u8 = 130;
+/// ICMPv6 multicast listener report of version 1.
+pub const V6_LISTENER_REPORT: u8 = 131;
+/// ICMPv6 multicast listener done.
+pub const V6_LISTENER_DONE: u8 = 132;
 /// ICMPv6 router solicitation.
 pub const V6_ROUTER_SOLICIT: u8 = 133;
 /// ICMPv6 router advertisement.
@@ -35,6 +41,8 @@ pub const V6_NEIGHBOUR_SOLICIT: u8 = 135;
 pub const V6_NEIGHBOUR_ADVERT: u8 = 136;
 /// ICMPv6 redirect.
 pub const V6_REDIRECT: u8 = 137;
+/// ICMPv6 multicast listener report of version 2.
+pub const V6_LISTENER_REPORT_V2: u8 = 143;
 
 /// Option: link-layer address of the source (RFC 4861 §4.6.1).
 pub const OPT_SOURCE_LINK_LAYER: u8 = 1;

@@ -6,10 +6,14 @@ use super::checksum::{self, Sum};
 
 /// Protocol number of ICMP.
 pub const PROTO_ICMP: u8 = 1;
+/// Protocol number of IGMP.
+pub const PROTO_IGMP: u8 = 2;
 /// Protocol number of TCP.
 pub const PROTO_TCP: u8 = 6;
 /// Protocol number of UDP.
 pub const PROTO_UDP: u8 = 17;
+/// Protocol number of PIM, of IPv6 as well (RFC 7761 §4.9).
+pub const PROTO_PIM: u8 = 103;
 
 /// "Don't fragment" in the flags and offset field.
 const DF: u16 = 0x4000;

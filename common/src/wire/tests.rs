@@ -395,6 +395,12 @@ fn group_and_zero_macs() {
     assert!(ethernet::is_multicast(&ethernet::BROADCAST));
     assert!(ethernet::is_multicast(&[0x01, 0, 0x5e, 0, 0, 1]));
     assert!(!ethernet::is_multicast(&[0x02, 0x42, 10, 0, 0, 2]));
+    for group in [[0x01, 0, 0x5e, 0, 0, 22], [0x33, 0x33, 0xff, 0, 0, 2]] {
+        assert!(ethernet::is_group_of_ip(&group));
+    }
+    for other in [ethernet::BROADCAST, [0x01, 0x80, 0xc2, 0, 0, 0], [0x33, 0x42, 10, 0, 0, 2]] {
+        assert!(!ethernet::is_group_of_ip(&other));
+    }
     assert!(ethernet::is_zero(&[0; 6]));
     for byte in 0..6 {
         let mut mac = [0; 6];

@@ -45,7 +45,7 @@ pub(crate) fn ask(ctx: &TcContext, vni: u32, net: &NetworkInfo, target: &[u8; 4]
     let inner = Inner { eth, tos: None, l3_len, segment_len: l3_len, hash: 0 };
     let tunnel = Tunnel { ctx, vni, flags: net.flags };
     const FROM: u8 = Direction::FromHost.code();
-    flood::everywhere::<FROM>(&tunnel, net, 0, &inner).is_ok().into()
+    flood::everywhere::<FROM>(&tunnel, net, 0, &inner, false).is_ok().into()
 }
 
 /// Replaces the packet by the request and zeros. A BPF function of its own, for its stack.

@@ -11,7 +11,7 @@ use crate::{
     facts::inner::{Inner, entropy_port},
     kernel::{memory::repeat, redirect::copy_out},
     maps::{FLOOD_LOCAL, FLOOD_REMOTE, read, underlay},
-    state::path_mtu,
+    state::{path_mtu, queriers::is_querier},
     verdict::hand_back,
 };
 
@@ -27,9 +27,12 @@ struct Replicas {
     from: u32,
     bytes: u32,
     sent: u32,
+    /// Only who asks for the members of groups gets a copy. Read for local copies alone.
+    only_queriers: bool,
 }
 
-/// Sends a copy to every local endpoint of the VNI but `from`. Returns how many.
+/// Sends a copy to every local endpoint of the VNI but `from`, or of these `only_queriers`: those
+/// that ask for the members of groups. Returns how many.
 #[inline(always)]
 pub(crate) fn local(
     ctx: &TcContext,
@@ -37,9 +40,10 @@ pub(crate) fn local(
     vni: u32,
     net: &NetworkInfo,
     from: u32,
+    only_queriers: bool,
 ) -> u32 {
-    let mut replicas =
-        Replicas { skb: ctx.skb.skb, direction, vni, from, bytes: ctx.len(), sent: 0 };
+    let (skb, bytes) = (ctx.skb.skb, ctx.len());
+    let mut replicas = Replicas { skb, direction, vni, from, bytes, sent: 0, only_queriers };
     repeat(net.local_ports.min(MAX_SLOTS), local_replica, &mut replicas);
     replicas.sent
 }
@@ -51,6 +55,9 @@ unsafe extern "C" fn local_replica(index: u64, context: *mut c_void) -> i64 {
     let key = FloodKey { vni: replicas.vni, index: index as u32 };
     let Some(entry) = read(&FLOOD_LOCAL, &key) else { return 0 };
     if entry.value == replicas.from {
+        return 0;
+    }
+    if replicas.only_queriers && is_querier(replicas.vni, entry.value, 0) == 0 {
         return 0;
     }
     let what = if copy_out(replicas.skb, entry.value) {
@@ -81,62 +88,87 @@ const fn direction<const DIRECTION: u8>() -> Direction {
     }
 }
 
-/// Floods a frame that begins here, in the direction with the code `DIRECTION`: to the local endpoints of its network, but for the one behind
-/// the interface `from` that has sent it (0: the host has), and to every VTEP on the network's
-/// flood list.
+/// Floods a frame that begins here, in the direction with the code `DIRECTION`: to the local
+/// endpoints of its network, but for the one behind the interface `from` that has sent it (0: the
+/// host has), and to every VTEP on the network's flood list; or of these `only_queriers`, those that
+/// ask for the members of groups.
 #[inline(always)]
 pub(crate) fn everywhere<const DIRECTION: u8>(
     tunnel: &Tunnel<'_>,
     net: &NetworkInfo,
     from: u32,
     inner: &Inner,
+    only_queriers: bool,
 ) -> Result<Action, DropReason> {
     // The outer header goes on after the local copies are made.
-    let mut sent = local(tunnel.ctx, direction::<DIRECTION>(), tunnel.vni, net, from);
+    let mut sent =
+        local(tunnel.ctx, direction::<DIRECTION>(), tunnel.vni, net, from, only_queriers);
     if net.remote_vteps > 0 {
         let mut copies = 0;
-        remote::<DIRECTION>(tunnel, inner, net.remote_vteps, &mut copies)?;
+        if only_queriers {
+            remote::<DIRECTION, true>(tunnel, inner, net.remote_vteps, &mut copies)?;
+        } else {
+            remote::<DIRECTION, false>(tunnel, inner, net.remote_vteps, &mut copies)?;
+        }
         sent += copies;
     }
-    if sent == 0 { Err(DropReason::NoReceiver) } else { Ok(Action::Flood) }
+    outcome(sent, only_queriers)
+}
+
+/// The outcome for a frame of which `sent` copies were sent. The only querier may be the sender.
+#[inline(always)]
+pub(crate) fn outcome(sent: u32, only_queriers: bool) -> Result<Action, DropReason> {
+    match sent {
+        0 if only_queriers => Ok(Action::Absorb),
+        0 => Err(DropReason::NoReceiver),
+        _ => Ok(Action::Flood),
+    }
 }
 
 /// Sends an encapsulated copy to every VTEP in `slots` slots, and tells how many. A BPF
 /// function of its own, for its stack.
 #[inline(never)]
-fn remote<const DIRECTION: u8>(
+fn remote<const DIRECTION: u8, const ONLY_QUERIERS: bool>(
     tunnel: &Tunnel<'_>,
     inner: &Inner,
     slots: u32,
     sent: &mut u32,
 ) -> Result<(), DropReason> {
-    hand_back(try_remote(tunnel, direction::<DIRECTION>(), inner, slots), sent)
+    let copies = try_remote::<ONLY_QUERIERS>(tunnel, direction::<DIRECTION>(), inner, slots);
+    hand_back(copies, sent)
 }
 
 #[inline(always)]
-fn try_remote(
+fn try_remote<const ONLY_QUERIERS: bool>(
     &Tunnel { ctx, vni, flags }: &Tunnel<'_>,
     direction: Direction,
     inner: &Inner,
     slots: u32,
 ) -> Result<u32, DropReason> {
+    let (skb, bytes) = (ctx.skb.skb, ctx.len());
     let mut replicas = RemoteReplicas {
-        common: Replicas { skb: ctx.skb.skb, direction, vni, from: 0, bytes: ctx.len(), sent: 0 },
+        common: Replicas { skb, direction, vni, from: 0, bytes, sent: 0, only_queriers: false },
         flags,
         inner: *inner,
         src_port: entropy_port(ctx, inner),
     };
     encap::make_room(ctx, inner.tos.is_some())?;
-    repeat(slots.min(MAX_SLOTS), remote_replica, &mut replicas);
+    repeat(slots.min(MAX_SLOTS), remote_replica::<ONLY_QUERIERS>, &mut replicas);
     Ok(replicas.common.sent)
 }
 
 /// Loop body of [`remote`].
-unsafe extern "C" fn remote_replica(index: u64, context: *mut c_void) -> i64 {
+unsafe extern "C" fn remote_replica<const ONLY_QUERIERS: bool>(
+    index: u64,
+    context: *mut c_void,
+) -> i64 {
     // SAFETY: `remote` passes its own `RemoteReplicas`.
     let replicas = unsafe { &mut *context.cast::<RemoteReplicas>() };
     let key = FloodKey { vni: replicas.common.vni, index: index as u32 };
     let Some(entry) = read(&FLOOD_REMOTE, &key) else { return 0 };
+    if ONLY_QUERIERS && is_querier(replicas.common.vni, 0, entry.value) == 0 {
+        return 0;
+    }
     let what = match send_replica(replicas, VtepId(entry.value)) {
         Ok(()) => {
             replicas.common.sent += 1;

@@ -2,6 +2,7 @@
 
 pub(crate) mod gso;
 pub(crate) mod inner;
+pub(crate) mod membership;
 pub(crate) mod outer;
 pub(crate) mod routed;
 pub(crate) mod sender;

@@ -8,7 +8,9 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use culvert_common::{
-    abi::{Action, Direction, DropReason, EndpointInfo, FdbKey, NetworkInfo, RateKey, VtepId},
+    abi::{
+        Action, Direction, DropReason, EndpointInfo, FdbKey, NetworkInfo, Note, RateKey, VtepId,
+    },
     datapath::rate,
     wire::{
         ethernet::{self, BROADCAST},
@@ -22,6 +24,7 @@ use crate::{
         flood,
         tunnel::{Tunnel, Unsent},
     },
+    count::note,
     facts::{
         gso::longest_packet,
         inner::Inner,
@@ -40,6 +43,7 @@ use crate::{
     state::{
         heard,
         learned::{self, Place},
+        queriers::{self, Receivers},
         rates,
     },
     verdict::{Outcome, Seen, finish},
@@ -173,10 +177,11 @@ fn tunnel<'a>(sender: &Sender<'a>) -> Tunnel<'a> {
     Tunnel { ctx: sender.ctx, vni: sender.ep.vni, flags: sender.net.flags }
 }
 
-/// Floods, within the endpoint's rate limit.
+/// Floods, within the endpoint's rate limit. A report of the groups that it belongs to goes to who
+/// asks for reports.
 #[inline(always)]
 fn flood_limited(sender: &Sender<'_>, inner: &Inner) -> Outcome {
-    let &Sender { ifindex, ep, net, .. } = sender;
+    let &Sender { ctx, ifindex, ep, net } = sender;
     if ep.bum_rate != 0 {
         let limit = RateKey { kind: RateKey::BUM, id: ifindex };
         // At most 1 s.
@@ -185,6 +190,15 @@ fn flood_limited(sender: &Sender<'_>, inner: &Inner) -> Outcome {
             return Err(DropReason::BumRateLimited);
         }
     }
+    let receivers = match ethernet::is_group_of_ip(&inner.eth.dst) {
+        true => queriers::receivers(ctx.skb.skb, ep.vni, ifindex, VtepId::NONE),
+        false => Receivers::All,
+    };
+    if receivers == Receivers::Nobody {
+        note(Direction::FromContainer, Note::ReportAbsorbed, ctx.len());
+        return Ok(Action::Absorb);
+    }
     const FROM: u8 = Direction::FromContainer.code();
-    flood::everywhere::<FROM>(&tunnel(sender), net, ifindex, inner)
+    let only_queriers = receivers == Receivers::Queriers;
+    flood::everywhere::<FROM>(&tunnel(sender), net, ifindex, inner, only_queriers)
 }

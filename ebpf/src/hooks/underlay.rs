@@ -25,6 +25,7 @@ use crate::{
         heard,
         learned::{self, Place},
         path_mtu,
+        queriers::{self, Receivers},
     },
     verdict::{Outcome, Seen, finish},
 };
@@ -148,10 +149,16 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
             decap::hand_over(ctx, ifindex)
         }
         Target::Learned(ifindex) => decap::hand_over(ctx, ifindex),
-        Target::Flood => match flood::local(ctx, DIRECTION, vni, net, 0) {
-            0 => Err(DropReason::NoReceiver),
-            _ => Ok(Action::Flood),
-        },
+        Target::Flood => {
+            let receivers = queriers::receivers(ctx.skb.skb, vni, 0, vtep);
+            if receivers == Receivers::Nobody {
+                note(DIRECTION, Note::ReportAbsorbed, ctx.len());
+                return Ok(Action::Absorb);
+            }
+            let only_queriers = receivers == Receivers::Queriers;
+            let sent = flood::local(ctx, DIRECTION, vni, net, 0, only_queriers);
+            flood::outcome(sent, only_queriers)
+        }
     }
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod fragments;
 pub(crate) mod heard;
 pub(crate) mod learned;
 pub(crate) mod path_mtu;
+pub(crate) mod queriers;
 pub(crate) mod rates;
 pub(crate) mod routes;
 mod slots;

@@ -568,6 +568,7 @@ const PINNED_MAPS: &[&str] = &[
     names::PATH_MTU,
     names::FLOOD_LOCAL,
     names::FLOOD_REMOTE,
+    names::QUERIERS,
     names::RATES,
     names::STATS,
     names::GATEWAYS,

@@ -3,6 +3,7 @@
 mod arp;
 mod conntrack;
 mod ecn;
+mod membership;
 mod nat;
 mod nd;
 mod pmtu;
