@@ -391,11 +391,13 @@ fn try_find_route(
         return leave(sender, work, true);
     }
     // An ICMP error may have the address of a router behind the container.
-    if work.routed.kind == Kind::Flow && is_lost(ctx, gateway, work) != 0 {
-        return end(sender, work);
+    let is_lost = work.routed.kind == Kind::Flow && is_lost(ctx, gateway, work) != 0;
+    if is_lost {
+        end(ctx, work)?;
+    } else {
+        question.keep(&work.route, epoch);
     }
-    question.keep(&work.route, epoch);
-    leave(sender, work, false)
+    leave(sender, work, is_lost)
 }
 
 /// Whether the packet of a flow would leave with a source address that is the host's no more.
@@ -423,17 +425,17 @@ fn is_lost(ctx: &TcContext, gateway: u32, work: &mut Work) -> u32 {
 }
 
 /// Ends the flow of a packet, whose source address the host has lost, as Linux does
-/// (`nf_nat_masquerade`). A container's own flow begins anew with the source address of the route:
-/// of TCP the other side does not know it, and resets it.
+/// (`nf_nat_masquerade`). A container's own flow is to begin anew with the source address of the
+/// route: of TCP the other side does not know it, and resets it. The answers of others are refused.
 #[inline(always)]
-fn end(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
-    note(DIRECTION, Note::SourceLost, sender.ctx.len());
+fn end(ctx: &TcContext, work: &mut Work) -> Result<(), DropReason> {
+    note(DIRECTION, Note::SourceLost, ctx.len());
     flow_table::forget(&work.routed.key);
     if work.target.kind & kind::MASQUERADE == 0 {
         return Err(DropReason::NoFlow);
     }
     work.target.to = work.routed.key.tuple;
-    leave(sender, work, true)
+    Ok(())
 }
 
 /// The packet is VXLAN for a VTEP: it would leave with our VTEP's address as its source.
