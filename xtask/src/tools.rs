@@ -66,9 +66,9 @@ pub(crate) enum Probe {
 /// A tool.
 #[derive(Debug)]
 pub(crate) struct Tool {
-    /// Its name.
+    /// Name of the tool.
     pub(crate) name: &'static str,
-    /// Its purpose.
+    /// Purpose of the tool.
     pub(crate) why: &'static str,
     /// The first verb that needs it.
     pub(crate) need: Need,
@@ -330,7 +330,7 @@ pub(crate) const TOOLS: &[Tool] = &[
 ];
 
 impl Tool {
-    /// Its path or version, if it is installed.
+    /// Path or version of the tool, if it is installed.
     pub(crate) fn found(&self) -> Option<String> {
         match self.probe {
             Probe::Program(name) => which(name).map(|path| path.display().to_string()),

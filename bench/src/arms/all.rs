@@ -22,9 +22,9 @@ pub(crate) struct Arms {
     // Field order: processes end before their hosts are removed.
     _optional: Vec<Running>,
     pairs: Vec<Pair>,
-    /// Culvert's hosts, with the first of the devices.
+    /// Culvert's hosts with the first kind of device.
     pub(crate) culvert: Culvert,
-    /// Culvert's hosts with the other devices.
+    /// Culvert's hosts with the other kinds of device.
     others: Vec<Culvert>,
     // Keeps the networks of the arms alive during the measurements.
     _vxlan: Vec<Vxlan>,
@@ -32,7 +32,7 @@ pub(crate) struct Arms {
 }
 
 impl Arms {
-    /// Makes the hosts: Culvert's once for each device, at least once.
+    /// Makes the hosts of all arms. Culvert's hosts are made once for each kind of device.
     pub(crate) fn make(devices: &[Device], optional: &[Optional]) -> Result<Self> {
         let mut pairs = Vec::new();
         let plain = Pair::new()?;

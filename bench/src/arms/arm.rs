@@ -22,12 +22,12 @@ pub(crate) enum Scope {
 
 /// One path to be measured.
 pub(crate) struct Arm {
-    /// Its description in the results.
+    /// Description of the arm in the results.
     pub(crate) info: ArmInfo,
-    /// From where to where.
+    /// Client and server of the path.
     pub(crate) way: Way,
     scope: Scope,
-    /// New flows: client and target, and the number of the next flow.
+    /// Target of new flows, and number of the next flow. None if new flows are not measured.
     flows: Option<(FlowsTo, Cell<u32>)>,
 }
 
@@ -53,7 +53,7 @@ pub(crate) enum Unit {
     /// 64 KB of TCP payload, in frames that stay whole, and one byte back.
     #[value(name = "tcp64k")]
     Tcp64k,
-    /// The same, segmented by the sender and merged by the receiver.
+    /// 64 KB of TCP payload, segmented by the sender and merged by the receiver, and one byte back.
     #[value(name = "tcp64k-wire")]
     Tcp64kWire,
     /// A datagram of 64 bytes.
@@ -65,7 +65,7 @@ pub(crate) enum Unit {
 }
 
 impl Unit {
-    /// All, in the order of the report.
+    /// All units, in the order of the report.
     pub(crate) const ALL: [Self; 6] = [
         Self::RoundTrip,
         Self::Connection,
@@ -75,7 +75,8 @@ impl Unit {
         Self::NewFlow,
     ];
 
-    /// How many are timed at once: units, batches of 64 datagrams, or flows.
+    /// How many units are timed in one measurement. For [`Self::Udp64`], the number of batches of
+    /// 64 datagrams.
     fn count(self) -> usize {
         match self {
             Self::RoundTrip => 1_000,
@@ -87,18 +88,18 @@ impl Unit {
     }
 }
 
-/// One measurement.
+/// Kind of a measurement.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Load {
-    /// TCP streams.
+    /// This many TCP streams.
     Tcp(u32),
-    /// UDP datagrams of so many bytes.
+    /// UDP datagrams with this payload, bytes.
     Udp(usize),
     /// TCP round trips.
     RoundTrips,
     /// TCP connections.
     Connections,
-    /// CPU at a fixed rate.
+    /// CPU time of a TCP stream at a fixed rate.
     Cpu,
     /// New flows.
     NewFlows,
@@ -131,7 +132,7 @@ impl Load {
 }
 
 impl Arm {
-    /// An arm.
+    /// Makes an arm that begins no new flows.
     pub(crate) fn new(id: &str, title: &str, row: Option<char>, way: Way, scope: Scope) -> Self {
         let info = ArmInfo { id: id.to_owned(), title: title.to_owned(), row };
         Self { info, way, scope, flows: None }
@@ -143,7 +144,7 @@ impl Arm {
         self
     }
 
-    /// Target of its new flows, and the number of the next flow.
+    /// Target of the arm's new flows, and the number of the next flow.
     pub(crate) fn flows(&self) -> Result<(&FlowsTo, &Cell<u32>)> {
         match &self.flows {
             Some((to, next)) => Ok((to, next)),
@@ -160,7 +161,7 @@ impl Arm {
         }
     }
 
-    /// Measures.
+    /// Measures the arm for `time`. Returns the figures of this load.
     pub(crate) fn measure(&self, load: Load, time: Duration) -> Result<BTreeMap<Metric, f64>> {
         let way = &self.way;
         Ok(match load {

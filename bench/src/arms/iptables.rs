@@ -14,7 +14,7 @@ use super::{
 };
 use crate::load::{PORT, Way};
 
-/// Port of the host that is published for a container's.
+/// Port of the host that is published for a container's port.
 const PUBLISHED: u16 = 7100;
 
 /// Containers on both hosts.
@@ -24,7 +24,7 @@ pub(crate) struct Bridge {
 }
 
 impl Bridge {
-    /// Connects them; none if the kernel lacks the features that iptables needs.
+    /// Connects the containers; none if the kernel lacks the features that iptables needs.
     pub(crate) fn new(pair: &Pair) -> Result<Option<Self>> {
         let Some(iptables) = docker::iptables() else { return Ok(None) };
         let port = Published { protocol: "tcp", port: PUBLISHED, container: 0, to: PORT };
@@ -41,7 +41,7 @@ impl Bridge {
         Ok(Some(Self { one, two }))
     }
 
-    /// The arms on them.
+    /// The arms with these containers.
     pub(crate) fn arms(&self, pair: &Pair) -> Vec<Arm> {
         let published = SocketAddrV4::new(Pair::TWO, PUBLISHED);
         let (one, two) = (self.one.path(), self.two.path());

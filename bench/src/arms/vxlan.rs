@@ -16,14 +16,15 @@ const MTU: u32 = 1450;
 /// VNI; Docker's begin at 4096.
 const VNI: u32 = 4096;
 
-/// Guards of an arm.
+/// Keeps the namespaces of an arm alive.
 pub(super) struct Vxlan {
     _namespaces: Vec<Netns>,
 }
 
 impl Vxlan {
-    /// As Docker's overlay driver: on each host a namespace with a bridge and a vxlan device
-    /// that answers ARP itself and knows every MAC; the device's socket stays the host's.
+    /// Wires vxlan like Docker's overlay driver. Each host has a namespace with a bridge and a
+    /// vxlan device. The device answers ARP itself and has an FDB entry of every MAC. Its socket
+    /// stays in the host's namespace.
     pub(super) fn docker(pair: &Pair) -> Result<(Self, Arm)> {
         let overlays = [Netns::new("overlay1"), Netns::new("overlay2")];
         let containers = [container()?, container()?];
@@ -75,8 +76,8 @@ impl Vxlan {
         Ok((Self { _namespaces: namespaces }, arm))
     }
 
-    /// As flannel: a routed vxlan device, and the containers of a host on a bridge with a
-    /// subnet of their own.
+    /// Wires vxlan like flannel: a routed vxlan device, and the containers of a host on a bridge
+    /// with a subnet of their own.
     pub(super) fn flannel(pair: &Pair) -> Result<(Self, Arm)> {
         let containers = [container()?, container()?];
         let hosts = [(&pair.one, Pair::ONE, Pair::TWO), (&pair.two, Pair::TWO, Pair::ONE)];

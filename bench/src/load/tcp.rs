@@ -33,7 +33,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Listens; `serve` may keep a connection, and is asked for each.
+    /// Listens and hands each connection to `serve`, which may keep it.
     fn start(
         way: &Way,
         stop: &Stop,
@@ -64,7 +64,7 @@ impl Server {
         Ok(Self { thread, stop: stop.clone() })
     }
 
-    /// Ends it.
+    /// Stops the server and waits for its thread.
     pub(super) fn end(self) -> Result<()> {
         self.stop.stop();
         join(self.thread)
@@ -94,7 +94,7 @@ pub(super) fn connect(way: &Way) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// Streams that have been opened.
+/// Open streams from the client to the server.
 pub(crate) struct Streams {
     server: Server,
     readers: Arc<std::sync::Mutex<Vec<JoinHandle<Result<()>>>>>,
@@ -104,7 +104,7 @@ pub(crate) struct Streams {
 }
 
 impl Streams {
-    /// Opens `streams` that send as fast as they can, or `pace` bit/s in all.
+    /// Opens `streams` that send as fast as they can, or together at `pace` bit/s.
     pub(crate) fn open(way: &Way, streams: u32, pace: Option<u64>) -> Result<Self> {
         let stop = Stop::default();
         let received = Arc::new(AtomicU64::new(0));
@@ -161,7 +161,7 @@ fn read_all(mut stream: TcpStream, count: &AtomicU64, stop: &Stop) -> Result<()>
                 count.fetch_add(read as u64, Ordering::Relaxed);
             }
             Err(error) if is_timeout(&error) => {}
-            // The writer goes first, with data on the way.
+            // The writer closes first, while data is in flight.
             Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
             Err(error) => return Err(error).context("stream: read"),
         }
@@ -193,7 +193,7 @@ fn write_all(stream: &mut TcpStream, pace: Option<u64>, stop: &Stop) -> Result<(
     Ok(())
 }
 
-/// Payload of `streams` that arrives, bit/s.
+/// Received payload of `streams` together, bit/s.
 pub(crate) fn throughput(way: &Way, streams: u32, time: Duration) -> Result<f64> {
     let open = Streams::open(way, streams, None)?;
     let (bytes, elapsed) = observe(time, || open.received());
@@ -201,7 +201,7 @@ pub(crate) fn throughput(way: &Way, streams: u32, time: Duration) -> Result<f64>
     Ok(rate(bytes * 8, elapsed))
 }
 
-/// Round trips of one byte, ns: half of them, 99 of 100, 999 of 1,000 take at most this long.
+/// Times of round trips of one byte, ns: the 50th, 99th and 99.9th percentile.
 pub(crate) fn round_trips(way: &Way, time: Duration) -> Result<[f64; 3]> {
     let stop = Stop::default();
     let server = echo_server(way, &stop)?;
@@ -238,7 +238,7 @@ pub(super) fn echo_server(way: &Way, stop: &Stop) -> Result<Server> {
     })
 }
 
-/// Sends back byte for byte until the other end closes.
+/// Sends back each byte until the other end closes.
 fn echo(stream: &mut TcpStream, stop: &Stop) -> Result<()> {
     let mut byte = [0];
     loop {
@@ -252,7 +252,7 @@ fn echo(stream: &mut TcpStream, stop: &Stop) -> Result<()> {
     }
 }
 
-/// Connections one after the other, each with a byte there and back, 1/s.
+/// Rate of connections, one after the other, each with a byte there and back, 1/s.
 pub(crate) fn connections(way: &Way, time: Duration) -> Result<f64> {
     let stop = Stop::default();
     let server = echo_server(way, &stop)?;
@@ -263,7 +263,7 @@ pub(crate) fn connections(way: &Way, time: Duration) -> Result<f64> {
         while !stopping.stopped() {
             match connect_and_exchange(&to) {
                 Ok(()) => count.fetch_add(1, Ordering::Relaxed),
-                // The server is asked to stop at the same time.
+                // The server stops at the same time, so that the last connection may fail.
                 Err(_) if stopping.stopped() => break,
                 Err(error) => return Err(error),
             };

@@ -1,5 +1,5 @@
 //! Loads of counted units, each timed. On a clock that counts instructions, the time of a unit is
-//! its cost; the report takes medians, so that the clock tick and other timers do not decide.
+//! its cost. The report takes medians, so that the clock tick and other timers have no effect.
 
 use std::{
     fs::File,
@@ -31,12 +31,13 @@ use super::{
 const PAYLOAD: usize = 64 * 1024;
 /// Payload of a datagram, bytes.
 const DATAGRAM: usize = 64;
-/// Buffer of a socket: more than a unit, so that one thread can hold both ends.
+/// Buffer of a socket, bytes: larger than a unit, so that one thread can serve both ends.
 const BUFFER: usize = 4 << 20;
 /// How long an end waits for what was sent.
 const LIMIT: Duration = Duration::from_secs(4);
 
-/// Runs a tenth of `count` units, then `count`. Returns the time of each of these, ns.
+/// Runs a tenth of `count` units untimed, then `count` units. Returns the time of each of the
+/// latter, ns.
 fn each(count: usize, mut unit: impl FnMut() -> Result<()>) -> Result<Vec<u64>> {
     for _ in 0..count.div_ceil(10) {
         unit()?;
@@ -52,7 +53,7 @@ fn each(count: usize, mut unit: impl FnMut() -> Result<()>) -> Result<Vec<u64>> 
     Ok(taken)
 }
 
-/// Round trips of one byte over TCP, between a thread at each end.
+/// Round trips of one byte over TCP, between a thread at each end. Returns the time of each, ns.
 pub(crate) fn round_trips(way: &Way, count: usize) -> Result<Vec<u64>> {
     let server = echo_server(way, &Stop::default())?;
     let to = way.clone();
@@ -69,11 +70,11 @@ pub(crate) fn round_trips(way: &Way, count: usize) -> Result<Vec<u64>> {
     taken
 }
 
-/// TCP connections with one byte each way, one after the other, from the call of `connect` to the
-/// next. One thread holds both ends.
+/// TCP connections with one byte each way, one after the other. One thread holds both ends. Returns
+/// the time of each, from its call of `connect` to the next, ns.
 pub(crate) fn connections(way: &Way, count: usize) -> Result<Vec<u64>> {
     let listener = listener(way)?;
-    // The time that `accept` waits.
+    // The receive timeout also limits the wait of `accept` (socket(7)).
     setsockopt(
         &listener,
         sockopt::ReceiveTimeout,
@@ -101,8 +102,8 @@ pub(crate) fn connections(way: &Way, count: usize) -> Result<Vec<u64>> {
     })
 }
 
-/// Ports of clients. The kernel's own choice takes the longer, the more connections are in
-/// TIME_WAIT.
+/// Source ports of clients. The kernel's own choice of a port takes longer, the more connections
+/// are in TIME_WAIT.
 const PORTS: std::ops::Range<u16> = 20_000..60_000;
 
 /// The next of [`PORTS`].
@@ -111,7 +112,7 @@ fn next_port() -> u16 {
     PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % (PORTS.end - PORTS.start)
 }
 
-/// Connects from the next port of this thread's namespace that nobody has.
+/// Connects from the next free port of [`PORTS`], in this thread's namespace.
 fn connect_from_next_port(to: SocketAddrV4) -> Result<TcpStream> {
     let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
@@ -120,7 +121,7 @@ fn connect_from_next_port(to: SocketAddrV4) -> Result<TcpStream> {
         let from = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
         match bind(fd.as_raw_fd(), &SockaddrIn::from(from)) {
             Ok(()) => break,
-            // Of the agent to its store, for example.
+            // Another connection has the port, such as that of the agent to its store.
             Err(Errno::EADDRINUSE) => {}
             Err(errno) => return Err(errno).with_context(|| format!("port {port}")),
         }
@@ -130,8 +131,9 @@ fn connect_from_next_port(to: SocketAddrV4) -> Result<TcpStream> {
     Ok(TcpStream::from(fd))
 }
 
-/// Units of 64 KB of TCP payload there, and one byte back, which acknowledges them. One thread
-/// holds both ends, so that its scheduling is no part of the cost.
+/// Units of 64 KB of TCP payload to the server, and one byte back, which acknowledges them. One
+/// thread holds both ends, so that its scheduling is no part of the cost. Returns the time of each
+/// unit, ns.
 pub(crate) fn payloads(way: &Way, count: usize) -> Result<Vec<u64>> {
     let listener = listener(way)?;
     let to = way.clone();
@@ -165,7 +167,7 @@ fn prepare(end: &TcpStream) -> Result<()> {
 }
 
 /// UDP datagrams of 64 bytes, in batches that one thread sends and then receives. Returns the time
-/// of each datagram, as the mean of its batch.
+/// of each datagram, ns, as the mean of its batch.
 pub(crate) fn datagrams(way: &Way, batches: usize) -> Result<Vec<u64>> {
     let at = (way.bind, way.port);
     let server = within(&way.server, move || Ok(UdpSocket::bind(at)?))?;
@@ -195,12 +197,13 @@ pub(crate) fn datagrams(way: &Way, batches: usize) -> Result<Vec<u64>> {
     Ok(per_piece(&taken))
 }
 
-/// The mean of each batch's pieces.
+/// Divides the time of each batch by the number of its datagrams or frames.
 fn per_piece(batches: &[u64]) -> Vec<u64> {
     batches.iter().map(|time| time / BATCH as u64).collect()
 }
 
-/// Batches of frames, each sent by `send`. Returns the time of each frame, as the mean of its batch.
+/// Sends batches of frames, each by `send`. Returns the time of each frame, ns, as the mean of its
+/// batch.
 pub(super) fn batches<'a, T>(
     all: &'a [T],
     mut send: impl FnMut(&'a [T]) -> Result<()>,

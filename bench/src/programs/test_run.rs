@@ -26,7 +26,7 @@ const REDIRECT: u32 = 7;
 const SINGLE: Runs = Runs { repeat: 1, rounds: 2001 };
 /// Test runs on a packet that stays unchanged.
 const MANY: Runs = Runs { repeat: 256, rounds: 31 };
-/// The first packet of a flow, after which the caches have its entry.
+/// The first packet of a flow. After it, the caches have the flow's entry.
 const FIRST: Runs = Runs { repeat: 1, rounds: 1 };
 /// Source port of the packets, which no other flow uses.
 const SOURCE_PORT: u16 = 40_100;
@@ -41,7 +41,7 @@ pub(crate) struct Known<'a> {
 }
 
 impl<'a> Known<'a> {
-    /// Those at both places of a path.
+    /// The programs and packets at both places of a path.
     pub(super) fn both(path: &'a Path<'_>, traffic: Traffic) -> Result<[Self; 2]> {
         let [first, next] = &path.places;
         let sent = frame(path.way, traffic)?;
@@ -115,7 +115,11 @@ impl Place<'_> {
     fn sends_on(&self, frame: &[u8], runs: Runs) -> Result<Timed> {
         let timed = self.run(frame, runs)?;
         let verdict = timed.verdict.cast_signed();
-        ensure!(timed.verdict == REDIRECT, "{}: {verdict}: it does not go on", self.device);
+        ensure!(
+            timed.verdict == REDIRECT,
+            "{}: verdict {verdict}: the program does not forward the packet",
+            self.device
+        );
         Ok(timed)
     }
 
@@ -124,14 +128,18 @@ impl Place<'_> {
     fn time(&self, frame: &[u8]) -> Result<f64> {
         let refused = refused(frame)?;
         let (single, many) = (self.run(&refused, SINGLE)?, self.run(&refused, MANY)?);
-        ensure!(many.frame == refused, "{}: it changes what it does not want", self.device);
+        ensure!(
+            many.frame == refused,
+            "{}: the program changes a packet that it refuses",
+            self.device
+        );
         let extra = single.ns.saturating_sub(many.ns);
         let timed = self.sends_on(frame, SINGLE)?;
         Ok(timed.ns.saturating_sub(extra) as f64)
     }
 
-    /// The frame that comes here when `sent` has left the place before: itself, or the same
-    /// payload back.
+    /// The frame that arrives at this place after `sent` has left the place before it: `sent`
+    /// itself, or the answer with the same payload if `answered`.
     fn receives(&self, sent: Vec<u8>, answered: bool) -> Result<Vec<u8>> {
         let mut frame = sent;
         if answered {

@@ -61,7 +61,7 @@ impl Build {
         if !prefix(version).join("include/llvm-c").is_dir() {
             packages.push(package(version));
         }
-        // libLLVM is C++: the linker wants libstdc++.so, which comes with g++.
+        // libLLVM is C++: the linker needs libstdc++.so, which comes with g++.
         if which("g++").is_none() {
             packages.push("g++");
         }
