@@ -54,8 +54,8 @@ fn key(n: u32) -> FdbKey {
 fn throughput(what: &str, entries: u32, arm: &Arm, rounds: u32, time: Duration) -> Result<Filled> {
     let mut filled = Filled { what: what.to_owned(), entries, tcp: Vec::new(), udp64: Vec::new() };
     for _ in 0..rounds {
-        filled.tcp.push(tcp::throughput(&arm.way, 1, time)?);
-        filled.udp64.push(udp::datagrams(&arm.way, 64, time)?.per_second);
+        filled.tcp.push(tcp::throughput(&arm.peers, 1, time)?);
+        filled.udp64.push(udp::datagrams(&arm.peers, 64, time)?.per_second);
     }
     Ok(filled)
 }
@@ -64,7 +64,7 @@ impl Arm {
     /// Makes the arm's client begin this many flows, each with one datagram.
     fn begin_flows(&self, count: u32) -> Result<()> {
         let (to, next) = self.flows()?;
-        next.set(flows::make(&to.target(&self.way), next.get(), count)?);
+        next.set(flows::make(&to.target(&self.peers), next.get(), count)?);
         Ok(())
     }
 }

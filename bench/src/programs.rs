@@ -94,7 +94,7 @@ fn paths<'a>(culvert: &'a Culvert, arms: &'a [Arm]) -> Result<Vec<Path<'a>>> {
         .filter_map(|(id, what, places, answered)| {
             let id = culvert.id(id);
             let arm = arms.iter().find(|arm| arm.info.id == id)?;
-            Some(Path { what, way: &arm.way, places, answered })
+            Some(Path { what, peers: &arm.peers, places, answered })
         })
         .collect())
 }
@@ -105,8 +105,8 @@ fn counted(path: &Path<'_>, traffic: Traffic, time: Duration) -> Result<[Vec<Pro
     let [first, next] = &path.places;
     let before = [first.programs()?, next.programs()?];
     match traffic {
-        Traffic::Udp => udp::datagrams(path.way, 64, time).map(|_| ())?,
-        Traffic::Tcp => tcp::throughput(path.way, 1, time).map(|_| ())?,
+        Traffic::Udp => udp::datagrams(path.peers, 64, time).map(|_| ())?,
+        Traffic::Tcp => tcp::throughput(path.peers, 1, time).map(|_| ())?,
     }
     let after = [first.programs()?, next.programs()?];
     let mut costs = [Vec::new(), Vec::new()];

@@ -229,11 +229,11 @@ fn rounds(options: &Options, settings: &Settings, results: &mut Results) -> Resu
         for regime in Regime::ALL {
             arms.set(regime, receive)?;
             for &load in &loads {
-                let ways: Vec<_> = of(regime, load).collect();
-                for turn in 0..ways.len() {
+                let chosen: Vec<_> = of(regime, load).collect();
+                for turn in 0..chosen.len() {
                     check_signals()?;
                     // Each round begins with another arm.
-                    let Some(arm) = ways.get((turn + round) % ways.len()) else { continue };
+                    let Some(arm) = chosen.get((turn + round) % chosen.len()) else { continue };
                     bar.set_message(format!("{}: {}", arm.info.id, load.name()));
                     let figures = measure(arm, load, time, &bar)?;
                     results.add(&arm.info.id, regime, &figures);

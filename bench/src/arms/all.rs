@@ -11,7 +11,7 @@ use super::{
     vxlan::Vxlan,
 };
 use crate::{
-    load::Way,
+    load::Peers,
     results::{HOST, HOST_AGAIN, Regime},
 };
 
@@ -39,10 +39,10 @@ impl Arms {
         let mut all: Vec<_> = [(HOST, "host to host"), (HOST_AGAIN, "host to host, again")]
             .into_iter()
             .map(|(id, title)| {
-                let way = Way::direct(plain.one.path(), plain.two.path(), Pair::TWO);
+                let peers = Peers::direct(plain.one.path(), plain.two.path(), Pair::TWO);
                 let row = (id == HOST).then_some('C');
                 let flows = FlowsTo { server: plain.two.path().to_owned() };
-                Arm::new(id, title, row, way, Scope::Whole).with_flows(flows)
+                Arm::new(id, title, row, peers, Scope::Whole).with_flows(flows)
             })
             .collect();
         pairs.push(plain);

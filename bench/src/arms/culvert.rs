@@ -18,7 +18,7 @@ use super::{
     arm::{Arm, FlowsTo, Scope},
     hosts::{self, Pair, run},
 };
-use crate::load::{PORT, Way};
+use crate::load::{PORT, Peers};
 
 /// Overlay network.
 const OVERLAY: &str = "bench";
@@ -150,29 +150,29 @@ impl Culvert {
         let (one, two) = (self.hosts[0].netns.path(), self.hosts[1].netns.path());
         let published = SocketAddrV4::new(Pair::TWO, PUBLISHED);
         let [suffix, words] = self.device.suffixes();
-        let arm = |id: &str, title: &str, row, way, scope| {
-            Arm::new(&format!("{id}{suffix}"), &format!("{title}{words}"), row, way, scope)
+        let arm = |id: &str, title: &str, row, peers, scope| {
+            Arm::new(&format!("{id}{suffix}"), &format!("{title}{words}"), row, peers, scope)
         };
         vec![
             arm(
                 "culvert-overlay",
                 "container to container, Culvert overlay",
                 Some('A'),
-                Way::direct(over1.netns.path(), over2.netns.path(), over2.ip),
+                Peers::direct(over1.netns.path(), over2.netns.path(), over2.ip),
                 Scope::Whole,
             ),
             arm(
                 "culvert-snat-published",
                 "container to published port of a container, Culvert bridge",
                 Some('B'),
-                Way::published(web1.netns.path(), web2.netns.path(), published),
+                Peers::published(web1.netns.path(), web2.netns.path(), published),
                 Scope::Tcp,
             ),
             arm(
                 "culvert-snat",
                 "container to the other host, Culvert bridge and SNAT",
                 None,
-                Way::direct(web1.netns.path(), two, Pair::TWO),
+                Peers::direct(web1.netns.path(), two, Pair::TWO),
                 Scope::Whole,
             )
             .with_flows(FlowsTo { server: two.to_owned() }),
@@ -180,21 +180,21 @@ impl Culvert {
                 "culvert-published",
                 "host to published port of a container, Culvert bridge",
                 Some('D'),
-                Way::published(one, web2.netns.path(), published),
+                Peers::published(one, web2.netns.path(), published),
                 Scope::Tcp,
             ),
             arm(
                 "culvert-local",
                 "host to a container of its own, Culvert bridge",
                 Some('E'),
-                Way::direct(one, web1.netns.path(), web1.ip),
+                Peers::direct(one, web1.netns.path(), web1.ip),
                 Scope::Tcp,
             ),
             arm(
                 "culvert-host-mode",
                 "host to a container in host mode, Culvert",
                 Some('F'),
-                Way::direct(one, two, Pair::TWO),
+                Peers::direct(one, two, Pair::TWO),
                 Scope::Tcp,
             ),
         ]

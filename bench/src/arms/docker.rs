@@ -26,7 +26,7 @@ use super::{
     hosts::{self, Pair},
     program::{output, program},
 };
-use crate::load::Way;
+use crate::load::Peers;
 
 /// Id of the arm.
 pub(super) const ID: &str = "docker-overlay";
@@ -72,7 +72,7 @@ impl Docker {
             ID,
             "container to container, Docker's overlay",
             Some('A'),
-            Way::direct(client, server, address(1)),
+            Peers::direct(client, server, address(1)),
             Scope::Whole,
         );
         Ok((Self { _daemons: daemons }, arm))

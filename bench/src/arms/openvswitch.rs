@@ -17,7 +17,7 @@ use super::{
     hosts::{self, Pair, run},
     program::{output, program},
 };
-use crate::load::Way;
+use crate::load::Peers;
 
 /// Id of the arm.
 pub(super) const ID: &str = "openvswitch";
@@ -47,7 +47,7 @@ impl OpenVSwitch {
             ID,
             "container to container, Open vSwitch's vxlan in user space",
             Some('A'),
-            Way::direct(client.path(), server.path(), address(1)),
+            Peers::direct(client.path(), server.path(), address(1)),
             Scope::Whole,
         );
         for (container, (host, index)) in containers.iter().zip([(&pair.one, 0), (&pair.two, 1)]) {

@@ -15,7 +15,7 @@ use super::{
     openvswitch::{self, OpenVSwitch},
     program::program,
 };
-use crate::load::{Side, Way, join, spawn};
+use crate::load::{Peers, Side, join, spawn};
 
 /// Deadline for the first packet on a path.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -111,16 +111,16 @@ impl Optional {
                 (Running::OpenVSwitch { _daemons: daemons }, arm)
             }
         };
-        passes(&arm.way).with_context(|| self.id())?;
+        passes(&arm.peers).with_context(|| self.id())?;
         Ok((running, arm))
     }
 }
 
 /// Waits until the server's namespace answers a TCP connection: "connection refused" is an answer,
 /// too.
-fn passes(way: &Way) -> Result<()> {
-    let to = way.to;
-    let client = spawn(&way.client, Side::Client, move || {
+fn passes(peers: &Peers) -> Result<()> {
+    let to = peers.to;
+    let client = spawn(&peers.client, Side::Client, move || {
         let end = Instant::now() + PATIENCE;
         loop {
             match TcpStream::connect_timeout(&to.into(), TRY) {
@@ -160,7 +160,7 @@ mod tests {
         let figures = arm.measure(Load::Connections, Duration::from_millis(50));
         let rate = figures.expect("measured").into_values().next();
         assert!(rate.is_some_and(|rate| rate > 0.0), "{}: {rate:?}", it.id());
-        let namespaces = [arm.way.client, arm.way.server];
+        let namespaces = [arm.peers.client, arm.peers.server];
         assert!(namespaces.iter().all(|netns| netns.exists()), "{namespaces:?}");
         drop(running);
         assert!(!namespaces.iter().any(|netns| netns.exists()), "{namespaces:?}");

@@ -9,7 +9,7 @@ use super::{
     arm::{Arm, Scope},
     hosts::{self, Pair, run},
 };
-use crate::load::Way;
+use crate::load::Peers;
 
 /// MTU within the tunnel.
 const MTU: u32 = 1450;
@@ -69,7 +69,7 @@ impl Vxlan {
             "vxlan-docker",
             "container to container, kernel vxlan as Docker wires it",
             Some('A'),
-            Way::direct(one.path(), two.path(), address(1)),
+            Peers::direct(one.path(), two.path(), address(1)),
             Scope::Whole,
         );
         let namespaces = overlays.into_iter().chain(containers).collect();
@@ -117,7 +117,7 @@ impl Vxlan {
             "vxlan-flannel",
             "container to container, kernel vxlan as flannel wires it",
             Some('A'),
-            Way::direct(one.path(), two.path(), Ipv4Addr::new(10, 244, 2, 2)),
+            Peers::direct(one.path(), two.path(), Ipv4Addr::new(10, 244, 2, 2)),
             Scope::Whole,
         );
         Ok((Self { _namespaces: containers.into() }, arm))

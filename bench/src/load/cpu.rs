@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::libc;
 
-use super::{OWN_THREAD, Stop, Way, cores, join, pin, tcp::Streams};
+use super::{OWN_THREAD, Peers, Stop, cores, join, pin, tcp::Streams};
 
 /// Rate of the load, bit/s.
 const PACE: u64 = 4_000_000_000;
@@ -78,7 +78,7 @@ fn soak(core: usize, count: &AtomicU64, stop: &Stop) -> Result<()> {
 }
 
 /// Measures the CPU time for one Gbit by a TCP stream at a fixed rate.
-pub(crate) fn per_gbit(way: &Way, time: Duration) -> Result<Cost> {
+pub(crate) fn per_gbit(peers: &Peers, time: Duration) -> Result<Cost> {
     let soakers = Soakers::start();
     thread::sleep(super::WARM_UP);
     let (before, start) = (soakers.read(), Instant::now());
@@ -86,7 +86,7 @@ pub(crate) fn per_gbit(way: &Way, time: Duration) -> Result<Cost> {
     let idle: Vec<f64> = per_second(&before, &soakers.read(), start.elapsed());
 
     let cost = (|| {
-        let streams = Streams::open(way, 1, Some(PACE))?;
+        let streams = Streams::open(peers, 1, Some(PACE))?;
         thread::sleep(super::WARM_UP);
         let (count, bytes, ticks) = (soakers.read(), streams.received(), softirq_ms()?);
         let start = Instant::now();

@@ -34,7 +34,7 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// A path from a client to a server.
 #[derive(Clone, Debug)]
-pub(crate) struct Way {
+pub(crate) struct Peers {
     /// Namespace of the client.
     pub(crate) client: PathBuf,
     /// Namespace of the server.
@@ -47,7 +47,7 @@ pub(crate) struct Way {
     pub(crate) port: u16,
 }
 
-impl Way {
+impl Peers {
     /// A path to a server at its own address.
     pub(crate) fn direct(client: &Path, server: &Path, ip: Ipv4Addr) -> Self {
         Self {

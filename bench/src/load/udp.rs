@@ -19,7 +19,7 @@ use nix::{
 };
 
 use super::{
-    Side, Stop, Way,
+    Peers, Side, Stop,
     batch::{BATCH, Batches},
     join, observe, rate, spawn,
 };
@@ -43,15 +43,15 @@ pub(crate) struct Datagrams {
 
 /// Sends datagrams with `len` bytes of payload as fast as one thread can. Returns their rate and
 /// loss.
-pub(crate) fn datagrams(way: &Way, len: usize, time: Duration) -> Result<Datagrams> {
+pub(crate) fn datagrams(peers: &Peers, len: usize, time: Duration) -> Result<Datagrams> {
     if len > LARGEST {
         bail!("UDP: {len} bytes are too many: {LARGEST} is the most");
     }
     let stop = Stop::default();
     let received = Arc::new(AtomicU64::new(0));
     let (ready, is_ready) = mpsc::channel();
-    let (at, port, stopping, count) = (way.bind, way.port, stop.clone(), Arc::clone(&received));
-    let server = spawn(&way.server, Side::Server, move || {
+    let (at, port, stopping, count) = (peers.bind, peers.port, stop.clone(), Arc::clone(&received));
+    let server = spawn(&peers.server, Side::Server, move || {
         let socket = UdpSocket::bind((at, port)).context("UDP: bind")?;
         // SO_RCVBUFFORCE, as root: the system's limit does not apply (socket(7)).
         setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)?;
@@ -64,8 +64,8 @@ pub(crate) fn datagrams(way: &Way, len: usize, time: Duration) -> Result<Datagra
         bail!("UDP: the server does not listen");
     }
     let sent = Arc::new(AtomicU64::new(0));
-    let (to, stopping, count) = (way.to, stop.clone(), Arc::clone(&sent));
-    let client = spawn(&way.client, Side::Client, move || {
+    let (to, stopping, count) = (peers.to, stop.clone(), Arc::clone(&sent));
+    let client = spawn(&peers.client, Side::Client, move || {
         let socket = UdpSocket::bind(("0.0.0.0", 0))?;
         socket.connect(to)?;
         send_all(&socket, len, &count, &stopping)

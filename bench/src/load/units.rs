@@ -21,7 +21,7 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use super::{
-    Side, Stop, Way,
+    Peers, Side, Stop,
     batch::{BATCH, Batches},
     join, spawn,
     tcp::{connect, echo_server, listen_at},
@@ -54,9 +54,9 @@ fn each(count: usize, mut unit: impl FnMut() -> Result<()>) -> Result<Vec<u64>> 
 }
 
 /// Round trips of one byte over TCP, between a thread at each end. Returns the time of each, ns.
-pub(crate) fn round_trips(way: &Way, count: usize) -> Result<Vec<u64>> {
-    let server = echo_server(way, &Stop::default())?;
-    let to = way.clone();
+pub(crate) fn round_trips(peers: &Peers, count: usize) -> Result<Vec<u64>> {
+    let server = echo_server(peers, &Stop::default())?;
+    let to = peers.clone();
     let client = move || {
         let mut stream = connect(&to)?;
         let mut byte = [1_u8];
@@ -65,23 +65,23 @@ pub(crate) fn round_trips(way: &Way, count: usize) -> Result<Vec<u64>> {
             Ok(stream.read_exact(&mut byte)?)
         })
     };
-    let taken = join(spawn(&way.client, Side::Client, client)?);
+    let taken = join(spawn(&peers.client, Side::Client, client)?);
     server.end()?;
     taken
 }
 
 /// TCP connections with one byte each way, one after the other. One thread holds both ends. Returns
 /// the time of each, from its call of `connect` to the next, ns.
-pub(crate) fn connections(way: &Way, count: usize) -> Result<Vec<u64>> {
-    let listener = listener(way)?;
+pub(crate) fn connections(peers: &Peers, count: usize) -> Result<Vec<u64>> {
+    let listener = listener(peers)?;
     // The receive timeout also limits the wait of `accept` (socket(7)).
     setsockopt(
         &listener,
         sockopt::ReceiveTimeout,
         &TimeVal::seconds(LIMIT.as_secs().cast_signed()),
     )?;
-    let to = way.to;
-    within(&way.client, move || {
+    let to = peers.to;
+    within(&peers.client, move || {
         each(count, || {
             let mut byte = [1_u8];
             let mut client = connect_from_next_port(to)?;
@@ -134,10 +134,10 @@ fn connect_from_next_port(to: SocketAddrV4) -> Result<TcpStream> {
 /// Units of 64 KB of TCP payload to the server, and one byte back, which acknowledges them. One
 /// thread holds both ends, so that its scheduling is no part of the cost. Returns the time of each
 /// unit, ns.
-pub(crate) fn payloads(way: &Way, count: usize) -> Result<Vec<u64>> {
-    let listener = listener(way)?;
-    let to = way.clone();
-    let mut client = within(&way.client, move || connect(&to))?;
+pub(crate) fn payloads(peers: &Peers, count: usize) -> Result<Vec<u64>> {
+    let listener = listener(peers)?;
+    let to = peers.clone();
+    let mut client = within(&peers.client, move || connect(&to))?;
     let (mut server, _) = listener.accept().context("accept")?;
     for end in [&client, &server] {
         prepare(end)?;
@@ -154,9 +154,9 @@ pub(crate) fn payloads(way: &Way, count: usize) -> Result<Vec<u64>> {
 }
 
 /// A listener at the server's end.
-fn listener(way: &Way) -> Result<TcpListener> {
-    let at = SocketAddrV4::new(way.bind, way.port);
-    within(&way.server, move || listen_at(at))
+fn listener(peers: &Peers) -> Result<TcpListener> {
+    let at = SocketAddrV4::new(peers.bind, peers.port);
+    within(&peers.server, move || listen_at(at))
 }
 
 fn prepare(end: &TcpStream) -> Result<()> {
@@ -168,12 +168,12 @@ fn prepare(end: &TcpStream) -> Result<()> {
 
 /// UDP datagrams of 64 bytes, in batches that one thread sends and then receives. Returns the time
 /// of each datagram, ns, as the mean of its batch.
-pub(crate) fn datagrams(way: &Way, batches: usize) -> Result<Vec<u64>> {
-    let at = (way.bind, way.port);
-    let server = within(&way.server, move || Ok(UdpSocket::bind(at)?))?;
+pub(crate) fn datagrams(peers: &Peers, batches: usize) -> Result<Vec<u64>> {
+    let at = (peers.bind, peers.port);
+    let server = within(&peers.server, move || Ok(UdpSocket::bind(at)?))?;
     setsockopt(&server, sockopt::RcvBufForce, &BUFFER)?;
-    let to = way.to;
-    let client = within(&way.client, move || {
+    let to = peers.to;
+    let client = within(&peers.client, move || {
         let socket = UdpSocket::bind(("0.0.0.0", 0))?;
         socket.connect(to)?;
         Ok(socket)

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use culvert_testbed::netns::Netns;
 
-use crate::load::Way;
+use crate::load::Peers;
 
 /// A device's hook at which programs run.
 pub(super) struct Place<'a> {
@@ -23,7 +23,7 @@ pub(super) struct Path<'a> {
     /// Name of the path, as `SNAT`.
     pub(super) what: &'static str,
     /// Client and server.
-    pub(super) way: &'a Way,
+    pub(super) peers: &'a Peers,
     /// The first and the second hook of the client's packets.
     pub(super) places: [Place<'a>; 2],
     /// Whether the second hook sees the answer. Otherwise it sees the packet that the first hook

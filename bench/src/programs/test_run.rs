@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::path::{Path, Place, Traffic};
 use crate::load::{
-    OWN_THREAD, Side, Way,
+    OWN_THREAD, Peers, Side,
     flows::{Ends, parse_mac},
     join, pin, spawn,
 };
@@ -44,7 +44,7 @@ impl<'a> Known<'a> {
     /// The programs and packets at both places of a path.
     pub(super) fn both(path: &'a Path<'_>, traffic: Traffic) -> Result<[Self; 2]> {
         let [first, next] = &path.places;
-        let sent = frame(path.way, traffic)?;
+        let sent = frame(path.peers, traffic)?;
         let arrives = next.receives(first.sends_on(&sent, FIRST)?.frame, path.answered)?;
         next.sends_on(&arrives, FIRST)?;
         Ok([Self { place: first, frame: sent }, Self { place: next, frame: arrives }])
@@ -73,16 +73,16 @@ impl<'a> Known<'a> {
 }
 
 /// The packet that the client of a path sends.
-fn frame(way: &Way, traffic: Traffic) -> Result<Vec<u8>> {
-    let to = *way.to.ip();
-    let ends = join(spawn(&way.client, Side::Client, move || Ends::ask(to))?)?;
+fn frame(peers: &Peers, traffic: Traffic) -> Result<Vec<u8>> {
+    let to = *peers.to.ip();
+    let ends = join(spawn(&peers.client, Side::Client, move || Ends::ask(to))?)?;
     let packet =
         PacketBuilder::ethernet2(ends.mac, ends.next_hop).ipv4(ends.ip.octets(), to.octets(), 64);
     let mut frame = Vec::new();
     match traffic {
-        Traffic::Udp => packet.udp(SOURCE_PORT, way.port).write(&mut frame, &[0x5a; 64]),
+        Traffic::Udp => packet.udp(SOURCE_PORT, peers.port).write(&mut frame, &[0x5a; 64]),
         Traffic::Tcp => {
-            let segment = packet.tcp(SOURCE_PORT, way.port, 1, u16::MAX).ack(1);
+            let segment = packet.tcp(SOURCE_PORT, peers.port, 1, u16::MAX).ack(1);
             segment.write(&mut frame, &[0x5a; SEGMENT])
         }
     }?;
