@@ -217,7 +217,7 @@ fn errors_come_in_bursts(lab: &mut Lab) {
     assert_eq!(sent + limited, 48);
     // The limit allows 32 errors at once, and one more every 10 ms.
     let earned = (now_ns() - started) / 10_000_000 + 1;
-    assert!((32..=32 + earned).contains(&sent), "{sent} in a time that earns {earned}");
+    assert!((32..=32 + earned).contains(&sent), "{sent} errors, the limit is 32 and {earned}");
 }
 
 fn local_delivery_has_no_limit(lab: &mut Lab) {

@@ -1,7 +1,7 @@
 //! A host with containers, connected as Docker does without its userland proxy: a Linux bridge, and
 //! iptables for masquerading and published ports. Culvert is compared with it.
 
-#![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with why")]
+#![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with the error")]
 
 use std::process::{Command, Stdio};
 

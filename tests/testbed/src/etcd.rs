@@ -174,7 +174,7 @@ impl EtcdServer {
             }
             std::thread::sleep(POLL);
         }
-        Err(io::Error::other(format!("etcd: still there {} s after SIGTERM", END.as_secs())))
+        Err(io::Error::other(format!("etcd: still running {} s after SIGTERM", END.as_secs())))
     }
 
     fn ended(&self, status: ExitStatus) -> io::Error {
