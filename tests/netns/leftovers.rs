@@ -128,7 +128,7 @@ fn an_agent_with_another_bpffs_takes_over_xdp() {
     host.agent = Some(Process::spawn(agent_with(host, &[("--bpffs", &other)], &xdp)));
     host.wait_ready();
     wait_until(SOON, "the former BPF file system to be removed", || !former.exists());
-    wait_until(SOON, "the repair in status", || {
+    wait_until(SOON, "the repair in the log", || {
         host.agent_log().contains("repaired: from_underlay_xdp on up0, pinned at")
     });
     assert_eq!(ingress(host, "up0"), ["from_underlay"]);

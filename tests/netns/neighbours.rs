@@ -167,7 +167,7 @@ fn a_container_reaches_a_service() {
     assert_eq!((answer.as_str(), remote.take_clients()), ("ok 10", vec![host.vtep().to_string()]));
 }
 
-/// A UDP socket of a container, and what it sends.
+/// A UDP socket of a container, and the text that it sends.
 struct Speaker {
     socket: UdpSocket,
     word: &'static str,
@@ -183,7 +183,7 @@ impl Speaker {
         Self { socket, word }
     }
 
-    /// The next answer has to be what was sent.
+    /// Sends the text. The next answer must be the same text.
     #[track_caller]
     fn speak(&self) {
         self.socket.send(self.word.as_bytes()).expect("a datagram is sent");
@@ -194,8 +194,9 @@ impl Speaker {
     }
 }
 
-/// A container of Docker and one of Culvert have the same source port towards the same server: each
-/// hears the answers to its own packets, whichever began.
+/// A container of Docker and a container of Culvert use the same source port to the same server.
+/// Each
+/// gets the answers to its own packets, in either order of the first packets.
 #[test]
 #[ignore = "needs root"]
 fn a_port_that_docker_masquerades_is_left_to_it() {
@@ -206,7 +207,7 @@ fn a_port_that_docker_masquerades_is_left_to_it() {
     let servers = echoes(world.outside.host.path(), 7);
     let (name, _) = world.run("bridge", &[]);
     let own = container(&name);
-    // Netfilter's first connection is how the agent knows of it.
+    // The agent finds netfilter's conntrack after its first connection.
     assert_eq!(exchange_at(docker.path(), "udp", *far.ip(), 7, 10), "ok 10");
     wait_until(SOON, "the agent to see netfilter", || {
         host.agent_log().contains("netfilter tracks connections")

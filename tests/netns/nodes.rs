@@ -11,7 +11,7 @@ use culvert_tests::{
 };
 use nix::sys::signal::Signal;
 
-/// This is longer than an agent waits for the lease of an earlier run.
+/// Deadline of a wait that is longer than an agent waits for the lease of an earlier run.
 const LEASE: Duration = Duration::from_secs(40);
 
 /// Makes an overlay network that all hosts know.

@@ -141,7 +141,7 @@ fn the_last_port_leaves_nothing() {
     assert_eq!(exchange(&host.netns, "tcp", host.vtep(), 8080, 10), "ok 10");
     drop(server);
     host.ok(&["rm", "-f", &name]);
-    assert_eq!(loopback(host), (true, "1 1 ".to_owned()), "another container still publishes a port");
+    assert_eq!(loopback(host), (true, "1 1 ".to_owned()), "another container has a port");
     for proto in ["tcp", "udp"] {
         for netns in [&world.outside.host, &host.netns] {
             assert_eq!(exchange(netns, proto, host.vtep(), 8080, 1), "refused", "{proto}");

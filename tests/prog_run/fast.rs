@@ -78,7 +78,7 @@ fn outbound_is_remembered(lab: &mut Lab) {
     assert!(!is_encapsulated(lab), "the flow cache has the pair after a change");
 }
 
-/// A fault of the flow cache must not vanish when one looks for it with `--trace`.
+/// The flow cache also works with `--trace`, so `--trace` can show a fault of the flow cache.
 #[test]
 #[ignore = "needs root"]
 fn pairs_are_remembered_while_tracing() {

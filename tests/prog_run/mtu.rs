@@ -328,7 +328,7 @@ fn learnt_again_is_no_change(lab: &mut Lab) {
     is_learnt(lab, &error(1400, &quoted(&sent(), 28)).frame(), PEER, 1350);
     let frame = V4::udp(&ONE, &FAR, (1000, 2000), &payload(100)).frame();
     lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
-    // A look-up outside the flow cache would now find no entry.
+    // Without the flow cache, the look-up would now find no entry.
     lab.untold_fdb.remove(FdbKey::new(A, FAR.mac));
     is_learnt(lab, &error(1400, &quoted(&sent(), 28)).frame(), PEER, 1350);
     lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);

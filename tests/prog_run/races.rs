@@ -218,7 +218,7 @@ fn noted(lab: &mut Lab) -> impl Fn(Note) -> u64 + use<> {
     }
 }
 
-/// A flow that two CPUs begin is one flow, counted once, with its own port.
+/// Two CPUs begin one flow. The flow is counted once, and keeps its port.
 fn one_flow_begins_on_two_cpus(lab: &mut Lab) {
     const FLOWS: u16 = 3000;
     begin_on_two_cpus(lab, FLOWS);

@@ -1,7 +1,7 @@
 //! The offload matrix: with every setting of checksum, segmentation and GRO offloads on the path,
 //! the payload arrives unchanged and the frames on the wire are valid.
 
-#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+#![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
 mod cover;
 mod judge;

@@ -50,7 +50,7 @@ pub fn iptables() -> Option<&'static str> {
 pub struct Docker {
     /// The host.
     pub host: Netns,
-    /// Its containers; the first has 172.17.0.2.
+    /// Namespaces of the containers; the first has 172.17.0.2.
     pub containers: Vec<Netns>,
     /// The router and the external host.
     pub outside: Outside,
