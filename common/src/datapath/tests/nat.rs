@@ -186,13 +186,21 @@ proptest! {
     }
 
     #[test]
-    fn candidates_differ(random: u32, min in 1u16..60_000) {
+    fn candidates_differ(random: u32, min in 1u16..60_000, more in 63u16..5000) {
         let mut ports: Vec<u16> = (1..PORT_TRIES)
-            .filter_map(|index| candidate(index, 0, random, min, min + 64))
+            .filter_map(|index| candidate(index, 0, random, min, min + more))
             .collect();
         ports.sort_unstable();
         ports.dedup();
         prop_assert_eq!(ports.len(), PORT_TRIES as usize - 1);
+    }
+
+    /// A quarter of the range is free, and all other ports are in use.
+    #[test]
+    fn a_free_part_of_the_range_is_found(random: u32, first in 1024u16..49_000) {
+        let free = first..=first + 16_383;
+        let mut ports = (1..PORT_TRIES).filter_map(|at| candidate(at, 0, random, 1024, u16::MAX));
+        prop_assert!(ports.any(|port| free.contains(&port)));
     }
 
     /// The other direction of the other direction is the first direction.
@@ -316,7 +324,7 @@ fn error_from_outside() {
     let quoted = tuple("192.0.2.1", 2000, "203.0.113.7", 80);
     let to = tuple("203.0.113.7", 80, "10.0.0.2", 1000);
     let inside = tuple("10.0.0.2", 1000, "203.0.113.7", 80);
-    // The address of a router is not changed, nor that of the receiver.
+    // The source address of the error is not changed: neither a router's nor the receiver's.
     for from in ["198.51.100.9", "203.0.113.7"] {
         let wanted = Quoted { tuple: inside, src: v4(from), dst: v4("10.0.0.2") };
         assert_eq!(translate_error(&error(from, "192.0.2.1"), &quoted, &to), wanted);
@@ -338,7 +346,8 @@ fn error_from_inside() {
 
 #[test]
 fn error_from_inside_to_another_container() {
-    // The server sees its client at the gateway's address, the client sees the host's.
+    // The server sees the gateway's address as its client's. The client sees the host's address as
+    // its server's.
     let quoted = tuple("10.0.0.1", 5000, "10.0.0.3", 80);
     let to = tuple("192.0.2.1", 8080, "10.0.0.2", 4000);
     let wanted = Quoted {
