@@ -35,7 +35,7 @@ fn change(
     family: &str,
     interface: &str,
     key: &str,
-    is_due: impl FnOnce(&str) -> bool,
+    is_due: impl Fn(&str) -> bool,
     value: &str,
 ) -> Result<Option<bool>> {
     let path = PathBuf::from(format!("/proc/sys/net/{family}/conf/{interface}/{key}"));

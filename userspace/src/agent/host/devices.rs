@@ -138,7 +138,9 @@ impl Devices for Host {
             Ok(found)
         };
         let mut found = blocking(keep).await?.map_err(sandbox_refused)?;
-        if loopback {
+        // Locked, so that nothing is turned on after a purge has turned it off.
+        let purged = self.purged();
+        if loopback && !*purged {
             let changed = sandbox::allow_loopback(&self.netlink).map_err(sandbox_refused)?;
             found.extend(changed.into_iter().map(|key| format!("lo: {key} was off")));
         }
@@ -272,11 +274,11 @@ impl Devices for Host {
 
     async fn purge(&self) -> Result<(), ApiError> {
         self.assistants.remove(&self.netlink).await.map_err(sandbox_refused)?;
-        sandbox::restore_loopback(&self.netlink).map_err(sandbox_refused)?;
         let links = self.netlink.links().await.map_err(refused)?;
         // Locked, so that what is removed is not put back by a repair that is under way.
         let mut purged = self.purged();
         *purged = true;
+        sandbox::restore_loopback(&self.netlink).map_err(sandbox_refused)?;
         Datapath::purge(&self.bpffs).map_err(broken)?;
         // An agent that could not read the store has not retired these.
         let found = datapath::find_leftovers(&links, &self.bpffs).map_err(broken)?;
