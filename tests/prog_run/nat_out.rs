@@ -91,7 +91,7 @@ fn has_moved(lab: &Lab) {
     began(&datagram(), &leaving_from(&US)).has_begun(lab);
 }
 
-/// The agent tells that the host has lost the address: the route cache is not used any more.
+/// The agent notices that the host has lost the address: the route cache is no longer used.
 fn a_lost_source_ends_a_flow_at_once(lab: &mut Lab) {
     with_second_source(lab, UNSET_BOTH, begin_with_other);
     lab.tables.host_addrs.remove(&MappedAddr::v4(OTHER.v4)).unwrap();
@@ -101,7 +101,7 @@ fn a_lost_source_ends_a_flow_at_once(lab: &mut Lab) {
     has_moved(lab);
 }
 
-/// There is no agent that would tell: the map still has the address, the kernel has it no more.
+/// No agent runs: the map still has the address that the kernel has lost.
 fn a_lost_source_ends_a_flow_without_an_agent(lab: &mut Lab) {
     with_second_source(lab, UNSET_BOTH, begin_with_other);
     let lost = Code::Note(Note::SourceLost);
@@ -119,18 +119,22 @@ fn a_lost_source_ends_a_flow_without_an_agent(lab: &mut Lab) {
     has_moved(lab);
 }
 
-/// The route prefers another address now. A flow holds as long as its own is one of the host's.
+/// The route prefers another address now. A flow holds as long as its own is one of the host's, also
+/// if no agent has written that address to the map.
 fn a_source_that_is_still_ours_stays(lab: &mut Lab) {
     with_second_source(lab, UNSET_ROUTE, begin_with_other);
     // Another epoch: the route cache is not used.
     lab.tables.uplinks.insert(&Port::Uplink.ifindex(), &UPLINK).unwrap();
     let run = lab.at_container(Port::A1, &datagram().frame());
     run.leaves_as(&leaving_from(&OTHER), &[]);
+    lab.tables.host_addrs.remove(&MappedAddr::v4(OTHER.v4)).unwrap();
+    let run = lab.at_container(Port::A1, &datagram().frame());
+    run.leaves_as(&leaving_from(&OTHER), &[]);
     assert_eq!(entries(lab), 2);
     ip("address del 192.0.2.9/32 dev uplink\n");
 }
 
-/// The client of a published port does not hear of it any more at an address that the host has lost.
+/// Answers of a published port do not leave with an address that the host has lost.
 fn a_lost_address_ends_the_answers_of_a_port(lab: &mut Lab) {
     publish(lab, [0; 4], 17, 8053, Port::A1, 53);
     let came = V4::udp(&SERVER, &SECOND, (5000, 8053), b"?");

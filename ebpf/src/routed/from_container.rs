@@ -398,7 +398,7 @@ fn try_find_route(
     if begins {
         return leave(sender, work, true);
     }
-    // An ICMP error may have the address of a router behind the container.
+    // The source of an ICMP error may be a router behind the container.
     let is_lost = work.routed.kind == Kind::Flow && is_lost(ctx, gateway, work) != 0;
     if is_lost {
         end(ctx, work)?;
@@ -408,33 +408,35 @@ fn try_find_route(
     leave(sender, work, is_lost)
 }
 
-/// Whether the packet of a flow would leave with a source address that is the host's no more.
-/// Returns 1 if so. `work.route` is the packet's route. A BPF function of its own, for its stack.
+/// Whether the packet of a flow would leave with a source address that the host has lost. Returns 1
+/// if so, else 0. `work.route` is the packet's route. A BPF function of its own, for a stack frame
+/// of its own.
 #[inline(never)]
 fn is_lost(ctx: &TcContext, gateway: u32, work: &mut Work) -> u32 {
     let source = work.target.to.src;
-    // The kernel has chosen it among its own.
+    // The source address of a route is one of the host's addresses.
     if source == fib::source(&work.route) {
         return 0;
     }
-    if !is_host_addr(source) {
-        return 1;
-    }
     if work.target.kind & kind::MASQUERADE == 0 {
-        return 0;
+        return (!is_host_addr(source)).into();
     }
-    // There may be no agent that would have told. To an address of its own the kernel has no
-    // unicast route.
-    let to = Tuple { dst: source, ..Tuple::default() };
-    match fib::ask(ctx, &mut work.probe, (&to, PROTO_UDP, 0), gateway, 0) {
+    // The kernel has chosen this address, so the kernel is asked: while no agent runs, `HOST_ADDRS`
+    // has neither the new addresses nor the changes of the old ones. The kernel has no unicast
+    // route to an address of the host. All else is as in the packet, so that the same routing rules
+    // apply: the main table may have no route that leads to the address after its loss.
+    let (key, tos) = (work.routed.key, work.routed.ip.tos());
+    let to = Tuple { dst: source, ..key.tuple };
+    match fib::ask(ctx, &mut work.probe, (&to, key.protocol, tos), gateway, 0) {
         fib::SUCCESS..=fib::PROHIBIT | fib::FRAG_NEEDED => 1,
         _ => 0,
     }
 }
 
-/// Ends the flow of a packet, whose source address the host has lost, as Linux does
-/// (`nf_nat_masquerade`). A container's own flow is to begin anew with the source address of the
-/// route: of TCP the other side does not know it, and resets it. The answers of others are refused.
+/// Ends the flow of a packet whose source address the host has lost, as Linux does
+/// (`nf_nat_masquerade`). A masqueraded flow begins anew with the source address of the route. The
+/// other side does not know a TCP connection from that address, and resets it. An answer of a
+/// published port is dropped.
 #[inline(always)]
 fn end(ctx: &TcContext, work: &mut Work) -> Result<(), DropReason> {
     note(DIRECTION, Note::SourceLost, ctx.len());
