@@ -17,11 +17,11 @@ use super::certificate::{self, CertificateFile, Role};
 use crate::{
     datapath::{Leftover, find_leftovers},
     netlink::{
-        Link, Netlink, RX_UDP_GRO_FORWARDING,
+        Link, Neighbour, Netlink, RX_UDP_GRO_FORWARDING,
         sockets::{LocalSocket, Transport, sockets},
     },
     netns::run_in,
-    sandbox::{Resolver, endpoint_of, gateway_of},
+    sandbox::{Resolver, endpoint_of},
 };
 
 /// Feature that merges UDP datagrams into a list of packets. Like [`RX_UDP_GRO_FORWARDING`], it
@@ -178,6 +178,7 @@ impl Facts {
             .collect();
         let port = subject.vxlan_port;
         let sockets = run_in(netlink.netns(), || sockets(Transport::Udp, Some(port)));
+        let exempt = exempt(&links, &netlink.neighbours().await.unwrap_or_default());
         Self {
             host: HostFacts::collect(),
             bpffs: bpffs(&subject.bpffs),
@@ -203,7 +204,7 @@ impl Facts {
                 .map(|link| link.name.clone())
                 .collect(),
             firewalls: firewalls(Path::new("/")),
-            neighbours: neighbour_tables(Path::new("/"), permanent(&links)),
+            neighbours: neighbour_tables(Path::new("/"), exempt),
             resolver: Resolver::of_host(),
             certificates: subject
                 .certificates
@@ -272,17 +273,21 @@ fn firewalls(root: &Path) -> Vec<&'static str> {
         .collect()
 }
 
-/// Number of permanent IPv4 neighbours that Culvert has entered: one for each container and each
-/// gateway device.
-fn permanent(links: &[Link]) -> u64 {
-    let of_culvert = |link: &&Link| endpoint_of(link).is_some() || gateway_of(link).is_some();
-    links.iter().filter(of_culvert).count() as u64
+/// Numbers of IPv4 and IPv6 neighbours that do not count towards the limit: the permanent ones of
+/// the host, whoever has entered them, and the gateway of each container.
+fn exempt(links: &[Link], neighbours: &[Neighbour]) -> [u64; 2] {
+    let containers = links.iter().filter(|link| endpoint_of(link).is_some()).count();
+    let permanent = |is_ipv4: bool| {
+        let of_family = neighbours.iter().filter(|neighbour| neighbour.ip.is_ipv4() == is_ipv4);
+        of_family.filter(|neighbour| neighbour.permanent).count()
+    };
+    [(containers + permanent(true)) as u64, permanent(false) as u64]
 }
 
-/// The kernel's tables of neighbours on the host with the root directory `root`. The kernel counts
-/// `permanent` entries of the IPv4 table, which are exempt from the limit, as all others.
-fn neighbour_tables(root: &Path, permanent: u64) -> Vec<NeighbourTable> {
-    [("ipv4", "arp_cache", permanent), ("ipv6", "ndisc_cache", 0)]
+/// The kernel's tables of neighbours on the host with the root directory `root`. The kernel's
+/// numbers of entries include those that are `exempt` from the limit (IPv4, IPv6).
+fn neighbour_tables(root: &Path, [ipv4, ipv6]: [u64; 2]) -> Vec<NeighbourTable> {
+    [("ipv4", "arp_cache", ipv4), ("ipv6", "ndisc_cache", ipv6)]
         .into_iter()
         .filter_map(|(family, file, exempt)| {
             let stat = fs::read_to_string(root.join("proc/net/stat").join(file)).ok()?;
@@ -413,7 +418,7 @@ mod tests {
     #[test]
     fn tables_of_neighbours_are_read() {
         let root = tempfile::tempdir().unwrap();
-        let read = || neighbour_tables(root.path(), 2000);
+        let read = || neighbour_tables(root.path(), [2000, 4]);
         assert_eq!(read(), []);
         let file = |path: &str, text: &str| {
             let path = root.path().join(path);
@@ -428,11 +433,33 @@ mod tests {
         assert_eq!(read(), [ipv4.clone()]);
         file("proc/sys/net/ipv6/neigh/default/gc_thresh3", "2048\n");
         file("proc/net/stat/ndisc_cache", &format!("{head}0000000a 00 00 00\n"));
-        let ipv6 = NeighbourTable { family: "ipv6", entries: 10, limit: 2048, refused: 0 };
+        let ipv6 = NeighbourTable { family: "ipv6", entries: 6, limit: 2048, refused: 0 };
         assert_eq!(read(), [ipv4, ipv6.clone()]);
         // Of another layout.
         file("proc/net/stat/arp_cache", "allocs\n00000001\n");
         assert_eq!(read(), [ipv6]);
+    }
+
+    #[test]
+    fn permanent_neighbours_are_exempt() {
+        let neighbour = |ip: &str, permanent| Neighbour {
+            ifindex: 2,
+            ip: ip.parse().unwrap(),
+            mac: None,
+            valid: true,
+            permanent,
+            managed: false,
+        };
+        let link = |alias: &str| Link { alias: Some(alias.to_owned()), ..Link::default() };
+        let links = [link("culvert:01"), link("culvert:02"), link("culvert-gateway:256")];
+        let neighbours = [
+            neighbour("169.254.67.1", true),
+            neighbour("10.244.1.0", true),
+            neighbour("192.0.2.9", false),
+            neighbour("fd00::1", true),
+            neighbour("fd00::2", false),
+        ];
+        assert_eq!(exempt(&links, &neighbours), [4, 1]);
     }
 
     #[test]
