@@ -107,7 +107,7 @@ fn an_endpoint_looks_as_in_docker() {
             assert!(routes.contains(words), "{words}: {routes}");
         }
         // The kernel's limit of neighbours does not count it.
-        let neighbours = setup.inside.run("ip neigh show");
+        let neighbours = setup.inside.run("ip -4 neigh show");
         let gateway = "10.0.0.1 dev eth0 lladdr 02:42:0a:00:00:01 PERMANENT";
         assert_eq!(neighbours.trim_end(), gateway);
         let conf = "/proc/sys/net/ipv6/conf/eth0";

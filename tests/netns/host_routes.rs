@@ -94,11 +94,11 @@ fn a_network_gives_way_to_a_route_of_the_host() {
         device_to(host, "10.9.0.9").starts_with("cvg") && device_to(host, "10.9.0.1") == "lo"
     });
     wait_until(SOON, "no problem", || !has_problem(host, "has a route to"));
-    host.netns.run("ping -c1 -W2 10.9.0.9");
+    host.netns.run("ping -c1 -W9 10.9.0.9");
 }
 
-/// The administrator has entered another host's MAC for good, before that host's VTEP is used or
-/// while it is. The entry is used and stays as it is, also when the VTEP is used no more.
+/// The administrator has made the neighbour entry of another host permanent, before that host's VTEP
+/// is used or while it is used. The entry is used, and stays when the VTEP is no longer used.
 #[test]
 #[ignore = "needs root"]
 fn a_permanent_neighbour_is_left_alone() {
@@ -128,7 +128,8 @@ fn a_permanent_neighbour_is_left_alone() {
         }
     }
     let is_managed = |host: &Host| shown(host, three).contains("managed");
-    assert!(is_managed(one) && is_managed(two), "{}", shown(one, three));
+    // A path is used before its next hop is a managed neighbour.
+    wait_until(SOON, "the managed neighbours", || is_managed(one) && is_managed(two));
     assert!(shown(one, two).contains(&early), "{}", shown(one, two));
     let late = enter(two, one);
     two.wait_ping(&names[1], "10.9.0.2");
@@ -140,8 +141,8 @@ fn a_permanent_neighbour_is_left_alone() {
     assert!(shown(two, one).contains(&late), "{}", shown(two, one));
 }
 
-/// However many containers a host talks to, it needs one neighbour for their network; each container
-/// has its gateway as a permanent one. The kernel's limit, which all namespaces share, counts neither.
+/// A host needs one neighbour for each network, independent of the number of containers. Each
+/// container has its gateway as a permanent neighbour. The kernel's limit counts neither of them.
 #[test]
 #[ignore = "needs root"]
 fn containers_take_no_room_in_the_table_of_neighbours() {
@@ -154,8 +155,8 @@ fn containers_take_no_room_in_the_table_of_neighbours() {
         let shown = host.in_container(name, "ip neigh show 10.9.0.1");
         assert!(shown.contains("lladdr 02:42:0a:09:00:01 PERMANENT"), "{shown}");
         let ip = host.ip(name, "net");
-        host.netns.run(&format!("ping -c1 -W2 {ip}"));
-        host.in_container(name, &format!("ping -c1 -W2 {}", host.vtep()));
+        host.netns.run(&format!("ping -c1 -W9 {ip}"));
+        host.in_container(name, &format!("ping -c1 -W9 {}", host.vtep()));
     }
     let gateway = device_to(host, "10.9.0.2");
     let shown = host.netns.run(&format!("ip -4 neigh show dev {gateway} nud all"));
