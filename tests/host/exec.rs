@@ -7,7 +7,10 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use culvert::sandbox::{LogLimits, SuperviseSpec};
+use culvert::{
+    model::RestartPolicy,
+    sandbox::{LogLimits, SuperviseSpec},
+};
 use culvert_tests::netns::{Netns, Process, exit_code, wait_for, wait_until};
 use nix::{
     sys::signal::{Signal, kill},
@@ -51,6 +54,8 @@ impl Setup {
             command: command.iter().map(|&part| part.to_owned()).collect(),
             log: None,
             log_limits: LogLimits::default(),
+            restart: RestartPolicy::No,
+            restarts: None,
         }
     }
 

@@ -101,6 +101,116 @@ fn a_lost_namespace_comes_back() {
     cluster.hosts[0].wait_ping(&first, "10.0.0.3");
 }
 
+/// The row of a container in `ps`.
+fn row(host: &Host, name: &str) -> serde_json::Value {
+    let rows = host.json(&["ps"]);
+    let found = rows.as_array().and_then(|rows| rows.iter().find(|row| row["name"] == name));
+    found.cloned().unwrap_or_default()
+}
+
+/// Kills the supervisors of a host, and with them their commands.
+fn kill_supervisors(host: &Host) {
+    let supervisors = format!("--socket {} .*__supervise", host.socket().display());
+    let _ = Command::new("pkill").args(["-KILL", "-f", "--", &supervisors]).status();
+}
+
+/// After a reboot, commands run again as their policy says, with their network; containers of
+/// `--rm` are gone and their addresses free.
+#[test]
+#[ignore = "needs root"]
+fn commands_come_back_after_a_reboot_and_rm_is_carried_out() {
+    let mut cluster = Cluster::new(2);
+    cluster.hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    cluster.wait_network("net");
+    let [web, once, plain, peer] = ["web", "once", "plain", "peer"].map(unique_name);
+    let host = &cluster.hosts[0];
+    let script = "echo $CULVERT_TEST_WORD in $PWD; exec sleep 1000";
+    let mut command = host.culvert_command(&[
+        "run",
+        "-d",
+        "--name",
+        &web,
+        "--network",
+        "net",
+        "--ip",
+        "10.0.0.2",
+        "--restart",
+        "always",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]);
+    command.env("CULVERT_TEST_WORD", "secret").current_dir("/usr");
+    assert!(command.status().is_ok_and(|status| status.success()));
+    host.run_idle(&once, "net", &["--ip", "10.0.0.3", "--rm"]);
+    host.run_idle(&plain, "net", &["--ip", "10.0.0.4"]);
+    cluster.hosts[1].run_idle(&peer, "net", &["--ip", "10.0.0.9"]);
+    cluster.hosts[1].wait_ping(&peer, "10.0.0.2");
+
+    let host = &mut cluster.hosts[0];
+    host.stop_agent(Signal::SIGKILL);
+    kill_supervisors(host);
+    let names = [&web, &once, &plain].map(|name| format!("ip netns del {name}")).join("; ");
+    let script = format!("umount -l {}; {names}", host.bpffs().display());
+    culvert_tests::netns::Netns::here().run(&script);
+    host.start_agent(&[]);
+    host.wait_ready();
+
+    let host = &cluster.hosts[0];
+    wait_until(SOON, "the command to run again", || row(host, &web)["state"] == "running");
+    assert_eq!(row(host, &web)["restarts"], 1);
+    assert_eq!(row(host, &web)["restart"], "always");
+    assert_eq!(host.ok(&["logs", &web]), "secret in /usr\nsecret in /usr\n");
+    let pid = row(host, &web)["pid"].to_string();
+    let inside = std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let named = host.in_container(&web, "readlink /proc/self/ns/net");
+    assert_eq!(inside.map(|path| path.display().to_string()), Some(named.trim().to_owned()));
+    cluster.hosts[1].wait_ping(&peer, "10.0.0.2");
+    wait_until(SOON, "the container of --rm to be gone", || row(host, &once).is_null());
+    let again = unique_name("again");
+    cluster.hosts[1].run_idle(&again, "net", &["--ip", "10.0.0.3"]);
+    assert_eq!(row(host, &plain)["state"], "exited");
+    cluster.hosts[1].wait_ping(&peer, "10.0.0.4");
+    let line = host.refused(1, &["rm", &web]);
+    assert!(line.contains("is running"), "{line}");
+    host.ok(&["rm", "-f", &web]);
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+}
+
+/// A command that starts while the agent is away is known when the agent is back, and `rm` without
+/// `-f` does not forget it alive.
+#[test]
+#[ignore = "needs root"]
+fn a_command_that_starts_while_the_agent_is_away_is_known_later() {
+    let mut cluster = Cluster::new(1);
+    let host = &mut cluster.hosts[0];
+    let name = unique_name("late");
+    let script = "echo started; exec sleep 1000";
+    host.ok(&["run", "-d", "--name", &name, "--network", "none", "--", "sh", "-c", script]);
+    host.stop_agent(Signal::SIGKILL);
+    let pid = {
+        // As if the report had never come: the record is one of a container without a command.
+        let path = host.dir().join(format!("state/containers/{name}.json"));
+        let text = std::fs::read(&path).unwrap_or_default();
+        let mut record: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        let pid = record["process"]["pid"].as_i64();
+        record["process"] = serde_json::Value::Null;
+        record["supervisor"] = serde_json::Value::Null;
+        record["log"] = serde_json::Value::Null;
+        assert!(std::fs::write(&path, record.to_string()).is_ok());
+        pid
+    };
+    host.start_agent(&[]);
+    host.wait_ready();
+    assert_eq!(row(host, &name)["pid"].as_i64(), pid);
+    assert_eq!(row(host, &name)["state"], "running");
+    let line = host.refused(1, &["rm", &name]);
+    assert!(line.contains("is running"), "{line}");
+    assert!(host.ok(&["logs", &name]).contains("started"));
+    host.ok(&["rm", "-f", &name]);
+}
+
 /// A veth, a route or the cause of a map entry is deleted: the agent repairs it.
 #[test]
 #[ignore = "needs root"]

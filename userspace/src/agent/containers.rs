@@ -9,6 +9,7 @@ use std::{
     fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use rustix::{
@@ -21,7 +22,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::files::write_atomically;
 use crate::{
     api::types::ContainerNetwork,
-    model::{Name, NameOptions, NetnsId, SCHEMA, SandboxRef},
+    model::{Name, NameOptions, NetnsId, RestartPolicy, SCHEMA, SandboxRef},
 };
 
 /// Origin of a container's network namespace.
@@ -38,7 +39,24 @@ pub(crate) enum Origin {
     Shares(Name),
 }
 
-/// A process. Its start time tells it from a later process with the same number.
+/// The present boot of this machine: the first 64 bits of its identifier (random(4)). `None`: the
+/// kernel does not tell.
+pub(crate) fn boot() -> Option<u64> {
+    static BOOT: OnceLock<Option<u64>> = OnceLock::new();
+    *BOOT.get_or_init(|| {
+        let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let digits: String = id.chars().filter(char::is_ascii_hexdigit).take(16).collect();
+        u64::from_str_radix(&digits, 16).ok()
+    })
+}
+
+/// Whether something that was noted in the boot `noted` is from before a reboot. Not if either boot
+/// is not known.
+fn is_past(noted: Option<u64>) -> bool {
+    noted.zip(boot()).is_some_and(|(noted, now)| noted != now)
+}
+
+/// A process. Boot and start time tell it from a later process with the same number.
 ///
 /// A pidfd cannot take its place: the record outlives the agent on disk, and the inode of a pidfd
 /// is unique only since Linux 6.9 (pidfs). [`Process::open`] gets one from it.
@@ -48,6 +66,9 @@ pub(crate) struct Process {
     pub(crate) pid: i32,
     /// Field 22 of `/proc/PID/stat` (proc(5)), in clock ticks since boot.
     pub(crate) start_time: u64,
+    /// The boot. `None` in a record of an earlier version.
+    #[serde(default)]
+    pub(crate) boot: Option<u64>,
 }
 
 impl Process {
@@ -63,12 +84,13 @@ impl Process {
         }
         // State is field 3; 18 fields lie between it and field 22.
         let start_time = fields.nth(18)?.parse().ok()?;
-        Some(Self { pid, start_time })
+        Some(Self { pid, start_time, boot: boot() })
     }
 
     /// Whether the process still runs.
     pub(crate) fn lives(&self) -> bool {
-        Self::find(self.pid) == Some(*self)
+        let found = Self::find(self.pid);
+        !is_past(self.boot) && found.is_some_and(|found| found.start_time == self.start_time)
     }
 
     /// Opens the process, if it still runs. A signal to the returned value cannot reach a later
@@ -143,6 +165,25 @@ pub(crate) struct Record {
     /// Names of and for the container.
     #[serde(default)]
     pub(crate) names: NameOptions,
+    /// When the command is started again. If ever, the agent has a file in [`super::reruns`].
+    #[serde(default)]
+    pub(crate) restart: RestartPolicy,
+    /// How often the command was started again.
+    #[serde(default)]
+    pub(crate) restarts: u32,
+    /// The process that runs the command. `None`: not known, as in a record of an earlier version,
+    /// or it has reported the last end of the command.
+    #[serde(default)]
+    pub(crate) supervisor: Option<Process>,
+    /// The command has ended, and the supervisor starts it again after a pause.
+    #[serde(default)]
+    pub(crate) waiting: bool,
+    /// How the last run ended, if the command keeps failing.
+    #[serde(default)]
+    pub(crate) failing: Option<String>,
+    /// The boot in which the container was made, or the state of its command was last reported.
+    #[serde(default)]
+    pub(crate) boot: Option<u64>,
     /// Its networks as the store last had them, for the time until an agent has read the store.
     /// `None`: not known, as in a record of an earlier version.
     #[serde(default)]
@@ -180,6 +221,12 @@ impl Record {
             command: Vec::new(),
             auto_remove: false,
             names: NameOptions::default(),
+            restart: RestartPolicy::No,
+            restarts: 0,
+            supervisor: None,
+            waiting: false,
+            failing: None,
+            boot: boot(),
             known: None,
         }
     }
@@ -192,6 +239,41 @@ impl Record {
     /// The process number, while it runs.
     pub(crate) fn running(&self) -> Option<i32> {
         self.process.filter(Process::lives).map(|process| process.pid)
+    }
+
+    /// Whether the supervisor of the command is known and lives. The command itself may be about to
+    /// be started.
+    pub(crate) fn supervised(&self) -> bool {
+        self.supervisor.is_some_and(|supervisor| supervisor.lives())
+    }
+
+    /// Whether the container is to be removed: its command has ended, or was lost in a reboot, and
+    /// nobody reports the end.
+    pub(crate) fn abandoned(&self) -> bool {
+        let lost = || match self.process {
+            Some(process) => !process.lives(),
+            None => is_past(self.boot),
+        };
+        self.auto_remove && lost() && !self.supervised()
+    }
+
+    /// Whether the last end of the command was not reported: it may run without the agent's
+    /// knowledge.
+    pub(crate) fn unreported(&self) -> bool {
+        self.exit_code.is_none() || self.waiting || !self.restart.is_no()
+    }
+
+    /// Whether the agent is to start the command again: nobody else does, and its policy says so.
+    ///
+    /// After a report of the last end this is only so in another boot, as Docker's daemon starts
+    /// containers when it is started. A command that was never started is not.
+    pub(crate) fn orphaned(&self) -> bool {
+        if self.restart.is_no() || self.running().is_some() || self.supervised() {
+            return false;
+        }
+        let unreported = self.process.is_some() || self.waiting;
+        let ended = self.exit_code.is_some() && is_past(self.boot);
+        (unreported || ended) && self.restart.again(self.exit_code, self.restarts)
     }
 }
 
@@ -355,6 +437,8 @@ mod tests {
         let own = Process::find(std::process::id().try_into().unwrap()).unwrap();
         assert!(own.lives());
         assert!(!Process { start_time: own.start_time + 1, ..own }.lives());
+        assert!(!Process { boot: own.boot.map(|boot| boot ^ 1), ..own }.lives());
+        assert!(Process { boot: None, ..own }.lives(), "a record of an earlier version");
 
         let mut child =
             std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();

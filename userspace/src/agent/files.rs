@@ -1,14 +1,15 @@
 //! Small files in the state directory.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{self, Write},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::etc;
+use super::{etc, reruns};
 use crate::{
     model::Name,
     store::{Known, Witness, new_id},
@@ -17,10 +18,27 @@ use crate::{
 /// Replaces the contents of the file `path`. After a crash the file has the old or the new
 /// contents, never a part.
 pub(crate) fn write_atomically(path: &Path, contents: &[u8]) -> io::Result<()> {
+    write_with_mode(path, contents, 0o666)
+}
+
+/// As [`write_atomically`]. Only the user of this process can read the file.
+pub(crate) fn write_private(path: &Path, contents: &[u8]) -> io::Result<()> {
+    write_with_mode(path, contents, 0o600)
+}
+
+/// As [`write_atomically`]; the umask limits `mode`.
+fn write_with_mode(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
     let mut scratch = path.as_os_str().to_owned();
     scratch.push(".new");
     let scratch = PathBuf::from(scratch);
-    let written = File::create(&scratch)
+    // One that is left over from a crash may have another mode.
+    let _ = fs::remove_file(&scratch);
+    let written = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(&scratch)
         .and_then(|mut file| {
             file.write_all(contents)?;
             file.sync_all()
@@ -186,8 +204,9 @@ pub(crate) fn unmark_purged(state_dir: &Path) -> io::Result<()> {
     fs::remove_file(state_dir.join(PURGED))
 }
 
-/// Directories of the state directory: records, logs and files of containers.
-pub(crate) const DIRECTORIES: [&str; 3] = ["containers", "logs", etc::DIRECTORY];
+/// Directories of the state directory: records, logs and files of containers, what their commands
+/// are started again with.
+pub(crate) const DIRECTORIES: [&str; 4] = ["containers", "logs", etc::DIRECTORY, reruns::DIRECTORY];
 
 /// Removes the agent's files from the state directory, and the directory if it is then empty.
 /// Errors are ignored: a file that is left does no harm.

@@ -10,7 +10,7 @@
 //! * `conntrack`: ages and removes the flows that the programs make.
 //! * `backend`: carries out the requests of the API.
 //! * `ports`: the published ports of the host.
-//! * `containers`, `files`: the files in the state directory.
+//! * `containers`, `files`, `reruns`: the files in the state directory.
 //!
 //! The data plane works without an agent: programs, links and maps are pinned. An agent
 //! changes nothing of a former run before it has read the first list of the store.
@@ -26,16 +26,18 @@ mod host;
 mod identity;
 mod memory;
 mod node;
+mod open_files;
 mod platform;
 mod ports;
 mod purge;
+mod reruns;
 mod shared;
 mod start;
 mod state;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
 use tokio::{
@@ -90,6 +92,9 @@ fn unclean(error: &dyn std::fmt::Display) -> anyhow::Error {
     anyhow!("clean-up: {error}; 'culvert purge' removes the rest")
 }
 
+/// Period at which commands without a supervisor are looked for.
+const COMMANDS: Duration = Duration::from_secs(1);
+
 /// Why an agent has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
@@ -122,7 +127,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     };
     tokio::pin!(stopped);
 
-    start::raise_file_limit();
+    open_files::raise();
     let (host, node, uplinks) = tokio::select! {
         started = start::host(options, named.name, id) => started?,
         signal = &mut stopped => {
@@ -152,6 +157,9 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     tasks.spawn(shared.disk.clone().keep(shared.shutdown.clone()));
 
     let agent = Arc::new(Agent::new(Arc::clone(&shared)));
+    // Before a request may remove the container of a command that runs, and before the engine makes
+    // sandboxes anew that a command still has.
+    agent.find_commands().await;
     let server = api::serve(
         listener,
         Arc::clone(&agent) as Arc<dyn api::Backend>,
@@ -200,6 +208,8 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     tasks.spawn(start::tell_when_ready(Arc::clone(&shared), Arc::clone(&host)));
     let keeper = Arc::clone(&agent);
     tasks.spawn(async move { keeper.keep_known().await });
+    let keeper = Arc::clone(&agent);
+    tasks.spawn(async move { keeper.keep_commands(COMMANDS).await });
 
     let (mut failure, mut end) = (None, End::Asked);
     tokio::select! {

@@ -84,6 +84,8 @@ pub(crate) struct Shared {
     pub(crate) map_counts: MapCounts,
     /// One request at a time for each container.
     pub(crate) turns: Turns,
+    /// Held while commands are started again, and by a purge.
+    pub(crate) starting: tokio::sync::Mutex<()>,
     /// Contents of the table of flows, by state.
     flows: Arc<Mutex<conntrack::Summary>>,
     view: RwLock<View>,
@@ -129,6 +131,7 @@ impl Shared {
             plugs: Plugs::default(),
             map_counts: MapCounts::default(),
             turns: Turns::default(),
+            starting: tokio::sync::Mutex::default(),
             flows: Arc::default(),
             view: RwLock::new(View::default()),
             containers: Mutex::new(containers),

@@ -123,16 +123,6 @@ pub(super) async fn host(
     Ok((host, node, uplinks))
 }
 
-/// Raises the limit of open files to its maximum: each published port takes a file.
-pub(super) fn raise_file_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
-    if let Err(errno) = raised {
-        tracing::warn!("limit of open files: {errno}");
-    }
-}
-
 /// Opens the store. Tries again while the store does not answer.
 ///
 /// # Errors

@@ -4,6 +4,7 @@
 //! Several agents share one store, as hosts do.
 
 mod away;
+mod commands;
 mod fake;
 mod faults;
 mod lifecycle;

@@ -5,12 +5,16 @@ use std::{future::Future, io, sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     body::{Body, to_bytes},
-    extract::{FromRequestParts, Path, Query, Request, State},
+    extract::{
+        ConnectInfo, FromRequestParts, Path, Query, Request, State, connect_info::Connected,
+    },
     http::{Method, StatusCode, Uri, request::Parts},
     middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
+    serve::IncomingStream,
 };
+use nix::unistd::geteuid;
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
@@ -44,12 +48,12 @@ pub async fn serve(
 ) -> io::Result<()> {
     let (socket, _guard) = listener.into_tokio()?;
     let (told, mut stopping) = watch::channel(false);
-    let server =
-        axum::serve(Spared::new(socket), router(backend)).with_graceful_shutdown(async move {
-            shutdown.await;
-            // Fails only if `serve` itself was dropped.
-            let _ = told.send(true);
-        });
+    let service = router(backend).into_make_service_with_connect_info::<Peer>();
+    let server = axum::serve(Spared::new(socket), service).with_graceful_shutdown(async move {
+        shutdown.await;
+        // Fails only if `serve` itself was dropped.
+        let _ = told.send(true);
+    });
     let deadline = async move {
         // An error means that the sender was dropped because the server ended by itself.
         let _ = stopping.wait_for(|stop| *stop).await;
@@ -218,8 +222,41 @@ async fn disconnect(
     backend.disconnect(&network, &container).await.map(done)
 }
 
-async fn container_create(State(backend): Shared, request: Body) -> Answer<ContainerRow> {
+/// The process that has made a connection.
+#[derive(Clone, Copy, Debug)]
+struct Peer {
+    /// Its effective user. `None`: the kernel does not tell.
+    uid: Option<u32>,
+}
+
+impl Connected<IncomingStream<'_, Spared>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Spared>) -> Self {
+        Self { uid: stream.io().peer_cred().ok().map(|peer| peer.uid()) }
+    }
+}
+
+impl Peer {
+    /// Checks that the peer may have the agent start a command again: the agent starts it as its
+    /// own user. Members of the socket's group may be other users.
+    fn may_rerun(self, request: &ContainerCreate) -> Result<(), ApiError> {
+        let own = geteuid().as_raw();
+        match &request.rerun {
+            Some(rerun) if self.uid != Some(own) => Err(invalid(format!(
+                "container '{}': --restart {} needs the user of the agent, who starts the command again: run it as uid {own}",
+                request.name, rerun.restart
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+async fn container_create(
+    State(backend): Shared,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Body,
+) -> Answer<ContainerRow> {
     let request: ContainerCreate = body(request).await?;
+    peer.may_rerun(&request)?;
     backend.container_create(request).await.map(Json)
 }
 

@@ -178,6 +178,8 @@ mod tests {
             "culvert run --name a --dns-option a=b -- true",
             "culvert run --name a --add-host db -- true",
             "culvert run --name a --add-host db:here -- true",
+            "culvert run --name a -d --restart often -- true",
+            "culvert run --name a -d --restart on-failure:x -- true",
             "culvert attach --name a --network n",
             "culvert attach --name a --network n --pid 1 --netns /x",
             "culvert attach --name a --network n --pid 0",

@@ -13,7 +13,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     api::DEFAULT_TIMEOUT,
-    model::{Exposed, Invalid, MacAddr, Name, Publish, Vni, validate},
+    model::{Exposed, Invalid, MacAddr, Name, Publish, RestartPolicy, Vni, validate},
     store::StoreUrl,
 };
 
@@ -262,6 +262,11 @@ pub(super) fn publish(text: &str) -> Parsed<String> {
 /// Ports that a container will listen on, passed on as they are.
 pub(super) fn expose(text: &str) -> Parsed<String> {
     text.parse::<Exposed>().map(|_| text.to_owned())
+}
+
+/// When a command is started again.
+pub(super) fn restart(text: &str) -> Parsed<RestartPolicy> {
+    text.parse()
 }
 
 /// The URL of the store.

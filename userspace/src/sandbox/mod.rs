@@ -26,7 +26,7 @@ pub use attach::{
     PlugSpec, Plugged, alias_of, endpoint_of, forget_rules, free_ifname, host_ifname, open_port,
     plug, plug_closed, unplug,
 };
-pub use detach::{spawn_detached, supervise_detached};
+pub use detach::{Life, Surroundings, spawn_detached, supervise_detached};
 pub use error::SandboxError;
 pub use exec::{ExecError, SuperviseSpec, supervise};
 pub use gateway::{

@@ -20,7 +20,7 @@ use culvert::{
         self, Backend, BindError, Client, MAX_BODY,
         types::{
             Connect, ContainerCreate, ContainerState, ErrorKind, FlowProtocol, NatQuery,
-            NetworkCreate, VtepChange,
+            NetworkCreate, Supervised, VtepChange,
         },
     },
     model::{Driver, Name, NameOptions},
@@ -59,6 +59,7 @@ pub(crate) fn container(name: &str, network: &str) -> ContainerCreate {
             options: vec!["ndots:2".parse().unwrap()],
             hosts: vec!["db:fd00::9".parse().unwrap(), "up:host-gateway".parse().unwrap()],
         },
+        rerun: None,
     }
 }
 
@@ -109,7 +110,11 @@ fn every_request_makes_the_round_trip() {
         let connect = Connect { container: name("c1"), ip: None, mac: None };
         same!(|b| b.connect(&name("overlaynet1"), connect.clone())).unwrap();
         same!(|b| b.disconnect(&name("overlaynet1"), &name("c1"))).unwrap();
-        let running = ContainerState::Running { pid: 7, log: Some("/x/c1.log".into()) };
+        let running = ContainerState::Running {
+            pid: 7,
+            log: Some("/x/c1.log".into()),
+            supervisor: Some(Supervised { pid: 6, restarts: 2, failing: Some("x".to_owned()) }),
+        };
         same!(|b| b.container_state(&name("c1"), running.clone())).unwrap();
         same!(|b| b.containers()).unwrap();
         let refused = same!(|b| b.container_remove(&name("c1"), false)).unwrap_err();

@@ -21,7 +21,7 @@ use culvert::{
         },
     },
     choice::{Uplink, XdpSupport},
-    model::{Driver, Name},
+    model::{Driver, Name, RestartPolicy},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -42,6 +42,7 @@ struct State {
     hangs: bool,
     problems: Vec<String>,
     warnings: Vec<String>,
+    forgetful: bool,
     shutdown: Option<CancellationToken>,
 }
 
@@ -101,6 +102,11 @@ impl Fake {
     /// Gives every new container a warning.
     pub(crate) fn warn(&self, warning: &str) {
         self.state().warnings.push(warning.to_owned());
+    }
+
+    /// Answers as an agent that does not know `--restart`.
+    pub(crate) fn forget_policies(&self) {
+        self.state().forgetful = true;
     }
 
     fn note(&self, call: impl Into<String>) -> MutexGuard<'_, State> {
@@ -248,8 +254,14 @@ impl Backend for Fake {
         let row = ContainerRow {
             name: name.clone(),
             mode: mode.to_owned(),
+            state: "created".to_owned(),
             pid: None,
             exit_code: None,
+            restart: match &request.rerun {
+                Some(rerun) if !state.forgetful => rerun.restart,
+                _ => RestartPolicy::No,
+            },
+            restarts: 0,
             netns: format!("/run/netns/{name}"),
             log: None,
             networks,
@@ -272,17 +284,28 @@ impl Backend for Fake {
         }
         state.calls.push(match &change {
             ContainerState::Running { .. } => format!("{name} runs"),
+            ContainerState::Restarting { code, .. } => format!("{name} waits after {code}"),
             ContainerState::Exited { code } => format!("{name} ended with {code}"),
         });
         let Some(row) = state.containers.get_mut(name.as_str()) else {
             return refuse(ErrorKind::NotFound, "no such container");
         };
         match change {
-            ContainerState::Running { pid, log } => {
+            ContainerState::Running { pid, log, supervisor } => {
+                row.state = "running".to_owned();
                 row.pid = Some(pid);
+                row.exit_code = None;
                 row.log = log.map(|log| log.display().to_string());
+                row.restarts = supervisor.map_or(0, |supervisor| supervisor.restarts);
+            }
+            ContainerState::Restarting { code, supervisor, .. } => {
+                row.state = "restarting".to_owned();
+                row.pid = None;
+                row.exit_code = Some(code);
+                row.restarts = supervisor.restarts;
             }
             ContainerState::Exited { code } => {
+                row.state = "exited".to_owned();
                 row.pid = None;
                 row.exit_code = Some(code);
             }
@@ -498,6 +521,7 @@ impl Backend for Fake {
                 endpoints: 2,
                 fdb: 3,
                 neighbours: 1,
+                restarts: 0,
             },
             problems,
             repairs: Vec::new(),

@@ -5,12 +5,14 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use super::{Agent, attach::Attachment, conflict, internal, invalid, network::NetworkOf, rows};
 use crate::{
     agent::{
-        containers::{Origin, Process, Record},
-        ports,
+        containers::{Origin, Process, Record, boot},
+        ports, reruns,
     },
     api::{
         deadline,
-        types::{ApiError, ContainerCreate, ContainerRow, ContainerState, ErrorKind},
+        types::{
+            ApiError, ContainerCreate, ContainerRow, ContainerState, ErrorKind, Rerun, Supervised,
+        },
     },
     limits::name_limit,
     model::{Key, Name},
@@ -81,6 +83,7 @@ impl Agent {
         let mut record = self.sandbox_for(&request, &network).await?;
         record.command = request.command.clone();
         record.auto_remove = request.auto_remove;
+        record.restart = request.rerun.as_ref().map(|rerun| rerun.restart).unwrap_or_default();
         record.names = request.names.clone();
         if let NetworkOf::Stored(network) = &network {
             let attached = self
@@ -102,7 +105,7 @@ impl Agent {
             }
         }
         record.known = Some(rows::in_store(&self.shared.view(), &self.shared.node.name, &record));
-        let kept = deadline::check().and_then(|()| self.keep(&record));
+        let kept = deadline::check().and_then(|()| self.keep(&record, request.rerun.as_ref()));
         let warnings = match kept {
             Ok(warnings) => warnings,
             Err(error) => {
@@ -112,6 +115,7 @@ impl Agent {
                     }
                 }
                 self.remove_etc(name);
+                self.remove_rerun(name);
                 self.drop_sandbox(&record).await;
                 return Err(error);
             }
@@ -120,12 +124,24 @@ impl Agent {
     }
 
     /// Writes the files and the record of a new container. Returns warnings.
-    fn keep(&self, record: &Record) -> Result<Vec<String>, ApiError> {
+    fn keep(&self, record: &Record, rerun: Option<&Rerun>) -> Result<Vec<String>, ApiError> {
         let warnings = self.write_etc(record)?;
+        let refused =
+            |error| self.shared.disk.refuse(&format!("container '{}'", record.name), error);
+        if let Some(rerun) = rerun {
+            let state_dir = &self.shared.options.state_dir;
+            reruns::write(state_dir, &record.name, rerun).map_err(refused)?;
+        }
         let put = self.shared.containers().put(record.clone());
-        let what = format!("container '{}'", record.name);
-        put.map_err(|error| self.shared.disk.refuse(&what, error))?;
+        put.map_err(refused)?;
         Ok(warnings)
+    }
+
+    /// Removes what the command of a container is started again with.
+    fn remove_rerun(&self, name: &Name) {
+        if let Err(error) = reruns::remove(&self.shared.options.state_dir, name) {
+            tracing::warn!("container '{name}': what it is started again with: {error}");
+        }
     }
 
     /// Handles a `create` request whose container exists. Valid only for `attach` of the same
@@ -260,23 +276,45 @@ impl Agent {
             // The container was removed while its command was ending.
             return match state {
                 ContainerState::Exited { .. } => Ok(()),
-                ContainerState::Running { .. } => Err(self.unknown_container(name)),
+                ContainerState::Running { .. } | ContainerState::Restarting { .. } => {
+                    Err(self.unknown_container(name))
+                }
             };
         };
+        let supervised = |record: &mut Record, by: Supervised| {
+            record.supervisor = Process::find(by.pid);
+            record.restarts = by.restarts;
+            record.failing = by.failing;
+        };
+        record.boot = boot();
+        record.waiting = false;
         match state {
-            ContainerState::Running { pid, log } => {
+            ContainerState::Running { pid, log, supervisor } => {
                 record.process = Process::find(pid);
                 record.exit_code = None;
                 record.log = log;
+                if let Some(by) = supervisor {
+                    supervised(&mut record, by);
+                }
+            }
+            ContainerState::Restarting { code, log, supervisor } => {
+                record.process = None;
+                record.exit_code = Some(code);
+                record.log = log;
+                record.waiting = true;
+                supervised(&mut record, supervisor);
             }
             ContainerState::Exited { code } => {
                 record.process = None;
                 record.exit_code = Some(code);
+                record.supervisor = None;
+                record.failing = None;
                 if record.auto_remove {
                     return self.take_away(&record).await;
                 }
             }
         }
+        self.tell_failing(&record);
         let put = self.shared.containers().put(record);
         // A note of its networks, made since the record was read, is lost.
         self.shared.networks_changed.notify_one();
@@ -286,6 +324,7 @@ impl Agent {
     pub(super) async fn remove_container(&self, name: &Name, force: bool) -> Result<(), ApiError> {
         self.shared.usable_store().await?;
         let record = self.record_of(name).ok_or_else(|| self.unknown_container(name))?;
+        let record = self.look_again(record).await;
         self.shared.disk.removable(&format!("container '{name}'"))?;
         let sharers: Vec<String> = self
             .shared
@@ -307,39 +346,36 @@ impl Agent {
                     "container '{name}' is running (pid {pid}): stop it first, or use 'culvert rm -f {name}'"
                 )));
             }
-            Self::kill_process(&record).await?;
+        } else if !force && !record.restart.is_no() && record.supervised() {
+            return Err(conflict(format!(
+                "container '{name}' is restarting (--restart {}): use 'culvert rm -f {name}'",
+                record.restart
+            )));
         }
+        Self::kill_process(&record).await?;
         self.take_away(&record).await
     }
 
-    /// Removes containers of `run --rm` whose command has ended and whose supervisor is gone
-    /// without a report.
-    pub(crate) async fn remove_abandoned(&self) {
-        let dead = |record: &Record| {
-            record.auto_remove && record.process.is_some_and(|process| !process.lives())
-        };
-        let abandoned: Vec<Name> = {
-            let containers = self.shared.containers();
-            containers.iter().filter(|r| dead(r)).map(|r| r.name.clone()).collect()
-        };
-        for name in abandoned {
-            let _turn = self.shared.turns.wait(&name).await;
-            // Checked again: another request may have removed or changed the container since.
-            let Some(record) = self.record_of(&name).filter(dead) else { continue };
-            if let Err(error) = self.take_away(&record).await {
-                tracing::warn!("container '{name}': {error}");
-            }
+    /// Kills the command of a container, and waits until it is gone. Its supervisor is killed first
+    /// if it would start the command again.
+    pub(crate) async fn kill_process(record: &Record) -> Result<(), ApiError> {
+        if let Some(supervisor) = record.supervisor.filter(|_| !record.restart.is_no()) {
+            // The kernel kills the command with it.
+            Self::kill(record, supervisor).await?;
+        }
+        match record.process {
+            // Its supervisor reaps it.
+            Some(process) => Self::kill(record, process).await,
+            None => Ok(()),
         }
     }
 
-    /// Kills the command of a container, and waits until it is gone.
-    pub(crate) async fn kill_process(record: &Record) -> Result<(), ApiError> {
-        let Some(process) = record.process else { return Ok(()) };
+    /// Kills a process of a container, and waits until it is gone.
+    async fn kill(record: &Record, process: Process) -> Result<(), ApiError> {
         let opened = process.open().map_err(|error| {
             internal(&format!("container '{}': {}", record.name, name_limit(error)))
         })?;
         let Some(running) = opened else { return Ok(()) };
-        // The supervisor reaps it.
         running.kill();
         let ended = tokio::time::timeout(KILLED, running.ended()).await.map_err(|_| {
             conflict(format!(
@@ -365,7 +401,9 @@ impl Agent {
             Origin::Shares(_) | Origin::Host => {}
         }
         self.remove_etc(&record.name);
+        self.remove_rerun(&record.name);
         let removed = self.shared.containers().remove(&record.name);
+        self.shared.problems.set(&format!("command/{}", record.name), None);
         let what = format!("container '{}'", record.name);
         removed.map_err(|error| self.shared.disk.refuse(&what, error))
     }

@@ -5,6 +5,7 @@
 //! engine. If the engine fails, the request reverts its transaction.
 
 mod attach;
+mod commands;
 mod container;
 mod expose;
 mod known;

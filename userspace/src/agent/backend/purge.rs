@@ -28,9 +28,13 @@ impl Agent {
             )),
             other => other.into(),
         })?;
-        let records: Vec<Record> = self.all_records();
-        for record in &records {
-            Self::kill_process(record).await?;
+        // No command is started again from now on.
+        let _starting = self.shared.starting.lock().await;
+        let mut records: Vec<Record> = Vec::new();
+        for record in self.all_records() {
+            let record = self.look_again(record).await;
+            Self::kill_process(&record).await?;
+            records.push(record);
         }
         // The agent does not register the node again.
         self.shared.leaving.cancel();

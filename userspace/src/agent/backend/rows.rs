@@ -26,8 +26,11 @@ pub(super) fn container(shared: &Shared, record: &Record) -> ContainerRow {
     ContainerRow {
         name: record.name.to_string(),
         mode,
+        state: state(record).to_owned(),
         pid: record.running(),
         exit_code: record.exit_code,
+        restart: record.restart,
+        restarts: record.restarts,
         netns: record.netns.display().to_string(),
         log: record.log.as_ref().map(|path| path.display().to_string()),
         networks,
@@ -39,6 +42,19 @@ pub(super) fn container(shared: &Shared, record: &Record) -> ContainerRow {
         hostname,
         etc: named.map(|name| etc::directory(state_dir, name).display().to_string()),
         warnings: Vec::new(),
+    }
+}
+
+/// The state of a container's command, as in [`ContainerRow::state`].
+fn state(record: &Record) -> &'static str {
+    match record.exit_code {
+        _ if record.running().is_some() => "running",
+        Some(_) if record.waiting && record.supervised() => "restarting",
+        Some(_) => "exited",
+        // Nobody has reported how it ended.
+        None if record.process.is_some() => "exited",
+        None if record.origin == Origin::Attached => "attached",
+        None => "created",
     }
 }
 

@@ -208,6 +208,7 @@ impl Agent {
             None => Kind::Etcd.to_string(),
         };
         let counts = shared.map_counts.get().unwrap_or_else(|| self.read_counts());
+        let restarts = shared.containers().iter().map(|record| u64::from(record.restarts)).sum();
         let (uplinks, price) = shared.platform.uplinks();
         let device = shared.platform.device();
         let (mode, reason) = choice::choose(shared.options.datapath, &uplinks, price);
@@ -250,6 +251,7 @@ impl Agent {
                 endpoints,
                 fdb: counts.fdb,
                 neighbours: counts.neighbours,
+                restarts,
             },
             problems,
             repairs: shared.repairs.all().into_iter().map(repair_row).collect(),

@@ -29,7 +29,6 @@ use self::{
     reading::{Reading, finished},
 };
 use super::{
-    backend::Agent,
     memory,
     platform::{HostEvent, Remote},
     shared::Shared,
@@ -418,9 +417,6 @@ impl Engine {
         self.work.extend(self.local.keys().cloned().map(Work::Plug));
         self.check_uplinks().await;
         self.hold_ports(true);
-        // A task of its own: it waits for the engine.
-        let agent = Agent::new(Arc::clone(&self.shared));
-        self.shared.tasks.spawn(async move { agent.remove_abandoned().await });
     }
 
     async fn check_uplinks(&self) {

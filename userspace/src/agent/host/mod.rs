@@ -3,6 +3,7 @@
 
 mod assist;
 mod clients;
+mod commands;
 mod devices;
 mod error;
 pub(super) mod facts;

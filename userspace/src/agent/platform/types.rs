@@ -13,7 +13,8 @@ use crate::datapath::entry::UnderlayPath;
 
 use crate::{
     api::types::{ApiError, ErrorKind},
-    model::NetnsId,
+    model::{Name, NetnsId},
+    sandbox::{SuperviseSpec, Surroundings},
 };
 
 /// Why a device could not be made, changed or removed.
@@ -57,6 +58,37 @@ pub(crate) struct Adopted {
     pub(crate) path: PathBuf,
     /// If the path leads through a process: that process's number, and the namespace that it is in.
     pub(crate) through: Option<(i32, NetnsId)>,
+}
+
+/// A supervisor to start.
+#[derive(Clone, Debug)]
+pub(crate) struct Launch {
+    /// What it runs.
+    pub(crate) spec: SuperviseSpec,
+    /// What it gets in place of the agent's own.
+    pub(crate) surroundings: Surroundings,
+    /// Socket of the agent that it reports to.
+    pub(crate) socket: PathBuf,
+}
+
+/// A container whose supervisor is looked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    /// Its name.
+    pub(crate) name: Name,
+    /// Its namespace. `None`: the host's.
+    pub(crate) netns: Option<PathBuf>,
+}
+
+/// A supervisor that was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// Its process number.
+    pub(crate) supervisor: i32,
+    /// Process number of its command, if that runs.
+    pub(crate) pid: Option<i32>,
+    /// Log of a detached command.
+    pub(crate) log: Option<PathBuf>,
 }
 
 /// A port of the host, held until this value is dropped.

@@ -140,6 +140,11 @@ impl World {
         let agent = Arc::new(Agent::new(Arc::clone(&shared)));
         let keeper = Arc::clone(&agent);
         shared.tasks.spawn(async move { keeper.keep_known().await });
+        let keeper = Arc::clone(&agent);
+        shared.tasks.spawn(async move {
+            keeper.find_commands().await;
+            keeper.keep_commands(PERIODS.retry).await;
+        });
         (
             Running { agent, shared, paper: Arc::clone(paper), tasks, follower: Some(follower) },
             entry,

@@ -21,8 +21,8 @@ use crate::{
     agent::{
         conntrack::testing::MemoryFlows,
         platform::{
-            Adopted, Devices, Facts, Holder, HostEvent, Maps, Paths, PlugError, PortError,
-            PortHold, Ports, Remote, Underlay,
+            Adopted, Commands, Devices, Facts, Found, Holder, HostEvent, Launch, Maps, Paths,
+            PlugError, PortError, PortHold, Ports, Remote, Underlay, Wanted,
         },
     },
     api::types::{ApiError, ErrorKind},
@@ -77,6 +77,12 @@ pub(super) struct State {
     pub(super) dropped: BTreeMap<DropReason, u64>,
     /// The host's resolv.conf.
     pub(super) resolv_conf: String,
+    /// Supervisors that the agent has started. They do nothing.
+    pub(super) launched: Vec<Launch>,
+    /// Error of every start of a supervisor.
+    pub(super) refuse_launch: Option<String>,
+    /// Supervisors that run, by container.
+    pub(super) supervisors: BTreeMap<Name, Found>,
     next_ifindex: u32,
 }
 
@@ -214,6 +220,24 @@ impl Kernel for Paper {
         op.apply_to(&mut state.tables);
         state.ops.push(*op);
         Ok(())
+    }
+}
+
+#[async_trait]
+impl Commands for Paper {
+    async fn supervise(&self, launch: &Launch) -> Result<(), String> {
+        let mut state = self.state();
+        state.launched.push(launch.clone());
+        state.refuse_launch.clone().map_or(Ok(()), Err)
+    }
+
+    async fn supervised(&self, wanted: Vec<Wanted>, _logs: &Path) -> BTreeMap<Name, Found> {
+        let state = self.state();
+        let found = wanted.into_iter().filter_map(|wanted| {
+            let found = state.supervisors.get(&wanted.name)?.clone();
+            Some((wanted.name, found))
+        });
+        found.collect()
     }
 }
 

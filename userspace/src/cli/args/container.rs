@@ -6,13 +6,14 @@ use clap::Args;
 
 use crate::{
     cli::value,
-    model::{Domain, HostEntry, MacAddr, Name, NameOptions, ResolverOption},
+    model::{Domain, HostEntry, MacAddr, Name, NameOptions, ResolverOption, RestartPolicy},
 };
 
 pub(super) const RUN_EXAMPLES: &str = "EXAMPLES:
   culvert run --name over1 --network overlaynet1 -- sh
   culvert run --name web --network overlaynet1 --ip 10.0.0.80 -d -- httpd -f -p 80
   culvert run --name app -p 8080:80 -p 127.0.0.1::9090/udp -d -- app
+  culvert run --name db --restart always -d -- db      again when it ends, and after a reboot
   culvert run --name log -d --log-opt max-size=1m --log-opt max-file=5 -- app -v
   culvert run --name probe --network container:web --rm -- ip address
   culvert run --name job --dns 10.0.0.53 --add-host db:10.0.0.9 --rm -- ping -c 1 db
@@ -89,6 +90,14 @@ pub(crate) struct RunArgs {
         value_parser = value::log_opt
     )]
     pub(crate) log_opt: Vec<value::LogOpt>,
+    /// When -d starts the command again: no, on-failure[:MAX], always or unless-stopped
+    #[arg(
+        long,
+        value_name = "POLICY",
+        default_value_t = RestartPolicy::No,
+        value_parser = value::restart
+    )]
+    pub(crate) restart: RestartPolicy,
     /// Remove the container when the command ends
     #[arg(long)]
     pub(crate) rm: bool,

@@ -28,19 +28,13 @@ impl Row for ContainerRow {
             Some(ip6) => format!("{} {ip6}", network.ip),
             None => network.ip.clone(),
         });
-        let status = match (self.pid, self.exit_code) {
-            (Some(_), _) => "running".to_owned(),
-            (None, Some(code)) => format!("exited ({code})"),
-            (None, None) if self.mode == "attached" => "attached".to_owned(),
-            (None, None) => "created".to_owned(),
-        };
         vec![
             self.name.clone(),
             match &self.shares {
                 Some(other) => format!("{}:{other}", self.mode),
                 None => self.mode.clone(),
             },
-            status,
+            status(self),
             output::list(self.pid),
             output::list(networks.iter().map(|network| &network.name)),
             output::list(addresses),
@@ -48,6 +42,24 @@ impl Row for ContainerRow {
             output::list(networks.iter().flat_map(|network| &network.ports)),
             shorten(&self.command.join(" ")),
         ]
+    }
+}
+
+/// The cell about a container's command.
+fn status(row: &ContainerRow) -> String {
+    let state = match (row.state.as_str(), row.pid, row.exit_code) {
+        // An agent of an earlier version.
+        ("", Some(_), _) => "running".to_owned(),
+        ("", None, Some(code)) | ("exited", _, Some(code)) => format!("exited ({code})"),
+        ("", None, None) if row.mode == "attached" => "attached".to_owned(),
+        ("", None, None) => "created".to_owned(),
+        ("restarting", _, Some(code)) => format!("restarting ({code})"),
+        (state, _, _) => state.to_owned(),
+    };
+    match row.restarts {
+        0 => state,
+        1 => format!("{state}, 1 restart"),
+        many => format!("{state}, {many} restarts"),
     }
 }
 
@@ -88,6 +100,7 @@ pub(crate) async fn attach(
             auto_remove: false,
             command: Vec::new(),
             names: NameOptions::default(),
+            rerun: None,
         })
         .await?;
     created(row, format, out)

@@ -11,6 +11,7 @@ mod network;
 mod node;
 mod run;
 mod show;
+mod telling;
 
 pub(super) use container::{attach, detach, ps, rm};
 pub(super) use doctor::doctor;

@@ -1,0 +1,282 @@
+//! Commands whose supervisor is gone: they are started again as their policy says, and containers
+//! of `run --rm` are removed. Commands that the agent was not told of are found.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use tokio::task::JoinHandle;
+
+use super::{Agent, rows};
+use crate::{
+    agent::{
+        containers::{Origin, Process, Record, boot},
+        platform::{Found, Launch, Wanted},
+        reruns,
+        state::PlugState,
+    },
+    api::types::Rerun,
+    model::Name,
+    sandbox::{LogLimits, SuperviseSpec, Surroundings},
+};
+
+/// Pauses between two attempts to start a supervisor: the first, and the longest. A supervisor that
+/// runs has pauses of its own.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// An attempt to start a supervisor.
+struct Attempt {
+    /// Ends when the command runs or could not be started.
+    task: JoinHandle<Result<(), String>>,
+    /// The pause after it.
+    pause: Duration,
+    /// When the next attempt may be made, once this one has failed.
+    next: Option<Instant>,
+}
+
+impl Agent {
+    /// Directory of the logs of detached commands.
+    fn logs(&self) -> PathBuf {
+        self.shared.options.state_dir.join("logs")
+    }
+
+    /// Looks for the commands of all containers of which the agent knows neither command nor end:
+    /// they were started, or have ended, while no agent was there to be told.
+    pub(crate) async fn find_commands(&self) {
+        let unknown: Vec<Record> = {
+            let containers = self.shared.containers();
+            let unknown = |record: &&Record| record.unreported() && record.running().is_none();
+            containers.iter().filter(unknown).cloned().collect()
+        };
+        for (name, found) in self.look_for(&unknown).await {
+            let _turn = self.shared.turns.wait(&name).await;
+            if let Some(record) = self.record_of(&name) {
+                self.adopt_command(record, found);
+            }
+        }
+        // The others tell of themselves.
+        for record in self.shared.containers().iter() {
+            self.tell_failing(record);
+        }
+    }
+
+    /// Looks for the command of a container, if it may run unknown. Returns the record with what was
+    /// found. The caller has the container's turn.
+    pub(super) async fn look_again(&self, record: Record) -> Record {
+        if !record.unreported() || record.running().is_some() || record.supervised() {
+            return record;
+        }
+        match self.look_for(std::slice::from_ref(&record)).await.remove(&record.name) {
+            Some(found) => self.adopt_command(record, found),
+            None => record,
+        }
+    }
+
+    async fn look_for(&self, records: &[Record]) -> BTreeMap<Name, Found> {
+        let wanted: Vec<Wanted> = records
+            .iter()
+            // Commands in other programs' namespaces are not Culvert's.
+            .filter(|record| record.origin != Origin::Attached)
+            .map(|record| Wanted {
+                name: record.name.clone(),
+                netns: (record.origin != Origin::Host).then(|| record.netns.clone()),
+            })
+            .collect();
+        if wanted.is_empty() {
+            return BTreeMap::new();
+        }
+        self.shared.platform.supervised(wanted, &self.logs()).await
+    }
+
+    fn adopt_command(&self, mut record: Record, found: Found) -> Record {
+        let Found { supervisor, pid, log } = found;
+        record.supervisor = Process::find(supervisor);
+        if record.supervisor.is_none() {
+            return record;
+        }
+        record.process = pid.and_then(Process::find);
+        record.waiting = record.process.is_none() && record.exit_code.is_some();
+        if record.process.is_some() {
+            record.exit_code = None;
+        }
+        record.log = record.log.or(log);
+        record.boot = boot();
+        tracing::info!(
+            "container '{}': its supervisor (pid {supervisor}) was found, with {}",
+            record.name,
+            pid.map_or("no command".to_owned(), |pid| format!("its command (pid {pid})"))
+        );
+        if let Err(error) = self.shared.containers().put(record.clone()) {
+            // What was found is used nevertheless, and the supervisor tells of it.
+            self.shared.disk.refuse(&format!("container '{}'", record.name), error);
+        }
+        record
+    }
+
+    /// Sets or clears the problem of a container whose command keeps failing.
+    pub(super) fn tell_failing(&self, record: &Record) {
+        let name = &record.name;
+        let failing = record.failing.as_ref().filter(|_| record.supervised());
+        let line = failing.map(|how| {
+            format!(
+                "container '{name}': its command keeps failing ({how}) and is started again after pauses of up to 1 min: 'culvert logs {name}' shows its output"
+            )
+        });
+        self.shared.problems.set(&format!("command/{name}"), line);
+    }
+
+    /// Looks after commands without a supervisor every `period`, until the agent stops.
+    pub(crate) async fn keep_commands(&self, period: Duration) {
+        if !self.shared.wait_ready().await {
+            return;
+        }
+        let mut attempts = BTreeMap::new();
+        loop {
+            self.remove_abandoned().await;
+            self.start_orphaned(&mut attempts).await;
+            tokio::select! {
+                () = self.shared.shutdown.cancelled() => return,
+                () = tokio::time::sleep(period) => {}
+            }
+        }
+    }
+
+    fn names_of(&self, which: impl Fn(&Record) -> bool) -> Vec<Name> {
+        let containers = self.shared.containers();
+        containers.iter().filter(|record| which(record)).map(|r| r.name.clone()).collect()
+    }
+
+    /// Removes containers of `run --rm` whose command has ended and whose supervisor is gone
+    /// without a report, as in a reboot.
+    async fn remove_abandoned(&self) {
+        for name in self.names_of(Record::abandoned) {
+            let _turn = self.shared.turns.wait(&name).await;
+            // Checked again: another request may have removed or changed the container since.
+            let Some(record) = self.record_of(&name).filter(Record::abandoned) else { continue };
+            let problem = format!("abandoned/{name}");
+            match self.take_away(&record).await {
+                Ok(()) => {
+                    tracing::info!("container '{name}': its command is gone, it is removed (--rm)");
+                    if let Some(log) = &record.log
+                        && let Err(error) = crate::sandbox::remove_log(log)
+                    {
+                        tracing::warn!("log {}: {error}", log.display());
+                    }
+                    self.shared.problems.set(&problem, None);
+                }
+                Err(error) => {
+                    let line = format!(
+                        "container '{name}': its command is gone, and it cannot be removed (--rm): {error}; trying again"
+                    );
+                    self.shared.problems.set(&problem, Some(line));
+                }
+            }
+        }
+    }
+
+    /// Starts supervisors for commands that are to run and have none.
+    async fn start_orphaned(&self, attempts: &mut BTreeMap<Name, Attempt>) {
+        // 'purge' has it while it removes the containers.
+        let Ok(_starting) = self.shared.starting.try_lock() else { return };
+        let orphaned = self.names_of(Record::orphaned);
+        for name in attempts.keys().filter(|name| !orphaned.contains(name)) {
+            self.shared.problems.set(&format!("start/{name}"), None);
+        }
+        attempts.retain(|name, attempt| orphaned.contains(name) || !attempt.task.is_finished());
+        for name in orphaned {
+            if let Some(attempt) = attempts.get_mut(&name)
+                && !self.may_try_again(&name, attempt).await
+            {
+                continue;
+            }
+            // A request that is about this container comes first.
+            let Some(_turn) = self.shared.turns.take(&name) else { continue };
+            let Some(record) = self.record_of(&name).filter(Record::orphaned) else { continue };
+            if !self.has_network(&record) {
+                continue;
+            }
+            // A supervisor that has not been able to tell of itself.
+            let record = self.look_again(record).await;
+            if !record.orphaned() {
+                continue;
+            }
+            let pause = attempts.get(&name).map_or(PAUSES.0, |a| (a.pause * 2).min(PAUSES.1));
+            let launch = self.launch(&record);
+            let platform = std::sync::Arc::clone(&self.shared.platform);
+            tracing::info!("container '{name}': its command is started again ({})", record.restart);
+            // The supervisor reports to the agent before this ends, and needs the turn for it.
+            let task = tokio::spawn(async move { platform.supervise(&launch?).await });
+            attempts.insert(name, Attempt { task, pause, next: None });
+        }
+    }
+
+    /// Whether an attempt has ended long enough ago.
+    async fn may_try_again(&self, name: &Name, attempt: &mut Attempt) -> bool {
+        if let Some(next) = attempt.next {
+            return Instant::now() >= next;
+        }
+        if !attempt.task.is_finished() {
+            return false;
+        }
+        let ended = (&mut attempt.task).await;
+        let why = match ended {
+            Ok(Ok(())) => "its supervisor has ended without a report".to_owned(),
+            Ok(Err(why)) => why,
+            Err(_) => "the task that starts it has ended".to_owned(),
+        };
+        let line =
+            format!("container '{name}': its command is not started again: {why}; trying again");
+        self.shared.problems.set(&format!("start/{name}"), Some(line));
+        attempt.next = Some(Instant::now() + attempt.pause);
+        false
+    }
+
+    /// Whether the sandbox that a container uses has its interfaces.
+    fn has_network(&self, record: &Record) -> bool {
+        let (holder, owned) = match &record.origin {
+            Origin::Host => return true,
+            Origin::Shares(other) => {
+                let other = self.record_of(other);
+                match other {
+                    Some(other) => (other.name.clone(), other.origin == Origin::Owned),
+                    None => return true,
+                }
+            }
+            Origin::Owned => (record.name.clone(), true),
+            Origin::Attached => (record.name.clone(), false),
+        };
+        let ready = |id: &str| matches!(self.shared.plugs.get(id), Some(PlugState::Ready { .. }));
+        self.endpoints_of(&holder).iter().all(|(_, id)| ready(id))
+            && (!owned || self.shared.platform.sandbox_exists(&holder))
+    }
+
+    /// The supervisor that starts the command of a container again.
+    fn launch(&self, record: &Record) -> Result<Launch, String> {
+        let rerun = reruns::read(&self.shared.options.state_dir, &record.name);
+        let Rerun { restart, environment, directory, umask, log_max_size, log_max_files } =
+            rerun.map_err(|error| error.to_string())?;
+        let row = rows::container(&self.shared, record);
+        let log = record.log.clone();
+        let log = log.unwrap_or_else(|| self.logs().join(format!("{}.log", record.name)));
+        let spec = SuperviseSpec {
+            name: row.name,
+            netns: (record.origin != Origin::Host).then(|| record.netns.clone()),
+            hostname: row.hostname,
+            etc: row.etc.map(PathBuf::from),
+            command: record.command.clone(),
+            log: Some(log),
+            log_limits: LogLimits { max_size: log_max_size, max_files: log_max_files },
+            restart,
+            restarts: Some(record.restarts.saturating_add(1)),
+        };
+        let surroundings = Surroundings {
+            environment: Some(environment),
+            directory: Some(directory),
+            umask: Some(umask),
+            files: None,
+        };
+        Ok(Launch { spec, surroundings, socket: self.shared.options.socket.clone() })
+    }
+}

@@ -1,0 +1,182 @@
+//! Supervisors of commands.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    fs,
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+};
+
+use async_trait::async_trait;
+
+use super::{Host, error::blocking};
+use crate::{
+    agent::{
+        open_files,
+        platform::{Commands, Found, Launch, Wanted},
+    },
+    model::{Name, NetnsId},
+    netns::Netns,
+    sandbox::{SuperviseSpec, Surroundings, spawn_detached},
+};
+
+#[async_trait]
+impl Commands for Host {
+    async fn supervise(&self, launch: &Launch) -> Result<(), String> {
+        let Launch { spec, surroundings, socket } = launch;
+        // The agent has raised its own limit, which programs that use select(2) cannot stand.
+        let surroundings = Surroundings { files: open_files::before(), ..surroundings.clone() };
+        let arguments: [OsString; 2] = ["--socket".into(), socket.into()];
+        let started = spawn_detached(spec, &arguments, &surroundings).await;
+        started.map(drop).map_err(|error| error.message)
+    }
+
+    async fn supervised(&self, wanted: Vec<Wanted>, logs: &Path) -> BTreeMap<Name, Found> {
+        let logs = logs.to_owned();
+        blocking(move || find(&wanted, &logs)).await.unwrap_or_default()
+    }
+}
+
+/// Looks through all processes.
+fn find(wanted: &[Wanted], logs: &Path) -> BTreeMap<Name, Found> {
+    let mut found: BTreeMap<Name, Found> = BTreeMap::new();
+    let mut parents: Vec<(i32, i32)> = Vec::new();
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    for pid in pids {
+        // A process that ends meanwhile has no files.
+        let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
+        parents.extend(parent(pid).map(|parent| (pid, parent)));
+        let Some(supervised) = Supervised::parse(&line) else { continue };
+        let is_ours = |wanted: &&Wanted| supervised.is_for(wanted, logs);
+        if let Some(wanted) = wanted.iter().find(is_ours) {
+            let Supervised { log, .. } = supervised;
+            found.insert(wanted.name.clone(), Found { supervisor: pid, pid: None, log });
+        }
+    }
+    for Wanted { name, netns } in wanted {
+        let Some(found) = found.get_mut(name) else { continue };
+        let mut children = parents.iter().filter(|(_, parent)| *parent == found.supervisor);
+        let is_inside = |pid: i32| match netns.as_deref().map(Netns::open) {
+            // If the name of the namespace is lost, the supervisor has named it.
+            None | Some(Err(_)) => true,
+            Some(Ok(sandbox)) => namespace(pid) == Some(sandbox.id()),
+        };
+        found.pid = children.find(|(pid, _)| is_inside(*pid)).map(|(pid, _)| *pid);
+    }
+    // The command of `run` in the foreground, which may not have begun or have ended, is known by
+    // its namespace alone.
+    found.retain(|_, found| found.log.is_some() || found.pid.is_some());
+    found
+}
+
+/// What the command line of a supervisor says.
+#[derive(Debug, PartialEq, Eq)]
+struct Supervised {
+    name: String,
+    /// `None` in the foreground.
+    log: Option<PathBuf>,
+}
+
+impl Supervised {
+    /// Reads a command line as in proc(5). `None`: it is no supervisor's.
+    fn parse(line: &[u8]) -> Option<Self> {
+        let mut args = line.split(|byte| *byte == 0);
+        let ends = |arg: &&[u8]| *arg == b"__supervise" || *arg == b"--";
+        let run: Vec<&[u8]> = args.by_ref().take_while(|arg| !ends(arg)).collect();
+        if let Some(Ok(spec)) = args.next().map(serde_json::from_slice::<SuperviseSpec>) {
+            return Some(Self { name: spec.name, log: Some(spec.log?) });
+        }
+        if !run.contains(&b"run".as_slice()) {
+            return None;
+        }
+        let mut rest = run.iter();
+        let name = rest.find_map(|arg| match arg.strip_prefix(b"--name") {
+            Some(b"") => Some(None),
+            Some(value) => value.strip_prefix(b"=").map(Some),
+            None => None,
+        })?;
+        let name = name.or_else(|| rest.next().copied())?;
+        Some(Self { name: OsStr::from_bytes(name).to_str()?.to_owned(), log: None })
+    }
+
+    fn is_for(&self, wanted: &Wanted, logs: &Path) -> bool {
+        self.name == wanted.name.as_str()
+            && match &self.log {
+                Some(log) => log.parent() == Some(logs),
+                // Only the namespace tells the container of this agent from that of another one.
+                None => wanted.netns.is_some(),
+            }
+    }
+}
+
+/// Parent of a process: field 4 of proc(5), behind the name in parentheses and the state.
+fn parent(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(") ")?;
+    let mut fields = rest.split(' ');
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    fields.next()?.parse().ok()
+}
+
+fn namespace(pid: i32) -> Option<NetnsId> {
+    Netns::from_pid(pid).ok().map(|netns| netns.id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(args: &[&str]) -> Option<Supervised> {
+        let mut line = args.join("\0").into_bytes();
+        line.push(0);
+        Supervised::parse(&line)
+    }
+
+    #[test]
+    fn supervisors_are_known_by_their_command_line() {
+        let spec =
+            r#"{"name":"web","netns":"/run/netns/web","command":["run"],"log":"/s/logs/web.log"}"#;
+        let detached = parsed(&["culvert", "--socket", "/x", "__supervise", spec]).unwrap();
+        assert_eq!(detached.name, "web");
+        let wanted = |name: &str, netns: Option<&str>| Wanted {
+            name: name.parse().unwrap(),
+            netns: netns.map(PathBuf::from),
+        };
+        assert!(detached.is_for(&wanted("web", None), Path::new("/s/logs")));
+        assert!(!detached.is_for(&wanted("db", None), Path::new("/s/logs")));
+        // Another agent of this machine has a container of this name, too.
+        assert!(!detached.is_for(&wanted("web", None), Path::new("/t/logs")));
+
+        for args in [
+            &["culvert", "run", "--name", "web", "--", "sh"][..],
+            &["culvert", "--timeout", "1s", "run", "--network", "none", "--name=web", "sh"],
+        ] {
+            let run = parsed(args).unwrap();
+            assert_eq!((run.name.as_str(), run.log.as_ref()), ("web", None), "{args:?}");
+            assert!(run.is_for(&wanted("web", Some("/run/netns/web")), Path::new("/s/logs")));
+            assert!(!run.is_for(&wanted("web", None), Path::new("/s/logs")));
+        }
+        for args in [
+            &["sh", "-c", "true"][..],
+            &["culvert", "exec", "web", "--", "culvert", "run", "--name", "web"],
+            &["culvert", "run"],
+            &["culvert", "run", "--name"],
+            &["culvert", "__supervise"],
+            &["culvert", "__supervise", "{"],
+            &[""],
+        ] {
+            assert_eq!(parsed(args), None, "{args:?}");
+        }
+    }
+
+    #[test]
+    fn the_parent_of_a_process_is_read() {
+        let own = std::process::id().cast_signed();
+        assert_eq!(parent(own), Some(nix::unistd::getppid().as_raw()));
+        assert_eq!(parent(-1), None);
+    }
+}

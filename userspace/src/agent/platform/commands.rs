@@ -1,0 +1,24 @@
+//! Commands of containers: their supervisors.
+
+use std::{collections::BTreeMap, path::Path};
+
+use async_trait::async_trait;
+
+use super::types::{Found, Launch, Wanted};
+use crate::model::Name;
+
+/// Starts the supervisors of commands, and finds those that run.
+#[async_trait]
+pub(crate) trait Commands: Send + Sync + 'static {
+    /// Starts a supervisor, which does not depend on the agent. Returns once its command runs.
+    ///
+    /// # Errors
+    ///
+    /// The supervisor or its command could not be started, on one line. The supervisor may try
+    /// again by itself: it tells the agent then.
+    async fn supervise(&self, launch: &Launch) -> Result<(), String>;
+
+    /// The supervisors of these containers that run, and their commands. `logs`: directory of the
+    /// logs of this agent's containers.
+    async fn supervised(&self, wanted: Vec<Wanted>, logs: &Path) -> BTreeMap<Name, Found>;
+}
