@@ -39,6 +39,20 @@ pub struct EndpointSpec {
 /// The network is unknown; the container is already in it; its ports cannot be published in it; the
 /// address is refused or none is free; the MAC is refused; the interface name is malformed.
 pub fn create_endpoint(view: &View, spec: &EndpointSpec) -> Result<(Endpoint, Plan), Refusal> {
+    create_endpoint_as(view, spec, &new_id())
+}
+
+/// As [`create_endpoint`], with the identifier `id`, which no other attempt may have. If it is not
+/// known whether the plan was committed, [`fence_endpoint`] makes sure that it is not later.
+///
+/// # Errors
+///
+/// As [`create_endpoint`].
+pub fn create_endpoint_as(
+    view: &View,
+    spec: &EndpointSpec,
+    id: &str,
+) -> Result<(Endpoint, Plan), Refusal> {
     let name = &spec.network;
     let found = network(view, name)?;
     view.usable_network(name).map_err(Refusal::Conflict)?;
@@ -71,7 +85,7 @@ pub fn create_endpoint(view: &View, spec: &EndpointSpec) -> Result<(Endpoint, Pl
     check_mac(view, found, mac, own_mac)?;
     let endpoint = Endpoint {
         schema: SCHEMA,
-        id: new_id(),
+        id: id.to_owned(),
         network: name.clone(),
         vni: found.vni,
         container: spec.container.clone(),
@@ -91,6 +105,10 @@ pub fn create_endpoint(view: &View, spec: &EndpointSpec) -> Result<(Endpoint, Pl
         ],
         writes: vec![put(key, &endpoint)?],
     };
+    if let Some(node) = view.nodes.get(&spec.node) {
+        // `fence_endpoint` writes that key.
+        plan.compares.push(Compare::Unchanged(Key::node(&spec.node), node.revision));
+    }
     if spec.mac.is_some() {
         // MACs have no keys of their own. So a chosen MAC requires that no endpoint of the network
         // was written after the view's revision.
@@ -150,6 +168,30 @@ fn check_mac(view: &View, network: &Network, mac: MacAddr, own: MacAddr) -> Resu
         )));
     }
     Ok(())
+}
+
+/// Plans that the endpoint `id` of `node` does not exist from now on. It is removed if it exists.
+/// Otherwise the node's record is written again as it is: an earlier plan of
+/// [`create_endpoint_as`], of which it is not known whether it was committed, cannot be committed
+/// after that.
+///
+/// # Errors
+///
+/// The record of the endpoint cannot be read.
+pub fn fence_endpoint(view: &View, network: &Name, id: &str, node: &Name) -> Result<Plan, Refusal> {
+    match remove_endpoint(view, network, id) {
+        Err(Refusal::NotFound(_)) => {}
+        removal => return removal,
+    }
+    let mut plan =
+        Plan { compares: vec![Compare::Absent(Key::endpoint(network, id))], writes: Vec::new() };
+    // Without the node's record the earlier plan cannot be committed, which requires it as it was.
+    if let Some(known) = view.nodes.get(node) {
+        let key = Key::node(node);
+        plan.compares.push(Compare::Unchanged(key.clone(), known.revision));
+        plan.writes.push(put(key, &known.record)?);
+    }
+    Ok(plan)
 }
 
 /// Plans the removal of an endpoint and of its address claims.

@@ -15,7 +15,9 @@ use super::{Invalid, Name, Versioned, View};
 use crate::store::{Compare, Write};
 
 pub use crate::store::new_id;
-pub use endpoint::{EndpointSpec, create_endpoint, may_publish, remove_endpoint};
+pub use endpoint::{
+    EndpointSpec, create_endpoint, create_endpoint_as, fence_endpoint, may_publish, remove_endpoint,
+};
 pub use execute::{ExecuteError, execute, execute_below};
 pub use network::{
     NetworkSpec, PREDEFINED_BRIDGE, choose_subnet, create_network, lowest_free_vni, remove_network,

@@ -349,6 +349,39 @@ fn an_endpoint_claims_an_address_of_each_family() {
 }
 
 #[test]
+fn a_plan_whose_commit_is_in_doubt_is_fenced_off() {
+    let mut cluster = Cluster::default();
+    cluster.network(&net("red", 256, &["10.0.0.0/24"]));
+    let host = node("host1", 1);
+    cluster.put(Key::node(&host.name), &host);
+    let (made, plan) = create_endpoint_as(&cluster.view, &wanted("red", "c"), "0a").expect("plan");
+    assert_eq!(made.id, "0a");
+    let revision = cluster.view.nodes[&host.name].revision;
+    let required = Compare::Unchanged(Key::node(&host.name), revision);
+    assert!(plan.compares.contains(&required), "{plan:?}");
+
+    // It was not committed: it requires the node's record as it was, which is written again.
+    let fence = |view: &View| fence_endpoint(view, &name("red"), "0a", &host.name).expect("plan");
+    let fenced = fence(&cluster.view);
+    assert!(fenced.compares.contains(&Compare::Absent(Key::endpoint(&name("red"), "0a"))));
+    cluster.carry_out(fenced.writes);
+    assert_eq!(cluster.view.nodes[&host.name].record, host);
+    assert!(cluster.view.nodes[&host.name].revision > revision);
+
+    // It was committed: it is removed, and the node's record is left alone.
+    cluster.carry_out(plan.writes);
+    let revision = cluster.view.nodes[&host.name].revision;
+    let fenced = fence(&cluster.view);
+    cluster.carry_out(fenced.writes);
+    assert!(cluster.view.endpoints.is_empty() && cluster.view.ipam.is_empty());
+    assert_eq!(cluster.view.nodes[&host.name].revision, revision);
+
+    // The node was removed from the store, and with it what the plan requires.
+    cluster.carry_out(vec![Write::Delete(Key::node(&host.name))]);
+    assert_eq!(fence(&cluster.view).writes, []);
+}
+
+#[test]
 fn an_ipv6_network_gives_macs_from_its_addresses() {
     let mut cluster = Cluster::default();
     cluster.network(&net("six", 256, &["fd00::/64"]));
