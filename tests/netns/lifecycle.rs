@@ -211,6 +211,37 @@ fn a_command_that_starts_while_the_agent_is_away_is_known_later() {
     host.ok(&["rm", "-f", &name]);
 }
 
+/// An agent is killed while it makes a container: what is left is shown, and removed by name.
+#[test]
+#[ignore = "needs root"]
+fn a_namespace_that_a_killed_agent_has_left_is_removed_by_name() {
+    let mut cluster = Cluster::new(1);
+    let name = unique_name("half");
+    let path = format!("/run/netns/{name}");
+    let host = &mut cluster.hosts[0];
+    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    // The store hangs, so that the agent is killed between namespace and record.
+    assert!(cluster.etcd.freeze().is_ok());
+    let host = &mut cluster.hosts[0];
+    let run = host.culvert_command(&["run", "--name", &name, "--network", "net", "--", "true"]);
+    let mut run = Process::spawn(run);
+    wait_until(SOON, "the namespace", || std::path::Path::new(&path).exists());
+    host.stop_agent(Signal::SIGKILL);
+    assert!(!run.wait(SOON).success());
+    assert!(cluster.etcd.thaw().is_ok());
+    let host = &mut cluster.hosts[0];
+    host.start_agent(&[]);
+    host.wait_ready();
+    assert_eq!(row(host, &name)["state"], "unfinished");
+    assert!(host.ok(&["status"]).contains(&format!("'culvert rm {name}'")));
+    host.ok(&["rm", &name]);
+    assert!(!std::path::Path::new(&path).exists());
+    wait_until(SOON, "no problem to be left", || {
+        host.json(&["status"])["problems"].as_array().is_some_and(Vec::is_empty)
+    });
+    host.run_idle(&name, "net", &["--ip", "10.0.0.2"]);
+}
+
 /// A veth, a route or the cause of a map entry is deleted: the agent repairs it.
 #[test]
 #[ignore = "needs root"]

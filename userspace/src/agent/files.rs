@@ -9,7 +9,7 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::{etc, reruns};
+use super::etc;
 use crate::{
     model::Name,
     store::{Known, Witness, new_id},
@@ -204,9 +204,17 @@ pub(crate) fn unmark_purged(state_dir: &Path) -> io::Result<()> {
     fs::remove_file(state_dir.join(PURGED))
 }
 
+/// Directory of [`reruns`](super::reruns) in the state directory.
+pub(crate) const RERUNS: &str = "reruns";
+/// Directory of [`unfinished`](super::unfinished) in the state directory.
+pub(crate) const UNFINISHED: &str = "unfinished";
+/// Directory of [`attempts`](super::attempts) in the state directory.
+pub(crate) const ATTEMPTS: &str = "attempts";
+
 /// Directories of the state directory: records, logs and files of containers, what their commands
-/// are started again with.
-pub(crate) const DIRECTORIES: [&str; 4] = ["containers", "logs", etc::DIRECTORY, reruns::DIRECTORY];
+/// are started again with, what was not finished.
+pub(crate) const DIRECTORIES: [&str; 6] =
+    ["containers", "logs", etc::DIRECTORY, RERUNS, UNFINISHED, ATTEMPTS];
 
 /// Removes the agent's files from the state directory, and the directory if it is then empty.
 /// Errors are ignored: a file that is left does no harm.

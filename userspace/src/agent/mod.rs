@@ -10,12 +10,13 @@
 //! * `conntrack`: ages and removes the flows that the programs make.
 //! * `backend`: carries out the requests of the API.
 //! * `ports`: the published ports of the host.
-//! * `containers`, `files`, `reruns`: the files in the state directory.
+//! * `attempts`, `containers`, `files`, `reruns`, `unfinished`: the files in the state directory.
 //!
 //! The data plane works without an agent: programs, links and maps are pinned. An agent
 //! changes nothing of a former run before it has read the first list of the store.
 
 mod alarms;
+mod attempts;
 mod backend;
 mod conntrack;
 mod containers;
@@ -36,6 +37,7 @@ mod start;
 mod state;
 #[cfg(test)]
 mod tests;
+mod unfinished;
 
 use std::{sync::Arc, time::Duration};
 
@@ -157,6 +159,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     tasks.spawn(shared.disk.clone().keep(shared.shutdown.clone()));
 
     let agent = Arc::new(Agent::new(Arc::clone(&shared)));
+    agent.resume();
     // Before a request may remove the container of a command that runs, and before the engine makes
     // sandboxes anew that a command still has.
     agent.find_commands().await;

@@ -7,6 +7,7 @@ use super::{
     containers::{Containers, Origin},
     files, node,
     shared::Shared,
+    unfinished::Unfinished,
 };
 use crate::{
     config::PurgeOptions,
@@ -54,6 +55,9 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
             }
             containers.remove(&record.name)?;
         }
+    }
+    for name in Unfinished::load(&options.state_dir).left() {
+        tokio::task::spawn_blocking(move || Netns::remove(&name)).await??;
     }
     if Datapath::has_loopback(&options.bpffs)? {
         sandbox::allow_loopback(&netlink, false)?;

@@ -9,14 +9,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::files::write_private;
+use super::files::{RERUNS, write_private};
 use crate::{api::types::Rerun, model::Name};
 
-/// Name of the directory in the state directory.
-pub(crate) const DIRECTORY: &str = "reruns";
-
 fn path(state_dir: &Path, name: &Name) -> PathBuf {
-    state_dir.join(DIRECTORY).join(format!("{name}.json"))
+    state_dir.join(RERUNS).join(format!("{name}.json"))
 }
 
 /// Writes the file of a container.
@@ -25,7 +22,7 @@ fn path(state_dir: &Path, name: &Name) -> PathBuf {
 ///
 /// The directory cannot be made or written to.
 pub(crate) fn write(state_dir: &Path, name: &Name, rerun: &Rerun) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(state_dir.join(DIRECTORY))?;
+    DirBuilder::new().recursive(true).mode(0o700).create(state_dir.join(RERUNS))?;
     write_private(&path(state_dir, name), &serde_json::to_vec(rerun)?)
 }
 
@@ -77,12 +74,12 @@ mod tests {
         remove(dir.path(), &web).unwrap();
         write(dir.path(), &web, &rerun).unwrap();
         // A part of a file that an agent left behind is replaced, whatever its mode is.
-        fs::write(dir.path().join(DIRECTORY).join("web.json.new"), "part").unwrap();
+        fs::write(dir.path().join(RERUNS).join("web.json.new"), "part").unwrap();
         write(dir.path(), &web, &rerun).unwrap();
         assert_eq!(read(dir.path(), &web).unwrap(), rerun);
         let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
         assert_eq!(mode(&path(dir.path(), &web)), 0o600);
-        assert_eq!(mode(&dir.path().join(DIRECTORY)), 0o700);
+        assert_eq!(mode(&dir.path().join(RERUNS)), 0o700);
         remove(dir.path(), &web).unwrap();
         assert!(read(dir.path(), &web).is_err());
     }

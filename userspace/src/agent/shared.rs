@@ -15,11 +15,13 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    attempts::Attempts,
     conntrack,
     containers::Containers,
     platform::Platform,
     ports::{Pending, Reservations},
     state::{Disk, Lives, MapCounts, Plugs, Problems, Readiness, Repairs, StoreHandle, Turns},
+    unfinished::Unfinished,
 };
 use crate::{
     api::{
@@ -84,6 +86,10 @@ pub(crate) struct Shared {
     pub(crate) map_counts: MapCounts,
     /// One request at a time for each container.
     pub(crate) turns: Turns,
+    /// Attempts to make an endpoint, of which it may not be known whether they have succeeded.
+    pub(crate) attempts: Attempts,
+    /// Sandboxes that are being made or removed.
+    pub(crate) unfinished: Unfinished,
     /// Held while commands are started again, and by a purge.
     pub(crate) starting: tokio::sync::Mutex<()>,
     /// Contents of the table of flows, by state.
@@ -109,6 +115,8 @@ impl Shared {
     ) -> Self {
         let problems = Arc::<Problems>::default();
         let disk = Disk::new(options.state_dir.clone(), Arc::clone(&problems));
+        let unfinished = Unfinished::load(&options.state_dir);
+        let attempts = Attempts::new(&options.state_dir);
         Self {
             options,
             record: watch::Sender::new(node.clone()),
@@ -131,6 +139,8 @@ impl Shared {
             plugs: Plugs::default(),
             map_counts: MapCounts::default(),
             turns: Turns::default(),
+            unfinished,
+            attempts,
             starting: tokio::sync::Mutex::default(),
             flows: Arc::default(),
             view: RwLock::new(View::default()),

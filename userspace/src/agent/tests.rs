@@ -5,6 +5,7 @@
 
 mod away;
 mod commands;
+mod doubt;
 mod fake;
 mod faults;
 mod lifecycle;
@@ -16,3 +17,4 @@ mod paper;
 mod ports;
 mod refusals;
 mod requests;
+mod unfinished;

@@ -273,8 +273,9 @@ pub struct ContainerRow {
     /// `none`, `host`, `container`, `bridge`, `overlay` or `attached`. `unknown`: the store has not
     /// been read, and the container was made by an earlier version.
     pub mode: String,
-    /// `created`, `running`, `restarting`, `exited` or `attached`; empty in the answer of an agent
-    /// of an earlier version.
+    /// `created`, `running`, `restarting`, `exited` or `attached`; `unfinished` if an agent was
+    /// killed while it made or removed the container. Empty in the answer of an agent of an earlier
+    /// version.
     #[serde(default)]
     pub state: String,
     /// Pid of the command while it runs.

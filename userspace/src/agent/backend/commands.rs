@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,7 +20,7 @@ use crate::{
     },
     api::types::Rerun,
     model::Name,
-    sandbox::{LogLimits, SuperviseSpec, Surroundings},
+    sandbox::{LogLimits, SuperviseSpec, Surroundings, remove_log},
 };
 
 /// Pauses between two attempts to start a supervisor: the first, and the longest. A supervisor that
@@ -160,11 +161,10 @@ impl Agent {
                 Ok(()) => {
                     tracing::info!("container '{name}': its command is gone, it is removed (--rm)");
                     if let Some(log) = &record.log
-                        && let Err(error) = crate::sandbox::remove_log(log)
+                        && let Err(error) = remove_log(log)
                     {
                         tracing::warn!("log {}: {error}", log.display());
                     }
-                    self.shared.problems.set(&problem, None);
                 }
                 Err(error) => {
                     let line = format!(
@@ -204,7 +204,7 @@ impl Agent {
             }
             let pause = attempts.get(&name).map_or(PAUSES.0, |a| (a.pause * 2).min(PAUSES.1));
             let launch = self.launch(&record);
-            let platform = std::sync::Arc::clone(&self.shared.platform);
+            let platform = Arc::clone(&self.shared.platform);
             tracing::info!("container '{name}': its command is started again ({})", record.restart);
             // The supervisor reports to the agent before this ends, and needs the turn for it.
             let task = tokio::spawn(async move { platform.supervise(&launch?).await });

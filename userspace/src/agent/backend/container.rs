@@ -28,7 +28,7 @@ impl Agent {
         if let Some(record) = self.shared.containers().get(name) {
             return Some(record.clone());
         }
-        self.lost_records().remove(name)
+        self.lost_records().remove(name).or_else(|| self.unfinished_record(name))
     }
 
     /// Records of containers that have endpoints but no file, made from the endpoints.
@@ -48,7 +48,11 @@ impl Agent {
 
     /// The records of all containers of this host, in order of name.
     pub(super) fn all_records(&self) -> Vec<Record> {
-        let mut records = self.lost_records();
+        let left = self.shared.unfinished.left();
+        let left = left.iter().filter_map(|name| self.unfinished_record(name));
+        let mut records: BTreeMap<Name, Record> =
+            left.map(|record| (record.name.clone(), record)).collect();
+        records.extend(self.lost_records());
         records.extend(self.shared.containers().iter().map(|r| (r.name.clone(), r.clone())));
         records.into_values().collect()
     }
@@ -64,6 +68,7 @@ impl Agent {
     ) -> Result<ContainerRow, ApiError> {
         self.shared.usable_store().await?;
         let name = &request.name;
+        self.take_back_first(name).await?;
         if self.record_of(name).is_some() {
             return self.again(request).await;
         }
@@ -120,6 +125,7 @@ impl Agent {
                 return Err(error);
             }
         };
+        self.finished(name);
         Ok(ContainerRow { warnings, ..rows::container(&self.shared, &record) })
     }
 
@@ -243,7 +249,12 @@ impl Agent {
             }
             NetworkOf::Stored(_) | NetworkOf::None => {
                 if request.netns.is_none() && request.pid.is_none() {
-                    let netns = platform.make_sandbox(&name).await?;
+                    // A namespace that exists is another program's, and refused.
+                    if !platform.sandbox_exists(&name) {
+                        self.begin_sandbox(&name)?;
+                    }
+                    let made = platform.make_sandbox(&name).await;
+                    let netns = made.inspect_err(|_| self.finished(&name))?;
                     return Ok(Record::new(name, Origin::Owned, netns));
                 }
                 let found = platform.adopt(request.netns.as_deref(), request.pid).await?;
@@ -262,8 +273,12 @@ impl Agent {
         if record.origin != Origin::Owned {
             return;
         }
-        if let Err(error) = self.shared.platform.remove_sandbox(&record.name).await {
-            tracing::warn!("container '{}': {error}", record.name);
+        match self.shared.platform.remove_sandbox(&record.name).await {
+            Ok(()) => self.finished(&record.name),
+            Err(error) => {
+                tracing::warn!("container '{}': {error}", record.name);
+                self.leave_sandbox(&record.name);
+            }
         }
     }
 
@@ -388,6 +403,12 @@ impl Agent {
 
     /// Removes attachments, sandbox and record of a container.
     pub(super) async fn take_away(&self, record: &Record) -> Result<(), ApiError> {
+        // Of a container without a file nothing would tell of the sandbox, once its endpoints are
+        // gone.
+        if record.origin == Origin::Owned && self.shared.containers().get(&record.name).is_none() {
+            self.begin_sandbox(&record.name)?;
+            self.shared.unfinished.leave(&record.name);
+        }
         for (network, id) in self.endpoints_of(&record.name) {
             self.detach(&network, &id).await?;
         }
@@ -403,9 +424,13 @@ impl Agent {
         self.remove_etc(&record.name);
         self.remove_rerun(&record.name);
         let removed = self.shared.containers().remove(&record.name);
-        self.shared.problems.set(&format!("command/{}", record.name), None);
+        for problem in ["command", "abandoned"] {
+            self.shared.problems.set(&format!("{problem}/{}", record.name), None);
+        }
         let what = format!("container '{}'", record.name);
-        removed.map_err(|error| self.shared.disk.refuse(&what, error))
+        removed.map_err(|error| self.shared.disk.refuse(&what, error))?;
+        self.finished(&record.name);
+        Ok(())
     }
 }
 

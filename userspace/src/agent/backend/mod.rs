@@ -7,6 +7,7 @@
 mod attach;
 mod commands;
 mod container;
+mod doubt;
 mod expose;
 mod known;
 mod names;
@@ -16,6 +17,7 @@ mod node;
 mod purge;
 mod rows;
 mod show;
+mod unfinished;
 
 use std::sync::Arc;
 
@@ -44,6 +46,12 @@ pub(crate) struct Agent {
 impl Agent {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self { shared }
+    }
+
+    /// Takes up what an earlier agent has left halfway. To be called once, before the first request.
+    pub(crate) fn resume(&self) {
+        self.find_unfinished();
+        self.resume_attempts();
     }
 
     /// Waits until no other request is about this container.

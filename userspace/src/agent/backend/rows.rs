@@ -26,7 +26,10 @@ pub(super) fn container(shared: &Shared, record: &Record) -> ContainerRow {
     ContainerRow {
         name: record.name.to_string(),
         mode,
-        state: state(record).to_owned(),
+        state: match shared.unfinished.is_left(&record.name) {
+            true => "unfinished".to_owned(),
+            false => state(record).to_owned(),
+        },
         pid: record.running(),
         exit_code: record.exit_code,
         restart: record.restart,

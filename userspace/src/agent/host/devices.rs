@@ -182,6 +182,10 @@ impl Devices for Host {
         Ok(())
     }
 
+    fn sandbox_path(&self, name: &Name) -> PathBuf {
+        Netns::path_of(name)
+    }
+
     async fn make_sandbox(&self, name: &Name) -> Result<PathBuf, ApiError> {
         let name = name.clone();
         let made = blocking(move || Netns::create(&name).map(|made| made.path().to_owned()));

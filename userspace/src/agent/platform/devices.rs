@@ -76,6 +76,9 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// is published.
     async fn take_loopback(&self, take: bool) -> Result<(), PlugError>;
 
+    /// Path of the sandbox of a container, whether it exists or not.
+    fn sandbox_path(&self, name: &Name) -> PathBuf;
+
     /// Makes the sandbox of a container. Refused if it exists.
     async fn make_sandbox(&self, name: &Name) -> Result<PathBuf, ApiError>;
 

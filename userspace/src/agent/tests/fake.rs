@@ -138,6 +138,7 @@ impl World {
         shared.store.set(Arc::clone(&self.store));
         shared.tasks.spawn(shared.disk.clone().keep(shared.shutdown.clone()));
         let agent = Arc::new(Agent::new(Arc::clone(&shared)));
+        agent.resume();
         let keeper = Arc::clone(&agent);
         shared.tasks.spawn(async move { keeper.keep_known().await });
         let keeper = Arc::clone(&agent);
@@ -174,6 +175,8 @@ impl Running {
             task.abort();
             assert!(task.await.unwrap_err().is_cancelled());
         }
+        // Only now, so that the lease is not revoked.
+        self.shared.shutdown.cancel();
     }
 
     pub(super) async fn network(&self, request: &str) -> Result<String, ApiError> {

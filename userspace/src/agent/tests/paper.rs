@@ -51,6 +51,8 @@ pub(super) struct State {
     pub(super) learned: BTreeMap<FdbKey, LearnedEntry>,
     /// Error of every attempt to plug.
     pub(super) refuse_plug: Option<PlugError>,
+    /// Error of every removal of a sandbox.
+    pub(super) refuse_removal: Option<ApiError>,
     /// Error of every attempt to unplug.
     pub(super) refuse_unplug: Option<PlugError>,
     /// Number of reads of a map for the output of a command.
@@ -331,6 +333,10 @@ impl Devices for Paper {
         Ok(())
     }
 
+    fn sandbox_path(&self, name: &Name) -> PathBuf {
+        Self::path_of(name)
+    }
+
     async fn make_sandbox(&self, name: &Name) -> Result<PathBuf, ApiError> {
         let path = Self::path_of(name);
         let mut state = self.state();
@@ -351,6 +357,9 @@ impl Devices for Paper {
     }
 
     async fn remove_sandbox(&self, name: &Name) -> Result<(), ApiError> {
+        if let Some(error) = &self.state().refuse_removal {
+            return Err(error.clone());
+        }
         self.state().namespaces.remove(&Self::path_of(name));
         Ok(())
     }

@@ -90,7 +90,7 @@ pub(crate) struct RunArgs {
         value_parser = value::log_opt
     )]
     pub(crate) log_opt: Vec<value::LogOpt>,
-    /// When -d starts the command again: no, on-failure[:MAX], always or unless-stopped
+    /// Start the command of -d again: no, on-failure[:MAX], always, unless-stopped
     #[arg(
         long,
         value_name = "POLICY",

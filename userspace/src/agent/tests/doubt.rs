@@ -1,0 +1,195 @@
+//! Commits that the store does not answer, and carries out later.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+
+use super::{
+    fake::{Paper, Running, World, eventually, name, run, stored},
+    refusals::assert_refused,
+};
+use crate::{
+    agent::attempts::{Attempt, Attempts},
+    api::{Backend as _, types::ErrorKind},
+    model::ENDPOINTS,
+    store::{
+        Compare, Kind, LeaseId, Outcome, Revision, Snapshot, StateStore, StoreError, Watch, Write,
+    },
+};
+
+/// A store that can hang: it keeps the first commit of an endpoint, and answers no commit.
+#[derive(Debug)]
+struct Slow {
+    store: Arc<dyn StateStore>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    hangs: bool,
+    kept: Option<(Vec<Compare>, Vec<Write>)>,
+}
+
+impl Slow {
+    fn hang(&self, hangs: bool) {
+        self.state.lock().unwrap().hangs = hangs;
+    }
+
+    /// Carries out the commit that was kept.
+    async fn carry_out(&self) -> Outcome {
+        let (compares, writes) = self.state.lock().unwrap().kept.take().unwrap();
+        self.store.commit(compares, writes).await.unwrap()
+    }
+}
+
+#[async_trait]
+impl StateStore for Slow {
+    fn kind(&self) -> Kind {
+        self.store.kind()
+    }
+
+    async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
+        self.store.snapshot(prefix).await
+    }
+
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
+        self.store.watch(prefix, from).await
+    }
+
+    async fn commit(
+        &self,
+        compares: Vec<Compare>,
+        writes: Vec<Write>,
+    ) -> Result<Outcome, StoreError> {
+        {
+            let mut state = self.state.lock().unwrap();
+            if state.hangs {
+                let is_endpoint = |write: &Write| matches!(write, Write::Put { key, .. } if key.starts_with(ENDPOINTS));
+                if state.kept.is_none() && writes.iter().any(is_endpoint) {
+                    state.kept = Some((compares, writes));
+                }
+                return Err(StoreError::Unavailable("no answer".to_owned()));
+            }
+        }
+        self.store.commit(compares, writes).await
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        self.store.grant(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.store.keep_alive(lease).await
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.store.revoke(lease).await
+    }
+}
+
+async fn slow_world() -> (World, Arc<Slow>) {
+    let mut world = World::new().await;
+    let slow = Arc::new(Slow { store: Arc::clone(&world.store), state: Mutex::default() });
+    world.store = Arc::clone(&slow) as Arc<dyn StateStore>;
+    (world, slow)
+}
+
+fn in_doubt(host: &Running) -> bool {
+    let problems = host.shared.problems.lines();
+    problems.iter().any(|line| line.contains("'web'") && line.contains("an attempt has failed"))
+}
+
+/// Fails to make a container, with an address and a port of its own.
+async fn fail(host: &Running, slow: &Slow) {
+    slow.hang(true);
+    let mut request = run("web", "blue");
+    request.ip = Some("10.0.1.9".parse().unwrap());
+    request.ports = vec!["8080:80".to_owned()];
+    let refused = host.agent.container_create(request).await;
+    assert_refused(refused, ErrorKind::Unavailable, "no answer");
+    assert!(in_doubt(host));
+    assert!(host.paper.state().namespaces.is_empty());
+}
+
+/// Makes the same container.
+async fn succeed(host: &Running, world: &World) {
+    let mut request = run("web", "blue");
+    request.ip = Some("10.0.1.9".parse().unwrap());
+    request.ports = vec!["8080:80".to_owned()];
+    host.agent.container_create(request).await.unwrap();
+    assert_eq!(stored(world).await.endpoints.count(), 1);
+    assert_eq!(host.paper.state().veths.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_has_failed_does_not_come_true_later() {
+    let (world, slow) = slow_world().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.network("blue").await.unwrap();
+    fail(&one, &slow).await;
+    slow.hang(false);
+    eventually("it is taken back", || async { !in_doubt(&one) }).await;
+    assert_eq!(slow.carry_out().await, Outcome::Conflict);
+    assert_eq!(stored(&world).await.endpoints.count(), 0);
+    assert!(Attempts::new(&one.shared.options.state_dir).earlier().0.is_empty());
+    succeed(&one, &world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_run_does_not_wait_until_the_first_is_taken_back() {
+    let (world, slow) = slow_world().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.network("blue").await.unwrap();
+    fail(&one, &slow).await;
+    slow.hang(false);
+    assert!(matches!(slow.carry_out().await, Outcome::Committed(_)));
+    succeed(&one, &world).await;
+    assert!(!in_doubt(&one));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_agent_takes_a_failed_run_back() {
+    let (world, slow) = slow_world().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.network("blue").await.unwrap();
+    let paper = Arc::clone(&one.paper);
+    fail(&one, &slow).await;
+    one.crash().await;
+
+    slow.hang(false);
+    let one = world.start(1, &paper).await.ready().await;
+    eventually("it is taken back", || async { !in_doubt(&one) }).await;
+    assert_eq!(slow.carry_out().await, Outcome::Conflict);
+    assert_eq!(stored(&world).await.endpoints.count(), 0);
+    succeed(&one, &world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_whose_agent_was_killed_is_taken_back_and_one_that_was_complete_is_not() {
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.network("blue").await.unwrap();
+    for container in ["web", "half"] {
+        one.run(container, "blue").await.unwrap();
+    }
+    let paper = Arc::clone(&one.paper);
+    let state_dir = one.shared.options.state_dir.clone();
+    one.stop().await;
+    // The agent was killed after the commit, one time before it had written the record.
+    let attempts = Attempts::new(&state_dir);
+    for endpoint in stored(&world).await.endpoints_in(&name("blue")) {
+        let (id, container) = (endpoint.id.clone(), endpoint.container.clone());
+        attempts.begin(&Attempt::new(id, name("blue"), container, true)).unwrap();
+    }
+    std::fs::remove_file(state_dir.join("containers/half.json")).unwrap();
+    let one = world.start(1, &paper).await.ready().await;
+    eventually("one is taken back", || async { stored(&world).await.endpoints.count() == 1 }).await;
+    one.eventually("its sandbox is gone", |state| state.namespaces.len() == 1).await;
+    eventually("the attempts are over", || async { attempts.earlier().0.is_empty() }).await;
+    let rows = one.agent.containers().await.unwrap();
+    assert_eq!((rows.len(), rows[0].name.as_str()), (1, "web"));
+    eventually("no problem is left", || async { one.shared.problems.lines().is_empty() }).await;
+}
