@@ -254,7 +254,7 @@ impl Backend for Fake {
         let row = ContainerRow {
             name: name.clone(),
             mode: mode.to_owned(),
-            state: "created".to_owned(),
+            state: if mode == "attached" { mode } else { "created" }.to_owned(),
             pid: None,
             exit_code: None,
             restart: match &request.rerun {

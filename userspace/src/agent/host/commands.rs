@@ -82,6 +82,7 @@ struct Supervised {
 impl Supervised {
     /// Reads a command line as in proc(5). `None`: it is no supervisor's.
     fn parse(line: &[u8]) -> Option<Self> {
+        let line = line.strip_suffix(b"\0").unwrap_or(line);
         let mut args = line.split(|byte| *byte == 0);
         let ends = |arg: &&[u8]| *arg == b"__supervise" || *arg == b"--";
         let run: Vec<&[u8]> = args.by_ref().take_while(|arg| !ends(arg)).collect();

@@ -144,8 +144,8 @@ async fn a_second_run_does_not_wait_until_the_first_is_taken_back() {
     let one = world.start(1, &Paper::new()).await.ready().await;
     one.network("blue").await.unwrap();
     fail(&one, &slow).await;
-    slow.hang(false);
     assert!(matches!(slow.carry_out().await, Outcome::Committed(_)));
+    slow.hang(false);
     succeed(&one, &world).await;
     assert!(!in_doubt(&one));
 }

@@ -195,6 +195,7 @@ fn facts(status: &Status, out: &mut dyn Write) -> Result<(), Failure> {
                     conntrack.flows, conntrack.max, conntrack.evictable, conntrack.refused
                 ),
             ),
+            ("Restarts", counts.restarts.to_string()),
             ("Repairs", told(repairs)),
             ("Problems", if problems.is_empty() { "none".to_owned() } else { String::new() }),
         ],
