@@ -10,6 +10,7 @@
 //! * `conntrack`: ages and removes the flows that the programs make.
 //! * `backend`: carries out the requests of the API.
 //! * `ports`: the published ports of the host.
+//! * `open_files`: the limit of open files.
 //! * `attempts`, `containers`, `files`, `reruns`, `unfinished`: the files in the state directory.
 //!
 //! The data plane works without an agent: programs, links and maps are pinned. An agent
