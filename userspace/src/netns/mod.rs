@@ -145,17 +145,24 @@ impl Netns {
     }
 
     /// Mounts the namespace of a process on `/run/netns/NAME`. It restores the name of a namespace
-    /// whose mount was removed while the process kept it alive.
+    /// whose mount was removed while the process kept it alive. The namespace of the caller gets no
+    /// name.
     ///
     /// # Errors
-    /// The process has ended, or the kernel refuses.
+    /// The process has ended or is in the namespace of the caller, or the kernel refuses.
     pub fn rebind(name: &Name, pid: i32) -> Result<()> {
         let path = Self::path_of(name);
         let failed = |error: io::Error| {
             NetnsError::io(format!("mounting network namespace {}", path.display()), error)
         };
+        let found = Self::from_pid(pid)?;
+        if found.id() == Self::current()?.id() {
+            let why = format!("process {pid} is in the network namespace of this process");
+            return Err(failed(io::Error::other(why)));
+        }
         File::create(&path).map_err(failed)?;
-        let source = format!("/proc/{pid}/ns/net");
+        // What was checked, also if the process has ended since.
+        let source = format!("/proc/self/fd/{}", found.as_fd().as_raw_fd());
         mount(Some(source.as_str()), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
             .map_err(|errno| failed(errno.into()))
     }
@@ -389,6 +396,14 @@ fn loopback_up() -> nix::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_namespace_of_the_caller_gets_no_name() {
+        let name = "culvert-test-own".parse().unwrap();
+        let refused = Netns::rebind(&name, std::process::id().cast_signed()).unwrap_err();
+        assert!(refused.to_string().contains("namespace of this process"), "{refused}");
+        assert!(Netns::path_of(&name).symlink_metadata().is_err());
+    }
 
     #[test]
     fn a_path_through_a_process_is_told_from_a_mount() {

@@ -4,11 +4,12 @@ use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
     fs,
-    os::unix::ffi::OsStrExt as _,
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
 use async_trait::async_trait;
+use nix::unistd::geteuid;
 
 use super::{Host, error::blocking};
 use crate::{
@@ -41,6 +42,9 @@ impl Commands for Host {
 /// Looks through all processes.
 fn find(wanted: &[Wanted], logs: &Path) -> BTreeMap<Name, Found> {
     let mut found: BTreeMap<Name, Found> = BTreeMap::new();
+    let Some(ours) = Ours::get() else { return found };
+    let own = Netns::current().ok().map(|netns| netns.id());
+    let elsewhere = |pid: i32| namespace(pid).zip(own).is_some_and(|(id, own)| id != own);
     let mut parents: Vec<(i32, i32)> = Vec::new();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
@@ -49,6 +53,10 @@ fn find(wanted: &[Wanted], logs: &Path) -> BTreeMap<Name, Found> {
         let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
         parents.extend(parent(pid).map(|parent| (pid, parent)));
         let Some(supervised) = Supervised::parse(&line) else { continue };
+        // Any program may have such a command line.
+        if !ours.has(pid) {
+            continue;
+        }
         let is_ours = |wanted: &&Wanted| supervised.is_for(wanted, logs);
         if let Some(wanted) = wanted.iter().find(is_ours) {
             let Supervised { log, .. } = supervised;
@@ -58,10 +66,13 @@ fn find(wanted: &[Wanted], logs: &Path) -> BTreeMap<Name, Found> {
     for Wanted { name, netns } in wanted {
         let Some(found) = found.get_mut(name) else { continue };
         let mut children = parents.iter().filter(|(_, parent)| *parent == found.supervisor);
+        let detached = found.log.is_some();
         let is_inside = |pid: i32| match netns.as_deref().map(Netns::open) {
-            // If the name of the namespace is lost, the supervisor has named it.
-            None | Some(Err(_)) => true,
+            None => true,
             Some(Ok(sandbox)) => namespace(pid) == Some(sandbox.id()),
+            // If the name of the namespace is lost, a detached supervisor has named it. It is not
+            // the host's in any case.
+            Some(Err(_)) => detached && elsewhere(pid),
         };
         found.pid = children.find(|(pid, _)| is_inside(*pid)).map(|(pid, _)| *pid);
     }
@@ -69,6 +80,38 @@ fn find(wanted: &[Wanted], logs: &Path) -> BTreeMap<Name, Found> {
     // its namespace alone.
     found.retain(|_, found| found.log.is_some() || found.pid.is_some());
     found
+}
+
+/// What tells the processes of this program and user from others.
+#[derive(Debug)]
+struct Ours {
+    user: u32,
+    program: OsString,
+}
+
+impl Ours {
+    /// Those of this process. `None`: `/proc` does not tell.
+    fn get() -> Option<Self> {
+        Some(Self { user: geteuid().as_raw(), program: program("self")? })
+    }
+
+    fn has(&self, pid: i32) -> bool {
+        let user = fs::metadata(format!("/proc/{pid}")).map(|process| process.uid());
+        user.is_ok_and(|user| user == self.user)
+            && program(&pid.to_string()).as_ref() == Some(&self.program)
+    }
+}
+
+/// Name of the program that a process executes.
+fn program(pid: &str) -> Option<OsString> {
+    program_name(&fs::read_link(format!("/proc/{pid}/exe")).ok()?)
+}
+
+/// The name in a link `/proc/PID/exe`. An upgrade replaces the file, and the kernel says so behind
+/// the name (proc(5)).
+fn program_name(link: &Path) -> Option<OsString> {
+    let name = link.file_name()?.as_bytes();
+    Some(OsStr::from_bytes(name.strip_suffix(b" (deleted)").unwrap_or(name)).to_owned())
 }
 
 /// What the command line of a supervisor says.
@@ -171,6 +214,25 @@ mod tests {
             &[""],
         ] {
             assert_eq!(parsed(args), None, "{args:?}");
+        }
+    }
+
+    #[test]
+    fn a_process_is_ours_by_program_and_user() {
+        let ours = Ours::get().unwrap();
+        let own = std::process::id().cast_signed();
+        assert!(ours.has(own));
+        assert!(!Ours { user: ours.user ^ 1, program: ours.program.clone() }.has(own));
+        let args = ["-c", "sleep 1000", "run", "--name", "web"];
+        let mut other = std::process::Command::new("sh").args(args).spawn().unwrap();
+        let is_ours = ours.has(other.id().cast_signed());
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert!(!is_ours, "another program with the command line of a supervisor");
+        assert!(!ours.has(-1));
+
+        for link in ["/usr/bin/culvert", "/opt/culvert (deleted)"] {
+            assert_eq!(program_name(Path::new(link)), Some("culvert".into()));
         }
     }
 
