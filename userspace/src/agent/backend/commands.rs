@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use super::{Agent, rows};
 use crate::{
     agent::{
-        containers::{Origin, Process, Record, boot},
+        containers::{Origin, Record, boot},
         platform::{Found, Launch, Wanted},
         reruns,
         state::PlugState,
@@ -92,12 +92,12 @@ impl Agent {
     }
 
     fn adopt_command(&self, mut record: Record, found: Found) -> Record {
-        let Found { supervisor, pid, log } = found;
-        record.supervisor = Process::find(supervisor);
-        if record.supervisor.is_none() {
+        let Found { supervisor, process, log } = found;
+        if !supervisor.lives() {
             return record;
         }
-        record.process = pid.and_then(Process::find);
+        record.supervisor = Some(supervisor);
+        record.process = process;
         record.waiting = record.process.is_none() && record.exit_code.is_some();
         if record.process.is_some() {
             record.exit_code = None;
@@ -105,9 +105,12 @@ impl Agent {
         record.log = record.log.or(log);
         record.boot = boot();
         tracing::info!(
-            "container '{}': its supervisor (pid {supervisor}) was found, with {}",
+            "container '{}': its supervisor (pid {}) was found, with {}",
             record.name,
-            pid.map_or("no command".to_owned(), |pid| format!("its command (pid {pid})"))
+            supervisor.pid,
+            process.map_or("no command".to_owned(), |process| {
+                format!("its command (pid {})", process.pid)
+            })
         );
         if let Err(error) = self.shared.containers().put(record.clone()) {
             // What was found is used nevertheless, and the supervisor tells of it.

@@ -14,6 +14,7 @@ use nix::unistd::geteuid;
 use super::{Host, error::blocking};
 use crate::{
     agent::{
+        containers::Process,
         open_files,
         platform::{Commands, Found, Launch, Wanted},
     },
@@ -41,45 +42,71 @@ impl Commands for Host {
 
 /// Looks through all processes.
 fn find(wanted: &[Wanted], logs: &Path) -> BTreeMap<Name, Found> {
-    let mut found: BTreeMap<Name, Found> = BTreeMap::new();
-    let Some(ours) = Ours::get() else { return found };
-    let own = Netns::current().ok().map(|netns| netns.id());
-    let elsewhere = |pid: i32| namespace(pid).zip(own).is_some_and(|(id, own)| id != own);
+    let Some(ours) = Ours::get() else { return BTreeMap::new() };
+    let mut supervisors: Vec<(Process, Supervised)> = Vec::new();
     let mut parents: Vec<(i32, i32)> = Vec::new();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     for pid in pids {
-        // A process that ends meanwhile has no files.
+        // Before anything else is read of it: what follows is then about this process, if it still
+        // runs afterwards. A process that ends meanwhile has no files.
+        let Some(process) = Process::find(pid) else { continue };
         let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
         parents.extend(parent(pid).map(|parent| (pid, parent)));
         let Some(supervised) = Supervised::parse(&line) else { continue };
         // Any program may have such a command line.
-        if !ours.has(pid) {
-            continue;
-        }
-        let is_ours = |wanted: &&Wanted| supervised.is_for(wanted, logs);
-        if let Some(wanted) = wanted.iter().find(is_ours) {
-            let Supervised { log, .. } = supervised;
-            found.insert(wanted.name.clone(), Found { supervisor: pid, pid: None, log });
+        if ours.has(pid) && process.lives() {
+            supervisors.push((process, supervised));
         }
     }
-    for Wanted { name, netns } in wanted {
-        let Some(found) = found.get_mut(name) else { continue };
-        let mut children = parents.iter().filter(|(_, parent)| *parent == found.supervisor);
-        let detached = found.log.is_some();
-        let is_inside = |pid: i32| match netns.as_deref().map(Netns::open) {
-            None => true,
-            Some(Ok(sandbox)) => namespace(pid) == Some(sandbox.id()),
-            // If the name of the namespace is lost, a detached supervisor has named it. It is not
-            // the host's in any case.
-            Some(Err(_)) => detached && elsewhere(pid),
-        };
-        found.pid = children.find(|(pid, _)| is_inside(*pid)).map(|(pid, _)| *pid);
-    }
-    // The command of `run` in the foreground, which may not have begun or have ended, is known by
-    // its namespace alone.
-    found.retain(|_, found| found.log.is_some() || found.pid.is_some());
-    found
+    let chosen = wanted.iter().filter_map(|wanted| {
+        let own = supervisors.iter().filter(|(_, supervised)| supervised.is_for(wanted, logs));
+        let found = own.filter_map(|(supervisor, Supervised { log, .. })| {
+            let process = command(*supervisor, log.is_some(), wanted, &parents);
+            let found = Found { supervisor: *supervisor, process, log: log.clone() };
+            // The command of `run` in the foreground, which may not have begun or have ended, is
+            // known by its namespace alone.
+            (found.log.is_some() || found.process.is_some()).then_some(found)
+        });
+        Some((wanted.name.clone(), choose(found)?))
+    });
+    chosen.collect()
+}
+
+/// The supervisor of a container, if several processes may be it: one that is detached rather than
+/// one in the foreground, one with a command rather than one that has none, the latest.
+fn choose(found: impl Iterator<Item = Found>) -> Option<Found> {
+    found.max_by_key(|Found { supervisor, process, log }| {
+        (log.is_some(), process.is_some(), supervisor.start_time)
+    })
+}
+
+/// The command of a supervisor, if that runs. `parents`: processes with their parents.
+fn command(
+    supervisor: Process,
+    detached: bool,
+    wanted: &Wanted,
+    parents: &[(i32, i32)],
+) -> Option<Process> {
+    let sandbox = wanted.netns.as_deref().map(Netns::open);
+    let own = Netns::current().ok().map(|netns| netns.id());
+    let is_inside = |pid: i32| match &sandbox {
+        None => true,
+        Some(Ok(sandbox)) => namespace(pid) == Some(sandbox.id()),
+        // If the name of the namespace is lost, a detached supervisor has named it. It is not the
+        // host's in any case.
+        Some(Err(_)) => {
+            detached && namespace(pid).zip(own).is_some_and(|(found, own)| found != own)
+        }
+    };
+    let children = parents.iter().filter(|(_, parent)| *parent == supervisor.pid);
+    let mut commands = children.filter_map(|(pid, _)| {
+        let process = Process::find(*pid)?;
+        // The number may be another process's by now.
+        let is_child = parent(*pid) == Some(supervisor.pid);
+        (is_child && is_inside(*pid) && process.lives()).then_some(process)
+    });
+    commands.next()
 }
 
 /// What tells the processes of this program and user from others.
@@ -215,6 +242,28 @@ mod tests {
         ] {
             assert_eq!(parsed(args), None, "{args:?}");
         }
+    }
+
+    #[test]
+    fn of_several_supervisors_the_detached_one_with_a_command_counts() {
+        let process = |pid, start_time| Process { pid, start_time, boot: None };
+        let found = |pid: i32, log: Option<&str>, command: Option<i32>| Found {
+            supervisor: process(pid, u64::from(pid.cast_unsigned())),
+            process: command.map(|pid| process(pid, 1)),
+            log: log.map(PathBuf::from),
+        };
+        let log = Some("/s/logs/web.log");
+        let all = [
+            found(9, None, Some(10)),
+            found(4, log, None),
+            found(2, log, Some(3)),
+            found(5, log, Some(6)),
+            found(8, log, None),
+        ];
+        assert_eq!(choose(all.into_iter()).unwrap().supervisor.pid, 5);
+        let none = [found(4, log, None), found(9, None, Some(10)), found(8, log, None)];
+        assert_eq!(choose(none.into_iter()).unwrap().supervisor.pid, 8);
+        assert_eq!(choose(std::iter::empty()), None);
     }
 
     #[test]

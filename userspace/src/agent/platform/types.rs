@@ -12,6 +12,7 @@ use ipnetwork::IpNetwork;
 use crate::datapath::entry::UnderlayPath;
 
 use crate::{
+    agent::containers::Process,
     api::types::{ApiError, ErrorKind},
     model::{Name, NetnsId},
     sandbox::{SuperviseSpec, Surroundings},
@@ -83,10 +84,10 @@ pub(crate) struct Wanted {
 /// A supervisor that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
-    /// Its process number.
-    pub(crate) supervisor: i32,
-    /// Process number of its command, if that runs.
-    pub(crate) pid: Option<i32>,
+    /// Its process.
+    pub(crate) supervisor: Process,
+    /// Its command, if that runs.
+    pub(crate) process: Option<Process>,
     /// Log of a detached command.
     pub(crate) log: Option<PathBuf>,
 }

@@ -30,6 +30,10 @@ impl Sleep {
         self.0.id().cast_signed()
     }
 
+    fn process(&self) -> Process {
+        Process::find(self.pid()).unwrap()
+    }
+
     fn kill(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
@@ -283,8 +287,8 @@ async fn a_command_that_was_not_told_is_found() {
     // Its supervisor did not reach the agent.
     let (command, supervisor) = (Sleep::new(), Sleep::new());
     let found = Found {
-        supervisor: supervisor.pid(),
-        pid: Some(command.pid()),
+        supervisor: supervisor.process(),
+        process: Some(command.process()),
         log: Some("/paper/logs/web.log".into()),
     };
     one.paper.state().supervisors.insert(name("web"), found.clone());
@@ -301,7 +305,7 @@ async fn a_command_that_was_not_told_is_found() {
     let paper = Arc::clone(&one.paper);
     one.stop().await;
     let (late, its) = (Sleep::new(), Sleep::new());
-    let found = Found { supervisor: its.pid(), pid: Some(late.pid()), log: None };
+    let found = Found { supervisor: its.process(), process: Some(late.process()), log: None };
     paper.state().supervisors.insert(name("late"), found);
     let one = world.start(1, &paper).await.ready().await;
     eventually("it is known", || async { row(&one, "late").await.pid == Some(late.pid()) }).await;
