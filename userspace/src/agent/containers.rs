@@ -56,6 +56,21 @@ fn is_past(noted: Option<u64>) -> bool {
     noted.zip(boot()).is_some_and(|(noted, now)| noted != now)
 }
 
+/// What was read of a process in `/proc`. `None`: no process has the number, or it has ended
+/// meanwhile.
+///
+/// # Errors
+/// Every other error: the process may run.
+pub(crate) fn if_alive<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(Errno::NOENT | Errno::SRCH) => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
 /// A process. Boot and start time tell it from a later process with the same number.
 ///
 /// A pidfd cannot take its place: the record outlives the agent on disk, and the inode of a pidfd
@@ -72,40 +87,71 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// The process that has this number now; `None` if there is none.
-    pub(crate) fn find(pid: i32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    /// The process that has this number now; `None` if there is none, or it has ended and nobody
+    /// has waited for it.
+    ///
+    /// # Errors
+    /// It is not known, as when no file descriptor is left.
+    pub(crate) fn find(pid: i32) -> io::Result<Option<Self>> {
+        Ok(Self::with_parent(pid)?.map(|(process, _)| process))
+    }
+
+    /// As [`Self::find`], with the number of its parent.
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    pub(crate) fn with_parent(pid: i32) -> io::Result<Option<(Self, i32)>> {
+        let Some(stat) = if_alive(fs::read(format!("/proc/{pid}/stat")))? else { return Ok(None) };
+        // The name of a program may be any bytes.
+        let stat = String::from_utf8_lossy(&stat);
+        let malformed = || io::Error::other(format!("/proc/{pid}/stat is malformed"));
         // Field 2, the name in parentheses, may contain spaces and parentheses.
-        let after_name = stat.get(stat.rfind(')')? + 2..)?;
+        let (_, after_name) = stat.rsplit_once(") ").ok_or_else(malformed)?;
         let mut fields = after_name.split(' ');
-        let state = fields.next()?;
-        if state == "Z" || state == "X" {
-            return None;
+        if matches!(fields.next(), Some("Z" | "X")) {
+            return Ok(None);
         }
-        // State is field 3; 18 fields lie between it and field 22.
-        let start_time = fields.nth(18)?.parse().ok()?;
-        Some(Self { pid, start_time, boot: boot() })
+        let parent = fields.next().and_then(|field| field.parse().ok()).ok_or_else(malformed)?;
+        // The parent is field 4; 17 fields lie between it and field 22.
+        let start_time = fields.nth(17).and_then(|field| field.parse().ok());
+        let start_time = start_time.ok_or_else(malformed)?;
+        Ok(Some((Self { pid, start_time, boot: boot() }, parent)))
     }
 
     /// Whether the process still runs.
+    ///
+    /// # Errors
+    /// It is not known, as when no file descriptor is left.
+    fn is_alive(&self) -> io::Result<bool> {
+        if is_past(self.boot) {
+            return Ok(false);
+        }
+        let found = Self::find(self.pid)?;
+        Ok(found.is_some_and(|found| found.start_time == self.start_time))
+    }
+
+    /// Whether the process still runs, as far as is known: an agent that cannot look must not take
+    /// it for dead.
     pub(crate) fn lives(&self) -> bool {
-        let found = Self::find(self.pid);
-        !is_past(self.boot) && found.is_some_and(|found| found.start_time == self.start_time)
+        self.is_alive().unwrap_or(true)
     }
 
     /// Opens the process, if it still runs. A signal to the returned value cannot reach a later
     /// process with the same number.
     ///
     /// # Errors
-    /// No file descriptor is left.
+    /// It is not known whether it runs, as when no file descriptor is left.
     pub(crate) fn open(&self) -> io::Result<Option<Running>> {
-        let Some(pid) = Pid::from_raw(self.pid).filter(|_| self.lives()) else { return Ok(None) };
+        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(None) };
+        if !self.is_alive()? {
+            return Ok(None);
+        }
         let fd = match pidfd_open(pid, PidfdFlags::empty()) {
             Err(Errno::SRCH) => return Ok(None),
             opened => opened?,
         };
         // The number is still this process's, so it was when the descriptor was opened.
-        if !self.lives() {
+        if !self.is_alive()? {
             return Ok(None);
         }
         // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped, and `Running` owns
@@ -432,9 +478,28 @@ mod tests {
         assert!(files.join("a.json").exists() && files.join("notes.txt").exists());
     }
 
+    fn found(pid: u32) -> Process {
+        Process::find(pid.cast_signed()).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_process_that_cannot_be_looked_at_is_not_dead() {
+        let read = |errno: Errno| if_alive::<()>(Err(errno.into()));
+        for errno in [Errno::NOENT, Errno::SRCH] {
+            assert!(read(errno).unwrap().is_none(), "{errno}");
+        }
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::ACCESS, Errno::NOMEM] {
+            assert!(read(errno).is_err(), "{errno}");
+        }
+        assert!(Process::find(-1).unwrap().is_none());
+        let own = std::process::id().cast_signed();
+        let (process, parent) = Process::with_parent(own).unwrap().unwrap();
+        assert_eq!((process.pid, parent), (own, nix::unistd::getppid().as_raw()));
+    }
+
     #[test]
     fn a_process_is_told_from_a_later_one_with_its_number() {
-        let own = Process::find(std::process::id().try_into().unwrap()).unwrap();
+        let own = found(std::process::id());
         assert!(own.lives());
         assert!(!Process { start_time: own.start_time + 1, ..own }.lives());
         assert!(!Process { boot: own.boot.map(|boot| boot ^ 1), ..own }.lives());
@@ -442,7 +507,7 @@ mod tests {
 
         let mut child =
             std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
-        let process = Process::find(child.id().try_into().unwrap()).unwrap();
+        let process = found(child.id());
         assert!(process.lives());
         child.kill().unwrap();
         child.wait().unwrap();
@@ -453,7 +518,7 @@ mod tests {
     async fn an_open_process_is_killed_and_its_end_is_seen() {
         let stdin = std::process::Stdio::piped;
         let mut child = std::process::Command::new("cat").stdin(stdin()).spawn().unwrap();
-        let process = Process::find(child.id().try_into().unwrap()).unwrap();
+        let process = found(child.id());
         let later = Process { start_time: process.start_time + 1, ..process };
         assert!(later.open().unwrap().is_none());
         let running = process.open().unwrap().unwrap();

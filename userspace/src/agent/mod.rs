@@ -163,7 +163,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     agent.resume();
     // Before a request may remove the container of a command that runs, and before the engine makes
     // sandboxes anew that a command still has.
-    agent.find_commands().await;
+    let found = agent.find_commands().await.is_ok();
     let server = api::serve(
         listener,
         Arc::clone(&agent) as Arc<dyn api::Backend>,
@@ -213,7 +213,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     let keeper = Arc::clone(&agent);
     tasks.spawn(async move { keeper.keep_known().await });
     let keeper = Arc::clone(&agent);
-    tasks.spawn(async move { keeper.keep_commands(COMMANDS).await });
+    tasks.spawn(async move { keeper.keep_commands(COMMANDS, found).await });
 
     let (mut failure, mut end) = (None, End::Asked);
     tokio::select! {

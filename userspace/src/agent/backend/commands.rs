@@ -18,7 +18,7 @@ use crate::{
         reruns,
         state::PlugState,
     },
-    api::types::Rerun,
+    api::types::{ApiError, Rerun},
     model::Name,
     sandbox::{LogLimits, SuperviseSpec, Surroundings, remove_log},
 };
@@ -45,13 +45,20 @@ impl Agent {
 
     /// Looks for the commands of all containers of which the agent knows neither command nor end:
     /// they were started, or have ended, while no agent was there to be told.
-    pub(crate) async fn find_commands(&self) {
+    ///
+    /// # Errors
+    ///
+    /// The processes of this host cannot be looked at. That is told as a problem.
+    pub(crate) async fn find_commands(&self) -> Result<(), ApiError> {
         let unknown: Vec<Record> = {
             let containers = self.shared.containers();
             let unknown = |record: &&Record| record.unreported() && record.running().is_none();
             containers.iter().filter(unknown).cloned().collect()
         };
-        for (name, found) in self.look_for(&unknown).await {
+        let found = self.look_for(&unknown).await;
+        let line = found.as_ref().err().map(|error| format!("{error}; trying again"));
+        self.shared.problems.set("commands", line);
+        for (name, found) in found? {
             let _turn = self.shared.turns.wait(&name).await;
             if let Some(record) = self.record_of(&name) {
                 self.adopt_command(record, found);
@@ -61,21 +68,30 @@ impl Agent {
         for record in self.shared.containers().iter() {
             self.tell_failing(record);
         }
+        Ok(())
     }
 
     /// Looks for the command of a container, if it may run unknown. Returns the record with what was
     /// found. The caller has the container's turn.
-    pub(super) async fn look_again(&self, record: Record) -> Record {
+    ///
+    /// # Errors
+    ///
+    /// The processes of this host cannot be looked at: the command may run.
+    pub(super) async fn look_again(&self, record: Record) -> Result<Record, ApiError> {
         if !record.unreported() || record.running().is_some() || record.supervised() {
-            return record;
+            return Ok(record);
         }
-        match self.look_for(std::slice::from_ref(&record)).await.remove(&record.name) {
+        let found = self.look_for(std::slice::from_ref(&record)).await;
+        let mut found = found.map_err(|error| {
+            ApiError::new(error.kind, format!("container '{}': {}", record.name, error.message))
+        })?;
+        Ok(match found.remove(&record.name) {
             Some(found) => self.adopt_command(record, found),
             None => record,
-        }
+        })
     }
 
-    async fn look_for(&self, records: &[Record]) -> BTreeMap<Name, Found> {
+    async fn look_for(&self, records: &[Record]) -> Result<BTreeMap<Name, Found>, ApiError> {
         let wanted: Vec<Wanted> = records
             .iter()
             // Commands in other programs' namespaces are not Culvert's.
@@ -86,7 +102,7 @@ impl Agent {
             })
             .collect();
         if wanted.is_empty() {
-            return BTreeMap::new();
+            return Ok(BTreeMap::new());
         }
         self.shared.platform.supervised(wanted, &self.logs()).await
     }
@@ -131,13 +147,17 @@ impl Agent {
         self.shared.problems.set(&format!("command/{name}"), line);
     }
 
-    /// Looks after commands without a supervisor every `period`, until the agent stops.
-    pub(crate) async fn keep_commands(&self, period: Duration) {
+    /// Looks after commands without a supervisor every `period`, until the agent stops. `found`:
+    /// [`Self::find_commands`] has succeeded.
+    pub(crate) async fn keep_commands(&self, period: Duration, mut found: bool) {
         if !self.shared.wait_ready().await {
             return;
         }
         let mut attempts = BTreeMap::new();
         loop {
+            if !found {
+                found = self.find_commands().await.is_ok();
+            }
             self.remove_abandoned().await;
             self.start_orphaned(&mut attempts).await;
             tokio::select! {
@@ -201,10 +221,14 @@ impl Agent {
                 continue;
             }
             // A supervisor that has not been able to tell of itself.
-            let record = self.look_again(record).await;
-            if !record.orphaned() {
-                continue;
-            }
+            let record = match self.look_again(record).await {
+                Ok(record) if record.orphaned() => record,
+                Ok(_) => continue,
+                Err(error) => {
+                    self.shared.problems.set(&format!("start/{name}"), Some(error.message));
+                    continue;
+                }
+            };
             let pause = attempts.get(&name).map_or(PAUSES.0, |a| (a.pause * 2).min(PAUSES.1));
             let launch = self.launch(&record);
             let platform = Arc::clone(&self.shared.platform);

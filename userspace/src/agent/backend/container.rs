@@ -261,7 +261,7 @@ impl Agent {
                 let mut record = Record::new(name, Origin::Attached, found.path);
                 if let Some((pid, namespace)) = found.through {
                     // The kernel may give the number to another process later.
-                    record.adopted = Process::find(pid);
+                    record.adopted = process(&record.name, pid)?;
                     record.namespace = Some(namespace);
                 }
                 Ok(record)
@@ -297,19 +297,20 @@ impl Agent {
             };
         };
         let supervised = |record: &mut Record, by: Supervised| {
-            record.supervisor = Process::find(by.pid);
+            record.supervisor = process(name, by.pid)?;
             record.restarts = by.restarts;
             record.failing = by.failing;
+            Ok::<_, ApiError>(())
         };
         record.boot = boot();
         record.waiting = false;
         match state {
             ContainerState::Running { pid, log, supervisor } => {
-                record.process = Process::find(pid);
+                record.process = process(name, pid)?;
                 record.exit_code = None;
                 record.log = log;
                 if let Some(by) = supervisor {
-                    supervised(&mut record, by);
+                    supervised(&mut record, by)?;
                 }
             }
             ContainerState::Restarting { code, log, supervisor } => {
@@ -317,7 +318,7 @@ impl Agent {
                 record.exit_code = Some(code);
                 record.log = log;
                 record.waiting = true;
-                supervised(&mut record, supervisor);
+                supervised(&mut record, supervisor)?;
             }
             ContainerState::Exited { code } => {
                 record.process = None;
@@ -339,7 +340,7 @@ impl Agent {
     pub(super) async fn remove_container(&self, name: &Name, force: bool) -> Result<(), ApiError> {
         self.shared.usable_store().await?;
         let record = self.record_of(name).ok_or_else(|| self.unknown_container(name))?;
-        let record = self.look_again(record).await;
+        let record = self.look_again(record).await?;
         self.shared.disk.removable(&format!("container '{name}'"))?;
         let sharers: Vec<String> = self
             .shared
@@ -432,6 +433,16 @@ impl Agent {
         self.finished(&record.name);
         Ok(())
     }
+}
+
+/// The process `pid`, of the container `name`; `None` if it has ended.
+///
+/// # Errors
+///
+/// It is not known whether it runs.
+fn process(name: &Name, pid: i32) -> Result<Option<Process>, ApiError> {
+    Process::find(pid)
+        .map_err(|error| internal(&format!("container '{name}': pid {pid}: {}", name_limit(error))))
 }
 
 /// Refuses options that have no effect without a network of Culvert.

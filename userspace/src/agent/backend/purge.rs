@@ -32,7 +32,7 @@ impl Agent {
         let _starting = self.shared.starting.lock().await;
         let mut records: Vec<Record> = Vec::new();
         for record in self.all_records() {
-            let record = self.look_again(record).await;
+            let record = self.look_again(record).await?;
             Self::kill_process(&record).await?;
             records.push(record);
         }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
-    fs,
+    fs, io,
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
@@ -14,12 +14,14 @@ use nix::unistd::geteuid;
 use super::{Host, error::blocking};
 use crate::{
     agent::{
-        containers::Process,
+        containers::{Process, if_alive},
         open_files,
         platform::{Commands, Found, Launch, Wanted},
     },
+    api::types::{ApiError, ErrorKind},
+    limits::name_limit,
     model::{Name, NetnsId},
-    netns::Netns,
+    netns::{Netns, NetnsError},
     sandbox::{SuperviseSpec, Surroundings, spawn_detached},
 };
 
@@ -34,79 +36,102 @@ impl Commands for Host {
         started.map(drop).map_err(|error| error.message)
     }
 
-    async fn supervised(&self, wanted: Vec<Wanted>, logs: &Path) -> BTreeMap<Name, Found> {
+    async fn supervised(
+        &self,
+        wanted: Vec<Wanted>,
+        logs: &Path,
+    ) -> Result<BTreeMap<Name, Found>, ApiError> {
         let logs = logs.to_owned();
-        blocking(move || find(&wanted, &logs)).await.unwrap_or_default()
+        blocking(move || find(&wanted, &logs)).await?.map_err(|error| {
+            let line = format!("looking for commands in /proc: {}", name_limit(error));
+            ApiError::new(ErrorKind::Internal, line)
+        })
     }
 }
 
 /// Looks through all processes.
-fn find(wanted: &[Wanted], logs: &Path) -> BTreeMap<Name, Found> {
-    let Some(ours) = Ours::get() else { return BTreeMap::new() };
+///
+/// # Errors
+/// A process that runs cannot be looked at: it may be the supervisor.
+fn find(wanted: &[Wanted], logs: &Path) -> io::Result<BTreeMap<Name, Found>> {
+    let ours = Ours::get()?;
     let mut supervisors: Vec<(Process, Supervised)> = Vec::new();
     let mut parents: Vec<(i32, i32)> = Vec::new();
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    for pid in pids {
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
         // Before anything else is read of it: what follows is then about this process, if it still
-        // runs afterwards. A process that ends meanwhile has no files.
-        let Some(process) = Process::find(pid) else { continue };
-        let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
-        parents.extend(parent(pid).map(|parent| (pid, parent)));
+        // runs afterwards.
+        let Some((process, parent)) = Process::with_parent(pid)? else { continue };
+        let Some(line) = if_alive(fs::read(format!("/proc/{pid}/cmdline")))? else { continue };
+        parents.push((pid, parent));
         let Some(supervised) = Supervised::parse(&line) else { continue };
         // Any program may have such a command line.
         if ours.has(pid) && process.lives() {
             supervisors.push((process, supervised));
         }
     }
-    let chosen = wanted.iter().filter_map(|wanted| {
-        let own = supervisors.iter().filter(|(_, supervised)| supervised.is_for(wanted, logs));
-        let found = own.filter_map(|(supervisor, Supervised { log, .. })| {
-            let process = command(*supervisor, log.is_some(), wanted, &parents);
-            let found = Found { supervisor: *supervisor, process, log: log.clone() };
+    let mut chosen = BTreeMap::new();
+    for wanted in wanted {
+        let mut found = Vec::new();
+        for (supervisor, supervised) in &supervisors {
+            if !supervised.is_for(wanted, logs) {
+                continue;
+            }
+            let log = supervised.log.clone();
+            let process = command(*supervisor, log.is_some(), wanted, &parents)?;
             // The command of `run` in the foreground, which may not have begun or have ended, is
             // known by its namespace alone.
-            (found.log.is_some() || found.process.is_some()).then_some(found)
-        });
-        Some((wanted.name.clone(), choose(found)?))
-    });
-    chosen.collect()
+            if log.is_some() || process.is_some() {
+                found.push(Found { supervisor: *supervisor, process, log });
+            }
+        }
+        if let Some(found) = choose(found) {
+            chosen.insert(wanted.name.clone(), found);
+        }
+    }
+    Ok(chosen)
 }
 
 /// The supervisor of a container, if several processes may be it: one that is detached rather than
 /// one in the foreground, one with a command rather than one that has none, the latest.
-fn choose(found: impl Iterator<Item = Found>) -> Option<Found> {
-    found.max_by_key(|Found { supervisor, process, log }| {
+fn choose(found: Vec<Found>) -> Option<Found> {
+    found.into_iter().max_by_key(|Found { supervisor, process, log }| {
         (log.is_some(), process.is_some(), supervisor.start_time)
     })
 }
 
 /// The command of a supervisor, if that runs. `parents`: processes with their parents.
+///
+/// # Errors
+/// A namespace cannot be looked at.
 fn command(
     supervisor: Process,
     detached: bool,
     wanted: &Wanted,
     parents: &[(i32, i32)],
-) -> Option<Process> {
-    let sandbox = wanted.netns.as_deref().map(Netns::open);
-    let own = Netns::current().ok().map(|netns| netns.id());
-    let is_inside = |pid: i32| match &sandbox {
-        None => true,
-        Some(Ok(sandbox)) => namespace(pid) == Some(sandbox.id()),
-        // If the name of the namespace is lost, a detached supervisor has named it. It is not the
-        // host's in any case.
-        Some(Err(_)) => {
-            detached && namespace(pid).zip(own).is_some_and(|(found, own)| found != own)
-        }
+) -> io::Result<Option<Process>> {
+    let sandbox = match wanted.netns.as_deref() {
+        None => None,
+        Some(path) => Some(if_present(Netns::open(path))?),
     };
-    let children = parents.iter().filter(|(_, parent)| *parent == supervisor.pid);
-    let mut commands = children.filter_map(|(pid, _)| {
-        let process = Process::find(*pid)?;
+    let own = Netns::current().map_err(io::Error::other)?.id();
+    for (pid, _) in parents.iter().filter(|(_, parent)| *parent == supervisor.pid) {
+        let Some((process, parent)) = Process::with_parent(*pid)? else { continue };
+        let found = namespace(*pid)?;
+        let is_inside = match sandbox {
+            None => true,
+            Some(Some(sandbox)) => found == Some(sandbox),
+            // If the name of the namespace is lost, a detached supervisor has named it. It is not
+            // the host's in any case.
+            Some(None) => detached && found.is_some_and(|found| found != own),
+        };
         // The number may be another process's by now.
-        let is_child = parent(*pid) == Some(supervisor.pid);
-        (is_child && is_inside(*pid) && process.lives()).then_some(process)
-    });
-    commands.next()
+        if is_inside && parent == supervisor.pid && process.lives() {
+            return Ok(Some(process));
+        }
+    }
+    Ok(None)
 }
 
 /// What tells the processes of this program and user from others.
@@ -117,9 +142,13 @@ struct Ours {
 }
 
 impl Ours {
-    /// Those of this process. `None`: `/proc` does not tell.
-    fn get() -> Option<Self> {
-        Some(Self { user: geteuid().as_raw(), program: program("self")? })
+    /// Those of this process.
+    ///
+    /// # Errors
+    /// `/proc` does not tell.
+    fn get() -> io::Result<Self> {
+        let program = program("self").ok_or_else(|| io::Error::other("/proc/self/exe is lost"))?;
+        Ok(Self { user: geteuid().as_raw(), program })
     }
 
     fn has(&self, pid: i32) -> bool {
@@ -182,19 +211,20 @@ impl Supervised {
     }
 }
 
-/// Parent of a process: field 4 of proc(5), behind the name in parentheses and the state.
-fn parent(pid: i32) -> Option<i32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, rest) = stat.rsplit_once(") ")?;
-    let mut fields = rest.split(' ');
-    if matches!(fields.next()?, "Z" | "X") {
-        return None;
-    }
-    fields.next()?.parse().ok()
+/// The namespace of a process; `None` if that has ended.
+fn namespace(pid: i32) -> io::Result<Option<NetnsId>> {
+    if_present(Netns::from_pid(pid))
 }
 
-fn namespace(pid: i32) -> Option<NetnsId> {
-    Netns::from_pid(pid).ok().map(|netns| netns.id())
+/// The identity of a namespace; `None` if it is not there.
+fn if_present(opened: Result<Netns, NetnsError>) -> io::Result<Option<NetnsId>> {
+    match opened {
+        Ok(netns) => Ok(Some(netns.id())),
+        Err(NetnsError::Missing(_) | NetnsError::NotNetns(_) | NetnsError::DeadProcess(_)) => {
+            Ok(None)
+        }
+        Err(error) => Err(io::Error::other(error)),
+    }
 }
 
 #[cfg(test)]
@@ -260,10 +290,10 @@ mod tests {
             found(5, log, Some(6)),
             found(8, log, None),
         ];
-        assert_eq!(choose(all.into_iter()).unwrap().supervisor.pid, 5);
+        assert_eq!(choose(all.into()).unwrap().supervisor.pid, 5);
         let none = [found(4, log, None), found(9, None, Some(10)), found(8, log, None)];
-        assert_eq!(choose(none.into_iter()).unwrap().supervisor.pid, 8);
-        assert_eq!(choose(std::iter::empty()), None);
+        assert_eq!(choose(none.into()).unwrap().supervisor.pid, 8);
+        assert_eq!(choose(Vec::new()), None);
     }
 
     #[test]
@@ -283,12 +313,5 @@ mod tests {
         for link in ["/usr/bin/culvert", "/opt/culvert (deleted)"] {
             assert_eq!(program_name(Path::new(link)), Some("culvert".into()));
         }
-    }
-
-    #[test]
-    fn the_parent_of_a_process_is_read() {
-        let own = std::process::id().cast_signed();
-        assert_eq!(parent(own), Some(nix::unistd::getppid().as_raw()));
-        assert_eq!(parent(-1), None);
     }
 }

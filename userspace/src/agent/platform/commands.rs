@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use async_trait::async_trait;
 
 use super::types::{Found, Launch, Wanted};
-use crate::model::Name;
+use crate::{api::types::ApiError, model::Name};
 
 /// Starts the supervisors of commands, and finds those that run.
 #[async_trait]
@@ -20,5 +20,13 @@ pub(crate) trait Commands: Send + Sync + 'static {
 
     /// The supervisors of these containers that run, and their commands. `logs`: directory of the
     /// logs of this agent's containers.
-    async fn supervised(&self, wanted: Vec<Wanted>, logs: &Path) -> BTreeMap<Name, Found>;
+    ///
+    /// # Errors
+    ///
+    /// The processes of this host cannot be looked at.
+    async fn supervised(
+        &self,
+        wanted: Vec<Wanted>,
+        logs: &Path,
+    ) -> Result<BTreeMap<Name, Found>, ApiError>;
 }

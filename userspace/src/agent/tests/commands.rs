@@ -13,7 +13,7 @@ use crate::{
     },
     api::{
         Backend as _,
-        types::{ContainerCreate, ContainerRow, ContainerState, ErrorKind, Rerun, Supervised},
+        types::{ApiError, ContainerCreate, ContainerRow, ContainerState, ErrorKind, Rerun, Supervised},
     },
     model::RestartPolicy,
 };
@@ -31,7 +31,11 @@ impl Sleep {
     }
 
     fn process(&self) -> Process {
-        Process::find(self.pid()).unwrap()
+        Process::find(self.pid()).unwrap().unwrap()
+    }
+
+    fn runs(&self) -> bool {
+        Process::find(self.pid()).unwrap().is_some()
     }
 
     fn kill(&mut self) {
@@ -159,7 +163,7 @@ async fn a_command_is_started_again_when_its_supervisor_is_gone() {
 
     // A container with a policy is removed with its supervisor.
     one.agent.container_remove(&name("web"), true).await.unwrap();
-    assert!(Process::find(supervisor.pid()).is_none() && Process::find(command.pid()).is_none());
+    assert!(!supervisor.runs() && !command.runs());
     assert!(!state_dir.join("reruns/web.json").exists());
 }
 
@@ -310,6 +314,42 @@ async fn a_command_that_was_not_told_is_found() {
     let one = world.start(1, &paper).await.ready().await;
     eventually("it is known", || async { row(&one, "late").await.pid == Some(late.pid()) }).await;
     one.agent.container_remove(&name("late"), true).await.unwrap();
-    assert!(Process::find(late.pid()).is_none());
+    assert!(!late.runs());
     assert_eq!(row(&one, "web").await.log.as_deref(), Some("/paper/logs/web.log"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_cannot_be_looked_for_is_not_forgotten() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    one.run("web", "blue").await.unwrap();
+    let (mut command, mut supervisor) = start(&one, detached("job", "blue", "always")).await;
+    let refusal = ApiError::new(ErrorKind::Internal, "no file is left");
+    one.paper.state().refuse_search = Some(refusal.clone());
+    let refused = one.agent.container_remove(&name("web"), true).await;
+    assert_refused(refused, ErrorKind::Internal, "container 'web': no file is left");
+    command.kill();
+    supervisor.kill();
+    let told = |part: &'static str| {
+        let problems = one.shared.problems.lines();
+        problems.iter().any(|line| line.contains(part))
+    };
+    eventually("it is told", || async { told("container 'job': no file is left") }).await;
+    assert!(launched(&one).is_empty());
+
+    // The next agent looks again until it can.
+    let paper = Arc::clone(&one.paper);
+    one.stop().await;
+    let (web, its) = (Sleep::new(), Sleep::new());
+    let found = Found { supervisor: its.process(), process: Some(web.process()), log: None };
+    paper.state().supervisors.insert(name("web"), found);
+    let one = world.start(1, &paper).await.ready().await;
+    let told = |part: &'static str| {
+        let problems = one.shared.problems.lines();
+        problems.iter().any(|line| line.contains(part))
+    };
+    eventually("it is told", || async { told("no file is left; trying again") }).await;
+    paper.state().refuse_search = None;
+    eventually("it is known", || async { row(&one, "web").await.pid == Some(web.pid()) }).await;
+    eventually("it is started again", || async { !launched(&one).is_empty() }).await;
 }

@@ -143,8 +143,8 @@ impl World {
         shared.tasks.spawn(async move { keeper.keep_known().await });
         let keeper = Arc::clone(&agent);
         shared.tasks.spawn(async move {
-            keeper.find_commands().await;
-            keeper.keep_commands(PERIODS.retry).await;
+            let found = keeper.find_commands().await.is_ok();
+            keeper.keep_commands(PERIODS.retry, found).await;
         });
         (
             Running { agent, shared, paper: Arc::clone(paper), tasks, follower: Some(follower) },

@@ -83,6 +83,8 @@ pub(super) struct State {
     pub(super) launched: Vec<Launch>,
     /// Error of every start of a supervisor.
     pub(super) refuse_launch: Option<String>,
+    /// Error of every search for supervisors.
+    pub(super) refuse_search: Option<ApiError>,
     /// Supervisors that run, by container.
     pub(super) supervisors: BTreeMap<Name, Found>,
     next_ifindex: u32,
@@ -233,13 +235,20 @@ impl Commands for Paper {
         state.refuse_launch.clone().map_or(Ok(()), Err)
     }
 
-    async fn supervised(&self, wanted: Vec<Wanted>, _logs: &Path) -> BTreeMap<Name, Found> {
+    async fn supervised(
+        &self,
+        wanted: Vec<Wanted>,
+        _logs: &Path,
+    ) -> Result<BTreeMap<Name, Found>, ApiError> {
         let state = self.state();
+        if let Some(error) = &state.refuse_search {
+            return Err(error.clone());
+        }
         let found = wanted.into_iter().filter_map(|wanted| {
             let found = state.supervisors.get(&wanted.name)?.clone();
             Some((wanted.name, found))
         });
-        found.collect()
+        Ok(found.collect())
     }
 }
 
