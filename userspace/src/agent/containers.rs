@@ -52,7 +52,7 @@ pub(crate) fn boot() -> Option<u64> {
 
 /// Whether something that was noted in the boot `noted` is from before a reboot. Not if either boot
 /// is not known.
-fn is_past(noted: Option<u64>) -> bool {
+pub(crate) fn is_past(noted: Option<u64>) -> bool {
     noted.zip(boot()).is_some_and(|(noted, now)| noted != now)
 }
 

@@ -18,16 +18,22 @@ use crate::{
 /// Replaces the contents of the file `path`. After a crash the file has the old or the new
 /// contents, never a part.
 pub(crate) fn write_atomically(path: &Path, contents: &[u8]) -> io::Result<()> {
-    write_with_mode(path, contents, 0o666)
+    write_with_mode(path, contents, 0o666, true)
+}
+
+/// Replaces the contents of the file `path`. A process that is killed leaves the old or the new
+/// contents. Nothing is synchronised with the disk: a crash of the host may leave anything.
+pub(crate) fn write_unsynced(path: &Path, contents: &[u8]) -> io::Result<()> {
+    write_with_mode(path, contents, 0o666, false)
 }
 
 /// As [`write_atomically`]. Only the user of this process can read the file.
 pub(crate) fn write_private(path: &Path, contents: &[u8]) -> io::Result<()> {
-    write_with_mode(path, contents, 0o600)
+    write_with_mode(path, contents, 0o600, true)
 }
 
-/// As [`write_atomically`]; the umask limits `mode`.
-fn write_with_mode(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
+/// As [`write_atomically`] or, without `sync`, [`write_unsynced`]; the umask limits `mode`.
+fn write_with_mode(path: &Path, contents: &[u8], mode: u32, sync: bool) -> io::Result<()> {
     let mut scratch = path.as_os_str().to_owned();
     scratch.push(".new");
     let scratch = PathBuf::from(scratch);
@@ -41,7 +47,7 @@ fn write_with_mode(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
         .open(&scratch)
         .and_then(|mut file| {
             file.write_all(contents)?;
-            file.sync_all()
+            if sync { file.sync_all() } else { Ok(()) }
         })
         .and_then(|()| fs::rename(&scratch, path));
     if let Err(error) = written {
@@ -49,7 +55,7 @@ fn write_with_mode(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
         let _ = fs::remove_file(&scratch);
         return Err(error);
     }
-    if let Some(directory) = path.parent() {
+    if let Some(directory) = path.parent().filter(|_| sync) {
         File::open(directory)?.sync_all()?;
     }
     Ok(())

@@ -56,7 +56,12 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
             containers.remove(&record.name)?;
         }
     }
-    for name in Unfinished::load(&options.state_dir).left() {
+    let unfinished = Unfinished::load(&options.state_dir);
+    for name in unfinished.left() {
+        // Another program may have made a namespace of that name.
+        if !unfinished.is_meant(&name, Netns::find(&name)) {
+            continue;
+        }
         tokio::task::spawn_blocking(move || Netns::remove(&name)).await??;
     }
     if Datapath::has_loopback(&options.bpffs)? {

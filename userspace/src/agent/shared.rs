@@ -89,7 +89,7 @@ pub(crate) struct Shared {
     /// Attempts to make an endpoint, of which it may not be known whether they have succeeded.
     pub(crate) attempts: Attempts,
     /// Sandboxes that are being made or removed.
-    pub(crate) unfinished: Unfinished,
+    pub(crate) unfinished: Arc<Unfinished>,
     /// Held while commands are started again, and by a purge.
     pub(crate) starting: tokio::sync::Mutex<()>,
     /// Contents of the table of flows, by state.
@@ -115,7 +115,7 @@ impl Shared {
     ) -> Self {
         let problems = Arc::<Problems>::default();
         let disk = Disk::new(options.state_dir.clone(), Arc::clone(&problems));
-        let unfinished = Unfinished::load(&options.state_dir);
+        let unfinished = Arc::new(Unfinished::load(&options.state_dir));
         let attempts = Attempts::new(&options.state_dir);
         Self {
             options,

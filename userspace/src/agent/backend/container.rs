@@ -249,12 +249,7 @@ impl Agent {
             }
             NetworkOf::Stored(_) | NetworkOf::None => {
                 if request.netns.is_none() && request.pid.is_none() {
-                    // A namespace that exists is another program's, and refused.
-                    if !platform.sandbox_exists(&name) {
-                        self.begin_sandbox(&name)?;
-                    }
-                    let made = platform.make_sandbox(&name).await;
-                    let netns = made.inspect_err(|_| self.finished(&name))?;
+                    let netns = self.make_sandbox(&name).await?;
                     return Ok(Record::new(name, Origin::Owned, netns));
                 }
                 let found = platform.adopt(request.netns.as_deref(), request.pid).await?;
@@ -406,15 +401,19 @@ impl Agent {
     pub(super) async fn take_away(&self, record: &Record) -> Result<(), ApiError> {
         // Of a container without a file nothing would tell of the sandbox, once its endpoints are
         // gone.
-        if record.origin == Origin::Owned && self.shared.containers().get(&record.name).is_none() {
-            self.begin_sandbox(&record.name)?;
-            self.shared.unfinished.leave(&record.name);
+        let recorded = self.shared.containers().get(&record.name).is_some();
+        if record.origin == Origin::Owned && !recorded {
+            self.begin_removal(&record.name)?;
         }
         for (network, id) in self.endpoints_of(&record.name) {
             self.detach(&network, &id).await?;
         }
         match record.origin {
-            Origin::Owned => self.shared.platform.remove_sandbox(&record.name).await?,
+            Origin::Owned if recorded || self.is_unfinished(&record.name) => {
+                self.shared.platform.remove_sandbox(&record.name).await?;
+            }
+            // A namespace of another program.
+            Origin::Owned => {}
             // A purge has removed the endpoints all at once.
             Origin::Attached => {
                 let what = format!("container '{}'", record.name);

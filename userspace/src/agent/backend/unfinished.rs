@@ -1,5 +1,7 @@
 //! Sandboxes that an agent which was killed has left without a record.
 
+use std::{io, path::PathBuf, sync::Arc};
+
 use super::Agent;
 use crate::{
     agent::containers::{Origin, Record},
@@ -9,16 +11,23 @@ use crate::{
 
 impl Agent {
     /// Looks at the sandboxes that an earlier agent was making or removing. What has a record, or
-    /// nothing left, is finished.
+    /// nothing left, is finished. A namespace that another program has since made of that name is
+    /// left alone.
     pub(crate) fn find_unfinished(&self) {
         for name in self.shared.unfinished.left() {
             let recorded = self.shared.containers().get(&name).is_some();
-            if recorded || !self.shared.platform.sandbox_exists(&name) {
+            if recorded || !self.is_unfinished(&name) {
                 self.finished(&name);
             } else {
                 self.tell_unfinished(&name);
             }
         }
+    }
+
+    /// Whether the namespace at the path of the sandbox `name` is one that was being made or removed.
+    pub(super) fn is_unfinished(&self, name: &Name) -> bool {
+        let found = self.shared.platform.sandbox_id(name);
+        self.shared.unfinished.is_meant(name, found)
     }
 
     /// The record of a container of which there is only a sandbox.
@@ -29,14 +38,42 @@ impl Agent {
         })
     }
 
-    /// Notes that the sandbox `name` is going to be made or removed.
+    /// Makes the sandbox `name`, and notes that before.
+    ///
+    /// # Errors
+    ///
+    /// The state directory cannot be written to, or the kernel refuses.
+    pub(super) async fn make_sandbox(&self, name: &Name) -> Result<PathBuf, ApiError> {
+        let platform = &self.shared.platform;
+        // A namespace that exists is another program's, and refused.
+        if !platform.sandbox_exists(name) {
+            let begun = self.shared.unfinished.begin(name);
+            begun.map_err(|error| self.unnoted(name, error))?;
+        }
+        let (unfinished, named) = (Arc::clone(&self.shared.unfinished), name.clone());
+        let made = Box::new(move |namespace| unfinished.made(&named, namespace));
+        platform.make_sandbox(name, made).await.inspect_err(|_| self.finished(name))
+    }
+
+    /// Notes that the sandbox `name`, of which there is no record, is going to be removed.
     ///
     /// # Errors
     ///
     /// The state directory cannot be written to.
-    pub(super) fn begin_sandbox(&self, name: &Name) -> Result<(), ApiError> {
-        let what = format!("container '{name}'");
-        self.shared.unfinished.begin(name).map_err(|error| self.shared.disk.refuse(&what, error))
+    pub(super) fn begin_removal(&self, name: &Name) -> Result<(), ApiError> {
+        if self.shared.unfinished.is_left(name) {
+            return Ok(());
+        }
+        if let Some(namespace) = self.shared.platform.sandbox_id(name) {
+            let noted = self.shared.unfinished.made(name, namespace);
+            noted.map_err(|error| self.unnoted(name, error))?;
+            self.shared.unfinished.leave(name);
+        }
+        Ok(())
+    }
+
+    fn unnoted(&self, name: &Name, error: io::Error) -> ApiError {
+        self.shared.disk.refuse(&format!("container '{name}'"), error)
     }
 
     /// Notes that the sandbox `name` is complete, or gone.

@@ -13,7 +13,7 @@ use super::{
     error::{blocking, broken, netns_refused, refused, sandbox_refused},
 };
 use crate::{
-    agent::platform::{Adopted, Devices, PlugError, Underlay as _},
+    agent::platform::{Adopted, Devices, Made, PlugError, Underlay as _},
     api::types::{ApiError, ErrorKind},
     datapath::{Datapath, DatapathError},
     model::{self, Name, NetnsId, SandboxRef, validate},
@@ -186,10 +186,10 @@ impl Devices for Host {
         Netns::path_of(name)
     }
 
-    async fn make_sandbox(&self, name: &Name) -> Result<PathBuf, ApiError> {
+    async fn make_sandbox(&self, name: &Name, made: Made) -> Result<PathBuf, ApiError> {
         let name = name.clone();
-        let made = blocking(move || Netns::create(&name).map(|made| made.path().to_owned()));
-        made.await?.map_err(|error| netns_refused(&error))
+        let create = move || Netns::create(&name, made).map(|netns| netns.path().to_owned());
+        blocking(create).await?.map_err(|error| netns_refused(&error))
     }
 
     async fn ensure_sandbox(&self, name: &Name, running: Option<i32>) -> Result<(), ApiError> {
@@ -208,8 +208,8 @@ impl Devices for Host {
         ensured.await?.map_err(|error| netns_refused(&error))
     }
 
-    fn sandbox_exists(&self, name: &Name) -> bool {
-        Netns::exists(name)
+    fn sandbox_id(&self, name: &Name) -> Option<NetnsId> {
+        Netns::find(name)
     }
 
     async fn remove_sandbox(&self, name: &Name) -> Result<(), ApiError> {

@@ -7,11 +7,11 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::types::{Adopted, PlugError};
+use super::types::{Adopted, Made, PlugError};
 use crate::{
     api::types::ApiError,
     datapath::DatapathError,
-    model::{Name, SandboxRef},
+    model::{Name, NetnsId, SandboxRef},
     reconcile::LocalEndpoint,
     sandbox::{GatewaySpec, Resolver},
 };
@@ -79,15 +79,21 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// Path of the sandbox of a container, whether it exists or not.
     fn sandbox_path(&self, name: &Name) -> PathBuf;
 
-    /// Makes the sandbox of a container. Refused if it exists.
-    async fn make_sandbox(&self, name: &Name) -> Result<PathBuf, ApiError>;
+    /// Makes the sandbox of a container. Refused if it exists. `made` is called before the
+    /// namespace has its path.
+    async fn make_sandbox(&self, name: &Name, made: Made) -> Result<PathBuf, ApiError>;
 
     /// Makes the sandbox of a container unless it exists: from the namespace of its command
     /// if that runs, else a new one.
     async fn ensure_sandbox(&self, name: &Name, running: Option<i32>) -> Result<(), ApiError>;
 
     /// Whether the sandbox of a container exists.
-    fn sandbox_exists(&self, name: &Name) -> bool;
+    fn sandbox_exists(&self, name: &Name) -> bool {
+        self.sandbox_id(name).is_some()
+    }
+
+    /// The namespace at the path of a container's sandbox; `None` if there is none.
+    fn sandbox_id(&self, name: &Name) -> Option<NetnsId>;
 
     /// Removes the sandbox of a container. Idempotent.
     async fn remove_sandbox(&self, name: &Name) -> Result<(), ApiError>;

@@ -19,8 +19,8 @@ pub(crate) use self::{
     maps::Maps,
     ports::Ports,
     types::{
-        Adopted, Facts, Found, Holder, HostEvent, Launch, Paths, PlugError, PortError, PortHold,
-        Remote, Wanted,
+        Adopted, Facts, Found, Holder, HostEvent, Launch, Made, Paths, PlugError, PortError,
+        PortHold, Remote, Wanted,
     },
     underlay::Underlay,
 };

@@ -3,6 +3,7 @@
 use std::{
     any::Any,
     collections::{BTreeMap, BTreeSet},
+    io,
     net::Ipv4Addr,
     path::PathBuf,
 };
@@ -91,6 +92,9 @@ pub(crate) struct Found {
     /// Log of a detached command.
     pub(crate) log: Option<PathBuf>,
 }
+
+/// Notes the identity of a namespace that is being made.
+pub(crate) type Made = Box<dyn FnOnce(NetnsId) -> io::Result<()> + Send>;
 
 /// A port of the host, held until this value is dropped.
 pub(crate) type PortHold = Box<dyn Any + Send>;

@@ -21,14 +21,14 @@ use crate::{
     agent::{
         conntrack::testing::MemoryFlows,
         platform::{
-            Adopted, Commands, Devices, Facts, Found, Holder, HostEvent, Launch, Maps, Paths,
+            Adopted, Commands, Devices, Facts, Found, Holder, HostEvent, Launch, Made, Maps, Paths,
             PlugError, PortError, PortHold, Ports, Remote, Underlay, Wanted,
         },
     },
     api::types::{ApiError, ErrorKind},
     choice::{Uplink, device::Device},
     datapath::{DatapathError, FlowTable, Price},
-    model::{Driver, HostRoute, Name, Protocol, SandboxRef},
+    model::{Driver, HostRoute, Name, NetnsId, Protocol, SandboxRef},
     netlink::PairKind,
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
     sandbox::{GatewaySpec, RESOLV_CONF, Resolver},
@@ -36,6 +36,9 @@ use crate::{
 
 /// Time that a step of a test may take.
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Identity of every namespace that Culvert makes on a simulated host.
+pub(super) const NETNS: NetnsId = NetnsId { dev: 4, ino: 4_026_532_300 };
 
 /// State of the simulated host.
 #[derive(Default)]
@@ -48,6 +51,8 @@ pub(super) struct State {
     pub(super) attached: BTreeSet<u32>,
     /// Namespaces, with the interface names in each.
     pub(super) namespaces: BTreeMap<PathBuf, BTreeSet<String>>,
+    /// Those of them that another program has made.
+    pub(super) foreign: BTreeSet<PathBuf>,
     pub(super) learned: BTreeMap<FdbKey, LearnedEntry>,
     /// Error of every attempt to plug.
     pub(super) refuse_plug: Option<PlugError>,
@@ -346,12 +351,13 @@ impl Devices for Paper {
         Self::path_of(name)
     }
 
-    async fn make_sandbox(&self, name: &Name) -> Result<PathBuf, ApiError> {
+    async fn make_sandbox(&self, name: &Name, made: Made) -> Result<PathBuf, ApiError> {
         let path = Self::path_of(name);
         let mut state = self.state();
         if state.namespaces.contains_key(&path) {
             return Err(ApiError::new(ErrorKind::Conflict, "sandbox exists already"));
         }
+        made(NETNS).map_err(|error| ApiError::new(ErrorKind::Internal, error.to_string()))?;
         state.namespaces.insert(path.clone(), BTreeSet::new());
         Ok(path)
     }
@@ -361,8 +367,10 @@ impl Devices for Paper {
         Ok(())
     }
 
-    fn sandbox_exists(&self, name: &Name) -> bool {
-        self.state().namespaces.contains_key(&Self::path_of(name))
+    fn sandbox_id(&self, name: &Name) -> Option<NetnsId> {
+        let (path, state) = (Self::path_of(name), self.state());
+        let ino = if state.foreign.contains(&path) { NETNS.ino + 1 } else { NETNS.ino };
+        state.namespaces.contains_key(&path).then_some(NetnsId { ino, ..NETNS })
     }
 
     async fn remove_sandbox(&self, name: &Name) -> Result<(), ApiError> {

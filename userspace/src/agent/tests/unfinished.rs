@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use super::{
     fake::{Paper, Running, World, name, run, stored, two_hosts},
+    paper::NETNS,
     refusals::assert_refused,
 };
 use crate::{
@@ -40,11 +41,15 @@ async fn a_sandbox_without_a_record_is_shown_and_removed_by_name() {
     // An agent is killed after it has made a namespace; when it was about to; when it had finished;
     // and in between the host has lost a namespace.
     let killed = Unfinished::load(&state_dir);
-    for container in ["made", "lost", "web"] {
-        killed.begin(&name(container)).unwrap();
+    killed.begin(&name("lost")).unwrap();
+    for container in ["made", "gone", "web", "other"] {
+        killed.made(&name(container), NETNS).unwrap();
     }
-    paper.state().namespaces.insert(path("made"), BTreeSet::new());
-    paper.state().namespaces.insert(path("theirs"), BTreeSet::new());
+    for container in ["made", "theirs", "other"] {
+        paper.state().namespaces.insert(path(container), BTreeSet::new());
+    }
+    // Another program has since made one of that name.
+    paper.state().foreign.insert(path("other"));
 
     let one = world.start(1, &paper).await.ready().await;
     let shown = [("made", "unfinished"), ("web", "created")];
@@ -65,6 +70,7 @@ async fn a_sandbox_without_a_record_is_shown_and_removed_by_name() {
     one.agent.container_remove(&name("made"), false).await.unwrap();
     assert!(!paper.state().namespaces.contains_key(&path("made")));
     assert!(paper.state().namespaces.contains_key(&path("theirs")));
+    assert!(paper.state().namespaces.contains_key(&path("other")));
     assert!(problems(&one).is_empty() && Unfinished::load(&state_dir).left().is_empty());
     one.run("made", "blue").await.unwrap();
 }
@@ -119,9 +125,14 @@ async fn a_purge_removes_what_was_not_finished() {
     let node = crate::model::testing::node("host1", 1);
     let state_dir = world.state_dir(&node);
     std::fs::create_dir_all(&state_dir).unwrap();
-    Unfinished::load(&state_dir).begin(&name("made")).unwrap();
-    paper.state().namespaces.insert(path("made"), BTreeSet::new());
+    let killed = Unfinished::load(&state_dir);
+    for container in ["made", "other"] {
+        killed.made(&name(container), NETNS).unwrap();
+        paper.state().namespaces.insert(path(container), BTreeSet::new());
+    }
     let one = world.start(1, &paper).await.ready().await;
+    // Another program replaces it while the agent runs.
+    paper.state().foreign.insert(path("other"));
     one.agent.purge().await.unwrap();
-    assert!(paper.state().namespaces.is_empty());
+    assert_eq!(paper.state().namespaces.keys().collect::<Vec<_>>(), [&path("other")]);
 }
