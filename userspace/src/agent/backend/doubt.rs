@@ -90,11 +90,14 @@ impl Agent {
     }
 
     /// Removes the endpoint of a failed attempt if it exists, makes sure that it does not come true
-    /// later, and removes the sandbox that was made for it.
+    /// later, and removes the sandbox that was made for it, if it is noted as unfinished.
     async fn take_back(&self, attempt: &Attempt) -> Result<(), ApiError> {
         let Attempt { endpoint, network, container, owned, .. } = attempt;
         self.fence(network, endpoint).await?;
-        if *owned && self.record_of(container).is_none() {
+        // By its name alone the namespace may be another program's, or the container was lost and
+        // has other endpoints.
+        let recorded = self.shared.containers().get(container).is_some();
+        if *owned && !recorded && self.is_unfinished(container) {
             match self.shared.platform.remove_sandbox(container).await {
                 Ok(()) => self.finished(container),
                 Err(error) => {

@@ -9,10 +9,14 @@ use async_trait::async_trait;
 
 use super::{
     fake::{Paper, Running, World, eventually, name, run, stored},
+    paper::NETNS,
     refusals::assert_refused,
 };
 use crate::{
-    agent::attempts::{Attempt, Attempts},
+    agent::{
+        attempts::{Attempt, Attempts},
+        unfinished::Unfinished,
+    },
     api::{Backend as _, types::ErrorKind},
     model::ENDPOINTS,
     store::{
@@ -172,7 +176,7 @@ async fn a_run_whose_agent_was_killed_is_taken_back_and_one_that_was_complete_is
     let world = World::new().await;
     let one = world.start(1, &Paper::new()).await.ready().await;
     one.network("blue").await.unwrap();
-    for container in ["web", "half"] {
+    for container in ["web", "half", "theirs"] {
         one.run(container, "blue").await.unwrap();
     }
     let paper = Arc::clone(&one.paper);
@@ -184,10 +188,18 @@ async fn a_run_whose_agent_was_killed_is_taken_back_and_one_that_was_complete_is
         let (id, container) = (endpoint.id.clone(), endpoint.container.clone());
         attempts.begin(&Attempt::new(id, name("blue"), container, true)).unwrap();
     }
-    std::fs::remove_file(state_dir.join("containers/half.json")).unwrap();
+    let unfinished = Unfinished::load(&state_dir);
+    for container in ["half", "theirs"] {
+        std::fs::remove_file(state_dir.join(format!("containers/{container}.json"))).unwrap();
+        unfinished.made(&name(container), NETNS).unwrap();
+    }
+    // Another program has since made a namespace of that name.
+    let theirs = std::path::PathBuf::from("/paper/netns/theirs");
+    paper.state().foreign.insert(theirs.clone());
     let one = world.start(1, &paper).await.ready().await;
-    eventually("one is taken back", || async { stored(&world).await.endpoints.count() == 1 }).await;
-    one.eventually("its sandbox is gone", |state| state.namespaces.len() == 1).await;
+    eventually("two are taken back", || async { stored(&world).await.endpoints.count() == 1 }).await;
+    one.eventually("its sandbox is gone", |state| state.namespaces.len() == 2).await;
+    assert!(paper.state().namespaces.contains_key(&theirs));
     eventually("the attempts are over", || async { attempts.earlier().0.is_empty() }).await;
     let rows = one.agent.containers().await.unwrap();
     assert_eq!((rows.len(), rows[0].name.as_str()), (1, "web"));
