@@ -48,6 +48,7 @@ impl Setup {
     fn spec(&self, command: &[&str]) -> SuperviseSpec {
         SuperviseSpec {
             name: self.netns.name().to_owned(),
+            id: None,
             netns: Some(self.netns.path().to_owned()),
             hostname: None,
             etc: None,

@@ -187,6 +187,10 @@ pub(crate) struct Record {
     pub(crate) schema: u32,
     /// Name.
     pub(crate) name: Name,
+    /// Identifier, by which reports about an earlier container of this name are refused. `None` in
+    /// a record of an earlier version, and in one that is made from the store.
+    #[serde(default)]
+    pub(crate) id: Option<String>,
     /// Origin of the namespace.
     pub(crate) origin: Origin,
     /// Path of the namespace; empty for [`Origin::Host`].
@@ -257,6 +261,7 @@ impl Record {
         Self {
             schema: SCHEMA,
             name,
+            id: None,
             origin,
             netns,
             adopted: None,
@@ -275,6 +280,12 @@ impl Record {
             boot: boot(),
             known: None,
         }
+    }
+
+    /// Whether a report or a supervisor with this identifier is about this container. One without
+    /// is of an earlier version.
+    pub(crate) fn is_meant(&self, id: Option<&str>) -> bool {
+        self.id.as_deref().zip(id).is_none_or(|(own, id)| own == id)
     }
 
     /// The host name of the container.

@@ -270,6 +270,10 @@ pub struct ContainerCreate {
 pub struct ContainerRow {
     /// Name.
     pub name: String,
+    /// Identifier, which no other container has, also not a later one of this name. `None`: the
+    /// container was made by an earlier version, or its record is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// `none`, `host`, `container`, `bridge`, `overlay` or `attached`. `unknown`: the store has not
     /// been read, and the container was made by an earlier version.
     pub mode: String,

@@ -40,6 +40,10 @@ static SUPERVISOR: Mutex<()> = Mutex::const_new(());
 pub struct SuperviseSpec {
     /// Name of the container, for `/etc/netns/NAME/`.
     pub name: String,
+    /// Identifier of the container, which tells it from a later one of this name. `None`: it has
+    /// none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// Namespace to run in. `None`: the current one (mode `host`).
     pub netns: Option<PathBuf>,
     /// Host name, in a UTS namespace of the program's own. `None`: the host's. Without `netns` it
@@ -337,6 +341,7 @@ mod tests {
     fn spec(command: &[&str]) -> SuperviseSpec {
         SuperviseSpec {
             name: "test".to_owned(),
+            id: None,
             netns: None,
             hostname: None,
             etc: None,

@@ -114,12 +114,14 @@ fn every_request_makes_the_round_trip() {
             pid: 7,
             log: Some("/x/c1.log".into()),
             supervisor: Some(Supervised { pid: 6, restarts: 2, failing: Some("x".to_owned()) }),
+            id: Some("0a".to_owned()),
         };
         same!(|b| b.container_state(&name("c1"), running.clone())).unwrap();
         same!(|b| b.containers()).unwrap();
         let refused = same!(|b| b.container_remove(&name("c1"), false)).unwrap_err();
         assert_eq!(refused.kind, ErrorKind::Conflict);
-        same!(|b| b.container_state(&name("c1"), ContainerState::Exited { code: 137 })).unwrap();
+        let ended = ContainerState::Exited { code: 137, id: None };
+        same!(|b| b.container_state(&name("c1"), ended.clone())).unwrap();
         same!(|b| b.containers()).unwrap();
         same!(|b| b.container_remove(&name("c1"), true)).unwrap();
         same!(|b| b.fdb()).unwrap();

@@ -253,6 +253,7 @@ impl Backend for Fake {
         };
         let row = ContainerRow {
             name: name.clone(),
+            id: None,
             mode: mode.to_owned(),
             state: if mode == "attached" { mode } else { "created" }.to_owned(),
             pid: None,
@@ -285,13 +286,17 @@ impl Backend for Fake {
         state.calls.push(match &change {
             ContainerState::Running { .. } => format!("{name} runs"),
             ContainerState::Restarting { code, .. } => format!("{name} waits after {code}"),
-            ContainerState::Exited { code } => format!("{name} ended with {code}"),
+            ContainerState::Exited { code, .. } => format!("{name} ended with {code}"),
         });
         let Some(row) = state.containers.get_mut(name.as_str()) else {
+            // As the agent: it was removed while its command was ending.
+            if let ContainerState::Exited { .. } = change {
+                return Ok(());
+            }
             return refuse(ErrorKind::NotFound, "no such container");
         };
         match change {
-            ContainerState::Running { pid, log, supervisor } => {
+            ContainerState::Running { pid, log, supervisor, .. } => {
                 row.state = "running".to_owned();
                 row.pid = Some(pid);
                 row.exit_code = None;
@@ -304,7 +309,7 @@ impl Backend for Fake {
                 row.exit_code = Some(code);
                 row.restarts = supervisor.restarts;
             }
-            ContainerState::Exited { code } => {
+            ContainerState::Exited { code, .. } => {
                 row.state = "exited".to_owned();
                 row.pid = None;
                 row.exit_code = Some(code);

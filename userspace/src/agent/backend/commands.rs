@@ -98,6 +98,7 @@ impl Agent {
             .filter(|record| record.origin != Origin::Attached)
             .map(|record| Wanted {
                 name: record.name.clone(),
+                id: record.id.clone(),
                 netns: (record.origin != Origin::Host).then(|| record.netns.clone()),
             })
             .collect();
@@ -289,6 +290,7 @@ impl Agent {
         let log = log.unwrap_or_else(|| self.logs().join(format!("{}.log", record.name)));
         let spec = SuperviseSpec {
             name: row.name,
+            id: row.id,
             netns: (record.origin != Origin::Host).then(|| record.netns.clone()),
             hostname: row.hostname,
             etc: row.etc.map(PathBuf::from),

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use super::{Agent, attach::Attachment, conflict, internal, invalid, network::NetworkOf, rows};
+use super::{
+    Agent, attach::Attachment, conflict, internal, invalid, network::NetworkOf, not_found, rows,
+};
 use crate::{
     agent::{
         containers::{Origin, Process, Record, boot},
@@ -15,7 +17,7 @@ use crate::{
         },
     },
     limits::name_limit,
-    model::{Key, Name},
+    model::{Key, Name, ops},
 };
 
 /// Time that a killed process may take to end.
@@ -86,6 +88,7 @@ impl Agent {
         self.check_exposed(&request, &network).await?;
 
         let mut record = self.sandbox_for(&request, &network).await?;
+        record.id = Some(ops::new_id());
         record.command = request.command.clone();
         record.auto_remove = request.auto_remove;
         record.restart = request.rerun.as_ref().map(|rerun| rerun.restart).unwrap_or_default();
@@ -297,10 +300,15 @@ impl Agent {
             record.failing = by.failing;
             Ok::<_, ApiError>(())
         };
+        if !record.is_meant(state.id()) {
+            return Err(not_found(format!(
+                "container '{name}' is another one than the report is about, which was removed"
+            )));
+        }
         record.boot = boot();
         record.waiting = false;
         match state {
-            ContainerState::Running { pid, log, supervisor } => {
+            ContainerState::Running { pid, log, supervisor, .. } => {
                 record.process = process(name, pid)?;
                 record.exit_code = None;
                 record.log = log;
@@ -308,14 +316,14 @@ impl Agent {
                     supervised(&mut record, by)?;
                 }
             }
-            ContainerState::Restarting { code, log, supervisor } => {
+            ContainerState::Restarting { code, log, supervisor, .. } => {
                 record.process = None;
                 record.exit_code = Some(code);
                 record.log = log;
                 record.waiting = true;
                 supervised(&mut record, supervisor)?;
             }
-            ContainerState::Exited { code } => {
+            ContainerState::Exited { code, .. } => {
                 record.process = None;
                 record.exit_code = Some(code);
                 record.supervisor = None;

@@ -25,6 +25,7 @@ pub(super) fn container(shared: &Shared, record: &Record) -> ContainerRow {
     });
     ContainerRow {
         name: record.name.to_string(),
+        id: record.id.clone(),
         mode,
         state: match shared.unfinished.is_left(&record.name) {
             true => "unfinished".to_owned(),

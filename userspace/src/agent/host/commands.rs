@@ -174,6 +174,8 @@ fn program_name(link: &Path) -> Option<OsString> {
 #[derive(Debug, PartialEq, Eq)]
 struct Supervised {
     name: String,
+    /// Identifier of the container. `None` in the foreground, and in an earlier version.
+    id: Option<String>,
     /// `None` in the foreground.
     log: Option<PathBuf>,
 }
@@ -186,7 +188,7 @@ impl Supervised {
         let ends = |arg: &&[u8]| *arg == b"__supervise" || *arg == b"--";
         let run: Vec<&[u8]> = args.by_ref().take_while(|arg| !ends(arg)).collect();
         if let Some(Ok(spec)) = args.next().map(serde_json::from_slice::<SuperviseSpec>) {
-            return Some(Self { name: spec.name, log: Some(spec.log?) });
+            return Some(Self { name: spec.name, id: spec.id, log: Some(spec.log?) });
         }
         if !run.contains(&b"run".as_slice()) {
             return None;
@@ -198,11 +200,14 @@ impl Supervised {
             None => None,
         })?;
         let name = name.or_else(|| rest.next().copied())?;
-        Some(Self { name: OsStr::from_bytes(name).to_str()?.to_owned(), log: None })
+        Some(Self { name: OsStr::from_bytes(name).to_str()?.to_owned(), id: None, log: None })
     }
 
     fn is_for(&self, wanted: &Wanted, logs: &Path) -> bool {
+        // An earlier container of this name may still have its supervisor.
+        let other = self.id.as_ref().zip(wanted.id.as_ref()).is_some_and(|(a, b)| a != b);
         self.name == wanted.name.as_str()
+            && !other
             && match &self.log {
                 Some(log) => log.parent() == Some(logs),
                 // Only the namespace tells the container of this agent from that of another one.
@@ -245,10 +250,17 @@ mod tests {
         assert_eq!(detached.name, "web");
         let wanted = |name: &str, netns: Option<&str>| Wanted {
             name: name.parse().unwrap(),
+            id: Some("0a".to_owned()),
             netns: netns.map(PathBuf::from),
         };
         assert!(detached.is_for(&wanted("web", None), Path::new("/s/logs")));
         assert!(!detached.is_for(&wanted("db", None), Path::new("/s/logs")));
+        for (id, meant) in [("0a", true), ("0b", false)] {
+            let spec = spec.replace("{\"name\"", &format!("{{\"id\":\"{id}\",\"name\""));
+            let detached = parsed(&["culvert", "__supervise", &spec]).unwrap();
+            let found = detached.is_for(&wanted("web", None), Path::new("/s/logs"));
+            assert_eq!(found, meant, "{id}");
+        }
         // Another agent of this machine has a container of this name, too.
         assert!(!detached.is_for(&wanted("web", None), Path::new("/t/logs")));
 

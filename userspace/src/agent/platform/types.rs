@@ -78,6 +78,8 @@ pub(crate) struct Launch {
 pub(crate) struct Wanted {
     /// Its name.
     pub(crate) name: Name,
+    /// Its identifier, if it has one.
+    pub(crate) id: Option<String>,
     /// Its namespace. `None`: the host's.
     pub(crate) netns: Option<PathBuf>,
 }

@@ -76,7 +76,7 @@ async fn start(host: &Running, request: ContainerCreate) -> (Sleep, Sleep) {
 fn running(command: &Sleep, supervisor: &Sleep, restarts: u32) -> ContainerState {
     let supervisor = Supervised { pid: supervisor.pid(), restarts, failing: None };
     let log = Some(PathBuf::from("/paper/log"));
-    ContainerState::Running { pid: command.pid(), log, supervisor: Some(supervisor) }
+    ContainerState::Running { pid: command.pid(), log, supervisor: Some(supervisor), id: None }
 }
 
 async fn row(host: &Running, container: &str) -> ContainerRow {
@@ -125,6 +125,7 @@ async fn a_command_is_started_again_when_its_supervisor_is_gone() {
         code: 3,
         log: None,
         supervisor: Supervised { pid: supervisor.pid(), restarts: 7, failing: Some("why".into()) },
+        id: None,
     };
     one.agent.container_state(&name("web"), restarting).await.unwrap();
     let web = row(&one, "web").await;
@@ -184,7 +185,7 @@ async fn after_a_reboot_commands_run_as_their_policy_says() {
         let state = running(&command, &supervisor, 2);
         one.agent.container_state(&name(container), state).await.unwrap();
         if let Some(code) = end {
-            let ended = ContainerState::Exited { code };
+            let ended = ContainerState::Exited { code, id: None };
             one.agent.container_state(&name(container), ended).await.unwrap();
         }
         processes.push((command, supervisor));
@@ -352,4 +353,25 @@ async fn a_command_that_cannot_be_looked_for_is_not_forgotten() {
     paper.state().refuse_search = None;
     eventually("it is known", || async { row(&one, "web").await.pid == Some(web.pid()) }).await;
     eventually("it is started again", || async { !launched(&one).is_empty() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_about_an_earlier_container_of_the_name_is_refused() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    let former = one.run("web", "blue").await.unwrap().id.unwrap();
+    one.agent.container_remove(&name("web"), false).await.unwrap();
+    let unknown = ContainerState::Exited { code: 1, id: Some(former.clone()) };
+    one.agent.container_state(&name("web"), unknown.clone()).await.unwrap();
+
+    let mut request = run("web", "blue");
+    request.auto_remove = true;
+    let own = one.agent.container_create(request).await.unwrap().id.unwrap();
+    assert_ne!(own, former);
+    let refused = one.agent.container_state(&name("web"), unknown).await;
+    assert_refused(refused, ErrorKind::NotFound, "another one than the report is about");
+    assert_eq!(row(&one, "web").await.state, "created");
+    let ended = ContainerState::Exited { code: 0, id: Some(own) };
+    one.agent.container_state(&name("web"), ended).await.unwrap();
+    assert!(one.agent.containers().await.unwrap().is_empty(), "--rm");
 }

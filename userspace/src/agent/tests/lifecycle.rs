@@ -296,7 +296,7 @@ async fn a_command_that_ends_is_shown_and_removed_if_so_asked() {
     request.auto_remove = true;
     one.agent.container_create(request).await.unwrap();
     let pid = i32::try_from(std::process::id()).unwrap();
-    let running = ContainerState::Running { pid, log: None, supervisor: None };
+    let running = ContainerState::Running { pid, log: None, supervisor: None, id: None };
     one.agent.container_state(&name("web"), running.clone()).await.unwrap();
     one.agent.container_state(&name("once"), running).await.unwrap();
     let rows = one.agent.containers().await.unwrap();
@@ -305,7 +305,7 @@ async fn a_command_that_ends_is_shown_and_removed_if_so_asked() {
     assert!(refused.message.contains("is running"), "{refused}");
 
     for container in ["web", "once"] {
-        let ended = ContainerState::Exited { code: 3 };
+        let ended = ContainerState::Exited { code: 3, id: None };
         one.agent.container_state(&name(container), ended).await.unwrap();
     }
     let mut orphan = run("orphan", "blue");
@@ -314,7 +314,7 @@ async fn a_command_that_ends_is_shown_and_removed_if_so_asked() {
     // The supervisor is killed with the command, so that the end is not reported.
     let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
     let pid = child.id().try_into().unwrap();
-    let running = ContainerState::Running { pid, log: None, supervisor: None };
+    let running = ContainerState::Running { pid, log: None, supervisor: None, id: None };
     one.agent.container_state(&name("orphan"), running).await.unwrap();
     child.kill().unwrap();
     child.wait().unwrap();

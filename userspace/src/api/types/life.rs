@@ -19,6 +19,10 @@ pub enum ContainerState {
         /// The supervisor. `None` in the report of an earlier version.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         supervisor: Option<Supervised>,
+        /// Identifier of the container ([`ContainerRow::id`](super::ContainerRow::id)). `None` in the
+        /// report of an earlier version.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<String>,
     },
     /// The command has ended or could not be started. Its supervisor starts it again after a pause.
     Restarting {
@@ -28,12 +32,31 @@ pub enum ContainerState {
         log: Option<PathBuf>,
         /// The supervisor.
         supervisor: Supervised,
+        /// Identifier of the container ([`ContainerRow::id`](super::ContainerRow::id)). `None` in the
+        /// report of an earlier version.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<String>,
     },
     /// The command has ended, and is not started again.
     Exited {
         /// Exit code, or 128 + N if signal N ended the command.
         code: i32,
+        /// Identifier of the container ([`ContainerRow::id`](super::ContainerRow::id)). `None` in the
+        /// report of an earlier version.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<String>,
     },
+}
+
+impl ContainerState {
+    /// Identifier of the container, if the report has one.
+    pub fn id(&self) -> Option<&str> {
+        match self {
+            Self::Running { id, .. } | Self::Restarting { id, .. } | Self::Exited { id, .. } => {
+                id.as_deref()
+            }
+        }
+    }
 }
 
 /// A supervisor, and what it has done.

@@ -118,10 +118,11 @@ pub(crate) async fn run(
             // Dropped at the end: the teller then tells the last state and ends.
             let sayer = sayer;
             let started = async |pid| {
-                sayer.say(running(pid, None, 0, None));
+                sayer.say(running(&spec, pid, 0, None));
                 sayer.sent().await;
             };
-            let ended = async |code| sayer.say(ContainerState::Exited { code });
+            let ended =
+                async |code| sayer.say(ContainerState::Exited { code, id: spec.id.clone() });
             sandbox::supervise(&spec, started, ended).await
         };
         join(supervised, teller.run()).await.0
@@ -150,15 +151,14 @@ pub(crate) async fn supervise_detached(
         .map_err(|error| Failure::usage(format!("__supervise is culvert's own: {error}")))?;
     let name: Name =
         spec.name.parse().map_err(|error| Failure::usage(format!("__supervise: {error}")))?;
-    let log = spec.log.clone();
-    let (sayer, teller) = Teller::new(backend, &name, log.clone(), remove, None);
+    let (sayer, teller) = Teller::new(backend, &name, spec.log.clone(), remove, None);
     let supervised = async {
         // Dropped at the end: the teller then tells the last state and ends.
         let sayer = sayer;
         let mut first = true;
         let tell = async |life| match life {
             Life::Runs { pid, restarts, failing } => {
-                sayer.say(running(pid, log.clone(), restarts, failing));
+                sayer.say(running(&spec, pid, restarts, failing));
                 if std::mem::take(&mut first) {
                     sayer.sent().await;
                 }
@@ -166,11 +166,12 @@ pub(crate) async fn supervise_detached(
             }
             Life::Waits { code, restarts, failing } => {
                 let supervisor = supervised(restarts, failing);
-                sayer.say(ContainerState::Restarting { code, log: log.clone(), supervisor });
+                let (log, id) = (spec.log.clone(), spec.id.clone());
+                sayer.say(ContainerState::Restarting { code, log, supervisor, id });
                 !sayer.is_gone()
             }
             Life::Ended { code } => {
-                sayer.say(ContainerState::Exited { code });
+                sayer.say(ContainerState::Exited { code, id: spec.id.clone() });
                 true
             }
         };
@@ -182,12 +183,17 @@ pub(crate) async fn supervise_detached(
 
 /// The report that a command runs.
 fn running(
+    spec: &SuperviseSpec,
     pid: i32,
-    log: Option<PathBuf>,
     restarts: u32,
     failing: Option<String>,
 ) -> ContainerState {
-    ContainerState::Running { pid, log, supervisor: Some(supervised(restarts, failing)) }
+    ContainerState::Running {
+        pid,
+        log: spec.log.clone(),
+        supervisor: Some(supervised(restarts, failing)),
+        id: spec.id.clone(),
+    }
 }
 
 /// This process, which supervises a command.
@@ -208,6 +214,7 @@ fn spec(row: &ContainerRow, command: Vec<String>, log: Option<PathBuf>) -> Super
     let netns = (row.mode != "host").then(|| PathBuf::from(&row.netns));
     SuperviseSpec {
         name: row.name.clone(),
+        id: row.id.clone(),
         netns,
         hostname: row.hostname.clone(),
         etc: row.etc.as_ref().map(PathBuf::from),

@@ -124,6 +124,11 @@ impl<'a> Teller<'a> {
                     Err(error) if error.kind == ErrorKind::NotFound => {
                         // It was removed while it ran, by 'rm -f' or 'purge'.
                         self.gone.send_replace(true);
+                        if let ContainerState::Exited { .. } = state {
+                            // There is another container of this name now, and the log is its.
+                            // The end of a container that is unknown would be no error.
+                            return;
+                        }
                         if let ContainerState::Running { .. } = state {
                             tell(&format!("container {name} runs, but: {error}"));
                         }
@@ -163,7 +168,7 @@ impl<'a> Teller<'a> {
     /// Waits while a command that keeps failing runs, and tells once that it does not fail any more.
     /// `false`: there is a newer state.
     async fn remains(&mut self, state: &ContainerState) -> bool {
-        let ContainerState::Running { pid, log, supervisor: Some(supervisor) } = state else {
+        let ContainerState::Running { pid, log, supervisor: Some(supervisor), id } = state else {
             return true;
         };
         if supervisor.failing.is_none() {
@@ -175,8 +180,9 @@ impl<'a> Teller<'a> {
         }
         let mut supervisor = supervisor.clone();
         supervisor.failing = None;
+        let (log, id) = (log.clone(), id.clone());
         let state =
-            ContainerState::Running { pid: *pid, log: log.clone(), supervisor: Some(supervisor) };
+            ContainerState::Running { pid: *pid, log, supervisor: Some(supervisor), id };
         // The next report corrects it if this one is lost.
         let _ = self.backend.container_state(self.name, state).await;
         true
