@@ -43,6 +43,12 @@ impl Agent {
         self.shared.options.state_dir.join("logs")
     }
 
+    /// Log of the command of a container, if that is detached. The agent writes to it and removes
+    /// it, so a reported path is not used.
+    pub(super) fn log_of(&self, name: &Name) -> PathBuf {
+        self.logs().join(format!("{name}.log"))
+    }
+
     /// Looks for the commands of all containers of which the agent knows neither command nor end:
     /// they were started, or have ended, while no agent was there to be told.
     ///
@@ -119,7 +125,7 @@ impl Agent {
         if record.process.is_some() {
             record.exit_code = None;
         }
-        record.log = record.log.or(log);
+        record.log = record.log.or_else(|| log.map(|_| self.log_of(&record.name)));
         record.boot = boot();
         tracing::info!(
             "container '{}': its supervisor (pid {}) was found, with {}",
@@ -184,8 +190,9 @@ impl Agent {
             match self.take_away(&record).await {
                 Ok(()) => {
                     tracing::info!("container '{name}': its command is gone, it is removed (--rm)");
-                    if let Some(log) = &record.log
-                        && let Err(error) = remove_log(log)
+                    let log = self.log_of(&name);
+                    if record.log.is_some()
+                        && let Err(error) = remove_log(&log)
                     {
                         tracing::warn!("log {}: {error}", log.display());
                     }
@@ -286,8 +293,6 @@ impl Agent {
         let Rerun { restart, environment, directory, umask, log_max_size, log_max_files } =
             rerun.map_err(|error| error.to_string())?;
         let row = rows::container(&self.shared, record);
-        let log = record.log.clone();
-        let log = log.unwrap_or_else(|| self.logs().join(format!("{}.log", record.name)));
         let spec = SuperviseSpec {
             name: row.name,
             id: row.id,
@@ -295,7 +300,7 @@ impl Agent {
             hostname: row.hostname,
             etc: row.etc.map(PathBuf::from),
             command: record.command.clone(),
-            log: Some(log),
+            log: Some(self.log_of(&record.name)),
             log_limits: LogLimits { max_size: log_max_size, max_files: log_max_files },
             restart,
             restarts: Some(record.restarts.saturating_add(1)),

@@ -305,13 +305,21 @@ impl Agent {
                 "container '{name}' is another one than the report is about, which was removed"
             )));
         }
+        let own_log = |reported: Option<PathBuf>| {
+            let own = self.log_of(name);
+            if let Some(other) = reported.as_ref().filter(|reported| **reported != own) {
+                let (own, other) = (own.display(), other.display());
+                tracing::warn!("container '{name}': {other} was reported as its log, it is {own}");
+            }
+            reported.map(|_| own)
+        };
         record.boot = boot();
         record.waiting = false;
         match state {
             ContainerState::Running { pid, log, supervisor, .. } => {
                 record.process = process(name, pid)?;
                 record.exit_code = None;
-                record.log = log;
+                record.log = own_log(log);
                 if let Some(by) = supervisor {
                     supervised(&mut record, by)?;
                 }
@@ -319,7 +327,7 @@ impl Agent {
             ContainerState::Restarting { code, log, supervisor, .. } => {
                 record.process = None;
                 record.exit_code = Some(code);
-                record.log = log;
+                record.log = own_log(log);
                 record.waiting = true;
                 supervised(&mut record, supervisor)?;
             }

@@ -209,7 +209,7 @@ impl Supervised {
         self.name == wanted.name.as_str()
             && !other
             && match &self.log {
-                Some(log) => log.parent() == Some(logs),
+                Some(log) => *log == logs.join(format!("{}.log", self.name)),
                 // Only the namespace tells the container of this agent from that of another one.
                 None => wanted.netns.is_some(),
             }
@@ -247,6 +247,7 @@ mod tests {
         let spec =
             r#"{"name":"web","netns":"/run/netns/web","command":["run"],"log":"/s/logs/web.log"}"#;
         let detached = parsed(&["culvert", "--socket", "/x", "__supervise", spec]).unwrap();
+        let parsed_again = parsed(&["culvert", "__supervise", spec]).unwrap();
         assert_eq!(detached.name, "web");
         let wanted = |name: &str, netns: Option<&str>| Wanted {
             name: name.parse().unwrap(),
@@ -261,6 +262,8 @@ mod tests {
             let found = detached.is_for(&wanted("web", None), Path::new("/s/logs"));
             assert_eq!(found, meant, "{id}");
         }
+        let elsewhere = Supervised { log: Some("/s/logs/db.log".into()), ..parsed_again };
+        assert!(!elsewhere.is_for(&wanted("web", None), Path::new("/s/logs")));
         // Another agent of this machine has a container of this name, too.
         assert!(!detached.is_for(&wanted("web", None), Path::new("/t/logs")));
 

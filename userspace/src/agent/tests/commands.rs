@@ -316,7 +316,8 @@ async fn a_command_that_was_not_told_is_found() {
     eventually("it is known", || async { row(&one, "late").await.pid == Some(late.pid()) }).await;
     one.agent.container_remove(&name("late"), true).await.unwrap();
     assert!(!late.runs());
-    assert_eq!(row(&one, "web").await.log.as_deref(), Some("/paper/logs/web.log"));
+    let log = one.shared.options.state_dir.join("logs/web.log");
+    assert_eq!(row(&one, "web").await.log.as_deref(), log.to_str());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -374,4 +375,33 @@ async fn a_report_about_an_earlier_container_of_the_name_is_refused() {
     let ended = ContainerState::Exited { code: 0, id: Some(own) };
     one.agent.container_state(&name("web"), ended).await.unwrap();
     assert!(one.agent.containers().await.unwrap().is_empty(), "--rm");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reported_log_does_not_choose_the_file() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    let precious = world.dir.path().join("precious");
+    std::fs::write(&precious, "").unwrap();
+    let logs = one.shared.options.state_dir.join("logs");
+    std::fs::create_dir_all(&logs).unwrap();
+    std::fs::write(logs.join("once.log"), "").unwrap();
+    let mut once = run("once", "blue");
+    once.auto_remove = true;
+    for request in [once, detached("web", "blue", "always")] {
+        let container = request.name.clone();
+        one.agent.container_create(request).await.unwrap();
+        let (command, supervisor) = (Sleep::new(), Sleep::new());
+        let by = Supervised { pid: supervisor.pid(), restarts: 0, failing: None };
+        let (pid, log) = (command.pid(), Some(precious.clone()));
+        let state = ContainerState::Running { pid, log, supervisor: Some(by), id: None };
+        one.agent.container_state(&container, state).await.unwrap();
+        let own = logs.join(format!("{container}.log"));
+        assert_eq!(row(&one, container.as_str()).await.log.as_deref(), own.to_str());
+        // Both are killed.
+    }
+    eventually("it is started again", || async { !launched(&one).is_empty() }).await;
+    assert_eq!(one.paper.state().launched[0].spec.log, Some(logs.join("web.log")));
+    eventually("the log is removed", || async { !logs.join("once.log").exists() }).await;
+    assert!(precious.exists());
 }
