@@ -20,7 +20,9 @@ use super::{
     containers::Containers,
     platform::Platform,
     ports::{Pending, Reservations},
-    state::{Disk, Lives, MapCounts, Plugs, Problems, Readiness, Repairs, StoreHandle, Turns},
+    state::{
+        Disk, Launches, Lives, MapCounts, Plugs, Problems, Readiness, Repairs, StoreHandle, Turns,
+    },
     unfinished::Unfinished,
 };
 use crate::{
@@ -90,6 +92,8 @@ pub(crate) struct Shared {
     pub(crate) attempts: Attempts,
     /// Sandboxes that are being made or removed.
     pub(crate) unfinished: Arc<Unfinished>,
+    /// Supervisors that are being started.
+    pub(crate) launches: Launches,
     /// Held while commands are started again, and by a purge.
     pub(crate) starting: tokio::sync::Mutex<()>,
     /// Contents of the table of flows, by state.
@@ -141,6 +145,7 @@ impl Shared {
             turns: Turns::default(),
             unfinished,
             attempts,
+            launches: Launches::default(),
             starting: tokio::sync::Mutex::default(),
             flows: Arc::default(),
             view: RwLock::new(View::default()),

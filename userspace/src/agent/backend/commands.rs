@@ -222,6 +222,9 @@ impl Agent {
             {
                 continue;
             }
+            if self.shared.launches.is_under_way(&name) {
+                continue;
+            }
             // A request that is about this container comes first.
             let Some(_turn) = self.shared.turns.take(&name) else { continue };
             let Some(record) = self.record_of(&name).filter(Record::orphaned) else { continue };
@@ -241,8 +244,13 @@ impl Agent {
             let launch = self.launch(&record);
             let platform = Arc::clone(&self.shared.platform);
             tracing::info!("container '{name}': its command is started again ({})", record.restart);
-            // The supervisor reports to the agent before this ends, and needs the turn for it.
-            let task = tokio::spawn(async move { platform.supervise(&launch?).await });
+            // The supervisor reports to the agent before this ends, and needs the turn for it. A
+            // removal waits for the end.
+            let launching = self.shared.launches.begin(&name);
+            let task = tokio::spawn(async move {
+                let _launching = launching;
+                platform.supervise(&launch?).await
+            });
             attempts.insert(name, Attempt { task, pause, next: None });
         }
     }

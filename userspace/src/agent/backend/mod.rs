@@ -67,6 +67,28 @@ impl Agent {
     }
 }
 
+impl Agent {
+    /// As [`Self::turn`], and the supervisor of the container is not being started: its command
+    /// would survive the container.
+    ///
+    /// # Errors
+    ///
+    /// The caller has given up meanwhile.
+    async fn turn_after_launch(&self, container: &Name) -> Result<OwnedMutexGuard<()>, ApiError> {
+        loop {
+            let turn = self.turn(container).await?;
+            if !self.shared.launches.is_under_way(container) {
+                return Ok(turn);
+            }
+            // The supervisor needs the turn for its report.
+            drop(turn);
+            let wait = Wait::Turn(format!("container '{container}'"));
+            deadline::waiting(wait, self.shared.launches.ended(container)).await;
+            deadline::check()?;
+        }
+    }
+}
+
 fn invalid(message: impl Into<String>) -> ApiError {
     ApiError::new(ErrorKind::Invalid, message)
 }
@@ -127,7 +149,7 @@ impl Backend for Agent {
     }
 
     async fn container_remove(&self, name: &Name, force: bool) -> Result<(), ApiError> {
-        let _turn = self.turn(name).await?;
+        let _turn = self.turn_after_launch(name).await?;
         self.remove_container(name, force).await
     }
 

@@ -30,6 +30,13 @@ impl Agent {
         })?;
         // No command is started again from now on.
         let _starting = self.shared.starting.lock().await;
+        // A supervisor that is being started has a process that nobody knows yet.
+        tokio::time::timeout(SETTLE, self.shared.launches.all_ended()).await.map_err(|_| {
+            ApiError::new(
+                ErrorKind::Unavailable,
+                "purge: a command is being started again: run 'culvert purge' again",
+            )
+        })?;
         let mut records: Vec<Record> = Vec::new();
         for record in self.all_records() {
             let record = self.look_again(record).await?;

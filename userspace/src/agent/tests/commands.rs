@@ -405,3 +405,33 @@ async fn a_reported_log_does_not_choose_the_file() {
     eventually("the log is removed", || async { !logs.join("once.log").exists() }).await;
     assert!(precious.exists());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_removal_waits_for_a_start_that_is_under_way() {
+    for purge in [false, true] {
+        let world = World::new().await;
+        let (one, _two) = two_hosts(&world).await;
+        let (mut command, mut supervisor) = start(&one, detached("web", "blue", "always")).await;
+        one.paper.launching.close(true);
+        command.kill();
+        supervisor.kill();
+        one.eventually("it is being started", |_| one.paper.launching.waiting() > 0).await;
+        let agent = Arc::clone(&one.agent);
+        let removal = tokio::spawn(async move {
+            match purge {
+                true => agent.purge().await,
+                false => agent.container_remove(&name("web"), true).await,
+            }
+        });
+        // The command runs already, and its supervisor tells of it.
+        let (command, supervisor) = (Sleep::new(), Sleep::new());
+        let state = running(&command, &supervisor, 1);
+        one.agent.container_state(&name("web"), state).await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        assert!(!removal.is_finished() && command.runs(), "purge: {purge}");
+        one.paper.launching.close(false);
+        removal.await.unwrap().unwrap();
+        assert!(!command.runs() && !supervisor.runs(), "purge: {purge}");
+        assert_eq!(one.paper.state().launched.len(), 1);
+    }
+}

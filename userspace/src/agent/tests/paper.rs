@@ -157,6 +157,8 @@ pub(super) struct Paper {
     pub(super) lookups: Gate,
     /// Gate before a device pair is made.
     pub(super) plugging: Gate,
+    /// Gate before the start of a supervisor has ended.
+    pub(super) launching: Gate,
     pub(super) flows: MemoryFlows,
     events: tokio::sync::Mutex<mpsc::UnboundedReceiver<HostEvent>>,
     tell: mpsc::UnboundedSender<HostEvent>,
@@ -180,6 +182,7 @@ impl Paper {
             reads: Gate::default(),
             lookups: Gate::default(),
             plugging: Gate::default(),
+            launching: Gate::default(),
             flows: MemoryFlows::new(DEFAULT_FLOWS),
             events: tokio::sync::Mutex::new(events),
             tell,
@@ -235,8 +238,9 @@ impl Kernel for Paper {
 #[async_trait]
 impl Commands for Paper {
     async fn supervise(&self, launch: &Launch) -> Result<(), String> {
-        let mut state = self.state();
-        state.launched.push(launch.clone());
+        self.state().launched.push(launch.clone());
+        tokio::task::block_in_place(|| self.launching.pass());
+        let state = self.state();
         state.refuse_launch.clone().map_or(Ok(()), Err)
     }
 
