@@ -228,6 +228,10 @@ pub(crate) struct Record {
     /// The command has ended, and the supervisor starts it again after a pause.
     #[serde(default)]
     pub(crate) waiting: bool,
+    /// The command, or a supervisor for it, was started, and the last end was not reported. Their
+    /// processes may not be known: a command may have ended before its start was reported.
+    #[serde(default)]
+    pub(crate) begun: bool,
     /// How the last run ended, if the command keeps failing.
     #[serde(default)]
     pub(crate) failing: Option<String>,
@@ -276,6 +280,7 @@ impl Record {
             restarts: 0,
             supervisor: None,
             waiting: false,
+            begun: false,
             failing: None,
             boot: boot(),
             known: None,
@@ -309,7 +314,7 @@ impl Record {
     pub(crate) fn abandoned(&self) -> bool {
         let lost = || match self.process {
             Some(process) => !process.lives(),
-            None => is_past(self.boot),
+            None => self.begun || is_past(self.boot),
         };
         self.auto_remove && lost() && !self.supervised()
     }
@@ -328,7 +333,8 @@ impl Record {
         if self.restart.is_no() || self.running().is_some() || self.supervised() {
             return false;
         }
-        let unreported = self.process.is_some() || self.waiting;
+        // Of an earlier version, the process alone says that it has begun.
+        let unreported = self.begun || self.process.is_some() || self.waiting;
         let ended = self.exit_code.is_some() && is_past(self.boot);
         (unreported || ended) && self.restart.again(self.exit_code, self.restarts)
     }
@@ -487,6 +493,24 @@ mod tests {
         assert!(problems[1].contains("newer"), "{problems:?}");
         assert!(problems[2].contains("about container x"), "{problems:?}");
         assert!(files.join("a.json").exists() && files.join("notes.txt").exists());
+    }
+
+    #[test]
+    fn a_command_that_has_begun_is_looked_after_without_its_process() {
+        let mut record = Record::new(name("web"), Origin::Owned, PathBuf::new());
+        record.restart = RestartPolicy::Always;
+        record.auto_remove = true;
+        assert!(!record.orphaned() && !record.abandoned(), "it was never started");
+        record.begun = true;
+        assert!(record.orphaned() && record.abandoned());
+        record.supervisor = Some(found(std::process::id()));
+        assert!(!record.orphaned() && !record.abandoned(), "its supervisor looks after it");
+        record.supervisor = None;
+        (record.begun, record.exit_code) = (false, Some(0));
+        assert!(!record.orphaned(), "it has ended for good");
+        let text = serde_json::to_string(&record).unwrap();
+        let old: Record = serde_json::from_str(&text.replace("\"begun\":false,", "")).unwrap();
+        assert_eq!(old, record);
     }
 
     fn found(pid: u32) -> Process {

@@ -121,7 +121,9 @@ impl Agent {
         }
         record.supervisor = Some(supervisor);
         record.process = process;
-        record.waiting = record.process.is_none() && record.exit_code.is_some();
+        // Without a command it is going to start one, unless it is about to report the last end.
+        record.waiting = record.process.is_none() && !record.restart.is_no();
+        record.begun = true;
         if record.process.is_some() {
             record.exit_code = None;
         }

@@ -315,6 +315,7 @@ impl Agent {
         };
         record.boot = boot();
         record.waiting = false;
+        record.begun = !matches!(state, ContainerState::Exited { .. });
         match state {
             ContainerState::Running { pid, log, supervisor, .. } => {
                 record.process = process(name, pid)?;

@@ -53,10 +53,10 @@ pub(super) fn container(shared: &Shared, record: &Record) -> ContainerRow {
 fn state(record: &Record) -> &'static str {
     match record.exit_code {
         _ if record.running().is_some() => "running",
-        Some(_) if record.waiting && record.supervised() => "restarting",
+        _ if record.waiting && record.supervised() => "restarting",
         Some(_) => "exited",
         // Nobody has reported how it ended.
-        None if record.process.is_some() => "exited",
+        None if record.begun || record.process.is_some() => "exited",
         None if record.origin == Origin::Attached => "attached",
         None => "created",
     }

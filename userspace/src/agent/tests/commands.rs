@@ -435,3 +435,37 @@ async fn a_removal_waits_for_a_start_that_is_under_way() {
         assert_eq!(one.paper.state().launched.len(), 1);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_ended_before_its_start_was_told_is_started_again() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    one.agent.container_create(detached("web", "blue", "always")).await.unwrap();
+    one.agent.container_create(detached("found", "blue", "always")).await.unwrap();
+    let mut once = run("once", "blue");
+    once.auto_remove = true;
+    one.agent.container_create(once).await.unwrap();
+    let (mut command, mut supervisor, mut other) = (Sleep::new(), Sleep::new(), Sleep::new());
+    command.kill();
+    for container in ["web", "once"] {
+        let state = running(&command, &supervisor, 0);
+        one.agent.container_state(&name(container), state).await.unwrap();
+        assert_eq!(row(&one, container).await.state, "exited");
+    }
+    // A supervisor that is found between two runs of its command.
+    let found = Found { supervisor: other.process(), process: None, log: None };
+    one.paper.state().supervisors.insert(name("found"), found);
+    let refused = one.agent.container_remove(&name("found"), false).await;
+    assert_refused(refused, ErrorKind::Conflict, "is restarting");
+    assert_eq!(row(&one, "found").await.state, "restarting");
+    assert!(launched(&one).is_empty());
+
+    one.paper.state().supervisors.clear();
+    supervisor.kill();
+    other.kill();
+    eventually("both are started again", || async { launched(&one).len() == 2 }).await;
+    eventually("--rm is carried out", || async {
+        one.agent.containers().await.unwrap().len() == 2
+    })
+    .await;
+}
