@@ -321,8 +321,12 @@ impl Record {
 
     /// Whether the last end of the command was not reported: it may run without the agent's
     /// knowledge.
+    ///
+    /// After a report of the last end it runs only if an agent has started it again in another boot.
+    /// The supervisor that has reported may live on, as long as somebody writes to the log.
     pub(crate) fn unreported(&self) -> bool {
-        self.exit_code.is_none() || self.waiting || !self.restart.is_no()
+        let again = !self.restart.is_no() && is_past(self.boot);
+        self.exit_code.is_none() || self.waiting || again
     }
 
     /// Whether the agent is to start the command again: nobody else does, and its policy says so.
@@ -508,6 +512,9 @@ mod tests {
         record.supervisor = None;
         (record.begun, record.exit_code) = (false, Some(0));
         assert!(!record.orphaned(), "it has ended for good");
+        assert!(!record.unreported(), "nor is it looked for");
+        record.boot = boot().map(|boot| boot ^ 1);
+        assert!(record.unreported() && record.orphaned(), "until the next boot");
         let text = serde_json::to_string(&record).unwrap();
         let old: Record = serde_json::from_str(&text.replace("\"begun\":false,", "")).unwrap();
         assert_eq!(old, record);

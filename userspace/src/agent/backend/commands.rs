@@ -66,7 +66,9 @@ impl Agent {
         self.shared.problems.set("commands", line);
         for (name, found) in found? {
             let _turn = self.shared.turns.wait(&name).await;
-            if let Some(record) = self.record_of(&name) {
+            // Checked again: the supervisor may have told of itself since, or of the last end.
+            let untold = |record: &Record| record.unreported() && record.running().is_none();
+            if let Some(record) = self.record_of(&name).filter(untold) {
                 self.adopt_command(record, found);
             }
         }

@@ -469,3 +469,27 @@ async fn a_command_that_ended_before_its_start_was_told_is_started_again() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_ended_for_good_is_not_revived_by_a_supervisor_that_lives_on() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    let (mut command, mut supervisor) = start(&one, detached("web", "blue", "always")).await;
+    command.kill();
+    let ended = ContainerState::Exited { code: 143, id: None };
+    one.agent.container_state(&name("web"), ended).await.unwrap();
+    // Somebody still writes to the log.
+    let found = Found { supervisor: supervisor.process(), process: None, log: None };
+    let paper = Arc::clone(&one.paper);
+    paper.state().supervisors.insert(name("web"), found);
+    one.stop().await;
+    let one = world.start(1, &paper).await.ready().await;
+    assert_eq!(row(&one, "web").await.state, "exited");
+    paper.state().supervisors.clear();
+    supervisor.kill();
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    let web = row(&one, "web").await;
+    assert_eq!((web.state.as_str(), web.exit_code), ("exited", Some(143)));
+    assert!(launched(&one).is_empty());
+    one.agent.container_remove(&name("web"), false).await.unwrap();
+}
