@@ -25,7 +25,7 @@ use super::{
     types::{
         ApiError, Connect, ContainerCreate, ContainerRow, ContainerState, Created, ErrorKind,
         FdbRow, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, NodeRow, StatsRow,
-        Status, VtepChange, VtepRow,
+        Status, Supervised, VtepChange, VtepRow,
     },
 };
 use crate::model::Name;
@@ -227,11 +227,17 @@ async fn disconnect(
 struct Peer {
     /// Its effective user. `None`: the kernel does not tell.
     uid: Option<u32>,
+    /// Its process number. `None`: the kernel does not tell.
+    pid: Option<i32>,
 }
 
 impl Connected<IncomingStream<'_, Spared>> for Peer {
     fn connect_info(stream: IncomingStream<'_, Spared>) -> Self {
-        Self { uid: stream.io().peer_cred().ok().map(|peer| peer.uid()) }
+        let peer = stream.io().peer_cred().ok();
+        Self {
+            uid: peer.as_ref().map(tokio::net::unix::UCred::uid),
+            pid: peer.as_ref().and_then(tokio::net::unix::UCred::pid),
+        }
     }
 }
 
@@ -247,6 +253,24 @@ impl Peer {
             ))),
             _ => Ok(()),
         }
+    }
+
+    /// Names the peer as the supervisor, whatever it says: the agent kills the supervisor with its
+    /// container. An earlier version says nothing.
+    fn reports(self, state: &mut ContainerState) -> Result<(), ApiError> {
+        let by = match state {
+            ContainerState::Running { supervisor, .. } => supervisor
+                .get_or_insert_with(|| Supervised { pid: 0, restarts: 0, failing: None }),
+            ContainerState::Restarting { supervisor, .. } => supervisor,
+            ContainerState::Exited { .. } => return Ok(()),
+        };
+        by.pid = self.pid.filter(|pid| *pid > 0).ok_or_else(|| {
+            invalid(
+                "report: its sender has no process number here: run the command in the pid namespace of the agent"
+                    .to_owned(),
+            )
+        })?;
+        Ok(())
     }
 }
 
@@ -267,9 +291,11 @@ async fn containers(State(backend): Shared) -> Answer<Vec<ContainerRow>> {
 async fn container_state(
     State(backend): Shared,
     Named(container): Named<Name>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
     request: Body,
 ) -> Done {
-    let state: ContainerState = body(request).await?;
+    let mut state: ContainerState = body(request).await?;
+    peer.reports(&mut state)?;
     backend.container_state(&container, state).await.map(done)
 }
 
@@ -335,4 +361,32 @@ async fn store_accept(State(backend): Shared) -> Done {
 
 async fn purge(State(backend): Shared) -> Done {
     backend.purge().await.map(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sender_of_a_report_is_the_supervisor() {
+        let peer = Peer { uid: Some(0), pid: Some(7) };
+        let told = Supervised { pid: 1, restarts: 3, failing: None };
+        for supervisor in [None, Some(told.clone())] {
+            let restarts = supervisor.as_ref().map_or(0, |supervisor| supervisor.restarts);
+            let mut state = ContainerState::Running { pid: 9, log: None, supervisor, id: None };
+            peer.reports(&mut state).unwrap();
+            let by = Supervised { pid: 7, restarts, failing: None };
+            let right =
+                ContainerState::Running { pid: 9, log: None, supervisor: Some(by), id: None };
+            assert_eq!(state, right);
+        }
+        let mut waits =
+            ContainerState::Restarting { code: 1, log: None, supervisor: told, id: None };
+        for pid in [None, Some(0)] {
+            let refused = Peer { uid: Some(0), pid }.reports(&mut waits).unwrap_err();
+            assert_eq!(refused.kind, ErrorKind::Invalid);
+        }
+        peer.reports(&mut waits).unwrap();
+        assert!(matches!(&waits, ContainerState::Restarting { supervisor, .. } if supervisor.pid == 7));
+    }
 }

@@ -1,6 +1,6 @@
 //! Containers: a sandbox, its attachments, and the command in it.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, io, path::PathBuf, time::Duration};
 
 use super::{
     Agent, attach::Attachment, conflict, internal, invalid, network::NetworkOf, not_found, rows,
@@ -318,7 +318,10 @@ impl Agent {
         record.begun = !matches!(state, ContainerState::Exited { .. });
         match state {
             ContainerState::Running { pid, log, supervisor, .. } => {
-                record.process = process(name, pid)?;
+                record.process = match &supervisor {
+                    Some(by) => self.command_of(name, by.pid, pid)?,
+                    None => process(name, pid)?,
+                };
                 record.exit_code = None;
                 record.log = own_log(log);
                 if let Some(by) = supervisor {
@@ -347,6 +350,28 @@ impl Agent {
         // A note of its networks, made since the record was read, is lost.
         self.shared.networks_changed.notify_one();
         put.map_err(|error| self.shared.disk.refuse(&format!("container '{name}'"), error))
+    }
+
+    /// The command that a supervisor reports; `None` if it has ended.
+    ///
+    /// # Errors
+    ///
+    /// It is not known whether it runs.
+    fn command_of(
+        &self,
+        name: &Name,
+        supervisor: i32,
+        pid: i32,
+    ) -> Result<Option<Process>, ApiError> {
+        let found = self.shared.platform.command_of(supervisor, pid);
+        let found = found.map_err(|error| unseen(name, pid, error))?;
+        if found.is_none() && process(name, pid)?.is_some() {
+            // 'rm -f' would kill it.
+            tracing::warn!(
+                "container '{name}': pid {pid} was reported as its command, but is no child of its supervisor, pid {supervisor}"
+            );
+        }
+        Ok(found)
     }
 
     pub(super) async fn remove_container(&self, name: &Name, force: bool) -> Result<(), ApiError> {
@@ -457,8 +482,12 @@ impl Agent {
 ///
 /// It is not known whether it runs.
 fn process(name: &Name, pid: i32) -> Result<Option<Process>, ApiError> {
-    Process::find(pid)
-        .map_err(|error| internal(&format!("container '{name}': pid {pid}: {}", name_limit(error))))
+    Process::find(pid).map_err(|error| unseen(name, pid, error))
+}
+
+/// The error of a process that cannot be looked at.
+fn unseen(name: &Name, pid: i32, error: io::Error) -> ApiError {
+    internal(&format!("container '{name}': pid {pid}: {}", name_limit(error)))
 }
 
 /// Refuses options that have no effect without a network of Culvert.

@@ -36,6 +36,10 @@ impl Commands for Host {
         started.map(drop).map_err(|error| error.message)
     }
 
+    fn command_of(&self, supervisor: i32, pid: i32) -> io::Result<Option<Process>> {
+        child_of(supervisor, pid)
+    }
+
     async fn supervised(
         &self,
         wanted: Vec<Wanted>,
@@ -47,6 +51,15 @@ impl Commands for Host {
             ApiError::new(ErrorKind::Internal, line)
         })
     }
+}
+
+/// The process `pid`, if it runs and is a child of the process `parent`.
+///
+/// # Errors
+/// It is not known whether it runs.
+fn child_of(parent: i32, pid: i32) -> io::Result<Option<Process>> {
+    let found = Process::with_parent(pid)?;
+    Ok(found.filter(|(_, found)| *found == parent).map(|(process, _)| process))
 }
 
 /// Looks through all processes.
@@ -117,7 +130,8 @@ fn command(
     };
     let own = Netns::current().map_err(io::Error::other)?.id();
     for (pid, _) in parents.iter().filter(|(_, parent)| *parent == supervisor.pid) {
-        let Some((process, parent)) = Process::with_parent(*pid)? else { continue };
+        // The number may be another process's by now.
+        let Some(process) = child_of(supervisor.pid, *pid)? else { continue };
         let found = namespace(*pid)?;
         let is_inside = match sandbox {
             None => true,
@@ -126,8 +140,7 @@ fn command(
             // the host's in any case.
             Some(None) => detached && found.is_some_and(|found| found != own),
         };
-        // The number may be another process's by now.
-        if is_inside && parent == supervisor.pid && process.lives() {
+        if is_inside && process.lives() {
             return Ok(Some(process));
         }
     }
@@ -309,6 +322,18 @@ mod tests {
         let none = [found(4, log, None), found(9, None, Some(10)), found(8, log, None)];
         assert_eq!(choose(none.into()).unwrap().supervisor.pid, 8);
         assert_eq!(choose(Vec::new()), None);
+    }
+
+    #[test]
+    fn a_command_is_a_child_of_its_supervisor() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let (own, pid) = (std::process::id().cast_signed(), child.id().cast_signed());
+        let found = child_of(own, pid).unwrap().map(|process| process.pid);
+        let stranger = child_of(1, pid).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!((found, stranger), (Some(pid), None));
+        assert_eq!(child_of(own, pid).unwrap(), None);
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! Commands of containers: their supervisors.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, io, path::Path};
 
 use async_trait::async_trait;
 
 use super::types::{Found, Launch, Wanted};
-use crate::{api::types::ApiError, model::Name};
+use crate::{agent::containers::Process, api::types::ApiError, model::Name};
 
 /// Starts the supervisors of commands, and finds those that run.
 #[async_trait]
@@ -17,6 +17,13 @@ pub(crate) trait Commands: Send + Sync + 'static {
     /// The supervisor or its command could not be started, on one line. The supervisor may try
     /// again by itself: it tells the agent then.
     async fn supervise(&self, launch: &Launch) -> Result<(), String>;
+
+    /// The process `pid`, if it runs and is a child of the process `supervisor`.
+    ///
+    /// # Errors
+    ///
+    /// It is not known whether it runs.
+    fn command_of(&self, supervisor: i32, pid: i32) -> io::Result<Option<Process>>;
 
     /// The supervisors of these containers that run, and their commands. `logs`: directory of the
     /// logs of this agent's containers.

@@ -493,3 +493,18 @@ async fn what_has_ended_for_good_is_not_revived_by_a_supervisor_that_lives_on() 
     assert!(launched(&one).is_empty());
     one.agent.container_remove(&name("web"), false).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_is_no_child_of_the_supervisor_is_not_killed() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    let stranger = Sleep::new();
+    one.paper.state().strangers.insert(stranger.pid());
+    one.run("web", "blue").await.unwrap();
+    let supervisor = Sleep::new();
+    let state = running(&stranger, &supervisor, 0);
+    one.agent.container_state(&name("web"), state).await.unwrap();
+    assert_eq!(row(&one, "web").await.pid, None);
+    one.agent.container_remove(&name("web"), true).await.unwrap();
+    assert!(stranger.runs());
+}

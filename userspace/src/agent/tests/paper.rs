@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use crate::{
     agent::{
         conntrack::testing::MemoryFlows,
+        containers::Process,
         platform::{
             Adopted, Commands, Devices, Facts, Found, Holder, HostEvent, Launch, Made, Maps, Paths,
             PlugError, PortError, PortHold, Ports, Remote, Underlay, Wanted,
@@ -88,6 +89,8 @@ pub(super) struct State {
     pub(super) launched: Vec<Launch>,
     /// Error of every start of a supervisor.
     pub(super) refuse_launch: Option<String>,
+    /// Processes that are no children of supervisors.
+    pub(super) strangers: BTreeSet<i32>,
     /// Error of every search for supervisors.
     pub(super) refuse_search: Option<ApiError>,
     /// Supervisors that run, by container.
@@ -242,6 +245,10 @@ impl Commands for Paper {
         tokio::task::block_in_place(|| self.launching.pass());
         let state = self.state();
         state.refuse_launch.clone().map_or(Ok(()), Err)
+    }
+
+    fn command_of(&self, _supervisor: i32, pid: i32) -> std::io::Result<Option<Process>> {
+        if self.state().strangers.contains(&pid) { Ok(None) } else { Process::find(pid) }
     }
 
     async fn supervised(

@@ -12,7 +12,7 @@ use crate::model::RestartPolicy;
 pub enum ContainerState {
     /// The command runs.
     Running {
-        /// Pid of the command.
+        /// Pid of the command, a child of the supervisor.
         pid: i32,
         /// Log file.
         log: Option<PathBuf>,
@@ -62,7 +62,7 @@ impl ContainerState {
 /// A supervisor, and what it has done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Supervised {
-    /// Pid of the supervisor.
+    /// Pid of the supervisor. The agent takes that of the process which has sent the report.
     pub pid: i32,
     /// How often the command was started again.
     pub restarts: u32,
