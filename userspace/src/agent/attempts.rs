@@ -1,9 +1,10 @@
-//! Attempts to make an endpoint: a file `attempts/ID.json` in the state directory for each.
+//! Attempts to make an endpoint: a file `attempts/NETWORK~ID.json` in the state directory for each.
 //!
 //! If the store does not answer a commit in time, it may carry it out later. The request has failed
 //! by then, and its endpoint would take address, name and ports for ever. The file is there before
 //! the commit is sent, so that an agent that is killed meanwhile, or before the store answers again,
-//! leaves the next one what is to be taken back.
+//! leaves the next one what is to be taken back. The name of the file says what that is, also if a
+//! crash of the host has taken its contents.
 
 use std::{
     collections::BTreeMap,
@@ -12,9 +13,9 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use super::files::{ATTEMPTS, write_atomically};
+use super::files::{ATTEMPTS, write_atomically, write_unsynced};
 use crate::model::{Name, SCHEMA};
 
 /// An attempt to attach a container to a network.
@@ -24,7 +25,8 @@ pub(crate) struct Attempt {
     pub(crate) schema: u32,
     /// Identifier of the endpoint, of this attempt alone.
     pub(crate) endpoint: String,
-    /// Network.
+    /// Network, in the store's form.
+    #[serde(deserialize_with = "stored")]
     pub(crate) network: Name,
     /// Container.
     pub(crate) container: Name,
@@ -40,6 +42,30 @@ impl Attempt {
     pub(crate) fn new(endpoint: String, network: Name, container: Name, owned: bool) -> Self {
         Self { schema: SCHEMA, endpoint, network, container, owned, failed: false }
     }
+}
+
+fn stored<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Name::from_store(&text).map_err(serde::de::Error::custom)
+}
+
+/// What an earlier agent has left.
+#[derive(Debug, Default)]
+pub(crate) struct Earlier {
+    /// The attempts.
+    pub(crate) attempts: Vec<Attempt>,
+    /// Network and endpoint of the attempts of which nothing else is known.
+    pub(crate) torn: Vec<(Name, String)>,
+    /// Files that cannot be used, a line each.
+    pub(crate) problems: Vec<String>,
+}
+
+/// Network and endpoint in the name of a file.
+fn named(path: &Path) -> Option<(Name, String)> {
+    let (network, endpoint) = path.file_stem()?.to_str()?.split_once('~')?;
+    let is_id = !endpoint.is_empty() && endpoint.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let network = Name::from_store(network).ok()?;
+    is_id.then(|| (network, endpoint.to_owned()))
 }
 
 /// The attempts of one agent.
@@ -61,32 +87,46 @@ impl Attempts {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn path(&self, endpoint: &str) -> PathBuf {
-        self.directory.join(format!("{endpoint}.json"))
+    // No name has a '~'.
+    fn path(&self, network: &Name, endpoint: &str) -> PathBuf {
+        self.directory.join(format!("{}~{endpoint}.json", network.as_str()))
     }
 
-    /// The attempts of an earlier agent, and the files that cannot be read, a line each.
-    pub(crate) fn earlier(&self) -> (Vec<Attempt>, Vec<String>) {
-        let (mut attempts, mut problems) = (Vec::new(), Vec::new());
+    /// The attempts of an earlier agent. A file whose contents are lost has network and endpoint in
+    /// its name; one that has not is removed.
+    pub(crate) fn earlier(&self) -> Earlier {
+        let Earlier { mut attempts, mut torn, mut problems } = Earlier::default();
         for file in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
             let path = file.path();
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
             let read = fs::read(&path).map_err(|error| error.to_string());
-            let parsed = read.and_then(|text| {
-                serde_json::from_slice::<Attempt>(&text).map_err(|error| error.to_string())
-            });
-            match parsed {
+            let text = match read {
+                Ok(text) => text,
+                Err(error) => {
+                    problems.push(format!("{}: skipped: {error}", path.display()));
+                    continue;
+                }
+            };
+            match serde_json::from_slice::<Attempt>(&text) {
                 Ok(attempt) if attempt.schema > SCHEMA => {
                     let newer = format!("schema {} is newer than {SCHEMA}", attempt.schema);
                     problems.push(format!("{}: skipped: {newer}", path.display()));
                 }
                 Ok(attempt) => attempts.push(attempt),
-                Err(error) => problems.push(format!("{}: skipped: {error}", path.display())),
+                Err(error) => match named(&path) {
+                    Some(named) => torn.push(named),
+                    None => {
+                        tracing::warn!("{}: removed, it is no attempt: {error}", path.display());
+                        if let Err(error) = fs::remove_file(&path) {
+                            problems.push(format!("{}: it stays: {error}", path.display()));
+                        }
+                    }
+                },
             }
         }
-        (attempts, problems)
+        Earlier { attempts, torn, problems }
     }
 
     /// Notes an attempt before its commit is sent. It is not synchronised with the disk.
@@ -96,7 +136,8 @@ impl Attempts {
     /// The directory cannot be made or written to.
     pub(crate) fn begin(&self, attempt: &Attempt) -> io::Result<()> {
         fs::create_dir_all(&self.directory)?;
-        fs::write(self.path(&attempt.endpoint), serde_json::to_vec(attempt)?)
+        let path = self.path(&attempt.network, &attempt.endpoint);
+        write_unsynced(&path, &serde_json::to_vec(attempt)?)
     }
 
     /// Notes that an attempt is to be taken back.
@@ -108,7 +149,8 @@ impl Attempts {
         let attempt = Attempt { failed: true, ..attempt.clone() };
         self.failed_mut().insert(attempt.endpoint.clone(), attempt.clone());
         fs::create_dir_all(&self.directory)?;
-        write_atomically(&self.path(&attempt.endpoint), &serde_json::to_vec(&attempt)?)
+        let path = self.path(&attempt.network, &attempt.endpoint);
+        write_atomically(&path, &serde_json::to_vec(&attempt)?)
     }
 
     /// Notes that an attempt has succeeded, was refused, or is taken back.
@@ -116,9 +158,9 @@ impl Attempts {
     /// # Errors
     ///
     /// The file cannot be removed. The next agent finds it.
-    pub(crate) fn end(&self, endpoint: &str) -> io::Result<()> {
+    pub(crate) fn end(&self, network: &Name, endpoint: &str) -> io::Result<()> {
         self.failed_mut().remove(endpoint);
-        match fs::remove_file(self.path(endpoint)) {
+        match fs::remove_file(self.path(network, endpoint)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
@@ -141,6 +183,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_attempt_in_a_network_of_the_node_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let attempts = Attempts::new(dir.path());
+        let network = Name::from_store("bridge@host1").unwrap();
+        let attempt =
+            Attempt::new("a1".to_owned(), network.clone(), "web".parse().unwrap(), true);
+        attempts.begin(&attempt).unwrap();
+        let path = dir.path().join(ATTEMPTS).join("bridge@host1~a1.json");
+        assert!(path.exists());
+        assert_eq!(attempts.earlier().attempts, [attempt]);
+        fs::write(&path, "").unwrap();
+        assert_eq!(attempts.earlier().torn, [(network, "a1".to_owned())]);
+    }
+
+    #[test]
     fn attempts_are_found_by_the_next_agent_until_they_end() {
         let dir = tempfile::tempdir().unwrap();
         let name = |text: &str| text.parse::<Name>().unwrap();
@@ -150,23 +207,30 @@ mod tests {
         for attempt in [&one, &two, &three] {
             attempts.begin(attempt).unwrap();
         }
-        attempts.end("b2").unwrap();
-        attempts.end("b2").unwrap();
+        attempts.end(&name("net"), "b2").unwrap();
+        attempts.end(&name("net"), "b2").unwrap();
         attempts.fail(&three).unwrap();
         assert!(attempts.is_failed("c3") && !attempts.is_failed("a1"));
         assert_eq!(attempts.failed_of(&name("web")).len(), 1);
         assert!(attempts.failed_of(&name("db")).is_empty());
 
-        fs::write(dir.path().join(ATTEMPTS).join("d4.json"), "{").unwrap();
+        let file = |name: &str| dir.path().join(ATTEMPTS).join(name);
+        for (name, text) in [("net~d4.json", "{"), ("d5.json", ""), ("net~x.json", ""), ("no", "")] {
+            fs::write(file(name), text).unwrap();
+        }
         let newer = Attempt { schema: SCHEMA + 1, ..one.clone() };
         let text = serde_json::to_vec(&newer).unwrap();
-        fs::write(dir.path().join(ATTEMPTS).join("e5.json"), text).unwrap();
+        fs::write(file("net~e5.json"), text).unwrap();
         let next = Attempts::new(dir.path());
-        let (mut found, problems) = next.earlier();
+        let Earlier { attempts: mut found, torn, problems } = next.earlier();
         found.sort_by(|a, b| a.endpoint.cmp(&b.endpoint));
         assert_eq!(found, [one, Attempt { failed: true, ..three }]);
-        assert_eq!(problems.len(), 2, "{problems:?}");
-        next.end("c3").unwrap();
-        assert_eq!(next.earlier().0.len(), 1);
+        assert_eq!(torn, [(name("net"), "d4".to_owned())]);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(!file("d5.json").exists() && !file("net~x.json").exists() && file("no").exists());
+        next.end(&name("net"), "c3").unwrap();
+        next.end(&name("net"), "d4").unwrap();
+        let left = next.earlier();
+        assert_eq!((left.attempts.len(), left.torn.len()), (1, 0));
     }
 }

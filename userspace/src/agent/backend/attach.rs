@@ -85,7 +85,7 @@ impl Agent {
                     // The store may carry it out later.
                     self.take_back_later(attempt);
                 } else {
-                    self.attempt_over(&attempt.endpoint);
+                    self.attempt_over(wanted.network, &attempt.endpoint);
                 }
                 return Err(error.into());
             }
@@ -99,7 +99,7 @@ impl Agent {
         let failure = tokio::select! {
             plugged = plugged => match plugged {
                 Ok(Ok(())) => {
-                    self.attempt_over(&endpoint.id);
+                    self.attempt_over(wanted.network, &endpoint.id);
                     return Ok(endpoint);
                 }
                 Ok(Err(error)) => ApiError::from(error),
@@ -112,7 +112,7 @@ impl Agent {
             ),
         };
         match self.detach(wanted.network, &endpoint.id).await {
-            Ok(()) => self.attempt_over(&endpoint.id),
+            Ok(()) => self.attempt_over(wanted.network, &endpoint.id),
             Err(error) => {
                 tracing::warn!("{what}: cannot be taken back now: {error}");
                 self.take_back_later(attempt);

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::Agent;
 use crate::{
-    agent::attempts::Attempt,
+    agent::attempts::{Attempt, Earlier},
     api::types::ApiError,
     model::{Name, View, ops},
     store::retry::Backoff,
@@ -15,21 +15,24 @@ impl Agent {
     /// Takes up the attempts of an earlier agent. An attempt that was under way has failed for its
     /// caller if the container has no record.
     pub(super) fn resume_attempts(&self) {
-        let (earlier, problems) = self.shared.attempts.earlier();
+        let Earlier { attempts, torn, problems } = self.shared.attempts.earlier();
         self.shared.problems.set_list("attempts/", problems);
-        for attempt in earlier {
+        for (network, endpoint) in torn {
+            self.fence_later(network, endpoint);
+        }
+        for attempt in attempts {
             let complete = self.shared.containers().get(&attempt.container).is_some();
             if attempt.failed || !complete {
                 self.take_back_later(attempt);
             } else {
-                self.attempt_over(&attempt.endpoint);
+                self.attempt_over(&attempt.network, &attempt.endpoint);
             }
         }
     }
 
     /// Notes that it is known how an attempt has ended.
-    pub(super) fn attempt_over(&self, endpoint: &str) {
-        if let Err(error) = self.shared.attempts.end(endpoint) {
+    pub(super) fn attempt_over(&self, network: &Name, endpoint: &str) {
+        if let Err(error) = self.shared.attempts.end(network, endpoint) {
             tracing::warn!("endpoint {endpoint}: the note of its attempt stays: {error}");
         }
         self.shared.problems.set(&format!("attempt/{endpoint}"), None);
@@ -66,6 +69,32 @@ impl Agent {
                             "endpoint {}: not taken back yet: {error}",
                             attempt.endpoint
                         );
+                    }
+                }
+            }
+        });
+    }
+
+    /// Fences an attempt off of which no more is known than its network and its endpoint, as soon as
+    /// the store answers. A container that has the endpoint has lost it then: the request was never
+    /// answered.
+    fn fence_later(&self, network: Name, endpoint: String) {
+        let line = format!(
+            "endpoint {endpoint} in network '{network}': an attempt to make it was cut short by a crash of this host: it is taken back when the store answers"
+        );
+        self.shared.problems.set(&format!("attempt/{endpoint}"), Some(line));
+        let agent = Self::new(Arc::clone(&self.shared));
+        self.shared.tasks.spawn(async move {
+            let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(10));
+            loop {
+                tokio::select! {
+                    () = agent.shared.shutdown.cancelled() => return,
+                    () = tokio::time::sleep(backoff.next_delay()) => {}
+                }
+                match agent.fence(&network, &endpoint).await {
+                    Ok(()) => return agent.attempt_over(&network, &endpoint),
+                    Err(error) => {
+                        tracing::debug!("endpoint {endpoint}: not taken back yet: {error}");
                     }
                 }
             }
@@ -109,7 +138,7 @@ impl Agent {
         tracing::info!(
             "container '{container}' in network '{network}': a failed attempt is taken back"
         );
-        self.attempt_over(endpoint);
+        self.attempt_over(network, endpoint);
         Ok(())
     }
 

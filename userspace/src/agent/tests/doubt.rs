@@ -138,7 +138,7 @@ async fn a_run_that_has_failed_does_not_come_true_later() {
     eventually("it is taken back", || async { !in_doubt(&one) }).await;
     assert_eq!(slow.carry_out().await, Outcome::Conflict);
     assert_eq!(stored(&world).await.endpoints.count(), 0);
-    assert!(Attempts::new(&one.shared.options.state_dir).earlier().0.is_empty());
+    assert!(Attempts::new(&one.shared.options.state_dir).earlier().attempts.is_empty());
     succeed(&one, &world).await;
 }
 
@@ -200,8 +200,28 @@ async fn a_run_whose_agent_was_killed_is_taken_back_and_one_that_was_complete_is
     eventually("two are taken back", || async { stored(&world).await.endpoints.count() == 1 }).await;
     one.eventually("its sandbox is gone", |state| state.namespaces.len() == 2).await;
     assert!(paper.state().namespaces.contains_key(&theirs));
-    eventually("the attempts are over", || async { attempts.earlier().0.is_empty() }).await;
+    eventually("the attempts are over", || async { attempts.earlier().attempts.is_empty() }).await;
     let rows = one.agent.containers().await.unwrap();
     assert_eq!((rows.len(), rows[0].name.as_str()), (1, "web"));
     eventually("no problem is left", || async { one.shared.problems.lines().is_empty() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_whose_file_is_torn_is_taken_back_by_its_name() {
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.network("blue").await.unwrap();
+    one.run("web", "blue").await.unwrap();
+    one.run("half", "blue").await.unwrap();
+    let (paper, state_dir) = (Arc::clone(&one.paper), one.shared.options.state_dir.clone());
+    one.stop().await;
+    let view = stored(&world).await;
+    let half = view.endpoints_in(&name("blue")).find(|ep| ep.container == name("half")).unwrap();
+    let file = state_dir.join(format!("attempts/blue~{}.json", half.id));
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(&file, "").unwrap();
+    let one = world.start(1, &paper).await.ready().await;
+    eventually("it is taken back", || async { stored(&world).await.endpoints.count() == 1 }).await;
+    eventually("its file is gone", || async { !file.exists() }).await;
+    assert!(one.shared.problems.lines().is_empty());
 }
