@@ -75,16 +75,24 @@ impl Agent {
         });
     }
 
-    /// Fences an attempt off of which no more is known than its network and its endpoint, as soon as
-    /// the store answers. A container that has the endpoint has lost it then: the request was never
-    /// answered.
+    /// Fences an attempt off of which it is not known whether it was complete, as soon as the store
+    /// answers. An endpoint that a container of this host has is complete: a crash of the host may
+    /// bring a file back that was removed.
     fn fence_later(&self, network: Name, endpoint: String) {
         let line = format!(
-            "endpoint {endpoint} in network '{network}': an attempt to make it was cut short by a crash of this host: it is taken back when the store answers"
+            "endpoint {endpoint} in network '{network}': an attempt to make it was cut short: it is taken back when the store answers"
         );
         self.shared.problems.set(&format!("attempt/{endpoint}"), Some(line));
         let agent = Self::new(Arc::clone(&self.shared));
         self.shared.tasks.spawn(async move {
+            if !agent.shared.wait_ready().await {
+                return;
+            }
+            let container =
+                agent.shared.view().endpoint(&network, &endpoint).map(|ep| ep.container.clone());
+            if container.is_some_and(|name| agent.shared.containers().get(&name).is_some()) {
+                return agent.attempt_over(&network, &endpoint);
+            }
             let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(10));
             loop {
                 tokio::select! {
