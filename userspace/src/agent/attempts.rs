@@ -32,6 +32,10 @@ pub(crate) struct Attempt {
     pub(crate) container: Name,
     /// Culvert made the sandbox.
     pub(crate) owned: bool,
+    /// The container existed before, and joins a network: its record does not tell whether the
+    /// request was complete.
+    #[serde(default)]
+    pub(crate) joins: bool,
     /// The request has failed, and the endpoint is to be taken back. Otherwise the request was under
     /// way.
     pub(crate) failed: bool,
@@ -40,7 +44,7 @@ pub(crate) struct Attempt {
 impl Attempt {
     /// An attempt that is under way.
     pub(crate) fn new(endpoint: String, network: Name, container: Name, owned: bool) -> Self {
-        Self { schema: SCHEMA, endpoint, network, container, owned, failed: false }
+        Self { schema: SCHEMA, endpoint, network, container, owned, joins: false, failed: false }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
         types::{ApiError, Connect, ContainerRow, ErrorKind},
     },
     model::{
-        Endpoint, MacAddr, Name, NetnsId, PortRequest, SandboxRef, View,
+        MacAddr, Name, NetnsId, PortRequest, SandboxRef, View,
         ops::{self, EndpointSpec, ExecuteError, Refusal},
     },
     store::{Revision, StoreError},
@@ -37,12 +37,13 @@ pub(super) struct Attachment<'a> {
 
 impl Agent {
     /// Attaches a sandbox to a network. Returns when the maps have the endpoint, so that its frames
-    /// are forwarded.
+    /// are forwarded. The caller ends the attempt, once it has written what tells that the request
+    /// was complete: until then the next agent would take it back.
     ///
     /// # Errors
     ///
     /// The attachment is refused or fails. The state is then as before the call.
-    pub(super) async fn attach(&self, wanted: &Attachment<'_>) -> Result<Endpoint, ApiError> {
+    pub(super) async fn attach(&self, wanted: &Attachment<'_>) -> Result<Attempt, ApiError> {
         if !wanted.ports.is_empty()
             && let Some(network) = self.shared.view().networks.get(wanted.network)
         {
@@ -69,12 +70,12 @@ impl Agent {
             ports: ports.ports().to_vec(),
         };
         let what = format!("container '{}' in network '{}'", wanted.container, wanted.network);
-        let attempt = Attempt::new(
-            ops::new_id(),
-            wanted.network.clone(),
-            wanted.container.clone(),
-            wanted.owned,
-        );
+        let (network, container) = (wanted.network.clone(), wanted.container.clone());
+        let joins = self.shared.containers().get(&container).is_some();
+        let attempt = Attempt {
+            joins,
+            ..Attempt::new(ops::new_id(), network, container, wanted.owned)
+        };
         let begun = self.shared.attempts.begin(&attempt);
         begun.map_err(|error| self.shared.disk.refuse(&what, error))?;
         let plan = |view: &View| ops::create_endpoint_as(view, &spec, &attempt.endpoint);
@@ -98,10 +99,7 @@ impl Agent {
             });
         let failure = tokio::select! {
             plugged = plugged => match plugged {
-                Ok(Ok(())) => {
-                    self.attempt_over(wanted.network, &endpoint.id);
-                    return Ok(endpoint);
-                }
+                Ok(Ok(())) => return Ok(attempt),
                 Ok(Err(error)) => ApiError::from(error),
                 Err(error) => error,
             },
@@ -218,7 +216,7 @@ impl Agent {
             }
         };
         self.ensure_bridge(&network).await?;
-        self.attach(&Attachment {
+        let attached = self.attach(&Attachment {
             container: name,
             network: &network,
             netns: &record.netns,
@@ -228,8 +226,9 @@ impl Agent {
             mac: request.mac,
             ifname: None,
             ports: &[],
-        })
-        .await?;
+        });
+        let attempt = attached.await?;
+        self.attempt_over(&attempt.network, &attempt.endpoint);
         self.readdress(name);
         Ok(rows::container(&self.shared, &record))
     }

@@ -93,6 +93,7 @@ impl Agent {
         record.auto_remove = request.auto_remove;
         record.restart = request.rerun.as_ref().map(|rerun| rerun.restart).unwrap_or_default();
         record.names = request.names.clone();
+        let mut attempt = None;
         if let NetworkOf::Stored(network) = &network {
             let attached = self
                 .attach(&Attachment {
@@ -107,9 +108,12 @@ impl Agent {
                     ports: &ports,
                 })
                 .await;
-            if let Err(error) = attached {
-                self.drop_sandbox(&record).await;
-                return Err(error);
+            match attached {
+                Ok(attached) => attempt = Some(attached),
+                Err(error) => {
+                    self.drop_sandbox(&record).await;
+                    return Err(error);
+                }
             }
         }
         record.known = Some(rows::in_store(&self.shared.view(), &self.shared.node.name, &record));
@@ -117,10 +121,17 @@ impl Agent {
         let warnings = match kept {
             Ok(warnings) => warnings,
             Err(error) => {
+                let mut failed = None;
                 for (network, id) in self.endpoints_of(name) {
                     if let Err(error) = self.detach(&network, &id).await {
                         tracing::warn!("container '{name}': {error}");
+                        failed = Some(error);
                     }
+                }
+                match attempt {
+                    Some(attempt) if failed.is_some() => self.take_back_later(attempt),
+                    Some(attempt) => self.attempt_over(&attempt.network, &attempt.endpoint),
+                    None => {}
                 }
                 self.remove_etc(name);
                 self.remove_rerun(name);
@@ -128,6 +139,9 @@ impl Agent {
                 return Err(error);
             }
         };
+        if let Some(attempt) = attempt {
+            self.attempt_over(&attempt.network, &attempt.endpoint);
+        }
         self.finished(name);
         Ok(ContainerRow { warnings, ..rows::container(&self.shared, &record) })
     }
@@ -189,7 +203,7 @@ impl Agent {
             return Err(taken());
         };
         self.ensure_bridge(&network).await?;
-        self.attach(&Attachment {
+        let attached = self.attach(&Attachment {
             container: name,
             network: &network,
             netns: &record.netns,
@@ -199,8 +213,9 @@ impl Agent {
             mac: request.mac,
             ifname: request.ifname.as_deref(),
             ports: &ports,
-        })
-        .await?;
+        });
+        let attempt = attached.await?;
+        self.attempt_over(&attempt.network, &attempt.endpoint);
         Ok(rows::container(&self.shared, &record))
     }
 

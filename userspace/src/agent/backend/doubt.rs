@@ -13,7 +13,7 @@ use crate::{
 
 impl Agent {
     /// Takes up the attempts of an earlier agent. An attempt that was under way has failed for its
-    /// caller if the container has no record.
+    /// caller if the container has no record. Of a container that was there before, the store tells.
     pub(super) fn resume_attempts(&self) {
         let Earlier { attempts, torn, problems } = self.shared.attempts.earlier();
         self.shared.problems.set_list("attempts/", problems);
@@ -24,6 +24,8 @@ impl Agent {
             let complete = self.shared.containers().get(&attempt.container).is_some();
             if attempt.failed || !complete {
                 self.take_back_later(attempt);
+            } else if attempt.joins {
+                self.fence_later(attempt.network, attempt.endpoint);
             } else {
                 self.attempt_over(&attempt.network, &attempt.endpoint);
             }

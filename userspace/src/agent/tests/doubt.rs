@@ -17,7 +17,10 @@ use crate::{
         attempts::{Attempt, Attempts},
         unfinished::Unfinished,
     },
-    api::{Backend as _, types::ErrorKind},
+    api::{
+        Backend as _,
+        types::{Connect, ErrorKind},
+    },
     model::ENDPOINTS,
     store::{
         Compare, Kind, LeaseId, Outcome, Revision, Snapshot, StateStore, StoreError, Watch, Write,
@@ -230,4 +233,39 @@ async fn an_attempt_whose_file_is_torn_is_taken_back_by_its_name() {
     })
     .await;
     assert_eq!(stored(&world).await.endpoints_in(&name("blue")).next().unwrap().container, name("web"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_whose_agent_was_killed_is_fenced_off_unless_it_was_made() {
+    let (world, slow) = slow_world().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    for network in ["blue", "red"] {
+        one.network(network).await.unwrap();
+    }
+    one.run("web", "blue").await.unwrap();
+    let (paper, state_dir) = (Arc::clone(&one.paper), one.shared.options.state_dir.clone());
+    slow.hang(true);
+    let request = Connect { container: name("web"), ip: None, mac: None };
+    one.agent.connect(&name("red"), request).await.unwrap_err();
+    one.crash().await;
+    slow.hang(false);
+    // As if the agent had been killed before the store answered, and another one after it had made
+    // the endpoint in 'blue'.
+    let attempts = Attempts::new(&state_dir);
+    let failed = attempts.earlier().attempts.pop().unwrap();
+    assert!(failed.joins && failed.network == name("red"));
+    attempts.begin(&Attempt { failed: false, ..failed }).unwrap();
+    let made = stored(&world).await.endpoints_in(&name("blue")).next().unwrap().id.clone();
+    let made = Attempt { joins: true, ..Attempt::new(made, name("blue"), name("web"), true) };
+    attempts.begin(&made).unwrap();
+
+    let one = world.start(1, &paper).await.ready().await;
+    eventually("both are over", || async {
+        attempts.earlier().attempts.is_empty() && one.shared.problems.lines().is_empty()
+    })
+    .await;
+    assert_eq!(slow.carry_out().await, Outcome::Conflict);
+    let view = stored(&world).await;
+    assert_eq!(view.endpoints.count(), 1);
+    assert_eq!(view.endpoints_in(&name("blue")).count(), 1);
 }
