@@ -3,6 +3,9 @@
 //! A request that changes something is one transaction in the store. The engine applies the
 //! change to this host, as it does for changes by other hosts. The request waits for the
 //! engine. If the engine fails, the request reverts its transaction.
+//!
+//! The agent waits for the requests that change something before it ends, also for those whose
+//! callers have gone: an agent that starts anew in the same process must not meet them.
 
 mod attach;
 mod commands;
@@ -109,6 +112,7 @@ fn internal(error: &(impl std::fmt::Display + ?Sized)) -> ApiError {
 #[async_trait]
 impl Backend for Agent {
     async fn network_create(&self, request: NetworkCreate) -> Result<Created, ApiError> {
+        let _under_way = self.shared.tasks.token();
         self.create_network(request).await
     }
 
@@ -121,25 +125,30 @@ impl Backend for Agent {
     }
 
     async fn network_remove(&self, name: &Name) -> Result<(), ApiError> {
+        let _under_way = self.shared.tasks.token();
         self.remove_network(name).await
     }
 
     async fn connect(&self, network: &Name, request: Connect) -> Result<ContainerRow, ApiError> {
+        let _under_way = self.shared.tasks.token();
         let _turn = self.turn(&request.container).await?;
         self.connect_container(network, &request).await
     }
 
     async fn disconnect(&self, network: &Name, container: &Name) -> Result<(), ApiError> {
+        let _under_way = self.shared.tasks.token();
         let _turn = self.turn(container).await?;
         self.disconnect_container(network, container).await
     }
 
     async fn container_create(&self, request: ContainerCreate) -> Result<ContainerRow, ApiError> {
+        let _under_way = self.shared.tasks.token();
         let _turn = self.turn(&request.name).await?;
         self.create_container(request).await
     }
 
     async fn container_state(&self, name: &Name, state: ContainerState) -> Result<(), ApiError> {
+        let _under_way = self.shared.tasks.token();
         let _turn = self.turn(name).await?;
         self.set_container_state(name, state).await
     }
@@ -149,6 +158,7 @@ impl Backend for Agent {
     }
 
     async fn container_remove(&self, name: &Name, force: bool) -> Result<(), ApiError> {
+        let _under_way = self.shared.tasks.token();
         let _turn = self.turn_after_launch(name).await?;
         self.remove_container(name, force).await
     }
@@ -170,6 +180,7 @@ impl Backend for Agent {
     }
 
     async fn vtep_add(&self, request: VtepChange) -> Result<(), ApiError> {
+        let _under_way = self.shared.tasks.token();
         self.shared.usable_store().await?;
         let port = request.port.unwrap_or(self.shared.node.port);
         let own = &self.shared.node.name;
@@ -181,6 +192,7 @@ impl Backend for Agent {
     }
 
     async fn vtep_remove(&self, request: VtepChange) -> Result<(), ApiError> {
+        let _under_way = self.shared.tasks.token();
         self.shared.usable_store().await?;
         let own = &self.shared.node.name;
         let plan = |view: &View| {
@@ -195,6 +207,7 @@ impl Backend for Agent {
     }
 
     async fn node_remove(&self, name: &Name, force: bool) -> Result<(), ApiError> {
+        let _under_way = self.shared.tasks.token();
         self.remove_node(name, force).await
     }
 
@@ -221,6 +234,7 @@ impl Backend for Agent {
     }
 
     async fn purge(&self) -> Result<(), ApiError> {
+        let _under_way = self.shared.tasks.token();
         self.purge_node().await?;
         self.shared.shutdown.cancel();
         Ok(())
