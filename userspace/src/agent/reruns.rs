@@ -51,6 +51,22 @@ pub(crate) fn remove(state_dir: &Path, name: &Name) -> io::Result<()> {
     }
 }
 
+/// Removes the files of containers of which `has_record` says that they have no record, and parts of
+/// files: an agent that was killed has left them. Returns a line for each file that stays.
+pub(crate) fn remove_strays(state_dir: &Path, has_record: impl Fn(&str) -> bool) -> Vec<String> {
+    let files = fs::read_dir(state_dir.join(RERUNS)).into_iter().flatten().flatten();
+    let stays = files.filter_map(|file| {
+        let name = file.file_name();
+        if name.to_str().and_then(|name| name.strip_suffix(".json")).is_some_and(&has_record) {
+            return None;
+        }
+        let path = file.path();
+        let error = fs::remove_file(&path).err()?;
+        Some(format!("{}: it belongs to no container, and cannot be removed: {error}", path.display()))
+    });
+    stays.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt as _;
@@ -82,5 +98,15 @@ mod tests {
         assert_eq!(mode(&dir.path().join(RERUNS)), 0o700);
         remove(dir.path(), &web).unwrap();
         assert!(read(dir.path(), &web).is_err());
+
+        let db: Name = "db".parse().unwrap();
+        for name in [&web, &db] {
+            write(dir.path(), name, &rerun).unwrap();
+        }
+        let part = dir.path().join(RERUNS).join("web.json.new");
+        fs::write(&part, "part").unwrap();
+        assert!(remove_strays(dir.path(), |name| name == "web").is_empty());
+        assert!(read(dir.path(), &web).is_ok() && read(dir.path(), &db).is_err());
+        assert!(!part.exists(), "it may have passwords, too");
     }
 }

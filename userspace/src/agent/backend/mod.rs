@@ -27,7 +27,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::OwnedMutexGuard;
 
-use super::shared::Shared;
+use super::{reruns, shared::Shared};
 use crate::{
     api::{
         Backend,
@@ -55,6 +55,11 @@ impl Agent {
     pub(crate) fn resume(&self) {
         self.find_unfinished();
         self.resume_attempts();
+        // A record that cannot be read is one, too.
+        let records = self.shared.options.state_dir.join("containers");
+        let has_record = |name: &str| records.join(format!("{name}.json")).exists();
+        let stays = reruns::remove_strays(&self.shared.options.state_dir, has_record);
+        self.shared.problems.set_list("reruns/", stays);
     }
 
     /// Waits until no other request is about this container.
