@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read},
+    os::unix::ffi::OsStrExt as _,
     path::Path,
     process::Child,
 };
@@ -269,6 +270,20 @@ fn restart_goes_with_d_and_without_rm_and_with_an_agent_that_knows_it() {
     assert!(calls[0].contains(r#"["SECRET","x"]"#), "{calls:?}");
     assert!(calls[0].contains(r#""directory":"/","umask":"#), "{calls:?}");
     assert_eq!(calls[1..], ["remove container c force=true"]);
+}
+
+#[test]
+fn a_value_that_cannot_be_kept_is_not_printed() {
+    let agent = Agent::start();
+    let line = "run --name c --network host -d --restart always -- true";
+    let mut command = culvert(&agent.socket(), &words(line));
+    let value = std::ffi::OsStr::from_bytes(b"secret\xff");
+    let output = command.env("TOKEN", value).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("the value of environment variable TOKEN is not UTF-8"), "{stderr}");
+    assert!(!stderr.contains("secret"), "{stderr}");
+    assert!(agent.fake.calls().is_empty());
 }
 
 #[test]

@@ -314,7 +314,12 @@ fn rerun(
     let environment = env::vars_os()
         .map(|(name, value)| {
             let name = text("environment variable", name)?;
-            let value = text(&format!("environment variable {name}:"), value)?;
+            // The value may be secret.
+            let value = value.into_string().map_err(|_| {
+                Failure::refusal(format!(
+                    "--restart {restart}: the value of environment variable {name} is not UTF-8 and cannot be kept: change it"
+                ))
+            })?;
             Ok((name, value))
         })
         .collect::<Result<_, Failure>>()?;
