@@ -3,11 +3,12 @@
 
 use std::{
     ffi::OsString,
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     io::{self, Write},
-    os::fd::AsRawFd as _,
-    path::PathBuf,
+    os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
+    path::{Path, PathBuf},
     process::Stdio,
+    time::Duration,
 };
 
 use nix::{
@@ -19,7 +20,8 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::Command,
-    time::{Instant, sleep},
+    task::spawn_blocking,
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -28,6 +30,10 @@ use super::{
     log::{Pump, open_log},
 };
 use crate::model::Pauses;
+
+/// Longest time that a supervisor may take to report. It tells the agent of the start before, which
+/// may take 10 s.
+const STARTED: Duration = Duration::from_secs(60);
 
 /// The supervisor's report to the process that started it: one line of JSON.
 #[derive(Debug, Serialize, Deserialize)]
@@ -118,9 +124,7 @@ pub async fn spawn_detached(
     let directory = match directory {
         None => None,
         // Opened here, so that the error names the directory.
-        Some(path) => Some(std::fs::File::open(path).map_err(|error| {
-            ExecError::ours(format!("working directory {}: {error}", path.display()))
-        })?),
+        Some(path) => Some(open_directory(path, STARTED).await?),
     };
     let mask = mask.map(Mode::from_bits_truncate);
     let files = *files;
@@ -151,10 +155,38 @@ pub async fn spawn_detached(
     let mut child = command.spawn().map_err(|error| ours(&error))?;
     let silent = || ours(&format_args!("it ended without a word: see {}", log.display()));
     let stdout = child.stdout.take().ok_or_else(silent)?;
-    let line = BufReader::new(stdout).lines().next_line().await.map_err(|error| ours(&error))?;
+    let mut lines = BufReader::new(stdout).lines();
+    let Ok(line) = timeout(STARTED, lines.next_line()).await else {
+        // The kernel kills the program with it.
+        let _ = child.kill().await;
+        let why = format!("no word from it for {} s, it was killed", STARTED.as_secs());
+        return Err(ours(&format_args!("{why}: see {}", log.display())));
+    };
+    let line = line.map_err(|error| ours(&error))?;
     match serde_json::from_str(&line.ok_or_else(silent)?).map_err(|error| ours(&error))? {
         Report::Started(pid) => Ok(pid),
         Report::Failed(error) => Err(error),
+    }
+}
+
+/// Opens a working directory, on a thread of its own: the server of a network file system may be
+/// away. Permission to list the directory is not needed.
+async fn open_directory(path: &Path, limit: Duration) -> Result<File, ExecError> {
+    let refused = |why: &dyn std::fmt::Display| {
+        ExecError::ours(format!("working directory {}: {why}", path.display()))
+    };
+    let owned = path.to_owned();
+    let open = move || {
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(owned)
+    };
+    match timeout(limit, spawn_blocking(open)).await {
+        Ok(Ok(opened)) => opened.map_err(|error| refused(&error)),
+        Ok(Err(error)) => Err(refused(&error)),
+        Err(_) => {
+            let why = format!("it has not been opened for {} s", limit.as_secs());
+            Err(refused(&why))
+        }
     }
 }
 
@@ -255,5 +287,24 @@ fn report(report: &Report) {
         .and_then(|null| dup2_stdout(null).map_err(io::Error::from));
     if let Err(error) = closed {
         tracing::debug!(%error, "standard output stays open");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_working_directory_is_opened_or_named() {
+        let limit = Duration::from_secs(10);
+        let directory = tempfile::tempdir().unwrap();
+        assert!(open_directory(directory.path(), limit).await.unwrap().metadata().unwrap().is_dir());
+        let file = directory.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        for path in [file, directory.path().join("missing")] {
+            let error = open_directory(&path, limit).await.unwrap_err();
+            let start = format!("working directory {}: ", path.display());
+            assert!(error.message.starts_with(&start), "{error}");
+        }
     }
 }

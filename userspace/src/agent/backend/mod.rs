@@ -57,7 +57,8 @@ impl Agent {
         self.resume_attempts();
         // A record that cannot be read is one, too.
         let records = self.shared.options.state_dir.join("containers");
-        let has_record = |name: &str| records.join(format!("{name}.json")).exists();
+        let has_record =
+            |name: &str| records.join(format!("{name}.json")).try_exists().unwrap_or(true);
         let stays = reruns::remove_strays(&self.shared.options.state_dir, has_record);
         self.shared.problems.set_list("reruns/", stays);
     }
