@@ -169,7 +169,7 @@ impl Agent {
             if !found {
                 found = self.find_commands().await.is_ok();
             }
-            self.remove_abandoned().await;
+            self.remove_abandoned();
             self.start_orphaned(&mut attempts).await;
             tokio::select! {
                 () = self.shared.shutdown.cancelled() => return,
@@ -184,29 +184,39 @@ impl Agent {
     }
 
     /// Removes containers of `run --rm` whose command has ended and whose supervisor is gone
-    /// without a report, as in a reboot.
-    async fn remove_abandoned(&self) {
+    /// without a report, as in a reboot. Each in a task of its own: the removal of one may wait for
+    /// the store or the kernel.
+    fn remove_abandoned(&self) {
         for name in self.names_of(Record::abandoned) {
-            let _turn = self.shared.turns.wait(&name).await;
-            // Checked again: another request may have removed or changed the container since.
-            let Some(record) = self.record_of(&name).filter(Record::abandoned) else { continue };
-            let problem = format!("abandoned/{name}");
-            match self.take_away(&record).await {
-                Ok(()) => {
-                    tracing::info!("container '{name}': its command is gone, it is removed (--rm)");
-                    let log = self.log_of(&name);
-                    if record.log.is_some()
-                        && let Err(error) = remove_log(&log)
-                    {
-                        tracing::warn!("log {}: {error}", log.display());
-                    }
+            // A request that is about this container comes first, or its removal is under way.
+            let Some(turn) = self.shared.turns.take(&name) else { continue };
+            let agent = Self::new(Arc::clone(&self.shared));
+            self.shared.tasks.spawn(async move {
+                let _turn = turn;
+                agent.remove_if_abandoned(&name).await;
+            });
+        }
+    }
+
+    /// As [`Self::remove_abandoned`], for one container. The caller has its turn.
+    async fn remove_if_abandoned(&self, name: &Name) {
+        // Checked again: another request may have removed or changed the container since.
+        let Some(record) = self.record_of(name).filter(Record::abandoned) else { return };
+        match self.take_away(&record).await {
+            Ok(()) => {
+                tracing::info!("container '{name}': its command is gone, it is removed (--rm)");
+                let log = self.log_of(name);
+                if record.log.is_some()
+                    && let Err(error) = remove_log(&log)
+                {
+                    tracing::warn!("log {}: {error}", log.display());
                 }
-                Err(error) => {
-                    let line = format!(
-                        "container '{name}': its command is gone, and it cannot be removed (--rm): {error}; trying again"
-                    );
-                    self.shared.problems.set(&problem, Some(line));
-                }
+            }
+            Err(error) => {
+                let line = format!(
+                    "container '{name}': its command is gone, and it cannot be removed (--rm): {error}; trying again"
+                );
+                self.shared.problems.set(&format!("abandoned/{name}"), Some(line));
             }
         }
     }
@@ -236,14 +246,10 @@ impl Agent {
                 continue;
             }
             // A supervisor that has not been able to tell of itself.
-            let record = match self.look_again(record).await {
-                Ok(record) if record.orphaned() => record,
-                Ok(_) => continue,
-                Err(error) => {
-                    self.shared.problems.set(&format!("start/{name}"), Some(error.message));
-                    continue;
-                }
-            };
+            let looked = self.look_again(record).await;
+            let line = looked.as_ref().err().map(|error| error.message.clone());
+            self.shared.problems.set(&format!("search/{name}"), line);
+            let Some(record) = looked.ok().filter(Record::orphaned) else { continue };
             let pause = attempts.get(&name).map_or(PAUSES.0, |a| (a.pause * 2).min(PAUSES.1));
             let launch = self.launch(&record);
             let platform = Arc::clone(&self.shared.platform);

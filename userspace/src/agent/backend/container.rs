@@ -481,7 +481,7 @@ impl Agent {
         self.remove_etc(&record.name);
         self.remove_rerun(&record.name);
         let removed = self.shared.containers().remove(&record.name);
-        for problem in ["command", "abandoned"] {
+        for problem in ["command", "abandoned", "search"] {
             self.shared.problems.set(&format!("{problem}/{}", record.name), None);
         }
         let what = format!("container '{}'", record.name);

@@ -508,3 +508,25 @@ async fn a_process_that_is_no_child_of_the_supervisor_is_not_killed() {
     one.agent.container_remove(&name("web"), true).await.unwrap();
     assert!(stranger.runs());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_cannot_be_removed_does_not_hold_the_others_up() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    let mut stuck = run("a", "blue");
+    stuck.auto_remove = true;
+    let (mut command, mut supervisor) = start(&one, stuck).await;
+    let (mut other, mut its) = start(&one, detached("b", "blue", "always")).await;
+    // A request is about it and does not end.
+    let turn = one.shared.turns.wait(&name("a")).await;
+    for process in [&mut command, &mut supervisor, &mut other, &mut its] {
+        process.kill();
+    }
+    eventually("the other is started again", || async { !launched(&one).is_empty() }).await;
+    assert_eq!(one.agent.containers().await.unwrap().len(), 2);
+    drop(turn);
+    eventually("--rm is carried out", || async {
+        one.agent.containers().await.unwrap().len() == 1
+    })
+    .await;
+}
