@@ -19,20 +19,18 @@ use crate::{
         state::PlugState,
     },
     api::types::{ApiError, Rerun},
-    model::Name,
+    model::{Name, Pauses, SETTLED},
     sandbox::{LogLimits, SuperviseSpec, Surroundings, remove_log},
 };
 
-/// Pauses between two attempts to start a supervisor: the first, and the longest. A supervisor that
-/// runs has pauses of its own.
-const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-
-/// An attempt to start a supervisor.
+/// An attempt to start a supervisor. A supervisor that runs has pauses of its own for its command.
 struct Attempt {
     /// Ends when the command runs or could not be started.
     task: JoinHandle<Result<(), String>>,
-    /// The pause after it.
-    pause: Duration,
+    /// When it began.
+    began: Instant,
+    /// The pauses after it and earlier ones.
+    pauses: Pauses,
     /// When the next attempt may be made, once this one has failed.
     next: Option<Instant>,
 }
@@ -229,7 +227,11 @@ impl Agent {
         for name in attempts.keys().filter(|name| !orphaned.contains(name)) {
             self.shared.problems.set(&format!("start/{name}"), None);
         }
-        attempts.retain(|name, attempt| orphaned.contains(name) || !attempt.task.is_finished());
+        // An attempt that has succeeded counts for a while: the supervisor itself may keep dying.
+        attempts.retain(|name, attempt| {
+            let recent = !attempt.task.is_finished() || attempt.began.elapsed() < SETTLED;
+            orphaned.contains(name) || recent
+        });
         for name in orphaned {
             if let Some(attempt) = attempts.get_mut(&name)
                 && !self.may_try_again(&name, attempt).await
@@ -250,7 +252,7 @@ impl Agent {
             let line = looked.as_ref().err().map(|error| error.message.clone());
             self.shared.problems.set(&format!("search/{name}"), line);
             let Some(record) = looked.ok().filter(Record::orphaned) else { continue };
-            let pause = attempts.get(&name).map_or(PAUSES.0, |a| (a.pause * 2).min(PAUSES.1));
+            let pauses = attempts.get(&name).map(|attempt| attempt.pauses).unwrap_or_default();
             let launch = self.launch(&record);
             let platform = Arc::clone(&self.shared.platform);
             tracing::info!("container '{name}': its command is started again ({})", record.restart);
@@ -261,7 +263,7 @@ impl Agent {
                 let _launching = launching;
                 platform.supervise(&launch?).await
             });
-            attempts.insert(name, Attempt { task, pause, next: None });
+            attempts.insert(name, Attempt { task, began: Instant::now(), pauses, next: None });
         }
     }
 
@@ -275,14 +277,15 @@ impl Agent {
         }
         let ended = (&mut attempt.task).await;
         let why = match ended {
-            Ok(Ok(())) => "its supervisor has ended without a report".to_owned(),
+            Ok(Ok(())) => "its supervisor has ended".to_owned(),
             Ok(Err(why)) => why,
             Err(_) => "the task that starts it has ended".to_owned(),
         };
         let line =
             format!("container '{name}': its command is not started again: {why}; trying again");
         self.shared.problems.set(&format!("start/{name}"), Some(line));
-        attempt.next = Some(Instant::now() + attempt.pause);
+        let pause = attempt.pauses.after(attempt.began.elapsed());
+        attempt.next = Some(Instant::now() + pause);
         false
     }
 

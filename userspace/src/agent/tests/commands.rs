@@ -530,3 +530,23 @@ async fn a_container_that_cannot_be_removed_does_not_hold_the_others_up() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_supervisor_that_keeps_dying_is_started_after_growing_pauses() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    let (mut command, mut supervisor) = start(&one, detached("web", "blue", "always")).await;
+    let mut pauses = Vec::new();
+    for starts in 1..=4 {
+        command.kill();
+        supervisor.kill();
+        let died = std::time::Instant::now();
+        one.eventually("it is started", |state| state.launched.len() == starts).await;
+        pauses.push(died.elapsed().as_millis());
+        (command, supervisor) = (Sleep::new(), Sleep::new());
+        let restarts = u32::try_from(starts).unwrap();
+        let state = running(&command, &supervisor, restarts);
+        one.agent.container_state(&name("web"), state).await.unwrap();
+    }
+    assert!(pauses[1] >= 100 && pauses[2] >= 200 && pauses[3] >= 400, "{pauses:?}");
+}
