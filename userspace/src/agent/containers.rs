@@ -340,7 +340,14 @@ impl Record {
         // Of an earlier version, the process alone says that it has begun.
         let unreported = self.begun || self.process.is_some() || self.waiting;
         let ended = self.exit_code.is_some() && is_past(self.boot);
-        (unreported || ended) && self.restart.again(self.exit_code, self.restarts)
+        (unreported || ended) && self.restart.again(self.exit_code, self.next_restarts() - 1)
+    }
+
+    /// How often the command will have been started again, the next time included; at least 1. A
+    /// supervisor that pauses has counted the next time already.
+    pub(crate) fn next_restarts(&self) -> u32 {
+        let counted = self.waiting && self.restarts > 0;
+        if counted { self.restarts } else { self.restarts.saturating_add(1) }
     }
 }
 
@@ -497,6 +504,21 @@ mod tests {
         assert!(problems[1].contains("newer"), "{problems:?}");
         assert!(problems[2].contains("about container x"), "{problems:?}");
         assert!(files.join("a.json").exists() && files.join("notes.txt").exists());
+    }
+
+    #[test]
+    fn a_restart_is_counted_once() {
+        let mut record = Record::new(name("web"), Origin::Owned, PathBuf::new());
+        record.restart = RestartPolicy::OnFailure { max: 3 };
+        (record.begun, record.restarts) = (true, 2);
+        assert!(record.orphaned() && record.next_restarts() == 3);
+        // The supervisor was about to start it for the third time, and has counted that.
+        (record.waiting, record.exit_code, record.restarts) = (true, Some(1), 3);
+        assert!(record.orphaned() && record.next_restarts() == 3);
+        record.waiting = false;
+        assert!(!record.orphaned());
+        (record.waiting, record.restarts) = (true, 0);
+        assert_eq!(record.next_restarts(), 1, "a supervisor that was found, and has not told");
     }
 
     #[test]

@@ -324,7 +324,7 @@ impl Agent {
             log: Some(self.log_of(&record.name)),
             log_limits: LogLimits { max_size: log_max_size, max_files: log_max_files },
             restart,
-            restarts: Some(record.restarts.saturating_add(1)),
+            restarts: Some(record.next_restarts()),
         };
         let surroundings = Surroundings {
             environment: Some(environment),

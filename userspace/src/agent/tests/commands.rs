@@ -141,7 +141,7 @@ async fn a_command_is_started_again_when_its_supervisor_is_gone() {
     eventually("it is started again", || async { !launched(&one).is_empty() }).await;
     let launch = one.paper.state().launched[0].clone();
     assert_eq!(launch.spec.command, ["sleep"]);
-    assert_eq!((launch.spec.restart, launch.spec.restarts), (RestartPolicy::Always, Some(8)));
+    assert_eq!((launch.spec.restart, launch.spec.restarts), (RestartPolicy::Always, Some(7)));
     assert_eq!(launch.spec.netns, Some("/paper/netns/web".into()));
     assert_eq!((launch.spec.log_limits.max_size, launch.spec.log_limits.max_files), (5000, 3));
     let surroundings = &launch.surroundings;
@@ -153,14 +153,14 @@ async fn a_command_is_started_again_when_its_supervisor_is_gone() {
     assert_eq!(launched(&one).len(), 1);
 
     let (command, supervisor) = (Sleep::new(), Sleep::new());
-    let state = running(&command, &supervisor, 8);
+    let state = running(&command, &supervisor, 7);
     one.agent.container_state(&name("web"), state).await.unwrap();
     eventually("the problem is over", || async {
         one.agent.status().await.unwrap().problems.is_empty()
     })
     .await;
     let web = row(&one, "web").await;
-    assert_eq!((web.state.as_str(), web.exit_code, web.restarts), ("running", None, 8));
+    assert_eq!((web.state.as_str(), web.exit_code, web.restarts), ("running", None, 7));
 
     // A container with a policy is removed with its supervisor.
     one.agent.container_remove(&name("web"), true).await.unwrap();
