@@ -118,6 +118,24 @@ impl Process {
         Ok(Some((Self { pid, start_time, boot: boot() }, parent)))
     }
 
+    /// The processes that this one has started and that run. None if it has ended.
+    ///
+    /// # Errors
+    /// It is not known, as when no file descriptor is left.
+    pub(crate) fn children(&self) -> io::Result<Vec<Self>> {
+        let mut children = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let name = entry?.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+            match Self::with_parent(pid)? {
+                Some((child, parent)) if parent == self.pid => children.push(child),
+                _ => {}
+            }
+        }
+        // The number was this process's all the time.
+        Ok(if self.is_alive()? { children } else { Vec::new() })
+    }
+
     /// Whether the process still runs.
     ///
     /// # Errors
@@ -169,6 +187,11 @@ impl Running {
     /// Kills the process. It is no error if it has ended.
     pub(crate) fn kill(&self) {
         let _ = pidfd_send_signal(&self.0, Signal::KILL);
+    }
+
+    /// Stops the process: it starts no other one until it is killed.
+    pub(crate) fn stop(&self) {
+        let _ = pidfd_send_signal(&self.0, Signal::STOP);
     }
 
     /// Waits until the process has ended.
@@ -576,6 +599,22 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!process.lives());
+    }
+
+    #[test]
+    fn the_children_of_a_process_are_found() {
+        let own = found(std::process::id());
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let process = found(child.id());
+        let children = own.children().unwrap();
+        let (none, later) =
+            (process.children().unwrap(), Process { start_time: own.start_time + 1, ..own });
+        let of_later = later.children().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(children.contains(&process), "{children:?}");
+        assert!(none.is_empty() && of_later.is_empty());
+        assert!(!own.children().unwrap().contains(&process));
     }
 
     #[tokio::test]

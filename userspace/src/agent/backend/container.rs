@@ -22,6 +22,8 @@ use crate::{
 
 /// Time that a killed process may take to end.
 const KILLED: Duration = Duration::from_secs(5);
+/// Time that the threads of a process need to stop after the signal.
+const STOPPED: Duration = Duration::from_millis(20);
 
 impl Agent {
     /// The record of a container of this host. If its file is lost, the record is made from its
@@ -428,8 +430,7 @@ impl Agent {
     /// if it would start the command again.
     pub(crate) async fn kill_process(record: &Record) -> Result<(), ApiError> {
         if let Some(supervisor) = record.supervisor.filter(|_| !record.restart.is_no()) {
-            // The kernel kills the command with it.
-            Self::kill(record, supervisor).await?;
+            Self::kill_supervisor(record, supervisor).await?;
         }
         match record.process {
             // Its supervisor reaps it.
@@ -438,11 +439,29 @@ impl Agent {
         }
     }
 
+    /// Kills a supervisor and its command, and waits until they are gone. The command may be another
+    /// one than was reported last.
+    pub(crate) async fn kill_supervisor(
+        record: &Record,
+        supervisor: Process,
+    ) -> Result<(), ApiError> {
+        let refused = |error| unseen(&record.name, supervisor.pid, error);
+        let Some(running) = supervisor.open().map_err(refused)? else { return Ok(()) };
+        // It starts no command while its commands are looked for.
+        running.stop();
+        tokio::time::sleep(STOPPED).await;
+        let children = supervisor.children();
+        // The kernel kills the commands with it, if they have begun.
+        Self::kill(record, supervisor).await?;
+        for command in children.map_err(refused)? {
+            Self::kill(record, command).await?;
+        }
+        Ok(())
+    }
+
     /// Kills a process of a container, and waits until it is gone.
     async fn kill(record: &Record, process: Process) -> Result<(), ApiError> {
-        let opened = process.open().map_err(|error| {
-            internal(&format!("container '{}': {}", record.name, name_limit(error)))
-        })?;
+        let opened = process.open().map_err(|error| unseen(&record.name, process.pid, error))?;
         let Some(running) = opened else { return Ok(()) };
         running.kill();
         let ended = tokio::time::timeout(KILLED, running.ended()).await.map_err(|_| {

@@ -550,3 +550,25 @@ async fn a_supervisor_that_keeps_dying_is_started_after_growing_pauses() {
     }
     assert!(pauses[1] >= 100 && pauses[2] >= 200 && pauses[3] >= 400, "{pauses:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_was_not_reported_yet_is_killed_with_its_supervisor() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    one.agent.container_create(detached("web", "blue", "always")).await.unwrap();
+    // It ignores the end of its parent, as a command does that has not begun yet.
+    let mut supervisor = std::process::Command::new("sh");
+    let supervisor = supervisor.args(["-c", "sleep 1000 & wait"]).spawn().unwrap();
+    let supervisor = Sleep(supervisor);
+    eventually("its child runs", || async {
+        !supervisor.process().children().unwrap().is_empty()
+    })
+    .await;
+    let child = supervisor.process().children().unwrap()[0];
+    let former = Sleep::new();
+    let state = running(&former, &supervisor, 1);
+    one.agent.container_state(&name("web"), state).await.unwrap();
+    one.agent.container_remove(&name("web"), true).await.unwrap();
+    assert!(!supervisor.runs() && !former.runs());
+    assert!(!child.lives(), "the one that was not reported");
+}
