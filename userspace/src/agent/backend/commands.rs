@@ -98,16 +98,7 @@ impl Agent {
     }
 
     async fn look_for(&self, records: &[Record]) -> Result<BTreeMap<Name, Found>, ApiError> {
-        let wanted: Vec<Wanted> = records
-            .iter()
-            // Commands in other programs' namespaces are not Culvert's.
-            .filter(|record| record.origin != Origin::Attached)
-            .map(|record| Wanted {
-                name: record.name.clone(),
-                id: record.id.clone(),
-                netns: (record.origin != Origin::Host).then(|| record.netns.clone()),
-            })
-            .collect();
+        let wanted: Vec<Wanted> = records.iter().filter_map(Wanted::of).collect();
         if wanted.is_empty() {
             return Ok(BTreeMap::new());
         }

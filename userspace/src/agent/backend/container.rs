@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     agent::{
-        containers::{Origin, Process, Record, boot},
+        containers::{Origin, Process, Record, Running, boot},
         ports, reruns,
     },
     api::{
@@ -452,7 +452,7 @@ impl Agent {
         tokio::time::sleep(STOPPED).await;
         let children = supervisor.children();
         // The kernel kills the commands with it, if they have begun.
-        Self::kill(record, supervisor).await?;
+        Self::end(record, supervisor, &running).await?;
         for command in children.map_err(refused)? {
             Self::kill(record, command).await?;
         }
@@ -463,6 +463,11 @@ impl Agent {
     async fn kill(record: &Record, process: Process) -> Result<(), ApiError> {
         let opened = process.open().map_err(|error| unseen(&record.name, process.pid, error))?;
         let Some(running) = opened else { return Ok(()) };
+        Self::end(record, process, &running).await
+    }
+
+    /// As [`Self::kill`], for a process that is open.
+    async fn end(record: &Record, process: Process, running: &Running) -> Result<(), ApiError> {
         running.kill();
         let ended = tokio::time::timeout(KILLED, running.ended()).await.map_err(|_| {
             conflict(format!(

@@ -62,11 +62,12 @@ fn child_of(parent: i32, pid: i32) -> io::Result<Option<Process>> {
     Ok(found.filter(|(_, found)| *found == parent).map(|(process, _)| process))
 }
 
-/// Looks through all processes.
+/// Looks through all processes for the supervisors of these containers. `logs`: directory of their
+/// logs.
 ///
 /// # Errors
 /// A process that runs cannot be looked at: it may be the supervisor.
-fn find(wanted: &[Wanted], logs: &Path) -> io::Result<BTreeMap<Name, Found>> {
+pub(crate) fn find(wanted: &[Wanted], logs: &Path) -> io::Result<BTreeMap<Name, Found>> {
     let ours = Ours::get()?;
     let mut supervisors: Vec<(Process, Supervised)> = Vec::new();
     let mut parents: Vec<(i32, i32)> = Vec::new();

@@ -23,6 +23,7 @@ use std::{
 
 use tokio::sync::Mutex;
 
+pub(super) use self::commands::find as find_commands;
 use crate::{
     choice::{Uplink, device::Device},
     datapath::{self, Carried, Datapath, DatapathError, Price},

@@ -13,7 +13,7 @@ use ipnetwork::IpNetwork;
 use crate::datapath::entry::UnderlayPath;
 
 use crate::{
-    agent::containers::Process,
+    agent::containers::{Origin, Process, Record},
     api::types::{ApiError, ErrorKind},
     model::{Name, NetnsId},
     sandbox::{SuperviseSpec, Surroundings},
@@ -82,6 +82,17 @@ pub(crate) struct Wanted {
     pub(crate) id: Option<String>,
     /// Its namespace. `None`: the host's.
     pub(crate) netns: Option<PathBuf>,
+}
+
+impl Wanted {
+    /// That of a container. `None`: commands in another program's namespace are not Culvert's.
+    pub(crate) fn of(record: &Record) -> Option<Self> {
+        (record.origin != Origin::Attached).then(|| Self {
+            name: record.name.clone(),
+            id: record.id.clone(),
+            netns: (record.origin != Origin::Host).then(|| record.netns.clone()),
+        })
+    }
 }
 
 /// A supervisor that was found.

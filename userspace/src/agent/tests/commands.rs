@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     agent::{
-        containers::{Process, Record, boot},
-        platform::Found,
+        containers::{Origin, Process, Record, boot},
+        platform::{Found, Wanted},
     },
     api::{
         Backend as _,
@@ -571,4 +571,17 @@ async fn a_command_that_was_not_reported_yet_is_killed_with_its_supervisor() {
     one.agent.container_remove(&name("web"), true).await.unwrap();
     assert!(!supervisor.runs() && !former.runs());
     assert!(!child.lives(), "the one that was not reported");
+}
+
+#[test]
+fn supervisors_are_looked_for_by_name_identifier_and_namespace() {
+    let record = |origin| Record {
+        id: Some("0a".to_owned()),
+        ..Record::new(name("web"), origin, "/run/netns/web".into())
+    };
+    let wanted = Wanted::of(&record(Origin::Owned)).unwrap();
+    assert_eq!((wanted.name, wanted.id.as_deref()), (name("web"), Some("0a")));
+    assert_eq!(wanted.netns, Some("/run/netns/web".into()));
+    assert_eq!(Wanted::of(&record(Origin::Host)).unwrap().netns, None);
+    assert!(Wanted::of(&record(Origin::Attached)).is_none());
 }
