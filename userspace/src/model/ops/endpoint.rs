@@ -105,10 +105,12 @@ pub fn create_endpoint_as(
         ],
         writes: vec![put(key, &endpoint)?],
     };
-    if let Some(node) = view.nodes.get(&spec.node) {
-        // `fence_endpoint` writes that key.
-        plan.compares.push(Compare::Unchanged(Key::node(&spec.node), node.revision));
-    }
+    // `fence_endpoint` writes that key, as does the registration of the node.
+    let node = Key::node(&spec.node);
+    plan.compares.push(match view.nodes.get(&spec.node) {
+        Some(known) => Compare::Unchanged(node, known.revision),
+        None => Compare::Absent(node),
+    });
     if spec.mac.is_some() {
         // MACs have no keys of their own. So a chosen MAC requires that no endpoint of the network
         // was written after the view's revision.
@@ -177,15 +179,23 @@ fn check_mac(view: &View, network: &Network, mac: MacAddr, own: MacAddr) -> Resu
 ///
 /// # Errors
 ///
-/// The record of the endpoint cannot be read.
+/// The record of the endpoint cannot be read, or the endpoint is another node's.
 pub fn fence_endpoint(view: &View, network: &Name, id: &str, node: &Name) -> Result<Plan, Refusal> {
+    let holder = view.endpoint(network, id).map(|ep| ep.node.clone());
+    if let Some(other) = holder.filter(|holder| holder != node) {
+        return Err(Refusal::Conflict(format!(
+            "endpoint {id} of network '{network}' is on node '{other}', not on '{node}': that node removes it"
+        )));
+    }
     match remove_endpoint(view, network, id) {
         Err(Refusal::NotFound(_)) => {}
         removal => return removal,
     }
     let mut plan =
         Plan { compares: vec![Compare::Absent(Key::endpoint(network, id))], writes: Vec::new() };
-    // Without the node's record the earlier plan cannot be committed, which requires it as it was.
+    // Without the node's record an earlier plan that requires it as it was cannot be committed. One
+    // that was made without the record cannot be committed once the node is registered; an agent
+    // makes endpoints only after that.
     if let Some(known) = view.nodes.get(node) {
         let key = Key::node(node);
         plan.compares.push(Compare::Unchanged(key.clone(), known.revision));

@@ -328,6 +328,7 @@ fn an_endpoint_claims_an_address_of_each_family() {
         [
             Compare::Unchanged(network_key, 1),
             Compare::Absent(Key::endpoint(&made.network, &made.id)),
+            Compare::Absent(Key::node(&made.node)),
             Compare::Absent("/culvert/v1/ipam/both/10.0.0.2".to_owned()),
             Compare::Absent("/culvert/v1/ipam/both/fd00::2".to_owned()),
         ]
@@ -375,6 +376,16 @@ fn a_plan_whose_commit_is_in_doubt_is_fenced_off() {
     cluster.carry_out(fenced.writes);
     assert!(cluster.view.endpoints.is_empty() && cluster.view.ipam.is_empty());
     assert_eq!(cluster.view.nodes[&host.name].revision, revision);
+
+    // An endpoint of another node is not touched.
+    let elsewhere = EndpointSpec { node: name("host2"), ..wanted("red", "d") };
+    let (_, plan) = create_endpoint_as(&cluster.view, &elsewhere, "0b").expect("plan");
+    let absent = Compare::Absent(Key::node(&name("host2")));
+    assert!(plan.compares.contains(&absent), "{plan:?}");
+    cluster.carry_out(plan.writes);
+    let refused = line(fence_endpoint(&cluster.view, &name("red"), "0b", &host.name));
+    assert!(refused.contains("is on node 'host2', not on 'host1'"), "{refused}");
+    assert_eq!(cluster.view.endpoints.count(), 1);
 
     // The node was removed from the store, and with it what the plan requires.
     cluster.carry_out(vec![Write::Delete(Key::node(&host.name))]);
