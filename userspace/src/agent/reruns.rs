@@ -16,6 +16,36 @@ fn path(state_dir: &Path, name: &Name) -> PathBuf {
     state_dir.join(RERUNS).join(format!("{name}.json"))
 }
 
+/// Checks what a command is to be started again with: the command line checks it before, and other
+/// clients may not.
+///
+/// # Errors
+///
+/// One line with what is wrong and what would be valid.
+pub(crate) fn check(rerun: &Rerun) -> Result<(), String> {
+    let Rerun { restart, environment, directory, umask, log_max_size, log_max_files } = rerun;
+    let wrong = |(name, value): &&(String, String)| {
+        name.is_empty() || name.contains('\0') || value.contains('\0')
+    };
+    let why = if restart.is_no() {
+        "restart policy 'no' starts nothing again: on-failure[:MAX], always or unless-stopped is valid"
+            .to_owned()
+    } else if let Some((name, _)) = environment.iter().find(wrong) {
+        format!("environment variable {name:?} is malformed: a name, and no NUL byte, is valid")
+    } else if !directory.is_absolute() {
+        format!("working directory {}: an absolute path is valid", directory.display())
+    } else if *umask > 0o777 {
+        format!("umask {umask:#o} is too large: 0 to 0o777 is valid")
+    } else if *log_max_size < 1000 {
+        format!("log size of {log_max_size} bytes is too small: 1000 or more is valid")
+    } else if !(1..=1000).contains(log_max_files) {
+        format!("{log_max_files} files of the log: 1 to 1000 is valid")
+    } else {
+        return Ok(());
+    };
+    Err(why)
+}
+
 /// Writes the file of a container.
 ///
 /// # Errors
@@ -73,6 +103,33 @@ mod tests {
 
     use super::*;
     use crate::model::RestartPolicy;
+
+    #[test]
+    fn what_no_command_line_sends_is_refused() {
+        let good = || Rerun {
+            restart: RestartPolicy::Always,
+            environment: vec![("A".to_owned(), "b=c".to_owned())],
+            directory: "/".into(),
+            umask: 0o777,
+            log_max_size: 1000,
+            log_max_files: 1000,
+        };
+        assert_eq!(check(&good()), Ok(()));
+        let variable = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
+        for (wrong, words) in [
+            (Rerun { restart: RestartPolicy::No, ..good() }, "restart policy 'no'"),
+            (Rerun { environment: variable("", "x"), ..good() }, "environment variable"),
+            (Rerun { environment: variable("A", "secret\0"), ..good() }, "variable \"A\""),
+            (Rerun { directory: "srv".into(), ..good() }, "working directory srv"),
+            (Rerun { umask: 0o1000, ..good() }, "umask 0o1000"),
+            (Rerun { log_max_size: 999, ..good() }, "999 bytes"),
+            (Rerun { log_max_files: 0, ..good() }, "0 files"),
+            (Rerun { log_max_files: 1001, ..good() }, "1001 files"),
+        ] {
+            let line = check(&wrong).unwrap_err();
+            assert!(line.contains(words) && !line.contains("secret"), "{line}");
+        }
+    }
 
     #[test]
     fn a_file_is_for_the_agent_s_user_alone() {

@@ -78,6 +78,14 @@ impl Agent {
         }
         let what = format!("container '{name}'");
         self.shared.disk.writable(&what)?;
+        if let Some(rerun) = &request.rerun {
+            reruns::check(rerun).map_err(|why| invalid(format!("{what}: {why}")))?;
+            if request.auto_remove {
+                return Err(invalid(format!(
+                    "{what}: --restart does not go with --rm: leave out one of both"
+                )));
+            }
+        }
         let ports = ports::parse(name, &request.ports)?;
         let network = self.network_of(&request.network)?;
         let adopting = request.netns.is_some() || request.pid.is_some();

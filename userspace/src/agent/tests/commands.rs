@@ -204,6 +204,8 @@ async fn after_a_reboot_commands_run_as_their_policy_says() {
     one.stop().await;
     let one = world.start(1, &paper).await.ready().await;
     assert_eq!(one.agent.containers().await.unwrap().len(), 10);
+    // The agent looks every 20 ms.
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     one.stop().await;
     assert_eq!(paper.state().launched.len(), 0);
 
@@ -234,6 +236,7 @@ async fn after_a_reboot_commands_run_as_their_policy_says() {
         found.push(row(&one, container).await.state);
     }
     assert_eq!(found, ["exited", "exited", "exited", "created"]);
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     assert_eq!(launched(&one).len(), 4);
 }
 
