@@ -49,7 +49,8 @@ impl Sayer {
         });
     }
 
-    /// Waits until the last state was sent once, with success or without. The wait is limited.
+    /// Waits until the last state was sent once, whether the agent has taken it or not. The wait is
+    /// limited.
     pub(super) async fn sent(&self) {
         let last = self.states.borrow().as_ref().map_or(0, |(number, _)| *number);
         let mut tried = self.tried.clone();
@@ -62,14 +63,14 @@ impl Sayer {
     }
 }
 
-/// Tells the agent what its [`Sayer`] is told.
+/// Sends the agent the states that its [`Sayer`] was given.
 pub(super) struct Teller<'a> {
     backend: &'a dyn Backend,
     name: &'a Name,
     /// Remove the container once its end was told.
     remove: bool,
-    /// Time for which the end is told to an agent that does not answer. `None`: as long as `log`
-    /// has a directory, which 'purge' removes.
+    /// Time for which the end is told to an agent that does not answer. `None`: as long as the
+    /// directory of `log` exists, which 'purge' removes.
     patience: Option<Duration>,
     /// Log of the container.
     log: Option<PathBuf>,
@@ -183,7 +184,7 @@ impl<'a> Teller<'a> {
         let (log, id) = (log.clone(), id.clone());
         let state =
             ContainerState::Running { pid: *pid, log, supervisor: Some(supervisor), id };
-        // The next report corrects it if this one is lost.
+        // If this report is lost, the next one says the same.
         let _ = self.backend.container_state(self.name, state).await;
         true
     }
