@@ -163,7 +163,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     agent.resume();
     // Before a request may remove the container of a command that runs, and before the engine makes
     // sandboxes anew that a command still has.
-    let found = agent.find_commands().await.is_ok();
+    let found = agent.find_commands().await;
     let server = api::serve(
         listener,
         Arc::clone(&agent) as Arc<dyn api::Backend>,

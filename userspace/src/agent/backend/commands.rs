@@ -48,12 +48,10 @@ impl Agent {
     }
 
     /// Looks for the commands of all containers of which the agent knows neither command nor end:
-    /// they were started, or have ended, while no agent was there to be told.
-    ///
-    /// # Errors
-    ///
-    /// The processes of this host cannot be looked at. That is told as a problem.
-    pub(crate) async fn find_commands(&self) -> Result<(), ApiError> {
+    /// they were started, or have ended, while no agent was there to be told. `false`: it is to be
+    /// called again, since the processes of this host cannot be looked at, which is told as a
+    /// problem, or a request is about one of the containers.
+    pub(crate) async fn find_commands(&self) -> bool {
         let unknown: Vec<Record> = {
             let containers = self.shared.containers();
             let unknown = |record: &&Record| record.unreported() && record.running().is_none();
@@ -62,8 +60,13 @@ impl Agent {
         let found = self.look_for(&unknown).await;
         let line = found.as_ref().err().map(|error| format!("{error}; trying again"));
         self.shared.problems.set("commands", line);
-        for (name, found) in found? {
-            let _turn = self.shared.turns.wait(&name).await;
+        let Ok(found) = found else { return false };
+        let mut complete = true;
+        for (name, found) in found {
+            let Some(_turn) = self.shared.turns.take(&name) else {
+                complete = false;
+                continue;
+            };
             // Checked again: the supervisor may have told of itself since, or of the last end.
             let untold = |record: &Record| record.unreported() && record.running().is_none();
             if let Some(record) = self.record_of(&name).filter(untold) {
@@ -74,7 +77,7 @@ impl Agent {
         for record in self.shared.containers().iter() {
             self.tell_failing(record);
         }
-        Ok(())
+        complete
     }
 
     /// Looks for the command of a container, if it may run unknown. Returns the record with what was
@@ -156,7 +159,7 @@ impl Agent {
         let mut attempts = BTreeMap::new();
         loop {
             if !found {
-                found = self.find_commands().await.is_ok();
+                found = self.find_commands().await;
             }
             self.remove_abandoned();
             self.start_orphaned(&mut attempts).await;

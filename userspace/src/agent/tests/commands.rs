@@ -13,7 +13,9 @@ use crate::{
     },
     api::{
         Backend as _,
-        types::{ApiError, ContainerCreate, ContainerRow, ContainerState, ErrorKind, Rerun, Supervised},
+        types::{
+            ApiError, ContainerCreate, ContainerRow, ContainerState, ErrorKind, Rerun, Supervised,
+        },
     },
     model::RestartPolicy,
 };

@@ -143,7 +143,7 @@ impl World {
         shared.tasks.spawn(async move { keeper.keep_known().await });
         let keeper = Arc::clone(&agent);
         shared.tasks.spawn(async move {
-            let found = keeper.find_commands().await.is_ok();
+            let found = keeper.find_commands().await;
             keeper.keep_commands(PERIODS.retry, found).await;
         });
         (
