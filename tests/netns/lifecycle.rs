@@ -200,7 +200,8 @@ fn a_purge_without_an_agent_ends_commands_that_were_not_told() {
     let mut cluster = Cluster::new(1);
     let host = &mut cluster.hosts[0];
     let name = unique_name("untold");
-    let options = ["run", "-d", "--name", &name, "--network", "none", "--restart", "always"];
+    let options: [&str; 8] =
+        ["run", "-d", "--name", &name, "--network", "none", "--restart", "always"];
     host.ok(&[&options[..], &["--", "sleep", "1000"]].concat());
     host.stop_agent(Signal::SIGKILL);
     let pid = forget_command(host, &name);
