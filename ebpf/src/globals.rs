@@ -2,6 +2,10 @@
 //! and units are in `culvert_common::abi::globals`.
 
 use aya_ebpf::Global;
+use culvert_common::{
+    abi::DEFAULT_FLOWS,
+    datapath::conntrack::{TIMEOUTS_LEN, Timeouts},
+};
 
 /// Our VTEP address, four bytes in network order.
 #[unsafe(no_mangle)]
@@ -18,6 +22,21 @@ pub(crate) static NAT_PORT_MIN: Global<u16> = Global::new(1024);
 /// Greatest port that masquerading chooses.
 #[unsafe(no_mangle)]
 pub(crate) static NAT_PORT_MAX: Global<u16> = Global::new(65535);
+/// Idle times in ns after which flows expire.
+#[unsafe(no_mangle)]
+static FLOW_TIMEOUTS: Global<Timeouts> = Global::new([u64::MAX; TIMEOUTS_LEN]);
+/// Number of slots of `FLOW_SLOTS`.
+#[unsafe(no_mangle)]
+pub(crate) static FLOW_SLOTS_LEN: Global<u32> = Global::new(2 * DEFAULT_FLOWS);
 /// Interface index of the loopback device.
 #[unsafe(no_mangle)]
 pub(crate) static LOOPBACK: Global<u32> = Global::new(1);
+
+/// A word of the table of timeouts.
+#[inline(always)]
+pub(crate) fn flow_timeout(word: usize) -> u64 {
+    let words = (&raw const FLOW_TIMEOUTS).cast::<u64>();
+    // SAFETY: `Global` is transparent, and the index is less than the length of the table, a power
+    // of two.
+    unsafe { words.add(word & (TIMEOUTS_LEN - 1)).read_volatile() }
+}

@@ -6,17 +6,17 @@ use core::mem::MaybeUninit;
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
 };
 use bytemuck::Pod;
 use culvert_common::abi::{
-    Counter, DEFAULT_FLOWS, EndpointInfo, Evictable, FdbEntry, FdbKey, FloodKey, Flow, FlowKey,
-    FragmentInfo, FragmentKey, HeldFragment, LearnedEntry, MAX_CLIENT_LINKS, MAX_ENDPOINTS,
-    MAX_EVICTABLE, MAX_FRAGMENTED, MAX_HELD_FRAGMENTS, MAX_HOST_ADDRS, MAX_LEARNED,
-    MAX_LOCAL_ENDPOINTS, MAX_NETWORKS, MAX_PUBLISHED, MAX_RATES, MAX_SERVICES, MAX_UPLINKS,
-    MAX_VTEP_MEMBERSHIPS, MAX_VTEPS, MappedAddr, NeighEntry, NeighKey, NetworkInfo, PathMtu,
-    PublishedEntry, PublishedKey, RESERVED_ENTRIES, RateKey, STATS_ENTRIES, Scratch, Sealed,
-    SealedU32, UnderlayPath, UplinkInfo, V4, VtepId, VtepKey,
+    Counter, DEFAULT_FLOWS, EndpointInfo, FdbEntry, FdbKey, FloodKey, Flow, FlowKey, FragmentInfo,
+    FragmentKey, HeardEntry, HeldFragment, LearnedEntry, MAX_CLIENT_LINKS, MAX_DENIED,
+    MAX_ENDPOINTS, MAX_FRAGMENTED, MAX_HEARD, MAX_HELD_FRAGMENTS, MAX_HOST_ADDRS, MAX_LEARNED,
+    MAX_LOCAL_ENDPOINTS, MAX_NETWORKS, MAX_PUBLISHED, MAX_RATES, MAX_SERVICES, MAX_SOURCES,
+    MAX_UPLINKS, MAX_VTEP_MEMBERSHIPS, MAX_VTEPS, MappedAddr, NeighEntry, NeighKey, NetworkInfo,
+    PathMtu, PublishedEntry, PublishedKey, RESERVED_ENTRIES, RateKey, STATS_ENTRIES, Scratch,
+    Sealed, SealedU32, SourceKey, UnderlayPath, UplinkInfo, V4, VtepId, VtepKey,
 };
 
 use crate::kernel::memory::own;
@@ -36,6 +36,9 @@ pub(crate) static FDB_LEARNED: LruHashMap<FdbKey, LearnedEntry> =
 #[map]
 pub(crate) static NEIGHBOURS: HashMap<NeighKey, NeighEntry> =
     HashMap::with_max_entries(MAX_ENDPOINTS, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static NEIGHBOURS_HEARD: LruHashMap<NeighKey, HeardEntry> =
+    LruHashMap::with_max_entries(MAX_HEARD, 0);
 #[map]
 pub(crate) static VTEPS: HashMap<VtepKey, u32> =
     HashMap::with_max_entries(MAX_VTEP_MEMBERSHIPS, BPF_F_NO_PREALLOC);
@@ -63,7 +66,7 @@ pub(crate) static GATEWAYS: HashMap<u32, SealedU32> =
 pub(crate) static FLOWS: HashMap<FlowKey<V4>, Flow<V4>> =
     HashMap::with_max_entries(2 * DEFAULT_FLOWS, BPF_F_NO_PREALLOC);
 #[map]
-pub(crate) static EVICTABLE: Queue<Evictable<V4>> = Queue::with_max_entries(MAX_EVICTABLE, 0);
+pub(crate) static FLOW_SLOTS: Array<FlowKey<V4>> = Array::with_max_entries(2 * DEFAULT_FLOWS, 0);
 #[map]
 pub(crate) static PUBLISHED: HashMap<PublishedKey, PublishedEntry> =
     HashMap::with_max_entries(MAX_PUBLISHED, BPF_F_NO_PREALLOC);
@@ -79,6 +82,12 @@ pub(crate) static CLIENT_LINKS: HashMap<u32, u32> =
 #[map]
 pub(crate) static SERVICES: LpmTrie<[u8; 4], u32> =
     LpmTrie::with_max_entries(MAX_SERVICES, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static DENIED: LpmTrie<MappedAddr, u32> =
+    LpmTrie::with_max_entries(MAX_DENIED, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static SOURCES: LpmTrie<SourceKey, u32> =
+    LpmTrie::with_max_entries(MAX_SOURCES, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static RESERVED_PORTS: Array<u64> = Array::with_max_entries(RESERVED_ENTRIES, 0);
 #[map]
@@ -263,6 +272,19 @@ pub(crate) fn is_client_link(ifindex: u32) -> bool {
 #[inline(always)]
 pub(crate) fn is_service(ip: [u8; 4]) -> bool {
     SERVICES.get(Key::new(32, ip)).is_some()
+}
+
+/// Clients with the address use no published port.
+#[inline(always)]
+pub(crate) fn is_denied(ip: [u8; 4]) -> bool {
+    DENIED.get(Key::new(MappedAddr::BITS, MappedAddr::v4(ip))).is_some()
+}
+
+/// Clients with the address may use the restricted ports of the container behind `ifindex`.
+#[inline(always)]
+pub(crate) fn is_source(ifindex: u32, ip: [u8; 4]) -> bool {
+    let key = SourceKey { ifindex, addr: MappedAddr::v4(ip) };
+    SOURCES.get(Key::new(SourceKey::BITS, key)).is_some()
 }
 
 /// Another socket of the host has the VXLAN port on this uplink.

@@ -271,8 +271,10 @@ fn is_plain(ctx: &TcContext, plain: &Plain) -> bool {
 pub(crate) fn keep_outbound(sender: &Sender<'_>, local: u32, vtep: VtepId) -> u32 {
     let &Sender { ep, net, .. } = sender;
     let Some(frame) = own(&FRAME, 0) else { return 0 };
-    let learns =
-        net.flags & NetworkInfo::LEARNING != 0 && ep.flags & EndpointInfo::ALLOW_ANY_SOURCE != 0;
+    // The endpoint's own MAC is in the store: there is nothing to learn.
+    let learns = net.flags & NetworkInfo::LEARNING != 0
+        && ep.flags & EndpointInfo::ALLOW_ANY_SOURCE != 0
+        && frame.plain.eth.src != ep.mac;
     if frame.cacheable == 0 || learns {
         return 0;
     }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use culvert_tests::{
-    chaos::{Random, rounds},
+    chaos::{Random, each, rounds},
     cluster::{Cluster, Host, SOON, unique_name},
     netns::{on_this_machine, wait_until},
     sock::{self, Behaviour, Server, container},
@@ -148,7 +148,7 @@ impl World {
 #[ignore = "needs root"]
 fn agents_are_killed() {
     let (mut random, mut world) = (Random::seeded(), World::new());
-    for round in 0..rounds(20, 1000) {
+    for round in each("agents_are_killed", rounds(20, 1000)) {
         let host = &mut world.cluster.hosts[random.below(2) as usize];
         host.stop_agent(Signal::SIGKILL);
         random.pause(50);
@@ -166,7 +166,7 @@ fn agents_are_killed() {
 #[ignore = "needs root"]
 fn agents_are_upgraded() {
     let (mut random, mut world) = (Random::seeded(), World::new());
-    for round in 0..rounds(4, 200) {
+    for round in each("agents_are_upgraded", rounds(4, 200)) {
         let host = &mut world.cluster.hosts[random.below(2) as usize];
         host.wait_ready();
         host.stop_agent(Signal::SIGTERM);
@@ -181,7 +181,7 @@ fn agents_are_upgraded() {
 #[ignore = "needs root"]
 fn the_store_fails() {
     let (mut random, mut world) = (Random::seeded(), World::new());
-    for round in 0..rounds(8, 500) {
+    for round in each("the_store_fails", rounds(8, 500)) {
         let etcd = &mut world.cluster.etcd;
         if random.below(2) == 0 {
             etcd.freeze().unwrap();

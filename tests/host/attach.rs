@@ -64,6 +64,7 @@ fn spec(id: &str, ifname: &str, last: u8) -> PlugSpec {
             format!("10.0.0.{last}/24").parse().unwrap(),
             format!("fd00::{last}/64").parse().unwrap(),
         ],
+        additional: Vec::new(),
         routes: vec![
             ("0.0.0.0/0".parse().unwrap(), Some("10.0.0.1".parse().unwrap())),
             ("198.51.100.0/24".parse().unwrap(), None),
@@ -164,6 +165,49 @@ fn what_differs_is_corrected_and_the_pair_is_kept() {
         spec.mtu = 1400;
         assert_eq!(setup.settle(&spec).await, index);
         assert!(setup.inside.run("ip link show dev eth0").contains("mtu 1400"));
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn additional_addresses_come_and_go() {
+    block_on(async {
+        let setup = Setup::new();
+        let mut spec = spec(ID, "eth0", 2);
+        spec.additional =
+            ["10.0.0.100/24", "10.0.0.101/24", "fd00::100/64"].map(|ip| ip.parse().unwrap()).into();
+        let index = setup.settle(&spec).await;
+        let shown = || setup.inside.run("ip addr show dev eth0");
+        let has = |words: &str| shown().contains(words);
+        for words in ["10.0.0.2/24 ", "10.0.0.100/24 ", "10.0.0.101/24 ", "fd00::100/64 "] {
+            assert!(has(words), "{words}: {}", shown());
+        }
+        // By itself the container sends from its primary addresses.
+        let route = setup.inside.run("ip route get 10.0.0.9; ip -6 route get fd00::9");
+        assert!(route.contains("src 10.0.0.2 ") && route.contains("src fd00::2 "), "{route}");
+        for damage in [
+            "ip addr del 10.0.0.100/24 dev eth0",
+            "ip addr del fd00::100/64 dev eth0",
+            // The kernel removes the others of the subnet with the primary address.
+            "ip addr del 10.0.0.2/24 dev eth0",
+            "ip addr flush dev eth0",
+        ] {
+            setup.inside.run(damage);
+            assert_eq!(setup.settle(&spec).await, index, "{damage}");
+            for words in ["10.0.0.2/24 ", "10.0.0.100/24 ", "10.0.0.101/24 ", "fd00::100/64 "] {
+                assert!(has(words), "{damage}: {words}: {}", shown());
+            }
+        }
+        // Addresses of the user stay, unless they are given to the container as well.
+        setup.inside.run("ip addr add 10.7.7.7/32 dev eth0; ip addr add 10.0.0.102/24 dev eth0");
+        spec.additional = vec!["10.0.0.102/24".parse().unwrap()];
+        setup.settle(&spec).await;
+        assert!(has("10.7.7.7/32") && has("10.0.0.102/24 "), "{}", shown());
+        assert!(!has("10.0.0.100/24") && !has("10.0.0.101/24") && !has("fd00::100"), "{}", shown());
+        spec.additional.clear();
+        setup.settle(&spec).await;
+        assert!(has("10.7.7.7/32") && has("10.0.0.2/24 ") && has("fd00::2/64 "), "{}", shown());
+        assert!(!has("10.0.0.102/24"), "{}", shown());
     });
 }
 

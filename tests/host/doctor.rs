@@ -19,7 +19,9 @@ async fn diagnose(host: &Netns) -> Vec<(String, Level)> {
         networks: vec![("net1".to_owned(), 1450)],
         clock_offset_ms: None,
         alarms: Vec::new(),
+        certificates: Vec::new(),
         shared_port: false,
+        open_ports: 0,
         agent_running: false,
     };
     let netlink = Netlink::in_netns(host.fd().as_fd()).unwrap();

@@ -54,7 +54,7 @@ impl Resolved {
 
         let mut cluster = Cluster::without_agents(1, 1500);
         let host = &mut cluster.hosts[0];
-        let plain = host.agent_command(&[]);
+        let plain = host.agent_command(&["--allow-private-mounts"]);
         let mut agent = Command::new("unshare");
         let script =
             "mount --bind \"$1\" /etc && mount --bind \"$2\" /run && shift 2 && exec \"$@\"";

@@ -203,6 +203,7 @@ fn reply_from_nothing(lab: &mut Lab) {
 
 fn endpoint_without_ipv4(lab: &mut Lab) {
     change_endpoint(&lab.tables, Port::A1, |entry| entry.ipv4 = [0; 4]);
+    lab.tables.neighbours.remove(&NeighKey::v4(A, ONE.v4)).unwrap();
     is_refused(lab, &Arp::request(&ONE, FAR.v4), DropReason::SpoofedArp);
     let announcement = Arp::reply(&Host { v4: [0; 4], ..ONE }, &TWO);
     is_refused(lab, &announcement, DropReason::SpoofedArp);

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use culvert_common::abi::{Action, Code, Direction, DropReason, Note, stats_index};
 
 use crate::{
-    arp, client, decap, ecn, encap, fast, fdb, flood, flows, fragments, from_host, from_loopback,
-    icmp_errors, inner,
+    additional, arp, client, decap, denied, ecn, encap, fast, fdb, floating, flood, flows,
+    fragments, from_host, from_loopback, icmp_errors, inner,
     lab::{self, Case},
     live, live_nat, mtu, nat_in, nat_out, nd, races, random, routing, source, tenants, to_host,
     xdp,
@@ -14,13 +14,16 @@ use crate::{
 
 /// The cases of packets by module.
 const MODULES: &[(&str, &[Case])] = &[
+    ("additional", additional::CASES),
     ("arp", arp::CASES),
     ("client", client::CASES),
     ("decap", decap::CASES),
+    ("denied", denied::CASES),
     ("ecn", ecn::CASES),
     ("encap", encap::CASES),
     ("fast", fast::CASES),
     ("fdb", fdb::CASES),
+    ("floating", floating::CASES),
     ("flood", flood::CASES),
     ("flows", flows::CASES),
     ("fragments", fragments::CASES),

@@ -3,16 +3,16 @@
 
 use culvert::datapath::Table as _;
 use culvert::datapath::entry::{FdbEntry, UnderlayPath, VtepKey};
-use culvert_common::abi::{Action, Code, Direction, DropReason, FdbKey, NetworkInfo};
+use culvert_common::abi::{Action, Code, Direction, DropReason, FdbKey, NetworkInfo, Note};
 use culvert_tests::packet::{Host, Tunnel, V4, payload};
 
 use crate::{
     lab::Lab,
     ports::Port,
-    run::SHOT,
+    run::{SHOT, note},
     world::{
-        A, B, FAR, MTU, ONE, PEER, PEER2, STRANGER, TO_PEER, TWO, VXLAN_PORT, change_network,
-        endpoint, from_peer, remote, to_peer, to_peer2,
+        A, B, FAR, MTU, NOBODY, ONE, PEER, PEER2, STRANGER, TO_PEER, TWO, VXLAN_PORT, any_source,
+        change_network, endpoint, from_peer, learning, remote, to_peer, to_peer2,
     },
 };
 
@@ -34,6 +34,8 @@ cases!(
     another_vtep_is_another_pair,
     vxlan_from_a_container_is_refused_every_time,
     lengths_are_checked_every_time,
+    where_hosts_learn_known_pairs_are_remembered,
+    where_hosts_learn_other_pairs_are_not,
 );
 
 fn out() -> Vec<u8> {
@@ -216,4 +218,43 @@ fn lengths_are_checked_every_time(lab: &mut Lab) {
     let mut wrapped = from_peer().wrap(&back());
     wrapped[16..18].copy_from_slice(&1400_u16.to_be_bytes());
     lab.at_underlay(&wrapped).drops(DropReason::OuterMalformed);
+}
+
+fn where_hosts_learn_known_pairs_are_remembered(lab: &mut Lab) {
+    learning(&lab.tables);
+    any_source(&lab.tables, Port::A1);
+    warm_out(lab);
+    lab.untold_fdb.remove(FdbKey::new(A, FAR.mac));
+    assert!(is_encapsulated(lab), "the endpoint's own MAC teaches nothing");
+    lab.set_untold(FdbKey::new(A, FAR.mac), FdbEntry { ifindex: 0, vtep: PEER });
+    warm_in(lab);
+    lab.untold_fdb.remove(FdbKey::new(A, ONE.mac));
+    lab.at_underlay(&from_peer().wrap(&back())).delivers(&back(), &[]);
+}
+
+fn where_hosts_learn_other_pairs_are_not(lab: &mut Lab) {
+    learning(&lab.tables);
+    any_source(&lab.tables, Port::A1);
+    // Each frame must refresh what was learned of its source.
+    let frame = V4 { eth_src: NOBODY.mac, ..V4::udp(&ONE, &FAR, (1, 2), b"hello") }.frame();
+    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[note(Note::Learned)]);
+    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.untold_fdb.remove(FdbKey::new(A, FAR.mac));
+    let outcome = lab.at_container(Port::A1, &frame).outcome();
+    assert_eq!(outcome.count(Direction::FromContainer, Code::Action(Action::Encap)), 0);
+    lab.set_untold(FdbKey::new(A, FAR.mac), FdbEntry { ifindex: 0, vtep: PEER });
+    // A known source, which another VTEP claims: refused and counted each time.
+    let claimed = Tunnel { src: PEER2, ..from_peer() }.wrap(&back());
+    for _ in 0..2 {
+        lab.at_underlay(&claimed).delivers(&back(), &[note(Note::LearnRefused)]);
+    }
+    // A destination that was learned ages.
+    let to_learned = V4 { eth_dst: NOBODY.mac, ..V4::udp(&FAR, &ONE, (2, 1), b"hello") }.frame();
+    for _ in 0..2 {
+        lab.at_underlay(&from_peer().wrap(&to_learned)).delivers(&to_learned, &[]);
+    }
+    let learned = FdbKey::new(A, NOBODY.mac);
+    lab.tables.learned.remove(&learned).unwrap();
+    let outcome = lab.at_underlay(&from_peer().wrap(&to_learned)).outcome();
+    assert_eq!(outcome.count(Direction::FromUnderlay, Code::Action(Action::Deliver)), 0);
 }

@@ -44,6 +44,8 @@ cases!(
     moves_from_a_vtep_to_a_port,
     moves_are_limited,
     moves_of_other_networks_are_not,
+    new_ones_are_limited,
+    new_ones_of_other_networks_are_not,
     learned_entries_belong_to_their_network,
 );
 
@@ -238,7 +240,7 @@ fn aged_entry_is_learned_anew(lab: &mut Lab) {
     lab.set_learned(key(NEW), behind(PEER2, ago_ms(AGEING_MS)));
     arrives_from(lab, PEER, NEW, &[Note::Learned]);
     assert_eq!(place(lab, NEW), Some((PEER, 0)));
-    assert_eq!(lab.rates.keys(), []);
+    assert!(lab.rates.keys().iter().all(|limit| limit.kind != RateKey::MAC_MOVE));
 }
 
 fn fresh_entry_is_left_alone(lab: &mut Lab) {
@@ -348,6 +350,36 @@ fn moves_of_other_networks_are_not(lab: &mut Lab) {
     lab.rates.set(limit, now_ns() + 3_600_000_000_000);
     arrives_from(lab, PEER, NEW, &[Note::Learned]);
     arrives_from(lab, PEER2, NEW, &[Note::MacMove]);
+}
+
+/// The next hour's new MACs of network `vni` are used up.
+fn learn_no_more(lab: &mut Lab, vni: u32) {
+    let limit = RateKey { kind: RateKey::LEARN, id: vni };
+    lab.rates.set(limit, now_ns() + 3_600_000_000_000);
+}
+
+fn new_ones_are_limited(lab: &mut Lab) {
+    learning(&lab.tables);
+    any_source(&lab.tables, Port::A1);
+    arrives_from(lab, PEER, NEW, &[Note::Learned]);
+    assert!(lab.rates.get(RateKey { kind: RateKey::LEARN, id: A }).is_some());
+    learn_no_more(lab, A);
+    // Neither from the tunnel nor from a container. The frames are forwarded.
+    let other = host(98).mac;
+    arrives_from(lab, PEER, other, &[Note::LearnLimited]);
+    let frame = V4 { eth_src: other, ..V4::udp(&NOBODY, &TWO, (1, 2), b"") }.frame();
+    lab.at_container(Port::A1, &frame).delivers(&frame, &[note(Note::LearnLimited)]);
+    assert_eq!(lab.learned_keys(), [key(NEW)]);
+    // What is known may go on, and move.
+    arrives_from(lab, PEER, NEW, &[]);
+    arrives_from(lab, PEER2, NEW, &[Note::MacMove]);
+    assert_eq!(place(lab, NEW), Some((PEER2, 0)));
+}
+
+fn new_ones_of_other_networks_are_not(lab: &mut Lab) {
+    learning(&lab.tables);
+    learn_no_more(lab, B);
+    arrives_from(lab, PEER, NEW, &[Note::Learned]);
 }
 
 fn learned_entries_belong_to_their_network(lab: &mut Lab) {

@@ -2,20 +2,22 @@
 
 use std::net::TcpListener;
 
-use culvert::datapath::Table as _;
-use culvert_common::abi::{Action, DropReason, Evictable, Flow, FlowKey, Note, Tuple, kind, seen};
+use culvert::datapath::{Table as _, now_ns};
+use culvert_common::abi::{
+    Action, DropReason, Flow, FlowKey, Note, Sealed as _, Tuple, kind, seen,
+};
 use culvert_tests::packet::{ACK, FIN, Host, RST, SEQ, SYN, V4};
 
 use crate::{
     compare::same,
-    lab::Lab,
+    lab::{Lab, MAX_FLOWS},
     ports::Port,
     routed::{
         Began, CREATED, CREATED_ELSEWHERE, Passed, Place, answer, chosen_port, entries, flow,
         inbound, key, outbound, publish, to_gateway,
     },
-    run::{Left, note},
-    world::{A, GATEWAY, ONE, PEER, SERVER, SERVER2, US, change_endpoint, from_peer},
+    run::{Count, Left, note},
+    world::{A, GATEWAY, ONE, PEER, SERVER, SERVER2, TWO, US, change_endpoint, from_peer},
 };
 
 cases!(
@@ -33,7 +35,12 @@ cases!(
     spoofed_by_another_container,
     server_connects_to_its_clients_port,
     server_connects_to_the_port_of_a_client_on_another_host,
-    full,
+    full_of_connections,
+    full_of_unanswered,
+    full_of_denied,
+    full_of_ended_and_others,
+    what_has_expired_makes_room,
+    what_has_expired_is_no_flow,
 );
 
 const PORT: u16 = 40_000;
@@ -195,7 +202,7 @@ fn container_replaced_seen_from_outside(lab: &mut Lab) {
 /// `A2` connects to a port of `A1`'s.
 fn connected(lab: &mut Lab) -> (V4, V4) {
     publish(lab, [0; 4], 6, 8080, Port::A1, 80);
-    let came = to_gateway(&V4::segment(&crate::world::TWO, &US, (5000, 8080), SYN, &[]));
+    let came = to_gateway(&V4::segment(&TWO, &US, (5000, 8080), SYN, &[]));
     let went = inbound(&V4::segment(&GATEWAY, &ONE, (5000, 80), SYN, &[]), &GATEWAY);
     lab.at_container(Port::A2, &came.frame()).arrives_as(&went, &CREATED);
     (came, went)
@@ -262,10 +269,41 @@ fn server_connects_to_the_port_of_a_client_on_another_host(lab: &mut Lab) {
     assert_eq!(entries(lab), 2);
 }
 
-/// A key that no packet has.
-fn filler(number: u32) -> FlowKey {
+/// The two entries of the flow `number` of `protocol`, which no packet belongs to. Its directions have
+/// the flags `seen`; its last packet passed `idle_s` seconds ago.
+fn filler(number: u32, protocol: u8, seen: [u32; 2], idle_s: u64) -> [(FlowKey, Flow); 2] {
     let tuple = Tuple { src: number.to_be_bytes(), ..Tuple::default() };
-    FlowKey { zone: 0xffff_fff0, tuple, protocol: 255, pad: [0; 3] }
+    let key = FlowKey::new(0x00ff_fff0, protocol, tuple);
+    let last_seen_ns = now_ns() - idle_s * 1_000_000_000;
+    let half = |kind, seen| Flow { kind, seen, last_seen_ns, ..Flow::default() };
+    let orig = Flow { to: tuple, zone: 0x00ff_fff1, ..half(kind::ORIG, seen[0]) };
+    let orig = orig.sealed(&key);
+    let reply_key = key.other(&orig);
+    let reply = Flow { to: tuple.reversed(), zone: key.zone, ..half(0, seen[1]) };
+    [(key, orig), (reply_key, reply.sealed(&reply_key))]
+}
+
+/// Fills what is left of the table with such flows, each in a slot of its own. Returns their number.
+fn fill(lab: &mut Lab, protocol: u8, seen: [u32; 2], idle_s: u64) -> u32 {
+    let room = MAX_FLOWS - u32::try_from(entries(lab) / 2).unwrap();
+    for number in 0..room {
+        let [(key, orig), (reply_key, reply)] = filler(number, protocol, seen, idle_s);
+        lab.set_slot(number, key, orig);
+        lab.flows.set(reply_key, reply);
+    }
+    room
+}
+
+/// How many of them are left. Each has both entries.
+#[track_caller]
+fn left_of(lab: &Lab, fillers: u32, protocol: u8) -> u32 {
+    let both = |number: u32| {
+        let there =
+            filler(number, protocol, [0; 2], 0).map(|(key, _)| lab.flows.get(key).is_some());
+        assert_eq!(there[0], there[1], "half of flow {number}");
+        there[0]
+    };
+    (0..fillers).map(|number| u32::from(both(number))).sum()
 }
 
 /// A segment of `A1`'s to another server, and what leaves.
@@ -283,25 +321,24 @@ fn refused(lab: &mut Lab, port: u16) {
     assert_eq!(lab.flows.get(answer(&key(0, &went))), None, "reply");
 }
 
-/// That segment takes the place of an idle flow.
+/// That segment begins a flow, with these notes before that.
 #[track_caller]
-fn replaces(lab: &mut Lab, port: u16) {
+fn begins(lab: &mut Lab, port: u16, notes: &[Count]) {
     let (packet, went) = another(port);
-    let notes = [note(Note::FlowEvicted), note(Note::FlowCreated)];
+    let notes: Vec<_> = notes.iter().copied().chain([note(Note::FlowCreated)]).collect();
     lab.at_container(Port::A1, &packet.frame()).leaves_as(&went, &notes);
     let (from, to) = (Place::At(Port::A1), Place::Outside);
     Began { came: &packet, from, went: &went, to, kind: kind::MASQUERADE }.has_begun(lab);
 }
 
-/// One case for all that takes a full table: filling it takes a second.
-fn full(lab: &mut Lab) {
-    exchange(lab, &[(true, SYN), (false, SYN | ACK)]);
-    let orig = key(A, &from_a1(SYN));
-    let reply = answer(&key(0, &left(SYN)));
-    let filled = lab.flows.fill(|number| (filler(number), Flow::default()));
-
-    // No flow may be evicted.
-    refused(lab, 1);
+/// A table full of established connections: none is broken for a new one.
+fn full_of_connections(lab: &mut Lab) {
+    exchange(lab, &[(true, SYN), (false, SYN | ACK), (true, ACK)]);
+    let fillers = fill(lab, 6, [seen::ACK; 2], 0);
+    for port in 1..10 {
+        refused(lab, port);
+    }
+    assert_eq!(left_of(lab, fillers, 6), fillers);
     // The host itself answers without a flow.
     let to_host = to_gateway(&V4::segment(&ONE, &US, (1, 22), SYN, &[]));
     let run = lab.at_container(Port::A1, &to_host.frame());
@@ -309,34 +346,104 @@ fn full(lab: &mut Lab) {
     // Existing flows continue.
     exchange_on(lab, &[(true, ACK)]);
 
-    // Flows used since they were queued, in one direction or the other, and a removed flow.
-    let last = flow(lab, &orig).last_seen_ns.max(flow(lab, &reply).last_seen_ns);
-    let offer = |last_seen_ns, key| Evictable { last_seen_ns, key, pad: 0 };
-    lab.offer(offer(last - 1, orig));
-    lab.offer(offer(last, filler(u32::MAX)));
-    refused(lab, 1);
-    assert!(lab.next_evictable().is_none(), "they are not tried again");
-    let touched = Flow { last_seen_ns: last + 1, ..flow(lab, &reply) };
-    lab.flows.set(reply, touched);
-    lab.offer(offer(last, orig));
-    refused(lab, 1);
-    assert_eq!(flow(lab, &reply), touched);
-
-    // Idle: both entries make room for both of the new flow. The next flow of the queue stays.
-    lab.offer(offer(last + 1, orig));
-    lab.offer(offer(u64::MAX, filler(0)));
-    replaces(lab, 1);
-    assert_eq!((lab.flows.get(orig), lab.flows.get(reply)), (None, None));
-    assert_eq!(lab.next_evictable().map(|next| next.key), Some(filler(0)));
-
     // Room for one entry is not enough.
-    lab.flows.remove(filler(0));
-    refused(lab, 2);
-    let (idle, _) = another(1);
-    lab.offer(offer(u64::MAX, key(A, &idle)));
-    replaces(lab, 2);
+    let [(_, _), (reply, _)] = filler(0, 6, [0; 2], 0);
+    lab.flows.remove(reply);
+    refused(lab, 1);
+}
 
-    for number in 1..filled {
-        lab.flows.remove(filler(number));
+/// In a full table a new flow takes the place of one that may be evicted.
+fn full_of_unanswered(lab: &mut Lab) {
+    exchange(lab, &[(true, SYN), (false, SYN | ACK), (true, ACK)]);
+    let fillers = fill(lab, 17, [seen::PACKET, 0], 0);
+    for port in 1..=50 {
+        begins(lab, port, &[note(Note::FlowEvicted)]);
     }
+    // Those 50 may have been evicted as well, but are the younger ones of four.
+    assert!(left_of(lab, fillers, 17) >= fillers - 50);
+    assert_eq!(entries(lab), 2 * MAX_FLOWS as usize);
+    exchange_on(lab, &[(true, ACK)]);
+}
+
+/// Flows whose client was denied make no room: without them the container's packets would begin
+/// masqueraded flows to it.
+fn full_of_denied(lab: &mut Lab) {
+    let fillers = fill(lab, 17, [seen::PACKET; 2], 0);
+    for number in 0..fillers {
+        for (key, _) in filler(number, 17, [0; 2], 0) {
+            let entry = flow(lab, &key);
+            lab.flows.set(key, Flow { kind: entry.kind | kind::DENIED, ..entry }.sealed(&key));
+        }
+    }
+    for port in 1..10 {
+        refused(lab, port);
+    }
+    assert_eq!(left_of(lab, fillers, 17), fillers);
+}
+
+/// Ended flows go before others.
+fn full_of_ended_and_others(lab: &mut Lab) {
+    let fillers = fill(lab, 6, [seen::ACK | seen::FIN; 2], 0);
+    // Every other one is half closed, which has a later rank.
+    for number in (0..fillers).step_by(2) {
+        let [(key, orig), _] = filler(number, 6, [seen::ACK | seen::FIN, 0], 0);
+        let [_, (reply_key, reply)] = filler(number, 6, [0, seen::ACK], 0);
+        lab.set_slot(number, key, orig);
+        lab.flows.set(reply_key, reply);
+    }
+    for port in 1..=64 {
+        begins(lab, port, &[note(Note::FlowEvicted)]);
+    }
+    let open = (0..fillers).step_by(2);
+    let open = open.filter(|number| {
+        let [(key, _), _] = filler(*number, 6, [0; 2], 0);
+        lab.flows.get(key).is_some()
+    });
+    // Of 64 evictions 4 meet four flows that are all half closed; 24 are beyond any chance.
+    assert!(open.count() as u32 > fillers / 2 - 24);
+}
+
+/// New flows remove what has expired, without an agent and before the table is full.
+fn what_has_expired_makes_room(lab: &mut Lab) {
+    let fillers = fill(lab, 17, [seen::PACKET, 0], 31);
+    for number in 0..100 {
+        for (key, _) in filler(number, 17, [0; 2], 0) {
+            lab.flows.remove(key);
+        }
+    }
+    for port in 1..=64 {
+        begins(lab, port, &[]);
+    }
+    // Half of the slots are free: about every second look meets a flow.
+    let left = left_of(lab, fillers, 17);
+    assert!(left < fillers - 110, "{left} of {fillers}");
+}
+
+/// A packet of a flow that has expired is not translated by it, and its port is free.
+fn what_has_expired_is_no_flow(lab: &mut Lab) {
+    let asks = |port| V4::udp(&ONE, &SERVER, (port, 53), b"?");
+    let went = |port| outbound(&V4::udp(&US, &SERVER, (port, 53), b"?"));
+    let question = to_gateway(&asks(PORT));
+    lab.at_container(Port::A1, &question.frame()).leaves_as(&went(PORT), &CREATED);
+    let (orig, reply) = (key(A, &question), answer(&key(0, &went(PORT))));
+    let long_ago = now_ns() - 31_000_000_000;
+    for key in [orig, reply] {
+        let entry = flow(lab, &key);
+        lab.flows.set(key, Flow { last_seen_ns: long_ago, ..entry });
+    }
+    // The host gets the late answer: it is no packet of a container.
+    let late = V4::udp(&SERVER, &US, (53, PORT), b"!");
+    lab.at_underlay(&late.frame()).passes(&[]);
+    assert_eq!(entries(lab), 0);
+
+    // Of another container's flow that has expired the port is taken.
+    lab.at_container(Port::A1, &question.frame()).leaves_as(&went(PORT), &CREATED);
+    for key in [orig, reply] {
+        let entry = flow(lab, &key);
+        lab.flows.set(key, Flow { last_seen_ns: long_ago, ..entry });
+    }
+    let other = to_gateway(&V4::udp(&TWO, &SERVER, (PORT, 53), b"?"));
+    lab.at_container(Port::A2, &other.frame()).leaves_as(&went(PORT), &CREATED);
+    assert_eq!(entries(lab), 2);
+    assert_eq!(flow(lab, &reply).dest, Port::A2.ifindex());
 }

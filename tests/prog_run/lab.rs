@@ -13,15 +13,17 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, Queue},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
 };
 use bytemuck::Pod;
 use culvert::datapath::entry::{FdbEntry, LearnedEntry};
 use culvert::datapath::{KernelTable, Options, Table, Tables, layout::Layout, load_object};
-use culvert_common::abi::{
-    Counter, DEFAULT_FLOWS, Evictable, FdbKey, Flow, FlowKey, FragmentInfo, FragmentKey,
-    HeldFragment, PathMtu, RESERVED_ENTRIES, RateKey, STATS_ENTRIES, Sealed as _, VtepId, names,
-    reserved_bit,
+use culvert_common::{
+    abi::{
+        Counter, FdbKey, Flow, FlowKey, FragmentInfo, FragmentKey, HeldFragment, PathMtu,
+        RESERVED_ENTRIES, RateKey, STATS_ENTRIES, Sealed as _, VtepId, names, reserved_bit,
+    },
+    datapath::conntrack,
 };
 use nix::{
     sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, setns, unshare},
@@ -39,6 +41,9 @@ pub(crate) type Case = (&'static str, fn(&mut Lab));
 /// Age after which a learned entry is no longer used: short, so that a machine
 /// that has just started can show one that has aged.
 pub(crate) const AGEING: Duration = Duration::from_secs(30);
+
+/// Flows that conntrack has room for: few, so that a case can fill the table.
+pub(crate) const MAX_FLOWS: u32 = 4096;
 
 /// Unused labs.
 static POOL: Mutex<Vec<Lab>> = Mutex::new(Vec::new());
@@ -125,19 +130,6 @@ impl<K: Pod, V: Pod> Written<K, V> {
         self.0.remove(&Bytes(key)).unwrap();
     }
 
-    /// Adds entries, made by `entry` from their numbers, until the map is full.
-    /// Returns how many.
-    pub(crate) fn fill(&mut self, entry: impl Fn(u32) -> (K, V)) -> u32 {
-        let mut number = 0;
-        loop {
-            let (key, value) = entry(number);
-            if self.0.insert(Bytes(key), Bytes(value), 0).is_err() {
-                return number;
-            }
-            number += 1;
-        }
-    }
-
     fn clear(&mut self) {
         for key in self.keys() {
             self.0.remove(&Bytes(key)).unwrap();
@@ -162,7 +154,7 @@ pub(crate) struct Lab {
     flows_id: u32,
     pub(crate) fragments: Written<FragmentKey, FragmentInfo>,
     pub(crate) held: Written<FragmentKey, HeldFragment>,
-    evictable: Queue<MapData, Bytes<Evictable>>,
+    slots: Array<MapData, Bytes<FlowKey>>,
     reserved: Array<MapData, u64>,
     /// Words of `reserved` that are not zero.
     reserved_words: BTreeSet<u32>,
@@ -185,9 +177,11 @@ impl Lab {
             vtep_ip: world::OUR_VTEP.into(),
             vxlan_port: world::VXLAN_PORT,
             ageing: AGEING,
-            max_flows: DEFAULT_FLOWS,
+            max_flows: MAX_FLOWS,
+            flow_timeouts: conntrack::default_timeouts(),
             nat_ports: (1024, 65535),
             services: vec!["10.96.0.0/16".parse().unwrap()],
+            denied: Vec::new(),
             trace: false,
         };
         let mut ebpf = load_object(&options, None).unwrap();
@@ -202,7 +196,7 @@ impl Lab {
             rates: Written::take(&mut ebpf, names::RATES),
             fragments: Written::take(&mut ebpf, names::FRAGMENTS),
             held: Written::take(&mut ebpf, names::HELD_FRAGMENTS),
-            evictable: ebpf.take_map(names::EVICTABLE).unwrap().try_into().unwrap(),
+            slots: ebpf.take_map(names::FLOW_SLOTS).unwrap().try_into().unwrap(),
             reserved: ebpf.take_map(names::RESERVED_PORTS).unwrap().try_into().unwrap(),
             reserved_words: BTreeSet::new(),
             stats: ebpf.take_map(names::STATS).unwrap().try_into().unwrap(),
@@ -232,6 +226,7 @@ impl Lab {
         clear(&self.tables.flood_local);
         clear(&self.tables.flood_remote);
         clear(&self.tables.learned);
+        clear(&self.tables.heard);
         self.path_mtu.clear();
         self.rates.clear();
         clear(&self.tables.gateways);
@@ -239,10 +234,15 @@ impl Lab {
         clear(&self.tables.host_addrs);
         clear(&self.tables.uplinks);
         clear(&self.tables.client_links);
+        for prefix in self.tables.sources.dump().unwrap().keys() {
+            self.tables.sources.remove(prefix).unwrap();
+        }
+        for prefix in self.tables.denied.dump().unwrap().keys() {
+            self.tables.denied.remove(prefix).unwrap();
+        }
         self.flows.clear();
         self.fragments.clear();
         self.held.clear();
-        while self.next_evictable().is_some() {}
         for word in std::mem::take(&mut self.reserved_words) {
             self.reserved.set(word, 0, 0).unwrap();
         }
@@ -322,18 +322,10 @@ impl Lab {
         }
     }
 
-    /// Adds a flow to the eviction queue.
-    pub(crate) fn offer(&mut self, flow: Evictable) {
-        self.evictable.push(Bytes(flow), 0).unwrap();
-    }
-
-    /// Takes the next flow from the eviction queue.
-    pub(crate) fn next_evictable(&mut self) -> Option<Evictable> {
-        match self.evictable.pop(0) {
-            Ok(Bytes(flow)) => Some(flow),
-            Err(MapError::ElementNotFound) => None,
-            Err(error) => panic!("queue: {error}"),
-        }
+    /// Puts a flow into the slot `index`: the programs look there for flows that may make room.
+    pub(crate) fn set_slot(&mut self, index: u32, orig: FlowKey, flow: Flow) {
+        self.flows.set(orig, Flow { slot: index + 1, ..flow });
+        self.slots.set(index, Bytes(orig), 0).unwrap();
     }
 
     /// All counters, including unused indices.

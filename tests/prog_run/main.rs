@@ -31,6 +31,8 @@ macro_rules! cases {
 }
 
 #[cfg(test)]
+mod additional;
+#[cfg(test)]
 mod arp;
 #[cfg(test)]
 mod client;
@@ -41,6 +43,8 @@ mod coverage;
 #[cfg(test)]
 mod decap;
 #[cfg(test)]
+mod denied;
+#[cfg(test)]
 mod ecn;
 #[cfg(test)]
 mod encap;
@@ -48,6 +52,8 @@ mod encap;
 mod fast;
 #[cfg(test)]
 mod fdb;
+#[cfg(test)]
+mod floating;
 #[cfg(test)]
 mod flood;
 #[cfg(test)]

@@ -483,5 +483,6 @@ fn multicast_listener_report_is_flooded(lab: &mut Lab) {
         is_flooded(lab, &report.frame());
     }
     change_endpoint(&lab.tables, Port::A1, |entry| entry.ipv6 = [0; 16]);
+    lab.tables.neighbours.remove(&NeighKey::v6(A, ONE.v6)).unwrap();
     is_refused(lab, &solicit(&ONE, FAR.v6), DropReason::SpoofedIp);
 }

@@ -205,7 +205,7 @@ impl Began<'_> {
 
 fn forget_time(flow: Flow) -> Flow {
     assert_ne!(flow.last_seen_ns, 0);
-    Flow { last_seen_ns: 0, last_ack: 0, ..flow }
+    Flow { last_seen_ns: 0, last_ack: 0, slot: 0, ..flow }
 }
 
 /// The entry under `key`.
@@ -246,7 +246,7 @@ pub(crate) fn publish(
     });
     let vni = Place::At(to).zone();
     let port = container_port.to_be_bytes();
-    let entry = PublishedEntry { addr, vni, ifindex: to.ifindex(), port, pad: 0, seal: 0 };
+    let entry = PublishedEntry { addr, vni, ifindex: to.ifindex(), port, flags: 0, seal: 0 };
     lab.tables.published.insert(&key, &entry).unwrap();
 }
 

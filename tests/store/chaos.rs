@@ -10,7 +10,7 @@ use culvert::{
     store::{EtcdStore, StateStore},
 };
 use culvert_tests::{
-    chaos::{Random, rounds},
+    chaos::{Random, each, rounds},
     etcd::EtcdServer,
 };
 use futures::StreamExt as _;
@@ -33,7 +33,7 @@ async fn store(server: &EtcdServer) -> EtcdStore {
 /// Adds and removes endpoints of one host, in random order. Returns how many are left.
 async fn churn(store: &EtcdStore, host: u64, mut random: Random, operations: u32) -> usize {
     let mut held: BTreeMap<u64, String> = BTreeMap::new();
-    for _ in 0..operations {
+    for _ in each(&format!("addresses of host {host}"), operations) {
         let number = random.below(CONTAINERS);
         let outcome = if let Some(id) = held.get(&number).cloned() {
             let plan = |view: &View| Ok(((), remove_endpoint(view, &name("net"), &id)?));
@@ -41,7 +41,10 @@ async fn churn(store: &EtcdStore, host: u64, mut random: Random, operations: u32
         } else {
             let last = u8::try_from(2 + random.below(29)).expect("host part");
             let spec = EndpointSpec {
-                ip: (random.below(4) == 0).then(|| Ipv4Addr::new(10, 0, 0, last).into()),
+                ips: match random.below(4) {
+                    0 => vec![Ipv4Addr::new(10, 0, 0, last).into()],
+                    _ => Vec::new(),
+                },
                 ..endpoint("net", &format!("n{host}"), &format!("c{host}-{number}"))
             };
             let made = execute(store, None, |view: &View| create_endpoint(view, &spec)).await;

@@ -47,7 +47,7 @@ pub(crate) fn endpoint(net: &str, node: &str, container: &str) -> EndpointSpec {
         network: name(net),
         container: name(container),
         node: name(node),
-        ip: None,
+        ips: Vec::new(),
         mac: None,
         ifname: "eth0".to_owned(),
         sandbox: SandboxRef {
@@ -56,6 +56,7 @@ pub(crate) fn endpoint(net: &str, node: &str, container: &str) -> EndpointSpec {
             id: None,
         },
         ports: Vec::new(),
+        from: Vec::new(),
     }
 }
 

@@ -3,11 +3,29 @@
 //! The order is that of the seed, which a failed test prints: `CULVERT_TEST_SEED` repeats it. With
 //! `CULVERT_TEST_FULL` (`cargo xtask test --full chaos`) each test has many more rounds.
 
-use std::time::Duration;
+use std::{
+    io::Write as _,
+    time::{Duration, Instant},
+};
+
+/// How often a long test says that it goes on: `cargo xtask test` takes a long silence for a hang.
+const REPORT: Duration = Duration::from_secs(60);
 
 /// Rounds of a test: few, or with `CULVERT_TEST_FULL` many.
 pub fn rounds(few: u32, many: u32) -> u32 {
     if std::env::var_os("CULVERT_TEST_FULL").is_some() { many } else { few }
+}
+
+/// The numbers below `rounds`. A line on the standard error each minute says how far they are.
+pub fn each(what: &str, rounds: u32) -> impl Iterator<Item = u32> {
+    let mut reported = Instant::now();
+    (0..rounds).inspect(move |round| {
+        if reported.elapsed() >= REPORT {
+            reported = Instant::now();
+            // Not `eprintln`: libtest holds back what that prints until the test fails.
+            let _ = writeln!(std::io::stderr(), "{what}: {round} of {rounds} rounds");
+        }
+    })
 }
 
 /// Random numbers: SplitMix64, which any seed serves.

@@ -18,6 +18,7 @@
 //! * [`model`]: records of networks, endpoints and nodes; plans that change them.
 //! * [`ipam`]: arithmetic of addresses.
 //! * [`store`]: keys, values, watches and transactions, in etcd or in a local file.
+//! * [`mountinfo`]: the mounts of a mount namespace.
 //! * [`limits`]: limits of the system, named in errors.
 //!
 //! docs/ARCHITECTURE.md has the table of rooms that `cargo xtask check` reads.
@@ -33,6 +34,7 @@ pub mod doctor;
 pub mod ipam;
 pub mod limits;
 pub mod model;
+pub mod mountinfo;
 pub mod netlink;
 pub mod netns;
 pub mod reconcile;

@@ -68,6 +68,7 @@ impl Remote {
             mac: MacAddr::from_ipv4(self.ip()),
             ipv4: Some(self.ip()),
             ipv6: None,
+            additional: Vec::new(),
             ifname: "eth0".to_owned(),
             sandbox: SandboxRef {
                 netns: format!("/run/netns/{container}").into(),
@@ -76,6 +77,7 @@ impl Remote {
             },
             container: name(&container)?,
             ports: Vec::new(),
+            from: Vec::new(),
         })
     }
 

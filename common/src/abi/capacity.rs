@@ -8,6 +8,8 @@ pub const MAX_LOCAL_ENDPOINTS: u32 = 16_384;
 pub const MAX_ENDPOINTS: u32 = 524_288;
 /// Capacity of [`FDB_LEARNED`](super::names::FDB_LEARNED).
 pub const MAX_LEARNED: u32 = 65_536;
+/// Capacity of [`NEIGHBOURS_HEARD`](super::names::NEIGHBOURS_HEARD).
+pub const MAX_HEARD: u32 = 16_384;
 /// Capacity of [`NETWORKS`](super::names::NETWORKS).
 pub const MAX_NETWORKS: u32 = 16_384;
 /// Capacity of [`UNDERLAY`](super::names::UNDERLAY), [`VTEP_IDS`](super::names::VTEP_IDS) and
@@ -30,8 +32,6 @@ pub const MAX_FRAGMENTED: u32 = 8_192;
 /// Default number of tracked flows, as of Linux on a host with 4 GB or more.
 /// [`FLOWS`](super::names::FLOWS) has two entries for each.
 pub const DEFAULT_FLOWS: u32 = 262_144;
-/// Capacity of [`EVICTABLE`](super::names::EVICTABLE).
-pub const MAX_EVICTABLE: u32 = 16_384;
 /// Capacity of [`PUBLISHED`](super::names::PUBLISHED).
 pub const MAX_PUBLISHED: u32 = 131_072;
 /// Capacity of [`HOST_ADDRS`](super::names::HOST_ADDRS).
@@ -42,6 +42,11 @@ pub const MAX_UPLINKS: u32 = 256;
 pub const MAX_CLIENT_LINKS: u32 = 1024;
 /// Capacity of [`SERVICES`](super::names::SERVICES).
 pub const MAX_SERVICES: u32 = 64;
+
+/// Capacity of [`DENIED`](super::names::DENIED).
+pub const MAX_DENIED: u32 = 65_536;
+/// Capacity of [`SOURCES`](super::names::SOURCES).
+pub const MAX_SOURCES: u32 = 131_072;
 
 /// Words of [`RESERVED_PORTS`](super::names::RESERVED_PORTS) for one protocol.
 pub const RESERVED_WORDS: u32 = 1024;

@@ -89,7 +89,8 @@ coded! {
         ArpReply = 4 => "arp_reply",
         /// Neighbour solicitation answered from the neighbour map.
         NdReply = 5 => "nd_reply",
-        /// Announcement or probe of the endpoint's own address, which no receiver needs.
+        /// Announcement or probe of the endpoint's own address, which no receiver needs; or an ARP
+        /// reply to this host, from which its sender's MAC was heard.
         Absorb = 6 => "absorb",
         /// Handed to the host's own stack.
         ToHost = 7 => "to_host",
@@ -191,6 +192,8 @@ coded! {
         /// The packet would begin a flow, but its addresses and ports are those of the other
         /// direction of an existing flow: a server connects to its client's port.
         FlowConflict = 105 => "flow_conflict",
+        /// A client that may not use a published port: its address is denied.
+        Denied = 106 => "denied",
     }
 }
 
@@ -241,6 +244,15 @@ coded! {
         ForeignVxlan = 212 => "foreign_vxlan",
         /// A flow to the host's stack that could not be made: forwarded answers will be dropped.
         FlowRefused = 213 => "flow_refused",
+        /// The MAC of an address without an endpoint, heard for the first time or changed.
+        NeighbourHeard = 214 => "neighbour_heard",
+        /// ARP request of the host for an address without an endpoint.
+        NeighbourAsked = 215 => "neighbour_asked",
+        /// A new MAC, not learned because of the rate limit.
+        LearnLimited = 216 => "learn_limited",
+        /// The MAC of an address without an endpoint, new or changed, not noted because of the
+        /// rate limit.
+        NeighbourLimited = 217 => "neighbour_limited",
     }
 }
 

@@ -15,9 +15,10 @@ pub struct EndpointInfo {
     pub mac: [u8; 6],
     /// MTU of the container's interface.
     pub mtu: u16,
-    /// The endpoint's IPv4 address; all zero if it has none.
+    /// The endpoint's primary IPv4 address; all zero if it has none. Additional addresses are in
+    /// [`names::NEIGHBOURS`](super::names::NEIGHBOURS) alone, at the endpoint's MAC.
     pub ipv4: [u8; 4],
-    /// The endpoint's IPv6 address besides the link-local one that follows
+    /// The endpoint's primary IPv6 address besides the link-local one that follows
     /// from its MAC (RFC 4291 appendix A); all zero if it has none.
     pub ipv6: [u8; 16],
     /// Limit of BUM frames per second that the endpoint may send; 0: no limit.
@@ -78,7 +79,8 @@ pub struct NetworkInfo {
 }
 
 impl NetworkInfo {
-    /// Source addresses of decapsulated frames are learned.
+    /// MAC and IPv4 addresses that are not in the store are learned: those behind VTEPs, and those
+    /// of containers that may send from any address. Announcements are flooded.
     pub const LEARNING: u32 = 1;
     /// The inner DSCP is copied to the outer header; otherwise it is zero.
     pub const COPY_DSCP: u32 = 2;

@@ -35,6 +35,12 @@ impl MappedAddr {
     /// The unspecified address `::`, which no host has.
     pub const UNSPECIFIED: Self = Self([0; 16]);
 
+    /// Bits of an address.
+    pub const BITS: u32 = 128;
+
+    /// Bits of the prefix whose addresses are the mapped IPv4 ones.
+    pub const V4_PREFIX: u32 = 96;
+
     /// An IPv4 address.
     #[inline(always)]
     pub const fn v4(ip: [u8; 4]) -> Self {

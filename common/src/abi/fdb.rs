@@ -91,6 +91,23 @@ pub struct NeighEntry {
     pub seal: u32,
 }
 
+/// The MAC address of an IPv4 address that no endpoint of the store has, as ARP has told it.
+/// Never changed in place: a program writes a new value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct HeardEntry {
+    /// Time of `bpf_ktime_get_ns` of the last ARP packet from this address.
+    pub last_seen_ns: u64,
+    /// MAC address.
+    pub mac: [u8; 6],
+    /// Explicit padding; zero.
+    pub pad: [u8; 2],
+    /// See [`Sealed`](super::Sealed).
+    pub seal: u32,
+    /// Explicit padding; zero.
+    pub tail: u32,
+}
+
 /// Key of a flood list slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
@@ -105,9 +122,10 @@ pub struct FloodKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
 pub struct RateKey {
-    /// [`Self::BUM`], [`Self::ICMP`] or [`Self::MAC_MOVE`].
+    /// [`Self::BUM`], [`Self::ICMP`], [`Self::MAC_MOVE`], [`Self::ASK`], [`Self::LEARN`] or
+    /// [`Self::HEAR`].
     pub kind: u32,
-    /// Interface index, or VNI for [`RateKey::MAC_MOVE`].
+    /// Interface index for [`RateKey::BUM`] and [`RateKey::ICMP`], else VNI.
     pub id: u32,
 }
 
@@ -118,6 +136,12 @@ impl RateKey {
     pub const ICMP: u32 = 2;
     /// Moves of learned MACs within a VNI.
     pub const MAC_MOVE: u32 = 3;
+    /// ARP requests that a host makes in a VNI.
+    pub const ASK: u32 = 4;
+    /// MACs that are learned for the first time, or again after they aged, within a VNI.
+    pub const LEARN: u32 = 5;
+    /// Addresses that are heard of for the first time, or with another MAC, within a VNI.
+    pub const HEAR: u32 = 6;
 }
 
 const _: () = assert!(size_of::<FdbKey>() == 12);
@@ -125,5 +149,6 @@ const _: () = assert!(size_of::<FdbEntry>() == 12);
 const _: () = assert!(size_of::<LearnedEntry>() == 24);
 const _: () = assert!(size_of::<NeighKey>() == 20);
 const _: () = assert!(size_of::<NeighEntry>() == 12);
+const _: () = assert!(size_of::<HeardEntry>() == 24);
 const _: () = assert!(size_of::<FloodKey>() == 8);
 const _: () = assert!(size_of::<RateKey>() == 8);

@@ -39,7 +39,7 @@ pub mod zone {
     }
 }
 
-/// Bits of [`Flow::kind`], which do not change while a flow lives.
+/// Bits of [`Flow::kind`]. All but [`DENIED`](kind::DENIED) do not change while a flow lives.
 pub mod kind {
     /// The direction of the packet that began the flow.
     pub const ORIG: u32 = 1;
@@ -50,6 +50,10 @@ pub mod kind {
     /// The flow was begun by a container and goes to the host's stack, which may send it on
     /// (netfilter's DNAT).
     pub const HOST: u32 = 8;
+    /// The flow goes to a published port, and its client was denied since: its packets are dropped
+    /// in both directions. The only bit that changes while a flow lives: the agent replaces the
+    /// entries.
+    pub const DENIED: u32 = 16;
 }
 
 /// Bits of [`Flow::seen`]: packets that have passed in this direction.
@@ -125,7 +129,7 @@ impl<F: Family> FlowKey<F> {
     /// The key of the other direction of the flow whose entry under this key is `flow`.
     #[inline(always)]
     pub const fn other(&self, flow: &Flow<F>) -> Self {
-        Self::new(flow.zone, self.protocol, flow.to.reversed())
+        Self { zone: flow.zone, tuple: flow.to.reversed(), ..*self }
     }
 }
 
@@ -160,8 +164,9 @@ pub struct Flow<F: Family = V4> {
     pub seen: u32,
     /// TCP: the last acknowledgement number sent in this direction, in host order.
     pub last_ack: u32,
-    /// Explicit padding; zero.
-    pub pad: u32,
+    /// `ORIG` direction: 1 more than the number of the flow's slot in
+    /// [`names::FLOW_SLOTS`](super::names::FLOW_SLOTS). 0: it has none.
+    pub slot: u32,
     /// Time of `bpf_ktime_get_coarse_ns` of the last packet; of the flow's beginning if no packet
     /// has passed in this direction.
     pub last_seen_ns: u64,
@@ -176,32 +181,12 @@ unsafe impl<F: Family> Zeroable for Flow<F> {}
 // SAFETY: as above. `layout` asserts for each family that the fields leave no padding.
 unsafe impl<F: Family> Pod for Flow<F> {}
 
-/// An entry of the queue [`names::EVICTABLE`](super::names::EVICTABLE): a flow that may be
-/// evicted when the table is full, the longest idle first. The programs evict it only if neither
-/// direction was used since.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Evictable<F: Family = V4> {
-    /// The later [`Flow::last_seen_ns`] of its two directions when it was queued.
-    pub last_seen_ns: u64,
-    /// Key of its `ORIG` direction.
-    pub key: FlowKey<F>,
-    /// Explicit padding; zero.
-    pub pad: u32,
-}
-
-// SAFETY: integers and a key; every bit pattern is valid, zeroes too.
-unsafe impl<F: Family> Zeroable for Evictable<F> {}
-// SAFETY: as above. `layout` asserts for each family that the fields leave no padding.
-unsafe impl<F: Family> Pod for Evictable<F> {}
-
 /// Asserts at compile time that the types of a family have no padding.
 const fn layout<F: Family>() {
     let addr = size_of::<F::Addr>();
     assert!(size_of::<Tuple<F>>() == 2 * addr + 4);
     assert!(size_of::<FlowKey<F>>() == size_of::<Tuple<F>>() + 8);
     assert!(size_of::<Flow<F>>() == size_of::<Tuple<F>>() + 9 * 4 + 3 * 8);
-    assert!(size_of::<Evictable<F>>() == 8 + size_of::<FlowKey<F>>() + 4);
 }
 
 const _: () = layout::<V4>();

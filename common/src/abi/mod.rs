@@ -27,11 +27,13 @@ pub use counters::{
 };
 pub use endpoint::{EndpointInfo, NetworkInfo, Scratch, UplinkInfo};
 pub use family::{Family, MappedAddr, V4};
-pub use fdb::{FdbEntry, FdbKey, FloodKey, LearnedEntry, NeighEntry, NeighKey, RateKey};
-pub use flow::{Evictable, Flow, FlowKey, Tuple, kind, seen, zone};
+pub use fdb::{
+    FdbEntry, FdbKey, FloodKey, HeardEntry, LearnedEntry, NeighEntry, NeighKey, RateKey,
+};
+pub use flow::{Flow, FlowKey, Tuple, kind, seen, zone};
 pub use fragment::{FragmentInfo, FragmentKey, HeldFragment};
 pub use names::{globals, programs};
-pub use published::{PublishedEntry, PublishedKey, reserved_bit};
+pub use published::{PublishedEntry, PublishedKey, SourceKey, reserved_bit};
 pub use seal::{Sealed, SealedU32};
 pub use underlay::{HeaderTemplate, PathMtu, UnderlayPath, VtepId, VtepKey};
 

@@ -11,6 +11,9 @@ pub const FDB: &str = "FDB";
 pub const FDB_LEARNED: &str = "FDB_LEARNED";
 /// [`NeighKey`](super::NeighKey) → [`NeighEntry`](super::NeighEntry).
 pub const NEIGHBOURS: &str = "NEIGHBOURS";
+/// [`NeighKey`](super::NeighKey) → [`HeardEntry`](super::HeardEntry): IPv4 addresses that have no
+/// endpoint, as ARP tells them in networks that learn; written by the programs, LRU.
+pub const NEIGHBOURS_HEARD: &str = "NEIGHBOURS_HEARD";
 /// Set of [`VtepKey`](super::VtepKey) (value: `u32`, zero): the VTEPs that may send frames of a
 /// VNI.
 pub const VTEPS: &str = "VTEPS";
@@ -34,8 +37,11 @@ pub const GATEWAYS: &str = "GATEWAYS";
 /// [`FlowKey`](super::FlowKey) → [`Flow`](super::Flow): conntrack; written by
 /// the programs, aged by the agent. Its capacity is configured.
 pub const FLOWS: &str = "FLOWS";
-/// Queue of [`Evictable`](super::Evictable): flows that may be evicted when `FLOWS` is full.
-pub const EVICTABLE: &str = "EVICTABLE";
+/// Slot → [`FlowKey`](super::FlowKey) of the `ORIG` direction of a flow: where the programs look for
+/// flows that may make room. A slot is free if `FLOWS` has no such flow, or one that names another
+/// slot ([`Flow::slot`](super::Flow::slot)). There are twice as many slots as flows, so that at
+/// least half of them are free.
+pub const FLOW_SLOTS: &str = "FLOW_SLOTS";
 /// [`PublishedKey`](super::PublishedKey) → [`PublishedEntry`](super::PublishedEntry).
 pub const PUBLISHED: &str = "PUBLISHED";
 /// Set of the host's own addresses, as [`MappedAddr`](super::MappedAddr) (value: `u32`, zero).
@@ -48,6 +54,12 @@ pub const CLIENT_LINKS: &str = "CLIENT_LINKS";
 /// Set of IPv4 prefixes (longest match; value: `u32`, zero). What a container sends to such an
 /// address goes to the host's stack, whose netfilter translates it (kube-proxy's services).
 pub const SERVICES: &str = "SERVICES";
+/// Set of prefixes of [`MappedAddr`](super::MappedAddr) (longest match; value: `u32`, zero).
+/// Clients with such an address begin no flow to a published port.
+pub const DENIED: &str = "DENIED";
+/// Prefixes of [`SourceKey`](super::SourceKey) (longest match) → VNI of the container's network:
+/// the clients of restricted ports.
+pub const SOURCES: &str = "SOURCES";
 /// Array of `u64` words, see [`reserved_bit`](super::reserved_bit): ports of the
 /// host that masquerading never takes.
 pub const RESERVED_PORTS: &str = "RESERVED_PORTS";
@@ -60,7 +72,7 @@ pub const HELD_FRAGMENTS: &str = "HELD_FRAGMENTS";
 pub const STATS: &str = "STATS";
 /// One `u64`, the epoch: an entry of the flow cache or of the route cache is valid while the
 /// epoch is the one in which the entry was made. The agent or a program that changes
-/// `ENDPOINTS`, `NETWORKS`, `FDB`, `VTEPS`, `VTEP_IDS`, `UNDERLAY`, `PATH_MTU`, `GATEWAYS`,
+/// `ENDPOINTS`, `NETWORKS`, `FDB`, `NEIGHBOURS`, `VTEPS`, `VTEP_IDS`, `UNDERLAY`, `PATH_MTU`, `GATEWAYS`,
 /// `UPLINKS` or `CLIENT_LINKS` advances it afterwards.
 pub const EPOCH: &str = "EPOCH";
 /// One [`Scratch`](super::Scratch) per CPU: headers too large for the BPF stack of 512 bytes.
@@ -78,6 +90,11 @@ pub mod globals {
     pub const NAT_PORT_MIN: &str = "NAT_PORT_MIN";
     /// Greatest port that masquerading chooses, `u16`, host order.
     pub const NAT_PORT_MAX: &str = "NAT_PORT_MAX";
+    /// Idle times in ns after which flows expire,
+    /// [`Timeouts`](crate::datapath::conntrack::Timeouts).
+    pub const FLOW_TIMEOUTS: &str = "FLOW_TIMEOUTS";
+    /// Number of slots in [`FLOW_SLOTS`](super::FLOW_SLOTS), `u32`.
+    pub const FLOW_SLOTS_LEN: &str = "FLOW_SLOTS_LEN";
     /// Interface index of the loopback device, `u32`.
     pub const LOOPBACK: &str = "LOOPBACK";
     /// `u8`; trace lines are written if it is not 0.

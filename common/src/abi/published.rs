@@ -31,10 +31,31 @@ pub struct PublishedEntry {
     pub ifindex: u32,
     /// Port of the container, network order.
     pub port: [u8; 2],
-    /// Explicit padding; zero.
-    pub pad: u16,
+    /// Bits: [`Self::RESTRICTED`].
+    pub flags: u16,
     /// See [`Sealed`](super::Sealed).
     pub seal: u32,
+}
+
+impl PublishedEntry {
+    /// Only the container's clients in [`names::SOURCES`](super::names::SOURCES) may use the port.
+    pub const RESTRICTED: u16 = 1;
+}
+
+/// Key of [`names::SOURCES`](super::names::SOURCES): clients of the published ports of a container.
+/// A prefix has all bits of `ifindex`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct SourceKey {
+    /// Interface index of the container's host side.
+    pub ifindex: u32,
+    /// Address of the client.
+    pub addr: MappedAddr,
+}
+
+impl SourceKey {
+    /// Bits of a key whose address is whole.
+    pub const BITS: u32 = u32::BITS + MappedAddr::BITS;
 }
 
 /// Index of the word in [`names::RESERVED_PORTS`](super::names::RESERVED_PORTS), and bit in the
@@ -52,3 +73,4 @@ pub const fn reserved_bit(protocol: u8, port: u16) -> Option<(u32, u64)> {
 
 const _: () = assert!(size_of::<PublishedKey>() == 20);
 const _: () = assert!(size_of::<PublishedEntry>() == 32);
+const _: () = assert!(size_of::<SourceKey>() * 8 == SourceKey::BITS as usize);

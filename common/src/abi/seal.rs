@@ -14,7 +14,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{
-    EndpointInfo, FdbEntry, FdbKey, FloodKey, Flow, FlowKey, FragmentInfo, FragmentKey,
+    EndpointInfo, FdbEntry, FdbKey, FloodKey, Flow, FlowKey, FragmentInfo, FragmentKey, HeardEntry,
     LearnedEntry, MappedAddr, NeighEntry, NeighKey, NetworkInfo, PathMtu, PublishedEntry,
     PublishedKey, UnderlayPath, V4, VtepId,
 };
@@ -106,6 +106,7 @@ sealed! {
     FdbEntry, FdbKey;
     LearnedEntry, FdbKey;
     NeighEntry, NeighKey;
+    HeardEntry, NeighKey;
     UnderlayPath, VtepId;
     PathMtu, VtepId;
     SealedU32, u32;

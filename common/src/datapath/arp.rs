@@ -2,9 +2,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::source::allows_any_source;
+use super::source::{allows_any_source, owns_ipv4};
 use crate::abi::{DropReason, EndpointInfo};
-use crate::wire::ethernet::ETH_P_ARP;
+use crate::wire::ethernet::{BROADCAST, ETH_P_ARP};
 use crate::wire::{ARP_REPLY, ARP_REQUEST, ArpIpv4, EthHdr};
 
 /// Action for an ARP packet of a container.
@@ -44,11 +44,15 @@ const _: () = assert!(size_of::<ArpFrame>() == ArpFrame::LEN);
 
 /// Checks an ARP packet of `ep`. Returns the action for it.
 ///
-/// The sender must be the endpoint: its MAC and its IP, or 0.0.0.0 in a request
-/// (a probe). [`DropReason::Malformed`] for anything but requests and replies
+/// The sender must be the endpoint: its MAC and an IP of it, or 0.0.0.0 in a request
+/// (a probe). `others` is as in [`owns_ipv4`]. [`DropReason::Malformed`] for anything but requests and replies
 /// for IPv4 over Ethernet, [`DropReason::SpoofedArp`] for another sender.
 #[inline(always)]
-pub fn arp_query(ep: &EndpointInfo, arp: &ArpIpv4) -> Result<ArpQuery, DropReason> {
+pub fn arp_query(
+    ep: &EndpointInfo,
+    arp: &ArpIpv4,
+    others: impl Fn(&[u8; 4]) -> bool,
+) -> Result<ArpQuery, DropReason> {
     let request = match (arp.is_ethernet_ipv4(), arp.oper()) {
         (true, ARP_REQUEST) => true,
         (true, ARP_REPLY) => false,
@@ -56,19 +60,29 @@ pub fn arp_query(ep: &EndpointInfo, arp: &ArpIpv4) -> Result<ArpQuery, DropReaso
     };
     let probe = request && arp.sender_ip == [0; 4];
     if !allows_any_source(ep) {
-        let own_ip = arp.sender_ip == ep.ipv4 && arp.sender_ip != [0; 4];
-        if arp.sender_mac != ep.mac || !(own_ip || probe) {
+        let own = arp.sender_mac == ep.mac && (probe || owns_ipv4(ep, &arp.sender_ip, &others));
+        if !own {
             return Err(DropReason::SpoofedArp);
         }
     }
-    let own_target = arp.target_ip == ep.ipv4 && arp.target_ip != [0; 4];
-    Ok(if arp.sender_ip == arp.target_ip || (probe && own_target) {
+    let own_target = probe && owns_ipv4(ep, &arp.target_ip, others);
+    Ok(if arp.sender_ip == arp.target_ip || own_target {
         ArpQuery::Absorb
     } else if request {
         ArpQuery::Resolve { target: arp.target_ip }
     } else {
         ArpQuery::Forward
     })
+}
+
+/// The request of a host with the addresses `mac` and `ip` for the MAC of `target`, to all hosts
+/// (RFC 826).
+#[inline(always)]
+pub const fn arp_request_frame(mac: [u8; 6], ip: [u8; 4], target: [u8; 4]) -> ArpFrame {
+    ArpFrame {
+        eth: EthHdr::new(BROADCAST, mac, ETH_P_ARP),
+        arp: ArpIpv4::new(ARP_REQUEST, mac, ip, [0; 6], target),
+    }
 }
 
 /// The reply to `request`. `mac` is the MAC of its target address (RFC 826). The reply to a probe

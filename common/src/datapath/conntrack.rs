@@ -1,4 +1,4 @@
-//! States of flows, their timeouts, and the order of eviction when the table is full.
+//! States of flows, when they expire, and the order of eviction when the table is full.
 //!
 //! The state follows from the flags of each direction, see
 //! [`Flow::seen`](crate::abi::Flow::seen). No other state is kept, so that no update can be done
@@ -6,7 +6,7 @@
 //! `tcp_fin_wait` (Linux: `FIN_WAIT`, 120 s, or `CLOSE_WAIT`, 60 s), a closed one always
 //! `tcp_time_wait` (Linux: `LAST_ACK`, 30 s, or `TIME_WAIT`, 120 s).
 
-use crate::abi::{coded, seen};
+use crate::abi::{Flow, coded, kind, seen};
 use crate::wire::ipv4::{PROTO_TCP, PROTO_UDP};
 
 coded! {
@@ -98,5 +98,128 @@ impl FlowState {
             Self::TcpFinWait | Self::UdpStream => Some(2),
             Self::TcpEstablished => None,
         }
+    }
+}
+
+impl FlowState {
+    /// State of the flow of `protocol` whose two directions are `one` and `other`, in any order.
+    #[inline(always)]
+    pub const fn of_flow(protocol: u8, one: &Flow, other: &Flow) -> Self {
+        if one.kind & kind::ORIG != 0 {
+            Self::of(protocol, one.seen, other.seen)
+        } else {
+            Self::of(protocol, other.seen, one.seen)
+        }
+    }
+}
+
+/// Idle time in ns after which a flow to the host's stack expires that has no forwarded answer. The
+/// host itself answers most of them, which no program counts.
+const UNANSWERED_NS: u64 = 10_000_000_000;
+
+/// Idle time in ns after which a flow expires whose client was denied. It must outlive the
+/// container's retransmissions, which are at most 120 s apart (`TCP_RTO_MAX` of Linux).
+const DENIED_NS: u64 = 300_000_000_000;
+
+/// Number of words of [`Timeouts`]: a power of two.
+pub const TIMEOUTS_LEN: usize = 16;
+/// The word of [`Timeouts`] that has the least of the others.
+const LEAST: usize = TIMEOUTS_LEN - 1;
+
+/// Idle times in ns after which flows expire: one for each state, at the index [`FlowState::code`],
+/// and in the last word the least of them.
+pub type Timeouts = [u64; TIMEOUTS_LEN];
+
+/// The table of the times that `ns` has for each state.
+pub fn timeouts(ns: impl Fn(FlowState) -> u64) -> Timeouts {
+    let of_word = |word: usize| {
+        let state = u8::try_from(word).ok().and_then(FlowState::from_code);
+        state.map_or(u64::MAX, &ns)
+    };
+    let mut timeouts: Timeouts = core::array::from_fn(of_word);
+    timeouts[LEAST] = timeouts.iter().copied().fold(UNANSWERED_NS, u64::min);
+    timeouts
+}
+
+/// The table of the default times.
+pub fn default_timeouts() -> Timeouts {
+    timeouts(|state| u64::from(state.default_timeout_s()) * 1_000_000_000)
+}
+
+/// Whether a flow whose direction with this time of its last packet may have expired: if not, the
+/// other direction need not be looked at. `timeout` is a word of [`Timeouts`].
+#[inline(always)]
+pub fn may_have_expired(last_seen_ns: u64, now_ns: u64, timeout: impl Fn(usize) -> u64) -> bool {
+    now_ns.saturating_sub(last_seen_ns) >= timeout(LEAST)
+}
+
+/// Whether the flow of `protocol` with the directions `one` and `other`, in any order, has been
+/// idle for as long as its state allows. `timeout` is a word of [`Timeouts`].
+#[inline(always)]
+pub fn has_expired(
+    protocol: u8,
+    one: &Flow,
+    other: &Flow,
+    now_ns: u64,
+    timeout: impl Fn(usize) -> u64,
+) -> bool {
+    let unanswered = one.kind & kind::HOST != 0 && one.packets.min(other.packets) == 0;
+    let denied = (one.kind | other.kind) & kind::DENIED != 0;
+    let limit = timeout(FlowState::of_flow(protocol, one, other).code() as usize);
+    let limit = match (denied, unanswered) {
+        (true, _) => DENIED_NS,
+        (false, true) => limit.min(UNANSWERED_NS),
+        (false, false) => limit,
+    };
+    now_ns.saturating_sub(one.last_seen_ns.max(other.last_seen_ns)) >= limit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn flow(kind: u32, seen: u32, last_s: u64, packets: u64) -> Flow {
+        Flow { kind, seen, last_seen_ns: last_s * SECOND, packets, ..Flow::default() }
+    }
+
+    #[test]
+    fn the_later_direction_and_the_state_decide() {
+        let table = default_timeouts();
+        let timeout = |word: usize| table[word];
+        let both = |now_s, orig: Flow, reply: Flow| {
+            let one = has_expired(PROTO_UDP, &orig, &reply, now_s * SECOND, timeout);
+            assert_eq!(has_expired(PROTO_UDP, &reply, &orig, now_s * SECOND, timeout), one);
+            one
+        };
+        let orig = flow(kind::ORIG, seen::PACKET, 100, 1);
+        // `udp_unreplied`: 30 s. `udp_stream`: 120 s since the later packet.
+        assert!(!both(129, orig, flow(0, 0, 100, 0)));
+        assert!(both(130, orig, flow(0, 0, 100, 0)));
+        assert!(!both(229, orig, flow(0, seen::PACKET, 110, 1)));
+        assert!(both(230, orig, flow(0, seen::PACKET, 110, 1)));
+        // To the host's stack, without an answer: 10 s.
+        let to_host = flow(kind::ORIG | kind::HOST, seen::PACKET, 100, 1);
+        assert!(!both(109, to_host, flow(kind::HOST, 0, 100, 0)));
+        assert!(both(110, to_host, flow(kind::HOST, 0, 100, 0)));
+        assert!(!both(110, to_host, flow(kind::HOST, seen::PACKET, 100, 1)));
+        // Of a denied client: 300 s in any state.
+        let denied = flow(kind::ORIG | kind::DENIED, seen::PACKET, 100, 1);
+        assert!(!both(399, denied, flow(kind::DENIED, 0, 100, 0)));
+        assert!(both(400, denied, flow(kind::DENIED, 0, 100, 0)));
+        // A time that is later than now, of another CPU's tick.
+        assert!(!both(99, orig, flow(0, 0, 100, 0)));
+    }
+
+    #[test]
+    fn no_flow_expires_before_the_least_time() {
+        let table = default_timeouts();
+        let timeout = |word: usize| table[word];
+        assert_eq!(table[LEAST], 10 * SECOND);
+        assert!(!may_have_expired(100 * SECOND, 109 * SECOND, timeout));
+        assert!(may_have_expired(100 * SECOND, 110 * SECOND, timeout));
+        assert_eq!(timeouts(|_| SECOND)[LEAST], SECOND);
+        assert!(FlowState::ALL.iter().all(|state| usize::from(state.code()) < LEAST));
     }
 }

@@ -1,7 +1,7 @@
 //! Learning of source addresses (RFC 7348 §4.1).
 
-use crate::abi::LearnedEntry;
-use crate::wire::ethernet;
+use crate::abi::{HeardEntry, LearnedEntry};
+use crate::wire::{ARP_REPLY, ARP_REQUEST, ArpIpv4, ethernet};
 
 /// Age in ns of an entry from which on a frame writes it again: one map write per second and
 /// address, not one per packet.
@@ -14,7 +14,8 @@ pub enum Learn {
     Current,
     /// Writes the entry: the location is the same, the time is newer.
     Refresh,
-    /// Writes the entry: the address is new, or its entry has aged.
+    /// Writes the entry if the rate limit of new ones allows it: the address is new, or its entry
+    /// has aged.
     Insert,
     /// Writes the entry if the rate limit of moves allows it: the address has moved.
     Move,
@@ -52,4 +53,43 @@ pub fn learn(existing: Option<&LearnedEntry>, seen: &LearnedEntry, ageing_ns: u6
     } else {
         Learn::Refresh
     }
+}
+
+/// What an ARP packet tells about its sender: the IPv4 address, and the entry to write at `now_ns`.
+/// `None`: it is no request or reply for IPv4 over Ethernet, or has no sender (a probe, RFC 5227
+/// §1.1).
+#[inline(always)]
+pub fn heard(arp: &ArpIpv4, now_ns: u64) -> Option<([u8; 4], HeardEntry)> {
+    let known = arp.is_ethernet_ipv4() && matches!(arp.oper(), ARP_REQUEST | ARP_REPLY);
+    if !known || arp.sender_ip == [0; 4] || !valid_source(&arp.sender_mac) {
+        return None;
+    }
+    let entry = HeardEntry { last_seen_ns: now_ns, mac: arp.sender_mac, ..HeardEntry::default() };
+    Some((arp.sender_ip, entry))
+}
+
+/// The effect of [`heard`] on the entry of the address. A sender that moves is believed at once,
+/// as by every host that ARP is for (RFC 826).
+#[inline(always)]
+pub fn hear(existing: Option<&HeardEntry>, heard: &HeardEntry, ageing_ns: u64) -> Learn {
+    let Some(entry) = existing else {
+        return Learn::Insert;
+    };
+    if !is_audible(entry, heard.last_seen_ns, ageing_ns) {
+        return Learn::Insert;
+    }
+    if entry.mac != heard.mac {
+        return Learn::Move;
+    }
+    if heard.last_seen_ns.saturating_sub(entry.last_seen_ns) < TOUCH_AFTER_NS {
+        Learn::Current
+    } else {
+        Learn::Refresh
+    }
+}
+
+/// Whether `entry` is still valid at `now_ns`.
+#[inline(always)]
+pub const fn is_audible(entry: &HeardEntry, now_ns: u64, ageing_ns: u64) -> bool {
+    now_ns.saturating_sub(entry.last_seen_ns) < ageing_ns
 }

@@ -13,6 +13,7 @@ pub mod learn;
 pub mod nat;
 pub mod nd;
 pub mod pmtu;
+pub mod publish;
 pub mod rate;
 pub mod source;
 

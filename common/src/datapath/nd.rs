@@ -120,8 +120,9 @@ pub fn check_router_solicit(
 
 /// Checks a neighbour solicitation or advertisement of `ep`. Returns the action for it. `option`
 /// has the bytes after the 24 bytes of `message`, `None` if the frame ends there. The length in
-/// the IPv6 header tells whether they belong to the message. The caller has called [`nd_kind`]
-/// and [`check_ipv6_source`](super::source::check_ipv6_source).
+/// the IPv6 header tells whether they belong to the message. `others` is as in
+/// [`owns_ipv4`](super::source::owns_ipv4). The caller has called [`nd_kind`] and
+/// [`check_ipv6_source`](super::source::check_ipv6_source).
 ///
 /// At most one option of eight bytes is accepted, as hosts send it (a link-layer address, or the
 /// nonce of RFC 7527): a second option could hide an address from the check.
@@ -133,14 +134,15 @@ pub fn nd_query(
     ip: &Ipv6Hdr,
     message: &NeighbourHdr,
     option: Option<&LinkLayerOption>,
+    others: impl Fn(&[u8; 16]) -> bool,
 ) -> Result<NdQuery, DropReason> {
     if ipv6::is_multicast(&message.target) || ipv6::is_unspecified(&message.target) {
         return Err(DropReason::Malformed);
     }
     if message.icmp.kind() == V6_NEIGHBOUR_SOLICIT {
-        solicit(ep, ip, message, option)
+        solicit(ep, ip, message, option, others)
     } else {
-        advert(ep, ip, message, option)
+        advert(ep, ip, message, option, others)
     }
 }
 
@@ -150,12 +152,13 @@ fn solicit(
     ip: &Ipv6Hdr,
     message: &NeighbourHdr,
     option: Option<&LinkLayerOption>,
+    others: impl Fn(&[u8; 16]) -> bool,
 ) -> Result<NdQuery, DropReason> {
     check_options(ep, ip, NeighbourHdr::LEN as u16, OPT_SOURCE_LINK_LAYER, option)?;
     if ipv6::is_unspecified(&ip.src) && !ipv6::is_solicited_node(&ip.dst) {
         return Err(DropReason::Malformed);
     }
-    if owns_ipv6(ep, &message.target) {
+    if owns_ipv6(ep, &message.target, others) {
         return Ok(NdQuery::Absorb);
     }
     Ok(NdQuery::Resolve { target: message.target })
@@ -167,13 +170,14 @@ fn advert(
     ip: &Ipv6Hdr,
     message: &NeighbourHdr,
     option: Option<&LinkLayerOption>,
+    others: impl Fn(&[u8; 16]) -> bool,
 ) -> Result<NdQuery, DropReason> {
     check_options(ep, ip, NeighbourHdr::LEN as u16, OPT_TARGET_LINK_LAYER, option)?;
     let multicast = ipv6::is_multicast(&ip.dst);
     if multicast && message.flags() & NA_SOLICITED != 0 {
         return Err(DropReason::Malformed);
     }
-    let own = owns_ipv6(ep, &message.target);
+    let own = owns_ipv6(ep, &message.target, others);
     if !own && !allows_any_source(ep) {
         return Err(DropReason::SpoofedNd);
     }
@@ -224,13 +228,31 @@ fn check_options(
 /// not flagged as solicited, and goes to all nodes (RFC 4861 §7.2.4).
 #[inline(always)]
 pub fn nd_reply(asker_mac: [u8; 6], ip: &Ipv6Hdr, solicit: &NeighbourHdr, mac: [u8; 6]) -> NdFrame {
-    const ICMP_LEN: u16 = (NeighbourHdr::LEN + LinkLayerOption::LEN) as u16;
     let (eth_dst, ip_dst, flags) = if ipv6::is_unspecified(&ip.src) {
         (ethernet::ipv6_multicast(&ipv6::ALL_NODES), ipv6::ALL_NODES, NA_OVERRIDE)
     } else {
         (asker_mac, ip.src, NA_SOLICITED | NA_OVERRIDE)
     };
-    let target = solicit.target;
+    advert_frame((eth_dst, ip_dst), flags, solicit.target, mac)
+}
+
+/// An unsolicited advertisement to all nodes: `target` is at `mac` (RFC 4861 §7.2.6). The flag is
+/// override.
+#[inline(always)]
+pub fn nd_announcement(target: [u8; 16], mac: [u8; 6]) -> NdFrame {
+    let all = ipv6::ALL_NODES;
+    advert_frame((ethernet::ipv6_multicast(&all), all), NA_OVERRIDE, target, mac)
+}
+
+/// The advertisement of `target` at `mac` to a MAC and IPv6 address.
+#[inline(always)]
+fn advert_frame(
+    (eth_dst, ip_dst): ([u8; 6], [u8; 16]),
+    flags: u8,
+    target: [u8; 16],
+    mac: [u8; 6],
+) -> NdFrame {
+    const ICMP_LEN: u16 = (NeighbourHdr::LEN + LinkLayerOption::LEN) as u16;
     let mut advert = NeighbourHdr::new(V6_NEIGHBOUR_ADVERT, flags, target);
     let option = LinkLayerOption::new(OPT_TARGET_LINK_LAYER, mac);
     let sum = Sum::new()

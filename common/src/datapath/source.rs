@@ -13,10 +13,18 @@ pub const fn allows_any_source(ep: &EndpointInfo) -> bool {
     ep.flags & EndpointInfo::ALLOW_ANY_SOURCE != 0
 }
 
-/// Whether `ip` is the endpoint's IPv6 address or the link-local address of its MAC.
+/// Whether `ip` is an IPv4 address of the endpoint. `others` tells whether an address is one of its
+/// additional addresses, which [`EndpointInfo`] does not have.
 #[inline(always)]
-pub fn owns_ipv6(ep: &EndpointInfo, ip: &[u8; 16]) -> bool {
-    !ipv6::is_unspecified(ip) && (*ip == ep.ipv6 || *ip == ipv6::link_local(&ep.mac))
+pub fn owns_ipv4(ep: &EndpointInfo, ip: &[u8; 4], others: impl Fn(&[u8; 4]) -> bool) -> bool {
+    *ip != [0; 4] && (*ip == ep.ipv4 || others(ip))
+}
+
+/// Whether `ip` is an IPv6 address of the endpoint or the link-local address of its MAC. `others`
+/// is as in [`owns_ipv4`].
+#[inline(always)]
+pub fn owns_ipv6(ep: &EndpointInfo, ip: &[u8; 16], others: impl Fn(&[u8; 16]) -> bool) -> bool {
+    !ipv6::is_unspecified(ip) && (*ip == ep.ipv6 || *ip == ipv6::link_local(&ep.mac) || others(ip))
 }
 
 /// Checks the source MAC.
@@ -57,23 +65,32 @@ pub const fn check_ipv6_shape(ip: &Ipv6Hdr, l3_len: u32) -> Result<(), DropReaso
     Ok(())
 }
 
-/// Checks the source of an IPv4 packet. An endpoint without an IPv4 address can send no IPv4
-/// packets, not even from 0.0.0.0: Culvert assigns the addresses, so that no DHCP is needed.
+/// Checks the source of an IPv4 packet; `others` is as in [`owns_ipv4`]. An endpoint without an
+/// IPv4 address can send no IPv4 packets, not even from 0.0.0.0: Culvert assigns the addresses, so
+/// that no DHCP is needed.
 #[inline(always)]
-pub fn check_ipv4_source(ep: &EndpointInfo, ip: &Ipv4Hdr) -> Result<(), DropReason> {
-    if allows_any_source(ep) || (ip.src == ep.ipv4 && ip.src != [0; 4]) {
+pub fn check_ipv4_source(
+    ep: &EndpointInfo,
+    ip: &Ipv4Hdr,
+    others: impl Fn(&[u8; 4]) -> bool,
+) -> Result<(), DropReason> {
+    if allows_any_source(ep) || owns_ipv4(ep, &ip.src, others) {
         return Ok(());
     }
     Err(DropReason::SpoofedIp)
 }
 
-/// Checks the source of an IPv6 packet: the endpoint's own address, the link-local address of
+/// Checks the source of an IPv6 packet: an address of the endpoint, the link-local address of
 /// its MAC, or `::` to a multicast address (duplicate address detection, RFC 4862 §5.4.2; MLD,
-/// RFC 3590 §4).
+/// RFC 3590 §4). `others` is as in [`owns_ipv4`].
 #[inline(always)]
-pub fn check_ipv6_source(ep: &EndpointInfo, ip: &Ipv6Hdr) -> Result<(), DropReason> {
+pub fn check_ipv6_source(
+    ep: &EndpointInfo,
+    ip: &Ipv6Hdr,
+    others: impl Fn(&[u8; 16]) -> bool,
+) -> Result<(), DropReason> {
     if allows_any_source(ep)
-        || owns_ipv6(ep, &ip.src)
+        || owns_ipv6(ep, &ip.src, others)
         || (ipv6::is_unspecified(&ip.src) && ipv6::is_multicast(&ip.dst))
     {
         return Ok(());

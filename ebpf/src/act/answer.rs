@@ -23,7 +23,7 @@ use culvert_common::{
 
 use crate::{
     count::count,
-    facts::sender::{Sender, UpperLayer},
+    facts::sender::{Sender, UpperLayer, has_ipv4, has_ipv6},
     kernel::{
         memory::own,
         redirect::{copy_out, out},
@@ -53,7 +53,7 @@ pub(crate) fn arp(sender: &Sender<'_>, answer: &mut Option<Action>) -> Result<()
 #[inline(always)]
 fn try_arp(&Sender { ctx, ifindex, ep, net }: &Sender<'_>) -> Answer {
     let packet: ArpIpv4 = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
-    match arp::arp_query(ep, &packet)? {
+    match arp::arp_query(ep, &packet, |ip| has_ipv4(ep, ip))? {
         ArpQuery::Absorb => Ok(absorbs(net).then_some(Action::Absorb)),
         ArpQuery::Forward => Ok(None),
         ArpQuery::Resolve { target } => {
@@ -121,7 +121,7 @@ fn try_icmpv6(
     }
     let message: NeighbourHdr = ctx.read(V6_UPPER).ok_or(DropReason::Malformed)?;
     let option: Option<LinkLayerOption> = ctx.read(V6_UPPER + NeighbourHdr::LEN);
-    Ok(match nd::nd_query(ep, &ip, &message, option.as_ref())? {
+    Ok(match nd::nd_query(ep, &ip, &message, option.as_ref(), |ip| has_ipv6(ep, ip))? {
         NdQuery::Absorb if absorbs(net) => NdAnswer::Absorb,
         NdQuery::Absorb | NdQuery::Forward => NdAnswer::Forward,
         NdQuery::Resolve { target } => match resolve(ep.vni, &target) {

@@ -71,20 +71,31 @@ struct RemoteReplicas {
     src_port: u16,
 }
 
-/// Floods a frame of the container behind the interface `from`: to the other local endpoints
-/// of its network and to every VTEP on the network's flood list.
+/// The direction of a frame that is flooded, by its code. No argument: the path from a container
+/// to here takes the whole stack.
 #[inline(always)]
-pub(crate) fn from_container(
+const fn direction<const DIRECTION: u8>() -> Direction {
+    match Direction::from_code(DIRECTION) {
+        Some(direction) => direction,
+        None => Direction::FromContainer,
+    }
+}
+
+/// Floods a frame that begins here, in the direction with the code `DIRECTION`: to the local endpoints of its network, but for the one behind
+/// the interface `from` that has sent it (0: the host has), and to every VTEP on the network's
+/// flood list.
+#[inline(always)]
+pub(crate) fn everywhere<const DIRECTION: u8>(
     tunnel: &Tunnel<'_>,
     net: &NetworkInfo,
     from: u32,
     inner: &Inner,
 ) -> Result<Action, DropReason> {
     // The outer header goes on after the local copies are made.
-    let mut sent = local(tunnel.ctx, Direction::FromContainer, tunnel.vni, net, from);
+    let mut sent = local(tunnel.ctx, direction::<DIRECTION>(), tunnel.vni, net, from);
     if net.remote_vteps > 0 {
         let mut copies = 0;
-        remote(tunnel, inner, net.remote_vteps, &mut copies)?;
+        remote::<DIRECTION>(tunnel, inner, net.remote_vteps, &mut copies)?;
         sent += copies;
     }
     if sent == 0 { Err(DropReason::NoReceiver) } else { Ok(Action::Flood) }
@@ -93,30 +104,24 @@ pub(crate) fn from_container(
 /// Sends an encapsulated copy to every VTEP in `slots` slots, and tells how many. A BPF
 /// function of its own, for its stack.
 #[inline(never)]
-fn remote(
+fn remote<const DIRECTION: u8>(
     tunnel: &Tunnel<'_>,
     inner: &Inner,
     slots: u32,
     sent: &mut u32,
 ) -> Result<(), DropReason> {
-    hand_back(try_remote(tunnel, inner, slots), sent)
+    hand_back(try_remote(tunnel, direction::<DIRECTION>(), inner, slots), sent)
 }
 
 #[inline(always)]
 fn try_remote(
     &Tunnel { ctx, vni, flags }: &Tunnel<'_>,
+    direction: Direction,
     inner: &Inner,
     slots: u32,
 ) -> Result<u32, DropReason> {
     let mut replicas = RemoteReplicas {
-        common: Replicas {
-            skb: ctx.skb.skb,
-            direction: Direction::FromContainer,
-            vni,
-            from: 0,
-            bytes: ctx.len(),
-            sent: 0,
-        },
+        common: Replicas { skb: ctx.skb.skb, direction, vni, from: 0, bytes: ctx.len(), sent: 0 },
         flags,
         inner: *inner,
         src_port: entropy_port(ctx, inner),

@@ -1,6 +1,7 @@
 //! Packets changed and sent.
 
 pub(crate) mod answer;
+pub(crate) mod ask;
 pub(crate) mod decap;
 pub(crate) mod encap;
 pub(crate) mod flood;

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{macros::map, maps::PerCpuArray, programs::TcContext};
 use culvert_common::{
-    abi::{DropReason, EndpointInfo, NetworkInfo},
+    abi::{DropReason, EndpointInfo, NeighKey, NetworkInfo},
     datapath::source,
     wire::{
         EthHdr, Ipv4Hdr, Ipv6Hdr, UdpHdr,
@@ -22,7 +22,7 @@ use crate::{
         memory::own,
         skb::{ETH_LEN, Packet as _, load},
     },
-    maps::{UNDERLAY, has, read_endpoint, read_network, vtep_id},
+    maps::{NEIGHBOURS, UNDERLAY, has, read, read_endpoint, read_network, vtep_id},
     verdict::hand_back,
 };
 
@@ -64,6 +64,28 @@ impl<'a> Sender<'a> {
         }
         Ok(Self { ctx, ifindex, ep: &identity.ep, net: &identity.net })
     }
+}
+
+/// Whether an IPv4 address is one of the endpoint's in the store. Asked for addresses that are not
+/// in [`EndpointInfo`]: additional ones.
+#[inline(always)]
+pub(crate) fn has_ipv4(ep: &EndpointInfo, ip: &[u8; 4]) -> bool {
+    is_at(ep, &NeighKey::v4(ep.vni, *ip)) != 0
+}
+
+/// The same of an IPv6 address. One that maps an IPv4 address is nobody's: under such keys the
+/// neighbour map has the IPv4 addresses.
+#[inline(always)]
+pub(crate) fn has_ipv6(ep: &EndpointInfo, ip: &[u8; 16]) -> bool {
+    let key = NeighKey::v6(ep.vni, *ip);
+    key.ip.as_v4().is_none() && is_at(ep, &key) != 0
+}
+
+/// Whether the endpoint's MAC is the one at which a neighbour is. A BPF function of its own, for
+/// its stack.
+#[inline(never)]
+fn is_at(ep: &EndpointInfo, neighbour: &NeighKey) -> u32 {
+    read(&NEIGHBOURS, neighbour).is_some_and(|neighbour| neighbour.mac == ep.mac).into()
 }
 
 /// What the EtherType of a frame calls for before the frame is forwarded.
@@ -124,7 +146,7 @@ fn check_ipv4(
     l3_len: u32,
 ) -> Result<u32, DropReason> {
     let header_len = source::check_ipv4_shape(ip, l3_len)?;
-    source::check_ipv4_source(ep, ip)?;
+    source::check_ipv4_source(ep, ip, |ip| has_ipv4(ep, ip))?;
     if ip.protocol() == PROTO_UDP && ip.is_first() {
         let udp: Option<UdpHdr> = if header_len == Ipv4Hdr::LEN as u32 {
             ctx.read(ETH_LEN + Ipv4Hdr::LEN)
@@ -189,7 +211,7 @@ fn try_check_ipv6(
 ) -> Result<u8, DropReason> {
     let ip: Ipv6Hdr = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
     source::check_ipv6_shape(&ip, l3_len)?;
-    source::check_ipv6_source(ep, &ip)?;
+    source::check_ipv6_source(ep, &ip, |ip| has_ipv6(ep, ip))?;
     *l4 = UpperLayer { protocol: ip.next_header(), offset: ETH_LEN + Ipv6Hdr::LEN };
     for _ in 0..MAX_EXTENSIONS {
         if extension_len(l4.protocol, 0).is_none() {

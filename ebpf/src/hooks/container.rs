@@ -10,7 +10,10 @@ use aya_ebpf::{
 use culvert_common::{
     abi::{Action, Direction, DropReason, EndpointInfo, FdbKey, NetworkInfo, RateKey, VtepId},
     datapath::rate,
-    wire::{ethernet, ipv6::NEXT_ICMPV6},
+    wire::{
+        ethernet::{self, BROADCAST},
+        ipv6::NEXT_ICMPV6,
+    },
 };
 
 use crate::{
@@ -28,12 +31,14 @@ use crate::{
         memory::own,
         redirect,
         skb::{
-            ETH_LEN, IPV4_HEADERS, ensure, is_transmitted, is_truthful, linearise, vlan_present,
+            ETH_LEN, IPV4_HEADERS, ensure, is_transmitted, is_truthful, linearise, store,
+            vlan_present,
         },
     },
     pairs,
     routed::from_container as routed,
     state::{
+        heard,
         learned::{self, Place},
         rates,
     },
@@ -70,12 +75,23 @@ fn handle(ctx: &TcContext, ifindex: u32) -> Outcome {
     if is_transmitted(ctx) && !is_truthful(ctx, inner.eth.ethertype()) {
         return Err(DropReason::Malformed);
     }
+    // With the usual source check every MAC and address of a container is known already.
+    let learns =
+        net.flags & NetworkInfo::LEARNING != 0 && ep.flags & EndpointInfo::ALLOW_ANY_SOURCE != 0;
     let answer = match protocol {
         Protocol::Checked => None,
         Protocol::Arp => {
             linearise(ctx);
+            if learns {
+                heard::listen(Direction::FromContainer, ctx, ep.vni, ETH_LEN);
+            }
             let mut answer = None;
             answer::arp(&sender, &mut answer)?;
+            if answer.is_none() && learns && inner.eth.dst == net.gateway_mac {
+                // A host has asked, perhaps another one than this: the gateway's MAC is on all.
+                inner.eth.dst = BROADCAST;
+                store(ctx, 0, &inner.eth)?;
+            }
             answer
         }
         Protocol::Ipv6 => {
@@ -86,8 +102,7 @@ fn handle(ctx: &TcContext, ifindex: u32) -> Outcome {
     if let Some(action) = answer {
         return Ok(action);
     }
-    if net.flags & NetworkInfo::LEARNING != 0 && ep.flags & EndpointInfo::ALLOW_ANY_SOURCE != 0 {
-        // With the usual source check every MAC of a container is known already.
+    if learns {
         let key = FdbKey::new(ep.vni, inner.eth.src);
         learned::source(Direction::FromContainer, key, VtepId::NONE, ifindex, ctx.len());
     }
@@ -168,5 +183,6 @@ fn flood_limited(sender: &Sender<'_>, inner: &Inner) -> Outcome {
             return Err(DropReason::BumRateLimited);
         }
     }
-    flood::from_container(&tunnel(sender), net, ifindex, inner)
+    const FROM: u8 = Direction::FromContainer.code();
+    flood::everywhere::<FROM>(&tunnel(sender), net, ifindex, inner)
 }

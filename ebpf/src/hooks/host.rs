@@ -2,19 +2,26 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use culvert_common::{
-    abi::{Action, Direction, DropReason, FdbKey, NeighKey},
+    abi::{Action, Direction, DropReason, FdbKey, NeighKey, NetworkInfo},
     wire::{EthHdr, Ipv4Hdr, ethernet::ETH_P_IP, ipv4},
 };
 
 use crate::{
-    act::tunnel::{Tunnel, Unsent},
+    act::{
+        ask,
+        tunnel::{Tunnel, Unsent},
+    },
     facts::{gso::longest_packet, inner::Inner},
     kernel::{
         redirect,
         skb::{ETH_LEN, IPV4_HEADERS, Packet as _, ensure, is_forwarded, store},
     },
-    maps::{FDB, GATEWAYS, NEIGHBOURS, network, read},
+    maps::{GATEWAYS, NEIGHBOURS, network, read},
     routed::from_forwarded,
+    state::{
+        heard,
+        learned::{self, Place},
+    },
     verdict::{Outcome, Seen, finish},
 };
 
@@ -38,23 +45,67 @@ fn handle(ctx: &TcContext, ifindex: u32) -> Outcome {
     if is_forwarded(ctx) {
         return from_forwarded::receive(ctx, vni);
     }
+    let mut step = Step { action: Action::Deliver, unresolved: None };
+    let sent = send(ctx, vni, net, &mut step);
+    if let Some(target) = step.unresolved {
+        // The packet is lost; whoever has the address answers before the next one.
+        ask::ask(ctx, vni, net, &target);
+    }
+    sent.map(|()| step.action)
+}
+
+/// What became of a packet of the host's own.
+struct Step {
+    action: Action,
+    /// Its destination, if nobody knows the MAC of that and the network may tell.
+    unresolved: Option<[u8; 4]>,
+}
+
+/// Sends a packet of the host's own to the container that has its destination address. A BPF
+/// function of its own, for its stack.
+#[inline(never)]
+fn send(ctx: &TcContext, vni: u32, net: &NetworkInfo, step: &mut Step) -> Result<(), DropReason> {
+    try_send(ctx, vni, net, &mut step.unresolved).map(|action| step.action = action)
+}
+
+#[inline(always)]
+fn try_send(
+    ctx: &TcContext,
+    vni: u32,
+    net: &NetworkInfo,
+    unresolved: &mut Option<[u8; 4]>,
+) -> Outcome {
     let ip: Ipv4Hdr = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
     if ipv4::is_multicast(&ip.dst) || ip.dst == [0xff; 4] {
         return Err(DropReason::NoReceiver);
     }
+    let learning = net.flags & NetworkInfo::LEARNING;
     let neighbour = NeighKey::v4(vni, ip.dst);
-    let mac = read(&NEIGHBOURS, &neighbour).ok_or(DropReason::UnknownDestination)?.mac;
-    let entry = read(&FDB, &FdbKey::new(vni, mac)).ok_or(DropReason::UnknownDestination)?;
+    let known = read(&NEIGHBOURS, &neighbour).map(|neighbour| neighbour.mac);
+    let mac = match known {
+        None if learning != 0 => heard::mac_of(&neighbour),
+        known => known,
+    };
+    let mut place = Place::NONE;
+    let mac = match mac {
+        Some(mac) if learned::locate(&FdbKey::new(vni, mac), learning, &mut place) != 0 => mac,
+        _ => {
+            if learning != 0 && known.is_none() {
+                *unresolved = Some(ip.dst);
+            }
+            return Err(DropReason::UnknownDestination);
+        }
+    };
     let eth = EthHdr::new(mac, net.gateway_mac, ETH_P_IP);
-    if entry.ifindex != 0 {
+    if place.ifindex != 0 {
         store(ctx, 0, &eth)?;
-        redirect::out(entry.ifindex);
+        redirect::out(place.ifindex);
         return Ok(Action::Deliver);
     }
     let l3_len = ctx.len() - ETH_LEN as u32;
     let segment_len = longest_packet(ctx, l3_len, ip.protocol(), ip.header_len())?;
     let inner = Inner { eth, tos: Some(ip.tos()), l3_len, segment_len, hash: 0 };
-    match (Tunnel { ctx, vni, flags: net.flags }).send(&inner, entry.vtep) {
+    match (Tunnel { ctx, vni, flags: net.flags }).send(&inner, place.vtep) {
         Ok(action) => Ok(action),
         Err(Unsent::TooBig(_)) => Err(DropReason::PacketTooBig),
         Err(Unsent::Dropped(reason)) => Err(reason),

@@ -1,10 +1,13 @@
 //! `from_underlay`: tcx ingress on an uplink.
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 use culvert_common::{
-    abi::{Action, Direction, DropReason, FdbKey, NetworkInfo, Note, zone},
+    abi::{Action, Direction, DropReason, FdbKey, NetworkInfo, Note, VtepId, zone},
     datapath::learn,
-    wire::{EthHdr, Ipv4Hdr, ethernet},
+    wire::{
+        EthHdr, Ipv4Hdr,
+        ethernet::{self, ETH_P_ARP},
+    },
 };
 
 use crate::{
@@ -19,6 +22,7 @@ use crate::{
     pairs,
     routed::{from_external, from_peer_host},
     state::{
+        heard,
         learned::{self, Place},
         path_mtu,
     },
@@ -73,6 +77,8 @@ fn not_ours(ctx: &TcContext, reason: DropReason) -> Outcome {
 enum Target {
     /// To one local endpoint, by the interface index of its host side.
     Local(u32),
+    /// The same, as learned.
+    Learned(u32),
     /// To all local endpoints.
     Flood,
     /// To the host itself: its container on another host answers.
@@ -101,18 +107,29 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
     }
     let source = FdbKey::new(vni, eth.src);
     let mut known = Place::NONE;
-    if learned::locate(&source, 0, &mut known) != 0 && known.ifindex != 0 {
+    let is_known = learned::locate(&source, 0, &mut known) != 0;
+    if is_known && known.ifindex != 0 {
         return Err(DropReason::LocalSourceMac);
     }
+    // Nothing is learned from such a frame.
+    let is_settled = net.flags & NetworkInfo::LEARNING == 0 || (is_known && known.vtep == vtep);
     let contents = decap::inspect(ctx, outer, &eth)?;
     let target = find_target(vni, net, &eth)?;
-    if matches!(target, Target::Host) && !contents.is_for_host(net) {
-        return Err(DropReason::UnknownDestination);
-    }
     // Sent by another host itself, not by a container of it.
     let of_host = eth.src == net.gateway_mac;
-    if net.flags & NetworkInfo::LEARNING != 0 && !of_host {
+    let learns = net.flags & NetworkInfo::LEARNING != 0 && !of_host;
+    if matches!(target, Target::Host) && !contents.is_for_host(net) {
+        let is_reply = learns && eth.ethertype() == ETH_P_ARP;
+        if is_reply && take_reply(ctx.skb.skb, &source, vtep.0) != 0 {
+            return Ok(Action::Absorb);
+        }
+        return Err(DropReason::UnknownDestination);
+    }
+    if learns {
         learned::source(DIRECTION, source, vtep, 0, ctx.len());
+        if eth.ethertype() == ETH_P_ARP {
+            heard::listen(DIRECTION, ctx, vni, INNER_L3);
+        }
     }
 
     decap::unwrap(ctx, outer, &contents, &eth)?;
@@ -121,20 +138,33 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
             redirect::ingress(net.gateway_ifindex);
             Ok(Action::ToHost)
         }
-        Target::Local(ifindex) if of_host => {
+        Target::Local(ifindex) | Target::Learned(ifindex) if of_host => {
             from_peer_host::deliver(ctx, net, (vtep, outer.vtep), ifindex)
         }
         Target::Local(ifindex) => {
-            if net.flags & NetworkInfo::LEARNING == 0 {
+            if is_settled {
                 pairs::keep_inbound(ifindex);
             }
             decap::hand_over(ctx, ifindex)
         }
+        Target::Learned(ifindex) => decap::hand_over(ctx, ifindex),
         Target::Flood => match flood::local(ctx, DIRECTION, vni, net, 0) {
             0 => Err(DropReason::NoReceiver),
             _ => Ok(Action::Flood),
         },
     }
+}
+
+/// Hears the ARP reply to a request of this host, from behind a VTEP of another system: one of Culvert
+/// makes it a broadcast. Returns 1 if so. A BPF function of its own, for the stack of its caller.
+#[inline(never)]
+fn take_reply(skb: *mut __sk_buff, source: &FdbKey, vtep: u32) -> u32 {
+    let ctx = TcContext::new(skb);
+    if !heard::listen(DIRECTION, &ctx, source.vni, INNER_L3) {
+        return 0;
+    }
+    learned::source(DIRECTION, *source, VtepId(vtep), 0, ctx.len());
+    1
 }
 
 /// Finds the local endpoint, or endpoints, that a frame from the tunnel is for.
@@ -154,6 +184,7 @@ fn find_target(vni: u32, net: &NetworkInfo, eth: &EthHdr) -> Result<Target, Drop
         0 => Ok(Target::Flood),
         // Known to be behind the tunnel that it comes out of.
         _ if place.ifindex == 0 => Err(DropReason::SplitHorizon),
-        _ => Ok(Target::Local(place.ifindex)),
+        learned::STATIC => Ok(Target::Local(place.ifindex)),
+        _ => Ok(Target::Learned(place.ifindex)),
     }
 }

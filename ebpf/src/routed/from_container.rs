@@ -2,7 +2,10 @@
 //! of the host.
 
 use culvert_common::{
-    abi::{Action, Direction, DropReason, NetworkInfo, Note, VtepId, kind, zone},
+    abi::{
+        Action, Direction, DropReason, EndpointInfo, NetworkInfo, Note, PublishedEntry, VtepId,
+        kind, zone,
+    },
     datapath::pmtu::Error,
     wire::{
         ethernet::ETH_P_IP,
@@ -33,9 +36,10 @@ use crate::{
         redirect,
     },
     maps::{
-        GATEWAYS, has, is_client_link, is_host_addr, is_service, is_uplink, vtep_id, vxlan_port,
+        GATEWAYS, has, is_client_link, is_denied, is_host_addr, is_service, is_uplink, vtep_id,
+        vxlan_port,
     },
-    state::{epoch, flows, fragments, routes::Question},
+    state::{epoch, flow_table, flows, fragments, routes::Question},
     verdict::hand_back,
 };
 
@@ -180,7 +184,7 @@ fn try_decide(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> 
     match work.routed.kind {
         Kind::Flow => {
             let Work { routed, target, .. } = work;
-            if !flows::find(DIRECTION, routed, ep.incarnation, ctx.len(), target) {
+            if !flows::find(DIRECTION, routed, ep.incarnation, ctx.len(), target)? {
                 return begin(sender, work);
             }
             if work.target.zone == zone::HOST {
@@ -188,7 +192,7 @@ fn try_decide(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> 
                     return to_host(net);
                 }
                 // The port was published since, or the host has lost the address.
-                flows::forget(&work.routed.key);
+                flow_table::forget(&work.routed.key);
                 return begin(sender, work);
             }
         }
@@ -231,6 +235,17 @@ fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
         // An internal network leads to no other one.
         if net.flags & NetworkInfo::INTERNAL != 0 && work.published.vni != ep.vni {
             return Err(DropReason::InternalNetwork);
+        }
+        // The address tells nothing about a container that may send with any, or whose network's
+        // addresses other networks have, too.
+        let unproven = ep.flags & EndpointInfo::ALLOW_ANY_SOURCE != 0
+            || net.flags & NetworkInfo::HOST_ACCESS == 0;
+        if unproven && work.published.flags & PublishedEntry::RESTRICTED != 0 {
+            return Err(DropReason::Denied);
+        }
+        // The container may have other addresses to send from.
+        if is_denied(ep.ipv4) {
+            return Err(DropReason::Denied);
         }
         prepare(work, ifindex, ep.incarnation)?;
         return Ok(Step::Publish);

@@ -41,7 +41,7 @@ pub(crate) fn receive(
     match work.routed.kind {
         Kind::Flow => {
             let Work { routed, target, .. } = work;
-            if flows::find(direction, routed, 0, ctx.len(), target) {
+            if flows::find(direction, routed, 0, ctx.len(), target)? {
                 if flows::is_hosts(ctx, routed, target) {
                     return Ok(Action::Pass);
                 }

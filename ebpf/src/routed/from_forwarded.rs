@@ -28,7 +28,7 @@ pub(crate) fn receive(ctx: &TcContext, vni: u32) -> Result<Action, DropReason> {
     parse(ctx, zone::HOST, &mut work.routed)?;
     let Work { routed, target, .. } = work;
     match routed.kind {
-        Kind::Flow if flows::find(DIRECTION, routed, 0, ctx.len(), target) => {}
+        Kind::Flow if flows::find(DIRECTION, routed, 0, ctx.len(), target)? => {}
         Kind::Error => icmp_error::translate(ctx.skb.skb, 0, routed, target)
             .map_err(|_| DropReason::Isolated)?,
         Kind::Flow | Kind::HostFragment | Kind::Unsupported => return Err(DropReason::Isolated),

@@ -37,7 +37,7 @@ pub(crate) fn receive(ctx: &TcContext) -> Result<Action, DropReason> {
     match work.routed.kind {
         Kind::Flow => {
             let Work { routed, target, .. } = work;
-            if !flows::find(DIRECTION, routed, 0, ctx.len(), target) && !begin(ctx, work)? {
+            if !flows::find(DIRECTION, routed, 0, ctx.len(), target)? && !begin(ctx, work)? {
                 return Ok(Action::Pass);
             }
         }

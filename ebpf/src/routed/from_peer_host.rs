@@ -47,7 +47,7 @@ pub(crate) fn deliver(
     match work.routed.kind {
         Kind::Flow => {
             let Work { routed, target, .. } = &mut *work;
-            if !flows::find(DIRECTION, routed, 0, ctx.len(), target) {
+            if !flows::find(DIRECTION, routed, 0, ctx.len(), target)? {
                 prepare(work, vtep, ifindex)?;
                 let Work { routed, new, target, .. } = &mut *work;
                 flows::begin(ctx, routed, new, target, DIRECTION)?;

@@ -3,6 +3,7 @@
 use aya_ebpf::programs::TcContext;
 use culvert_common::{
     abi::{Direction, DropReason, MappedAddr, PublishedEntry, PublishedKey, Tuple, kind, zone},
+    datapath::publish::is_client,
     wire::{
         ipv4::{self, PROTO_TCP},
         tcp,
@@ -13,7 +14,7 @@ use super::work::Work;
 use crate::{
     facts::routed::Routed,
     kernel::fib,
-    maps::{PUBLISHED, endpoint, is_host_addr, is_uplink, network, read_to},
+    maps::{PUBLISHED, endpoint, is_denied, is_host_addr, is_source, is_uplink, network, read_to},
     state::flows,
 };
 
@@ -49,10 +50,12 @@ fn find(routed: &Routed, published: &mut PublishedEntry) -> u32 {
 /// Puts a flow to the port `work.published` into `work.new`; `from` and `incarnation` are
 /// those of the container that begins it, 0 if none does. An external client keeps
 /// its address; for any other the source becomes the gateway, so that the container's answer
-/// comes back to this host. A BPF function of its own, for its stack.
+/// comes back to this host. Refuses a client that may not use the port. A BPF function of its own,
+/// for its stack.
 #[inline(never)]
 pub(super) fn prepare(work: &mut Work, from: u32, incarnation: u32) -> Result<(), DropReason> {
     let entry = &work.published;
+    may_use(&work.routed, entry)?;
     let ep = endpoint(entry.ifindex).filter(|ep| ep.vni == entry.vni);
     let ep = ep.ok_or(DropReason::UnknownEndpoint)?;
     let net = network(entry.vni).ok_or(DropReason::UnknownEndpoint)?;
@@ -73,6 +76,22 @@ pub(super) fn prepare(work: &mut Work, from: u32, incarnation: u32) -> Result<()
     new.from_incarnation = incarnation;
     new.to_incarnation = ep.incarnation;
     new.of_host = !external;
+    Ok(())
+}
+
+/// Refuses the client that sends `routed` if it may not use the port `published`. A BPF function of
+/// its own, for its stack.
+#[inline(never)]
+fn may_use(routed: &Routed, published: &PublishedEntry) -> Result<(), DropReason> {
+    let key = &routed.key;
+    let client = key.tuple.src;
+    if !is_client(key.zone) {
+        return Ok(());
+    }
+    let restricted = published.flags & PublishedEntry::RESTRICTED != 0;
+    if is_denied(client) || (restricted && !is_source(published.ifindex, client)) {
+        return Err(DropReason::Denied);
+    }
     Ok(())
 }
 

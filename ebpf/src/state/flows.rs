@@ -8,19 +8,23 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_NOEXIST},
-    macros::map,
-    maps::PerCpuArray,
     programs::TcContext,
 };
 use culvert_common::{
     abi::{
-        Direction, DropReason, Evictable, Flow, FlowKey, Note, Sealed as _, Tuple, kind,
-        reserved_bit, seen, zone,
+        Direction, DropReason, Flow, FlowKey, Note, Sealed as _, Tuple, kind, reserved_bit, seen,
+        zone,
     },
     datapath::nat,
     wire::tcp,
 };
 
+use super::{
+    flow_table::{
+        COPIES, Copies, entry, expire, has_expired, may_have_expired, other_half, remove,
+    },
+    slots::{evict, find_slot, take_slot},
+};
 use crate::{
     count::note,
     facts::routed::Routed,
@@ -30,22 +34,13 @@ use crate::{
         socket,
         time::{now_coarse, random},
     },
-    maps::{ENDPOINTS, EVICTABLE, FLOWS, RESERVED_PORTS, copy, endpoint, read_to},
+    maps::{ENDPOINTS, FLOWS, RESERVED_PORTS, copy, endpoint},
 };
 
 /// `EEXIST` of errno.h.
 const EEXIST: i32 = 17;
-/// How many candidates are looked at to make room for one flow.
-const EVICT_TRIES: u32 = 32;
-
-/// This CPU's copies of entries: the stack has 512 bytes.
-struct Copies {
-    flow: Flow,
-    other: Flow,
-}
-
-#[map]
-static COPIES: PerCpuArray<Copies> = PerCpuArray::with_max_entries(1, 0);
+/// How many flows are evicted for one: another CPU may be faster to take the room.
+const EVICTIONS: u32 = 4;
 
 /// What a packet becomes and where it goes.
 #[derive(Clone, Copy, Default)]
@@ -76,11 +71,15 @@ mod found {
     pub(super) const NO: u32 = 1;
     /// There was one of a container that is gone; it has been removed.
     pub(super) const STALE: u32 = 2;
+    /// There is one that may have expired.
+    pub(super) const IDLE: u32 = 3;
+    /// There is one, whose client was denied since it began.
+    pub(super) const DENIED: u32 = 4;
 }
 
 /// Finds the flow of the packet `routed`, leaves what it becomes in `target`, and counts the
 /// packet in the flow. `incarnation` is that of the container that sent it, 0 if none did.
-/// `false`: there is no such flow.
+/// `false`: there is no such flow. A flow whose client was denied since refuses its packets.
 #[inline(always)]
 pub(crate) fn find(
     direction: Direction,
@@ -88,20 +87,34 @@ pub(crate) fn find(
     incarnation: u32,
     bytes: u32,
     target: &mut Target,
-) -> bool {
-    match refresh(routed, incarnation, bytes, target) {
-        found::YES => true,
+) -> Result<bool, DropReason> {
+    let mut found = refresh(routed, incarnation, bytes, target, false);
+    if found == found::IDLE {
+        if expire(&routed.key, now_coarse()) != 0 {
+            return Ok(false);
+        }
+        found = refresh(routed, incarnation, bytes, target, true);
+    }
+    match found {
+        found::YES => Ok(true),
+        found::DENIED => Err(DropReason::Denied),
         found::STALE => {
             note(direction, Note::FlowStale, bytes);
-            false
+            Ok(false)
         }
-        _ => false,
+        _ => Ok(false),
     }
 }
 
-/// [`find`] as a BPF function of its own, for its stack.
+/// [`find`] as a BPF function of its own, for its stack. `is_alive`: the flow has not expired.
 #[inline(never)]
-fn refresh(routed: &Routed, incarnation: u32, bytes: u32, target: &mut Target) -> u32 {
+fn refresh(
+    routed: &Routed,
+    incarnation: u32,
+    bytes: u32,
+    target: &mut Target,
+    is_alive: bool,
+) -> u32 {
     let key = &routed.key;
     let Some(entry) = FLOWS.get_ptr_mut(key) else { return found::NO };
     let Some(Copies { flow, .. }) = own(&COPIES, 0) else { return found::NO };
@@ -115,8 +128,22 @@ fn refresh(routed: &Routed, incarnation: u32, bytes: u32, target: &mut Target) -
         remove(key, flow);
         return found::STALE;
     }
+    let now = now_coarse();
+    // Most flows are used more often than any expires.
+    if !is_alive && may_have_expired(flow, now) {
+        return found::IDLE;
+    }
     let mut tcp_flags = routed.tcp_flags;
     let orig = flow.kind & kind::ORIG != 0;
+    if flow.kind & kind::DENIED != 0 {
+        // The entry stays as long as the container sends: without it, the container's packets
+        // would begin a masqueraded flow, and the client's would come in by that.
+        if !orig {
+            // SAFETY: as below.
+            unsafe { (*entry).last_seen_ns = now };
+        }
+        return found::DENIED;
+    }
     // A SYN in the reply direction of such a flow is no packet of that flow: the server could reach
     // a later owner of the client's port.
     if !orig
@@ -144,7 +171,7 @@ fn refresh(routed: &Routed, incarnation: u32, bytes: u32, target: &mut Target) -
         }
         // A flow to the host's loopback device is kept alive by the host's packets only.
         if orig || flow.zone != zone::LOOPBACK {
-            (*entry).last_seen_ns = now_coarse();
+            (*entry).last_seen_ns = now;
         }
         (*entry).packets = flow.packets + 1;
         (*entry).bytes = flow.bytes + u64::from(bytes);
@@ -163,21 +190,6 @@ fn acknowledged(key: &FlowKey, flow: &Flow) -> Option<u32> {
     (other.seen & seen::ACK != 0).then_some(other.last_ack)
 }
 
-/// The entry of the other direction of a flow: a copy that holds until the next call of this
-/// function on this CPU.
-#[inline(always)]
-fn other_half(key: &FlowKey, flow: &Flow) -> Option<&'static Flow> {
-    let Copies { other, .. } = own(&COPIES, 0)?;
-    read_to(&FLOWS, &key.other(flow), other).then_some(&*other)
-}
-
-/// One entry of the table: a copy that holds until the next packet or call on this CPU.
-#[inline(always)]
-fn entry(key: &FlowKey) -> Option<&'static Flow> {
-    let Copies { flow, .. } = own(&COPIES, 0)?;
-    read_to(&FLOWS, key, flow).then_some(&*flow)
-}
-
 /// Whether the host has a connected socket for this answer to a masqueraded flow: it has opened
 /// a connection with the same ports since the flow began. The host then gets the packet, not the
 /// container.
@@ -189,11 +201,15 @@ pub(crate) fn is_hosts(ctx: &TcContext, routed: &Routed, target: &Target) -> boo
         && socket::find(ctx.skb.skb, key.protocol, &key.tuple) == socket::CONNECTED
 }
 
-/// The flow under `key`, if both its containers are still those that it began with.
+/// The flow under `key`, if both its containers are still those that it began with, and its client
+/// was not denied since.
 /// `incarnation` is that of the container that sent the packet, 0 if none did.
 #[inline(always)]
 pub(crate) fn current(key: &FlowKey, incarnation: u32) -> Option<Target> {
     let flow = entry(key)?;
+    if flow.kind & kind::DENIED != 0 {
+        return None;
+    }
     is_current(flow, incarnation).then(|| Target::of(flow))
 }
 
@@ -222,22 +238,6 @@ fn begins_anew(key: &FlowKey, flow: &Flow, tcp_flags: u8) -> bool {
     other_half(key, flow).is_some_and(|reply| nat::begins_anew(tcp_flags, flow.seen, reply.seen))
 }
 
-/// Removes the flow under `key`, if there is one.
-#[inline(always)]
-pub(crate) fn forget(key: &FlowKey) {
-    if let Some(flow) = entry(key) {
-        remove(key, flow);
-    }
-}
-
-/// Removes both directions of a flow.
-#[inline(always)]
-fn remove(key: &FlowKey, flow: &Flow) {
-    // Either may be gone already.
-    let _ = FLOWS.remove(key.other(flow));
-    let _ = FLOWS.remove(key);
-}
-
 /// A flow to be.
 #[derive(Clone, Copy)]
 pub(crate) struct NewFlow {
@@ -260,6 +260,10 @@ pub(crate) struct NewFlow {
     random: u32,
     now: u64,
     outcome: u32,
+    /// Not 0: a flow was evicted for it.
+    evicted: u32,
+    /// As [`Flow::slot`].
+    slot: u32,
     /// The entry that is being inserted, and its key.
     entry: Flow,
     entry_key: FlowKey,
@@ -269,10 +273,12 @@ pub(crate) struct NewFlow {
 mod outcome {
     /// No candidate was free.
     pub(super) const EXHAUSTED: u32 = 0;
-    /// The `reply` entry is there.
+    /// The entries are there.
     pub(super) const DONE: u32 = 1;
     /// The map took no entry.
     pub(super) const FULL: u32 = 2;
+    /// There is an entry in place of the `orig` one.
+    pub(super) const EXISTS: u32 = 3;
 }
 
 /// What [`insert`] returns: one of the first four, and bits of the others.
@@ -336,47 +342,71 @@ fn insert(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow, target: &mut 
     (new.random, new.now) = (random(), now_coarse());
     new.bytes = TcContext::new(skb).len();
     let own = new.target.to.src_port;
-    let mut told = 0;
-    choose_port(skb, new);
-    if new.outcome == outcome::FULL && evict() != 0 {
+    (new.slot, new.evicted) = (find_slot(new.now), 0);
+    let mut attempt = Attempt { skb, routed, new };
+    repeat(1 + EVICTIONS, try_insert, &mut attempt);
+    *target = new.target;
+    target.kind |= kind::ORIG;
+    let result = match new.outcome {
+        outcome::DONE => inserted::YES,
+        outcome::EXISTS => adopt(&new.key, target),
+        outcome::FULL => inserted::FULL,
+        _ => inserted::EXHAUSTED,
+    };
+    let mut told = result;
+    if new.evicted != 0 {
         told |= inserted::EVICTED;
-        choose_port(skb, new);
-    }
-    match new.outcome {
-        outcome::DONE => {}
-        outcome::FULL => return told | inserted::FULL,
-        _ => return told | inserted::EXHAUSTED,
     }
     if own != new.target.to.src_port {
         told |= inserted::PORT_CHANGED;
     }
-    *target = new.target;
-    target.kind |= kind::ORIG;
+    told
+}
+
+/// Loop body of [`insert`]: inserts both entries. If the map takes none, makes room for the next
+/// attempt.
+unsafe extern "C" fn try_insert(index: u64, context: *mut c_void) -> i64 {
+    // SAFETY: `insert` passes its own `Attempt`, and in it its arguments.
+    let (skb, routed, new) = unsafe {
+        let attempt = &*context.cast::<Attempt>();
+        (attempt.skb, &*attempt.routed, &mut *attempt.new)
+    };
+    choose_port(skb, routed, new);
+    if new.outcome == outcome::DONE {
+        insert_orig(routed, new);
+    }
+    if new.outcome != outcome::FULL || index >= u64::from(EVICTIONS) || evict(new.now) == 0 {
+        return 1;
+    }
+    new.evicted = 1;
+    0
+}
+
+/// Inserts the `orig` entry. Without it the `reply` entry goes as well.
+#[inline(always)]
+fn insert_orig(routed: &Routed, new: &mut NewFlow) {
     let entry = &mut new.entry;
-    entry.to = target.to;
-    entry.zone = target.zone;
-    entry.dest = target.dest;
+    entry.to = new.target.to;
+    entry.zone = new.target.zone;
+    entry.dest = new.target.dest;
     entry.from_incarnation = new.from_incarnation;
     entry.to_incarnation = new.to_incarnation;
-    entry.kind = target.kind;
+    entry.kind = new.target.kind | kind::ORIG;
     entry.seen = nat::seen(0, new.key.protocol, routed.tcp_flags);
     entry.last_ack = routed.tcp_ack;
+    entry.slot = new.slot;
     entry.last_seen_ns = new.now;
     entry.packets = 1;
     entry.bytes = u64::from(new.bytes);
     entry.seal = entry.seal_for(&new.key);
-    let mut done = FLOWS.insert(&new.key, &new.entry, BPF_NOEXIST.into());
-    if done.is_err_and(|error| error != -EEXIST) && evict() != 0 {
-        told |= inserted::EVICTED;
-        done = FLOWS.insert(&new.key, &new.entry, BPF_NOEXIST.into());
+    match FLOWS.insert(&new.key, &new.entry, BPF_NOEXIST.into()) {
+        Ok(()) => take_slot(new.slot, &new.key),
+        Err(error) => {
+            // It had reserved the port.
+            let _ = FLOWS.remove(&new.entry_key);
+            new.outcome = if error == -EEXIST { outcome::EXISTS } else { outcome::FULL };
+        }
     }
-    let Err(error) = done else { return told | inserted::YES };
-    // Removes the reply entry, which had reserved the port.
-    let _ = FLOWS.remove(&new.entry_key);
-    if error != -EEXIST {
-        return told | inserted::FULL;
-    }
-    told | adopt(&new.key, target)
 }
 
 /// Takes over the entry that stands under `key` in place of the one that was to be inserted,
@@ -396,15 +426,16 @@ fn adopt(key: &FlowKey, target: &mut Target) -> u32 {
     }
 }
 
-/// What [`try_port`] is handed: the context cannot be kept in a map.
+/// What [`try_insert`] and [`try_port`] are handed: the context cannot be kept in a map.
 struct Attempt {
     skb: *mut __sk_buff,
+    routed: *const Routed,
     new: *mut NewFlow,
 }
 
 /// Inserts the `reply` entry, with the first port that is free.
 #[inline(always)]
-fn choose_port(skb: *mut __sk_buff, new: &mut NewFlow) {
+fn choose_port(skb: *mut __sk_buff, routed: *const Routed, new: &mut NewFlow) {
     new.outcome = outcome::EXHAUSTED;
     let entry = &mut new.entry;
     entry.to = new.key.tuple.reversed();
@@ -415,13 +446,13 @@ fn choose_port(skb: *mut __sk_buff, new: &mut NewFlow) {
     entry.kind = new.target.kind;
     entry.seen = 0;
     entry.last_ack = 0;
-    entry.pad = 0;
+    entry.slot = 0;
     entry.last_seen_ns = new.now;
     entry.packets = 0;
     entry.bytes = 0;
     let to = new.target.to.reversed();
     new.entry_key = FlowKey::new(new.target.zone, new.key.protocol, to);
-    let mut attempt = Attempt { skb, new };
+    let mut attempt = Attempt { skb, routed, new };
     repeat(nat::PORT_TRIES, try_port, &mut attempt);
 }
 
@@ -450,6 +481,9 @@ unsafe extern "C" fn try_port(index: u64, context: *mut c_void) -> i64 {
         port
     };
     new.entry_key.tuple.dst_port = port.to_be_bytes();
+    if entry(&new.entry_key).is_some_and(|flow| !has_expired(&new.entry_key, flow, new.now)) {
+        return 0;
+    }
     if new.of_host && used_by_host(skb, new.key.protocol, &new.entry_key.tuple) != 0 {
         return 0;
     }
@@ -478,31 +512,6 @@ fn used_by_host(skb: *mut __sk_buff, protocol: u8, answer: &Tuple) -> u32 {
         return 1;
     }
     (socket::find(skb, protocol, answer) != socket::NONE).into()
-}
-
-/// Removes one flow that the agent has found to be idle, if there is one that still
-/// is. Returns 1 if so.
-#[inline(always)]
-fn evict() -> u32 {
-    let mut evicted = 0_u32;
-    repeat(EVICT_TRIES, try_evict, &mut evicted);
-    evicted
-}
-
-/// Loop body of [`evict`].
-unsafe extern "C" fn try_evict(_: u64, context: *mut c_void) -> i64 {
-    // SAFETY: `evict` passes its own `u32`.
-    let evicted = unsafe { &mut *context.cast::<u32>() };
-    let Ok(Some(Evictable { last_seen_ns, key, .. })) = EVICTABLE.pop() else { return 1 };
-    let Some(orig) = entry(&key) else { return 0 };
-    let replied = other_half(&key, orig).map_or(0, |reply| reply.last_seen_ns);
-    // Not if a packet has passed since.
-    if orig.last_seen_ns > last_seen_ns || replied > last_seen_ns {
-        return 0;
-    }
-    remove(&key, orig);
-    *evicted = 1;
-    1
 }
 
 /// Whether a flow crosses a hop here: not where it leads to or comes from the host's own loopback

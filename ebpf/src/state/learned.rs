@@ -18,6 +18,11 @@ use crate::{
 const MOVE_BURST: u32 = 16;
 const MOVE_INTERVAL_NS: u64 = 100_000_000;
 
+/// The same for new MACs. All networks share the map: within the default ageing time (300 s) one of
+/// them takes at most half of it.
+const LEARN_BURST: u32 = 1024;
+const LEARN_INTERVAL_NS: u64 = 10_000_000;
+
 /// Notes where a source MAC was seen: behind `vtep`, or on the local interface `ifindex`.
 #[inline(always)]
 pub(crate) fn source(direction: Direction, key: FdbKey, vtep: VtepId, ifindex: u32, bytes: u32) {
@@ -47,7 +52,13 @@ fn try_write_entry(key: FdbKey, vtep: VtepId, ifindex: u32) -> Option<Note> {
     let note = match learn::learn(read(&FDB_LEARNED, &key).as_ref(), &seen, AGEING_NS.load()) {
         Learn::Current => return None,
         Learn::Refresh => None,
-        Learn::Insert => Some(Note::Learned),
+        Learn::Insert => {
+            let limit = RateKey { kind: RateKey::LEARN, id: key.vni };
+            if !rates::take(limit, LEARN_INTERVAL_NS, LEARN_BURST) {
+                return Some(Note::LearnLimited);
+            }
+            Some(Note::Learned)
+        }
         Learn::Move => {
             let limit = RateKey { kind: RateKey::MAC_MOVE, id: key.vni };
             if !rates::take(limit, MOVE_INTERVAL_NS, MOVE_BURST) {

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::signal::Signal;
+use nix::sys::{signal::Signal, statvfs::statvfs};
 
 use crate::wait::{POLL, unique};
 
@@ -116,7 +116,7 @@ impl EtcdServer {
     /// Starts one and waits until it serves.
     pub fn start_with(config: Config) -> io::Result<Self> {
         let temporary =
-            || env::temp_dir().join(format!("culvert-etcd-{}-{}", std::process::id(), unique()));
+            || parent().join(format!("culvert-etcd-{}-{}", std::process::id(), unique()));
         let dir = config.dir.clone().unwrap_or_else(temporary);
         fs::create_dir_all(&dir)?;
         let mut last = None;
@@ -312,6 +312,16 @@ impl Drop for EtcdServer {
         self.stop();
         remove(&self.config, &self.dir);
     }
+}
+
+/// Where the directories of servers are made: in memory if there is plenty, as etcd waits for the
+/// disk at each change.
+fn parent() -> PathBuf {
+    /// A server reserves 128 MiB for its log, and tests run at once.
+    const PLENTY: u64 = 4 << 30;
+    let memory = Path::new("/dev/shm");
+    let free = statvfs(memory).map_or(0, |at| at.blocks_available() * at.fragment_size());
+    if free >= PLENTY { memory.to_owned() } else { env::temp_dir() }
 }
 
 /// Removes the directory, unless the caller gave it.

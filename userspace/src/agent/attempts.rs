@@ -191,8 +191,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let attempts = Attempts::new(dir.path());
         let network = Name::from_store("bridge@host1").unwrap();
-        let attempt =
-            Attempt::new("a1".to_owned(), network.clone(), "web".parse().unwrap(), true);
+        let attempt = Attempt::new("a1".to_owned(), network.clone(), "web".parse().unwrap(), true);
         attempts.begin(&attempt).unwrap();
         let path = dir.path().join(ATTEMPTS).join("bridge@host1~a1.json");
         assert!(path.exists());
@@ -219,7 +218,8 @@ mod tests {
         assert!(attempts.failed_of(&name("db")).is_empty());
 
         let file = |name: &str| dir.path().join(ATTEMPTS).join(name);
-        for (name, text) in [("net~d4.json", "{"), ("d5.json", ""), ("net~x.json", ""), ("no", "")] {
+        for (name, text) in [("net~d4.json", "{"), ("d5.json", ""), ("net~x.json", ""), ("no", "")]
+        {
             fs::write(file(name), text).unwrap();
         }
         let newer = Attempt { schema: SCHEMA + 1, ..one.clone() };

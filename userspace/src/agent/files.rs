@@ -217,19 +217,37 @@ pub(crate) const UNFINISHED: &str = "unfinished";
 /// Directory of [`attempts`](super::attempts) in the state directory.
 pub(crate) const ATTEMPTS: &str = "attempts";
 
+/// Name of the file with the clients that may not use published ports: a line for each address or
+/// prefix.
+pub(crate) const DENIED: &str = "denied";
+
+/// Name of the file with the paths of the certificates of the connection to the store.
+pub(crate) const CERTIFICATES: &str = "store-certificates";
+
 /// Directories of the state directory: records, logs and files of containers, what their commands
 /// are started again with, what was not finished.
 pub(crate) const DIRECTORIES: [&str; 6] =
     ["containers", "logs", etc::DIRECTORY, RERUNS, UNFINISHED, ATTEMPTS];
 
-/// Removes the agent's files from the state directory, and the directory if it is then empty.
-/// Errors are ignored: a file that is left does no harm.
-pub(crate) fn remove_state(state_dir: &Path) {
+/// Files that an agent leaves, other than those that say which agent it is.
+const FILES: [&str; 3] = [CERTIFICATES, DENIED, "probe.new"];
+
+/// Removes what every purge removes from the state directory. Errors are ignored: a file that is
+/// left does no harm.
+pub(crate) fn remove_files(state_dir: &Path) {
     for directory in DIRECTORIES {
         let _ = fs::remove_dir_all(state_dir.join(directory));
     }
-    let files = [NODE_ID, "lock", "probe.new"].map(|name| state_dir.join(name));
-    for file in files.into_iter().chain([name_path(state_dir)]) {
+    for file in FILES {
+        let _ = fs::remove_file(state_dir.join(file));
+    }
+}
+
+/// Removes the agent's files from the state directory, and the directory if it is then empty.
+/// Errors are ignored: a file that is left does no harm.
+pub(crate) fn remove_state(state_dir: &Path) {
+    remove_files(state_dir);
+    for file in [state_dir.join(NODE_ID), state_dir.join("lock"), name_path(state_dir)] {
         let _ = fs::remove_file(file);
     }
     let _ = fs::remove_dir(state_dir);
@@ -271,6 +289,34 @@ mod tests {
         }
         unmark_purged(dir.path()).unwrap();
         assert_eq!(purged_id(dir.path()), None);
+    }
+
+    #[test]
+    fn both_purges_remove_the_same_files() {
+        let purges: [fn(&Path); 2] = [remove_state, |dir| {
+            remove_files(dir);
+            mark_purged(dir).unwrap();
+        }];
+        for purge in purges {
+            let dir = tempfile::tempdir().unwrap();
+            let state_dir = dir.path().join("state");
+            drop(take_state_dir(&state_dir).unwrap());
+            instance_id(&state_dir).unwrap();
+            keep_name(&state_dir, &"one".parse().unwrap()).unwrap();
+            for directory in DIRECTORIES {
+                fs::create_dir(state_dir.join(directory)).unwrap();
+                fs::write(state_dir.join(directory).join("x"), "x").unwrap();
+            }
+            for file in [CERTIFICATES, DENIED] {
+                fs::write(state_dir.join(file), "x").unwrap();
+            }
+            purge(&state_dir);
+            let left = fs::read_dir(&state_dir).into_iter().flatten();
+            let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+            // Of the purge without the store: the file with the identifier, and the lock of an
+            // agent that may be the purging process.
+            assert!(left.iter().all(|name| name == PURGED || name == "lock"), "{left:?}");
+        }
     }
 
     #[test]

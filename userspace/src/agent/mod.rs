@@ -6,10 +6,10 @@
 //! * `state`: types of shared state; `shared`: one value of each.
 //! * `identity`: the name of the node, the machine, the process.
 //! * `node`: the agent's own entry in the store.
-//! * `alarms`: the alarms of the store.
+//! * `alarms`: the alarms of the store; `certificates`: the certificates of the connection to it.
 //! * `conntrack`: ages and removes the flows that the programs make.
 //! * `backend`: carries out the requests of the API.
-//! * `ports`: the published ports of the host.
+//! * `ports`: the published ports of the host; `denied`: the clients that may not use them.
 //! * `open_files`: the limit of open files.
 //! * `attempts`, `containers`, `files`, `reruns`, `unfinished`: the files in the state directory.
 //!
@@ -19,8 +19,10 @@
 mod alarms;
 mod attempts;
 mod backend;
+mod certificates;
 mod conntrack;
 mod containers;
+mod denied;
 mod engine;
 mod etc;
 mod files;
@@ -48,13 +50,15 @@ use tokio::{
     sync::oneshot,
 };
 
-pub use self::purge::purge_offline;
 use self::{
     backend::Agent,
     containers::Containers,
+    denied::Denied,
     engine::{Engine, Periods},
     shared::Shared,
+    start::Started,
 };
+pub use self::{certificates::last_certificates, purge::purge_offline};
 use crate::{
     api,
     config::{AgentOptions, PurgeOptions},
@@ -68,8 +72,9 @@ use crate::{
 ///
 /// One line with the reason why the agent cannot start: a missing privilege or kernel feature,
 /// another agent on the socket, in the state directory, under the node name or with the same
-/// identifier, another node name than before, an uplink or VTEP address that does not exist,
-/// credentials that cannot be read, a store that does not answer within `--store-timeout`.
+/// identifier, or in the network namespace, a mount namespace whose mounts end with the agent, another
+/// node name than before, an uplink or VTEP address that does not exist, credentials that cannot be
+/// read, a store that does not answer within `--store-timeout`.
 pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     start::log(&options.log, options.trace)?;
     doctor::preflight().map_err(|line| anyhow!(line))?;
@@ -112,9 +117,12 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     // Before anything else: the socket and the state directory belong to one agent.
     let listener = api::bind(&options.socket)?;
     let _state_dir = files::take_state_dir(&options.state_dir).map_err(|line| anyhow!(line))?;
+    let mounts = start::mounts(options)?;
     let url = options.store.parse::<StoreUrl>()?;
     let credentials = start::credentials(&options.store_access)?;
     let containers = Containers::load(&options.state_dir)
+        .with_context(|| format!("state directory {}", options.state_dir.display()))?;
+    let denied = Denied::load(&options.state_dir)
         .with_context(|| format!("state directory {}", options.state_dir.display()))?;
     let named = identity::name(options).map_err(|line| anyhow!(line))?;
     let id = files::instance_id(&options.state_dir)?;
@@ -131,8 +139,8 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     tokio::pin!(stopped);
 
     open_files::raise();
-    let (host, node, uplinks) = tokio::select! {
-        started = start::host(options, named.name, id) => started?,
+    let Started { host, node, uplinks, detached } = tokio::select! {
+        started = start::host(options, named.name, id, denied.sources()) => started?,
         signal = &mut stopped => {
             tracing::info!("{signal} before the host had its uplinks");
             return Ok(End::Asked);
@@ -140,14 +148,19 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     };
     let host = Arc::new(host);
     let problems = containers.problems().to_vec();
+    let skipped = denied.problems();
     let shared = Arc::new(Shared::new(
         options.clone(),
         (node, alive),
         uplinks,
         Arc::clone(&host) as Arc<dyn platform::Platform>,
-        containers,
+        (containers, denied),
     ));
     shared.problems.set("node-name", named.problem);
+    shared.problems.set("mounts", mounts);
+    for (index, line) in skipped.into_iter().enumerate() {
+        shared.problems.set(&format!("denied/{index}"), Some(line));
+    }
     for (index, line) in problems.into_iter().enumerate() {
         shared.problems.set(&format!("containers/{index}"), Some(line));
     }
@@ -158,6 +171,8 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     let trace = if options.trace { Some(host.forward_trace()?) } else { None };
     tasks.spawn(conntrack::keep(shared.conntrack_context()));
     tasks.spawn(shared.disk.clone().keep(shared.shutdown.clone()));
+    // Before the store is reached: a certificate may be why it is not.
+    tasks.spawn(certificates::keep(Arc::clone(&shared)));
 
     let agent = Arc::new(Agent::new(Arc::clone(&shared)));
     agent.resume();
@@ -209,7 +224,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
 
     let mut engine =
         tasks.spawn(Engine::new(Arc::clone(&shared), follower, Periods::default()).run());
-    tasks.spawn(start::tell_when_ready(Arc::clone(&shared), Arc::clone(&host)));
+    tasks.spawn(start::tell_when_ready(Arc::clone(&shared), Arc::clone(&host), detached));
     let keeper = Arc::clone(&agent);
     tasks.spawn(async move { keeper.keep_known().await });
     let keeper = Arc::clone(&agent);

@@ -5,26 +5,31 @@
 //! restarted agent holds the ports of its endpoints again.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use culvert_common::abi::MAX_PUBLISHED;
+use ipnetwork::{IpNetwork, Ipv4Network};
+
 use super::platform::{Holder, PortError, PortHold, Ports};
 use crate::{
     api::types::{ApiError, ErrorKind},
-    model::{Name, PortRequest, Publish, PublishedPort, View, overlapping},
+    model::{Name, PortRequest, Publish, PublishedPort, View, ipv4_source, overlapping},
 };
 
 /// Range in which free ports are chosen, first and last: the default ephemeral ports of Linux.
 const FREE: (u16, u16) = (32_768, 60_999);
-/// Most published ports of one container: they are in one record of the store.
+/// Most published ports and ranges of one container: they are in one record of the store.
 const MOST: usize = 1024;
+/// Most values of `--from` of one container, for the same reason.
+const MOST_CLIENTS: usize = 256;
 
-/// A port of an endpoint, by the endpoint's identifier.
+/// A single port of an endpoint, by the endpoint's identifier.
 type Key = (String, PublishedPort);
 
-/// The ports that this agent holds.
+/// The ports that this agent holds. Ranges are held port by port.
 #[derive(Default)]
 pub(crate) struct Reservations {
     state: Mutex<State>,
@@ -57,8 +62,8 @@ impl Pending<'_> {
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
         let mut state = self.reservations.state();
-        for port in &self.ports {
-            state.pending.remove(port);
+        for port in self.ports.iter().flat_map(|port| port.singles()) {
+            state.pending.remove(&port);
         }
     }
 }
@@ -111,6 +116,34 @@ pub(crate) fn parse(container: &Name, given: &[String]) -> Result<Vec<PortReques
     Ok(requests)
 }
 
+/// Reads the values of `--from` of a container, which publishes `ports`. Doubles are left out.
+///
+/// # Errors
+///
+/// There is no port, a value is IPv6, or there are too many.
+pub(crate) fn clients(
+    container: &Name,
+    ports: &[PortRequest],
+    given: &[IpNetwork],
+) -> Result<Vec<Ipv4Network>, ApiError> {
+    let invalid = |line| ApiError::new(ErrorKind::Invalid, line);
+    if ports.is_empty() && !given.is_empty() {
+        return Err(invalid(format!(
+            "container '{container}': --from is about published ports, and none is: -p with it is valid"
+        )));
+    }
+    let clients = given.iter().map(|from| ipv4_source(*from));
+    let clients: BTreeSet<_> =
+        clients.collect::<Result<_, _>>().map_err(|refusal| invalid(refusal.0))?;
+    if clients.len() > MOST_CLIENTS {
+        return Err(invalid(format!(
+            "container '{container}': {} sources are too many: {MOST_CLIENTS} at most are valid",
+            clients.len()
+        )));
+    }
+    Ok(clients.into_iter().collect())
+}
+
 impl Reservations {
     // A thread that panicked with the lock held left a valid state.
     fn state(&self) -> MutexGuard<'_, State> {
@@ -135,9 +168,20 @@ impl Reservations {
         let mut state = self.state();
         let taken = state.taken(view, node);
         let publisher = |port: &PublishedPort| {
-            taken.iter().find(|(other, _)| overlapping(other, port)).map(|(_, name)| name)
+            let (other, name) = taken.iter().find(|(other, _)| overlapping(other, port))?;
+            Some((port.singles().find(|single| overlapping(other, single))?, name))
         };
-        let mut holds: Vec<(PublishedPort, PortHold)> = Vec::new();
+        let published = taken.iter().map(|(port, _)| usize::from(port.count)).sum::<usize>();
+        let asked = requests.iter().map(|request| usize::from(request.count)).sum::<usize>();
+        if published + asked > MAX_PUBLISHED as usize {
+            return Err(refused(
+                ErrorKind::Conflict,
+                format!(
+                    "container '{container}': this host publishes {published} ports, and {asked} more are too many: {MAX_PUBLISHED} in all are valid"
+                ),
+            ));
+        }
+        let mut holds: Vec<(PublishedPort, Vec<PortHold>)> = Vec::new();
         // Ports that the agent chooses come last, so that it does not choose one that is asked for
         // by number.
         let (fixed, free): (Vec<&PortRequest>, Vec<&PortRequest>) =
@@ -153,32 +197,36 @@ impl Reservations {
                     ),
                 ));
             }
-            if let Some(holder) = publisher(&port) {
+            if let Some((single, holder)) = publisher(&port) {
                 return Err(refused(
                     ErrorKind::Conflict,
                     format!(
                         "port {} is published by container '{holder}': choose another port of the host, or remove that container",
-                        spelled(&port)
+                        spelled(&single)
                     ),
                 ));
             }
-            let hold = platform
-                .hold_port(port.host_ip, port.host_port, port.protocol)
-                .map_err(|error| Refused::Port(port, error))?;
-            holds.push((port, hold));
+            let held = port.singles().map(|single| {
+                platform
+                    .hold_port(single.host_ip, single.host_port, single.protocol)
+                    .map_err(|error| Refused::Port(single, error))
+            });
+            holds.push((port, held.collect::<Result<_, _>>()?));
         }
         for request in free {
             let free = |port: &PublishedPort| {
                 publisher(port).is_none()
                     && !holds.iter().any(|(other, _)| overlapping(other, port))
             };
-            let chosen = choose(platform, request, free)?;
-            holds.push(chosen);
+            let (port, hold) = choose(platform, request, free)?;
+            holds.push((port, vec![hold]));
         }
         let mut ports: Vec<_> = holds.iter().map(|(port, _)| *port).collect();
         ports.sort_unstable();
-        let pending = holds.into_iter().map(|(port, hold)| (port, (container.clone(), hold)));
-        state.pending.extend(pending);
+        for (port, held) in holds {
+            let singles = port.singles().zip(held);
+            state.pending.extend(singles.map(|(single, hold)| (single, (container.clone(), hold))));
+        }
         drop(state);
         Ok(Pending { reservations: self, ports })
     }
@@ -241,7 +289,14 @@ impl Reservations {
                 Ok(hold) => {
                     state.held.insert(key.clone(), hold);
                 }
-                Err(error) => refused.push((key.clone(), container.clone(), error)),
+                Err(error) => {
+                    // No more than one line: it will be the same for the other ports.
+                    let none_left = matches!(error, PortError::NoFiles(_));
+                    refused.push((key.clone(), container.clone(), error));
+                    if none_left {
+                        break;
+                    }
+                }
             }
         }
         refused
@@ -291,7 +346,11 @@ fn choose(
 
 /// The text of a port of the host in messages.
 fn spelled(port: &PublishedPort) -> String {
-    let PublishedPort { host_ip, host_port, protocol, .. } = port;
+    let PublishedPort { host_ip, protocol, .. } = port;
+    let host_port = match port.host_ports() {
+        Some((first, last)) if first != last => format!("{first}-{last}"),
+        _ => port.host_port.to_string(),
+    };
     if *host_ip == Ipv4Addr::UNSPECIFIED {
         format!("{host_port}/{protocol}")
     } else {

@@ -1,6 +1,7 @@
 //! `culvert purge` without a running agent, and its completion by the next agent.
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
+use culvert_common::abi::programs;
 
 use super::{
     backend::Agent,
@@ -12,7 +13,7 @@ use super::{
 };
 use crate::{
     config::PurgeOptions,
-    datapath::Datapath,
+    datapath::{self, Datapath},
     limits::name_limit,
     model::{Alive, ops::ExecuteError},
     netlink::Netlink,
@@ -32,7 +33,13 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
     // No agent can start while the socket is bound.
     let listener = crate::api::bind(&options.socket)?;
     let netlink = Netlink::new()?;
-    for link in netlink.links().await? {
+    let links = netlink.links().await?;
+    let leftovers = datapath::find_leftovers(&links, &options.bpffs)?;
+    let remedy = "name its --socket, or stop it";
+    if let Some(line) = leftovers.iter().find_map(|other| other.kept(remedy)) {
+        bail!("{line}");
+    }
+    for link in links {
         if let Some(id) = sandbox::endpoint_of(&link) {
             sandbox::unplug(&netlink, id).await?;
         }
@@ -76,15 +83,14 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
         }
         tokio::task::spawn_blocking(move || Netns::remove(&name)).await??;
     }
-    if Datapath::has_loopback(&options.bpffs)? {
+    let has_loopback = leftovers.iter().any(|leftover| leftover.program == programs::FROM_LOOPBACK);
+    if has_loopback || Datapath::has_loopback(&options.bpffs)? {
         sandbox::allow_loopback(&netlink, false)?;
     }
     Datapath::purge(&options.bpffs)?;
+    datapath::remove_leftovers(&leftovers)?;
     if options.state_dir.is_dir() {
-        for directory in files::DIRECTORIES {
-            // Best effort: what is left does no harm.
-            let _ = std::fs::remove_dir_all(options.state_dir.join(directory));
-        }
+        files::remove_files(&options.state_dir);
         files::mark_purged(&options.state_dir)
             .with_context(|| format!("state directory {}", options.state_dir.display()))?;
     }

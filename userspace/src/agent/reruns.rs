@@ -92,7 +92,10 @@ pub(crate) fn remove_strays(state_dir: &Path, has_record: impl Fn(&str) -> bool)
         }
         let path = file.path();
         let error = fs::remove_file(&path).err()?;
-        Some(format!("{}: it belongs to no container, and cannot be removed: {error}", path.display()))
+        Some(format!(
+            "{}: it belongs to no container, and cannot be removed: {error}",
+            path.display()
+        ))
     });
     stays.collect()
 }

@@ -18,6 +18,7 @@ use super::{
     attempts::Attempts,
     conntrack,
     containers::Containers,
+    denied::Denied,
     platform::Platform,
     ports::{Pending, Reservations},
     state::{
@@ -104,6 +105,8 @@ pub(crate) struct Shared {
     paths: Mutex<BTreeMap<[u8; 4], UnderlayPath>>,
     /// The published ports of this host.
     ports: Reservations,
+    /// The clients that may not use published ports.
+    pub(crate) denied: Denied,
     /// Since when the agents of other nodes are not alive.
     pub(crate) lives: Lives,
 }
@@ -115,7 +118,7 @@ impl Shared {
         (node, alive): (Node, Alive),
         uplinks: Vec<String>,
         platform: Arc<dyn Platform>,
-        containers: Containers,
+        (containers, denied): (Containers, Denied),
     ) -> Self {
         let problems = Arc::<Problems>::default();
         let disk = Disk::new(options.state_dir.clone(), Arc::clone(&problems));
@@ -152,6 +155,7 @@ impl Shared {
             containers: Mutex::new(containers),
             paths: Mutex::default(),
             ports: Reservations::default(),
+            denied,
             lives: Lives::default(),
         }
     }

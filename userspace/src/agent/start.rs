@@ -1,10 +1,12 @@
 //! The steps of the start.
 
+mod leftovers;
 mod underlay;
 
-use std::{future::Future, io::IsTerminal as _, sync::Arc, time::Duration};
+use std::{future::Future, io::IsTerminal as _, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
+use ipnetwork::Ipv4Network;
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
@@ -18,6 +20,7 @@ use crate::{
     choice::device::Device,
     config::{AgentOptions, DatapathMode, StoreAccess},
     datapath::{self, Carried, Datapath},
+    doctor,
     model::{LAYOUT, Name, Node, follow_options},
     netlink::Netlink,
     store::{
@@ -53,6 +56,37 @@ pub(super) fn log(filter: &str, trace: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Checks that what the agent mounts outlives it. Returns the problem, if there is one that
+/// `--allow-private-mounts` permits.
+///
+/// # Errors
+///
+/// One line: the mounts end with the agent.
+pub(super) fn mounts(options: &AgentOptions) -> anyhow::Result<Option<String>> {
+    let fleeting = doctor::fleeting_mounts(&options.bpffs);
+    if fleeting.is_empty() {
+        return Ok(None);
+    }
+    let fault = fleeting_line(&fleeting);
+    if options.allow_private_mounts {
+        return Ok(Some(fault));
+    }
+    bail!(
+        "{fault}: take PrivateTmp=, PrivateMounts=, ProtectSystem=, ReadWritePaths= and all else \
+         that gives a unit mounts of its own out of the unit, or give --allow-private-mounts"
+    )
+}
+
+/// What happens to the mounts in these directories.
+fn fleeting_line(dirs: &[PathBuf]) -> String {
+    let dirs: Vec<String> = dirs.iter().map(|dir| dir.display().to_string()).collect();
+    format!(
+        "mount namespace: what the agent mounts at {} does not reach the host, and ends with the \
+         agent; traffic then stops",
+        dirs.join(" and ")
+    )
+}
+
 /// The options to open the store with.
 ///
 /// # Errors
@@ -79,17 +113,29 @@ pub(super) fn credentials(access: &StoreAccess) -> anyhow::Result<StoreOptions> 
     })
 }
 
+/// A host whose data plane is loaded.
+pub(super) struct Started {
+    pub(super) host: Host,
+    pub(super) node: Node,
+    /// Names of the uplinks.
+    pub(super) uplinks: Vec<String>,
+    /// Programs of an earlier agent that were detached, a line each.
+    pub(super) detached: Vec<String>,
+}
+
 /// Waits for uplinks and VTEP address, loads the data plane, and attaches it to the uplinks.
+/// `denied` are the clients that may not use published ports.
 ///
 /// # Errors
 ///
-/// One line: an uplink is of a kind that cannot be one, uplinks or VTEP address are not there
-/// within `--store-timeout`, or the kernel refuses.
+/// One line: another agent serves this network namespace, an uplink is of a kind that cannot be one,
+/// uplinks or VTEP address are not there within `--store-timeout`, or the kernel refuses.
 pub(super) async fn host(
     options: &AgentOptions,
     name: Name,
     id: String,
-) -> anyhow::Result<(Host, Node, Vec<String>)> {
+    denied: Vec<Ipv4Network>,
+) -> anyhow::Result<Started> {
     let netlink = Netlink::new()?;
     let (uplinks, vtep) = underlay::wait(&netlink, options).await?;
     let facts = facts::read(&netlink, &uplinks).await?;
@@ -99,6 +145,8 @@ pub(super) async fn host(
         ..Node::new(name, id, vtep, options.vxlan_port)
     };
 
+    let detached = leftovers::check(&netlink, options).await?;
+
     let device = Device::choose(options.device).await.map_err(|line| anyhow!(line))?;
 
     let datapath_options = datapath::Options {
@@ -107,8 +155,10 @@ pub(super) async fn host(
         vxlan_port: options.vxlan_port,
         ageing: options.ageing,
         max_flows: options.conntrack.max_flows,
+        flow_timeouts: options.conntrack.timeouts.table(),
         nat_ports: options.conntrack.nat_ports,
         services: options.services.clone(),
+        denied,
         trace: options.trace,
     };
     let to_load = datapath_options.clone();
@@ -120,7 +170,7 @@ pub(super) async fn host(
     if let Some(error) = host.attach_uplinks().await.into_iter().next() {
         return Err(error.into());
     }
-    Ok((host, node, uplinks))
+    Ok(Started { host, node, uplinks, detached })
 }
 
 /// Opens the store. Tries again while the store does not answer.
@@ -167,8 +217,9 @@ pub(super) async fn within<T>(
     }
 }
 
-/// Logs that the agent is ready, once the first list of the store is in the kernel.
-pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>) {
+/// Retires what an earlier agent has left, and logs that the agent is ready, once the first list of
+/// the store is in the kernel. What cannot be retired is tried again.
+pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>, detached: Vec<String>) {
     if shared.wait_ready().await {
         match host.retire_other_versions() {
             Ok(retired) => {
@@ -191,6 +242,8 @@ pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>) {
             }
             Err(error) => tracing::warn!("{error}"),
         }
+        let mut retiring = leftovers::Retiring::new(&shared, &host, detached);
+        let is_retired = retiring.attempt().await;
         tracing::info!(
             "agent ready node={} socket={} vtep={} store={}",
             shared.node.name,
@@ -200,6 +253,9 @@ pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>) {
         );
         if let Ok(mtu) = host.max_mtu(crate::model::Driver::Overlay).await {
             tracing::debug!("overlay MTU at most {mtu}");
+        }
+        if !is_retired {
+            retiring.keep().await;
         }
     }
 }

@@ -3,8 +3,10 @@
 //! The engine, the API and the node's entry are the real ones; only the kernel is simulated.
 //! Several agents share one store, as hosts do.
 
+mod addresses;
 mod away;
 mod commands;
+mod denied;
 mod doubt;
 mod fake;
 mod faults;

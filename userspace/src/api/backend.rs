@@ -3,9 +3,9 @@
 use async_trait::async_trait;
 
 use super::types::{
-    ApiError, Connect, ContainerCreate, ContainerRow, ContainerState, Created, FdbRow, NatQuery,
-    NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, NodeRow, StatsRow, Status,
-    VtepChange, VtepRow,
+    AddressChange, Allowed, ApiError, Connect, ContainerCreate, ContainerRow, ContainerState,
+    Created, FdbRow, NatQuery, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow,
+    NodeRow, PublishedPorts, Sources, StatsRow, Status, VtepChange, VtepRow,
 };
 use crate::model::Name;
 
@@ -24,6 +24,10 @@ pub trait Backend: Send + Sync + 'static {
     async fn connect(&self, network: &Name, request: Connect) -> Result<ContainerRow, ApiError>;
     /// `network disconnect`; also `detach NAME --network NET`.
     async fn disconnect(&self, network: &Name, container: &Name) -> Result<(), ApiError>;
+    /// `network address add`.
+    async fn address_add(&self, network: &Name, request: AddressChange) -> Result<(), ApiError>;
+    /// `network address rm`.
+    async fn address_remove(&self, network: &Name, request: AddressChange) -> Result<(), ApiError>;
     /// `run` and `attach`: makes or adopts the sandbox and attaches it, without starting a process.
     async fn container_create(&self, request: ContainerCreate) -> Result<ContainerRow, ApiError>;
     /// The state report of `run`'s supervisor.
@@ -38,6 +42,12 @@ pub trait Backend: Send + Sync + 'static {
     async fn neighbours(&self) -> Result<Vec<NeighRow>, ApiError>;
     /// `nat ls`: the flows that match the query.
     async fn nat(&self, query: NatQuery) -> Result<Vec<NatRow>, ApiError>;
+    /// `ports ls`.
+    async fn ports(&self) -> Result<PublishedPorts, ApiError>;
+    /// `ports deny`. Idempotent.
+    async fn ports_deny(&self, sources: Sources) -> Result<(), ApiError>;
+    /// `ports allow`. Idempotent.
+    async fn ports_allow(&self, sources: Sources) -> Result<Allowed, ApiError>;
     /// `vtep ls`.
     async fn vteps(&self) -> Result<Vec<VtepRow>, ApiError>;
     /// `vtep add`.

@@ -20,9 +20,9 @@ use tokio::{
 use super::{
     Backend, deadline,
     types::{
-        ApiError, Connect, ContainerCreate, ContainerRow, ContainerState, Created, ErrorKind,
-        FdbRow, NatQuery, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, NodeRow,
-        StatsRow, Status, VtepChange, VtepRow,
+        AddressChange, Allowed, ApiError, Connect, ContainerCreate, ContainerRow, ContainerState,
+        Created, ErrorKind, FdbRow, NatQuery, NatRow, NeighRow, NetworkCreate, NetworkInspect,
+        NetworkRow, NodeRow, PublishedPorts, Sources, StatsRow, Status, VtepChange, VtepRow,
     },
 };
 use crate::model::Name;
@@ -285,6 +285,14 @@ impl Backend for Client {
         self.send(Method::DELETE, &path, None).await
     }
 
+    async fn address_add(&self, network: &Name, request: AddressChange) -> Result<(), ApiError> {
+        self.call(Method::POST, &format!("/v1/networks/{network}/addresses"), &request).await
+    }
+
+    async fn address_remove(&self, network: &Name, request: AddressChange) -> Result<(), ApiError> {
+        self.call(Method::DELETE, &format!("/v1/networks/{network}/addresses"), &request).await
+    }
+
     async fn container_create(&self, request: ContainerCreate) -> Result<ContainerRow, ApiError> {
         self.call(Method::POST, "/v1/containers", &request).await
     }
@@ -322,6 +330,18 @@ impl Backend for Client {
         .flatten()
         .collect();
         self.get(&format!("/v1/nat?{}", given.join("&"))).await
+    }
+
+    async fn ports(&self) -> Result<PublishedPorts, ApiError> {
+        self.get("/v1/ports").await
+    }
+
+    async fn ports_deny(&self, sources: Sources) -> Result<(), ApiError> {
+        self.call(Method::POST, "/v1/ports/denied", &sources).await
+    }
+
+    async fn ports_allow(&self, sources: Sources) -> Result<Allowed, ApiError> {
+        self.call(Method::DELETE, "/v1/ports/denied", &sources).await
     }
 
     async fn vteps(&self) -> Result<Vec<VtepRow>, ApiError> {

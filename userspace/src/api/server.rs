@@ -23,9 +23,9 @@ use super::{
     accept::Spared,
     deadline,
     types::{
-        ApiError, Connect, ContainerCreate, ContainerRow, ContainerState, Created, ErrorKind,
-        FdbRow, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, NodeRow, StatsRow,
-        Status, Supervised, VtepChange, VtepRow,
+        AddressChange, Allowed, ApiError, Connect, ContainerCreate, ContainerRow, ContainerState,
+        Created, ErrorKind, FdbRow, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow,
+        NodeRow, PublishedPorts, Sources, StatsRow, Status, Supervised, VtepChange, VtepRow,
     },
 };
 use crate::model::Name;
@@ -71,12 +71,15 @@ fn router(backend: Arc<dyn Backend>) -> Router {
         .route("/v1/networks/{name}", get(network_inspect).delete(network_remove))
         .route("/v1/networks/{name}/containers", post(connect))
         .route("/v1/networks/{name}/containers/{container}", delete(disconnect))
+        .route("/v1/networks/{name}/addresses", post(address_add).delete(address_remove))
         .route("/v1/containers", get(containers).post(container_create))
         .route("/v1/containers/{name}", delete(container_remove))
         .route("/v1/containers/{name}/state", post(container_state))
         .route("/v1/fdb", get(fdb))
         .route("/v1/neighbours", get(neighbours))
         .route("/v1/nat", get(nat))
+        .route("/v1/ports", get(ports))
+        .route("/v1/ports/denied", post(ports_deny).delete(ports_allow))
         .route("/v1/vteps", get(vteps).post(vtep_add).delete(vtep_remove))
         .route("/v1/nodes", get(nodes))
         .route("/v1/nodes/{name}", delete(node_remove))
@@ -222,6 +225,20 @@ async fn disconnect(
     backend.disconnect(&network, &container).await.map(done)
 }
 
+async fn address_add(State(backend): Shared, Named(network): Named<Name>, request: Body) -> Done {
+    let request: AddressChange = body(request).await?;
+    backend.address_add(&network, request).await.map(done)
+}
+
+async fn address_remove(
+    State(backend): Shared,
+    Named(network): Named<Name>,
+    request: Body,
+) -> Done {
+    let request: AddressChange = body(request).await?;
+    backend.address_remove(&network, request).await.map(done)
+}
+
 /// The process that has made a connection.
 #[derive(Clone, Copy, Debug)]
 struct Peer {
@@ -259,8 +276,9 @@ impl Peer {
     /// container. An earlier version says nothing.
     fn reports(self, state: &mut ContainerState) -> Result<(), ApiError> {
         let by = match state {
-            ContainerState::Running { supervisor, .. } => supervisor
-                .get_or_insert_with(|| Supervised { pid: 0, restarts: 0, failing: None }),
+            ContainerState::Running { supervisor, .. } => {
+                supervisor.get_or_insert_with(|| Supervised { pid: 0, restarts: 0, failing: None })
+            }
             ContainerState::Restarting { supervisor, .. } => supervisor,
             ContainerState::Exited { .. } => return Ok(()),
         };
@@ -322,6 +340,20 @@ async fn neighbours(State(backend): Shared) -> Answer<Vec<NeighRow>> {
 
 async fn nat(State(backend): Shared, uri: Uri) -> Answer<Vec<NatRow>> {
     backend.nat(query(&uri)?).await.map(Json)
+}
+
+async fn ports(State(backend): Shared) -> Answer<PublishedPorts> {
+    backend.ports().await.map(Json)
+}
+
+async fn ports_deny(State(backend): Shared, request: Body) -> Done {
+    let sources: Sources = body(request).await?;
+    backend.ports_deny(sources).await.map(done)
+}
+
+async fn ports_allow(State(backend): Shared, request: Body) -> Answer<Allowed> {
+    let sources: Sources = body(request).await?;
+    backend.ports_allow(sources).await.map(Json)
 }
 
 async fn vteps(State(backend): Shared) -> Answer<Vec<VtepRow>> {
@@ -387,6 +419,8 @@ mod tests {
             assert_eq!(refused.kind, ErrorKind::Invalid);
         }
         peer.reports(&mut waits).unwrap();
-        assert!(matches!(&waits, ContainerState::Restarting { supervisor, .. } if supervisor.pid == 7));
+        assert!(
+            matches!(&waits, ContainerState::Restarting { supervisor, .. } if supervisor.pid == 7)
+        );
     }
 }

@@ -3,6 +3,7 @@
 mod life;
 mod nat;
 mod node;
+mod ports;
 
 use std::{
     collections::BTreeMap,
@@ -17,6 +18,7 @@ pub use self::{
     life::{ContainerState, Rerun, Supervised},
     nat::{ConntrackStatus, FlowProtocol, NatQuery, NatRow},
     node::NodeRow,
+    ports::{Allowed, PublishedPorts, PublishedRow, Sources},
 };
 use crate::{
     choice::Uplink,
@@ -210,6 +212,9 @@ pub struct InspectContainer {
     /// IPv6 with prefix length, or empty.
     #[serde(rename = "IPv6Address")]
     pub ipv6_address: String,
+    /// Additional addresses with prefix length.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub additional_addresses: Vec<String>,
 }
 
 /// A peer in [`NetworkInspect`].
@@ -233,12 +238,19 @@ pub struct ContainerCreate {
     /// Fixed address.
     #[serde(default)]
     pub ip: Option<IpAddr>,
+    /// Further fixed addresses: the first of another subnet is the primary one there, the others are
+    /// additional addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_ips: Vec<IpAddr>,
     /// Fixed MAC.
     #[serde(default)]
     pub mac: Option<MacAddr>,
     /// Values of `-p`.
     #[serde(default)]
     pub ports: Vec<String>,
+    /// Values of `--from`: clients that may use the ports. Empty: everybody.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub from: Vec<IpNetwork>,
     /// Values of `--expose`: ports on which the command will listen.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub expose: Vec<String>,
@@ -324,12 +336,18 @@ pub struct ContainerNetwork {
     pub ip: String,
     /// IPv6 address, if the endpoint has one.
     pub ip6: Option<String>,
+    /// Additional addresses without prefix length.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub additional: Vec<String>,
     /// MAC.
     pub mac: String,
     /// Interface name in the sandbox.
     pub ifname: String,
     /// Published ports.
     pub ports: Vec<String>,
+    /// Addresses and prefixes of clients that may use them. Empty: everybody.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub from: Vec<String>,
 }
 
 /// `POST /v1/networks/NAME/containers`: attaches a container to a network.
@@ -340,9 +358,22 @@ pub struct Connect {
     /// Fixed address.
     #[serde(default)]
     pub ip: Option<IpAddr>,
+    /// As in [`ContainerCreate`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_ips: Vec<IpAddr>,
     /// Fixed MAC.
     #[serde(default)]
     pub mac: Option<MacAddr>,
+}
+
+/// `POST /v1/networks/NAME/addresses` and `DELETE /v1/networks/NAME/addresses`: an additional
+/// address of a container in a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressChange {
+    /// Container.
+    pub container: Name,
+    /// Address.
+    pub ip: IpAddr,
 }
 
 /// Row of `fdb show`.
@@ -375,6 +406,12 @@ pub struct NeighRow {
     pub ip: String,
     /// MAC.
     pub mac: String,
+    /// `static`: from the store. `learned`: from ARP, an address that no endpoint has.
+    #[serde(default)]
+    pub kind: String,
+    /// Seconds since the last ARP packet from a learned address; `null` for other entries.
+    #[serde(default)]
+    pub age_s: Option<u64>,
 }
 
 /// Row of `vtep ls`.
@@ -502,10 +539,22 @@ pub struct StoreStatus {
     /// Alarms of etcd, such as `NOSPACE`: it takes no writes while one is set.
     #[serde(default)]
     pub alarms: Vec<String>,
+    /// Files of the certificates of the connection.
+    #[serde(default)]
+    pub certificates: Vec<StoreCertificate>,
     /// The last full read of the store: at the start, or after an interruption whose changes the
     /// store has compacted.
     #[serde(default)]
     pub last_read: Option<StoreRead>,
+}
+
+/// A file of certificates of the connection to the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreCertificate {
+    /// The option of the agent that names it: `--store-ca` or `--store-cert`.
+    pub option: String,
+    /// Path.
+    pub file: String,
 }
 
 /// Duration and size of a full read of the store.

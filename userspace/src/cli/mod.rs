@@ -115,6 +115,7 @@ async fn ask(command: Command, auto_remove: bool, mut context: Context<'_>) -> R
         Command::Fdb(FdbCommand::Show) => verbs::fdb(client, format, out).await?,
         Command::Neigh(NeighCommand::Show) => verbs::neighbours(client, format, out).await?,
         Command::Nat(NatCommand::Ls(args)) => verbs::nat(client, args, format, out).await?,
+        Command::Ports(command) => verbs::ports(client, command, format, out).await?,
         Command::Vtep(command) => verbs::vtep(client, command, format, out).await?,
         Command::Store(StoreCommand::Accept) => verbs::store_accept(client).await?,
         Command::Node(command) => verbs::node(client, command, format, out).await?,

@@ -13,7 +13,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     api::DEFAULT_TIMEOUT,
-    model::{Exposed, Invalid, MacAddr, Name, Publish, RestartPolicy, Vni, validate},
+    model::{Exposed, Invalid, MacAddr, Name, Publish, RestartPolicy, Vni, parse_source, validate},
     store::StoreUrl,
 };
 
@@ -61,6 +61,11 @@ pub(super) fn service_cidr(text: &str) -> Parsed<Ipv4Network> {
             refuse(format!("services {text} are IPv6: a range of IPv4 as in 10.96.0.0/12 is valid"))
         }
     }
+}
+
+/// An address or prefix of clients.
+pub(super) fn source(text: &str) -> Parsed<IpNetwork> {
+    parse_source(text)
 }
 
 /// An IPv4 or IPv6 address.

@@ -43,6 +43,9 @@ pub struct AgentOptions {
     pub state_dir: PathBuf,
     /// `--bpffs`: where programs, links and maps are pinned.
     pub bpffs: PathBuf,
+    /// `--allow-private-mounts`: the agent starts also where its mounts, and with them programs and
+    /// namespaces, end with it.
+    pub allow_private_mounts: bool,
     /// `--cleanup-on-exit`: the agent purges this node when it is asked to stop.
     pub cleanup_on_exit: bool,
     /// `--log` or `RUST_LOG`: a filter of tracing-subscriber's `EnvFilter` that parses.

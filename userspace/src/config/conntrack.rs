@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use culvert_common::{abi::DEFAULT_FLOWS, datapath::conntrack::FlowState};
+use culvert_common::{
+    abi::DEFAULT_FLOWS,
+    datapath::conntrack::{self, FlowState},
+};
 
 /// Options of `culvert agent` about connection tracking and NAT.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +48,11 @@ impl Timeouts {
         u64::try_from(self.get(state).as_nanos()).unwrap_or(u64::MAX)
     }
 
+    /// The timeouts as the programs read them.
+    pub fn table(&self) -> conntrack::Timeouts {
+        conntrack::timeouts(|state| self.ns(state))
+    }
+
     /// Sets the timeout of `state`, in seconds. Returns the timeout that an earlier call set.
     pub fn set(&mut self, state: FlowState, seconds: u32) -> Option<u32> {
         self.given.insert(state, seconds)
@@ -55,5 +63,5 @@ impl Timeouts {
 pub const DEFAULT_NAT_PORTS: (u16, u16) = (1024, 65_535);
 /// Least value of `--conntrack-max`, in flows.
 pub const MIN_CONNTRACK: u32 = 64;
-/// Greatest value of `--conntrack-max`, in flows: the empty table then takes 256 MiB.
+/// Greatest value of `--conntrack-max`, in flows: the empty table then takes 640 MiB.
 pub const MAX_CONNTRACK: u32 = 8_388_608;

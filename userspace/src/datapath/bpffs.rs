@@ -12,7 +12,7 @@ use nix::{
 };
 
 use super::error::DatapathError;
-use crate::limits::name_limit;
+use crate::{limits::name_limit, mountinfo};
 
 /// Directory of the pins of this build: `BPFFS/v<ABI_VERSION>`.
 pub(super) fn version_dir(bpffs: &Path) -> PathBuf {
@@ -37,6 +37,12 @@ pub(super) fn ensure_mounted(dir: &Path) -> Result<(), DatapathError> {
     }
     mount(Some("bpf"), dir, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
         .map_err(|errno| failed(dir, "mount BPF file system")(errno.into()))
+}
+
+/// Where BPF file systems are mounted in this mount namespace. Empty if that cannot be read.
+pub(super) fn mount_points() -> Vec<PathBuf> {
+    let mounts = mountinfo::of("thread-self").unwrap_or_default();
+    mounts.into_iter().filter(|mount| mount.kind == "bpf").map(|mount| mount.point).collect()
 }
 
 /// Makes a directory and its parents.

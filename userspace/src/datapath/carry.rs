@@ -5,11 +5,13 @@
 //! before the programs of the earlier version are detached, so that established connections
 //! go on. Learned FDB entries and path MTUs are learned again.
 
-use std::{io, path::Path};
+use std::{collections::HashMap as Numbers, io, path::Path};
 
-use aya::maps::{HashMap, Map, MapData, MapError};
+use aya::maps::{HashMap, Map, MapData, MapError, MapInfo};
 use bytemuck::{Pod, Zeroable};
-use culvert_common::abi::{Flow, FlowKey, Sealed as _, Tuple, kind, names, zone};
+use culvert_common::abi::{
+    Flow, FlowKey, MappedAddr, Sealed as _, SealedU32, Tuple, kind, names, zone,
+};
 
 use super::{DatapathError, raw::Bytes, tables::Tables};
 
@@ -77,14 +79,83 @@ pub(super) fn flows_of_v3(maps: &Path, tables: &Tables) -> Result<Carried, Datap
             Err(MapError::KeyNotFound) => continue,
             Err(error) => return Err(failed(error)),
         };
-        let flow = convert(&old, tables)?.sealed(&key);
-        match tables.flows.insert_new(&key, &flow) {
-            Ok(()) => carried.entries += 1,
-            Err(DatapathError::Map { source, .. }) if is_full(&source) => carried.lost += 1,
-            Err(error) => return Err(error),
-        }
+        carried.put(tables, &key, convert(&old, tables)?)?;
     }
     Ok(carried)
+}
+
+/// Copies the flows of an agent of this version that had another BPF file system. `flows` and
+/// `vtep_ids` are the identifiers of its maps. An entry whose key exists in the new table is not
+/// overwritten. `None`: its table has another layout.
+///
+/// # Errors
+///
+/// If a map cannot be read or written.
+pub(super) fn flows_of_another(
+    flows: u32,
+    vtep_ids: u32,
+    tables: &Tables,
+) -> Result<Option<Carried>, DatapathError> {
+    let failed = |source| DatapathError::Map { map: names::FLOWS, source: Box::new(source) };
+    let info = MapInfo::from_id(flows).map_err(failed)?;
+    if (info.key_size() as usize, info.value_size() as usize)
+        != (size_of::<FlowKey>(), size_of::<Flow>())
+    {
+        return Ok(None);
+    }
+    let numbers = vteps(vtep_ids)
+        .map_err(|source| DatapathError::Map { map: names::VTEP_IDS, source: Box::new(source) })?;
+    let old: HashMap<_, Bytes<FlowKey>, Bytes<Flow>> = MapData::from_id(flows)
+        .and_then(|map| HashMap::try_from(Map::HashMap(map)))
+        .map_err(failed)?;
+    let mut carried = Carried::default();
+    for item in old.iter() {
+        let (Bytes(key), Bytes(mut flow)) = match item {
+            Ok(item) => item,
+            // The programs removed it between the two system calls.
+            Err(MapError::KeyNotFound) => continue,
+            Err(error) => return Err(failed(error)),
+        };
+        if !flow.is_of(&key) {
+            continue;
+        }
+        if flow.zone == zone::TUNNEL {
+            // A number without an address is that of a host that is gone, and so is the flow.
+            let Some(address) = numbers.get(&flow.dest) else { continue };
+            flow.dest = tables.vtep_ids().give(*address)?.0;
+        }
+        // Slots of the other agent's map.
+        flow.slot = 0;
+        carried.put(tables, &key, flow)?;
+    }
+    Ok(Some(carried))
+}
+
+/// The addresses of the VTEPs of another agent, by the numbers that it gave them.
+fn vteps(map: u32) -> Result<Numbers<u32, [u8; 4]>, MapError> {
+    let map: HashMap<_, Bytes<MappedAddr>, Bytes<SealedU32>> =
+        HashMap::try_from(Map::HashMap(MapData::from_id(map)?))?;
+    let mut numbers = Numbers::new();
+    for item in map.iter() {
+        let (Bytes(address), Bytes(number)) = item?;
+        if let Some(octets) = address.as_v4().filter(|_| number.is_of(&address)) {
+            numbers.insert(number.value, octets);
+        }
+    }
+    Ok(numbers)
+}
+
+impl Carried {
+    /// Writes a flow to this version's table.
+    fn put(&mut self, tables: &Tables, key: &FlowKey, flow: Flow) -> Result<(), DatapathError> {
+        let flow = Flow { seal: 0, ..flow }.sealed(key);
+        match tables.flows.insert_new(key, &flow) {
+            Ok(()) => self.entries += 1,
+            Err(DatapathError::Map { source, .. }) if is_full(&source) => self.lost += 1,
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
 }
 
 /// The flow as ABI 4 has it, without a seal.
@@ -104,7 +175,7 @@ fn convert(old: &FlowV3, tables: &Tables) -> Result<Flow, DatapathError> {
         seal: 0,
         seen: old.flags >> 16,
         last_ack: old.last_ack,
-        pad: 0,
+        slot: 0,
         last_seen_ns: old.last_seen_ns,
         packets: old.packets,
         bytes: old.bytes,

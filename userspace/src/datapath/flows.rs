@@ -1,5 +1,5 @@
-//! The conntrack maps: the agent reads `FLOWS` a slice at a time, and writes `EVICTABLE` and
-//! `RESERVED_PORTS` for the programs.
+//! The conntrack maps: the agent reads `FLOWS` a slice at a time, and writes `RESERVED_PORTS` for the
+//! programs.
 
 use std::{
     fmt, io,
@@ -9,10 +9,10 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, MapError, Queue},
+    maps::{Array, HashMap, Map, MapData, MapError},
     sys::SyscallError,
 };
-use culvert_common::abi::{Evictable, Flow, FlowKey, names};
+use culvert_common::abi::{Flow, FlowKey, Sealed as _, names};
 
 use super::{
     batch,
@@ -66,13 +66,13 @@ pub trait FlowTable: Send + Sync {
     /// If the map cannot be written.
     fn remove(&self, key: &FlowKey) -> Result<(), DatapathError>;
 
-    /// Adds flows to the eviction queue, in order: the programs evict the first one first. Flows
-    /// beyond the queue's capacity are left out. A full queue loses its oldest entries.
+    /// Replaces the entry of one direction of a flow, with its seal. It is no error if there is
+    /// none: none is made.
     ///
     /// # Errors
     ///
-    /// If the queue cannot be written.
-    fn offer(&self, flows: &[Evictable]) -> Result<(), DatapathError>;
+    /// If the map cannot be written.
+    fn replace(&self, key: &FlowKey, flow: &Flow) -> Result<(), DatapathError>;
 
     /// Reads `RESERVED_PORTS`, the ports that masquerading never takes: all words, see
     /// [`reserved_bit`](culvert_common::abi::reserved_bit).
@@ -113,7 +113,6 @@ pub struct Flows {
     flows: Mutex<HashMap<MapData, Bytes<FlowKey>, Bytes<Flow>>>,
     /// A second handle of `FLOWS`: aya's map type does not lend its file descriptor.
     fd: MapData,
-    evictable: Mutex<Queue<MapData, Bytes<Evictable>>>,
     reserved: Mutex<Array<MapData, u64>>,
 }
 
@@ -132,7 +131,6 @@ impl Flows {
             max_entries: fd.info().map_err(failed)?.max_entries(),
             flows: Mutex::new(HashMap::try_from(Map::HashMap(map)).map_err(failed)?),
             fd,
-            evictable: Mutex::new(take_map(ebpf, names::EVICTABLE)?),
             reserved: Mutex::new(take_map(ebpf, names::RESERVED_PORTS)?),
         })
     }
@@ -177,17 +175,16 @@ impl FlowTable for Flows {
         }
     }
 
-    fn offer(&self, flows: &[Evictable]) -> Result<(), DatapathError> {
-        let mut queue = lock(&self.evictable);
-        let capacity = queue.capacity() as usize;
-        // A full queue drops its oldest entry for the new one, so that it always has entries for
-        // the programs.
-        for flow in flows.iter().take(capacity) {
-            queue
-                .push(Bytes(*flow), BPF_EXIST)
-                .map_err(|source| failed(names::EVICTABLE, source))?;
+    fn replace(&self, key: &FlowKey, flow: &Flow) -> Result<(), DatapathError> {
+        match lock(&self.flows).insert(Bytes(*key), Bytes(flow.sealed(key)), BPF_EXIST) {
+            Ok(()) => Ok(()),
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == io::ErrorKind::NotFound =>
+            {
+                Ok(())
+            }
+            Err(source) => Err(failed(names::FLOWS, source)),
         }
-        Ok(())
     }
 
     fn reserved(&self) -> Result<Vec<u64>, DatapathError> {
@@ -211,6 +208,9 @@ fn failed(map: &'static str, source: MapError) -> DatapathError {
     DatapathError::Map { map, source: Box::new(source) }
 }
 
+/// `BPF_EXIST` of the kernel's `linux/bpf.h`.
+const BPF_EXIST: u64 = 2;
+
 /// A second handle of `FLOWS`.
 fn second(ebpf: &Ebpf) -> Result<MapData, MapError> {
     match ebpf.map(names::FLOWS) {
@@ -219,30 +219,18 @@ fn second(ebpf: &Ebpf) -> Result<MapData, MapError> {
     }
 }
 
-/// `BPF_EXIST` of the kernel's `linux/bpf.h`.
-const BPF_EXIST: u64 = 2;
-
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, net::Ipv4Addr, path::PathBuf, time::Duration};
+    use std::collections::BTreeSet;
 
-    use culvert_common::abi::{MAX_EVICTABLE, RESERVED_ENTRIES, Tuple};
+    use culvert_common::abi::{RESERVED_ENTRIES, Tuple};
 
     use super::*;
     use crate::datapath::{Options, load_object};
 
     /// The maps with room for `max_flows`.
     fn kernel(max_flows: u32) -> (Ebpf, Flows) {
-        let options = Options {
-            bpffs: PathBuf::new(),
-            vtep_ip: Ipv4Addr::new(192, 0, 2, 1),
-            vxlan_port: 4789,
-            ageing: Duration::from_secs(300),
-            max_flows,
-            nat_ports: (1024, 65_535),
-            services: Vec::new(),
-            trace: false,
-        };
+        let options = Options { max_flows, ..Options::of_a_test() };
         let mut ebpf = load_object(&options, None).unwrap();
         let flows = Flows::take(&mut ebpf).unwrap();
         (ebpf, flows)
@@ -306,34 +294,14 @@ mod tests {
 
     #[test]
     #[ignore = "needs root"]
-    fn an_offer_adds_and_a_full_queue_loses_its_oldest() {
+    fn an_entry_is_replaced_and_none_is_made() {
         let (_ebpf, flows) = kernel(64);
-        let evictable = |number| Evictable { last_seen_ns: 1, key: key(number), pad: 0 };
-        let offer = |numbers: std::ops::Range<u32>| {
-            flows.offer(&numbers.map(evictable).collect::<Vec<_>>()).unwrap();
-        };
-        let pop = || match lock(&flows.evictable).pop(0) {
-            Ok(Bytes(flow)) => Some(flow.key),
-            Err(MapError::ElementNotFound) => None,
-            Err(error) => panic!("{error}"),
-        };
-        offer(0..3);
-        offer(5..8);
-        assert_eq!([pop(), pop()], [Some(key(0)), Some(key(1))]);
-        offer(9..10);
-        let rest: Vec<_> = (0..).map_while(|_| pop()).collect();
-        assert_eq!(rest, [2, 5, 6, 7, 9].map(key));
-        // Flows beyond the capacity of the queue are left out.
-        offer(0..MAX_EVICTABLE + 5);
-        let held: Vec<_> = (0..).map_while(|_| pop()).collect();
-        assert_eq!(held, (0..MAX_EVICTABLE).map(key).collect::<Vec<_>>());
-        // The queue is full: its oldest entries are dropped.
-        offer(0..MAX_EVICTABLE);
-        offer(MAX_EVICTABLE..MAX_EVICTABLE + 3);
-        let held: Vec<_> = (0..).map_while(|_| pop()).collect();
-        assert_eq!(held, (3..MAX_EVICTABLE + 3).map(key).collect::<Vec<_>>());
-        offer(0..0);
-        assert_eq!(pop(), None);
+        fill(&flows, 1);
+        let flow = Flow { packets: 7, ..Flow::default() };
+        flows.replace(&key(0), &flow).unwrap();
+        flows.replace(&key(1), &flow).unwrap();
+        assert_eq!(flows.lookup(&key(0)).unwrap(), Some(flow.sealed(&key(0))));
+        assert_eq!(flows.lookup(&key(1)).unwrap(), None);
     }
 
     #[test]

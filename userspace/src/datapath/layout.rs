@@ -93,6 +93,7 @@ unsealed! {
     abi::EndpointInfo, u32;
     abi::NetworkInfo, u32;
     abi::PublishedEntry, abi::PublishedKey;
+    abi::HeardEntry, NeighKey;
 }
 
 /// A value with a seal in the map, and a seal of 0 in the agent.

@@ -21,14 +21,17 @@ mod error;
 pub mod flows;
 pub mod jited;
 pub mod layout;
+mod leftovers;
 mod links;
 mod netkit;
 mod pins;
+pub mod prefixes;
 mod price;
 mod raw;
 mod repair;
 mod stats;
 mod syscall;
+mod table;
 mod tables;
 pub mod test_run;
 mod trace;
@@ -36,7 +39,7 @@ pub mod vtep_ids;
 
 use std::{
     collections::BTreeSet,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fmt,
     net::Ipv4Addr,
     os::fd::OwnedFd,
@@ -47,13 +50,13 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{
-        MapData, MapError, PerCpuArray,
-        lpm_trie::{Key, LpmTrie},
-    },
+    maps::{MapData, PerCpuArray},
     programs::{SchedClassifier, Xdp},
 };
-use culvert_common::abi::{Counter, FdbKey, STATS_ENTRIES, globals, names, programs};
+use culvert_common::{
+    abi::{Counter, FdbKey, HeardEntry, NeighKey, STATS_ENTRIES, globals, names, programs},
+    datapath::conntrack,
+};
 use ipnetwork::Ipv4Network;
 
 use crate::netlink::PairKind;
@@ -62,8 +65,14 @@ pub use self::{
     carry::Carried,
     error::DatapathError,
     flows::{FlowTable, Flows},
+    leftovers::{
+        Leftover, Owner, Retired, detach_xdp as detach_xdp_leftovers, find as find_leftovers,
+        remove as remove_leftovers,
+    },
+    prefixes::{Prefix, PrefixTable},
     price::Price,
-    tables::{KernelTable, Table, Tables},
+    table::Table,
+    tables::{KernelTable, Tables},
 };
 use self::{entry::LearnedEntry, links::Attachment, raw::Bytes};
 
@@ -95,11 +104,15 @@ pub struct Options {
     pub ageing: Duration,
     /// Number of flows that conntrack has room for. A pinned table keeps its capacity.
     pub max_flows: u32,
+    /// Idle times after which flows expire.
+    pub flow_timeouts: conntrack::Timeouts,
     /// Least and greatest port that masquerading chooses.
     pub nat_ports: (u16, u16),
     /// Addresses of services: what containers send there goes to the host's stack, whose netfilter
     /// translates it.
     pub services: Vec<Ipv4Network>,
+    /// Clients that may not use published ports. [`Tables::denied`] changes them later.
+    pub denied: Vec<Ipv4Network>,
     /// The programs write trace lines.
     pub trace: bool,
 }
@@ -320,6 +333,15 @@ impl Datapath {
         self.tables.learned.entries()
     }
 
+    /// The MACs of addresses that no endpoint has, as ARP told them, aged ones included.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn heard(&self) -> Result<Vec<(NeighKey, HeardEntry)>, DatapathError> {
+        self.tables.heard.entries()
+    }
+
     /// Removes a learned FDB entry. It is no error if there is none.
     ///
     /// # Errors
@@ -460,6 +482,9 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
     let log_level = if options.trace { LOG_LEVEL_TRACE } else { 0 };
     let loopback = loopback_ifindex();
     let (port_min, port_max) = options.nat_ports;
+    // Two entries for each flow, and two slots. A pinned table keeps its size.
+    let pinned = maps.and_then(|maps| pinned_entries(maps, names::FLOWS));
+    let entries = pinned.unwrap_or(options.max_flows.saturating_mul(2));
     let mut loader = EbpfLoader::new();
     loader
         .override_global(globals::VTEP_IP, &vtep_ip, true)
@@ -469,9 +494,14 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
         .override_global(globals::NAT_PORT_MIN, &port_min, true)
         .override_global(globals::NAT_PORT_MAX, &port_max, true)
         .override_global(globals::LOOPBACK, &loopback, true)
-        .map_max_entries(names::FLOWS, options.max_flows.saturating_mul(2));
+        .override_global(globals::FLOW_TIMEOUTS, options.flow_timeouts.as_slice(), true)
+        .override_global(globals::FLOW_SLOTS_LEN, &entries, true)
+        .map_max_entries(names::FLOWS, entries)
+        .map_max_entries(names::FLOW_SLOTS, entries);
     if let Some(maps) = maps {
         retire_smaller_counters(maps)?;
+        retire_slots(maps, entries)?;
+        retire_others(maps)?;
         for name in PINNED_MAPS {
             loader.map_pin_path(name, maps.join(name));
         }
@@ -481,7 +511,7 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
         DatapathError::Load { what: what.to_owned(), source }
     };
     let mut ebpf = loader.load(PROGRAMS).map_err(|error| refused("load", Box::new(error)))?;
-    write_services(&mut ebpf, &options.services)?;
+    prefixes::write(&mut ebpf, &options.services, &options.denied)?;
     for name in [
         programs::FROM_CONTAINER,
         programs::FROM_UNDERLAY,
@@ -499,29 +529,39 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
     Ok(ebpf)
 }
 
-/// Writes the addresses of services. The map is not pinned: it belongs to these programs.
-fn write_services(ebpf: &mut Ebpf, services: &[Ipv4Network]) -> Result<(), DatapathError> {
-    let failed = |source| DatapathError::Map { map: names::SERVICES, source: Box::new(source) };
-    let missing = || failed(MapError::InvalidName { name: names::SERVICES.to_owned() });
-    // Lent: a map that is taken out is closed before the programs are loaded.
-    let map = ebpf.map_mut(names::SERVICES).ok_or_else(missing)?;
-    let mut map = LpmTrie::<&mut MapData, [u8; 4], u32>::try_from(map).map_err(failed)?;
-    for range in services {
-        let key = Key::new(range.prefix().into(), range.network().octets());
-        map.insert(&key, 0, 0).map_err(failed)?;
+/// Removes the pin of the counters if the last agent's programs counted fewer things: the map has
+/// another size now. The counts begin again.
+fn retire_smaller_counters(maps: &Path) -> Result<(), DatapathError> {
+    if pinned_entries(maps, names::STATS).is_some_and(|entries| entries < STATS_ENTRIES) {
+        tracing::info!("the counters of 'culvert stats' begin at 0: this version counts more");
+        bpffs::remove_file(&maps.join(names::STATS))?;
     }
     Ok(())
 }
 
-/// Removes the pin of the counters if the last agent's programs counted fewer things: the map has
-/// another size now. The counts begin again.
-fn retire_smaller_counters(maps: &Path) -> Result<(), DatapathError> {
-    let path = maps.join(names::STATS);
-    let entries =
-        MapData::from_pin(&path).and_then(|map| map.info()).map(|info| info.max_entries());
-    if entries.is_ok_and(|entries| entries < STATS_ENTRIES) {
-        tracing::info!("the counters of 'culvert stats' begin at 0: this version counts more");
-        bpffs::remove_file(&path)?;
+/// Capacity of a pinned map. `None`: there is no such pin.
+fn pinned_entries(maps: &Path, name: &str) -> Option<u32> {
+    let info = MapData::from_pin(maps.join(name)).and_then(|map| map.info());
+    info.ok().map(|info| info.max_entries())
+}
+
+/// Removes the pin of the slots of flows if they are not as many as the table has `entries`: flows
+/// are without slots then, until they end.
+fn retire_slots(maps: &Path, entries: u32) -> Result<(), DatapathError> {
+    if pinned_entries(maps, names::FLOW_SLOTS).is_some_and(|slots| slots != entries) {
+        bpffs::remove_file(&maps.join(names::FLOW_SLOTS))?;
+    }
+    Ok(())
+}
+
+/// Removes the pins of maps that an earlier version had and this one has not.
+fn retire_others(maps: &Path) -> Result<(), DatapathError> {
+    for path in bpffs::list(maps)? {
+        let name = path.file_name().and_then(OsStr::to_str);
+        if name.is_none_or(|name| !PINNED_MAPS.contains(&name)) {
+            tracing::info!("{}: not used by this version, removed", path.display());
+            bpffs::remove_file(&path)?;
+        }
     }
     Ok(())
 }
@@ -533,6 +573,7 @@ const PINNED_MAPS: &[&str] = &[
     names::FDB,
     names::FDB_LEARNED,
     names::NEIGHBOURS,
+    names::NEIGHBOURS_HEARD,
     names::VTEPS,
     names::VTEP_IDS,
     names::UNDERLAY,
@@ -544,8 +585,9 @@ const PINNED_MAPS: &[&str] = &[
     names::STATS,
     names::GATEWAYS,
     names::FLOWS,
-    names::EVICTABLE,
+    names::FLOW_SLOTS,
     names::PUBLISHED,
+    names::SOURCES,
     names::HOST_ADDRS,
     names::UPLINKS,
     names::CLIENT_LINKS,
@@ -576,8 +618,10 @@ impl Options {
             vxlan_port: 4789,
             ageing: Duration::from_secs(300),
             max_flows: 64,
+            flow_timeouts: conntrack::default_timeouts(),
             nat_ports: (1024, 65535),
             services: Vec::new(),
+            denied: Vec::new(),
             trace: false,
         }
     }

@@ -67,29 +67,43 @@ pub(super) fn open_all(dir: &Path) -> Result<Vec<(OsString, OwnedFd)>, DatapathE
 /// # Errors
 /// The kernel refuses, or the object is no link to a device.
 pub(super) fn is_attached(path: &Path) -> io::Result<bool> {
-    let link = open(path)?;
+    let info = link_info(open(path)?.as_fd())?;
+    let ifindex = ifindex_of(&info).ok_or_else(|| io::Error::other("no link to a device"))?;
+    Ok(ifindex != 0)
+}
+
+/// What the kernel tells about a link.
+///
+/// # Errors
+/// The kernel refuses.
+pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<bpf_link_info> {
     // SAFETY: a structure of integers, for which all bytes 0 is a value.
     let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
     let mut attr = attributes();
-    attr.info.bpf_fd = number(link.as_fd());
+    attr.info.bpf_fd = number(link);
     attr.info.info_len = size_of::<bpf_link_info>() as u32;
     attr.info.info = (&raw mut info) as u64;
     // SAFETY: the command writes to `info`, at most as long as stated, which outlives the call.
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok(info)
+}
+
+/// The index of the interface that a link attaches a program to, in the interface's network
+/// namespace; 0 if there is none any more. `None`: it is no link to a device.
+pub(super) fn ifindex_of(info: &bpf_link_info) -> Option<u32> {
     const XDP: u32 = bpf_link_type::BPF_LINK_TYPE_XDP as u32;
     const TCX: u32 = bpf_link_type::BPF_LINK_TYPE_TCX as u32;
     const NETKIT: u32 = bpf_link_type::BPF_LINK_TYPE_NETKIT as u32;
     // SAFETY: the kernel has filled in the part of the union that belongs to the type of the link;
     // where it has not, the bytes are 0, which is a value of each part.
-    let ifindex = unsafe {
+    unsafe {
         match info.type_ {
-            XDP => info.__bindgen_anon_1.xdp.ifindex,
-            TCX => info.__bindgen_anon_1.tcx.ifindex,
-            NETKIT => info.__bindgen_anon_1.netkit.ifindex,
-            _ => return Err(io::Error::other("no link to a device")),
+            XDP => Some(info.__bindgen_anon_1.xdp.ifindex),
+            TCX => Some(info.__bindgen_anon_1.tcx.ifindex),
+            NETKIT => Some(info.__bindgen_anon_1.netkit.ifindex),
+            _ => None,
         }
-    };
-    Ok(ifindex != 0)
+    }
 }
 
 /// The file descriptor that bpf(2) has returned.

@@ -3,7 +3,7 @@
 use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp};
-use culvert_common::abi::programs;
+use culvert_common::{abi::programs, datapath::conntrack};
 
 use super::{
     Options,
@@ -41,8 +41,10 @@ impl Price {
             vxlan_port: 4789,
             ageing: Duration::from_secs(300),
             max_flows: FLOWS,
+            flow_timeouts: conntrack::default_timeouts(),
             nat_ports: (1024, 65_535),
             services: Vec::new(),
+            denied: Vec::new(),
             trace: false,
         };
         let mut ebpf = load_object(&options, None)?;

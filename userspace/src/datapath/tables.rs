@@ -14,8 +14,8 @@ use aya::{
     sys::SyscallError,
 };
 use culvert_common::abi::{
-    EndpointInfo, Flow, FlowKey, MappedAddr, NetworkInfo, PublishedEntry, PublishedKey, UplinkInfo,
-    names,
+    EndpointInfo, Flow, FlowKey, HeardEntry, MappedAddr, NeighKey, NetworkInfo, PublishedEntry,
+    PublishedKey, SourceKey, UplinkInfo, names,
 };
 
 use super::{
@@ -24,33 +24,11 @@ use super::{
     layout::{
         Fdb, FdbLearned, FloodRemote, Layout, Neighbours, Number, Plain, Underlay, Vteps, WithSeal,
     },
+    prefixes::PrefixTable,
     raw::{Bytes, take_map},
+    table::Table,
     vtep_ids::VtepIds,
 };
-
-/// A table of the data plane: a BPF map, or a stand-in for it in a test.
-pub trait Table<K, V>: Send + Sync {
-    /// All entries.
-    ///
-    /// # Errors
-    ///
-    /// If the map cannot be read.
-    fn dump(&self) -> Result<BTreeMap<K, V>, DatapathError>;
-
-    /// Writes an entry, whether or not the key exists.
-    ///
-    /// # Errors
-    ///
-    /// If the map is full or cannot be written.
-    fn insert(&self, key: &K, value: &V) -> Result<(), DatapathError>;
-
-    /// Removes an entry. It is no error if there is none.
-    ///
-    /// # Errors
-    ///
-    /// If the map cannot be written.
-    fn remove(&self, key: &K) -> Result<(), DatapathError>;
-}
 
 /// Most entries that are written in one system call.
 const BATCH: usize = 4096;
@@ -235,6 +213,8 @@ pub struct Tables {
     pub learned: KernelTable<FdbLearned>,
     /// (VNI, IP) → MAC.
     pub neighbours: KernelTable<Neighbours>,
+    /// (VNI, IP) → MAC, heard by the programs.
+    pub heard: KernelTable<WithSeal<NeighKey, HeardEntry>>,
     /// Set of (VNI, VTEP): the VTEPs that may send frames of a VNI.
     pub vteps: KernelTable<Vteps>,
     /// VTEP address → path.
@@ -255,6 +235,10 @@ pub struct Tables {
     pub client_links: KernelTable<Plain<u32, u32>>,
     /// Conntrack.
     pub flows: KernelTable<Plain<FlowKey, Flow>>,
+    /// Clients of restricted ports → VNI of the container's network.
+    pub sources: PrefixTable<SourceKey>,
+    /// Set of the clients that may not use published ports.
+    pub denied: PrefixTable<MappedAddr>,
     ids: Arc<VtepIds>,
 }
 
@@ -275,7 +259,8 @@ impl Tables {
             networks: KernelTable::take_cached(ebpf, names::NETWORKS, &ids, &epoch)?,
             fdb: KernelTable::take_cached(ebpf, names::FDB, &ids, &epoch)?,
             learned: KernelTable::take(ebpf, names::FDB_LEARNED, &ids)?,
-            neighbours: KernelTable::take(ebpf, names::NEIGHBOURS, &ids)?,
+            neighbours: KernelTable::take_cached(ebpf, names::NEIGHBOURS, &ids, &epoch)?,
+            heard: KernelTable::take(ebpf, names::NEIGHBOURS_HEARD, &ids)?,
             vteps: KernelTable::take_cached(ebpf, names::VTEPS, &ids, &epoch)?,
             underlay: KernelTable::take_cached(ebpf, names::UNDERLAY, &ids, &epoch)?,
             flood_local: KernelTable::take(ebpf, names::FLOOD_LOCAL, &ids)?,
@@ -286,6 +271,8 @@ impl Tables {
             uplinks: KernelTable::take_cached(ebpf, names::UPLINKS, &ids, &epoch)?,
             client_links: KernelTable::take_cached(ebpf, names::CLIENT_LINKS, &ids, &epoch)?,
             flows: KernelTable::take(ebpf, names::FLOWS, &ids)?,
+            sources: PrefixTable::take(ebpf, names::SOURCES)?,
+            denied: PrefixTable::take(ebpf, names::DENIED)?,
             ids,
         };
         tables.forget_unused_vteps()?;

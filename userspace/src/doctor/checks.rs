@@ -5,10 +5,14 @@ use std::net::IpAddr;
 use culvert_common::abi::VXLAN_OVERHEAD;
 
 use super::{
+    certificate::examine_certificate,
     facts::{Bpffs, Facts, HostFacts, Probe, UplinkFacts},
     finding::{Finding, Level},
 };
-use crate::sandbox::RESOLVER_ADVICE;
+use crate::{
+    datapath::{Leftover, Owner},
+    sandbox::RESOLVER_ADVICE,
+};
 
 /// The first kernel with tcx, to which the programs are attached.
 const LEAST_KERNEL: (u32, u32) = (6, 6);
@@ -25,17 +29,16 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     for uplink in &facts.uplinks {
         findings.extend(self::uplink(facts, uplink));
     }
+    findings.extend(facts.leftovers.iter().map(leftover));
     findings.push(port(facts));
     findings.push(clock(facts));
     findings.extend(facts.subject.alarms.iter().map(|alarm| self::alarm(alarm)));
+    let certificates = facts.certificates.iter();
+    findings.extend(certificates.map(|file| examine_certificate(file, facts.now)));
     findings.push(names(facts));
     findings.extend(ports(facts));
     findings.extend(facts.shaped.iter().map(|(name, qdisc)| shaped(name, qdisc)));
-    findings.push(ok(
-        "firewall",
-        "tunnelled, masqueraded and published packets pass the host's netfilter rules by; those between containers and the host itself go through them, on interfaces cvg*"
-            .to_owned(),
-    ));
+    findings.push(firewall(facts));
     findings
 }
 
@@ -248,6 +251,30 @@ fn tcx(uplink: &UplinkFacts) -> Option<Finding> {
     })
 }
 
+fn leftover(leftover: &Leftover) -> Finding {
+    match leftover.owner {
+        Owner::Runs(pid) => error(
+            "programs",
+            format!("{leftover}: it is of another agent, pid {pid}, in this network namespace"),
+            "stop one of the two agents",
+        ),
+        Owner::Unseen => warning(
+            "programs",
+            format!(
+                "{leftover}: it is of another agent, and whether that runs cannot be told in this PID namespace"
+            ),
+            "run culvert in the PID namespace of the host, as with 'docker run --pid=host'",
+        ),
+        Owner::Ended => warning(
+            "programs",
+            format!(
+                "{leftover}: it is of an earlier agent with another --bpffs, and runs before the programs of a later one"
+            ),
+            "start the agent again, or run 'culvert purge': both detach it",
+        ),
+    }
+}
+
 fn port(facts: &Facts) -> Finding {
     let port = facts.subject.vxlan_port;
     let other = match facts.vxlan_devices.first() {
@@ -350,6 +377,29 @@ fn shaped(name: &str, qdisc: &str) -> Finding {
             "{qdisc} on {name} limits nothing: frames to the container go past the queue of its host side"
         ),
         "set it on the container's own interface, or on the uplink",
+    )
+}
+
+fn firewall(facts: &Facts) -> Finding {
+    let open = facts.subject.open_ports;
+    if facts.firewalls.is_empty() || open == 0 {
+        return ok(
+            "firewall",
+            "tunnelled, masqueraded and published packets pass the host's netfilter rules by; those between containers and the host itself go through them, on interfaces cvg*"
+                .to_owned(),
+        );
+    }
+    let (are, ports) = (
+        if facts.firewalls.len() == 1 { "is" } else { "are" },
+        if open == 1 { "port" } else { "ports" },
+    );
+    warning(
+        "firewall",
+        format!(
+            "{} {are} active, but rules of the host do not protect the {open} published {ports} that everybody may use: these packets pass netfilter by",
+            facts.firewalls.join(" and ")
+        ),
+        "name the clients of a port by 'culvert run -p PORT --from CIDR', deny others by 'culvert ports deny CIDR'; 'culvert ports ls' shows both",
     )
 }
 

@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use aya::programs::{ProgramType, SchedClassifier, TcAttachType};
@@ -12,7 +13,9 @@ use nix::sys::{
     utsname::uname,
 };
 
+use super::certificate::{self, CertificateFile, Role};
 use crate::{
+    datapath::{Leftover, find_leftovers},
     netlink::{
         Link, Netlink, RX_UDP_GRO_FORWARDING,
         sockets::{LocalSocket, Transport, sockets},
@@ -24,6 +27,8 @@ use crate::{
 /// Merging of UDP datagrams into a list of packets. It merges VXLAN datagrams of different VNIs, as
 /// [`RX_UDP_GRO_FORWARDING`] does.
 const RX_GRO_LIST: &str = "rx-gro-list";
+/// Time within which an agent pins a program that it has attached.
+const PINNING: Duration = Duration::from_millis(50);
 
 /// The resources that an agent uses or will use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,8 +45,12 @@ pub struct Subject {
     pub clock_offset_ms: Option<i64>,
     /// Alarms of the store.
     pub alarms: Vec<String>,
+    /// Files of the certificates of the connection to the store.
+    pub certificates: Vec<(Role, PathBuf)>,
     /// Whether the agent has found another program's socket on the VXLAN port.
     pub shared_port: bool,
+    /// Number of published ports that everybody may use, from outside the host.
+    pub open_ports: usize,
     /// Whether an agent runs. A socket on the VXLAN port may then be the agent's own.
     pub agent_running: bool,
 }
@@ -57,6 +66,9 @@ pub struct Facts {
     pub bpffs: Bpffs,
     /// The uplinks, in the order of the subject.
     pub uplinks: Vec<UplinkFacts>,
+    /// Programs of Culvert that are attached to interfaces and are not pinned in the agent's BPF file
+    /// system.
+    pub leftovers: Vec<Leftover>,
     /// UDP sockets of programs on the VXLAN port.
     pub sockets: Vec<LocalSocket>,
     /// Names of kernel vxlan devices on the VXLAN port that the agent did not make.
@@ -66,8 +78,14 @@ pub struct Facts {
     pub unserved: Vec<String>,
     /// Name and queueing discipline of each host side of a container's pair that has one.
     pub shaped: Vec<(String, String)>,
+    /// Names of the firewalls that manage the host's netfilter rules now.
+    pub firewalls: Vec<&'static str>,
     /// The name servers that the host has for containers.
     pub resolver: Resolver,
+    /// The certificates of the connection to the store.
+    pub certificates: Vec<CertificateFile>,
+    /// The present time, since 1970.
+    pub now: Duration,
 }
 
 /// Kernel and privileges.
@@ -160,6 +178,7 @@ impl Facts {
             host: HostFacts::collect(),
             bpffs: bpffs(&subject.bpffs),
             uplinks,
+            leftovers: leftovers(netlink, &links, &subject.bpffs).await,
             sockets: sockets
                 .into_iter()
                 .flatten()
@@ -179,10 +198,31 @@ impl Facts {
                 .filter(|link| link.vxlan_port == Some(port) && !is_ours(link))
                 .map(|link| link.name)
                 .collect(),
+            firewalls: firewalls(Path::new("/")),
             resolver: Resolver::of_host(),
+            certificates: subject
+                .certificates
+                .iter()
+                .map(|(role, path)| CertificateFile::read(*role, path))
+                .collect(),
+            now: certificate::now(),
             subject,
         }
     }
+}
+
+/// Programs of Culvert that are not the agent's. A link that the agent is about to pin is looked at
+/// twice.
+async fn leftovers(netlink: &Netlink, links: &[Link], bpffs: &Path) -> Vec<Leftover> {
+    let find = || run_in(netlink.netns(), || find_leftovers(links, bpffs).ok()).ok().flatten();
+    let found = find().unwrap_or_default();
+    if found.is_empty() {
+        return found;
+    }
+    tokio::time::sleep(PINNING).await;
+    let mut again = find().unwrap_or_default();
+    again.retain(|leftover| found.contains(leftover));
+    again
 }
 
 /// The queueing discipline of the host side of a container's pair. `None` for other interfaces, and
@@ -191,6 +231,27 @@ fn shaped(link: &Link) -> Option<(String, String)> {
     endpoint_of(link)?;
     let qdisc = link.qdisc.as_deref().filter(|qdisc| !matches!(*qdisc, "noqueue" | "noop"))?;
     Some((link.name.clone(), qdisc.to_owned()))
+}
+
+/// The firewalls that are active on the host with the root directory `root`: ufw by its own setting,
+/// firewalld by its process.
+fn firewalls(root: &Path) -> Vec<&'static str> {
+    let settings = fs::read_to_string(root.join("etc/ufw/ufw.conf")).unwrap_or_default();
+    let ufw = settings.lines().any(|line| {
+        let setting = line.trim().split_once('=');
+        setting.is_some_and(|(key, value)| {
+            key.trim_end() == "ENABLED"
+                && value.trim().trim_matches('"').eq_ignore_ascii_case("yes")
+        })
+    });
+    let processes = fs::read_dir(root.join("proc")).into_iter().flatten().flatten();
+    let firewalld = processes
+        .filter_map(|process| fs::read_to_string(process.path().join("comm")).ok())
+        .any(|name| name.trim_end() == "firewalld");
+    [("ufw", ufw), ("firewalld", firewalld)]
+        .into_iter()
+        .filter_map(|(name, active)| active.then_some(name))
+        .collect()
 }
 
 /// Whether the agent made a device.
@@ -271,6 +332,32 @@ fn tcx_programs(interface: &str) -> Option<Vec<TcxProgram>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn active_firewalls_are_found() {
+        let root = tempfile::tempdir().unwrap();
+        let found = || firewalls(root.path());
+        assert_eq!(found(), [""; 0]);
+        let file = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        for (text, active) in [
+            ("# ENABLED=yes\nENABLED=no\nLOGLEVEL=low\n", false),
+            ("ENABLED=\n", false),
+            ("ENABLED=yes\n", true),
+            ("LOGLEVEL=low\n ENABLED = \"Yes\"\n", true),
+        ] {
+            file("etc/ufw/ufw.conf", text);
+            assert_eq!(found() == ["ufw"], active, "{text:?}");
+        }
+        file("proc/1/comm", "systemd\n");
+        file("proc/meminfo", "");
+        assert_eq!(found(), ["ufw"]);
+        file("proc/815/comm", "firewalld\n");
+        assert_eq!(found(), ["ufw", "firewalld"]);
+    }
 
     #[test]
     fn capabilities_are_read() {

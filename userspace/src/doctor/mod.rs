@@ -4,15 +4,21 @@
 //! kernel, so that a test can produce each finding. [`preflight`] checks the features without which
 //! an agent cannot start.
 
+mod certificate;
 mod checks;
 mod datapath;
 mod facts;
 mod finding;
+mod mounts;
 
+pub use certificate::{
+    Certificate, CertificateFile, Role, examine_certificate, files as certificate_files, now,
+};
 pub use checks::examine;
 pub use datapath::{DatapathFacts, examine_datapath};
 pub use facts::{Bpffs, Facts, HostFacts, Probe, Subject, TcxProgram, UplinkFacts};
 pub use finding::{Finding, Level};
+pub use mounts::fleeting_mounts;
 
 /// Checks the kernel, BTF, BPF and the privileges of the process.
 ///

@@ -19,6 +19,7 @@ mod record;
 mod resolver;
 mod restart;
 mod routes;
+mod source;
 #[cfg(test)]
 pub(crate) mod testing;
 mod types;
@@ -34,6 +35,7 @@ pub use record::{Decoded, Record, decode, encode};
 pub use resolver::{Domain, HostAddress, HostEntry, NameOptions, ResolverOption};
 pub use restart::{Pauses, RestartPolicy, SETTLED};
 pub use routes::{HostRoute, not_routed, routed};
+pub use source::{ipv4_source, parse_source, spell_source};
 pub use types::*;
 pub(crate) use view::{Brief, Id};
 pub use view::{Claim, Claims, Endpoints, Former, Touched, Versioned, View};

@@ -9,9 +9,9 @@ use std::{
 
 use super::{Invalid, Protocol, PublishedPort};
 
-/// Greatest number of ports of one `-p`: each takes a socket of the agent and an entry in the
-/// endpoint's record.
-const MAX_RANGE: usize = 1024;
+/// Greatest number of ports of one `-p` without HOST: each takes an entry in the endpoint's record,
+/// as the free ports are not in a row.
+const MOST_FREE: usize = 1024;
 
 /// A value of `-p`: `[[IP:][HOST]:]CONT[/tcp|udp]`. HOST and CONT are ports, or ranges of equal
 /// length such as `8000-8010`.
@@ -54,28 +54,35 @@ impl FromStr for Exposed {
     }
 }
 
-/// One port of a [`Publish`].
+/// A port of a [`Publish`], or all ports of one with HOST.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortRequest {
     /// Address of the host; 0.0.0.0 means every address.
     pub host_ip: Ipv4Addr,
-    /// Port of the host. `None`: a free one is chosen.
+    /// First port of the host. `None`: a free one is chosen.
     pub host_port: Option<u16>,
-    /// Port of the container.
+    /// First port of the container.
     pub container_port: u16,
     /// Protocol.
     pub protocol: Protocol,
+    /// Number of ports; 1 if a free one is chosen.
+    pub count: u16,
 }
 
 impl Publish {
-    /// The single ports of the value.
-    pub fn ports(&self) -> impl Iterator<Item = PortRequest> + '_ {
-        let mut host = self.host.clone();
-        self.container.clone().map(move |container_port| PortRequest {
-            host_ip: self.host_ip,
-            host_port: host.as_mut().and_then(Iterator::next),
+    /// The ports of the value: one range with HOST, single ports without.
+    pub fn ports(&self) -> impl Iterator<Item = PortRequest> {
+        let Self { host_ip, host, container, protocol } = self.clone();
+        // Port 0 is not valid, so that a range has at most 65535 ports.
+        let all = u16::try_from(container.len()).unwrap_or(u16::MAX);
+        let (requests, count) = if host.is_some() { (1, all) } else { (all, 1) };
+        let host_port = host.map(|host| *host.start());
+        container.take(requests.into()).map(move |container_port| PortRequest {
+            host_ip,
+            host_port,
             container_port,
-            protocol: self.protocol,
+            protocol,
+            count,
         })
     }
 }
@@ -83,14 +90,20 @@ impl Publish {
 impl PortRequest {
     /// The published port, with the chosen port of the host.
     pub fn at(self, host_port: u16) -> PublishedPort {
-        let Self { host_ip, container_port, protocol, .. } = self;
-        PublishedPort { host_ip, host_port, container_port, protocol }
+        let Self { host_ip, container_port, protocol, count, .. } = self;
+        PublishedPort { host_ip, host_port, container_port, protocol, count }
     }
 }
 
-/// Whether two published ports claim the same port of the host. 0.0.0.0 overlaps every address.
+/// Whether two published ports or ranges claim the same port of the host. 0.0.0.0 overlaps every
+/// address.
 pub fn overlapping(one: &PublishedPort, two: &PublishedPort) -> bool {
-    (one.protocol, one.host_port) == (two.protocol, two.host_port)
+    let meet = match (one.host_ports(), two.host_ports()) {
+        (Some((one, one_last)), Some((two, two_last))) => one <= two_last && two <= one_last,
+        _ => false,
+    };
+    one.protocol == two.protocol
+        && meet
         && (one.host_ip == two.host_ip
             || one.host_ip.is_unspecified()
             || two.host_ip.is_unspecified())
@@ -158,10 +171,10 @@ impl FromStr for Publish {
                 format!("has {} ports of the host for {length} of the container", host.len());
             return Err(refuse(&what, "as many of each as in 8000-8010:8000-8010"));
         }
-        if length > MAX_RANGE {
+        if host.is_none() && length > MOST_FREE {
             return Err(refuse(
-                &format!("has {length} ports, too many"),
-                &format!("a range of {MAX_RANGE} at most"),
+                &format!("has {length} ports without one of the host, too many"),
+                &format!("{MOST_FREE} at most"),
             ));
         }
         Ok(Self { host_ip, host, container, protocol })
@@ -220,9 +233,9 @@ mod tests {
 
     fn ports(text: &str) -> Vec<String> {
         let publish: Publish = text.parse().expect(text);
-        let show = |port: PortRequest| {
-            let host = port.host_port.map_or("free".to_owned(), |port| port.to_string());
-            format!("{}:{host}->{}/{}", port.host_ip, port.container_port, port.protocol)
+        let show = |port: PortRequest| match port.host_port {
+            Some(host_port) => port.at(host_port).to_string(),
+            None => format!("{}:free->{}/{}", port.host_ip, port.container_port, port.protocol),
         };
         publish.ports().map(show).collect()
     }
@@ -244,10 +257,8 @@ mod tests {
         ] {
             assert_eq!(ports(text), [expected], "{text}");
         }
-        assert_eq!(
-            ports("8000-8001:9000-9001/udp"),
-            ["0.0.0.0:8000->9000/udp", "0.0.0.0:8001->9001/udp"]
-        );
+        assert_eq!(ports("8000-8001:9000-9001/udp"), ["0.0.0.0:8000-8001->9000-9001/udp"]);
+        assert_eq!(ports("1-65535:1-65535"), ["0.0.0.0:1-65535->1-65535/tcp"]);
         assert_eq!(ports("90-91"), ["0.0.0.0:free->90/tcp", "0.0.0.0:free->91/tcp"]);
     }
 
@@ -274,7 +285,7 @@ mod tests {
             ("8000-8010:80", "has 11 ports of the host for 1 of the container"),
             ("8010-8000:8000-8010", "ends before it begins"),
             ("8000-8010:8010-8000", "ends before it begins"),
-            ("1-65535:1-65535", "has 65535 ports, too many"),
+            ("1-1025", "has 1025 ports without one of the host, too many: 1024 at most"),
             ("80:80/sctp", "unknown protocol 'sctp': tcp or udp as in 8080:80/udp"),
             ("80:80/", "unknown protocol ''"),
             ("80:80/tcp/udp", "unknown protocol 'tcp/udp'"),
@@ -306,13 +317,16 @@ mod tests {
         assert!(!overlap("127.0.0.1:80:1", "127.0.0.2:80:1"));
         assert!(!overlap("80:1", "80:1/udp"));
         assert!(!overlap("80:1", "81:1"));
+        assert!(overlap("80-90:1-11", "90:1") && overlap("80:1", "70-80:1-11"));
+        assert!(overlap("1-65535:1-65535", "127.0.0.1:80-90:1-11"));
+        assert!(!overlap("80-90:1-11", "91-99:1-9") && !overlap("80-90:1-11", "79:1"));
     }
 
     proptest! {
         #[test]
         fn no_text_makes_the_parser_panic(text in "[0-9a-z.:/\\[\\]-]{0,30}|.{0,30}") {
             if let Ok(publish) = text.parse::<Publish>() {
-                prop_assert!(publish.ports().count() <= MAX_RANGE);
+                prop_assert!(publish.ports().count() <= MOST_FREE);
             }
         }
 
@@ -336,8 +350,11 @@ mod tests {
             };
             prop_assert_eq!(publish.to_string().parse::<Publish>(), Ok(publish.clone()));
             let ports: Vec<_> = publish.ports().collect();
-            prop_assert_eq!(ports.len(), usize::from(length) + 1);
-            prop_assert!(ports.iter().all(|port| port.host_port.is_some() == host.is_some()));
+            prop_assert_eq!(ports.len(), if host.is_some() { 1 } else { usize::from(length) + 1 });
+            let singles: Vec<_> = ports.iter().flat_map(|port| port.at(1).singles()).collect();
+            let inner: Vec<u16> = singles.iter().map(|port| port.container_port).collect();
+            prop_assert_eq!(inner, (container..=container + length).collect::<Vec<_>>());
+            prop_assert!(ports.iter().all(|port| port.host_port == host));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Encoding of the store's records: JSON with a schema version.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt, net::IpAddr};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -212,8 +212,19 @@ impl Record for Endpoint {
         if self.ipv4.is_none() && self.ipv6.is_none() {
             return Err(Invalid("no address".to_owned()));
         }
-        if self.ports.iter().any(|port| port.host_port == 0 || port.container_port == 0) {
-            return Err(Invalid("a published port is 0".to_owned()));
+        if !self.additional.is_empty() {
+            let all: BTreeSet<IpAddr> = self.addresses().collect();
+            let count = self.addresses().count();
+            if all.len() != count {
+                return Err(Invalid("an address is there twice".to_owned()));
+            }
+            if count > Self::MOST_ADDRESSES {
+                let most = Self::MOST_ADDRESSES;
+                return Err(Invalid(format!("{count} addresses: at most {most} are valid")));
+            }
+        }
+        if self.ports.iter().any(|port| port.host_ports().is_none()) {
+            return Err(Invalid("a published port is not one of 1 to 65535".to_owned()));
         }
         validate::ifname(&self.ifname)
     }

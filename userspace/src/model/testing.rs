@@ -46,9 +46,11 @@ pub(crate) fn endpoint(network: &Network, id: &str, node: &str, ip: &str) -> End
         mac: MacAddr::from_ipv4(ip),
         ipv4: Some(ip),
         ipv6: None,
+        additional: Vec::new(),
         ifname: "eth0".to_owned(),
         sandbox: SandboxRef { netns: format!("/run/netns/c{id}").into(), owned: true, id: None },
         ports: Vec::new(),
+        from: Vec::new(),
     }
 }
 
@@ -88,7 +90,7 @@ impl Cluster {
 
     pub(crate) fn endpoint(&mut self, endpoint: &Endpoint) {
         self.put(Key::endpoint(&endpoint.network, &endpoint.id), endpoint);
-        for ip in endpoint.ipv4.map(IpAddr::V4).into_iter().chain(endpoint.ipv6.map(IpAddr::V6)) {
+        for ip in endpoint.addresses() {
             self.claim(&endpoint.network, ip, &endpoint.id);
         }
     }

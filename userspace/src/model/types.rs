@@ -10,7 +10,7 @@ use std::{
 };
 
 use culvert_common::wire::ipv4::{PROTO_TCP, PROTO_UDP};
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, Ipv4Network};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -206,6 +206,12 @@ impl Network {
         })
     }
 
+    /// Whether containers may send from any address (`anti_spoof=false`): addresses move between
+    /// them without the store.
+    pub fn allows_any_source(&self) -> bool {
+        self.options.get("anti_spoof").is_some_and(|value| value == "false")
+    }
+
     /// Whether another network may use the same addresses (`allow_overlap`).
     pub fn may_overlap(&self) -> bool {
         self.options.get("allow_overlap").is_some_and(|value| value == "true")
@@ -257,6 +263,9 @@ pub struct Endpoint {
     pub ipv4: Option<Ipv4Addr>,
     /// IPv6 address, besides the link-local one.
     pub ipv6: Option<Ipv6Addr>,
+    /// Additional addresses of the interface, in the order in which they were given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub additional: Vec<IpAddr>,
     /// Interface name in the sandbox.
     pub ifname: String,
     /// Sandbox on the node.
@@ -264,9 +273,22 @@ pub struct Endpoint {
     /// Published ports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PublishedPort>,
+    /// Clients that may use the published ports. Empty: everybody.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub from: Vec<Ipv4Network>,
 }
 
 impl Endpoint {
+    /// Greatest number of [`Self::addresses`].
+    pub const MOST_ADDRESSES: usize = 16;
+
+    /// All addresses but the link-local one, the primary ones first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let v4 = self.ipv4.map(IpAddr::V4).into_iter();
+        let v6 = self.ipv6.map(IpAddr::V6).into_iter();
+        v4.chain(v6).chain(self.additional.iter().copied())
+    }
+
     /// A number that identifies the endpoint: the first digits of its identifier; never 0.
     pub fn incarnation(&self) -> u32 {
         let digits = self.id.get(..8).unwrap_or(&self.id);
@@ -303,24 +325,66 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// A port of the host that leads to a container: `-p [IP:]HOST:CONT[/tcp|udp]`.
+/// A port of the host that leads to a container, or a range of ports:
+/// `-p [IP:]HOST:CONT[/tcp|udp]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PublishedPort {
     /// Address of the host; 0.0.0.0 means every address.
     pub host_ip: Ipv4Addr,
-    /// Port of the host, not 0.
+    /// Port of the host, not 0; of a range the first.
     pub host_port: u16,
-    /// Port of the container, not 0.
+    /// Port of the container, not 0; of a range the first.
     pub container_port: u16,
     /// Protocol.
     pub protocol: Protocol,
+    /// Number of ports, not 0.
+    #[serde(default = "PublishedPort::one", skip_serializing_if = "PublishedPort::is_one")]
+    pub count: u16,
+}
+
+impl PublishedPort {
+    fn one() -> u16 {
+        1
+    }
+
+    fn is_one(count: &u16) -> bool {
+        *count == 1
+    }
+
+    /// The last port of a range that begins with `first`. `None`: there is no such range.
+    fn last(&self, first: u16) -> Option<u16> {
+        first.checked_add(self.count.checked_sub(1)?).filter(|_| first != 0)
+    }
+
+    /// The ports of the host: the first and the last one. `None`: the record is not valid.
+    pub fn host_ports(&self) -> Option<(u16, u16)> {
+        self.last(self.container_port)?;
+        Some((self.host_port, self.last(self.host_port)?))
+    }
+
+    /// The single ports.
+    pub fn singles(self) -> impl Iterator<Item = Self> {
+        (0..self.count).map_while(move |offset| {
+            Some(Self {
+                host_port: self.host_port.checked_add(offset)?,
+                container_port: self.container_port.checked_add(offset)?,
+                count: 1,
+                ..self
+            })
+        })
+    }
 }
 
 impl fmt::Display for PublishedPort {
-    /// Writes the port as `docker ps` does: `0.0.0.0:8080->80/tcp`.
+    /// Writes the port as `docker ps` does: `0.0.0.0:8080->80/tcp`, or
+    /// `0.0.0.0:8000-8010->9000-9010/tcp`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host_ip, host_port, container_port, protocol } = self;
-        write!(f, "{host_ip}:{host_port}->{container_port}/{protocol}")
+        let Self { host_ip, host_port, container_port, protocol, .. } = self;
+        let range = |first: u16| match self.last(first) {
+            Some(last) if last != first => format!("{first}-{last}"),
+            _ => first.to_string(),
+        };
+        write!(f, "{host_ip}:{}->{}/{protocol}", range(*host_port), range(*container_port))
     }
 }
 

@@ -364,9 +364,7 @@ impl View {
         if endpoint.vni != network.vni {
             return fail(format!("VNI {} is not the network's {}", endpoint.vni, network.vni));
         }
-        let addresses =
-            endpoint.ipv4.map(IpAddr::V4).into_iter().chain(endpoint.ipv6.map(IpAddr::V6));
-        for ip in addresses {
+        for ip in endpoint.addresses() {
             if !network.subnets.iter().any(|subnet| subnet.subnet.contains(ip)) {
                 return fail(format!("address {ip} is outside the network's subnets"));
             }

@@ -7,10 +7,19 @@ use nix::errno::Errno;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
+    address::{
+        AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol,
+        AddressScope, CacheInfo,
+    },
 };
 
 use super::{Netlink, Result};
+
+/// Protocol of the addresses that [`Netlink::add_marked_address`] adds (`IFA_PROTO`). Values from 4
+/// on are free (linux/if_addr.h); this one is also that of the routing rules.
+const MARK: AddressProtocol = AddressProtocol::Other(67);
+/// A lifetime without an end (`INFINITY_LIFE_TIME`).
+const FOREVER: u32 = u32::MAX;
 
 /// The subnet of an interface address: the address with its host bits cleared.
 pub fn subnet_of(address: IpNetwork) -> IpNetwork {
@@ -36,7 +45,29 @@ impl Netlink {
     /// # Errors
     /// The interface does not exist, or the kernel refuses.
     pub async fn add_address(&self, name: &str, address: IpNetwork) -> Result<()> {
-        self.put_address(name, address, AddressFlags::empty()).await
+        self.put_address(name, address, AddressFlags::empty(), false).await
+    }
+
+    /// As [`Self::add_address`], with Culvert's mark. The kernel does not choose an IPv6 address of
+    /// these as a source by itself (it is deprecated, RFC 4862 §5.5.4): the kernel would take the
+    /// newest address of a subnet. IPv4 has the earliest.
+    ///
+    /// # Errors
+    /// The interface does not exist, or the kernel refuses.
+    pub async fn add_marked_address(&self, name: &str, address: IpNetwork) -> Result<()> {
+        self.put_address(name, address, AddressFlags::empty(), true).await
+    }
+
+    /// Addresses of the interface that have Culvert's mark.
+    ///
+    /// # Errors
+    /// The interface does not exist.
+    pub async fn marked_addresses(&self, name: &str) -> Result<Vec<IpNetwork>> {
+        let index = self.existing(name).await?.index;
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let rows = self.dump("listing addresses", request).await?;
+        let marked = rows.iter().filter(|row| is_marked(row)).filter_map(parse_address);
+        Ok(marked.filter(|(of, _)| *of == index).map(|(_, address)| address).collect())
     }
 
     /// As [`Self::add_address`], but the kernel adds no route to the subnet
@@ -45,10 +76,16 @@ impl Netlink {
     /// # Errors
     /// The interface does not exist, or the kernel refuses.
     pub async fn add_address_alone(&self, name: &str, address: IpNetwork) -> Result<()> {
-        self.put_address(name, address, AddressFlags::Noprefixroute).await
+        self.put_address(name, address, AddressFlags::Noprefixroute, false).await
     }
 
-    async fn put_address(&self, name: &str, address: IpNetwork, flags: AddressFlags) -> Result<()> {
+    async fn put_address(
+        &self,
+        name: &str,
+        address: IpNetwork,
+        flags: AddressFlags,
+        marked: bool,
+    ) -> Result<()> {
         let index = self.existing(name).await?.index;
         let what = format!("adding address {address} to interface {name}");
         let mut message = message(index, address);
@@ -56,6 +93,14 @@ impl Netlink {
             // The attribute replaces the flags of the header, which has no room for this one.
             let flags = flags | AddressFlags::from_bits_retain(message.header.flags.bits().into());
             message.attributes.push(AddressAttribute::Flags(flags));
+        }
+        if marked {
+            message.attributes.push(AddressAttribute::Protocol(MARK));
+            if address.is_ipv6() {
+                let mut lifetimes = CacheInfo::default();
+                lifetimes.ifa_valid = FOREVER;
+                message.attributes.push(AddressAttribute::CacheInfo(lifetimes));
+            }
         }
         let request = RouteNetlinkMessage::NewAddress(message);
         self.request(&what, request, NLM_F_CREATE | NLM_F_REPLACE).await.map(drop)
@@ -84,6 +129,11 @@ impl Netlink {
         let rows = self.dump("listing addresses", request).await?;
         Ok(rows.iter().filter_map(parse_address).collect())
     }
+}
+
+fn is_marked(message: &RouteNetlinkMessage) -> bool {
+    let RouteNetlinkMessage::NewAddress(message) = message else { return false };
+    message.attributes.contains(&AddressAttribute::Protocol(MARK))
 }
 
 fn gone(errno: Option<Errno>) -> bool {

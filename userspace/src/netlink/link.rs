@@ -12,7 +12,7 @@ use rtnetlink::packet_route::{
     RouteNetlinkMessage,
     link::{
         BridgeStpState, InfoBridge, InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags,
-        LinkInfo, LinkMessage,
+        LinkInfo, LinkMessage, LinkXdp,
     },
     nsid::{NsidAttribute, NsidMessage},
 };
@@ -61,6 +61,8 @@ pub struct Link {
     pub vxlan_filtered: bool,
     /// Root queueing discipline, such as `noqueue` or `tbf`.
     pub qdisc: Option<String>,
+    /// Identifier of its XDP program.
+    pub xdp_program: Option<u32>,
     /// Addresses.
     pub addresses: Vec<IpNetwork>,
 }
@@ -374,6 +376,12 @@ pub(super) fn parse_link(message: &RouteNetlinkMessage) -> Option<Link> {
             }
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
+            LinkAttribute::Xdp(facts) => {
+                link.xdp_program = facts.iter().find_map(|fact| match fact {
+                    LinkXdp::ProgId(id) => Some(*id),
+                    _ => None,
+                });
+            }
             LinkAttribute::Qdisc(name) => link.qdisc = Some(name.clone()),
             LinkAttribute::Link(index) => link.peer_index = Some(*index),
             LinkAttribute::LinkNetNsId(id) => link.peer_netns_id = Some(*id),

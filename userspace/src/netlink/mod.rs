@@ -6,6 +6,7 @@
 //! operation that changes state is idempotent: a change that was already made is no error.
 
 mod address;
+mod announce;
 mod error;
 mod ethtool;
 mod handle;
@@ -19,6 +20,7 @@ mod rule;
 pub mod sockets;
 
 pub use address::subnet_of;
+pub use announce::{Announcement, announce};
 pub use error::NetlinkError;
 pub use ethtool::{ENCAPSULATION_OFFLOADS, RX_GRO, RX_UDP_GRO_FORWARDING};
 pub use handle::Netlink;

@@ -36,7 +36,7 @@ use crate::model::{Name, NetnsId};
 pub type Result<T, E = NetnsError> = std::result::Result<T, E>;
 
 /// Directory in which `ip netns` mounts namespaces.
-const DIR: &str = "/run/netns";
+pub const DIR: &str = "/run/netns";
 /// Magic number of nsfs, the file system of namespace files (linux/magic.h).
 const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 /// `NS_GET_NSTYPE` (linux/nsfs.h): `_IO(0xb7, 3)`.

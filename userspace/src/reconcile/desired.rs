@@ -1,8 +1,14 @@
 //! The desired state of one network on this host, computed from the store. Pure.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
-use crate::datapath::entry::{FdbEntry, NeighEntry, VtepInfo};
+use crate::datapath::{
+    Prefix,
+    entry::{FdbEntry, NeighEntry, VtepInfo},
+};
 use culvert_common::abi::{
     EndpointInfo, FdbKey, MappedAddr, NeighKey, NetworkInfo, PublishedEntry, PublishedKey,
 };
@@ -71,6 +77,7 @@ pub fn network_state(inputs: &Inputs<'_>, name: &Name) -> Option<NetworkState> {
         vteps: BTreeMap::new(),
         gateway: gateways.get(&vni).and_then(|ifindex| gateway(network, *ifindex)),
         published: BTreeMap::new(),
+        sources: BTreeSet::new(),
     };
     // Sorted at the end: with many endpoints that is much faster, and takes less room.
     let (mut fdb, mut neighbours) = (Vec::new(), Vec::new());
@@ -82,6 +89,8 @@ pub fn network_state(inputs: &Inputs<'_>, name: &Name) -> Option<NetworkState> {
             if let Some(ifindex) = ports.get(&endpoint.id) {
                 state.endpoints.insert(*ifindex, endpoint_info(network, &endpoint));
                 state.published.extend(published(vni, &endpoint, *ifindex));
+                let clients = endpoint.from.iter();
+                state.sources.extend(clients.map(|from| Prefix::of_clients(*ifindex, *from)));
                 fdb.push((key, FdbEntry { ifindex: *ifindex, vtep: [0; 4] }));
             }
         } else if let Some(vtep) = vtep_of(inputs, brief.node) {
@@ -121,7 +130,8 @@ fn published(
     ifindex: u32,
 ) -> impl Iterator<Item = (PublishedKey, PublishedEntry)> {
     let addr = endpoint.ipv4.map(|ip| MappedAddr::v4(ip.octets()));
-    endpoint.ports.iter().filter_map(move |port| {
+    let flags = if endpoint.from.is_empty() { 0 } else { PublishedEntry::RESTRICTED };
+    endpoint.ports.iter().flat_map(|port| port.singles()).filter_map(move |port| {
         let key = PublishedKey {
             addr: MappedAddr::v4(port.host_ip.octets()),
             port: port.host_port.to_be_bytes(),
@@ -129,13 +139,14 @@ fn published(
             pad: 0,
         };
         let port = port.container_port.to_be_bytes();
-        Some((key, PublishedEntry { addr: addr?, vni, ifindex, port, pad: 0, seal: 0 }))
+        Some((key, PublishedEntry { addr: addr?, vni, ifindex, port, flags, seal: 0 }))
     })
 }
 
 fn flags(network: &Network) -> u32 {
     let mut flags = 0;
-    if network.learning {
+    // Where a container may have any address, the store does not know where the addresses are.
+    if network.learning || network.allows_any_source() {
         flags |= NetworkInfo::LEARNING;
     }
     if network.options.get("dscp").is_some_and(|dscp| dscp == "copy") {
@@ -152,10 +163,9 @@ fn flags(network: &Network) -> u32 {
 
 fn endpoint_info(network: &Network, endpoint: &Endpoint) -> EndpointInfo {
     let bum = Bum::of(network);
-    let any_source = network.options.get("anti_spoof").is_some_and(|value| value == "false");
     EndpointInfo {
         vni: network.vni.get(),
-        flags: if any_source { EndpointInfo::ALLOW_ANY_SOURCE } else { 0 },
+        flags: if network.allows_any_source() { EndpointInfo::ALLOW_ANY_SOURCE } else { 0 },
         mac: endpoint.mac.0,
         mtu: network.mtu,
         ipv4: endpoint.ipv4.map(|ip| ip.octets()).unwrap_or_default(),
@@ -266,7 +276,7 @@ mod tests {
                 network: name(network),
                 container: name(container),
                 node: node.name.clone(),
-                ip: None,
+                ips: Vec::new(),
                 mac: None,
                 ifname: "eth0".to_owned(),
                 sandbox: crate::model::SandboxRef {
@@ -275,6 +285,7 @@ mod tests {
                     id: None,
                 },
                 ports: Vec::new(),
+                from: Vec::new(),
             };
             let (endpoint, plan) = ops::create_endpoint(&self.view(), &spec).unwrap();
             self.commit(plan);
@@ -344,6 +355,35 @@ mod tests {
     }
 
     #[test]
+    fn clients_of_published_ports_are_the_endpoints() {
+        let mut cluster = Cluster::default();
+        let one = cluster.node(1);
+        cluster.network("blue", &[]);
+        let web = cluster.endpoint("blue", &one, "web");
+        let port = crate::model::PublishedPort {
+            host_ip: [0; 4].into(),
+            host_port: 8080,
+            container_port: 80,
+            protocol: crate::model::Protocol::Tcp,
+            count: 1,
+        };
+        let entry = |from: &[&str]| {
+            let from = from.iter().map(|from| from.parse().unwrap()).collect();
+            let record = Endpoint { ports: vec![port], from, ..web.clone() };
+            let mut cluster = Cluster { entries: cluster.entries.clone(), ..Cluster::default() };
+            let key = Key::endpoint(&name("blue"), &record.id);
+            cluster.entries.get_mut(&key).unwrap().value = crate::model::encode(&record).unwrap();
+            let state = cluster.state(&one, &[(&record, 42)], "blue").unwrap();
+            let entries: Vec<_> = state.published.into_values().collect();
+            (entries[0].flags, state.sources)
+        };
+        assert_eq!(entry(&[]), (0, BTreeSet::new()));
+        let from = ["192.0.2.0/24", "198.51.100.7/32"];
+        let sources = from.map(|from| Prefix::of_clients(42, from.parse().unwrap()));
+        assert_eq!(entry(&from), (PublishedEntry::RESTRICTED, sources.into()));
+    }
+
+    #[test]
     fn an_endpoint_that_is_not_plugged_in_gets_no_frames_yet() {
         let mut cluster = Cluster::default();
         let one = cluster.node(1);
@@ -392,6 +432,18 @@ mod tests {
         let info = state.endpoints[&1];
         assert_eq!(info.flags, EndpointInfo::ALLOW_ANY_SOURCE);
         assert_eq!((info.bum_rate, info.bum_burst), (5, 10));
+    }
+
+    #[test]
+    fn a_network_whose_containers_may_have_any_address_learns() {
+        for (value, flags) in [("false", NetworkInfo::LEARNING), ("true", 0)] {
+            let mut cluster = Cluster::default();
+            let one = cluster.node(1);
+            cluster.network("blue", &[("anti_spoof", value)]);
+            let web = cluster.endpoint("blue", &one, "web");
+            let state = cluster.state(&one, &[(&web, 1)], "blue").unwrap();
+            assert_eq!(state.flags, NetworkInfo::HOST_ACCESS | flags, "anti_spoof={value}");
+        }
     }
 
     #[test]

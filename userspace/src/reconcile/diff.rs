@@ -2,9 +2,12 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use crate::datapath::entry::{FdbEntry, NeighEntry, UnderlayPath, VtepInfo, VtepKey};
+use crate::datapath::{
+    Prefix,
+    entry::{FdbEntry, NeighEntry, UnderlayPath, VtepInfo, VtepKey},
+};
 use culvert_common::abi::{
-    EndpointInfo, FdbKey, FloodKey, NeighKey, NetworkInfo, PublishedEntry, PublishedKey,
+    EndpointInfo, FdbKey, FloodKey, NeighKey, NetworkInfo, PublishedEntry, PublishedKey, SourceKey,
 };
 
 use super::tables::Tables;
@@ -32,6 +35,8 @@ pub enum Op {
     Gateway(u32, Option<u32>),
     /// `PUBLISHED`.
     Published(PublishedKey, Option<PublishedEntry>),
+    /// `SOURCES`.
+    Source(Prefix<SourceKey>, Option<u32>),
 }
 
 impl Op {
@@ -49,6 +54,7 @@ impl Op {
                 | Self::FloodRemote(_, None)
                 | Self::Gateway(_, None)
                 | Self::Published(_, None)
+                | Self::Source(_, None)
         )
     }
 
@@ -65,6 +71,7 @@ impl Op {
             Self::FloodRemote(key, value) => set(&mut tables.flood_remote, key, value),
             Self::Gateway(key, value) => set(&mut tables.gateways, key, value),
             Self::Published(key, value) => set(&mut tables.published, key, value),
+            Self::Source(key, value) => set(&mut tables.sources, key, value),
         }
     }
 }
@@ -91,6 +98,9 @@ impl fmt::Display for Op {
                 key.addr,
                 u16::from_be_bytes(key.port)
             ),
+            Self::Source(Prefix { key, bits }, _) => {
+                write!(f, "{verb} SOURCES[{} {:?}/{bits}]", key.ifindex, key.addr)
+            }
         }
     }
 }
@@ -128,7 +138,7 @@ fn removals<K: Copy + Ord, V>(
 /// The steps from `observed` to `desired`. The order keeps the maps consistent for every frame:
 ///
 /// * An entry is put after the entries that it refers to, and removed before them. The order of
-///   the tables is: path, VTEP, FDB, neighbour, flood slot, network, endpoint, gateway,
+///   the tables is: path, VTEP, FDB, neighbour, flood slot, network, endpoint, gateway, clients,
 ///   published port.
 /// * `NETWORKS`, with the lengths of the flood lists, is written after the slots that a greater
 ///   length needs and before the slots that a smaller length frees are removed. Between two
@@ -144,9 +154,11 @@ pub fn diff(desired: &Tables, observed: &Tables) -> Vec<Op> {
     puts(&mut ops, &desired.networks, &observed.networks, Op::Network);
     puts(&mut ops, &desired.endpoints, &observed.endpoints, Op::Endpoint);
     puts(&mut ops, &desired.gateways, &observed.gateways, Op::Gateway);
+    puts(&mut ops, &desired.sources, &observed.sources, Op::Source);
     puts(&mut ops, &desired.published, &observed.published, Op::Published);
 
     removals(&mut ops, &desired.published, &observed.published, Op::Published);
+    removals(&mut ops, &desired.sources, &observed.sources, Op::Source);
     removals(&mut ops, &desired.gateways, &observed.gateways, Op::Gateway);
     removals(&mut ops, &desired.endpoints, &observed.endpoints, Op::Endpoint);
     removals(&mut ops, &desired.networks, &observed.networks, Op::Network);

@@ -42,6 +42,7 @@ impl Kernel for Datapath {
             flood_remote: maps.flood_remote.dump()?,
             gateways: maps.gateways.dump()?,
             published: maps.published.dump()?,
+            sources: maps.sources.dump()?,
         })
     }
 
@@ -61,6 +62,13 @@ impl Kernel for Datapath {
                     _ => None,
                 });
                 maps.neighbours.insert_all(&entries.collect::<Vec<_>>())
+            }
+            Some(Op::Published(_, Some(_))) => {
+                let entries = ops.iter().map_while(|op| match op {
+                    Op::Published(key, value) => Some((*key, (*value)?)),
+                    _ => None,
+                });
+                maps.published.insert_all(&entries.collect::<Vec<_>>())
             }
             Some(op) => match self.apply(op) {
                 Ok(()) => (1, None),
@@ -83,6 +91,7 @@ impl Kernel for Datapath {
             Op::FloodRemote(key, value) => set(&maps.flood_remote, key, value.as_ref()),
             Op::Gateway(key, value) => set(&maps.gateways, key, value.as_ref()),
             Op::Published(key, value) => set(&maps.published, key, value.as_ref()),
+            Op::Source(key, value) => set(&maps.sources, key, value.as_ref()),
         }
     }
 }

@@ -19,6 +19,7 @@ mod diff;
 mod flood;
 mod held;
 mod kernel;
+mod moves;
 mod objects;
 mod observed;
 mod patch;

@@ -27,8 +27,10 @@ pub struct LocalEndpoint {
     pub mac: MacAddr,
     /// MTU of both ends.
     pub mtu: u16,
-    /// Addresses with their prefix lengths.
+    /// Primary addresses with their prefix lengths.
     pub addresses: Vec<IpNetwork>,
+    /// Additional addresses with their prefix lengths.
+    pub additional: Vec<IpNetwork>,
     /// The host has routes to the subnets of the network.
     pub routed: bool,
     /// Routes besides those of the subnets: destination and gateway.
@@ -37,15 +39,13 @@ pub struct LocalEndpoint {
 
 /// The device pair that the host must have for `endpoint` of `network`.
 pub fn local_endpoint(network: &Network, endpoint: &Endpoint) -> LocalEndpoint {
-    let prefix_of = |v6: bool| {
-        network.subnets.iter().map(|subnet| subnet.subnet).find(|net| net.is_ipv6() == v6)
+    let in_subnet = |ip: IpAddr| {
+        let subnets = network.subnets.iter().map(|subnet| subnet.subnet);
+        let subnet = subnets.into_iter().find(|net| net.is_ipv6() == ip.is_ipv6());
+        subnet.and_then(|net| IpNetwork::new(ip, net.prefix()).ok()).unwrap_or(ip.into())
     };
-    let v4 = endpoint.ipv4.and_then(|ip| {
-        IpNetwork::new(ip.into(), prefix_of(false).map_or(32, |net| net.prefix())).ok()
-    });
-    let v6 = endpoint.ipv6.and_then(|ip| {
-        IpNetwork::new(ip.into(), prefix_of(true).map_or(128, |net| net.prefix())).ok()
-    });
+    let v4 = endpoint.ipv4.map(IpAddr::V4).map(in_subnet);
+    let v6 = endpoint.ipv6.map(IpAddr::V6).map(in_subnet);
     LocalEndpoint {
         id: endpoint.id.clone(),
         network: network.name.clone(),
@@ -55,6 +55,7 @@ pub fn local_endpoint(network: &Network, endpoint: &Endpoint) -> LocalEndpoint {
         mac: endpoint.mac,
         mtu: network.mtu,
         addresses: v4.into_iter().chain(v6).collect(),
+        additional: endpoint.additional.iter().copied().map(in_subnet).collect(),
         routed: !network.may_overlap(),
         routes: default_route(network, endpoint).into_iter().collect(),
     }

@@ -53,6 +53,10 @@ impl Observed {
                 self.remove(&Op::Published(key, None));
                 value.map(|value| value.vni)
             }
+            Op::Source(key, value) => {
+                self.remove(&Op::Source(key, None));
+                value
+            }
         };
         if let Some(vni) = vni {
             op.apply_to(self.networks.entry(vni).or_default());

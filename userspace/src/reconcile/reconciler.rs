@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use culvert_common::abi::NeighKey;
+
 use crate::datapath::entry::{UnderlayPath, VtepInfo, VtepKey};
 
 use super::{
@@ -9,6 +11,7 @@ use super::{
     flood::assign_slots,
     held::Held,
     kernel::Kernel,
+    moves::Moves,
     observed::Observed,
     patch::Patch,
     tables::{NetworkState, Tables},
@@ -63,6 +66,8 @@ pub struct Reconciler {
     counts: Counts,
     /// `underlay` may have entries that no network needs, or that have no path.
     unused_paths: bool,
+    /// Addresses that have got another MAC.
+    moves: Moves,
 }
 
 impl Reconciler {
@@ -103,6 +108,17 @@ impl Reconciler {
     /// Number of entries of the large maps. The time does not depend on it.
     pub fn counts(&self) -> Counts {
         self.counts
+    }
+
+    /// Takes the addresses that have got another MAC since the last call, with that MAC. Those of
+    /// networks that this host has left are not among them.
+    pub fn take_moved(&mut self) -> BTreeMap<NeighKey, [u8; 6]> {
+        self.moves.take()
+    }
+
+    /// Puts back what [`Self::take_moved`] returned, for the next call. Newer moves are kept.
+    pub fn put_moved_back(&mut self, moved: BTreeMap<NeighKey, [u8; 6]>) {
+        self.moves.put_back(moved);
     }
 
     /// VNIs that have an entry in the kernel.
@@ -207,6 +223,15 @@ impl Reconciler {
                 }
                 Op::Vtep(key, None) if had(key) => self.release(key.ip),
                 _ => {}
+            }
+        }
+        // Without an endpoint here there is nobody to be told.
+        if !laid.as_ref().is_some_and(Tables::is_empty) {
+            for op in ops.iter().take(done) {
+                if let Op::Neighbour(key, after) = op {
+                    let before = observed.tables().neighbours.get(key).map(|entry| entry.mac);
+                    self.moves.note(*key, before, after.map(|entry| entry.mac));
+                }
             }
         }
         self.counts.fdb -= observed.tables().fdb.len();
@@ -315,6 +340,12 @@ impl Reconciler {
             Op::Published(key, Some(_)) => {
                 for held in self.networks.values_mut() {
                     held.apply(&Op::Published(*key, None));
+                }
+            }
+            // Nor the clients of an interface that has moved.
+            Op::Source(key, Some(_)) => {
+                for held in self.networks.values_mut() {
+                    held.apply(&Op::Source(*key, None));
                 }
             }
             _ => {}

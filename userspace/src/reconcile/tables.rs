@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::datapath::entry::{FdbEntry, NeighEntry, UnderlayPath, VtepInfo, VtepKey};
+use crate::datapath::{
+    Prefix,
+    entry::{FdbEntry, NeighEntry, UnderlayPath, VtepInfo, VtepKey},
+};
 use culvert_common::abi::{
-    EndpointInfo, FdbKey, FloodKey, NeighKey, NetworkInfo, PublishedEntry, PublishedKey,
+    EndpointInfo, FdbKey, FloodKey, NeighKey, NetworkInfo, PublishedEntry, PublishedKey, SourceKey,
 };
 
 use super::flood::assign_slots;
@@ -32,6 +35,8 @@ pub struct Tables {
     pub gateways: BTreeMap<u32, u32>,
     /// `PUBLISHED`.
     pub published: BTreeMap<PublishedKey, PublishedEntry>,
+    /// `SOURCES`: clients of restricted ports → VNI.
+    pub sources: BTreeMap<Prefix<SourceKey>, u32>,
 }
 
 impl Tables {
@@ -47,6 +52,7 @@ impl Tables {
             + self.flood_remote.len()
             + self.gateways.len()
             + self.published.len()
+            + self.sources.len()
     }
 
     /// Whether every table is empty.
@@ -84,6 +90,9 @@ impl Tables {
         for (key, entry) in self.published {
             parts.entry(entry.vni).or_default().published.insert(key, entry);
         }
+        for (key, vni) in self.sources {
+            parts.entry(vni).or_default().sources.insert(key, vni);
+        }
         (parts, self.underlay)
     }
 }
@@ -108,6 +117,8 @@ pub struct NetworkState {
     pub gateway: Option<Gateway>,
     /// Published ports of local endpoints.
     pub published: BTreeMap<PublishedKey, PublishedEntry>,
+    /// Clients of the restricted ones.
+    pub sources: BTreeSet<Prefix<SourceKey>>,
 }
 
 /// A network's gateway on this host.
@@ -151,6 +162,7 @@ impl NetworkState {
             flood_remote,
             gateways: self.gateway.iter().map(|gateway| (gateway.ifindex, vni)).collect(),
             published: self.published.clone(),
+            sources: self.sources.iter().map(|source| (*source, vni)).collect(),
         }
     }
 }

@@ -5,7 +5,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
-use crate::datapath::entry::{FdbEntry, NeighEntry, UnderlayPath, VtepInfo, VtepKey};
+use crate::datapath::{
+    Prefix,
+    entry::{FdbEntry, NeighEntry, UnderlayPath, VtepInfo, VtepKey},
+};
 use culvert_common::abi::{EndpointInfo, FdbKey, FloodKey, NeighKey, NetworkInfo};
 use proptest::{collection::vec, prelude::*};
 
@@ -115,11 +118,15 @@ prop_compose! {
             vni, flags: 0,
             endpoints: local.iter().map(|(ifindex, mac)| (*ifindex, info(*mac))).collect(),
             fdb: BTreeMap::new(), neighbours: BTreeMap::new(), vteps: BTreeMap::new(),
-            gateway: None, published: BTreeMap::new(),
+            gateway: None, published: BTreeMap::new(), sources: BTreeSet::new(),
         };
         for (ifindex, mac) in &local {
             let key = FdbKey::new(vni, [2, 0, 0, 0, 0, *mac]);
             state.fdb.insert(key, FdbEntry { ifindex: *ifindex, vtep: [0; 4] });
+        }
+        for (ifindex, mac) in &local {
+            let clients = ipnetwork::Ipv4Network::new([192, 0, 2, *mac].into(), 24 + mac % 9);
+            state.sources.insert(Prefix::of_clients(*ifindex, clients.unwrap()));
         }
         for (vtep, mac) in &remote {
             let vtep = [192, 0, 2, *vtep];
@@ -148,6 +155,7 @@ fn host() -> impl Strategy<Value = BTreeMap<u32, NetworkState>> {
             network.endpoints.retain(|ifindex, _| taken.insert(*ifindex));
             let ports: BTreeSet<u32> = network.endpoints.keys().copied().collect();
             network.fdb.retain(|_, entry| entry.ifindex == 0 || ports.contains(&entry.ifindex));
+            network.sources.retain(|source| ports.contains(&source.key.ifindex));
             networks.insert(network.vni, network);
         }
         networks
@@ -172,6 +180,8 @@ fn strays() -> impl Strategy<Value = Tables> {
             for (ifindex, vni) in endpoints {
                 let info = EndpointInfo { vni, mtu: 9, ..bytemuck::Zeroable::zeroed() };
                 tables.endpoints.insert(ifindex, info);
+                let clients = "192.0.2.0/30".parse().unwrap();
+                tables.sources.insert(Prefix::of_clients(ifindex, clients), vni);
             }
             for (vni, local_ports, remote_vteps) in networks {
                 let info = NetworkInfo {
@@ -277,6 +287,7 @@ fn torn(before: &Tables, after: &Tables, coins: &[bool]) -> Tables {
         flood_remote: mixed(&before.flood_remote, &after.flood_remote, &mut early),
         gateways: mixed(&before.gateways, &after.gateways, &mut early),
         published: mixed(&before.published, &after.published, &mut early),
+        sources: mixed(&before.sources, &after.sources, &mut early),
     }
 }
 
@@ -381,6 +392,7 @@ fn a_change_in_one_network_touches_no_other() {
         vteps: BTreeMap::new(),
         gateway: None,
         published: BTreeMap::new(),
+        sources: BTreeSet::new(),
     };
     reconciler.network_to(&maps, 256, Some(&state(256, 10))).unwrap();
     let other = maps.tables.borrow().clone();

@@ -38,6 +38,9 @@ pub struct PlugSpec {
     /// Addresses with the prefix length of their subnet; the kernel adds the subnet's route. The
     /// link-local address that is derived from the MAC is added as well.
     pub addrs: Vec<IpNetwork>,
+    /// Additional addresses with the prefix length of their subnet. They carry Culvert's mark, so
+    /// that those that are no longer wanted are removed.
+    pub additional: Vec<IpNetwork>,
     /// Further routes. A route without a gateway is on link. A route is left out if its destination
     /// is already reached through another interface.
     pub routes: Vec<(IpNetwork, Option<IpAddr>)>,
@@ -322,7 +325,8 @@ fn link_local(mac: MacAddr) -> IpNetwork {
 async fn addresses(inside: &Netlink, spec: &PlugSpec, has_ipv6: bool) -> Result<bool> {
     let name = spec.ifname.as_str();
     let mut wanted = spec.addrs.clone();
-    if !has_ipv6 && let Some(address) = wanted.iter().find(|address| address.is_ipv6()) {
+    let mut all = wanted.iter().chain(&spec.additional);
+    if !has_ipv6 && let Some(address) = all.find(|address| address.is_ipv6()) {
         return Err(SandboxError::NoIpv6 {
             ifname: spec.ifname.clone(),
             address: *address,
@@ -340,6 +344,26 @@ async fn addresses(inside: &Netlink, spec: &PlugSpec, has_ipv6: bool) -> Result<
             inside.delete_address(name, *stale).await?;
         }
         inside.add_address(name, *address).await?;
+        changed = true;
+    }
+    changed |= additional(inside, spec, &wanted).await?;
+    Ok(changed)
+}
+
+/// Adds the additional addresses, and removes earlier ones. The kernel removes the additional IPv4
+/// addresses itself together with the primary one of their subnet, so they are read after that.
+async fn additional(inside: &Netlink, spec: &PlugSpec, primary: &[IpNetwork]) -> Result<bool> {
+    let name = spec.ifname.as_str();
+    let marked = inside.marked_addresses(name).await?;
+    let mut changed = false;
+    for stale in marked.iter().filter(|other| !spec.additional.contains(other)) {
+        if !primary.contains(stale) {
+            inside.delete_address(name, *stale).await?;
+            changed = true;
+        }
+    }
+    for address in spec.additional.iter().filter(|address| !marked.contains(address)) {
+        inside.add_marked_address(name, *address).await?;
         changed = true;
     }
     Ok(changed)
@@ -399,7 +423,8 @@ async fn route_by_source(
         changed = true;
     }
     let known = inside.rules().await?;
-    let sources = spec.addrs.iter().filter(|address| address.is_ipv4() == everything.is_ipv4());
+    let sources = spec.addrs.iter().chain(&spec.additional);
+    let sources = sources.filter(|address| address.is_ipv4() == everything.is_ipv4());
     for source in sources.map(IpNetwork::ip) {
         let wanted = rules_of(source, table);
         // Of an earlier interface of the endpoint.

@@ -298,7 +298,9 @@ mod tests {
     async fn a_working_directory_is_opened_or_named() {
         let limit = Duration::from_secs(10);
         let directory = tempfile::tempdir().unwrap();
-        assert!(open_directory(directory.path(), limit).await.unwrap().metadata().unwrap().is_dir());
+        assert!(
+            open_directory(directory.path(), limit).await.unwrap().metadata().unwrap().is_dir()
+        );
         let file = directory.path().join("file");
         std::fs::write(&file, "").unwrap();
         for path in [file, directory.path().join("missing")] {

@@ -4,7 +4,7 @@
 //! the same way.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
 };
@@ -17,6 +17,7 @@ use nix::{
 };
 
 use super::{Result, SandboxError, covers::Covers};
+use crate::mountinfo::{self, Mount};
 
 /// Moves the calling thread to a mount namespace of its own and sets up its mounts. The thread must
 /// already be in the sandbox's network namespace. `etc` is the directory of the container's files.
@@ -38,9 +39,9 @@ pub(super) fn arrange(name: &str, etc: Option<&Path>) -> Result<Covers> {
 /// bpffs) are bound to the same path in the new one; `ip netns exec` hides them.
 fn remount_sys() -> nix::Result<()> {
     let sys = Path::new("/sys");
-    let mountinfo = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+    let mounts = mountinfo::of("thread-self").unwrap_or_default();
     // The old mounts are opened before the new sysfs covers them.
-    let below: Vec<(File, PathBuf)> = outermost(&mountinfo, sys)
+    let below: Vec<(File, PathBuf)> = outermost(mounts, sys)
         .into_iter()
         .filter_map(|path| {
             let file = OpenOptions::new()
@@ -66,14 +67,11 @@ fn remount_sys() -> nix::Result<()> {
     Ok(())
 }
 
-/// Mount points below `root` that are not below another mount point of the list. The fifth field of
-/// each line is the mount point, with octal escapes (proc(5)).
-fn outermost(mountinfo: &str, root: &Path) -> Vec<PathBuf> {
-    let mut points: Vec<PathBuf> = mountinfo
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .filter(|point| !point.contains('\\'))
-        .map(PathBuf::from)
+/// Mount points below `root` that are not below another mount point of the list.
+fn outermost(mounts: Vec<Mount>, root: &Path) -> Vec<PathBuf> {
+    let mut points: Vec<PathBuf> = mounts
+        .into_iter()
+        .map(|mount| mount.point)
         .filter(|point| point != root && point.starts_with(root))
         .collect();
     points.sort();
@@ -98,8 +96,7 @@ mod tests {
             ["/", "/sys", "/sys/fs/cgroup/unified", "/sys/fs/cgroup", "/sys/fs/bpf", "/system"]
                 .map(line)
                 .concat();
-        let found = outermost(&info, Path::new("/sys"));
+        let found = outermost(mountinfo::parse(&info), Path::new("/sys"));
         assert_eq!(found, [Path::new("/sys/fs/bpf"), Path::new("/sys/fs/cgroup")]);
-        assert!(outermost("garbage\n\n1 2", Path::new("/sys")).is_empty());
     }
 }

@@ -19,8 +19,8 @@ use culvert::{
     api::{
         self, Backend, BindError, Client, MAX_BODY,
         types::{
-            Connect, ContainerCreate, ContainerState, ErrorKind, FlowProtocol, NatQuery,
-            NetworkCreate, Supervised, VtepChange,
+            AddressChange, Connect, ContainerCreate, ContainerState, ErrorKind, FlowProtocol,
+            NatQuery, NetworkCreate, Sources, Supervised, VtepChange,
         },
     },
     model::{Driver, Name, NameOptions},
@@ -44,8 +44,10 @@ pub(crate) fn container(name: &str, network: &str) -> ContainerCreate {
         name: name.parse().unwrap(),
         network: network.to_owned(),
         ip: Some("10.0.0.7".parse().unwrap()),
+        more_ips: vec!["10.0.0.8".parse().unwrap()],
         mac: Some("02:42:0a:00:00:07".parse().unwrap()),
         ports: vec!["8080:80".to_owned()],
+        from: vec!["192.0.2.0/24".parse().unwrap()],
         expose: Vec::new(),
         ifname: None,
         netns: None,
@@ -107,9 +109,13 @@ fn every_request_makes_the_round_trip() {
         same!(|b| b.network_inspect(&name("n3"))).unwrap_err();
         same!(|b| b.container_create(container("c1", "n2"))).unwrap();
         same!(|b| b.container_create(container("c2", "n9"))).unwrap_err();
-        let connect = Connect { container: name("c1"), ip: None, mac: None };
+        let connect = Connect { container: name("c1"), ip: None, more_ips: Vec::new(), mac: None };
         same!(|b| b.connect(&name("overlaynet1"), connect.clone())).unwrap();
         same!(|b| b.disconnect(&name("overlaynet1"), &name("c1"))).unwrap();
+        let address = AddressChange { container: name("c1"), ip: "10.0.0.9".parse().unwrap() };
+        same!(|b| b.address_add(&name("overlaynet1"), address.clone())).unwrap();
+        same!(|b| b.address_remove(&name("overlaynet1"), address.clone())).unwrap();
+        same!(|b| b.address_remove(&name("overlaynet1"), address.clone())).unwrap_err();
         let running = ContainerState::Running {
             pid: 7,
             log: Some("/x/c1.log".into()),
@@ -135,6 +141,12 @@ fn every_request_makes_the_round_trip() {
         same!(|b| b.vteps()).unwrap();
         same!(|b| b.vtep_remove(vtep.clone())).unwrap();
         same!(|b| b.vtep_remove(vtep.clone())).unwrap_err();
+        let sources = Sources { sources: vec!["192.0.2.0/24".parse().unwrap()] };
+        let ipv6 = Sources { sources: vec!["2001:db8::/32".parse().unwrap()] };
+        same!(|b| b.ports_deny(sources.clone())).unwrap();
+        same!(|b| b.ports_deny(ipv6.clone())).unwrap_err();
+        same!(|b| b.ports()).unwrap();
+        same!(|b| b.ports_allow(sources.clone())).unwrap();
         for query in [
             NatQuery::default(),
             NatQuery { protocol: Some(FlowProtocol::Udp), ..NatQuery::default() },

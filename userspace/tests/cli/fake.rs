@@ -13,11 +13,12 @@ use culvert::{
     api::{
         self, Backend,
         types::{
-            AgentStatus, ApiError, Connect, ConntrackStatus, ContainerCreate, ContainerNetwork,
-            ContainerRow, ContainerState, Counts, Created, DatapathStatus, ErrorKind, FdbRow,
-            InspectContainer, InspectIpam, InspectPeer, InspectSubnet, NatQuery, NatRow, NeighRow,
-            NetworkCreate, NetworkInspect, NetworkRow, NodeRow, StatsRow, Status, StoreRead,
-            StoreStatus, VtepChange, VtepRow,
+            AddressChange, AgentStatus, Allowed, ApiError, Connect, ConntrackStatus,
+            ContainerCreate, ContainerNetwork, ContainerRow, ContainerState, Counts, Created,
+            DatapathStatus, ErrorKind, FdbRow, InspectContainer, InspectIpam, InspectPeer,
+            InspectSubnet, NatQuery, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow,
+            NodeRow, PublishedPorts, PublishedRow, Sources, StatsRow, Status, StoreCertificate,
+            StoreRead, StoreStatus, VtepChange, VtepRow,
         },
     },
     choice::{Uplink, XdpSupport},
@@ -37,12 +38,15 @@ struct State {
     networks: BTreeMap<String, NetworkRow>,
     containers: BTreeMap<String, ContainerRow>,
     vteps: Vec<(String, String)>,
+    denied: Vec<String>,
+    forgets_from: bool,
     calls: Vec<String>,
     away: usize,
     hangs: bool,
     problems: Vec<String>,
     warnings: Vec<String>,
     forgetful: bool,
+    certificates: Vec<StoreCertificate>,
     shutdown: Option<CancellationToken>,
 }
 
@@ -97,6 +101,17 @@ impl Fake {
     /// Adds a problem to the status, and makes the store unhealthy.
     pub(crate) fn trouble(&self, problem: &str) {
         self.state().problems.push(problem.to_owned());
+    }
+
+    /// Adds a file of certificates to the status.
+    pub(crate) fn certify(&self, option: &str, file: &str) {
+        let (option, file) = (option.to_owned(), file.to_owned());
+        self.state().certificates.push(StoreCertificate { option, file });
+    }
+
+    /// Ignores `--from`, as an earlier version does.
+    pub(crate) fn forget_from(&self) {
+        self.state().forgets_from = true;
     }
 
     /// Gives every new container a warning.
@@ -174,6 +189,7 @@ impl Backend for Fake {
                     mac_address: "02:42:0a:00:00:02".to_owned(),
                     ipv4_address: "10.0.0.2/24".to_owned(),
                     ipv6_address: String::new(),
+                    additional_addresses: vec!["10.0.0.54/24".to_owned()],
                 },
             )]),
             options: BTreeMap::from([("dscp".to_owned(), "copy".to_owned())]),
@@ -206,15 +222,45 @@ impl Backend for Fake {
             name: network.to_string(),
             ip,
             ip6: Some("fd00::3".to_owned()),
+            additional: request.more_ips.iter().map(ToString::to_string).collect(),
             mac: "02:42:0a:00:00:03".to_owned(),
             ifname: "eth1".to_owned(),
             ports: Vec::new(),
+            from: Vec::new(),
         });
         Ok(row.clone())
     }
 
     async fn disconnect(&self, network: &Name, container: &Name) -> Result<(), ApiError> {
         drop(self.note(format!("disconnect {network} {container}")));
+        Ok(())
+    }
+
+    async fn address_add(&self, network: &Name, request: AddressChange) -> Result<(), ApiError> {
+        let AddressChange { container, ip } = request;
+        let mut state = self.note(format!("add {ip} to {container} in {network}"));
+        let Some(row) = state.containers.get_mut(container.as_str()) else {
+            return refuse(ErrorKind::NotFound, &format!("container {container} does not exist"));
+        };
+        if let Some(found) = row.networks.iter_mut().find(|row| row.name == network.as_str()) {
+            found.additional.push(ip.to_string());
+        }
+        Ok(())
+    }
+
+    async fn address_remove(&self, network: &Name, request: AddressChange) -> Result<(), ApiError> {
+        let AddressChange { container, ip } = request;
+        let mut state = self.note(format!("remove {ip} from {container} in {network}"));
+        let rows = state.containers.get_mut(container.as_str()).map(|row| &mut row.networks);
+        let found = rows.and_then(|rows| rows.iter_mut().find(|row| row.name == network.as_str()));
+        let before = found.as_ref().map_or(0, |row| row.additional.len());
+        let after = found.map_or(0, |row| {
+            row.additional.retain(|own| *own != ip.to_string());
+            row.additional.len()
+        });
+        if before == after {
+            return refuse(ErrorKind::Conflict, &format!("address {ip} is not one of {container}"));
+        }
         Ok(())
     }
 
@@ -245,8 +291,13 @@ impl Backend for Fake {
                     name: network.to_owned(),
                     ip: request.ip.map_or("10.0.0.2".to_owned(), |ip| ip.to_string()),
                     ip6: None,
+                    additional: request.more_ips.iter().map(ToString::to_string).collect(),
                     mac: "02:42:0a:00:00:02".to_owned(),
                     ifname: request.ifname.unwrap_or("eth0".to_owned()),
+                    from: match state.forgets_from {
+                        true => Vec::new(),
+                        false => request.from.iter().map(ToString::to_string).collect(),
+                    },
                     ports: request.ports,
                 }],
             ),
@@ -358,12 +409,15 @@ impl Backend for Fake {
     }
 
     async fn neighbours(&self) -> Result<Vec<NeighRow>, ApiError> {
-        Ok(vec![NeighRow {
+        let row = |last: u8, kind: &str, age_s| NeighRow {
             network: "overlaynet1".to_owned(),
             vni: 256,
-            ip: "10.0.0.3".to_owned(),
+            ip: format!("10.0.0.{last}"),
             mac: "02:42:0a:00:00:03".to_owned(),
-        }])
+            kind: kind.to_owned(),
+            age_s,
+        };
+        Ok(vec![row(3, "static", None), row(100, "learned", Some(75))])
     }
 
     async fn nat(&self, query: NatQuery) -> Result<Vec<NatRow>, ApiError> {
@@ -435,6 +489,48 @@ impl Backend for Fake {
         Ok(())
     }
 
+    async fn ports(&self) -> Result<PublishedPorts, ApiError> {
+        let state = self.state();
+        let published = state.containers.values().flat_map(|row| {
+            row.networks.iter().flat_map(|network| {
+                network.ports.iter().map(|port| PublishedRow {
+                    container: row.name.clone(),
+                    network: network.name.clone(),
+                    port: port.clone(),
+                    from: network.from.clone(),
+                })
+            })
+        });
+        Ok(PublishedPorts {
+            published: published.collect(),
+            denied: state.denied.clone(),
+            dropped: 12,
+        })
+    }
+
+    async fn ports_deny(&self, Sources { sources }: Sources) -> Result<(), ApiError> {
+        let mut state = self.note(format!("deny {sources:?}"));
+        for source in sources {
+            if source.is_ipv6() {
+                return refuse(
+                    ErrorKind::Invalid,
+                    &format!("source {source} is IPv6: IPv4 is valid"),
+                );
+            }
+            state.denied.push(source.to_string());
+        }
+        Ok(())
+    }
+
+    async fn ports_allow(&self, Sources { sources }: Sources) -> Result<Allowed, ApiError> {
+        let mut state = self.note(format!("allow {sources:?}"));
+        let gone: Vec<_> = sources.iter().map(ToString::to_string).collect();
+        state.denied.retain(|source| !gone.contains(source));
+        let still =
+            state.denied.iter().map(|source| format!("source {source}: it is still denied"));
+        Ok(Allowed { still: still.collect() })
+    }
+
     async fn nodes(&self) -> Result<Vec<NodeRow>, ApiError> {
         let row = |last: u8, gone_s, endpoints| NodeRow {
             name: format!("host{last}"),
@@ -499,6 +595,7 @@ impl Backend for Fake {
                 error: problems.first().cloned(),
                 clock_offset_ms: Some(0),
                 alarms: Vec::new(),
+                certificates: state.certificates.clone(),
                 last_read: Some(StoreRead { keys: 9, read_ms: 3, maps_ms: 5 }),
             },
             datapath: DatapathStatus {
@@ -519,7 +616,7 @@ impl Backend for Fake {
                 pins: "/run/culvert/bpf/1".to_owned(),
             },
             vteps: 2,
-            conntrack: ConntrackStatus { flows: 17, max: 262_144, evictable: 0, refused: 3 },
+            conntrack: ConntrackStatus { flows: 17, max: 262_144, refused: 3 },
             counts: Counts {
                 networks: state.networks.len(),
                 local_endpoints: 1,

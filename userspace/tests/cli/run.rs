@@ -37,6 +37,27 @@ fn run_passes_output_and_exit_code_through_and_reports() {
 }
 
 #[test]
+fn a_port_for_some_is_not_left_open_to_all() {
+    let agent = Agent::start();
+    agent.fake.forget_from();
+    for line in [
+        "run --name c --network overlaynet1 -p 80 --from 192.0.2.0/24 -- true",
+        "attach --pid 1 --name c --network overlaynet1 -p 80 --from 192.0.2.0/24",
+    ] {
+        let output = run(&agent.socket(), &words(line));
+        assert_eq!(output.status.code(), Some(1), "{line}");
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            error.starts_with("culvert: --from: the agent is of an earlier version"),
+            "{error}"
+        );
+        let calls = agent.fake.calls();
+        let undone = ["remove container c force=true", "disconnect overlaynet1 c"];
+        assert!(undone.contains(&calls[1].as_str()), "{calls:?}");
+    }
+}
+
+#[test]
 fn run_rm_leaves_nothing() {
     let agent = Agent::start();
     // Options of the command are the command's, with and without '--'.

@@ -41,9 +41,9 @@ fn help_of_every_verb() {
             verbs.push(verb);
         }
     }
-    // 20 verbs and their own: network 6, fdb 1, neigh 1, nat 1, vtep 3, node 2, store 1, and culvert
-    // itself.
-    assert_eq!(seen, 20 + 6 + 1 + 1 + 1 + 3 + 2 + 1 + 1);
+    // 21 verbs and their own: network 7, network address 2, fdb 1, neigh 1, nat 1, ports 3, vtep 3,
+    // node 2, store 1, and culvert itself.
+    assert_eq!(seen, 21 + 7 + 2 + 1 + 1 + 1 + 3 + 3 + 2 + 1 + 1);
 }
 
 #[test]
@@ -99,6 +99,23 @@ fn what_the_container_verbs_print() {
 }
 
 #[test]
+fn what_the_address_verbs_print() {
+    let agent = Agent::start();
+    let lines = [
+        "attach --pid 1 --name d --network overlaynet1 --ip 10.0.0.9 --ip 10.0.0.10 --ip fd00::9",
+        "network connect overlaynet1 d --ip 10.0.0.8 --ip 10.0.0.18",
+        "network address add overlaynet1 d 10.0.0.100",
+        "network address rm overlaynet1 d 10.0.0.10",
+        "network address rm overlaynet1 d 10.0.0.10",
+        "network address add overlaynet1 nobody 10.0.0.100",
+        "ps",
+    ];
+    let shown: Vec<_> = lines.iter().map(|line| show(&agent, line)).collect();
+    insta::assert_snapshot!(shown.join("\n"));
+    insta::assert_snapshot!("address_requests", agent.fake.calls().join("\n"));
+}
+
+#[test]
 fn what_the_verbs_that_look_print() {
     let agent = Agent::start();
     let mut shown = Vec::new();
@@ -127,6 +144,27 @@ fn what_the_verbs_that_look_print() {
 }
 
 #[test]
+fn what_the_ports_verbs_print() {
+    let agent = Agent::start();
+    let lines = [
+        "ports ls",
+        "attach --pid 1 --name a --network overlaynet1 -p 127.0.0.1:8080:80/tcp -p 90",
+        "attach --pid 2 --name b --network overlaynet1 -p 91 --from 192.0.2.0/24 --from 198.51.100.7",
+        "ps",
+        "ports deny 203.0.113.7 198.51.100.0/24",
+        "ports deny 2001:db8::1",
+        "ports ls",
+        "ports ls --format json",
+        "ports allow 203.0.113.7",
+        "ports allow 198.51.100.0/24",
+        "ports ls",
+    ];
+    let shown: Vec<_> = lines.iter().map(|line| show(&agent, line)).collect();
+    insta::assert_snapshot!(shown.join("\n"));
+    insta::assert_snapshot!("ports_requests", agent.fake.calls().join("\n"));
+}
+
+#[test]
 fn what_the_node_verbs_print() {
     let agent = Agent::start();
     let lines =
@@ -150,6 +188,8 @@ fn without_an_agent_every_verb_that_needs_it_is_refused_in_one_line() {
             "network rm n",
             "network connect n c",
             "network disconnect n c",
+            "network address add n c 10.0.0.9",
+            "network address rm n c 10.0.0.9",
             "run --name c -- true",
             "run --name c -d -- true",
             "attach --pid 1 --name c --network n",
@@ -191,7 +231,16 @@ fn the_option_wins_over_the_environment() {
 
 #[test]
 fn nothing_to_do_shows_help_and_is_wrong_usage() {
-    for args in [&[][..], &["network"], &["vtep"], &["fdb"], &["neigh"], &["nat"], &["node"]] {
+    for args in [
+        &[][..],
+        &["network"],
+        &["network", "address"],
+        &["vtep"],
+        &["fdb"],
+        &["neigh"],
+        &["nat"],
+        &["node"],
+    ] {
         let output = run(Path::new("/nonexistent"), args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(output.stdout.is_empty());
@@ -207,6 +256,10 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
         "network create a/b",
         "network create bridge@host1",
         "network create a --gateway 10.0.0.1 --gateway 10.0.0.2",
+        "network address add a b",
+        "network address add a b 10.0.0",
+        "network address rm a b 10.0.0.0/24",
+        "run --name a --ip 10.0.0.9 --ip 10.0.0 -- true",
         "ps --frobnicate",
         "run --name a",
         "agent --store x",
@@ -340,6 +393,37 @@ fn doctor_works_with_and_without_an_agent() {
     let mut lines = table.lines();
     assert_eq!(words_of(lines.next().unwrap()), ["LEVEL", "CHECK", "DETAIL", "ADVICE"]);
     assert!(lines.next().unwrap().starts_with("error"), "{table}");
+}
+
+/// The files that the agent names, or those of the options.
+#[test]
+fn doctor_names_a_certificate_that_has_expired() {
+    let expired = concat!(env!("CARGO_MANIFEST_DIR"), "/src/doctor/testdata/client.pem");
+    let findings = |socket: &Path, options: &[&str]| {
+        let args = ["doctor", "--uplink", "lo", "--bpffs", "/nonexistent", "--format", "json"];
+        let output = run(socket, &[&args, options].concat());
+        assert_eq!(output.status.code(), Some(1));
+        let rows: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let rows = rows.as_array().unwrap().iter();
+        let found = rows.filter(|row| row["check"] == "certificate");
+        found.map(|row| format!("{} {}", row["level"], row["detail"])).collect::<Vec<_>>()
+    };
+    let agent = Agent::start();
+    agent.fake.certify("--store-cert", expired);
+    let nowhere = agent.dir.path().join("nowhere");
+    let option = ["--store-cert", expired];
+    for found in [findings(&agent.socket(), &[]), findings(&nowhere, &option)] {
+        let [line] = found.as_slice() else { panic!("{found:?}") };
+        assert!(line.contains("\"error\""), "{line}");
+        assert!(line.contains("CN=host1 has expired at 2021-01-01T00:00:00Z"), "{line}");
+    }
+    // Those that the last agent has kept in its state directory.
+    let kept = format!("[[\"--store-cert\", {expired:?}]]");
+    std::fs::write(agent.dir.path().join("store-certificates"), kept).unwrap();
+    let found = findings(&nowhere, &["--state-dir", agent.dir.path().to_str().unwrap()]);
+    assert!(found[0].contains("CN=host1 has expired"), "{found:?}");
+    let found = findings(&nowhere, &["--store-ca", "/nonexistent"]);
+    assert!(found[0].contains("--store-ca /nonexistent cannot be read"), "{found:?}");
 }
 
 fn words_of(line: &str) -> Vec<&str> {

@@ -236,6 +236,8 @@ fn wrap(kernel: &Kernel, script: &str) -> String {
     } else {
         "mount -t tmpfs tmp /tmp"
     };
+    // The device node /dev/net/tun, from which others load the module, comes with the module: there is
+    // no udev.
     format!(
         "export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb\n\
          mkdir -p /lib/modules\n\
@@ -246,6 +248,7 @@ fn wrap(kernel: &Kernel, script: &str) -> String {
          {tmp}\n\
          mkdir -p /run/netns /dev/shm /dev/pts\n\
          mount -t devpts pts /dev/pts\n\
+         modprobe tun\n\
          ip link set lo up\n\
          echo \"{BEGUN}\"\n\
          (\n{script}\n) </dev/null\n\

@@ -2,9 +2,9 @@ use bytemuck::bytes_of;
 use etherparse as ep;
 use proptest::prelude::*;
 
-use super::{MAC, OTHER_MAC, endpoint, free_endpoint, v4};
+use super::{MAC, OTHER_MAC, endpoint, free_endpoint, no_others, v4};
 use crate::abi::{DropReason, EndpointInfo};
-use crate::datapath::arp::{ArpQuery, arp_query, arp_reply_frame};
+use crate::datapath::arp::{ArpQuery, arp_query, arp_reply_frame, arp_request_frame};
 use crate::wire::{ARP_REPLY, ARP_REQUEST, ArpIpv4};
 
 const OWN: [u8; 4] = [10, 0, 0, 2];
@@ -12,7 +12,7 @@ const PEER: [u8; 4] = [10, 0, 0, 3];
 const NONE: [u8; 4] = [0; 4];
 
 fn ask(oper: u16, mac: [u8; 6], sender: [u8; 4], target: [u8; 4]) -> Result<ArpQuery, DropReason> {
-    arp_query(&endpoint(), &ArpIpv4::new(oper, mac, sender, [0; 6], target))
+    arp_query(&endpoint(), &ArpIpv4::new(oper, mac, sender, [0; 6], target), no_others)
 }
 
 #[test]
@@ -42,9 +42,27 @@ fn what_it_may_not_claim() {
 fn an_endpoint_without_ipv4_asks_nothing_but_probes() {
     let bare = EndpointInfo { ipv4: NONE, ..endpoint() };
     let reply = ArpIpv4::new(ARP_REPLY, MAC, NONE, [0; 6], PEER);
-    assert_eq!(arp_query(&bare, &reply), Err(DropReason::SpoofedArp));
+    assert_eq!(arp_query(&bare, &reply, no_others), Err(DropReason::SpoofedArp));
     let probe = ArpIpv4::new(ARP_REQUEST, MAC, NONE, [0; 6], PEER);
-    assert_eq!(arp_query(&bare, &probe), Ok(ArpQuery::Resolve { target: PEER }));
+    assert_eq!(arp_query(&bare, &probe, no_others), Ok(ArpQuery::Resolve { target: PEER }));
+}
+
+#[test]
+fn an_additional_address_is_the_endpoint_s_own() {
+    let other = v4("10.0.0.100");
+    let ask = |oper, mac, sender, target| {
+        let packet = ArpIpv4::new(oper, mac, sender, [0; 6], target);
+        arp_query(&endpoint(), &packet, |ip| *ip == other)
+    };
+    assert_eq!(ask(ARP_REQUEST, MAC, other, PEER), Ok(ArpQuery::Resolve { target: PEER }));
+    assert_eq!(ask(ARP_REQUEST, MAC, other, other), Ok(ArpQuery::Absorb), "announcement");
+    assert_eq!(ask(ARP_REQUEST, MAC, NONE, other), Ok(ArpQuery::Absorb), "probe for its own");
+    assert_eq!(ask(ARP_REPLY, MAC, other, PEER), Ok(ArpQuery::Forward));
+    assert_eq!(ask(ARP_REPLY, OTHER_MAC, other, PEER), Err(DropReason::SpoofedArp), "its MAC");
+    assert_eq!(ask(ARP_REPLY, MAC, PEER, other), Err(DropReason::SpoofedArp), "for another");
+    // 0.0.0.0 is nobody's.
+    let packet = ArpIpv4::new(ARP_REPLY, MAC, NONE, [0; 6], PEER);
+    assert_eq!(arp_query(&endpoint(), &packet, |_| true), Err(DropReason::SpoofedArp));
 }
 
 #[test]
@@ -52,11 +70,11 @@ fn without_anti_spoofing_any_sender_will_do() {
     let free = free_endpoint();
     let foreign = v4("192.0.2.1");
     let request = ArpIpv4::new(ARP_REQUEST, OTHER_MAC, foreign, [0; 6], PEER);
-    assert_eq!(arp_query(&free, &request), Ok(ArpQuery::Resolve { target: PEER }));
+    assert_eq!(arp_query(&free, &request, no_others), Ok(ArpQuery::Resolve { target: PEER }));
     let announcement = ArpIpv4::new(ARP_REQUEST, OTHER_MAC, foreign, [0; 6], foreign);
-    assert_eq!(arp_query(&free, &announcement), Ok(ArpQuery::Absorb));
+    assert_eq!(arp_query(&free, &announcement, no_others), Ok(ArpQuery::Absorb));
     let reply = ArpIpv4::new(ARP_REPLY, OTHER_MAC, foreign, MAC, PEER);
-    assert_eq!(arp_query(&free, &reply), Ok(ArpQuery::Forward));
+    assert_eq!(arp_query(&free, &reply, no_others), Ok(ArpQuery::Forward));
 }
 
 #[test]
@@ -70,8 +88,31 @@ fn only_requests_and_replies_for_ipv4_over_ethernet() {
         let mut bytes: [u8; 28] = bytemuck::cast(good);
         bytes[byte] ^= 0x10;
         let bad: ArpIpv4 = bytemuck::cast(bytes);
-        assert_eq!(arp_query(&endpoint(), &bad), Err(DropReason::Malformed), "byte {byte}");
+        assert_eq!(
+            arp_query(&endpoint(), &bad, no_others),
+            Err(DropReason::Malformed),
+            "byte {byte}"
+        );
     }
+}
+
+#[test]
+fn the_request_is_to_all() {
+    let frame = arp_request_frame(MAC, OWN, PEER);
+    let packet = ep::SlicedPacket::from_ethernet(bytes_of(&frame)).unwrap();
+    let Some(ep::LinkSlice::Ethernet2(eth)) = packet.link else { panic!("no Ethernet") };
+    assert_eq!((eth.destination(), eth.source()), ([0xff; 6], MAC));
+    let Some(ep::NetSlice::Arp(arp)) = packet.net else { panic!("no ARP") };
+    assert_eq!(
+        arp.to_packet().try_eth_ipv4().unwrap(),
+        ep::ArpEthIpv4Packet {
+            operation: ep::ArpOperation::REQUEST,
+            sender_mac: MAC,
+            sender_ipv4: OWN,
+            target_mac: [0; 6],
+            target_ipv4: PEER,
+        }
+    );
 }
 
 proptest! {

@@ -19,6 +19,11 @@ const MAC: [u8; 6] = [0x02, 0x42, 10, 0, 0, 2];
 /// MAC of another endpoint.
 const OTHER_MAC: [u8; 6] = [0x02, 0x42, 10, 0, 0, 3];
 
+/// The endpoint has no additional IPv4 address.
+fn no_others(_: &[u8; 4]) -> bool {
+    false
+}
+
 fn v4(text: &str) -> [u8; 4] {
     text.parse::<Ipv4Addr>().unwrap().octets()
 }

@@ -6,7 +6,8 @@ use proptest::sample::select;
 use super::{MAC, OTHER_MAC, endpoint, free_endpoint, v6};
 use crate::abi::{DropReason, EndpointInfo};
 use crate::datapath::nd::{
-    NdKind, NdQuery, check_router_solicit, is_disguised, nd_kind, nd_query, nd_reply,
+    NdKind, NdQuery, check_router_solicit, is_disguised, nd_announcement, nd_kind, nd_query,
+    nd_reply,
 };
 use crate::wire::icmp::{NA_OVERRIDE, NA_SOLICITED};
 use crate::wire::ipv6::{NEXT_HOP_BY_HOP, NEXT_ICMPV6};
@@ -17,6 +18,8 @@ const NA: u8 = 136;
 const SLLA: u8 = 1;
 const TLLA: u8 = 2;
 const NONCE: u8 = 14;
+/// An additional address of the endpoint.
+const ADDITIONAL: &str = "fd00::100";
 
 /// A valid neighbour message of a container, for tests to change.
 #[derive(Clone, Copy)]
@@ -62,7 +65,7 @@ impl Message {
         let ip = Ipv6Hdr::new(v6(self.src), v6(self.dst), NEXT_ICMPV6, self.payload_len, 255);
         let message = NeighbourHdr::new(self.kind, self.flags, v6(self.target));
         assert_eq!(nd_kind(&self.ep, &ip, &message.icmp), Ok(NdKind::Neighbour));
-        nd_query(&self.ep, &ip, &message, self.option.as_ref())
+        nd_query(&self.ep, &ip, &message, self.option.as_ref(), |ip| *ip == v6(ADDITIONAL))
     }
 
     fn without_option(self) -> Self {
@@ -113,6 +116,21 @@ fn what_it_may_not_claim() {
     long[1] = 2;
     let long = Some(bytemuck::cast(long));
     assert_eq!(Message { option: long, ..solicit() }.ask(), spoofed, "a long option");
+}
+
+#[test]
+fn an_additional_address_is_the_endpoint_s_own() {
+    let detect = Message {
+        src: "::",
+        dst: "ff02::1:ff00:100",
+        target: ADDITIONAL,
+        ..solicit().without_option()
+    };
+    assert_eq!(detect.ask(), Ok(NdQuery::Absorb), "duplicate address detection");
+    assert_eq!(Message { target: ADDITIONAL, ..advert() }.ask(), Ok(NdQuery::Forward));
+    let unsolicited =
+        Message { dst: "ff02::1", flags: NA_OVERRIDE, target: ADDITIONAL, ..advert() };
+    assert_eq!(unsolicited.ask(), Ok(NdQuery::Absorb), "unsolicited");
 }
 
 #[test]
@@ -229,8 +247,11 @@ proptest! {
         };
         prop_assert_eq!((flags.router, flags.solicited, flags.r#override), (false, !probe, true));
         prop_assert_eq!(icmp.payload(), &[&target[..], &[2, 1], &mac[..]].concat()[..]);
+        if probe {
+            // Such an answer is an announcement.
+            prop_assert_eq!(nd_announcement(target, mac), frame);
+        }
     }
-
 }
 
 proptest! {
@@ -251,7 +272,7 @@ proptest! {
         let ip = Ipv6Hdr::new(v6(src), v6(dst), NEXT_ICMPV6, payload_len, 255);
         let message = NeighbourHdr::new(if solicit { NS } else { NA }, flags, v6(target));
         let option = LinkLayerOption::new(kind, mac);
-        if let Ok(query) = nd_query(&ep, &ip, &message, Some(&option)) {
+        if let Ok(query) = nd_query(&ep, &ip, &message, Some(&option), |_| false) {
             let own = target == "fd00::2" || target == "fe80::42:aff:fe00:2";
             prop_assert!(solicit || own);
             prop_assert!(payload_len == 24 || payload_len == 32);

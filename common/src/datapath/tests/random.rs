@@ -44,8 +44,8 @@ proptest! {
         let _ = (eth.is_vlan(), udp.is_empty(), tcp.header_len(), icmp.is_frag_needed());
         let _ = (ip.header_checksum(), ip.is_fragment(), option.is_link_layer());
         let _ = source::check_mac(&ep, &eth);
-        let _ = source::check_ipv4_source(&ep, &ip);
-        let _ = source::check_ipv6_source(&ep, &ip6);
+        let _ = source::check_ipv4_source(&ep, &ip, |_| false);
+        let _ = source::check_ipv6_source(&ep, &ip6, |_| false);
         if let Ok(header_len) = source::check_ipv4_shape(&ip, len) {
             prop_assert!((20..=60).contains(&header_len) && header_len <= len);
         }
@@ -64,12 +64,12 @@ proptest! {
         let mut headers = encap::EncapHeaders::new(&template, len, &eth);
         let _ = headers.outer.fit(gso as u16, ip.tos(), mtu);
         let _ = learn::valid_source(&eth.src);
-        if arp::arp_query(&ep, &arp).is_ok() {
+        if arp::arp_query(&ep, &arp, |_| false).is_ok() {
             let _ = arp::arp_reply_frame(&arp, eth.src);
         }
         let _ = nd::nd_kind(&ep, &ip6, &icmp6);
-        let _ = nd::nd_query(&ep, &ip6, &message, Some(&option));
-        let _ = nd::nd_query(&ep, &ip6, &message, None);
+        let _ = nd::nd_query(&ep, &ip6, &message, Some(&option), |_| false);
+        let _ = nd::nd_query(&ep, &ip6, &message, None, |_| false);
         let _ = nd::check_router_solicit(&ep, &ip6, Some(&option));
         let _ = nd::nd_reply(eth.src, &ip6, &message, eth.dst);
         let _ = pmtu::longest_packet(len, gso, ip.header_len() + tcp.header_len());

@@ -2,8 +2,8 @@ use bytemuck::bytes_of;
 use etherparse as ep;
 use proptest::prelude::*;
 
-use super::{MAC, OTHER_MAC, endpoint, free_endpoint, v4, v6};
-use crate::abi::{DropReason, LearnedEntry, VtepId};
+use super::{MAC, OTHER_MAC, endpoint, free_endpoint, no_others, v4, v6};
+use crate::abi::{DropReason, HeardEntry, LearnedEntry, VtepId};
 use crate::datapath::decap::{
     check_outer_ip, check_outer_udp, check_vxlan, merged_frame_ok, second_datagram_offset,
     starts_datagram,
@@ -11,11 +11,15 @@ use crate::datapath::decap::{
 use crate::datapath::encap::{
     EncapHeaders, entropy_port, ipv4_flow_hash, ipv4_of, ipv4_template, l2_flow_hash,
 };
-use crate::datapath::learn::{Learn, TOUCH_AFTER_NS, is_fresh, learn, valid_source};
+use crate::datapath::learn::{
+    Learn, TOUCH_AFTER_NS, hear, heard, is_audible, is_fresh, learn, valid_source,
+};
 use crate::datapath::source::{
     check_ipv4_shape, check_ipv4_source, check_ipv6_shape, check_ipv6_source, check_mac, owns_ipv6,
 };
-use crate::wire::{EthHdr, Ipv4Hdr, Ipv6Hdr, UdpHdr, VNI_MAX, VxlanHdr};
+use crate::wire::{
+    ARP_REPLY, ARP_REQUEST, ArpIpv4, EthHdr, Ipv4Hdr, Ipv6Hdr, UdpHdr, VNI_MAX, VxlanHdr,
+};
 
 const SECOND: u64 = 1_000_000_000;
 const AGEING: u64 = 300 * SECOND;
@@ -255,6 +259,32 @@ fn learning() {
 }
 
 #[test]
+fn what_is_heard_of_an_address() {
+    let ip = v4("10.0.0.100");
+    let arp = |oper, mac, sender| ArpIpv4::new(oper, mac, sender, [0; 6], v4("10.0.0.3"));
+    let told = |mac, last_seen_ns| HeardEntry { last_seen_ns, mac, ..HeardEntry::default() };
+    for oper in [ARP_REQUEST, ARP_REPLY] {
+        assert_eq!(heard(&arp(oper, MAC, ip), 7), Some((ip, told(MAC, 7))));
+    }
+    assert_eq!(heard(&arp(3, MAC, ip), 7), None, "RARP");
+    assert_eq!(heard(&arp(ARP_REQUEST, MAC, [0; 4]), 7), None, "a probe");
+    assert_eq!(heard(&arp(ARP_REQUEST, [0xff; 6], ip), 7), None, "a group address");
+    let mut other = bytemuck::cast::<ArpIpv4, [u8; 28]>(arp(ARP_REQUEST, MAC, ip));
+    other[5] = 16;
+    assert_eq!(heard(&bytemuck::cast(other), 7), None, "not of IPv4");
+
+    let known = told(MAC, 1000 * SECOND);
+    let after = |mac, age| told(mac, 1000 * SECOND + age);
+    assert_eq!(hear(None, &after(MAC, 0), AGEING), Learn::Insert);
+    assert_eq!(hear(Some(&known), &after(MAC, TOUCH_AFTER_NS - 1), AGEING), Learn::Current);
+    assert_eq!(hear(Some(&known), &after(MAC, TOUCH_AFTER_NS), AGEING), Learn::Refresh);
+    assert_eq!(hear(Some(&known), &after(OTHER_MAC, 0), AGEING), Learn::Move);
+    assert_eq!(hear(Some(&known), &after(OTHER_MAC, AGEING), AGEING), Learn::Insert);
+    assert!(is_audible(&known, 1000 * SECOND + AGEING - 1, AGEING));
+    assert!(!is_audible(&known, 1000 * SECOND + AGEING, AGEING));
+}
+
+#[test]
 fn source_macs() {
     let from = |mac| EthHdr::new([0xff; 6], mac, 0x0800);
     assert_eq!(check_mac(&endpoint(), &from(MAC)), Ok(()));
@@ -269,35 +299,45 @@ fn source_macs() {
 #[test]
 fn ipv4_sources() {
     let from = |src| Ipv4Hdr::new(v4(src), v4("10.0.0.3"), 17, 28, 0, 64);
-    assert_eq!(check_ipv4_source(&endpoint(), &from("10.0.0.2")), Ok(()));
+    assert_eq!(check_ipv4_source(&endpoint(), &from("10.0.0.2"), no_others), Ok(()));
     for other in ["10.0.0.3", "0.0.0.0", "127.0.0.1", "255.255.255.255"] {
         assert_eq!(
-            check_ipv4_source(&endpoint(), &from(other)),
+            check_ipv4_source(&endpoint(), &from(other), no_others),
             Err(DropReason::SpoofedIp),
             "{other}"
         );
-        assert_eq!(check_ipv4_source(&free_endpoint(), &from(other)), Ok(()));
+        assert_eq!(check_ipv4_source(&free_endpoint(), &from(other), no_others), Ok(()));
     }
     let bare = crate::abi::EndpointInfo { ipv4: [0; 4], ..endpoint() };
-    assert_eq!(check_ipv4_source(&bare, &from("0.0.0.0")), Err(DropReason::SpoofedIp));
+    for others in [false, true] {
+        let checked = check_ipv4_source(&bare, &from("0.0.0.0"), |_| others);
+        assert_eq!(checked, Err(DropReason::SpoofedIp), "0.0.0.0 is nobody's");
+    }
+    let additional = |ip: &[u8; 4]| *ip == v4("10.0.0.100");
+    assert_eq!(check_ipv4_source(&endpoint(), &from("10.0.0.100"), additional), Ok(()));
+    let other = check_ipv4_source(&endpoint(), &from("10.0.0.101"), additional);
+    assert_eq!(other, Err(DropReason::SpoofedIp));
 }
 
 #[test]
 fn ipv6_sources() {
     let from = |src, dst| Ipv6Hdr::new(v6(src), v6(dst), 17, 8, 64);
-    let check = |src, dst| check_ipv6_source(&endpoint(), &from(src, dst));
+    let check =
+        |src, dst| check_ipv6_source(&endpoint(), &from(src, dst), |ip| *ip == v6("fd00::100"));
     assert_eq!(check("fd00::2", "fd00::3"), Ok(()), "its own");
+    assert_eq!(check("fd00::100", "fd00::3"), Ok(()), "an additional one");
     assert_eq!(check("fe80::42:aff:fe00:2", "ff02::1"), Ok(()), "link-local of its MAC");
     assert_eq!(check("::", "ff02::1:ff00:2"), Ok(()), "detection of duplicates");
     assert_eq!(check("::", "fd00::3"), Err(DropReason::SpoofedIp), "nobody, to one host");
     for other in ["fd00::3", "fe80::1", "fe80::42:aff:fe00:3", "::1", "::ffff:10.0.0.2", "ff02::1"]
     {
         assert_eq!(check(other, "fd00::9"), Err(DropReason::SpoofedIp), "{other}");
-        assert_eq!(check_ipv6_source(&free_endpoint(), &from(other, "fd00::9")), Ok(()));
+        let free = check_ipv6_source(&free_endpoint(), &from(other, "fd00::9"), |_| false);
+        assert_eq!(free, Ok(()), "{other}");
     }
     let bare = crate::abi::EndpointInfo { ipv6: [0; 16], ..endpoint() };
-    assert!(!owns_ipv6(&bare, &[0; 16]), "no address is not an address");
-    assert!(owns_ipv6(&bare, &v6("fe80::42:aff:fe00:2")));
+    assert!(!owns_ipv6(&bare, &[0; 16], |_| true), "no address is not an address");
+    assert!(owns_ipv6(&bare, &v6("fe80::42:aff:fe00:2"), |_| false));
 }
 
 #[test]

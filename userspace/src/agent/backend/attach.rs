@@ -2,6 +2,8 @@
 
 use std::{net::IpAddr, path::Path};
 
+use ipnetwork::Ipv4Network;
+
 use super::{Agent, conflict, internal, invalid, network::NetworkOf, not_found, rows};
 use crate::{
     agent::{
@@ -29,10 +31,17 @@ pub(super) struct Attachment<'a> {
     pub(super) owned: bool,
     /// The namespace, if its path is one of a process.
     pub(super) namespace: Option<NetnsId>,
-    pub(super) ip: Option<IpAddr>,
+    pub(super) ips: Vec<IpAddr>,
     pub(super) mac: Option<MacAddr>,
     pub(super) ifname: Option<&'a str>,
     pub(super) ports: &'a [PortRequest],
+    /// Clients that may use the ports. Empty: everybody.
+    pub(super) from: &'a [Ipv4Network],
+}
+
+/// The fixed addresses of a request.
+pub(super) fn fixed_ips(first: Option<IpAddr>, more: &[IpAddr]) -> Vec<IpAddr> {
+    first.into_iter().chain(more.iter().copied()).collect()
 }
 
 impl Agent {
@@ -59,7 +68,7 @@ impl Agent {
             network: wanted.network.clone(),
             container: wanted.container.clone(),
             node: self.shared.node.name.clone(),
-            ip: wanted.ip,
+            ips: wanted.ips.clone(),
             mac: wanted.mac,
             ifname,
             sandbox: SandboxRef {
@@ -68,14 +77,13 @@ impl Agent {
                 id: wanted.namespace,
             },
             ports: ports.ports().to_vec(),
+            from: wanted.from.to_vec(),
         };
         let what = format!("container '{}' in network '{}'", wanted.container, wanted.network);
         let (network, container) = (wanted.network.clone(), wanted.container.clone());
         let joins = self.shared.containers().get(&container).is_some();
-        let attempt = Attempt {
-            joins,
-            ..Attempt::new(ops::new_id(), network, container, wanted.owned)
-        };
+        let attempt =
+            Attempt { joins, ..Attempt::new(ops::new_id(), network, container, wanted.owned) };
         let begun = self.shared.attempts.begin(&attempt);
         begun.map_err(|error| self.shared.disk.refuse(&what, error))?;
         let plan = |view: &View| ops::create_endpoint_as(view, &spec, &attempt.endpoint);
@@ -222,10 +230,11 @@ impl Agent {
             netns: &record.netns,
             owned,
             namespace: record.namespace,
-            ip: request.ip,
+            ips: fixed_ips(request.ip, &request.more_ips),
             mac: request.mac,
             ifname: None,
             ports: &[],
+            from: &[],
         });
         let attempt = attached.await?;
         self.attempt_over(&attempt.network, &attempt.endpoint);

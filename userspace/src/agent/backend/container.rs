@@ -3,7 +3,11 @@
 use std::{collections::BTreeMap, io, path::PathBuf, time::Duration};
 
 use super::{
-    Agent, attach::Attachment, conflict, internal, invalid, network::NetworkOf, not_found, rows,
+    Agent,
+    attach::{Attachment, fixed_ips},
+    conflict, internal, invalid,
+    network::NetworkOf,
+    not_found, rows,
 };
 use crate::{
     agent::{
@@ -87,6 +91,7 @@ impl Agent {
             }
         }
         let ports = ports::parse(name, &request.ports)?;
+        let from = ports::clients(name, &ports, &request.from)?;
         let network = self.network_of(&request.network)?;
         let adopting = request.netns.is_some() || request.pid.is_some();
         Self::check_names(&request, &network, adopting)?;
@@ -112,10 +117,11 @@ impl Agent {
                     netns: &record.netns,
                     owned: record.origin == Origin::Owned,
                     namespace: record.namespace,
-                    ip: request.ip,
+                    ips: fixed_ips(request.ip, &request.more_ips),
                     mac: request.mac,
                     ifname: request.ifname.as_deref(),
                     ports: &ports,
+                    from: &from,
                 })
                 .await;
             match attached {
@@ -192,6 +198,7 @@ impl Agent {
             return Err(taken());
         }
         let ports = ports::parse(name, &request.ports)?;
+        let from = ports::clients(name, &ports, &request.from)?;
         Self::check_names(&request, &NetworkOf::None, adopting)?;
         let found = self.shared.platform.adopt(request.netns.as_deref(), request.pid).await?;
         if found.path != record.netns {
@@ -219,10 +226,11 @@ impl Agent {
             netns: &record.netns,
             owned: false,
             namespace: record.namespace,
-            ip: request.ip,
+            ips: fixed_ips(request.ip, &request.more_ips),
             mac: request.mac,
             ifname: request.ifname.as_deref(),
             ports: &ports,
+            from: &from,
         });
         let attempt = attached.await?;
         self.attempt_over(&attempt.network, &attempt.endpoint);
@@ -551,10 +559,11 @@ fn check_plain(
         )));
     }
     let given = [
-        ("--ip", request.ip.is_some()),
+        ("--ip", request.ip.is_some() || !request.more_ips.is_empty()),
         ("--mac", request.mac.is_some()),
         ("--ifname", request.ifname.is_some()),
         ("-p", !request.ports.is_empty()),
+        ("--from", !request.from.is_empty()),
     ];
     match given.iter().find(|(_, given)| *given) {
         None => Ok(()),

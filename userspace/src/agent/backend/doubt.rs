@@ -1,5 +1,5 @@
 //! Attempts to make an endpoint that have failed, and may still come true: the store did not answer
-//! the commit, and may carry it out when it is back (docs/adr/0016).
+//! the commit, and may carry it out when it is back (docs/adr/0018).
 
 use std::{sync::Arc, time::Duration};
 

@@ -50,6 +50,7 @@ impl Agent {
                     host_port: port,
                     container_port: port,
                     protocol,
+                    count: 1,
                 };
                 let publisher = {
                     let view = self.shared.view();

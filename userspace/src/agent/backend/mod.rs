@@ -7,6 +7,7 @@
 //! The agent waits for the requests that change something before it ends, also for those whose
 //! callers have gone: an agent that starts anew in the same process must not meet them.
 
+mod address;
 mod attach;
 mod commands;
 mod container;
@@ -17,6 +18,7 @@ mod names;
 mod nat;
 mod network;
 mod node;
+mod ports;
 mod purge;
 mod rows;
 mod show;
@@ -33,9 +35,10 @@ use crate::{
         Backend,
         deadline::{self, Wait},
         types::{
-            ApiError, Connect, ContainerCreate, ContainerRow, ContainerState, Created, ErrorKind,
-            FdbRow, NatQuery, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow, NodeRow,
-            StatsRow, Status, VtepChange, VtepRow,
+            AddressChange, Allowed, ApiError, Connect, ContainerCreate, ContainerRow,
+            ContainerState, Created, ErrorKind, FdbRow, NatQuery, NatRow, NeighRow, NetworkCreate,
+            NetworkInspect, NetworkRow, NodeRow, PublishedPorts, Sources, StatsRow, Status,
+            VtepChange, VtepRow,
         },
     },
     model::{Name, View, ops},
@@ -147,6 +150,18 @@ impl Backend for Agent {
         self.disconnect_container(network, container).await
     }
 
+    async fn address_add(&self, network: &Name, request: AddressChange) -> Result<(), ApiError> {
+        let _under_way = self.shared.tasks.token();
+        let _turn = self.turn(&request.container).await?;
+        self.add_address(network, request).await
+    }
+
+    async fn address_remove(&self, network: &Name, request: AddressChange) -> Result<(), ApiError> {
+        let _under_way = self.shared.tasks.token();
+        let _turn = self.turn(&request.container).await?;
+        self.remove_address(network, request).await
+    }
+
     async fn container_create(&self, request: ContainerCreate) -> Result<ContainerRow, ApiError> {
         let _under_way = self.shared.tasks.token();
         let _turn = self.turn(&request.name).await?;
@@ -179,6 +194,20 @@ impl Backend for Agent {
 
     async fn nat(&self, query: NatQuery) -> Result<Vec<NatRow>, ApiError> {
         self.show_nat(query).await
+    }
+
+    async fn ports(&self) -> Result<PublishedPorts, ApiError> {
+        self.show_ports()
+    }
+
+    async fn ports_deny(&self, sources: Sources) -> Result<(), ApiError> {
+        let _under_way = self.shared.tasks.token();
+        self.deny(&sources).await
+    }
+
+    async fn ports_allow(&self, sources: Sources) -> Result<Allowed, ApiError> {
+        let _under_way = self.shared.tasks.token();
+        self.allow(&sources).await
     }
 
     async fn vteps(&self) -> Result<Vec<VtepRow>, ApiError> {

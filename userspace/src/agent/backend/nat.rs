@@ -2,19 +2,20 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
 
 use culvert_common::{
-    abi::{Flow, FlowKey, kind, zone},
+    abi::{DropReason, Flow, FlowKey, kind, zone},
+    datapath::conntrack::FlowState,
     wire::ipv4::{PROTO_TCP, PROTO_UDP},
 };
 
 use super::{Agent, internal};
 use crate::{
     agent::{
-        conntrack::{self, REFUSALS},
+        conntrack::{REFUSALS, are_one_flow},
         containers::Origin,
     },
     api::types::{ApiError, ConntrackStatus, FlowProtocol, NatQuery, NatRow, StatsRow},
@@ -77,8 +78,7 @@ impl Agent {
         for (key, orig) in entries.iter().filter(|(_, flow)| flow.kind & kind::ORIG != 0) {
             // One direction without the other: the flow is being made or removed.
             let reply = entries.get(&key.other(orig));
-            let Some(reply) = reply.filter(|reply| conntrack::are_one_flow(key, orig, reply))
-            else {
+            let Some(reply) = reply.filter(|reply| are_one_flow(key, orig, reply)) else {
                 continue;
             };
             let row = self.nat_row(&names, now_ns, key, orig, reply);
@@ -103,12 +103,18 @@ impl Agent {
     fn flow_names(&self) -> Names {
         let networks = self.names();
         let view = self.shared.view();
-        let containers = view.endpoints_on(&self.shared.node.name).filter_map(|endpoint| {
-            let vni = view.networks.get(&endpoint.network)?.vni.get();
-            Some(((vni, endpoint.ipv4?.octets()), endpoint.container.to_string()))
-        });
+        let mut containers = Vec::new();
+        for endpoint in view.endpoints_on(&self.shared.node.name) {
+            let Some(network) = view.networks.get(&endpoint.network) else { continue };
+            for ip in endpoint.addresses() {
+                if let IpAddr::V4(ip) = ip {
+                    let key = (network.vni.get(), ip.octets());
+                    containers.push((key, endpoint.container.to_string()));
+                }
+            }
+        }
         let nodes = view.nodes.values().map(|node| (node.vtep.octets(), node.name.to_string()));
-        Names { containers: containers.collect(), nodes: nodes.collect(), networks }
+        Names { containers: containers.into_iter().collect(), nodes: nodes.collect(), networks }
     }
 
     fn nat_row(
@@ -122,7 +128,7 @@ impl Agent {
         let published = orig.kind & kind::PUBLISHED != 0;
         let (vni, address) =
             if published { (orig.zone, orig.to.dst) } else { (key.zone, key.tuple.src) };
-        let state = conntrack::state(key, orig, reply);
+        let state = FlowState::of_flow(key.protocol, orig, reply);
         let idle_ns = now_ns.saturating_sub(orig.last_seen_ns.max(reply.last_seen_ns));
         let timeout = self.shared.options.conntrack.timeouts.get(state);
         NatRow {
@@ -131,7 +137,10 @@ impl Agent {
                 PROTO_UDP => FlowProtocol::Udp,
                 _ => FlowProtocol::Icmp,
             },
-            state: state.name().to_owned(),
+            state: match orig.kind & kind::DENIED {
+                0 => state.name().to_owned(),
+                _ => DropReason::Denied.name().to_owned(),
+            },
             kind: match orig.kind & (kind::PUBLISHED | kind::HOST) {
                 kind::PUBLISHED => "published",
                 kind::HOST => "host",
@@ -177,12 +186,7 @@ impl Agent {
         let dropped = |(reason, _): &(_, _)| platform.dropped(*reason).unwrap_or_default();
         let refused = REFUSALS.iter().map(dropped).sum();
         let summary = self.shared.flows();
-        ConntrackStatus {
-            flows: summary.flows(),
-            max: platform.flows().capacity(),
-            evictable: summary.evictable,
-            refused,
-        }
+        ConntrackStatus { flows: summary.flows(), max: platform.flows().capacity(), refused }
     }
 }
 

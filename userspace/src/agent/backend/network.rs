@@ -321,5 +321,6 @@ fn container(network: &Network, endpoint: &Endpoint) -> InspectContainer {
         mac_address: endpoint.mac.to_string(),
         ipv4_address: cidr(endpoint.ipv4.map(Into::into)).unwrap_or_default(),
         ipv6_address: cidr(endpoint.ipv6.map(Into::into)).unwrap_or_default(),
+        additional_addresses: endpoint.additional.iter().filter_map(|ip| cidr(Some(*ip))).collect(),
     }
 }

@@ -8,7 +8,7 @@ use crate::{
         shared::Shared,
     },
     api::types::{ContainerNetwork, ContainerRow},
-    model::{Endpoint, Name, View},
+    model::{Endpoint, Name, View, spell_source},
 };
 
 /// The row of a container.
@@ -124,8 +124,10 @@ fn network(endpoint: &Endpoint) -> ContainerNetwork {
             None => ip6.clone().unwrap_or_default(),
         },
         ip6,
+        additional: endpoint.additional.iter().map(ToString::to_string).collect(),
         mac: endpoint.mac.to_string(),
         ifname: endpoint.ifname.clone(),
         ports: endpoint.ports.iter().map(ToString::to_string).collect(),
+        from: endpoint.from.iter().map(|from| spell_source(*from)).collect(),
     }
 }

@@ -7,16 +7,16 @@ use std::{
 };
 
 use crate::datapath::entry::UnderlayPath;
-use culvert_common::abi::ABI_VERSION;
+use culvert_common::abi::{ABI_VERSION, NeighKey};
 
 use super::{Agent, internal};
 use crate::{
     agent::state::Repair,
     api::types::{
         AgentStatus, ApiError, Counts, DatapathStatus, FdbRow, NeighRow, RepairRow, StatsRow,
-        Status, StoreStatus, VtepRow,
+        Status, StoreCertificate, StoreStatus, VtepRow,
     },
-    choice,
+    choice, doctor,
     model::{MacAddr, Name},
     reconcile,
     store::Kind,
@@ -80,17 +80,31 @@ impl Agent {
 
     pub(super) fn show_neighbours(&self) -> Result<Vec<NeighRow>, ApiError> {
         let names = self.names();
-        let neighbours = self.shared.platform.neighbours().map_err(|error| internal(&error))?;
-        let rows = neighbours.into_iter().map(|(key, entry)| {
+        let platform = &self.shared.platform;
+        let row = |key: &NeighKey, mac, age_s: Option<u64>| {
             let ip = Ipv6Addr::from(key.ip.0);
             NeighRow {
                 network: names.get(&key.vni).cloned().unwrap_or_default(),
                 vni: key.vni,
                 ip: ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4).to_string(),
-                mac: MacAddr(entry.mac).to_string(),
+                mac: MacAddr(mac).to_string(),
+                kind: if age_s.is_some() { "learned" } else { "static" }.to_owned(),
+                age_s,
             }
-        });
-        Ok(rows.collect())
+        };
+        let known = platform.neighbours().map_err(|error| internal(&error))?;
+        let mut rows: BTreeMap<NeighKey, NeighRow> =
+            known.iter().map(|(key, entry)| (*key, row(key, entry.mac, None))).collect();
+        let (now, ageing) = (platform.now_ns(), platform.ageing().as_secs());
+        for (key, entry) in platform.heard().map_err(|error| internal(&error))? {
+            let age_s = now.saturating_sub(entry.last_seen_ns) / 1_000_000_000;
+            // The programs use neither an entry that is too old, nor one of a network that this
+            // host has left or whose address the store has.
+            if age_s < ageing && names.contains_key(&key.vni) {
+                rows.entry(key).or_insert_with(|| row(&key, entry.mac, Some(age_s)));
+            }
+        }
+        Ok(rows.into_values().collect())
     }
 
     pub(super) fn show_vteps(&self) -> Result<Vec<VtepRow>, ApiError> {
@@ -230,6 +244,13 @@ impl Agent {
                 error: health.error,
                 clock_offset_ms,
                 alarms: shared.store.alarms(),
+                certificates: doctor::certificate_files(&shared.options.store_access)
+                    .into_iter()
+                    .map(|(role, path)| StoreCertificate {
+                        option: role.option().to_owned(),
+                        file: path.display().to_string(),
+                    })
+                    .collect(),
                 last_read: shared.store.last_read(),
             },
             datapath: DatapathStatus {

@@ -1,10 +1,10 @@
 //! Walks through the table of flows, a bounded part of it at a time, and removes the flows
 //! that have ended.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use culvert_common::{
-    abi::{Evictable, Flow, FlowKey, MAX_EVICTABLE, kind},
+    abi::{Flow, FlowKey, kind},
     datapath::conntrack::FlowState,
 };
 
@@ -23,25 +23,16 @@ pub(super) struct Limits {
     pub(super) crowded_round: u32,
     /// Entries that are read in one system call.
     pub(super) slice: u32,
-    /// Flows that are offered for eviction.
-    pub(super) evictable: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            round: 8_192,
-            crowded_round: 4 * 8_192,
-            slice: 4_096,
-            evictable: MAX_EVICTABLE as usize,
-        }
+        Self { round: 8_192, crowded_round: 4 * 8_192, slice: 4_096 }
     }
 }
 
-/// Fill of the table, in percent, above which it is crowded: flows are offered for eviction.
+/// Fill of the table, in percent, above which it is crowded: a round then reads more of it.
 const CROWDED: u64 = 75;
-/// Fill of the table, in percent, above which a pass collects candidates for eviction.
-const FILLING: u64 = 50;
 
 /// Flows of one state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,8 +52,6 @@ pub(crate) struct Summary {
     pub(crate) states: BTreeMap<FlowState, Tally>,
     /// Flows that the table has room for.
     pub(crate) capacity: u32,
-    /// Flows offered for eviction.
-    pub(crate) evictable: u64,
 }
 
 impl Summary {
@@ -72,10 +61,6 @@ impl Summary {
     }
 }
 
-/// A flow that may be evicted: rank, time of the last packet in ns, key. The least is evicted
-/// first.
-type Candidate = (u8, u64, FlowKey);
-
 /// One walk through the table.
 #[derive(Default)]
 struct Pass {
@@ -83,7 +68,6 @@ struct Pass {
     /// Entries that this pass has read and kept.
     present: u64,
     states: BTreeMap<FlowState, Tally>,
-    candidates: BTreeSet<Candidate>,
     /// Entries whose other direction is missing, with the time in ns at which this was first seen.
     halves: HashMap<FlowKey, u64>,
     /// Incarnations that a flow has and no container of this host.
@@ -98,30 +82,16 @@ pub(super) struct Collector {
     before: Pass,
     /// Entries in the table, counted or estimated.
     entries: u64,
-    offered: u64,
-    /// The eviction queue may have entries: this agent or one before it has filled it.
-    queued: bool,
 }
 
 impl Collector {
     pub(super) fn new(limits: Limits) -> Self {
-        Self {
-            limits,
-            pass: Pass::default(),
-            before: Pass::default(),
-            entries: 0,
-            offered: 0,
-            queued: true,
-        }
+        Self { limits, pass: Pass::default(), before: Pass::default(), entries: 0 }
     }
 
     /// The state of the table: flows by state as of the last complete pass.
     pub(super) fn summary(&self, table: &dyn FlowTable) -> Summary {
-        Summary {
-            states: self.before.states.clone(),
-            capacity: table.capacity(),
-            evictable: self.offered,
-        }
+        Summary { states: self.before.states.clone(), capacity: table.capacity() }
     }
 
     /// Runs one round: continues the pass. If the pass ends, the next round begins another.
@@ -131,7 +101,7 @@ impl Collector {
         law: &Law<'_>,
     ) -> Result<(), DatapathError> {
         let Limits { round, crowded_round, slice, .. } = self.limits;
-        let mut left = if self.fuller_than(CROWDED, table) { crowded_round } else { round };
+        let mut left = if self.is_crowded(table) { crowded_round } else { round };
         while left > 0 {
             let part = table.slice(self.pass.at, left.min(slice))?;
             // No entries: the slice is the last one, or the rest is not worth a system call.
@@ -151,7 +121,7 @@ impl Collector {
             }
         }
         self.estimate(table);
-        self.offer(table)
+        Ok(())
     }
 
     /// Ends a pass that has read the whole table.
@@ -169,8 +139,8 @@ impl Collector {
         }
     }
 
-    fn fuller_than(&self, percent: u64, table: &dyn FlowTable) -> bool {
-        self.entries * 100 > u64::from(table.capacity()) * 2 * percent
+    fn is_crowded(&self, table: &dyn FlowTable) -> bool {
+        self.entries * 100 > u64::from(table.capacity()) * 2 * CROWDED
     }
 
     /// Judges one entry. Removes it if it has ended.
@@ -195,7 +165,7 @@ impl Collector {
                 self.pass.present += 1;
                 self.pass.suspects.extend(law.missing(&flow));
                 if let (Some(other), true) = (other, flow.kind & kind::ORIG != 0) {
-                    self.count(table, state, key, &flow, &other);
+                    self.count(state, &flow, &other);
                 }
             }
             Verdict::Half => {
@@ -223,64 +193,10 @@ impl Collector {
         Ok(())
     }
 
-    fn count(
-        &mut self,
-        table: &dyn FlowTable,
-        state: FlowState,
-        key: FlowKey,
-        orig: &Flow,
-        reply: &Flow,
-    ) {
+    fn count(&mut self, state: FlowState, orig: &Flow, reply: &Flow) {
         let tally = self.pass.states.entry(state).or_default();
         tally.flows += 1;
         tally.packets = tally.packets.wrapping_add(orig.packets).wrapping_add(reply.packets);
         tally.bytes = tally.bytes.wrapping_add(orig.bytes).wrapping_add(reply.bytes);
-        if let Some(rank) = state.eviction_rank()
-            && self.fuller_than(FILLING, table)
-        {
-            let candidates = &mut self.pass.candidates;
-            candidates.insert((rank, orig.last_seen_ns.max(reply.last_seen_ns), key));
-            if candidates.len() > self.limits.evictable {
-                candidates.pop_last();
-            }
-        }
-    }
-
-    /// Fills the eviction queue while the table is crowded, and empties it when the table has
-    /// room again.
-    fn offer(&mut self, table: &dyn FlowTable) -> Result<(), DatapathError> {
-        if !self.fuller_than(CROWDED, table) {
-            if self.queued {
-                table.offer(&[])?;
-                (self.queued, self.offered) = (false, 0);
-            }
-            return Ok(());
-        }
-        // The candidates of this pass are newer than those of the last one.
-        let seen: HashSet<_> = self.pass.candidates.iter().map(|(.., key)| *key).collect();
-        self.before.candidates.retain(|(.., key)| !seen.contains(key));
-        let merged = self.pass.candidates.union(&self.before.candidates).copied();
-        let (mut flows, mut gone) = (Vec::new(), Vec::new());
-        for candidate in merged {
-            if flows.len() == self.limits.evictable {
-                break;
-            }
-            let (_, last_seen_ns, key) = candidate;
-            // Flows that the programs have evicted since must not be first in the queue.
-            match table.lookup(&key)? {
-                Some(flow) if flow.last_seen_ns <= last_seen_ns => {
-                    flows.push(Evictable { last_seen_ns, key, pad: 0 });
-                }
-                _ => gone.push(candidate),
-            }
-        }
-        for candidate in gone {
-            self.pass.candidates.remove(&candidate);
-            self.before.candidates.remove(&candidate);
-        }
-        self.queued = true;
-        table.offer(&flows)?;
-        self.offered = flows.len() as u64;
-        Ok(())
     }
 }

@@ -4,18 +4,12 @@ use std::collections::BTreeSet;
 
 use culvert_common::{
     abi::{Flow, FlowKey, MappedAddr, kind, zone},
-    datapath::conntrack::FlowState,
+    datapath::conntrack::{self, FlowState, has_expired},
 };
-
-use crate::config::Timeouts;
 
 /// Time in ns after which an entry whose other direction is missing is removed. The programs
 /// write the two entries of a flow one after the other.
 pub(super) const ORPHANED_NS: u64 = 5_000_000_000;
-
-/// Idle time in ns after which a flow to the host's stack expires that has no forwarded answer. The
-/// host itself answers most of them, which no program counts.
-const UNANSWERED_NS: u64 = 10_000_000_000;
 
 /// Judgement of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +41,8 @@ pub(super) struct Incarnations {
 pub(super) struct Law<'a> {
     /// The present time.
     pub(super) now_ns: u64,
-    /// Idle time after which a flow expires, by state.
-    pub(super) timeouts: &'a Timeouts,
+    /// Idle times after which flows expire.
+    pub(super) timeouts: &'a conntrack::Timeouts,
     /// `None`: `ENDPOINTS` could not be read. No flow is stale then.
     pub(super) incarnations: Option<&'a Incarnations>,
     /// Addresses of the host. `None`: they could not be read. No flow is moved then.
@@ -93,13 +87,11 @@ impl Law<'_> {
         if self.is_moved(key, flow) {
             return Verdict::Moved;
         }
-        let state = state(key, flow, other);
-        let unanswered = flow.kind & kind::HOST != 0 && flow.packets.min(other.packets) == 0;
-        let most = if unanswered { UNANSWERED_NS } else { u64::MAX };
-        if self.now_ns.saturating_sub(last_ns) >= self.timeouts.ns(state).min(most) {
+        let timeout = |word| self.timeouts.get(word).copied().unwrap_or(u64::MAX);
+        if has_expired(key.protocol, flow, other, self.now_ns, timeout) {
             return Verdict::Expired;
         }
-        Verdict::Keep(state)
+        Verdict::Keep(FlowState::of_flow(key.protocol, flow, other))
     }
 
     /// Whether a flow has lost its address on the host, which external hosts see: the source of
@@ -125,15 +117,6 @@ impl Law<'_> {
     }
 }
 
-/// State of a flow, from either of its directions.
-pub(crate) fn state(key: &FlowKey, flow: &Flow, other: &Flow) -> FlowState {
-    if flow.kind & kind::ORIG != 0 {
-        FlowState::of(key.protocol, flow.seen, other.seen)
-    } else {
-        FlowState::of(key.protocol, other.seen, flow.seen)
-    }
-}
-
 /// Whether `flow` under `key` and `other` are the two directions of one flow. `other` is the
 /// entry under `key.other(flow)`; in a flow its own other direction is `key` again.
 pub(crate) fn are_one_flow(key: &FlowKey, flow: &Flow, other: &Flow) -> bool {
@@ -147,7 +130,10 @@ mod tests {
     use culvert_common::abi::seen;
 
     use super::*;
-    use crate::agent::conntrack::testing::{SECOND, masqueraded};
+    use crate::{
+        agent::conntrack::testing::{SECOND, masqueraded},
+        config::Timeouts,
+    };
 
     const NOW: u64 = 1000 * SECOND;
 
@@ -157,7 +143,7 @@ mod tests {
         missing_ns: Option<u64>,
         incarnations: Option<&Incarnations>,
     ) -> Verdict {
-        let timeouts = Timeouts::default();
+        let timeouts = Timeouts::default().table();
         let law = Law { now_ns: NOW, timeouts: &timeouts, incarnations, addresses: None };
         let known = Known { missing_ns, ..Known::default() };
         law.judge(&FlowKey { protocol: 17, ..FlowKey::default() }, flow, other, known)
@@ -186,6 +172,7 @@ mod tests {
         assert_eq!(judge(&half(30, kind::ORIG, 0), Some(&reply), None, None), Verdict::Expired);
         let mut timeouts = Timeouts::default();
         timeouts.set(FlowState::UdpUnreplied, 29);
+        let timeouts = timeouts.table();
         let law = Law { now_ns: NOW, timeouts: &timeouts, incarnations: None, addresses: None };
         let key = FlowKey { protocol: 17, ..FlowKey::default() };
         assert_eq!(law.judge(&key, &orig, Some(&reply), Known::default()), Verdict::Expired);
@@ -216,7 +203,7 @@ mod tests {
     #[test]
     fn a_flow_holds_while_its_address_is_the_hosts() {
         let [(key, orig), (_, reply)] = masqueraded(1, NOW);
-        let timeouts = Timeouts::default();
+        let timeouts = Timeouts::default().table();
         let judged = |addresses: &[[u8; 4]]| {
             let addresses = addresses.iter().copied().map(MappedAddr::v4).collect();
             let law = Law {
@@ -280,7 +267,7 @@ mod tests {
                 ..Flow::default()
             };
             let (timeouts, incarnations) =
-                (Timeouts::default(), Incarnations { live: [1].into(), read_ns: NOW });
+                (Timeouts::default().table(), Incarnations { live: [1].into(), read_ns: NOW });
             let law = Law {
                 now_ns: NOW,
                 timeouts: &timeouts,

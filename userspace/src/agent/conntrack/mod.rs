@@ -1,8 +1,8 @@
-//! The agent's part of connection tracking: it removes flows that have ended, offers flows
-//! for eviction when the table is full, and reserves the ports of the host's own sockets.
+//! The agent's part of connection tracking: it removes flows that have ended, and reserves the ports
+//! of the host's own sockets.
 //!
-//! The programs make flows and update them; no packet waits for the agent. Each second a
-//! round reads a bounded part of the table. Nothing here needs the store.
+//! The programs make flows, update them, and make room for them; no packet waits for the agent. Each
+//! second a round reads a bounded part of the table. Nothing here needs the store.
 
 mod collector;
 mod judge;
@@ -25,10 +25,7 @@ use culvert_common::{
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::{
-    collector::Summary,
-    judge::{are_one_flow, state},
-};
+pub(crate) use self::{collector::Summary, judge::are_one_flow};
 use self::{
     collector::{Collector, Limits},
     judge::{Incarnations, Law},
@@ -160,7 +157,7 @@ impl Keeper {
         let addresses = maps.host_addresses().ok().filter(|addresses| !addresses.is_empty());
         let law = Law {
             now_ns: read_ns,
-            timeouts: &context.options.timeouts,
+            timeouts: &context.options.timeouts.table(),
             incarnations: incarnations.as_ref(),
             addresses: addresses.as_ref(),
         };

@@ -6,7 +6,7 @@ use std::{
     sync::Mutex,
 };
 
-use culvert_common::abi::{Evictable, Flow, FlowKey, RESERVED_ENTRIES, Tuple, kind, seen, zone};
+use culvert_common::abi::{Flow, FlowKey, RESERVED_ENTRIES, Tuple, kind, seen, zone};
 
 use crate::datapath::{
     DatapathError,
@@ -27,9 +27,10 @@ pub(crate) struct State {
     pub(crate) flows: BTreeMap<FlowKey, Flow>,
     /// Entries of each slice that was read.
     pub(crate) slices: Vec<Vec<FlowKey>>,
-    pub(crate) offered: Vec<Evictable>,
     pub(crate) reserved: BTreeMap<u32, u64>,
     pub(crate) writes: usize,
+    /// The table cannot be read.
+    pub(crate) unreadable: bool,
 }
 
 impl MemoryFlows {
@@ -59,6 +60,13 @@ impl FlowTable for MemoryFlows {
 
     fn slice(&self, from: Cursor, most: u32) -> Result<Slice, DatapathError> {
         let mut state = self.state.lock().unwrap();
+        if state.unreadable {
+            return Err(DatapathError::Io {
+                path: "/paper/flows".into(),
+                what: "read",
+                source: std::io::Error::other("broken"),
+            });
+        }
         let mut buckets: BTreeMap<u32, Vec<(FlowKey, Flow)>> = BTreeMap::new();
         for (key, flow) in &state.flows {
             buckets.entry(self.bucket(key)).or_default().push((*key, *flow));
@@ -85,8 +93,10 @@ impl FlowTable for MemoryFlows {
         Ok(())
     }
 
-    fn offer(&self, flows: &[Evictable]) -> Result<(), DatapathError> {
-        self.state.lock().unwrap().offered = flows.to_vec();
+    fn replace(&self, key: &FlowKey, flow: &Flow) -> Result<(), DatapathError> {
+        if let Some(entry) = self.state.lock().unwrap().flows.get_mut(key) {
+            *entry = *flow;
+        }
         Ok(())
     }
 

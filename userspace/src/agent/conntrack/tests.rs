@@ -4,7 +4,7 @@ use std::{
 };
 
 use culvert_common::{
-    abi::{Flow, FlowKey, kind, seen},
+    abi::{Flow, FlowKey},
     datapath::conntrack::FlowState,
 };
 use proptest::prelude::*;
@@ -15,16 +15,16 @@ use super::{
     judge::{Incarnations, Law},
     testing::{MemoryFlows, SECOND, masqueraded},
 };
-use crate::{config::Timeouts, datapath::FlowTable as _};
+use crate::config::Timeouts;
 
 const NOW: u64 = 1000 * SECOND;
 
 fn limits() -> Limits {
-    Limits { round: 64, crowded_round: 256, slice: 16, evictable: 40 }
+    Limits { round: 64, crowded_round: 256, slice: 16 }
 }
 
 fn round(collector: &mut Collector, table: &MemoryFlows, now_ns: u64) {
-    let timeouts = Timeouts::default();
+    let timeouts = Timeouts::default().table();
     let incarnations = Incarnations { live: [1].into(), read_ns: now_ns };
     let law =
         Law { now_ns, timeouts: &timeouts, incarnations: Some(&incarnations), addresses: None };
@@ -56,7 +56,7 @@ fn what_is_over_goes_with_both_halves() {
     expected.insert(young_half.0);
     assert_eq!(keys(&table), expected);
     let summary = collector.summary(&table);
-    assert_eq!((summary.flows(), summary.capacity, summary.evictable), (1, 1024, 0));
+    assert_eq!((summary.flows(), summary.capacity), (1, 1024));
     let tally = summary.states[&FlowState::UdpStream];
     assert_eq!((tally.flows, tally.packets, tally.bytes), (1, 3, 300));
 
@@ -84,64 +84,6 @@ fn a_flow_in_use_of_a_container_that_is_gone_goes_a_walk_later() {
     use_it(NOW + SECOND + 1);
     round(&mut collector, &table, NOW + SECOND);
     assert!(keys(&table).is_empty());
-}
-
-#[test]
-fn a_crowded_table_offers_what_may_go_in_order() {
-    let table = MemoryFlows::new(100);
-    let mut collector = Collector::new(Limits { evictable: 4, ..limits() });
-    let set = |number: u32, idle: u64, protocol: u8, orig: u32, reply: u32| {
-        let flows = masqueraded(number, NOW - idle * SECOND);
-        table.put(flows.map(|(key, flow)| {
-            let side = if flow.kind & kind::ORIG != 0 { orig } else { reply };
-            (FlowKey { protocol, ..key }, Flow { seen: seen::PACKET | side, ..flow })
-        }));
-        FlowKey { protocol, ..flows[0].0 }
-    };
-    let offered = || {
-        let state = table.state.lock().unwrap();
-        state.offered.iter().map(|flow| flow.key).collect::<Vec<_>>()
-    };
-    // Established connections, which have been idle for longest.
-    for number in 100..180 {
-        set(number, 500, 6, seen::SYN | seen::ACK, seen::SYN | seen::ACK);
-    }
-    let stream = set(1, 100, 17, 0, 0);
-    let syn = set(2, 10, 6, seen::SYN, 0);
-    let older_syn = set(3, 20, 6, seen::SYN, 0);
-    let reset = set(4, 1, 6, seen::SYN, seen::RST);
-    let younger_stream = set(5, 50, 17, 0, 0);
-    for _ in 0..4 {
-        round(&mut collector, &table, NOW);
-    }
-    assert_eq!(offered(), [reset, older_syn, syn, stream]);
-    assert_eq!(collector.summary(&table).evictable, 4);
-
-    // A flow that the programs evicted, or saw in use, is not offered again.
-    let other = reset.other(&table.lookup(&reset).unwrap().unwrap());
-    table.remove(&reset).unwrap();
-    table.remove(&other).unwrap();
-    table.state.lock().unwrap().flows.get_mut(&older_syn).unwrap().last_seen_ns = NOW;
-    for _ in 0..4 {
-        round(&mut collector, &table, NOW);
-    }
-    assert_eq!(offered(), [syn, older_syn, stream, younger_stream]);
-
-    // The table has room again.
-    table.state.lock().unwrap().flows.retain(|key, _| key.protocol == 17);
-    for _ in 0..4 {
-        round(&mut collector, &table, NOW);
-    }
-    assert!(offered().is_empty());
-    assert_eq!(collector.summary(&table).evictable, 0);
-}
-
-#[test]
-fn a_queue_that_another_agent_filled_is_cleared() {
-    let table = MemoryFlows::new(100);
-    table.state.lock().unwrap().offered.push(Default::default());
-    round(&mut Collector::new(limits()), &table, NOW);
-    assert!(table.state.lock().unwrap().offered.is_empty());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{Engine, queue::Work, reading::finished};
 use crate::{
     agent::{memory, platform::Remote, state::PlugState},
-    model::{Endpoint, Name, Node, Touched},
+    model::{Endpoint, Name, Node, PublishedPort, Touched},
     store::Update,
 };
 
@@ -130,7 +130,8 @@ impl Engine {
                 self.local.iter().filter_map(|(id, network)| view.endpoint(network, id));
             let ports = endpoints.flat_map(|ep| {
                 let Endpoint { id, container, ports, .. } = ep.record;
-                ports.into_iter().map(move |port| ((id.clone(), port), container.clone()))
+                let singles = ports.into_iter().flat_map(PublishedPort::singles);
+                singles.map(move |port| ((id.clone(), port), container.clone()))
             });
             ports.collect()
         };

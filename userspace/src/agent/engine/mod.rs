@@ -5,6 +5,7 @@
 //! change on another host waits at most until one device pair here is made or removed. The
 //! engine does not poll for changes.
 
+mod announce;
 mod fold;
 mod gateway;
 mod own;
@@ -294,6 +295,7 @@ impl Engine {
             }
         }
         self.dirty = failed;
+        self.announce().await;
         self.remove_gateways().await;
         self.take_loopback().await;
         if self.underlay_dirty {

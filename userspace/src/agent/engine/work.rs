@@ -13,6 +13,7 @@ use crate::{
     api::types::ErrorKind,
     model::{ENDPOINTS, Name},
     reconcile::{LocalEndpoint, local_endpoint},
+    store::Revision,
 };
 
 /// The longest pause between two attempts to plug or unplug an endpoint.
@@ -28,16 +29,18 @@ impl Engine {
         }
     }
 
-    /// The device pair that the host should have for an endpoint. `None`: it should have none.
-    fn wanted(&self, id: &str) -> Option<LocalEndpoint> {
+    /// The device pair that the host should have for an endpoint, and the revision of its record.
+    /// `None`: it should have none.
+    fn wanted(&self, id: &str) -> Option<(LocalEndpoint, Revision)> {
         let name = self.local.get(id)?;
         let view = self.shared.view();
         let network = view.usable_network(name).ok()?;
-        Some(local_endpoint(network, &*view.endpoint(name, id)?))
+        let endpoint = view.endpoint(name, id)?;
+        Some((local_endpoint(network, &endpoint), endpoint.revision))
     }
 
     async fn plug(&mut self, id: String) {
-        let Some(endpoint) = self.wanted(&id) else { return };
+        let Some((endpoint, revision)) = self.wanted(&id) else { return };
         let plugged = match self.adopted_process_gone(&endpoint) {
             Some(error) => Err(error),
             None => self.plug_into(&endpoint).await,
@@ -62,7 +65,7 @@ impl Engine {
                     );
                     return;
                 }
-                self.shared.plugs.set(&id, Some(PlugState::Ready { ifindex }));
+                self.shared.plugs.set(&id, Some(PlugState::Ready { revision }));
                 self.shared.problems.set(&problem, None);
             }
             Err(error) => {
@@ -76,7 +79,13 @@ impl Engine {
                 if self.retries.contains_key(&id) {
                     self.shared.problems.set(&problem, Some(line));
                 }
-                self.drop_port(&id);
+                match error {
+                    // The sandbox is gone, and the device pair with it.
+                    PlugError::Absent(_) => self.drop_port(&id),
+                    // A device pair that was plugged before stays in use: it lacks the change that
+                    // was refused. If it is gone, the kernel says so.
+                    PlugError::Refused(..) => {}
+                }
                 self.fail(&id, error);
             }
         }
@@ -162,9 +171,9 @@ impl Engine {
     /// Queues endpoints whose sandbox was removed by another program while a process keeps the
     /// namespace alive: the interface stays, so the kernel sends no event.
     pub(super) fn find_lost_sandboxes(&mut self) {
-        let ready = |id: &&String| self.ports.contains_key(*id);
+        let ready = |id: &&String| self.ports.contains_key(*id) && !self.retries.contains_key(*id);
         let lost = self.local.keys().filter(ready).filter(|id| {
-            self.wanted(id).is_some_and(|endpoint| {
+            self.wanted(id).is_some_and(|(endpoint, _)| {
                 endpoint.sandbox.owned && !self.shared.platform.sandbox_exists(&endpoint.container)
             })
         });
@@ -202,8 +211,10 @@ impl Engine {
             }
         };
         self.shared.problems.set("links", None);
+        // Also a pair that was made anew and then refused: the map has the former one's index.
+        let differs = |(id, ifindex): &(&String, &u32)| plugged.get(*id) != Some(*ifindex);
         let gone: Vec<String> =
-            self.ports.keys().filter(|id| !plugged.contains_key(*id)).cloned().collect();
+            self.ports.iter().filter(differs).map(|(id, _)| id.clone()).collect();
         for id in gone {
             self.drop_port(&id);
         }

@@ -15,9 +15,9 @@ use super::{
 use crate::{
     agent::platform::{Adopted, Devices, Made, PlugError, Underlay as _},
     api::types::{ApiError, ErrorKind},
-    datapath::{Datapath, DatapathError},
+    datapath::{self, Datapath, DatapathError, Owner},
     model::{self, Name, NetnsId, SandboxRef, validate},
-    netlink::{Netlink, subnet_of},
+    netlink::{self, Announcement, Netlink, subnet_of},
     netns::{Netns, NetnsError, process_of},
     reconcile::LocalEndpoint,
     sandbox::{self, GatewaySpec, PlugSpec, Resolver, SandboxError},
@@ -65,6 +65,7 @@ impl Devices for Host {
             mac: endpoint.mac,
             mtu: endpoint.mtu.into(),
             addrs: endpoint.addresses.clone(),
+            additional: endpoint.additional.clone(),
             routes: endpoint.routes.clone(),
         };
         self.check_routes(endpoint).await?;
@@ -89,6 +90,13 @@ impl Devices for Host {
 
     async fn forget_rules(&self, sandbox: &SandboxRef) -> Result<(), PlugError> {
         Ok(sandbox::forget_rules(sandbox).await.map_err(sandbox_refused)?)
+    }
+
+    async fn announce(&self, announcements: Vec<Announcement>) -> Result<(), PlugError> {
+        let netns = self.netlink.netns().try_clone_to_owned();
+        let netns = netns.map_err(|error| ApiError::new(ErrorKind::Internal, error.to_string()))?;
+        let sent = blocking(move || netlink::announce(netns.as_fd(), &announcements)).await?;
+        Ok(sent.map_err(refused)?)
     }
 
     fn retain_attachments(&self, ifindexes: &BTreeSet<u32>) -> Result<(), DatapathError> {
@@ -265,10 +273,20 @@ impl Devices for Host {
 
     async fn purge(&self) -> Result<(), ApiError> {
         self.assistants.remove(&self.netlink).await.map_err(sandbox_refused)?;
+        let links = self.netlink.links().await.map_err(refused)?;
         // Locked, so that what is removed is not put back by a repair that is under way.
         let mut purged = self.purged();
         *purged = true;
-        Datapath::purge(&self.bpffs).map_err(broken)
+        Datapath::purge(&self.bpffs).map_err(broken)?;
+        // An agent that could not read the store has not retired these.
+        let found = datapath::find_leftovers(&links, &self.bpffs).map_err(broken)?;
+        let (idle, kept): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|other| other.owner == Owner::Ended);
+        for line in kept.iter().filter_map(|other| other.kept("'culvert purge' of that removes it"))
+        {
+            tracing::warn!("purge: not removed: {line}");
+        }
+        datapath::remove_leftovers(&idle).map_err(broken)
     }
 }
 
@@ -319,6 +337,7 @@ mod tests {
             mac: MacAddr([2; 6]),
             mtu: 1450,
             addresses: Vec::new(),
+            additional: Vec::new(),
             routed: false,
             routes: Vec::new(),
         }

@@ -7,14 +7,15 @@ use std::{
 
 use crate::datapath::entry::{FdbEntry, LearnedEntry, NeighEntry, UnderlayPath};
 use culvert_common::abi::{
-    Code, Counter, Direction, DropReason, EndpointInfo, FdbKey, MappedAddr, NeighKey,
+    Code, Counter, Direction, DropReason, EndpointInfo, FdbKey, HeardEntry, MappedAddr, NeighKey,
     PublishedEntry, PublishedKey,
 };
+use ipnetwork::Ipv4Network;
 
 use super::Host;
 use crate::{
     agent::platform::Maps,
-    datapath::{self, DatapathError, FlowTable, Table as _},
+    datapath::{self, DatapathError, FlowTable, Prefix, Table as _},
     reconcile::{Kernel, Op, Tables},
 };
 
@@ -59,6 +60,10 @@ impl Maps for Host {
         self.datapath.tables().neighbours.dump()
     }
 
+    fn heard(&self) -> Result<Vec<(NeighKey, HeardEntry)>, DatapathError> {
+        self.datapath.heard()
+    }
+
     fn underlay(&self) -> Result<BTreeMap<[u8; 4], UnderlayPath>, DatapathError> {
         self.datapath.tables().underlay.dump()
     }
@@ -77,6 +82,14 @@ impl Maps for Host {
 
     fn published(&self) -> Result<BTreeMap<PublishedKey, PublishedEntry>, DatapathError> {
         self.datapath.tables().published.dump()
+    }
+
+    fn deny(&self, source: Ipv4Network) -> Result<(), DatapathError> {
+        self.datapath.tables().denied.insert(&Prefix::of_v4(source), &0)
+    }
+
+    fn allow(&self, source: Ipv4Network) -> Result<(), DatapathError> {
+        self.datapath.tables().denied.remove(&Prefix::of_v4(source))
     }
 
     fn dropped(&self, reason: DropReason) -> Result<u64, DatapathError> {

@@ -17,7 +17,7 @@ use std::{
     collections::BTreeSet,
     net::IpAddr,
     path::PathBuf,
-    sync::{MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -25,8 +25,9 @@ use tokio::sync::Mutex;
 
 pub(super) use self::commands::find as find_commands;
 use crate::{
+    api::types::ApiError,
     choice::{Uplink, device::Device},
-    datapath::{self, Carried, Datapath, DatapathError, Price},
+    datapath::{self, Carried, Datapath, DatapathError, Leftover, Price, Retired},
     netlink::{Monitor, Netlink, NetlinkError},
 };
 
@@ -92,6 +93,18 @@ impl Host {
     /// Removes the pins of other ABI versions.
     pub(crate) fn retire_other_versions(&self) -> Result<Vec<(u32, Carried)>, DatapathError> {
         self.datapath.retire_other_versions()
+    }
+
+    /// Retires the programs of an earlier agent with another BPF file system, and removes the pins of
+    /// `unpinned`, which an earlier attempt has detached.
+    pub(crate) async fn retire_leftovers(
+        self: &Arc<Self>,
+        unpinned: Vec<Leftover>,
+    ) -> Result<Retired, ApiError> {
+        let links = self.netlink.links().await.map_err(error::refused)?;
+        let host = Arc::clone(self);
+        let retire = move || host.datapath.retire_leftovers(&links, &unpinned);
+        error::blocking(retire).await?.map_err(error::broken)
     }
 
     fn managed(&self) -> MutexGuard<'_, BTreeSet<(u32, IpAddr)>> {

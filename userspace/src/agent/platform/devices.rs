@@ -12,6 +12,7 @@ use crate::{
     api::types::ApiError,
     datapath::DatapathError,
     model::{Name, NetnsId, SandboxRef},
+    netlink::Announcement,
     reconcile::LocalEndpoint,
     sandbox::{GatewaySpec, Resolver},
 };
@@ -34,6 +35,9 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// Removes the routing rules that removed endpoints had in a sandbox. Nothing is done if the
     /// sandbox is gone, or another one is at its path.
     async fn forget_rules(&self, sandbox: &SandboxRef) -> Result<(), PlugError>;
+
+    /// Tells containers the MACs of addresses. Each is told what concerns it, once.
+    async fn announce(&self, announcements: Vec<Announcement>) -> Result<(), PlugError>;
 
     /// Detaches the program from the host sides of all containers except these.
     fn retain_attachments(&self, ifindexes: &BTreeSet<u32>) -> Result<(), DatapathError>;

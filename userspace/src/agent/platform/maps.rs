@@ -7,9 +7,10 @@ use std::{
 
 use crate::datapath::entry::{FdbEntry, LearnedEntry, NeighEntry, UnderlayPath};
 use culvert_common::abi::{
-    Code, Counter, Direction, DropReason, EndpointInfo, FdbKey, MappedAddr, NeighKey,
+    Code, Counter, Direction, DropReason, EndpointInfo, FdbKey, HeardEntry, MappedAddr, NeighKey,
     PublishedEntry, PublishedKey,
 };
+use ipnetwork::Ipv4Network;
 
 use crate::{
     datapath::{DatapathError, FlowTable},
@@ -36,6 +37,9 @@ pub(crate) trait Maps: Kernel<Error = DatapathError> + Send + Sync + 'static {
     /// The entries of `NEIGHBOURS`.
     fn neighbours(&self) -> Result<BTreeMap<NeighKey, NeighEntry>, DatapathError>;
 
+    /// The entries of `NEIGHBOURS_HEARD`.
+    fn heard(&self) -> Result<Vec<(NeighKey, HeardEntry)>, DatapathError>;
+
     /// The entries of `UNDERLAY`.
     fn underlay(&self) -> Result<BTreeMap<[u8; 4], UnderlayPath>, DatapathError>;
 
@@ -50,6 +54,12 @@ pub(crate) trait Maps: Kernel<Error = DatapathError> + Send + Sync + 'static {
 
     /// The entries of `PUBLISHED`.
     fn published(&self) -> Result<BTreeMap<PublishedKey, PublishedEntry>, DatapathError>;
+
+    /// Adds clients to `DENIED`. Idempotent.
+    fn deny(&self, source: Ipv4Network) -> Result<(), DatapathError>;
+
+    /// Removes clients from `DENIED`. Idempotent.
+    fn allow(&self, source: Ipv4Network) -> Result<(), DatapathError>;
 
     /// Number of frames that were dropped for `reason`, in all directions.
     fn dropped(&self, reason: DropReason) -> Result<u64, DatapathError>;

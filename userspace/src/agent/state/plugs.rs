@@ -5,7 +5,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use crate::agent::platform::PlugError;
+use crate::{agent::platform::PlugError, store::Revision};
 
 /// State of a local endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,8 +14,8 @@ pub(crate) enum PlugState {
     Pending,
     /// The endpoint is plugged in, and in the maps.
     Ready {
-        /// Interface index of the host side of its device pair.
-        ifindex: u32,
+        /// Revision of the endpoint's record that its interface is made by.
+        revision: Revision,
     },
     /// Plugging in failed. The engine tries again.
     Failed(PlugError),

@@ -33,7 +33,7 @@ async fn ps_tells_modes_and_networks_before_the_store_is_read() {
     one.run("alone", "none").await.unwrap();
     one.run("bare", "host").await.unwrap();
     one.run("side", "container:web").await.unwrap();
-    let connect = Connect { container: name("web"), ip: None, mac: None };
+    let connect = Connect { container: name("web"), ip: None, more_ips: Vec::new(), mac: None };
     one.agent.connect(&name("red"), connect).await.unwrap();
     let before = one.agent.containers().await.unwrap();
     let modes: Vec<_> = before.iter().map(|row| row.mode.as_str()).collect();

@@ -565,10 +565,8 @@ async fn a_command_that_was_not_reported_yet_is_killed_with_its_supervisor() {
     let mut supervisor = std::process::Command::new("sh");
     let supervisor = supervisor.args(["-c", "sleep 1000 & wait"]).spawn().unwrap();
     let supervisor = Sleep(supervisor);
-    eventually("its child runs", || async {
-        !supervisor.process().children().unwrap().is_empty()
-    })
-    .await;
+    eventually("its child runs", || async { !supervisor.process().children().unwrap().is_empty() })
+        .await;
     let child = supervisor.process().children().unwrap()[0];
     let former = Sleep::new();
     let state = running(&former, &supervisor, 1);

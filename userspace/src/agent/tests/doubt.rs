@@ -200,7 +200,8 @@ async fn a_run_whose_agent_was_killed_is_taken_back_and_one_that_was_complete_is
     let theirs = std::path::PathBuf::from("/paper/netns/theirs");
     paper.state().foreign.insert(theirs.clone());
     let one = world.start(1, &paper).await.ready().await;
-    eventually("two are taken back", || async { stored(&world).await.endpoints.count() == 1 }).await;
+    eventually("two are taken back", || async { stored(&world).await.endpoints.count() == 1 })
+        .await;
     one.eventually("its sandbox is gone", |state| state.namespaces.len() == 2).await;
     assert!(paper.state().namespaces.contains_key(&theirs));
     eventually("the attempts are over", || async { attempts.earlier().attempts.is_empty() }).await;
@@ -232,7 +233,10 @@ async fn an_attempt_whose_file_is_torn_is_taken_back_by_its_name() {
             && one.shared.problems.lines().is_empty()
     })
     .await;
-    assert_eq!(stored(&world).await.endpoints_in(&name("blue")).next().unwrap().container, name("web"));
+    assert_eq!(
+        stored(&world).await.endpoints_in(&name("blue")).next().unwrap().container,
+        name("web")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -13,6 +13,7 @@ use crate::{
     agent::{
         backend::Agent,
         containers::Containers,
+        denied::Denied,
         engine::{Engine, Periods},
         identity, node,
         platform::Platform,
@@ -118,6 +119,7 @@ impl World {
             socket: "/paper/socket".into(),
             state_dir: state_dir.clone(),
             bpffs: "/paper/bpf".into(),
+            allow_private_mounts: false,
             cleanup_on_exit: false,
             log: "info".to_owned(),
             trace: false,
@@ -129,7 +131,7 @@ impl World {
             (node, alive),
             vec!["up0".to_owned()],
             Arc::clone(paper) as Arc<dyn Platform>,
-            Containers::load(&state_dir).unwrap(),
+            (Containers::load(&state_dir).unwrap(), Denied::load(&state_dir).unwrap()),
         ));
         let follower = start::follow(&shared, Arc::clone(&self.store));
         let (entered, entry) = oneshot::channel();

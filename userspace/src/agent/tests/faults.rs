@@ -12,8 +12,11 @@ use async_trait::async_trait;
 
 use super::fake::{Paper, World, eventually, name, stored, two_hosts};
 use crate::{
-    agent::platform::PlugError,
-    api::{Backend as _, types::ErrorKind},
+    agent::platform::{HostEvent, PlugError},
+    api::{
+        Backend as _,
+        types::{AddressChange, ErrorKind},
+    },
     model::Key,
     store::{
         Compare, FileStore, Kind, LeaseId, Outcome, Revision, Snapshot, StateStore, StoreError,
@@ -194,6 +197,59 @@ async fn a_commit_whose_answer_is_lost_is_taken_back() {
     })
     .await;
     assert!(stored(&world).await.ipam.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_an_address_whose_answer_is_lost_can_be_repeated() {
+    let mut world = World::new().await;
+    let flaky = Arc::new(Flaky {
+        store: Arc::clone(&world.store),
+        down: AtomicBool::new(false),
+        deaf: AtomicBool::new(false),
+    });
+    world.store = Arc::clone(&flaky) as Arc<dyn StateStore>;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.network("blue").await.unwrap();
+    one.run("web", "blue").await.unwrap();
+    let blue = name("blue");
+    let change = || AddressChange { container: name("web"), ip: [10, 0, 1, 100].into() };
+    let additional = || one.paper.state().wanted.values().next().unwrap().additional.len();
+
+    flaky.deaf.store(true, Ordering::SeqCst);
+    let error = one.agent.address_add(&blue, change()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unavailable);
+    assert!(error.message.contains("may or may not be in the store"), "{error}");
+    eventually("it was written all the same", || async { additional() == 1 }).await;
+    flaky.deaf.store(false, Ordering::SeqCst);
+    one.agent.address_add(&blue, change()).await.unwrap();
+    let refusal = PlugError::Refused(ErrorKind::Internal, "the kernel says no".to_owned());
+    one.paper.state().refuse_plug = Some(refusal);
+    one.paper.tell(HostEvent::Lost);
+    eventually("the interface fails", || async {
+        one.agent.address_add(&blue, change()).await.is_err()
+    })
+    .await;
+    // The address was there before the request that fails, and stays.
+    let view = stored(&world).await;
+    assert_eq!(view.ipam.count_in(&blue), 2);
+    one.paper.state().refuse_plug = None;
+    eventually("the interface is back", || async {
+        one.agent.address_add(&blue, change()).await.is_ok()
+    })
+    .await;
+
+    flaky.deaf.store(true, Ordering::SeqCst);
+    let error = one.agent.address_remove(&blue, change()).await.unwrap_err();
+    assert!(error.message.contains("may or may not be in the store"), "{error}");
+    eventually("it is removed all the same", || async { additional() == 0 }).await;
+    flaky.deaf.store(false, Ordering::SeqCst);
+    let error = one.agent.address_remove(&blue, change()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Conflict);
+    assert!(error.message.contains("is not one of container 'web'"), "{error}");
+    // Nothing was sent to the store.
+    flaky.down.store(true, Ordering::SeqCst);
+    let error = one.agent.address_remove(&blue, change()).await.unwrap_err();
+    assert!(!error.message.contains("may or may not"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

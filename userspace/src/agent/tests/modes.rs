@@ -88,7 +88,7 @@ async fn bridge_goes_around_what_the_host_routes() {
     let one = world.start(1, &paper).await.ready().await;
     one.network("blue").await.unwrap();
     one.run("web", "blue").await.unwrap();
-    let connect = Connect { container: name("web"), ip: None, mac: None };
+    let connect = Connect { container: name("web"), ip: None, more_ips: Vec::new(), mac: None };
     let row = one.agent.connect(&name("bridge"), connect).await.unwrap();
     assert_eq!(row.networks[1].ip, "172.19.0.2");
     // A route to the subnet by the network's own device does not conflict with the network.
@@ -176,7 +176,7 @@ async fn a_shared_sandbox_goes_by_force_only_and_host_is_shared_as_host() {
 
     // A container that was made without a network can join one.
     one.run("alone", "none").await.unwrap();
-    let connect = Connect { container: name("alone"), ip: None, mac: None };
+    let connect = Connect { container: name("alone"), ip: None, more_ips: Vec::new(), mac: None };
     let row = one.agent.connect(&name("bridge"), connect).await.unwrap();
     assert_eq!(row.mode, "bridge");
 }

@@ -86,7 +86,7 @@ async fn the_file_of_hosts_follows_the_addresses_and_goes_with_the_container() {
         request.names.hostname = Some(name("www"));
     });
     let web = make(&one, request).await;
-    let connect = Connect { container: name("web"), ip: None, mac: None };
+    let connect = Connect { container: name("web"), ip: None, more_ips: Vec::new(), mac: None };
     one.agent.connect(&name("bridge"), connect).await.unwrap();
     assert_eq!(own_hosts(&web), ["10.0.1.2\twww web", "172.17.0.2\twww web"]);
 
@@ -103,7 +103,7 @@ async fn the_file_of_hosts_follows_the_addresses_and_goes_with_the_container() {
     // A container of an earlier version has no files, and is as it was.
     let old = make(&one, run("old", "blue")).await;
     fs::remove_dir_all(old.etc.unwrap()).unwrap();
-    let connect = Connect { container: name("old"), ip: None, mac: None };
+    let connect = Connect { container: name("old"), ip: None, more_ips: Vec::new(), mac: None };
     let row = one.agent.connect(&name("bridge"), connect).await.unwrap();
     assert_eq!((row.etc, row.hostname), (None, None));
 }

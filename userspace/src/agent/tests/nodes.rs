@@ -227,7 +227,7 @@ async fn a_host_that_was_removed_while_it_was_away_gives_up_its_addresses() {
     assert_eq!(one.run("web", "blue").await.unwrap().networks[0].ip, "10.0.1.2");
     told(&two).await;
     assert!(stored(&world).await.is_alive(&name("host2")));
-    let connect = Connect { container: name("db"), ip: None, mac: None };
+    let connect = Connect { container: name("db"), ip: None, more_ips: Vec::new(), mac: None };
     let row = two.agent.connect(&name("blue"), connect.clone()).await.unwrap();
     assert_eq!(row.networks[0].ip, "10.0.1.3");
 

@@ -11,10 +11,10 @@ use std::{
 use crate::datapath::entry::{FdbEntry, LearnedEntry, NeighEntry, UnderlayPath};
 use async_trait::async_trait;
 use culvert_common::abi::{
-    Code, Counter, DEFAULT_FLOWS, Direction, DropReason, EndpointInfo, FdbKey, MappedAddr,
-    NeighKey, PublishedEntry, PublishedKey,
+    Code, Counter, DEFAULT_FLOWS, Direction, DropReason, EndpointInfo, FdbKey, HeardEntry,
+    MappedAddr, NeighKey, PublishedEntry, PublishedKey,
 };
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, Ipv4Network};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -30,7 +30,7 @@ use crate::{
     choice::{Uplink, device::Device},
     datapath::{DatapathError, FlowTable, Price},
     model::{Driver, HostRoute, Name, NetnsId, Protocol, SandboxRef},
-    netlink::PairKind,
+    netlink::{Announcement, PairKind},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
     sandbox::{GatewaySpec, RESOLV_CONF, Resolver},
 };
@@ -55,6 +55,13 @@ pub(super) struct State {
     /// Those of them that another program has made.
     pub(super) foreign: BTreeSet<PathBuf>,
     pub(super) learned: BTreeMap<FdbKey, LearnedEntry>,
+    pub(super) heard: BTreeMap<NeighKey, HeardEntry>,
+    /// Containers cannot be told anything.
+    pub(super) mute: bool,
+    /// What containers were told.
+    pub(super) announced: Vec<Announcement>,
+    /// The last wanted state of each endpoint that was plugged.
+    pub(super) wanted: BTreeMap<String, LocalEndpoint>,
     /// Error of every attempt to plug.
     pub(super) refuse_plug: Option<PlugError>,
     /// Error of every removal of a sandbox.
@@ -83,6 +90,10 @@ pub(super) struct State {
     /// Ports of the host that the agent holds.
     pub(super) held: Arc<Mutex<BTreeSet<Port>>>,
     pub(super) dropped: BTreeMap<DropReason, u64>,
+    /// Clients that may not use published ports.
+    pub(super) denied: BTreeSet<Ipv4Network>,
+    /// The map of denied clients takes no entry.
+    pub(super) deny_nobody: bool,
     /// The host's resolv.conf.
     pub(super) resolv_conf: String,
     /// Supervisors that the agent has started. They do nothing.
@@ -289,6 +300,7 @@ impl Devices for Paper {
         let next = state.next_ifindex;
         let ifindex = *state.veths.entry(endpoint.id.clone()).or_insert(next);
         state.attached.insert(ifindex);
+        state.wanted.insert(endpoint.id.clone(), endpoint.clone());
         Ok(ifindex)
     }
 
@@ -301,6 +313,15 @@ impl Devices for Paper {
         if let Some(ifindex) = ifindex {
             state.attached.remove(&ifindex);
         }
+        Ok(())
+    }
+
+    async fn announce(&self, announcements: Vec<Announcement>) -> Result<(), PlugError> {
+        let mut state = self.state();
+        if state.mute {
+            return Err(PlugError::Refused(ErrorKind::Internal, "mute".to_owned()));
+        }
+        state.announced.extend(announcements);
         Ok(())
     }
 
@@ -468,6 +489,10 @@ impl Maps for Paper {
         Ok(self.read()?.neighbours)
     }
 
+    fn heard(&self) -> Result<Vec<(NeighKey, HeardEntry)>, DatapathError> {
+        Ok(self.state().heard.iter().map(|(key, entry)| (*key, *entry)).collect())
+    }
+
     fn underlay(&self) -> Result<BTreeMap<[u8; 4], UnderlayPath>, DatapathError> {
         Ok(self.read()?.underlay)
     }
@@ -489,6 +514,24 @@ impl Maps for Paper {
 
     fn published(&self) -> Result<BTreeMap<PublishedKey, PublishedEntry>, DatapathError> {
         Ok(self.read()?.published)
+    }
+
+    fn deny(&self, source: Ipv4Network) -> Result<(), DatapathError> {
+        let mut state = self.state();
+        if state.deny_nobody {
+            return Err(DatapathError::Io {
+                path: "/paper/map".into(),
+                what: "write",
+                source: std::io::Error::other("full"),
+            });
+        }
+        state.denied.insert(source);
+        Ok(())
+    }
+
+    fn allow(&self, source: Ipv4Network) -> Result<(), DatapathError> {
+        self.state().denied.remove(&source);
+        Ok(())
     }
 
     fn dropped(&self, reason: DropReason) -> Result<u64, DatapathError> {

@@ -21,6 +21,7 @@ use crate::{
         Backend as _,
         types::{ApiError, ContainerRow, ErrorKind},
     },
+    datapath::Prefix,
     model::{
         Protocol::{self, Tcp, Udp},
         PublishedPort, View,
@@ -203,7 +204,13 @@ fn a_search_for_the_holder_of_a_port_keeps_no_other_port_waiting() {
     let paper = Paper::new();
     busy(&paper, (ANY, 8080, Tcp));
     let reservations = Reservations::default();
-    let taken = PublishedPort { host_ip: ANY, host_port: 8080, container_port: 80, protocol: Tcp };
+    let taken = PublishedPort {
+        host_ip: ANY,
+        host_port: 8080,
+        container_port: 80,
+        protocol: Tcp,
+        count: 1,
+    };
     let wanted = BTreeMap::from([(("id".to_owned(), taken), name("web"))]);
     let requests = ports::parse(&name("other"), &["9090:90".to_owned()]).unwrap();
     let (tell, told) = mpsc::channel();
@@ -228,4 +235,101 @@ fn a_search_for_the_holder_of_a_port_keeps_no_other_port_waiting() {
         assert!(lines.values().all(|line| line.contains("in use by 'nginx'")), "{lines:?}");
         assert_eq!(lines.len(), 1);
     });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_ports_are_kept_and_shown() {
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    let ask = async |name: &str, ports: &[&str], from: &[&str]| {
+        let mut request = run(name, "bridge");
+        request.ports = ports.iter().map(ToString::to_string).collect();
+        request.from = from.iter().map(|from| from.parse().unwrap()).collect();
+        one.agent.container_create(request).await
+    };
+    let row = ask("web", &["8080:80"], &["198.51.100.7", "192.0.2.0/24", "192.0.2.0/24"]).await;
+    let clients = ["192.0.2.0/24", "198.51.100.7"];
+    assert_eq!(row.unwrap().networks[0].from, clients);
+    let ports = one.agent.ports().await.unwrap();
+    assert_eq!(ports.published[0].from, clients);
+    {
+        let state = one.paper.state();
+        let entry = state.tables.published.values().next().unwrap();
+        assert_eq!(entry.flags, culvert_common::abi::PublishedEntry::RESTRICTED);
+        let sources: Vec<_> = state.tables.sources.keys().copied().collect();
+        let wanted = ["192.0.2.0/24", "198.51.100.7/32"]
+            .map(|from| Prefix::of_clients(entry.ifindex, from.parse().unwrap()));
+        assert_eq!(sources, wanted);
+    }
+
+    let many: Vec<String> = (0..257).map(|n| format!("10.{}.{}.0", n >> 8, n & 255)).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let invalid = ErrorKind::Invalid;
+    assert_refused(ask("x", &[], &["192.0.2.1"]).await, invalid, "about published ports");
+    assert_refused(ask("x", &["81:81"], &["2001:db8::1"]).await, invalid, "is IPv6");
+    assert_refused(ask("x", &["81:81"], &many).await, invalid, "257 sources are too many");
+    let mut plain = run("x", "none");
+    plain.from = vec!["192.0.2.1".parse().unwrap()];
+    assert_refused(one.agent.container_create(plain).await, invalid, "about published ports");
+    assert_eq!(held(&one.paper), [(8080, Tcp)]);
+
+    one.agent.container_remove(&name("web"), false).await.unwrap();
+    assert!(one.paper.state().tables.sources.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_range_is_one_entry_and_holds_every_port() {
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    let row = publish(&one, "web", "bridge", &["1000-2999:2000-3999"]).await.unwrap();
+    assert_eq!(row.networks[0].ports, ["0.0.0.0:1000-2999->2000-3999/tcp"]);
+    assert_eq!(held(&one.paper).len(), 2000);
+    assert_eq!(one.paper.state().tables.published.len(), 2000);
+    let view = stored(&world).await;
+    let record = view.endpoints_on(&name("host1")).next().unwrap().record;
+    let [port] = record.ports.as_slice() else { panic!("{:?}", record.ports) };
+    assert_eq!((port.host_port, port.container_port, port.count), (1000, 2000, 2000));
+
+    let conflict = ErrorKind::Conflict;
+    for (port, part) in [
+        ("2999:1", "port 2999/tcp is published by container 'web': "),
+        ("500-1001:1-502", "port 1000/tcp is published by container 'web': "),
+        ("1-65535:1-65535", "port 1000/tcp is published by container 'web': "),
+    ] {
+        assert_refused(publish(&one, "x", "bridge", &[port]).await, conflict, part);
+    }
+    busy(&one.paper, (ANY, 5000, Udp));
+    let refused = publish(&one, "x", "bridge", &["4000-5999:4000-5999/udp"]).await;
+    assert_refused(refused, conflict, "port 5000/udp is in use by 'nginx'");
+    assert_eq!(held(&one.paper).len(), 2000);
+
+    // A restarted agent holds them again.
+    one.stop().await;
+    let paper = Paper::new();
+    let again = world.start(1, &paper).await.ready().await;
+    again.eventually("the ports are held", |state| state.held.lock().unwrap().len() == 2000).await;
+    again.agent.container_remove(&name("web"), false).await.unwrap();
+    assert_eq!(held(&paper), []);
+}
+
+#[test]
+fn a_host_publishes_as_many_ports_as_the_map_takes() {
+    let paper = Paper::new();
+    let (reservations, view, node) = (Reservations::default(), View::default(), name("host1"));
+    let assign = |container: &str, port: &str| {
+        let container = name(container);
+        let requests = ports::parse(&container, &[port.to_owned()]).unwrap();
+        let assigned = reservations.assign(paper.as_ref(), &view, &node, &container, &requests);
+        assigned.map_err(|refused| refused.explain(paper.as_ref()))
+    };
+    let tcp = assign("a", "100-65535:100-65535").unwrap();
+    let udp = assign("b", "100-65535:100-65535/udp").unwrap();
+    assert_eq!((tcp.ports().len(), udp.ports().len()), (1, 1));
+    assert_eq!(held(&paper).len(), 2 * 65_436);
+    drop(udp);
+    assert_eq!(held(&paper).len(), 65_436);
+    let _udp = assign("b", "127.0.0.1:100-65535:100-65535/udp").unwrap();
+    let refused = assign("c", "127.0.0.2:100-65535:100-65535/udp").map(|_| ());
+    let part = "publishes 130872 ports, and 65436 more are too many: 131072 in all are valid";
+    assert_refused(refused, ErrorKind::Conflict, part);
 }

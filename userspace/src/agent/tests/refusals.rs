@@ -140,7 +140,12 @@ async fn refusals_name_the_thing_and_change_nothing() {
     assert_refused(agent.container_remove(&name("web"), false).await, Conflict, "'side' shares");
 
     // Connections.
-    let connect = |container: &str| Connect { container: name(container), ip: None, mac: None };
+    let connect = |container: &str| Connect {
+        container: name(container),
+        ip: None,
+        more_ips: Vec::new(),
+        mac: None,
+    };
     let blue = name("blue");
     assert_refused(agent.connect(&blue, connect("web")).await, Conflict, "already");
     assert_refused(agent.connect(&blue, connect("bare")).await, Invalid, "host's own");

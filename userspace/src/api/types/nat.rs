@@ -99,8 +99,6 @@ pub struct ConntrackStatus {
     pub flows: u64,
     /// Capacity of the table, in flows.
     pub max: u32,
-    /// Number of flows that may be evicted for new ones; 0 while the table has room.
-    pub evictable: u64,
     /// Number of new flows that were refused since the counters began, because the table was full
     /// or no source port was free.
     pub refused: u64,

@@ -65,6 +65,9 @@ pub(crate) struct AgentArgs {
     /// BPF file system for the pins, mounted if need be
     #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
     bpffs: PathBuf,
+    /// Start also in a mount namespace of which the host gets no mounts: traffic stops with the agent
+    #[arg(long)]
+    allow_private_mounts: bool,
     /// Remove everything of Culvert from this host when asked to stop
     #[arg(long)]
     cleanup_on_exit: bool,
@@ -181,8 +184,9 @@ impl AgentArgs {
             node: self.node,
             store,
             store_access: StoreAccess {
-                ca: access.ca,
-                cert: access.cert,
+                // 'culvert doctor' reads these two in a directory of its own.
+                ca: access.ca.map(value::absolute).transpose()?,
+                cert: access.cert.map(value::absolute).transpose()?,
                 key: access.key,
                 user: access.user,
                 password_file: access.password_file,
@@ -199,6 +203,7 @@ impl AgentArgs {
             socket,
             state_dir,
             bpffs,
+            allow_private_mounts: self.allow_private_mounts,
             cleanup_on_exit: self.cleanup_on_exit,
             log: self.log,
             trace: self.trace,

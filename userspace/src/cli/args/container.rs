@@ -3,6 +3,7 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use clap::Args;
+use ipnetwork::IpNetwork;
 
 use crate::{
     cli::value,
@@ -12,8 +13,10 @@ use crate::{
 pub(super) const RUN_EXAMPLES: &str = "EXAMPLES:
   culvert run --name over1 --network overlaynet1 -- sh
   culvert run --name web --network overlaynet1 --ip 10.0.0.80 -d -- httpd -f -p 80
+  culvert run --name dns --network overlaynet1 --ip 10.0.0.53 --ip 10.0.0.54 -d -- named -f
   culvert run --name app -p 8080:80 -p 127.0.0.1::9090/udp -d -- app
   culvert run --name db --restart always -d -- db      again when it ends, and after a reboot
+  culvert run --name db -p 5432:5432 --from 192.0.2.0/24 --from 198.51.100.7 -d -- db
   culvert run --name log -d --log-opt max-size=1m --log-opt max-file=5 -- app -v
   culvert run --name probe --network container:web --rm -- ip address
   culvert run --name job --dns 10.0.0.53 --add-host db:10.0.0.9 --rm -- ping -c 1 db
@@ -60,9 +63,9 @@ pub(crate) struct RunArgs {
         value_parser = value::network_mode
     )]
     pub(crate) network: String,
-    /// Fixed address; the lowest free one by default
-    #[arg(long, value_parser = value::ip)]
-    pub(crate) ip: Option<IpAddr>,
+    /// Fixed address; the lowest free one by default. Further ones are additional
+    #[arg(long = "ip", value_name = "IP", value_parser = value::ip)]
+    pub(crate) ips: Vec<IpAddr>,
     /// Fixed MAC address; 02:42: and the IPv4 address by default
     #[arg(long, value_parser = value::mac)]
     pub(crate) mac: Option<MacAddr>,
@@ -74,6 +77,14 @@ pub(crate) struct RunArgs {
         value_parser = value::publish
     )]
     pub(crate) ports: Vec<String>,
+    /// Clients that may use the published ports; everybody by default
+    #[arg(
+        long,
+        value_name = "CIDR",
+        requires = "ports",
+        value_parser = value::source
+    )]
+    pub(crate) from: Vec<IpNetwork>,
     /// The command will listen on this port: refused if somebody has it who shares its network
     #[arg(long, value_name = "PORT[/tcp|udp]", value_parser = value::expose)]
     pub(crate) expose: Vec<String>,
@@ -155,9 +166,9 @@ pub(crate) struct AttachArgs {
     /// Network
     #[arg(long, visible_alias = "net", value_name = "NET")]
     pub(crate) network: Name,
-    /// Fixed address; the lowest free one by default
-    #[arg(long, value_parser = value::ip)]
-    pub(crate) ip: Option<IpAddr>,
+    /// Fixed address; the lowest free one by default. Further ones are additional
+    #[arg(long = "ip", value_name = "IP", value_parser = value::ip)]
+    pub(crate) ips: Vec<IpAddr>,
     /// Fixed MAC address; 02:42: and the IPv4 address by default
     #[arg(long, value_parser = value::mac)]
     pub(crate) mac: Option<MacAddr>,
@@ -172,6 +183,14 @@ pub(crate) struct AttachArgs {
         value_parser = value::publish
     )]
     pub(crate) ports: Vec<String>,
+    /// Clients that may use the published ports; everybody by default
+    #[arg(
+        long,
+        value_name = "CIDR",
+        requires = "ports",
+        value_parser = value::source
+    )]
+    pub(crate) from: Vec<IpNetwork>,
 }
 
 /// One of the two.

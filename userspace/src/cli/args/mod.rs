@@ -5,6 +5,7 @@ mod conntrack;
 mod container;
 mod network;
 mod node;
+mod ports;
 mod show;
 
 use std::path::PathBuf;
@@ -13,8 +14,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(super) use agent::AgentArgs;
 pub(super) use container::{AttachArgs, DetachArgs, ExecArgs, LogsArgs, RmArgs, RunArgs};
-pub(super) use network::{ConnectArgs, CreateArgs, NetworkCommand};
+pub(super) use network::{AddressArgs, AddressCommand, ConnectArgs, CreateArgs, NetworkCommand};
 pub(super) use node::NodeCommand;
+pub(super) use ports::{PortsCommand, SourceArgs};
 pub(super) use show::{
     DoctorArgs, FdbCommand, NatCommand, NatLsArgs, NeighCommand, PurgeArgs, StoreCommand,
     VtepChangeArgs, VtepCommand,
@@ -136,6 +138,9 @@ pub(super) enum Command {
     /// Look into NAT: which flows are translated, and how
     #[command(subcommand, arg_required_else_help = true)]
     Nat(NatCommand),
+    /// Manage who may use published ports
+    #[command(subcommand, arg_required_else_help = true)]
+    Ports(PortsCommand),
     /// Manage VTEPs
     #[command(subcommand, arg_required_else_help = true)]
     Vtep(VtepCommand),

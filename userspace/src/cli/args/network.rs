@@ -52,6 +52,9 @@ pub(crate) enum NetworkCommand {
   culvert network connect overlaynet2 over1
   culvert network connect --ip 10.1.0.9 overlaynet2 over1")]
     Connect(ConnectArgs),
+    /// Add and remove addresses of a container in a network
+    #[command(subcommand)]
+    Address(AddressCommand),
     /// Disconnect a container from a network
     #[command(after_help = "EXAMPLES:
   culvert network disconnect overlaynet2 over1")]
@@ -63,6 +66,34 @@ pub(crate) enum NetworkCommand {
         #[arg(value_name = "SANDBOX")]
         container: Name,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AddressCommand {
+    /// Give a container one more address
+    #[command(after_help = "EXAMPLES:
+  culvert network address add overlaynet1 over1 10.0.0.100")]
+    Add(AddressArgs),
+    /// Take an additional address away from a container
+    #[command(
+        alias = "remove",
+        after_help = "EXAMPLES:
+  culvert network address rm overlaynet1 over1 10.0.0.100"
+    )]
+    Rm(AddressArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct AddressArgs {
+    /// Network
+    #[arg(value_name = "NET")]
+    pub(crate) network: Name,
+    /// Container
+    #[arg(value_name = "SANDBOX")]
+    pub(crate) container: Name,
+    /// Address
+    #[arg(value_name = "IP", value_parser = value::ip)]
+    pub(crate) ip: IpAddr,
 }
 
 #[derive(Args, Debug)]
@@ -112,9 +143,9 @@ pub(crate) struct ConnectArgs {
     /// Container
     #[arg(value_name = "SANDBOX")]
     pub(crate) container: Name,
-    /// Fixed address; the lowest free one by default
-    #[arg(long, value_parser = value::ip)]
-    pub(crate) ip: Option<IpAddr>,
+    /// Fixed address; the lowest free one by default. Further ones are additional
+    #[arg(long = "ip", value_name = "IP", value_parser = value::ip)]
+    pub(crate) ips: Vec<IpAddr>,
     /// Fixed MAC address; 02:42: and the IPv4 address by default
     #[arg(long, value_parser = value::mac)]
     pub(crate) mac: Option<MacAddr>,

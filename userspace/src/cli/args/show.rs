@@ -143,6 +143,15 @@ pub(crate) struct DoctorArgs {
     /// BPF file system to check
     #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
     pub(crate) bpffs: PathBuf,
+    /// State directory of the agent that ran, which names its certificates
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
+    pub(crate) state_dir: PathBuf,
+    /// Certificate of the store's authority to check; the agent's by default
+    #[arg(long, value_name = "FILE")]
+    pub(crate) store_ca: Option<PathBuf>,
+    /// Certificate for the store to check; the agent's by default
+    #[arg(long, value_name = "FILE")]
+    pub(crate) store_cert: Option<PathBuf>,
     /// Measure how VXLAN comes in, instead: what each uplink can do, what XDP would cost
     #[arg(long)]
     pub(crate) datapath: bool,

@@ -6,11 +6,11 @@ use super::each::for_all;
 use crate::{
     api::{
         Backend,
-        types::{ApiError, ContainerCreate, ContainerRow, ErrorKind},
+        types::{ApiError, ContainerCreate, ContainerNetwork, ContainerRow, ErrorKind},
     },
     cli::{
         args::{AttachArgs, DetachArgs, Format, RmArgs},
-        failure::Failure,
+        failure::{Failure, tell},
         output::{self, Row},
     },
     model::{Name, NameOptions},
@@ -23,10 +23,12 @@ impl Row for ContainerRow {
 
     fn cells(&self) -> Vec<String> {
         let networks = &self.networks;
-        let addresses = networks.iter().map(|network| match &network.ip6 {
-            Some(ip6) if network.ip.is_empty() => ip6.clone(),
-            Some(ip6) => format!("{} {ip6}", network.ip),
-            None => network.ip.clone(),
+        let addresses = networks.iter().map(|network| {
+            // The address of an endpoint without IPv4 is its IPv6 address.
+            let ip6 = network.ip6.iter().filter(|ip6| **ip6 != network.ip);
+            let primary = Some(&network.ip).filter(|ip| !ip.is_empty()).into_iter().chain(ip6);
+            let all: Vec<&str> = primary.chain(&network.additional).map(String::as_str).collect();
+            all.join(" ")
         });
         vec![
             self.name.clone(),
@@ -39,7 +41,7 @@ impl Row for ContainerRow {
             output::list(networks.iter().map(|network| &network.name)),
             output::list(addresses),
             output::list(networks.iter().map(|network| &network.mac)),
-            output::list(networks.iter().flat_map(|network| &network.ports)),
+            output::list(networks.iter().flat_map(ports)),
             shorten(&self.command.join(" ")),
         ]
     }
@@ -61,6 +63,15 @@ fn status(row: &ContainerRow) -> String {
         1 => format!("{state}, 1 restart"),
         many => format!("{state}, {many} restarts"),
     }
+}
+
+/// Published ports, each with the clients that may use it unless everybody may.
+fn ports(network: &ContainerNetwork) -> impl Iterator<Item = String> {
+    let from = match network.from.as_slice() {
+        [] => String::new(),
+        from => format!(" from {}", from.join("+")),
+    };
+    network.ports.iter().map(move |port| format!("{port}{from}"))
 }
 
 /// A command line in at most 40 characters, control characters made visible.
@@ -86,13 +97,18 @@ pub(crate) async fn attach(
     format: Format,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
+    let (name, network, restricted) =
+        (args.name.clone(), args.network.clone(), !args.from.is_empty());
+    let mut ips = args.ips.into_iter();
     let row = backend
         .container_create(ContainerCreate {
             name: args.name,
             network: args.network.into(),
-            ip: args.ip,
+            ip: ips.next(),
+            more_ips: ips.collect(),
             mac: args.mac,
             ports: args.ports,
+            from: args.from,
             expose: Vec::new(),
             ifname: args.ifname,
             netns: args.target.netns,
@@ -103,7 +119,26 @@ pub(crate) async fn attach(
             rerun: None,
         })
         .await?;
+    if restricted && open_to_all(&row, network.as_str()) {
+        // The new attachment alone: the name may have others.
+        if let Err(error) = backend.disconnect(&network, &name).await {
+            tell(&format!(
+                "container {name} is left in network {network}, with ports that everybody may use: {error}"
+            ));
+        }
+        return Err(Failure::refusal(FROM_UNKNOWN));
+    }
     created(row, format, out)
+}
+
+/// The refusal if an agent has left `--from` out.
+pub(super) const FROM_UNKNOWN: &str =
+    "--from: the agent is of an earlier version and does not know it: restart it with this one";
+
+/// Whether a container has published ports in the network that everybody may use.
+pub(super) fn open_to_all(row: &ContainerRow, network: &str) -> bool {
+    let mut networks = row.networks.iter().filter(|has| has.name == network);
+    networks.any(|network| !network.ports.is_empty() && network.from.is_empty())
 }
 
 /// Prints a container that was made: its name, or its row.

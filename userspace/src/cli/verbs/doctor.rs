@@ -3,15 +3,17 @@
 use std::{io::Write, path::Path};
 
 use crate::{
-    api::{Backend, Client, Unreachable},
+    agent::last_certificates,
+    api::{Backend, Client, Unreachable, types::PublishedRow},
     choice,
     cli::{
         args::{DoctorArgs, Format},
         failure::Failure,
         output::{self, Row, or_dash},
     },
+    config::StoreAccess,
     datapath::Price,
-    doctor::{self, DatapathFacts, Facts, Finding, Level, Subject},
+    doctor::{self, DatapathFacts, Facts, Finding, Level, Role, Subject, certificate_files},
     netlink::{Netlink, NetlinkError, default_link},
 };
 
@@ -105,13 +107,22 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
         networks: Vec::new(),
         clock_offset_ms: None,
         alarms: Vec::new(),
+        certificates: certificate_files(&StoreAccess {
+            ca: args.store_ca,
+            cert: args.store_cert,
+            ..StoreAccess::default()
+        }),
         shared_port: false,
+        open_ports: 0,
         agent_running: false,
     };
     let finding = |level, detail, advice: &str| finding("agent", level, detail, advice);
     let status = match client.reach().await {
         Ok(()) => client.status().await,
         Err(Unreachable::NobodyListens(path)) => {
+            if subject.certificates.is_empty() {
+                subject.certificates = last_certificates(&args.state_dir);
+            }
             let detail = format!("not running: nobody listens on {}", path.display());
             let found = finding(Level::Warning, detail, "start it with 'culvert agent'");
             return (subject, found, None);
@@ -131,6 +142,12 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
     subject.agent_running = true;
     subject.clock_offset_ms = status.store.clock_offset_ms;
     subject.alarms = status.store.alarms;
+    if subject.certificates.is_empty() {
+        let files = status.store.certificates.into_iter();
+        subject.certificates = files
+            .filter_map(|file| Some((Role::of_option(&file.option)?, file.file.into())))
+            .collect();
+    }
     subject.vxlan_port = status.agent.vxlan_port;
     subject.shared_port = status.datapath.shared_port;
     // The pins are in a directory of their ABI version.
@@ -147,6 +164,10 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
             .filter(|network| network.driver == "overlay")
             .map(|network| (network.name, network.mtu))
             .collect();
+    }
+    if let Ok(ports) = client.ports().await {
+        let open = |port: &&PublishedRow| port.from.is_empty() && !port.port.starts_with("127.");
+        subject.open_ports = ports.published.iter().filter(open).count();
     }
     let found = if !status.store.healthy {
         let why = status.store.error.unwrap_or_else(|| "no answer".to_owned());

@@ -6,10 +6,10 @@ use super::each::for_all;
 use crate::{
     api::{
         Backend,
-        types::{Connect, NetworkCreate, NetworkRow},
+        types::{AddressChange, Connect, NetworkCreate, NetworkRow},
     },
     cli::{
-        args::{ConnectArgs, CreateArgs, Format, NetworkCommand},
+        args::{AddressArgs, AddressCommand, ConnectArgs, CreateArgs, Format, NetworkCommand},
         failure::Failure,
         output::{self, Row},
     },
@@ -61,12 +61,22 @@ pub(crate) async fn network(
             })
             .await
         }
-        NetworkCommand::Connect(ConnectArgs { network, container, ip, mac }) => {
-            let row = backend.connect(&network, Connect { container, ip, mac }).await?;
+        NetworkCommand::Connect(ConnectArgs { network, container, ips, mac }) => {
+            let mut ips = ips.into_iter();
+            let (ip, more_ips) = (ips.next(), ips.collect());
+            let row = backend.connect(&network, Connect { container, ip, more_ips, mac }).await?;
             if format == Format::Json {
                 output::rows(out, format, &[row])?;
             }
             Ok(())
+        }
+        NetworkCommand::Address(AddressCommand::Add(args)) => {
+            let AddressArgs { network, container, ip } = args;
+            Ok(backend.address_add(&network, AddressChange { container, ip }).await?)
+        }
+        NetworkCommand::Address(AddressCommand::Rm(args)) => {
+            let AddressArgs { network, container, ip } = args;
+            Ok(backend.address_remove(&network, AddressChange { container, ip }).await?)
         }
         NetworkCommand::Disconnect { network, container } => {
             Ok(backend.disconnect(&network, &container).await?)

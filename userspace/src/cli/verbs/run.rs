@@ -13,7 +13,7 @@ use futures::{FutureExt, future::join};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{
-    container::{created, find, remove_log},
+    container::{FROM_UNKNOWN, created, find, open_to_all, remove_log},
     telling::Teller,
 };
 use crate::{
@@ -52,13 +52,17 @@ pub(crate) async fn run(
         true => Some(log_path(&backend.status().await?.agent.state_dir, &args.name)?),
         false => None,
     };
+    let network = args.network.clone();
+    let mut ips = args.ips.into_iter();
     let mut row = backend
         .container_create(ContainerCreate {
             name: args.name.clone(),
             network: args.network,
-            ip: args.ip,
+            ip: ips.next(),
+            more_ips: ips.collect(),
             mac: args.mac,
             ports: args.ports,
+            from: args.from.clone(),
             expose: args.expose,
             ifname: None,
             netns: None,
@@ -83,6 +87,10 @@ pub(crate) async fn run(
         return Err(Failure::refusal(format!(
             "{option}: the agent is of an earlier version and does not know it: restart it with this one"
         )));
+    }
+    if !args.from.is_empty() && open_to_all(&row, &network) {
+        withdraw(backend, &args.name, None).await;
+        return Err(Failure::refusal(FROM_UNKNOWN));
     }
     let spec = SuperviseSpec {
         log_limits: limits(&args.log_opt),

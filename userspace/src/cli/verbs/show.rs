@@ -33,10 +33,17 @@ impl Row for FdbRow {
 }
 
 impl Row for NeighRow {
-    const HEADERS: &'static [&'static str] = &["NETWORK", "VNI", "IP", "MAC"];
+    const HEADERS: &'static [&'static str] = &["NETWORK", "VNI", "IP", "MAC", "KIND", "AGE"];
 
     fn cells(&self) -> Vec<String> {
-        vec![self.network.clone(), self.vni.to_string(), self.ip.clone(), self.mac.clone()]
+        vec![
+            self.network.clone(),
+            self.vni.to_string(),
+            self.ip.clone(),
+            self.mac.clone(),
+            self.kind.clone(),
+            output::list(self.age_s.map(output::duration)),
+        ]
     }
 }
 
@@ -191,8 +198,8 @@ fn facts(status: &Status, out: &mut dyn Write) -> Result<(), Failure> {
             (
                 "Conntrack",
                 format!(
-                    "{} flows of {}, {} evictable, {} refused",
-                    conntrack.flows, conntrack.max, conntrack.evictable, conntrack.refused
+                    "{} flows of {}, {} refused",
+                    conntrack.flows, conntrack.max, conntrack.refused
                 ),
             ),
             ("Restarts", counts.restarts.to_string()),

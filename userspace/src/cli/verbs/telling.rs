@@ -182,8 +182,7 @@ impl<'a> Teller<'a> {
         let mut supervisor = supervisor.clone();
         supervisor.failing = None;
         let (log, id) = (log.clone(), id.clone());
-        let state =
-            ContainerState::Running { pid: *pid, log, supervisor: Some(supervisor), id };
+        let state = ContainerState::Running { pid: *pid, log, supervisor: Some(supervisor), id };
         // If this report is lost, the next one says the same.
         let _ = self.backend.container_state(self.name, state).await;
         true

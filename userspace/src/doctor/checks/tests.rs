@@ -1,14 +1,32 @@
 //! Tests of the checks.
 
+use std::time::Duration;
+
 use super::*;
 use crate::{
-    doctor::{Subject, TcxProgram},
+    doctor::{Certificate, CertificateFile, Role, Subject, TcxProgram},
     netlink::{Link, sockets::LocalSocket},
     sandbox::{RESOLV_CONF, Resolver},
 };
 
 fn resolver(text: &str) -> Resolver {
     Resolver::choose(|path| (path == RESOLV_CONF).then(|| text.to_owned()))
+}
+
+/// The present time of the tests, since 1970.
+const NOW: Duration = Duration::from_secs(1_800_000_000);
+
+/// The certificate of the agent, which is valid for so many days more.
+fn certificate(days: u64) -> CertificateFile {
+    CertificateFile {
+        role: Role::Client,
+        path: "/etc/culvert/host.pem".into(),
+        certificates: Ok(vec![Certificate {
+            subject: "CN=host1".to_owned(),
+            not_before: NOW,
+            not_after: NOW + Duration::from_secs(days * 24 * 60 * 60),
+        }]),
+    }
 }
 
 fn healthy() -> Facts {
@@ -20,7 +38,9 @@ fn healthy() -> Facts {
             networks: vec![("net1".to_owned(), 1450)],
             clock_offset_ms: Some(3),
             alarms: Vec::new(),
+            certificates: Vec::new(),
             shared_port: false,
+            open_ports: 2,
             agent_running: false,
         },
         host: HostFacts {
@@ -44,11 +64,15 @@ fn healthy() -> Facts {
             merging: Vec::new(),
             tcx: Some(vec![TcxProgram { name: "from_underlay".to_owned(), id: 1 }]),
         }],
+        leftovers: Vec::new(),
         sockets: Vec::new(),
         vxlan_devices: Vec::new(),
         unserved: Vec::new(),
         shaped: Vec::new(),
+        firewalls: Vec::new(),
         resolver: resolver("nameserver 192.0.2.53\n"),
+        certificates: vec![certificate(60)],
+        now: NOW,
     }
 }
 
@@ -95,10 +119,49 @@ fn alarms_of_the_store_are_errors() {
 }
 
 #[test]
+fn certificates_near_their_end_are_named() {
+    let ending = |days| move |facts: &mut Facts| facts.certificates = vec![certificate(days)];
+    let words = ["--store-cert /etc/culvert/host.pem", "CN=host1", "renewed"];
+    assert_found(ending(29), "certificate", Level::Warning, &words);
+    assert_found(ending(0), "certificate", Level::Error, &words);
+}
+
+#[test]
 fn a_queue_that_frames_go_past_is_named() {
     let break_it =
         |facts: &mut Facts| facts.shaped = vec![("cv0123456789ab".to_owned(), "tbf".to_owned())];
     assert_found(break_it, "shaping", Level::Warning, &["tbf on cv0123456789ab", "own interface"]);
+}
+
+#[test]
+fn programs_of_another_agent_are_named() {
+    let left = |owner| move |facts: &mut Facts| facts.leftovers = vec![Leftover::of_a_test(owner)];
+    let program = "from_underlay on up0, pinned at /old/v4/links/uplink-3";
+    let words = [program, "--bpffs", "culvert purge"];
+    assert_found(left(Owner::Ended), "programs", Level::Warning, &words);
+    let words = [program, "another agent, pid 77"];
+    assert_found(left(Owner::Runs(77)), "programs", Level::Error, &words);
+    let words = [program, "cannot be told", "--pid=host"];
+    assert_found(left(Owner::Unseen), "programs", Level::Warning, &words);
+}
+
+#[test]
+fn a_firewall_that_does_not_see_published_ports_is_named() {
+    let break_it = |facts: &mut Facts| facts.firewalls = vec!["ufw"];
+    let words = ["ufw is active", "the 2 published ports", "--from CIDR", "ports deny CIDR"];
+    assert_found(break_it, "firewall", Level::Warning, &words);
+    let break_it = |facts: &mut Facts| {
+        facts.firewalls = vec!["ufw", "firewalld"];
+        facts.subject.open_ports = 1;
+    };
+    let words = ["ufw and firewalld are active", "the 1 published port that"];
+    assert_found(break_it, "firewall", Level::Warning, &words);
+    // Each port is for some clients only, or for the host alone.
+    let mut facts = healthy();
+    facts.firewalls = vec!["ufw"];
+    facts.subject.open_ports = 0;
+    let findings = examine(&facts);
+    assert!(findings.iter().all(|finding| finding.level == Level::Ok), "{findings:?}");
 }
 
 #[test]

@@ -8,32 +8,57 @@ use std::net::IpAddr;
 use super::Refusal;
 use crate::{
     ipam,
-    model::{Name, Network, Subnet, View},
+    model::{Endpoint, Name, Network, Subnet, View},
 };
 
-/// Chooses one address of each subnet of a network, as Docker does: `asked` in its subnet, and the
-/// lowest free address in the others.
+/// Addresses for a new endpoint.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Allocated {
+    /// One of each subnet.
+    pub(super) primary: Vec<IpAddr>,
+    /// Any of the subnets'.
+    pub(super) additional: Vec<IpAddr>,
+}
+
+/// Chooses one address of each subnet of a network, as Docker does: the first of `asked` in it, or
+/// else the lowest free one. The others of `asked` are additional addresses.
 ///
 /// # Errors
 ///
-/// The requested address is not in the network, is taken, or cannot be a host's; or a subnet is
-/// full.
+/// A requested address is not in the network, is taken, is requested twice or cannot be a host's;
+/// there are too many; or a subnet is full.
 pub(super) fn allocate(
     view: &View,
     network: &Network,
-    asked: Option<IpAddr>,
-) -> Result<Vec<IpAddr>, Refusal> {
-    if let Some(ip) = asked {
-        check(view, network, ip)?;
+    asked: &[IpAddr],
+) -> Result<Allocated, Refusal> {
+    for (number, ip) in asked.iter().enumerate() {
+        check_address(view, network, *ip)?;
+        if asked.iter().take(number).any(|earlier| earlier == ip) {
+            return Err(Refusal::Invalid(format!("address {ip} is given twice: once is valid")));
+        }
     }
-    network
-        .subnets
-        .iter()
-        .map(|subnet| match asked {
-            Some(ip) if subnet.subnet.contains(ip) => Ok(ip),
-            _ => free_in(view, network, *subnet).ok_or_else(|| full(view, network, *subnet)),
-        })
-        .collect()
+    let first = |subnet: &Subnet| asked.iter().copied().find(|ip| subnet.subnet.contains(*ip));
+    let primary = network.subnets.iter().map(|subnet| {
+        let ip = first(subnet).or_else(|| free_in(view, network, *subnet));
+        ip.ok_or_else(|| full(view, network, *subnet))
+    });
+    let primary: Vec<IpAddr> = primary.collect::<Result<_, Refusal>>()?;
+    let others = asked.iter().copied().filter(|ip| !primary.contains(ip));
+    let additional: Vec<IpAddr> = others.collect();
+    check_number(primary.len() + additional.len())?;
+    Ok(Allocated { primary, additional })
+}
+
+/// Checks the number of addresses of an interface.
+pub(super) fn check_number(count: usize) -> Result<(), Refusal> {
+    let most = Endpoint::MOST_ADDRESSES;
+    if count <= most {
+        return Ok(());
+    }
+    Err(Refusal::Invalid(format!(
+        "{count} addresses are too many for an interface: {most} are valid, the primary ones included"
+    )))
 }
 
 fn free_in(view: &View, network: &Network, subnet: Subnet) -> Option<IpAddr> {
@@ -59,7 +84,8 @@ fn full(view: &View, network: &Network, subnet: Subnet) -> Refusal {
     ))
 }
 
-fn check(view: &View, network: &Network, ip: IpAddr) -> Result<(), Refusal> {
+/// Checks that an endpoint may get an address.
+pub(super) fn check_address(view: &View, network: &Network, ip: IpAddr) -> Result<(), Refusal> {
     let name = &network.name;
     let Some(subnet) = network.subnets.iter().find(|subnet| subnet.subnet.contains(ip)) else {
         let subnets: Vec<_> = network.subnets.iter().map(|s| s.subnet.to_string()).collect();

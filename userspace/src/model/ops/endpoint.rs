@@ -2,11 +2,17 @@
 
 use std::net::IpAddr;
 
-use super::{Plan, Refusal, allocate::allocate, network, new_id, put};
+use ipnetwork::Ipv4Network;
+
+use super::{
+    Plan, Refusal,
+    allocate::{Allocated, allocate, check_address, check_number},
+    network, new_id, put,
+};
 use crate::{
     model::{
-        Endpoint, IpOwner, Key, MacAddr, Name, Network, PublishedPort, SCHEMA, SandboxRef, View,
-        validate,
+        Endpoint, IpOwner, Key, MacAddr, Name, Network, PublishedPort, SCHEMA, SandboxRef,
+        Versioned, View, validate,
     },
     store::{Compare, Write},
 };
@@ -20,8 +26,9 @@ pub struct EndpointSpec {
     pub container: Name,
     /// Node on which the container runs.
     pub node: Name,
-    /// Fixed address. Default: the lowest free address of each subnet.
-    pub ip: Option<IpAddr>,
+    /// Fixed addresses. The first of each subnet is the primary one, the others are additional
+    /// addresses. Default: the lowest free address of each subnet.
+    pub ips: Vec<IpAddr>,
     /// Fixed MAC. Default: `02:42:` and the address.
     pub mac: Option<MacAddr>,
     /// Interface name in the sandbox.
@@ -30,9 +37,11 @@ pub struct EndpointSpec {
     pub sandbox: SandboxRef,
     /// Published ports.
     pub ports: Vec<PublishedPort>,
+    /// Clients that may use the published ports. Empty: everybody.
+    pub from: Vec<Ipv4Network>,
 }
 
-/// Plans the creation of an endpoint: one address of each subnet, and the record.
+/// Plans the creation of an endpoint: its addresses, at least one of each subnet, and the record.
 ///
 /// # Errors
 ///
@@ -66,9 +75,9 @@ pub fn create_endpoint_as(
     if !spec.ports.is_empty() {
         may_publish(found, &spec.container)?;
     }
-    let addresses = allocate(view, found, spec.ip)?;
+    let Allocated { primary, additional } = allocate(view, found, &spec.ips)?;
     let (mut ipv4, mut ipv6) = (None, None);
-    for ip in &addresses {
+    for ip in &primary {
         match ip {
             IpAddr::V4(ip) => ipv4 = Some(*ip),
             IpAddr::V6(ip) => ipv6 = Some(*ip),
@@ -93,9 +102,11 @@ pub fn create_endpoint_as(
         mac,
         ipv4,
         ipv6,
+        additional,
         ifname: spec.ifname.clone(),
         sandbox: spec.sandbox.clone(),
         ports: spec.ports.clone(),
+        from: spec.from.clone(),
     };
     let key = Key::endpoint(name, &endpoint.id);
     let mut plan = Plan {
@@ -117,7 +128,7 @@ pub fn create_endpoint_as(
         plan.compares.push(Compare::PrefixUnchanged(Key::endpoints_of(name), view.revision));
     }
     let owner = IpOwner { schema: SCHEMA, endpoint: endpoint.id.clone() };
-    for ip in addresses {
+    for ip in endpoint.addresses() {
         let key = Key::ipam(name, ip);
         plan.compares.push(Compare::Absent(key.clone()));
         plan.writes.push(put(key, &owner)?);
@@ -221,12 +232,101 @@ pub fn remove_endpoint(view: &View, network: &Name, id: &str) -> Result<Plan, Re
         compares: vec![Compare::Unchanged(key.clone(), found.revision)],
         writes: vec![Write::Delete(key)],
     };
-    for ip in found.ipv4.map(IpAddr::V4).into_iter().chain(found.ipv6.map(IpAddr::V6)) {
-        // An address that another endpoint owns must not be freed.
-        let owner = view.ip_claim(network, ip).and_then(|claim| claim.owner);
-        if owner.is_some_and(|owner| owner.endpoint == id) {
-            plan.writes.push(Write::Delete(Key::ipam(network, ip)));
-        }
+    for ip in found.addresses() {
+        plan.writes.extend(freed(view, network, id, ip));
     }
     Ok(plan)
+}
+
+/// The write that frees an address of an endpoint. `None`: another endpoint owns it.
+fn freed(view: &View, network: &Name, id: &str, ip: IpAddr) -> Option<Write> {
+    let owner = view.ip_claim(network, ip).and_then(|claim| claim.owner)?;
+    (owner.endpoint == id).then(|| Write::Delete(Key::ipam(network, ip)))
+}
+
+/// Plans one more address of an endpoint. If the endpoint has it as an additional one already, the
+/// plan has no writes: an earlier request may have been carried out though its answer was lost.
+///
+/// # Errors
+///
+/// The network is unknown; the container is not in it on this node; it has as many addresses as it
+/// may have; the address is refused.
+pub fn add_address(
+    view: &View,
+    network: &Name,
+    node: &Name,
+    container: &Name,
+    ip: IpAddr,
+) -> Result<(Endpoint, Plan), Refusal> {
+    let (found, mut endpoint) = attached(view, network, node, container)?;
+    if endpoint.additional.contains(&ip) {
+        let key = Key::endpoint(network, &endpoint.id);
+        let compares = vec![Compare::Unchanged(key, endpoint.revision)];
+        return Ok((endpoint.record, Plan { compares, writes: Vec::new() }));
+    }
+    check_address(view, found, ip)?;
+    check_number(endpoint.addresses().count() + 1)?;
+    endpoint.record.additional.push(ip);
+    let (key, claim) = (Key::endpoint(network, &endpoint.id), Key::ipam(network, ip));
+    let owner = IpOwner { schema: SCHEMA, endpoint: endpoint.id.clone() };
+    let plan = Plan {
+        compares: vec![
+            Compare::Unchanged(Key::network(network), found.revision),
+            Compare::Unchanged(key.clone(), endpoint.revision),
+            Compare::Absent(claim.clone()),
+        ],
+        writes: vec![put(key, &endpoint.record)?, put(claim, &owner)?],
+    };
+    Ok((endpoint.record, plan))
+}
+
+/// Plans the removal of an additional address of an endpoint.
+///
+/// # Errors
+///
+/// The network is unknown; the container is not in it on this node; the address is not an additional
+/// one of it.
+pub fn remove_address(
+    view: &View,
+    network: &Name,
+    node: &Name,
+    container: &Name,
+    ip: IpAddr,
+) -> Result<(Endpoint, Plan), Refusal> {
+    let (_, mut endpoint) = attached(view, network, node, container)?;
+    if !endpoint.additional.contains(&ip) {
+        return Err(Refusal::Conflict(if endpoint.addresses().any(|own| own == ip) {
+            format!(
+                "address {ip} is the primary one of container '{container}' in network '{network}': 'culvert network disconnect {network} {container}' gives it up"
+            )
+        } else {
+            format!(
+                "address {ip} is not one of container '{container}' in network '{network}': 'culvert ps' shows which are"
+            )
+        }));
+    }
+    endpoint.record.additional.retain(|own| *own != ip);
+    let key = Key::endpoint(network, &endpoint.id);
+    let mut plan = Plan {
+        compares: vec![Compare::Unchanged(key.clone(), endpoint.revision)],
+        writes: vec![put(key, &endpoint.record)?],
+    };
+    plan.writes.extend(freed(view, network, &endpoint.id, ip));
+    Ok((endpoint.record, plan))
+}
+
+/// The network, and the endpoint of a container in it.
+fn attached<'a>(
+    view: &'a View,
+    name: &Name,
+    node: &Name,
+    container: &Name,
+) -> Result<(&'a Versioned<Network>, Versioned<Endpoint>), Refusal> {
+    let found = network(view, name)?;
+    let endpoint = view.endpoint_of(name, node, container).ok_or_else(|| {
+        Refusal::Conflict(format!(
+            "container '{container}' is not in network '{name}': 'culvert ps' shows where it is"
+        ))
+    })?;
+    Ok((found, endpoint))
 }

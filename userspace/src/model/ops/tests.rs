@@ -29,11 +29,12 @@ fn wanted(network: &str, container: &str) -> EndpointSpec {
         network: name(network),
         container: name(container),
         node: name("host1"),
-        ip: None,
+        ips: Vec::new(),
         mac: None,
         ifname: "eth0".to_owned(),
         sandbox: SandboxRef { netns: "/run/netns/x".into(), owned: true, id: None },
         ports: Vec::new(),
+        from: Vec::new(),
     }
 }
 
@@ -252,6 +253,7 @@ fn ports_are_published_where_there_is_a_way_in() {
         host_port: 8080,
         container_port: 80,
         protocol: crate::model::Protocol::Tcp,
+        count: 1,
     };
     let attempt = |network: &str| {
         let spec = EndpointSpec { ports: vec![port], ..wanted(network, "web") };
@@ -349,6 +351,103 @@ fn an_endpoint_claims_an_address_of_each_family() {
     assert!(refused.contains("is unknown"), "{refused}");
 }
 
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("address")
+}
+
+#[test]
+fn an_endpoint_claims_its_additional_addresses_and_frees_them() {
+    let mut cluster = Cluster::default();
+    cluster.network(&net("both", 256, &["10.0.0.0/24", "fd00::/64"]));
+    let ips = ["10.0.0.9", "10.0.0.7", "fd00::7"].map(ip).to_vec();
+    let spec = EndpointSpec { ips, ..wanted("both", "web") };
+    let (made, plan) = create_endpoint(&cluster.view, &spec).expect("plan");
+    assert_eq!(made.mac.to_string(), "02:42:0a:00:00:09");
+    assert_eq!(made.additional, [ip("10.0.0.7")]);
+    let all = ["10.0.0.9", "fd00::7", "10.0.0.7"].map(ip);
+    assert!(made.addresses().eq(all));
+    for ip in all {
+        assert!(plan.compares.contains(&Compare::Absent(Key::ipam(&made.network, ip))), "{ip}");
+    }
+    cluster.carry_out(plan.writes);
+    assert_eq!(cluster.view.complaints(), Vec::<String>::new());
+    assert!(cluster.view.endpoints.briefs(&made.network).all(|brief| brief.addresses().eq(all)));
+    let other = EndpointSpec { ips: vec![ip("10.0.0.7")], ..wanted("both", "other") };
+    let refused = line(create_endpoint(&cluster.view, &other));
+    assert!(refused.contains("10.0.0.7 is taken by container 'web' on 'host1'"), "{refused}");
+    let plan = remove_endpoint(&cluster.view, &made.network, &made.id).expect("plan");
+    cluster.carry_out(plan.writes);
+    assert!(cluster.view.endpoints.is_empty() && cluster.view.ipam.is_empty());
+}
+
+#[test]
+fn addresses_come_and_go_while_the_endpoint_stays() {
+    let mut cluster = Cluster::default();
+    cluster.network(&net("red", 256, &["10.0.0.0/24"]));
+    let (red, host, web, db) = (name("red"), name("host1"), name("web"), name("db"));
+    for container in ["web", "db"] {
+        let (_, plan) = create_endpoint(&cluster.view, &wanted("red", container)).expect("plan");
+        cluster.carry_out(plan.writes);
+    }
+    let before = cluster.view.clone();
+    let float = ip("10.0.0.100");
+    let (made, plan) = add_address(&cluster.view, &red, &host, &web, float).expect("plan");
+    let endpoint = Key::endpoint(&red, &made.id);
+    let revision = cluster.view.endpoint(&red, &made.id).expect("endpoint").revision;
+    assert_eq!(
+        plan.compares,
+        [
+            Compare::Unchanged(Key::network(&red), 1),
+            Compare::Unchanged(endpoint.clone(), revision),
+            Compare::Absent(Key::ipam(&red, float)),
+        ]
+    );
+    cluster.carry_out(plan.writes);
+    assert_eq!(cluster.view.complaints(), Vec::<String>::new());
+    assert_eq!(cluster.view.endpoint(&red, &made.id).expect("endpoint").additional, [float]);
+
+    let view = &cluster.view;
+    let primary = ip("10.0.0.2");
+    for (result, part) in [
+        (add_address(view, &red, &host, &web, primary), "taken by container 'web'"),
+        (add_address(view, &red, &host, &db, float), "taken by container 'web'"),
+        (add_address(view, &red, &host, &db, ip("10.1.0.9")), "outside network 'red'"),
+        (add_address(view, &red, &host, &db, ip("10.0.0.1")), "is the gateway"),
+        (add_address(view, &red, &host, &name("none"), ip("10.0.0.9")), "'none' is not in network"),
+        (add_address(view, &name("green"), &host, &web, ip("10.0.0.9")), "unknown"),
+        (remove_address(view, &red, &host, &web, primary), "is the primary one"),
+        (remove_address(view, &red, &host, &db, float), "is not one of container 'db'"),
+        (remove_address(view, &red, &host, &name("none"), float), "'none' is not in network"),
+    ] {
+        let line = line(result);
+        assert!(line.contains(part), "{line}");
+    }
+
+    // The same again, as after an answer that was lost.
+    let (again, plan) = add_address(view, &red, &host, &web, float).expect("plan");
+    assert_eq!((again.id, again.additional), (made.id.clone(), vec![float]));
+    let revision = view.endpoint(&red, &made.id).expect("endpoint").revision;
+    assert_eq!(plan.compares, [Compare::Unchanged(endpoint, revision)]);
+    assert!(plan.writes.is_empty());
+
+    let (left, plan) = remove_address(view, &red, &host, &web, float).expect("plan");
+    assert!(left.additional.is_empty());
+    cluster.carry_out(plan.writes);
+    assert_eq!(cluster.view.ipam, before.ipam);
+    assert!(add_address(&cluster.view, &red, &host, &db, float).is_ok());
+
+    for last in 100..114_u8 {
+        let ip = [10, 0, 0, last].into();
+        let (_, plan) = add_address(&cluster.view, &red, &host, &web, ip).expect("plan");
+        cluster.carry_out(plan.writes);
+    }
+    let last = add_address(&cluster.view, &red, &host, &web, ip("10.0.0.120"));
+    let (_, plan) = last.expect("the sixteenth");
+    cluster.carry_out(plan.writes);
+    let refused = line(add_address(&cluster.view, &red, &host, &web, ip("10.0.0.121")));
+    assert!(refused.contains("17 addresses are too many"), "{refused}");
+}
+
 #[test]
 fn a_plan_whose_commit_is_in_doubt_is_fenced_off() {
     let mut cluster = Cluster::default();
@@ -409,8 +508,8 @@ fn a_mac_of_ones_own_is_checked() {
     cluster.endpoint(&endpoint(&red, "0a", "host2", "10.0.0.2"));
     let with = |mac: &str, ip: Option<&str>| {
         let mac: MacAddr = mac.parse().expect("MAC");
-        let ip: Option<IpAddr> = ip.map(|ip| ip.parse().expect("address"));
-        create_endpoint(&cluster.view, &EndpointSpec { mac: Some(mac), ip, ..wanted("red", "c") })
+        let ips: Vec<IpAddr> = ip.iter().map(|ip| ip.parse().expect("address")).collect();
+        create_endpoint(&cluster.view, &EndpointSpec { mac: Some(mac), ips, ..wanted("red", "c") })
     };
     let (made, plan) = with("0e:00:00:00:00:01", None).expect("plan");
     assert_eq!(made.mac.to_string(), "0e:00:00:00:00:01");

@@ -32,8 +32,10 @@ fn the_documented_records_are_what_is_read() {
     for (key, json) in &documented {
         cluster.raw(key, json.as_bytes());
     }
-    // The examples show one claim; the endpoint has two.
-    cluster.claim(&name("overlaynet1"), "fd00:1::2".parse().expect("ip"), &"9c".repeat(32));
+    // The examples show one claim; the endpoint has three.
+    for ip in ["fd00:1::2", "10.0.0.100"] {
+        cluster.claim(&name("overlaynet1"), ip.parse().expect("ip"), &"9c".repeat(32));
+    }
     assert_eq!(cluster.view.complaints(), Vec::<String>::new());
     let view = &cluster.view;
     let counts = [
@@ -57,12 +59,16 @@ fn the_documented_records_are_what_is_written() {
     let red = network("red", 256, &["10.0.0.0/24"]);
     let mut ep = endpoint(&red, "0a", "host1", "10.0.0.2");
     ep.ipv6 = Some("fd00::2".parse().expect("address"));
+    ep.additional.push([10, 0, 0, 100].into());
     ep.ports.push(crate::model::PublishedPort {
         host_ip: [0; 4].into(),
         host_port: 8080,
         container_port: 80,
         protocol: crate::model::Protocol::Tcp,
+        count: 1,
     });
+    ep.ports.push(crate::model::PublishedPort { count: 11, ..ep.ports[0] });
+    ep.from.push("192.0.2.0/24".parse().expect("prefix"));
     let ip = [192, 0, 2, 9].into();
     let written = [
         encode(&StoreMark { schema: SCHEMA, id: "00".to_owned() }),
@@ -83,12 +89,22 @@ fn the_documented_records_are_what_is_written() {
 fn an_endpoint_that_publishes_port_0_is_garbage() {
     let mut ep = endpoint(&network("red", 256, &["10.0.0.0/24"]), "0a", "host1", "10.0.0.2");
     let key = Key::Endpoint { network: name("red"), id: "0a".to_owned() };
-    for (host_port, container_port) in [(0, 80), (8080, 0)] {
+    let mut decoded = |host_port, container_port, count| {
         let (host_ip, protocol) = ([0; 4].into(), crate::model::Protocol::Tcp);
-        ep.ports =
-            vec![crate::model::PublishedPort { host_ip, host_port, container_port, protocol }];
-        let decoded = decode::<Endpoint>(&key, &encode(&ep).expect("JSON"));
+        let port =
+            crate::model::PublishedPort { host_ip, host_port, container_port, protocol, count };
+        ep.ports = vec![port];
+        decode::<Endpoint>(&key, &encode(&ep).expect("JSON"))
+    };
+    for (host_port, container_port, count) in
+        [(0, 80, 1), (8080, 0, 1), (8080, 80, 0), (65_530, 80, 7), (80, 65_530, 7), (0, 1, 65_535)]
+    {
+        let decoded = decoded(host_port, container_port, count);
         assert!(matches!(decoded, Decoded::Garbage { .. }), "{decoded:?}");
+    }
+    for (host_port, container_port, count) in [(65_530, 80, 6), (1, 1, 65_535)] {
+        let decoded = decoded(host_port, container_port, count);
+        assert!(matches!(decoded, Decoded::Record(_)), "{decoded:?}");
     }
 }
 
@@ -156,6 +172,23 @@ fn a_record_that_makes_no_sense_is_garbage() {
     assert!(refused(&|ep| ep.mac.0[0] |= 1));
     assert!(refused(&|ep| ep.ipv4 = None));
     assert!(refused(&|ep| ep.ifname = "a/b".to_owned()));
+    let additional = |range: std::ops::Range<u8>| -> Vec<IpAddr> {
+        range.map(|last| [10, 0, 0, last].into()).collect()
+    };
+    assert!(!refused(&|ep| ep.additional = additional(100..115)), "sixteen addresses");
+    assert!(refused(&|ep| ep.additional = additional(100..116)), "seventeen");
+    assert!(refused(&|ep| ep.additional = additional(2..3)), "the primary one again");
+    assert!(refused(&|ep| ep.additional = [additional(9..10), additional(9..10)].concat()));
+}
+
+#[test]
+fn an_endpoint_of_an_earlier_version_has_no_additional_address() {
+    let ep = endpoint(&network("red", 256, &["10.0.0.0/24"]), "0a", "host1", "10.0.0.2");
+    let bytes = encode(&ep).expect("JSON");
+    let json: serde_json::Value = serde_json::from_slice(&bytes).expect("JSON");
+    assert!(json.get("additional").is_none(), "{json}");
+    let key = Key::Endpoint { network: name("red"), id: "0a".to_owned() };
+    assert_eq!(decode(&key, &bytes), Decoded::Record(ep));
 }
 
 #[test]

@@ -12,6 +12,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ipnetwork::Ipv4Network;
+
 use super::Versioned;
 use crate::{
     model::{Endpoint, MacAddr, Name, NetnsId, Protocol, PublishedPort, SCHEMA, SandboxRef, Vni},
@@ -65,20 +67,26 @@ impl Id {
 /// Flags: the optional fields of a packed endpoint.
 mod part {
     /// The MAC is stored: it is not the one derived from the IPv4 address.
-    pub(super) const MAC: u8 = 1;
-    pub(super) const IPV4: u8 = 2;
-    pub(super) const IPV6: u8 = 4;
+    pub(super) const MAC: u64 = 1;
+    pub(super) const IPV4: u64 = 2;
+    pub(super) const IPV6: u64 = 4;
     /// The interface name is stored: it is not `eth0`.
-    pub(super) const IFNAME: u8 = 8;
+    pub(super) const IFNAME: u64 = 8;
     /// The namespace path is stored: it is not `/run/netns/CONTAINER`.
-    pub(super) const NETNS: u8 = 16;
-    pub(super) const OWNED: u8 = 32;
-    pub(super) const PORTS: u8 = 64;
+    pub(super) const NETNS: u64 = 16;
+    pub(super) const OWNED: u64 = 32;
+    /// Published ports and their clients are stored.
+    pub(super) const PORTS: u64 = 64;
     /// The identity of the namespace is stored.
-    pub(super) const NETNS_ID: u8 = 128;
+    pub(super) const NETNS_ID: u64 = 128;
+    /// There are additional addresses.
+    pub(super) const ADDITIONAL: u64 = 256;
 }
 
 const IFNAME: &str = "eth0";
+
+/// Bytes of an additional address: its family, and 16 octets.
+const ADDRESS: usize = 17;
 
 /// Packs an endpoint. `node` is the number of its node. `None`: its identifier is invalid, which
 /// [`crate::model::decode`] excludes.
@@ -86,7 +94,7 @@ pub(super) fn pack(endpoint: &Versioned<Endpoint>, node: u32) -> Option<Box<[u8]
     let Versioned { record, revision } = endpoint;
     let id = Id::parse(&record.id)?;
     let mut flags = 0;
-    let mut set = |flag: u8, there: bool| {
+    let mut set = |flag: u64, there: bool| {
         if there {
             flags |= flag;
         }
@@ -98,13 +106,14 @@ pub(super) fn pack(endpoint: &Versioned<Endpoint>, node: u32) -> Option<Box<[u8]
     let ifname = set(part::IFNAME, record.ifname != IFNAME);
     let netns = set(part::NETNS, record.sandbox.netns != usual_netns(&record.container));
     set(part::OWNED, record.sandbox.owned);
-    let ports = set(part::PORTS, !record.ports.is_empty());
+    let ports = set(part::PORTS, !record.ports.is_empty() || !record.from.is_empty());
     set(part::NETNS_ID, record.sandbox.id.is_some());
+    let additional = set(part::ADDITIONAL, !record.additional.is_empty());
 
     let mut bytes = Vec::with_capacity(96);
     bytes.push(id.digits);
     bytes.extend(id.used());
-    bytes.push(flags);
+    number(&mut bytes, flags);
     number(&mut bytes, revision.cast_unsigned());
     number(&mut bytes, node.into());
     number(&mut bytes, record.vni.get().into());
@@ -113,6 +122,18 @@ pub(super) fn pack(endpoint: &Versioned<Endpoint>, node: u32) -> Option<Box<[u8]
     }
     bytes.extend(record.ipv4.iter().flat_map(Ipv4Addr::octets));
     bytes.extend(record.ipv6.iter().flat_map(Ipv6Addr::octets));
+    if additional {
+        let mut list = Vec::with_capacity(ADDRESS * record.additional.len());
+        for ip in &record.additional {
+            list.push(ip.is_ipv6().into());
+            let mapped = match ip {
+                IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+                IpAddr::V6(ip) => *ip,
+            };
+            list.extend(mapped.octets());
+        }
+        text(&mut bytes, &list);
+    }
     text(&mut bytes, record.container.as_str().as_bytes());
     if ifname {
         text(&mut bytes, record.ifname.as_bytes());
@@ -131,6 +152,12 @@ pub(super) fn pack(endpoint: &Versioned<Endpoint>, node: u32) -> Option<Box<[u8]
             bytes.extend(port.host_port.to_be_bytes());
             bytes.extend(port.container_port.to_be_bytes());
             bytes.push(port.protocol.number());
+            number(&mut bytes, port.count.into());
+        }
+        number(&mut bytes, record.from.len() as u64);
+        for from in &record.from {
+            bytes.extend(from.ip().octets());
+            bytes.push(from.prefix());
         }
     }
     Some(bytes.into_boxed_slice())
@@ -155,7 +182,7 @@ impl Indexed {
     pub(super) fn of(packed: &[u8]) -> Self {
         let mut reader = Reader(packed);
         reader.id();
-        let flags = reader.byte();
+        let flags = reader.number();
         reader.number();
         let node = u32::try_from(reader.number()).unwrap_or(u32::MAX);
         reader.number();
@@ -174,7 +201,9 @@ pub(crate) struct Brief<'a> {
     pub(crate) mac: MacAddr,
     pub(crate) ipv4: Option<Ipv4Addr>,
     pub(crate) ipv6: Option<Ipv6Addr>,
-    flags: u8,
+    /// The additional addresses, packed.
+    additional: &'a [u8],
+    flags: u64,
     rest: &'a [u8],
 }
 
@@ -183,7 +212,7 @@ impl<'a> Brief<'a> {
     pub(super) fn of(packed: &'a [u8], nodes: &'a [Name]) -> Option<Self> {
         let mut reader = Reader(packed);
         let id = reader.id();
-        let flags = reader.byte();
+        let flags = reader.number();
         let has = |flag| flags & flag != 0;
         let revision = reader.number().cast_signed();
         let node = nodes.get(usize::try_from(reader.number()).ok()?)?;
@@ -191,13 +220,28 @@ impl<'a> Brief<'a> {
         let mac = has(part::MAC).then(|| MacAddr(reader.array()));
         let ipv4 = has(part::IPV4).then(|| Ipv4Addr::from(reader.array()));
         let ipv6 = has(part::IPV6).then(|| Ipv6Addr::from(reader.array::<16>()));
+        let additional = if has(part::ADDITIONAL) { reader.text() } else { &[] };
         let mac = mac.or_else(|| ipv4.map(MacAddr::from_ipv4))?;
-        Some(Self { id, revision, node, vni, mac, ipv4, ipv6, flags, rest: reader.0 })
+        Some(Self { id, revision, node, vni, mac, ipv4, ipv6, additional, flags, rest: reader.0 })
     }
 
-    /// The IPv4 and IPv6 addresses.
-    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
-        self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6))
+    /// All addresses, the primary ones first.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<'a> {
+        let primary = self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6));
+        primary.chain(self.additional())
+    }
+
+    fn additional(&self) -> impl Iterator<Item = IpAddr> + use<'a> {
+        self.additional.chunks_exact(ADDRESS).map(|packed| {
+            let mut reader = Reader(packed);
+            let v6 = reader.byte() != 0;
+            let ip = Ipv6Addr::from(reader.array::<16>());
+            // Not `to_canonical`: a mapped address may have been given as IPv6.
+            match ip.to_ipv4_mapped() {
+                Some(ip) if !v6 => IpAddr::V4(ip),
+                _ => IpAddr::V6(ip),
+            }
+        })
     }
 
     /// The name of the container.
@@ -232,8 +276,12 @@ impl<'a> Brief<'a> {
             } else {
                 Protocol::Tcp
             },
+            count: u16::try_from(reader.number()).unwrap_or_default(),
         });
         let ports = ports.collect();
+        let count = if has(part::PORTS) { reader.number() } else { 0 };
+        let from = (0..count).map(|_| Ipv4Network::new(reader.array().into(), reader.byte()));
+        let from = from.collect::<Result<_, _>>().ok()?;
         let record = Endpoint {
             // Only records of this schema are packed.
             schema: SCHEMA,
@@ -245,9 +293,11 @@ impl<'a> Brief<'a> {
             mac: self.mac,
             ipv4: self.ipv4,
             ipv6: self.ipv6,
+            additional: self.additional().collect(),
             ifname,
             sandbox: SandboxRef { netns, owned: has(part::OWNED), id: netns_id },
             ports,
+            from,
         };
         Some(Versioned { record, revision: self.revision })
     }
@@ -323,10 +373,12 @@ mod tests {
             ipv4 in any::<[u8; 4]>(),
             has_v4: bool,
             ipv6 in proptest::option::of(any::<u128>()),
+            additional in proptest::collection::vec(any::<IpAddr>(), 0..4),
             ifname in proptest::option::of("[a-z0-9]{1,15}"),
             netns in proptest::option::of("/[a-zé/]{0,200}"),
             (owned, netns_id) in any::<(bool, Option<(u64, u64)>)>(),
-            ports in proptest::collection::vec((any::<u32>(), any::<(u16, u16, bool)>()), 0..4),
+            ports in proptest::collection::vec((any::<u32>(), any::<(u16, u16, bool, u16)>()), 0..4),
+            from in proptest::collection::vec((any::<u32>(), 0..=32_u8), 0..4),
         ) -> Endpoint {
             let container: Name = container.parse().expect("name");
             let ipv4 = (has_v4 || ipv6.is_none()).then(|| Ipv4Addr::from(ipv4));
@@ -340,6 +392,7 @@ mod tests {
                 mac: mac.map(MacAddr).or(ipv4.map(MacAddr::from_ipv4)).unwrap_or(MacAddr([2; 6])),
                 ipv4,
                 ipv6: ipv6.map(Into::into),
+                additional,
                 ifname: ifname.unwrap_or_else(|| IFNAME.to_owned()),
                 sandbox: SandboxRef {
                     netns,
@@ -347,11 +400,15 @@ mod tests {
                     id: netns_id.map(|(dev, ino)| NetnsId { dev, ino }),
                 },
                 container,
-                ports: ports.into_iter().map(|(ip, (host, inner, tcp))| PublishedPort {
+                ports: ports.into_iter().map(|(ip, (host, inner, tcp, count))| PublishedPort {
                     host_ip: ip.into(),
                     host_port: host,
                     container_port: inner,
                     protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
+                    count,
+                }).collect(),
+                from: from.into_iter().map(|(ip, bits)| {
+                    Ipv4Network::new(ip.into(), bits).expect("prefix")
                 }).collect(),
             }
         }
@@ -369,6 +426,7 @@ mod tests {
             let derived = endpoint.ipv4.map(MacAddr::from_ipv4);
             let own_mac = Some(endpoint.mac).filter(|mac| derived != Some(*mac));
             prop_assert_eq!(Indexed::of(&packed), Indexed { node: 0, own_mac });
+            prop_assert!(brief.addresses().eq(endpoint.addresses()));
             prop_assert_eq!(brief.unpack(&endpoint.network), Some(endpoint));
         }
 

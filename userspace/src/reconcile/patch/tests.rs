@@ -100,40 +100,50 @@ impl Host {
     }
 }
 
-/// A change of one endpoint: identifier, node, MAC, address, owner of the address; or its
-/// removal. The ranges are small, so that endpoints conflict.
-fn change() -> impl Strategy<Value = (u8, u8, Option<u8>, u8, Option<u8>, bool)> {
+/// A change of one endpoint: identifier, node, MAC, address, owner of the address, additional
+/// addresses with their owners; or its removal.
+type Part = (u8, u8, Option<u8>, u8, Option<u8>, BTreeMap<u8, Option<u8>>, bool);
+
+/// Any change. The ranges are small, so that endpoints conflict.
+fn change() -> impl Strategy<Value = Part> {
+    let owner = || proptest::option::of(1..6u8);
     (
         1..6u8,
         1..6u8,
         proptest::option::of(0..3u8),
         2..6u8,
-        proptest::option::of(1..6u8),
+        owner(),
+        proptest::collection::btree_map(2..9u8, owner(), 0..4),
         any::<bool>(),
     )
 }
 
-fn changes(
-    (id, node, mac, ip, owner, gone): (u8, u8, Option<u8>, u8, Option<u8>, bool),
-    revision: i64,
-) -> Vec<Change> {
+fn changes((id, node, mac, ip, owner, mut more, gone): Part, revision: i64) -> Vec<Change> {
     let net = network("net", VNI, &["10.0.0.0/24"]);
     let address = format!("10.0.0.{ip}");
     let id = format!("{id:02x}");
     let record = endpoint(&net, &id, &format!("host{node}"), &address);
     // Some endpoints have the MAC that follows from another endpoint's address, even of one here.
     let mac = mac.map(|last| [0x02, 0x42, 10, 0, 0, [100, 2, 3][usize::from(last)]]);
-    let record = Endpoint { mac: mac.map_or(record.mac, MacAddr), ..record };
-    let (key, claim) =
-        (Key::endpoint(&net.name, &id), Key::ipam(&net.name, record.ipv4.unwrap().into()));
+    // The primary address is not an additional one.
+    more.remove(&ip);
+    let additional = more.keys().map(|last| [10, 0, 0, *last].into()).collect();
+    let record = Endpoint { mac: mac.map_or(record.mac, MacAddr), additional, ..record };
+    let key = Key::endpoint(&net.name, &id);
     let put = |key, value| Change::Put(Entry { key, value, mod_revision: revision });
-    if gone {
-        return vec![Change::Delete { key, revision }, Change::Delete { key: claim, revision }];
-    }
-    let mut changes = vec![put(key, crate::model::encode(&record).unwrap())];
-    if let Some(owner) = owner {
-        let owner = IpOwner { schema: SCHEMA, endpoint: format!("{owner:02x}") };
-        changes.push(put(claim, crate::model::encode(&owner).unwrap()));
+    let mut changes = vec![match gone {
+        true => Change::Delete { key, revision },
+        false => put(key, crate::model::encode(&record).unwrap()),
+    }];
+    more.insert(ip, owner);
+    for (last, owner) in more {
+        let key = Key::ipam(&net.name, [10, 0, 0, last].into());
+        if gone {
+            changes.push(Change::Delete { key, revision });
+        } else if let Some(owner) = owner {
+            let owner = IpOwner { schema: SCHEMA, endpoint: format!("{owner:02x}") };
+            changes.push(put(key, crate::model::encode(&owner).unwrap()));
+        }
     }
     changes
 }
@@ -154,12 +164,26 @@ proptest! {
 
 #[test]
 fn endpoints_of_other_hosts_come_and_go_by_patches() {
+    let none = BTreeMap::new;
     let mut host = Host::new();
-    host.change(&changes((1, 3, None, 2, Some(1), false), 100));
-    host.change(&changes((2, 3, None, 3, Some(2), false), 101));
-    host.change(&changes((1, 3, None, 2, None, true), 102));
-    host.change(&changes((2, 3, None, 3, None, true), 103));
+    host.change(&changes((1, 3, None, 2, Some(1), none(), false), 100));
+    host.change(&changes((2, 3, None, 3, Some(2), none(), false), 101));
+    host.change(&changes((1, 3, None, 2, None, none(), true), 102));
+    host.change(&changes((2, 3, None, 3, None, none(), true), 103));
     assert_eq!(host.patched, 4);
     let tables = host.maps.0.borrow();
     assert_eq!((tables.fdb.len(), tables.neighbours.len(), tables.vteps.len()), (1, 1, 1));
+}
+
+#[test]
+fn additional_addresses_of_other_hosts_come_and_go_by_patches() {
+    let mut host = Host::new();
+    let owned = |addresses: &[u8]| addresses.iter().map(|last| (*last, Some(1))).collect();
+    let neighbours = |host: &Host| host.maps.0.borrow().neighbours.len();
+    host.change(&changes((1, 3, None, 2, Some(1), owned(&[7, 8]), false), 100));
+    assert_eq!(neighbours(&host), 4);
+    host.change(&changes((1, 3, None, 2, Some(1), owned(&[8]), false), 101));
+    assert_eq!(neighbours(&host), 3);
+    host.change(&changes((1, 3, None, 2, None, owned(&[8]), true), 102));
+    assert_eq!((neighbours(&host), host.patched), (1, 3));
 }

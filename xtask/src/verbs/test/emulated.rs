@@ -18,13 +18,21 @@ use crate::{paths, ui};
 /// The test programs, in the order in which they run: from the least requirements to whole hosts.
 const PROGRAMS: [&str; 3] = ["host", "prog_run", "netns"];
 
-/// Tests that are not run there: those that start the binary hundreds of times to check refusals,
-/// which do not depend on the kernel, and one that compares NAT with the kernel's in thousands of
-/// steps, which does not depend on the device: they take many minutes under emulation. Also a test
-/// of how much GRO merges, which depends on the rate of the frames, and those of two processors at
-/// once, which take turns there.
-const SKIPPED: [&str; 5] =
-    ["bad_input::", "bad_modes::", "differential::", "offloads::payloads_arrive", "races::"];
+/// Tests that are not run there. Those of refusals, of names and files, of hung processes and of records
+/// of hosts do not depend on the kernel, and take many minutes under emulation. So does one that
+/// compares NAT with the kernel's in thousands of steps, which does not depend on the device. A test of
+/// how much GRO merges depends on the rate of the frames, and those of two processors at once take
+/// turns there.
+const SKIPPED: [&str; 8] = [
+    "bad_input::",
+    "bad_modes::",
+    "differential::",
+    "hung::",
+    "names::",
+    "nodes::",
+    "offloads::payloads_arrive",
+    "races::",
+];
 
 /// Factor by which the deadlines of the tests are longer there.
 const PATIENCE: u32 = 5;

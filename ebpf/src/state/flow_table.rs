@@ -1,0 +1,87 @@
+//! The entries of the table of flows: copies of them, whether they have expired, their removal.
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key or a value that is passed by value is copied to the stack, which is short"
+)]
+
+use aya_ebpf::{macros::map, maps::PerCpuArray};
+use culvert_common::{
+    abi::{Flow, FlowKey},
+    datapath::conntrack,
+};
+
+use crate::{
+    globals::flow_timeout,
+    kernel::memory::own,
+    maps::{FLOWS, read_to},
+};
+
+/// This CPU's copies of entries: the stack has 512 bytes.
+pub(super) struct Copies {
+    pub(super) flow: Flow,
+    pub(super) other: Flow,
+}
+
+#[map]
+pub(super) static COPIES: PerCpuArray<Copies> = PerCpuArray::with_max_entries(1, 0);
+
+/// The entry of the other direction of a flow: a copy that holds until the next call of this
+/// function on this CPU.
+#[inline(always)]
+pub(super) fn other_half(key: &FlowKey, flow: &Flow) -> Option<&'static Flow> {
+    let Copies { other, .. } = own(&COPIES, 0)?;
+    read_to(&FLOWS, &key.other(flow), other).then_some(&*other)
+}
+
+/// One entry of the table: a copy that holds until the next packet or call on this CPU.
+#[inline(always)]
+pub(super) fn entry(key: &FlowKey) -> Option<&'static Flow> {
+    let Copies { flow, .. } = own(&COPIES, 0)?;
+    read_to(&FLOWS, key, flow).then_some(&*flow)
+}
+
+/// Whether the flow that has the entry `flow` may have expired.
+#[inline(always)]
+pub(super) fn may_have_expired(flow: &Flow, now: u64) -> bool {
+    conntrack::may_have_expired(flow.last_seen_ns, now, flow_timeout)
+}
+
+/// Whether the flow that has the entry `flow` under `key` has expired: it is removed then.
+#[inline(always)]
+pub(super) fn has_expired(key: &FlowKey, flow: &Flow, now: u64) -> bool {
+    may_have_expired(flow, now) && expire(key, now) != 0
+}
+
+/// Removes the flow under `key` if it has expired. Returns 1 if so. An entry without its other
+/// direction is left to the agent. A BPF function of its own, for its stack.
+#[inline(never)]
+pub(super) fn expire(key: &FlowKey, now: u64) -> u32 {
+    let Some(flow) = entry(key) else { return 0 };
+    let other_key = key.other(flow);
+    let Some(Copies { other, .. }) = own(&COPIES, 0) else { return 0 };
+    if !read_to(&FLOWS, &other_key, other)
+        || !conntrack::has_expired(key.protocol, flow, other, now, flow_timeout)
+    {
+        return 0;
+    }
+    // Either may be gone already.
+    let _ = FLOWS.remove(&other_key);
+    let _ = FLOWS.remove(key);
+    1
+}
+
+/// Removes the flow under `key`, if there is one. A BPF function of its own, for its stack.
+#[inline(never)]
+pub(crate) fn forget(key: &FlowKey) {
+    if let Some(flow) = entry(key) {
+        remove(key, flow);
+    }
+}
+
+/// Removes both directions of a flow.
+#[inline(always)]
+pub(super) fn remove(key: &FlowKey, flow: &Flow) {
+    // Either may be gone already.
+    let _ = FLOWS.remove(key.other(flow));
+    let _ = FLOWS.remove(key);
+}

@@ -1,0 +1,134 @@
+//! The slots of flows: where a new flow stands, and how room is made for it.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{macros::map, maps::PerCpuArray};
+use culvert_common::{
+    abi::{Flow, FlowKey, kind},
+    datapath::conntrack::{self, FlowState},
+};
+
+use super::flow_table::{entry, forget, has_expired, other_half};
+use crate::{
+    globals::{FLOW_SLOTS_LEN, flow_timeout},
+    kernel::{
+        memory::{Body, own, repeat},
+        time::random,
+    },
+    maps::{FLOW_SLOTS, copy},
+};
+
+/// How many slots are looked at for one that is free.
+const SLOT_TRIES: u32 = 16;
+/// How many slots are looked at for flows that may be evicted.
+const EVICT_TRIES: u32 = 32;
+/// Of how many flows that may be evicted the best is.
+const CANDIDATES: u32 = 4;
+
+/// A search through slots, which are taken at random: no order in which flows begin can make the
+/// search miss.
+struct Search {
+    /// The present time.
+    now: u64,
+    /// The slot that was found, plus 1; 0: none.
+    slot: u32,
+    /// Flows that may be evicted.
+    candidates: u32,
+    /// Rank of the best of them, see [`FlowState::eviction_rank`].
+    rank: u8,
+    /// When its last packet passed, in ns.
+    last_seen_ns: u64,
+    /// Its key.
+    best: FlowKey,
+    /// The key in the slot that is looked at.
+    key: FlowKey,
+}
+
+/// This CPU's search: the stack has 512 bytes.
+#[map]
+static SEARCH: PerCpuArray<Search> = PerCpuArray::with_max_entries(1, 0);
+
+/// Begins a search, whose loop calls `body`. Returns what was found.
+#[inline(always)]
+fn search(now: u64, tries: u32, body: Body) -> Option<&'static Search> {
+    let search = own(&SEARCH, 0)?;
+    (search.now, search.slot, search.candidates) = (now, 0, 0);
+    repeat(tries, body, &mut ());
+    Some(search)
+}
+
+/// Looks at a slot at random: leaves its key in `search`, and returns its number plus 1, with the
+/// flow that has it. `None` in place of the flow: the slot is free.
+#[inline(always)]
+fn look(search: &mut Search) -> Option<(u32, Option<&'static Flow>)> {
+    let index = (u64::from(random()) * u64::from(FLOW_SLOTS_LEN.load())) >> 32;
+    copy(FLOW_SLOTS.get_ptr(index as u32)?, &mut search.key);
+    let number = index as u32 + 1;
+    // A key that another CPU was writing is the key of no flow.
+    Some((number, entry(&search.key).filter(|flow| flow.slot == number)))
+}
+
+/// Finds a slot for a new flow: one that is free, or whose flow has expired, which is removed. So the
+/// table ages as fast as flows begin, also while no agent runs. Returns its number plus 1, or 0: the
+/// flow then has none, and only the agent removes it. A BPF function of its own, for its stack.
+#[inline(never)]
+pub(super) fn find_slot(now: u64) -> u32 {
+    search(now, SLOT_TRIES, try_slot).map_or(0, |search| search.slot)
+}
+
+/// Loop body of [`find_slot`].
+unsafe extern "C" fn try_slot(_: u64, _: *mut c_void) -> i64 {
+    let Some(search) = own(&SEARCH, 0) else { return 1 };
+    let Some((number, flow)) = look(search) else { return 0 };
+    if let Some(flow) = flow
+        && !has_expired(&search.key, flow, search.now)
+    {
+        return 0;
+    }
+    search.slot = number;
+    1
+}
+
+/// Puts the flow with the `ORIG` entry under `key` into the slot `number` less 1.
+#[inline(always)]
+pub(super) fn take_slot(number: u32, key: &FlowKey) {
+    if let Some(slot) = FLOW_SLOTS.get_ptr_mut(number.wrapping_sub(1)) {
+        // Another CPU may have found the same slot: then one of both flows has none.
+        copy(key, slot);
+    }
+}
+
+/// Makes room for a flow in a full table: removes the best of some flows that may be evicted, if
+/// there is one. Returns 1 if so. A BPF function of its own, for its stack.
+#[inline(never)]
+pub(super) fn evict(now: u64) -> u32 {
+    let Some(search) = search(now, EVICT_TRIES, try_evict) else { return 0 };
+    if search.candidates == 0 {
+        return 0;
+    }
+    forget(&search.best);
+    1
+}
+
+/// Loop body of [`evict`].
+unsafe extern "C" fn try_evict(_: u64, _: *mut c_void) -> i64 {
+    let Some(search) = own(&SEARCH, 0) else { return 1 };
+    let Some((_, Some(flow))) = look(search) else { return 0 };
+    let Some(other) = other_half(&search.key, flow) else { return 0 };
+    let protocol = search.key.protocol;
+    let expired = conntrack::has_expired(protocol, flow, other, search.now, flow_timeout);
+    // Without the entries of a denied client's flow, the container's packets would begin a
+    // masqueraded flow, by which the client's packets would come in.
+    let is_denied = (flow.kind | other.kind) & kind::DENIED != 0;
+    let rank = match FlowState::of_flow(protocol, flow, other).eviction_rank() {
+        _ if expired => 0,
+        Some(rank) if !is_denied => rank,
+        Some(_) | None => return 0,
+    };
+    let last_seen_ns = flow.last_seen_ns.max(other.last_seen_ns);
+    if search.candidates == 0 || (rank, last_seen_ns) < (search.rank, search.last_seen_ns) {
+        (search.rank, search.last_seen_ns, search.best) = (rank, last_seen_ns, search.key);
+    }
+    search.candidates += 1;
+    (search.candidates >= CANDIDATES).into()
+}

@@ -1,0 +1,138 @@
+//! Additional addresses of attached containers.
+
+use super::{Agent, conflict};
+use crate::{
+    agent::{containers::Origin, state::PlugState},
+    api::types::{AddressChange, ApiError},
+    model::{
+        Endpoint, Name, View,
+        ops::{self, ExecuteError},
+    },
+    store::{Revision, StoreError},
+};
+
+impl Agent {
+    /// Gives a container one more address in a network. Returns when its interface has it, and the
+    /// maps of this host. Nothing is written if the container has it already: a request whose
+    /// outcome is unknown can be repeated.
+    ///
+    /// # Errors
+    ///
+    /// The address is refused, or the interface does not get it: the state is then as before. If
+    /// the store does not answer, the container may or may not have the address.
+    pub(super) async fn add_address(
+        &self,
+        network: &Name,
+        AddressChange { container, ip }: AddressChange,
+    ) -> Result<(), ApiError> {
+        let network = &self.addressed(network, &container).await?;
+        let own = &self.shared.node.name;
+        let mut planned = false;
+        let plan = |view: &View| {
+            let (endpoint, plan) = ops::add_address(view, network, own, &container, ip)?;
+            planned = true;
+            let had = match plan.writes.is_empty() {
+                true => view.endpoint(network, &endpoint.id).map(|found| found.revision),
+                false => None,
+            };
+            Ok(((endpoint, had), plan))
+        };
+        let executed = self.shared.execute(plan).await;
+        let ((endpoint, had), revision) = executed.map_err(|error| refused(error, planned))?;
+        if let Some(written) = had {
+            // It was there before this request, and stays.
+            return self.applied(&endpoint, written).await;
+        }
+        if let Err(error) = self.applied(&endpoint, revision).await {
+            let plan = |view: &View| ops::remove_address(view, network, own, &container, ip);
+            if let Err(error) = self.shared.execute(plan).await {
+                tracing::warn!(
+                    "address {ip} of container '{container}' in network '{network}' is kept: {error}"
+                );
+            }
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Takes an additional address away. Returns when the interface does not have it any more.
+    ///
+    /// # Errors
+    ///
+    /// The container does not have the address, as after an earlier request that was carried out
+    /// though its answer was lost; or the interface keeps it. If the store does not answer, the
+    /// container may or may not have the address.
+    pub(super) async fn remove_address(
+        &self,
+        network: &Name,
+        AddressChange { container, ip }: AddressChange,
+    ) -> Result<(), ApiError> {
+        let network = &self.addressed(network, &container).await?;
+        let own = &self.shared.node.name;
+        let mut planned = false;
+        let plan = |view: &View| {
+            let made = ops::remove_address(view, network, own, &container, ip)?;
+            planned = true;
+            Ok(made)
+        };
+        let executed = self.shared.execute(plan).await;
+        let (endpoint, revision) = executed.map_err(|error| refused(error, planned))?;
+        self.applied(&endpoint, revision).await?;
+        let what = format!("container '{container}' in network '{network}'");
+        self.forget_rules(&what, &endpoint.sandbox).await;
+        Ok(())
+    }
+
+    /// The network whose addresses are to be changed.
+    async fn addressed(&self, network: &Name, container: &Name) -> Result<Name, ApiError> {
+        self.shared.usable_store().await?;
+        let record = self.record_of(container).ok_or_else(|| self.unknown_container(container))?;
+        if let Origin::Shares(other) = record.origin {
+            return Err(super::invalid(format!(
+                "container '{container}' shares the network of '{other}': name '{other}' instead"
+            )));
+        }
+        let network = self.resolve(network);
+        let found = {
+            let view = self.shared.view();
+            if !view.networks.contains_key(&network) {
+                return Err(super::network::unknown(&view, &network));
+            }
+            view.endpoint_of(&network, &self.shared.node.name, container)
+        };
+        if let Some(endpoint) = found
+            && let Some(PlugState::Failed(error)) = self.shared.plugs.get(&endpoint.id)
+        {
+            return Err(conflict(format!(
+                "container '{container}' in network '{network}': its interface is not as it should be: {}",
+                error.message()
+            )));
+        }
+        Ok(network)
+    }
+
+    /// Waits until the interface of an endpoint is as it was written at `revision`.
+    async fn applied(&self, endpoint: &Endpoint, revision: Revision) -> Result<(), ApiError> {
+        let Endpoint { id, container, network, .. } = endpoint;
+        let what = format!("container '{container}' in network '{network}'");
+        let plugged = || match self.shared.plugs.get(id) {
+            Some(PlugState::Ready { revision: plugged, .. }) if plugged >= revision => Some(Ok(())),
+            Some(PlugState::Failed(error) | PlugState::Stuck(error)) => Some(Err(error)),
+            Some(PlugState::Pending | PlugState::Ready { .. }) => None,
+            None => Some(Ok(())),
+        };
+        Ok(self.shared.settled(revision, &what, plugged).await??)
+    }
+}
+
+/// The error of a change. If it was `planned` and the store did not answer, its outcome is unknown.
+fn refused(error: ExecuteError, planned: bool) -> ApiError {
+    let is_unknown = planned && matches!(error, ExecuteError::Store(StoreError::Unavailable(_)));
+    let mut error = ApiError::from(error);
+    if is_unknown {
+        error
+            .message
+            .push_str(": the change may or may not be in the store, 'culvert ps' shows it");
+    }
+    error
+}

@@ -1,0 +1,43 @@
+//! Published ports, and the clients that may not use them.
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+/// Answer of `GET /v1/ports`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedPorts {
+    /// The ports that containers of this host publish.
+    pub published: Vec<PublishedRow>,
+    /// Addresses and prefixes of clients that may use none of them.
+    pub denied: Vec<String>,
+    /// Number of packets of refused clients that were dropped, since the counters began.
+    pub dropped: u64,
+}
+
+/// A published port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedRow {
+    /// Container.
+    pub container: String,
+    /// Network in which the container has the port.
+    pub network: String,
+    /// The port as `ps` has it: `0.0.0.0:8080->80/tcp`.
+    pub port: String,
+    /// Addresses and prefixes of clients that may use it. Empty: everybody.
+    #[serde(default)]
+    pub from: Vec<String>,
+}
+
+/// `POST` and `DELETE /v1/ports/denied`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sources {
+    /// Addresses and prefixes of clients.
+    pub sources: Vec<IpNetwork>,
+}
+
+/// Answer of `DELETE /v1/ports/denied`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allowed {
+    /// What is still denied of the sources, one line each.
+    pub still: Vec<String>,
+}
