@@ -27,7 +27,7 @@ cases!(
     the_gateway_s_address_is_nobody_s,
 );
 
-/// Endpoint `A1`, by its additional addresses.
+/// Endpoint `A1` with its additional addresses.
 const MORE: Host = Host { mac: ONE.mac, ..host(100) };
 
 fn add(lab: &Lab) {
@@ -85,7 +85,7 @@ fn nobody_sends_from_it_as_a_mapped_address(lab: &mut Lab) {
         lab.at_container(Port::A1, &packet.frame()).drops(DropReason::SpoofedIp);
         let disguised = packet.extended(0, &[0, 1, 4, 0, 0, 0, 0]);
         lab.at_container(Port::A1, &disguised.frame()).drops(DropReason::SpoofedIp);
-        // Nor does it speak for it.
+        // The endpoint may not announce the mapped address either.
         let target = Host { v6: mapped(v4), ..ONE };
         let (eth, ips) = ((ONE.mac, FAR.mac), (ONE.v6, FAR.v6));
         let advert = V6::icmp(eth, ips, (136, 0), [0x60, 0, 0, 0], &target.v6);
@@ -147,7 +147,7 @@ fn the_host_sends_to_it(lab: &mut Lab) {
 
 fn a_removed_address_is_gone_at_once(lab: &mut Lab) {
     add(lab);
-    // Twice: the flow cache has the pair.
+    // `encaps` sends the frame twice, so the flow cache has the pair.
     lab.at_container(Port::A1, &v4()).encaps(to_peer().wrap(&v4()), &[]);
     lab.tables.neighbours.remove(&NeighKey::v4(A, MORE.v4)).unwrap();
     lab.at_container(Port::A1, &v4()).drops(DropReason::SpoofedIp);
@@ -163,7 +163,7 @@ fn a_moved_address_is_followed_at_once(lab: &mut Lab) {
 }
 
 fn the_gateway_s_address_is_nobody_s(lab: &mut Lab) {
-    // The neighbour map has it, at the gateway's MAC.
+    // The neighbour map has the gateway's address, with the gateway's MAC.
     let frame = V4 { eth_src: ONE.mac, ..V4::udp(&GATEWAY, &FAR, (1, 2), b"hello") }.frame();
     lab.at_container(Port::A1, &frame).drops(DropReason::SpoofedIp);
 }

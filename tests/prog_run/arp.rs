@@ -98,7 +98,7 @@ fn padded_request_is_answered(lab: &mut Lab) {
 }
 
 fn unicast_request_is_answered(lab: &mut Lab) {
-    // Linux asks so before it takes an entry for stale (RFC 1122 §2.3.2.1).
+    // Linux sends a unicast request before it discards an entry (RFC 1122 §2.3.2.1).
     let request = Arp { eth_dst: FAR.mac, target_mac: FAR.mac, ..Arp::request(&ONE, FAR.v4) };
     is_answered(lab, &request.frame(), &FAR);
 }
@@ -115,7 +115,7 @@ fn unknown_is_flooded(lab: &mut Lab) {
 }
 
 fn probe_of_a_taken_address_is_answered(lab: &mut Lab) {
-    // RFC 5227 §2.1.1: the address is taken; the answer goes to 0.0.0.0.
+    // RFC 5227 §2.1.1: the address is taken. The answer goes to 0.0.0.0.
     let nobody_yet = Host { v4: [0; 4], ..ONE };
     let probe = Arp::request(&nobody_yet, FAR.v4).frame();
     let reply = answer(&nobody_yet, FAR.v4, FAR.mac).frame();
@@ -127,8 +127,8 @@ fn probe_of_an_unknown_address_is_flooded(lab: &mut Lab) {
 }
 
 fn probe_of_its_own_address_is_absorbed(lab: &mut Lab) {
-    // The address is in the neighbour map as the endpoint's own: an answer
-    // would have it believe in a conflict with itself.
+    // The neighbour map has the address as the endpoint's own. The endpoint would take an answer
+    // for an address conflict.
     is_absorbed(lab, &Arp::request(&Host { v4: [0; 4], ..ONE }, ONE.v4).frame());
 }
 
@@ -218,7 +218,7 @@ fn any_source_may_speak_for_others(lab: &mut Lab) {
 }
 
 fn other_operation(lab: &mut Lab) {
-    // RARP, InARP, none.
+    // RARP (3), InARP (8), and operations that are not assigned.
     for operation in [0, 3, 8, 0x0100] {
         let arp = Arp { operation, ..Arp::request(&ONE, FAR.v4) };
         is_refused(lab, &arp, DropReason::Malformed);

@@ -36,7 +36,7 @@ fn syn(to: &Host) -> V4 {
     V4::segment(&CLIENT, &to, (5000, PUBLISHED), SYN, &[])
 }
 
-/// It connects to `A1`.
+/// [`CLIENT`] connects to `A1`.
 #[track_caller]
 fn connects(lab: &mut Lab, to: &Host) {
     let came = syn(to);
@@ -94,14 +94,15 @@ fn not_for_the_host(lab: &mut Lab) {
     for to in [SERVER, ONE, TWO, CLIENT] {
         lab.at_client(&syn(&to).frame()).passes(&[]);
     }
-    // Of another MAC address: a frame that a bridge has flooded.
+    // A frame to another MAC address: a bridge has flooded it.
     let frame = V4 { eth_dst: [2; 6], ..syn(&US) }.frame();
     lab.at_client(&frame).passes(&[]);
 }
 
 fn from_an_address_elsewhere(lab: &mut Lab) {
     publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
-    // The route back leads out of the uplink, to a container, or nowhere; or it is the host's.
+    // The route back to the client leads through the uplink, to a container or nowhere, or the
+    // client's address is the host's own.
     for from in [SERVER, ONE, US, Host { v4: [127, 0, 0, 1], ..CLIENT }] {
         let from = Host { v4: from.v4, ..CLIENT };
         let packet = V4::segment(&from, &US_TO_CLIENTS, (5000, PUBLISHED), SYN, &[]);
@@ -122,7 +123,7 @@ fn answers_to_masqueraded_flows_are_not_taken(lab: &mut Lab) {
 fn clients_of_the_uplink_are_others(lab: &mut Lab) {
     publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
     connects(lab, &US);
-    // The same addresses on the uplink: the route back does not lead there.
+    // The same addresses on the uplink: the route back does not lead through the uplink.
     let forged = V4::tcp(&CLIENT, &US, (5000, PUBLISHED), b"x");
     lab.at_underlay(&forged.frame()).passes(&[]);
     lab.at_underlay(&V4::segment(&CLIENT, &US, (5000, PUBLISHED), SYN, &[]).frame()).passes(&[]);

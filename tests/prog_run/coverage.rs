@@ -42,7 +42,7 @@ const MODULES: &[(&str, &[Case])] = &[
     ("xdp", xdp::CASES),
 ];
 
-/// Cases that add nothing to the proof: any bytes, and the same codes with the
+/// Cases that do not count as coverage. They send random bytes, or produce the same codes with the
 /// programs attached.
 const OTHERS: &[(&str, &[Case])] = &[
     ("live", live::CASES),

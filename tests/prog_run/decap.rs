@@ -112,8 +112,8 @@ fn other_ethertype_of_few_bytes(lab: &mut Lab) {
     for len in [20, 45, 46] {
         arrives(lab, &ethernet(ONE.mac, FAR.mac, 0x88b5, &payload(len)));
     }
-    // The kernel leaves no frame shorter than an IPv4 header: it is padded, as
-    // a card would have done (IEEE 802.3 §4.2.3.3).
+    // The kernel leaves no frame that is shorter than an IPv4 header. A shorter inner frame is
+    // padded, as a network card pads it (IEEE 802.3 §4.2.3.3).
     for len in [0, 1, 19] {
         let inner = ethernet(ONE.mac, FAR.mac, 0x88b5, &payload(len));
         let mut padded = inner.clone();
@@ -174,7 +174,7 @@ fn with_the_sum_of_the_card(lab: &mut Lab) {
 }
 
 fn padding_is_trimmed(lab: &mut Lab) {
-    // Not padded by a card that sends at least 60 bytes, but by a device in between.
+    // The padding is not of a network card, which sends at least 60 bytes, but of a device between.
     let inner = V4::new(&FAR, &ONE).frame();
     let outer = Tunnel { trailer: vec![0; 6], ..from_peer() }.wrap(&inner);
     lab.at_underlay(&outer).delivers(&inner, &[]);
@@ -190,7 +190,7 @@ fn trailing_bytes_are_trimmed(lab: &mut Lab) {
 }
 
 fn bytes_behind_the_datagram_are_trimmed(lab: &mut Lab) {
-    // Inside the IP packet, but not of the UDP datagram.
+    // The bytes are in the IP packet, but not in the UDP datagram.
     let inner = hello();
     let long = [inner.as_slice(), &[0xaa; 12]].concat();
     let mut outer = from_peer().wrap(&long);
@@ -207,7 +207,8 @@ fn udp_checksum_accepted(lab: &mut Lab) {
 }
 
 fn wrong_udp_checksum_accepted(lab: &mut Lab) {
-    // RFC 7348 §5: a receiver may verify it. Ours leaves that to the inner one.
+    // RFC 7348 §5: a receiver may verify the outer UDP checksum. Culvert does not, because the
+    // inner checksum protects the data.
     let inner = hello();
     let mut outer = from_peer().wrap(&inner);
     outer[40..42].copy_from_slice(&[0xba, 0xad]);
@@ -266,7 +267,7 @@ fn unknown_vni_of_another_system(lab: &mut Lab) {
     passed_on(Tunnel { vni: 7, src: STRANGER, ..from_peer() });
     // VXLAN-GPE, for example.
     passed_on(Tunnel { flags: 0x04, ..from_peer() });
-    // A VNI of ours is ours.
+    // Culvert does not pass on a frame with a VNI of its own.
     refused(lab, Tunnel { src: STRANGER, ..from_peer() }, DropReason::UnknownVtep);
     lab.at_underlay(&from_peer().wrap(&hello())).delivers(&hello(), &[]);
 }
@@ -322,7 +323,7 @@ fn other_port_passes(lab: &mut Lab) {
     passes(lab, &Tunnel { src_port: 4789, dst_port: 53, ..from_peer() }.wrap(&hello()));
 }
 
-/// The hosts of the underlay, for what is no VXLAN.
+/// The two hosts on the underlay, for packets that are not VXLAN.
 fn peer_and_us() -> (Host, Host) {
     let peer = Host { mac: PEER_MAC, v4: PEER, v6: [0xfe; 16] };
     (peer, Host { mac: UPLINK_MAC, v4: OUR_VTEP, v6: [0xfd; 16] })
@@ -362,13 +363,13 @@ fn outer_first_fragment(lab: &mut Lab) {
 }
 
 fn outer_later_fragment_is_held(lab: &mut Lab) {
-    // It has no port, and is held for its first fragment, which is dropped.
+    // The fragment has no port. It is held for its first fragment, which is dropped.
     let tunnel = Tunnel { df: false, offset: 8, ..from_peer() };
     lab.at_underlay(&tunnel.wrap(&hello())).holds(&[]);
 }
 
 fn outer_options_pass(lab: &mut Lab) {
-    // The kernel has no socket for it.
+    // The kernel discards the frame, because it has no socket for the frame.
     let tunnel = Tunnel { options: vec![1, 1, 1, 0], ..from_peer() };
     passes(lab, &tunnel.wrap(&hello()));
 }
@@ -401,7 +402,7 @@ fn outer_ip_longer_than_the_frame(lab: &mut Lab) {
 
 fn outer_ip_too_short(lab: &mut Lab) {
     let outer = from_peer().wrap(&hello());
-    // Less than UDP, VXLAN and Ethernet headers; less than its own.
+    // Too short for the UDP, VXLAN and Ethernet headers, or for the IP header itself.
     for len in [49, 28, 20, 19, 0] {
         let frame = with_total_len(outer.clone(), len);
         lab.at_underlay(&frame).drops(DropReason::OuterMalformed);

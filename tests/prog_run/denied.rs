@@ -76,7 +76,7 @@ fn the_longest_prefix_is_not_asked(lab: &mut Lab) {
         connects(lab, &SERVER);
         forget_all(lab);
     }
-    // Neighbours of a prefix are not in it.
+    // These prefixes are next to the client's address and do not contain it.
     deny(lab, "203.0.113.8/29");
     deny(lab, "203.0.112.0/24");
     connects(lab, &SERVER);
@@ -119,7 +119,7 @@ fn the_host_itself_is_not_judged(lab: &mut Lab) {
 fn from_the_host(lab: &mut Lab) {
     let host = Host { mac: [0; 6], ..US };
     let came = V4::segment(&host, &host, (5000, PUBLISHED), SYN, &[]);
-    // The loopback device is no hop.
+    // The TTL stays, because the loopback device is no hop.
     let went = V4 { eth_src: GATEWAY.mac, ..V4::segment(&GATEWAY, &ONE, (5000, 80), SYN, &[]) };
     lab.at_loopback(&came.frame()).arrives_as(&went, &CREATED);
 }
@@ -127,9 +127,9 @@ fn from_the_host(lab: &mut Lab) {
 fn a_port_of_the_host_itself(lab: &mut Lab) {
     publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
     deny(lab, "0.0.0.0/0");
-    // Not published: netfilter decides.
+    // The port is not published: netfilter decides.
     lab.at_underlay(&V4::segment(&SERVER, &US, (5000, 22), SYN, &[]).frame()).passes(&[]);
-    // Published, but no packet that begins a connection.
+    // The port is published, but the packet does not begin a connection.
     lab.at_underlay(&V4::tcp(&SERVER, &US, (5000, PUBLISHED), b"x").frame()).passes(&[]);
 }
 
@@ -159,7 +159,7 @@ fn a_flow_that_was_ended(lab: &mut Lab) {
     publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
     connects(lab, &SERVER);
     deny(lab, "203.0.113.7/32");
-    // The agent has not ended it yet.
+    // The agent has not ended the flow yet.
     let answer = to_gateway(&V4::segment(&ONE, &SERVER, (80, 5000), SYN | ACK, &[]));
     let left = outbound(&V4::segment(&US, &SERVER, (PUBLISHED, 5000), SYN | ACK, &[]));
     lab.at_container(Port::A1, &answer.frame()).leaves_as(&left, &[]);
@@ -167,7 +167,7 @@ fn a_flow_that_was_ended(lab: &mut Lab) {
     for packet in [syn(&SERVER), V4::tcp(&SERVER, &US, (5000, PUBLISHED), b"x")] {
         lab.at_underlay(&packet.frame()).drops(DropReason::Denied);
     }
-    // What the server sends begins no masqueraded flow, and keeps the entry.
+    // A packet of the server begins no masqueraded flow, and the denied flow's entries stay.
     let data = to_gateway(&V4::tcp(&ONE, &SERVER, (80, 5000), b"x"));
     lab.at_container(Port::A1, &data.frame()).drops(DropReason::Denied);
     assert_eq!(entries(lab), 2);
@@ -225,10 +225,10 @@ fn of_restricted_ports_others(lab: &mut Lab) {
     lab.at_underlay(&syn(&SERVER).frame()).drops(DropReason::Denied);
     assert_eq!(entries(lab), 0);
     connects(lab, &SERVER2);
-    // The clients of one container are not those of another.
+    // The clients of one container may not use the port of another.
     let other = V4::segment(&SERVER2, &US, (5000, 8081), SYN, &[]);
     lab.at_underlay(&other.frame()).drops(DropReason::Denied);
-    // Packets of a flow that has begun are not judged again.
+    // Packets of an existing flow are not checked again.
     for prefix in lab.tables.sources.dump().unwrap().keys() {
         lab.tables.sources.remove(prefix).unwrap();
     }
@@ -258,14 +258,14 @@ fn of_restricted_ports_other_containers(lab: &mut Lab) {
 fn of_restricted_ports_containers_with_any_address(lab: &mut Lab) {
     publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
     restrict(lab, Port::A1, &["0.0.0.0/0"]);
-    // Of a network whose addresses others have, too.
+    // The client is in network B, whose addresses another network has, too.
     let came = V4::segment(&TWO, &US, (5000, PUBLISHED), SYN, &[]);
     let to_b = V4 { eth_dst: GATEWAY_OF_B.mac, ..came.clone() };
     lab.at_container(Port::B2, &to_b.frame()).drops(DropReason::Denied);
-    // It may send with any address.
+    // `A2` may send from any address.
     change_endpoint(&lab.tables, Port::A2, |ep| ep.flags |= EndpointInfo::ALLOW_ANY_SOURCE);
     lab.at_container(Port::A2, &to_gateway(&came).frame()).drops(DropReason::Denied);
-    // A port that everybody may use is theirs, too.
+    // These containers may also use a port without restriction.
     publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
     let went = inbound(&V4::segment(&GATEWAY, &ONE, (5000, 80), SYN, &[]), &GATEWAY);
     lab.at_container(Port::B2, &to_b.frame()).arrives_as(&went, &CREATED);

@@ -30,7 +30,7 @@ const ECT1: u8 = 0b01;
 const ECT0: u8 = 0b10;
 const CE: u8 = 0b11;
 
-/// The inner DSCP, which stays what it is: AF41.
+/// The inner DSCP, AF41, which decapsulation does not change.
 const DSCP: u8 = 34 << 2;
 
 /// The figure's row for one inner field: outer field, resulting field (`None`: dropped).
@@ -60,7 +60,7 @@ fn follows(lab: &mut Lab, packet: fn(u8) -> Vec<u8>, inner: u8, row: Row) {
     }
 }
 
-/// Delivered as `frame`, and counted as marked.
+/// The frame is delivered as `frame`, and counted as marked.
 #[track_caller]
 fn marks(run: Run<'_>, frame: &[u8]) {
     run.delivers(frame, &[note(Note::EcnMarked).bytes(frame.len())]);

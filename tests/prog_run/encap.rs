@@ -1,4 +1,4 @@
-//! Encapsulation (RFC 7348 §5): frames of a container to an endpoint elsewhere.
+//! Encapsulation (RFC 7348 §5): frames of a container to an endpoint on another host.
 
 use std::collections::BTreeSet;
 
@@ -174,15 +174,15 @@ fn via_a_router_to_another_port(lab: &mut Lab) {
     lab.at_container(Port::A1, &frame).encaps(to_peer2().wrap(&frame), &[]);
 }
 
-/// Network A without the MAC of the next hop to [`PEER`].
+/// Removes the MAC of the next hop to [`PEER`].
 fn unresolved(lab: &Lab) {
     let path = UnderlayPath { next_hop_mac: [0; 6], ..TO_PEER };
     lab.tables.underlay.insert(&PEER, &path).unwrap();
 }
 
 fn outer_mac_left_to_the_kernel(lab: &mut Lab) {
-    // IP does not need the agent to have resolved the next hop: the kernel
-    // fills in the MACs, and asks for them if it has to.
+    // For an IP frame the agent need not have resolved the next hop. The kernel fills in the MACs,
+    // and resolves the next hop if necessary.
     unresolved(lab);
     let by_the_kernel = Tunnel { eth_dst: [0; 6], ..to_peer() };
     for frame in [
@@ -208,7 +208,7 @@ fn vni_bytes(lab: &mut Lab) {
     let outcome = lab.at_container(Port::A1, &frame).outcome();
     // RFC 7348 §5: flags, 24 reserved bits, VNI, 8 reserved bits.
     assert_eq!(outcome.frame[42..50], [0x08, 0, 0, 0, 0xa1, 0xb2, 0xc3, 0]);
-    // And before it: length, checksum 0.
+    // Before the VXLAN header: UDP length, and checksum 0.
     assert_eq!(outcome.frame[38..42], [0, 16 + 14 + 20 + 8 + 5, 0, 0]);
     // Version and IHL, TOS; DF without offset; TTL, UDP; addresses.
     assert_eq!(outcome.frame[14..16], [0x45, 0]);
@@ -250,7 +250,7 @@ fn dscp_copied_where_the_network_says(lab: &mut Lab) {
     change_network(&lab.tables, A, |network| network.flags |= NetworkInfo::COPY_DSCP);
     outer_tos(lab, &with_tos(EF), EF);
     outer_tos(lab, &with_tos(EF | 0b10), EF | 0b10);
-    // What is not IP has none.
+    // A frame that is not IP has no DSCP.
     let frame = ethernet(FAR.mac, ONE.mac, 0x88b5, &[0xff; 60]);
     lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
 }
@@ -290,8 +290,8 @@ fn entropy_same_flow_same_port(lab: &mut Lab) {
     assert_eq!(ports.len(), 1, "{ports:?}");
 }
 
-/// Of 32 flows, at least so many must have ports of their own: with 2^14 ports
-/// two of them meet about once in 33 runs, nine hardly ever.
+/// Least number of different ports of 32 flows. With 2^14 ports, two flows share a port in about
+/// one of 33 runs. Nine collisions in a run practically never happen.
 const SPREAD: usize = 24;
 
 fn entropy_flows_spread(lab: &mut Lab) {
@@ -306,7 +306,7 @@ fn entropy_ipv6_flows_spread(lab: &mut Lab) {
         .map(|n| crosses_as_ip(lab, &V6::udp(&ONE, &FAR, (1000 + n, 80), b"").frame()))
         .collect();
     assert!(ports.len() >= SPREAD, "{ports:?}");
-    // A label says it all (RFC 6437 §3): fragments of a flow stay together.
+    // The flow label alone selects the port (RFC 6437 §3), so fragments of a flow stay together.
     let labelled =
         |flow_label, port| V6 { flow_label, ..V6::udp(&ONE, &FAR, (port, 80), b"hello") };
     let ports: BTreeSet<u16> =
@@ -351,10 +351,10 @@ fn unknown_endpoint(lab: &mut Lab) {
     lab.tables.endpoints.remove(&Port::A1.ifindex()).unwrap();
     let frame = V4::udp(&ONE, &FAR, (1, 2), b"hello").frame();
     lab.at_container(Port::A1, &frame).drops(DropReason::UnknownEndpoint);
-    // Its neighbour is none the worse.
+    // Another endpoint of the network still sends.
     let other = V4::udp(&TWO, &FAR, (1, 2), b"").frame();
     lab.at_container(Port::A2, &other).encaps(to_peer().wrap(&other), &[]);
-    // An interface that never was an endpoint's.
+    // An interface that never had an endpoint.
     lab.at_container(Port::Uplink, &frame).drops(DropReason::UnknownEndpoint);
 }
 
@@ -362,14 +362,14 @@ fn unknown_network(lab: &mut Lab) {
     lab.tables.networks.remove(&A).unwrap();
     let frame = V4::udp(&ONE, &FAR, (1, 2), b"hello").frame();
     lab.at_container(Port::A1, &frame).drops(DropReason::UnknownNetwork);
-    // Network B does not care.
+    // Network B is not affected.
     let frame = V4::udp(&ONE, &TWO, (1, 2), b"hello").frame();
     lab.at_container(Port::B1, &frame).delivers(&frame, &[]);
 }
 
 fn gso_refused_by_the_kernel(lab: &mut Lab) {
-    // A test run cannot say of which kind a GSO frame is, and the kernel makes
-    // room only in those it knows. The frame was not too big by its segments.
+    // A test run cannot set the type of a GSO frame, and the kernel makes room only in frames of a
+    // type that it knows. The segments of this frame are not too long.
     let frame = V4::tcp(&ONE, &FAR, (1000, 80), &payload(3000)).frame();
     lab.at_container(Port::A1, &frame).gso(1398).drops(DropReason::EncapFailed);
 }

@@ -50,7 +50,7 @@ fn back() -> Vec<u8> {
     V4::udp(&FAR, &ONE, (2000, 1000), &payload(100)).frame()
 }
 
-/// Sends the frame until the flow cache must have its pair.
+/// Sends the frame twice, by `encaps`, so that the flow cache has its pair.
 fn warm_out(lab: &mut Lab) {
     lab.at_container(Port::A1, &out()).encaps(to_peer().wrap(&out()), &[]);
 }
@@ -73,9 +73,16 @@ fn change_something(lab: &mut Lab) {
 fn outbound_is_remembered(lab: &mut Lab) {
     warm_out(lab);
     lab.untold_fdb.remove(FdbKey::new(A, FAR.mac));
-    assert!(is_encapsulated(lab), "the pair is not remembered");
+    assert!(is_encapsulated(lab), "the flow cache lacks the pair");
     change_something(lab);
-    assert!(!is_encapsulated(lab), "the pair is remembered after a change");
+    assert!(!is_encapsulated(lab), "the flow cache has the pair after a change");
+}
+
+/// The flow cache also works with `--trace`, so `--trace` can show a fault of the flow cache.
+#[test]
+#[ignore = "needs root"]
+fn pairs_are_remembered_while_tracing() {
+    crate::lab::with_trace(outbound_is_remembered);
 }
 
 fn local_is_remembered(lab: &mut Lab) {
@@ -225,7 +232,7 @@ fn where_hosts_learn_known_pairs_are_remembered(lab: &mut Lab) {
     any_source(&lab.tables, Port::A1);
     warm_out(lab);
     lab.untold_fdb.remove(FdbKey::new(A, FAR.mac));
-    assert!(is_encapsulated(lab), "the endpoint's own MAC teaches nothing");
+    assert!(is_encapsulated(lab), "the flow cache lacks a pair with the own MAC");
     lab.set_untold(FdbKey::new(A, FAR.mac), FdbEntry { ifindex: 0, vtep: PEER });
     warm_in(lab);
     lab.untold_fdb.remove(FdbKey::new(A, ONE.mac));
@@ -235,7 +242,7 @@ fn where_hosts_learn_known_pairs_are_remembered(lab: &mut Lab) {
 fn where_hosts_learn_other_pairs_are_not(lab: &mut Lab) {
     learning(&lab.tables);
     any_source(&lab.tables, Port::A1);
-    // Each frame must refresh what was learned of its source.
+    // Each frame must refresh the learned entry of its source.
     let frame = V4 { eth_src: NOBODY.mac, ..V4::udp(&ONE, &FAR, (1, 2), b"hello") }.frame();
     lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[note(Note::Learned)]);
     lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
@@ -243,12 +250,12 @@ fn where_hosts_learn_other_pairs_are_not(lab: &mut Lab) {
     let outcome = lab.at_container(Port::A1, &frame).outcome();
     assert_eq!(outcome.count(Direction::FromContainer, Code::Action(Action::Encap)), 0);
     lab.set_untold(FdbKey::new(A, FAR.mac), FdbEntry { ifindex: 0, vtep: PEER });
-    // A known source, which another VTEP claims: refused and counted each time.
+    // The source is known, and another VTEP claims it: refused and counted each time.
     let claimed = Tunnel { src: PEER2, ..from_peer() }.wrap(&back());
     for _ in 0..2 {
         lab.at_underlay(&claimed).delivers(&back(), &[note(Note::LearnRefused)]);
     }
-    // A destination that was learned ages.
+    // The entry of a learned destination ages.
     let to_learned = V4 { eth_dst: NOBODY.mac, ..V4::udp(&FAR, &ONE, (2, 1), b"hello") }.frame();
     for _ in 0..2 {
         lab.at_underlay(&from_peer().wrap(&to_learned)).delivers(&to_learned, &[]);

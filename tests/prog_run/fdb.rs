@@ -64,14 +64,14 @@ fn behind(vtep: [u8; 4], last_seen_ns: u64) -> LearnedEntry {
     LearnedEntry { last_seen_ns, vtep, ifindex: 0 }
 }
 
-/// `age` before now.
+/// The time `age` ms before now.
 fn ago_ms(age: u64) -> u64 {
     now_ns() - age * 1_000_000
 }
 
 const AGEING_MS: u64 = AGEING.as_millis() as u64;
 
-/// `place` of an entry: VTEP and port.
+/// VTEP and ifindex of a learned entry.
 fn place(lab: &Lab, mac: [u8; 6]) -> Option<([u8; 4], u32)> {
     lab.learned(key(mac)).map(|entry| (entry.vtep, entry.ifindex))
 }
@@ -110,7 +110,7 @@ fn local_endpoint(lab: &mut Lab) {
 fn same_port(lab: &mut Lab) {
     let to_self = V4::udp(&ONE, &ONE, (1, 2), b"hello").frame();
     lab.at_container(Port::A1, &to_self).drops(DropReason::SamePort);
-    // Another MAC at the same interface.
+    // Another MAC on the same interface.
     lab.tables.fdb.insert(&key(NEW), &local(Port::A1)).unwrap();
     lab.at_container(Port::A1, &to_new()).drops(DropReason::SamePort);
 }
@@ -212,7 +212,7 @@ fn learned_entry_behind_the_tunnel_it_comes_from(lab: &mut Lab) {
 }
 
 fn learned_entry_is_not_used_without_learning(lab: &mut Lab) {
-    // The network was a learning one a moment ago.
+    // The network has learned until a moment ago.
     lab.set_learned(key(NEW), behind(PEER2, now_ns()));
     is_flooded(lab, &to_new());
 }
@@ -236,7 +236,7 @@ fn entry_of_the_last_moment_is_used(lab: &mut Lab) {
 
 fn aged_entry_is_learned_anew(lab: &mut Lab) {
     learning(&lab.tables);
-    // No move, though it was elsewhere.
+    // The aged entry has another VTEP, but this is not counted as a move.
     lab.set_learned(key(NEW), behind(PEER2, ago_ms(AGEING_MS)));
     arrives_from(lab, PEER, NEW, &[Note::Learned]);
     assert_eq!(place(lab, NEW), Some((PEER, 0)));
@@ -245,7 +245,7 @@ fn aged_entry_is_learned_anew(lab: &mut Lab) {
 
 fn fresh_entry_is_left_alone(lab: &mut Lab) {
     learning(&lab.tables);
-    // Seen in the future: less than a second ago however slow the machine is.
+    // The time is in the future, so it is less than a second ago even on a slow machine.
     let seen = now_ns() + 1_000_000_000_000;
     lab.set_learned(key(NEW), behind(PEER, seen));
     arrives_from(lab, PEER, NEW, &[]);
@@ -264,7 +264,7 @@ fn static_entry_is_not_displaced(lab: &mut Lab) {
     learning(&lab.tables);
     arrives_from(lab, PEER2, FAR.mac, &[Note::LearnRefused]);
     assert_eq!(lab.learned_keys(), []);
-    // A container without `anti_spoof` cannot do it either.
+    // A container without `anti_spoof` cannot take over a known MAC either.
     any_source(&lab.tables, Port::A1);
     let frame = V4 { eth_src: FAR.mac, ..V4::udp(&FAR, &TWO, (1, 2), b"") }.frame();
     lab.at_container(Port::A1, &frame).delivers(&frame, &[note(Note::LearnRefused)]);
@@ -327,19 +327,19 @@ fn moves_from_a_vtep_to_a_port(lab: &mut Lab) {
 
 fn moves_are_limited(lab: &mut Lab) {
     learning(&lab.tables);
-    // Sixteen at once.
+    // The limit allows sixteen moves at once.
     arrives_from(lab, PEER, NEW, &[Note::Learned]);
     for n in 0..16 {
         let vtep = if n % 2 == 0 { PEER2 } else { PEER };
         arrives_from(lab, vtep, NEW, &[Note::MacMove]);
     }
-    // A slow machine has earned more meanwhile: none for the next hour.
+    // A slow machine may allow more meanwhile. This sets the limit to no move in the next hour.
     let limit = RateKey { kind: RateKey::MAC_MOVE, id: A };
     assert!(lab.rates.get(limit).is_some());
     lab.rates.set(limit, now_ns() + 3_600_000_000_000);
     arrives_from(lab, PEER2, NEW, &[Note::MacMoveLimited]);
     assert_eq!(place(lab, NEW), Some((PEER, 0)));
-    // What stays where it is may go on, and new hosts come.
+    // A MAC that does not move is still refreshed, and new MACs are learned.
     arrives_from(lab, PEER, NEW, &[]);
     arrives_from(lab, PEER, host(98).mac, &[Note::Learned]);
 }
@@ -352,7 +352,7 @@ fn moves_of_other_networks_are_not(lab: &mut Lab) {
     arrives_from(lab, PEER2, NEW, &[Note::MacMove]);
 }
 
-/// The next hour's new MACs of network `vni` are used up.
+/// Uses up the limit of new MACs of network `vni` for the next hour.
 fn learn_no_more(lab: &mut Lab, vni: u32) {
     let limit = RateKey { kind: RateKey::LEARN, id: vni };
     lab.rates.set(limit, now_ns() + 3_600_000_000_000);
@@ -364,13 +364,13 @@ fn new_ones_are_limited(lab: &mut Lab) {
     arrives_from(lab, PEER, NEW, &[Note::Learned]);
     assert!(lab.rates.get(RateKey { kind: RateKey::LEARN, id: A }).is_some());
     learn_no_more(lab, A);
-    // Neither from the tunnel nor from a container. The frames are forwarded.
+    // The MAC is learned neither from the tunnel nor from a container. The frames are forwarded.
     let other = host(98).mac;
     arrives_from(lab, PEER, other, &[Note::LearnLimited]);
     let frame = V4 { eth_src: other, ..V4::udp(&NOBODY, &TWO, (1, 2), b"") }.frame();
     lab.at_container(Port::A1, &frame).delivers(&frame, &[note(Note::LearnLimited)]);
     assert_eq!(lab.learned_keys(), [key(NEW)]);
-    // What is known may go on, and move.
+    // A known MAC is still refreshed, and may move.
     arrives_from(lab, PEER, NEW, &[]);
     arrives_from(lab, PEER2, NEW, &[Note::MacMove]);
     assert_eq!(place(lab, NEW), Some((PEER2, 0)));

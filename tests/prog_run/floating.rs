@@ -51,7 +51,7 @@ const FLOAT: Host = NOBODY;
 /// MAC of a virtual router (RFC 5798 §7.3).
 const VIRTUAL: [u8; 6] = [0, 0, 0x5e, 0, 1, 7];
 
-/// Makes network A one with `anti_spoof=false`.
+/// Sets `anti_spoof=false` in network A.
 fn float(lab: &Lab) {
     learning(&lab.tables);
     any_source(&lab.tables, Port::A1);
@@ -78,12 +78,12 @@ fn is_flooded(lab: &mut Lab, from: Port, frame: &[u8], notes: &[Note]) {
     lab.at_container(from, frame).floods(&copies, &counts);
 }
 
-/// `host` has the floating address, and has said so.
+/// `host` announces that it has the floating address.
 fn takes(lab: &mut Lab, port: Port, host: &Host) {
     is_flooded(lab, port, &announcement(host), &[Note::NeighbourHeard]);
 }
 
-/// A host behind `vtep` has the floating address, and has said so.
+/// A host behind `vtep` announces that it has the floating address.
 fn arrives(lab: &mut Lab, vtep: [u8; 4], host: &Host) {
     let inner = announcement(host);
     let outer = Tunnel { src: vtep, ..from_peer() }.wrap(&inner);
@@ -98,17 +98,17 @@ fn heard(lab: &Lab) -> Option<[u8; 6]> {
     entries.get(&NeighKey::v4(A, FLOAT.v4)).map(|entry| entry.mac)
 }
 
-/// What the host sends to the floating address, as the kernel hands it over.
+/// A datagram of the host to the floating address, as the kernel gives it to the gateway device.
 fn datagram() -> V4 {
     V4 { eth_dst: GATEWAY.mac, ..V4::udp(&GATEWAY, &FLOAT, (1000, 2000), &payload(77)) }
 }
 
-/// The same on the network.
+/// The frame of [`datagram`] on the network, to `mac`.
 fn addressed(mac: [u8; 6]) -> Vec<u8> {
     V4 { eth_dst: mac, eth_src: GATEWAY.mac, ..datagram() }.frame()
 }
 
-/// Bytes of a request of the host.
+/// Length in bytes of an ARP request of the host.
 const REQUEST: usize = 98;
 
 /// The host's request for the floating address.
@@ -157,7 +157,7 @@ fn a_gratuitous_reply_is_flooded(lab: &mut Lab) {
 fn an_announcement_of_its_own_address_is_flooded(lab: &mut Lab) {
     float(lab);
     is_flooded(lab, Port::A1, &Arp::request(&ONE, ONE.v4).frame(), &[]);
-    // The store has it already.
+    // The store already has this address.
     assert!(lab.tables.heard.dump().unwrap().is_empty());
 }
 
@@ -170,7 +170,8 @@ fn an_announcement_from_the_tunnel_is_flooded(lab: &mut Lab) {
 fn a_request_for_it_is_flooded_and_its_answer_forwarded(lab: &mut Lab) {
     float(lab);
     takes(lab, Port::A2, &TWO);
-    // Only the programs' answers come from the store: whoever has the address answers itself.
+    // The programs answer only for addresses of the store. The container with the floating address
+    // answers the request.
     is_flooded(lab, Port::A1, &Arp::request(&ONE, FLOAT.v4).frame(), &[]);
     let reply = Arp::reply(&on(&TWO), &ONE).frame();
     lab.at_container(Port::A2, &reply).delivers(&reply, &[]);
@@ -232,7 +233,7 @@ fn the_host_follows_a_virtual_mac(lab: &mut Lab) {
 fn the_host_asks_for_it(lab: &mut Lab) {
     float(lab);
     asks(lab, &datagram().frame(), 0);
-    // Shorter than the request that replaces it.
+    // The packet is shorter than the request that replaces it.
     let short = V4 { eth_dst: GATEWAY.mac, ..V4::new(&GATEWAY, &FLOAT) };
     asks(lab, &short.frame(), 0);
     takes(lab, Port::A1, &ONE);
@@ -270,7 +271,7 @@ fn the_host_asks_within_a_limit(lab: &mut Lab) {
     asks(lab, &datagram().frame(), 0);
     let limit = RateKey { kind: RateKey::ASK, id: A };
     assert!(lab.rates.get(limit).is_some());
-    // None for the next hour.
+    // No request is allowed for the next hour.
     lab.rates.set(limit, now_ns() + 3_600_000_000_000);
     lab.at_host(&datagram().frame()).drops(DropReason::UnknownDestination);
 }
@@ -278,7 +279,7 @@ fn the_host_asks_within_a_limit(lab: &mut Lab) {
 fn the_host_does_not_ask_in_other_networks(lab: &mut Lab) {
     any_source(&lab.tables, Port::A1);
     lab.at_host(&datagram().frame()).drops(DropReason::UnknownDestination);
-    // An endpoint that the store knows and this host does not reach: nobody would answer.
+    // The store has this endpoint, but the FDB of this host does not: no container would answer.
     learning(&lab.tables);
     lab.tables.fdb.remove(&FdbKey::new(A, FAR.mac)).unwrap();
     let known = V4 { eth_dst: GATEWAY.mac, ..V4::udp(&GATEWAY, &FAR, (1, 2), b"hello") };
@@ -301,12 +302,12 @@ fn an_answer_to_the_host_is_for_all_hosts(lab: &mut Lab) {
     ];
     lab.at_container(Port::A1, &reply.frame()).floods(&copies, &notes);
     lab.at_host(&datagram().frame()).delivers(&addressed(ONE.mac), &[]);
-    // In a network of which the store knows everything nobody asks.
+    // In a network without learning, the store has all addresses and the host sends no requests.
     change_network(&lab.tables, A, |network| network.flags &= !NetworkInfo::LEARNING);
     lab.at_container(Port::A1, &reply.frame()).drops(DropReason::Unroutable);
 }
 
-/// An answer to the gateway's MAC, behind the tunnel.
+/// An ARP reply of `host` to the gateway's MAC, from the tunnel.
 fn answer(host: &Host) -> Vec<u8> {
     from_peer().wrap(&Arp::reply(&on(host), &GATEWAY).frame())
 }
@@ -326,12 +327,12 @@ fn is_absorbed(lab: &mut Lab, frame: &[u8], notes: &[Note]) {
 fn an_answer_from_the_tunnel_to_the_host_alone_is_heard(lab: &mut Lab) {
     float(lab);
     asks(lab, &datagram().frame(), 0);
-    // From a VTEP that does not make it a broadcast.
+    // The sending VTEP has not changed the reply to a broadcast.
     is_absorbed(lab, &answer(&FAR), &[Note::NeighbourHeard]);
     assert_eq!(heard(lab), Some(FAR.mac));
     lab.at_host(&datagram().frame()).encaps(to_peer().wrap(&addressed(FAR.mac)), &[]);
     is_absorbed(lab, &answer(&FAR), &[]);
-    // One whose MAC the store does not know.
+    // A reply whose MAC is not in the store.
     let router = Host { mac: VIRTUAL, ..FLOAT };
     is_absorbed(lab, &answer(&router), &[Note::NeighbourHeard, Note::Learned]);
     lab.at_host(&datagram().frame()).encaps(to_peer().wrap(&addressed(VIRTUAL)), &[]);
@@ -340,7 +341,8 @@ fn an_answer_from_the_tunnel_to_the_host_alone_is_heard(lab: &mut Lab) {
 fn nothing_else_to_the_gateway_is_heard(lab: &mut Lab) {
     lab.at_underlay(&answer(&FAR)).drops(DropReason::UnknownDestination);
     float(lab);
-    // An address of the store, and what is no ARP packet: MACs are not learned from them either.
+    // A reply for an address of the store, and a packet that is not ARP. Their MACs are not learned
+    // either.
     let known = Arp::reply(&Host { mac: VIRTUAL, ..TWO }, &GATEWAY).frame();
     lab.at_underlay(&from_peer().wrap(&known)).drops(DropReason::UnknownDestination);
     let router = Host { mac: VIRTUAL, ..FLOAT };
@@ -386,7 +388,7 @@ fn nothing_is_heard_without_learning(lab: &mut Lab) {
 
 fn what_another_host_asks_is_not_heard(lab: &mut Lab) {
     float(lab);
-    // With the gateway's MAC, which is on every host.
+    // The request has the gateway's MAC, which is on every host.
     let inner = announcement(&GATEWAY);
     let outcome = lab.at_underlay(&from_peer().wrap(&inner)).outcome();
     let flooded = Code::Action(Action::Flood);
@@ -410,14 +412,15 @@ fn what_is_heard_is_limited(lab: &mut Lab) {
     lab.rates.set(limit(A + 1), used_up);
     takes(lab, Port::A1, &ONE);
     assert!(lab.rates.get(limit(A)).is_some());
-    // None for the next hour: no move, no other address, from no side.
+    // Nothing is recorded for the next hour: no move and no other address, neither from a container
+    // nor from the tunnel.
     lab.rates.set(limit(A), used_up);
     is_flooded(lab, Port::A2, &announcement(&TWO), &[Note::NeighbourLimited]);
     let other = Host { v4: [10, 0, 0, 98], ..ONE };
     is_flooded(lab, Port::A1, &Arp::request(&other, other.v4).frame(), &[Note::NeighbourLimited]);
     let limited = [note(Note::NeighbourLimited)];
     lab.at_underlay(&answer(&FAR)).drops_noting(DropReason::UnknownDestination, &limited);
-    // What was heard before may go on.
+    // A repeated announcement of the recorded MAC is not limited.
     is_flooded(lab, Port::A1, &announcement(&ONE), &[]);
     assert_eq!(heard(lab), Some(ONE.mac));
     assert_eq!(lab.tables.heard.dump().unwrap().len(), 1);

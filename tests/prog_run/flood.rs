@@ -155,7 +155,7 @@ fn nobody_else(lab: &mut Lab) {
 }
 
 fn gap_in_the_local_list(lab: &mut Lab) {
-    // The agent is writing at the moment: slot 1 is gone, slot 2 not counted.
+    // The state during an update by the agent: slot 1 is removed, slot 2 is not counted yet.
     lab.tables.flood_local.remove(&FloodKey { vni: A, index: 1 }).unwrap();
     lab.tables.flood_local.insert(&FloodKey { vni: A, index: 2 }, &Port::A2.ifindex()).unwrap();
     let frame = broadcast();
@@ -182,7 +182,7 @@ fn port_that_has_gone(lab: &mut Lab) {
     lab.at_container(Port::A1, &frame).floods(&copies, &notes);
 }
 
-/// One copy to a VTEP fails, the others do not.
+/// The copy to the first VTEP fails, the other copies do not.
 #[track_caller]
 fn reaches_all_but_the_first_vtep(lab: &mut Lab) {
     let frame = broadcast();
@@ -235,14 +235,14 @@ fn ten_vteps(lab: &mut Lab) {
         lab.tables.flood_remote.insert(&FloodKey { vni: A, index: n.into() }, &vtep).unwrap();
         copies.push(tunnelled(Tunnel { dst: vtep, ..to_peer() }.wrap(&frame)));
     }
-    // Of network B's list nothing is used.
+    // No entry of network B's list is used.
     lab.tables.flood_remote.insert(&FloodKey { vni: B, index: 0 }, &STRANGER).unwrap();
     change_network(&lab.tables, A, |network| network.remote_vteps = 10);
     let notes = [note(Note::FloodLocalCopy), note(Note::FloodRemoteCopy).times(10)];
     lab.at_container(Port::A1, &frame).floods(&copies, &notes);
 }
 
-/// Limits the endpoint at `port` to three at once, and one more every second.
+/// Limits the endpoint at `port` to a burst of three frames, and one more frame every second.
 fn limited(lab: &Lab, port: Port) {
     change_endpoint(&lab.tables, port, |entry| {
         entry.bum_rate = 1;
@@ -253,7 +253,8 @@ fn limited(lab: &Lab, port: Port) {
 fn limit_of_the_endpoint(lab: &mut Lab) {
     limited(lab, Port::B1);
     let frame = broadcast();
-    // All within one system call: in less than the second that earns a fourth.
+    // All runs are within one system call, in less than the second after which a fourth frame may
+    // pass.
     let copies = vec![copy(Port::B2, &frame); 3];
     lab.at_container(Port::B1, &frame).repeat(20).gives(&Expected {
         verdict: SHOT,
@@ -274,7 +275,7 @@ fn limit_of_another_endpoint(lab: &mut Lab) {
     let from_two = V4::udp(&TWO, &ALL, (1, 2), b"hello").frame();
     let copies = [copy(Port::B1, &from_two)];
     lab.at_container(Port::B2, &from_two).floods(&copies, &[note(Note::FloodLocalCopy)]);
-    // Nor the same address in another network.
+    // The endpoint with the same address in another network is not limited either.
     reaches_everyone(lab, &frame);
 }
 
@@ -300,13 +301,13 @@ fn answered_requests_are_not_limited(lab: &mut Lab) {
 }
 
 fn kernel_refuses_the_outer_header(lab: &mut Lab) {
-    // As in `encap`: a GSO frame of a kind that the kernel does not know.
+    // The kernel does not know the type of this GSO frame, see `encap::gso_refused_by_the_kernel`.
     change_network(&lab.tables, A, |network| network.local_ports = 1);
     let frame = V4 { eth_dst: ALL.mac, ..V4::udp(&ONE, &FAR, (1, 2), &payload(1000)) }.frame();
     lab.at_container(Port::A1, &frame).gso(500).drops(DropReason::EncapFailed);
 }
 
-/// On a netkit device a drop would be an error to the container.
+/// On a netkit device, the container would get an error if the program dropped the flooded frame.
 fn transmitted(lab: &mut Lab) {
     let frame = broadcast();
     let copies = [

@@ -61,7 +61,8 @@ fn arrived(flags: u8) -> V4 {
     inbound(&V4::segment(&SERVER, &ONE, (80, PORT), flags, &[]), &GATEWAY)
 }
 
-/// Segments in this order; the first begins the flow.
+/// Sends segments in this order. Each is given as whether `A1` sends it, and its flags. The first
+/// segment begins the flow.
 #[track_caller]
 fn exchange(lab: &mut Lab, segments: &[(bool, u8)]) {
     for (index, (out, flags)) in segments.iter().enumerate() {
@@ -97,7 +98,7 @@ fn flags_by_direction(lab: &mut Lab) {
     assert_eq!(seen(lab), (s | syn | ack | fin, s | syn | ack | fin | rst));
 }
 
-/// [`exchange`] of an existing flow.
+/// Sends segments of an existing flow. The arguments are those of [`exchange`].
 #[track_caller]
 fn exchange_on(lab: &mut Lab, segments: &[(bool, u8)]) {
     for (out, flags) in segments {
@@ -152,8 +153,8 @@ fn begins_anew(lab: &mut Lab) {
     began.has_begun(lab);
 }
 
-/// The host uses the port since the connection on it ended. The container's next connection gets
-/// another port, or the host would receive its answers.
+/// A connection on the port has ended, and the host has bound the port since. The container's next
+/// connection gets another port. Otherwise the host would receive the answers.
 fn syn_on_a_port_that_is_the_hosts_by_now(lab: &mut Lab) {
     exchange(lab, &[(true, SYN), (false, RST | ACK)]);
     let _host = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
@@ -171,7 +172,7 @@ fn syn_does_not_begin_anew_before(lab: &mut Lab) {
     let before = seen(lab);
     exchange_on(lab, &[(true, SYN)]);
     assert_eq!(seen(lab), before);
-    // The other side cannot end it either.
+    // A SYN of the server does not end the flow either.
     exchange_on(lab, &[(true, ACK | FIN)]);
     let before = seen(lab);
     exchange_on(lab, &[(false, SYN)]);
@@ -199,7 +200,7 @@ fn container_replaced_seen_from_outside(lab: &mut Lab) {
     lab.at_underlay(&from_server(ACK).frame()).passes(&[]);
 }
 
-/// `A2` connects to a port of `A1`'s.
+/// `A2` connects to a published port of `A1`.
 fn connected(lab: &mut Lab) -> (V4, V4) {
     publish(lab, [0; 4], 6, 8080, Port::A1, 80);
     let came = to_gateway(&V4::segment(&TWO, &US, (5000, 8080), SYN, &[]));
@@ -227,8 +228,8 @@ fn server_gone(lab: &mut Lab) {
 }
 
 fn spoofed_by_another_container(lab: &mut Lab) {
-    // With `anti_spoof=false` it can send as `A1`. It takes the flow over: the other container must
-    // begin again, and no answer goes to the wrong container.
+    // With `anti_spoof=false`, `A2` can send as `A1`. `A2` takes over the flow: `A1` must begin
+    // again, and no answer goes to the wrong container.
     exchange(lab, &[(true, SYN)]);
     crate::world::any_source(&lab.tables, Port::A2);
     let run = lab.at_container(Port::A2, &from_a1(ACK).frame());
@@ -237,8 +238,8 @@ fn spoofed_by_another_container(lab: &mut Lab) {
     assert_eq!(reply.dest, Port::A2.ifindex());
 }
 
-/// A SYN of a published port's server to the very port of its client begins no flow: its
-/// addresses and ports are those of the answers of one.
+/// A published port's server sends a SYN to the client's own port. The SYN begins no flow, because
+/// its addresses and ports are those of an answer to the client.
 fn server_connects_to_its_clients_port(lab: &mut Lab) {
     publish(lab, [0; 4], 6, 8080, Port::A1, 80);
     let came = V4::segment(&SERVER, &US, (5000, 8080), SYN, &[]);
@@ -253,8 +254,8 @@ fn server_connects_to_its_clients_port(lab: &mut Lab) {
     assert_eq!(entries(lab), 2);
 }
 
-/// The client is another host itself: its flow leads into the tunnel, and the SYN does not leave by
-/// an uplink.
+/// The client is another host itself. Its flow leads into the tunnel, and the server's SYN must not
+/// leave through an uplink.
 fn server_connects_to_the_port_of_a_client_on_another_host(lab: &mut Lab) {
     let host = Host { mac: GATEWAY.mac, v4: PEER, ..SERVER };
     let inner = V4 { eth_dst: ONE.mac, ..V4::segment(&host, &ONE, (5000, 80), SYN, &[]) };
@@ -269,8 +270,8 @@ fn server_connects_to_the_port_of_a_client_on_another_host(lab: &mut Lab) {
     assert_eq!(entries(lab), 2);
 }
 
-/// The two entries of the flow `number` of `protocol`, which no packet belongs to. Its directions have
-/// the flags `seen`; its last packet passed `idle_s` seconds ago.
+/// The two entries of the flow `number` of `protocol`, to which no packet of a test belongs. Its
+/// directions have the flags `seen`, and its last packet passed `idle_s` seconds ago.
 fn filler(number: u32, protocol: u8, seen: [u32; 2], idle_s: u64) -> [(FlowKey, Flow); 2] {
     let tuple = Tuple { src: number.to_be_bytes(), ..Tuple::default() };
     let key = FlowKey::new(0x00ff_fff0, protocol, tuple);
@@ -283,7 +284,7 @@ fn filler(number: u32, protocol: u8, seen: [u32; 2], idle_s: u64) -> [(FlowKey, 
     [(key, orig), (reply_key, reply.sealed(&reply_key))]
 }
 
-/// Fills what is left of the table with such flows, each in a slot of its own. Returns their number.
+/// Fills the rest of the table with flows of [`filler`], each in its own slot. Returns how many.
 fn fill(lab: &mut Lab, protocol: u8, seen: [u32; 2], idle_s: u64) -> u32 {
     let room = MAX_FLOWS - u32::try_from(entries(lab) / 2).unwrap();
     for number in 0..room {
@@ -294,7 +295,7 @@ fn fill(lab: &mut Lab, protocol: u8, seen: [u32; 2], idle_s: u64) -> u32 {
     room
 }
 
-/// How many of them are left. Each has both entries.
+/// Number of the flows of [`filler`] that are left. Checks that each has both entries or none.
 #[track_caller]
 fn left_of(lab: &Lab, fillers: u32, protocol: u8) -> u32 {
     let both = |number: u32| {
@@ -306,13 +307,13 @@ fn left_of(lab: &Lab, fillers: u32, protocol: u8) -> u32 {
     (0..fillers).map(|number| u32::from(both(number))).sum()
 }
 
-/// A segment of `A1`'s to another server, and what leaves.
+/// A segment of `A1` to another server: as `A1` sends it, and as it leaves.
 fn another(port: u16) -> (V4, V4) {
     let make = |from: &Host| V4::segment(from, &SERVER2, (port, 80), SYN, &[]);
     (to_gateway(&make(&ONE)), outbound(&make(&US)))
 }
 
-/// That segment is dropped, and leaves nothing behind.
+/// The segment of [`another`] is dropped, and leaves no entry behind.
 #[track_caller]
 fn refused(lab: &mut Lab, port: u16) {
     let (packet, went) = another(port);
@@ -321,7 +322,7 @@ fn refused(lab: &mut Lab, port: u16) {
     assert_eq!(lab.flows.get(answer(&key(0, &went))), None, "reply");
 }
 
-/// That segment begins a flow, with these notes before that.
+/// The segment of [`another`] begins a flow. `notes` are counted before the note of the new flow.
 #[track_caller]
 fn begins(lab: &mut Lab, port: u16, notes: &[Count]) {
     let (packet, went) = another(port);
@@ -331,7 +332,7 @@ fn begins(lab: &mut Lab, port: u16, notes: &[Count]) {
     Began { came: &packet, from, went: &went, to, kind: kind::MASQUERADE }.has_begun(lab);
 }
 
-/// A table full of established connections: none is broken for a new one.
+/// A table full of established connections: none is evicted for a new flow.
 fn full_of_connections(lab: &mut Lab) {
     exchange(lab, &[(true, SYN), (false, SYN | ACK), (true, ACK)]);
     let fillers = fill(lab, 6, [seen::ACK; 2], 0);
@@ -339,7 +340,7 @@ fn full_of_connections(lab: &mut Lab) {
         refused(lab, port);
     }
     assert_eq!(left_of(lab, fillers, 6), fillers);
-    // The host itself answers without a flow.
+    // A packet to the host itself needs no flow.
     let to_host = to_gateway(&V4::segment(&ONE, &US, (1, 22), SYN, &[]));
     let run = lab.at_container(Port::A1, &to_host.frame());
     run.redirects(Action::ToHost, Left::Unchanged, &[note(Note::FlowRefused)]);
@@ -359,14 +360,15 @@ fn full_of_unanswered(lab: &mut Lab) {
     for port in 1..=50 {
         begins(lab, port, &[note(Note::FlowEvicted)]);
     }
-    // Those 50 may have been evicted as well, but are the younger ones of four.
+    // An eviction may also remove one of the 50 new flows, but it prefers the oldest of the four
+    // flows that it examines.
     assert!(left_of(lab, fillers, 17) >= fillers - 50);
     assert_eq!(entries(lab), 2 * MAX_FLOWS as usize);
     exchange_on(lab, &[(true, ACK)]);
 }
 
-/// Flows whose client was denied make no room: without them the container's packets would begin
-/// masqueraded flows to it.
+/// Flows of a denied client are not evicted. Without them the container's packets would begin
+/// masqueraded flows to the client.
 fn full_of_denied(lab: &mut Lab) {
     let fillers = fill(lab, 17, [seen::PACKET; 2], 0);
     for number in 0..fillers {
@@ -381,10 +383,10 @@ fn full_of_denied(lab: &mut Lab) {
     assert_eq!(left_of(lab, fillers, 17), fillers);
 }
 
-/// Ended flows go before others.
+/// Ended flows are evicted before others.
 fn full_of_ended_and_others(lab: &mut Lab) {
     let fillers = fill(lab, 6, [seen::ACK | seen::FIN; 2], 0);
-    // Every other one is half closed, which has a later rank.
+    // Every second flow is half closed. A half-closed flow is evicted after an ended one.
     for number in (0..fillers).step_by(2) {
         let [(key, orig), _] = filler(number, 6, [seen::ACK | seen::FIN, 0], 0);
         let [_, (reply_key, reply)] = filler(number, 6, [0, seen::ACK], 0);
@@ -399,11 +401,12 @@ fn full_of_ended_and_others(lab: &mut Lab) {
         let [(key, _), _] = filler(*number, 6, [0; 2], 0);
         lab.flows.get(key).is_some()
     });
-    // Of 64 evictions 4 meet four flows that are all half closed; 24 are beyond any chance.
+    // An eviction examines four flows. On average 4 of 64 evictions examine four half-closed
+    // flows; 24 never do by chance.
     assert!(open.count() as u32 > fillers / 2 - 24);
 }
 
-/// New flows remove what has expired, without an agent and before the table is full.
+/// New flows remove expired flows, without an agent and before the table is full.
 fn what_has_expired_makes_room(lab: &mut Lab) {
     let fillers = fill(lab, 17, [seen::PACKET, 0], 31);
     for number in 0..100 {
@@ -414,12 +417,12 @@ fn what_has_expired_makes_room(lab: &mut Lab) {
     for port in 1..=64 {
         begins(lab, port, &[]);
     }
-    // Half of the slots are free: about every second look meets a flow.
+    // Half of the slots are free, so about every second slot that is examined has a flow.
     let left = left_of(lab, fillers, 17);
     assert!(left < fillers - 110, "{left} of {fillers}");
 }
 
-/// A packet of a flow that has expired is not translated by it, and its port is free.
+/// An expired flow does not translate packets, and its port is free.
 fn what_has_expired_is_no_flow(lab: &mut Lab) {
     let asks = |port| V4::udp(&ONE, &SERVER, (port, 53), b"?");
     let went = |port| outbound(&V4::udp(&US, &SERVER, (port, 53), b"?"));
@@ -431,12 +434,12 @@ fn what_has_expired_is_no_flow(lab: &mut Lab) {
         let entry = flow(lab, &key);
         lab.flows.set(key, Flow { last_seen_ns: long_ago, ..entry });
     }
-    // The host gets the late answer: it is no packet of a container.
+    // The host gets the late answer, because it belongs to no container.
     let late = V4::udp(&SERVER, &US, (53, PORT), b"!");
     lab.at_underlay(&late.frame()).passes(&[]);
     assert_eq!(entries(lab), 0);
 
-    // Of another container's flow that has expired the port is taken.
+    // Another container's new flow takes over the port of an expired flow.
     lab.at_container(Port::A1, &question.frame()).leaves_as(&went(PORT), &CREATED);
     for key in [orig, reply] {
         let entry = flow(lab, &key);

@@ -51,7 +51,7 @@ fn datagram(from: &Host, port: u16, to: &Host) -> V4 {
     V4::udp(from, to, (port, 53), &payload(2500))
 }
 
-/// Fragments as `A1` sends them, and as they leave from `port`.
+/// Fragments as `A1` sends them, and as they leave from the source port `port`.
 fn pairs(port: u16) -> Vec<(V4, V4)> {
     let came = fragments(&to_gateway(&datagram(&ONE, PORT, &SERVER)), &SIZES);
     let went = fragments(&outbound(&datagram(&US, port, &SERVER)), &SIZES);
@@ -128,7 +128,7 @@ fn is_held(lab: &Lab, key: FragmentKey, packet: &V4) {
     same("held", &held.bytes[..held.len as usize], &packet.frame());
 }
 
-/// The first fragment has come: these are released, and it.
+/// Sends the first fragment. The program releases all the fragments in `all`, `first` included.
 #[track_caller]
 fn releases(lab: &mut Lab, from: Option<Port>, first: &V4, all: &[&V4]) {
     let bytes = all.iter().map(|packet| packet.frame().len()).sum();
@@ -162,7 +162,7 @@ fn later_before_first(lab: &mut Lab) {
     let info = lab.fragments.get(fragment_key(A, first, 0)).unwrap();
     assert_eq!(info.owner, FragmentInfo::OF_FLOW);
     assert_eq!(entries(lab), 0);
-    // They come in again.
+    // The released fragments come in again.
     lab.at_container(Port::A1, &first.frame()).leaves_as(left_first, &CREATED);
     lab.at_container(Port::A1, &later.frame()).leaves_as(left_later, &[]);
     lab.at_container(Port::A1, &last.frame()).leaves_as(left_last, &[]);
@@ -209,7 +209,7 @@ fn too_many(lab: &mut Lab) {
     assert_eq!(lab.held.keys().len(), usize::from(MAX_HELD));
     // Another datagram has its own slots.
     lab.at_container(Port::A1, &V4 { id: 7, ..at(1, 8) }.frame()).holds(&[]);
-    // The first releases them all.
+    // The first fragment releases all the held fragments.
     let mut first = to_gateway(&V4::udp(&ONE, &SERVER, (PORT, 53), &[]));
     (first.df, first.mf) = (false, true);
     let bytes = first.frame().len() + usize::from(MAX_HELD) * at(1, 8).frame().len();
@@ -247,7 +247,7 @@ fn of_the_host(lab: &mut Lab) {
             let run = lab.at_container(Port::A1, &fragment.frame());
             if index == 0 { run.begins_to_host() } else { run.reaches_host() }
         }
-        // Not from a network whose containers may not talk to it.
+        // A network whose containers may not send to the host.
         let packet = V4 { eth_dst: GATEWAY_OF_B.mac, ..packet };
         let first = fragments(&packet, &SIZES).remove(0);
         lab.at_container(Port::B1, &first.frame()).drops(DropReason::Isolated);
@@ -270,7 +270,7 @@ fn of_the_host_from_outside(lab: &mut Lab) {
 }
 
 fn of_another_host(lab: &mut Lab) {
-    // To be forwarded, perhaps.
+    // The kernel may forward these fragments.
     let other = Host { v4: PEER, ..US };
     let packet = V4::udp(&SERVER, &other, (1, 2), &payload(2500));
     for fragment in fragments(&packet, &SIZES).iter().rev() {
@@ -290,7 +290,7 @@ fn of_another_datagram(lab: &mut Lab) {
     ] {
         lab.at_container(Port::A1, &other.frame()).holds(&[]);
     }
-    // Another network has the same addresses.
+    // Another network has the same addresses, but the fragment is of another datagram.
     let other = V4 { eth_dst: GATEWAY_OF_B.mac, ..later.clone() };
     lab.at_container(Port::B1, &other.frame()).holds(&[]);
 }
@@ -313,13 +313,13 @@ fn expired_while_held(lab: &mut Lab) {
     let key = fragment_key(A, first, 0);
     let held = lab.held.get(key).unwrap();
     lab.held.set(key, HeldFragment { expires_ns: 1, ..held });
-    // It is another datagram.
+    // The held fragment has expired, so it counts as a fragment of another datagram.
     lab.at_container(Port::A1, &first.frame()).leaves_as(left, &CREATED);
     lab.at_container(Port::A1, &later.frame()).leaves_as(left_later, &[]);
 }
 
 fn of_a_protocol_without_ports(lab: &mut Lab) {
-    // The program does not hold it: a packet of the host passes to the host.
+    // Fragments of this protocol are not held. Those for the host pass to the host.
     let make = |dst: &Host| V4 { protocol: 47, l4: payload(2000), ..V4::new(&ONE, dst) };
     for fragment in fragments(&to_gateway(&make(&SERVER)), &[1000]).iter().rev() {
         let frame = fragment.frame();

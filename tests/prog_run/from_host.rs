@@ -28,7 +28,7 @@ cases!(
     local_delivery_has_no_limit,
 );
 
-/// A datagram as the kernel hands it over: its neighbour is the device itself.
+/// A datagram as the kernel gives it to the gateway device: to the MAC of the device itself.
 fn datagram(dst: &Host) -> V4 {
     V4 { eth_dst: GATEWAY.mac, ..V4::udp(&GATEWAY, dst, (1000, 2000), &payload(77)) }
 }
@@ -78,7 +78,7 @@ fn to_nobody(lab: &mut Lab) {
 }
 
 fn to_a_neighbour_of_no_port(lab: &mut Lab) {
-    // Its address is known, where it is not.
+    // The neighbour map has the address, but the FDB does not have the MAC.
     lab.tables.fdb.remove(&FdbKey::new(A, ONE.mac)).unwrap();
     lab.at_host(&datagram(&ONE).frame()).drops(DropReason::UnknownDestination);
 }

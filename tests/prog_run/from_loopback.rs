@@ -41,7 +41,8 @@ fn syn(from: &Host, to: &Host, ports: (u16, u16)) -> V4 {
     V4::segment(from, to, ports, SYN, &[])
 }
 
-/// The packet as a container gets it, from its gateway. The loopback device is no hop.
+/// The packet as a container gets it, from its gateway. The TTL stays, because the loopback device
+/// is no hop.
 fn arrived(packet: V4, gateway: &Host) -> V4 {
     V4 { eth_src: gateway.mac, ..packet }
 }
@@ -83,7 +84,7 @@ fn answers(lab: &mut Lab) {
         let back = V4::segment(&host, &host, (PUBLISHED, 5000), SYN | ACK, &[]);
         let run = lab.at_container(Port::A1, &answer.frame());
         run.redirects(Action::ToHost, Left::Frame(back.frame()), &[]);
-        // The translated answer comes in for the host again; there it passes.
+        // The translated answer comes in on the loopback device, where the program passes it.
         lab.at_loopback(&back.frame()).passes(&[]);
         let data = V4::tcp(&host, &host, (5000, PUBLISHED), &payload(3000));
         let went = V4::tcp(&GATEWAY, &ONE, (5000, 80), &payload(3000));
@@ -171,7 +172,7 @@ fn errors_come_back(lab: &mut Lab) {
     let back = V4::icmp(&LOCAL, &LOCAL, 3, 3, [0; 4], &came.packet()[..28]);
     let run = lab.at_container(Port::A1, &error.frame());
     run.redirects(Action::ToHost, Left::Frame(back.frame()), &[]);
-    // On the loopback device the error matches no flow from there.
+    // On the loopback device the error matches no flow, and passes.
     lab.at_loopback(&back.frame()).passes(&[]);
     // The host's error about the container's answer goes to the container.
     let inside = V4::udp(&ONE, &GATEWAY, (53, 5000), b"!");
@@ -182,7 +183,7 @@ fn errors_come_back(lab: &mut Lab) {
 }
 
 fn with_ttl_one(lab: &mut Lab) {
-    // The host talks to itself: no router is on the way.
+    // The host connects to itself: no router is between.
     publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
     let came = V4 { ttl: 1, ..syn(&LOCAL, &LOCAL, (5000, PUBLISHED)) };
     let went = V4 { ttl: 1, ..arrived(syn(&GATEWAY, &ONE, (5000, 80)), &GATEWAY) };
@@ -198,7 +199,7 @@ fn in_fragments(lab: &mut Lab) {
         let notes = if index == 0 { CREATED.as_slice() } else { &[] };
         lab.at_loopback(&came.frame()).arrives_as(&went, notes);
     }
-    // A fragment without its first passes to the host.
+    // A fragment without its first fragment passes to the host.
     let other = V4::udp(&LOCAL, &SERVER, (1, 2), &payload(900));
     for fragment in fragments(&other, &[400]).iter().rev() {
         lab.at_loopback(&fragment.frame()).passes(&[]);

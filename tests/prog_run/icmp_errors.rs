@@ -33,16 +33,17 @@ cases!(
 );
 
 const PORT: u16 = 40_000;
-/// A router on the way to the server.
+/// A router on the route to the server.
 const ROUTER: Host = Host { v4: [198, 51, 100, 77], ..SERVER };
-/// Bytes of a packet that RFC 792 has quoted.
+/// Least number of bytes of a packet that an error quotes (RFC 792).
 const SHORT: usize = 28;
 
-/// Unreachable, fragmentation needed, TTL exceeded, parameter problem.
+/// Type, code and second word of the errors: unreachable, fragmentation needed, TTL exceeded,
+/// parameter problem.
 const ERRORS: [(u8, u8, [u8; 4]); 4] =
     [(3, 1, [0; 4]), (3, 4, [0, 0, 5, 0]), (11, 0, [0; 4]), (12, 0, [8, 0, 0, 0])];
 
-/// Packets from a host with a port, to another with a port.
+/// Makes a packet from a host and its port to a host and its port.
 type Make = fn(&Host, u16, &Host, u16) -> V4;
 
 const KINDS: [Make; 4] = [
@@ -50,12 +51,12 @@ const KINDS: [Make; 4] = [
     |src, from, dst, to| V4::udp(src, dst, (from, to), &payload(41)),
     |src, from, dst, to| unsummed(V4::udp(src, dst, (from, to), &payload(42))),
     |src, from, dst, to| {
-        // The server's side of an echo is its reply.
+        // The server sends the echo reply.
         if src.v4 == SERVER.v4 { echo(src, dst, 0, to) } else { echo(src, dst, 8, from) }
     },
 ];
 
-/// `packet` as it is after some hops, in an error.
+/// The first `len` bytes of `packet` as an error quotes them, after some hops.
 fn quoted(packet: &V4, len: usize) -> Vec<u8> {
     let mut quote = V4 { ttl: 3, ..packet.clone() }.packet();
     quote.truncate(len);
@@ -73,7 +74,7 @@ fn begun(lab: &mut Lab, make: Make) -> u16 {
     chosen_port(&run.redirects(Action::NatOut, Left::Spent, &CREATED_ELSEWHERE).frame)
 }
 
-/// Errors about what `A1` sent, as they come in and as it gets them.
+/// Errors about packets that `A1` sent: as they come in, and as `A1` gets them.
 fn about_sent(make: Make, port: u16, len: usize) -> Vec<(V4, V4)> {
     let outside = quoted(&make(&US, port, &SERVER, 80), len);
     let inside = quoted(&make(&ONE, PORT, &SERVER, 80), len);
@@ -141,8 +142,8 @@ fn about_a_packet_with_options(lab: &mut Lab) {
 }
 
 fn quoted_udp_checksum_of_zero(lab: &mut Lab) {
-    // Some word makes the sum of the container's datagram what would be zero, which
-    // means none, and is sent as all ones (RFC 768).
+    // The word is chosen such that the checksum of the container's datagram would be 0. A 0 means
+    // no checksum, so the datagram has all ones (RFC 768).
     let make = |src: &Host, word: u16| V4::udp(src, &SERVER, (PORT, 80), &word.to_be_bytes());
     let word = (0..=u16::MAX).find(|word| make(&ONE, *word).l4[6..8] == [0xff; 2]).unwrap();
     let frame = to_gateway(&make(&ONE, word)).frame();
@@ -153,7 +154,7 @@ fn quoted_udp_checksum_of_zero(lab: &mut Lab) {
 }
 
 fn from_the_server(lab: &mut Lab) {
-    // Its address is the same on both sides.
+    // The server's address is the same before and after the translation.
     for make in KINDS {
         let port = begun(lab, make);
         let outside = quoted(&make(&US, port, &SERVER, 80), SHORT);
@@ -165,7 +166,7 @@ fn from_the_server(lab: &mut Lab) {
 }
 
 fn from_the_container(lab: &mut Lab) {
-    // About what the server has answered.
+    // The errors are about packets of the server.
     for make in KINDS {
         let port = begun(lab, make);
         for (len, summed) in [(SHORT, false), (1000, false), (SHORT, true), (1000, true)] {
@@ -206,7 +207,7 @@ fn from_the_container_to_another(lab: &mut Lab) {
 }
 
 fn about_a_client_of_a_published_port(lab: &mut Lab) {
-    // A router cannot reach the client with what the container has answered.
+    // A router cannot deliver the container's answer to the client.
     publish(lab, [0; 4], 17, 8080, Port::A1, 53);
     let came = V4::udp(&SERVER, &US, (5000, 8080), b"?");
     let went = V4::udp(&SERVER, &ONE, (5000, 53), b"?");

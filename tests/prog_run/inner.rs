@@ -30,7 +30,7 @@ cases!(
 );
 
 fn inner_truncated_at_every_byte(lab: &mut Lab) {
-    // The outer headers are those of the shorter frame.
+    // The lengths in the outer headers are those of the truncated frame.
     let v4 = hello();
     for len in 0..14 {
         lab.at_underlay(&from_peer().wrap(&v4[..len])).drops(DropReason::OuterMalformed);
@@ -38,7 +38,7 @@ fn inner_truncated_at_every_byte(lab: &mut Lab) {
     for len in 14..34 {
         lab.at_underlay(&from_peer().wrap(&v4[..len])).drops(DropReason::Malformed);
     }
-    // With a complete header the container checks it.
+    // If the IP header is complete, the container checks the length.
     for len in [34, 40, v4.len() - 1] {
         arrives(lab, &v4[..len]);
     }
@@ -110,7 +110,7 @@ fn unknown_destination(lab: &mut Lab) {
 }
 
 fn split_horizon(lab: &mut Lab) {
-    // Back into the tunnel it came from, or on to another host.
+    // The destination is behind the VTEP that sent the frame, or behind another VTEP.
     for host in [FAR, FARTHER] {
         let inner = V4::udp(&FAR, &host, (1, 2), b"hello").frame();
         lab.at_underlay(&from_peer().wrap(&inner)).drops(DropReason::SplitHorizon);
@@ -129,8 +129,8 @@ fn no_local_endpoint_for_a_broadcast(lab: &mut Lab) {
     });
 }
 
-/// What the kernel makes of datagrams when it merges them as plain UDP: one
-/// outer header, the payloads end to end.
+/// The frame that the kernel makes of datagrams if it merges them as plain UDP: one outer header,
+/// then the payloads.
 fn merged(tunnel: &Tunnel, first: &[u8], rest: &[(u32, &[u8])]) -> Vec<u8> {
     let mut content = first.to_vec();
     for (vni, inner) in rest {
@@ -181,8 +181,8 @@ fn merged_frames_that_are_not_ip(lab: &mut Lab) {
     lab.at_underlay(&outer).gso(segment(&inner)).drops(DropReason::MergedFrames);
 }
 
-/// A test run cannot say of which kind a GSO frame is, and the kernel strips only those it knows:
-/// the test can only see that the program calls the helper.
+/// A test run cannot set the type of a GSO frame, and the kernel removes headers only of a type it
+/// knows. So the test can only see that the program calls the helper, which fails.
 #[track_caller]
 fn taken_for_one(lab: &mut Lab, tunnel: &Tunnel, inner: &[u8], gso_size: u32) {
     lab.at_underlay(&tunnel.wrap(inner)).gso(gso_size).drops(DropReason::DecapFailed);

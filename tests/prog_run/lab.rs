@@ -53,7 +53,15 @@ pub(crate) fn with(case: fn(&mut Lab)) {
     counted_by(case);
 }
 
-/// The same. Returns the indices of the counters that it moved.
+/// Runs a case with programs that write trace lines (`--trace`).
+pub(crate) fn with_trace(case: fn(&mut Lab)) {
+    let _home = Home::remember();
+    let mut lab = Lab::new(true);
+    lab.begin();
+    case(&mut lab);
+}
+
+/// Runs a case in a lab of its own. Returns the indices of the counters that the case increased.
 pub(crate) fn counted_by(case: fn(&mut Lab)) -> Vec<u32> {
     let pooled = POOL.lock().unwrap_or_else(PoisonError::into_inner).pop();
     let _home = Home::remember();
@@ -62,7 +70,7 @@ pub(crate) fn counted_by(case: fn(&mut Lab)) -> Vec<u32> {
             setns(&lab.namespace, CloneFlags::CLONE_NEWNET).unwrap();
             lab
         }
-        None => Lab::new(),
+        None => Lab::new(false),
     };
     lab.begin();
     case(&mut lab);
@@ -120,7 +128,7 @@ impl<K: Pod, V: Pod> Written<K, V> {
         self.0.keys().map(|key| key.unwrap().0).collect()
     }
 
-    /// A map that is in the tables, too.
+    /// Opens a second handle of a map that [`Tables`] holds, too.
     fn share(ebpf: &Ebpf, name: &str) -> Self {
         let map = MapData::from_id(map_id(ebpf, name)).unwrap();
         Self(Map::HashMap(map).try_into().unwrap())
@@ -128,6 +136,11 @@ impl<K: Pod, V: Pod> Written<K, V> {
 
     pub(crate) fn remove(&mut self, key: K) {
         self.0.remove(&Bytes(key)).unwrap();
+    }
+
+    /// Removes an entry of an LRU map, which may already have evicted it.
+    pub(crate) fn remove_if_present(&mut self, key: K) {
+        let _ = self.0.remove(&Bytes(key));
     }
 
     fn clear(&mut self) {
@@ -146,7 +159,7 @@ pub(crate) struct Lab {
     far_namespace: File,
     pub(crate) ebpf: Ebpf,
     pub(crate) tables: Tables,
-    /// The agent's FDB without the table, so that the epoch does not advance on a change.
+    /// The map of the agent's FDB. A change through `tables` would advance the epoch.
     pub(crate) untold_fdb: Written<FdbKey, culvert_common::abi::FdbEntry>,
     path_mtu: Written<VtepId, PathMtu>,
     pub(crate) rates: Written<RateKey, u64>,
@@ -168,7 +181,7 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    fn new() -> Self {
+    fn new(trace: bool) -> Self {
         assert!(geteuid().is_root(), "BPF programs: not permitted; run the tests as root");
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         let (far_namespace, wires) = interfaces();
@@ -182,7 +195,7 @@ impl Lab {
             nat_ports: (1024, 65535),
             services: vec!["10.96.0.0/16".parse().unwrap()],
             denied: Vec::new(),
-            trace: false,
+            trace,
         };
         let mut ebpf = load_object(&options, None).unwrap();
         let mut lab = Self {
@@ -212,7 +225,7 @@ impl Lab {
 
     /// Puts every map into its first state.
     fn begin(&mut self) {
-        // Copies queue on the CPU that makes them: on one, a marker comes last.
+        // The kernel queues copies on the CPU that makes them. On one CPU a marker comes last.
         let mut here = CpuSet::new();
         here.set(sched_getcpu().unwrap()).unwrap();
         sched_setaffinity(Pid::from_raw(0), &here).unwrap();
@@ -246,7 +259,7 @@ impl Lab {
         for word in std::mem::take(&mut self.reserved_words) {
             self.reserved.set(word, 0, 0).unwrap();
         }
-        // Frames that the kernel still sent for the case before.
+        // The kernel may still have sent frames for the previous case.
         self.drain();
         self.counters = self.read_counters();
         self.counted.clear();
@@ -277,7 +290,7 @@ impl Lab {
     pub(crate) fn path_mtu(&self, vtep: [u8; 4]) -> Option<PathMtu> {
         let id = self.vtep_id(vtep);
         let learnt = self.path_mtu.get(id)?;
-        assert!(learnt.is_of(&id), "the seal of {vtep:?}");
+        assert!(learnt.is_of(&id), "wrong seal for {vtep:?}");
         Some(learnt)
     }
 
@@ -293,14 +306,14 @@ impl Lab {
         self.path_mtu.keys().into_iter().map(|id| ids.address(id).octets()).collect()
     }
 
-    /// Writes an entry of the agent's FDB without the table.
+    /// Writes an entry of the agent's FDB without an advance of the epoch.
     pub(crate) fn set_untold(&mut self, key: FdbKey, FdbEntry { ifindex, vtep }: FdbEntry) {
         let vtep = self.vtep_id(vtep);
         let entry = culvert_common::abi::FdbEntry { ifindex, vtep, seal: 0 };
         self.untold_fdb.set(key, entry.sealed(&key));
     }
 
-    /// Another handle of the table of flows, for another thread.
+    /// Opens another handle of the flow table, for another thread.
     pub(crate) fn flows_again(&self) -> Written<FlowKey, Flow> {
         let map = MapData::from_id(self.flows_id).unwrap();
         Written(Map::HashMap(map).try_into().unwrap())
@@ -322,7 +335,7 @@ impl Lab {
         }
     }
 
-    /// Puts a flow into the slot `index`: the programs look there for flows that may make room.
+    /// Puts a flow into the slot `index`. The programs examine slots to find flows to evict.
     pub(crate) fn set_slot(&mut self, index: u32, orig: FlowKey, flow: Flow) {
         self.flows.set(orig, Flow { slot: index + 1, ..flow });
         self.slots.set(index, Bytes(orig), 0).unwrap();
@@ -365,7 +378,7 @@ impl Lab {
     }
 }
 
-/// Number of a map in the kernel.
+/// Id of a map in the kernel.
 fn map_id(ebpf: &Ebpf, name: &str) -> u32 {
     let Some(Map::HashMap(map)) = ebpf.map(name) else { panic!("{name} is no hash map") };
     map.info().unwrap().id()
@@ -378,8 +391,8 @@ fn clear<L: Layout>(table: &KernelTable<L>) {
     }
 }
 
-/// Makes the veths from this thread's namespace, the host's, to one of the
-/// containers and the underlay, which it returns, and opens sockets on both ends.
+/// Makes the veths between this thread's namespace, which is the host's, and a new one for the
+/// containers and the underlay. Opens sockets on both ends. Returns the new namespace.
 fn interfaces() -> (File, Vec<(Port, Wire)>) {
     quiet();
     let (identify, identity) = mpsc::channel();
@@ -406,8 +419,8 @@ fn interfaces() -> (File, Vec<(Port, Wire)>) {
     }
     batch += &devices();
     ip(&batch);
-    // As the agent does: routes for what containers send, and answers from the host's
-    // own addresses on the loopback device. Nothing else is forwarded.
+    // The agent has the same settings: it routes packets of containers, and accepts answers from
+    // the host's own addresses on the loopback device. The kernel forwards nothing else.
     for setting in ["gwa/forwarding", "gwb/forwarding", "lo/accept_local", "lo/route_localnet"] {
         std::fs::write(format!("/proc/sys/net/ipv4/conf/{setting}"), "1").unwrap();
     }

@@ -1,6 +1,6 @@
-//! The programs attached to the interfaces of the lab: the target of a redirect, changes by the
-//! kernel on the path, and GSO frames of a kind that the kernel knows, which a test run cannot
-//! show.
+//! The programs attached to the interfaces of the lab. The cases show what a test run cannot: the
+//! target of a redirect, changes of a frame by the kernel, and GSO frames of a type that the kernel
+//! knows.
 
 use std::{
     io::ErrorKind,
@@ -91,14 +91,14 @@ impl<'a> Live<'a> {
         }
     }
 
-    /// Sends `frame` from the far end of `port`, and waits until it is counted
-    /// as `code`. Returns what came out.
+    /// Sends `frame` from the far end of `port`, and waits until it is counted as `code`. Returns
+    /// the frames that came out, and where.
     #[track_caller]
     fn send(&mut self, port: Port, frame: &[u8], code: Code) -> Vec<(Port, Vec<u8>)> {
         self.lab.wire(port).far.send(frame);
         self.counted(port, code);
-        // The frame is counted before it is on its way. The markers of the first
-        // round queue behind the program, those of the second behind the frame.
+        // The program counts the frame before the kernel forwards it. The markers of the first
+        // `drain` queue behind the program, those of the second behind the frame.
         let mut frames = self.lab.drain();
         frames.extend(self.lab.drain());
         frames
@@ -155,8 +155,8 @@ impl Drop for Live<'_> {
     }
 }
 
-/// Attaches a program. The link of the case before may live for a moment yet,
-/// in a child of another thread that has not come to its `exec`.
+/// Attaches a program. The link of the previous case may still exist for a moment, because a child
+/// of another thread has its descriptor until `exec`.
 fn attach(lab: &mut Lab, name: &str, device: &str, hook: TcAttachType) -> SchedClassifierLinkId {
     let program: &mut SchedClassifier = lab.ebpf.program_mut(name).unwrap().try_into().unwrap();
     let deadline = Instant::now() + PATIENCE;
@@ -313,7 +313,7 @@ fn dropped_goes_nowhere(lab: &mut Lab) {
 }
 
 fn short_frames(lab: &mut Lab) {
-    // Shorter than a test run takes.
+    // A test run does not accept frames as short as these.
     let mut live = Live::attach(lab);
     let v4 = V4::udp(&ONE, &FAR, (1, 2), b"hello").frame();
     let v6 = V6::udp(&ONE, &FAR, (1, 2), b"hello").frame();
@@ -328,8 +328,8 @@ fn short_frames(lab: &mut Lab) {
     }
 }
 
-/// `frame` with an IEEE 802.1Q tag. The kernel takes it off and notes it in the
-/// metadata of the frame before the programs run.
+/// `frame` with an IEEE 802.1Q tag. The kernel moves the tag into the metadata of the frame before
+/// the programs run.
 fn tagged(tci: u16, frame: &[u8]) -> Vec<u8> {
     let [high, low] = tci.to_be_bytes();
     let mut frame = frame.to_vec();
@@ -347,7 +347,7 @@ fn tag_in_the_metadata_of_a_container(lab: &mut Lab) {
 }
 
 fn tag_in_the_metadata_of_the_underlay(lab: &mut Lab) {
-    // The frame belongs to another link.
+    // A frame with this tag belongs to a VLAN device, not to the uplink.
     let mut live = Live::attach(lab);
     let outer = from_peer().wrap(&V4::udp(&FAR, &ONE, (1, 2), b"hello").frame());
     let frame = tagged(7, &outer);
@@ -362,8 +362,8 @@ fn priority_tag_on_the_underlay(lab: &mut Lab) {
     live.moves(Port::Uplink, &frame, Action::Deliver, Port::A1, &inner);
 }
 
-/// `struct virtio_net_hdr`: a TCP segment of IPv4 whose checksum is to be filled
-/// in, to be cut into pieces of `size` bytes.
+/// `struct virtio_net_hdr` and a TCP segment of IPv4. The kernel is to fill in its checksum, and to
+/// cut it into segments of `size` bytes of payload.
 fn cut_into(frame: &[u8], size: u16) -> Vec<u8> {
     const NEEDS_CHECKSUM: u8 = 1;
     const TCPV4: u8 = 1;
@@ -387,7 +387,7 @@ fn gso_stays_whole(lab: &mut Lab) {
     live.counted(Port::A1, Code::Action(Action::Encap));
     let received = wire.receive();
     let (header, outer) = received.split_at(VNET_HDR);
-    // Still to be cut, into as many bytes.
+    // The frame is still to be cut into segments of the same size.
     assert_eq!(header[1] & 0x7f, 1, "kind of segments");
     assert_eq!(u16::from_ne_bytes([header[4], header[5]]), 1398);
     let mut wanted = to_peer().wrap(&frame);

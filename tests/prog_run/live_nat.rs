@@ -32,7 +32,7 @@ const PORT: u16 = 40_000;
 /// How long frames and datagrams may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The packet on the wire to the router, one hop further.
+/// The packet as the uplink sends it to the router, with a TTL that is one less.
 fn on_the_wire(packet: &V4) -> V4 {
     V4 { eth_dst: ROUTER_MAC, eth_src: UPLINK_MAC, ttl: 62, ..packet.clone() }
 }
@@ -97,8 +97,8 @@ fn from_one_container_to_another(lab: &mut Lab) {
     }
 }
 
-/// `came` is sent from the far end of a port with its first fragment last, and comes
-/// out of another, first fragment first, as `went`.
+/// Sends the fragments of `came` from the far end of a port, the first fragment last. They come out
+/// of another port as the fragments of `went`, the first fragment first.
 #[track_caller]
 fn come_out_in_order(live: &mut Live<'_>, (from, came): (Port, &V4), (to, went): (Port, &V4)) {
     let sizes = [1000, 800];
@@ -109,7 +109,7 @@ fn come_out_in_order(live: &mut Live<'_>, (from, came): (Port, &V4), (to, went):
     let ports: Vec<Port> = frames.iter().map(|(port, _)| *port).collect();
     assert_eq!(ports, [to; 3]);
     let [first, second, third] = fragments(went, &sizes).try_into().unwrap();
-    // The others as they came.
+    // The other fragments keep the order in which they were sent.
     for ((_, frame), wanted) in frames.iter().zip([first, third, second]) {
         same("fragment", frame, &wanted.frame());
     }
@@ -139,7 +139,7 @@ fn socket(address: &str) -> (UdpSocket, u16) {
     (socket, port)
 }
 
-/// What the socket receives, and from where.
+/// The datagram that the socket receives, and its sender.
 #[track_caller]
 fn received(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     let mut buffer = [0; 2048];
@@ -157,7 +157,7 @@ fn the_host_and_a_container(lab: &mut Lab) {
     socket.send_to(b"hello", "10.0.0.2:40000").unwrap();
     let [(to, frame)] = receive(live.lab, 1).try_into().unwrap();
     assert_eq!((to, &frame[..6], &frame[6..12]), (Port::A1, &ONE.mac[..], &GATEWAY.mac[..]));
-    // Identification and DF are the kernel's choice; so is who sums up.
+    // The kernel chooses identification and DF, and who computes the checksum.
     assert_eq!((&frame[26..34], &frame[42..]), (&[10, 0, 0, 1, 10, 0, 0, 2][..], &b"hello"[..]));
 }
 

@@ -13,7 +13,7 @@
 //! | `live` | programs attached to the interfaces: where redirects go, GSO frames |
 //! | `live_nat` | attached programs with routed packets, and the host's own sockets |
 //! | `races` | two CPUs at once against the tables that the programs write |
-//! | `random` | any bytes into every program |
+//! | `random` | random bytes into every program |
 //! | `coverage` | every drop reason and note has a case |
 //! | the others | the cases |
 

@@ -62,7 +62,7 @@ const QUOTE_V4: usize = 64;
 /// Bytes of a packet that an ICMPv6 error quotes.
 const QUOTE_V6: usize = 128;
 
-/// "Fragmentation needed" (RFC 1191 §4) about `frame`, from where it was going.
+/// "Fragmentation needed" (RFC 1191 §4) about `frame`, from `from`, the destination of `frame`.
 fn frag_needed(frame: &[u8], from: &Host, mtu: u16) -> Vec<u8> {
     let [high, low] = mtu.to_be_bytes();
     let quote = &frame[14..14 + QUOTE_V4];
@@ -183,7 +183,7 @@ fn no_error_to_an_address_of_no_host(lab: &mut Lab) {
     is_not_told(lab, &V6 { dst: [0; 16], ..v6(1500) }.frame());
 }
 
-/// No errors to the endpoint at `port` for the next hour.
+/// Uses up the limit of ICMP errors to the endpoint at `port` for the next hour.
 fn exhausted(lab: &mut Lab, port: Port) {
     let limit = RateKey { kind: RateKey::ICMP, id: port.ifindex() };
     lab.rates.set(limit, now_ns() + 3_600_000_000_000);
@@ -215,9 +215,9 @@ fn errors_come_in_bursts(lab: &mut Lab) {
         limited += count(Code::Note(Note::IcmpTooBigLimited));
     }
     assert_eq!(sent + limited, 48);
-    // 32 at once, and one more every 10 ms.
+    // The limit allows 32 errors at once, and one more every 10 ms.
     let earned = (now_ns() - started) / 10_000_000 + 1;
-    assert!((32..=32 + earned).contains(&sent), "{sent} in a time that earns {earned}");
+    assert!((32..=32 + earned).contains(&sent), "{sent} errors, the limit is 32 and {earned}");
 }
 
 fn local_delivery_has_no_limit(lab: &mut Lab) {
@@ -234,7 +234,7 @@ fn segments_fit(lab: &mut Lab, frame: &[u8], size: u32) {
 }
 
 fn gso_is_judged_by_its_segments(lab: &mut Lab) {
-    // IPv4 20, TCP with timestamps 32.
+    // Header lengths in bytes: IPv4 20, TCP with timestamps 32.
     let frame = V4::tcp(&ONE, &FAR, (1000, 80), &payload(3000)).frame();
     segments_fit(lab, &frame, 1450 - 52);
     let options = V4 { options: vec![1; 8], ..V4::tcp(&ONE, &FAR, (1, 80), &payload(3000)) };
@@ -277,12 +277,12 @@ const UNDERLAY_ROUTER: Host = Host { mac: ROUTER_MAC, v4: ROUTER, v6: [0; 16] };
 /// This host, on the underlay.
 const US: Host = Host { mac: UPLINK_MAC, v4: OUR_VTEP, v6: [0; 16] };
 
-/// A router's quote of a frame that this host has sent: 28 bytes, or more.
+/// A router's quote of a frame that this host has sent: `len` bytes from the IP header on.
 fn quoted(frame: &[u8], len: usize) -> Vec<u8> {
     frame[14..14 + len].to_vec()
 }
 
-/// The error of a router that takes `mtu`, about what we sent to [`PEER`].
+/// The error of a router whose next link has the MTU `mtu`, about a frame that we sent to [`PEER`].
 fn error(mtu: u16, quote: &[u8]) -> V4 {
     let [high, low] = mtu.to_be_bytes();
     V4::icmp(&UNDERLAY_ROUTER, &US, 3, 4, [0, 0, high, low], quote)
@@ -299,7 +299,7 @@ fn is_learnt(lab: &mut Lab, frame: &[u8], vtep: [u8; 4], inner_mtu: u32) {
     lab.at_underlay(frame).passes(&[note(Note::PathMtuLearnt)]);
     let learnt = lab.path_mtu(vtep).unwrap();
     assert_eq!(learnt.inner_mtu, inner_mtu);
-    // Ten minutes (RFC 1191 §6.3).
+    // A path MTU is valid for ten minutes (RFC 1191 §6.3).
     let until = 600_000_000_000;
     assert!((before + until..=now_ns() + until).contains(&learnt.expires_ns));
     assert_eq!(lab.path_mtu_keys(), [vtep]);
@@ -328,7 +328,7 @@ fn learnt_again_is_no_change(lab: &mut Lab) {
     is_learnt(lab, &error(1400, &quoted(&sent(), 28)).frame(), PEER, 1350);
     let frame = V4::udp(&ONE, &FAR, (1000, 2000), &payload(100)).frame();
     lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
-    // A look-up outside the flow cache would now find no entry.
+    // Without the flow cache, the look-up would now find no entry.
     lab.untold_fdb.remove(FdbKey::new(A, FAR.mac));
     is_learnt(lab, &error(1400, &quoted(&sent(), 28)).frame(), PEER, 1350);
     lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
@@ -360,7 +360,7 @@ fn learnt_and_expired(lab: &mut Lab) {
 }
 
 fn learnt_is_never_more_than_the_route(lab: &mut Lab) {
-    // The MTU of the route has become smaller since.
+    // The MTU of the route has decreased since the error.
     let expires_ns = now_ns() + 600_000_000_000;
     lab.set_path_mtu(PEER, expires_ns, 1400);
     let path = UnderlayPath { inner_mtu: 1300, ..TO_PEER };
@@ -381,7 +381,7 @@ fn not_below_the_least(lab: &mut Lab) {
 }
 
 fn old_router_says_nothing(lab: &mut Lab) {
-    // RFC 1191 §5.
+    // RFC 1191 §5: an old router sends the MTU 0.
     is_not_learnt(lab, &error(0, &quoted(&sent(), 28)).frame());
 }
 
@@ -395,7 +395,7 @@ fn equal_mtu_is_not_learnt(lab: &mut Lab) {
     is_not_learnt(lab, &error(1500, &quoted(&sent(), 28)).frame());
 }
 
-/// `change`s what the router quotes.
+/// An error whose quote is modified by `change`.
 fn misquoted(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut quote = quoted(&sent(), 28);
     change(&mut quote);

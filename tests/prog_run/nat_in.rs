@@ -99,7 +99,7 @@ fn answer_echo(lab: &mut Lab) {
     lab.at_underlay(&echo(&SERVER, &US, 0, 8).frame()).passes(&[]);
 }
 
-/// `A1` has asked the server.
+/// `A1` sends a query to the server.
 fn asked(lab: &mut Lab) {
     let question = |from: &Host| V4::udp(from, &SERVER, (PORT, 53), b"?");
     leaves(lab, &question(&ONE), &question(&US));
@@ -134,7 +134,7 @@ fn answer_with_options(lab: &mut Lab) {
 }
 
 fn answer_summed_by_the_card(lab: &mut Lab) {
-    // External ports that differ from the container's.
+    // The reserved port makes the external port differ from the container's.
     for protocol in [6, 17, 1] {
         lab.reserve(protocol, PORT);
     }
@@ -205,7 +205,7 @@ fn reaches_a1(lab: &mut Lab, to: &Host) {
     reaches_a1_from(lab, 5000, to);
 }
 
-/// The same from another port.
+/// A client connects from `port` to `to`, and `A1` gets the packet.
 #[track_caller]
 fn reaches_a1_from(lab: &mut Lab, port: u16, to: &Host) {
     let came = syn(&SERVER, to, (port, PUBLISHED));
@@ -236,7 +236,7 @@ fn published_exact_before_every(lab: &mut Lab) {
     let came = syn(&SERVER, &SECOND, (5000, PUBLISHED));
     let went = inbound(&syn(&SERVER, &TWO, (5000, 80)), &GATEWAY);
     let run = lab.at_underlay(&came.frame());
-    // Both begin with the client's port: they are different containers.
+    // Both flows keep the client's port, because they lead to different containers.
     run.arrives_as(&went, &CREATED);
 }
 
@@ -274,7 +274,7 @@ fn published_not_of_loopback(lab: &mut Lab) {
     for port in [PUBLISHED, PUBLISHED + 1] {
         lab.at_underlay(&syn(&SERVER, &loopback, (5000, port)).frame()).passes(&[]);
     }
-    // Nor is it one of the other addresses.
+    // The port is not published on the other addresses either.
     lab.at_underlay(&syn(&SERVER, &US, (5000, PUBLISHED)).frame()).passes(&[]);
 }
 
@@ -385,7 +385,7 @@ fn from_another_container(lab: &mut Lab) {
         let before = entries(lab);
         let came = to_gateway(&syn(&TWO, &host, (5000, PUBLISHED)));
         let run = lab.at_container(Port::A2, &came.frame());
-        // Only the first gets its own port: they are all from the gateway.
+        // Only the first flow keeps the client's port: all have the gateway's address as source.
         let notes = if before == 0 { CREATED.as_slice() } else { &CREATED_ELSEWHERE };
         let frame = run.redirects(Action::NatDeliver, Left::Spent, notes).frame;
         let port = chosen_port(&frame);
@@ -424,11 +424,11 @@ fn from_a_container_with_ttl_one(lab: &mut Lab) {
 }
 
 fn reserved_for_the_host_not_for_clients(lab: &mut Lab) {
-    // A client's port is not one of the host's.
+    // The source port of an external client need not be free on the host.
     lab.reserve_all();
     publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
     reaches_a1(lab, &US);
-    // That of a container becomes one.
+    // The source port of a container must be, because the flow gets the gateway's address.
     let came = to_gateway(&syn(&TWO, &US, (5000, PUBLISHED)));
     lab.at_container(Port::A2, &came.frame()).drops(DropReason::NatPortsExhausted);
 }

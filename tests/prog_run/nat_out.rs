@@ -54,7 +54,7 @@ fn vxlan_to_the_port_of_any_vtep(lab: &mut Lab) {
     assert_eq!(entries(lab), 0);
 }
 
-/// A packet from `A1` to the server, and what leaves for it with `port` as its source.
+/// A packet from `A1` to the server, and a function from the source port to the packet that leaves.
 type Pair = (V4, fn(u16) -> V4);
 
 const PORT: u16 = 40_000;
@@ -86,7 +86,7 @@ fn begins(lab: &mut Lab, packet: &V4, left: &V4) {
     assert_eq!(entries(lab), 2);
 }
 
-/// `packet` begins a flow with another port than its own. Returns it.
+/// `packet` begins a flow with another port than its own. Returns the new port.
 #[track_caller]
 fn begins_elsewhere(lab: &mut Lab, packet: &V4, left: impl FnOnce(u16) -> V4) -> u16 {
     let packet = to_gateway(packet);
@@ -155,14 +155,15 @@ fn known_flow(lab: &mut Lab) {
 fn udp_without_checksum(lab: &mut Lab) {
     let packet = unsummed(V4::udp(&ONE, &SERVER, (PORT, 53), &payload(9)));
     begins(lab, &packet, &unsummed(V4::udp(&US, &SERVER, (PORT, 53), &payload(9))));
-    // With another port, too.
+    // The checksum stays absent if the port is changed, too.
     lab.reserve(17, 999);
     let packet = unsummed(V4::udp(&ONE, &SERVER, (999, 53), &payload(9)));
     begins_elsewhere(lab, &packet, |port| unsummed(V4::udp(&US, &SERVER, (port, 53), &payload(9))));
 }
 
 fn udp_checksum_of_zero(lab: &mut Lab) {
-    // Some word makes the sum what would be sent as zero, which means none.
+    // The word is chosen such that the checksum would be 0. A 0 means no checksum, so the datagram
+    // has all ones (RFC 768).
     let datagram = |word: u16| V4::udp(&US, &SERVER, (PORT, 53), &word.to_be_bytes());
     let word = (0..=u16::MAX).find(|word| datagram(*word).l4[6..8] == [0xff; 2]).unwrap();
     let packet = V4::udp(&ONE, &SERVER, (PORT, 53), &word.to_be_bytes());
@@ -210,7 +211,7 @@ fn summed_by_the_card(lab: &mut Lab) {
             run.leaves_as(&left, notes);
         }
     }
-    // With another port.
+    // The same with a changed port.
     for protocol in [6, 17, 1] {
         lab.reserve(protocol, 999);
     }
@@ -226,7 +227,7 @@ fn summed_by_the_card(lab: &mut Lab) {
 }
 
 fn checksum_already_wrong_stays_wrong(lab: &mut Lab) {
-    // The receiver checks it: a new checksum would hide the error.
+    // The receiver checks the checksum: a correct one would hide the error.
     let wrong = |mut packet: V4| {
         packet.l4.iter_mut().last().into_iter().for_each(|byte| *byte ^= 0x40);
         packet
@@ -266,7 +267,7 @@ fn port_of_a_listener(lab: &mut Lab) {
     let other =
         begins_elsewhere(lab, &packet, |port| V4::segment(&US, &SERVER, (port, 80), SYN, &[]));
     assert_ne!(other, port);
-    // Of UDP it is free.
+    // The port is free for UDP.
     let packet = to_gateway(&V4::udp(&ONE, &SERVER, (port, 53), b"x"));
     let left = outbound(&V4::udp(&US, &SERVER, (port, 53), b"x"));
     lab.at_container(Port::A1, &packet.frame()).leaves_as(&left, &CREATED);
@@ -321,7 +322,7 @@ fn same_port_to_another_peer(lab: &mut Lab) {
 }
 
 fn identifier_zero(lab: &mut Lab) {
-    // Zero stands for the port that an echo does not have.
+    // In a flow key 0 stands for the port that an echo does not have.
     let packet = echo(&ONE, &SERVER, 8, 0);
     assert_ne!(begins_elsewhere(lab, &packet, |id| echo(&US, &SERVER, 8, id)), 0);
 }
@@ -332,7 +333,7 @@ fn port_zero(lab: &mut Lab) {
 }
 
 fn echo_reply_of_no_flow(lab: &mut Lab) {
-    // There is nobody who would have asked.
+    // No echo request preceded this reply.
     any_source(&lab.tables, Port::A1);
     let packet = to_gateway(&echo(&ONE, &SERVER, 0, 77));
     lab.at_container(Port::A1, &packet.frame()).drops(DropReason::NoFlow);

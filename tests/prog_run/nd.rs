@@ -64,12 +64,12 @@ const ROUTER: u8 = 0x80;
 const SOLICITED: u8 = 0x40;
 const OVERRIDE: u8 = 0x20;
 
-/// `ff02::1:ffXX:XXXX` (RFC 4291 §2.7.1).
+/// Solicited-node group of an address, `ff02::1:ffXX:XXXX` (RFC 4291 §2.7.1).
 const fn solicited_node(ip: [u8; 16]) -> [u8; 16] {
     [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, ip[13], ip[14], ip[15]]
 }
 
-/// RFC 2464 §7.
+/// MAC of a multicast group (RFC 2464 §7).
 const fn group_mac(ip: [u8; 16]) -> [u8; 6] {
     [0x33, 0x33, ip[12], ip[13], ip[14], ip[15]]
 }
@@ -90,34 +90,34 @@ fn message(
     V6::icmp(eth, ip, (kind, 0), [flags, 0, 0, 0], &body)
 }
 
-/// `from` asks for `target`, as hosts do.
+/// A multicast solicitation of `from` for `target`.
 fn solicit(from: &Host, target: [u8; 16]) -> V6 {
     let group = solicited_node(target);
     let option = link_layer(SOURCE_OPTION, from.mac);
     message((from.mac, group_mac(group)), (from.v6, group), (SOLICIT, 0), target, &option)
 }
 
-/// `host` detects duplicates of `target` (RFC 4862 §5.4.2).
+/// A solicitation of `host` that detects duplicates of `target` (RFC 4862 §5.4.2).
 fn detect(host: &Host, target: [u8; 16]) -> V6 {
     let group = solicited_node(target);
     message((host.mac, group_mac(group)), ([0; 16], group), (SOLICIT, 0), target, &[])
 }
 
-/// `from` answers `to`.
+/// A solicited advertisement of `from` to `to`.
 fn advert(from: &Host, to: &Host) -> V6 {
     let option = link_layer(TARGET_OPTION, from.mac);
     let flags = SOLICITED | OVERRIDE;
     message((from.mac, to.mac), (from.v6, to.v6), (ADVERT, flags), from.v6, &option)
 }
 
-/// `from` announces its address to all.
+/// An advertisement of `from` to all nodes.
 fn announce(from: &Host) -> V6 {
     let option = link_layer(TARGET_OPTION, from.mac);
     let eth = (from.mac, group_mac(ALL_NODES));
     message(eth, (from.v6, ALL_NODES), (ADVERT, OVERRIDE), from.v6, &option)
 }
 
-/// What we answer `asker`, who sends from `asker_ip`: `target` is at `mac`.
+/// The program's answer to `asker`, which sends from `asker_ip`: `target` is at `mac`.
 fn answer(asker: &Host, asker_ip: [u8; 16], target: [u8; 16], mac: [u8; 6]) -> Vec<u8> {
     let option = link_layer(TARGET_OPTION, mac);
     let flags = SOLICITED | OVERRIDE;
@@ -183,7 +183,7 @@ fn padded_solicitation_is_answered(lab: &mut Lab) {
 }
 
 fn solicitation_without_option_is_answered(lab: &mut Lab) {
-    // Shorter than the answer.
+    // The solicitation is shorter than the answer.
     let group = solicited_node(FAR.v6);
     let eth = (ONE.mac, group_mac(group));
     let question = message(eth, (ONE.v6, group), (SOLICIT, 0), FAR.v6, &[]);
@@ -191,7 +191,7 @@ fn solicitation_without_option_is_answered(lab: &mut Lab) {
 }
 
 fn solicitation_with_a_nonce_is_answered(lab: &mut Lab) {
-    // RFC 7527; kind 14 (RFC 3971 §5.3.2).
+    // RFC 7527: a nonce, which is option 14 (RFC 3971 §5.3.2).
     let group = solicited_node(FAR.v6);
     let eth = (ONE.mac, group_mac(group));
     let nonce = [14, 1, 1, 2, 3, 4, 5, 6];
@@ -227,7 +227,7 @@ fn duplicate_detection_of_its_own_address_is_absorbed(lab: &mut Lab) {
 }
 
 fn duplicate_detection_of_a_taken_address_is_answered(lab: &mut Lab) {
-    // RFC 4861 §7.2.4: unsolicited, to all nodes.
+    // RFC 4861 §7.2.4: the answer is unsolicited, and to all nodes.
     let option = link_layer(TARGET_OPTION, FAR.mac);
     let answer = message(
         (FAR.mac, group_mac(ALL_NODES)),
@@ -303,7 +303,7 @@ fn spoofed_router_option(lab: &mut Lab) {
 }
 
 fn second_option(lab: &mut Lab) {
-    // The second could be the false one.
+    // A check of the first option alone would miss a false second option.
     let options = [link_layer(TARGET_OPTION, ONE.mac), link_layer(TARGET_OPTION, TWO.mac)].concat();
     let packet =
         message((ONE.mac, FAR.mac), (ONE.v6, FAR.v6), (ADVERT, OVERRIDE), ONE.v6, &options);
@@ -346,7 +346,7 @@ fn router_advertisement_where_any_source_may_send(lab: &mut Lab) {
 }
 
 fn low_hop_limit(lab: &mut Lab) {
-    // RFC 4861 §7.1: it has come through a router.
+    // RFC 4861 §7.1: a message with another hop limit has come through a router.
     for packet in [solicit(&ONE, FAR.v6), advert(&ONE, &FAR), from_router(134, &[0; 8])] {
         is_refused(lab, &V6 { hop_limit: 254, ..packet }, DropReason::Malformed);
     }
@@ -370,17 +370,17 @@ fn target_multicast_or_unspecified(lab: &mut Lab) {
 }
 
 fn duplicate_detection_to_a_single_host(lab: &mut Lab) {
-    // `::` may only send to a group.
+    // A packet from `::` may only go to a group.
     let packet = message((ONE.mac, FAR.mac), ([0; 16], FAR.v6), (SOLICIT, 0), FAR.v6, &[]);
     is_refused(lab, &packet, DropReason::SpoofedIp);
-    // And then to the right one (RFC 4861 §7.1.1).
+    // The group must be the target's solicited-node group (RFC 4861 §7.1.1).
     let eth = (ONE.mac, group_mac(ALL_NODES));
     let packet = message(eth, ([0; 16], ALL_NODES), (SOLICIT, 0), FAR.v6, &[]);
     is_refused(lab, &packet, DropReason::Malformed);
 }
 
 fn duplicate_detection_with_an_option(lab: &mut Lab) {
-    // RFC 4861 §7.1.1: no source address, no link-layer address of it.
+    // RFC 4861 §7.1.1: a message without a source address has no source link-layer address.
     let group = solicited_node(FAR.v6);
     let eth = (ONE.mac, group_mac(group));
     let option = link_layer(SOURCE_OPTION, ONE.mac);
@@ -407,7 +407,7 @@ fn solicited_advertisement_to_all(lab: &mut Lab) {
 
 fn truncated(lab: &mut Lab) {
     let whole = solicit(&ONE, FAR.v6);
-    // The IPv6 header agrees with the shorter frame.
+    // The length in the IPv6 header is that of the truncated message.
     for len in 0..24 {
         let packet = V6 { rest: whole.rest[..len].to_vec(), ..whole.clone() };
         is_refused(lab, &packet, DropReason::Malformed);
@@ -416,7 +416,7 @@ fn truncated(lab: &mut Lab) {
         let packet = V6 { rest: whole.rest[..len].to_vec(), ..whole.clone() };
         is_refused(lab, &packet, DropReason::Malformed);
     }
-    // It does not.
+    // The length in the IPv6 header exceeds the truncated frame.
     let frame = whole.frame();
     for len in SHORTEST_V6..frame.len() {
         lab.at_container(Port::A1, &frame[..len]).drops(DropReason::Malformed);
@@ -424,7 +424,7 @@ fn truncated(lab: &mut Lab) {
 }
 
 fn option_of_no_length(lab: &mut Lab) {
-    // RFC 4861 §4.6.
+    // RFC 4861 §4.6: a length of 0 is invalid.
     let mut option = link_layer(SOURCE_OPTION, ONE.mac);
     option[1] = 0;
     let group = solicited_node(FAR.v6);
@@ -441,12 +441,12 @@ fn disguised_by_hop_by_hop(lab: &mut Lab) {
 }
 
 fn disguised_by_a_fragment_header(lab: &mut Lab) {
-    // RFC 6980 §5: the first fragment, and the only one.
+    // RFC 6980 §5. With `more` 0 the fragment is the only one, with 1 the first one.
     for more in [0, 1] {
         let spoofed = advert(&ONE, &TWO).extended(44, &[0, 0, more, 0, 0, 0, 7]);
         is_refused(lab, &spoofed, DropReason::SpoofedNd);
     }
-    // A later one comes to nothing without it.
+    // A later fragment may pass, because it is useless without the first one.
     let later = advert(&ONE, &FAR).extended(44, &[0, 0, 0x40, 0, 0, 0, 7]);
     crosses(lab, &later);
     let options = advert(&ONE, &FAR).extended(60, &[0, 1, 4, 0, 0, 0, 0]);
@@ -473,7 +473,7 @@ fn echo_is_forwarded(lab: &mut Lab) {
 }
 
 fn multicast_listener_report_is_flooded(lab: &mut Lab) {
-    // RFC 3590 §4: from `::` before there is an address; with a router alert.
+    // RFC 3590 §4: a host without an address reports from `::`. The packet has a router alert.
     let group = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x16];
     let eth = (ONE.mac, group_mac(group));
     let record = [&[4, 0, 0, 0], solicited_node(ONE.v6).as_slice()].concat();

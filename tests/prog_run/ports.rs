@@ -95,7 +95,7 @@ impl PacketSocket {
 
     fn open(ifindex: u32, protocol: u16) -> Self {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-        // No protocol before it is bound: frames of other interfaces stay out.
+        // Without a protocol the socket receives no frames of other interfaces before `bind`.
         let fd = socket(AddressFamily::Packet, SockType::Raw, flags, None::<SockProtocol>).unwrap();
         let socket = Self(fd);
         socket.set_option(libc::PACKET_IGNORE_OUTGOING, 1);
@@ -109,8 +109,8 @@ impl PacketSocket {
             .unwrap_or_else(|error| panic!("packet socket option {option}: {error}"));
     }
 
-    /// Puts a `virtio_net_hdr` before every frame, which says how it is to be
-    /// cut into segments, or turns that off.
+    /// Turns on or off a `virtio_net_hdr` before every frame. The header says how the frame is to
+    /// be cut into segments.
     pub(crate) fn segmentation_headers(&self, on: bool) {
         self.set_option(libc::PACKET_VNET_HDR, on.into());
     }
@@ -145,7 +145,7 @@ impl PacketSocket {
             assert!(!left.is_zero(), "no frame arrived in {PATIENCE:?}");
             let mut fd = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
             let timeout = i32::try_from(left.as_millis()).unwrap();
-            // SAFETY: one descriptor, on our stack. Why it returns shows above.
+            // SAFETY: `fd` is one `pollfd` on this stack, and the length given is 1.
             unsafe { libc::poll(&raw mut fd, 1, timeout) };
         }
     }
@@ -153,9 +153,9 @@ impl PacketSocket {
 
 /// Both ends of one port.
 pub(crate) struct Wire {
-    /// On the far side: what the host sends.
+    /// The socket on the far side. It receives the frames that the host sends.
     pub(crate) far: PacketSocket,
-    /// On the host's side: sends markers to the far side.
+    /// The socket on the host's side. It sends markers to the far side.
     pub(crate) near: PacketSocket,
 }
 

@@ -1,4 +1,4 @@
-//! Any bytes into every program: a verdict out of the known ones, and one count.
+//! Random bytes into every program. Each frame gets a known verdict, and is counted once.
 
 use std::cell::RefCell;
 
@@ -19,10 +19,10 @@ use crate::{
 
 cases!(bytes, mutated_frames, mutated_frames_of_a_learning_network, any_inner_frame);
 
-/// Bytes of the longest frame that is tried.
+/// Length of the longest frame in bytes.
 const LONGEST: usize = 300;
 
-/// Frames that get far, to be changed a little.
+/// Frames that pass most checks. The tests change a few bytes of them.
 fn seeds() -> Vec<Vec<u8>> {
     let udp = V4::udp(&ONE, &FAR, (1, 2), &payload(60)).frame();
     let solicit = |target: [u8; 16]| {
@@ -89,7 +89,7 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// Whether a test run takes the frame.
+/// Whether a test run accepts the frame.
 fn testable(program: Program, frame: &[u8]) -> bool {
     let least = match frame[12..14] {
         _ if program == Program::UnderlayXdp => 14,
@@ -100,7 +100,7 @@ fn testable(program: Program, frame: &[u8]) -> bool {
     frame.len() >= least
 }
 
-/// Every frame is counted once, as what its verdict says, with all its bytes.
+/// Checks that a frame is counted once, under a code that fits its verdict, with all its bytes.
 fn counted_once(program: Program, frame: &[u8], outcome: &Outcome) -> Result<(), TestCaseError> {
     let direction = program.direction();
     let mut fates = Vec::new();
@@ -169,7 +169,7 @@ fn mutated_frames_of_a_learning_network(lab: &mut Lab) {
 }
 
 fn any_inner_frame(lab: &mut Lab) {
-    // Behind headers that let it through to the inner one.
+    // The outer headers are valid, so that the program reaches the inner frame.
     let inner = prop::collection::vec(any::<u8>(), 14..LONGEST);
     let to_one = (inner, any::<u8>()).prop_map(|(mut inner, kind)| {
         inner[..6].copy_from_slice(&ONE.mac);

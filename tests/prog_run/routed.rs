@@ -50,8 +50,8 @@ pub(crate) fn echo(src: &Host, dst: &Host, kind: u8, id: u16) -> V4 {
     V4::icmp(src, dst, kind, 0, [high, low, 0, 9], &payload(56))
 }
 
-/// The packet in fragments, each with as many bytes of the upper layer as said, the
-/// last with the rest.
+/// The packet in fragments. `sizes` are the bytes of the upper layer in each fragment; the last one
+/// has the rest.
 pub(crate) fn fragments(packet: &V4, sizes: &[usize]) -> Vec<V4> {
     let mut rest = packet.l4.as_slice();
     let mut all = Vec::new();
@@ -66,7 +66,7 @@ pub(crate) fn fragments(packet: &V4, sizes: &[usize]) -> Vec<V4> {
     all
 }
 
-/// The key of a packet that comes in from `zone`, or leaves to there.
+/// The key of a packet that comes in from `zone`, or leaves to `zone`.
 pub(crate) fn key(zone: u32, packet: &V4) -> FlowKey {
     let l4 = &packet.l4;
     let (src_port, dst_port) = match (packet.protocol, l4[0]) {
@@ -159,7 +159,7 @@ impl Began<'_> {
         (orig, answer(&key(self.to.zone(), self.went)))
     }
 
-    /// Checks both entries, all of them.
+    /// Checks every field of both entries.
     #[track_caller]
     pub(crate) fn is_tracked(&self, lab: &Lab, orig: Passed, reply: Passed) {
         let (orig_key, reply_key) = self.keys();
@@ -195,7 +195,7 @@ impl Began<'_> {
         assert_eq!(forget_time(flow(lab, &reply_key)), wanted, "reply");
     }
 
-    /// Checks that one packet has begun it.
+    /// Checks that one packet has begun the flow.
     #[track_caller]
     pub(crate) fn has_begun(&self, lab: &Lab) {
         let seen = if self.came.protocol == 6 { seen::SYN } else { 0 };
@@ -217,12 +217,12 @@ pub(crate) fn flow(lab: &Lab, key: &FlowKey) -> Flow {
     }
 }
 
-/// How many entries there are.
+/// Number of entries in the flow table.
 pub(crate) fn entries(lab: &Lab) -> usize {
     lab.flows.keys().len()
 }
 
-/// Removes all of them.
+/// Removes all entries of the flow table.
 pub(crate) fn forget_all(lab: &mut Lab) {
     for key in lab.flows.keys() {
         lab.flows.remove(key);
@@ -250,7 +250,7 @@ pub(crate) fn publish(
     lab.tables.published.insert(&key, &entry).unwrap();
 }
 
-/// The port that the packet `left` of a run is translated to: source, or identifier.
+/// The source port of a translated frame, or its ICMP echo identifier.
 pub(crate) fn chosen_port(frame: &[u8]) -> u16 {
     let l4 = 14 + usize::from(frame[14] & 15) * 4;
     let at = if frame[23] == 1 { l4 + 4 } else { l4 };

@@ -78,7 +78,7 @@ fn to_addresses_of_the_host(lab: &mut Lab) {
     for host in [US, SECOND] {
         lab.at_container(Port::A1, &datagram(&host).frame()).begins_to_host();
     }
-    // Published for another protocol or port.
+    // The port is published for another protocol, and another port for this protocol.
     publish(lab, [0; 4], 6, 53, Port::A2, 80);
     publish(lab, [0; 4], 17, 54, Port::A2, 80);
     lab.at_container(Port::A1, &datagram(&US).frame()).reaches_host();
@@ -160,7 +160,7 @@ fn ttl_of_two_is_enough(lab: &mut Lab) {
     run.leaves_as(&V4 { ttl: 1, ..left }, &CREATED);
 }
 
-/// An uplink with a smaller MTU.
+/// Runs a case with an uplink whose MTU is 1400.
 fn small(lab: &mut Lab, case: impl FnOnce(&mut Lab)) {
     with_routes(lab, "link set uplink mtu 1400\n", "link set uplink mtu 9000\n", case);
 }
@@ -216,14 +216,14 @@ fn internal_network(lab: &mut Lab) {
         let frame = datagram(&dst).frame();
         lab.at_container(Port::A1, &frame).drops(DropReason::InternalNetwork);
     }
-    // No flow: nothing that the host forwards comes back.
+    // The packet begins no flow, because the host forwards no answer to it.
     lab.at_container(Port::A1, &datagram(&GATEWAY).frame()).reaches_host();
     assert_eq!(entries(lab), 0);
 }
 
 fn isolated(lab: &mut Lab) {
     lab.at_container(Port::A1, &datagram(&IN_B).frame()).drops(DropReason::Isolated);
-    // Also from B to A, where the route leads to A's gateway device.
+    // The same from network B to network A, where the route leads to A's gateway device.
     let packet = V4 { eth_dst: GATEWAY_OF_B.mac, ..datagram(&TWO) };
     lab.at_container(Port::B1, &packet.frame()).drops(DropReason::Isolated);
     assert_eq!(entries(lab), 0);
@@ -256,7 +256,7 @@ fn no_error_about_an_error(lab: &mut Lab) {
     let error = to_gateway(&V4::icmp(&ONE, &SERVER, 3, 3, [0; 4], &answer[..28]));
     let outcome = lab.at_container(Port::A1, &V4 { ttl: 1, ..error }.frame()).outcome();
     assert_eq!((outcome.verdict, outcome.copies.len(), outcome.counts.len()), (SHOT, 0, 1));
-    // Nor about a fragment other than the first.
+    // A later fragment causes no error either.
     let [first, later] = fragments(&packet, &[24]).try_into().unwrap();
     let run = lab.at_container(Port::A1, &first.frame());
     run.redirects(culvert_common::abi::Action::NatOut, Left::Spent, &[]);
@@ -311,7 +311,7 @@ fn protocol_unsupported(lab: &mut Lab) {
 
 fn network_without_gateway(lab: &mut Lab) {
     change_network(&lab.tables, A, |network| network.gateway_ifindex = 0);
-    // A MAC as any other.
+    // The gateway's MAC is then like any other MAC.
     let outcome = lab.at_container(Port::A1, &datagram(&SERVER).frame()).outcome();
     assert_eq!(outcome.verdict, SHOT);
     assert_eq!(entries(lab), 0);

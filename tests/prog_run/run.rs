@@ -16,7 +16,7 @@ use crate::{
     ports::{CLIENT_LINK, GATEWAY_A, LOOPBACK, Port},
 };
 
-/// TC: as if the program were not there.
+/// TC: the frame goes on as if the program were not there.
 pub(crate) const UNSPEC: i32 = -1;
 /// TC: dropped.
 pub(crate) const SHOT: i32 = 2;
@@ -24,12 +24,12 @@ pub(crate) const SHOT: i32 = 2;
 pub(crate) const REDIRECT: i32 = 7;
 /// XDP: dropped.
 pub(crate) const XDP_DROP: i32 = 1;
-/// XDP: on to the kernel.
+/// XDP: passed to the kernel.
 pub(crate) const XDP_PASS: i32 = 2;
 
-/// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE` of linux/bpf.h: the frame comes with the sum that a network
-/// card has made, and the kernel checks that it still is right when the program is done
-/// (EBADMSG). aya-obj's bindings lack it, and aya's `TestRunOptions` has no way to set it.
+/// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE` of linux/bpf.h: the frame has a sum from a network card, and
+/// the kernel checks that the sum is still right after the program (EBADMSG). aya-obj's bindings
+/// lack this flag, and aya's `TestRunOptions` cannot set it.
 const CHECKSUM_COMPLETE: u32 = 1 << 2;
 
 /// Shortest frames that a test run of a TC program takes: with the EtherTypes
@@ -50,28 +50,28 @@ impl Count {
         Self { code, packets: 1, bytes: None }
     }
 
-    /// `packets` times, each with the bytes of the frame.
+    /// The code is counted `packets` times, each with the bytes of the frame.
     pub(crate) const fn times(self, packets: u64) -> Self {
         Self { packets, ..self }
     }
 
-    /// With this number of bytes in all instead of the frame's.
+    /// The code is counted with this number of bytes in all instead of the frame's.
     pub(crate) const fn bytes(self, bytes: usize) -> Self {
         Self { bytes: Some(bytes as u64), ..self }
     }
 }
 
-/// Counted once, with the bytes of the frame.
+/// The action is counted once, with the bytes of the frame.
 pub(crate) const fn action(action: Action) -> Count {
     Count::once(Code::Action(action))
 }
 
-/// Counted once, with the bytes of the frame.
+/// The drop reason is counted once, with the bytes of the frame.
 pub(crate) const fn drop(reason: DropReason) -> Count {
     Count::once(Code::Drop(reason))
 }
 
-/// Counted once, with the bytes of the frame.
+/// The note is counted once, with the bytes of the frame.
 pub(crate) const fn note(note: Note) -> Count {
     Count::once(Code::Note(note))
 }
@@ -97,13 +97,13 @@ pub(crate) fn tunnelled(frame: Vec<u8>) -> Copy {
 /// The frame that a program leaves behind.
 #[derive(Clone, Debug)]
 pub(crate) enum Left {
-    /// The one that came.
+    /// The frame that came in.
     Unchanged,
-    /// This one.
+    /// This frame.
     Frame(Vec<u8>),
-    /// This one, but for the outer UDP source port: any entropy port.
+    /// This frame, except for the outer UDP source port, which may be any entropy port.
     Tunnelled(Vec<u8>),
-    /// Dropped after it was copied; its contents are not checked.
+    /// A frame that was dropped after it was copied. Its contents are not checked.
     Spent,
 }
 
@@ -116,7 +116,7 @@ pub(crate) struct Expected<'a> {
     pub(crate) copies: &'a [Copy],
 }
 
-/// Which program.
+/// A program under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Program {
     /// `from_container`.
@@ -154,7 +154,7 @@ impl Program {
         }
     }
 
-    /// The interface that its frames are on.
+    /// Ifindex of the interface that the program's frames are on.
     const fn ifindex(self) -> u32 {
         match self {
             Self::Container => Port::A1.ifindex(),
@@ -307,13 +307,13 @@ pub(crate) fn test_run(
         attr.test.ctx_in = context.as_ptr() as u64;
     }
     let command = bpf_cmd::BPF_PROG_TEST_RUN as libc::c_long;
-    // SAFETY: the attributes are those of the command; the buffers they point to are as long as
-    // stated and outlive the call.
+    // SAFETY: the attributes are those of the command. The buffers they point to have the lengths
+    // that are given, and outlive the call.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<bpf_attr>()) };
     let error = std::io::Error::last_os_error();
     assert_eq!(result, 0, "test run: {error}");
-    // SAFETY: `test` is the member of the command.
+    // SAFETY: the kernel has succeeded with `BPF_PROG_TEST_RUN`, whose member is `test`.
     let test = unsafe { attr.test };
     left.truncate(test.data_size_out as usize);
     (test.retval.cast_signed(), left)
@@ -330,14 +330,15 @@ fn is_asserted(index: u32) -> bool {
 }
 
 impl Outcome {
-    /// Every frame is counted under one action or one drop reason: `frames` of them went in.
+    /// Checks that every frame is counted under one action or one drop reason. `frames` is the
+    /// number of frames that went in.
     #[track_caller]
     fn conserves(&self, frames: Option<u64>) {
         const FIRST_NOTE: u32 = 192;
         let counted = self.counts.iter().filter(|(index, _)| index & 0xff < FIRST_NOTE);
         let counted: u64 = counted.map(|(_, counter)| counter.packets).sum();
         if let Some(frames) = frames {
-            assert_eq!(counted, frames, "sent = went on + dropped");
+            assert_eq!(counted, frames, "sent = forwarded + dropped");
         }
     }
 }
@@ -369,7 +370,7 @@ impl<'a> Run<'a> {
         Self { transmitted: true, ..self }
     }
 
-    /// Makes it a GSO frame with segments of `size` bytes of payload.
+    /// Makes the frame a GSO frame with segments of `size` bytes of payload.
     pub(crate) fn gso(self, size: u32) -> Self {
         Self { gso_size: size, ..self }
     }
@@ -379,7 +380,7 @@ impl<'a> Run<'a> {
         Self { flags: CHECKSUM_COMPLETE, ..self }
     }
 
-    /// Runs the program so many times in a row.
+    /// Runs the program `times` times in a row.
     pub(crate) fn repeat(self, times: u32) -> Self {
         Self { repeat: times, ..self }
     }
@@ -401,7 +402,7 @@ impl<'a> Run<'a> {
     pub(crate) fn gives(self, expected: &Expected<'_>) -> Outcome {
         let (frame, direction) = (self.frame.clone(), self.program.direction());
         let frames = match self.program {
-            // What XDP lets pass is counted at tcx.
+            // tcx counts the frames that XDP passes.
             Program::UnderlayXdp => None,
             _ => Some(u64::from(self.repeat)),
         };
@@ -452,7 +453,7 @@ impl<'a> Run<'a> {
         outcome
     }
 
-    /// Left to the kernel, untouched.
+    /// The frame is left to the kernel, unchanged.
     #[track_caller]
     pub(crate) fn passes(self, notes: &[Count]) {
         let verdict = match self.program {
@@ -467,13 +468,13 @@ impl<'a> Run<'a> {
         self.gives(&Expected { verdict, left: Left::Unchanged, counts: &counts, copies: &[] });
     }
 
-    /// Dropped, untouched, and nothing sent.
+    /// The frame is dropped, unchanged, and nothing is sent.
     #[track_caller]
     pub(crate) fn drops(self, reason: DropReason) {
         self.drops_noting(reason, &[]);
     }
 
-    /// Dropped, untouched, with these notes.
+    /// The frame is dropped, unchanged, with these notes.
     #[track_caller]
     pub(crate) fn drops_noting(self, reason: DropReason, notes: &[Count]) {
         let verdict = match self.program {
@@ -484,49 +485,49 @@ impl<'a> Run<'a> {
         self.gives(&Expected { verdict, left: Left::Unchanged, counts: &counts, copies: &[] });
     }
 
-    /// Handed to a local endpoint as `frame`.
+    /// The frame goes to a local endpoint as `frame`.
     #[track_caller]
     pub(crate) fn delivers(self, frame: &[u8], notes: &[Count]) {
         self.redirects(Action::Deliver, Left::Frame(frame.to_vec()), notes);
     }
 
-    /// Encapsulated into `frame`, which any entropy port completes. Returns the port.
+    /// The frame is encapsulated into `frame` with any entropy port. Returns the port.
     #[track_caller]
     pub(crate) fn encaps(self, frame: Vec<u8>, notes: &[Count]) -> u16 {
         self.redirects(Action::Encap, Left::Tunnelled(frame), notes).entropy_port()
     }
 
-    /// Sent back to the container as `frame`.
+    /// The program answers the container with `frame`.
     #[track_caller]
     pub(crate) fn answers(self, what: Action, frame: Vec<u8>) {
         self.redirects(what, Left::Frame(frame), &[]);
     }
 
-    /// Handed to the host's stack, untouched.
+    /// The frame goes to the host's stack, unchanged.
     #[track_caller]
     pub(crate) fn reaches_host(self) {
         self.redirects(Action::ToHost, Left::Unchanged, &[]);
     }
 
-    /// Handed to the host's stack, untouched: it begins a flow to there.
+    /// The frame goes to the host's stack, unchanged, and begins a flow.
     #[track_caller]
     pub(crate) fn begins_to_host(self) {
         self.redirects(Action::ToHost, Left::Unchanged, &crate::routed::CREATED);
     }
 
-    /// Sent out of an uplink as `packet`.
+    /// The frame leaves through an uplink as `packet`.
     #[track_caller]
     pub(crate) fn leaves_as(self, packet: &V4, notes: &[Count]) {
         self.redirects(Action::NatOut, Left::Frame(packet.frame()), notes);
     }
 
-    /// Translated and handed to a container as `packet`.
+    /// The frame is translated, and goes to a container as `packet`.
     #[track_caller]
     pub(crate) fn arrives_as(self, packet: &V4, notes: &[Count]) {
         self.redirects(Action::NatDeliver, Left::Frame(packet.frame()), notes);
     }
 
-    /// Kept, a fragment, untouched.
+    /// The frame is a fragment, and is held unchanged.
     #[track_caller]
     pub(crate) fn holds(self, notes: &[Count]) {
         let counts = [&[action(Action::Hold)], notes].concat();
@@ -538,7 +539,7 @@ impl<'a> Run<'a> {
         });
     }
 
-    /// Forwarded. The same frame is then run again, and must give the same bytes: through the flow
+    /// The frame is forwarded. It is then run again, and must give the same bytes: through the flow
     /// cache, if the cache keeps such frames.
     #[track_caller]
     pub(crate) fn redirects(self, what: Action, left: Left, notes: &[Count]) -> Outcome {
@@ -553,8 +554,7 @@ impl<'a> Run<'a> {
         first
     }
 
-    /// Flooded: `copies` are sent, in the order of [`Port`], and counted with
-    /// `notes`.
+    /// The frame is flooded: `copies` are sent, in the order of [`Port`], and counted with `notes`.
     #[track_caller]
     pub(crate) fn floods(self, copies: &[Copy], notes: &[Count]) -> Outcome {
         let counts = [&[action(Action::Flood)], notes].concat();

@@ -157,7 +157,7 @@ fn vxlan_where_any_source_may_send(lab: &mut Lab) {
 }
 
 fn vxlan_to_anyone_else(lab: &mut Lab) {
-    // A container may well run a VXLAN of its own, within its network.
+    // A container may run a VXLAN of its own inside its network.
     for dst in [FAR.v4, STRANGER] {
         crosses(lab, &forged(dst).frame());
     }
@@ -206,7 +206,7 @@ fn ipv4_version(lab: &mut Lab) {
 }
 
 fn ipv4_header_length(lab: &mut Lab) {
-    // Shorter than a header; longer than the packet.
+    // Header lengths that are less than a header, or more than the packet.
     for words in [0, 1, 4, 15] {
         let mut frame = V4::udp(&ONE, &FAR, (1, 2), &payload(3)).frame();
         frame[14] = 0x40 | words;
@@ -249,7 +249,7 @@ fn ipv6_payload_length(lab: &mut Lab) {
 }
 
 fn ipv6_extension_headers_truncated(lab: &mut Lab) {
-    // The first names one that is not there; one is longer than the packet.
+    // A header names a next header that is not there, or is longer than the packet.
     let packet = V6 { rest: vec![], next_header: 60, ..V6::new(&ONE, &FAR) };
     is_refused(lab, &packet.frame(), DropReason::Malformed);
     let packet = V6 { rest: vec![43, 0], next_header: 60, ..V6::new(&ONE, &FAR) };

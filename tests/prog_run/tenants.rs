@@ -123,7 +123,7 @@ fn learned_entry_of_another_network_is_unknown(lab: &mut Lab) {
 }
 
 fn vni_decides_where_a_frame_goes(lab: &mut Lab) {
-    // One frame, two networks: behind the tunnel in one, here in the other.
+    // In network A the destination is behind a VTEP, in network B it is an endpoint of this host.
     lab.tables.vteps.insert(&VtepKey { vni: B, ip: PEER }, &VtepInfo { foreign: 0 }).unwrap();
     lab.tables.fdb.insert(&FdbKey::new(A, NOBODY.mac), &remote(PEER)).unwrap();
     lab.tables.fdb.insert(&FdbKey::new(B, NOBODY.mac), &local(Port::B1)).unwrap();

@@ -44,19 +44,19 @@ fn begins(lab: &mut Lab, packet: &V4) {
     began(&came).has_begun(lab);
 }
 
-/// Its flow.
+/// The flow that `came` begins.
 fn began(came: &V4) -> Began<'_> {
     Began { came, from: Place::At(Port::A1), went: came, to: Place::Stack, kind: kind::HOST }
 }
 
-/// A packet as the host forwards it to `A1`, and as that gets it.
+/// The host forwards `packet`, and `A1` gets it with the MACs of the network.
 #[track_caller]
 fn arrives(lab: &mut Lab, packet: &V4) {
     let arrived = V4 { eth_dst: ONE.mac, eth_src: GATEWAY.mac, ..packet.clone() };
     lab.at_host(&packet.frame()).forwarded().arrives_as(&arrived, &[]);
 }
 
-/// A host without a MAC of ours: the kernel writes whatever it likes.
+/// `host` with an arbitrary MAC, because the kernel may write any MAC.
 const fn far(host: Host) -> Host {
     Host { mac: [9; 6], ..host }
 }
@@ -78,7 +78,7 @@ fn tcp(lab: &mut Lab) {
 
 fn udp(lab: &mut Lab) {
     begins(lab, &V4::udp(&ONE, &SECOND, (5000, 53), b"?"));
-    // The host has taken one off the TTL.
+    // The host has decremented the TTL.
     arrives(lab, &V4 { ttl: 1, ..V4::udp(&far(SECOND), &ONE, (53, 5000), b"!") });
 }
 
@@ -156,7 +156,7 @@ fn published_since(lab: &mut Lab) {
     let went = inbound(&V4::udp(&GATEWAY, &TWO, (5000, 80), b"x"), &GATEWAY);
     lab.at_container(Port::A1, &to_gateway(&packet).frame()).arrives_as(&went, &CREATED);
     assert_eq!(entries(lab), 2);
-    // A port of every address is none of a service's.
+    // A port that is published on every address is not published on a service's address.
     let service = V4::udp(&ONE, &SERVICE, (5000, 514), b"x");
     begins(lab, &service);
     lab.at_container(Port::A1, &to_gateway(&service).frame()).reaches_host();
@@ -171,7 +171,7 @@ fn the_host_has_lost_the_address(lab: &mut Lab) {
 }
 
 fn the_port_is_never_changed(lab: &mut Lab) {
-    // The answer's entry stands: another CPU is about to write the other one.
+    // Only the answer's entry exists: another CPU is about to write the other entry.
     let packet = to_gateway(&V4::udp(&ONE, &US, (5000, 53), b"x"));
     begins(lab, &packet);
     lab.flows.remove(key(A, &packet));
@@ -201,7 +201,7 @@ fn answers_in_fragments(lab: &mut Lab) {
     for part in &parts {
         arrives(lab, part);
     }
-    // Out of order, which the host's conntrack does not send.
+    // The last fragment comes before the first. The host's conntrack does not send in this order.
     let other = V4 { id: answer.id.wrapping_add(1), ..answer };
     let last = fragments(&other, &[400]).remove(1);
     lab.at_host(&last.frame()).forwarded().drops(DropReason::FragmentUnknown);

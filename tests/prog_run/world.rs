@@ -3,8 +3,8 @@
 //! Network A has two endpoints here, `A1` and `A2`, and one behind each of the VTEPs [`PEER`] and
 //! [`PEER2`]. Network B has the same addresses, and no remote endpoint.
 //!
-//! Both have a gateway. That of A has its address on a device of the host, so that
-//! containers and the host reach each other; that of B has not.
+//! Both have a gateway. The gateway of A has its address on a device of the host, so that
+//! containers and the host reach each other. The gateway of B has no address on the host.
 
 use culvert::datapath::entry::{FdbEntry, NeighEntry, UnderlayPath, VtepInfo, VtepKey};
 use culvert::datapath::{Table, Tables};
@@ -40,16 +40,16 @@ pub(crate) const PEER_MAC: [u8; 6] = [0x02, 0xaa, 0, 0, 0, 2];
 /// MAC of [`ROUTER`].
 pub(crate) const ROUTER_MAC: [u8; 6] = [0x02, 0xaa, 0, 0, 0, 0xfe];
 
-/// This host as others on the underlay see it.
+/// This host, as seen on the underlay.
 pub(crate) const US: Host = Host { mac: UPLINK_MAC, v4: OUR_VTEP, v6: [0; 16] };
 /// Another address that the programs take for the host's. No interface has it, so that the kernel
 /// does not answer packets to it.
 pub(crate) const SECOND: Host = Host { v4: [192, 0, 2, 77], ..US };
 /// A host of the internet, behind [`ROUTER`].
 pub(crate) const SERVER: Host = Host { mac: ROUTER_MAC, v4: [203, 0, 113, 7], v6: [0; 16] };
-/// Another.
+/// Another host of the internet, behind [`ROUTER`].
 pub(crate) const SERVER2: Host = Host { v4: [203, 0, 113, 8], ..SERVER };
-/// An address that the host's netfilter translates, as kube-proxy's.
+/// An address that the host's netfilter translates, such as a service address of kube-proxy.
 pub(crate) const SERVICE: Host = Host { v4: [10, 96, 0, 10], ..SERVER };
 /// This host on its client link.
 pub(crate) const US_TO_CLIENTS: Host =
@@ -59,9 +59,9 @@ pub(crate) const CLIENT: Host =
     Host { mac: [0x02, 0xcc, 0, 0, 0, 2], v4: [172, 30, 0, 2], v6: [0; 16] };
 /// Gateway of network A.
 pub(crate) const GATEWAY: Host = host(1);
-/// Gateway of network B: the same address, as of an independent tenant.
+/// Gateway of network B. It has the same address as [`GATEWAY`], because tenants are independent.
 pub(crate) const GATEWAY_OF_B: Host = Host { mac: [0x02, 0x42, 10, 0, 1, 1], ..GATEWAY };
-/// Prefix of the addresses that the kernel routes to network B's gateway device.
+/// A host in a prefix that the kernel routes to network B's gateway device.
 pub(crate) const IN_B: Host = Host { v4: [10, 200, 0, 5], ..host(5) };
 
 /// MTU of both networks.
@@ -87,7 +87,7 @@ pub(crate) const fn host(n: u8) -> Host {
     }
 }
 
-/// What `host` may send, on an endpoint of `vni`.
+/// The endpoint entry for `host` in the network `vni`.
 pub(crate) const fn endpoint(vni: u32, host: &Host) -> EndpointInfo {
     EndpointInfo {
         vni,
@@ -174,7 +174,7 @@ pub(crate) fn fill(tables: &Tables) {
     }
 }
 
-/// Writes what routing needs besides.
+/// Writes the entries that routing needs in addition to [`fill`].
 pub(crate) fn fill_routing(tables: &Tables) {
     tables.gateways.insert(&GATEWAY_A, &A).unwrap();
     tables.gateways.insert(&GATEWAY_B, &B).unwrap();
@@ -186,7 +186,7 @@ pub(crate) fn fill_routing(tables: &Tables) {
     neighbour(tables, A, &GATEWAY, GATEWAY.mac);
 }
 
-/// Makes the addresses of `host` known in `vni` to be at `mac`.
+/// Writes neighbour entries in the network `vni` that map the addresses of `host` to `mac`.
 pub(crate) fn neighbour(tables: &Tables, vni: u32, host: &Host, mac: [u8; 6]) {
     let entry = NeighEntry { mac };
     let keys = [
@@ -228,7 +228,7 @@ pub(crate) fn to_peer() -> Tunnel {
     Tunnel { eth_dst: PEER_MAC, eth_src: UPLINK_MAC, ..Tunnel::new(OUR_VTEP, PEER, A) }
 }
 
-/// The same to [`PEER2`].
+/// The outer headers that we send to [`PEER2`] in network A, MACs included.
 pub(crate) fn to_peer2() -> Tunnel {
     Tunnel {
         eth_dst: ROUTER_MAC,
@@ -238,7 +238,7 @@ pub(crate) fn to_peer2() -> Tunnel {
     }
 }
 
-/// The outer headers of what [`PEER`] sends us in network A.
+/// The outer headers of frames that [`PEER`] sends us in network A.
 pub(crate) fn from_peer() -> Tunnel {
     Tunnel {
         eth_dst: UPLINK_MAC,

@@ -53,7 +53,7 @@ fn good_vxlan_passes(lab: &mut Lab) {
 }
 
 fn what_tcx_judges_passes(lab: &mut Lab) {
-    // The inner frame: an unknown destination, a zero source, congestion.
+    // tcx checks the inner frame: an unknown destination, a zero source, congestion.
     let unknown = V4::udp(&FAR, &NOBODY, (1, 2), b"hello").frame();
     passes(lab, &from_peer().wrap(&unknown));
     passes(lab, &from_peer().wrap(&[0; 14]));
@@ -81,7 +81,7 @@ fn icmp_passes(lab: &mut Lab) {
     let peer = Host { mac: PEER_MAC, v4: PEER, v6: [0; 16] };
     let us = Host { mac: UPLINK_MAC, v4: OUR_VTEP, v6: [0; 16] };
     let quote = from_peer().wrap(&hello())[14..42].to_vec();
-    // It is for tcx to learn from.
+    // The program at tcx learns the path MTU from this error.
     passes(lab, &V4::icmp(&peer, &us, 3, 4, [0, 0, 4, 0], &quote).frame());
     assert_eq!(lab.path_mtu_keys().len(), 0);
 }
@@ -106,7 +106,7 @@ fn truncated_at_every_byte(lab: &mut Lab) {
     for len in 42..frame.len() {
         is_refused(lab, &frame[..len], DropReason::OuterMalformed);
     }
-    // Headers that agree with a shorter frame, which has no Ethernet header in it.
+    // The lengths in the outer headers agree with a frame that has no complete Ethernet header.
     for len in 0..14 {
         is_refused(lab, &from_peer().wrap(&hello()[..len]), DropReason::OuterMalformed);
     }
@@ -134,7 +134,7 @@ fn unknown_vni(lab: &mut Lab) {
 
 fn unknown_vni_of_another_system(lab: &mut Lab) {
     let shared = UplinkInfo { flags: UplinkInfo::SHARED_PORT, ..UPLINK };
-    // A test run comes in on the loopback device.
+    // A test run has the loopback device as its ingress interface.
     lab.tables.uplinks.insert(&1, &shared).unwrap();
     passes(lab, &Tunnel { vni: 7, ..from_peer() }.wrap(&hello()));
 }
@@ -152,7 +152,7 @@ fn vtep_of_another_network(lab: &mut Lab) {
 }
 
 fn reserved_bits_pass_uncounted(lab: &mut Lab) {
-    // tcx counts them.
+    // tcx counts these frames.
     passes(lab, &Tunnel { flags: 0xff, reserved2: 7, ..from_peer() }.wrap(&hello()));
 }
 

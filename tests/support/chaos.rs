@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often a long test says that it goes on: `cargo xtask test` takes a long silence for a hang.
+/// Interval of a long test's progress lines. `cargo xtask test` treats a long silence as a hang.
 const REPORT: Duration = Duration::from_secs(60);
 
 /// Rounds of a test: few, or with `CULVERT_TEST_FULL` many.
@@ -16,24 +16,25 @@ pub fn rounds(few: u32, many: u32) -> u32 {
     if std::env::var_os("CULVERT_TEST_FULL").is_some() { many } else { few }
 }
 
-/// The numbers below `rounds`. A line on the standard error each minute says how far they are.
+/// The numbers below `rounds`. Writes a line of progress to standard error each minute.
 pub fn each(what: &str, rounds: u32) -> impl Iterator<Item = u32> {
     let mut reported = Instant::now();
     (0..rounds).inspect(move |round| {
         if reported.elapsed() >= REPORT {
             reported = Instant::now();
-            // Not `eprintln`: libtest holds back what that prints until the test fails.
+            // Not `eprintln`: libtest captures the output of `eprintln` until the test fails.
             let _ = writeln!(std::io::stderr(), "{what}: {round} of {rounds} rounds");
         }
     })
 }
 
-/// Random numbers: SplitMix64, which any seed serves.
+/// Random number generator: SplitMix64. Every seed is valid.
 #[derive(Debug)]
 pub struct Random(u64);
 
 impl Random {
-    /// From the seed that is given, or any: it is printed, and a failed test shows it.
+    /// Makes a generator from `CULVERT_TEST_SEED`, or from an arbitrary seed if the variable is not
+    /// set. Prints the seed, so a failed test shows it.
     pub fn seeded() -> Self {
         let given = std::env::var("CULVERT_TEST_SEED").ok().and_then(|text| text.parse().ok());
         let seed = given.unwrap_or_else(|| {
@@ -44,7 +45,7 @@ impl Random {
         Self(seed)
     }
 
-    /// Other numbers, for another task.
+    /// Makes a generator of other numbers, for another task.
     pub fn fork(&mut self) -> Self {
         Self(self.below(u64::MAX))
     }

@@ -1,5 +1,5 @@
-//! What the tests share besides the [testbed](culvert_testbed), whose modules are here under
-//! their own names: frames, sockets, and what needs the `culvert` library.
+//! Code that the tests share: frames, sockets, and helpers that need the `culvert` library. Modules
+//! of the [testbed](culvert_testbed) are re-exported here under their own names.
 
 #![warn(clippy::indexing_slicing)]
 

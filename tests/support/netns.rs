@@ -1,6 +1,6 @@
 //! The testbed's namespaces, links and processes, and the programs in them.
 
-#![expect(clippy::panic, reason = "what a test cannot ask the kernel fails it with why")]
+#![expect(clippy::panic, reason = "a test fails with the kernel's error")]
 
 use std::os::fd::AsFd as _;
 
@@ -8,14 +8,14 @@ use aya::programs::{SchedClassifier, TcAttachType};
 
 pub use culvert_testbed::{netns::*, process::*, underlay::*, wait::*};
 
-/// The tests run on a kernel that must have netkit, and are to show it: `cargo xtask test
-/// --full` says so where it started that kernel.
+/// Whether the kernel under test must have netkit. `cargo xtask test --full` sets
+/// `CULVERT_TEST_DEVICE=netkit` on the emulated kernel.
 pub fn expects_netkit() -> bool {
     std::env::var_os("CULVERT_TEST_DEVICE").is_some_and(|kind| kind == "netkit")
 }
 
-/// Names of the BPF programs at a device's tcx hook, as far as the kernel keeps them: 15
-/// characters. (`bpftool net` tells of tcx only from its version 7.3 on.)
+/// Names of the BPF programs at a device's tcx hook. The kernel keeps 15 characters of a name.
+/// `bpftool net` shows tcx only since version 7.3.
 ///
 /// # Panics
 /// When the kernel refuses.

@@ -52,7 +52,7 @@ pub fn ethernet(dst: [u8; 6], src: [u8; 6], ethertype: u16, payload: &[u8]) -> V
 
 /// `len` bytes that are not all the same.
 pub fn payload(len: usize) -> Vec<u8> {
-    // 251 is prime: no period that a length or an offset could share.
+    // 251 is prime, so usual lengths and offsets are not multiples of the period.
     (0..len).map(|at| u8::try_from(at % 251).unwrap_or_default()).collect()
 }
 
@@ -181,7 +181,7 @@ impl V4 {
     }
 }
 
-/// Sequence number and acknowledgement number of every segment: the receivers expect all of them.
+/// Sequence number and acknowledgement number of every segment. The receivers expect these numbers.
 pub const SEQ: u32 = 0x0102_0304;
 
 /// A UDP header without a checksum.
@@ -216,7 +216,7 @@ pub struct V6 {
     pub flow_label: u32,
     /// Hop limit.
     pub hop_limit: u8,
-    /// What follows the fixed header.
+    /// Protocol number of the header that follows the fixed header.
     pub next_header: u8,
     /// Everything behind the fixed header.
     pub rest: Vec<u8>,
@@ -279,8 +279,7 @@ impl V6 {
         }
     }
 
-    /// Prepends an extension header of type `kind` in front, whose content after the next-header
-    /// byte is `content`.
+    /// Prepends an extension header of type `kind`. `content` follows its next-header byte.
     #[must_use]
     pub fn extended(mut self, kind: u8, content: &[u8]) -> Self {
         let mut rest = vec![self.next_header];
@@ -345,7 +344,7 @@ pub struct Arp {
 }
 
 impl Arp {
-    /// `sender` asks all for the MAC of `target_ip`.
+    /// A broadcast request of `sender` for the MAC of `target_ip`.
     pub const fn request(sender: &Host, target_ip: [u8; 4]) -> Self {
         Self {
             eth_dst: BROADCAST,
@@ -358,7 +357,7 @@ impl Arp {
         }
     }
 
-    /// `sender` answers `target`.
+    /// A unicast reply of `sender` to `target`.
     pub const fn reply(sender: &Host, target: &Host) -> Self {
         Self {
             eth_dst: target.mac,
@@ -408,7 +407,7 @@ pub struct Tunnel {
     pub offset: u16,
     /// Outer IPv4 options.
     pub options: Vec<u8>,
-    /// UDP source port: 0 stands for one derived from the flow.
+    /// UDP source port. In an expected frame of the program tests, 0 stands for any entropy port.
     pub src_port: u16,
     /// UDP destination port.
     pub dst_port: u16,
@@ -427,7 +426,7 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// Outer headers as RFC 7348 has them sent: TTL 64, DF, no checksum, I flag.
+    /// Outer headers as RFC 7348 requires of a sender: TTL 64, DF, no checksum, I flag.
     pub fn new(src: [u8; 4], dst: [u8; 4], vni: u32) -> Self {
         Self {
             eth_dst: [0; 6],

@@ -1,7 +1,7 @@
 //! Datagrams and pings whose outcome includes a received ICMP error, and the IP headers that a host
 //! receives.
 
-#![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with why")]
+#![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with the error")]
 
 use std::{
     collections::BTreeSet,
@@ -35,8 +35,9 @@ const ECHO_REPLY: u8 = 0;
 /// Length of an ICMP echo header.
 const ECHO_LEN: usize = 8;
 
-/// Outcome of a datagram of `len` bytes: `ok LEN` if it was echoed, an ICMP error as `icmp
-/// TYPE/CODE from WHOM`, or as [`crate::sock::udp`]. A `ttl` of 0 stands for the system's default.
+/// Sends a datagram of `len` bytes and returns its outcome: `ok LEN` if it was echoed, `icmp
+/// TYPE/CODE from WHOM` for an ICMP error, otherwise a word of [`crate::sock::udp`]. A `ttl` of 0
+/// means the system's default.
 pub fn udp(netns: &Path, to: SocketAddrV4, local_port: u16, len: usize, ttl: u32) -> String {
     within(netns, || {
         let exchange = || -> std::io::Result<(UdpSocket, Outcome)> {
@@ -62,8 +63,9 @@ pub fn udp(netns: &Path, to: SocketAddrV4, local_port: u16, len: usize, ttl: u32
     })
 }
 
-/// As [`udp`], of an ICMP echo request with the identifier `id`, 0 for any. The namespace's
-/// `net.ipv4.ping_group_range` must include us.
+/// Sends an ICMP echo request with `len` bytes of payload and returns its outcome, in the words of
+/// [`udp`]. An `id` of 0 means any identifier. The namespace's `net.ipv4.ping_group_range` must
+/// include the group of this process.
 pub fn ping(netns: &Path, to: Ipv4Addr, id: u16, len: usize, ttl: u32) -> String {
     within(netns, || match try_ping(to, id, len, ttl) {
         Ok((socket, outcome)) => tell(socket.as_raw_fd(), outcome, len),
@@ -120,7 +122,7 @@ fn tell(socket: i32, outcome: Outcome, len: usize) -> String {
 
 /// The ICMP error in a socket's error queue (ip(7), `IP_RECVERR`).
 fn icmp_error(socket: i32) -> Option<String> {
-    /// What the kernel puts into the control message.
+    /// Data of the control message `IP_RECVERR` (ip(7)).
     #[derive(Clone, Copy)]
     #[repr(C)]
     struct Told {
@@ -132,13 +134,13 @@ fn icmp_error(socket: i32) -> Option<String> {
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_control = control.as_mut_ptr().cast();
     message.msg_controllen = size_of_val(&control);
-    // SAFETY: the message has no buffers but the control bytes, which outlive the call and
-    // are as many as stated.
+    // SAFETY: the message has no buffers except `control`, which outlives the call and has the
+    // length that is given.
     if unsafe { libc::recvmsg(socket, &raw mut message, libc::MSG_ERRQUEUE) } < 0 {
         return None;
     }
-    // SAFETY: the kernel has filled in the message; its headers are walked as cmsg(3) says,
-    // and a header is read as `Told` only if it says that it is one and as long as one.
+    // SAFETY: the kernel has filled in the message. The loop walks its headers as cmsg(3) says.
+    // A header's data is read as `Told` only after its level, type and length are checked.
     let told = unsafe {
         let mut header = libc::CMSG_FIRSTHDR(&raw const message);
         loop {
@@ -159,7 +161,7 @@ fn icmp_error(socket: i32) -> Option<String> {
     Some(format!("icmp {}/{} from {from}", told.error.ee_type, told.error.ee_code))
 }
 
-/// Notes what the IP headers say that come to a namespace; it stops when it is dropped.
+/// Records fields of the IP headers that a namespace receives. Stops when it is dropped.
 #[derive(Debug)]
 pub struct Watch {
     seen: Arc<Mutex<BTreeSet<String>>>,
@@ -194,7 +196,7 @@ impl Watch {
         Self { seen, stop, threads }
     }
 
-    /// Each combination of protocol, source address, TTL, DF flag and TOS that came, once.
+    /// Each combination of protocol, source address, TTL, DF flag and TOS that was received, once.
     pub fn seen(&self) -> Vec<String> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
@@ -210,7 +212,7 @@ impl Drop for Watch {
 }
 
 fn watch(socket: &OwnedFd, seen: &Mutex<BTreeSet<String>>, stop: &AtomicBool) {
-    // More than the header is cut off.
+    // The buffer is as long as an IPv4 header without options: the kernel drops the rest.
     let mut header = [0; 20];
     while !stop.load(Ordering::Relaxed) {
         let flags = nix::sys::socket::MsgFlags::empty();

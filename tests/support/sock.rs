@@ -1,7 +1,7 @@
 //! Sockets in network namespaces: servers that record their clients, and clients that return the
 //! outcome of a connection as one word.
 
-#![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with why")]
+#![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with the error")]
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -23,7 +23,7 @@ use nix::sys::socket::{
 
 /// How long a client waits for an answer.
 pub const PATIENCE: Duration = Duration::from_secs(3);
-/// How long a server keeps a connection on which nothing comes: longer than an agent restarts.
+/// How long a server keeps an idle connection. The time is longer than an agent needs to restart.
 const IDLE: Duration = Duration::from_secs(20);
 
 /// Runs `f` on a thread in a namespace; sockets that it makes stay there.
@@ -71,7 +71,7 @@ pub enum Behaviour {
     Echo,
     /// Reads to the end of the client's half, then sends the number of bytes.
     Count,
-    /// Reads a little and resets.
+    /// Reads once, then resets the connection.
     Reset,
 }
 
@@ -81,7 +81,7 @@ type Ends = Arc<Mutex<Vec<(SocketAddr, String)>>>;
 /// A server; it stops when it is dropped.
 #[derive(Debug)]
 pub struct Server {
-    /// Its address.
+    /// Address on which the server listens.
     pub addr: SocketAddrV4,
     seen: Arc<Mutex<Vec<SocketAddr>>>,
     ends: Ends,
@@ -90,7 +90,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// A TCP server in a namespace; port 0 is any.
+    /// A TCP server in a namespace. Port 0 selects a free port.
     ///
     /// # Panics
     /// When it cannot listen.
@@ -224,7 +224,7 @@ fn serve(mut stream: TcpStream, behaviour: Behaviour) -> std::io::Result<()> {
     }
 }
 
-/// The connection's end will be an RST (RFC 9293 §3.6.1).
+/// Makes the socket send an RST when it is closed (RFC 9293 §3.6.1): it lingers for 0 s.
 fn abort(stream: &TcpStream) {
     let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
     let _ = setsockopt(stream, sockopt::Linger, &linger);
@@ -233,9 +233,9 @@ fn abort(stream: &TcpStream) {
 /// How a client uses a TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
-    /// Sends so many bytes and reads as many back.
+    /// Sends this number of bytes and reads the same number back.
     Echo(usize),
-    /// Sends so many bytes, closes its half, reads the answer to its end.
+    /// Sends this number of bytes, closes its half, and reads the answer to its end.
     HalfClose(usize),
     /// Sends a byte, and resets the connection itself.
     Abort,
@@ -309,18 +309,18 @@ pub fn open(to: SocketAddrV4, local_port: u16) -> std::io::Result<TcpStream> {
         let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, local_port);
         bind(fd.as_raw_fd(), &SockaddrIn::from(any))?;
     }
-    // As `connect` waits: this is also its time limit.
+    // The send timeout is also the time limit of connect(2) (socket(7)).
     setsockopt(&fd, sockopt::SendTimeout, &nix::sys::time::TimeVal::new(3, 0))?;
     match connect(fd.as_raw_fd(), &SockaddrIn::from(to)) {
         Ok(()) => {}
         Err(nix::errno::Errno::EINPROGRESS) => return Err(ErrorKind::TimedOut.into()),
         Err(error) => return Err(error.into()),
     }
-    // SAFETY: the descriptor is a connected TCP socket that nobody else owns.
+    // SAFETY: `fd` is a connected TCP socket, and `into_raw_fd` gives up the ownership of it.
     Ok(unsafe { TcpStream::from_raw_fd(fd.into_raw_fd()) })
 }
 
-/// Outcome of a datagram of `len` bytes: `ok LEN` if it was echoed, else as [`tcp`].
+/// Outcome of a datagram of `len` bytes: `ok LEN` if it was echoed, otherwise a word of [`tcp`].
 pub fn udp(netns: &Path, to: SocketAddrV4, local_port: u16, len: usize) -> String {
     within(netns, || {
         let exchange = || -> std::io::Result<bool> {

@@ -18,13 +18,13 @@ const ETH_LEN: usize = 14;
 /// Properties of a verified frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// Its VNI, if it is VXLAN.
+    /// VNI, if the frame is VXLAN.
     pub vni: Option<u32>,
     /// Length of the outermost L3 packet.
     pub l3_len: usize,
-    /// Its bytes before the innermost payload, which each segment repeats.
+    /// Bytes from the outermost L3 header to the innermost payload. Each segment repeats them.
     pub headers_len: usize,
-    /// Protocol of the innermost packet; 0 if it is not IP.
+    /// Protocol of the innermost packet; 0 if the packet is not IP.
     pub protocol: u8,
     /// Offset in the frame of the innermost transport header; 0 if there is none.
     pub l4: usize,
@@ -48,11 +48,11 @@ struct Datagram {
 #[derive(Debug, Default)]
 pub struct Verifier {
     fragments: BTreeMap<DatagramKey, Datagram>,
-    /// The transport's checksum is of the first segment only.
+    /// The transport checksum covers the first segment only.
     segments: bool,
 }
 
-/// The addresses of a packet, as the pseudo header has them.
+/// Source and destination address of a packet, for the pseudo header of a checksum.
 #[derive(Clone, Copy)]
 enum Addresses {
     V4([u8; 4], [u8; 4]),
@@ -198,8 +198,8 @@ impl Verifier {
     }
 }
 
-/// Verifies what an IP packet carries, or a datagram put together from fragments. Returns
-/// the length of its header.
+/// Verifies the transport checksum of an IP packet or of a reassembled datagram. Returns the length
+/// of the transport header in bytes.
 fn transport(addresses: Addresses, protocol: IpNumber, l4: &[u8]) -> Result<usize, String> {
     use Addresses::{V4, V6};
     let (name, told, right, len) = match protocol {
@@ -240,7 +240,8 @@ fn transport(addresses: Addresses, protocol: IpNumber, l4: &[u8]) -> Result<usiz
     same(name, told, right).map(|()| len)
 }
 
-/// Both zeros of the ones' complement are the same sum, except to UDP (RFC 768).
+/// Compares two checksums. 0 and 0xffff are the same ones' complement sum, except in UDP, where 0
+/// means no checksum (RFC 768).
 fn same(what: &str, told: u16, right: u16) -> Result<(), String> {
     let zero = |checksum| checksum == 0 || checksum == 0xffff;
     if told == right || (what != "UDP" && zero(told) && zero(right)) {

@@ -1,7 +1,7 @@
 //! A packet socket on a device: frames as the driver gets them, with the offloads that the kernel
 //! leaves to the hardware.
 
-#![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with why")]
+#![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with the error")]
 
 use std::{
     io::Error,
@@ -50,25 +50,26 @@ pub enum Gso {
 /// A frame as the device sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// From the Ethernet header on.
+    /// The bytes from the Ethernet header on.
     pub bytes: Vec<u8>,
-    /// The device sends it.
+    /// Whether the device sends the frame.
     pub outgoing: bool,
-    /// Offset of what a checksum that is not there yet covers, and of the checksum in that
-    /// (`CHECKSUM_PARTIAL`, to a reader of `PACKET_AUXDATA` `TP_STATUS_CSUMNOTREADY`).
+    /// Where the hardware is to write a checksum: the offset of the bytes that the checksum covers,
+    /// and the offset of the checksum in these bytes (`CHECKSUM_PARTIAL`; `PACKET_AUXDATA` names it
+    /// `TP_STATUS_CSUMNOTREADY`).
     pub partial: Option<(usize, usize)>,
     /// Kind of segments that the frame is to be cut into.
     pub gso: Gso,
-    /// Bytes of payload of each of them.
+    /// Payload of each segment in bytes.
     pub gso_size: usize,
 }
 
 impl Frame {
-    /// Fills in the checksum that is left to the hardware, as the hardware would: the sum of the
-    /// bytes from the first offset to the end, written at the second.
+    /// Fills in the checksum that is left to the hardware. The checksum covers the bytes from the
+    /// first offset of `partial` to the end, and is written at the second.
     ///
     /// # Errors
-    /// When that is not within the frame.
+    /// When an offset is not within the frame.
     pub fn fill_in(&mut self) -> Result<(), String> {
         let Some((start, offset)) = self.partial.take() else { return Ok(()) };
         let covered = self.bytes.get_mut(start..).ok_or("checksum behind the end")?;
@@ -91,7 +92,7 @@ impl Frame {
 /// When the kernel refuses.
 pub fn open(netns: &Path, ifname: &str) -> OwnedFd {
     let opened = within(netns, || {
-        // SAFETY: the call has no pointers. Protocol 0: nothing comes before it is bound.
+        // SAFETY: the call has no pointers. Protocol 0: the socket receives nothing until `bind`.
         let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
         if fd < 0 {
             return Err(Error::last_os_error());
@@ -111,8 +112,8 @@ pub fn open(netns: &Path, ifname: &str) -> OwnedFd {
     }
 }
 
-/// Binds a packet socket to a device of this thread's namespace, to receive `protocol`
-/// (`ETH_P_*`); 0: it only sends.
+/// Binds a packet socket to a device of this thread's namespace, to receive `protocol` (`ETH_P_*`).
+/// With 0 the socket only sends.
 ///
 /// # Errors
 /// Whatever the kernel says.
@@ -128,10 +129,10 @@ pub fn bind(fd: &OwnedFd, ifindex: u32, protocol: u16) -> std::io::Result<()> {
     if bound == 0 { Ok(()) } else { Err(Error::last_os_error()) }
 }
 
-/// The next frame; `None` if none has come for a while.
+/// Receives the next frame. `None` if none arrives within the receive timeout of [`open`], 20 ms.
 ///
 /// # Errors
-/// Whatever the kernel says: `EINVAL` of a frame whose segments it cannot describe.
+/// Whatever the kernel says. `EINVAL` means a GSO frame that `virtio_net_hdr` cannot describe.
 pub fn receive(fd: &OwnedFd, buffer: &mut Vec<u8>) -> std::io::Result<Option<Frame>> {
     buffer.resize(OFFLOAD_LEN + LONGEST, 0);
     // SAFETY: all-zero bytes are a valid `sockaddr_ll`.
@@ -163,7 +164,7 @@ pub fn receive(fd: &OwnedFd, buffer: &mut Vec<u8>) -> std::io::Result<Option<Fra
         bytes: bytes.to_vec(),
         outgoing: from.sll_pkttype == libc::PACKET_OUTGOING,
         partial: (flags & NEEDS_CSUM != 0).then(|| (number([c0, c1]), number([o0, o1]))),
-        // The bit 0x80 is ECN's (RFC 3168).
+        // Bit 0x80 is `VIRTIO_NET_HDR_GSO_ECN`.
         gso: match gso & 0x7f {
             0 => Gso::None,
             1 | 4 => Gso::Tcp,
@@ -184,7 +185,7 @@ pub fn send(fd: &OwnedFd, frame: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
-/// How many frames the socket had no room for.
+/// Number of frames that were dropped because the receive buffer was full.
 fn lost(fd: &OwnedFd) -> u32 {
     // SAFETY: all-zero bytes are valid `tpacket_stats`.
     let mut stats: libc::tpacket_stats = unsafe { std::mem::zeroed() };
@@ -202,7 +203,7 @@ fn lost(fd: &OwnedFd) -> u32 {
     if got == 0 { stats.tp_drops } else { u32::MAX }
 }
 
-/// Shows every frame of a device to a function, until it is asked for the result.
+/// Calls a function with every frame of a device, until [`Tap::finish`].
 #[derive(Debug)]
 pub struct Tap<T> {
     stop: Arc<AtomicBool>,
@@ -210,11 +211,11 @@ pub struct Tap<T> {
 }
 
 impl<T: Send + 'static> Tap<T> {
-    /// Frames from now on go to `look`, with `state`.
+    /// Starts the capture: `look` gets `state` and each frame.
     ///
     /// # Panics
-    /// When the kernel refuses; the thread when it has lost a frame, so that
-    /// [`Tap::finish`] panics.
+    /// When the kernel refuses. The thread panics when it has lost a frame, so that [`Tap::finish`]
+    /// panics.
     pub fn new(
         netns: &Path,
         ifname: &str,
@@ -227,7 +228,8 @@ impl<T: Send + 'static> Tap<T> {
         let thread = std::thread::spawn(move || {
             let mut buffer = Vec::new();
             loop {
-                // Read before the socket: what has come until then is looked at.
+                // The flag is read before the socket, so no frame that came before the flag is
+                // missed.
                 let last = stopped.load(Ordering::Relaxed);
                 match receive(&fd, &mut buffer) {
                     Ok(Some(frame)) => look(&mut state, frame),
@@ -236,13 +238,13 @@ impl<T: Send + 'static> Tap<T> {
                     Err(error) => panic!("{name}: {error}"),
                 }
             }
-            assert_eq!(lost(&fd), 0, "{name}: frames that the capture had no room for");
+            assert_eq!(lost(&fd), 0, "{name}: the receive buffer dropped frames");
             state
         });
         Self { stop, thread: Some(thread) }
     }
 
-    /// Looks at what has come, and ends.
+    /// Passes on the frames that have come, ends the capture and returns the state.
     ///
     /// # Panics
     /// When frames were lost.

@@ -4,9 +4,9 @@
 //! order, and a room imports only rooms below it. From the top down:
 //!
 //! * [`cli`]: the command line.
-//! * [`agent`]: the process that brings a host to what the store says.
+//! * [`agent`]: the process that makes a host match the store.
 //! * [`api`]: how the command line and scripts talk to the agent.
-//! * [`doctor`]: what the host lacks, and what to do about it.
+//! * [`doctor`]: checks of the host, with advice.
 //! * [`choice`]: which hook receives VXLAN, which devices containers get, and why.
 //! * [`reconcile`]: desired and observed contents of the maps, their difference, its
 //!   application.

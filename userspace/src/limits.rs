@@ -7,7 +7,7 @@ use nix::{
     sys::resource::{Resource, getrlimit},
 };
 
-/// The same error; if no file descriptor was left, with the name and the value of the limit.
+/// Returns the error. If no file descriptor was left, the error names the limit and its value.
 #[must_use]
 pub fn name_limit(error: io::Error) -> io::Error {
     match error.raw_os_error().map(Errno::from_raw) {

@@ -5,7 +5,7 @@ use std::{fs, io, path::PathBuf};
 /// A mount, as proc_pid_mountinfo(5) describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
-    /// Identifier of the mount, its own in all mount namespaces.
+    /// Identifier of the mount, unique over all mount namespaces.
     pub id: u64,
     /// Major and minor number of the file system.
     pub device: String,
@@ -21,19 +21,19 @@ pub struct Mount {
     pub kind: String,
 }
 
-/// The mounts of the mount namespace of a process. `process` is its name in `/proc`: a number, `self`
-/// or `thread-self`.
+/// The mounts of the mount namespace of a process. `process` is its name in `/proc`: a number,
+/// `self` or `thread-self`.
 ///
 /// # Errors
 ///
-/// If the process is gone, or this one may not read its mounts.
+/// If the process is gone, or the calling process may not read its mounts.
 pub fn of(process: &str) -> io::Result<Vec<Mount>> {
-    // A path need not be UTF-8: it is wrong then, and the others are not.
+    // A path need not be UTF-8. Such a path is decoded wrongly; the other paths are right.
     let text = fs::read(format!("/proc/{process}/mountinfo"))?;
     Ok(parse(&String::from_utf8_lossy(&text)))
 }
 
-/// Parses the lines of proc_pid_mountinfo(5). Skips those that are malformed.
+/// Parses the lines of proc_pid_mountinfo(5). Skips malformed lines.
 pub fn parse(text: &str) -> Vec<Mount> {
     text.lines().filter_map(parse_line).collect()
 }
@@ -79,7 +79,7 @@ mod tests {
             ("/mnt1".as_ref(), r"/a b\c".as_ref())
         );
         assert!(parse("garbage\n\n1 2 3 - x").is_empty());
-        // Of this process, with its root.
+        // The mounts of this process have one at the root.
         let own = of("self").unwrap();
         assert!(own.iter().any(|mount| mount.point.as_os_str() == "/"), "{own:?}");
         assert!(of("nobody").is_err());

@@ -14,7 +14,8 @@ const NONE: Option<&str> = None;
 pub(crate) struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    /// Mounts it at `path`, a directory that is made. `size` is as in `64k`.
+    /// Mounts the disk at `path`, and makes that directory. `size` is a size of tmpfs such as
+    /// `64k`.
     pub(crate) fn at(path: &Path, size: &str) -> Self {
         fs::create_dir_all(path).unwrap();
         let options = format!("size={size},mode=755");
@@ -38,7 +39,8 @@ impl SmallDisk {
         fs::remove_file(self.path().join("filler")).unwrap();
     }
 
-    /// Mounts it once more, read-only: files that are open for writing do not prevent that.
+    /// Makes the disk read-only if `on`, by a second mount over the first: this works also if files
+    /// are open for writing. Otherwise removes the second mount.
     pub(crate) fn read_only(&self, on: bool) {
         if !on {
             return umount2(self.path(), MntFlags::empty()).unwrap();

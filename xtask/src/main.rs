@@ -1,8 +1,8 @@
 //! The verbs of this repository: `cargo xtask setup`, `build`, `run`, `demo`, `lab`, `test`,
 //! `check`, `bench`, `article`, `clean`.
 //!
-//! Every verb first checks that the tools it needs are there and runs `setup` for those that
-//! are not. What can go wrong for a user is one line on standard error and exit code 1.
+//! Every verb first checks that its tools are installed, and runs `setup` for the missing ones.
+//! An error that a user can cause is one line on standard error and exit code 1.
 
 #![warn(clippy::indexing_slicing)]
 
@@ -44,7 +44,7 @@ enum Verb {
     Test(verbs::test::Args),
     /// Formatting, lints, documentation, rooms, dependencies, licences
     Check(verbs::check::Args),
-    /// Run the benchmarks: what follows goes to culvert-bench
+    /// Run the benchmarks; all arguments go to culvert-bench
     Bench(verbs::bench::Args),
     /// Measure the article's table of throughputs, A to F: the one in docs/ARTICLE.md
     Article(verbs::article::Args),

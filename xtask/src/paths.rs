@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 /// The root of the repository.
 pub(crate) fn root() -> PathBuf {
-    // cargo sets the variable for `cargo run`; the compiled-in value serves a binary that is
-    // started by itself, as in the demo's namespaces.
+    // cargo sets the variable for `cargo run`. The compiled-in value is for a binary that is
+    // started without cargo, such as in the demo's namespaces.
     let manifest = env::var_os("CARGO_MANIFEST_DIR")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     manifest.parent().map_or_else(|| manifest.clone(), PathBuf::from)
@@ -40,8 +40,8 @@ pub(crate) fn vm_kernel() -> PathBuf {
     vm().join("kernel")
 }
 
-/// Directory of everything that `cargo xtask run` makes: on a tmpfs on every distribution, and
-/// short enough for a socket's path, which a repository's own path need not be.
+/// Directory of everything that `cargo xtask run` makes. `/run` is a tmpfs on every distribution.
+/// The path is short enough for a socket; the repository's own path may be too long.
 pub(crate) fn run_dir() -> PathBuf {
     PathBuf::from("/run/culvert-xtask")
 }

@@ -1,4 +1,4 @@
-//! Root, and the kernel's features: what the verbs that run programs in the kernel need.
+//! Checks for root and for the kernel's features, for the verbs that load BPF programs.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -51,7 +51,7 @@ pub(crate) fn require_root(verb: &str) -> Result<()> {
     Ok(())
 }
 
-/// Fails with the first feature that the programs need and this kernel has not.
+/// Fails if this kernel lacks a feature that the BPF programs need. The error names the first one.
 pub(crate) fn require_kernel() -> Result<()> {
     let release = nix::sys::utsname::uname().context("uname failed")?;
     let release = release.release().to_string_lossy().into_owned();

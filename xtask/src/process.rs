@@ -61,8 +61,8 @@ pub(crate) fn lines(command: &mut Command, each: impl FnMut(&str)) -> Result<Exi
     lines_watched(command, None, each)
 }
 
-/// As [`lines`]; a `silence` of that length is taken for a hang: the program is killed, and
-/// that is an error.
+/// Runs `command` like [`lines`]. If there is no line of output for the time `silence`, the program
+/// is killed and an error is returned.
 pub(crate) fn lines_watched(
     command: &mut Command,
     silence: Option<Duration>,
@@ -92,7 +92,8 @@ pub(crate) fn lines_watched(
         }
         each(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']));
     }
-    // Before its id is free for another process.
+    // Before `wait`: after it, another process can get this id, and the watchdog would kill that
+    // process.
     let bitten = watchdog.is_some_and(Watchdog::stop);
     let status = child.wait().with_context(|| format!("{name}: cannot be waited for"))?;
     signals::check()?;
@@ -145,7 +146,7 @@ impl Watchdog {
 pub(crate) struct Said {
     /// Both streams, in the order they came.
     pub(crate) text: String,
-    /// Its exit status.
+    /// Exit status of the program.
     pub(crate) status: ExitStatus,
 }
 
@@ -203,7 +204,7 @@ pub(crate) fn wait_for<T>(
     }
 }
 
-/// A program in the background. It is asked to end when this is dropped.
+/// A program in the background. The program is asked to end when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Background {
     name: String,
@@ -241,7 +242,7 @@ impl Background {
     ///
     /// # Errors
     ///
-    /// It ended with another code than 0, or had to be killed.
+    /// The program ended with another code than 0, or had to be killed.
     pub(crate) fn stop(&mut self) -> Result<()> {
         let status = self.end()?;
         // A program without a handler for SIGTERM ends by the signal itself.
@@ -262,7 +263,7 @@ impl Background {
 impl Drop for Background {
     fn drop(&mut self) {
         if !self.ended {
-            // The error that made us drop it is the one to show.
+            // The error is ignored: the caller shows the error that caused the drop.
             let _ = self.end();
         }
     }
@@ -309,7 +310,7 @@ impl Foreground {
 impl Drop for Foreground {
     fn drop(&mut self) {
         if !self.ended {
-            // The error that made us drop it is the one to show.
+            // The error is ignored: the caller shows the error that caused the drop.
             let _ = end(&mut self.child, GRACE);
         }
     }

@@ -1,4 +1,5 @@
-//! Ctrl-C and SIGTERM: the signal is passed to the foreground children, then the verb stops in order.
+//! Ctrl-C and SIGTERM: the handler passes the signal to the foreground children, then the verb
+//! stops in order.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
@@ -7,7 +8,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Process groups of the children in the foreground. 0 is a free place.
+/// Process groups of the children in the foreground. 0 marks a free slot.
 static FOREGROUND: [AtomicI32; 8] = [const { AtomicI32::new(0) }; 8];
 
 /// The signals that end a verb.
@@ -54,8 +55,8 @@ pub(crate) fn check() -> Result<()> {
     Ok(())
 }
 
-/// Names a child that ending signals go to, until the guard is dropped. Nothing is passed to a child
-/// that finds no free place.
+/// Registers the process group of a child that gets the ending signals, until the guard is dropped.
+/// If no slot is free, the child gets no signals.
 pub(crate) fn foreground(group: u32) -> Foreground {
     let group = i32::try_from(group).unwrap_or(0);
     let take = |place: &&AtomicI32| {
@@ -69,7 +70,7 @@ pub(crate) fn foreground(group: u32) -> Foreground {
     Foreground(place)
 }
 
-/// The place of a child in the foreground, which is free again when this is dropped.
+/// Guard of the slot of a child in the foreground. Its drop frees the slot.
 #[derive(Debug)]
 pub(crate) struct Foreground(Option<&'static AtomicI32>);
 

@@ -7,11 +7,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use culvert_bpf_build::{Way, find_linker};
+use culvert_bpf_build::{Compiler, find_linker};
 
 use crate::vm::kernel::Kernel;
 
-/// Purpose of a tool.
+/// Verb or option that a tool is needed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
     /// Building the binary.
@@ -29,7 +29,7 @@ pub(crate) enum Need {
 }
 
 impl Need {
-    /// For the table.
+    /// Name of the verb or option, for the table.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Build => "build",
@@ -47,7 +47,7 @@ impl Need {
 pub(crate) enum Probe {
     /// A program in one of the usual directories.
     Program(&'static str),
-    /// A component of the running Rust toolchain, asked for by its program.
+    /// A component of the running Rust toolchain. The check runs this program of it.
     CargoComponent(&'static str),
     /// The C library's headers and start files.
     LibcHeaders,
@@ -55,7 +55,7 @@ pub(crate) enum Probe {
     ProtobufIncludes,
     /// A rustc that compiles for BPF.
     BpfRustc,
-    /// clippy of that rustc.
+    /// clippy of the rustc that compiles for BPF.
     BpfClippy,
     /// bpf-linker.
     BpfLinker,
@@ -66,9 +66,9 @@ pub(crate) enum Probe {
 /// A tool.
 #[derive(Debug)]
 pub(crate) struct Tool {
-    /// Its name.
+    /// Name of the tool.
     pub(crate) name: &'static str,
-    /// Its purpose.
+    /// Purpose of the tool.
     pub(crate) why: &'static str,
     /// The first verb that needs it.
     pub(crate) need: Need,
@@ -284,7 +284,7 @@ pub(crate) const TOOLS: &[Tool] = &[
     },
     Tool {
         name: "busybox",
-        why: "that kernel's first programs",
+        why: "the emulated machine's first programs",
         need: Need::Full,
         probe: Probe::Program("busybox"),
         debian: &["busybox-static"],
@@ -293,7 +293,7 @@ pub(crate) const TOOLS: &[Tool] = &[
     },
     Tool {
         name: "modprobe",
-        why: "that kernel's modules",
+        why: "the emulated machine's modules",
         need: Need::Full,
         probe: Probe::Program("modprobe"),
         debian: &["kmod"],
@@ -302,7 +302,7 @@ pub(crate) const TOOLS: &[Tool] = &[
     },
     Tool {
         name: "xz",
-        why: "that kernel's modules",
+        why: "the emulated machine's modules",
         need: Need::Full,
         probe: Probe::Program("xz"),
         debian: &["xz-utils"],
@@ -330,7 +330,7 @@ pub(crate) const TOOLS: &[Tool] = &[
 ];
 
 impl Tool {
-    /// Its path or version, if it is installed.
+    /// Path or version of the tool, if it is installed.
     pub(crate) fn found(&self) -> Option<String> {
         match self.probe {
             Probe::Program(name) => which(name).map(|path| path.display().to_string()),
@@ -347,9 +347,9 @@ impl Tool {
                 Path::new(file).is_file().then(|| file.to_owned())
             }
             Probe::ProtobufIncludes => protobuf_includes().map(|dir| dir.display().to_string()),
-            Probe::BpfRustc => Way::find().ok().map(|way| way.describe()),
+            Probe::BpfRustc => Compiler::find().ok().map(|compiler| compiler.describe()),
             Probe::BpfClippy => {
-                let clippy = Way::find().ok().and_then(|way| way.clippy());
+                let clippy = Compiler::find().ok().and_then(|compiler| compiler.clippy());
                 clippy.map(|path| path.display().to_string())
             }
             Probe::BpfLinker => find_linker().map(|path| path.display().to_string()),
@@ -363,8 +363,8 @@ pub(crate) fn missing(needs: &[Need]) -> Vec<&'static Tool> {
     TOOLS.iter().filter(|t| needs.contains(&t.need) && t.found().is_none()).collect()
 }
 
-/// The file that `name` runs: on `PATH`, or where administrators' programs are, which a user's
-/// `PATH` may lack.
+/// Path of the program `name`: from `PATH`, or from the directories of administrators' programs,
+/// which a user's `PATH` may lack.
 pub(crate) fn which(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let more = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);

@@ -1,11 +1,11 @@
-//! What the verbs print: steps with their durations, progress, warnings.
+//! Output of the verbs: steps with their durations, progress, warnings.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Text in an ANSI style, where standard output is a terminal that wants it.
+/// Text in an ANSI style if `coloured` is true, else plain text.
 fn styled(code: &str, text: &str) -> String {
     if coloured() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
 }
@@ -58,7 +58,7 @@ pub(crate) fn error(text: &str) {
     let _ = writeln!(std::io::stderr(), "error: {text}");
 }
 
-/// A duration for people.
+/// Text of a duration, such as `1.5 s` or `2 min 3 s`.
 pub(crate) fn seconds(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
     if seconds < 60.0 {

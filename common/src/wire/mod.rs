@@ -36,7 +36,7 @@ pub use ethernet::EthHdr;
 pub use icmp::{Icmpv4Hdr, Icmpv6Hdr, LinkLayerOption, NeighbourHdr};
 pub use ipv4::Ipv4Hdr;
 pub use ipv6::Ipv6Hdr;
-pub use tcp::TcpHdr;
+pub use tcp::{TcpHdr, TcpStart};
 pub use udp::UdpHdr;
 pub use vxlan::{VNI_MAX, VxlanHdr};
 

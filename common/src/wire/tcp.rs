@@ -11,36 +11,21 @@ pub const RST: u8 = 0x04;
 /// ACK.
 pub const ACK: u8 = 0x10;
 
-/// TCP header without options.
+/// The first 14 bytes of a TCP header, up to its flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub struct TcpHdr {
+pub struct TcpStart {
     src_port: [u8; 2],
     dst_port: [u8; 2],
     seq: [u8; 4],
     ack: [u8; 4],
     doff: u8,
     flags: u8,
-    window: [u8; 2],
-    checksum: [u8; 2],
-    urgent: [u8; 2],
 }
 
-wire_header!(TcpHdr = 20);
+wire_header!(TcpStart = 14);
 
-impl TcpHdr {
-    /// Source port.
-    #[inline(always)]
-    pub const fn src_port(&self) -> u16 {
-        u16::from_be_bytes(self.src_port)
-    }
-
-    /// Destination port.
-    #[inline(always)]
-    pub const fn dst_port(&self) -> u16 {
-        u16::from_be_bytes(self.dst_port)
-    }
-
+impl TcpStart {
     /// Sequence number.
     #[inline(always)]
     pub const fn seq(&self) -> u32 {
@@ -53,26 +38,57 @@ impl TcpHdr {
         u32::from_be_bytes(self.ack)
     }
 
-    /// Bytes of the header with its options; at least 20 in a valid header.
-    #[inline(always)]
-    pub const fn header_len(&self) -> u32 {
-        ((self.doff >> 4) as u32) * 4
-    }
-
     /// CWR, ECE, URG, ACK, PSH, RST, SYN, FIN, from the highest bit down.
     #[inline(always)]
     pub const fn flags(&self) -> u8 {
         self.flags
     }
+}
+
+/// TCP header without options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct TcpHdr {
+    start: TcpStart,
+    window: [u8; 2],
+    checksum: [u8; 2],
+    urgent: [u8; 2],
+}
+
+wire_header!(TcpHdr = 20);
+
+impl TcpHdr {
+    /// Bytes of the header with its options; at least 20 in a valid header.
+    #[inline(always)]
+    pub const fn header_len(&self) -> u32 {
+        ((self.start.doff >> 4) as u32) * 4
+    }
+}
+
+/// Fields that only tests read.
+#[cfg(test)]
+impl TcpHdr {
+    /// The first 14 bytes.
+    pub const fn start(&self) -> TcpStart {
+        self.start
+    }
+
+    /// Source port.
+    pub const fn src_port(&self) -> u16 {
+        u16::from_be_bytes(self.start.src_port)
+    }
+
+    /// Destination port.
+    pub const fn dst_port(&self) -> u16 {
+        u16::from_be_bytes(self.start.dst_port)
+    }
 
     /// Window, unscaled.
-    #[inline(always)]
     pub const fn window(&self) -> u16 {
         u16::from_be_bytes(self.window)
     }
 
     /// Checksum in the header, not verified.
-    #[inline(always)]
     pub const fn checksum(&self) -> u16 {
         u16::from_be_bytes(self.checksum)
     }

@@ -194,13 +194,13 @@ proptest! {
         let (theirs, _) = ep::TcpHeader::from_slice(&bytes).unwrap();
         prop_assert_eq!(ours.src_port(), theirs.source_port);
         prop_assert_eq!(ours.dst_port(), theirs.destination_port);
-        prop_assert_eq!(ours.seq(), theirs.sequence_number);
-        prop_assert_eq!(ours.ack(), theirs.acknowledgment_number);
+        prop_assert_eq!(ours.start().seq(), theirs.sequence_number);
+        prop_assert_eq!(ours.start().ack(), theirs.acknowledgment_number);
         prop_assert_eq!(ours.header_len() as usize, theirs.header_len());
         prop_assert_eq!(ours.window(), theirs.window_size);
         prop_assert_eq!(ours.checksum(), theirs.checksum);
-        prop_assert_eq!(ours.flags() & 0x02 != 0, theirs.syn);
-        prop_assert_eq!(ours.flags() & 0x10 != 0, theirs.ack);
+        prop_assert_eq!(ours.start().flags() & 0x02 != 0, theirs.syn);
+        prop_assert_eq!(ours.start().flags() & 0x10 != 0, theirs.ack);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The headers of a routed packet, read.
+//! Reads the headers of a routed packet.
 
 use aya_ebpf::programs::TcContext;
 use culvert_common::{
@@ -7,7 +7,7 @@ use culvert_common::{
         nat::{self, Upper},
         source,
     },
-    wire::{Ipv4Hdr, ipv4::PROTO_TCP},
+    wire::{Ipv4Hdr, TcpStart, ipv4::PROTO_TCP},
 };
 
 use crate::{
@@ -20,8 +20,8 @@ use crate::{
 /// Offset of the upper layer where the IPv4 header has no options.
 const PLAIN_L4: usize = ETH_LEN + Ipv4Hdr::LEN;
 
-/// Reads the headers of an IPv4 packet that comes in from `zone`. A BPF function of its
-/// own, for its stack.
+/// Reads the headers of an IPv4 packet that comes in from `zone`. A BPF function of its own, for a
+/// stack frame of its own.
 #[inline(never)]
 pub(super) fn parse(ctx: &TcContext, zone: u32, routed: &mut Routed) -> Result<(), DropReason> {
     hand_back(try_parse(ctx, zone), routed)
@@ -53,7 +53,7 @@ fn try_parse(ctx: &TcContext, zone: u32) -> Result<Routed, DropReason> {
         Some(bytes) => bytes,
         None => match load(ctx, routed.l4 as usize) {
             Ok(bytes) => bytes,
-            // Too short for any of the protocols that are translated.
+            // The packet is too short for every protocol that can be translated.
             Err(_) => {
                 routed.key = FlowKey::new(zone, protocol, tuple);
                 return Ok(routed);
@@ -70,14 +70,14 @@ fn try_parse(ctx: &TcContext, zone: u32) -> Result<Routed, DropReason> {
     }
     routed.key = FlowKey::new(zone, protocol, tuple);
     if protocol == PROTO_TCP {
-        let flags: Option<[u8; 14]> = if plain { ctx.read(PLAIN_L4) } else { None };
-        let bytes = match flags {
-            Some(bytes) => bytes,
-            None => load::<[u8; 14]>(ctx, routed.l4 as usize)?,
+        let start: Option<TcpStart> = if plain { ctx.read(PLAIN_L4) } else { None };
+        let tcp = match start {
+            Some(tcp) => tcp,
+            None => load(ctx, routed.l4 as usize)?,
         };
-        routed.tcp_seq = u32::from_be_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
-        routed.tcp_ack = u32::from_be_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
-        routed.tcp_flags = bytes[13];
+        routed.tcp_seq = tcp.seq();
+        routed.tcp_ack = tcp.ack();
+        routed.tcp_flags = tcp.flags();
     }
     if ip.more_fragments() && routed.kind == Kind::Flow {
         fragments::first(&mut routed);

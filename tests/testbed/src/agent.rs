@@ -11,15 +11,15 @@ use std::{
 pub struct AgentPlan<'a> {
     /// The node's name.
     pub node: &'a str,
-    /// URL of its store, which is not encrypted.
+    /// URL of the store. The connection is not encrypted.
     pub store: &'a str,
     /// Device on the underlay.
     pub uplink: &'a str,
-    /// Its socket.
+    /// Path of the agent's socket.
     pub socket: &'a Path,
-    /// Its state directory.
+    /// Path of the agent's state directory.
     pub state_dir: &'a Path,
-    /// Its BPF file system.
+    /// Path of the agent's BPF file system.
     pub bpffs: &'a Path,
 }
 
@@ -39,8 +39,8 @@ impl AgentPlan<'_> {
     }
 }
 
-/// Whether the agent that `culvert` talks to answers and says that its store is healthy.
-/// `culvert` has neither verb nor options yet.
+/// Whether the agent answers and says that its store is healthy. `culvert` is the command without
+/// verb and options.
 pub fn is_ready(culvert: &mut Command) -> bool {
     let output = culvert.args(["--format", "json", "status"]).stdin(Stdio::null()).output();
     let Ok(output) = output else { return false };

@@ -24,7 +24,7 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Makes one in a directory, which must exist.
+    /// Makes an authority in a directory, which must exist.
     pub fn new(dir: &Path, name: &str) -> io::Result<Self> {
         let own = pair(dir, name);
         openssl(&[
@@ -64,7 +64,7 @@ impl Authority {
     }
 }
 
-/// A key that takes no time to make.
+/// Arguments for an EC key: such a key is generated at once.
 const KEY: &[&str] = &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
 
 fn pair(dir: &Path, name: &str) -> Pair {

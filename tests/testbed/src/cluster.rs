@@ -33,7 +33,7 @@ pub const SOON: Duration = Duration::from_secs(20);
 /// # Panics
 /// When it has not been built.
 pub fn culvert_binary() -> PathBuf {
-    // A test is in `deps/` below it, the benchmark harness beside it.
+    // A test is in `deps/` below the binary's directory, the benchmark harness in that directory.
     let exe = std::env::current_exe().unwrap_or_default();
     let mut candidates = exe.ancestors().skip(1).take(2).map(|dir| dir.join("culvert"));
     match candidates.find(|path| path.is_file()) {
@@ -134,13 +134,13 @@ pub fn unique_name(hint: &str) -> String {
 /// A host with an agent.
 #[derive(Debug)]
 pub struct Host {
-    /// Its namespace.
+    /// Namespace of the host.
     pub netns: Netns,
-    /// Its place on the underlay.
+    /// Index of the host on the underlay, from 0.
     pub index: u8,
-    /// Its node name.
+    /// Node name of the host.
     pub node: String,
-    /// The URL of its store.
+    /// URL of the store.
     pub store: String,
     /// The agent, once started.
     pub agent: Option<Process>,
@@ -160,12 +160,12 @@ impl Host {
         Self { node: format!("node{index}"), netns, index, store, agent: None, dir }
     }
 
-    /// Its VTEP address.
+    /// VTEP address of the host.
     pub fn vtep(&self) -> Ipv4Addr {
         Underlay::address(self.index)
     }
 
-    /// Directory of its socket, state and BPF file system.
+    /// Directory of the agent's socket, state and BPF file system.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -180,7 +180,7 @@ impl Host {
         self.dir().join("bpf")
     }
 
-    /// The command line of its agent, with `extra` arguments.
+    /// The agent's command line, with `extra` arguments.
     pub fn agent_command(&self, extra: &[&str]) -> Command {
         let plan = AgentPlan {
             node: &self.node,
@@ -206,7 +206,7 @@ impl Host {
     /// Waits until the agent has read the store.
     ///
     /// # Panics
-    /// When it ends instead, or does not in time.
+    /// When the agent ends, or is not ready in time.
     pub fn wait_ready(&mut self) {
         wait_for(SOON, "the agent to be ready", || {
             let Some(agent) = &mut self.agent else { panic!("{}: no agent", self.node) };
@@ -217,7 +217,7 @@ impl Host {
         });
     }
 
-    /// The agent answers and has read the store.
+    /// Whether the agent answers and has read the store.
     pub fn healthy(&self) -> bool {
         agent::is_ready(&mut self.culvert_command(&[]))
     }
@@ -257,7 +257,7 @@ impl Host {
     pub fn culvert_command(&self, args: &[&str]) -> Command {
         let mut command = self.netns.command(culvert_binary());
         command.env("CULVERT_SOCKET", self.socket());
-        // A slow machine, such as an emulated one, is not hung.
+        // A slow machine, such as an emulated one, may exceed the CLI's own timeout.
         command.env("CULVERT_TIMEOUT", "120s").args(args);
         command
     }
@@ -292,11 +292,11 @@ impl Host {
         }
     }
 
-    /// Runs a CLI verb that is refused with `code` and one line on its standard
-    /// error, which is returned.
+    /// Runs a CLI verb that must exit with `code` and write one line to standard error. Returns
+    /// the line.
     ///
     /// # Panics
-    /// When it is not so.
+    /// When the exit code is another, or standard error is not one line.
     pub fn refused(&self, code: i32, args: &[&str]) -> String {
         let output = self.culvert(args);
         let errors = String::from_utf8_lossy(&output.stderr).trim_end().to_owned();
@@ -332,7 +332,7 @@ impl Host {
     /// When the shell cannot be started.
     pub fn spawn_in_container(&self, name: &str, script: &str) -> Process {
         let mut command = Command::new("nsenter");
-        // The guard knows the shell's pid only, so the shell becomes the program.
+        // The guard kills the shell's pid only, so the shell executes the program without a fork.
         let script = format!("exec {script}");
         command.args([&format!("--net=/run/netns/{name}"), "sh", "-c", &script]);
         Process::spawn(command)
@@ -398,7 +398,7 @@ impl Host {
 }
 
 impl Drop for Host {
-    /// Removes what the agent pinned, and what it made besides.
+    /// Removes the agent's BPF pins and the other objects that it made.
     fn drop(&mut self) {
         if let Some(mut agent) = self.agent.take() {
             let _ = self.culvert(&["purge"]);

@@ -1,20 +1,20 @@
 //! A host with containers, connected as Docker does without its userland proxy: a Linux bridge, and
 //! iptables for masquerading and published ports. Culvert is compared with it.
 
-#![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with why")]
+#![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with the error")]
 
 use std::process::{Command, Stdio};
 
 use crate::{netns::Netns, outside::Outside, underlay::Underlay};
 
-/// A port of the host that leads to one of a container.
+/// A port of the host that is forwarded to a port of a container.
 #[derive(Clone, Copy, Debug)]
 pub struct Published {
     /// `tcp` or `udp`.
     pub protocol: &'static str,
     /// Port of the host.
     pub port: u16,
-    /// Which container.
+    /// Index of the container, from 0.
     pub container: u8,
     /// Port of the container.
     pub to: u16,
@@ -50,7 +50,7 @@ pub fn iptables() -> Option<&'static str> {
 pub struct Docker {
     /// The host.
     pub host: Netns,
-    /// Its containers; the first has 172.17.0.2.
+    /// Namespaces of the containers; the first has 172.17.0.2.
     pub containers: Vec<Netns>,
     /// The router and the external host.
     pub outside: Outside,
@@ -114,7 +114,7 @@ pub fn wire(host: &Netns, iptables: &str, count: u8, ports: &[Published]) -> Vec
         rules.push(format!(
             "-t nat -A DOCKER -p {protocol} --dport {port} -j DNAT --to-destination {ip}:{to}"
         ));
-        // A container that reaches itself by the host's port.
+        // This rule is for a container that connects to itself through the host's port.
         rules.push(format!(
             "-t nat -A POSTROUTING -s {ip} -d {ip} -p {protocol} --dport {to} -j MASQUERADE"
         ));

@@ -23,47 +23,46 @@ use crate::wait::{POLL, unique};
 const END: Duration = Duration::from_secs(10);
 /// How long etcd may take to be ready.
 const START: Duration = Duration::from_secs(30);
-/// Attempts with other ports: another process may take one that was free.
+/// Number of attempts, each with other ports: another process may take a free port first.
 const ATTEMPTS: u32 = 5;
-/// Lines of its log that are kept for a failure's message.
+/// Number of lines of etcd's log that are kept for the message of a failure.
 const LOG_LINES: usize = 30;
 
-/// Certificates (PEM files) of a server that wants them of its clients, too.
+/// Certificates (PEM files) of a server that requires client certificates.
 #[derive(Clone, Debug)]
 pub struct Tls {
     /// The authority of the clients' certificates.
     pub ca: PathBuf,
     /// The server's certificate.
     pub cert: PathBuf,
-    /// Its private key.
+    /// The server's private key.
     pub key: PathBuf,
 }
 
 /// Differences from an etcd on a free port of 127.0.0.1.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
-    /// Namespace it runs in, such as `/run/netns/X`.
+    /// Namespace that etcd runs in, such as `/run/netns/X`.
     pub netns: Option<PathBuf>,
-    /// Address that clients reach it at; 127.0.0.1 by default.
+    /// Address at which clients reach etcd; 127.0.0.1 by default.
     pub address: Option<IpAddr>,
-    /// Port for clients; a free one by default. In a namespace of the test's
-    /// own, where nothing else listens, give one: free ports are those of the
-    /// test's namespace.
+    /// Port for clients; a free port by default. The default looks for a free port in the
+    /// namespace of the test, so a port must be given together with `netns`.
     pub port: Option<u16>,
     /// TLS.
     pub tls: Option<Tls>,
     /// Further arguments.
     pub args: Vec<String>,
-    /// Where its data is, and a copy of its log, `etcd.log`; a temporary directory by default. A
-    /// given directory is not removed.
+    /// Directory of etcd's data and of a copy of its log, `etcd.log`; a temporary directory by
+    /// default. A given directory is not removed.
     pub dir: Option<PathBuf>,
-    /// Ending signals from the terminal do not reach it.
+    /// Runs etcd in a process group of its own, so that signals from the terminal do not reach it.
     pub own_group: bool,
 }
 
 impl Config {
-    /// etcd's arguments with its data in `dir`. `client` is where it serves, `peer` where it
-    /// waits for other members, if that is not to be etcd's own port for them.
+    /// Arguments of etcd with its data in `dir`. `client` is the address for clients. `peer` is the
+    /// address for other members; `None` means etcd's default.
     pub fn arguments(
         &self,
         dir: &Path,
@@ -108,12 +107,12 @@ pub struct EtcdServer {
 }
 
 impl EtcdServer {
-    /// Starts one on a free port of 127.0.0.1 and waits until it serves.
+    /// Starts an etcd on a free port of 127.0.0.1 and waits until it serves.
     pub fn start() -> io::Result<Self> {
         Self::start_with(Config::default())
     }
 
-    /// Starts one and waits until it serves.
+    /// Starts an etcd and waits until it serves.
     pub fn start_with(config: Config) -> io::Result<Self> {
         let temporary =
             || parent().join(format!("culvert-etcd-{}-{}", std::process::id(), unique()));
@@ -123,7 +122,7 @@ impl EtcdServer {
         for _ in 0..ATTEMPTS {
             let address = config.address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
             let client = SocketAddr::new(address, config.port.map_or_else(free_port, Ok)?);
-            // Where the port for clients is given, nothing else listens: no other etcd either.
+            // With a given client port nothing else listens, so the default peer port is free.
             let peer = match config.port {
                 Some(_) => None,
                 None => Some(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), free_port()?)),
@@ -140,7 +139,7 @@ impl EtcdServer {
                 Ok(()) => return Ok(server),
                 Err(error) => last = Some(error),
             }
-            // Dropped here, with its directory: the next attempt starts clean.
+            // The drop also removes the directory: the next attempt starts with an empty one.
             drop(server);
             fs::create_dir_all(&dir)?;
         }
@@ -148,7 +147,7 @@ impl EtcdServer {
         Err(last.unwrap_or_else(|| io::Error::other("etcd: no attempt was made")))
     }
 
-    /// Fails if it has ended, with the last lines of its log.
+    /// Fails if etcd has ended, with the last line of its log.
     pub fn check(&mut self) -> io::Result<()> {
         match self.child.as_mut().map(Child::try_wait).transpose()?.flatten() {
             Some(status) => Err(self.ended(status)),
@@ -156,7 +155,7 @@ impl EtcdServer {
         }
     }
 
-    /// Asks it to end (SIGTERM) and waits until it has, for at most 10 s.
+    /// Asks etcd to end (SIGTERM) and waits for its end, at most 10 s.
     pub fn end(mut self) -> io::Result<()> {
         self.check()?;
         self.signal("TERM")?;
@@ -175,7 +174,7 @@ impl EtcdServer {
             }
             std::thread::sleep(POLL);
         }
-        Err(io::Error::other(format!("etcd: still there {} s after SIGTERM", END.as_secs())))
+        Err(io::Error::other(format!("etcd: still running {} s after SIGTERM", END.as_secs())))
     }
 
     fn ended(&self, status: ExitStatus) -> io::Error {
@@ -194,12 +193,12 @@ impl EtcdServer {
         format!("etcd://{}", self.client)
     }
 
-    /// The process, while it runs.
+    /// Pid of etcd, while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
     }
 
-    /// Kills it (SIGKILL); its data stays.
+    /// Kills etcd (SIGKILL). Its data stays.
     pub fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
@@ -207,36 +206,36 @@ impl EtcdServer {
         }
     }
 
-    /// Starts it again on the same data and ports.
+    /// Starts etcd again on the same data and ports.
     pub fn resume(&mut self) -> io::Result<()> {
         self.stop();
         self.launch()
     }
 
-    /// Kills it and starts it again on the same data and ports.
+    /// Kills etcd and starts it again on the same data and ports.
     pub fn restart(&mut self) -> io::Result<()> {
         self.resume()
     }
 
-    /// Kills it and removes its data.
+    /// Kills etcd and removes its data.
     pub fn wipe(&mut self) -> io::Result<()> {
         self.stop();
         fs::remove_dir_all(self.dir.join("data"))
     }
 
-    /// Kills it and keeps a copy of its data.
+    /// Kills etcd and keeps a copy of its data.
     pub fn back_up(&mut self) -> io::Result<()> {
         self.stop();
         copy_tree(&self.dir.join("data"), &self.dir.join("backup"))
     }
 
-    /// Kills it and puts back the data of the last [`Self::back_up`].
+    /// Kills etcd and restores the data of the last [`Self::back_up`].
     pub fn roll_back(&mut self) -> io::Result<()> {
         self.wipe()?;
         copy_tree(&self.dir.join("backup"), &self.dir.join("data"))
     }
 
-    /// Stops its process (SIGSTOP): its sockets stay open, but do not answer.
+    /// Stops etcd's process (SIGSTOP): its sockets stay open, but do not answer.
     pub fn freeze(&self) -> io::Result<()> {
         self.signal("STOP")
     }
@@ -254,7 +253,7 @@ impl EtcdServer {
 
     fn launch(&mut self) -> io::Result<()> {
         let mut command = match &self.config.netns {
-            // Not `ip netns exec`, which remounts /sys.
+            // `ip netns exec` would remount /sys.
             Some(netns) => {
                 let mut command = Command::new("nsenter");
                 command.arg(format!("--net={}", netns.display())).arg("etcd");
@@ -314,10 +313,11 @@ impl Drop for EtcdServer {
     }
 }
 
-/// Where the directories of servers are made: in memory if there is plenty, as etcd waits for the
-/// disk at each change.
+/// Parent of the servers' directories: in memory if enough is free, because etcd waits for the disk
+/// at each change.
 fn parent() -> PathBuf {
-    /// A server reserves 128 MiB for its log, and tests run at once.
+    /// Free memory that is enough, in bytes. A server reserves 128 MiB for its log, and many tests
+    /// run at the same time.
     const PLENTY: u64 = 4 << 30;
     let memory = Path::new("/dev/shm");
     let free = statvfs(memory).map_or(0, |at| at.blocks_available() * at.fragment_size());
@@ -336,7 +336,7 @@ pub fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-/// What etcd says.
+/// The log that etcd writes to standard error.
 #[derive(Debug, Default)]
 struct Log {
     state: Mutex<LogState>,
@@ -353,7 +353,7 @@ struct LogState {
 impl Log {
     fn add(&self, line: String) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        // Both 3.4 and 3.5 log this.
+        // etcd 3.4 and 3.5 both log this line.
         state.ready |= line.contains("ready to serve client requests");
         if state.lines.len() == LOG_LINES {
             state.lines.pop_front();

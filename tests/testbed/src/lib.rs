@@ -4,9 +4,9 @@
 //! The crate knows the `culvert` binary by its command line alone and depends on nothing that
 //! needs a compiler for BPF: xtask, which installs that compiler, is built with it.
 //!
-//! What may fail for a reason of the user's (`make`, `sh`, `plug`, ...) returns a `Result`
+//! A function that can fail on the user's machine (`make`, `sh`, `plug`, ...) returns a `Result`
 //! whose error is one line. The tests' fixtures (`Netns::new`, `run`, [`cluster`], ...) panic
-//! instead: a test whose fixture cannot be made fails with what went wrong.
+//! instead: a test whose fixture cannot be made fails with the cause.
 
 #![warn(clippy::indexing_slicing)]
 

@@ -1,9 +1,9 @@
 //! Network namespaces and the links between them.
 //!
 //! The names that [`Netns::new`] gives carry the process id and a counter, so tests run at the same
-//! time; the next test run removes namespaces that a killed one has left.
+//! time. The next test run removes the namespaces that a killed test run has left.
 
-#![expect(clippy::panic, reason = "what a test cannot make fails it with what went wrong")]
+#![expect(clippy::panic, reason = "a test whose namespace cannot be made fails with the cause")]
 
 use std::{
     ffi::OsStr,
@@ -31,7 +31,7 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// Makes the one of this name with the loopback device up.
+    /// Makes the namespace `name` with the loopback device up.
     ///
     /// # Errors
     /// `ip netns add` fails.
@@ -44,13 +44,13 @@ impl Netns {
         Ok(netns)
     }
 
-    /// The one that this process is in.
+    /// The namespace of this process.
     pub fn here() -> Self {
-        // A command of `nsenter` is in the namespace of its parent before it enters.
+        // `nsenter` opens this path while it is still in its parent's namespace.
         Self { name: "here".to_owned(), path: "/proc/self/ns/net".into(), is_ours: false }
     }
 
-    /// Makes one with the loopback device up; `hint` is part of its name.
+    /// Makes a namespace with the loopback device up; `hint` is part of its name.
     ///
     /// # Panics
     /// When `ip netns add` fails.
@@ -74,10 +74,10 @@ impl Netns {
         &self.path
     }
 
-    /// The open namespace.
+    /// A descriptor of the namespace.
     ///
     /// # Panics
-    /// When it is gone.
+    /// When the namespace is gone.
     pub fn fd(&self) -> OwnedFd {
         match File::open(&self.path) {
             Ok(file) => file.into(),
@@ -95,7 +95,7 @@ impl Netns {
     /// Runs a shell command inside and returns its standard output.
     ///
     /// # Errors
-    /// It fails: the last line that it wrote.
+    /// The command fails: the last line that it wrote.
     pub fn sh(&self, script: &str) -> Result<String> {
         let mut command = self.command("sh");
         command.arg("-c").arg(script).stdin(Stdio::null());
@@ -107,7 +107,7 @@ impl Netns {
     /// Runs a shell command inside and returns its standard output.
     ///
     /// # Panics
-    /// When it fails, with what it wrote.
+    /// When the command fails, with what it wrote.
     pub fn run(&self, script: &str) -> String {
         let output = self.try_run(script);
         assert_success(&self.name, script, &output)
@@ -148,7 +148,7 @@ impl Netns {
         }
     }
 
-    /// As [`Netns::connect`].
+    /// Connects two namespaces by a veth pair; both ends are up.
     ///
     /// # Errors
     /// `ip link` refuses.
@@ -176,7 +176,7 @@ impl Drop for Netns {
 fn succeeded(what: &str, output: &Output) -> Result<()> {
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        bail!("{what}: {}", said.trim().lines().last().unwrap_or("failed, and said nothing"));
+        bail!("{what}: {}", said.trim().lines().last().unwrap_or("failed without a message"));
     }
     Ok(())
 }

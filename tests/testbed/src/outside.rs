@@ -1,6 +1,6 @@
 //! An external host, behind a router on the underlay, without a route to any container.
 
-#![expect(clippy::panic, reason = "what a test cannot make fails it with what went wrong")]
+#![expect(clippy::panic, reason = "a test whose namespace cannot be made fails with the cause")]
 
 use std::net::Ipv4Addr;
 
@@ -46,7 +46,7 @@ pub struct Outside {
 impl Outside {
     /// Address of the host (RFC 5737).
     pub const IP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 9);
-    /// Place of the router on the underlay.
+    /// Index of the router on the underlay.
     const ROUTER: u8 = 100;
 
     /// Connects router and host to a cluster's underlay, and gives its hosts their default route.

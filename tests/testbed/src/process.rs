@@ -1,6 +1,6 @@
 //! Processes that are killed when their guard is dropped.
 
-#![expect(clippy::panic, reason = "what a test cannot start fails it with what went wrong")]
+#![expect(clippy::panic, reason = "a test whose process cannot be started fails with the cause")]
 
 use std::{
     fs::{self, File},
@@ -28,14 +28,15 @@ impl Process {
     /// Starts `command` with an empty standard input.
     ///
     /// # Panics
-    /// When it cannot be started.
+    /// When the process cannot be started.
     pub fn spawn(mut command: Command) -> Self {
         let mut start = || {
             let files = tempfile::tempdir()?;
             let output = File::create(files.path().join("out"))?;
             let errors = File::create(files.path().join("err"))?;
             // A test run in the background ignores some signals, and its children would inherit
-            // that. SAFETY: signal(2) is async-signal-safe, and sets a default action.
+            // these dispositions. SAFETY: signal(2) is async-signal-safe, and sets a default
+            // action.
             unsafe {
                 command.pre_exec(|| {
                     for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
@@ -53,38 +54,38 @@ impl Process {
         }
     }
 
-    /// Its pid. `nsenter` executes the program, so it is the program's.
+    /// Pid of the program: `nsenter` executes it without a fork.
     pub fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
-    /// What it wrote to its standard output so far.
+    /// Standard output of the process so far.
     pub fn stdout(&self) -> String {
         fs::read_to_string(self.files.path().join("out")).unwrap_or_default()
     }
 
-    /// What it wrote to its standard error so far.
+    /// Standard error of the process so far.
     pub fn stderr(&self) -> String {
         fs::read_to_string(self.files.path().join("err")).unwrap_or_default()
     }
 
-    /// Whether it runs.
+    /// Whether the process runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Sends a signal, if it runs.
+    /// Sends a signal, if the process runs.
     pub fn signal(&mut self, signal: Signal) {
         if self.is_running() {
-            // The pid is still its own: only this guard reaps it.
+            // The pid is still that of the process: only this guard reaps it.
             let _ = kill(self.pid(), signal);
         }
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the process.
     ///
     /// # Panics
-    /// When `deadline` has passed, with what it wrote to its standard error.
+    /// When `deadline` has passed, with the standard error of the process.
     pub fn wait(&mut self, deadline: Duration) -> ExitStatus {
         let (start, deadline) = (Instant::now(), on_this_machine(deadline));
         loop {
@@ -98,10 +99,10 @@ impl Process {
         }
     }
 
-    /// Sends `signal` and waits for its end.
+    /// Sends `signal` and waits for the end of the process.
     ///
     /// # Panics
-    /// As [`Process::wait`].
+    /// When `deadline` has passed, with the standard error of the process.
     pub fn stop(&mut self, signal: Signal, deadline: Duration) -> ExitStatus {
         self.signal(signal);
         self.wait(deadline)
@@ -115,7 +116,7 @@ impl Drop for Process {
     }
 }
 
-/// Exit code as a shell gives it: 128 + the signal's number if one killed it.
+/// Exit code as a shell gives it: 128 + the signal's number if a signal killed the process.
 pub fn exit_code(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }

@@ -1,6 +1,6 @@
 //! The network between hosts: a bridge as the switch, and each host's uplink on it.
 
-#![expect(clippy::panic, reason = "what a test cannot make fails it with what went wrong")]
+#![expect(clippy::panic, reason = "a test whose underlay cannot be made fails with the cause")]
 
 use std::net::Ipv4Addr;
 
@@ -17,16 +17,16 @@ pub struct Switch<'a> {
     pub bridge: &'a str,
 }
 
-/// A host's place on a switch.
+/// The link between a host and a switch.
 #[derive(Clone, Copy, Debug)]
 pub struct Port<'a> {
     /// The switch's device.
     pub name: &'a str,
     /// The host's device.
     pub uplink: &'a str,
-    /// The host's address, in a network of 256.
+    /// The host's address; its prefix length is 24.
     pub ip: Ipv4Addr,
-    /// MTU of both, in bytes.
+    /// MTU of both devices, in bytes.
     pub mtu: u32,
 }
 
@@ -36,9 +36,9 @@ impl Switch<'_> {
     /// # Errors
     /// The kernel refuses.
     pub fn make(&self, mtu: u32) -> Result<()> {
-        // A bridge whose address is not set takes the lowest of its ports': another port could
-        // change it, and the hosts' neighbour entries for the address on it (etcd's) would be
-        // wrong.
+        // A bridge without a set MAC address takes the lowest MAC address of its ports. A new port
+        // could change that address. The hosts' neighbour entries for the address on the bridge
+        // (etcd's) would then be wrong.
         self.netns.sh(&format!(
             "ip link add {0} address 02:00:00:00:00:fe type bridge \
              stp_state 0 forward_delay 0 mcast_snooping 0 && ip link set {0} mtu {mtu} up",
@@ -47,7 +47,7 @@ impl Switch<'_> {
         Ok(())
     }
 
-    /// Plugs a host in.
+    /// Connects a host to the switch.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -60,8 +60,8 @@ impl Switch<'_> {
     }
 }
 
-/// Puts a queue of `frames` in front of a veth: its own ring is short and drops silently; with a
-/// queue it gives back-pressure, as a network card does.
+/// Puts a queue of `frames` in front of a veth. The veth's own ring is short and drops silently.
+/// With a queue the veth gives back-pressure, as a network card does.
 ///
 /// # Errors
 /// The kernel refuses.

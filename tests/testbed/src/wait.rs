@@ -1,6 +1,6 @@
 //! Waiting for a condition, with a deadline.
 
-#![expect(clippy::panic, reason = "what a test waits for in vain fails it with its name")]
+#![expect(clippy::panic, reason = "a condition that does not hold in time fails the test")]
 
 use std::{
     sync::atomic::{AtomicU32, Ordering},
@@ -11,11 +11,11 @@ use std::{
 /// Polling interval of a condition.
 pub(crate) const POLL: Duration = Duration::from_millis(5);
 
-/// Names the factor by which all deadlines are longer, on a machine that is slower than the ones
-/// that they are meant for.
+/// Environment variable: the factor by which all deadlines are multiplied. It is set where the
+/// machine is slow, such as an emulated one.
 const PATIENCE: &str = "CULVERT_TEST_PATIENCE";
 
-/// `deadline` on this machine.
+/// `deadline` times the factor of `CULVERT_TEST_PATIENCE`, which is 1 if the variable is not set.
 pub fn on_this_machine(deadline: Duration) -> Duration {
     let factor = std::env::var(PATIENCE).ok().and_then(|text| text.parse().ok());
     deadline * factor.unwrap_or(1)
@@ -38,7 +38,7 @@ pub fn wait_for<T>(deadline: Duration, what: &str, mut look: impl FnMut() -> Opt
     }
 }
 
-/// As [`wait_for`], for a condition.
+/// Waits until `holds` returns true.
 ///
 /// # Panics
 /// When `deadline` has passed, with `what`.

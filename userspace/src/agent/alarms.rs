@@ -5,10 +5,11 @@ use std::{sync::Arc, time::Duration};
 use super::shared::Shared;
 use crate::store::StateStore;
 
-/// Interval at which the store is asked.
+/// Interval of the queries for alarms.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Asks the store for its alarms until the agent stops. They are in `status`, and in the log once.
+/// Asks the store for its alarms until the agent stops. `status` shows the alarms. The log has each
+/// alarm once.
 pub(super) async fn keep(shared: Arc<Shared>, store: Arc<dyn StateStore>) {
     tokio::select! {
         () = shared.shutdown.cancelled() => {}
@@ -16,10 +17,10 @@ pub(super) async fn keep(shared: Arc<Shared>, store: Arc<dyn StateStore>) {
     }
 }
 
-/// Asks for ever.
+/// Asks the store for its alarms, again and again. Never returns.
 async fn watch(shared: &Shared, store: &dyn StateStore) {
     loop {
-        // A store that does not answer, or refuses the question, tells nothing new.
+        // Without an answer the last known alarms stay.
         if let Ok(alarms) = store.alarms().await {
             shared.problems.set("store-alarm", line(&alarms));
             shared.store.set_alarms(alarms);

@@ -1,4 +1,4 @@
-//! Certificates of the connection to etcd that are near their end.
+//! Certificates of the connection to etcd that expire soon.
 //!
 //! The paths of their files are kept in the state directory, for `culvert doctor` without an agent.
 
@@ -19,8 +19,8 @@ use crate::{
 /// Interval at which the files are read.
 const EVERY: Duration = Duration::from_secs(60);
 
-/// Reads the agent's certificates until it stops. Those that end soon, have ended or are not valid
-/// yet are in `status`, and in the log once.
+/// Reads the agent's certificates until the agent stops. `status` shows the certificates that
+/// expire soon, have expired or are not valid yet. The log has each problem once.
 pub(super) async fn keep(shared: Arc<Shared>) {
     let (dir, access) = (&shared.options.state_dir, &shared.options.store_access);
     if let Err(error) = remember(dir, access) {
@@ -49,15 +49,15 @@ fn remember(state_dir: &Path, access: &StoreAccess) -> io::Result<()> {
         return Ok(());
     }
     let text = serde_json::to_vec(&rows)?;
-    // Also on a disk that is read-only.
+    // An unchanged file needs no write, which a read-only disk would refuse.
     if fs::read(&path).is_ok_and(|kept| kept == text) {
         return Ok(());
     }
     files::write_atomically(&path, &text)
 }
 
-/// The files of the certificates of the agent that had this state directory last. None if it had
-/// none, or if that cannot be read.
+/// The certificate files of the last agent that used this state directory, each with its role.
+/// Empty if that agent had no certificates, or if its list of paths cannot be read.
 pub fn last_certificates(state_dir: &Path) -> Vec<(Role, PathBuf)> {
     let text = fs::read(state_dir.join(files::CERTIFICATES)).unwrap_or_default();
     let rows: Vec<(String, PathBuf)> = serde_json::from_slice(&text).unwrap_or_default();
@@ -65,7 +65,7 @@ pub fn last_certificates(state_dir: &Path) -> Vec<(Role, PathBuf)> {
     roles.flatten().collect()
 }
 
-/// The problems, a line for each file, by the option that names the file.
+/// The problems, a line for each file. The key has the option that names the file.
 fn lines(access: &StoreAccess) -> BTreeMap<String, String> {
     let now = doctor::now();
     let files = doctor::certificate_files(access);

@@ -1,7 +1,7 @@
 //! Clients that may not use the published ports of this host.
 //!
-//! The list is of this host, and in the state directory: it holds after a restart and a reboot, and
-//! without the store. The programs have it from the moment at which they are loaded.
+//! Each host has its own list, in a file of the state directory. The list is in force after a
+//! restart and after a reboot, and without the store: the programs are loaded with the list.
 
 use std::{
     collections::BTreeSet,
@@ -37,27 +37,27 @@ const WHAT: &str = "denied sources";
 /// Entries of the table of flows that are read at once.
 const SLICE: u32 = 16_384;
 
-/// The list.
+/// The list of denied sources.
 #[derive(Debug)]
 pub(crate) struct Denied {
     path: PathBuf,
     list: Mutex<List>,
-    /// One change at a time.
+    /// Held during a change: only one change runs at a time.
     turn: Mutex<Flows>,
 }
 
-/// What is known of the table of flows, so that it is not read for each change: it has millions of
-/// entries, and fail2ban makes a change a second.
+/// Facts about the table of flows. A change reads the table only if these facts demand a read: the
+/// table can have millions of entries, and fail2ban can make a change each second.
 #[derive(Clone, Copy, Debug)]
 struct Flows {
-    /// A denied client may have a flow that is not ended.
+    /// A denied client may have a flow that was not ended.
     may_go_on: bool,
     /// The table may have flows that were ended.
     may_have_ended: bool,
 }
 
 impl Default for Flows {
-    /// The agent before this one may have been stopped in between.
+    /// Both are possible at the start: the last agent may have been stopped during a change.
     fn default() -> Self {
         Self { may_go_on: true, may_have_ended: true }
     }
@@ -66,9 +66,10 @@ impl Default for Flows {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct List {
     sources: BTreeSet<Ipv4Network>,
-    /// Sources of the file for which the programs have no room, and which deny nobody. They stay in it.
+    /// Sources of the file for which the map of the programs has no room. These sources deny
+    /// nobody, and stay in the file.
     beyond: BTreeSet<Ipv4Network>,
-    /// Lines of the file that this version cannot read. They stay in it.
+    /// Lines of the file that this version cannot read. These lines stay in the file.
     strange: Vec<String>,
 }
 
@@ -102,12 +103,12 @@ impl List {
     }
 
     fn text(&self) -> String {
-        // Those that are in force come first: the next agent has the same.
+        // Sources in force come first, so that the next agent puts the same sources in force.
         let sources = self.sources.iter().chain(&self.beyond).map(|source| spell_source(*source));
         sources.chain(self.strange.iter().cloned()).map(|line| line + "\n").collect()
     }
 
-    /// The longest prefix of the list that has the address and at most `most` bits.
+    /// The longest prefix of the list that contains the address and has at most `most` bits.
     fn covering(&self, ip: Ipv4Addr, most: u8) -> Option<Ipv4Network> {
         (0..=most).rev().find_map(|bits| {
             let prefix = Ipv4Network::new(ip, bits).ok()?;
@@ -122,12 +123,12 @@ impl List {
 }
 
 impl Denied {
-    /// Reads the list.
+    /// Reads the list from the state directory. A missing file is an empty list.
     ///
     /// # Errors
     ///
-    /// The file cannot be read. A line that is malformed is no error, nor are more lines than the
-    /// programs have room for, see [`Self::problems`].
+    /// The file cannot be read. Malformed lines, and more sources than the map of the programs has
+    /// room for, are not errors: [`Self::problems`] reports them.
     pub(crate) fn load(state_dir: &Path) -> io::Result<Self> {
         let path = state_dir.join(DENIED);
         let text = match fs::read(&path) {
@@ -138,8 +139,8 @@ impl Denied {
         Ok(Self { path, list: Mutex::new(List::parse(&text)), turn: Mutex::default() })
     }
 
-    /// The lines that this version cannot read, as problems of one line each, and the number of those
-    /// that are too many.
+    /// The problems of the file, one line each: each line that this version cannot read, and the
+    /// number of sources for which the map of the programs has no room.
     pub(crate) fn problems(&self) -> Vec<String> {
         let told = |line: &String| {
             one_line(format!(
@@ -169,7 +170,7 @@ impl Denied {
     /// # Errors
     ///
     /// The list would be too long, or cannot be written to the disk or to the programs: nothing is
-    /// changed then. The flows cannot be ended: the clients are denied nevertheless.
+    /// changed then. If only the flows cannot be ended, the clients are denied nevertheless.
     pub(crate) fn deny(
         &self,
         maps: &dyn Maps,
@@ -197,7 +198,8 @@ impl Denied {
         let is_new = sources
             .iter()
             .any(|source| before.covering(source.network(), source.prefix()).is_none());
-        // Of the list as a whole only if need be: it is searched for the client of each flow.
+        // Flows of clients that were denied earlier are ended only if necessary, because that needs
+        // a search of the whole list for each flow.
         let of_all = turn.may_go_on;
         turn.may_go_on |= is_new;
         if !turn.may_go_on {
@@ -217,12 +219,13 @@ impl Denied {
         Ok(())
     }
 
-    /// Takes denials back. It is no error if there is none. Returns what is still denied of the
-    /// sources, a line each.
+    /// Removes sources from the list. It is no error if a source is not denied. Returns a line for
+    /// each source that is still denied in whole or in part, and a line if ended flows cannot be
+    /// removed.
     ///
     /// # Errors
     ///
-    /// A source is not in the list itself, but part of a prefix that is; or the list cannot be
+    /// A source is not in the list, but is part of a prefix in the list. Or the list cannot be
     /// written to the disk or to the programs. Nothing is changed then.
     pub(crate) fn allow(
         &self,
@@ -252,7 +255,7 @@ impl Denied {
             {
                 let part = spell_source(*part);
                 still.push(format!(
-                    "source {name}: {part} in it is still denied: 'culvert ports ls' lists what is"
+                    "source {name}: {part} in it is still denied: 'culvert ports ls' lists all denied sources"
                 ));
             }
         }
@@ -269,7 +272,7 @@ impl Denied {
         Ok(still)
     }
 
-    /// Brings file and programs from one list to another.
+    /// Replaces the list `before` by `after` in the file and in the programs.
     fn change(
         &self,
         maps: &dyn Maps,
@@ -284,7 +287,7 @@ impl Denied {
             .map_err(|error| disk.refuse(WHAT, error))?;
         let written = differences(before, &after).try_for_each(|step| apply(maps, step));
         if let Err(error) = written {
-            // Best effort: the list before is in force again.
+            // Best effort: puts the list `before` in force again.
             for step in differences(&after, before) {
                 let _ = apply(maps, step);
             }
@@ -305,7 +308,7 @@ impl Denied {
     }
 }
 
-/// The steps from one list to another: a source, and whether it is denied.
+/// The changes from one list to another: each source, and whether the new list denies it.
 fn differences(from: &List, to: &List) -> impl Iterator<Item = (Ipv4Network, bool)> {
     let (from, to) = (&from.sources, &to.sources);
     let denied = to.difference(from).map(|source| (*source, true));
@@ -324,15 +327,16 @@ fn is_clients(key: &FlowKey, flow: &Flow) -> bool {
 }
 
 /// Ends the flows of denied clients to published ports: their packets are dropped in both
-/// directions. The entries stay. Without them, the container's retransmissions would begin a
-/// masqueraded flow, and the client's packets would come in by that. Sets `any` if it ends a flow.
+/// directions. The entries stay: without them, the container's retransmissions would begin a
+/// masqueraded flow, which would let the client's packets in. Sets `any` if a flow is ended.
 fn end_flows(
     table: &dyn FlowTable,
     denied: impl Fn(Ipv4Addr) -> bool,
     any: &mut bool,
 ) -> Result<(), DatapathError> {
-    // A program that had looked before the client was denied may insert its flow behind a first
-    // pass. Programs run for microseconds, so it has by the second.
+    // A program that read `DENIED` before the change may insert a flow into a part of the table
+    // that the first pass has already read. Programs run for microseconds: the second pass finds
+    // the flow.
     for _ in 0..2 {
         for_each(table, |key, flow| {
             if !is_clients(key, flow)
@@ -356,8 +360,8 @@ fn end_flows(
     Ok(())
 }
 
-/// Removes the flows that [`end_flows`] has ended and whose client is denied no longer. Returns
-/// whether there are others that it has ended.
+/// Removes the flows that [`end_flows`] has ended and whose client is no longer denied. Returns
+/// whether ended flows of denied clients remain.
 fn forget_ended(
     table: &dyn FlowTable,
     denied: impl Fn(Ipv4Addr) -> bool,
@@ -428,7 +432,7 @@ mod tests {
         assert!(
             matches!(problems.as_slice(), [line] if line.contains(": 2 sources of it are skipped"))
         );
-        // They are neither lost nor preferred.
+        // The skipped sources stay in the file, after the sources in force.
         let list = denied.list().clone();
         assert_eq!(list.beyond, [net("1.0.0.0/32"), net("1.0.1.0/32")].into());
         assert_eq!(List::parse(&list.text()), list);
@@ -455,10 +459,10 @@ mod tests {
         assert!(List::parse("0.0.0.0/0").has(Ipv4Addr::BROADCAST));
     }
 
-    /// Both directions of a TCP connection of `client` from `from` to a port of the container
-    /// 10.0.0.2.
+    /// Both directions of a TCP connection of `client` to a port of the container 10.0.0.2. The
+    /// client's packets come from the zone `from`.
     fn published(from: u32, client: [u8; 4]) -> [(FlowKey, Flow); 2] {
-        // Where the client comes from tells its ports apart, too: the programs see to that.
+        // Connections from different zones have different ports: the programs ensure that.
         let src_port = [9, from.to_be_bytes()[3]];
         let tuple = |dst, dst_port| Tuple { src: client, dst, src_port, dst_port };
         let key = FlowKey::new(from, 6, tuple([198, 51, 100, 1], [0, 80]));
@@ -501,7 +505,7 @@ mod tests {
         for (key, flow) in kept.iter().flatten() {
             assert_eq!(kind_of(key), Some(flow.kind), "{key:?}");
         }
-        // Still denied: nothing is forgotten.
+        // The client is still denied: no flow is removed.
         assert!(forget_ended(&table, is_bad).unwrap());
         assert!(ended.iter().flatten().all(|(key, _)| kind_of(key).is_some()));
         assert!(!forget_ended(&table, |_| false).unwrap());

@@ -1,8 +1,8 @@
 //! The files that commands of a container see in `/etc`: resolv.conf, hosts and hostname, in the
 //! directory `etc/NAME` of the state directory.
 //!
-//! They are mounted over the host's files, so they are changed in place: a new file of the same
-//! name would not be seen by a command that runs.
+//! The files are mounted over the host's files, so they are changed in place: a running command
+//! would not see a new file of the same name.
 
 use std::{
     fs::{self, OpenOptions, Permissions},
@@ -23,16 +23,16 @@ pub(crate) const DIRECTORY: &str = "etc";
 /// Name of the file of hosts(5).
 const HOSTS: &str = "hosts";
 
-/// The files of a new container.
+/// The contents of the files of a new container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct EtcFiles {
-    /// Its names, the host name first.
+    /// Names of the container, the host name first.
     pub(crate) names: Vec<String>,
-    /// Its addresses.
+    /// Addresses of the container.
     pub(crate) addresses: Vec<IpAddr>,
-    /// Other names that it knows, with their addresses.
+    /// Further entries of the hosts file: names with their addresses.
     pub(crate) entries: Vec<(String, IpAddr)>,
-    /// Its name servers.
+    /// Contents of resolv.conf.
     pub(crate) resolver: ResolvConf,
 }
 
@@ -42,7 +42,7 @@ pub(crate) fn directory(state_dir: &Path, name: &Name) -> PathBuf {
 }
 
 impl EtcFiles {
-    /// Writes the files, in place of those of an earlier container of the name.
+    /// Writes the files, in place of the files of an earlier container with the same name.
     ///
     /// # Errors
     ///
@@ -59,14 +59,15 @@ impl EtcFiles {
         ] {
             let path = directory.join(name);
             fs::write(&path, text)?;
-            // Every user of the container reads them, whatever the agent's umask is.
+            // Every user in the container must be able to read the file, whatever the agent's umask
+            // is.
             fs::set_permissions(&path, Permissions::from_mode(0o644))?;
         }
         Ok(())
     }
 }
 
-/// Puts the addresses of a container into its file of hosts. It is no error if it has none.
+/// Writes the addresses of a container into its hosts file. It is no error if there is no file.
 ///
 /// # Errors
 ///

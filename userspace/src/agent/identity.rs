@@ -1,4 +1,4 @@
-//! Who this host is: the name of its node, the machine, the process.
+//! Identity of this host: the name of its node, the machine and the process.
 
 use std::{fs, path::Path};
 
@@ -11,18 +11,19 @@ use crate::{
 /// The name of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Named {
-    /// Name.
+    /// Name of the node.
     pub(super) name: Name,
-    /// The host has another name by now: one line.
+    /// One line, if the host name differs from the name of the node and `--node` is not given.
     pub(super) problem: Option<String>,
 }
 
-/// The name of this node: the one under which it was registered before, so that a host that gets
-/// another name keeps its containers; at the first start `--node`, or the host's name.
+/// The name of this node. At the first start the name is the value of `--node`, or the host name.
+/// Later starts use the name under which the node was registered, so that a host whose name changes
+/// keeps its containers.
 ///
 /// # Errors
 ///
-/// One line: `--node` is another name than before, or there is none.
+/// `--node` differs from the registered name, or there is no valid name. The error is one line.
 pub(super) fn name(options: &AgentOptions) -> Result<Named, String> {
     let path = files::name_path(&options.state_dir);
     let kept = files::kept_name(&options.state_dir)
@@ -76,13 +77,14 @@ fn purge_command(options: &AgentOptions) -> String {
     format!("culvert purge{}", given.collect::<String>())
 }
 
-/// The liveness record of the agent in the process `run` on this machine, with the identifier of its
-/// node.
+/// The liveness record of an agent on this machine. `id` is the identifier of its node, and `run`
+/// identifies its process.
 pub(super) fn alive(id: String, run: &str) -> Alive {
     Alive { run: run.to_owned(), machine: machine(), ..Alive::new(id) }
 }
 
-/// This machine. A file that cannot be read leaves its field empty: the other one is compared.
+/// The machine ID and the boot ID of this host. If a file cannot be read, its field is empty, and
+/// [`Machine::differs_from`] compares only the other field.
 fn machine() -> Machine {
     let read = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned());
     let machine_id = read("/etc/machine-id").unwrap_or_default();
@@ -112,7 +114,7 @@ mod tests {
         assert_eq!(named(None, None, "old"), ("old".to_owned(), None));
         assert_eq!(named(None, Some("old"), "old"), ("old".to_owned(), None));
         assert_eq!(named(Some("mine"), None, "old"), ("mine".to_owned(), None));
-        // `--node` says it: the host's name does not matter.
+        // `--node` is given: the host name does not matter.
         assert_eq!(named(Some("mine"), Some("mine"), "old"), ("mine".to_owned(), None));
         assert_eq!(named(None, Some("old"), ""), ("old".to_owned(), None));
         for host in ["new", "not a node's name"] {

@@ -4,7 +4,7 @@
 /// with the maps take several times the memory of the result.
 pub(super) fn give_back() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it has no preconditions; glibc takes its own locks.
+    // SAFETY: `malloc_trim` has no preconditions, and glibc takes its own locks.
     unsafe {
         nix::libc::malloc_trim(0);
     }

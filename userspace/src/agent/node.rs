@@ -18,22 +18,22 @@ const TTL: Duration = Duration::from_secs(10);
 /// Period of the renewals of the lease: two in a row may be lost.
 const RENEW: Duration = Duration::from_secs(3);
 /// Time after which the lease of an earlier run, or of the machine before its reboot, has run out.
-/// An agent that is alive with the same identifier for longer is another one.
+/// If the same identifier is alive for longer, a different agent has it.
 const OUTLIVED: Duration = TTL.saturating_add(RENEW);
-/// Number of conflicts after which a removal is given up.
+/// Number of conflicts after which a removal fails.
 const TRIES: u32 = 24;
 
 /// The entry of this node in the store.
 struct Entry {
     lease: LeaseId,
-    /// Revision at which it was made.
+    /// Revision at which the entry was made.
     revision: Revision,
     /// The store did not have the node before.
     new: bool,
 }
 
-/// Enters the node, and renews its lease until the agent stops. Then the lease is revoked, unless the
-/// agent starts anew.
+/// Enters the node, and renews its lease until the agent stops. Then the lease is revoked, unless
+/// the agent starts anew.
 ///
 /// `entered` gets the outcome of the first attempt: a refusal (another agent has the name, or the
 /// identifier) ends the agent. Later refusals, and a store that takes no writes, are problems in
@@ -57,7 +57,7 @@ pub(super) async fn keep(
     }
 }
 
-/// Revokes a lease. Best effort: it runs out by itself.
+/// Revokes a lease. Best effort: a lease that is not renewed runs out.
 async fn give_up(store: &dyn StateStore, lease: LeaseId) {
     let _ = tokio::time::timeout(Duration::from_secs(2), store.revoke(lease)).await;
 }
@@ -71,7 +71,8 @@ async fn stay(
 ) {
     let name = &shared.node.name;
     let mut backoff = Backoff::unavailable();
-    // Counted from the first answer of the store, in which a lease may live on while it is down.
+    // The time counts from the first answer of the store: while the store is down, a lease may live
+    // longer than its TTL.
     let mut outlived = None;
     loop {
         shared.store.is_known().await;
@@ -96,7 +97,7 @@ async fn stay(
             Err(ExecuteError::Refused(Refusal::Elsewhere(why)))
                 if entered.is_some() && is_soon(&mut outlived) =>
             {
-                // The earlier run may have been at another address, or before a reboot.
+                // The earlier run may have had another address, or may have been before a reboot.
                 shared.store.early_error(&format!("{why}: its lease may run out"));
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
@@ -110,8 +111,8 @@ async fn stay(
                 tokio::time::sleep(RENEW).await;
             }
             Err(error) => {
-                // The store can be read without the entry, so that the containers here keep their
-                // network.
+                // The agent can read the store without the entry, so the containers on this host
+                // keep their network.
                 if let Some(entered) = entered.take() {
                     let _ = entered.send(Ok(()));
                 }
@@ -124,8 +125,8 @@ async fn stay(
     }
 }
 
-/// Whether the lease of an earlier run may still live. The first call sets the time until which it
-/// may.
+/// Whether the lease of an earlier run may still live. The first call sets the time at which that
+/// lease has run out.
 fn is_soon(outlived: &mut Option<Instant>) -> bool {
     let now = Instant::now();
     now < *outlived.get_or_insert(now + OUTLIVED)
@@ -147,15 +148,15 @@ async fn enter(shared: &Shared, store: &dyn StateStore) -> Result<Entry, Execute
     match register(shared, store, lease).await {
         Ok((new, revision)) => Ok(Entry { lease, revision, new }),
         Err(error) => {
-            // Best effort: it runs out by itself.
+            // Best effort: a lease that is not renewed runs out.
             let _ = store.revoke(lease).await;
             Err(error)
         }
     }
 }
 
-/// Writes the record of the node, if the store has another, alive on `lease`. Returns whether the
-/// store did not have the node before, and the revision.
+/// Writes the record of the node if it differs from the store's record, and the liveness record
+/// on `lease`. Returns whether the node is new in the store, and the revision.
 async fn register(
     shared: &Shared,
     store: &dyn StateStore,
@@ -171,13 +172,13 @@ async fn register(
     entry.await
 }
 
-/// The problem of a node that was registered before and that the store did not have any more.
-/// `None`: it has lost nothing.
+/// The problem, on one line, of a node that was registered before and was missing in the store.
+/// `None`: no container has lost a network.
 fn removed(shared: &Shared, new: bool) -> Option<String> {
     let before = files::kept_name(&shared.options.state_dir).ok().flatten();
     (new && before.is_some() && has_sandbox(shared)).then(|| {
         format!(
-            "node {}: it had been removed from the store and is registered again: its containers have lost their networks, 'culvert network connect NET NAME' gives one again",
+            "node {}: it had been removed from the store and is registered again: its containers have lost their networks, 'culvert network connect NET NAME' connects a container again",
             shared.node.name
         )
     })
@@ -197,8 +198,8 @@ fn remember(shared: &Shared) {
     shared.problems.set("node-name/file", failed.map(line));
 }
 
-/// Keeps the lease alive, and the record up to date. Returns `true` once it is gone, and `false` once the store has the entry
-/// of `revision` no more.
+/// Keeps the lease alive, and the record up to date. Returns `true` once the lease is gone. Returns
+/// `false` once the store no longer has the entry of `revision`.
 async fn renew(
     shared: &Shared,
     store: &dyn StateStore,
@@ -230,7 +231,7 @@ async fn renew(
     }
 }
 
-/// Whether somebody has removed the entry that was made at `revision`, or replaced it.
+/// Whether the entry that was made at `revision` has been removed from the store, or replaced.
 fn is_out(shared: &Shared, revision: Revision) -> bool {
     let view = shared.view();
     let name = &shared.node.name;
@@ -241,13 +242,13 @@ fn is_out(shared: &Shared, revision: Revision) -> bool {
     view.revision >= revision && !shared.leaving.is_cancelled() && !in_it()
 }
 
-/// Removes the nodes with the identifier of `former` from the store, unless an agent with that
-/// identifier is alive elsewhere for longer than an earlier agent of this host can be. Returns
-/// whether they were removed.
+/// Removes the nodes with the identifier of `former` from the store. Removes nothing if an agent on
+/// another host is still alive with that identifier after [`OUTLIVED`]. Returns whether the nodes
+/// were removed.
 ///
 /// # Errors
 ///
-/// The store's.
+/// The store fails.
 pub(super) async fn leave_as(
     store: &dyn StateStore,
     own: &Node,
@@ -274,7 +275,7 @@ pub(super) async fn leave_as(
 ///
 /// # Errors
 ///
-/// The agent of a copy of this host is alive, or the store's error.
+/// The agent of a copy of this host is alive, or the store fails.
 pub(super) async fn check_own(store: &dyn StateStore, shared: &Shared) -> Result<(), ExecuteError> {
     let mut view = View::default();
     for prefix in [NODES, ALIVE] {
@@ -283,7 +284,7 @@ pub(super) async fn check_own(store: &dyn StateStore, shared: &Shared) -> Result
     Ok(ops::not_elsewhere(&view, shared.node.vtep, &shared.alive)?)
 }
 
-/// Removes this node and its endpoints from the store. No error if the store does not have it.
+/// Removes a node and its endpoints from the store. It is no error if the node is missing.
 pub(super) async fn leave(store: &dyn StateStore, name: &Name) -> Result<(), ExecuteError> {
     match remove(store, name, true).await {
         Err(ExecuteError::Refused(Refusal::NotFound(_))) => Ok(()),
@@ -295,7 +296,7 @@ pub(super) async fn leave(store: &dyn StateStore, name: &Name) -> Result<(), Exe
 ///
 /// # Errors
 ///
-/// Those of [`ops::remove_node`], or the store's.
+/// The refusals of [`ops::remove_node`], or the store fails.
 pub(super) async fn remove(
     store: &dyn StateStore,
     name: &Name,

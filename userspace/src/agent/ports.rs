@@ -21,9 +21,9 @@ use crate::{
 
 /// Range in which free ports are chosen, first and last: the default ephemeral ports of Linux.
 const FREE: (u16, u16) = (32_768, 60_999);
-/// Most published ports and ranges of one container: they are in one record of the store.
+/// Most published ports and ranges of one container: one record of the store holds all of them.
 const MOST: usize = 1024;
-/// Most values of `--from` of one container, for the same reason.
+/// Most values of `--from` of one container: one record of the store holds all of them.
 const MOST_CLIENTS: usize = 256;
 
 /// A single port of an endpoint, by the endpoint's identifier.
@@ -73,7 +73,7 @@ impl Drop for Pending<'_> {
 pub(crate) enum Refused {
     /// The request is refused.
     Because(ApiError),
-    /// A port cannot be held. Its holder is still to be found, which takes a while.
+    /// A port cannot be held. Its holder has not been searched yet, because the search is slow.
     Port(PublishedPort, PortError),
 }
 
@@ -116,11 +116,11 @@ pub(crate) fn parse(container: &Name, given: &[String]) -> Result<Vec<PortReques
     Ok(requests)
 }
 
-/// Reads the values of `--from` of a container, which publishes `ports`. Doubles are left out.
+/// Reads the values of `--from` of a container, which publishes `ports`. Duplicates are removed.
 ///
 /// # Errors
 ///
-/// There is no port, a value is IPv6, or there are too many.
+/// `ports` is empty, a value is IPv6, or there are too many values.
 pub(crate) fn clients(
     container: &Name,
     ports: &[PortRequest],
@@ -129,7 +129,7 @@ pub(crate) fn clients(
     let invalid = |line| ApiError::new(ErrorKind::Invalid, line);
     if ports.is_empty() && !given.is_empty() {
         return Err(invalid(format!(
-            "container '{container}': --from is about published ports, and none is: -p with it is valid"
+            "container '{container}': --from is about published ports, and no port is published: --from with -p is valid"
         )));
     }
     let clients = given.iter().map(|from| ipv4_source(*from));
@@ -154,8 +154,8 @@ impl Reservations {
     ///
     /// # Errors
     ///
-    /// Another container or a process has one of the ports, or the host refuses it. None is held
-    /// then.
+    /// Another container or a process has one of the ports, or the host refuses the port. No port
+    /// is held then.
     pub(crate) fn assign(
         &self,
         platform: &dyn Ports,
@@ -264,7 +264,7 @@ impl Reservations {
         state.failed.iter().map(line).collect()
     }
 
-    /// Holds and releases ports as [`Self::sync`]. Returns the ports that cannot be held, with
+    /// Holds and releases ports for [`Self::sync`]. Returns the ports that cannot be held, with
     /// the container's name and the reason.
     fn hold(
         &self,
@@ -290,7 +290,7 @@ impl Reservations {
                     state.held.insert(key.clone(), hold);
                 }
                 Err(error) => {
-                    // No more than one line: it will be the same for the other ports.
+                    // Every other port would fail in the same manner: one problem line is enough.
                     let none_left = matches!(error, PortError::NoFiles(_));
                     refused.push((key.clone(), container.clone(), error));
                     if none_left {
@@ -389,7 +389,7 @@ fn refusal(platform: &dyn Ports, port: &PublishedPort, error: &PortError) -> Api
             ),
         ),
         PortError::NoFiles(why) => {
-            (ErrorKind::Unavailable, format!("port {name}: it takes a file: {why}"))
+            (ErrorKind::Unavailable, format!("port {name}: no open file is left to hold it: {why}"))
         }
         PortError::Other(why) => (
             ErrorKind::Internal,

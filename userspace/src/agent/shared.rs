@@ -190,9 +190,11 @@ impl Shared {
 
     /// The context of [`conntrack::keep`].
     pub(crate) fn conntrack_context(&self) -> conntrack::Context {
-        let platform: Arc<dyn Platform> = Arc::clone(&self.platform);
+        let (maps, host_ports): (Arc<dyn Platform>, Arc<dyn Platform>) =
+            (Arc::clone(&self.platform), Arc::clone(&self.platform));
         conntrack::Context {
-            maps: platform,
+            maps,
+            host_ports,
             options: self.options.conntrack.clone(),
             vxlan_port: self.node.port,
             problems: Arc::clone(&self.problems),

@@ -1,16 +1,17 @@
-//! Connections of clients to an agent that has no file left.
+//! Accepts connections of clients, also when the agent is at its limit of open files.
 
 use std::{fs::File, io, time::Duration};
 
 use tokio::net::{UnixListener, UnixStream, unix::SocketAddr};
 
-/// Number of files that are set aside for connections.
+/// Number of file descriptors that are reserved for connections.
 const SPARE: usize = 8;
 /// Pause before the next attempt to accept a connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// A listener that sets files aside, so that an agent at its limit of open files still answers: it
-/// then names the limit. Without a file it waits, and does not spin.
+/// A listener that reserves file descriptors. An agent at its limit of open files still accepts a
+/// connection, and its answer names the limit. Without a descriptor the listener waits and does not
+/// spin.
 pub(super) struct Spared {
     listener: UnixListener,
     spare: Vec<File>,
@@ -23,7 +24,7 @@ impl Spared {
         spared
     }
 
-    /// Sets files aside again, after a connection that took one has ended.
+    /// Opens the reserved files again, after a connection that took a descriptor has ended.
     fn refill(&mut self) {
         while self.spare.len() < SPARE {
             let Ok(file) = File::open("/dev/null") else { return };
@@ -47,7 +48,7 @@ impl axum::serve::Listener for Spared {
                 .raw_os_error()
                 .is_some_and(|errno| errno == nix::libc::EMFILE || errno == nix::libc::ENFILE);
             if exhausted && let Some(file) = self.spare.pop() {
-                // The next attempt takes its place, before `refill` does.
+                // The next accept(2) takes this descriptor before `refill` can take it.
                 drop(file);
                 if let Ok(accepted) = self.listener.accept().await {
                     return accepted;

@@ -63,8 +63,8 @@ pub trait Backend: Send + Sync + 'static {
     async fn stats(&self) -> Result<Vec<StatsRow>, ApiError>;
     /// `status`.
     async fn status(&self) -> Result<Status, ApiError>;
-    /// `store accept`: follows a store that is not the one that was followed before. No effect on
-    /// another.
+    /// `store accept`: the agent follows the store that has replaced the earlier one. It is an
+    /// error if the store has not been replaced.
     async fn store_accept(&self) -> Result<(), ApiError>;
     /// `purge`: removes all objects of this node from the store and the kernel. Then the agent
     /// exits.

@@ -36,7 +36,7 @@ const BUSY: Duration = Duration::from_millis(20);
 /// The error when the agent cannot be reached. Each displays as one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreachable {
-    /// The socket does not exist, or is a stale one of an agent that ended.
+    /// The socket does not exist, or no process listens on it because its agent has ended.
     #[error(
         "agent: nobody listens on {}: start it with 'culvert agent' or name its socket with --socket",
         .0.display()
@@ -59,9 +59,9 @@ pub enum Unreachable {
     Silent {
         /// The socket.
         path: PathBuf,
-        /// Pid of the agent; `None` if it is in another PID namespace, or accepts nobody.
+        /// Pid of the agent; `None` if it is in another PID namespace, or accepts no connection.
         pid: Option<i32>,
-        /// The time for which it was waited.
+        /// Time for which the client has waited.
         limit: Duration,
     },
     /// Any other error.
@@ -110,7 +110,7 @@ impl Client {
         Self { path: path.into(), timeout: Some(DEFAULT_TIMEOUT) }
     }
 
-    /// As above, with another timeout of an answer. `None`: no limit.
+    /// Sets another timeout of an answer. `None`: no limit.
     pub fn with_timeout(self, timeout: Option<Duration>) -> Self {
         Self { timeout, ..self }
     }
@@ -320,7 +320,7 @@ impl Backend for Client {
 
     async fn nat(&self, query: NatQuery) -> Result<Vec<NatRow>, ApiError> {
         let NatQuery { container, protocol, address } = query;
-        // Addresses need no escaping either.
+        // IP addresses need no escaping in a query either.
         let given: Vec<_> = [
             container.map(|name| format!("container={name}")),
             protocol.map(|protocol| format!("protocol={}", protocol.name())),

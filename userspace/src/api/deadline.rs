@@ -1,9 +1,10 @@
-//! The time by which a caller wants its answer, and what a request waits for.
+//! The deadline of a request, and what the request waits for.
 //!
-//! A client names the instant in the header `culvert-deadline-ms`, on the clock that all processes
-//! of a host share. A request that arrives later, at an agent that was stopped for example, is not carried
-//! out. At the instant the server answers in any case, and names what the request waits for. The
-//! request then goes on in a task of its own: half of a change is never left behind.
+//! A client names the deadline in the header `culvert-deadline-ms`, on the clock that all processes
+//! of a host share. A request that arrives after its deadline is not carried out. This happens if
+//! the agent was stopped, for example. At the deadline the server answers in any case, and its
+//! answer names what the request waits for. The request goes on in a task of its own, so that no
+//! change stays half made.
 
 use std::{
     future::{Future, pending},
@@ -16,11 +17,11 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::types::{ApiError, ErrorKind};
 
-/// Header with the instant of the answer, in ms of `CLOCK_MONOTONIC` (clock_gettime(2)).
+/// Header with the deadline, in ms of `CLOCK_MONOTONIC` (clock_gettime(2)).
 pub(super) const HEADER: &str = "culvert-deadline-ms";
 
-/// Longest time for which a client waits beyond the instant that it names. The agent's answer
-/// says more than the client's own.
+/// Longest time for which a client waits after the deadline that it names. In this time the agent's
+/// answer arrives, which says more than the client's own error.
 const MARGIN: Duration = Duration::from_millis(500);
 
 tokio::task_local! {
@@ -35,7 +36,7 @@ pub enum Wait {
     Store,
     /// The end of another request for this object, as in `container 'web'`.
     Turn(String),
-    /// The kernel: it is to get the change of this object that is in the store already.
+    /// The kernel: the change of this object is in the store, but not yet in the kernel.
     Kernel(String),
 }
 
@@ -48,19 +49,20 @@ struct Call {
 }
 
 impl Call {
-    // A thread that panicked with the lock held left a valid value: it changes in one step.
+    // The value changes in one step: it is valid also if a thread panicked with the lock held.
     fn waits(&self) -> MutexGuard<'_, Option<(Wait, Instant)>> {
         self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets what the request waits for. Returns what it waited for before. No effect once the time
-    /// is over: the caller is told what was waited for then, and the task may already go on.
+    /// Sets what the request waits for. Returns what the request waited for before. No effect after
+    /// the deadline: the answer names what the request waited for at the deadline, and the task may
+    /// already go on.
     fn set(&self, wait: Option<(Wait, Instant)>) -> Option<(Wait, Instant)> {
         let mut waits = self.waits();
         if Instant::now() < self.at { std::mem::replace(&mut waits, wait) } else { None }
     }
 
-    /// The answer when the time is over. `changes`: the request is to change something.
+    /// The answer at the deadline. `changes`: whether the request changes something.
     fn over(&self, changes: bool) -> ApiError {
         let (wait, since) = match self.waits().take() {
             Some((wait, since)) => (Some(wait), since),
@@ -86,7 +88,7 @@ impl Call {
     }
 }
 
-/// A time in a message: tenths of a second below 10 s.
+/// A duration as text for a message: tenths of a second below 10 s, else whole seconds.
 pub(super) fn seconds(time: Duration) -> String {
     if time < Duration::from_secs(10) {
         format!("{:.1} s", time.as_secs_f64())
@@ -95,7 +97,7 @@ pub(super) fn seconds(time: Duration) -> String {
     }
 }
 
-/// The clock of [`HEADER`]. It always exists.
+/// Time of the clock of [`HEADER`]. The kernel always has this clock.
 fn now() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
 }
@@ -106,11 +108,11 @@ pub(super) fn header(limit: Duration) -> u64 {
     u64::try_from(at.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The instant that a value of [`HEADER`] names.
+/// The deadline that a value of [`HEADER`] names.
 ///
 /// # Errors
 ///
-/// The value is malformed, or the instant is over.
+/// The value is malformed, or the deadline is over.
 pub(super) fn parse(value: &[u8]) -> Result<Instant, ApiError> {
     let ms: Option<u64> = str::from_utf8(value).ok().and_then(|text| text.parse().ok());
     let ms = ms.ok_or_else(|| {
@@ -123,7 +125,7 @@ pub(super) fn parse(value: &[u8]) -> Result<Instant, ApiError> {
     if left.is_zero() {
         return Err(too_late());
     }
-    // An instant beyond the clock's end is as good as none.
+    // A deadline that `Instant` cannot hold is replaced by one in an hour.
     Ok(Instant::now().checked_add(left).unwrap_or_else(|| Instant::now() + Duration::from_hours(1)))
 }
 
@@ -134,12 +136,12 @@ fn too_late() -> ApiError {
     )
 }
 
-/// Carries out a request in a task of its own, and returns its answer, at the latest at `at`.
-/// `changes`: the request is to change something.
+/// Carries out a request in a task of its own. Returns its answer, at the latest at `at`.
+/// `changes`: whether the request changes something.
 ///
 /// # Errors
 ///
-/// The time is over, or the task panicked.
+/// The deadline is over, or the task panicked.
 pub(super) async fn answer<T: Send + 'static>(
     at: Option<Instant>,
     changes: bool,
@@ -161,8 +163,7 @@ pub(super) async fn answer<T: Send + 'static>(
     })
 }
 
-/// Awaits `work`. If the time of the present request is over meanwhile, its caller is told of
-/// `wait`.
+/// Awaits `work`. If the deadline of the current request passes meanwhile, the answer names `wait`.
 pub async fn waiting<T>(wait: Wait, work: impl Future<Output = T>) -> T {
     /// Restores on drop what the request waited for before.
     struct Before(Arc<Call>, Option<(Wait, Instant)>);
@@ -180,11 +181,11 @@ pub async fn waiting<T>(wait: Wait, work: impl Future<Output = T>) -> T {
     done
 }
 
-/// Refuses what has not begun yet, if the caller of the present request has given up.
+/// Refuses to begin a step after the deadline of the current request.
 ///
 /// # Errors
 ///
-/// The caller has its answer already.
+/// The deadline is over, so that the caller has its answer already.
 pub fn check() -> Result<(), ApiError> {
     if CALL.try_with(|call| Instant::now() >= call.at).unwrap_or(false) {
         return Err(too_late());
@@ -192,7 +193,7 @@ pub fn check() -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Returns at the end of the present request's time; never without a deadline.
+/// Returns at the deadline of the current request. Never returns if the request has none.
 pub async fn over() {
     match CALL.try_with(|call| call.at) {
         Ok(at) => sleep_until(at).await,

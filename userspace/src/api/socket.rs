@@ -120,7 +120,7 @@ pub fn bind(path: &Path) -> Result<Listener, BindError> {
     // `give_up` prevents it.
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(guard.give_up(refused("look at it")(error))),
+        Err(error) => return Err(guard.give_up(refused("examine it")(error))),
         Ok(found) if !found.file_type().is_socket() => {
             return Err(guard.give_up(BindError::NotASocket(path.to_owned())));
         }
@@ -129,9 +129,9 @@ pub fn bind(path: &Path) -> Result<Listener, BindError> {
                 return Err(guard.give_up(BindError::InUse { path: path.to_owned(), pid }));
             }
             Ok(None) => {
-                fs::remove_file(path).map_err(refused("remove the stale one"))?;
+                fs::remove_file(path).map_err(refused("remove the stale socket"))?;
             }
-            Err(error) => return Err(guard.give_up(refused("try it")(error.into()))),
+            Err(error) => return Err(guard.give_up(refused("connect to it")(error.into()))),
         },
     }
     let socket = listen_at(&address, path).map_err(refused("bind"))?;

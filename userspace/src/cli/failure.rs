@@ -26,7 +26,7 @@ pub(super) fn tell(line: &str) {
 pub(super) struct Failure {
     pub(super) code: u8,
     pub(super) line: Option<String>,
-    /// The agent or its store does not answer: more requests are in vain.
+    /// The agent or its store does not answer: further requests would fail too.
     pub(super) in_vain: bool,
 }
 
@@ -60,7 +60,7 @@ impl From<Unreachable> for Failure {
     }
 }
 
-/// For writes to standard output alone: errors of other I/O name the file.
+/// Only for writes to standard output: errors of other I/O name the file.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {

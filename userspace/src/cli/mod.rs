@@ -63,7 +63,7 @@ struct Context<'a> {
 
 /// Runs the verb. Returns the exit code.
 fn dispatch(cli: Cli, out: &mut dyn Write) -> Result<u8, Failure> {
-    // The supervisor behind `run -d` works in another directory.
+    // The supervisor of `run -d` has another working directory.
     let socket = value::absolute(cli.global.socket).map_err(|invalid| Failure::usage(invalid.0))?;
     match cli.command {
         Command::Agent(args) => {
@@ -94,7 +94,7 @@ async fn ask(command: Command, auto_remove: bool, mut context: Context<'_>) -> R
     match command {
         Command::Network(command) => verbs::network(client, command, format, out).await?,
         Command::Run(args) => {
-            // The supervisor behind `run -d` asks the same agent.
+            // The supervisor of `run -d` sends its requests to the same agent.
             let global: Vec<OsString> = vec![
                 "--socket".into(),
                 socket.clone().into(),

@@ -75,7 +75,7 @@ pub(super) fn or_dash(text: impl Into<String>) -> String {
     if text.is_empty() { "-".to_owned() } else { text }
 }
 
-/// Bytes for people, in powers of ten as `docker stats` has them.
+/// Bytes for people, in powers of ten as in `docker stats`.
 pub(super) fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
     if bytes < 1000 {

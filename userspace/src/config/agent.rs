@@ -43,8 +43,8 @@ pub struct AgentOptions {
     pub state_dir: PathBuf,
     /// `--bpffs`: where programs, links and maps are pinned.
     pub bpffs: PathBuf,
-    /// `--allow-private-mounts`: the agent starts also where its mounts, and with them programs and
-    /// namespaces, end with it.
+    /// `--allow-private-mounts`: the agent starts even if its mounts end with it. The programs and
+    /// the namespaces that the mounts keep then end with the agent too.
     pub allow_private_mounts: bool,
     /// `--cleanup-on-exit`: the agent purges this node when it is asked to stop.
     pub cleanup_on_exit: bool,
@@ -65,7 +65,7 @@ pub struct StoreAccess {
     pub ca: Option<PathBuf>,
     /// `--store-cert`: PEM file of the agent's certificate; comes with `key`.
     pub cert: Option<PathBuf>,
-    /// `--store-key`: PEM file of its key.
+    /// `--store-key`: PEM file of the certificate's private key.
     pub key: Option<PathBuf>,
     /// `--store-user`; comes with `password_file`.
     pub user: Option<String>,

@@ -86,7 +86,7 @@ pub(super) fn flows_of_v3(maps: &Path, tables: &Tables) -> Result<Carried, Datap
 
 /// Copies the flows of an agent of this version that had another BPF file system. `flows` and
 /// `vtep_ids` are the identifiers of its maps. An entry whose key exists in the new table is not
-/// overwritten. `None`: its table has another layout.
+/// overwritten. Returns `None` if the flow table of that agent has another layout.
 ///
 /// # Errors
 ///
@@ -120,11 +120,12 @@ pub(super) fn flows_of_another(
             continue;
         }
         if flow.zone == zone::TUNNEL {
-            // A number without an address is that of a host that is gone, and so is the flow.
+            // A number without an address belonged to a VTEP that is gone. Its flows are not
+            // copied.
             let Some(address) = numbers.get(&flow.dest) else { continue };
             flow.dest = tables.vtep_ids().give(*address)?.0;
         }
-        // Slots of the other agent's map.
+        // The slot is an index into the other agent's map.
         flow.slot = 0;
         carried.put(tables, &key, flow)?;
     }
@@ -158,7 +159,7 @@ impl Carried {
     }
 }
 
-/// The flow as ABI 4 has it, without a seal.
+/// Converts a flow of ABI 3 to the form of ABI 4, without a seal.
 fn convert(old: &FlowV3, tables: &Tables) -> Result<Flow, DatapathError> {
     let dest = if old.zone == zone::TUNNEL {
         tables.vtep_ids().give(old.ifindex.to_ne_bytes())?.0

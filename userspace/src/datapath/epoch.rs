@@ -30,9 +30,9 @@ impl fmt::Debug for Epoch {
     }
 }
 
-// SAFETY: what the pointer leads to is an atomic, mapped until the value is dropped.
+// SAFETY: the pointer leads to an atomic, which stays mapped until the value is dropped.
 unsafe impl Send for Epoch {}
-// SAFETY: as above.
+// SAFETY: all threads access the word through the atomic only, which stays mapped.
 unsafe impl Sync for Epoch {}
 
 impl Epoch {
@@ -48,8 +48,8 @@ impl Epoch {
         };
         let fd = map.fd().as_fd();
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a new shared mapping at an address of the kernel's choice; the kernel
-        // keeps the map as long as it is mapped.
+        // SAFETY: the kernel chooses the address of the new mapping, so no other memory is
+        // replaced. The kernel keeps the map as long as it is mapped.
         let start = unsafe { mmap(None, LENGTH, access, MapFlags::MAP_SHARED, fd, 0) }
             .map_err(|errno| failed("mmap", errno.into()))?;
         Ok(Self(start.cast()))
@@ -69,7 +69,7 @@ impl Epoch {
 
 impl Drop for Epoch {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and nothing refers to it any more.
+        // SAFETY: `take` made this mapping with this length, and no reference outlives the value.
         let _ = unsafe { munmap(self.0.cast(), LENGTH.get()) };
     }
 }

@@ -50,7 +50,7 @@ fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        // Also in aya's errors, of which the errno is a part.
+        // The errno inside an error of aya can be a limit of the system: its name is added.
         let errno = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
         let inner = match errno {
             Some(errno) => name_limit(io::Error::from_raw_os_error(errno)).to_string(),

@@ -1,5 +1,5 @@
-//! The conntrack maps: the agent reads `FLOWS` a slice at a time, and writes `RESERVED_PORTS` for the
-//! programs.
+//! The conntrack maps: the agent reads `FLOWS` a slice at a time, and writes `RESERVED_PORTS` for
+//! the programs.
 
 use std::{
     fmt, io,
@@ -66,8 +66,8 @@ pub trait FlowTable: Send + Sync {
     /// If the map cannot be written.
     fn remove(&self, key: &FlowKey) -> Result<(), DatapathError>;
 
-    /// Replaces the entry of one direction of a flow, with its seal. It is no error if there is
-    /// none: none is made.
+    /// Replaces the entry of one direction of a flow, with its seal. If there is no such entry, no
+    /// entry is made and no error is returned.
     ///
     /// # Errors
     ///
@@ -142,7 +142,7 @@ impl FlowTable for Flows {
     }
 
     fn range(&self) -> u32 {
-        // As `htab_map_alloc` of the kernel rounds the number of buckets.
+        // The kernel's `htab_map_alloc` rounds the number of buckets up to a power of two.
         self.max_entries.checked_next_power_of_two().unwrap_or(u32::MAX)
     }
 

@@ -29,8 +29,8 @@ pub fn functions(program: BorrowedFd<'_>) -> io::Result<Vec<Range<u64>>> {
     attr.info.bpf_fd = number(program.as_fd());
     attr.info.info_len = size_of::<bpf_prog_info>() as u32;
     attr.info.info = (&raw mut info) as u64;
-    // SAFETY: the command writes to `info`, as long as stated, and to the two vectors, at most as
-    // many elements as stated. All three outlive the call.
+    // SAFETY: the command writes at most the stated length to `info` and the stated number of
+    // elements to the two vectors. All three outlive the call.
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
     starts.truncate(info.nr_jited_ksyms as usize);
     let known = starts.into_iter().zip(lengths).filter(|(start, _)| *start != 0);

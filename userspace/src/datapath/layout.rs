@@ -50,7 +50,7 @@ pub trait Layout: Send + Sync + 'static {
     -> (Self::Key, Self::Value);
 }
 
-/// A map whose keys and values are the same in the agent.
+/// A map whose keys and values have the same form in the agent.
 #[derive(Debug)]
 pub struct Plain<K, V>(PhantomData<fn() -> (K, V)>);
 

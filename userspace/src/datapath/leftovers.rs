@@ -1,11 +1,12 @@
-//! Programs of Culvert that are attached to interfaces of this network namespace, and that are
-//! not the agent's: of an agent that had another `--bpffs`.
+//! Programs of Culvert that are attached to interfaces of this network namespace and that are not
+//! the agent's: an earlier agent with another `--bpffs` has attached them.
 //!
-//! The kernel runs the programs of a hook in the order in which they were attached, so that those of
-//! the earlier agent decide about each packet, with maps that nobody fills. They are found where
-//! they are attached, because their pins may be anywhere. A program is Culvert's if it has the name
-//! and the maps of one; that holds for all versions. Only interfaces of the calling thread's network
-//! namespace are looked at: the agents of other namespaces are not concerned.
+//! The kernel runs the programs of a hook in the order in which they were attached. So the programs
+//! of the earlier agent decide about each packet, with maps that no agent updates. This module
+//! finds the programs where they are attached, because their pins may be anywhere. A program is
+//! Culvert's if it has the name and the maps of a Culvert program; this is true for all versions.
+//! Only interfaces of the calling thread's network namespace are examined, so that the programs of
+//! agents in other namespaces stay attached.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,24 +43,24 @@ const PROGRAMS: [&str; 6] = [
 ];
 /// The greatest number of programs at a hook (`bpf_mprog_max`).
 const MOST: usize = 64;
-/// The kernel keeps so many bytes of a program's name.
+/// Bytes of a program's name that the kernel keeps.
 const NAME_LEN: usize = 15;
 /// Depth in a BPF file system up to which pins are searched, in directories.
 const DEPTH: usize = 5;
-/// The BPF file system that the system mounts: it stays, also without pins.
+/// The BPF file system that the system mounts. It stays mounted also without pins.
 const SYSTEM_BPFFS: &str = "/sys/fs/bpf";
 
-/// `PROC_PID_INIT_INO`: inode of the PID namespace that the kernel has made, which has all processes.
+/// `PROC_PID_INIT_INO`: inode of the initial PID namespace, which has all processes.
 const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
-/// Whether the agent runs that has attached a program.
+/// State of the agent that attached a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// It does, with this process identifier.
+    /// The agent runs, with this process identifier.
     Runs(i32),
-    /// It does not.
+    /// The agent has ended.
     Ended,
-    /// That cannot be told: this process does not see the processes of other PID namespaces.
+    /// The state is unknown: this process does not see the processes of other PID namespaces.
     Unseen,
 }
 
@@ -70,9 +71,10 @@ pub struct Leftover {
     pub program: &'static str,
     /// Name of the interface.
     pub interface: String,
-    /// Where its link is pinned. `None`: in no BPF file system that is mounted here.
+    /// Path where its link is pinned. `None`: no BPF file system of this mount namespace has the
+    /// pin.
     pub pin: Option<PathBuf>,
-    /// The agent that it belongs to.
+    /// State of the agent that attached the program.
     pub owner: Owner,
     program_id: u32,
     link: u32,
@@ -91,8 +93,8 @@ impl fmt::Display for Leftover {
 }
 
 impl Leftover {
-    /// Why it must not be detached, on one line. `remedy` is what to do about an agent that runs.
-    /// `None`: its agent has ended.
+    /// Why the program must not be detached, on one line. `remedy` says what to do about an agent
+    /// that runs. `None`: the agent of the program has ended.
     pub fn kept(&self, remedy: &str) -> Option<String> {
         match self.owner {
             Owner::Ended => None,
@@ -105,33 +107,34 @@ impl Leftover {
         }
     }
 
-    /// The BPF file system of its agent.
+    /// The BPF file system of the program's agent.
     fn bpffs(&self) -> Option<&Path> {
         self.pin.as_deref()?.ancestors().nth(3)
     }
 }
 
-/// What an attempt to retire an earlier agent with another BPF file system has done, and what is left.
+/// Result of an attempt to retire an earlier agent that had another BPF file system.
 #[derive(Debug, Default)]
 pub struct Retired {
     /// The programs that were detached.
     pub programs: Vec<Leftover>,
-    /// What became of its flows. `None`: they are in a table of another layout.
+    /// Result of copying the flows. `None`: the flows are in a table of another layout.
     pub flows: Option<Carried>,
     /// Why flows were not copied.
     pub not_copied: Option<DatapathError>,
-    /// Programs of an agent that runs, or may run: they are attached still.
+    /// Programs that stay attached, because their agent runs or may run.
     pub kept: Vec<Leftover>,
     /// Why a program was not detached, or a pin not removed.
     pub not_removed: Option<DatapathError>,
 }
 
 impl Datapath {
-    /// Detaches the programs of an earlier agent that are attached to these interfaces, once the
-    /// programs of this version are attached, and removes their pins, and those of `unpinned`, which
-    /// an earlier attempt has detached. They were attached first and have handled the packets until
-    /// now, so their flows are copied directly before. Programs of an agent that runs, or may run, are
-    /// left alone. What fails does not keep the rest from being done.
+    /// Detaches the programs of an earlier agent that are attached to these interfaces, and removes
+    /// their pins. Also removes the pins of `unpinned`, programs that an earlier attempt has
+    /// detached. Must be called when the programs of this version are attached. The programs of the
+    /// earlier agent have handled the packets until now, so their flows are copied directly before.
+    /// Programs of an agent that runs, or may run, stay attached. An error in one step does not
+    /// prevent the other steps.
     ///
     /// # Errors
     ///
@@ -143,14 +146,14 @@ impl Datapath {
     ) -> Result<Retired, DatapathError> {
         let Some(bpffs) = self.pins.parent() else { return Ok(Retired::default()) };
         let found = {
-            // Locked: a link of this agent that is attached, but not pinned yet, is no leftover.
+            // The lock is held, so that no link of this agent is attached but not yet pinned.
             let _attaching = self.ebpf();
             find(links, bpffs)?
         };
         let (programs, kept): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|leftover| leftover.owner == Owner::Ended);
         let mut retired = Retired { kept, ..Retired::default() };
-        // Not locked: the table can be large, and containers are attached meanwhile.
+        // The lock is not held: the table can be large, and containers are attached meanwhile.
         for (table, vtep_ids) in flow_tables(&programs) {
             match carry::flows_of_another(table, vtep_ids, &self.tables) {
                 Ok(None) => {}
@@ -159,8 +162,8 @@ impl Datapath {
                     sum.entries += entries;
                     sum.lost += lost;
                 }
-                // The programs decide about each packet with maps that nobody fills: it is worse to
-                // keep them than to lose flows.
+                // The earlier programs decide about each packet with maps that no agent updates: it
+                // is worse to keep them than to lose flows.
                 Err(error) => retired.not_copied = Some(error),
             }
         }
@@ -187,7 +190,7 @@ impl Datapath {
 pub fn find(links: &[Link], bpffs: &Path) -> Result<Vec<Leftover>, DatapathError> {
     let ours = our_programs();
     let mut found = Vec::new();
-    // None is loaded, or this process may not list them.
+    // No program of Culvert is loaded, or this process may not list programs.
     if ours.is_empty() {
         return Ok(found);
     }
@@ -204,7 +207,7 @@ pub fn find(links: &[Link], bpffs: &Path) -> Result<Vec<Leftover>, DatapathError
             found.push(Leftover { program, interface, pin: None, owner, program_id, link });
         }
     }
-    // Read after the programs: what was attached by then is pinned.
+    // The pins are read after the programs: every program that this agent has attached is pinned.
     let mut own = BTreeSet::new();
     for dir in bpffs::list(bpffs)?.iter().filter(|dir| bpffs::version_of(dir).is_some()) {
         own.extend(pinned_in(dir).into_iter().map(|(link, _)| link));
@@ -261,7 +264,7 @@ fn remove_pins<'a>(detached: impl IntoIterator<Item = &'a Leftover>) -> Result<(
     Ok(())
 }
 
-/// Detaches the XDP programs among these. Returns those.
+/// Detaches the XDP programs among `leftovers`. Returns the detached ones.
 ///
 /// # Errors
 ///
@@ -312,18 +315,19 @@ fn flow_tables(leftovers: &[Leftover]) -> BTreeSet<(u32, u32)> {
 /// The names of all loaded programs of Culvert, of all versions and in all network namespaces, by
 /// identifier.
 fn our_programs() -> BTreeMap<u32, &'static str> {
-    // A program that was unloaded meanwhile is an error.
+    // The iterator has an error for a program that was unloaded meanwhile.
     let programs = loaded_programs().filter_map(Result::ok);
     programs.filter_map(|info| Some((info.id(), our_name(&info)?))).collect()
 }
 
-/// The name of a program of Culvert. `None`: it is another's.
+/// The name of a program of Culvert. `None`: the program is not Culvert's.
 fn our_name(info: &ProgramInfo) -> Option<&'static str> {
     let name = PROGRAMS.iter().find(|name| {
         let kept = name.as_bytes().get(..NAME_LEN).unwrap_or(name.as_bytes());
         kept == info.name()
     })?;
-    // The counters, and two more: others may have a map of such a name.
+    // A program is Culvert's if it has the map of the counters and two more maps of Culvert.
+    // Programs of others may have one map with such a name.
     let maps = maps_of(info);
     let counted = maps.iter().any(|map| is_named(map, names::STATS));
     let ours = PINNED_MAPS.iter().filter(|name| maps.iter().any(|map| is_named(map, name)));
@@ -353,7 +357,7 @@ fn attached(interface: &Link, ours: &BTreeMap<u32, &'static str>) -> io::Result<
             Err(error) => return Err(error),
         }
     }
-    // An error of the kernel for each interface that is no netkit device.
+    // For an interface that is not a netkit device the kernel returns an error.
     found.extend(query(ifindex, bpf_attach_type::BPF_NETKIT_PEER).unwrap_or_default());
     if let Some(program) = interface.xdp_program.filter(|id| ours.contains_key(id)) {
         found.extend(xdp_link(program, ifindex)?.map(|link| (program, link)));
@@ -376,7 +380,7 @@ fn query(ifindex: u32, hook: bpf_attach_type) -> io::Result<Vec<(u32, u32)>> {
     // SAFETY: the command writes at most `count` numbers to each of the arrays, which have as many
     // and outlive the call.
     unsafe { bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr) }?;
-    // SAFETY: both members of the union are an integer of the same size.
+    // SAFETY: both members of the union are integers of the same size.
     let count = unsafe { attr.query.__bindgen_anon_2.count };
     Ok(programs.into_iter().zip(links).take(count as usize).collect())
 }
@@ -394,9 +398,9 @@ fn xdp_link(program: u32, ifindex: u32) -> io::Result<Option<u32>> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             answer => answer?,
         };
-        // SAFETY: an integer.
+        // SAFETY: the member is an integer, for which all bytes are a value.
         id = unsafe { attr.__bindgen_anon_6.next_id };
-        // A link that was removed meanwhile is an error.
+        // For a link that was removed meanwhile the kernel returns an error.
         let Ok(info) = open_link(id).and_then(|link| pins::link_info(link.as_fd())) else {
             continue;
         };
@@ -415,8 +419,8 @@ fn open_link(id: u32) -> io::Result<OwnedFd> {
     pins::owned(unsafe { bpf(bpf_cmd::BPF_LINK_GET_FD_BY_ID, &mut attr) }?)
 }
 
-/// The links that are pinned in a directory of an ABI version: identifier and pin. A pin that cannot
-/// be opened is left out.
+/// The links that are pinned in a directory of an ABI version: identifier and pin. A pin that
+/// cannot be opened is left out.
 fn pinned_in(version_dir: &Path) -> Vec<(u32, PathBuf)> {
     let pins = bpffs::list(&version_dir.join(LINKS)).unwrap_or_default();
     let id = |pin: &Path| pins::open(pin).and_then(|link| pins::link_info(link.as_fd())).ok();
@@ -441,9 +445,10 @@ fn version_dirs() -> Vec<PathBuf> {
     found
 }
 
-/// Tells the owners. `running` are the agents that have a program or its maps open, by program. All
-/// programs of a BPF file system are of one agent: it opens them one after another while it starts,
-/// and replaces those of the agent before it. `all_seen`: an agent that is not in `running` has ended.
+/// Sets the owner of each program. `running` has the pids of the agents that have a program or its
+/// maps open, by identifier of the program. All programs of a BPF file system belong to one agent:
+/// the agent opens them one after another while it starts, and replaces the programs of the agent
+/// before it. `all_seen`: every agent that is not in `running` has ended.
 fn tell_owners(found: &mut [Leftover], running: &BTreeMap<u32, i32>, all_seen: bool) {
     let of_bpffs: BTreeMap<PathBuf, i32> = found
         .iter()
@@ -459,14 +464,15 @@ fn tell_owners(found: &mut [Leftover], running: &BTreeMap<u32, i32>, all_seen: b
     }
 }
 
-/// Whether `/proc` has all processes: this process is in the initial PID namespace, and `/proc` is of
-/// that as well (there is no `/proc/self` otherwise).
+/// Whether `/proc` has all processes: this process is in the initial PID namespace, and `/proc`
+/// belongs to that namespace too. In a `/proc` of another namespace there is no `/proc/self`.
 fn sees_all_processes() -> bool {
     fs::metadata("/proc/self/ns/pid")
         .is_ok_and(|namespace| namespace.ino() == INITIAL_PID_NAMESPACE)
 }
 
-/// The agents, other than this process, that have these programs or maps of them open, by program.
+/// The pids of other agents that have these programs, or maps of these programs, open, by
+/// identifier of the program.
 fn running(wanted: &BTreeSet<u32>) -> BTreeMap<u32, i32> {
     let mut by_map: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
     for program in loaded_programs().filter_map(Result::ok) {
@@ -478,7 +484,8 @@ fn running(wanted: &BTreeSet<u32>) -> BTreeMap<u32, i32> {
         }
     }
     let mut running = BTreeMap::new();
-    // As /proc numbers it, which may be of another PID namespace than getpid(2) tells of.
+    // The pid of this process in `/proc`. It may differ from that of getpid(2), because `/proc` may
+    // be of another PID namespace.
     let own = fs::read_link("/proc/self").ok().and_then(|own| number_in(own.as_os_str()));
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = number_in(&process.file_name()).filter(|pid| Some(*pid) != own) else {
@@ -505,7 +512,7 @@ fn number_in(name: &OsStr) -> Option<i32> {
 
 /// The identifier of the program that a file descriptor leads to (proc_pid_fdinfo(5)).
 fn program_of(fdinfo: &str) -> Option<u32> {
-    // The descriptor of a link has the line as well.
+    // The file descriptor of a link has the line `prog_id:` as well.
     if fdinfo.lines().any(|line| line.starts_with("link_id:")) {
         return None;
     }
@@ -560,7 +567,7 @@ mod tests {
         };
         let found = [
             left(Some("/old/v4/links/uplink-3"), 1),
-            // Of the agent before it, whose programs it has not replaced yet.
+            // The program of the agent before, which the running agent has not replaced yet.
             left(Some("/old/v4/links/container-7"), 2),
             left(Some("/old/v3/links/uplink-3"), 3),
             left(Some("/other/v4/links/uplink-3"), 4),

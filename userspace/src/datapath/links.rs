@@ -120,8 +120,8 @@ pub(super) fn replace(
     }
 }
 
-/// Why a program that was attached is not any more, in words. `None`: it is attached, or the
-/// interface is gone.
+/// Why a program is no longer attached, as text. `None`: the program is attached, or the interface
+/// is gone.
 pub(super) fn lost(dir: &Path, attachment: Attachment, ifindex: u32) -> Option<String> {
     let name = nix::net::if_::if_indextoname(ifindex).ok()?;
     let what = match pins::is_attached(&attachment.pin(dir, ifindex)) {
@@ -256,7 +256,7 @@ fn update_netkit(ebpf: &mut Ebpf, pin: &Path) -> Result<(), UpdateError> {
 }
 
 fn update(ebpf: &mut Ebpf, attachment: Attachment, link: FdLink) -> Result<(), UpdateError> {
-    // Another program has pinned something under this name.
+    // The pin of this name is of another program.
     let wrong_kind = |_: LinkError| UpdateError::Program(ProgramError::UnexpectedProgramType);
     match attachment {
         Attachment::Container

@@ -333,7 +333,7 @@ impl Datapath {
         self.tables.learned.entries()
     }
 
-    /// The MACs of addresses that no endpoint has, as ARP told them, aged ones included.
+    /// The MACs of addresses that no endpoint has, as learned from ARP, aged ones included.
     ///
     /// # Errors
     ///
@@ -529,8 +529,8 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
     Ok(ebpf)
 }
 
-/// Removes the pin of the counters if the last agent's programs counted fewer things: the map has
-/// another size now. The counts begin again.
+/// Removes the pin of the counters if the programs of the last agent had fewer counters, because
+/// the size of the map has changed. The new counters begin at 0.
 fn retire_smaller_counters(maps: &Path) -> Result<(), DatapathError> {
     if pinned_entries(maps, names::STATS).is_some_and(|entries| entries < STATS_ENTRIES) {
         tracing::info!("the counters of 'culvert stats' begin at 0: this version counts more");
@@ -545,8 +545,8 @@ fn pinned_entries(maps: &Path, name: &str) -> Option<u32> {
     info.ok().map(|info| info.max_entries())
 }
 
-/// Removes the pin of the slots of flows if they are not as many as the table has `entries`: flows
-/// are without slots then, until they end.
+/// Removes the pin of the slots of flows if their number differs from `entries`, the capacity of
+/// the flow table. The present flows then have no slots until they end.
 fn retire_slots(maps: &Path, entries: u32) -> Result<(), DatapathError> {
     if pinned_entries(maps, names::FLOW_SLOTS).is_some_and(|slots| slots != entries) {
         bpffs::remove_file(&maps.join(names::FLOW_SLOTS))?;
@@ -554,7 +554,7 @@ fn retire_slots(maps: &Path, entries: u32) -> Result<(), DatapathError> {
     Ok(())
 }
 
-/// Removes the pins of maps that an earlier version had and this one has not.
+/// Removes the pins of maps that an earlier version had and that this version does not have.
 fn retire_others(maps: &Path) -> Result<(), DatapathError> {
     for path in bpffs::list(maps)? {
         let name = path.file_name().and_then(OsStr::to_str);

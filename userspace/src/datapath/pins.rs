@@ -1,4 +1,4 @@
-//! Pins of BPF objects, by bpf(2): of any kind, also of those that aya has no type for.
+//! Pins of BPF objects through bpf(2), also of kinds for which aya has no type.
 
 use std::{
     ffi::{CString, OsStr, OsString},
@@ -72,7 +72,7 @@ pub(super) fn is_attached(path: &Path) -> io::Result<bool> {
     Ok(ifindex != 0)
 }
 
-/// What the kernel tells about a link.
+/// The kernel's information about a link.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -83,13 +83,13 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<bpf_link_info> {
     attr.info.bpf_fd = number(link);
     attr.info.info_len = size_of::<bpf_link_info>() as u32;
     attr.info.info = (&raw mut info) as u64;
-    // SAFETY: the command writes to `info`, at most as long as stated, which outlives the call.
+    // SAFETY: the command writes at most the stated length to `info`, which outlives the call.
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
     Ok(info)
 }
 
 /// The index of the interface that a link attaches a program to, in the interface's network
-/// namespace; 0 if there is none any more. `None`: it is no link to a device.
+/// namespace; 0 if the interface is gone. `None`: the link attaches to no device.
 pub(super) fn ifindex_of(info: &bpf_link_info) -> Option<u32> {
     const XDP: u32 = bpf_link_type::BPF_LINK_TYPE_XDP as u32;
     const TCX: u32 = bpf_link_type::BPF_LINK_TYPE_TCX as u32;
@@ -109,8 +109,8 @@ pub(super) fn ifindex_of(info: &bpf_link_info) -> Option<u32> {
 /// The file descriptor that bpf(2) has returned.
 pub(super) fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     let fd = RawFd::try_from(result).map_err(io::Error::other)?;
-    // SAFETY: the caller has it from the kernel, as the result of a command that makes a new
-    // descriptor, and nobody else knows it.
+    // SAFETY: the caller has the number from the kernel, as the result of a command that makes a
+    // new descriptor, and no other value owns that descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

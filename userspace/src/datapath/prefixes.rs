@@ -129,7 +129,7 @@ fn fill<K: aya::Pod>(
     keys: impl Iterator<Item = Key<K>>,
 ) -> Result<(), DatapathError> {
     let missing = || failed(name, MapError::InvalidName { name: name.to_owned() });
-    // Lent: a map that is taken out is closed before the programs are loaded.
+    // The map is borrowed: a map that is taken out is closed before the programs are loaded.
     let map = ebpf.map_mut(name).ok_or_else(missing)?;
     let map = LpmTrie::<&mut MapData, K, u32>::try_from(map);
     let mut map = map.map_err(|source| failed(name, source))?;

@@ -12,9 +12,9 @@ use super::{
     test_run::{Runs, timed},
 };
 
-/// Both programs drop the frame and do not change it, so that all runs of a row do the same.
+/// Both programs drop the frame and do not change it, so that all runs of a round do the same.
 const RUNS: Runs = Runs { repeat: 16, rounds: 31 };
-/// Room for flows: the measurement makes none.
+/// Capacity of the flow table, in flows. The measurement makes no flow.
 const FLOWS: u32 = 16;
 
 /// Time that a program takes for one VXLAN frame to this host with an unknown VNI. Both programs

@@ -9,7 +9,7 @@ use super::{DIRS, Datapath, DatapathError, MAPS, PROGRAM_PINS, bpffs, links, pin
 
 impl Datapath {
     /// Mounts the BPF file system again, and pins the maps and programs again, where another
-    /// program has unmounted it or removed pins. Returns what was found, a line each.
+    /// program has unmounted it or removed pins. Returns the faults that were found, a line each.
     ///
     /// # Errors
     ///
@@ -49,8 +49,8 @@ impl Datapath {
         Ok(found)
     }
 
-    /// Attaches programs again that another program has detached. Returns what was found, a line
-    /// each.
+    /// Attaches programs again that another program has detached. Returns the faults that were
+    /// found, a line each.
     ///
     /// # Errors
     ///

@@ -21,11 +21,11 @@ pub(super) fn attributes() -> bpf_attr {
 /// The kernel refuses.
 ///
 /// # Safety
-/// Every address in `attr` leads to memory of what `command` reads or writes there.
+/// Every address in `attr` leads to memory that is valid for what `command` reads or writes there.
 pub(super) unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<libc::c_long> {
     let command = command as libc::c_long;
-    // SAFETY: `attr` is as long as stated, and all of it is initialised: `attributes` made it. The
-    // caller answers for what it leads to.
+    // SAFETY: `attr` has the stated length, and `attributes` has initialised all of it. The caller
+    // guarantees that the addresses in it are valid.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<bpf_attr>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }

@@ -47,18 +47,18 @@ pub fn sk_buff(hook: Hook, ifindex: u32, gso_size: u32, frame_len: usize) -> [u8
 /// Numbers of runs of a program.
 #[derive(Clone, Copy, Debug)]
 pub struct Runs {
-    /// Runs in a row, each on the frame that the last run returned. More than one run makes sense
+    /// Runs in a round, each on the frame that the last run returned. More than one run makes sense
     /// if the program does not change the frame, or if the frame does not matter.
     pub repeat: u32,
-    /// Number of rows, each with a new frame. The result is the median over the rows, on which an
-    /// interrupted row has no effect.
+    /// Number of rounds, each with a new frame. The result is the median over the rounds, on which
+    /// an interrupted round has no effect.
     pub rounds: usize,
 }
 
 /// The outcome of the runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timed {
-    /// Time of one run in ns: the time of a row, divided by its runs.
+    /// Time of one run in ns: the time of a round, divided by its runs.
     pub ns: u64,
     /// Return value of the program in the last run.
     pub verdict: u32,

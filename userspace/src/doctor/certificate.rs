@@ -1,7 +1,7 @@
 //! Certificates of the connection to etcd, and until when they are valid.
 //!
-//! The agent reads the files at each connection. A certificate that has ended therefore does no
-//! harm until the next one: this check tells it before.
+//! The agent reads the files at each connection. An expired certificate therefore stops nothing
+//! until the next connection. This check warns before.
 
 use std::{
     fs,
@@ -92,9 +92,9 @@ impl CertificateFile {
         Self { role, path: path.to_owned(), certificates }
     }
 
-    /// The certificate that decides until when the connection works: of authorities the one that is
-    /// valid for longest, since one is enough; of the agent's own chain, where each is needed, the
-    /// one that is valid for shortest.
+    /// The certificate that decides until when the connection works. Among authorities, this is the
+    /// one that is valid for longest, because one authority is enough. In the agent's own chain,
+    /// this is the one that is valid for shortest, because each certificate is needed.
     fn decisive(certificates: &[Certificate], role: Role, now: Duration) -> Option<&Certificate> {
         let begun = |certificate: &&Certificate| certificate.not_before <= now;
         let end = |certificate: &&Certificate| certificate.not_after;
@@ -111,8 +111,8 @@ impl CertificateFile {
     }
 }
 
-/// Checks a file. `now` is the time since 1970. The finding does not change while its severity does
-/// not, so that a log has it once.
+/// Checks a file. `now` is the time since 1970. The text of the finding changes only with its
+/// severity, so that the agent logs it once.
 pub fn examine_certificate(file: &CertificateFile, now: Duration) -> Finding {
     let place = format!("{} {}", file.role.option(), file.path.display());
     let finding = |level, detail: String, advice: &str| Finding {
@@ -169,7 +169,7 @@ pub fn examine_certificate(file: &CertificateFile, now: Duration) -> Finding {
     }
 }
 
-/// The present time since 1970, by this host's clock.
+/// The current time since 1970, by this host's clock.
 pub fn now() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }

@@ -104,7 +104,7 @@ mod tests {
         }
     }
 
-    /// Asserts that exactly one finding is a warning: with that check and those words.
+    /// Asserts that exactly one finding is a warning: it has this check and these words.
     fn assert_found(break_it: impl FnOnce(&mut DatapathFacts), check: &str, words: &[&str]) {
         let mut facts = healthy();
         break_it(&mut facts);

@@ -24,8 +24,8 @@ use crate::{
     sandbox::{Resolver, endpoint_of},
 };
 
-/// Merging of UDP datagrams into a list of packets. It merges VXLAN datagrams of different VNIs, as
-/// [`RX_UDP_GRO_FORWARDING`] does.
+/// Feature that merges UDP datagrams into a list of packets. Like [`RX_UDP_GRO_FORWARDING`], it
+/// also merges VXLAN datagrams of different VNIs.
 const RX_GRO_LIST: &str = "rx-gro-list";
 /// Time within which an agent pins a program that it has attached.
 const PINNING: Duration = Duration::from_millis(50);
@@ -49,7 +49,7 @@ pub struct Subject {
     pub certificates: Vec<(Role, PathBuf)>,
     /// Whether the agent has found another program's socket on the VXLAN port.
     pub shared_port: bool,
-    /// Number of published ports that everybody may use, from outside the host.
+    /// Number of published ports that every external client may use.
     pub open_ports: usize,
     /// Whether an agent runs. A socket on the VXLAN port may then be the agent's own.
     pub agent_running: bool,
@@ -66,8 +66,8 @@ pub struct Facts {
     pub bpffs: Bpffs,
     /// The uplinks, in the order of the subject.
     pub uplinks: Vec<UplinkFacts>,
-    /// Programs of Culvert that are attached to interfaces and are not pinned in the agent's BPF file
-    /// system.
+    /// Programs of Culvert that are attached to interfaces and are not pinned in the agent's BPF
+    /// file system.
     pub leftovers: Vec<Leftover>,
     /// UDP sockets of programs on the VXLAN port.
     pub sockets: Vec<LocalSocket>,
@@ -84,7 +84,7 @@ pub struct Facts {
     pub resolver: Resolver,
     /// The certificates of the connection to the store.
     pub certificates: Vec<CertificateFile>,
-    /// The present time, since 1970.
+    /// The current time, since 1970.
     pub now: Duration,
 }
 
@@ -211,8 +211,8 @@ impl Facts {
     }
 }
 
-/// Programs of Culvert that are not the agent's. A link that the agent is about to pin is looked at
-/// twice.
+/// Programs of Culvert that are not the agent's. The search runs twice, [`PINNING`] apart: a link
+/// that the agent was about to pin is pinned at the second search.
 async fn leftovers(netlink: &Netlink, links: &[Link], bpffs: &Path) -> Vec<Leftover> {
     let find = || run_in(netlink.netns(), || find_leftovers(links, bpffs).ok()).ok().flatten();
     let found = find().unwrap_or_default();
@@ -233,8 +233,8 @@ fn shaped(link: &Link) -> Option<(String, String)> {
     Some((link.name.clone(), qdisc.to_owned()))
 }
 
-/// The firewalls that are active on the host with the root directory `root`: ufw by its own setting,
-/// firewalld by its process.
+/// The firewalls that are active on the host with the root directory `root`: ufw by its own
+/// setting, firewalld by its process.
 fn firewalls(root: &Path) -> Vec<&'static str> {
     let settings = fs::read_to_string(root.join("etc/ufw/ufw.conf")).unwrap_or_default();
     let ufw = settings.lines().any(|line| {

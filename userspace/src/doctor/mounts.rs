@@ -3,11 +3,11 @@
 //! The agent mounts network namespaces below `/run/netns`, and a BPF file system for its pins. A
 //! mount exists as long as its mount namespace. systemd gives a unit with `PrivateTmp=`,
 //! `ProtectSystem=` and the like a mount namespace of its own, from which mounts do not reach the
-//! host: with the agent the pins end, and the programs with them.
+//! host: when the agent ends, the pins end, and the programs end with them.
 //!
 //! A mount on a mount `shared:N` is copied to all mounts of the peer group N and to their slaves
 //! (mount_namespaces(7)). The numbers of peer groups are the same in all mount namespaces. The
-//! mounts of process 1 stand for those of the host.
+//! mounts of process 1 are taken as the mounts of the host.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -23,12 +23,12 @@ use crate::{
     netns,
 };
 
-/// The directories, of those on which an agent mounts, whose mounts end with the agent: they are not
-/// on a mount of process 1, and mounts there do not propagate to one. Empty also if that cannot be
-/// told.
+/// Returns those directories of [`netns::DIR`] and `bpffs` whose mounts end with the agent: a
+/// directory that is not on a mount of process 1, and from which new mounts do not propagate to a
+/// mount of process 1. Also returns an empty list if the mounts cannot be read.
 pub fn fleeting_mounts(bpffs: &Path) -> Vec<PathBuf> {
     let Ok(own) = mountinfo::of("self") else { return Vec::new() };
-    // A process with fewer privileges than process 1 may not read it.
+    // A process with fewer privileges than process 1 may not read the mounts of process 1.
     let host = mountinfo::of("1").ok();
     [Path::new(netns::DIR), bpffs]
         .into_iter()
@@ -44,7 +44,7 @@ pub fn fleeting_mounts(bpffs: &Path) -> Vec<PathBuf> {
 
 /// The nearest existing parent of a directory, or the directory itself.
 struct Place {
-    /// Identifier of the mount that it is on.
+    /// Identifier of the mount that has the path.
     mount: u64,
     /// Path without symbolic links.
     path: PathBuf,
@@ -64,20 +64,22 @@ impl Place {
     }
 }
 
-/// Whether what the agent mounts at `path`, or finds mounted there, is there without the agent.
-/// `mount` is the mount that `path` is on, `host` the mounts of process 1. `None`: they cannot be
-/// read. Then only a mount that is a copy of another namespace's is known not to propagate.
+/// Whether a mount at `path` exists without the agent: a new mount of the agent, or a mount that
+/// the agent finds there. `mount` is the mount that has the path. `host` are the mounts of process
+/// 1; `None`: they cannot be read. Then only a slave of another mount is known to end with the
+/// agent.
 fn outlives(mount: &Mount, path: &Path, host: Option<&[Mount]>) -> bool {
     let is_bpf = mount.kind == "bpf";
     let Some(host) = host else {
         return is_bpf || mount.master.is_none();
     };
-    // A mount is in one mount namespace, and its identifier is its own in all of them.
+    // A mount is in one mount namespace. Its identifier is unique over all mount namespaces.
     if host.iter().any(|other| other.id == mount.id) {
         return true;
     }
     if is_bpf {
-        // The agent pins there and mounts nothing: the file system lives as long as one of its mounts.
+        // The agent pins there and mounts nothing. The file system lives as long as one of its
+        // mounts.
         return host.iter().any(|other| other.device == mount.device);
     }
     let Some(group) = mount.shared else { return false };
@@ -93,7 +95,7 @@ fn outlives(mount: &Mount, path: &Path, host: Option<&[Mount]>) -> bool {
 mod tests {
     use super::*;
 
-    /// Where mounts at `path` on the mount with that identifier outlive the agent.
+    /// Whether mounts at `path` on the mount with the identifier `id` outlive the agent.
     fn judge(own: &str, id: u64, path: &str, host: Option<&str>) -> bool {
         let own = mountinfo::parse(own);
         let mount = own.iter().find(|mount| mount.id == id).unwrap();
@@ -109,7 +111,8 @@ mod tests {
 
     #[test]
     fn the_mounts_of_a_unit_of_its_own_end_with_it() {
-        // As systemd makes it for PrivateTmp=yes: slaves of the host, shared among themselves.
+        // The mounts of a unit with PrivateTmp=yes: slaves of the host's mounts, and shared among
+        // themselves.
         let unit = "\
 122 121 8:1 / / rw,relatime shared:201 master:1 - ext4 /dev/sda1 rw
 125 122 0:22 / /run rw,nosuid,nodev shared:212 master:12 - tmpfs tmpfs rw
@@ -131,7 +134,7 @@ mod tests {
         // A namespace that shares the host's peer groups.
         let shared = HOST.replace("\n2", "\n102");
         assert!(judge(&shared, 1025, "/run", Some(HOST)));
-        // Of a container with `-v /run:/run:rshared`.
+        // The mounts of a container with `-v /run:/run:rshared`.
         let container = "\
 300 299 0:50 / / rw,relatime - overlay overlay rw
 310 300 0:22 / /run rw,nosuid,nodev shared:12 - tmpfs tmpfs rw

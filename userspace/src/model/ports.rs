@@ -9,8 +9,8 @@ use std::{
 
 use super::{Invalid, Protocol, PublishedPort};
 
-/// Greatest number of ports of one `-p` without HOST: each takes an entry in the endpoint's record,
-/// as the free ports are not in a row.
+/// Greatest number of ports of one `-p` without HOST. Free ports are not consecutive, so each takes
+/// an entry in the endpoint's record.
 const MOST_FREE: usize = 1024;
 
 /// A value of `-p`: `[[IP:][HOST]:]CONT[/tcp|udp]`. HOST and CONT are ports, or ranges of equal
@@ -54,7 +54,7 @@ impl FromStr for Exposed {
     }
 }
 
-/// A port of a [`Publish`], or all ports of one with HOST.
+/// A single port of a [`Publish`] without HOST, or all ports of a [`Publish`] with HOST.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortRequest {
     /// Address of the host; 0.0.0.0 means every address.
@@ -70,7 +70,7 @@ pub struct PortRequest {
 }
 
 impl Publish {
-    /// The ports of the value: one range with HOST, single ports without.
+    /// The ports of the value: one range if HOST is given, else single ports.
     pub fn ports(&self) -> impl Iterator<Item = PortRequest> {
         let Self { host_ip, host, container, protocol } = self.clone();
         // Port 0 is not valid, so that a range has at most 65535 ports.

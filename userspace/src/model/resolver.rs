@@ -68,7 +68,7 @@ impl Domain {
     }
 }
 
-/// Whether `text` is a domain name other than the root. As in practice, labels may contain '_'.
+/// Whether `text` is a domain name other than the root. Labels may contain '_', which is common.
 fn is_domain(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
     text.len() <= MAX_DOMAIN

@@ -1,4 +1,4 @@
-//! Which subnets the routes of hosts leave to networks.
+//! Checks that subnets of networks do not overlap the routes of hosts.
 
 use ipnetwork::IpNetwork;
 
@@ -19,7 +19,7 @@ pub struct HostRoute {
 }
 
 impl HostRoute {
-    /// Whether a network may have no address of the destination.
+    /// Whether a network must not use addresses of the destination.
     pub fn is_taken(&self) -> bool {
         self.destination.prefix() >= NETWORK
     }

@@ -28,15 +28,15 @@ pub fn parse_source(text: &str) -> Result<IpNetwork, Invalid> {
     Ok(source)
 }
 
-/// The clients, as the programs know them.
+/// The clients as an IPv4 prefix, the form that the programs read.
 ///
 /// # Errors
 ///
-/// One line: they are IPv6, which no published port is.
+/// One line: the clients are IPv6, but published ports are IPv4 only.
 pub fn ipv4_source(source: IpNetwork) -> Result<Ipv4Network, Invalid> {
     match source {
         IpNetwork::V4(source) => {
-            // Of an address with other bits set, which only another program sends, the prefix.
+            // Bits beyond the prefix, which only another program than the CLI sends, are cleared.
             Ok(Ipv4Network::new(source.network(), source.prefix()).unwrap_or(source))
         }
         IpNetwork::V6(source) => Err(Invalid(format!(

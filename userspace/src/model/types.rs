@@ -155,7 +155,7 @@ impl From<MacAddr> for String {
 pub enum Driver {
     /// VXLAN between hosts.
     Overlay,
-    /// One host, SNAT to the outside.
+    /// One host, SNAT to external networks.
     Bridge,
 }
 
@@ -176,7 +176,7 @@ pub struct Network {
     /// Name, unique in the store. The name of a bridge network includes its node.
     #[serde(deserialize_with = "name::stored")]
     pub name: Name,
-    /// 64 hexadecimal digits, as Docker's.
+    /// 64 hexadecimal digits, as in Docker.
     pub id: String,
     /// Driver.
     pub driver: Driver,
@@ -207,7 +207,7 @@ impl Network {
     }
 
     /// Whether containers may send from any address (`anti_spoof=false`): addresses move between
-    /// them without the store.
+    /// containers without a change in the store.
     pub fn allows_any_source(&self) -> bool {
         self.options.get("anti_spoof").is_some_and(|value| value == "false")
     }
@@ -235,8 +235,8 @@ pub struct SandboxRef {
     pub netns: PathBuf,
     /// Whether Culvert made the namespace, and so makes it again after a reboot.
     pub owned: bool,
-    /// The namespace that was at the path, if the path names a process (`/proc/PID/ns/net`): the
-    /// kernel gives the number to another process later. `None`: whatever namespace is at the path.
+    /// Identity of the namespace, if the path names a process (`/proc/PID/ns/net`): the kernel may
+    /// give the pid to another process later. `None`: any namespace at the path is the sandbox.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<NetnsId>,
 }
@@ -449,7 +449,7 @@ impl Alive {
 /// A machine that is up. A field is empty where it is not known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
-    /// `/etc/machine-id` (machine-id(5)). A clone may have that of its original.
+    /// `/etc/machine-id` (machine-id(5)). A clone may have the identifier of its original.
     #[serde(default)]
     pub machine_id: String,
     /// `/proc/sys/kernel/random/boot_id` (random(4)). Two machines that are up never have the same

@@ -231,7 +231,7 @@ pub fn allows_overlap(network: &Network) -> bool {
         && network.options.get("allow_overlap").is_some_and(|value| value == "true")
 }
 
-/// Checks the subnets of a network against those of the others.
+/// Checks that the subnets of a network do not overlap the subnets of other networks.
 ///
 /// # Errors
 ///

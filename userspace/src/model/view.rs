@@ -93,7 +93,7 @@ impl View {
     }
 
     fn folded(&mut self, update: &Update) {
-        // Of a list in several updates, only the last update has the list's revision.
+        // If a list comes in several updates, only the last update has the list's revision.
         self.revision = self.revision.max(update.revision);
         if update.listed.is_some() {
             self.endpoints.pack();

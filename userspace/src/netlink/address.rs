@@ -48,9 +48,10 @@ impl Netlink {
         self.put_address(name, address, AddressFlags::empty(), false).await
     }
 
-    /// As [`Self::add_address`], with Culvert's mark. The kernel does not choose an IPv6 address of
-    /// these as a source by itself (it is deprecated, RFC 4862 §5.5.4): the kernel would take the
-    /// newest address of a subnet. IPv4 has the earliest.
+    /// Adds an address as [`Self::add_address`] does, with Culvert's mark. An IPv6 address is added
+    /// as deprecated (RFC 4862 §5.5.4), so that the kernel does not choose it as a source address:
+    /// otherwise the kernel would choose the newest address of a subnet. Of IPv4 addresses the
+    /// kernel chooses the oldest one.
     ///
     /// # Errors
     /// The interface does not exist, or the kernel refuses.
@@ -90,7 +91,7 @@ impl Netlink {
         let what = format!("adding address {address} to interface {name}");
         let mut message = message(index, address);
         if !flags.is_empty() {
-            // The attribute replaces the flags of the header, which has no room for this one.
+            // The header has no room for this flag. The attribute replaces the flags of the header.
             let flags = flags | AddressFlags::from_bits_retain(message.header.flags.bits().into());
             message.attributes.push(AddressAttribute::Flags(flags));
         }

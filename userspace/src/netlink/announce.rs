@@ -16,10 +16,10 @@ use nix::{
 use super::{NetlinkError, Result};
 use crate::{model::MacAddr, netns::run_in};
 
-/// An address and its MAC, to be told to whoever is behind an interface.
+/// An address and its MAC, which are announced on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Announcement {
-    /// Interface out of which it is sent.
+    /// ifindex of the interface that sends the announcement.
     pub ifindex: u32,
     /// Address.
     pub ip: IpAddr,
@@ -41,8 +41,8 @@ impl Announcement {
     }
 }
 
-/// Sends announcements from a namespace. Those that the kernel does not take, because an interface
-/// is gone or down, are logged.
+/// Sends announcements from a namespace. Announcements that the kernel refuses, because an
+/// interface is gone or down, are logged.
 ///
 /// # Errors
 /// The kernel refuses a packet socket: nothing was sent.
@@ -54,7 +54,7 @@ pub fn announce(netns: BorrowedFd<'_>, announcements: &[Announcement]) -> Result
 }
 
 fn send_all(announcements: &[Announcement]) -> io::Result<()> {
-    // Of no protocol: it receives nothing.
+    // A packet socket with protocol 0 receives nothing (packet(7)).
     let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
     let mut unsent = 0;
     let mut last = None;

@@ -73,7 +73,8 @@ impl NetlinkError {
         Self::with_detail(what, source, String::new())
     }
 
-    /// As above, with the text of the extended acknowledgement.
+    /// An error number of the kernel from the operation `what`, with the text of the extended
+    /// acknowledgement.
     pub(crate) fn with_detail(what: impl Into<String>, source: io::Error, detail: String) -> Self {
         let what = what.into();
         match source.raw_os_error().map(Errno::from_raw) {

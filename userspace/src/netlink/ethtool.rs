@@ -87,8 +87,8 @@ impl Netlink {
         (!driver.is_empty()).then(|| String::from_utf8_lossy(driver).into_owned())
     }
 
-    /// Turns features on or off. Names that the kernel or the device does not have are skipped, and
-    /// so are features that the device cannot change. Returns whether a feature changed.
+    /// Turns features on or off. Skips names that the kernel or the device does not have, and
+    /// features that the device cannot change. Returns whether a feature changed.
     ///
     /// # Errors
     /// The interface does not exist, or the kernel refuses.

@@ -278,7 +278,8 @@ impl Netlink {
         }
     }
 
-    /// Makes an interface a port of the bridge with this index; 0: of no device.
+    /// Makes an interface a port of the bridge with the ifindex `bridge`. 0 removes the interface
+    /// from its bridge.
     ///
     /// # Errors
     /// As [`Netlink::set_up`].

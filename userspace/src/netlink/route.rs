@@ -43,8 +43,8 @@ impl Route {
     }
 }
 
-/// The interface of the IPv4 default route of the main table; of several, the one that is
-/// preferred. A VPN's default route in a table of its own is not the way to the other hosts.
+/// The interface of the preferred IPv4 default route of the main table. Default routes of other
+/// tables are ignored: a VPN's default route does not lead to the other hosts.
 pub fn default_link<'a>(links: &'a [Link], routes: &[Route]) -> Option<&'a Link> {
     let defaults = routes.iter().filter(|route| {
         route.is_main() && route.destination.is_ipv4() && route.destination.prefix() == 0
@@ -144,7 +144,7 @@ impl Netlink {
     pub async fn delete_link_route(&self, index: u32, destination: IpNetwork) -> Result<()> {
         let what = format!("removing route {destination} of interface #{index}");
         let mut route = message(index, destination, None);
-        // Of whoever made it.
+        // `Unspec` matches the routes of every protocol, so also those of other programs.
         route.header.protocol = RouteProtocol::Unspec;
         match self.request(&what, RouteNetlinkMessage::DelRoute(route), 0).await {
             Err(error) if error.errno() != Some(Errno::ESRCH) => Err(error),
@@ -219,8 +219,8 @@ fn describe(verb: &str, name: &str, to: IpNetwork, gateway: Option<IpAddr>) -> S
     format!("{verb} route {to}{via} of interface {name}")
 }
 
-/// The kernel's error numbers for a lookup that finds no route, an `unreachable` or a `blackhole`
-/// route.
+/// Whether the error number of a lookup means that there is no route, or that the route is
+/// `unreachable` or `blackhole`.
 fn no_route(errno: Option<Errno>) -> bool {
     matches!(errno, Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EINVAL | Errno::ENODEV))
 }

@@ -15,8 +15,8 @@ use super::{
     route::{family, host_prefix},
 };
 
-/// Protocol number of Culvert's rules, which tells them from others: a number that iproute2 has no
-/// name for.
+/// Protocol number of Culvert's rules. It distinguishes them from the rules of others: iproute2 has
+/// no name for the number.
 const PROTOCOL: u8 = 67;
 
 /// A rule of Culvert: packets with one source address look up one table.

@@ -285,7 +285,7 @@ mod tests {
         }
     }
 
-    /// The sockets of this test, among those of other tests that run at the same time.
+    /// Compares only the sockets of this test: other tests have sockets at the same time.
     #[test]
     fn both_lists_have_a_socket_of_each_kind() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -23,10 +23,10 @@ pub struct Inputs<'a> {
     pub view: &'a View,
     /// This node.
     pub own: &'a Node,
-    /// Host-side interface index of each endpoint that is plugged in here, by
-    /// identifier.
+    /// ifindex of the host side of each endpoint that has its device pair on this host, by
+    /// identifier of the endpoint.
     pub ports: &'a BTreeMap<String, u32>,
-    /// Interface index of the gateway device of each VNI that has one here.
+    /// ifindex of the gateway device of each VNI that has a gateway device on this host.
     pub gateways: &'a BTreeMap<u32, u32>,
 }
 
@@ -58,8 +58,8 @@ impl Bum {
     }
 }
 
-/// The state of a network on this host; `None` if it has no endpoint here, or
-/// may not be carried at all ([`View::usable_network`]).
+/// The state of a network on this host; `None` if it has no endpoint here, or if the data plane
+/// must not carry its frames ([`View::usable_network`]).
 pub fn network_state(inputs: &Inputs<'_>, name: &Name) -> Option<NetworkState> {
     let Inputs { view, own, ports, gateways } = *inputs;
     let network = view.usable_network(name).ok()?;
@@ -79,7 +79,8 @@ pub fn network_state(inputs: &Inputs<'_>, name: &Name) -> Option<NetworkState> {
         published: BTreeMap::new(),
         sources: BTreeSet::new(),
     };
-    // Sorted at the end: with many endpoints that is much faster, and takes less room.
+    // The entries are sorted at the end: for many endpoints that is much faster than a tree, and
+    // takes less memory.
     let (mut fdb, mut neighbours) = (Vec::new(), Vec::new());
     // An endpoint whose addresses the store gives to another endpoint is left out.
     for brief in view.endpoints.briefs(name).filter(|ep| view.is_usable(network, ep)) {
@@ -145,7 +146,7 @@ fn published(
 
 fn flags(network: &Network) -> u32 {
     let mut flags = 0;
-    // Where a container may have any address, the store does not know where the addresses are.
+    // If a container may have any address, the store does not say which container has an address.
     if network.learning || network.allows_any_source() {
         flags |= NetworkInfo::LEARNING;
     }

@@ -1,4 +1,4 @@
-//! What the kernel holds of a network.
+//! The entries that the kernel has of one network.
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
@@ -28,7 +28,8 @@ impl Held {
         &self.tables
     }
 
-    /// Number of MACs in the FDB that are behind a VTEP. The time does not depend on it.
+    /// Number of MACs in the FDB that are behind a VTEP. The call takes the same time for any
+    /// number.
     pub fn behind(&self, vtep: [u8; 4]) -> usize {
         self.behind.get(&vtep).copied().unwrap_or_default()
     }

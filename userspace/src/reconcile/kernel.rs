@@ -8,15 +8,16 @@ pub trait Kernel {
     /// Why a map could not be read or written.
     type Error: std::error::Error + Send + Sync + 'static;
 
-    /// Reads every table. Entries may change during the call: each is as it was at some time of it.
+    /// Reads every table. Entries may change during the call: each is read in a state that it had
+    /// at some time during the call.
     fn dump(&self) -> Result<Tables, Self::Error>;
 
     /// Carries out one step. It is no error to put an entry that exists, or to remove one that
     /// does not.
     fn apply(&self, op: &Op) -> Result<(), Self::Error>;
 
-    /// Carries out a prefix of `ops`, at least one. Returns how many, and the error that stopped
-    /// it.
+    /// Carries out the first steps of `ops`, at least one. Returns their number, and the error that
+    /// stopped it.
     fn put_all(&self, ops: &[Op]) -> (usize, Option<Self::Error>) {
         match ops.first().map(|op| self.apply(op)) {
             Some(Ok(())) => (1, None),

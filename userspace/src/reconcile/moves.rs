@@ -1,5 +1,5 @@
-//! Addresses that the store gives to another MAC. Containers that keep the former one in their
-//! neighbour tables are to be told.
+//! Addresses that get another MAC in the store. The agent announces the new MAC to containers that
+//! may have the former MAC in their neighbour tables.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use culvert_common::abi::NeighKey;
 /// A MAC address.
 type Mac = [u8; 6];
 
-/// Addresses whose MAC has changed, and those that are free.
+/// Addresses whose MAC has changed, and addresses that have lost their MAC.
 #[derive(Debug, Default)]
 pub(super) struct Moves {
-    /// The new MAC of each address that has another one than before.
+    /// The new MAC of each address whose MAC has changed since the last [`Self::take`].
     moved: BTreeMap<NeighKey, Mac>,
     /// The addresses that have no MAC now.
     freed: BTreeMap<NeighKey, Freed>,
@@ -24,21 +24,23 @@ pub(super) struct Moves {
 /// An address that has no MAC now.
 #[derive(Debug)]
 struct Freed {
-    /// The MAC that containers have for it. `None`: they were not told of its last move, so that
-    /// some may have one MAC and some another.
+    /// The MAC that containers have for the address. `None`: its last change was not announced, so
+    /// that containers may have different MACs.
     told: Option<Mac>,
-    /// Ascending number: the earliest is forgotten first.
+    /// Number in the order of removal. The entry with the lowest number is forgotten first.
     number: u64,
 }
 
 impl Moves {
-    /// Most freed addresses that are remembered. A container's entry of an older one is corrected
-    /// by the container's own unreachability detection (RFC 4861 §7.3; RFC 1122 §2.3.2.1).
+    /// Greatest number of freed addresses that are remembered. A container's neighbour entry of an
+    /// older one is corrected by the container's own unreachability detection (RFC 4861 §7.3; RFC
+    /// 1122 §2.3.2.1).
     const MOST: usize = 8192;
 
     /// Notes a change of the neighbour map: the MAC of an address before and after it.
     pub(super) fn note(&mut self, key: NeighKey, before: Option<Mac>, after: Option<Mac>) {
-        // Containers have one MAC for the address, or different ones.
+        // `told` is the MAC that containers have for the address. `None`: they may have different
+        // MACs.
         let (is_known, told) = match (before, self.remember(&key)) {
             (Some(before), _) => (true, (!self.moved.contains_key(&key)).then_some(before)),
             (None, Some(freed)) => (true, freed.told),
@@ -56,14 +58,14 @@ impl Moves {
         }
     }
 
-    /// Takes a freed address out of the memory.
+    /// Removes an address from `freed`. Returns its entry.
     fn remember(&mut self, key: &NeighKey) -> Option<Freed> {
         let freed = self.freed.remove(key)?;
         self.order.remove(&freed.number);
         Some(freed)
     }
 
-    /// Puts a freed address that is not there into the memory.
+    /// Adds an address to `freed`, which does not have it.
     fn free(&mut self, key: NeighKey, told: Option<Mac>) {
         self.freed.insert(key, Freed { told, number: self.next });
         self.order.insert(self.next, key);
@@ -80,7 +82,8 @@ impl Moves {
         std::mem::take(&mut self.moved)
     }
 
-    /// Puts back what [`Self::take`] returned and nobody was told. What happened since is kept.
+    /// Puts back the changes that [`Self::take`] returned and that were not announced. Later
+    /// changes are kept.
     pub(super) fn put_back(&mut self, moved: BTreeMap<NeighKey, Mac>) {
         for (key, mac) in moved {
             match self.freed.get_mut(&key) {
@@ -115,12 +118,12 @@ mod tests {
         moves.note(key(1), Some(mac(1)), Some(mac(2)));
         assert_eq!(moves.take(), BTreeMap::from([(key(1), mac(2))]));
         assert!(moves.take().is_empty());
-        // Freed, and given to another later.
+        // The address is freed, and later gets another MAC.
         moves.note(key(1), Some(mac(2)), None);
         assert!(moves.take().is_empty());
         moves.note(key(1), None, Some(mac(3)));
         assert_eq!(moves.take(), BTreeMap::from([(key(1), mac(3))]));
-        // Freed, and given to the same: as when a container is made again.
+        // The address is freed and gets the same MAC, as when a container is made again.
         moves.note(key(1), Some(mac(3)), None);
         moves.note(key(1), None, Some(mac(3)));
         assert!(moves.take().is_empty());
@@ -128,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_move_that_nobody_was_told_of_is_told_when_the_address_comes_back() {
-        // Some containers have the former MAC, and those that have asked since the latter.
+        // Some containers have the former MAC. Containers that asked later have the new one.
         for back in [3, 4, 5] {
             let mut moves = Moves::default();
             moves.note(key(1), Some(mac(3)), Some(mac(4)));
@@ -136,12 +139,12 @@ mod tests {
             assert!(moves.take().is_empty());
             moves.note(key(1), None, Some(mac(back)));
             assert_eq!(moves.take(), BTreeMap::from([(key(1), mac(back))]));
-            // That was told: the same again is news to nobody.
+            // The MAC was announced: the same MAC again needs no announcement.
             moves.note(key(1), Some(mac(back)), None);
             moves.note(key(1), None, Some(mac(back)));
             assert!(moves.take().is_empty());
         }
-        // It moves, and back.
+        // The address gets another MAC, and then the former one.
         let mut moves = Moves::default();
         moves.note(key(1), Some(mac(3)), Some(mac(4)));
         moves.note(key(1), Some(mac(4)), Some(mac(3)));
@@ -180,7 +183,7 @@ mod tests {
         assert!(moves.take().is_empty(), "forgotten");
         moves.note(key(most), None, Some(mac(2)));
         assert_eq!(moves.take().len(), 1);
-        // The same address over and over displaces no other, and counts as freed the last time.
+        // An address that is freed many times displaces no other address. Its last removal counts.
         let freed = moves.freed.len();
         moves.note(key(0), Some(mac(1)), None);
         for _ in 0..2 * most {

@@ -15,8 +15,8 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// Reads the maps. It takes a system call for some thousand entries, and memory for all of
-    /// them twice.
+    /// Reads the maps. One system call reads some thousand entries. All entries are in memory twice
+    /// during the read.
     ///
     /// # Errors
     /// A map cannot be read.

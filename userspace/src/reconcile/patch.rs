@@ -29,17 +29,17 @@ pub struct Changed {
 pub struct Patch {
     /// VNI.
     pub vni: u32,
-    /// Where MACs are.
+    /// Entries of `FDB`.
     pub fdb: BTreeMap<FdbKey, Option<FdbEntry>>,
-    /// MACs of addresses.
+    /// Entries of `NEIGHBOURS`.
     pub neighbours: BTreeMap<NeighKey, Option<NeighEntry>>,
-    /// VTEPs that take part.
+    /// Entries of `VTEPS`, by VTEP address.
     pub vteps: BTreeMap<[u8; 4], Option<VtepInfo>>,
 }
 
-/// The patch for `changed`, given what the kernel holds of the network. The maps are then those
-/// of [`network_state`](super::network_state). `None`: the change concerns more than endpoints
-/// of other hosts, so that the caller must compute the whole network.
+/// The patch for `changed`, given the entries that the kernel has of the network. The patched maps
+/// are those of [`network_state`](super::network_state). `None`: the change concerns more than
+/// endpoints of other hosts, so that the caller must compute the whole network.
 pub fn network_patch(
     inputs: &Inputs<'_>,
     name: &Name,
@@ -128,8 +128,9 @@ pub fn network_patch(
     Some(patch)
 }
 
-/// Whether a usable endpoint is behind a VTEP. Reads all endpoints of the network, unless none is
-/// on a node with this VTEP: for a VTEP all of whose MACs, if it has any, are given to others.
+/// Whether a usable endpoint is behind a VTEP. Reads all endpoints of the network, unless no
+/// endpoint is on a node with this VTEP. The caller asks only for a VTEP that has no MAC left in
+/// the patched FDB.
 fn has_usable(inputs: &Inputs<'_>, network: &Network, vtep: [u8; 4]) -> bool {
     let view = inputs.view;
     let nodes = view.nodes.values().filter(|node| node.vtep.octets() == vtep);

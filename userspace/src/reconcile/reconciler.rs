@@ -17,8 +17,8 @@ use super::{
     tables::{NetworkState, Tables},
 };
 
-/// A step that the kernel refused. The steps before it are done, those after it are not. It is
-/// safe to reconcile again.
+/// A step that the kernel refused. The steps before it are carried out, the steps after it are not.
+/// It is safe to reconcile again.
 #[derive(Debug, thiserror::Error)]
 #[error("{op}: {source}")]
 pub struct ApplyError<E: std::error::Error + 'static> {
@@ -105,13 +105,13 @@ impl Reconciler {
         }
     }
 
-    /// Number of entries of the large maps. The time does not depend on it.
+    /// Number of entries of the large maps. The call takes the same time for any number.
     pub fn counts(&self) -> Counts {
         self.counts
     }
 
-    /// Takes the addresses that have got another MAC since the last call, with that MAC. Those of
-    /// networks that this host has left are not among them.
+    /// Takes the addresses whose MAC has changed since the last call, each with its new MAC.
+    /// Addresses of networks that this host has left are not included.
     pub fn take_moved(&mut self) -> BTreeMap<NeighKey, [u8; 6]> {
         self.moves.take()
     }
@@ -160,8 +160,8 @@ impl Reconciler {
         self.carry_out(kernel, vni, observed, &ops, Some(laid))
     }
 
-    /// Changes some entries of a network that the kernel holds. The time does not depend on the
-    /// number of the others, unless a VTEP comes or goes.
+    /// Changes some entries of a network that the kernel has. The time does not depend on the
+    /// number of the other entries, unless a VTEP is added or removed.
     pub fn patch<K: Kernel + ?Sized>(
         &mut self,
         kernel: &K,
@@ -172,7 +172,7 @@ impl Reconciler {
         let tables = held.tables();
         let vteps: BTreeMap<VtepKey, Option<VtepInfo>> =
             patch.vteps.iter().map(|(ip, info)| (VtepKey { vni, ip: *ip }, *info)).collect();
-        // Of the large tables only the patched keys.
+        // Of the large tables, `was` has only the patched keys.
         let mut was = Tables {
             fdb: entries_at(&tables.fdb, &patch.fdb),
             neighbours: entries_at(&tables.neighbours, &patch.neighbours),
@@ -200,8 +200,8 @@ impl Reconciler {
         self.carry_out(kernel, vni, held, &ops, None)
     }
 
-    /// Carries out `ops` for a network. The kernel holds `observed` before, and `laid` after, if
-    /// that is known.
+    /// Carries out `ops` for a network. `observed` are the kernel's tables before the steps, `laid`
+    /// the tables after the steps, if they are known.
     fn carry_out<K: Kernel + ?Sized>(
         &mut self,
         kernel: &K,
@@ -213,7 +213,7 @@ impl Reconciler {
         let had = |key: &VtepKey| observed.tables().vteps.contains_key(key);
         let mut done = 0;
         let outcome = self.run(kernel, ops, &mut done, had);
-        // The path of a VTEP may be there, and the VTEP not.
+        // After an error the kernel may have the path of a VTEP, but not the VTEP.
         self.unused_paths |= outcome.is_err();
         // After a failure the maps hold less than `desired`: count what they hold.
         for op in ops.iter().take(done) {
@@ -225,7 +225,7 @@ impl Reconciler {
                 _ => {}
             }
         }
-        // Without an endpoint here there is nobody to be told.
+        // If the host has no endpoint of the network, no container needs an announcement.
         if !laid.as_ref().is_some_and(Tables::is_empty) {
             for op in ops.iter().take(done) {
                 if let Op::Neighbour(key, after) = op {
@@ -290,8 +290,8 @@ impl Reconciler {
         }
     }
 
-    /// Carries out `ops`, and before them the paths of VTEPs that the network does not have before
-    /// (`had`). Adds the number of carried out `ops` to `done`.
+    /// Puts the paths of the VTEPs that the network does not have yet (`had`), and then carries out
+    /// `ops`. Adds the number of carried out `ops` to `done`.
     fn run<K: Kernel + ?Sized>(
         &mut self,
         kernel: &K,
@@ -342,7 +342,7 @@ impl Reconciler {
                     held.apply(&Op::Published(*key, None));
                 }
             }
-            // Nor the clients of an interface that has moved.
+            // The clients of an interface that has moved must not be removed by its former network.
             Op::Source(key, Some(_)) => {
                 for held in self.networks.values_mut() {
                     held.apply(&Op::Source(*key, None));
@@ -352,7 +352,7 @@ impl Reconciler {
         }
     }
 
-    /// Puts the path of a VTEP that is used, or will be by the next steps.
+    /// Puts the path of a VTEP that is in use, or that the next steps use.
     fn put_path<K: Kernel + ?Sized>(
         &mut self,
         kernel: &K,

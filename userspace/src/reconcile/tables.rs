@@ -12,7 +12,7 @@ use culvert_common::abi::{
 
 use super::flood::assign_slots;
 
-/// Contents of every map that the agent writes, or of those of one network.
+/// Contents of the maps that the agent writes: of all networks, or of one network.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tables {
     /// `ENDPOINTS`: host-side interface index → endpoint.
@@ -117,7 +117,7 @@ pub struct NetworkState {
     pub gateway: Option<Gateway>,
     /// Published ports of local endpoints.
     pub published: BTreeMap<PublishedKey, PublishedEntry>,
-    /// Clients of the restricted ones.
+    /// Clients of the restricted published ports.
     pub sources: BTreeSet<Prefix<SourceKey>>,
 }
 

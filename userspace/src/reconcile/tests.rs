@@ -242,7 +242,7 @@ fn assert_holds(maps: &Maps, desired: &BTreeMap<u32, NetworkState>) {
     );
     for (vni, state) in desired {
         let part = &parts[vni];
-        // Laid out over its own slots, a state does not change.
+        // A state that is laid out over its own slots does not change.
         assert_eq!(part, &state.lay_out(part));
         let ports: BTreeSet<u32> = part.flood_local.values().copied().collect();
         assert_eq!(ports, state.endpoints.keys().copied().collect());
@@ -291,7 +291,7 @@ fn torn(before: &Tables, after: &Tables, coins: &[bool]) -> Tables {
     }
 }
 
-/// Asserts that the counts are those of the maps.
+/// Asserts that the counts are the numbers of entries in the maps.
 fn assert_counted(reconciler: &Reconciler, maps: &Maps) {
     let held = maps.tables.borrow();
     let counts = Counts { fdb: held.fdb.len(), neighbours: held.neighbours.len() };

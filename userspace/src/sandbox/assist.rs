@@ -1,4 +1,5 @@
-//! Two helper devices of the host, which no packet crosses: they make the BPF programs faster.
+//! The two assistant devices of the host, which no packet crosses: they make the BPF programs
+//! faster.
 //!
 //! * [`GRO`], a vxlan device. While the kernel has a VXLAN socket, its GRO knows the format and
 //!   merges the frames of an inner TCP connection before `from_underlay` receives them. The device
@@ -27,7 +28,7 @@ pub const ROOM: &str = "cvroom0";
 /// The most ports of a Linux bridge (`BR_MAX_PORTS` less the number 0).
 const MOST_PORTS: usize = 1023;
 
-/// Parameters of a helper device.
+/// Parameters of an assistant device.
 struct Kind {
     name: &'static str,
     kind: &'static str,
@@ -90,7 +91,7 @@ impl Kind {
     }
 }
 
-/// Whether a device is one of the two helper devices.
+/// Whether a device is one of the two assistant devices.
 pub fn is_assistant(link: &Link) -> bool {
     [GRO_KIND, ROOM_KIND].iter().any(|kind| kind.is(link))
 }
@@ -105,7 +106,7 @@ pub fn is_assistant(link: &Link) -> bool {
 pub async fn keep_gro(netlink: &Netlink, port: u16, discard: impl Fn(u32) + Send) -> Result<u32> {
     let mut found = GRO_KIND.find(netlink).await?;
     if found.as_ref().is_some_and(|link| !link.vxlan_filtered || link.vxlan_port != Some(port)) {
-        // Left by an earlier agent, with another port.
+        // An earlier agent with another UDP port has left the device.
         netlink.delete_link(GRO).await?;
         found = None;
     }
@@ -168,7 +169,7 @@ pub async fn keep_room(netlink: &Netlink) -> Result<u32> {
 pub async fn enrol(netlink: &Netlink, room: u32, name: &str) -> bool {
     let enrolled = netlink.set_controller(name, room).await;
     if let Err(error) = &enrolled {
-        tracing::debug!("{error}; it goes without");
+        tracing::debug!("{error}; the interface works without the bridge");
     }
     enrolled.is_ok()
 }

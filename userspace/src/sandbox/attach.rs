@@ -13,11 +13,11 @@ use crate::{
 
 /// Start of the alias that marks a host-side interface as Culvert's.
 const ALIAS: &str = "culvert:";
-/// Routing tables of the sandbox for endpoints without the default route: this number and the
-/// interface index.
+/// Base of the routing table numbers of endpoints without the default route: the number of such a
+/// table is this base plus the ifindex.
 const SOURCE_TABLES: u32 = 67_000;
-/// Priority of the rules that lead there: before the main table (32766), and before rules to which
-/// `ip rule add` gives a priority itself (32765 and downward).
+/// Priority of the rules that lead to these tables: before the main table (32766), and before rules
+/// to which `ip rule add` gives a priority itself (32765 and downward).
 const SOURCE_PRIORITY: u32 = 31_000;
 
 /// The wanted state of an endpoint's interface.
@@ -285,7 +285,7 @@ async fn sandbox_side(inside: &Netlink, spec: &PlugSpec, sandbox: &Netns) -> Res
         inside.set_up(name).await?;
         changed = true;
     }
-    // Only now: while the link is down the kernel has no IPv6 addresses on it.
+    // Addresses come last: while the link is down the kernel has no IPv6 addresses on it.
     changed |= addresses(inside, spec, ipv6.present).await?;
     changed |= routes(inside, spec, link.index).await?;
     Ok(changed)
@@ -381,8 +381,8 @@ async fn routes(inside: &Netlink, spec: &PlugSpec, ifindex: u32) -> Result<bool>
                     && route.destination.prefix() == destination.prefix()
             })
             .collect();
-        // A route through another interface was there first. Of several networks one has the
-        // default route, and an adopted sandbox keeps its own.
+        // A route through another interface exists already. Of several networks one has the default
+        // route, and an adopted sandbox keeps its own default route.
         let settled =
             same.iter().any(|route| route.ifindex != ifindex || route.gateway == *gateway);
         if !settled {
@@ -392,7 +392,8 @@ async fn routes(inside: &Netlink, spec: &PlugSpec, ifindex: u32) -> Result<bool>
             && destination.prefix() == 0
             && same.iter().all(|route| route.ifindex != ifindex)
         {
-            // The endpoint works without: only answers to clients of published ports are lost.
+            // The endpoint works without rules: only answers to clients of published ports are
+            // lost.
             let everything = (*destination, *gateway);
             match route_by_source(inside, spec, ifindex, everything, &present).await {
                 Ok(more) => changed |= more,
@@ -403,9 +404,10 @@ async fn routes(inside: &Netlink, spec: &PlugSpec, ifindex: u32) -> Result<bool>
     Ok(changed)
 }
 
-/// Another interface has the default route: packets with the endpoint's address leave by the
-/// endpoint's gateway nevertheless, so that an answer to a client of a published port takes the way
-/// that the request came. Routes to subnets hold for these packets as for all others.
+/// Adds rules for an endpoint whose sandbox has its default route on another interface: packets
+/// with the endpoint's source address leave through the endpoint's gateway. So an answer to a
+/// client of a published port takes the path of the request. Routes to subnets apply to these
+/// packets as to all others.
 async fn route_by_source(
     inside: &Netlink,
     spec: &PlugSpec,
@@ -427,7 +429,7 @@ async fn route_by_source(
     let sources = sources.filter(|address| address.is_ipv4() == everything.is_ipv4());
     for source in sources.map(IpNetwork::ip) {
         let wanted = rules_of(source, table);
-        // Of an earlier interface of the endpoint.
+        // Rules of an earlier interface of the endpoint are removed.
         for stale in known.iter().filter(|rule| rule.source == source && !wanted.contains(*rule)) {
             inside.delete_rule(stale).await?;
         }
@@ -449,8 +451,8 @@ fn rules_of(source: IpAddr, table: u32) -> [Rule; 2] {
 }
 
 /// Removes the rules of addresses that no interface of the sandbox has any more. The kernel has
-/// removed the routes together with the interface. Nothing is done if the sandbox is gone, or
-/// another one is at its path.
+/// removed the routes together with the interface. Nothing is done if the sandbox is gone, or if
+/// another namespace is at its path.
 ///
 /// # Errors
 /// The kernel does not answer, or refuses.

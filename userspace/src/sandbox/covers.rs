@@ -43,9 +43,9 @@ const MISSING_MS: libc::c_int = 5000;
 pub(super) struct Covers(BTreeMap<PathBuf, PathBuf>);
 
 impl Covers {
-    /// Mounts the files of the directory `etc`, and those of `/etc/netns/NAME/` in their place, over
-    /// the files of `/etc`. A file that `/etc` does not have is not mounted: there is nothing to
-    /// mount it on.
+    /// Mounts the files of the directory `etc` over the files of `/etc`. A file of
+    /// `/etc/netns/NAME/` takes the place of a file of `etc` with the same name. A file that `/etc`
+    /// does not have is not mounted: there is nothing to mount it on.
     ///
     /// # Errors
     /// The kernel refuses to mount a file of `etc`. For a file of `/etc/netns/NAME/` this is logged
@@ -100,8 +100,8 @@ impl Covers {
         }
     }
 
-    /// Mounts what is no longer mounted. `false`: a file to mount on does not exist now, or the
-    /// kernel refused the mount.
+    /// Mounts each file again whose mount is gone. `false`: a file to mount on does not exist now,
+    /// or the kernel refused the mount.
     fn restore(&self) -> bool {
         self.0.iter().fold(true, |complete, (target, source)| match is_covered(target) {
             Ok(true) => complete,
@@ -123,21 +123,21 @@ fn files_for(to: &Path, from: &Path) -> Vec<(PathBuf, PathBuf)> {
     entries.map(|entry| (to.join(entry.file_name()), entry.path())).collect()
 }
 
-/// Mounts `source` on `target`. If `target` is a symbolic link, it is mounted on the link itself:
-/// what the link leads to has readers of its own, and is replaced more often.
+/// Mounts `source` on `target`. If `target` is a symbolic link, `source` is mounted on the link
+/// itself: the target of the link has other readers, and is replaced more often.
 fn cover(target: &Path, source: &Path) -> nix::Result<()> {
     let target = open(target).map_err(|error| errno(&error))?;
     let target = format!("/proc/thread-self/fd/{}", target.as_raw_fd());
     mount(Some(source), target.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)
 }
 
-/// Whether anything is mounted on `target`: it is then of another mount than its directory.
+/// Whether anything is mounted on `target`: then `target` is on another mount than its directory.
 fn is_covered(target: &Path) -> io::Result<bool> {
     let directory = target.parent().unwrap_or(Path::new("/"));
     Ok(mount_id(target)? != mount_id(directory)?)
 }
 
-/// The mount through which a path leads, by its number in mountinfo.
+/// The identifier in mountinfo of the mount that has a path.
 fn mount_id(path: &Path) -> io::Result<String> {
     let file = open(path)?;
     let info = fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", file.as_raw_fd()))?;
@@ -145,7 +145,7 @@ fn mount_id(path: &Path) -> io::Result<String> {
     id.map(|id| id.trim().to_owned()).ok_or_else(|| io::Error::other("fdinfo has no mnt_id"))
 }
 
-/// Opens a path as a place. A symbolic link at its end is not followed.
+/// Opens a path with `O_PATH`. A symbolic link at its end is not followed.
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -216,7 +216,7 @@ mod tests {
         mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).unwrap();
     }
 
-    /// Killed and reaped when dropped.
+    /// A child process that is killed and reaped on drop.
     struct Program(Child);
 
     impl Drop for Program {
@@ -226,7 +226,7 @@ mod tests {
         }
     }
 
-    /// Whether the thread `tid` sees a device at `path`, as [`NOTHING`] is.
+    /// Whether the thread `tid` sees a device at `path`; [`NOTHING`] is a device.
     fn is_device(tid: Pid, path: &Path) -> bool {
         let seen = fs::metadata(format!("/proc/{tid}/root{}", path.display()));
         seen.is_ok_and(|meta| meta.file_type().is_char_device())
@@ -258,7 +258,7 @@ mod tests {
                 cover(target, source).unwrap();
                 assert!(is_covered(target).unwrap());
             }
-            // Other readers of what the link leads to are not concerned.
+            // Other readers of the link's target still read their own file.
             assert_eq!(fs::read(root.join("theirs")).unwrap(), b"theirs");
             tell.send(gettid()).unwrap();
             gone.recv().unwrap();

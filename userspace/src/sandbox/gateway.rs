@@ -54,7 +54,7 @@ pub fn gateway_ifname(vni: u32) -> String {
     format!("cvg{vni}")
 }
 
-/// Whether a gateway device has such a name.
+/// Whether a name has the form of a gateway device's name.
 pub fn is_gateway_ifname(name: &str) -> bool {
     let vni = name.strip_prefix("cvg").and_then(|vni| vni.parse::<u32>().ok());
     vni.is_some_and(|vni| gateway_ifname(vni) == name)
@@ -113,10 +113,10 @@ pub async fn plug_gateway(netlink: &Netlink, spec: &GatewaySpec) -> Result<u32> 
 }
 
 /// Enables forwarding on a gateway device, which `bpf_fib_lookup` needs to look up the host's
-/// routes for packets that come in on it. The kernel itself forwards such a packet only if netfilter
-/// has changed its destination, or if that is an address of `--service-cidr`. Must be called in the
-/// host's namespace. Returns whether forwarding was off: a write of 0 to `net.ipv4.ip_forward` turns
-/// it off on every interface.
+/// routes for packets that come in on it. The kernel itself forwards such a packet only if
+/// netfilter has changed its destination, or if its destination is an address of `--service-cidr`.
+/// Must be called in the host's namespace. Returns whether forwarding was off: a write of 0 to
+/// `net.ipv4.ip_forward` turns it off on every interface.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -124,8 +124,8 @@ pub fn keep_forwarding(device: &str) -> Result<bool> {
     Ok(sysctl::set("ipv4", device, "forwarding", "1")?.unwrap_or(false))
 }
 
-/// Brings the gateway device up, gives it its address, and routes the subnet to it. To be called
-/// once its program is attached.
+/// Brings the gateway device up, gives it its address, and routes the subnet to it. Must be called
+/// after the device's program is attached.
 ///
 /// # Errors
 /// The host has a route of its own to the subnet, the interface does not exist, or the kernel
@@ -159,7 +159,7 @@ async fn route_subnet(netlink: &Netlink, name: &str, spec: &GatewaySpec) -> Resu
             if spec.has_route(route) {
                 settled = true;
             } else {
-                // Of an earlier agent, or by a former address.
+                // The route is of an earlier agent, or leads to a former subnet.
                 netlink.delete_link_route(link.index, route.destination).await?;
             }
         } else if Some(route.destination) == subnet {
@@ -208,7 +208,7 @@ pub async fn differences(netlink: &Netlink, spec: &GatewaySpec) -> Result<Vec<St
             Err(NetlinkError::NoRoute(_)) => false,
             Err(error) => return Err(error.into()),
         };
-        // The look-up may also find a longer route of the host's.
+        // The lookup may also find a longer route of the host.
         let lost = !routed
             && !netlink
                 .routes()
@@ -232,10 +232,10 @@ pub async fn unplug_gateway(netlink: &Netlink, vni: u32) -> Result<()> {
     }
 }
 
-/// Makes the loopback device accept packets for the host's own addresses that have no route yet, or
-/// no longer: answers to the host's connections to its published ports arrive there. Other
-/// interfaces are not affected: 127.0.0.0/8 stays unreachable from external hosts. Returns the
-/// settings that were changed.
+/// Makes the loopback device accept packets for the host's own addresses whose skb has no route:
+/// answers to the host's connections to its published ports arrive there. Other interfaces are not
+/// affected: 127.0.0.0/8 stays unreachable from external hosts. Returns the settings that were
+/// changed.
 ///
 /// # Errors
 /// The kernel refuses.

@@ -38,8 +38,8 @@ pub fn hosts(names: &[String], addresses: &[IpAddr], entries: &[(String, IpAddr)
     text
 }
 
-/// The file `text` with these addresses in place of the container's earlier ones. Lines of others
-/// are kept: a program in the container may have added some.
+/// The file `text` with these addresses in place of the container's earlier ones. Other lines are
+/// kept: a program in the container may have added some.
 pub fn readdressed(text: &str, names: &[String], addresses: &[IpAddr]) -> String {
     let mut kept = String::new();
     for line in text.lines() {
@@ -54,7 +54,7 @@ pub fn readdressed(text: &str, names: &[String], addresses: &[IpAddr]) -> String
     kept
 }
 
-/// Adds the lines of the container itself. Without a network, its name is its loopback device.
+/// Adds the lines of the container itself. Without a network, its names have the loopback address.
 fn own(text: &mut String, names: &[String], addresses: &[IpAddr]) {
     let alone = [IpAddr::V4(Ipv4Addr::LOCALHOST)];
     let addresses = if addresses.is_empty() { alone.as_slice() } else { addresses };

@@ -25,7 +25,7 @@ use crate::mountinfo::{self, Mount};
 pub(super) fn arrange(name: &str, etc: Option<&Path>) -> Result<Covers> {
     let failed = |errno: nix::Error| SandboxError::io("making a mount namespace", errno);
     unshare(CloneFlags::CLONE_NEWNS).map_err(failed)?;
-    // Mounts made here must not appear on the host; later mounts and unmounts of the host shall
+    // Mounts made here must not appear on the host. Later mounts and unmounts of the host must
     // appear here.
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)
         .map_err(failed)?;

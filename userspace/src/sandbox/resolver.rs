@@ -1,7 +1,7 @@
 //! resolv.conf(5): the host's, and that of a container.
 //!
-//! A container cannot use a name server on the host's loopback device, as systemd-resolved and
-//! dnsmasq are. It gets the servers that such a program asks itself.
+//! A container cannot use a name server on the host's loopback device, such as systemd-resolved or
+//! dnsmasq. The container gets the servers to which such a program forwards.
 
 use std::{
     fmt, fs,
@@ -56,7 +56,7 @@ impl ResolvConf {
         conf
     }
 
-    /// The file with the options of `run` in place of the lines that they are about.
+    /// The file, in which the options of `run` replace the corresponding lines.
     #[must_use]
     pub fn with(mut self, names: &NameOptions) -> Self {
         if !names.servers.is_empty() {
@@ -72,7 +72,7 @@ impl ResolvConf {
         self
     }
 
-    /// The file with those of its servers alone that a container reaches. `None`: there is none.
+    /// The file with only the servers that a container reaches. `None`: no server is left.
     fn reachable(mut self) -> Option<Self> {
         self.servers.retain(|server| is_reachable(*server));
         (!self.servers.is_empty()).then_some(self)
@@ -102,9 +102,11 @@ impl fmt::Display for ResolvConf {
 /// The name servers that the host has for containers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resolver {
-    /// The file of a container without options. It has no server if the host has none for it.
+    /// The file of a container without options. It has no server if containers reach none of the
+    /// host's servers.
     pub conf: ResolvConf,
-    /// The file of the host that the servers are from. `None`: no file has one.
+    /// The file of the host that the servers are from. `None`: no file has a server that containers
+    /// reach.
     pub source: Option<&'static str>,
     /// The servers of [`RESOLV_CONF`]. `None`: it cannot be read.
     pub own: Option<Vec<IpAddr>>,
@@ -250,7 +252,7 @@ mod tests {
             let fault = found.fault().unwrap();
             assert!(fault.contains(why), "{fault}");
         }
-        // The other lines are the container's all the same.
+        // The container gets the other lines nevertheless.
         assert_eq!(choose(&[(RESOLV_CONF, STUB)]).conf.search, ["lan"]);
     }
 

@@ -6,13 +6,13 @@
 //! receiver keeps what it has.
 //!
 //! A read of *another* store deletes nothing either. An etcd that was wiped answers correctly and
-//! is empty; to follow it would delete the network of every container. The same holds for an etcd
-//! that was rolled back to a backup. The follower identifies the store by its [`StoreMark`], by its
-//! revision, which never decreases, and by a [`Witness`]: a write that it has seen must be in the
-//! store's history. If one of them differs, the follower reports [`Health::replaced`], delivers
-//! nothing, and checks again from time to time: the operator may put the right store back. To
-//! accept another store, the receiver makes a new follower without [`FollowOptions::known`], or
-//! notifies [`Follower::acceptance`].
+//! is empty: a follower that believed it would delete the network of every container. The same
+//! holds for an etcd that was rolled back to a backup. The follower identifies the store by its
+//! [`StoreMark`], by its revision, which never decreases, and by a [`Witness`]: a write that it has
+//! seen must be in the store's history. If one of them differs, the follower reports
+//! [`Health::replaced`], delivers nothing, and checks again from time to time: the operator may put
+//! the right store back. To accept another store, the receiver makes a new follower without
+//! [`FollowOptions::known`], or notifies [`Follower::acceptance`].
 
 mod seen;
 
@@ -39,11 +39,11 @@ const PART: usize = 4096;
 /// A watch that lasted this long resets the backoff.
 const STABLE: Duration = Duration::from_secs(5);
 
-/// Time in which a store must tell a change that its history has.
+/// Time within which a store must deliver a change that is in its history.
 const HISTORY: Duration = Duration::from_secs(10);
 
-/// A write that was seen: the key had this revision. No store with another history has the same
-/// key written at the same revision, but by chance.
+/// A write that was seen: the key had this revision. A store with another history has the same key
+/// written at the same revision only by chance.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Witness {
     /// Key.
@@ -55,11 +55,11 @@ pub struct Witness {
 /// A store as an earlier run has seen it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
-    /// Its mark.
+    /// Mark of the store.
     pub mark: String,
-    /// A revision that it had.
+    /// A revision that the store had.
     pub revision: Revision,
-    /// A write in its history.
+    /// A write in the store's history.
     pub witness: Option<Witness>,
 }
 
@@ -177,7 +177,7 @@ impl Follower {
 
     /// Waits until it is known whether the store is the one that was followed before.
     pub async fn identified(&mut self) {
-        // The follower has panicked: `next` tells.
+        // An error means that the follower has panicked: `next` reports it.
         let _ = self.health.wait_for(|health| health.identified || health.replaced).await;
     }
 
@@ -186,8 +186,9 @@ impl Follower {
         self.health.clone()
     }
 
-    /// To be notified ([`Notify::notify_one`]) when a store that was reported as replaced is to be
-    /// accepted: keys that it does not have are then deleted. Without effect on another store.
+    /// The caller notifies it ([`Notify::notify_one`]) to accept a store that was reported as
+    /// replaced: keys that the store does not have are then deleted. No effect if the store was not
+    /// reported as replaced.
     pub fn acceptance(&self) -> Arc<Notify> {
         Arc::clone(&self.accept)
     }
@@ -300,7 +301,7 @@ impl Worker {
             };
             let news = *health != now;
             if !health.healthy {
-                tracing::info!("store: in touch at revision {}", now.revision);
+                tracing::info!("store: connected at revision {}", now.revision);
             }
             *health = now;
             news
@@ -384,7 +385,7 @@ impl Worker {
         if now.entries.iter().any(|entry| entry.key == *key && entry.mod_revision == *revision) {
             return Ok(());
         }
-        // The key was changed since: then there is a change to watch.
+        // If the key was changed later, the watch has a change from that revision on.
         let first = async {
             let mut watch = self.store.watch(&self.prefix, *revision).await?;
             watch
@@ -397,14 +398,15 @@ impl Worker {
                 let is_it = |change: &Change| change.key() == key && change.revision() == *revision;
                 if changes.iter().any(is_it) { Ok(()) } else { Err(other()) }
             }
-            // The history that would tell is gone. A store that was found to be another stays so.
+            // The history of that revision is compacted, so nothing shows another store. A store
+            // that was reported as replaced stays replaced.
             Ok(Err(StoreError::Compacted { .. })) if !self.replaced => Ok(()),
             Ok(Err(StoreError::Compacted { .. })) | Err(_) => Err(other()),
             Ok(Err(error)) => Err(error.into()),
         }
     }
 
-    /// Notes a write as the witness, if it is newer than the present one.
+    /// Notes a write as the witness, if it is newer than the current one.
     fn witness_to(&mut self, write: Option<(&str, Revision)>) {
         if let Some((key, revision)) = write
             && self.witness.as_ref().is_none_or(|known| known.revision < revision)

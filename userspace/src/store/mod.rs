@@ -79,7 +79,7 @@ pub type Pages = BoxStream<'static, Result<Page, StoreError>>;
 pub enum Change {
     /// A key was written.
     Put(Entry),
-    /// A key was deleted, or its lease ran out.
+    /// A key was deleted, or its lease expired.
     Delete {
         /// Key.
         key: String,
@@ -161,7 +161,7 @@ pub enum StoreError {
     /// The store refused the credentials or the request.
     #[error("store: {0}")]
     Refused(String),
-    /// The lease is unknown or has run out.
+    /// The lease is unknown or has expired.
     #[error("store: lease {0:x} has run out")]
     LeaseGone(LeaseId),
 }
@@ -230,7 +230,7 @@ pub trait StateStore: Send + Sync + fmt::Debug {
         writes: Vec<Write>,
     ) -> Result<Outcome, StoreError>;
 
-    /// Makes a lease that runs out `ttl` after the last keep-alive.
+    /// Makes a lease that expires `ttl` after the last keep-alive.
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError>;
 
     /// Keeps a lease alive for another TTL.

@@ -8,7 +8,7 @@ use std::{
 
 use crate::fake::Agent;
 
-/// How long anything here may take.
+/// Timeout of a wait.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 pub(crate) fn culvert(socket: &Path, args: &[&str]) -> Command {
@@ -32,7 +32,7 @@ pub(crate) fn words(line: &str) -> Vec<&str> {
     line.split(' ').collect()
 }
 
-/// Runs the words of `line` and shows all that comes of it.
+/// Runs `culvert` with the words of `line`. Returns command line, output and exit code as text.
 pub(crate) fn show(agent: &Agent, line: &str) -> String {
     let output = run(&agent.socket(), &words(line));
     transcript(agent, line, &output)

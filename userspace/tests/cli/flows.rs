@@ -2,7 +2,7 @@
 
 use culvert::api::types::{FlowProtocol, NatRow};
 
-/// One that is masqueraded, and one of a published port.
+/// A masqueraded flow and a flow of a published port.
 pub(crate) fn rows() -> Vec<NatRow> {
     let masqueraded = NatRow {
         protocol: FlowProtocol::Tcp,

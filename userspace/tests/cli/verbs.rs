@@ -31,7 +31,7 @@ fn help_of_every_verb() {
         let name = ["help"].iter().chain(&verb).copied().collect::<Vec<_>>().join("_");
         insta::assert_snapshot!(name, help);
         seen += 1;
-        // Its own verbs, from the list in its help.
+        // The subcommands of the verb, from the list in its help.
         let list = help.split("\nCommands:\n").nth(1).unwrap_or_default();
         for line in list.lines().take_while(|line| !line.is_empty()) {
             let name = line.split_whitespace().next().unwrap();
@@ -290,7 +290,7 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
             assert!(stderr.trim_end().ends_with("is valid"), "{stderr}");
         }
     }
-    // Not UTF-8.
+    // An argument that is not UTF-8.
     let output =
         culvert(&agent.socket(), &["rm"]).arg(OsStr::from_bytes(&[0xff])).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
@@ -333,7 +333,7 @@ fn a_reader_that_leaves_is_no_error() {
         assert_eq!(output.status.code(), Some(0), "{line}");
         assert_eq!(String::from_utf8(output.stderr).unwrap(), "", "{line}");
     }
-    // Standard error is gone as well: nothing to say and nobody to say it to.
+    // Standard error is closed as well: the line of the error is lost.
     let status = culvert(&agent.socket(), &["rm", "nobody"])
         .stdout(closed_pipe())
         .stderr(closed_pipe())
@@ -417,7 +417,7 @@ fn doctor_names_a_certificate_that_has_expired() {
         assert!(line.contains("\"error\""), "{line}");
         assert!(line.contains("CN=host1 has expired at 2021-01-01T00:00:00Z"), "{line}");
     }
-    // Those that the last agent has kept in its state directory.
+    // The files whose names the last agent has kept in its state directory.
     let kept = format!("[[\"--store-cert\", {expired:?}]]");
     std::fs::write(agent.dir.path().join("store-certificates"), kept).unwrap();
     let found = findings(&nowhere, &["--state-dir", agent.dir.path().to_str().unwrap()]);

@@ -10,22 +10,22 @@ use crate::probe::{Missing, Toolchain, target_triple};
 /// The package that holds the programs.
 pub const PACKAGE: &str = "culvert-ebpf";
 
-/// The cargo profile they are built with.
+/// The cargo profile that the programs are built with.
 pub const PROFILE: &str = "bpf";
 
 /// The object's file name in cargo's target directory.
 pub const OBJECT_NAME: &str = "culvert-ebpf";
 
-/// Why there is no object. Its [`Display`](fmt::Display) is one line.
+/// Reason why there is no object file. Its [`Display`](fmt::Display) is one line.
 #[derive(Debug)]
 pub enum BuildError {
-    /// A tool is not there.
+    /// A tool is not installed.
     Missing(Missing),
     /// cargo could not be started.
     Start(io::Error),
-    /// cargo ran and failed; it has said why on standard error.
+    /// cargo ran and failed. Its messages are on standard error.
     Failed(ExitStatus),
-    /// cargo succeeded but the object is not where it should be.
+    /// cargo succeeded, but there is no object file at this path.
     NoObject(PathBuf),
 }
 
@@ -56,8 +56,8 @@ impl std::error::Error for BuildError {}
 /// Builds the programs of the workspace at `workspace_root` and returns the path of the
 /// object file.
 ///
-/// `target_dir` is the inner cargo's own: sharing the outer one's would make the inner
-/// cargo wait for a lock that the outer one holds.
+/// `target_dir` must differ from the outer cargo's target directory. The outer cargo holds the
+/// lock of its directory, and the inner cargo would wait for that lock.
 ///
 /// # Errors
 ///

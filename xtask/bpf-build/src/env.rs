@@ -1,11 +1,11 @@
-//! What a cargo that runs inside another cargo must not inherit.
+//! Environment variables that a cargo must not inherit if another cargo starts it.
 
 use std::env;
 use std::ffi::OsStr;
 use std::process::Command;
 
-/// Variables under `CARGO_` that say how to reach a registry or how to talk to the user,
-/// and so hold for the inner cargo as well.
+/// Prefixes of variables that the inner cargo inherits: access to registries and the network,
+/// and output to the user.
 const KEPT_PREFIXES: [&str; 5] =
     ["CARGO_HTTP_", "CARGO_NET_", "CARGO_REGISTRIES_", "CARGO_REGISTRY_", "CARGO_TERM_"];
 const KEPT: [&str; 4] = ["CARGO_BUILD_JOBS", "CARGO_HOME", "CARGO_LOG", "CARGO_MAKEFLAGS"];
@@ -31,7 +31,8 @@ const DROPPED: [&str; 16] = [
     "TARGET",
 ];
 
-/// Removes from `command` what the outer cargo (or the user, for host builds) set.
+/// Removes from `command` the variables that the outer cargo set, or that the user set for host
+/// builds.
 pub(crate) fn scrub(command: &mut Command) {
     for (name, _) in env::vars_os() {
         if misdirects(&name) {

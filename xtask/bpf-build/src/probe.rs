@@ -15,12 +15,12 @@ const SYSTEM_RUSTC: &str = "/usr/bin/rustc";
 /// Names the rustc with a prebuilt BPF `core` to use; it must then work.
 const RUSTC_VARIABLE: &str = "CULVERT_BPF_RUSTC";
 
-/// Names the rustup toolchain of the second way; `nightly` where it is not set.
+/// Names the rustup toolchain of [`Compiler::Nightly`]. The default is `nightly`.
 const TOOLCHAIN_VARIABLE: &str = "CULVERT_BPF_TOOLCHAIN";
 
-/// One of the two ways to a BPF-capable rustc.
+/// Kind of a BPF-capable rustc.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Compiler {
     /// A rustc whose sysroot holds a compiled `core` for the BPF target.
     Prebuilt {
         /// The rustc.
@@ -28,7 +28,7 @@ pub enum Way {
     },
     /// A rustup toolchain with the standard library's sources.
     Nightly {
-        /// Its name for rustup, such as `nightly`.
+        /// Name of the toolchain in rustup, such as `nightly`.
         toolchain: String,
     },
 }
@@ -36,16 +36,17 @@ pub enum Way {
 /// A rustc that can compile for BPF, and the linker for its output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Toolchain {
-    /// Which of the two ways, and where it is.
-    pub way: Way,
+    /// Kind of the rustc, with its path or its toolchain.
+    pub compiler: Compiler,
     /// `bpf-linker`.
     pub linker: PathBuf,
 }
 
-/// What is not there. Its [`Display`](fmt::Display) is one line that says how to get it.
+/// A tool that is not installed. Its [`Display`](fmt::Display) is one line that says how to
+/// install it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Missing {
-    /// Neither way to a BPF-capable rustc is there.
+    /// No BPF-capable rustc of either kind is installed.
     Rustc,
     /// `CULVERT_BPF_RUSTC` names a rustc that has no compiled `core` for BPF.
     NamedRustc(PathBuf),
@@ -83,28 +84,28 @@ impl Toolchain {
     ///
     /// # Errors
     ///
-    /// [`Missing`], when one of the two is not on this machine.
+    /// [`Missing`] if the rustc or the linker is not on this machine.
     pub fn find() -> Result<Self, Missing> {
-        let way = Way::find()?;
+        let compiler = Compiler::find()?;
         let linker = find_linker().ok_or(Missing::Linker)?;
-        Ok(Self { way, linker })
+        Ok(Self { compiler, linker })
     }
 
     /// A cargo that runs `verb` (`build`, `clippy`, …) for the BPF target: environment,
     /// target and linker are set, so that only packages, profile and target directory are
     /// left to add.
     pub fn command(&self, verb: &str) -> Command {
-        let mut command = match &self.way {
-            Way::Prebuilt { rustc } => {
-                let mut command = self.way.cargo(verb);
-                // cargo passes RUSTC on to cargo-clippy, which has no other way to know.
+        let mut command = match &self.compiler {
+            Compiler::Prebuilt { rustc } => {
+                let mut command = self.compiler.cargo(verb);
+                // cargo passes RUSTC on to cargo-clippy, which does not find this rustc otherwise.
                 command.env("RUSTC", rustc);
                 // The BPF targets are tier 3, and aya uses unstable features on them.
                 command.env("RUSTC_BOOTSTRAP", "1");
                 command
             }
-            Way::Nightly { .. } => {
-                let mut command = self.way.cargo(verb);
+            Compiler::Nightly { .. } => {
+                let mut command = self.compiler.cargo(verb);
                 command.arg("-Zbuild-std=core");
                 command
             }
@@ -114,29 +115,29 @@ impl Toolchain {
             OsString::from(format!("--cfg=bpf_target_arch=\"{arch}\"")),
             OsString::from("-Cdebuginfo=2"),
             join("-Clinker=", self.linker.as_os_str()),
-            // BTF: the kernel wants it for map types and for function names in traces.
+            // The kernel needs BTF for map types and for function names in traces.
             OsString::from("-Clink-arg=--btf"),
         ];
-        // The encoded form outranks every other place where flags can stand, and allows
-        // spaces in the linker's path. With --target it does not reach build scripts.
+        // CARGO_ENCODED_RUSTFLAGS overrides every other source of flags, and allows spaces in
+        // the linker's path. With --target, cargo does not apply the flags to build scripts.
         command
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join(OsStr::new("\x1f")))
             .env("CARGO_CFG_BPF_TARGET_ARCH", arch)
-            // Incremental compilation, which the profile may inherit, cuts a crate into parts
-            // that are not inlined into each other: the verifier refuses the outcome.
+            // Incremental compilation, which the profile may inherit, splits a crate into parts
+            // that are not inlined into each other. The verifier refuses such a program.
             .env("CARGO_INCREMENTAL", "0")
             .args(["--target", target_triple()]);
         command
     }
 }
 
-impl Way {
-    /// Finds the first of the two ways that is there.
+impl Compiler {
+    /// Finds the first kind of BPF-capable rustc that is installed.
     ///
     /// # Errors
     ///
-    /// [`Missing::NamedRustc`] when `CULVERT_BPF_RUSTC` is set to one that cannot do it,
-    /// [`Missing::Rustc`] when there is none.
+    /// [`Missing::NamedRustc`] if `CULVERT_BPF_RUSTC` names a rustc without a compiled `core` for
+    /// BPF. [`Missing::Rustc`] if no BPF-capable rustc is installed.
     pub fn find() -> Result<Self, Missing> {
         if let Some(named) = env::var_os(RUSTC_VARIABLE).filter(|v| !v.is_empty()) {
             let rustc = PathBuf::from(named);
@@ -160,7 +161,7 @@ impl Way {
         Err(Missing::Rustc)
     }
 
-    /// The rustc of this way for people to read.
+    /// Description of the rustc for messages.
     pub fn describe(&self) -> String {
         match self {
             Self::Prebuilt { rustc } => {
@@ -195,8 +196,8 @@ impl Way {
         match self {
             Self::Prebuilt { .. } => {
                 let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-                // rustup's cargo looks for cargo-clippy in its own toolchain first, where it
-                // belongs to another compiler.
+                // rustup's cargo looks for cargo-clippy in its own toolchain first. That
+                // cargo-clippy belongs to another compiler.
                 let clippy = if verb == "clippy" { self.clippy() } else { None };
                 let mut command = Command::new(clippy.as_deref().map_or(&*cargo, Path::as_os_str));
                 scrub(&mut command);
@@ -217,8 +218,8 @@ impl Way {
     }
 }
 
-/// The BPF target with this machine's byte order. Inside a build script, the order of the
-/// machine that is built for.
+/// The BPF target with this machine's byte order. Inside a build script, the byte order is that
+/// of the machine that the build is for.
 pub fn target_triple() -> &'static str {
     let big = match env::var("CARGO_CFG_TARGET_ENDIAN") {
         Ok(endian) => endian == "big",
@@ -249,8 +250,7 @@ pub fn find_linker() -> Option<PathBuf> {
 fn has_prebuilt_core(rustc: &Path) -> bool {
     let mut command = Command::new(rustc);
     scrub(&mut command);
-    // Tier-3 targets are known to stable, but a rustup proxy would read the directory's
-    // toolchain file otherwise.
+    // A stable rustc knows tier-3 targets, too.
     command.args(["--print", "target-libdir", "--target", target_triple()]);
     let Some(libdir) = first_line(&mut command) else {
         return false;
@@ -325,7 +325,7 @@ mod tests {
     #[test]
     fn the_command_names_target_and_linker() {
         let toolchain = Toolchain {
-            way: Way::Prebuilt { rustc: "/opt/bin/rustc".into() },
+            compiler: Compiler::Prebuilt { rustc: "/opt/bin/rustc".into() },
             linker: "/opt/a b/bpf-linker".into(),
         };
         let command = toolchain.command("build");
@@ -342,7 +342,7 @@ mod tests {
     #[test]
     fn nightly_builds_core_itself() {
         let toolchain = Toolchain {
-            way: Way::Nightly { toolchain: "nightly-x".into() },
+            compiler: Compiler::Nightly { toolchain: "nightly-x".into() },
             linker: "/opt/bpf-linker".into(),
         };
         let command = toolchain.command("build");

@@ -1,4 +1,4 @@
-//! Namespaces of processes, mounts and network that this program starts itself in again.
+//! The enclosure: process, mount and network namespaces in which this program runs again.
 
 use std::env;
 use std::ffi::OsStr;
@@ -19,8 +19,8 @@ use crate::signals;
 /// Where `ip netns` keeps namespaces by name.
 const NETNS: &str = "/run/netns";
 
-/// Tells the program inside that it is the enclosure's first process. Without this variable the
-/// hidden verb, typed by a user, would mount file systems over the machine's own.
+/// Environment variable that marks the first process of an enclosure. Without this check, a user
+/// who types the hidden verb `inside` would mount file systems over the machine's own.
 const MARK: &str = "CULVERT_XTASK_ENCLOSED";
 
 /// Runs this program again with `args` as process 1 of an enclosure and waits for it.
@@ -30,14 +30,15 @@ pub(crate) fn run(args: &[&str]) -> Result<ExitStatus> {
     Ok(child.wait()?)
 }
 
-/// Starts this program again with `args` as process 1 of an enclosure that outlives us; its
-/// output goes to `log`.
+/// Starts this program again with `args` as process 1 of an enclosure that outlives this process.
+/// Its output goes to `log`.
 pub(crate) fn start_detached(args: &[&str], log: &Path) -> Result<Child> {
     let file =
         fs::File::create(log).with_context(|| format!("{}: cannot be created", log.display()))?;
     let errors = file.try_clone().context("cannot copy a file descriptor")?;
     let mut command = this_program(args)?;
-    // No process group here: the program makes a session, which a group's leader cannot.
+    // The child gets no process group of its own: it calls setsid(2), which fails for the leader of
+    // a process group.
     start(command.arg("--detached").stdin(Stdio::null()).stdout(file).stderr(errors))
 }
 
@@ -51,7 +52,8 @@ fn this_program(args: &[&str]) -> Result<Command> {
 fn start(command: &mut Command) -> Result<Child> {
     make_mount_points()?;
     signals::check()?;
-    // The new process namespace is for our children; this process does not need the other two.
+    // The new process namespace is for our children. This process enters the new mount and network
+    // namespaces, too, and does not use them.
     unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)
         .context(
             "cannot make namespaces: needs root with CAP_SYS_ADMIN (a container needs \
@@ -60,8 +62,8 @@ fn start(command: &mut Command) -> Result<Child> {
     command.spawn().context("cannot start this program again")
 }
 
-/// The directories that file systems are mounted on inside. They are made before the enclosure,
-/// which shares the file system that they are in.
+/// Makes the mount points of the enclosure. They are made before the enclosure starts, in the file
+/// system that the enclosure shares with the machine.
 fn make_mount_points() -> Result<()> {
     for dir in [NETNS, DIR] {
         fs::create_dir_all(dir).with_context(|| format!("{dir}: cannot be created"))?;
@@ -69,7 +71,8 @@ fn make_mount_points() -> Result<()> {
     Ok(())
 }
 
-/// Inside: mounts what the enclosure needs. `detached`: it outlives the process that started it.
+/// Mounts the file systems that the enclosure needs; called inside it. `detached`: the enclosure
+/// outlives the process that started it.
 pub(crate) fn prepare(detached: bool) -> Result<()> {
     if env::var_os(MARK).is_none() || std::process::id() != 1 {
         bail!("'cargo xtask inside' is for 'demo' and 'lab' to call: use those");
@@ -101,7 +104,7 @@ pub(crate) fn prepare(detached: bool) -> Result<()> {
     Ok(())
 }
 
-/// A command that runs `program` inside the enclosure of process `pid`, in this directory.
+/// A command that runs `program` inside the enclosure of process `pid`, in the current directory.
 pub(crate) fn enter(pid: u32, program: &OsStr) -> Command {
     let mut command = Command::new("nsenter");
     command.args(["--target", &pid.to_string(), "--mount", "--pid", "--net", "--", "env", "-C"]);

@@ -8,7 +8,7 @@ use culvert_testbed::etcd::{Config, EtcdServer};
 use super::places::{STORE_IP, STORE_PORT, path};
 use crate::signals;
 
-/// etcd. It ends when this is dropped.
+/// A running etcd. It ends when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Etcd {
     server: EtcdServer,
@@ -19,7 +19,8 @@ fn config() -> Config {
         address: Some(STORE_IP.into()),
         port: Some(STORE_PORT),
         dir: Some(path("etcd")),
-        // It is stopped after the agents, also when the user interrupts.
+        // In its own process group, etcd gets no interrupt from the terminal. The lab stops etcd
+        // after the agents.
         own_group: true,
         ..Config::default()
     }

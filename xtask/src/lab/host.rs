@@ -18,21 +18,21 @@ const READY: Duration = Duration::from_secs(30);
 /// Each host's device on the underlay.
 pub(super) const UPLINK: &str = "uplink0";
 
-/// The first host's address is this plus 1; the store has 192.168.1.18.
+/// Base of the last address byte: host N has 192.168.1.(20 + N). The store has 192.168.1.18.
 const FIRST_IP: u8 = 20;
 
-/// Name, devices and address of a host. The external host and the router have them, too.
+/// Name, devices and address of a host, of the external host or of the router.
 #[derive(Clone, Debug)]
 pub(crate) struct HostPlan {
     /// The node's name, such as `host1`.
     pub(crate) node: String,
-    /// Its network namespace: the same name.
+    /// Name of the host's network namespace, equal to `node`.
     pub(crate) netns: String,
-    /// Its device on the underlay.
+    /// The host's device on the underlay.
     pub(crate) uplink: &'static str,
-    /// The switch's device towards it.
+    /// The switch's device that leads to the host.
     pub(crate) port: String,
-    /// Its address on the underlay.
+    /// The host's address on the underlay.
     pub(crate) ip: String,
 }
 
@@ -113,7 +113,7 @@ impl HostPlan {
 /// A host whose agent runs. The agent ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Host {
-    /// Its name, devices and address.
+    /// Name, devices and address of the host.
     pub(crate) plan: HostPlan,
     agent: Background,
 }
@@ -150,7 +150,7 @@ impl Host {
     }
 }
 
-/// Whether the agent answers and its store does.
+/// Whether the agent answers and reports a healthy store.
 fn status_is_healthy(plan: &HostPlan) -> bool {
     plan.socket().exists() && agent::is_ready(&mut plan.command("culvert".as_ref()))
 }

@@ -2,10 +2,10 @@
 //! behind a router: the [testbed](culvert_testbed) as the demo shows it and the lab leaves it
 //! running.
 //!
-//! All of it lives inside an [`enclosure`]: a process namespace, a mount namespace and a network
+//! All of it runs inside an [`enclosure`]: a process namespace, a mount namespace and a network
 //! namespace of its own. When the enclosure's first process ends, the kernel ends every other
 //! process and drops every namespace, device, program and mount in it. So nothing is left behind,
-//! however it ends, and the machine itself is not touched.
+//! also after a crash, and the machine itself is not changed.
 
 pub(crate) mod enclosure;
 mod etcd;

@@ -8,7 +8,7 @@ use super::host::{HostPlan, UPLINK};
 /// The router's address on the underlay: the hosts' default gateway.
 const ROUTER_IP: &str = "192.168.1.1";
 
-/// The router, which is plugged into the switch as the hosts are.
+/// The router, which is connected to the switch like the hosts.
 pub(crate) fn router() -> HostPlan {
     plan("router", UPLINK, "port0", ROUTER_IP)
 }

@@ -17,7 +17,7 @@ const SWITCH: &str = "switch0";
 /// MTU of the underlay, in bytes.
 const MTU: u32 = 1500;
 
-/// Frames that wait in front of each device of the underlay, at most.
+/// Largest number of frames in the queue of each device of the underlay.
 const QUEUE: u32 = 1000;
 
 /// The underlay with its hosts and the router plugged in. They are removed when this is dropped.

@@ -38,7 +38,8 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     exact(&options)
 }
 
-/// The options of [`exact`], if `args` ask for it: by `exact` as the first of them, or by `--exact`.
+/// The options of [`exact`]. None unless `exact` is the first argument, or `--exact` is one of
+/// `args`.
 fn exact_options(args: &[String]) -> Option<Vec<&str>> {
     let first = args.first().is_some_and(|first| first == "exact").then_some(0);
     let at = first.or_else(|| args.iter().position(|arg| arg == "--exact"))?;
@@ -46,7 +47,8 @@ fn exact_options(args: &[String]) -> Option<Vec<&str>> {
     Some(others.map(|(_, arg)| arg.as_str()).collect())
 }
 
-/// Builds the binary and the harness at once, so that they share all they depend on.
+/// Builds the binary and the harness with one cargo command, so that they share their compiled
+/// dependencies.
 fn build() -> Result<()> {
     process::run(build::cargo("build").args(["--release", "--package", "culvert"]).args([
         "--package",
@@ -55,7 +57,7 @@ fn build() -> Result<()> {
     ]))
 }
 
-/// The harness.
+/// Path of the harness.
 fn harness() -> PathBuf {
     paths::target().join("release/culvert-bench")
 }
@@ -69,7 +71,7 @@ pub(crate) fn exact(args: &[&str]) -> Result<()> {
     }
     build()?;
     let harness = harness();
-    // Refused before a machine is started.
+    // Wrong options are refused before a machine is started.
     process::run(Command::new(&harness).args(["exact", "--check"]).args(args))?;
     let mut figures = None;
     vm::run(Clock::Instructions, &script(&harness, args)?, |line| {
@@ -78,7 +80,7 @@ pub(crate) fn exact(args: &[&str]) -> Result<()> {
             None => ui::line(line),
         }
     })?;
-    // A profile has no figures: its text is above.
+    // A profile run has no figures. It has already printed its text.
     let Some(figures) = figures else {
         ensure!(profile, "the emulated machine has printed no figures");
         return Ok(());
@@ -88,7 +90,7 @@ pub(crate) fn exact(args: &[&str]) -> Result<()> {
     process::run(Command::new(&harness).args(["exact", "--figures"]).arg(&file).args(args))
 }
 
-/// What the emulated machine runs.
+/// The shell script of the emulated machine.
 fn script(harness: &Path, args: &[&str]) -> Result<String> {
     let words = [harness.to_str().context("the path of the build output is no text")?, "exact"];
     let words: Vec<_> = words.iter().chain(args).map(|word| quoted(word)).collect();

@@ -11,7 +11,7 @@ use crate::lab::enclosure;
 pub(crate) struct Args {
     #[command(subcommand)]
     what: What,
-    /// Outlive who started this
+    /// Outlive the process that started this one
     #[arg(long, global = true)]
     detached: bool,
 }

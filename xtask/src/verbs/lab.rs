@@ -21,7 +21,7 @@ use crate::{paths, privilege, process, signals, ui};
 /// How long the lab may take to be ready.
 const READY: Duration = Duration::from_secs(60);
 
-/// How long it may take to end.
+/// How long the lab may take to end.
 const DOWN: Duration = Duration::from_secs(30);
 
 /// Options of `lab`.
@@ -76,8 +76,8 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 struct Up {
     /// First process of the enclosure.
     pid: u32,
-    /// Its start time, in clock ticks since boot: distinguishes it from a later process with that
-    /// id.
+    /// Start time of the process, in clock ticks since boot. It distinguishes the process from a
+    /// later process with the same id.
     started: u64,
     hosts: u8,
 }
@@ -91,7 +91,7 @@ fn ready_file() -> PathBuf {
 }
 
 impl Up {
-    /// The lab that runs, if one does.
+    /// The running lab, if there is one.
     fn find() -> Option<Self> {
         let text = fs::read(state_file()).ok()?;
         let state: serde_json::Value = serde_json::from_slice(&text).ok()?;
@@ -254,7 +254,7 @@ fn cheat_sheet(hosts: u8) {
     ] {
         ui::line(&format!("  {text}"));
     }
-    ui::heading("A container's way out, and a port of it to the outside");
+    ui::heading("External access of a container, and a published port");
     for text in [
         "cargo xtask lab sh host1 -- culvert run -d --name web -p 8080:80 -- python3 -m http.server 80"
             .to_owned(),
@@ -270,7 +270,7 @@ fn cheat_sheet(hosts: u8) {
     ui::line("  cargo xtask lab down");
 }
 
-/// Inside the enclosure: makes the hosts and keeps them until told to stop.
+/// Makes the hosts and keeps them until a signal ends the lab; runs inside the enclosure.
 pub(crate) fn inside(hosts: u8) -> Result<()> {
     let plans = plans(hosts);
     let _underlay = Underlay::make(&plans)?;
@@ -290,7 +290,7 @@ pub(crate) fn inside(hosts: u8) -> Result<()> {
     Ok(())
 }
 
-/// Collects every process that has ended: process 1 inherits those whose parent is gone. An
+/// Reaps every process that has ended: process 1 inherits the processes whose parent has ended. An
 /// agent that was killed in an experiment is among them, and the lab goes on.
 fn reap() {
     while let Ok(status) = waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {

@@ -41,8 +41,8 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     fs::create_dir_all(&run.dir)
         .with_context(|| format!("{}: cannot be created", run.dir.display()))?;
     let result = run.serve(&args.agent);
-    // An agent that ended well has removed what it made, but for its directory. After one that
-    // did not, its pins have to go as well.
+    // An agent that ended well has removed everything except its directory. After a failure, its
+    // pins must be removed, too.
     let removed = if result.is_ok() { run.remove() } else { remove_leftovers() };
     result.and(removed)
 }
@@ -65,8 +65,8 @@ pub(crate) fn remove_leftovers() -> Result<()> {
         );
     }
     if paths::culvert().is_file() {
-        // Programs and links are pinned: they outlive a killed agent. An interrupt must not stop
-        // this: it may be the reason for it.
+        // Pinned programs and links outlive a killed agent. An interrupt must not stop the purge:
+        // the interrupt may be the reason for the purge.
         let purge = run
             .culvert(&["purge", "--state-dir"])
             .arg(run.state())
@@ -125,7 +125,7 @@ impl Run {
                 .is_ok_and(|status| status.success())
     }
 
-    /// Starts the agent, waits until it answers, and then until it or the user ends it.
+    /// Starts the agent and waits until it answers. Then waits until it ends or the user stops it.
     fn serve(&self, more: &[String]) -> Result<()> {
         let mut command = agent_command()?;
         command
@@ -186,8 +186,8 @@ impl Run {
         ui::line("\nCtrl-C here stops the agent and removes all of it.");
     }
 
-    /// Removes the directory. The agent has unmounted its bpffs; one of a killed agent is
-    /// unmounted here, as a directory with a mount cannot be removed.
+    /// Removes the directory. An agent unmounts its bpffs when it ends. The bpffs of a killed agent
+    /// is unmounted here, since a directory with a mount cannot be removed.
     fn remove(&self) -> Result<()> {
         let bpffs = self.bpffs();
         if is_mount_point(&bpffs) {
@@ -231,8 +231,8 @@ fn has_default_route() -> bool {
     })
 }
 
-/// An uplink for a host that has none: an agent needs one, and containers of an offline host can
-/// still talk to each other.
+/// An uplink for a host without one. An agent needs an uplink, also on an offline host whose
+/// containers only talk to each other.
 mod stand_in {
     use std::path::Path;
     use std::process::{Command, Stdio};
@@ -244,7 +244,7 @@ mod stand_in {
     const DEVICE: &str = "cvxtask0";
     const PEER: &str = "cvxtask1";
 
-    /// From a block for documentation (RFC 5737), which is not in use.
+    /// An address of a block for documentation (RFC 5737), which is not in use.
     const ADDRESS: &str = "192.0.2.1/32";
 
     /// Makes the device and returns its name.

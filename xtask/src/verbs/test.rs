@@ -5,7 +5,7 @@ mod emulated;
 mod leftovers;
 mod tally;
 
-use std::time::Duration;
+use std::{fmt::Write as _, time::Duration};
 
 use anyhow::{Result, bail};
 
@@ -29,14 +29,14 @@ const SILENCE: Duration = Duration::from_secs(300);
 /// Options of `test`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Also run the tests that take long, and those of a kernel on another one, emulated
+    /// Also run the tests that take long, and run the kernel tests on another, emulated kernel
     #[arg(long)]
     full: bool,
     /// Only run tests whose name contains this ('demo' is the demo)
     filter: Option<String>,
 }
 
-/// Runs the stages and prints the sum as the last line.
+/// Runs the stages and prints the number of passed and failed tests as the last line.
 pub(crate) fn main(args: &Args) -> Result<()> {
     privilege::require_root("test")?;
     privilege::require_kernel()?;
@@ -62,7 +62,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         if args.full {
             tally.stage("tests, emulated kernel", |tally| emulated::main(tally, filter));
         }
-        // The tests have replaced the product's binary by one with their checks.
+        // The tests have replaced the product's binary by one that is built with their profile.
         let ready = tally.stage("build again", |_| build::build());
         if ready && filter.is_none_or(|filter| "demo".contains(filter)) {
             let passed = tally.stage("demo", |_| demo::main(&demo::Args::without_building()));
@@ -84,6 +84,7 @@ fn cargo_test(tally: &mut Tally, filter: Option<&str>, full: bool) -> Result<()>
         if tools::which(program).is_none() {
             ui::line(&format!("Not run, as {program} is not installed: {test}"));
             command.args(["--skip", test]);
+            tally.left_out += 1;
         }
     }
     if full {
@@ -102,7 +103,7 @@ fn cargo_test(tally: &mut Tally, filter: Option<&str>, full: bool) -> Result<()>
     let status = status?;
     if !status.success() {
         if tally.failed == before {
-            // A test ended its whole program.
+            // A test has ended its whole program, which then prints no counts.
             tally.failed += 1;
         }
         bail!("cargo test failed ({status}): its messages are above");
@@ -123,7 +124,12 @@ fn summary(tally: &Tally) -> Result<()> {
         .collect();
     ui::heading("summary");
     ui::table(&["STAGE", "STATE", "TOOK"], &rows);
-    ui::line(&format!("{} passed, {} failed", tally.passed, tally.failed));
+    let mut sum = format!("{} passed, {} failed", tally.passed, tally.failed);
+    if tally.left_out > 0 {
+        // Writing to a string does not fail.
+        let _ = write!(sum, ", {} not run (the program is not installed)", tally.left_out);
+    }
+    ui::line(&sum);
     if let Some((name, ..)) = tally.stages.iter().find(|(_, ok, _)| !ok) {
         bail!("stage '{name}' failed: its messages are above");
     }

@@ -14,12 +14,12 @@ use crate::{paths, process, tools, ui};
 /// security updates, and of the release itself.
 const META_PACKAGES: [&str; 2] = ["linux-image-6.12-amd64", "linux-image-amd64"];
 
-/// Tools that `fetch` needs, and the instruction for doing it by hand.
+/// The instruction for a user if `fetch` is not possible.
 pub(crate) const BY_HAND: &str = "unpack a kernel of Linux 6.7 or newer with CONFIG_NETKIT=y and 9p over virtio as modules \
      (boot/vmlinuz-RELEASE, lib/modules/RELEASE with depmod's files), and name the directory \
      with CULVERT_VM_KERNEL";
 
-/// The kernel package to fetch; none if apt knows none that is new enough.
+/// The kernel package to fetch; none if apt knows no package that is new enough.
 pub(crate) fn package() -> Option<String> {
     META_PACKAGES.iter().find_map(|meta| {
         let shown = Command::new("apt-cache")

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use super::kernel::Kernel;
 use crate::{process, tools};
 
-/// Modules that the root file system is made with.
+/// Kernel modules that the guest's root file system needs.
 const MODULES: [&str; 3] = ["9p", "9pnet_virtio", "overlay"];
 
 /// The first process, in busybox's shell.
@@ -26,19 +26,19 @@ $b mkdir /mem/upper /mem/work
 $b mount -t 9p -o trans=virtio,version=9p2000.L,msize=524288,cache=loose,ro root /lower ||
     stop "cannot see the host's files"
 $b mount -t overlay -o lowerdir=/lower,upperdir=/mem/upper,workdir=/mem/work overlay /root ||
-    stop "cannot lay a layer on the host's files"
+    stop "cannot mount an overlay on the host's files"
 $b mount --move /dev /root/dev
 $b mount --move /proc /root/proc
 inside=$($b sed 's/.*culvert_inside=\([^ ]*\).*/\1/' /root/proc/cmdline)
 exec $b switch_root /root /bin/sh $inside
 "#;
 
-/// The shell and tools of the initramfs.
+/// Path of busybox, the shell and tools of the initramfs.
 fn busybox() -> Result<PathBuf> {
     tools::which("busybox").context("busybox: not installed: run 'cargo xtask setup --full'")
 }
 
-/// Makes it in `dir`. Returns its path.
+/// Makes the initramfs in `dir`. Returns its path.
 pub(super) fn build(kernel: &Kernel, dir: &Path) -> Result<PathBuf> {
     let root = dir.join("initramfs");
     if root.exists() {
@@ -83,7 +83,7 @@ fn put(from: &Path, to: &Path) -> Result<()> {
 /// The shared libraries of a program; none if it is linked statically.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let said = process::capture(Command::new("ldd").arg(program))?;
-    // For a static program ldd fails.
+    // ldd fails for a static program, and names no library.
     Ok(said
         .text
         .split_whitespace()
@@ -95,7 +95,7 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
 /// The files of the modules that are needed, in the order in which they are to be loaded.
 fn modules(kernel: &Kernel) -> Result<Vec<PathBuf>> {
     let modprobe = tools::which("modprobe").context("modprobe: not installed: it is in kmod")?;
-    // modprobe looks for lib/modules in there.
+    // modprobe looks for lib/modules in this directory.
     let Some(base) = kernel.modules.parent().and_then(Path::parent) else {
         bail!("{}: not a directory of modules", kernel.modules.display());
     };
@@ -103,7 +103,7 @@ fn modules(kernel: &Kernel) -> Result<Vec<PathBuf>> {
     for module in MODULES {
         let mut command = Command::new(&modprobe);
         command.arg("-d").arg(base).args(["-S", &kernel.release, "--show-depends", module]);
-        // A line is `insmod FILE`, or `builtin NAME` of what the kernel has anyway.
+        // A line is `insmod FILE`, or `builtin NAME` for a module that is built into the kernel.
         for line in process::quiet(&mut command)?.lines() {
             let file = line.trim().strip_prefix("insmod ").map(|rest| PathBuf::from(rest.trim()));
             files.extend(file.filter(|file| !files.contains(file)));
@@ -112,7 +112,7 @@ fn modules(kernel: &Kernel) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Puts a module where `init` loads it, unpacked: busybox does not.
+/// Writes an unpacked module to the directory that `init` loads: busybox does not unpack modules.
 fn load(module: &Path, dir: &Path, number: usize) -> Result<()> {
     let name = module.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let (stem, unpack) = match name.rsplit_once('.') {

@@ -15,16 +15,16 @@ pub(super) const OLDEST: (u32, u32) = (6, 7);
 /// An unpacked kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Kernel {
-    /// `uname -r` of it.
+    /// Release, as `uname -r` prints it.
     pub(crate) release: String,
     /// The image that the emulator boots.
     pub(crate) image: PathBuf,
-    /// The directory that holds the one of the release.
+    /// The directory `lib/modules`, which holds a directory named by the release.
     pub(crate) modules: PathBuf,
 }
 
 impl Kernel {
-    /// The one named by the environment, or the one that `setup` has fetched.
+    /// The kernel that the environment variable names, or the one that `setup` has fetched.
     pub(crate) fn find() -> Result<Self> {
         let named = env::var_os(VARIABLE).map(PathBuf::from);
         let dir = named.clone().unwrap_or_else(paths::vm_kernel);

@@ -1,8 +1,8 @@
 //! An emulated machine: another kernel, with this machine's own files.
 //!
-//! The guest sees the file system of the host, read-only (9p), below a layer of its own in memory:
-//! so it has the host's programs and tools, and its changes are not kept. It has only the networks
-//! that it makes itself.
+//! The guest sees the file system of the host, read-only (9p), below a layer of its own in memory.
+//! So the guest has the host's programs and tools, and its changes are not kept. The guest has only
+//! the networks that it makes itself.
 
 pub(crate) mod fetch;
 mod initramfs;
@@ -26,24 +26,26 @@ use crate::{paths, process, tools};
 
 /// Memory of the guest, bytes, including the files that it writes.
 pub(crate) const MEMORY: u64 = 4 << 30;
-/// A guest without output for this time hangs. Emulated, a test takes many times as long.
+/// A guest without output for this time hangs. Under emulation, a test takes many times as long as
+/// on the host.
 const SILENCE: Duration = Duration::from_secs(600);
-/// The line before the script's first: earlier output is from the firmware and the kernel.
+/// The line that the guest prints before the script runs. Earlier output is from the firmware and
+/// the kernel.
 const BEGUN: &str = "culvert-vm: begun";
 /// The guest's last line, with the exit code of its script behind it.
 const ENDED: &str = "culvert-vm: ended ";
 
-/// The programs of the emulator's kind of machine, by the name of the host's.
+/// The architecture of the host, and the emulator's program for a machine of that architecture.
 const EMULATORS: [(&str, &str); 1] = [("x86_64", "qemu-system-x86_64")];
 
 /// The clock of the emulated machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Clock {
-    /// The host's.
+    /// The host's clock.
     Host,
-    /// One that counts instructions, the kernel's included: each is [`NS_PER_INSTRUCTION`], and idle
-    /// time passes at once. The machine has one processor, and a second serial port at which the
-    /// guest can ask for [single steps](steps).
+    /// A clock that counts instructions, the kernel's included. Each instruction takes
+    /// [`NS_PER_INSTRUCTION`], and idle time passes at once. The machine has one processor, and a
+    /// second serial port at which the guest can ask for [single steps](steps).
     Instructions,
 }
 
@@ -55,12 +57,12 @@ impl Clock {
     /// QEMU's options for processors and clock.
     fn options(self) -> Vec<String> {
         let words = match self {
-            // Two processors, by turns on one thread of the emulator. With a thread for each, QEMU
-            // 7.2 lets one processor run what the other is replacing in the kernel's code
-            // (text_poke): "Oops: int3".
+            // Two processors take turns on one thread of the emulator. With a thread for each, QEMU
+            // 7.2 lets one processor run kernel code that the other is replacing (text_poke):
+            // "Oops: int3".
             Self::Host => "-accel tcg,thread=single -cpu max -smp 2".to_owned(),
-            // Without ERMS and FSRM a copy takes an instruction for 8 bytes, not for one: QEMU counts
-            // each step of `rep movsb`.
+            // Without ERMS and FSRM a copy takes one instruction for 8 bytes. With them it takes
+            // one instruction for each byte: QEMU counts each step of `rep movsb`.
             Self::Instructions => format!(
                 "-accel tcg,thread=single -cpu max,-erms,-fsrm -smp 1 -icount shift={SHIFT},sleep=off"
             ),
@@ -93,16 +95,16 @@ fn emulator_program() -> Result<PathBuf> {
 /// `each` as it comes.
 ///
 /// # Errors
-/// The machine cannot be started, or the script does not come to its end with exit code 0.
+/// The machine cannot be started, or the script does not end with exit code 0.
 pub(crate) fn run(clock: Clock, script: &str, mut each: impl FnMut(&str)) -> Result<()> {
     run_all(clock, &[script.to_owned()], |_, line| each(line))
 }
 
-/// As [`run`], each script on a machine of its own, all at once. `each` gets the number of the
-/// script, from 0, with a line.
+/// Runs each script like [`run`], on a machine of its own, all at once. `each` gets the number of
+/// the script, from 0, and a line.
 ///
 /// # Errors
-/// As of [`run`], of the first script that has one. The others come to their ends.
+/// The error of [`run`] for the first script that fails. The other scripts run to their end.
 pub(crate) fn run_all(
     clock: Clock,
     scripts: &[String],
@@ -124,7 +126,7 @@ pub(crate) fn run_all(
             let machine = Machine { emulator: &emulator, kernel: &kernel, initramfs: &initramfs };
             let sender = sender.clone();
             machines.push(scope.spawn(move || {
-                // The receiver is there until every machine has ended.
+                // Sending does not fail: the receiver exists until every machine has ended.
                 machine.run(clock, &inside, |line| drop(sender.send((number, line.to_owned()))))
             }));
         }
@@ -151,7 +153,7 @@ impl Machine<'_> {
     fn run(self, clock: Clock, inside: &Path, mut each: impl FnMut(&str)) -> Result<()> {
         let mut command = Command::new(self.emulator);
         command
-            // KVM within a virtual machine is not available everywhere, and hangs on some machines.
+            // No KVM: it is not available in every virtual machine, and hangs on some machines.
             .args(clock.options())
             .args(["-m", &(MEMORY >> 20).to_string()])
             .args(["-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"])
@@ -167,7 +169,7 @@ impl Machine<'_> {
             .args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]);
         let steps = match clock {
             Clock::Host => None,
-            // Short enough for a socket's path, and of this process alone.
+            // The path is short enough for a socket, and unique to this process.
             Clock::Instructions => {
                 let name = format!("/run/culvert-vm-{}", std::process::id());
                 Some(Steps::start(PathBuf::from(name))?)
@@ -180,10 +182,10 @@ impl Machine<'_> {
             let line = line.trim_end_matches('\r');
             match line.strip_prefix(ENDED) {
                 Some(rest) => code = rest.trim().parse::<i32>().ok(),
-                // Of the emulator, each time when the guest is idle.
+                // The emulator prints this line each time the guest is idle.
                 None if line.ends_with("icount sleep disabled and no active timers") => {}
                 None if begun && code.is_none() => each(line),
-                // The firmware clears the screen, perhaps in this very line.
+                // The codes by which the firmware clears the screen may be in the same line.
                 None if line.ends_with(BEGUN) => begun = true,
                 None => {
                     early.push_str(line);
@@ -191,7 +193,7 @@ impl Machine<'_> {
                 }
             }
         })?;
-        // An error of the steps comes first: it is the cause of the guest's failure.
+        // An error of the single steps is reported first: it is the cause of the guest's failure.
         steps.map_or(Ok(()), Steps::end)?;
         match code {
             Some(0) => Ok(()),
@@ -204,7 +206,7 @@ impl Machine<'_> {
     }
 }
 
-/// Keeps other runs away from the files of the machine, until the result is dropped.
+/// Locks the files of the machine against other runs, until the result is dropped.
 fn lock(dir: &Path) -> Result<Flock<File>> {
     let path = dir.join("lock");
     let file =
@@ -217,7 +219,7 @@ fn lock(dir: &Path) -> Result<Flock<File>> {
     })
 }
 
-/// A text as one word of a shell.
+/// A text as one quoted word of a shell.
 pub(crate) fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
@@ -227,17 +229,17 @@ fn append(inside: &Path) -> String {
     format!("console=ttyS0 quiet panic=-1 culvert_inside={}", inside.display())
 }
 
-/// What the guest's first process runs once the host's files are its root.
+/// The shell script that the guest's first process runs once the host's files are its root.
 fn wrap(kernel: &Kernel, script: &str) -> String {
     let modules = kernel.modules.display();
-    // Files of the host below a directory that a tmpfs would hide stay visible.
+    // A tmpfs on /tmp would hide the build output or the repository if they are below /tmp.
     let tmp = if paths::target().starts_with("/tmp") || paths::root().starts_with("/tmp") {
         ""
     } else {
         "mount -t tmpfs tmp /tmp"
     };
-    // The device node /dev/net/tun, from which others load the module, comes with the module: there is
-    // no udev.
+    // `modprobe tun` makes the device node /dev/net/tun. Without udev there is no node before, and
+    // only the node lets other programs load the module.
     format!(
         "export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb\n\
          mkdir -p /lib/modules\n\

@@ -1,8 +1,9 @@
 //! Single steps of the guest, by QEMU's GDB stub (GDB remote serial protocol).
 //!
-//! The guest asks over its second serial port: `steps ADDRESS` in hexadecimal. The answer is
-//! `ready`; then the guest runs what is at the address twice. What it executes the second time, until
-//! it returns to its caller, is answered as the address of each instruction, a line each, and `end`.
+//! The guest sends `steps ADDRESS`, in hexadecimal, over its second serial port. The answer is
+//! `ready`. Then the guest runs the code at the address twice. The answer to the second run is the
+//! address of each instruction until the return to the caller, a line each, and `end`. The answer
+//! is `failed` if an error occurs.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -14,15 +15,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-/// How long the emulator may take to answer, and the guest to come to the address.
+/// How long the emulator may take to answer, and the guest to reach the address.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The most instructions of an answer.
+/// Largest number of instructions in an answer.
 const MOST: usize = 100_000;
-/// Places of `rsp` and `rip` among the registers, of 8 bytes each (GDB's description of amd64).
+/// Indexes of `rsp` and `rip` among the registers, of 8 bytes each (GDB's description of amd64).
 const RSP: usize = 7;
 const RIP: usize = 16;
 
-/// Answers the guest until it is dropped.
+/// A thread that answers the guest's requests until this value is dropped.
 #[derive(Debug)]
 pub(super) struct Steps {
     directory: PathBuf,
@@ -31,7 +32,7 @@ pub(super) struct Steps {
 }
 
 impl Steps {
-    /// Waits for an emulator with [`Self::options`].
+    /// Starts the thread, which waits for an emulator with [`Self::options`].
     pub(super) fn start(directory: PathBuf) -> Result<Self> {
         std::fs::create_dir_all(&directory)
             .with_context(|| format!("{}: cannot be made", directory.display()))?;
@@ -54,16 +55,16 @@ impl Steps {
         ]
     }
 
-    /// Ends it, after the emulator has ended.
+    /// Ends the thread, after the emulator has ended.
     ///
     /// # Errors
-    /// Why an answer could not be given.
+    /// The reason why a request could not be answered.
     pub(super) fn end(mut self) -> Result<()> {
         self.ended.store(true, Ordering::Relaxed);
         let Some(thread) = self.thread.take() else { return Ok(()) };
         match thread.join() {
             Ok(result) => result,
-            Err(_) => bail!("the thread that steps has ended early"),
+            Err(_) => bail!("the thread that steps the guest panicked"),
         }
     }
 }
@@ -71,7 +72,7 @@ impl Steps {
 impl Drop for Steps {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
-        // The sockets are the emulator's; nothing else is in there.
+        // The directory holds only the emulator's sockets.
         let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
@@ -103,7 +104,7 @@ fn serve(directory: &Path, ended: &AtomicBool) -> Result<()> {
         let steps = match steps(&stub(directory), address, ready) {
             Ok(steps) => steps,
             Err(error) => {
-                // The guest waits.
+                // The guest waits for an answer.
                 writeln!(answers, "failed").context("the guest's serial port")?;
                 return Err(error);
             }
@@ -116,12 +117,12 @@ fn serve(directory: &Path, ended: &AtomicBool) -> Result<()> {
 
 /// The addresses of the instructions from `address` until the return to its caller.
 fn steps(stub: &Path, address: u64, ready: impl FnOnce() -> Result<()>) -> Result<Vec<u64>> {
-    // The emulator stops the guest for a new client.
+    // The emulator stops the guest when a client connects.
     let mut gdb = Gdb::connect(stub)?;
     gdb.expect(&format!("Z0,{address:x},1"), "OK")?;
     gdb.send("c")?;
     ready()?;
-    // The guest runs what is there once before, to renew what it caches.
+    // The guest's first run of the code renews what the program caches. It is not stepped.
     gdb.receive().context("the guest does not come to the address")?;
     gdb.expect(&format!("z0,{address:x},1"), "OK")?;
     gdb.ask("s")?;
@@ -143,7 +144,8 @@ fn steps(stub: &Path, address: u64, ready: impl FnOnce() -> Result<()>) -> Resul
     Ok(steps)
 }
 
-/// A client of the stub. The guest is stopped while there is one, unless it was told to go on.
+/// A client of the stub. The guest is stopped while a client is connected, unless the client told
+/// it to go on.
 #[derive(Debug)]
 struct Gdb {
     stream: BufReader<UnixStream>,
@@ -164,10 +166,10 @@ impl Gdb {
         self.stream.get_mut().write_all(packet.as_bytes()).context("the emulator's GDB stub")
     }
 
-    /// The next packet; it is acknowledged.
+    /// Receives and acknowledges the next packet.
     fn receive(&mut self) -> Result<String> {
         let mut bytes = Vec::new();
-        // Acknowledgements of our own packets come before.
+        // The acknowledgements of our own packets are skipped.
         self.stream.read_until(b'$', &mut bytes).context("the emulator's GDB stub: no answer")?;
         bytes.clear();
         self.stream.read_until(b'#', &mut bytes).context("the emulator's GDB stub")?;
@@ -186,7 +188,8 @@ impl Gdb {
 
     fn expect(&mut self, text: &str, wanted: &str) -> Result<()> {
         let mut said = self.ask(text)?;
-        // The guest's stop at our connecting is told at any time.
+        // The stub reports at any time that the guest stopped when we connected. The report is
+        // skipped.
         while said.starts_with('T') {
             said = self.receive()?;
         }
@@ -194,8 +197,8 @@ impl Gdb {
         Ok(())
     }
 
-    /// The stack pointer and the instruction pointer. (The stub reads single registers only for a
-    /// client that has asked for its description of them.)
+    /// The stack pointer and the instruction pointer. All registers are read: the stub serves
+    /// single registers only to a client that has read the register description.
     fn registers(&mut self) -> Result<[u64; 2]> {
         let said = self.ask("g")?;
         let at =
@@ -212,8 +215,8 @@ impl Gdb {
 impl Drop for Gdb {
     /// Lets the guest go on.
     fn drop(&mut self) {
-        // A guest that runs is stopped first (Ctrl-C): else QEMU takes no packet. If this fails, the
-        // emulator has ended.
+        // A guest that runs is stopped first (Ctrl-C): otherwise QEMU accepts no packet. Errors are
+        // ignored: the emulator has then ended.
         if self.running {
             let _ = self.stream.get_mut().write_all(b"\x03");
             let _ = self.receive();

@@ -12,14 +12,14 @@ use crate::{
 };
 
 impl Agent {
-    /// Gives a container one more address in a network. Returns when its interface has it, and the
-    /// maps of this host. Nothing is written if the container has it already: a request whose
-    /// outcome is unknown can be repeated.
+    /// Adds an address to a container in a network. Returns when the container's interface and the
+    /// maps of this host have the address. If the container has the address already, nothing is
+    /// written: a request whose outcome is unknown can be repeated.
     ///
     /// # Errors
     ///
-    /// The address is refused, or the interface does not get it: the state is then as before. If
-    /// the store does not answer, the container may or may not have the address.
+    /// The address is refused, or the interface does not get the address: the state is unchanged
+    /// then. If the store does not answer, the container may or may not have the address.
     pub(super) async fn add_address(
         &self,
         network: &Name,
@@ -40,7 +40,7 @@ impl Agent {
         let executed = self.shared.execute(plan).await;
         let ((endpoint, had), revision) = executed.map_err(|error| refused(error, planned))?;
         if let Some(written) = had {
-            // It was there before this request, and stays.
+            // The container had the address before this request, and keeps it.
             return self.applied(&endpoint, written).await;
         }
         if let Err(error) = self.applied(&endpoint, revision).await {
@@ -55,13 +55,13 @@ impl Agent {
         Ok(())
     }
 
-    /// Takes an additional address away. Returns when the interface does not have it any more.
+    /// Removes an additional address. Returns when the interface no longer has the address.
     ///
     /// # Errors
     ///
-    /// The container does not have the address, as after an earlier request that was carried out
-    /// though its answer was lost; or the interface keeps it. If the store does not answer, the
-    /// container may or may not have the address.
+    /// The container does not have the address, or the interface keeps the address. A repeated
+    /// request fails if the first request removed the address and only its answer was lost. If the
+    /// store does not answer, the container may or may not have the address.
     pub(super) async fn remove_address(
         &self,
         network: &Name,
@@ -111,7 +111,7 @@ impl Agent {
         Ok(network)
     }
 
-    /// Waits until the interface of an endpoint is as it was written at `revision`.
+    /// Waits until the interface of an endpoint matches the record of `revision` or a later one.
     async fn applied(&self, endpoint: &Endpoint, revision: Revision) -> Result<(), ApiError> {
         let Endpoint { id, container, network, .. } = endpoint;
         let what = format!("container '{container}' in network '{network}'");
@@ -125,7 +125,8 @@ impl Agent {
     }
 }
 
-/// The error of a change. If it was `planned` and the store did not answer, its outcome is unknown.
+/// The API error for a change that failed. If the change was `planned` and the store did not
+/// answer, the outcome is unknown.
 fn refused(error: ExecuteError, planned: bool) -> ApiError {
     let is_unknown = planned && matches!(error, ExecuteError::Store(StoreError::Unavailable(_)));
     let mut error = ApiError::from(error);

@@ -1,4 +1,5 @@
-//! The networks of this host's containers, kept on disk for `ps` while the store is away.
+//! The networks of this host's containers, kept on disk for `ps` while the store does not
+//! answer.
 
 use std::{collections::BTreeMap, io, time::Duration};
 
@@ -51,7 +52,7 @@ impl Agent {
             known.collect()
         };
         for (name, known) in known {
-            // The disk is waited for, and requests get the lock in between.
+            // `note` waits for the disk: the lock is released between two records, for requests.
             self.shared.containers().note(&name, known)?;
         }
         Ok(())

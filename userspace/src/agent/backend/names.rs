@@ -1,4 +1,4 @@
-//! Names of containers, and for containers: the files of [`etc`].
+//! The files of [`etc`]: host name, hosts file and name servers of containers.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,8 @@ use crate::{
 };
 
 impl Agent {
-    /// Refuses options about names where the container keeps those of another.
+    /// Refuses options about names if the container has the names of the host, of another
+    /// container or of another program.
     pub(super) fn check_names(
         request: &ContainerCreate,
         network: &NetworkOf,
@@ -47,14 +48,14 @@ impl Agent {
     /// written.
     pub(super) fn write_etc(&self, record: &Record) -> Result<Vec<String>, ApiError> {
         let name = &record.name;
-        // The container whose addresses this one has.
+        // The container whose addresses the new container has.
         let holder = match &record.origin {
             Origin::Owned => name,
             Origin::Attached | Origin::Host => return Ok(Vec::new()),
             Origin::Shares(other) => match self.record_of(other) {
-                // The namespace is another program's, and its files are not known.
+                // The namespace belongs to another program, whose files are not known.
                 Some(Record { origin: Origin::Attached, .. }) => other,
-                // The files are the other container's.
+                // The new container uses the files of the other container.
                 _ => return Ok(Vec::new()),
             },
         };
@@ -87,8 +88,8 @@ impl Agent {
         Ok(warning.into_iter().collect())
     }
 
-    /// Writes the present addresses of a container into its file of hosts. An error is logged: the
-    /// attachment itself is done.
+    /// Writes the current addresses of a container into its hosts file. An error is only logged:
+    /// the change of the addresses is already done.
     pub(super) fn readdress(&self, name: &Name) {
         let Some(record) = self.record_of(name).filter(|record| record.origin == Origin::Owned)
         else {
@@ -139,7 +140,7 @@ impl Agent {
         })
     }
 
-    /// Whether a container is in a network that leads out of itself.
+    /// Whether a container is in a network with a gateway to external hosts.
     fn has_way_out(&self, name: &Name) -> bool {
         self.gateway_for(name).is_some()
     }

@@ -36,7 +36,7 @@ fn not_predefined(name: &Name, what: &str) -> Result<(), ApiError> {
 pub(super) enum NetworkOf {
     /// A network of the store.
     Stored(Name),
-    /// No network: a sandbox with the loopback device alone.
+    /// No network: a sandbox with only the loopback device.
     None,
     /// The network namespace of the host.
     Host,
@@ -70,8 +70,8 @@ impl Agent {
         if view.networks.contains_key(&name) {
             Ok(NetworkOf::Stored(name))
         } else {
-            // Another host may have made it, and its update not yet be here: the plan reads the
-            // store.
+            // Another host may have made the network, and the update may not have arrived yet: the
+            // plan reads the store.
             match view.problem_at(&Key::network(&name)) {
                 Some(_) => Err(unknown(&view, &name)),
                 None => Ok(NetworkOf::Stored(name)),
@@ -128,7 +128,7 @@ impl Agent {
         self.shared.view().resolve(name, &self.shared.node.name)
     }
 
-    /// Makes the network `bridge` of this host, if `network` is its name and it does not exist.
+    /// Makes the network `bridge` of this host, if `network` is its name and it is missing.
     pub(super) async fn ensure_bridge(&self, network: &Name) -> Result<(), ApiError> {
         let there = || self.shared.view().networks.contains_key(network);
         if network.node().is_none() || network.local() != PREDEFINED_BRIDGE || there() {

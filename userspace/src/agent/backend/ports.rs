@@ -18,7 +18,7 @@ use crate::{
 impl Agent {
     pub(super) fn show_ports(&self) -> Result<PublishedPorts, ApiError> {
         let mut published = Vec::new();
-        // A container that shares another's interfaces has its ports in its row, too.
+        // The row of a container that shares a namespace repeats the ports of the namespace owner.
         let owners = self.list_containers().into_iter().filter(|row| row.shares.is_none());
         for container in owners {
             for network in container.networks {
@@ -55,7 +55,8 @@ impl Agent {
         Ok(Allowed { still })
     }
 
-    /// Makes a change on a thread of its own: it writes to the disk, and reads the table of flows.
+    /// Runs `change` on a thread for blocking work, because `change` writes to the disk and reads
+    /// the table of flows.
     async fn apart<T: Send + 'static>(
         &self,
         change: impl FnOnce(&Shared) -> Result<T, ApiError> + Send + 'static,

@@ -221,7 +221,7 @@ impl Agent {
             None if shared.options.store.starts_with("file:") => Kind::File.to_string(),
             None => Kind::Etcd.to_string(),
         };
-        let counts = shared.map_counts.get().unwrap_or_else(|| self.read_counts());
+        let counts = shared.map_counts.get_or_read(|| self.read_counts());
         let restarts = shared.containers().iter().map(|record| u64::from(record.restarts)).sum();
         let (uplinks, price) = shared.platform.uplinks();
         let device = shared.platform.device();

@@ -31,7 +31,7 @@ impl Default for Limits {
     }
 }
 
-/// Fill of the table, in percent, above which it is crowded: a round then reads more of it.
+/// Fill level in percent above which the table is crowded: a round then reads more entries.
 const CROWDED: u64 = 75;
 
 /// Flows of one state.
@@ -48,7 +48,7 @@ pub(crate) struct Tally {
 /// Contents of the table, by state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Summary {
-    /// Flows of each state, as of the last complete pass; states without any are left out.
+    /// Flows of each state, as of the last complete pass. States without flows are left out.
     pub(crate) states: BTreeMap<FlowState, Tally>,
     /// Flows that the table has room for.
     pub(crate) capacity: u32,
@@ -70,7 +70,7 @@ struct Pass {
     states: BTreeMap<FlowState, Tally>,
     /// Entries whose other direction is missing, with the time in ns at which this was first seen.
     halves: HashMap<FlowKey, u64>,
-    /// Incarnations that a flow has and no container of this host.
+    /// Incarnations that a flow has and that no container of this host has.
     suspects: BTreeSet<u32>,
 }
 
@@ -104,7 +104,7 @@ impl Collector {
         let mut left = if self.is_crowded(table) { crowded_round } else { round };
         while left > 0 {
             let part = table.slice(self.pass.at, left.min(slice))?;
-            // No entries: the slice is the last one, or the rest is not worth a system call.
+            // An empty slice ends the round: it is the last slice, or `left` is too small for more.
             left = match u32::try_from(part.entries.len()) {
                 Ok(entries) if entries > 0 => left.saturating_sub(entries),
                 _ => 0,
@@ -133,7 +133,7 @@ impl Collector {
     /// Estimates the number of entries from the share of the table that the pass has read.
     fn estimate(&mut self, table: &dyn FlowTable) {
         let all = self.pass.present.saturating_mul(u64::from(table.range()));
-        // At the beginning of a pass the count of the last pass is exact.
+        // At the beginning of a pass the divisor is 0: the exact count of the last pass stays.
         if let Some(entries) = all.checked_div(u64::from(self.pass.at.0)) {
             self.entries = entries;
         }
@@ -143,7 +143,7 @@ impl Collector {
         self.entries * 100 > u64::from(table.capacity()) * 2 * CROWDED
     }
 
-    /// Judges one entry. Removes it if it has ended.
+    /// Examines one entry. Removes its flow if the flow has ended.
     fn visit(
         &mut self,
         table: &dyn FlowTable,
@@ -179,8 +179,8 @@ impl Collector {
                     (_, Verdict::Keep(_) | Verdict::Half) => self.pass.present += 1,
                     (None, _) => table.remove(&key)?,
                     (Some(_), _) => {
-                        // The `ORIG` entry first: without it the next packet begins a new
-                        // flow.
+                        // The `ORIG` entry is removed first: without this entry the next packet
+                        // begins a new flow.
                         let other = key.other(&flow);
                         let (orig, reply) =
                             if flow.kind & kind::ORIG != 0 { (key, other) } else { (other, key) };

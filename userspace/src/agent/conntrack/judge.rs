@@ -1,4 +1,4 @@
-//! Whether a flow stays.
+//! Decides whether a flow is kept or removed.
 
 use std::collections::BTreeSet;
 
@@ -11,16 +11,16 @@ use culvert_common::{
 /// write the two entries of a flow one after the other.
 pub(super) const ORPHANED_NS: u64 = 5_000_000_000;
 
-/// Judgement of a flow.
+/// Whether a flow is kept or removed, and the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// In use, or idle for less than it may be.
+    /// The flow is kept: it has been idle for less than its timeout.
     Keep(FlowState),
-    /// Idle for too long.
+    /// The flow has been idle for its timeout or longer.
     Expired,
     /// The flow's container is gone.
     Stale,
-    /// The host has lost the address by which other hosts see the flow.
+    /// The host has lost the address that external hosts use for the flow.
     Moved,
     /// The other direction has been missing for [`ORPHANED_NS`].
     Orphan,
@@ -33,26 +33,28 @@ pub(super) enum Verdict {
 pub(super) struct Incarnations {
     /// Incarnations in `ENDPOINTS`.
     pub(super) live: BTreeSet<u32>,
-    /// Time of the read. A flow that was used later may belong to a newer container.
+    /// Time in ns of the read. A flow that was used later may belong to a newer container.
     pub(super) read_ns: u64,
 }
 
-/// The inputs of a judgement. Times are on the clock of [`Flow::last_seen_ns`].
+/// The inputs of [`Law::judge`] that are the same for all flows. Times are in ns on the clock of
+/// [`Flow::last_seen_ns`].
 pub(super) struct Law<'a> {
-    /// The present time.
+    /// The current time.
     pub(super) now_ns: u64,
-    /// Idle times after which flows expire.
+    /// Idle times in ns after which flows expire.
     pub(super) timeouts: &'a conntrack::Timeouts,
-    /// `None`: `ENDPOINTS` could not be read. No flow is stale then.
+    /// Incarnations of the containers of this host. `None`: `ENDPOINTS` could not be read. No flow
+    /// is [`Verdict::Stale`] then.
     pub(super) incarnations: Option<&'a Incarnations>,
-    /// Addresses of the host. `None`: they could not be read. No flow is moved then.
+    /// Addresses of the host. `None`: they are not known. No flow is [`Verdict::Moved`] then.
     pub(super) addresses: Option<&'a BTreeSet<MappedAddr>>,
 }
 
 /// Findings of earlier passes about a flow.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Known<'a> {
-    /// Time since which the other direction is missing; `None` if it is there.
+    /// Time in ns at which the other direction was first seen missing. `None`: it was not missing.
     pub(super) missing_ns: Option<u64>,
     /// Incarnations that no container had in the last pass. An endpoint is in `ENDPOINTS` before
     /// its first flow is made: an incarnation that is missing twice belongs to no container.
@@ -60,7 +62,7 @@ pub(super) struct Known<'a> {
 }
 
 impl Law<'_> {
-    /// Judges the flow that has the entry `flow` under `key`. `other` is the entry of the other
+    /// Examines the flow that has the entry `flow` under `key`. `other` is the entry of the other
     /// direction, if there is one.
     pub(super) fn judge(
         &self,
@@ -94,9 +96,9 @@ impl Law<'_> {
         Verdict::Keep(FlowState::of_flow(key.protocol, flow, other))
     }
 
-    /// Whether a flow has lost its address on the host, which external hosts see: the source of
-    /// what leaves, the destination of what comes in. Linux ends such flows as well
-    /// (`nf_nat_masquerade`).
+    /// Whether the host has lost the address that external hosts use for a flow: the translated
+    /// source of an outgoing flow, or the destination of an incoming flow. Linux ends such flows
+    /// as well (`nf_nat_masquerade`).
     fn is_moved(&self, key: &FlowKey, flow: &Flow) -> bool {
         let outside = |at| at == zone::EXTERNAL || zone::client_link(at).is_some();
         let own = match (outside(key.zone), outside(flow.zone)) {
@@ -107,7 +109,7 @@ impl Law<'_> {
         self.addresses.is_some_and(|addresses| !addresses.contains(&MappedAddr::v4(own)))
     }
 
-    /// Incarnations of a flow that no container has; none while `ENDPOINTS` is not known.
+    /// Incarnations of a flow that no container has. Empty if `ENDPOINTS` could not be read.
     pub(super) fn missing(&self, flow: &Flow) -> impl Iterator<Item = u32> {
         let of_flow = [flow.from_incarnation, flow.to_incarnation];
         of_flow.into_iter().filter(|incarnation| {
@@ -193,9 +195,10 @@ mod tests {
         assert_eq!(judged(&of(0, 7, 1), Some(&incarnations)), keep);
         assert_eq!(judged(&of(8, 0, 1), Some(&incarnations)), Verdict::Stale);
         assert_eq!(judged(&of(7, 8, 1), Some(&incarnations)), Verdict::Stale);
-        // The other direction has the incarnation as well.
+        // The incarnations of both directions are checked.
         assert_eq!(judge(&reply, Some(&of(8, 0, 1)), None, Some(&incarnations)), Verdict::Stale);
-        // `ENDPOINTS` not known; then: used later, perhaps by a container that is new.
+        // `ENDPOINTS` could not be read, or the flow was used after the read, perhaps by a new
+        // container.
         assert_eq!(judged(&of(8, 0, 1), None), keep);
         assert_eq!(judged(&of(8, 0, 0), Some(&incarnations)), keep);
     }
@@ -251,7 +254,7 @@ mod tests {
     }
 
     proptest! {
-        /// Both directions get the same judgement, and no flow that was just used expires.
+        /// Both directions get the same verdict, and a flow that was just used does not expire.
         #[test]
         fn both_halves_alike(
             protocol in prop::sample::select(vec![1_u8, 6, 17]),

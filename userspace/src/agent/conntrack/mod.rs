@@ -1,8 +1,9 @@
-//! The agent's part of connection tracking: it removes flows that have ended, and reserves the ports
-//! of the host's own sockets.
+//! The agent's part of connection tracking: the agent removes flows that have ended, and reserves
+//! the ports of the host's own sockets.
 //!
-//! The programs make flows, update them, and make room for them; no packet waits for the agent. Each
-//! second a round reads a bounded part of the table. Nothing here needs the store.
+//! The programs make flows, update flows, and make room for new flows: no packet waits for the
+//! agent. Each second a round reads a bounded part of the table. This module does not need the
+//! store.
 
 mod collector;
 mod judge;
@@ -29,9 +30,12 @@ pub(crate) use self::{collector::Summary, judge::are_one_flow};
 use self::{
     collector::{Collector, Limits},
     judge::{Incarnations, Law},
-    ports::{Ports, Writer},
+    ports::{APART, Ports, Writer},
 };
-use super::{platform::Maps, state::Problems};
+use super::{
+    platform::{self, Maps},
+    state::Problems,
+};
 use crate::{
     config::ConntrackOptions,
     datapath::DatapathError,
@@ -63,19 +67,21 @@ pub(crate) const REFUSALS: [(DropReason, &str); 2] = [
 pub(crate) struct Context {
     /// The maps of the programs.
     pub(crate) maps: Arc<dyn Maps>,
+    /// The ports of the host.
+    pub(crate) host_ports: Arc<dyn platform::Ports>,
     /// Options of conntrack and NAT.
     pub(crate) options: ConntrackOptions,
     /// UDP port of VXLAN, which no flow may get.
     pub(crate) vxlan_port: u16,
     /// The problems that `status` shows.
     pub(crate) problems: Arc<Problems>,
-    /// The result of the last round.
+    /// Contents of the table as of the last round.
     pub(crate) summary: Arc<Mutex<Summary>>,
-    /// Asks the keeper to end.
+    /// Cancelled when the agent stops.
     pub(crate) shutdown: CancellationToken,
 }
 
-/// Keeps the table of flows until the agent stops.
+/// Runs a round each [`PERIOD`] until the agent stops.
 pub(super) async fn keep(context: Context) {
     let capacity = context.maps.flows().capacity();
     let wanted = context.options.max_flows;
@@ -102,8 +108,9 @@ pub(super) async fn keep(context: Context) {
         keeper = match round.await {
             Ok(keeper) => keeper,
             Err(error) => {
-                let line =
-                    format!("conntrack: it is not kept any more ({error}): restart the agent");
+                let line = format!(
+                    "conntrack: ended flows are not removed any more ({error}): restart the agent"
+                );
                 context.problems.set("conntrack/task", Some(line));
                 return;
             }
@@ -115,6 +122,9 @@ pub(super) async fn keep(context: Context) {
 struct Keeper {
     collector: Collector,
     ports: Writer,
+    /// The ports that masquerading leaves to the host's netfilter. `None`: netfilter has not tracked a
+    /// connection since the agent has started.
+    left: Option<Ports>,
     refused: [Recent; REFUSALS.len()],
 }
 
@@ -123,11 +133,12 @@ impl Keeper {
         Self {
             collector: Collector::new(limits),
             ports: Writer::default(),
+            left: None,
             refused: Default::default(),
         }
     }
 
-    /// Runs one round, at the time `at`.
+    /// Runs one round at the time `at`: removes ended flows, reserves ports, and updates problems.
     fn round(&mut self, context: &Context, at: Instant) {
         let line = |error: DatapathError| format!("conntrack: {error}");
         let collected = self.collect(context);
@@ -146,14 +157,15 @@ impl Keeper {
     fn collect(&mut self, context: &Context) -> Result<(), DatapathError> {
         let maps = context.maps.as_ref();
         let table = maps.flows();
-        // The time is read first: flows that begin during the read are later than it.
+        // The time is read before `ENDPOINTS`: a flow that begins meanwhile has a later time.
         let read_ns = maps.now_ns();
         let endpoints = maps.endpoints();
         let incarnations = endpoints.as_ref().ok().map(|endpoints| {
             let live = endpoints.values().map(|endpoint| endpoint.incarnation).collect();
             Incarnations { live, read_ns }
         });
-        // Without any address the host is between two: masquerading has none to go on with.
+        // A host without any address is between an old and a new address: until the new address
+        // is known, no flow counts as moved.
         let addresses = maps.host_addresses().ok().filter(|addresses| !addresses.is_empty());
         let law = Law {
             now_ns: read_ns,
@@ -167,10 +179,22 @@ impl Keeper {
         endpoints.and(round)
     }
 
-    /// Brings `RESERVED_PORTS` to the ports that masquerading must not take.
+    /// Writes the ports that masquerading must not take to `RESERVED_PORTS`.
     fn reserve(&mut self, context: &Context) -> Result<(), String> {
         let maps = context.maps.as_ref();
-        let mut ports = Ports::default();
+        if self.left.is_none() && context.host_ports.netfilter_is_active() {
+            let left = Ports::left_to_netfilter(context.options.nat_ports);
+            if left != Ports::default() {
+                tracing::info!(
+                    "conntrack: the host's netfilter tracks connections, and may masquerade, too: \
+                     new masqueraded flows take ports {} to {}",
+                    APART.start(),
+                    APART.end()
+                );
+            }
+            self.left = Some(left);
+        }
+        let mut ports = self.left.clone().unwrap_or_default();
         // No socket is bound to the VXLAN port: the programs take its packets.
         ports.add(PROTO_UDP, context.vxlan_port);
         for (transport, protocol) in SOCKETS {
@@ -191,13 +215,14 @@ impl Keeper {
 /// Tells whether a counter has grown within [`RECENT`].
 #[derive(Debug, Default)]
 struct Recent {
-    /// Values of the counter with their read times: within [`RECENT`], and the last one before.
+    /// Values of the counter with their read times: all values within [`RECENT`], and the last
+    /// value before that time.
     history: VecDeque<(Instant, u64)>,
 }
 
 impl Recent {
-    /// Whether `count`, read at `at`, is more than it was [`RECENT`] ago, or when it was
-    /// first read.
+    /// Whether `count`, read at `at`, is greater than the value of [`RECENT`] ago. If the counter
+    /// was first read later, the first value is compared.
     fn grew(&mut self, at: Instant, count: u64) -> bool {
         self.history.push_back((at, count));
         let old = |entry: Option<&(Instant, u64)>| {

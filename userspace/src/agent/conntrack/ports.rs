@@ -1,14 +1,29 @@
 //! Ports of the host that masquerading never takes: ports of the host's sockets, published
 //! ports, and the VXLAN port.
 
-use culvert_common::abi::{PublishedKey, RESERVED_ENTRIES, reserved_bit};
+use std::ops::RangeInclusive;
+
+use culvert_common::{
+    abi::{PublishedKey, RESERVED_ENTRIES, reserved_bit},
+    wire::ipv4::{PROTO_TCP, PROTO_UDP},
+};
 
 use crate::{
     datapath::{DatapathError, FlowTable},
     netlink::sockets::LocalSocket,
 };
 
-/// A set of ports, as [`RESERVED_PORTS`](culvert_common::abi::names::RESERVED_PORTS) has it.
+/// Source ports of masquerading on a host whose netfilter may masquerade, too. Netfilter keeps the
+/// source port of a connection if the port is free in its own table. Systems choose source ports above
+/// these: Linux from 32768, Windows and macOS from 49152. Few programs choose one of these.
+pub(super) const APART: RangeInclusive<u16> = 16_384..=32_767;
+
+/// The least number of ports of [`APART`] that `--nat-ports` has to have, for masquerading to keep to
+/// them.
+const ENOUGH: usize = 1024;
+
+/// A set of ports in the layout of [`RESERVED_PORTS`](culvert_common::abi::names::RESERVED_PORTS):
+/// 64-bit words, with one bit for each protocol and port, see [`reserved_bit`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ports(Vec<u64>);
 
@@ -19,7 +34,22 @@ impl Default for Ports {
 }
 
 impl Ports {
-    /// Adds a port (or an ICMP identifier), in host order.
+    /// The TCP and UDP ports of `nat_ports` that masquerading leaves to the host's netfilter: all but
+    /// [`APART`]. None if `nat_ports` has too few of [`APART`]: the option was given to choose others.
+    pub(super) fn left_to_netfilter((min, max): (u16, u16)) -> Self {
+        let mut ports = Self::default();
+        if (min..=max).filter(|port| APART.contains(port)).count() < ENOUGH {
+            return ports;
+        }
+        // A privileged port is kept although it is below the range.
+        for port in (1..=u16::MAX).filter(|port| !APART.contains(port)) {
+            ports.add(PROTO_TCP, port);
+            ports.add(PROTO_UDP, port);
+        }
+        ports
+    }
+
+    /// Adds a port (or an ICMP identifier), in host byte order.
     pub(super) fn add(&mut self, protocol: u8, port: u16) {
         if let Some((word, bit)) = reserved_bit(protocol, port)
             && let Some(word) = self.0.get_mut(word as usize)
@@ -35,7 +65,7 @@ impl Ports {
         }
     }
 
-    /// Adds ports published here.
+    /// Adds ports that this host publishes.
     pub(super) fn add_published<'a>(&mut self, keys: impl IntoIterator<Item = &'a PublishedKey>) {
         for key in keys {
             self.add(key.protocol, u16::from_be_bytes(key.port));
@@ -43,10 +73,10 @@ impl Ports {
     }
 }
 
-/// Brings `RESERVED_PORTS` to a set of ports, by the words that differ from those written before.
+/// Writes a set of ports to `RESERVED_PORTS`. Only words that differ from the map are written.
 #[derive(Default)]
 pub(super) struct Writer {
-    /// The words that the map holds; `None` until it was read.
+    /// The words that the map holds. `None`: the map has not been read yet.
     written: Option<Ports>,
 }
 
@@ -80,6 +110,28 @@ mod tests {
     fn sockets(ports: &[u16]) -> Vec<LocalSocket> {
         let address = std::net::Ipv4Addr::LOCALHOST.into();
         ports.iter().map(|port| LocalSocket { address, port: *port, inode: 1 }).collect()
+    }
+
+    #[test]
+    fn ports_are_left_to_netfilter() {
+        let has = |ports: &Ports, protocol, port| {
+            let (word, bit) = reserved_bit(protocol, port).unwrap();
+            ports.0[word as usize] & bit != 0
+        };
+        let left = Ports::left_to_netfilter((1024, 65_535));
+        for protocol in [TCP, UDP] {
+            for port in [1, 123, 1024, 16_383, 32_768, 60_999, 65_535] {
+                assert!(has(&left, protocol, port), "{protocol} {port}");
+            }
+            for port in [16_384, 20_000, 32_767] {
+                assert!(!has(&left, protocol, port), "{protocol} {port}");
+            }
+        }
+        // Netfilter keeps ICMP identifiers, of which no range is apart.
+        assert!(!has(&left, ICMP, 40_000));
+        // The user has chosen a range: too little of it is apart.
+        assert_eq!(Ports::left_to_netfilter((32_000, 65_535)), Ports::default());
+        assert_ne!(Ports::left_to_netfilter((31_744, 65_535)), Ports::default());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A table of flows in memory, cut into slices as the kernel's is.
+//! A table of flows in memory. Like the kernel's map, the table is read slice by slice.
 
 use std::{
     collections::BTreeMap,
@@ -29,7 +29,7 @@ pub(crate) struct State {
     pub(crate) slices: Vec<Vec<FlowKey>>,
     pub(crate) reserved: BTreeMap<u32, u64>,
     pub(crate) writes: usize,
-    /// The table cannot be read.
+    /// Whether reads of a slice fail.
     pub(crate) unreadable: bool,
 }
 
@@ -116,7 +116,7 @@ impl FlowTable for MemoryFlows {
 }
 
 /// Both directions of an answered UDP flow that the container 10.0.0.2 in VNI 256 began.
-/// Each `number` gives another address or port. The last packet was at `last_ns`.
+/// Each `number` gives another address or port. The time of the last packet is `last_ns`, in ns.
 pub(crate) fn masqueraded(number: u32, last_ns: u64) -> [(FlowKey, Flow); 2] {
     let [.., high, low] = number.to_be_bytes();
     let to = [192, 0, 2, (number >> 16) as u8];

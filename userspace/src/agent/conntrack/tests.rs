@@ -105,8 +105,8 @@ fn a_counter_that_grew_is_recent_for_a_minute() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// A pass reads every entry once, no round exceeds its bound, and the entries that are to
-    /// stay remain.
+    /// A pass reads every entry once, no round exceeds its bound, and the entries of flows that
+    /// have not expired remain.
     #[test]
     fn a_pass_sees_everything(
         idle in prop::collection::vec(0_u64..200, 0..300),

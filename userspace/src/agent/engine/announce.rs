@@ -5,13 +5,13 @@ use std::net::{IpAddr, Ipv6Addr};
 use super::Engine;
 use crate::{model::MacAddr, netlink::Announcement};
 
-/// Most announcements of one turn of the engine. The containers' own unreachability detection
-/// corrects the entries that are left.
+/// Most announcements of one turn of the engine. If there are more, the neighbour unreachability
+/// detection of the containers corrects the other entries.
 const MOST: usize = 65_536;
 
 impl Engine {
-    /// Tells the containers of this host which addresses have moved. They learned the former MACs
-    /// from the programs' answers, and would keep them for up to a minute.
+    /// Announces addresses that have moved to the containers of this host. The containers learned
+    /// the former MACs from the programs' answers, and would keep the entries for up to a minute.
     pub(super) async fn announce(&mut self) {
         let moved = self.reconciler.take_moved();
         if moved.is_empty() {
@@ -24,7 +24,7 @@ impl Engine {
             let ip = Ipv6Addr::from(key.ip.0);
             let ip = ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4);
             for (ifindex, info) in &held.tables().endpoints {
-                // The owner of the address knows.
+                // The new owner of the address needs no announcement.
                 if info.mac == *mac {
                     continue;
                 }
@@ -44,7 +44,7 @@ impl Engine {
         tracing::debug!(addresses, announcements = announcements.len(), "addresses announced");
         if left_out > 0 {
             tracing::warn!(
-                "{left_out} messages to containers about {addresses} moved addresses were left out: their own detection takes up to a minute"
+                "{left_out} messages to containers about {addresses} moved addresses were left out: the containers correct their neighbour entries within a minute"
             );
         }
         let sent = self.shared.platform.announce(announcements).await;

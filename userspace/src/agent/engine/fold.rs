@@ -1,4 +1,4 @@
-//! Changes in the store, applied to the view and to the marks of what the engine must redo.
+//! Applies changes in the store to the view, and marks the work that the engine must do again.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use crate::{
 impl Engine {
     /// Applies an update of the store to the view.
     pub(super) fn fold(&mut self, update: &Update) {
-        // The first list is compared as a whole, in `begin`.
+        // `begin` compares the whole first list, so its single changes are not noted.
         let touched = if self.informed {
             self.shared.view_mut().fold(update)
         } else {
@@ -26,7 +26,8 @@ impl Engine {
             self.shared.problems.set_below("store/", lines.collect());
         }
         if update.listed.is_some() {
-            // Now, before lasting memory is allocated between the pieces that the list has freed.
+            // At this point, before long-lived memory is allocated between the pieces that the list
+            // has freed.
             memory::give_back();
             self.listed = true;
             self.list = update.listed;
@@ -121,8 +122,8 @@ impl Engine {
         }
     }
 
-    /// Holds the ports of the host that local endpoints publish. Ports that could not be had before
-    /// are tried if `again`.
+    /// Holds the ports of the host that local endpoints publish. Ports that could not be held
+    /// before are tried again only if `again` is set.
     pub(super) fn hold_ports(&self, again: bool) {
         let wanted = {
             let view = self.shared.view();
@@ -138,7 +139,7 @@ impl Engine {
         self.shared.hold_ports(&wanted, again);
     }
 
-    /// Marks an endpoint that has changed. Returns whether it is, or was, one of this host's.
+    /// Marks an endpoint that has changed. Returns whether the endpoint is, or was, on this host.
     fn note_endpoint(&mut self, network: Name, id: String) -> bool {
         let wanted = {
             let view = self.shared.view();

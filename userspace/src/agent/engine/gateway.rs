@@ -10,10 +10,10 @@ use crate::{
 };
 
 impl Engine {
-    /// Makes the gateway device of a network once an endpoint of the network is plugged in here:
-    /// before, the device has no user, and making it takes as long as a device pair. Without the
-    /// device only traffic out of the network fails. Returns the device to be opened once the
-    /// maps have it.
+    /// Makes the gateway device of a network once an endpoint of the network is plugged in on this
+    /// host. Before that the device has no user, and making it takes as long as making a device
+    /// pair. While the device is missing, only traffic out of the network fails. Returns the
+    /// device, which is to be opened once the maps have it.
     pub(super) async fn make_gateway(&mut self, name: &Name) -> Option<GatewaySpec> {
         let wanted = {
             let view = self.shared.view();
@@ -44,14 +44,14 @@ impl Engine {
         }
     }
 
-    /// Takes the address from a gateway device whose subnet an interface of the host is connected
-    /// to: the host keeps the route that it had.
+    /// Leaves out the address of a gateway device if its subnet overlaps a subnet to which an
+    /// interface of the host is connected: the host keeps its own route.
     fn without_conflict(&self, name: &Name, wanted: GatewaySpec) -> GatewaySpec {
         let taken = wanted.address.and_then(|address| {
             let subnet = subnet_of(address);
             let own = self.connected.iter().find(|own| validate::overlap(**own, subnet))?;
             Some(format!(
-                "network '{name}': subnet {subnet} overlaps {own}, to which an interface of this host is connected: the host and the containers of the network here do not reach each other until one of both is renumbered"
+                "network '{name}': subnet {subnet} overlaps {own}, to which an interface of this host is connected: the host and the containers of the network here do not reach each other until one of the two is renumbered"
             ))
         });
         let address = wanted.address.filter(|_| taken.is_none());

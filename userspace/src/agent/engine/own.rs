@@ -1,4 +1,4 @@
-//! What other hosts must know of this one: VTEP address, subnets, MTU.
+//! Facts about this host that other hosts must know: VTEP address, subnets, MTU.
 
 use std::{net::Ipv4Addr, sync::Arc};
 
@@ -6,9 +6,9 @@ use super::Engine;
 use crate::{agent::platform::Facts, model::Node};
 
 impl Engine {
-    /// Compares the host with this node's record. Changed subnets or another MTU change the
-    /// record. The VTEP address is a constant of the programs: if the host has another one instead,
-    /// the agent starts anew.
+    /// Compares the host with this node's record. Changed subnets or a changed MTU are written to
+    /// the record. The VTEP address is a constant of the programs: if the host has another address
+    /// instead, the agent starts anew.
     pub(super) async fn check_host(&mut self) {
         let shared = Arc::clone(&self.shared);
         let facts = match shared.platform.facts().await {
@@ -25,7 +25,7 @@ impl Engine {
                 shared.problems.set("vtep", None);
                 let Facts { prefixes, mtu, .. } = facts;
                 if self.connected != prefixes {
-                    // A gateway device may be in the way of the host's own interface, or no more.
+                    // Other networks than before may now overlap a subnet of the host.
                     self.connected.clone_from(&prefixes);
                     self.dirty.extend(self.vnis.keys().cloned());
                 }
@@ -58,7 +58,7 @@ enum Moved {
     Away(String),
 }
 
-/// `given`: the address was given by `--vtep-ip`.
+/// Checks whether the host has the address `vtep`. `given`: `vtep` is the value of `--vtep-ip`.
 fn moved(facts: &Facts, vtep: Ipv4Addr, given: bool) -> Moved {
     if facts.ips.contains(&vtep) {
         return Moved::No;

@@ -1,4 +1,4 @@
-//! Reads of the maps on a thread besides the engine's task.
+//! Reads the maps on a separate thread, not in the engine's task.
 
 use std::sync::Arc;
 
@@ -9,14 +9,14 @@ use crate::{agent::platform::Platform, datapath::DatapathError, reconcile::Obser
 /// A thread that reads the maps.
 pub(super) type Reading = JoinHandle<Result<Observed, DatapathError>>;
 
-/// Reads the maps on a thread of its own: the read of 100,000 entries takes longer than a change
-/// in the store may wait.
+/// Starts a thread that reads the maps: the read of 100,000 entries takes longer than a change in
+/// the store may wait.
 pub(super) fn begin(platform: Arc<dyn Platform>) -> Reading {
     tokio::task::spawn_blocking(move || Observed::read(platform.as_ref()))
 }
 
-/// Waits for the thread that reads the maps; for ever if there is none. Cancel safe: the future
-/// may be dropped and made again.
+/// Waits for the thread that reads the maps. Waits forever if there is no thread. Cancel safe: the
+/// future may be dropped and made again.
 pub(super) async fn finished(reading: &mut Option<Reading>) -> Result<Observed, DatapathError> {
     let Some(thread) = reading else { return std::future::pending().await };
     let read = thread.await.unwrap_or_else(|error| {

@@ -1,6 +1,6 @@
-//! What other programs have changed: devices, settings, programs, pins.
+//! Repairs changes that other programs have made to devices, settings, BPF programs and pins.
 //!
-//! Changes that the kernel tells are acted on at once; the others are looked for at each
+//! A change that the kernel reports is repaired at once. The agent looks for other changes at each
 //! [`Periods::retry`](super::Periods::retry).
 
 use super::{Engine, queue::Work};
@@ -26,7 +26,7 @@ impl Engine {
             .collect();
         for (id, ifindex) in ports {
             let Some(mtu) = self.mtu_of(&id) else { continue };
-            // An error is that of the kernel: the next look finds what is to do.
+            // An error of the kernel is ignored: the next check finds the difference.
             if let Ok(Some(found)) = self.shared.platform.port_differs(ifindex, mtu).await {
                 self.shared.repairs.note("container device", found);
                 self.work.insert(Work::Plug(id));
@@ -59,7 +59,7 @@ impl Engine {
         Some(view.networks.get(name)?.mtu)
     }
 
-    /// Looks for what the kernel does not tell, and puts it right.
+    /// Looks for changes that the kernel does not report, and repairs them.
     pub(super) async fn repair(&self) {
         let vnis: Vec<u32> = self.gateway_specs.keys().copied().collect();
         let loopback = self.loopback == Some(true);
@@ -70,7 +70,7 @@ impl Engine {
         self.note_repairs("program", platform.repair_links().map_err(|error| error.to_string()));
     }
 
-    /// Notes repairs, a line each, or that they failed.
+    /// Notes the repairs, a line each, or the error that made them fail.
     fn note_repairs(&self, kind: &'static str, found: Result<Vec<String>, String>) {
         let (lines, failure) = match found {
             Ok(lines) => (lines, None),

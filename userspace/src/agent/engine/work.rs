@@ -83,7 +83,7 @@ impl Engine {
                     // The sandbox is gone, and the device pair with it.
                     PlugError::Absent(_) => self.drop_port(&id),
                     // A device pair that was plugged before stays in use: it lacks the change that
-                    // was refused. If it is gone, the kernel says so.
+                    // was refused. If the device pair is gone, the kernel sends an event.
                     PlugError::Refused(..) => {}
                 }
                 self.fail(&id, error);
@@ -145,7 +145,7 @@ impl Engine {
         if self.local.contains_key(&id) {
             return;
         }
-        // The maps of its network are written without it already: the view does not have it.
+        // The view does not have the endpoint, so its entries are already out of the maps.
         let ifindex = self.ports.get(&id).copied();
         let problem = format!("endpoint/{id}");
         match self.shared.platform.unplug(&id, ifindex).await {
@@ -200,7 +200,7 @@ impl Engine {
         }
     }
 
-    /// Queues the removal of device pairs whose endpoints the store does not have here, and
+    /// Queues the removal of device pairs whose endpoints are not on this host in the store, and
     /// removes attachments without a device pair.
     pub(super) async fn find_strays(&mut self) {
         let plugged = match self.shared.platform.plugged().await {
@@ -211,7 +211,8 @@ impl Engine {
             }
         };
         self.shared.problems.set("links", None);
-        // Also a pair that was made anew and then refused: the map has the former one's index.
+        // A device pair that was made again and then refused differs as well: the map has the
+        // ifindex of the former pair.
         let differs = |(id, ifindex): &(&String, &u32)| plugged.get(*id) != Some(*ifindex);
         let gone: Vec<String> =
             self.ports.iter().filter(differs).map(|(id, _)| id.clone()).collect();

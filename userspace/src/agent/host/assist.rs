@@ -1,4 +1,5 @@
-//! The two devices without packets, see [`sandbox::keep_gro`] and [`sandbox::keep_room`].
+//! The two helper devices, which carry no packets: the vxlan device of [`sandbox::keep_gro`] and
+//! the bridge of [`sandbox::keep_room`].
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -10,23 +11,23 @@ use crate::{
     sandbox::{self, SandboxError},
 };
 
-/// State of the two devices. An index of 0 means that there is no device.
+/// State of the two devices. An ifindex of 0 means that there is no device.
 #[derive(Debug, Default)]
 pub(super) struct Assistants {
     gro: AtomicU32,
     room: AtomicU32,
-    /// Index of a device that was made and removed again because its UDP port was taken.
+    /// Ifindex of a device that was made and removed again because its UDP port was taken.
     discarded: AtomicU32,
     /// A socket of another program has the VXLAN port.
     shared_port: AtomicBool,
     /// The host is being purged: the devices are not made again.
     gone: AtomicBool,
-    /// Reason that was last logged for each missing device. The lock serialises the work on them.
+    /// Last logged reason for each missing device. The lock serialises the work on the devices.
     told: Mutex<[Option<String>; 2]>,
 }
 
 impl Assistants {
-    /// Whether an event says that a device is to be checked.
+    /// Whether the devices must be checked after an event.
     pub(super) fn concerns(&self, event: &Event) -> bool {
         match event {
             Event::Link { index, up: true, .. } => *index == self.room.load(Ordering::Relaxed),
@@ -51,7 +52,7 @@ impl Assistants {
         self.gro.store(*gro.as_ref().unwrap_or(&0), Ordering::Relaxed);
         let taken = gro.as_ref().err().and_then(errno) == Some(Errno::EADDRINUSE);
         self.shared_port.store(taken, Ordering::Relaxed);
-        // Made after the vxlan device, which decides the headroom.
+        // The bridge is made after the vxlan device, because that device determines the headroom.
         let room = sandbox::keep_room(netlink).await;
         self.room.store(*room.as_ref().unwrap_or(&0), Ordering::Relaxed);
         let lines = [

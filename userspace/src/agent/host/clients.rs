@@ -1,5 +1,5 @@
-//! Client links: interfaces of the host that are neither uplinks nor Culvert's, such as `docker0` or
-//! a second network card. Published ports serve them as well.
+//! Client links: interfaces of the host that are neither uplinks nor Culvert's, such as `docker0`
+//! or a second network card. Clients behind them can use published ports, too.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -7,14 +7,14 @@ use super::{Host, nat::replace};
 use crate::{netlink::NetlinkError, sandbox};
 
 impl Host {
-    /// Attaches `from_client` to the client links while `publishes`, and detaches it from all other
-    /// interfaces. Goes on after an error. Returns the problems, a line each.
+    /// Attaches `from_client` to the client links if `publishes`, and detaches it from all other
+    /// interfaces. Continues after an error. Returns the problems, a line each.
     pub(super) async fn serve_client_links(&self, publishes: bool) -> Vec<String> {
         let mut problems = Vec::new();
         let found = if publishes { self.find_client_links().await } else { Ok(vec![]) };
         let wanted = match found {
             Ok(wanted) => wanted,
-            // The present ones stay.
+            // The attached programs stay attached.
             Err(error) => return vec![format!("client links: {error}")],
         };
         // Locked, so that nothing is attached after a purge has removed the pins.
@@ -45,7 +45,7 @@ impl Host {
         problems
     }
 
-    /// The interfaces with an IPv4 address that are client links, by index and name.
+    /// The client links that have an IPv4 address, each with its ifindex and name.
     async fn find_client_links(&self) -> Result<Vec<(u32, String)>, NetlinkError> {
         let mut candidates = BTreeSet::new();
         for (ifindex, address) in self.netlink.all_addresses().await? {
@@ -57,7 +57,7 @@ impl Host {
         }
         let mut found = Vec::new();
         for ifindex in candidates {
-            // Gone since.
+            // The interface was removed after its address was read.
             let Some(link) = self.netlink.link_at(ifindex).await? else { continue };
             let ours = sandbox::gateway_of(&link).is_some()
                 || sandbox::endpoint_of(&link).is_some()
@@ -65,7 +65,7 @@ impl Host {
             if ours || link.loopback || self.uplinks.contains(&link.name) {
                 continue;
             }
-            // 'culvert doctor' names an interface without an Ethernet header.
+            // An interface without an Ethernet header is left out: `culvert doctor` reports it.
             if link.mac.is_some() {
                 found.push((ifindex, link.name));
             }

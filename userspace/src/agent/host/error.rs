@@ -1,4 +1,4 @@
-//! Errors of the lower rooms as errors of the API, and blocking work.
+//! Conversion of errors of other modules to API errors, and blocking work.
 
 use crate::{
     api::types::{ApiError, ErrorKind},

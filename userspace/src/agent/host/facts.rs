@@ -39,15 +39,15 @@ pub(crate) async fn read(netlink: &Netlink, uplinks: &[String]) -> Result<Facts,
         }
         facts.prefixes.extend(connected(address).filter(|_| !is_gateway(ifindex)));
     }
-    // In order: the same subnets are the same record.
+    // Sorted, so that the same subnets always give the same record.
     facts.prefixes.sort_unstable();
     facts.prefixes.dedup();
     facts.prefixes.truncate(Node::MOST_PREFIXES);
     Ok(facts)
 }
 
-/// The subnet that an address connects its interface to. `None` if it is the address alone, or one
-/// that each host has.
+/// The subnet to which an address connects its interface. `None`: the prefix has the full length,
+/// or the address is a loopback or link-local address, whose subnet every host has.
 fn connected(address: IpNetwork) -> Option<IpNetwork> {
     let (shared, alone) = match address.ip() {
         IpAddr::V4(ip) => (ip.is_loopback() || ip.is_link_local(), 32),

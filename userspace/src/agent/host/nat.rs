@@ -34,7 +34,7 @@ impl Host {
     }
 }
 
-/// Brings a table to `wanted`.
+/// Replaces the entries of a table by `wanted`. Only differences are written.
 pub(super) fn replace<K: Copy + Ord, V: PartialEq>(
     table: &dyn Table<K, V>,
     wanted: &BTreeMap<K, V>,

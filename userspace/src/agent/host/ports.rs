@@ -26,7 +26,7 @@ use crate::{
     netns::Netns,
 };
 
-/// The first port that needs no capability (ip-sysctl.rst of the kernel).
+/// File with the first port that needs no capability (ip-sysctl.rst of the kernel).
 const UNPRIVILEGED: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
 /// Default of [`UNPRIVILEGED`].
 const UNPRIVILEGED_DEFAULT: u16 = 1024;
@@ -46,6 +46,13 @@ impl Ports for Host {
         holder(ip, port, protocol)
     }
 
+    fn netfilter_is_active(&self) -> bool {
+        // No thread of the runtime leaves the agent's namespace, so this is the host's number of
+        // tracked connections. The file is absent without the module.
+        fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count")
+            .is_ok_and(|count| count.trim() != "0")
+    }
+
     async fn port_holder_in(
         &self,
         netns: &Path,
@@ -61,9 +68,9 @@ impl Ports for Host {
     }
 }
 
-/// Binds a socket to a port, so that no process can have it. The socket does not listen: the
-/// programs take its packets before the host's own stack. Without `SO_REUSEADDR` the bind
-/// fails if any other socket has the port.
+/// Binds a socket to a port, so that no process can bind the port. The socket does not listen: the
+/// BPF programs take the packets to the port before the host's own stack. Without `SO_REUSEADDR`
+/// the bind fails if any other socket has the port.
 fn hold(ip: Ipv4Addr, port: u16, protocol: Protocol) -> Result<PortHold, PortError> {
     let address = SocketAddrV4::new(ip, port);
     let bound: io::Result<PortHold> = match protocol {
@@ -118,8 +125,8 @@ fn conflicts(bound: IpAddr, ip: Ipv4Addr) -> bool {
     }
 }
 
-/// The process that has one of these sockets open; if several have one, a process that has the
-/// first socket. Reads the open files of each process at most once.
+/// A process that has one of these sockets open. If there are several, a process that has the
+/// earliest socket in `inodes`. Reads the open files of each process at most once.
 fn process_with(inodes: &[u64]) -> Option<Holder> {
     let wanted: HashMap<OsString, usize> = inodes
         .iter()

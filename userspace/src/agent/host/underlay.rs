@@ -111,7 +111,7 @@ impl Underlay {
         };
         let device = self.devices.get(&route.ifindex);
         let device = device.ok_or_else(|| format!("its interface #{} is gone", route.ifindex))?;
-        // The far end drops a frame that is longer than its own MTU, and nobody is told.
+        // The remote host silently drops a frame that is longer than its own MTU.
         let least = mtu.map_or(route.mtu, |mtu| route.mtu.min(mtu.into()));
         let inner_mtu = least.saturating_sub(VXLAN_OVERHEAD.into());
         let path = UnderlayPath {

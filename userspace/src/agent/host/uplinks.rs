@@ -1,4 +1,4 @@
-//! Uplinks: programs on them, facts about them, paths that lead out of them.
+//! Uplinks: the programs on them, facts about them, and the paths to VTEPs.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,8 +28,8 @@ use crate::{
 };
 
 impl Host {
-    /// Attaches `from_underlay` to the uplinks, and detaches it from other interfaces. Goes
-    /// on after an error; returns all errors.
+    /// Attaches `from_underlay` to the uplinks, and detaches it from other interfaces. Continues
+    /// after an error. Returns all errors.
     pub(crate) async fn attach_uplinks(&self) -> Vec<ApiError> {
         let mut wanted = BTreeMap::new();
         let mut errors = Vec::new();
@@ -65,8 +65,7 @@ impl Host {
         Ok((link.index, info))
     }
 
-    /// Makes the two devices without packets if they are missing, and reads the facts about the
-    /// uplinks.
+    /// Makes the two helper devices if they are missing, and reads the facts about the uplinks.
     pub(crate) async fn keep_assistants(&self) {
         self.assistants.keep(&self.netlink, self.vxlan_port).await;
         let known = choice::read(&self.netlink, &self.uplinks, self.vxlan_port).await;
@@ -123,7 +122,8 @@ impl Underlay for Host {
         let underlay = underlay::Underlay::read(&self.netlink).await.map_err(refused)?;
         let resolved = underlay.resolve(&self.netlink, &self.uplinks, vteps, used).await;
         let (paths, hops) = resolved.map_err(refused)?;
-        // Noted before the kernel is told: its events are recognised by this set.
+        // The set is stored before the calls to the kernel: `event` needs the set to recognise the
+        // events that the calls cause.
         let before = std::mem::replace(&mut *self.managed(), hops.clone());
         for (ifindex, ip) in hops.difference(&before) {
             // Best effort: the first frame to the VTEP resolves the neighbour as well.

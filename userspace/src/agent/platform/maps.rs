@@ -17,7 +17,7 @@ use crate::{
     reconcile::Kernel,
 };
 
-/// Reads the maps. [`Kernel`] writes those that follow from the store.
+/// Reads the maps. [`Kernel`] writes the maps whose entries follow from the store.
 pub(crate) trait Maps: Kernel<Error = DatapathError> + Send + Sync + 'static {
     /// The entries of `FDB`.
     fn fdb(&self) -> Result<BTreeMap<FdbKey, FdbEntry>, DatapathError>;

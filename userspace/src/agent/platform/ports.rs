@@ -14,10 +14,18 @@ pub(crate) trait Ports: Send + Sync + 'static {
     fn hold_port(&self, ip: Ipv4Addr, port: u16, protocol: Protocol)
     -> Result<PortHold, PortError>;
 
-    /// Finds the holder of a port of the host, as far as the agent can see it.
+    /// Finds the holder of a port of the host. [`Holder::Unseen`]: the agent cannot see a holder.
     fn port_holder(&self, ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder;
 
-    /// Finds the holder of a port in a sandbox.
+    /// Whether the host's netfilter tracks connections. It then may masquerade, too, and nobody but
+    /// netfilter knows which ports it uses.
+    fn netfilter_is_active(&self) -> bool;
+
+    /// Finds the holder of a port in a sandbox, whose network namespace is at `netns`.
+    ///
+    /// # Errors
+    ///
+    /// The network namespace cannot be opened or entered.
     async fn port_holder_in(
         &self,
         netns: &Path,

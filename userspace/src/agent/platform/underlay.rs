@@ -29,12 +29,14 @@ pub(crate) trait Underlay: Send + Sync + 'static {
         used: &BTreeSet<Ipv4Addr>,
     ) -> Result<Paths, PlugError>;
 
-    /// Attaches missing programs to the uplinks, and makes the two devices without packets if
-    /// they are missing. Returns the problems of the uplinks, a line each.
+    /// Attaches missing programs to the uplinks, and makes the two helper devices (see
+    /// `sandbox::keep_gro` and `sandbox::keep_room`) if they are missing. Returns the problems of
+    /// the uplinks, a line each.
     async fn check_uplinks(&self) -> Vec<String>;
 
-    /// Attaches the program to the client links while this host publishes a port: interfaces that
-    /// are neither uplinks nor Culvert's. Returns the problems, a line each.
+    /// Attaches `from_client` to the client links if `publishes` (this host publishes a port), and
+    /// detaches it otherwise. Client links are the interfaces that are neither uplinks nor
+    /// Culvert's. Returns the problems, a line each.
     async fn keep_client_links(&self, publishes: bool) -> Vec<String>;
 
     /// Names of the client links that the program is attached to.
@@ -49,11 +51,11 @@ pub(crate) trait Underlay: Send + Sync + 'static {
     /// The kind of device pair that new containers get, and the reason.
     fn device(&self) -> Device;
 
-    /// The largest MTU of a network here: the smallest of the uplinks, for an overlay network
-    /// less the VXLAN overhead.
+    /// The largest MTU in bytes that a network can have on this host: the smallest MTU of the
+    /// uplinks. For an overlay network the VXLAN overhead is subtracted.
     async fn max_mtu(&self, driver: Driver) -> Result<u16, ApiError>;
 
-    /// The host's routes, without those by the gateway devices.
+    /// The host's routes, except the routes through gateway devices.
     async fn routes(&self) -> Result<Vec<HostRoute>, ApiError>;
 
     /// Addresses and MTU of the host.

@@ -12,13 +12,13 @@ use crate::{
     netlink::Netlink,
 };
 
-/// Finds them. An XDP program among them is detached if this agent attaches one: an interface has
-/// one XDP program. The others go on until this agent's maps are filled, see [`Retiring`]. Returns
-/// what was detached, a line each.
+/// Finds the programs. If this agent attaches XDP programs, an XDP program among the found ones is
+/// detached: an interface can have only one XDP program. The other programs run until this agent's
+/// maps are filled, see [`Retiring`]. Returns the detached programs, a line each.
 ///
 /// # Errors
 ///
-/// One line: the agent that has attached them runs, or may run.
+/// The agent that attached a program runs, or may run. The error is one line.
 pub(super) async fn check(
     netlink: &Netlink,
     options: &AgentOptions,
@@ -41,10 +41,11 @@ pub(super) async fn check(
     .await?
 }
 
-/// The pause between two attempts to retire them.
+/// Pause between two attempts to retire the programs.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Retires them once the maps of this agent are filled.
+/// Retires the programs (detaches them and removes their pins) once the maps of this agent are
+/// filled.
 pub(super) struct Retiring {
     shared: Arc<Shared>,
     host: Arc<Host>,
@@ -53,7 +54,7 @@ pub(super) struct Retiring {
 }
 
 impl Retiring {
-    /// `detached` are those that [`check`] has detached: each counts as a repair.
+    /// `detached` has the lines that [`check`] returned. Each line counts as a repair.
     pub(super) fn new(shared: &Arc<Shared>, host: &Arc<Host>, detached: Vec<String>) -> Self {
         for found in detached {
             shared.repairs.note("earlier program", found);
@@ -61,7 +62,8 @@ impl Retiring {
         Self { shared: Arc::clone(shared), host: Arc::clone(host), unpinned: Vec::new() }
     }
 
-    /// Detaches them and removes their pins. Counts each as a repair. Returns whether none is left.
+    /// Detaches the programs and removes their pins. Counts each program as a repair. Returns
+    /// whether nothing is left.
     pub(super) async fn attempt(&mut self) -> bool {
         let outcome = self.host.retire_leftovers(self.unpinned.clone()).await;
         let problem = problem(&outcome);
@@ -74,7 +76,7 @@ impl Retiring {
         is_done
     }
 
-    /// Attempts it until none is left, or the agent stops.
+    /// Repeats [`Self::attempt`] until nothing is left, or the agent stops.
     pub(super) async fn keep(mut self) {
         loop {
             tokio::select! {
@@ -114,7 +116,7 @@ impl Retiring {
     }
 }
 
-/// What is left after an attempt, on one line. `None`: nothing.
+/// The problem that is left after an attempt, on one line. `None`: nothing is left.
 fn problem(outcome: &Result<Retired, ApiError>) -> Option<String> {
     let error: &dyn Display = match outcome {
         Ok(retired) => match &retired.not_removed {
@@ -129,7 +131,7 @@ fn problem(outcome: &Result<Retired, ApiError>) -> Option<String> {
     ))
 }
 
-/// What was found, on one line.
+/// A program that was found, on one line.
 fn line(leftover: impl std::borrow::Borrow<Leftover>) -> String {
     format!("{}: it was of an agent with another --bpffs", leftover.borrow())
 }
@@ -150,7 +152,7 @@ mod tests {
             source: std::io::ErrorKind::ResourceBusy.into(),
         };
         assert_eq!(problem(&Ok(Retired::default())), None);
-        // The programs are detached: the flows are lost once and for all.
+        // The programs are detached: another attempt cannot save their flows.
         let retired = Retired {
             programs: vec![Leftover::of_a_test(Owner::Ended)],
             not_copied: Some(broken()),

@@ -1,4 +1,4 @@
-//! Uplinks and VTEP address. At boot they may come later than the agent.
+//! Uplinks and VTEP address. At boot they may appear after the start of the agent.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -14,20 +14,21 @@ use crate::{
     netlink::{Link, Netlink, NetlinkError, Route, default_link},
 };
 
-/// Interval at which the host is looked at.
+/// Interval at which the host is checked.
 const EVERY: Duration = Duration::from_millis(500);
 
-/// What is wrong with an uplink or the VTEP address, on one line.
+/// The fault of an uplink or of the VTEP address, on one line.
 #[derive(Debug, PartialEq, Eq)]
 enum Fault {
-    /// It may come: a device that a driver has not made yet, an address that DHCP has not got yet.
+    /// Something is missing that may still appear: a device that a driver has not made yet, or an
+    /// address that DHCP has not got yet.
     Absent(String),
-    /// It does not go away by itself.
+    /// The fault does not go away by itself.
     Wrong(String),
 }
 
-/// The names of the uplinks, and the VTEP address. Waits until the host has them, as long as for
-/// the store; logs once what it waits for.
+/// The names of the uplinks, and the VTEP address. Waits for them up to `--store-timeout`. Logs
+/// each missing thing once.
 ///
 /// # Errors
 ///

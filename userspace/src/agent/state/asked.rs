@@ -12,7 +12,8 @@ use crate::{
     },
 };
 
-/// A store whose calls the callers of requests are told of, while it does not answer.
+/// A store that marks each call as [`Wait::Store`]: if the time of a request is over during the
+/// call, the error tells the caller that the store has not answered.
 #[derive(Debug)]
 pub(super) struct Asked(pub(super) Arc<dyn StateStore>);
 

@@ -4,17 +4,18 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::reconcile::Counts;
 
-/// Number of entries of `FDB` and `NEIGHBOURS`. Not known until the engine has read the maps
-/// for the first time.
+/// Number of entries of `FDB` and `NEIGHBOURS`. Empty until the engine or [`Self::get_or_read`] has
+/// read the maps for the first time.
 #[derive(Debug, Default)]
 pub(crate) struct MapCounts {
     counts: Mutex<Option<Counts>>,
 }
 
 impl MapCounts {
-    /// The counts, once they are known.
-    pub(crate) fn get(&self) -> Option<Counts> {
-        *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The counts. If no counts are set yet, calls `read` and stores its result. `read` is called
+    /// with the lock held.
+    pub(crate) fn get_or_read(&self, read: impl FnOnce() -> Counts) -> Counts {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(read)
     }
 
     /// Sets the counts.

@@ -26,7 +26,7 @@ const PERIOD: Duration = Duration::from_secs(1);
 const BLOCK: usize = 4096;
 /// Key of the problem in `status`.
 const PROBLEM: &str = "state-dir";
-/// Name of that file.
+/// Name of the file that is written to try the directory.
 const PROBE: &str = "probe.new";
 
 /// The state directory: a write that fails is a problem in `status` until one succeeds.
@@ -46,7 +46,7 @@ impl Disk {
     pub(crate) fn refuse(&self, what: &str, error: io::Error) -> ApiError {
         if let Some(line) = self.line(&error) {
             self.problems.set(PROBLEM, Some(line.clone()));
-            // Not the request's fault, and it may succeed later.
+            // The request is valid, and may succeed later.
             return ApiError::new(ErrorKind::Unavailable, format!("{what}: {line}"));
         }
         ApiError::new(ErrorKind::Internal, format!("{what}: {}", name_limit(error)))
@@ -64,8 +64,8 @@ impl Disk {
         try_to_write(&self.directory).map_err(|error| self.refuse(what, error))
     }
 
-    /// Refuses a request that will remove a file of `what`, if that cannot be done. A full disk is
-    /// no obstacle.
+    /// Refuses a request that will remove a file of `what`, if files cannot be removed. A full disk
+    /// does not prevent a removal.
     ///
     /// # Errors
     ///
@@ -91,8 +91,8 @@ impl Disk {
         Some(format!("state directory {directory} cannot be written: {error}: {remedy}"))
     }
 
-    /// Checks the directory. Only if there are signs of a problem, or a write has failed before, is
-    /// a file written: a disk is not to be kept awake for this.
+    /// Checks the directory. Writes a file only if there are signs of a problem, or if a write has
+    /// failed before: a check must not keep an idle disk awake.
     fn check(&self) {
         let doubtful = match statvfs(&self.directory) {
             Ok(about) => {

@@ -1,4 +1,4 @@
-//! Since when the agents of the nodes are not alive.
+//! Times at which the leases of nodes ran out.
 
 use std::{
     collections::BTreeMap,
@@ -8,17 +8,18 @@ use std::{
 
 use crate::model::Name;
 
-/// The nodes as this agent has seen them. The store does not record when a lease has run out.
+/// Liveness of the nodes, as this agent has seen it. The store does not record when a lease has run
+/// out.
 #[derive(Debug, Default)]
 pub(crate) struct Lives {
     nodes: Mutex<BTreeMap<Name, Life>>,
 }
 
-/// A node.
+/// Liveness of a node.
 #[derive(Clone, Copy, Debug)]
 enum Life {
     Alive,
-    /// Its lease ran out then; `None`: before this agent's start.
+    /// The time at which the lease of the node ran out. `None`: before this agent's start.
     Gone(Option<Instant>),
 }
 

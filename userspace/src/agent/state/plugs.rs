@@ -14,7 +14,7 @@ pub(crate) enum PlugState {
     Pending,
     /// The endpoint is plugged in, and in the maps.
     Ready {
-        /// Revision of the endpoint's record that its interface is made by.
+        /// Revision of the endpoint's record that the interface matches.
         revision: Revision,
     },
     /// Plugging in failed. The engine tries again.

@@ -1,4 +1,4 @@
-//! What the agent has found changed by others, and has put right.
+//! Repairs: changes by other programs that the agent has found and undone.
 
 use std::{
     collections::BTreeMap,
@@ -15,16 +15,17 @@ pub(crate) struct Repairs {
 /// The repairs of one kind.
 #[derive(Clone, Debug)]
 pub(crate) struct Repair {
-    /// How many.
+    /// Number of repairs.
     pub(crate) count: u64,
-    /// What was found at the last.
+    /// What the last repair found, on one line.
     pub(crate) last: String,
-    /// When the last was made.
+    /// Time of the last repair.
     pub(crate) at: Instant,
 }
 
 impl Repairs {
-    /// Counts and logs a repair. `kind` is the kind of thing, `found` names it and what was found.
+    /// Counts and logs a repair. `kind` is the kind of object, such as `pin`. `found` names the
+    /// object and the change that was found.
     pub(crate) fn note(&self, kind: &'static str, found: String) {
         tracing::warn!("repaired: {found}");
         // A thread that panicked with the lock held left a valid map.

@@ -19,11 +19,11 @@ pub(crate) struct StoreHandle {
     store: OnceLock<Arc<dyn StateStore>>,
     /// Health of the first attempts to reach the store.
     early: watch::Sender<Health>,
-    /// Health of the follower; of the first attempts until there is a follower.
+    /// Health of the follower. Until there is a follower: health of the first attempts.
     health: Mutex<watch::Receiver<Health>>,
-    /// Accepts a store that was replaced.
+    /// Tells the follower to accept a store that was replaced.
     acceptance: OnceLock<Arc<Notify>>,
-    /// The last time that the whole store was read.
+    /// Key count and durations of the last read of the whole store.
     last_read: Mutex<Option<StoreRead>>,
     /// Alarms of the store, as they were last read.
     alarms: Mutex<Vec<String>>,
@@ -79,14 +79,14 @@ impl StoreHandle {
         let _ = self.acceptance.set(follower.acceptance());
     }
 
-    /// Accepts a store that was replaced. Without effect on another.
+    /// Accepts a store that was replaced. Has no effect if the store was not replaced.
     pub(crate) fn accept(&self) {
         if let Some(acceptance) = self.acceptance.get() {
             acceptance.notify_one();
         }
     }
 
-    /// Waits until the store is found to be the one that this agent knows, or is accepted.
+    /// Waits until the store is identified as the store that this agent knows, or is accepted.
     pub(crate) async fn is_known(&self) {
         let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner).clone();
         // The follower has ended: the agent is stopping.
@@ -118,7 +118,7 @@ impl StoreHandle {
         *self.alarms.lock().unwrap_or_else(PoisonError::into_inner) = alarms;
     }
 
-    /// The last time that the whole store was read.
+    /// Key count and durations of the last read of the whole store.
     pub(crate) fn last_read(&self) -> Option<StoreRead> {
         *self.last_read.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -49,7 +49,7 @@ async fn a_container_is_made_with_several_addresses() {
     let web = inspected.containers.values().find(|container| container.name == "web").unwrap();
     assert_eq!(web.ipv4_address, "10.0.1.80/24");
     assert_eq!(web.additional_addresses, ["10.0.1.81/24", "10.0.1.82/24"]);
-    // The interface gets them, and every host has them at the container's MAC.
+    // The interface gets the addresses, and every host maps them to the container's MAC.
     {
         let state = one.paper.state();
         let wanted = state.wanted.values().find(|wanted| wanted.container == name("web")).unwrap();
@@ -98,7 +98,7 @@ async fn addresses_are_given_to_a_running_container_and_taken_away() {
     two.run("db", "blue").await.unwrap();
     let blue = name("blue");
     one.agent.address_add(&blue, change("web", "10.0.1.100")).await.unwrap();
-    // The request returns when the interface has it.
+    // The request returns when the interface has the address.
     let plugged = |container: &str| {
         let state = one.paper.state();
         let mut wanted = state.wanted.values().filter(|wanted| wanted.container == name(container));
@@ -196,7 +196,8 @@ async fn containers_are_told_of_addresses_that_move() {
         let wanted = state.wanted.values().find(|it| it.container == name(container)).unwrap();
         state.veths[&wanted.id]
     };
-    // All containers of the first host; on the second one only the new owner is, who knows.
+    // All containers of the first host are told. The second host has only the new owner, which is
+    // not told.
     let mut told: Vec<Announcement> = [of(&one, "web"), of(&one, "client")]
         .into_iter()
         .map(|ifindex| Announcement { ifindex, ip: ip(float), mac })
@@ -210,13 +211,13 @@ async fn containers_are_told_of_addresses_that_move() {
     .await;
     assert!(two.paper.state().announced.is_empty());
 
-    // A container that is made again, with the same address and MAC, is news to nobody.
+    // A container that is made again with the same address and MAC is not announced.
     one.paper.state().announced.clear();
     two.agent.container_remove(&name("db"), false).await.unwrap();
     let mut again = run("db", "blue");
     again.ip = Some(ip("10.0.1.4"));
     two.agent.container_create(again).await.unwrap();
-    // One with another MAC is.
+    // A container with another MAC is announced.
     two.agent.container_remove(&name("db"), false).await.unwrap();
     let mut other = run("db", "blue");
     other.ip = Some(ip("10.0.1.4"));
@@ -252,7 +253,7 @@ async fn a_connection_has_several_addresses_and_neighbours_show_learned_ones() {
     let row = one.agent.connect(&name("blue"), connect).await.unwrap();
     assert_eq!(row.networks[0].additional, ["10.0.1.81"]);
 
-    // What the store has, and what is too old, is not shown as learned.
+    // Entries of the store and entries that are too old are not shown as learned.
     let seen = |ago_s: u64| HeardEntry {
         last_seen_ns: 1_000_000_000_000 - ago_s * 1_000_000_000,
         mac: [2, 0, 0, 0, 0, 9],

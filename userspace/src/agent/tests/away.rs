@@ -47,13 +47,13 @@ async fn ps_tells_modes_and_networks_before_the_store_is_read() {
     .await;
     one.stop().await;
 
-    // An agent whose store does not answer: nothing follows it.
+    // `prepare` starts no follower of the store, as if the store did not answer.
     let (two, entered) = world.prepare(1, &paper, &format!("{:064x}", 1));
     entered.await.unwrap().unwrap();
     assert_eq!(two.agent.containers().await.unwrap(), before);
     two.stop().await;
 
-    // A record of a version that did not note the networks.
+    // An earlier version wrote records without networks.
     let path = state_dir(&world).join("containers/web.json");
     let mut record: serde_json::Value =
         serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
@@ -65,7 +65,7 @@ async fn ps_tells_modes_and_networks_before_the_store_is_read() {
     assert_eq!((rows[4].mode.as_str(), rows[4].networks.len()), ("unknown", 0));
     assert_eq!(rows[3].mode, "container");
     old.stop().await;
-    // It is noted when the store is read.
+    // The agent notes the networks in the record when it has read the store.
     let again = world.start(1, &paper).await.ready().await;
     assert_eq!(again.agent.containers().await.unwrap(), before);
     eventually("the networks are noted", || async {
@@ -90,7 +90,7 @@ async fn a_full_state_directory_refuses_what_writes_and_changes_nothing() {
 
     disk.fill();
     let full = "cannot be written: No space left on device";
-    // The first one may find out by itself; the problem is known then.
+    // The first request may itself find the full disk. At the second request the problem is known.
     for _ in 0..2 {
         assert_refused(one.run("b", "blue").await, ErrorKind::Unavailable, full);
         assert!(problem(full), "{:?}", one.shared.problems.lines());
@@ -122,13 +122,13 @@ async fn a_full_state_directory_refuses_what_writes_and_changes_nothing() {
     disk.read_only(false);
     eventually("the problem is over", || async { !problem(read_only) }).await;
     one.agent.container_remove(&name("b"), true).await.unwrap();
-    // A full disk is no obstacle for a removal.
+    // A full disk does not prevent a removal.
     disk.fill();
     one.agent.container_remove(&name("web"), true).await.unwrap();
     one.stop().await;
 }
 
-/// A caller that does not wait longer leaves no container behind.
+/// A request whose caller has stopped waiting leaves no container behind.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_container_whose_caller_has_given_up_is_taken_back() {
     let world = World::new().await;
@@ -149,7 +149,7 @@ async fn a_container_whose_caller_has_given_up_is_taken_back() {
     let refused = client.container_create(run("web", "blue")).await;
     assert_refused(refused, ErrorKind::Unavailable, "container 'web': another request for it");
     drop(turn);
-    // The turns are in order: the given up request has had its own after this.
+    // Turns are granted in order: after this turn, the abandoned request has had its turn.
     drop(one.shared.turns.wait(&name("web")).await);
     assert!(one.agent.containers().await.unwrap().is_empty());
 

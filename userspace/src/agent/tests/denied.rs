@@ -35,7 +35,7 @@ async fn listed(host: &Running) -> Vec<String> {
     host.agent.ports().await.unwrap().denied
 }
 
-/// What the programs have.
+/// The denied sources in the map of the programs.
 fn in_force(paper: &Paper) -> Vec<String> {
     paper.state().denied.iter().map(ToString::to_string).collect()
 }
@@ -100,7 +100,7 @@ async fn what_stays_denied_is_told() {
     deny(&one, &["203.0.113.7"]).await.unwrap();
     let still = allow(&one, &["203.0.113.0/24"]).await.unwrap();
     assert!(still[0].contains("203.0.113.7 in it is still denied"), "{still:?}");
-    // Both at once leave nothing.
+    // If both are allowed in one request, neither stays denied.
     deny(&one, &["203.0.113.0/24"]).await.unwrap();
     assert_eq!(allow(&one, &["203.0.113.0/24", "203.0.113.7"]).await.unwrap(), [""; 0]);
     assert_eq!(listed(&one).await, ["198.51.100.1"]);
@@ -170,13 +170,13 @@ async fn connections_of_a_denied_client_end() {
     for (key, _) in flow {
         assert_ne!(one.paper.flows.lookup(&key).unwrap().unwrap().kind & kind::DENIED, 0);
     }
-    // The client may come back by a new connection of the same ports.
+    // The client may open a new connection with the same ports.
     allow(&one, &["203.0.113.0/24"]).await.unwrap();
     assert_eq!(states().await, BTreeSet::new());
     one.stop().await;
 }
 
-/// The table of flows is read only if a change can concern one.
+/// The table of flows is read only if a change can concern a flow.
 #[test]
 fn the_table_of_flows_is_read_where_it_must() {
     let dir = tempfile::tempdir().unwrap();
@@ -192,19 +192,19 @@ fn the_table_of_flows_is_read_where_it_must() {
         paper.flows.lookup(&flow[0].0).unwrap().map(|flow| flow.kind & kind::DENIED != 0)
     };
 
-    // What the agent before had done is not known.
+    // The changes of the agent before this one are not known.
     deny(&["203.0.113.0/24"]).unwrap();
     assert_eq!(reads(), 2);
     allow(&["198.51.100.1/32"]);
     assert_eq!(reads(), 1);
 
-    // Denied before, also as part of another; no flow was ended.
+    // The sources were denied before, one of them as part of a prefix, and no flow was ended.
     deny(&["203.0.113.0/24", "203.0.113.7/32"]).unwrap();
     allow(&["203.0.113.7/32"]);
     assert_eq!(reads(), 0);
     assert_eq!(denied.sources(), nets(&["203.0.113.0/24"]));
 
-    // A flow that could not be ended is by the next change, whoever that denies.
+    // A flow that could not be ended is ended by the next denial, whatever source that denies.
     let flows = [published([198, 51, 100, 1]), published([198, 51, 100, 2])];
     flows.iter().for_each(|flow| paper.flows.put(*flow));
     paper.flows.state.lock().unwrap().unreadable = true;
@@ -218,7 +218,7 @@ fn the_table_of_flows_is_read_where_it_must() {
     assert_eq!(flows.each_ref().map(kind), [Some(true); 2]);
     reads();
 
-    // Until the last one that was ended is forgotten.
+    // The table is read until the last ended flow is removed.
     allow(&["198.51.100.1/32"]);
     assert_eq!(flows.each_ref().map(kind), [None, Some(true)]);
     allow(&["198.51.100.2/32"]);

@@ -246,7 +246,7 @@ async fn a_change_of_an_address_whose_answer_is_lost_can_be_repeated() {
     let error = one.agent.address_remove(&blue, change()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Conflict);
     assert!(error.message.contains("is not one of container 'web'"), "{error}");
-    // Nothing was sent to the store.
+    // The store is down, so nothing was sent to it.
     flaky.down.store(true, Ordering::SeqCst);
     let error = one.agent.address_remove(&blue, change()).await.unwrap_err();
     assert!(!error.message.contains("may or may not"), "{error}");
@@ -339,7 +339,7 @@ async fn a_replaced_store_is_accepted_by_doing_what_status_says() {
     let one = one.ready().await;
     one.agent.store_accept().await.expect_err("nothing to accept");
     one.eventually("what it does not hold is removed", |state| state.veths.is_empty()).await;
-    // What remains is that this node was not in the store, which cost its container the network.
+    // One problem remains: this node was not in the store, so its container has lost its network.
     eventually("the problem is over", || async {
         !told(&one.agent.status().await.unwrap().problems)
     })

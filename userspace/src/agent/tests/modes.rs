@@ -117,7 +117,7 @@ async fn a_hosts_own_networks_concern_no_other_host() {
         ErrorKind::NotFound,
         "'lan' is unknown",
     );
-    // The same name and the same subnet on another host.
+    // Another host may use the same name and the same subnet.
     bridge(&two, "lan", &["192.168.7.0/24"]).await.unwrap();
     let ip: IpAddr = "192.168.7.9".parse().unwrap();
     for host in [&one, &two] {
@@ -134,7 +134,7 @@ async fn a_hosts_own_networks_concern_no_other_host() {
         "overlaps 192.168.7.0/24 of network 'lan' on 'host1'",
     );
     assert_refused(one.network("lan").await, conflict, "'lan' exists already, as a bridge");
-    // An overlay network is everywhere, so it may not overlap any host's.
+    // An overlay network is on every host, so it may not overlap a network of any host.
     let mut wide = network("wide");
     wide.subnets = vec!["192.168.0.0/16".parse().unwrap()];
     assert_refused(one.agent.network_create(wide).await, conflict, "overlaps 192.168.7.0/24");

@@ -32,7 +32,7 @@ fn read(row: &ContainerRow, file: &str) -> String {
     fs::read_to_string(format!("{}/{file}", row.etc.as_ref().unwrap())).unwrap()
 }
 
-/// The lines of the file of hosts that not every container has.
+/// The lines of the hosts file after the 6 lines that every container has.
 fn own_hosts(row: &ContainerRow) -> Vec<String> {
     read(row, "hosts").lines().skip(6).map(str::to_owned).collect()
 }
@@ -66,10 +66,11 @@ async fn a_container_gets_the_files_of_its_options_and_of_its_host() {
         ["fd00::9\tdb", "172.17.0.1\tup", "172.17.0.3\twww.example.com www web"]
     );
     assert_eq!(read(&web, "resolv.conf"), "nameserver 10.0.0.53\noptions ndots:2\n");
-    // Without a network a container is its loopback device.
+    // A container without a network has only the loopback address.
     assert_eq!(own_hosts(&make(&one, run("alone", "none")).await), ["127.0.0.1\talone"]);
 
-    // Another in its namespace has its files, one in the host's namespace the host's.
+    // A container that shares the namespace of `web` has the files of `web`. A container in the
+    // host's namespace has the host's files.
     let side = make(&one, run("side", "container:web")).await;
     assert_eq!((&side.etc, &side.hostname), (&web.etc, &web.hostname));
     let bare = make(&one, run("bare", "host")).await;
@@ -100,7 +101,7 @@ async fn the_file_of_hosts_follows_the_addresses_and_goes_with_the_container() {
     one.agent.container_remove(&name("web"), false).await.unwrap();
     assert!(fs::metadata(web.etc.unwrap()).is_err());
 
-    // A container of an earlier version has no files, and is as it was.
+    // A container of an earlier version has no files, and gets none.
     let old = make(&one, run("old", "blue")).await;
     fs::remove_dir_all(old.etc.unwrap()).unwrap();
     let connect = Connect { container: name("old"), ip: None, more_ips: Vec::new(), mac: None };

@@ -253,7 +253,7 @@ async fn the_agent_ages_flows_counts_them_and_tells_of_refused_ones() {
     assert_eq!(shown, ["conntrack flows udp_stream 1 600"]);
 
     eventually("it is told", || async {
-        // Again and again: the agent may not have read the counter for the first time yet.
+        // The counter grows at each check: the agent may read it first after the first check.
         *one.paper.state().dropped.entry(DropReason::NatPortsExhausted).or_default() += 1;
         let problems = one.agent.status().await.unwrap().problems;
         problems.iter().any(|line| line.contains("no port is free"))

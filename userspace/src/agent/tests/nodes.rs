@@ -18,7 +18,7 @@ use crate::{
     store::new_id,
 };
 
-/// Longer than the lease of a host that is gone lives, and shorter than a test may take.
+/// Longer than the TTL of a lease, and shorter than the time limit of a test.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The agent of `node` on another machine than the test's.
@@ -58,7 +58,7 @@ async fn a_copy_of_a_live_host_is_refused_and_a_host_that_is_gone_may_move() {
         assert!(refused.contains("node 'host1' is alive at VTEP 192.0.2.1"), "{refused}");
         let dir = copy.shared.options.state_dir.display().to_string();
         assert!(refused.contains(&format!("'rm -r {dir}'")), "{refused}");
-        // The second copy has the directory itself.
+        // The second copy uses the state directory of the original.
         if copy.shared.options.state_dir != one.shared.options.state_dir {
             assert_eq!(files::kept_name(&copy.shared.options.state_dir).unwrap(), None);
         }
@@ -80,7 +80,7 @@ async fn an_agent_that_crashed_comes_back_at_once_on_its_machine() {
     assert!(stored(&world).await.is_alive(&node.name), "the lease lives");
     let (again, entry) =
         world.prepare_as(node.clone(), identity::alive(node.id.clone(), &new_id()), &Paper::new());
-    // Less than the lease lives.
+    // The timeout is shorter than the TTL of the lease.
     timeout(Duration::from_secs(5), entry).await.unwrap().unwrap().unwrap();
     assert_eq!(stored(&world).await.alive[&node.name].run, again.shared.alive.run);
 }

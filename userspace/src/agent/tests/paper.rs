@@ -643,6 +643,10 @@ impl Ports for Paper {
         self.holder((ip, port, protocol))
     }
 
+    fn netfilter_is_active(&self) -> bool {
+        false
+    }
+
     async fn port_holder_in(
         &self,
         _netns: &Path,

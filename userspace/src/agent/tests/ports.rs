@@ -64,7 +64,7 @@ async fn a_port_is_one_containers_until_it_goes() {
     assert_eq!(endpoint.ports.len(), 2);
     assert_eq!(one.agent.containers().await.unwrap()[0].networks, row.networks);
 
-    // In use: on the same address, and on all addresses.
+    // The ports are in use, on the same address or on all addresses.
     let conflict = ErrorKind::Conflict;
     for (port, part) in [
         ("8080:1", "port 8080/tcp is published by container 'web': "),

@@ -9,7 +9,7 @@ use crate::{
     model::{Driver, ROOT},
 };
 
-/// Checks a refusal: its class, and that its line has the parts.
+/// Checks that a request was refused with an error of `kind`, whose line contains `part`.
 pub(super) fn assert_refused<T: std::fmt::Debug>(
     outcome: Result<T, ApiError>,
     kind: ErrorKind,

@@ -52,9 +52,9 @@ pub struct NatQuery {
 pub struct NatRow {
     /// Protocol.
     pub protocol: FlowProtocol,
-    /// State, one of those in ARCHITECTURE.md.
+    /// State of the flow: one of the states in ARCHITECTURE.md.
     pub state: String,
-    /// `masquerade`, `published`, or `host`: to the host's stack, which may send it on.
+    /// `masquerade`, `published`, or `host`: a flow to the host's stack, which may forward it.
     pub kind: String,
     /// Network of the container.
     pub network: String,

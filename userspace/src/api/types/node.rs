@@ -15,8 +15,8 @@ pub struct NodeRow {
     pub port: u16,
     /// Whether the lease of the node's agent is alive.
     pub alive: bool,
-    /// Seconds since the agent that answers has seen that lease run out; `null` if the node is
-    /// alive, or if the lease had run out before.
+    /// Seconds since the answering agent saw that lease expire. `null` if the node is alive, or if
+    /// the lease expired before that agent looked.
     pub gone_s: Option<u64>,
     /// Number of endpoints on the node.
     pub endpoints: usize,

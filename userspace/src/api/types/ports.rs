@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub struct PublishedPorts {
     /// The ports that containers of this host publish.
     pub published: Vec<PublishedRow>,
-    /// Addresses and prefixes of clients that may use none of them.
+    /// Addresses and prefixes of clients that may use no published port.
     pub denied: Vec<String>,
     /// Number of packets of refused clients that were dropped, since the counters began.
     pub dropped: u64,
@@ -21,7 +21,7 @@ pub struct PublishedRow {
     pub container: String,
     /// Network in which the container has the port.
     pub network: String,
-    /// The port as `ps` has it: `0.0.0.0:8080->80/tcp`.
+    /// The port in the form of `ps`: `0.0.0.0:8080->80/tcp`.
     pub port: String,
     /// Addresses and prefixes of clients that may use it. Empty: everybody.
     #[serde(default)]
@@ -38,6 +38,6 @@ pub struct Sources {
 /// Answer of `DELETE /v1/ports/denied`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allowed {
-    /// What is still denied of the sources, one line each.
+    /// The addresses that are still denied among the given sources, one line each.
     pub still: Vec<String>,
 }

@@ -48,10 +48,10 @@ pub(crate) struct AgentArgs {
     /// UDP port for VXLAN
     #[arg(long, value_name = "PORT", default_value_t = DEFAULT_VXLAN_PORT, value_parser = value::port)]
     vxlan_port: u16,
-    /// Hook that takes VXLAN in: tc, or XDP before it too; 'culvert doctor --datapath' tells the price
+    /// Hook that receives VXLAN: tc, or XDP and tc; 'culvert doctor --datapath' measures the cost
     #[arg(long, value_name = "auto|tc|xdp", hide_possible_values = true, default_value = "auto")]
     datapath: DatapathMode,
-    /// What connects new containers with the host; those that are there keep what they have
+    /// Device pair that connects new containers with the host; existing containers keep theirs
     #[arg(
         long,
         value_name = "auto|veth|netkit",
@@ -65,7 +65,7 @@ pub(crate) struct AgentArgs {
     /// BPF file system for the pins, mounted if need be
     #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
     bpffs: PathBuf,
-    /// Start also in a mount namespace of which the host gets no mounts: traffic stops with the agent
+    /// Start even if the host does not receive the agent's mounts: traffic stops with the agent
     #[arg(long)]
     allow_private_mounts: bool,
     /// Remove everything of Culvert from this host when asked to stop
@@ -101,7 +101,7 @@ pub(crate) struct AgentArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Conntrack")]
 struct ConntrackArgs {
-    /// Flows that there is room for
+    /// Capacity of the flow table, in flows
     #[arg(
         long = "conntrack-max",
         value_name = "N",
@@ -163,10 +163,10 @@ impl std::fmt::Display for Seconds {
 }
 
 impl AgentArgs {
-    /// With defaults that depend on the host filled in and paths made absolute;
-    /// `socket`, absolute already, is a global option.
+    /// Converts the arguments: fills in the defaults that depend on the host, and makes paths
+    /// absolute. `socket` is a global option and is absolute already.
     pub(crate) fn into_options(self, socket: PathBuf) -> Result<AgentOptions, Invalid> {
-        // Others read these paths from the agent's status, in directories of their own.
+        // Other processes read these paths in the agent's status. Their working directories differ.
         let (state_dir, bpffs) = (value::absolute(self.state_dir)?, value::absolute(self.bpffs)?);
         let store = match self.store {
             Some(store) => store,
@@ -184,7 +184,7 @@ impl AgentArgs {
             node: self.node,
             store,
             store_access: StoreAccess {
-                // 'culvert doctor' reads these two in a directory of its own.
+                // 'culvert doctor' reads these two files from another working directory.
                 ca: access.ca.map(value::absolute).transpose()?,
                 cert: access.cert.map(value::absolute).transpose()?,
                 key: access.key,

@@ -10,7 +10,7 @@ use crate::{
     model::Invalid,
 };
 
-/// One `--conntrack-timeout`.
+/// A value of `--conntrack-timeout`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct StateTimeout {
     state: FlowState,
@@ -79,7 +79,7 @@ pub(super) fn nat_ports(text: &str) -> Result<NatPorts, Invalid> {
     })
 }
 
-/// The timeouts of all `--conntrack-timeout` together.
+/// The timeouts of all `--conntrack-timeout` options together.
 ///
 /// # Errors
 ///

@@ -43,7 +43,7 @@ use crate::{cli::value, config::DEFAULT_SOCKET};
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(super) global: Global,
-    /// Of the supervisor behind `run -d`: remove the container when its command ends.
+    /// For the supervisor of `run -d`: remove the container when its command ends.
     #[arg(long, hide = true)]
     pub(super) auto_remove: bool,
     #[command(subcommand)]
@@ -94,9 +94,9 @@ pub(super) struct Global {
 /// `--format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
-    /// Columns, sizes for people.
+    /// Columns; sizes with units for people.
     Table,
-    /// An array of rows, stable field names, plain numbers.
+    /// An array of rows; stable field names and plain numbers.
     Json,
 }
 
@@ -150,7 +150,7 @@ pub(super) enum Command {
     /// Manage the hosts of the store
     #[command(subcommand, arg_required_else_help = true)]
     Node(NodeCommand),
-    /// Show how the agent is
+    /// Show the state of the agent
     #[command(after_help = show::STATUS_EXAMPLES)]
     Status,
     /// Show what the data plane counted, drops with their reasons
@@ -168,7 +168,7 @@ pub(super) enum Command {
         /// Shell
         shell: clap_complete::Shell,
     },
-    /// What `run -d` leaves behind to look after the command.
+    /// The supervisor that `run -d` starts for its command.
     #[command(name = "__supervise", hide = true)]
     Supervise {
         /// A `SuperviseSpec` as JSON.

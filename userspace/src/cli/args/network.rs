@@ -100,7 +100,7 @@ pub(crate) struct AddressArgs {
 pub(crate) struct CreateArgs {
     /// Name of the network
     pub(crate) name: Name,
-    /// Driver: VXLAN between hosts, or one host with SNAT to the outside
+    /// Driver: VXLAN between hosts, or one host with SNAT to external networks
     #[arg(
         short,
         long,
@@ -121,7 +121,7 @@ pub(crate) struct CreateArgs {
     /// MTU in the containers; that of the uplinks by default, less 50 for an overlay network
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = value::mtu)]
     pub(crate) mtu: Option<u32>,
-    /// No way out of the network
+    /// No traffic to or from other networks
     #[arg(long)]
     pub(crate) internal: bool,
     /// Learn where MACs are from the frames that arrive

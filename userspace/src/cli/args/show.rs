@@ -1,4 +1,4 @@
-//! The verbs that look, and those about VTEPs.
+//! The verbs that show state, and the verbs about VTEPs.
 
 use std::{net::Ipv4Addr, path::PathBuf};
 
@@ -152,7 +152,7 @@ pub(crate) struct DoctorArgs {
     /// Certificate for the store to check; the agent's by default
     #[arg(long, value_name = "FILE")]
     pub(crate) store_cert: Option<PathBuf>,
-    /// Measure how VXLAN comes in, instead: what each uplink can do, what XDP would cost
+    /// Measure the hooks that receive VXLAN instead: what each uplink supports, what XDP would cost
     #[arg(long)]
     pub(crate) datapath: bool,
 }
@@ -168,7 +168,7 @@ pub(crate) struct PurgeArgs {
 }
 
 impl PurgeArgs {
-    /// With the socket, which is a global option; paths made absolute.
+    /// Converts the arguments: adds the socket, which is a global option, and makes paths absolute.
     pub(crate) fn into_options(self, socket: PathBuf) -> Result<PurgeOptions, Invalid> {
         let (state_dir, bpffs) = (value::absolute(self.state_dir)?, value::absolute(self.bpffs)?);
         Ok(PurgeOptions { state_dir, bpffs, socket })

@@ -150,7 +150,7 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
     }
     subject.vxlan_port = status.agent.vxlan_port;
     subject.shared_port = status.datapath.shared_port;
-    // The pins are in a directory of their ABI version.
+    // `pins` is the directory of the ABI version: its parent is the BPF file system.
     if let Some(bpffs) = Path::new(&status.datapath.pins).parent() {
         subject.bpffs = bpffs.to_owned();
     }

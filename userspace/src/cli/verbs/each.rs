@@ -4,9 +4,9 @@ use std::fmt::Display;
 
 use crate::cli::failure::{Failure, tell};
 
-/// Runs `each` for every item. A refusal is written to standard error, and the next item
-/// follows; the verb fails after the last item. It fails at once if the agent does not answer: it
-/// ends within the time for one answer, not for each.
+/// Runs `each` for every item. A refusal is written to standard error, and the next item follows;
+/// the verb fails after the last item. If the agent does not answer, the verb fails at once: it
+/// ends within the timeout of one answer, not of one answer for each item.
 pub(super) async fn for_all<T: Display>(
     items: &[T],
     mut each: impl AsyncFnMut(&T) -> Result<(), Failure>,

@@ -44,7 +44,7 @@ pub(crate) async fn network(
         NetworkCommand::Create(args) => create(backend, args, format, out).await,
         NetworkCommand::Ls => Ok(output::rows(out, format, &backend.networks().await?)?),
         NetworkCommand::Inspect { names } => {
-            // As Docker: the array has the networks that exist; the errors name the others.
+            // As in Docker: the array has the networks that exist; the errors name the others.
             let mut found = Vec::new();
             let result = for_all(&names, async |name| {
                 found.push(backend.network_inspect(name).await?);

@@ -23,7 +23,7 @@ impl Row for NodeRow {
             (false, Some(seconds)) => format!("no, for {}", output::duration(seconds)),
         };
         vec![
-            // The first 12 characters, as of a network.
+            // The first 12 characters, as in `network ls`.
             self.id.get(..12).unwrap_or(&self.id).to_owned(),
             self.name.clone(),
             self.ip.clone(),

@@ -13,10 +13,10 @@ fn resolver(text: &str) -> Resolver {
     Resolver::choose(|path| (path == RESOLV_CONF).then(|| text.to_owned()))
 }
 
-/// The present time of the tests, since 1970.
+/// The time at which the tests run the checks, since 1970.
 const NOW: Duration = Duration::from_secs(1_800_000_000);
 
-/// The certificate of the agent, which is valid for so many days more.
+/// The certificate of the agent, which is valid for `days` more days.
 fn certificate(days: u64) -> CertificateFile {
     CertificateFile {
         role: Role::Client,
@@ -84,7 +84,7 @@ fn socket(address: &str) -> LocalSocket {
     LocalSocket { address: address.parse().unwrap(), port: 4789, inode: 5 }
 }
 
-/// Asserts that exactly one finding is not ok: with that check, that level and those words.
+/// Asserts that exactly one finding is not ok: it has this check, this level and these words.
 fn assert_found(break_it: impl FnOnce(&mut Facts), check: &str, level: Level, words: &[&str]) {
     let mut facts = healthy();
     break_it(&mut facts);
@@ -282,7 +282,7 @@ fn the_port_must_be_ours() {
             &["socket", address],
         );
     }
-    // A socket on another address does not conflict, and neither does the agent's own.
+    // A socket on another address does not conflict. The agent's own socket does not conflict.
     let mut facts = healthy();
     facts.sockets = vec![socket("127.0.0.1")];
     assert!(examine(&facts).iter().all(|finding| finding.level == Level::Ok));

@@ -14,14 +14,15 @@ use crate::{
 /// Addresses for a new endpoint.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Allocated {
-    /// One of each subnet.
+    /// The primary addresses, one of each subnet.
     pub(super) primary: Vec<IpAddr>,
-    /// Any of the subnets'.
+    /// The additional addresses, each of any of the subnets.
     pub(super) additional: Vec<IpAddr>,
 }
 
-/// Chooses one address of each subnet of a network, as Docker does: the first of `asked` in it, or
-/// else the lowest free one. The others of `asked` are additional addresses.
+/// Chooses one primary address of each subnet of a network, as in Docker: the first address of
+/// `asked` that is in the subnet, or else the lowest free one. The other addresses of `asked` are
+/// additional addresses.
 ///
 /// # Errors
 ///

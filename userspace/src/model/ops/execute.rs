@@ -6,7 +6,7 @@ use crate::{
     store::{Outcome, Revision, StateStore, StoreError, retry::Backoff},
 };
 
-/// Number of conflicts after which a plan is given up: with more contention the store is too slow.
+/// Number of conflicts after which `execute` gives up: with more contention the store is too slow.
 const TRIES: u32 = 24;
 
 /// The error of [`execute`].

@@ -186,7 +186,7 @@ pub(super) fn emptied_network(view: &View, found: &Versioned<Network>) -> Plan {
 /// No VNI is free.
 pub fn lowest_free_vni(view: &View) -> Result<Vni, Refusal> {
     let mut free = Vni::FIRST_ALLOCATED;
-    // Sorted. A network without a registered VNI still occupies its VNI.
+    // The loop needs ascending order. A network without a registered VNI still occupies its VNI.
     let mut taken: Vec<u32> = view.vnis.keys().map(|vni| vni.get()).collect();
     taken.extend(view.networks.values().map(|network| network.vni.get()));
     taken.sort_unstable();
@@ -249,7 +249,7 @@ impl Pool {
         Self { first: range.network().to_bits(), prefix, count }
     }
 
-    /// The first subnet that overlaps none of `taken`: first and last addresses, sorted.
+    /// The first subnet that overlaps none of `taken`, which has first and last addresses, sorted.
     fn first_free(self, taken: &[(u32, u32)]) -> Option<Ipv4Network> {
         let Self { first, prefix, count } = self;
         let size = 1_u32 << (32 - prefix);
@@ -270,7 +270,8 @@ impl Pool {
     }
 }
 
-/// 172.16.0.0/12, from the second of its /16 on: the first is the network `bridge`'s.
+/// Ranges of bridge networks. 172.16.0.0/16 and 172.17.0.0/16 are left out: 172.17.0.0/16 is the
+/// subnet of the network `bridge`.
 const BRIDGES: [Pool; 4] = [
     Pool::new([172, 18, 0, 0], 16, 14),
     Pool::new([192, 168, 0, 0], 20, 16),
@@ -286,11 +287,13 @@ const OVERLAYS: [Pool; 4] = [
 /// 100.64.0.0/10 (RFC 6598), which carriers and some VPNs use: the last resort.
 const SHARED: Pool = Pool::new([100, 64, 0, 0], 24, 1 << 14);
 
-/// Returns the first subnet that is free in the view, that no route of the host leads to, and,
-/// for an overlay network, that no node is connected to. The ranges are [`NetworkSpec::pools`];
-/// without them those that Docker uses too, and then the other private ones: 10.0.0.0/8 in /24
-/// first for overlay networks; 172.18.0.0/16 to 172.31.0.0/16 and then 192.168.0.0/16 in /20 first
-/// for bridge networks. For the network named `bridge`, 172.17.0.0/16 comes first.
+/// Returns the first subnet that is free: no network of the view has an address of it, no route of
+/// the host leads to it, and, for an overlay network, no node is connected to it.
+///
+/// The ranges are [`NetworkSpec::pools`]. Without pools, the ranges of Docker come first and then
+/// the other private ranges. An overlay network gets a /24, first of 10.0.0.0/8. A bridge network
+/// gets a /16 of 172.18.0.0 to 172.31.255.255, or else a /20, first of 192.168.0.0/16. For the
+/// network named `bridge`, 172.17.0.0/16 comes before these.
 ///
 /// # Errors
 ///
@@ -315,7 +318,7 @@ pub fn choose_subnet(view: &View, spec: &NetworkSpec) -> Result<IpNetwork, Refus
     let near = view.networks.values().filter(|network| !network.name.is_apart_from(name));
     let networks = near.flat_map(|network| &network.subnets).map(|subnet| subnet.subnet);
     let routes = routes.iter().filter(|route| route.is_taken()).map(|route| route.destination);
-    // A bridge network concerns its own host alone.
+    // A bridge network exists only on its own host, so that other nodes do not matter.
     let nodes = view.nodes.values().filter(|_| *driver == Driver::Overlay);
     let connected = nodes.flat_map(|node| &node.prefixes).copied();
     // Both lists are sorted intervals, so that the search is one pass.

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Plans the registration of `agent` under the name of its node, alive on `lease`. An agent makes
-/// the same plan again when it restarts, when its lease has run out, or when its VTEP address has
+/// the same plan again when it restarts, when its lease has expired, or when its VTEP address has
 /// changed.
 ///
 /// # Errors
@@ -50,8 +50,8 @@ pub fn register_node(
     Ok(Plan { compares, writes })
 }
 
-/// Judges whether `agent` may be the agent of `node`: no other agent that is alive has its
-/// identifier, its name or its VTEP address.
+/// Checks that `agent` may be the agent of `node`: no other agent that is alive has its identifier,
+/// its name or its VTEP address.
 fn judge(view: &View, node: &Node, agent: &Alive) -> Result<(), Refusal> {
     let name = &node.name;
     not_elsewhere(view, node.vtep, agent)?;
@@ -69,7 +69,7 @@ fn judge(view: &View, node: &Node, agent: &Alive) -> Result<(), Refusal> {
     }
     match view.nodes.get(name) {
         Some(known) if known.id == node.id => return Ok(()),
-        // The earlier agent of that name counts as gone only when its lease has run out.
+        // The earlier agent of that name is alive until its lease has expired.
         Some(known) if view.is_alive(name) => {
             return Err(Refusal::Conflict(format!(
                 "node name '{name}' is taken by an agent that is alive, at VTEP {}: choose another --node, or stop that agent and wait for its lease to run out",
@@ -135,7 +135,7 @@ pub fn remove_node(view: &View, name: &Name, force: bool) -> Result<Vec<Plan>, R
             "node '{name}' is alive: stop its agent and wait 10 s, or use --force if nobody can reach it"
         )));
     }
-    // An agent that starts meanwhile keeps what is not removed yet.
+    // An agent that starts meanwhile keeps the records that are not removed yet.
     let idle = || if force { Vec::new() } else { vec![Compare::Absent(Key::alive(name))] };
     let fresh = || Plan { compares: idle(), writes: Vec::new() };
     let mut plans = Vec::new();

@@ -74,7 +74,7 @@ impl Claims {
         self.groups.is_empty()
     }
 
-    /// Number of taken addresses in all networks.
+    /// The taken addresses of all networks, each with its network.
     pub fn all(&self) -> impl Iterator<Item = (&Name, IpAddr)> {
         self.groups.iter().flat_map(|(network, group)| {
             let v4 = group.v4.iter().map(|(ip, _)| IpAddr::V4(*ip));

@@ -63,8 +63,8 @@ impl Endpoints {
         group.and_then(|(group, number)| group.on.get(number)).copied().unwrap_or_default()
     }
 
-    /// The endpoints of a network that have the MAC `mac` and no IPv4 address from which it is
-    /// derived, in order of identifier.
+    /// The endpoints of a network that have the MAC `mac`, and whose MAC is not derived from their
+    /// IPv4 address, in order of identifier.
     pub(super) fn with_own_mac(
         &self,
         network: &Name,
@@ -191,7 +191,8 @@ impl Group {
         }
     }
 
-    /// Removes from the indexes, and gives up the place of, an endpoint that `items` has no more.
+    /// Removes an endpoint from the indexes and frees its place in the slab. `items` no longer has
+    /// the endpoint.
     fn bury(&mut self, id: Id, item: &Item) {
         let Indexed { node, own_mac } = Indexed::of(self.bytes(item));
         if let Entry::Occupied(mut count) = self.on.entry(node) {

@@ -97,7 +97,7 @@ fn unreadable_records_are_named_and_take_nothing_down() {
         assert!(view.problem_below("/culvert/v1/networks/").is_some());
         assert!(view.problem_below("/culvert/v1/endpoints/").is_none());
     }
-    // A valid record clears the problem, and so does a deletion.
+    // A valid record clears the problem. A deletion clears it too.
     cluster.put("/culvert/v1/networks/red".to_owned(), &red);
     assert!(cluster.view.problems.is_empty());
     cluster.raw("/culvert/v1/networks/red", b"x");

@@ -123,7 +123,8 @@ fn changes((id, node, mac, ip, owner, mut more, gone): Part, revision: i64) -> V
     let address = format!("10.0.0.{ip}");
     let id = format!("{id:02x}");
     let record = endpoint(&net, &id, &format!("host{node}"), &address);
-    // Some endpoints have the MAC that follows from another endpoint's address, even of one here.
+    // Some endpoints have the MAC that is derived from another endpoint's address, also from that
+    // of an endpoint on this host.
     let mac = mac.map(|last| [0x02, 0x42, 10, 0, 0, [100, 2, 3][usize::from(last)]]);
     // The primary address is not an additional one.
     more.remove(&ip);

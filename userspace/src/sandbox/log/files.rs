@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub struct LogLimits {
     /// `max-size`: size of a file in bytes.
     pub max_size: u64,
-    /// `max-file`: number of files, the present one included.
+    /// `max-file`: number of files, the current one included.
     pub max_files: u32,
 }
 
@@ -23,7 +23,7 @@ impl Default for LogLimits {
     }
 }
 
-/// The path of the file that was the present one `age` replacements ago.
+/// The path of the file that was `LOG` until `age` replacements ago. Age 0 is `LOG` itself.
 pub(super) fn aged(log: &Path, age: u32) -> PathBuf {
     if age == 0 {
         return log.to_owned();
@@ -49,11 +49,11 @@ pub(super) fn ages(log: &Path) -> io::Result<Vec<u32>> {
     Ok(found)
 }
 
-/// The age in `.1`.
+/// Parses a suffix such as `.1` as an age.
 fn age(suffix: &str) -> Option<u32> {
     let digits = suffix.strip_prefix('.')?;
     let age: u32 = digits.parse().ok()?;
-    // Not `.01`, which is somebody else's file.
+    // A suffix such as `.01` is of a file that does not belong to the log.
     (age > 0 && age.to_string() == digits).then_some(age)
 }
 

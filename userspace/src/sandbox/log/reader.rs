@@ -29,7 +29,7 @@ impl LogReader {
     /// Opens the files of the log.
     ///
     /// # Errors
-    /// There is none, or one cannot be opened.
+    /// The log has no file, or a file cannot be opened.
     pub fn open(path: &Path) -> io::Result<Self> {
         let files = open_all(path)?;
         if files.is_empty() {
@@ -38,19 +38,20 @@ impl LogReader {
         Ok(Self { path: path.to_owned(), files })
     }
 
-    /// Writes what has been added since the last call.
+    /// Writes to `out` the bytes that were added since the last call.
     ///
     /// # Errors
     /// A file cannot be read, or `out` cannot be written to.
     pub fn read_to(&mut self, out: &mut dyn Write) -> Result<(), ReadError> {
         self.drain(out)?;
-        // A file that has been replaced has its last byte: it is read to its end once more.
+        // A replaced file does not grow any more: it is read to its end once more.
         while self.is_replaced().map_err(ReadError::Log)? {
             self.drain(out)?;
-            // Open until the next ones are: its inode must not be another file's before.
+            // The last file stays open until the next files are open, so that its inode is not used
+            // again before.
             let Some(held) = self.files.pop() else { return Ok(()) };
             let mut all = open_all(&self.path).map_err(ReadError::Log)?;
-            // If the last file that was read is gone, so are those before it.
+            // If the last file that was read is gone, the files before it are gone too.
             if let Some(place) = all.iter().position(|(id, _)| *id == held.0) {
                 all.drain(..=place);
             }
@@ -64,7 +65,7 @@ impl LogReader {
         Ok(())
     }
 
-    /// Reads all files to their ends. The last one stays.
+    /// Reads all files to their ends. The last file stays open.
     fn drain(&mut self, out: &mut dyn Write) -> Result<(), ReadError> {
         let mut buffer = vec![0; 64 << 10];
         for (_, file) in &mut self.files {
@@ -84,7 +85,7 @@ impl LogReader {
         Ok(())
     }
 
-    /// Whether another file is the present one. Between two files there is none for a moment.
+    /// Whether the current file is another one. Between two files there is none for a moment.
     fn is_replaced(&self) -> io::Result<bool> {
         let Some((last, _)) = self.files.last() else { return Ok(false) };
         match fs::metadata(&self.path) {
@@ -106,8 +107,8 @@ pub enum ReadError {
     Out(io::Error),
 }
 
-/// Opens all files of a log, the oldest first. They are looked for from the present one on: a file
-/// that is replaced meanwhile is met twice then, and never missed.
+/// Opens all files of a log, the oldest first. The search begins at the current file: a file that
+/// is replaced meanwhile is found twice then, and never missed.
 fn open_all(path: &Path) -> io::Result<Vec<(FileId, File)>> {
     let oldest = match ages(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

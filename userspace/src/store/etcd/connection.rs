@@ -79,7 +79,7 @@ impl Connections {
                 )));
             }
         }
-        // The first time: what is wrong with the options is refused at once.
+        // The options are read once at the start, so that wrong options are refused at once.
         connect_options(options).await?;
         let source = Arc::new(options.clone());
         let scheme = if options.ca.is_some() { "https" } else { "http" };
@@ -184,7 +184,7 @@ impl Connections {
             };
             let failed = error::translate(&endpoint.name, &error);
             let unreachable = matches!(failed, StoreError::Unavailable(_));
-            // A client connects again by itself, but with the certificate that it had.
+            // A client connects again by itself, but with the certificate that it read first.
             if error::is_stale_login(&error) || (unreachable && endpoint.source.ca.is_some()) {
                 endpoint.forget().await;
             }

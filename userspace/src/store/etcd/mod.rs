@@ -162,7 +162,7 @@ impl StateStore for EtcdStore {
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
         // etcd counts TTLs in whole seconds.
         let seconds = i64::try_from(ttl.as_millis().div_ceil(1000)).unwrap_or(i64::MAX).max(1);
-        // A retry is safe: a lease that was granted twice runs out.
+        // A retry is safe: a lease that was granted twice expires.
         let call = self.connections.call(Repeat::Always, |client| async move {
             client.lease_client().grant(seconds, None).await
         });

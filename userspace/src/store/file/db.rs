@@ -57,8 +57,8 @@ pub(super) struct History {
 }
 
 pub(super) struct Db {
-    /// `None` after an I/O error, as on a full disk: redb refuses everything from then on, and the
-    /// file is to be opened again.
+    /// `None` after an I/O error, as on a full disk: redb refuses every call until the file is
+    /// opened again.
     database: RwLock<Option<Database>>,
     path: PathBuf,
     name: String,

@@ -32,7 +32,7 @@ const MIN_TTL: Duration = Duration::from_secs(1);
 /// The embedded store, in a directory of this host.
 ///
 /// A commit is durable when it returns. A watch can start from any of the last 10 000 revisions.
-/// Leases survive a reopening, and each then has its whole TTL again: no client could send a
+/// Leases survive a restart of the store. Each then has its whole TTL again: no client could send a
 /// keep-alive while the store was closed.
 #[derive(Clone)]
 pub struct FileStore {
@@ -165,7 +165,7 @@ impl Inner {
     }
 }
 
-/// Ends the leases that have run out, until the store is closed.
+/// Ends the expired leases, until the store is closed.
 async fn reap(store: Weak<Inner>, wake: Arc<Notify>) {
     loop {
         let Some(inner) = store.upgrade() else { return };
@@ -177,7 +177,7 @@ async fn reap(store: Weak<Inner>, wake: Arc<Notify>) {
                 .filter(|(_, lease)| lease.deadline <= now)
                 .map(|(id, _)| *id)
                 .collect();
-            // A keep-alive from here on finds no lease.
+            // A keep-alive of an expired lease fails from now on: the map no longer has the lease.
             leases.retain(|_, lease| lease.deadline > now);
             (due, leases.values().map(|lease| lease.deadline).min())
         };
@@ -185,7 +185,7 @@ async fn reap(store: Weak<Inner>, wake: Arc<Notify>) {
             let ended = run(Arc::clone(&inner), move |inner| inner.end_lease(lease)).await;
             if let Err(error) = ended {
                 tracing::warn!("lease {lease:x}: {error}");
-                // The lease is tried again in [`MIN_TTL`].
+                // The next attempt to end the lease is in [`MIN_TTL`].
                 inner.leases().insert(lease, Lease::new(MIN_TTL));
                 inner.reaper.notify_one();
             }

@@ -134,8 +134,8 @@ async fn a_revision_yet_to_come_cannot_be_compacted_to() {
     assert_eq!(store.snapshot("/t/").await.expect("snapshot").entries.len(), 1);
 }
 
-/// A full disk: what was committed stays, and the store works again as soon as there is space,
-/// without being opened anew by its user.
+/// A full disk: committed data stay, and the store works again as soon as there is space, without
+/// being opened again by its user.
 #[tokio::test]
 #[ignore = "needs root"]
 async fn a_full_disk_refuses_commits_until_there_is_space() {

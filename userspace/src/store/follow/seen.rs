@@ -5,7 +5,7 @@
 //! hundreds of thousands of keys. So the keys are packed, each as the difference to the key before
 //! it. Changes since the last packing are kept in a separate map.
 //!
-//! The crate `fst` takes 66 bytes a key where this takes 34 (100,000 keys of endpoints, whose
+//! The crate `fst` takes 66 bytes a key, this module 34 (100,000 keys of endpoints, whose
 //! identifiers are random).
 
 use std::collections::BTreeMap;

@@ -15,21 +15,22 @@ const LISTENING: Duration = Duration::from_secs(15);
 /// How long a path may take until it carries data, or a server until it is free again.
 const OPEN: Duration = Duration::from_secs(10);
 
-/// iperf3's own port.
+/// iperf3's default TCP port.
 const PORT: u16 = 5201;
 
-/// The host's port that is published for the container on the other host.
+/// TCP port of the second host that is published for its container `web2`.
 const PUBLISHED: u16 = 5202;
 
-/// Port of the container in host mode: the host's own server has iperf3's.
+/// TCP port of the server in host mode. The host's own server has [`PORT`].
 const HOST_MODE: u16 = 5203;
 
 /// Figures of one path.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Outcome {
-    /// TCP that arrived, in bit/s: one figure a round, in their order.
+    /// Received TCP payload, bit/s: one figure a round, in the order of the rounds.
     pub(super) tcp: Vec<f64>,
-    /// UDP that arrived at iperf3's default rate, in bit/s, and the lost in per cent.
+    /// Received UDP payload at iperf3's default rate, bit/s, and lost datagrams, per cent. None if
+    /// UDP was not measured.
     pub(super) udp: Option<(f64, f64)>,
 }
 
@@ -45,28 +46,28 @@ impl Outcome {
         median(self.tcp.iter().zip(&base.tcp).map(|(ours, base)| ours / base).collect())
     }
 
-    /// The lowest and the highest figure.
+    /// The lowest and the highest TCP figure.
     pub(super) fn range(&self) -> (f64, f64) {
         let low = self.tcp.iter().copied().fold(f64::INFINITY, f64::min);
         (low, self.tcp.iter().copied().fold(0.0, f64::max))
     }
 }
 
-/// The middle of `figures`, or between the middle two.
+/// The median of `figures`: the middle one, or the mean of the middle two.
 fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     let at = |index: usize| figures.get(index).copied().unwrap_or_default();
     f64::midpoint(at(figures.len().saturating_sub(1) / 2), at(figures.len() / 2))
 }
 
-/// A client's end of a path, and where its server is.
+/// A path: where its client runs, and the address of its server.
 #[derive(Debug)]
 struct Route {
     /// Container on the first host; none for the host itself.
     from: Option<&'static str>,
     ip: String,
     port: u16,
-    /// The article measured UDP, too.
+    /// Whether the article has a UDP figure of this path.
     udp: bool,
 }
 
@@ -156,13 +157,13 @@ fn prepare(one: &HostPlan, two: &HostPlan) -> Result<(Background, Vec<Route>)> {
         route(None, &two.ip, HOST_MODE, true),
     ];
     for route in &routes {
-        // Not counted: it opens the path.
+        // This transfer opens the path. It is not counted.
         iperf(one, route, &["-n", "1M"])?;
     }
     Ok((server, routes))
 }
 
-/// A container's address, as `ps` has it.
+/// A container's address, from the output of `ps`.
 fn address(host: &HostPlan, name: &str) -> Result<String> {
     let said = host.shell("culvert --format json ps")?;
     let rows: Value = serde_json::from_str(&said.text).context("'ps' does not say JSON")?;
@@ -179,7 +180,7 @@ fn iperf(host: &HostPlan, route: &Route, more: &[&str]) -> Result<Value> {
         let said = host.shell(&line)?;
         let value: Value = serde_json::from_str(&said.text).unwrap_or_default();
         match value.get("error").and_then(Value::as_str) {
-            // The server still has the last client, or the path is not open yet.
+            // The server still serves the last client, or the path is not open yet.
             Some(error) if error.contains("busy") || error.contains("connect") => Ok(None),
             Some(error) => bail!("{}: '{line}': {error}", host.node),
             None if said.status.success() => Ok(Some(value)),
@@ -188,7 +189,7 @@ fn iperf(host: &HostPlan, route: &Route, more: &[&str]) -> Result<Value> {
     })
 }
 
-/// A number of iperf3's.
+/// The number at the JSON pointer `pointer` of iperf3's output.
 fn bits(said: &Value, pointer: &str) -> Result<f64> {
     said.pointer(pointer)
         .and_then(Value::as_f64)
@@ -210,7 +211,7 @@ mod tests {
     #[test]
     fn ratios_are_taken_within_a_round() {
         let outcome = |tcp: &[f64]| Outcome { tcp: tcp.to_vec(), udp: None };
-        // Half of the base in each round, although the rounds differ.
+        // Each figure is half of the base in its round, although the rounds differ.
         let (ours, base) = (outcome(&[4.0, 1.0, 2.0]), outcome(&[8.0, 2.0, 4.0]));
         assert_eq!(ours.ratio(&base).to_bits(), 0.5_f64.to_bits());
         assert_eq!(ours.range(), (1.0, 4.0));

@@ -19,7 +19,7 @@ pub(crate) struct Args {
     /// Measurements of each path; the median counts
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
     rounds: u32,
-    /// Length of each, in seconds
+    /// Length of each measurement, in seconds
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=60))]
     seconds: u32,
     /// Put the table into docs/ARTICLE.md
@@ -51,10 +51,10 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Inside the enclosure: measures, prints, writes.
+/// Measures, prints and writes the table; runs inside the enclosure.
 pub(crate) fn inside(args: &Args) -> Result<()> {
     let file = paths::root().join("docs").join("ARTICLE.md");
-    // Before the measurements, which take a minute.
+    // The file is checked before the measurements, which take a minute.
     let text = if args.write {
         let text = fs::read_to_string(&file).context("docs/ARTICLE.md: cannot be read")?;
         table::replace(&text, "")?;

@@ -11,7 +11,7 @@ use crate::process;
 /// The line before the table in docs/ARTICLE.md.
 const BEGIN: &str = "<!-- begin: cargo xtask article --write -->";
 
-/// The line after it.
+/// The line after the table.
 const END: &str = "<!-- end -->";
 
 /// A row of the article's table.
@@ -19,9 +19,10 @@ const END: &str = "<!-- end -->";
 struct Row {
     letter: char,
     what: &'static str,
-    /// Its TCP figure.
+    /// The article's TCP figure, Gbit/s.
     tcp: &'static str,
-    /// Its ratio to row C. It does not give E's, which follows from its figures.
+    /// The article's ratio to row C. The article does not give the ratio of row E: it is computed
+    /// from the article's figures.
     ratio: &'static str,
     udp: &'static str,
 }
@@ -79,13 +80,13 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// This machine, now.
+    /// The current state of this machine.
     pub(super) fn here() -> Result<Self> {
         let date = process::quiet(Command::new("date").args(["-u", "+%F"]))?.trim().to_owned();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let uname = nix::sys::utsname::uname().context("uname failed")?;
         let release = uname.release().to_string_lossy();
-        // The text after the number names the builder.
+        // The text after the version number names the builder, and is left out.
         let kernel = release.split(['-', '+']).next().unwrap_or(&release).to_owned();
         Ok(Self { date, cores, kernel, load: load()? })
     }
@@ -97,7 +98,7 @@ pub(super) fn load() -> Result<String> {
     Ok(load.split(' ').next().unwrap_or_default().to_owned())
 }
 
-/// Bit/s as Gbit/s.
+/// Converts bit/s to Gbit/s.
 fn giga(bits: f64) -> String {
     format!("{:.1}", bits / 1e9)
 }

@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::metadata::{self, text};
 
-/// Every `package: dependency` whose crate is named nowhere in the package's sources: a build
-/// dependency in its build script, any other anywhere else.
+/// Every `package: dependency` whose crate no source file of the package names. A build dependency
+/// must be named in the build script, any other dependency in another source file.
 pub(super) fn unused() -> Result<Vec<String>> {
     let mut unused = Vec::new();
     for package in metadata::packages(true)? {

@@ -55,8 +55,8 @@ fn allowed(rules: &str) -> Vec<String> {
         .collect()
 }
 
-/// Whether SPDX expression `licence` can be met with `allowed` alone; `None` if it is no
-/// expression. Older packages write `A/B` for `A OR B`.
+/// Whether the SPDX expression `licence` can be met with `allowed` alone; `None` if it is not an
+/// SPDX expression. Older packages write `A/B` for `A OR B`.
 fn permits(licence: &str, allowed: &[String]) -> Option<bool> {
     let spaced = licence.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
     let mut words = spaced.split_whitespace().peekable();

@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::process;
 use crate::verbs::build;
 
-/// The packages in `cargo metadata`, with the dependencies' or (`no_deps`) without.
+/// The packages of `cargo metadata`: with the dependencies, or without them if `no_deps`.
 pub(super) fn packages(no_deps: bool) -> Result<Vec<Value>> {
     let mut command = build::cargo("metadata");
     command.args(["--format-version", "1", "--quiet"]);
@@ -26,7 +26,7 @@ pub(super) fn packages(no_deps: bool) -> Result<Vec<Value>> {
     }
 }
 
-/// The text under `name`, or nothing.
+/// The text under `name`; empty if there is none.
 pub(super) fn text<'a>(value: &'a Value, name: &str) -> &'a str {
     value.get(name).and_then(Value::as_str).unwrap_or_default()
 }

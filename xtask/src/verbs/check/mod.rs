@@ -27,7 +27,7 @@ pub(crate) struct Args {
     filter: Option<String>,
 }
 
-/// Runs every check, also after one has failed, and prints the sum.
+/// Runs every check, also after a check has failed, and prints a summary.
 pub(crate) fn main(args: &Args) -> Result<()> {
     setup::require(&[Need::Build, Need::Check])?;
     let filter = args.filter.as_deref().unwrap_or_default();
@@ -69,7 +69,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         ]);
     }
     if rows.is_empty() {
-        bail!("check '{filter}': there is none: {}", names.join(", "));
+        bail!("check '{filter}': unknown: the checks are {}", names.join(", "));
     }
     ui::heading("summary");
     ui::table(&["CHECK", "STATE", "TOOK", "NOTE"], &rows);
@@ -79,7 +79,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The beginning of `note`: the whole of a failure is above the summary.
+/// The beginning of `note`. The full text of a failure is printed above the summary.
 fn short(note: &str) -> String {
     const WIDTH: usize = 70;
     let line = note.lines().next().unwrap_or_default();
@@ -109,8 +109,8 @@ fn clippy_host() -> Result<String> {
 
 fn clippy_bpf() -> Result<String> {
     let toolchain = Toolchain::find()?;
-    if toolchain.way.clippy().is_none() {
-        bail!("no clippy for {}: run 'cargo xtask setup'", toolchain.way.describe());
+    if toolchain.compiler.clippy().is_none() {
+        bail!("no clippy for {}: run 'cargo xtask setup'", toolchain.compiler.describe());
     }
     process::run(
         toolchain
@@ -120,7 +120,7 @@ fn clippy_bpf() -> Result<String> {
             .arg(paths::target().join("bpf-check"))
             .args(["--", "-D", "warnings"]),
     )?;
-    Ok(toolchain.way.describe())
+    Ok(toolchain.compiler.describe())
 }
 
 fn rustdoc() -> Result<String> {
@@ -154,7 +154,7 @@ fn licences() -> Result<String> {
     Ok(format!("{count} packages, by cargo metadata; cargo-deny is not installed"))
 }
 
-/// No figure of an exact run may have grown by over 1 %.
+/// Checks that no figure of an exact run grew by more than 1 %.
 fn instructions() -> Result<String> {
     privilege::require_root("check --full")?;
     privilege::require_kernel()?;

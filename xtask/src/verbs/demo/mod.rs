@@ -1,4 +1,4 @@
-//! `demo`: the five modes on two hosts, with an external host, narrated. It is a test as well:
+//! `demo`: the five modes on two hosts, with an external host and comments. It is a test as well:
 //! every step has expectations, and the demo fails with the first that is not met.
 
 mod modes;
@@ -21,7 +21,7 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// For a caller that has built.
+    /// Options for a caller that has built the binary.
     pub(super) fn without_building() -> Self {
         Self { no_build: true }
     }
@@ -43,7 +43,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Inside the enclosure: plays it.
+/// Plays the demo; runs inside the enclosure.
 pub(crate) fn inside() -> Result<()> {
     script::play()
 }

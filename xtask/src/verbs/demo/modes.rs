@@ -55,8 +55,8 @@ impl Outside {
         self.server.stop()
     }
 
-    /// `container` on `host` reads the external host's page, whose log has the host's address and
-    /// not the container's.
+    /// Checks that `container` on `host` reads the external host's page, and that the log of the
+    /// external host has the address of `host` and not the container's.
     pub(super) fn sees_the_host(
         &self,
         stage: &mut Stage,
@@ -74,7 +74,8 @@ impl Outside {
         )
     }
 
-    /// bridge: address and routes, external access, its path, and a published port.
+    /// Shows the bridge mode: address and routes, external access and its path, and a published
+    /// port.
     pub(super) fn bridge(&self, stage: &mut Stage, one: &HostPlan, two: &HostPlan) -> Result<()> {
         stage.step("Mode 1, bridge, the default: a container with a published port")?;
         let dir = path("web");
@@ -110,7 +111,7 @@ impl Outside {
 
         stage.step("Each hop counts: the gateway, the router, the outside host")?;
         let out = &self.plan.ip;
-        // ping fails where nothing but an error comes back; grep says whether it came.
+        // ping fails if only an ICMP error comes back. The exit code of grep says whether it came.
         let ping = |ttl: u8, line: &str| {
             format!("culvert exec web -- ping -n -c 1 -W 2 -t {ttl} {out} | grep '{line}'")
         };
@@ -136,7 +137,7 @@ impl Outside {
         stage.expect("no process that listens for it", !said.contains(":8080"))
     }
 
-    /// host, container and none.
+    /// Shows the modes host, container and none.
     pub(super) fn other_modes(&self, stage: &mut Stage, one: &HostPlan) -> Result<()> {
         stage.step("Mode 2, host: the host's own interfaces")?;
         let run = "culvert run --rm --name hostc1 --network host -- ip -brief address";
@@ -161,7 +162,7 @@ impl Outside {
         Ok(())
     }
 
-    /// External access from an overlay network works the same, through the same interface.
+    /// Shows that external access from an overlay network uses the same interface.
     pub(super) fn out_of_the_overlay(
         &self,
         stage: &mut Stage,

@@ -50,7 +50,7 @@ pub(super) fn play() -> Result<()> {
     play.tables(&ip1, &ip2)?;
     play.throughput(&ip2)?;
     play.removal()?;
-    // No process may have ended unnoticed.
+    // The demo fails if a process has ended unnoticed.
     etcd.check()?;
     one.check()?;
     two.check()?;
@@ -75,7 +75,7 @@ struct Play {
 }
 
 impl Play {
-    /// A network made on one host is seen on the other.
+    /// Makes a network on one host and checks that the other host sees it.
     fn network(&mut self) -> Result<()> {
         let Self { stage, one, two } = self;
         stage.step("Mode 5, an overlay network, created on host1 ...")?;
@@ -95,7 +95,7 @@ impl Play {
         stage.expect("the subnet 10.0.0.0/24", subnet == Some("10.0.0.0/24"))
     }
 
-    /// A container with a web server on each host. Returns their addresses.
+    /// Starts a container with a web server on each host. Returns their addresses.
     fn containers(&mut self) -> Result<(String, String)> {
         let Self { stage, one, two } = self;
         stage.step("A container with a web server on each host")?;
@@ -134,7 +134,7 @@ impl Play {
         Ok((ip1, ip2))
     }
 
-    /// Device and routes in the container.
+    /// Shows the device and the routes of a container.
     fn inside_a_container(&mut self, ip2: &str) -> Result<()> {
         let Self { stage, two, .. } = self;
         stage.step(
@@ -150,7 +150,7 @@ impl Play {
         stage.expect("the overlay's subnet on eth0", route)
     }
 
-    /// Ping and HTTP, both ways.
+    /// Shows ping and HTTP in both directions.
     fn reach(&mut self, ip1: &str, ip2: &str) -> Result<()> {
         let Self { stage, one, two } = self;
         stage.step("They reach each other")?;
@@ -162,10 +162,10 @@ impl Play {
         stage.expect("over2's page", said.trim() == "Hello from over2")
     }
 
-    /// The FDB of the data plane.
+    /// Shows the FDB, the neighbours and the VTEPs of the data plane.
     fn tables(&mut self, ip1: &str, ip2: &str) -> Result<()> {
         let Self { stage, one, two } = self;
-        stage.step("The data plane's tables: MAC to port or VTEP, IP to MAC")?;
+        stage.step("The data plane's tables: MAC to interface or VTEP, IP to MAC")?;
         for (host, other, ip) in [(&*one, &two.ip, ip2), (&*two, &one.ip, ip1)] {
             let said = stage.type_on(host, "culvert fdb show")?;
             let mac = mac_of(ip)?;
@@ -177,7 +177,7 @@ impl Play {
         Ok(())
     }
 
-    /// TCP throughput of the hosts themselves beside that of the overlay.
+    /// Measures TCP throughput between the hosts, and through the overlay.
     fn throughput(&mut self, ip2: &str) -> Result<()> {
         let Self { stage, one, two } = self;
         stage.step("Throughput: host to host, and the same through the overlay")?;
@@ -200,7 +200,7 @@ impl Play {
         stage.type_on(two, "culvert stats").map(drop)
     }
 
-    /// Everything is removed as it was made.
+    /// Removes the containers and the network.
     fn removal(&mut self) -> Result<()> {
         let Self { stage, one, two } = self;
         stage.step("Removal")?;
@@ -213,7 +213,7 @@ impl Play {
         stage.type_on(two, "culvert network ls").map(drop)
     }
 
-    /// The agents are stopped and have left nothing.
+    /// Stops the agents and checks that they have left nothing.
     fn end(&mut self, one: Host, two: Host) -> Result<()> {
         let stage = &mut self.stage;
         stage.step("The agents are stopped; with --cleanup-on-exit they leave nothing")?;
@@ -234,7 +234,7 @@ impl Play {
     }
 }
 
-/// Number of pins in the host's bpffs, without the two files that the kernel puts into every one.
+/// Number of pins in the host's bpffs, without the two files that the kernel puts into every bpffs.
 fn pins(host: &HostPlan) -> usize {
     let Ok(entries) = std::fs::read_dir(host.bpffs()) else {
         // The agent has removed it, or unmounted it and removed the directory.
@@ -244,7 +244,7 @@ fn pins(host: &HostPlan) -> usize {
 }
 
 /// Runs iperf3 from `one` to `two`, where `from` and `to` are the command prefixes that enter the
-/// containers, and returns what arrived, in Gbit/s.
+/// containers, and returns the received rate, Gbit/s.
 fn measure(
     stage: &mut Stage,
     one: &HostPlan,
@@ -268,7 +268,7 @@ fn measure(
     received(&said).with_context(|| format!("iperf3 -c {ip}: does not say what arrived"))
 }
 
-/// Gbit/s in iperf3's line of the receiver.
+/// Rate in iperf3's line of the receiver, Gbit/s.
 fn received(said: &str) -> Option<f64> {
     let line = said.lines().find(|line| line.trim_end().ends_with("receiver"))?;
     let mut before = "";

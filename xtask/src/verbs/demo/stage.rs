@@ -14,7 +14,7 @@ pub(super) const LISTENING: Duration = Duration::from_secs(15);
 /// Deadline for a change on one host to appear on the other.
 const SEEN: Duration = Duration::from_secs(5);
 
-/// Where the demo is played.
+/// State of the demo: number of the step, and number of expectations that were met.
 #[derive(Debug, Default)]
 pub(super) struct Stage {
     step: usize,
@@ -40,7 +40,7 @@ impl Stage {
         ui::line(&format!("{} {}", ui::green(&format!("root@{host}:~#")), ui::bold(line)));
     }
 
-    /// Runs `line` on `host`, shows and returns its output. It has to succeed.
+    /// Runs `line` on `host`, shows and returns its output. Fails if `line` fails.
     pub(super) fn type_on(&mut self, host: &HostPlan, line: &str) -> Result<String> {
         let (said, status) = self.try_on(host, line)?;
         if !status.success() {

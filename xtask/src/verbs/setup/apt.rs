@@ -10,11 +10,11 @@ use super::fit::{self, Fit, Policy};
 use super::spinner::{with_progress, with_spinner};
 use crate::{process, tools, ui};
 
-/// Options of every `apt-get install`: nothing that only is recommended, and nothing removed,
-/// so that a package which conflicts with one of the user's is refused instead.
+/// Options of every `apt-get install`. Recommended packages are not installed. No package may be
+/// removed: apt refuses a package that conflicts with one of the user's.
 const OPTIONS: [&str; 4] = ["install", "-y", "--no-install-recommends", "--no-remove"];
 
-/// The unit that Debian's etcd-server would start at once.
+/// The systemd unit that Debian's etcd-server starts when it is installed.
 const ETCD_UNIT: &str = "etcd.service";
 
 /// Whether apt knows a version of `package` to install.
@@ -27,8 +27,8 @@ pub(super) fn install_line(packages: &[&str]) -> String {
     format!("apt-get {} {}", OPTIONS.join(" "), packages.join(" "))
 }
 
-/// The changes that make `packages` compatible with the installed packages of their sources. None
-/// if they are compatible, or if apt finds no solution: its own message then gives the reason.
+/// The changes that make `packages` compatible with the installed packages of their sources. Empty
+/// if they are compatible, or if apt finds no solution: apt's own message then gives the reason.
 fn fits(packages: &[&str]) -> Vec<Fit> {
     if simulates(packages, &[]) {
         return Vec::new();
@@ -70,7 +70,7 @@ pub(super) fn has_no_lists() -> bool {
     })
 }
 
-/// Refreshes apt's lists if one of `packages` is not in them, as on a machine that never did.
+/// Refreshes apt's lists if one of `packages` is not in them, or if the machine has no lists.
 pub(super) fn refresh_for<'a>(mut packages: impl Iterator<Item = &'a str>) -> Result<()> {
     if packages.all(has_candidate) { Ok(()) } else { refresh() }
 }
@@ -98,7 +98,7 @@ pub(super) fn install(packages: &[&'static str]) -> Result<()> {
         ui::line(&fit.line());
     }
     match install_once(packages, &fits) {
-        // Lists that are older than the mirror name files that are gone.
+        // Lists that are older than the mirror name files that the mirror no longer has.
         Err(error) if error.to_string().contains("apt-get update") => {
             refresh()?;
             install_once(packages, &fits)
@@ -152,7 +152,7 @@ fn parse_status(line: &str) -> Option<(u64, &str)> {
 struct KeepEtcdStopped;
 
 impl KeepEtcdStopped {
-    /// Whether systemd runs here and has no etcd yet.
+    /// Whether systemd runs here and etcd is not installed yet.
     fn applies() -> bool {
         Path::new("/run/systemd/system").is_dir() && tools::which("etcd").is_none()
     }

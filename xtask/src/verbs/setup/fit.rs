@@ -1,20 +1,20 @@
-//! Packages of one source whose versions have to fit: Debian builds several packages from one
-//! source, and some of them only go together in one version. One that is installed from
-//! another suite (backports) would have to be removed for a new one of its source.
+//! Packages of one source whose versions have to be equal. Debian builds several packages from one
+//! source, and some of them can only be installed in one version. If a package from another suite
+//! (backports) is installed, apt would have to remove it for a new package of its source.
 
 use std::process::{Command, Stdio};
 
-/// A package to install in addition, or instead.
+/// A choice of versions that makes two packages of one source fit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Fit {
-    /// The package to install has the version of the one that is installed.
+    /// `package` is installed in the version of the installed package `beside`.
     Choose { package: String, version: String, beside: String },
-    /// The one that is installed is replaced by the version of the package to install.
+    /// The package `installed` is replaced by the version of the new package `beside`.
     Replace { installed: String, from: String, to: String, beside: String },
 }
 
 impl Fit {
-    /// As an argument of `apt-get install`.
+    /// The argument of `apt-get install` for this choice.
     pub(super) fn argument(&self) -> String {
         match self {
             Self::Choose { package, version, .. } => format!("{package}={version}"),
@@ -36,7 +36,7 @@ impl Fit {
     }
 }
 
-/// Every combination that gives `package` and an installed package of its source one version.
+/// Every choice that gives `package` and an installed package of its source the same version.
 pub(super) fn of(package: &str) -> Vec<Fit> {
     let policy = Policy::of(package);
     let Some(source) = source_of(package) else { return Vec::new() };
@@ -51,7 +51,7 @@ pub(super) fn of(package: &str) -> Vec<Fit> {
         .collect()
 }
 
-/// How `package` and the installed one of its source can come to one version.
+/// The choices that give `package` and the package `installed` of its source the same version.
 fn fits(
     package: &str,
     policy: &Policy,
@@ -81,9 +81,9 @@ fn fits(
 /// Versions of a package that apt knows.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Policy {
-    /// The version that it would install.
+    /// The version that apt would install.
     pub(super) candidate: Option<String>,
-    /// Every version in its lists, and the installed one.
+    /// Every version in apt's lists, and the installed version.
     versions: Vec<String>,
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use culvert_bpf_build::Way;
+use culvert_bpf_build::Compiler;
 
 use super::apt;
 use crate::tools::which;
@@ -11,10 +11,10 @@ use crate::tools::which;
 /// The version that the programs are built with.
 const VERSION: &str = "0.13.0";
 
-/// LLVMs that this version of bpf-linker has a feature for, oldest first.
+/// LLVM versions for which this version of bpf-linker has a feature, oldest first.
 const SUPPORTED: [u32; 3] = [21, 22, 23];
 
-/// LLVM of Debian's rustc-web if that is not installed yet.
+/// LLVM version of Debian's rustc-web, for a machine on which rustc-web is not installed yet.
 const DEBIAN_LLVM: u32 = 22;
 
 /// The instruction if no known package has a fitting LLVM.
@@ -26,18 +26,19 @@ pub(super) const BY_HAND: &str = "cargo install cargo-binstall && cargo binstall
 pub(super) enum Build {
     /// With this LLVM, which Debian packages under `/usr/lib/llvm-N`.
     Debian(u32),
-    /// cargo-binstall is there and fetches bpf-linker's own build, which has LLVM inside.
+    /// With cargo-binstall, which fetches bpf-linker's own build with LLVM inside.
     Binstall,
 }
 
 impl Build {
-    /// Finds one. `nightly`: rustup's nightly is going to be the compiler.
+    /// Finds a method. `by_apt`: apt can install packages. `nightly`: the compiler will be rustup's
+    /// nightly.
     pub(super) fn find(by_apt: bool, nightly: bool) -> Option<Self> {
         let needed = if nightly { None } else { compilers_llvm() };
-        // A compiler that is yet to be installed: Debian's has Debian's LLVM, and nightly is
-        // close to the newest.
+        // The compiler is not installed yet. Debian's compiler has Debian's LLVM, and the LLVM of
+        // nightly is close to the newest.
         let needed = needed.unwrap_or(if nightly { SUPPORTED[2] } else { DEBIAN_LLVM });
-        // Bitcode is read by the LLVM that wrote it and by newer ones.
+        // An LLVM reads bitcode of its own version and of older versions.
         let fitting = || SUPPORTED.into_iter().filter(|version| *version >= needed);
         if by_apt {
             let installed =
@@ -60,14 +61,14 @@ impl Build {
         if !prefix(version).join("include/llvm-c").is_dir() {
             packages.push(package(version));
         }
-        // libLLVM is C++: the linker wants libstdc++.so, which comes with g++.
+        // libLLVM is C++: the linker needs libstdc++.so, which comes with g++.
         if which("g++").is_none() {
             packages.push("g++");
         }
         packages
     }
 
-    /// The command that builds it.
+    /// The command that builds bpf-linker.
     pub(super) fn command(self) -> Command {
         let mut command = Command::new("cargo");
         match self {
@@ -109,7 +110,7 @@ fn prefix(version: u32) -> PathBuf {
     PathBuf::from(format!("/usr/lib/llvm-{version}"))
 }
 
-/// Debian's package of that LLVM's development files.
+/// Debian's package of the development files of LLVM `version`.
 fn package(version: u32) -> &'static str {
     match version {
         21 => "llvm-21-dev",
@@ -120,9 +121,9 @@ fn package(version: u32) -> &'static str {
 
 /// Major version of the LLVM inside the compiler that compiles for BPF.
 fn compilers_llvm() -> Option<u32> {
-    let mut command = match Way::find().ok()? {
-        Way::Prebuilt { rustc } => Command::new(rustc),
-        Way::Nightly { toolchain } => {
+    let mut command = match Compiler::find().ok()? {
+        Compiler::Prebuilt { rustc } => Command::new(rustc),
+        Compiler::Nightly { toolchain } => {
             let mut command = Command::new("rustup");
             command.args(["run", &toolchain, "rustc"]);
             command
@@ -132,7 +133,7 @@ fn compilers_llvm() -> Option<u32> {
     parse_llvm(&String::from_utf8_lossy(&said.stdout))
 }
 
-/// The number in `LLVM version: 22.1.8`.
+/// The major version in `LLVM version: 22.1.8`.
 fn parse_llvm(text: &str) -> Option<u32> {
     let version = text.lines().find_map(|line| line.strip_prefix("LLVM version:"))?;
     version.trim().split('.').next()?.parse().ok()

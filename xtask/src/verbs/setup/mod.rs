@@ -18,7 +18,7 @@ pub(crate) struct Args {
     /// Only print what is there and what is missing
     #[arg(long)]
     check: bool,
-    /// Also what 'cargo xtask test --full' needs: an emulator, and a kernel with netkit
+    /// Also the tools of 'cargo xtask test --full': an emulator, and a kernel with netkit
     #[arg(long)]
     full: bool,
 }
@@ -51,7 +51,7 @@ pub(crate) fn require(needs: &[Need]) -> Result<()> {
     install(&missing)
 }
 
-/// Installs `missing`, or fails after printing the commands that would.
+/// Installs `missing`. If this is not possible, prints the commands that install it and fails.
 fn install(missing: &[&'static Tool]) -> Result<()> {
     let names: Vec<_> = missing.iter().map(|t| t.name).collect();
     ui::line(&format!("Missing: {}.", names.join(", ")));

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use anyhow::Result;
-use culvert_bpf_build::Way;
+use culvert_bpf_build::Compiler;
 
 use super::spinner::with_spinner;
 use super::{apt, linker};
@@ -41,13 +41,13 @@ pub(super) struct Plan {
     pub(super) packages: Vec<&'static str>,
     /// Whether rustup is to install the toolchain that compiles for BPF.
     nightly: bool,
-    /// Components for the running toolchain, of rustup.
+    /// Components that rustup adds to the running toolchain.
     components: Vec<&'static str>,
     /// How to build bpf-linker, if it is missing.
     linker: Option<linker::Build>,
     /// The package with the emulated machine's kernel, if that is missing.
     kernel: Option<String>,
-    /// Commands that only the user can run: another distribution's, or a choice to make.
+    /// Commands for the user to run: those of another distribution, or those that need a choice.
     pub(super) by_hand: Vec<String>,
 }
 
@@ -92,7 +92,7 @@ impl Plan {
                         Distribution::Fedora => foreign.extend(tool.fedora),
                         Distribution::Arch => foreign.extend(tool.arch),
                         Distribution::Other => plan.by_hand.push(format!(
-                            "install {} ({}), in Debian's words: {}",
+                            "install {} ({}); Debian's packages: {}",
                             tool.name,
                             tool.why,
                             tool.debian.join(" ")
@@ -116,13 +116,13 @@ impl Plan {
         plan
     }
 
-    /// A rustc for BPF, or its clippy: Debian's packages if available, else rustup's nightly.
+    /// Plans a rustc for BPF, or its clippy: Debian's packages if available, else rustup's nightly.
     fn bpf_compiler(&mut self, tool: &'static Tool, distribution: Distribution) {
         let prebuilt = distribution == Distribution::Debian
-            // Also for clippy, which works only with this compiler.
+            // Checked for clippy, too: Debian's clippy works only with this compiler.
             && apt::has_candidate("libstd-rust-web-dev-bpf")
             && tool.debian.iter().all(|package| apt::has_candidate(package));
-        let nightly_here = matches!(Way::find(), Ok(Way::Nightly { .. }));
+        let nightly_here = matches!(Compiler::find(), Ok(Compiler::Nightly { .. }));
         if prebuilt && !nightly_here {
             self.packages.extend(tool.debian);
         } else if which("rustup").is_some() {
@@ -188,7 +188,7 @@ impl Plan {
     }
 }
 
-/// The toolchain of the second way, in rustup's words.
+/// The arguments of rustup that install the toolchain of `Compiler::Nightly`.
 const NIGHTLY: [&str; 9] = [
     "toolchain",
     "install",

@@ -1,4 +1,4 @@
-//! How the tests are compiled.
+//! The cargo command that compiles and runs the tests.
 
 use std::io::IsTerminal as _;
 use std::process::Command;
@@ -7,10 +7,10 @@ use culvert_bpf_build::PACKAGE;
 
 use crate::verbs::build;
 
-/// The profile of the tests and of what they test, from the root of the repository.
+/// Path of the profile of the tests and of the tested code, from the root of the repository.
 const PROFILE: &str = "tests/profile.toml";
 
-/// `cargo test` of every package but the programs', which run in the kernel only.
+/// `cargo test` of every package except the BPF programs, which run in the kernel only.
 pub(super) fn command() -> Command {
     let mut command = build::cargo("test");
     command

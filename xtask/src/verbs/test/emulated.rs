@@ -18,11 +18,11 @@ use crate::{paths, ui};
 /// The test programs, in the order in which they run: from the least requirements to whole hosts.
 const PROGRAMS: [&str; 3] = ["host", "prog_run", "netns"];
 
-/// Tests that are not run there. Those of refusals, of names and files, of hung processes and of records
-/// of hosts do not depend on the kernel, and take many minutes under emulation. So does one that
-/// compares NAT with the kernel's in thousands of steps, which does not depend on the device. A test of
-/// how much GRO merges depends on the rate of the frames, and those of two processors at once take
-/// turns there.
+/// Tests that are not run on the emulated machines. The tests of refusals, of names and files, of
+/// hung processes and of records of hosts do not depend on the kernel, and take many minutes under
+/// emulation. The test that compares NAT with the kernel's in thousands of steps is as slow, and
+/// does not depend on the device. The test of how much GRO merges depends on the rate of frames.
+/// The tests of races need two processors at once, which take turns under emulation.
 const SKIPPED: [&str; 8] = [
     "bad_input::",
     "bad_modes::",
@@ -34,13 +34,13 @@ const SKIPPED: [&str; 8] = [
     "races::",
 ];
 
-/// Factor by which the deadlines of the tests are longer there.
+/// Factor by which the deadlines of the tests are longer on the emulated machines.
 const PATIENCE: u32 = 5;
 
 /// The most machines that run at once.
 const MACHINES: usize = 4;
 
-/// Runs them and counts them.
+/// Runs the tests on the emulated machines and counts them.
 pub(super) fn main(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
     let lists: Vec<_> = programs()?
         .into_iter()
@@ -55,13 +55,13 @@ pub(super) fn main(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
         ran += usize::from(tally.count(line));
     });
     if outcome.is_err() && tally.failed == before {
-        // A test ended its whole program, or a machine did not start.
+        // A test has ended its whole program, or a machine did not start.
         tally.failed += 1;
     }
     outcome?;
     if ran != expected {
         tally.failed += 1;
-        bail!("{ran} of {expected} test programs came to their end there");
+        bail!("{ran} of {expected} test programs finished in the emulated machine");
     }
     tally.demand_none_ignored()
 }
@@ -75,7 +75,7 @@ fn machines() -> Result<usize> {
     Ok(processors.min(room).clamp(1, MACHINES))
 }
 
-/// The tests of a program that are run there, by name.
+/// Names of the tests of a program that run on the emulated machines.
 fn tests(program: &Path, filter: Option<&str>) -> Result<Vec<String>> {
     let mut command = Command::new(program);
     command.args(["--list", "--format", "terse"]).args(filter).stderr(Stdio::null());
@@ -87,10 +87,10 @@ fn tests(program: &Path, filter: Option<&str>) -> Result<Vec<String>> {
     Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
 }
 
-/// Tests of one program, by name.
+/// A test program, and names of tests to run.
 type Run<'a> = (&'a Path, Vec<&'a str>);
 
-/// Deals the tests out to machines: what each runs.
+/// Distributes the tests over machines. Returns the runs of each machine.
 fn parts(lists: &[(Vec<String>, PathBuf)], machines: usize) -> Vec<Vec<Run<'_>>> {
     let part = |machine| {
         let runs = lists.iter().map(|(tests, program)| {
@@ -102,7 +102,7 @@ fn parts(lists: &[(Vec<String>, PathBuf)], machines: usize) -> Vec<Vec<Run<'_>>>
     (0..machines).map(part).filter(|runs: &Vec<_>| !runs.is_empty()).collect()
 }
 
-/// What a machine runs: every program, also after one has failed.
+/// The shell script of a machine. It runs every program, also after a program has failed.
 fn script(runs: &[Run<'_>]) -> String {
     let mut script = format!(
         "echo \"Linux $(uname -r), emulated\"\n\
@@ -113,19 +113,19 @@ fn script(runs: &[Run<'_>]) -> String {
     );
     for (program, tests) in runs {
         let (program, tests) = (word(program), tests.join(" "));
-        // One at a time, so that the tests meet their deadlines. Writing to a string does not fail.
+        // One test at a time, so that the tests meet their deadlines. Writing to a string does not fail.
         let options = "--include-ignored --exact --color never --test-threads 1";
         let _ = writeln!(script, "{program} {options} {tests} 2>&1 || code=1");
     }
     script + "exit $code"
 }
 
-/// A path as one word of a shell.
+/// A path as one quoted word of a shell.
 fn word(path: &Path) -> String {
     vm::quoted(&path.display().to_string())
 }
 
-/// The test programs' files, as cargo names them.
+/// Paths of the test programs, from cargo's messages.
 fn programs() -> Result<Vec<PathBuf>> {
     let mut command = command();
     command.args(["--no-run", "--message-format", "json"]).stderr(Stdio::null());

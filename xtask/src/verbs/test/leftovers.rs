@@ -16,8 +16,8 @@ use crate::ui;
 /// Every process of a run inherits this variable. Its value is unique to the run.
 const MARK: &str = "CULVERT_TEST_RUN";
 
-/// How long a process may go on after the tests have ended. A killed process is a moment away from
-/// its end.
+/// How long a process may still run after the tests have ended. A killed process needs a moment to
+/// end.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Polling interval.
@@ -28,7 +28,7 @@ const TICK: Duration = Duration::from_millis(50);
 pub(super) struct Before {
     /// `CULVERT_TEST_RUN=VALUE`.
     mark: String,
-    /// See [`mounts`].
+    /// The mount points, from [`mounts`].
     mounts: BTreeSet<String>,
 }
 
@@ -45,7 +45,7 @@ impl Before {
     ///
     /// # Errors
     ///
-    /// How many there were.
+    /// The tests left processes or mounts. The error has the number of both.
     pub(super) fn demand_nothing_left(&self) -> Result<()> {
         let start = Instant::now();
         let mut processes = processes(&self.mark);
@@ -55,7 +55,7 @@ impl Before {
         }
         for (pid, command) in &processes {
             ui::line(&format!("left by the tests, killed now: pid {pid}: {command}"));
-            // It may have ended since.
+            // The error is ignored: the process may have ended since.
             let _ = kill(*pid, Signal::SIGKILL);
         }
         let mounts: Vec<_> = mounts()?.difference(&self.mounts).cloned().collect();
@@ -121,7 +121,7 @@ mod tests {
         let mut child = command.arg("1000").spawn().expect("sleep is installed");
         let error = before.demand_nothing_left().expect_err("sleep is left").to_string();
         assert!(error.starts_with("the tests left 1 processes"), "{error}");
-        // It was killed, or this would wait.
+        // The process was killed. Otherwise `wait` would block for 1000 s.
         assert!(!child.wait().expect("it is our child").success());
         assert!(processes(&before.mark).is_empty());
     }

@@ -11,10 +11,12 @@ use crate::ui;
 pub(super) struct Tally {
     /// Tests that passed.
     pub(super) passed: u64,
-    /// Tests that failed, and test programs that did not come to their end.
+    /// Tests that failed, and test programs that did not finish.
     pub(super) failed: u64,
-    /// Ignored tests, although no filter was given.
+    /// Tests that libtest ignored.
     pub(super) ignored: u64,
+    /// Tests of programs that are not installed: they did not run.
+    pub(super) left_out: u64,
     /// Name of each stage, whether it went well, and how long it took.
     pub(super) stages: Vec<(&'static str, bool, Duration)>,
 }
@@ -49,7 +51,7 @@ impl Tally {
     ///
     /// # Errors
     ///
-    /// How many were.
+    /// Tests were ignored. The error has their number.
     pub(super) fn demand_none_ignored(&self) -> Result<()> {
         if self.ignored > 0 {
             bail!("{} tests were ignored: each has its reason above", self.ignored);

@@ -21,7 +21,7 @@ fn both_families_get_an_address() {
     assert_eq!(text(&["10.0.0.77"]), primary(["10.0.0.77", "fd00::3"]));
     assert_eq!(text(&["fd00::77"]), primary(["10.0.0.2", "fd00::77"]));
     assert_eq!(text(&["fd00::77", "10.0.0.77"]), primary(["10.0.0.77", "fd00::77"]));
-    // The first of a subnet is the primary one.
+    // The first address of a subnet is the primary one.
     assert_eq!(
         text(&["10.0.0.77", "10.0.0.9", "fd00::77", "10.0.0.8", "fd00::9"]),
         [vec!["10.0.0.77", "fd00::77"], vec!["10.0.0.9", "10.0.0.8", "fd00::9"]]
@@ -38,7 +38,7 @@ fn additional_addresses_are_each_given_once_and_not_too_many() {
     let asked = |range: std::ops::RangeInclusive<u8>| -> Vec<IpAddr> {
         range.map(|last| [10, 0, 0, last].into()).collect()
     };
-    // With the IPv6 address that was not asked for.
+    // 15 requested addresses and the IPv6 address that is allocated make 16.
     assert!(allocate(&cluster.view, &net, &asked(10..=24)).is_ok());
     for (asked, part) in [
         (asked(10..=25), "17 addresses are too many for an interface: 16 are valid"),

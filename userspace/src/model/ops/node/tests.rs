@@ -109,11 +109,11 @@ fn a_copy_of_a_host_that_is_alive_is_refused() {
     let first = agent(&host, "first", "m1", "b1");
     cluster.carry_out(register_node(&cluster.view, &host, &first, 1).expect("plan").writes);
 
-    // A restart, and one by a version that did not record process and machine.
+    // A restart, and a restart by a version that did not record process and machine.
     for again in [agent(&host, "second", "m1", "b1"), agent(&host, "second", "", "")] {
         register_node(&cluster.view, &host, &again, 2).expect("the same machine");
     }
-    // The agent itself, at a new address: the lease is its own.
+    // The agent itself, at a new address: it holds the lease.
     let moved = Node { vtep: [192, 0, 2, 9].into(), ..host.clone() };
     register_node(&cluster.view, &moved, &first, 2).expect("the same process");
 
@@ -132,7 +132,7 @@ fn a_copy_of_a_host_that_is_alive_is_refused() {
         );
         assert_eq!(not_elsewhere(&cluster.view, node.vtep, copy), Err(refused));
     }
-    // Under another name as well.
+    // A copy under another name is refused as well.
     let renamed = Node { name: name("host2"), ..moved.clone() };
     let refused = register_node(&cluster.view, &renamed, &agent(&host, "x", "m2", "b2"), 2);
     assert!(matches!(refused, Err(Refusal::Elsewhere(_))), "{refused:?}");

@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 
 use super::modules::{Crate, FileId, Module, ModuleId, Path};
 
-/// A path in one file that leads to another.
+/// A Rust path in one file that names an item of another file.
 #[derive(Clone, Debug)]
 pub(super) struct Import {
     /// The file that has the path.
     pub(super) from: FileId,
-    /// Its line there, from 1.
+    /// Line of the path in the file `from`, from 1.
     pub(super) line: usize,
-    /// The file that defines what the path names.
+    /// The file that defines the named item.
     pub(super) to: FileId,
     /// The path.
     pub(super) path: String,
@@ -25,7 +25,7 @@ enum Found {
     Item(ModuleId),
 }
 
-/// Every import of `it`.
+/// Every import of the crate `it`.
 pub(super) fn of(it: &Crate) -> Vec<Import> {
     let mut imports = Vec::new();
     for (id, module) in it.modules() {
@@ -48,7 +48,8 @@ pub(super) fn of(it: &Crate) -> Vec<Import> {
             }
         }
         for path in &module.paths {
-            // A single name is of this module, or its `use` line counts.
+            // A path of one name is skipped: this module defines the name, or a `use` line imports
+            // it and is counted above.
             if path.names.len() > 1
                 && let Some(found) = locate(it, id, &path.names, &mut Seen::new())
             {
@@ -76,10 +77,10 @@ fn is_inside(it: &Crate, inner: ModuleId, outer: ModuleId) -> bool {
     false
 }
 
-/// Names being resolved: a name that leads back to itself has no target.
+/// Names that are being resolved. A name that leads back to itself has no target.
 type Seen = BTreeSet<(ModuleId, String)>;
 
-/// Target of `names` in module `from`; none if it is outside the crate.
+/// Target of `names` in module `from`; none if the target is in another crate.
 fn locate(it: &Crate, from: ModuleId, names: &[String], seen: &mut Seen) -> Option<Found> {
     let (first, rest) = names.split_first()?;
     let module = it.module(from)?;
@@ -99,14 +100,14 @@ fn locate(it: &Crate, from: ModuleId, names: &[String], seen: &mut Seen) -> Opti
         let Found::Module(here) = at else { break };
         at = match name.as_str() {
             "super" => Found::Module(it.module(here)?.parent?),
-            // An item that a macro defines is not in the list of items: it counts for the module.
+            // An item that a macro defines is not in the list of items: the module is the target.
             name => member(it, here, name, seen).unwrap_or(Found::Item(here)),
         };
     }
     Some(at)
 }
 
-/// What `name` is in module `id`.
+/// The module or item that `name` names in module `id`.
 fn member(it: &Crate, id: ModuleId, name: &str, seen: &mut Seen) -> Option<Found> {
     let module = it.module(id)?;
     if !seen.insert((id, name.to_owned())) {

@@ -1,4 +1,4 @@
-//! Imports against the table, and circles.
+//! Checks imports against the table, and finds circles of imports.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -38,8 +38,8 @@ pub(super) fn faults(table: &Table, it: &Crate, imports: &[Import]) -> Vec<Strin
     faults.into_iter().map(|(file, line, fault)| format!("{file}:{line}: {fault}")).collect()
 }
 
-/// For each file that is in a circle, but in none that was found for an earlier file, the
-/// shortest circle through it.
+/// The shortest circle through each file that is in a circle. A file is skipped if it is in a
+/// circle that was found for an earlier file.
 fn circles(imports: &[Import]) -> Vec<Vec<&Import>> {
     // One import represents all imports from one file to another.
     let mut arrows: BTreeMap<FileId, BTreeMap<FileId, &Import>> = BTreeMap::new();

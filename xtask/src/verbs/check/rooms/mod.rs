@@ -10,13 +10,14 @@
 //! 4. rows whose path does not exist.
 //!
 //! An import is a `use`, or a path in code that leads to another file of the crate, also in a
-//! macro's arguments. It leads to the file that *defines* the item: a re-export on the way is
+//! macro's arguments. It leads to the file that *defines* the item: a re-export in between is
 //! followed. So `use super::Pair` leads to the file that has `struct Pair`, although the parent
 //! module re-exports it. A parent module that declares and re-exports its children's items
-//! imports nothing by that; it does as soon as its own code uses one of the names.
+//! imports nothing by the re-export. A re-exported name counts as an import if the parent's own
+//! code uses it.
 //!
-//! Code under `#[cfg(test)]` may reach anything and is not read, nor are a package's tests,
-//! examples and benchmarks.
+//! Code under `#[cfg(test)]` may import anything and is not read. A package's tests, examples and
+//! benchmarks are not read either.
 
 mod imports;
 mod judge;
@@ -37,8 +38,8 @@ use table::{DOCUMENT, Table};
 /// Folders of sources that must have a table.
 const DEMANDED: [&str; 4] = ["ebpf/src", "userspace/src", "bench/src", "xtask/src"];
 
-/// Checks every crate that has a table, and that those of [`DEMANDED`] have one. Returns a
-/// note of how much was read.
+/// Checks every crate that has a table, and checks that every folder of [`DEMANDED`] has one.
+/// Returns a note with the number of files and crates that were read.
 ///
 /// # Errors
 ///
@@ -71,11 +72,11 @@ pub(super) fn check() -> Result<String> {
 /// Result of the check.
 #[derive(Debug, Default)]
 struct Report {
-    /// One line each.
+    /// Faults, one line each.
     faults: Vec<String>,
     /// How many files were read.
     files: usize,
-    /// How many crates.
+    /// How many crates were read.
     crates: usize,
 }
 
@@ -124,7 +125,7 @@ fn source_folder(table: &Table, sources: &Sources) -> Option<String> {
     folders.all(|folder| folder == first).then_some(first)
 }
 
-/// Whether a row's path is a source file or a folder of such.
+/// Whether a row's path is a source file or a folder of source files.
 fn exists(path: &str, sources: &Sources) -> bool {
     let stem = path.strip_suffix(".rs").unwrap_or(path);
     let folder = format!("{stem}/");

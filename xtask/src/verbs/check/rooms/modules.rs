@@ -11,15 +11,15 @@ use syn::{Attribute, Ident, ImplItem, Item, ItemMod, ItemUse, Meta, UseTree, Vis
 /// Rust sources and manifests, by their path from the repository's root.
 pub(super) type Sources = BTreeMap<String, String>;
 
-/// Place of a file in [`Crate::files`].
+/// Index of a file in [`Crate::files`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct FileId(pub(super) usize);
 
-/// Place of a module in [`Crate::modules`].
+/// Index of a module in [`Crate::modules`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ModuleId(usize);
 
-/// A package's library and program, without what is for tests only.
+/// A package's library and program, without code that is for tests only.
 #[derive(Debug)]
 pub(super) struct Crate {
     /// Files, by their path from the repository's root.
@@ -27,7 +27,7 @@ pub(super) struct Crate {
     modules: Vec<Module>,
     /// The library's root module, if there is one.
     pub(super) library: Option<ModuleId>,
-    /// The package's name in Rust code: how its program names its library.
+    /// The package's name in Rust code: the program names its library by it.
     pub(super) name: String,
 }
 
@@ -36,28 +36,28 @@ pub(super) struct Crate {
 pub(super) struct Module {
     /// The file.
     pub(super) file: FileId,
-    /// The module around it.
+    /// The parent module.
     pub(super) parent: Option<ModuleId>,
     /// The root module of its tree.
     pub(super) root: ModuleId,
-    /// Modules in it.
+    /// Child modules by name.
     pub(super) children: BTreeMap<String, ModuleId>,
-    /// Names of the items in it.
+    /// Names of the items that the module defines.
     pub(super) items: BTreeSet<String>,
     /// Names that its `use` lines import.
     pub(super) uses: Vec<Use>,
-    /// Every other path.
+    /// Every path that is not in a `use` line.
     pub(super) paths: Vec<Path>,
     /// Names of the macros in it that `#[macro_export]` puts at the root.
     pub(super) exported: BTreeSet<String>,
 }
 
-/// A path and where it stands.
+/// A Rust path and its line.
 #[derive(Clone, Debug)]
 pub(super) struct Path {
     /// The names between the colons.
     pub(super) names: Vec<String>,
-    /// Line, from 1.
+    /// Line in the file, from 1.
     pub(super) line: usize,
 }
 
@@ -68,7 +68,7 @@ pub(super) struct Use {
     pub(super) path: Path,
     /// The name; none for a glob.
     pub(super) name: Option<String>,
-    /// Whether others may use the name, too.
+    /// Whether other modules may use the name, too.
     pub(super) is_reexport: bool,
 }
 
@@ -106,7 +106,7 @@ impl Crate {
         self.modules.get(id.0)
     }
 
-    /// Adds the module that is `file`; its own modules' files are in `folder`.
+    /// Adds the module of the file `file`. The files of its child modules are in `folder`.
     fn file(
         &mut self,
         file: &str,
@@ -139,7 +139,7 @@ impl Crate {
         id
     }
 
-    /// Fills in a module, and adds those in it.
+    /// Fills in a module, and adds its child modules.
     fn fill(
         &mut self,
         id: ModuleId,
@@ -185,7 +185,7 @@ impl Crate {
     }
 }
 
-/// Reads the items of a module, without its own modules' insides.
+/// Reads the items of a module, without the items of its child modules.
 #[derive(Default)]
 struct Reader {
     items: BTreeSet<String>,
@@ -208,7 +208,7 @@ impl Reader {
     /// Adds the paths among a macro's tokens.
     fn tokens(&mut self, tokens: TokenStream) {
         let mut path: Option<Path> = None;
-        // Colons since the last name; a path is not followed by a single one.
+        // Colons since the last name. Two colons join two names to a path.
         let mut colons = 0;
         // A name after a dot is a method or a field.
         let mut dotted = false;
@@ -281,7 +281,7 @@ impl Reader {
         is_reexport: bool,
     ) {
         let (names, name) = if last == "self" {
-            // `a::b::{self}` is `a::b`, under the name `b` if no other is given.
+            // `a::b::{self}` imports `a::b`, with the name `b` unless `as` gives another name.
             let own = if name == "self" {
                 before.last().cloned().unwrap_or_default()
             } else {
@@ -343,7 +343,7 @@ impl<'ast> Visit<'ast> for Reader {
 
     fn visit_item_use(&mut self, item: &'ast ItemUse) {
         let is_reexport = !matches!(item.vis, Visibility::Inherited);
-        // `::a` is another crate's.
+        // `::a` is a path of another crate.
         if item.leading_colon.is_none() {
             self.tree(&item.tree, &[], is_reexport);
         }
@@ -369,11 +369,11 @@ impl<'ast> Visit<'ast> for Reader {
     }
 
     fn visit_visibility(&mut self, _: &'ast Visibility) {
-        // `pub(in crate::a)` names who may import, and imports nothing.
+        // `pub(in crate::a)` restricts who may import, and imports nothing.
     }
 }
 
-/// Whether what has this attribute is compiled for tests only.
+/// Whether an item with this attribute is compiled for tests only.
 fn is_for_tests(attribute: &Attribute) -> bool {
     let Meta::List(list) = &attribute.meta else { return false };
     list.path.is_ident("cfg") && list.tokens.to_string() == "test"

@@ -11,7 +11,7 @@ const HEADING: &str = "## Rooms";
 /// Head of each table.
 const COLUMNS: [&str; 3] = ["room", "what is there", "may import"];
 
-/// What a room may import that may import every room under it.
+/// Text of the third cell for a room that may import every room below it.
 const BELOW: &str = "everything below";
 
 /// The rooms of one crate, top to bottom.
@@ -29,7 +29,7 @@ struct Room {
     line: usize,
     /// Folders and files from the repository's root, without `.rs`.
     paths: Vec<String>,
-    /// The cell as it is written, without backticks.
+    /// Text of the first cell, without backticks.
     name: String,
     may_import: Rooms,
 }
@@ -37,7 +37,7 @@ struct Room {
 /// Rooms that a room may import, besides itself.
 #[derive(Debug)]
 enum Rooms {
-    /// Every room under it.
+    /// Every room below it.
     Below,
     /// The rooms of these rows.
     These(Vec<usize>),
@@ -46,15 +46,15 @@ enum Rooms {
 /// A row as it is written: its line in the document, and its cells.
 type Row = (usize, Vec<String>);
 
-/// Place of a room in its table.
+/// Index of a room in its table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct RoomId(usize);
 
-/// Reads every table of the section.
+/// Reads every table of the section [`HEADING`].
 ///
 /// # Errors
 ///
-/// There is no such section, or a row of it is not as it should be.
+/// There is no such section, it has no table, or a row of a table is malformed.
 pub(super) fn read(document: &str) -> Result<Vec<Table>> {
     let lines = (1..).zip(document.lines());
     let section = lines
@@ -62,7 +62,7 @@ pub(super) fn read(document: &str) -> Result<Vec<Table>> {
         .skip(1)
         .take_while(|(_, line)| !line.starts_with("## "));
     let mut tables = Vec::new();
-    // The rows of the table at hand, with its head's line.
+    // The rows of the current table, with the line of its head.
     let mut open: Option<(usize, Vec<Row>)> = None;
     for (number, line) in section.chain([(0, "")]) {
         let cells = cells(line);
@@ -89,7 +89,7 @@ fn cells(line: &str) -> Option<Vec<String>> {
     Some(inner.split('|').map(|cell| cell.trim().to_owned()).collect())
 }
 
-/// Whether it is the line under a table's head.
+/// Whether `cells` are the line of dashes under a table's head.
 fn is_rule(cells: &[String]) -> bool {
     cells.iter().all(|cell| cell.chars().all(|c| matches!(c, '-' | ':')))
 }
@@ -145,7 +145,7 @@ impl Table {
         Ok(table)
     }
 
-    /// The row with path `name`, which may lack the crate's own folder.
+    /// Index of the row with the path `name`. `name` may omit the crate's own folder.
     fn named(&self, name: &str) -> Option<usize> {
         let name = stem(name);
         let is_it = |path: &String| {
@@ -170,7 +170,7 @@ impl Table {
         missing
     }
 
-    /// The room that `file` is in: that of the longest path.
+    /// The room of `file`: of all rooms whose path matches, the one with the longest path.
     pub(super) fn room_of(&self, file: &str) -> Option<RoomId> {
         let file = stem(file);
         let holds = |path: &str| {

@@ -36,7 +36,7 @@ const CLEAN: [(&str, &str); 9] = [
     ("k/src/facts.rs", "pub const FACT: &str = \"\";\n#[cfg(test)]\nmod tests { use crate::top; }"),
 ];
 
-/// The faults of [`CLEAN`] with `low/other.rs` and with `changes` in place of the files named.
+/// The faults of [`CLEAN`] with `low/other.rs`, where `changes` replaces the files that it names.
 fn faults(changes: &[(&str, &str)]) -> Vec<String> {
     faults_with(TABLE, changes)
 }
