@@ -224,7 +224,7 @@ impl Agent {
             }
         };
         self.ensure_bridge(&network).await?;
-        let attached = self.attach(&Attachment {
+        let wanted = Attachment {
             container: name,
             network: &network,
             netns: &record.netns,
@@ -235,8 +235,8 @@ impl Agent {
             ifname: None,
             ports: &[],
             from: &[],
-        });
-        let attempt = attached.await?;
+        };
+        let attempt = self.attach(&wanted).await?;
         self.attempt_over(&attempt.network, &attempt.endpoint);
         self.readdress(name);
         Ok(rows::container(&self.shared, &record))

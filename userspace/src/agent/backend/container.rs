@@ -220,7 +220,7 @@ impl Agent {
             return Err(taken());
         };
         self.ensure_bridge(&network).await?;
-        let attached = self.attach(&Attachment {
+        let wanted = Attachment {
             container: name,
             network: &network,
             netns: &record.netns,
@@ -231,8 +231,8 @@ impl Agent {
             ifname: request.ifname.as_deref(),
             ports: &ports,
             from: &from,
-        });
-        let attempt = attached.await?;
+        };
+        let attempt = self.attach(&wanted).await?;
         self.attempt_over(&attempt.network, &attempt.endpoint);
         Ok(rows::container(&self.shared, &record))
     }

@@ -249,7 +249,7 @@ async fn a_connection_whose_agent_was_killed_is_fenced_off_unless_it_was_made() 
     one.run("web", "blue").await.unwrap();
     let (paper, state_dir) = (Arc::clone(&one.paper), one.shared.options.state_dir.clone());
     slow.hang(true);
-    let request = Connect { container: name("web"), ip: None, mac: None };
+    let request = Connect { container: name("web"), ip: None, more_ips: Vec::new(), mac: None };
     one.agent.connect(&name("red"), request).await.unwrap_err();
     one.crash().await;
     slow.hang(false);
