@@ -335,7 +335,7 @@ impl Agent {
         };
         if !record.is_meant(state.id()) {
             return Err(not_found(format!(
-                "container '{name}' is another one than the report is about, which was removed"
+                "container '{name}' is another one than the report is about, which was removed: 'culvert ps' shows it"
             )));
         }
         let own_log = |reported: Option<PathBuf>| {

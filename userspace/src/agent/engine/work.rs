@@ -93,6 +93,13 @@ impl Engine {
 
     async fn plug_into(&self, endpoint: &LocalEndpoint) -> Result<u32, PlugError> {
         let platform = &self.shared.platform;
+        if self.shared.attempts.is_failed(&endpoint.id) {
+            // Its sandbox was removed. A new one would be nobody's.
+            return Err(PlugError::Absent(format!(
+                "container '{}': an attempt that has failed: it is taken back when the store answers",
+                endpoint.container
+            )));
+        }
         if endpoint.sandbox.owned {
             let running = self.running(&endpoint.container);
             platform.ensure_sandbox(&endpoint.container, running).await?;
