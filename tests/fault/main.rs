@@ -29,7 +29,7 @@ fn an_outage_of_the_store_stops_nothing() {
     cluster.etcd.stop();
     let host = &cluster.hosts[0];
     wait_until(SOON, "the outage to be noticed", || !host.healthy());
-    host.in_container(&first, "ping -c3 -i0.1 -W1 10.0.0.3");
+    host.in_container(&first, "ping -c3 -i0.1 -W9 10.0.0.3");
     let line = host.refused(1, &["network", "create", "-d", "overlay", "later"]);
     assert!(line.contains("store"), "{line}");
     // No entry was removed.
@@ -128,7 +128,7 @@ fn a_wiped_store_deletes_nothing() {
         wait_until(Duration::from_secs(40), "the agent to notice", || {
             host.json(&["status"])["store"]["error"].to_string().contains("replaced")
         });
-        host.in_container(&first, "ping -c2 -i0.1 -W1 10.0.0.3");
+        host.in_container(&first, "ping -c2 -i0.1 -W9 10.0.0.3");
         assert_eq!(host.json(&["fdb", "show"]).as_array().map(Vec::len), Some(2));
     };
     unmoved(&cluster.hosts[0]);

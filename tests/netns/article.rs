@@ -79,7 +79,7 @@ fn bridge_snat_as_the_outside_sees_it() {
     let server = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
     let dump = world.outside.host.spawn("tcpdump", &["-nl", "-c", "2", "-i", "eth0", "icmp"]);
     wait_until(SOON, "tcpdump to listen", || dump.stderr().contains("listening"));
-    exec(host, &web, &["ping", "-c1", "-W2", "198.51.100.9"]);
+    exec(host, &web, &["ping", "-c1", "-W9", "198.51.100.9"]);
     let vtep = host.vtep();
     for expected in [
         format!("IP {vtep} > {}: ICMP echo request", Outside::IP),
@@ -183,7 +183,7 @@ fn none_mode_has_only_lo() {
     assert_eq!(devices(&address), ["lo"], "{address}");
     assert!(address.contains("127.0.0.1/8"), "{address}");
     assert_eq!(host.in_container(&hostn1, "ip route"), "");
-    exec(host, &hostn1, &["ping", "-c1", "-W2", "127.0.0.1"]);
+    exec(host, &hostn1, &["ping", "-c1", "-W9", "127.0.0.1"]);
     let out = sock::tcp(&container(&hostn1), at(Outside::IP, 80), 0, Use::Echo(1));
     assert_eq!(out, "unreachable");
 }

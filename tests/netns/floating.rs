@@ -192,9 +192,9 @@ fn a_container_has_several_addresses() {
             wait_until(SOON, "the host to reach the container", || host_reaches(host, ip));
         }
         // The container also sends from each address.
-        one.in_container(&name, &format!("ping -c1 -W1 -I {ip} 10.0.0.5"));
+        one.in_container(&name, &format!("ping -c1 -W9 -I {ip} 10.0.0.5"));
     }
-    one.in_container(&name, "ping -c1 -W1 -I fd00:1::21 fd00:1::2");
+    one.in_container(&name, "ping -c1 -W9 -I fd00:1::21 fd00:1::2");
     // By default the container sends from its primary address.
     let route = one.in_container(&name, "ip route get 10.0.0.5; ip -6 route get fd00:1::2");
     assert!(route.contains("src 10.0.0.2 ") && route.contains("src fd00:1::20 "), "{route}");

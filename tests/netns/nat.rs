@@ -102,7 +102,7 @@ fn the_outside_sees_the_host() {
             let expected = format!("ok {len}");
             assert_eq!(sock::udp(&netns, outside(53), 0, len), expected, "{network}");
         }
-        host.in_container(&name, &format!("ping -c1 -W2 {}", Outside::IP));
+        host.in_container(&name, &format!("ping -c1 -W9 {}", Outside::IP));
         assert_eq!(tcp.take_clients(), [host.vtep().to_string()], "{network}");
         assert_eq!(udp.take_clients(), [host.vtep().to_string()], "{network}");
         let links = host.in_container(&name, "ip -o link show");
@@ -129,11 +129,11 @@ fn the_gateway_the_host_and_other_networks() {
     );
     assert_eq!(other_ip.to_string(), "172.18.0.2");
 
-    host.in_container(&one, "ping -c1 -W2 172.17.0.1");
-    host.in_container(&other, "ping -c1 -W2 172.18.0.1");
-    host.in_container(&one, &format!("ping -c1 -W2 {two_ip}"));
-    host.in_container(&two, &format!("ping -c1 -W2 {one_ip}"));
-    host.netns.run(&format!("ping -c1 -W2 {one_ip}; ping -c1 -W2 {other_ip}"));
+    host.in_container(&one, "ping -c1 -W9 172.17.0.1");
+    host.in_container(&other, "ping -c1 -W9 172.18.0.1");
+    host.in_container(&one, &format!("ping -c1 -W9 {two_ip}"));
+    host.in_container(&two, &format!("ping -c1 -W9 {one_ip}"));
+    host.netns.run(&format!("ping -c1 -W9 {one_ip}; ping -c1 -W2 {other_ip}"));
 
     let on_host = Server::tcp(host.netns.path(), any(8000), Behaviour::Echo);
     let in_one = Server::tcp(&container(&one), any(8000), Behaviour::Echo);
@@ -162,7 +162,7 @@ fn an_internal_network_has_no_way_out() {
         host.ok(&["network", "create", "-d", driver, "--internal", name]);
         let (one, _) = world.run(name, &[]);
         let (_, two_ip) = world.run(name, &[]);
-        host.in_container(&one, &format!("ping -c1 -W2 {two_ip}"));
+        host.in_container(&one, &format!("ping -c1 -W9 {two_ip}"));
         assert_eq!(sock::tcp(&container(&one), outside(80), 0, Use::Echo(1)), "unreachable");
         // The same result with a route that the container adds.
         let gateway = host.json(&["network", "inspect", name])[0]["IPAM"]["Config"][0]["Gateway"]
@@ -172,7 +172,7 @@ fn an_internal_network_has_no_way_out() {
         host.in_container(&one, &format!("ip route add default via {gateway}"));
         assert_eq!(sock::tcp(&container(&one), outside(80), 0, Use::Echo(1)), "timeout");
         assert!(host.counter("from_container", "internal_network") > 0);
-        host.in_container(&one, &format!("ping -c1 -W2 {gateway}"));
+        host.in_container(&one, &format!("ping -c1 -W9 {gateway}"));
     }
     assert_eq!(server.seen().len(), 0);
 }
@@ -184,7 +184,7 @@ fn traceroute_shows_the_gateway_and_the_path() {
     let world = World::new(1);
     let (name, _) = world.run("bridge", &[]);
     let hop = |ttl: u32| {
-        let ping = format!("ping -n -c1 -W2 -t {ttl} {}", Outside::IP);
+        let ping = format!("ping -n -c1 -W9 -t {ttl} {}", Outside::IP);
         let output = world.host().try_in_container(&name, &ping);
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
@@ -207,7 +207,7 @@ fn icmp_errors_find_their_container() {
 
     let server = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
     world.outside.router.run("ip link set out0 mtu 1200");
-    let ping = format!("ping -c1 -W2 -M do -s 1400 {}", Outside::IP);
+    let ping = format!("ping -c1 -W9 -M do -s 1400 {}", Outside::IP);
     let told = world.host().try_in_container(&name, &ping);
     let told = String::from_utf8_lossy(&told.stdout).into_owned();
     assert!(told.contains("mtu = 1200") || told.contains("mtu=1200"), "{told}");

@@ -209,7 +209,7 @@ fn the_mtu_of_a_route_is_told() {
     let (name, _) = world.run("bridge", &[]);
     let router = Underlay::address(100);
     host.netns.run(&format!("ip route add {}/32 via {router} mtu lock 1300", Outside::IP));
-    let ping = format!("ping -c1 -W2 -M do -s 1400 {}", Outside::IP);
+    let ping = format!("ping -c1 -W9 -M do -s 1400 {}", Outside::IP);
     let told = host.try_in_container(&name, &ping);
     let told = String::from_utf8_lossy(&told.stdout).into_owned();
     assert!(told.contains("From 172.17.0.1") && told.contains("mtu = 1300"), "{told}");

@@ -97,7 +97,7 @@ fn a_new_host_name_does_not_cost_the_containers_their_network() {
     cluster.hosts[0].stop_agent(Signal::SIGTERM);
     start_unnamed(&mut cluster.hosts[0], "beta");
     cluster.hosts[0].wait_ready();
-    cluster.hosts[0].in_container(&first, "ping -c3 -i0.1 -W1 10.0.0.3");
+    cluster.hosts[0].in_container(&first, "ping -c3 -i0.1 -W9 10.0.0.3");
     let host = &cluster.hosts[0];
     assert_eq!(host.json(&["status"])["node"], "alpha");
     let told = problems(host);
@@ -115,7 +115,7 @@ fn a_new_host_name_does_not_cost_the_containers_their_network() {
     cluster.hosts[0].node = "alpha".to_owned();
     cluster.hosts[0].start_agent(&[]);
     cluster.hosts[0].wait_ready();
-    cluster.hosts[0].in_container(&first, "ping -c1 -W1 10.0.0.3");
+    cluster.hosts[0].in_container(&first, "ping -c1 -W9 10.0.0.3");
     assert_eq!(problems(&cluster.hosts[0]), [""; 0]);
 
     cluster.hosts[0].stop_agent(Signal::SIGTERM);
@@ -156,7 +156,7 @@ fn a_copy_of_a_host_is_refused_and_costs_the_original_nothing() {
     cluster.hosts[1].run_idle(&second, "net", &["--ip", "10.0.0.3"]);
     cluster.hosts[0].wait_ping(&first, "10.0.0.3");
     let same = |cluster: &Cluster| {
-        cluster.hosts[0].in_container(&first, "ping -c3 -i0.1 -W1 10.0.0.3");
+        cluster.hosts[0].in_container(&first, "ping -c3 -i0.1 -W9 10.0.0.3");
         let rows = cluster.hosts[1].json(&["node", "ls"]);
         assert_eq!(rows[0]["name"], "node0", "{rows}");
         assert_eq!(rows[0]["ip"], "192.0.2.1", "{rows}");

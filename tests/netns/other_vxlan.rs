@@ -27,12 +27,12 @@ fn vxlan_of_another_system_on_the_same_port_is_passed_on() {
         let [one, two] = &cluster.hosts[..] else { unreachable!() };
         [other_overlay(one, two, "10.99.0.1"), other_overlay(two, one, "10.99.0.2")]
     };
-    inner[0].run("ping -c1 -W2 10.99.0.2");
+    inner[0].run("ping -c1 -W9 10.99.0.2");
     for host in &mut cluster.hosts {
         host.start_agent(&[]);
         host.wait_ready();
     }
-    inner[0].run("ping -c3 -i0.2 -W2 10.99.0.2");
+    inner[0].run("ping -c3 -i0.2 -W9 10.99.0.2");
     let [one, two] = &cluster.hosts[..] else { unreachable!() };
     assert!(two.counter("from_underlay", "foreign_vxlan") >= 3);
     assert_eq!(two.counter("from_underlay", "unknown_vni"), 0);
@@ -44,7 +44,7 @@ fn vxlan_of_another_system_on_the_same_port_is_passed_on() {
     one.run_idle(&first, "net", &["--ip", "10.0.0.2"]);
     two.run_idle(&second, "net", &["--ip", "10.0.0.3"]);
     one.wait_ping(&first, "10.0.0.3");
-    inner[0].run("ping -c1 -W2 10.99.0.2");
+    inner[0].run("ping -c1 -W9 10.99.0.2");
 
     // `doctor` reports the other overlay.
     let told = |host: &Host| {

@@ -128,7 +128,7 @@ fn a_third_host_joins_and_leaves() {
         !fdb.to_string().contains("02:42:0a:00:00:04") && !vteps.to_string().contains("192.0.2.3")
     });
     pair.cluster.hosts[2].stop_agent(nix::sys::signal::Signal::SIGTERM);
-    pair.one().in_container(&pair.over1, "ping -c1 -W1 10.0.0.3");
+    pair.one().in_container(&pair.over1, "ping -c1 -W9 10.0.0.3");
 }
 
 /// A packet as large as the MTU passes. The container's own stack refuses one byte more; if the
@@ -138,9 +138,9 @@ fn a_third_host_joins_and_leaves() {
 fn mtu_is_told_not_silently_enforced() {
     let pair = Pair::new(2, &[]);
     let (one, over1) = (pair.one(), &pair.over1);
-    one.in_container(over1, "ping -c1 -W2 -M do -s 1422 10.0.0.3");
+    one.in_container(over1, "ping -c1 -W9 -M do -s 1422 10.0.0.3");
     one.in_container(over1, "ip link set eth0 mtu 1500");
-    let output = one.try_in_container(over1, "ping -c2 -i0.2 -W1 -M do -s 1423 10.0.0.3");
+    let output = one.try_in_container(over1, "ping -c2 -i0.2 -W9 -M do -s 1423 10.0.0.3");
     let text = String::from_utf8_lossy(&output.stdout).into_owned()
         + &String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success(), "{text}");
@@ -177,10 +177,10 @@ s.sendto(body, ('192.0.2.1', 0))
     wait_until(SOON, "the path MTU to be noted", || {
         one.counter("from_underlay", "path_mtu_learnt") == 1
     });
-    let output = one.try_in_container(over1, "ping -c2 -i0.2 -W1 -M do -s 1400 10.0.0.3");
+    let output = one.try_in_container(over1, "ping -c2 -i0.2 -W9 -M do -s 1400 10.0.0.3");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains("mtu = 1350") || text.contains("mtu=1350"), "{text}");
-    one.in_container(over1, "ping -c1 -W1 -M do -s 1300 10.0.0.3");
+    one.in_container(over1, "ping -c1 -W9 -M do -s 1300 10.0.0.3");
 }
 
 /// Bytes arrive as they were sent, in both directions, over TCP and UDP, with GSO frames and

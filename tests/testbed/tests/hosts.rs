@@ -23,7 +23,7 @@ fn hosts_reach_each_other_the_store_and_the_outside() {
     .expect("etcd starts");
     let outside = Outside::behind(&switch, &hosts);
     for ip in [Underlay::address(1), Cluster::ETCD, Outside::IP] {
-        hosts[0].run(&format!("ping -c1 -W2 {ip}"));
+        hosts[0].run(&format!("ping -c1 -W9 {ip}"));
     }
     let endpoint = format!("http://{}/health", etcd.endpoint());
     assert!(hosts[0].run(&format!("curl -sf {endpoint}")).contains("true"));
