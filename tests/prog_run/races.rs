@@ -150,26 +150,37 @@ fn a_recycled_flow_is_nobodys(lab: &mut Lab) {
 }
 
 /// Calls `run` with the CPU, 0 or 1, and each number from 1 to `rounds` on both CPUs. The two calls
-/// with one number begin together, or one of them up to a few µs later, by turns.
-fn in_step(rounds: u16, run: impl Fn(usize, u16) + Sync) {
+/// with one number begin together, or one of them up to a few µs later, by turns. Ends earlier after
+/// [`TIME`]: on a busy machine the CPUs wait for each other. Returns the last number.
+fn in_step(rounds: u16, run: impl Fn(usize, u16) + Sync) -> u16 {
     let reached = [AtomicU64::new(0), AtomicU64::new(0)];
+    let last = AtomicU64::new(rounds.into());
+    let start = Instant::now();
     let thread = |own: usize| {
         stay_on(own);
-        for number in 1..=rounds {
-            reached[own].store(number.into(), Ordering::SeqCst);
-            while reached[1 - own].load(Ordering::SeqCst) < number.into() {
+        for number in 1..=u64::from(rounds) {
+            if own == 0 && start.elapsed() > TIME {
+                // Before CPU 1 may begin with this number.
+                last.store(number, Ordering::SeqCst);
+            }
+            reached[own].store(number, Ordering::SeqCst);
+            while reached[1 - own].load(Ordering::SeqCst) < number {
                 std::hint::spin_loop();
             }
-            if usize::from(number) % 2 == own {
-                (0..usize::from(number) % 500).for_each(|_| std::hint::spin_loop());
+            if number % 2 == own as u64 {
+                (0..number % 500).for_each(|_| std::hint::spin_loop());
             }
-            run(own, number);
+            run(own, number as u16);
+            if number >= last.load(Ordering::SeqCst) {
+                return;
+            }
         }
     };
     thread::scope(|scope| {
         scope.spawn(|| thread(0));
         scope.spawn(|| thread(1));
     });
+    last.into_inner() as u16
 }
 
 /// One CPU receives the first fragment of a datagram, the other CPU a later fragment. The later
@@ -190,12 +201,12 @@ fn fragments_of_one_datagram_on_two_cpus(lab: &mut Lab) {
 
 /// Both CPUs have a SYN with the same ports, as two queues of a network card may have. One CPU
 /// begins the flow, and the other CPU uses the target of this flow: both packets leave alike.
-/// Returns how many flows have another source port than their packets: a CPU may find the port
-/// held by the other CPU, whose flow then does not begin.
-fn begin_on_two_cpus(lab: &mut Lab, flows: u16) -> usize {
+/// Returns the number of flows, and how many of them have another source port than their packets: a
+/// CPU may find the port held by the other CPU, whose flow then does not begin.
+fn begin_on_two_cpus(lab: &mut Lab, most: u16) -> (u16, usize) {
     let program = lab.program_fd(Program::Container).try_clone().unwrap();
     let frames: [Mutex<Vec<Vec<u8>>>; 2] = Default::default();
-    in_step(flows, |cpu, number| {
+    let flows = in_step(most, |cpu, number| {
         let syn = V4::segment(&ONE, &SERVER, (20_000 + number, 80), SYN, &[]);
         let frame = to_gateway(&syn).frame();
         let context = sk_buff(Hook::Ingress, Port::A1.ifindex(), 0, frame.len());
@@ -213,7 +224,7 @@ fn begin_on_two_cpus(lab: &mut Lab, flows: u16) -> usize {
         }
         changed += usize::from(port != own);
     }
-    changed
+    (flows, changed)
 }
 
 /// Number of notes that the programs have counted at containers since the last call.
@@ -227,19 +238,17 @@ fn noted(lab: &mut Lab) -> impl Fn(Note) -> u64 + use<> {
 
 /// Two CPUs begin one flow. The flow is counted once.
 fn one_flow_begins_on_two_cpus(lab: &mut Lab) {
-    const FLOWS: u16 = 3000;
-    let changed = begin_on_two_cpus(lab, FLOWS);
-    assert_eq!(lab.flows.keys().len(), 2 * usize::from(FLOWS));
+    let (flows, changed) = begin_on_two_cpus(lab, 3000);
+    assert_eq!(lab.flows.keys().len(), 2 * usize::from(flows));
     let noted = noted(lab);
-    assert_eq!(noted(Note::FlowCreated), u64::from(FLOWS));
+    assert_eq!(noted(Note::FlowCreated), u64::from(flows));
     assert_eq!(noted(Note::PortChanged), changed as u64);
 }
 
 /// Two CPUs begin one flow while each new flow needs the room of another one. No flow is left with
 /// one entry only.
 fn one_flow_begins_on_two_cpus_in_a_full_table(lab: &mut Lab) {
-    const FLOWS: u16 = 10_000;
-    begin_on_two_cpus(lab, FLOWS);
+    let (flows, _) = begin_on_two_cpus(lab, 10_000);
     let keys = lab.flows.keys();
     assert!(keys.len() <= 2 * MAX_FLOWS as usize, "{} entries", keys.len());
     for key in keys {
@@ -247,7 +256,8 @@ fn one_flow_begins_on_two_cpus_in_a_full_table(lab: &mut Lab) {
         let other = FlowKey::new(flow.zone, key.protocol, flow.to.reversed());
         assert!(lab.flows.get(other).is_some(), "{key:?} without {other:?}");
     }
-    assert!(noted(lab)(Note::FlowEvicted) >= u64::from(FLOWS) - u64::from(MAX_FLOWS));
+    let least = u64::from(flows).saturating_sub(MAX_FLOWS.into());
+    assert!(noted(lab)(Note::FlowEvicted) >= least);
 }
 
 /// One CPU removes the entries of datagrams and inserts others into their memory. The other CPU

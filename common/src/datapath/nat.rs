@@ -202,7 +202,8 @@ pub const fn begins_anew(tcp_flags: u8, orig: u32, reply: u32) -> bool {
 
 /// The `index`-th port (or identifier) to try. The first is the packet's own port, if it is in
 /// the range, or if it is privileged and the range begins after the privileged ports. The next
-/// ones are those of the range, from a random port on.
+/// ones are spread evenly over the range, from a random port on: ports in use often are next to
+/// each other, as those that a system has given out one after the other.
 #[inline(always)]
 pub const fn candidate(index: u32, own: u16, random: u32, min: u16, max: u16) -> Option<u16> {
     if index == 0 {
@@ -211,7 +212,8 @@ pub const fn candidate(index: u32, own: u16, random: u32, min: u16, max: u16) ->
     }
     // Not 0, which the compiler can prove.
     let span = max.saturating_sub(min) as u32 + 1;
-    Some((min as u32 + (random % span + index) % span) as u16)
+    let step = if span < PORT_TRIES { 1 } else { span / PORT_TRIES };
+    Some((min as u32 + (random % span + index * step) % span) as u16)
 }
 
 /// The packet that an ICMP error quotes, and the error's addresses, after translation. They follow

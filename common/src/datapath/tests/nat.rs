@@ -186,13 +186,21 @@ proptest! {
     }
 
     #[test]
-    fn candidates_differ(random: u32, min in 1u16..60_000) {
+    fn candidates_differ(random: u32, min in 1u16..60_000, more in 63u16..5000) {
         let mut ports: Vec<u16> = (1..PORT_TRIES)
-            .filter_map(|index| candidate(index, 0, random, min, min + 64))
+            .filter_map(|index| candidate(index, 0, random, min, min + more))
             .collect();
         ports.sort_unstable();
         ports.dedup();
         prop_assert_eq!(ports.len(), PORT_TRIES as usize - 1);
+    }
+
+    /// A quarter of the range is free, and all other ports are in use.
+    #[test]
+    fn a_free_part_of_the_range_is_found(random: u32, first in 1024u16..49_000) {
+        let free = first..=first + 16_383;
+        let mut ports = (1..PORT_TRIES).filter_map(|at| candidate(at, 0, random, 1024, u16::MAX));
+        prop_assert!(ports.any(|port| free.contains(&port)));
     }
 
     /// The other direction of the other direction is the first direction.
