@@ -182,17 +182,9 @@ impl Keeper {
     /// Writes the ports that masquerading must not take to `RESERVED_PORTS`.
     fn reserve(&mut self, context: &Context) -> Result<(), String> {
         let maps = context.maps.as_ref();
-        if self.left.is_none() && context.host_ports.netfilter_is_active() {
-            let left = Ports::left_to_netfilter(context.options.nat_ports);
-            if left != Ports::default() {
-                tracing::info!(
-                    "conntrack: the host's netfilter tracks connections, and may masquerade, too: \
-                     new masqueraded flows take ports {} to {}",
-                    APART.start(),
-                    APART.end()
-                );
-            }
-            self.left = Some(left);
+        let begins = self.left.is_none() && context.host_ports.netfilter_is_active();
+        if begins {
+            self.left = Some(Ports::left_to_netfilter(context.options.nat_ports));
         }
         let mut ports = self.left.clone().unwrap_or_default();
         // No socket is bound to the VXLAN port: the programs take its packets.
@@ -208,7 +200,16 @@ impl Keeper {
         let published = maps.published().map_err(|error| format!("conntrack: {error}"))?;
         ports.add_published(published.keys());
         let written = self.ports.write(maps.flows(), &ports);
-        written.map_err(|error| format!("conntrack: {error}"))
+        written.map_err(|error| format!("conntrack: {error}"))?;
+        if begins && self.left != Some(Ports::default()) {
+            tracing::info!(
+                "conntrack: the host's netfilter tracks connections, and may masquerade, too: \
+                 new masqueraded flows take ports {} to {}",
+                APART.start(),
+                APART.end()
+            );
+        }
+        Ok(())
     }
 }
 
