@@ -161,7 +161,7 @@ fn commands_come_back_after_a_reboot_and_rm_is_carried_out() {
     wait_until(SOON, "the command to run again", || row(host, &web)["state"] == "running");
     assert_eq!(row(host, &web)["restarts"], 1);
     assert_eq!(row(host, &web)["restart"], "always");
-    assert_eq!(host.ok(&["logs", &web]), "secret in /usr\nsecret in /usr\n");
+    assert_eq!(host.ok(&["logs", &web]).trim_end(), "secret in /usr\nsecret in /usr");
     let pid = row(host, &web)["pid"].to_string();
     let inside = std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
     let named = host.in_container(&web, "readlink /proc/self/ns/net");

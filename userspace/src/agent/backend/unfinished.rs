@@ -16,12 +16,31 @@ impl Agent {
     pub(crate) fn find_unfinished(&self) {
         for name in self.shared.unfinished.left() {
             let recorded = self.shared.containers().get(&name).is_some();
-            if recorded || !self.is_unfinished(&name) {
-                self.finished(&name);
-            } else {
+            if !recorded && self.is_unfinished(&name) {
                 self.tell_unfinished(&name);
+                continue;
+            }
+            self.finished(&name);
+            if !recorded && !self.shared.platform.sandbox_exists(&name) {
+                self.remove_stale_path(name);
             }
         }
+    }
+
+    /// Removes the path of a sandbox of which there is no namespace: an agent that is killed between
+    /// the path and the namespace leaves an empty file there.
+    fn remove_stale_path(&self, name: Name) {
+        let agent = Self::new(Arc::clone(&self.shared));
+        self.shared.tasks.spawn(async move {
+            let _turn = agent.shared.turns.wait(&name).await;
+            let platform = &agent.shared.platform;
+            if agent.shared.containers().get(&name).is_some() || platform.sandbox_exists(&name) {
+                return;
+            }
+            if let Err(error) = platform.remove_sandbox(&name).await {
+                tracing::warn!("container '{name}': {error}");
+            }
+        });
     }
 
     /// Whether the namespace at the path of the sandbox `name` is one that was being made or removed.
