@@ -195,8 +195,7 @@ impl Speaker {
 }
 
 /// A container of Docker and a container of Culvert use the same source port to the same server.
-/// Each
-/// gets the answers to its own packets, in either order of the first packets.
+/// Each gets the answers to its own packets, in either order of the first packets.
 #[test]
 #[ignore = "needs root"]
 fn a_port_that_docker_masquerades_is_left_to_it() {

@@ -12,9 +12,9 @@ use std::{
 
 use aya::maps::{HashMap, Map, MapData, MapError};
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_type};
-use bytemuck::Pod;
+use bytemuck::{Pod, Zeroable as _};
 use culvert::datapath::carry::FlowV3;
-use culvert_common::abi::{ABI_VERSION, Flow, FlowKey, names};
+use culvert_common::abi::{ABI_VERSION, Flow, FlowKey, Tuple, names};
 use culvert_tests::{
     outside::Outside,
     sock::{self, Behaviour, Server, container},
@@ -136,17 +136,12 @@ fn flows_that_an_upgrade_loses_are_in_status() {
     age_flows(&bpffs);
     let pin = bpffs.join("v3").join("maps").join(names::FLOWS);
     let mut old: Table<FlowKey, FlowV3> = table(MapData::from_pin(pin).unwrap());
-    let value: FlowV3 = bytemuck::Zeroable::zeroed();
     let entries = 2 * MAX + 200;
     for number in 0..entries {
         let [_, a, b, c] = number.to_be_bytes();
-        let tuple = culvert_common::abi::Tuple {
-            src: [10, a, b, c],
-            dst: [198, 51, 100, 1],
-            ..bytemuck::Zeroable::zeroed()
-        };
-        let to = culvert_common::abi::Tuple { dst: [192, 0, 2, 1], ..tuple };
-        let value = FlowV3 { to, last_seen_ns: u64::MAX / 2, ..value };
+        let tuple = Tuple { src: [10, a, b, c], dst: [198, 51, 100, 1], ..Tuple::default() };
+        let to = Tuple { dst: [192, 0, 2, 1], ..tuple };
+        let value = FlowV3 { to, last_seen_ns: u64::MAX / 2, ..FlowV3::zeroed() };
         old.insert(Bytes(FlowKey::new(0, 17, tuple)), Bytes(value), 0).unwrap();
     }
     world.cluster.hosts[0].start_agent(&["--conntrack-max", &MAX.to_string()]);

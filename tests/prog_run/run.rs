@@ -270,11 +270,16 @@ pub(crate) struct Outcome {
     pub(crate) copies: Vec<(Port, Vec<u8>)>,
 }
 
+/// Number of packets that `counts` has for `code`.
+pub(crate) fn packets(counts: &[(u32, Counter)], direction: Direction, code: Code) -> u64 {
+    let index = stats_index(direction, code);
+    counts.iter().find(|(at, _)| *at == index).map_or(0, |(_, counter)| counter.packets)
+}
+
 impl Outcome {
     /// How often `code` was counted.
     pub(crate) fn count(&self, direction: Direction, code: Code) -> u64 {
-        let index = stats_index(direction, code);
-        self.counts.iter().find(|(at, _)| *at == index).map_or(0, |(_, counter)| counter.packets)
+        packets(&self.counts, direction, code)
     }
 
     /// The outer UDP source port of the frame left behind.

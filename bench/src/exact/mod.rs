@@ -100,7 +100,7 @@ mod tests {
             figures.add(HOST_AGAIN, Unit::RoundTrip, again);
             refusals(&figures)
         };
-        assert!(run(30_150.0).is_empty() && run(29_850.0).is_empty());
+        assert!(run(30_140.0).is_empty() && run(29_860.0).is_empty());
         let [line] = &run(30_180.0)[..] else { panic!("{:?}", run(30_180.0)) };
         assert_eq!(
             line,

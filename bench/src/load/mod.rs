@@ -32,7 +32,7 @@ pub(crate) const PORT: u16 = 7000;
 /// Interval at which a blocked end checks the stop flag.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// A path from a client to a server.
+/// A client and a server.
 #[derive(Clone, Debug)]
 pub(crate) struct Peers {
     /// Namespace of the client.

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// FIN, in [`TcpHdr::flags`].
+/// FIN, in [`TcpStart::flags`].
 pub const FIN: u8 = 0x01;
 /// SYN.
 pub const SYN: u8 = 0x02;

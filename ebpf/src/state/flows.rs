@@ -354,13 +354,12 @@ fn insert(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow, target: &mut 
     repeat(1 + EVICTIONS, try_insert, &mut attempt);
     *target = new.target;
     target.kind |= kind::ORIG;
-    let result = match new.outcome {
+    let mut told = match new.outcome {
         outcome::DONE => inserted::YES,
         outcome::EXISTS => adopt(&new.key, target),
         outcome::FULL => inserted::FULL,
         _ => inserted::EXHAUSTED,
     };
-    let mut told = result;
     if new.evicted != 0 {
         told |= inserted::EVICTED;
     }

@@ -190,11 +190,8 @@ impl Shared {
 
     /// The context of [`conntrack::keep`].
     pub(crate) fn conntrack_context(&self) -> conntrack::Context {
-        let (maps, host_ports): (Arc<dyn Platform>, Arc<dyn Platform>) =
-            (Arc::clone(&self.platform), Arc::clone(&self.platform));
         conntrack::Context {
-            maps,
-            host_ports,
+            platform: Arc::clone(&self.platform),
             options: self.options.conntrack.clone(),
             vxlan_port: self.node.port,
             problems: Arc::clone(&self.problems),

@@ -32,10 +32,7 @@ use self::{
     judge::{Incarnations, Law},
     ports::{APART, Ports, Writer},
 };
-use super::{
-    platform::{self, Maps},
-    state::Problems,
-};
+use super::{platform::Platform, state::Problems};
 use crate::{
     config::ConntrackOptions,
     datapath::DatapathError,
@@ -65,10 +62,8 @@ pub(crate) const REFUSALS: [(DropReason, &str); 2] = [
 /// Inputs and outputs of [`keep`].
 #[derive(Clone)]
 pub(crate) struct Context {
-    /// The maps of the programs.
-    pub(crate) maps: Arc<dyn Maps>,
-    /// The ports of the host.
-    pub(crate) host_ports: Arc<dyn platform::Ports>,
+    /// The host: the maps of the programs, and its ports.
+    pub(crate) platform: Arc<dyn Platform>,
     /// Options of conntrack and NAT.
     pub(crate) options: ConntrackOptions,
     /// UDP port of VXLAN, which no flow may get.
@@ -83,7 +78,7 @@ pub(crate) struct Context {
 
 /// Runs a round each [`PERIOD`] until the agent stops.
 pub(super) async fn keep(context: Context) {
-    let capacity = context.maps.flows().capacity();
+    let capacity = context.platform.flows().capacity();
     let wanted = context.options.max_flows;
     if capacity != wanted {
         let line = format!(
@@ -146,7 +141,7 @@ impl Keeper {
         let reserved = self.reserve(context);
         context.problems.set("conntrack/ports", reserved.err());
         for ((reason, what), recent) in REFUSALS.iter().zip(&mut self.refused) {
-            if let Ok(count) = context.maps.dropped(*reason) {
+            if let Ok(count) = context.platform.dropped(*reason) {
                 let grew = recent.grew(at, count);
                 let key = format!("conntrack/{}", reason.name());
                 context.problems.set(&key, grew.then(|| (*what).to_owned()));
@@ -155,7 +150,7 @@ impl Keeper {
     }
 
     fn collect(&mut self, context: &Context) -> Result<(), DatapathError> {
-        let maps = context.maps.as_ref();
+        let maps = context.platform.as_ref();
         let table = maps.flows();
         // The time is read before `ENDPOINTS`: a flow that begins meanwhile has a later time.
         let read_ns = maps.now_ns();
@@ -181,8 +176,8 @@ impl Keeper {
 
     /// Writes the ports that masquerading must not take to `RESERVED_PORTS`.
     fn reserve(&mut self, context: &Context) -> Result<(), String> {
-        let maps = context.maps.as_ref();
-        let begins = self.left.is_none() && context.host_ports.netfilter_is_active();
+        let maps = context.platform.as_ref();
+        let begins = self.left.is_none() && context.platform.netfilter_is_active();
         if begins {
             self.left = Some(Ports::left_to_netfilter(context.options.nat_ports));
         }

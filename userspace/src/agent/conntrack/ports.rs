@@ -35,7 +35,7 @@ impl Default for Ports {
 
 impl Ports {
     /// The TCP and UDP ports of `nat_ports` that masquerading leaves to the host's netfilter: all but
-    /// [`APART`]. None if `nat_ports` has too few of [`APART`]: the option was given to choose others.
+    /// [`APART`]. No ports if `nat_ports` has too few of [`APART`]: the option was given to choose others.
     pub(super) fn left_to_netfilter((min, max): (u16, u16)) -> Self {
         let mut ports = Self::default();
         if (min..=max).filter(|port| APART.contains(port)).count() < ENOUGH {
