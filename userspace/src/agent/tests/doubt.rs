@@ -104,6 +104,20 @@ async fn slow_world() -> (World, Arc<Slow>) {
     (world, slow)
 }
 
+/// Waits until the node's record is in the store as the agent last changed it, and the agent knows
+/// that: an endpoint is committed only with the node's record as it was.
+async fn settled(host: &Running, world: &World) {
+    let name = &host.shared.node.name;
+    eventually("the node's record is written", || async {
+        let stored = stored(world).await;
+        let Some(node) = stored.nodes.get(name) else { return false };
+        let view = host.shared.view();
+        node.record == *host.shared.record.borrow()
+            && view.nodes.get(name).is_some_and(|known| known.revision == node.revision)
+    })
+    .await;
+}
+
 fn in_doubt(host: &Running) -> bool {
     let problems = host.shared.problems.lines();
     problems.iter().any(|line| line.contains("'web'") && line.contains("an attempt has failed"))
@@ -150,6 +164,7 @@ async fn a_second_run_does_not_wait_until_the_first_is_taken_back() {
     let (world, slow) = slow_world().await;
     let one = world.start(1, &Paper::new()).await.ready().await;
     one.network("blue").await.unwrap();
+    settled(&one, &world).await;
     fail(&one, &slow).await;
     assert!(matches!(slow.carry_out().await, Outcome::Committed(_)));
     slow.hang(false);
