@@ -3,7 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
 
 use std::{
-    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -319,15 +318,18 @@ fn a_limit_of_open_files_is_named() {
     host.ok(&["run", "-d", "--name", &second, "-p", "20000:80", "--", "sleep", "infinity"]);
     host.ok(&["rm", "-f", &second]);
 
-    // Every file that is not open yet is beyond the limit: the agent still answers.
+    // The limit is just above the descriptors that the agent reserves for connections, which are of
+    // /dev/null: accept(2) cannot take a number beyond the limit.
     let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-    let numbers: BTreeSet<usize> =
-        open.filter_map(|file| file.unwrap().file_name().to_str()?.parse().ok()).collect();
-    // The kernel gives the lowest number that is free.
-    let free = (0..).find(|number| !numbers.contains(number)).unwrap();
+    let reserved = open.filter_map(|file| {
+        let file = file.unwrap().path();
+        let is_null = fs::read_link(&file).is_ok_and(|path| path == Path::new("/dev/null"));
+        is_null.then(|| file.file_name().unwrap().to_str().unwrap().parse::<usize>().unwrap())
+    });
+    let reserved = reserved.max().unwrap() + 1;
     // Each number of files ends the run at another step: none leaves anything.
     for spare in 0..12 {
-        limit(free + spare);
+        limit(reserved + spare);
         let line = host.refused(1, &[&publish[..], &["sleep", "infinity"]].concat());
         assert!(line.contains("too many open files (LimitNOFILE of the agent"), "{spare}: {line}");
         assert!(!container(&second).exists(), "{spare}: {line}");

@@ -33,6 +33,13 @@ impl Spared {
     }
 }
 
+/// Whether the process or the host has no file descriptor left.
+fn is_exhausted(error: &io::Error) -> bool {
+    error
+        .raw_os_error()
+        .is_some_and(|errno| errno == nix::libc::EMFILE || errno == nix::libc::ENFILE)
+}
+
 impl axum::serve::Listener for Spared {
     type Io = UnixStream;
     type Addr = SocketAddr;
@@ -40,20 +47,18 @@ impl axum::serve::Listener for Spared {
     async fn accept(&mut self) -> (UnixStream, SocketAddr) {
         loop {
             self.refill();
-            let error = match self.listener.accept().await {
+            let mut accepted = self.listener.accept().await;
+            while accepted.as_ref().is_err_and(is_exhausted)
+                && let Some(file) = self.spare.pop()
+            {
+                // If another thread takes the descriptor before accept(2) does, the next is tried.
+                drop(file);
+                accepted = self.listener.accept().await;
+            }
+            let error = match accepted {
                 Ok(accepted) => return accepted,
                 Err(error) => error,
             };
-            let exhausted = error
-                .raw_os_error()
-                .is_some_and(|errno| errno == nix::libc::EMFILE || errno == nix::libc::ENFILE);
-            if exhausted && let Some(file) = self.spare.pop() {
-                // The next accept(2) takes this descriptor before `refill` can take it.
-                drop(file);
-                if let Ok(accepted) = self.listener.accept().await {
-                    return accepted;
-                }
-            }
             if error.kind() != io::ErrorKind::ConnectionAborted {
                 tracing::debug!("a connection cannot be accepted: {error}");
                 tokio::time::sleep(PAUSE).await;
