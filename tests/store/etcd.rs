@@ -59,6 +59,11 @@ async fn a_store_that_was_rolled_back_is_recognized() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_roll_back_is_recognized_in_spite_of_a_compaction() {
+    crate::follow::a_roll_back_is_recognized_in_spite_of_a_compaction(Etcd::start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_is_opened_by_url_with_a_name_or_an_address() {
     let server = start(Config::default());
     let port = server.endpoint().rsplit_once(':').expect("port").1.to_owned();

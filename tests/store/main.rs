@@ -62,6 +62,7 @@ for_both! {
     crate::follow::the_first_update_is_the_whole => the_first_update_is_the_whole,
     crate::follow::a_follower_sees_every_revision_once_across_a_restart => a_follower_sees_every_revision_once_across_a_restart,
     crate::follow::after_compaction_the_difference_is_told => after_compaction_the_difference_is_told,
+    crate::follow::a_gap_that_nothing_proves_deletes_nothing => a_gap_that_nothing_proves_deletes_nothing,
     crate::follow::a_store_that_is_gone_deletes_nothing => a_store_that_is_gone_deletes_nothing,
     crate::follow::a_wiped_store_deletes_nothing_until_accepted => a_wiped_store_deletes_nothing_until_accepted,
     crate::follow::a_store_known_from_an_earlier_run_is_recognized => a_store_known_from_an_earlier_run_is_recognized,

@@ -11,7 +11,7 @@ use nix::fcntl::{Flock, FlockArg};
 use super::etc;
 use crate::{
     model::Name,
-    store::{Known, Witness, new_id},
+    store::{Known, OwnWitness, Witness, new_id},
 };
 
 /// Replaces the contents of the file `path`. After a crash the file has the old or the new
@@ -131,20 +131,23 @@ struct KnownStore {
     /// A write in its history.
     #[serde(default)]
     witness: Option<Witness>,
+    /// The last write of this host's own key.
+    #[serde(default)]
+    own: Option<OwnWitness>,
 }
 
 /// The store at `url` as last seen; `None` on a first start.
 pub(crate) fn known_store(state_dir: &Path, url: &str) -> Option<Known> {
     let text = fs::read(state_dir.join(STORE)).ok()?;
     let known: KnownStore = serde_json::from_slice(&text).ok()?;
-    let KnownStore { mark, revision, witness, .. } = known;
-    (known.url == url).then_some(Known { mark, revision, witness })
+    let KnownStore { mark, revision, witness, own, .. } = known;
+    (known.url == url).then_some(Known { mark, revision, witness, own })
 }
 
 /// Writes the identity of the store, for [`known_store`].
 pub(crate) fn remember_store(state_dir: &Path, url: &str, known: Known) -> io::Result<()> {
-    let Known { mark, revision, witness } = known;
-    let known = KnownStore { url: url.to_owned(), mark, revision, witness };
+    let Known { mark, revision, witness, own } = known;
+    let known = KnownStore { url: url.to_owned(), mark, revision, witness, own };
     write_atomically(&state_dir.join(STORE), serde_json::to_string(&known)?.as_bytes())
 }
 

@@ -9,8 +9,9 @@ use crate::{
     model::{
         ALIVE, Alive, NODES, Name, Node, ROOT, View,
         ops::{self, ExecuteError, Refusal},
+        witness_key,
     },
-    store::{LeaseId, Outcome, Revision, StateStore, StoreError, retry::Backoff},
+    store::{LeaseId, Outcome, Revision, StateStore, StoreError, Write, retry::Backoff},
 };
 
 /// TTL of the lease: an agent that does not renew the lease for this time counts as gone.
@@ -162,7 +163,6 @@ async fn register(
     store: &dyn StateStore,
     lease: LeaseId,
 ) -> Result<(bool, Revision), ExecuteError> {
-    shared.store.writable()?;
     let node = shared.record.borrow().clone();
     // The plan needs only these prefixes, and the whole store is large.
     let entry = ops::execute_below(store, &[NODES, ALIVE], |view| {
@@ -261,7 +261,7 @@ pub(super) async fn leave_as(
             Ok(()) => {
                 let names = view.nodes.values().filter(|node| node.id == former.id);
                 for name in names.map(|node| &node.name) {
-                    leave(store, name).await?;
+                    leave(store, name, &former.id).await?;
                 }
                 return Ok(true);
             }
@@ -284,12 +284,19 @@ pub(super) async fn check_own(store: &dyn StateStore, shared: &Shared) -> Result
     Ok(ops::not_elsewhere(&view, shared.node.vtep, &shared.alive)?)
 }
 
-/// Removes a node and its endpoints from the store. It is no error if the node is missing.
-pub(super) async fn leave(store: &dyn StateStore, name: &Name) -> Result<(), ExecuteError> {
+/// Removes a node, its endpoints and its own witness from the store. It is no error if the node is
+/// missing.
+pub(super) async fn leave(
+    store: &dyn StateStore,
+    name: &Name,
+    id: &str,
+) -> Result<(), ExecuteError> {
     match remove(store, name, true).await {
-        Err(ExecuteError::Refused(Refusal::NotFound(_))) => Ok(()),
-        removed => removed.map(drop),
+        Ok(_) | Err(ExecuteError::Refused(Refusal::NotFound(_))) => {}
+        Err(error) => return Err(error),
     }
+    store.commit(Vec::new(), vec![Write::Delete(witness_key(id))]).await?;
+    Ok(())
 }
 
 /// Removes a node and its endpoints from the store. Returns the revision of the last transaction.

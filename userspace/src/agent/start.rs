@@ -21,7 +21,7 @@ use crate::{
     config::{AgentOptions, DatapathMode, StoreAccess},
     datapath::{self, Carried, Datapath},
     doctor,
-    model::{LAYOUT, Name, Node, follow_options},
+    model::{LAYOUT, Name, Node, follow_options, witness_key},
     netlink::Netlink,
     store::{
         self, FollowOptions, Follower, Health, Known, StateStore, StoreError, StoreOptions,
@@ -270,13 +270,19 @@ pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>, detach
     }
 }
 
-/// Follows the store, and keeps its identity on disk.
-pub(super) fn follow(shared: &Arc<Shared>, store: Arc<dyn StateStore>) -> Follower {
+/// Follows the store, and keeps its identity on disk. Returns the store as all others may use it:
+/// not while it is another than the one that this agent knows.
+pub(super) fn follow(
+    shared: &Arc<Shared>,
+    store: Arc<dyn StateStore>,
+) -> (Follower, Arc<dyn StateStore>) {
     let known = files::known_store(&shared.options.state_dir, &shared.options.store);
-    let follower = Follower::spawn(store, FollowOptions { known, ..follow_options() });
-    shared.store.watch(&follower);
+    let own_key = Some(witness_key(&shared.node.id));
+    let options = FollowOptions { known, own_key, ..follow_options() };
+    let follower = Follower::spawn(Arc::clone(&store), options);
+    let guarded = shared.store.watch(&follower, store);
     shared.tasks.spawn(remember_store(Arc::clone(shared), follower.health()));
-    follower
+    (follower, guarded)
 }
 
 /// Keeps the identity of the followed store on disk, with the revision as it grows. If the store
@@ -285,9 +291,9 @@ async fn remember_store(shared: Arc<Shared>, mut health: watch::Receiver<Health>
     let (dir, url) = (&shared.options.state_dir, &shared.options.store);
     let mut remembered = None;
     loop {
-        let Health { healthy, revision, mark, witness, replaced, .. } =
+        let Health { healthy, revision, mark, witness, own, replaced, .. } =
             health.borrow_and_update().clone();
-        let known = mark.filter(|_| healthy).map(|mark| Known { mark, revision, witness });
+        let known = mark.filter(|_| healthy).map(|mark| Known { mark, revision, witness, own });
         let mut again = false;
         if let Some(known) = known.filter(|known| remembered.as_ref() != Some(known)) {
             let failed = files::remember_store(dir, url, known.clone()).err();

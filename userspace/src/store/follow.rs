@@ -8,13 +8,17 @@
 //! A read of *another* store deletes nothing either. An etcd that was wiped answers correctly and
 //! is empty: a follower that believed it would delete the network of every container. The same
 //! holds for an etcd that was rolled back to a backup. The follower identifies the store by its
-//! [`StoreMark`], by its revision, which never decreases, and by a [`Witness`]: a write that it has
-//! seen must be in the store's history. If one of them differs, the follower reports
-//! [`Health::replaced`], delivers nothing, and checks again from time to time: the operator may put
-//! the right store back. To accept another store, the receiver makes a new follower without
-//! [`FollowOptions::known`], or notifies [`Follower::acceptance`].
+//! [`StoreMark`](super::StoreMark), by its revision, which never decreases, and by its history (`trust`): a
+//! [`Witness`], which is a write that it has seen, and an [`OwnWitness`], which it has written. A
+//! follower that lists again also compares the list with what it has delivered (`comparison`). If
+//! one of them differs, the follower reports [`Health::replaced`], delivers nothing, and checks
+//! again from time to time: the operator may put the right store back. To accept another store, the
+//! receiver makes a new follower without [`FollowOptions::known`], or notifies
+//! [`Follower::acceptance`].
 
+mod comparison;
 mod seen;
+mod trust;
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,11 +29,8 @@ use tokio::{
     time::Instant,
 };
 
-use self::seen::Seen;
-use super::{
-    Change, Compare, Entry, Outcome, Revision, StateStore, StoreError, StoreMark, Write,
-    retry::Backoff,
-};
+use self::{comparison::Comparison, seen::Seen};
+use super::{Change, Page, Revision, StateStore, StoreError, retry::Backoff};
 
 /// Capacity of the queue of updates. The follower waits while it is full.
 const QUEUE: usize = 64;
@@ -38,9 +39,8 @@ const QUEUE: usize = 64;
 const PART: usize = 4096;
 /// A watch that lasted this long resets the backoff.
 const STABLE: Duration = Duration::from_secs(5);
-
-/// Time within which a store must deliver a change that is in its history.
-const HISTORY: Duration = Duration::from_secs(10);
+/// Default of [`FollowOptions::own_every`]. Every write adds to the history of the store.
+const OWN_EVERY: Duration = Duration::from_secs(300);
 
 /// A write that was seen: the key had this revision. A store with another history has the same key
 /// written at the same revision only by chance.
@@ -49,6 +49,18 @@ pub struct Witness {
     /// Key.
     pub key: String,
     /// Revision.
+    pub revision: Revision,
+}
+
+/// The last write of a key that only this host writes: unlike a [`Witness`], nobody hides it by a
+/// later write, so it can be found although the history before that is compacted.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct OwnWitness {
+    /// Key.
+    pub key: String,
+    /// Random identifier of the write, which is in the value.
+    pub id: String,
+    /// Revision of the write.
     pub revision: Revision,
 }
 
@@ -61,6 +73,8 @@ pub struct Known {
     pub revision: Revision,
     /// A write in the store's history.
     pub witness: Option<Witness>,
+    /// The last write of this host's own key.
+    pub own: Option<OwnWitness>,
 }
 
 /// An update of the receiver's state.
@@ -68,8 +82,8 @@ pub struct Known {
 pub struct Update {
     /// The receiver has all changes up to this revision.
     pub revision: Revision,
-    /// Changes in order. After a list they are the difference to the keys delivered before; a
-    /// deletion then has the revision of the list.
+    /// Changes in order. After a list they are the difference to the keys delivered before: first
+    /// what was written, then what was deleted. A deletion then has the revision of the list.
     pub changes: Vec<Change>,
     /// The update belongs to a list. One change may then replace several changes of a key.
     pub resync: bool,
@@ -102,6 +116,8 @@ pub struct Health {
     pub mark: Option<String>,
     /// The last write that was seen.
     pub witness: Option<Witness>,
+    /// The last write of this host's own key.
+    pub own: Option<OwnWitness>,
     /// The store was found to be the one that was followed before, or is accepted as it is.
     pub identified: bool,
     /// The store is not the one that was followed before. None of its changes are delivered.
@@ -115,6 +131,13 @@ pub struct FollowOptions {
     pub prefix: String,
     /// Key of the store's mark.
     pub mark_key: String,
+    /// Prefix of keys on leases, which the store itself deletes.
+    pub fleeting: Option<String>,
+    /// Key of the own witness, which nobody else writes. It must not lie below the prefix. `None`:
+    /// the follower has no own witness.
+    pub own_key: Option<String>,
+    /// Least time between two writes of the own witness.
+    pub own_every: Duration,
     /// The store that an earlier run has seen. `None`: any store is followed.
     pub known: Option<Known>,
     /// Delays while the store does not answer.
@@ -127,6 +150,9 @@ impl FollowOptions {
         Self {
             prefix: prefix.to_owned(),
             mark_key: mark_key.to_owned(),
+            fleeting: None,
+            own_key: None,
+            own_every: OWN_EVERY,
             known: None,
             backoff: Backoff::unavailable(),
         }
@@ -146,9 +172,13 @@ impl Follower {
     /// Starts the follower. Must be called in a tokio runtime.
     pub fn spawn(store: Arc<dyn StateStore>, options: FollowOptions) -> Self {
         let (updates_tx, updates) = mpsc::channel(QUEUE);
-        let (mark, last, witness) = match options.known {
-            Some(Known { mark, revision, witness }) => (Some(mark), Some(revision), witness),
-            None => (None, None, None),
+        let (mark, last, witness, own) = match options.known {
+            Some(Known { mark, revision, witness, own }) => {
+                // A purged host has got another key since.
+                let own = own.filter(|own| options.own_key.as_ref() == Some(&own.key));
+                (Some(mark), Some(revision), witness, own)
+            }
+            None => (None, None, None, None),
         };
         let (health_tx, health) = watch::channel(Health::default());
         let accept = Arc::new(Notify::new());
@@ -156,15 +186,21 @@ impl Follower {
             store,
             prefix: options.prefix,
             mark_key: options.mark_key,
+            fleeting: options.fleeting,
+            own_key: options.own_key,
+            own_every: options.own_every,
             backoff: options.backoff,
             accept: Arc::clone(&accept),
             updates: updates_tx,
             health: health_tx,
             seen: Seen::default(),
+            complete: false,
             last,
             mark,
             witness,
-            replaced: false,
+            own,
+            own_refused: false,
+            replaced: None,
         };
         Self { updates, health, accept, task: tokio::spawn(worker.run()) }
     }
@@ -200,22 +236,41 @@ impl Drop for Follower {
     }
 }
 
+/// A list that is being received.
+#[derive(Debug, Default)]
+struct Listing {
+    /// `None`: nothing was delivered that the list could be compared with.
+    comparison: Option<Comparison>,
+    /// Changes that are not delivered yet.
+    changes: Vec<Change>,
+    /// Delivered keys that the list does not have.
+    gone: Vec<String>,
+}
+
 struct Worker {
     store: Arc<dyn StateStore>,
     prefix: String,
     mark_key: String,
+    fleeting: Option<String>,
+    own_key: Option<String>,
+    own_every: Duration,
     backoff: Backoff,
     accept: Arc<Notify>,
     updates: mpsc::Sender<Update>,
     health: watch::Sender<Health>,
     /// Every key that was delivered and not deleted since, with its revision.
     seen: Seen,
+    /// A whole list was delivered: `seen` has all keys of revision `last`.
+    complete: bool,
     /// Revision up to which all changes are delivered.
     last: Option<Revision>,
     mark: Option<String>,
     witness: Option<Witness>,
-    /// At the last check the store was not the one that was followed before.
-    replaced: bool,
+    own: Option<OwnWitness>,
+    /// The store refused the last write of the own witness.
+    own_refused: bool,
+    /// The finding, if at the last check the store was not the one that was followed before.
+    replaced: Option<String>,
 }
 
 /// The reason why the worker leaves its current step.
@@ -241,9 +296,10 @@ impl From<StoreError> for Break {
 
 impl Worker {
     async fn run(mut self) {
-        let mut relist = true;
+        let (mut relist, mut listed) = (true, false);
         loop {
-            let result = if relist { self.list().await } else { self.follow().await };
+            let result = if relist { self.list().await } else { self.follow(listed).await };
+            listed = relist && result.is_ok();
             match result {
                 Ok(()) => relist = false,
                 Err(Break::Closed) => return,
@@ -253,12 +309,14 @@ impl Worker {
                     tokio::time::sleep(self.backoff.next_delay()).await;
                 }
                 Err(Break::Replaced(why)) => {
-                    if !self.replaced {
+                    if self.replaced.is_none() {
                         // An acceptance from before the replacement was reported has no effect.
                         let _ = self.accept.notified().now_or_never();
-                        self.replaced = true;
                     }
+                    self.replaced = Some(why.clone());
                     self.unhealthy(why);
+                    // A store that is trusted again is compared with what was delivered.
+                    relist = true;
                     tokio::select! {
                         () = tokio::time::sleep(self.backoff.next_delay()) => {}
                         () = self.accept.notified() => {
@@ -266,7 +324,7 @@ impl Worker {
                             self.mark = None;
                             self.last = None;
                             self.witness = None;
-                            relist = true;
+                            self.own = None;
                         }
                     }
                 }
@@ -281,8 +339,8 @@ impl Worker {
                 tracing::warn!("{why}");
             }
             health.healthy = false;
-            health.replaced = self.replaced;
-            health.identified &= !self.replaced;
+            health.replaced = self.replaced.is_some();
+            health.identified &= self.replaced.is_none();
             health.error = Some(why);
             news
         });
@@ -296,6 +354,7 @@ impl Worker {
                 revision: self.last.unwrap_or_default(),
                 mark: self.mark.clone(),
                 witness: self.witness.clone(),
+                own: self.own.clone(),
                 identified: true,
                 replaced: false,
             };
@@ -306,103 +365,135 @@ impl Worker {
             *health = now;
             news
         });
-        self.replaced = false;
+        self.replaced = None;
     }
 
     async fn send(&self, update: Update) -> Result<(), Break> {
         self.updates.send(update).await.map_err(|_| Break::Closed)
     }
 
-    /// Lists all keys, and delivers the difference to the delivered keys page by page.
+    /// Lists all keys, and delivers the difference to the delivered keys.
     ///
-    /// Nothing is delivered before the mark has been checked. If a later page cannot be read, the
-    /// delivered part is still correct, as with an interrupted watch.
+    /// Nothing is delivered before the mark has been checked. The first list is delivered page by
+    /// page: if a later page cannot be read, the delivered part is still correct, as with an
+    /// interrupted watch. A later list is compared as a whole with what was delivered, and nothing
+    /// of it is delivered before. Deletions come last in any case.
     async fn list(&mut self) -> Result<(), Break> {
         let began = Instant::now();
-        self.same_history().await?;
+        let proven = self.check_same().await?;
+        let before = self.last.unwrap_or_default();
         let mut pages = self.store.list(&self.prefix).await?;
-        let (mut held, mut keys, mut revision) = (Vec::new(), 0, None);
-        let mut same = false;
-        let mut changes = Vec::new();
+        let mut listing = Listing {
+            comparison: self.last.filter(|_| self.complete).map(Comparison::new),
+            ..Listing::default()
+        };
+        let (mut held, mut keys, mut revision, mut same) = (Vec::new(), 0, None, false);
         while let Some(page) = pages.next().await {
             let page = page?;
             keys += page.entries.len();
             revision = Some(page.revision);
             if !same && page.from <= self.mark_key && self.mark_key < page.to {
-                self.same_store(page.revision, &page.entries)?;
-                if self.mark.is_none() {
-                    match self.mark_in(&page.entries) {
-                        Some(mark) => self.mark = Some(mark),
-                        // The next list contains the mark.
-                        None if self.write_mark(page.revision).await? => return Err(Break::Relist),
-                        None => {}
-                    }
-                }
+                self.identify(&page, listing.comparison.is_none()).await?;
                 same = true;
-                self.health
-                    .send_if_modified(|health| !std::mem::replace(&mut health.identified, true));
             }
             held.push(page);
-            if !same {
-                continue;
-            }
-            for page in held.drain(..) {
-                let newest = page.entries.iter().max_by_key(|entry| entry.mod_revision);
-                self.witness_to(newest.map(|entry| (entry.key.as_str(), entry.mod_revision)));
-                changes.extend(self.seen.turn_to(page));
-                if changes.len() >= PART {
-                    let revision = self.last.unwrap_or_default();
-                    let changes = std::mem::take(&mut changes);
-                    self.send(Update { revision, changes, resync: true, listed: None }).await?;
+            if same {
+                for page in held.drain(..) {
+                    self.take_page(page, &mut listing).await?;
                 }
             }
         }
         let Some(revision) = revision.filter(|_| same) else {
             return Err(Break::Failed("store: a list without the store's mark".to_owned()));
         };
-        let listed = Some(Listed { keys, began, took: began.elapsed() });
+        let listed = Listed { keys, began, took: began.elapsed() };
+        let changes = self.changes_of(listing, proven.unwrap_or_default(), revision)?;
         self.last = Some(revision);
+        self.complete = true;
         self.healthy();
-        self.send(Update { revision, changes, resync: true, listed }).await
+        self.send_rest(before, revision, changes, listed).await
     }
 
-    /// Checks that this is still the store that was listed.
-    async fn check_same(&mut self) -> Result<(), Break> {
-        let snapshot = self.store.snapshot(&self.mark_key).await?;
-        self.same_store(snapshot.revision, &snapshot.entries)?;
-        self.same_history().await
+    /// Checks the mark in the page that has its place, and writes it if there is none. With `known`,
+    /// the store then counts as identified.
+    async fn identify(&mut self, page: &Page, known: bool) -> Result<(), Break> {
+        self.same_store(page.revision, &page.entries)?;
+        if self.mark.is_none() {
+            match self.mark_in(&page.entries) {
+                Some(mark) => self.mark = Some(mark),
+                // The next list contains the mark.
+                None if self.write_mark(page.revision).await? => return Err(Break::Relist),
+                None => {}
+            }
+        }
+        if known {
+            self.health.send_if_modified(|health| !std::mem::replace(&mut health.identified, true));
+        }
+        Ok(())
     }
 
-    /// Checks that the store's history has the write that was seen.
-    async fn same_history(&self) -> Result<(), Break> {
-        let Some(Witness { key, revision }) = &self.witness else { return Ok(()) };
-        let other = || {
-            Break::Replaced(format!(
-                "store: replaced: {key} was written at revision {revision}, of which its history knows nothing: it was rolled back; nothing is deleted"
-            ))
-        };
-        let now = self.store.snapshot(key).await?;
-        if now.entries.iter().any(|entry| entry.key == *key && entry.mod_revision == *revision) {
+    /// Takes a page of a list: to be compared, or delivered at once.
+    async fn take_page(&mut self, page: Page, listing: &mut Listing) -> Result<(), Break> {
+        if let Some(comparison) = &mut listing.comparison {
+            comparison.add(self.seen.compare(page));
             return Ok(());
         }
-        // If the key was changed later, the watch has a change from that revision on.
-        let first = async {
-            let mut watch = self.store.watch(&self.prefix, *revision).await?;
-            watch
-                .next()
-                .await
-                .unwrap_or_else(|| Err(StoreError::Unavailable("the watch ended".to_owned())))
-        };
-        match tokio::time::timeout(HISTORY, first).await {
-            Ok(Ok(changes)) => {
-                let is_it = |change: &Change| change.key() == key && change.revision() == *revision;
-                if changes.iter().any(is_it) { Ok(()) } else { Err(other()) }
+        let newest = page.entries.iter().max_by_key(|entry| entry.mod_revision);
+        self.witness_to(newest.map(|entry| (entry.key.as_str(), entry.mod_revision)));
+        let found = self.seen.turn_to(page);
+        listing.changes.extend(found.news.into_iter().map(Change::Put));
+        listing.gone.extend(found.gone.into_iter().map(|(key, _)| key));
+        if listing.changes.len() >= PART {
+            let revision = self.last.unwrap_or_default();
+            let changes = std::mem::take(&mut listing.changes);
+            self.send(Update { revision, changes, resync: true, listed: None }).await?;
+        }
+        Ok(())
+    }
+
+    /// The changes of a list that are to be delivered still. Up to `proven` the history of the store
+    /// is known to be the one that was seen.
+    fn changes_of(
+        &mut self,
+        listing: Listing,
+        proven: Revision,
+        revision: Revision,
+    ) -> Result<Vec<Change>, Break> {
+        let Listing { comparison, mut changes, mut gone } = listing;
+        if let Some(comparison) = comparison {
+            let changed = comparison.judge(proven, self.fleeting.as_deref()).map_err(|why| {
+                Break::Replaced(format!("store: replaced: {why}; nothing is deleted"))
+            })?;
+            for entry in &changed.news {
+                self.seen.put(&entry.key, entry.mod_revision);
+                self.witness_to(Some((&entry.key, entry.mod_revision)));
             }
-            // The history of that revision is compacted, so nothing shows another store. A store
-            // that was reported as replaced stays replaced.
-            Ok(Err(StoreError::Compacted { .. })) if !self.replaced => Ok(()),
-            Ok(Err(StoreError::Compacted { .. })) | Err(_) => Err(other()),
-            Ok(Err(error)) => Err(error.into()),
+            changes = changed.news.into_iter().map(Change::Put).collect();
+            gone = changed.gone;
+        }
+        for key in gone {
+            self.seen.delete(&key);
+            changes.push(Change::Delete { key, revision });
+        }
+        Ok(changes)
+    }
+
+    /// Delivers the rest of a list of `revision`. `before` is the revision from before the list.
+    async fn send_rest(
+        &self,
+        before: Revision,
+        revision: Revision,
+        changes: Vec<Change>,
+        listed: Listed,
+    ) -> Result<(), Break> {
+        let mut rest = changes.into_iter();
+        loop {
+            let changes: Vec<Change> = rest.by_ref().take(PART).collect();
+            if rest.as_slice().is_empty() {
+                let listed = Some(listed);
+                return self.send(Update { revision, changes, resync: true, listed }).await;
+            }
+            self.send(Update { revision: before, changes, resync: true, listed: None }).await?;
         }
     }
 
@@ -415,63 +506,30 @@ impl Worker {
         }
     }
 
-    fn same_store(&self, revision: Revision, entries: &[Entry]) -> Result<(), Break> {
-        let Some(last) = self.last else { return Ok(()) };
-        if revision < last {
-            return Err(Break::Replaced(format!(
-                "store: replaced: it is at revision {revision} and was at {last}; nothing is deleted"
-            )));
-        }
-        let Some(mark) = &self.mark else { return Ok(()) };
-        match self.mark_in(entries) {
-            Some(found) if found == *mark => Ok(()),
-            found => Err(Break::Replaced(format!(
-                "store: replaced: its mark at {} is {} and was {mark}; nothing is deleted",
-                self.mark_key,
-                found.as_deref().unwrap_or("missing")
-            ))),
-        }
-    }
-
-    fn mark_in(&self, entries: &[Entry]) -> Option<String> {
-        let entry = entries.iter().find(|entry| entry.key == self.mark_key)?;
-        match StoreMark::decode(&entry.value) {
-            Some(mark) => Some(mark.id),
-            // An unreadable mark is identified by its revision, which differs between stores.
-            None => Some(format!("unreadable, of revision {}", entry.mod_revision)),
-        }
-    }
-
-    /// Writes the mark. `false`: the store refuses it, and is followed without a mark.
-    async fn write_mark(&self, revision: Revision) -> Result<bool, Break> {
-        let value = StoreMark::fresh().encode();
-        let value = value.map_err(|error| Break::Failed(format!("store: mark: {error}")))?;
-        let key = self.mark_key.clone();
-        let compares = vec![Compare::Absent(key.clone())];
-        match self.store.commit(compares, vec![Write::Put { key, value, lease: None }]).await {
-            // If another follower wrote its mark first, that mark is read now.
-            Ok(Outcome::Committed(_) | Outcome::Conflict) => Ok(true),
-            Err(StoreError::Refused(why)) => {
-                tracing::warn!("store: no mark can be written at revision {revision}: {why}");
-                Ok(false)
-            }
-            Err(other) => Err(other.into()),
-        }
-    }
-
-    /// Watches until an error occurs.
-    async fn follow(&mut self) -> Result<(), Break> {
-        let from = self.last.unwrap_or_default() + 1;
+    /// Watches until an error occurs. `listed`: the store was listed just now.
+    async fn follow(&mut self, listed: bool) -> Result<(), Break> {
+        // What is known is asked for again: some versions of etcd do not deliver a deletion of the very
+        // revision to which the history is compacted, and refuse only what is before it.
+        let from = self.last.unwrap_or_default();
         let mut watch = self.store.watch(&self.prefix, from).await?;
         // The check follows the opening of the watch, because the watch may be on another server. A
         // wiped server would send nothing until its revision reaches the requested one.
-        self.check_same().await?;
+        if self.check_same().await?.is_none() && !listed {
+            // The history does not tell, so a list is to be compared.
+            return Err(Break::Relist);
+        }
         self.healthy();
         let started = Instant::now();
+        let mut own_due = started + self.own_every;
         loop {
             let item = tokio::select! {
                 item = watch.next() => item,
                 () = self.updates.closed() => return Err(Break::Closed),
+                () = tokio::time::sleep_until(own_due), if self.own_key.is_some() => {
+                    own_due = Instant::now() + self.own_every;
+                    self.renew_own().await?;
+                    continue;
+                }
             };
             match item {
                 Some(Ok(changes)) => {

@@ -22,7 +22,7 @@ use futures::{
 
 pub use etcd::{EtcdOptions, EtcdStore};
 pub use file::FileStore;
-pub use follow::{FollowOptions, Follower, Health, Known, Listed, Update, Witness};
+pub use follow::{FollowOptions, Follower, Health, Known, Listed, OwnWitness, Update, Witness};
 pub use layout::Layout;
 pub use mark::{StoreMark, new_id};
 pub use url::{MalformedUrl, StoreOptions, StoreUrl, open};
@@ -164,6 +164,9 @@ pub enum StoreError {
     /// The lease is unknown or has expired.
     #[error("store: lease {0:x} has run out")]
     LeaseGone(LeaseId),
+    /// The store is another than the one that was followed before. Nothing was sent to it.
+    #[error("store: {0}")]
+    Replaced(String),
 }
 
 /// The backend of a store.

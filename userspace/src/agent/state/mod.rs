@@ -14,6 +14,7 @@
 mod asked;
 mod counts;
 mod disk;
+mod guarded;
 mod lives;
 mod plugs;
 mod problems;

@@ -1,0 +1,116 @@
+//! The store as the agent may use it: not while it is another than the one that the agent knows.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use crate::store::{
+    Compare, Health, Kind, LeaseId, Outcome, Pages, Revision, Snapshot, StateStore, StoreError,
+    Watch, Write,
+};
+
+/// A store whose keys and leases are neither read nor written while the follower calls the store
+/// replaced. So no caller can plan with the contents of another store, or write to it. The follower
+/// itself uses the store without this guard.
+#[derive(Debug)]
+pub(super) struct Guarded {
+    store: Arc<dyn StateStore>,
+    /// Health of the follower of this store.
+    health: watch::Receiver<Health>,
+}
+
+impl Guarded {
+    pub(super) fn new(store: Arc<dyn StateStore>, health: watch::Receiver<Health>) -> Self {
+        Self { store, health }
+    }
+
+    /// The store, if it is not called replaced.
+    fn known(&self) -> Result<&dyn StateStore, StoreError> {
+        match refusal(&self.health.borrow()) {
+            Some(error) => Err(error),
+            None => Ok(self.store.as_ref()),
+        }
+    }
+}
+
+/// Why a store of this health is not used. `None`: it may be used.
+pub(super) fn refusal(health: &Health) -> Option<StoreError> {
+    let line = health.error.as_deref().unwrap_or_default().trim_start_matches("store: ");
+    health.replaced.then(|| {
+        // The last error may be another one, such as that the store does not answer.
+        let why = if line.starts_with("replaced") {
+            line
+        } else {
+            "replaced: it is not the one that this agent knows"
+        };
+        StoreError::Replaced(format!("{why}; 'culvert store accept' if this store is meant"))
+    })
+}
+
+#[async_trait]
+impl StateStore for Guarded {
+    fn kind(&self) -> Kind {
+        self.store.kind()
+    }
+
+    async fn clock_offset_ms(&self) -> Option<i64> {
+        self.store.clock_offset_ms().await
+    }
+
+    async fn alarms(&self) -> Result<Vec<String>, StoreError> {
+        self.store.alarms().await
+    }
+
+    async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
+        self.known()?.snapshot(prefix).await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Pages, StoreError> {
+        self.known()?.list(prefix).await
+    }
+
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
+        self.known()?.watch(prefix, from).await
+    }
+
+    async fn commit(
+        &self,
+        compares: Vec<Compare>,
+        writes: Vec<Write>,
+    ) -> Result<Outcome, StoreError> {
+        self.known()?.commit(compares, writes).await
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        self.known()?.grant(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.known()?.keep_alive(lease).await
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.known()?.revoke(lease).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_refusal_names_the_way_out() {
+        let error = Some("store: replaced: it is at revision 3 and was at 9".to_owned());
+        let replaced = Health { replaced: true, error, ..Health::default() };
+        let line = refusal(&replaced).expect("is refused").to_string();
+        assert_eq!(
+            line,
+            "store: replaced: it is at revision 3 and was at 9; 'culvert store accept' if this store is meant"
+        );
+        let silent = Health { error: Some("store: etcd does not answer".to_owned()), ..replaced };
+        let line = refusal(&silent).expect("is refused").to_string();
+        assert!(line.starts_with("store: replaced: it is not the one"), "{line}");
+        assert!(refusal(&Health { replaced: false, ..silent }).is_none());
+    }
+}
