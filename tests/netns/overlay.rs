@@ -241,7 +241,9 @@ fn hosts_with_unlike_mtus_use_the_smaller_one() {
         for (host, name) in [(one, &first), (two, &second)] {
             host.in_container(name, &format!("ethtool -K eth0 tso {offload} gso {offload}"));
         }
-        for (from, to, ip) in [(&first, &second, [10_u8, 0, 0, 3]), (&second, &first, [10, 0, 0, 2])] {
+        for (from, to, ip) in
+            [(&first, &second, [10_u8, 0, 0, 3]), (&second, &first, [10, 0, 0, 2])]
+        {
             let _server = Server::tcp(&container(to), any, Behaviour::Echo);
             let at = SocketAddrV4::new(ip.into(), 80);
             let answer = sock::tcp(&container(from), at, 0, Use::Echo(1 << 20));
