@@ -8,12 +8,12 @@
 //! A read of *another* store deletes nothing either. An etcd that was wiped answers correctly and
 //! is empty: a follower that believed it would delete the network of every container. The same
 //! holds for an etcd that was rolled back to a backup. The follower identifies the store by its
-//! [`StoreMark`](super::StoreMark), by its revision, which never decreases, and by its history (`trust`): a
-//! [`Witness`], which is a write that it has seen, and an [`OwnWitness`], which it has written. A
-//! follower that lists again also compares the list with what it has delivered (`comparison`). If
-//! one of them differs, the follower reports [`Health::replaced`], delivers nothing, and checks
-//! again from time to time: the operator may put the right store back. To accept another store, the
-//! receiver makes a new follower without [`FollowOptions::known`], or notifies
+//! [`StoreMark`](super::StoreMark), by its revision, which never decreases, and by its history
+//! (`trust`): a [`Witness`], which is a write that it has seen, and an [`OwnWitness`], which is a
+//! write of its own. A follower that lists again also compares the list with what it has delivered
+//! (`comparison`). If one of them differs, the follower reports [`Health::replaced`], delivers
+//! nothing, and checks again from time to time: the operator may put the right store back. To accept
+//! another store, the receiver makes a new follower without [`FollowOptions::known`], or notifies
 //! [`Follower::acceptance`].
 
 mod comparison;
