@@ -1,6 +1,6 @@
 //! Addresses, devices, programs and pins that are changed while the agent runs.
 
-#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+#![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use culvert_tests::{
 };
 use nix::sys::signal::Signal;
 
-/// Within this time a change of a device is put right, and told.
+/// Time within which a change of a device is repaired and reported.
 const REPAIR: Duration = Duration::from_secs(5);
 
-/// The repairs of one kind: how many, and what was found at the last.
+/// The repairs of one kind: their number, and the text of the last one.
 fn repairs(host: &Host, kind: &str) -> (u64, String) {
     let status = host.json(&["status"]);
     let rows = status["repairs"].as_array().unwrap();
@@ -23,7 +23,8 @@ fn repairs(host: &Host, kind: &str) -> (u64, String) {
     })
 }
 
-/// Breaks something, and waits until it is as before, and told with `words`.
+/// Runs `breakage`, and waits until the command `whole` succeeds again and the repair is reported
+/// with `words`.
 fn is_repaired(host: &Host, kind: &str, breakage: &str, words: &str, whole: &str) {
     let (before, _) = repairs(host, kind);
     host.netns.run(breakage);
@@ -34,7 +35,7 @@ fn is_repaired(host: &Host, kind: &str, breakage: &str, words: &str, whole: &str
     });
 }
 
-/// The host gets another address: DHCP, a resumed VM.
+/// The host gets another address, for example by DHCP, or as a resumed VM.
 #[test]
 #[ignore = "needs root"]
 fn a_host_with_a_new_address_is_reached_there() {
@@ -49,7 +50,8 @@ fn a_host_with_a_new_address_is_reached_there() {
 
     let old = two.vtep();
     two.netns.run(&format!("ip addr del {old}/24 dev up0 && ip addr add 192.0.2.77/24 dev up0"));
-    // Until the agent has followed, frames to the old address still arrive: the peer has its MAC.
+    // Frames to the old address still arrive for a moment, because the peer has the MAC. So the
+    // test also waits for the agent's new address.
     let followed = || {
         let output = two.culvert(&["--format", "json", "status"]);
         let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
@@ -62,7 +64,7 @@ fn a_host_with_a_new_address_is_reached_there() {
     assert!(two.agent_log().contains("192.0.2.77"), "{}", two.agent_log());
 }
 
-/// An address that was given is not exchanged for another.
+/// The agent does not replace an address that was given to it.
 #[test]
 #[ignore = "needs root"]
 fn a_lost_vtep_address_that_was_given_is_told() {
@@ -83,7 +85,7 @@ fn a_lost_vtep_address_that_was_given_is_told() {
     wait_until(SOON, "no problem", || !told(host));
 }
 
-/// At boot the agent is there before the uplink and its address.
+/// At boot the agent may start before the uplink and its address exist.
 #[test]
 #[ignore = "needs root"]
 fn an_agent_waits_for_its_uplink() {
@@ -158,7 +160,7 @@ fn an_uplink_without_an_ethernet_header_is_refused() {
     assert_eq!(host.netns.run("ip -o link show | grep -c 'cv[a-z0-9]*:' || true").trim(), "0");
 }
 
-/// What networkd, NetworkManager or an administrator do to devices and settings.
+/// Changes of devices and settings as by networkd, NetworkManager or an administrator.
 #[test]
 #[ignore = "needs root"]
 fn changed_devices_are_put_right_and_told() {
@@ -225,7 +227,7 @@ fn changed_devices_are_put_right_and_told() {
     assert!(log.contains(&format!("repaired: {cvg} was down")), "{log}");
 }
 
-/// Pins of links, maps and programs, and the BPF file system itself.
+/// Pins of links, maps and programs, and the BPF file system itself, are removed and restored.
 #[test]
 #[ignore = "needs root"]
 fn removed_pins_are_put_back_and_told() {
@@ -265,14 +267,14 @@ fn removed_pins_are_put_back_and_told() {
     }
     host.netns.run("ping -c1 -W2 10.5.0.2");
 
-    // The whole file system. The agent has the maps, and with them the flows.
+    // The whole file system is unmounted. The agent still holds the maps, and so the flows.
     nix::mount::umount2(&host.bpffs(), nix::mount::MntFlags::MNT_DETACH).unwrap();
     wait_until(REPAIR, "the pins", || pins.join("maps/FLOWS").exists());
     wait_until(REPAIR, "the host's way to the container", || {
         host.netns.succeeds("ping -c1 -W1 10.5.0.2")
     });
     assert!(repairs(host, "pin").1.contains("pin was missing"));
-    // A restarted agent finds them.
+    // A restarted agent finds the pins.
     host.stop_agent(Signal::SIGKILL);
     host.start_agent(&[]);
     host.wait_ready();
