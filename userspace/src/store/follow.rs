@@ -321,6 +321,7 @@ impl Worker {
                         () = tokio::time::sleep(self.backoff.next_delay()) => {}
                         () = self.accept.notified() => {
                             tracing::warn!("store: the replaced store is accepted");
+                            self.replaced = None;
                             self.mark = None;
                             self.last = None;
                             self.witness = None;
@@ -415,7 +416,7 @@ impl Worker {
     }
 
     /// Checks the mark in the page that has its place, and writes it if there is none. With `known`,
-    /// the store then counts as identified.
+    /// the store then counts as identified: no comparison follows.
     async fn identify(&mut self, page: &Page, known: bool) -> Result<(), Break> {
         self.same_store(page.revision, &page.entries)?;
         if self.mark.is_none() {
@@ -427,7 +428,12 @@ impl Worker {
             }
         }
         if known {
-            self.health.send_if_modified(|health| !std::mem::replace(&mut health.identified, true));
+            self.replaced = None;
+            self.health.send_if_modified(|health| {
+                let news = !health.identified || health.replaced;
+                (health.identified, health.replaced) = (true, false);
+                news
+            });
         }
         Ok(())
     }
