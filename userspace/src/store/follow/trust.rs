@@ -3,44 +3,12 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use serde::{Deserialize, Serialize};
 
-use super::{Break, OwnWitness, Witness, Worker};
+use super::{Break, Witness, Worker};
 use crate::store::{Change, Compare, Entry, Outcome, Revision, StoreError, StoreMark, Write};
 
 /// Time within which a store must deliver a change that is in its history.
 const HISTORY: Duration = Duration::from_secs(10);
-/// Number of identifiers in the value of an own witness: so many writes may be lost on the way to
-/// the disk of this host.
-const WRITES: usize = 8;
-
-/// The value of an own witness.
-#[derive(Debug, Serialize, Deserialize)]
-struct OwnWrites {
-    /// Version of the fields, 1.
-    schema: u32,
-    /// Identifiers of the last writes, the newest first.
-    writes: Vec<String>,
-}
-
-impl OwnWrites {
-    /// The value of the key among `entries`. Empty: there is none, or it cannot be read.
-    fn of(key: &str, entries: &[Entry]) -> Self {
-        let entry = entries.iter().find(|entry| entry.key == key);
-        let read = entry.and_then(|entry| serde_json::from_slice(&entry.value).ok());
-        read.unwrap_or(Self { schema: 1, writes: Vec::new() })
-    }
-
-    /// The value after another write. If `known` is not one of the writes, somebody else wrote them.
-    fn with_another(self, known: Option<&OwnWitness>) -> (String, Self) {
-        let id = format!("{:016x}", rand::random::<u64>());
-        let is_own = known.is_some_and(|known| self.writes.contains(&known.id));
-        let before = if is_own { self.writes } else { Vec::new() };
-        let writes = std::iter::once(id.clone()).chain(before).take(WRITES).collect();
-        (id, Self { schema: 1, writes })
-    }
-}
-
 impl Worker {
     /// Checks that the store is the one that was followed before. Returns the revision up to which
     /// its history is known to be the one that was seen. `None`: the history that would tell is
@@ -136,90 +104,10 @@ impl Worker {
             Ok(Err(error)) => Err(error.into()),
         }
     }
-
-    /// Checks that the store has the own witness. Returns its revision. `None`: there is no own
-    /// witness yet.
-    async fn has_own(&self) -> Result<Option<Revision>, Break> {
-        let Some(OwnWitness { key, id, revision }) = &self.own else { return Ok(None) };
-        let now = self.store.snapshot(key).await?;
-        if OwnWrites::of(key, &now.entries).writes.contains(id) {
-            Ok(Some(*revision))
-        } else {
-            Err(rolled_back(key, *revision))
-        }
-    }
-
-    /// Writes the own witness again if the store has changed since the last time.
-    pub(super) async fn renew_own(&mut self) -> Result<(), Break> {
-        let last = self.last.unwrap_or_default();
-        let Some(key) = self.own_key.clone() else { return Ok(()) };
-        if self.own.as_ref().is_some_and(|own| own.revision >= last) {
-            return Ok(());
-        }
-        let now = self.store.snapshot(&key).await?;
-        // After the read: a store that takes the place of this one from here on has another revision
-        // of the key, or none.
-        self.check_same().await?;
-        let found = now.entries.iter().find(|entry| entry.key == key);
-        let compare = match found {
-            Some(entry) => Compare::Unchanged(key.clone(), entry.mod_revision),
-            None => Compare::Absent(key.clone()),
-        };
-        let (id, writes) = OwnWrites::of(&key, &now.entries).with_another(self.own.as_ref());
-        let value = serde_json::to_vec(&writes)
-            .map_err(|error| Break::Failed(format!("store: own witness: {error}")))?;
-        let write = Write::Put { key: key.clone(), value, lease: None };
-        match self.store.commit(vec![compare], vec![write]).await {
-            Ok(Outcome::Committed(revision)) => {
-                self.own = Some(OwnWitness { key, id, revision });
-                self.own_refused = false;
-                self.healthy();
-            }
-            // A write before this one has arrived late. The next one is based on it.
-            Ok(Outcome::Conflict) => {}
-            Err(StoreError::Refused(why)) => {
-                if !self.own_refused {
-                    tracing::warn!("store: no witness of this host can be written: {why}");
-                }
-                self.own_refused = true;
-            }
-            Err(other) => return Err(other.into()),
-        }
-        Ok(())
-    }
 }
 
-fn rolled_back(key: &str, revision: Revision) -> Break {
+pub(super) fn rolled_back(key: &str, revision: Revision) -> Break {
     Break::Replaced(format!(
         "store: replaced: {key} was written at revision {revision}, of which its history knows nothing: it was rolled back; nothing is deleted"
     ))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_value_has_the_last_writes() {
-        let none = OwnWrites::of("/own", &[]);
-        let (first, mut value) = none.with_another(None);
-        let written = |id| OwnWitness { key: "/own".to_owned(), id, revision: 1 };
-        let mut known = written(first.clone());
-        for _ in 1..WRITES {
-            let (id, next) = value.with_another(Some(&known));
-            (known, value) = (written(id), next);
-        }
-        let stored = Entry {
-            key: "/own".to_owned(),
-            value: serde_json::to_vec(&value).unwrap(),
-            mod_revision: 1,
-        };
-        let read = OwnWrites::of("/own", &[stored]);
-        assert_eq!(read.writes, value.writes);
-        assert_eq!((read.writes.len(), read.writes.last()), (WRITES, Some(&first)));
-        // A writer that has seen none of the writes for that long begins anew.
-        let (_, next) = read.with_another(Some(&known));
-        assert!(!next.writes.contains(&first) && next.writes.contains(&known.id));
-        assert_eq!(next.with_another(Some(&written(first))).1.writes.len(), 1);
-    }
 }
