@@ -473,6 +473,11 @@ impl StateStore for Gate {
         self.store.snapshot(prefix).await
     }
 
+    async fn was_written(&self, key: &str, at: i64) -> Result<bool, culvert::store::StoreError> {
+        self.pass()?;
+        self.store.was_written(key, at).await
+    }
+
     async fn watch(
         &self,
         prefix: &str,

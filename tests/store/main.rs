@@ -52,6 +52,7 @@ for_both! {
     crate::suite::a_key_never_has_two_owners => a_key_never_has_two_owners,
     crate::suite::no_increment_is_lost => no_increment_is_lost,
     crate::suite::a_watch_tells_revisions_in_order_and_whole => a_watch_tells_revisions_in_order_and_whole,
+    crate::suite::a_write_is_known_by_its_revision => a_write_is_known_by_its_revision,
     crate::suite::a_watch_keeps_up_with_many_writers => a_watch_keeps_up_with_many_writers,
     crate::suite::a_watch_catches_up_with_a_long_history => a_watch_catches_up_with_a_long_history,
     crate::suite::a_compacted_revision_cannot_be_watched_from => a_compacted_revision_cannot_be_watched_from,

@@ -436,3 +436,6 @@ impl Worker {
         self.send(Update { revision, changes, resync: false, listed: None }).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -223,6 +223,13 @@ pub trait StateStore: Send + Sync + fmt::Debug {
         Ok(stream::iter([Ok(page)]).boxed())
     }
 
+    /// Whether `key` was written, not deleted, at revision `at`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Compacted`]: the history of that revision is compacted.
+    async fn was_written(&self, key: &str, at: Revision) -> Result<bool, StoreError>;
+
     /// Changes below `prefix` from revision `from` (included) on.
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError>;
 

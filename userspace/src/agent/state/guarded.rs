@@ -70,6 +70,10 @@ impl StateStore for Guarded {
         self.known()?.list(prefix).await
     }
 
+    async fn was_written(&self, key: &str, at: Revision) -> Result<bool, StoreError> {
+        self.known()?.was_written(key, at).await
+    }
+
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
         self.known()?.watch(prefix, from).await
     }

@@ -114,6 +114,11 @@ impl StateStore for Flaky {
         self.store.snapshot(prefix).await
     }
 
+    async fn was_written(&self, key: &str, at: Revision) -> Result<bool, StoreError> {
+        self.up()?;
+        self.store.was_written(key, at).await
+    }
+
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
         self.up()?;
         self.store.watch(prefix, from).await
@@ -380,6 +385,10 @@ impl StateStore for Exchanged {
 
     async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
         self.now().snapshot(prefix).await
+    }
+
+    async fn was_written(&self, key: &str, at: Revision) -> Result<bool, StoreError> {
+        self.now().was_written(key, at).await
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {

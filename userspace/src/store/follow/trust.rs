@@ -1,14 +1,8 @@
 //! Whether a store is the one that was followed before.
 
-use std::time::Duration;
-
-use futures::StreamExt;
-
 use super::{Break, Witness, Worker};
-use crate::store::{Change, Compare, Entry, Outcome, Revision, StoreError, StoreMark, Write};
+use crate::store::{Compare, Entry, Outcome, Revision, StoreError, StoreMark, Write};
 
-/// Time within which a store must deliver a change that is in its history.
-const HISTORY: Duration = Duration::from_secs(10);
 impl Worker {
     /// Checks that the store is the one that was followed before. Returns the revision up to which
     /// its history is known to be the one that was seen. `None`: the history that would tell is
@@ -71,38 +65,29 @@ impl Worker {
     /// result is that of [`Self::check_same`].
     async fn same_history(&self) -> Result<Option<Revision>, Break> {
         let Some(Witness { key, revision }) = &self.witness else { return Ok(Some(0)) };
+        match self.was_written(key, *revision).await? {
+            Some(true) => return Ok(Some(*revision)),
+            Some(false) => return Err(rolled_back(key, *revision)),
+            None => {}
+        }
+        // A store that was reported as replaced stays replaced, unless the own write is in it.
+        match (self.has_own().await?, &self.replaced) {
+            (None, Some(why)) => Err(Break::Replaced(why.clone())),
+            (proven, _) => Ok(proven),
+        }
+    }
+
+    /// Whether a key was written at a revision. `None`: the history that would tell is compacted.
+    async fn was_written(&self, key: &str, revision: Revision) -> Result<Option<bool>, Break> {
+        match self.store.was_written(key, revision).await {
+            Ok(written) => return Ok(Some(written)),
+            Err(StoreError::Compacted { .. }) => {}
+            Err(other) => return Err(other.into()),
+        }
+        // A compaction keeps the last write of each key.
         let now = self.store.snapshot(key).await?;
-        if now.entries.iter().any(|entry| entry.key == *key && entry.mod_revision == *revision) {
-            return Ok(Some(*revision));
-        }
-        // If the key was changed later, the watch has a change from that revision on.
-        let first = async {
-            let mut watch = self.store.watch(&self.prefix, *revision).await?;
-            watch
-                .next()
-                .await
-                .unwrap_or_else(|| Err(StoreError::Unavailable("the watch ended".to_owned())))
-        };
-        match tokio::time::timeout(HISTORY, first).await {
-            Ok(Ok(changes)) => {
-                let is_it = |change: &Change| change.key() == key && change.revision() == *revision;
-                if changes.iter().any(is_it) {
-                    Ok(Some(*revision))
-                } else {
-                    Err(rolled_back(key, *revision))
-                }
-            }
-            // The history of that revision is compacted. A store that was reported as replaced stays
-            // replaced, unless the own write is in it.
-            Ok(Err(StoreError::Compacted { .. })) => {
-                match (self.has_own().await?, &self.replaced) {
-                    (None, Some(why)) => Err(Break::Replaced(why.clone())),
-                    (proven, _) => Ok(proven),
-                }
-            }
-            Err(_) => Err(rolled_back(key, *revision)),
-            Ok(Err(error)) => Err(error.into()),
-        }
+        let is_last = |entry: &Entry| entry.key == key && entry.mod_revision == revision;
+        Ok(now.entries.iter().any(is_last).then_some(true))
     }
 }
 
