@@ -224,7 +224,7 @@ pub(crate) async fn a_gap_that_nothing_proves_deletes_nothing(backend: impl Back
     let newest = write(&*store, vec![delete(&key("young")), delete(&key("changed"))]).await;
     backend.compact(newest).await;
     cut.send_replace(false);
-    let state = health(&follower, "the doubt to show", |health| health.replaced).await;
+    let state = health(&follower, "the doubt to show", |health| health.replaced.is_some()).await;
     let error = state.error.expect("an error");
     assert!(error.contains("x/changed, written at revision"), "{error}");
     assert!(error.contains("and 1 more keys are missing"), "{error}");
@@ -331,7 +331,8 @@ pub(crate) async fn a_store_that_was_rolled_back_is_recognized(mut backend: Etcd
     assert!(now > known.revision, "{now} {}", known.revision);
     let options = FollowOptions { known: Some(known), ..options() };
     let mut follower = Follower::spawn(backend.store(), options);
-    let state = health(&follower, "the roll-back to show", |health| health.replaced).await;
+    let state =
+        health(&follower, "the roll-back to show", |health| health.replaced.is_some()).await;
     let error = state.error.expect("an error");
     assert!(error.contains("rolled back") && !state.identified, "{error}");
     // Further writes do not change this.
@@ -346,8 +347,8 @@ pub(crate) async fn a_store_that_was_rolled_back_is_recognized(mut backend: Etcd
 
 /// What the next run knows of a store.
 fn known(health: Health) -> Known {
-    let Health { revision, mark, witness, own, .. } = health;
-    Known { mark: mark.expect("a mark"), revision, witness, own }
+    let Health { revision, mark, witness, own, replaced, .. } = health;
+    Known { mark: mark.expect("a mark"), revision, witness, own, replaced }
 }
 
 /// The store is rolled back to a backup and written to, and the history that would tell is compacted:
@@ -396,7 +397,8 @@ pub(crate) async fn a_roll_back_is_recognized_in_spite_of_a_compaction(mut backe
         (Follower::spawn(backend.store(), again), "witnesses/test was written at revision"),
     ];
     for (mut follower, why) in followers {
-        let state = health(&follower, "the roll-back to show", |health| health.replaced).await;
+        let state =
+            health(&follower, "the roll-back to show", |health| health.replaced.is_some()).await;
         let error = state.error.expect("an error");
         assert!(error.contains(why) && error.contains("rolled back"), "{error}");
         let nothing = tokio::time::timeout(Duration::from_secs(1), follower.next()).await;

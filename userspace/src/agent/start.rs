@@ -278,22 +278,26 @@ pub(super) fn follow(
 ) -> (Follower, Arc<dyn StateStore>) {
     let known = files::known_store(&shared.options.state_dir, &shared.options.store);
     let own_key = Some(witness_key(&shared.node.id));
-    let options = FollowOptions { known, own_key, ..follow_options() };
+    let options = FollowOptions { known: known.clone(), own_key, ..follow_options() };
     let follower = Follower::spawn(Arc::clone(&store), options);
     let guarded = shared.store.watch(&follower, store);
-    shared.tasks.spawn(remember_store(Arc::clone(shared), follower.health()));
+    shared.tasks.spawn(remember_store(Arc::clone(shared), follower.health(), known));
     (follower, guarded)
 }
 
-/// Keeps the identity of the followed store on disk, with the revision as it grows. If the store
-/// was replaced, reports how the operator can accept the new one. Ends with the follower.
-async fn remember_store(shared: Arc<Shared>, mut health: watch::Receiver<Health>) {
+/// Keeps the identity of the followed store on disk, with the revision as it grows, and the finding
+/// if the store was replaced: the operator may have the agent started again. Reports then how the
+/// operator can accept the new store. `remembered` is what is on the disk. Ends with the follower.
+async fn remember_store(
+    shared: Arc<Shared>,
+    mut health: watch::Receiver<Health>,
+    mut remembered: Option<Known>,
+) {
     let (dir, url) = (&shared.options.state_dir, &shared.options.store);
-    let mut remembered = None;
     loop {
-        let Health { healthy, revision, mark, witness, own, replaced, .. } =
-            health.borrow_and_update().clone();
-        let known = mark.filter(|_| healthy).map(|mark| Known { mark, revision, witness, own });
+        let now = health.borrow_and_update().clone();
+        let (healthy, replaced) = (now.healthy, now.replaced.is_some());
+        let known = to_remember(remembered.as_ref(), now);
         let mut again = false;
         if let Some(known) = known.filter(|known| remembered.as_ref() != Some(known)) {
             let failed = files::remember_store(dir, url, known.clone()).err();
@@ -317,7 +321,7 @@ async fn remember_store(shared: Arc<Shared>, mut health: watch::Receiver<Health>
         tokio::select! {
             () = shared.shutdown.cancelled() => return,
             () = tokio::time::sleep(REMEMBER) => {}
-            () = health_turned(&mut turned, healthy) => {}
+            () = health_turned(&mut turned, healthy, replaced) => {}
         }
         if !again && health.changed().await.is_err() {
             return;
@@ -325,8 +329,53 @@ async fn remember_store(shared: Arc<Shared>, mut health: watch::Receiver<Health>
     }
 }
 
-/// Waits until the store's health differs from `healthy`.
-async fn health_turned(health: &mut watch::Receiver<Health>, healthy: bool) {
+/// What of a store with this health is to be on the disk, where `kept` is now. `None`: nothing else.
+fn to_remember(kept: Option<&Known>, health: Health) -> Option<Known> {
+    let Health { healthy, revision, mark, witness, own, replaced, .. } = health;
+    match mark {
+        Some(mark) if healthy || replaced.is_some() => {
+            Some(Known { mark, revision, witness, own, replaced })
+        }
+        // This run has not trusted the store yet.
+        None if replaced.is_some() => Some(Known { replaced, ..kept?.clone() }),
+        _ => None,
+    }
+}
+
+/// Waits until the store's health is `healthy` no more, or `replaced` no more.
+async fn health_turned(health: &mut watch::Receiver<Health>, healthy: bool, replaced: bool) {
+    let turned = |now: &Health| now.healthy != healthy || now.replaced.is_some() != replaced;
     // The follower has ended: `changed` tells.
-    let _ = health.wait_for(|now| now.healthy != healthy || now.replaced).await;
+    let _ = health.wait_for(turned).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A finding is kept with the store as it was known, and forgotten with the next trust.
+    #[test]
+    fn a_finding_is_kept_with_what_was_known() {
+        let kept =
+            Known { mark: "m".to_owned(), revision: 7, witness: None, own: None, replaced: None };
+        let finding = Some("store: replaced: it is at revision 3".to_owned());
+        let starting = Health { replaced: finding.clone(), ..Health::default() };
+        let found = Known { replaced: finding, ..kept.clone() };
+        assert_eq!(to_remember(Some(&kept), starting.clone()), Some(found.clone()));
+        assert_eq!(to_remember(None, starting), None);
+        // The store was trusted before, up to a later revision than the one on the disk.
+        let running = Health {
+            mark: Some("m".to_owned()),
+            revision: 9,
+            replaced: found.replaced.clone(),
+            ..Health::default()
+        };
+        let later = Known { revision: 9, ..found.clone() };
+        assert_eq!(to_remember(Some(&kept), running.clone()), Some(later));
+        let silent = Health { replaced: None, ..running };
+        assert_eq!(to_remember(Some(&found), silent.clone()), None);
+        let trusted = Health { healthy: true, ..silent };
+        let expected = Known { revision: 9, ..kept };
+        assert_eq!(to_remember(Some(&found), trusted), Some(expected));
+    }
 }

@@ -74,6 +74,8 @@ pub struct Known {
     pub witness: Option<Witness>,
     /// The last write of this host's own key.
     pub own: Option<OwnWitness>,
+    /// The finding of the earlier run, one line, if the store was replaced when it ended.
+    pub replaced: Option<String>,
 }
 
 /// An update of the receiver's state.
@@ -119,8 +121,9 @@ pub struct Health {
     pub own: Option<OwnWitness>,
     /// The store was found to be the one that was followed before, or is accepted as it is.
     pub identified: bool,
-    /// The store is not the one that was followed before. None of its changes are delivered.
-    pub replaced: bool,
+    /// The finding, one line, if the store is not the one that was followed before. None of its
+    /// changes are delivered.
+    pub replaced: Option<String>,
 }
 
 /// Options of a follower.
@@ -171,15 +174,16 @@ impl Follower {
     /// Starts the follower. Must be called in a tokio runtime.
     pub fn spawn(store: Arc<dyn StateStore>, options: FollowOptions) -> Self {
         let (updates_tx, updates) = mpsc::channel(QUEUE);
-        let (mark, last, witness, own) = match options.known {
-            Some(Known { mark, revision, witness, own }) => {
+        let (mark, last, witness, own, replaced) = match options.known {
+            Some(Known { mark, revision, witness, own, replaced }) => {
                 // A purged host has got another key since.
                 let own = own.filter(|own| options.own_key.as_ref() == Some(&own.key));
-                (Some(mark), Some(revision), witness, own)
+                (Some(mark), Some(revision), witness, own, replaced)
             }
-            None => (None, None, None, None),
+            None => (None, None, None, None, None),
         };
-        let (health_tx, health) = watch::channel(Health::default());
+        let found = Health { replaced: replaced.clone(), ..Health::default() };
+        let (health_tx, health) = watch::channel(found);
         let accept = Arc::new(Notify::new());
         let worker = Worker {
             store,
@@ -199,7 +203,7 @@ impl Follower {
             witness,
             own,
             own_refused: false,
-            replaced: None,
+            replaced,
         };
         Self { updates, health, accept, task: tokio::spawn(worker.run()) }
     }
@@ -213,7 +217,7 @@ impl Follower {
     /// Waits until it is known whether the store is the one that was followed before.
     pub async fn identified(&mut self) {
         // An error means that the follower has panicked: `next` reports it.
-        let _ = self.health.wait_for(|health| health.identified || health.replaced).await;
+        let _ = self.health.wait_for(|health| health.identified || health.replaced.is_some()).await;
     }
 
     /// The health, which the caller can read or wait on.
@@ -257,7 +261,8 @@ struct Worker {
     own: Option<OwnWitness>,
     /// The store refused the last write of the own witness.
     own_refused: bool,
-    /// The finding, if at the last check the store was not the one that was followed before.
+    /// The finding, if the store was not the one that was followed before. It holds until the
+    /// store is trusted again, or accepted, also over a restart.
     replaced: Option<String>,
 }
 
@@ -328,7 +333,7 @@ impl Worker {
                 tracing::warn!("{why}");
             }
             health.healthy = false;
-            health.replaced = self.replaced.is_some();
+            health.replaced.clone_from(&self.replaced);
             health.identified &= self.replaced.is_none();
             health.error = Some(why);
             news
@@ -345,7 +350,7 @@ impl Worker {
                 witness: self.witness.clone(),
                 own: self.own.clone(),
                 identified: true,
-                replaced: false,
+                replaced: None,
             };
             let news = *health != now;
             if !health.healthy {

@@ -66,7 +66,7 @@ impl World {
         tokio::select! {
             entered = entry => entered.unwrap().unwrap(),
             // The agent is not entered in a store that it does not know.
-            _ = health.wait_for(|health| health.replaced) => {}
+            _ = health.wait_for(|health| health.replaced.is_some()) => {}
         }
         self.follow(running)
     }

@@ -84,6 +84,16 @@ struct Exchanged {
 }
 
 impl Exchanged {
+    /// Lets the agents of a world use its store through a handle that can be exchanged. Returns the
+    /// store as well.
+    fn in_world(world: &mut World) -> (Arc<Self>, Arc<dyn StateStore>) {
+        let right = Arc::clone(&world.store);
+        let (store, writes) = (watch::Sender::new(Arc::clone(&right)), AtomicUsize::new(0));
+        let exchanged = Arc::new(Self { store, writes });
+        world.store = Arc::clone(&exchanged) as Arc<dyn StateStore>;
+        (exchanged, right)
+    }
+
     fn now(&self) -> Arc<dyn StateStore> {
         Arc::clone(&self.store.borrow())
     }
@@ -137,24 +147,65 @@ impl StateStore for Exchanged {
     }
 }
 
+/// Another store with the same keys.
+async fn back_up(store: &dyn StateStore, world: &World) -> FileStore {
+    let backup = FileStore::open(&world.dir.path().join("backup")).await.unwrap();
+    let entries = store.snapshot(ROOT).await.unwrap().entries.into_iter();
+    let copied =
+        entries.map(|entry| Write::Put { key: entry.key, value: entry.value, lease: None });
+    backup.commit(Vec::new(), copied.collect()).await.unwrap();
+    backup
+}
+
+/// An agent that is started again does not trust a store that its predecessor has called replaced,
+/// although nothing would tell any more: the store has grown, and its history is compacted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_finding_outlives_the_agent() {
+    let mut world = World::new().await;
+    let (exchanged, right) = Exchanged::in_world(&mut world);
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.network("blue").await.unwrap();
+    let backup = back_up(&*right, &world).await;
+    one.run("web", "blue").await.unwrap();
+    let paper = Arc::clone(&one.paper);
+    exchanged.store.send_replace(Arc::new(backup.clone()));
+    let kept = one.shared.options.state_dir.join("store-mark");
+    eventually("the finding is on the disk", || async {
+        std::fs::read_to_string(&kept).is_ok_and(|text| text.contains("\"store: replaced: "))
+    })
+    .await;
+    one.stop().await;
+
+    let seen = right.snapshot(ROOT).await.unwrap().revision;
+    for _ in 0..=seen {
+        let write = Write::Put { key: "/other".to_owned(), value: Vec::new(), lease: None };
+        backup.commit(Vec::new(), vec![write]).await.unwrap();
+    }
+    let newest = backup.snapshot("/other").await.unwrap().revision;
+    backup.compact(newest).await.unwrap();
+    let one = world.start(1, &paper).await;
+    // Time for several attempts.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!one.shared.readiness.is_ready() && !paper.state().veths.is_empty());
+    let problems = one.agent.status().await.unwrap().problems;
+    assert!(problems.iter().any(|line| line.contains("'culvert store accept'")), "{problems:?}");
+    one.agent.store_accept().await.unwrap();
+    let one = one.ready().await;
+    one.eventually("what it does not hold is removed", |state| state.veths.is_empty()).await;
+    one.stop().await;
+}
+
 /// A store is rolled back while two agents run: whatever they are asked, and whatever they do by
 /// themselves, nothing is written to it. They go on when the right store is back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_written_to_a_store_that_is_called_replaced() {
     let mut world = World::new().await;
-    let right = Arc::clone(&world.store);
-    let (store, writes) = (watch::Sender::new(Arc::clone(&right)), AtomicUsize::new(0));
-    let exchanged = Arc::new(Exchanged { store, writes });
-    world.store = Arc::clone(&exchanged) as Arc<dyn StateStore>;
+    let (exchanged, right) = Exchanged::in_world(&mut world);
     let (one, two) = two_hosts(&world).await;
     one.run("web", "blue").await.unwrap();
     one.agent.container_create(run("lone", "none")).await.unwrap();
     // The backup has all that requests are about, so nothing but the guard refuses them.
-    let backup = FileStore::open(&world.dir.path().join("backup")).await.unwrap();
-    let entries = right.snapshot(ROOT).await.unwrap().entries.into_iter();
-    let copied =
-        entries.map(|entry| Write::Put { key: entry.key, value: entry.value, lease: None });
-    backup.commit(Vec::new(), copied.collect()).await.unwrap();
+    let backup = back_up(&*right, &world).await;
 
     exchanged.store.send_replace(Arc::new(backup.clone()));
     for host in [&one, &two] {

@@ -79,8 +79,8 @@ impl Worker {
         if known {
             self.replaced = None;
             self.health.send_if_modified(|health| {
-                let news = !health.identified || health.replaced;
-                (health.identified, health.replaced) = (true, false);
+                let news = !health.identified || health.replaced.is_some();
+                (health.identified, health.replaced) = (true, None);
                 news
             });
         }

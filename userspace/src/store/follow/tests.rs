@@ -11,6 +11,7 @@ use super::{FollowOptions, Follower, Health, Known};
 use crate::store::retry::Backoff;
 
 const MARK: &str = "/t/mark";
+const OWN: &str = "/own";
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Time in which a follower makes many attempts.
 const WHILE: Duration = Duration::from_millis(300);
@@ -18,6 +19,12 @@ const WHILE: Duration = Duration::from_millis(300);
 fn options() -> FollowOptions {
     let backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(5));
     FollowOptions { backoff, ..FollowOptions::new(ROOT, MARK) }
+}
+
+/// Options of a follower that writes a witness of its own soon after each change.
+fn with_own() -> FollowOptions {
+    let own_key = Some(OWN.to_owned());
+    FollowOptions { own_key, own_every: Duration::from_millis(20), ..options() }
 }
 
 fn follow(store: &Paper, options: FollowOptions) -> Follower {
@@ -33,8 +40,49 @@ async fn health(follower: &Follower, what: &str, is: impl Fn(&Health) -> bool) -
 
 /// What the next run knows of a store with this health.
 fn known(health: Health) -> Known {
-    let Health { revision, mark, witness, own, .. } = health;
-    Known { mark: mark.unwrap(), revision, witness, own }
+    let Health { revision, mark, witness, own, replaced, .. } = health;
+    Known { mark: mark.unwrap(), revision, witness, own, replaced }
+}
+
+/// What a follower knows that has seen a write after the last write of its own witness, and the store
+/// from before that write. The key is `/t/lost`.
+async fn with_a_later_write(store: &Paper) -> (Known, Contents) {
+    let follower = follow(store, with_own());
+    let own = health(&follower, "the own witness", |health| health.own.is_some()).await.own;
+    drop(follower);
+    let backup = store.backup();
+    let follower = follow(store, options());
+    health(&follower, "the list", |health| health.healthy).await;
+    let at = store.with(|contents| contents.put("/t/lost", "1"));
+    let seen = health(&follower, "the write", |health| health.revision == at).await;
+    let known = Known { own, ..known(seen) };
+    assert!(known.own.as_ref().unwrap().revision < at, "{known:?}");
+    (known, backup)
+}
+
+/// A follower that starts with the finding of an earlier run does not trust the store for its own
+/// witness, which is older than what was lost. It trusts it for the witness.
+#[tokio::test]
+async fn a_finding_of_an_earlier_run_is_refuted_by_the_witness_alone() {
+    let store = Paper::new(Contents::new());
+    let (known, backup) = with_a_later_write(&store).await;
+    let (mut right, mut other) = (store.backup(), backup);
+    other.grow("/t/other", known.revision + 5);
+    other.compact();
+    store.exchange(other);
+    let finding = Some("store: replaced: found before".to_owned());
+    let known = Known { replaced: finding.clone(), ..known };
+    let own_key = Some(OWN.to_owned());
+    let mut follower = follow(&store, FollowOptions { known: Some(known), own_key, ..options() });
+    assert!(timeout(WHILE, follower.next()).await.is_err());
+    let state = follower.health().borrow().clone();
+    assert!(state.replaced == finding && !state.identified, "{state:?}");
+
+    right.put("/t/more", "1");
+    right.compact();
+    store.exchange(right);
+    let state = health(&follower, "the trust", |health| health.healthy).await;
+    assert_eq!(state.replaced, None);
 }
 
 /// A store whose watches deliver nothing for long is not taken for one that was rolled back.
@@ -52,6 +100,8 @@ async fn silence_proves_nothing() {
     let known = known(seen);
     assert_eq!(known.witness.as_ref().unwrap().key, "/t/a");
     let follower = follow(&store, FollowOptions { known: Some(known), ..options() });
-    let state = health(&follower, "the check", |health| health.identified || health.replaced).await;
+    let state =
+        health(&follower, "the check", |health| health.identified || health.replaced.is_some())
+            .await;
     assert!(state.identified, "{state:?}");
 }

@@ -64,16 +64,21 @@ impl Worker {
     /// Checks that the store's history has the write that was seen, or the last own write. The
     /// result is that of [`Self::check_same`].
     async fn same_history(&self) -> Result<Option<Revision>, Break> {
-        let Some(Witness { key, revision }) = &self.witness else { return Ok(Some(0)) };
+        // What the finding of an earlier run was made from is gone: only the witness can refute it.
+        let finding = self.replaced.as_ref().filter(|_| !self.complete);
+        let Some(Witness { key, revision }) = &self.witness else {
+            return finding.map_or(Ok(Some(0)), |why| Err(Break::Replaced(why.clone())));
+        };
         match self.was_written(key, *revision).await? {
             Some(true) => return Ok(Some(*revision)),
             Some(false) => return Err(rolled_back(key, *revision)),
             None => {}
         }
-        // A store that was reported as replaced stays replaced, unless the own write is in it.
-        match (self.has_own().await?, &self.replaced) {
-            (None, Some(why)) => Err(Break::Replaced(why.clone())),
-            (proven, _) => Ok(proven),
+        // The own write may be older than what was lost. So a store that was reported as replaced
+        // stays replaced, unless it has the own write and is compared with what was delivered.
+        match (self.has_own().await?, finding, self.replaced.as_ref()) {
+            (_, Some(why), _) | (None, _, Some(why)) => Err(Break::Replaced(why.clone())),
+            (proven, ..) => Ok(proven),
         }
     }
 
