@@ -38,15 +38,17 @@ impl OwnWrites {
 
 impl Worker {
     /// Checks that the store has the own witness. Returns its revision. `None`: there is no own
-    /// witness yet.
+    /// witness yet, or the store has a later one, of which this host does not know any more.
     pub(super) async fn has_own(&self) -> Result<Option<Revision>, Break> {
         let Some(OwnWitness { key, id, revision }) = &self.own else { return Ok(None) };
         let now = self.store.snapshot(key).await?;
         if OwnWrites::of(key, &now.entries).writes.contains(id) {
-            Ok(Some(*revision))
-        } else {
-            Err(rolled_back(key, *revision))
+            return Ok(Some(*revision));
         }
+        // Nobody else writes the key. If it was written later, this host was set back, not the store:
+        // its disk took no writes, or it is a virtual machine that was restored from a snapshot.
+        let is_later = |entry: &Entry| entry.key == *key && entry.mod_revision > *revision;
+        if now.entries.iter().any(is_later) { Ok(None) } else { Err(rolled_back(key, *revision)) }
     }
 
     /// Writes the own witness again if the store has changed since the last time.

@@ -38,6 +38,11 @@ async fn health(follower: &Follower, what: &str, is: impl Fn(&Health) -> bool) -
     found.unwrap_or_else(|_| panic!("{what}: not within {DEADLINE:?}")).unwrap().clone()
 }
 
+/// Whether the follower has found out about the store.
+fn is_checked(health: &Health) -> bool {
+    health.identified || health.replaced.is_some()
+}
+
 /// What the next run knows of a store with this health.
 fn known(health: Health) -> Known {
     let Health { revision, mark, witness, own, replaced, .. } = health;
@@ -85,6 +90,34 @@ async fn a_finding_of_an_earlier_run_is_refuted_by_the_witness_alone() {
     assert_eq!(state.replaced, None);
 }
 
+/// A host that has forgotten so many own writes that their value no longer has the one that it knows
+/// does not take the store for rolled back. A store that has forgotten an own write is.
+#[tokio::test]
+async fn a_host_that_was_set_back_does_not_accuse_the_store() {
+    let store = Paper::new(Contents::new());
+    let (known, _) = with_a_later_write(&store).await;
+    let mark = store.backup().value(MARK).unwrap();
+    // Only the own witness can tell: the history is compacted.
+    store.with(|contents| {
+        contents.delete("/t/lost");
+        contents.put(OWN, r#"{"schema":1,"writes":["0"]}"#);
+        contents.compact();
+    });
+    let mut rolled_back = Contents::new();
+    rolled_back.put(MARK, &mark);
+    rolled_back.grow("/t/other", known.revision + 5);
+    rolled_back.compact();
+
+    let own_key = Some(OWN.to_owned());
+    let again = FollowOptions { known: Some(known), own_key, ..options() };
+    let state = health(&follow(&store, again.clone()), "the check", is_checked).await;
+    assert!(state.identified, "{state:?}");
+    store.exchange(rolled_back);
+    let state = health(&follow(&store, again), "the roll-back", is_checked).await;
+    let why = state.replaced.unwrap();
+    assert!(why.contains(OWN), "{why}");
+}
+
 /// A store whose watches deliver nothing for long is not taken for one that was rolled back.
 #[tokio::test]
 async fn silence_proves_nothing() {
@@ -100,8 +133,6 @@ async fn silence_proves_nothing() {
     let known = known(seen);
     assert_eq!(known.witness.as_ref().unwrap().key, "/t/a");
     let follower = follow(&store, FollowOptions { known: Some(known), ..options() });
-    let state =
-        health(&follower, "the check", |health| health.identified || health.replaced.is_some())
-            .await;
+    let state = health(&follower, "the check", is_checked).await;
     assert!(state.identified, "{state:?}");
 }
