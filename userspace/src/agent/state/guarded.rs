@@ -10,9 +10,9 @@ use crate::store::{
     Watch, Write,
 };
 
-/// A store whose keys and leases are neither read nor written while the follower calls the store
-/// replaced. So no caller can plan with the contents of another store, or write to it. The follower
-/// itself uses the store without this guard.
+/// A store whose keys are neither read nor written while the follower calls the store replaced. So no
+/// caller can plan with the contents of another store, or write to it. A lease is kept alive all the
+/// same. The follower itself uses the store without this guard.
 #[derive(Debug)]
 pub(super) struct Guarded {
     store: Arc<dyn StateStore>,
@@ -82,8 +82,10 @@ impl StateStore for Guarded {
         self.known()?.grant(ttl).await
     }
 
+    // It writes no key. Without it a healthy store in doubt would show this node as dead, and `node rm`
+    // on another host would remove it.
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.known()?.keep_alive(lease).await
+        self.store.keep_alive(lease).await
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
@@ -94,6 +96,7 @@ impl StateStore for Guarded {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::FileStore;
 
     #[test]
     fn the_refusal_names_the_way_out() {
@@ -107,5 +110,24 @@ mod tests {
             "store: replaced: it is at revision 3 and was at 9; 'culvert store accept' if this store is meant"
         );
         assert!(refusal(&Health { replaced: None, ..replaced }).is_none());
+    }
+
+    async fn file_store() -> (tempfile::TempDir, Arc<dyn StateStore>) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path()).await.unwrap();
+        (dir, Arc::new(store))
+    }
+
+    /// The lease of a replaced store is kept alive: the node lives, and the store may be healthy.
+    #[tokio::test]
+    async fn a_lease_is_kept_alive_in_any_case() {
+        let (_dir, store) = file_store().await;
+        let lease = store.grant(Duration::from_secs(10)).await.unwrap();
+        let replaced = Some("store: replaced: it is at revision 3 and was at 9".to_owned());
+        let (_health, follower) = watch::channel(Health { replaced, ..Health::default() });
+        let guarded = Guarded::new(Arc::clone(&store), follower);
+        guarded.keep_alive(lease).await.unwrap();
+        let refused = guarded.revoke(lease).await.unwrap_err();
+        assert!(matches!(refused, StoreError::Replaced(_)), "{refused}");
     }
 }
