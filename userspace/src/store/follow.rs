@@ -119,7 +119,8 @@ pub struct Health {
     pub witness: Option<Witness>,
     /// The last write of this host's own key.
     pub own: Option<OwnWitness>,
-    /// The store was found to be the one that was followed before, or is accepted as it is.
+    /// Since the connection broke last, the store was found to be the one that was followed before, or
+    /// was accepted as it is.
     pub identified: bool,
     /// The finding, one line, if the store is not the one that was followed before. None of its
     /// changes are delivered.
@@ -328,14 +329,19 @@ impl Worker {
 
     fn unhealthy(&self, why: String) {
         self.health.send_if_modified(|health| {
-            let news = health.healthy || health.error.as_ref() != Some(&why);
-            if news {
+            if health.healthy || health.error.as_ref() != Some(&why) {
                 tracing::warn!("{why}");
             }
-            health.healthy = false;
-            health.replaced.clone_from(&self.replaced);
-            health.identified &= self.replaced.is_none();
-            health.error = Some(why);
+            let now = Health {
+                healthy: false,
+                error: Some(why),
+                // The store may be rolled back before it answers again.
+                identified: false,
+                replaced: self.replaced.clone(),
+                ..health.clone()
+            };
+            let news = *health != now;
+            *health = now;
             news
         });
     }

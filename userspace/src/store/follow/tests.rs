@@ -118,6 +118,20 @@ async fn a_host_that_was_set_back_does_not_accuse_the_store() {
     assert!(why.contains(OWN), "{why}");
 }
 
+/// After a break the store counts as unknown until it is checked: it may have been rolled back
+/// meanwhile, and others are not to write to it.
+#[tokio::test]
+async fn a_store_is_unknown_from_a_break_to_the_next_check() {
+    let store = Paper::new(Contents::new());
+    let follower = follow(&store, options());
+    health(&follower, "the list", |health| health.healthy && health.identified).await;
+    store.cut(true);
+    let state = health(&follower, "the break", |health| !health.healthy).await;
+    assert!(!state.identified, "{state:?}");
+    store.cut(false);
+    health(&follower, "the check", |health| health.healthy && health.identified).await;
+}
+
 /// A store whose watches deliver nothing for long is not taken for one that was rolled back.
 #[tokio::test]
 async fn silence_proves_nothing() {
