@@ -38,8 +38,9 @@ use super::{Change, Revision, StateStore, StoreError, retry::Backoff};
 const QUEUE: usize = 64;
 /// A watch that lasted this long resets the backoff.
 const STABLE: Duration = Duration::from_secs(5);
-/// Default of [`FollowOptions::own_every`]. Every write adds to the history of the store.
-const OWN_EVERY: Duration = Duration::from_secs(300);
+/// Default of [`FollowOptions::own_every`]. Every write adds to the history of the store, and what was
+/// made since the last write is in doubt once the history is compacted.
+const OWN_EVERY: Duration = Duration::from_secs(60);
 
 /// A write that was seen: the key had this revision. A store with another history has the same key
 /// written at the same revision only by chance.
@@ -139,7 +140,8 @@ pub struct FollowOptions {
     /// Key of the own witness, which nobody else writes. It must not lie below the prefix. `None`:
     /// the follower has no own witness.
     pub own_key: Option<String>,
-    /// Least time between two writes of the own witness.
+    /// Longest time from a change to the write of the own witness that follows it. The least time is
+    /// half of it: followers do not write in step.
     pub own_every: Duration,
     /// The store that an earlier run has seen. `None`: any store is followed.
     pub known: Option<Known>,
@@ -203,6 +205,7 @@ impl Follower {
             mark,
             witness,
             own,
+            own_due: None,
             own_refused: false,
             replaced,
         };
@@ -260,6 +263,8 @@ struct Worker {
     mark: Option<String>,
     witness: Option<Witness>,
     own: Option<OwnWitness>,
+    /// When the own witness is to be written. `None`: the store has not changed since the last write.
+    own_due: Option<Instant>,
     /// The store refused the last write of the own witness.
     own_refused: bool,
     /// The finding, if the store was not the one that was followed before. It holds until the
@@ -394,14 +399,14 @@ impl Worker {
             return Err(Break::Relist);
         }
         self.healthy();
+        self.plan_own();
         let started = Instant::now();
-        let mut own_due = started + self.own_every;
         loop {
+            let own_due = self.own_due;
             let item = tokio::select! {
                 item = watch.next() => item,
                 () = self.updates.closed() => return Err(Break::Closed),
-                () = tokio::time::sleep_until(own_due), if self.own_key.is_some() => {
-                    own_due = Instant::now() + self.own_every;
+                () = tokio::time::sleep_until(own_due.unwrap_or(started)), if own_due.is_some() => {
                     self.renew_own().await?;
                     continue;
                 }
@@ -443,6 +448,7 @@ impl Worker {
             }
         }
         self.last = Some(revision);
+        self.plan_own();
         self.healthy();
         self.send(Update { revision, changes, resync: false, listed: None }).await
     }

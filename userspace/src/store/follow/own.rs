@@ -1,9 +1,10 @@
 //! The own witness: a key that only this host writes.
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::{Break, OwnWitness, Worker, trust::rolled_back};
-use crate::store::{Compare, Entry, Outcome, Revision, StoreError, Write};
+use crate::store::{Compare, Entry, Outcome, Revision, StoreError, Write, retry::jittered};
 
 /// Number of identifiers in the value of an own witness: so many writes may be lost on the way to
 /// the disk of this host.
@@ -51,13 +52,34 @@ impl Worker {
         if now.entries.iter().any(is_later) { Ok(None) } else { Err(rolled_back(key, *revision)) }
     }
 
-    /// Writes the own witness again if the store has changed since the last time.
-    pub(super) async fn renew_own(&mut self) -> Result<(), Break> {
-        let last = self.last.unwrap_or_default();
-        let Some(key) = self.own_key.clone() else { return Ok(()) };
-        if self.own.as_ref().is_some_and(|own| own.revision >= last) {
-            return Ok(());
+    /// Plans the next write of the own witness, if the store has changed since the last one. A write
+    /// that is planned stays planned: breaks of the connection do not put it off.
+    pub(super) fn plan_own(&mut self) {
+        if self.own_key.is_some() && self.is_own_stale() {
+            self.own_due.get_or_insert_with(|| Instant::now() + jittered(self.own_every));
         }
+    }
+
+    /// Whether the store has changed since the own witness was written.
+    fn is_own_stale(&self) -> bool {
+        let last = self.last.unwrap_or_default();
+        self.own.as_ref().is_none_or(|own| own.revision < last)
+    }
+
+    /// Writes the own witness again if the store has changed since the last time. Plans the next
+    /// write.
+    pub(super) async fn renew_own(&mut self) -> Result<(), Break> {
+        self.own_due = None;
+        if let Some(key) = self.own_key.clone()
+            && self.is_own_stale()
+        {
+            self.write_own(key).await?;
+        }
+        self.plan_own();
+        Ok(())
+    }
+
+    async fn write_own(&mut self, key: String) -> Result<(), Break> {
         let now = self.store.snapshot(&key).await?;
         // After the read: a store that takes the place of this one from here on has another revision
         // of the key, or none.

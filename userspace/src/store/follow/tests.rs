@@ -132,6 +132,29 @@ async fn a_store_is_unknown_from_a_break_to_the_next_check() {
     health(&follower, "the check", |health| health.healthy && health.identified).await;
 }
 
+/// A follower whose connection breaks more often than its own witness is due writes it all the same,
+/// once after a change.
+#[tokio::test]
+async fn breaks_do_not_put_off_the_own_witness() {
+    let store = Paper::new(Contents::new());
+    let own_every = Duration::from_millis(200);
+    let follower = follow(&store, FollowOptions { own_every, ..with_own() });
+    let state = follower.health();
+    let mut breaks = 0;
+    while state.borrow().own.is_none() {
+        assert!(breaks < 500, "no own witness after {breaks} breaks");
+        breaks += 1;
+        store.disconnect();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let written = state.borrow().own.clone();
+    tokio::time::sleep(own_every * 2).await;
+    assert_eq!(state.borrow().own, written);
+    store.with(|contents| contents.put("/t/a", "1"));
+    let state = health(&follower, "the next write", |health| health.own != written).await;
+    assert_eq!(state.own.unwrap().revision, store.backup().at(OWN));
+}
+
 /// A store whose watches deliver nothing for long is not taken for one that was rolled back.
 #[tokio::test]
 async fn silence_proves_nothing() {
