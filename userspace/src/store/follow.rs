@@ -32,7 +32,10 @@ use tokio::{
 };
 
 use self::seen::Seen;
-use super::{Change, Revision, StateStore, StoreError, retry::Backoff};
+use super::{
+    Change, Revision, StateStore, StoreError,
+    retry::{Backoff, jittered},
+};
 
 /// Capacity of the queue of updates. The follower waits while it is full.
 const QUEUE: usize = 64;
@@ -41,6 +44,9 @@ const STABLE: Duration = Duration::from_secs(5);
 /// Default of [`FollowOptions::own_every`]. Every write adds to the history of the store, and what was
 /// made since the last write is in doubt once the history is compacted.
 const OWN_EVERY: Duration = Duration::from_secs(60);
+/// Default of [`FollowOptions::doubt`]. A list of a large store is many MB, and many agents may be in
+/// doubt at the same time.
+const DOUBT: Duration = Duration::from_secs(60);
 
 /// A write that was seen: the key had this revision. A store with another history has the same key
 /// written at the same revision only by chance.
@@ -143,6 +149,9 @@ pub struct FollowOptions {
     /// Longest time from a change to the write of the own witness that follows it. The least time is
     /// half of it: followers do not write in step.
     pub own_every: Duration,
+    /// Longest time between two lists of a store that a list has shown to be replaced. The least time
+    /// is half of it.
+    pub doubt: Duration,
     /// The store that an earlier run has seen. `None`: any store is followed.
     pub known: Option<Known>,
     /// Delays while the store does not answer.
@@ -158,6 +167,7 @@ impl FollowOptions {
             fleeting: None,
             own_key: None,
             own_every: OWN_EVERY,
+            doubt: DOUBT,
             known: None,
             backoff: Backoff::unavailable(),
         }
@@ -195,6 +205,7 @@ impl Follower {
             fleeting: options.fleeting,
             own_key: options.own_key,
             own_every: options.own_every,
+            doubt: options.doubt,
             backoff: options.backoff,
             accept: Arc::clone(&accept),
             updates: updates_tx,
@@ -250,6 +261,7 @@ struct Worker {
     fleeting: Option<String>,
     own_key: Option<String>,
     own_every: Duration,
+    doubt: Duration,
     backoff: Backoff,
     accept: Arc<Notify>,
     updates: mpsc::Sender<Update>,
@@ -282,6 +294,8 @@ enum Break {
     Failed(String),
     /// The store is not the one that was followed before.
     Replaced(String),
+    /// The same, or it may be so, found by a list of the whole store.
+    Doubtful(String),
 }
 
 impl From<StoreError> for Break {
@@ -307,29 +321,42 @@ impl Worker {
                     self.unhealthy(why);
                     tokio::time::sleep(self.backoff.next_delay()).await;
                 }
+                // A store that is trusted again is compared with what was delivered.
                 Err(Break::Replaced(why)) => {
-                    if self.replaced.is_none() {
-                        // An acceptance from before the replacement was reported has no effect.
-                        let _ = self.accept.notified().now_or_never();
-                    }
-                    self.replaced = Some(why.clone());
-                    self.unhealthy(why);
-                    // A store that is trusted again is compared with what was delivered.
                     relist = true;
-                    tokio::select! {
-                        () = tokio::time::sleep(self.backoff.next_delay()) => {}
-                        () = self.accept.notified() => {
-                            tracing::warn!("store: the replaced store is accepted");
-                            self.replaced = None;
-                            self.mark = None;
-                            self.last = None;
-                            self.witness = None;
-                            self.own = None;
-                        }
-                    }
+                    let pause = self.backoff.next_delay();
+                    self.stand_by(why, pause).await;
+                }
+                Err(Break::Doubtful(why)) => {
+                    relist = true;
+                    self.stand_by(why, jittered(self.doubt)).await;
                 }
             }
         }
+    }
+
+    /// Reports that the store is replaced. Waits for `pause`, or until the store is accepted.
+    async fn stand_by(&mut self, why: String, pause: Duration) {
+        if self.replaced.is_none() {
+            // An acceptance from before the replacement was reported has no effect.
+            let _ = self.accept.notified().now_or_never();
+        }
+        self.replaced = Some(why.clone());
+        self.unhealthy(why);
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = self.accept.notified() => self.accept_store(),
+        }
+    }
+
+    /// Forgets the store that was followed before.
+    fn accept_store(&mut self) {
+        tracing::warn!("store: the replaced store is accepted");
+        self.replaced = None;
+        self.mark = None;
+        self.last = None;
+        self.witness = None;
+        self.own = None;
     }
 
     fn unhealthy(&self, why: String) {

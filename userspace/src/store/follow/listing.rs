@@ -117,7 +117,7 @@ impl Worker {
         let Listing { comparison, mut changes, mut gone } = listing;
         if let Some(comparison) = comparison {
             let changed = comparison.judge(proven, self.fleeting.as_deref()).map_err(|why| {
-                Break::Replaced(format!("store: replaced: {why}; nothing is deleted"))
+                Break::Doubtful(format!("store: replaced: {why}; nothing is deleted"))
             })?;
             for entry in &changed.news {
                 self.seen.put(&entry.key, entry.mod_revision);

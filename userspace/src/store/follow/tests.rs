@@ -155,6 +155,50 @@ async fn breaks_do_not_put_off_the_own_witness() {
     assert_eq!(state.own.unwrap().revision, store.backup().at(OWN));
 }
 
+/// A follower that has seen a key, and a store that has neither the key nor the history that would
+/// tell of its deletion, although it has the own witness. Returns the store from before as well.
+async fn in_doubt(store: &Paper, options: FollowOptions) -> (Follower, Contents) {
+    let (known, _) = with_a_later_write(store).await;
+    let own_key = Some(OWN.to_owned());
+    let follower = follow(store, FollowOptions { known: Some(known), own_key, ..options });
+    health(&follower, "the list", |health| health.healthy).await;
+    let before = store.backup();
+    store.cut(true);
+    health(&follower, "the break", |health| !health.healthy).await;
+    store.with(|contents| {
+        contents.delete("/t/lost");
+        contents.put("/t/more", "1");
+        contents.compact();
+    });
+    store.cut(false);
+    health(&follower, "the doubt", |health| health.replaced.is_some()).await;
+    (follower, before)
+}
+
+/// A store in doubt is not listed again and again, and can be accepted at any time.
+#[tokio::test]
+async fn a_store_in_doubt_is_listed_seldom() {
+    let store = Paper::new(Contents::new());
+    let (follower, _) = in_doubt(&store, options()).await;
+    let lists = store.lists();
+    tokio::time::sleep(WHILE).await;
+    assert_eq!(store.lists(), lists);
+    follower.acceptance().notify_one();
+    let state = health(&follower, "the acceptance", |health| health.healthy).await;
+    assert_eq!(state.replaced, None);
+}
+
+/// With the next list the right store is trusted.
+#[tokio::test]
+async fn a_doubt_ends_with_the_right_store() {
+    let store = Paper::new(Contents::new());
+    let doubt = Duration::from_millis(20);
+    let (follower, before) = in_doubt(&store, FollowOptions { doubt, ..options() }).await;
+    store.exchange(before);
+    let state = health(&follower, "the trust", |health| health.healthy).await;
+    assert_eq!(state.replaced, None);
+}
+
 /// A store whose watches deliver nothing for long is not taken for one that was rolled back.
 #[tokio::test]
 async fn silence_proves_nothing() {
