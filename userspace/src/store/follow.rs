@@ -421,8 +421,10 @@ impl Worker {
         let mut watch = self.store.watch(&self.prefix, from).await?;
         // The check follows the opening of the watch, because the watch may be on another server. A
         // wiped server would send nothing until its revision reaches the requested one.
-        if self.check_same().await?.is_none() && !listed {
-            // The history does not tell, so a list is to be compared.
+        let proven = self.check_same().await?;
+        let seen = self.witness.as_ref().map_or(0, |witness| witness.revision);
+        if !listed && proven.is_none_or(|proven| proven < seen) {
+            // The history does not tell of all that was seen, so a list is to be compared.
             return Err(Break::Relist);
         }
         self.healthy();

@@ -199,6 +199,28 @@ async fn a_doubt_ends_with_the_right_store() {
     assert_eq!(state.replaced, None);
 }
 
+/// The own witness may be older than what a rolled-back store has lost. So a follower that finds it
+/// alone at a reconnect compares a list, although it could go on watching.
+#[tokio::test]
+async fn a_reconnect_is_not_trusted_for_the_own_witness_alone() {
+    let store = Paper::new(Contents::new());
+    let (known, mut other) = with_a_later_write(&store).await;
+    let own_key = Some(OWN.to_owned());
+    let follower = follow(&store, FollowOptions { known: Some(known), own_key, ..options() });
+    health(&follower, "the list", |health| health.healthy).await;
+    // The last change is a deletion: the witness is older than that.
+    store.with(|contents| contents.put("/t/brief", "1"));
+    let last = store.with(|contents| contents.delete("/t/brief"));
+    health(&follower, "the deletion", |health| health.revision == last).await;
+
+    other.grow("/t/other", last + 5);
+    // A watch from the last revision is possible, and the history of the witness is gone.
+    other.compact_to(last);
+    store.exchange(other);
+    let state = health(&follower, "the comparison", |health| health.replaced.is_some()).await;
+    assert!(state.replaced.unwrap().contains("/t/lost"));
+}
+
 /// A store whose watches deliver nothing for long is not taken for one that was rolled back.
 #[tokio::test]
 async fn silence_proves_nothing() {
