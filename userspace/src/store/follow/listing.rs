@@ -30,7 +30,7 @@ impl Worker {
     /// of it is delivered before. Deletions come last in any case.
     pub(super) async fn list(&mut self) -> Result<(), Break> {
         let began = Instant::now();
-        let proven = self.check_same().await?;
+        self.check_same().await?;
         let before = self.last.unwrap_or_default();
         let mut pages = self.store.list(&self.prefix).await?;
         let mut listing = Listing {
@@ -57,7 +57,9 @@ impl Worker {
             return Err(Break::Failed("store: a list without the store's mark".to_owned()));
         };
         let listed = Listed { keys, began, took: began.elapsed() };
-        let changes = self.changes_of(listing, proven.unwrap_or_default(), revision)?;
+        // Another store may have taken the place of the one that was checked before the list.
+        let proven = self.check_same().await?.unwrap_or_default();
+        let changes = self.changes_of(listing, proven, revision)?;
         self.last = Some(revision);
         self.complete = true;
         self.healthy();

@@ -221,6 +221,34 @@ async fn a_reconnect_is_not_trusted_for_the_own_witness_alone() {
     assert!(state.replaced.unwrap().contains("/t/lost"));
 }
 
+/// A store that takes the place of the right one between the check and the list is not trusted for the
+/// proof that the right one has given.
+#[tokio::test]
+async fn a_list_is_checked_after_it_was_read() {
+    let store = Paper::new(Contents::new());
+    let mut follower = follow(&store, options());
+    health(&follower, "the list", |health| health.healthy).await;
+    let mut other = store.backup();
+    store.with(|contents| contents.put("/t/lost", "1"));
+    let last = store.with(|contents| contents.put("/t/kept", "1"));
+    health(&follower, "the writes", |health| health.revision == last).await;
+    while timeout(WHILE, follower.next()).await.is_ok() {}
+
+    other.grow("/t/other", last + 5);
+    store.cut(true);
+    health(&follower, "the break", |health| !health.healthy).await;
+    // The right store proves itself by the last write, but the follower must list it.
+    store.with(|contents| {
+        contents.grow("/t/more", last + 5);
+        contents.compact();
+    });
+    store.exchange_before_list(other);
+    store.cut(false);
+    let state = health(&follower, "the replacement", |health| health.replaced.is_some()).await;
+    assert!(state.replaced.unwrap().contains("/t/kept"));
+    assert!(timeout(WHILE, follower.next()).await.is_err());
+}
+
 /// A store whose watches deliver nothing for long is not taken for one that was rolled back.
 #[tokio::test]
 async fn silence_proves_nothing() {
