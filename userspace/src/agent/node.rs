@@ -91,7 +91,7 @@ async fn stay(
                 if renew(shared, store, lease, revision).await {
                     tracing::warn!("node {name}: its lease has run out, entering again");
                 } else {
-                    tracing::warn!("node {name}: it was removed from the store, entering again");
+                    tracing::warn!("node {name}: the store has no entry of it, entering again");
                     give_up(store, lease).await;
                 }
             }
@@ -199,7 +199,7 @@ fn remember(shared: &Shared) {
 }
 
 /// Keeps the lease alive, and the record up to date. Returns `true` once the lease is gone. Returns
-/// `false` once the store no longer has the entry of `revision`.
+/// `false` once the store no longer has the entry of `revision`, or another store was accepted.
 async fn renew(
     shared: &Shared,
     store: &dyn StateStore,
@@ -207,6 +207,7 @@ async fn renew(
     revision: Revision,
 ) -> bool {
     let mut record = shared.record.subscribe();
+    let accepted = shared.store.health().accepted;
     let mut pause = RENEW;
     loop {
         tokio::select! {
@@ -222,6 +223,8 @@ async fn renew(
             }
         }
         match store.keep_alive(lease).await {
+            // The revision is one of the store before, and the lease may live in this one as well.
+            Ok(()) if shared.store.health().accepted != accepted => return false,
             Ok(()) if is_out(shared, revision) => return false,
             Ok(()) => pause = RENEW,
             Err(StoreError::LeaseGone(_)) => return true,

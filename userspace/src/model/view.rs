@@ -93,8 +93,10 @@ impl View {
     }
 
     fn folded(&mut self, update: &Update) {
-        // If a list comes in several updates, only the last update has the list's revision.
-        self.revision = self.revision.max(update.revision);
+        // If a list comes in several updates, only the last update has the list's revision. A list of
+        // a store that was accepted may be of an earlier revision than the store before had.
+        self.revision =
+            if update.resync { update.revision } else { self.revision.max(update.revision) };
         if update.listed.is_some() {
             self.endpoints.pack();
             self.ipam.pack();

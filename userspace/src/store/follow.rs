@@ -132,6 +132,8 @@ pub struct Health {
     /// The finding, one line, if the store is not the one that was followed before. None of its
     /// changes are delivered.
     pub replaced: Option<String>,
+    /// How often a replaced store was accepted. Revisions from before the last time have no meaning.
+    pub accepted: u32,
 }
 
 /// Options of a follower.
@@ -219,6 +221,7 @@ impl Follower {
             own_due: None,
             own_refused: false,
             replaced,
+            accepted: 0,
         };
         Self { updates, health, accept, task: tokio::spawn(worker.run()) }
     }
@@ -282,6 +285,8 @@ struct Worker {
     /// The finding, if the store was not the one that was followed before. It holds until the
     /// store is trusted again, or accepted, also over a restart.
     replaced: Option<String>,
+    /// How often a replaced store was accepted.
+    accepted: u32,
 }
 
 /// The reason why the worker leaves its current step.
@@ -352,6 +357,7 @@ impl Worker {
     /// Forgets the store that was followed before.
     fn accept_store(&mut self) {
         tracing::warn!("store: the replaced store is accepted");
+        self.accepted = self.accepted.wrapping_add(1);
         self.replaced = None;
         self.mark = None;
         self.last = None;
@@ -389,6 +395,7 @@ impl Worker {
                 own: self.own.clone(),
                 identified: true,
                 replaced: None,
+                accepted: self.accepted,
             };
             let news = *health != now;
             if !health.healthy {

@@ -174,6 +174,22 @@ fn an_endpoint_with_what_is_not_its_own_is_not_usable() {
     assert_eq!(cluster.view.complaints().len(), 4);
 }
 
+/// The revision goes back with a list: that of a store that was accepted may be of an earlier
+/// revision, and a request that waits for a later one must not go on.
+#[test]
+fn a_list_sets_the_revision() {
+    let update = |revision, resync| Update { revision, changes: Vec::new(), resync, listed: None };
+    let mut view = View::default();
+    view.fold(&update(9, false));
+    assert_eq!(view.revision, 9);
+    view.fold(&update(5, true));
+    assert_eq!(view.revision, 5);
+    view.fold(&update(4, false));
+    assert_eq!(view.revision, 5);
+    view.fold_unseen(&update(3, true));
+    assert_eq!(view.revision, 3);
+}
+
 /// Writes and deletions of valid records, from so small a set that they collide.
 fn history() -> impl Strategy<Value = Vec<(u8, u8, bool)>> {
     proptest::collection::vec((0..6_u8, 0..4_u8, any::<bool>()), 0..60)

@@ -83,6 +83,7 @@ impl Worker {
             self.health.send_if_modified(|health| {
                 let news = !health.identified || health.replaced.is_some();
                 (health.identified, health.replaced) = (true, None);
+                health.accepted = self.accepted;
                 news
             });
         }
