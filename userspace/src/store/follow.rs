@@ -363,6 +363,8 @@ impl Worker {
         self.last = None;
         self.witness = None;
         self.own = None;
+        // An entry of the accepted store may have the same key and revision, and another value.
+        self.seen.forget_revisions();
     }
 
     fn unhealthy(&self, why: String) {

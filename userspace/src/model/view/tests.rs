@@ -174,6 +174,24 @@ fn an_endpoint_with_what_is_not_its_own_is_not_usable() {
     assert_eq!(cluster.view.complaints().len(), 4);
 }
 
+/// A store that was accepted may have another record of the same revision.
+#[test]
+fn another_record_of_the_same_revision_is_a_change() {
+    let (red, _) = two_networks();
+    let ep = endpoint(&red, "0a", "host1", "10.0.0.2");
+    let moved = Endpoint { node: name("host2"), ..ep.clone() };
+    let mut view = View::default();
+    view.apply(&change(Key::network(&red.name), &red, 1));
+    view.apply(&change(Key::endpoint(&red.name, &ep.id), &ep, 2));
+    assert!(view.apply(&change(Key::endpoint(&red.name, &ep.id), &ep, 2)).is_empty());
+    let touched = view.apply(&change(Key::endpoint(&red.name, &ep.id), &moved, 2));
+    assert_eq!(touched.endpoints, [(red.name.clone(), ep.id.clone())].into());
+    assert_eq!(touched.former.into_iter().map(|(_, had)| had.node).collect::<Vec<_>>(), [ep.node]);
+    let internal = Network { internal: true, ..red.clone() };
+    let touched = view.apply(&change(Key::network(&red.name), &internal, 1));
+    assert_eq!(touched.networks, [red.name].into());
+}
+
 /// The revision goes back with a list: that of a store that was accepted may be of an earlier
 /// revision, and a request that waits for a later one must not go on.
 #[test]

@@ -19,6 +19,9 @@ const SEGMENT: usize = 4096;
 /// Least number of unpacked changes that starts a packing.
 const RECENT: usize = 1024;
 
+/// A revision that no entry has.
+const NEVER: Revision = 0;
+
 /// The difference between delivered keys and those of a page.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Difference {
@@ -50,6 +53,12 @@ impl Seen {
     pub(super) fn delete(&mut self, key: &str) {
         self.recent.insert(key.to_owned(), None);
         self.tidy();
+    }
+
+    /// Forgets with which revisions the keys were delivered: each entry of a later page is then news.
+    pub(super) fn forget_revisions(&mut self) {
+        let keys = self.take("", None).into_iter().map(|(key, _)| (key, NEVER)).collect();
+        self.pack(keys);
     }
 
     /// The difference between the keys within a page's range and those of the page.
@@ -326,6 +335,27 @@ mod tests {
             }
             prop_assert_eq!(seen.take("", None), there.into_iter().collect::<Vec<_>>());
         }
+    }
+
+    /// Another store may have the same key at the same revision with another value.
+    #[test]
+    fn every_entry_is_news_once_the_revisions_are_forgotten() {
+        let entry = |key: &str| Entry { key: key.to_owned(), value: Vec::new(), mod_revision: 3 };
+        let page = Page {
+            revision: 4,
+            from: "/".to_owned(),
+            to: "0".to_owned(),
+            entries: vec![entry("/a"), entry("/b")],
+        };
+        let mut seen = Seen::default();
+        seen.turn_to(page.clone());
+        seen.put("/c", 4);
+        assert!(seen.compare(page.clone()).news.is_empty());
+        seen.forget_revisions();
+        let found = seen.turn_to(page.clone());
+        assert_eq!(found.news, page.entries);
+        assert_eq!(found.gone, [("/c".to_owned(), NEVER)]);
+        assert!(seen.turn_to(page).news.is_empty());
     }
 
     #[test]

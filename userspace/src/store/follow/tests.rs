@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use self::paper::{Contents, Paper, ROOT};
 use super::{FollowOptions, Follower, Health, Known};
-use crate::store::retry::Backoff;
+use crate::store::{Change, retry::Backoff};
 
 const MARK: &str = "/t/mark";
 const OWN: &str = "/own";
@@ -247,6 +247,32 @@ async fn a_list_is_checked_after_it_was_read() {
     let state = health(&follower, "the replacement", |health| health.replaced.is_some()).await;
     assert!(state.replaced.unwrap().contains("/t/kept"));
     assert!(timeout(WHILE, follower.next()).await.is_err());
+}
+
+/// An entry of an accepted store is delivered, although the store before had its key at the same
+/// revision. The revision of the list is that of the accepted store.
+#[tokio::test]
+async fn an_accepted_store_is_delivered_as_a_whole() {
+    let store = Paper::new(Contents::new());
+    let mut follower = follow(&store, options());
+    health(&follower, "the list", |health| health.healthy).await;
+    let mut other = store.backup();
+    let at = store.with(|contents| contents.put("/t/a", "1"));
+    let last = store.with(|contents| contents.put("/t/b", "1"));
+    health(&follower, "the writes", |health| health.revision == last).await;
+    while timeout(WHILE, follower.next()).await.is_ok() {}
+
+    assert_eq!(other.put("/t/a", "2"), at);
+    store.exchange(other);
+    health(&follower, "the roll-back", |health| health.replaced.is_some()).await;
+    follower.acceptance().notify_one();
+    let update = timeout(DEADLINE, follower.next()).await.unwrap().unwrap();
+    assert!(update.listed.is_some() && update.revision == at, "{update:?}");
+    let keys: Vec<&str> = update.changes.iter().map(Change::key).collect();
+    assert_eq!(keys, ["/t/a", MARK, "/t/b"]);
+    let Some(Change::Put(entry)) = update.changes.first() else { panic!("{update:?}") };
+    assert_eq!(entry.value, b"2");
+    assert_eq!(follower.health().borrow().accepted, 1);
 }
 
 /// A store whose watches deliver nothing for long is not taken for one that was rolled back.
