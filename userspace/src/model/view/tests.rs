@@ -185,11 +185,13 @@ fn another_record_of_the_same_revision_is_a_change() {
     view.apply(&change(Key::endpoint(&red.name, &ep.id), &ep, 2));
     assert!(view.apply(&change(Key::endpoint(&red.name, &ep.id), &ep, 2)).is_empty());
     let touched = view.apply(&change(Key::endpoint(&red.name, &ep.id), &moved, 2));
-    assert_eq!(touched.endpoints, [(red.name.clone(), ep.id.clone())].into());
-    assert_eq!(touched.former.into_iter().map(|(_, had)| had.node).collect::<Vec<_>>(), [ep.node]);
+    let expected = [(red.name.clone(), ep.id.clone())];
+    assert_eq!(touched.endpoints.into_iter().collect::<Vec<_>>(), expected);
+    let former = touched.former.into_iter().map(|(_, had)| had.node);
+    assert_eq!(former.collect::<Vec<_>>(), [ep.node]);
     let internal = Network { internal: true, ..red.clone() };
     let touched = view.apply(&change(Key::network(&red.name), &internal, 1));
-    assert_eq!(touched.networks, [red.name].into());
+    assert_eq!(touched.networks.into_iter().collect::<Vec<_>>(), [red.name]);
 }
 
 /// The revision goes back with a list: that of a store that was accepted may be of an earlier
