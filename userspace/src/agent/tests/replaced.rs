@@ -286,7 +286,11 @@ async fn nothing_is_written_to_a_store_that_is_called_replaced() {
         println!("{verb}: {outcome:?}");
         assert_refused(outcome, ErrorKind::Unavailable, "'culvert store accept'");
     }
+    // What only shows the view is answered.
     assert_eq!(one.agent.nodes().await.unwrap().len(), 2);
+    let networks = one.agent.networks().await.unwrap();
+    assert!(networks.iter().any(|network| network.name == "blue"), "{networks:?}");
+    assert_eq!(one.agent.network_inspect(&blue).await.unwrap().containers.len(), 1);
     // An agent that stops would give its lease back.
     let paper = Arc::clone(&two.paper);
     two.stop().await;
