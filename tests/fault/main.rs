@@ -11,7 +11,9 @@ use culvert_tests::{
     netns::wait_until,
     sock,
 };
-use etcd_client::{AlarmAction, AlarmOptions, AlarmType, Client, CompactionOptions, DeleteOptions};
+use etcd_client::{
+    AlarmAction, AlarmOptions, AlarmType, Client, CompactionOptions, DeleteOptions, GetOptions,
+};
 use nix::sys::signal::Signal;
 
 /// The store is stopped and started again. Traffic continues, and the agent reports the outage and
@@ -153,6 +155,32 @@ fn a_wiped_store_deletes_nothing() {
     wait_until(SOON, "the entries to go", || {
         cluster.hosts[0].json(&["fdb", "show"]) == serde_json::json!([])
     });
+}
+
+/// `--cleanup-on-exit` of an agent whose store is replaced cleans up the host, and leaves the store alone.
+#[test]
+#[ignore = "needs root"]
+fn an_agent_whose_store_is_replaced_cleans_up_its_host() {
+    let mut cluster = Cluster::without_agents(1, 1500);
+    cluster.hosts[0].start_agent(&["--cleanup-on-exit"]);
+    cluster.hosts[0].wait_ready();
+    let name = unique_name("clean");
+    cluster.hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    cluster.hosts[0].run_idle(&name, "net", &["--ip", "10.0.0.2"]);
+    assert!(cluster.etcd.wipe().is_ok() && cluster.etcd.resume().is_ok());
+    let host = &mut cluster.hosts[0];
+    wait_until(Duration::from_secs(40), "the agent to notice", || {
+        host.json(&["status"])["store"]["error"].to_string().contains("replaced")
+    });
+    host.stop_agent(Signal::SIGTERM);
+    assert!(!host.bpffs().exists(), "pins are left");
+    assert!(!std::path::Path::new("/run/netns").join(&name).exists(), "a sandbox is left");
+    assert_eq!(host.netns.run("ip -o link show | grep -c 'cv[a-z0-9]*:' || true").trim(), "0");
+    let keys = as_client(&cluster, async |mut client| {
+        let all = GetOptions::new().with_prefix().with_count_only();
+        client.get("/culvert/", Some(all)).await.unwrap().count()
+    });
+    assert_eq!(keys, 0);
 }
 
 /// Prefix of keys that take the room in a store.

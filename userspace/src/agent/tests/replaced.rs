@@ -18,6 +18,7 @@ use super::{
     refusals::assert_refused,
 };
 use crate::{
+    agent::CleanUp,
     api::{
         Backend as _,
         types::{AddressChange, Connect, ErrorKind, VtepChange},
@@ -296,6 +297,9 @@ async fn nothing_is_written_to_a_store_that_is_called_replaced() {
     two.stop().await;
     assert_eq!(backup.snapshot("/").await.unwrap(), there);
     assert_eq!(exchanged.writes.load(Ordering::SeqCst), writes);
+    // An agent that is to clean up leaves the store alone.
+    assert_eq!(CleanUp::of(true, &one.shared), CleanUp::Host);
+    assert_eq!(CleanUp::of(false, &one.shared), CleanUp::Nothing);
     assert!(!one.paper.state().veths.is_empty() && one.paper.state().namespaces.len() == 2);
 
     exchanged.store.send_replace(right);
@@ -304,6 +308,7 @@ async fn nothing_is_written_to_a_store_that_is_called_replaced() {
     })
     .await;
     let two = world.start(2, &paper).await.ready().await;
+    assert_eq!(CleanUp::of(true, &two.shared), CleanUp::Node);
     two.run("db", "blue").await.unwrap();
     one.agent.node_remove(&name("host2"), true).await.unwrap();
     two.stop().await;
