@@ -297,6 +297,8 @@ async fn remember_store(
     loop {
         let now = health.borrow_and_update().clone();
         let (healthy, replaced) = (now.healthy, now.replaced.is_some());
+        let refused = now.own_refused.as_deref().map(witness_line);
+        shared.problems.set("store-witness", refused);
         let known = to_remember(remembered.as_ref(), now);
         let mut again = false;
         if let Some(known) = known.filter(|known| remembered.as_ref() != Some(known)) {
@@ -329,6 +331,18 @@ async fn remember_store(
     }
 }
 
+/// The problem, on one line, that the store refuses this host's own witness.
+fn witness_line(why: &str) -> String {
+    let remedy = if why.contains("permission denied") {
+        "; give the store's user read and write permission on the prefix /culvert/"
+    } else {
+        ""
+    };
+    format!(
+        "store: the witness of this host cannot be written, a roll-back may not be noticed once the history is compacted: {why}{remedy}"
+    )
+}
+
 /// What of a store with this health is to be on the disk, where `kept` is now. `None`: nothing else.
 fn to_remember(kept: Option<&Known>, health: Health) -> Option<Known> {
     let Health { healthy, revision, mark, witness, own, replaced, .. } = health;
@@ -352,6 +366,14 @@ async fn health_turned(health: &mut watch::Receiver<Health>, healthy: bool, repl
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_witness_that_is_refused_for_a_permission_has_a_remedy() {
+        let line = witness_line("etcd h:1: permission denied");
+        assert!(line.ends_with("permission on the prefix /culvert/"), "{line}");
+        let line = witness_line("etcd h:1: mvcc: database space exceeded");
+        assert!(line.ends_with("space exceeded"), "{line}");
+    }
 
     /// A finding is kept with the store as it was known, and forgotten with the next trust.
     #[test]

@@ -126,6 +126,8 @@ pub struct Health {
     pub witness: Option<Witness>,
     /// The last write of this host's own key.
     pub own: Option<OwnWitness>,
+    /// Why the store refuses the own witness; one line. The store is followed all the same.
+    pub own_refused: Option<String>,
     /// Since the connection broke last, the store was found to be the one that was followed before, or
     /// was accepted as it is.
     pub identified: bool,
@@ -219,7 +221,7 @@ impl Follower {
             witness,
             own,
             own_due: None,
-            own_refused: false,
+            own_refused: None,
             replaced,
             accepted: 0,
         };
@@ -280,8 +282,8 @@ struct Worker {
     own: Option<OwnWitness>,
     /// When the own witness is to be written. `None`: the store has not changed since the last write.
     own_due: Option<Instant>,
-    /// The store refused the last write of the own witness.
-    own_refused: bool,
+    /// Why the store refused the last write of the own witness.
+    own_refused: Option<String>,
     /// The finding, if the store was not the one that was followed before. It holds until the
     /// store is trusted again, or accepted, also over a restart.
     replaced: Option<String>,
@@ -395,6 +397,7 @@ impl Worker {
                 mark: self.mark.clone(),
                 witness: self.witness.clone(),
                 own: self.own.clone(),
+                own_refused: self.own_refused.clone(),
                 identified: true,
                 replaced: None,
                 accepted: self.accepted,

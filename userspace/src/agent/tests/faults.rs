@@ -17,7 +17,7 @@ use crate::{
         Backend as _,
         types::{AddressChange, ErrorKind},
     },
-    model::Key,
+    model::{Key, ROOT},
     store::{
         Compare, Kind, LeaseId, Outcome, Revision, Snapshot, StateStore, StoreError, Watch, Write,
     },
@@ -85,9 +85,23 @@ struct Flaky {
     down: AtomicBool,
     /// Commits are carried out, but their answers are lost.
     deaf: AtomicBool,
+    /// The user may write only the keys below [`ROOT`].
+    narrow: AtomicBool,
 }
 
 impl Flaky {
+    /// Lets the agents of a world use its store through this handle.
+    fn in_world(world: &mut World) -> Arc<Self> {
+        let flaky = Arc::new(Self {
+            store: Arc::clone(&world.store),
+            down: AtomicBool::new(false),
+            deaf: AtomicBool::new(false),
+            narrow: AtomicBool::new(false),
+        });
+        world.store = Arc::clone(&flaky) as Arc<dyn StateStore>;
+        flaky
+    }
+
     fn up(&self) -> Result<(), StoreError> {
         if self.down.load(Ordering::SeqCst) {
             Err(StoreError::Unavailable("it is down".to_owned()))
@@ -124,6 +138,14 @@ impl StateStore for Flaky {
         writes: Vec<Write>,
     ) -> Result<Outcome, StoreError> {
         self.up()?;
+        let beyond = |write: &Write| match write {
+            Write::Put { key, .. } | Write::Delete(key) | Write::DeletePrefix(key) => {
+                !key.starts_with(ROOT)
+            }
+        };
+        if self.narrow.load(Ordering::SeqCst) && writes.iter().any(beyond) {
+            return Err(StoreError::Refused("permission denied".to_owned()));
+        }
         let outcome = self.store.commit(compares, writes).await;
         if self.deaf.load(Ordering::SeqCst) {
             return Err(StoreError::Unavailable("no answer".to_owned()));
@@ -156,12 +178,8 @@ async fn a_store_that_is_down_at_the_start_changes_nothing() {
     let right = paper.state().tables.clone();
     one.stop().await;
 
-    let flaky = Arc::new(Flaky {
-        store: Arc::clone(&world.store),
-        down: AtomicBool::new(true),
-        deaf: AtomicBool::new(false),
-    });
-    world.store = Arc::clone(&flaky) as Arc<dyn StateStore>;
+    let flaky = Flaky::in_world(&mut world);
+    flaky.down.store(true, Ordering::SeqCst);
     let (starting, _entry) = world.prepare(1, &paper, &format!("{:064x}", 1));
     eventually("status tells of it", || async {
         let status = starting.agent.status().await.unwrap();
@@ -182,12 +200,7 @@ async fn a_store_that_is_down_at_the_start_changes_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_whose_answer_is_lost_is_taken_back() {
     let mut world = World::new().await;
-    let flaky = Arc::new(Flaky {
-        store: Arc::clone(&world.store),
-        down: AtomicBool::new(false),
-        deaf: AtomicBool::new(false),
-    });
-    world.store = Arc::clone(&flaky) as Arc<dyn StateStore>;
+    let flaky = Flaky::in_world(&mut world);
     let one = world.start(1, &Paper::new()).await.ready().await;
     one.network("blue").await.unwrap();
     flaky.deaf.store(true, Ordering::SeqCst);
@@ -206,12 +219,7 @@ async fn a_commit_whose_answer_is_lost_is_taken_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_of_an_address_whose_answer_is_lost_can_be_repeated() {
     let mut world = World::new().await;
-    let flaky = Arc::new(Flaky {
-        store: Arc::clone(&world.store),
-        down: AtomicBool::new(false),
-        deaf: AtomicBool::new(false),
-    });
-    world.store = Arc::clone(&flaky) as Arc<dyn StateStore>;
+    let flaky = Flaky::in_world(&mut world);
     let one = world.start(1, &Paper::new()).await.ready().await;
     one.network("blue").await.unwrap();
     one.run("web", "blue").await.unwrap();
@@ -254,6 +262,21 @@ async fn a_change_of_an_address_whose_answer_is_lost_can_be_repeated() {
     flaky.down.store(true, Ordering::SeqCst);
     let error = one.agent.address_remove(&blue, change()).await.unwrap_err();
     assert!(!error.message.contains("may or may not"), "{error}");
+}
+
+/// A role of the store that does not cover the witnesses keeps no host from being purged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purge_does_not_need_the_permission_to_remove_the_witness() {
+    let mut world = World::new().await;
+    let flaky = Flaky::in_world(&mut world);
+    flaky.narrow.store(true, Ordering::SeqCst);
+    let (one, two) = two_hosts(&world).await;
+    one.run("web", "blue").await.unwrap();
+    one.agent.purge().await.unwrap();
+    let left = stored(&world).await;
+    assert_eq!(left.nodes.keys().collect::<Vec<_>>(), [&two.shared.node.name]);
+    one.stop().await;
+    two.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

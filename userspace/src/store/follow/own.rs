@@ -42,7 +42,12 @@ impl Worker {
     /// witness yet, or the store has a later one, of which this host does not know any more.
     pub(super) async fn has_own(&self) -> Result<Option<Revision>, Break> {
         let Some(OwnWitness { key, id, revision }) = &self.own else { return Ok(None) };
-        let now = self.store.snapshot(key).await?;
+        let now = match self.store.snapshot(key).await {
+            Ok(now) => now,
+            // The store's user may not read the key any more, see `write_own`.
+            Err(StoreError::Refused(_)) => return Ok(None),
+            Err(other) => return Err(other.into()),
+        };
         if OwnWrites::of(key, &now.entries).writes.contains(id) {
             return Ok(Some(*revision));
         }
@@ -80,7 +85,14 @@ impl Worker {
     }
 
     async fn write_own(&mut self, key: String) -> Result<(), Break> {
-        let now = self.store.snapshot(&key).await?;
+        let now = match self.store.snapshot(&key).await {
+            Ok(now) => now,
+            Err(StoreError::Refused(why)) => {
+                self.own_is_refused(why);
+                return Ok(());
+            }
+            Err(other) => return Err(other.into()),
+        };
         // After the read: a store that takes the place of this one from here on has another revision
         // of the key, or none.
         self.check_same().await?;
@@ -96,20 +108,25 @@ impl Worker {
         match self.store.commit(vec![compare], vec![write]).await {
             Ok(Outcome::Committed(revision)) => {
                 self.own = Some(OwnWitness { key, id, revision });
-                self.own_refused = false;
+                self.own_refused = None;
                 self.healthy();
             }
             // A write before this one has arrived late. The next one is based on it.
             Ok(Outcome::Conflict) => {}
-            Err(StoreError::Refused(why)) => {
-                if !self.own_refused {
-                    tracing::warn!("store: no witness of this host can be written: {why}");
-                }
-                self.own_refused = true;
-            }
+            Err(StoreError::Refused(why)) => self.own_is_refused(why),
             Err(other) => return Err(other.into()),
         }
         Ok(())
+    }
+
+    /// Reports that the store refuses the own witness, and logs it once. The store is followed without
+    /// it.
+    fn own_is_refused(&mut self, why: String) {
+        if self.own_refused.is_none() {
+            tracing::warn!("store: the witness of this host cannot be written: {why}");
+        }
+        self.own_refused = Some(why);
+        self.healthy();
     }
 }
 

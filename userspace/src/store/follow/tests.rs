@@ -275,6 +275,34 @@ async fn an_accepted_store_is_delivered_as_a_whole() {
     assert_eq!(follower.health().borrow().accepted, 1);
 }
 
+/// A user that may use only the followed keys follows without a witness of its own. That is told, and
+/// ends with the permission.
+#[tokio::test]
+async fn a_refused_own_witness_breaks_nothing() {
+    let store = Paper::new(Contents::new());
+    store.narrow(true);
+    let follower = follow(&store, with_own());
+    let refused = |health: &Health| health.own_refused.is_some();
+    let state = health(&follower, "the refusal", refused).await;
+    assert!(state.healthy, "{state:?}");
+    let at = store.with(|contents| contents.put("/t/a", "1"));
+    let state = health(&follower, "a write", |health| health.revision == at).await;
+    assert!(state.healthy && state.own.is_none(), "{state:?}");
+    store.narrow(false);
+    let state = health(&follower, "the own witness", |health| health.own.is_some()).await;
+    assert_eq!(state.own_refused, None);
+    drop(follower);
+
+    // The permission is taken away again, and only the own witness could tell.
+    let at = store.with(|contents| contents.put("/t/a", "2"));
+    store.with(Contents::compact);
+    store.narrow(true);
+    let follower = follow(&store, FollowOptions { known: Some(known(state)), ..with_own() });
+    let state = health(&follower, "the check", is_checked).await;
+    assert!(state.identified, "{state:?}");
+    health(&follower, "the list", |health| health.revision == at).await;
+}
+
 /// A store whose watches deliver nothing for long is not taken for one that was rolled back.
 #[tokio::test]
 async fn silence_proves_nothing() {
