@@ -434,8 +434,7 @@ impl Worker {
         // The check follows the opening of the watch, because the watch may be on another server. A
         // wiped server would send nothing until its revision reaches the requested one.
         let proven = self.check_same().await?;
-        let seen = self.witness.as_ref().map_or(0, |witness| witness.revision);
-        if !listed && proven.is_none_or(|proven| proven < seen) {
+        if !listed && !self.covers(proven) {
             // The history does not tell of all that was seen, so a list is to be compared.
             return Err(Break::Relist);
         }

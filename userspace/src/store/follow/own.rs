@@ -93,19 +93,22 @@ impl Worker {
             }
             Err(other) => return Err(other.into()),
         };
-        // After the read: a store that takes the place of this one from here on has another revision
-        // of the key, or none.
-        self.check_same().await?;
-        let found = now.entries.iter().find(|entry| entry.key == key);
-        let compare = match found {
-            Some(entry) => Compare::Unchanged(key.clone(), entry.mod_revision),
-            None => Compare::Absent(key.clone()),
-        };
+        let mark = self.store.snapshot(&self.mark_key).await?;
+        // After the reads: a store that takes the place of this one from here on has other revisions of
+        // these keys, or is a copy of this one from before the first own write.
+        let proven = self.check_same().await?;
+        if !self.covers(proven) {
+            // The old witness is all that tells. In a store that was rolled back, a new one would hide
+            // what was lost.
+            return Ok(());
+        }
+        let compares =
+            vec![unchanged(&key, &now.entries), unchanged(&self.mark_key, &mark.entries)];
         let (id, writes) = OwnWrites::of(&key, &now.entries).with_another(self.own.as_ref());
         let value = serde_json::to_vec(&writes)
             .map_err(|error| Break::Failed(format!("store: own witness: {error}")))?;
         let write = Write::Put { key: key.clone(), value, lease: None };
-        match self.store.commit(vec![compare], vec![write]).await {
+        match self.store.commit(compares, vec![write]).await {
             Ok(Outcome::Committed(revision)) => {
                 self.own = Some(OwnWitness { key, id, revision });
                 self.own_refused = None;
@@ -127,6 +130,14 @@ impl Worker {
         }
         self.own_refused = Some(why);
         self.healthy();
+    }
+}
+
+/// The condition that a key is as it was read among `entries`.
+fn unchanged(key: &str, entries: &[Entry]) -> Compare {
+    match entries.iter().find(|entry| entry.key == key) {
+        Some(entry) => Compare::Unchanged(key.to_owned(), entry.mod_revision),
+        None => Compare::Absent(key.to_owned()),
     }
 }
 

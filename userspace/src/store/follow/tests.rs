@@ -303,6 +303,40 @@ async fn a_refused_own_witness_breaks_nothing() {
     health(&follower, "the list", |health| health.revision == at).await;
 }
 
+/// The own witness is not written to a store that takes the place of the right one at the last moment,
+/// although neither of them has the key yet.
+#[tokio::test]
+async fn the_own_witness_is_not_written_to_another_store() {
+    let store = Paper::new(Contents::new());
+    let mut other = Contents::new();
+    other.put("/t/first", "1");
+    other.put(MARK, r#"{"schema":1,"id":"00"}"#);
+    store.exchange_before_own_write(other);
+    let follower = follow(&store, with_own());
+    health(&follower, "the other store", |health| health.replaced.is_some()).await;
+    assert_eq!(store.backup().value(OWN), None);
+}
+
+/// The own witness is not renewed in a store that may have lost what was written after it: a new one
+/// would prove the history of the store that has lost it.
+#[tokio::test]
+async fn the_own_witness_is_not_renewed_without_a_proof() {
+    let store = Paper::new(Contents::new());
+    let (known, mut other) = with_a_later_write(&store).await;
+    let (last, own) = (known.revision, known.own.clone());
+    let own_every = Duration::from_millis(200);
+    let known = Some(known);
+    let follower = follow(&store, FollowOptions { known, own_every, ..with_own() });
+    health(&follower, "the list", |health| health.healthy).await;
+    other.grow("/t/other", last);
+    other.compact_to(last + 1);
+    // No break of the connection tells of it.
+    store.with(|contents| *contents = other);
+    tokio::time::sleep(own_every * 3).await;
+    assert_eq!(store.backup().at(OWN), own.unwrap().revision);
+    assert!(follower.health().borrow().healthy);
+}
+
 /// A store whose watches deliver nothing for long is not taken for one that was rolled back.
 #[tokio::test]
 async fn silence_proves_nothing() {

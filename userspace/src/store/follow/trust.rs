@@ -15,6 +15,13 @@ impl Worker {
         self.same_history().await
     }
 
+    /// Whether the history is known to be the one that was seen for all writes that were seen, if it
+    /// is known up to `proven`.
+    pub(super) fn covers(&self, proven: Option<Revision>) -> bool {
+        let seen = self.witness.as_ref().map_or(0, |witness| witness.revision);
+        proven.is_some_and(|proven| proven >= seen)
+    }
+
     /// Checks mark and revision.
     pub(super) fn same_store(&self, revision: Revision, entries: &[Entry]) -> Result<(), Break> {
         let Some(last) = self.last else { return Ok(()) };

@@ -146,7 +146,9 @@ struct Inner {
     /// Number of lists of [`ROOT`].
     lists: AtomicUsize,
     /// Contents that take the place of the others before the next list.
-    next: Mutex<Option<Contents>>,
+    before_list: Mutex<Option<Contents>>,
+    /// Contents that take the place of the others before the next write outside of [`ROOT`].
+    before_own: Mutex<Option<Contents>>,
 }
 
 impl Paper {
@@ -159,7 +161,8 @@ impl Paper {
             silent: AtomicBool::new(false),
             narrow: AtomicBool::new(false),
             lists: AtomicUsize::new(0),
-            next: Mutex::new(None),
+            before_list: Mutex::new(None),
+            before_own: Mutex::new(None),
         }))
     }
 
@@ -187,7 +190,12 @@ impl Paper {
 
     /// Replaces the contents once a list is asked for, before it is answered.
     pub(super) fn exchange_before_list(&self, contents: Contents) {
-        *self.0.next.lock().unwrap() = Some(contents);
+        *self.0.before_list.lock().unwrap() = Some(contents);
+    }
+
+    /// Replaces the contents once a key outside of [`ROOT`] is written, before that is done.
+    pub(super) fn exchange_before_own_write(&self, contents: Contents) {
+        *self.0.before_own.lock().unwrap() = Some(contents);
     }
 
     /// Breaks the connection.
@@ -260,7 +268,7 @@ impl StateStore for Paper {
         self.admit(prefix)?;
         if prefix == ROOT {
             self.0.lists.fetch_add(1, Ordering::SeqCst);
-            let next = self.0.next.lock().unwrap().take();
+            let next = self.0.before_list.lock().unwrap().take();
             if let Some(next) = next {
                 self.exchange(next);
             }
@@ -323,6 +331,12 @@ impl StateStore for Paper {
         for write in &writes {
             let (Write::Put { key, .. } | Write::Delete(key) | Write::DeletePrefix(key)) = write;
             self.admit(key)?;
+            if !key.starts_with(ROOT) {
+                let next = self.0.before_own.lock().unwrap().take();
+                if let Some(next) = next {
+                    self.exchange(next);
+                }
+            }
         }
         let outcome = self.with(|contents| {
             let holds = compares.iter().all(|compare| contents.holds(compare));
