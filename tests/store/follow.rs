@@ -228,7 +228,7 @@ pub(crate) async fn a_gap_that_nothing_proves_deletes_nothing(backend: impl Back
     let state = health(&follower, "the doubt to show", |health| health.replaced.is_some()).await;
     let error = state.error.expect("an error");
     assert!(error.contains("x/changed, written at revision"), "{error}");
-    assert!(error.contains("and 1 more keys are missing"), "{error}");
+    assert!(error.contains("and 1 more key are missing"), "{error}");
     let nothing = tokio::time::timeout(Duration::from_secs(1), follower.next()).await;
     assert!(nothing.is_err(), "{nothing:?}");
     follower.acceptance().notify_one();
@@ -392,9 +392,12 @@ pub(crate) async fn a_roll_back_is_recognized_in_spite_of_a_compaction(mut backe
     let again = FollowOptions { known: Some(known), ..with_own() };
     let [own, compared] = followers;
     let followers = [
-        (own, "witnesses/test was written at revision"),
+        (own, "the write of /culvert/witnesses/test at revision"),
         (compared, "x/new0, written at revision"),
-        (Follower::spawn(backend.store(), again), "witnesses/test was written at revision"),
+        (
+            Follower::spawn(backend.store(), again),
+            "the write of /culvert/witnesses/test at revision",
+        ),
     ];
     for (mut follower, why) in followers {
         let state =

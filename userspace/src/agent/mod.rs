@@ -203,7 +203,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
 
     let follow = async {
         let store = start::open_store(&shared, &url, &credentials).await?;
-        // Before anything is written: the store may be another than the one that was followed.
+        // Before anything is written: the store may not be the one that was followed.
         let (mut follower, store) = start::follow(&shared, store);
         follower.identified().await;
         purge::finish(&shared, store.as_ref()).await?;

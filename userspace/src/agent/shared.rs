@@ -214,8 +214,8 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// The first snapshot of the store is not in the kernel yet, the store is another than the one
-    /// that this agent knows, or the caller has given up.
+    /// The first snapshot of the store is not in the kernel yet, the store is not the one that
+    /// this agent knows, or the caller has given up.
     pub(crate) async fn usable_store(&self) -> Result<&Arc<dyn StateStore>, ApiError> {
         let store = self.read_store().await?;
         // The store itself refuses as well, but then the request may have changed the host.

@@ -270,8 +270,8 @@ pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>, detach
     }
 }
 
-/// Follows the store, and keeps its identity on disk. Returns the store as all others may use it:
-/// not while it is another than the one that this agent knows.
+/// Follows the store, and keeps its identity on disk. Returns the store as everybody except the
+/// follower may use it: only while it is the one that this agent knows.
 pub(super) fn follow(
     shared: &Arc<Shared>,
     store: Arc<dyn StateStore>,

@@ -1,6 +1,6 @@
 //! Follows a store for as long as the agent lives.
 //!
-//! The follower lists the keys at revision R and watches from R+1. After a break it watches
+//! The follower lists the keys at revision R and watches from R on. After a break it watches
 //! again from the last revision that it saw. If the store has compacted the history in between,
 //! the follower lists again and delivers the difference. A read that fails deletes nothing: the
 //! receiver keeps what it has.

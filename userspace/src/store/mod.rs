@@ -164,7 +164,7 @@ pub enum StoreError {
     /// The lease is unknown or has expired.
     #[error("store: lease {0:x} has run out")]
     LeaseGone(LeaseId),
-    /// The store is another than the one that was followed before. Nothing was sent to it.
+    /// The store is not the one that was followed before. Nothing was sent to it.
     #[error("store: {0}")]
     Replaced(String),
 }

@@ -565,6 +565,7 @@ impl Backend for Fake {
                 healthy: problems.is_empty(),
                 revision: 42,
                 error: problems.first().cloned(),
+                replaced: false,
                 clock_offset_ms: Some(0),
                 alarms: Vec::new(),
                 certificates: state.certificates.clone(),

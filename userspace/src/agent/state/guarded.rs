@@ -1,4 +1,4 @@
-//! The store as the agent may use it: not while it is another than the one that the agent knows.
+//! The store as the agent may use it: only while it is the one that the agent knows.
 
 use std::{sync::Arc, time::Duration};
 

@@ -76,7 +76,7 @@ impl StoreHandle {
         });
     }
 
-    /// Uses the health of the follower of `store` from now on. Returns the store as all others than
+    /// Uses the health of the follower of `store` from now on. Returns the store as everybody except
     /// the follower may use it: not while it is called replaced.
     pub(crate) fn watch(
         &self,
@@ -103,8 +103,7 @@ impl StoreHandle {
         let _ = health.wait_for(|health| health.identified).await;
     }
 
-    /// Why the store is not used: it is another than the one that this agent knows. `None`: it may be
-    /// used.
+    /// Why the store is not used: it is not the one that this agent knows. `None`: it may be used.
     pub(crate) fn refusal(&self) -> Option<StoreError> {
         guarded::refusal(&self.health())
     }

@@ -61,12 +61,12 @@ impl Comparison {
     ///
     /// # Errors
     ///
-    /// One line, without the store's name: the list is of another history, or may be.
+    /// One line: the list is of another history, or may be.
     pub(super) fn judge(self, proven: Revision, fleeting: Option<&str>) -> Result<Changed, String> {
         let Self { last, news, gone, kept, strange } = self;
         if let Some((key, revision)) = strange {
             return Err(format!(
-                "{key} was written at revision {revision}, which was not so at revision {last}: it was rolled back"
+                "the store was rolled back: it has {key} of revision {revision}, which it did not have at revision {last}"
             ));
         }
         // An entry that was kept is in both histories.
@@ -76,10 +76,11 @@ impl Comparison {
         if let Some((key, revision)) = lost.next() {
             let missing = match lost.count() {
                 0 => "is missing".to_owned(),
+                1 => "and 1 more key are missing".to_owned(),
                 more => format!("and {more} more keys are missing"),
             };
             return Err(format!(
-                "{key}, written at revision {revision}, {missing}, and the history that would tell of a deletion is compacted: it may have been rolled back"
+                "the store may have been rolled back: {key}, written at revision {revision}, {missing}, and the history that would tell of a deletion is compacted"
             ));
         }
         Ok(Changed { news, gone: gone.into_iter().map(|(key, _)| key).collect() })
@@ -246,11 +247,18 @@ mod tests {
         let judged = |now: &Model| seen.compared_with(now).judge(0, Some(FLEETING)).unwrap_err();
         let line = judged(&model(&[("/a", 2)], 9));
         assert!(
-            line.starts_with("/b, written at revision 3, and 1 more keys are missing"),
+            line.contains(": /b, written at revision 3, and 1 more key are missing, and"),
             "{line}"
         );
+        let line = judged(&model(&[], 9));
+        assert!(
+            line.contains(": /a, written at revision 2, and 2 more keys are missing,"),
+            "{line}"
+        );
+        let line = judged(&model(&[("/a", 2), ("/b", 3)], 9));
+        assert!(line.contains(": /c, written at revision 4, is missing, and"), "{line}");
         let line = judged(&model(&[("/a", 2), ("/b", 3), ("/c", 1)], 9));
-        assert!(line.starts_with("/c was written at revision 1, which was not so at"), "{line}");
+        assert!(line.contains("it has /c of revision 1, which it did not have at"), "{line}");
         // The key on a lease alone may go.
         let now = model(&[("/a", 2), ("/b", 3), ("/c", 4)], 9);
         let changed = seen.compared_with(&now).judge(0, Some(FLEETING)).unwrap();

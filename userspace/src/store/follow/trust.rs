@@ -105,6 +105,6 @@ impl Worker {
 
 pub(super) fn rolled_back(key: &str, revision: Revision) -> Break {
     Break::Replaced(format!(
-        "store: replaced: {key} was written at revision {revision}, of which its history knows nothing: it was rolled back; nothing is deleted"
+        "store: replaced: the store was rolled back: its history lacks the write of {key} at revision {revision}; nothing is deleted"
     ))
 }
