@@ -157,7 +157,8 @@ fn a_wiped_store_deletes_nothing() {
     });
 }
 
-/// `--cleanup-on-exit` of an agent whose store is replaced cleans up the host, and leaves the store alone.
+/// `--cleanup-on-exit` of an agent whose store is replaced cleans up the host, and leaves the store
+/// alone.
 #[test]
 #[ignore = "needs root"]
 fn an_agent_whose_store_is_replaced_cleans_up_its_host() {
