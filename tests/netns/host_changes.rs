@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
-    netns::wait_until,
+    netns::{Process, wait_until},
 };
 use nix::sys::signal::Signal;
 
@@ -99,6 +99,65 @@ fn an_agent_waits_for_its_uplink() {
     wait_until(SOON, "the line about the address", || host.agent_log().contains("no IPv4 address"));
     host.netns.run(&format!("ip addr add {vtep}/24 dev up0"));
     host.wait_ready();
+}
+
+/// Starts the agent of a host without `--uplink`, or with another one.
+fn start_on(host: &mut Host, uplink: Option<&str>) {
+    let whole = host.agent_command(&[]);
+    let mut args: Vec<_> = whole.get_args().map(ToOwned::to_owned).collect();
+    let at = args.iter().position(|arg| arg == "--uplink").unwrap();
+    args.drain(at..at + 2);
+    let mut command = std::process::Command::new(whole.get_program());
+    command.args(args);
+    if let Some(uplink) = uplink {
+        command.args(["--uplink", uplink]);
+    }
+    host.agent = Some(Process::spawn(command));
+}
+
+/// At boot the agent is there before the default route, which tells the uplink.
+#[test]
+#[ignore = "needs root"]
+fn an_agent_waits_for_the_default_route() {
+    let mut cluster = Cluster::without_agents(1, 1500);
+    let host = &mut cluster.hosts[0];
+    start_on(host, None);
+    let waits = "no default route tells the uplink";
+    wait_until(SOON, "the line about the route", || host.agent_log().contains(waits));
+    assert!(host.agent.as_mut().unwrap().is_running(), "{}", host.agent_log());
+    host.netns.run("ip route add default via 192.0.2.254 dev up0");
+    host.wait_ready();
+    let status = host.json(&["status"]);
+    assert_eq!(status["agent"]["uplinks"], serde_json::json!(["up0"]), "{status}");
+    assert_eq!(status["agent"]["vtep_ip"], "192.0.2.1", "{status}");
+    // Once: not with each look.
+    assert_eq!(host.agent_log().matches(waits).count(), 1, "{}", host.agent_log());
+}
+
+/// An interface without an Ethernet header is refused as an uplink, with why, whether it is named or
+/// has the default route.
+#[test]
+#[ignore = "needs root"]
+fn an_uplink_without_an_ethernet_header_is_refused() {
+    let mut cluster = Cluster::without_agents(1, 1500);
+    let host = &mut cluster.hosts[0];
+    host.netns.run(
+        "ip tuntap add tun9 mode tun && ip addr add 10.78.0.1/24 dev tun9 && \
+         ip link set tun9 up && ip route add default dev tun9",
+    );
+    for uplink in [Some("tun9"), None] {
+        start_on(host, uplink);
+        let mut agent = host.agent.take().unwrap();
+        let status = agent.wait(SOON);
+        let errors = agent.stderr();
+        assert_eq!(status.code(), Some(1), "{errors}");
+        let lines: Vec<&str> =
+            errors.lines().filter(|line| line.starts_with("culvert: ")).collect();
+        let [line] = lines[..] else { unreachable!("one line, not: {errors}") };
+        assert!(line.contains("uplink tun9 has no Ethernet header (tun): Culvert sends"), "{line}");
+    }
+    // Nothing was loaded.
+    assert_eq!(host.netns.run("ip -o link show | grep -c 'cv[a-z0-9]*:' || true").trim(), "0");
 }
 
 /// Changes of devices and settings as by networkd, NetworkManager or an administrator.

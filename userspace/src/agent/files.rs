@@ -12,7 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 use super::etc;
 use crate::{
     model::Name,
-    store::{Known, Witness, new_id},
+    store::{Known, OwnWitness, Witness, new_id},
 };
 
 /// Replaces the contents of the file `path`. After a crash the file has the old or the new
@@ -155,20 +155,26 @@ struct KnownStore {
     /// A write in its history.
     #[serde(default)]
     witness: Option<Witness>,
+    /// The last write of this host's own key.
+    #[serde(default)]
+    own: Option<OwnWitness>,
+    /// Why the store was called replaced, if it was.
+    #[serde(default)]
+    replaced: Option<String>,
 }
 
 /// The store at `url` as last seen; `None` on a first start.
 pub(crate) fn known_store(state_dir: &Path, url: &str) -> Option<Known> {
     let text = fs::read(state_dir.join(STORE)).ok()?;
     let known: KnownStore = serde_json::from_slice(&text).ok()?;
-    let KnownStore { mark, revision, witness, .. } = known;
-    (known.url == url).then_some(Known { mark, revision, witness })
+    let KnownStore { mark, revision, witness, own, replaced, .. } = known;
+    (known.url == url).then_some(Known { mark, revision, witness, own, replaced })
 }
 
 /// Writes the identity of the store, for [`known_store`].
 pub(crate) fn remember_store(state_dir: &Path, url: &str, known: Known) -> io::Result<()> {
-    let Known { mark, revision, witness } = known;
-    let known = KnownStore { url: url.to_owned(), mark, revision, witness };
+    let Known { mark, revision, witness, own, replaced } = known;
+    let known = KnownStore { url: url.to_owned(), mark, revision, witness, own, replaced };
     write_atomically(&state_dir.join(STORE), serde_json::to_string(&known)?.as_bytes())
 }
 

@@ -85,8 +85,35 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `--cleanup-on-exit` of an agent that has not reached the store: this host alone, as `culvert purge`
-/// does. The next agent takes the node out of the store.
+/// What an agent that ends removes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CleanUp {
+    Nothing,
+    /// The node, from this host and from the store.
+    Node,
+    /// What is on this host: nothing is written to a store that was replaced.
+    Host,
+}
+
+impl CleanUp {
+    /// What an agent that was asked to end removes. `wanted`: it was started with
+    /// `--cleanup-on-exit`.
+    fn of(wanted: bool, shared: &Shared) -> Self {
+        match shared.store.refusal() {
+            _ if !wanted || shared.purged.is_cancelled() => Self::Nothing,
+            None => Self::Node,
+            Some(error) => {
+                tracing::warn!(
+                    "{error}: only this host is cleaned up, the next agent takes the node out of its store"
+                );
+                Self::Host
+            }
+        }
+    }
+}
+
+/// `--cleanup-on-exit` without the store: this host alone, as `culvert purge` does. The next agent
+/// takes the node out of the store.
 async fn clean_up_host(options: &AgentOptions) -> anyhow::Result<()> {
     let purged = purge_offline(PurgeOptions {
         state_dir: options.state_dir.clone(),
@@ -188,8 +215,8 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
 
     let follow = async {
         let store = start::open_store(&shared, &url, &credentials).await?;
-        // Before anything is written: the store may be another than the one that was followed.
-        let mut follower = start::follow(&shared, Arc::clone(&store));
+        // Before anything is written: the store may not be the one that was followed.
+        let (mut follower, store) = start::follow(&shared, store);
         follower.identified().await;
         purge::finish(&shared, store.as_ref()).await?;
         let (entered, entry) = oneshot::channel();
@@ -243,10 +270,9 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
             failure = Some(anyhow!("the engine stopped: {ended:?}; the data plane goes on"));
         }
     }
-    if options.cleanup_on_exit
-        && end == End::Asked
-        && !shared.purged.is_cancelled()
-        && failure.is_none()
+    let is_asked = end == End::Asked && failure.is_none();
+    let clean_up = CleanUp::of(options.cleanup_on_exit && is_asked, &shared);
+    if clean_up == CleanUp::Node
         && let Err(error) = agent.purge_node().await
     {
         failure = Some(unclean(&error));
@@ -258,6 +284,9 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     shared.end_tasks().await;
     if shared.purged.is_cancelled() {
         files::remove_state(&options.state_dir);
+    }
+    if clean_up == CleanUp::Host {
+        failure = clean_up_host(options).await.err();
     }
     failure.map_or(Ok(end), Err)
 }

@@ -229,18 +229,34 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// The first snapshot of the store is not in the kernel yet, or the caller has given up.
+    /// The first snapshot of the store is not in the kernel yet, the store is not the one that
+    /// this agent knows, or the caller has given up.
     pub(crate) async fn usable_store(&self) -> Result<&Arc<dyn StateStore>, ApiError> {
+        let store = self.read_store().await?;
+        // The store itself refuses as well, but then the request may have changed the host.
+        match self.store.refusal() {
+            Some(refusal) => Err(ApiError::new(ErrorKind::Unavailable, refusal.to_string())),
+            None => Ok(store),
+        }
+    }
+
+    /// As [`Self::usable_store`], for a request that only reads the view.
+    ///
+    /// # Errors
+    ///
+    /// The first snapshot of the store is not in the kernel yet, or the caller has given up.
+    pub(crate) async fn read_store(&self) -> Result<&Arc<dyn StateStore>, ApiError> {
         if !self.readiness.is_ready() && self.store.health().error.is_none() {
             let starting = timeout(STARTING, self.wait_ready());
             let _ = deadline::waiting(Wait::Store, starting).await;
         }
         deadline::check()?;
-        let reason = || match self.store.health().error {
-            Some(error) => {
+        let reason = || match (self.store.refusal(), self.store.health().error) {
+            (Some(refusal), _) => refusal.to_string(),
+            (None, Some(error)) => {
                 format!("{error}; the agent keeps trying, 'culvert status' shows when it answers")
             }
-            None => "store: not read yet, the agent is starting: try again".to_owned(),
+            (None, None) => "store: not read yet, the agent is starting: try again".to_owned(),
         };
         self.store
             .opened()
@@ -274,7 +290,6 @@ impl Shared {
             .store
             .opened()
             .ok_or_else(|| StoreError::Unavailable("not opened yet".to_owned()))?;
-        self.store.writable()?;
         // `ops::execute` with the view would hold its lock across the commit.
         let planned = plan(&self.view());
         if let Ok((made, Plan { compares, writes })) = planned

@@ -18,5 +18,6 @@ mod nodes;
 mod paper;
 mod ports;
 mod refusals;
+mod replaced;
 mod requests;
 mod unfinished;

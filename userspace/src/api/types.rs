@@ -532,6 +532,9 @@ pub struct StoreStatus {
     pub revision: i64,
     /// The last error, while unhealthy.
     pub error: Option<String>,
+    /// Whether the store is not the one that the agent knows, and waits for `culvert store accept`.
+    #[serde(default)]
+    pub replaced: bool,
     /// How far the store's clock is ahead of this host's, in ms; `null` if the store does not
     /// report it.
     #[serde(default)]

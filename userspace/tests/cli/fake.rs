@@ -593,6 +593,7 @@ impl Backend for Fake {
                 healthy: problems.is_empty(),
                 revision: 42,
                 error: problems.first().cloned(),
+                replaced: false,
                 clock_offset_ms: Some(0),
                 alarms: Vec::new(),
                 certificates: state.certificates.clone(),
@@ -616,7 +617,7 @@ impl Backend for Fake {
                 pins: "/run/culvert/bpf/1".to_owned(),
             },
             vteps: 2,
-            conntrack: ConntrackStatus { flows: 17, max: 262_144, refused: 3 },
+            conntrack: ConntrackStatus { flows: 17, estimated: false, max: 262_144, refused: 3 },
             counts: Counts {
                 networks: state.networks.len(),
                 local_endpoints: 1,

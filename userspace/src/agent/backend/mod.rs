@@ -259,7 +259,7 @@ impl Backend for Agent {
     }
 
     async fn store_accept(&self) -> Result<(), ApiError> {
-        if !self.shared.store.health().replaced {
+        if self.shared.store.health().replaced.is_none() {
             return Err(conflict(
                 "store: it is the one that this agent knows, or does not answer: there is nothing to accept",
             ));

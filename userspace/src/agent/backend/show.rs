@@ -242,6 +242,7 @@ impl Agent {
                 healthy: health.healthy,
                 revision,
                 error: health.error,
+                replaced: health.replaced.is_some(),
                 clock_offset_ms,
                 alarms: shared.store.alarms(),
                 certificates: doctor::certificate_files(&shared.options.store_access)

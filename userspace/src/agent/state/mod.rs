@@ -15,6 +15,7 @@
 mod asked;
 mod counts;
 mod disk;
+mod guarded;
 mod launches;
 mod lives;
 mod plugs;

@@ -66,7 +66,7 @@ impl World {
         tokio::select! {
             entered = entry => entered.unwrap().unwrap(),
             // The agent is not entered in a store that it does not know.
-            _ = health.wait_for(|health| health.replaced) => {}
+            _ = health.wait_for(|health| health.replaced.is_some()) => {}
         }
         self.follow(running)
     }
@@ -133,11 +133,11 @@ impl World {
             Arc::clone(paper) as Arc<dyn Platform>,
             (Containers::load(&state_dir).unwrap(), Denied::load(&state_dir).unwrap()),
         ));
-        let follower = start::follow(&shared, Arc::clone(&self.store));
+        let (follower, store) = start::follow(&shared, Arc::clone(&self.store));
         let (entered, entry) = oneshot::channel();
-        let keeper = node::keep(Arc::clone(&shared), Arc::clone(&self.store), entered);
+        let keeper = node::keep(Arc::clone(&shared), Arc::clone(&store), entered);
         let tasks = vec![tokio::spawn(keeper)];
-        shared.store.set(Arc::clone(&self.store));
+        shared.store.set(store);
         shared.tasks.spawn(shared.disk.clone().keep(shared.shutdown.clone()));
         let agent = Arc::new(Agent::new(Arc::clone(&shared)));
         agent.resume();

@@ -198,8 +198,11 @@ fn facts(status: &Status, out: &mut dyn Write) -> Result<(), Failure> {
             (
                 "Conntrack",
                 format!(
-                    "{} flows of {}, {} refused",
-                    conntrack.flows, conntrack.max, conntrack.refused
+                    "{}{} flows of {}, {} refused",
+                    if conntrack.estimated { "about " } else { "" },
+                    conntrack.flows,
+                    conntrack.max,
+                    conntrack.refused
                 ),
             ),
             ("Restarts", counts.restarts.to_string()),
