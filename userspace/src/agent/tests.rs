@@ -16,4 +16,5 @@ mod nodes;
 mod paper;
 mod ports;
 mod refusals;
+mod repairs;
 mod requests;

@@ -67,9 +67,16 @@ pub(super) fn open_all(dir: &Path) -> Result<Vec<(OsString, OwnedFd)>, DatapathE
 /// # Errors
 /// The kernel refuses, or the object is no link to a device.
 pub(super) fn is_attached(path: &Path) -> io::Result<bool> {
-    let info = link_info(open(path)?.as_fd())?;
-    let ifindex = ifindex_of(&info).ok_or_else(|| io::Error::other("no link to a device"))?;
-    Ok(ifindex != 0)
+    attaches(open(path)?.as_fd())
+}
+
+/// Whether a link still attaches its program to a device, see [`is_attached`].
+///
+/// # Errors
+/// As [`is_attached`].
+pub(super) fn attaches(link: BorrowedFd<'_>) -> io::Result<bool> {
+    let ifindex = ifindex_of(&link_info(link)?);
+    Ok(ifindex.ok_or_else(|| io::Error::other("no link to a device"))? != 0)
 }
 
 /// The kernel's information about a link.

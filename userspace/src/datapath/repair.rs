@@ -1,70 +1,98 @@
 //! Pins and links that other programs have removed.
+//!
+//! The kernel has no event for either: the agent looks for them at fixed times.
 
 use std::{
+    collections::BTreeSet,
     os::fd::{AsFd as _, BorrowedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
-use super::{DIRS, Datapath, DatapathError, MAPS, PROGRAM_PINS, bpffs, links, pins};
+use super::{
+    DIRS, Datapath, MAPS, PROGRAM_PINS, bpffs, error::DatapathError, found::Repaired,
+    links::Attachment, pins,
+};
 
 impl Datapath {
     /// Mounts the BPF file system again, and pins the maps and programs again, where another
-    /// program has unmounted it or removed pins. Returns the faults that were found, a line each.
-    ///
-    /// # Errors
-    ///
-    /// If the file system cannot be mounted, or the kernel refuses a pin.
-    pub fn repair_pins(&self) -> Result<Vec<String>, DatapathError> {
-        let mut found = Vec::new();
+    /// program has unmounted it or removed pins.
+    pub fn repair_pins(&self) -> Repaired {
+        let mut repaired = Repaired::default();
+        if let Err(error) = self.keep_file_system(&mut repaired) {
+            repaired.fail(error);
+            return repaired;
+        }
+        let mut keep = |object: BorrowedFd<'_>, path: PathBuf| {
+            if path.exists() {
+                return;
+            }
+            match pins::pin(object, &path) {
+                Ok(()) => repaired.found.push(format!("{}: the pin was missing", path.display())),
+                Err(source) => repaired.fail(DatapathError::Io { path, what: "pin", source }),
+            }
+        };
+        for (name, map) in &self.maps {
+            keep(map.as_fd(), self.pins.join(MAPS).join(name));
+        }
+        for (name, program) in self.ebpf().programs() {
+            if let Ok(fd) = program.fd() {
+                keep(fd.as_fd(), self.pins.join(PROGRAM_PINS).join(name));
+            }
+        }
+        repaired
+    }
+
+    /// Mounts the BPF file system and makes the directories of the pins, where they are missing.
+    fn keep_file_system(&self, repaired: &mut Repaired) -> Result<(), DatapathError> {
         if let Some(bpffs) = self.pins.parent()
             && !bpffs::is_mounted(bpffs)
         {
             bpffs::ensure_mounted(bpffs)?;
-            found.push(format!("{}: no BPF file system was mounted there", bpffs.display()));
+            let line = format!("{}: no BPF file system was mounted there", bpffs.display());
+            repaired.found.push(line);
         }
         for dir in DIRS.map(|dir| self.pins.join(dir)) {
             if !dir.is_dir() {
                 bpffs::create_dir(&dir)?;
             }
         }
-        let mut keep = |object: BorrowedFd<'_>, path: PathBuf| {
-            if path.exists() {
-                return Ok(());
-            }
-            found.push(format!("{}: the pin was missing", path.display()));
-            pins::pin(object, &path).map_err(|source| DatapathError::Io {
-                path,
-                what: "pin",
-                source,
-            })
-        };
-        for (name, map) in &self.maps {
-            keep(map.as_fd(), self.pins.join(MAPS).join(name))?;
-        }
-        for (name, program) in self.ebpf().programs() {
-            if let Ok(fd) = program.fd() {
-                keep(fd.as_fd(), self.pins.join(PROGRAM_PINS).join(name))?;
-            }
-        }
-        Ok(found)
+        Ok(())
     }
 
-    /// Attaches programs again that another program has detached. Returns the faults that were
-    /// found, a line each.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel refuses.
-    pub fn repair_links(&self) -> Result<Vec<String>, DatapathError> {
-        let dir = self.links_dir();
-        let attached = self.attached().clone();
-        let mut found = Vec::new();
-        for (attachment, ifindex) in attached {
-            if let Some(line) = links::lost(&dir, attachment, ifindex) {
-                self.attach(attachment, ifindex)?;
-                found.push(line);
+    /// Attaches programs again that another program has detached, and pins links again whose pins
+    /// another program has removed. The result also has what was put right since the last call
+    /// because the program had to be attached. A program whose link has lost its pin has been
+    /// attached all the time.
+    pub fn repair_links(&self) -> Repaired {
+        let mut repaired = Repaired::default();
+        // One look at the directory for all links: a host has thousands.
+        match bpffs::list(&self.links_dir()) {
+            Ok(pinned) => {
+                let pinned: BTreeSet<PathBuf> = pinned.into_iter().collect();
+                let held: Vec<_> = self.held().keys().copied().collect();
+                for (attachment, ifindex) in held {
+                    if let Err(error) = self.repair_link(attachment, ifindex, &pinned) {
+                        repaired.fail(error);
+                    }
+                }
             }
+            Err(error) => repaired.fail(error),
         }
-        Ok(found)
+        repaired.found = std::mem::take(&mut *self.found());
+        repaired
+    }
+
+    fn repair_link(
+        &self,
+        attachment: Attachment,
+        ifindex: u32,
+        pinned: &BTreeSet<PathBuf>,
+    ) -> Result<(), DatapathError> {
+        let keeps = self.keeps(attachment, ifindex, |pin: &Path| pinned.contains(pin))?;
+        // A link of an interface that is gone is removed together with what the interface was for.
+        if keeps || nix::net::if_::if_indextoname(ifindex).is_err() {
+            return Ok(());
+        }
+        self.attach(attachment, ifindex)
     }
 }

@@ -239,6 +239,8 @@ pub struct Tables {
     pub sources: PrefixTable<SourceKey>,
     /// Set of the clients that may not use published ports.
     pub denied: PrefixTable<MappedAddr>,
+    /// Set of the addresses of services.
+    pub services: PrefixTable<[u8; 4]>,
     ids: Arc<VtepIds>,
 }
 
@@ -253,7 +255,7 @@ impl Tables {
         // The maps may have changed before this agent started: no flow cache entry from then is
         // valid.
         epoch.advance();
-        let ids = Arc::new(VtepIds::take(ebpf, own)?);
+        let ids = Arc::new(VtepIds::take(ebpf, own, Arc::clone(&epoch))?);
         let tables = Self {
             endpoints: KernelTable::take_cached(ebpf, names::ENDPOINTS, &ids, &epoch)?,
             networks: KernelTable::take_cached(ebpf, names::NETWORKS, &ids, &epoch)?,
@@ -273,6 +275,7 @@ impl Tables {
             flows: KernelTable::take(ebpf, names::FLOWS, &ids)?,
             sources: PrefixTable::take(ebpf, names::SOURCES)?,
             denied: PrefixTable::take(ebpf, names::DENIED)?,
+            services: PrefixTable::take(ebpf, names::SERVICES)?,
             ids,
         };
         tables.forget_unused_vteps()?;

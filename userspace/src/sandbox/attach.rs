@@ -234,12 +234,20 @@ pub async fn open_port(netlink: &Netlink, host_ifname: &str) -> Result<bool> {
     if host.up {
         return Ok(false);
     }
-    // The host itself does not use this link: it has no address there, not even a link-local one,
-    // and sends nothing by itself.
     let quiet = host_ifname.to_owned();
-    run_in(netlink.netns(), || sysctl::set("ipv6", &quiet, "disable_ipv6", "1").map(drop))??;
+    run_in(netlink.netns(), || keep_quiet(&quiet).map(drop))??;
     netlink.set_up(host_ifname).await?;
     Ok(true)
+}
+
+/// Turns IPv6 off on the host side of a pair. The host itself does not use this link: it has no
+/// address there, not even a link-local one, and sends nothing by itself. Must be called in the
+/// host's namespace. Returns whether IPv6 was on.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn keep_quiet(host_ifname: &str) -> Result<bool> {
+    Ok(sysctl::set("ipv6", host_ifname, "disable_ipv6", "1")?.unwrap_or(false))
 }
 
 async fn host_side(netlink: &Netlink, host: &Link, spec: &PlugSpec) -> Result<bool> {

@@ -105,23 +105,27 @@ pub async fn plug_gateway(netlink: &Netlink, spec: &GatewaySpec) -> Result<u32> 
         netlink.set_controller(&name, 0).await?;
     }
     let device = name.clone();
-    run_in(netlink.netns(), move || -> Result<()> {
-        sysctl::set("ipv6", &device, "disable_ipv6", "1")?;
-        keep_forwarding(&device).map(drop)
-    })??;
+    run_in(netlink.netns(), move || keep_settings(&device).map(drop))??;
     Ok(link.index)
 }
 
 /// Enables forwarding on a gateway device, which `bpf_fib_lookup` needs to look up the host's
 /// routes for packets that come in on it. The kernel itself forwards such a packet only if
 /// netfilter has changed its destination, or if its destination is an address of `--service-cidr`.
-/// Must be called in the host's namespace. Returns whether forwarding was off: a write of 0 to
-/// `net.ipv4.ip_forward` turns it off on every interface.
+/// Turns IPv6 off on the device: the host sends nothing of its own there. Must be called in the
+/// host's namespace. Returns the settings that were off: a write of 0 to `net.ipv4.ip_forward` turns
+/// forwarding off on every interface.
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn keep_forwarding(device: &str) -> Result<bool> {
-    Ok(sysctl::set("ipv4", device, "forwarding", "1")?.unwrap_or(false))
+pub fn keep_settings(device: &str) -> Result<Vec<&'static str>> {
+    let mut off = Vec::new();
+    for (family, key) in [("ipv6", "disable_ipv6"), ("ipv4", "forwarding")] {
+        if sysctl::set(family, device, key, "1")? == Some(true) {
+            off.push(key);
+        }
+    }
+    Ok(off)
 }
 
 /// Brings the gateway device up, gives it its address, and routes the subnet to it. Must be called
@@ -186,17 +190,12 @@ pub async fn differences(netlink: &Netlink, spec: &GatewaySpec) -> Result<Vec<St
     let Some(link) = netlink.link(&name).await? else {
         return Ok(vec!["was removed".to_owned()]);
     };
-    let mut found = Vec::new();
+    let mut found = link_differences(&link, spec);
     let mut note = |differs: bool, what: String| {
         if differs {
             found.push(what);
         }
     };
-    note(!link.up, "was down".to_owned());
-    note(link.mac != Some(spec.mac), "had another MAC".to_owned());
-    note(link.mtu != u32::from(spec.mtu), format!("had MTU {}", link.mtu));
-    note(link.arp, "did ARP".to_owned());
-    note(link.master.is_some(), "was a port of another device".to_owned());
     let present = netlink.addresses(&name).await?;
     for foreign in present.iter().filter(|address| Some(**address) != spec.address) {
         note(true, format!("had address {foreign}"));
@@ -218,6 +217,18 @@ pub async fn differences(netlink: &Netlink, spec: &GatewaySpec) -> Result<Vec<St
         note(lost, format!("had lost the route to {}/{}", address.network(), address.prefix()));
     }
     Ok(found)
+}
+
+/// As [`differences`], without addresses and routes.
+fn link_differences(link: &Link, spec: &GatewaySpec) -> Vec<String> {
+    let found = [
+        (!link.up, "was down".to_owned()),
+        (link.mac != Some(spec.mac), "had another MAC".to_owned()),
+        (link.mtu != u32::from(spec.mtu), format!("had MTU {}", link.mtu)),
+        (link.arp, "did ARP".to_owned()),
+        (link.master.is_some(), "was a port of another device".to_owned()),
+    ];
+    found.into_iter().filter(|(differs, _)| *differs).map(|(_, what)| what).collect()
 }
 
 /// Removes a gateway device. No error if it does not exist.
@@ -271,6 +282,30 @@ mod tests {
         assert!(is_gateway_ifname("cvg256"));
         for other in ["cvgro0", "cvg", "cvg0256", "cvg+1", "eth0"] {
             assert!(!is_gateway_ifname(other), "{other}");
+        }
+    }
+
+    /// A bridge cannot be a port of a bridge, so on many kernels nothing can take a gateway device.
+    #[test]
+    fn each_property_of_the_device_is_compared() {
+        let spec = GatewaySpec {
+            vni: 256,
+            mac: MacAddr([2, 0x42, 10, 0, 0, 1]),
+            mtu: 1450,
+            address: None,
+            source: None,
+        };
+        let right = Link { up: true, mac: Some(spec.mac), mtu: 1450, ..Link::default() };
+        let found = |link: &Link| link_differences(link, &spec).join(", ");
+        assert_eq!(found(&right), "");
+        for (wrong, words) in [
+            (Link { up: false, ..right.clone() }, "was down"),
+            (Link { mac: None, ..right.clone() }, "had another MAC"),
+            (Link { mtu: 1200, ..right.clone() }, "had MTU 1200"),
+            (Link { arp: true, ..right.clone() }, "did ARP"),
+            (Link { master: Some(9), ..right.clone() }, "was a port of another device"),
+        ] {
+            assert_eq!(found(&wrong), words);
         }
     }
 }

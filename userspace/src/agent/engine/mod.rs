@@ -27,7 +27,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use self::{
     queue::{Retry, Work},
-    reading::{Reading, finished},
+    reading::{Read, Reading, finished},
 };
 use super::{
     backend::Agent,
@@ -36,9 +36,9 @@ use super::{
     shared::Shared,
 };
 use crate::{
-    datapath::DatapathError,
+    datapath::{DatapathError, Found},
     model::{self, Name, View},
-    reconcile::{ApplyError, Changed, Inputs, Observed, Reconciler, network_patch, network_state},
+    reconcile::{ApplyError, Changed, Inputs, Reconciler, network_patch, network_state},
     sandbox::GatewaySpec,
     store::{Follower, Listed},
 };
@@ -116,8 +116,8 @@ pub(crate) struct Engine {
     underlay_stale: Option<Instant>,
     /// The uplinks are to be checked as well.
     uplinks_stale: bool,
-    /// Networks that are compared because the maps were read, and for no other reason.
-    audited: BTreeSet<Name>,
+    /// Map entries that other programs had changed, and that are not told yet.
+    found: Found,
     /// Devices of Culvert that were changed.
     devices_stale: BTreeSet<u32>,
     /// A gateway device, its address or its route may have been changed.
@@ -152,7 +152,7 @@ impl Engine {
             nodes: BTreeMap::new(),
             dirty: BTreeSet::new(),
             changed: BTreeMap::new(),
-            audited: BTreeSet::new(),
+            found: Found::default(),
             devices_stale: BTreeSet::new(),
             gateways_stale: false,
             connected: Vec::new(),
@@ -182,7 +182,7 @@ impl Engine {
                     None => more_updates = false,
                 },
                 event = platform.event(), if more_events => match event {
-                    Some(event) => self.host_event(event),
+                    Some(event) => self.host_event(event).await,
                     None => more_events = false,
                 },
                 () = std::future::ready(()), if self.informed && !self.work.is_empty() => {
@@ -217,6 +217,7 @@ impl Engine {
             }
             if self.informed {
                 self.write_maps().await;
+                self.note_entries();
                 if let Some(list) = self.list.take() {
                     self.shared.store.note_read(list);
                     self.trim = true;
@@ -230,7 +231,7 @@ impl Engine {
         }
     }
 
-    fn host_event(&mut self, event: HostEvent) {
+    async fn host_event(&mut self, event: HostEvent) {
         match event {
             HostEvent::Device(ifindex) => self.device_changed(ifindex),
             HostEvent::Underlay => {
@@ -252,13 +253,20 @@ impl Engine {
                     }
                 }
             }
-            HostEvent::Lost => {
-                self.uplinks_stale = true;
-                self.gateways_stale = true;
-                self.underlay_dirty = true;
-                self.work.extend(self.local.keys().cloned().map(Work::Plug));
-            }
+            HostEvent::Lost => self.events_lost().await,
         }
+    }
+
+    /// Looks at everything: events were lost.
+    async fn events_lost(&mut self) {
+        self.underlay_dirty = true;
+        self.check_uplinks().await;
+        self.all_devices_changed();
+        if self.informed {
+            // Before the devices are plugged again, which tells nobody what was wrong with them.
+            self.check_devices().await;
+        }
+        self.work.extend(self.local.keys().cloned().map(Work::Plug));
     }
 
     /// Removes an endpoint's host side from the engine's state, so that the maps of its network
@@ -353,11 +361,6 @@ impl Engine {
             self.trim |= state.fdb.len() > LARGE;
             let new_vtep = state.vteps.keys().any(|ip| !self.reconciler.uses(*ip));
             let steps = self.reconciler.network_to(platform, state.vni, Some(&state))?;
-            if self.audited.remove(name) && steps > 0 {
-                let found =
-                    format!("maps of network '{name}': {steps} entries were changed or missing");
-                self.shared.repairs.note("map entry", found);
-            }
             let took = began.elapsed();
             tracing::debug!(network = name.as_str(), steps, ?computed, ?took, "maps written");
             self.underlay_dirty |= new_vtep;
@@ -409,7 +412,9 @@ impl Engine {
 
     /// Compares the maps, as they were `read`, and the devices with the desired state, and corrects
     /// changes by other programs.
-    async fn anti_entropy(&mut self, read: Result<Observed, DatapathError>) {
+    async fn anti_entropy(&mut self, read: Read) {
+        self.all_devices_changed();
+        self.check_devices().await;
         if self.adopt_maps(read) {
             self.prune_maps();
         }
@@ -426,8 +431,11 @@ impl Engine {
     }
 
     async fn check_uplinks(&self) {
-        let lines = self.shared.platform.check_uplinks().await;
-        self.shared.problems.set_list("uplink/", lines);
+        let check = self.shared.platform.check_uplinks().await;
+        self.shared.problems.set_list("uplink/", check.problems);
+        for line in check.repaired {
+            self.shared.repairs.note("assistant device", line);
+        }
     }
 
     /// Begins to read the maps. The reconciler notes what is written meanwhile.
@@ -438,22 +446,19 @@ impl Engine {
 
     /// Takes over the contents of the maps that were read, and marks every network. `false`: the
     /// maps cannot be read.
-    fn adopt_maps(&mut self, read: Result<Observed, DatapathError>) -> bool {
-        let line = read.as_ref().err().map(|error| format!("maps cannot be read: {error}"));
+    fn adopt_maps(&mut self, Read { observed, audit }: Read) -> bool {
+        self.found.merge(audit.found);
+        self.shared.problems.set_list("audit/", audit.problems);
+        let line = observed.as_ref().err().map(|error| format!("maps cannot be read: {error}"));
         self.shared.problems.set("maps", line);
-        let Ok(observed) = read else {
+        let Ok(observed) = observed else {
             self.reconciler.end_read();
             return false;
         };
-        self.reconciler.adopt(observed);
+        self.found.merge(self.reconciler.adopt(observed));
         self.underlay_dirty = true;
         let known: BTreeSet<Name> =
             self.shared.view().networks.keys().chain(self.vnis.keys()).cloned().collect();
-        if self.informed {
-            let unmarked =
-                |name: &&Name| !self.dirty.contains(*name) && !self.changed.contains_key(*name);
-            self.audited = known.iter().filter(unmarked).cloned().collect();
-        }
         self.dirty.extend(known);
         true
     }

@@ -1,10 +1,13 @@
-//! Repairs changes that other programs have made to devices, settings, BPF programs and pins.
+//! Repairs changes that other programs have made to devices, settings, BPF programs, pins and map
+//! entries.
 //!
-//! A change that the kernel reports is repaired at once. The agent looks for other changes at each
-//! [`Periods::retry`](super::Periods::retry).
+//! Changes of devices that the kernel reports, and changes of settings, programs and pins, of which
+//! it reports nothing, are repaired at the next [`Periods::retry`](super::Periods::retry). Changes of
+//! map entries, of which it reports nothing either, are repaired at the next
+//! [`Periods::anti_entropy`](super::Periods::anti_entropy). That pass also looks at all devices.
 
 use super::{Engine, queue::Work};
-use crate::sandbox::GatewaySpec;
+use crate::{datapath::Repaired, sandbox::GatewaySpec};
 
 impl Engine {
     /// Notes that a device was changed, if it is one of Culvert's.
@@ -13,6 +16,12 @@ impl Engine {
         if ours && self.informed {
             self.devices_stale.insert(ifindex);
         }
+    }
+
+    /// Notes that each of Culvert's devices may have been changed.
+    pub(super) fn all_devices_changed(&mut self) {
+        self.devices_stale.extend(self.ports.values());
+        self.gateways_stale = true;
     }
 
     /// Compares the devices that were changed with their wanted state.
@@ -62,23 +71,26 @@ impl Engine {
     /// Looks for changes that the kernel does not report, and repairs them.
     pub(super) async fn repair(&self) {
         let vnis: Vec<u32> = self.gateway_specs.keys().copied().collect();
+        let endpoints: Vec<String> = self.ports.keys().cloned().collect();
         let loopback = self.loopback == Some(true);
         let platform = &self.shared.platform;
-        let settings = platform.keep_settings(&vnis, loopback).await;
-        self.note_repairs("setting", settings.map_err(|error| error.message));
-        self.note_repairs("pin", platform.repair_pins().map_err(|error| error.to_string()));
-        self.note_repairs("program", platform.repair_links().map_err(|error| error.to_string()));
+        let settings = platform.keep_settings(&vnis, &endpoints, loopback).await;
+        self.note_repairs("setting", settings);
+        self.note_repairs("pin", platform.repair_pins());
+        self.note_repairs("program", platform.repair_links());
     }
 
-    /// Notes the repairs, a line each, or the error that made them fail.
-    fn note_repairs(&self, kind: &'static str, found: Result<Vec<String>, String>) {
-        let (lines, failure) = match found {
-            Ok(lines) => (lines, None),
-            Err(error) => (Vec::new(), Some(format!("{error}; trying again"))),
-        };
-        for line in lines {
+    /// Notes the repairs, and the error that made some of them fail.
+    fn note_repairs(&self, kind: &'static str, repaired: Repaired) {
+        for line in repaired.found {
             self.shared.repairs.note(kind, line);
         }
+        let failure = repaired.failed.map(|error| format!("{error}; trying again"));
         self.shared.problems.set(&format!("repair/{kind}"), failure);
+    }
+
+    /// Notes the map entries that were found changed. Called when the maps have been written.
+    pub(super) fn note_entries(&mut self) {
+        self.shared.repairs.note_entries(&std::mem::take(&mut self.found));
     }
 }

@@ -1,14 +1,20 @@
 //! The two helper devices, which carry no packets: the vxlan device of [`sandbox::keep_gro`] and
 //! the bridge of [`sandbox::keep_room`].
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+};
 
 use nix::errno::Errno;
 use tokio::sync::Mutex;
 
 use crate::{
-    netlink::{Event, Netlink, NetlinkError},
-    sandbox::{self, SandboxError},
+    netlink::{Event, Link, Netlink, NetlinkError},
+    sandbox::{self, Assistant, SandboxError},
 };
 
 /// State of the two devices. An ifindex of 0 means that there is no device.
@@ -16,6 +22,9 @@ use crate::{
 pub(super) struct Assistants {
     gro: AtomicU32,
     room: AtomicU32,
+    /// Interfaces that are ports of the bridge unless another program has taken them out. Its ports
+    /// are limited, so that other interfaces may have found no room.
+    ports: std::sync::Mutex<BTreeSet<u32>>,
     /// Ifindex of a device that was made and removed again because its UDP port was taken.
     discarded: AtomicU32,
     /// A socket of another program has the VXLAN port.
@@ -30,8 +39,12 @@ impl Assistants {
     /// Whether the devices must be checked after an event.
     pub(super) fn concerns(&self, event: &Event) -> bool {
         match event {
-            Event::Link { index, up: true, .. } => *index == self.room.load(Ordering::Relaxed),
-            Event::Link { index, up: false, .. } => *index == self.gro.load(Ordering::Relaxed),
+            Event::Link { index, up, master, .. } => {
+                let room = self.room();
+                let strayed = room.is_some() && *master != room;
+                let is_gro = *index == self.gro.load(Ordering::Relaxed);
+                (*up && Some(*index) == room) || (is_gro && (!*up || strayed))
+            }
             // A device of another program may have had the name.
             Event::LinkGone { index, name } if name == sandbox::GRO => {
                 *index != self.discarded.load(Ordering::Relaxed)
@@ -41,23 +54,36 @@ impl Assistants {
         }
     }
 
-    /// Makes the devices that are missing. Logs once why a device cannot be made.
-    pub(super) async fn keep(&self, netlink: &Netlink, port: u16) {
+    /// Makes the devices that are missing. Logs once why a device cannot be made. Returns what
+    /// other programs had changed, a line each.
+    pub(super) async fn keep(&self, netlink: &Netlink, port: u16) -> Vec<String> {
         let mut told = self.told.lock().await;
         if self.gone.load(Ordering::Relaxed) {
-            return;
+            return Vec::new();
         }
+        let mut found = Vec::new();
         let discard = |index| self.discarded.store(index, Ordering::Relaxed);
         let gro = sandbox::keep_gro(netlink, port, discard).await;
-        self.gro.store(*gro.as_ref().unwrap_or(&0), Ordering::Relaxed);
+        let was_there = self.gro.swap(index_of(&gro), Ordering::Relaxed) != 0;
+        found.extend(fault(sandbox::GRO, was_there, &gro));
         let taken = gro.as_ref().err().and_then(errno) == Some(Errno::EADDRINUSE);
         self.shared_port.store(taken, Ordering::Relaxed);
-        // The bridge is made after the vxlan device, because that device determines the headroom.
+        // The bridge is filled after the vxlan device is made, because that device determines the
+        // headroom.
         let room = sandbox::keep_room(netlink).await;
-        self.room.store(*room.as_ref().unwrap_or(&0), Ordering::Relaxed);
+        let index = index_of(&room);
+        let before = self.room.swap(index, Ordering::Relaxed);
+        found.extend(fault(sandbox::ROOM, before != 0, &room));
+        if before != index {
+            // The ports of a bridge that is gone are no ports any more.
+            self.ports().clear();
+        }
+        found.extend(self.strayed(index, &gro));
+        let filled = if index == 0 { Ok(()) } else { self.fill(netlink, index).await };
         let lines = [
             gro.err().map(|error| explain(&error, port)),
-            room.err()
+            room.and(filled)
+                .err()
                 .map(|error| format!("{error}; frames of containers are copied to make room")),
         ];
         for (line, told) in lines.into_iter().zip(told.iter_mut()) {
@@ -68,6 +94,22 @@ impl Assistants {
             }
             *told = line;
         }
+        found
+    }
+
+    /// Whether another program has taken the vxlan device out of the bridge, in words.
+    fn strayed(&self, room: u32, gro: &Result<Assistant, SandboxError>) -> Option<String> {
+        let gro = gro.as_ref().ok()?;
+        let strayed = gro.master != Some(room) && self.ports().contains(&gro.index);
+        strayed.then(|| format!("{} was no port of {}", sandbox::GRO, sandbox::ROOM))
+    }
+
+    /// Adds the interfaces that have not been ports of the bridge.
+    async fn fill(&self, netlink: &Netlink, room: u32) -> Result<(), SandboxError> {
+        let known = self.ports().clone();
+        let filled = sandbox::fill_room(netlink, room, &known).await?;
+        self.ports().extend(filled);
+        Ok(())
     }
 
     /// Whether a socket of another program has the VXLAN port, as of the last [`Self::keep`].
@@ -75,12 +117,73 @@ impl Assistants {
         self.shared_port.load(Ordering::Relaxed)
     }
 
-    /// Adds the host side of a veth to the bridge, if there is a bridge.
-    pub(super) async fn enrol(&self, netlink: &Netlink, host_ifname: &str) {
-        let room = self.room.load(Ordering::Relaxed);
-        if room != 0 {
-            sandbox::enrol(netlink, room, host_ifname).await;
+    /// Makes the host side of a pair a port of the bridge, if there is a bridge, and of no other
+    /// device. `master` is the device that has it as a port now.
+    ///
+    /// # Errors
+    /// The other device does not let it go.
+    pub(super) async fn settle(
+        &self,
+        netlink: &Netlink,
+        (name, index): (&str, u32),
+        master: Option<u32>,
+    ) -> Result<(), NetlinkError> {
+        let room = self.room();
+        if master.is_some() && master != room {
+            netlink.set_controller(name, 0).await?;
         }
+        let Some(room) = room else { return Ok(()) };
+        if master == Some(room) || sandbox::enrol(netlink, room, name).await {
+            self.ports().insert(index);
+        } else {
+            // The bridge is full.
+            self.ports().remove(&index);
+        }
+        Ok(())
+    }
+
+    /// What is wrong with the device that has the host side of a pair as a port, in words. `None`:
+    /// nothing.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub(super) async fn misplaced(
+        &self,
+        netlink: &Netlink,
+        link: &Link,
+    ) -> Result<Option<String>, NetlinkError> {
+        let room = self.room();
+        if let Some(master) = link.master {
+            if Some(master) == room {
+                self.ports().insert(link.index);
+                return Ok(None);
+            }
+            let owner = netlink.link_at(master).await?;
+            let owner = owner.map_or_else(|| format!("#{master}"), |owner| owner.name);
+            return Ok(Some(format!("was a port of {owner}")));
+        }
+        let Some(room) = room.filter(|_| self.ports().contains(&link.index)) else {
+            return Ok(None);
+        };
+        // A bridge that is gone is made again with all its ports.
+        let stands = netlink.link_at(room).await?.is_some();
+        Ok(stands.then(|| format!("was no port of {}", sandbox::ROOM)))
+    }
+
+    /// Forgets an interface that is removed.
+    pub(super) fn forget(&self, index: u32) {
+        self.ports().remove(&index);
+    }
+
+    /// Index of the bridge, if there is one.
+    fn room(&self) -> Option<u32> {
+        let room = self.room.load(Ordering::Relaxed);
+        (room != 0).then_some(room)
+    }
+
+    fn ports(&self) -> MutexGuard<'_, BTreeSet<u32>> {
+        // A thread that panicked with the lock held left a valid set.
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes the devices. They are not made again.
@@ -89,6 +192,18 @@ impl Assistants {
         self.gone.store(true, Ordering::Relaxed);
         sandbox::remove_assistants(netlink).await
     }
+}
+
+/// Index of a device; 0 if there is none.
+fn index_of(device: &Result<Assistant, SandboxError>) -> u32 {
+    device.as_ref().map_or(0, |device| device.index)
+}
+
+/// What was wrong with a device, in words. Nothing was wrong with a device that is made for the
+/// first time.
+fn fault(name: &str, was_there: bool, device: &Result<Assistant, SandboxError>) -> Option<String> {
+    let found = device.as_ref().ok()?.found.filter(|_| was_there)?;
+    Some(format!("{name} {found}"))
 }
 
 /// The kernel's error number.

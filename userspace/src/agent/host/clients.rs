@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::{Host, nat::replace};
+use super::Host;
 use crate::{netlink::NetlinkError, sandbox};
 
 impl Host {
@@ -32,7 +32,7 @@ impl Host {
             }
         }
         let links = served.iter().map(|ifindex| (*ifindex, 0)).collect();
-        let noted = replace(&self.datapath.tables().client_links, &links);
+        let noted = self.kept.client_links.replace(&self.datapath.tables().client_links, &links);
         problems.extend(noted.err().map(|error| format!("client links: {error}")));
         let attached = self.datapath.attached_clients().unwrap_or_else(|error| {
             problems.push(format!("client links: {error}"));

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     agent::platform::{Adopted, Devices, PlugError, Underlay as _},
     api::types::{ApiError, ErrorKind},
-    datapath::{self, Datapath, DatapathError, Owner},
+    datapath::{self, Datapath, DatapathError, Owner, Repaired},
     model::{self, Name, NetnsId, SandboxRef, validate},
     netlink::{self, Announcement, Netlink, subnet_of},
     netns::{Netns, NetnsError, process_of},
@@ -73,9 +73,9 @@ impl Devices for Host {
             sandbox::plug_closed(&self.netlink, &spec, &sandbox).await.map_err(sandbox_refused)?;
         // Attached before the host side is up: the program sees the first frame.
         self.datapath.attach_container(plugged.ifindex, plugged.kind).map_err(broken)?;
-        if plugged.master.is_none() {
-            self.assistants.enrol(&self.netlink, &spec.host_ifname).await;
-        }
+        let port = (spec.host_ifname.as_str(), plugged.ifindex);
+        let settled = self.assistants.settle(&self.netlink, port, plugged.master).await;
+        settled.map_err(refused)?;
         sandbox::open_port(&self.netlink, &spec.host_ifname).await.map_err(sandbox_refused)?;
         Ok(plugged.ifindex)
     }
@@ -83,6 +83,7 @@ impl Devices for Host {
     async fn unplug(&self, endpoint: &str, ifindex: Option<u32>) -> Result<(), PlugError> {
         sandbox::unplug(&self.netlink, endpoint).await.map_err(sandbox_refused)?;
         if let Some(ifindex) = ifindex {
+            self.assistants.forget(ifindex);
             self.datapath.detach_container(ifindex).map_err(broken)?;
         }
         Ok(())
@@ -125,23 +126,32 @@ impl Devices for Host {
         Ok(sandbox::open_gateway(&self.netlink, gateway).await.map_err(sandbox_refused)?)
     }
 
-    async fn keep_settings(&self, vnis: &[u32], loopback: bool) -> Result<Vec<String>, ApiError> {
-        let devices: Vec<String> = vnis.iter().map(|vni| sandbox::gateway_ifname(*vni)).collect();
+    async fn keep_settings(&self, vnis: &[u32], endpoints: &[String], loopback: bool) -> Repaired {
+        let gateways: Vec<String> = vnis.iter().map(|vni| sandbox::gateway_ifname(*vni)).collect();
+        let ports: Vec<String> = endpoints.iter().map(|id| sandbox::host_ifname(id)).collect();
         let keep = move || {
-            let mut found = Vec::new();
-            for device in devices {
-                if sandbox::keep_forwarding(&device)? {
-                    found.push(format!("{device}: forwarding was off"));
-                }
+            let mut repaired = Repaired::default();
+            for gateway in gateways {
+                let kept = sandbox::keep_gateway_settings(&gateway);
+                note_settings(&mut repaired, &gateway, kept);
             }
-            Ok(found)
+            for port in ports {
+                let kept = sandbox::keep_quiet(&port);
+                let changed = kept.map(|was_on| was_on.then_some("disable_ipv6"));
+                note_settings(&mut repaired, &port, changed);
+            }
+            repaired
         };
-        let mut found = blocking(keep).await?.map_err(sandbox_refused)?;
+        let mut repaired = blocking(keep).await.unwrap_or_else(|error| {
+            let mut failed = Repaired::default();
+            failed.fail(error.message);
+            failed
+        });
         if loopback {
-            let changed = sandbox::allow_loopback(&self.netlink, true).map_err(sandbox_refused)?;
-            found.extend(changed.into_iter().map(|key| format!("lo: {key} was off")));
+            let kept = sandbox::allow_loopback(&self.netlink, true);
+            note_settings(&mut repaired, "lo", kept);
         }
-        Ok(found)
+        repaired
     }
 
     async fn gateway_differs(&self, gateway: &GatewaySpec) -> Result<Option<String>, PlugError> {
@@ -162,17 +172,18 @@ impl Devices for Host {
         if link.mtu != u32::from(mtu) {
             found.push(format!("had MTU {} instead of {mtu}", link.mtu));
         }
+        found.extend(self.assistants.misplaced(&self.netlink, &link).await.map_err(refused)?);
         Ok((!found.is_empty()).then(|| format!("{} {}", link.name, found.join(", "))))
     }
 
-    fn repair_pins(&self) -> Result<Vec<String>, DatapathError> {
+    fn repair_pins(&self) -> Repaired {
         let purged = self.purged();
-        if *purged { Ok(Vec::new()) } else { self.datapath.repair_pins() }
+        if *purged { Repaired::default() } else { self.datapath.repair_pins() }
     }
 
-    fn repair_links(&self) -> Result<Vec<String>, DatapathError> {
+    fn repair_links(&self) -> Repaired {
         let purged = self.purged();
-        if *purged { Ok(Vec::new()) } else { self.datapath.repair_links() }
+        if *purged { Repaired::default() } else { self.datapath.repair_links() }
     }
 
     async fn unplug_gateway(&self, vni: u32, ifindex: u32) -> Result<(), PlugError> {
@@ -273,7 +284,9 @@ impl Devices for Host {
         // Locked, so that what is removed is not put back by a repair that is under way.
         let mut purged = self.purged();
         *purged = true;
+        let released = self.datapath.release();
         Datapath::purge(&self.bpffs).map_err(broken)?;
+        released.map_err(broken)?;
         // An agent that could not read the store has not retired these.
         let found = datapath::find_leftovers(&links, &self.bpffs).map_err(broken)?;
         let (idle, kept): (Vec<_>, Vec<_>) =
@@ -283,6 +296,21 @@ impl Devices for Host {
             tracing::warn!("purge: not removed: {line}");
         }
         datapath::remove_leftovers(&idle).map_err(broken)
+    }
+}
+
+/// Notes the settings of a device that were off, and have been turned on again.
+fn note_settings(
+    repaired: &mut Repaired,
+    device: &str,
+    kept: Result<impl IntoIterator<Item = &'static str>, SandboxError>,
+) {
+    match kept {
+        Ok(off) => {
+            let lines = off.into_iter().map(|key| format!("{device}: {key} was off"));
+            repaired.found.extend(lines);
+        }
+        Err(error) => repaired.fail(error),
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
     facts, underlay,
 };
 use crate::{
-    agent::platform::{Facts, HostEvent, Paths, PlugError, Remote, Underlay},
+    agent::platform::{Facts, HostEvent, Paths, PlugError, Remote, Underlay, UplinkCheck},
     api::types::ApiError,
     choice::{self, Uplink, device::Device},
     datapath::{Price, Table as _},
@@ -66,10 +66,12 @@ impl Host {
     }
 
     /// Makes the two helper devices if they are missing, and reads the facts about the uplinks.
-    pub(crate) async fn keep_assistants(&self) {
-        self.assistants.keep(&self.netlink, self.vxlan_port).await;
+    /// Returns what other programs had changed about the devices, a line each.
+    pub(crate) async fn keep_assistants(&self) -> Vec<String> {
+        let repaired = self.assistants.keep(&self.netlink, self.vxlan_port).await;
         let known = choice::read(&self.netlink, &self.uplinks, self.vxlan_port).await;
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
+        repaired
     }
 
     /// Measures the costs of the programs, if an uplink could use XDP.
@@ -139,10 +141,10 @@ impl Underlay for Host {
         Ok(paths)
     }
 
-    async fn check_uplinks(&self) -> Vec<String> {
-        self.keep_assistants().await;
+    async fn check_uplinks(&self) -> UplinkCheck {
+        let repaired = self.keep_assistants().await;
         let errors = self.attach_uplinks().await;
-        errors.into_iter().map(|error| error.message).collect()
+        UplinkCheck { problems: errors.into_iter().map(|error| error.message).collect(), repaired }
     }
 
     async fn keep_client_links(&self, publishes: bool) -> Vec<String> {

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use super::types::{Adopted, PlugError};
 use crate::{
     api::types::ApiError,
-    datapath::DatapathError,
+    datapath::{DatapathError, Repaired},
     model::{Name, SandboxRef},
     netlink::Announcement,
     reconcile::LocalEndpoint,
@@ -53,10 +53,10 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// with its address. Called once the maps have the device. Idempotent.
     async fn open_gateway(&self, gateway: &GatewaySpec, ifindex: u32) -> Result<(), PlugError>;
 
-    /// Restores the settings of the kernel for the gateway devices of these networks, and with
-    /// `loopback` for the loopback device, if another program has changed them. Returns what was
-    /// found, a line for each device.
-    async fn keep_settings(&self, vnis: &[u32], loopback: bool) -> Result<Vec<String>, ApiError>;
+    /// Restores the settings of the kernel for the gateway devices of these networks, for the host
+    /// sides of these endpoints' pairs, and with `loopback` for the loopback device, if another
+    /// program has changed them.
+    async fn keep_settings(&self, vnis: &[u32], endpoints: &[String], loopback: bool) -> Repaired;
 
     /// What differs between a gateway device and its wanted state, on one line. `None`: nothing.
     async fn gateway_differs(&self, gateway: &GatewaySpec) -> Result<Option<String>, PlugError>;
@@ -65,13 +65,12 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// `None`: nothing, or the interface is gone.
     async fn port_differs(&self, ifindex: u32, mtu: u16) -> Result<Option<String>, PlugError>;
 
-    /// Puts pins of maps and programs back that another program has removed. Returns what was
-    /// found, a line each.
-    fn repair_pins(&self) -> Result<Vec<String>, DatapathError>;
+    /// Puts pins of maps and programs back that another program has removed.
+    fn repair_pins(&self) -> Repaired;
 
-    /// Attaches programs again that another program has detached. Returns what was found, a line
-    /// each.
-    fn repair_links(&self) -> Result<Vec<String>, DatapathError>;
+    /// Attaches programs again that another program has detached, and puts the pins of their links
+    /// back.
+    fn repair_links(&self) -> Repaired;
 
     /// Removes the gateway device of a network. Idempotent.
     async fn unplug_gateway(&self, vni: u32, ifindex: u32) -> Result<(), PlugError>;

@@ -13,10 +13,10 @@ mod underlay;
 
 pub(crate) use self::{
     devices::Devices,
-    maps::Maps,
+    maps::{Audit, Maps},
     ports::Ports,
     types::{Adopted, Facts, Holder, HostEvent, Paths, PlugError, PortError, PortHold, Remote},
-    underlay::Underlay,
+    underlay::{Underlay, UplinkCheck},
 };
 
 /// A host: all four traits.

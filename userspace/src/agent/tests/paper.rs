@@ -21,13 +21,13 @@ use crate::{
     agent::{
         conntrack::testing::MemoryFlows,
         platform::{
-            Adopted, Devices, Facts, Holder, HostEvent, Maps, Paths, PlugError, PortError,
-            PortHold, Ports, Remote, Underlay,
+            Adopted, Audit, Devices, Facts, Holder, HostEvent, Maps, Paths, PlugError, PortError,
+            PortHold, Ports, Remote, Underlay, UplinkCheck,
         },
     },
     api::types::{ApiError, ErrorKind},
     choice::{Uplink, device::Device},
-    datapath::{DatapathError, FlowTable, Price},
+    datapath::{DatapathError, FlowTable, Found, Price, Repaired},
     model::{Driver, HostRoute, Name, Protocol, SandboxRef},
     netlink::{Announcement, PairKind},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
@@ -77,6 +77,8 @@ pub(super) struct State {
     pub(super) changed: BTreeMap<u32, String>,
     /// Programs that another program has detached; found once.
     pub(super) detached: Vec<String>,
+    /// Entries that another program has changed in the maps that are not in `tables`; found once.
+    pub(super) found: Found,
     /// Ports of the host that are in use, with the holder.
     pub(super) busy: BTreeMap<Port, Holder>,
     /// Ports of the host that the agent holds.
@@ -298,8 +300,13 @@ impl Devices for Paper {
         Ok(())
     }
 
-    async fn keep_settings(&self, _vnis: &[u32], _loopback: bool) -> Result<Vec<String>, ApiError> {
-        Ok(Vec::new())
+    async fn keep_settings(
+        &self,
+        _vnis: &[u32],
+        _endpoints: &[String],
+        _loopback: bool,
+    ) -> Repaired {
+        Repaired::default()
     }
 
     async fn gateway_differs(&self, _gateway: &GatewaySpec) -> Result<Option<String>, PlugError> {
@@ -310,12 +317,12 @@ impl Devices for Paper {
         Ok(self.state().changed.remove(&ifindex))
     }
 
-    fn repair_pins(&self) -> Result<Vec<String>, DatapathError> {
-        Ok(Vec::new())
+    fn repair_pins(&self) -> Repaired {
+        Repaired::default()
     }
 
-    fn repair_links(&self) -> Result<Vec<String>, DatapathError> {
-        Ok(std::mem::take(&mut self.state().detached))
+    fn repair_links(&self) -> Repaired {
+        Repaired { found: std::mem::take(&mut self.state().detached), failed: None }
     }
 
     async fn unplug_gateway(&self, vni: u32, _ifindex: u32) -> Result<(), PlugError> {
@@ -401,6 +408,10 @@ impl Devices for Paper {
 }
 
 impl Maps for Paper {
+    fn audit(&self) -> Audit {
+        Audit { found: std::mem::take(&mut self.state().found), problems: Vec::new() }
+    }
+
     fn fdb(&self) -> Result<BTreeMap<FdbKey, FdbEntry>, DatapathError> {
         self.state().shown += 1;
         Ok(self.read()?.fdb)
@@ -507,8 +518,8 @@ impl Underlay for Paper {
         Ok(Paths { paths: vteps.iter().map(path).collect(), problems: BTreeMap::new() })
     }
 
-    async fn check_uplinks(&self) -> Vec<String> {
-        Vec::new()
+    async fn check_uplinks(&self) -> UplinkCheck {
+        UplinkCheck::default()
     }
 
     async fn keep_client_links(&self, _publishes: bool) -> Vec<String> {

@@ -1,0 +1,107 @@
+//! Changes by other programs that the agent puts right and tells.
+
+use crate::datapath::entry::FdbEntry;
+use culvert_common::abi::FdbKey;
+
+use super::fake::{Paper, Running, World, eventually, name, two_hosts};
+use crate::agent::{platform::HostEvent, state::Repair};
+
+const VNI: u32 = 256;
+
+/// MAC of the endpoint with the address 10.0.1.N.
+fn mac(n: u8) -> [u8; 6] {
+    [0x02, 0x42, 10, 0, 1, n]
+}
+
+/// The repairs of one kind: how many, and what was found at the last.
+fn repairs(running: &Running, kind: &str) -> (u64, String) {
+    let all = running.shared.repairs.all();
+    all.get(kind).map_or((0, String::new()), |Repair { count, last, .. }| (*count, last.clone()))
+}
+
+/// Each entry that another program removes, changes or adds is put right, counted once, and named:
+/// entries of networks, of VNIs that nobody has, of paths, and of the maps that are written as a
+/// whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn map_entries_that_others_change_are_counted_and_named() {
+    let world = World::new().await;
+    let (one, two) = two_hosts(&world).await;
+    one.run("web", "blue").await.unwrap();
+    two.run("db", "blue").await.unwrap();
+    let db = FdbKey::new(VNI, mac(3));
+    // The length of the flood list is written last.
+    one.eventually("host 1 knows db and its host", |state| {
+        state.tables.fdb.contains_key(&db) && state.tables.networks[&VNI].remote_vteps == 1
+    })
+    .await;
+    assert_eq!(repairs(&one, "map entry").0, 0);
+
+    let right = one.paper.state().tables.clone();
+    {
+        let mut state = one.paper.state();
+        state.tables.fdb.remove(&db);
+        state.tables.networks.get_mut(&VNI).unwrap().flags = 9;
+        state.tables.fdb.insert(FdbKey::new(5, [9; 6]), FdbEntry { ifindex: 1, vtep: [0; 4] });
+    }
+    one.eventually("the entries are put right", |state| state.tables == right).await;
+    eventually("three are told", || async { repairs(&one, "map entry").0 == 3 }).await;
+    assert_eq!(repairs(&one, "map entry").1, "map NETWORKS: 1 entry: 256 changed");
+
+    one.paper.state().tables.underlay.clear();
+    one.eventually("the path is put right", |state| state.tables == right).await;
+    eventually("the path is told", || async { repairs(&one, "map entry").0 == 4 }).await;
+    assert_eq!(repairs(&one, "map entry").1, "map UNDERLAY: 1 entry: 192.0.2.2 removed");
+
+    one.paper.state().found.note("VTEP_IDS", || "192.0.2.2 removed".to_owned());
+    eventually("the number is told", || async { repairs(&one, "map entry").0 == 5 }).await;
+    assert_eq!(repairs(&one, "map entry").1, "map VTEP_IDS: 1 entry: 192.0.2.2 removed");
+    let status = one.agent.status().await.unwrap();
+    let row = status.repairs.iter().find(|row| row.kind == "map entry").unwrap();
+    assert_eq!(row.count, 5);
+}
+
+/// A host that nobody touches has no repairs, however much it changes itself while the maps are
+/// read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_agent_writes_is_no_repair() {
+    let world = World::new().await;
+    let (one, two) = two_hosts(&world).await;
+    for round in 0..5 {
+        one.paper.reads.close(true);
+        one.eventually("the maps are read", |_| one.paper.reads.waiting() > 0).await;
+        // The read that is under way has older contents than all this.
+        let (here, there) = (format!("here{round}"), format!("there{round}"));
+        one.run(&here, "blue").await.unwrap();
+        two.run(&there, "blue").await.unwrap();
+        if round > 0 {
+            one.agent.container_remove(&name(&format!("here{}", round - 1)), false).await.unwrap();
+            two.agent.container_remove(&name(&format!("there{}", round - 1)), false).await.unwrap();
+        }
+        let passed = one.paper.reads.passed();
+        one.paper.reads.close(false);
+        one.eventually("the maps are read twice more", |_| one.paper.reads.passed() > passed + 1)
+            .await;
+    }
+    assert!(one.shared.repairs.all().is_empty(), "{:?}", one.shared.repairs.all());
+}
+
+/// The kernel may lose the event of a change.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_whose_event_was_lost_is_told_as_well() {
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.network("blue").await.unwrap();
+    one.run("web", "blue").await.unwrap();
+    let change = || {
+        let mut state = one.paper.state();
+        let ifindex = *state.veths.values().next().unwrap();
+        state.changed.insert(ifindex, "cv01 was down".to_owned());
+    };
+    change();
+    one.paper.tell(HostEvent::Lost);
+    eventually("it is told", || async { repairs(&one, "container device").0 == 1 }).await;
+    assert_eq!(repairs(&one, "container device").1, "cv01 was down");
+    // Without any event the next full comparison finds it.
+    change();
+    eventually("it is told", || async { repairs(&one, "container device").0 == 2 }).await;
+}

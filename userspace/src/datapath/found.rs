@@ -1,0 +1,208 @@
+//! What other programs have changed, and the agent has put right.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    fmt::Display,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use culvert_common::abi::MappedAddr;
+
+/// Entries of maps that were not as the agent had written them, by map.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    maps: BTreeMap<&'static str, Entries>,
+}
+
+/// The entries of one map.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Entries {
+    number: u64,
+    /// The first [`Found::NAMED`] of them, in words.
+    named: Vec<String>,
+}
+
+impl Found {
+    /// Number of entries of a map that are named.
+    const NAMED: usize = 3;
+
+    /// Notes an entry of a map. `spell` writes its key, and what has happened to it. It is called
+    /// for the first few entries.
+    pub fn note(&mut self, map: &'static str, spell: impl FnOnce() -> String) {
+        let entries = self.maps.entry(map).or_default();
+        entries.number += 1;
+        if entries.named.len() < Self::NAMED {
+            entries.named.push(spell());
+        }
+    }
+
+    /// Notes the differences between the entries that the agent has written to a map, and those
+    /// that were read from it. `spell` writes a key.
+    pub fn compare<K: Ord, V: PartialEq>(
+        &mut self,
+        map: &'static str,
+        written: &BTreeMap<K, V>,
+        read: &BTreeMap<K, V>,
+        spell: impl Fn(&K) -> String,
+    ) {
+        let Ok(()) = self.restore(map, written, read, spell, |_, _| Ok::<(), Infallible>(()));
+    }
+
+    /// Puts a map back to the entries that the agent has written. `read` are the entries that were
+    /// read from it. `set` writes an entry, or removes it if the value is `None`. Notes each entry
+    /// that is put back. `spell` writes a key.
+    ///
+    /// # Errors
+    ///
+    /// Those of `set`. The entries after the refused one are not put back.
+    pub fn restore<K: Ord, V: PartialEq, E>(
+        &mut self,
+        map: &'static str,
+        written: &BTreeMap<K, V>,
+        read: &BTreeMap<K, V>,
+        spell: impl Fn(&K) -> String,
+        mut set: impl FnMut(&K, Option<&V>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        for (key, value) in written {
+            let what = match read.get(key) {
+                Some(now) if now == value => continue,
+                Some(_) => "changed",
+                None => "removed",
+            };
+            set(key, Some(value))?;
+            self.note(map, || format!("{} {what}", spell(key)));
+        }
+        for key in read.keys().filter(|key| !written.contains_key(key)) {
+            set(key, None)?;
+            self.note(map, || format!("{} added", spell(key)));
+        }
+        Ok(())
+    }
+
+    /// Adds what was found elsewhere.
+    pub fn merge(&mut self, other: Self) {
+        for (map, Entries { number, named }) in other.maps {
+            let entries = self.maps.entry(map).or_default();
+            entries.number += number;
+            let room = Self::NAMED.saturating_sub(entries.named.len());
+            entries.named.extend(named.into_iter().take(room));
+        }
+    }
+
+    /// Number of entries.
+    pub fn number(&self) -> u64 {
+        self.maps.values().map(|entries| entries.number).sum()
+    }
+
+    /// For each map the number of its entries, and a line that names the map and the first few of
+    /// them.
+    pub fn lines(&self) -> Vec<(u64, String)> {
+        let line = |(map, Entries { number, named }): (&&str, &Entries)| {
+            let noun = if *number == 1 { "entry" } else { "entries" };
+            let rest = match number.saturating_sub(named.len() as u64) {
+                0 => String::new(),
+                rest => format!(", and {rest} more"),
+            };
+            (*number, format!("map {map}: {number} {noun}: {}{rest}", named.join(", ")))
+        };
+        self.maps.iter().map(line).collect()
+    }
+}
+
+/// Result of a search for changes by other programs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Repaired {
+    /// What was found and put right, a line each.
+    pub found: Vec<String>,
+    /// Why something could not be looked at or put right, on one line; the first of several
+    /// reasons.
+    pub failed: Option<String>,
+}
+
+impl Repaired {
+    /// Notes that something could not be looked at or put right.
+    pub fn fail(&mut self, why: impl Display) {
+        self.failed.get_or_insert_with(|| why.to_string());
+    }
+}
+
+/// The address in a key.
+pub fn ip_of(address: &MappedAddr) -> IpAddr {
+    match address.as_v4() {
+        Some(octets) => Ipv4Addr::from(octets).into(),
+        None => Ipv6Addr::from(address.0).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(entries: &[(u32, u8)]) -> BTreeMap<u32, u8> {
+        entries.iter().copied().collect()
+    }
+
+    /// The log has the map, the number of entries, and the first few of them.
+    #[test]
+    fn the_first_entries_of_each_map_are_named() {
+        let mut found = Found::default();
+        let written = map(&[(1, 1), (2, 2), (3, 3), (4, 4), (5, 5)]);
+        found.compare("FDB", &written, &written, u32::to_string);
+        assert_eq!((found.number(), found.lines()), (0, vec![]));
+        found.compare("FDB", &written, &map(&[(1, 1), (2, 9), (4, 4), (6, 6)]), u32::to_string);
+        found.compare("VTEPS", &map(&[(7, 7)]), &map(&[]), u32::to_string);
+        assert_eq!(
+            found.lines(),
+            [
+                (4, "map FDB: 4 entries: 2 changed, 3 removed, 5 removed, and 1 more".to_owned()),
+                (1, "map VTEPS: 1 entry: 7 removed".to_owned()),
+            ]
+        );
+        let mut more = Found::default();
+        more.compare("VTEPS", &map(&[]), &map(&[(8, 8)]), u32::to_string);
+        found.merge(more);
+        assert_eq!(found.number(), 6);
+        assert_eq!(
+            found.lines().last(),
+            Some(&(2, "map VTEPS: 2 entries: 7 removed, 8 added".to_owned()))
+        );
+    }
+
+    /// An entry that cannot be put back is not counted as repaired.
+    #[test]
+    fn what_is_put_back_is_noted_up_to_the_first_refusal() {
+        let (written, mut now) = (map(&[(1, 1), (2, 2)]), map(&[(2, 9), (3, 3)]));
+        let (read, mut found) = (now.clone(), Found::default());
+        let refused = found.restore("M", &written, &read, u32::to_string, |key, _| match *key {
+            2 => Err("full"),
+            _ => Ok(()),
+        });
+        assert_eq!((refused, found.number()), (Err("full"), 1));
+        let set = |key: &u32, value: Option<&u8>| {
+            match value {
+                Some(value) => now.insert(*key, *value),
+                None => now.remove(key),
+            };
+            Ok::<(), Infallible>(())
+        };
+        let Ok(()) = found.restore("M", &written, &read, u32::to_string, set);
+        assert_eq!(now, written);
+    }
+
+    #[test]
+    fn the_first_failure_is_kept() {
+        let mut repaired = Repaired::default();
+        repaired.fail("first");
+        repaired.fail("second");
+        assert_eq!(repaired.failed.as_deref(), Some("first"));
+    }
+
+    #[test]
+    fn an_address_is_written_in_its_family() {
+        assert_eq!(ip_of(&MappedAddr::v4([192, 0, 2, 1])).to_string(), "192.0.2.1");
+        let mut bytes = [0; 16];
+        bytes[..2].copy_from_slice(&[0x20, 0x01]);
+        assert_eq!(ip_of(&MappedAddr(bytes)).to_string(), "2001::");
+    }
+}
