@@ -367,7 +367,7 @@ proptest! {
 
     #[test]
     fn what_others_change_is_found_entry_by_entry(
-        state in host(), strays in strays(), coins in vec(any::<bool>(), 64),
+        state in host(), others in strays(), coins in vec(any::<bool>(), 64),
     ) {
         let maps = Maps::default();
         let mut reconciler = Reconciler::default();
@@ -376,8 +376,8 @@ proptest! {
         pass(&mut reconciler, &maps, &state).unwrap();
         let written = maps.tables.borrow().clone();
         // Entries are removed, changed and added, also of VNIs that the host does not have.
-        let changed = torn(&written, &strays, &coins);
-        maps.tables.replace(changed.clone());
+        let changed = torn(&written, &others, &coins);
+        *maps.tables.borrow_mut() = changed.clone();
         let found = adopt(&mut reconciler, &maps);
         prop_assert_eq!(found.number(), diff(&written, &changed).len() as u64);
         pass(&mut reconciler, &maps, &state).unwrap();

@@ -228,3 +228,32 @@ fn explain(error: &SandboxError, port: u16) -> String {
         _ => format!("{error}; VXLAN frames are decapsulated one by one"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Without the event of its master the vxlan device would stay out of the bridge for a minute.
+    #[test]
+    fn events_of_the_two_devices_are_acted_on() {
+        const GRO: u32 = 5;
+        const ROOM: u32 = 6;
+        let assistants = Assistants::default();
+        let link = |index, up, master| Event::Link { index, name: "device".to_owned(), up, master };
+        assert!(!assistants.concerns(&link(GRO, false, None)), "there are none");
+        assistants.gro.store(GRO, Ordering::Relaxed);
+        assert!(!assistants.concerns(&link(GRO, true, None)), "there is no bridge");
+        assistants.room.store(ROOM, Ordering::Relaxed);
+        for (event, is_acted_on) in [
+            (link(ROOM, true, None), true),
+            (link(ROOM, false, None), false),
+            (link(GRO, true, Some(ROOM)), false),
+            (link(GRO, false, Some(ROOM)), true),
+            (link(GRO, true, None), true),
+            (link(GRO, true, Some(9)), true),
+            (link(7, true, None), false),
+        ] {
+            assert_eq!(assistants.concerns(&event), is_acted_on, "{event:?}");
+        }
+    }
+}

@@ -4,7 +4,10 @@ use crate::datapath::entry::FdbEntry;
 use culvert_common::abi::FdbKey;
 
 use super::fake::{Paper, Running, World, eventually, name, two_hosts};
-use crate::agent::{platform::HostEvent, state::Repair};
+use crate::{
+    agent::{platform::HostEvent, state::Repair},
+    api::Backend as _,
+};
 
 const VNI: u32 = 256;
 
