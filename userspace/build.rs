@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use culvert_bpf_build::{Toolchain, Way, build_programs};
+use culvert_bpf_build::{Compiler, Toolchain, build_programs};
 
 /// What the object is made from, relative to the workspace root.
 const SOURCES: [&str; 6] =
@@ -39,7 +39,7 @@ fn embed() -> Result<(), String> {
     // An upgraded compiler or linker makes another object.
     if let Ok(toolchain) = Toolchain::find() {
         println!("cargo::rerun-if-changed={}", toolchain.linker.display());
-        if let Way::Prebuilt { rustc } = &toolchain.way {
+        if let Compiler::Prebuilt { rustc } = &toolchain.compiler {
             println!("cargo::rerun-if-changed={}", rustc.display());
         }
     }

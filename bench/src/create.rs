@@ -19,9 +19,9 @@ use culvert_testbed::{
     netns::Netns,
 };
 
-/// Where the endpoint under test listens.
+/// UDP port at which the endpoint under test listens.
 const PORT: u16 = 9000;
-/// Its address and MAC.
+/// Address and MAC of the endpoint under test.
 const IP: &str = "10.0.0.200";
 const MAC: &str = "02:42:0a:00:00:c8";
 /// Interval of the other host's datagrams: the resolution of the figure.
@@ -84,7 +84,7 @@ fn probe(netns: &str, stop: Arc<AtomicBool>) -> anyhow::Result<thread::JoinHandl
     let socket = socket_in(netns, 0)?;
     Ok(thread::spawn(move || {
         while !stop.load(Ordering::Relaxed) {
-            // Unreachable for most of the time, which is the point.
+            // The error is ignored: the endpoint does not exist for most of the time.
             let _ = socket.send_to(b"probe", (IP, PORT));
             thread::sleep(EVERY);
         }

@@ -12,9 +12,9 @@ use crate::{
     scale::Fdb,
 };
 
-/// Entries besides those of the arms.
+/// Numbers of entries that are added to the entries of the arms.
 const SIZES: [u32; 3] = [10, 1_000, 100_000];
-/// A VNI of no network: the highest (RFC 7348 §5).
+/// The highest VNI (RFC 7348 §5), which no network has.
 const NO_VNI: u32 = 0x00ff_ffff;
 
 /// Measures with [`SIZES`] FDB entries and with as many NAT flows.
@@ -29,7 +29,7 @@ pub(crate) fn measure(arms: &Arms, rounds: u32, time: Duration) -> Result<Vec<Fi
         fdbs.push(Fdb::open(&host.bpffs())?);
     }
     for entries in SIZES {
-        // Behind a VTEP that nothing is sent to.
+        // The entries have the id of a VTEP to which no packet is sent.
         let entry = FdbEntry { ifindex: 0, vtep: VtepId(u32::MAX), seal: 0 };
         for fdb in &mut fdbs {
             (0..entries).try_for_each(|n| fdb.insert(&key(n), &entry.sealed(&key(n))))?;
@@ -54,8 +54,8 @@ fn key(n: u32) -> FdbKey {
 fn throughput(what: &str, entries: u32, arm: &Arm, rounds: u32, time: Duration) -> Result<Filled> {
     let mut filled = Filled { what: what.to_owned(), entries, tcp: Vec::new(), udp64: Vec::new() };
     for _ in 0..rounds {
-        filled.tcp.push(tcp::throughput(&arm.way, 1, time)?);
-        filled.udp64.push(udp::datagrams(&arm.way, 64, time)?.per_second);
+        filled.tcp.push(tcp::throughput(&arm.peers, 1, time)?);
+        filled.udp64.push(udp::datagrams(&arm.peers, 64, time)?.per_second);
     }
     Ok(filled)
 }
@@ -64,7 +64,7 @@ impl Arm {
     /// Makes the arm's client begin this many flows, each with one datagram.
     fn begin_flows(&self, count: u32) -> Result<()> {
         let (to, next) = self.flows()?;
-        next.set(flows::make(&to.target(&self.way), next.get(), count)?);
+        next.set(flows::make(&to.target(&self.peers), next.get(), count)?);
         Ok(())
     }
 }

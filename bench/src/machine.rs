@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use crate::results::Machine;
 
-/// This machine, now.
+/// The facts about this machine, now.
 pub(crate) fn here() -> Result<Machine> {
     let date = Command::new("date").args(["-u", "+%F"]).output().context("date")?;
     let uname = nix::sys::utsname::uname().context("uname")?;
@@ -22,7 +22,7 @@ pub(crate) fn here() -> Result<Machine> {
             .and_then(|value| value.split_whitespace().next()?.parse::<u64>().ok())
             .unwrap_or_default()
             / 1024,
-        // The text after the number names the builder.
+        // The text after the version number names the builder, and is left out.
         kernel: release.split(['-', '+']).next().unwrap_or(&release).to_owned(),
         load_before: load()?,
         load_after: 0.0,

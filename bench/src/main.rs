@@ -1,10 +1,10 @@
 //! Measurements of Culvert on hosts in network namespaces.
 //!
-//! Without a subcommand: every arm, round after round, and the report. `create`: how long
-//! after an endpoint is made on one host a packet from another host's container reaches it.
+//! Without a subcommand: every arm, round after round, and the report. `create`: the time from the
+//! creation of an endpoint on one host to the first packet from another host's container.
 //! `scale`: start, memory and changes with many endpoints in the store. `exact`: instructions per
-//! unit of work, in an emulated machine. `report`: shows what
-//! an earlier run measured. `sample`, hidden: the page of a made-up run.
+//! unit of work, in an emulated machine. `report`: shows what an earlier run measured. `sample`,
+//! hidden: the page of a made-up run.
 
 #![warn(clippy::indexing_slicing)]
 
@@ -53,7 +53,7 @@ enum What {
     Exact(exact::Args),
     /// Show what an earlier run measured.
     Report {
-        /// What '--json FILE' wrote.
+        /// The file that '--json FILE' wrote.
         #[arg(long, value_name = "FILE")]
         json: PathBuf,
         #[command(flatten)]
@@ -62,14 +62,14 @@ enum What {
     /// Write the page of a made-up run, to look at while the page is changed.
     #[command(hide = true)]
     Sample {
-        /// Where sample.json and sample.html go.
+        /// Directory for sample.json and sample.html.
         directory: PathBuf,
     },
 }
 
 fn main() -> ExitCode {
-    // The hosts of the tests, which are those of the harness, tell by a panic what cannot
-    // be made. It unwinds: what was made goes.
+    // The harness uses the hosts of the tests, which panic if something cannot be made. The panic
+    // unwinds, and so everything that was made is removed.
     std::panic::set_hook(Box::new(|info| {
         let why = info.payload_as_str().unwrap_or("no reason given");
         eprintln!("bench: {}", why.lines().next().unwrap_or_default());
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// True if something got slower than it was.
+/// Runs the subcommand. Returns true if a figure got worse than in the earlier run.
 fn run(cli: Cli) -> anyhow::Result<bool> {
     match cli.what {
         Some(What::Create { rounds, json }) => create::run(rounds, json).map(|()| false),

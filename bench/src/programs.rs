@@ -21,18 +21,18 @@ use crate::{
     results::ProgramCost,
 };
 
-/// Number of runs below which no average is computed: frames of other traffic.
+/// Number of runs below which no average is computed: such runs are of other traffic.
 const FEW: u64 = 100;
 
-/// Measures the programs on the paths of the overlay, of SNAT, and from a host to a container of
-/// its own.
+/// Measures the programs on the paths of the overlay, of SNAT, from a host to a container of its own,
+/// and from another host to a published port.
 pub(crate) fn costs(culvert: &Culvert, arms: &[Arm], time: Duration) -> Result<Vec<ProgramCost>> {
     let mut costs = Vec::new();
     for path in paths(culvert, arms)? {
         for traffic in [Traffic::Udp, Traffic::Tcp] {
             let counted = counted(&path, traffic, time)?;
             // Test runs come after the statistics are off, since the statistics add to the time.
-            // The caches have the entry of an earlier packet.
+            // The caches then have the entry of the flow from an earlier packet.
             let timed = Known::both(&path, traffic)
                 .and_then(|[first, next]| Ok([first.time()?, next.time()?]))
                 .with_context(|| format!("{}, {}: test run", path.what, traffic.name()))?;
@@ -70,6 +70,7 @@ fn paths<'a>(culvert: &'a Culvert, arms: &'a [Arm]) -> Result<Vec<Path<'a>>> {
     let overlay = culvert.overlay[0].host_side(one)?;
     let bridge = culvert.bridge[0].host_side(one)?;
     let gateway = culvert.bridge[0].route_from(one)?;
+    let publisher = culvert.bridge[1].host_side(two)?;
     let from = |device| at(&one.netns, device, TcAttachType::Ingress);
     let paths = [
         ("culvert-overlay", "overlay", [from(overlay), uplink(&two.netns)], false),
@@ -81,13 +82,19 @@ fn paths<'a>(culvert: &'a Culvert, arms: &'a [Arm]) -> Result<Vec<Path<'a>>> {
             [at(&one.netns, gateway, TcAttachType::Egress), from(bridge)],
             true,
         ),
+        (
+            "culvert-published",
+            "published port",
+            [uplink(&two.netns), at(&two.netns, publisher, TcAttachType::Ingress)],
+            true,
+        ),
     ];
     Ok(paths
         .into_iter()
         .filter_map(|(id, what, places, answered)| {
             let id = culvert.id(id);
             let arm = arms.iter().find(|arm| arm.info.id == id)?;
-            Some(Path { what, way: &arm.way, places, answered })
+            Some(Path { what, peers: &arm.peers, places, answered })
         })
         .collect())
 }
@@ -98,8 +105,8 @@ fn counted(path: &Path<'_>, traffic: Traffic, time: Duration) -> Result<[Vec<Pro
     let [first, next] = &path.places;
     let before = [first.programs()?, next.programs()?];
     match traffic {
-        Traffic::Udp => udp::datagrams(path.way, 64, time).map(|_| ())?,
-        Traffic::Tcp => tcp::throughput(path.way, 1, time).map(|_| ())?,
+        Traffic::Udp => udp::datagrams(path.peers, 64, time).map(|_| ())?,
+        Traffic::Tcp => tcp::throughput(path.peers, 1, time).map(|_| ())?,
     }
     let after = [first.programs()?, next.programs()?];
     let mut costs = [Vec::new(), Vec::new()];

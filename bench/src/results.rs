@@ -24,7 +24,7 @@ impl Regime {
     /// Both, in the order in which they are reported.
     pub(crate) const ALL: [Self; 2] = [Self::Intact, Self::WireLike];
 
-    /// Name.
+    /// Name in the report.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Intact => "frames intact",
@@ -39,7 +39,7 @@ impl Regime {
 pub(crate) enum Metric {
     /// TCP payload of one stream that arrived, bit/s.
     TcpOne,
-    /// The same of four streams.
+    /// TCP payload of four streams that arrived, bit/s.
     TcpFour,
     /// UDP datagrams of 64 bytes that arrived, 1/s, of as many as one thread can send.
     Udp64,
@@ -47,24 +47,24 @@ pub(crate) enum Metric {
     Udp1400,
     /// Datagrams of `Udp1400` that did not arrive, per cent.
     Udp1400Loss,
-    /// Round trip of one byte over TCP, half of them take at most this long, ns.
+    /// Time of a round trip of one byte over TCP, 50th percentile, ns.
     RttP50,
-    /// 99 of 100.
+    /// 99th percentile of the time of a round trip, ns.
     RttP99,
-    /// 999 of 1,000.
+    /// 99.9th percentile of the time of a round trip, ns.
     RttP999,
     /// TCP connections with one byte each way, one after the other, 1/s.
     Crr,
     /// Time that both cores work for one Gbit of TCP payload at a fixed rate, ms.
     CpuPerGbit,
-    /// The same in softirq, as the kernel's clock tick sees it.
+    /// Part of `CpuPerGbit` in softirq, by the kernel's clock tick, ms.
     SoftirqPerGbit,
     /// Datagrams of flows not seen before that arrived, 1/s.
     NewFlows,
 }
 
 impl Metric {
-    /// All.
+    /// All metrics, in the order of the report.
     pub(crate) const ALL: [Self; 12] = [
         Self::TcpOne,
         Self::TcpFour,
@@ -80,7 +80,7 @@ impl Metric {
         Self::NewFlows,
     ];
 
-    /// Heading and unit, the unit's size in what is stored, and decimals.
+    /// Heading, unit, stored value of one unit, and number of decimals.
     pub(crate) fn show(self) -> (&'static str, &'static str, f64, usize) {
         match self {
             Self::TcpOne => ("TCP, one stream", "Gbit/s", 1e9, 2),
@@ -98,7 +98,7 @@ impl Metric {
         }
     }
 
-    /// Less of it is better.
+    /// Whether less is better.
     pub(crate) fn less_is_better(self) -> bool {
         match self {
             Self::TcpOne
@@ -117,7 +117,7 @@ impl Metric {
     }
 }
 
-/// Where and when it was measured.
+/// Machine and date of the measurement.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Machine {
     /// UTC, as `2026-11-25`.
@@ -130,15 +130,15 @@ pub(crate) struct Machine {
     pub(crate) memory_mib: u64,
     /// Version of Linux.
     pub(crate) kernel: String,
-    /// Load average of the minute before.
+    /// Load average of the minute before the run.
     pub(crate) load_before: f64,
-    /// Load average of the last minute.
+    /// Load average of the last minute of the run.
     pub(crate) load_after: f64,
     /// Version of Culvert, and commit if it is known.
     pub(crate) culvert: String,
 }
 
-/// How it was measured.
+/// Settings of the measurement.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Settings {
     /// `--quick`.
@@ -147,7 +147,7 @@ pub(crate) struct Settings {
     pub(crate) rounds: u32,
     /// Length of one measurement, s.
     pub(crate) seconds: f64,
-    /// The receiving core is not the sending one.
+    /// Whether the receiving core is not the sending core.
     pub(crate) receive_on_other_core: bool,
 }
 
@@ -156,7 +156,7 @@ pub(crate) struct Settings {
 pub(crate) struct ArmInfo {
     /// Stable name, as `culvert-overlay`.
     pub(crate) id: String,
-    /// For people.
+    /// Title in the report.
     pub(crate) title: String,
     /// Row of the article's table, `A` to `F`.
     pub(crate) row: Option<char>,
@@ -171,7 +171,7 @@ pub(crate) struct Series {
     pub(crate) regime: Regime,
     /// Metric.
     pub(crate) metric: Metric,
-    /// One figure a round, in their order; the same index is the same round in all series.
+    /// One figure a round, in the order of the rounds. An index is the same round in all series.
     pub(crate) samples: Vec<f64>,
 }
 
@@ -202,7 +202,7 @@ pub(crate) struct Create {
     pub(crate) endpoints: usize,
     /// Half of them took at most this long, ms.
     pub(crate) p50_ms: f64,
-    /// 99 of 100.
+    /// 99 of 100 took at most this long, ms.
     pub(crate) p99_ms: f64,
 }
 
@@ -211,7 +211,7 @@ pub(crate) struct Create {
 pub(crate) struct Filled {
     /// `FDB entries` or `NAT flows`.
     pub(crate) what: String,
-    /// How many.
+    /// Number of entries.
     pub(crate) entries: u32,
     /// Payload that arrived, bit/s, one figure a round.
     pub(crate) tcp: Vec<f64>,
@@ -242,9 +242,9 @@ pub(crate) struct Results {
     pub(crate) filled: Vec<Filled>,
 }
 
-/// Names of arms that ratios are taken to.
+/// Id of the arm that ratios are taken to.
 pub(crate) const HOST: &str = "host";
-/// The host measured once more.
+/// Id of the arm that measures the host once more (A/A).
 pub(crate) const HOST_AGAIN: &str = "host-again";
 
 impl Results {
@@ -283,8 +283,8 @@ impl Results {
         stats::paired_ratio(ours, base)
     }
 
-    /// The smallest difference that may be claimed of a metric: the largest distance from one of
-    /// the interval of the host's ratio to itself.
+    /// The smallest difference that may be claimed of a metric: the largest distance from 1 of the
+    /// interval of the host's ratio to itself.
     pub(crate) fn noise(&self, regime: Regime, metric: Metric) -> Option<f64> {
         let same = self.ratio(HOST_AGAIN, HOST, regime, metric)?;
         Some((same.high - 1.0).abs().max((1.0 - same.low).abs()))

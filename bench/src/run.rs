@@ -47,7 +47,7 @@ pub(crate) struct Options {
     show: Show,
 }
 
-/// What is to be made of the figures besides the tables.
+/// Outputs of the figures besides the tables.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Show {
     /// Write a page with plots
@@ -62,7 +62,7 @@ pub(crate) struct Show {
 }
 
 impl Show {
-    /// The same, and the figures to `json`; nothing of it is done that cannot be finished.
+    /// The outputs, with the figures to `json`. Checks in advance that all of them can be written.
     pub(crate) fn output(&self, json: Option<PathBuf>) -> Result<report::Output> {
         let output = report::Output {
             json,
@@ -106,12 +106,13 @@ extern "C" fn end(_signal: i32) {
     ENDED.store(true, Ordering::Relaxed);
 }
 
-/// What was made goes when the values that hold it do, so signals only ask.
+/// Makes the ending signals set [`ENDED`]. The run then returns, and the drop of its values removes
+/// everything that was made.
 fn catch_signals() -> Result<()> {
     use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
     let action = SigAction::new(SigHandler::Handler(end), SaFlags::SA_RESTART, SigSet::empty());
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        // SAFETY: the handler only stores to an atomic.
+        // SAFETY: the handler only stores to an atomic, which is async-signal-safe.
         unsafe { sigaction(signal, &action) }?;
     }
     Ok(())
@@ -129,7 +130,7 @@ fn readme() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"))
 }
 
-/// Runs it. True if something got slower than it was.
+/// Runs the whole benchmark. Returns true if a figure got worse than in the earlier run.
 pub(crate) fn main(options: &Options) -> Result<bool> {
     ensure!(nix::unistd::geteuid().is_root(), "needs root to make network namespaces");
     let settings = options.settings()?;
@@ -145,15 +146,15 @@ pub(crate) fn main(options: &Options) -> Result<bool> {
         .and_then(|()| once(options, &settings, &mut results));
     results.machine.load_after = machine::load()?;
     let Err(why) = measured else { return report::show(&results, &output) };
-    // What took a quarter of an hour is not lost to the stage that failed, nor is it passed
-    // off as a whole run.
+    // The figures of the finished stages are written as JSON. A page or README.md would show
+    // them as a whole run, so these are not written.
     if results.has_any() {
         report::show(&results, &report::Output { json: output.json, ..Default::default() })?;
     }
     Err(why)
 }
 
-/// What is measured on hosts of its own.
+/// Measures `create` and `scale`, which have hosts of their own.
 fn once(options: &Options, settings: &Settings, results: &mut Results) -> Result<()> {
     if options.wants("create") {
         check_signals()?;
@@ -170,8 +171,8 @@ fn once(options: &Options, settings: &Settings, results: &mut Results) -> Result
     Ok(())
 }
 
-/// Measures one arm. What fails is measured again, and said: of ten thousand connections
-/// one may time out on a machine that does something else.
+/// Measures one arm. A measurement that fails is reported and repeated: of ten thousand connections
+/// one may time out on a busy machine.
 fn measure(
     arm: &Arm,
     load: Load,
@@ -211,7 +212,7 @@ fn rounds(options: &Options, settings: &Settings, results: &mut Results) -> Resu
         if settings.receive_on_other_core { Receive::OtherCore } else { Receive::SendersCore };
     let loads: Vec<_> = Load::ALL.into_iter().filter(|load| options.wants(&load.name())).collect();
     let of = |regime, load: Load| {
-        // How frames cross the underlay is nothing to a frame that is the first of its flow.
+        // New flows are measured in one regime: it has no effect on the first frame of a flow.
         let regime_matters = load != Load::NewFlows || regime == Regime::Intact;
         chosen.iter().filter(move |arm| regime_matters && arm.has(load))
     };
@@ -228,11 +229,11 @@ fn rounds(options: &Options, settings: &Settings, results: &mut Results) -> Resu
         for regime in Regime::ALL {
             arms.set(regime, receive)?;
             for &load in &loads {
-                let ways: Vec<_> = of(regime, load).collect();
-                for turn in 0..ways.len() {
+                let chosen: Vec<_> = of(regime, load).collect();
+                for turn in 0..chosen.len() {
                     check_signals()?;
                     // Each round begins with another arm.
-                    let Some(arm) = ways.get((turn + round) % ways.len()) else { continue };
+                    let Some(arm) = chosen.get((turn + round) % chosen.len()) else { continue };
                     bar.set_message(format!("{}: {}", arm.info.id, load.name()));
                     let figures = measure(arm, load, time, &bar)?;
                     results.add(&arm.info.id, regime, &figures);

@@ -1,7 +1,7 @@
 //! The control plane with many endpoints: start of an agent, memory, one change.
 //!
-//! A host with one endpoint in a network, and in the store the rest of the network on
-//! fifty other hosts, of which only the records exist.
+//! There is one host, with one endpoint in a network. The store also has records of the network's
+//! other endpoints, on fifty hosts that do not exist.
 
 mod maps;
 mod seed;
@@ -30,7 +30,7 @@ use crate::stats::percentile;
 const LIMIT: Duration = Duration::from_secs(120);
 /// Interval at which the log and a map are read: the resolution of the figures.
 const EVERY: Duration = Duration::from_millis(1);
-/// From the maps being complete to the reading of the memory.
+/// Time between the completion of the maps and the reading of the memory.
 const SETTLE: Duration = Duration::from_secs(3);
 /// The beginning of the agent's line when the maps hold everything.
 const READ: &str = "store read ";
@@ -56,21 +56,21 @@ pub(crate) struct Args {
 pub(crate) struct ColdStart {
     /// Endpoints of other hosts.
     pub(crate) endpoints: u32,
-    /// One range read of all keys by etcd-client, nothing parsed, in ms.
+    /// Time of one range read of all keys by etcd-client, without parsing, in ms.
     pub(crate) raw_range_ms: f64,
     /// From the beginning of the agent's read of the store until the maps hold
-    /// everything, in ms; the agent says so.
+    /// everything, in ms, as the agent reports it.
     pub(crate) snapshot_to_maps_ms: f64,
     /// From the start of the process until the maps hold everything, in ms.
     pub(crate) exec_to_maps_ms: f64,
-    /// Memory of the maps (`memlock` of their fdinfo).
+    /// Memory of the maps (`memlock` of their fdinfo), bytes.
     pub(crate) kernel_bytes: u64,
-    /// The agent's resident memory (`VmRSS`).
+    /// The agent's resident memory (`VmRSS`), bytes.
     pub(crate) agent_rss_bytes: u64,
 }
 
-/// One endpoint more, or less, on another host: how long after the transaction was
-/// answered the maps of this one follow, in ms.
+/// Times to add and to remove an endpoint of another host: from etcd's answer to the transaction
+/// until the maps of this host have the change, in ms.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Change {
     /// Endpoints of other hosts.
@@ -135,13 +135,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts an agent that has nothing, once for each number of endpoints.
+/// Starts an agent without state, once for each number of endpoints.
 pub(crate) fn cold_start(counts: &[u32]) -> anyhow::Result<Vec<ColdStart>> {
     counts.iter().map(|count| World::new(*count)?.start()).collect()
 }
 
-/// What one endpoint more costs, kernel and agent together: the difference between the
-/// fewest and the most. `None` unless there are two sizes.
+/// Memory for each further endpoint, kernel and agent together, bytes: the difference between the
+/// fewest and the most endpoints. `None` unless there are two sizes.
 pub(crate) fn bytes_per_endpoint(starts: &[ColdStart]) -> Option<f64> {
     let least = starts.iter().min_by_key(|start| start.endpoints)?;
     let most = starts.iter().max_by_key(|start| start.endpoints)?;
@@ -173,7 +173,7 @@ pub(crate) fn change(count: u32, rounds: u32) -> anyhow::Result<Change> {
 
 /// A host, and a store with the records of a large network.
 pub(crate) struct World {
-    // Its agent ends before the store.
+    // Field order: the host's agent ends before the store.
     host: Host,
     cluster: Cluster,
     count: u32,
@@ -182,7 +182,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Without an agent.
+    /// Makes the host and the records. No agent runs yet.
     fn new(count: u32) -> anyhow::Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "needs root to make network namespaces");
         let mut cluster = Cluster::without_agents(1, 1500);
@@ -190,14 +190,14 @@ impl World {
         let sandbox = Netns::new("scale");
         let path = sandbox.path().to_owned();
         let world = Self { host, cluster, count, _sandbox: sandbox };
-        // A route makes the other hosts' VTEPs appear behind a router.
+        // The route makes the other hosts' VTEPs reachable through a router.
         world.host.netns.run(&format!("ip route add default via {}", Cluster::ETCD));
         let node = world.host.node.clone();
         world.in_switch(|url| seed::fill(url, count, &node, &path))?;
         Ok(world)
     }
 
-    /// With an agent whose maps hold everything, and the maps.
+    /// Makes a world, and starts the agent until its maps hold everything. Returns the maps, too.
     pub(crate) fn started(count: u32) -> anyhow::Result<(Self, Maps)> {
         let mut world = Self::new(count)?;
         world.start()?;
@@ -205,8 +205,9 @@ impl World {
         Ok((world, maps))
     }
 
-    /// With an agent whose maps hold everything, and the maps. Calls `at` with the agent's process
-    /// when it has done all that does not depend on the store, and when the maps hold everything.
+    /// Makes a world, and starts the agent until its maps hold everything. Calls `at` with the
+    /// agent's process twice: when the agent has done all that does not depend on the store, and
+    /// when the maps hold everything.
     pub(crate) fn read<T>(
         count: u32,
         at: impl Fn(Pid) -> anyhow::Result<T>,
@@ -249,7 +250,7 @@ impl World {
         Ok(until(|| Ok(!maps.fdb_has(&key)?))?.saturating_duration_since(answered))
     }
 
-    /// Runs something where etcd can be reached.
+    /// Runs `work` in the namespace in which etcd can be reached, with etcd's endpoint.
     fn in_switch<T: Send>(
         &self,
         work: impl FnOnce(&str) -> anyhow::Result<T> + Send,
@@ -271,11 +272,11 @@ impl World {
         let complete = self.log_has(READ)?;
         let host = &self.host;
         let maps = Maps::open(&host.bpffs())?;
-        // Its own endpoint may not be plugged yet.
+        // The host's own endpoint is not counted: it may not be plugged yet.
         let (fdb, neighbours) = maps.entries()?;
         let wanted = self.count as usize;
         ensure!(fdb >= wanted && neighbours >= wanted, "maps: {fdb} FDB, {neighbours} neighbours");
-        // The agent returns memory that only the read needed.
+        // Within this time the agent returns the memory that only the read needed.
         thread::sleep(SETTLE);
         let agent_rss_bytes = resident(self.agent()?)?;
         let status = host.json(&["status"]);
@@ -291,7 +292,7 @@ impl World {
     }
 }
 
-/// Polls until the condition holds; returns the time.
+/// Polls until the condition holds; returns the time at which it held.
 fn until(mut holds: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<Instant> {
     let start = Instant::now();
     loop {
@@ -311,7 +312,7 @@ fn resident(pid: Pid) -> anyhow::Result<u64> {
     kilobytes(&status, "VmRSS:").map(|kb| kb * 1024)
 }
 
-/// The number behind a name in a file of /proc.
+/// The number after `name` in a file of /proc, in kB.
 fn kilobytes(text: &str, name: &str) -> anyhow::Result<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let number = line.and_then(|line| line.split_whitespace().next());

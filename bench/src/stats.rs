@@ -5,10 +5,10 @@ use serde::{Deserialize, Serialize};
 
 /// Resamples of a bootstrap.
 const RESAMPLES: usize = 4_000;
-/// Fixed, so that the same data give the same interval.
+/// Seed of the resamples. It is fixed, so that the same data give the same interval.
 const SEED: u64 = 0x5eed;
 
-/// A median and where it lies with a confidence of 95 %.
+/// A median, and the interval in which it lies with a confidence of 95 %.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 pub(crate) struct Interval {
     /// Median.
@@ -19,7 +19,7 @@ pub(crate) struct Interval {
     pub(crate) high: f64,
 }
 
-/// The middle of `figures`, or between the middle two; 0 of none.
+/// The median of `figures`: the middle one, or the mean of the middle two; 0 if there are none.
 pub(crate) fn median(figures: &[f64]) -> f64 {
     let mut sorted = figures.to_vec();
     median_of(&mut sorted)
@@ -49,7 +49,7 @@ pub(crate) fn paired_ratio(ours: &[f64], base: &[f64]) -> Option<Interval> {
     bootstrap(&ratios)
 }
 
-/// Median of figures, with its 95 % interval. None of none.
+/// Median of figures, with its 95 % interval. `None` if there are no figures.
 pub(crate) fn bootstrap(figures: &[f64]) -> Option<Interval> {
     if figures.is_empty() {
         return None;
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn ratios_are_taken_within_a_round() {
-        // Half of the base in each round, whatever the rounds are like.
+        // Each figure is half of the base in its round, whatever the rounds are like.
         let same = paired_ratio(&[4.0, 1.0, 2.0], &[8.0, 2.0, 4.0]).map(|it| (it.low, it.high));
         assert_eq!(same, Some((0.5, 0.5)));
         assert_eq!(paired_ratio(&[1.0], &[0.0]), None);

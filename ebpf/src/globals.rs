@@ -32,11 +32,11 @@ pub(crate) static FLOW_SLOTS_LEN: Global<u32> = Global::new(2 * DEFAULT_FLOWS);
 #[unsafe(no_mangle)]
 pub(crate) static LOOPBACK: Global<u32> = Global::new(1);
 
-/// A word of the table of timeouts.
+/// The idle time in ns at the index `word` of [`Timeouts`].
 #[inline(always)]
 pub(crate) fn flow_timeout(word: usize) -> u64 {
     let words = (&raw const FLOW_TIMEOUTS).cast::<u64>();
-    // SAFETY: `Global` is transparent, and the index is less than the length of the table, a power
-    // of two.
+    // SAFETY: `Global` is transparent. The mask keeps the index less than the length of the table,
+    // which is a power of two.
     unsafe { words.add(word & (TIMEOUTS_LEN - 1)).read_volatile() }
 }

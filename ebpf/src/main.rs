@@ -43,7 +43,8 @@ mod state;
 #[cfg(target_arch = "bpf")]
 mod verdict;
 
-/// GPL-compatible, as the kernel asks of programs that use its helpers.
+/// The license of the programs. The kernel allows some helpers only to programs with a
+/// GPL-compatible license.
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
@@ -55,6 +56,6 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// The object is for the kernel; on the host there is nothing to run.
+/// Empty: the object is for the kernel, and the host runs nothing of it.
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

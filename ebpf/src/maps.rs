@@ -103,10 +103,10 @@ pub(crate) static STATS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(ST
 #[map]
 pub(crate) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
-/// A hash map of either kind.
+/// A hash map, with or without LRU eviction.
 pub(crate) trait Table<K, V> {
-    /// Where the value of `key` lies, if there is one. The memory stays mapped, but the
-    /// kernel may give it to another key at any time.
+    /// The address of the value of `key`; `None` if the map does not have the key. The memory stays
+    /// mapped until the program ends, but the kernel may reuse it for another key at any time.
     fn find(&self, key: &K) -> Option<*const V>;
 }
 
@@ -124,13 +124,14 @@ impl<K, V> Table<K, V> for LruHashMap<K, V> {
     }
 }
 
-/// Copies a value word by word: as one volatile read, the compiler takes it apart into bytes
-/// on the stack. The copy is whole only if its seal says so.
+/// Copies a value word by word. The compiler would split one volatile read of the whole value into
+/// single bytes on the stack. The copy is consistent only if its seal matches ([`Sealed::is_of`]).
 #[inline(always)]
 pub(crate) fn copy<V: Pod>(from: *const V, to: *mut V) {
-    // The size of a type is a multiple of its alignment.
+    // The size of a type is a multiple of its alignment, so the words cover the whole value.
     const { assert!(align_of::<V>() >= 4) };
-    // 8 bytes at once only where `to` is aligned to as many: the verifier demands it of the stack.
+    // Words of 8 bytes only where `to` is aligned to 8 bytes: the verifier demands aligned access
+    // to the stack.
     if const { align_of::<V>() >= 8 } {
         words::<V, u64>(from, to);
     } else {
@@ -144,37 +145,40 @@ fn words<V: Pod, W: Pod>(from: *const V, to: *mut V) {
     let to = to.cast::<W>();
     for word in 0..size_of::<V>() / size_of::<W>() {
         // SAFETY: the memory of a map's value stays mapped until the program ends (RCU), and is
-        // aligned to 8 bytes; `copy` has checked the alignment of `to`. Both have as many words,
-        // and any bytes are a valid `V` (`Pod`).
+        // aligned to 8 bytes; `copy` has checked the alignment of `to`. The loop stays within the
+        // size of `V`, and any bytes are a valid `V` (`Pod`).
         unsafe { to.add(word).write(from.cast::<W>().add(word).read_volatile()) };
     }
 }
 
-/// Copies the value of `key` to `to` and checks its seal. `false` if there is no value.
+/// Copies the value of `key` to `to` and checks its seal. Returns `false` if the map does not have
+/// the key, or if the seal does not match.
 ///
-/// A program never holds a reference to a value: a removed element may be recycled for
-/// another key while the program looks at it (`culvert_common::abi::Sealed`).
+/// A program never holds a reference to a value: the kernel may reuse the memory of a removed
+/// element for another key while the program reads it (`culvert_common::abi::Sealed`).
 #[inline(always)]
 pub(crate) fn read_to<K, V: Sealed<K>>(map: &impl Table<K, V>, key: &K, to: &mut V) -> bool {
     let Some(value) = map.find(key) else { return false };
     copy(value, to);
-    // The words are read again: kept in registers, they would be spilled to the stack.
+    // `black_box` makes the compiler read the words again from `to`. Otherwise it keeps them in
+    // registers, and spills them to the stack.
     core::hint::black_box(&mut *to).is_of(key)
 }
 
-/// [`read_to`] for the maps whose entries the agent updates while packets flow. An update
-/// inserts a new element before it removes the old one, so a copy that does not match is read
-/// once more.
+/// [`read_to`] for the maps whose entries the agent updates while packets flow. An update inserts a
+/// new element before it removes the old one, so a value whose seal does not match is read once
+/// more.
 #[inline(always)]
 pub(crate) fn read_updated<K, V: Sealed<K>>(map: &impl Table<K, V>, key: &K, to: &mut V) -> bool {
     read_to(map, key, to) || read_to(map, key, to)
 }
 
-/// Copies the value of `key`, if there is one. See [`read_to`].
+/// Returns a copy of the value of `key`. `None` if the map does not have the key, or if the seal
+/// does not match. See [`read_to`].
 #[inline(always)]
 pub(crate) fn read<K, V: Sealed<K>>(map: &impl Table<K, V>, key: &K) -> Option<V> {
     let from = map.find(key)?;
-    // Not zeroed: the compiler makes a call of memset of that.
+    // Not zeroed: the compiler would make a call of `memset` for that.
     let mut value = MaybeUninit::<V>::uninit();
     copy(from, value.as_mut_ptr());
     // SAFETY: `copy` writes all words of the value, and any bytes are a valid `V` (`Pod`).
@@ -182,27 +186,27 @@ pub(crate) fn read<K, V: Sealed<K>>(map: &impl Table<K, V>, key: &K) -> Option<V
     value.is_of(key).then_some(*value)
 }
 
-/// Whether the map has the key: all that is asked of a set.
+/// Whether the map has the key. The value is not read.
 #[inline(always)]
 pub(crate) fn has<K, V: Pod>(map: &impl Table<K, V>, key: &K) -> bool {
     map.find(key).is_some()
 }
 
-/// This CPU's copies of map values: the stack has 512 bytes.
-struct Copies {
+/// This CPU's copies of map values. They are not on the BPF stack, which has only 512 bytes.
+struct ValueCopies {
     ep: EndpointInfo,
     net: NetworkInfo,
     path: UnderlayPath,
 }
 
 #[map]
-static VALUES: PerCpuArray<Copies> = PerCpuArray::with_max_entries(1, 0);
+static VALUES: PerCpuArray<ValueCopies> = PerCpuArray::with_max_entries(1, 0);
 
-/// The endpoint behind the host-side interface `ifindex`: a copy that holds until the next
-/// call of this function on this CPU.
+/// The endpoint behind the host-side interface `ifindex`: a copy that is valid until the next call
+/// of this function on this CPU.
 #[inline(always)]
 pub(crate) fn endpoint(ifindex: u32) -> Option<&'static EndpointInfo> {
-    let Copies { ep, .. } = own(&VALUES, 0)?;
+    let ValueCopies { ep, .. } = own(&VALUES, 0)?;
     if read_endpoint(ifindex, ep) == 0 { None } else { Some(ep) }
 }
 
@@ -213,10 +217,10 @@ pub(crate) fn read_endpoint(ifindex: u32, to: &mut EndpointInfo) -> u32 {
     read_updated(&ENDPOINTS, &ifindex, to).into()
 }
 
-/// The network `vni`: a copy that holds until the next call of this function on this CPU.
+/// The network `vni`: a copy that is valid until the next call of this function on this CPU.
 #[inline(always)]
 pub(crate) fn network(vni: u32) -> Option<&'static NetworkInfo> {
-    let Copies { net, .. } = own(&VALUES, 0)?;
+    let ValueCopies { net, .. } = own(&VALUES, 0)?;
     if read_network(vni, net) == 0 { None } else { Some(net) }
 }
 
@@ -227,10 +231,10 @@ pub(crate) fn read_network(vni: u32, to: &mut NetworkInfo) -> u32 {
     read_updated(&NETWORKS, &vni, to).into()
 }
 
-/// The path to a VTEP: a copy that holds until the next call of this function on this CPU.
+/// The path to a VTEP: a copy that is valid until the next call of this function on this CPU.
 #[inline(always)]
 pub(crate) fn underlay(vtep: VtepId) -> Option<&'static UnderlayPath> {
-    let Copies { path, .. } = own(&VALUES, 0)?;
+    let ValueCopies { path, .. } = own(&VALUES, 0)?;
     if read_underlay(vtep, path) == 0 { None } else { Some(path) }
 }
 
@@ -246,53 +250,56 @@ fn read_underlay(vtep: VtepId, to: &mut UnderlayPath) -> u32 {
 pub(crate) fn vxlan_port(vtep: VtepId) -> Option<u16> {
     let path = UNDERLAY.get_ptr(vtep)?;
     // SAFETY: the memory of a map's value stays mapped until the program ends (RCU). If the entry
-    // is removed now, the port may be that of another VTEP: one packet is judged by that one.
+    // is removed now, the memory may have the port of another VTEP: one packet is then compared
+    // with that port.
     Some(unsafe { (&raw const (*path).port).read_volatile() })
 }
 
-/// The address is one of the host's.
+/// Whether `ip` is an address of the host.
 #[inline(always)]
 pub(crate) fn is_host_addr(ip: [u8; 4]) -> bool {
     has(&HOST_ADDRS, &MappedAddr::v4(ip))
 }
 
-/// The interface is an uplink.
+/// Whether the interface is an uplink.
 #[inline(always)]
 pub(crate) fn is_uplink(ifindex: u32) -> bool {
     has(&UPLINKS, &ifindex)
 }
 
-/// The interface is a client link.
+/// Whether the interface is a client link.
 #[inline(always)]
 pub(crate) fn is_client_link(ifindex: u32) -> bool {
     has(&CLIENT_LINKS, &ifindex)
 }
 
-/// The address is one of a service, which the host's netfilter translates.
+/// Whether `ip` is the address of a service, which the host's netfilter translates.
 #[inline(always)]
 pub(crate) fn is_service(ip: [u8; 4]) -> bool {
     SERVICES.get(Key::new(32, ip)).is_some()
 }
 
-/// Clients with the address use no published port.
+/// Whether clients with the address `ip` are denied all published ports.
 #[inline(always)]
 pub(crate) fn is_denied(ip: [u8; 4]) -> bool {
     DENIED.get(Key::new(MappedAddr::BITS, MappedAddr::v4(ip))).is_some()
 }
 
-/// Clients with the address may use the restricted ports of the container behind `ifindex`.
+/// Whether clients with the address `ip` may use the restricted ports of the container behind
+/// `ifindex`.
 #[inline(always)]
 pub(crate) fn is_source(ifindex: u32, ip: [u8; 4]) -> bool {
     let key = SourceKey { ifindex, addr: MappedAddr::v4(ip) };
     SOURCES.get(Key::new(SourceKey::BITS, key)).is_some()
 }
 
-/// Another socket of the host has the VXLAN port on this uplink.
+/// Whether another socket of the host has the VXLAN port on this uplink.
 #[inline(always)]
 pub(crate) fn shares_port(ifindex: u32) -> bool {
     let Some(info) = UPLINKS.find(&ifindex) else { return false };
     // SAFETY: `find` returned the address of a value of this map, which stays memory of the map
-    // while the program runs. It may be recycled: the flag is the same for all uplinks.
+    // while the program runs. The kernel may reuse it for another uplink, but the flag is the same
+    // for all uplinks.
     let flags = unsafe { (&raw const (*info).flags).read_volatile() };
     flags & UplinkInfo::SHARED_PORT != 0
 }

@@ -1,15 +1,15 @@
-//! The flow cache: IPv4 TCP and UDP between a pair of endpoints whose frames have been
-//! judged before.
+//! The flow cache: results for IPv4 TCP and UDP frames between two endpoints. The frames that
+//! follow the first one need no look-ups in the other maps.
 //!
-//! What becomes of a frame depends on the endpoint, on the MAC and IP addresses in it, and on
-//! maps that seldom change. The cache keeps the result under all of these addresses, so that
-//! a frame with any other address, or on another interface, is a miss; and for one epoch of
-//! the maps ([`EPOCH`](culvert_common::abi::names::EPOCH)), which begins anew whenever a map
-//! changes that the result depends on. What depends on more (lengths, ECN, fragments, the
-//! outer header) is checked for every packet.
+//! The result for a frame depends on its endpoint, on its MAC and IP addresses, and on maps that
+//! seldom change. The key of an entry holds the addresses, and the interface or VTEP that the frame
+//! comes from. A frame that differs in one of them is a miss. An entry is valid for one epoch of
+//! the maps ([`EPOCH`](culvert_common::abi::names::EPOCH)). A new epoch begins whenever a map
+//! changes that the result depends on. Lengths, ECN, fragments and the outer header are checked for
+//! every packet.
 //!
-//! Each CPU has a cache of its own: nothing is shared, nothing is locked. A slot holds the
-//! pair that was judged last.
+//! Each CPU has a cache of its own: no memory is shared, and there is no lock. A slot holds the
+//! last pair that was written to it.
 
 use aya_ebpf::{macros::map, maps::PerCpuArray, programs::TcContext};
 use bytemuck::{Pod, Zeroable};
@@ -42,7 +42,7 @@ use crate::{
     verdict::{Outcome, Packed},
 };
 
-/// Pairs that a CPU keeps in each direction.
+/// Slots of each CPU in each direction. A slot holds one pair.
 const SLOTS: u32 = 4096;
 
 /// Bytes of padding before the Ethernet header, so that the IP header is 4-byte aligned, like
@@ -54,11 +54,11 @@ const LEAD: usize = 2;
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(8))]
 struct Plain {
-    /// Zero.
+    /// Padding; zero.
     lead: [u8; LEAD],
     eth: EthHdr,
     ip: Ipv4Hdr,
-    /// Of TCP and UDP.
+    /// Source and destination port of TCP or UDP, in network order.
     ports: [u8; 4],
     rest: [u8; 4],
     pad: [u8; 4],
@@ -71,7 +71,7 @@ const PLAIN: usize = ETH_LEN + Ipv4Hdr::LEN + UdpHdr::LEN;
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(8))]
 struct Wrapped {
-    /// Zero.
+    /// Padding; zero.
     lead: [u8; LEAD],
     outer_eth: EthHdr,
     outer_ip: Ipv4Hdr,
@@ -107,20 +107,21 @@ impl OuterHeaders for Wrapped {
     }
 }
 
-/// Everything of a frame that decides what becomes of it.
+/// Key of an entry: the fields of a frame that its result depends on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 struct Key {
-    /// Destination and source MAC, and what lies in the same words: that is the same in every
-    /// frame that the cache keeps.
+    /// Destination and source MAC. From a container, the words also have the padding and the
+    /// EtherType, which are the same in all frames of the cache.
     macs: [u64; 2],
-    /// IP addresses, or VXLAN header.
+    /// From a container: the IP addresses. From the underlay: the VXLAN header.
     more: u64,
-    /// Interface index of the host side, or the VTEP that sent the frame.
+    /// From a container: the interface index of the host side. From the underlay: the address of
+    /// the VTEP that sent the frame.
     from: u64,
 }
 
-/// Two words as one, as they lie in memory.
+/// Joins two words of 4 bytes to one of 8 bytes, in their order in memory.
 #[inline(always)]
 const fn join(first: u32, second: u32) -> u64 {
     first as u64 | ((second as u64) << 32)
@@ -145,7 +146,8 @@ impl Wrapped {
 }
 
 impl Key {
-    /// Slot of the key. Addresses that are given one after the other differ in their last bytes.
+    /// Slot of the key. The hash spreads the last bytes of the addresses: addresses that are
+    /// assigned one after the other differ only there.
     #[inline(always)]
     fn slot(&self) -> u32 {
         const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -158,38 +160,39 @@ impl Key {
 
 const _: () = assert!(SLOTS == 1 << (64 - 52));
 
-/// A pair in the direction from a container.
+/// Entry for frames that come from a container.
 #[repr(C)]
 struct Outbound {
     key: Key,
-    /// Epoch for which the entry holds; 0 is no entry.
+    /// Epoch in which the entry is valid; 0 if the slot has no entry.
     epoch: u64,
-    /// Interface index of the host side of the local endpoint; 0 if it is behind a VTEP.
+    /// Interface index of the host side if the destination is a local endpoint; 0 if it is behind a
+    /// VTEP.
     local: u32,
     /// Bytes of the largest L3 packet that reaches the VTEP.
     mtu: u32,
     encap: Encap,
 }
 
-/// A pair in the direction from the underlay.
+/// Entry for frames that come from the underlay.
 #[repr(C)]
 struct Inbound {
     key: Key,
-    /// Epoch for which the entry holds; 0 is no entry.
+    /// Epoch in which the entry is valid; 0 if the slot has no entry.
     epoch: u64,
-    /// Interface index of the host side of the local endpoint.
+    /// Interface index of the host side of the destination endpoint.
     local: u32,
 }
 
-/// The frame at hand: its headers, and its key if the result can be kept. Not on the stack,
-/// which has 512 bytes.
+/// The frame that the program processes: its headers, and its key if the result can be cached. It
+/// is not on the BPF stack, which has only 512 bytes.
 #[repr(C)]
 struct Frame {
     plain: Plain,
     wrapped: Wrapped,
     key: Key,
     epoch: u64,
-    /// Not 0: the result can be kept.
+    /// Not 0 if the result can be cached.
     cacheable: u32,
 }
 
@@ -200,7 +203,7 @@ static INBOUND: PerCpuArray<Inbound> = PerCpuArray::with_max_entries(SLOTS, 0);
 #[map]
 static FRAME: PerCpuArray<Frame> = PerCpuArray::with_max_entries(1, 0);
 
-/// This CPU's memory for the frame at hand.
+/// This CPU's memory for the frame that the program processes.
 #[inline(always)]
 fn frame() -> Option<&'static mut Frame> {
     let frame = own(&FRAME, 0)?;
@@ -208,8 +211,8 @@ fn frame() -> Option<&'static mut Frame> {
     Some(frame)
 }
 
-/// The outcome for a frame that a container sends; none if it is not in the cache. A BPF
-/// function of its own, for its stack.
+/// The outcome for a frame that a container sends; none if the cache does not have it. A BPF
+/// function of its own, for a stack frame of its own.
 #[inline(never)]
 pub(crate) fn from_container(ctx: &TcContext, ifindex: u32) -> Packed {
     Packed::new(try_from_container(ctx, ifindex))
@@ -218,7 +221,7 @@ pub(crate) fn from_container(ctx: &TcContext, ifindex: u32) -> Packed {
 #[inline(always)]
 fn try_from_container(ctx: &TcContext, ifindex: u32) -> Option<Outcome> {
     let frame = frame()?;
-    // Read before the maps are: a change in between makes the entry old.
+    // The epoch is read before the maps: if a map changes in between, the entry is not valid.
     let now = epoch::current();
     if !head::<Plain, LEAD, PLAIN>(ctx, &mut frame.plain) || !is_plain(ctx, &frame.plain) {
         return None;
@@ -236,15 +239,16 @@ fn try_from_container(ctx: &TcContext, ifindex: u32) -> Option<Outcome> {
     let l3_len = ctx.len() - ETH_LEN as u32;
     let longest = longest_packet(ctx, l3_len, ip.protocol(), Ipv4Hdr::LEN as u32).ok()?;
     if longest > pair.mtu {
-        // The sender is told, or the path may take more by now.
+        // A miss: the program then reads the present path MTU, and sends an ICMP error if the
+        // packet is still too big.
         return None;
     }
     let src_port = entropy_port(ipv4_hash(ctx, ip, *ports));
     Some(pair.encap.send(ctx, Some(ip.tos()), l3_len, src_port).map(|()| Action::Encap))
 }
 
-/// A whole TCP or UDP packet without options, and none of VXLAN: a container must not
-/// speak to VTEPs.
+/// Whether the frame is a TCP or UDP packet that is not a fragment and has no IP options. VXLAN is
+/// excluded: a container must not send to VTEPs.
 #[inline(always)]
 fn is_plain(ctx: &TcContext, plain: &Plain) -> bool {
     let Plain { eth, ip, ports, .. } = plain;
@@ -265,8 +269,9 @@ fn is_plain(ctx: &TcContext, plain: &Plain) -> bool {
         )
 }
 
-/// Keeps that the frame of `sender` went to `local`, the interface index of a host side, or
-/// if that is 0, to `vtep`. Returns 1 if it was kept. A BPF function of its own, for its stack.
+/// Caches that the frame of `sender` went to `local`, the interface index of a host side, or to
+/// `vtep` if `local` is 0. Returns 1 if the entry was written, else 0. A BPF function of its own,
+/// for a stack frame of its own.
 #[inline(never)]
 pub(crate) fn keep_outbound(sender: &Sender<'_>, local: u32, vtep: VtepId) -> u32 {
     let &Sender { ep, net, .. } = sender;
@@ -279,7 +284,7 @@ pub(crate) fn keep_outbound(sender: &Sender<'_>, local: u32, vtep: VtepId) -> u3
         return 0;
     }
     let Some(pair) = own(&OUTBOUND, frame.key.slot()) else { return 0 };
-    // Not in use until it is complete.
+    // The slot has no entry until the new one is complete.
     pair.epoch = 0;
     if local == 0 {
         let Some(path) = underlay(vtep) else { return 0 };
@@ -292,8 +297,8 @@ pub(crate) fn keep_outbound(sender: &Sender<'_>, local: u32, vtep: VtepId) -> u3
     1
 }
 
-/// The outcome for a frame out of the underlay; none if it is not in the cache. A BPF
-/// function of its own, for its stack.
+/// The outcome for a frame from the underlay; none if the cache does not have it. A BPF function of
+/// its own, for a stack frame of its own.
 #[inline(never)]
 pub(crate) fn from_underlay(ctx: &TcContext) -> Packed {
     Packed::new(try_from_underlay(ctx))
@@ -314,7 +319,8 @@ fn try_from_underlay(ctx: &TcContext) -> Option<Outcome> {
     Some(decap::deliver(ctx, &outer, ip, eth, pair.local))
 }
 
-/// Reads the headers of a frame. `None` if it is none that the cache keeps.
+/// Reads the headers of a frame from the underlay. `None` if the frame cannot be cached: only IPv4
+/// in VXLAN without a VLAN tag and without reserved bits can.
 #[inline(always)]
 fn read_wrapped(ctx: &TcContext, wrapped: &mut Wrapped) -> Option<Tunnelled> {
     if vlan_id(ctx) != 0 || !head::<Wrapped, LEAD, WRAPPED>(ctx, wrapped) {
@@ -328,8 +334,9 @@ fn read_wrapped(ctx: &TcContext, wrapped: &mut Wrapped) -> Option<Tunnelled> {
     }
 }
 
-/// Keeps that the frame out of the underlay went to `local`, the interface index of a host
-/// side. Returns 1 if it was kept. A BPF function of its own, for its stack.
+/// Caches that the frame from the underlay went to `local`, the interface index of a host side.
+/// Returns 1 if the entry was written, else 0. A BPF function of its own, for a stack frame of its
+/// own.
 #[inline(never)]
 pub(crate) fn keep_inbound(local: u32) -> u32 {
     let Some(frame) = own(&FRAME, 0) else { return 0 };

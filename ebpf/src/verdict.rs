@@ -1,4 +1,4 @@
-//! Where every hook ends: from a `Result<Action, DropReason>` to the kernel's verdict.
+//! The end of every hook: turns a `Result<Action, DropReason>` into the kernel's verdict.
 
 use aya_ebpf::{
     bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
@@ -15,13 +15,13 @@ use crate::{
     },
 };
 
-/// What became of a frame.
+/// The result of a program for a frame: the action, or the reason of the drop.
 pub(crate) type Outcome = Result<Action, DropReason>;
 
-/// A frame as it came in. Taken before anything else: replies and the outer header change
-/// the length.
+/// A frame as the program received it. The program reads these values first: replies and the outer
+/// header change the length.
 pub(crate) struct Seen {
-    /// The program.
+    /// The program that received the frame.
     pub(crate) direction: Direction,
     /// The device that the program is attached to.
     pub(crate) ifindex: u32,
@@ -81,13 +81,13 @@ pub(crate) fn finish(ctx: &TcContext, seen: &Seen, outcome: Outcome) -> i32 {
     }
 }
 
-/// The verdict that frees a frame without an error to who sent it.
+/// The verdict that frees a frame without an error to its sender.
 #[inline(always)]
 fn consume(ctx: &TcContext, direction: Direction) -> i32 {
     if matches!(direction, Direction::FromContainer) && is_transmitted(ctx) {
-        // While a container transmits on netkit, TC_ACT_SHOT is ENOBUFS to the sender. No
-        // verdict frees a frame silently, but the kernel does so with one that is redirected
-        // to an interface that does not exist.
+        // While a container transmits on netkit, TC_ACT_SHOT gives the sender ENOBUFS. No verdict
+        // frees a frame without an error. But the kernel frees a frame without an error if it is
+        // redirected to an interface that does not exist.
         redirect::out(0);
         return TC_ACT_REDIRECT;
     }
@@ -95,7 +95,7 @@ fn consume(ctx: &TcContext, direction: Direction) -> i32 {
 }
 
 /// The one exit of the XDP program. Only drops are counted and traced here: `from_underlay` counts
-/// and traces what passes.
+/// and traces the frames that pass.
 #[inline(always)]
 pub(crate) fn finish_xdp(ctx: &XdpContext, bytes: u32, outcome: Result<(), DropReason>) -> u32 {
     const DIRECTION: Direction = Direction::FromUnderlayXdp;
@@ -116,13 +116,13 @@ pub(crate) fn finish_xdp(ctx: &XdpContext, bytes: u32, outcome: Result<(), DropR
     }
 }
 
-/// An outcome, or none, in one register: all that a BPF function can return. The codes of
-/// actions and drop reasons do not overlap.
+/// An outcome, or none, in one register. A BPF function cannot return more. The codes of actions
+/// and drop reasons do not overlap.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub(crate) struct Packed(u32);
 
-/// [`Packed`]: no outcome.
+/// The value of [`Packed`] that stands for no outcome.
 const NONE: u32 = u32::MAX;
 
 impl Packed {
@@ -136,7 +136,8 @@ impl Packed {
         })
     }
 
-    /// Unpacks it. A number that is neither code counts as [`DropReason::HelperFailed`].
+    /// Unpacks the outcome. A number that is neither the code of an action nor of a drop reason
+    /// becomes [`DropReason::HelperFailed`].
     #[inline(always)]
     pub(crate) fn outcome(self) -> Option<Outcome> {
         if self.0 == NONE {

@@ -1,4 +1,5 @@
-//! Faults in random order while traffic flows: agents that are killed and upgraded, a store that fails.
+//! Faults in random order while traffic flows: agents that are killed and upgraded, and a store
+//! that fails.
 
 use std::{
     io::{Read as _, Write as _},
@@ -20,12 +21,12 @@ use culvert_tests::{
 };
 use nix::sys::signal::Signal;
 
-/// How long an answer may take. It is lost after that.
+/// Timeout of an answer. The answer counts as lost after this time.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Port of the servers.
 const PORT: u16 = 7000;
 
-/// One TCP connection and one UDP flow between two containers, in use all the time.
+/// One TCP connection and one UDP flow between two containers. Both send all the time.
 struct Traffic {
     stop: Arc<AtomicBool>,
     clients: [JoinHandle<Result<u64, String>>; 2],
@@ -33,7 +34,7 @@ struct Traffic {
 }
 
 impl Traffic {
-    /// Between the namespaces `from` and `to`; the latter has the address `ip`.
+    /// Starts the traffic from the namespace `from` to the namespace `to`, whose address is `ip`.
     fn start(from: &Path, to: &Path, ip: Ipv4Addr) -> Self {
         let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT);
         let servers = [Server::tcp(to, any, Behaviour::Echo), Server::udp(to, any)];
@@ -58,8 +59,8 @@ impl Traffic {
         Self { stop, clients, _servers: servers }
     }
 
-    /// Sends numbers, one after the other, and reads them back until it is stopped. Returns how many,
-    /// or what became of the first that did not come back.
+    /// Sends numbers, one after the other, and reads each one back, until `stop` is set. Returns
+    /// how many came back, or the error of the first one that did not.
     fn client(
         stop: &Arc<AtomicBool>,
         what: &'static str,
@@ -81,7 +82,7 @@ impl Traffic {
         })
     }
 
-    /// Stops it, and checks that nothing was lost and that it has flowed.
+    /// Stops the traffic. Checks that no number was lost, and that more than 10 came back.
     #[track_caller]
     fn nothing_was_lost(self) {
         self.stop.store(true, Ordering::Relaxed);
@@ -92,7 +93,7 @@ impl Traffic {
     }
 }
 
-/// Two hosts with a container each, between which traffic flows.
+/// Two hosts with a container each, and traffic between the containers.
 struct World {
     cluster: Cluster,
     names: [String; 2],
@@ -121,8 +122,8 @@ impl World {
         Self { cluster, names, traffic }
     }
 
-    /// Checks that nothing was lost, that a new container is reached, and that nothing is left of
-    /// all once it is removed.
+    /// Checks that no traffic was lost, and that a new container is reached. Removes all containers
+    /// and the network, and checks that no entry is left.
     fn ends_well(self) {
         let Self { cluster, names, traffic } = self;
         let well = || cluster.hosts.iter().all(Host::healthy);
@@ -161,7 +162,7 @@ fn agents_are_killed() {
     world.ends_well();
 }
 
-/// Agents are replaced by others, whose programs have other constants.
+/// Agents are replaced by others. The programs of the others have other constants.
 #[test]
 #[ignore = "needs root"]
 fn agents_are_upgraded() {

@@ -1,6 +1,6 @@
 //! Faults of the store, of its contents, and of the agents themselves.
 
-#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+#![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
 mod chaos;
 
@@ -14,8 +14,8 @@ use culvert_tests::{
 use etcd_client::Client;
 use nix::sys::signal::Signal;
 
-/// The store goes away and comes back: traffic flows on, the agent says so and
-/// catches up.
+/// The store is stopped and started again. Traffic continues, and the agent reports the outage and
+/// then catches up.
 #[test]
 #[ignore = "needs root"]
 fn an_outage_of_the_store_stops_nothing() {
@@ -43,8 +43,8 @@ fn an_outage_of_the_store_stops_nothing() {
     cluster.hosts[0].wait_ping(&first, "10.0.0.9");
 }
 
-/// An agent that starts without a store keeps trying and says so; with
-/// `--store-timeout` it gives up.
+/// An agent that starts without a store keeps trying and reports this. With `--store-timeout` it
+/// gives up.
 #[test]
 #[ignore = "needs root"]
 fn a_store_that_is_not_there_yet() {
@@ -66,7 +66,7 @@ fn a_store_that_is_not_there_yet() {
     cluster.hosts[0].wait_ready();
 }
 
-/// Writes below our prefix as a foreign client, from the namespace of the store.
+/// Writes keys below Culvert's prefix with another client, in the namespace of the store.
 fn put(cluster: &Cluster, records: &[(&str, &[u8])]) {
     sock::within(cluster.switch.path(), || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -79,8 +79,8 @@ fn put(cluster: &Cluster, records: &[(&str, &[u8])]) {
     });
 }
 
-/// Garbage and records of a newer Culvert under our keys: skipped and named,
-/// the rest works.
+/// Invalid records and records of a newer Culvert are under Culvert's keys. The agent skips and
+/// names them, and all other records have effect.
 #[test]
 #[ignore = "needs root"]
 fn garbage_in_the_store() {
@@ -113,7 +113,7 @@ fn garbage_in_the_store() {
     assert!(!networks.contains("broken") && !networks.contains("newer"), "{networks}");
 }
 
-/// An etcd that comes back empty is reported as replaced: no entry is removed.
+/// An etcd that is empty after a restart is reported as replaced. No entry is removed.
 #[test]
 #[ignore = "needs root"]
 fn a_wiped_store_deletes_nothing() {
@@ -143,13 +143,13 @@ fn a_wiped_store_deletes_nothing() {
     assert!(problems.contains("culvert store accept"), "{problems}");
     cluster.hosts[0].ok(&["store", "accept"]);
     cluster.hosts[0].wait_ready();
-    // The store is in touch before the maps are written.
+    // The agent is ready before it has written the maps.
     wait_until(SOON, "the entries to go", || {
         cluster.hosts[0].json(&["fdb", "show"]) == serde_json::json!([])
     });
 }
 
-/// Churn while an agent is killed again and again: both hosts converge to the same state.
+/// The configuration changes while an agent is killed repeatedly. Both hosts reach the same state.
 #[test]
 #[ignore = "needs root"]
 fn killed_in_the_middle_of_churn() {

@@ -1,4 +1,4 @@
-//! The pair of devices of an endpoint: made, kept, corrected, and made again after a loss.
+//! The device pair of an endpoint: made, kept, corrected, and made again after a loss.
 
 use std::os::fd::AsFd;
 
@@ -47,7 +47,7 @@ impl Setup {
     }
 }
 
-/// An endpoint of which something was changed.
+/// The result for an endpoint of which something was changed.
 fn plugged(ifindex: u32) -> Plugged {
     Plugged { ifindex, changed: true, master: None, kind: kind() }
 }
@@ -157,11 +157,11 @@ fn what_differs_is_corrected_and_the_pair_is_kept() {
             assert!(!shown.contains("10.0.0.2/16"), "{damage}: {shown}");
             assert!(setup.inside.run("ip route").contains("default via 10.0.0.1"), "{damage}");
         }
-        // What a user added stays.
+        // An address that a user added stays.
         setup.inside.run("ip addr add 10.7.7.7/32 dev eth0");
         assert!(!setup.plug(&spec).await.unwrap().changed);
         assert!(setup.inside.run("ip addr show dev eth0").contains("10.7.7.7/32"));
-        // A network whose MTU changed.
+        // The MTU of the network changes.
         spec.mtu = 1400;
         assert_eq!(setup.settle(&spec).await, index);
         assert!(setup.inside.run("ip link show dev eth0").contains("mtu 1400"));
@@ -182,13 +182,13 @@ fn additional_addresses_come_and_go() {
         for words in ["10.0.0.2/24 ", "10.0.0.100/24 ", "10.0.0.101/24 ", "fd00::100/64 "] {
             assert!(has(words), "{words}: {}", shown());
         }
-        // By itself the container sends from its primary addresses.
+        // By default the container sends from its primary addresses.
         let route = setup.inside.run("ip route get 10.0.0.9; ip -6 route get fd00::9");
         assert!(route.contains("src 10.0.0.2 ") && route.contains("src fd00::2 "), "{route}");
         for damage in [
             "ip addr del 10.0.0.100/24 dev eth0",
             "ip addr del fd00::100/64 dev eth0",
-            // The kernel removes the others of the subnet with the primary address.
+            // The kernel removes the other addresses of the subnet with the primary address.
             "ip addr del 10.0.0.2/24 dev eth0",
             "ip addr flush dev eth0",
         ] {
@@ -198,7 +198,8 @@ fn additional_addresses_come_and_go() {
                 assert!(has(words), "{damage}: {words}: {}", shown());
             }
         }
-        // Addresses of the user stay, unless they are given to the container as well.
+        // An address of the user stays. If it is given to the container as well, it becomes the
+        // container's.
         setup.inside.run("ip addr add 10.7.7.7/32 dev eth0; ip addr add 10.0.0.102/24 dev eth0");
         spec.additional = vec!["10.0.0.102/24".parse().unwrap()];
         setup.settle(&spec).await;
@@ -243,9 +244,10 @@ fn a_default_route_of_another_network_is_kept() {
         setup.settle(&second).await;
         let shown = setup.inside.run("ip route show default");
         assert_eq!(shown.trim_end(), "default via 10.0.0.1 dev eth0");
-        // Both are in the desired state: neither takes the default route from the other.
+        // Both endpoints are in the desired state: neither takes the default route from the other.
         assert!(!setup.plug(&spec(ID, "eth0", 2)).await.unwrap().changed);
-        // The second takes over when the first goes; a wrong gateway is corrected.
+        // The second endpoint gets the default route when the first is removed. A wrong gateway is
+        // corrected.
         unplug(&setup.netlink, ID).await.unwrap();
         setup.settle(&second).await;
         setup.inside.run("ip route replace default via 10.1.0.77 dev eth1");
@@ -266,7 +268,7 @@ fn nothing_of_ours_keeps_a_removed_sandbox_alive() {
         drop((sandbox, inside));
         assert!(netlink.link("cv0123456789ab").await.unwrap().is_some(), "the monitor is there");
         drop(monitor);
-        // The container's side is removed with the namespace, and the host side with it.
+        // The kernel removes the container's side with the namespace, and the host side with it.
         let gone = async {
             while netlink.link("cv0123456789ab").await.unwrap().is_some() {
                 tokio::time::sleep(std::time::Duration::from_millis(5)).await;
@@ -293,7 +295,7 @@ fn names_that_are_taken_are_refused() {
         let error = setup.plug(&spec(OTHER, "eth1", 3)).await.unwrap_err();
         assert!(matches!(error, SandboxError::InterfaceTaken { .. }), "{error}");
 
-        // The interfaces of another endpoint and of another program are left alone.
+        // The interfaces of another endpoint or of another program are left alone.
         setup.netlink.set_alias("cv0123456789ab", &alias_of(OTHER)).await.unwrap();
         let error = setup.plug(&spec(ID, "eth1", 2)).await.unwrap_err();
         assert!(matches!(error, SandboxError::ForeignInterface { .. }), "{error}");
@@ -316,7 +318,7 @@ fn a_bad_mtu_leaves_nothing() {
         }
         assert!(setup.netlink.link("cv0123456789ab").await.unwrap().is_none());
 
-        // Too small for IPv6, which the endpoint shall have; well enough for IPv4.
+        // The MTU is too small for IPv6, which the endpoint shall have, but enough for IPv4.
         let mut small = spec(ID, "eth0", 2);
         small.mtu = 1279;
         let error = setup.plug(&small).await.unwrap_err().to_string();

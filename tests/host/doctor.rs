@@ -1,4 +1,4 @@
-//! The doctor's facts come from the right namespace.
+//! The facts of `doctor` come from the right namespace.
 
 use std::{net::UdpSocket, os::fd::AsFd, path::PathBuf};
 
@@ -26,11 +26,11 @@ async fn diagnose(host: &Netns) -> Vec<(String, Level)> {
     };
     let netlink = Netlink::in_netns(host.fd().as_fd()).unwrap();
     let findings: Vec<Finding> = examine(&Facts::collect(&netlink, subject).await);
-    // Everything is looked at, whatever is wrong with it.
+    // Every check is made, also after a fault.
     assert!(findings.iter().any(|finding| finding.check == "tcx"), "{findings:?}");
     findings
         .into_iter()
-        // The name servers are the machine's, not the namespace's.
+        // The name servers are those of the machine, not of the namespace.
         .filter(|finding| finding.level != Level::Ok && finding.check != "names")
         .map(|finding| (finding.check, finding.level))
         .collect()
@@ -65,7 +65,7 @@ fn what_is_broken_is_found_and_nothing_else() {
     assert_eq!(found(), []);
 
     let sandbox = Sandbox::open(host.path()).unwrap();
-    // A process that another test forks holds a copy of our socket until it executes.
+    // A child process that another test forks holds a copy of this socket until it executes.
     let bind = |address: &str| {
         wait_for(DEADLINE, address, || sandbox.run(|| UdpSocket::bind(address)).unwrap().ok())
     };

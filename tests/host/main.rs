@@ -1,5 +1,5 @@
-//! netlink, sandbox and doctor against the kernel, in namespaces of their own.
-//! Needs root; ignored without.
+//! Tests of netlink, sandbox and doctor on the kernel, in namespaces of their own. They need root,
+//! and are ignored without it.
 
 #![expect(clippy::unwrap_used, reason = "what a test sets up must work")]
 
@@ -14,15 +14,15 @@ use std::{future::Future, time::Duration};
 use culvert::netlink::PairKind;
 use culvert_tests::netns::expects_netkit;
 
-/// How long anything here may take.
+/// Deadline of every wait.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// What pairs are tried: netkit where the kernel is known to have it.
+/// The kind of pairs under test: netkit if the kernel must have it, otherwise veth.
 fn kind() -> PairKind {
     if expects_netkit() { PairKind::Netkit } else { PairKind::Veth }
 }
 
-/// Runs `test` in a runtime with several threads, as the agent has.
+/// Runs `test` in a runtime with several threads, like the agent's.
 fn block_on<T>(test: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -69,7 +69,7 @@ fn a_pair_is_made_with_its_peer_in_place() {
         assert!(id.is_some());
         assert_eq!(links[1].peer_netns_id, id);
 
-        // Which of the two names is taken is told, and nothing half made is left.
+        // The error says which of the two names is taken, and no device is left.
         let error = pair(&outside, "cv01", "eth1", &sandbox).await.unwrap_err();
         assert!(matches!(&error, NetlinkError::NameTaken(name) if name == "cv01"), "{error}");
         let error = pair(&outside, "cv02", "eth0", &sandbox).await.unwrap_err();
@@ -138,7 +138,7 @@ fn addresses_and_routes() {
         let addresses = netlink.addresses(up).await.unwrap();
         assert!(addresses.contains(&net("10.1.0.5/24")), "{addresses:?}");
         assert!(addresses.contains(&net("192.0.2.1/24")), "{addresses:?}");
-        // Usable at once: not tentative.
+        // The address can be used at once, so it is not tentative.
         let shown = underlay.hosts[0].run("ip -6 addr show dev up0 scope global");
         assert!(shown.contains("2001:db8::5/64") && !shown.contains("tentative"), "{shown}");
 
@@ -233,7 +233,7 @@ fn a_managed_neighbour_is_resolved_without_traffic() {
         for _ in 0..2 {
             netlink.forget_neighbour(uplink, ip("192.0.2.2")).await.unwrap();
         }
-        // The kernel may keep a failed entry for a while; it does not manage it.
+        // The kernel may keep a failed entry for a while, but it is not a managed entry.
         let left = found(netlink.neighbours().await.unwrap());
         assert!(left.is_none_or(|neighbour| !neighbour.managed && !neighbour.valid), "{left:?}");
     });
@@ -261,7 +261,7 @@ fn events_tell_what_changed() {
                 }
             }
         };
-        timeout(DEADLINE, read).await.expect("the deletion is not told");
+        timeout(DEADLINE, read).await.expect("the deletion is not reported");
         let up = Event::Link { index, name: "cv01".to_owned(), up: true, master: None };
         assert!(seen.contains(&up));
         assert!(seen.contains(&Event::Route), "{seen:?}");
@@ -299,12 +299,12 @@ fn features_are_read_and_turned_off() {
     });
 }
 
-/// Tables that are read at once: the kernel would refuse the second one on a socket.
+/// Concurrent reads of tables. The kernel would refuse a second dump on the same socket.
 #[test]
 #[ignore = "needs root"]
 fn tables_are_read_one_after_the_other() {
     let host = Netns::new("dumps");
-    // A table that is not read out in one piece.
+    // The kernel needs several messages for this table.
     let routes: String =
         (0..2000).map(|i| format!("route add 10.{}.{}.0/24 dev lo\n", i / 250, i % 250)).collect();
     let dir = tempfile::tempdir().unwrap();

@@ -8,7 +8,7 @@ use culvert::{
 };
 use culvert_tests::netns::{Netns, unique};
 
-/// A name that is free, and the removal of what gets it.
+/// A name that is free. The guard removes the namespace or file that gets the name.
 struct Guard(Name);
 
 impl Guard {
@@ -54,7 +54,7 @@ fn a_sandbox_is_what_ip_netns_makes() {
 #[test]
 #[ignore = "needs root"]
 fn a_file_that_a_reboot_left_is_used_again() {
-    // The directory exists and is shared as soon as one sandbox was made.
+    // The directory exists and is a shared mount once a sandbox was made.
     let first = Guard::new("first");
     Sandbox::create(&first.0).unwrap();
     for make in [Sandbox::create, Sandbox::ensure] {
@@ -144,7 +144,7 @@ fn a_closure_runs_inside_and_nothing_else_moves() {
     let within = sandbox.run(|| Sandbox::current().unwrap().id()).unwrap();
     assert_eq!(within, sandbox.id());
     assert_eq!(Sandbox::current().unwrap().id(), before);
-    // Settings are the sandbox's, too.
+    // Sysctl settings are the sandbox's, too.
     netns.run("sysctl -qw net.ipv4.conf.lo.rp_filter=2");
     let read = || fs::read_to_string("/proc/sys/net/ipv4/conf/lo/rp_filter").unwrap();
     assert_eq!(sandbox.run(read).unwrap(), "2\n");

@@ -1,5 +1,5 @@
-//! The experiments of the article that Culvert follows, in its order. docs/ARTICLE.md walks
-//! through the same ones, and names the test of each.
+//! The experiments of the article that Culvert follows, in the article's order. docs/ARTICLE.md
+//! describes the same experiments, and names the test of each.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -24,7 +24,7 @@ fn any(port: u16) -> SocketAddrV4 {
     at(Ipv4Addr::UNSPECIFIED, port)
 }
 
-/// `culvert run -d` with nothing but options; returns the name.
+/// Runs `culvert run -d` with these options only. Returns the name.
 fn run(host: &Host, hint: &str, options: &[&str]) -> String {
     let name = unique_name(hint);
     let head = ["run", "-d", "--name", &name];
@@ -32,18 +32,18 @@ fn run(host: &Host, hint: &str, options: &[&str]) -> String {
     name
 }
 
-/// What a command prints in a container, whatever its mode.
+/// What a command prints in a container of any mode.
 fn exec(host: &Host, name: &str, command: &[&str]) -> String {
     host.ok(&[&["exec", name, "--"], command].concat())
 }
 
-/// Names of the devices in an `ip -brief link` or `address`.
+/// Names of the devices in an output of `ip -brief link` or `ip -brief address`.
 fn devices(said: &str) -> Vec<&str> {
     said.lines().filter_map(|line| line.split([' ', '@']).next()).collect()
 }
 
-/// bridge: the default mode. Address, MAC and default route are Docker's, without a bridged
-/// interface or iptables.
+/// bridge: the default mode. Address, MAC and default route are the same as Docker's, without a
+/// bridged interface or iptables.
 #[test]
 #[ignore = "needs root"]
 fn bridge_is_the_default() {
@@ -60,8 +60,8 @@ fn bridge_is_the_default() {
     let network = &host.json(&["network", "inspect", "bridge"])[0];
     assert_eq!(network["Driver"], "bridge");
     assert_eq!(network["IPAM"]["Config"][0]["Subnet"], "172.17.0.0/16");
-    // The device that holds the gateway's address is a bridge without ports; the one that has
-    // ports is down, and forwards nothing.
+    // The bridge with the gateway's address has no ports. The bridge with ports is down, and
+    // forwards nothing.
     for port in host.netns.run("bridge link").lines() {
         assert!(port.contains(" master cvroom0 state disabled "), "{port}");
     }
@@ -100,8 +100,8 @@ fn bridge_snat_as_the_outside_sees_it() {
     assert!(of_web("masquerade"), "{flows}");
 }
 
-/// `-p 5001:5001`: reached from an external host, from another host and on the host by 127.0.0.1;
-/// no process listens for it, where Docker has a docker-proxy.
+/// `-p 5001:5001`: the port is reached from an external host, from another host, and on the host by
+/// 127.0.0.1. No process listens on the port, unlike docker-proxy.
 #[test]
 #[ignore = "needs root"]
 fn published_port_without_a_proxy() {
@@ -126,7 +126,7 @@ fn published_port_without_a_proxy() {
     assert_eq!(row, &serde_json::json!(["0.0.0.0:5001->5001/tcp"]));
 }
 
-/// host: the container sees the host's devices, and its port is the host's.
+/// host: the container sees the host's devices, and a port of the container is a port of the host.
 #[test]
 #[ignore = "needs root"]
 fn host_mode_shares_the_hosts_devices() {
@@ -139,12 +139,13 @@ fn host_mode_shares_the_hosts_devices() {
     let namespace = ["readlink", "/proc/self/ns/net"];
     let same = host.netns.run("readlink /proc/self/ns/net");
     assert_eq!(exec(host, &hostc1, &namespace), same.trim_end());
-    // The article gives -p here, which Docker throws away with a warning.
+    // The article gives -p here. Docker ignores it with a warning.
     let refusal = ["run", "-d", "--name", "x", "--network", "host", "-p", "5001:5001", "true"];
     assert!(host.refused(1, &refusal).contains("-p does not go with '--network host'"));
 }
 
-/// container: both have one eth0, reach each other by 127.0.0.1, and cannot both have a port.
+/// container: both have one eth0, reach each other by 127.0.0.1, and cannot listen on the same
+/// port.
 #[test]
 #[ignore = "needs root"]
 fn container_mode_shares_eth0() {
@@ -167,7 +168,7 @@ fn container_mode_shares_eth0() {
     let clash = host.culvert(&["exec", &hostcs2, "--", "python3", "-c", listen]);
     let said = String::from_utf8_lossy(&clash.stderr).into_owned();
     assert!(!clash.status.success() && said.contains("Address already in use"), "{said}");
-    // The host and the other containers do not share the namespace of the two.
+    // The namespace of the two containers is separate from the host's.
     assert!(!host.netns.run("ip -brief address").contains("172.17.0.2/"));
 }
 
@@ -187,8 +188,8 @@ fn none_mode_has_only_lo() {
     assert_eq!(out, "unreachable");
 }
 
-/// Two hosts, the article's overlay network, and a container of it on each: over2 on the second
-/// host first, as there.
+/// Two hosts, the article's overlay network, and a container of the network on each host. As in the
+/// article, over2 on the second host is made first.
 struct Over {
     world: World,
     id: String,
@@ -217,7 +218,7 @@ impl Over {
     }
 }
 
-/// etcd: healthy, and the network that one node made is in it.
+/// etcd is healthy, and has the network that one node made.
 #[test]
 #[ignore = "needs root"]
 fn etcd_holds_the_network() {
@@ -228,7 +229,7 @@ fn etcd_holds_the_network() {
         let store = &host.json(&["status"])["store"];
         assert_eq!((&store["kind"], &store["healthy"]), (&"etcd".into(), &true.into()));
     }
-    // etcd's own HTTP interface, past Culvert. Keys and values are in base64.
+    // This request goes to etcd's own HTTP interface. Keys and values are in base64.
     let range = "key=$(printf %s /culvert/v1/networks/overlaynet1 | base64); \
                  curl -s http://192.0.2.254:2379/v3/kv/range -d \"{\\\"key\\\":\\\"$key\\\"}\" | \
                  python3 -c 'import json, sys, base64; \
@@ -240,7 +241,7 @@ fn etcd_holds_the_network() {
     assert_eq!(record["subnets"][0]["subnet"], "10.0.0.0/24");
 }
 
-/// `network inspect` says the same on both nodes.
+/// `network inspect` shows the same on both nodes.
 #[test]
 #[ignore = "needs root"]
 fn inspect_is_the_same_on_both_nodes() {
@@ -270,8 +271,8 @@ fn inspect_is_the_same_on_both_nodes() {
     assert_eq!(ip(&over.over1), Some("10.0.0.3/24".into()));
 }
 
-/// One interface with the overlay's MTU, and one default route through it: Docker adds a second
-/// interface for external access.
+/// The container has one interface with the overlay's MTU, and one default route through it. Docker
+/// adds a second interface for external access.
 #[test]
 #[ignore = "needs root"]
 fn overlay_container_has_one_interface_and_its_routes() {
@@ -293,8 +294,8 @@ fn overlay_container_has_one_interface_and_its_routes() {
     );
 }
 
-/// The article's containers do not reach each other, as the vxlan device's FDB lacks the
-/// other one's MAC. Ours do, and the FDB of each host has it from the store.
+/// The article's containers do not reach each other, because the FDB of the vxlan device lacks the
+/// other container's MAC. Culvert's containers do: each host's FDB has the MAC from the store.
 #[test]
 #[ignore = "needs root"]
 fn overlay_containers_reach_each_other() {
@@ -309,7 +310,7 @@ fn overlay_containers_reach_each_other() {
         let row = fdb.as_array().and_then(|rows| rows.iter().find(|row| row["mac"] == mac));
         let row = row.unwrap();
         assert_eq!((&row["kind"], &row["dst"]), (&"static".into(), &vtep.to_string().into()));
-        // The kernel's vxlan device is there for GRO, and carries nothing.
+        // The kernel's vxlan device exists for GRO, and carries no packet.
         let vxlan: Value =
             serde_json::from_str(&host.netns.run("ip -s -j link show type vxlan")).unwrap();
         assert_eq!(vxlan.as_array().map(Vec::len), Some(1), "{vxlan}");

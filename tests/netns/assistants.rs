@@ -1,7 +1,7 @@
-//! The assistant devices, a vxlan device and a bridge: they exist, they carry no packet, and
-//! nothing depends on them.
+//! The assistant devices, a vxlan device and a bridge. They exist, they carry no packet, and no
+//! packet depends on them.
 
-#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+#![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
@@ -54,7 +54,7 @@ fn room_is_right(netns: &Netns) -> bool {
     room["linkinfo"]["info_kind"] == "bridge" && room["ifalias"] == "culvert-room" && !is_up(&room)
 }
 
-/// The host sides of containers' pairs, with the bridge of each.
+/// The host sides of the containers' device pairs, with the bridge of each.
 fn veths(netns: &Netns) -> Vec<(String, String)> {
     let rows: Value = serde_json::from_str(&netns.run("ip -d -j link show")).unwrap();
     let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
@@ -68,7 +68,7 @@ fn all_are_ports(netns: &Netns) -> bool {
     veths(netns).iter().all(|(_, master)| master == ROOM)
 }
 
-/// Frames that a device has had, in either direction.
+/// Number of frames that a device has sent and received.
 fn frames(netns: &Netns, ifname: &str) -> u64 {
     let link = link(netns, ifname);
     let of = |way: &str| link["stats64"][way]["packets"].as_u64().unwrap();
@@ -126,7 +126,7 @@ fn they_are_kept_and_purged() {
     assert_eq!(ports(), before, "no veth was made anew");
     assert_eq!([GRO, ROOM].map(|ifname| frames(netns, ifname)), [0, 0]);
 
-    // They outlive the agent, and change with its port.
+    // The devices outlive the agent, and get the agent's new VXLAN port.
     cluster.hosts[0].stop_agent(Signal::SIGKILL);
     assert!(gro_is_right(&cluster.hosts[0].netns));
     cluster.hosts[0].start_agent(&["--vxlan-port", "4790"]);
@@ -136,13 +136,13 @@ fn they_are_kept_and_purged() {
     host.ok(&["purge"]);
     let gone = || [GRO, ROOM].iter().all(|ifname| link(&host.netns, ifname) == Value::Null);
     assert!(gone());
-    // The agent does not make them again, not even after the events that still arrive.
+    // The agent does not make the devices again, not even after events that still arrive.
     cluster.hosts[0].stop_agent(Signal::SIGTERM);
     let host = &cluster.hosts[0];
     assert!([GRO, ROOM].iter().all(|ifname| link(&host.netns, ifname) == Value::Null));
 }
 
-/// `--cleanup-on-exit`, and a purge without an agent.
+/// `--cleanup-on-exit` removes the devices, and so does a purge without an agent.
 #[test]
 #[ignore = "needs root"]
 fn they_go_with_the_agent_that_cleans_up() {
@@ -209,7 +209,7 @@ fn what_is_not_ours_is_left_alone() {
         gro_is_right(&host.netns) && room_is_right(&host.netns) && all_are_ports(&host.netns)
     });
 
-    // The device that has the port keeps it.
+    // A foreign device that has the port keeps it.
     host.stop_agent(Signal::SIGTERM);
     host.netns.run(&format!(
         "ip link del {GRO}; ip link add vx1 type vxlan external dstport 4789; ip link set vx1 up"
@@ -224,7 +224,7 @@ fn what_is_not_ours_is_left_alone() {
     let looks = lines();
     host.netns.run(&format!("ip link set {} txqueuelen 999", Underlay::UPLINK));
     host.wait_ping(&names[0], &host.ip(&names[1], "bridge"));
-    assert_eq!(lines(), looks, "told once");
+    assert_eq!(lines(), looks, "reported once");
     host.ok(&["purge"]);
     assert!(is_up(&link(&host.netns, "vx1")));
 }
@@ -244,7 +244,7 @@ fn tunnelled(from: Ipv4Addr, to: Ipv4Addr, vni: u32, options: &[u8]) -> Vec<u8> 
     tunnel.wrap(&inner)[14..].to_vec()
 }
 
-/// The same in two fragments.
+/// The packet in two fragments.
 fn fragments(packet: &[u8], id: u16) -> Vec<Vec<u8>> {
     let (header, payload) = packet.split_at(usize::from(packet[0] & 15) * 4);
     let (first, second) = payload.split_at(64);
@@ -266,20 +266,20 @@ fn snmp(netns: &Netns, protocol: &str, name: &str) -> u64 {
     values.split(' ').nth(at).unwrap().parse().unwrap()
 }
 
-/// Programs at the uplink.
+/// Number of programs at the uplink.
 fn attached(host: &Host) -> usize {
     programs(&host.netns, Underlay::UPLINK, TcAttachType::Ingress).len()
 }
 
-/// Removes the pins of attachments, and so detaches.
+/// Removes the pins of attachments, which detaches the programs.
 fn detach(host: &Host, what: &str) {
     let pins = host.bpffs().join("v*/links").display().to_string();
     host.netns.run(&format!("rm -f {pins}/{what}-*"));
 }
 
-/// VXLAN that reaches the kernel's own socket, with the VNI of a network and from the address of a
-/// VTEP, is dropped: in fragments, with IP options, to another address of the host, while no
-/// program is attached.
+/// VXLAN that reaches the kernel's own socket is dropped, also with the VNI of a network and from
+/// the address of a VTEP. It comes in fragments, with IP options, to another address of the host,
+/// and while no program is attached.
 #[test]
 #[ignore = "needs root"]
 fn what_reaches_the_kernel_s_socket_gets_nowhere() {
@@ -313,7 +313,7 @@ fn what_reaches_the_kernel_s_socket_gets_nowhere() {
             send_raw(cluster.hosts[0].netns.path(), to.into(), std::slice::from_ref(packet));
         }
     };
-    // The path works.
+    // This datagram shows that the path works.
     send(&[tunnelled(from, to, 700, &[])]);
     wait_until(SOON, "the datagram", || server.seen().len() == 1);
 
@@ -335,13 +335,13 @@ fn what_reaches_the_kernel_s_socket_gets_nowhere() {
         assert_eq!(on_host.seen().len(), 0);
         assert_eq!([GRO, ROOM].map(|ifname| frames(&host.netns, ifname)), [0, 0]);
     };
-    // The unfragmented datagram to the VTEP address is handled as before. Of its fragments only the
-    // first has a port.
+    // The unfragmented datagram to the VTEP address is delivered as before. Only the first of its
+    // fragments has a port.
     all(&cluster.hosts[1].netns, 3);
     nothing(&cluster.hosts[1]);
     assert_eq!(cluster.hosts[1].counter("from_underlay", "outer_fragment"), 1);
 
-    // `cluster` is borrowed by what sends.
+    // The closures above borrow `cluster`.
     let agent = cluster.hosts[1].agent.as_ref().unwrap().pid();
     nix::sys::signal::kill(agent, Signal::SIGKILL).unwrap();
     detach(&cluster.hosts[1], "uplink");
@@ -350,18 +350,18 @@ fn what_reaches_the_kernel_s_socket_gets_nowhere() {
     all(&cluster.hosts[1].netns, 4);
     nothing(&cluster.hosts[1]);
 
-    // Without the vnifilter it would come in on the device.
+    // Without the vnifilter, the frames would come in on the device.
     let netns = &cluster.hosts[1].netns;
     netns.run(&format!(
         "ip link del {GRO}; ip link add vx1 type vxlan external dstport 4789; ip link set vx1 up"
     ));
     all(netns, 4);
-    // Besides packets that the other host's stack sends by itself.
+    // The device may also receive packets that the other host's stack sends by itself.
     let came = link(netns, "vx1")["stats64"]["rx"]["packets"].as_u64();
     assert!(came >= Some(8), "{came:?}");
 }
 
-/// A container without its program reaches neither the host nor its neighbour.
+/// A container without its program reaches neither the host nor another container.
 #[test]
 #[ignore = "needs root"]
 fn a_container_without_its_program_is_cut_off() {
@@ -384,7 +384,7 @@ fn a_container_without_its_program_is_cut_off() {
     }
     let inside = container(&names[0]);
     let run = |script: &str| host.in_container(&names[0], script);
-    // Frames that every host's stack accepts: they have the MAC of the device that they come in on.
+    // Every host's stack accepts these frames: their MAC is that of the interface they come in on.
     let veths = veths(&host.netns);
     let peer = run("ip -o link show eth0");
     let number = peer.split("@if").nth(1).and_then(|rest| rest.split(':').next()).unwrap();
@@ -414,7 +414,7 @@ fn a_container_without_its_program_is_cut_off() {
     };
     assert!(veths.iter().any(|(name, master)| *name == outer && master == ROOM));
     send();
-    // ARP, which the host would answer on any device.
+    // The host would answer ARP on any device.
     let output = host.try_in_container(&names[0], "arping -c2 -w1 -I eth0 172.17.0.1");
     assert!(!output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     std::thread::sleep(Duration::from_millis(50));
@@ -423,14 +423,15 @@ fn a_container_without_its_program_is_cut_off() {
     if netkit {
         return;
     }
-    // If the device were not a port of the bridge, the host would accept them.
+    // The host accepts the frames if the device is not a port of the bridge.
     host.netns.run(&format!("ip link set {outer} nomaster; sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.{outer}.rp_filter=0"));
     send();
     wait_until(SOON, "the host to take them", || seen()[0] > 0);
 }
 
-/// On a wire frames of TCP come one MTU at a time. With the vxlan device GRO merges them before
-/// they are decapsulated; while a foreign interface has its name, it does not.
+/// On a wire each TCP frame has at most one MTU. With the vxlan device, GRO merges the frames
+/// before they are decapsulated. While a foreign interface has the device's name, GRO does not
+/// merge them.
 #[test]
 #[ignore = "needs root"]
 fn frames_of_tcp_are_merged_before_they_are_decapsulated() {
@@ -486,17 +487,17 @@ fn frames_of_tcp_are_merged_before_they_are_decapsulated() {
     assert!(merged > 3 * 1500, "{merged} bytes a frame");
 }
 
-/// Puts another interface in the place of the vxlan device, which keeps the agent from making its
-/// own. The agent may be faster than the second step; then both steps are repeated.
+/// Replaces the vxlan device by another interface of its name, so the agent cannot make its own.
+/// The agent may make its device between the two steps. Then both steps are repeated.
 pub(crate) fn without_gro(netns: &Netns) {
     let script = format!("link del {GRO}\nlink add {GRO} type bridge\n");
     let start = Instant::now();
     while !netns.succeeds(&format!("printf '{script}' | ip -batch -")) {
-        assert!(start.elapsed() < on_this_machine(SOON), "{GRO} is not to be had");
+        assert!(start.elapsed() < on_this_machine(SOON), "{GRO} cannot be replaced");
     }
 }
 
-/// Gives the agent its vxlan device again.
+/// Lets the agent make its vxlan device again.
 pub(crate) fn with_gro(netns: &Netns) {
     if !gro_is_right(netns) {
         netns.try_run(&format!("ip link del {GRO}"));

@@ -1,6 +1,6 @@
-//! Attacks by a container or a neighbour.
+//! Attacks by a container or by a host on the underlay.
 
-#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+#![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
@@ -98,13 +98,13 @@ fn a_router_does_not_open_the_networks() {
     assert_eq!(sock::udp(world.outside.host.path(), to, 0, 1), "timeout");
     assert_eq!(server.seen().len(), 0);
     assert!(host.counter("from_host", "isolated") > 0);
-    // The host itself gets through, and so do its errors.
+    // The host itself reaches the container, and gets its ICMP errors.
     assert_eq!(sock::udp(host.netns.path(), to, 0, 1), "ok 1");
     let nobody = SocketAddrV4::new([172, 17, 0, 1].into(), 7001);
     assert_eq!(sock::udp(&container(&name), nobody, 0, 1), "refused");
 }
 
-/// Switching forwarding off on the host does not cut the containers off for long.
+/// If forwarding is switched off on the host, the agent restores it.
 #[test]
 #[ignore = "needs root"]
 fn switching_forwarding_off_is_made_good() {
@@ -119,8 +119,8 @@ fn switching_forwarding_off_is_made_good() {
     });
 }
 
-/// A neighbour cannot reach a published port with a source address of the host or of its
-/// containers.
+/// Another host on the underlay cannot reach a published port with a source address of this host or
+/// of its containers.
 #[test]
 #[ignore = "needs root"]
 fn a_neighbour_speaks_for_itself_only() {

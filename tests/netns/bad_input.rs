@@ -12,7 +12,7 @@ use serde_json::Value;
 fn state(host: &Host) -> [Value; 6] {
     let mut rows = ["network ls", "ps", "fdb show", "neigh show", "vtep ls", "nat ls"]
         .map(|verb| host.json(&verb.split(' ').collect::<Vec<_>>()));
-    // What a network's row says of itself stays; order is not promised.
+    // Every row must be equal, but the order of the rows is not promised.
     for row in &mut rows {
         if let Some(rows) = row.as_array_mut() {
             rows.sort_by_key(ToString::to_string);
@@ -21,7 +21,8 @@ fn state(host: &Host) -> [Value; 6] {
     rows
 }
 
-/// Refused with `code` and a line that has every one of `words`; nothing changed.
+/// The command is refused with `code` and a line that has every one of `words`, and changes
+/// nothing.
 pub(crate) fn refused(host: &Host, code: i32, args: &[&str], words: &[&str]) {
     let before = state(host);
     let line = host.refused(code, args);
@@ -102,7 +103,7 @@ fn containers() {
         &["../../etc"],
     );
 
-    // Namespaces that are not there, pids that are dead, names that are taken.
+    // Namespaces and pids that do not exist, and names that are taken.
     let attach = |rest: &[&str]| {
         let head = ["attach", "--name", name.as_str(), "--network", "net"];
         [&head, rest].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
@@ -125,7 +126,7 @@ fn containers() {
     assert!(taken.succeeds("ip link show br7"));
     assert!(!taken.succeeds("ip link show eth0"));
 
-    // The subnet has room for 10.0.0.2 to .6.
+    // The subnet has room for 10.0.0.2 to 10.0.0.6.
     for _ in 0..4 {
         host.run_idle(&unique_name("fill"), "net", &[]);
     }
@@ -140,7 +141,7 @@ fn containers() {
     }
 }
 
-/// Without an agent, without privilege, on a kernel that lacks a required feature.
+/// A command without an agent, without privilege, and on a kernel that lacks a required feature.
 #[test]
 #[ignore = "needs root"]
 fn no_agent_no_privilege_no_kernel() {
@@ -162,7 +163,7 @@ fn no_agent_no_privilege_no_kernel() {
     let args: Vec<_> = agent.get_args().map(ToOwned::to_owned).collect();
     let program = agent.get_program().to_owned();
 
-    // tcx came with 6.6.
+    // The kernel has tcx since Linux 6.6.
     let mut old = Command::new("setarch");
     old.arg("--uname-2.6").arg(&program).args(&args);
     one_line(&mut old, &["2.6", "6.6"]);

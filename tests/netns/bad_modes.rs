@@ -9,7 +9,7 @@ use culvert_tests::{
 
 use crate::bad_input::refused;
 
-/// Invalid values of `-p` are a usage error; the line shows the right form.
+/// An invalid value of `-p` is a usage error. The line shows the right form.
 #[test]
 #[ignore = "needs root"]
 fn malformed_ports() {
@@ -111,7 +111,7 @@ fn privileged_ports_need_a_capability() {
     cluster.hosts[0].agent = Some(Process::spawn(command));
     cluster.hosts[0].wait_ready();
     let host = &cluster.hosts[0];
-    // As on a host: the namespaces of the tests begin with what init_net has.
+    // The default of a host. The tests' namespaces inherit the value of init_net instead.
     host.netns.run("sysctl -qw net.ipv4.ip_unprivileged_port_start=1024");
     let (name, other) = (unique_name("x"), unique_name("y"));
     let run = ["run", "-d", "--name", &name, "-p", "80:80", "--", "true"];
@@ -160,7 +160,7 @@ fn modes() {
     refused(host, 1, &["network", "connect", "bridge", "nobody"], &["nobody"]);
     refused(host, 1, &["network", "rm", "bridge"], &["bridge"]);
     refused(host, 1, &["rm", &web], &[&side]);
-    // A foreign namespace can join a network, but not a mode.
+    // A foreign namespace can join a network, but cannot have another mode.
     let adopted = Netns::new("adopted");
     let path = adopted.path().display().to_string();
     let shared = format!("container:{web}");
@@ -170,7 +170,7 @@ fn modes() {
     }
 }
 
-/// Impossible networks, of both drivers.
+/// Impossible options of networks, for both drivers.
 #[test]
 #[ignore = "needs root"]
 fn networks_of_both_drivers() {

@@ -1,6 +1,6 @@
 //! The uplinks in `status` and `doctor --datapath`.
 
-#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+#![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
 use culvert_tests::{
     cluster::{Cluster, Host, SOON},
@@ -54,7 +54,7 @@ fn what_an_uplink_can_do_is_told() {
     wait_until(SOON, "the vxlan device", || is(host, true, true));
     assert!(host.ok(&["status"]).contains("up0 (veth, native XDP, GRO on, VXLAN merged)"));
 
-    // XDP is attached on request, and `status` shows its price.
+    // XDP is attached on request, and `status` shows its disadvantages.
     host.stop_agent(Signal::SIGTERM);
     host.start_agent(&["--datapath", "xdp"]);
     host.wait_ready();

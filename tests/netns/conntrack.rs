@@ -1,6 +1,6 @@
-//! A full conntrack table: flows that continue, flows that make room, and flows that expire.
+//! A full conntrack table: flows that continue, flows that are evicted, and flows that expire.
 
-#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+#![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
@@ -23,19 +23,20 @@ use crate::{
     ports::{any, echo, talk},
 };
 
-/// Datagrams to this many ports without an answer.
+/// Sends a datagram to each of `count` ports. No port answers.
 fn flood(netns: &std::path::Path, first: u16, count: u16) {
     sock::within(netns, || {
         for port in first..first + count {
-            // A socket each: the answers, ICMP errors, do not concern the next one.
+            // Each datagram has its own socket: an ICMP error does not affect the next datagram.
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
             let _ = socket.send_to(b"flood", SocketAddrV4::new(Outside::IP, port));
         }
     });
 }
 
-/// A container that floods a small table breaks no connection and keeps none from being made: neither
-/// its own, nor another's, masqueraded or to a published port. The flows that made room are counted.
+/// A container that floods a small table breaks no connection and prevents none. This holds for its
+/// own connections and for another container's, masqueraded or to a published port. The evicted
+/// flows are counted.
 #[test]
 #[ignore = "needs root"]
 fn a_flood_costs_no_connection() {
@@ -74,7 +75,7 @@ fn a_flood_costs_no_connection() {
     let established = established.filter(|row| row["state"] == "tcp_established").count();
     assert_eq!(established, 4, "{rows}");
 
-    // The table keeps its size, and room is made in it by an agent with another option, too.
+    // An agent with another option keeps the size of the table, and evicts in it, too.
     world.cluster.hosts[0].stop_agent(Signal::SIGTERM);
     world.cluster.hosts[0].start_agent(&["--conntrack-max", "65536"]);
     world.cluster.hosts[0].wait_ready();
@@ -84,7 +85,7 @@ fn a_flood_costs_no_connection() {
     assert_eq!((&status["max"], &status["refused"]), (&64.into(), &0.into()), "{status}");
 }
 
-/// Ports for masquerading come free by themselves while no agent runs.
+/// Ports for masquerading become free while no agent runs.
 #[test]
 #[ignore = "needs root"]
 fn flows_expire_while_no_agent_runs() {
@@ -111,7 +112,7 @@ fn flows_expire_while_no_agent_runs() {
             }
         });
     };
-    // Four ports: the fifth flow is refused until the others have expired.
+    // There are four ports. The fifth flow is refused until the others have expired.
     send(6);
     wait_until(SOON, "four questions", || arrived() > 0);
     let mut more = 0;
@@ -166,7 +167,7 @@ fn connections_are_made_during_a_flood() {
     let (name, _) = world.run("bridge", &["-p", "8080:80", "-p", "8053:53/udp"]);
     let _published = echo(&container(&name), "tcp", 80);
     let _far = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
-    // Takes what it gets, and answers nothing.
+    // This socket receives and does not answer.
     let _sink = sock::within(&container(&name), || UdpSocket::bind("0.0.0.0:53")).unwrap();
     let published = SocketAddrV4::new(host.vtep(), 8080);
     let victim = SocketAddrV4::new(host.vtep(), 8053);
@@ -178,7 +179,7 @@ fn connections_are_made_during_a_flood() {
     std::thread::scope(|scope| {
         let flood = scope.spawn(|| {
             sock::within(client, || {
-                // A source of its own for each datagram.
+                // Each datagram has its own source address and port.
                 let ports = (1024..u16::MAX)
                     .flat_map(|port| addresses.clone().map(move |last| (last, port)));
                 let sources = ports.cycle().take_while(|_| !stop.load(Ordering::Relaxed));

@@ -18,8 +18,8 @@ fn one_host() -> Cluster {
     cluster
 }
 
-/// Exit codes and output of the program are those of `run`; `--rm` leaves
-/// nothing, and the address is free again.
+/// `run` has the exit code and the output of the program. `--rm` leaves nothing, and the address is
+/// free again.
 #[test]
 #[ignore = "needs root"]
 fn run_is_the_programs_own_exit() {
@@ -64,7 +64,7 @@ fn run_is_the_programs_own_exit() {
     assert_eq!(host.json(&["ps"]), serde_json::json!([]));
 }
 
-/// Signals reach the program, standard input too.
+/// Signals and standard input reach the program.
 #[test]
 #[ignore = "needs root"]
 fn run_passes_signals_and_input() {
@@ -103,7 +103,8 @@ fn run_passes_signals_and_input() {
     assert_eq!(output.stdout, b"through\n");
 }
 
-/// `-d` keeps a log; `exec` runs beside; `ps` tells; `rm` needs `-f` while it runs.
+/// `-d` keeps a log. `exec` runs a second program. `ps` shows the container. `rm` needs `-f` while
+/// the container runs.
 #[test]
 #[ignore = "needs root"]
 fn detached_containers() {
@@ -142,7 +143,7 @@ fn detached_containers() {
     assert_eq!(host.json(&["fdb", "show"]), serde_json::json!([]));
 }
 
-/// Namespaces of other programs, by path and by pid.
+/// Namespaces of other programs are attached by path and by pid.
 #[test]
 #[ignore = "needs root"]
 fn attach_and_detach() {
@@ -197,7 +198,7 @@ fn connect_and_disconnect() {
     host.ok(&["network", "rm", "net"]);
 }
 
-/// Addresses: fixed ones, the lowest free one, reuse only after release.
+/// Addresses: a fixed one, the lowest free one, and reuse only after a release.
 #[test]
 #[ignore = "needs root"]
 fn addresses_are_given_once() {
@@ -255,7 +256,7 @@ fn concurrent_creates_never_share_an_address() {
     assert_eq!(addresses.len(), 16);
 }
 
-/// The programs' trace lines come into the agent's log when asked for.
+/// With `--trace`, the agent's log has the programs' trace lines.
 #[test]
 #[ignore = "needs root"]
 fn trace_lines_when_asked_for() {

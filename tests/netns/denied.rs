@@ -1,6 +1,7 @@
-//! Clients that may not use published ports, and rules of the host's netfilter that do not see them.
+//! Clients that may not use published ports. Rules of the host's netfilter do not see their
+//! packets.
 
-#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+#![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
 use std::{
     io::{Read as _, Write as _},
@@ -22,29 +23,29 @@ use crate::{
     ports::{echo, exchange, exchange_at, talk},
 };
 
-/// Whether nothing comes back over a connection that was open.
+/// Whether an open connection no longer gets an answer.
 fn is_dead(stream: &mut TcpStream) -> bool {
     stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     let _ = stream.write_all(b"ping");
     !matches!(stream.read(&mut [0; 4]), Ok(4))
 }
 
-/// Whether a datagram of a socket that was open is answered. It goes out at once, while a connection
-/// with data that nobody has acknowledged waits longer with each retransmission.
+/// Whether a datagram of an open socket is answered. A datagram is sent at once. A TCP connection
+/// with unacknowledged data would wait longer with each retransmission.
 fn is_answered(socket: &UdpSocket) -> bool {
-    // Late answers to earlier datagrams.
+    // Discards late answers to earlier datagrams.
     socket.set_nonblocking(true).unwrap();
     while socket.recv(&mut [0; 5]).is_ok() {}
     socket.set_nonblocking(false).unwrap();
     socket.set_read_timeout(Some(on_this_machine(Duration::from_secs(1)))).unwrap();
-    // An error is that of an earlier datagram.
+    // An error here is about an earlier datagram.
     let _ = socket.send(b"ping");
     matches!(socket.recv(&mut [0; 5]), Ok(4))
 }
 
-/// A denied client gets no answer, its open connection included, whatever netfilter says. The host
-/// itself and other clients do not notice. The denial holds without the agent and after its
-/// restart, and ends when it is taken back.
+/// A denied client gets no answer, not even over an open connection, whatever netfilter's rules
+/// are. The host itself and other clients are not affected. The denial holds without the agent and
+/// after its restart, and ends when it is removed.
 #[test]
 #[ignore = "needs root"]
 fn a_denied_client_is_kept_out_until_it_is_allowed() {
@@ -53,7 +54,7 @@ fn a_denied_client_is_kept_out_until_it_is_allowed() {
     let (other, other_ip) = world.run("bridge", &[]);
     let vtep = world.host().vtep();
     let servers = ["tcp", "udp"].map(|proto| echo(&container(&name), proto, 80));
-    // As ufw and firewalld do it.
+    // ufw and firewalld make such rules.
     let iptables = docker::iptables().expect("an iptables that works in this kernel");
     world.host().netns.run(&format!(
         "{iptables} -w -I INPUT -p tcp --dport 8080 -j DROP; {iptables} -w -P FORWARD DROP"
@@ -91,7 +92,7 @@ fn a_denied_client_is_kept_out_until_it_is_allowed() {
     assert_eq!(ports["denied"], serde_json::json!(["198.18.0.0/15", outside]));
     assert_eq!(ports["published"][0]["port"], "0.0.0.0:8080->80/tcp");
     assert!(ports["dropped"].as_u64() > Some(0), "{ports}");
-    // What a container begins itself is not concerned.
+    // A connection that a container begins is not affected.
     let far = echo(world.outside.host.path(), "tcp", 90);
     assert_eq!(exchange_at(&container(&other), "tcp", Outside::IP, 90, 10), "ok 10");
     drop(far);
@@ -115,7 +116,7 @@ fn a_denied_client_is_kept_out_until_it_is_allowed() {
         assert_eq!(exchange(&world.outside.host, proto, vtep, 8080, 10), "ok 10", "{proto}");
     }
     assert!(is_answered(&datagrams), "the socket gets no answers any more");
-    // Idempotent, for fail2ban.
+    // Idempotent, because fail2ban may repeat it.
     world.host().ok(&["ports", "allow", &outside]);
     let line = world.host().refused(1, &["ports", "allow", "198.18.0.1"]);
     assert!(line.contains("is denied as part of 198.18.0.0/15"), "{line}");
@@ -158,7 +159,7 @@ fn a_port_is_for_its_clients_alone() {
     host.start_agent(&[]);
     host.wait_ready();
     check(&world);
-    // Another container with the same port, for another client.
+    // Another container has the same port for another client.
     world.host().ok(&["rm", "-f", &others]);
     let from = third_ip.to_string();
     let (next, _) = world.run("bridge", &["-p", "8081:80", "--from", &from]);

@@ -1,7 +1,7 @@
 //! Device pairs of containers, veth or netkit. On a kernel without netkit the tests cover veth
 //! alone.
 
-#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+#![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
 use std::{path::Path, time::Duration};
 
@@ -21,12 +21,12 @@ use nix::{
 };
 use serde_json::Value;
 
-/// What the agent gives new containers.
+/// The kind of device pair that the agent gives new containers.
 pub(crate) fn told(host: &Host) -> String {
     host.json(&["status"])["datapath"]["device"].as_str().unwrap().to_owned()
 }
 
-/// The host sides of containers, with the kind of each.
+/// The kind of each container's host side.
 fn kinds(host: &Host) -> Vec<String> {
     let rows: Value = serde_json::from_str(&host.netns.run("ip -d -j link show")).unwrap();
     let ours =
@@ -159,7 +159,7 @@ fn what_a_packet_socket_says_of_a_frame_counts_for_nothing() {
         send_as(&container(&names[0]), protocol, frame);
         wait_until(SOON, kind, || counted(kind) > old);
     }
-    // The frame sent last was processed if it arrived.
+    // The frame sent last has arrived, if at all.
     std::thread::sleep(Duration::from_millis(50));
     host.wait_ping(&names[1], &host.ip(&names[0], "bridge"));
     assert!(gateway().contains("lladdr 02:42:ac:11:00:01"), "{}", gateway());

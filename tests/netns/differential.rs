@@ -1,7 +1,7 @@
-//! The same connections through Culvert and through Docker's wiring of a Linux bridge and iptables:
-//! each has the same outcome, and peers see the same addresses.
+//! The same connections through Culvert, and through a Linux bridge and iptables as Docker uses
+//! them. Each connection has the same outcome on both sides, and its peers see the same addresses.
 
-#![expect(clippy::expect_used, reason = "a step that cannot be taken fails the test with why")]
+#![expect(clippy::expect_used, reason = "a step that fails ends the test with the error")]
 
 mod plan;
 
@@ -27,12 +27,12 @@ use self::plan::{
 };
 use crate::nat::World;
 
-/// How many connections there are at once.
+/// Number of connections at the same time.
 const WORKERS: usize = 8;
-/// The plan of every run that is not given another by `CULVERT_SEED`.
+/// Seed of the plan, unless `CULVERT_SEED` gives another one.
 const SEED: u64 = 0x0c01_5e57;
 
-/// One of the two worlds.
+/// One of the two sides: Culvert, or Docker's wiring.
 struct Side<'a> {
     iptables: &'static str,
     host: &'a Netns,
@@ -99,15 +99,15 @@ fn the_same_becomes_of_a_thousand_connections() {
         "CULVERT_SEED={seed}: {count} differences:\n{}\n{stats}",
         different.join("\n")
     );
-    // A fault that both have is not a difference.
+    // A failure on both sides is not a difference.
     let good = linux.results.iter().filter(|result| result.starts_with("ok")).count();
     assert!(
         good > plan.len() / 2,
-        "CULVERT_SEED={seed}: only {good} went well: {:?}",
+        "CULVERT_SEED={seed}: only {good} succeeded: {:?}",
         linux.results
     );
     let late = linux.results.iter().filter(|result| *result == "timeout").count();
-    assert!(late < 10, "CULVERT_SEED={seed}: {late} went nowhere");
+    assert!(late < 10, "CULVERT_SEED={seed}: {late} timed out");
 }
 
 /// A container of Culvert with its published ports.
@@ -168,7 +168,8 @@ impl Side<'_> {
     /// Settings that both sides have in common.
     fn prepare(&self) {
         let router = &self.outside.router;
-        // As an unreachable route, whose errors the kernel limits for the whole machine.
+        // These rules act like an unreachable route. The kernel limits the errors of a route for
+        // the whole machine.
         router.run("ip route add 203.0.113.0/24 dev out0");
         for (ip, target) in [
             (plan::UNREACHABLE, "REJECT --reject-with icmp-host-unreachable"),
@@ -191,7 +192,7 @@ impl Side<'_> {
         }
     }
 
-    /// The servers, with their names, and whether they are of TCP.
+    /// The servers, each with its name and whether it is a TCP server.
     fn serve(&self) -> Vec<(String, bool, Server)> {
         let mut servers = Vec::new();
         let mut at = |place: &str, netns: &Path, more: u16| {
@@ -234,8 +235,8 @@ fn sock_addr(port: u16) -> std::net::SocketAddrV4 {
     std::net::SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, port)
 }
 
-/// The part of a client's address that must be equal on both sides: address and port of an external
-/// client of a published port, nothing of a client on the host itself, and the address elsewhere.
+/// The part of a client's address that must be equal on both sides. For an external client: address
+/// and port. For another client of a published port: nothing. For any other client: the address.
 fn whom(server: &str, peer: &SocketAddr) -> String {
     if peer.ip() == Outside::IP {
         return peer.to_string();

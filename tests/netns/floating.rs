@@ -1,7 +1,7 @@
 //! Addresses that move between containers: floating ones, which the containers move themselves
 //! (keepalived, VRRP), and additional ones, which the store moves.
 
-#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+#![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use culvert_tests::{
     wire,
 };
 
-/// Time within which everybody has the new MAC of an address that has moved.
+/// Time within which all have the new MAC of an address that has moved.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 const FLOAT_V4: [u8; 4] = [10, 0, 0, 100];
@@ -44,13 +44,13 @@ impl<'a> Member<'a> {
         self.host.try_in_container(&self.name, &ping).status.success()
     }
 
-    /// Its neighbour table has the address at this MAC.
+    /// Whether the container's neighbour table has the address at this MAC.
     fn has_neighbour(&self, ip: &str, mac: [u8; 6]) -> bool {
         let mac = mac.map(|octet| format!("{octet:02x}")).join(":");
         self.run(&format!("ip neigh show {ip}")).contains(&mac)
     }
 
-    /// Takes the floating addresses, as keepalived does: with announcements.
+    /// Takes the floating addresses with announcements, as keepalived does.
     fn take(&self) {
         self.run("ip addr add 10.0.0.100/24 dev eth0; ip addr add fd00:1::100/64 dev eth0 nodad");
         let own = packet::Host { mac: self.mac, v4: FLOAT_V4, v6: FLOAT_V6 };
@@ -77,8 +77,8 @@ fn host_reaches(host: &Host, ip: &str) -> bool {
     host.netns.try_run(&format!("ping -c1 -W1 {ip}")).status.success()
 }
 
-/// A floating address moves to a container of the other host and back. Containers and hosts that had
-/// the former MAC have the new one within a second.
+/// A floating address moves to a container of the other host and back. Containers and hosts that
+/// had the old MAC have the new MAC within a second.
 #[test]
 #[ignore = "needs root"]
 fn a_floating_address_moves_between_hosts() {
@@ -107,7 +107,7 @@ fn a_floating_address_moves_between_hosts() {
         client.host.wait_ping(&client.name, "10.0.0.3");
     }
 
-    // Nobody has said where it is: whoever wants to know asks.
+    // The address was not announced: clients and hosts must ask for it.
     routers[0].run("ip addr add 10.0.0.100/24 dev eth0; ip addr add fd00:1::100/64 dev eth0 nodad");
     for client in &clients {
         for ip in ["10.0.0.100", "fd00:1::100"] {
@@ -143,7 +143,7 @@ fn a_floating_address_moves_between_hosts() {
     }
 }
 
-/// The hosts of a network without `anti_spoof=false` do not hear of addresses from ARP.
+/// The hosts of a network without `anti_spoof=false` record no addresses from ARP.
 #[test]
 #[ignore = "needs root"]
 fn an_address_does_not_float_with_anti_spoofing() {
@@ -160,8 +160,8 @@ fn an_address_does_not_float_with_anti_spoofing() {
     assert_eq!(one.counter("from_host", "neighbour_asked"), 0);
 }
 
-/// A container has all of its addresses, everybody reaches it at each, and no other container can
-/// use them.
+/// A container has all its addresses. Other containers and hosts reach it at each of them. No other
+/// container can use them.
 #[test]
 #[ignore = "needs root"]
 fn a_container_has_several_addresses() {
@@ -191,11 +191,11 @@ fn a_container_has_several_addresses() {
         for host in [one, two] {
             wait_until(SOON, "the host to reach the container", || host_reaches(host, ip));
         }
-        // It sends from each, too.
+        // The container also sends from each address.
         one.in_container(&name, &format!("ping -c1 -W1 -I {ip} 10.0.0.5"));
     }
     one.in_container(&name, "ping -c1 -W1 -I fd00:1::21 fd00:1::2");
-    // By itself it sends from the primary one.
+    // By default the container sends from its primary address.
     let route = one.in_container(&name, "ip route get 10.0.0.5; ip -6 route get fd00:1::2");
     assert!(route.contains("src 10.0.0.2 ") && route.contains("src fd00:1::20 "), "{route}");
     let network = &one.json(&["network", "inspect", "several"])[0];
@@ -228,8 +228,8 @@ fn a_container_has_several_addresses() {
     });
 }
 
-/// An additional address is given to another container while both run. Whoever has talked to the
-/// first one talks to the second one within a second.
+/// An additional address moves to another container while both run. A client of the first container
+/// reaches the second container within a second.
 #[test]
 #[ignore = "needs root"]
 fn an_additional_address_moves_between_containers() {
@@ -282,7 +282,7 @@ fn an_additional_address_moves_between_containers() {
     for host in [one, two] {
         wait_until(AT_ONCE, "the host to reach the address", || host_reaches(host, "10.0.0.100"));
     }
-    // What a user has added is left alone.
+    // The agent does not remove an address that a user has added.
     servers[1].run("ip addr add 10.7.7.7/32 dev eth0");
     change(&servers[1], "rm");
     let shown = servers[1].run("ip addr show dev eth0");

@@ -1,6 +1,6 @@
 //! Addresses, devices, programs and pins that are changed while the agent runs.
 
-#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+#![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
 use std::{
     path::{Path, PathBuf},
@@ -20,12 +20,13 @@ use crate::{
     lifecycle::{lost, start_pings},
 };
 
-/// Within this time a change of a device, a setting, a program or a pin is put right, and told.
+/// Within this time a change of a device, a setting, a program or a pin is repaired and
+/// reported.
 const REPAIR: Duration = Duration::from_secs(2);
 /// Within this time the BPF file system is mounted again.
 const REMOUNT: Duration = Duration::from_secs(5);
 
-/// The repairs of one kind: how many, and what was found at the last.
+/// The repairs of one kind: their number, and the text of the last one.
 pub(crate) fn repairs(host: &Host, kind: &str) -> (u64, String) {
     let status = host.json(&["status"]);
     let rows = status["repairs"].as_array().unwrap();
@@ -35,7 +36,8 @@ pub(crate) fn repairs(host: &Host, kind: &str) -> (u64, String) {
     })
 }
 
-/// Breaks something, and waits until it is as before, and told with `words`.
+/// Runs `breakage`, and waits until the command `whole` succeeds again and the repair is reported
+/// with `words`.
 fn is_repaired(host: &Host, kind: &str, breakage: &str, words: &str, whole: &str) {
     let (before, _) = repairs(host, kind);
     host.netns.run(breakage);
@@ -46,7 +48,7 @@ fn is_repaired(host: &Host, kind: &str, breakage: &str, words: &str, whole: &str
     });
 }
 
-/// The host gets another address: DHCP, a resumed VM.
+/// The host gets another address, for example by DHCP, or as a resumed VM.
 #[test]
 #[ignore = "needs root"]
 fn a_host_with_a_new_address_is_reached_there() {
@@ -61,7 +63,8 @@ fn a_host_with_a_new_address_is_reached_there() {
 
     let old = two.vtep();
     two.netns.run(&format!("ip addr del {old}/24 dev up0 && ip addr add 192.0.2.77/24 dev up0"));
-    // Until the agent has followed, frames to the old address still arrive: the peer has its MAC.
+    // Frames to the old address still arrive for a moment, because the peer has the MAC. So the
+    // test also waits for the agent's new address.
     let followed = || {
         let output = two.culvert(&["--format", "json", "status"]);
         let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
@@ -74,7 +77,7 @@ fn a_host_with_a_new_address_is_reached_there() {
     assert!(two.agent_log().contains("192.0.2.77"), "{}", two.agent_log());
 }
 
-/// An address that was given is not exchanged for another.
+/// The agent does not replace an address that was given to it.
 #[test]
 #[ignore = "needs root"]
 fn a_lost_vtep_address_that_was_given_is_told() {
@@ -95,7 +98,7 @@ fn a_lost_vtep_address_that_was_given_is_told() {
     wait_until(SOON, "no problem", || !told(host));
 }
 
-/// At boot the agent is there before the uplink and its address.
+/// At boot the agent may start before the uplink and its address exist.
 #[test]
 #[ignore = "needs root"]
 fn an_agent_waits_for_its_uplink() {
@@ -111,7 +114,7 @@ fn an_agent_waits_for_its_uplink() {
     host.wait_ready();
 }
 
-/// What networkd, NetworkManager or an administrator do to devices and settings.
+/// Changes of devices and settings as by networkd, NetworkManager or an administrator.
 #[test]
 #[ignore = "needs root"]
 fn changed_devices_are_put_right_and_told() {
@@ -301,7 +304,7 @@ fn removed_pins_are_put_back_and_told() {
         wait_until(REPAIR, &format!("{}", pin.display()), || pin.exists());
         told_after("pin", before, "the pin was missing");
     }
-    // The whole file system. The agent has the maps, and with them the flows.
+    // The whole file system is unmounted. The agent still holds the maps, and so the flows.
     let (before, _) = repairs(host, "program");
     nix::mount::umount2(&host.bpffs(), nix::mount::MntFlags::MNT_DETACH).unwrap();
     wait_until(REMOUNT, "the pins", || {

@@ -1,13 +1,13 @@
-//! Routes that a host has of its own, and the subnets of networks.
+//! A host's own routes, and the subnets of networks.
 
-#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+#![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
     netns::wait_until,
 };
 
-/// Gives a host an interface to a network of its own.
+/// Connects a host to another network by the interface `lan0`.
 fn connect_lan(host: &Host, address: &str) {
     host.netns.run(&format!(
         "ip link add lan0 type veth peer name lan1 && ip link set lan1 up && ip link set lan0 up \
@@ -27,7 +27,7 @@ fn has_problem(host: &Host, words: &str) -> bool {
     problems.as_array().unwrap().iter().any(|line| line.as_str().unwrap().contains(words))
 }
 
-/// The subnet that another host has chosen is this host's LAN.
+/// The subnet of a network that another host has made is this host's LAN.
 #[test]
 #[ignore = "needs root"]
 fn a_hosts_own_network_is_not_taken_from_it() {
@@ -41,11 +41,11 @@ fn a_hosts_own_network_is_not_taken_from_it() {
     assert!(line.contains("10.9.0.0/24") && line.contains("by lan0"), "{line}");
     assert_eq!(device_to(two, "10.9.0.77"), "lan0");
     assert!(!two.netns.succeeds("ip link show | grep 'cvg[0-9]'"), "a gateway device was made");
-    // A wider network of the host, too.
+    // The same with a wider network of the host.
     two.netns.run("ip addr flush dev lan0 && ip addr add 10.9.0.5/16 dev lan0");
     let line = two.refused(1, &["run", "-d", "--name", &name, "--network", "net", "sleep", "60"]);
     assert!(line.contains("10.9.0.0/16 by lan0"), "{line}");
-    // The advice works.
+    // The advice in the refusal works.
     two.netns.run("ip link del lan0");
     two.run_idle(&name, "net", &[]);
     two.ok(&["rm", "-f", &name]);
@@ -73,7 +73,7 @@ fn a_network_gives_way_to_an_interface_of_the_host() {
     host.netns.run("ping -c1 -W2 10.9.0.9");
 }
 
-/// A VPN routes everything in two halves; a company has 10.0.0.0/8.
+/// A VPN has two routes that cover all addresses; a company has a route to 10.0.0.0/8.
 #[test]
 #[ignore = "needs root"]
 fn wide_routes_leave_a_choice() {
@@ -97,7 +97,7 @@ fn wide_routes_leave_a_choice() {
     assert!(line.contains("10.0.0.0/8, to which this host has a route by tun9"), "{line}");
 }
 
-/// The choice goes around what other hosts are connected to.
+/// The agent does not choose a subnet that another host is connected to.
 #[test]
 #[ignore = "needs root"]
 fn subnets_are_chosen_around_the_networks_of_all_hosts() {
@@ -117,7 +117,7 @@ fn subnets_are_chosen_around_the_networks_of_all_hosts() {
         inspected[0]["IPAM"]["Config"][0]["Subnet"].as_str().unwrap().to_owned()
     };
     assert_eq!(chosen("around"), "10.0.16.0/24");
-    // What changes while the agent runs is told, too.
+    // A change while the agent runs is also reported.
     two.netns.run("ip addr add 10.0.17.1/24 dev lan0");
     wait_until(SOON, "the new subnet in the node's record", || {
         let name = unique_name("probe");
@@ -127,7 +127,7 @@ fn subnets_are_chosen_around_the_networks_of_all_hosts() {
     });
 }
 
-/// Networks are chosen from the ranges that the agent was given.
+/// The agent chooses subnets from the ranges that it was given.
 #[test]
 #[ignore = "needs root"]
 fn subnets_come_from_the_pools() {

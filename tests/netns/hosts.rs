@@ -8,8 +8,8 @@ use culvert_tests::{
     sock::{self, Behaviour, Server, Use, container},
 };
 
-/// A host reaches local and remote containers under its own address, with every kind of packet; the
-/// answers return through the tunnel. Another host with the same ports does not get them.
+/// A host reaches local and remote containers under its own address, with every kind of packet. The
+/// answers return through the tunnel. Another host with the same source ports does not get them.
 #[test]
 #[ignore = "needs root"]
 fn a_host_reaches_containers_everywhere() {
@@ -34,7 +34,7 @@ fn a_host_reaches_containers_everywhere() {
     for (host, name) in cluster.hosts.iter().zip(&names) {
         host.wait_ping(name, &ip.to_string());
         host.netns.run(&format!("ping -c1 -W2 {ip}"));
-        // The same source port on every host.
+        // The source port is the same on every host.
         let answer = sock::tcp(host.netns.path(), to, 4000, Use::Echo(300_000));
         assert_eq!(answer, "ok 300000", "{}", host.node);
         for len in [1, 1400, 5000] {
@@ -44,12 +44,12 @@ fn a_host_reaches_containers_everywhere() {
         assert_eq!(tcp.take_clients(), [host.vtep().to_string()]);
         assert_eq!(udp.take_clients(), [host.vtep().to_string()]);
     }
-    // A port without a listener: the error comes back, too.
+    // For a port without a listener, the ICMP error or RST comes back.
     let nobody = SocketAddrV4::new(ip, 81);
     let host = &cluster.hosts[0];
     assert_eq!(sock::udp(host.netns.path(), nobody, 0, 1), "refused");
     assert_eq!(sock::tcp(host.netns.path(), nobody, 0, Use::Echo(1)), "refused");
-    // From another host the gateway's address does not lead to the container.
+    // From another host, packets with the gateway's address do not reach the container.
     let from_gateway = format!("ping -c1 -W1 -I 10.0.0.1 {ip}");
     assert!(!host.netns.succeeds(&from_gateway), "an address that every host has");
     assert!(cluster.hosts[2].counter("from_underlay", "spoofed_ip") > 0);

@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use crate::nat::World;
 
-/// The agent's command line with other values of some options.
+/// The agent's command line with other values for some options.
 fn agent_with(host: &Host, options: &[(&str, &Path)], extra: &[&str]) -> Command {
     let plain = host.agent_command(extra);
     let mut args: Vec<OsString> = plain.get_args().map(ToOwned::to_owned).collect();
@@ -53,8 +53,8 @@ fn findings(host: &Host, bpffs: &Path) -> Vec<Value> {
     rows.into_iter().filter(|row| row["check"] == "programs").collect()
 }
 
-/// An agent with another `--bpffs` takes over: connections go on, each interface has one program,
-/// and nothing of the former pins is left.
+/// An agent with another `--bpffs` takes over. Connections continue, each interface has one
+/// program, and nothing of the former pins is left.
 #[test]
 #[ignore = "needs root"]
 fn an_agent_with_another_bpffs_takes_over() {
@@ -101,19 +101,19 @@ fn an_agent_with_another_bpffs_takes_over() {
         let repair = repairs.iter().find(|repair| repair["kind"] == "earlier program");
         repair.and_then(|repair| repair["count"].as_u64()).unwrap_or(0) >= 3
     });
-    wait_until(SOON, "the flows to be told", || {
+    wait_until(SOON, "the flows in the log", || {
         host.agent_log().contains("1 flows carried over, 0 lost")
     });
     let rows = host.json(&["nat", "ls"]);
     let rows = rows.as_array().cloned().unwrap_or_default();
     assert!(rows.iter().any(|row| row["container"] == name && row["dst_port"] == 80), "{rows:?}");
     assert_eq!(findings(host, &other), [Value::Null; 0]);
-    // The agent of another network namespace is another's.
+    // Programs in another network namespace belong to another agent.
     assert_eq!(ingress(&world.cluster.hosts[1], "up0"), ["from_underlay"]);
     assert!(world.cluster.hosts[1].bpffs().join(format!("v{ABI_VERSION}")).exists());
 }
 
-/// An interface has one XDP program: the former one is detached before the new one is attached.
+/// An interface has one XDP program. The former one is detached before the new one is attached.
 #[test]
 #[ignore = "needs root"]
 fn an_agent_with_another_bpffs_takes_over_xdp() {
@@ -128,15 +128,15 @@ fn an_agent_with_another_bpffs_takes_over_xdp() {
     host.agent = Some(Process::spawn(agent_with(host, &[("--bpffs", &other)], &xdp)));
     host.wait_ready();
     wait_until(SOON, "the former BPF file system to be removed", || !former.exists());
-    wait_until(SOON, "the repair to be told", || {
+    wait_until(SOON, "the repair in the log", || {
         host.agent_log().contains("repaired: from_underlay_xdp on up0, pinned at")
     });
     assert_eq!(ingress(host, "up0"), ["from_underlay"]);
     assert!(host.netns.run("ip -d link show up0").contains("prog/xdp"));
 }
 
-/// `culvert purge` removes what is attached, wherever it is pinned, and nothing of another network
-/// namespace.
+/// `culvert purge` removes attached programs wherever they are pinned, and nothing in another
+/// network namespace.
 #[test]
 #[ignore = "needs root"]
 fn purge_removes_programs_that_are_pinned_elsewhere() {
@@ -157,14 +157,14 @@ fn purge_removes_programs_that_are_pinned_elsewhere() {
         assert_eq!(ingress(host, ifname), [""; 0], "{ifname}");
     }
     assert!(!former.exists());
-    // The list of denied clients as well, as a purge of the agent that runs does.
+    // The list of denied clients is removed, too, as by a purge through the running agent.
     assert!(!state.join("denied").exists());
     assert_eq!(ingress(&cluster.hosts[1], "up0"), ["from_underlay"]);
     assert!(cluster.hosts[1].healthy());
 }
 
-/// What an agent has attached that runs is not touched: neither by a second agent in its network
-/// namespace, nor by a purge of another one.
+/// Programs of a running agent are not touched, neither by a second agent in its network namespace
+/// nor by the purge of another agent.
 #[test]
 #[ignore = "needs root"]
 fn programs_of_a_running_agent_are_not_touched() {

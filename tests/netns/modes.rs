@@ -1,7 +1,7 @@
 //! The network modes besides a plain network: `none`, `host`, `container:NAME`, several
 //! networks at once, and a host's own networks.
 
-#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+#![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
 use std::os::unix::fs::MetadataExt as _;
 
@@ -30,7 +30,7 @@ fn netns_of(host: &Host, name: &str) -> u64 {
     std::fs::metadata(format!("/proc/{pid}/ns/net")).unwrap().ino()
 }
 
-/// `none`: a namespace with `lo`, which is up, and nothing else.
+/// `none`: a namespace with `lo`, which is up, and no other device.
 #[test]
 #[ignore = "needs root"]
 fn none_has_loopback_and_nothing_else() {
@@ -48,8 +48,8 @@ fn none_has_loopback_and_nothing_else() {
     host.ok(&["rm", "-f", &name]);
 }
 
-/// `host`: the host's own namespace; no device is made, and `container:` on such a one
-/// is the same.
+/// `host`: the host's own namespace. No device is made. `container:` with such a container has the
+/// same effect.
 #[test]
 #[ignore = "needs root"]
 fn host_is_the_hosts_own() {
@@ -68,15 +68,15 @@ fn host_is_the_hosts_own() {
         (&"host".into(), &"host".into())
     );
     assert!(!container(&name).exists());
-    // `rm` of either leaves the host as it is.
+    // `rm` of both containers leaves the host as it is.
     host.ok(&["rm", "-f", &name, &too]);
     assert!(host.netns.path().exists() && host.healthy());
     assert_eq!(links(), before);
 }
 
-/// `container:NAME`: two containers with one namespace, one 127.0.0.1 and one address; a published
-/// port of the first leads to either; the first can be removed only by force while the other shares
-/// its network.
+/// `container:NAME`: two containers with one namespace, one 127.0.0.1 and one address. A published
+/// port of the first leads to either. The first can be removed only by force while the second
+/// shares its network.
 #[test]
 #[ignore = "needs root"]
 fn a_container_shares_anothers_network() {
@@ -106,12 +106,12 @@ fn a_container_shares_anothers_network() {
     assert!(row(host, &side)["pid"].is_i64(), "it runs on, without a network");
     host.ok(&["rm", "-f", &side]);
     assert_eq!(host.json(&["ps"]), serde_json::json!([]));
-    // The address is free.
+    // The address is free again.
     let (_, again) = world.run("bridge", &["--ip", &ip.to_string()]);
     assert_eq!(again, ip);
 }
 
-/// A container that declares the port it will listen on.
+/// Arguments for a container that declares the port it will listen on.
 fn exposing<'a>(name: &'a str, network: &'a str, expose: &'a str) -> [&'a str; 11] {
     ["run", "-d", "--name", name, "--network", network, "--expose", expose, "--", "sleep", "1000"]
 }
@@ -149,8 +149,8 @@ fn a_port_that_somebody_has_is_named_with_its_holder() {
     }
 }
 
-/// A container in several networks, each with an address and a MAC of its choice; an
-/// address is given again when it has been released, and not before.
+/// A container in several networks, each with a given address and MAC. An address is given to
+/// another container after its release, and not before.
 #[test]
 #[ignore = "needs root"]
 fn several_networks_with_fixed_addresses() {
@@ -187,8 +187,8 @@ fn several_networks_with_fixed_addresses() {
     assert_eq!(world.run("bridge", &["--ip", "172.17.0.77"]).1.to_string(), "172.17.0.77");
 }
 
-/// Bridge networks of one name on two hosts of one store are independent: the same address twice,
-/// no packet between them, and each host lists its own.
+/// Bridge networks with the same name on two hosts of one store are independent. Both may use the
+/// same address, no packet passes between them, and each host lists only its own.
 #[test]
 #[ignore = "needs root"]
 fn a_hosts_networks_are_its_own() {
@@ -211,7 +211,7 @@ fn a_hosts_networks_are_its_own() {
         let other = names.iter().find(|other| *other != name).unwrap();
         assert!(text.contains(name) && !text.contains(other), "{text}");
     }
-    // A third address here is not that of the other host.
+    // A third address on this host does not reach the other host.
     let third = unique_name("third");
     hosts[0].run_idle(&third, "bridge", &[]);
     assert_eq!(hosts[0].ip(&third, "bridge"), "172.17.0.3");
@@ -223,14 +223,14 @@ fn a_hosts_networks_are_its_own() {
     assert!(hosts[0].ok(&["network", "ls"]).contains("only"));
     assert!(!hosts[1].ok(&["network", "ls"]).contains("only"));
     assert!(hosts[1].refused(1, &["network", "inspect", "only"]).contains("only"));
-    // One host's goes without the other's.
+    // The network of one host is removed without an effect on the other's.
     hosts[0].ok(&["network", "disconnect", "lan", &names[0]]);
     hosts[0].ok(&["network", "rm", "lan"]);
     hosts[1].in_container(&names[1], "ping -c1 -W2 10.7.0.1");
 }
 
-/// A lost namespace, a gateway device deleted by hand, and an agent that comes back: the
-/// bridge network and the published port are there again.
+/// The namespace of a container is lost, its gateway device is deleted, and the agent is restarted.
+/// The bridge network and the published port then work again.
 #[test]
 #[ignore = "needs root"]
 fn a_bridge_network_is_repaired() {
@@ -281,8 +281,8 @@ fn a_bridge_network_is_repaired() {
     }
 }
 
-/// `purge` leaves no device, no pin, no program and no switch, and the published port
-/// is the host's.
+/// `purge` leaves no device, no pin, no program and no sysctl. The published port is free for the
+/// host.
 #[test]
 #[ignore = "needs root"]
 fn purge_takes_ports_and_gateways_along() {

@@ -8,23 +8,23 @@ use culvert_tests::{
 };
 use nix::sys::signal::Signal;
 
-/// An agent as a service manager starts it in a mount namespace of its own. Process 1 of a process
-/// namespace stands for the host. The mounts of the agent's namespace have this propagation from
-/// process 1's.
+/// Starts an agent in its own mount namespace, as a service manager does. Process 1 of a new pid
+/// namespace stands for the host's process 1. `propagation` is the mount propagation from the mount
+/// namespace of process 1 to the agent's.
 fn start(host: &Host, propagation: &str, extra: &[&str]) -> Process {
     let plain = host.agent_command(extra);
     let script = format!(
         "mount --make-rshared / && unshare --mount --propagation {propagation} \"$@\"; exit $?"
     );
     let mut command = Command::new(plain.get_program());
-    // `nsenter`'s own arguments: the namespace of the host is opened first.
+    // The first two arguments are `nsenter`'s: the host's namespace is opened first.
     command.args(plain.get_args().take(2)).arg("unshare");
     command.args(["--pid", "--fork", "--kill-child", "--mount", "--propagation", "private"]);
     command.args(["--mount-proc", "sh", "-c", &script, "sh"]).args(plain.get_args().skip(2));
     Process::spawn(command)
 }
 
-/// What `status` says about mounts.
+/// The problems in `status` about mount namespaces.
 fn problems(host: &Host) -> Vec<String> {
     let status = host.json(&["status"]);
     let lines = status["problems"].as_array().into_iter().flatten();
@@ -32,7 +32,8 @@ fn problems(host: &Host) -> Vec<String> {
     lines.filter(|line| line.contains("mount namespace")).collect()
 }
 
-/// As with `PrivateTmp=`: refused, with what to change, before anything is made.
+/// With private mounts, as by `PrivateTmp=`, the agent is refused before it makes anything. The
+/// line says what to change.
 #[test]
 #[ignore = "needs root"]
 fn an_agent_whose_mounts_end_with_it_is_refused() {
@@ -54,7 +55,7 @@ fn an_agent_whose_mounts_end_with_it_is_refused() {
     }
 }
 
-/// The option permits it, and `status` says what it means.
+/// The option permits private mounts, and `status` shows the consequence.
 #[test]
 #[ignore = "needs root"]
 fn an_agent_whose_mounts_end_with_it_runs_if_asked_to() {
@@ -68,7 +69,7 @@ fn an_agent_whose_mounts_end_with_it_runs_if_asked_to() {
     host.stop_agent(Signal::SIGKILL);
 }
 
-/// A mount namespace whose mounts reach process 1 is as good as its.
+/// A mount namespace whose mounts propagate to process 1 is accepted.
 #[test]
 #[ignore = "needs root"]
 fn an_agent_whose_mounts_propagate_runs() {

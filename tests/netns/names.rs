@@ -1,9 +1,9 @@
 //! Names in containers: the host's name servers, `/etc/hosts`, host names.
 //!
-//! The hosts have files of their own in `/etc` and `/run`, in a mount namespace that agent and
-//! command line share.
+//! The hosts have files of their own in `/etc` and `/run`, in a mount namespace that the agent and
+//! the command line share.
 
-#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+#![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +26,7 @@ use culvert_tests::{
 };
 
 const STUB: &str = "nameserver 127.0.0.53\noptions edns0 trust-ad\nsearch corp.example\n";
-/// What systemd-resolved writes about its own servers.
+/// The file that systemd-resolved writes about its own servers.
 const UPLINK: &str = "nameserver 192.0.2.254\nnameserver fe80::1%2\nsearch corp.example\n";
 
 /// A host whose `/etc/resolv.conf` is systemd-resolved's, as on Ubuntu and Fedora.
@@ -36,7 +36,7 @@ struct Resolved {
 }
 
 impl Resolved {
-    /// With `uplink` as the file of the servers that systemd-resolved asks.
+    /// `uplink` is the content of the file with systemd-resolved's own servers, if the file exists.
     fn new(uplink: Option<&str>) -> Self {
         let files = tempfile::tempdir().unwrap();
         let at = |path: &str| files.path().join(path);
@@ -60,7 +60,7 @@ impl Resolved {
             "mount --bind \"$1\" /etc && mount --bind \"$2\" /run && shift 2 && exec \"$@\"";
         agent.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
         agent.args([at("etc"), at("run")]);
-        // The namespace of the host is a path in /run: it is opened before /run is another.
+        // The host's namespace is a path in /run, so it is opened before another /run is mounted.
         let nsenter: Vec<_> = plain.get_args().take(2).collect();
         let culvert: Vec<_> = plain.get_args().skip(2).collect();
         agent.args(&culvert);
@@ -75,7 +75,7 @@ impl Resolved {
         &self.cluster.hosts[0]
     }
 
-    /// A command line in the mount namespace of the host.
+    /// Runs a command line in the mount namespace of the host.
     fn culvert(&self, args: &[&str]) -> Output {
         let pid = self.host().agent.as_ref().unwrap().pid();
         let plain = self.host().culvert_command(args);
@@ -93,13 +93,13 @@ impl Resolved {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// What a new container prints, of which nothing is left.
+    /// Runs a container that is then removed. Returns what it prints.
     fn run(&self, options: &[&str], command: &[&str]) -> String {
         let name = unique_name("names");
         self.ok(&[&["run", "--rm", "--name", &name], options, &["--"], command].concat())
     }
 
-    /// Starts a container that only waits. Returns its name and where its file system is.
+    /// Starts a container that only sleeps. Returns its name and the root of its file system.
     fn idle(&self, options: &[&str]) -> (String, PathBuf) {
         let name = unique_name("names");
         let head = ["run", "-d", "--name", &name];
@@ -157,7 +157,7 @@ impl Drop for NameServer {
     }
 }
 
-/// The answer to a query (RFC 1035 §4.1): the address of a known name, else that there is none.
+/// The answer to a query (RFC 1035 §4.1): the address of a known name, else an answer without one.
 fn answer(query: &[u8], names: &BTreeMap<String, Ipv4Addr>) -> Option<Vec<u8>> {
     let mut labels = Vec::new();
     let mut at = 12;
@@ -187,13 +187,14 @@ fn answer(query: &[u8], names: &BTreeMap<String, Ipv4Addr>) -> Option<Vec<u8>> {
 
 const DB: (&str, Ipv4Addr) = ("db.corp.example", Ipv4Addr::new(203, 0, 113, 7));
 
-/// With a name server on the host's loopback device alone, names resolve by the servers behind it.
+/// If the host's only name server is on its loopback device, names resolve by the servers behind
+/// it.
 #[test]
 #[ignore = "needs root"]
 fn names_resolve_on_a_host_with_a_local_resolver() {
     let world = Resolved::new(Some(UPLINK));
     let _server = NameServer::new(&world.cluster.switch, Cluster::ETCD, &[DB]);
-    // The search domain is the host's.
+    // The containers use the host's search domain.
     let found = world.run(&[], &["getent", "ahostsv4", "db"]);
     assert!(found.contains("203.0.113.7"), "{found}");
     let conf = "nameserver 192.0.2.254\nsearch corp.example\n";
@@ -202,7 +203,8 @@ fn names_resolve_on_a_host_with_a_local_resolver() {
     assert_eq!(level, "ok", "{detail}");
     assert!(detail.contains("192.0.2.254 from /run/systemd/resolve/resolv.conf"), "{detail}");
 
-    // A container in another's namespace has the other's files, one in the host's the host's.
+    // A container in another container's namespace has that container's files. A container in the
+    // host's namespace has the host's files.
     let (web, _) = world.idle(&["--hostname", "www"]);
     let shared = ["--network", &format!("container:{web}")];
     let script = "uname -n; cat /etc/resolv.conf";
@@ -213,7 +215,7 @@ fn names_resolve_on_a_host_with_a_local_resolver() {
     world.ok(&["rm", "-f", &web]);
 }
 
-/// A host that has no server for its containers says so, and `--dns` names one.
+/// A host without a server for its containers reports this, and `--dns` gives one.
 #[test]
 #[ignore = "needs root"]
 fn a_host_without_a_name_server_for_containers_says_so() {
@@ -249,7 +251,7 @@ fn a_host_without_a_name_server_for_containers_says_so() {
     assert_eq!(host.json(&["ps"]), serde_json::json!([]));
 }
 
-/// The host name, and `/etc/hosts` with the container's own addresses as they are now.
+/// The container has its host name, and `/etc/hosts` always has its present addresses.
 #[test]
 #[ignore = "needs root"]
 fn a_container_knows_its_own_name_and_the_ones_it_is_told() {
@@ -302,7 +304,7 @@ fn a_container_knows_its_own_name_and_the_ones_it_is_told() {
     );
 }
 
-/// A program of the host that writes a new `/etc/resolv.conf` does not take the container's away.
+/// A container keeps its file when a program of the host writes a new `/etc/resolv.conf`.
 #[test]
 #[ignore = "needs root"]
 fn a_file_that_the_host_replaces_stays_the_containers() {
@@ -312,7 +314,7 @@ fn a_file_that_the_host_replaces_stays_the_containers() {
     let own = "nameserver 10.0.0.53\nsearch corp.example\n";
     assert_eq!(seen(), own);
     let at = |path: &str| world.files.path().join(path);
-    // systemd-resolved writes what the link leads to; others replace the link by a file.
+    // systemd-resolved writes the target of the link. Other programs replace the link by a file.
     for file in ["run/systemd/resolve/stub-resolv.conf", "etc/resolv.conf"] {
         fs::write(at("new"), "nameserver 127.0.0.9\n").unwrap();
         fs::rename(at("new"), at(file)).unwrap();

@@ -13,7 +13,7 @@ use culvert_tests::{
     sock::{self, Behaviour, Server, Use, container},
 };
 
-/// One host, an external host, and a network of the given driver.
+/// A cluster and an external host.
 pub(crate) struct World {
     pub(crate) cluster: Cluster,
     pub(crate) outside: Outside,
@@ -26,7 +26,7 @@ impl World {
         Self { cluster, outside }
     }
 
-    /// One host, whose agent has `extra` arguments.
+    /// Makes one host, whose agent has `extra` arguments, and an external host.
     pub(crate) fn with_agent(extra: &[&str]) -> Self {
         let mut cluster = Cluster::without_agents(1, 1500);
         cluster.hosts[0].start_agent(extra);
@@ -39,7 +39,7 @@ impl World {
         &self.cluster.hosts[0]
     }
 
-    /// A container that only waits; returns its name and address.
+    /// Starts a container that only sleeps. Returns its name and address.
     pub(crate) fn run(&self, network: &str, options: &[&str]) -> (String, Ipv4Addr) {
         let name = unique_name("c");
         self.host().run_idle(&name, network, options);
@@ -57,15 +57,15 @@ fn any(port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)
 }
 
-/// A rule for a container's address: all packets of its flows take the rule's route, as the first
-/// one does.
+/// A rule for a container's address: all packets of a flow take the rule's route, not only the
+/// first packet.
 #[test]
 #[ignore = "needs root"]
 fn a_route_by_source_holds_for_the_whole_flow() {
     let world = World::new(1);
     let host = world.host();
     let (name, ip) = world.run("bridge", &[]);
-    // The rule's table has the way out; the main table leads nowhere.
+    // The rule's table has the default route to the router. The route of the main table is useless.
     let nowhere = "192.0.2.250";
     host.netns.run(&format!(
         "ip route show default | sed 's/$/ table 77/' | xargs ip route add \
@@ -112,8 +112,8 @@ fn the_outside_sees_the_host() {
     }
 }
 
-/// The gateway answers, the host and the containers of one network reach each other,
-/// those of different networks do not.
+/// The gateway answers. The host and the containers of one network reach each other. Containers of
+/// different networks do not.
 #[test]
 #[ignore = "needs root"]
 fn the_gateway_the_host_and_other_networks() {
@@ -164,7 +164,7 @@ fn an_internal_network_has_no_way_out() {
         let (_, two_ip) = world.run(name, &[]);
         host.in_container(&one, &format!("ping -c1 -W2 {two_ip}"));
         assert_eq!(sock::tcp(&container(&one), outside(80), 0, Use::Echo(1)), "unreachable");
-        // Also not with a route that the container adds.
+        // The same result with a route that the container adds.
         let gateway = host.json(&["network", "inspect", name])[0]["IPAM"]["Config"][0]["Gateway"]
             .as_str()
             .unwrap()
@@ -177,7 +177,7 @@ fn an_internal_network_has_no_way_out() {
     assert_eq!(server.seen().len(), 0);
 }
 
-/// The TTL counts down, and a traceroute shows the gateway and the path.
+/// The TTL decreases, and a traceroute shows the gateway and the routers.
 #[test]
 #[ignore = "needs root"]
 fn traceroute_shows_the_gateway_and_the_path() {
@@ -190,12 +190,12 @@ fn traceroute_shows_the_gateway_and_the_path() {
     };
     assert!(hop(1).contains("From 172.17.0.1 icmp_seq=1 Time to live exceeded"), "{}", hop(1));
     assert!(hop(2).contains("From 192.0.2.101 icmp_seq=1 Time to live exceeded"), "{}", hop(2));
-    // One hop for the host, one for the router.
+    // The host and the router each take one from the TTL.
     assert!(hop(3).contains("ttl=62"), "{}", hop(3));
 }
 
-/// ICMP errors come back to the container that they concern: a port without a listener, and a link
-/// on the path with a smaller MTU.
+/// ICMP errors return to the container that they concern: about a port without a listener, and
+/// about a link with a smaller MTU.
 #[test]
 #[ignore = "needs root"]
 fn icmp_errors_find_their_container() {
@@ -217,8 +217,8 @@ fn icmp_errors_find_their_container() {
     drop(server);
 }
 
-/// Two containers with one source port and one destination: one of them keeps it.
-/// A port that the host itself uses is never taken.
+/// Two containers use the same source port to one destination: only one of them keeps the port. A
+/// port that the host itself uses is never taken.
 #[test]
 #[ignore = "needs root"]
 fn ports_are_kept_where_they_are_free() {
@@ -236,7 +236,7 @@ fn ports_are_kept_where_they_are_free() {
     assert_ne!(seen[1], 4000);
     assert!(host.counter("from_container", "port_changed") == 1);
 
-    // UDP bound; TCP listening, and connected to the same peer.
+    // The host has a bound UDP socket, a TCP listener, and a TCP connection to the same peer.
     let _bound = Server::udp(host.netns.path(), any(4001));
     let _listening = Server::tcp(host.netns.path(), any(4002), Behaviour::Echo);
     let tcp = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
@@ -258,7 +258,7 @@ fn ports_are_kept_where_they_are_free() {
     drop((connected, other));
 }
 
-/// A connection survives the end of the agent, both by a signal and by a crash.
+/// A connection survives the end of the agent, by a signal and by a crash.
 #[test]
 #[ignore = "needs root"]
 fn flows_outlive_the_agent() {
@@ -287,7 +287,7 @@ fn flows_outlive_the_agent() {
     assert_eq!(server.take_clients(), [world.host().vtep().to_string()]);
 }
 
-/// A new container with an old address does not get the old one's packets.
+/// A new container with the address of an old one does not get the old one's packets.
 #[test]
 #[ignore = "needs root"]
 fn flows_die_with_their_container() {
@@ -306,7 +306,7 @@ fn flows_die_with_their_container() {
     listener.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     drop(server);
     sock::within(world.outside.host.path(), || {
-        // A process that another test starts at this moment has the server's socket until it
+        // A child process that another test forks at this moment holds the server's socket until it
         // executes its program.
         let bind = || std::net::UdpSocket::bind("0.0.0.0:53").ok();
         let socket = wait_for(SOON, "the port to be free", bind);
@@ -318,8 +318,8 @@ fn flows_die_with_their_container() {
     assert!(listener.recv(&mut buffer).is_err(), "the new container got an old answer");
 }
 
-/// A running container joins a second network and leaves it again. As with Docker, the first
-/// network has the default route, and another one gets it when the first is left.
+/// A running container joins a second network and leaves the first. As with Docker, the default
+/// route is in the first network, and then moves to the network that remains.
 #[test]
 #[ignore = "needs root"]
 fn the_way_out_moves_to_the_network_that_is_left() {
@@ -352,14 +352,14 @@ fn exhaustion_refuses_new_flows_only() {
         assert_eq!(sock::udp(&netns, outside(53), port, 1), "ok 1", "{port}");
     }
     assert_eq!(sock::udp(&netns, outside(53), 5004, 1), "timeout");
-    assert_eq!(sock::udp(&netns, outside(53), 5000, 1), "ok 1", "a flow that is there");
+    assert_eq!(sock::udp(&netns, outside(53), 5000, 1), "ok 1", "an existing flow");
     let used: Vec<u16> = server.seen().iter().map(std::net::SocketAddr::port).collect();
     assert!(used.iter().all(|port| (40000..40004).contains(port)), "{used:?}");
     assert!(host.counter("from_container", "nat_ports_exhausted") >= 1);
-    wait_until(SOON, "status to tell", || {
+    wait_until(SOON, "status to report it", || {
         host.json(&["status"])["conntrack"]["refused"].as_u64() >= Some(1)
     });
-    // To another server the same ports are free.
+    // The same ports are free for another server.
     let _other = Server::udp(world.outside.host.path(), any(54));
     assert_eq!(sock::udp(&netns, outside(54), 5004, 1), "ok 1");
 }

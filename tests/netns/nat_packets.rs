@@ -1,7 +1,7 @@
-//! Translated packets in unusual forms: in fragments, without offloads, over the
-//! second uplink of a host.
+//! Translated packets in special cases: in fragments, without offloads, and through the second
+//! uplink of a host.
 
-#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+#![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
@@ -31,7 +31,7 @@ fn any(port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)
 }
 
-/// Sends a UDP datagram in fragments of 1,000 bytes of IP payload, in this order.
+/// Sends a UDP datagram in fragments of 1,000 bytes of IP payload, in the order `order`.
 fn send_fragments(
     netns: &Path,
     from: SocketAddrV4,
@@ -39,7 +39,7 @@ fn send_fragments(
     data: &[u8],
     order: &[usize],
 ) {
-    // One of its own, lest what is known of another datagram be taken for this one's.
+    // Each datagram has its own identification, so the fragments of two datagrams never mix.
     static NEXT: AtomicU16 = AtomicU16::new(1);
     let identification = NEXT.fetch_add(1, Ordering::Relaxed);
     let mut udp = Vec::new();
@@ -74,8 +74,8 @@ fn send_fragments(
     });
 }
 
-/// Fragments follow the first one of their datagram, whatever the order they come in,
-/// on the way out and on the way in.
+/// Fragments are translated like the first fragment of their datagram, in any order of arrival,
+/// outbound and inbound.
 #[test]
 #[ignore = "needs root"]
 fn fragments_arrive_in_any_order() {
@@ -175,7 +175,7 @@ fn every_combination_of_offloads() {
             }
         }
     }
-    // Nothing was dropped for a checksum on the way.
+    // No packet was dropped for its checksum.
     for (netns, what) in [(world.outside.host.path(), "outside"), (netns.as_path(), "container")] {
         let snmp = sock::within(netns, || std::fs::read_to_string("/proc/thread-self/net/snmp"));
         let errors = checksum_errors(&snmp.unwrap());
@@ -184,7 +184,7 @@ fn every_combination_of_offloads() {
     drop((out_tcp, out_udp, in_tcp, in_udp));
 }
 
-/// `InCsumErrors` of TCP, UDP and ICMP in `/proc/net/snmp`.
+/// Sum of `InCsumErrors` of TCP, UDP and ICMP in `/proc/net/snmp`.
 fn checksum_errors(snmp: &str) -> u64 {
     let mut sum = 0;
     let lines: Vec<&str> = snmp.lines().collect();
@@ -199,8 +199,8 @@ fn checksum_errors(snmp: &str) -> u64 {
     sum
 }
 
-/// The gateway reports the MTU of the host's route to a container that sends larger packets. As
-/// when Linux forwards, only a locked MTU counts.
+/// The gateway reports the MTU of the host's route to a container that sends larger packets. Only a
+/// locked MTU counts, as in Linux's own forwarding.
 #[test]
 #[ignore = "needs root"]
 fn the_mtu_of_a_route_is_told() {
@@ -220,8 +220,8 @@ fn the_mtu_of_a_route_is_told() {
     drop(server);
 }
 
-/// On a host with two uplinks a flow leaves with the address that the route chooses,
-/// and an interface that is no uplink is refused with a reason of its own.
+/// On a host with two uplinks, a flow leaves with the address that the route selects. A packet to
+/// an interface that is no uplink is refused with its own reason.
 #[test]
 #[ignore = "needs root"]
 fn the_route_chooses_the_source_address() {
@@ -247,7 +247,7 @@ fn the_route_chooses_the_source_address() {
     assert_eq!(sock::tcp(&netns, to, 0, Use::Echo(10)), "ok 10");
     assert_eq!(first.take_clients(), [host.vtep().to_string()]);
     assert_eq!(other.take_clients(), ["203.0.113.1"]);
-    // A source that the route prefers.
+    // The route prefers a source address.
     host.netns.run(
         "ip addr add 203.0.113.7/24 dev up1; ip route add 203.0.113.2/32 dev up1 src 203.0.113.7",
     );

@@ -1,7 +1,7 @@
 //! Other systems on the same host that forward and translate packets: Docker's bridge and DNAT,
 //! kube-proxy's services; and a second network card.
 
-#![expect(clippy::expect_used, reason = "a step that cannot be taken fails the test with why")]
+#![expect(clippy::expect_used, reason = "a step that fails ends the test with the error")]
 
 use std::{
     io::{Read as _, Write as _},
@@ -26,25 +26,25 @@ use crate::{
 /// Address of `docker0`.
 const DOCKER0: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 1);
 
-/// What Docker publishes: TCP and UDP port 8081, which lead to port 80 of its first container.
+/// The ports that Docker publishes: TCP and UDP port 8081, both to port 80 of its first container.
 const PUBLISHED: [Published; 2] = [
     Published { protocol: "tcp", port: 8081, container: 0, to: 80 },
     Published { protocol: "udp", port: 8081, container: 0, to: 80 },
 ];
 
-/// Gives the host a container of Docker.
+/// Makes a Docker container on the host. Returns the iptables program and the container.
 fn docker_on(host: &Host) -> (&'static str, Netns) {
     let iptables = docker::iptables().expect("an iptables that can make a NAT rule in this kernel");
     let mut containers = docker::wire(&host.netns, iptables, 1, &PUBLISHED);
     (iptables, containers.remove(0))
 }
 
-/// Servers for TCP and UDP.
-fn echoes(netns: &std::path::Path, port: u16) -> [Server; 2] {
+/// Starts an echo server for TCP and one for UDP.
+fn echoes(netns: &Path, port: u16) -> [Server; 2] {
     ["tcp", "udp"].map(|proto| echo(netns, proto, port))
 }
 
-/// Waits until the client program is, or is not, on an interface.
+/// Waits until the program for clients is attached to an interface, or is not.
 fn wait_served(host: &Host, ifname: &str, served: bool) {
     wait_until(SOON, &format!("{ifname} is served: {served}"), || {
         let found = programs(&host.netns, ifname, TcAttachType::Ingress);
@@ -52,8 +52,9 @@ fn wait_served(host: &Host, ifname: &str, served: bool) {
     });
 }
 
-/// A container reaches a port that Docker publishes on this host, at every address of the host. Docker
-/// sees the container's address. What Docker's container sends by itself does not arrive.
+/// A container reaches a port that Docker publishes on this host, at every address of the host.
+/// Docker sees the container's address. Packets that Docker's container sends by itself do not
+/// arrive.
 #[test]
 #[ignore = "needs root"]
 fn a_container_reaches_a_port_of_docker() {
@@ -87,8 +88,9 @@ fn a_container_reaches_a_port_of_docker() {
     }
 }
 
-/// A container of Docker reaches a published port at every address that it is published on. Its
-/// address is seen. The program is on `docker0` only while a port is published.
+/// A container of Docker reaches a published port at every address that it is published on. The
+/// server sees the address of Docker's container. The program is on `docker0` only while a port is
+/// published.
 #[test]
 #[ignore = "needs root"]
 fn a_container_of_docker_reaches_a_published_port() {
@@ -96,11 +98,11 @@ fn a_container_of_docker_reaches_a_published_port() {
     let host = world.host();
     let named = format!("{}:8083:80", host.vtep());
     let options = ["-p", "8080:80", "-p", "8080:80/udp", "-p", "127.0.0.1:8082:80", "-p", &named];
-    // The host's own network would have Docker's subnet.
+    // The host's default network would have the same subnet as Docker.
     host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "over"]);
     let (name, _) = world.run("over", &options);
     let servers = echoes(&container(&name), 80);
-    // Docker comes later than the agent.
+    // Docker is started after the agent.
     let (_, docker) = docker_on(host);
     wait_served(host, "docker0", true);
     for address in [host.vtep(), DOCKER0] {
@@ -123,8 +125,8 @@ fn a_container_of_docker_reaches_a_published_port() {
     assert_eq!(exchange(&docker, "tcp", DOCKER0, 8080, 10), "refused");
 }
 
-/// Addresses that netfilter translates, as kube-proxy does it: to a container of the host, to the host
-/// itself, to another machine.
+/// A container reaches addresses that netfilter translates, as kube-proxy does: to a container of
+/// the host, to the host itself, and to another machine.
 #[test]
 #[ignore = "needs root"]
 fn a_container_reaches_a_service() {
@@ -145,7 +147,7 @@ fn a_container_reaches_a_service() {
              -j DNAT --to-destination {to}"
         ));
     }
-    // kube-proxy masquerades what does not come from a pod.
+    // kube-proxy masquerades packets that are not from a pod.
     host.netns.run(&format!("{iptables} -w -t nat -A POSTROUTING -s {ip} -o up0 -j MASQUERADE"));
     let near = echoes(docker.path(), 80);
     let own = echo(host.netns.path(), "tcp", 6443);
@@ -160,12 +162,12 @@ fn a_container_reaches_a_service() {
     assert_eq!(near[0].take_clients(), [ip.to_string()]);
     assert_eq!(own.take_clients(), [ip.to_string()]);
     assert_eq!(remote.take_clients(), [host.vtep().to_string()]);
-    // What is no service is masqueraded by the programs, as ever.
+    // An address that is not of a service is still masqueraded by the programs.
     let answer = exchange_at(&container(&name), "tcp", far, 80, 10);
     assert_eq!((answer.as_str(), remote.take_clients()), ("ok 10", vec![host.vtep().to_string()]));
 }
 
-/// A UDP socket of a container, and what it sends.
+/// A UDP socket of a container, and the text that it sends.
 struct Speaker {
     socket: UdpSocket,
     word: &'static str,
@@ -173,7 +175,7 @@ struct Speaker {
 
 impl Speaker {
     fn new(netns: &Path, port: u16, to: SocketAddrV4, word: &'static str) -> Self {
-        let socket = sock::within(netns, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)));
+        let bound = sock::within(netns, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)));
         let socket = bound.expect("a free port");
         socket.connect(to).expect("a route to the server");
         let timeout = Some(on_this_machine(Duration::from_secs(2)));
@@ -181,7 +183,7 @@ impl Speaker {
         Self { socket, word }
     }
 
-    /// The next answer has to be what was sent.
+    /// Sends the text. The next answer must be the same text.
     #[track_caller]
     fn speak(&self) {
         self.socket.send(self.word.as_bytes()).expect("a datagram is sent");
@@ -192,8 +194,9 @@ impl Speaker {
     }
 }
 
-/// A container of Docker and one of Culvert have the same source port towards the same server: each
-/// hears the answers to its own packets, whichever began.
+/// A container of Docker and a container of Culvert use the same source port to the same server.
+/// Each
+/// gets the answers to its own packets, in either order of the first packets.
 #[test]
 #[ignore = "needs root"]
 fn a_port_that_docker_masquerades_is_left_to_it() {
@@ -204,7 +207,7 @@ fn a_port_that_docker_masquerades_is_left_to_it() {
     let servers = echoes(world.outside.host.path(), 7);
     let (name, _) = world.run("bridge", &[]);
     let own = container(&name);
-    // Netfilter's first connection is how the agent knows of it.
+    // The agent finds netfilter's conntrack after its first connection.
     assert_eq!(exchange_at(docker.path(), "udp", *far.ip(), 7, 10), "ok 10");
     wait_until(SOON, "the agent to see netfilter", || {
         host.agent_log().contains("netfilter tracks connections")
@@ -243,8 +246,8 @@ fn a_port_that_docker_masquerades_is_left_to_it() {
     assert_eq!(clients, [host.vtep().to_string()]);
 }
 
-/// A second network card that is no uplink: published ports are reached through it, at its own address
-/// and at the uplink's. An interface without an Ethernet header is named by the doctor.
+/// A second network card is not an uplink. Clients reach published ports through it, at its own
+/// address and at the uplink's. `doctor` names an interface without an Ethernet header.
 #[test]
 #[ignore = "needs root"]
 fn published_ports_serve_a_second_network_card() {
@@ -270,7 +273,7 @@ fn published_ports_serve_a_second_network_card() {
         let clients = server.take_clients();
         assert!(clients.iter().all(|client| client == "10.77.0.2"), "{clients:?}");
     }
-    // The uplink's clients are served as before.
+    // The clients on the uplink are still served.
     assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), 8080, 10), "ok 10");
 
     // A source that the host does not reach through this card is not served.
@@ -279,7 +282,7 @@ fn published_ports_serve_a_second_network_card() {
     assert_ne!(exchange(&lan, "tcp", host.vtep(), 8080, 10), "ok 10");
     assert_eq!(servers[0].take_clients(), [""; 0]);
 
-    // A queue on the host side of a pair, which frames go past, is named as well.
+    // Frames bypass a queue on the host side of a pair. `doctor` names such a queue, too.
     let links = host.netns.run("ip -o link show | cut -d: -f2 | cut -d@ -f1");
     let is_side = |name: &&str| name.len() == 14 && name.starts_with("cv");
     let side = links.split_whitespace().find(is_side).unwrap();

@@ -1,7 +1,7 @@
-//! Who a host is: host names that change, copies of hosts, hosts that are gone, processes whose
-//! number another one gets.
+//! The identity of a host: host names that change, copies of hosts, removed hosts, and pids that
+//! another process gets.
 
-#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+#![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
 use std::{fs, os::unix::fs::symlink, process::Command, time::Duration};
 
@@ -11,7 +11,7 @@ use culvert_tests::{
 };
 use nix::sys::signal::Signal;
 
-/// Longer than an agent waits for the lease of an earlier run.
+/// Deadline of a wait that is longer than an agent waits for the lease of an earlier run.
 const LEASE: Duration = Duration::from_secs(40);
 
 /// Makes an overlay network that all hosts know.
@@ -20,10 +20,10 @@ fn network(cluster: &Cluster) {
     cluster.wait_network("net");
 }
 
-/// Starts the agent of a host that has this host name, without `--node`.
+/// Starts a host's agent with this host name and without `--node`.
 fn start_unnamed(host: &mut Host, hostname: &str) {
     let whole = host.agent_command(&[]);
-    // Without `nsenter`'s own arguments.
+    // The first two arguments are `nsenter`'s.
     let mut args: Vec<_> = whole.get_args().skip(2).map(ToOwned::to_owned).collect();
     let node = args.iter().position(|arg| arg == "--node").unwrap();
     args.drain(node..node + 2);
@@ -33,7 +33,7 @@ fn start_unnamed(host: &mut Host, hostname: &str) {
     host.agent = Some(Process::spawn(command));
 }
 
-/// The line with which an agent that does not start ends.
+/// The last line of an agent that refuses to start.
 fn refusal(host: &mut Host) -> String {
     let mut agent = host.agent.take().unwrap();
     let status = agent.wait(LEASE);
@@ -45,14 +45,15 @@ fn refusal(host: &mut Host) -> String {
     line
 }
 
-/// The command in quotes that a line advises, which begins with these words.
+/// The words after the first one of the command that a line advises in quotes. The command begins
+/// with `words`.
 fn advised(line: &str, words: &str) -> Vec<String> {
     let quoted = line.split('\'').find(|part| part.starts_with(words));
     let quoted = quoted.unwrap_or_else(|| unreachable!("no '{words}' in: {line}"));
     quoted.split(' ').skip(1).map(str::to_owned).collect()
 }
 
-/// Follows such an advice with `culvert`.
+/// Runs `culvert` with the words of [`advised`].
 fn follow(host: &Host, line: &str, words: &str) {
     let args = advised(line, words);
     host.ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
@@ -75,8 +76,8 @@ fn wait_nodes(host: &Host, names: &[&str]) {
     wait_until(SOON, &format!("the nodes {names:?}"), || node_names(host) == names);
 }
 
-/// A host that gets another name keeps its node and its containers. Both ways out of the refusal
-/// of another `--node` work.
+/// A host that gets another name keeps its node and its containers. The refusal of another `--node`
+/// names two solutions, and both work.
 #[test]
 #[ignore = "needs root"]
 fn a_new_host_name_does_not_cost_the_containers_their_network() {
@@ -127,7 +128,7 @@ fn a_new_host_name_does_not_cost_the_containers_their_network() {
     assert_eq!(left[0]["Containers"].as_object().map(serde_json::Map::len), Some(1));
 }
 
-/// Makes one host's state directory a copy of another's: what says who the host is.
+/// Copies the files of a host's identity into another host's state directory.
 fn copy_identity(from: &Host, to: &Host) {
     let (from, to) = (from.dir().join("state"), to.dir().join("state"));
     fs::create_dir_all(&to).unwrap();
@@ -136,8 +137,8 @@ fn copy_identity(from: &Host, to: &Host) {
     }
 }
 
-/// A copy of a host is refused while the original is alive, and gets out by either way; the
-/// original keeps its containers.
+/// A copy of a host is refused while the original is alive. Both solutions that the refusal names
+/// work. The original keeps its containers.
 #[test]
 #[ignore = "needs root"]
 fn a_copy_of_a_host_is_refused_and_costs_the_original_nothing() {
@@ -177,7 +178,7 @@ fn a_copy_of_a_host_is_refused_and_costs_the_original_nothing() {
     wait_nodes(&cluster.hosts[1], &["node0", "node1", "node2"]);
     same(&cluster);
 
-    // The other way: the copy is purged.
+    // The second solution: the copy is purged.
     cluster.hosts[2].ok(&["purge"]);
     cluster.hosts[2].agent = None;
     copy_identity(&cluster.hosts[0], &cluster.hosts[2]);
@@ -190,15 +191,15 @@ fn a_copy_of_a_host_is_refused_and_costs_the_original_nothing() {
     same(&cluster);
 }
 
-/// Frames that a host has received on its uplink.
+/// Number of frames that a host has received on its uplink.
 fn received(host: &Host) -> u64 {
     let link: serde_json::Value =
         serde_json::from_str(&host.netns.run("ip -j -s link show up0")).unwrap();
     link[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
 }
 
-/// A host that is gone is removed: its addresses are free, nothing is flooded to it. When it comes
-/// back, it does not keep what others have got.
+/// A lost host is removed: its addresses are free, and nothing is flooded to it. If it returns, it
+/// does not keep addresses that others have got.
 #[test]
 #[ignore = "needs root"]
 fn a_host_that_is_gone_is_removed_and_may_come_back() {
@@ -262,8 +263,8 @@ fn a_host_that_is_gone_is_removed_and_may_come_back() {
     host.wait_ping(&names[2], "10.0.0.4");
 }
 
-/// A namespace that was attached by the path of a process is that one, not another at the path
-/// later.
+/// A namespace that was attached by the path of a process stays this namespace. A later namespace
+/// at the same path is refused.
 #[test]
 #[ignore = "needs root"]
 fn a_stranger_at_the_path_of_a_process_is_not_plugged() {
@@ -272,7 +273,7 @@ fn a_stranger_at_the_path_of_a_process_is_not_plugged() {
     let (guest, stranger) = (Netns::new("guest"), Netns::new("stranger"));
     let (process, other) = (guest.spawn("sleep", &["1000"]), stranger.spawn("sleep", &["1000"]));
     let of = |process: &Process| format!("/proc/{}/ns/net", process.pid());
-    // The link stands for the number of the process, which cannot be given to another at will.
+    // The link stands for the pid, which the test cannot give to another process at will.
     let link = cluster.hosts[0].dir().join("link");
     symlink(of(&process), &link).unwrap();
     let path = link.display().to_string();
@@ -289,35 +290,35 @@ fn a_stranger_at_the_path_of_a_process_is_not_plugged() {
     let host = &cluster.hosts[0];
     let told =
         || problems(host).into_iter().find(|line| line.contains("another one than was attached"));
-    wait_until(SOON, "the stranger to be told", || told().is_some());
+    wait_until(SOON, "the problem in status", || told().is_some());
     assert!(!stranger.succeeds("ip link show eth0"));
-    // One more network is not for the stranger, either.
+    // The other namespace does not join a second network either.
     host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.5.0.0/24", "more"]);
     assert!(host.refused(1, &["network", "connect", "more", &name]).contains("another one"));
     let again = ["attach", "--name", &name, "--network", "more", "--netns", &path];
     assert!(host.refused(1, &again).contains(&format!("'culvert detach {name}' first")));
     assert!(!stranger.succeeds("ip link show eth0"));
-    // The advice: detach, then attach the successor under the same name.
+    // The advice: detach the container, then attach the new namespace under the same name.
     follow(host, &told().unwrap(), "culvert detach");
     wait_until(SOON, "the problem to be over", || told().is_none());
     host.ok(&[&attach[..], &[&path]].concat());
     assert!(stranger.succeeds("ip link show eth0"));
 
-    // The process ends, and its namespace is gone at once for the agent.
+    // The process ends, and the agent notices at once that its namespace is gone.
     drop(other);
     cluster.hosts[0].stop_agent(Signal::SIGTERM);
     cluster.hosts[0].start_agent(&[]);
     cluster.hosts[0].wait_ready();
     let host = &cluster.hosts[0];
     let told = || problems(host).into_iter().find(|line| line.contains("is gone, and its network"));
-    wait_until(SOON, "the end of the process to be told", || told().is_some());
+    wait_until(SOON, "the end of the process in status", || told().is_some());
     follow(host, &told().unwrap(), "culvert detach");
     wait_until(SOON, "the problem to be over", || told().is_none());
     assert_eq!(host.json(&["ps"]), serde_json::json!([]));
 }
 
-/// Both parts of the advice for an absent namespace work: what made it makes it again, or it is
-/// detached.
+/// Both solutions in the advice for an absent namespace work: the namespace is made again, or the
+/// container is detached.
 #[test]
 #[ignore = "needs root"]
 fn the_advice_for_an_absent_namespace_works() {
@@ -338,12 +339,12 @@ fn the_advice_for_an_absent_namespace_works() {
     assert!(guest.succeeds("ip link show eth0"));
     let told = || problems(host).into_iter().find(|line| line.contains("is not there: start what"));
     drop(guest);
-    wait_until(SOON, "the absence to be told", || told().is_some());
+    wait_until(SOON, "the absence in status", || told().is_some());
     let guest = Netns::make(&name).unwrap();
-    wait_until(SOON, "it to be plugged again", || guest.succeeds("ip link show eth0"));
+    wait_until(SOON, "the reconnection", || guest.succeeds("ip link show eth0"));
     wait_until(SOON, "the problem to be over", || told().is_none());
     drop(guest);
-    wait_until(SOON, "the absence to be told again", || told().is_some());
+    wait_until(SOON, "the second report of absence", || told().is_some());
     follow(host, &told().unwrap(), "culvert detach");
     wait_until(SOON, "the problem to be over", || told().is_none());
     assert_eq!(host.json(&["ps"]), serde_json::json!([]));

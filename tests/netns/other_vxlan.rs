@@ -1,12 +1,12 @@
-//! VXLAN of another system on the port of Culvert's.
+//! VXLAN of another system on Culvert's UDP port.
 
 use culvert_tests::{
     cluster::{Cluster, Host, unique_name},
     netns::Netns,
 };
 
-/// As Swarm wires it: the device is made in the host's namespace, where its socket stays, and is
-/// moved into another one.
+/// Makes an overlay as Swarm does: the device is made in the host's namespace, where its socket
+/// stays, and is moved into another namespace.
 fn other_overlay(host: &Host, peer: &Host, ip: &str) -> Netns {
     let inner = Netns::new("swarm");
     host.netns.run(&format!(
@@ -37,7 +37,7 @@ fn vxlan_of_another_system_on_the_same_port_is_passed_on() {
     assert!(two.counter("from_underlay", "foreign_vxlan") >= 3);
     assert_eq!(two.counter("from_underlay", "unknown_vni"), 0);
 
-    // Culvert's own network beside it.
+    // A network of Culvert exists beside the other overlay.
     one.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
     cluster.wait_network("net");
     let (first, second) = (unique_name("beside1"), unique_name("beside2"));
@@ -46,7 +46,7 @@ fn vxlan_of_another_system_on_the_same_port_is_passed_on() {
     one.wait_ping(&first, "10.0.0.3");
     inner[0].run("ping -c1 -W2 10.99.0.2");
 
-    // It is told.
+    // `doctor` reports the other overlay.
     let told = |host: &Host| {
         let findings = host.json(&["doctor"]);
         let findings = findings.as_array().unwrap().iter();

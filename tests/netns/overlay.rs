@@ -38,8 +38,8 @@ impl Pair {
     }
 }
 
-/// The article's overlay chapter: a network made on one host is seen on the
-/// other, and containers on both reach each other.
+/// The article's overlay chapter: a network that was made on one host is seen on the other host,
+/// and containers on both hosts reach each other.
 #[test]
 #[ignore = "needs root"]
 fn two_hosts_one_overlay() {
@@ -93,7 +93,7 @@ fn two_hosts_one_overlay() {
     assert_eq!(kind("02:42:0a:00:00:02").as_ref(), Some(&"static".into()), "{fdb}");
     assert_eq!(fdb.as_array().map(Vec::len), Some(2), "{fdb}");
 
-    // A real web server, both ways.
+    // A web server on each host is reached from the other host.
     for (server, name, client, client_name, ip) in
         [(one, &over1, two, &over2, "10.0.0.3"), (two, &over2, one, &over1, "10.0.0.2")]
     {
@@ -183,8 +183,8 @@ s.sendto(body, ('192.0.2.1', 0))
     one.in_container(over1, "ping -c1 -W1 -M do -s 1300 10.0.0.3");
 }
 
-/// Bytes arrive as they were sent, in both directions, over TCP and UDP, with
-/// GSO frames and without.
+/// Bytes arrive as they were sent, in both directions, over TCP and UDP, with GSO frames and
+/// without GSO.
 #[test]
 #[ignore = "needs root"]
 fn bulk_data_arrives_intact() {
@@ -221,7 +221,7 @@ fn bulk_data_arrives_intact() {
     }
 }
 
-/// IPv6 subnets: addresses, neighbour discovery, link-local, both families.
+/// IPv6 subnets: addresses, neighbour discovery, link-local addresses, and both families together.
 #[test]
 #[ignore = "needs root"]
 fn ipv6_over_the_overlay() {
@@ -255,7 +255,7 @@ fn arp_is_suppressed_and_broadcast_is_not() {
     pair.cluster.wait_network("other");
     three.run_idle(&over3, "other", &[]);
 
-    // The other container would see a request that crossed the tunnel.
+    // The container on the other host would see a request that crossed the tunnel.
     let mut watch = pair.two().spawn_in_container(
         &pair.over2,
         "tcpdump -l -n -i eth0 arp and ether src 02:42:0a:00:00:02",
@@ -272,7 +272,7 @@ fn arp_is_suppressed_and_broadcast_is_not() {
     wait_until(SOON, "broadcast and multicast on the second host", || {
         pair.two().counter("from_underlay", "flood") >= received + 2
     });
-    // Head-end replication goes to exactly the VTEPs with endpoints in the VNI.
+    // Head-end replication sends only to the VTEPs with endpoints in the VNI.
     assert_eq!(three.counter("from_underlay", "unknown_vni"), 0);
     assert_eq!(three.counter("from_underlay", "flood"), 0);
 }
@@ -291,7 +291,7 @@ fn spoofed_frames_go_nowhere() {
                  s.bind((\"eth0\",0)); s.send(bytes.fromhex(\"{frame}\"))'"
             ),
         );
-        // On a netkit device the sender is told at once that the frame was dropped.
+        // On a netkit device the sender gets an error at once if the frame is dropped.
         let errors = String::from_utf8_lossy(&sent.stderr);
         let told = device::told(one) == "netkit" && errors.contains("No buffer space available");
         assert!(sent.status.success() || told, "{errors}");
@@ -332,7 +332,7 @@ fn forged_vxlan_is_refused() {
     wait_until(SOON, "the stranger's VXLAN to be dropped", || {
         pair.two().counter("from_underlay", "unknown_vtep") == 1
     });
-    // A known VTEP, but no such VNI.
+    // The sender is a known VTEP, but the VNI does not exist.
     pair.one().netns.run(&script(999));
     wait_until(SOON, "an unknown VNI to be dropped", || {
         pair.two().counter("from_underlay", "unknown_vni") == 1
@@ -360,7 +360,7 @@ fn overlapping_networks_never_meet() {
     let mut servers = Vec::new();
     for (network, names) in ["red", "blue"].iter().zip(&names) {
         cluster.hosts[0].wait_ping(&names[0], "10.9.0.3");
-        // Only the server of the own network answers.
+        // Only the server in the client's own network answers.
         let serve = format!(
             "python3 -c 'import socket; l=socket.create_server((\"\",7)); \
              \nwhile True:\n c,_=l.accept(); c.sendall(b\"{network}\"); c.close()'"
@@ -376,13 +376,13 @@ fn overlapping_networks_never_meet() {
             answer == *network
         });
     }
-    // Without the option on both sides the second one is refused.
+    // Without the option on both networks, the second one is refused.
     let line = cluster.hosts[0]
         .refused(1, &["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/25", "green"]);
     assert!(line.contains("green") || line.contains("10.9.0.0/25"), "{line}");
 }
 
-/// Containers on one host talk without leaving it.
+/// Containers on one host reach each other without a frame on the underlay.
 #[test]
 #[ignore = "needs root"]
 fn same_host_stays_on_the_host() {
@@ -395,8 +395,8 @@ fn same_host_stays_on_the_host() {
     assert!(pair.one().counter("from_container", "deliver") >= 6);
 }
 
-/// A plain kernel vxlan device, added by `vtep add`, exchanges traffic both
-/// ways with a learning network, found by learning alone.
+/// A plain kernel vxlan device, added by `vtep add`, exchanges traffic in both directions with a
+/// learning network. The hosts find each other by learning alone.
 #[test]
 #[ignore = "needs root"]
 fn kernel_vxlan_interoperates_by_learning() {
@@ -409,7 +409,7 @@ fn kernel_vxlan_interoperates_by_learning() {
          bridge fdb append 00:00:00:00:00:00 dev vx0 dst 192.0.2.2",
         up = Underlay::UPLINK
     ));
-    // Its frames are dropped before it is added.
+    // The device's frames are dropped until `vtep add`.
     assert!(!plain.succeeds("ping -c1 -W1 10.0.0.2"));
     assert!(pair.one().counter("from_underlay", "unknown_vtep") >= 1);
     pair.one().ok(&["vtep", "add", "192.0.2.6", "--network", "overlaynet1"]);

@@ -1,4 +1,4 @@
-//! Published ports: the holder of a port, its release, and the reports of it.
+//! Published ports: the holder of a port, its release, and the reports about it.
 
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 
@@ -17,7 +17,7 @@ use crate::{
     ports::{any, echo, exchange, exchange_at, talk},
 };
 
-/// The line with which publishing a port is refused.
+/// The error line if a port is published that is taken.
 fn taken(host: &Host, publish: &str) -> String {
     let name = unique_name("no");
     let line = host.refused(1, &["run", "-d", "--name", &name, "-p", publish, "--", "true"]);
@@ -25,7 +25,7 @@ fn taken(host: &Host, publish: &str) -> String {
     line
 }
 
-/// A process of the host cannot listen on a port.
+/// Whether no process of the host can listen on a port.
 fn held(host: &Host, port: u16) -> bool {
     [Ipv4Addr::UNSPECIFIED, Ipv4Addr::LOCALHOST, host.vtep()].into_iter().all(|ip| {
         let bound = sock::within(host.netns.path(), || TcpListener::bind((ip, port)));
@@ -52,7 +52,7 @@ fn a_port_is_taken_once() {
     let udp = sock::within(host.netns.path(), || std::net::UdpSocket::bind("0.0.0.0:8080"));
     assert!(udp.is_err());
 
-    // A process: on every address, and on 127.0.0.1 alone.
+    // A process listens on every address, and on 127.0.0.1 alone.
     let own = std::fs::read_to_string("/proc/self/comm").unwrap();
     let process = format!("'{}' (pid {})", own.trim_end(), std::process::id());
     let wild = Server::tcp(host.netns.path(), any(9000), Behaviour::Echo);
@@ -63,12 +63,12 @@ fn a_port_is_taken_once() {
         let line = taken(host, publish);
         assert!(line.contains(&process), "{publish}: {line}");
     }
-    // Another address, another protocol: both are free.
+    // The port is free on another address and for another protocol.
     world.run("bridge", &["-p", "192.0.2.1:9001:80", "-p", "9002:80"]);
     drop((wild, local, datagrams));
     let (second, _) = world.run("bridge", &["-p", "9000:80"]);
 
-    // Free again when the container is gone: for a process and for a container.
+    // The port is free again when the container is gone: for a process and for a container.
     host.ok(&["rm", "-f", &second]);
     let again = Server::tcp(host.netns.path(), any(9000), Behaviour::Echo);
     assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), 9000, 10), "ok 10");
@@ -78,8 +78,7 @@ fn a_port_is_taken_once() {
     world.run("bridge", &["-p", "8080:80", "-p", "8080:80/udp"]);
 }
 
-/// Existing connections and new ones get through while no agent runs, and the one
-/// that comes holds the port again.
+/// Existing and new connections work while no agent runs. The next agent holds the port again.
 #[test]
 #[ignore = "needs root"]
 fn publishing_outlives_the_agent() {
@@ -123,8 +122,8 @@ fn loopback(host: &Host) -> (bool, String) {
     (programs == ["from_loopback"], host.netns.run(switches).replace('\n', " "))
 }
 
-/// A container that goes takes its port along: connections end, new ones are refused,
-/// and with the last port the program on the loopback device goes, too.
+/// When a container is removed, its port is released: connections end, and new ones are refused.
+/// With the last port, the program on the loopback device is removed, too.
 #[test]
 #[ignore = "needs root"]
 fn the_last_port_leaves_nothing() {
@@ -142,7 +141,7 @@ fn the_last_port_leaves_nothing() {
     assert_eq!(exchange(&host.netns, "tcp", host.vtep(), 8080, 10), "ok 10");
     drop(server);
     host.ok(&["rm", "-f", &name]);
-    assert_eq!(loopback(host), (true, "1 1 ".to_owned()), "the other one has a port still");
+    assert_eq!(loopback(host), (true, "1 1 ".to_owned()), "another container has a port");
     for proto in ["tcp", "udp"] {
         for netns in [&world.outside.host, &host.netns] {
             assert_eq!(exchange(netns, proto, host.vtep(), 8080, 1), "refused", "{proto}");
@@ -162,8 +161,8 @@ fn the_last_port_leaves_nothing() {
     wait_until(SOON, "the loopback device to be as before", || loopback(host) == none);
 }
 
-/// `nat ls` has a row for each flow, with its addresses before and after, and who
-/// began it; each filter leaves the rows it should; `stats` counts them by state.
+/// `nat ls` has a row for each flow, with its addresses before and after translation, and its
+/// origin. Each filter shows the rows that match. `stats` counts the flows by state.
 #[test]
 #[ignore = "needs root"]
 fn nat_ls_tells_the_flows() {
@@ -248,7 +247,7 @@ fn nat_ls_tells_the_flows() {
         host.counter("conntrack", "tcp_established") == 4
             && host.counter("conntrack", "udp_stream") == 1
     });
-    // A closed connection has the state of a closed one.
+    // The flow of a closed connection has the state of a closed connection.
     assert_eq!(
         sock::tcp(world.outside.host.path(), published, 4006, Use::HalfClose(1)),
         "ok \u{7}"

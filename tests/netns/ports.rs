@@ -1,7 +1,7 @@
 //! Published ports: the clients that reach a container by a port of its host, and the address that
 //! the container sees.
 
-#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+#![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
 use std::{
     io::{Read as _, Write as _},
@@ -51,7 +51,7 @@ pub(crate) fn echo(netns: &std::path::Path, proto: &str, port: u16) -> Server {
     }
 }
 
-/// One exchange over a connection that stays.
+/// Sends and receives once over an open connection.
 pub(crate) fn talk(stream: &mut TcpStream) {
     stream.set_read_timeout(Some(on_this_machine(Duration::from_secs(3)))).unwrap();
     stream.write_all(b"ping").unwrap();
@@ -60,10 +60,10 @@ pub(crate) fn talk(stream: &mut TcpStream) {
     assert_eq!(&answer, b"ping");
 }
 
-/// A container of a bridge and one of an overlay network publish a port each, of TCP and UDP. From
-/// an external host, from the host by each of its addresses, from containers of the same and of
-/// another network, and from themselves, they are reached with payloads of every size; an external
-/// client keeps its address; all other clients appear as the gateway.
+/// A container of a bridge network and one of an overlay network each publish a port, for TCP and
+/// UDP. An external host, the host by each of its addresses, containers of the same and of another
+/// network, and the two containers themselves reach the ports with payloads of every size. An
+/// external client keeps its address. All other clients appear as the gateway.
 #[test]
 #[ignore = "needs root"]
 fn everybody_reaches_a_published_port() {
@@ -109,8 +109,8 @@ fn everybody_reaches_a_published_port() {
     assert_eq!(exchange(&world.outside.host, "udp", host.vtep(), 8080, 1), "refused");
 }
 
-/// A port of 127.0.0.1 is the host's own: a container does not reach it, nor does a host on the
-/// underlay whose route to 127.0.0.1 is this host.
+/// A port of 127.0.0.1 is the host's own. A container does not reach it. A host on the underlay
+/// that routes 127.0.0.1 to this host does not reach it either.
 #[test]
 #[ignore = "needs root"]
 fn a_port_of_loopback_is_the_hosts_alone() {
@@ -154,12 +154,12 @@ fn a_port_of_loopback_is_the_hosts_alone() {
             assert_eq!(server.seen(), [], "{proto}: somebody got in");
         }
     }
-    // The attacker's packets did arrive at this host.
+    // The attacker's packets have arrived at this host.
     assert!(host.counter("from_container", "unroutable") > 0);
 }
 
-/// A port of one address of a host that has two is not published at the other, where
-/// a process of the host may have it.
+/// A port that is published on one address of a host is not published on the host's other address,
+/// where a process of the host may use it.
 #[test]
 #[ignore = "needs root"]
 fn a_port_of_one_address_is_of_that_one() {
@@ -167,7 +167,7 @@ fn a_port_of_one_address_is_of_that_one() {
     let host = world.host();
     let second: Ipv4Addr = "192.0.2.200".parse().unwrap();
     host.netns.run(&format!("ip addr add {second}/24 dev up0"));
-    // The agent notices the new address.
+    // The agent notices the new address, and publishes on it.
     let name = unique_name("c");
     let publish = format!("{second}:8080:80");
     host.run_idle(&name, "bridge", &["-p", &publish]);
@@ -185,7 +185,7 @@ fn a_port_of_one_address_is_of_that_one() {
     assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), 8080, 10), "ok 10");
     assert_eq!(own.take_clients(), ["198.51.100.9"]);
     assert_eq!(in_container.seen(), []);
-    // Another container may have the same port of the other address.
+    // Another container may publish the same port on the other address.
     drop(own);
     let publish = format!("{}:8080:80", host.vtep());
     let (name, _) = world.run("bridge", &["-p", &publish]);
@@ -195,7 +195,7 @@ fn a_port_of_one_address_is_of_that_one() {
     assert_eq!((in_other.seen().len(), in_container.seen().len()), (1, 1));
 }
 
-/// Ports as `ps` tells them, for the container's port `port`.
+/// The host's port for the container's port `port`, as `ps` shows it.
 fn host_port(world: &World, name: &str, port: u16) -> u16 {
     let rows = world.host().json(&["ps"]);
     let row = rows.as_array().unwrap().iter().find(|row| row["name"] == name).unwrap();
@@ -206,7 +206,8 @@ fn host_port(world: &World, name: &str, port: u16) -> u16 {
     line.trim_end_matches(&end).rsplit(':').next().unwrap().parse().unwrap()
 }
 
-/// `ps` shows the chosen free ports, which lead to their container; ranges map one to one.
+/// `ps` shows the free ports that the agent chose. They lead to their containers. Port ranges map
+/// one to one.
 #[test]
 #[ignore = "needs root"]
 fn free_ports_and_ranges() {
@@ -236,9 +237,9 @@ fn free_ports_and_ranges() {
     }
 }
 
-/// An overlay network on two hosts: a port that a container publishes on one is reached by that
-/// host's address, from an external host and from a container of the same network on the other
-/// host, whose packets leave by its own host.
+/// An overlay network on two hosts: a port that a container publishes is reached by the address of
+/// its host. The clients are an external host, and a container of the same network on the other
+/// host. The container's packets leave through its own host.
 #[test]
 #[ignore = "needs root"]
 fn each_host_of_an_overlay_has_its_own_door() {
@@ -258,7 +259,7 @@ fn each_host_of_an_overlay_has_its_own_door() {
         assert_eq!(exchange(client, proto, one, 8080, len), word, "{proto}");
         assert_eq!(server.take_clients(), [Outside::IP.to_string()], "{proto}");
         assert_eq!(exchange(client, proto, two, 8080, 1), "refused", "{proto}");
-        // Through its own host, like an external client.
+        // The container is masqueraded by its own host, like an external client.
         assert_eq!(exchange_at(&container(&second), proto, one, 8080, len), word, "{proto}");
         assert_eq!(server.take_clients(), [two.to_string()], "{proto}");
         assert_eq!(exchange(&hosts[1].netns, proto, one, 8080, len), word, "{proto}");

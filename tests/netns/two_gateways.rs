@@ -1,4 +1,4 @@
-//! Namespaces that have a default route of their own besides the network's.
+//! Namespaces with their own default route besides the network's.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -13,9 +13,9 @@ use crate::{
     ports::{echo, exchange},
 };
 
-/// A namespace that has its own way out is attached, with a published port: answers to clients leave
-/// by the network. All else leaves by the namespace's own default route. `detach` leaves the namespace
-/// as it was.
+/// A namespace with its own default route is attached, with a published port. Answers to clients
+/// leave through the network. All other packets use the namespace's own default route. `detach`
+/// leaves the namespace as it was.
 #[test]
 #[ignore = "needs root"]
 fn an_attached_namespace_answers_by_the_network() {
@@ -34,7 +34,8 @@ fn an_attached_namespace_answers_by_the_network() {
     host.ok(&[&attach[..], &publish].concat());
 
     let ip: Ipv4Addr = host.ip(&name, "over").parse().unwrap();
-    // A UDP server on every address answers by the main table, as with any rule by source address.
+    // A UDP server that is bound to every address answers by the main table, because the rule
+    // matches the source address.
     let servers =
         [echo(inner.path(), "tcp", 80), Server::udp(inner.path(), SocketAddrV4::new(ip, 80))];
     for proto in ["tcp", "udp"] {
@@ -44,7 +45,7 @@ fn an_attached_namespace_answers_by_the_network() {
     for server in &servers {
         assert_eq!(server.take_clients(), ["198.51.100.9"]);
     }
-    // The router's 198.51.100.9 is another machine than the network's.
+    // The 198.51.100.9 behind this router is another machine than the external host.
     let own = echo(router.path(), "tcp", 90);
     let outside = Ipv4Addr::new(198, 51, 100, 9);
     assert_eq!(exchange(&inner, "tcp", outside, 90, 10), "ok 10");

@@ -1,6 +1,6 @@
-//! An agent of this version after one of an earlier map layout.
+//! An agent of this version that starts after an agent with an earlier map layout.
 
-#![expect(clippy::unwrap_used, reason = "what a test cannot make fails it by panicking")]
+#![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
 use std::{
     fs,
@@ -34,11 +34,11 @@ unsafe impl<T: Pod> aya::Pod for Bytes<T> {}
 
 type Table<K, V> = HashMap<MapData, Bytes<K>, Bytes<V>>;
 
-/// Makes the table of flows of an agent with ABI 3.
+/// Makes the flow table of an agent with ABI 3.
 fn create_v3() -> MapData {
     // SAFETY: a union of structures of integers, for which all bytes 0 is a value.
     let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
-    // SAFETY: the members are those of the command.
+    // SAFETY: these members of the union are those of the command BPF_MAP_CREATE.
     let create = unsafe { &mut attr.__bindgen_anon_1 };
     create.map_type = bpf_map_type::BPF_MAP_TYPE_HASH as u32;
     create.key_size = size_of::<FlowKey>() as u32;
@@ -47,7 +47,7 @@ fn create_v3() -> MapData {
     // BPF_F_NO_PREALLOC
     create.map_flags = 1;
     let command = bpf_cmd::BPF_MAP_CREATE as libc::c_long;
-    // SAFETY: the attributes are those of the command, and as long as stated.
+    // SAFETY: the attributes are those of the command, and the length given is that of `attr`.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of_val(&attr)) };
     assert!(fd >= 0, "{}", std::io::Error::last_os_error());
     // SAFETY: the descriptor is new, and nobody else has it.
@@ -59,8 +59,8 @@ fn table<K: Pod, V: Pod>(map: MapData) -> Table<K, V> {
     HashMap::try_from(Map::HashMap(map)).unwrap()
 }
 
-/// Moves the flows of a host without an agent into the maps that an agent with ABI 3 would
-/// have left. Returns how many entries there are.
+/// Moves the flows of a host without an agent into the map that an agent with ABI 3 would have
+/// left. Returns the number of entries.
 fn age_flows(bpffs: &Path) -> usize {
     let pin = |version: u32| bpffs.join(format!("v{version}")).join("maps").join(names::FLOWS);
     let mut new: Table<FlowKey, Flow> = table(MapData::from_pin(pin(ABI_VERSION)).unwrap());
@@ -90,8 +90,8 @@ fn age_flows(bpffs: &Path) -> usize {
     entries.len()
 }
 
-/// A connection that an agent with map layout 3 has left goes on under this one: its flow is
-/// carried over before the old pins go.
+/// A connection continues under an agent of this version after an agent with map layout 3: its flow
+/// is carried over before the old pins are removed.
 #[test]
 #[ignore = "needs root"]
 fn a_connection_outlives_an_upgrade_of_the_map_layout() {

@@ -73,12 +73,12 @@ fn change_something(lab: &mut Lab) {
 fn outbound_is_remembered(lab: &mut Lab) {
     warm_out(lab);
     lab.untold_fdb.remove(FdbKey::new(A, FAR.mac));
-    assert!(is_encapsulated(lab), "the pair is not remembered");
+    assert!(is_encapsulated(lab), "the flow cache lacks the pair");
     change_something(lab);
-    assert!(!is_encapsulated(lab), "the pair is remembered after a change");
+    assert!(!is_encapsulated(lab), "the flow cache has the pair after a change");
 }
 
-/// A fault of the flow cache must not vanish when one looks for it with `--trace`.
+/// The flow cache also works with `--trace`, so `--trace` can show a fault of the flow cache.
 #[test]
 #[ignore = "needs root"]
 fn pairs_are_remembered_while_tracing() {
@@ -232,7 +232,7 @@ fn where_hosts_learn_known_pairs_are_remembered(lab: &mut Lab) {
     any_source(&lab.tables, Port::A1);
     warm_out(lab);
     lab.untold_fdb.remove(FdbKey::new(A, FAR.mac));
-    assert!(is_encapsulated(lab), "the endpoint's own MAC teaches nothing");
+    assert!(is_encapsulated(lab), "the flow cache lacks a pair with the own MAC");
     lab.set_untold(FdbKey::new(A, FAR.mac), FdbEntry { ifindex: 0, vtep: PEER });
     warm_in(lab);
     lab.untold_fdb.remove(FdbKey::new(A, ONE.mac));

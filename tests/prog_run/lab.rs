@@ -290,7 +290,7 @@ impl Lab {
     pub(crate) fn path_mtu(&self, vtep: [u8; 4]) -> Option<PathMtu> {
         let id = self.vtep_id(vtep);
         let learnt = self.path_mtu.get(id)?;
-        assert!(learnt.is_of(&id), "the seal of {vtep:?}");
+        assert!(learnt.is_of(&id), "wrong seal for {vtep:?}");
         Some(learnt)
     }
 

@@ -217,7 +217,7 @@ fn errors_come_in_bursts(lab: &mut Lab) {
     assert_eq!(sent + limited, 48);
     // The limit allows 32 errors at once, and one more every 10 ms.
     let earned = (now_ns() - started) / 10_000_000 + 1;
-    assert!((32..=32 + earned).contains(&sent), "{sent} in a time that earns {earned}");
+    assert!((32..=32 + earned).contains(&sent), "{sent} errors, the limit is 32 and {earned}");
 }
 
 fn local_delivery_has_no_limit(lab: &mut Lab) {
@@ -328,7 +328,7 @@ fn learnt_again_is_no_change(lab: &mut Lab) {
     is_learnt(lab, &error(1400, &quoted(&sent(), 28)).frame(), PEER, 1350);
     let frame = V4::udp(&ONE, &FAR, (1000, 2000), &payload(100)).frame();
     lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
-    // A look-up outside the flow cache would now find no entry.
+    // Without the flow cache, the look-up would now find no entry.
     lab.untold_fdb.remove(FdbKey::new(A, FAR.mac));
     is_learnt(lab, &error(1400, &quoted(&sent(), 28)).frame(), PEER, 1350);
     lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);

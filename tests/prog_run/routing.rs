@@ -223,7 +223,7 @@ fn internal_network(lab: &mut Lab) {
 
 fn isolated(lab: &mut Lab) {
     lab.at_container(Port::A1, &datagram(&IN_B).frame()).drops(DropReason::Isolated);
-    // Also from B to A, where the route leads to A's gateway device.
+    // The same from network B to network A, where the route leads to A's gateway device.
     let packet = V4 { eth_dst: GATEWAY_OF_B.mac, ..datagram(&TWO) };
     lab.at_container(Port::B1, &packet.frame()).drops(DropReason::Isolated);
     assert_eq!(entries(lab), 0);

@@ -338,7 +338,7 @@ impl Outcome {
         let counted = self.counts.iter().filter(|(index, _)| index & 0xff < FIRST_NOTE);
         let counted: u64 = counted.map(|(_, counter)| counter.packets).sum();
         if let Some(frames) = frames {
-            assert_eq!(counted, frames, "sent = went on + dropped");
+            assert_eq!(counted, frames, "sent = forwarded + dropped");
         }
     }
 }

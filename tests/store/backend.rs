@@ -1,4 +1,4 @@
-//! The two backends as the suite sees them.
+//! The two backends of the test suite.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +14,8 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 /// A store that can be compacted, stopped, started and wiped.
 #[async_trait]
 pub(crate) trait Backend: Send {
-    /// A handle; one made before [`Backend::stop`] works again after [`Backend::start_again`].
+    /// A handle. A handle made before [`Backend::stop`] works again after
+    /// [`Backend::start_again`].
     fn store(&self) -> Arc<dyn StateStore>;
     /// Compacts the history before a revision.
     async fn compact(&self, revision: Revision);
@@ -22,7 +23,7 @@ pub(crate) trait Backend: Send {
     async fn stop(&mut self);
     /// Starts the store again with its contents.
     async fn start_again(&mut self);
-    /// Wipes the store; only while stopped.
+    /// Wipes the store, which must be stopped.
     async fn wipe(&mut self);
 }
 
@@ -81,12 +82,12 @@ impl Etcd {
 }
 
 impl Etcd {
-    /// Stops it, and keeps a copy of its data.
+    /// Stops the server, and keeps a copy of its data.
     pub(crate) async fn back_up(&mut self) {
         tokio::task::block_in_place(|| self.server.back_up()).expect("data is copied");
     }
 
-    /// Stops it, and puts the copy back.
+    /// Stops the server, and restores the copy of its data.
     pub(crate) async fn roll_back(&mut self) {
         tokio::task::block_in_place(|| self.server.roll_back()).expect("data is put back");
     }
@@ -118,8 +119,8 @@ impl Backend for Etcd {
     }
 }
 
-/// A directory. Handles go through [`Reopened`], which outlives the store that
-/// is open, as an etcd handle outlives the server.
+/// A file store in a directory. Handles refer to [`Reopened`], which outlives the open store, as an
+/// etcd handle outlives the server.
 pub(crate) struct File {
     dir: tempfile::TempDir,
     open: Arc<Reopened>,
@@ -155,7 +156,7 @@ impl Backend for File {
             loop {
                 match FileStore::open(self.dir.path()).await {
                     Ok(store) => return store,
-                    // A running read keeps it open a little longer.
+                    // A running read keeps the store open a little longer.
                     Err(StoreError::Unavailable(_)) => {
                         tokio::time::sleep(Duration::from_millis(10)).await;
                     }
@@ -168,7 +169,7 @@ impl Backend for File {
     }
 
     async fn wipe(&mut self) {
-        // A successful open proves that no other handle has it open.
+        // If the store can be opened, no other handle has it open.
         self.start_again().await;
         drop(self.open.take());
         for entry in std::fs::read_dir(self.dir.path()).expect("directory") {

@@ -1,4 +1,4 @@
-//! Addresses that several hosts take and give back at once, in random order.
+//! Several hosts take and give back addresses at the same time, in random order.
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
@@ -22,15 +22,15 @@ use crate::{
 
 /// Number of hosts that take and give back addresses.
 const HOSTS: u64 = 4;
-/// Containers of a host. All together want more addresses than the network has.
+/// Number of containers of a host. All containers need more addresses than the network has.
 const CONTAINERS: u64 = 12;
 
-/// A store of its own connection.
+/// Connects to the store with a new connection.
 async fn store(server: &EtcdServer) -> EtcdStore {
     EtcdStore::connect(&etcd_options(&[server.endpoint()])).await.expect("connects")
 }
 
-/// Adds and removes endpoints of one host, in random order. Returns how many are left.
+/// Adds and removes endpoints of one host, in random order. Returns the number that is left.
 async fn churn(store: &EtcdStore, host: u64, mut random: Random, operations: u32) -> usize {
     let mut held: BTreeMap<u64, String> = BTreeMap::new();
     for _ in each(&format!("addresses of host {host}"), operations) {
@@ -50,7 +50,7 @@ async fn churn(store: &EtcdStore, host: u64, mut random: Random, operations: u32
             let made = execute(store, None, |view: &View| create_endpoint(view, &spec)).await;
             made.map(|(endpoint, _)| drop(held.insert(number, endpoint.id)))
         };
-        // Refused: no address is free, or the one that was asked for is taken.
+        // Refused means that no address is free, or that the requested one is taken.
         if !matches!(&outcome, Err(ExecuteError::Refused(_) | ExecuteError::Contended)) {
             outcome.expect("the store answers");
         }
@@ -58,7 +58,7 @@ async fn churn(store: &EtcdStore, host: u64, mut random: Random, operations: u32
     held.len()
 }
 
-/// Checks that each endpoint owns its address, and that each address with an owner is an endpoint's.
+/// Checks that each endpoint owns its address, and that each owned address is of an endpoint.
 fn check_addresses(view: &View) {
     let network = name("net");
     let mut owned = 0;
@@ -75,7 +75,7 @@ fn check_addresses(view: &View) {
     assert_eq!(claimed, owned, "addresses without an endpoint at {}", view.revision);
 }
 
-/// At every revision of the store each address has one owner; in the end none is missing.
+/// At every revision of the store each address has one owner. At the end no endpoint is missing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn addresses_have_one_owner() {
     let server = EtcdServer::start().expect("etcd");
@@ -92,7 +92,7 @@ async fn addresses_have_one_owner() {
     for worker in workers {
         held += worker.await.expect("worker");
     }
-    // The whole history, revision by revision.
+    // Checks the whole history, revision by revision.
     let end = first.snapshot(ROOT).await.expect("snapshot");
     let mut watch = first.watch(ROOT, 1).await.expect("watch");
     let mut view = View::default();

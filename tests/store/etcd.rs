@@ -1,4 +1,4 @@
-//! What only etcd has: endpoints, TLS, users.
+//! Features that only etcd has: endpoints, TLS, users.
 
 use std::{
     sync::Arc,
@@ -29,7 +29,7 @@ async fn connect(options: &EtcdOptions) -> EtcdStore {
     EtcdStore::connect(options).await.expect("options are fine")
 }
 
-/// The error's line, which must be that of a store out of reach.
+/// Returns the line of the error, which must be [`StoreError::Unavailable`].
 async fn unavailable(options: &EtcdOptions) -> String {
     let started = Instant::now();
     let error = connect(options).await.snapshot("/t/").await.expect_err("is out of reach");
@@ -44,7 +44,7 @@ async fn unavailable(options: &EtcdOptions) -> String {
     line
 }
 
-/// The error's line, which must be a refusal.
+/// Returns the line of the error, which must be [`StoreError::Refused`].
 async fn refused(options: &EtcdOptions, prefix: &str) -> String {
     let error = connect(options).await.snapshot(prefix).await.expect_err("is refused");
     assert!(matches!(error, StoreError::Refused(_)), "{error:?}");
@@ -75,13 +75,13 @@ async fn an_endpoint_that_does_not_answer_gives_one_line() {
     let options = EtcdOptions { timeout: Duration::from_secs(2), ..etcd_options(&[closed]) };
     assert!(unavailable(&options).await.contains("refused"));
 
-    // Two that fail are both named.
+    // If two endpoints fail, the error names both.
     let closed =
         [free_port(), free_port()].map(|port| format!("127.0.0.1:{}", port.expect("port")));
     let options = EtcdOptions { timeout: Duration::from_secs(2), ..etcd_options(&closed) };
     unavailable(&options).await;
 
-    // A listener that never answers.
+    // This listener never answers.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
     let address = silent.local_addr().expect("address").to_string();
     let options = EtcdOptions { timeout: Duration::from_secs(2), ..etcd_options(&[address]) };
@@ -120,13 +120,13 @@ async fn a_transaction_that_may_have_arrived_is_not_sent_again() {
     frozen.freeze().expect("freezes");
     let error = store.commit(vec![], vec![put("/t/a", "v")]).await.expect_err("no answer");
     assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
-    // The next call goes elsewhere, at once, and the transaction is not there.
+    // The next call goes to the other endpoint at once, and the transaction was not executed.
     let started = Instant::now();
     let snapshot = store.snapshot("/t/").await.expect("snapshot");
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
     assert!(snapshot.entries.is_empty(), "{snapshot:?}");
 
-    // A read is repeated within its own time.
+    // A read is repeated at another endpoint within its timeout.
     let options = EtcdOptions {
         timeout: Duration::from_secs(3),
         ..etcd_options(&[frozen.endpoint(), live.endpoint()])
@@ -143,7 +143,7 @@ async fn a_watch_notices_a_server_that_hangs() {
     let store = connect(&options).await;
     let revision = write(&store, vec![put("/t/a", "v")]).await;
     let mut watch = store.watch("/t/", revision + 1).await.expect("watch");
-    // A quiet server that lives is asked for signs of life, and gives them.
+    // The store sends keep-alive pings to a quiet server, which answers them.
     assert!(tokio::time::timeout(Duration::from_secs(7), watch.next()).await.is_err());
     server.freeze().expect("freezes");
     let started = Instant::now();
@@ -210,7 +210,7 @@ async fn tls_with_client_certificates() {
     let certificates = Certificates::new();
     let mut server = certificates.server();
     let port = server.endpoint().rsplit_once(':').expect("port").1.to_owned();
-    // By address and by name: both are in the certificate.
+    // The certificate contains both the address and the name.
     for host in ["127.0.0.1", "localhost"] {
         let options = certificates.options(&format!("{host}:{port}"), &certificates.client);
         let store = connect(&options).await;
@@ -225,7 +225,7 @@ async fn tls_with_client_certificates() {
     tokio::task::block_in_place(|| server.restart()).expect("restarts");
     assert_eq!(answer(&store, "/t/").await.entries.len(), 1);
 
-    // Without a certificate of its own, or with a stranger's, a client gets nowhere.
+    // A client without a certificate, or with another authority's, does not reach the store.
     let naked = EtcdOptions { cert: None, key: None, ..options.clone() };
     unavailable(&naked).await;
     let strangers = certificates.dir.path().join("strangers");
@@ -233,11 +233,11 @@ async fn tls_with_client_certificates() {
     let stranger = Authority::new(&strangers, "stranger").expect("authority");
     let wrong = stranger.issue("client").expect("client");
     unavailable(&certificates.options(&server.endpoint(), &wrong)).await;
-    // A server that the authority does not vouch for is not believed.
+    // A server certificate of another authority is not accepted.
     let doubtful = EtcdOptions { ca: Some(stranger.cert()), ..options.clone() };
     let line = unavailable(&doubtful).await;
     assert!(line.contains("certificate"), "{line}");
-    // Plaintext to a server of TLS, and TLS to one of plaintext.
+    // Plaintext to a server with TLS, and TLS to a server without TLS.
     unavailable(&EtcdOptions { ca: None, cert: None, key: None, ..options.clone() }).await;
     let plain = start(Config::default());
     unavailable(&certificates.options(&plain.endpoint(), &certificates.client)).await;
@@ -250,7 +250,7 @@ async fn a_renewed_certificate_is_used_without_a_restart() {
     let strangers = certificates.dir.path().join("strangers");
     std::fs::create_dir(&strangers).expect("directory");
     let stranger = Authority::new(&strangers, "stranger").expect("authority");
-    // What the client's files hold until they are renewed.
+    // The client's files have this certificate until they are renewed.
     let used = stranger.issue("client").expect("client");
     let options = certificates.options(&server.endpoint(), &used);
     let store = connect(&options).await;
@@ -263,7 +263,7 @@ async fn a_renewed_certificate_is_used_without_a_restart() {
     answer(&store, "/t/").await;
 }
 
-/// An etcd without room answers reads, refuses writes, and tells why by its alarm.
+/// An etcd without free space answers reads, refuses writes, and reports the reason by its alarm.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn alarms_are_told() {
     let server = start(Config::default());
@@ -281,7 +281,7 @@ async fn alarms_are_told() {
     write(&store, vec![put("/t/b", "1")]).await;
 }
 
-/// Makes users: `root`, and `culvert` who has what is below `/culvert/`.
+/// Makes the users `root`, and `culvert`, which may access the keys below `/culvert/`.
 async fn enable_users(server: &EtcdServer) {
     let mut client = Client::connect([server.endpoint()], None).await.expect("connects");
     client.user_add("root", "secret", None).await.expect("root");
@@ -323,10 +323,10 @@ async fn users_and_passwords() {
     }
     assert!(!format!("{right:?}").contains("ssword"), "a password in the debug output");
 
-    // The restarted server knows no tokens: the store logs in again by itself.
+    // The restarted server does not know the old tokens. The store logs in again by itself.
     tokio::task::block_in_place(|| server.restart()).expect("restarts");
     assert_eq!(answer(&store, "/culvert/").await.entries.len(), 1);
-    // As it does when the users change, which makes all tokens stale.
+    // A change of the users invalidates all tokens. The store logs in again then, too.
     let root = etcd_client::ConnectOptions::new().with_user("root", "secret");
     let mut client = Client::connect([server.endpoint()], Some(root)).await.expect("connects");
     client.user_add("another", "x", None).await.expect("user");

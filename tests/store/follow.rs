@@ -24,14 +24,14 @@ async fn update(follower: &mut Follower) -> Update {
     in_time("an update", follower.next()).await.expect("the follower lives")
 }
 
-/// Waits for a state of health.
+/// Waits until the follower's health satisfies `is`.
 async fn health(follower: &Follower, what: &str, is: impl Fn(&Health) -> bool) -> Health {
     let mut health = follower.health();
     let found = in_time(what, health.wait_for(is)).await;
     found.expect("the follower lives").clone()
 }
 
-/// The final contents of the receiver of updates, and the updates that led to them.
+/// The contents after all updates, and the keys that the updates have deleted.
 #[derive(Default)]
 struct Mirror {
     held: BTreeMap<String, String>,
@@ -68,7 +68,7 @@ impl Mirror {
     }
 }
 
-/// Writes as soon as the store answers.
+/// Repeats a write until the store answers.
 async fn insist(store: &dyn StateStore, key: &str, value: &str) {
     in_time("a write", async {
         while store.commit(Vec::new(), vec![put(key, value)]).await.is_err() {
@@ -83,7 +83,7 @@ pub(crate) async fn the_first_update_is_the_whole(backend: impl Backend) {
     let mut follower = Follower::spawn(backend.store(), options());
     let first = update(&mut follower).await;
     assert!(first.resync);
-    // Nothing but the mark that the follower has put there.
+    // The only key is the mark, which the follower has written.
     assert_eq!(first.changes.iter().map(Change::key).collect::<Vec<_>>(), [STORE]);
 
     let revision =
@@ -93,7 +93,7 @@ pub(crate) async fn the_first_update_is_the_whole(backend: impl Backend) {
     let state = health(&follower, "health", |health| health.revision == revision).await;
     assert!(state.healthy && state.error.is_none() && state.mark.is_some(), "{state:?}");
 
-    // A second follower sees the same mark, and all at once.
+    // A second follower sees the same mark, and gets all keys in one update.
     let mut other = Follower::spawn(backend.store(), options());
     let all = update(&mut other).await;
     assert!(all.resync && all.revision == revision, "{all:?}");
@@ -143,7 +143,7 @@ pub(crate) async fn after_compaction_the_difference_is_told(mut backend: impl Ba
     mirror.until(&mut follower, |mirror| mirror.held.len() == 3).await;
 
     // While the follower is cut off, the history advances and is compacted. A second handle stands
-    // for another host: it works while ours is cut off.
+    // for another host, whose connection still works.
     let (cut, gate) = Gate::new(backend.store());
     drop(follower);
     let mut follower = Follower::spawn(gate, options());
@@ -168,7 +168,7 @@ pub(crate) async fn after_compaction_the_difference_is_told(mut backend: impl Ba
     assert_eq!(seen, ["-/culvert/v1/x/gone", "/culvert/v1/x/changed=2", "/culvert/v1/x/new=1"]);
     mirror.take(&resync);
 
-    // Then the watch continues.
+    // The watch then continues.
     insist(&*store, "/culvert/v1/x/later", "1").await;
     mirror.until(&mut follower, |mirror| mirror.held.contains_key("/culvert/v1/x/later")).await;
     backend.stop().await;
@@ -202,7 +202,7 @@ pub(crate) async fn a_wiped_store_deletes_nothing_until_accepted(mut backend: im
     let mut mirror = Mirror::default();
     mirror.take(&update(&mut follower).await);
     assert_eq!(mirror.held.len(), 5);
-    // An `accept` before the finding has no effect.
+    // An `accept` has no effect before the follower has found that the store was replaced.
     follower.acceptance().notify_one();
 
     backend.stop().await;
@@ -212,7 +212,7 @@ pub(crate) async fn a_wiped_store_deletes_nothing_until_accepted(mut backend: im
         |health: &Health| health.error.as_ref().is_some_and(|error| error.contains("replaced"));
     let state = health(&follower, "the replacement to show", replaced).await;
     assert!(!state.healthy);
-    // The revision passes the one seen before, and still it is another store.
+    // The revision passes the last one seen, and the store still counts as another one.
     for n in 0..20 {
         insist(&*store, "/culvert/v1/y", &n.to_string()).await;
     }
@@ -223,7 +223,7 @@ pub(crate) async fn a_wiped_store_deletes_nothing_until_accepted(mut backend: im
     })
     .await;
 
-    // `accept` counts while the follower waits with its finding.
+    // `accept` has effect while the follower waits for a decision.
     in_time("the store to be accepted", async {
         loop {
             follower.acceptance().notify_one();
@@ -257,7 +257,7 @@ pub(crate) async fn a_store_that_was_rolled_back_is_recognized(mut backend: Etcd
     mirror.until(&mut follower, |mirror| mirror.held.len() == 6).await;
     let seen = follower.health().borrow().clone();
 
-    // Nobody follows while the store is rolled back, and goes on past what was seen.
+    // No follower runs while the store is rolled back and then written past the last revision seen.
     drop(follower);
     backend.roll_back().await;
     backend.start_again().await;
@@ -273,7 +273,7 @@ pub(crate) async fn a_store_that_was_rolled_back_is_recognized(mut backend: Etcd
     let state = health(&follower, "the roll-back to show", |health| health.replaced).await;
     let error = state.error.expect("an error");
     assert!(error.contains("rolled back") && !state.identified, "{error}");
-    // It stays so, however much is written.
+    // Further writes do not change this.
     for n in 0..10 {
         insist(&*store, "/culvert/v1/z", &n.to_string()).await;
     }
@@ -310,12 +310,12 @@ pub(crate) async fn a_store_known_from_an_earlier_run_is_recognized(mut backend:
     })
     .await;
     assert!(tokio::time::timeout(Duration::from_millis(500), follower.next()).await.is_err());
-    // It has put no mark of its own there.
+    // The follower has not written a mark of its own.
     let marked = store.commit(vec![Compare::Absent(STORE.to_owned())], vec![]).await;
     assert!(matches!(marked, Ok(culvert::store::Outcome::Committed(_))), "{marked:?}");
 }
 
-/// A handle that can be cut off while others work.
+/// A handle that can be cut off while other handles work.
 #[derive(Debug)]
 struct Gate {
     store: std::sync::Arc<dyn StateStore>,
@@ -364,7 +364,7 @@ impl StateStore for Gate {
         let until = async move {
             let _ = cut.wait_for(|cut| *cut).await;
         };
-        // Ends when it is cut off.
+        // The watch ends when the handle is cut off.
         Ok(self.store.watch(prefix, from).await?.take_until(until).boxed())
     }
 

@@ -1,4 +1,4 @@
-//! Both stores under one suite, and what only one of them has.
+//! Both stores under one test suite, and tests of features that only one of them has.
 //!
 //! Each test has a store of its own: an etcd on free ports of loopback, or a
 //! temporary directory.
@@ -17,7 +17,7 @@ mod follow;
 mod ops;
 mod suite;
 
-/// Makes a test of each case for each backend.
+/// Makes a test of each case on each backend.
 macro_rules! for_both {
     ($($(#[$meta:meta])* $case:path => $name:ident,)+) => {
         mod on_etcd {

@@ -1,4 +1,4 @@
-//! Plans carried out by many at once.
+//! Plans that many tasks execute at the same time.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -72,7 +72,7 @@ pub(crate) async fn make_network(store: &dyn StateStore, spec: &NetworkSpec) {
 
 pub(crate) async fn networks_made_at_once_never_overlap(backend: impl Backend) {
     let store = backend.store();
-    // Half of them choose their subnet; all of the others want the same.
+    // Half of the tasks choose their subnet. The other half all request the same subnet.
     let tasks: Vec<_> = (0..8)
         .map(|task: usize| {
             let store = Arc::clone(&store);
@@ -152,7 +152,7 @@ pub(crate) async fn a_network_is_not_removed_from_under_an_endpoint(backend: imp
     let before = view(&*store).await;
     let net = name("net");
 
-    // Planned from one view, one of the two must lose, whichever comes second.
+    // Both plans are made from one view, so the second one to commit must fail.
     let Plan { compares: removing, writes: removal } = remove_network(&before, &net).expect("plan");
     let spec = endpoint("net", "host", "c");
     let (made, Plan { compares, writes }) = create_endpoint(&before, &spec).expect("plan");
@@ -184,7 +184,7 @@ pub(crate) async fn a_plan_from_an_old_view_is_made_anew(backend: impl Backend) 
     let store = backend.store();
     let old = view(&*store).await;
     make_network(&*store, &network("net", &["10.0.0.0/24"])).await;
-    // The old view knows no such network: the store is asked before that is said.
+    // The old view lacks the network, so the store is read before the plan is refused.
     let spec = endpoint("net", "host", "c");
     let (made, revision) =
         execute(&*store, Some(&old), |view| create_endpoint(view, &spec)).await.expect("endpoint");
@@ -192,7 +192,7 @@ pub(crate) async fn a_plan_from_an_old_view_is_made_anew(backend: impl Backend) 
     let now = view(&*store).await;
     assert_eq!(now.revision, revision);
     assert_eq!(now.endpoint(&name("net"), &made.id).map(|found| found.record), Some(made.clone()));
-    // And what the old view thinks free is not.
+    // A name that is free in the old view is taken in the store.
     let same = network("net", &["10.1.0.0/24"]);
     match execute(&*store, Some(&old), |view| create_network(view, &same)).await {
         Err(ExecuteError::Refused(Refusal::Conflict(line))) => {
@@ -215,7 +215,7 @@ pub(crate) async fn a_node_leaves_with_all_its_endpoints(backend: impl Backend) 
             .await
             .expect("node");
     }
-    // More than fit into one transaction.
+    // The endpoints need more operations than fit into one transaction.
     let mut planned = view(&*store).await;
     for n in 0..150 {
         let node = if n % 10 == 0 { "stays" } else { "leaves" };

@@ -1,4 +1,4 @@
-//! What holds for every [`StateStore`].
+//! The behaviour of every [`StateStore`].
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -86,13 +86,13 @@ pub(crate) async fn a_snapshot_is_of_one_prefix_in_key_order(backend: impl Backe
 pub(crate) async fn a_large_snapshot_is_whole(backend: impl Backend) {
     const KEYS: usize = 20_000;
     let store = backend.store();
-    // With 400 bytes each: more than one message of gRPC's default 4 MB.
+    // The values have 400 bytes each: together more than one message of gRPC's default 4 MB.
     let value = "x".repeat(400);
     let names: Vec<_> = (0..KEYS).map(|n| format!("/t/{n:06}")).collect();
     for chunk in names.chunks(culvert::store::MAX_OPS) {
         write(&*store, chunk.iter().map(|name| put(name, &value)).collect()).await;
     }
-    // Writes while it is read must not show in part.
+    // A write during the snapshot must not appear in part.
     let writer = {
         let store = Arc::clone(&store);
         tokio::spawn(async move {
@@ -152,7 +152,7 @@ pub(crate) async fn compares_mean_what_they_say(backend: impl Backend) {
     let outcome =
         store.commit(vec![quiet("/t/a/", second)], vec![put("/t/d", "v")]).await.expect("commit");
     assert!(matches!(outcome, Outcome::Committed(_)));
-    // A deleted key is absent, and its revision comes not back.
+    // A deleted key is absent, and its old revision does not return.
     let third = write(&*store, vec![put("/t/a/2", "again")]).await;
     for (holds, compare) in
         [(false, unchanged("/t/a/2", second)), (true, unchanged("/t/a/2", third))]
@@ -183,7 +183,7 @@ pub(crate) async fn a_transaction_without_effect_is_no_revision(backend: impl Ba
     let nothing = vec![delete("/t/none"), Write::DeletePrefix("/t/none/".to_owned())];
     assert_eq!(write(&*store, nothing).await, revision);
     assert_eq!(write(&*store, Vec::new()).await, revision);
-    // The same value again is a write all the same.
+    // A write of the same value is a write, too.
     assert_eq!(write(&*store, vec![put("/t/a", "v")]).await, revision + 1);
 }
 
@@ -211,7 +211,7 @@ pub(crate) async fn a_key_never_has_two_owners(backend: impl Backend) {
             tokio::spawn(async move {
                 let mut won = Vec::new();
                 for index in 0..KEYS {
-                    // Each starts elsewhere, all meet everywhere.
+                    // Each task starts at another key, and all tasks compete for every key.
                     let key = format!("/t/{:03}", (index + task * KEYS / TASKS) % KEYS);
                     let claim = vec![put(&key, &task.to_string())];
                     let compares = vec![Compare::Absent(key.clone())];
@@ -272,7 +272,7 @@ pub(crate) async fn no_increment_is_lost(backend: impl Backend) {
 pub(crate) async fn a_watch_tells_revisions_in_order_and_whole(backend: impl Backend) {
     let store = backend.store();
     let start = write(&*store, vec![put("/t/old", "v")]).await;
-    // One from the past, one for what is to come; one that must stay silent.
+    // One watch starts in the past, one starts at the next revision, and one has another prefix.
     let mut past = store.watch("/t/", start).await.expect("watch");
     let mut coming = store.watch("/t/", start + 1).await.expect("watch");
     let mut beside = store.watch("/u/", start).await.expect("watch");
@@ -358,7 +358,7 @@ pub(crate) async fn a_compacted_revision_cannot_be_watched_from(backend: impl Ba
     let newest = write(&*store, vec![put("/t/a", "10")]).await;
     backend.compact(newest - 2).await;
 
-    // The error comes at once or as the first item.
+    // The error comes from the call or as the first item.
     let result = match store.watch("/t/", first).await {
         Err(error) => error,
         Ok(mut watch) => {
@@ -374,7 +374,7 @@ pub(crate) async fn a_compacted_revision_cannot_be_watched_from(backend: impl Ba
     }
     let mut watch = store.watch("/t/", newest).await.expect("watch");
     assert_eq!(briefs(&next(&mut watch).await), ["/t/a=10"]);
-    // What is there now is untouched.
+    // The present contents are unchanged.
     assert_eq!(content(&*store, "/t/").await, [("/t/a".to_owned(), "10".to_owned())]);
 }
 
@@ -395,7 +395,7 @@ pub(crate) async fn a_lease_takes_its_keys_with_it(backend: impl Backend) {
         ],
     )
     .await;
-    // A later write takes a key off its lease, or onto another.
+    // A later write detaches a key from its lease, or attaches it to another lease.
     write(&*store, vec![put("/t/freed", "v"), put_on("/t/moved", kept)]).await;
     let mut watch = store.watch("/t/", start + 2).await.expect("watch");
 
@@ -415,7 +415,7 @@ pub(crate) async fn a_lease_takes_its_keys_with_it(backend: impl Backend) {
     gone.sort();
     assert_eq!(gone, ["-/t/short/1", "-/t/short/2"]);
     assert_eq!(keys(&*store, "/t/").await, ["/t/freed", "/t/kept", "/t/moved"]);
-    // The renewed lease expires, too, once it is no longer renewed.
+    // A lease also expires after its renewal has stopped.
     assert!(!keeper.is_finished());
     keeper.abort();
     let mut gone = briefs(&next(&mut watch).await);
@@ -466,7 +466,7 @@ pub(crate) async fn a_restart_keeps_what_is_committed(mut backend: impl Backend)
     assert_eq!(error.to_string().lines().count(), 1, "{error}");
 
     backend.start_again().await;
-    // The same handle, and the watch goes on where it was.
+    // The same handle works, and the watch continues where it was.
     let snapshot = crate::backend::answer(&*store, "/t/").await;
     assert_eq!(snapshot.revision, second);
     assert_eq!(keys(&*store, "/t/").await, ["/t/a", "/t/b"]);

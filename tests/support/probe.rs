@@ -1,7 +1,7 @@
 //! Datagrams and pings whose outcome includes a received ICMP error, and the IP headers that a host
 //! receives.
 
-#![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with why")]
+#![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with the error")]
 
 use std::{
     collections::BTreeSet,

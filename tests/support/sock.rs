@@ -1,7 +1,7 @@
 //! Sockets in network namespaces: servers that record their clients, and clients that return the
 //! outcome of a connection as one word.
 
-#![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with why")]
+#![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with the error")]
 
 use std::{
     io::{ErrorKind, Read, Write},

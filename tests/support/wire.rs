@@ -1,7 +1,7 @@
 //! A packet socket on a device: frames as the driver gets them, with the offloads that the kernel
 //! leaves to the hardware.
 
-#![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with why")]
+#![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with the error")]
 
 use std::{
     io::Error,
@@ -238,7 +238,7 @@ impl<T: Send + 'static> Tap<T> {
                     Err(error) => panic!("{name}: {error}"),
                 }
             }
-            assert_eq!(lost(&fd), 0, "{name}: frames that the capture had no room for");
+            assert_eq!(lost(&fd), 0, "{name}: the receive buffer dropped frames");
             state
         });
         Self { stop, thread: Some(thread) }

@@ -146,7 +146,7 @@ impl Watchdog {
 pub(crate) struct Said {
     /// Both streams, in the order they came.
     pub(crate) text: String,
-    /// Its exit status.
+    /// Exit status of the program.
     pub(crate) status: ExitStatus,
 }
 

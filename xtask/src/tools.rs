@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use culvert_bpf_build::{Way, find_linker};
+use culvert_bpf_build::{Compiler, find_linker};
 
 use crate::vm::kernel::Kernel;
 
@@ -66,9 +66,9 @@ pub(crate) enum Probe {
 /// A tool.
 #[derive(Debug)]
 pub(crate) struct Tool {
-    /// Its name.
+    /// Name of the tool.
     pub(crate) name: &'static str,
-    /// Its purpose.
+    /// Purpose of the tool.
     pub(crate) why: &'static str,
     /// The first verb that needs it.
     pub(crate) need: Need,
@@ -330,7 +330,7 @@ pub(crate) const TOOLS: &[Tool] = &[
 ];
 
 impl Tool {
-    /// Its path or version, if it is installed.
+    /// Path or version of the tool, if it is installed.
     pub(crate) fn found(&self) -> Option<String> {
         match self.probe {
             Probe::Program(name) => which(name).map(|path| path.display().to_string()),
@@ -347,9 +347,9 @@ impl Tool {
                 Path::new(file).is_file().then(|| file.to_owned())
             }
             Probe::ProtobufIncludes => protobuf_includes().map(|dir| dir.display().to_string()),
-            Probe::BpfRustc => Way::find().ok().map(|way| way.describe()),
+            Probe::BpfRustc => Compiler::find().ok().map(|compiler| compiler.describe()),
             Probe::BpfClippy => {
-                let clippy = Way::find().ok().and_then(|way| way.clippy());
+                let clippy = Compiler::find().ok().and_then(|compiler| compiler.clippy());
                 clippy.map(|path| path.display().to_string())
             }
             Probe::BpfLinker => find_linker().map(|path| path.display().to_string()),

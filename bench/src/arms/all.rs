@@ -11,7 +11,7 @@ use super::{
     vxlan::Vxlan,
 };
 use crate::{
-    load::Way,
+    load::Peers,
     results::{HOST, HOST_AGAIN, Regime},
 };
 
@@ -22,9 +22,9 @@ pub(crate) struct Arms {
     // Field order: processes end before their hosts are removed.
     _optional: Vec<Running>,
     pairs: Vec<Pair>,
-    /// Culvert's hosts, with the first of the devices.
+    /// Culvert's hosts with the first kind of device.
     pub(crate) culvert: Culvert,
-    /// Culvert's hosts with the other devices.
+    /// Culvert's hosts with the other kinds of device.
     others: Vec<Culvert>,
     // Keeps the networks of the arms alive during the measurements.
     _vxlan: Vec<Vxlan>,
@@ -32,17 +32,17 @@ pub(crate) struct Arms {
 }
 
 impl Arms {
-    /// Makes the hosts: Culvert's once for each device, at least once.
+    /// Makes the hosts of all arms. Culvert's hosts are made once for each kind of device.
     pub(crate) fn make(devices: &[Device], optional: &[Optional]) -> Result<Self> {
         let mut pairs = Vec::new();
         let plain = Pair::new()?;
         let mut all: Vec<_> = [(HOST, "host to host"), (HOST_AGAIN, "host to host, again")]
             .into_iter()
             .map(|(id, title)| {
-                let way = Way::direct(plain.one.path(), plain.two.path(), Pair::TWO);
+                let peers = Peers::direct(plain.one.path(), plain.two.path(), Pair::TWO);
                 let row = (id == HOST).then_some('C');
                 let flows = FlowsTo { server: plain.two.path().to_owned() };
-                Arm::new(id, title, row, way, Scope::Whole).with_flows(flows)
+                Arm::new(id, title, row, peers, Scope::Whole).with_flows(flows)
             })
             .collect();
         pairs.push(plain);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::hosts;
 use crate::{
-    load::{Way, cpu, flows, tcp, udp, units},
+    load::{Peers, cpu, flows, tcp, udp, units},
     results::{ArmInfo, Metric},
 };
 
@@ -22,12 +22,12 @@ pub(crate) enum Scope {
 
 /// One path to be measured.
 pub(crate) struct Arm {
-    /// Its description in the results.
+    /// Description of the arm in the results.
     pub(crate) info: ArmInfo,
-    /// From where to where.
-    pub(crate) way: Way,
+    /// Client and server of the path.
+    pub(crate) peers: Peers,
     scope: Scope,
-    /// New flows: client and target, and the number of the next flow.
+    /// Target of new flows, and number of the next flow. None if new flows are not measured.
     flows: Option<(FlowsTo, Cell<u32>)>,
 }
 
@@ -53,7 +53,7 @@ pub(crate) enum Unit {
     /// 64 KB of TCP payload, in frames that stay whole, and one byte back.
     #[value(name = "tcp64k")]
     Tcp64k,
-    /// The same, segmented by the sender and merged by the receiver.
+    /// 64 KB of TCP payload, segmented by the sender and merged by the receiver, and one byte back.
     #[value(name = "tcp64k-wire")]
     Tcp64kWire,
     /// A datagram of 64 bytes.
@@ -65,7 +65,7 @@ pub(crate) enum Unit {
 }
 
 impl Unit {
-    /// All, in the order of the report.
+    /// All units, in the order of the report.
     pub(crate) const ALL: [Self; 6] = [
         Self::RoundTrip,
         Self::Connection,
@@ -75,7 +75,8 @@ impl Unit {
         Self::NewFlow,
     ];
 
-    /// How many are timed at once: units, batches of 64 datagrams, or flows.
+    /// How many units are timed in one measurement. For [`Self::Udp64`], the number of batches of
+    /// 64 datagrams.
     fn count(self) -> usize {
         match self {
             Self::RoundTrip => 1_000,
@@ -87,18 +88,18 @@ impl Unit {
     }
 }
 
-/// One measurement.
+/// Kind of a measurement.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Load {
-    /// TCP streams.
+    /// This many TCP streams.
     Tcp(u32),
-    /// UDP datagrams of so many bytes.
+    /// UDP datagrams with this payload, bytes.
     Udp(usize),
     /// TCP round trips.
     RoundTrips,
     /// TCP connections.
     Connections,
-    /// CPU at a fixed rate.
+    /// CPU time of a TCP stream at a fixed rate.
     Cpu,
     /// New flows.
     NewFlows,
@@ -131,10 +132,16 @@ impl Load {
 }
 
 impl Arm {
-    /// An arm.
-    pub(crate) fn new(id: &str, title: &str, row: Option<char>, way: Way, scope: Scope) -> Self {
+    /// Makes an arm that begins no new flows.
+    pub(crate) fn new(
+        id: &str,
+        title: &str,
+        row: Option<char>,
+        peers: Peers,
+        scope: Scope,
+    ) -> Self {
         let info = ArmInfo { id: id.to_owned(), title: title.to_owned(), row };
-        Self { info, way, scope, flows: None }
+        Self { info, peers, scope, flows: None }
     }
 
     /// An arm whose client also begins new flows, to addresses whose packets a host discards.
@@ -143,7 +150,7 @@ impl Arm {
         self
     }
 
-    /// Target of its new flows, and the number of the next flow.
+    /// Target of the arm's new flows, and the number of the next flow.
     pub(crate) fn flows(&self) -> Result<(&FlowsTo, &Cell<u32>)> {
         match &self.flows {
             Some((to, next)) => Ok((to, next)),
@@ -160,31 +167,33 @@ impl Arm {
         }
     }
 
-    /// Measures.
+    /// Measures the arm for `time`. Returns the figures of this load.
     pub(crate) fn measure(&self, load: Load, time: Duration) -> Result<BTreeMap<Metric, f64>> {
-        let way = &self.way;
+        let peers = &self.peers;
         Ok(match load {
-            Load::Tcp(1) => [(Metric::TcpOne, tcp::throughput(way, 1, time)?)].into(),
-            Load::Tcp(streams) => [(Metric::TcpFour, tcp::throughput(way, streams, time)?)].into(),
-            Load::Udp(64) => [(Metric::Udp64, udp::datagrams(way, 64, time)?.per_second)].into(),
+            Load::Tcp(1) => [(Metric::TcpOne, tcp::throughput(peers, 1, time)?)].into(),
+            Load::Tcp(streams) => {
+                [(Metric::TcpFour, tcp::throughput(peers, streams, time)?)].into()
+            }
+            Load::Udp(64) => [(Metric::Udp64, udp::datagrams(peers, 64, time)?.per_second)].into(),
             Load::Udp(len) => {
-                let got = udp::datagrams(way, len, time)?;
+                let got = udp::datagrams(peers, len, time)?;
                 let bits = got.per_second * len as f64 * 8.0;
                 [(Metric::Udp1400, bits), (Metric::Udp1400Loss, got.lost)].into()
             }
             Load::RoundTrips => {
-                let [p50, p99, p999] = tcp::round_trips(way, time)?;
+                let [p50, p99, p999] = tcp::round_trips(peers, time)?;
                 [(Metric::RttP50, p50), (Metric::RttP99, p99), (Metric::RttP999, p999)].into()
             }
-            Load::Connections => [(Metric::Crr, tcp::connections(way, time)?)].into(),
+            Load::Connections => [(Metric::Crr, tcp::connections(peers, time)?)].into(),
             Load::Cpu => {
-                let cost = cpu::per_gbit(way, time)?;
+                let cost = cpu::per_gbit(peers, time)?;
                 [(Metric::CpuPerGbit, cost.busy_ms), (Metric::SoftirqPerGbit, cost.softirq_ms)]
                     .into()
             }
             Load::NewFlows => {
                 let (to, next) = self.flows()?;
-                let (rate, after) = flows::new_flows(&to.target(way), next.get(), time)?;
+                let (rate, after) = flows::new_flows(&to.target(peers), next.get(), time)?;
                 next.set(after);
                 [(Metric::NewFlows, rate)].into()
             }
@@ -204,15 +213,15 @@ impl Arm {
 
     /// Times of units of this kind, ns.
     pub(crate) fn units(&self, unit: Unit) -> Result<Vec<u64>> {
-        let (way, count) = (&self.way, unit.count());
+        let (peers, count) = (&self.peers, unit.count());
         match unit {
-            Unit::RoundTrip => units::round_trips(way, count),
-            Unit::Connection => units::connections(way, count),
-            Unit::Tcp64k | Unit::Tcp64kWire => units::payloads(way, count),
-            Unit::Udp64 => units::datagrams(way, count),
+            Unit::RoundTrip => units::round_trips(peers, count),
+            Unit::Connection => units::connections(peers, count),
+            Unit::Tcp64k | Unit::Tcp64kWire => units::payloads(peers, count),
+            Unit::Udp64 => units::datagrams(peers, count),
             Unit::NewFlow => {
                 let (to, next) = self.flows()?;
-                let target = to.target(way);
+                let target = to.target(peers);
                 let (taken, after) = flows::units(&target, next.get(), u32::try_from(count)?)?;
                 next.set(after);
                 Ok(taken)
@@ -222,10 +231,10 @@ impl Arm {
 }
 
 impl FlowsTo {
-    /// The target of flows that `way`'s client begins.
-    pub(crate) fn target<'a>(&'a self, way: &'a Way) -> flows::Target<'a> {
+    /// The target of flows that `peers`'s client begins.
+    pub(crate) fn target<'a>(&'a self, peers: &'a Peers) -> flows::Target<'a> {
         flows::Target {
-            client: &way.client,
+            client: &peers.client,
             server: &self.server,
             device: hosts::UPLINK,
             network: hosts::SINK,

@@ -18,11 +18,11 @@ use super::{
     arm::{Arm, FlowsTo, Scope},
     hosts::{self, Pair, run},
 };
-use crate::load::{PORT, Way};
+use crate::load::{PORT, Peers};
 
 /// Overlay network.
 const OVERLAY: &str = "bench";
-/// Port of the host that is published for a container's.
+/// Port of the host that is published for a container's port.
 const PUBLISHED: u16 = 7100;
 
 /// Kind of the containers' devices.
@@ -46,7 +46,7 @@ impl Device {
         }
     }
 
-    /// What is behind the ids of the arms, and behind their titles.
+    /// Suffixes of the arms' ids, and of their titles.
     fn suffixes(self) -> [&'static str; 2] {
         match self {
             Self::Chosen => ["", ""],
@@ -74,13 +74,13 @@ pub(crate) struct Paused(Vec<Pid>);
 impl Drop for Paused {
     fn drop(&mut self) {
         for pid in self.0.iter().rev() {
-            // It may have been killed meanwhile.
+            // The error is ignored: the process may have been killed meanwhile.
             let _ = kill(*pid, Signal::SIGCONT);
         }
     }
 }
 
-/// A container: a namespace that was attached.
+/// A container: a namespace that is attached to a network.
 pub(crate) struct Container {
     /// Namespace.
     pub(crate) netns: Netns,
@@ -92,7 +92,7 @@ impl Culvert {
     /// Makes the hosts and attaches the containers.
     pub(crate) fn new(device: Device) -> Result<Self> {
         let pair = Pair::new()?;
-        // On the clients' host, so that no frame of the store crosses the measured path.
+        // etcd runs on the clients' host, so that no frame of the store crosses the measured path.
         let etcd = EtcdServer::start_with(Config {
             netns: Some(pair.one.path().to_owned()),
             address: Some(Pair::ONE.into()),
@@ -116,13 +116,14 @@ impl Culvert {
             "the network on the second host",
             || two.culvert(&["network", "inspect", OVERLAY]).status.success(),
         );
-        let published = format!("{PUBLISHED}:{PORT}");
+        let [tcp, udp] = ["tcp", "udp"].map(|protocol| format!("{PUBLISHED}:{PORT}/{protocol}"));
         let overlay = [attach(one, OVERLAY, &[])?, attach(two, OVERLAY, &[])?];
-        let bridge = [attach(one, "bridge", &[])?, attach(two, "bridge", &["-p", &published])?];
+        let bridge =
+            [attach(one, "bridge", &[])?, attach(two, "bridge", &["-p", &tcp, "-p", &udp])?];
         Ok(Self { device, hosts, overlay, bridge, etcd })
     }
 
-    /// The id of one of its arms, of which `id` is the beginning.
+    /// The id of an arm on these hosts: `id` and the suffix of the device.
     pub(crate) fn id(&self, id: &str) -> String {
         format!("{id}{}", self.device.suffixes()[0])
     }
@@ -133,7 +134,7 @@ impl Culvert {
         let agents = self.hosts.iter().filter_map(|host| Some(host.agent.as_ref()?.pid()));
         let etcd = self.etcd.pid().and_then(|pid| Some(Pid::from_raw(pid.try_into().ok()?)));
         let mut paused = Paused(Vec::new());
-        // An agent must not see that etcd does not answer.
+        // The agents are stopped first: an agent must not see that etcd does not answer.
         for pid in agents.chain(etcd) {
             kill(pid, Signal::SIGSTOP)
                 .with_context(|| format!("process {pid}: cannot be stopped"))?;
@@ -142,36 +143,36 @@ impl Culvert {
         Ok(paused)
     }
 
-    /// The arms on it.
+    /// The arms on these hosts.
     pub(crate) fn arms(&self) -> Vec<Arm> {
         let [over1, over2] = &self.overlay;
         let [web1, web2] = &self.bridge;
         let (one, two) = (self.hosts[0].netns.path(), self.hosts[1].netns.path());
         let published = SocketAddrV4::new(Pair::TWO, PUBLISHED);
         let [suffix, words] = self.device.suffixes();
-        let arm = |id: &str, title: &str, row, way, scope| {
-            Arm::new(&format!("{id}{suffix}"), &format!("{title}{words}"), row, way, scope)
+        let arm = |id: &str, title: &str, row, peers, scope| {
+            Arm::new(&format!("{id}{suffix}"), &format!("{title}{words}"), row, peers, scope)
         };
         vec![
             arm(
                 "culvert-overlay",
                 "container to container, Culvert overlay",
                 Some('A'),
-                Way::direct(over1.netns.path(), over2.netns.path(), over2.ip),
+                Peers::direct(over1.netns.path(), over2.netns.path(), over2.ip),
                 Scope::Whole,
             ),
             arm(
                 "culvert-snat-published",
                 "container to published port of a container, Culvert bridge",
                 Some('B'),
-                Way::published(web1.netns.path(), web2.netns.path(), published),
+                Peers::published(web1.netns.path(), web2.netns.path(), published),
                 Scope::Tcp,
             ),
             arm(
                 "culvert-snat",
                 "container to the other host, Culvert bridge and SNAT",
                 None,
-                Way::direct(web1.netns.path(), two, Pair::TWO),
+                Peers::direct(web1.netns.path(), two, Pair::TWO),
                 Scope::Whole,
             )
             .with_flows(FlowsTo { server: two.to_owned() }),
@@ -179,28 +180,28 @@ impl Culvert {
                 "culvert-published",
                 "host to published port of a container, Culvert bridge",
                 Some('D'),
-                Way::published(one, web2.netns.path(), published),
+                Peers::published(one, web2.netns.path(), published),
                 Scope::Tcp,
             ),
             arm(
                 "culvert-local",
                 "host to a container of its own, Culvert bridge",
                 Some('E'),
-                Way::direct(one, web1.netns.path(), web1.ip),
+                Peers::direct(one, web1.netns.path(), web1.ip),
                 Scope::Tcp,
             ),
             arm(
                 "culvert-host-mode",
                 "host to a container in host mode, Culvert",
                 Some('F'),
-                Way::direct(one, two, Pair::TWO),
+                Peers::direct(one, two, Pair::TWO),
                 Scope::Tcp,
             ),
         ]
     }
 }
 
-/// Attaches a namespace of its own to a network.
+/// Makes a namespace and attaches it to a network.
 fn attach(host: &Host, network: &str, options: &[&str]) -> Result<Container> {
     let netns = Netns::new("container");
     run(&netns, hosts::TUNING)?;
@@ -212,7 +213,7 @@ fn attach(host: &Host, network: &str, options: &[&str]) -> Result<Container> {
 }
 
 impl Container {
-    /// Name of the host side of its pair.
+    /// Name of the host's end of the container's device pair.
     pub(crate) fn host_side(&self, host: &Host) -> Result<String> {
         let own: serde_json::Value = serde_json::from_str(&self.netns.run("ip -j link show eth0"))?;
         let peer = own.pointer("/0/link_index");
@@ -225,7 +226,7 @@ impl Container {
             .with_context(|| format!("{}: its veth has no other end", self.netns.name()))
     }
 
-    /// Name of the host's device by which it sends to the container.
+    /// Name of the device through which the host sends to the container.
     pub(crate) fn route_from(&self, host: &Host) -> Result<String> {
         let route: serde_json::Value =
             serde_json::from_str(&host.netns.run(&format!("ip -j route get {}", self.ip)))?;

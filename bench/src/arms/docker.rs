@@ -1,8 +1,8 @@
 //! Docker itself: a swarm of two daemons and its overlay.
 //!
-//! Each daemon has namespaces of its own for the network, for mounts and for processes. All
-//! that it starts (containerd, containers) ends with it, whatever state it is in; all that it
-//! mounts goes with it; and where it would write on this machine lies memory that goes, too.
+//! Each daemon has namespaces of its own for the network, for mounts and for processes. Its
+//! processes (containerd, containers) and its mounts end with these namespaces, also after a
+//! failure. The daemon writes to tmpfs mounts instead of the machine's directories.
 
 use std::{
     fs, io,
@@ -26,15 +26,15 @@ use super::{
     hosts::{self, Pair},
     program::{output, program},
 };
-use crate::load::Way;
+use crate::load::Peers;
 
-/// Name of its arm.
+/// Id of the arm.
 pub(super) const ID: &str = "docker-overlay";
 /// Directories that a daemon writes besides its own; a private tmpfs hides them.
 const HIDDEN: [&str; 4] = ["/etc/docker", "/opt", "/run", "/var/lib"];
 /// Name of the network, the image and the container.
 const NAME: &str = "bench";
-/// Control groups; with version 2 it is one hierarchy, with version 1 each is a directory.
+/// Control groups: one hierarchy in version 2, a directory for each hierarchy in version 1.
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// How long a daemon may take to start or to end.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -46,7 +46,7 @@ pub(super) struct Docker {
 }
 
 impl Docker {
-    /// Starts it and a container on each host.
+    /// Starts the swarm, and a container on each host.
     pub(super) fn new(pair: &Pair) -> Result<(Self, Arm)> {
         let mut daemons = [Daemon::start(&pair.one)?, Daemon::start(&pair.two)?];
         daemons.iter_mut().try_for_each(Daemon::wait)?;
@@ -72,7 +72,7 @@ impl Docker {
             ID,
             "container to container, Docker's overlay",
             Some('A'),
-            Way::direct(client, server, address(1)),
+            Peers::direct(client, server, address(1)),
             Scope::Whole,
         );
         Ok((Self { _daemons: daemons }, arm))
@@ -85,11 +85,11 @@ fn address(index: u8) -> Ipv4Addr {
 
 /// A daemon.
 struct Daemon {
-    /// The first process of its namespaces is the only child of this one.
+    /// `unshare`. Its only child is the first process of the daemon's namespaces.
     process: Process,
     client: PathBuf,
     cgroup: String,
-    /// Made by us.
+    /// The directory of the daemon's configuration, if this program made it.
     config: Option<&'static Path>,
     directory: TempDir,
 }
@@ -110,7 +110,8 @@ impl Daemon {
         };
         let hide = HIDDEN.map(|path| format!("mount -t tmpfs none {path}")).join(" && ");
         let mut command = host.command("unshare");
-        // Namespaces that end later have to end here as well: no mount is kept from it.
+        // Propagation `slave`: an unmount on the machine is repeated here. Otherwise a mount here
+        // would keep a network namespace that the machine has removed.
         command.args(["--mount", "--propagation", "slave", "--pid", "--fork", "--kill-child"]);
         command.args(["--mount-proc", "sh", "-c", &format!("{hide} && exec \"$@\""), "dockerd"]);
         command.arg(&daemon);
@@ -128,7 +129,7 @@ impl Daemon {
         })
     }
 
-    /// Waits until it answers.
+    /// Waits until the daemon answers.
     fn wait(&mut self) -> Result<()> {
         let end = Instant::now() + PATIENCE;
         loop {
@@ -142,7 +143,7 @@ impl Daemon {
         }
     }
 
-    /// Runs the client.
+    /// Runs the docker client.
     fn docker<T: AsRef<std::ffi::OsStr>>(
         &self,
         args: impl IntoIterator<Item = T>,
@@ -162,7 +163,7 @@ impl Daemon {
         let run = ["run", "--detach", "--name", NAME, "--network", NAME, "--ip", &ip, NAME];
         self.docker(run.into_iter().chain(["/busybox", "sleep", "1000000"]))?;
         let path = self.docker(["inspect", "--format", "{{.NetworkSettings.SandboxKey}}", NAME])?;
-        // A mount that only the daemon's namespace has.
+        // The namespace is mounted only in the daemon's mount namespace.
         let netns = PathBuf::from(format!("/proc/{}/root{path}", self.process.pid()));
         let mut tune = Command::new("nsenter");
         tune.arg(format!("--net={}", netns.display())).args(["--", "sh", "-c", hosts::TUNING]);
@@ -183,7 +184,8 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // With the first process of its namespace all others end, and `unshare` when they have.
+        // When the first process of the namespace ends, the kernel kills all others. `unshare` ends
+        // after them.
         for child in children(self.process.pid()) {
             let _ = kill(child, Signal::SIGKILL);
         }
@@ -200,7 +202,7 @@ impl Drop for Daemon {
     }
 }
 
-/// The client that came with a daemon: another's may be newer, and refuse.
+/// The client that is installed with a daemon. Another client may be newer and refuse the daemon.
 fn client(daemon: &Path) -> Result<PathBuf> {
     let prefix = daemon.parent().and_then(Path::parent);
     let own = prefix.map(|prefix| prefix.join("bin/docker")).filter(|path| path.is_file());
@@ -214,14 +216,15 @@ fn children(pid: Pid) -> Vec<Pid> {
     pids.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
 }
 
-/// The control groups of a name, in each hierarchy.
+/// The control groups with this name, in each hierarchy.
 fn cgroups(name: &str) -> Vec<PathBuf> {
     let root = Path::new(CGROUPS);
     let hierarchies = fs::read_dir(root).into_iter().flatten().flatten().map(|it| it.path());
     hierarchies.chain([root.to_owned()]).map(|it| it.join(name)).filter(|it| it.is_dir()).collect()
 }
 
-/// Removes a control group with those in it. The last process may still be ending.
+/// Removes a control group and the groups in it. Tries for 2 s, since the last process may still
+/// be ending.
 fn remove_cgroup(group: &Path) {
     for within in fs::read_dir(group).into_iter().flatten().flatten() {
         if within.file_type().is_ok_and(|kind| kind.is_dir()) {

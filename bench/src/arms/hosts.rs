@@ -12,17 +12,18 @@ use crate::{
 
 /// Uplink of each host.
 pub(super) const UPLINK: &str = Underlay::UPLINK;
-/// Prefix of the addresses whose packets every second host discards silently (RFC 2544).
+/// First address of 198.18.0.0/15 (RFC 2544). The second host of a pair silently discards packets
+/// to this prefix.
 pub(crate) const SINK: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
-/// Frames that wait in front of an uplink in the wire-like regime, as with a network card.
+/// Length of an uplink's queue in the wire-like regime, frames, as of a network card.
 const QUEUE: u32 = 1000;
 
 /// The core that processes received frames of an uplink.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Receive {
-    /// On the core that sent them: a veth has no other.
+    /// The core that sent them. A veth does this by default.
     SendersCore,
-    /// On the receiver's core, by threaded NAPI, as a second machine would.
+    /// The receiver's core, by threaded NAPI, as on a second machine.
     OtherCore,
 }
 
@@ -41,7 +42,7 @@ impl Pair {
     /// Address of the second.
     pub(crate) const TWO: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 
-    /// Makes them.
+    /// Makes the hosts.
     pub(crate) fn new() -> Result<Self> {
         let mut hosts = Underlay::direct(1500).hosts.into_iter();
         let (Some(one), Some(two)) = (hosts.next(), hosts.next()) else {
@@ -62,7 +63,7 @@ pub(super) fn set(hosts: [&Netns; 2], regime: Regime, receive: Receive) -> Resul
     for (host, side) in hosts.into_iter().zip([Side::Client, Side::Server]) {
         let up = UPLINK;
         match regime {
-            // Without GRO a veth has no NAPI, as between namespaces by default.
+            // A veth without GRO has no NAPI. This is the default between namespaces.
             Regime::Intact => run(
                 host,
                 &format!(
@@ -71,7 +72,7 @@ pub(super) fn set(hosts: [&Netns; 2], regime: Regime, receive: Receive) -> Resul
                 ),
             )?,
             Regime::WireLike => {
-                // The threads are named for the device, and all hosts' are named alike.
+                // The threads have the name of the device, which is the same on all hosts.
                 let others = napi_threads()?;
                 run(
                     host,
@@ -90,8 +91,8 @@ pub(super) fn set(hosts: [&Netns; 2], regime: Regime, receive: Receive) -> Resul
     Ok(())
 }
 
-/// Ports of connections that were closed may be taken again: no connection shall fail
-/// because there is none left. None is a server's.
+/// Reuse of ports in TIME_WAIT, and a wide range of client ports: no connection fails for want of a
+/// port. The range has no port of a server.
 pub(super) const TUNING: &str =
     "sysctl -qw net.ipv4.tcp_tw_reuse=1 net.ipv4.ip_local_port_range='10000 65535'";
 
@@ -105,7 +106,7 @@ pub(super) fn run(host: &Netns, script: &str) -> Result<()> {
     Ok(())
 }
 
-/// Puts the receive work of the uplink into a kernel thread, or takes it out.
+/// Moves the receive work of the uplink into a kernel thread, or back.
 fn threaded(host: &Netns, on: bool) -> Result<()> {
     // `/sys` shows the devices of the namespace in which it was mounted.
     let file = format!("/sys/class/net/{UPLINK}/threaded");
@@ -127,7 +128,7 @@ fn napi_threads() -> Result<BTreeSet<i32>> {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        // A process may end while we look.
+        // A process may end during this loop.
         let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
         if name.starts_with(&prefix) {
             threads.insert(pid);

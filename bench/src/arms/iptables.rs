@@ -12,9 +12,9 @@ use super::{
     arm::{Arm, FlowsTo, Scope},
     hosts::{self, Pair, run},
 };
-use crate::load::{PORT, Way};
+use crate::load::{PORT, Peers};
 
-/// Port of the host that is published for a container's.
+/// Port of the host that is published for a container's port.
 const PUBLISHED: u16 = 7100;
 
 /// Containers on both hosts.
@@ -24,7 +24,7 @@ pub(crate) struct Bridge {
 }
 
 impl Bridge {
-    /// Connects them; none if the kernel lacks the features that iptables needs.
+    /// Connects the containers; none if the kernel lacks the features that iptables needs.
     pub(crate) fn new(pair: &Pair) -> Result<Option<Self>> {
         let Some(iptables) = docker::iptables() else { return Ok(None) };
         let port = Published { protocol: "tcp", port: PUBLISHED, container: 0, to: PORT };
@@ -41,7 +41,7 @@ impl Bridge {
         Ok(Some(Self { one, two }))
     }
 
-    /// The arms on them.
+    /// The arms with these containers.
     pub(crate) fn arms(&self, pair: &Pair) -> Vec<Arm> {
         let published = SocketAddrV4::new(Pair::TWO, PUBLISHED);
         let (one, two) = (self.one.path(), self.two.path());
@@ -51,14 +51,14 @@ impl Bridge {
                 "linux-snat-published",
                 "container to published port of a container, Linux bridge and iptables",
                 Some('B'),
-                Way::published(one, two, published),
+                Peers::published(one, two, published),
                 Scope::Tcp,
             ),
             Arm::new(
                 "linux-snat",
                 "container to the other host, Linux bridge and MASQUERADE",
                 None,
-                Way::direct(one, pair.two.path(), Pair::TWO),
+                Peers::direct(one, pair.two.path(), Pair::TWO),
                 Scope::Whole,
             )
             .with_flows(FlowsTo { server: pair.two.path().to_owned() }),
@@ -66,14 +66,14 @@ impl Bridge {
                 "linux-published",
                 "host to published port of a container, Linux bridge and iptables",
                 Some('D'),
-                Way::published(pair.one.path(), two, published),
+                Peers::published(pair.one.path(), two, published),
                 Scope::Tcp,
             ),
             Arm::new(
                 "linux-local",
                 "host to a container of its own, Linux bridge",
                 Some('E'),
-                Way::direct(pair.one.path(), one, ip),
+                Peers::direct(pair.one.path(), one, ip),
                 Scope::Tcp,
             ),
         ]

@@ -1,9 +1,10 @@
 //! Open vSwitch with its data path in user space: the data path that it uses if the kernel has no
 //! module for it.
 //!
-//! Frames come and go by packet sockets, to which it shall not be handed what is unfinished:
-//! the containers' frames are cut and summed before they leave. It puts the tunnel's header on
-//! itself, and sends it by the bridge that has the address, so the uplink is in one, too.
+//! The data path receives and sends frames by packet sockets. It must not get frames with
+//! unfinished segmentation or checksums, so these offloads are off in the containers. The data path
+//! adds the tunnel's header and sends the packet by the bridge that has the tunnel's address. So
+//! the uplink is attached to a bridge, too.
 
 use std::{net::Ipv4Addr, path::Path, process::Command};
 
@@ -16,9 +17,9 @@ use super::{
     hosts::{self, Pair, run},
     program::{output, program},
 };
-use crate::load::Way;
+use crate::load::Peers;
 
-/// Name of its arm.
+/// Id of the arm.
 pub(super) const ID: &str = "openvswitch";
 /// MTU within the tunnel.
 const MTU: u32 = 1450;
@@ -28,7 +29,7 @@ const VNI: u32 = 7;
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 /// How long a command may wait for the daemons, in seconds.
 const PATIENCE: &str = "--timeout=20";
-/// Directory that the daemons write to by default.
+/// Environment variables with the directories that the daemons write to.
 const DIRECTORIES: [&str; 4] = ["OVS_RUNDIR", "OVS_DBDIR", "OVS_LOGDIR", "OVS_SYSCONFDIR"];
 
 /// Both hosts' switches and containers.
@@ -46,7 +47,7 @@ impl OpenVSwitch {
             ID,
             "container to container, Open vSwitch's vxlan in user space",
             Some('A'),
-            Way::direct(client.path(), server.path(), address(1)),
+            Peers::direct(client.path(), server.path(), address(1)),
             Scope::Whole,
         );
         for (container, (host, index)) in containers.iter().zip([(&pair.one, 0), (&pair.two, 1)]) {
@@ -101,7 +102,7 @@ impl Switch {
         vsctl("--no-wait init").context("ovsdb-server")?;
         let switch = daemon("ovs-vswitchd", &[&format!("unix:{socket}")])?;
         let up = hosts::UPLINK;
-        // The address goes to the bridge, and the uplink does not answer for it.
+        // The bridge gets the uplink's address, and the uplink must not answer ARP for it.
         run(
             host,
             &format!(
@@ -122,7 +123,7 @@ impl Switch {
     }
 }
 
-/// The same command, which looks for its files in a directory of ours.
+/// Makes `command` look for its files in `directory`.
 fn within(mut command: Command, directory: &Path) -> Command {
     command.envs(DIRECTORIES.map(|name| (name, directory)));
     command

@@ -15,7 +15,7 @@ use super::{
     openvswitch::{self, OpenVSwitch},
     program::program,
 };
-use crate::load::{Side, Way, join, spawn};
+use crate::load::{Peers, Side, join, spawn};
 
 /// Deadline for the first packet on a path.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -43,7 +43,7 @@ pub(super) enum Running {
 impl Optional {
     const ALL: [Self; 2] = [Self::Docker, Self::OpenVSwitch];
 
-    /// Name of its arm.
+    /// Id of the network's arm.
     pub(super) fn id(self) -> &'static str {
         match self {
             Self::Docker => docker::ID,
@@ -51,7 +51,7 @@ impl Optional {
         }
     }
 
-    /// The programs that it consists of, and Debian's package of each.
+    /// The programs of the network, and Debian's package of each.
     fn programs(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Docker => &[
@@ -78,16 +78,16 @@ impl Optional {
         Ok(())
     }
 
-    /// Those that `arms` names, which have to be installed; and with `all`, those that are.
+    /// The networks that `arms` names. With `all` and without `arms`, all installed networks.
     ///
     /// # Errors
     ///
-    /// One that is named is not installed.
+    /// A named network is not installed.
     pub(crate) fn wanted(arms: &[String], all: bool) -> Result<Vec<Self>> {
         let mut wanted = Vec::new();
         for it in Self::ALL {
             let named = arms.iter().any(|arm| it.id().starts_with(arm.as_str()));
-            // Nothing else is measured if arms are named.
+            // Nothing else is measured if `arms` names arms.
             let asked = named || (all && arms.is_empty());
             match it.check() {
                 Ok(()) if asked => wanted.push(it),
@@ -99,7 +99,7 @@ impl Optional {
         Ok(wanted)
     }
 
-    /// Sets it up between two hosts.
+    /// Sets the network up between two hosts.
     pub(super) fn make(self, pair: &Pair) -> Result<(Running, Arm)> {
         let (running, arm) = match self {
             Self::Docker => {
@@ -111,15 +111,16 @@ impl Optional {
                 (Running::OpenVSwitch { _daemons: daemons }, arm)
             }
         };
-        passes(&arm.way).with_context(|| self.id())?;
+        passes(&arm.peers).with_context(|| self.id())?;
         Ok((running, arm))
     }
 }
 
-/// Waits until the server's namespace answers: "connection refused" is an answer, too.
-fn passes(way: &Way) -> Result<()> {
-    let to = way.to;
-    let client = spawn(&way.client, Side::Client, move || {
+/// Waits until the server's namespace answers a TCP connection: "connection refused" is an answer,
+/// too.
+fn passes(peers: &Peers) -> Result<()> {
+    let to = peers.to;
+    let client = spawn(&peers.client, Side::Client, move || {
         let end = Instant::now() + PATIENCE;
         loop {
             match TcpStream::connect_timeout(&to.into(), TRY) {
@@ -159,7 +160,7 @@ mod tests {
         let figures = arm.measure(Load::Connections, Duration::from_millis(50));
         let rate = figures.expect("measured").into_values().next();
         assert!(rate.is_some_and(|rate| rate > 0.0), "{}: {rate:?}", it.id());
-        let namespaces = [arm.way.client, arm.way.server];
+        let namespaces = [arm.peers.client, arm.peers.server];
         assert!(namespaces.iter().all(|netns| netns.exists()), "{namespaces:?}");
         drop(running);
         assert!(!namespaces.iter().any(|netns| netns.exists()), "{namespaces:?}");
@@ -171,7 +172,7 @@ mod tests {
             let arms: Vec<_> = arms.iter().map(|arm| (*arm).to_owned()).collect();
             assert_eq!(Optional::wanted(&arms, false).expect("none"), []);
         }
-        // Whether installed or not, one that is not named is not measured beside those that are.
+        // If arms are named, a network that is not named is not measured, whether installed or not.
         assert_eq!(Optional::wanted(&["host".to_owned()], true).expect("none"), []);
     }
 

@@ -8,10 +8,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// Directories of the administrator's programs; a user's `PATH` may lack it.
+/// Directories of the administrator's programs; a user's `PATH` may lack them.
 const SBIN: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
-/// A program of this machine.
+/// Path of an installed program.
 pub(super) fn program(name: &str) -> Result<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
@@ -21,7 +21,7 @@ pub(super) fn program(name: &str) -> Result<PathBuf> {
         .with_context(|| format!("{name}: is not installed"))
 }
 
-/// Runs a command, and returns what it writes. Its error is one line.
+/// Runs a command, and returns its standard output. Its error is one line.
 pub(super) fn output(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_owned();
     let name = Path::new(&program).file_name().unwrap_or(&program).to_string_lossy().into_owned();

@@ -9,21 +9,22 @@ use super::{
     arm::{Arm, Scope},
     hosts::{self, Pair, run},
 };
-use crate::load::Way;
+use crate::load::Peers;
 
 /// MTU within the tunnel.
 const MTU: u32 = 1450;
 /// VNI; Docker's begin at 4096.
 const VNI: u32 = 4096;
 
-/// Guards of an arm.
+/// Keeps the namespaces of an arm alive.
 pub(super) struct Vxlan {
     _namespaces: Vec<Netns>,
 }
 
 impl Vxlan {
-    /// As Docker's overlay driver: on each host a namespace with a bridge and a vxlan device
-    /// that answers ARP itself and knows every MAC; the device's socket stays the host's.
+    /// Wires vxlan like Docker's overlay driver. Each host has a namespace with a bridge and a
+    /// vxlan device. The device answers ARP itself and has an FDB entry of every MAC. Its socket
+    /// stays in the host's namespace.
     pub(super) fn docker(pair: &Pair) -> Result<(Self, Arm)> {
         let overlays = [Netns::new("overlay1"), Netns::new("overlay2")];
         let containers = [container()?, container()?];
@@ -68,15 +69,15 @@ impl Vxlan {
             "vxlan-docker",
             "container to container, kernel vxlan as Docker wires it",
             Some('A'),
-            Way::direct(one.path(), two.path(), address(1)),
+            Peers::direct(one.path(), two.path(), address(1)),
             Scope::Whole,
         );
         let namespaces = overlays.into_iter().chain(containers).collect();
         Ok((Self { _namespaces: namespaces }, arm))
     }
 
-    /// As flannel: a routed vxlan device, and the containers of a host on a bridge with a
-    /// subnet of their own.
+    /// Wires vxlan like flannel: a routed vxlan device, and the containers of a host on a bridge
+    /// with a subnet of their own.
     pub(super) fn flannel(pair: &Pair) -> Result<(Self, Arm)> {
         let containers = [container()?, container()?];
         let hosts = [(&pair.one, Pair::ONE, Pair::TWO), (&pair.two, Pair::TWO, Pair::ONE)];
@@ -116,7 +117,7 @@ impl Vxlan {
             "vxlan-flannel",
             "container to container, kernel vxlan as flannel wires it",
             Some('A'),
-            Way::direct(one.path(), two.path(), Ipv4Addr::new(10, 244, 2, 2)),
+            Peers::direct(one.path(), two.path(), Ipv4Addr::new(10, 244, 2, 2)),
             Scope::Whole,
         );
         Ok((Self { _namespaces: containers.into() }, arm))

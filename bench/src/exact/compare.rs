@@ -36,19 +36,19 @@ impl Change {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Comparison {
     heading: String,
-    /// Differences of the machine, which may be the cause of others.
+    /// Differences of the kernel and the emulator, which may cause differences of figures.
     notes: Vec<String>,
     /// Culvert's figures that grew by more than is accepted.
     more: Vec<Change>,
-    /// Figures that shrank by over as much.
+    /// Culvert's figures that shrank by more than is accepted.
     fewer: Vec<Change>,
-    /// Other figures of both runs.
+    /// Number of figures of both runs that changed by no more than is accepted.
     same: usize,
     /// Figures of Culvert's that the new run does not have.
     gone: Vec<String>,
 }
 
-/// Compares two runs. Figures of other systems are no one's regression.
+/// Compares two runs. Arms of other systems are not compared.
 pub(super) fn compare(old: &Figures, new: &Figures) -> Comparison {
     let run = |it: &Figures| format!("{} (Culvert {})", it.date, it.culvert);
     let mut found = Comparison {
@@ -100,7 +100,7 @@ fn calls(steps: &Steps) -> [f64; 1] {
 }
 
 impl Comparison {
-    /// Something of Culvert's takes more instructions than is accepted, or was not measured.
+    /// Whether a figure of Culvert's grew by more than is accepted, or was not measured.
     pub(super) fn is_worse(&self) -> bool {
         !self.more.is_empty() || !self.gone.is_empty()
     }
@@ -113,7 +113,7 @@ impl Comparison {
         let accepted = MOST_GROWTH.max(spread(old)).max(spread(new));
         let (old, new) = (median(old), median(new));
         let change = Change { what, old, new, accepted };
-        // In whole instructions: exactly 1 % more is accepted.
+        // The comparison is in whole instructions, so that a growth of exactly 1 % is accepted.
         let most = (old * accepted).round().max(1.0);
         match new - old {
             more if more > most => self.more.push(change),

@@ -11,10 +11,10 @@ use crate::{scale::World, stats::median};
 
 /// Endpoints of other hosts at the two starts that are compared.
 const AT_START: (u32, u32) = (200, 5_200);
-/// Changes of which the median is taken.
+/// Number of endpoints that are added and removed. The median is taken.
 const CHANGES: u32 = 30;
 
-/// Time after a change that belongs to it.
+/// Time after a change in which the agent's work is part of the cost of the change.
 const AFTERWARDS: Duration = Duration::from_millis(20);
 
 /// Processor time of a process and all its threads, those that have ended included, ns.
@@ -24,7 +24,7 @@ fn processor_time(pid: Pid) -> Result<f64> {
     Ok(time.tv_sec() as f64 * 1e9 + time.tv_nsec() as f64)
 }
 
-/// What is measured, and the agent's processor time, ns.
+/// Name of each figure, and the agent's processor time, ns.
 pub(super) fn costs() -> Result<[(&'static str, f64); 3]> {
     let (few, many) = AT_START;
     let (_, _, [from, to]) = World::read(few, processor_time)?;
@@ -34,7 +34,8 @@ pub(super) fn costs() -> Result<[(&'static str, f64); 3]> {
     let (mut added, mut removed) = (Vec::new(), Vec::new());
     let mut last = to;
     let mut took = || {
-        // What the agent does after the maps have it, such as the next watch, is a part of it.
+        // The agent works on after the maps have the change, such as on the next watch. This work
+        // is a part of the cost.
         thread::sleep(AFTERWARDS);
         let now = processor_time(world.agent()?)?;
         Ok::<_, anyhow::Error>(now - std::mem::replace(&mut last, now))

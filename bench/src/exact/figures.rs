@@ -12,7 +12,7 @@ use crate::{
     stats::median,
 };
 
-/// Version of the JSON.
+/// Version of the JSON format.
 const VERSION: u32 = 1;
 
 /// All that a run has counted.
@@ -33,7 +33,7 @@ pub(crate) struct Figures {
     pub(crate) units: Vec<UnitCost>,
     /// Cost of the programs alone.
     pub(crate) programs: Vec<Cost>,
-    /// What the programs execute.
+    /// Instructions and helper calls of the programs, step by step.
     pub(crate) steps: Vec<Steps>,
     /// Cost of the agent's work.
     pub(crate) agent: Vec<Cost>,
@@ -50,21 +50,21 @@ pub(crate) struct UnitCost {
     pub(crate) rounds: Vec<f64>,
 }
 
-/// Instructions of something else.
+/// Instructions of a program alone, or of the agent's work.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Cost {
-    /// What it is of.
+    /// Name of the figure, such as `from_host: own container, UDP 64 B`.
     pub(crate) what: String,
-    /// One figure a round.
+    /// Instructions, one figure a round.
     pub(crate) rounds: Vec<f64>,
 }
 
-/// What a program executes on a packet of a flow that it knows.
+/// Instructions and helper calls of a program on a packet of a flow that it knows.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Steps {
     /// Program, path and traffic.
     pub(crate) what: String,
-    /// Instructions of its own machine code: about one and a fifth of the BPF instructions, for a
+    /// Instructions of the program's machine code: about 1.2 times the BPF instructions, since a
     /// conditional jump is two.
     pub(crate) own: u64,
     /// Instructions of the helpers.
@@ -88,7 +88,7 @@ impl Unit {
 }
 
 impl Figures {
-    /// Without figures, of this machine.
+    /// Makes a value without figures, of this machine.
     pub(crate) fn new(machine: crate::results::Machine, emulator: String) -> Self {
         Self {
             version: VERSION,
@@ -104,11 +104,11 @@ impl Figures {
         }
     }
 
-    /// Reads what [`Self::save`] wrote.
+    /// Reads the JSON that [`Self::save`] wrote.
     ///
     /// # Errors
     ///
-    /// It cannot be read, or is not what an exact run writes.
+    /// The file cannot be read, or is not the JSON of an exact run of this version.
     pub(crate) fn load(path: &Path) -> Result<Self> {
         let name = path.display();
         let text = fs::read_to_string(path).with_context(|| format!("{name}: cannot be read"))?;
@@ -124,11 +124,11 @@ impl Figures {
         Ok(figures)
     }
 
-    /// Writes them to a file, or leaves it as it was.
+    /// Writes the figures to a file. If this fails, the file keeps its contents.
     ///
     /// # Errors
     ///
-    /// It cannot be written.
+    /// The file cannot be written.
     pub(crate) fn save(&self, path: &Path) -> Result<()> {
         report::save(path, self)
     }

@@ -1,4 +1,4 @@
-//! Measures, within the emulated machine.
+//! The measurements, within the emulated machine.
 
 use anyhow::{Result, ensure};
 
@@ -15,10 +15,10 @@ use crate::{
     stats::median,
 };
 
-/// The emulator's version; set within the machine.
+/// Environment variable with the emulator's version; set within the machine.
 const EMULATOR: &str = "CULVERT_EMULATOR";
 
-/// Measures everything that is asked for. A time of `ns` is that of an instruction.
+/// Measures everything that `args` ask for. `ns` is the time of an instruction, ns.
 pub(super) fn main(args: &Args, ns: f64) -> Result<Figures> {
     let emulator = std::env::var(EMULATOR).unwrap_or_default();
     let mut figures = Figures::new(machine::here()?, emulator);
@@ -41,7 +41,7 @@ pub(super) fn main(args: &Args, ns: f64) -> Result<Figures> {
     Ok(figures)
 }
 
-/// Units of work of all arms.
+/// Measures the units of work of the chosen arms.
 fn units(args: &Args, ns: f64, arms: &Arms, figures: &mut Figures) -> Result<()> {
     let chosen: Vec<_> = arms.all.iter().filter(|arm| is_chosen(args, &arm.info.id)).collect();
     for wanted in &args.arms {
@@ -61,7 +61,7 @@ fn units(args: &Args, ns: f64, arms: &Arms, figures: &mut Figures) -> Result<()>
     Ok(())
 }
 
-/// The programs alone, by time and step by step.
+/// Measures the programs alone, by time and step by step.
 fn programs(rounds: u32, ns: f64, arms: &Arms, figures: &mut Figures) -> Result<()> {
     arms.set(Regime::Intact, Receive::SendersCore)?;
     for round in 1..=rounds {
@@ -82,7 +82,8 @@ fn programs(rounds: u32, ns: f64, arms: &Arms, figures: &mut Figures) -> Result<
     })
 }
 
-/// The arms of the report: the host, and what `--arms` names. A container in host mode is the host.
+/// Whether the arm `id` is measured: the host, and the arms that `--arms` names. Without `--arms`,
+/// all arms but the container in host mode, which uses the host's own interfaces.
 fn is_chosen(args: &Args, id: &str) -> bool {
     let named = |wanted: &String| id.starts_with(wanted.as_str());
     let wanted = if args.arms.is_empty() {

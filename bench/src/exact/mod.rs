@@ -3,7 +3,7 @@
 //! QEMU runs the machine with `-icount`: its clock advances by a fixed time with each instruction,
 //! the kernel's included, and one processor runs everything. So a figure does not depend on what
 //! else the host does. `cargo xtask bench --exact` runs this program twice: within the machine to
-//! measure, and outside to show what was measured.
+//! measure, and on the host to show the figures.
 
 mod compare;
 mod control;
@@ -18,19 +18,20 @@ use anyhow::{Result, bail, ensure};
 
 use self::figures::Figures;
 pub(crate) use self::options::Args;
-use crate::report;
+use crate::{arms::Unit, report};
 
-/// Time of an instruction on the machine's clock, ns; set within the machine.
+/// Environment variable with the time of an instruction on the machine's clock, ns; set within the
+/// machine.
 const NS_PER_INSTRUCTION: &str = "CULVERT_NS_PER_INSTRUCTION";
 /// Beginning of the line with the figures, on the machine's console.
 const FIGURES: &str = "culvert-figures: ";
-/// Largest difference of the host from itself, as a share, with which figures are accepted.
+/// Largest accepted difference of the host from itself (A/A), as a share.
 const MOST_A_A: f64 = 0.005;
 
-/// Measures within the emulated machine, or shows what was measured. True if the figures are not
+/// Measures within the emulated machine, or shows the figures. Returns true if the figures are not
 /// accepted, or got worse.
 pub(crate) fn main(args: &Args) -> Result<bool> {
-    // The machine does not see every file of its host.
+    // A closure: the emulated machine does not read the file, which it may not see.
     let old = || args.compare.as_deref().map(Figures::load).transpose();
     if args.check {
         report::Output { json: args.json.clone(), ..Default::default() }.check()?;
@@ -59,18 +60,9 @@ fn ns_per_instruction() -> Result<f64> {
 
 fn show(args: &Args, figures: &Figures, old: Option<&Figures>) -> Result<bool> {
     println!("{}", table::terminal(figures));
-    let mut refused = false;
-    for (unit, by) in figures.host_differences() {
-        if by > MOST_A_A {
-            refused = true;
-            eprintln!(
-                "bench: {}: the host differs from itself by {:.2} %: at most {:.1} % is accepted",
-                unit.heading(),
-                by * 100.0,
-                MOST_A_A * 100.0
-            );
-        }
-    }
+    let refusals = refusals(figures);
+    refusals.iter().for_each(|line| eprintln!("bench: {line}"));
+    let refused = !refusals.is_empty();
     if let Some(path) = args.json.as_ref().filter(|_| !refused) {
         figures.save(path)?;
     }
@@ -78,4 +70,42 @@ fn show(args: &Args, figures: &Figures, old: Option<&Figures>) -> Result<bool> {
     let comparison = compare::compare(old, figures);
     println!("{comparison}");
     Ok(refused || comparison.is_worse())
+}
+
+/// Why the figures are not accepted: the units in which the host differs from itself by more than
+/// [`MOST_A_A`].
+fn refusals(figures: &Figures) -> Vec<String> {
+    let different = figures.host_differences().into_iter().filter(|(_, by)| *by > MOST_A_A);
+    let line = |(unit, by): (Unit, f64)| {
+        format!(
+            "{}: the host differs from itself by {:.2} %: at most {:.1} % is accepted",
+            unit.heading(),
+            by * 100.0,
+            MOST_A_A * 100.0
+        )
+    };
+    different.map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::{HOST, HOST_AGAIN, Machine};
+
+    #[test]
+    fn a_host_that_differs_from_itself_is_refused() {
+        let run = |again: f64| {
+            let mut figures = Figures::new(Machine::default(), "QEMU".to_owned());
+            figures.add(HOST, Unit::RoundTrip, 30_000.0);
+            figures.add(HOST_AGAIN, Unit::RoundTrip, again);
+            refusals(&figures)
+        };
+        assert!(run(30_150.0).is_empty() && run(29_850.0).is_empty());
+        let [line] = &run(30_180.0)[..] else { panic!("{:?}", run(30_180.0)) };
+        assert_eq!(
+            line,
+            "TCP round trip: the host differs from itself by 0.60 %: at most 0.5 % is accepted"
+        );
+        assert_eq!(run(29_820.0).len(), 1);
+    }
 }

@@ -70,12 +70,12 @@ impl ValueEnum for Part {
 }
 
 impl Args {
-    /// Whether the run is to have `part`.
+    /// Whether the run has the part `part`.
     pub(super) fn wants(&self, part: Part) -> bool {
         self.only.is_empty() || self.only.contains(&part)
     }
 
-    /// The units that are asked for; none if none is named.
+    /// The units that `--only` names; empty if it names none.
     pub(super) fn named_units(&self) -> Vec<Unit> {
         let unit = |part: &Part| match part {
             Part::Unit(unit) => Some(*unit),

@@ -11,14 +11,14 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::{measure::regime, steps};
 use crate::arms::{Arms, Device, Receive, Unit};
 
-/// Samples of a second of the machine's clock: one every 25,000 instructions.
+/// Samples per second of the machine's clock: one every 25,000 instructions.
 const FREQUENCY: &str = "20000";
-/// The largest number of samples that the kernel permits.
+/// File with the largest sample rate that the kernel permits.
 const RATE: &str = "/proc/sys/kernel/perf_event_max_sample_rate";
 /// Runs of the units while samples are taken.
 const RUNS: usize = 3;
 
-/// Prints the profile of an arm doing `units`, or round trips.
+/// Prints the profile of an arm during `units`, or during round trips if `units` is empty.
 pub(super) fn main(id: &str, units: &[Unit]) -> Result<()> {
     let arms = Arms::make(&[Device::Veth, Device::Netkit], &[])?;
     let Some(arm) = arms.all.iter().find(|arm| arm.info.id == id) else {
@@ -56,8 +56,8 @@ pub(super) fn main(id: &str, units: &[Unit]) -> Result<()> {
     Ok(())
 }
 
-/// Waits until perf samples: it does so from when its child has become `sleep`. A sleep of a fixed
-/// time would not do: the machine's clock jumps while perf waits for the host's files.
+/// Waits until perf takes samples. It starts to sample when its child has become `sleep`. A wait of
+/// a fixed time does not suffice: the machine's clock jumps while perf waits for the host's files.
 fn until_sampling(perf: u32) -> Result<()> {
     let children = format!("/proc/{perf}/task/{perf}/children");
     loop {

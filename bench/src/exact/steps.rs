@@ -1,5 +1,5 @@
-//! The instructions that a program executes on a packet, one by one: the emulator steps through
-//! them and tells their addresses.
+//! The instructions that a program executes on a packet: the emulator runs the program step by step
+//! and reports the address of each instruction.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use crate::programs::Known;
 
 /// The serial port at which the emulator answers.
 const PORT: &str = "/dev/ttyS1";
-/// Setting without which the kernel names no programs and functions.
+/// Settings (file, value) with which the kernel names programs and functions.
 const NAMES: [(&str, &str); 2] =
     [("/proc/sys/net/core/bpf_jit_kallsyms", "1"), ("/proc/sys/kernel/kptr_restrict", "0")];
 
@@ -26,7 +26,7 @@ pub(super) fn name_functions() -> Result<()> {
     })
 }
 
-/// What a program executes on a packet.
+/// Counts of what a program executes on a packet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Executed {
     /// Instructions of the program's own machine code.
@@ -62,15 +62,20 @@ impl Stepper {
         let functions = known.functions()?;
         let Some(entry) = functions.first() else { bail!("the kernel hides its machine code") };
         writeln!(self.port, "steps {:x}", entry.start).context(PORT)?;
-        ensure!(self.line()? == "ready", "the emulator does not step: xtask tells why");
-        // The first run renews what the program caches for a time; the second is stepped.
+        ensure!(
+            self.line()? == "ready",
+            "the emulator's GDB stub refused; the reason is printed by cargo xtask"
+        );
+        // The first run renews cache entries of the program that expire. The second is stepped.
         known.once()?;
         known.once()?;
         let mut addresses = Vec::new();
         loop {
             match self.line()?.as_str() {
                 "end" => break,
-                "failed" => bail!("the emulator does not step: xtask tells why"),
+                "failed" => {
+                    bail!("the emulator's GDB stub refused; the reason is printed by cargo xtask")
+                }
                 line => addresses.push(u64::from_str_radix(line, 16).context("an address")?),
             }
         }
@@ -108,7 +113,7 @@ fn executed(
             all.own += 1;
         } else {
             all.helpers += 1;
-            // Not where a helper goes on after it has called back.
+            // A helper that goes on after a callback into the program is not a new call.
             if inside && names.contains_key(address) {
                 let name = names.get(address).cloned().unwrap_or_default();
                 *all.calls.entry(name).or_default() += 1;

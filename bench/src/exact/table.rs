@@ -23,7 +23,7 @@ pub(super) fn terminal(figures: &Figures) -> String {
     format!("{date}; Linux {kernel} on {emulator}; Culvert {culvert}\n\n{}", shown.join("\n"))
 }
 
-/// Cost of each unit of each arm, in a row what it is above the host.
+/// Cost of each unit of each arm, with the difference from the host's cost.
 fn units(figures: &Figures) -> Grid {
     let mut grid = Grid::new(
         "Instructions per unit of work",
@@ -49,7 +49,7 @@ fn units(figures: &Figures) -> Grid {
     grid
 }
 
-/// How well the figures repeat.
+/// Difference of the host from itself, and differences between the rounds.
 fn repeats(figures: &Figures) -> Grid {
     let mut grid = Grid::new(
         "How well the figures repeat",
@@ -62,7 +62,7 @@ fn repeats(figures: &Figures) -> Grid {
     grid
 }
 
-/// What the programs execute, and which helpers they call.
+/// Instructions that the programs execute, and the helpers that they call.
 fn steps(figures: &Figures) -> Grid {
     let mut grid = Grid::new(
         "Programs step by step",

@@ -22,7 +22,7 @@ impl Batches {
     ///
     /// # Errors
     ///
-    /// That of `sendmmsg`; nothing was sent then.
+    /// The error of `sendmmsg`. Nothing was sent.
     pub(super) fn send<T: AsRef<[u8]>>(
         &mut self,
         socket: &impl AsRawFd,

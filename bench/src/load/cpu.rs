@@ -12,18 +12,18 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::libc;
 
-use super::{OWN_THREAD, Stop, Way, cores, join, pin, tcp::Streams};
+use super::{OWN_THREAD, Peers, Stop, cores, join, pin, tcp::Streams};
 
-/// Rate of the load.
+/// Rate of the load, bit/s.
 const PACE: u64 = 4_000_000_000;
 /// Length of the measurement of the idle machine before the load.
 const CALIBRATION: Duration = Duration::from_millis(120);
 
-/// Work for one Gbit.
+/// CPU time for one Gbit of TCP payload.
 pub(crate) struct Cost {
-    /// Time that the cores were not idle, of all cores, ms.
+    /// Sum of the time that each core was not idle, ms.
     pub(crate) busy_ms: f64,
-    /// Of that in softirq, by the kernel's clock tick, ms.
+    /// Part of `busy_ms` in softirq, by the kernel's clock tick, ms.
     pub(crate) softirq_ms: f64,
 }
 
@@ -49,7 +49,7 @@ impl Soakers {
         Self { counts, threads, stop }
     }
 
-    /// What each core has counted.
+    /// The count of each core.
     fn read(&self) -> Vec<u64> {
         self.counts.iter().map(|count| count.load(Ordering::Relaxed)).collect()
     }
@@ -63,7 +63,8 @@ impl Soakers {
 fn soak(core: usize, count: &AtomicU64, stop: &Stop) -> Result<()> {
     pin(OWN_THREAD, core)?;
     let param = libc::sched_param { sched_priority: 0 };
-    // SAFETY: the parameter is on our stack; SCHED_IDLE takes priority 0 (sched(7)).
+    // SAFETY: `param` lives until the call returns, and the kernel only reads it. SCHED_IDLE takes
+    // priority 0 (sched(7)).
     let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const param) };
     nix::errno::Errno::result(result).context("sched_setscheduler")?;
     while !stop.stopped() {
@@ -76,8 +77,8 @@ fn soak(core: usize, count: &AtomicU64, stop: &Stop) -> Result<()> {
     Ok(())
 }
 
-/// A TCP stream at a fixed rate: the CPU time for one Gbit.
-pub(crate) fn per_gbit(way: &Way, time: Duration) -> Result<Cost> {
+/// Measures the CPU time for one Gbit by a TCP stream at a fixed rate.
+pub(crate) fn per_gbit(peers: &Peers, time: Duration) -> Result<Cost> {
     let soakers = Soakers::start();
     thread::sleep(super::WARM_UP);
     let (before, start) = (soakers.read(), Instant::now());
@@ -85,7 +86,7 @@ pub(crate) fn per_gbit(way: &Way, time: Duration) -> Result<Cost> {
     let idle: Vec<f64> = per_second(&before, &soakers.read(), start.elapsed());
 
     let cost = (|| {
-        let streams = Streams::open(way, 1, Some(PACE))?;
+        let streams = Streams::open(peers, 1, Some(PACE))?;
         thread::sleep(super::WARM_UP);
         let (count, bytes, ticks) = (soakers.read(), streams.received(), softirq_ms()?);
         let start = Instant::now();

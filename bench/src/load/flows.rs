@@ -20,31 +20,31 @@ use serde_json::Value;
 
 use super::{Side, Stop, batch::Batches, join, spawn, udp::counted, units::batches};
 
-/// Least destination port: below it are well-known ones.
+/// Least destination port: the ports below it include the well-known ones.
 const FIRST_PORT: u16 = 2_000;
 /// Longest measurement: Linux and Culvert track 262,144 flows by default, and the measurement is of
 /// their creation, not of their eviction.
 const LONGEST: Duration = Duration::from_millis(150);
-/// Flows of one measurement.
+/// Largest number of flows of one measurement.
 const MOST: u32 = 150_000;
-/// Port that all flows come from.
+/// Source port of all flows.
 const SOURCE_PORT: u16 = 40_000;
-/// How long the next hop's MAC may take.
+/// How long the resolution of the next hop's MAC may take.
 const PATIENCE: Duration = Duration::from_secs(4);
 
 /// Target of flows that differ only in their destination.
 pub(crate) struct Target<'a> {
     /// Namespace of the client.
     pub(crate) client: &'a Path,
-    /// Namespace of the host that discards them.
+    /// Namespace of the host that discards the datagrams.
     pub(crate) server: &'a Path,
-    /// Its device on which they arrive.
+    /// The host's device on which the datagrams arrive.
     pub(crate) device: &'a str,
     /// First of the addresses whose packets the host discards (RFC 2544's are for such use).
     pub(crate) network: Ipv4Addr,
 }
 
-/// The `n`th destination: ports first, then addresses.
+/// The destination of flow `n`: each port of an address, then the next address.
 fn destination(network: Ipv4Addr, n: u32) -> SocketAddrV4 {
     let ports = u32::from(u16::MAX - FIRST_PORT);
     let ip = Ipv4Addr::from_bits(network.to_bits() + n / ports);
@@ -80,7 +80,7 @@ pub(crate) fn units(target: &Target<'_>, first: u32, count: u32) -> Result<(Vec<
     let client = spawn(target.client, Side::Client, move || frames.send_batches())?;
     let (taken, sent) = join(client)?;
     let arrived = received(target)? - before;
-    // Frames of other traffic, such as ARP, may come besides.
+    // Frames of other traffic, such as ARP, may arrive, too.
     ensure!(arrived >= u64::from(sent), "flows: {arrived} of {sent} have arrived");
     Ok((taken, first + count))
 }
@@ -95,9 +95,9 @@ struct Frames {
 pub(crate) struct Ends {
     /// Address of the client.
     pub(crate) ip: Ipv4Addr,
-    /// Its MAC.
+    /// MAC of the client.
     pub(crate) mac: [u8; 6],
-    /// Of the gateway, or of the server on the same link.
+    /// MAC of the gateway, or of the server if it is on the same link.
     pub(crate) next_hop: [u8; 6],
     device: u32,
 }
@@ -110,7 +110,7 @@ impl Frames {
         Ok(Self { device: ends.device, all: all.collect::<Result<_>>()? })
     }
 
-    /// Sends them in their order until it is asked to stop. Returns how many.
+    /// Sends the frames in their order until `stop` is set. Returns how many were sent.
     fn send(&self, stop: &Stop) -> Result<u32> {
         let socket = packet_socket(self.device)?;
         let mut out = Batches::new();
@@ -125,7 +125,7 @@ impl Frames {
         Ok(u32::try_from(next)?)
     }
 
-    /// Sends them batch by batch. Returns the time of each, ns, and how many were sent.
+    /// Sends the frames batch by batch. Returns the time of each, ns, and how many were sent.
     fn send_batches(&self) -> Result<(Vec<u64>, u32)> {
         let socket = packet_socket(self.device)?;
         let (mut out, mut sent) = (Batches::new(), 0);
@@ -140,7 +140,8 @@ impl Frames {
 }
 
 impl Ends {
-    /// The route of this thread's stack to `network`; sends one datagram to resolve it.
+    /// Looks up the route of this thread's namespace to `network`. Sends datagrams to resolve the
+    /// MAC of the next hop.
     pub(crate) fn ask(network: Ipv4Addr) -> Result<Self> {
         let socket = UdpSocket::bind(("0.0.0.0", 0))?;
         socket.connect((network, FIRST_PORT))?;
@@ -153,7 +154,7 @@ impl Ends {
         let mac = link.pointer("/0/address").and_then(Value::as_str).unwrap_or_default();
         let mac = parse_mac(mac)?;
         let flags = link.pointer("/0/flags").and_then(Value::as_array);
-        // A device without ARP takes every frame itself.
+        // A device without ARP takes every frame itself: its own MAC is the next hop.
         let noarp = flags.is_some_and(|flags| flags.iter().any(|flag| flag == "NOARP"));
         let next_hop = if noarp { mac } else { neighbour(&socket, via, device)? };
         let device = nix::net::if_::if_nametoindex(device)?;
@@ -171,7 +172,8 @@ impl Ends {
     }
 }
 
-/// The MAC of a neighbour, to which or by which `socket` sends.
+/// The MAC of the neighbour `ip`: the destination of `socket`, or the gateway to it. Sends
+/// datagrams until the MAC is resolved.
 fn neighbour(socket: &UdpSocket, ip: &str, device: &str) -> Result<[u8; 6]> {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -209,18 +211,19 @@ pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
 /// A socket that sends whole frames on a device of this thread's namespace.
 fn packet_socket(device: u32) -> Result<OwnedFd> {
     let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
-    // It receives nothing.
+    // Protocol 0: the socket receives nothing.
     wire::bind(&fd, device, 0)?;
     Ok(fd)
 }
 
-/// Frames that have arrived on the target's device.
+/// Number of frames that have arrived on the target's device.
 fn received(target: &Target<'_>) -> Result<u64> {
     let device = target.device.to_owned();
     join(spawn(target.server, Side::Server, move || frames_received(&device))?)
 }
 
-/// `/proc/net/dev` of the thread's own namespace: `/sys` shows the mounter's.
+/// Received frames of a device, from `net/dev` of the thread's own namespace. `/sys` shows the
+/// namespace of the process that mounted it.
 fn frames_received(device: &str) -> Result<u64> {
     let text = std::fs::read_to_string("/proc/thread-self/net/dev")?;
     text.lines()

@@ -34,7 +34,7 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// A path from a client to a server.
 #[derive(Clone, Debug)]
-pub(crate) struct Way {
+pub(crate) struct Peers {
     /// Namespace of the client.
     pub(crate) client: PathBuf,
     /// Namespace of the server.
@@ -47,8 +47,8 @@ pub(crate) struct Way {
     pub(crate) port: u16,
 }
 
-impl Way {
-    /// To a server at its own address.
+impl Peers {
+    /// A path to a server at its own address.
     pub(crate) fn direct(client: &Path, server: &Path, ip: Ipv4Addr) -> Self {
         Self {
             client: client.to_owned(),
@@ -59,7 +59,7 @@ impl Way {
         }
     }
 
-    /// To a server's published port.
+    /// A path to a server's published port.
     pub(crate) fn published(client: &Path, server: &Path, to: SocketAddrV4) -> Self {
         Self {
             client: client.to_owned(),
@@ -81,7 +81,7 @@ pub(crate) enum Side {
 }
 
 impl Side {
-    /// The core.
+    /// Index of the core.
     pub(crate) fn core(self) -> usize {
         match self {
             Self::Client => 0,
@@ -90,12 +90,12 @@ impl Side {
     }
 }
 
-/// Cores of this machine.
+/// Number of cores of this machine.
 pub(crate) fn cores() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The calling thread, to [`pin`].
+/// Stands for the calling thread in [`pin`].
 pub(crate) const OWN_THREAD: i32 = 0;
 
 /// Puts a thread on one core.
@@ -127,23 +127,24 @@ pub(crate) fn join<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
     thread.join().map_err(|_| anyhow!("a thread of the load ended early"))?
 }
 
-/// Asks both ends of a load to stop, at the latest when it is dropped.
+/// Flag that asks both ends of a load to stop. Clones share the flag.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Asks.
+    /// Asks both ends to stop.
     pub(crate) fn stop(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it was asked.
+    /// Whether [`Self::stop`] was called.
     pub(crate) fn stopped(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// Counts `read` over `time`, after the warm-up. Returns the increase and how long it took.
+/// Calls `read` before and after `time`, after the warm-up. Returns the increase and how long it
+/// took.
 fn observe(time: Duration, read: impl Fn() -> u64) -> (u64, Duration) {
     thread::sleep(WARM_UP);
     let (begin, start) = (read(), Instant::now());

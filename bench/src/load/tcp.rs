@@ -18,7 +18,7 @@ use nix::sys::socket::{
     sockopt,
 };
 
-use super::{LOOK, Side, Stop, Way, join, observe, rate, spawn};
+use super::{LOOK, Peers, Side, Stop, join, observe, rate, spawn};
 use crate::stats::percentile;
 
 /// Bytes handed to the kernel at once.
@@ -33,15 +33,15 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Listens; `serve` may keep a connection, and is asked for each.
+    /// Listens and hands each connection to `serve`, which may keep it.
     fn start(
-        way: &Way,
+        peers: &Peers,
         stop: &Stop,
         mut serve: impl FnMut(TcpStream) -> Result<()> + Send + 'static,
     ) -> Result<Self> {
         let (ready, is_ready) = mpsc::channel();
-        let (bind_to, port, stopping) = (way.bind, way.port, stop.clone());
-        let thread = spawn(&way.server, Side::Server, move || {
+        let (bind_to, port, stopping) = (peers.bind, peers.port, stop.clone());
+        let thread = spawn(&peers.server, Side::Server, move || {
             let listener = listen_at(std::net::SocketAddrV4::new(bind_to, port))?;
             let _ = ready.send(());
             listener.set_nonblocking(false)?;
@@ -64,7 +64,7 @@ impl Server {
         Ok(Self { thread, stop: stop.clone() })
     }
 
-    /// Ends it.
+    /// Stops the server and waits for its thread.
     pub(super) fn end(self) -> Result<()> {
         self.stop.stop();
         join(self.thread)
@@ -87,14 +87,14 @@ fn is_timeout(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }
 
-pub(super) fn connect(way: &Way) -> Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&way.to.into(), CONNECT)
-        .with_context(|| format!("{}: cannot be reached", way.to))?;
+pub(super) fn connect(peers: &Peers) -> Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&peers.to.into(), CONNECT)
+        .with_context(|| format!("{}: cannot be reached", peers.to))?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
 
-/// Streams that have been opened.
+/// Open streams from the client to the server.
 pub(crate) struct Streams {
     server: Server,
     readers: Arc<std::sync::Mutex<Vec<JoinHandle<Result<()>>>>>,
@@ -104,15 +104,15 @@ pub(crate) struct Streams {
 }
 
 impl Streams {
-    /// Opens `streams` that send as fast as they can, or `pace` bit/s in all.
-    pub(crate) fn open(way: &Way, streams: u32, pace: Option<u64>) -> Result<Self> {
+    /// Opens `streams` that send as fast as they can, or together at `pace` bit/s.
+    pub(crate) fn open(peers: &Peers, streams: u32, pace: Option<u64>) -> Result<Self> {
         let stop = Stop::default();
         let received = Arc::new(AtomicU64::new(0));
         let readers = Arc::new(std::sync::Mutex::new(Vec::new()));
         let (count, stopping, threads) =
             (Arc::clone(&received), stop.clone(), Arc::clone(&readers));
-        let netns = way.server.clone();
-        let server = Server::start(way, &stop, move |stream| {
+        let netns = peers.server.clone();
+        let server = Server::start(peers, &stop, move |stream| {
             let (count, stopping) = (Arc::clone(&count), stopping.clone());
             let reader = spawn(&netns, Side::Server, move || read_all(stream, &count, &stopping))?;
             threads.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(reader);
@@ -120,9 +120,9 @@ impl Streams {
         })?;
         let mut writers = Vec::new();
         for _ in 0..streams {
-            let (to, stopping) = (way.clone(), stop.clone());
+            let (to, stopping) = (peers.clone(), stop.clone());
             let pace = pace.map(|bits| bits / u64::from(streams));
-            writers.push(spawn(&way.client, Side::Client, move || {
+            writers.push(spawn(&peers.client, Side::Client, move || {
                 write_all(&mut connect(&to)?, pace, &stopping)
             })?);
         }
@@ -161,7 +161,7 @@ fn read_all(mut stream: TcpStream, count: &AtomicU64, stop: &Stop) -> Result<()>
                 count.fetch_add(read as u64, Ordering::Relaxed);
             }
             Err(error) if is_timeout(&error) => {}
-            // The writer goes first, with data on the way.
+            // The writer closes first, while data is in flight.
             Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
             Err(error) => return Err(error).context("stream: read"),
         }
@@ -193,20 +193,20 @@ fn write_all(stream: &mut TcpStream, pace: Option<u64>, stop: &Stop) -> Result<(
     Ok(())
 }
 
-/// Payload of `streams` that arrives, bit/s.
-pub(crate) fn throughput(way: &Way, streams: u32, time: Duration) -> Result<f64> {
-    let open = Streams::open(way, streams, None)?;
+/// Received payload of `streams` together, bit/s.
+pub(crate) fn throughput(peers: &Peers, streams: u32, time: Duration) -> Result<f64> {
+    let open = Streams::open(peers, streams, None)?;
     let (bytes, elapsed) = observe(time, || open.received());
     open.close()?;
     Ok(rate(bytes * 8, elapsed))
 }
 
-/// Round trips of one byte, ns: half of them, 99 of 100, 999 of 1,000 take at most this long.
-pub(crate) fn round_trips(way: &Way, time: Duration) -> Result<[f64; 3]> {
+/// Times of round trips of one byte, ns: the 50th, 99th and 99.9th percentile.
+pub(crate) fn round_trips(peers: &Peers, time: Duration) -> Result<[f64; 3]> {
     let stop = Stop::default();
-    let server = echo_server(way, &stop)?;
-    let to = way.clone();
-    let client = spawn(&way.client, Side::Client, move || {
+    let server = echo_server(peers, &stop)?;
+    let to = peers.clone();
+    let client = spawn(&peers.client, Side::Client, move || {
         let mut stream = connect(&to)?;
         let mut taken = Vec::with_capacity(1 << 16);
         let begin = Instant::now();
@@ -230,15 +230,15 @@ pub(crate) fn round_trips(way: &Way, time: Duration) -> Result<[f64; 3]> {
 }
 
 /// A server that serves one connection after the other.
-pub(super) fn echo_server(way: &Way, stop: &Stop) -> Result<Server> {
+pub(super) fn echo_server(peers: &Peers, stop: &Stop) -> Result<Server> {
     let stopping = stop.clone();
-    Server::start(way, stop, move |mut stream| {
+    Server::start(peers, stop, move |mut stream| {
         stream.set_nodelay(true)?;
         echo(&mut stream, &stopping)
     })
 }
 
-/// Sends back byte for byte until the other end closes.
+/// Sends back each byte until the other end closes.
 fn echo(stream: &mut TcpStream, stop: &Stop) -> Result<()> {
     let mut byte = [0];
     loop {
@@ -252,18 +252,18 @@ fn echo(stream: &mut TcpStream, stop: &Stop) -> Result<()> {
     }
 }
 
-/// Connections one after the other, each with a byte there and back, 1/s.
-pub(crate) fn connections(way: &Way, time: Duration) -> Result<f64> {
+/// Rate of connections, one after the other, each with a byte there and back, 1/s.
+pub(crate) fn connections(peers: &Peers, time: Duration) -> Result<f64> {
     let stop = Stop::default();
-    let server = echo_server(way, &stop)?;
-    let (to, stopping) = (way.clone(), stop.clone());
+    let server = echo_server(peers, &stop)?;
+    let (to, stopping) = (peers.clone(), stop.clone());
     let made = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&made);
-    let client = spawn(&way.client, Side::Client, move || {
+    let client = spawn(&peers.client, Side::Client, move || {
         while !stopping.stopped() {
             match connect_and_exchange(&to) {
                 Ok(()) => count.fetch_add(1, Ordering::Relaxed),
-                // The server is asked to stop at the same time.
+                // The server stops at the same time, so that the last connection may fail.
                 Err(_) if stopping.stopped() => break,
                 Err(error) => return Err(error),
             };
@@ -277,9 +277,9 @@ pub(crate) fn connections(way: &Way, time: Duration) -> Result<f64> {
     Ok(rate(count, elapsed))
 }
 
-fn connect_and_exchange(way: &Way) -> Result<()> {
+fn connect_and_exchange(peers: &Peers) -> Result<()> {
     let mut byte = [1_u8];
-    let mut stream = connect(way)?;
+    let mut stream = connect(peers)?;
     stream.write_all(&byte).context("connection: write")?;
     stream.read_exact(&mut byte).context("connection: read")
 }

@@ -19,38 +19,41 @@ use nix::{
 };
 
 use super::{
-    Side, Stop, Way,
+    Peers, Side, Stop,
     batch::{BATCH, Batches},
     join, observe, rate, spawn,
 };
 
-/// Buffer of the receiving socket: what arrives while it does not run.
+/// Buffer of the receiving socket, bytes: it holds the datagrams that arrive while the receiver
+/// does not run.
 const BUFFER: usize = 4 << 20;
-/// Iterations between two reads of an empty queue, whose lock the sender takes, too.
+/// Iterations between two reads of an empty queue. A read takes the lock of the queue, which the
+/// sender takes, too.
 const PAUSE: u32 = 500;
-/// Largest datagram.
+/// Largest payload of a datagram, bytes.
 const LARGEST: usize = 1472;
 
-/// What arrived.
+/// Rate and loss of datagrams.
 pub(crate) struct Datagrams {
     /// Datagrams that arrived, 1/s.
     pub(crate) per_second: f64,
-    /// Of those that were sent in the same time, per cent.
+    /// Share of the datagrams sent in the same time that did not arrive, per cent.
     pub(crate) lost: f64,
 }
 
-/// Datagrams of `len` bytes of payload, sent as fast as one thread can.
-pub(crate) fn datagrams(way: &Way, len: usize, time: Duration) -> Result<Datagrams> {
+/// Sends datagrams with `len` bytes of payload as fast as one thread can. Returns their rate and
+/// loss.
+pub(crate) fn datagrams(peers: &Peers, len: usize, time: Duration) -> Result<Datagrams> {
     if len > LARGEST {
         bail!("UDP: {len} bytes are too many: {LARGEST} is the most");
     }
     let stop = Stop::default();
     let received = Arc::new(AtomicU64::new(0));
     let (ready, is_ready) = mpsc::channel();
-    let (at, port, stopping, count) = (way.bind, way.port, stop.clone(), Arc::clone(&received));
-    let server = spawn(&way.server, Side::Server, move || {
+    let (at, port, stopping, count) = (peers.bind, peers.port, stop.clone(), Arc::clone(&received));
+    let server = spawn(&peers.server, Side::Server, move || {
         let socket = UdpSocket::bind((at, port)).context("UDP: bind")?;
-        // As root, past the system's limit.
+        // SO_RCVBUFFORCE, as root: the system's limit does not apply (socket(7)).
         setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)?;
         let _ = ready.send(());
         receive_all(&socket, &count, &stopping)
@@ -61,8 +64,8 @@ pub(crate) fn datagrams(way: &Way, len: usize, time: Duration) -> Result<Datagra
         bail!("UDP: the server does not listen");
     }
     let sent = Arc::new(AtomicU64::new(0));
-    let (to, stopping, count) = (way.to, stop.clone(), Arc::clone(&sent));
-    let client = spawn(&way.client, Side::Client, move || {
+    let (to, stopping, count) = (peers.to, stop.clone(), Arc::clone(&sent));
+    let client = spawn(&peers.client, Side::Client, move || {
         let socket = UdpSocket::bind(("0.0.0.0", 0))?;
         socket.connect(to)?;
         send_all(&socket, len, &count, &stopping)
@@ -119,7 +122,7 @@ fn send_all(socket: &UdpSocket, len: usize, count: &AtomicU64, stop: &Stop) -> R
     Ok(())
 }
 
-/// Datagrams that `read` counts, 1/s; for what has no receiver of its own.
+/// Rate of the datagrams that `read` counts, 1/s, for datagrams that no socket receives.
 pub(crate) fn counted(time: Duration, read: impl Fn() -> u64) -> f64 {
     let (count, elapsed) = observe(time, read);
     rate(count, elapsed)

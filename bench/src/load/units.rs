@@ -1,5 +1,5 @@
 //! Loads of counted units, each timed. On a clock that counts instructions, the time of a unit is
-//! its cost; the report takes medians, so that the clock tick and other timers do not decide.
+//! its cost. The report takes medians, so that the clock tick and other timers have no effect.
 
 use std::{
     fs::File,
@@ -21,7 +21,7 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use super::{
-    Side, Stop, Way,
+    Peers, Side, Stop,
     batch::{BATCH, Batches},
     join, spawn,
     tcp::{connect, echo_server, listen_at},
@@ -31,12 +31,13 @@ use super::{
 const PAYLOAD: usize = 64 * 1024;
 /// Payload of a datagram, bytes.
 const DATAGRAM: usize = 64;
-/// Buffer of a socket: more than a unit, so that one thread can hold both ends.
+/// Buffer of a socket, bytes: larger than a unit, so that one thread can serve both ends.
 const BUFFER: usize = 4 << 20;
 /// How long an end waits for what was sent.
 const LIMIT: Duration = Duration::from_secs(4);
 
-/// Runs a tenth of `count` units, then `count`. Returns the time of each of these, ns.
+/// Runs a tenth of `count` units untimed, then `count` units. Returns the time of each of the
+/// latter, ns.
 fn each(count: usize, mut unit: impl FnMut() -> Result<()>) -> Result<Vec<u64>> {
     for _ in 0..count.div_ceil(10) {
         unit()?;
@@ -52,10 +53,10 @@ fn each(count: usize, mut unit: impl FnMut() -> Result<()>) -> Result<Vec<u64>> 
     Ok(taken)
 }
 
-/// Round trips of one byte over TCP, between a thread at each end.
-pub(crate) fn round_trips(way: &Way, count: usize) -> Result<Vec<u64>> {
-    let server = echo_server(way, &Stop::default())?;
-    let to = way.clone();
+/// Round trips of one byte over TCP, between a thread at each end. Returns the time of each, ns.
+pub(crate) fn round_trips(peers: &Peers, count: usize) -> Result<Vec<u64>> {
+    let server = echo_server(peers, &Stop::default())?;
+    let to = peers.clone();
     let client = move || {
         let mut stream = connect(&to)?;
         let mut byte = [1_u8];
@@ -64,23 +65,23 @@ pub(crate) fn round_trips(way: &Way, count: usize) -> Result<Vec<u64>> {
             Ok(stream.read_exact(&mut byte)?)
         })
     };
-    let taken = join(spawn(&way.client, Side::Client, client)?);
+    let taken = join(spawn(&peers.client, Side::Client, client)?);
     server.end()?;
     taken
 }
 
-/// TCP connections with one byte each way, one after the other, from the call of `connect` to the
-/// next. One thread holds both ends.
-pub(crate) fn connections(way: &Way, count: usize) -> Result<Vec<u64>> {
-    let listener = listener(way)?;
-    // The time that `accept` waits.
+/// TCP connections with one byte each way, one after the other. One thread holds both ends. Returns
+/// the time of each, from its call of `connect` to the next, ns.
+pub(crate) fn connections(peers: &Peers, count: usize) -> Result<Vec<u64>> {
+    let listener = listener(peers)?;
+    // The receive timeout also limits the wait of `accept` (socket(7)).
     setsockopt(
         &listener,
         sockopt::ReceiveTimeout,
         &TimeVal::seconds(LIMIT.as_secs().cast_signed()),
     )?;
-    let to = way.to;
-    within(&way.client, move || {
+    let to = peers.to;
+    within(&peers.client, move || {
         each(count, || {
             let mut byte = [1_u8];
             let mut client = connect_from_next_port(to)?;
@@ -101,8 +102,8 @@ pub(crate) fn connections(way: &Way, count: usize) -> Result<Vec<u64>> {
     })
 }
 
-/// Ports of clients. The kernel's own choice takes the longer, the more connections are in
-/// TIME_WAIT.
+/// Source ports of clients. The kernel's own choice of a port takes longer, the more connections
+/// are in TIME_WAIT.
 const PORTS: std::ops::Range<u16> = 20_000..60_000;
 
 /// The next of [`PORTS`].
@@ -111,7 +112,7 @@ fn next_port() -> u16 {
     PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % (PORTS.end - PORTS.start)
 }
 
-/// Connects from the next port of this thread's namespace that nobody has.
+/// Connects from the next free port of [`PORTS`], in this thread's namespace.
 fn connect_from_next_port(to: SocketAddrV4) -> Result<TcpStream> {
     let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
@@ -120,7 +121,7 @@ fn connect_from_next_port(to: SocketAddrV4) -> Result<TcpStream> {
         let from = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
         match bind(fd.as_raw_fd(), &SockaddrIn::from(from)) {
             Ok(()) => break,
-            // Of the agent to its store, for example.
+            // Another connection has the port, such as that of the agent to its store.
             Err(Errno::EADDRINUSE) => {}
             Err(errno) => return Err(errno).with_context(|| format!("port {port}")),
         }
@@ -130,12 +131,13 @@ fn connect_from_next_port(to: SocketAddrV4) -> Result<TcpStream> {
     Ok(TcpStream::from(fd))
 }
 
-/// Units of 64 KB of TCP payload there, and one byte back, which acknowledges them. One thread
-/// holds both ends, so that its scheduling is no part of the cost.
-pub(crate) fn payloads(way: &Way, count: usize) -> Result<Vec<u64>> {
-    let listener = listener(way)?;
-    let to = way.clone();
-    let mut client = within(&way.client, move || connect(&to))?;
+/// Units of 64 KB of TCP payload to the server, and one byte back, which acknowledges them. One
+/// thread holds both ends, so that its scheduling is no part of the cost. Returns the time of each
+/// unit, ns.
+pub(crate) fn payloads(peers: &Peers, count: usize) -> Result<Vec<u64>> {
+    let listener = listener(peers)?;
+    let to = peers.clone();
+    let mut client = within(&peers.client, move || connect(&to))?;
     let (mut server, _) = listener.accept().context("accept")?;
     for end in [&client, &server] {
         prepare(end)?;
@@ -152,9 +154,9 @@ pub(crate) fn payloads(way: &Way, count: usize) -> Result<Vec<u64>> {
 }
 
 /// A listener at the server's end.
-fn listener(way: &Way) -> Result<TcpListener> {
-    let at = SocketAddrV4::new(way.bind, way.port);
-    within(&way.server, move || listen_at(at))
+fn listener(peers: &Peers) -> Result<TcpListener> {
+    let at = SocketAddrV4::new(peers.bind, peers.port);
+    within(&peers.server, move || listen_at(at))
 }
 
 fn prepare(end: &TcpStream) -> Result<()> {
@@ -165,13 +167,13 @@ fn prepare(end: &TcpStream) -> Result<()> {
 }
 
 /// UDP datagrams of 64 bytes, in batches that one thread sends and then receives. Returns the time
-/// of each datagram, as the mean of its batch.
-pub(crate) fn datagrams(way: &Way, batches: usize) -> Result<Vec<u64>> {
-    let at = (way.bind, way.port);
-    let server = within(&way.server, move || Ok(UdpSocket::bind(at)?))?;
+/// of each datagram, ns, as the mean of its batch.
+pub(crate) fn datagrams(peers: &Peers, batches: usize) -> Result<Vec<u64>> {
+    let at = (peers.bind, peers.port);
+    let server = within(&peers.server, move || Ok(UdpSocket::bind(at)?))?;
     setsockopt(&server, sockopt::RcvBufForce, &BUFFER)?;
-    let to = way.to;
-    let client = within(&way.client, move || {
+    let to = peers.to;
+    let client = within(&peers.client, move || {
         let socket = UdpSocket::bind(("0.0.0.0", 0))?;
         socket.connect(to)?;
         Ok(socket)
@@ -195,12 +197,13 @@ pub(crate) fn datagrams(way: &Way, batches: usize) -> Result<Vec<u64>> {
     Ok(per_piece(&taken))
 }
 
-/// The mean of each batch's pieces.
+/// Divides the time of each batch by the number of its datagrams or frames.
 fn per_piece(batches: &[u64]) -> Vec<u64> {
     batches.iter().map(|time| time / BATCH as u64).collect()
 }
 
-/// Batches of frames, each sent by `send`. Returns the time of each frame, as the mean of its batch.
+/// Sends batches of frames, each by `send`. Returns the time of each frame, ns, as the mean of its
+/// batch.
 pub(super) fn batches<'a, T>(
     all: &'a [T],
     mut send: impl FnMut(&'a [T]) -> Result<()>,

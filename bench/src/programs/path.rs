@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use culvert_testbed::netns::Netns;
 
-use crate::load::Way;
+use crate::load::Peers;
 
 /// A device's hook at which programs run.
 pub(super) struct Place<'a> {
@@ -20,13 +20,14 @@ pub(super) struct Place<'a> {
 
 /// Two hooks on the path of a packet.
 pub(super) struct Path<'a> {
-    /// What is measured, as `SNAT`.
+    /// Name of the path, as `SNAT`.
     pub(super) what: &'static str,
     /// Client and server.
-    pub(super) way: &'a Way,
+    pub(super) peers: &'a Peers,
     /// The first and the second hook of the client's packets.
     pub(super) places: [Place<'a>; 2],
-    /// The second hook sees the answer; otherwise it sees the packet that the first forwards.
+    /// Whether the second hook sees the answer. Otherwise it sees the packet that the first hook
+    /// forwards.
     pub(super) answered: bool,
 }
 
@@ -50,7 +51,7 @@ impl Traffic {
 }
 
 impl Place<'_> {
-    /// The programs there.
+    /// The programs at the hook.
     pub(super) fn programs(&self) -> Result<Vec<ProgramInfo>> {
         let query = || SchedClassifier::query_tcx(self.device.as_str(), self.hook);
         let (_, programs) = culvert::netns::run_in(self.host.fd().as_fd(), query)?

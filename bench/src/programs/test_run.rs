@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::path::{Path, Place, Traffic};
 use crate::load::{
-    OWN_THREAD, Side, Way,
+    OWN_THREAD, Peers, Side,
     flows::{Ends, parse_mac},
     join, pin, spawn,
 };
@@ -26,7 +26,7 @@ const REDIRECT: u32 = 7;
 const SINGLE: Runs = Runs { repeat: 1, rounds: 2001 };
 /// Test runs on a packet that stays unchanged.
 const MANY: Runs = Runs { repeat: 256, rounds: 31 };
-/// The first packet of a flow, after which the caches have its entry.
+/// The first packet of a flow. After it, the caches have the flow's entry.
 const FIRST: Runs = Runs { repeat: 1, rounds: 1 };
 /// Source port of the packets, which no other flow uses.
 const SOURCE_PORT: u16 = 40_100;
@@ -41,10 +41,10 @@ pub(crate) struct Known<'a> {
 }
 
 impl<'a> Known<'a> {
-    /// Those at both places of a path.
+    /// The programs and packets at both places of a path.
     pub(super) fn both(path: &'a Path<'_>, traffic: Traffic) -> Result<[Self; 2]> {
         let [first, next] = &path.places;
-        let sent = frame(path.way, traffic)?;
+        let sent = frame(path.peers, traffic)?;
         let arrives = next.receives(first.sends_on(&sent, FIRST)?.frame, path.answered)?;
         next.sends_on(&arrives, FIRST)?;
         Ok([Self { place: first, frame: sent }, Self { place: next, frame: arrives }])
@@ -73,16 +73,16 @@ impl<'a> Known<'a> {
 }
 
 /// The packet that the client of a path sends.
-fn frame(way: &Way, traffic: Traffic) -> Result<Vec<u8>> {
-    let to = *way.to.ip();
-    let ends = join(spawn(&way.client, Side::Client, move || Ends::ask(to))?)?;
+fn frame(peers: &Peers, traffic: Traffic) -> Result<Vec<u8>> {
+    let to = *peers.to.ip();
+    let ends = join(spawn(&peers.client, Side::Client, move || Ends::ask(to))?)?;
     let packet =
         PacketBuilder::ethernet2(ends.mac, ends.next_hop).ipv4(ends.ip.octets(), to.octets(), 64);
     let mut frame = Vec::new();
     match traffic {
-        Traffic::Udp => packet.udp(SOURCE_PORT, way.port).write(&mut frame, &[0x5a; 64]),
+        Traffic::Udp => packet.udp(SOURCE_PORT, peers.port).write(&mut frame, &[0x5a; 64]),
         Traffic::Tcp => {
-            let segment = packet.tcp(SOURCE_PORT, way.port, 1, u16::MAX).ack(1);
+            let segment = packet.tcp(SOURCE_PORT, peers.port, 1, u16::MAX).ack(1);
             segment.write(&mut frame, &[0x5a; SEGMENT])
         }
     }?;
@@ -115,7 +115,11 @@ impl Place<'_> {
     fn sends_on(&self, frame: &[u8], runs: Runs) -> Result<Timed> {
         let timed = self.run(frame, runs)?;
         let verdict = timed.verdict.cast_signed();
-        ensure!(timed.verdict == REDIRECT, "{}: {verdict}: it does not go on", self.device);
+        ensure!(
+            timed.verdict == REDIRECT,
+            "{}: verdict {verdict}: the program does not forward the packet",
+            self.device
+        );
         Ok(timed)
     }
 
@@ -124,14 +128,18 @@ impl Place<'_> {
     fn time(&self, frame: &[u8]) -> Result<f64> {
         let refused = refused(frame)?;
         let (single, many) = (self.run(&refused, SINGLE)?, self.run(&refused, MANY)?);
-        ensure!(many.frame == refused, "{}: it changes what it does not want", self.device);
+        ensure!(
+            many.frame == refused,
+            "{}: the program changes a packet that it refuses",
+            self.device
+        );
         let extra = single.ns.saturating_sub(many.ns);
         let timed = self.sends_on(frame, SINGLE)?;
         Ok(timed.ns.saturating_sub(extra) as f64)
     }
 
-    /// The frame that comes here when `sent` has left the place before: itself, or the same
-    /// payload back.
+    /// The frame that arrives at this place after `sent` has left the place before it: `sent`
+    /// itself, or the answer with the same payload if `answered`.
     fn receives(&self, sent: Vec<u8>, answered: bool) -> Result<Vec<u8>> {
         let mut frame = sent;
         if answered {

@@ -1,9 +1,9 @@
 //! Figures that changed between two runs by more than the variation of the measurement.
 //!
 //! The speed of a machine drifts, so the ratio of an arm to the host in the same round is compared.
-//! It has changed if the 95 % intervals of the two runs do not overlap and the medians differ by
-//! more than the host differs from itself (A/A) in both runs together, since either run may be off
-//! by its own A/A. Intervals alone do not suffice: of hundreds of figures, the intervals of some
+//! A ratio has changed if the 95 % intervals of the two runs do not overlap, and the medians differ
+//! by more than the host differs from itself (A/A) in both runs together, since either run may be
+//! off by its own A/A. Intervals alone do not suffice: of hundreds of figures, the intervals of some
 //! never overlap.
 
 use std::collections::BTreeMap;
@@ -27,46 +27,47 @@ const MEMORY_NOISE: f64 = 0.05;
 /// One figure in two runs.
 #[derive(Clone, Debug)]
 pub(crate) struct Change {
-    /// What was measured.
+    /// Name of the figure.
     what: String,
-    /// In the old run, for people.
+    /// The figure of the old run, as text.
     old: String,
-    /// In the new run, for people.
+    /// The figure of the new run, as text.
     new: String,
-    /// Its growth, as a share of the old figure.
+    /// Growth, as a share of the old figure.
     by: f64,
-    /// The share it had to grow or shrink by to be listed.
+    /// The change, as a share, above which the figure is listed.
     noise: f64,
-    /// It is Culvert's own.
+    /// Whether the figure is Culvert's own.
     ours: bool,
 }
 
 /// Two runs side by side.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Comparison {
-    /// Which runs.
+    /// Date and version of both runs.
     heading: String,
     /// Reasons why the runs may not be comparable.
     notes: Vec<String>,
-    /// Worse than in the old run, the most first.
+    /// Figures that got worse, the largest change first.
     slower: Vec<Change>,
-    /// Better than in the old run, the most first.
+    /// Figures that got better, the largest change first.
     faster: Vec<Change>,
-    /// Figures that did not change beyond noise.
+    /// Number of figures that did not change beyond noise.
     same: usize,
-    /// Figures of one run alone.
+    /// Number of figures that only one of the runs has.
     unpaired: usize,
-    /// Figures of both runs of which nothing can be claimed, for want of an A/A.
+    /// Number of figures of both runs that are not compared, since a run has no A/A.
     unjudged: usize,
 }
 
 impl Comparison {
-    /// Something of Culvert's got worse. Changes of other systems are listed, but do not count.
+    /// Whether a figure of Culvert's got worse. Changes of other systems are listed, but do not
+    /// count.
     pub(crate) fn slower(&self) -> bool {
         self.slower.iter().any(|change| change.ours)
     }
 
-    /// Judges one figure; `noise` is none if it is not known.
+    /// Compares one figure. It is not compared if its `noise` is not known.
     fn figure(&mut self, it: &Figure, old: Option<Interval>, new: Option<Interval>) {
         let (Some(old), Some(new)) = (old, new) else {
             self.unpaired += usize::from(old.is_some() != new.is_some());
@@ -99,7 +100,7 @@ impl Comparison {
     }
 }
 
-/// What is compared.
+/// A figure to compare.
 struct Figure {
     what: String,
     unit: &'static str,
@@ -126,7 +127,7 @@ pub(crate) fn compare(old: &Results, new: &Results) -> Comparison {
     };
     arms(&mut found, old, new);
     filled(&mut found, old, new);
-    // These have no base in the same round: on another processor they cannot be compared.
+    // Times have no base in the same round: they cannot be compared between processors.
     if old.machine.cpu == new.machine.cpu {
         times(&mut found, old, new);
     }
@@ -205,7 +206,7 @@ struct Noise<'a> {
 }
 
 impl Noise<'_> {
-    /// That of both together; none unless both are known.
+    /// The sum of the A/A of both runs; none unless both are known.
     fn of(&self, regime: Regime, metric: Metric) -> Option<f64> {
         Some(self.old.noise(regime, metric)? + self.new.noise(regime, metric)?)
     }
@@ -289,7 +290,7 @@ impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.heading)?;
         for note in &self.notes {
-            writeln!(f, "  not alike: {note}")?;
+            writeln!(f, "  difference: {note}")?;
         }
         writeln!(f)?;
         for (title, changes) in [("Slower", &self.slower), ("Faster", &self.faster)] {
@@ -313,7 +314,7 @@ impl fmt::Display for Comparison {
         }
         writeln!(f, "Unchanged: {}; in one run alone: {}.", self.same, self.unpaired)?;
         if self.unjudged > 0 {
-            writeln!(f, "Not judged, for want of an A/A in both runs: {}.", self.unjudged)?;
+            writeln!(f, "Not compared, for want of an A/A in both runs: {}.", self.unjudged)?;
         }
         Ok(())
     }
@@ -335,7 +336,7 @@ mod tests {
 
     #[test]
     fn noise_is_not_claimed() {
-        // Of some 3,000 figures, each with an interval of 95 %.
+        // Ten comparisons with about 3,000 figures, each with an interval of 95 %.
         let claims: Vec<String> = (2..12)
             .map(|seed| compare(&fixture::results(), &fixture::run(seed, 0.03)))
             .flat_map(|found| [found.slower, found.faster].concat())

@@ -1,6 +1,6 @@
-//! Text in a page.
+//! Escapes text for a page.
 
-/// Text as text in HTML, in an attribute as well.
+/// Escapes text for HTML, also for the value of an attribute.
 pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {

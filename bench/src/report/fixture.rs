@@ -36,7 +36,7 @@ fn wobble(seed: u64) -> f64 {
     ((bits ^ (bits >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// To what JSON gives back bit by bit.
+/// Rounds a figure, so that it is the same bit by bit after a conversion to JSON and back.
 fn rounded(figure: f64) -> f64 {
     (figure * 1e3).round() / 1e3
 }
@@ -89,7 +89,7 @@ pub(crate) fn run(seed: u64, spread: f64) -> Results {
             for (regime, share) in [(Regime::Intact, share), (Regime::WireLike, share * share)] {
                 let mut figures = BTreeMap::new();
                 for metric in Metric::ALL {
-                    // New flows are measured of what translates addresses, and the host.
+                    // New flows are measured of the host, and of arms that translate addresses.
                     let tracks = id.contains("snat") || id.starts_with("host");
                     if metric == Metric::NewFlows && !tracks {
                         continue;
@@ -112,7 +112,7 @@ pub(crate) fn run(seed: u64, spread: f64) -> Results {
                 program: program.into(),
                 traffic: traffic.into(),
                 ns_per_run,
-                // An older run has none.
+                // Older results have no test runs: one program is without.
                 test_run_ns: (program == "from_container").then(|| rounded(ns_per_run * 0.7)),
                 runs,
                 verified_instructions,
@@ -151,7 +151,7 @@ pub(crate) fn results() -> Results {
     run(1, 0.03)
 }
 
-/// The same run, but with TCP's one stream of `arm` at `share` of its speed.
+/// The run of [`results`], but with the single TCP stream of `arm` at `share` of its speed.
 #[cfg(test)]
 pub(crate) fn slower(arm: &str, share: f64) -> Results {
     let mut results = results();

@@ -10,7 +10,7 @@ pub(crate) enum Tone {
     /// No particular meaning.
     #[default]
     Plain,
-    /// The main figure of the row: the first word.
+    /// The main figure of the row is the first word.
     Strong,
     /// Good.
     Good,
@@ -33,7 +33,7 @@ impl Cell {
         Self { text: text.into(), tone }
     }
 
-    /// What is to stand out, and what is not.
+    /// The first word, which is emphasized, and the rest of the text.
     fn strong(&self) -> Option<(&str, &str)> {
         let end = self.text.find(' ').unwrap_or(self.text.len());
         (self.tone == Tone::Strong && end > 0).then(|| self.text.split_at(end))
@@ -49,9 +49,9 @@ impl<T: Into<String>> From<T> for Cell {
 /// A table.
 #[derive(Clone, Debug)]
 pub(crate) struct Grid {
-    /// What it shows.
+    /// Title of the table.
     pub(crate) title: String,
-    /// How to read it; may be empty.
+    /// How to read the table; may be empty.
     pub(crate) note: String,
     /// Headings, and whether the column holds figures.
     columns: Vec<(String, bool)>,
@@ -83,8 +83,8 @@ impl Grid {
         self.rows.is_empty()
     }
 
-    /// As the CLI's tables: no borders, three spaces between the columns; but with headings as
-    /// they are, for units are in them.
+    /// Text for a terminal, like the CLI's tables: no borders, three spaces between the columns.
+    /// Headings keep their case, since they have units.
     pub(crate) fn terminal(&self) -> String {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
@@ -110,7 +110,7 @@ impl Grid {
         text
     }
 
-    /// As Markdown, without title and note.
+    /// The table as Markdown, without title and note.
     pub(crate) fn markdown(&self) -> String {
         let cell = |text: &str| text.replace('|', "\\|").replace(['\n', '\r'], " ");
         let mut text = String::from("|");
@@ -136,7 +136,7 @@ impl Grid {
         text
     }
 
-    /// As an HTML table with the note as its caption.
+    /// The table as HTML, with the note as its caption.
     pub(crate) fn html(&self) -> String {
         let mut text = String::from("<div class=\"wide\"><table>\n");
         if !self.note.is_empty() {

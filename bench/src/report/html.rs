@@ -16,7 +16,7 @@ use crate::results::{ArmInfo, HOST, Metric, Regime, Results};
 /// Style of the page.
 const STYLE: &str = include_str!("html/page.css");
 
-/// `text` as a heading begins.
+/// `text` with a capital first letter.
 fn capital(text: &str) -> String {
     let mut rest = text.chars();
     rest.next().map_or_else(String::new, |first| first.to_uppercase().chain(rest).collect())
@@ -112,7 +112,9 @@ impl Page {
             ),
             (
                 format!("{} %", share(Regime::WireLike)),
-                "of it where frames are cut to the MTU as on a wire".to_owned(),
+                "of the host's TCP throughput through the overlay, frames cut to the MTU as on a \
+                 wire"
+                    .to_owned(),
             ),
             (
                 format!("{} ×", against(Regime::Intact, Metric::Udp64)),

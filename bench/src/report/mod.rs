@@ -38,8 +38,8 @@ impl Output {
     ///
     /// # Errors
     ///
-    /// What is to be read cannot be, or has not what is needed; or a directory to write to is
-    /// not there.
+    /// A file to read cannot be read or lacks the markers, or a directory to write to does not
+    /// exist.
     pub(crate) fn check(&self) -> Result<()> {
         if let Some(path) = &self.compare {
             load(path)?;
@@ -62,8 +62,8 @@ impl Output {
 ///
 /// # Errors
 ///
-/// A file cannot be read or written. What comes before it in [`Output`] is written then: the
-/// figures of a long run are not lost to a mistake in another path.
+/// A file cannot be read or written. The outputs before it in [`Output`] are written nevertheless:
+/// the figures of a long run are not lost to a mistake in another path.
 pub(crate) fn show(results: &Results, output: &Output) -> Result<bool> {
     print(&format!("{}\n", table::terminal(results)))?;
     if let Some(path) = &output.json {
@@ -83,7 +83,7 @@ pub(crate) fn show(results: &Results, output: &Output) -> Result<bool> {
     Ok(comparison.slower())
 }
 
-/// Prints to stdout, and ignores a closed one.
+/// Prints to stdout. A closed stdout is no error.
 fn print(text: &str) -> Result<()> {
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -93,11 +93,11 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
-/// Reads what [`save`] wrote.
+/// Reads the JSON that [`save`] wrote.
 ///
 /// # Errors
 ///
-/// It cannot be read, is no result of a benchmark, or one of another version.
+/// The file cannot be read, is not the result of a benchmark, or has another version.
 pub(crate) fn load(path: &Path) -> Result<Results> {
     /// The common beginning of every version.
     #[derive(Deserialize)]
@@ -114,11 +114,11 @@ pub(crate) fn load(path: &Path) -> Result<Results> {
     serde_json::from_str(&text).with_context(none)
 }
 
-/// Writes all figures to a file, or leaves it as it was.
+/// Writes all figures to a file. If this fails, the file keeps its contents.
 ///
 /// # Errors
 ///
-/// It cannot be written.
+/// The file cannot be written.
 pub(crate) fn save(path: &Path, results: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(results)?;
     text.push('\n');
@@ -152,7 +152,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(&beside, text)
         .and_then(|()| fs::rename(&beside, path))
         .inspect_err(|_| {
-            // The first error is reported.
+            // This error is ignored: the first error is reported.
             let _ = fs::remove_file(&beside);
         })
         .with_context(|| format!("{}: cannot be written", path.display()))

@@ -8,10 +8,10 @@ use crate::results::Results;
 
 /// The line before the table.
 const BEGIN: &str = "<!-- begin: cargo xtask bench --write -->";
-/// The line after it.
+/// The line after the table.
 const END: &str = "<!-- end: bench -->";
 
-/// Rows A to F and the targets in Markdown, with where and when they were measured.
+/// Rows A to F and the targets in Markdown, with machine and date of the measurement.
 pub(crate) fn render(results: &Results) -> String {
     let targets = table::targets(results);
     format!(
@@ -30,7 +30,7 @@ pub(crate) fn render(results: &Results) -> String {
 ///
 /// # Errors
 ///
-/// The markers are not there, or in another order.
+/// The markers are missing, or in the wrong order.
 pub(crate) fn replace(readme: &str, table: &str) -> Result<String> {
     let parts = readme.split_once(BEGIN).and_then(|(before, rest)| {
         let (_, after) = rest.split_once(END)?;

@@ -11,7 +11,7 @@ use crate::stats::{self, Interval};
 pub(super) enum Form {
     /// Few words for the path and stable names for the arms, to fit a terminal.
     Terminal,
-    /// All of it.
+    /// Full texts, for a page.
     Page,
 }
 
@@ -31,8 +31,8 @@ pub(super) fn details(results: &Results) -> [Grid; 4] {
     [programs(results), create(results), cold_start(results), filled(results)]
 }
 
-/// The article's table: rows A to F of one TCP stream. Arms without a row, such as one NAT
-/// alone, come after it in a terminal, where nothing else shows them.
+/// The article's table: rows A to F of one TCP stream. In a terminal, arms without a row follow,
+/// such as those with one NAT: no other table shows them there.
 pub(super) fn article(results: &Results, form: Form) -> Grid {
     let mut grid = Grid::new(
         "TCP, one stream, as in the article's table",
@@ -67,7 +67,7 @@ pub(super) fn article(results: &Results, form: Form) -> Grid {
     grid
 }
 
-/// One arm's row; `row` if it is the first of it.
+/// The table's row of one arm. `row` is the article's row if the arm is the first of it.
 fn article_row(
     results: &Results,
     form: Form,
@@ -95,7 +95,7 @@ fn article_row(
     cells
 }
 
-/// Every metric of every arm; but for a page without one TCP stream, which [`article`] has.
+/// Every metric of every arm. A page's table omits the single TCP stream, which [`article`] has.
 pub(super) fn metrics(results: &Results, form: Form) -> Grid {
     let mut grid = Grid::new(
         "All metrics",
@@ -221,7 +221,7 @@ fn filled(results: &Results) -> Grid {
     grid
 }
 
-/// TCP and UDP with so many entries, as ratios to the same with the fewest.
+/// TCP and UDP throughput of `it`, as ratios to the throughput with the fewest entries.
 pub(super) fn flatness(results: &Results, it: &Filled) -> (Option<Interval>, Option<Interval>) {
     let same = results.filled.iter().filter(|other| other.what == it.what);
     let Some(fewest) = same.min_by_key(|other| other.entries) else {

@@ -11,9 +11,9 @@ const ENDPOINTS: u32 = 100_000;
 /// Limit of a figure.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Bound {
-    /// This or more.
+    /// This value or more.
     AtLeast(f64),
-    /// This or less.
+    /// This value or less.
     AtMost(f64),
 }
 
@@ -50,7 +50,7 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    /// For people.
+    /// Text for the report.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Met => "met",
@@ -65,11 +65,11 @@ impl Outcome {
 /// A figure to reach.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
-    /// What it is.
+    /// Name of the figure.
     pub(crate) name: String,
-    /// What was measured.
+    /// The measured figure, if there is one.
     pub(crate) value: Option<Interval>,
-    /// What it is to be.
+    /// The limit to reach.
     pub(crate) bound: Bound,
     /// Unit of both, empty for ratios; a figure with a unit is measured once and has no interval.
     pub(crate) unit: &'static str,
@@ -79,7 +79,7 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Its result.
+    /// Result of the target.
     pub(crate) fn outcome(&self) -> Outcome {
         let Some(Interval { median, low, high }) = self.value else {
             return Outcome::NotMeasured;
@@ -116,7 +116,7 @@ impl Target {
     }
 }
 
-/// All targets with what `results` say of them, in the order of the issue.
+/// All targets with their figures in `results`, in the order of the report.
 pub(crate) fn all(results: &Results) -> Vec<Target> {
     use {Bound::AtLeast, Bound::AtMost, Regime::Intact, Regime::WireLike};
     const OURS: &str = "culvert-overlay";
@@ -238,13 +238,13 @@ pub(crate) fn all(results: &Results) -> Vec<Target> {
     targets
 }
 
-/// A figure of which there is only one.
+/// A single figure, as an interval without width.
 pub(super) fn point(value: f64) -> Interval {
     Interval { median: value, low: value, high: value }
 }
 
-/// Time of both overlay programs on one packet, and under what traffic. That of the smallest
-/// packets counts if it is there: nothing is merged, so a run is a packet.
+/// Time of both overlay programs on one packet, ns, and the traffic. Traffic with the smallest
+/// packets is preferred: its packets are not merged, so a run is a packet.
 fn program_time(results: &Results) -> Option<(&str, f64)> {
     let time = |program: &str, traffic: &str| {
         let same = |it: &&crate::results::ProgramCost| {
@@ -264,8 +264,8 @@ fn program_time(results: &Results) -> Option<(&str, f64)> {
     sums.iter().find(|(traffic, _)| traffic.contains("64 B")).or(sums.first()).copied()
 }
 
-/// Bytes for each further endpoint: between the fewest and the most, so that what the agent
-/// takes without any does not count.
+/// Bytes for each further endpoint: the difference between the fewest and the most endpoints. So
+/// the memory of an agent without endpoints does not count.
 pub(super) fn memory_per_endpoint(cold_start: &[ColdStart]) -> Option<f64> {
     let few = cold_start.iter().min_by_key(|it| it.endpoints)?;
     let many = cold_start.iter().max_by_key(|it| it.endpoints)?;

@@ -9,13 +9,14 @@ pub(crate) const NONE: &str = "–";
 /// A row of the article's table.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Row {
-    /// Its letter here and in docs/ARTICLE.md.
+    /// Letter of the row, here and in docs/ARTICLE.md.
     pub(super) letter: char,
     /// The path in few words, for a terminal.
     pub(super) brief: &'static str,
     /// The path.
     pub(super) path: &'static str,
-    /// The article's ratio to row C. It does not give E's, which follows from its figures.
+    /// The article's ratio to row C. The article does not give the ratio of row E: it is computed
+    /// from the article's figures.
     pub(super) ratio: &'static str,
 }
 
@@ -73,7 +74,7 @@ pub(crate) fn owner(arm: &str) -> Owner {
     }
 }
 
-/// The path of an arm that this version knows.
+/// Description of the path of an arm; empty if this version does not know the arm.
 pub(super) fn about(arm: &str) -> &str {
     match arm {
         "host" => {
@@ -81,7 +82,7 @@ pub(super) fn about(arm: &str) -> &str {
              container network: row C, and the 1 of every ratio."
         }
         "host-again" => {
-            "The same way, set up and measured a second time as if it were another: how far \
+            "The path of host, set up and measured a second time as if it were another: how far \
              the two differ is what the measurement itself varies by (A/A)."
         }
         "culvert-overlay" => {
@@ -116,7 +117,8 @@ pub(super) fn about(arm: &str) -> &str {
              that Culvert publishes (two NATs)."
         }
         "linux-snat-published" => {
-            "The same with a Linux bridge and iptables at both ends (two NATs)."
+            "A container on a Linux bridge out by iptables SNAT, to a container of the other host in \
+             by an iptables DNAT rule (two NATs)."
         }
         "culvert-published" => {
             "The other host to a container by a port that Culvert publishes (one NAT)."
@@ -158,7 +160,8 @@ pub(super) fn explain(metric: Metric) -> &'static str {
             "Time that all cores work to move one Gbit of TCP payload at a fixed rate."
         }
         Metric::SoftirqPerGbit => {
-            "The part of it in softirq, where the kernel receives packets, by its clock tick."
+            "Time in softirq for one Gbit, where the kernel receives packets, by its clock tick: a \
+             part of the CPU time."
         }
         Metric::NewFlows => {
             "Datagrams that each begin a new flow and arrived: how fast connections are tracked."
@@ -174,7 +177,7 @@ pub(super) fn arms_of(results: &Results, metric: Metric) -> Vec<&ArmInfo> {
     results.arms.iter().filter(measured).collect()
 }
 
-/// A figure in the metric's unit, without it.
+/// A figure in the metric's unit, without the name of the unit.
 pub(super) fn figure(metric: Metric, value: Option<f64>) -> String {
     let (_, _, size, decimals) = metric.show();
     number(value.map(|value| value / size), decimals)

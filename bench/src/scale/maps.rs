@@ -1,4 +1,4 @@
-//! The pinned maps, seen from outside of the agent.
+//! The pinned maps, read by another process than the agent.
 
 use std::{fs, os::fd::AsRawFd as _, path::Path};
 
@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use aya::maps::{HashMap, Map, MapData, MapError};
 use culvert_common::abi::{FdbEntry, FdbKey, NeighEntry, NeighKey, names};
 
-/// Key and value as bytes: aya moves these, whatever they mean.
+/// A map with keys and values as bytes, which aya does not interpret.
 type Bytes<const K: usize, const V: usize> = HashMap<MapData, [u8; K], [u8; V]>;
 
 /// The maps of one agent.
@@ -17,7 +17,7 @@ pub(crate) struct Maps {
 }
 
 impl Maps {
-    /// Opens what is pinned below an agent's BPF file system.
+    /// Opens the maps that are pinned below an agent's BPF file system.
     pub(super) fn open(bpffs: &Path) -> anyhow::Result<Self> {
         let version = format!("v{}", culvert_common::abi::ABI_VERSION);
         let dir = bpffs.join(version).join("maps");
@@ -35,7 +35,7 @@ impl Maps {
         })
     }
 
-    /// Entries of the FDB and of the neighbours.
+    /// Number of entries of the FDB and of the neighbours.
     pub(super) fn entries(&self) -> anyhow::Result<(usize, usize)> {
         Ok((count(&self.fdb)?, count(&self.neighbours)?))
     }
@@ -70,7 +70,7 @@ impl Maps {
 pub(crate) struct Fdb(Bytes<{ size_of::<FdbKey>() }, { size_of::<FdbEntry>() }>);
 
 impl Fdb {
-    /// Opens it, below an agent's BPF file system.
+    /// Opens the FDB that is pinned below an agent's BPF file system.
     pub(crate) fn open(bpffs: &Path) -> anyhow::Result<Self> {
         Ok(Self(Maps::open(bpffs)?.fdb))
     }
@@ -80,7 +80,7 @@ impl Fdb {
         Ok(self.0.insert(bytes(key)?, bytes(entry)?, 0)?)
     }
 
-    /// Removes one. It is no error if the agent has removed it already.
+    /// Removes an entry. It is no error if the agent has removed the entry already.
     pub(crate) fn remove(&mut self, key: &FdbKey) -> anyhow::Result<()> {
         match self.0.remove(&bytes(key)?) {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),

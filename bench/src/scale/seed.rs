@@ -16,17 +16,17 @@ use culvert::model::{
 use culvert_common::abi::FdbKey;
 use etcd_client::{Client, GetOptions, Txn, TxnOp};
 
-/// Other hosts.
+/// Number of other hosts.
 const NODES: u32 = 50;
-/// The network.
+/// Name and VNI of the network.
 const NETWORK: &str = "scale";
 const VNI: u32 = 256;
-/// Operations of one transaction: what etcd takes.
+/// Operations of one transaction: the largest number that etcd accepts by default.
 const OPS: usize = 128;
-/// Largest answer of a raw read.
+/// Largest answer of a raw read, bytes.
 const MAX_ANSWER: usize = 1 << 30;
 
-/// Operations that belong together.
+/// Operations on the store, in their order.
 pub(super) type Plan = Vec<TxnOp>;
 
 /// An endpoint of another host.
@@ -35,24 +35,25 @@ pub(super) struct Remote {
 }
 
 impl Remote {
-    /// The first has the number 1.
+    /// Makes an endpoint. The endpoints of other hosts have the numbers from 1.
     pub(super) const fn new(number: u32) -> Self {
         Self { number }
     }
 
-    /// The number 0 is the host's own endpoint.
+    /// Address of the endpoint. The number 0 is the host's own endpoint.
     fn ip(&self) -> Ipv4Addr {
-        // Past the gateway, 10.0.0.1.
+        // The first address is the one after the gateway, 10.0.0.1.
         (u32::from(Ipv4Addr::new(10, 0, 0, 2)) + self.number).into()
     }
 
-    /// Spread as those of [`culvert::model::ops`] are, which are random.
+    /// Id of the endpoint. The ids are spread like those of [`culvert::model::ops`], which are
+    /// random.
     fn id(&self) -> String {
         let spread = u64::from(self.number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         format!("{spread:016x}").repeat(4)
     }
 
-    /// Its key in the FDB.
+    /// Key of the endpoint in the FDB.
     pub(super) fn fdb_key(&self) -> FdbKey {
         FdbKey::new(VNI, MacAddr::from_ipv4(self.ip()).0)
     }
@@ -81,12 +82,12 @@ impl Remote {
         })
     }
 
-    /// Its records.
+    /// Operations that write the records of the endpoint.
     pub(super) fn put(&self) -> anyhow::Result<Plan> {
         records(&self.record()?)
     }
 
-    /// Removal of its records.
+    /// Operations that remove the records of the endpoint.
     pub(super) fn delete(&self) -> Plan {
         let network = format!("{ROOT}endpoints/{NETWORK}/{}", self.id());
         let address = format!("{ROOT}ipam/{NETWORK}/{}", self.ip());
@@ -111,7 +112,8 @@ fn vni() -> anyhow::Result<Vni> {
     Ok(VNI.try_into()?)
 }
 
-/// Network, nodes, an endpoint of `node` in `sandbox`, and `count` others.
+/// Writes the network, the nodes, an endpoint of `node` in the namespace `sandbox`, and `count`
+/// endpoints of other hosts.
 pub(super) fn fill(url: &str, count: u32, node: &str, sandbox: &Path) -> anyhow::Result<()> {
     let network = Network {
         schema: SCHEMA,
@@ -160,7 +162,7 @@ pub(super) fn fill(url: &str, count: u32, node: &str, sandbox: &Path) -> anyhow:
     })
 }
 
-/// Commits a plan; when it was answered.
+/// Commits a plan. Returns the time of the answer.
 pub(super) fn commit(url: &str, plan: Plan) -> anyhow::Result<Instant> {
     run(async {
         let mut client = connect(url).await?;

@@ -29,7 +29,7 @@ pub const MAX_HELD: u8 = 48;
 pub const MAX_HELD_FRAGMENTS: u32 = 512;
 /// Capacity of [`FRAGMENTS`](super::names::FRAGMENTS).
 pub const MAX_FRAGMENTED: u32 = 8_192;
-/// Default number of tracked flows, as of Linux on a host with 4 GB or more.
+/// Default number of tracked flows: the default of Linux on a host with 4 GB of memory or more.
 /// [`FLOWS`](super::names::FLOWS) has two entries for each.
 pub const DEFAULT_FLOWS: u32 = 262_144;
 /// Capacity of [`PUBLISHED`](super::names::PUBLISHED).

@@ -1,8 +1,8 @@
 //! Actions, drop reasons and notes, and where each is counted.
 //!
 //! Every frame that a program receives is counted once, under exactly one [`Action`] or one
-//! [`DropReason`]: the received frames are the forwarded and the dropped ones. A [`Note`] counts
-//! an event besides.
+//! [`DropReason`]: the received frames are the forwarded and the dropped ones. A [`Note`] counts an
+//! additional event.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -57,7 +57,7 @@ macro_rules! coded {
 pub(crate) use coded;
 
 coded! {
-    /// The program that counted, named for its hook.
+    /// The program that counts, named after its hook.
     Direction {
         /// tcx ingress, host side of a container's veth.
         FromContainer = 0 => "from_container",
@@ -90,7 +90,7 @@ coded! {
         /// Neighbour solicitation answered from the neighbour map.
         NdReply = 5 => "nd_reply",
         /// Announcement or probe of the endpoint's own address, which no receiver needs; or an ARP
-        /// reply to this host, from which its sender's MAC was heard.
+        /// reply to this host, from which the sender's MAC was learned.
         Absorb = 6 => "absorb",
         /// Handed to the host's own stack.
         ToHost = 7 => "to_host",
@@ -120,8 +120,8 @@ coded! {
         SpoofedIp = 69 => "spoofed_ip",
         /// The sender fields of an ARP packet are not the endpoint's.
         SpoofedArp = 70 => "spoofed_arp",
-        /// A neighbour discovery message claims what is not the endpoint's
-        /// (address, link-layer option, router role).
+        /// A neighbour discovery message claims an address, a link-layer option or a router role
+        /// that is not the endpoint's.
         SpoofedNd = 71 => "spoofed_nd",
         /// VXLAN from a container towards a VTEP.
         VxlanFromContainer = 72 => "vxlan_from_container",
@@ -214,7 +214,8 @@ coded! {
         MacMove = 197 => "mac_move",
         /// A move of a learned MAC, refused by the rate limit.
         MacMoveLimited = 198 => "mac_move_limited",
-        /// A source MAC that is not learned, as a local or static entry has it elsewhere.
+        /// A source MAC that is not learned, because a local or static entry has it at another
+        /// location.
         LearnRefused = 199 => "learn_refused",
         /// ICMP fragmentation-needed or packet-too-big sent to a container.
         IcmpTooBigSent = 200 => "icmp_too_big_sent",
@@ -240,11 +241,13 @@ coded! {
         IcmpLimited = 210 => "icmp_limited",
         /// A held fragment, forwarded after the first fragment of its datagram.
         FragmentReleased = 211 => "fragment_released",
-        /// VXLAN of another system, passed on to the socket that has the port besides Culvert.
+        /// VXLAN of another system, passed on to the socket that shares the VXLAN port with
+        /// Culvert.
         ForeignVxlan = 212 => "foreign_vxlan",
         /// A flow to the host's stack that could not be made: forwarded answers will be dropped.
         FlowRefused = 213 => "flow_refused",
-        /// The MAC of an address without an endpoint, heard for the first time or changed.
+        /// The MAC of an address without an endpoint, learned from ARP for the first time, or
+        /// changed.
         NeighbourHeard = 214 => "neighbour_heard",
         /// ARP request of the host for an address without an endpoint.
         NeighbourAsked = 215 => "neighbour_asked",
@@ -263,7 +266,7 @@ pub enum Code {
     Action(Action),
     /// The frame was dropped.
     Drop(DropReason),
-    /// An event besides the outcome of a frame.
+    /// An event in addition to the outcome of a frame.
     Note(Note),
 }
 

@@ -84,7 +84,7 @@ impl NetworkInfo {
     pub const LEARNING: u32 = 1;
     /// The inner DSCP is copied to the outer header; otherwise it is zero.
     pub const COPY_DSCP: u32 = 2;
-    /// The network has no route out (`--internal`).
+    /// The network has no route to external destinations (`--internal`).
     pub const INTERNAL: u32 = 4;
     /// The gateway device has the gateway's address: containers and the host reach each other.
     /// Clear where another network may have the same addresses.

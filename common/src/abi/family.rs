@@ -5,8 +5,8 @@ use core::hash::Hash;
 
 use bytemuck::{Pod, Zeroable};
 
-/// A family of IP addresses. The maps of translated flows are generic over it: they are read
-/// for every packet, so that their keys must not be larger than the family needs.
+/// A family of IP addresses. The maps of translated flows are generic over the family. They are
+/// read for every packet, so their keys must not be larger than the family needs.
 ///
 /// # Safety
 ///
@@ -44,9 +44,10 @@ impl MappedAddr {
     /// An IPv4 address.
     #[inline(always)]
     pub const fn v4(ip: [u8; 4]) -> Self {
-        // Words: of bytes, the compiler makes a call of memset in a program.
+        // The address is made of words: from bytes, the compiler would make a call of `memset` in a
+        // BPF program.
         let words = [0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), u32::from_ne_bytes(ip)];
-        // SAFETY: 16 bytes each, and every bit pattern is valid.
+        // SAFETY: both types have 16 bytes, and every bit pattern is valid.
         Self(unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) })
     }
 

@@ -91,8 +91,8 @@ pub struct NeighEntry {
     pub seal: u32,
 }
 
-/// The MAC address of an IPv4 address that no endpoint of the store has, as ARP has told it.
-/// Never changed in place: a program writes a new value.
+/// The MAC address of an IPv4 address that no endpoint of the store has, learned from ARP. Never
+/// changed in place: a program writes a new value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct HeardEntry {
@@ -140,7 +140,7 @@ impl RateKey {
     pub const ASK: u32 = 4;
     /// MACs that are learned for the first time, or again after they aged, within a VNI.
     pub const LEARN: u32 = 5;
-    /// Addresses that are heard of for the first time, or with another MAC, within a VNI.
+    /// Addresses that are learned from ARP for the first time, or with another MAC, within a VNI.
     pub const HEAR: u32 = 6;
 }
 

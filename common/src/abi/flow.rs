@@ -16,7 +16,7 @@ pub mod zone {
     pub const EXTERNAL: u32 = 0;
     /// Bit that is set in the zones of client links, see [`client`]; a VNI has 24 bits.
     const CLIENT: u32 = 1 << 31;
-    /// Least of the constants below, which have that bit as well.
+    /// Least of the constants below, which have the bit `CLIENT` as well.
     const LEAST: u32 = HOST;
     /// The host's own stack, through the gateway device of the container's network.
     pub const HOST: u32 = u32::MAX - 2;
@@ -50,9 +50,9 @@ pub mod kind {
     /// The flow was begun by a container and goes to the host's stack, which may send it on
     /// (netfilter's DNAT).
     pub const HOST: u32 = 8;
-    /// The flow goes to a published port, and its client was denied since: its packets are dropped
-    /// in both directions. The only bit that changes while a flow lives: the agent replaces the
-    /// entries.
+    /// The flow goes to a published port, and its client was denied after it began: its packets are
+    /// dropped in both directions. The only bit that changes while a flow lives: the agent replaces
+    /// the entries.
     pub const DENIED: u32 = 16;
 }
 
@@ -93,7 +93,7 @@ unsafe impl<F: Family> Zeroable for Tuple<F> {}
 unsafe impl<F: Family> Pod for Tuple<F> {}
 
 impl<F: Family> Tuple<F> {
-    /// The tuple with source and destination exchanged, as an answer has it.
+    /// The tuple with source and destination exchanged: the tuple of an answer.
     #[inline(always)]
     pub const fn reversed(&self) -> Self {
         Self { src: self.dst, dst: self.src, src_port: self.dst_port, dst_port: self.src_port }
@@ -165,14 +165,14 @@ pub struct Flow<F: Family = V4> {
     /// TCP: the last acknowledgement number sent in this direction, in host order.
     pub last_ack: u32,
     /// `ORIG` direction: 1 more than the number of the flow's slot in
-    /// [`names::FLOW_SLOTS`](super::names::FLOW_SLOTS). 0: it has none.
+    /// [`names::FLOW_SLOTS`](super::names::FLOW_SLOTS). 0 if the flow has no slot.
     pub slot: u32,
     /// Time of `bpf_ktime_get_coarse_ns` of the last packet; of the flow's beginning if no packet
     /// has passed in this direction.
     pub last_seen_ns: u64,
     /// Packets; a GSO frame counts as one.
     pub packets: u64,
-    /// Bytes of their frames.
+    /// Bytes of the frames of these packets.
     pub bytes: u64,
 }
 

@@ -7,12 +7,12 @@ pub const ENDPOINTS: &str = "ENDPOINTS";
 pub const NETWORKS: &str = "NETWORKS";
 /// [`FdbKey`](super::FdbKey) → [`FdbEntry`](super::FdbEntry); written by the agent only.
 pub const FDB: &str = "FDB";
-/// [`FdbKey`](super::FdbKey) → [`LearnedEntry`](super::LearnedEntry); written by the programs, LRU.
+/// [`FdbKey`](super::FdbKey) → [`LearnedEntry`](super::LearnedEntry), LRU; written by the programs.
 pub const FDB_LEARNED: &str = "FDB_LEARNED";
 /// [`NeighKey`](super::NeighKey) → [`NeighEntry`](super::NeighEntry).
 pub const NEIGHBOURS: &str = "NEIGHBOURS";
 /// [`NeighKey`](super::NeighKey) → [`HeardEntry`](super::HeardEntry): IPv4 addresses that have no
-/// endpoint, as ARP tells them in networks that learn; written by the programs, LRU.
+/// endpoint, learned from ARP in networks that learn; written by the programs, LRU.
 pub const NEIGHBOURS_HEARD: &str = "NEIGHBOURS_HEARD";
 /// Set of [`VtepKey`](super::VtepKey) (value: `u32`, zero): the VTEPs that may send frames of a
 /// VNI.
@@ -37,10 +37,10 @@ pub const GATEWAYS: &str = "GATEWAYS";
 /// [`FlowKey`](super::FlowKey) → [`Flow`](super::Flow): conntrack; written by
 /// the programs, aged by the agent. Its capacity is configured.
 pub const FLOWS: &str = "FLOWS";
-/// Slot → [`FlowKey`](super::FlowKey) of the `ORIG` direction of a flow: where the programs look for
-/// flows that may make room. A slot is free if `FLOWS` has no such flow, or one that names another
-/// slot ([`Flow::slot`](super::Flow::slot)). There are twice as many slots as flows, so that at
-/// least half of them are free.
+/// Slot → [`FlowKey`](super::FlowKey) of the `ORIG` direction of a flow. The programs search the
+/// slots for flows that may be evicted. A slot is free if `FLOWS` has no such flow, or one that
+/// names another slot ([`Flow::slot`](super::Flow::slot)). There are twice as many slots as flows,
+/// so that at least half of them are free.
 pub const FLOW_SLOTS: &str = "FLOW_SLOTS";
 /// [`PublishedKey`](super::PublishedKey) → [`PublishedEntry`](super::PublishedEntry).
 pub const PUBLISHED: &str = "PUBLISHED";
@@ -51,8 +51,8 @@ pub const UPLINKS: &str = "UPLINKS";
 /// Set of the interface indices of the client links (value: `u32`, zero): interfaces that are
 /// neither uplinks nor Culvert's, and that published ports serve as well.
 pub const CLIENT_LINKS: &str = "CLIENT_LINKS";
-/// Set of IPv4 prefixes (longest match; value: `u32`, zero). What a container sends to such an
-/// address goes to the host's stack, whose netfilter translates it (kube-proxy's services).
+/// Set of IPv4 prefixes (longest match; value: `u32`, zero). A packet of a container to such an
+/// address goes to the host's stack, whose netfilter translates the packet (kube-proxy's services).
 pub const SERVICES: &str = "SERVICES";
 /// Set of prefixes of [`MappedAddr`](super::MappedAddr) (longest match; value: `u32`, zero).
 /// Clients with such an address begin no flow to a published port.
@@ -70,10 +70,10 @@ pub const HELD_FRAGMENTS: &str = "HELD_FRAGMENTS";
 /// Per-CPU array of [`Counter`](super::Counter), indexed by
 /// [`stats_index`](super::stats_index).
 pub const STATS: &str = "STATS";
-/// One `u64`, the epoch: an entry of the flow cache or of the route cache is valid while the
-/// epoch is the one in which the entry was made. The agent or a program that changes
-/// `ENDPOINTS`, `NETWORKS`, `FDB`, `NEIGHBOURS`, `VTEPS`, `VTEP_IDS`, `UNDERLAY`, `PATH_MTU`, `GATEWAYS`,
-/// `UPLINKS` or `CLIENT_LINKS` advances it afterwards.
+/// One `u64`, the epoch: an entry of the flow cache or of the route cache is valid while the epoch
+/// is the one in which the entry was made. The agent or a program that changes `ENDPOINTS`,
+/// `NETWORKS`, `FDB`, `NEIGHBOURS`, `VTEPS`, `VTEP_IDS`, `UNDERLAY`, `PATH_MTU`, `GATEWAYS`,
+/// `UPLINKS` or `CLIENT_LINKS` advances the epoch afterwards.
 pub const EPOCH: &str = "EPOCH";
 /// One [`Scratch`](super::Scratch) per CPU: headers too large for the BPF stack of 512 bytes.
 pub const SCRATCH: &str = "SCRATCH";

@@ -6,8 +6,8 @@
 //! `BPF_F_NO_PREALLOC` (`bpf_mem_cache_free`). While a program reads a value, the memory
 //! can thus become the value of another key, in part or as a whole.
 //!
-//! A seal detects that. It is a hash of the key and of the fields that do not change while the
-//! entry lives. A program copies the value and compares the seal of the copy with the seal
+//! A seal detects such a value. It is a hash of the key and of the fields that do not change while
+//! the entry lives. A program copies the value and compares the seal of the copy with the seal
 //! computed from the program's key: a copy that is mixed, or of another key, does not match. The
 //! check does not depend on the order of the writes, so it is valid on every processor.
 
@@ -32,7 +32,7 @@ pub trait Sealed<K>: Pod {
     fn sealed(self, key: &K) -> Self;
 }
 
-/// A `u32` with a seal: an interface index, a VNI or a [`VtepId`], as the map says.
+/// A `u32` with a seal: an interface index, a VNI or a [`VtepId`], depending on the map.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
 pub struct SealedU32 {
@@ -53,7 +53,8 @@ impl SealedU32 {
     }
 }
 
-/// Start of the hash: an odd number without structure, so that zeroes have no seal of zero.
+/// Start of the hash: an odd number without structure, so that a value of zeroes does not have the
+/// seal 0.
 const START: u64 = 0x243f_6a88_85a3_08d3;
 
 /// Adds one word to the hash. Two instructions and the load: a word that differs changes the upper

@@ -95,7 +95,7 @@ impl UnderlayPath {
         (self.header_len as u32 + EthHdr::LEN as u32).saturating_sub(self.link_len as u32)
     }
 
-    /// An IPv4 next hop, as [`Self::next_hop`] has it.
+    /// An IPv4 next hop in the format of [`Self::next_hop`].
     #[inline(always)]
     pub const fn next_hop_v4(ip: [u8; 4]) -> [u8; 16] {
         let [a, b, c, d] = ip;

@@ -44,9 +44,10 @@ const _: () = assert!(size_of::<ArpFrame>() == ArpFrame::LEN);
 
 /// Checks an ARP packet of `ep`. Returns the action for it.
 ///
-/// The sender must be the endpoint: its MAC and an IP of it, or 0.0.0.0 in a request
-/// (a probe). `others` is as in [`owns_ipv4`]. [`DropReason::Malformed`] for anything but requests and replies
-/// for IPv4 over Ethernet, [`DropReason::SpoofedArp`] for another sender.
+/// The sender must be the endpoint: its MAC and an IP of it, or 0.0.0.0 in a request (a probe).
+/// `others` is as in [`owns_ipv4`]. Fails with [`DropReason::Malformed`] if the packet is not a
+/// request or reply for IPv4 over Ethernet, and with [`DropReason::SpoofedArp`] if the sender is
+/// not the endpoint.
 #[inline(always)]
 pub fn arp_query(
     ep: &EndpointInfo,

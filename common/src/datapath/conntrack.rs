@@ -114,7 +114,7 @@ impl FlowState {
 }
 
 /// Idle time in ns after which a flow to the host's stack expires that has no forwarded answer. The
-/// host itself answers most of them, which no program counts.
+/// host itself answers most of these flows, and no program counts its answers.
 const UNANSWERED_NS: u64 = 10_000_000_000;
 
 /// Idle time in ns after which a flow expires whose client was denied. It must outlive the
@@ -123,14 +123,14 @@ const DENIED_NS: u64 = 300_000_000_000;
 
 /// Number of words of [`Timeouts`]: a power of two.
 pub const TIMEOUTS_LEN: usize = 16;
-/// The word of [`Timeouts`] that has the least of the others.
+/// Index of the word of [`Timeouts`] that has the least of the other words.
 const LEAST: usize = TIMEOUTS_LEN - 1;
 
 /// Idle times in ns after which flows expire: one for each state, at the index [`FlowState::code`],
 /// and in the last word the least of them.
 pub type Timeouts = [u64; TIMEOUTS_LEN];
 
-/// The table of the times that `ns` has for each state.
+/// The table of idle times, with `ns(state)` for each state.
 pub fn timeouts(ns: impl Fn(FlowState) -> u64) -> Timeouts {
     let of_word = |word: usize| {
         let state = u8::try_from(word).ok().and_then(FlowState::from_code);
@@ -141,20 +141,20 @@ pub fn timeouts(ns: impl Fn(FlowState) -> u64) -> Timeouts {
     timeouts
 }
 
-/// The table of the default times.
+/// The table of the default idle times.
 pub fn default_timeouts() -> Timeouts {
     timeouts(|state| u64::from(state.default_timeout_s()) * 1_000_000_000)
 }
 
-/// Whether a flow whose direction with this time of its last packet may have expired: if not, the
-/// other direction need not be looked at. `timeout` is a word of [`Timeouts`].
+/// Whether a flow may have expired, by the time of the last packet in one direction. If not, the
+/// other direction need not be read. `timeout` returns the word of [`Timeouts`] at an index.
 #[inline(always)]
 pub fn may_have_expired(last_seen_ns: u64, now_ns: u64, timeout: impl Fn(usize) -> u64) -> bool {
     now_ns.saturating_sub(last_seen_ns) >= timeout(LEAST)
 }
 
 /// Whether the flow of `protocol` with the directions `one` and `other`, in any order, has been
-/// idle for as long as its state allows. `timeout` is a word of [`Timeouts`].
+/// idle for as long as its state allows. `timeout` returns the word of [`Timeouts`] at an index.
 #[inline(always)]
 pub fn has_expired(
     protocol: u8,
@@ -199,16 +199,16 @@ mod tests {
         assert!(both(130, orig, flow(0, 0, 100, 0)));
         assert!(!both(229, orig, flow(0, seen::PACKET, 110, 1)));
         assert!(both(230, orig, flow(0, seen::PACKET, 110, 1)));
-        // To the host's stack, without an answer: 10 s.
+        // A flow to the host's stack without an answer: 10 s.
         let to_host = flow(kind::ORIG | kind::HOST, seen::PACKET, 100, 1);
         assert!(!both(109, to_host, flow(kind::HOST, 0, 100, 0)));
         assert!(both(110, to_host, flow(kind::HOST, 0, 100, 0)));
         assert!(!both(110, to_host, flow(kind::HOST, seen::PACKET, 100, 1)));
-        // Of a denied client: 300 s in any state.
+        // A flow of a denied client: 300 s in any state.
         let denied = flow(kind::ORIG | kind::DENIED, seen::PACKET, 100, 1);
         assert!(!both(399, denied, flow(kind::DENIED, 0, 100, 0)));
         assert!(both(400, denied, flow(kind::DENIED, 0, 100, 0)));
-        // A time that is later than now, of another CPU's tick.
+        // The time of the last packet is later than now: it is from another CPU's tick.
         assert!(!both(99, orig, flow(0, 0, 100, 0)));
     }
 

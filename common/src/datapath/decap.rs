@@ -37,8 +37,8 @@ pub const fn check_outer_udp(udp: &UdpHdr, l4_len: u32) -> Result<(), DropReason
     Ok(())
 }
 
-/// The VNI, and whether reserved bits are set. The caller counts reserved bits, and ignores them
-/// otherwise.
+/// The VNI, and whether reserved bits are set. The caller counts frames with reserved bits, but
+/// does not drop them. Fails with [`DropReason::VniFlagClear`] if the I flag is clear.
 #[inline(always)]
 pub const fn check_vxlan(vxlan: &VxlanHdr) -> Result<(u32, bool), DropReason> {
     if !vxlan.is_vni_valid() {

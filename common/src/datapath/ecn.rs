@@ -36,8 +36,8 @@ pub const fn encap_tos(inner_tos: Option<u8>, copy_dscp: bool) -> u8 {
 
 /// The effect of the outer ECN field on the inner one (RFC 6040 §4.2, figure 4).
 ///
-/// [`DropReason::EcnInvalid`] for outer CE over inner Not-ECT: the sender
-/// cannot be told of the congestion other than by the loss.
+/// Fails with [`DropReason::EcnInvalid`] for outer CE over inner Not-ECT: only the loss of the
+/// packet can tell the sender of the congestion.
 #[inline(always)]
 pub const fn decap_ecn(outer_tos: u8, inner_tos: u8) -> Result<EcnAction, DropReason> {
     match (inner_tos & ECN_MASK, outer_tos & ECN_MASK) {

@@ -55,8 +55,8 @@ pub fn learn(existing: Option<&LearnedEntry>, seen: &LearnedEntry, ageing_ns: u6
     }
 }
 
-/// What an ARP packet tells about its sender: the IPv4 address, and the entry to write at `now_ns`.
-/// `None`: it is no request or reply for IPv4 over Ethernet, or has no sender (a probe, RFC 5227
+/// The IPv4 address of an ARP packet's sender, and the entry to write for it at `now_ns`. `None` if
+/// the packet is not a request or reply for IPv4 over Ethernet, or has no sender (a probe, RFC 5227
 /// §1.1).
 #[inline(always)]
 pub fn heard(arp: &ArpIpv4, now_ns: u64) -> Option<([u8; 4], HeardEntry)> {
@@ -68,8 +68,8 @@ pub fn heard(arp: &ArpIpv4, now_ns: u64) -> Option<([u8; 4], HeardEntry)> {
     Some((arp.sender_ip, entry))
 }
 
-/// The effect of [`heard`] on the entry of the address. A sender that moves is believed at once,
-/// as by every host that ARP is for (RFC 826).
+/// The effect of [`heard`] on the entry of the address. A changed MAC is accepted at once: every
+/// host that receives ARP does so (RFC 826).
 #[inline(always)]
 pub fn hear(existing: Option<&HeardEntry>, heard: &HeardEntry, ageing_ns: u64) -> Learn {
     let Some(entry) = existing else {

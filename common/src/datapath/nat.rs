@@ -22,7 +22,7 @@ pub enum Upper {
     Ports([u8; 2], [u8; 2]),
     /// An ICMP error: the packet that it quotes is translated.
     Error,
-    /// Nothing.
+    /// No part: the packet cannot be translated.
     Unsupported,
 }
 
@@ -214,9 +214,9 @@ pub const fn candidate(index: u32, own: u16, random: u32, min: u16, max: u16) ->
     Some((min as u32 + (random % span + index) % span) as u16)
 }
 
-/// The packet that an ICMP error quotes, and the error's addresses, after translation. They
-/// follow from the translation `to` of packets in the other direction, those that the
-/// receiver of the quoted packet sends.
+/// The packet that an ICMP error quotes, and the error's addresses, after translation. They follow
+/// from `to`, the translation of packets in the other direction, which the receiver of the quoted
+/// packet sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quoted {
     /// Addresses and ports of the quoted packet.

@@ -97,8 +97,7 @@ pub const fn nd_kind(
 /// (RFC 6980 §5 forbids them with fragments). A receiver accepts them only with a hop limit of
 /// 255, so that other packets pass.
 ///
-/// `last` is the next header at the end of the chain, walked as far as
-/// [`ipv6::extension_len`] goes.
+/// `last` is the next header after the last extension header that [`ipv6::extension_len`] knows.
 #[inline(always)]
 pub const fn is_disguised(ep: &EndpointInfo, ip: &Ipv6Hdr, last: u8) -> bool {
     !allows_any_source(ep)

@@ -18,11 +18,10 @@ use crate::wire::ipv4::{self, PROTO_ICMP};
 use crate::wire::ipv6::{self, NEXT_ICMPV6};
 use crate::wire::{EthHdr, Icmpv4Hdr, Icmpv6Hdr, Ipv4Hdr, Ipv6Hdr};
 
-/// Bytes of the original packet that [`error`] quotes: its header with up
-/// to 36 bytes of options and the eight that RFC 792 asks for, at least.
+/// Bytes of the original packet that [`error`] quotes: its header with up to 36 bytes of options,
+/// and at least the eight bytes of payload that RFC 792 demands.
 pub const QUOTE_V4_LEN: usize = 64;
-/// Bytes that [`error`] quotes of a packet shorter than [`QUOTE_V4_LEN`]: those that RFC 792 asks
-/// for.
+/// Bytes that [`error`] quotes of a packet shorter than [`QUOTE_V4_LEN`]: the minimum of RFC 792.
 pub const SHORT_QUOTE_V4_LEN: usize = 28;
 /// Bytes of the original packet that [`packet_too_big`] quotes: within RFC 4443
 /// §3.2's minimum MTU, with the header and ports of any upper layer.
@@ -122,9 +121,9 @@ pub fn icmp_allowed(eth: &EthHdr, ip: &Ipv4Hdr, icmp_type: Option<u8>) -> bool {
     }
 }
 
-/// Whether an ICMPv6 error may answer this packet (RFC 4443 §2.4 (e)); as [`icmp_allowed`].
-/// RFC 4443 allows a "packet too big" in answer to a multicast packet, but it would need a source
-/// address of this host in the network, which does not exist.
+/// Whether an ICMPv6 error may answer this packet (RFC 4443 §2.4 (e)). `icmp_type` is as in
+/// [`icmp_allowed`]. RFC 4443 allows a "packet too big" in answer to a multicast packet, but it
+/// would need a source address of this host in the network, which does not exist.
 #[inline(always)]
 pub fn icmpv6_allowed(eth: &EthHdr, ip: &Ipv6Hdr, icmp_type: Option<u8>) -> bool {
     if ethernet::is_multicast(&eth.dst)
@@ -205,8 +204,9 @@ pub fn packet_too_big(eth: &EthHdr, ip: &Ipv6Hdr, mtu: u32, quote: Sum) -> Packe
 /// `next_hop_mtu`. `route_inner_mtu` is the largest one on the route, and `overhead` the number of
 /// bytes that the encapsulation adds to the inner L3 packet.
 ///
-/// `None` if the report does not lower it: it is 0 (RFC 1191 §5, an old router; the sender must
-/// find the loss by its own probing), or not below the route's MTU.
+/// `None` if the report does not lower the largest inner L3 packet: the reported MTU is 0 (RFC 1191
+/// §5, an old router; the sender must find the loss by its own probing), or not below the route's
+/// MTU.
 #[inline(always)]
 pub const fn path_mtu_from_icmp(
     next_hop_mtu: u16,

@@ -2,10 +2,10 @@
 
 use crate::abi::zone;
 
-/// Whether what comes from a zone to a published port comes from a client, whose address decides:
-/// an uplink, a client link, or a container of this host. The host itself needs no permission, as
-/// it reaches its containers by their own addresses, too. Another host itself (`TUNNEL`) sends to
-/// no published port.
+/// Whether a packet from the zone `from` to a published port comes from a client, whose address
+/// must be checked: from an uplink, a client link, or a container of this host. The host itself
+/// needs no permission, as it reaches its containers by their own addresses, too. Another host
+/// itself (`TUNNEL`) sends to no published port.
 #[inline(always)]
 pub const fn is_client(from: u32) -> bool {
     !matches!(from, zone::LOOPBACK | zone::HOST | zone::TUNNEL)

@@ -1,6 +1,7 @@
 //! Rate limits (generic cell rate algorithm, ITU-T I.371 annex A).
 
-/// Interval in ns between two frames at `per_second` frames per second; 0, no limit, if that is 0.
+/// Interval in ns between two frames at `per_second` frames per second; 0 (no limit) if
+/// `per_second` is 0.
 #[inline(always)]
 pub const fn interval_ns(per_second: u32) -> u64 {
     match 1_000_000_000u64.checked_div(per_second as u64) {
@@ -11,9 +12,9 @@ pub const fn interval_ns(per_second: u32) -> u64 {
     }
 }
 
-/// Whether a frame at `now` conforms to one frame per `interval_ns` with bursts of up to `burst`
-/// frames (at least one). `tat` is the stored theoretical arrival time in ns, 0 before the first
-/// frame.
+/// Whether a frame at `now`, in ns, conforms to one frame per `interval_ns` with bursts of up to
+/// `burst` frames (at least one). `tat` is the stored theoretical arrival time in ns, 0 before the
+/// first frame.
 ///
 /// `Some` is the new theoretical arrival time to store. `None`: the frame exceeds the limit, and
 /// the stored time does not change.

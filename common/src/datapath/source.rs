@@ -55,8 +55,8 @@ pub const fn check_ipv4_shape(ip: &Ipv4Hdr, l3_len: u32) -> Result<u32, DropReas
     Ok(header_len)
 }
 
-/// Checks that an IPv6 header is consistent with `l3_len`, as for IPv4. A payload length of 0 is
-/// that of a jumbogram (RFC 2675), which the kernel makes of GSO frames over 64 KB.
+/// Checks that an IPv6 header is consistent with `l3_len`, as for IPv4. A jumbogram has a payload
+/// length of 0 (RFC 2675): the kernel makes jumbograms of GSO frames over 64 KB.
 #[inline(always)]
 pub const fn check_ipv6_shape(ip: &Ipv6Hdr, l3_len: u32) -> Result<(), DropReason> {
     if ip.version() != 6 || ip.payload_len() as u32 + Ipv6Hdr::LEN as u32 > l3_len {

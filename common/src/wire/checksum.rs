@@ -2,7 +2,7 @@
 
 /// A one's complement sum that is not folded yet.
 ///
-/// 64 bits take 2^48 additions of 16-bit words: no packet overflows them.
+/// 64 bits hold the sum of 2^48 words of 16 bits: no packet overflows them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub struct Sum(u64);
@@ -43,9 +43,9 @@ impl Sum {
         self
     }
 
-    /// Adds a sum over words that were read in host order, as of the kernel's `csum_partial` and
-    /// `bpf_csum_diff`. The byte order of the words changes only the byte order of the sum
-    /// (RFC 1071 §2 (B)).
+    /// Adds a sum over words that were read in host order, such as a sum of the kernel's
+    /// `csum_partial` or `bpf_csum_diff`. The byte order of the words changes only the byte order
+    /// of the sum (RFC 1071 §2 (B)).
     #[inline(always)]
     pub const fn add_host_order(self, sum: u32) -> Self {
         self.add_u16(Self(sum as u64).fold().to_be())

@@ -41,9 +41,9 @@ pub const OPT_SOURCE_LINK_LAYER: u8 = 1;
 /// Option: link-layer address of the target (RFC 4861 §4.6.1).
 pub const OPT_TARGET_LINK_LAYER: u8 = 2;
 
-/// Flag of an advertisement: answers a solicitation (RFC 4861 §4.4).
+/// Flag of an advertisement: it answers a solicitation (RFC 4861 §4.4).
 pub const NA_SOLICITED: u8 = 0x40;
-/// Flag of an advertisement: replaces what the receiver has cached.
+/// Flag of an advertisement: the receiver replaces its cached entry (RFC 4861 §4.4).
 pub const NA_OVERRIDE: u8 = 0x20;
 
 /// ICMPv4 header: type, code, checksum and four bytes that depend on the type.

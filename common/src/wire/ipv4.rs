@@ -63,7 +63,7 @@ impl Ipv4Hdr {
         tos: u8,
         ttl: u8,
     ) -> Self {
-        // Summed from the values and not from the bytes: a few additions, most of them of
+        // The sum is over the values, not over the bytes: a few additions, most of them of
         // constants.
         let sum = Sum::new()
             .add_u16(0x4500 | tos as u16)
@@ -163,7 +163,7 @@ impl Ipv4Hdr {
         u16::from_be_bytes(self.id)
     }
 
-    /// Flags and fragment offset as they stand.
+    /// Flags and fragment offset, the whole field of 16 bits.
     #[inline(always)]
     pub const fn frag_off(&self) -> u16 {
         u16::from_be_bytes(self.frag_off)
@@ -175,7 +175,7 @@ impl Ipv4Hdr {
         self.frag_off() & (MF | OFFSET) != 0
     }
 
-    /// Whether the payload begins here: a whole packet or a first fragment.
+    /// Whether the payload begins in this packet: it is not a fragment, or the first one.
     #[inline(always)]
     pub const fn is_first(&self) -> bool {
         self.frag_off() & OFFSET == 0
@@ -206,7 +206,7 @@ impl Ipv4Hdr {
     }
 }
 
-/// The reference of the tests.
+/// The reference implementation for the tests.
 #[cfg(test)]
 impl Ipv4Hdr {
     /// Sets the header checksum.
@@ -214,7 +214,7 @@ impl Ipv4Hdr {
         self.checksum = checksum.to_be_bytes();
     }
 
-    /// The checksum that this header should have. Wrong where it has options,
+    /// The checksum that this header should have. The value is wrong if the header has options,
     /// which are not part of this structure.
     pub fn header_checksum(&self) -> u16 {
         let mut zeroed = *self;

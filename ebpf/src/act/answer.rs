@@ -34,17 +34,19 @@ use crate::{
     verdict::hand_back,
 };
 
-/// What a container is answered; `None`: nothing, its frame is to be forwarded.
+/// The answer to a frame of a container. `None`: there is no answer, and the frame is to be
+/// forwarded.
 pub(crate) type Answer = Result<Option<Action>, DropReason>;
 
 /// Offset of the upper layer in an IPv6 frame without extension headers.
 const V6_UPPER: usize = ETH_LEN + Ipv6Hdr::LEN;
-/// ICMP errors to an endpoint: this many at once, and one more every interval.
+/// Rate limit of ICMP errors to an endpoint: `ICMP_BURST` at once, and one more every
+/// `ICMP_INTERVAL_NS`.
 const ICMP_BURST: u32 = 32;
 const ICMP_INTERVAL_NS: u32 = 10_000_000;
 
-/// Answers an ARP request whose answer is known. `None`: to be forwarded. A BPF function of
-/// its own, for its stack.
+/// Answers an ARP request whose answer is known. Stores `None` in `answer` if the packet is to be
+/// forwarded. A BPF function of its own, for a stack frame of its own.
 #[inline(never)]
 pub(crate) fn arp(sender: &Sender<'_>, answer: &mut Option<Action>) -> Result<(), DropReason> {
     hand_back(try_arp(sender), answer)
@@ -67,26 +69,26 @@ fn try_arp(&Sender { ctx, ifindex, ep, net }: &Sender<'_>) -> Answer {
     }
 }
 
-/// Announcements are for hosts that learn addresses. In a network that does not learn, every
-/// host has them from the store.
+/// Whether announcements are absorbed. They are for hosts that learn addresses. In a network that
+/// does not learn, every host has the addresses from the store.
 #[inline(always)]
 fn absorbs(net: &NetworkInfo) -> bool {
     net.flags & NetworkInfo::LEARNING == 0
 }
 
-/// What becomes of an ICMPv6 message.
+/// Action for an ICMPv6 message.
 #[derive(Clone, Copy)]
 pub(crate) enum NdAnswer {
-    /// It is to be forwarded.
+    /// The message is to be forwarded.
     Forward,
-    /// Nobody needs it.
+    /// No host needs the message.
     Absorb,
-    /// It is a solicitation that [`nd`] answers.
+    /// The message is a solicitation that [`nd`] answers.
     Reply,
 }
 
-/// Checks an ICMPv6 message, and gives the MAC to answer with. A BPF function of its own,
-/// for its stack.
+/// Checks an ICMPv6 message. Stores the action in `answer`, and in `mac` the MAC for the answer. A
+/// BPF function of its own, for a stack frame of its own.
 #[inline(never)]
 pub(crate) fn icmpv6(
     sender: &Sender<'_>,
@@ -134,8 +136,8 @@ fn try_icmpv6(
     })
 }
 
-/// The MAC of an IPv6 neighbour. A link-local address contains it (RFC 4291 appendix A);
-/// there the FDB only says whether an endpoint has it.
+/// The MAC of an IPv6 neighbour. A link-local address contains the MAC (RFC 4291 appendix A): the
+/// FDB tells whether an endpoint has that MAC.
 #[inline(always)]
 fn resolve(vni: u32, target: &[u8; 16]) -> Option<[u8; 6]> {
     if let Some(mac) = ipv6::mac_of_link_local(target) {
@@ -144,7 +146,7 @@ fn resolve(vni: u32, target: &[u8; 16]) -> Option<[u8; 6]> {
     read(&NEIGHBOURS, &NeighKey::v6(vni, *target)).map(|neighbour| neighbour.mac)
 }
 
-/// Answers a neighbour solicitation: its target is at `mac`.
+/// Answers a neighbour solicitation: the MAC of its target is `mac`.
 #[inline(always)]
 pub(crate) fn nd(sender: &Sender<'_>, mac: [u8; 6]) -> Result<Action, DropReason> {
     nd_reply(sender.ctx.skb.skb, &mac)?;
@@ -152,7 +154,8 @@ pub(crate) fn nd(sender: &Sender<'_>, mac: [u8; 6]) -> Result<Action, DropReason
     Ok(Action::NdReply)
 }
 
-/// Turns a neighbour solicitation into its answer. A BPF function of its own, for its stack.
+/// Turns a neighbour solicitation into its answer. A BPF function of its own, for a stack frame of
+/// its own.
 #[inline(never)]
 fn nd_reply(skb: *mut __sk_buff, mac: &[u8; 6]) -> Result<(), DropReason> {
     let ctx = &TcContext::new(skb);
@@ -164,9 +167,9 @@ fn nd_reply(skb: *mut __sk_buff, mac: &[u8; 6]) -> Result<(), DropReason> {
     store(ctx, 0, &frame)
 }
 
-/// Sends an ICMP error to the container: its packet is larger than `mtu`. None is sent where the
-/// rules of ICMP or the rate limit forbid it. The source of the error is the destination of the
-/// packet. Returns the reason for which the packet is dropped.
+/// Sends an ICMP error to the container, because its packet is larger than `mtu` bytes. No error is
+/// sent if the rules of ICMP or the rate limit forbid it. The source of the error is the
+/// destination of the packet. Returns the reason for which the packet is dropped.
 #[inline(always)]
 pub(crate) fn too_big(sender: &Sender<'_>, eth: &EthHdr, mtu: u32) -> DropReason {
     let &Sender { ctx, ifindex, .. } = sender;
@@ -177,7 +180,7 @@ pub(crate) fn too_big(sender: &Sender<'_>, eth: &EthHdr, mtu: u32) -> DropReason
             send_icmp(ctx.skb.skb, ifindex, &raw const error)
         }
         ETH_P_IPV6 => packet_too_big(ctx.skb.skb, ifindex, mtu),
-        // No protocol has an error for that.
+        // No other protocol has such an error.
         _ => 0,
     };
     count_note(ctx, what);
@@ -192,21 +195,21 @@ fn count_note(ctx: &TcContext, code: u32) {
     }
 }
 
-/// Tells the container by ICMP what became of its packet, if it may be told and has
-/// not been told too often.
+/// Sends the ICMP error `error` to the container, if the rules of ICMP and the rate limit allow it.
 #[inline(always)]
 pub(crate) fn error(&Sender { ctx, ifindex, .. }: &Sender<'_>, error: &Error) {
     count_note(ctx, send_icmp(ctx.skb.skb, ifindex, error));
 }
 
-/// Sends an ICMPv4 error to the container behind `ifindex`; one from 0.0.0.0 bears the
-/// address that the packet was for. Returns the code of the note to count, 0 for none. A global
-/// BPF function: the verifier checks it once.
+/// Sends an ICMPv4 error to the container behind `ifindex`. If the source in `error` is 0.0.0.0,
+/// the source of the error is the destination of the packet. Returns the code of the note to count,
+/// 0 for none. A global BPF function: the verifier checks it once.
 // SAFETY: no other symbol of the programs has this name.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn send_icmp(skb: *mut __sk_buff, ifindex: u32, error: *const Error) -> u32 {
-    // SAFETY: the pointer is null or to an error: the verifier checks that of every caller.
+    // SAFETY: the pointer is null or points to an `Error`: the verifier checks this for every
+    // caller.
     let Some(error) = (unsafe { error.as_ref() }) else { return 0 };
     note_code(try_icmp(&TcContext::new(skb), ifindex, error))
 }
@@ -241,7 +244,7 @@ fn try_icmp(ctx: &TcContext, ifindex: u32, error: &Error) -> Option<Note> {
     copy_out(ctx.skb.skb, ifindex).then_some(sent)
 }
 
-/// Turns the frame into the error about it.
+/// Replaces the frame by the ICMP error about it.
 #[inline(always)]
 fn send_error<const N: usize>(
     ctx: &TcContext,
@@ -259,7 +262,8 @@ where
     store(ctx, ErrorHeaders::LEN, quote).ok()
 }
 
-/// Sends an ICMPv6 packet-too-big; as [`send_icmp`].
+/// Sends an ICMPv6 "packet too big" to the container behind `ifindex`. Returns the code of the note
+/// to count, 0 for none.
 #[inline(never)]
 fn packet_too_big(skb: *mut __sk_buff, ifindex: u32, mtu: u32) -> u32 {
     note_code(try_packet_too_big(&TcContext::new(skb), ifindex, mtu))
@@ -289,8 +293,8 @@ fn note_code(note: Option<Note>) -> u32 {
     note.map_or(0, |note| note.code().into())
 }
 
-/// Copies the beginning of the L3 packet to this CPU's scratch space: it is too
-/// large for the stack.
+/// Copies the first `N` bytes of the L3 packet to this CPU's scratch memory. They are too many for
+/// the stack.
 #[inline(always)]
 fn quote<const N: usize>(ctx: &TcContext) -> Option<&'static [u8; N]> {
     let Scratch { bytes } = own(&SCRATCH, 0)?;
@@ -298,7 +302,7 @@ fn quote<const N: usize>(ctx: &TcContext) -> Option<&'static [u8; N]> {
     load_to(ctx.skb.skb, ETH_LEN as u32, quote, N as u32).then_some(&*quote)
 }
 
-/// Takes one from the endpoint's limit of ICMP errors.
+/// Whether the endpoint's rate limit allows one more ICMP error. Counts this error if so.
 #[inline(always)]
 fn within_limit(ifindex: u32) -> bool {
     let limit = RateKey { kind: RateKey::ICMP, id: ifindex };

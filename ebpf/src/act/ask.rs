@@ -14,25 +14,28 @@ use super::{flood, tunnel::Tunnel};
 use crate::{
     count::note,
     facts::inner::Inner,
-    kernel::skb::{ETH_LEN, push_head, read_protocol, resize, store},
+    kernel::skb::{ETH_LEN, push_head, resize, set_protocol, store},
     state::rates,
 };
 
-/// Requests in a network: this many at once, and one more every interval.
+/// Rate limit of ARP requests in a network: `BURST` at once, and one more every `INTERVAL_NS`.
 const BURST: u32 = 32;
 const INTERVAL_NS: u32 = 100_000_000;
 
-/// Bytes of a request with its padding, and how many of them are made in front of the packet that
-/// it replaces. The kernel may have left a checksum to the device, which writes it where the
-/// packet had it, or refuses to cut the packet before it (`bpf_skb_change_tail`). With so many
-/// bytes in front, the checksum of UDP and TCP without IP options lies behind the request.
+/// `LEN` is the length of a request with its padding, in bytes. `ROOM` is the number of bytes that
+/// are added in front of the packet that the request replaces. The kernel may have left the
+/// checksum of that packet to the device. The device then writes the checksum at its old place in
+/// the packet, and `bpf_skb_change_tail` refuses to cut the packet before that place. With `ROOM`
+/// bytes in front, the checksum of UDP and TCP without IP options is in the padding after the
+/// request.
 const LEN: usize = 98;
 const ROOM: u32 = 46;
 const PADDING: usize = LEN - ArpFrame::LEN;
 
-/// Makes the frame the host's ARP request for `target`, and floods it. A reply goes to all hosts
-/// of the network, because the gateway's MAC is on all of them. Nothing is sent if the limit of
-/// requests is used up, or the kernel refuses. A BPF function of its own, for its stack.
+/// Replaces the frame by the host's ARP request for `target`, and floods the request. A reply goes
+/// to all hosts of the network, because all of them have the gateway's MAC. Nothing is sent if the
+/// rate limit forbids it, or if the kernel refuses. Returns 1 if the request was sent, else 0. A
+/// BPF function of its own, for a stack frame of its own.
 #[inline(never)]
 pub(crate) fn ask(ctx: &TcContext, vni: u32, net: &NetworkInfo, target: &[u8; 4]) -> u32 {
     let limit = RateKey { kind: RateKey::ASK, id: vni };
@@ -48,7 +51,8 @@ pub(crate) fn ask(ctx: &TcContext, vni: u32, net: &NetworkInfo, target: &[u8; 4]
     flood::everywhere::<FROM>(&tunnel, net, 0, &inner).is_ok().into()
 }
 
-/// Replaces the packet by the request and zeros. A BPF function of its own, for its stack.
+/// Replaces the packet by the request and a padding of zeroes. A BPF function of its own, for a
+/// stack frame of its own.
 #[inline(never)]
 fn write(ctx: &TcContext, net: &NetworkInfo, target: &[u8; 4]) -> Result<(), DropReason> {
     push_head(ctx, ROOM)?;
@@ -57,8 +61,8 @@ fn write(ctx: &TcContext, net: &NetworkInfo, target: &[u8; 4]) -> Result<(), Dro
     for word in 0..PADDING / 8 {
         store(ctx, ArpFrame::LEN + 8 * word, &0_u64)?;
     }
-    // skb->protocol still says IPv4, and a netkit device does not read it again.
-    read_protocol(ctx)
+    // `skb->protocol` is still IPv4, and a netkit device does not set it from the EtherType.
+    set_protocol(ctx)
 }
 
 const _: () = assert!(PADDING.is_multiple_of(8));

@@ -1,4 +1,4 @@
-//! Decapsulation: the inner frame checked, taken out of the outer one, and handed over.
+//! Decapsulation: checks of the inner frame, removal of the outer header, and delivery.
 
 use aya_ebpf::{
     bindings::{
@@ -25,32 +25,32 @@ use crate::{
     globals::VTEP_IP,
     kernel::{
         redirect,
-        skb::{ETH_LEN, Packet as _, ensure, gso_size, load, read_protocol, resize, store},
+        skb::{ETH_LEN, Packet as _, ensure, gso_size, load, resize, set_protocol, store},
     },
 };
 
 const DIRECTION: Direction = Direction::FromUnderlay;
 
-/// The inner packet and what the outer header changes in it.
+/// The inner packet, and the effect of the outer ECN field on it.
 pub(crate) enum Contents {
     /// IPv4.
     V4 {
         /// Destination address.
         dst: [u8; 4],
-        /// What becomes of the ECN field.
+        /// Change of the ECN field.
         ecn: EcnAction,
     },
     /// IPv6.
     V6 {
-        /// What becomes of the ECN field.
+        /// Change of the ECN field.
         ecn: EcnAction,
     },
     /// Not IP.
     Other,
 }
 
-/// Looks at an inner IPv4 packet: is it one frame, and what does the outer ECN field do to
-/// it?
+/// Examines an inner IPv4 packet: checks that the buffer holds only one frame, and computes the
+/// effect of the outer ECN field.
 #[inline(always)]
 fn inspect_ipv4(ctx: &TcContext, outer: &Tunnelled, ip: &Ipv4Hdr) -> Result<Contents, DropReason> {
     let ecn = ecn::decap_ecn(outer.tos, ip.tos())?;
@@ -58,8 +58,8 @@ fn inspect_ipv4(ctx: &TcContext, outer: &Tunnelled, ip: &Ipv4Hdr) -> Result<Cont
     Ok(Contents::V4 { dst: ip.dst, ecn })
 }
 
-/// Looks at the inner packet behind the Ethernet header `eth`: is it one frame, and what does
-/// the outer ECN field do to it?
+/// Examines the inner packet after the Ethernet header `eth`: checks that the buffer holds only one
+/// frame, and computes the effect of the outer ECN field.
 #[inline(always)]
 pub(crate) fn inspect(
     ctx: &TcContext,
@@ -83,7 +83,7 @@ pub(crate) fn inspect(
     Ok(contents)
 }
 
-/// Takes the inner frame out of the outer one.
+/// Removes the outer header, and changes the inner frame as `contents` says.
 #[inline(always)]
 pub(crate) fn unwrap(
     ctx: &TcContext,
@@ -92,7 +92,7 @@ pub(crate) fn unwrap(
     eth: &EthHdr,
 ) -> Result<(), DropReason> {
     if gso_size(ctx) == 0 {
-        // What is longer is padding of the link, not part of the frame.
+        // Bytes after this length are padding of the link, not part of the frame.
         let len = contents.padded_len(outer.frame_len);
         if ctx.len() != len {
             resize(ctx, len)?;
@@ -101,8 +101,8 @@ pub(crate) fn unwrap(
     contents.strip(ctx)?;
     store(ctx, 0, eth)?;
     if !contents.is_ip() {
-        // skb->protocol still says IPv4, and a netkit device does not read it again.
-        read_protocol(ctx)?;
+        // `skb->protocol` is still IPv4, and a netkit device does not set it from the EtherType.
+        set_protocol(ctx)?;
     }
     contents.write_ecn(ctx)
 }
@@ -129,7 +129,8 @@ pub(crate) fn deliver(
 }
 
 impl Contents {
-    /// The packet is for this host itself, whose containers of the network it may talk to.
+    /// Whether the packet is for this host itself, and the network lets containers and hosts reach
+    /// each other.
     #[inline(always)]
     pub(crate) fn is_for_host(&self, net: &NetworkInfo) -> bool {
         match self {
@@ -146,9 +147,9 @@ impl Contents {
         !matches!(self, Self::Other)
     }
 
-    /// Length in bytes to which the outer frame is resized before its decapsulation. adjust_room
-    /// refuses to leave less than an IPv4 header behind the Ethernet header, so a shorter inner
-    /// frame is padded as a network card would have padded it (IEEE 802.3 §4.2.3.3).
+    /// Length in bytes to which the outer frame is resized before its decapsulation.
+    /// `bpf_skb_adjust_room` refuses to leave less than an IPv4 header after the Ethernet header.
+    /// So a shorter inner frame is padded to the minimum length of Ethernet (IEEE 802.3 §4.2.3.3).
     #[inline(always)]
     fn padded_len(&self, frame_len: u32) -> u32 {
         const LEAST: u32 = (INNER_L3 + Ipv4Hdr::LEN) as u32;
@@ -177,7 +178,7 @@ impl Contents {
                 note(DIRECTION, Note::EcnMarked, ctx.len());
                 let mut ip: Ipv4Hdr = load(ctx, ETH_LEN)?;
                 ip.set_tos(*tos);
-                // The header sums to the same as before: skb->csum stays right.
+                // The sum over the header does not change, so `skb->csum` stays right.
                 store(ctx, ETH_LEN, &ip)
             }
             Self::V6 { ecn: EcnAction::Set(tclass) } => {

@@ -22,20 +22,21 @@ use crate::kernel::{
     skb::{ETH_LEN, gso_size, is_ipv4, push_head, store_head},
 };
 
-/// All headers in front of the frames from one endpoint to another behind a VTEP, but for
-/// what differs by frame, and the next hop.
+/// The next hop, and all headers in front of the frames from one endpoint to another endpoint
+/// behind a VTEP. The fields that differ by frame are set for each frame.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
 pub(crate) struct Encap {
     headers: EncapHeaders,
     next_hop: NextHop,
-    /// Uplink.
+    /// Interface index of the uplink.
     ifindex: u32,
     /// The network's flags.
     flags: u32,
 }
 
-/// Headers for a frame of no cached pair. Not on the stack, which has 512 bytes.
+/// Headers for a frame that the flow cache does not have. They are not on the BPF stack, which has
+/// only 512 bytes.
 #[map]
 static ENCAP: PerCpuArray<Encap> = PerCpuArray::with_max_entries(1, 0);
 
@@ -62,8 +63,9 @@ pub(crate) fn make_room(ctx: &TcContext, is_ip: bool) -> Result<(), DropReason> 
             return Err(DropReason::EncapFailed);
         }
     }
-    // adjust_room refuses what is not IP, and what is encapsulated already: a
-    // tunnel within the container, or a frame that it forwards.
+    // `bpf_skb_adjust_room` refuses a frame that is not IP, and a frame that is encapsulated
+    // already: by a tunnel in the container, or by the sender of a frame that the container
+    // forwards.
     push_head(ctx, VXLAN_OVERHEAD.into())
 }
 
@@ -91,8 +93,9 @@ impl Encap {
         self.ifindex
     }
 
-    /// Writes the headers into the room made for them, for a frame with an L3 packet of
-    /// `l3_len` bytes, of this TOS or traffic class if it is IP.
+    /// Writes the headers into the room that [`make_room`] has made. `l3_len` is the length of the
+    /// frame's L3 packet in bytes. `inner_tos` is its TOS or traffic class, `None` if it is not IP.
+    /// `src_port` is the outer UDP source port.
     #[inline(always)]
     pub(crate) fn write(
         &mut self,
@@ -126,19 +129,20 @@ impl Encap {
         l3_len: u32,
         src_port: u16,
     ) -> Result<(), DropReason> {
-        // Before there is room: a frame that does not fit stays as it was.
+        // The length is checked before there is room, so that a frame that is too long does not
+        // change.
         self.fit(inner_tos, l3_len, src_port)?;
         if inner_tos.is_none() && !self.is_resolved() {
             return Err(DropReason::NoUnderlayNeighbour);
         }
         make_room(ctx, inner_tos.is_some())?;
-        // adjust_room opens the room behind the MAC header, so the inner one has
+        // `bpf_skb_adjust_room` inserts the room after the MAC header, so the inner MAC header has
         // to be written again.
         self.store(ctx)?;
         if is_ipv4(ctx) {
             redirect::neighbour(self.ifindex, &mut self.next_hop);
         } else if self.is_resolved() {
-            // bpf_redirect_neigh refuses what skb->protocol does not call IP.
+            // `bpf_redirect_neigh` refuses a frame whose `skb->protocol` is not IP.
             redirect::out(self.ifindex);
         } else {
             return Err(DropReason::NoUnderlayNeighbour);

@@ -15,21 +15,22 @@ use crate::{
     verdict::hand_back,
 };
 
-/// Most slots of a flood list that one frame visits.
+/// Largest number of slots of a flood list that one frame visits.
 const MAX_SLOTS: u32 = 16_384;
 
-/// What a replica needs, handed to the loop body.
+/// State of the loop over the local endpoints.
 struct Replicas {
     skb: *mut __sk_buff,
     direction: Direction,
     vni: u32,
-    /// Interface that the frame came from, and does not go back to; 0 for none.
+    /// Ifindex that the frame came from, and that gets no copy; 0 for none.
     from: u32,
     bytes: u32,
     sent: u32,
 }
 
-/// Sends a copy to every local endpoint of the VNI but `from`. Returns how many.
+/// Sends a copy to every local endpoint of the VNI, except the one at the ifindex `from`. Returns
+/// the number of copies.
 #[inline(always)]
 pub(crate) fn local(
     ctx: &TcContext,
@@ -63,7 +64,7 @@ unsafe extern "C" fn local_replica(index: u64, context: *mut c_void) -> i64 {
     0
 }
 
-/// What head-end replication needs besides.
+/// State of the loop over the VTEPs (head-end replication).
 struct RemoteReplicas {
     common: Replicas,
     flags: u32,
@@ -71,8 +72,8 @@ struct RemoteReplicas {
     src_port: u16,
 }
 
-/// The direction of a frame that is flooded, by its code. No argument: the path from a container
-/// to here takes the whole stack.
+/// The direction with the code `DIRECTION`. The code is a constant, not an argument: the calls from
+/// `from_container` to here use the whole stack.
 #[inline(always)]
 const fn direction<const DIRECTION: u8>() -> Direction {
     match Direction::from_code(DIRECTION) {
@@ -81,9 +82,9 @@ const fn direction<const DIRECTION: u8>() -> Direction {
     }
 }
 
-/// Floods a frame that begins here, in the direction with the code `DIRECTION`: to the local endpoints of its network, but for the one behind
-/// the interface `from` that has sent it (0: the host has), and to every VTEP on the network's
-/// flood list.
+/// Floods a frame of a local endpoint or of the host; `DIRECTION` is the code of its direction. The
+/// frame goes to the local endpoints of the network, except the one at the ifindex `from`, and to
+/// every VTEP on the network's flood list. `from` is 0 if the host sends.
 #[inline(always)]
 pub(crate) fn everywhere<const DIRECTION: u8>(
     tunnel: &Tunnel<'_>,
@@ -91,7 +92,7 @@ pub(crate) fn everywhere<const DIRECTION: u8>(
     from: u32,
     inner: &Inner,
 ) -> Result<Action, DropReason> {
-    // The outer header goes on after the local copies are made.
+    // The local copies are made first, because they have no outer header.
     let mut sent = local(tunnel.ctx, direction::<DIRECTION>(), tunnel.vni, net, from);
     if net.remote_vteps > 0 {
         let mut copies = 0;
@@ -101,8 +102,8 @@ pub(crate) fn everywhere<const DIRECTION: u8>(
     if sent == 0 { Err(DropReason::NoReceiver) } else { Ok(Action::Flood) }
 }
 
-/// Sends an encapsulated copy to every VTEP in `slots` slots, and tells how many. A BPF
-/// function of its own, for its stack.
+/// Sends an encapsulated copy to every VTEP in the first `slots` slots of the flood list. Stores
+/// the number of copies in `sent`. A BPF function of its own, for a stack frame of its own.
 #[inline(never)]
 fn remote<const DIRECTION: u8>(
     tunnel: &Tunnel<'_>,
@@ -148,7 +149,7 @@ unsafe extern "C" fn remote_replica(index: u64, context: *mut c_void) -> i64 {
     0
 }
 
-/// Addresses the frame to `vtep` and sends a copy.
+/// Writes the headers for `vtep` into the frame, and sends a copy.
 #[inline(always)]
 fn send_replica(replicas: &RemoteReplicas, vtep: VtepId) -> Result<(), DropReason> {
     let (skb, inner) = (replicas.common.skb, &replicas.inner);

@@ -1,4 +1,4 @@
-//! Packets changed and sent.
+//! Actions: the programs change packets and send them.
 
 pub(crate) mod answer;
 pub(crate) mod ask;

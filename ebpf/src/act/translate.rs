@@ -1,4 +1,4 @@
-//! Addresses and ports written into packets, and packets sent where they lead.
+//! Translation: new addresses and ports are written into packets, and the packets are delivered.
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
@@ -44,15 +44,15 @@ pub(crate) struct Macs {
 }
 
 impl Macs {
-    /// Those of the loopback device, and of frames whose MACs the kernel fills in.
+    /// The MACs of frames of the loopback device, and of frames whose MACs the kernel fills in.
     pub(crate) const NONE: Self = Self { dst: [0; 6], src: [0; 6] };
 }
 
-/// Writes the addresses and ports `to` into the packet `routed`, and takes one off
-/// its TTL if `hop` is not 0. A BPF function of its own, for its stack.
+/// Writes the addresses and ports `to` into the packet `routed`, and decrements its TTL if `hop` is
+/// not 0. A BPF function of its own, for a stack frame of its own.
 ///
-/// The kernel's helper knows which checksums are there, which the network card is
-/// to fill in, and which cover what. That of a UDP datagram without one stays 0.
+/// The kernel's helper handles complete checksums, and checksums that the network card fills in. A
+/// UDP checksum of 0 (none) stays 0.
 #[inline(never)]
 pub(crate) fn translate(
     skb: *mut __sk_buff,
@@ -82,7 +82,7 @@ fn try_translate(
     }
     let (protocol, from) = (routed.key.protocol, &routed.key.tuple);
     let checksum = routed.l4 + nat::checksum_offset(protocol);
-    // A UDP checksum of 0 is none, and stays so (RFC 768).
+    // A UDP checksum of 0 means that there is none, and stays 0 (RFC 768).
     let flags = if protocol == PROTO_UDP { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
     if protocol != PROTO_ICMP {
         let addresses = nat::address_difference(from, to);
@@ -101,14 +101,14 @@ fn try_translate(
     }
 }
 
-/// Where the program that delivers is attached.
+/// The hook of the program that delivers a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hook {
     /// tcx ingress of a device whose frames may be sent with bpf_redirect_peer, which bypasses the
     /// veth's queue.
     Ingress,
-    /// tcx ingress of the loopback device or of a client link: the frames may carry a route of the
-    /// host and its netfilter's state, which the veth's queue removes.
+    /// tcx ingress of the loopback device or of a client link: the frames may have a route and
+    /// netfilter state of the host, which the veth's queue removes.
     Queue,
     /// tcx egress, where bpf_redirect_peer does not work.
     Egress,
@@ -138,8 +138,8 @@ pub(crate) fn deliver(
     translate(ctx.skb.skb, routed, &target.to, &macs, hop.into())?;
     match hook {
         Hook::Ingress => redirect::peer(ctx, target.dest)?,
-        // A datagram longer than the veth's MTU, which the loopback device's MTU allows and
-        // nobody fragments: handed over past the MTU check of the veth.
+        // A datagram that is longer than the veth's MTU: the loopback device's MTU allows it, and
+        // it is not fragmented. `bpf_redirect_peer` bypasses the MTU check of the veth.
         Hook::Queue if gso_size(ctx) == 0 && ctx.len() > u32::from(ep.mtu) + ETH_LEN as u32 => {
             drop_route(ctx)?;
             redirect::peer(ctx, target.dest)?;

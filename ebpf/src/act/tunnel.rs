@@ -10,8 +10,8 @@ use crate::{
     state::path_mtu,
 };
 
-/// A frame on its way into the tunnel of a network. Passed by reference: a BPF function takes
-/// five registers.
+/// A frame that is to be sent through the tunnel of a network. It is passed by reference, because a
+/// BPF function has five argument registers.
 pub(crate) struct Tunnel<'a> {
     /// The frame.
     pub(crate) ctx: &'a TcContext,
@@ -23,9 +23,9 @@ pub(crate) struct Tunnel<'a> {
 
 /// Why a frame was not sent to a VTEP.
 pub(crate) enum Unsent {
-    /// It is larger than the path takes: bytes of the largest L3 packet.
+    /// The frame is larger than the path MTU. The number is the largest L3 packet in bytes.
     TooBig(u32),
-    /// It is dropped for another reason.
+    /// The frame is dropped for another reason.
     Dropped(DropReason),
 }
 
@@ -45,8 +45,8 @@ impl Tunnel<'_> {
     }
 }
 
-/// Encapsulates the frame and sends it along a path. A BPF function of its own, for its
-/// stack.
+/// Encapsulates the frame and sends it along a path. A BPF function of its own, for a stack frame
+/// of its own.
 #[inline(never)]
 fn encapsulate(tunnel: &Tunnel<'_>, inner: &Inner, path: &UnderlayPath) -> Result<(), DropReason> {
     let encap = encap::scratch().ok_or(DropReason::HelperFailed)?;

@@ -1,4 +1,4 @@
-//! Frames that the kernel merged or has yet to cut.
+//! Frames that the kernel has merged (GRO), or will cut into segments (GSO).
 
 use aya_ebpf::programs::TcContext;
 use culvert_common::{
@@ -13,8 +13,9 @@ use culvert_common::{
 use super::outer::{INNER_L3, Tunnelled, VXLAN};
 use crate::kernel::skb::{ETH_LEN, gso_size, load};
 
-/// Bytes of the longest L3 packet that becomes of the frame, whose L3 packet has `l3_len`
-/// bytes, `network_len` of them IP headers, before an upper layer of `protocol`.
+/// Length in bytes of the longest L3 packet after the kernel has cut the frame into segments.
+/// `l3_len` is the length of the frame's L3 packet in bytes, and `network_len` that of its IP
+/// headers. `protocol` is the protocol of the upper layer.
 #[inline(always)]
 pub(crate) fn longest_packet(
     ctx: &TcContext,
@@ -34,9 +35,9 @@ pub(crate) fn longest_packet(
     Ok(pmtu::longest_packet(l3_len, gso, network_len + upper_len))
 }
 
-/// Refuses datagrams that the kernel laid end to end: they may be of different VNIs, and
-/// only the first one's was checked. `inner_len` is the length that the inner IP header
-/// states; `None` if the inner frame is not IP.
+/// Refuses datagrams that the kernel merged end to end: they may have different VNIs, and only the
+/// VNI of the first one was checked. `inner_len` is the length in the inner IP header in bytes;
+/// `None` if the inner frame is not IP.
 #[inline(always)]
 pub(crate) fn check_not_merged(
     ctx: &TcContext,

@@ -19,7 +19,7 @@ pub(crate) struct Inner {
     pub(crate) l3_len: u32,
     /// Bytes of the longest L3 packet once a GSO frame is cut into segments.
     pub(crate) segment_len: u32,
-    /// Hash of its flow; 0 if the kernel is to dissect the packet.
+    /// Hash of the frame's flow; 0 if the kernel is to compute it from the packet.
     pub(crate) hash: u32,
 }
 
@@ -30,9 +30,9 @@ impl Default for Inner {
     }
 }
 
-/// The hash of an IPv4 flow: that of the socket, if the kernel has noted it in the skb, else
-/// one over addresses, protocol and `ports`. The kernel's flow dissector would cost more
-/// than the rest of the encapsulation.
+/// The hash of an IPv4 flow: the hash of the socket if the skb has it, else a hash over the
+/// addresses, the protocol and `ports`. The kernel's flow dissector would take more time than the
+/// rest of the encapsulation.
 #[inline(always)]
 pub(crate) fn ipv4_hash(ctx: &TcContext, ip: &Ipv4Hdr, ports: [u8; 4]) -> u32 {
     match hash(ctx) {
@@ -41,9 +41,9 @@ pub(crate) fn ipv4_hash(ctx: &TcContext, ip: &Ipv4Hdr, ports: [u8; 4]) -> u32 {
     }
 }
 
-/// The UDP source port that spreads flows over paths and queues: from the hash of the
-/// flow (addresses, protocol and ports; no ports for fragments), from the MACs if the
-/// frame is not IP (RFC 7348 §5).
+/// The outer UDP source port, which spreads flows over paths and queues (RFC 7348 §5). It follows
+/// from the hash of the flow: addresses, protocol and ports; no ports for fragments. If the frame
+/// is not IP, it follows from the MACs and the EtherType.
 #[inline(always)]
 pub(crate) fn entropy_port(ctx: &TcContext, inner: &Inner) -> u16 {
     let hash = if inner.hash != 0 {

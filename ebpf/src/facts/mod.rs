@@ -1,4 +1,4 @@
-//! What a packet says of itself and of its sender. Reads only.
+//! Facts about a packet and its sender. The modules only read.
 
 pub(crate) mod gso;
 pub(crate) mod inner;

@@ -25,7 +25,7 @@ pub(crate) const INNER: usize = VXLAN + VxlanHdr::LEN;
 /// Offset of the inner L3 packet.
 pub(crate) const INNER_L3: usize = INNER + ETH_LEN;
 
-/// What the outer headers of a frame say.
+/// Kind of a frame, by its outer headers.
 pub(crate) enum Outer {
     /// Not VXLAN for our VTEP address and port.
     Other,
@@ -45,13 +45,13 @@ pub(crate) struct Tunnelled {
     pub(crate) vni: u32,
     /// Checksum of the outer UDP header.
     pub(crate) udp_checksum: u16,
-    /// A reserved bit of the VXLAN header is set.
+    /// Whether a reserved bit of the VXLAN header is set.
     pub(crate) reserved_bits: bool,
     /// Bytes of the outer frame without the link's padding.
     pub(crate) frame_len: u32,
 }
 
-/// The outer headers of a frame without IP options, as far as the frame has them.
+/// The outer headers of a frame without IP options. A header is `None` if the frame ends before it.
 pub(crate) trait OuterHeaders {
     /// Ethernet.
     fn eth(&self) -> Option<EthHdr>;
@@ -85,8 +85,8 @@ impl<P: Packet> OuterHeaders for P {
     }
 }
 
-/// Tells VXLAN for us from everything else, and checks its headers. `len` is the frame's, in
-/// bytes.
+/// Classifies a frame by its outer headers, and checks the headers of VXLAN for this host. `len` is
+/// the length of the frame in bytes.
 #[inline(always)]
 pub(crate) fn classify(frame: &impl OuterHeaders, len: u32) -> Result<Outer, DropReason> {
     let Some(eth) = frame.eth() else { return Ok(Outer::Other) };

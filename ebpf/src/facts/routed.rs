@@ -2,38 +2,39 @@
 
 use culvert_common::{abi::FlowKey, wire::Ipv4Hdr};
 
-/// What can be done with a routed packet.
+/// Kind of a routed packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Kind {
-    /// It belongs to a flow, or begins one.
+    /// The packet belongs to a flow, or begins a flow.
     Flow,
-    /// It is an ICMP error about a packet of a flow.
+    /// The packet is an ICMP error. The packet that it quotes may belong to a flow.
     Error,
-    /// A fragment whose first one has not come.
+    /// A fragment of a datagram whose first fragment has not come.
     LateFragment,
-    /// The first fragment, while others are held.
+    /// The first fragment of a datagram, while other fragments of it are held.
     FirstOfHeld,
-    /// A fragment of a datagram that is the host's own.
+    /// A fragment of a datagram that belongs to the host's own traffic.
     HostFragment,
-    /// It can only be handed on as it is.
+    /// The packet cannot be translated: it is neither TCP, UDP, ICMP echo nor an ICMP error, or it
+    /// is too short.
     Unsupported,
 }
 
 /// A routed packet.
 #[derive(Clone, Copy)]
 pub(crate) struct Routed {
-    /// Its header.
+    /// IPv4 header of the packet.
     pub(crate) ip: Ipv4Hdr,
-    /// Key of its flow.
+    /// Key of the packet's flow.
     pub(crate) key: FlowKey,
-    /// Offset of the upper layer in the frame.
+    /// Offset of the upper layer in the frame, in bytes.
     pub(crate) l4: u32,
-    /// What can be done with it.
+    /// Kind of the packet.
     pub(crate) kind: Kind,
-    /// The upper-layer header is in it: it is whole, or a first fragment.
+    /// Whether the packet has the upper-layer header: it is not a fragment, or the first one.
     pub(crate) has_header: bool,
-    /// Flags of the TCP header; 0 of other protocols.
+    /// Flags of the TCP header; 0 for other protocols.
     pub(crate) tcp_flags: u8,
     /// TCP: sequence number.
     pub(crate) tcp_seq: u32,

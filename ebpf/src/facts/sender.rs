@@ -1,4 +1,4 @@
-//! The container that sends a frame, and whether it may send it.
+//! The container that sends a frame, and the checks of that frame.
 
 use aya_ebpf::{macros::map, maps::PerCpuArray, programs::TcContext};
 use culvert_common::{
@@ -29,7 +29,8 @@ use crate::{
 /// Extension headers that an IPv6 packet of a container may have.
 const MAX_EXTENSIONS: usize = 6;
 
-/// Who sends a frame. Passed by reference: a BPF function takes five registers.
+/// The sender of a frame. It is passed by reference, because a BPF function has five argument
+/// registers.
 pub(crate) struct Sender<'a> {
     /// The frame.
     pub(crate) ctx: &'a TcContext,
@@ -37,12 +38,12 @@ pub(crate) struct Sender<'a> {
     pub(crate) ifindex: u32,
     /// The endpoint.
     pub(crate) ep: &'a EndpointInfo,
-    /// Its network.
+    /// The endpoint's network.
     pub(crate) net: &'a NetworkInfo,
 }
 
-/// Copies of the map values, which may change while the program runs. Not on the stack,
-/// which has 512 bytes.
+/// Copies of the sender's map values, which may change while the program runs. They are not on the
+/// BPF stack, which has only 512 bytes.
 struct Identity {
     ep: EndpointInfo,
     net: NetworkInfo,
@@ -66,40 +67,40 @@ impl<'a> Sender<'a> {
     }
 }
 
-/// Whether an IPv4 address is one of the endpoint's in the store. Asked for addresses that are not
-/// in [`EndpointInfo`]: additional ones.
+/// Whether the endpoint has this IPv4 address in the neighbour map. Callers ask only for additional
+/// addresses: the primary address is in [`EndpointInfo`].
 #[inline(always)]
 pub(crate) fn has_ipv4(ep: &EndpointInfo, ip: &[u8; 4]) -> bool {
     is_at(ep, &NeighKey::v4(ep.vni, *ip)) != 0
 }
 
-/// The same of an IPv6 address. One that maps an IPv4 address is nobody's: under such keys the
-/// neighbour map has the IPv4 addresses.
+/// Whether the endpoint has this IPv6 address in the neighbour map. IPv4-mapped addresses never
+/// match: their keys hold IPv4 neighbours.
 #[inline(always)]
 pub(crate) fn has_ipv6(ep: &EndpointInfo, ip: &[u8; 16]) -> bool {
     let key = NeighKey::v6(ep.vni, *ip);
     key.ip.as_v4().is_none() && is_at(ep, &key) != 0
 }
 
-/// Whether the endpoint's MAC is the one at which a neighbour is. A BPF function of its own, for
-/// its stack.
+/// Whether the neighbour map has the endpoint's MAC for `neighbour`. Returns 1 if so, else 0. A BPF
+/// function of its own, for a stack frame of its own.
 #[inline(never)]
 fn is_at(ep: &EndpointInfo, neighbour: &NeighKey) -> u32 {
     read(&NEIGHBOURS, neighbour).is_some_and(|neighbour| neighbour.mac == ep.mac).into()
 }
 
-/// What the EtherType of a frame calls for before the frame is forwarded.
+/// The checks that a frame still needs before it is forwarded, by its EtherType.
 pub(crate) enum Protocol {
-    /// IPv4, checked, or a protocol that is not checked.
+    /// None: IPv4, which has been checked, or a protocol that is not checked.
     Checked,
-    /// ARP: more checks, and an answer, perhaps.
+    /// ARP: needs more checks, and may get an answer.
     Arp,
-    /// IPv6: more checks, and an answer, perhaps.
+    /// IPv6: needs more checks, and may get an answer.
     Ipv6,
 }
 
-/// Checks the Ethernet and IPv4 headers of a frame and notes in `inner` what they say. A BPF
-/// function of its own, for its stack.
+/// Checks the Ethernet and IPv4 headers of a frame, and stores their fields in `inner`. A BPF
+/// function of its own, for a stack frame of its own.
 #[inline(never)]
 pub(crate) fn inspect(
     sender: &Sender<'_>,
@@ -137,7 +138,7 @@ fn try_inspect(
     }
 }
 
-/// Checks an IPv4 packet of a container. Returns the bytes of its header.
+/// Checks an IPv4 packet of a container. Returns the length of its header in bytes.
 #[inline(always)]
 fn check_ipv4(
     ctx: &TcContext,
@@ -160,7 +161,8 @@ fn check_ipv4(
     Ok(header_len)
 }
 
-/// The ports of an IPv4 packet that is whole; zero if it has none.
+/// Source and destination port of a TCP or UDP packet that is not a fragment; zero for any other
+/// packet.
 #[inline(always)]
 fn ports(ctx: &TcContext, ip: &Ipv4Hdr) -> [u8; 4] {
     match ip.protocol() {
@@ -171,13 +173,13 @@ fn ports(ctx: &TcContext, ip: &Ipv4Hdr) -> [u8; 4] {
     }
 }
 
-/// The address is this host's VTEP or another host's.
+/// Whether the address is that of this host's VTEP or of another host's VTEP.
 #[inline(always)]
 fn is_vtep(ip: [u8; 4]) -> bool {
     if u32::from_ne_bytes(ip) == VTEP_IP.load() {
         return true;
     }
-    // A number outlives its VTEP; a path does not.
+    // The number of a removed VTEP stays in `VTEP_IDS`, but its path is removed from `UNDERLAY`.
     let vtep = vtep_id(ip);
     vtep.is_some() && has(&UNDERLAY, &vtep)
 }
@@ -187,12 +189,13 @@ fn is_vtep(ip: [u8; 4]) -> bool {
 pub(crate) struct UpperLayer {
     /// Protocol number.
     pub(crate) protocol: u8,
-    /// Offset in the frame.
+    /// Offset in the frame, in bytes.
     pub(crate) offset: usize,
 }
 
-/// Checks an IPv6 packet of a container of `l3_len` bytes. Gives its upper-layer header and
-/// its traffic class. A BPF function of its own, for its stack.
+/// Checks an IPv6 packet of a container; the packet has `l3_len` bytes. Stores its upper-layer
+/// header in `l4` and its traffic class in `tclass`. A BPF function of its own, for a stack frame
+/// of its own.
 #[inline(never)]
 pub(crate) fn check_ipv6(
     sender: &Sender<'_>,
@@ -219,7 +222,7 @@ fn try_check_ipv6(
         }
         let head: [u8; 4] = load(ctx, l4.offset)?;
         if l4.protocol == NEXT_FRAGMENT && u16::from_be_bytes([head[2], head[3]]) & 0xfff8 != 0 {
-            // Not the first fragment: what follows is no header.
+            // Not the first fragment: the bytes after this header are payload.
             l4.protocol = head[0];
             return Ok(ip.tclass());
         }
@@ -227,7 +230,8 @@ fn try_check_ipv6(
         l4.protocol = head[0];
         l4.offset += len as usize;
     }
-    // The upper layer behind more extension headers than these was not found, so not checked.
+    // A packet with more extension headers is refused: its upper layer was not found, and could not
+    // be checked.
     match extension_len(l4.protocol, 0) {
         None => Ok(ip.tclass()),
         Some(_) => Err(DropReason::Malformed),

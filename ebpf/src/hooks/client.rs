@@ -1,5 +1,6 @@
-//! `from_client`: tcx ingress on a client link: an interface of the host that is neither an uplink
-//! nor Culvert's, such as `docker0` or a second network card. Published ports serve it.
+//! `from_client`: tcx ingress on a client link. A client link is an interface of the host that is
+//! neither an uplink nor Culvert's, such as `docker0` or a second network card. Its clients may use
+//! published ports.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use culvert_common::{
@@ -31,8 +32,8 @@ fn handle(ctx: &TcContext, seen: &Seen) -> Outcome {
         return Ok(Action::Pass);
     }
     ensure(ctx, IPV4_HEADERS);
-    // Most frames are on their way through the host: only its own addresses have published ports.
-    // Of another protocol these bytes are no address; `receive` lets it pass.
+    // Only the host's own addresses have published ports, and the host forwards most frames. If the
+    // frame is not IPv4, these bytes are not an address: `receive` passes such a frame.
     let Some(ip) = ctx.read::<Ipv4Hdr>(ETH_LEN) else { return Ok(Action::Pass) };
     if !is_host_addr(ip.dst) {
         return Ok(Action::Pass);

@@ -45,7 +45,7 @@ use crate::{
     verdict::{Outcome, Seen, finish},
 };
 
-/// The frame at hand. Not on the stack, which has 512 bytes.
+/// The frame that the program processes. It is not on the BPF stack, which has only 512 bytes.
 #[map]
 static INNER: PerCpuArray<Inner> = PerCpuArray::with_max_entries(1, 0);
 
@@ -88,7 +88,8 @@ fn handle(ctx: &TcContext, ifindex: u32) -> Outcome {
             let mut answer = None;
             answer::arp(&sender, &mut answer)?;
             if answer.is_none() && learns && inner.eth.dst == net.gateway_mac {
-                // A host has asked, perhaps another one than this: the gateway's MAC is on all.
+                // An ARP packet for a host. All hosts have the gateway's MAC, so the packet may be
+                // for another host, and is sent to all.
                 inner.eth.dst = BROADCAST;
                 store(ctx, 0, &inner.eth)?;
             }
@@ -179,7 +180,7 @@ fn flood_limited(sender: &Sender<'_>, inner: &Inner) -> Outcome {
     let &Sender { ifindex, ep, net, .. } = sender;
     if ep.bum_rate != 0 {
         let limit = RateKey { kind: RateKey::BUM, id: ifindex };
-        // At most 1 s.
+        // The interval is at most 1 s, so it fits 32 bits.
         let interval_ns = rate::interval_ns(ep.bum_rate) as u32;
         if !rates::allow(limit, interval_ns, ep.bum_burst) {
             return Err(DropReason::BumRateLimited);

@@ -1,4 +1,4 @@
-//! `from_host`: tcx egress on a network's gateway device: what the host sends to containers.
+//! `from_host`: tcx egress on a network's gateway device: frames that the host sends to containers.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use culvert_common::{
@@ -45,27 +45,28 @@ fn handle(ctx: &TcContext, ifindex: u32) -> Outcome {
     if is_forwarded(ctx) {
         return from_forwarded::receive(ctx, vni);
     }
-    let mut step = Step { action: Action::Deliver, unresolved: None };
-    let sent = send(ctx, vni, net, &mut step);
-    if let Some(target) = step.unresolved {
-        // The packet is lost; whoever has the address answers before the next one.
+    let mut sent = Sent { action: Action::Deliver, unresolved: None };
+    let result = send(ctx, vni, net, &mut sent);
+    if let Some(target) = sent.unresolved {
+        // The packet is dropped. The answer to the ARP request gives the MAC for later packets.
         ask::ask(ctx, vni, net, &target);
     }
-    sent.map(|()| step.action)
+    result.map(|()| sent.action)
 }
 
-/// What became of a packet of the host's own.
-struct Step {
+/// Result for a packet that the host itself sends.
+struct Sent {
     action: Action,
-    /// Its destination, if nobody knows the MAC of that and the network may tell.
+    /// Destination of the packet, if its MAC is unknown and an ARP request in the network may give
+    /// it.
     unresolved: Option<[u8; 4]>,
 }
 
-/// Sends a packet of the host's own to the container that has its destination address. A BPF
-/// function of its own, for its stack.
+/// Sends a packet of the host itself to the container that has its destination address. A BPF
+/// function of its own, for a stack frame of its own.
 #[inline(never)]
-fn send(ctx: &TcContext, vni: u32, net: &NetworkInfo, step: &mut Step) -> Result<(), DropReason> {
-    try_send(ctx, vni, net, &mut step.unresolved).map(|action| step.action = action)
+fn send(ctx: &TcContext, vni: u32, net: &NetworkInfo, sent: &mut Sent) -> Result<(), DropReason> {
+    try_send(ctx, vni, net, &mut sent.unresolved).map(|action| sent.action = action)
 }
 
 #[inline(always)]

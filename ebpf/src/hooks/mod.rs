@@ -1,4 +1,5 @@
-//! The programs' entry points, named for where they are attached: read, decide, verdict.
+//! The entry points of the programs. A module is named after the interface that its program is
+//! attached to. A program reads the frame, decides, and returns a verdict.
 
 mod client;
 mod container;

@@ -45,7 +45,7 @@ pub(crate) fn from_underlay(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn handle(ctx: &TcContext) -> Outcome {
     if vlan_id(ctx) != 0 {
-        // For a VLAN device on this link: the kernel hands it over.
+        // The frame is for a VLAN device on this link: the kernel delivers it.
         return Ok(Action::Pass);
     }
     ensure(ctx, INNER as u32);
@@ -63,7 +63,8 @@ fn handle(ctx: &TcContext) -> Outcome {
     }
 }
 
-/// VXLAN that is none of Culvert's: for the socket of another system, if one has the port.
+/// VXLAN that is not Culvert's. If a socket of another system has the port, too, the frame is
+/// passed to it. Otherwise it is dropped with `reason`.
 #[inline(always)]
 fn not_ours(ctx: &TcContext, reason: DropReason) -> Outcome {
     if !shares_port(ifindex(ctx)) {
@@ -74,18 +75,18 @@ fn not_ours(ctx: &TcContext, reason: DropReason) -> Outcome {
 }
 
 /// Where a decapsulated frame goes.
-enum Target {
+enum Receiver {
     /// To one local endpoint, by the interface index of its host side.
     Local(u32),
-    /// The same, as learned.
+    /// To one local endpoint whose MAC was learned, by the interface index of its host side.
     Learned(u32),
     /// To all local endpoints.
     Flood,
-    /// To the host itself: its container on another host answers.
+    /// To the host itself: a container on another host answers the host.
     Host,
 }
 
-/// Checks, decapsulates and delivers.
+/// Checks, decapsulates and delivers a VXLAN frame.
 #[inline(always)]
 fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
     let vni = outer.vni;
@@ -111,14 +112,15 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
     if is_known && known.ifindex != 0 {
         return Err(DropReason::LocalSourceMac);
     }
-    // Nothing is learned from such a frame.
+    // Whether there is nothing to learn from the frame: its network does not learn, or the agent's
+    // FDB has its source MAC at the same VTEP.
     let is_settled = net.flags & NetworkInfo::LEARNING == 0 || (is_known && known.vtep == vtep);
     let contents = decap::inspect(ctx, outer, &eth)?;
-    let target = find_target(vni, net, &eth)?;
-    // Sent by another host itself, not by a container of it.
+    let receiver = find_receiver(vni, net, &eth)?;
+    // The frame was sent by another host itself, not by a container of that host.
     let of_host = eth.src == net.gateway_mac;
     let learns = net.flags & NetworkInfo::LEARNING != 0 && !of_host;
-    if matches!(target, Target::Host) && !contents.is_for_host(net) {
+    if matches!(receiver, Receiver::Host) && !contents.is_for_host(net) {
         let is_reply = learns && eth.ethertype() == ETH_P_ARP;
         if is_reply && take_reply(ctx.skb.skb, &source, vtep.0) != 0 {
             return Ok(Action::Absorb);
@@ -133,30 +135,31 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
     }
 
     decap::unwrap(ctx, outer, &contents, &eth)?;
-    match target {
-        Target::Host => {
+    match receiver {
+        Receiver::Host => {
             redirect::ingress(net.gateway_ifindex);
             Ok(Action::ToHost)
         }
-        Target::Local(ifindex) | Target::Learned(ifindex) if of_host => {
+        Receiver::Local(ifindex) | Receiver::Learned(ifindex) if of_host => {
             from_peer_host::deliver(ctx, net, (vtep, outer.vtep), ifindex)
         }
-        Target::Local(ifindex) => {
+        Receiver::Local(ifindex) => {
             if is_settled {
                 pairs::keep_inbound(ifindex);
             }
             decap::hand_over(ctx, ifindex)
         }
-        Target::Learned(ifindex) => decap::hand_over(ctx, ifindex),
-        Target::Flood => match flood::local(ctx, DIRECTION, vni, net, 0) {
+        Receiver::Learned(ifindex) => decap::hand_over(ctx, ifindex),
+        Receiver::Flood => match flood::local(ctx, DIRECTION, vni, net, 0) {
             0 => Err(DropReason::NoReceiver),
             _ => Ok(Action::Flood),
         },
     }
 }
 
-/// Hears the ARP reply to a request of this host, from behind a VTEP of another system: one of Culvert
-/// makes it a broadcast. Returns 1 if so. A BPF function of its own, for the stack of its caller.
+/// Learns from an ARP reply to a request of this host. Only a VTEP of another system sends it as
+/// unicast: a Culvert host makes it a broadcast. Returns 1 if the sender was noted, else 0. A BPF
+/// function of its own, to keep the stack frame of its caller small.
 #[inline(never)]
 fn take_reply(skb: *mut __sk_buff, source: &FdbKey, vtep: u32) -> u32 {
     let ctx = TcContext::new(skb);
@@ -169,22 +172,23 @@ fn take_reply(skb: *mut __sk_buff, source: &FdbKey, vtep: u32) -> u32 {
 
 /// Finds the local endpoint, or endpoints, that a frame from the tunnel is for.
 #[inline(always)]
-fn find_target(vni: u32, net: &NetworkInfo, eth: &EthHdr) -> Result<Target, DropReason> {
+fn find_receiver(vni: u32, net: &NetworkInfo, eth: &EthHdr) -> Result<Receiver, DropReason> {
     if ethernet::is_multicast(&eth.dst) {
-        return Ok(Target::Flood);
+        return Ok(Receiver::Flood);
     }
     if eth.dst == net.gateway_mac && net.gateway_ifindex != 0 {
-        return Ok(Target::Host);
+        return Ok(Receiver::Host);
     }
     let mut place = Place::NONE;
     let learning = net.flags & NetworkInfo::LEARNING;
     match learned::locate(&FdbKey::new(vni, eth.dst), learning, &mut place) {
         // The store knows every endpoint of a network that does not learn.
         0 if learning == 0 => Err(DropReason::UnknownDestination),
-        0 => Ok(Target::Flood),
-        // Known to be behind the tunnel that it comes out of.
+        0 => Ok(Receiver::Flood),
+        // The destination MAC is behind a VTEP: the frame must not go back into the tunnel that it
+        // comes from.
         _ if place.ifindex == 0 => Err(DropReason::SplitHorizon),
-        learned::STATIC => Ok(Target::Local(place.ifindex)),
-        _ => Ok(Target::Learned(place.ifindex)),
+        learned::STATIC => Ok(Receiver::Local(place.ifindex)),
+        _ => Ok(Receiver::Learned(place.ifindex)),
     }
 }

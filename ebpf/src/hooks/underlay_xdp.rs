@@ -1,8 +1,8 @@
-//! `from_underlay_xdp`: XDP on an uplink whose driver has it.
+//! `from_underlay_xdp`: XDP on an uplink whose driver supports it.
 //!
-//! Drops VXLAN that tcx would drop for its outer header or its sender, before
-//! the kernel spends an skb on it. Everything else goes on to `from_underlay`,
-//! which makes the same checks again: XDP saves time, and guards nothing.
+//! Drops VXLAN that tcx would drop for its outer header or its sender, before the kernel allocates
+//! an skb for it. Every other frame goes on to `from_underlay`, which makes the same checks again:
+//! XDP only saves time.
 
 use aya_ebpf::{macros::xdp, programs::XdpContext};
 use culvert_common::abi::DropReason;
@@ -18,7 +18,8 @@ use crate::{
 pub(crate) fn from_underlay_xdp(ctx: XdpContext) -> u32 {
     let bytes = (ctx.data_end() - ctx.data()) as u32;
     let outcome = match check(&ctx, bytes) {
-        // tcx tells which, and counts it.
+        // The frame may be for the other socket: `from_underlay` decides that, and counts the
+        // frame.
         Err(_) if shares_port(ctx.ingress_ifindex() as u32) => Ok(()),
         outcome => outcome,
     };

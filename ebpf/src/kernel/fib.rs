@@ -1,4 +1,4 @@
-//! The kernel's routes.
+//! Look-ups of routes in the kernel (`bpf_fib_lookup`).
 
 use aya_ebpf::{
     bindings::{BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup},
@@ -15,13 +15,14 @@ pub(crate) use aya_ebpf::bindings::{
 /// `AF_INET` of linux/socket.h.
 pub(crate) const AF_INET: u8 = 2;
 
-/// A question to the kernel's routes, and its answer in place.
+/// The parameters of a route look-up. The kernel writes its answer into the same structure.
 pub(crate) type Route = bpf_fib_lookup;
 
-/// Asks the kernel's routes for a packet `to` of `protocol` with the TOS `tos`, as if it had
-/// come in on `ifindex`. `len` bytes are compared with the MTU of the route and with what
-/// the host has learnt of the path (RFC 1191); 0: with the device's. Returns the answer,
-/// one of `BPF_FIB_LKUP_RET_*`.
+/// Looks up the kernel's route for a packet with the addresses and ports `to`, the protocol
+/// `protocol` and the TOS `tos`, as if the packet had come in on the interface `ifindex`. The
+/// kernel compares `len`, in bytes, with the MTU of the route and with the path MTU that the host
+/// has learned (RFC 1191). If `len` is 0, it compares the frame with the MTU of the device. Returns
+/// one of `BPF_FIB_LKUP_RET_*`; the answer is in `route`.
 #[inline(always)]
 pub(crate) fn ask(
     ctx: &TcContext,
@@ -42,7 +43,7 @@ pub(crate) fn ask(
     route.__bindgen_anon_4.ipv6_dst = [u32::from_ne_bytes(to.dst), 0, 0, 0];
     let len = size_of::<Route>() as i32;
     let flags = BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC;
-    // SAFETY: the context is the program's own; the parameters are as long as stated.
+    // SAFETY: the context is the program's own; `len` is the size of the parameters.
     unsafe { helpers::bpf_fib_lookup(ctx.skb.skb.cast(), &raw mut *route, len, flags) as u32 }
 }
 
@@ -60,14 +61,14 @@ pub(crate) fn source(route: &Route) -> [u8; 4] {
     unsafe { route.__bindgen_anon_3.ipv4_src }.to_ne_bytes()
 }
 
-/// The next hop of the route that was found; an IPv4 address is the first word.
+/// The next hop of the route that was found; an IPv4 address is in the first word.
 #[inline(always)]
 pub(crate) fn next_hop(route: &Route) -> [u32; 4] {
     // SAFETY: every bit pattern is valid for the members of the union.
     unsafe { route.__bindgen_anon_4.ipv6_dst }
 }
 
-/// Puts an answer that was kept into `route`.
+/// Puts a cached answer into `route`.
 #[inline(always)]
 pub(crate) fn set_answer(
     route: &mut Route,

@@ -1,4 +1,4 @@
-//! Frames sent elsewhere: when the program returns, or as copies at once.
+//! Redirects: of a frame when the program returns, or of a copy at once.
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_INGRESS, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1},
@@ -16,15 +16,15 @@ pub(crate) fn out(ifindex: u32) {
     unsafe { bpf_redirect(ifindex, 0) };
 }
 
-/// Lets the frame come in on an interface when the program returns.
+/// Redirects the frame to the ingress of an interface when the program returns.
 #[inline(always)]
 pub(crate) fn ingress(ifindex: u32) {
     // SAFETY: the helper takes any index and answers a wrong one with a drop.
     unsafe { bpf_redirect(ifindex, BPF_F_INGRESS.into()) };
 }
 
-/// Hands the frame to the container behind a pair of devices, past its queue, when the
-/// program returns. `skb->protocol` must be right.
+/// Hands the frame to the container behind a pair of devices (veth or netkit) when the program
+/// returns. The frame bypasses the queue of the pair. `skb->protocol` must be right.
 #[inline(always)]
 pub(crate) fn peer(ctx: &TcContext, ifindex: u32) -> Result<(), DropReason> {
     if is_transmitted(ctx) {
@@ -33,7 +33,7 @@ pub(crate) fn peer(ctx: &TcContext, ifindex: u32) -> Result<(), DropReason> {
         return Ok(());
     }
     if !is_for_host(ctx) {
-        // The kernel compared the destination MAC with another interface's.
+        // The kernel has compared the destination MAC with the MAC of another interface.
         ctx.change_type(PACKET_HOST).map_err(|_| DropReason::HelperFailed)?;
     }
     // SAFETY: the helper takes any index and answers a wrong one with a drop.
@@ -44,32 +44,32 @@ pub(crate) fn peer(ctx: &TcContext, ifindex: u32) -> Result<(), DropReason> {
 /// A next hop for [`neighbour`].
 pub(crate) type NextHop = bpf_redir_neigh;
 
-/// The next hop `address` of `family`; an IPv4 address is the first word.
+/// The next hop `address` of `family`; an IPv4 address is in the first word.
 #[inline(always)]
 pub(crate) fn next_hop(family: u32, address: [u32; 4]) -> NextHop {
     let __bindgen_anon_1 = bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: address };
     bpf_redir_neigh { nh_family: family, __bindgen_anon_1 }
 }
 
-/// Sends the frame out of an interface to a next hop when the program returns. The kernel
-/// fills in the MACs from its neighbour table, and resolves them if it has to. It refuses
-/// frames that `skb->protocol` does not call IP.
+/// Sends the frame out of an interface to a next hop when the program returns. The kernel fills in
+/// the MACs from its neighbour table, and resolves them if it has to. It refuses frames whose
+/// `skb->protocol` is not IP.
 #[inline(always)]
 pub(crate) fn neighbour(ifindex: u32, next_hop: &mut NextHop) {
     let len = size_of::<NextHop>() as i32;
-    // SAFETY: the parameters are there and as long as stated.
+    // SAFETY: `next_hop` is a valid reference, and `len` is its size.
     unsafe { bpf_redirect_neigh(ifindex, &raw mut *next_hop, len, 0) };
 }
 
-/// Sends a copy of the frame out of an interface, at once. `false` if the kernel refused.
+/// Sends a copy of the frame out of an interface, at once. Returns `false` if the kernel refused.
 #[inline(always)]
 pub(crate) fn copy_out(skb: *mut __sk_buff, ifindex: u32) -> bool {
     // SAFETY: the pointer is the program's own context.
     unsafe { bpf_clone_redirect(skb, ifindex, 0) == 0 }
 }
 
-/// Lets a copy of the frame come in on an interface, after the program. `false` if the
-/// kernel refused.
+/// Redirects a copy of the frame to the ingress of an interface. The kernel processes the copy
+/// after the program. Returns `false` if the kernel refused.
 #[inline(always)]
 pub(crate) fn copy_ingress(skb: *mut __sk_buff, ifindex: u32) -> bool {
     // SAFETY: the pointer is the program's own context.

@@ -12,11 +12,11 @@ use culvert_common::{
     wire::ipv4::{PROTO_TCP, PROTO_UDP},
 };
 
-/// [`find`]: no socket would get the packet.
+/// Result of [`find`]: no socket would receive the packet.
 pub(crate) const NONE: u32 = 0;
-/// [`find`]: a TCP socket that listens.
+/// Result of [`find`]: a TCP socket that listens.
 pub(crate) const LISTENING: u32 = 1;
-/// [`find`]: any other socket.
+/// Result of [`find`]: any other socket.
 pub(crate) const CONNECTED: u32 = 2;
 
 /// `BPF_F_CURRENT_NETNS` of linux/bpf.h.
@@ -24,8 +24,9 @@ const CURRENT_NETNS: u64 = u64::MAX;
 /// `BPF_TCP_LISTEN` of linux/bpf.h.
 const TCP_LISTEN: u32 = 10;
 
-/// Which socket of the host would get the packet `tuple`. A BPF function of its own, for
-/// its stack.
+/// Finds the socket of the host that would receive a packet with the addresses and ports `tuple`.
+/// Returns [`NONE`], [`LISTENING`] or [`CONNECTED`]. A BPF function of its own, for a stack frame
+/// of its own.
 #[inline(never)]
 pub(crate) fn find(skb: *mut __sk_buff, protocol: u8, tuple: &Tuple) -> u32 {
     let mut tuple = bpf_sock_tuple {
@@ -39,8 +40,8 @@ pub(crate) fn find(skb: *mut __sk_buff, protocol: u8, tuple: &Tuple) -> u32 {
         },
     };
     let len = size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>() as u32;
-    // SAFETY: the pointer is the program's own context; the tuple is on our stack
-    // and as long as stated; a socket found is released.
+    // SAFETY: the pointer is the program's own context; the tuple is on the stack, and `len` is its
+    // size; a socket that is found is released.
     unsafe {
         let found = match protocol {
             PROTO_TCP => bpf_skc_lookup_tcp(skb.cast(), &raw mut tuple, len, CURRENT_NETNS, 0),

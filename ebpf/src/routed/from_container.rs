@@ -45,8 +45,8 @@ use crate::{
 
 const DIRECTION: Direction = Direction::FromContainer;
 
-/// Routes a frame whose destination MAC is the gateway's, and tells the container what went
-/// wrong, if anything did.
+/// Routes a frame whose destination MAC is the gateway's. Sends the container an ICMP error if the
+/// packet is dropped for a reason that ICMP can report.
 #[inline(always)]
 pub(crate) fn route(sender: &Sender<'_>, inner: &Inner) -> Result<Action, DropReason> {
     let work = work()?;
@@ -60,8 +60,8 @@ pub(crate) fn route(sender: &Sender<'_>, inner: &Inner) -> Result<Action, DropRe
     outcome
 }
 
-/// Each step is a BPF function of its own that works on `work`, one after the other, for
-/// the stack of each.
+/// Calls the steps one after the other. Each step is a BPF function of its own that works on
+/// `work`, for a stack frame of its own.
 #[inline(always)]
 fn try_route(sender: &Sender<'_>, inner: &Inner, work: &mut Work) -> Result<Action, DropReason> {
     let &Sender { ctx, ep, net, ifindex } = sender;
@@ -86,20 +86,20 @@ fn try_route(sender: &Sender<'_>, inner: &Inner, work: &mut Work) -> Result<Acti
         let Work { routed, new, target, .. } = work;
         match flows::begin(ctx, routed, new, target, DIRECTION) {
             Err(DropReason::TtlExceeded) => return Err(ttl_exceeded(net, work)),
-            // The host itself answers without a flow; only forwarded answers need one.
+            // Answers of the host itself need no flow; only forwarded answers need one.
             Err(_) if step == Step::Track => {
                 note(DIRECTION, Note::FlowRefused, ctx.len());
                 target.zone = zone::HOST;
             }
             other => other?,
         }
-        // Another CPU may have begun the flow: its target decides.
+        // Another CPU may have begun the flow: `target` is then the target of that flow.
         step = Step::towards(work);
     }
     match step {
-        // An error has become another step above.
+        // The step of an ICMP error was replaced by another step above.
         Step::Error => Err(DropReason::NoFlow),
-        // A flow to the host's stack is untranslated.
+        // A flow to the host's stack is not translated.
         Step::Host | Step::Track => {
             redirect::ingress(net.gateway_ifindex);
             Ok(Action::ToHost)
@@ -132,31 +132,31 @@ fn try_route(sender: &Sender<'_>, inner: &Inner, work: &mut Work) -> Result<Acti
     }
 }
 
-/// What a routed packet calls for.
+/// The next step for a routed packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
-    /// It is the host's.
+    /// The packet goes to the host's stack.
     Host,
-    /// It begins a flow to the host's stack.
+    /// The packet begins a flow to the host's stack.
     Track,
-    /// It is an ICMP error, about a packet of a flow perhaps.
+    /// The packet is an ICMP error. It may quote a packet of a flow.
     Error,
-    /// It is a fragment to be held.
+    /// The packet is a fragment to be held.
     Hold,
-    /// It is of a flow that ends at this host.
+    /// The packet belongs to a flow that ends at this host.
     Deliver,
-    /// It begins a flow to a published port.
+    /// The packet begins a flow to a published port.
     Publish,
-    /// It is of a flow that leaves the host.
+    /// The packet belongs to a flow that leaves the host.
     Leave,
-    /// It begins a masqueraded flow, which leaves the host.
+    /// The packet begins a masqueraded flow, which leaves the host.
     Masquerade,
-    /// It is of a flow that another host of the cluster began itself.
+    /// The packet belongs to a flow that another host of the cluster began itself.
     Tunnel,
 }
 
 impl Step {
-    /// What the packet of a flow calls for.
+    /// The step for a packet of a flow, by the zone of its target.
     #[inline(always)]
     fn towards(work: &Work) -> Self {
         match work.target.zone {
@@ -169,7 +169,8 @@ impl Step {
     }
 }
 
-/// Finds the flow of a packet, or what it begins. A BPF function of its own, for its stack.
+/// Finds the flow of a packet, or the flow that the packet begins. Stores the next step in `step`.
+/// A BPF function of its own, for a stack frame of its own.
 #[inline(never)]
 fn decide(sender: &Sender<'_>, work: &mut Work, step: &mut Step) -> Result<(), DropReason> {
     hand_back(try_decide(sender, work), step)
@@ -191,7 +192,7 @@ fn try_decide(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> 
                 if is_for_stack(net, work) {
                     return to_host(net);
                 }
-                // The port was published since, or the host has lost the address.
+                // Since the flow began, the port was published, or the host has lost the address.
                 flow_table::forget(&work.routed.key);
                 return begin(sender, work);
             }
@@ -205,20 +206,20 @@ fn try_decide(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> 
     Ok(Step::towards(work))
 }
 
-/// The destination is an address of the host.
+/// Whether the destination is an address of the host.
 #[inline(always)]
 fn is_local(work: &Work) -> bool {
     is_host_addr(work.routed.ip.dst)
 }
 
-/// The packet of a flow to the host's stack still goes there.
+/// Whether a packet of a flow to the host's stack must still go to the host's stack.
 #[inline(always)]
 fn is_for_stack(net: &NetworkInfo, work: &mut Work) -> bool {
     let dst = work.routed.ip.dst;
     if dst == net.gateway_ip || is_local(work) { !is_published(work) } else { is_service(dst) }
 }
 
-/// What a packet begins that is of no flow yet.
+/// The step for a packet that belongs to no flow yet.
 #[inline(always)]
 fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
     let &Sender { ifindex, ep, net, .. } = sender;
@@ -229,21 +230,22 @@ fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
     }
     if gateway || is_local(work) {
         if !is_published(work) {
-            fragments::is_host(&work.routed);
+            fragments::note_host_datagram(&work.routed);
             return track(sender, work);
         }
-        // An internal network leads to no other one.
+        // A container of an internal network must not reach another network.
         if net.flags & NetworkInfo::INTERNAL != 0 && work.published.vni != ep.vni {
             return Err(DropReason::InternalNetwork);
         }
-        // The address tells nothing about a container that may send with any, or whose network's
-        // addresses other networks have, too.
+        // The source address does not identify a container that may send from any address, or whose
+        // network's addresses other networks may have, too.
         let unproven = ep.flags & EndpointInfo::ALLOW_ANY_SOURCE != 0
             || net.flags & NetworkInfo::HOST_ACCESS == 0;
         if unproven && work.published.flags & PublishedEntry::RESTRICTED != 0 {
             return Err(DropReason::Denied);
         }
-        // The container may have other addresses to send from.
+        // The primary address is checked, because the container may send from an additional
+        // address.
         if is_denied(ep.ipv4) {
             return Err(DropReason::Denied);
         }
@@ -254,7 +256,8 @@ fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
         return Err(DropReason::Unroutable);
     }
     if is_service(dst) {
-        // `find_route` checks what leaves; the host's stack does not.
+        // `find_route` makes this check for packets that leave the host; the host's stack does not
+        // make it.
         if work.routed.key.protocol == PROTO_UDP && is_to_vtep(work) {
             return Err(DropReason::VxlanFromContainer);
         }
@@ -262,7 +265,7 @@ fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
     }
     let tuple = work.routed.key.tuple;
     if work.routed.key.protocol == PROTO_ICMP && tuple.dst_port != [0; 2] {
-        // The reply to an echo that nobody has sent. It has no source port to choose.
+        // An echo reply without a request. It has no source port that could be translated.
         return Err(DropReason::NoFlow);
     }
     work.target.to = tuple;
@@ -271,7 +274,8 @@ fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
     Ok(Step::Masquerade)
 }
 
-/// The packet is the host's, if containers of the network may talk to it.
+/// The step of a packet for the host. Fails if the network does not let containers and hosts reach
+/// each other.
 #[inline(always)]
 fn to_host(net: &NetworkInfo) -> Result<Step, DropReason> {
     if net.flags & NetworkInfo::HOST_ACCESS == 0 {
@@ -280,8 +284,9 @@ fn to_host(net: &NetworkInfo) -> Result<Step, DropReason> {
     Ok(Step::Host)
 }
 
-/// The packet begins a flow to the host's stack: netfilter may send it on, and the host then
-/// forwards the answers. A packet that can only be an answer itself is handed on without a flow.
+/// The step for a packet that begins a flow to the host's stack: netfilter may send the packet on,
+/// and the host then forwards the answers. A packet that can only be an answer goes to the host's
+/// stack without a flow.
 #[inline(always)]
 fn track(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
     let &Sender { ifindex, ep, net, .. } = sender;
@@ -292,7 +297,7 @@ fn track(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
         _ => true,
     };
     let step = to_host(net)?;
-    // Out of an internal network no answer of another machine comes back.
+    // No answer of another machine can come back into an internal network, so no flow is needed.
     if !opens || net.flags & NetworkInfo::INTERNAL != 0 {
         return Ok(step);
     }
@@ -309,7 +314,7 @@ fn track(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
     Ok(Step::Track)
 }
 
-/// The container is to be told what the route takes.
+/// Prepares the ICMP error that tells the container the MTU of the route.
 #[inline(always)]
 fn too_big(net: &NetworkInfo, work: &mut Work) -> DropReason {
     let (kind, code, mtu) = (V4_UNREACHABLE, V4_FRAG_NEEDED, fib::mtu(&work.route));
@@ -317,7 +322,7 @@ fn too_big(net: &NetworkInfo, work: &mut Work) -> DropReason {
     DropReason::PacketTooBig
 }
 
-/// The container is to be told that the TTL ran out.
+/// Prepares the ICMP error that tells the container that the TTL ran out.
 #[inline(always)]
 fn ttl_exceeded(net: &NetworkInfo, work: &mut Work) -> DropReason {
     let from = net.gateway_ip;
@@ -325,8 +330,8 @@ fn ttl_exceeded(net: &NetworkInfo, work: &mut Work) -> DropReason {
     DropReason::TtlExceeded
 }
 
-/// Finds the route of a packet out of the host. Leaves it in `work.route`, and in
-/// `work.new` the flow that it begins. A BPF function of its own, for its stack.
+/// Finds the route of a packet out of the host. Stores the route in `work.route`, and the flow that
+/// the packet begins in `work.new`. A BPF function of its own, for a stack frame of its own.
 #[inline(never)]
 fn find_route(
     sender: &Sender<'_>,
@@ -350,17 +355,19 @@ fn try_find_route(
     if protocol == PROTO_UDP && is_to_vtep(work) {
         return Err(DropReason::VxlanFromContainer);
     }
-    // A masqueraded flow asks with the container's address, as its first packet did before there was
-    // another: a rule for that address holds for the whole flow.
+    // The route of a masqueraded flow is looked up with the container's address as the source: the
+    // first packet has no other source yet. So a routing rule for that address applies to the whole
+    // flow.
     let masqueraded = work.target.kind & kind::MASQUERADE != 0;
     let to = if masqueraded { work.routed.key.tuple } else { work.target.to };
     let (tos, gateway) = (work.routed.ip.tos(), net.gateway_ifindex);
-    // Read before the maps are: a change in between makes the cached entry old.
+    // The epoch is read before the maps: if a map changes in between, the cached entry is not
+    // valid.
     let epoch = epoch::current();
     let question = Question::new(to, protocol, tos, gateway);
     let link = zone::client_link(work.target.zone);
     if question.find(segment_len, &mut work.route) {
-        // The same question may be one of a flow of another link.
+        // A flow of another link may have cached the answer to the same question.
         if link.is_some_and(|link| link != work.route.ifindex) {
             return Err(DropReason::NotAnUplink);
         }
@@ -369,8 +376,8 @@ fn try_find_route(
     match fib::ask(ctx, &mut work.route, (&to, protocol, tos), gateway, segment_len) {
         fib::SUCCESS => {}
         fib::FRAG_NEEDED => return Err(too_big(net, work)),
-        // No unicast route: an address of the host's that the agent has not
-        // told us of yet, or none. The host's stack knows what to say.
+        // No unicast route: the destination is an address of the host that the agent has not yet
+        // written to `HOST_ADDRS`, or it has no route. The host's stack sends the right answer.
         fib::NOT_FORWARDED => return to_host(net),
         answer => return Err(no_route(net, work, answer)),
     }
@@ -378,7 +385,8 @@ fn try_find_route(
     if has(&GATEWAYS, &ifindex) {
         return Err(DropReason::Isolated);
     }
-    // An answer to a client of a link leaves by that link, anything else by an uplink.
+    // An answer to a client of a client link must leave by that link, any other packet by an
+    // uplink.
     let fits = match link {
         Some(link) => ifindex == link && is_client_link(ifindex),
         None => is_uplink(ifindex),
@@ -392,7 +400,8 @@ fn try_find_route(
     leave(sender, work, begins)
 }
 
-/// The packet is VXLAN for a VTEP: it would leave with our VTEP's address as its source.
+/// Whether the packet is VXLAN for a VTEP: it would leave with the address of this host's VTEP as
+/// its source.
 #[inline(always)]
 fn is_to_vtep(work: &Work) -> bool {
     let tuple = &work.routed.key.tuple;
@@ -400,7 +409,7 @@ fn is_to_vtep(work: &Work) -> bool {
     vtep.is_some() && vxlan_port(vtep).is_some_and(|port| port.to_be_bytes() == tuple.dst_port)
 }
 
-/// The packet takes the route in `work.route`.
+/// The step for a packet that leaves the host by the route in `work.route`.
 #[inline(always)]
 fn leave(sender: &Sender<'_>, work: &mut Work, begins: bool) -> Result<Step, DropReason> {
     let &Sender { ifindex, ep, net, .. } = sender;
@@ -428,8 +437,8 @@ fn masquerade(work: &mut Work, ifindex: u32, incarnation: u32) {
     new.of_host = true;
 }
 
-/// Sends the frame to the next hop of the route when the program returns. A BPF function of
-/// its own, for its stack.
+/// Sends the frame to the next hop of the route when the program returns. A BPF function of its
+/// own, for a stack frame of its own.
 #[inline(never)]
 fn redirect_to_next_hop(route: &Route) -> u32 {
     let mut next_hop = redirect::next_hop(route.family.into(), fib::next_hop(route));
@@ -437,7 +446,8 @@ fn redirect_to_next_hop(route: &Route) -> u32 {
     0
 }
 
-/// The container is to be told why its packet cannot leave; `answer` is the kernel's.
+/// Prepares the ICMP error that tells the container why its packet has no route. `answer` is the
+/// result of the route look-up.
 #[inline(always)]
 fn no_route(net: &NetworkInfo, work: &mut Work, answer: u32) -> DropReason {
     let code = if answer == fib::PROHIBIT { V4_PROHIBITED } else { V4_HOST_UNREACHABLE };

@@ -1,5 +1,5 @@
-//! Packets on an uplink that are not VXLAN, and packets on a client link: of a translated flow, to a
-//! published port, or the host's own.
+//! Packets on an uplink that are not VXLAN, and packets on a client link. They belong to a
+//! translated flow, go to a published port, or belong to the host's own traffic.
 
 use aya_ebpf::programs::TcContext;
 use culvert_common::{
@@ -42,11 +42,11 @@ pub(crate) fn receive(
         Kind::Flow => {
             let Work { routed, target, .. } = work;
             if flows::find(direction, routed, 0, ctx.len(), target)? {
-                if flows::is_hosts(ctx, routed, target) {
+                if flows::has_host_socket(ctx, routed, target) {
                     return Ok(Action::Pass);
                 }
             } else if !begin_published(ctx, direction, work)? {
-                fragments::is_host(&work.routed);
+                fragments::note_host_datagram(&work.routed);
                 return Ok(Action::Pass);
             }
         }
@@ -57,8 +57,8 @@ pub(crate) fn receive(
             }
         }
         Kind::LateFragment | Kind::FirstOfHeld => {
-            // A fragment that is too long to be held, on a link with jumbo frames, may well
-            // be the host's.
+            // A fragment that is too long to be held (on a link with jumbo frames) may belong to
+            // the host's own traffic.
             if ctx.len() as usize > HELD_FRAME_LEN || !is_host_addr(work.routed.ip.dst) {
                 return Ok(Action::Pass);
             }
@@ -69,7 +69,7 @@ pub(crate) fn receive(
     translate::deliver(ctx, &work.routed, &work.target, hook)
 }
 
-/// Begins a flow if the packet is for a published port.
+/// Begins a flow if the packet is for a published port. Returns `false` if it is not.
 #[inline(always)]
 fn begin_published(
     ctx: &TcContext,
@@ -79,8 +79,8 @@ fn begin_published(
     if !is_published(work) {
         return Ok(false);
     }
-    // A port of 127.0.0.1 does not serve other hosts, nor does one of an address that
-    // is not the host's: such a packet is to be forwarded.
+    // A port that is published at 127.0.0.1 does not serve other hosts. A packet to an address that
+    // is not the host's is to be forwarded.
     let dst = work.routed.ip.dst;
     if dst[0] == 127 || !is_host_addr(dst) {
         return Ok(false);

@@ -1,9 +1,9 @@
-//! Packets that the host forwards to a container: answers to what the container has sent to the
-//! host's stack. The host's netfilter has sent that on, and has translated the answer back. Examples
-//! are a port that Docker publishes on this host, and a service of kube-proxy.
+//! Packets that the host forwards to a container: answers to packets that the container sent to the
+//! host's stack. The host's netfilter sent these packets on, and translated the answers back.
+//! Examples are a port that Docker publishes on this host, and a service of kube-proxy.
 //!
-//! Anything else that is forwarded is refused: with ip_forward the host would take others' packets
-//! to any port of any container.
+//! Any other forwarded packet is refused: with ip_forward the host would forward packets of any
+//! machine to any port of any container.
 
 use aya_ebpf::programs::TcContext;
 use culvert_common::abi::{Action, Direction, DropReason, zone};
@@ -21,7 +21,7 @@ use crate::{
 
 const DIRECTION: Direction = Direction::FromHost;
 
-/// Hands the packet to the container of the network `vni` that waits for it.
+/// Delivers the packet to the container of the network `vni` to whose flow it belongs.
 #[inline(always)]
 pub(crate) fn receive(ctx: &TcContext, vni: u32) -> Result<Action, DropReason> {
     let work = work()?;
@@ -32,7 +32,7 @@ pub(crate) fn receive(ctx: &TcContext, vni: u32) -> Result<Action, DropReason> {
         Kind::Error => icmp_error::translate(ctx.skb.skb, 0, routed, target)
             .map_err(|_| DropReason::Isolated)?,
         Kind::Flow | Kind::HostFragment | Kind::Unsupported => return Err(DropReason::Isolated),
-        // Conntrack of the host puts datagrams together, and the host sends the fragments in order.
+        // The host's conntrack reassembles datagrams, and the host sends the fragments in order.
         Kind::LateFragment | Kind::FirstOfHeld => return Err(DropReason::FragmentUnknown),
     }
     if target.zone != vni {

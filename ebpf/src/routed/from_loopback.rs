@@ -24,7 +24,8 @@ const DIRECTION: Direction = Direction::FromLoopback;
 /// Delivers a packet to the container that it is for, or lets it pass to the host.
 #[inline(always)]
 pub(crate) fn receive(ctx: &TcContext) -> Result<Action, DropReason> {
-    // No more than that: a frame here can be 64 KB of page fragments.
+    // Only the headers are made readable: a frame of the loopback device can be 64 KB of page
+    // fragments.
     ensure(ctx, IPV4_HEADERS);
     let Some(eth) = ctx.read::<EthHdr>(0) else { return Ok(Action::Pass) };
     if eth.ethertype() != ETH_P_IP {
@@ -54,8 +55,8 @@ pub(crate) fn receive(ctx: &TcContext) -> Result<Action, DropReason> {
     translate::deliver(ctx, &work.routed, &work.target, Hook::Queue)
 }
 
-/// Begins a flow if the packet is for a published port. On the loopback device every
-/// destination that is not a group address is the host's own.
+/// Begins a flow if the packet is for a published port. Returns `false` if it is not. On the
+/// loopback device every destination that is not a group address is the host's own.
 #[inline(always)]
 fn begin(ctx: &TcContext, work: &mut Work) -> Result<bool, DropReason> {
     if ipv4::is_multicast(&work.routed.ip.dst) {

@@ -1,9 +1,10 @@
-//! Packets that another host of the cluster itself sends to a container here, through the
-//! tunnel, from the network's gateway MAC and its VTEP address.
+//! Packets that another host of the cluster itself sends through the tunnel to a container of this
+//! host. Their source MAC is the gateway MAC of the network, and their source IP is the VTEP
+//! address of the other host.
 //!
-//! The container's answer is for that address, and would leave by an uplink with this
-//! host's source address. So the flow is tracked, untranslated unless its client's port
-//! is taken, and its answers go back through the tunnel.
+//! The container answers to that VTEP address. Without a flow, the answer would leave by an uplink
+//! with this host's source address. So the program tracks the flow, and its answers go back through
+//! the tunnel. The source port of the flow is translated only if it is taken.
 
 use aya_ebpf::programs::TcContext;
 use culvert_common::abi::{Action, Direction, DropReason, NetworkInfo, VtepId, kind, zone};
@@ -65,7 +66,7 @@ pub(crate) fn deliver(
     translate::deliver(ctx, &work.routed, &work.target, Hook::Ingress)
 }
 
-/// Puts the flow into `work.new`.
+/// Puts the flow that the packet begins into `work.new`.
 #[inline(always)]
 fn prepare(work: &mut Work, vtep: VtepId, ifindex: u32) -> Result<(), DropReason> {
     let ep = endpoint(ifindex).ok_or(DropReason::UnknownEndpoint)?;

@@ -13,9 +13,9 @@ use crate::{
     state::flows::{self, Target},
 };
 
-/// Translates what the ICMP error `routed` quotes, and says in `target` where the error
-/// itself goes and which addresses it gets. An error if it is about no flow. A BPF function of
-/// its own, for its stack.
+/// Translates the packet that the ICMP error `routed` quotes. Stores in `target` the destination
+/// and the new addresses of the ICMP error itself. Fails with [`DropReason::NoFlow`] if the quoted
+/// packet belongs to no flow. A BPF function of its own, for a stack frame of its own.
 #[inline(never)]
 pub(super) fn translate(
     skb: *mut __sk_buff,
@@ -52,7 +52,7 @@ fn try_translate(
     let becomes = nat::translate_error(&routed.ip, &from, &reply);
     let to = becomes.tuple;
 
-    // Everything that changes in the quote is covered by the error's checksum.
+    // The checksum of the ICMP error covers the quote, so it changes with the quote.
     let new_ip = nat::readdress(&ip, to.src, to.dst, false);
     store(ctx, quoted_at, &new_ip)?;
     let addresses = nat::address_difference(&from, &to);
@@ -67,7 +67,7 @@ fn try_translate(
         store(ctx, ports_at, &[to.src_port, to.dst_port])?;
         nat::add(addresses, ports)
     };
-    // Of TCP the quote may end before the checksum (RFC 792).
+    // The quote of a TCP segment may end before the TCP checksum (RFC 792).
     let checksum_at = upper_at + nat::checksum_offset(protocol) as usize;
     if let Ok(old) = load::<[u8; 2]>(ctx, checksum_at) {
         let new = nat::update_upper(protocol, old, covered);

@@ -1,4 +1,4 @@
-//! The headers of a routed packet, read.
+//! Reads the headers of a routed packet.
 
 use aya_ebpf::programs::TcContext;
 use culvert_common::{
@@ -20,8 +20,8 @@ use crate::{
 /// Offset of the upper layer where the IPv4 header has no options.
 const PLAIN_L4: usize = ETH_LEN + Ipv4Hdr::LEN;
 
-/// Reads the headers of an IPv4 packet that comes in from `zone`. A BPF function of its
-/// own, for its stack.
+/// Reads the headers of an IPv4 packet that comes in from `zone`. A BPF function of its own, for a
+/// stack frame of its own.
 #[inline(never)]
 pub(super) fn parse(ctx: &TcContext, zone: u32, routed: &mut Routed) -> Result<(), DropReason> {
     hand_back(try_parse(ctx, zone), routed)
@@ -53,7 +53,7 @@ fn try_parse(ctx: &TcContext, zone: u32) -> Result<Routed, DropReason> {
         Some(bytes) => bytes,
         None => match load(ctx, routed.l4 as usize) {
             Ok(bytes) => bytes,
-            // Too short for any of the protocols that are translated.
+            // The packet is too short for every protocol that can be translated.
             Err(_) => {
                 routed.key = FlowKey::new(zone, protocol, tuple);
                 return Ok(routed);

@@ -18,15 +18,16 @@ use crate::{
     state::flows,
 };
 
-/// Whether the packet `work.routed` is for a published port and may begin a flow: of TCP a
-/// SYN only, as anybody may send anything. Leaves the container in `work.published`.
+/// Whether the packet `work.routed` is for a published port and may begin a flow. A TCP segment may
+/// begin a flow only if it is a SYN: any machine may send other segments. Stores the published port
+/// in `work.published`.
 #[inline(always)]
 pub(super) fn is_published(work: &mut Work) -> bool {
     let Work { routed, published, .. } = work;
     find(routed, published) != 0
 }
 
-/// [`is_published`] as a BPF function of its own, for its stack. Returns 1, or 0 if there is none.
+/// [`is_published`] as a BPF function of its own, for a stack frame of its own. Returns 1 or 0.
 #[inline(never)]
 fn find(routed: &Routed, published: &mut PublishedEntry) -> u32 {
     const OPENING: u8 = tcp::SYN | tcp::ACK | tcp::RST;
@@ -47,11 +48,11 @@ fn find(routed: &Routed, published: &mut PublishedEntry) -> u32 {
     read_to(&PUBLISHED, &key, published).into()
 }
 
-/// Puts a flow to the port `work.published` into `work.new`; `from` and `incarnation` are
-/// those of the container that begins it, 0 if none does. An external client keeps
-/// its address; for any other the source becomes the gateway, so that the container's answer
-/// comes back to this host. Refuses a client that may not use the port. A BPF function of its own,
-/// for its stack.
+/// Puts a flow to the port `work.published` into `work.new`. `from` is the interface index and
+/// `incarnation` the incarnation of the container that begins the flow; both are 0 if no container
+/// begins it. An external client keeps its address. For any other client the source becomes the
+/// gateway's address, so that the answer of the container comes back to this host. Refuses a client
+/// that may not use the port. A BPF function of its own, for a stack frame of its own.
 #[inline(never)]
 pub(super) fn prepare(work: &mut Work, from: u32, incarnation: u32) -> Result<(), DropReason> {
     let entry = &work.published;
@@ -80,7 +81,7 @@ pub(super) fn prepare(work: &mut Work, from: u32, incarnation: u32) -> Result<()
 }
 
 /// Refuses the client that sends `routed` if it may not use the port `published`. A BPF function of
-/// its own, for its stack.
+/// its own, for a stack frame of its own.
 #[inline(never)]
 fn may_use(routed: &Routed, published: &PublishedEntry) -> Result<(), DropReason> {
     let key = &routed.key;
@@ -95,7 +96,7 @@ fn may_use(routed: &Routed, published: &PublishedEntry) -> Result<(), DropReason
     Ok(())
 }
 
-/// Begins a flow to the port `work.published` that no container has begun.
+/// Begins a flow to the port `work.published` for a packet that does not come from a container.
 #[inline(always)]
 pub(super) fn begin(
     ctx: &TcContext,
@@ -106,10 +107,11 @@ pub(super) fn begin(
     flows::begin(ctx, &work.routed, &mut work.new, &mut work.target, direction)
 }
 
-/// Whether the route back to the source of `work.routed`, as seen from a gateway device, leads out
-/// of an uplink, or for a packet of a client link out of that link (reverse-path check, RFC 3704
-/// §2.2): a machine on that network could otherwise use the address of a container or of the host
-/// as its source. Returns 1 if so. A BPF function of its own, for its stack.
+/// Whether the route back to the source of `work.routed` leads out of an uplink, or for a packet of
+/// a client link out of that link (reverse-path check, RFC 3704 §2.2). Without this check, a
+/// machine on that network could use the address of a container or of the host as its source. The
+/// route is that of a packet that comes in on the gateway device `gateway`. Returns 1 or 0. A BPF
+/// function of its own, for a stack frame of its own.
 #[inline(never)]
 pub(super) fn leads_back(ctx: &TcContext, gateway: u32, work: &mut Work) -> u32 {
     let tuple = &work.routed.key.tuple;

@@ -1,4 +1,5 @@
-//! The working space of one packet: a BPF stack has 512 bytes for a whole chain of calls.
+//! The working space of one packet. It is not on the BPF stack, which has only 512 bytes for a
+//! whole chain of calls.
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 use culvert_common::{
@@ -16,15 +17,15 @@ use crate::{
 pub(super) struct Work {
     /// The packet.
     pub(super) routed: Routed,
-    /// What it becomes.
+    /// Addresses and ports of the packet after translation, and its destination.
     pub(super) target: Target,
-    /// A flow that it begins.
+    /// The flow that the packet begins.
     pub(super) new: NewFlow,
-    /// The published port that it is for, if it begins a flow to one.
+    /// The published port of the packet, if the packet begins a flow to one.
     pub(super) published: PublishedEntry,
     /// The route out of the host.
     pub(super) route: Route,
-    /// What its sender is to be told of it.
+    /// The ICMP error to send to the packet's sender; `None` if there is none.
     pub(super) error: Option<Error>,
 }
 

@@ -1,4 +1,4 @@
-//! The entries of the table of flows: copies of them, whether they have expired, their removal.
+//! The entries of the table of flows: how they are copied, expire, and are removed.
 #![expect(
     clippy::needless_borrows_for_generic_args,
     reason = "a key or a value that is passed by value is copied to the stack, which is short"
@@ -16,27 +16,27 @@ use crate::{
     maps::{FLOWS, read_to},
 };
 
-/// This CPU's copies of entries: the stack has 512 bytes.
-pub(super) struct Copies {
+/// This CPU's copies of entries. They are not on the BPF stack, which has only 512 bytes.
+pub(super) struct FlowCopies {
     pub(super) flow: Flow,
     pub(super) other: Flow,
 }
 
 #[map]
-pub(super) static COPIES: PerCpuArray<Copies> = PerCpuArray::with_max_entries(1, 0);
+pub(super) static COPIES: PerCpuArray<FlowCopies> = PerCpuArray::with_max_entries(1, 0);
 
-/// The entry of the other direction of a flow: a copy that holds until the next call of this
+/// The entry of the other direction of a flow: a copy that is valid until the next call of this
 /// function on this CPU.
 #[inline(always)]
 pub(super) fn other_half(key: &FlowKey, flow: &Flow) -> Option<&'static Flow> {
-    let Copies { other, .. } = own(&COPIES, 0)?;
+    let FlowCopies { other, .. } = own(&COPIES, 0)?;
     read_to(&FLOWS, &key.other(flow), other).then_some(&*other)
 }
 
-/// One entry of the table: a copy that holds until the next packet or call on this CPU.
+/// One entry of the table: a copy that is valid until the next packet or call on this CPU.
 #[inline(always)]
 pub(super) fn entry(key: &FlowKey) -> Option<&'static Flow> {
-    let Copies { flow, .. } = own(&COPIES, 0)?;
+    let FlowCopies { flow, .. } = own(&COPIES, 0)?;
     read_to(&FLOWS, key, flow).then_some(&*flow)
 }
 
@@ -46,31 +46,33 @@ pub(super) fn may_have_expired(flow: &Flow, now: u64) -> bool {
     conntrack::may_have_expired(flow.last_seen_ns, now, flow_timeout)
 }
 
-/// Whether the flow that has the entry `flow` under `key` has expired: it is removed then.
+/// Whether the flow that has the entry `flow` under `key` has expired. An expired flow is removed.
 #[inline(always)]
 pub(super) fn has_expired(key: &FlowKey, flow: &Flow, now: u64) -> bool {
     may_have_expired(flow, now) && expire(key, now) != 0
 }
 
-/// Removes the flow under `key` if it has expired. Returns 1 if so. An entry without its other
-/// direction is left to the agent. A BPF function of its own, for its stack.
+/// Removes the flow under `key` if it has expired. Returns 1 if it was removed, else 0. An entry
+/// without its other direction is left to the agent. A BPF function of its own, for a stack frame
+/// of its own.
 #[inline(never)]
 pub(super) fn expire(key: &FlowKey, now: u64) -> u32 {
     let Some(flow) = entry(key) else { return 0 };
     let other_key = key.other(flow);
-    let Some(Copies { other, .. }) = own(&COPIES, 0) else { return 0 };
+    let Some(FlowCopies { other, .. }) = own(&COPIES, 0) else { return 0 };
     if !read_to(&FLOWS, &other_key, other)
         || !conntrack::has_expired(key.protocol, flow, other, now, flow_timeout)
     {
         return 0;
     }
-    // Either may be gone already.
+    // Another CPU may have removed an entry already.
     let _ = FLOWS.remove(&other_key);
     let _ = FLOWS.remove(key);
     1
 }
 
-/// Removes the flow under `key`, if there is one. A BPF function of its own, for its stack.
+/// Removes the flow under `key`, if there is one. A BPF function of its own, for a stack frame of
+/// its own.
 #[inline(never)]
 pub(crate) fn forget(key: &FlowKey) {
     if let Some(flow) = entry(key) {
@@ -81,7 +83,7 @@ pub(crate) fn forget(key: &FlowKey) {
 /// Removes both directions of a flow.
 #[inline(always)]
 pub(super) fn remove(key: &FlowKey, flow: &Flow) {
-    // Either may be gone already.
+    // Another CPU may have removed an entry already.
     let _ = FLOWS.remove(key.other(flow));
     let _ = FLOWS.remove(key);
 }

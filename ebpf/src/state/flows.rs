@@ -1,4 +1,4 @@
-//! Conntrack: flows found, begun and removed.
+//! Conntrack: how flows are found, begun and removed.
 #![expect(
     clippy::needless_borrows_for_generic_args,
     reason = "a key or a value that is passed by value is copied to the stack, which is short"
@@ -21,7 +21,7 @@ use culvert_common::{
 
 use super::{
     flow_table::{
-        COPIES, Copies, entry, expire, has_expired, may_have_expired, other_half, remove,
+        COPIES, FlowCopies, entry, expire, has_expired, may_have_expired, other_half, remove,
     },
     slots::{evict, find_slot, take_slot},
 };
@@ -39,47 +39,49 @@ use crate::{
 
 /// `EEXIST` of errno.h.
 const EEXIST: i32 = 17;
-/// How many flows are evicted for one: another CPU may be faster to take the room.
+/// Largest number of flows that are evicted for a new one. Another CPU may take the free entry
+/// first.
 const EVICTIONS: u32 = 4;
 
-/// What a packet becomes and where it goes.
+/// Addresses and ports of a packet after translation, and its destination.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Target {
     /// Addresses and ports.
     pub(crate) to: Tuple,
-    /// As [`Flow::zone`].
+    /// See [`Flow::zone`].
     pub(crate) zone: u32,
-    /// As [`Flow::dest`].
+    /// See [`Flow::dest`].
     pub(crate) dest: u32,
-    /// As [`Flow::kind`].
+    /// See [`Flow::kind`].
     pub(crate) kind: u32,
 }
 
 impl Target {
-    /// Where the packets of `flow` go.
+    /// The target of the packets of `flow`.
     #[inline(always)]
     fn of(flow: &Flow) -> Self {
         Self { to: flow.to, zone: flow.zone, dest: flow.dest, kind: flow.kind }
     }
 }
 
-/// What [`refresh`] returns.
+/// Results of [`refresh`].
 mod found {
     /// There is a flow.
     pub(super) const YES: u32 = 0;
-    /// There is none, or it has ended and this packet begins another.
+    /// There is no flow, or it has ended and this packet begins a new one.
     pub(super) const NO: u32 = 1;
-    /// There was one of a container that is gone; it has been removed.
+    /// The flow was of a container that is gone. It has been removed.
     pub(super) const STALE: u32 = 2;
-    /// There is one that may have expired.
+    /// There is a flow that may have expired.
     pub(super) const IDLE: u32 = 3;
-    /// There is one, whose client was denied since it began.
+    /// There is a flow, but its client was denied after it began.
     pub(super) const DENIED: u32 = 4;
 }
 
-/// Finds the flow of the packet `routed`, leaves what it becomes in `target`, and counts the
-/// packet in the flow. `incarnation` is that of the container that sent it, 0 if none did.
-/// `false`: there is no such flow. A flow whose client was denied since refuses its packets.
+/// Finds the flow of the packet `routed`, stores the flow's target in `target`, and counts the
+/// packet in the flow. `incarnation` is that of the container that sent the packet, 0 if no
+/// container sent it. Returns `false` if there is no such flow. Fails with [`DropReason::Denied`]
+/// if the client of the flow was denied after the flow began.
 #[inline(always)]
 pub(crate) fn find(
     direction: Direction,
@@ -106,7 +108,8 @@ pub(crate) fn find(
     }
 }
 
-/// [`find`] as a BPF function of its own, for its stack. `is_alive`: the flow has not expired.
+/// [`find`] as a BPF function of its own, for a stack frame of its own. `is_alive`: the flow has
+/// not expired.
 #[inline(never)]
 fn refresh(
     routed: &Routed,
@@ -117,7 +120,7 @@ fn refresh(
 ) -> u32 {
     let key = &routed.key;
     let Some(entry) = FLOWS.get_ptr_mut(key) else { return found::NO };
-    let Some(Copies { flow, .. }) = own(&COPIES, 0) else { return found::NO };
+    let Some(FlowCopies { flow, .. }) = own(&COPIES, 0) else { return found::NO };
     copy(entry, flow);
     let flow = &*core::hint::black_box(flow);
     if !flow.is_of(key) {
@@ -129,31 +132,32 @@ fn refresh(
         return found::STALE;
     }
     let now = now_coarse();
-    // Most flows are used more often than any expires.
+    // Most flows have packets more often than the least timeout, so `expire` is seldom called.
     if !is_alive && may_have_expired(flow, now) {
         return found::IDLE;
     }
     let mut tcp_flags = routed.tcp_flags;
     let orig = flow.kind & kind::ORIG != 0;
     if flow.kind & kind::DENIED != 0 {
-        // The entry stays as long as the container sends: without it, the container's packets
-        // would begin a masqueraded flow, and the client's would come in by that.
+        // The entry stays as long as the container sends: without it, the container's packets would
+        // begin a masqueraded flow, and the client's packets would be delivered as answers of that
+        // flow.
         if !orig {
-            // SAFETY: as below.
+            // SAFETY: the memory of a map's value stays mapped until the program ends (RCU).
             unsafe { (*entry).last_seen_ns = now };
         }
         return found::DENIED;
     }
-    // A SYN in the reply direction of such a flow is no packet of that flow: the server could reach
-    // a later owner of the client's port.
+    // A SYN in the reply direction of a flow to a published port or to the host's stack does not
+    // belong to the flow: the server could connect to a later owner of the client's port.
     if !orig
         && flow.kind & (kind::PUBLISHED | kind::HOST) != 0
         && tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
     {
         return found::NO;
     }
-    // A SYN on the ports of an ended connection begins a new flow, so that everything which is
-    // checked at the beginning is checked again, such as who has the masqueraded port.
+    // A SYN on the ports of an ended connection begins a new flow, so that all checks of a new flow
+    // are made again, such as whether the masqueraded port is free.
     if tcp_flags & tcp::SYN != 0 && orig && begins_anew(key, flow, tcp_flags) {
         remove(key, flow);
         return found::NO;
@@ -162,8 +166,8 @@ fn refresh(
         tcp_flags = nat::believed(tcp_flags, routed.tcp_seq, acknowledged(key, flow));
     }
     let passed = nat::seen(flow.seen, key.protocol, tcp_flags);
-    // The memory may be another flow's by now: only the fields that `Flow` names for it are
-    // written, each by itself.
+    // The memory may belong to another flow by now. So only the fields after `Flow::seal` are
+    // written, each with a store of its own.
     // SAFETY: the memory of a map's value stays mapped until the program ends (RCU).
     unsafe {
         if tcp_flags & (tcp::ACK | tcp::RST) == tcp::ACK {
@@ -183,7 +187,8 @@ fn refresh(
     found::YES
 }
 
-/// What the other direction of a flow has acknowledged last.
+/// The last acknowledgement number that the other direction of a flow has sent; `None` if there is
+/// none.
 #[inline(always)]
 fn acknowledged(key: &FlowKey, flow: &Flow) -> Option<u32> {
     let other = other_half(key, flow)?;
@@ -194,16 +199,16 @@ fn acknowledged(key: &FlowKey, flow: &Flow) -> Option<u32> {
 /// a connection with the same ports since the flow began. The host then gets the packet, not the
 /// container.
 #[inline(always)]
-pub(crate) fn is_hosts(ctx: &TcContext, routed: &Routed, target: &Target) -> bool {
+pub(crate) fn has_host_socket(ctx: &TcContext, routed: &Routed, target: &Target) -> bool {
     let key = &routed.key;
     target.kind == kind::MASQUERADE
         && routed.has_header
         && socket::find(ctx.skb.skb, key.protocol, &key.tuple) == socket::CONNECTED
 }
 
-/// The flow under `key`, if both its containers are still those that it began with, and its client
-/// was not denied since.
-/// `incarnation` is that of the container that sent the packet, 0 if none did.
+/// The target of the flow under `key`. `None` if one of its containers is no longer the container
+/// that it began with, or if its client was denied after it began. `incarnation` is that of the
+/// container that sent the packet, 0 if no container sent it.
 #[inline(always)]
 pub(crate) fn current(key: &FlowKey, incarnation: u32) -> Option<Target> {
     let flow = entry(key)?;
@@ -227,7 +232,8 @@ fn is_current(flow: &Flow, incarnation: u32) -> bool {
     if unsafe { (&raw const (*ep).incarnation).read_volatile() } == flow.to_incarnation {
         return true;
     }
-    // Another container, or an entry that the agent has just replaced.
+    // The entry is of another container, or the agent has just replaced it: the sealed copy
+    // decides.
     endpoint(flow.dest).is_some_and(|ep| ep.incarnation == flow.to_incarnation)
 }
 
@@ -238,72 +244,72 @@ fn begins_anew(key: &FlowKey, flow: &Flow, tcp_flags: u8) -> bool {
     other_half(key, flow).is_some_and(|reply| nat::begins_anew(tcp_flags, flow.seen, reply.seen))
 }
 
-/// A flow to be.
+/// A flow that is to be inserted.
 #[derive(Clone, Copy)]
 pub(crate) struct NewFlow {
     /// Key of the packet that begins it.
     pub(crate) key: FlowKey,
-    /// What the packet becomes; its source port is the first to be tried. `kind` is
+    /// Target of the packet. Its source port is the first port to be tried. `kind` is
     /// [`kind::MASQUERADE`], [`kind::PUBLISHED`] or [`kind::HOST`].
     pub(crate) target: Target,
-    /// Where answers go: interface index of the container that begins the flow, the VTEP
-    /// that the packet came from, 0 if neither.
+    /// Destination of the answers: the interface index of the container that begins the flow, or
+    /// the number of the VTEP that the packet came from; 0 if neither.
     pub(crate) from: u32,
     /// Incarnation of the container that begins the flow; 0 if there is none.
     pub(crate) from_incarnation: u32,
-    /// Incarnation of the container that it goes to; 0 if to none.
+    /// Incarnation of the container that the flow goes to; 0 if there is none.
     pub(crate) to_incarnation: u32,
-    /// The source becomes an address of the host: its port must not be one that
-    /// the host uses itself.
+    /// Whether the source becomes an address of the host. Its port must then not be one that the
+    /// host uses itself.
     pub(crate) of_host: bool,
     bytes: u32,
     random: u32,
     now: u64,
     outcome: u32,
-    /// Not 0: a flow was evicted for it.
+    /// Not 0 if a flow was evicted for this one.
     evicted: u32,
-    /// As [`Flow::slot`].
+    /// See [`Flow::slot`].
     slot: u32,
     /// The entry that is being inserted, and its key.
     entry: Flow,
     entry_key: FlowKey,
 }
 
-/// [`NewFlow::outcome`].
+/// Values of [`NewFlow::outcome`].
 mod outcome {
-    /// No candidate was free.
+    /// No candidate port was free.
     pub(super) const EXHAUSTED: u32 = 0;
-    /// The entries are there.
+    /// The entries were inserted.
     pub(super) const DONE: u32 = 1;
-    /// The map took no entry.
+    /// The map has no room for an entry.
     pub(super) const FULL: u32 = 2;
-    /// There is an entry in place of the `orig` one.
+    /// Another entry has the key of the `orig` entry.
     pub(super) const EXISTS: u32 = 3;
 }
 
-/// What [`insert`] returns: one of the first four, and bits of the others.
+/// Results of [`insert`]: one of the first four values, and bits of the others.
 mod inserted {
-    /// The flow is there, or another CPU has made it.
+    /// The flow was inserted, by this CPU or by another one.
     pub(super) const YES: u32 = 0;
     /// No port was free.
     pub(super) const EXHAUSTED: u32 = 1;
-    /// The map took no entry.
+    /// The map has no room for an entry.
     pub(super) const FULL: u32 = 2;
     /// The key is the other direction of another flow.
     pub(super) const CONFLICT: u32 = 3;
-    /// Mask of the four.
+    /// Mask of the first four values.
     pub(super) const RESULT: u32 = 0xff;
     /// An idle flow was removed to make room.
     pub(super) const EVICTED: u32 = 0x100;
     /// The source port was changed.
     pub(super) const PORT_CHANGED: u32 = 0x200;
-    /// Another CPU has made the flow.
+    /// Another CPU has inserted the flow.
     pub(super) const ADOPTED: u32 = 0x400;
 }
 
-/// Begins the flow `new`, of the packet `routed`: the `reply` entry first, which holds the
-/// port, then the `orig` one. Leaves what the packet becomes in `target`: that of `new`, or
-/// where another CPU was faster with a packet of the same flow, that CPU's.
+/// Begins the flow `new` for the packet `routed`. Inserts the `reply` entry first, which reserves
+/// the port, then the `orig` entry. Stores the target of the packet in `target`. This is the target
+/// of `new`. But if another CPU has begun the same flow first, it is the target of that CPU's flow.
 #[inline(always)]
 pub(crate) fn begin(
     ctx: &TcContext,
@@ -336,7 +342,8 @@ pub(crate) fn begin(
     Ok(())
 }
 
-/// Inserts both entries. A BPF function of its own, for its stack.
+/// Inserts both entries. Returns values of [`inserted`]. A BPF function of its own, for a stack
+/// frame of its own.
 #[inline(never)]
 fn insert(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow, target: &mut Target) -> u32 {
     (new.random, new.now) = (random(), now_coarse());
@@ -363,10 +370,11 @@ fn insert(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow, target: &mut 
     told
 }
 
-/// Loop body of [`insert`]: inserts both entries. If the map takes none, makes room for the next
-/// attempt.
+/// Loop body of [`insert`]: inserts both entries. If the map has no room, evicts a flow for the
+/// next attempt.
 unsafe extern "C" fn try_insert(index: u64, context: *mut c_void) -> i64 {
-    // SAFETY: `insert` passes its own `Attempt`, and in it its arguments.
+    // SAFETY: `insert` passes its own `Attempt`, whose pointers come from references that outlive
+    // the loop.
     let (skb, routed, new) = unsafe {
         let attempt = &*context.cast::<Attempt>();
         (attempt.skb, &*attempt.routed, &mut *attempt.new)
@@ -382,7 +390,7 @@ unsafe extern "C" fn try_insert(index: u64, context: *mut c_void) -> i64 {
     0
 }
 
-/// Inserts the `orig` entry. Without it the `reply` entry goes as well.
+/// Inserts the `orig` entry. If this fails, removes the `reply` entry.
 #[inline(always)]
 fn insert_orig(routed: &Routed, new: &mut NewFlow) {
     let entry = &mut new.entry;
@@ -402,17 +410,17 @@ fn insert_orig(routed: &Routed, new: &mut NewFlow) {
     match FLOWS.insert(&new.key, &new.entry, BPF_NOEXIST.into()) {
         Ok(()) => take_slot(new.slot, &new.key),
         Err(error) => {
-            // It had reserved the port.
+            // The `reply` entry had reserved the port.
             let _ = FLOWS.remove(&new.entry_key);
             new.outcome = if error == -EEXIST { outcome::EXISTS } else { outcome::FULL };
         }
     }
 }
 
-/// Takes over the entry that stands under `key` in place of the one that was to be inserted,
-/// whose target is in `target`. It is this packet's flow only if another CPU has begun the
-/// same: the `ORIG` direction, of the same kind. Any other entry is the answer's direction
-/// of another flow, whose target leads elsewhere.
+/// Takes over the existing entry under `key`, instead of the entry that was to be inserted.
+/// `target` is the target of the latter. The existing entry belongs to this packet's flow only if
+/// another CPU has begun the same flow: it is the `ORIG` direction, of the same kind. Any other
+/// entry is the reply direction of another flow, with another destination.
 #[inline(always)]
 fn adopt(key: &FlowKey, target: &mut Target) -> u32 {
     match entry(key) {
@@ -421,12 +429,13 @@ fn adopt(key: &FlowKey, target: &mut Target) -> u32 {
             inserted::YES | inserted::ADOPTED
         }
         Some(_) => inserted::CONFLICT,
-        // Removed again since: the next packet begins the flow.
+        // The entry was removed meanwhile: the next packet begins the flow.
         None => inserted::FULL,
     }
 }
 
-/// What [`try_insert`] and [`try_port`] are handed: the context cannot be kept in a map.
+/// State of the loops [`try_insert`] and [`try_port`]. It is on the stack, because a map cannot
+/// hold a pointer to the context.
 struct Attempt {
     skb: *mut __sk_buff,
     routed: *const Routed,
@@ -458,7 +467,7 @@ fn choose_port(skb: *mut __sk_buff, routed: *const Routed, new: &mut NewFlow) {
 
 /// Loop body of [`choose_port`].
 unsafe extern "C" fn try_port(index: u64, context: *mut c_void) -> i64 {
-    // SAFETY: `choose_port` passes its own `Attempt`, and in it its `NewFlow`.
+    // SAFETY: `choose_port` passes its own `Attempt`, whose pointers outlive the loop.
     let (skb, new) = unsafe {
         let attempt = &*context.cast::<Attempt>();
         (attempt.skb, &mut *attempt.new)
@@ -466,12 +475,13 @@ unsafe extern "C" fn try_port(index: u64, context: *mut c_void) -> i64 {
     let (min, max) = if new.of_host {
         (NAT_PORT_MIN.load(), NAT_PORT_MAX.load())
     } else {
-        // A client's port as its container sees it: any will do.
+        // The container sees this port as its client's port, so the range of the host does not
+        // apply.
         (1024, u16::MAX)
     };
     let own = u16::from_be_bytes(new.target.to.src_port);
     let port = if new.target.kind == kind::HOST {
-        // The host's own answer is not translated back: no other port will do.
+        // The host's own answers are not translated back, so the port must not change.
         if index > 0 {
             return 1;
         }
@@ -502,8 +512,9 @@ unsafe extern "C" fn try_port(index: u64, context: *mut c_void) -> i64 {
     }
 }
 
-/// Whether the host itself uses the destination port of the packet `answer`, or
-/// may: it is reserved, or a socket would get it. A BPF function of its own, for its stack.
+/// Whether the host itself uses or may use the destination port of the packet `answer`: the port is
+/// reserved, or a socket would receive the packet. Returns 1 or 0. A BPF function of its own, for a
+/// stack frame of its own.
 #[inline(never)]
 fn used_by_host(skb: *mut __sk_buff, protocol: u8, answer: &Tuple) -> u32 {
     if let Some((word, bit)) = reserved_bit(protocol, u16::from_be_bytes(answer.dst_port))
@@ -514,8 +525,9 @@ fn used_by_host(skb: *mut __sk_buff, protocol: u8, answer: &Tuple) -> u32 {
     (socket::find(skb, protocol, answer) != socket::NONE).into()
 }
 
-/// Whether a flow crosses a hop here: not where it leads to or comes from the host's own loopback
-/// device, nor where the host's stack forwards it and takes one off the TTL itself.
+/// Whether this host is a hop of a flow from the zone `from` to the zone `to`, so that the TTL is
+/// decremented. The host is not a hop of a flow from or to its own loopback device. A flow from or
+/// to the host's stack is not a hop here either, because the stack decrements the TTL itself.
 #[inline(always)]
 pub(crate) fn is_hop(from: u32, to: u32) -> bool {
     !matches!(from, zone::LOOPBACK | zone::HOST) && !matches!(to, zone::LOOPBACK | zone::HOST)

@@ -1,12 +1,14 @@
-//! Fragments: only the first one of a datagram has ports, and the others follow it.
+//! Fragments. Only the first fragment of a datagram has ports. The other fragments get the same
+//! ports.
 //!
-//! One that comes before the first is held in a map. When the first one comes, it is held
-//! too, and all of them come in again on the same interface, the first one first.
+//! A fragment that comes before the first one is held in a map. When the first fragment comes, it
+//! is held, too. Then all held fragments are redirected to the ingress of the same interface, the
+//! first fragment first.
 //!
-//! Two CPUs may have fragments of one datagram at the same time. Whoever has the first one
-//! writes its ports and then looks for held fragments; whoever holds one claims a slot and
-//! then looks for ports. So at least one of them sees the other's entry, and removing a slot
-//! decides who sends the fragment.
+//! Two CPUs may have fragments of one datagram at the same time. The CPU with the first fragment
+//! writes the ports and then looks for held fragments. The CPU with another fragment claims a slot
+//! and then looks for the ports. So at least one of them sees the other's entry. The CPU that
+//! removes the slot sends the fragment.
 
 use core::ffi::c_void;
 
@@ -36,12 +38,12 @@ use crate::{
     maps::{FRAGMENTS, HELD_FRAGMENTS, read},
 };
 
-/// How long the fragments of a datagram are waited for: Linux's `ipfrag_time`.
+/// Time in ns for which fragments wait for the others of their datagram: Linux's `ipfrag_time`.
 const LIFETIME_NS: u64 = 30_000_000_000;
-/// Slot of the first fragment among the held ones.
+/// Slot of the first fragment in `HELD_FRAGMENTS`.
 const FIRST: u8 = 0xff;
 
-/// Where a fragment is put together before it goes into the map.
+/// This CPU's memory for a fragment before it is inserted into `HELD_FRAGMENTS`.
 #[map]
 static HELD_SCRATCH: PerCpuArray<HeldFragment> = PerCpuArray::with_max_entries(1, 0);
 
@@ -59,14 +61,14 @@ fn key(zone: u32, ip: &Ipv4Hdr) -> FragmentKey {
     }
 }
 
-/// The ports of a datagram, if its first fragment has come.
+/// The ports of a datagram. `None` if its first fragment has not come.
 #[inline(always)]
 fn ports_of(key: &FragmentKey) -> Option<FragmentInfo> {
     read(&FRAGMENTS, key).filter(|info| now_coarse() < info.expires_ns)
 }
 
-/// What is known of the datagram that a fragment other than the first belongs to, and its
-/// ports.
+/// The kind and the ports of a fragment that is not the first one. The ports are 0 if the first
+/// fragment has not come.
 #[inline(always)]
 pub(crate) fn later(zone: u32, ip: &Ipv4Hdr) -> (Kind, ([u8; 2], [u8; 2])) {
     match ports_of(&key(zone, ip)) {
@@ -79,12 +81,12 @@ pub(crate) fn later(zone: u32, ip: &Ipv4Hdr) -> (Kind, ([u8; 2], [u8; 2])) {
     }
 }
 
-/// Notes the ports of a datagram whose first fragment this is, and whether others have been
-/// waiting for it.
+/// Stores the ports of the datagram whose first fragment is `routed`. Sets the kind to
+/// [`Kind::FirstOfHeld`] if another fragment of it is held.
 #[inline(always)]
 pub(crate) fn first(routed: &mut Routed) {
     let mut key = key(routed.key.zone, &routed.ip);
-    // Full: the later fragments will be dropped, and counted.
+    // If the map refuses the entry, the later fragments are dropped and counted.
     write(&key, routed, FragmentInfo::OF_FLOW);
     key.slot = 0;
     if is_waiting(&key) {
@@ -92,16 +94,18 @@ pub(crate) fn first(routed: &mut Routed) {
     }
 }
 
-/// A fragment is held under this key, and not for too long.
+/// Whether a fragment is held under this key that has not expired.
 #[inline(always)]
 fn is_waiting(key: &FragmentKey) -> bool {
     let Some(held) = HELD_FRAGMENTS.get_ptr(key) else { return false };
-    // SAFETY: the memory of a map's value stays mapped until the program ends (RCU). A time
-    // of another fragment costs at worst one look at the slots, or one fragment.
+    // SAFETY: the memory of a map's value stays mapped until the program ends (RCU). If the memory
+    // belongs to another fragment by now, the worst effect is one needless search of the slots, or
+    // one lost fragment.
     now_coarse() < unsafe { (&raw const (*held).expires_ns).read_volatile() }
 }
 
-/// Writes the ports of a datagram. Never in place: the map may recycle an entry at any time.
+/// Writes the ports of a datagram. An entry is never changed in place, because the kernel may reuse
+/// its memory at any time.
 #[inline(always)]
 fn write(key: &FragmentKey, routed: &Routed, owner: u32) {
     let info = FragmentInfo {
@@ -115,16 +119,16 @@ fn write(key: &FragmentKey, routed: &Routed, owner: u32) {
     let _ = FRAGMENTS.insert(key, info.sealed(key), 0);
 }
 
-/// Notes that a datagram is the host's own, if this is its first fragment.
+/// If `routed` is a first fragment, notes that its datagram belongs to the host's own traffic.
 #[inline(always)]
-pub(crate) fn is_host(routed: &Routed) {
+pub(crate) fn note_host_datagram(routed: &Routed) {
     if routed.has_header && routed.ip.more_fragments() {
         write(&key(routed.key.zone, &routed.ip), routed, FragmentInfo::OF_HOST);
     }
 }
 
-/// Holds a fragment until the first one of its datagram has come, and lets all of
-/// them come in again on `ifindex` when this is the first.
+/// Holds a fragment until the first fragment of its datagram has come. If `routed` is the first
+/// fragment, redirects all held fragments to the ingress of `ifindex`.
 #[inline(always)]
 pub(crate) fn hold(
     ctx: &TcContext,
@@ -153,18 +157,18 @@ pub(crate) fn hold(
     Ok(Action::Hold)
 }
 
-/// What [`keep`] returns.
+/// Results of [`keep`].
 mod kept {
     /// The fragment is held, or another CPU has sent it on.
     pub(super) const HELD: u32 = 0;
     /// The first fragment has come meanwhile: its ports are known, and this fragment is sent to
     /// the ingress again.
     pub(super) const KNOWN: u32 = 1;
-    /// There is no room.
+    /// There is no free slot, or the frame is too long.
     pub(super) const REFUSED: u32 = 2;
 }
 
-/// Holds a fragment that is not the first. A BPF function of its own, for its stack.
+/// Holds a fragment that is not the first. A BPF function of its own, for a stack frame of its own.
 #[inline(never)]
 fn keep(skb: *mut __sk_buff, key: &FragmentKey) -> u32 {
     let mut slot = Slot { key: *key, claimed: 0 };
@@ -175,7 +179,7 @@ fn keep(skb: *mut __sk_buff, key: &FragmentKey) -> u32 {
     if slot.claimed == 0 {
         return kept::REFUSED;
     }
-    // The claim first, then the ports; see the module.
+    // The slot is claimed before the ports are read; see the documentation of this module.
     if ports_of(key).is_none() {
         return kept::HELD;
     }
@@ -185,7 +189,7 @@ fn keep(skb: *mut __sk_buff, key: &FragmentKey) -> u32 {
     }
 }
 
-/// What [`claim_slot`] needs.
+/// State of the loop [`claim_slot`].
 struct Slot {
     key: FragmentKey,
     claimed: u32,
@@ -196,10 +200,10 @@ unsafe extern "C" fn claim_slot(index: u64, context: *mut c_void) -> i64 {
     // SAFETY: `keep` passes its own `Slot`.
     let slot = unsafe { &mut *context.cast::<Slot>() };
     slot.key.slot = index as u8;
-    // A refused insertion into an LRU map may evict another entry: look first.
+    // A refused insertion into an LRU map may evict another entry, so the map is read first.
     let flags = match HELD_FRAGMENTS.get_ptr(slot.key) {
         Some(_) if is_waiting(&slot.key) => return 0,
-        // Of an earlier datagram with the same identification.
+        // The slot has an expired fragment of an earlier datagram with the same identification.
         Some(_) => 0,
         None => BPF_NOEXIST.into(),
     };
@@ -207,9 +211,10 @@ unsafe extern "C" fn claim_slot(index: u64, context: *mut c_void) -> i64 {
     slot.claimed.into()
 }
 
-/// A length that is neither 0 nor more than what is held. In two steps, between which
-/// the compiler does not know the value: else it makes one comparison of them, on another
-/// register, and the verifier does not see that the length is bounded.
+/// Returns `len` if it is from 1 to [`HELD_FRAME_LEN`], else `None`. The two limits are checked in
+/// two steps, between which `black_box` hides the value from the compiler. Otherwise the compiler
+/// makes one comparison of another register, and the verifier does not see that the length is
+/// bounded.
 #[inline(always)]
 fn held_len(len: u32) -> Option<u32> {
     if len as usize > HELD_FRAME_LEN {
@@ -219,8 +224,8 @@ fn held_len(len: u32) -> Option<u32> {
     if len == 0 { None } else { Some(len as u32) }
 }
 
-/// Copies the frame to this CPU's scratch memory. Returns 1, or 0 if it is too long. A BPF
-/// function of its own, for its stack.
+/// Copies the frame to this CPU's scratch memory. Returns 1, or 0 if it is too long. A BPF function
+/// of its own, for a stack frame of its own.
 #[inline(never)]
 fn copy_to_scratch(skb: *mut __sk_buff) -> u32 {
     let Some(len) = held_len(TcContext::new(skb).len()) else { return 0 };
@@ -242,7 +247,7 @@ fn insert(key: &FragmentKey, flags: u64) -> u32 {
     HELD_FRAGMENTS.insert(key, &*scratch, flags).is_ok().into()
 }
 
-/// What [`release_one`] needs.
+/// State of the loop [`release_one`].
 struct Release {
     skb: *mut __sk_buff,
     key: FragmentKey,
@@ -250,7 +255,7 @@ struct Release {
     direction: Direction,
 }
 
-/// Loop body of [`hold`].
+/// Loop body of [`hold`]: redirects one held fragment to the ingress.
 unsafe extern "C" fn release_one(index: u64, context: *mut c_void) -> i64 {
     // SAFETY: `hold` passes its own `Release`.
     let release = unsafe { &mut *context.cast::<Release>() };
@@ -259,12 +264,13 @@ unsafe extern "C" fn release_one(index: u64, context: *mut c_void) -> i64 {
     // SAFETY: the memory of a map's value stays mapped until the program ends (RCU).
     let len = unsafe { (&raw const (*held).len).read_volatile() };
     let Some(len) = held_len(len) else { return 0 };
-    // SAFETY: as above; the value has `len` bytes, as checked.
+    // SAFETY: as above. Only the address is taken; `held_len` has checked that `bytes` has `len`
+    // bytes.
     let bytes = unsafe { &raw const (*held).bytes };
     if !replace(release.skb, bytes, len) {
         return 0;
     }
-    // The bytes are this fragment's only if its entry is still where it was.
+    // The copied bytes belong to this fragment only if its entry still has the same address.
     let same = HELD_FRAGMENTS.get_ptr(release.key).is_some_and(|now| now == held);
     if HELD_FRAGMENTS.remove(release.key).is_err() || !same {
         return 0;

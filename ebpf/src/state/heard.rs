@@ -1,4 +1,5 @@
-//! MACs of IPv4 addresses that no endpoint has, heard from ARP. The host sends to them.
+//! MACs of IPv4 addresses that no endpoint has, learned from ARP. The host uses them to send to
+//! such addresses.
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use culvert_common::{
@@ -15,18 +16,18 @@ use crate::{
     maps::{NEIGHBOURS, NEIGHBOURS_HEARD, has, read},
 };
 
-/// Addresses that a VNI may have heard of for the first time or with another MAC: this many at once,
-/// and one more every interval. All networks share the map: within the default ageing time (300 s)
-/// one of them takes at most about half of it.
+/// Rate limit of new and changed entries of a VNI: `BURST` at once, and one more every
+/// `INTERVAL_NS`. All networks share the map. Within the default ageing time (300 s) one network
+/// takes at most about half of the map.
 const BURST: u32 = 1024;
 const INTERVAL_NS: u64 = 40_000_000;
 
-/// Result of [`write_heard`]: the map has the sender. The lowest byte is the code of the note to
-/// count, 0 for none.
+/// Bit in the result of [`write_heard`]: the map has an entry of the sender. The lowest byte of the
+/// result is the code of the note to count, 0 for none.
 const HEARD: u32 = 1 << 8;
 
-/// Notes the sender of the ARP packet at `offset` of the frame, unless an endpoint of the network
-/// has its address. Returns whether the sender is noted.
+/// Notes the sender of the ARP packet at the byte `offset` of the frame, unless an endpoint of the
+/// network has its address. Returns whether the sender is noted.
 #[inline(always)]
 pub(crate) fn listen(direction: Direction, ctx: &TcContext, vni: u32, offset: usize) -> bool {
     let written = write_heard(ctx.skb.skb, vni, offset as u32);
@@ -36,8 +37,9 @@ pub(crate) fn listen(direction: Direction, ctx: &TcContext, vni: u32, offset: us
     written & HEARD != 0
 }
 
-/// Writes the entry that the packet calls for. Returns the code of a note, with [`HEARD`] if the map
-/// has the sender. A global BPF function: the verifier checks it once.
+/// Writes the entry of the ARP packet's sender if it must be written. Returns the code of the note
+/// to count, 0 for none, with the bit [`HEARD`] if the map has an entry of the sender. A global BPF
+/// function: the verifier checks it once.
 // SAFETY: no other symbol of the programs has this name.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -70,7 +72,8 @@ fn try_write_entry(ctx: &TcContext, vni: u32, offset: usize) -> Option<u32> {
     Some(HEARD | note)
 }
 
-/// The MAC of an address that no endpoint has, if it was heard of recently.
+/// The MAC of an address that no endpoint has. `None` if no ARP packet from the address came within
+/// the ageing time.
 #[inline(always)]
 pub(crate) fn mac_of(key: &NeighKey) -> Option<[u8; 6]> {
     let entry = read(&NEIGHBOURS_HEARD, key)?;

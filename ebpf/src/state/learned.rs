@@ -13,13 +13,14 @@ use crate::{
     maps::{FDB, FDB_LEARNED, read, read_updated},
 };
 
-/// Moves of learned MACs that a VNI may have: this many at once, and one more
-/// every interval.
+/// Rate limit of moves of learned MACs in a VNI: `MOVE_BURST` at once, and one more every
+/// `MOVE_INTERVAL_NS`.
 const MOVE_BURST: u32 = 16;
 const MOVE_INTERVAL_NS: u64 = 100_000_000;
 
-/// The same for new MACs. All networks share the map: within the default ageing time (300 s) one of
-/// them takes at most half of it.
+/// Rate limit of new MACs in a VNI: `LEARN_BURST` at once, and one more every `LEARN_INTERVAL_NS`.
+/// All networks share the map. Within the default ageing time (300 s) one network takes at most
+/// half of the map.
 const LEARN_BURST: u32 = 1024;
 const LEARN_INTERVAL_NS: u64 = 10_000_000;
 
@@ -31,13 +32,14 @@ pub(crate) fn source(direction: Direction, key: FdbKey, vtep: VtepId, ifindex: u
     }
 }
 
-/// Writes the entry that a source MAC calls for. Returns the code of the note to count, 0
-/// for none. A global BPF function: the verifier checks it once.
+/// Writes the learned FDB entry of a source MAC if it must be written. Returns the code of the note
+/// to count, 0 for none. A global BPF function: the verifier checks it once.
 // SAFETY: no other symbol of the programs has this name.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn write_learned(key: *const FdbKey, vtep: u32, ifindex: u32) -> u32 {
-    // SAFETY: the pointer is null or to a key: the verifier checks that of every caller.
+    // SAFETY: the pointer is null or points to a `FdbKey`: the verifier checks this for every
+    // caller.
     let Some(&key) = (unsafe { key.as_ref() }) else { return 0 };
     try_write_entry(key, VtepId(vtep), ifindex).map_or(0, |note| note.code().into())
 }
@@ -74,28 +76,28 @@ fn try_write_entry(key: FdbKey, vtep: VtepId, ifindex: u32) -> Option<Note> {
     FDB_LEARNED.insert(key, seen.sealed(&key), 0).ok().and(note)
 }
 
-/// Where a MAC is.
+/// Location of a MAC.
 #[derive(Clone, Copy)]
 pub(crate) struct Place {
-    /// Interface index of the host side of a local endpoint; 0 if it is behind a VTEP.
+    /// Interface index of the host side of a local endpoint; 0 if the MAC is behind a VTEP.
     pub(crate) ifindex: u32,
-    /// The VTEP of a remote endpoint.
+    /// The VTEP of a remote endpoint; [`VtepId::NONE`] if the MAC is local.
     pub(crate) vtep: VtepId,
 }
 
 impl Place {
-    /// Nowhere.
+    /// No location.
     pub(crate) const NONE: Self = Self { ifindex: 0, vtep: VtepId::NONE };
 }
 
-/// [`locate`]: the agent's FDB has the MAC.
+/// Result of [`locate`]: the agent's FDB has the MAC.
 pub(crate) const STATIC: u32 = 1;
-/// [`locate`]: the programs have learned it.
+/// Result of [`locate`]: the programs have learned the MAC.
 pub(crate) const LEARNED: u32 = 2;
 
 /// Finds a MAC in the FDB, and if `learning` is not 0, among the learned entries that have not
-/// aged. Returns [`STATIC`], [`LEARNED`], or 0 if it is unknown. A BPF function of its own,
-/// for its stack.
+/// aged. Returns [`STATIC`], [`LEARNED`], or 0 if the MAC is unknown. A BPF function of its own,
+/// for a stack frame of its own.
 #[inline(never)]
 pub(crate) fn locate(key: &FdbKey, learning: u32, place: &mut Place) -> u32 {
     let mut entry = FdbEntry::default();

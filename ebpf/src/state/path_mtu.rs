@@ -17,11 +17,11 @@ use crate::{
     maps::{PATH_MTU, read, underlay, vtep_id},
 };
 
-/// How long a path MTU that a router reported is believed (RFC 1191 §6.3).
+/// Time in ns for which a path MTU that a router reported is used (RFC 1191 §6.3).
 const LIFETIME_NS: u64 = 600_000_000_000;
 
-/// Bytes of the largest inner L3 packet that reaches a VTEP: what its route takes, or less
-/// if a router on the path has said so.
+/// Bytes of the largest inner L3 packet that reaches a VTEP: the largest one on its route, or less
+/// if a router on the path has reported a smaller MTU.
 #[inline(always)]
 pub(crate) fn of(vtep: VtepId, path: &UnderlayPath) -> u32 {
     let route = u32::from(path.inner_mtu);
@@ -31,27 +31,29 @@ pub(crate) fn of(vtep: VtepId, path: &UnderlayPath) -> u32 {
     }
 }
 
-/// The same for a packet of `len` bytes, without the look-up for packets that are smaller
-/// than any path MTU that is believed.
+/// The result of [`of`] for a packet of `len` bytes, but without a look-up in the map if every path
+/// MTU that is accepted is large enough for the packet. Then the result is the largest inner L3
+/// packet on the route.
 #[inline(always)]
 pub(crate) fn for_packet(len: u32, vtep: VtepId, path: &UnderlayPath) -> u32 {
     let route = u32::from(path.inner_mtu);
     if len <= pmtu::MIN_INNER_MTU.min(route) { route } else { of(vtep, path) }
 }
 
-/// Notes the MTU of an ICMP fragmentation-needed about a datagram that we sent to a VTEP.
-/// The kernel does not: it has no socket for it. Returns 1 if it was noted. A BPF function
-/// of its own, for its stack.
+/// Stores the MTU of an ICMP "fragmentation needed" about a datagram that this host sent to a VTEP.
+/// The kernel does not store it, because it has no socket for the datagram. Returns 1 if the MTU
+/// was stored, else 0. A BPF function of its own, for a stack frame of its own.
 #[inline(never)]
 pub(crate) fn learn(skb: *mut __sk_buff) -> u32 {
-    // The compiler would pass the packet's bounds in place of the context.
+    // Without `black_box` the compiler would pass the packet's bounds instead of the context.
     try_learn(&TcContext::new(core::hint::black_box(skb))).is_some().into()
 }
 
 #[inline(always)]
 fn try_learn(ctx: &TcContext) -> Option<()> {
     const QUOTED: usize = ETH_LEN + Ipv4Hdr::LEN + Icmpv4Hdr::LEN;
-    // Read one by one: read together, the compiler copies headers that may not be there.
+    // The headers are read one by one. In one read the compiler would copy headers that may not be
+    // in the packet.
     let ip = ctx.read::<Ipv4Hdr>(ETH_LEN)?;
     let icmp = ctx.read::<Icmpv4Hdr>(ETH_LEN + Ipv4Hdr::LEN)?;
     let quoted = ctx.read::<Ipv4Hdr>(QUOTED)?;
@@ -77,7 +79,7 @@ fn try_learn(ctx: &TcContext) -> Option<()> {
     let learnt = PathMtu { expires_ns: now + LIFETIME_NS, inner_mtu, seal: 0 }.sealed(&vtep);
     PATH_MTU.insert(vtep, learnt, 0).ok()?;
     if inner_mtu < before {
-        // The flow cache holds the larger one.
+        // The entries of the flow cache have the larger path MTU.
         epoch::advance(now);
     }
     Some(())

@@ -4,11 +4,11 @@ use culvert_common::{abi::RateKey, datapath::rate};
 
 use crate::{kernel::time::now, maps::RATES};
 
-/// Whether `limit` allows one more event: one every `interval_ns`, and `burst` at once
-/// (GCRA, ITU-T I.371).
+/// Whether `limit` allows one more event, and counts the event if so. The limit is one event every
+/// `interval_ns`, and `burst` events at once (GCRA, ITU-T I.371).
 ///
-/// Two CPUs that take at the same instant may count once: the limit is off by
-/// at most one for each CPU.
+/// Events on two CPUs at the same instant may be counted as one: the limit is exceeded by at most
+/// one event for each CPU.
 #[inline(always)]
 pub(crate) fn allow(limit: RateKey, interval_ns: u32, burst: u32) -> bool {
     take_rate(limit.kind, limit.id, interval_ns, burst) != 0
@@ -22,14 +22,14 @@ extern "C" fn take_rate(kind: u32, id: u32, interval_ns: u32, burst: u32) -> u32
     take(RateKey { kind, id }, interval_ns.into(), burst).into()
 }
 
-/// [`allow`] for callers that are BPF functions already.
+/// [`allow`] without the call of a BPF function, for callers that are BPF functions themselves.
 #[inline(always)]
 pub(crate) fn take(limit: RateKey, interval_ns: u64, burst: u32) -> bool {
     let now = now();
     match RATES.get_ptr_mut(limit) {
         Some(arrival) => {
-            // The LRU map may recycle the entry for another limit at any time. It is one
-            // aligned word: the worst is that another limit counts one frame too many.
+            // The kernel may reuse the entry of an LRU map for another limit at any time. The value
+            // is one aligned word: at worst another limit counts one event too many.
             // SAFETY: the memory of a map's value stays mapped until the program ends (RCU).
             let tat = unsafe { arrival.read_volatile() };
             let Some(next) = rate::gcra(tat, now, interval_ns, burst) else { return false };

@@ -1,9 +1,10 @@
-//! The route cache: answers of the kernel's routes, used again by the same flow on the same
-//! CPU for [`VALID_NS`].
+//! The route cache: answers of the kernel's route look-ups. Packets of the same flow on the same
+//! CPU use an answer again, for at most [`VALID_NS`].
 //!
-//! `bpf_fib_lookup` takes a third of the time of a translated packet. A change of a route, of
-//! a rule or of a path MTU is followed after [`VALID_NS`] at most; a change by the agent of
-//! what an answer was checked against is followed at once (the epoch).
+//! `bpf_fib_lookup` takes a third of the time of a translated packet. A change of a route, of a
+//! rule or of a path MTU takes effect after at most [`VALID_NS`]. An answer was also checked
+//! against maps of the agent. A change of these maps begins a new epoch, so it takes effect at
+//! once.
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 use culvert_common::abi::Tuple;
@@ -15,12 +16,13 @@ use crate::kernel::{
     time::now_coarse,
 };
 
-/// Flows whose route a CPU keeps.
+/// Slots of each CPU. A slot holds one answer.
 const SLOTS: u32 = 1024;
-/// For how long an answer is used.
+/// Time in ns for which an answer is used.
 const VALID_NS: u64 = 100_000_000;
 
-/// All that the kernel's answer depends on, but for its own tables.
+/// The parameters of a route look-up: all that the kernel's answer depends on, except the kernel's
+/// own tables.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub(crate) struct Question {
@@ -31,8 +33,8 @@ pub(crate) struct Question {
     pad: [u8; 2],
 }
 
-/// An entry of the cache. Of the kernel's answer only what is used: a copy of all of it
-/// costs more than the look-up in the cache.
+/// An entry of the cache. It has only the fields of the kernel's answer that are used: a copy of
+/// the whole answer takes more time than the look-up in the cache.
 #[repr(C)]
 struct Entry {
     expires_ns: u64,
@@ -50,14 +52,14 @@ struct Entry {
 static ROUTES: PerCpuArray<Entry> = PerCpuArray::with_max_entries(SLOTS, 0);
 
 impl Question {
-    /// How a packet `to` of `protocol` with the TOS `tos` leaves, as if it had come in on
-    /// the interface `gateway`.
+    /// The route look-up of a packet with the addresses and ports `to`, the protocol `protocol` and
+    /// the TOS `tos`, as if the packet had come in on the interface `gateway`.
     #[inline(always)]
     pub(crate) fn new(to: Tuple, protocol: u8, tos: u8, gateway: u32) -> Self {
         Self { to, gateway, tos, protocol, pad: [0; 2] }
     }
 
-    /// The entry for the question, or for another one that has the same slot.
+    /// The slot of the question. It may hold the entry of another question.
     #[inline(always)]
     fn entry(&self) -> Option<&'static mut Entry> {
         let [a, b] = self.to.src_port;
@@ -67,7 +69,8 @@ impl Question {
         own(&ROUTES, hash.wrapping_mul(0xc2b2_ae35) >> 22)
     }
 
-    /// Puts the answer into `route`, if the cache has one whose MTU takes `len` bytes.
+    /// Puts the cached answer into `route`. Returns `false` if the cache has no valid answer with
+    /// an MTU of at least `len` bytes.
     #[inline(always)]
     pub(crate) fn find(&self, len: u32, route: &mut Route) -> bool {
         let Some(entry) = self.entry() else { return false };
@@ -82,7 +85,7 @@ impl Question {
         holds
     }
 
-    /// Keeps the answer `route`, which has passed every check under `epoch`.
+    /// Caches the answer `route`. All checks of the answer were made in the epoch `epoch`.
     #[inline(always)]
     pub(crate) fn keep(self, route: &Route, epoch: u64) {
         let Some(entry) = self.entry() else { return };

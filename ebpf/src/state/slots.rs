@@ -1,4 +1,4 @@
-//! The slots of flows: where a new flow stands, and how room is made for it.
+//! The slots of flows: how a new flow gets a slot, and how flows are evicted for it.
 
 use core::ffi::c_void;
 
@@ -18,37 +18,37 @@ use crate::{
     maps::{FLOW_SLOTS, copy},
 };
 
-/// How many slots are looked at for one that is free.
+/// Largest number of slots that are examined to find a free one.
 const SLOT_TRIES: u32 = 16;
-/// How many slots are looked at for flows that may be evicted.
+/// Largest number of slots that are examined to find flows that may be evicted.
 const EVICT_TRIES: u32 = 32;
-/// Of how many flows that may be evicted the best is.
+/// Number of flows that may be evicted and are compared. The best of them is evicted.
 const CANDIDATES: u32 = 4;
 
-/// A search through slots, which are taken at random: no order in which flows begin can make the
-/// search miss.
+/// A search through slots that are chosen at random: no order in which flows begin can make every
+/// search fail.
 struct Search {
-    /// The present time.
+    /// The present time in ns.
     now: u64,
-    /// The slot that was found, plus 1; 0: none.
+    /// Number of the slot that was found, plus 1; 0 if none was found.
     slot: u32,
-    /// Flows that may be evicted.
+    /// Number of flows that may be evicted, so far.
     candidates: u32,
-    /// Rank of the best of them, see [`FlowState::eviction_rank`].
+    /// Rank of the best of these flows, see [`FlowState::eviction_rank`].
     rank: u8,
-    /// When its last packet passed, in ns.
+    /// Time of the best flow's last packet, in ns.
     last_seen_ns: u64,
-    /// Its key.
+    /// Key of the best flow.
     best: FlowKey,
-    /// The key in the slot that is looked at.
+    /// Key in the slot that is examined.
     key: FlowKey,
 }
 
-/// This CPU's search: the stack has 512 bytes.
+/// This CPU's search. It is not on the BPF stack, which has only 512 bytes.
 #[map]
 static SEARCH: PerCpuArray<Search> = PerCpuArray::with_max_entries(1, 0);
 
-/// Begins a search, whose loop calls `body`. Returns what was found.
+/// Makes a search: calls `body` up to `tries` times. Returns the result.
 #[inline(always)]
 fn search(now: u64, tries: u32, body: Body) -> Option<&'static Search> {
     let search = own(&SEARCH, 0)?;
@@ -57,20 +57,21 @@ fn search(now: u64, tries: u32, body: Body) -> Option<&'static Search> {
     Some(search)
 }
 
-/// Looks at a slot at random: leaves its key in `search`, and returns its number plus 1, with the
-/// flow that has it. `None` in place of the flow: the slot is free.
+/// Examines a random slot. Stores its key in `search`. Returns its number plus 1, and its flow;
+/// `None` instead of the flow if the slot is free.
 #[inline(always)]
 fn look(search: &mut Search) -> Option<(u32, Option<&'static Flow>)> {
     let index = (u64::from(random()) * u64::from(FLOW_SLOTS_LEN.load())) >> 32;
     copy(FLOW_SLOTS.get_ptr(index as u32)?, &mut search.key);
     let number = index as u32 + 1;
-    // A key that another CPU was writing is the key of no flow.
+    // If another CPU was writing the key, the copy is mixed, and no flow has this key.
     Some((number, entry(&search.key).filter(|flow| flow.slot == number)))
 }
 
-/// Finds a slot for a new flow: one that is free, or whose flow has expired, which is removed. So the
-/// table ages as fast as flows begin, also while no agent runs. Returns its number plus 1, or 0: the
-/// flow then has none, and only the agent removes it. A BPF function of its own, for its stack.
+/// Finds a slot for a new flow: a free slot, or a slot whose flow has expired. The expired flow is
+/// removed. So expired flows are removed as fast as flows begin, also while no agent runs. Returns
+/// the number of the slot plus 1, or 0 if none was found: the new flow then has no slot, and only
+/// the agent removes it. A BPF function of its own, for a stack frame of its own.
 #[inline(never)]
 pub(super) fn find_slot(now: u64) -> u32 {
     search(now, SLOT_TRIES, try_slot).map_or(0, |search| search.slot)
@@ -93,13 +94,14 @@ unsafe extern "C" fn try_slot(_: u64, _: *mut c_void) -> i64 {
 #[inline(always)]
 pub(super) fn take_slot(number: u32, key: &FlowKey) {
     if let Some(slot) = FLOW_SLOTS.get_ptr_mut(number.wrapping_sub(1)) {
-        // Another CPU may have found the same slot: then one of both flows has none.
+        // Another CPU may have found the same slot: then one of the two flows has no slot.
         copy(key, slot);
     }
 }
 
-/// Makes room for a flow in a full table: removes the best of some flows that may be evicted, if
-/// there is one. Returns 1 if so. A BPF function of its own, for its stack.
+/// Makes room for a flow in a full table: examines random slots, and removes the best flow that may
+/// be evicted. Returns 1 if a flow was removed, else 0. A BPF function of its own, for a stack
+/// frame of its own.
 #[inline(never)]
 pub(super) fn evict(now: u64) -> u32 {
     let Some(search) = search(now, EVICT_TRIES, try_evict) else { return 0 };
@@ -118,7 +120,7 @@ unsafe extern "C" fn try_evict(_: u64, _: *mut c_void) -> i64 {
     let protocol = search.key.protocol;
     let expired = conntrack::has_expired(protocol, flow, other, search.now, flow_timeout);
     // Without the entries of a denied client's flow, the container's packets would begin a
-    // masqueraded flow, by which the client's packets would come in.
+    // masqueraded flow, and the client's packets would be delivered as answers of that flow.
     let is_denied = (flow.kind | other.kind) & kind::DENIED != 0;
     let rank = match FlowState::of_flow(protocol, flow, other).eviction_rank() {
         _ if expired => 0,

@@ -7,31 +7,31 @@ use std::{
 
 use culvert_tests::{docker::Published, outside::Outside, sock::Use};
 
-/// How many containers each side has.
+/// Number of containers on each side.
 pub(super) const CONTAINERS: u8 = 4;
-/// How many connections a plan has.
+/// Number of connections in a plan.
 pub(super) const CONNECTIONS: usize = 1000;
-/// The host's address on the underlay, and the one that its containers know.
+/// The host's address on the underlay, and its address as the containers' gateway.
 pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 1);
 const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 101);
-/// Addresses without a route at the router: unreachable, prohibited, and dropped without an error.
+/// Addresses that the router refuses: as unreachable, as prohibited, and without an error.
 pub(super) const UNREACHABLE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 pub(super) const PROHIBITED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 pub(super) const BLACKHOLE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 3);
 
-/// Ports of the servers, outside and on the host as in containers.
+/// Ports of the servers, which are the same on the external host, on the host and in containers.
 pub(super) const ECHO: u16 = 80;
 pub(super) const COUNT: u16 = 81;
 pub(super) const RESET: u16 = 82;
 pub(super) const DATAGRAMS: u16 = 53;
 /// A port without a listener.
 const CLOSED: u16 = 9;
-/// Offset of the ports for clients that reach a container without the host's ports: their addresses
-/// may differ.
+/// Offset of the ports for clients that reach a server without a published port. The addresses that
+/// such servers see may differ from those of published ports.
 pub(super) const DIRECT: u16 = 1000;
 
-/// What the hosts publish.
+/// The ports that the hosts publish.
 pub(super) const PUBLISHED: &[Published] = &[
     Published { protocol: "tcp", port: 8080, container: 0, to: ECHO },
     Published { protocol: "tcp", port: 8081, container: 0, to: COUNT },
@@ -64,7 +64,7 @@ pub(super) enum What {
 pub(super) struct Connection {
     pub(super) from: From,
     pub(super) to: SocketAddrV4,
-    /// Source port, or ICMP identifier; 0 is any.
+    /// Source port, or ICMP identifier; 0 means any.
     pub(super) port: u16,
     pub(super) what: What,
 }
@@ -114,7 +114,7 @@ pub(super) fn draw(seed: u64) -> Vec<Connection> {
         plan.more();
     }
     plan.made.truncate(CONNECTIONS);
-    // Mixed: Fisher and Yates.
+    // Shuffles the plan (Fisher and Yates).
     for i in (1..plan.made.len()).rev() {
         let other = plan.random.below(i + 1);
         plan.made.swap(i, other);
@@ -140,27 +140,27 @@ impl Planner {
         self.next_port
     }
 
-    /// None half of the time.
+    /// A source port that nothing else of the plan uses, or 0 in half of the calls.
     fn maybe_own_port(&mut self) -> u16 {
         if self.random.below(2) == 0 { 0 } else { self.own_port() }
     }
 
     fn len(&mut self) -> usize {
-        // 1472 fills a packet; above are 2, 3 and 7 fragments.
+        // 1472 fills a packet. The longer ones need 2, 3 and 7 fragments.
         self.random.of(&[0, 1, 12, 100, 511, 1000, 1471, 1472, 1473, 2961, 9000])
     }
 
-    /// Rare kinds of connections: they wait for timeouts, or the errors about them are
+    /// Rare kinds of connections. They wait for timeouts, or the ICMP errors about them are
     /// rate-limited.
     fn few(&mut self) {
         for container in 0..CONTAINERS {
             let from = From::Container(container);
-            // Linux reports it when the SYN has been sent again.
+            // Linux reports the error after a retransmission of the SYN.
             self.add(from, (UNREACHABLE, ECHO), 0, What::Tcp(Use::Echo(1)));
             self.add(from, (PROHIBITED, ECHO), 0, What::Tcp(Use::Echo(1)));
             let waits = What::Udp { len: 10, ttl: 0 };
             self.add(from, (BLACKHOLE, DATAGRAMS), 0, waits);
-            // The TTL expires at the host, at the router, and not at all.
+            // The TTL expires at the host with 1, at the router with 2, and not with 3.
             for ttl in [1, 2, 3] {
                 let id = self.own_port();
                 self.add(from, (Outside::IP, DATAGRAMS), 0, What::Udp { len: 20, ttl });
@@ -176,7 +176,7 @@ impl Planner {
         }
     }
 
-    /// One connection of the many, or a group of them.
+    /// One frequent connection, or a group of them.
     fn more(&mut self) {
         let container = From::Container(self.random.container());
         match self.random.below(100) {
@@ -223,7 +223,7 @@ impl Planner {
         }
     }
 
-    /// One source port of every container, to one destination.
+    /// A connection of every container to one destination, from the same source port.
     fn same_port(&mut self) {
         let (port, len, kind) = (self.own_port(), self.len(), self.random.below(3));
         let tcp_port = self.random.of(&[ECHO, ECHO, COUNT, RESET, CLOSED]);
@@ -241,9 +241,9 @@ impl Planner {
         }
     }
 
-    /// To a published port, or to another port of the host.
+    /// A connection to a published port, or to another port of the host.
     fn way_in(&mut self, from: From, to: Ipv4Addr) {
-        // Each port of its own: the containers see the same one.
+        // Each connection has its own source port, because the container may see the client's port.
         let port = self.own_port();
         let choice = self.random.below(PUBLISHED.len() + 1);
         let Some(&Published { protocol, port: to_port, to: server, .. }) = PUBLISHED.get(choice)
@@ -261,7 +261,7 @@ impl Planner {
         self.add(from, (to, to_port), port, what);
     }
 
-    /// To another container, or to the host.
+    /// A connection to another container, or to the host.
     fn direct(&mut self, from: From) {
         let other = address(self.random.container());
         let ip = self.random.of(&[other, other, GATEWAY, HOST]);
@@ -273,7 +273,8 @@ impl Planner {
         };
         let to = match what {
             What::Tcp(_) => (ip, to_port + DIRECT),
-            // A datagram's answer comes from the address on the way back: the gateway's.
+            // The answer to a datagram has the address that the host's route selects: the
+            // gateway's.
             What::Udp { .. } if ip == HOST => (GATEWAY, DATAGRAMS + DIRECT),
             What::Udp { .. } => (ip, DATAGRAMS + DIRECT),
             What::Ping { .. } => (ip, 0),

@@ -1,12 +1,12 @@
-//! Covering arrays: few rows of switches in which every two (or three) of them are in every
-//! combination of positions.
+//! Covering arrays: few rows of switches such that every two (or three) switches are in every
+//! combination of positions in some row.
 
 use std::collections::BTreeSet;
 
 /// The positions of all switches.
 pub(crate) type Row = Vec<bool>;
 
-/// Positions of some switches, packed: seven bits for each, number and position.
+/// Positions of some switches, packed: seven bits for each, with its number and position.
 type Combination = u64;
 
 fn pack(switches: &[(usize, bool)]) -> Combination {
@@ -17,7 +17,7 @@ fn pack(switches: &[(usize, bool)]) -> Combination {
         .fold(1, |packed, &(number, on)| packed << 7 | (number as u64) << 1 | u64::from(on))
 }
 
-/// xorshift64: the same rows in every run.
+/// Pseudo-random numbers by xorshift64. The rows are the same in every run.
 fn next(state: &mut u64) -> usize {
     *state ^= *state << 13;
     *state ^= *state >> 7;
@@ -25,7 +25,7 @@ fn next(state: &mut u64) -> usize {
     *state as usize
 }
 
-/// Calls `found` with every combination of `count` of the positions given.
+/// Calls `found` with every combination of `count` of the given positions.
 fn each(
     positions: &[(usize, bool)],
     count: usize,
@@ -42,12 +42,12 @@ fn each(
     }
 }
 
-/// Rows, beginning with `first`, in which every `strength` switches of `width` are in every
-/// combination. Greedy (Cohen et al., "The AETG System", 1997): each row has a combination
-/// that was missing, and every further switch the position that adds the most.
+/// Makes rows, beginning with `first`, such that every `strength` switches of `width` are in every
+/// combination. The algorithm is greedy (Cohen et al., "The AETG System", 1997): each row has a
+/// missing combination, and every further switch gets the position that adds the most combinations.
 pub(crate) fn cover(width: usize, strength: usize, first: Vec<Row>) -> Vec<Row> {
     let mut missing = BTreeSet::new();
-    // Two positions of one switch are no combination.
+    // Two positions of one switch are not a combination.
     let all: Vec<_> = (0..width).flat_map(|number| [(number, false), (number, true)]).collect();
     each(&all, strength, &mut Vec::new(), &mut |chosen| {
         if chosen.windows(2).all(|pair| pair[0].0 != pair[1].0) {
@@ -100,7 +100,7 @@ fn greedy(
     positions.into_iter().map(|(_, on)| on).collect()
 }
 
-/// Every pair is there, in not many more rows than the best that is known (10 for 46).
+/// The rows have every pair. They are not many more than the best known result (10 rows for 46).
 #[test]
 fn every_pair_is_covered() {
     let rows = cover(46, 2, vec![vec![true; 46]]);

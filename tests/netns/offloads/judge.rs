@@ -1,4 +1,4 @@
-//! Checks of the frames on the wire, by the offloads of the device that sent them.
+//! Checks of the frames on the wire against the offloads of the device that sent them.
 
 use std::collections::BTreeMap;
 
@@ -15,22 +15,22 @@ const TCP: u8 = 6;
 /// Maximum number of reported faults.
 const ENOUGH: usize = 8;
 
-/// Offloads of a device.
+/// Offloads that are enabled on a device.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Features {
-    /// Filling in checksums.
+    /// The device fills in checksums.
     pub(crate) checksum: bool,
-    /// Cutting TCP.
+    /// The device cuts TCP frames into segments.
     pub(crate) tcp: bool,
-    /// Cutting UDP.
+    /// The device cuts UDP frames into datagrams.
     pub(crate) udp: bool,
-    /// Cutting either within a tunnel.
+    /// The device also cuts frames in a tunnel.
     pub(crate) tunnel: bool,
 }
 
 impl Features {
-    /// The enabled offloads of a device, which may differ from the requested ones: some need
-    /// others.
+    /// The enabled offloads of a device. They may differ from the requested ones, because some
+    /// offloads need others.
     pub(crate) fn of(netns: &Netns, ifname: &str) -> Self {
         let list = netns.run(&format!("ethtool -k {ifname}"));
         let on = |name: &str| {
@@ -51,15 +51,15 @@ impl Features {
 pub(crate) struct Direction {
     features: Features,
     verifier: Verifier,
-    /// Frames whose checksum was left to the hardware.
+    /// Number of frames whose checksum the kernel left to the hardware.
     pub(crate) partial: usize,
-    /// Frames that stand for several.
+    /// Number of frames that the kernel left to the hardware to be cut.
     pub(crate) gso: usize,
-    /// Frames of each VNI.
+    /// Number of frames of each VNI.
     pub(crate) vnis: BTreeMap<u32, u64>,
-    /// The longest L3 packet of TCP in a tunnel.
+    /// Length in bytes of the longest L3 packet of TCP in a tunnel.
     longest: usize,
-    /// The longest of those that are cut out of a frame; 0 if none is.
+    /// Length in bytes of the longest of these packets that is cut out of a frame; 0 if none is.
     longest_cut: usize,
     complaints: Vec<String>,
 }
@@ -105,14 +105,14 @@ impl Direction {
         if let Some((start, _)) = partial
             && start != facts.l4
         {
-            return Err(format!("checksum from {start} on, not {}", facts.l4));
+            return Err(format!("the checksum starts at {start}, not {}", facts.l4));
         }
         if let Some(vni) = facts.vni {
             *self.vnis.entry(vni).or_default() += 1;
         }
         let len = self.segment(frame, facts)?;
         if len > MTU {
-            return Err(format!("{len} bytes of L3"));
+            return Err(format!("L3 packet of {len} bytes"));
         }
         if facts.vni.is_some() && facts.protocol == TCP {
             self.longest = self.longest.max(len);
@@ -123,7 +123,7 @@ impl Direction {
         Ok(())
     }
 
-    /// Length of the longest L3 packet that the device's hardware makes of a frame.
+    /// Length in bytes of the longest L3 packet that the hardware of the device makes of a frame.
     fn segment(&mut self, frame: &Frame, facts: Facts) -> Result<usize, String> {
         let Features { tcp, udp, tunnel, .. } = self.features;
         let able = match frame.gso {
@@ -134,7 +134,7 @@ impl Direction {
         };
         self.gso += 1;
         if !able || (facts.vni.is_some() && !tunnel) {
-            return Err(format!("not cut ({:?}), although the device does not", frame.gso));
+            return Err(format!("not cut ({:?}), but the device cannot cut it", frame.gso));
         }
         Ok(facts.l3_len.min(facts.headers_len + frame.gso_size))
     }
@@ -142,9 +142,9 @@ impl Direction {
 
 /// Both directions of a device of the switch.
 pub(crate) struct Seen {
-    /// Frames that the host at its other end has sent.
+    /// Frames from the host at the other end of the device.
     pub(crate) from_host: Direction,
-    /// Frames to that host.
+    /// Frames to the host at the other end of the device.
     pub(crate) to_host: Direction,
 }
 
@@ -160,7 +160,7 @@ pub(crate) fn watch(switch: &Netns, port: &str, uplink: Features) -> Tap<Seen> {
 }
 
 impl Seen {
-    /// What is wrong with what was seen, if both tenants have used TCP to the full.
+    /// The faults of the frames seen. Both tenants must have sent TCP segments of a full MTU.
     pub(crate) fn complaints(&self, vnis: &[u32]) -> Vec<String> {
         let mut complaints = Vec::new();
         for (name, seen) in [("from the host", &self.from_host), ("to the host", &self.to_host)] {

@@ -1,8 +1,8 @@
 //! Datagrams of two tenants that the kernel merges: each payload reaches its own network or is
 //! dropped.
 //!
-//! UDP GRO merges datagrams whose outer headers are alike and that have a checksum. Hosts of
-//! Culvert send no checksum; a sender of this test does.
+//! UDP GRO merges datagrams with equal outer headers and a checksum. Culvert sends no outer UDP
+//! checksum, but the sender of this test does.
 
 use std::{
     collections::BTreeSet,
@@ -30,26 +30,26 @@ use super::{
     world::{BLUE, RED, Tenant, World, vxlan_socket},
 };
 
-/// Port at which the containers receive, VXLAN's, and that of its sender.
+/// Port on which the containers receive, port of VXLAN, and source port of its sender.
 const SINK: u16 = 93;
 const VXLAN: u16 = 4789;
 const SENDER: u16 = 50_000;
-/// Datagrams of each tenant in a burst.
+/// Number of datagrams of each tenant in a burst.
 const COUNT: usize = 16;
-/// Bytes of payload of each, and what the headers before it make of that.
+/// Bytes of payload of each datagram, and bytes of the outer UDP payload with its headers.
 const LEN: usize = 1000;
 const DATAGRAM: usize = 8 + 14 + 20 + 8 + LEN;
-/// Headers of a merged frame.
+/// Bytes of outer headers of a merged frame.
 const OUTER: u64 = 14 + 20 + 8;
 
-/// The payload of a tenant's datagram. It says whose it is.
+/// The payload of a tenant's datagram, which contains the tenant and the number.
 fn content(tenant: Tenant, number: usize) -> Vec<u8> {
     let mut content = payload(u64::from(tenant.vni) << 8 | number as u64, LEN);
     content[..2].copy_from_slice(&[tenant.vni as u8, number as u8]);
     content
 }
 
-/// A tenant's frame in VXLAN. But for the VNI and the payload the tenants' are the same.
+/// A tenant's frame in VXLAN. The tenants' frames differ only in the VNI and the payload.
 fn datagram(tenant: Tenant, number: usize) -> Vec<u8> {
     let (from, to) = ([0x02, 0x42, 10, 0, 0, 2], [0x02, 0x42, 10, 0, 0, 3]);
     let frame =
@@ -60,7 +60,7 @@ fn datagram(tenant: Tenant, number: usize) -> Vec<u8> {
     datagram
 }
 
-/// Where a tenant's container receives.
+/// The socket on which a tenant's container receives.
 struct Sink {
     tenant: Tenant,
     socket: UdpSocket,
@@ -76,7 +76,7 @@ impl Sink {
         Self { tenant, socket }
     }
 
-    /// How many datagrams have come, each once and this tenant's own.
+    /// Number of datagrams received. Checks that each came once and belongs to this tenant.
     fn received(&self) -> usize {
         let mut own: BTreeSet<_> = (0..COUNT).map(|number| content(self.tenant, number)).collect();
         let mut buffer = vec![0; 65_536];
@@ -90,8 +90,8 @@ impl Sink {
     }
 }
 
-/// Sends a burst to the second host, `order` over and over, as one frame that is still to be
-/// cut. Returns what arrives in each network, and what was merged: frames and datagrams.
+/// Sends a burst to the second host, with the tenants of `order` in turn, as one frame that is to
+/// be cut. Returns the datagrams that arrive in each network, and the merged frames and datagrams.
 fn burst(world: &World, order: &[Tenant], gro: bool) -> ([usize; 2], u64, u64) {
     let sinks = [RED, BLUE].map(|tenant| Sink::new(world, tenant, gro));
     let hosts = &world.cluster.hosts;
@@ -119,7 +119,7 @@ fn burst(world: &World, order: &[Tenant], gro: bool) -> ([usize; 2], u64, u64) {
     (received, frames, datagrams)
 }
 
-/// Uplink of the second host, and what the switch cuts on the way there.
+/// Sets the offloads of the second host's uplink, and those of the switch's device towards it.
 fn set(world: &World, uplink: &str, switch: &str, vxlan: bool) {
     let (host, port) = world.uplink(1);
     host.run(&format!("ethtool -K {} {uplink}", Underlay::UPLINK));
@@ -127,8 +127,8 @@ fn set(world: &World, uplink: &str, switch: &str, vxlan: bool) {
     vxlan_socket(host, vxlan);
 }
 
-/// Datagrams of two VNIs in one frame: not taken for one tenant's, and counted. Where they are
-/// merged by a GRO that knows VXLAN, only one tenant's are.
+/// A frame with datagrams of two VNIs is not delivered to one tenant, and is counted. If a GRO that
+/// knows VXLAN merges datagrams, it merges only those of one tenant.
 #[test]
 #[ignore = "needs root"]
 fn datagrams_of_two_tenants_are_not_taken_for_one_s() {
@@ -137,18 +137,18 @@ fn datagrams_of_two_tenants_are_not_taken_for_one_s() {
     let (fwd, list) = ("rx-udp-gro-forwarding", "rx-gro-list");
     let none = format!("gro off {fwd} off {list} off");
 
-    // One frame, as a network card that merges by itself would hand it over.
+    // One frame, as a network card delivers it that merges datagrams itself.
     set(&world, &none, whole, false);
     for order in [[RED, BLUE], [BLUE, RED]] {
         assert_eq!(burst(&world, &order, false), ([0, 0], 1, 2 * COUNT as u64), "{order:?}");
     }
     assert_eq!(burst(&world, &[RED], false), ([0, 0], 1, COUNT as u64));
 
-    // Cut into datagrams, and not merged.
+    // The frame is cut into datagrams, which are not merged.
     set(&world, &none, cut, false);
     assert_eq!(burst(&world, &[RED, BLUE], false), ([COUNT, COUNT], 0, 0));
 
-    // Merged again, by every GRO for datagrams.
+    // The datagrams are merged again, by every kind of GRO for datagrams.
     for features in [
         format!("gro on {fwd} on {list} off"),
         format!("gro on {fwd} off {list} on"),
@@ -160,20 +160,20 @@ fn datagrams_of_two_tenants_are_not_taken_for_one_s() {
         assert!(frames > 0 && datagrams > frames, "{features}: {frames} frames, {datagrams}");
     }
 
-    // A socket that knows VXLAN: GRO looks at VNI and inner addresses, and leaves UDP alone
-    // unless it is told to merge it, too.
+    // With a VXLAN socket, GRO compares VNI and inner addresses. It merges inner UDP only if that
+    // is enabled, too.
     set(&world, &format!("gro on {fwd} off {list} off"), cut, true);
     assert_eq!(burst(&world, &[RED, BLUE], false), ([COUNT, COUNT], 0, 0));
     set(&world, &format!("gro on {fwd} on {list} off"), cut, true);
     assert_eq!(burst(&world, &[RED, BLUE], true), ([COUNT, COUNT], 0, 0));
-    // Fragment lists are dropped (`World::merges_udp`), and do not reach the other tenant either.
+    // Fragment lists are dropped (`World::merges_udp`), so they do not reach the other tenant.
     set(&world, &format!("gro on {fwd} on {list} on"), cut, true);
     let (_, frames, _) = burst(&world, &[RED, BLUE], true);
     assert_eq!(frames, 0);
 }
 
-/// A piece of wire between two devices of a namespace. Of VXLAN towards the second it fills in
-/// the outer checksum, and makes all of it one flow, so that UDP GRO merges it.
+/// A wire between two devices of a namespace. For VXLAN frames towards the second device, it fills
+/// in the outer checksum, and gives all frames the same source port, so that UDP GRO merges them.
 struct Cable {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -232,9 +232,9 @@ fn one_flow(frame: &mut [u8]) {
     frame[UDP..UDP + 8].copy_from_slice(&UdpHeader { checksum, ..udp }.to_bytes());
 }
 
-/// Sets how long GRO keeps frames of a device, waiting for more, in nanoseconds.
+/// Sets how long GRO of a device waits for more frames to merge, in ns.
 fn patience(netns: &Netns, ifname: &str, nanoseconds: u32) {
-    // `ip netns exec` shows the namespace's /sys.
+    // `ip netns exec` mounts the namespace's /sys.
     Netns::here().run(&format!(
         "ip netns exec {} sh -c 'cd /sys/class/net/{ifname}; \
          echo 1 >napi_defer_hard_irqs; echo {nanoseconds} >gro_flush_timeout'",
@@ -242,8 +242,8 @@ fn patience(netns: &Netns, ifname: &str, nanoseconds: u32) {
     ));
 }
 
-/// TCP of both tenants at the same time, through a wire on which UDP GRO merges their
-/// segments: what was dropped is sent again, and nothing of the other's is among it.
+/// Both tenants use TCP at the same time, through a wire on which UDP GRO merges their segments.
+/// Dropped segments are sent again, and no tenant gets data of the other.
 #[test]
 #[ignore = "needs root"]
 fn tcp_makes_up_for_merged_segments() {
@@ -268,7 +268,7 @@ fn tcp_makes_up_for_merged_segments() {
     std::thread::scope(|scope| {
         let threads = [RED, BLUE].map(|tenant| scope.spawn(move || exchange(tenant)));
         wait_until(SOON, "segments to be merged", || merged() > 0);
-        // As `doctor` says. Until then little more than one segment gets through at a time.
+        // `doctor` advises this. Until then little more than one segment at a time is delivered.
         host.netns.run(&format!("ethtool -K {} rx-udp-gro-forwarding off", Underlay::UPLINK));
         for thread in threads {
             assert_eq!(thread.join().unwrap(), Ok(()));

@@ -1,7 +1,7 @@
 //! The offload matrix: with every setting of checksum, segmentation and GRO offloads on the path,
 //! the payload arrives unchanged and the frames on the wire are valid.
 
-#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+#![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
 mod cover;
 mod judge;
@@ -21,25 +21,25 @@ use judge::Features;
 use traffic::{Client, Servers, TCP, UDP};
 use world::{BLUE, DEVICES, RED, Tenant, World};
 
-/// Ports on which datagrams sent at once are received: directly, and through a published one.
+/// Ports that receive datagrams which were sent at once: directly, and through a published port.
 const SINK: u16 = 91;
 const PUBLISHED_SINK: u16 = 92;
 /// A port without a listener.
 const NOBODY: u16 = 9;
-/// Bytes of an IPv4 and a UDP header.
+/// Bytes of an IPv4 header and a UDP header.
 const V4: usize = 28;
-/// Bytes of an IPv6 and a UDP header.
+/// Bytes of an IPv6 header and a UDP header.
 const V6: usize = 48;
-/// MTU of the overlay networks, and of the others.
+/// MTU of the overlay networks, and MTU of the others.
 const INNER: usize = 1450;
 const OUTER: usize = 1500;
 /// The longest payload of a datagram, or of an echo, over IPv4.
 const LONGEST: usize = 65_507;
 
-/// How often a datagram is sent before it counts as lost.
+/// Number of attempts until a datagram counts as lost.
 const TRIES: usize = 3;
 
-/// Records a failure.
+/// The failures of a row.
 #[derive(Default)]
 struct Failures(Vec<String>);
 
@@ -48,10 +48,10 @@ impl Failures {
         result.map_err(|error| self.0.push(format!("{}: {error}", what()))).ok()
     }
 
-    /// Records a failure of traffic without retransmission, if it fails repeatedly. The queue
-    /// between two devices is shared by the whole machine (`net.core.netdev_max_backlog`), and
-    /// other processes can fill it: a single loss proves nothing. Drops of the programs are counted
-    /// separately.
+    /// Records a failure of traffic without retransmission, if it fails repeatedly. A single loss
+    /// proves nothing: all devices of the machine share the queue between two devices
+    /// (`net.core.netdev_max_backlog`), and other processes can fill it. Drops of the programs are
+    /// counted separately.
     fn note_lossy<T>(&mut self, what: impl Fn() -> String, send: impl Fn() -> Result<T, String>) {
         let lost = |result: &Result<T, String>| {
             result.as_ref().is_err_and(|e| e == "timeout" || e.starts_with(traffic::MISSING))
@@ -61,17 +61,17 @@ impl Failures {
             if !lost(&result) {
                 break;
             }
-            eprintln!("{}: lost, once more", what());
+            eprintln!("{}: lost, sent again", what());
             result = send();
         }
         self.note(what, result);
     }
 }
 
-/// What is on at every device and must make no difference. Row by row: as devices come; like
-/// on a wire, where only GRO merges; the same with GRO for datagrams, with and without a
-/// socket that knows VXLAN; everything off; then whatever makes every two switches be in every
-/// combination (every three in the full run).
+/// The offload settings under test, which must make no difference. The first rows are: the defaults
+/// of the devices; a wire, where only GRO merges; a wire with GRO for datagrams, with and without a
+/// VXLAN socket; all off. The further rows complete every combination of two switches (of three in
+/// the full run).
 fn rows() -> Vec<Row> {
     let row = |choose: &dyn Fn(&str, &str) -> bool| -> Row {
         let one = DEVICES.iter().flat_map(|(device, switches)| {
@@ -98,8 +98,8 @@ fn rows() -> Vec<Row> {
     cover::cover(first[0].len(), strength, first)
 }
 
-/// TCP, UDP, UDP cut by the kernel, and ICMP, of two tenants that have the same addresses, at the
-/// same time, with an external host and through published ports in addition.
+/// TCP, UDP, UDP that the kernel cuts, and ICMP. Two tenants with the same addresses send them at
+/// the same time, and also exchange them with an external host and through published ports.
 #[test]
 #[ignore = "needs root"]
 fn payloads_arrive_whatever_is_offloaded() {
@@ -126,7 +126,7 @@ fn payloads_arrive_whatever_is_offloaded() {
         failures.extend(seen.iter().flat_map(|seen| seen.complaints(&[RED.vni, BLUE.vni])));
         failures.extend(differences(&before, &world.drops()));
         let frames = seen.iter().map(|seen| seen.to_host.vnis.values().sum::<u64>()).sum::<u64>();
-        // The first rows are known to do something; else the others prove nothing.
+        // Checks that the first rows have an effect. Otherwise the other rows prove nothing.
         match number {
             0 if seen.iter().any(|seen| seen.from_host.gso == 0 || seen.from_host.partial == 0) => {
                 failures.push("nothing was left to the hardware".to_owned());
@@ -138,7 +138,7 @@ fn payloads_arrive_whatever_is_offloaded() {
         }
         assert!(
             failures.is_empty(),
-            "row {number} of {}, without what is usual:{}\n{}",
+            "row {number} of {}, differs from the defaults by:{}\n{}",
             rows.len(),
             world.describe(row),
             failures.join("\n")
@@ -146,16 +146,16 @@ fn payloads_arrive_whatever_is_offloaded() {
     }
 }
 
-/// What was dropped in the meantime. There must be none.
+/// The drop counters that have changed. None may change.
 fn differences(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> Vec<String> {
     let changed = after.iter().filter(|(reason, count)| {
-        // Multicast that a stack sends of itself.
+        // A stack sends multicast by itself.
         before.get(*reason) != Some(count) && !reason.ends_with("no_receiver")
     });
-    changed.map(|(reason, count)| format!("dropped, in all: {count} {reason}")).collect()
+    changed.map(|(reason, count)| format!("dropped in total: {count} {reason}")).collect()
 }
 
-/// A tenant's container on the one host and the one on the other.
+/// Traffic from a tenant's container on one host to that on the other host.
 fn tenant(world: &World, tenant: Tenant, row: &Row) -> Failures {
     let mut failures = Failures::default();
     let [one, two] = world.pair(tenant);
@@ -205,8 +205,8 @@ fn tenant(world: &World, tenant: Tenant, row: &Row) -> Failures {
     failures
 }
 
-/// From an overlay and a bridge network to an external host, and from there through a published
-/// port.
+/// Traffic from an overlay and a bridge network to an external host, and from this host through a
+/// published port.
 fn beyond(world: &World) -> Failures {
     let mut failures = Failures::default();
     let outside = |port| SocketAddr::new(Outside::IP.into(), port);

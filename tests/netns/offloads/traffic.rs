@@ -30,10 +30,10 @@ pub(crate) const TCP: u16 = 80;
 /// See [`TCP`].
 pub(crate) const UDP: u16 = 90;
 
-/// How an error begins that says that datagrams have not come.
+/// Start of an error that says that datagrams are missing.
 pub(crate) const MISSING: &str = "missing are";
 
-/// Bytes without repetition, which differ for every seed.
+/// Bytes without repetition. They differ for every seed.
 pub(crate) fn payload(seed: u64, len: usize) -> Vec<u8> {
     let mut state = (seed << 20 | 0xb5) ^ len as u64;
     let mut bytes = Vec::with_capacity(len + 8);
@@ -47,7 +47,7 @@ pub(crate) fn payload(seed: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// Servers of a namespace that send back what comes, by TCP and UDP, IPv4 and IPv6.
+/// Echo servers of a namespace, for TCP and UDP, IPv4 and IPv6.
 pub(crate) struct Servers {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -65,7 +65,7 @@ impl Servers {
         let accept = move || {
             while !tcp.load(Ordering::Relaxed) {
                 match listener.accept() {
-                    // A client that gives up reports it itself.
+                    // A client that gives up reports its own error.
                     Ok((stream, _)) => drop(std::thread::spawn(move || echo(stream))),
                     Err(_) => std::thread::sleep(Duration::from_millis(1)),
                 }
@@ -109,12 +109,12 @@ fn echo(mut stream: TcpStream) -> std::io::Result<()> {
 pub(crate) struct Client {
     /// Namespace.
     pub(crate) netns: PathBuf,
-    /// Seed of its payloads, which differ from those of other senders.
+    /// Seed of the payloads, which differ from those of other senders.
     pub(crate) seed: u64,
 }
 
 impl Client {
-    /// `len` bytes to a server of [`Servers`] and back.
+    /// Sends `len` bytes to a TCP server of [`Servers`], and compares the echo.
     pub(crate) fn tcp(&self, to: SocketAddr, len: usize) -> Result<(), String> {
         let sent = payload(self.seed, len);
         let received = within(&self.netns, || {
@@ -134,7 +134,7 @@ impl Client {
         same(&sent, received)
     }
 
-    /// A datagram of `len` bytes to a server of [`Servers`] and back.
+    /// Sends a datagram of `len` bytes to a UDP server of [`Servers`], and compares the echo.
     pub(crate) fn udp(&self, to: SocketAddr, len: usize) -> Result<(), String> {
         let sent = payload(self.seed, len);
         let received = within(&self.netns, || {
@@ -150,7 +150,7 @@ impl Client {
         same(&sent, received)
     }
 
-    /// Whether a datagram with DF of `len` bytes is refused for its length.
+    /// Whether the kernel refuses a datagram with DF of `len` bytes for its length.
     pub(crate) fn refused(&self, to: SocketAddr, len: usize) -> Result<bool, String> {
         within(&self.netns, || {
             let socket = UdpSocket::bind(any(to))?;
@@ -164,7 +164,7 @@ impl Client {
         .map_err(|error| error.to_string())
     }
 
-    /// An ICMP echo with `len` bytes of payload.
+    /// Sends an ICMP echo request with `len` bytes of payload, and compares the reply.
     pub(crate) fn ping(&self, to: IpAddr, len: usize) -> Result<(), String> {
         let outcome = match to {
             IpAddr::V4(to) => probe::ping(&self.netns, to, 0, len, 0),
@@ -187,9 +187,9 @@ impl Client {
         if outcome == format!("ok {len}") { Ok(()) } else { Err(outcome) }
     }
 
-    /// Datagrams of `size` bytes, `len` in all, handed over at once (`UDP_SEGMENT`) to the
-    /// address `to`, which leads to `port` of `receiver`. Says how often it was given some: with
-    /// `gro` (`UDP_GRO`) it may be several at a time.
+    /// Sends datagrams of `size` bytes, `len` bytes in all, in one call (`UDP_SEGMENT`) to the
+    /// address `to`, which leads to `port` of `receiver`. Returns the number of reads by the
+    /// receiver. With `gro` (`UDP_GRO`) a read may give several datagrams.
     pub(crate) fn segments(
         &self,
         to: SocketAddr,
@@ -198,7 +198,7 @@ impl Client {
         gro: bool,
     ) -> Result<usize, String> {
         let sent = payload(self.seed, len);
-        // A child that another thread has just started keeps the last one's socket a little.
+        // A child that another thread has just forked still holds the previous socket for a moment.
         let sink = wait_for(SOON, "the port", || {
             within(receiver, || UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))).ok()
         });
@@ -217,8 +217,9 @@ impl Client {
     }
 }
 
-/// Receives datagrams of `size` bytes, the last perhaps shorter, that are `sent`: each of them
-/// once, in any order, as the sender may go on on another CPU.
+/// Receives datagrams of `size` bytes, of which the last may be shorter, and compares them with
+/// `sent`. Each must come once, in any order, because the sender may move to another CPU. Returns
+/// the number of reads.
 fn collect(sink: &UdpSocket, sent: &[u8], size: usize) -> Result<usize, String> {
     let mut missing: Vec<&[u8]> = sent.chunks(size).collect();
     let mut reads = 0;
@@ -230,7 +231,7 @@ fn collect(sink: &UdpSocket, sent: &[u8], size: usize) -> Result<usize, String> 
             recvmsg::<()>(sink.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::empty())
                 .map_err(|error| format!("{MISSING} {} datagrams: {error}", missing.len()))?;
         let len = message.bytes;
-        // Without the message it is one datagram.
+        // Without the control message, the buffer is one datagram.
         let each = message
             .cmsgs()
             .ok()

@@ -1,4 +1,4 @@
-//! Two hosts, two tenants with the same addresses, and the switches of every device between
+//! Two hosts, two tenants with the same addresses, and the offload switches of every device between
 //! their containers.
 
 use std::{
@@ -17,15 +17,16 @@ use culvert_tests::{
 use super::cover::Row;
 use crate::assistants::{with_gro, without_gro};
 
-/// Switches that are not the kernel's names of a feature: see [`vxlan_socket`].
+/// A switch that is not a feature of the kernel, see [`vxlan_socket`].
 const VXLAN: &str = "vxlan";
 
-/// The devices between two containers, from either to the middle, and what is switched at
-/// each, with how it comes.
+/// The devices between two containers, from a container to the switch, and the offload switches of
+/// each with their defaults.
 ///
-/// Not switched is what must stay as the agent has it, or as it comes: a frame of several UDP
-/// datagrams does not survive the tunnel (`ENCAPSULATION_OFFLOADS` in `netlink/ethtool.rs`), so
-/// that a container's device cuts them up, and the host's end does not merge them again.
+/// Some settings must stay as the agent or the kernel sets them, so they are not switched: a frame
+/// of several UDP datagrams does not survive the tunnel (`ENCAPSULATION_OFFLOADS` in
+/// `netlink/ethtool.rs`). A container's device cuts such frames, and the host's end does not merge
+/// them again.
 pub(crate) const DEVICES: [(&str, &[(&str, bool)]); 4] = [
     ("container", &[("tx", true), ("tso", true), ("gso", true), ("gro", false), ("rx", true)]),
     ("veth", &[("gro", false)]),
@@ -80,7 +81,7 @@ pub(crate) struct World {
     /// A container of a bridge network on the first host.
     pub(crate) bridge: PathBuf,
     containers: [[Container; 2]; 2],
-    /// Of each host, the host's ends of its containers' veths.
+    /// The host sides of the containers' veths, for each host.
     veths: [Vec<String>; 2],
 }
 
@@ -112,7 +113,7 @@ impl World {
             ]);
             cluster.wait_network(network);
         }
-        // A port of a host is published once.
+        // A port of a host can be published once only.
         let publish = ["-p", "8080:80", "-p", "8090:90/udp", "-p", "8092:92/udp"];
         let containers = [RED, BLUE].map(|tenant| {
             [0_u8, 1].map(|host| {
@@ -143,8 +144,8 @@ impl World {
         world
     }
 
-    /// A device with a queue waits for the one at its other end, like a network card: none of
-    /// what is sent in a burst is lost.
+    /// Gives the devices queues. A device with a queue waits for the device at its other end, like
+    /// a network card, so no frame of a burst is lost.
     fn queue(&self) {
         let queue = "root pfifo limit 10000";
         for host in 0..2 {
@@ -169,7 +170,7 @@ impl World {
 
     /// The host side of a container's veth.
     fn veth(&self, host: usize, netns: &Path) -> String {
-        // `eth0@if7`: number 7 of the host.
+        // In `eth0@if7` the 7 is the ifindex of the host side.
         let link = run(netns, "ip -o link show eth0");
         let number = link.split("@if").nth(1).and_then(|rest| rest.split(':').next()).unwrap();
         let link = self.host(host).netns.run(&format!("ip -o link | grep '^{number}: '"));
@@ -192,7 +193,7 @@ impl World {
         second.chain([self.bridge.as_path(), self.outside.host.path()]).collect()
     }
 
-    /// What is published: by whom, at which address, and the container.
+    /// The published ports: the driver of the network, the host's address, and the container.
     pub(crate) fn published(&self) -> [(&'static str, Ipv4Addr, &Path); 2] {
         let [_, red] = self.pair(RED);
         [
@@ -234,8 +235,8 @@ impl World {
         }
     }
 
-    /// UDP datagrams of one tunnel are merged on a host's uplink: `doctor` calls a setting for
-    /// that an error, and a burst of them does not arrive.
+    /// Whether UDP datagrams of one tunnel are merged on a host's uplink. `doctor` reports this
+    /// setting as an error, and a burst of datagrams does not arrive.
     pub(crate) fn merges_udp(&self, row: &Row, host: usize) -> bool {
         let features = DEVICES.iter().flat_map(|(device, switches)| {
             switches.iter().map(move |(feature, _)| (*device, *feature))
@@ -266,12 +267,12 @@ impl World {
         told
     }
 
-    /// How many frames out of the tunnel both hosts have delivered.
+    /// Number of frames from the tunnel that both hosts have delivered.
     pub(crate) fn delivered(&self) -> u64 {
         self.cluster.hosts.iter().map(|host| host.counter("from_underlay", "deliver")).sum()
     }
 
-    /// Frames that the programs have dropped, by host and reason.
+    /// Number of frames that the programs have dropped, by host and reason.
     pub(crate) fn drops(&self) -> BTreeMap<String, u64> {
         let mut drops = BTreeMap::new();
         for host in &self.cluster.hosts {

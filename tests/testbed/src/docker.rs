@@ -1,7 +1,7 @@
 //! A host with containers, connected as Docker does without its userland proxy: a Linux bridge, and
 //! iptables for masquerading and published ports. Culvert is compared with it.
 
-#![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with why")]
+#![expect(clippy::panic, reason = "a fixture that cannot be made fails the test with the error")]
 
 use std::process::{Command, Stdio};
 
@@ -50,7 +50,7 @@ pub fn iptables() -> Option<&'static str> {
 pub struct Docker {
     /// The host.
     pub host: Netns,
-    /// Its containers; the first has 172.17.0.2.
+    /// Namespaces of the containers; the first has 172.17.0.2.
     pub containers: Vec<Netns>,
     /// The router and the external host.
     pub outside: Outside,

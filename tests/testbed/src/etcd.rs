@@ -174,7 +174,7 @@ impl EtcdServer {
             }
             std::thread::sleep(POLL);
         }
-        Err(io::Error::other(format!("etcd: still there {} s after SIGTERM", END.as_secs())))
+        Err(io::Error::other(format!("etcd: still running {} s after SIGTERM", END.as_secs())))
     }
 
     fn ended(&self, status: ExitStatus) -> io::Error {
@@ -253,7 +253,7 @@ impl EtcdServer {
 
     fn launch(&mut self) -> io::Result<()> {
         let mut command = match &self.config.netns {
-            // Not `ip netns exec`, which remounts /sys.
+            // `ip netns exec` would remount /sys.
             Some(netns) => {
                 let mut command = Command::new("nsenter");
                 command.arg(format!("--net={}", netns.display())).arg("etcd");

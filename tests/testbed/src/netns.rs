@@ -176,7 +176,7 @@ impl Drop for Netns {
 fn succeeded(what: &str, output: &Output) -> Result<()> {
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        bail!("{what}: {}", said.trim().lines().last().unwrap_or("failed, and said nothing"));
+        bail!("{what}: {}", said.trim().lines().last().unwrap_or("failed without a message"));
     }
     Ok(())
 }

@@ -41,7 +41,7 @@ fn what_the_kernel_refuses_is_one_line() {
     let error = format!("{:#}", netns.sh("ip link add x type nonsense").expect_err("refused"));
     assert!(error.contains(netns.name()) && error.lines().count() == 1, "{error}");
     assert!(Netns::make(netns.name()).is_err(), "the name is taken");
-    assert!(netns.path().exists(), "a second one of the name has taken the first along");
+    assert!(netns.path().exists(), "the failed make removed the namespace");
 }
 
 /// etcd ends in order when it is asked to, keeps a directory that was given with its log, and

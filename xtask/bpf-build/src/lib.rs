@@ -20,4 +20,4 @@ mod env;
 mod probe;
 
 pub use build::{BuildError, OBJECT_NAME, PACKAGE, PROFILE, build_programs};
-pub use probe::{Missing, Toolchain, Way, find_linker, target_triple};
+pub use probe::{Compiler, Missing, Toolchain, find_linker, target_triple};

@@ -15,12 +15,12 @@ const SYSTEM_RUSTC: &str = "/usr/bin/rustc";
 /// Names the rustc with a prebuilt BPF `core` to use; it must then work.
 const RUSTC_VARIABLE: &str = "CULVERT_BPF_RUSTC";
 
-/// Names the rustup toolchain of [`Way::Nightly`]. The default is `nightly`.
+/// Names the rustup toolchain of [`Compiler::Nightly`]. The default is `nightly`.
 const TOOLCHAIN_VARIABLE: &str = "CULVERT_BPF_TOOLCHAIN";
 
 /// Kind of a BPF-capable rustc.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Compiler {
     /// A rustc whose sysroot holds a compiled `core` for the BPF target.
     Prebuilt {
         /// The rustc.
@@ -37,7 +37,7 @@ pub enum Way {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Toolchain {
     /// Kind of the rustc, with its path or its toolchain.
-    pub way: Way,
+    pub compiler: Compiler,
     /// `bpf-linker`.
     pub linker: PathBuf,
 }
@@ -86,26 +86,26 @@ impl Toolchain {
     ///
     /// [`Missing`] if the rustc or the linker is not on this machine.
     pub fn find() -> Result<Self, Missing> {
-        let way = Way::find()?;
+        let compiler = Compiler::find()?;
         let linker = find_linker().ok_or(Missing::Linker)?;
-        Ok(Self { way, linker })
+        Ok(Self { compiler, linker })
     }
 
     /// A cargo that runs `verb` (`build`, `clippy`, …) for the BPF target: environment,
     /// target and linker are set, so that only packages, profile and target directory are
     /// left to add.
     pub fn command(&self, verb: &str) -> Command {
-        let mut command = match &self.way {
-            Way::Prebuilt { rustc } => {
-                let mut command = self.way.cargo(verb);
+        let mut command = match &self.compiler {
+            Compiler::Prebuilt { rustc } => {
+                let mut command = self.compiler.cargo(verb);
                 // cargo passes RUSTC on to cargo-clippy, which does not find this rustc otherwise.
                 command.env("RUSTC", rustc);
                 // The BPF targets are tier 3, and aya uses unstable features on them.
                 command.env("RUSTC_BOOTSTRAP", "1");
                 command
             }
-            Way::Nightly { .. } => {
-                let mut command = self.way.cargo(verb);
+            Compiler::Nightly { .. } => {
+                let mut command = self.compiler.cargo(verb);
                 command.arg("-Zbuild-std=core");
                 command
             }
@@ -131,7 +131,7 @@ impl Toolchain {
     }
 }
 
-impl Way {
+impl Compiler {
     /// Finds the first kind of BPF-capable rustc that is installed.
     ///
     /// # Errors
@@ -325,7 +325,7 @@ mod tests {
     #[test]
     fn the_command_names_target_and_linker() {
         let toolchain = Toolchain {
-            way: Way::Prebuilt { rustc: "/opt/bin/rustc".into() },
+            compiler: Compiler::Prebuilt { rustc: "/opt/bin/rustc".into() },
             linker: "/opt/a b/bpf-linker".into(),
         };
         let command = toolchain.command("build");
@@ -342,7 +342,7 @@ mod tests {
     #[test]
     fn nightly_builds_core_itself() {
         let toolchain = Toolchain {
-            way: Way::Nightly { toolchain: "nightly-x".into() },
+            compiler: Compiler::Nightly { toolchain: "nightly-x".into() },
             linker: "/opt/bpf-linker".into(),
         };
         let command = toolchain.command("build");

@@ -26,13 +26,13 @@ const FIRST_IP: u8 = 20;
 pub(crate) struct HostPlan {
     /// The node's name, such as `host1`.
     pub(crate) node: String,
-    /// Name of its network namespace, equal to `node`.
+    /// Name of the host's network namespace, equal to `node`.
     pub(crate) netns: String,
-    /// Its device on the underlay.
+    /// The host's device on the underlay.
     pub(crate) uplink: &'static str,
     /// The switch's device that leads to the host.
     pub(crate) port: String,
-    /// Its address on the underlay.
+    /// The host's address on the underlay.
     pub(crate) ip: String,
 }
 
@@ -113,7 +113,7 @@ impl HostPlan {
 /// A host whose agent runs. The agent ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Host {
-    /// Its name, devices and address.
+    /// Name, devices and address of the host.
     pub(crate) plan: HostPlan,
     agent: Background,
 }

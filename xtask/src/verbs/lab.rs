@@ -76,8 +76,8 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 struct Up {
     /// First process of the enclosure.
     pid: u32,
-    /// Its start time, in clock ticks since boot: distinguishes it from a later process with that
-    /// id.
+    /// Start time of the process, in clock ticks since boot. It distinguishes the process from a
+    /// later process with the same id.
     started: u64,
     hosts: u8,
 }

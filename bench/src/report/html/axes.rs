@@ -7,7 +7,7 @@ use plotters::coord::Shift;
 use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
 use plotters::prelude::*;
 
-/// Stands for the colour of the page's text.
+/// Placeholder for the colour of the page's text.
 pub(super) const INK: RGBColor = RGBColor(1, 2, 3);
 /// Height of letters, px.
 pub(super) const LETTERS: f64 = 13.0;
@@ -15,22 +15,22 @@ pub(super) const LETTERS: f64 = 13.0;
 pub(super) const AXIS: u32 = 40;
 /// Width of the labels to the left, px.
 const LEFT: u32 = 62;
-/// Powers of ten that a logarithmic axis may have: more are no chart.
+/// Largest number of powers of ten of a logarithmic axis. Figures with a wider range get no chart.
 const DECADES: f64 = 9.0;
-/// From this ratio of its ends, a logarithmic axis shows powers of ten alone.
+/// Ratio of the axis ends from which a logarithmic axis has labels at powers of ten alone.
 const CROWDED: f64 = 60.0;
 
 /// The drawing area.
 pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-/// Figures to pixels.
+/// Converts figures to pixels.
 pub(super) type Place<'a> = dyn Fn(f64, f64) -> (i32, i32) + 'a;
 
 /// An axis.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Axis {
-    /// From and to.
+    /// Start and end.
     Linear(f64, f64),
-    /// From and to, both above zero.
+    /// Start and end, both above zero.
     Log(f64, f64),
 }
 
@@ -60,32 +60,32 @@ impl Axis {
             .then(|| Self::Log(low / 1.3, high * 1.3))
     }
 
-    /// Its start.
+    /// Start of the axis.
     pub(super) fn start(self) -> f64 {
         match self {
             Self::Linear(low, _) | Self::Log(low, _) => low,
         }
     }
 
-    /// Its end.
+    /// End of the axis.
     pub(super) fn end(self) -> f64 {
         match self {
             Self::Linear(_, high) | Self::Log(_, high) => high,
         }
     }
 
-    /// `value`, or the end of the axis that it is beyond.
+    /// `value`, limited to the range of the axis.
     pub(super) fn within(self, value: f64) -> f64 {
         match self {
             Self::Linear(low, high) | Self::Log(low, high) => value.max(low).min(high),
         }
     }
 
-    /// How many labels an axis of so many pixels has room for, as plotters counts them.
+    /// Number of labels for which an axis of `pixels` has room, as plotters counts labels.
     pub(super) fn labels(self, pixels: u32) -> usize {
         match self {
             Self::Linear(..) => (pixels / 40) as usize,
-            // Ten a power of ten, all but a few of which are left empty; or powers of ten alone.
+            // Ten labels for each power of ten, most of which are left empty; or one label.
             Self::Log(low, high) => {
                 let decades = (high / low).log10().floor().max(1.0);
                 (decades * if high / low > CROWDED { 1.0 } else { 10.0 }) as usize
@@ -93,7 +93,7 @@ impl Axis {
         }
     }
 
-    /// A label.
+    /// The label at `value`; empty if the axis has no label there.
     fn label(self, value: f64, unit: &str) -> String {
         if let Self::Log(low, high) = self {
             // A small tolerance, since the computed logarithm of a power of ten may be slightly
@@ -124,17 +124,17 @@ fn short(value: f64) -> String {
 
 /// The axes of a panel.
 pub(super) struct Axes<'a> {
-    /// The axis below.
+    /// The horizontal axis.
     pub(super) x: Axis,
-    /// Its title.
+    /// Title of the horizontal axis.
     pub(super) x_name: &'a str,
-    /// About how many labels it has.
+    /// Approximate number of labels of the horizontal axis.
     pub(super) x_labels: usize,
-    /// The axis to the left.
+    /// The vertical axis.
     pub(super) y: Axis,
-    /// Suffix of each of its labels.
+    /// Suffix of each label of the vertical axis.
     pub(super) y_unit: &'a str,
-    /// About how many labels it has; with 0, it has no lines either.
+    /// Approximate number of labels of the vertical axis. With 0, the axis has no lines either.
     pub(super) y_labels: usize,
 }
 
@@ -190,8 +190,8 @@ impl Axes<'_> {
     }
 }
 
-/// Labels but for one that was just given: plotters ends one power of ten with the figure that the
-/// next one begins with, and would print it twice.
+/// Makes each label once in a row: plotters ends one power of ten with the figure with which the
+/// next one begins, and would print the label twice.
 fn once<'a>(label: &'a dyn Fn(f64) -> String) -> impl Fn(&f64) -> String + 'a {
     let last = Cell::new(f64::NAN);
     move |&value| {
@@ -200,7 +200,7 @@ fn once<'a>(label: &'a dyn Fn(f64) -> String) -> impl Fn(&f64) -> String + 'a {
     }
 }
 
-/// Letters of so many pixels; plotters counts them otherwise.
+/// Letters of this height, px. plotters has another measure of the height.
 pub(super) fn font(pixels: f64) -> TextStyle<'static> {
     ("sans-serif", pixels * 1.24).into_font().color(&INK)
 }

@@ -1,8 +1,8 @@
 //! The two kinds of chart: a bar or a range for each arm, and lines over a count.
 //!
-//! plotters has the scales, the axes and the SVG. Its colours are fixed when it draws, while the
-//! page is light or dark: what is to be as the text's colour is drawn in [`INK`] and changed
-//! to `currentColor` afterwards.
+//! plotters makes the scales, the axes and the SVG. Its colours are fixed when it draws, while the
+//! page is light or dark: parts in the colour of the text are drawn in [`INK`], which is changed to
+//! `currentColor` afterwards.
 
 use anyhow::{Context as _, Result};
 use plotters::prelude::*;
@@ -30,37 +30,37 @@ const LINES: u32 = 300;
 pub(super) struct Words {
     /// Unique on the page.
     pub(super) id: String,
-    /// Its title.
+    /// Title of the chart.
     pub(super) title: String,
-    /// Its description.
+    /// Description of the chart.
     pub(super) text: String,
 }
 
 /// One arm in one panel of a [`rows`] chart.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Bar {
-    /// From zero to here.
+    /// End of a bar that begins at zero.
     pub(super) bar: Option<f64>,
-    /// A point here.
+    /// Position of a point.
     pub(super) mark: Option<f64>,
-    /// The interval of it.
+    /// The interval of the bar or the point.
     pub(super) interval: Option<(f64, f64)>,
     /// A figure of each round.
     pub(super) dots: Vec<f64>,
     /// Figures joined by a line, the first one filled.
     pub(super) chain: Vec<f64>,
-    /// Text beside it.
+    /// Text beside the bar.
     pub(super) label: String,
 }
 
 /// One panel of a [`rows`] chart.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Side {
-    /// Its heading.
+    /// Heading of the panel.
     pub(super) heading: String,
-    /// One for each arm if it was measured.
+    /// A bar for each arm; none if the arm was not measured.
     pub(super) bars: Vec<Option<Bar>>,
-    /// A line goes through all rows here, to compare with.
+    /// Position of a line through all rows, to compare with.
     pub(super) line: Option<f64>,
     /// Distance from the line within which a difference is not significant.
     pub(super) band: f64,
@@ -72,7 +72,7 @@ pub(super) struct Rows {
     pub(super) names: Vec<(String, RGBColor)>,
     /// Panels.
     pub(super) panels: Vec<Side>,
-    /// The same of all panels.
+    /// The axis of all panels.
     pub(super) axis: Axis,
     /// Title of the axis.
     pub(super) unit: String,
@@ -136,7 +136,7 @@ fn bars_of(root: &Area<'_>, chart: &Rows, side: &Side, place: &Place<'_>) -> Res
             right = x1;
         }
         for (round, &dot) in bar.dots.iter().enumerate() {
-            // Rounds beside each other, so that equal figures are not one dot.
+            // The dots of the rounds are shifted vertically, so that equal figures are not one dot.
             let (x, y) = at(dot);
             let y = y + (round % 5) as i32 * 2 - 4;
             root.draw(&Circle::new((x, y), 1, INK.mix(0.5).filled()))?;
@@ -153,7 +153,7 @@ fn bars_of(root: &Area<'_>, chart: &Rows, side: &Side, place: &Place<'_>) -> Res
         }
         if let Some(mark) = bar.mark {
             root.draw(&Circle::new(at(mark), 3, color.filled()))?;
-            // Points are scattered: their figures stand in a column.
+            // The labels of points are in one column, since the points are scattered.
             right = at(chart.axis.end()).0;
         }
         let chain: Vec<_> = bar.chain.iter().map(|&value| at(value)).collect();
@@ -180,11 +180,11 @@ pub(super) type Point = (f64, f64, Option<(f64, f64)>);
 
 /// A line of a [`lines`] chart.
 pub(super) struct Line {
-    /// Its name.
+    /// Name of the line.
     pub(super) name: String,
-    /// Its colour.
+    /// Colour of the line.
     pub(super) color: RGBColor,
-    /// By count.
+    /// Points in the order of their counts.
     pub(super) points: Vec<Point>,
 }
 
@@ -214,7 +214,7 @@ pub(super) fn lines(words: &Words, panels: &[Panel]) -> Result<String> {
                 let color = line.color;
                 area.draw(&Circle::new((x + 5, 32), 5, color.filled()))?;
                 area.draw(&Text::new(line.name.clone(), (x + 15, 32), letters(HPos::Left)))?;
-                // Fonts are not known here: as wide as letters are on average.
+                // The font is not known here: the width is that of average letters.
                 x += 15 + (line.name.chars().count() as f64 * LETTERS * 0.56) as i32 + 18;
             }
             let axes = Axes {

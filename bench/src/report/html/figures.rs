@@ -11,14 +11,15 @@ use crate::results::{ArmInfo, HOST, Metric, Regime, Results};
 use crate::scale::ColdStart;
 use crate::stats::{self, Interval};
 
-/// Culvert's arms. All three are legible on white and on black, and to the colour-blind.
+/// Colour of Culvert's arms. All three colours are legible on white and on black, and to the
+/// colour-blind.
 pub(super) const CULVERT: RGBColor = RGBColor(0x2b, 0x8c, 0xd6);
-/// Other networks.
+/// Colour of other networks.
 pub(super) const OTHER: RGBColor = RGBColor(0xd9, 0x82, 0x2b);
-/// The host.
+/// Colour of the host.
 pub(super) const PLAIN: RGBColor = RGBColor(0x8a, 0x93, 0x9e);
 
-/// The metrics that a chart of their own is drawn of. The round trip's upper percentiles are in
+/// The metrics that have a chart of their own. The round trip's upper percentiles are in
 /// [`latency`].
 pub(super) const CHARTED: [Metric; 10] = [
     Metric::TcpOne,
@@ -58,7 +59,7 @@ fn panels(arms: &[&ArmInfo], bar: impl Fn(&ArmInfo, Regime) -> Option<Bar>) -> V
     Regime::ALL.map(side).into()
 }
 
-/// All bars there are.
+/// All bars of the panels.
 fn bars(panels: &[Side]) -> impl Iterator<Item = &Bar> {
     panels.iter().flat_map(|side| &side.bars).flatten()
 }
@@ -195,7 +196,8 @@ fn said(panels: &[Panel]) -> String {
     text
 }
 
-/// Throughput by entries, as the share of that with the fewest. None if there is nothing to draw.
+/// Throughput by number of entries, as a share of the throughput with the fewest entries. None if
+/// there is nothing to draw.
 pub(super) fn filled(results: &Results) -> Result<Option<String>> {
     let mut kinds: Vec<&str> = Vec::new();
     for it in &results.filled {
@@ -264,7 +266,7 @@ pub(super) fn cold_start(results: &Results) -> Result<Option<String>> {
             points: sorted
                 .iter()
                 .map(|it| (f64::from(it.endpoints), value(it), None))
-                // Nothing that is not above zero has a place on a logarithmic axis.
+                // A logarithmic axis has only values above zero.
                 .filter(|(endpoints, value, _)| *endpoints > 0.0 && *value > 0.0)
                 .collect(),
         };

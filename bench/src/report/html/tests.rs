@@ -1,10 +1,10 @@
 use super::*;
 use crate::report::fixture;
 
-/// Elements that have no end.
+/// Elements without an end tag.
 const VOID: [&str; 2] = ["meta", "!DOCTYPE"];
 
-/// Walks through all tags: each one closes what was opened last.
+/// Checks that each end tag closes the element that was opened last.
 fn assert_balanced(page: &str) {
     let mut open = Vec::new();
     let mut ids = Vec::new();

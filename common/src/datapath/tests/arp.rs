@@ -60,7 +60,7 @@ fn an_additional_address_is_the_endpoint_s_own() {
     assert_eq!(ask(ARP_REPLY, MAC, other, PEER), Ok(ArpQuery::Forward));
     assert_eq!(ask(ARP_REPLY, OTHER_MAC, other, PEER), Err(DropReason::SpoofedArp), "its MAC");
     assert_eq!(ask(ARP_REPLY, MAC, PEER, other), Err(DropReason::SpoofedArp), "for another");
-    // 0.0.0.0 is nobody's.
+    // No endpoint has the address 0.0.0.0.
     let packet = ArpIpv4::new(ARP_REPLY, MAC, NONE, [0; 6], PEER);
     assert_eq!(arp_query(&endpoint(), &packet, |_| true), Err(DropReason::SpoofedArp));
 }

@@ -316,7 +316,7 @@ fn error_from_outside() {
     let quoted = tuple("192.0.2.1", 2000, "203.0.113.7", 80);
     let to = tuple("203.0.113.7", 80, "10.0.0.2", 1000);
     let inside = tuple("10.0.0.2", 1000, "203.0.113.7", 80);
-    // The address of a router is not changed, nor that of the receiver.
+    // The source address of the error is not changed: neither a router's nor the receiver's.
     for from in ["198.51.100.9", "203.0.113.7"] {
         let wanted = Quoted { tuple: inside, src: v4(from), dst: v4("10.0.0.2") };
         assert_eq!(translate_error(&error(from, "192.0.2.1"), &quoted, &to), wanted);
@@ -338,7 +338,8 @@ fn error_from_inside() {
 
 #[test]
 fn error_from_inside_to_another_container() {
-    // The server sees its client at the gateway's address, the client sees the host's.
+    // The server sees the gateway's address as its client's. The client sees the host's address as
+    // its server's.
     let quoted = tuple("10.0.0.1", 5000, "10.0.0.3", 80);
     let to = tuple("192.0.2.1", 8080, "10.0.0.2", 4000);
     let wanted = Quoted {

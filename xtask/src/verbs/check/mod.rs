@@ -109,8 +109,8 @@ fn clippy_host() -> Result<String> {
 
 fn clippy_bpf() -> Result<String> {
     let toolchain = Toolchain::find()?;
-    if toolchain.way.clippy().is_none() {
-        bail!("no clippy for {}: run 'cargo xtask setup'", toolchain.way.describe());
+    if toolchain.compiler.clippy().is_none() {
+        bail!("no clippy for {}: run 'cargo xtask setup'", toolchain.compiler.describe());
     }
     process::run(
         toolchain
@@ -120,7 +120,7 @@ fn clippy_bpf() -> Result<String> {
             .arg(paths::target().join("bpf-check"))
             .args(["--", "-D", "warnings"]),
     )?;
-    Ok(toolchain.way.describe())
+    Ok(toolchain.compiler.describe())
 }
 
 fn rustdoc() -> Result<String> {

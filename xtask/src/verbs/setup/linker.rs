@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use culvert_bpf_build::Way;
+use culvert_bpf_build::Compiler;
 
 use super::apt;
 use crate::tools::which;
@@ -61,7 +61,7 @@ impl Build {
         if !prefix(version).join("include/llvm-c").is_dir() {
             packages.push(package(version));
         }
-        // libLLVM is C++: the linker wants libstdc++.so, which comes with g++.
+        // libLLVM is C++: the linker needs libstdc++.so, which comes with g++.
         if which("g++").is_none() {
             packages.push("g++");
         }
@@ -121,9 +121,9 @@ fn package(version: u32) -> &'static str {
 
 /// Major version of the LLVM inside the compiler that compiles for BPF.
 fn compilers_llvm() -> Option<u32> {
-    let mut command = match Way::find().ok()? {
-        Way::Prebuilt { rustc } => Command::new(rustc),
-        Way::Nightly { toolchain } => {
+    let mut command = match Compiler::find().ok()? {
+        Compiler::Prebuilt { rustc } => Command::new(rustc),
+        Compiler::Nightly { toolchain } => {
             let mut command = Command::new("rustup");
             command.args(["run", &toolchain, "rustc"]);
             command

@@ -18,7 +18,7 @@ pub(crate) struct Args {
     /// Only print what is there and what is missing
     #[arg(long)]
     check: bool,
-    /// Also what 'cargo xtask test --full' needs: an emulator, and a kernel with netkit
+    /// Also the tools of 'cargo xtask test --full': an emulator, and a kernel with netkit
     #[arg(long)]
     full: bool,
 }

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use anyhow::Result;
-use culvert_bpf_build::Way;
+use culvert_bpf_build::Compiler;
 
 use super::spinner::with_spinner;
 use super::{apt, linker};
@@ -122,7 +122,7 @@ impl Plan {
             // Checked for clippy, too: Debian's clippy works only with this compiler.
             && apt::has_candidate("libstd-rust-web-dev-bpf")
             && tool.debian.iter().all(|package| apt::has_candidate(package));
-        let nightly_here = matches!(Way::find(), Ok(Way::Nightly { .. }));
+        let nightly_here = matches!(Compiler::find(), Ok(Compiler::Nightly { .. }));
         if prebuilt && !nightly_here {
             self.packages.extend(tool.debian);
         } else if which("rustup").is_some() {
@@ -188,7 +188,7 @@ impl Plan {
     }
 }
 
-/// The arguments of rustup that install the toolchain of `Way::Nightly`.
+/// The arguments of rustup that install the toolchain of `Compiler::Nightly`.
 const NIGHTLY: [&str; 9] = [
     "toolchain",
     "install",

@@ -113,7 +113,7 @@ fn script(runs: &[Run<'_>]) -> String {
     );
     for (program, tests) in runs {
         let (program, tests) = (word(program), tests.join(" "));
-        // One at a time, so that the tests meet their deadlines. Writing to a string does not fail.
+        // One test at a time, so that the tests meet their deadlines. Writing to a string does not fail.
         let options = "--include-ignored --exact --color never --test-threads 1";
         let _ = writeln!(script, "{program} {options} {tests} 2>&1 || code=1");
     }

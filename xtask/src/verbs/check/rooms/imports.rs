@@ -9,7 +9,7 @@ use super::modules::{Crate, FileId, Module, ModuleId, Path};
 pub(super) struct Import {
     /// The file that has the path.
     pub(super) from: FileId,
-    /// Its line there, from 1.
+    /// Line of the path in the file `from`, from 1.
     pub(super) line: usize,
     /// The file that defines the named item.
     pub(super) to: FileId,
