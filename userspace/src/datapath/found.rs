@@ -53,9 +53,12 @@ impl Found {
     /// read from it. `set` writes an entry, or removes it if the value is `None`. Notes each entry
     /// that is put back. `spell` writes a key.
     ///
+    /// Entries that were added are removed first: a map that another program has filled has no room
+    /// for the agent's entries before.
+    ///
     /// # Errors
     ///
-    /// Those of `set`. The entries after the refused one are not put back.
+    /// The first error of `set`. The entries after the refused one are put back nevertheless.
     pub fn restore<K: Ord, V: PartialEq, E>(
         &mut self,
         map: &'static str,
@@ -64,20 +67,23 @@ impl Found {
         spell: impl Fn(&K) -> String,
         mut set: impl FnMut(&K, Option<&V>) -> Result<(), E>,
     ) -> Result<(), E> {
-        for (key, value) in written {
-            let what = match read.get(key) {
-                Some(now) if now == value => continue,
-                Some(_) => "changed",
-                None => "removed",
-            };
-            set(key, Some(value))?;
-            self.note(map, || format!("{} {what}", spell(key)));
-        }
+        let mut outcome = Ok(());
+        let mut put_back = |key: &K, value: Option<&V>, what: &str| match set(key, value) {
+            Ok(()) => self.note(map, || format!("{} {what}", spell(key))),
+            Err(error) if outcome.is_ok() => outcome = Err(error),
+            Err(_) => {}
+        };
         for key in read.keys().filter(|key| !written.contains_key(key)) {
-            set(key, None)?;
-            self.note(map, || format!("{} added", spell(key)));
+            put_back(key, None, "added");
         }
-        Ok(())
+        for (key, value) in written {
+            match read.get(key) {
+                Some(now) if now == value => {}
+                Some(_) => put_back(key, Some(value), "changed"),
+                None => put_back(key, Some(value), "removed"),
+            }
+        }
+        outcome
     }
 
     /// Adds what was found elsewhere.
@@ -155,7 +161,7 @@ mod tests {
         assert_eq!(
             found.lines(),
             [
-                (4, "map FDB: 4 entries: 2 changed, 3 removed, 5 removed, and 1 more".to_owned()),
+                (4, "map FDB: 4 entries: 6 added, 2 changed, 3 removed, and 1 more".to_owned()),
                 (1, "map VTEPS: 1 entry: 7 removed".to_owned()),
             ]
         );
@@ -169,25 +175,38 @@ mod tests {
         );
     }
 
-    /// An entry that cannot be put back is not counted as repaired.
+    /// An entry that cannot be put back is not counted as repaired. It does not keep the others from
+    /// being put back.
     #[test]
-    fn what_is_put_back_is_noted_up_to_the_first_refusal() {
-        let (written, mut now) = (map(&[(1, 1), (2, 2)]), map(&[(2, 9), (3, 3)]));
-        let (read, mut found) = (now.clone(), Found::default());
+    fn what_is_put_back_is_noted_in_spite_of_refusals() {
+        let (written, read) = (map(&[(1, 1), (2, 2), (4, 4)]), map(&[(2, 9), (3, 3)]));
+        let mut found = Found::default();
         let refused = found.restore("M", &written, &read, u32::to_string, |key, _| match *key {
-            2 => Err("full"),
+            1 => Err("first"),
+            2 => Err("second"),
             _ => Ok(()),
         });
-        assert_eq!((refused, found.number()), (Err("full"), 1));
+        assert_eq!((refused, found.number()), (Err("first"), 2));
+        let line = "map M: 2 entries: 3 added, 4 removed".to_owned();
+        assert_eq!(found.lines(), [(2, line)]);
+    }
+
+    /// Another program has filled a map with entries of its own.
+    #[test]
+    fn a_full_map_is_put_back() {
+        const MOST: usize = 3;
+        let (written, read) = (map(&[(1, 1), (2, 2), (3, 3)]), map(&[(3, 3), (8, 8), (9, 9)]));
+        let (mut now, mut found) = (read.clone(), Found::default());
         let set = |key: &u32, value: Option<&u8>| {
             match value {
+                Some(_) if now.len() == MOST && !now.contains_key(key) => return Err("full"),
                 Some(value) => now.insert(*key, *value),
                 None => now.remove(key),
             };
-            Ok::<(), Infallible>(())
+            Ok(())
         };
-        let Ok(()) = found.restore("M", &written, &read, u32::to_string, set);
-        assert_eq!(now, written);
+        assert_eq!(found.restore("M", &written, &read, u32::to_string, set), Ok(()));
+        assert_eq!((now, found.number()), (written, 4));
     }
 
     #[test]

@@ -246,8 +246,8 @@ mod tests {
         }
         ids.restore(&mut found).unwrap();
         assert_eq!(ids.lock().read().unwrap(), right);
-        let line = "map VTEP_IDS: 4 entries: next number removed, 198.51.100.1 removed, \
-                    198.51.100.2 changed, and 1 more";
+        let line = "map VTEP_IDS: 4 entries: 198.51.100.9 added, next number removed, \
+                    198.51.100.1 removed, and 1 more";
         assert_eq!(found.lines(), [(4, line.to_owned())]);
     }
 }

@@ -34,16 +34,17 @@ impl<K: Copy + Ord, V: Copy + PartialEq> Kept<K, V> {
             Some(now) => now,
             none => none.insert(table.dump()?),
         };
+        // Removed first: a full map has room for the new entries only then.
+        let gone: Vec<K> = now.keys().copied().filter(|key| !wanted.contains_key(key)).collect();
+        for key in gone {
+            table.remove(&key)?;
+            now.remove(&key);
+        }
         for (key, value) in wanted {
             if now.get(key) != Some(value) {
                 table.insert(key, value)?;
                 now.insert(*key, *value);
             }
-        }
-        let gone: Vec<K> = now.keys().copied().filter(|key| !wanted.contains_key(key)).collect();
-        for key in gone {
-            table.remove(&key)?;
-            now.remove(&key);
         }
         Ok(())
     }
@@ -186,7 +187,7 @@ mod tests {
         table.insert(&3, &3).unwrap();
         kept.restore(&table, &mut found).unwrap();
         assert_eq!(table.now(), [(1, 1), (2, 2)]);
-        let line = "map M: 3 entries: 1 removed, 2 changed, 3 added";
+        let line = "map M: 3 entries: 3 added, 1 removed, 2 changed";
         assert_eq!(found.lines(), [(3, line.to_owned())]);
     }
 
@@ -201,9 +202,19 @@ mod tests {
         kept.restore(&table, &mut found).unwrap();
         assert_eq!((table.now(), found.number()), (vec![(2, 2), (3, 3)], 0));
         // The map is full: what was written until then is known.
-        let wanted = [(4, 4), (5, 5), (6, 6)].into();
+        let wanted = [(4, 4), (5, 5), (6, 6), (7, 7)].into();
         assert!(kept.replace(&table, &wanted).is_err());
         kept.restore(&table, &mut found).unwrap();
-        assert_eq!((table.now(), found.number()), (vec![(2, 2), (3, 3), (4, 4)], 0));
+        assert_eq!((table.now(), found.number()), (vec![(4, 4), (5, 5), (6, 6)], 0));
+    }
+
+    /// A full map takes other entries in place of those that it has.
+    #[test]
+    fn all_entries_of_a_full_map_are_replaced() {
+        let (table, kept) = (Memory::new(&[]), kept());
+        for wanted in [[(1, 1), (2, 2), (3, 3)], [(4, 4), (5, 5), (6, 6)]] {
+            kept.replace(&table, &wanted.into()).unwrap();
+            assert_eq!(table.now(), wanted);
+        }
     }
 }
