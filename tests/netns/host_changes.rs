@@ -206,27 +206,27 @@ fn changed_devices_are_put_right_and_told() {
     for (breakage, words, whole) in [
         (
             "sysctl -qw net.ipv4.conf.CVG.forwarding=0",
-            "forwarding was off",
+            "had forwarding off",
             "sysctl -n net.ipv4.conf.CVG.forwarding | grep -q 1",
         ),
         (
             "sysctl -qw net.ipv6.conf.CVG.disable_ipv6=0",
-            "disable_ipv6 was off",
+            "had disable_ipv6 off",
             "sysctl -n net.ipv6.conf.CVG.disable_ipv6 | grep -q 1",
         ),
         (
             "sysctl -qw net.ipv6.conf.PORT.disable_ipv6=0",
-            "disable_ipv6 was off",
+            "had disable_ipv6 off",
             "sysctl -n net.ipv6.conf.PORT.disable_ipv6 | grep -q 1",
         ),
         (
             "sysctl -qw net.ipv4.conf.lo.route_localnet=0",
-            "lo: route_localnet was off",
+            "lo had route_localnet off",
             "sysctl -n net.ipv4.conf.lo.route_localnet | grep -q 1",
         ),
         (
             "sysctl -qw net.ipv4.conf.lo.accept_local=0",
-            "lo: accept_local was off",
+            "lo had accept_local off",
             "sysctl -n net.ipv4.conf.lo.accept_local | grep -q 1",
         ),
     ] {
@@ -302,7 +302,7 @@ fn removed_pins_are_put_back_and_told() {
         let (before, _) = repairs(host, "pin");
         std::fs::remove_file(&pin).unwrap();
         wait_until(REPAIR, &format!("{}", pin.display()), || pin.exists());
-        told_after("pin", before, "the pin was missing");
+        told_after("pin", before, "was missing");
     }
     // The whole file system is unmounted. The agent still holds the maps, and so the flows.
     let (before, _) = repairs(host, "program");
@@ -314,7 +314,8 @@ fn removed_pins_are_put_back_and_told() {
     wait_until(REMOUNT, "the repairs", || {
         repairs(host, "program").0 >= before + kinds.len() as u64
     });
-    assert!(repairs(host, "pin").1.contains("pin was missing"));
+    let last = repairs(host, "pin").1;
+    assert!(last.starts_with("was missing, ") && last.ends_with(" more"), "{last}");
     assert_eq!((lost(outward), lost(inward)), (0, 0));
 
     for kind in &kinds {

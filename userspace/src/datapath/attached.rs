@@ -14,6 +14,7 @@ use std::{
 use super::{
     Datapath, LINKS, bpffs,
     error::DatapathError,
+    found::Changes,
     links::{self, Attachment, Held},
     loopback_ifindex, pins,
 };
@@ -200,7 +201,7 @@ impl Datapath {
         }
         let link = links::attach(&self.ebpf(), &self.links_dir(), attachment, ifindex)?;
         if self.held().insert((attachment, ifindex), link).is_some() {
-            self.note(format!("{} was detached", attachment.describe(ifindex)));
+            self.note(attachment.describe(ifindex), "was detached");
         }
         Ok(())
     }
@@ -223,7 +224,7 @@ impl Datapath {
         let dir = self.links_dir();
         if !is_pinned(&attachment.pin(&dir, ifindex)) {
             links::pin(link, &dir, attachment, ifindex)?;
-            self.note(format!("{} had lost its pin", attachment.describe(ifindex)));
+            self.note(attachment.describe(ifindex), "had lost its pin");
         }
         Ok(true)
     }
@@ -256,8 +257,8 @@ impl Datapath {
     }
 
     /// Notes a change by another program that was put right.
-    fn note(&self, line: String) {
-        self.found().push(line);
+    fn note(&self, object: String, fault: &str) {
+        self.found().note(object, fault);
     }
 
     // A thread that panicked with one of these locks held left a valid value: each changes in one
@@ -267,8 +268,8 @@ impl Datapath {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The changes by other programs that were put right and not told yet, a line each.
-    pub(super) fn found(&self) -> MutexGuard<'_, Vec<String>> {
+    /// The changes by other programs that were put right and not told yet.
+    pub(super) fn found(&self) -> MutexGuard<'_, Changes> {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -12,29 +12,50 @@ use culvert_common::abi::MappedAddr;
 /// Entries of maps that were not as the agent had written them, by map.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    maps: BTreeMap<&'static str, Entries>,
+    maps: BTreeMap<&'static str, Group>,
 }
 
-/// The entries of one map.
+/// Changes that have something in common, such as the map.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Entries {
+struct Group {
     number: u64,
-    /// The first [`Found::NAMED`] of them, in words.
+    /// The first [`Group::NAMED`] of them, in words.
     named: Vec<String>,
 }
 
-impl Found {
-    /// Number of entries of a map that are named.
+impl Group {
+    /// Number of changes that are named.
     const NAMED: usize = 3;
 
+    /// Adds a change. `spell` names it, and is called for the first few changes.
+    fn note(&mut self, spell: impl FnOnce() -> String) {
+        self.number += 1;
+        if self.named.len() < Self::NAMED {
+            self.named.push(spell());
+        }
+    }
+
+    fn merge(&mut self, Self { number, named }: Self) {
+        self.number += number;
+        let room = Self::NAMED.saturating_sub(self.named.len());
+        self.named.extend(named.into_iter().take(room));
+    }
+
+    /// The first few names, and the number of the others.
+    fn names(&self) -> String {
+        let names = self.named.join(", ");
+        match self.number.saturating_sub(self.named.len() as u64) {
+            0 => names,
+            rest => format!("{names}, and {rest} more"),
+        }
+    }
+}
+
+impl Found {
     /// Notes an entry of a map. `spell` writes its key, and what has happened to it. It is called
     /// for the first few entries.
     pub fn note(&mut self, map: &'static str, spell: impl FnOnce() -> String) {
-        let entries = self.maps.entry(map).or_default();
-        entries.number += 1;
-        if entries.named.len() < Self::NAMED {
-            entries.named.push(spell());
-        }
+        self.maps.entry(map).or_default().note(spell);
     }
 
     /// Notes the differences between the entries that the agent has written to a map, and those
@@ -88,39 +109,57 @@ impl Found {
 
     /// Adds what was found elsewhere.
     pub fn merge(&mut self, other: Self) {
-        for (map, Entries { number, named }) in other.maps {
-            let entries = self.maps.entry(map).or_default();
-            entries.number += number;
-            let room = Self::NAMED.saturating_sub(entries.named.len());
-            entries.named.extend(named.into_iter().take(room));
+        for (map, group) in other.maps {
+            self.maps.entry(map).or_default().merge(group);
         }
     }
 
     /// Number of entries.
     pub fn number(&self) -> u64 {
-        self.maps.values().map(|entries| entries.number).sum()
+        self.maps.values().map(|group| group.number).sum()
     }
 
     /// For each map the number of its entries, and a line that names the map and the first few of
     /// them.
     pub fn lines(&self) -> Vec<(u64, String)> {
-        let line = |(map, Entries { number, named }): (&&str, &Entries)| {
-            let noun = if *number == 1 { "entry" } else { "entries" };
-            let rest = match number.saturating_sub(named.len() as u64) {
-                0 => String::new(),
-                rest => format!(", and {rest} more"),
-            };
-            (*number, format!("map {map}: {number} {noun}: {}{rest}", named.join(", ")))
+        let line = |(map, group): (&&str, &Group)| {
+            let number = group.number;
+            let noun = if number == 1 { "entry" } else { "entries" };
+            (number, format!("map {map}: {number} {noun}: {}", group.names()))
         };
         self.maps.iter().map(line).collect()
+    }
+}
+
+/// Objects that were not as the agent had left them, such as pins, by their fault. One cause can
+/// concern thousands of objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    faults: BTreeMap<String, Group>,
+}
+
+impl Changes {
+    /// Notes an object. `fault` follows its name in a line, as `was detached` does.
+    pub fn note(&mut self, object: impl Into<String>, fault: impl Into<String>) {
+        self.faults.entry(fault.into()).or_default().note(|| object.into());
+    }
+
+    /// For each fault the number of the objects, and a line that names the fault and the first few
+    /// of them.
+    pub fn lines(&self) -> Vec<(u64, String)> {
+        let line = |(fault, group): (&String, &Group)| match group.number {
+            1 => (1, format!("{} {fault}", group.names())),
+            number => (number, format!("{fault}, {number} times: {}", group.names())),
+        };
+        self.faults.iter().map(line).collect()
     }
 }
 
 /// Result of a search for changes by other programs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Repaired {
-    /// What was found and put right, a line each.
-    pub found: Vec<String>,
+    /// What was found and put right.
+    pub found: Changes,
     /// Why something could not be looked at or put right, on one line; the first of several
     /// reasons.
     pub failed: Option<String>,
@@ -207,6 +246,22 @@ mod tests {
         };
         assert_eq!(found.restore("M", &written, &read, u32::to_string, set), Ok(()));
         assert_eq!((now, found.number()), (written, 4));
+    }
+
+    /// An unmounted BPF file system is one cause: it does not fill the log with a line for each
+    /// container.
+    #[test]
+    fn objects_with_the_same_fault_are_told_on_one_line() {
+        let mut changes = Changes::default();
+        assert!(changes.lines().is_empty());
+        changes.note("from_loopback on lo", "was detached");
+        for port in 1..=2000 {
+            changes.note(format!("from_container on cv{port}"), "had lost its pin");
+        }
+        let many = "had lost its pin, 2000 times: from_container on cv1, from_container on cv2, \
+                    from_container on cv3, and 1997 more";
+        let one = "from_loopback on lo was detached";
+        assert_eq!(changes.lines(), [(2000, many.to_owned()), (1, one.to_owned())]);
     }
 
     #[test]

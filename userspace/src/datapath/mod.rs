@@ -65,7 +65,7 @@ pub use self::{
     carry::Carried,
     error::DatapathError,
     flows::{FlowTable, Flows},
-    found::{Found, Repaired, ip_of},
+    found::{Changes, Found, Repaired, ip_of},
     leftovers::{
         Leftover, Owner, Retired, detach_xdp as detach_xdp_leftovers, find as find_leftovers,
         remove as remove_leftovers,
@@ -131,8 +131,8 @@ pub struct Datapath {
     /// The links of what this process has attached and not detached.
     held: Mutex<Held>,
     /// Programs that another program had detached, and links that had lost their pins: put right,
-    /// and not told yet, a line each.
-    found: Mutex<Vec<String>>,
+    /// and not told yet.
+    found: Mutex<Changes>,
     tables: Tables,
     flows: Flows,
     stats: PerCpuArray<MapData, Bytes<Counter>>,

@@ -27,7 +27,7 @@ impl Datapath {
                 return;
             }
             match pins::pin(object, &path) {
-                Ok(()) => repaired.found.push(format!("{}: the pin was missing", path.display())),
+                Ok(()) => repaired.found.note(path.display().to_string(), "was missing"),
                 Err(source) => repaired.fail(DatapathError::Io { path, what: "pin", source }),
             }
         };
@@ -48,8 +48,7 @@ impl Datapath {
             && !bpffs::is_mounted(bpffs)
         {
             bpffs::ensure_mounted(bpffs)?;
-            let line = format!("{}: no BPF file system was mounted there", bpffs.display());
-            repaired.found.push(line);
+            repaired.found.note(bpffs.display().to_string(), "had no BPF file system");
         }
         for dir in DIRS.map(|dir| self.pins.join(dir)) {
             if !dir.is_dir() {

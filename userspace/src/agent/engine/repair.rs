@@ -82,9 +82,7 @@ impl Engine {
 
     /// Notes the repairs, and the error that made some of them fail.
     fn note_repairs(&self, kind: &'static str, repaired: Repaired) {
-        for line in repaired.found {
-            self.shared.repairs.note(kind, line);
-        }
+        self.shared.repairs.note_changes(kind, &repaired.found);
         let failure = repaired.failed.map(|error| format!("{error}; trying again"));
         self.shared.problems.set(&format!("repair/{kind}"), failure);
     }

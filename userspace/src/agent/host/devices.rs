@@ -307,8 +307,9 @@ fn note_settings(
 ) {
     match kept {
         Ok(off) => {
-            let lines = off.into_iter().map(|key| format!("{device}: {key} was off"));
-            repaired.found.extend(lines);
+            for key in off {
+                repaired.found.note(device, format!("had {key} off"));
+            }
         }
         Err(error) => repaired.fail(error),
     }

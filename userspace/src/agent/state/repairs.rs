@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use crate::datapath::Found;
+use crate::datapath::{Changes, Found};
 
 /// The repairs since the agent started, by kind.
 #[derive(Debug, Default)]
@@ -30,6 +30,13 @@ impl Repairs {
     /// object and the change that was found.
     pub(crate) fn note(&self, kind: &'static str, found: String) {
         self.note_several(kind, 1, found);
+    }
+
+    /// Counts the objects that were put right, and logs a line for each kind of fault.
+    pub(crate) fn note_changes(&self, kind: &'static str, changes: &Changes) {
+        for (number, line) in changes.lines() {
+            self.note_several(kind, number, line);
+        }
     }
 
     /// Counts the map entries that were put right, and logs a line for each map.
@@ -67,6 +74,21 @@ mod tests {
         let all = repairs.all();
         assert_eq!((all["device"].count, all["map"].count), (2, 1));
         assert_eq!(all["device"].last, "cvg256 had MTU 9");
+    }
+
+    #[test]
+    fn each_object_is_counted() {
+        let repairs = Repairs::default();
+        let mut changes = Changes::default();
+        repairs.note_changes("pin", &changes);
+        assert!(repairs.all().is_empty());
+        for name in ["FDB", "VTEPS"] {
+            changes.note(name, "was missing");
+        }
+        repairs.note_changes("pin", &changes);
+        let all = repairs.all();
+        assert_eq!(all["pin"].count, 2);
+        assert_eq!(all["pin"].last, "was missing, 2 times: FDB, VTEPS");
     }
 
     #[test]

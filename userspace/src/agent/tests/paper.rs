@@ -27,7 +27,7 @@ use crate::{
     },
     api::types::{ApiError, ErrorKind},
     choice::{Uplink, device::Device},
-    datapath::{DatapathError, FlowTable, Found, Price, Repaired},
+    datapath::{Changes, DatapathError, FlowTable, Found, Price, Repaired},
     model::{Driver, HostRoute, Name, Protocol, SandboxRef},
     netlink::{Announcement, PairKind},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
@@ -76,7 +76,7 @@ pub(super) struct State {
     /// What differs in a container's device, by interface index; found once.
     pub(super) changed: BTreeMap<u32, String>,
     /// Programs that another program has detached; found once.
-    pub(super) detached: Vec<String>,
+    pub(super) detached: Changes,
     /// Entries that another program has changed in the maps that are not in `tables`; found once.
     pub(super) found: Found,
     /// Ports of the host that are in use, with the holder.
