@@ -307,6 +307,8 @@ fn removed_pins_are_put_back_and_told() {
     // The whole file system is unmounted. The agent still holds the maps, and so the flows.
     let (before, _) = repairs(host, "program");
     nix::mount::umount2(&host.bpffs(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    // The agent looks at the uplinks before it looks for pins.
+    host.netns.run("ip link set up0 alias changed");
     wait_until(REMOUNT, "the pins", || {
         pins.join("maps/FLOWS").exists()
             && std::fs::read_dir(&links).is_ok_and(|links| links.count() >= kinds.len())

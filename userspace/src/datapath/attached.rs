@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeSet,
     os::fd::AsFd as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{MutexGuard, PoisonError},
 };
 
@@ -193,10 +193,9 @@ impl Datapath {
         Ok(())
     }
 
-    /// Attaches a program unless it is attached. Notes it if another program had detached it, or
-    /// had removed the pin.
+    /// Attaches a program unless it is attached. Notes it if another program had detached it.
     pub(super) fn attach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
-        if self.keeps(attachment, ifindex, Path::exists)? {
+        if self.keeps(attachment, ifindex)? {
             return Ok(());
         }
         let link = links::attach(&self.ebpf(), &self.links_dir(), attachment, ifindex)?;
@@ -206,27 +205,30 @@ impl Datapath {
         Ok(())
     }
 
-    /// Whether this process has attached a program that still is attached. Its link is pinned again
-    /// if it has lost its pin, which is noted. `is_pinned` tells whether there is a pin.
+    /// Whether this process has attached a program that still is attached. The link may have lost
+    /// its pin: the program stays attached without it as long as this process holds the link, and
+    /// [`Self::repair_links`] pins the link again.
     pub(super) fn keeps(
         &self,
         attachment: Attachment,
         ifindex: u32,
-        is_pinned: impl FnOnce(&Path) -> bool,
     ) -> Result<bool, DatapathError> {
         let held = self.held();
-        let Some(link) = held.get(&(attachment, ifindex)).map(|link| link.as_fd()) else {
-            return Ok(false);
-        };
-        if !links::attaches(link, ifindex)? {
-            return Ok(false);
-        }
-        let dir = self.links_dir();
-        if !is_pinned(&attachment.pin(&dir, ifindex)) {
-            links::pin(link, &dir, attachment, ifindex)?;
-            self.note(attachment.describe(ifindex), "had lost its pin");
-        }
-        Ok(true)
+        let link = held.get(&(attachment, ifindex));
+        link.map_or(Ok(false), |link| links::attaches(link.as_fd(), ifindex))
+    }
+
+    /// Pins a held link that has lost its pin, which is noted.
+    pub(super) fn pin_again(
+        &self,
+        attachment: Attachment,
+        ifindex: u32,
+    ) -> Result<(), DatapathError> {
+        let held = self.held();
+        let Some(link) = held.get(&(attachment, ifindex)) else { return Ok(()) };
+        links::pin(link.as_fd(), &self.links_dir(), attachment, ifindex)?;
+        self.note(attachment.describe(ifindex), "had lost its pin");
+        Ok(())
     }
 
     fn detach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {

@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeSet,
     os::fd::{AsFd as _, BorrowedFd},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use super::{
@@ -87,11 +87,15 @@ impl Datapath {
         ifindex: u32,
         pinned: &BTreeSet<PathBuf>,
     ) -> Result<(), DatapathError> {
-        let keeps = self.keeps(attachment, ifindex, |pin: &Path| pinned.contains(pin))?;
-        // A link of an interface that is gone is removed together with what the interface was for.
-        if keeps || nix::net::if_::if_indextoname(ifindex).is_err() {
+        if !self.keeps(attachment, ifindex)? {
+            // A link of an interface that is gone is removed together with what the interface was
+            // for.
+            let is_gone = nix::net::if_::if_indextoname(ifindex).is_err();
+            return if is_gone { Ok(()) } else { self.attach(attachment, ifindex) };
+        }
+        if pinned.contains(&attachment.pin(&self.links_dir(), ifindex)) {
             return Ok(());
         }
-        self.attach(attachment, ifindex)
+        self.pin_again(attachment, ifindex)
     }
 }

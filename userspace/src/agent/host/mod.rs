@@ -10,6 +10,8 @@ mod kept;
 mod maps;
 mod nat;
 mod ports;
+#[cfg(test)]
+mod tests;
 mod underlay;
 mod uplinks;
 

@@ -1,0 +1,93 @@
+//! The host on a kernel: in a network namespace and a mount namespace of its own.
+
+use std::{future::Future, thread};
+
+use aya::programs::{SchedClassifier, TcAttachType};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
+};
+
+use super::Host;
+use crate::{
+    agent::platform::Devices as _,
+    choice::device::Device,
+    datapath::{Datapath, Options},
+    netlink::{Netlink, PairKind},
+};
+
+const UPLINK: &str = "up0";
+
+/// Runs a test on a host whose uplink [`UPLINK`] is a bridge. A bridge has no XDP of its own.
+fn on_a_host<F: Future<Output = ()>>(xdp: bool, test: impl FnOnce(Host) -> F + Send) {
+    let in_namespaces = || {
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
+        // The BPF file system of the test is mounted for this thread alone.
+        const NONE: Option<&str> = None;
+        mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options { bpffs: dir.path().join("bpf"), ..Options::of_a_test() };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let netlink = Netlink::new().unwrap();
+            netlink.create_bridge(UPLINK, None).await.unwrap();
+            let datapath = Datapath::load(&options).unwrap();
+            let device = Device { kind: PairKind::Veth, reason: "a test".to_owned() };
+            let uplinks = vec![UPLINK.to_owned()];
+            let host = Host::new(netlink, datapath, &options, uplinks, xdp, device).unwrap();
+            test(host).await;
+        });
+        // The directory cannot be removed while something is mounted there.
+        let _ = umount2(&options.bpffs, MntFlags::MNT_DETACH);
+    };
+    thread::scope(|scope| drop(scope.spawn(in_namespaces)));
+}
+
+/// Names of the programs at the ingress of a device. The kernel keeps 15 characters of a name.
+fn programs(ifname: &str) -> Vec<String> {
+    let (_, programs) = SchedClassifier::query_tcx(ifname, TcAttachType::Ingress).unwrap();
+    programs.iter().map(|program| program.name_as_str().unwrap().to_owned()).collect()
+}
+
+/// Another program unmounts the BPF file system. A change of an uplink or of an address comes
+/// before the repair: it detaches nothing.
+#[test]
+#[ignore = "needs root"]
+fn a_program_whose_link_cannot_be_pinned_stays_attached() {
+    on_a_host(false, |host| async move {
+        const CLIENT: &str = "card0";
+        host.netlink.create_bridge(CLIENT, None).await.unwrap();
+        host.netlink.add_address(CLIENT, "198.51.100.1/24".parse().unwrap()).await.unwrap();
+        let change = || async {
+            let errors = host.attach_uplinks().await;
+            assert!(errors.is_empty(), "{errors:?}");
+            let problems = host.serve_client_links(true).await;
+            assert!(problems.is_empty(), "{problems:?}");
+            assert_eq!(programs(UPLINK), ["from_underlay"]);
+            assert_eq!(programs(CLIENT), ["from_client"]);
+        };
+        change().await;
+        umount2(&host.bpffs, MntFlags::MNT_DETACH).unwrap();
+        change().await;
+        assert!(host.repair_links().failed.is_some(), "the repair tells that they have no pins");
+        change().await;
+        assert_eq!(host.repair_pins().failed, None);
+        let repaired = host.repair_links();
+        assert_eq!(repaired.failed, None);
+        assert_eq!(repaired.found.lines().iter().map(|(number, _)| number).sum::<u64>(), 2);
+        change().await;
+    });
+}
+
+/// XDP is an addition: that it cannot be attached does not cost the host its traffic.
+#[test]
+#[ignore = "needs root"]
+fn an_uplink_without_xdp_keeps_its_other_program() {
+    on_a_host(true, |host| async move {
+        for _ in 0..2 {
+            let errors = host.attach_uplinks().await;
+            assert_eq!(errors.len(), 1, "{errors:?}");
+            assert_eq!(programs(UPLINK), ["from_underlay"]);
+        }
+    });
+}
