@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeSet,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     sync::{MutexGuard, PoisonError},
 };
@@ -15,10 +15,13 @@ use super::{
     Datapath, LINKS, bpffs,
     error::DatapathError,
     found::Changes,
-    links::{self, Attachment, Held},
+    links::{self, Attachment, Held, Pinned},
     loopback_ifindex, pins,
 };
 use crate::netlink::PairKind;
+
+/// Fault of an attachment at whose pin there was another object.
+pub(super) const WRONG_PIN: &str = "had another object at its pin";
 
 impl Datapath {
     /// Attaches `from_container` to the host side of a container's device pair, and for a netkit
@@ -184,8 +187,7 @@ impl Datapath {
         let dir = self.links_dir();
         for &attachment in Attachment::ALL {
             for ifindex in links::pinned(&dir, attachment)? {
-                let replaced = links::replace(&self.ebpf(), &dir, attachment, ifindex)?;
-                if let Some(link) = replaced {
+                if let Some(link) = self.adopt(attachment, ifindex)? {
                     self.held().insert((attachment, ifindex), link);
                 }
             }
@@ -193,42 +195,77 @@ impl Datapath {
         Ok(())
     }
 
+    /// The pinned link of an attachment, with the loaded program. Another object that is pinned in
+    /// its place loses that pin, which is noted.
+    fn adopt(
+        &self,
+        attachment: Attachment,
+        ifindex: u32,
+    ) -> Result<Option<OwnedFd>, DatapathError> {
+        let pinned = links::replace(&self.ebpf(), &self.links_dir(), attachment, ifindex)?;
+        match pinned {
+            Pinned::Link(link) => Ok(Some(link)),
+            Pinned::Nothing => Ok(None),
+            Pinned::Other => {
+                self.note(attachment.describe(ifindex), WRONG_PIN);
+                Ok(None)
+            }
+        }
+    }
+
     /// Attaches a program unless it is attached. Notes it if another program had detached it.
     pub(super) fn attach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
         if self.keeps(attachment, ifindex)? {
             return Ok(());
         }
-        let link = links::attach(&self.ebpf(), &self.links_dir(), attachment, ifindex)?;
+        let link = match self.adopt(attachment, ifindex)? {
+            Some(link) => link,
+            None => links::attach(&self.ebpf(), &self.links_dir(), attachment, ifindex)?,
+        };
         if self.held().insert((attachment, ifindex), link).is_some() {
             self.note(attachment.describe(ifindex), "was detached");
         }
         Ok(())
     }
 
-    /// Whether this process has attached a program that still is attached. The link may have lost
-    /// its pin: the program stays attached without it as long as this process holds the link, and
+    /// Whether this process has attached a program that still is attached. If another program is
+    /// attached by its link, it is put back, which is noted. The link may have lost its pin: the
+    /// program stays attached without it as long as this process holds the link, and
     /// [`Self::repair_links`] pins the link again.
     pub(super) fn keeps(
         &self,
         attachment: Attachment,
         ifindex: u32,
     ) -> Result<bool, DatapathError> {
-        let held = self.held();
-        let link = held.get(&(attachment, ifindex));
-        link.map_or(Ok(false), |link| links::attaches(link.as_fd(), ifindex))
+        let info = match self.held().get(&(attachment, ifindex)) {
+            Some(link) => links::info(link.as_fd(), ifindex)?,
+            None => return Ok(false),
+        };
+        if pins::ifindex_of(&info) != Some(ifindex) {
+            return Ok(false);
+        }
+        if self.program_ids.get(&attachment) == Some(&info.prog_id) {
+            return Ok(true);
+        }
+        self.put_program_back(attachment, ifindex)
     }
 
-    /// Pins a held link that has lost its pin, which is noted.
-    pub(super) fn pin_again(
+    /// Replaces the program of a held link by the loaded one, and notes it. Returns whether the link
+    /// attaches it.
+    fn put_program_back(
         &self,
         attachment: Attachment,
         ifindex: u32,
-    ) -> Result<(), DatapathError> {
+    ) -> Result<bool, DatapathError> {
+        // Who needs both locks takes them in this order.
+        let ebpf = self.ebpf();
         let held = self.held();
-        let Some(link) = held.get(&(attachment, ifindex)) else { return Ok(()) };
-        links::pin(link.as_fd(), &self.links_dir(), attachment, ifindex)?;
-        self.note(attachment.describe(ifindex), "had lost its pin");
-        Ok(())
+        let Some(link) = held.get(&(attachment, ifindex)) else { return Ok(false) };
+        let is_attached = links::update(&ebpf, link.as_fd(), attachment, ifindex)?;
+        if is_attached {
+            self.note(attachment.describe(ifindex), "had another program");
+        }
+        Ok(is_attached)
     }
 
     fn detach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
@@ -259,7 +296,7 @@ impl Datapath {
     }
 
     /// Notes a change by another program that was put right.
-    fn note(&self, object: String, fault: &str) {
+    pub(super) fn note(&self, object: String, fault: &str) {
         self.found().note(object, fault);
     }
 

@@ -12,7 +12,7 @@ use aya::{
     programs::{Program, ProgramError},
     sys::SyscallError,
 };
-use aya_obj::generated::{XDP_FLAGS_DRV_MODE, bpf_attach_type, bpf_link_type};
+use aya_obj::generated::{XDP_FLAGS_DRV_MODE, bpf_attach_type, bpf_link_info, bpf_link_type};
 use culvert_common::abi::programs;
 use nix::errno::Errno;
 
@@ -119,46 +119,74 @@ pub(super) fn pinned(dir: &Path, attachment: Attachment) -> Result<Vec<u32>, Dat
     Ok(indices)
 }
 
-/// Replaces the program of a pinned link by the loaded one. The pin of a link whose program is
-/// detached, or whose interface is gone, is removed. Returns the link; `None` if no live link is
-/// pinned.
+/// What was found at the path of a pin.
+pub(super) enum Pinned {
+    /// The link of the attachment, which has the loaded program now.
+    Link(OwnedFd),
+    /// Nothing, or a link without a device, whose pin was removed.
+    Nothing,
+    /// Another object, whose pin was removed.
+    Other,
+}
+
+/// Replaces the program of a pinned link by the loaded one. The pin of anything else is removed.
 pub(super) fn replace(
     ebpf: &Ebpf,
     dir: &Path,
     attachment: Attachment,
     ifindex: u32,
-) -> Result<Option<OwnedFd>, DatapathError> {
+) -> Result<Pinned, DatapathError> {
     let pin = attachment.pin(dir, ifindex);
     let link = match pins::open(&pin) {
         Ok(link) => link,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Pinned::Nothing),
         Err(error) => return Err(refused(ifindex, "open pinned link", "bpf_obj_get", error)),
     };
-    let checked = pins::link_info(link.as_fd()).and_then(|info| {
-        let right = info.type_ == attachment.kind() as u32;
-        right.then_some(()).ok_or_else(|| io::Error::other("the link is of another kind"))
-    });
-    checked.map_err(|error| refused(ifindex, "open pinned link", "bpf_obj_get_info", error))?;
-    match link::update(link.as_fd(), program_fd(ebpf, attachment)?) {
-        Ok(()) => Ok(Some(link)),
-        Err(error) if error.raw_os_error() == Some(Errno::ENOLINK as i32) => {
-            bpffs::remove_file(&pin)?;
-            Ok(None)
+    let found = match target(&info(link.as_fd(), ifindex)?, attachment, ifindex) {
+        Target::Device if update(ebpf, link.as_fd(), attachment, ifindex)? => {
+            return Ok(Pinned::Link(link));
         }
-        Err(error) => Err(refused(ifindex, "replace program", "bpf_link_update", error)),
+        Target::Device | Target::Nothing => Pinned::Nothing,
+        Target::Other => Pinned::Other,
+    };
+    bpffs::remove_file(&pin)?;
+    Ok(found)
+}
+
+/// What a link, or what is in its place, leads to.
+#[derive(Debug, PartialEq, Eq)]
+enum Target {
+    /// The device and the hook of the attachment.
+    Device,
+    /// No device: the link was detached, or the device was removed.
+    Nothing,
+    /// Another device or hook; or the object is no such link.
+    Other,
+}
+
+fn target(info: &bpf_link_info, attachment: Attachment, ifindex: u32) -> Target {
+    if info.type_ != attachment.kind() as u32 {
+        return Target::Other;
+    }
+    let (hook, _) = attachment.hook();
+    match pins::ifindex_of(info) {
+        Some(0) => Target::Nothing,
+        Some(found)
+            if found == ifindex && pins::hook_of(info).is_none_or(|of| of == hook as u32) =>
+        {
+            Target::Device
+        }
+        _ => Target::Other,
     }
 }
 
-/// Attaches the program and pins the link, unless a live link is pinned already. Returns the link.
+/// Attaches the program and pins the link. Returns the link.
 pub(super) fn attach(
     ebpf: &Ebpf,
     dir: &Path,
     attachment: Attachment,
     ifindex: u32,
 ) -> Result<OwnedFd, DatapathError> {
-    if let Some(link) = replace(ebpf, dir, attachment, ifindex)? {
-        return Ok(link);
-    }
     if attachment == Attachment::UplinkXdp {
         // An interface has one XDP program: the program of another ABI version must be
         // detached first. No frame passes unchecked meanwhile: tcx checks again.
@@ -167,30 +195,46 @@ pub(super) fn attach(
     let (hook, flags) = attachment.hook();
     let link = link::create(program_fd(ebpf, attachment)?, ifindex, hook, flags)
         .map_err(|error| refused(ifindex, "attach", "bpf_link_create", error))?;
-    pin(link.as_fd(), dir, attachment, ifindex)?;
+    pins::pin(link.as_fd(), &attachment.pin(dir, ifindex))
+        .map_err(|error| refused(ifindex, "pin link", "bpf_obj_pin", error))?;
     Ok(link)
 }
 
-/// Pins a link.
-pub(super) fn pin(
-    link: BorrowedFd<'_>,
-    dir: &Path,
-    attachment: Attachment,
-    ifindex: u32,
-) -> Result<(), DatapathError> {
-    let pinned = pins::pin(link, &attachment.pin(dir, ifindex));
-    pinned.map_err(|error| refused(ifindex, "pin link", "bpf_obj_pin", error))
+/// The kernel's information about a link.
+pub(super) fn info(link: BorrowedFd<'_>, ifindex: u32) -> Result<bpf_link_info, DatapathError> {
+    let info = pins::link_info(link);
+    info.map_err(|error| refused(ifindex, "look at link", "bpf_obj_get_info", error))
 }
 
-/// Whether a link still attaches its program to an interface.
-pub(super) fn attaches(link: BorrowedFd<'_>, ifindex: u32) -> Result<bool, DatapathError> {
-    let attaches = pins::attaches(link);
-    attaches.map_err(|error| refused(ifindex, "look at link", "bpf_obj_get_info", error))
+/// Replaces the program of a link by the loaded one. Returns whether the link attaches it to a
+/// device.
+pub(super) fn update(
+    ebpf: &Ebpf,
+    link: BorrowedFd<'_>,
+    attachment: Attachment,
+    ifindex: u32,
+) -> Result<bool, DatapathError> {
+    match link::update(link, program_fd(ebpf, attachment)?) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(Errno::ENOLINK as i32) => Ok(false),
+        Err(error) => Err(refused(ifindex, "replace program", "bpf_link_update", error)),
+    }
 }
 
 /// Detaches the program of a link.
 pub(super) fn detach(link: BorrowedFd<'_>, ifindex: u32) -> Result<(), DatapathError> {
     link::detach(link).map_err(|error| refused(ifindex, "detach", "bpf_link_detach", error))
+}
+
+/// The identifier of the loaded program of each kind of link.
+pub(super) fn program_ids(ebpf: &Ebpf) -> Result<BTreeMap<Attachment, u32>, DatapathError> {
+    let id = |attachment: Attachment| -> Result<_, DatapathError> {
+        let name = attachment.program();
+        let program = ebpf.program(name).ok_or_else(|| missing(name))?;
+        let info = program.info().map_err(|error| unusable(name, error))?;
+        Ok((attachment, info.id()))
+    };
+    Attachment::ALL.iter().copied().map(id).collect()
 }
 
 /// Removes the XDP links to an interface that other ABI versions have pinned.
@@ -254,4 +298,39 @@ fn refused(
 fn ifname(ifindex: u32) -> String {
     nix::net::if_::if_indextoname(ifindex)
         .map_or_else(|_| format!("#{ifindex}"), |name| name.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Any object can be pinned at the path of a link, such as the link of another interface.
+    #[test]
+    fn only_the_link_of_the_attachment_is_taken_for_it() {
+        const TCX: u32 = bpf_link_type::BPF_LINK_TYPE_TCX as u32;
+        const XDP: u32 = bpf_link_type::BPF_LINK_TYPE_XDP as u32;
+        const INGRESS: u32 = bpf_attach_type::BPF_TCX_INGRESS as u32;
+        const EGRESS: u32 = bpf_attach_type::BPF_TCX_EGRESS as u32;
+        let info = |kind, ifindex, hook| {
+            // SAFETY: a structure of integers, for which all bytes 0 is a value.
+            let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
+            info.type_ = kind;
+            info.__bindgen_anon_1.tcx.ifindex = ifindex;
+            info.__bindgen_anon_1.tcx.attach_type = hook;
+            info
+        };
+        for (kind, ifindex, hook, wanted) in [
+            (TCX, 7, INGRESS, Target::Device),
+            (TCX, 0, INGRESS, Target::Nothing),
+            (TCX, 8, INGRESS, Target::Other),
+            (TCX, 7, EGRESS, Target::Other),
+            (XDP, 7, 0, Target::Other),
+            (0, 7, INGRESS, Target::Other),
+        ] {
+            let found = target(&info(kind, ifindex, hook), Attachment::Uplink, 7);
+            assert_eq!(found, wanted, "{kind} {ifindex} {hook}");
+        }
+        assert_eq!(target(&info(XDP, 7, 0), Attachment::UplinkXdp, 7), Target::Device);
+        assert_eq!(target(&info(TCX, 7, EGRESS), Attachment::Gateway, 7), Target::Device);
+    }
 }

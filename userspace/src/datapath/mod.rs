@@ -41,6 +41,7 @@ mod trace;
 pub mod vtep_ids;
 
 use std::{
+    collections::BTreeMap,
     ffi::{OsStr, OsString},
     fmt,
     net::Ipv4Addr,
@@ -72,6 +73,7 @@ pub use self::{
     },
     prefixes::{Prefix, PrefixTable},
     price::Price,
+    repair::PinCheck,
     table::Table,
     tables::{KernelTable, Tables},
 };
@@ -128,10 +130,12 @@ pub struct Datapath {
     pins: PathBuf,
     /// The pinned maps by name, to pin them again.
     maps: Vec<(OsString, OwnedFd)>,
+    /// The identifier of the loaded program of each kind of link.
+    program_ids: BTreeMap<Attachment, u32>,
     /// The links of what this process has attached and not detached.
     held: Mutex<Held>,
-    /// Programs that another program had detached, and links that had lost their pins: put right,
-    /// and not told yet.
+    /// Programs that another program had detached or replaced, and links whose pins it had removed
+    /// or replaced: put right, and not told yet.
     found: Mutex<Changes>,
     tables: Tables,
     flows: Flows,
@@ -164,6 +168,7 @@ impl Datapath {
             tables: Tables::take(&mut ebpf, options.vtep_ip)?,
             stats: raw::take_map(&mut ebpf, names::STATS)?,
             maps: pins::open_all(&pins.join(MAPS))?,
+            program_ids: links::program_ids(&ebpf)?,
             held: Mutex::default(),
             found: Mutex::default(),
             ebpf: Mutex::new(ebpf),

@@ -36,7 +36,7 @@ use super::{
     shared::Shared,
 };
 use crate::{
-    datapath::{DatapathError, Found},
+    datapath::{DatapathError, Found, PinCheck},
     model::{self, Name, View},
     reconcile::{ApplyError, Changed, Inputs, Reconciler, network_patch, network_state},
     sandbox::GatewaySpec,
@@ -415,6 +415,7 @@ impl Engine {
     async fn anti_entropy(&mut self, read: Read) {
         self.all_devices_changed();
         self.check_devices().await;
+        self.repair_programs(PinCheck::Objects);
         if self.adopt_maps(read) {
             self.prune_maps();
         }

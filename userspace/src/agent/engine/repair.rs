@@ -4,10 +4,14 @@
 //! Changes of devices that the kernel reports, and changes of settings, programs and pins, of which
 //! it reports nothing, are repaired at the next [`Periods::retry`](super::Periods::retry). Changes of
 //! map entries, of which it reports nothing either, are repaired at the next
-//! [`Periods::anti_entropy`](super::Periods::anti_entropy). That pass also looks at all devices.
+//! [`Periods::anti_entropy`](super::Periods::anti_entropy). That pass also looks at all devices, and
+//! opens the pins to see what they lead to.
 
 use super::{Engine, queue::Work};
-use crate::{datapath::Repaired, sandbox::GatewaySpec};
+use crate::{
+    datapath::{PinCheck, Repaired},
+    sandbox::GatewaySpec,
+};
 
 impl Engine {
     /// Notes that a device was changed, if it is one of Culvert's.
@@ -76,8 +80,14 @@ impl Engine {
         let platform = &self.shared.platform;
         let settings = platform.keep_settings(&vnis, &endpoints, loopback).await;
         self.note_repairs("setting", settings);
-        self.note_repairs("pin", platform.repair_pins());
-        self.note_repairs("program", platform.repair_links());
+        self.repair_programs(PinCheck::Names);
+    }
+
+    /// Repairs pins and attachments.
+    pub(super) fn repair_programs(&self, check: PinCheck) {
+        let platform = &self.shared.platform;
+        self.note_repairs("pin", platform.repair_pins(check));
+        self.note_repairs("program", platform.repair_links(check));
     }
 
     /// Notes the repairs, and the error that made some of them fail.

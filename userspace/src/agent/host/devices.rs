@@ -15,7 +15,7 @@ use super::{
 use crate::{
     agent::platform::{Adopted, Devices, PlugError, Underlay as _},
     api::types::{ApiError, ErrorKind},
-    datapath::{self, Datapath, DatapathError, Owner, Repaired},
+    datapath::{self, Datapath, DatapathError, Owner, PinCheck, Repaired},
     model::{self, Name, NetnsId, SandboxRef, validate},
     netlink::{self, Announcement, Netlink, subnet_of},
     netns::{Netns, NetnsError, process_of},
@@ -176,14 +176,14 @@ impl Devices for Host {
         Ok((!found.is_empty()).then(|| format!("{} {}", link.name, found.join(", "))))
     }
 
-    fn repair_pins(&self) -> Repaired {
+    fn repair_pins(&self, check: PinCheck) -> Repaired {
         let purged = self.purged();
-        if *purged { Repaired::default() } else { self.datapath.repair_pins() }
+        if *purged { Repaired::default() } else { self.datapath.repair_pins(check) }
     }
 
-    fn repair_links(&self) -> Repaired {
+    fn repair_links(&self, check: PinCheck) -> Repaired {
         let purged = self.purged();
-        if *purged { Repaired::default() } else { self.datapath.repair_links() }
+        if *purged { Repaired::default() } else { self.datapath.repair_links(check) }
     }
 
     async fn unplug_gateway(&self, vni: u32, ifindex: u32) -> Result<(), PlugError> {

@@ -1,32 +1,25 @@
-//! The host on a kernel: in a network namespace and a mount namespace of its own.
+//! The host on a kernel, in namespaces of its own.
 
-use std::{future::Future, thread};
+use std::future::Future;
 
 use aya::programs::{SchedClassifier, TcAttachType};
-use nix::{
-    mount::{MntFlags, MsFlags, mount, umount2},
-    sched::{CloneFlags, unshare},
-};
+use nix::mount::{MntFlags, umount2};
 
 use super::Host;
 use crate::{
     agent::platform::Devices as _,
     choice::device::Device,
-    datapath::{Datapath, Options},
+    datapath::{Datapath, Options, PinCheck},
     netlink::{Netlink, PairKind},
+    testing::in_namespaces,
 };
 
 const UPLINK: &str = "up0";
 
 /// Runs a test on a host whose uplink [`UPLINK`] is a bridge. A bridge has no XDP of its own.
 fn on_a_host<F: Future<Output = ()>>(xdp: bool, test: impl FnOnce(Host) -> F + Send) {
-    let in_namespaces = || {
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
-        // The BPF file system of the test is mounted for this thread alone.
-        const NONE: Option<&str> = None;
-        mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let options = Options { bpffs: dir.path().join("bpf"), ..Options::of_a_test() };
+    in_namespaces(|dir| {
+        let options = Options { bpffs: dir.join("bpf"), ..Options::of_a_test() };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let netlink = Netlink::new().unwrap();
@@ -37,10 +30,7 @@ fn on_a_host<F: Future<Output = ()>>(xdp: bool, test: impl FnOnce(Host) -> F + S
             let host = Host::new(netlink, datapath, &options, uplinks, xdp, device).unwrap();
             test(host).await;
         });
-        // The directory cannot be removed while something is mounted there.
-        let _ = umount2(&options.bpffs, MntFlags::MNT_DETACH);
-    };
-    thread::scope(|scope| drop(scope.spawn(in_namespaces)));
+    });
 }
 
 /// Names of the programs at the ingress of a device. The kernel keeps 15 characters of a name.
@@ -69,10 +59,13 @@ fn a_program_whose_link_cannot_be_pinned_stays_attached() {
         change().await;
         umount2(&host.bpffs, MntFlags::MNT_DETACH).unwrap();
         change().await;
-        assert!(host.repair_links().failed.is_some(), "the repair tells that they have no pins");
+        assert!(
+            host.repair_links(PinCheck::Names).failed.is_some(),
+            "the repair tells that they have no pins"
+        );
         change().await;
-        assert_eq!(host.repair_pins().failed, None);
-        let repaired = host.repair_links();
+        assert_eq!(host.repair_pins(PinCheck::Names).failed, None);
+        let repaired = host.repair_links(PinCheck::Names);
         assert_eq!(repaired.failed, None);
         assert_eq!(repaired.found.lines().iter().map(|(number, _)| number).sum::<u64>(), 2);
         change().await;

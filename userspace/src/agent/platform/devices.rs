@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use super::types::{Adopted, PlugError};
 use crate::{
     api::types::ApiError,
-    datapath::{DatapathError, Repaired},
+    datapath::{DatapathError, PinCheck, Repaired},
     model::{Name, SandboxRef},
     netlink::Announcement,
     reconcile::LocalEndpoint,
@@ -65,12 +65,12 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// `None`: nothing, or the interface is gone.
     async fn port_differs(&self, ifindex: u32, mtu: u16) -> Result<Option<String>, PlugError>;
 
-    /// Puts pins of maps and programs back that another program has removed.
-    fn repair_pins(&self) -> Repaired;
+    /// Puts pins of maps and programs back that another program has removed or replaced.
+    fn repair_pins(&self, check: PinCheck) -> Repaired;
 
-    /// Attaches programs again that another program has detached, and puts the pins of their links
-    /// back.
-    fn repair_links(&self) -> Repaired;
+    /// Attaches programs again that another program has detached or replaced, and puts the pins of
+    /// their links back.
+    fn repair_links(&self, check: PinCheck) -> Repaired;
 
     /// Removes the gateway device of a network. Idempotent.
     async fn unplug_gateway(&self, vni: u32, ifindex: u32) -> Result<(), PlugError>;

@@ -27,7 +27,7 @@ use crate::{
     },
     api::types::{ApiError, ErrorKind},
     choice::{Uplink, device::Device},
-    datapath::{Changes, DatapathError, FlowTable, Found, Price, Repaired},
+    datapath::{Changes, DatapathError, FlowTable, Found, PinCheck, Price, Repaired},
     model::{Driver, HostRoute, Name, Protocol, SandboxRef},
     netlink::{Announcement, PairKind},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
@@ -77,6 +77,8 @@ pub(super) struct State {
     pub(super) changed: BTreeMap<u32, String>,
     /// Programs that another program has detached; found once.
     pub(super) detached: Changes,
+    /// Pins of other objects, which are seen only when the pins are opened; found once.
+    pub(super) exchanged: Changes,
     /// Entries that another program has changed in the maps that are not in `tables`; found once.
     pub(super) found: Found,
     /// Ports of the host that are in use, with the holder.
@@ -317,11 +319,15 @@ impl Devices for Paper {
         Ok(self.state().changed.remove(&ifindex))
     }
 
-    fn repair_pins(&self) -> Repaired {
-        Repaired::default()
+    fn repair_pins(&self, check: PinCheck) -> Repaired {
+        let found = match check {
+            PinCheck::Names => Changes::default(),
+            PinCheck::Objects => std::mem::take(&mut self.state().exchanged),
+        };
+        Repaired { found, failed: None }
     }
 
-    fn repair_links(&self) -> Repaired {
+    fn repair_links(&self, _check: PinCheck) -> Repaired {
         Repaired { found: std::mem::take(&mut self.state().detached), failed: None }
     }
 

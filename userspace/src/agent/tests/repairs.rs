@@ -108,3 +108,13 @@ async fn a_device_whose_event_was_lost_is_told_as_well() {
     change();
     eventually("it is told", || async { repairs(&one, "container device").0 == 2 }).await;
 }
+
+/// A pin can be there and lead to another object: the full comparison opens the pins.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pin_of_another_object_is_told() {
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.paper.state().exchanged.note("maps/FDB", "led to another object");
+    eventually("it is told", || async { repairs(&one, "pin").0 == 1 }).await;
+    assert_eq!(repairs(&one, "pin").1, "maps/FDB led to another object");
+}
