@@ -1,6 +1,6 @@
 //! Entries of the maps that somebody removes by hand.
 
-#![expect(clippy::unwrap_used, reason = "a step that cannot be taken fails the test with why")]
+#![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
 use std::{path::Path, time::Duration};
 

@@ -1,6 +1,6 @@
 //! What an administrator does to BPF maps and links by hand.
 
-#![expect(clippy::panic, reason = "an object that cannot be changed fails the test with why")]
+#![expect(clippy::panic, reason = "an object that cannot be changed ends the test with the error")]
 
 use std::{
     io,

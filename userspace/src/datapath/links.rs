@@ -139,8 +139,12 @@ pub(super) fn replace(
     let pin = attachment.pin(dir, ifindex);
     let link = match pins::open(&pin) {
         Ok(link) => link,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Pinned::Nothing),
-        Err(error) => return Err(refused(ifindex, "open pinned link", "bpf_obj_get", error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // A symbolic link that leads nowhere.
+            bpffs::remove_file(&pin)?;
+            return Ok(Pinned::Nothing);
+        }
+        Err(error) => return Err(pins::cannot_open(&pin, error)),
     };
     let found = match target(&info(link.as_fd(), ifindex)?, attachment, ifindex) {
         Target::Device if update(ebpf, link.as_fd(), attachment, ifindex)? => {

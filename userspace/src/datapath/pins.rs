@@ -18,6 +18,7 @@ use super::{
     error::DatapathError,
     syscall::{attributes, bpf, number},
 };
+use crate::limits::name_limit;
 
 /// Pins an object at a path.
 ///
@@ -54,11 +55,19 @@ pub(super) fn open_all(dir: &Path) -> Result<Vec<(OsString, OwnedFd)>, DatapathE
     let mut objects = Vec::new();
     for path in bpffs::list(dir)? {
         let Some(name) = path.file_name().map(OsStr::to_owned) else { continue };
-        let opened = open(&path);
-        let failed = |source| DatapathError::Io { path, what: "open pin", source };
-        objects.push((name, opened.map_err(failed)?));
+        objects.push((name, open(&path).map_err(|source| cannot_open(&path, source))?));
     }
     Ok(objects)
+}
+
+/// The error of a pin that cannot be opened.
+pub(super) fn cannot_open(path: &Path, source: io::Error) -> DatapathError {
+    // The kernel's answer for a directory.
+    let what = match source.raw_os_error() {
+        Some(libc::EACCES) => "no BPF object is pinned here, remove it",
+        _ => "open pin",
+    };
+    DatapathError::Io { path: path.to_owned(), what, source: name_limit(source) }
 }
 
 /// Whether an object is pinned at a path, and not another one.

@@ -133,18 +133,18 @@ fn keep_pin(
     is_there: bool,
     check: PinCheck,
 ) -> Result<Pin, DatapathError> {
-    let failed = |what| move |source| DatapathError::Io { path: path.to_owned(), what, source };
     let found = if !is_there {
         Pin::Missing
     } else if check == PinCheck::Names
-        || pins::leads_to(path, object).map_err(failed("open pin"))?
+        || pins::leads_to(path, object).map_err(|source| pins::cannot_open(path, source))?
     {
         return Ok(Pin::Right);
     } else {
         bpffs::remove_file(path)?;
         Pin::Wrong
     };
-    pins::pin(object, path).map_err(failed("pin"))?;
+    let failed = |source| DatapathError::Io { path: path.to_owned(), what: "pin", source };
+    pins::pin(object, path).map_err(failed)?;
     Ok(found)
 }
 
@@ -266,6 +266,27 @@ mod tests {
             let repaired = datapath.repair_links(PinCheck::Names);
             let lines = found(&repaired);
             assert!(lines[0].starts_with(&format!("{WRONG_PIN}, 2 times: ")), "{lines:?}");
+        });
+    }
+
+    /// What is no pin is not removed: the administrator who made it reads where it is.
+    #[test]
+    #[ignore = "needs root"]
+    fn a_directory_in_place_of_a_pin_is_named() {
+        with_an_uplink(|options, ifindex| {
+            let datapath = Datapath::load(options).unwrap();
+            let path = Attachment::Container.pin(&datapath.links_dir(), ifindex);
+            fs::create_dir(&path).unwrap();
+            let error = datapath.attach(Attachment::Container, ifindex).unwrap_err().to_string();
+            drop(datapath);
+            let at_start = Datapath::load(options).unwrap_err().to_string();
+            for line in [error, at_start] {
+                let words =
+                    format!("{}: no BPF object is pinned here, remove it: ", path.display());
+                assert!(line.starts_with(&words) && line.lines().count() == 1, "{line}");
+            }
+            fs::remove_dir(&path).unwrap();
+            Datapath::load(options).unwrap();
         });
     }
 }
