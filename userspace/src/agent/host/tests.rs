@@ -9,7 +9,7 @@ use super::Host;
 use crate::{
     agent::platform::Devices as _,
     choice::device::Device,
-    datapath::{Datapath, Options, PinCheck},
+    datapath::{Datapath, Options, PinCheck, Repaired},
     netlink::{Netlink, PairKind},
     testing::in_namespaces,
 };
@@ -82,5 +82,22 @@ fn an_uplink_without_xdp_keeps_its_other_program() {
             assert_eq!(errors.len(), 1, "{errors:?}");
             assert_eq!(programs(UPLINK), ["from_underlay"]);
         }
+    });
+}
+
+/// A change of an uplink, and a repair, that come after the purge has detached the programs, and
+/// before it has removed the pins.
+#[test]
+#[ignore = "needs root"]
+fn nothing_is_attached_during_a_purge() {
+    on_a_host(false, |host| async move {
+        host.attach_uplinks().await;
+        assert_eq!(programs(UPLINK), ["from_underlay"]);
+        *host.purged() = true;
+        host.datapath.release().unwrap();
+        let errors = host.attach_uplinks().await;
+        assert!(errors.is_empty(), "{errors:?}");
+        assert_eq!(host.repair_links(PinCheck::Names), Repaired::default());
+        assert!(programs(UPLINK).is_empty(), "{:?}", programs(UPLINK));
     });
 }

@@ -53,6 +53,11 @@ impl Host {
     /// programs that are attached to it.
     fn serve_uplinks(&self, links: &[Link], are_all: bool) -> Vec<DatapathError> {
         let mut errors = Vec::new();
+        // Locked, so that nothing is attached after a purge has detached it.
+        let purged = self.purged();
+        if *purged {
+            return errors;
+        }
         for link in links {
             errors.extend(self.attach_uplink(link.index).err());
         }
