@@ -10,7 +10,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{HashMap, Map, MapData, MapError},
+    maps::{HashMap, MapData, MapError},
     sys::SyscallError,
 };
 use culvert_common::abi::{
@@ -25,7 +25,7 @@ use super::{
         Fdb, FdbLearned, FloodRemote, Layout, Neighbours, Number, Plain, Underlay, Vteps, WithSeal,
     },
     prefixes::PrefixTable,
-    raw::{Bytes, take_map},
+    raw::{Bytes, second_handle, take_map},
     table::Table,
     vtep_ids::VtepIds,
 };
@@ -63,14 +63,7 @@ impl<L: Layout> KernelTable<L> {
         name: &'static str,
         ids: &Arc<VtepIds>,
     ) -> Result<Self, DatapathError> {
-        let failed = |source| DatapathError::Map { map: name, source: Box::new(source) };
-        let fd = match ebpf.map(name) {
-            Some(Map::HashMap(data) | Map::LruHashMap(data)) => {
-                let fd = data.fd().as_fd().try_clone_to_owned();
-                MapData::from_fd(fd.map_err(|error| failed(error.into()))?).map_err(failed)?
-            }
-            _ => return Err(failed(MapError::InvalidName { name: name.to_owned() })),
-        };
+        let fd = second_handle(ebpf, name)?;
         let map = Mutex::new(take_map(ebpf, name)?);
         Ok(Self { name, map, fd, ids: Arc::clone(ids), epoch: None })
     }

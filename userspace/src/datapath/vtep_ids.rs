@@ -7,20 +7,22 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::Ipv4Addr,
+    os::fd::AsFd as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use aya::{
     Ebpf,
     maps::{HashMap as BpfHashMap, MapData, MapError},
+    sys::SyscallError,
 };
 use culvert_common::abi::{MappedAddr, SealedU32, VtepId, names};
 
 use super::{
-    DatapathError,
+    DatapathError, batch,
     epoch::Epoch,
     found::{Found, ip_of},
-    raw::{Bytes, take_map},
+    raw::{Bytes, second_handle, take_map},
 };
 
 /// The numbers of the VTEPs, and the map that keeps them.
@@ -33,6 +35,8 @@ pub struct VtepIds {
 
 struct State {
     map: BpfHashMap<MapData, Bytes<MappedAddr>, Bytes<SealedU32>>,
+    /// A second handle of the map: aya's map type does not lend its file descriptor.
+    fd: MapData,
     by_address: BTreeMap<[u8; 4], VtepId>,
     by_id: HashMap<VtepId, [u8; 4]>,
     next: u32,
@@ -49,9 +53,10 @@ impl VtepIds {
         own: Ipv4Addr,
         epoch: Arc<Epoch>,
     ) -> Result<Self, DatapathError> {
-        let map: BpfHashMap<MapData, Bytes<MappedAddr>, Bytes<SealedU32>> =
-            take_map(ebpf, names::VTEP_IDS)?;
-        let mut state = State { map, by_address: BTreeMap::new(), by_id: HashMap::new(), next: 1 };
+        let fd = second_handle(ebpf, names::VTEP_IDS)?;
+        let map = take_map(ebpf, names::VTEP_IDS)?;
+        let mut state =
+            State { map, fd, by_address: BTreeMap::new(), by_id: HashMap::new(), next: 1 };
         for (address, entry) in state.read().map_err(failed)? {
             if address == MappedAddr::UNSPECIFIED {
                 state.next = state.next.max(entry.value);
@@ -167,9 +172,15 @@ impl State {
         self.by_id.insert(id, address);
     }
 
-    /// The entries of the map.
+    /// The entries of the map, thousands of them in a system call: who asks for a number waits
+    /// meanwhile.
     fn read(&self) -> Result<BTreeMap<MappedAddr, SealedU32>, MapError> {
-        self.map.iter().map(|entry| entry.map(|(Bytes(key), Bytes(value))| (key, value))).collect()
+        let most = self.fd.info()?.max_entries();
+        let entries = batch::all(self.fd.fd().as_fd(), most).map_err(|io_error| {
+            let call = "bpf_map_lookup_batch";
+            MapError::from(SyscallError { call, io_error })
+        })?;
+        Ok(entries.into_iter().collect())
     }
 
     /// The entries that the map should have.

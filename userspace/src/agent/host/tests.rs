@@ -1,20 +1,26 @@
 //! The host on a kernel, in namespaces of its own.
 
-use std::future::Future;
+use std::{
+    future::Future,
+    thread,
+    time::{Duration, Instant},
+};
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use nix::mount::{MntFlags, umount2};
 
 use super::Host;
 use crate::{
-    agent::platform::Devices as _,
+    agent::platform::{Devices as _, Maps as _},
     choice::device::Device,
-    datapath::{Datapath, Options, PinCheck, Repaired},
+    datapath::{Datapath, Options, PinCheck, Repaired, Table},
     netlink::{Netlink, PairKind},
     testing::in_namespaces,
 };
 
 const UPLINK: &str = "up0";
+/// Time that a step of a test may take.
+const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Runs a test on a host whose uplink [`UPLINK`] is a bridge. A bridge has no XDP of its own.
 fn on_a_host<F: Future<Output = ()>>(xdp: bool, test: impl FnOnce(Host) -> F + Send) {
@@ -99,5 +105,33 @@ fn nothing_is_attached_during_a_purge() {
         assert!(errors.is_empty(), "{errors:?}");
         assert_eq!(host.repair_links(PinCheck::Names), Repaired::default());
         assert!(programs(UPLINK).is_empty(), "{:?}", programs(UPLINK));
+    });
+}
+
+/// The comparison of all maps takes long. Repairs and purges do not wait for it, nor it for them.
+#[test]
+#[ignore = "needs root"]
+fn the_comparison_of_the_maps_needs_no_lock_of_others() {
+    on_a_host(false, |host| async move {
+        host.attach_uplinks().await;
+        let table = &host.datapath.tables().uplinks;
+        let written = table.dump().unwrap();
+        for ifindex in written.keys() {
+            Table::remove(table, ifindex).unwrap();
+        }
+        let purge_under_way = host.purged();
+        thread::scope(|scope| {
+            let comparing = scope.spawn(|| host.audit());
+            let deadline = Instant::now() + DEADLINE;
+            while !comparing.is_finished() && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(5));
+            }
+            let waits = !comparing.is_finished();
+            drop(purge_under_way);
+            let audit = comparing.join().unwrap();
+            assert!(!waits, "the comparison waits for the lock");
+            assert_eq!(audit.found.number(), 1);
+        });
+        assert_eq!(table.dump().unwrap(), written);
     });
 }
