@@ -233,6 +233,14 @@ fn changed_devices_are_put_right_and_told() {
         let now = |text: &str| text.replace("CVG", &cvg).replace("PORT", port);
         is_repaired(host, "setting", &now(breakage), words, &now(whole));
     }
+    // With a removed gateway device its link goes, too.
+    let links = host.bpffs().join(format!("v{ABI_VERSION}/links"));
+    let pin = pin_of(&links, "gateway-");
+    host.netns.run(&format!("ip link del {cvg}"));
+    wait_until(REPAIR, "the link of the removed device", || !pin.exists());
+    wait_until(REPAIR, "another gateway device", || {
+        host.netns.succeeds(&format!("ip route show 10.0.0.0/24 | grep -q {cvg}"))
+    });
     host.netns.run("ping -c1 -W2 10.0.0.2");
     let log = host.agent_log();
     assert!(log.contains(&format!("repaired: {cvg} was down")), "{log}");

@@ -146,6 +146,16 @@ impl Datapath {
         self.detach(Attachment::Gateway, ifindex)
     }
 
+    /// Gateway devices that `from_host` was attached to and not detached from. The device itself may
+    /// be gone.
+    ///
+    /// # Errors
+    ///
+    /// If the pins cannot be listed.
+    pub fn attached_gateways(&self) -> Result<Vec<u32>, DatapathError> {
+        Ok(self.attached(Attachment::Gateway)?.into_iter().collect())
+    }
+
     /// Attaches `from_loopback` to the loopback device. It is no error if it is
     /// attached.
     ///

@@ -233,9 +233,10 @@ impl Engine {
                 self.work.insert(Work::Unplug(id.clone()));
             }
         }
-        let stand: BTreeSet<u32> = plugged.into_values().collect();
-        if let Err(error) = self.shared.platform.retain_attachments(&stand) {
-            tracing::warn!("{error}");
-        }
+        let stand: BTreeSet<u32> =
+            plugged.into_values().chain(self.gateways.values().copied()).collect();
+        let retained = self.shared.platform.retain_attachments(&stand);
+        let line = retained.err().map(|error| format!("{error}; trying again"));
+        self.shared.problems.set("attachments", line);
     }
 }

@@ -101,12 +101,15 @@ impl Devices for Host {
     }
 
     fn retain_attachments(&self, ifindexes: &BTreeSet<u32>) -> Result<(), DatapathError> {
-        for ifindex in self.datapath.attached_containers()? {
-            if !ifindexes.contains(&ifindex) {
-                self.datapath.detach_container(ifindex)?;
-            }
+        let is_gone = |ifindex: &u32| !ifindexes.contains(ifindex);
+        let mut outcome = Ok(());
+        for ifindex in self.datapath.attached_containers()?.into_iter().filter(is_gone) {
+            outcome = outcome.and(self.datapath.detach_container(ifindex));
         }
-        Ok(())
+        for ifindex in self.datapath.attached_gateways()?.into_iter().filter(is_gone) {
+            outcome = outcome.and(self.datapath.detach_gateway(ifindex));
+        }
+        outcome
     }
 
     async fn gateways(&self) -> Result<BTreeMap<u32, u32>, PlugError> {
@@ -184,6 +187,10 @@ impl Devices for Host {
     fn repair_links(&self, check: PinCheck) -> Repaired {
         let purged = self.purged();
         if *purged { Repaired::default() } else { self.datapath.repair_links(check) }
+    }
+
+    fn detach_gateway(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.datapath.detach_gateway(ifindex)
     }
 
     async fn unplug_gateway(&self, vni: u32, ifindex: u32) -> Result<(), PlugError> {

@@ -39,7 +39,8 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// Tells containers the MACs of addresses. Each is told what concerns it, once.
     async fn announce(&self, announcements: Vec<Announcement>) -> Result<(), PlugError>;
 
-    /// Detaches the program from the host sides of all containers except these.
+    /// Detaches the programs from the host sides of all containers and from all gateway devices
+    /// except these.
     fn retain_attachments(&self, ifindexes: &BTreeSet<u32>) -> Result<(), DatapathError>;
 
     /// Gateway devices of this host: interface index by VNI.
@@ -71,6 +72,10 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// Attaches programs again that another program has detached or replaced, and puts the pins of
     /// their links back.
     fn repair_links(&self, check: PinCheck) -> Repaired;
+
+    /// Detaches the program from a gateway device that is gone from this network namespace.
+    /// Idempotent.
+    fn detach_gateway(&self, ifindex: u32) -> Result<(), DatapathError>;
 
     /// Removes the gateway device of a network. Idempotent.
     async fn unplug_gateway(&self, vni: u32, ifindex: u32) -> Result<(), PlugError>;

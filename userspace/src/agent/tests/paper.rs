@@ -46,6 +46,8 @@ pub(super) struct State {
     /// Veths: interface index by endpoint.
     pub(super) veths: BTreeMap<String, u32>,
     pub(super) attached: BTreeSet<u32>,
+    /// Gateway devices that were gone, and from which the program was detached.
+    pub(super) left: BTreeSet<u32>,
     /// Namespaces, with the interface names in each.
     pub(super) namespaces: BTreeMap<PathBuf, BTreeSet<String>>,
     pub(super) learned: BTreeMap<FdbKey, LearnedEntry>,
@@ -329,6 +331,11 @@ impl Devices for Paper {
 
     fn repair_links(&self, _check: PinCheck) -> Repaired {
         Repaired { found: std::mem::take(&mut self.state().detached), failed: None }
+    }
+
+    fn detach_gateway(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.state().left.insert(ifindex);
+        Ok(())
     }
 
     async fn unplug_gateway(&self, vni: u32, _ifindex: u32) -> Result<(), PlugError> {

@@ -118,3 +118,21 @@ async fn a_pin_of_another_object_is_told() {
     eventually("it is told", || async { repairs(&one, "pin").0 == 1 }).await;
     assert_eq!(repairs(&one, "pin").1, "maps/FDB led to another object");
 }
+
+/// A device that another program moves to another network namespace lives on there: the agent takes
+/// its program off it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_device_that_is_gone_has_no_program() {
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.network("blue").await.unwrap();
+    one.run("web", "blue").await.unwrap();
+    one.eventually("there is a gateway device", |state| state.gateways.contains_key(&VNI)).await;
+    let gone = one.paper.state().gateways.remove(&VNI).unwrap();
+    one.paper.tell(HostEvent::LinkGone(gone));
+    one.eventually("there is another one", |state| {
+        state.gateways.get(&VNI).is_some_and(|ifindex| *ifindex != gone)
+    })
+    .await;
+    one.eventually("the program is detached", |state| state.left.contains(&gone)).await;
+}
