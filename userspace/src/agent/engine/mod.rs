@@ -122,6 +122,8 @@ pub(crate) struct Engine {
     devices_stale: BTreeSet<u32>,
     /// A gateway device, its address or its route may have been changed.
     gateways_stale: bool,
+    /// The endpoint at which the last look at settings of device pairs ended.
+    settings_at: String,
     /// Subnets that the host's own interfaces are connected to.
     connected: Vec<IpNetwork>,
     /// Device pairs to make and to remove.
@@ -155,6 +157,7 @@ impl Engine {
             found: Found::default(),
             devices_stale: BTreeSet::new(),
             gateways_stale: false,
+            settings_at: String::new(),
             connected: Vec::new(),
             underlay_dirty: true,
             underlay_stale: None,
@@ -415,7 +418,7 @@ impl Engine {
     async fn anti_entropy(&mut self, read: Read) {
         self.all_devices_changed();
         self.check_devices().await;
-        self.repair_programs(PinCheck::Objects);
+        self.repair_programs(PinCheck::Objects).await;
         if self.adopt_maps(read) {
             self.prune_maps();
         }

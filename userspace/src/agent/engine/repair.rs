@@ -5,13 +5,26 @@
 //! it reports nothing, are repaired at the next [`Periods::retry`](super::Periods::retry). Changes of
 //! map entries, of which it reports nothing either, are repaired at the next
 //! [`Periods::anti_entropy`](super::Periods::anti_entropy). That pass also looks at all devices, and
-//! opens the pins to see what they lead to.
+//! opens the pins to see what they lead to. The settings of more than [`LEAST`] device pairs are
+//! looked at in turn.
+
+use std::{
+    collections::BTreeMap,
+    ops::Bound::{Excluded, Included, Unbounded},
+    sync::Arc,
+};
 
 use super::{Engine, queue::Work};
 use crate::{
     datapath::{PinCheck, Repaired},
     sandbox::GatewaySpec,
 };
+
+/// Number of times in which the settings of all device pairs are looked at.
+const TURNS: usize = 10;
+/// Least number of device pairs whose settings are looked at at a time. Fewer would save nothing:
+/// each costs about 10 us.
+const LEAST: usize = 200;
 
 impl Engine {
     /// Notes that a device was changed, if it is one of Culvert's.
@@ -73,21 +86,31 @@ impl Engine {
     }
 
     /// Looks for changes that the kernel does not report, and repairs them.
-    pub(super) async fn repair(&self) {
+    pub(super) async fn repair(&mut self) {
         let vnis: Vec<u32> = self.gateway_specs.keys().copied().collect();
-        let endpoints: Vec<String> = self.ports.keys().cloned().collect();
+        let endpoints = next_turn(&self.ports, &self.settings_at);
+        if let Some(last) = endpoints.last() {
+            self.settings_at.clone_from(last);
+        }
         let loopback = self.loopback == Some(true);
         let platform = &self.shared.platform;
         let settings = platform.keep_settings(&vnis, &endpoints, loopback).await;
         self.note_repairs("setting", settings);
-        self.repair_programs(PinCheck::Names);
+        self.repair_programs(PinCheck::Names).await;
     }
 
-    /// Repairs pins and attachments.
-    pub(super) fn repair_programs(&self, check: PinCheck) {
-        let platform = &self.shared.platform;
-        self.note_repairs("pin", platform.repair_pins(check));
-        self.note_repairs("program", platform.repair_links(check));
+    /// Repairs pins and attachments. A host has thousands of them: a thread of its own looks at
+    /// them, and not a worker of the runtime.
+    pub(super) async fn repair_programs(&self, check: PinCheck) {
+        let platform = Arc::clone(&self.shared.platform);
+        let repair = move || (platform.repair_pins(check), platform.repair_links(check));
+        let (pins, links) = tokio::task::spawn_blocking(repair).await.unwrap_or_else(|error| {
+            let mut failed = Repaired::default();
+            failed.fail(error);
+            (failed.clone(), failed)
+        });
+        self.note_repairs("pin", pins);
+        self.note_repairs("program", links);
     }
 
     /// Notes the repairs, and the error that made some of them fail.
@@ -100,5 +123,47 @@ impl Engine {
     /// Notes the map entries that were found changed. Called when the maps have been written.
     pub(super) fn note_entries(&mut self) {
         self.shared.repairs.note_entries(&std::mem::take(&mut self.found));
+    }
+}
+
+/// The device pairs whose settings are looked at next, after the endpoint `last`: a tenth of them,
+/// or [`LEAST`] if that is more.
+fn next_turn(ports: &BTreeMap<String, u32>, last: &str) -> Vec<String> {
+    let number = ports.len().div_ceil(TURNS).max(LEAST);
+    let after = ports.range::<str, _>((Excluded(last), Unbounded));
+    let before = ports.range::<str, _>((Unbounded, Included(last)));
+    after.chain(before).take(number).map(|(id, _)| id.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// With thousands of containers, a look at all of them each second would cost a few percent of
+    /// a processor.
+    #[test]
+    fn the_settings_of_all_device_pairs_are_looked_at_in_turn() {
+        let ports = |number: usize| -> BTreeMap<String, u32> {
+            (0..number).map(|n| (format!("{n:04x}"), 7)).collect()
+        };
+        for (number, at_once, turns) in [(0, 0, 1), (3, 3, 1), (200, 200, 1), (500, 200, 3)]
+            .into_iter()
+            .chain([(2000, 200, 10), (5000, 500, 10)])
+        {
+            let ports = ports(number);
+            let (mut last, mut seen) = (String::new(), BTreeSet::new());
+            for _ in 0..turns {
+                let turn = next_turn(&ports, &last);
+                assert_eq!(turn.len(), at_once, "{number}");
+                last = turn.last().cloned().unwrap_or_default();
+                seen.extend(turn);
+            }
+            assert_eq!(seen.len(), number);
+        }
+        // The container at which the last look ended has been removed.
+        let few = ports(3);
+        assert_eq!(next_turn(&few, "0001x"), ["0002", "0000", "0001"]);
     }
 }

@@ -159,6 +159,8 @@ pub(super) struct Paper {
     pub(super) lookups: Gate,
     /// Gate before a device pair is made.
     pub(super) plugging: Gate,
+    /// Gate of the repair of attachments.
+    pub(super) repairing: Gate,
     pub(super) flows: MemoryFlows,
     events: tokio::sync::Mutex<mpsc::UnboundedReceiver<HostEvent>>,
     tell: mpsc::UnboundedSender<HostEvent>,
@@ -182,6 +184,7 @@ impl Paper {
             reads: Gate::default(),
             lookups: Gate::default(),
             plugging: Gate::default(),
+            repairing: Gate::default(),
             flows: MemoryFlows::new(DEFAULT_FLOWS),
             events: tokio::sync::Mutex::new(events),
             tell,
@@ -330,6 +333,7 @@ impl Devices for Paper {
     }
 
     fn repair_links(&self, _check: PinCheck) -> Repaired {
+        self.repairing.pass();
         Repaired { found: std::mem::take(&mut self.state().detached), failed: None }
     }
 

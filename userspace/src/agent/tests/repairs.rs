@@ -1,9 +1,11 @@
 //! Changes by other programs that the agent puts right and tells.
 
+use std::time::Instant;
+
 use crate::datapath::entry::FdbEntry;
 use culvert_common::abi::FdbKey;
 
-use super::fake::{Paper, Running, World, eventually, name, two_hosts};
+use super::fake::{DEADLINE, Paper, Running, World, eventually, name, two_hosts};
 use crate::{
     agent::{platform::HostEvent, state::Repair},
     api::Backend as _,
@@ -135,4 +137,18 @@ async fn a_gateway_device_that_is_gone_has_no_program() {
     })
     .await;
     one.eventually("the program is detached", |state| state.left.contains(&gone)).await;
+}
+
+/// A look at the programs of thousands of containers takes milliseconds, and the kernel may make it
+/// wait. Other tasks run meanwhile, also on a machine with one processor.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn other_tasks_run_while_programs_are_looked_at() {
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.paper.repairing.close(true);
+    one.eventually("the look waits", |_| one.paper.repairing.waiting() > 0).await;
+    let began = Instant::now();
+    tokio::spawn(async {}).await.unwrap();
+    assert!(began.elapsed() < DEADLINE, "the only worker of the runtime waits");
+    one.paper.repairing.close(false);
 }
