@@ -64,22 +64,24 @@ impl Assistants {
         let mut found = Vec::new();
         let discard = |index| self.discarded.store(index, Ordering::Relaxed);
         let gro = sandbox::keep_gro(netlink, port, discard).await;
-        let was_there = self.gro.swap(index_of(&gro), Ordering::Relaxed) != 0;
-        found.extend(fault(sandbox::GRO, was_there, &gro));
+        let before = self.gro.load(Ordering::Relaxed);
+        self.gro.store(index_after(netlink, &gro, before).await, Ordering::Relaxed);
+        found.extend(fault(sandbox::GRO, before != 0, &gro));
         let taken = gro.as_ref().err().and_then(errno) == Some(Errno::EADDRINUSE);
         self.shared_port.store(taken, Ordering::Relaxed);
         // The bridge is filled after the vxlan device is made, because that device determines the
         // headroom.
         let room = sandbox::keep_room(netlink).await;
-        let index = index_of(&room);
-        let before = self.room.swap(index, Ordering::Relaxed);
+        let before = self.room.load(Ordering::Relaxed);
+        let index = index_after(netlink, &room, before).await;
+        self.room.store(index, Ordering::Relaxed);
         found.extend(fault(sandbox::ROOM, before != 0, &room));
         if before != index {
             // The ports of a bridge that is gone are no ports any more.
             self.ports().clear();
         }
         found.extend(self.strayed(index, &gro));
-        let filled = if index == 0 { Ok(()) } else { self.fill(netlink, index).await };
+        let filled = if room.is_ok() { self.fill(netlink, index).await } else { Ok(()) };
         let lines = [
             gro.err().map(|error| explain(&error, port)),
             room.and(filled)
@@ -117,8 +119,9 @@ impl Assistants {
         self.shared_port.load(Ordering::Relaxed)
     }
 
-    /// Makes the host side of a pair a port of the bridge, if there is a bridge, and of no other
-    /// device. `master` is the device that has it as a port now.
+    /// Makes the host side of a pair a port of the bridge, and of no other device. `master` is the
+    /// device that has it as a port now. Nothing is done if no bridge is known: `master` may be that
+    /// bridge.
     ///
     /// # Errors
     /// The other device does not let it go.
@@ -128,11 +131,10 @@ impl Assistants {
         (name, index): (&str, u32),
         master: Option<u32>,
     ) -> Result<(), NetlinkError> {
-        let room = self.room();
-        if master.is_some() && master != room {
+        let Some(room) = self.room() else { return Ok(()) };
+        if master.is_some() && master != Some(room) {
             netlink.set_controller(name, 0).await?;
         }
-        let Some(room) = room else { return Ok(()) };
         if master == Some(room) || sandbox::enrol(netlink, room, name).await {
             self.ports().insert(index);
         } else {
@@ -143,7 +145,7 @@ impl Assistants {
     }
 
     /// What is wrong with the device that has the host side of a pair as a port, in words. `None`:
-    /// nothing.
+    /// nothing, or no bridge is known.
     ///
     /// # Errors
     /// The kernel does not answer.
@@ -152,9 +154,9 @@ impl Assistants {
         netlink: &Netlink,
         link: &Link,
     ) -> Result<Option<String>, NetlinkError> {
-        let room = self.room();
+        let Some(room) = self.room() else { return Ok(None) };
         if let Some(master) = link.master {
-            if Some(master) == room {
+            if master == room {
                 self.ports().insert(link.index);
                 return Ok(None);
             }
@@ -162,9 +164,9 @@ impl Assistants {
             let owner = owner.map_or_else(|| format!("#{master}"), |owner| owner.name);
             return Ok(Some(format!("was a port of {owner}")));
         }
-        let Some(room) = room.filter(|_| self.ports().contains(&link.index)) else {
+        if !self.ports().contains(&link.index) {
             return Ok(None);
-        };
+        }
         // A bridge that is gone is made again with all its ports.
         let stands = netlink.link_at(room).await?.is_some();
         Ok(stands.then(|| format!("was no port of {}", sandbox::ROOM)))
@@ -194,9 +196,22 @@ impl Assistants {
     }
 }
 
-/// Index of a device; 0 if there is none.
-fn index_of(device: &Result<Assistant, SandboxError>) -> u32 {
-    device.as_ref().map_or(0, |device| device.index)
+/// Index of a device after an attempt to keep it; 0 if there is none. After an error it is the one
+/// that it had `before`, as long as that device exists: the error may be that of a setting.
+async fn index_after(
+    netlink: &Netlink,
+    device: &Result<Assistant, SandboxError>,
+    before: u32,
+) -> u32 {
+    match device {
+        Ok(device) => device.index,
+        Err(_) if before == 0 => 0,
+        Err(_) => match netlink.link_at(before).await {
+            Ok(link) if !link.as_ref().is_some_and(sandbox::is_assistant) => 0,
+            // If the kernel does not answer, nothing is known to have changed.
+            Ok(_) | Err(_) => before,
+        },
+    }
 }
 
 /// What was wrong with a device, in words. Nothing was wrong with a device that is made for the

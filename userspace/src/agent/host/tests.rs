@@ -1,20 +1,23 @@
 //! The host on a kernel, in namespaces of its own.
 
 use std::{
+    fs,
     future::Future,
     thread,
     time::{Duration, Instant},
 };
 
 use aya::programs::{SchedClassifier, TcAttachType};
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::Host;
 use crate::{
     agent::platform::{Devices as _, Maps as _},
     choice::device::Device,
     datapath::{Datapath, Options, PinCheck, Repaired, Table},
-    netlink::{Netlink, PairKind},
+    model::MacAddr,
+    netlink::{Netlink, PairKind, PairSpec},
+    sandbox,
     testing::in_namespaces,
 };
 
@@ -37,6 +40,30 @@ fn on_a_host<F: Future<Output = ()>>(xdp: bool, test: impl FnOnce(Host) -> F + S
             test(host).await;
         });
     });
+}
+
+/// The host side of a container's pair.
+const PORT: &str = "cv01";
+
+/// Makes a pair with the host side [`PORT`], which is up. Returns its index.
+async fn make_port(netlink: &Netlink) -> u32 {
+    let pair = PairSpec {
+        kind: PairKind::Veth,
+        name: PORT,
+        peer_name: "eth0",
+        peer_mac: MacAddr([2, 0x42, 10, 0, 0, 2]),
+        mtu: 1450,
+        peer_netns: netlink.netns(),
+    };
+    let index = netlink.create_pair(&pair).await.unwrap();
+    netlink.set_alias(PORT, &sandbox::alias_of("01")).await.unwrap();
+    netlink.set_up(PORT).await.unwrap();
+    index
+}
+
+/// Index of the bridge that has [`PORT`] as a port.
+async fn master(netlink: &Netlink) -> Option<u32> {
+    netlink.link(PORT).await.unwrap().unwrap().master
 }
 
 /// Names of the programs at the ingress of a device. The kernel keeps 15 characters of a name.
@@ -133,5 +160,42 @@ fn the_comparison_of_the_maps_needs_no_lock_of_others() {
             assert_eq!(audit.found.number(), 1);
         });
         assert_eq!(table.dump().unwrap(), written);
+    });
+}
+
+/// A setting of the bridge cannot be written. The agent still knows the bridge, takes no container
+/// out of it, and finds nothing wrong.
+#[test]
+#[ignore = "needs root"]
+fn the_ports_of_a_bridge_that_cannot_be_kept_stay() {
+    on_a_host(false, |host| async move {
+        const NONE: Option<&str> = None;
+        let netlink = &host.netlink;
+        host.keep_assistants().await;
+        let room = netlink.link(sandbox::ROOM).await.unwrap().unwrap().index;
+        let index = make_port(netlink).await;
+        host.assistants.settle(netlink, (PORT, index), None).await.unwrap();
+        assert_eq!(master(netlink).await, Some(room));
+
+        fs::write(format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", sandbox::ROOM), "0").unwrap();
+        let settings = "/proc/sys";
+        mount(Some(settings), settings, NONE, MsFlags::MS_BIND, NONE).unwrap();
+        let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+        mount(NONE, settings, NONE, read_only, NONE).unwrap();
+        host.keep_assistants().await;
+        assert_eq!(host.port_differs(index, 1450).await.unwrap(), None);
+        host.assistants.settle(netlink, (PORT, index), Some(room)).await.unwrap();
+        assert_eq!(master(netlink).await, Some(room));
+        umount2(settings, MntFlags::MNT_DETACH).unwrap();
+
+        // Without the bridge nothing is known about masters.
+        netlink.delete_link(sandbox::ROOM).await.unwrap();
+        netlink.create_bridge(sandbox::ROOM, None).await.unwrap();
+        let foreign = netlink.link(sandbox::ROOM).await.unwrap().unwrap().index;
+        host.keep_assistants().await;
+        netlink.set_controller(PORT, foreign).await.unwrap();
+        assert_eq!(host.port_differs(index, 1450).await.unwrap(), None);
+        host.assistants.settle(netlink, (PORT, index), Some(foreign)).await.unwrap();
+        assert_eq!(master(netlink).await, Some(foreign));
     });
 }
