@@ -69,6 +69,7 @@ impl Engine {
         self.gateway_problem(name, vni, opened.as_ref().err());
         if opened.is_ok() {
             self.gateway_specs.insert(vni, gateway);
+            self.note_gateway(vni);
         }
     }
 
@@ -98,6 +99,7 @@ impl Engine {
                 Ok(()) => {
                     self.gateways.remove(&vni);
                     self.gateway_specs.remove(&vni);
+                    self.forget_gateway(vni);
                     None
                 }
                 Err(error) => Some(format!("gateway of VNI {vni}: {}", error.message())),

@@ -28,6 +28,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use self::{
     queue::{Retry, Work},
     reading::{Read, Reading, finished},
+    repair::Wrong,
 };
 use super::{
     backend::Agent,
@@ -120,6 +121,8 @@ pub(crate) struct Engine {
     found: Found,
     /// Devices of Culvert that were changed.
     devices_stale: BTreeSet<u32>,
+    /// What was found wrong with devices, until they are put right.
+    wrong: Wrong,
     /// A gateway device, its address or its route may have been changed.
     gateways_stale: bool,
     /// The endpoint at which the last look at settings of device pairs ended.
@@ -156,6 +159,7 @@ impl Engine {
             changed: BTreeMap::new(),
             found: Found::default(),
             devices_stale: BTreeSet::new(),
+            wrong: Wrong::default(),
             gateways_stale: false,
             settings_at: String::new(),
             connected: Vec::new(),

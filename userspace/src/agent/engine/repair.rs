@@ -17,6 +17,7 @@ use std::{
 use super::{Engine, queue::Work};
 use crate::{
     datapath::{PinCheck, Repaired},
+    model::Name,
     sandbox::GatewaySpec,
 };
 
@@ -25,6 +26,16 @@ const TURNS: usize = 10;
 /// Least number of device pairs whose settings are looked at at a time. Fewer would save nothing:
 /// each costs about 10 us.
 const LEAST: usize = 200;
+
+/// What was found wrong with devices that are being put right, on one line each. It is told when
+/// that has succeeded.
+#[derive(Debug, Default)]
+pub(super) struct Wrong {
+    /// Device pairs, by endpoint.
+    ports: BTreeMap<String, String>,
+    /// Gateway devices, by VNI.
+    gateways: BTreeMap<u32, String>,
+}
 
 impl Engine {
     /// Notes that a device was changed, if it is one of Culvert's.
@@ -54,7 +65,7 @@ impl Engine {
             let Some(mtu) = self.mtu_of(&id) else { continue };
             // An error of the kernel is ignored: the next check finds the difference.
             if let Ok(Some(found)) = self.shared.platform.port_differs(ifindex, mtu).await {
-                self.shared.repairs.note("container device", found);
+                self.wrong.ports.insert(id.clone(), found);
                 self.work.insert(Work::Plug(id));
             }
         }
@@ -65,17 +76,46 @@ impl Engine {
         }
     }
 
+    /// Counts the repair of a device pair that was plugged again, unless there is a problem left.
+    pub(super) fn note_port(&mut self, id: &str, ifindex: u32, container: &Name, network: &Name) {
+        let problem = self.shared.platform.port_problem(ifindex);
+        if let Some(found) = self.wrong.ports.remove(id).filter(|_| problem.is_none()) {
+            self.shared.repairs.note("container device", found);
+        }
+        let line =
+            problem.map(|line| format!("container '{container}' in network '{network}': {line}"));
+        self.shared.problems.set(&format!("port/{id}"), line);
+    }
+
+    /// Forgets what was wrong with a device pair that is removed.
+    pub(super) fn forget_port(&mut self, id: &str) {
+        self.wrong.ports.remove(id);
+        self.shared.problems.set(&format!("port/{id}"), None);
+    }
+
     /// Compares the gateway devices with their wanted state.
     async fn check_gateways(&mut self) {
         let specs: Vec<GatewaySpec> = self.gateway_specs.values().cloned().collect();
         for spec in specs {
             if let Ok(Some(found)) = self.shared.platform.gateway_differs(&spec).await {
-                self.shared.repairs.note("gateway device", found);
+                self.wrong.gateways.insert(spec.vni, found);
                 self.gateway_specs.remove(&spec.vni);
                 let networks = self.vnis.iter().filter(|(_, vni)| **vni == spec.vni);
                 self.dirty.extend(networks.map(|(name, _)| name.clone()));
             }
         }
+    }
+
+    /// Counts the repair of a gateway device.
+    pub(super) fn note_gateway(&mut self, vni: u32) {
+        if let Some(found) = self.wrong.gateways.remove(&vni) {
+            self.shared.repairs.note("gateway device", found);
+        }
+    }
+
+    /// Forgets what was wrong with a gateway device that is removed.
+    pub(super) fn forget_gateway(&mut self, vni: u32) {
+        self.wrong.gateways.remove(&vni);
     }
 
     /// MTU of a local endpoint.

@@ -49,6 +49,7 @@ impl Engine {
         match plugged {
             Ok(ifindex) => {
                 self.retries.remove(&id);
+                self.note_port(&id, ifindex, &endpoint.container, &endpoint.network);
                 self.containers.insert(id.clone(), endpoint.container.clone());
                 if self.ports.insert(id.clone(), ifindex) != Some(ifindex) {
                     self.dirty.insert(endpoint.network.clone());
@@ -151,6 +152,7 @@ impl Engine {
         match self.shared.platform.unplug(&id, ifindex).await {
             Ok(()) => {
                 self.ports.remove(&id);
+                self.forget_port(&id);
                 self.retries.remove(&id);
                 self.shared.plugs.set(&id, None);
                 self.replug_siblings(&id);

@@ -2,7 +2,7 @@
 //! the bridge of [`sandbox::keep_room`].
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -25,6 +25,8 @@ pub(super) struct Assistants {
     /// Interfaces that are ports of the bridge unless another program has taken them out. Its ports
     /// are limited, so that other interfaces may have found no room.
     ports: std::sync::Mutex<BTreeSet<u32>>,
+    /// Interfaces that other devices do not let go.
+    stuck: std::sync::Mutex<BTreeMap<u32, Stuck>>,
     /// Ifindex of a device that was made and removed again because its UDP port was taken.
     discarded: AtomicU32,
     /// A socket of another program has the VXLAN port.
@@ -33,6 +35,14 @@ pub(super) struct Assistants {
     gone: AtomicBool,
     /// Last logged reason for each missing device. The lock serialises the work on the devices.
     told: Mutex<[Option<String>; 2]>,
+}
+
+/// An interface that another device has as a port, and does not let go, such as Open vSwitch.
+#[derive(Debug)]
+struct Stuck {
+    master: u32,
+    /// The problem on one line.
+    line: String,
 }
 
 impl Assistants {
@@ -120,32 +130,40 @@ impl Assistants {
     }
 
     /// Makes the host side of a pair a port of the bridge, and of no other device. `master` is the
-    /// device that has it as a port now. Nothing is done if no bridge is known: `master` may be that
-    /// bridge.
-    ///
-    /// # Errors
-    /// The other device does not let it go.
+    /// device that has it as a port now. If that does not let it go, the interface works without the
+    /// bridge, and [`Self::problem`] has the reason. Nothing is done if no bridge is known: `master`
+    /// may be that bridge.
     pub(super) async fn settle(
         &self,
         netlink: &Netlink,
         (name, index): (&str, u32),
         master: Option<u32>,
-    ) -> Result<(), NetlinkError> {
-        let Some(room) = self.room() else { return Ok(()) };
-        if master.is_some() && master != Some(room) {
-            netlink.set_controller(name, 0).await?;
+    ) {
+        let Some(room) = self.room() else { return };
+        if let Some(master) = master.filter(|master| *master != room)
+            && let Err(error) = netlink.set_controller(name, 0).await
+        {
+            let owner = name_of(netlink.link_at(master).await.ok().flatten(), master);
+            let line = format!("{name} stays a port of {owner}: remove it there: {error}");
+            self.stuck().insert(index, Stuck { master, line });
+            return;
         }
+        self.stuck().remove(&index);
         if master == Some(room) || sandbox::enrol(netlink, room, name).await {
             self.ports().insert(index);
         } else {
             // The bridge is full.
             self.ports().remove(&index);
         }
-        Ok(())
+    }
+
+    /// Why a host side stays a port of another device, on one line. `None`: it is of none.
+    pub(super) fn problem(&self, index: u32) -> Option<String> {
+        self.stuck().get(&index).map(|stuck| stuck.line.clone())
     }
 
     /// What is wrong with the device that has the host side of a pair as a port, in words. `None`:
-    /// nothing, or no bridge is known.
+    /// nothing that could be put right, or no bridge is known.
     ///
     /// # Errors
     /// The kernel does not answer.
@@ -160,8 +178,11 @@ impl Assistants {
                 self.ports().insert(link.index);
                 return Ok(None);
             }
-            let owner = netlink.link_at(master).await?;
-            let owner = owner.map_or_else(|| format!("#{master}"), |owner| owner.name);
+            let is_stuck = |stuck: &Stuck| stuck.master == master;
+            if self.stuck().get(&link.index).is_some_and(is_stuck) {
+                return Ok(None);
+            }
+            let owner = name_of(netlink.link_at(master).await?, master);
             return Ok(Some(format!("was a port of {owner}")));
         }
         if !self.ports().contains(&link.index) {
@@ -175,6 +196,7 @@ impl Assistants {
     /// Forgets an interface that is removed.
     pub(super) fn forget(&self, index: u32) {
         self.ports().remove(&index);
+        self.stuck().remove(&index);
     }
 
     /// Index of the bridge, if there is one.
@@ -186,6 +208,11 @@ impl Assistants {
     fn ports(&self) -> MutexGuard<'_, BTreeSet<u32>> {
         // A thread that panicked with the lock held left a valid set.
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stuck(&self) -> MutexGuard<'_, BTreeMap<u32, Stuck>> {
+        // As above.
+        self.stuck.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes the devices. They are not made again.
@@ -212,6 +239,11 @@ async fn index_after(
             Ok(_) | Err(_) => before,
         },
     }
+}
+
+/// Name of the interface with the index `index`, if it is there.
+fn name_of(link: Option<Link>, index: u32) -> String {
+    link.map_or_else(|| format!("#{index}"), |link| link.name)
 }
 
 /// What was wrong with a device, in words. Nothing was wrong with a device that is made for the

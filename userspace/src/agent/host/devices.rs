@@ -74,8 +74,7 @@ impl Devices for Host {
         // Attached before the host side is up: the program sees the first frame.
         self.datapath.attach_container(plugged.ifindex, plugged.kind).map_err(broken)?;
         let port = (spec.host_ifname.as_str(), plugged.ifindex);
-        let settled = self.assistants.settle(&self.netlink, port, plugged.master).await;
-        settled.map_err(refused)?;
+        self.assistants.settle(&self.netlink, port, plugged.master).await;
         sandbox::open_port(&self.netlink, &spec.host_ifname).await.map_err(sandbox_refused)?;
         Ok(plugged.ifindex)
     }
@@ -177,6 +176,10 @@ impl Devices for Host {
         }
         found.extend(self.assistants.misplaced(&self.netlink, &link).await.map_err(refused)?);
         Ok((!found.is_empty()).then(|| format!("{} {}", link.name, found.join(", "))))
+    }
+
+    fn port_problem(&self, ifindex: u32) -> Option<String> {
+        self.assistants.problem(ifindex)
     }
 
     fn repair_pins(&self, check: PinCheck) -> Repaired {

@@ -174,7 +174,7 @@ fn the_ports_of_a_bridge_that_cannot_be_kept_stay() {
         host.keep_assistants().await;
         let room = netlink.link(sandbox::ROOM).await.unwrap().unwrap().index;
         let index = make_port(netlink).await;
-        host.assistants.settle(netlink, (PORT, index), None).await.unwrap();
+        host.assistants.settle(netlink, (PORT, index), None).await;
         assert_eq!(master(netlink).await, Some(room));
 
         fs::write(format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", sandbox::ROOM), "0").unwrap();
@@ -184,7 +184,7 @@ fn the_ports_of_a_bridge_that_cannot_be_kept_stay() {
         mount(NONE, settings, NONE, read_only, NONE).unwrap();
         host.keep_assistants().await;
         assert_eq!(host.port_differs(index, 1450).await.unwrap(), None);
-        host.assistants.settle(netlink, (PORT, index), Some(room)).await.unwrap();
+        host.assistants.settle(netlink, (PORT, index), Some(room)).await;
         assert_eq!(master(netlink).await, Some(room));
         umount2(settings, MntFlags::MNT_DETACH).unwrap();
 
@@ -195,7 +195,30 @@ fn the_ports_of_a_bridge_that_cannot_be_kept_stay() {
         host.keep_assistants().await;
         netlink.set_controller(PORT, foreign).await.unwrap();
         assert_eq!(host.port_differs(index, 1450).await.unwrap(), None);
-        host.assistants.settle(netlink, (PORT, index), Some(foreign)).await.unwrap();
+        host.assistants.settle(netlink, (PORT, index), Some(foreign)).await;
         assert_eq!(master(netlink).await, Some(foreign));
+    });
+}
+
+/// A device that does not let its port go. Here the name of the port is a wrong one, as no common
+/// device refuses.
+#[test]
+#[ignore = "needs root"]
+fn a_master_that_cannot_be_left_is_told_once() {
+    on_a_host(false, |host| async move {
+        let netlink = &host.netlink;
+        host.keep_assistants().await;
+        let index = make_port(netlink).await;
+        let foreign = netlink.create_bridge("br9", None).await.unwrap();
+        netlink.set_controller(PORT, foreign).await.unwrap();
+        let differs = || async { host.port_differs(index, 1450).await.unwrap() };
+        assert_eq!(differs().await.as_deref(), Some("cv01 was a port of br9"));
+        host.assistants.settle(netlink, ("cv02", index), Some(foreign)).await;
+        let line = host.port_problem(index).unwrap();
+        assert!(line.starts_with("cv02 stays a port of br9: remove it there: "), "{line}");
+        assert_eq!(differs().await, None, "it is told by the problem");
+        host.assistants.settle(netlink, (PORT, index), Some(foreign)).await;
+        assert_eq!((host.port_problem(index), differs().await), (None, None));
+        assert_ne!(master(netlink).await, Some(foreign));
     });
 }

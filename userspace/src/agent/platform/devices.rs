@@ -66,6 +66,10 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// `None`: nothing, or the interface is gone.
     async fn port_differs(&self, ifindex: u32, mtu: u16) -> Result<Option<String>, PlugError>;
 
+    /// What is wrong with the host side of a container's pair and could not be put right when it was
+    /// last plugged, on one line. The container works nevertheless.
+    fn port_problem(&self, ifindex: u32) -> Option<String>;
+
     /// Puts pins of maps and programs back that another program has removed or replaced.
     fn repair_pins(&self, check: PinCheck) -> Repaired;
 

@@ -77,6 +77,8 @@ pub(super) struct State {
     pub(super) facts: Facts,
     /// What differs in a container's device, by interface index; found once.
     pub(super) changed: BTreeMap<u32, String>,
+    /// What cannot be put right in a container's device, by interface index.
+    pub(super) stuck: BTreeMap<u32, String>,
     /// Programs that another program has detached; found once.
     pub(super) detached: Changes,
     /// Pins of other objects, which are seen only when the pins are opened; found once.
@@ -322,6 +324,10 @@ impl Devices for Paper {
 
     async fn port_differs(&self, ifindex: u32, _mtu: u16) -> Result<Option<String>, PlugError> {
         Ok(self.state().changed.remove(&ifindex))
+    }
+
+    fn port_problem(&self, ifindex: u32) -> Option<String> {
+        self.state().stuck.get(&ifindex).cloned()
     }
 
     fn repair_pins(&self, check: PinCheck) -> Repaired {

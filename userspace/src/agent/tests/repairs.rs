@@ -7,8 +7,11 @@ use culvert_common::abi::FdbKey;
 
 use super::fake::{DEADLINE, Paper, Running, World, eventually, name, two_hosts};
 use crate::{
-    agent::{platform::HostEvent, state::Repair},
-    api::Backend as _,
+    agent::{
+        platform::{HostEvent, PlugError},
+        state::Repair,
+    },
+    api::{Backend as _, types::ErrorKind},
 };
 
 const VNI: u32 = 256;
@@ -151,4 +154,53 @@ async fn other_tasks_run_while_programs_are_looked_at() {
     tokio::spawn(async {}).await.unwrap();
     assert!(began.elapsed() < DEADLINE, "the only worker of the runtime waits");
     one.paper.repairing.close(false);
+}
+
+/// A repair that fails is no repair, however often it is tried.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_is_counted_when_it_has_been_put_right() {
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.network("blue").await.unwrap();
+    one.run("web", "blue").await.unwrap();
+    let (id, ifindex) = {
+        let mut state = one.paper.state();
+        state.refuse_plug = Some(PlugError::Refused(ErrorKind::Internal, "refused".to_owned()));
+        let (id, ifindex) = state.veths.first_key_value().unwrap();
+        let (id, ifindex) = (id.clone(), *ifindex);
+        state.changed.insert(ifindex, "cv01 was down".to_owned());
+        (id, ifindex)
+    };
+    one.paper.tell(HostEvent::Device(ifindex));
+    let problem = format!("endpoint/{id}");
+    eventually("it has been tried twice", || async { one.shared.problems.has(&problem) }).await;
+    assert_eq!(repairs(&one, "container device").0, 0);
+    one.paper.state().refuse_plug = None;
+    eventually("it is told", || async { repairs(&one, "container device").0 == 1 }).await;
+    assert_eq!(repairs(&one, "container device").1, "cv01 was down");
+}
+
+/// Open vSwitch does not let a port go. The container works without the bridge of the agent, and
+/// the problem is told as long as there is one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_that_cannot_be_left_is_a_problem_and_no_repair() {
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.network("blue").await.unwrap();
+    one.run("web", "blue").await.unwrap();
+    let ifindex = {
+        let mut state = one.paper.state();
+        let ifindex = *state.veths.values().next().unwrap();
+        state.changed.insert(ifindex, "cv01 was a port of ovs-system".to_owned());
+        state.stuck.insert(ifindex, "cv01 stays a port of ovs-system".to_owned());
+        ifindex
+    };
+    one.paper.tell(HostEvent::Device(ifindex));
+    let line = "container 'web' in network 'blue': cv01 stays a port of ovs-system".to_owned();
+    let is_told = || async { one.shared.problems.lines().contains(&line) };
+    eventually("the problem", is_told).await;
+    assert_eq!(repairs(&one, "container device").0, 0);
+    one.paper.state().stuck.clear();
+    eventually("no problem", || async { !is_told().await }).await;
+    assert_eq!(repairs(&one, "container device").0, 0);
 }
