@@ -173,9 +173,9 @@ pub async fn keep_room(netlink: &Netlink) -> Result<Assistant> {
 }
 
 /// Makes [`GRO`] and the host sides of containers ports of the bridge with the index `room`, up to
-/// the bridge's limit. The host sides in `known`, which have been ports, are left out: another
-/// program has taken them out, which the caller is to find and tell. Returns the indices of the
-/// interfaces that are ports now.
+/// the bridge's limit. Host sides are left out if they are in `known`, as they have been ports, or
+/// are ports of another device: another program has changed them, which the caller is to find and
+/// tell. Returns the indices of the interfaces that are ports now.
 ///
 /// # Errors
 /// The kernel does not answer.
@@ -189,7 +189,8 @@ pub async fn fill_room(
     let mut ports: BTreeSet<u32> = links.iter().filter(is_port).map(|link| link.index).collect();
     let free = MOST_PORTS.saturating_sub(ports.len());
     let is_new = |link: &&Link| {
-        let ours = endpoint_of(link).is_some() && !known.contains(&link.index);
+        let is_free = link.master.is_none() && !known.contains(&link.index);
+        let ours = endpoint_of(link).is_some() && is_free;
         link.master != Some(room) && (ours || GRO_KIND.is(link))
     };
     // The first port is the one that determines the headroom.

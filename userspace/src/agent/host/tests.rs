@@ -222,3 +222,25 @@ fn a_master_that_cannot_be_left_is_told_once() {
         assert_ne!(master(netlink).await, Some(foreign));
     });
 }
+
+/// The agent that starts takes a host side out of the bridge of another program only when it has
+/// told so.
+#[test]
+#[ignore = "needs root"]
+fn a_port_of_another_bridge_stays_there_until_it_is_told() {
+    on_a_host(false, |host| async move {
+        let netlink = &host.netlink;
+        let index = make_port(netlink).await;
+        let foreign = netlink.create_bridge("br9", None).await.unwrap();
+        netlink.set_controller(PORT, foreign).await.unwrap();
+        host.keep_assistants().await;
+        assert_eq!(master(netlink).await, Some(foreign));
+        let found = host.port_differs(index, 1450).await.unwrap();
+        assert_eq!(found.as_deref(), Some("cv01 was a port of br9"));
+        // A port of nobody is nobody's change.
+        netlink.set_controller(PORT, 0).await.unwrap();
+        host.keep_assistants().await;
+        let room = netlink.link(sandbox::ROOM).await.unwrap().unwrap().index;
+        assert_eq!(master(netlink).await, Some(room));
+    });
+}

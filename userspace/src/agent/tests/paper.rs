@@ -77,6 +77,8 @@ pub(super) struct State {
     pub(super) facts: Facts,
     /// What differs in a container's device, by interface index; found once.
     pub(super) changed: BTreeMap<u32, String>,
+    /// An endpoint that is plugged again loses its entry in `changed`, so that nobody finds it.
+    pub(super) plugs_put_right: bool,
     /// What cannot be put right in a container's device, by interface index.
     pub(super) stuck: BTreeMap<u32, String>,
     /// Programs that another program has detached; found once.
@@ -260,6 +262,9 @@ impl Devices for Paper {
         let next = state.next_ifindex;
         let ifindex = *state.veths.entry(endpoint.id.clone()).or_insert(next);
         state.attached.insert(ifindex);
+        if state.plugs_put_right {
+            state.changed.remove(&ifindex);
+        }
         state.wanted.insert(endpoint.id.clone(), endpoint.clone());
         Ok(ifindex)
     }

@@ -204,3 +204,23 @@ async fn a_master_that_cannot_be_left_is_a_problem_and_no_repair() {
     eventually("no problem", || async { !is_told().await }).await;
     assert_eq!(repairs(&one, "container device").0, 0);
 }
+
+/// What others change while no agent runs is told by the next agent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_that_was_changed_while_no_agent_ran_is_told() {
+    let world = World::new().await;
+    let paper = Paper::new();
+    let one = world.start(1, &paper).await.ready().await;
+    one.network("blue").await.unwrap();
+    one.run("web", "blue").await.unwrap();
+    one.stop().await;
+    {
+        let mut state = paper.state();
+        let ifindex = *state.veths.values().next().unwrap();
+        state.changed.insert(ifindex, "cv01 was a port of br9".to_owned());
+        state.plugs_put_right = true;
+    }
+    let one = world.start(1, &paper).await.ready().await;
+    eventually("it is told", || async { repairs(&one, "container device").0 == 1 }).await;
+    assert_eq!(repairs(&one, "container device").1, "cv01 was a port of br9");
+}
