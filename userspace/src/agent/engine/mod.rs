@@ -28,7 +28,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use self::{
     queue::{Retry, Work},
     reading::{Read, Reading, finished},
-    repair::Wrong,
+    repair::{STRAYS, Wrong},
 };
 use super::{
     backend::Agent,
@@ -117,7 +117,7 @@ pub(crate) struct Engine {
     underlay_stale: Option<Instant>,
     /// The uplinks are to be checked as well.
     uplinks_stale: bool,
-    /// Map entries that other programs had changed, and that are not told yet.
+    /// Map entries that other programs had changed, and that are told when they are put right.
     found: Found,
     /// Devices of Culvert that were changed.
     devices_stale: BTreeSet<u32>,
@@ -455,7 +455,8 @@ impl Engine {
     /// Takes over the contents of the maps that were read, and marks every network. `false`: the
     /// maps cannot be read.
     fn adopt_maps(&mut self, Read { observed, audit }: Read) -> bool {
-        self.found.merge(audit.found);
+        // These have been put back by who has found them.
+        self.shared.repairs.note_entries(&audit.found);
         self.shared.problems.set_list("audit/", audit.problems);
         let line = observed.as_ref().err().map(|error| format!("maps cannot be read: {error}"));
         self.shared.problems.set("maps", line);
@@ -485,13 +486,15 @@ impl Engine {
             }
             known.extend(view.endpoints_on(&self.shared.node.name).map(|ep| ep.vni.get()));
         }
+        let mut line = None;
         for vni in self.reconciler.vnis().difference(&known) {
             let pruned = self.reconciler.network_to(self.shared.platform.as_ref(), *vni, None);
             match pruned {
                 Ok(steps) => tracing::info!(vni, steps, "removed stray map entries"),
-                Err(error) => tracing::warn!("stray map entries of VNI {vni}: {error}"),
+                Err(error) => line = Some(format!("stray map entries of VNI {vni}: {error}")),
             }
         }
+        self.shared.problems.set(STRAYS, line);
     }
 
     /// Removes learned entries that are too old, or whose host side or VTEP is gone.

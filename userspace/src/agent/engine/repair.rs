@@ -21,6 +21,8 @@ use crate::{
     sandbox::GatewaySpec,
 };
 
+/// Key of the problem that entries of VNIs without a user cannot be removed.
+pub(super) const STRAYS: &str = "strays";
 /// Number of times in which the settings of all device pairs are looked at.
 const TURNS: usize = 10;
 /// Least number of device pairs whose settings are looked at at a time. Fewer would save nothing:
@@ -160,9 +162,17 @@ impl Engine {
         self.shared.problems.set(&format!("repair/{kind}"), failure);
     }
 
-    /// Notes the map entries that were found changed. Called when the maps have been written.
+    /// Notes the map entries that were found changed, once all maps have been written.
     pub(super) fn note_entries(&mut self) {
-        self.shared.repairs.note_entries(&std::mem::take(&mut self.found));
+        let has = |problem| self.shared.problems.has(problem);
+        let is_written = self.dirty.is_empty()
+            && !self.underlay_dirty
+            && !has("underlay")
+            && !has("underlay/maps")
+            && !has(STRAYS);
+        if is_written {
+            self.shared.repairs.note_entries(&std::mem::take(&mut self.found));
+        }
     }
 }
 

@@ -66,6 +66,8 @@ pub(super) struct State {
     pub(super) shown: usize,
     /// Reads of maps fail.
     pub(super) blind: bool,
+    /// Writes to maps fail.
+    pub(super) full: bool,
     pub(super) purged: bool,
     /// Gateway devices: interface index by VNI.
     pub(super) gateways: BTreeMap<u32, u32>,
@@ -224,6 +226,15 @@ impl Paper {
     }
 }
 
+/// The error of a write to a map that is full.
+fn full() -> DatapathError {
+    DatapathError::Io {
+        path: "/paper/map".into(),
+        what: "write",
+        source: std::io::Error::other("full"),
+    }
+}
+
 impl Kernel for Paper {
     type Error = DatapathError;
 
@@ -235,6 +246,9 @@ impl Kernel for Paper {
 
     fn apply(&self, op: &Op) -> Result<(), DatapathError> {
         let mut state = self.state();
+        if state.full {
+            return Err(full());
+        }
         op.apply_to(&mut state.tables);
         state.ops.push(*op);
         Ok(())
@@ -497,11 +511,7 @@ impl Maps for Paper {
     fn deny(&self, source: Ipv4Network) -> Result<(), DatapathError> {
         let mut state = self.state();
         if state.deny_nobody {
-            return Err(DatapathError::Io {
-                path: "/paper/map".into(),
-                what: "write",
-                source: std::io::Error::other("full"),
-            });
+            return Err(full());
         }
         state.denied.insert(source);
         Ok(())

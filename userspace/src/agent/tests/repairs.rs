@@ -224,3 +224,32 @@ async fn a_device_that_was_changed_while_no_agent_ran_is_told() {
     eventually("it is told", || async { repairs(&one, "container device").0 == 1 }).await;
     assert_eq!(repairs(&one, "container device").1, "cv01 was a port of br9");
 }
+
+/// An entry that cannot be put back is not repaired yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_entry_is_told_when_it_is_back() {
+    let world = World::new().await;
+    let (one, two) = two_hosts(&world).await;
+    one.run("web", "blue").await.unwrap();
+    two.run("db", "blue").await.unwrap();
+    let db = FdbKey::new(VNI, mac(3));
+    one.eventually("host 1 knows db and its host", |state| {
+        state.tables.fdb.contains_key(&db) && state.tables.networks[&VNI].remote_vteps == 1
+    })
+    .await;
+    {
+        let mut state = one.paper.state();
+        state.full = true;
+        state.tables.fdb.remove(&db);
+    }
+    let is_refused = || async { one.shared.problems.has("maps/blue") };
+    eventually("the write is refused", is_refused).await;
+    assert_eq!(repairs(&one, "map entry").0, 0);
+    one.paper.state().full = false;
+    eventually("it is told", || async { repairs(&one, "map entry").0 == 1 }).await;
+    assert_eq!(
+        repairs(&one, "map entry").1,
+        format!("map FDB: 1 entry: {VNI} 02:42:0a:00:01:03 removed")
+    );
+    assert!(one.paper.state().tables.fdb.contains_key(&db));
+}
