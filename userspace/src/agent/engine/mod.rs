@@ -117,6 +117,8 @@ pub(crate) struct Engine {
     underlay_stale: Option<Instant>,
     /// The uplinks are to be checked as well.
     uplinks_stale: bool,
+    /// Events of the host were lost.
+    events_lost: bool,
     /// Map entries that other programs had changed, and that are told when they are put right.
     found: Found,
     /// Devices of Culvert that were changed.
@@ -166,6 +168,7 @@ impl Engine {
             underlay_dirty: true,
             underlay_stale: None,
             uplinks_stale: false,
+            events_lost: false,
             work: BTreeSet::new(),
             retries: BTreeMap::new(),
         }
@@ -189,18 +192,13 @@ impl Engine {
                     None => more_updates = false,
                 },
                 event = platform.event(), if more_events => match event {
-                    Some(event) => self.host_event(event).await,
+                    Some(event) => self.host_event(event),
                     None => more_events = false,
                 },
+                // Before the work: a device pair that is plugged again tells nobody what was wrong.
+                () = wait_until(self.underlay_stale) => self.host_changed().await,
                 () = std::future::ready(()), if self.informed && !self.work.is_empty() => {
                     self.do_one_work().await;
-                }
-                () = wait_until(self.underlay_stale) => {
-                    if std::mem::take(&mut self.uplinks_stale) {
-                        self.check_uplinks().await;
-                    }
-                    self.underlay_dirty = true;
-                    self.check_devices().await;
                 }
                 _ = retry.tick() => {
                     self.retry();
@@ -238,16 +236,16 @@ impl Engine {
         }
     }
 
-    async fn host_event(&mut self, event: HostEvent) {
+    fn host_event(&mut self, event: HostEvent) {
         match event {
             HostEvent::Device(ifindex) => self.device_changed(ifindex),
             HostEvent::Underlay => {
                 self.gateways_stale = true;
-                self.underlay_stale.get_or_insert_with(|| Instant::now() + GATHER);
+                self.gather();
             }
             HostEvent::Uplink => {
                 self.uplinks_stale = true;
-                self.underlay_stale.get_or_insert_with(|| Instant::now() + GATHER);
+                self.gather();
             }
             HostEvent::LinkGone(ifindex) => {
                 self.gateway_gone(ifindex);
@@ -260,20 +258,37 @@ impl Engine {
                     }
                 }
             }
-            HostEvent::Lost => self.events_lost().await,
+            HostEvent::Lost => {
+                self.events_lost = true;
+                self.uplinks_stale = true;
+                self.gather();
+            }
         }
     }
 
-    /// Looks at everything: events were lost.
-    async fn events_lost(&mut self) {
+    /// Waits for more changes of the host before they are acted on.
+    fn gather(&mut self) {
+        self.underlay_stale.get_or_insert_with(|| Instant::now() + GATHER);
+    }
+
+    /// Acts on the changes of the host that were gathered. If events were lost, everything may have
+    /// changed.
+    async fn host_changed(&mut self) {
+        self.underlay_stale = None;
         self.underlay_dirty = true;
-        self.check_uplinks().await;
-        self.all_devices_changed();
+        if std::mem::take(&mut self.uplinks_stale) {
+            self.check_uplinks().await;
+        }
+        let lost = std::mem::take(&mut self.events_lost);
+        if lost {
+            self.all_devices_changed();
+        }
         if self.informed {
-            // Before the devices are plugged again, which tells nobody what was wrong with them.
             self.check_devices().await;
         }
-        self.work.extend(self.local.keys().cloned().map(Work::Plug));
+        if lost {
+            self.work.extend(self.local.keys().cloned().map(Work::Plug));
+        }
     }
 
     /// Removes an endpoint's host side from the engine's state, so that the maps of its network

@@ -9,13 +9,14 @@
 //! looked at in turn.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ops::Bound::{Excluded, Included, Unbounded},
     sync::Arc,
 };
 
 use super::{Engine, queue::Work};
 use crate::{
+    agent::platform::PlugError,
     datapath::{PinCheck, Repaired},
     model::Name,
     sandbox::GatewaySpec,
@@ -57,25 +58,41 @@ impl Engine {
     /// Compares the devices that were changed with their wanted state.
     pub(super) async fn check_devices(&mut self) {
         let stale = std::mem::take(&mut self.devices_stale);
-        let ports: Vec<(String, u32)> = self
+        let are_gateways_stale = std::mem::take(&mut self.gateways_stale)
+            || self.gateways.values().any(|ifindex| stale.contains(ifindex));
+        let mut outcome = self.check_ports(&stale).await;
+        if outcome.is_ok() && are_gateways_stale {
+            outcome = self.check_gateways().await;
+        }
+        let line = outcome.err().map(|error| {
+            self.devices_stale.extend(stale);
+            self.gateways_stale |= are_gateways_stale;
+            format!("devices cannot be compared: {}; trying again", error.message())
+        });
+        self.shared.problems.set("devices", line);
+    }
+
+    /// Compares those of the host sides of device pairs that are in `stale`.
+    async fn check_ports(&mut self, stale: &BTreeSet<u32>) -> Result<(), PlugError> {
+        let ids: BTreeMap<u32, String> = self
             .ports
             .iter()
             .filter(|(_, ifindex)| stale.contains(ifindex))
-            .map(|(id, ifindex)| (id.clone(), *ifindex))
+            .map(|(id, ifindex)| (*ifindex, id.clone()))
             .collect();
-        for (id, ifindex) in ports {
-            let Some(mtu) = self.mtu_of(&id) else { continue };
-            // An error of the kernel is ignored: the next check finds the difference.
-            if let Ok(Some(found)) = self.shared.platform.port_differs(ifindex, mtu).await {
-                self.wrong.ports.insert(id.clone(), found);
-                self.work.insert(Work::Plug(id));
+        let wanted = ids.iter().filter_map(|(ifindex, id)| Some((*ifindex, self.mtu_of(id)?)));
+        let wanted: BTreeMap<u32, u16> = wanted.collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let found = self.shared.platform.ports_differ(&wanted).await?;
+        for (ifindex, line) in found {
+            if let Some(id) = ids.get(&ifindex) {
+                self.wrong.ports.insert(id.clone(), line);
+                self.work.insert(Work::Plug(id.clone()));
             }
         }
-        if std::mem::take(&mut self.gateways_stale)
-            || self.gateways.values().any(|ifindex| stale.contains(ifindex))
-        {
-            self.check_gateways().await;
-        }
+        Ok(())
     }
 
     /// Counts the repair of a device pair that was plugged again, unless there is a problem left.
@@ -96,16 +113,19 @@ impl Engine {
     }
 
     /// Compares the gateway devices with their wanted state.
-    async fn check_gateways(&mut self) {
+    async fn check_gateways(&mut self) -> Result<(), PlugError> {
         let specs: Vec<GatewaySpec> = self.gateway_specs.values().cloned().collect();
-        for spec in specs {
-            if let Ok(Some(found)) = self.shared.platform.gateway_differs(&spec).await {
-                self.wrong.gateways.insert(spec.vni, found);
-                self.gateway_specs.remove(&spec.vni);
-                let networks = self.vnis.iter().filter(|(_, vni)| **vni == spec.vni);
-                self.dirty.extend(networks.map(|(name, _)| name.clone()));
-            }
+        if specs.is_empty() {
+            return Ok(());
         }
+        let found = self.shared.platform.gateways_differ(&specs).await?;
+        for (vni, line) in found {
+            self.wrong.gateways.insert(vni, line);
+            self.gateway_specs.remove(&vni);
+            let networks = self.vnis.iter().filter(|(_, of)| **of == vni);
+            self.dirty.extend(networks.map(|(name, _)| name.clone()));
+        }
+        Ok(())
     }
 
     /// Counts the repair of a gateway device.
@@ -187,8 +207,6 @@ fn next_turn(ports: &BTreeMap<String, u32>, last: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     /// With thousands of containers, a look at all of them each second would cost a few percent of

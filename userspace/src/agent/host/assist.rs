@@ -143,7 +143,8 @@ impl Assistants {
         if let Some(master) = master.filter(|master| *master != room)
             && let Err(error) = netlink.set_controller(name, 0).await
         {
-            let owner = name_of(netlink.link_at(master).await.ok().flatten(), master);
+            let owner = netlink.link_at(master).await.ok().flatten();
+            let owner = name_of(owner.as_ref(), master);
             let line = format!("{name} stays a port of {owner}: remove it there: {error}");
             self.stuck().insert(index, Stuck { master, line });
             return;
@@ -162,35 +163,25 @@ impl Assistants {
         self.stuck().get(&index).map(|stuck| stuck.line.clone())
     }
 
-    /// What is wrong with the device that has the host side of a pair as a port, in words. `None`:
-    /// nothing that could be put right, or no bridge is known.
-    ///
-    /// # Errors
-    /// The kernel does not answer.
-    pub(super) async fn misplaced(
-        &self,
-        netlink: &Netlink,
-        link: &Link,
-    ) -> Result<Option<String>, NetlinkError> {
-        let Some(room) = self.room() else { return Ok(None) };
-        if let Some(master) = link.master {
-            if master == room {
-                self.ports().insert(link.index);
-                return Ok(None);
-            }
-            let is_stuck = |stuck: &Stuck| stuck.master == master;
-            if self.stuck().get(&link.index).is_some_and(is_stuck) {
-                return Ok(None);
-            }
-            let owner = name_of(netlink.link_at(master).await?, master);
-            return Ok(Some(format!("was a port of {owner}")));
+    /// What is wrong with the device that has the host side of a pair as a port, in words. `links`
+    /// are the interfaces of the host. `None`: nothing that could be put right, or no bridge is
+    /// known.
+    pub(super) fn misplaced(&self, link: &Link, links: &BTreeMap<u32, Link>) -> Option<String> {
+        let room = self.room()?;
+        let Some(master) = link.master else {
+            // A bridge that is gone is made again with all its ports.
+            let strayed = links.contains_key(&room) && self.ports().contains(&link.index);
+            return strayed.then(|| format!("was no port of {}", sandbox::ROOM));
+        };
+        if master == room {
+            self.ports().insert(link.index);
+            return None;
         }
-        if !self.ports().contains(&link.index) {
-            return Ok(None);
+        let is_stuck = |stuck: &Stuck| stuck.master == master;
+        if self.stuck().get(&link.index).is_some_and(is_stuck) {
+            return None;
         }
-        // A bridge that is gone is made again with all its ports.
-        let stands = netlink.link_at(room).await?.is_some();
-        Ok(stands.then(|| format!("was no port of {}", sandbox::ROOM)))
+        Some(format!("was a port of {}", name_of(links.get(&master), master)))
     }
 
     /// Forgets an interface that is removed.
@@ -200,7 +191,7 @@ impl Assistants {
     }
 
     /// Index of the bridge, if there is one.
-    fn room(&self) -> Option<u32> {
+    pub(super) fn room(&self) -> Option<u32> {
         let room = self.room.load(Ordering::Relaxed);
         (room != 0).then_some(room)
     }
@@ -242,8 +233,8 @@ async fn index_after(
 }
 
 /// Name of the interface with the index `index`, if it is there.
-fn name_of(link: Option<Link>, index: u32) -> String {
-    link.map_or_else(|| format!("#{index}"), |link| link.name)
+fn name_of(link: Option<&Link>, index: u32) -> String {
+    link.map_or_else(|| format!("#{index}"), |link| link.name.clone())
 }
 
 /// What was wrong with a device, in words. Nothing was wrong with a device that is made for the
@@ -302,5 +293,28 @@ mod tests {
         ] {
             assert_eq!(assistants.concerns(&event), is_acted_on, "{event:?}");
         }
+    }
+    #[test]
+    fn a_host_side_is_a_port_of_the_bridge_and_of_no_other() {
+        const ROOM: u32 = 6;
+        let assistants = Assistants::default();
+        let link =
+            |index, master| Link { index, name: format!("if{index}"), master, ..Link::default() };
+        let links: BTreeMap<u32, Link> =
+            [(9, link(9, None)), (ROOM, link(ROOM, None))].into_iter().collect();
+        let found = |port: &Link| assistants.misplaced(port, &links);
+        assert_eq!(found(&link(7, Some(9))), None, "no bridge is known");
+        assistants.room.store(ROOM, Ordering::Relaxed);
+        assert_eq!(found(&link(7, Some(9))).as_deref(), Some("was a port of if9"));
+        assert_eq!(found(&link(7, Some(8))).as_deref(), Some("was a port of #8"));
+        assert_eq!(found(&link(7, None)), None, "it has never been one: the bridge may be full");
+        assert_eq!(found(&link(7, Some(ROOM))), None);
+        assert_eq!(found(&link(7, None)).as_deref(), Some("was no port of cvroom0"));
+        let without = BTreeMap::new();
+        assert_eq!(assistants.misplaced(&link(7, None), &without), None, "the bridge is gone");
+        let line = "if7 stays a port of if9".to_owned();
+        assistants.stuck().insert(7, Stuck { master: 9, line });
+        assert_eq!(found(&link(7, Some(9))), None, "it is told by the problem");
+        assert_eq!(found(&link(7, Some(8))).as_deref(), Some("was a port of #8"));
     }
 }

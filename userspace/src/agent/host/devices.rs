@@ -156,26 +156,22 @@ impl Devices for Host {
         repaired
     }
 
-    async fn gateway_differs(&self, gateway: &GatewaySpec) -> Result<Option<String>, PlugError> {
-        let found = sandbox::gateway_differences(&self.netlink, gateway).await;
-        let found = found.map_err(sandbox_refused)?;
-        let name = sandbox::gateway_ifname(gateway.vni);
-        Ok((!found.is_empty()).then(|| format!("{name} {}", found.join(", "))))
+    async fn gateways_differ(
+        &self,
+        gateways: &[GatewaySpec],
+    ) -> Result<BTreeMap<u32, String>, PlugError> {
+        let found = sandbox::gateway_differences(&self.netlink, gateways).await;
+        let line = |(vni, faults): (u32, Vec<String>)| {
+            (vni, format!("{} {}", sandbox::gateway_ifname(vni), faults.join(", ")))
+        };
+        Ok(found.map_err(sandbox_refused)?.into_iter().map(line).collect())
     }
 
-    async fn port_differs(&self, ifindex: u32, mtu: u16) -> Result<Option<String>, PlugError> {
-        let Some(link) = self.netlink.link_at(ifindex).await.map_err(refused)? else {
-            return Ok(None);
-        };
-        let mut found = Vec::new();
-        if !link.up {
-            found.push("was down".to_owned());
-        }
-        if link.mtu != u32::from(mtu) {
-            found.push(format!("had MTU {} instead of {mtu}", link.mtu));
-        }
-        found.extend(self.assistants.misplaced(&self.netlink, &link).await.map_err(refused)?);
-        Ok((!found.is_empty()).then(|| format!("{} {}", link.name, found.join(", "))))
+    async fn ports_differ(
+        &self,
+        ports: &BTreeMap<u32, u16>,
+    ) -> Result<BTreeMap<u32, String>, PlugError> {
+        Ok(self.compare_ports(ports).await.map_err(refused)?)
     }
 
     fn port_problem(&self, ifindex: u32) -> Option<String> {

@@ -4,6 +4,7 @@
 mod assist;
 mod clients;
 mod devices;
+mod differences;
 mod error;
 pub(super) mod facts;
 mod kept;

@@ -1,6 +1,7 @@
 //! The host on a kernel, in namespaces of its own.
 
 use std::{
+    collections::BTreeMap,
     fs,
     future::Future,
     thread,
@@ -17,11 +18,15 @@ use crate::{
     datapath::{Datapath, Options, PinCheck, Repaired, Table},
     model::MacAddr,
     netlink::{Netlink, PairKind, PairSpec},
-    sandbox,
+    sandbox::{self, GatewaySpec},
     testing::in_namespaces,
 };
 
 const UPLINK: &str = "up0";
+/// The host side of a container's pair.
+const PORT: &str = "cv01";
+/// MTU of the pairs, in bytes.
+const MTU: u16 = 1450;
 /// Time that a step of a test may take.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -42,23 +47,31 @@ fn on_a_host<F: Future<Output = ()>>(xdp: bool, test: impl FnOnce(Host) -> F + S
     });
 }
 
-/// The host side of a container's pair.
-const PORT: &str = "cv01";
-
 /// Makes a pair with the host side [`PORT`], which is up. Returns its index.
 async fn make_port(netlink: &Netlink) -> u32 {
+    make_pair(netlink, 1).await
+}
+
+/// Makes a pair whose host side has this number in its name, and is up. Returns its index.
+async fn make_pair(netlink: &Netlink, number: u8) -> u32 {
+    let name = format!("cv{number:02}");
     let pair = PairSpec {
         kind: PairKind::Veth,
-        name: PORT,
-        peer_name: "eth0",
-        peer_mac: MacAddr([2, 0x42, 10, 0, 0, 2]),
-        mtu: 1450,
+        name: &name,
+        peer_name: &format!("eth{number}"),
+        peer_mac: MacAddr([2, 0x42, 10, 0, 0, number]),
+        mtu: MTU.into(),
         peer_netns: netlink.netns(),
     };
     let index = netlink.create_pair(&pair).await.unwrap();
-    netlink.set_alias(PORT, &sandbox::alias_of("01")).await.unwrap();
-    netlink.set_up(PORT).await.unwrap();
+    netlink.set_alias(&name, &sandbox::alias_of(&format!("{number:02}"))).await.unwrap();
+    netlink.set_up(&name).await.unwrap();
     index
+}
+
+/// What is wrong with a host side.
+async fn fault(host: &Host, index: u32) -> Option<String> {
+    host.ports_differ(&[(index, MTU)].into()).await.unwrap().remove(&index)
 }
 
 /// Index of the bridge that has [`PORT`] as a port.
@@ -183,7 +196,7 @@ fn the_ports_of_a_bridge_that_cannot_be_kept_stay() {
         let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
         mount(NONE, settings, NONE, read_only, NONE).unwrap();
         host.keep_assistants().await;
-        assert_eq!(host.port_differs(index, 1450).await.unwrap(), None);
+        assert_eq!(fault(&host, index).await, None);
         host.assistants.settle(netlink, (PORT, index), Some(room)).await;
         assert_eq!(master(netlink).await, Some(room));
         umount2(settings, MntFlags::MNT_DETACH).unwrap();
@@ -194,7 +207,7 @@ fn the_ports_of_a_bridge_that_cannot_be_kept_stay() {
         let foreign = netlink.link(sandbox::ROOM).await.unwrap().unwrap().index;
         host.keep_assistants().await;
         netlink.set_controller(PORT, foreign).await.unwrap();
-        assert_eq!(host.port_differs(index, 1450).await.unwrap(), None);
+        assert_eq!(fault(&host, index).await, None);
         host.assistants.settle(netlink, (PORT, index), Some(foreign)).await;
         assert_eq!(master(netlink).await, Some(foreign));
     });
@@ -211,7 +224,7 @@ fn a_master_that_cannot_be_left_is_told_once() {
         let index = make_port(netlink).await;
         let foreign = netlink.create_bridge("br9", None).await.unwrap();
         netlink.set_controller(PORT, foreign).await.unwrap();
-        let differs = || async { host.port_differs(index, 1450).await.unwrap() };
+        let differs = || fault(&host, index);
         assert_eq!(differs().await.as_deref(), Some("cv01 was a port of br9"));
         host.assistants.settle(netlink, ("cv02", index), Some(foreign)).await;
         let line = host.port_problem(index).unwrap();
@@ -235,12 +248,61 @@ fn a_port_of_another_bridge_stays_there_until_it_is_told() {
         netlink.set_controller(PORT, foreign).await.unwrap();
         host.keep_assistants().await;
         assert_eq!(master(netlink).await, Some(foreign));
-        let found = host.port_differs(index, 1450).await.unwrap();
+        let found = fault(&host, index).await;
         assert_eq!(found.as_deref(), Some("cv01 was a port of br9"));
         // A port of nobody is nobody's change.
         netlink.set_controller(PORT, 0).await.unwrap();
         host.keep_assistants().await;
         let room = netlink.link(sandbox::ROOM).await.unwrap().unwrap().index;
         assert_eq!(master(netlink).await, Some(room));
+    });
+}
+
+/// Few interfaces are read one by one, many at once. The result is the same.
+#[test]
+#[ignore = "needs root"]
+fn devices_are_compared_whatever_their_number() {
+    on_a_host(false, |host| async move {
+        let netlink = &host.netlink;
+        host.keep_assistants().await;
+        let foreign = netlink.create_bridge("br9", None).await.unwrap();
+        let (mut ports, mut specs) = (BTreeMap::new(), Vec::new());
+        for number in 1..=20_u8 {
+            let index = make_pair(netlink, number).await;
+            netlink.set_controller(&format!("cv{number:02}"), foreign).await.unwrap();
+            ports.insert(index, MTU);
+            let address = format!("10.0.{number}.1/24").parse().unwrap();
+            let mac = MacAddr([2, 0x42, 10, 0, number, 1]);
+            let vni = 256 + u32::from(number);
+            let spec = GatewaySpec { vni, mac, mtu: MTU, address: Some(address), source: None };
+            sandbox::plug_gateway(netlink, &spec).await.unwrap();
+            sandbox::open_gateway(netlink, &spec).await.unwrap();
+            specs.push(spec);
+        }
+        assert!(host.gateways_differ(&specs).await.unwrap().is_empty());
+        let removed = netlink.link("cv01").await.unwrap().unwrap().index;
+        netlink.delete_link("cv01").await.unwrap();
+        let gone = specs[0].clone();
+        netlink.delete_link(&sandbox::gateway_ifname(gone.vni)).await.unwrap();
+        let bare = specs[1].clone();
+        let device = sandbox::gateway_ifname(bare.vni);
+        netlink.delete_address(&device, bare.address.unwrap()).await.unwrap();
+
+        let all_ports = host.ports_differ(&ports).await.unwrap();
+        assert_eq!(all_ports.len(), ports.len() - 1, "{all_ports:?}");
+        assert!(!all_ports.contains_key(&removed));
+        assert!(all_ports.values().all(|line| line.ends_with(" was a port of br9")));
+        let mut few_ports = BTreeMap::new();
+        for (index, mtu) in &ports {
+            few_ports.extend(host.ports_differ(&[(*index, *mtu)].into()).await.unwrap());
+        }
+        assert_eq!(few_ports, all_ports);
+
+        let all = host.gateways_differ(&specs).await.unwrap();
+        assert_eq!(all.len(), 2, "{all:?}");
+        assert_eq!(all[&gone.vni], "cvg257 was removed");
+        assert!(all[&bare.vni].starts_with("cvg258 had lost address 10.0.2.1/24"), "{all:?}");
+        let few = host.gateways_differ(&specs[..3]).await.unwrap();
+        assert_eq!(few, all);
     });
 }

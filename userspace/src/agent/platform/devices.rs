@@ -59,12 +59,20 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// program has changed them.
     async fn keep_settings(&self, vnis: &[u32], endpoints: &[String], loopback: bool) -> Repaired;
 
-    /// What differs between a gateway device and its wanted state, on one line. `None`: nothing.
-    async fn gateway_differs(&self, gateway: &GatewaySpec) -> Result<Option<String>, PlugError>;
+    /// What differs between gateway devices and their wanted state, on one line each, by VNI.
+    /// Devices as wanted are left out.
+    async fn gateways_differ(
+        &self,
+        gateways: &[GatewaySpec],
+    ) -> Result<BTreeMap<u32, String>, PlugError>;
 
-    /// What differs between the host side of a container's pair and its wanted state, on one line.
-    /// `None`: nothing, or the interface is gone.
-    async fn port_differs(&self, ifindex: u32, mtu: u16) -> Result<Option<String>, PlugError>;
+    /// What differs between the host sides of containers' pairs and their wanted state, on one line
+    /// each, by interface index. `ports` has the wanted MTU of each interface, in bytes. Interfaces
+    /// as wanted, and those that are gone, are left out.
+    async fn ports_differ(
+        &self,
+        ports: &BTreeMap<u32, u16>,
+    ) -> Result<BTreeMap<u32, String>, PlugError>;
 
     /// What is wrong with the host side of a container's pair and could not be put right when it was
     /// last plugged, on one line. The container works nevertheless.

@@ -4,7 +4,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    sync::{Arc, Condvar, Mutex, MutexGuard},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -77,6 +80,10 @@ pub(super) struct State {
     pub(super) routes: Vec<IpNetwork>,
     /// Addresses of the host.
     pub(super) facts: Facts,
+    /// Number of looks at containers' devices and at uplinks.
+    pub(super) looks: usize,
+    /// Error of every look at containers' devices.
+    pub(super) refuse_looks: Option<PlugError>,
     /// What differs in a container's device, by interface index; found once.
     pub(super) changed: BTreeMap<u32, String>,
     /// An endpoint that is plugged again loses its entry in `changed`, so that nobody finds it.
@@ -170,6 +177,8 @@ pub(super) struct Paper {
     pub(super) flows: MemoryFlows,
     events: tokio::sync::Mutex<mpsc::UnboundedReceiver<HostEvent>>,
     tell: mpsc::UnboundedSender<HostEvent>,
+    /// Number of events that the engine has taken.
+    taken: AtomicUsize,
 }
 
 impl Paper {
@@ -194,6 +203,7 @@ impl Paper {
             flows: MemoryFlows::new(DEFAULT_FLOWS),
             events: tokio::sync::Mutex::new(events),
             tell,
+            taken: AtomicUsize::new(0),
         })
     }
 
@@ -203,6 +213,11 @@ impl Paper {
 
     pub(super) fn tell(&self, event: HostEvent) {
         self.tell.send(event).unwrap();
+    }
+
+    /// Number of events that the engine has taken.
+    pub(super) fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
     }
 
     fn path_of(name: &Name) -> PathBuf {
@@ -337,12 +352,24 @@ impl Devices for Paper {
         Repaired::default()
     }
 
-    async fn gateway_differs(&self, _gateway: &GatewaySpec) -> Result<Option<String>, PlugError> {
-        Ok(None)
+    async fn gateways_differ(
+        &self,
+        _gateways: &[GatewaySpec],
+    ) -> Result<BTreeMap<u32, String>, PlugError> {
+        Ok(BTreeMap::new())
     }
 
-    async fn port_differs(&self, ifindex: u32, _mtu: u16) -> Result<Option<String>, PlugError> {
-        Ok(self.state().changed.remove(&ifindex))
+    async fn ports_differ(
+        &self,
+        ports: &BTreeMap<u32, u16>,
+    ) -> Result<BTreeMap<u32, String>, PlugError> {
+        let mut state = self.state();
+        state.looks += 1;
+        if let Some(error) = &state.refuse_looks {
+            return Err(error.clone());
+        }
+        let found = ports.keys().filter_map(|ifindex| state.changed.remove_entry(ifindex));
+        Ok(found.collect())
     }
 
     fn port_problem(&self, ifindex: u32) -> Option<String> {
@@ -534,7 +561,9 @@ impl Maps for Paper {
 #[async_trait]
 impl Underlay for Paper {
     async fn event(&self) -> Option<HostEvent> {
-        self.events.lock().await.recv().await
+        let event = self.events.lock().await.recv().await;
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        event
     }
 
     async fn paths(
@@ -557,6 +586,7 @@ impl Underlay for Paper {
     }
 
     async fn check_uplinks(&self) -> UplinkCheck {
+        self.state().looks += 1;
         UplinkCheck::default()
     }
 

@@ -253,3 +253,48 @@ async fn an_entry_is_told_when_it_is_back() {
     );
     assert!(one.paper.state().tables.fdb.contains_key(&db));
 }
+
+/// Events are lost in bursts. Each loss would cost a look at every device of the host; together
+/// they cost one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_of_lost_events_is_one_look_at_everything() {
+    const LOST: usize = 2000;
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.network("blue").await.unwrap();
+    for number in 0..5 {
+        one.run(&format!("web{number}"), "blue").await.unwrap();
+    }
+    let (taken, looks) = (one.paper.taken(), one.paper.state().looks);
+    for _ in 0..LOST {
+        one.paper.tell(HostEvent::Lost);
+    }
+    one.eventually("all are taken", |_| one.paper.taken() == taken + LOST).await;
+    // At most two looks in each 20 ms, and two at each full comparison, for 10 s.
+    let looks = one.paper.state().looks - looks;
+    assert!(looks < LOST, "{looks}");
+}
+
+/// A kernel that does not answer leaves the question open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_that_cannot_be_looked_at_is_looked_at_again() {
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.network("blue").await.unwrap();
+    one.run("web", "blue").await.unwrap();
+    let ifindex = {
+        let mut state = one.paper.state();
+        let ifindex = *state.veths.values().next().unwrap();
+        state.refuse_looks = Some(PlugError::Refused(ErrorKind::Internal, "no answer".to_owned()));
+        ifindex
+    };
+    one.paper.tell(HostEvent::Device(ifindex));
+    eventually("the problem", || async { one.shared.problems.has("devices") }).await;
+    {
+        let mut state = one.paper.state();
+        state.refuse_looks = None;
+        state.changed.insert(ifindex, "cv01 was down".to_owned());
+    }
+    eventually("it is told", || async { repairs(&one, "container device").0 == 1 }).await;
+    eventually("no problem", || async { !one.shared.problems.has("devices") }).await;
+}
