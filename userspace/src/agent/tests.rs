@@ -8,6 +8,7 @@ mod away;
 mod denied;
 mod fake;
 mod faults;
+mod gate;
 mod lifecycle;
 mod modes;
 mod names;

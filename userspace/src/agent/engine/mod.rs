@@ -13,6 +13,7 @@ mod queue;
 mod reading;
 mod repair;
 mod work;
+mod wrong;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +29,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use self::{
     queue::{Retry, Work},
     reading::{Read, Reading, finished},
-    repair::{STRAYS, Wrong},
+    wrong::Wrong,
 };
 use super::{
     backend::Agent,
@@ -38,7 +39,7 @@ use super::{
 };
 use crate::{
     datapath::{DatapathError, Found, PinCheck},
-    model::{self, Name, View},
+    model::{Name, View},
     reconcile::{ApplyError, Changed, Inputs, Reconciler, network_patch, network_state},
     sandbox::GatewaySpec,
     store::{Follower, Listed},
@@ -485,31 +486,6 @@ impl Engine {
             self.shared.view().networks.keys().chain(self.vnis.keys()).cloned().collect();
         self.dirty.extend(known);
         true
-    }
-
-    /// Removes the entries of VNIs in which this host has no endpoint.
-    fn prune_maps(&mut self) {
-        let mut known: BTreeSet<u32> = self.vnis.values().copied().collect();
-        {
-            let view = self.shared.view();
-            // An entry may belong to a record that cannot be read.
-            let unreadable = [model::NETWORKS, model::ENDPOINTS, model::VNIS]
-                .into_iter()
-                .any(|prefix| view.problem_below(prefix).is_some());
-            if unreadable {
-                return;
-            }
-            known.extend(view.endpoints_on(&self.shared.node.name).map(|ep| ep.vni.get()));
-        }
-        let mut line = None;
-        for vni in self.reconciler.vnis().difference(&known) {
-            let pruned = self.reconciler.network_to(self.shared.platform.as_ref(), *vni, None);
-            match pruned {
-                Ok(steps) => tracing::info!(vni, steps, "removed stray map entries"),
-                Err(error) => line = Some(format!("stray map entries of VNI {vni}: {error}")),
-            }
-        }
-        self.shared.problems.set(STRAYS, line);
     }
 
     /// Removes learned entries that are too old, or whose host side or VTEP is gone.

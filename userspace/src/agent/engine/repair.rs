@@ -18,27 +18,17 @@ use super::{Engine, queue::Work};
 use crate::{
     agent::platform::PlugError,
     datapath::{PinCheck, Repaired},
-    model::Name,
+    model::{self, Name},
     sandbox::GatewaySpec,
 };
 
 /// Key of the problem that entries of VNIs without a user cannot be removed.
-pub(super) const STRAYS: &str = "strays";
+const STRAYS: &str = "strays";
 /// Number of times in which the settings of all device pairs are looked at.
 const TURNS: usize = 10;
 /// Least number of device pairs whose settings are looked at at a time. Fewer would save nothing:
 /// each costs about 10 us.
 const LEAST: usize = 200;
-
-/// What was found wrong with devices that are being put right, on one line each. It is told when
-/// that has succeeded.
-#[derive(Debug, Default)]
-pub(super) struct Wrong {
-    /// Device pairs, by endpoint.
-    ports: BTreeMap<String, String>,
-    /// Gateway devices, by VNI.
-    gateways: BTreeMap<u32, String>,
-}
 
 impl Engine {
     /// Notes that a device was changed, if it is one of Culvert's.
@@ -180,6 +170,31 @@ impl Engine {
         self.shared.repairs.note_changes(kind, &repaired.found);
         let failure = repaired.failed.map(|error| format!("{error}; trying again"));
         self.shared.problems.set(&format!("repair/{kind}"), failure);
+    }
+
+    /// Removes the entries of VNIs in which this host has no endpoint.
+    pub(super) fn prune_maps(&mut self) {
+        let mut known: BTreeSet<u32> = self.vnis.values().copied().collect();
+        {
+            let view = self.shared.view();
+            // An entry may belong to a record that cannot be read.
+            let unreadable = [model::NETWORKS, model::ENDPOINTS, model::VNIS]
+                .into_iter()
+                .any(|prefix| view.problem_below(prefix).is_some());
+            if unreadable {
+                return;
+            }
+            known.extend(view.endpoints_on(&self.shared.node.name).map(|ep| ep.vni.get()));
+        }
+        let mut line = None;
+        for vni in self.reconciler.vnis().difference(&known) {
+            let pruned = self.reconciler.network_to(self.shared.platform.as_ref(), *vni, None);
+            match pruned {
+                Ok(steps) => tracing::info!(vni, steps, "removed stray map entries"),
+                Err(error) => line = Some(format!("stray map entries of VNI {vni}: {error}")),
+            }
+        }
+        self.shared.problems.set(STRAYS, line);
     }
 
     /// Notes the map entries that were found changed, once all maps have been written.

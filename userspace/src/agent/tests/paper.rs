@@ -1,11 +1,13 @@
 //! A simulated host, without a kernel.
 
+mod ports;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -20,18 +22,20 @@ use culvert_common::abi::{
 use ipnetwork::{IpNetwork, Ipv4Network};
 use tokio::sync::mpsc;
 
+pub(super) use self::ports::Port;
+use super::gate::Gate;
 use crate::{
     agent::{
         conntrack::testing::MemoryFlows,
         platform::{
-            Adopted, Audit, Devices, Facts, Holder, HostEvent, Maps, Paths, PlugError, PortError,
-            PortHold, Ports, Remote, Underlay, UplinkCheck,
+            Adopted, Audit, Devices, Facts, Holder, HostEvent, Maps, Paths, PlugError, Remote,
+            Underlay, UplinkCheck,
         },
     },
     api::types::{ApiError, ErrorKind},
     choice::{Uplink, device::Device},
     datapath::{Changes, DatapathError, FlowTable, Found, PinCheck, Price, Repaired},
-    model::{Driver, HostRoute, Name, Protocol, SandboxRef},
+    model::{Driver, HostRoute, Name, SandboxRef},
     netlink::{Announcement, PairKind},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
     sandbox::{GatewaySpec, RESOLV_CONF, Resolver},
@@ -110,59 +114,6 @@ pub(super) struct State {
     next_ifindex: u32,
 }
 
-/// Address, port and protocol.
-pub(super) type Port = (Ipv4Addr, u16, Protocol);
-
-/// A port that is held until this is dropped.
-struct Hold(Arc<Mutex<BTreeSet<Port>>>, Port);
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        self.0.lock().unwrap().remove(&self.1);
-    }
-}
-
-/// A gate: threads wait while it is closed. The wait ends after some time, so that a failing
-/// test ends.
-#[derive(Default)]
-pub(super) struct Gate {
-    state: Mutex<GateState>,
-    moved: Condvar,
-}
-
-#[derive(Default)]
-struct GateState {
-    closed: bool,
-    waiting: usize,
-    passed: usize,
-}
-
-impl Gate {
-    fn pass(&self) {
-        let mut state = self.state.lock().unwrap();
-        state.waiting += 1;
-        let closed = |state: &mut GateState| state.closed;
-        (state, _) = self.moved.wait_timeout_while(state, 3 * DEADLINE, closed).unwrap();
-        state.waiting -= 1;
-        state.passed += 1;
-    }
-
-    pub(super) fn close(&self, closed: bool) {
-        self.state.lock().unwrap().closed = closed;
-        self.moved.notify_all();
-    }
-
-    /// Number of threads that wait.
-    pub(super) fn waiting(&self) -> usize {
-        self.state.lock().unwrap().waiting
-    }
-
-    /// Number of threads that have passed.
-    pub(super) fn passed(&self) -> usize {
-        self.state.lock().unwrap().passed
-    }
-}
-
 /// A simulated host, see [`State`].
 pub(super) struct Paper {
     state: Mutex<State>,
@@ -234,10 +185,6 @@ impl Paper {
             });
         }
         Ok(state.tables.clone())
-    }
-
-    fn holder(&self, port: Port) -> Holder {
-        self.state().busy.get(&port).cloned().unwrap_or(Holder::Unseen)
     }
 }
 
@@ -628,49 +575,5 @@ impl Underlay for Paper {
 
     fn ifname(&self, ifindex: u32) -> String {
         format!("if{ifindex}")
-    }
-}
-
-#[async_trait]
-impl Ports for Paper {
-    fn hold_port(
-        &self,
-        ip: Ipv4Addr,
-        port: u16,
-        protocol: Protocol,
-    ) -> Result<PortHold, PortError> {
-        if port < 100 {
-            return Err(PortError::Denied { from: 100 });
-        }
-        if !(ip.is_unspecified() || ip.is_loopback()) {
-            return Err(PortError::NoSuchAddress);
-        }
-        if self.holder((ip, port, protocol)) != Holder::Unseen {
-            return Err(PortError::InUse);
-        }
-        let state = self.state();
-        // A port that the agent holds itself cannot be bound again.
-        if !state.held.lock().unwrap().insert((ip, port, protocol)) {
-            return Err(PortError::InUse);
-        }
-        Ok(Box::new(Hold(Arc::clone(&state.held), (ip, port, protocol))))
-    }
-
-    fn port_holder(&self, ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder {
-        self.lookups.pass();
-        self.holder((ip, port, protocol))
-    }
-
-    fn netfilter_is_active(&self) -> bool {
-        false
-    }
-
-    async fn port_holder_in(
-        &self,
-        _netns: &Path,
-        port: u16,
-        protocol: Protocol,
-    ) -> Result<Holder, ApiError> {
-        Ok(self.port_holder(Ipv4Addr::UNSPECIFIED, port, protocol))
     }
 }
