@@ -363,6 +363,7 @@ mod tests {
             assert_eq!(found(&wrong), words);
         }
     }
+
     #[test]
     fn the_addresses_and_the_route_of_the_device_are_compared() {
         let address: IpNetwork = "10.0.0.1/24".parse().unwrap();

@@ -294,6 +294,7 @@ mod tests {
             assert_eq!(assistants.concerns(&event), is_acted_on, "{event:?}");
         }
     }
+
     #[test]
     fn a_host_side_is_a_port_of_the_bridge_and_of_no_other() {
         const ROOM: u32 = 6;
