@@ -22,14 +22,14 @@ fn overlay_pair() -> (Cluster, String, String) {
 }
 
 /// A ping every 10 ms, until it is stopped.
-fn start_pings(name: &str, ip: &str) -> Process {
+pub(crate) fn start_pings(name: &str, ip: &str) -> Process {
     let mut command = Command::new("nsenter");
     command.args([&format!("--net=/run/netns/{name}"), "ping", "-i", "0.01", "-W", "1", ip]);
     Process::spawn(command)
 }
 
 /// How many of the pings went unanswered.
-fn lost(mut pings: Process) -> u64 {
+pub(crate) fn lost(mut pings: Process) -> u64 {
     pings.stop(Signal::SIGINT, SOON);
     let text = pings.stdout();
     let summary = text.lines().find(|line| line.contains("packets transmitted")).unwrap_or("");

@@ -78,7 +78,7 @@ pub(crate) struct Shared {
     /// The problems that `status` shows.
     pub(crate) problems: Arc<Problems>,
     /// What others have changed, and the agent has put right.
-    pub(crate) repairs: Repairs,
+    pub(crate) repairs: Arc<Repairs>,
     /// Whether the state directory can be written.
     pub(crate) disk: Disk,
     /// Networks of containers may have changed, or their records.
@@ -142,7 +142,7 @@ impl Shared {
             problems,
             disk,
             networks_changed: Notify::new(),
-            repairs: Repairs::default(),
+            repairs: Arc::default(),
             plugs: Plugs::default(),
             map_counts: MapCounts::default(),
             turns: Turns::default(),
@@ -195,6 +195,7 @@ impl Shared {
             options: self.options.conntrack.clone(),
             vxlan_port: self.node.port,
             problems: Arc::clone(&self.problems),
+            repairs: Arc::clone(&self.repairs),
             summary: Arc::clone(&self.flows),
             shutdown: self.shutdown.clone(),
         }

@@ -492,7 +492,8 @@ pub struct Status {
 /// The repairs of one kind in [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepairRow {
-    /// Kind: `gateway device`, `container device`, `map entry`, `link`, `setting` or `pin`.
+    /// Kind: `gateway device`, `container device`, `assistant device`, `setting`, `program`,
+    /// `earlier program`, `pin` or `map entry`.
     pub kind: String,
     /// How many since the agent started.
     pub count: u64,

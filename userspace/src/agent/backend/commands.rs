@@ -14,7 +14,7 @@ use super::{Agent, rows};
 use crate::{
     agent::{
         containers::{Origin, Record, boot},
-        platform::{Found, Launch, Wanted},
+        platform::{FoundSupervisor, Launch, Wanted},
         reruns,
         state::PlugState,
     },
@@ -100,7 +100,10 @@ impl Agent {
         })
     }
 
-    async fn look_for(&self, records: &[Record]) -> Result<BTreeMap<Name, Found>, ApiError> {
+    async fn look_for(
+        &self,
+        records: &[Record],
+    ) -> Result<BTreeMap<Name, FoundSupervisor>, ApiError> {
         let wanted: Vec<Wanted> = records.iter().filter_map(Wanted::of).collect();
         if wanted.is_empty() {
             return Ok(BTreeMap::new());
@@ -108,8 +111,8 @@ impl Agent {
         self.shared.platform.supervised(wanted, &self.logs()).await
     }
 
-    fn adopt_command(&self, mut record: Record, found: Found) -> Record {
-        let Found { supervisor, process, log } = found;
+    fn adopt_command(&self, mut record: Record, found: FoundSupervisor) -> Record {
+        let FoundSupervisor { supervisor, process, log } = found;
         if !supervisor.lives() {
             return record;
         }

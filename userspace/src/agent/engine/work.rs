@@ -49,6 +49,7 @@ impl Engine {
         match plugged {
             Ok(ifindex) => {
                 self.retries.remove(&id);
+                self.note_port(&id, ifindex, &endpoint.container, &endpoint.network);
                 self.containers.insert(id.clone(), endpoint.container.clone());
                 if self.ports.insert(id.clone(), ifindex) != Some(ifindex) {
                     self.dirty.insert(endpoint.network.clone());
@@ -158,6 +159,7 @@ impl Engine {
         match self.shared.platform.unplug(&id, ifindex).await {
             Ok(()) => {
                 self.ports.remove(&id);
+                self.forget_port(&id);
                 self.retries.remove(&id);
                 self.shared.plugs.set(&id, None);
                 self.replug_siblings(&id);
@@ -240,9 +242,10 @@ impl Engine {
                 self.work.insert(Work::Unplug(id.clone()));
             }
         }
-        let stand: BTreeSet<u32> = plugged.into_values().collect();
-        if let Err(error) = self.shared.platform.retain_attachments(&stand) {
-            tracing::warn!("{error}");
-        }
+        let stand: BTreeSet<u32> =
+            plugged.into_values().chain(self.gateways.values().copied()).collect();
+        let retained = self.shared.platform.retain_attachments(&stand);
+        let line = retained.err().map(|error| format!("{error}; trying again"));
+        self.shared.problems.set("attachments", line);
     }
 }

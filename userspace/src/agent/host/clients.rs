@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::{Host, nat::replace};
+use super::Host;
 use crate::{netlink::NetlinkError, sandbox};
 
 impl Host {
@@ -12,8 +12,8 @@ impl Host {
     pub(super) async fn serve_client_links(&self, publishes: bool) -> Vec<String> {
         let mut problems = Vec::new();
         let found = if publishes { self.find_client_links().await } else { Ok(vec![]) };
-        let wanted = match found {
-            Ok(wanted) => wanted,
+        let found = match found {
+            Ok(found) => found,
             // The attached programs stay attached.
             Err(error) => return vec![format!("client links: {error}")],
         };
@@ -22,8 +22,9 @@ impl Host {
         if *purged {
             return problems;
         }
-        let mut served = BTreeSet::new();
-        for (ifindex, name) in wanted {
+        let (mut wanted, mut served) = (BTreeSet::new(), BTreeSet::new());
+        for (ifindex, name) in found {
+            wanted.insert(ifindex);
             match self.datapath.attach_client(ifindex) {
                 Ok(()) => drop(served.insert(ifindex)),
                 Err(error) => problems.push(format!(
@@ -31,14 +32,18 @@ impl Host {
                 )),
             }
         }
-        let links = served.iter().map(|ifindex| (*ifindex, 0)).collect();
-        let noted = replace(&self.datapath.tables().client_links, &links);
-        problems.extend(noted.err().map(|error| format!("client links: {error}")));
         let attached = self.datapath.attached_clients().unwrap_or_else(|error| {
             problems.push(format!("client links: {error}"));
             Vec::new()
         });
-        for ifindex in attached.into_iter().filter(|ifindex| !served.contains(ifindex)) {
+        // A link whose program cannot be attached again keeps the one that it has.
+        let (kept, given_up): (BTreeSet<u32>, BTreeSet<u32>) =
+            attached.into_iter().partition(|ifindex| wanted.contains(ifindex));
+        served.extend(kept);
+        let links = served.into_iter().map(|ifindex| (ifindex, 0)).collect();
+        let noted = self.kept.client_links.replace(&self.datapath.tables().client_links, &links);
+        problems.extend(noted.err().map(|error| format!("client links: {error}")));
+        for ifindex in given_up {
             let detached = self.datapath.detach_client(ifindex);
             problems.extend(detached.err().map(|error| format!("client links: {error}")));
         }

@@ -16,7 +16,7 @@ use crate::{
     agent::{
         containers::{Process, if_alive},
         open_files,
-        platform::{Commands, Found, Launch, Wanted},
+        platform::{Commands, FoundSupervisor, Launch, Wanted},
     },
     api::types::{ApiError, ErrorKind},
     limits::name_limit,
@@ -44,7 +44,7 @@ impl Commands for Host {
         &self,
         wanted: Vec<Wanted>,
         logs: &Path,
-    ) -> Result<BTreeMap<Name, Found>, ApiError> {
+    ) -> Result<BTreeMap<Name, FoundSupervisor>, ApiError> {
         let logs = logs.to_owned();
         blocking(move || find(&wanted, &logs)).await?.map_err(|error| {
             let line = format!("looking for commands in /proc: {}", name_limit(error));
@@ -67,7 +67,7 @@ fn child_of(parent: i32, pid: i32) -> io::Result<Option<Process>> {
 ///
 /// # Errors
 /// A process that runs cannot be looked at: it may be the supervisor.
-pub(crate) fn find(wanted: &[Wanted], logs: &Path) -> io::Result<BTreeMap<Name, Found>> {
+pub(crate) fn find(wanted: &[Wanted], logs: &Path) -> io::Result<BTreeMap<Name, FoundSupervisor>> {
     let ours = Ours::get()?;
     let mut supervisors: Vec<(Process, Supervised)> = Vec::new();
     let mut parents: Vec<(i32, i32)> = Vec::new();
@@ -97,7 +97,7 @@ pub(crate) fn find(wanted: &[Wanted], logs: &Path) -> io::Result<BTreeMap<Name, 
             // The command of `run` in the foreground, which may not have begun or have ended, is
             // known by its namespace alone.
             if log.is_some() || process.is_some() {
-                found.push(Found { supervisor: *supervisor, process, log });
+                found.push(FoundSupervisor { supervisor: *supervisor, process, log });
             }
         }
         if let Some(found) = choose(found) {
@@ -109,8 +109,8 @@ pub(crate) fn find(wanted: &[Wanted], logs: &Path) -> io::Result<BTreeMap<Name, 
 
 /// The supervisor of a container, if several processes may be it: one that is detached rather than
 /// one in the foreground, one with a command rather than one that has none, the latest.
-fn choose(found: Vec<Found>) -> Option<Found> {
-    found.into_iter().max_by_key(|Found { supervisor, process, log }| {
+fn choose(found: Vec<FoundSupervisor>) -> Option<FoundSupervisor> {
+    found.into_iter().max_by_key(|FoundSupervisor { supervisor, process, log }| {
         (log.is_some(), process.is_some(), supervisor.start_time)
     })
 }
@@ -306,7 +306,7 @@ mod tests {
     #[test]
     fn of_several_supervisors_the_detached_one_with_a_command_counts() {
         let process = |pid, start_time| Process { pid, start_time, boot: None };
-        let found = |pid: i32, log: Option<&str>, command: Option<i32>| Found {
+        let found = |pid: i32, log: Option<&str>, command: Option<i32>| FoundSupervisor {
             supervisor: process(pid, u64::from(pid.cast_unsigned())),
             process: command.map(|pid| process(pid, 1)),
             log: log.map(PathBuf::from),

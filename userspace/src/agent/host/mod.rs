@@ -5,11 +5,15 @@ mod assist;
 mod clients;
 mod commands;
 mod devices;
+mod differences;
 mod error;
 pub(super) mod facts;
+mod kept;
 mod maps;
 mod nat;
 mod ports;
+#[cfg(test)]
+mod tests;
 mod underlay;
 mod uplinks;
 
@@ -45,6 +49,7 @@ pub(crate) struct Host {
     device: Device,
     vxlan_port: u16,
     assistants: assist::Assistants,
+    kept: kept::KeptMaps,
     /// Facts about the uplinks, as they were last read.
     known: std::sync::Mutex<Vec<Uplink>>,
     price: std::sync::OnceLock<Price>,
@@ -78,6 +83,7 @@ impl Host {
             device,
             vxlan_port: options.vxlan_port,
             assistants: assist::Assistants::default(),
+            kept: kept::KeptMaps::new(options),
             known: std::sync::Mutex::default(),
             price: std::sync::OnceLock::new(),
             managed: std::sync::Mutex::default(),

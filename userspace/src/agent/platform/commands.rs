@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io, path::Path};
 
 use async_trait::async_trait;
 
-use super::types::{Found, Launch, Wanted};
+use super::types::{FoundSupervisor, Launch, Wanted};
 use crate::{agent::containers::Process, api::types::ApiError, model::Name};
 
 /// Starts the supervisors of commands, and finds those that run.
@@ -35,5 +35,5 @@ pub(crate) trait Commands: Send + Sync + 'static {
         &self,
         wanted: Vec<Wanted>,
         logs: &Path,
-    ) -> Result<BTreeMap<Name, Found>, ApiError>;
+    ) -> Result<BTreeMap<Name, FoundSupervisor>, ApiError>;
 }

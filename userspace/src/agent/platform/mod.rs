@@ -16,13 +16,13 @@ mod underlay;
 pub(crate) use self::{
     commands::Commands,
     devices::Devices,
-    maps::Maps,
+    maps::{Audit, Maps},
     ports::Ports,
     types::{
-        Adopted, Facts, Found, Holder, HostEvent, Launch, Made, Paths, PlugError, PortError,
-        PortHold, Remote, Wanted,
+        Adopted, Facts, FoundSupervisor, Holder, HostEvent, Launch, Made, Paths, PlugError,
+        PortError, PortHold, Remote, Wanted,
     },
-    underlay::Underlay,
+    underlay::{Underlay, UplinkCheck},
 };
 
 /// A host: all five traits.

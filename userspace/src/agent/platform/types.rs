@@ -97,7 +97,7 @@ impl Wanted {
 
 /// A supervisor that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Found {
+pub(crate) struct FoundSupervisor {
     /// Its process.
     pub(crate) supervisor: Process,
     /// Its command, if that runs.

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     agent::{
         containers::{Origin, Process, Record, boot},
-        platform::{Found, Wanted},
+        platform::{FoundSupervisor, Wanted},
     },
     api::{
         Backend as _,
@@ -296,7 +296,7 @@ async fn a_command_that_was_not_told_is_found() {
     }
     // Its supervisor did not reach the agent.
     let (command, supervisor) = (Sleep::new(), Sleep::new());
-    let found = Found {
+    let found = FoundSupervisor {
         supervisor: supervisor.process(),
         process: Some(command.process()),
         log: Some("/paper/logs/web.log".into()),
@@ -315,7 +315,8 @@ async fn a_command_that_was_not_told_is_found() {
     let paper = Arc::clone(&one.paper);
     one.stop().await;
     let (late, its) = (Sleep::new(), Sleep::new());
-    let found = Found { supervisor: its.process(), process: Some(late.process()), log: None };
+    let found =
+        FoundSupervisor { supervisor: its.process(), process: Some(late.process()), log: None };
     paper.state().supervisors.insert(name("late"), found);
     let one = world.start(1, &paper).await.ready().await;
     eventually("it is known", || async { row(&one, "late").await.pid == Some(late.pid()) }).await;
@@ -348,7 +349,8 @@ async fn a_command_that_cannot_be_looked_for_is_not_forgotten() {
     let paper = Arc::clone(&one.paper);
     one.stop().await;
     let (web, its) = (Sleep::new(), Sleep::new());
-    let found = Found { supervisor: its.process(), process: Some(web.process()), log: None };
+    let found =
+        FoundSupervisor { supervisor: its.process(), process: Some(web.process()), log: None };
     paper.state().supervisors.insert(name("web"), found);
     let one = world.start(1, &paper).await.ready().await;
     let told = |part: &'static str| {
@@ -458,7 +460,7 @@ async fn a_command_that_ended_before_its_start_was_told_is_started_again() {
         assert_eq!(row(&one, container).await.state, "exited");
     }
     // A supervisor that is found between two runs of its command.
-    let found = Found { supervisor: other.process(), process: None, log: None };
+    let found = FoundSupervisor { supervisor: other.process(), process: None, log: None };
     one.paper.state().supervisors.insert(name("found"), found);
     let refused = one.agent.container_remove(&name("found"), false).await;
     assert_refused(refused, ErrorKind::Conflict, "is restarting");
@@ -484,7 +486,7 @@ async fn what_has_ended_for_good_is_not_revived_by_a_supervisor_that_lives_on() 
     let ended = ContainerState::Exited { code: 143, id: None };
     one.agent.container_state(&name("web"), ended).await.unwrap();
     // Somebody still writes to the log.
-    let found = Found { supervisor: supervisor.process(), process: None, log: None };
+    let found = FoundSupervisor { supervisor: supervisor.process(), process: None, log: None };
     let paper = Arc::clone(&one.paper);
     paper.state().supervisors.insert(name("web"), found);
     one.stop().await;

@@ -1,10 +1,15 @@
 //! A simulated host, without a kernel.
 
+mod ports;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    sync::{Arc, Condvar, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,19 +22,21 @@ use culvert_common::abi::{
 use ipnetwork::{IpNetwork, Ipv4Network};
 use tokio::sync::mpsc;
 
+pub(super) use self::ports::Port;
+use super::gate::Gate;
 use crate::{
     agent::{
         conntrack::testing::MemoryFlows,
         containers::Process,
         platform::{
-            Adopted, Commands, Devices, Facts, Found, Holder, HostEvent, Launch, Made, Maps, Paths,
-            PlugError, PortError, PortHold, Ports, Remote, Underlay, Wanted,
+            Adopted, Audit, Commands, Devices, Facts, FoundSupervisor, Holder, HostEvent, Launch,
+            Made, Maps, Paths, PlugError, Remote, Underlay, UplinkCheck, Wanted,
         },
     },
     api::types::{ApiError, ErrorKind},
     choice::{Uplink, device::Device},
-    datapath::{DatapathError, FlowTable, Price},
-    model::{Driver, HostRoute, Name, NetnsId, Protocol, SandboxRef},
+    datapath::{Changes, DatapathError, FlowTable, Found, PinCheck, Price, Repaired},
+    model::{Driver, HostRoute, Name, NetnsId, SandboxRef},
     netlink::{Announcement, PairKind},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
     sandbox::{GatewaySpec, RESOLV_CONF, Resolver},
@@ -50,6 +57,8 @@ pub(super) struct State {
     /// Veths: interface index by endpoint.
     pub(super) veths: BTreeMap<String, u32>,
     pub(super) attached: BTreeSet<u32>,
+    /// Gateway devices that were gone, and from which the program was detached.
+    pub(super) left: BTreeSet<u32>,
     /// Namespaces, with the interface names in each.
     pub(super) namespaces: BTreeMap<PathBuf, BTreeSet<String>>,
     /// Those of them that another program has made.
@@ -72,6 +81,8 @@ pub(super) struct State {
     pub(super) shown: usize,
     /// Reads of maps fail.
     pub(super) blind: bool,
+    /// Writes to maps fail.
+    pub(super) full: bool,
     pub(super) purged: bool,
     /// Gateway devices: interface index by VNI.
     pub(super) gateways: BTreeMap<u32, u32>,
@@ -81,10 +92,22 @@ pub(super) struct State {
     pub(super) routes: Vec<IpNetwork>,
     /// Addresses of the host.
     pub(super) facts: Facts,
+    /// Number of looks at containers' devices and at uplinks.
+    pub(super) looks: usize,
+    /// Error of every look at containers' devices.
+    pub(super) refuse_looks: Option<PlugError>,
     /// What differs in a container's device, by interface index; found once.
     pub(super) changed: BTreeMap<u32, String>,
+    /// An endpoint that is plugged again loses its entry in `changed`, so that nobody finds it.
+    pub(super) plugs_put_right: bool,
+    /// What cannot be put right in a container's device, by interface index.
+    pub(super) stuck: BTreeMap<u32, String>,
     /// Programs that another program has detached; found once.
-    pub(super) detached: Vec<String>,
+    pub(super) detached: Changes,
+    /// Pins of other objects, which are seen only when the pins are opened; found once.
+    pub(super) exchanged: Changes,
+    /// Entries that another program has changed in the maps that are not in `tables`; found once.
+    pub(super) found: Found,
     /// Ports of the host that are in use, with the holder.
     pub(super) busy: BTreeMap<Port, Holder>,
     /// Ports of the host that the agent holds.
@@ -105,61 +128,8 @@ pub(super) struct State {
     /// Error of every search for supervisors.
     pub(super) refuse_search: Option<ApiError>,
     /// Supervisors that run, by container.
-    pub(super) supervisors: BTreeMap<Name, Found>,
+    pub(super) supervisors: BTreeMap<Name, FoundSupervisor>,
     next_ifindex: u32,
-}
-
-/// Address, port and protocol.
-pub(super) type Port = (Ipv4Addr, u16, Protocol);
-
-/// A port that is held until this is dropped.
-struct Hold(Arc<Mutex<BTreeSet<Port>>>, Port);
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        self.0.lock().unwrap().remove(&self.1);
-    }
-}
-
-/// A gate: threads wait while it is closed. The wait ends after some time, so that a failing
-/// test ends.
-#[derive(Default)]
-pub(super) struct Gate {
-    state: Mutex<GateState>,
-    moved: Condvar,
-}
-
-#[derive(Default)]
-struct GateState {
-    closed: bool,
-    waiting: usize,
-    passed: usize,
-}
-
-impl Gate {
-    fn pass(&self) {
-        let mut state = self.state.lock().unwrap();
-        state.waiting += 1;
-        let closed = |state: &mut GateState| state.closed;
-        (state, _) = self.moved.wait_timeout_while(state, 3 * DEADLINE, closed).unwrap();
-        state.waiting -= 1;
-        state.passed += 1;
-    }
-
-    pub(super) fn close(&self, closed: bool) {
-        self.state.lock().unwrap().closed = closed;
-        self.moved.notify_all();
-    }
-
-    /// Number of threads that wait.
-    pub(super) fn waiting(&self) -> usize {
-        self.state.lock().unwrap().waiting
-    }
-
-    /// Number of threads that have passed.
-    pub(super) fn passed(&self) -> usize {
-        self.state.lock().unwrap().passed
-    }
 }
 
 /// A simulated host, see [`State`].
@@ -173,9 +143,13 @@ pub(super) struct Paper {
     pub(super) plugging: Gate,
     /// Gate before the start of a supervisor has ended.
     pub(super) launching: Gate,
+    /// Gate of the repair of attachments.
+    pub(super) repairing: Gate,
     pub(super) flows: MemoryFlows,
     events: tokio::sync::Mutex<mpsc::UnboundedReceiver<HostEvent>>,
     tell: mpsc::UnboundedSender<HostEvent>,
+    /// Number of events that the engine has taken.
+    taken: AtomicUsize,
 }
 
 impl Paper {
@@ -197,9 +171,11 @@ impl Paper {
             lookups: Gate::default(),
             plugging: Gate::default(),
             launching: Gate::default(),
+            repairing: Gate::default(),
             flows: MemoryFlows::new(DEFAULT_FLOWS),
             events: tokio::sync::Mutex::new(events),
             tell,
+            taken: AtomicUsize::new(0),
         })
     }
 
@@ -209,6 +185,11 @@ impl Paper {
 
     pub(super) fn tell(&self, event: HostEvent) {
         self.tell.send(event).unwrap();
+    }
+
+    /// Number of events that the engine has taken.
+    pub(super) fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
     }
 
     fn path_of(name: &Name) -> PathBuf {
@@ -226,9 +207,14 @@ impl Paper {
         }
         Ok(state.tables.clone())
     }
+}
 
-    fn holder(&self, port: Port) -> Holder {
-        self.state().busy.get(&port).cloned().unwrap_or(Holder::Unseen)
+/// The error of a write to a map that is full.
+fn full() -> DatapathError {
+    DatapathError::Io {
+        path: "/paper/map".into(),
+        what: "write",
+        source: std::io::Error::other("full"),
     }
 }
 
@@ -243,6 +229,9 @@ impl Kernel for Paper {
 
     fn apply(&self, op: &Op) -> Result<(), DatapathError> {
         let mut state = self.state();
+        if state.full {
+            return Err(full());
+        }
         op.apply_to(&mut state.tables);
         state.ops.push(*op);
         Ok(())
@@ -266,7 +255,7 @@ impl Commands for Paper {
         &self,
         wanted: Vec<Wanted>,
         _logs: &Path,
-    ) -> Result<BTreeMap<Name, Found>, ApiError> {
+    ) -> Result<BTreeMap<Name, FoundSupervisor>, ApiError> {
         let state = self.state();
         if let Some(error) = &state.refuse_search {
             return Err(error.clone());
@@ -300,6 +289,9 @@ impl Devices for Paper {
         let next = state.next_ifindex;
         let ifindex = *state.veths.entry(endpoint.id.clone()).or_insert(next);
         state.attached.insert(ifindex);
+        if state.plugs_put_right {
+            state.changed.remove(&ifindex);
+        }
         state.wanted.insert(endpoint.id.clone(), endpoint.clone());
         Ok(ifindex)
     }
@@ -349,24 +341,55 @@ impl Devices for Paper {
         Ok(())
     }
 
-    async fn keep_settings(&self, _vnis: &[u32], _loopback: bool) -> Result<Vec<String>, ApiError> {
-        Ok(Vec::new())
+    async fn keep_settings(
+        &self,
+        _vnis: &[u32],
+        _endpoints: &[String],
+        _loopback: bool,
+    ) -> Repaired {
+        Repaired::default()
     }
 
-    async fn gateway_differs(&self, _gateway: &GatewaySpec) -> Result<Option<String>, PlugError> {
-        Ok(None)
+    async fn gateways_differ(
+        &self,
+        _gateways: &[GatewaySpec],
+    ) -> Result<BTreeMap<u32, String>, PlugError> {
+        Ok(BTreeMap::new())
     }
 
-    async fn port_differs(&self, ifindex: u32, _mtu: u16) -> Result<Option<String>, PlugError> {
-        Ok(self.state().changed.remove(&ifindex))
+    async fn ports_differ(
+        &self,
+        ports: &BTreeMap<u32, u16>,
+    ) -> Result<BTreeMap<u32, String>, PlugError> {
+        let mut state = self.state();
+        state.looks += 1;
+        if let Some(error) = &state.refuse_looks {
+            return Err(error.clone());
+        }
+        let found = ports.keys().filter_map(|ifindex| state.changed.remove_entry(ifindex));
+        Ok(found.collect())
     }
 
-    fn repair_pins(&self) -> Result<Vec<String>, DatapathError> {
-        Ok(Vec::new())
+    fn port_problem(&self, ifindex: u32) -> Option<String> {
+        self.state().stuck.get(&ifindex).cloned()
     }
 
-    fn repair_links(&self) -> Result<Vec<String>, DatapathError> {
-        Ok(std::mem::take(&mut self.state().detached))
+    fn repair_pins(&self, check: PinCheck) -> Repaired {
+        let found = match check {
+            PinCheck::Names => Changes::default(),
+            PinCheck::Objects => std::mem::take(&mut self.state().exchanged),
+        };
+        Repaired { found, failed: None }
+    }
+
+    fn repair_links(&self, _check: PinCheck) -> Repaired {
+        self.repairing.pass();
+        Repaired { found: std::mem::take(&mut self.state().detached), failed: None }
+    }
+
+    fn detach_gateway(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.state().left.insert(ifindex);
+        Ok(())
     }
 
     async fn unplug_gateway(&self, vni: u32, _ifindex: u32) -> Result<(), PlugError> {
@@ -462,6 +485,10 @@ impl Devices for Paper {
 }
 
 impl Maps for Paper {
+    fn audit(&self) -> Audit {
+        Audit { found: std::mem::take(&mut self.state().found), problems: Vec::new() }
+    }
+
     fn fdb(&self) -> Result<BTreeMap<FdbKey, FdbEntry>, DatapathError> {
         self.state().shown += 1;
         Ok(self.read()?.fdb)
@@ -519,11 +546,7 @@ impl Maps for Paper {
     fn deny(&self, source: Ipv4Network) -> Result<(), DatapathError> {
         let mut state = self.state();
         if state.deny_nobody {
-            return Err(DatapathError::Io {
-                path: "/paper/map".into(),
-                what: "write",
-                source: std::io::Error::other("full"),
-            });
+            return Err(full());
         }
         state.denied.insert(source);
         Ok(())
@@ -546,7 +569,9 @@ impl Maps for Paper {
 #[async_trait]
 impl Underlay for Paper {
     async fn event(&self) -> Option<HostEvent> {
-        self.events.lock().await.recv().await
+        let event = self.events.lock().await.recv().await;
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        event
     }
 
     async fn paths(
@@ -568,8 +593,9 @@ impl Underlay for Paper {
         Ok(Paths { paths: vteps.iter().map(path).collect(), problems: BTreeMap::new() })
     }
 
-    async fn check_uplinks(&self) -> Vec<String> {
-        Vec::new()
+    async fn check_uplinks(&self) -> UplinkCheck {
+        self.state().looks += 1;
+        UplinkCheck::default()
     }
 
     async fn keep_client_links(&self, _publishes: bool) -> Vec<String> {
@@ -610,49 +636,5 @@ impl Underlay for Paper {
 
     fn ifname(&self, ifindex: u32) -> String {
         format!("if{ifindex}")
-    }
-}
-
-#[async_trait]
-impl Ports for Paper {
-    fn hold_port(
-        &self,
-        ip: Ipv4Addr,
-        port: u16,
-        protocol: Protocol,
-    ) -> Result<PortHold, PortError> {
-        if port < 100 {
-            return Err(PortError::Denied { from: 100 });
-        }
-        if !(ip.is_unspecified() || ip.is_loopback()) {
-            return Err(PortError::NoSuchAddress);
-        }
-        if self.holder((ip, port, protocol)) != Holder::Unseen {
-            return Err(PortError::InUse);
-        }
-        let state = self.state();
-        // A port that the agent holds itself cannot be bound again.
-        if !state.held.lock().unwrap().insert((ip, port, protocol)) {
-            return Err(PortError::InUse);
-        }
-        Ok(Box::new(Hold(Arc::clone(&state.held), (ip, port, protocol))))
-    }
-
-    fn port_holder(&self, ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder {
-        self.lookups.pass();
-        self.holder((ip, port, protocol))
-    }
-
-    fn netfilter_is_active(&self) -> bool {
-        false
-    }
-
-    async fn port_holder_in(
-        &self,
-        _netns: &Path,
-        port: u16,
-        protocol: Protocol,
-    ) -> Result<Holder, ApiError> {
-        Ok(self.port_holder(Ipv4Addr::UNSPECIFIED, port, protocol))
     }
 }
