@@ -84,6 +84,10 @@ impl StateStore for Slow {
         self.store.commit(compares, writes).await
     }
 
+    async fn was_written(&self, key: &str, at: Revision) -> Result<bool, StoreError> {
+        self.store.was_written(key, at).await
+    }
+
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
         self.store.grant(ttl).await
     }
