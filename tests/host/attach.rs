@@ -176,6 +176,24 @@ fn what_differs_is_corrected_and_the_pair_is_kept() {
     });
 }
 
+/// With an MTU below 1280 an interface has no IPv6, and with a greater one it has IPv6 with the
+/// kernel's default settings.
+#[test]
+#[ignore = "needs root"]
+fn the_host_side_has_no_ipv6_after_a_change_of_its_mtu() {
+    block_on(async {
+        let setup = Setup::new();
+        let spec = spec(ID, "eth0", 2);
+        setup.settle(&spec).await;
+        let setting = "cat /proc/sys/net/ipv6/conf/cv0123456789ab/disable_ipv6";
+        assert_eq!(setup.host.run(setting), "1\n");
+        setup.host.run("ip link set cv0123456789ab mtu 1200");
+        assert!(!setup.host.succeeds(setting), "the kernel keeps the setting");
+        setup.settle(&spec).await;
+        assert_eq!(setup.host.run(setting), "1\n");
+    });
+}
+
 #[test]
 #[ignore = "needs root"]
 fn additional_addresses_come_and_go() {

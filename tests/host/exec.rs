@@ -7,7 +7,10 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use culvert::sandbox::{LogLimits, SuperviseSpec};
+use culvert::{
+    model::RestartPolicy,
+    sandbox::{LogLimits, SuperviseSpec},
+};
 use culvert_tests::netns::{Netns, Process, exit_code, wait_for, wait_until};
 use nix::{
     sys::signal::{Signal, kill},
@@ -45,12 +48,15 @@ impl Setup {
     fn spec(&self, command: &[&str]) -> SuperviseSpec {
         SuperviseSpec {
             name: self.netns.name().to_owned(),
+            id: None,
             netns: Some(self.netns.path().to_owned()),
             hostname: None,
             etc: None,
             command: command.iter().map(|&part| part.to_owned()).collect(),
             log: None,
             log_limits: LogLimits::default(),
+            restart: RestartPolicy::No,
+            restarts: None,
         }
     }
 
@@ -286,6 +292,52 @@ fn a_detached_program_outlives_us_and_logs() {
     assert_eq!(exit_code(process.wait(DEADLINE)), 127);
     assert_eq!(process.stderr(), "culvert-no-such-command: command not found\n");
     assert_eq!(setup.read("notes"), notes);
+}
+
+/// Each run is in the sandbox, and all print to one log; a child that outlives its run keeps the log.
+#[test]
+#[ignore = "needs root"]
+fn a_detached_program_is_started_again() {
+    let setup = Setup::new();
+    let script = "(sleep 1; echo late) & readlink /proc/self/ns/net; exit 3";
+    let mut spec = setup.spec(&["sh", "-c", script]);
+    spec.log = Some(setup.file("log"));
+    spec.restart = RestartPolicy::OnFailure { max: 2 };
+    let mut process = setup.start("detach", &spec);
+    assert_eq!(exit_code(process.wait(DEADLINE)), 0, "{}", process.stderr());
+    wait_until(DEADLINE, "the last end", || setup.read("notes").contains("\nexit 3\n"));
+    let notes = setup.read("notes");
+    let words: Vec<&str> =
+        notes.lines().map(|line| if line.starts_with("start") { "start" } else { line }).collect();
+    assert_eq!(words, ["start", "exit 3 before 1", "start", "exit 3 before 2", "start", "exit 3"]);
+    wait_until(DEADLINE, "the children's output", || {
+        setup.read("log").matches("late").count() == 3
+    });
+    let log = setup.read("log");
+    let inside: std::collections::BTreeSet<&str> =
+        log.lines().filter(|line| line.starts_with("net:")).collect();
+    assert_eq!(inside.len(), 1, "{log}");
+    let here = fs::read_link("/proc/self/ns/net").unwrap();
+    assert!(!inside.contains(here.to_str().unwrap()), "{log}");
+
+    // Its supervisor has gone: a program that does not start yet is tried again.
+    fs::remove_file(setup.file("notes")).unwrap();
+    let program = setup.file("program");
+    spec.command = vec![program.to_str().unwrap().to_owned()];
+    (spec.restart, spec.restarts) = (RestartPolicy::Always, Some(5));
+    let mut process = setup.start("detach", &spec);
+    assert_eq!(exit_code(process.wait(DEADLINE)), 127);
+    wait_until(DEADLINE, "a note", || setup.read("notes").starts_with("exit 127 before 6\n"));
+    std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
+    // Without an argument it ends with 1.
+    wait_until(DEADLINE, "it runs", || setup.read("notes").contains("exit 1 before"));
+    assert!(setup.read("log").contains("command not found"));
+    let pattern = format!("__supervise .*{}", program.display());
+    let ended = Command::new("pkill").args(["-TERM", "-f", "--", &pattern]).status().unwrap();
+    assert!(ended.success());
+    wait_until(DEADLINE, "its end", || {
+        setup.read("notes").lines().last().is_some_and(|line| line == "exit 1")
+    });
 }
 
 #[test]

@@ -269,7 +269,8 @@ fn events_tell_what_changed() {
             }
         };
         timeout(DEADLINE, read).await.expect("the deletion is not reported");
-        assert!(seen.contains(&Event::Link { index, name: "cv01".to_owned(), up: true }));
+        let up = Event::Link { index, name: "cv01".to_owned(), up: true, master: None };
+        assert!(seen.contains(&up));
         assert!(seen.contains(&Event::Route), "{seen:?}");
         let address = net("10.0.0.1/24");
         assert!(seen.contains(&Event::Address { ifindex: index, address, gone: false }));

@@ -7,7 +7,9 @@
 use std::{fs::OpenOptions, io::Write, process::exit};
 
 use anyhow::Context;
-use culvert::sandbox::{ExecError, SuperviseSpec, spawn_detached, supervise, supervise_detached};
+use culvert::sandbox::{
+    ExecError, Life, SuperviseSpec, Surroundings, spawn_detached, supervise, supervise_detached,
+};
 use nix::sys::{
     signal::{SigSet, Signal},
     signalfd::SignalFd,
@@ -66,15 +68,24 @@ fn main() -> anyhow::Result<()> {
 async fn execute(verb: &str, spec: &SuperviseSpec) -> i32 {
     let on_start = async |pid| note(&format!("start {pid}"));
     let on_exit = async |code| note(&format!("exit {code}"));
+    let tell = async |life| {
+        note(&match life {
+            Life::Runs { pid, restarts: 0, .. } => format!("start {pid}"),
+            Life::Runs { pid, restarts, .. } => format!("start {pid} again {restarts}"),
+            Life::Waits { code, restarts, .. } => format!("exit {code} before {restarts}"),
+            Life::Ended { code } => format!("exit {code}"),
+        });
+        true
+    };
     match verb {
         "run" => supervise(spec, on_start, on_exit).await.unwrap_or_else(|error| fail(&error)),
-        "detach" => match spawn_detached(spec, &[]).await {
+        "detach" => match spawn_detached(spec, &[], &Surroundings::default()).await {
             Ok(pid) => {
                 println!("{pid}");
                 0
             }
             Err(error) => fail(&error),
         },
-        _ => supervise_detached(spec, on_start, on_exit).await,
+        _ => supervise_detached(spec, tell).await,
     }
 }

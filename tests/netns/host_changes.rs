@@ -2,19 +2,32 @@
 
 #![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
+use culvert_common::abi::ABI_VERSION;
 use culvert_tests::{
+    bpf::detach_link,
     cluster::{Cluster, Host, SOON, unique_name},
-    netns::wait_until,
+    netns::{Process, wait_until},
 };
 use nix::sys::signal::Signal;
 
-/// Time within which a change of a device is repaired and reported.
-const REPAIR: Duration = Duration::from_secs(5);
+use crate::{
+    device::told,
+    lifecycle::{lost, start_pings},
+};
+
+/// Within this time a change of a device, a setting, a program or a pin is repaired and
+/// reported.
+const REPAIR: Duration = Duration::from_secs(2);
+/// Within this time the BPF file system is mounted again.
+const REMOUNT: Duration = Duration::from_secs(5);
 
 /// The repairs of one kind: their number, and the text of the last one.
-fn repairs(host: &Host, kind: &str) -> (u64, String) {
+pub(crate) fn repairs(host: &Host, kind: &str) -> (u64, String) {
     let status = host.json(&["status"]);
     let rows = status["repairs"].as_array().unwrap();
     let row = rows.iter().find(|row| row["kind"] == kind);
@@ -101,6 +114,65 @@ fn an_agent_waits_for_its_uplink() {
     host.wait_ready();
 }
 
+/// Starts the agent of a host without `--uplink`, or with another one.
+fn start_on(host: &mut Host, uplink: Option<&str>) {
+    let whole = host.agent_command(&[]);
+    let mut args: Vec<_> = whole.get_args().map(ToOwned::to_owned).collect();
+    let at = args.iter().position(|arg| arg == "--uplink").unwrap();
+    args.drain(at..at + 2);
+    let mut command = std::process::Command::new(whole.get_program());
+    command.args(args);
+    if let Some(uplink) = uplink {
+        command.args(["--uplink", uplink]);
+    }
+    host.agent = Some(Process::spawn(command));
+}
+
+/// At boot the agent is there before the default route, which tells the uplink.
+#[test]
+#[ignore = "needs root"]
+fn an_agent_waits_for_the_default_route() {
+    let mut cluster = Cluster::without_agents(1, 1500);
+    let host = &mut cluster.hosts[0];
+    start_on(host, None);
+    let waits = "no default route tells the uplink";
+    wait_until(SOON, "the line about the route", || host.agent_log().contains(waits));
+    assert!(host.agent.as_mut().unwrap().is_running(), "{}", host.agent_log());
+    host.netns.run("ip route add default via 192.0.2.254 dev up0");
+    host.wait_ready();
+    let status = host.json(&["status"]);
+    assert_eq!(status["agent"]["uplinks"], serde_json::json!(["up0"]), "{status}");
+    assert_eq!(status["agent"]["vtep_ip"], "192.0.2.1", "{status}");
+    // Once: not with each look.
+    assert_eq!(host.agent_log().matches(waits).count(), 1, "{}", host.agent_log());
+}
+
+/// An interface without an Ethernet header is refused as an uplink, with why, whether it is named or
+/// has the default route.
+#[test]
+#[ignore = "needs root"]
+fn an_uplink_without_an_ethernet_header_is_refused() {
+    let mut cluster = Cluster::without_agents(1, 1500);
+    let host = &mut cluster.hosts[0];
+    host.netns.run(
+        "ip tuntap add tun9 mode tun && ip addr add 10.78.0.1/24 dev tun9 && \
+         ip link set tun9 up && ip route add default dev tun9",
+    );
+    for uplink in [Some("tun9"), None] {
+        start_on(host, uplink);
+        let mut agent = host.agent.take().unwrap();
+        let status = agent.wait(SOON);
+        let errors = agent.stderr();
+        assert_eq!(status.code(), Some(1), "{errors}");
+        let lines: Vec<&str> =
+            errors.lines().filter(|line| line.starts_with("culvert: ")).collect();
+        let [line] = lines[..] else { unreachable!("one line, not: {errors}") };
+        assert!(line.contains("uplink tun9 has no Ethernet header (tun): Culvert sends"), "{line}");
+    }
+    // Nothing was loaded.
+    assert_eq!(host.netns.run("ip -o link show | grep -c 'cv[a-z0-9]*:' || true").trim(), "0");
+}
+
 /// Changes of devices and settings as by networkd, NetworkManager or an administrator.
 #[test]
 #[ignore = "needs root"]
@@ -136,88 +208,227 @@ fn changed_devices_are_put_right_and_told() {
         let now = |text: &str| text.replace("CVG", &cvg);
         is_repaired(host, "gateway device", &now(breakage), words, &now(whole));
     }
+    // Of all devices only a VRF takes a bridge as a port, and not every kernel has it.
+    if host.netns.succeeds("ip link add vrf9 type vrf table 99 && ip link set vrf9 up") {
+        is_repaired(
+            host,
+            "gateway device",
+            &format!("ip link set {cvg} master vrf9"),
+            "was a port of another device",
+            &format!(
+                "! ip link show {cvg} | grep -q master && ip route show 10.0.0.0/24 | grep -q {cvg}"
+            ),
+        );
+    }
     for (breakage, words, whole) in [
         ("ip link set PORT down", "was down", "ip link show PORT | grep -q '[<,]UP[,>]'"),
         ("ip link set PORT mtu 1200", "had MTU 1200", "ip link show PORT | grep -q 'mtu 1450'"),
+        (
+            "ip link set PORT nomaster",
+            "was no port of cvroom0",
+            "ip link show PORT | grep -q 'master cvroom0'",
+        ),
+        (
+            "ip link add br9 type bridge && ip link set PORT master br9",
+            "was a port of br9",
+            "ip link show PORT | grep -q 'master cvroom0'",
+        ),
     ] {
         let now = |text: &str| text.replace("PORT", port);
         is_repaired(host, "container device", &now(breakage), words, &now(whole));
     }
     for (breakage, words, whole) in [
         (
+            "ip link set cvroom0 up",
+            "cvroom0 was up",
+            "! ip link show cvroom0 | grep -q '[<,]UP[,>]'",
+        ),
+        (
+            "ip link set cvgro0 down",
+            "cvgro0 was down",
+            "ip link show cvgro0 | grep -q '[<,]UP[,>]'",
+        ),
+        (
+            "ip link set cvgro0 nomaster",
+            "cvgro0 was no port of cvroom0",
+            "ip link show cvgro0 | grep -q 'master cvroom0'",
+        ),
+        (
+            "ip link del cvroom0",
+            "cvroom0 was missing",
+            "ip link show PORT | grep -q 'master cvroom0'",
+        ),
+    ] {
+        let whole = whole.replace("PORT", port);
+        is_repaired(host, "assistant device", breakage, words, &whole);
+    }
+    for (breakage, words, whole) in [
+        (
             "sysctl -qw net.ipv4.conf.CVG.forwarding=0",
-            "forwarding was off",
+            "had forwarding off",
             "sysctl -n net.ipv4.conf.CVG.forwarding | grep -q 1",
         ),
         (
+            "sysctl -qw net.ipv6.conf.CVG.disable_ipv6=0",
+            "had disable_ipv6 off",
+            "sysctl -n net.ipv6.conf.CVG.disable_ipv6 | grep -q 1",
+        ),
+        (
+            "sysctl -qw net.ipv6.conf.PORT.disable_ipv6=0",
+            "had disable_ipv6 off",
+            "sysctl -n net.ipv6.conf.PORT.disable_ipv6 | grep -q 1",
+        ),
+        (
             "sysctl -qw net.ipv4.conf.lo.route_localnet=0",
-            "lo: route_localnet was off",
+            "lo had route_localnet off",
             "sysctl -n net.ipv4.conf.lo.route_localnet | grep -qx 67",
         ),
         (
             "sysctl -qw net.ipv4.conf.lo.accept_local=0",
-            "lo: accept_local was off",
+            "lo had accept_local off",
             "sysctl -n net.ipv4.conf.lo.accept_local | grep -qx 67",
         ),
     ] {
-        let now = |text: &str| text.replace("CVG", &cvg);
+        let now = |text: &str| text.replace("CVG", &cvg).replace("PORT", port);
         is_repaired(host, "setting", &now(breakage), words, &now(whole));
     }
+    // With a removed gateway device its link goes, too.
+    let links = host.bpffs().join(format!("v{ABI_VERSION}/links"));
+    let pin = pin_of(&links, "gateway-");
+    host.netns.run(&format!("ip link del {cvg}"));
+    wait_until(REPAIR, "the link of the removed device", || !pin.exists());
+    wait_until(REPAIR, "another gateway device", || {
+        host.netns.succeeds(&format!("ip route show 10.0.0.0/24 | grep -q {cvg}"))
+    });
     host.netns.run("ping -c1 -W2 10.0.0.2");
     let log = host.agent_log();
     assert!(log.contains(&format!("repaired: {cvg} was down")), "{log}");
 }
 
-/// Pins of links, maps and programs, and the BPF file system itself, are removed and restored.
+/// Kinds of links on a host of which all programs are attached.
+fn kinds(host: &Host) -> Vec<&'static str> {
+    let all = ["container-", "uplink-xdp-", "uplink-", "gateway-", "loopback-", "client-"];
+    let netkit = (told(host) == "netkit").then_some("netkit-");
+    all.into_iter().chain(netkit).collect()
+}
+
+/// Path of a pinned link of a kind.
+fn pin_of(links: &Path, kind: &str) -> PathBuf {
+    let all = std::fs::read_dir(links).unwrap();
+    all.filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            name.strip_prefix(kind).is_some_and(|index| index.parse::<u32>().is_ok())
+        })
+        .unwrap()
+}
+
+/// Pins of links, maps and programs, and the BPF file system itself. The agent holds what was
+/// pinned: nobody loses a packet. A program whose link is detached by force is attached again.
 #[test]
 #[ignore = "needs root"]
 fn removed_pins_are_put_back_and_told() {
-    let mut cluster = Cluster::new(1);
+    let mut cluster = Cluster::without_agents(1, 1500);
+    let gateway = Cluster::ETCD.to_string();
     let host = &mut cluster.hosts[0];
+    host.start_agent(&["--datapath", "xdp"]);
+    host.wait_ready();
     host.ok(&["network", "create", "--subnet", "10.5.0.0/24", "lan"]);
+    // A client link.
+    host.netns.run(
+        "ip link add card0 type veth peer name card1; ip link set card0 up; \
+         ip link set card1 up; ip addr add 198.51.100.1/24 dev card0",
+    );
     let name = unique_name("pin");
-    host.run_idle(&name, "lan", &["--ip", "10.5.0.2"]);
+    host.run_idle(&name, "lan", &["--ip", "10.5.0.2", "-p", "8080:80"]);
     host.netns.run("ping -c1 -W2 10.5.0.2");
-    let pins = std::fs::read_dir(host.bpffs()).unwrap();
-    let version = pins
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('v')));
-    let pins = version.unwrap();
+    host.wait_ping(&name, &gateway);
+    let pins = host.bpffs().join(format!("v{ABI_VERSION}"));
     let links = pins.join("links");
-    let first = |kind: &str| {
-        let all = std::fs::read_dir(&links).unwrap();
-        all.filter_map(|entry| Some(entry.ok()?.path()))
-            .find(|path| path.file_name().unwrap().to_string_lossy().starts_with(kind))
-            .unwrap()
+    let kinds = kinds(host);
+    wait_until(SOON, "the client link", || {
+        std::fs::read_dir(&links).unwrap().count() >= kinds.len()
+    });
+
+    let outward = start_pings(&name, &gateway);
+    let inward = host.netns.spawn("ping", &["-i", "0.01", "-W", "1", "10.5.0.2"]);
+    let told_after = |kind: &str, before: u64, words: &str| {
+        wait_until(REPAIR, &format!("the repair: {words}"), || {
+            let (count, last) = repairs(host, kind);
+            count > before && last.contains(words)
+        });
     };
-    for kind in ["container-", "uplink-", "gateway-"] {
-        let pin = first(kind);
+    for kind in &kinds {
+        let pin = pin_of(&links, kind);
         let (before, _) = repairs(host, "program");
         std::fs::remove_file(&pin).unwrap();
         wait_until(REPAIR, &format!("{}", pin.display()), || pin.exists());
-        wait_until(REPAIR, "the repair", || {
-            let (count, last) = repairs(host, "program");
-            count > before && last.contains("had lost its pin")
-        });
+        told_after("program", before, "had lost its pin");
     }
     for pin in [pins.join("maps/FDB"), pins.join("programs/from_container")] {
         let (before, _) = repairs(host, "pin");
         std::fs::remove_file(&pin).unwrap();
         wait_until(REPAIR, &format!("{}", pin.display()), || pin.exists());
-        wait_until(REPAIR, "the repair", || repairs(host, "pin").0 > before);
+        told_after("pin", before, "was missing");
+    }
+    // The whole file system is unmounted. The agent still holds the maps, and so the flows.
+    let (before, _) = repairs(host, "program");
+    nix::mount::umount2(&host.bpffs(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    // The agent looks at the uplinks before it looks for pins.
+    host.netns.run("ip link set up0 alias changed");
+    wait_until(REMOUNT, "the pins", || {
+        pins.join("maps/FLOWS").exists()
+            && std::fs::read_dir(&links).is_ok_and(|links| links.count() >= kinds.len())
+    });
+    wait_until(REMOUNT, "the repairs", || {
+        repairs(host, "program").0 >= before + kinds.len() as u64
+    });
+    let last = repairs(host, "pin").1;
+    assert!(last.starts_with("was missing, ") && last.ends_with(" more"), "{last}");
+    assert_eq!((lost(outward), lost(inward)), (0, 0));
+
+    for kind in &kinds {
+        let (before, _) = repairs(host, "program");
+        detach_link(&pin_of(&links, kind));
+        told_after("program", before, "was detached");
     }
     host.netns.run("ping -c1 -W2 10.5.0.2");
-
-    // The whole file system is unmounted. The agent still holds the maps, and so the flows.
-    nix::mount::umount2(&host.bpffs(), nix::mount::MntFlags::MNT_DETACH).unwrap();
-    wait_until(REPAIR, "the pins", || pins.join("maps/FLOWS").exists());
-    wait_until(REPAIR, "the host's way to the container", || {
-        host.netns.succeeds("ping -c1 -W1 10.5.0.2")
-    });
-    assert!(repairs(host, "pin").1.contains("pin was missing"));
+    host.wait_ping(&name, &gateway);
     // A restarted agent finds the pins.
+    let host = &mut cluster.hosts[0];
     host.stop_agent(Signal::SIGKILL);
-    host.start_agent(&[]);
+    host.in_container(&name, &format!("ping -c5 -i0.05 -W1 {gateway}"));
+    host.start_agent(&["--datapath", "xdp"]);
     host.wait_ready();
     host.netns.run("ping -c1 -W2 10.5.0.2");
+}
+
+/// A removed pin does not keep a program attached after its interface has been given up: the agent
+/// holds the link, and lets it go.
+#[test]
+#[ignore = "needs root"]
+fn what_was_held_without_a_pin_is_detached() {
+    let cluster = Cluster::new(1);
+    let host = &cluster.hosts[0];
+    host.netns.run(
+        "ip link add card0 type veth peer name card1; ip link set card0 up; \
+         ip link set card1 up; ip addr add 198.51.100.1/24 dev card0",
+    );
+    let name = unique_name("held");
+    host.run_idle(&name, "bridge", &["-p", "8080:80"]);
+    let programs = |ifname: &str| {
+        culvert_tests::netns::programs(&host.netns, ifname, aya::programs::TcAttachType::Ingress)
+    };
+    wait_until(SOON, "the client link", || programs("card0") == ["from_client"]);
+    let links = host.bpffs().join(format!("v{ABI_VERSION}/links"));
+    for kind in ["client-", "loopback-"] {
+        std::fs::remove_file(pin_of(&links, kind)).unwrap();
+    }
+    host.ok(&["rm", "-f", &name]);
+    for ifname in ["card0", "lo"] {
+        wait_until(SOON, ifname, || programs(ifname).is_empty());
+    }
+    std::fs::remove_file(pin_of(&links, "uplink-")).unwrap();
+    host.ok(&["purge"]);
+    assert!(programs("up0").is_empty(), "{:?}", programs("up0"));
 }

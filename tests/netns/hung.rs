@@ -107,6 +107,53 @@ fn a_hung_store_is_named_and_ps_tells_modes_without_it() {
     assert_eq!(cluster.hosts[0].json(&["ps"]), before);
 }
 
+/// A `run` that has failed while the store hung does not come true later: address, name and port are
+/// free, also if the agent is killed before the store is back.
+#[test]
+#[ignore = "needs root"]
+fn a_run_that_failed_in_doubt_does_not_come_true_later() {
+    let mut cluster = Cluster::new(1);
+    let host = &cluster.hosts[0];
+    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    let name = unique_name("doubt");
+    let options = ["--name", &name, "--network", "net", "--ip", "10.0.0.7", "-p", "8080:80"];
+    let run = [&["run", "-d"][..], &options, &["--", "sleep", "infinity"]].concat();
+    for kill in [false, true] {
+        let host = &mut cluster.hosts[0];
+        cluster.etcd.freeze().unwrap();
+        let line = hung(host, Duration::from_secs(30), &run);
+        assert!(line.contains("store: etcd 192.0.2.254:2379"), "{line}");
+        let told = |host: &Host| {
+            let status = host.json(&["status"]);
+            let problems = status["problems"].as_array().cloned().unwrap_or_default();
+            problems.iter().any(|line| {
+                let line = line.as_str().unwrap_or_default();
+                line.contains(&name) && line.contains("an attempt has failed")
+            })
+        };
+        assert!(told(host));
+        if kill {
+            host.stop_agent(Signal::SIGKILL);
+            host.start_agent(&[]);
+            wait_until(SOON, "the agent to answer", || host.culvert(&["ps"]).status.success());
+            assert!(told(host));
+        }
+        cluster.etcd.thaw().unwrap();
+        let host = &mut cluster.hosts[0];
+        host.wait_ready();
+        wait_until(SOON, "the attempt to be taken back", || !told(host));
+        assert_eq!(host.json(&["ps"]), serde_json::json!([]));
+        assert_eq!(
+            host.json(&["network", "inspect", "net"])[0]["Containers"],
+            serde_json::json!({})
+        );
+        assert!(!Path::new(&format!("/run/netns/{name}")).exists());
+        host.ok(&run);
+        assert_eq!(host.ip(&name, "net"), "10.0.0.7");
+        host.ok(&["rm", "-f", &name]);
+    }
+}
+
 const NONE: Option<&str> = None;
 
 /// A small file system, unmounted when dropped.

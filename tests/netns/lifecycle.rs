@@ -22,14 +22,14 @@ fn overlay_pair() -> (Cluster, String, String) {
 }
 
 /// A ping every 10 ms, until it is stopped.
-fn start_pings(name: &str, ip: &str) -> Process {
+pub(crate) fn start_pings(name: &str, ip: &str) -> Process {
     let mut command = Command::new("nsenter");
     command.args([&format!("--net=/run/netns/{name}"), "ping", "-i", "0.01", "-W", "1", ip]);
     Process::spawn(command)
 }
 
 /// How many of the pings went unanswered.
-fn lost(mut pings: Process) -> u64 {
+pub(crate) fn lost(mut pings: Process) -> u64 {
     pings.stop(Signal::SIGINT, SOON);
     let text = pings.stdout();
     let summary = text.lines().find(|line| line.contains("packets transmitted")).unwrap_or("");
@@ -99,6 +99,175 @@ fn a_lost_namespace_comes_back() {
         cluster.hosts[0].try_in_container(&first, "ip addr show eth0").status.success()
     });
     cluster.hosts[0].wait_ping(&first, "10.0.0.3");
+}
+
+/// The row of a container in `ps`.
+fn row(host: &Host, name: &str) -> serde_json::Value {
+    let rows = host.json(&["ps"]);
+    let found = rows.as_array().and_then(|rows| rows.iter().find(|row| row["name"] == name));
+    found.cloned().unwrap_or_default()
+}
+
+/// Kills the supervisors of a host, and with them their commands.
+fn kill_supervisors(host: &Host) {
+    let supervisors = format!("--socket {} .*__supervise", host.socket().display());
+    let _ = Command::new("pkill").args(["-KILL", "-f", "--", &supervisors]).status();
+}
+
+/// After a reboot, commands run again as their policy says, with their network; containers of
+/// `--rm` are gone and their addresses free.
+#[test]
+#[ignore = "needs root"]
+fn commands_come_back_after_a_reboot_and_rm_is_carried_out() {
+    let mut cluster = Cluster::new(2);
+    cluster.hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    cluster.wait_network("net");
+    let [web, once, plain, peer] = ["web", "once", "plain", "peer"].map(unique_name);
+    let host = &cluster.hosts[0];
+    let script = "echo $CULVERT_TEST_WORD in $PWD; exec sleep 1000";
+    let mut command = host.culvert_command(&[
+        "run",
+        "-d",
+        "--name",
+        &web,
+        "--network",
+        "net",
+        "--ip",
+        "10.0.0.2",
+        "--restart",
+        "always",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]);
+    command.env("CULVERT_TEST_WORD", "secret").current_dir("/usr");
+    assert!(command.status().is_ok_and(|status| status.success()));
+    host.run_idle(&once, "net", &["--ip", "10.0.0.3", "--rm"]);
+    host.run_idle(&plain, "net", &["--ip", "10.0.0.4"]);
+    cluster.hosts[1].run_idle(&peer, "net", &["--ip", "10.0.0.9"]);
+    cluster.hosts[1].wait_ping(&peer, "10.0.0.2");
+
+    let host = &mut cluster.hosts[0];
+    host.stop_agent(Signal::SIGKILL);
+    kill_supervisors(host);
+    let names = [&web, &once, &plain].map(|name| format!("ip netns del {name}")).join("; ");
+    let script = format!("umount -l {}; {names}", host.bpffs().display());
+    culvert_tests::netns::Netns::here().run(&script);
+    host.start_agent(&[]);
+    host.wait_ready();
+
+    let host = &cluster.hosts[0];
+    wait_until(SOON, "the command to run again", || row(host, &web)["state"] == "running");
+    assert_eq!(row(host, &web)["restarts"], 1);
+    assert_eq!(row(host, &web)["restart"], "always");
+    assert_eq!(host.ok(&["logs", &web]).trim_end(), "secret in /usr\nsecret in /usr");
+    let pid = row(host, &web)["pid"].to_string();
+    let inside = std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let named = host.in_container(&web, "readlink /proc/self/ns/net");
+    assert_eq!(inside.map(|path| path.display().to_string()), Some(named.trim().to_owned()));
+    cluster.hosts[1].wait_ping(&peer, "10.0.0.2");
+    wait_until(SOON, "the container of --rm to be gone", || row(host, &once).is_null());
+    let again = unique_name("again");
+    cluster.hosts[1].run_idle(&again, "net", &["--ip", "10.0.0.3"]);
+    assert_eq!(row(host, &plain)["state"], "exited");
+    cluster.hosts[1].wait_ping(&peer, "10.0.0.4");
+    let line = host.refused(1, &["rm", &web]);
+    assert!(line.contains("is running"), "{line}");
+    host.ok(&["rm", "-f", &web]);
+    // Without a parent that waits for it, a process that has ended stays as a zombie.
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+}
+
+/// Changes the record of a container on disk as if the report of its command had never come. Returns
+/// the pid of the command.
+fn forget_command(host: &Host, name: &str) -> Option<i64> {
+    let path = host.dir().join(format!("state/containers/{name}.json"));
+    let text = std::fs::read(&path).unwrap_or_default();
+    let mut record: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+    let pid = record["process"]["pid"].as_i64();
+    for field in ["process", "supervisor", "log"] {
+        record[field] = serde_json::Value::Null;
+    }
+    record["begun"] = false.into();
+    assert!(std::fs::write(&path, record.to_string()).is_ok());
+    pid
+}
+
+/// A purge without an agent ends commands that no agent was told of, with their supervisors.
+#[test]
+#[ignore = "needs root"]
+fn a_purge_without_an_agent_ends_commands_that_were_not_told() {
+    let mut cluster = Cluster::new(1);
+    let host = &mut cluster.hosts[0];
+    let name = unique_name("untold");
+    let options: [&str; 8] =
+        ["run", "-d", "--name", &name, "--network", "none", "--restart", "always"];
+    host.ok(&[&options[..], &["--", "sleep", "1000"]].concat());
+    host.stop_agent(Signal::SIGKILL);
+    let pid = forget_command(host, &name);
+    let running = || pid.is_some_and(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists());
+    assert!(running());
+    let state = host.dir().join("state").display().to_string();
+    host.ok(&["purge", "--state-dir", &state, "--bpffs", &host.bpffs().display().to_string()]);
+    wait_until(SOON, "the command to be gone", || !running());
+    assert!(!std::path::Path::new(&format!("/run/netns/{name}")).exists());
+}
+
+/// A command that starts while the agent is away is known when the agent is back, and `rm` without
+/// `-f` does not forget it alive.
+#[test]
+#[ignore = "needs root"]
+fn a_command_that_starts_while_the_agent_is_away_is_known_later() {
+    let mut cluster = Cluster::new(1);
+    let host = &mut cluster.hosts[0];
+    let name = unique_name("late");
+    let script = "echo started; exec sleep 1000";
+    host.ok(&["run", "-d", "--name", &name, "--network", "none", "--", "sh", "-c", script]);
+    host.stop_agent(Signal::SIGKILL);
+    let pid = forget_command(host, &name);
+    host.start_agent(&[]);
+    host.wait_ready();
+    assert_eq!(row(host, &name)["pid"].as_i64(), pid);
+    assert_eq!(row(host, &name)["state"], "running");
+    let line = host.refused(1, &["rm", &name]);
+    assert!(line.contains("is running"), "{line}");
+    assert!(host.ok(&["logs", &name]).contains("started"));
+    host.ok(&["rm", "-f", &name]);
+}
+
+/// An agent is killed while it makes a container: what is left is removed, by name or with the
+/// attempt.
+#[test]
+#[ignore = "needs root"]
+fn a_namespace_that_a_killed_agent_has_left_is_removed_by_name() {
+    let mut cluster = Cluster::new(1);
+    let name = unique_name("half");
+    let path = format!("/run/netns/{name}");
+    let host = &mut cluster.hosts[0];
+    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    // The store hangs, so that the agent is killed between namespace and record.
+    assert!(cluster.etcd.freeze().is_ok());
+    let host = &mut cluster.hosts[0];
+    let run = host.culvert_command(&["run", "--name", &name, "--network", "net", "--", "true"]);
+    let mut run = Process::spawn(run);
+    wait_until(SOON, "the namespace", || std::path::Path::new(&path).exists());
+    host.stop_agent(Signal::SIGKILL);
+    assert!(!run.wait(SOON).success());
+    assert!(cluster.etcd.thaw().is_ok());
+    let host = &mut cluster.hosts[0];
+    host.start_agent(&[]);
+    host.wait_ready();
+    // If it was about to be attached, the agent removes it by itself when it takes that back.
+    if row(host, &name)["state"] == "unfinished" {
+        let _ = host.culvert_command(&["rm", &name]).status();
+    }
+    wait_until(SOON, "the namespace to be gone", || !std::path::Path::new(&path).exists());
+    wait_until(SOON, "no problem to be left", || {
+        host.json(&["status"])["problems"].as_array().is_some_and(Vec::is_empty)
+    });
+    host.run_idle(&name, "net", &["--ip", "10.0.0.2"]);
 }
 
 /// A veth, a route or the cause of a map entry is deleted: the agent repairs it.

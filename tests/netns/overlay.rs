@@ -1,10 +1,14 @@
 //! Containers of one overlay network on different hosts.
 
-use std::time::Duration;
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
 
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
     netns::{Underlay, wait_until},
+    sock::{self, Behaviour, Server, Use, container},
 };
 
 use crate::device;
@@ -181,6 +185,71 @@ s.sendto(body, ('192.0.2.1', 0))
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains("mtu = 1350") || text.contains("mtu=1350"), "{text}");
     one.in_container(over1, "ping -c1 -W9 -M do -s 1300 10.0.0.3");
+}
+
+/// A host with jumbo frames and one without: each uses the smaller MTU of both ends. The containers are
+/// told by ICMP, nothing is lost without a word, and `status` on both hosts names the other one.
+#[test]
+#[ignore = "needs root"]
+fn hosts_with_unlike_mtus_use_the_smaller_one() {
+    let mut cluster = Cluster::without_agents(2, 1500);
+    // The switch drops what is too long for the second host, as a real one does.
+    cluster.switch.run("ip link set p0 mtu 9000");
+    cluster.hosts[0].netns.run(&format!("ip link set {} mtu 9000", Underlay::UPLINK));
+    for host in &mut cluster.hosts {
+        host.start_agent(&[]);
+    }
+    for host in &mut cluster.hosts {
+        host.wait_ready();
+    }
+    let [one, two] = &cluster.hosts[..] else { unreachable!() };
+    let create = ["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24"];
+    one.ok(&[&create[..], &["--mtu", "8950", "net"]].concat());
+    cluster.wait_network("net");
+    let (first, second) = (unique_name("jumbo"), unique_name("plain"));
+    one.run_idle(&first, "net", &["--ip", "10.0.0.2"]);
+    two.run_idle(&second, "net", &["--ip", "10.0.0.3"]);
+    one.wait_ping(&first, "10.0.0.3");
+
+    for (host, other, theirs, ours) in [(one, two, 1500, 9000), (two, one, 9000, 1500)] {
+        let line = format!(
+            "VTEP {}: its MTU is {theirs} bytes, and that of the path from here {ours} bytes: \
+             packets over 1450 bytes do not pass",
+            other.vtep()
+        );
+        wait_until(SOON, &format!("{line:?} in the status of {}", host.node), || {
+            host.json(&["status"])["problems"].to_string().contains(&line)
+        });
+    }
+    for (host, name, ip) in [(one, &first, "10.0.0.3"), (two, &second, "10.0.0.2")] {
+        let mtu = host.in_container(name, "ip link show eth0");
+        assert!(mtu.contains("mtu 8950"), "{mtu}");
+        host.in_container(name, &format!("ping -c1 -W2 -M do -s 1422 {ip}"));
+        let output = host.try_in_container(name, &format!("ping -c2 -i0.2 -W1 -M do -s 1423 {ip}"));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{text}");
+        assert!(text.contains("mtu = 1450") || text.contains("mtu=1450"), "{text}");
+        for reason in ["packet_too_big", "icmp_too_big_sent"] {
+            assert!(host.counter("from_container", reason) >= 1, "{}: {reason}", host.node);
+        }
+        // What a container has learnt must not help the connections below.
+        host.in_container(name, "ip route flush cache");
+    }
+    let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 80);
+    for offload in ["on", "off"] {
+        for (host, name) in [(one, &first), (two, &second)] {
+            host.in_container(name, &format!("ethtool -K eth0 tso {offload} gso {offload}"));
+        }
+        for (from, to, ip) in
+            [(&first, &second, [10_u8, 0, 0, 3]), (&second, &first, [10, 0, 0, 2])]
+        {
+            let _server = Server::tcp(&container(to), any, Behaviour::Echo);
+            let at = SocketAddrV4::new(ip.into(), 80);
+            let answer = sock::tcp(&container(from), at, 0, Use::Echo(1 << 20));
+            assert_eq!(answer, "ok 1048576", "{from} to {to}, offload {offload}");
+        }
+    }
 }
 
 /// Bytes arrive as they were sent, in both directions, over TCP and UDP, with GSO frames and

@@ -207,6 +207,10 @@ impl StateStore for Reopened {
         self.current()?.snapshot(prefix).await
     }
 
+    async fn was_written(&self, key: &str, at: Revision) -> Result<bool, StoreError> {
+        self.current()?.was_written(key, at).await
+    }
+
     async fn watch(
         &self,
         prefix: &str,

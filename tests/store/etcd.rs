@@ -59,6 +59,11 @@ async fn a_store_that_was_rolled_back_is_recognized() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_roll_back_is_recognized_in_spite_of_a_compaction() {
+    crate::follow::a_roll_back_is_recognized_in_spite_of_a_compaction(Etcd::start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_is_opened_by_url_with_a_name_or_an_address() {
     let server = start(Config::default());
     let port = server.endpoint().rsplit_once(':').expect("port").1.to_owned();
@@ -281,24 +286,50 @@ async fn alarms_are_told() {
     write(&store, vec![put("/t/b", "1")]).await;
 }
 
-/// Makes the users `root`, and `culvert`, which may access the keys below `/culvert/`.
-async fn enable_users(server: &EtcdServer) {
+/// Makes the users `root`, and `culvert`, which may access the keys below `prefix`.
+async fn enable_users(server: &EtcdServer, prefix: &str) {
     let mut client = Client::connect([server.endpoint()], None).await.expect("connects");
     client.user_add("root", "secret", None).await.expect("root");
     client.role_add("root").await.expect("role");
     client.user_grant_role("root", "root").await.expect("grant");
     client.user_add("culvert", "pässword", None).await.expect("user");
     client.role_add("culvert").await.expect("role");
-    let permission = etcd_client::Permission::new(PermissionType::Readwrite, "/culvert/");
+    let permission = etcd_client::Permission::new(PermissionType::Readwrite, prefix);
     client.role_grant_permission("culvert", permission.with_prefix()).await.expect("permission");
     client.user_grant_role("culvert", "culvert").await.expect("grant");
     client.auth_enable().await.expect("enable");
 }
 
+/// A role that covers only the followed keys is enough to follow them. The follower has no witness of
+/// its own then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_without_the_witnesses_is_enough_to_follow() {
+    let server = start(Config::default());
+    enable_users(&server, "/culvert/v1/").await;
+    let options = EtcdOptions {
+        user: Some("culvert".to_owned()),
+        password: Some("pässword".to_owned()),
+        ..etcd_options(&[server.endpoint()])
+    };
+    let store = connect(&options).await;
+    let options = FollowOptions {
+        own_key: Some(culvert::model::witness_key("test")),
+        own_every: Duration::from_millis(50),
+        ..culvert::model::follow_options()
+    };
+    let follower = Follower::spawn(Arc::new(store), options);
+    let mut health = follower.health();
+    let refusal = health.wait_for(|health| health.own_refused.is_some());
+    let state = in_time("the refusal", refusal).await.expect("follower").clone();
+    assert!(state.healthy && state.own.is_none(), "{state:?}");
+    let why = state.own_refused.expect("a reason");
+    assert!(why.contains("permission denied"), "{why}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_and_passwords() {
     let mut server = start(Config::default());
-    enable_users(&server).await;
+    enable_users(&server, "/culvert/").await;
     let as_user = |user: Option<&str>, password: &str| EtcdOptions {
         user: user.map(str::to_owned),
         password: user.map(|_| password.to_owned()),

@@ -24,6 +24,20 @@ async fn update(follower: &mut Follower) -> Update {
     in_time("an update", follower.next()).await.expect("the follower lives")
 }
 
+/// Options of a follower with a witness of its own, which it writes soon after each change.
+fn with_own() -> FollowOptions {
+    let own_key = Some(culvert::model::witness_key("test"));
+    FollowOptions { own_key, own_every: Duration::from_millis(50), ..options() }
+}
+
+/// Waits until a follower has written its own witness after all that it has seen.
+async fn own_written(follower: &Follower) -> Health {
+    health(follower, "the own witness", |health| {
+        health.own.as_ref().is_some_and(|own| own.revision >= health.revision)
+    })
+    .await
+}
+
 /// Waits until the follower's health satisfies `is`.
 async fn health(follower: &Follower, what: &str, is: impl Fn(&Health) -> bool) -> Health {
     let mut health = follower.health();
@@ -42,7 +56,10 @@ struct Mirror {
 
 impl Mirror {
     fn take(&mut self, update: &Update) {
-        assert!(update.revision >= self.revision, "{update:?}");
+        // A list of a store that was accepted may be of an earlier revision.
+        assert!(update.resync || update.revision >= self.revision, "{update:?}");
+        let is_deletion = |change: &Change| matches!(change, Change::Delete { .. });
+        assert!(!update.resync || update.changes.is_sorted_by_key(is_deletion), "{update:?}");
         self.revision = update.revision;
         self.resyncs += usize::from(update.resync);
         for change in &update.changes {
@@ -146,9 +163,10 @@ pub(crate) async fn after_compaction_the_difference_is_told(mut backend: impl Ba
     // for another host, whose connection still works.
     let (cut, gate) = Gate::new(backend.store());
     drop(follower);
-    let mut follower = Follower::spawn(gate, options());
+    let mut follower = Follower::spawn(gate, with_own());
     let mut mirror = Mirror::default();
     mirror.until(&mut follower, |mirror| mirror.held.len() == 3).await;
+    own_written(&follower).await;
     cut.send_replace(true);
     health(&follower, "the break to show", |health| !health.healthy).await;
     write(&*store, vec![put("/culvert/v1/x/changed", "2"), delete("/culvert/v1/x/gone")]).await;
@@ -172,6 +190,51 @@ pub(crate) async fn after_compaction_the_difference_is_told(mut backend: impl Ba
     insist(&*store, "/culvert/v1/x/later", "1").await;
     mirror.until(&mut follower, |mirror| mirror.held.contains_key("/culvert/v1/x/later")).await;
     backend.stop().await;
+}
+
+/// Without a witness of its own, a follower that has missed compacted history takes a key for deleted
+/// only if a younger one is still there.
+pub(crate) async fn a_gap_that_nothing_proves_deletes_nothing(backend: impl Backend) {
+    let store = backend.store();
+    let key = |name: &str| format!("/culvert/v1/x/{name}");
+    // The mark is older than all other keys.
+    let mut first = Follower::spawn(backend.store(), options());
+    update(&mut first).await;
+    drop(first);
+    for name in ["old", "kept", "young", "changed"] {
+        write(&*store, vec![put(&key(name), "1")]).await;
+    }
+    let (cut, gate) = Gate::new(backend.store());
+    let mut follower = Follower::spawn(gate, options());
+    let mut mirror = Mirror::default();
+    mirror.until(&mut follower, |mirror| mirror.held.len() == 4).await;
+    let broken = |health: &Health| !health.healthy;
+    cut.send_replace(true);
+    health(&follower, "the break to show", broken).await;
+    let newest = write(&*store, vec![delete(&key("old")), put(&key("changed"), "2")]).await;
+    backend.compact(newest).await;
+    cut.send_replace(false);
+    let resync = update(&mut follower).await;
+    assert_eq!(briefs(&resync.changes), ["/culvert/v1/x/changed=2", "-/culvert/v1/x/old"]);
+    mirror.take(&resync);
+
+    // Neither of the keys that were written last is there any more.
+    health(&follower, "health", |health| health.healthy).await;
+    cut.send_replace(true);
+    health(&follower, "the break to show", broken).await;
+    let newest = write(&*store, vec![delete(&key("young")), delete(&key("changed"))]).await;
+    backend.compact(newest).await;
+    cut.send_replace(false);
+    let state = health(&follower, "the doubt to show", |health| health.replaced.is_some()).await;
+    let error = state.error.expect("an error");
+    assert!(error.contains("x/changed, written at revision"), "{error}");
+    assert!(error.contains("and 1 more key are missing"), "{error}");
+    let nothing = tokio::time::timeout(Duration::from_secs(1), follower.next()).await;
+    assert!(nothing.is_err(), "{nothing:?}");
+    follower.acceptance().notify_one();
+    mirror.take(&update(&mut follower).await);
+    assert_eq!(mirror.held.keys().collect::<Vec<_>>(), [&key("kept")]);
+    health(&follower, "health", |health| health.healthy).await;
 }
 
 pub(crate) async fn a_store_that_is_gone_deletes_nothing(mut backend: impl Backend) {
@@ -229,7 +292,6 @@ pub(crate) async fn a_wiped_store_deletes_nothing_until_accepted(mut backend: im
             follower.acceptance().notify_one();
             let next = tokio::time::timeout(Duration::from_millis(50), follower.next()).await;
             if let Ok(next) = next {
-                mirror.revision = 0;
                 mirror.take(&next.expect("the follower lives"));
                 return;
             }
@@ -264,13 +326,13 @@ pub(crate) async fn a_store_that_was_rolled_back_is_recognized(mut backend: Etcd
     for n in 0..30 {
         insist(&*store, "/culvert/v1/y", &n.to_string()).await;
     }
-    let known =
-        Known { mark: seen.mark.expect("a mark"), revision: seen.revision, witness: seen.witness };
+    let known = known(seen);
     let now = store.snapshot("/culvert/").await.expect("a list").revision;
     assert!(now > known.revision, "{now} {}", known.revision);
     let options = FollowOptions { known: Some(known), ..options() };
     let mut follower = Follower::spawn(backend.store(), options);
-    let state = health(&follower, "the roll-back to show", |health| health.replaced).await;
+    let state =
+        health(&follower, "the roll-back to show", |health| health.replaced.is_some()).await;
     let error = state.error.expect("an error");
     assert!(error.contains("rolled back") && !state.identified, "{error}");
     // Further writes do not change this.
@@ -283,14 +345,77 @@ pub(crate) async fn a_store_that_was_rolled_back_is_recognized(mut backend: Etcd
     assert!(update(&mut follower).await.resync);
 }
 
+/// What the next run knows of a store.
+fn known(health: Health) -> Known {
+    let Health { revision, mark, witness, own, replaced, .. } = health;
+    Known { mark: mark.expect("a mark"), revision, witness, own, replaced }
+}
+
+/// The store is rolled back to a backup and written to, and the history that would tell is compacted:
+/// neither a follower that has run all the time nor one that starts then takes what was lost for
+/// deleted.
+pub(crate) async fn a_roll_back_is_recognized_in_spite_of_a_compaction(mut backend: Etcd) {
+    let store = backend.store();
+    write(&*store, vec![put("/culvert/v1/x/old", "1")]).await;
+    let (cut, gate) = Gate::new(backend.store());
+    let spawn = |options| Follower::spawn(std::sync::Arc::clone(&gate) as _, options);
+    let mut followers = [spawn(with_own()), spawn(options())];
+    let mut mirrors = [Mirror::default(), Mirror::default()];
+    for (follower, mirror) in followers.iter_mut().zip(&mut mirrors) {
+        mirror.until(follower, |mirror| mirror.held.len() == 1).await;
+    }
+    own_written(&followers[0]).await;
+    backend.back_up().await;
+    backend.start_again().await;
+    for n in 0..5 {
+        insist(&*store, &format!("/culvert/v1/x/new{n}"), "1").await;
+    }
+    for (follower, mirror) in followers.iter_mut().zip(&mut mirrors) {
+        mirror.until(follower, |mirror| mirror.held.len() == 6).await;
+    }
+    let known = known(own_written(&followers[0]).await);
+
+    cut.send_replace(true);
+    for follower in &followers {
+        health(follower, "the break to show", |health| !health.healthy).await;
+    }
+    backend.roll_back().await;
+    backend.start_again().await;
+    for n in 0..50 {
+        insist(&*store, "/culvert/v1/y", &n.to_string()).await;
+    }
+    let now = store.snapshot("/culvert/").await.expect("a list").revision;
+    assert!(now > known.revision, "{now} {}", known.revision);
+    backend.compact(now).await;
+    cut.send_replace(false);
+
+    let again = FollowOptions { known: Some(known), ..with_own() };
+    let [own, compared] = followers;
+    let followers = [
+        (own, "the write of /culvert/witnesses/test at revision"),
+        (compared, "x/new0, written at revision"),
+        (
+            Follower::spawn(backend.store(), again),
+            "the write of /culvert/witnesses/test at revision",
+        ),
+    ];
+    for (mut follower, why) in followers {
+        let state =
+            health(&follower, "the roll-back to show", |health| health.replaced.is_some()).await;
+        let error = state.error.expect("an error");
+        assert!(error.contains(why) && error.contains("rolled back"), "{error}");
+        let nothing = tokio::time::timeout(Duration::from_secs(1), follower.next()).await;
+        assert!(nothing.is_err(), "{nothing:?}");
+    }
+}
+
 pub(crate) async fn a_store_known_from_an_earlier_run_is_recognized(mut backend: impl Backend) {
     let store = backend.store();
     write(&*store, vec![put("/culvert/v1/x/a", "1")]).await;
     let mut follower = Follower::spawn(backend.store(), options());
     let first = update(&mut follower).await;
-    let mark = follower.health().borrow().mark.clone().expect("a mark");
-    let witness = follower.health().borrow().witness.clone();
-    let known = Some(Known { mark, revision: first.revision, witness });
+    let seen = follower.health().borrow().clone();
+    let known = Some(Known { revision: first.revision, ..known(seen) });
     drop(follower);
 
     let again = FollowOptions { known: known.clone(), ..options() };
@@ -351,6 +476,11 @@ impl StateStore for Gate {
     ) -> Result<culvert::store::Snapshot, culvert::store::StoreError> {
         self.pass()?;
         self.store.snapshot(prefix).await
+    }
+
+    async fn was_written(&self, key: &str, at: i64) -> Result<bool, culvert::store::StoreError> {
+        self.pass()?;
+        self.store.was_written(key, at).await
     }
 
     async fn watch(

@@ -300,6 +300,31 @@ pub(crate) async fn a_watch_tells_revisions_in_order_and_whole(backend: impl Bac
     assert_eq!(briefs(&next(&mut beside).await), ["/u/end=v"]);
 }
 
+/// The history tells whether a key was written at a revision, until it is compacted.
+pub(crate) async fn a_write_is_known_by_its_revision(backend: impl Backend) {
+    let store = backend.store();
+    let first = write(&*store, vec![put("/t/a", "1"), put("/t/b", "1")]).await;
+    let second = write(&*store, vec![put("/t/a", "2")]).await;
+    let third = write(&*store, vec![delete("/t/a")]).await;
+    for (key, at, expected) in [
+        ("/t/a", first, true),
+        ("/t/b", first, true),
+        ("/t/a", second, true),
+        ("/t/b", second, false),
+        ("/t/a", third, false),
+        ("/t/", first, false),
+        ("/t/none", second, false),
+    ] {
+        let written = store.was_written(key, at).await.expect("answer");
+        assert_eq!(written, expected, "{key} at {at}");
+    }
+    backend.compact(second).await;
+    let forgotten = store.was_written("/t/a", first).await;
+    assert!(matches!(forgotten, Err(StoreError::Compacted { .. })), "{forgotten:?}");
+    assert!(store.was_written("/t/a", second).await.expect("answer"));
+    assert!(!store.was_written("/t/a", third).await.expect("answer"));
+}
+
 pub(crate) async fn a_watch_keeps_up_with_many_writers(backend: impl Backend) {
     const TASKS: usize = 8;
     const ROUNDS: usize = 20;

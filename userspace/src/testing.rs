@@ -1,14 +1,31 @@
-//! A small disk for tests.
+//! Namespaces and a small disk for tests.
 
 use std::{
     fs,
     io::Write as _,
     path::{Path, PathBuf},
+    thread,
 };
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
+};
 
 const NONE: Option<&str> = None;
+
+/// Runs a test on a thread with a network namespace and a mount namespace of its own, and with an
+/// empty directory on a file system of its own. What the test mounts there goes with the thread.
+pub(crate) fn in_namespaces(test: impl FnOnce(&Path) + Send) {
+    let dir = tempfile::tempdir().unwrap();
+    let isolated = || {
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
+        mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).unwrap();
+        mount(Some("none"), dir.path(), Some("tmpfs"), MsFlags::empty(), NONE).unwrap();
+        test(dir.path());
+    };
+    thread::scope(|scope| drop(scope.spawn(isolated)));
+}
 
 /// A small tmpfs, unmounted when dropped.
 pub(crate) struct SmallDisk(PathBuf);

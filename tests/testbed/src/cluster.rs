@@ -85,6 +85,14 @@ impl Cluster {
     /// # Panics
     /// When anything cannot be started.
     pub fn without_agents(count: u8, mtu: u32) -> Self {
+        Self::with_store(count, mtu, &[])
+    }
+
+    /// `count` hosts without agents, and an etcd with further arguments.
+    ///
+    /// # Panics
+    /// When anything cannot be started.
+    pub fn with_store(count: u8, mtu: u32, args: &[&str]) -> Self {
         let underlay = Underlay::bridged(count, mtu);
         let Some(switch) = underlay.switch else { panic!("underlay: no switch") };
         switch.run(&format!("ip addr add {}/24 dev br0", Self::ETCD));
@@ -92,6 +100,7 @@ impl Cluster {
             netns: Some(switch.path().to_owned()),
             address: Some(Self::ETCD.into()),
             port: Some(2379),
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             ..Config::default()
         };
         let etcd = match EtcdServer::start_with(config) {

@@ -9,6 +9,7 @@ use std::{
     fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use rustix::{
@@ -21,7 +22,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::files::write_atomically;
 use crate::{
     api::types::ContainerNetwork,
-    model::{Name, NameOptions, NetnsId, SCHEMA, SandboxRef},
+    model::{Name, NameOptions, NetnsId, RestartPolicy, SCHEMA, SandboxRef},
 };
 
 /// Origin of a container's network namespace.
@@ -38,7 +39,39 @@ pub(crate) enum Origin {
     Shares(Name),
 }
 
-/// A process. Its start time tells it from a later process with the same number.
+/// The present boot of this machine: the first 64 bits of its identifier (random(4)). `None`: the
+/// kernel does not tell.
+pub(crate) fn boot() -> Option<u64> {
+    static BOOT: OnceLock<Option<u64>> = OnceLock::new();
+    *BOOT.get_or_init(|| {
+        let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let digits: String = id.chars().filter(char::is_ascii_hexdigit).take(16).collect();
+        u64::from_str_radix(&digits, 16).ok()
+    })
+}
+
+/// Whether something that was noted in the boot `noted` is from before a reboot. Not if either boot
+/// is not known.
+pub(crate) fn is_past(noted: Option<u64>) -> bool {
+    noted.zip(boot()).is_some_and(|(noted, now)| noted != now)
+}
+
+/// What was read of a process in `/proc`. `None`: no process has the number, or it has ended
+/// meanwhile.
+///
+/// # Errors
+/// Every other error: the process may run.
+pub(crate) fn if_alive<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(Errno::NOENT | Errno::SRCH) => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
+/// A process. Boot and start time tell it from a later process with the same number.
 ///
 /// A pidfd cannot take its place: the record outlives the agent on disk, and the inode of a pidfd
 /// is unique only since Linux 6.9 (pidfs). [`Process::open`] gets one from it.
@@ -48,42 +81,95 @@ pub(crate) struct Process {
     pub(crate) pid: i32,
     /// Field 22 of `/proc/PID/stat` (proc(5)), in clock ticks since boot.
     pub(crate) start_time: u64,
+    /// The boot. `None` in a record of an earlier version.
+    #[serde(default)]
+    pub(crate) boot: Option<u64>,
 }
 
 impl Process {
-    /// The process that has this number now; `None` if there is none.
-    pub(crate) fn find(pid: i32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    /// The process that has this number now; `None` if there is none, or it has ended and nobody
+    /// has waited for it.
+    ///
+    /// # Errors
+    /// It is not known, as when no file descriptor is left.
+    pub(crate) fn find(pid: i32) -> io::Result<Option<Self>> {
+        Ok(Self::with_parent(pid)?.map(|(process, _)| process))
+    }
+
+    /// As [`Self::find`], with the number of its parent.
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    pub(crate) fn with_parent(pid: i32) -> io::Result<Option<(Self, i32)>> {
+        let Some(stat) = if_alive(fs::read(format!("/proc/{pid}/stat")))? else { return Ok(None) };
+        // The name of a program may be any bytes.
+        let stat = String::from_utf8_lossy(&stat);
+        let malformed = || io::Error::other(format!("/proc/{pid}/stat is malformed"));
         // Field 2, the name in parentheses, may contain spaces and parentheses.
-        let after_name = stat.get(stat.rfind(')')? + 2..)?;
+        let (_, after_name) = stat.rsplit_once(") ").ok_or_else(malformed)?;
         let mut fields = after_name.split(' ');
-        let state = fields.next()?;
-        if state == "Z" || state == "X" {
-            return None;
+        if matches!(fields.next(), Some("Z" | "X")) {
+            return Ok(None);
         }
-        // State is field 3; 18 fields lie between it and field 22.
-        let start_time = fields.nth(18)?.parse().ok()?;
-        Some(Self { pid, start_time })
+        let parent = fields.next().and_then(|field| field.parse().ok()).ok_or_else(malformed)?;
+        // The parent is field 4; 17 fields lie between it and field 22.
+        let start_time = fields.nth(17).and_then(|field| field.parse().ok());
+        let start_time = start_time.ok_or_else(malformed)?;
+        Ok(Some((Self { pid, start_time, boot: boot() }, parent)))
+    }
+
+    /// The processes that this one has started and that run. None if it has ended.
+    ///
+    /// # Errors
+    /// It is not known, as when no file descriptor is left.
+    pub(crate) fn children(&self) -> io::Result<Vec<Self>> {
+        let mut children = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let name = entry?.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+            match Self::with_parent(pid)? {
+                Some((child, parent)) if parent == self.pid => children.push(child),
+                _ => {}
+            }
+        }
+        // The number was this process's all the time.
+        Ok(if self.is_alive()? { children } else { Vec::new() })
     }
 
     /// Whether the process still runs.
+    ///
+    /// # Errors
+    /// It is not known, as when no file descriptor is left.
+    fn is_alive(&self) -> io::Result<bool> {
+        if is_past(self.boot) {
+            return Ok(false);
+        }
+        let found = Self::find(self.pid)?;
+        Ok(found.is_some_and(|found| found.start_time == self.start_time))
+    }
+
+    /// Whether the process still runs, as far as is known: an agent that cannot look must not take
+    /// it for dead.
     pub(crate) fn lives(&self) -> bool {
-        Self::find(self.pid) == Some(*self)
+        self.is_alive().unwrap_or(true)
     }
 
     /// Opens the process, if it still runs. A signal to the returned value cannot reach a later
     /// process with the same number.
     ///
     /// # Errors
-    /// No file descriptor is left.
+    /// It is not known whether it runs, as when no file descriptor is left.
     pub(crate) fn open(&self) -> io::Result<Option<Running>> {
-        let Some(pid) = Pid::from_raw(self.pid).filter(|_| self.lives()) else { return Ok(None) };
+        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(None) };
+        if !self.is_alive()? {
+            return Ok(None);
+        }
         let fd = match pidfd_open(pid, PidfdFlags::empty()) {
             Err(Errno::SRCH) => return Ok(None),
             opened => opened?,
         };
         // The number is still this process's, so it was when the descriptor was opened.
-        if !self.lives() {
+        if !self.is_alive()? {
             return Ok(None);
         }
         // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped, and `Running` owns
@@ -103,6 +189,11 @@ impl Running {
         let _ = pidfd_send_signal(&self.0, Signal::KILL);
     }
 
+    /// Stops the process: it starts no other one until it is killed.
+    pub(crate) fn stop(&self) {
+        let _ = pidfd_send_signal(&self.0, Signal::STOP);
+    }
+
     /// Waits until the process has ended.
     ///
     /// # Errors
@@ -119,6 +210,10 @@ pub(crate) struct Record {
     pub(crate) schema: u32,
     /// Name.
     pub(crate) name: Name,
+    /// Identifier, by which reports about an earlier container of this name are refused. `None` in
+    /// a record of an earlier version, and in one that is made from the store.
+    #[serde(default)]
+    pub(crate) id: Option<String>,
     /// Origin of the namespace.
     pub(crate) origin: Origin,
     /// Path of the namespace; empty for [`Origin::Host`].
@@ -143,6 +238,29 @@ pub(crate) struct Record {
     /// Names of and for the container.
     #[serde(default)]
     pub(crate) names: NameOptions,
+    /// When the command is started again. If ever, the agent has a file in [`super::reruns`].
+    #[serde(default)]
+    pub(crate) restart: RestartPolicy,
+    /// How often the command was started again.
+    #[serde(default)]
+    pub(crate) restarts: u32,
+    /// The process that runs the command. `None`: not known, as in a record of an earlier version,
+    /// or it has reported the last end of the command.
+    #[serde(default)]
+    pub(crate) supervisor: Option<Process>,
+    /// The command has ended, and the supervisor starts it again after a pause.
+    #[serde(default)]
+    pub(crate) waiting: bool,
+    /// The command, or a supervisor for it, was started, and the last end was not reported. Their
+    /// processes may not be known: a command may have ended before its start was reported.
+    #[serde(default)]
+    pub(crate) begun: bool,
+    /// How the last run ended, if the command keeps failing.
+    #[serde(default)]
+    pub(crate) failing: Option<String>,
+    /// The boot in which the container was made, or the state of its command was last reported.
+    #[serde(default)]
+    pub(crate) boot: Option<u64>,
     /// Its networks as the store last had them, for the time until an agent has read the store.
     /// `None`: not known, as in a record of an earlier version.
     #[serde(default)]
@@ -170,6 +288,7 @@ impl Record {
         Self {
             schema: SCHEMA,
             name,
+            id: None,
             origin,
             netns,
             adopted: None,
@@ -180,8 +299,21 @@ impl Record {
             command: Vec::new(),
             auto_remove: false,
             names: NameOptions::default(),
+            restart: RestartPolicy::No,
+            restarts: 0,
+            supervisor: None,
+            waiting: false,
+            begun: false,
+            failing: None,
+            boot: boot(),
             known: None,
         }
+    }
+
+    /// Whether a report or a supervisor with this identifier is about this container. One without
+    /// is of an earlier version.
+    pub(crate) fn is_meant(&self, id: Option<&str>) -> bool {
+        self.id.as_deref().zip(id).is_none_or(|(own, id)| own == id)
     }
 
     /// The host name of the container.
@@ -192,6 +324,53 @@ impl Record {
     /// The process number, while it runs.
     pub(crate) fn running(&self) -> Option<i32> {
         self.process.filter(Process::lives).map(|process| process.pid)
+    }
+
+    /// Whether the supervisor of the command is known and lives. The command itself may be about to
+    /// be started.
+    pub(crate) fn supervised(&self) -> bool {
+        self.supervisor.is_some_and(|supervisor| supervisor.lives())
+    }
+
+    /// Whether the container is to be removed: its command has ended, or was lost in a reboot, and
+    /// nobody reports the end.
+    pub(crate) fn abandoned(&self) -> bool {
+        let lost = || match self.process {
+            Some(process) => !process.lives(),
+            None => self.begun || is_past(self.boot),
+        };
+        self.auto_remove && lost() && !self.supervised()
+    }
+
+    /// Whether the last end of the command was not reported: it may run without the agent's
+    /// knowledge.
+    ///
+    /// After a report of the last end it runs only if an agent has started it again in another boot.
+    /// The supervisor that has reported may live on, as long as somebody writes to the log.
+    pub(crate) fn unreported(&self) -> bool {
+        let again = !self.restart.is_no() && is_past(self.boot);
+        self.exit_code.is_none() || self.waiting || again
+    }
+
+    /// Whether the agent is to start the command again: nobody else does, and its policy says so.
+    ///
+    /// After a report of the last end this is only so in another boot, as Docker's daemon starts
+    /// containers when it is started. A command that was never started is not.
+    pub(crate) fn orphaned(&self) -> bool {
+        if self.restart.is_no() || self.running().is_some() || self.supervised() {
+            return false;
+        }
+        // Of an earlier version, the process alone says that it has begun.
+        let unreported = self.begun || self.process.is_some() || self.waiting;
+        let ended = self.exit_code.is_some() && is_past(self.boot);
+        (unreported || ended) && self.restart.again(self.exit_code, self.next_restarts() - 1)
+    }
+
+    /// How often the command will have been started again, the next time included; at least 1. A
+    /// supervisor that pauses has counted the next time already.
+    pub(crate) fn next_restarts(&self) -> u32 {
+        let counted = self.waiting && self.restarts > 0;
+        if counted { self.restarts } else { self.restarts.saturating_add(1) }
     }
 }
 
@@ -351,25 +530,98 @@ mod tests {
     }
 
     #[test]
+    fn a_restart_is_counted_once() {
+        let mut record = Record::new(name("web"), Origin::Owned, PathBuf::new());
+        record.restart = RestartPolicy::OnFailure { max: 3 };
+        (record.begun, record.restarts) = (true, 2);
+        assert!(record.orphaned() && record.next_restarts() == 3);
+        // The supervisor was about to start it for the third time, and has counted that.
+        (record.waiting, record.exit_code, record.restarts) = (true, Some(1), 3);
+        assert!(record.orphaned() && record.next_restarts() == 3);
+        record.waiting = false;
+        assert!(!record.orphaned());
+        (record.waiting, record.restarts) = (true, 0);
+        assert_eq!(record.next_restarts(), 1, "a supervisor that was found, and has not told");
+    }
+
+    #[test]
+    fn a_command_that_has_begun_is_looked_after_without_its_process() {
+        let mut record = Record::new(name("web"), Origin::Owned, PathBuf::new());
+        record.restart = RestartPolicy::Always;
+        record.auto_remove = true;
+        assert!(!record.orphaned() && !record.abandoned(), "it was never started");
+        record.begun = true;
+        assert!(record.orphaned() && record.abandoned());
+        record.supervisor = Some(found(std::process::id()));
+        assert!(!record.orphaned() && !record.abandoned(), "its supervisor looks after it");
+        record.supervisor = None;
+        (record.begun, record.exit_code) = (false, Some(0));
+        assert!(!record.orphaned(), "it has ended for good");
+        assert!(!record.unreported(), "nor is it looked for");
+        record.boot = boot().map(|boot| boot ^ 1);
+        assert!(record.unreported() && record.orphaned(), "until the next boot");
+        let text = serde_json::to_string(&record).unwrap();
+        let old: Record = serde_json::from_str(&text.replace("\"begun\":false,", "")).unwrap();
+        assert_eq!(old, record);
+    }
+
+    fn found(pid: u32) -> Process {
+        Process::find(pid.cast_signed()).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_process_that_cannot_be_looked_at_is_not_dead() {
+        let read = |errno: Errno| if_alive::<()>(Err(errno.into()));
+        for errno in [Errno::NOENT, Errno::SRCH] {
+            assert!(read(errno).unwrap().is_none(), "{errno}");
+        }
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::ACCESS, Errno::NOMEM] {
+            assert!(read(errno).is_err(), "{errno}");
+        }
+        assert!(Process::find(-1).unwrap().is_none());
+        let own = std::process::id().cast_signed();
+        let (process, parent) = Process::with_parent(own).unwrap().unwrap();
+        assert_eq!((process.pid, parent), (own, nix::unistd::getppid().as_raw()));
+    }
+
+    #[test]
     fn a_process_is_told_from_a_later_one_with_its_number() {
-        let own = Process::find(std::process::id().try_into().unwrap()).unwrap();
+        let own = found(std::process::id());
         assert!(own.lives());
         assert!(!Process { start_time: own.start_time + 1, ..own }.lives());
+        assert!(!Process { boot: own.boot.map(|boot| boot ^ 1), ..own }.lives());
+        assert!(Process { boot: None, ..own }.lives(), "a record of an earlier version");
 
         let mut child =
             std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
-        let process = Process::find(child.id().try_into().unwrap()).unwrap();
+        let process = found(child.id());
         assert!(process.lives());
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!process.lives());
     }
 
+    #[test]
+    fn the_children_of_a_process_are_found() {
+        let own = found(std::process::id());
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let process = found(child.id());
+        let children = own.children().unwrap();
+        let (none, later) =
+            (process.children().unwrap(), Process { start_time: own.start_time + 1, ..own });
+        let of_later = later.children().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(children.contains(&process), "{children:?}");
+        assert!(none.is_empty() && of_later.is_empty());
+        assert!(!own.children().unwrap().contains(&process));
+    }
+
     #[tokio::test]
     async fn an_open_process_is_killed_and_its_end_is_seen() {
         let stdin = std::process::Stdio::piped;
         let mut child = std::process::Command::new("cat").stdin(stdin()).spawn().unwrap();
-        let process = Process::find(child.id().try_into().unwrap()).unwrap();
+        let process = found(child.id());
         let later = Process { start_time: process.start_time + 1, ..process };
         assert!(later.open().unwrap().is_none());
         let running = process.open().unwrap().unwrap();

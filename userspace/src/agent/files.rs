@@ -1,8 +1,9 @@
 //! Small files in the state directory.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{self, Write},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -11,19 +12,42 @@ use nix::fcntl::{Flock, FlockArg};
 use super::etc;
 use crate::{
     model::Name,
-    store::{Known, Witness, new_id},
+    store::{Known, OwnWitness, Witness, new_id},
 };
 
 /// Replaces the contents of the file `path`. After a crash the file has the old or the new
 /// contents, never a part.
 pub(crate) fn write_atomically(path: &Path, contents: &[u8]) -> io::Result<()> {
+    write_with_mode(path, contents, 0o666, true)
+}
+
+/// Replaces the contents of the file `path`. A process that is killed leaves the old or the new
+/// contents. Nothing is synchronised with the disk: a crash of the host may leave anything.
+pub(crate) fn write_unsynced(path: &Path, contents: &[u8]) -> io::Result<()> {
+    write_with_mode(path, contents, 0o666, false)
+}
+
+/// As [`write_atomically`]. Only the user of this process can read the file.
+pub(crate) fn write_private(path: &Path, contents: &[u8]) -> io::Result<()> {
+    write_with_mode(path, contents, 0o600, true)
+}
+
+/// As [`write_atomically`] or, without `sync`, [`write_unsynced`]; the umask limits `mode`.
+fn write_with_mode(path: &Path, contents: &[u8], mode: u32, sync: bool) -> io::Result<()> {
     let mut scratch = path.as_os_str().to_owned();
     scratch.push(".new");
     let scratch = PathBuf::from(scratch);
-    let written = File::create(&scratch)
+    // One that is left over from a crash may have another mode.
+    let _ = fs::remove_file(&scratch);
+    let written = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(&scratch)
         .and_then(|mut file| {
             file.write_all(contents)?;
-            file.sync_all()
+            if sync { file.sync_all() } else { Ok(()) }
         })
         .and_then(|()| fs::rename(&scratch, path));
     if let Err(error) = written {
@@ -31,7 +55,7 @@ pub(crate) fn write_atomically(path: &Path, contents: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(&scratch);
         return Err(error);
     }
-    if let Some(directory) = path.parent() {
+    if let Some(directory) = path.parent().filter(|_| sync) {
         File::open(directory)?.sync_all()?;
     }
     Ok(())
@@ -131,20 +155,26 @@ struct KnownStore {
     /// A write in its history.
     #[serde(default)]
     witness: Option<Witness>,
+    /// The last write of this host's own key.
+    #[serde(default)]
+    own: Option<OwnWitness>,
+    /// Why the store was called replaced, if it was.
+    #[serde(default)]
+    replaced: Option<String>,
 }
 
 /// The store at `url` as last seen; `None` on a first start.
 pub(crate) fn known_store(state_dir: &Path, url: &str) -> Option<Known> {
     let text = fs::read(state_dir.join(STORE)).ok()?;
     let known: KnownStore = serde_json::from_slice(&text).ok()?;
-    let KnownStore { mark, revision, witness, .. } = known;
-    (known.url == url).then_some(Known { mark, revision, witness })
+    let KnownStore { mark, revision, witness, own, replaced, .. } = known;
+    (known.url == url).then_some(Known { mark, revision, witness, own, replaced })
 }
 
 /// Writes the identity of the store, for [`known_store`].
 pub(crate) fn remember_store(state_dir: &Path, url: &str, known: Known) -> io::Result<()> {
-    let Known { mark, revision, witness } = known;
-    let known = KnownStore { url: url.to_owned(), mark, revision, witness };
+    let Known { mark, revision, witness, own, replaced } = known;
+    let known = KnownStore { url: url.to_owned(), mark, revision, witness, own, replaced };
     write_atomically(&state_dir.join(STORE), serde_json::to_string(&known)?.as_bytes())
 }
 
@@ -186,6 +216,13 @@ pub(crate) fn unmark_purged(state_dir: &Path) -> io::Result<()> {
     fs::remove_file(state_dir.join(PURGED))
 }
 
+/// Directory of [`reruns`](super::reruns) in the state directory.
+pub(crate) const RERUNS: &str = "reruns";
+/// Directory of [`unfinished`](super::unfinished) in the state directory.
+pub(crate) const UNFINISHED: &str = "unfinished";
+/// Directory of [`attempts`](super::attempts) in the state directory.
+pub(crate) const ATTEMPTS: &str = "attempts";
+
 /// Name of the file with the clients that may not use published ports: a line for each address or
 /// prefix.
 pub(crate) const DENIED: &str = "denied";
@@ -193,8 +230,10 @@ pub(crate) const DENIED: &str = "denied";
 /// Name of the file with the paths of the certificates of the connection to the store.
 pub(crate) const CERTIFICATES: &str = "store-certificates";
 
-/// Directories of the state directory: records, logs and files of containers.
-const DIRECTORIES: [&str; 3] = ["containers", "logs", etc::DIRECTORY];
+/// Directories of the state directory: records, logs and files of containers, what their commands
+/// are started again with, what was not finished.
+pub(crate) const DIRECTORIES: [&str; 6] =
+    ["containers", "logs", etc::DIRECTORY, RERUNS, UNFINISHED, ATTEMPTS];
 
 /// Files that an agent leaves, other than those that say which agent it is.
 const FILES: [&str; 3] = [CERTIFICATES, DENIED, "probe.new"];

@@ -10,12 +10,14 @@
 //! * `conntrack`: ages and removes the flows that the programs make.
 //! * `backend`: carries out the requests of the API.
 //! * `ports`: the published ports of the host; `denied`: the clients that may not use them.
-//! * `containers`, `files`: the files in the state directory.
+//! * `open_files`: the limit of open files.
+//! * `attempts`, `containers`, `files`, `reruns`, `unfinished`: the files in the state directory.
 //!
 //! The data plane works without an agent: programs, links and maps are pinned. An agent
 //! changes nothing of a former run before it has read the first list of the store.
 
 mod alarms;
+mod attempts;
 mod backend;
 mod certificates;
 mod conntrack;
@@ -28,16 +30,19 @@ mod host;
 mod identity;
 mod memory;
 mod node;
+mod open_files;
 mod platform;
 mod ports;
 mod purge;
+mod reruns;
 mod shared;
 mod start;
 mod state;
 #[cfg(test)]
 mod tests;
+mod unfinished;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
 use tokio::{
@@ -80,8 +85,35 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `--cleanup-on-exit` of an agent that has not reached the store: this host alone, as `culvert purge`
-/// does. The next agent takes the node out of the store.
+/// What an agent that ends removes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CleanUp {
+    Nothing,
+    /// The node, from this host and from the store.
+    Node,
+    /// What is on this host: nothing is written to a store that was replaced.
+    Host,
+}
+
+impl CleanUp {
+    /// What an agent that was asked to end removes. `wanted`: it was started with
+    /// `--cleanup-on-exit`.
+    fn of(wanted: bool, shared: &Shared) -> Self {
+        match shared.store.refusal() {
+            _ if !wanted || shared.purged.is_cancelled() => Self::Nothing,
+            None => Self::Node,
+            Some(error) => {
+                tracing::warn!(
+                    "{error}: only this host is cleaned up, the next agent takes the node out of its store"
+                );
+                Self::Host
+            }
+        }
+    }
+}
+
+/// `--cleanup-on-exit` without the store: this host alone, as `culvert purge` does. The next agent
+/// takes the node out of the store.
 async fn clean_up_host(options: &AgentOptions) -> anyhow::Result<()> {
     let purged = purge_offline(PurgeOptions {
         state_dir: options.state_dir.clone(),
@@ -94,6 +126,9 @@ async fn clean_up_host(options: &AgentOptions) -> anyhow::Result<()> {
 fn unclean(error: &dyn std::fmt::Display) -> anyhow::Error {
     anyhow!("clean-up: {error}; 'culvert purge' removes the rest")
 }
+
+/// Period at which commands without a supervisor are looked for.
+const COMMANDS: Duration = Duration::from_secs(1);
 
 /// Why an agent has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,7 +165,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     };
     tokio::pin!(stopped);
 
-    start::raise_file_limit();
+    open_files::raise();
     let Started { host, node, uplinks, detached } = tokio::select! {
         started = start::host(options, named.name, id, denied.sources()) => started?,
         signal = &mut stopped => {
@@ -167,6 +202,10 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     tasks.spawn(certificates::keep(Arc::clone(&shared)));
 
     let agent = Arc::new(Agent::new(Arc::clone(&shared)));
+    agent.resume();
+    // Before a request may remove the container of a command that runs, and before the engine makes
+    // sandboxes anew that a command still has.
+    let found = agent.find_commands().await;
     let server = api::serve(
         listener,
         Arc::clone(&agent) as Arc<dyn api::Backend>,
@@ -176,8 +215,8 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
 
     let follow = async {
         let store = start::open_store(&shared, &url, &credentials).await?;
-        // Before anything is written: the store may be another than the one that was followed.
-        let mut follower = start::follow(&shared, Arc::clone(&store));
+        // Before anything is written: the store may not be the one that was followed.
+        let (mut follower, store) = start::follow(&shared, store);
         follower.identified().await;
         purge::finish(&shared, store.as_ref()).await?;
         let (entered, entry) = oneshot::channel();
@@ -215,6 +254,8 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     tasks.spawn(start::tell_when_ready(Arc::clone(&shared), Arc::clone(&host), detached));
     let keeper = Arc::clone(&agent);
     tasks.spawn(async move { keeper.keep_known().await });
+    let keeper = Arc::clone(&agent);
+    tasks.spawn(async move { keeper.keep_commands(COMMANDS, found).await });
 
     let (mut failure, mut end) = (None, End::Asked);
     tokio::select! {
@@ -229,10 +270,9 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
             failure = Some(anyhow!("the engine stopped: {ended:?}; the data plane goes on"));
         }
     }
-    if options.cleanup_on_exit
-        && end == End::Asked
-        && !shared.purged.is_cancelled()
-        && failure.is_none()
+    let is_asked = end == End::Asked && failure.is_none();
+    let clean_up = CleanUp::of(options.cleanup_on_exit && is_asked, &shared);
+    if clean_up == CleanUp::Node
         && let Err(error) = agent.purge_node().await
     {
         failure = Some(unclean(&error));
@@ -244,6 +284,9 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     shared.end_tasks().await;
     if shared.purged.is_cancelled() {
         files::remove_state(&options.state_dir);
+    }
+    if clean_up == CleanUp::Host {
+        failure = clean_up_host(options).await.err();
     }
     failure.map_or(Ok(end), Err)
 }

@@ -9,8 +9,9 @@ use crate::{
     model::{
         ALIVE, Alive, NODES, Name, Node, ROOT, View,
         ops::{self, ExecuteError, Refusal},
+        witness_key,
     },
-    store::{LeaseId, Outcome, Revision, StateStore, StoreError, retry::Backoff},
+    store::{LeaseId, Outcome, Revision, StateStore, StoreError, Write, retry::Backoff},
 };
 
 /// TTL of the lease: an agent that does not renew the lease for this time counts as gone.
@@ -90,7 +91,7 @@ async fn stay(
                 if renew(shared, store, lease, revision).await {
                     tracing::warn!("node {name}: its lease has run out, entering again");
                 } else {
-                    tracing::warn!("node {name}: it was removed from the store, entering again");
+                    tracing::warn!("node {name}: the store has no entry of it, entering again");
                     give_up(store, lease).await;
                 }
             }
@@ -162,7 +163,6 @@ async fn register(
     store: &dyn StateStore,
     lease: LeaseId,
 ) -> Result<(bool, Revision), ExecuteError> {
-    shared.store.writable()?;
     let node = shared.record.borrow().clone();
     // The plan needs only these prefixes, and the whole store is large.
     let entry = ops::execute_below(store, &[NODES, ALIVE], |view| {
@@ -199,7 +199,7 @@ fn remember(shared: &Shared) {
 }
 
 /// Keeps the lease alive, and the record up to date. Returns `true` once the lease is gone. Returns
-/// `false` once the store no longer has the entry of `revision`.
+/// `false` once the store no longer has the entry of `revision`, or another store was accepted.
 async fn renew(
     shared: &Shared,
     store: &dyn StateStore,
@@ -207,6 +207,7 @@ async fn renew(
     revision: Revision,
 ) -> bool {
     let mut record = shared.record.subscribe();
+    let accepted = shared.store.health().accepted;
     let mut pause = RENEW;
     loop {
         tokio::select! {
@@ -222,6 +223,8 @@ async fn renew(
             }
         }
         match store.keep_alive(lease).await {
+            // The revision is one of the store before, and the lease may live in this one as well.
+            Ok(()) if shared.store.health().accepted != accepted => return false,
             Ok(()) if is_out(shared, revision) => return false,
             Ok(()) => pause = RENEW,
             Err(StoreError::LeaseGone(_)) => return true,
@@ -261,7 +264,7 @@ pub(super) async fn leave_as(
             Ok(()) => {
                 let names = view.nodes.values().filter(|node| node.id == former.id);
                 for name in names.map(|node| &node.name) {
-                    leave(store, name).await?;
+                    leave(store, name, &former.id).await?;
                 }
                 return Ok(true);
             }
@@ -284,11 +287,25 @@ pub(super) async fn check_own(store: &dyn StateStore, shared: &Shared) -> Result
     Ok(ops::not_elsewhere(&view, shared.node.vtep, &shared.alive)?)
 }
 
-/// Removes a node and its endpoints from the store. It is no error if the node is missing.
-pub(super) async fn leave(store: &dyn StateStore, name: &Name) -> Result<(), ExecuteError> {
+/// Removes a node, its endpoints and its own witness from the store. It is no error if the node is
+/// missing, or if the store refuses to remove the witness.
+pub(super) async fn leave(
+    store: &dyn StateStore,
+    name: &Name,
+    id: &str,
+) -> Result<(), ExecuteError> {
     match remove(store, name, true).await {
-        Err(ExecuteError::Refused(Refusal::NotFound(_))) => Ok(()),
-        removed => removed.map(drop),
+        Ok(_) | Err(ExecuteError::Refused(Refusal::NotFound(_))) => {}
+        Err(error) => return Err(error),
+    }
+    match store.commit(Vec::new(), vec![Write::Delete(witness_key(id))]).await {
+        Ok(_) => Ok(()),
+        // The store's user may not use the key, so there is none, or it stays: it does no harm.
+        Err(StoreError::Refused(why)) => {
+            tracing::warn!("store: the witness of node {name} is not removed: {why}");
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -4,13 +4,16 @@ use anyhow::{Context as _, bail};
 
 use super::{
     backend::Agent,
-    containers::{Containers, Origin},
-    files, node,
+    containers::{Containers, Origin, Record},
+    files, host, node,
+    platform::Wanted,
     shared::Shared,
+    unfinished::Unfinished,
 };
 use crate::{
     config::PurgeOptions,
     datapath::{self, Datapath},
+    limits::name_limit,
     model::{Alive, ops::ExecuteError},
     netlink::Netlink,
     netns::Netns,
@@ -48,7 +51,17 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
     if records.is_dir() {
         let mut containers = Containers::load(&options.state_dir)
             .with_context(|| format!("state directory {}", options.state_dir.display()))?;
+        // Those that no agent was told of; another one would start their commands again.
+        let untold = |record: &&Record| record.unreported() && record.running().is_none();
+        let wanted: Vec<_> = containers.iter().filter(untold).filter_map(Wanted::of).collect();
+        let logs = options.state_dir.join("logs");
+        let find = move || host::find_commands(&wanted, &logs);
+        let found = tokio::task::spawn_blocking(find).await?;
+        let found = found.map_err(name_limit).context("looking for commands in /proc")?;
         for record in containers.iter().cloned().collect::<Vec<_>>() {
+            if let Some(found) = found.get(&record.name) {
+                Agent::kill_supervisor(&record, found.supervisor).await?;
+            }
             Agent::kill_process(&record).await?;
             match record.origin {
                 Origin::Owned => {
@@ -60,6 +73,14 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
             }
             containers.remove(&record.name)?;
         }
+    }
+    let unfinished = Unfinished::load(&options.state_dir);
+    for name in unfinished.left() {
+        // Another program may have made a namespace of that name.
+        if !unfinished.is_meant(&name, Netns::find(&name)) {
+            continue;
+        }
+        tokio::task::spawn_blocking(move || Netns::remove(&name)).await??;
     }
     sandbox::restore_loopback(&netlink)?;
     Datapath::purge(&options.bpffs)?;

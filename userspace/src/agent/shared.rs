@@ -15,12 +15,16 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    attempts::Attempts,
     conntrack,
     containers::Containers,
     denied::Denied,
     platform::Platform,
     ports::{Pending, Reservations},
-    state::{Disk, Lives, MapCounts, Plugs, Problems, Readiness, Repairs, StoreHandle, Turns},
+    state::{
+        Disk, Launches, Lives, MapCounts, Plugs, Problems, Readiness, Repairs, StoreHandle, Turns,
+    },
+    unfinished::Unfinished,
 };
 use crate::{
     api::{
@@ -74,7 +78,7 @@ pub(crate) struct Shared {
     /// The problems that `status` shows.
     pub(crate) problems: Arc<Problems>,
     /// What others have changed, and the agent has put right.
-    pub(crate) repairs: Repairs,
+    pub(crate) repairs: Arc<Repairs>,
     /// Whether the state directory can be written.
     pub(crate) disk: Disk,
     /// Networks of containers may have changed, or their records.
@@ -85,6 +89,14 @@ pub(crate) struct Shared {
     pub(crate) map_counts: MapCounts,
     /// One request at a time for each container.
     pub(crate) turns: Turns,
+    /// Attempts to make an endpoint, of which it may not be known whether they have succeeded.
+    pub(crate) attempts: Attempts,
+    /// Sandboxes that are being made or removed.
+    pub(crate) unfinished: Arc<Unfinished>,
+    /// Supervisors that are being started.
+    pub(crate) launches: Launches,
+    /// Held while commands are started again, and by a purge.
+    pub(crate) starting: tokio::sync::Mutex<()>,
     /// Contents of the table of flows, by state.
     flows: Arc<Mutex<conntrack::Summary>>,
     view: RwLock<View>,
@@ -110,6 +122,8 @@ impl Shared {
     ) -> Self {
         let problems = Arc::<Problems>::default();
         let disk = Disk::new(options.state_dir.clone(), Arc::clone(&problems));
+        let unfinished = Arc::new(Unfinished::load(&options.state_dir));
+        let attempts = Attempts::new(&options.state_dir);
         Self {
             options,
             record: watch::Sender::new(node.clone()),
@@ -128,10 +142,14 @@ impl Shared {
             problems,
             disk,
             networks_changed: Notify::new(),
-            repairs: Repairs::default(),
+            repairs: Arc::default(),
             plugs: Plugs::default(),
             map_counts: MapCounts::default(),
             turns: Turns::default(),
+            unfinished,
+            attempts,
+            launches: Launches::default(),
+            starting: tokio::sync::Mutex::default(),
             flows: Arc::default(),
             view: RwLock::new(View::default()),
             containers: Mutex::new(containers),
@@ -177,6 +195,7 @@ impl Shared {
             options: self.options.conntrack.clone(),
             vxlan_port: self.node.port,
             problems: Arc::clone(&self.problems),
+            repairs: Arc::clone(&self.repairs),
             summary: Arc::clone(&self.flows),
             shutdown: self.shutdown.clone(),
         }
@@ -211,18 +230,34 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// The first snapshot of the store is not in the kernel yet, or the caller has given up.
+    /// The first snapshot of the store is not in the kernel yet, the store is not the one that
+    /// this agent knows, or the caller has given up.
     pub(crate) async fn usable_store(&self) -> Result<&Arc<dyn StateStore>, ApiError> {
+        let store = self.read_store().await?;
+        // The store itself refuses as well, but then the request may have changed the host.
+        match self.store.refusal() {
+            Some(refusal) => Err(ApiError::new(ErrorKind::Unavailable, refusal.to_string())),
+            None => Ok(store),
+        }
+    }
+
+    /// As [`Self::usable_store`], for a request that only reads the view.
+    ///
+    /// # Errors
+    ///
+    /// The first snapshot of the store is not in the kernel yet, or the caller has given up.
+    pub(crate) async fn read_store(&self) -> Result<&Arc<dyn StateStore>, ApiError> {
         if !self.readiness.is_ready() && self.store.health().error.is_none() {
             let starting = timeout(STARTING, self.wait_ready());
             let _ = deadline::waiting(Wait::Store, starting).await;
         }
         deadline::check()?;
-        let reason = || match self.store.health().error {
-            Some(error) => {
+        let reason = || match (self.store.refusal(), self.store.health().error) {
+            (Some(refusal), _) => refusal.to_string(),
+            (None, Some(error)) => {
                 format!("{error}; the agent keeps trying, 'culvert status' shows when it answers")
             }
-            None => "store: not read yet, the agent is starting: try again".to_owned(),
+            (None, None) => "store: not read yet, the agent is starting: try again".to_owned(),
         };
         self.store
             .opened()
@@ -256,7 +291,6 @@ impl Shared {
             .store
             .opened()
             .ok_or_else(|| StoreError::Unavailable("not opened yet".to_owned()))?;
-        self.store.writable()?;
         // `ops::execute` with the view would hold its lock across the commit.
         let planned = plan(&self.view());
         if let Ok((made, Plan { compares, writes })) = planned

@@ -21,7 +21,7 @@ use crate::{
     config::{AgentOptions, DatapathMode, StoreAccess},
     datapath::{self, Carried, Datapath},
     doctor,
-    model::{LAYOUT, Name, Node, follow_options},
+    model::{LAYOUT, Name, Node, follow_options, witness_key},
     netlink::Netlink,
     store::{
         self, FollowOptions, Follower, Health, Known, StateStore, StoreError, StoreOptions,
@@ -173,16 +173,6 @@ pub(super) async fn host(
     Ok(Started { host, node, uplinks, detached })
 }
 
-/// Raises the limit of open files to its maximum: each published port takes a file.
-pub(super) fn raise_file_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
-    if let Err(errno) = raised {
-        tracing::warn!("limit of open files: {errno}");
-    }
-}
-
 /// Opens the store. Tries again while the store does not answer.
 ///
 /// # Errors
@@ -270,24 +260,36 @@ pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>, detach
     }
 }
 
-/// Follows the store, and keeps its identity on disk.
-pub(super) fn follow(shared: &Arc<Shared>, store: Arc<dyn StateStore>) -> Follower {
+/// Follows the store, and keeps its identity on disk. Returns the store as everybody except the
+/// follower may use it: only while it is the one that this agent knows.
+pub(super) fn follow(
+    shared: &Arc<Shared>,
+    store: Arc<dyn StateStore>,
+) -> (Follower, Arc<dyn StateStore>) {
     let known = files::known_store(&shared.options.state_dir, &shared.options.store);
-    let follower = Follower::spawn(store, FollowOptions { known, ..follow_options() });
-    shared.store.watch(&follower);
-    shared.tasks.spawn(remember_store(Arc::clone(shared), follower.health()));
-    follower
+    let own_key = Some(witness_key(&shared.node.id));
+    let options = FollowOptions { known: known.clone(), own_key, ..follow_options() };
+    let follower = Follower::spawn(Arc::clone(&store), options);
+    let guarded = shared.store.watch(&follower, store);
+    shared.tasks.spawn(remember_store(Arc::clone(shared), follower.health(), known));
+    (follower, guarded)
 }
 
-/// Keeps the identity of the followed store on disk, with the revision as it grows. If the store
-/// was replaced, reports how the operator can accept the new one. Ends with the follower.
-async fn remember_store(shared: Arc<Shared>, mut health: watch::Receiver<Health>) {
+/// Keeps the identity of the followed store on disk, with the revision as it grows, and the finding
+/// if the store was replaced: the operator may have the agent started again. Reports then how the
+/// operator can accept the new store. `remembered` is what is on the disk. Ends with the follower.
+async fn remember_store(
+    shared: Arc<Shared>,
+    mut health: watch::Receiver<Health>,
+    mut remembered: Option<Known>,
+) {
     let (dir, url) = (&shared.options.state_dir, &shared.options.store);
-    let mut remembered = None;
     loop {
-        let Health { healthy, revision, mark, witness, replaced, .. } =
-            health.borrow_and_update().clone();
-        let known = mark.filter(|_| healthy).map(|mark| Known { mark, revision, witness });
+        let now = health.borrow_and_update().clone();
+        let (healthy, replaced) = (now.healthy, now.replaced.is_some());
+        let refused = now.own_refused.as_deref().map(witness_line);
+        shared.problems.set("store-witness", refused);
+        let known = to_remember(remembered.as_ref(), now);
         let mut again = false;
         if let Some(known) = known.filter(|known| remembered.as_ref() != Some(known)) {
             let failed = files::remember_store(dir, url, known.clone()).err();
@@ -311,7 +313,7 @@ async fn remember_store(shared: Arc<Shared>, mut health: watch::Receiver<Health>
         tokio::select! {
             () = shared.shutdown.cancelled() => return,
             () = tokio::time::sleep(REMEMBER) => {}
-            () = health_turned(&mut turned, healthy) => {}
+            () = health_turned(&mut turned, healthy, replaced) => {}
         }
         if !again && health.changed().await.is_err() {
             return;
@@ -319,8 +321,73 @@ async fn remember_store(shared: Arc<Shared>, mut health: watch::Receiver<Health>
     }
 }
 
-/// Waits until the store's health differs from `healthy`.
-async fn health_turned(health: &mut watch::Receiver<Health>, healthy: bool) {
+/// The problem, on one line, that the store refuses this host's own witness.
+fn witness_line(why: &str) -> String {
+    let remedy = if why.contains("permission denied") {
+        "; give the store's user read and write permission on the prefix /culvert/"
+    } else {
+        ""
+    };
+    format!(
+        "store: the witness of this host cannot be written, a roll-back may not be noticed once the history is compacted: {why}{remedy}"
+    )
+}
+
+/// What of a store with this health is to be on the disk, where `kept` is now. `None`: nothing else.
+fn to_remember(kept: Option<&Known>, health: Health) -> Option<Known> {
+    let Health { healthy, revision, mark, witness, own, replaced, .. } = health;
+    match mark {
+        Some(mark) if healthy || replaced.is_some() => {
+            Some(Known { mark, revision, witness, own, replaced })
+        }
+        // This run has not trusted the store yet.
+        None if replaced.is_some() => Some(Known { replaced, ..kept?.clone() }),
+        _ => None,
+    }
+}
+
+/// Waits until the store's health is `healthy` no more, or `replaced` no more.
+async fn health_turned(health: &mut watch::Receiver<Health>, healthy: bool, replaced: bool) {
+    let turned = |now: &Health| now.healthy != healthy || now.replaced.is_some() != replaced;
     // The follower has ended: `changed` tells.
-    let _ = health.wait_for(|now| now.healthy != healthy || now.replaced).await;
+    let _ = health.wait_for(turned).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_witness_that_is_refused_for_a_permission_has_a_remedy() {
+        let line = witness_line("etcd h:1: permission denied");
+        assert!(line.ends_with("permission on the prefix /culvert/"), "{line}");
+        let line = witness_line("etcd h:1: mvcc: database space exceeded");
+        assert!(line.ends_with("space exceeded"), "{line}");
+    }
+
+    /// A finding is kept with the store as it was known, and forgotten with the next trust.
+    #[test]
+    fn a_finding_is_kept_with_what_was_known() {
+        let kept =
+            Known { mark: "m".to_owned(), revision: 7, witness: None, own: None, replaced: None };
+        let finding = Some("store: replaced: it is at revision 3".to_owned());
+        let starting = Health { replaced: finding.clone(), ..Health::default() };
+        let found = Known { replaced: finding, ..kept.clone() };
+        assert_eq!(to_remember(Some(&kept), starting.clone()), Some(found.clone()));
+        assert_eq!(to_remember(None, starting), None);
+        // The store was trusted before, up to a later revision than the one on the disk.
+        let running = Health {
+            mark: Some("m".to_owned()),
+            revision: 9,
+            replaced: found.replaced.clone(),
+            ..Health::default()
+        };
+        let later = Known { revision: 9, ..found.clone() };
+        assert_eq!(to_remember(Some(&kept), running.clone()), Some(later));
+        let silent = Health { replaced: None, ..running };
+        assert_eq!(to_remember(Some(&found), silent.clone()), None);
+        let trusted = Health { healthy: true, ..silent };
+        let expected = Known { revision: 9, ..kept };
+        assert_eq!(to_remember(Some(&found), trusted), Some(expected));
+    }
 }

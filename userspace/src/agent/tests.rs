@@ -5,9 +5,12 @@
 
 mod addresses;
 mod away;
+mod commands;
 mod denied;
+mod doubt;
 mod fake;
 mod faults;
+mod gate;
 mod lifecycle;
 mod modes;
 mod names;
@@ -16,4 +19,7 @@ mod nodes;
 mod paper;
 mod ports;
 mod refusals;
+mod repairs;
+mod replaced;
 mod requests;
+mod unfinished;

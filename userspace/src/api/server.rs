@@ -5,12 +5,16 @@ use std::{future::Future, io, sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     body::{Body, to_bytes},
-    extract::{FromRequestParts, Path, Query, Request, State},
+    extract::{
+        ConnectInfo, FromRequestParts, Path, Query, Request, State, connect_info::Connected,
+    },
     http::{Method, StatusCode, Uri, request::Parts},
     middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
+    serve::IncomingStream,
 };
+use nix::unistd::geteuid;
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
@@ -21,7 +25,7 @@ use super::{
     types::{
         AddressChange, Allowed, ApiError, Connect, ContainerCreate, ContainerRow, ContainerState,
         Created, ErrorKind, FdbRow, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow,
-        NodeRow, PublishedPorts, Sources, StatsRow, Status, VtepChange, VtepRow,
+        NodeRow, PublishedPorts, Sources, StatsRow, Status, Supervised, VtepChange, VtepRow,
     },
 };
 use crate::model::Name;
@@ -44,12 +48,12 @@ pub async fn serve(
 ) -> io::Result<()> {
     let (socket, _guard) = listener.into_tokio()?;
     let (told, mut stopping) = watch::channel(false);
-    let server =
-        axum::serve(Spared::new(socket), router(backend)).with_graceful_shutdown(async move {
-            shutdown.await;
-            // Fails only if `serve` itself was dropped.
-            let _ = told.send(true);
-        });
+    let service = router(backend).into_make_service_with_connect_info::<Peer>();
+    let server = axum::serve(Spared::new(socket), service).with_graceful_shutdown(async move {
+        shutdown.await;
+        // Fails only if `serve` itself was dropped.
+        let _ = told.send(true);
+    });
     let deadline = async move {
         // An error means that the sender was dropped because the server ended by itself.
         let _ = stopping.wait_for(|stop| *stop).await;
@@ -235,8 +239,66 @@ async fn address_remove(
     backend.address_remove(&network, request).await.map(done)
 }
 
-async fn container_create(State(backend): Shared, request: Body) -> Answer<ContainerRow> {
+/// The process that has made a connection.
+#[derive(Clone, Copy, Debug)]
+struct Peer {
+    /// Its effective user. `None`: the kernel does not tell.
+    uid: Option<u32>,
+    /// Its process number. `None`: the kernel does not tell.
+    pid: Option<i32>,
+}
+
+impl Connected<IncomingStream<'_, Spared>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Spared>) -> Self {
+        let peer = stream.io().peer_cred().ok();
+        Self {
+            uid: peer.as_ref().map(tokio::net::unix::UCred::uid),
+            pid: peer.as_ref().and_then(tokio::net::unix::UCred::pid),
+        }
+    }
+}
+
+impl Peer {
+    /// Checks that the peer may have the agent start a command again: the agent starts it as its
+    /// own user. Members of the socket's group may be other users.
+    fn may_rerun(self, request: &ContainerCreate) -> Result<(), ApiError> {
+        let own = geteuid().as_raw();
+        match &request.rerun {
+            Some(rerun) if self.uid != Some(own) => Err(invalid(format!(
+                "container '{}': --restart {} needs the user of the agent, who starts the command again: run it as uid {own}",
+                request.name, rerun.restart
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Names the peer as the supervisor, whatever it says: the agent kills the supervisor with its
+    /// container. An earlier version says nothing.
+    fn reports(self, state: &mut ContainerState) -> Result<(), ApiError> {
+        let by = match state {
+            ContainerState::Running { supervisor, .. } => {
+                supervisor.get_or_insert_with(|| Supervised { pid: 0, restarts: 0, failing: None })
+            }
+            ContainerState::Restarting { supervisor, .. } => supervisor,
+            ContainerState::Exited { .. } => return Ok(()),
+        };
+        by.pid = self.pid.filter(|pid| *pid > 0).ok_or_else(|| {
+            invalid(
+                "report: its sender has no process number here: run the command in the pid namespace of the agent"
+                    .to_owned(),
+            )
+        })?;
+        Ok(())
+    }
+}
+
+async fn container_create(
+    State(backend): Shared,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Body,
+) -> Answer<ContainerRow> {
     let request: ContainerCreate = body(request).await?;
+    peer.may_rerun(&request)?;
     backend.container_create(request).await.map(Json)
 }
 
@@ -247,9 +309,11 @@ async fn containers(State(backend): Shared) -> Answer<Vec<ContainerRow>> {
 async fn container_state(
     State(backend): Shared,
     Named(container): Named<Name>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
     request: Body,
 ) -> Done {
-    let state: ContainerState = body(request).await?;
+    let mut state: ContainerState = body(request).await?;
+    peer.reports(&mut state)?;
     backend.container_state(&container, state).await.map(done)
 }
 
@@ -329,4 +393,34 @@ async fn store_accept(State(backend): Shared) -> Done {
 
 async fn purge(State(backend): Shared) -> Done {
     backend.purge().await.map(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sender_of_a_report_is_the_supervisor() {
+        let peer = Peer { uid: Some(0), pid: Some(7) };
+        let told = Supervised { pid: 1, restarts: 3, failing: None };
+        for supervisor in [None, Some(told.clone())] {
+            let restarts = supervisor.as_ref().map_or(0, |supervisor| supervisor.restarts);
+            let mut state = ContainerState::Running { pid: 9, log: None, supervisor, id: None };
+            peer.reports(&mut state).unwrap();
+            let by = Supervised { pid: 7, restarts, failing: None };
+            let right =
+                ContainerState::Running { pid: 9, log: None, supervisor: Some(by), id: None };
+            assert_eq!(state, right);
+        }
+        let mut waits =
+            ContainerState::Restarting { code: 1, log: None, supervisor: told, id: None };
+        for pid in [None, Some(0)] {
+            let refused = Peer { uid: Some(0), pid }.reports(&mut waits).unwrap_err();
+            assert_eq!(refused.kind, ErrorKind::Invalid);
+        }
+        peer.reports(&mut waits).unwrap();
+        assert!(
+            matches!(&waits, ContainerState::Restarting { supervisor, .. } if supervisor.pid == 7)
+        );
+    }
 }

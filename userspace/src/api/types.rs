@@ -1,5 +1,6 @@
 //! Requests and answers of the agent's API. The JSON rows equal those of the CLI's `--format json`.
 
+mod life;
 mod nat;
 mod node;
 mod ports;
@@ -14,13 +15,14 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    life::{ContainerState, Rerun, Supervised},
     nat::{ConntrackStatus, FlowProtocol, NatQuery, NatRow},
     node::NodeRow,
     ports::{Allowed, PublishedPorts, PublishedRow, Sources, is_outside},
 };
 use crate::{
     choice::Uplink,
-    model::{Driver, MacAddr, Name, NameOptions},
+    model::{Driver, MacAddr, Name, NameOptions, RestartPolicy},
 };
 
 /// The error of a request. `message` is one line that names the object, what is wrong with it and
@@ -270,6 +272,9 @@ pub struct ContainerCreate {
     /// Names of and for the container.
     #[serde(default, skip_serializing_if = "NameOptions::is_default")]
     pub names: NameOptions,
+    /// What the command is to be started again with. `None`: it is not started again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rerun: Option<Rerun>,
 }
 
 /// Row of `ps`, and the answer to [`ContainerCreate`].
@@ -277,13 +282,28 @@ pub struct ContainerCreate {
 pub struct ContainerRow {
     /// Name.
     pub name: String,
+    /// Identifier, which no other container has, also not a later one of this name. `None`: the
+    /// container was made by an earlier version, or its record is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// `none`, `host`, `container`, `bridge`, `overlay` or `attached`. `unknown`: the store has not
     /// been read, and the container was made by an earlier version.
     pub mode: String,
+    /// `created`, `running`, `restarting`, `exited` or `attached`; `unfinished` if an agent was
+    /// killed while it made or removed the container. Empty in the answer of an agent of an earlier
+    /// version.
+    #[serde(default)]
+    pub state: String,
     /// Pid of the command while it runs.
     pub pid: Option<i32>,
-    /// Exit code of the command, once it has ended.
+    /// Exit code of the command, once it has ended. `None` if that is not known, as after a reboot.
     pub exit_code: Option<i32>,
+    /// `--restart`.
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// How often the command was started again.
+    #[serde(default)]
+    pub restarts: u32,
     /// Path of the namespace.
     pub netns: String,
     /// Log file of a detached container.
@@ -331,24 +351,6 @@ pub struct ContainerNetwork {
     /// Interfaces of the host through which the published ports are not reached.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unserved: Vec<String>,
-}
-
-/// `POST /v1/containers/NAME/state`: the supervisor reports the state of its command.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "state", rename_all = "snake_case")]
-pub enum ContainerState {
-    /// The command has started.
-    Running {
-        /// Pid of the command.
-        pid: i32,
-        /// Log file.
-        log: Option<PathBuf>,
-    },
-    /// The command has ended.
-    Exited {
-        /// Exit code, or 128 + N if signal N ended the command.
-        code: i32,
-    },
 }
 
 /// `POST /v1/networks/NAME/containers`: attaches a container to a network.
@@ -493,7 +495,8 @@ pub struct Status {
 /// The repairs of one kind in [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepairRow {
-    /// Kind: `gateway device`, `container device`, `map entry`, `link`, `setting` or `pin`.
+    /// Kind: `gateway device`, `container device`, `assistant device`, `setting`, `program`,
+    /// `earlier program`, `pin` or `map entry`.
     pub kind: String,
     /// How many since the agent started.
     pub count: u64,
@@ -533,6 +536,9 @@ pub struct StoreStatus {
     pub revision: i64,
     /// The last error, while unhealthy.
     pub error: Option<String>,
+    /// Whether the store is not the one that the agent knows, and waits for `culvert store accept`.
+    #[serde(default)]
+    pub replaced: bool,
     /// How far the store's clock is ahead of this host's, in ms; `null` if the store does not
     /// report it.
     #[serde(default)]
@@ -613,6 +619,9 @@ pub struct Counts {
     pub fdb: usize,
     /// Number of entries in the neighbour map.
     pub neighbours: usize,
+    /// How often commands of this node's containers were started again (`run --restart`).
+    #[serde(default)]
+    pub restarts: u64,
 }
 
 #[cfg(test)]

@@ -178,6 +178,8 @@ mod tests {
             "culvert run --name a --dns-option a=b -- true",
             "culvert run --name a --add-host db -- true",
             "culvert run --name a --add-host db:here -- true",
+            "culvert run --name a -d --restart often -- true",
+            "culvert run --name a -d --restart on-failure:x -- true",
             "culvert run --name a --from 192.0.2.0/24 -- true",
             "culvert run --name a -p 80 --from any -- true",
             "culvert ports deny",

@@ -13,7 +13,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     api::DEFAULT_TIMEOUT,
-    model::{Exposed, Invalid, MacAddr, Name, Publish, Vni, parse_source, validate},
+    model::{Exposed, Invalid, MacAddr, Name, Publish, RestartPolicy, Vni, parse_source, validate},
     store::StoreUrl,
 };
 
@@ -267,6 +267,11 @@ pub(super) fn publish(text: &str) -> Parsed<String> {
 /// Ports that a container will listen on, passed on as they are.
 pub(super) fn expose(text: &str) -> Parsed<String> {
     text.parse::<Exposed>().map(|_| text.to_owned())
+}
+
+/// When a command is started again.
+pub(super) fn restart(text: &str) -> Parsed<RestartPolicy> {
+    text.parse()
 }
 
 /// The URL of the store.

@@ -27,8 +27,8 @@ use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_link_type};
 use culvert_common::abi::{names, programs};
 
 use super::{
-    Carried, Datapath, DatapathError, LINKS, PINNED_MAPS, bpffs, carry, pins,
-    syscall::{attributes, bpf, number},
+    Carried, Datapath, DatapathError, LINKS, PINNED_MAPS, bpffs, carry, link, pins,
+    syscall::{attributes, bpf},
 };
 use crate::netlink::Link;
 
@@ -148,7 +148,7 @@ impl Datapath {
         let found = {
             // The lock is held, so that no link of this agent is attached but not yet pinned.
             let _attaching = self.ebpf();
-            find(links, bpffs)?
+            find_others(links, bpffs, self.link_ids())?
         };
         let (programs, kept): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|leftover| leftover.owner == Owner::Ended);
@@ -188,6 +188,15 @@ impl Datapath {
 ///
 /// If the kernel does not list the programs of an interface.
 pub fn find(links: &[Link], bpffs: &Path) -> Result<Vec<Leftover>, DatapathError> {
+    find_others(links, bpffs, BTreeSet::new())
+}
+
+/// As [`find`], without the links in `own`: another program may have removed their pins.
+fn find_others(
+    links: &[Link],
+    bpffs: &Path,
+    mut own: BTreeSet<u32>,
+) -> Result<Vec<Leftover>, DatapathError> {
     let ours = our_programs();
     let mut found = Vec::new();
     // No program of Culvert is loaded, or this process may not list programs.
@@ -207,8 +216,7 @@ pub fn find(links: &[Link], bpffs: &Path) -> Result<Vec<Leftover>, DatapathError
             found.push(Leftover { program, interface, pin: None, owner, program_id, link });
         }
     }
-    // The pins are read after the programs: every program that this agent has attached is pinned.
-    let mut own = BTreeSet::new();
+    // The pins are read after the programs: each program of an agent is pinned once it is attached.
     for dir in bpffs::list(bpffs)?.iter().filter(|dir| bpffs::version_of(dir).is_some()) {
         own.extend(pinned_in(dir).into_iter().map(|(link, _)| link));
     }
@@ -281,12 +289,7 @@ pub fn detach_xdp(leftovers: &[Leftover]) -> Result<Vec<&Leftover>, DatapathErro
 ///
 /// If the kernel refuses.
 fn detach(leftover: &Leftover) -> Result<(), DatapathError> {
-    let detached = open_link(leftover.link).and_then(|link| {
-        let mut attr = attributes();
-        attr.link_detach.link_fd = number(link.as_fd());
-        // SAFETY: `attr` leads to no memory.
-        unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr) }.map(drop)
-    });
+    let detached = open_link(leftover.link).and_then(|held| link::detach(held.as_fd()));
     match detached {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DatapathError::Attach {
             interface: leftover.interface.clone(),

@@ -10,8 +10,10 @@
 //!
 //! A pinned link keeps its program running without an agent. A new agent opens
 //! the maps that are there, loads its own programs against them, and replaces
-//! the program under every link in one step, so that no packet is missed.
+//! the program under every link in one step, so that no packet is missed. The
+//! agent holds maps and links open: what loses its pin meanwhile is pinned again.
 
+mod attached;
 mod batch;
 mod bpffs;
 pub mod carry;
@@ -19,11 +21,12 @@ pub mod entry;
 mod epoch;
 mod error;
 pub mod flows;
+mod found;
 pub mod jited;
 pub mod layout;
 mod leftovers;
+mod link;
 mod links;
-mod netkit;
 mod pins;
 pub mod prefixes;
 mod price;
@@ -38,7 +41,7 @@ mod trace;
 pub mod vtep_ids;
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     ffi::{OsStr, OsString},
     fmt,
     net::Ipv4Addr,
@@ -59,22 +62,26 @@ use culvert_common::{
 };
 use ipnetwork::Ipv4Network;
 
-use crate::netlink::PairKind;
-
 pub use self::{
     carry::Carried,
     error::DatapathError,
     flows::{FlowTable, Flows},
+    found::{Changes, Found, Repaired, ip_of},
     leftovers::{
         Leftover, Owner, Retired, detach_xdp as detach_xdp_leftovers, find as find_leftovers,
         remove as remove_leftovers,
     },
     prefixes::{Prefix, PrefixTable},
     price::Price,
+    repair::PinCheck,
     table::Table,
     tables::{KernelTable, Tables},
 };
-use self::{entry::LearnedEntry, links::Attachment, raw::Bytes};
+use self::{
+    entry::LearnedEntry,
+    links::{Attachment, Held},
+    raw::Bytes,
+};
 
 /// The programs, as compiled for this build.
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/culvert.bpf.o"));
@@ -123,8 +130,13 @@ pub struct Datapath {
     pins: PathBuf,
     /// The pinned maps by name, to pin them again.
     maps: Vec<(OsString, OwnedFd)>,
-    /// What this process has attached and not detached.
-    attached: Mutex<BTreeSet<(Attachment, u32)>>,
+    /// The identifier of the loaded program of each kind of link.
+    program_ids: BTreeMap<Attachment, u32>,
+    /// The links of what this process has attached and not detached.
+    held: Mutex<Held>,
+    /// Programs that another program had detached or replaced, and links whose pins it had removed
+    /// or replaced: put right, and not told yet.
+    found: Mutex<Changes>,
     tables: Tables,
     flows: Flows,
     stats: PerCpuArray<MapData, Bytes<Counter>>,
@@ -156,7 +168,9 @@ impl Datapath {
             tables: Tables::take(&mut ebpf, options.vtep_ip)?,
             stats: raw::take_map(&mut ebpf, names::STATS)?,
             maps: pins::open_all(&pins.join(MAPS))?,
-            attached: Mutex::default(),
+            program_ids: links::program_ids(&ebpf)?,
+            held: Mutex::default(),
+            found: Mutex::default(),
             ebpf: Mutex::new(ebpf),
             pins,
         };
@@ -173,152 +187,6 @@ impl Datapath {
     /// Conntrack.
     pub fn flows(&self) -> &Flows {
         &self.flows
-    }
-
-    /// Attaches `from_container` to the host side of a container's device pair, and for a netkit
-    /// pair also to the container's side. The host side needs it for held fragments, which
-    /// the programs inject there and which have not been checked yet. It is no error if the
-    /// program is attached.
-    ///
-    /// # Errors
-    ///
-    /// If there is no such interface or the kernel refuses.
-    pub fn attach_container(&self, ifindex: u32, kind: PairKind) -> Result<(), DatapathError> {
-        self.attach(Attachment::Container, ifindex)?;
-        match kind {
-            PairKind::Veth => Ok(()),
-            PairKind::Netkit => self.attach(Attachment::Netkit, ifindex),
-        }
-    }
-
-    /// Detaches `from_container` from both sides of a container's device pair.
-    ///
-    /// # Errors
-    ///
-    /// If the pin cannot be removed.
-    pub fn detach_container(&self, ifindex: u32) -> Result<(), DatapathError> {
-        self.detach(Attachment::Netkit, ifindex)?;
-        self.detach(Attachment::Container, ifindex)
-    }
-
-    /// Interfaces that `from_container` was attached to and not detached from.
-    /// The interface itself may be gone.
-    ///
-    /// # Errors
-    ///
-    /// If the pins cannot be listed.
-    pub fn attached_containers(&self) -> Result<Vec<u32>, DatapathError> {
-        let mut attached = links::pinned(&self.links_dir(), Attachment::Container)?;
-        attached.extend(links::pinned(&self.links_dir(), Attachment::Netkit)?);
-        attached.sort_unstable();
-        attached.dedup();
-        Ok(attached)
-    }
-
-    /// Attaches `from_underlay` to an uplink. It is no error if it is attached.
-    ///
-    /// # Errors
-    ///
-    /// If there is no such interface or the kernel refuses.
-    pub fn attach_uplink(&self, ifindex: u32) -> Result<(), DatapathError> {
-        self.attach(Attachment::Uplink, ifindex)
-    }
-
-    /// Detaches `from_underlay` and `from_underlay_xdp` from an uplink.
-    ///
-    /// # Errors
-    ///
-    /// If the pin cannot be removed.
-    pub fn detach_uplink(&self, ifindex: u32) -> Result<(), DatapathError> {
-        self.detach(Attachment::UplinkXdp, ifindex)?;
-        self.detach(Attachment::Uplink, ifindex)
-    }
-
-    /// Attaches `from_underlay_xdp` to an uplink in the driver's own XDP mode,
-    /// besides `from_underlay`.
-    ///
-    /// # Errors
-    ///
-    /// If the driver has no XDP or the kernel refuses.
-    pub fn attach_uplink_xdp(&self, ifindex: u32) -> Result<(), DatapathError> {
-        self.attach(Attachment::UplinkXdp, ifindex)
-    }
-
-    /// Attaches `from_client` to a client link. It is no error if it is attached.
-    ///
-    /// # Errors
-    ///
-    /// If there is no such interface or the kernel refuses.
-    pub fn attach_client(&self, ifindex: u32) -> Result<(), DatapathError> {
-        if self.attached().contains(&(Attachment::Client, ifindex)) {
-            return Ok(());
-        }
-        self.attach(Attachment::Client, ifindex)
-    }
-
-    /// Detaches `from_client` from a client link.
-    ///
-    /// # Errors
-    ///
-    /// If the pin cannot be removed.
-    pub fn detach_client(&self, ifindex: u32) -> Result<(), DatapathError> {
-        self.detach(Attachment::Client, ifindex)
-    }
-
-    /// Client links that `from_client` was attached to and not detached from. The interface
-    /// itself may be gone.
-    ///
-    /// # Errors
-    ///
-    /// If the pins cannot be listed.
-    pub fn attached_clients(&self) -> Result<Vec<u32>, DatapathError> {
-        links::pinned(&self.links_dir(), Attachment::Client)
-    }
-
-    /// Attaches `from_host` to a gateway device. It is no error if it is attached.
-    ///
-    /// # Errors
-    ///
-    /// If there is no such interface or the kernel refuses.
-    pub fn attach_gateway(&self, ifindex: u32) -> Result<(), DatapathError> {
-        self.attach(Attachment::Gateway, ifindex)
-    }
-
-    /// Detaches `from_host` from a gateway device.
-    ///
-    /// # Errors
-    ///
-    /// If the pin cannot be removed.
-    pub fn detach_gateway(&self, ifindex: u32) -> Result<(), DatapathError> {
-        self.detach(Attachment::Gateway, ifindex)
-    }
-
-    /// Attaches `from_loopback` to the loopback device. It is no error if it is
-    /// attached.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel refuses.
-    pub fn attach_loopback(&self) -> Result<(), DatapathError> {
-        self.attach(Attachment::Loopback, loopback_ifindex())
-    }
-
-    /// Detaches `from_loopback` from the loopback device. It is no error if it is not attached.
-    ///
-    /// # Errors
-    ///
-    /// If the pin cannot be removed.
-    pub fn detach_loopback(&self) -> Result<(), DatapathError> {
-        self.detach(Attachment::Loopback, loopback_ifindex())
-    }
-
-    /// Uplinks that `from_underlay` is attached to.
-    ///
-    /// # Errors
-    ///
-    /// If the pins cannot be listed.
-    pub fn attached_uplinks(&self) -> Result<Vec<u32>, DatapathError> {
-        links::pinned(&self.links_dir(), Attachment::Uplink)
     }
 
     /// The learned FDB entries, aged ones included.
@@ -401,29 +269,10 @@ impl Datapath {
         bpffs::unmount_if_empty(bpffs)
     }
 
-    fn links_dir(&self) -> PathBuf {
-        self.pins.join(LINKS)
-    }
-
     /// Locks the object. A thread that panicked with the lock held left it usable: it only holds
     /// file descriptors.
     fn ebpf(&self) -> MutexGuard<'_, Ebpf> {
         self.ebpf.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn attach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
-        links::attach(&mut self.ebpf(), &self.links_dir(), attachment, ifindex)?;
-        self.attached().insert((attachment, ifindex));
-        Ok(())
-    }
-
-    fn detach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
-        self.attached().remove(&(attachment, ifindex));
-        links::detach(&self.links_dir(), attachment, ifindex)
-    }
-
-    fn attached(&self) -> MutexGuard<'_, BTreeSet<(Attachment, u32)>> {
-        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Pins the programs, in place of the programs of the last agent, so that `bpftool` and
@@ -438,19 +287,6 @@ impl Datapath {
                 what: format!("pin program {name}"),
                 source: Box::new(source),
             })?;
-        }
-        Ok(())
-    }
-
-    /// Replaces the programs of the links that the last agent pinned by the programs of this build.
-    fn replace_programs(&self) -> Result<(), DatapathError> {
-        for &attachment in Attachment::ALL {
-            for ifindex in links::pinned(&self.links_dir(), attachment)? {
-                let dir = self.links_dir();
-                if links::replace(&mut self.ebpf(), &dir, attachment, ifindex)? {
-                    self.attached().insert((attachment, ifindex));
-                }
-            }
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ use super::{
     error::DatapathError,
     syscall::{attributes, bpf, number},
 };
+use crate::limits::name_limit;
 
 /// Pins an object at a path.
 ///
@@ -54,11 +55,46 @@ pub(super) fn open_all(dir: &Path) -> Result<Vec<(OsString, OwnedFd)>, DatapathE
     let mut objects = Vec::new();
     for path in bpffs::list(dir)? {
         let Some(name) = path.file_name().map(OsStr::to_owned) else { continue };
-        let opened = open(&path);
-        let failed = |source| DatapathError::Io { path, what: "open pin", source };
-        objects.push((name, opened.map_err(failed)?));
+        objects.push((name, open(&path).map_err(|source| cannot_open(&path, source))?));
     }
     Ok(objects)
+}
+
+/// The error of a pin that cannot be opened.
+pub(super) fn cannot_open(path: &Path, source: io::Error) -> DatapathError {
+    // The kernel's answer for a directory.
+    let what = match source.raw_os_error() {
+        Some(libc::EACCES) => "no BPF object is pinned here, remove it",
+        _ => "open pin",
+    };
+    DatapathError::Io { path: path.to_owned(), what, source: name_limit(source) }
+}
+
+/// Whether an object is pinned at a path, and not another one.
+///
+/// # Errors
+/// What is pinned there cannot be opened.
+pub(super) fn leads_to(path: &Path, object: BorrowedFd<'_>) -> io::Result<bool> {
+    match open(path) {
+        Ok(pinned) => Ok(identity(pinned.as_fd())? == identity(object)?),
+        // A symbolic link that leads nowhere.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The first words of the kernel's information about a link, a map or a program: the type, the
+/// number, and two by which objects of unlike kinds differ. The last word is 0 for a link, the size
+/// of the values for a map, and part of the tag for a program.
+fn identity(object: BorrowedFd<'_>) -> io::Result<[u32; 4]> {
+    let mut words = [0_u32; 4];
+    let mut attr = attributes();
+    attr.info.bpf_fd = number(object);
+    attr.info.info_len = size_of_val(&words) as u32;
+    attr.info.info = (&raw mut words) as u64;
+    // SAFETY: the command writes at most the stated length to `words`, which outlives the call.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok(words)
 }
 
 /// Whether the link that is pinned at a path still attaches its program to a device. The kernel
@@ -67,9 +103,8 @@ pub(super) fn open_all(dir: &Path) -> Result<Vec<(OsString, OwnedFd)>, DatapathE
 /// # Errors
 /// The kernel refuses, or the object is no link to a device.
 pub(super) fn is_attached(path: &Path) -> io::Result<bool> {
-    let info = link_info(open(path)?.as_fd())?;
-    let ifindex = ifindex_of(&info).ok_or_else(|| io::Error::other("no link to a device"))?;
-    Ok(ifindex != 0)
+    let ifindex = ifindex_of(&link_info(open(path)?.as_fd())?);
+    Ok(ifindex.ok_or_else(|| io::Error::other("no link to a device"))? != 0)
 }
 
 /// The kernel's information about a link.
@@ -101,6 +136,21 @@ pub(super) fn ifindex_of(info: &bpf_link_info) -> Option<u32> {
             XDP => Some(info.__bindgen_anon_1.xdp.ifindex),
             TCX => Some(info.__bindgen_anon_1.tcx.ifindex),
             NETKIT => Some(info.__bindgen_anon_1.netkit.ifindex),
+            _ => None,
+        }
+    }
+}
+
+/// The hook that a tcx or netkit link attaches a program to, as a `bpf_attach_type`. `None` for
+/// links of other types.
+pub(super) fn hook_of(info: &bpf_link_info) -> Option<u32> {
+    const TCX: u32 = bpf_link_type::BPF_LINK_TYPE_TCX as u32;
+    const NETKIT: u32 = bpf_link_type::BPF_LINK_TYPE_NETKIT as u32;
+    // SAFETY: as in `ifindex_of`.
+    unsafe {
+        match info.type_ {
+            TCX => Some(info.__bindgen_anon_1.tcx.attach_type),
+            NETKIT => Some(info.__bindgen_anon_1.netkit.attach_type),
             _ => None,
         }
     }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    net::Ipv4Addr,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -19,6 +20,7 @@ use ipnetwork::Ipv4Network;
 
 use super::{
     DatapathError, Table,
+    found::ip_of,
     raw::{Bytes, take_map},
 };
 
@@ -46,6 +48,35 @@ impl Prefix<SourceKey> {
     pub fn of_clients(ifindex: u32, clients: Ipv4Network) -> Self {
         let Prefix { key: addr, bits } = Prefix::of_v4(clients);
         Self { key: SourceKey { ifindex, addr }, bits: u32::BITS + bits }
+    }
+}
+
+impl Prefix<[u8; 4]> {
+    /// A prefix of addresses of services.
+    pub fn of_services(prefix: Ipv4Network) -> Self {
+        Self { key: prefix.network().octets(), bits: prefix.prefix().into() }
+    }
+}
+
+impl fmt::Display for Prefix<MappedAddr> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ip = ip_of(&self.key);
+        let fixed = if ip.is_ipv4() { MappedAddr::V4_PREFIX } else { 0 };
+        write!(f, "{ip}/{}", self.bits.saturating_sub(fixed))
+    }
+}
+
+impl fmt::Display for Prefix<SourceKey> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let SourceKey { ifindex, addr } = self.key;
+        let clients = Prefix { key: addr, bits: self.bits.saturating_sub(u32::BITS) };
+        write!(f, "{ifindex} {clients}")
+    }
+}
+
+impl fmt::Display for Prefix<[u8; 4]> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", Ipv4Addr::from(self.key), self.bits)
     }
 }
 
@@ -118,8 +149,7 @@ pub(super) fn write(
     services: &[Ipv4Network],
     denied: &[Ipv4Network],
 ) -> Result<(), DatapathError> {
-    let service = |range: &Ipv4Network| Key::new(range.prefix().into(), range.network().octets());
-    fill(ebpf, names::SERVICES, services.iter().map(service))?;
+    fill(ebpf, names::SERVICES, services.iter().map(|range| Prefix::of_services(*range).raw()))?;
     fill(ebpf, names::DENIED, denied.iter().map(|source| Prefix::of_v4(*source).raw()))
 }
 
@@ -160,6 +190,16 @@ mod tests {
         assert_eq!(prefix("0.0.0.0/0").bits, 96);
         // Bits beyond the prefix are left out.
         assert_eq!(prefix("192.0.2.7/24"), prefix("192.0.2.0/24"));
+    }
+
+    #[test]
+    fn a_prefix_is_written_as_it_was_given() {
+        for text in ["192.0.2.0/24", "0.0.0.0/0", "192.0.2.7/32"] {
+            assert_eq!(prefix(text).to_string(), text);
+            assert_eq!(Prefix::of_services(text.parse().unwrap()).to_string(), text);
+            let clients = Prefix::of_clients(7, text.parse().unwrap());
+            assert_eq!(clients.to_string(), format!("7 {text}"));
+        }
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! aya's maps of a loaded object.
 
+use std::os::fd::AsFd as _;
+
 use aya::{
     Ebpf,
-    maps::{Map, MapError},
+    maps::{Map, MapData, MapError},
 };
 use bytemuck::Pod;
 
@@ -27,4 +29,17 @@ where
         source: Box::new(MapError::InvalidName { name: name.to_owned() }),
     })?;
     M::try_from(map).map_err(|source| DatapathError::Map { map: name, source: Box::new(source) })
+}
+
+/// A second handle of the hash map `name` of the loaded object, before that is taken: aya's map type
+/// does not lend its file descriptor.
+pub(super) fn second_handle(ebpf: &Ebpf, name: &'static str) -> Result<MapData, DatapathError> {
+    let failed = |source| DatapathError::Map { map: name, source: Box::new(source) };
+    match ebpf.map(name) {
+        Some(Map::HashMap(data) | Map::LruHashMap(data)) => {
+            let fd = data.fd().as_fd().try_clone_to_owned();
+            MapData::from_fd(fd.map_err(|error| failed(error.into()))?).map_err(failed)
+        }
+        _ => Err(failed(MapError::InvalidName { name: name.to_owned() })),
+    }
 }

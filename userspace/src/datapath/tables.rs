@@ -10,7 +10,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{HashMap, Map, MapData, MapError},
+    maps::{HashMap, MapData, MapError},
     sys::SyscallError,
 };
 use culvert_common::abi::{
@@ -25,7 +25,7 @@ use super::{
         Fdb, FdbLearned, FloodRemote, Layout, Neighbours, Number, Plain, Underlay, Vteps, WithSeal,
     },
     prefixes::PrefixTable,
-    raw::{Bytes, take_map},
+    raw::{Bytes, second_handle, take_map},
     table::Table,
     vtep_ids::VtepIds,
 };
@@ -63,14 +63,7 @@ impl<L: Layout> KernelTable<L> {
         name: &'static str,
         ids: &Arc<VtepIds>,
     ) -> Result<Self, DatapathError> {
-        let failed = |source| DatapathError::Map { map: name, source: Box::new(source) };
-        let fd = match ebpf.map(name) {
-            Some(Map::HashMap(data) | Map::LruHashMap(data)) => {
-                let fd = data.fd().as_fd().try_clone_to_owned();
-                MapData::from_fd(fd.map_err(|error| failed(error.into()))?).map_err(failed)?
-            }
-            _ => return Err(failed(MapError::InvalidName { name: name.to_owned() })),
-        };
+        let fd = second_handle(ebpf, name)?;
         let map = Mutex::new(take_map(ebpf, name)?);
         Ok(Self { name, map, fd, ids: Arc::clone(ids), epoch: None })
     }
@@ -239,6 +232,8 @@ pub struct Tables {
     pub sources: PrefixTable<SourceKey>,
     /// Set of the clients that may not use published ports.
     pub denied: PrefixTable<MappedAddr>,
+    /// Set of the addresses of services.
+    pub services: PrefixTable<[u8; 4]>,
     ids: Arc<VtepIds>,
 }
 
@@ -253,7 +248,7 @@ impl Tables {
         // The maps may have changed before this agent started: no flow cache entry from then is
         // valid.
         epoch.advance();
-        let ids = Arc::new(VtepIds::take(ebpf, own)?);
+        let ids = Arc::new(VtepIds::take(ebpf, own, Arc::clone(&epoch))?);
         let tables = Self {
             endpoints: KernelTable::take_cached(ebpf, names::ENDPOINTS, &ids, &epoch)?,
             networks: KernelTable::take_cached(ebpf, names::NETWORKS, &ids, &epoch)?,
@@ -273,6 +268,7 @@ impl Tables {
             flows: KernelTable::take(ebpf, names::FLOWS, &ids)?,
             sources: PrefixTable::take(ebpf, names::SOURCES)?,
             denied: PrefixTable::take(ebpf, names::DENIED)?,
+            services: PrefixTable::take(ebpf, names::SERVICES)?,
             ids,
         };
         tables.forget_unused_vteps()?;

@@ -7,28 +7,36 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::Ipv4Addr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    os::fd::AsFd as _,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use aya::{
     Ebpf,
     maps::{HashMap as BpfHashMap, MapData, MapError},
+    sys::SyscallError,
 };
 use culvert_common::abi::{MappedAddr, SealedU32, VtepId, names};
 
 use super::{
-    DatapathError,
-    raw::{Bytes, take_map},
+    DatapathError, batch,
+    epoch::Epoch,
+    found::{Found, ip_of},
+    raw::{Bytes, second_handle, take_map},
 };
 
 /// The numbers of the VTEPs, and the map that keeps them.
 pub struct VtepIds {
     own: Ipv4Addr,
+    /// The flow cache depends on the map.
+    epoch: Arc<Epoch>,
     state: Mutex<State>,
 }
 
 struct State {
     map: BpfHashMap<MapData, Bytes<MappedAddr>, Bytes<SealedU32>>,
+    /// A second handle of the map: aya's map type does not lend its file descriptor.
+    fd: MapData,
     by_address: BTreeMap<[u8; 4], VtepId>,
     by_id: HashMap<VtepId, [u8; 4]>,
     next: u32,
@@ -40,12 +48,16 @@ const UNKNOWN: u8 = 0;
 
 impl VtepIds {
     /// Takes the map out of the loaded object and reads the given numbers.
-    pub(super) fn take(ebpf: &mut Ebpf, own: Ipv4Addr) -> Result<Self, DatapathError> {
-        let map: BpfHashMap<MapData, Bytes<MappedAddr>, Bytes<SealedU32>> =
-            take_map(ebpf, names::VTEP_IDS)?;
-        let mut state = State { map, by_address: BTreeMap::new(), by_id: HashMap::new(), next: 1 };
-        let entries: Result<Vec<_>, MapError> = state.map.iter().collect();
-        for (Bytes(address), Bytes(entry)) in entries.map_err(failed)? {
+    pub(super) fn take(
+        ebpf: &mut Ebpf,
+        own: Ipv4Addr,
+        epoch: Arc<Epoch>,
+    ) -> Result<Self, DatapathError> {
+        let fd = second_handle(ebpf, names::VTEP_IDS)?;
+        let map = take_map(ebpf, names::VTEP_IDS)?;
+        let mut state =
+            State { map, fd, by_address: BTreeMap::new(), by_id: HashMap::new(), next: 1 };
+        for (address, entry) in state.read().map_err(failed)? {
             if address == MappedAddr::UNSPECIFIED {
                 state.next = state.next.max(entry.value);
             } else if let Some(address) = address.as_v4() {
@@ -53,7 +65,7 @@ impl VtepIds {
                 state.next = state.next.max(entry.value.saturating_add(1));
             }
         }
-        Ok(Self { own, state: Mutex::new(state) })
+        Ok(Self { own, epoch, state: Mutex::new(state) })
     }
 
     /// This host's own VTEP address, which has no number.
@@ -73,13 +85,13 @@ impl VtepIds {
         }
         let mut state = self.lock();
         let id = VtepId(state.next);
-        let next = SealedU32 { value: state.next.saturating_add(1), seal: 0 };
+        let next = next_number(state.next.saturating_add(1));
         // The next number is written first. If the second write fails, a number is lost; in the
         // other order one number could be given to two VTEPs.
         state.map.insert(Bytes(MappedAddr::UNSPECIFIED), Bytes(next), 0).map_err(failed)?;
+        state.next = next.value;
         let key = MappedAddr::v4(address);
         state.map.insert(Bytes(key), Bytes(SealedU32::new(&key, id.0)), 0).map_err(failed)?;
-        state.next = next.value;
         state.note(address, id);
         Ok(id)
     }
@@ -115,15 +127,37 @@ impl VtepIds {
         let unused: Vec<_> =
             state.by_address.keys().copied().filter(|address| !used(*address)).collect();
         for address in unused {
-            match state.map.remove(&Bytes(MappedAddr::v4(address))) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(failed(error)),
-            }
+            state.remove(&MappedAddr::v4(address))?;
             if let Some(id) = state.by_address.remove(&address) {
                 state.by_id.remove(&id);
             }
         }
         Ok(())
+    }
+
+    /// Puts the map back to the numbers that were given. Notes what another program has changed.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read or written.
+    pub fn restore(&self, found: &mut Found) -> Result<(), DatapathError> {
+        // Locked during the whole comparison, so that no number is given meanwhile.
+        let mut state = self.lock();
+        let (read, written) = (state.read().map_err(failed)?, state.written());
+        let spell = |address: &MappedAddr| match *address {
+            MappedAddr::UNSPECIFIED => "next number".to_owned(),
+            address => ip_of(&address).to_string(),
+        };
+        let before = found.number();
+        let restored =
+            found.restore(names::VTEP_IDS, &written, &read, spell, |key, value| match value {
+                Some(value) => state.map.insert(Bytes(*key), Bytes(*value), 0).map_err(failed),
+                None => state.remove(key),
+            });
+        if found.number() > before {
+            self.epoch.advance();
+        }
+        restored
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -137,6 +171,46 @@ impl State {
         self.by_address.insert(address, id);
         self.by_id.insert(id, address);
     }
+
+    /// The entries of the map, thousands of them in a system call: who asks for a number waits
+    /// meanwhile.
+    fn read(&self) -> Result<BTreeMap<MappedAddr, SealedU32>, MapError> {
+        let most = self.fd.info()?.max_entries();
+        let entries = batch::all(self.fd.fd().as_fd(), most).map_err(|io_error| {
+            let call = "bpf_map_lookup_batch";
+            MapError::from(SyscallError { call, io_error })
+        })?;
+        Ok(entries.into_iter().collect())
+    }
+
+    /// The entries that the map should have.
+    fn written(&self) -> BTreeMap<MappedAddr, SealedU32> {
+        // Before the first number is given, the map is empty.
+        let next = (self.next > 1).then(|| (MappedAddr::UNSPECIFIED, next_number(self.next)));
+        let numbers = self.by_address.iter().map(|(address, id)| {
+            let key = MappedAddr::v4(*address);
+            (key, SealedU32::new(&key, id.0))
+        });
+        next.into_iter().chain(numbers).collect()
+    }
+
+    /// Removes an entry of the map. It is no error if there is none.
+    fn remove(&mut self, key: &MappedAddr) -> Result<(), DatapathError> {
+        match self.map.remove(&Bytes(*key)) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+}
+
+/// The entry of the next number.
+fn next_number(next: u32) -> SealedU32 {
+    SealedU32 { value: next, seal: 0 }
 }
 
 impl std::fmt::Debug for VtepIds {
@@ -147,4 +221,44 @@ impl std::fmt::Debug for VtepIds {
 
 fn failed(source: MapError) -> DatapathError {
     DatapathError::Map { map: names::VTEP_IDS, source: Box::new(source) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::{Options, Tables, load_object};
+
+    /// Numbers that another program has removed, changed or added, and the number that is given
+    /// next.
+    #[test]
+    #[ignore = "needs root"]
+    fn the_numbers_are_put_back() {
+        let options = Options::of_a_test();
+        let mut ebpf = load_object(&options, None).unwrap();
+        let tables = Tables::take(&mut ebpf, options.vtep_ip).unwrap();
+        let ids = tables.vtep_ids();
+        let mut found = Found::default();
+        ids.restore(&mut found).unwrap();
+        for last in 1..=3 {
+            ids.give([198, 51, 100, last]).unwrap();
+        }
+        ids.restore(&mut found).unwrap();
+        assert_eq!(found, Found::default(), "what the agent has written is no change");
+        let right = ids.lock().read().unwrap();
+        {
+            let key = |last| MappedAddr::v4([198, 51, 100, last]);
+            let mut state = ids.lock();
+            state.remove(&key(1)).unwrap();
+            state.remove(&MappedAddr::UNSPECIFIED).unwrap();
+            for (last, number) in [(2, 3), (9, 9)] {
+                let wrong = SealedU32::new(&key(last), number);
+                state.map.insert(Bytes(key(last)), Bytes(wrong), 0).unwrap();
+            }
+        }
+        ids.restore(&mut found).unwrap();
+        assert_eq!(ids.lock().read().unwrap(), right);
+        let line = "map VTEP_IDS: 4 entries: 198.51.100.9 added, next number removed, \
+                    198.51.100.1 removed, and 1 more";
+        assert_eq!(found.lines(), [(4, line.to_owned())]);
+    }
 }

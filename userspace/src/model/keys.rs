@@ -28,13 +28,23 @@ pub const IPAM: &str = "/culvert/v1/ipam/";
 /// Prefix of [`Key::Vtep`].
 pub const VTEPS: &str = "/culvert/v1/vteps/";
 
+/// Prefix of [`witness_key`]. Not below [`ROOT`]: only the node itself reads its witness, so the
+/// others need not hear of each write.
+const WITNESSES: &str = "/culvert/witnesses/";
+
 /// Layout of the keys, for a backend that reads the whole of [`ROOT`].
 pub const LAYOUT: Layout =
     Layout { root: ROOT, random: ENDPOINTS, ordered: IPAM, groups: NETWORKS, small: '@' };
 
 /// Options to follow all keys of Culvert in a store.
 pub fn follow_options() -> FollowOptions {
-    FollowOptions::new(ROOT, STORE)
+    FollowOptions { fleeting: Some(ALIVE.to_owned()), ..FollowOptions::new(ROOT, STORE) }
+}
+
+/// Key of the own witness of the node with this identifier
+/// ([`OwnWitness`](crate::store::OwnWitness)).
+pub fn witness_key(node_id: &str) -> String {
+    format!("{WITNESSES}{node_id}")
 }
 
 /// Longest identifier of an endpoint, in hexadecimal digits.

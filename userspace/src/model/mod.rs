@@ -17,6 +17,7 @@ pub mod ops;
 mod ports;
 mod record;
 mod resolver;
+mod restart;
 mod routes;
 mod source;
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub use name::Name;
 pub use ports::{Exposed, PortRequest, Publish, overlapping};
 pub use record::{Decoded, Record, decode, encode};
 pub use resolver::{Domain, HostAddress, HostEntry, NameOptions, ResolverOption};
+pub use restart::{Pauses, RestartPolicy, SETTLED};
 pub use routes::{HostRoute, not_routed, routed};
 pub use source::{ipv4_source, parse_source, spell_source};
 pub use types::*;

@@ -93,8 +93,10 @@ impl View {
     }
 
     fn folded(&mut self, update: &Update) {
-        // If a list comes in several updates, only the last update has the list's revision.
-        self.revision = self.revision.max(update.revision);
+        // If a list comes in several updates, only the last update has the list's revision. A list of
+        // a store that was accepted may be of an earlier revision than the store before had.
+        self.revision =
+            if update.resync { update.revision } else { self.revision.max(update.revision) };
         if update.listed.is_some() {
             self.endpoints.pack();
             self.ipam.pack();
@@ -141,7 +143,12 @@ impl View {
             Key::Endpoint { network, id } => match decode::<Endpoint>(&key, &entry.value) {
                 Decoded::Record(record) => {
                     let before = Id::parse(id).and_then(|id| self.endpoints.brief(network, &id));
-                    if before.is_none_or(|before| before.revision != revision) {
+                    // Two stores may have different records of one revision.
+                    let is_other = |before: &Brief<'_>| {
+                        before.revision != revision
+                            || before.unpack(network).is_none_or(|before| before.record != record)
+                    };
+                    if before.as_ref().is_none_or(is_other) {
                         touched.endpoints.insert((network.clone(), id.clone()));
                         let former = before.map(|before| Former::of(&before));
                         touched.former.extend(former.map(|had| (network.clone(), had)));
@@ -433,11 +440,12 @@ fn keep<K: Ord, T: Record + PartialEq>(
 ) -> Option<String> {
     match decode::<T>(key, &entry.value).into_result() {
         Ok(record) => {
-            let revision = entry.mod_revision;
-            let before = records.insert(at, Versioned { record, revision });
-            if before.is_none_or(|before| before.revision != revision) {
+            // Two stores may have different records of one revision.
+            let now = Versioned { record, revision: entry.mod_revision };
+            if records.get(&at) != Some(&now) {
                 touched();
             }
+            records.insert(at, now);
             None
         }
         Err(why) => Some(why),

@@ -286,7 +286,8 @@ impl Netlink {
     pub async fn set_controller(&self, name: &str, bridge: u32) -> Result<()> {
         let mut message = named(name);
         message.attributes.push(LinkAttribute::Controller(bridge));
-        self.change(name, "adding to a bridge", message).await
+        let verb = if bridge == 0 { "removing the master of" } else { "setting the master of" };
+        self.change(name, verb, message).await
     }
 
     /// Deletes the interface, and its other end if it is one end of a pair.

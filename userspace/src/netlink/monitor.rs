@@ -30,6 +30,8 @@ pub enum Event {
         name: String,
         /// Whether it is up.
         up: bool,
+        /// Index of the bridge or bond that has the interface as a port.
+        master: Option<u32>,
     },
     /// An interface was removed.
     LinkGone {
@@ -130,6 +132,7 @@ fn translate(message: &RouteNetlinkMessage) -> Option<Event> {
             index: link.index,
             name: link.name,
             up: link.up,
+            master: link.master,
         }),
         RouteNetlinkMessage::DelLink(_) => {
             parse_link(message).map(|link| Event::LinkGone { index: link.index, name: link.name })

@@ -58,17 +58,21 @@ impl Netns {
 
     /// Makes a namespace with the loopback device up, and mounts it on `/run/netns/NAME`. A file of
     /// that name without a mount is left over from a reboot or from `umount`: the namespace is
-    /// mounted on that file.
+    /// mounted on that file. `made` is called before the mount, so that there is never a mounted
+    /// namespace that it does not know.
     ///
     /// # Errors
-    /// [`NetnsError::Taken`] if that namespace exists; [`NetnsError::Permission`].
-    pub fn create(name: &Name) -> Result<Self> {
+    /// [`NetnsError::Taken`] if that namespace exists; [`NetnsError::Permission`]; `made` fails.
+    pub fn create(
+        name: &Name,
+        made: impl FnOnce(NetnsId) -> io::Result<()> + Send,
+    ) -> Result<Self> {
         let path = Self::path_of(name);
         let _lock = lock_directory()?;
         if path.symlink_metadata().is_ok() && is_nsfs(&path) {
             return Err(NetnsError::Taken(path));
         }
-        Self::make_and_open(&path)
+        Self::make_and_open(&path, made)
     }
 
     /// Opens the namespace `/run/netns/NAME`, or makes it if it does not exist.
@@ -78,13 +82,16 @@ impl Netns {
     pub fn ensure(name: &Name) -> Result<Self> {
         let path = Self::path_of(name);
         let _lock = lock_directory()?;
-        if is_nsfs(&path) { Self::open(&path) } else { Self::make_and_open(&path) }
+        if is_nsfs(&path) { Self::open(&path) } else { Self::make_and_open(&path, |_| Ok(())) }
     }
 
     /// Makes a namespace at `path` and opens it. A namespace that cannot be opened, for lack of file
     /// descriptors, is removed again. The caller holds the lock.
-    fn make_and_open(path: &Path) -> Result<Self> {
-        make(path)?;
+    fn make_and_open(
+        path: &Path,
+        made: impl FnOnce(NetnsId) -> io::Result<()> + Send,
+    ) -> Result<Self> {
+        make(path, made)?;
         Self::open(path).inspect_err(|_| {
             if let Err(error) = take_away(path) {
                 tracing::warn!("{}: left behind: {error}", path.display());
@@ -145,17 +152,24 @@ impl Netns {
     }
 
     /// Mounts the namespace of a process on `/run/netns/NAME`. It restores the name of a namespace
-    /// whose mount was removed while the process kept it alive.
+    /// whose mount was removed while the process kept it alive. The namespace of the caller gets no
+    /// name.
     ///
     /// # Errors
-    /// The process has ended, or the kernel refuses.
+    /// The process has ended or is in the namespace of the caller, or the kernel refuses.
     pub fn rebind(name: &Name, pid: i32) -> Result<()> {
         let path = Self::path_of(name);
         let failed = |error: io::Error| {
             NetnsError::io(format!("mounting network namespace {}", path.display()), error)
         };
+        let found = Self::from_pid(pid)?;
+        if found.id() == Self::current()?.id() {
+            let why = format!("process {pid} is in the network namespace of this process");
+            return Err(failed(io::Error::other(why)));
+        }
         File::create(&path).map_err(failed)?;
-        let source = format!("/proc/{pid}/ns/net");
+        // What was checked, also if the process has ended since.
+        let source = format!("/proc/self/fd/{}", found.as_fd().as_raw_fd());
         mount(Some(source.as_str()), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
             .map_err(|errno| failed(errno.into()))
     }
@@ -163,6 +177,14 @@ impl Netns {
     /// Whether the namespace `/run/netns/NAME` exists.
     pub fn exists(name: &Name) -> bool {
         is_nsfs(&Self::path_of(name))
+    }
+
+    /// Device and inode of the namespace `/run/netns/NAME`; `None` if it does not exist. Needs no
+    /// file descriptor.
+    pub fn find(name: &Name) -> Option<NetnsId> {
+        let path = Self::path_of(name);
+        let found = is_nsfs(&path).then(|| fs::metadata(&path).ok()).flatten()?;
+        Some(NetnsId { dev: found.dev(), ino: found.ino() })
     }
 
     /// Removes `/run/netns/NAME`. The namespace itself exists as long as a process is in it or has
@@ -331,8 +353,9 @@ fn lock_directory() -> Result<Flock<File>> {
     Ok(lock)
 }
 
-/// Makes a namespace and mounts it on `path`, under the directory's lock.
-fn make(path: &Path) -> Result<()> {
+/// Makes a namespace and mounts it on `path`, under the directory's lock. `made` is called before
+/// the mount.
+fn make(path: &Path, made: impl FnOnce(NetnsId) -> io::Result<()> + Send) -> Result<()> {
     let failed = |error: io::Error| {
         NetnsError::io(format!("making network namespace {}", path.display()), error)
     };
@@ -347,17 +370,21 @@ fn make(path: &Path) -> Result<()> {
         // `ip netns` and Culvert make regular files only.
         return Err(NetnsError::NotNetns(path.to_owned()));
     }
-    let made = on_thread(|| {
+    let mounted = on_thread(|| {
+        let source = "/proc/thread-self/ns/net";
         unshare(CloneFlags::CLONE_NEWNET)?;
         loopback_up()?;
-        mount(Some("/proc/thread-self/ns/net"), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        let meta = fs::metadata(source)?;
+        made(NetnsId { dev: meta.dev(), ino: meta.ino() })?;
+        mount(Some(source), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        Ok::<_, io::Error>(())
     })?;
-    made.map_err(|errno| {
+    mounted.map_err(|error| {
         if fresh {
             // Best effort: the error of the mount is the one that is returned.
             let _ = fs::remove_file(path);
         }
-        failed(errno.into())
+        failed(error)
     })
 }
 
@@ -389,6 +416,14 @@ fn loopback_up() -> nix::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_namespace_of_the_caller_gets_no_name() {
+        let name = "culvert-test-own".parse().unwrap();
+        let refused = Netns::rebind(&name, std::process::id().cast_signed()).unwrap_err();
+        assert!(refused.to_string().contains("namespace of this process"), "{refused}");
+        assert!(Netns::path_of(&name).symlink_metadata().is_err());
+    }
 
     #[test]
     fn a_path_through_a_process_is_told_from_a_mount() {

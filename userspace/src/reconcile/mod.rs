@@ -14,6 +14,7 @@
 //! A network without an endpoint on this host has no entry in its maps: the cost of a host
 //! follows from the networks that it takes part in, not from the number of networks.
 
+mod changes;
 mod desired;
 mod diff;
 mod flood;

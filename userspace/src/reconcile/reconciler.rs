@@ -4,9 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use culvert_common::abi::NeighKey;
 
-use crate::datapath::entry::{UnderlayPath, VtepInfo, VtepKey};
+use crate::datapath::{
+    Found,
+    entry::{UnderlayPath, VtepInfo, VtepKey},
+};
 
 use super::{
+    changes::changes,
     diff::{Op, diff},
     flood::assign_slots,
     held::Held,
@@ -40,19 +44,22 @@ pub struct Counts {
 /// Keeps a copy of what the kernel holds, so that a change does not read the maps again.
 ///
 /// It must be the only writer of the maps. Changes by another program are found when the maps
-/// are read, at the start and in every anti-entropy pass:
+/// are read, in every anti-entropy pass:
 ///
 /// 1. [`Reconciler::begin_read`] before the first map is read. From then on each step is noted.
 /// 2. [`Observed::read`], on another thread if it may take long. The reconciler may write.
 /// 3. [`Reconciler::adopt`] repeats the noted steps on what was read: a key that was written
 ///    during the read may have been read before or after the write. A change by another
-///    program to such a key is found by the next read.
+///    program to such a key is found by the next read. All other differences between what was
+///    read and the copy are changes by other programs.
 #[derive(Debug, Default)]
 pub struct Reconciler {
     /// Copy of the kernel's tables of each VNI.
     networks: BTreeMap<u32, Held>,
     /// The kernel's entries of `UNDERLAY`.
     underlay: BTreeMap<[u8; 4], UnderlayPath>,
+    /// `networks` and `underlay` are a copy of what the maps should have.
+    adopted: bool,
     /// The path to each VTEP, in use or not.
     paths: BTreeMap<[u8; 4], UnderlayPath>,
     /// Number of networks that refer to each VTEP.
@@ -83,12 +90,18 @@ impl Reconciler {
     }
 
     /// Replaces the copy by the contents that were read since [`Reconciler::begin_read`], with the
-    /// noted steps repeated on them.
-    pub fn adopt(&mut self, mut observed: Observed) {
+    /// noted steps repeated on them. Returns the entries that differ from the copy: another program
+    /// has changed them. The first call returns none, because there is no copy before it.
+    pub fn adopt(&mut self, mut observed: Observed) -> Found {
         for op in self.written.take().unwrap_or_default() {
             observed.apply(&op);
         }
         let (networks, underlay) = observed.into_parts();
+        let found = if std::mem::replace(&mut self.adopted, true) {
+            changes(&self.networks, &networks, &self.underlay, &underlay)
+        } else {
+            Found::default()
+        };
         self.networks = networks.into_iter().map(|(vni, it)| (vni, it.into())).collect();
         self.underlay = underlay;
         self.unused_paths = true;
@@ -103,6 +116,7 @@ impl Reconciler {
                 *self.users.entry(key.ip).or_default() += 1;
             }
         }
+        found
     }
 
     /// Number of entries of the large maps. The call takes the same time for any number.

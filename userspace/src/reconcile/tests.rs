@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::datapath::{
-    Prefix,
+    Found, Prefix,
     entry::{FdbEntry, NeighEntry, UnderlayPath, VtepInfo, VtepKey},
 };
 use culvert_common::abi::{EndpointInfo, FdbKey, FloodKey, NeighKey, NetworkInfo};
@@ -256,10 +256,10 @@ fn assert_holds(maps: &Maps, desired: &BTreeMap<u32, NetworkState>) {
     assert_eq!(underlay, reachable.collect());
 }
 
-/// Makes the reconciler read the maps while nothing is written.
-fn adopt(reconciler: &mut Reconciler, maps: &Maps) {
+/// Makes the reconciler read the maps while nothing is written. Returns what others have changed.
+fn adopt(reconciler: &mut Reconciler, maps: &Maps) -> Found {
     reconciler.begin_read();
-    reconciler.adopt(Observed::read(maps).unwrap());
+    reconciler.adopt(Observed::read(maps).unwrap())
 }
 
 /// The result of a read during which `before` becomes `after`. `coins` say for each entry
@@ -347,18 +347,58 @@ proptest! {
         assert_holds(&maps, &third);
     }
 
+    /// A repair that nobody made necessary would be told as one.
+    #[test]
+    fn what_the_agent_writes_while_the_maps_are_read_is_no_change_by_others(
+        first in host(), second in host(), coins in vec(any::<bool>(), 64),
+    ) {
+        let maps = Maps { check: true, ..Maps::default() };
+        let mut reconciler = Reconciler::default();
+        adopt(&mut reconciler, &maps);
+        pass(&mut reconciler, &maps, &first).unwrap();
+        let before = maps.tables.borrow().clone();
+        reconciler.begin_read();
+        pass(&mut reconciler, &maps, &second).unwrap();
+        let read = torn(&before, &maps.tables.borrow(), &coins);
+        let read = Maps { tables: RefCell::new(read), ..Maps::default() };
+        let found = reconciler.adopt(Observed::read(&read).unwrap());
+        prop_assert_eq!(found, Found::default());
+    }
+
+    #[test]
+    fn what_others_change_is_found_entry_by_entry(
+        state in host(), others in strays(), coins in vec(any::<bool>(), 64),
+    ) {
+        let maps = Maps::default();
+        let mut reconciler = Reconciler::default();
+        let found = adopt(&mut reconciler, &maps);
+        prop_assert_eq!(found, Found::default(), "nothing is known of what was there before");
+        pass(&mut reconciler, &maps, &state).unwrap();
+        let written = maps.tables.borrow().clone();
+        // Entries are removed, changed and added, also of VNIs that the host does not have.
+        let changed = torn(&written, &others, &coins);
+        *maps.tables.borrow_mut() = changed.clone();
+        let found = adopt(&mut reconciler, &maps);
+        prop_assert_eq!(found.number(), diff(&written, &changed).len() as u64);
+        pass(&mut reconciler, &maps, &state).unwrap();
+        assert_holds(&maps, &state);
+        prop_assert_eq!(adopt(&mut reconciler, &maps), Found::default(), "found once");
+    }
+
     #[test]
     fn a_pass_that_fails_half_way_is_made_good_by_the_next(
         first in host(), second in host(), fail_at in 0..60usize,
     ) {
         let mut maps = Maps { check: true, ..Maps::default() };
         let mut reconciler = Reconciler::default();
+        adopt(&mut reconciler, &maps);
         pass(&mut reconciler, &maps, &first).unwrap();
         *maps.steps.borrow_mut() = 0;
         maps.fail_at = Some(fail_at);
         let failed = pass(&mut reconciler, &maps, &second).is_err();
         prop_assert_eq!(failed, *maps.steps.borrow() == fail_at + 1);
         assert_counted(&reconciler, &maps);
+        prop_assert_eq!(adopt(&mut reconciler, &maps), Found::default(), "the copy is exact");
         maps.fail_at = None;
         pass(&mut reconciler, &maps, &second).unwrap();
         assert_holds(&maps, &second);

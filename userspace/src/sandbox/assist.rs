@@ -13,6 +13,8 @@
 //!
 //! Culvert works without either device, only slower; so their absence is not an error.
 
+use std::collections::BTreeSet;
+
 use super::{Result, SandboxError, endpoint_of, sysctl};
 use crate::{
     model::MacAddr,
@@ -91,30 +93,49 @@ impl Kind {
     }
 }
 
+/// An assistant device that exists and has the right settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Assistant {
+    /// Interface index.
+    pub index: u32,
+    /// What was wrong with the device, in words. `None`: nothing.
+    pub found: Option<&'static str>,
+    /// Index of the bridge that had the device as a port.
+    pub master: Option<u32>,
+}
+
 /// Whether a device is one of the two assistant devices.
 pub fn is_assistant(link: &Link) -> bool {
     [GRO_KIND, ROOM_KIND].iter().any(|kind| kind.is(link))
 }
 
-/// Makes sure that the vxlan device exists for UDP port `port` and is up. Idempotent. Returns its
-/// index.
+/// Makes sure that the vxlan device exists for UDP port `port` and is up. Idempotent.
 ///
 /// # Errors
 /// An interface of that name does not belong to Culvert; another socket holds the port; the kernel
 /// has no such device. If the device was made and cannot be brought up, `discard` is called with it
 /// before it is removed.
-pub async fn keep_gro(netlink: &Netlink, port: u16, discard: impl Fn(u32) + Send) -> Result<u32> {
-    let mut found = GRO_KIND.find(netlink).await?;
-    if found.as_ref().is_some_and(|link| !link.vxlan_filtered || link.vxlan_port != Some(port)) {
-        // An earlier agent with another UDP port has left the device.
-        netlink.delete_link(GRO).await?;
-        found = None;
-    }
-    let link = match found {
-        Some(link) => link,
-        None => {
+pub async fn keep_gro(
+    netlink: &Netlink,
+    port: u16,
+    discard: impl Fn(u32) + Send,
+) -> Result<Assistant> {
+    let there = GRO_KIND.find(netlink).await?;
+    let (link, found) = match there {
+        Some(link) if link.vxlan_filtered && link.vxlan_port == Some(port) => {
+            let found = (!link.up).then_some("was down");
+            (link, found)
+        }
+        other => {
+            let mut found = "was missing";
+            if other.is_some() {
+                // An earlier agent with another UDP port has left the device, or another program
+                // has made it.
+                netlink.delete_link(GRO).await?;
+                found = "had other settings";
+            }
             netlink.create_vnifilter_vxlan(GRO, GRO_KIND.mac, port).await?;
-            GRO_KIND.found(netlink).await?
+            (GRO_KIND.found(netlink).await?, Some(found))
         }
     };
     GRO_KIND.mark(netlink, &link).await?;
@@ -126,46 +147,66 @@ pub async fn keep_gro(netlink: &Netlink, port: u16, discard: impl Fn(u32) + Send
         netlink.delete_link(GRO).await?;
         return Err(error.into());
     }
-    Ok(link.index)
+    Ok(Assistant { index: link.index, found, master: link.master })
 }
 
-/// Makes sure that the bridge exists and is down, and that [`GRO`] and the veths of containers are
-/// its ports, up to the bridge's limit. Idempotent. Returns its index.
+/// Makes sure that the bridge exists and is down. Idempotent.
 ///
 /// # Errors
 /// An interface of that name does not belong to Culvert, or the kernel refuses.
-pub async fn keep_room(netlink: &Netlink) -> Result<u32> {
-    let link = match ROOM_KIND.find(netlink).await? {
-        Some(link) => link,
+pub async fn keep_room(netlink: &Netlink) -> Result<Assistant> {
+    let (link, found) = match ROOM_KIND.find(netlink).await? {
+        Some(link) => {
+            let found = link.up.then_some("was up");
+            (link, found)
+        }
         None => {
             netlink.create_silent_bridge(ROOM, ROOM_KIND.mac).await?;
-            ROOM_KIND.found(netlink).await?
+            (ROOM_KIND.found(netlink).await?, Some("was missing"))
         }
     };
     if link.up {
         netlink.set_down(ROOM).await?;
     }
     ROOM_KIND.mark(netlink, &link).await?;
-    let room = link.index;
+    Ok(Assistant { index: link.index, found, master: link.master })
+}
+
+/// Makes [`GRO`] and the host sides of containers ports of the bridge with the index `room`, up to
+/// the bridge's limit. Host sides are left out if they are in `known`, as they have been ports, or
+/// are ports of another device: another program has changed them, which the caller is to find and
+/// tell. Returns the indices of the interfaces that are ports now.
+///
+/// # Errors
+/// The kernel does not answer.
+pub async fn fill_room(
+    netlink: &Netlink,
+    room: u32,
+    known: &BTreeSet<u32>,
+) -> Result<BTreeSet<u32>> {
     let links = netlink.links().await?;
     let is_port = |link: &&Link| link.master == Some(room);
-    let ours = |link: &&Link| GRO_KIND.is(link) || endpoint_of(link).is_some();
-    let free = MOST_PORTS.saturating_sub(links.iter().filter(is_port).count());
-    // An interface that is a port of a foreign bridge stays there. The first port is the one that
-    // determines the headroom.
-    let mut missing: Vec<&Link> =
-        links.iter().filter(ours).filter(|l| l.master.is_none()).collect();
+    let mut ports: BTreeSet<u32> = links.iter().filter(is_port).map(|link| link.index).collect();
+    let free = MOST_PORTS.saturating_sub(ports.len());
+    let is_new = |link: &&Link| {
+        let is_free = link.master.is_none() && !known.contains(&link.index);
+        let ours = endpoint_of(link).is_some() && is_free;
+        link.master != Some(room) && (ours || GRO_KIND.is(link))
+    };
+    // The first port is the one that determines the headroom.
+    let mut missing: Vec<&Link> = links.iter().filter(is_new).collect();
     missing.sort_by_key(|link| !GRO_KIND.is(link));
     for link in missing.into_iter().take(free) {
         if !enrol(netlink, room, &link.name).await {
             break;
         }
+        ports.insert(link.index);
     }
-    Ok(room)
+    Ok(ports)
 }
 
-/// Makes an interface a port of the bridge. Returns whether it is one now: a bridge has at most
-/// 1023 ports. An interface that is no port is only slower.
+/// Makes an interface a port of the bridge, and of no other one. Returns whether it is one now: a
+/// bridge has at most 1023 ports. An interface that is no port is only slower.
 pub async fn enrol(netlink: &Netlink, room: u32, name: &str) -> bool {
     let enrolled = netlink.set_controller(name, room).await;
     if let Err(error) = &enrolled {

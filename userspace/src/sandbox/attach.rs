@@ -237,12 +237,24 @@ pub async fn open_port(netlink: &Netlink, host_ifname: &str) -> Result<bool> {
     if host.up {
         return Ok(false);
     }
-    // The host itself does not use this link: it has no address there, not even a link-local one,
-    // and sends nothing by itself.
-    let quiet = host_ifname.to_owned();
-    run_in(netlink.netns(), || sysctl::set("ipv6", &quiet, "disable_ipv6", "1").map(drop))??;
+    silence(netlink, host_ifname)?;
     netlink.set_up(host_ifname).await?;
     Ok(true)
+}
+
+/// Turns IPv6 off on the host side of a pair. The host itself does not use this link: it has no
+/// address there, not even a link-local one, and sends nothing by itself. Must be called in the
+/// host's namespace. Returns whether IPv6 was on.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn keep_quiet(host_ifname: &str) -> Result<bool> {
+    Ok(sysctl::set("ipv6", host_ifname, "disable_ipv6", "1")?.unwrap_or(false))
+}
+
+/// As [`keep_quiet`], in the host's namespace.
+fn silence(netlink: &Netlink, host_ifname: &str) -> Result<()> {
+    run_in(netlink.netns(), || keep_quiet(host_ifname).map(drop))?
 }
 
 async fn host_side(netlink: &Netlink, host: &Link, spec: &PlugSpec) -> Result<bool> {
@@ -255,6 +267,9 @@ async fn host_side(netlink: &Netlink, host: &Link, spec: &PlugSpec) -> Result<bo
     }
     if host.mtu != spec.mtu {
         netlink.set_mtu(name, spec.mtu).await?;
+        // If the MTU was below 1280, the kernel has just made the IPv6 state of the interface anew,
+        // with its default settings.
+        silence(netlink, name)?;
         changed = true;
     }
     Ok(changed)

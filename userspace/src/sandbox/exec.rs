@@ -21,16 +21,16 @@ use nix::{
     unistd::{Pid, sethostname},
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::{Mutex, MutexGuard, oneshot};
 
 use super::{
     SandboxError,
     covers::Covers,
-    log::{LogLimits, LogWriter, Pump},
+    log::{LogLimits, LogWriter, Pump, SharedLog},
     mounts,
     signals::Signals,
 };
-use crate::netns::Netns;
+use crate::{model::RestartPolicy, netns::Netns};
 
 /// Signal handlers belong to the whole process, so there is one supervisor at a time.
 static SUPERVISOR: Mutex<()> = Mutex::const_new(());
@@ -40,6 +40,10 @@ static SUPERVISOR: Mutex<()> = Mutex::const_new(());
 pub struct SuperviseSpec {
     /// Name of the container, for `/etc/netns/NAME/`.
     pub name: String,
+    /// Identifier of the container, which tells it from a later one of this name. `None`: it has
+    /// none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// Namespace to run in. `None`: the current one (mode `host`).
     pub netns: Option<PathBuf>,
     /// Host name, in a UTS namespace of the program's own. `None`: the host's. Without `netns` it
@@ -58,6 +62,13 @@ pub struct SuperviseSpec {
     /// Size of the log.
     #[serde(default)]
     pub log_limits: LogLimits,
+    /// When a detached program is started again.
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// Its earlier supervisor has gone: the number of times that the program was started again,
+    /// this time included. `None`: it is started for the first time.
+    #[serde(default)]
+    pub restarts: Option<u32>,
 }
 
 /// The error when a program did not run: one line, and an exit code.
@@ -102,81 +113,144 @@ pub async fn supervise(
     on_start: impl AsyncFnOnce(i32),
     on_exit: impl AsyncFnOnce(i32),
 ) -> Result<i32, ExecError> {
-    run(spec, false, on_start, on_exit).await.map(|(code, _)| code)
+    let log = match &spec.log {
+        None => None,
+        Some(path) => Some(open_shared(path, spec.log_limits, false)?),
+    };
+    // Signals are caught until the end has been told.
+    let mut supervisor = Supervisor::new().await?;
+    let Ended { code, .. } = supervisor.run(spec, log, on_start).await?;
+    on_exit(code).await;
+    Ok(code)
 }
 
-/// Runs a program as [`supervise`]. Returns the task that writes its log as well. `with_stderr`:
-/// standard error of this process leads to the log, too.
-///
-/// # Errors
-/// As [`supervise`].
-pub(super) async fn run(
-    spec: &SuperviseSpec,
+/// Opens a log to write what programs print.
+pub(super) fn open_shared(
+    path: &Path,
+    limits: LogLimits,
     with_stderr: bool,
-    on_start: impl AsyncFnOnce(i32),
-    on_exit: impl AsyncFnOnce(i32),
-) -> Result<(i32, Option<Pump>), ExecError> {
-    let _alone = SUPERVISOR.lock().await;
-    let signals =
-        || Signals::catch().map_err(|error| ExecError::ours(format!("catching signals: {error}")));
-    // Signals are caught before the program starts, so that none is lost in between.
-    let mut signals = signals()?;
-    let (started, is_started) = oneshot::channel();
-    let (ended, mut is_ended) = oneshot::channel();
-    let owned = spec.clone();
-    // The thread that starts the program changes its own namespaces and must
-    // outlive the program (PR_SET_PDEATHSIG).
-    thread::Builder::new()
-        .name("culvert-exec".to_owned())
-        .spawn(move || match start(&owned, with_stderr) {
-            Ok((pid, covers, printed)) => {
-                let _ = started.send(Ok((pid, printed)));
-                covers.keep_until_end(pid);
-                let _ = ended.send(wait_for_end(pid));
-            }
-            Err(error) => {
-                let _ = started.send(Err(error));
-            }
-        })
-        .map_err(|error| ExecError::ours(format!("starting a thread: {error}")))?;
-    let lost = || ExecError::ours("the thread that runs the program ended");
-    let (pid, printed) = is_started.await.map_err(|_| lost())??;
-    let mut pump = match printed {
-        None => None,
-        Some((pipe, log)) => Some(Pump::start(pipe, log).map_err(|error| {
-            // The program's next line would end it.
-            let _ = kill(pid, Signal::SIGKILL);
-            ExecError::ours(format!("reading what the program prints: {error}"))
-        })?),
-    };
+) -> Result<SharedLog, ExecError> {
+    let log = LogWriter::open(path, limits, with_stderr);
+    log.map(SharedLog::new).map_err(|error| unopened(path, &error))
+}
 
-    {
-        let mut told = pin!(on_start(pid.as_raw()));
-        let mut is_told = false;
+/// The end of a program.
+pub(super) struct Ended {
+    /// Exit code, or 128 + N if signal N ended it.
+    pub(super) code: i32,
+    /// A signal that asks programs to end was forwarded to it.
+    pub(super) asked: bool,
+    /// The task that writes its log.
+    pub(super) pump: Option<Pump>,
+}
+
+/// Catches the signals that are forwarded to programs, until it is dropped.
+pub(super) struct Supervisor {
+    _alone: MutexGuard<'static, ()>,
+    signals: Signals,
+}
+
+impl Supervisor {
+    /// Waits until there is no other one.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(super) async fn new() -> Result<Self, ExecError> {
+        let alone = SUPERVISOR.lock().await;
+        let signals = Signals::catch()
+            .map_err(|error| ExecError::ours(format!("catching signals: {error}")))?;
+        Ok(Self { _alone: alone, signals })
+    }
+
+    /// Waits for a signal that asks programs to end. Others that come meanwhile are lost: there is
+    /// no program to forward them to.
+    pub(super) async fn asked(&mut self) {
         loop {
-            tokio::select! {
-                () = &mut told, if !is_told => is_told = true,
-                // `on_exit` must not be called before `on_start` has returned.
-                end = &mut is_ended, if is_told => {
-                    end.map_err(|_| lost())?
-                        .map_err(|errno| ExecError::ours(format!("waiting: {errno}")))?;
-                    break;
-                }
-                // The process is not reaped yet, so its pid is not reused.
-                Ok(signal) = signals.next() => drop(kill(pid, signal)),
+            match self.signals.next().await {
+                Ok(signal) if asks(signal) || signal == Signal::SIGHUP => return,
+                Ok(_) => {}
+                // The pipe of the signals is never closed.
+                Err(_) => std::future::pending::<()>().await,
             }
         }
     }
-    let code = match waitpid(pid, None) {
-        Ok(WaitStatus::Exited(_, code)) => code,
-        Ok(WaitStatus::Signaled(_, signal, _)) => 128 + signal as i32,
-        other => return Err(ExecError::ours(format!("waiting for the program: {other:?}"))),
-    };
-    if let Some(pump) = &mut pump {
-        pump.drain().await;
+
+    /// Runs a program as [`supervise`]. Its output goes to `log`.
+    ///
+    /// # Errors
+    /// As [`supervise`].
+    pub(super) async fn run(
+        &mut self,
+        spec: &SuperviseSpec,
+        log: Option<SharedLog>,
+        on_start: impl AsyncFnOnce(i32),
+    ) -> Result<Ended, ExecError> {
+        let (started, is_started) = oneshot::channel();
+        let (ended, mut is_ended) = oneshot::channel();
+        let owned = spec.clone();
+        let logged = log.is_some();
+        // The thread that starts the program changes its own namespaces and must
+        // outlive the program (PR_SET_PDEATHSIG).
+        thread::Builder::new()
+            .name("culvert-exec".to_owned())
+            .spawn(move || match start(&owned, logged) {
+                Ok((pid, covers, printed)) => {
+                    let _ = started.send(Ok((pid, printed)));
+                    covers.keep_until_end(pid);
+                    let _ = ended.send(wait_for_end(pid));
+                }
+                Err(error) => {
+                    let _ = started.send(Err(error));
+                }
+            })
+            .map_err(|error| ExecError::ours(format!("starting a thread: {error}")))?;
+        let lost = || ExecError::ours("the thread that runs the program ended");
+        let (pid, printed) = is_started.await.map_err(|_| lost())??;
+        let mut pump = match printed.zip(log) {
+            None => None,
+            Some((pipe, log)) => Some(Pump::start(pipe, log).map_err(|error| {
+                // The program's next line would end it.
+                let _ = kill(pid, Signal::SIGKILL);
+                ExecError::ours(format!("reading what the program prints: {error}"))
+            })?),
+        };
+
+        let mut asked = false;
+        {
+            let mut told = pin!(on_start(pid.as_raw()));
+            let mut is_told = false;
+            loop {
+                tokio::select! {
+                    () = &mut told, if !is_told => is_told = true,
+                    // The end must not be told before `on_start` has returned.
+                    end = &mut is_ended, if is_told => {
+                        end.map_err(|_| lost())?
+                            .map_err(|errno| ExecError::ours(format!("waiting: {errno}")))?;
+                        break;
+                    }
+                    // The process is not reaped yet, so its pid is not reused.
+                    Ok(signal) = self.signals.next() => {
+                        asked |= asks(signal);
+                        let _ = kill(pid, signal);
+                    }
+                }
+            }
+        }
+        let code = match waitpid(pid, None) {
+            Ok(WaitStatus::Exited(_, code)) => code,
+            Ok(WaitStatus::Signaled(_, signal, _)) => 128 + signal as i32,
+            other => return Err(ExecError::ours(format!("waiting for the program: {other:?}"))),
+        };
+        if let Some(pump) = &mut pump {
+            pump.drain().await;
+        }
+        Ok(Ended { code, asked, pump })
     }
-    on_exit(code).await;
-    Ok((code, pump))
+}
+
+/// Whether a signal asks a program to end. SIGHUP asks many to read their configuration again.
+fn asks(signal: Signal) -> bool {
+    matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT)
 }
 
 /// Waits for the end of the process without reaping it.
@@ -189,29 +263,24 @@ fn wait_for_end(pid: Pid) -> nix::Result<()> {
     }
 }
 
-/// What a program prints, and the log that it goes to.
-type Printed = (PipeReader, LogWriter);
-
 /// Starts the program from the calling thread. It inherits the thread's namespaces. Returns its
-/// pid, the mounts to keep, and what it prints.
+/// pid, the mounts to keep, and what it prints if that is `logged`.
 fn start(
     spec: &SuperviseSpec,
-    with_stderr: bool,
-) -> Result<(Pid, Covers, Option<Printed>), ExecError> {
+    logged: bool,
+) -> Result<(Pid, Covers, Option<PipeReader>), ExecError> {
     let Some((program, arguments)) = spec.command.split_first() else {
         return Err(ExecError::ours("no command is given: put one behind '--'"));
     };
     let mut command = Command::new(program);
     command.args(arguments);
     let mut printed = None;
-    if let Some(path) = &spec.log {
-        let log = LogWriter::open(path, spec.log_limits, with_stderr)
-            .map_err(|error| unopened(path, &error))?;
+    if logged {
         let failed = |error: io::Error| ExecError::ours(format!("making a pipe: {error}"));
         let (reader, output) = io::pipe().map_err(failed)?;
         let errors = output.try_clone().map_err(failed)?;
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
-        printed = Some((reader, log));
+        printed = Some(reader);
     }
     let mut covers = Covers::default();
     if let Some(path) = &spec.netns {
@@ -272,12 +341,15 @@ mod tests {
     fn spec(command: &[&str]) -> SuperviseSpec {
         SuperviseSpec {
             name: "test".to_owned(),
+            id: None,
             netns: None,
             hostname: None,
             etc: None,
             command: command.iter().map(|&part| part.to_owned()).collect(),
             log: None,
             log_limits: LogLimits::default(),
+            restart: RestartPolicy::No,
+            restarts: None,
         }
     }
 
@@ -368,6 +440,9 @@ mod tests {
     }
 
     async fn run_with(spec: &SuperviseSpec) -> (i32, Option<Pump>) {
-        super::run(spec, false, async |_| {}, async |_| {}).await.unwrap()
+        let log = open_shared(spec.log.as_deref().unwrap(), spec.log_limits, false).unwrap();
+        let mut supervisor = Supervisor::new().await.unwrap();
+        let ended = supervisor.run(spec, Some(log), async |_| {}).await.unwrap();
+        (ended.code, ended.pump)
     }
 }

@@ -5,7 +5,10 @@
 //! device. A packet from the host to the network leaves through the device, where `from_host` takes
 //! it. The device does no ARP; the program knows the MACs.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+};
 
 use ipnetwork::IpNetwork;
 
@@ -22,6 +25,8 @@ const ALIAS: &str = "culvert-gateway:";
 /// packet's destination. With it the host needs one neighbour for each network, and not one for each
 /// container that it talks to.
 const HOP: Ipv4Addr = Ipv4Addr::new(169, 254, 67, 1);
+/// The most gateway devices that are read one by one.
+const FEW: usize = 16;
 
 /// The wanted state of a network's gateway device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,23 +116,27 @@ pub async fn plug_gateway(netlink: &Netlink, spec: &GatewaySpec) -> Result<u32> 
         netlink.set_controller(&name, 0).await?;
     }
     let device = name.clone();
-    run_in(netlink.netns(), move || -> Result<()> {
-        sysctl::set("ipv6", &device, "disable_ipv6", "1")?;
-        keep_forwarding(&device).map(drop)
-    })??;
+    run_in(netlink.netns(), move || keep_settings(&device).map(drop))??;
     Ok(link.index)
 }
 
 /// Enables forwarding on a gateway device, which `bpf_fib_lookup` needs to look up the host's
 /// routes for packets that come in on it. The kernel itself forwards such a packet only if
 /// netfilter has changed its destination, or if its destination is an address of `--service-cidr`.
-/// Must be called in the host's namespace. Returns whether forwarding was off: a write of 0 to
-/// `net.ipv4.ip_forward` turns it off on every interface.
+/// Turns IPv6 off on the device: the host sends nothing of its own there. Must be called in the
+/// host's namespace. Returns the settings that were off: a write of 0 to `net.ipv4.ip_forward` turns
+/// forwarding off on every interface.
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn keep_forwarding(device: &str) -> Result<bool> {
-    Ok(sysctl::set("ipv4", device, "forwarding", "1")?.unwrap_or(false))
+pub fn keep_settings(device: &str) -> Result<Vec<&'static str>> {
+    let mut off = Vec::new();
+    for (family, key) in [("ipv6", "disable_ipv6"), ("ipv4", "forwarding")] {
+        if sysctl::set(family, device, key, "1")? == Some(true) {
+            off.push(key);
+        }
+    }
+    Ok(off)
 }
 
 /// Brings the gateway device up, gives it its address, and routes the subnet to it. Must be called
@@ -213,47 +222,104 @@ async fn route_subnet(
     Ok(())
 }
 
-/// What differs between a gateway device and `spec`, in words. Empty: nothing.
+/// What differs between gateway devices and their specifications, in words, by VNI. Devices as
+/// specified are left out.
 ///
 /// # Errors
 /// The kernel does not answer.
-pub async fn differences(netlink: &Netlink, spec: &GatewaySpec) -> Result<Vec<String>> {
-    let name = gateway_ifname(spec.vni);
-    let Some(link) = netlink.link(&name).await? else {
-        return Ok(vec!["was removed".to_owned()]);
-    };
-    let mut found = Vec::new();
-    let mut note = |differs: bool, what: String| {
-        if differs {
-            found.push(what);
+pub async fn differences(
+    netlink: &Netlink,
+    specs: &[GatewaySpec],
+) -> Result<BTreeMap<u32, Vec<String>>> {
+    let devices = read_devices(netlink, specs).await?;
+    let device_of = |spec: &GatewaySpec| devices.get(&gateway_ifname(spec.vni));
+    let mut routed = BTreeSet::new();
+    if specs.len() <= FEW {
+        for spec in specs {
+            if let Some(device) = device_of(spec)
+                && leads_to(netlink, spec, device).await?
+            {
+                routed.insert(spec.vni);
+            }
         }
-    };
-    note(!link.up, "was down".to_owned());
-    note(link.mac != Some(spec.mac), "had another MAC".to_owned());
-    note(link.mtu != u32::from(spec.mtu), format!("had MTU {}", link.mtu));
-    note(link.arp, "did ARP".to_owned());
-    note(link.master.is_some(), "was a port of another device".to_owned());
-    let present = netlink.addresses(&name).await?;
-    for foreign in present.iter().filter(|address| Some(**address) != spec.address) {
-        note(true, format!("had address {foreign}"));
     }
-    if let Some(address) = spec.address {
-        note(!present.contains(&address), format!("had lost address {address}"));
-        let routed = match netlink.route_to(address.network()).await {
-            Ok(route) => route.ifindex == link.index,
-            Err(NetlinkError::NoRoute(_)) => false,
-            Err(error) => return Err(error.into()),
+    // The lookup may have found a longer route of the host.
+    let is_unclear = |spec: &GatewaySpec| spec.address.is_some() && !routed.contains(&spec.vni);
+    let routes = if specs.iter().any(is_unclear) { netlink.routes().await? } else { Vec::new() };
+    let mut found = BTreeMap::new();
+    for spec in specs {
+        let faults = match device_of(spec) {
+            Some(device) => {
+                let is_its = |route: &Route| route.ifindex == device.index && spec.has_route(route);
+                let is_routed = routed.contains(&spec.vni) || routes.iter().any(is_its);
+                device_differences(device, spec, is_routed)
+            }
+            None => vec!["was removed".to_owned()],
         };
-        // The lookup may also find a longer route of the host.
-        let lost = !routed
-            && !netlink
-                .routes()
-                .await?
-                .iter()
-                .any(|route| route.ifindex == link.index && spec.has_route(route));
-        note(lost, format!("had lost the route to {}/{}", address.network(), address.prefix()));
+        if !faults.is_empty() {
+            found.insert(spec.vni, faults);
+        }
     }
     Ok(found)
+}
+
+/// The gateway devices that exist, by name, with their addresses. A host has thousands of other
+/// interfaces, so that few devices are read one by one.
+async fn read_devices(netlink: &Netlink, specs: &[GatewaySpec]) -> Result<BTreeMap<String, Link>> {
+    let by_name = |link: Link| (link.name.clone(), link);
+    if specs.len() > FEW {
+        return Ok(netlink.links().await?.into_iter().map(by_name).collect());
+    }
+    let mut devices = Vec::new();
+    for spec in specs {
+        devices.extend(netlink.link(&gateway_ifname(spec.vni)).await?);
+    }
+    if !devices.is_empty() {
+        let all = netlink.all_addresses().await?;
+        for device in &mut devices {
+            let own = all.iter().filter(|(ifindex, _)| *ifindex == device.index);
+            device.addresses = own.map(|(_, address)| *address).collect();
+        }
+    }
+    Ok(devices.into_iter().map(by_name).collect())
+}
+
+/// Whether the kernel routes the subnet to the device.
+async fn leads_to(netlink: &Netlink, spec: &GatewaySpec, device: &Link) -> Result<bool> {
+    let Some(subnet) = spec.subnet() else { return Ok(false) };
+    match netlink.route_to(subnet.ip()).await {
+        Ok(route) => Ok(route.ifindex == device.index),
+        Err(NetlinkError::NoRoute(_)) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What differs between an existing device and `spec`. `is_routed`: the subnet is routed to it.
+fn device_differences(device: &Link, spec: &GatewaySpec, is_routed: bool) -> Vec<String> {
+    let mut found = link_differences(device, spec);
+    let foreign = device.addresses.iter().filter(|address| Some(**address) != spec.address);
+    found.extend(foreign.map(|address| format!("had address {address}")));
+    if let Some(address) = spec.address {
+        if !device.addresses.contains(&address) {
+            found.push(format!("had lost address {address}"));
+        }
+        if !is_routed {
+            found.push(format!("had lost the route to {}", subnet_of(address)));
+        }
+    }
+    found
+}
+
+/// As [`device_differences`], without addresses and routes.
+fn link_differences(link: &Link, spec: &GatewaySpec) -> Vec<String> {
+    let found = [
+        (!link.up, "was down".to_owned()),
+        (link.mac != Some(spec.mac), "had another MAC".to_owned()),
+        (link.mtu != u32::from(spec.mtu), format!("had MTU {}", link.mtu)),
+        (link.arp, "did ARP".to_owned()),
+        (link.master.is_some(), "was a port of another device".to_owned()),
+    ];
+    found.into_iter().filter(|(differs, _)| *differs).map(|(_, what)| what).collect()
 }
 
 /// Removes a gateway device. No error if it does not exist.
@@ -325,5 +391,60 @@ mod tests {
         for other in ["cvgro0", "cvg", "cvg0256", "cvg+1", "eth0"] {
             assert!(!is_gateway_ifname(other), "{other}");
         }
+    }
+
+    /// A bridge cannot be a port of a bridge, so on many kernels nothing can take a gateway device.
+    #[test]
+    fn each_property_of_the_device_is_compared() {
+        let spec = GatewaySpec {
+            vni: 256,
+            mac: MacAddr([2, 0x42, 10, 0, 0, 1]),
+            mtu: 1450,
+            address: None,
+            source: None,
+        };
+        let right = Link { up: true, mac: Some(spec.mac), mtu: 1450, ..Link::default() };
+        let found = |link: &Link| link_differences(link, &spec).join(", ");
+        assert_eq!(found(&right), "");
+        for (wrong, words) in [
+            (Link { up: false, ..right.clone() }, "was down"),
+            (Link { mac: None, ..right.clone() }, "had another MAC"),
+            (Link { mtu: 1200, ..right.clone() }, "had MTU 1200"),
+            (Link { arp: true, ..right.clone() }, "did ARP"),
+            (Link { master: Some(9), ..right.clone() }, "was a port of another device"),
+        ] {
+            assert_eq!(found(&wrong), words);
+        }
+    }
+
+    #[test]
+    fn the_addresses_and_the_route_of_the_device_are_compared() {
+        let address: IpNetwork = "10.0.0.1/24".parse().unwrap();
+        let spec = GatewaySpec {
+            vni: 256,
+            mac: MacAddr([2, 0x42, 10, 0, 0, 1]),
+            mtu: 1450,
+            address: Some(address),
+            source: None,
+        };
+        let device = |addresses: &[&str]| Link {
+            up: true,
+            mac: Some(spec.mac),
+            mtu: 1450,
+            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            ..Link::default()
+        };
+        let found = |addresses: &[&str], is_routed| {
+            device_differences(&device(addresses), &spec, is_routed).join(", ")
+        };
+        assert_eq!(found(&["10.0.0.1/24"], true), "");
+        assert_eq!(found(&["10.0.0.1/24"], false), "had lost the route to 10.0.0.0/24");
+        assert_eq!(
+            found(&["10.0.0.200/24"], true),
+            "had address 10.0.0.200/24, had lost address 10.0.0.1/24"
+        );
+        // Where another network may have the same addresses, the device has none.
+        let bare = GatewaySpec { address: None, ..spec.clone() };
+        assert!(device_differences(&device(&[]), &bare, false).is_empty());
     }
 }

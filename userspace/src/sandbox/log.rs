@@ -10,4 +10,4 @@ mod writer;
 
 pub use files::{LogLimits, remove_log};
 pub use reader::{LogReader, ReadError};
-pub(super) use writer::{LogWriter, Pump, open_log};
+pub(super) use writer::{LogWriter, Pump, SharedLog, open_log};

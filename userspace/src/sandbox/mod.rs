@@ -21,18 +21,20 @@ mod resolver;
 mod signals;
 mod sysctl;
 
-pub use assist::{GRO, ROOM, enrol, is_assistant, keep_gro, keep_room, remove_assistants};
-pub use attach::{
-    PlugSpec, Plugged, alias_of, endpoint_of, forget_rules, free_ifname, host_ifname, open_port,
-    plug, plug_closed, unplug,
+pub use assist::{
+    Assistant, GRO, ROOM, enrol, fill_room, is_assistant, keep_gro, keep_room, remove_assistants,
 };
-pub use detach::{spawn_detached, supervise_detached};
+pub use attach::{
+    PlugSpec, Plugged, alias_of, endpoint_of, forget_rules, free_ifname, host_ifname, keep_quiet,
+    open_port, plug, plug_closed, unplug,
+};
+pub use detach::{Life, Surroundings, spawn_detached, supervise_detached};
 pub use error::SandboxError;
 pub use exec::{ExecError, SuperviseSpec, supervise};
 pub use gateway::{
     GatewaySpec, allow_loopback, differences as gateway_differences, gateway_ifname, gateway_of,
-    is_gateway_ifname, keep_forwarding, open_gateway, plug_gateway, restore_loopback,
-    unplug_gateway,
+    is_gateway_ifname, keep_settings as keep_gateway_settings, open_gateway, plug_gateway,
+    restore_loopback, unplug_gateway,
 };
 pub use hosts::{hosts, names_of, readdressed};
 pub use log::{LogLimits, LogReader, ReadError, remove_log};

@@ -46,6 +46,10 @@ fn change(
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
     }
-    fs::write(&path, value).map_err(failed)?;
-    Ok(Some(true))
+    match fs::write(&path, value) {
+        Ok(()) => Ok(Some(true)),
+        // The interface was removed meanwhile.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(error)),
+    }
 }

@@ -1,6 +1,6 @@
 //! Follows a store for as long as the agent lives.
 //!
-//! The follower lists the keys at revision R and watches from R+1. After a break it watches
+//! The follower lists the keys at revision R and watches from R on. After a break it watches
 //! again from the last revision that it saw. If the store has compacted the history in between,
 //! the follower lists again and delivers the difference. A read that fails deletes nothing: the
 //! receiver keeps what it has.
@@ -8,13 +8,19 @@
 //! A read of *another* store deletes nothing either. An etcd that was wiped answers correctly and
 //! is empty: a follower that believed it would delete the network of every container. The same
 //! holds for an etcd that was rolled back to a backup. The follower identifies the store by its
-//! [`StoreMark`], by its revision, which never decreases, and by a [`Witness`]: a write that it has
-//! seen must be in the store's history. If one of them differs, the follower reports
-//! [`Health::replaced`], delivers nothing, and checks again from time to time: the operator may put
-//! the right store back. To accept another store, the receiver makes a new follower without
-//! [`FollowOptions::known`], or notifies [`Follower::acceptance`].
+//! [`StoreMark`](super::StoreMark), by its revision, which never decreases, and by its history
+//! (`trust`): a [`Witness`], which is a write that it has seen, and an [`OwnWitness`], which is a
+//! write of its own. A follower that lists again also compares the list with what it has delivered
+//! (`comparison`). If one of them differs, the follower reports [`Health::replaced`], delivers
+//! nothing, and checks again from time to time: the operator may put the right store back. To accept
+//! another store, the receiver makes a new follower without [`FollowOptions::known`], or notifies
+//! [`Follower::acceptance`].
 
+mod comparison;
+mod listing;
+mod own;
 mod seen;
+mod trust;
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,20 +33,20 @@ use tokio::{
 
 use self::seen::Seen;
 use super::{
-    Change, Compare, Entry, Outcome, Revision, StateStore, StoreError, StoreMark, Write,
-    retry::Backoff,
+    Change, Revision, StateStore, StoreError,
+    retry::{Backoff, jittered},
 };
 
 /// Capacity of the queue of updates. The follower waits while it is full.
 const QUEUE: usize = 64;
-/// Number of changes in an update of a list. The receiver works on one update while the follower
-/// reads the next.
-const PART: usize = 4096;
 /// A watch that lasted this long resets the backoff.
 const STABLE: Duration = Duration::from_secs(5);
-
-/// Time within which a store must deliver a change that is in its history.
-const HISTORY: Duration = Duration::from_secs(10);
+/// Default of [`FollowOptions::own_every`]. Every write adds to the history of the store, and what was
+/// made since the last write is in doubt once the history is compacted.
+const OWN_EVERY: Duration = Duration::from_secs(60);
+/// Default of [`FollowOptions::doubt`]. A list of a large store is many MB, and many agents may be in
+/// doubt at the same time.
+const DOUBT: Duration = Duration::from_secs(60);
 
 /// A write that was seen: the key had this revision. A store with another history has the same key
 /// written at the same revision only by chance.
@@ -49,6 +55,18 @@ pub struct Witness {
     /// Key.
     pub key: String,
     /// Revision.
+    pub revision: Revision,
+}
+
+/// The last write of a key that only this host writes: unlike a [`Witness`], nobody hides it by a
+/// later write, so it can be found although the history before that is compacted.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct OwnWitness {
+    /// Key.
+    pub key: String,
+    /// Random identifier of the write, which is in the value.
+    pub id: String,
+    /// Revision of the write.
     pub revision: Revision,
 }
 
@@ -61,6 +79,10 @@ pub struct Known {
     pub revision: Revision,
     /// A write in the store's history.
     pub witness: Option<Witness>,
+    /// The last write of this host's own key.
+    pub own: Option<OwnWitness>,
+    /// The finding of the earlier run, one line, if the store was replaced when it ended.
+    pub replaced: Option<String>,
 }
 
 /// An update of the receiver's state.
@@ -68,8 +90,8 @@ pub struct Known {
 pub struct Update {
     /// The receiver has all changes up to this revision.
     pub revision: Revision,
-    /// Changes in order. After a list they are the difference to the keys delivered before; a
-    /// deletion then has the revision of the list.
+    /// Changes in order. After a list they are the difference to the keys delivered before: first
+    /// what was written, then what was deleted. A deletion then has the revision of the list.
     pub changes: Vec<Change>,
     /// The update belongs to a list. One change may then replace several changes of a key.
     pub resync: bool,
@@ -102,10 +124,18 @@ pub struct Health {
     pub mark: Option<String>,
     /// The last write that was seen.
     pub witness: Option<Witness>,
-    /// The store was found to be the one that was followed before, or is accepted as it is.
+    /// The last write of this host's own key.
+    pub own: Option<OwnWitness>,
+    /// Why the store refuses the own witness; one line. The store is followed all the same.
+    pub own_refused: Option<String>,
+    /// Since the connection broke last, the store was found to be the one that was followed before, or
+    /// was accepted as it is.
     pub identified: bool,
-    /// The store is not the one that was followed before. None of its changes are delivered.
-    pub replaced: bool,
+    /// The finding, one line, if the store is not the one that was followed before. None of its
+    /// changes are delivered.
+    pub replaced: Option<String>,
+    /// How often a replaced store was accepted. Revisions from before the last time have no meaning.
+    pub accepted: u32,
 }
 
 /// Options of a follower.
@@ -115,6 +145,17 @@ pub struct FollowOptions {
     pub prefix: String,
     /// Key of the store's mark.
     pub mark_key: String,
+    /// Prefix of keys on leases, which the store itself deletes.
+    pub fleeting: Option<String>,
+    /// Key of the own witness, which nobody else writes. It must not lie below the prefix. `None`:
+    /// the follower has no own witness.
+    pub own_key: Option<String>,
+    /// Longest time from a change to the write of the own witness that follows it. The least time is
+    /// half of it: followers do not write in step.
+    pub own_every: Duration,
+    /// Longest time between two lists of a store that a list has shown to be replaced. The least time
+    /// is half of it.
+    pub doubt: Duration,
     /// The store that an earlier run has seen. `None`: any store is followed.
     pub known: Option<Known>,
     /// Delays while the store does not answer.
@@ -127,6 +168,10 @@ impl FollowOptions {
         Self {
             prefix: prefix.to_owned(),
             mark_key: mark_key.to_owned(),
+            fleeting: None,
+            own_key: None,
+            own_every: OWN_EVERY,
+            doubt: DOUBT,
             known: None,
             backoff: Backoff::unavailable(),
         }
@@ -146,25 +191,39 @@ impl Follower {
     /// Starts the follower. Must be called in a tokio runtime.
     pub fn spawn(store: Arc<dyn StateStore>, options: FollowOptions) -> Self {
         let (updates_tx, updates) = mpsc::channel(QUEUE);
-        let (mark, last, witness) = match options.known {
-            Some(Known { mark, revision, witness }) => (Some(mark), Some(revision), witness),
-            None => (None, None, None),
+        let (mark, last, witness, own, replaced) = match options.known {
+            Some(Known { mark, revision, witness, own, replaced }) => {
+                // A purged host has got another key since.
+                let own = own.filter(|own| options.own_key.as_ref() == Some(&own.key));
+                (Some(mark), Some(revision), witness, own, replaced)
+            }
+            None => (None, None, None, None, None),
         };
-        let (health_tx, health) = watch::channel(Health::default());
+        let found = Health { replaced: replaced.clone(), ..Health::default() };
+        let (health_tx, health) = watch::channel(found);
         let accept = Arc::new(Notify::new());
         let worker = Worker {
             store,
             prefix: options.prefix,
             mark_key: options.mark_key,
+            fleeting: options.fleeting,
+            own_key: options.own_key,
+            own_every: options.own_every,
+            doubt: options.doubt,
             backoff: options.backoff,
             accept: Arc::clone(&accept),
             updates: updates_tx,
             health: health_tx,
             seen: Seen::default(),
+            complete: false,
             last,
             mark,
             witness,
-            replaced: false,
+            own,
+            own_due: None,
+            own_refused: None,
+            replaced,
+            accepted: 0,
         };
         Self { updates, health, accept, task: tokio::spawn(worker.run()) }
     }
@@ -178,7 +237,7 @@ impl Follower {
     /// Waits until it is known whether the store is the one that was followed before.
     pub async fn identified(&mut self) {
         // An error means that the follower has panicked: `next` reports it.
-        let _ = self.health.wait_for(|health| health.identified || health.replaced).await;
+        let _ = self.health.wait_for(|health| health.identified || health.replaced.is_some()).await;
     }
 
     /// The health, which the caller can read or wait on.
@@ -204,18 +263,32 @@ struct Worker {
     store: Arc<dyn StateStore>,
     prefix: String,
     mark_key: String,
+    fleeting: Option<String>,
+    own_key: Option<String>,
+    own_every: Duration,
+    doubt: Duration,
     backoff: Backoff,
     accept: Arc<Notify>,
     updates: mpsc::Sender<Update>,
     health: watch::Sender<Health>,
     /// Every key that was delivered and not deleted since, with its revision.
     seen: Seen,
+    /// A whole list was delivered: `seen` has all keys of revision `last`.
+    complete: bool,
     /// Revision up to which all changes are delivered.
     last: Option<Revision>,
     mark: Option<String>,
     witness: Option<Witness>,
-    /// At the last check the store was not the one that was followed before.
-    replaced: bool,
+    own: Option<OwnWitness>,
+    /// When the own witness is to be written. `None`: the store has not changed since the last write.
+    own_due: Option<Instant>,
+    /// Why the store refused the last write of the own witness.
+    own_refused: Option<String>,
+    /// The finding, if the store was not the one that was followed before. It holds until the
+    /// store is trusted again, or accepted, also over a restart.
+    replaced: Option<String>,
+    /// How often a replaced store was accepted.
+    accepted: u32,
 }
 
 /// The reason why the worker leaves its current step.
@@ -228,6 +301,8 @@ enum Break {
     Failed(String),
     /// The store is not the one that was followed before.
     Replaced(String),
+    /// The same, or it may be so, found by a list of the whole store.
+    Doubtful(String),
 }
 
 impl From<StoreError> for Break {
@@ -241,9 +316,10 @@ impl From<StoreError> for Break {
 
 impl Worker {
     async fn run(mut self) {
-        let mut relist = true;
+        let (mut relist, mut listed) = (true, false);
         loop {
-            let result = if relist { self.list().await } else { self.follow().await };
+            let result = if relist { self.list().await } else { self.follow(listed).await };
+            listed = relist && result.is_ok();
             match result {
                 Ok(()) => relist = false,
                 Err(Break::Closed) => return,
@@ -252,38 +328,62 @@ impl Worker {
                     self.unhealthy(why);
                     tokio::time::sleep(self.backoff.next_delay()).await;
                 }
+                // A store that is trusted again is compared with what was delivered.
                 Err(Break::Replaced(why)) => {
-                    if !self.replaced {
-                        // An acceptance from before the replacement was reported has no effect.
-                        let _ = self.accept.notified().now_or_never();
-                        self.replaced = true;
-                    }
-                    self.unhealthy(why);
-                    tokio::select! {
-                        () = tokio::time::sleep(self.backoff.next_delay()) => {}
-                        () = self.accept.notified() => {
-                            tracing::warn!("store: the replaced store is accepted");
-                            self.mark = None;
-                            self.last = None;
-                            self.witness = None;
-                            relist = true;
-                        }
-                    }
+                    relist = true;
+                    let pause = self.backoff.next_delay();
+                    self.stand_by(why, pause).await;
+                }
+                Err(Break::Doubtful(why)) => {
+                    relist = true;
+                    self.stand_by(why, jittered(self.doubt)).await;
                 }
             }
         }
     }
 
+    /// Reports that the store is replaced. Waits for `pause`, or until the store is accepted.
+    async fn stand_by(&mut self, why: String, pause: Duration) {
+        if self.replaced.is_none() {
+            // An acceptance from before the replacement was reported has no effect.
+            let _ = self.accept.notified().now_or_never();
+        }
+        self.replaced = Some(why.clone());
+        self.unhealthy(why);
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = self.accept.notified() => self.accept_store(),
+        }
+    }
+
+    /// Forgets the store that was followed before.
+    fn accept_store(&mut self) {
+        tracing::warn!("store: the replaced store is accepted");
+        self.accepted = self.accepted.wrapping_add(1);
+        self.replaced = None;
+        self.mark = None;
+        self.last = None;
+        self.witness = None;
+        self.own = None;
+        // An entry of the accepted store may have the same key and revision, and another value.
+        self.seen.forget_revisions();
+    }
+
     fn unhealthy(&self, why: String) {
         self.health.send_if_modified(|health| {
-            let news = health.healthy || health.error.as_ref() != Some(&why);
-            if news {
+            if health.healthy || health.error.as_ref() != Some(&why) {
                 tracing::warn!("{why}");
             }
-            health.healthy = false;
-            health.replaced = self.replaced;
-            health.identified &= !self.replaced;
-            health.error = Some(why);
+            let now = Health {
+                healthy: false,
+                error: Some(why),
+                // The store may be rolled back before it answers again.
+                identified: false,
+                replaced: self.replaced.clone(),
+                ..health.clone()
+            };
+            let news = *health != now;
+            *health = now;
             news
         });
     }
@@ -296,8 +396,11 @@ impl Worker {
                 revision: self.last.unwrap_or_default(),
                 mark: self.mark.clone(),
                 witness: self.witness.clone(),
+                own: self.own.clone(),
+                own_refused: self.own_refused.clone(),
                 identified: true,
-                replaced: false,
+                replaced: None,
+                accepted: self.accepted,
             };
             let news = *health != now;
             if !health.healthy {
@@ -306,104 +409,11 @@ impl Worker {
             *health = now;
             news
         });
-        self.replaced = false;
+        self.replaced = None;
     }
 
     async fn send(&self, update: Update) -> Result<(), Break> {
         self.updates.send(update).await.map_err(|_| Break::Closed)
-    }
-
-    /// Lists all keys, and delivers the difference to the delivered keys page by page.
-    ///
-    /// Nothing is delivered before the mark has been checked. If a later page cannot be read, the
-    /// delivered part is still correct, as with an interrupted watch.
-    async fn list(&mut self) -> Result<(), Break> {
-        let began = Instant::now();
-        self.same_history().await?;
-        let mut pages = self.store.list(&self.prefix).await?;
-        let (mut held, mut keys, mut revision) = (Vec::new(), 0, None);
-        let mut same = false;
-        let mut changes = Vec::new();
-        while let Some(page) = pages.next().await {
-            let page = page?;
-            keys += page.entries.len();
-            revision = Some(page.revision);
-            if !same && page.from <= self.mark_key && self.mark_key < page.to {
-                self.same_store(page.revision, &page.entries)?;
-                if self.mark.is_none() {
-                    match self.mark_in(&page.entries) {
-                        Some(mark) => self.mark = Some(mark),
-                        // The next list contains the mark.
-                        None if self.write_mark(page.revision).await? => return Err(Break::Relist),
-                        None => {}
-                    }
-                }
-                same = true;
-                self.health
-                    .send_if_modified(|health| !std::mem::replace(&mut health.identified, true));
-            }
-            held.push(page);
-            if !same {
-                continue;
-            }
-            for page in held.drain(..) {
-                let newest = page.entries.iter().max_by_key(|entry| entry.mod_revision);
-                self.witness_to(newest.map(|entry| (entry.key.as_str(), entry.mod_revision)));
-                changes.extend(self.seen.turn_to(page));
-                if changes.len() >= PART {
-                    let revision = self.last.unwrap_or_default();
-                    let changes = std::mem::take(&mut changes);
-                    self.send(Update { revision, changes, resync: true, listed: None }).await?;
-                }
-            }
-        }
-        let Some(revision) = revision.filter(|_| same) else {
-            return Err(Break::Failed("store: a list without the store's mark".to_owned()));
-        };
-        let listed = Some(Listed { keys, began, took: began.elapsed() });
-        self.last = Some(revision);
-        self.healthy();
-        self.send(Update { revision, changes, resync: true, listed }).await
-    }
-
-    /// Checks that this is still the store that was listed.
-    async fn check_same(&mut self) -> Result<(), Break> {
-        let snapshot = self.store.snapshot(&self.mark_key).await?;
-        self.same_store(snapshot.revision, &snapshot.entries)?;
-        self.same_history().await
-    }
-
-    /// Checks that the store's history has the write that was seen.
-    async fn same_history(&self) -> Result<(), Break> {
-        let Some(Witness { key, revision }) = &self.witness else { return Ok(()) };
-        let other = || {
-            Break::Replaced(format!(
-                "store: replaced: {key} was written at revision {revision}, of which its history knows nothing: it was rolled back; nothing is deleted"
-            ))
-        };
-        let now = self.store.snapshot(key).await?;
-        if now.entries.iter().any(|entry| entry.key == *key && entry.mod_revision == *revision) {
-            return Ok(());
-        }
-        // If the key was changed later, the watch has a change from that revision on.
-        let first = async {
-            let mut watch = self.store.watch(&self.prefix, *revision).await?;
-            watch
-                .next()
-                .await
-                .unwrap_or_else(|| Err(StoreError::Unavailable("the watch ended".to_owned())))
-        };
-        match tokio::time::timeout(HISTORY, first).await {
-            Ok(Ok(changes)) => {
-                let is_it = |change: &Change| change.key() == key && change.revision() == *revision;
-                if changes.iter().any(is_it) { Ok(()) } else { Err(other()) }
-            }
-            // The history of that revision is compacted, so nothing shows another store. A store
-            // that was reported as replaced stays replaced.
-            Ok(Err(StoreError::Compacted { .. })) if !self.replaced => Ok(()),
-            Ok(Err(StoreError::Compacted { .. })) | Err(_) => Err(other()),
-            Ok(Err(error)) => Err(error.into()),
-        }
     }
 
     /// Notes a write as the witness, if it is newer than the current one.
@@ -415,63 +425,31 @@ impl Worker {
         }
     }
 
-    fn same_store(&self, revision: Revision, entries: &[Entry]) -> Result<(), Break> {
-        let Some(last) = self.last else { return Ok(()) };
-        if revision < last {
-            return Err(Break::Replaced(format!(
-                "store: replaced: it is at revision {revision} and was at {last}; nothing is deleted"
-            )));
-        }
-        let Some(mark) = &self.mark else { return Ok(()) };
-        match self.mark_in(entries) {
-            Some(found) if found == *mark => Ok(()),
-            found => Err(Break::Replaced(format!(
-                "store: replaced: its mark at {} is {} and was {mark}; nothing is deleted",
-                self.mark_key,
-                found.as_deref().unwrap_or("missing")
-            ))),
-        }
-    }
-
-    fn mark_in(&self, entries: &[Entry]) -> Option<String> {
-        let entry = entries.iter().find(|entry| entry.key == self.mark_key)?;
-        match StoreMark::decode(&entry.value) {
-            Some(mark) => Some(mark.id),
-            // An unreadable mark is identified by its revision, which differs between stores.
-            None => Some(format!("unreadable, of revision {}", entry.mod_revision)),
-        }
-    }
-
-    /// Writes the mark. `false`: the store refuses it, and is followed without a mark.
-    async fn write_mark(&self, revision: Revision) -> Result<bool, Break> {
-        let value = StoreMark::fresh().encode();
-        let value = value.map_err(|error| Break::Failed(format!("store: mark: {error}")))?;
-        let key = self.mark_key.clone();
-        let compares = vec![Compare::Absent(key.clone())];
-        match self.store.commit(compares, vec![Write::Put { key, value, lease: None }]).await {
-            // If another follower wrote its mark first, that mark is read now.
-            Ok(Outcome::Committed(_) | Outcome::Conflict) => Ok(true),
-            Err(StoreError::Refused(why)) => {
-                tracing::warn!("store: no mark can be written at revision {revision}: {why}");
-                Ok(false)
-            }
-            Err(other) => Err(other.into()),
-        }
-    }
-
-    /// Watches until an error occurs.
-    async fn follow(&mut self) -> Result<(), Break> {
-        let from = self.last.unwrap_or_default() + 1;
+    /// Watches until an error occurs. `listed`: the store was listed just now.
+    async fn follow(&mut self, listed: bool) -> Result<(), Break> {
+        // What is known is asked for again: some versions of etcd do not deliver a deletion of the very
+        // revision to which the history is compacted, and refuse only what is before it.
+        let from = self.last.unwrap_or_default();
         let mut watch = self.store.watch(&self.prefix, from).await?;
         // The check follows the opening of the watch, because the watch may be on another server. A
         // wiped server would send nothing until its revision reaches the requested one.
-        self.check_same().await?;
+        let proven = self.check_same().await?;
+        if !listed && !self.covers(proven) {
+            // The history does not tell of all that was seen, so a list is to be compared.
+            return Err(Break::Relist);
+        }
         self.healthy();
+        self.plan_own();
         let started = Instant::now();
         loop {
+            let own_due = self.own_due;
             let item = tokio::select! {
                 item = watch.next() => item,
                 () = self.updates.closed() => return Err(Break::Closed),
+                () = tokio::time::sleep_until(own_due.unwrap_or(started)), if own_due.is_some() => {
+                    self.renew_own().await?;
+                    continue;
+                }
             };
             match item {
                 Some(Ok(changes)) => {
@@ -510,7 +488,11 @@ impl Worker {
             }
         }
         self.last = Some(revision);
+        self.plan_own();
         self.healthy();
         self.send(Update { revision, changes, resync: false, listed: None }).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,7 +22,7 @@ use futures::{
 
 pub use etcd::{EtcdOptions, EtcdStore};
 pub use file::FileStore;
-pub use follow::{FollowOptions, Follower, Health, Known, Listed, Update, Witness};
+pub use follow::{FollowOptions, Follower, Health, Known, Listed, OwnWitness, Update, Witness};
 pub use layout::Layout;
 pub use mark::{StoreMark, new_id};
 pub use url::{MalformedUrl, StoreOptions, StoreUrl, open};
@@ -164,6 +164,9 @@ pub enum StoreError {
     /// The lease is unknown or has expired.
     #[error("store: lease {0:x} has run out")]
     LeaseGone(LeaseId),
+    /// The store is not the one that was followed before. Nothing was sent to it.
+    #[error("store: {0}")]
+    Replaced(String),
 }
 
 /// The backend of a store.
@@ -219,6 +222,13 @@ pub trait StateStore: Send + Sync + fmt::Debug {
         let page = Page { revision, from: prefix.to_owned(), to: prefix_end(prefix), entries };
         Ok(stream::iter([Ok(page)]).boxed())
     }
+
+    /// Whether `key` was written, not deleted, at revision `at`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Compacted`]: the history of that revision is compacted.
+    async fn was_written(&self, key: &str, at: Revision) -> Result<bool, StoreError>;
 
     /// Changes below `prefix` from revision `from` (included) on.
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError>;

@@ -40,6 +40,11 @@ impl Backoff {
     }
 }
 
+/// A delay of at most `limit` and at least half of it.
+pub fn jittered(limit: Duration) -> Duration {
+    delay(limit, limit, 0, rand::random())
+}
+
 /// The delay after `attempt` earlier ones: `first` doubled that often, at most `limit`. `random` (0
 /// to 1) selects a point in its upper half.
 pub fn delay(first: Duration, limit: Duration, attempt: u32, random: f64) -> Duration {
@@ -78,6 +83,7 @@ mod tests {
         fn it_stays_in_its_bounds(attempt: u32, random in 0.0..=1.0f64) {
             let delay = delay(FIRST, LIMIT, attempt, random);
             prop_assert!((FIRST / 2..=LIMIT).contains(&delay));
+            prop_assert!((LIMIT / 2..=LIMIT).contains(&jittered(LIMIT)));
         }
     }
 }

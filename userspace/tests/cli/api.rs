@@ -20,7 +20,7 @@ use culvert::{
         self, Backend, BindError, Client, MAX_BODY,
         types::{
             AddressChange, Connect, ContainerCreate, ContainerState, ErrorKind, FlowProtocol,
-            NatQuery, NetworkCreate, Sources, VtepChange,
+            NatQuery, NetworkCreate, Sources, Supervised, VtepChange,
         },
     },
     model::{Driver, Name, NameOptions},
@@ -61,6 +61,7 @@ pub(crate) fn container(name: &str, network: &str) -> ContainerCreate {
             options: vec!["ndots:2".parse().unwrap()],
             hosts: vec!["db:fd00::9".parse().unwrap(), "up:host-gateway".parse().unwrap()],
         },
+        rerun: None,
     }
 }
 
@@ -115,12 +116,18 @@ fn every_request_makes_the_round_trip() {
         same!(|b| b.address_add(&name("overlaynet1"), address.clone())).unwrap();
         same!(|b| b.address_remove(&name("overlaynet1"), address.clone())).unwrap();
         same!(|b| b.address_remove(&name("overlaynet1"), address.clone())).unwrap_err();
-        let running = ContainerState::Running { pid: 7, log: Some("/x/c1.log".into()) };
+        let running = ContainerState::Running {
+            pid: 7,
+            log: Some("/x/c1.log".into()),
+            supervisor: Some(Supervised { pid: 6, restarts: 2, failing: Some("x".to_owned()) }),
+            id: Some("0a".to_owned()),
+        };
         same!(|b| b.container_state(&name("c1"), running.clone())).unwrap();
         same!(|b| b.containers()).unwrap();
         let refused = same!(|b| b.container_remove(&name("c1"), false)).unwrap_err();
         assert_eq!(refused.kind, ErrorKind::Conflict);
-        same!(|b| b.container_state(&name("c1"), ContainerState::Exited { code: 137 })).unwrap();
+        let ended = ContainerState::Exited { code: 137, id: None };
+        same!(|b| b.container_state(&name("c1"), ended.clone())).unwrap();
         same!(|b| b.containers()).unwrap();
         same!(|b| b.container_remove(&name("c1"), true)).unwrap();
         same!(|b| b.fdb()).unwrap();

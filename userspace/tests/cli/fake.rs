@@ -22,7 +22,7 @@ use culvert::{
         },
     },
     choice::{Uplink, XdpSupport},
-    model::{Driver, Name},
+    model::{Driver, Name, RestartPolicy},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +46,7 @@ struct State {
     hangs: bool,
     problems: Vec<String>,
     warnings: Vec<String>,
+    forgetful: bool,
     certificates: Vec<StoreCertificate>,
     shutdown: Option<CancellationToken>,
 }
@@ -122,6 +123,11 @@ impl Fake {
     /// Gives every new container a warning.
     pub(crate) fn warn(&self, warning: &str) {
         self.state().warnings.push(warning.to_owned());
+    }
+
+    /// Answers as an agent that does not know `--restart`.
+    pub(crate) fn forget_policies(&self) {
+        self.state().forgetful = true;
     }
 
     fn note(&self, call: impl Into<String>) -> MutexGuard<'_, State> {
@@ -306,9 +312,16 @@ impl Backend for Fake {
         };
         let row = ContainerRow {
             name: name.clone(),
+            id: None,
             mode: mode.to_owned(),
+            state: if mode == "attached" { mode } else { "created" }.to_owned(),
             pid: None,
             exit_code: None,
+            restart: match &request.rerun {
+                Some(rerun) if !state.forgetful => rerun.restart,
+                _ => RestartPolicy::No,
+            },
+            restarts: 0,
             netns: format!("/run/netns/{name}"),
             log: None,
             networks,
@@ -331,17 +344,32 @@ impl Backend for Fake {
         }
         state.calls.push(match &change {
             ContainerState::Running { .. } => format!("{name} runs"),
-            ContainerState::Exited { code } => format!("{name} ended with {code}"),
+            ContainerState::Restarting { code, .. } => format!("{name} waits after {code}"),
+            ContainerState::Exited { code, .. } => format!("{name} ended with {code}"),
         });
         let Some(row) = state.containers.get_mut(name.as_str()) else {
+            // As the agent: it was removed while its command was ending.
+            if let ContainerState::Exited { .. } = change {
+                return Ok(());
+            }
             return refuse(ErrorKind::NotFound, "no such container");
         };
         match change {
-            ContainerState::Running { pid, log } => {
+            ContainerState::Running { pid, log, supervisor, .. } => {
+                row.state = "running".to_owned();
                 row.pid = Some(pid);
+                row.exit_code = None;
                 row.log = log.map(|log| log.display().to_string());
+                row.restarts = supervisor.map_or(0, |supervisor| supervisor.restarts);
             }
-            ContainerState::Exited { code } => {
+            ContainerState::Restarting { code, supervisor, .. } => {
+                row.state = "restarting".to_owned();
+                row.pid = None;
+                row.exit_code = Some(code);
+                row.restarts = supervisor.restarts;
+            }
+            ContainerState::Exited { code, .. } => {
+                row.state = "exited".to_owned();
                 row.pid = None;
                 row.exit_code = Some(code);
             }
@@ -574,6 +602,7 @@ impl Backend for Fake {
                 healthy: problems.is_empty(),
                 revision: 42,
                 error: problems.first().cloned(),
+                replaced: false,
                 clock_offset_ms: Some(0),
                 alarms: Vec::new(),
                 certificates: state.certificates.clone(),
@@ -598,13 +627,14 @@ impl Backend for Fake {
                 pins: "/run/culvert/bpf/1".to_owned(),
             },
             vteps: 2,
-            conntrack: ConntrackStatus { flows: 17, max: 262_144, refused: 3 },
+            conntrack: ConntrackStatus { flows: 17, estimated: false, max: 262_144, refused: 3 },
             counts: Counts {
                 networks: state.networks.len(),
                 local_endpoints: 1,
                 endpoints: 2,
                 fdb: 3,
                 neighbours: 1,
+                restarts: 0,
             },
             problems,
             repairs: Vec::new(),

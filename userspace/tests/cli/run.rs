@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read},
+    os::unix::ffi::OsStrExt as _,
     path::Path,
     process::Child,
 };
@@ -176,11 +177,134 @@ fn run_tells_an_agent_that_was_away() {
     agent.fake.away_for(4);
     let output = run(&agent.socket(), &words("run --name c --network host --rm -- true"));
     assert_eq!(output.status.code(), Some(0));
-    // The start could not be told, the end was insisted on.
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(stderr, "culvert: container c runs, but the agent was not told: store: no answer\n");
+    // The end was insisted on, and the start if there was time.
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
     let calls = agent.fake.calls();
-    assert_eq!(&calls[1..], ["c ended with 0", "remove container c force=true"]);
+    assert!(calls.ends_with(&words_of(&["c ended with 0", "remove container c force=true"])));
+
+    // A command that runs on is known as soon as the agent is back.
+    agent.fake.away_for(4);
+    success(&run(&agent.socket(), &words("run --name c --network host -d -- sleep 1000")));
+    let rows = until("the report", || {
+        let rows = run(&agent.socket(), &["ps", "--format", "json"]);
+        let rows: serde_json::Value = serde_json::from_str(success(&rows)).unwrap();
+        (rows[0]["state"] == "running").then_some(rows)
+    });
+    let pid = rows[0]["pid"].as_i64().unwrap();
+    kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
+    until("the end", || agent.fake.calls().contains(&"c ended with 137".to_owned()).then_some(()));
+}
+
+fn words_of(lines: &[&str]) -> Vec<String> {
+    lines.iter().map(|&line| line.to_owned()).collect()
+}
+
+#[test]
+fn a_command_is_started_again_as_its_policy_says() {
+    let agent = Agent::start();
+    let socket = agent.socket();
+    let script = "echo run; exit 3";
+    let args = ["run", "--name", "c", "--network", "host", "-d", "--restart", "on-failure:2"];
+    success(&run(&socket, &[&args[..], &["--", "sh", "-c", script]].concat()));
+    let calls = until("the last end", || {
+        let calls = agent.fake.calls();
+        // The calls are taken away at each look.
+        calls.contains(&"c ended with 3".to_owned()).then_some(calls)
+    });
+    assert!(!calls.contains(&"c ended with 0".to_owned()), "{calls:?}");
+    assert_eq!(success(&run(&socket, &["logs", "c"])), "run\nrun\nrun\n");
+    assert!(success(&run(&socket, &["ps"])).contains(" exited (3), 2 restarts "));
+    success(&run(&socket, &["rm", "c"]));
+    assert!(calls.iter().all(|call| !call.contains("environment")), "asked once");
+
+    // It ends well at the second attempt.
+    let mark = agent.dir.path().join("mark");
+    let script = "[ -e $0 ] && exit 0; touch $0; exit 1";
+    let args = ["run", "--name", "d", "--network", "host", "-d", "--restart", "on-failure"];
+    let command = ["--", "sh", "-c", script, mark.to_str().unwrap()];
+    success(&run(&socket, &[&args[..], &command].concat()));
+    until("its end", || {
+        success(&run(&socket, &["ps"])).contains("exited (0), 1 restart").then_some(())
+    });
+}
+
+#[test]
+fn a_signal_to_the_supervisor_ends_a_command_for_good() {
+    let agent = Agent::start();
+    let socket = agent.socket();
+    let supervisor = |name: &str| {
+        let name = format!("\"name\":\"{name}\"");
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let mut found = pids.filter(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            let own = line.contains(socket.to_str().unwrap()) && line.contains("__supervise");
+            own && line.contains(&name)
+        });
+        Pid::from_raw(found.next().unwrap())
+    };
+    success(&run(&socket, &words("run --name c --network host -d --restart always -- sleep 1000")));
+    kill(supervisor("c"), Signal::SIGTERM).unwrap();
+    until("its end", || success(&run(&socket, &["ps"])).contains("exited (143)").then_some(()));
+
+    // While no command runs.
+    let args = ["run", "--name", "d", "--network", "host", "-d", "--restart", "always"];
+    success(&run(&socket, &[&args[..], &["--", "sh", "-c", "exit 9"]].concat()));
+    let supervisor = supervisor("d");
+    until("a pause", || success(&run(&socket, &["ps"])).contains("restarting (9)").then_some(()));
+    kill(supervisor, Signal::SIGTERM).unwrap();
+    // The pause may have been over: the signal has then ended the next run.
+    until("its end", || {
+        let rows = run(&socket, &["ps", "--format", "json"]);
+        let rows: serde_json::Value = serde_json::from_str(success(&rows)).unwrap();
+        (rows[1]["state"] == "exited").then_some(())
+    });
+}
+
+#[test]
+fn restart_goes_with_d_and_without_rm_and_with_an_agent_that_knows_it() {
+    let agent = Agent::start();
+    for (line, why) in [
+        ("--rm -d --restart always", "--restart always: it does not go with --rm"),
+        ("--restart on-failure:3", "--restart on-failure:3: only a command in the background"),
+    ] {
+        let output = run(&agent.socket(), &words(&format!("run --name c {line} -- true")));
+        assert_eq!(output.status.code(), Some(2), "{line}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.starts_with(&format!("culvert: {why}")), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+    assert!(agent.fake.calls().is_empty());
+    success(&run(&agent.socket(), &words("run --name c --network host --restart no --rm -- true")));
+    agent.fake.calls();
+
+    agent.fake.forget_policies();
+    let line = "run --name c --network host -d --restart always -- true";
+    let mut command = culvert(&agent.socket(), &words(line));
+    let output = command.env("SECRET", "x").current_dir("/").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("culvert: --restart: the agent is of an earlier version"), "{stderr}");
+    let calls = agent.fake.calls();
+    assert!(calls[0].contains(r#""rerun":{"restart":"always","environment":["#), "{calls:?}");
+    assert!(calls[0].contains(r#"["SECRET","x"]"#), "{calls:?}");
+    assert!(calls[0].contains(r#""directory":"/","umask":"#), "{calls:?}");
+    assert_eq!(calls[1..], ["remove container c force=true"]);
+}
+
+#[test]
+fn a_value_that_cannot_be_kept_is_not_printed() {
+    let agent = Agent::start();
+    let line = "run --name c --network host -d --restart always -- true";
+    let mut command = culvert(&agent.socket(), &words(line));
+    let value = std::ffi::OsStr::from_bytes(b"secret\xff");
+    let output = command.env("TOKEN", value).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("the value of environment variable TOKEN is not UTF-8"), "{stderr}");
+    assert!(!stderr.contains("secret"), "{stderr}");
+    assert!(agent.fake.calls().is_empty());
 }
 
 #[test]

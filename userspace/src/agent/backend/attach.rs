@@ -1,12 +1,13 @@
 //! Attachments of containers to networks.
 
-use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
+use std::{net::IpAddr, path::Path};
 
 use ipnetwork::Ipv4Network;
 
 use super::{Agent, conflict, internal, invalid, network::NetworkOf, not_found, rows};
 use crate::{
     agent::{
+        attempts::Attempt,
         containers::{Origin, Record},
         state::PlugState,
     },
@@ -15,10 +16,10 @@ use crate::{
         types::{ApiError, Connect, ContainerRow, ErrorKind},
     },
     model::{
-        Endpoint, MacAddr, Name, NetnsId, PortRequest, SandboxRef, View,
+        MacAddr, Name, NetnsId, PortRequest, SandboxRef, View,
         ops::{self, EndpointSpec, ExecuteError, Refusal},
     },
-    store::{StoreError, retry::Backoff},
+    store::{Revision, StoreError},
 };
 
 /// A requested attachment.
@@ -45,12 +46,13 @@ pub(super) fn fixed_ips(first: Option<IpAddr>, more: &[IpAddr]) -> Vec<IpAddr> {
 
 impl Agent {
     /// Attaches a sandbox to a network. Returns when the maps have the endpoint, so that its frames
-    /// are forwarded.
+    /// are forwarded. The caller ends the attempt, once it has written what tells that the request
+    /// was complete: until then the next agent would take it back.
     ///
     /// # Errors
     ///
     /// The attachment is refused or fails. The state is then as before the call.
-    pub(super) async fn attach(&self, wanted: &Attachment<'_>) -> Result<Endpoint, ApiError> {
+    pub(super) async fn attach(&self, wanted: &Attachment<'_>) -> Result<Attempt, ApiError> {
         if !wanted.ports.is_empty()
             && let Some(network) = self.shared.view().networks.get(wanted.network)
         {
@@ -77,26 +79,26 @@ impl Agent {
             ports: ports.ports().to_vec(),
             from: wanted.from.to_vec(),
         };
-        // The endpoint identifier of the last plan. If it is not known whether the plan was
-        // committed, the endpoint is removed later.
-        let mut planned = None;
-        let plan = |view: &View| {
-            let (endpoint, plan) = ops::create_endpoint(view, &spec)?;
-            planned = Some(endpoint.id.clone());
-            Ok((endpoint, plan))
-        };
+        let what = format!("container '{}' in network '{}'", wanted.container, wanted.network);
+        let (network, container) = (wanted.network.clone(), wanted.container.clone());
+        let joins = self.shared.containers().get(&container).is_some();
+        let attempt =
+            Attempt { joins, ..Attempt::new(ops::new_id(), network, container, wanted.owned) };
+        let begun = self.shared.attempts.begin(&attempt);
+        begun.map_err(|error| self.shared.disk.refuse(&what, error))?;
+        let plan = |view: &View| ops::create_endpoint_as(view, &spec, &attempt.endpoint);
         let (endpoint, revision) = match self.shared.execute(plan).await {
             Ok(made) => made,
             Err(error) => {
-                if matches!(error, ExecuteError::Store(StoreError::Unavailable(_)))
-                    && let Some(id) = planned
-                {
-                    self.take_back_later(wanted, id);
+                if matches!(error, ExecuteError::Store(StoreError::Unavailable(_))) {
+                    // The store may carry it out later.
+                    self.take_back_later(attempt);
+                } else {
+                    self.attempt_over(wanted.network, &attempt.endpoint);
                 }
                 return Err(error.into());
             }
         };
-        let what = format!("container '{}' in network '{}'", wanted.container, wanted.network);
         let plugged =
             self.shared.settled(revision, &what, || match self.shared.plugs.get(&endpoint.id) {
                 Some(PlugState::Ready { .. }) => Some(Ok(())),
@@ -105,7 +107,7 @@ impl Agent {
             });
         let failure = tokio::select! {
             plugged = plugged => match plugged {
-                Ok(Ok(())) => return Ok(endpoint),
+                Ok(Ok(())) => return Ok(attempt),
                 Ok(Err(error)) => ApiError::from(error),
                 Err(error) => error,
             },
@@ -115,9 +117,12 @@ impl Agent {
                 format!("{what}: the caller's time was over, it is taken back"),
             ),
         };
-        if let Err(error) = self.detach(wanted.network, &endpoint.id).await {
-            tracing::warn!("{what}: cannot be taken back now: {error}");
-            self.take_back_later(wanted, endpoint.id);
+        match self.detach(wanted.network, &endpoint.id).await {
+            Ok(()) => self.attempt_over(wanted.network, &endpoint.id),
+            Err(error) => {
+                tracing::warn!("{what}: cannot be taken back now: {error}");
+                self.take_back_later(attempt);
+            }
         }
         Err(failure)
     }
@@ -136,6 +141,17 @@ impl Agent {
             Err(ExecuteError::Refused(Refusal::NotFound(_))) => self.shared.view().revision,
             Err(error) => return Err(error.into()),
         };
+        self.unplugged(revision, id, sandbox).await
+    }
+
+    /// Waits until the device pair of an endpoint is removed, which the store does not have since
+    /// `revision`.
+    pub(super) async fn unplugged(
+        &self,
+        revision: Revision,
+        id: &str,
+        sandbox: Option<SandboxRef>,
+    ) -> Result<(), ApiError> {
         let unplugged = || match self.shared.plugs.get(id) {
             None => Some(Ok(())),
             Some(PlugState::Stuck(error)) => Some(Err(error)),
@@ -169,35 +185,6 @@ impl Agent {
         }
     }
 
-    /// Removes the endpoint of a failed request, if it exists, and the sandbox that was made for
-    /// it, as soon as the store answers.
-    fn take_back_later(&self, unwanted: &Attachment<'_>, id: String) {
-        let agent = Self::new(Arc::clone(&self.shared));
-        let (network, container) = (unwanted.network.clone(), unwanted.container.clone());
-        let owned = unwanted.owned;
-        self.shared.tasks.spawn(async move {
-            let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(10));
-            loop {
-                tokio::select! {
-                    () = agent.shared.shutdown.cancelled() => return,
-                    () = tokio::time::sleep(backoff.next_delay()) => {}
-                }
-                let _turn = agent.shared.turns.wait(&container).await;
-                if let Err(error) = agent.detach(&network, &id).await {
-                    tracing::debug!("endpoint {id}: not taken back yet: {error}");
-                    continue;
-                }
-                if owned && agent.record_of(&container).is_none() {
-                    let removed = agent.shared.platform.remove_sandbox(&container).await;
-                    if let Err(error) = removed {
-                        tracing::warn!("container '{container}': {error}");
-                    }
-                }
-                return;
-            }
-        });
-    }
-
     /// Interface names of all endpoints of a sandbox, plugged in or not.
     fn ifnames_in(&self, netns: &Path) -> Vec<String> {
         let view = self.shared.view();
@@ -212,6 +199,7 @@ impl Agent {
     ) -> Result<ContainerRow, ApiError> {
         self.shared.usable_store().await?;
         let name = &request.container;
+        self.take_back_first(name).await?;
         let record = self.record_of(name).ok_or_else(|| self.unknown_container(name))?;
         let owned = match &record.origin {
             Origin::Owned => true,
@@ -236,7 +224,7 @@ impl Agent {
             }
         };
         self.ensure_bridge(&network).await?;
-        self.attach(&Attachment {
+        let wanted = Attachment {
             container: name,
             network: &network,
             netns: &record.netns,
@@ -247,8 +235,9 @@ impl Agent {
             ifname: None,
             ports: &[],
             from: &[],
-        })
-        .await?;
+        };
+        let attempt = self.attach(&wanted).await?;
+        self.attempt_over(&attempt.network, &attempt.endpoint);
         self.readdress(name);
         Ok(rows::container(&self.shared, &record))
     }

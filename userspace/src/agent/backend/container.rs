@@ -1,29 +1,33 @@
 //! Containers: a sandbox, its attachments, and the command in it.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, io, path::PathBuf, time::Duration};
 
 use super::{
     Agent,
     attach::{Attachment, fixed_ips},
     conflict, internal, invalid,
     network::NetworkOf,
-    rows,
+    not_found, rows,
 };
 use crate::{
     agent::{
-        containers::{Origin, Process, Record},
-        ports,
+        containers::{Origin, Process, Record, Running, boot},
+        ports, reruns,
     },
     api::{
         deadline,
-        types::{ApiError, ContainerCreate, ContainerRow, ContainerState, ErrorKind},
+        types::{
+            ApiError, ContainerCreate, ContainerRow, ContainerState, ErrorKind, Rerun, Supervised,
+        },
     },
     limits::name_limit,
-    model::{Key, Name},
+    model::{Key, Name, ops},
 };
 
 /// Time that a killed process may take to end.
 const KILLED: Duration = Duration::from_secs(5);
+/// Time that the threads of a process need to stop after the signal.
+const STOPPED: Duration = Duration::from_millis(20);
 
 impl Agent {
     /// The record of a container of this host. If its file is lost, the record is made from its
@@ -32,7 +36,7 @@ impl Agent {
         if let Some(record) = self.shared.containers().get(name) {
             return Some(record.clone());
         }
-        self.lost_records().remove(name)
+        self.lost_records().remove(name).or_else(|| self.unfinished_record(name))
     }
 
     /// Records of containers that have endpoints but no file, made from the endpoints.
@@ -52,7 +56,11 @@ impl Agent {
 
     /// The records of all containers of this host, in order of name.
     pub(super) fn all_records(&self) -> Vec<Record> {
-        let mut records = self.lost_records();
+        let left = self.shared.unfinished.left();
+        let left = left.iter().filter_map(|name| self.unfinished_record(name));
+        let mut records: BTreeMap<Name, Record> =
+            left.map(|record| (record.name.clone(), record)).collect();
+        records.extend(self.lost_records());
         records.extend(self.shared.containers().iter().map(|r| (r.name.clone(), r.clone())));
         records.into_values().collect()
     }
@@ -68,11 +76,20 @@ impl Agent {
     ) -> Result<ContainerRow, ApiError> {
         self.shared.usable_store().await?;
         let name = &request.name;
+        self.take_back_first(name).await?;
         if self.record_of(name).is_some() {
             return self.again(request).await;
         }
         let what = format!("container '{name}'");
         self.shared.disk.writable(&what)?;
+        if let Some(rerun) = &request.rerun {
+            reruns::check(rerun).map_err(|why| invalid(format!("{what}: {why}")))?;
+            if request.auto_remove {
+                return Err(invalid(format!(
+                    "{what}: --restart does not go with --rm: leave out one of both"
+                )));
+            }
+        }
         let ports = ports::parse(name, &request.ports)?;
         let from = ports::clients(name, &ports, &request.from)?;
         let network = self.network_of(&request.network)?;
@@ -86,9 +103,12 @@ impl Agent {
         self.check_exposed(&request, &network).await?;
 
         let mut record = self.sandbox_for(&request, &network).await?;
+        record.id = Some(ops::new_id());
         record.command = request.command.clone();
         record.auto_remove = request.auto_remove;
+        record.restart = request.rerun.as_ref().map(|rerun| rerun.restart).unwrap_or_default();
         record.names = request.names.clone();
+        let mut attempt = None;
         if let NetworkOf::Stored(network) = &network {
             let attached = self
                 .attach(&Attachment {
@@ -104,38 +124,65 @@ impl Agent {
                     from: &from,
                 })
                 .await;
-            if let Err(error) = attached {
-                self.drop_sandbox(&record).await;
-                return Err(error);
+            match attached {
+                Ok(attached) => attempt = Some(attached),
+                Err(error) => {
+                    self.drop_sandbox(&record).await;
+                    return Err(error);
+                }
             }
         }
         record.known = Some(rows::in_store(&self.shared.view(), &self.shared.node.name, &record));
-        let kept = deadline::check().and_then(|()| self.keep(&record));
+        let kept = deadline::check().and_then(|()| self.keep(&record, request.rerun.as_ref()));
         let mut warnings = match kept {
             Ok(warnings) => warnings,
             Err(error) => {
+                let mut failed = None;
                 for (network, id) in self.endpoints_of(name) {
                     if let Err(error) = self.detach(&network, &id).await {
                         tracing::warn!("container '{name}': {error}");
+                        failed = Some(error);
                     }
                 }
+                match attempt {
+                    Some(attempt) if failed.is_some() => self.take_back_later(attempt),
+                    Some(attempt) => self.attempt_over(&attempt.network, &attempt.endpoint),
+                    None => {}
+                }
                 self.remove_etc(name);
+                self.remove_rerun(name);
                 self.drop_sandbox(&record).await;
                 return Err(error);
             }
         };
+        if let Some(attempt) = attempt {
+            self.attempt_over(&attempt.network, &attempt.endpoint);
+        }
+        self.finished(name);
         let row = rows::container(&self.shared, &record);
         warnings.extend(rows::unserved(&row).filter(|_| !ports.is_empty()));
         Ok(ContainerRow { warnings, ..row })
     }
 
     /// Writes the files and the record of a new container. Returns warnings.
-    fn keep(&self, record: &Record) -> Result<Vec<String>, ApiError> {
+    fn keep(&self, record: &Record, rerun: Option<&Rerun>) -> Result<Vec<String>, ApiError> {
         let warnings = self.write_etc(record)?;
+        let refused =
+            |error| self.shared.disk.refuse(&format!("container '{}'", record.name), error);
+        if let Some(rerun) = rerun {
+            let state_dir = &self.shared.options.state_dir;
+            reruns::write(state_dir, &record.name, rerun).map_err(refused)?;
+        }
         let put = self.shared.containers().put(record.clone());
-        let what = format!("container '{}'", record.name);
-        put.map_err(|error| self.shared.disk.refuse(&what, error))?;
+        put.map_err(refused)?;
         Ok(warnings)
+    }
+
+    /// Removes what the command of a container is started again with.
+    fn remove_rerun(&self, name: &Name) {
+        if let Err(error) = reruns::remove(&self.shared.options.state_dir, name) {
+            tracing::warn!("container '{name}': what it is started again with: {error}");
+        }
     }
 
     /// Handles a `create` request whose container exists. Valid only for `attach` of the same
@@ -175,7 +222,7 @@ impl Agent {
             return Err(taken());
         };
         self.ensure_bridge(&network).await?;
-        self.attach(&Attachment {
+        let wanted = Attachment {
             container: name,
             network: &network,
             netns: &record.netns,
@@ -186,8 +233,9 @@ impl Agent {
             ifname: request.ifname.as_deref(),
             ports: &ports,
             from: &from,
-        })
-        .await?;
+        };
+        let attempt = self.attach(&wanted).await?;
+        self.attempt_over(&attempt.network, &attempt.endpoint);
         let row = rows::container(&self.shared, &record);
         let warnings = rows::unserved(&row).filter(|_| !ports.is_empty()).into_iter().collect();
         Ok(ContainerRow { warnings, ..row })
@@ -241,14 +289,14 @@ impl Agent {
             }
             NetworkOf::Stored(_) | NetworkOf::None => {
                 if request.netns.is_none() && request.pid.is_none() {
-                    let netns = platform.make_sandbox(&name).await?;
+                    let netns = self.make_sandbox(&name).await?;
                     return Ok(Record::new(name, Origin::Owned, netns));
                 }
                 let found = platform.adopt(request.netns.as_deref(), request.pid).await?;
                 let mut record = Record::new(name, Origin::Attached, found.path);
                 if let Some((pid, namespace)) = found.through {
                     // The kernel may give the number to another process later.
-                    record.adopted = Process::find(pid);
+                    record.adopted = process(&record.name, pid)?;
                     record.namespace = Some(namespace);
                 }
                 Ok(record)
@@ -260,8 +308,12 @@ impl Agent {
         if record.origin != Origin::Owned {
             return;
         }
-        if let Err(error) = self.shared.platform.remove_sandbox(&record.name).await {
-            tracing::warn!("container '{}': {error}", record.name);
+        match self.shared.platform.remove_sandbox(&record.name).await {
+            Ok(()) => self.finished(&record.name),
+            Err(error) => {
+                tracing::warn!("container '{}': {error}", record.name);
+                self.leave_sandbox(&record.name);
+            }
         }
     }
 
@@ -274,32 +326,95 @@ impl Agent {
             // The container was removed while its command was ending.
             return match state {
                 ContainerState::Exited { .. } => Ok(()),
-                ContainerState::Running { .. } => Err(self.unknown_container(name)),
+                ContainerState::Running { .. } | ContainerState::Restarting { .. } => {
+                    Err(self.unknown_container(name))
+                }
             };
         };
-        match state {
-            ContainerState::Running { pid, log } => {
-                record.process = Process::find(pid);
-                record.exit_code = None;
-                record.log = log;
+        let supervised = |record: &mut Record, by: Supervised| {
+            record.supervisor = process(name, by.pid)?;
+            record.restarts = by.restarts;
+            record.failing = by.failing;
+            Ok::<_, ApiError>(())
+        };
+        if !record.is_meant(state.id()) {
+            return Err(not_found(format!(
+                "container '{name}' is another one than the report is about, which was removed: 'culvert ps' shows it"
+            )));
+        }
+        let own_log = |reported: Option<PathBuf>| {
+            let own = self.log_of(name);
+            if let Some(other) = reported.as_ref().filter(|reported| **reported != own) {
+                let (own, other) = (own.display(), other.display());
+                tracing::warn!("container '{name}': {other} was reported as its log, it is {own}");
             }
-            ContainerState::Exited { code } => {
+            reported.map(|_| own)
+        };
+        record.boot = boot();
+        record.waiting = false;
+        record.begun = !matches!(state, ContainerState::Exited { .. });
+        match state {
+            ContainerState::Running { pid, log, supervisor, .. } => {
+                record.process = match &supervisor {
+                    Some(by) => self.command_of(name, by.pid, pid)?,
+                    None => process(name, pid)?,
+                };
+                record.exit_code = None;
+                record.log = own_log(log);
+                if let Some(by) = supervisor {
+                    supervised(&mut record, by)?;
+                }
+            }
+            ContainerState::Restarting { code, log, supervisor, .. } => {
                 record.process = None;
                 record.exit_code = Some(code);
+                record.log = own_log(log);
+                record.waiting = true;
+                supervised(&mut record, supervisor)?;
+            }
+            ContainerState::Exited { code, .. } => {
+                record.process = None;
+                record.exit_code = Some(code);
+                record.supervisor = None;
+                record.failing = None;
                 if record.auto_remove {
                     return self.take_away(&record).await;
                 }
             }
         }
+        self.tell_failing(&record);
         let put = self.shared.containers().put(record);
         // A note of its networks, made since the record was read, is lost.
         self.shared.networks_changed.notify_one();
         put.map_err(|error| self.shared.disk.refuse(&format!("container '{name}'"), error))
     }
 
+    /// The command that a supervisor reports; `None` if it has ended.
+    ///
+    /// # Errors
+    ///
+    /// It is not known whether it runs.
+    fn command_of(
+        &self,
+        name: &Name,
+        supervisor: i32,
+        pid: i32,
+    ) -> Result<Option<Process>, ApiError> {
+        let found = self.shared.platform.command_of(supervisor, pid);
+        let found = found.map_err(|error| unseen(name, pid, error))?;
+        if found.is_none() && process(name, pid)?.is_some() {
+            // 'rm -f' would kill it.
+            tracing::warn!(
+                "container '{name}': pid {pid} was reported as its command, but is no child of its supervisor, pid {supervisor}"
+            );
+        }
+        Ok(found)
+    }
+
     pub(super) async fn remove_container(&self, name: &Name, force: bool) -> Result<(), ApiError> {
         self.shared.usable_store().await?;
         let record = self.record_of(name).ok_or_else(|| self.unknown_container(name))?;
+        let record = self.look_again(record).await?;
         self.shared.disk.removable(&format!("container '{name}'"))?;
         let sharers: Vec<String> = self
             .shared
@@ -321,39 +436,58 @@ impl Agent {
                     "container '{name}' is running (pid {pid}): stop it first, or use 'culvert rm -f {name}'"
                 )));
             }
-            Self::kill_process(&record).await?;
+        } else if !force && !record.restart.is_no() && record.supervised() {
+            return Err(conflict(format!(
+                "container '{name}' is restarting (--restart {}): use 'culvert rm -f {name}'",
+                record.restart
+            )));
         }
+        Self::kill_process(&record).await?;
         self.take_away(&record).await
     }
 
-    /// Removes containers of `run --rm` whose command has ended and whose supervisor is gone
-    /// without a report.
-    pub(crate) async fn remove_abandoned(&self) {
-        let dead = |record: &Record| {
-            record.auto_remove && record.process.is_some_and(|process| !process.lives())
-        };
-        let abandoned: Vec<Name> = {
-            let containers = self.shared.containers();
-            containers.iter().filter(|r| dead(r)).map(|r| r.name.clone()).collect()
-        };
-        for name in abandoned {
-            let _turn = self.shared.turns.wait(&name).await;
-            // Checked again: another request may have removed or changed the container since.
-            let Some(record) = self.record_of(&name).filter(dead) else { continue };
-            if let Err(error) = self.take_away(&record).await {
-                tracing::warn!("container '{name}': {error}");
-            }
+    /// Kills the command of a container, and waits until it is gone. Its supervisor is killed first
+    /// if it would start the command again.
+    pub(crate) async fn kill_process(record: &Record) -> Result<(), ApiError> {
+        if let Some(supervisor) = record.supervisor.filter(|_| !record.restart.is_no()) {
+            Self::kill_supervisor(record, supervisor).await?;
+        }
+        match record.process {
+            // Its supervisor reaps it.
+            Some(process) => Self::kill(record, process).await,
+            None => Ok(()),
         }
     }
 
-    /// Kills the command of a container, and waits until it is gone.
-    pub(crate) async fn kill_process(record: &Record) -> Result<(), ApiError> {
-        let Some(process) = record.process else { return Ok(()) };
-        let opened = process.open().map_err(|error| {
-            internal(&format!("container '{}': {}", record.name, name_limit(error)))
-        })?;
+    /// Kills a supervisor and its command, and waits until they are gone. The command may be another
+    /// one than was reported last.
+    pub(crate) async fn kill_supervisor(
+        record: &Record,
+        supervisor: Process,
+    ) -> Result<(), ApiError> {
+        let refused = |error| unseen(&record.name, supervisor.pid, error);
+        let Some(running) = supervisor.open().map_err(refused)? else { return Ok(()) };
+        // It starts no command while its commands are looked for.
+        running.stop();
+        tokio::time::sleep(STOPPED).await;
+        let children = supervisor.children();
+        // The kernel kills the commands with it, if they have begun.
+        Self::end(record, supervisor, &running).await?;
+        for command in children.map_err(refused)? {
+            Self::kill(record, command).await?;
+        }
+        Ok(())
+    }
+
+    /// Kills a process of a container, and waits until it is gone.
+    async fn kill(record: &Record, process: Process) -> Result<(), ApiError> {
+        let opened = process.open().map_err(|error| unseen(&record.name, process.pid, error))?;
         let Some(running) = opened else { return Ok(()) };
-        // The supervisor reaps it.
+        Self::end(record, process, &running).await
+    }
+
+    /// As [`Self::kill`], for a process that is open.
+    async fn end(record: &Record, process: Process, running: &Running) -> Result<(), ApiError> {
         running.kill();
         let ended = tokio::time::timeout(KILLED, running.ended()).await.map_err(|_| {
             conflict(format!(
@@ -366,11 +500,21 @@ impl Agent {
 
     /// Removes attachments, sandbox and record of a container.
     pub(super) async fn take_away(&self, record: &Record) -> Result<(), ApiError> {
+        // Of a container without a file nothing would tell of the sandbox, once its endpoints are
+        // gone.
+        let recorded = self.shared.containers().get(&record.name).is_some();
+        if record.origin == Origin::Owned && !recorded {
+            self.begin_removal(&record.name)?;
+        }
         for (network, id) in self.endpoints_of(&record.name) {
             self.detach(&network, &id).await?;
         }
         match record.origin {
-            Origin::Owned => self.shared.platform.remove_sandbox(&record.name).await?,
+            Origin::Owned if recorded || self.is_unfinished(&record.name) => {
+                self.shared.platform.remove_sandbox(&record.name).await?;
+            }
+            // A namespace of another program.
+            Origin::Owned => {}
             // A purge has removed the endpoints all at once.
             Origin::Attached => {
                 let what = format!("container '{}'", record.name);
@@ -379,10 +523,30 @@ impl Agent {
             Origin::Shares(_) | Origin::Host => {}
         }
         self.remove_etc(&record.name);
+        self.remove_rerun(&record.name);
         let removed = self.shared.containers().remove(&record.name);
+        for problem in ["command", "abandoned", "search"] {
+            self.shared.problems.set(&format!("{problem}/{}", record.name), None);
+        }
         let what = format!("container '{}'", record.name);
-        removed.map_err(|error| self.shared.disk.refuse(&what, error))
+        removed.map_err(|error| self.shared.disk.refuse(&what, error))?;
+        self.finished(&record.name);
+        Ok(())
     }
+}
+
+/// The process `pid`, of the container `name`; `None` if it has ended.
+///
+/// # Errors
+///
+/// It is not known whether it runs.
+fn process(name: &Name, pid: i32) -> Result<Option<Process>, ApiError> {
+    Process::find(pid).map_err(|error| unseen(name, pid, error))
+}
+
+/// The error of a process that cannot be looked at.
+fn unseen(name: &Name, pid: i32, error: io::Error) -> ApiError {
+    internal(&format!("container '{name}': pid {pid}: {}", name_limit(error)))
 }
 
 /// Refuses options that have no effect without a network of Culvert.

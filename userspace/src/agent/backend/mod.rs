@@ -3,10 +3,15 @@
 //! A request that changes something is one transaction in the store. The engine applies the
 //! change to this host, as it does for changes by other hosts. The request waits for the
 //! engine. If the engine fails, the request reverts its transaction.
+//!
+//! The agent waits for the requests that change something before it ends, also for those whose
+//! callers have gone: an agent that starts anew in the same process must not meet them.
 
 mod address;
 mod attach;
+mod commands;
 mod container;
+mod doubt;
 mod expose;
 mod known;
 mod names;
@@ -17,13 +22,14 @@ mod ports;
 mod purge;
 mod rows;
 mod show;
+mod unfinished;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::sync::OwnedMutexGuard;
 
-use super::shared::Shared;
+use super::{reruns, shared::Shared};
 use crate::{
     api::{
         Backend,
@@ -48,6 +54,18 @@ impl Agent {
         Self { shared }
     }
 
+    /// Takes up what an earlier agent has left halfway. To be called once, before the first request.
+    pub(crate) fn resume(&self) {
+        self.find_unfinished();
+        self.resume_attempts();
+        // A record that cannot be read is one, too.
+        let records = self.shared.options.state_dir.join("containers");
+        let has_record =
+            |name: &str| records.join(format!("{name}.json")).try_exists().unwrap_or(true);
+        let stays = reruns::remove_strays(&self.shared.options.state_dir, has_record);
+        self.shared.problems.set_list("reruns/", stays);
+    }
+
     /// Waits until no other request is about this container.
     ///
     /// # Errors
@@ -58,6 +76,28 @@ impl Agent {
         let turn = deadline::waiting(wait, self.shared.turns.wait(container)).await;
         deadline::check()?;
         Ok(turn)
+    }
+}
+
+impl Agent {
+    /// As [`Self::turn`], and the supervisor of the container is not being started: its command
+    /// would survive the container.
+    ///
+    /// # Errors
+    ///
+    /// The caller has given up meanwhile.
+    async fn turn_after_launch(&self, container: &Name) -> Result<OwnedMutexGuard<()>, ApiError> {
+        loop {
+            let turn = self.turn(container).await?;
+            if !self.shared.launches.is_under_way(container) {
+                return Ok(turn);
+            }
+            // The supervisor needs the turn for its report.
+            drop(turn);
+            let wait = Wait::Turn(format!("container '{container}'"));
+            deadline::waiting(wait, self.shared.launches.ended(container)).await;
+            deadline::check()?;
+        }
     }
 }
 
@@ -81,6 +121,7 @@ fn internal(error: &(impl std::fmt::Display + ?Sized)) -> ApiError {
 #[async_trait]
 impl Backend for Agent {
     async fn network_create(&self, request: NetworkCreate) -> Result<Created, ApiError> {
+        let _under_way = self.shared.tasks.token();
         self.create_network(request).await
     }
 
@@ -93,35 +134,42 @@ impl Backend for Agent {
     }
 
     async fn network_remove(&self, name: &Name) -> Result<(), ApiError> {
+        let _under_way = self.shared.tasks.token();
         self.remove_network(name).await
     }
 
     async fn connect(&self, network: &Name, request: Connect) -> Result<ContainerRow, ApiError> {
+        let _under_way = self.shared.tasks.token();
         let _turn = self.turn(&request.container).await?;
         self.connect_container(network, &request).await
     }
 
     async fn disconnect(&self, network: &Name, container: &Name) -> Result<(), ApiError> {
+        let _under_way = self.shared.tasks.token();
         let _turn = self.turn(container).await?;
         self.disconnect_container(network, container).await
     }
 
     async fn address_add(&self, network: &Name, request: AddressChange) -> Result<(), ApiError> {
+        let _under_way = self.shared.tasks.token();
         let _turn = self.turn(&request.container).await?;
         self.add_address(network, request).await
     }
 
     async fn address_remove(&self, network: &Name, request: AddressChange) -> Result<(), ApiError> {
+        let _under_way = self.shared.tasks.token();
         let _turn = self.turn(&request.container).await?;
         self.remove_address(network, request).await
     }
 
     async fn container_create(&self, request: ContainerCreate) -> Result<ContainerRow, ApiError> {
+        let _under_way = self.shared.tasks.token();
         let _turn = self.turn(&request.name).await?;
         self.create_container(request).await
     }
 
     async fn container_state(&self, name: &Name, state: ContainerState) -> Result<(), ApiError> {
+        let _under_way = self.shared.tasks.token();
         let _turn = self.turn(name).await?;
         self.set_container_state(name, state).await
     }
@@ -131,7 +179,8 @@ impl Backend for Agent {
     }
 
     async fn container_remove(&self, name: &Name, force: bool) -> Result<(), ApiError> {
-        let _turn = self.turn(name).await?;
+        let _under_way = self.shared.tasks.token();
+        let _turn = self.turn_after_launch(name).await?;
         self.remove_container(name, force).await
     }
 
@@ -152,10 +201,12 @@ impl Backend for Agent {
     }
 
     async fn ports_deny(&self, sources: Sources) -> Result<(), ApiError> {
+        let _under_way = self.shared.tasks.token();
         self.deny(&sources).await
     }
 
     async fn ports_allow(&self, sources: Sources) -> Result<Allowed, ApiError> {
+        let _under_way = self.shared.tasks.token();
         self.allow(&sources).await
     }
 
@@ -164,6 +215,7 @@ impl Backend for Agent {
     }
 
     async fn vtep_add(&self, request: VtepChange) -> Result<(), ApiError> {
+        let _under_way = self.shared.tasks.token();
         self.shared.usable_store().await?;
         let port = request.port.unwrap_or(self.shared.node.port);
         let own = &self.shared.node.name;
@@ -175,6 +227,7 @@ impl Backend for Agent {
     }
 
     async fn vtep_remove(&self, request: VtepChange) -> Result<(), ApiError> {
+        let _under_way = self.shared.tasks.token();
         self.shared.usable_store().await?;
         let own = &self.shared.node.name;
         let plan = |view: &View| {
@@ -189,6 +242,7 @@ impl Backend for Agent {
     }
 
     async fn node_remove(&self, name: &Name, force: bool) -> Result<(), ApiError> {
+        let _under_way = self.shared.tasks.token();
         self.remove_node(name, force).await
     }
 
@@ -205,7 +259,7 @@ impl Backend for Agent {
     }
 
     async fn store_accept(&self) -> Result<(), ApiError> {
-        if !self.shared.store.health().replaced {
+        if self.shared.store.health().replaced.is_none() {
             return Err(conflict(
                 "store: it is the one that this agent knows, or does not answer: there is nothing to accept",
             ));
@@ -215,6 +269,7 @@ impl Backend for Agent {
     }
 
     async fn purge(&self) -> Result<(), ApiError> {
+        let _under_way = self.shared.tasks.token();
         self.purge_node().await?;
         self.shared.shutdown.cancel();
         Ok(())

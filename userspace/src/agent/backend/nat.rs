@@ -185,8 +185,9 @@ impl Agent {
         let platform = &self.shared.platform;
         let dropped = |(reason, _): &(_, _)| platform.dropped(*reason).unwrap_or_default();
         let refused = REFUSALS.iter().map(dropped).sum();
+        let max = platform.flows().capacity();
         let summary = self.shared.flows();
-        ConntrackStatus { flows: summary.flows(), max: platform.flows().capacity(), refused }
+        ConntrackStatus { flows: summary.flows, estimated: summary.estimated, max, refused }
     }
 }
 

@@ -168,7 +168,7 @@ impl Agent {
     }
 
     pub(super) async fn list_networks(&self) -> Result<Vec<NetworkRow>, ApiError> {
-        self.shared.usable_store().await?;
+        self.shared.read_store().await?;
         let view = self.shared.view();
         let own = &self.shared.node.name;
         let stored: Vec<_> = view.networks_on(own).collect();
@@ -199,7 +199,7 @@ impl Agent {
     }
 
     pub(super) async fn inspect_network(&self, name: &Name) -> Result<NetworkInspect, ApiError> {
-        self.shared.usable_store().await?;
+        self.shared.read_store().await?;
         let view = self.shared.view();
         let name = &view.resolve(name, &self.shared.node.name);
         if PREDEFINED.contains(&name.as_str()) {

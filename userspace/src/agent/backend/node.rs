@@ -9,7 +9,7 @@ use crate::{
 
 impl Agent {
     pub(super) async fn list_nodes(&self) -> Result<Vec<NodeRow>, ApiError> {
-        self.shared.usable_store().await?;
+        self.shared.read_store().await?;
         let view = self.shared.view();
         let rows = view.nodes.values().map(|node| {
             let networks = view.endpoints.networks();

@@ -13,7 +13,7 @@ impl Agent {
     /// Removes everything of this node from the store and from the kernel. The agent must stop
     /// afterwards.
     pub(crate) async fn purge_node(&self) -> Result<(), ApiError> {
-        let store = self.shared.usable_store().await.map_err(|error| {
+        let without = |error: ApiError| {
             ApiError::new(
                 error.kind,
                 format!(
@@ -21,20 +21,33 @@ impl Agent {
                     error.message
                 ),
             )
-        })?;
+        };
+        let store = self.shared.usable_store().await.map_err(without)?;
         node::check_own(store.as_ref(), &self.shared).await.map_err(|error| match error {
             ExecuteError::Refused(why) => conflict(format!(
                 "{why}: to purge this host alone, stop the agent and run 'culvert purge' again"
             )),
-            other => other.into(),
+            other => without(other.into()),
         })?;
-        let records: Vec<Record> = self.all_records();
-        for record in &records {
-            Self::kill_process(record).await?;
+        // No command is started again from now on.
+        let _starting = self.shared.starting.lock().await;
+        // A supervisor that is being started has a process that nobody knows yet.
+        tokio::time::timeout(SETTLE, self.shared.launches.all_ended()).await.map_err(|_| {
+            ApiError::new(
+                ErrorKind::Unavailable,
+                "purge: a command is being started again: run 'culvert purge' again",
+            )
+        })?;
+        let mut records: Vec<Record> = Vec::new();
+        for record in self.all_records() {
+            let record = self.look_again(record).await?;
+            Self::kill_process(&record).await?;
+            records.push(record);
         }
         // The agent does not register the node again.
         self.shared.leaving.cancel();
-        node::leave(store.as_ref(), &self.shared.node.name).await?;
+        let own = &self.shared.node;
+        node::leave(store.as_ref(), &own.name, &own.id).await?;
         // The engine removes the device pairs when the endpoints are removed from the store.
         let gone = async {
             while !self.shared.plugs.is_empty() {

@@ -26,9 +26,16 @@ pub(super) fn container(shared: &Shared, record: &Record) -> ContainerRow {
     });
     ContainerRow {
         name: record.name.to_string(),
+        id: record.id.clone(),
         mode,
+        state: match shared.unfinished.is_left(&record.name) {
+            true => "unfinished".to_owned(),
+            false => state(record).to_owned(),
+        },
         pid: record.running(),
         exit_code: record.exit_code,
+        restart: record.restart,
+        restarts: record.restarts,
         netns: record.netns.display().to_string(),
         log: record.log.as_ref().map(|path| path.display().to_string()),
         networks,
@@ -67,6 +74,19 @@ pub(super) fn unserved(row: &ContainerRow) -> Option<String> {
         "container '{}': its published ports are not reached through {names}: no Ethernet header",
         row.name
     ))
+}
+
+/// The state of a container's command, as in [`ContainerRow::state`].
+fn state(record: &Record) -> &'static str {
+    match record.exit_code {
+        _ if record.running().is_some() => "running",
+        _ if record.waiting && record.supervised() => "restarting",
+        Some(_) => "exited",
+        // Nobody has reported how it ended.
+        None if record.begun || record.process.is_some() => "exited",
+        None if record.origin == Origin::Attached => "attached",
+        None => "created",
+    }
 }
 
 /// The container whose namespace a container has: its own, or another's that it shares.

@@ -222,6 +222,7 @@ impl Agent {
             None => Kind::Etcd.to_string(),
         };
         let counts = shared.map_counts.get_or_read(|| self.read_counts());
+        let restarts = shared.containers().iter().map(|record| u64::from(record.restarts)).sum();
         let (uplinks, price) = shared.platform.uplinks();
         let device = shared.platform.device();
         let client_links = shared.platform.client_links();
@@ -242,6 +243,7 @@ impl Agent {
                 healthy: health.healthy,
                 revision,
                 error: health.error,
+                replaced: health.replaced.is_some(),
                 clock_offset_ms,
                 alarms: shared.store.alarms(),
                 certificates: doctor::certificate_files(&shared.options.store_access)
@@ -273,6 +275,7 @@ impl Agent {
                 endpoints,
                 fdb: counts.fdb,
                 neighbours: counts.neighbours,
+                restarts,
             },
             problems,
             repairs: shared.repairs.all().into_iter().map(repair_row).collect(),

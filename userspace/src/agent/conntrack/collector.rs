@@ -45,20 +45,17 @@ pub(crate) struct Tally {
     pub(crate) bytes: u64,
 }
 
-/// Contents of the table, by state.
+/// Contents of the table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Summary {
     /// Flows of each state, as of the last complete pass. States without flows are left out.
     pub(crate) states: BTreeMap<FlowState, Tally>,
+    /// All flows.
+    pub(crate) flows: u64,
+    /// A pass is under way: `flows` follows from the part of the table that it has read.
+    pub(crate) estimated: bool,
     /// Flows that the table has room for.
     pub(crate) capacity: u32,
-}
-
-impl Summary {
-    /// All flows.
-    pub(crate) fn flows(&self) -> u64 {
-        self.states.values().map(|tally| tally.flows).sum()
-    }
 }
 
 /// One walk through the table.
@@ -89,9 +86,17 @@ impl Collector {
         Self { limits, pass: Pass::default(), before: Pass::default(), entries: 0 }
     }
 
-    /// The state of the table: flows by state as of the last complete pass.
+    /// The state of the table: flows by state as of the last complete pass, and all flows as of the
+    /// last round.
     pub(super) fn summary(&self, table: &dyn FlowTable) -> Summary {
-        Summary { states: self.before.states.clone(), capacity: table.capacity() }
+        let (states, capacity) = (self.before.states.clone(), table.capacity());
+        let estimated = self.pass.at != Cursor::default();
+        let flows = if estimated {
+            (self.entries / 2).min(u64::from(capacity))
+        } else {
+            states.values().map(|tally| tally.flows).sum()
+        };
+        Summary { states, flows, estimated, capacity }
     }
 
     /// Runs one round: continues the pass. If the pass ends, the next round begins another.

@@ -32,15 +32,21 @@ use self::{
     judge::{Incarnations, Law},
     ports::{APART, Ports, Writer},
 };
-use super::{platform::Platform, state::Problems};
+use super::{
+    platform::Platform,
+    state::{Problems, Repairs},
+};
 use crate::{
     config::ConntrackOptions,
-    datapath::DatapathError,
+    datapath::{DatapathError, Found},
     netlink::sockets::{Transport, sockets},
 };
 
 /// Period of the rounds.
 const PERIOD: Duration = Duration::from_secs(1);
+/// Period of the comparison of `RESERVED_PORTS` with what was written to it. The map has thousands
+/// of words, and each is a system call.
+const AUDIT: Duration = Duration::from_secs(60);
 /// Time for which a refused flow is shown as a problem.
 const RECENT: Duration = Duration::from_secs(60);
 /// Kinds of host sockets whose ports are reserved, with their IP protocol number.
@@ -70,6 +76,8 @@ pub(crate) struct Context {
     pub(crate) vxlan_port: u16,
     /// The problems that `status` shows.
     pub(crate) problems: Arc<Problems>,
+    /// The repairs that `status` shows.
+    pub(crate) repairs: Arc<Repairs>,
     /// Contents of the table as of the last round.
     pub(crate) summary: Arc<Mutex<Summary>>,
     /// Cancelled when the agent stops.
@@ -117,6 +125,8 @@ pub(super) async fn keep(context: Context) {
 struct Keeper {
     collector: Collector,
     ports: Writer,
+    /// When `ports` was last compared with the map.
+    audited: Option<Instant>,
     /// The ports that masquerading leaves to the host's netfilter. `None`: netfilter has not tracked a
     /// connection since the agent has started.
     left: Option<Ports>,
@@ -128,6 +138,7 @@ impl Keeper {
         Self {
             collector: Collector::new(limits),
             ports: Writer::default(),
+            audited: None,
             left: None,
             refused: Default::default(),
         }
@@ -138,7 +149,7 @@ impl Keeper {
         let line = |error: DatapathError| format!("conntrack: {error}");
         let collected = self.collect(context);
         context.problems.set("conntrack/flows", collected.err().map(line));
-        let reserved = self.reserve(context);
+        let reserved = self.reserve(context, at);
         context.problems.set("conntrack/ports", reserved.err());
         for ((reason, what), recent) in REFUSALS.iter().zip(&mut self.refused) {
             if let Ok(count) = context.platform.dropped(*reason) {
@@ -175,7 +186,7 @@ impl Keeper {
     }
 
     /// Writes the ports that masquerading must not take to `RESERVED_PORTS`.
-    fn reserve(&mut self, context: &Context) -> Result<(), String> {
+    fn reserve(&mut self, context: &Context, at: Instant) -> Result<(), String> {
         let maps = context.platform.as_ref();
         let begins = self.left.is_none() && context.platform.netfilter_is_active();
         if begins {
@@ -194,8 +205,9 @@ impl Keeper {
         }
         let published = maps.published().map_err(|error| format!("conntrack: {error}"))?;
         ports.add_published(published.keys());
+        let audited = self.audit(context, at);
         let written = self.ports.write(maps.flows(), &ports);
-        written.map_err(|error| format!("conntrack: {error}"))?;
+        audited.and(written).map_err(|error| format!("conntrack: {error}"))?;
         if begins && self.left != Some(Ports::default()) {
             tracing::info!(
                 "conntrack: the host's netfilter tracks connections, and may masquerade, too: \
@@ -205,6 +217,18 @@ impl Keeper {
             );
         }
         Ok(())
+    }
+
+    /// Puts `RESERVED_PORTS` back to what was written to it, each [`AUDIT`].
+    fn audit(&mut self, context: &Context, at: Instant) -> Result<(), DatapathError> {
+        if self.audited.is_some_and(|last| at.saturating_duration_since(last) < AUDIT) {
+            return Ok(());
+        }
+        self.audited = Some(at);
+        let mut found = Found::default();
+        let restored = self.ports.restore(context.platform.flows(), &mut found);
+        context.repairs.note_entries(&found);
+        restored
     }
 }
 

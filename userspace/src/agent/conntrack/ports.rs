@@ -4,12 +4,12 @@
 use std::ops::RangeInclusive;
 
 use culvert_common::{
-    abi::{PublishedKey, RESERVED_ENTRIES, reserved_bit},
+    abi::{PublishedKey, RESERVED_ENTRIES, RESERVED_WORDS, names, reserved_bit},
     wire::ipv4::{PROTO_TCP, PROTO_UDP},
 };
 
 use crate::{
-    datapath::{DatapathError, FlowTable},
+    datapath::{DatapathError, FlowTable, Found},
     netlink::sockets::LocalSocket,
 };
 
@@ -98,6 +98,34 @@ impl Writer {
         }
         Ok(())
     }
+
+    /// Puts the map back to what was written to it. Notes what another program has changed. Does
+    /// nothing before the first write.
+    pub(super) fn restore(
+        &self,
+        table: &dyn FlowTable,
+        found: &mut Found,
+    ) -> Result<(), DatapathError> {
+        let Some(written) = &self.written else { return Ok(()) };
+        for ((written, read), word) in written.0.iter().zip(table.reserved()?).zip(0..) {
+            if *written != read {
+                table.reserve(word, *written)?;
+                found.note(names::RESERVED_PORTS, || format!("{} changed", ports_of(word)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The ports of a word, in words.
+fn ports_of(word: u32) -> String {
+    let protocol = match word / RESERVED_WORDS {
+        0 => "tcp",
+        1 => "udp",
+        _ => "icmp",
+    };
+    let first = word % RESERVED_WORDS * u64::BITS;
+    format!("{protocol} {first} to {}", first + u64::BITS - 1)
 }
 
 #[cfg(test)]
@@ -173,6 +201,9 @@ mod tests {
 
         let writes = || table.state.lock().unwrap().writes;
         let before = writes();
+        let mut found = Found::default();
+        writer.restore(&table, &mut found).unwrap();
+        assert_eq!((found.number(), writes()), (0, before));
         writer.write(&table, &wanted).unwrap();
         assert_eq!(writes(), before);
         wanted.add(TCP, 9999);
@@ -180,5 +211,26 @@ mod tests {
         assert_eq!(writes(), before + 1);
         writer.write(&table, &Ports::default()).unwrap();
         assert!(table.reserved().unwrap().iter().all(|word| *word == 0));
+    }
+
+    /// Without the comparison a port that another program has taken out of the map would be given to
+    /// a flow until the host's use of it changes.
+    #[test]
+    fn words_that_another_program_has_changed_are_put_back() {
+        let table = MemoryFlows::new(64);
+        let (mut writer, mut found) = (Writer::default(), Found::default());
+        writer.restore(&table, &mut found).unwrap();
+        let mut wanted = Ports::default();
+        wanted.add(UDP, 4789);
+        writer.write(&table, &wanted).unwrap();
+        let (word, bit) = reserved_bit(UDP, 4789).unwrap();
+        let (other, other_bit) = reserved_bit(TCP, 80).unwrap();
+        table.reserve(word, 0).unwrap();
+        table.reserve(other, other_bit).unwrap();
+        writer.restore(&table, &mut found).unwrap();
+        assert_eq!(table.reserved().unwrap(), wanted.0);
+        assert_eq!(table.reserved().unwrap()[word as usize], bit);
+        let line = "map RESERVED_PORTS: 2 entries: tcp 64 to 127 changed, udp 4736 to 4799 changed";
+        assert_eq!(found.lines(), [(2, line.to_owned())]);
     }
 }

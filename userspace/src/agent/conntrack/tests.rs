@@ -56,7 +56,7 @@ fn what_is_over_goes_with_both_halves() {
     expected.insert(young_half.0);
     assert_eq!(keys(&table), expected);
     let summary = collector.summary(&table);
-    assert_eq!((summary.flows(), summary.capacity), (1, 1024));
+    assert_eq!((summary.flows, summary.estimated, summary.capacity), (1, false, 1024));
     let tally = summary.states[&FlowState::UdpStream];
     assert_eq!((tally.flows, tally.packets, tally.bytes), (1, 3, 300));
 
@@ -68,6 +68,35 @@ fn what_is_over_goes_with_both_halves() {
         round(&mut collector, &table, NOW + seconds * SECOND);
     }
     assert_eq!(keys(&table), kept);
+}
+
+/// The number of flows does not wait for the end of a walk through a large table.
+#[test]
+fn flows_are_counted_while_the_table_is_walked() {
+    let table = MemoryFlows::new(1024);
+    let mut collector = Collector::new(limits());
+    let put = |numbers: std::ops::Range<u32>| {
+        numbers.for_each(|number| table.put(masqueraded(number, NOW - SECOND)));
+    };
+    put(0..100);
+    // Runs rounds until the walk has ended. Returns the number of flows after the first round.
+    let mut walk = || {
+        round(&mut collector, &table, NOW);
+        let first = collector.summary(&table);
+        assert!(first.estimated, "{first:?}");
+        let mut last = first.clone();
+        while last.estimated {
+            round(&mut collector, &table, NOW);
+            last = collector.summary(&table);
+        }
+        (first.flows, last.flows)
+    };
+    // A round reads 64 of 200 entries.
+    let (first, last) = walk();
+    assert!((50..=150).contains(&first) && last == 100, "{first}, {last}");
+    put(100..200);
+    let (first, last) = walk();
+    assert!((120..=300).contains(&first) && last == 200, "{first}, {last}");
 }
 
 #[test]

@@ -33,7 +33,9 @@ impl Engine {
         }
         match self.shared.platform.plug_gateway(&wanted).await {
             Ok(ifindex) => {
-                self.gateways.insert(vni, ifindex);
+                if let Some(former) = self.gateways.insert(vni, ifindex).filter(|f| *f != ifindex) {
+                    self.detach_gateway(former);
+                }
                 Some(wanted)
             }
             Err(error) => {
@@ -67,6 +69,7 @@ impl Engine {
         self.gateway_problem(name, vni, opened.as_ref().err());
         if opened.is_ok() {
             self.gateway_specs.insert(vni, gateway);
+            self.note_gateway(vni);
         }
     }
 
@@ -96,6 +99,7 @@ impl Engine {
                 Ok(()) => {
                     self.gateways.remove(&vni);
                     self.gateway_specs.remove(&vni);
+                    self.forget_gateway(vni);
                     None
                 }
                 Err(error) => Some(format!("gateway of VNI {vni}: {}", error.message())),
@@ -104,14 +108,24 @@ impl Engine {
         }
     }
 
-    /// Notes that another program has removed a gateway device.
+    /// Notes that another program has removed a gateway device, or has moved it to another network
+    /// namespace.
     pub(super) fn gateway_gone(&mut self, ifindex: u32) {
         let gone = self.gateways.iter().find(|(_, device)| **device == ifindex);
         let Some(vni) = gone.map(|(vni, _)| *vni) else { return };
         self.gateways.remove(&vni);
         self.gateway_specs.remove(&vni);
+        self.detach_gateway(ifindex);
         let networks = self.vnis.iter().filter(|(_, used)| **used == vni);
         self.dirty.extend(networks.map(|(name, _)| name.clone()));
+    }
+
+    /// Detaches the program from a device that was a gateway device. In another network namespace it
+    /// may live on. An attachment that remains is removed at the next full comparison.
+    fn detach_gateway(&self, ifindex: u32) {
+        if let Err(error) = self.shared.platform.detach_gateway(ifindex) {
+            self.shared.problems.set("attachments", Some(format!("{error}; trying again")));
+        }
     }
 
     /// Attaches the program to the loopback device while a port is published.

@@ -13,6 +13,7 @@ mod queue;
 mod reading;
 mod repair;
 mod work;
+mod wrong;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,18 +28,18 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use self::{
     queue::{Retry, Work},
-    reading::{Reading, finished},
+    reading::{Read, Reading, finished},
+    wrong::Wrong,
 };
 use super::{
-    backend::Agent,
     memory,
     platform::{HostEvent, Remote},
     shared::Shared,
 };
 use crate::{
-    datapath::DatapathError,
-    model::{self, Name, View},
-    reconcile::{ApplyError, Changed, Inputs, Observed, Reconciler, network_patch, network_state},
+    datapath::{DatapathError, Found, PinCheck},
+    model::{Name, View},
+    reconcile::{ApplyError, Changed, Inputs, Reconciler, network_patch, network_state},
     sandbox::GatewaySpec,
     store::{Follower, Listed},
 };
@@ -116,12 +117,18 @@ pub(crate) struct Engine {
     underlay_stale: Option<Instant>,
     /// The uplinks are to be checked as well.
     uplinks_stale: bool,
-    /// Networks that are compared because the maps were read, and for no other reason.
-    audited: BTreeSet<Name>,
+    /// Events of the host were lost.
+    events_lost: bool,
+    /// Map entries that other programs had changed, and that are told when they are put right.
+    found: Found,
     /// Devices of Culvert that were changed.
     devices_stale: BTreeSet<u32>,
+    /// What was found wrong with devices, until they are put right.
+    wrong: Wrong,
     /// A gateway device, its address or its route may have been changed.
     gateways_stale: bool,
+    /// The endpoint at which the last look at settings of device pairs ended.
+    settings_at: String,
     /// Subnets that the host's own interfaces are connected to.
     connected: Vec<IpNetwork>,
     /// Device pairs to make and to remove.
@@ -152,13 +159,16 @@ impl Engine {
             nodes: BTreeMap::new(),
             dirty: BTreeSet::new(),
             changed: BTreeMap::new(),
-            audited: BTreeSet::new(),
+            found: Found::default(),
             devices_stale: BTreeSet::new(),
+            wrong: Wrong::default(),
             gateways_stale: false,
+            settings_at: String::new(),
             connected: Vec::new(),
             underlay_dirty: true,
             underlay_stale: None,
             uplinks_stale: false,
+            events_lost: false,
             work: BTreeSet::new(),
             retries: BTreeMap::new(),
         }
@@ -185,15 +195,10 @@ impl Engine {
                     Some(event) => self.host_event(event),
                     None => more_events = false,
                 },
+                // Before the work: a device pair that is plugged again tells nobody what was wrong.
+                () = wait_until(self.underlay_stale) => self.host_changed().await,
                 () = std::future::ready(()), if self.informed && !self.work.is_empty() => {
                     self.do_one_work().await;
-                }
-                () = wait_until(self.underlay_stale) => {
-                    if std::mem::take(&mut self.uplinks_stale) {
-                        self.check_uplinks().await;
-                    }
-                    self.underlay_dirty = true;
-                    self.check_devices().await;
                 }
                 _ = retry.tick() => {
                     self.retry();
@@ -217,6 +222,7 @@ impl Engine {
             }
             if self.informed {
                 self.write_maps().await;
+                self.note_entries();
                 if let Some(list) = self.list.take() {
                     self.shared.store.note_read(list);
                     self.trim = true;
@@ -235,11 +241,11 @@ impl Engine {
             HostEvent::Device(ifindex) => self.device_changed(ifindex),
             HostEvent::Underlay => {
                 self.gateways_stale = true;
-                self.underlay_stale.get_or_insert_with(|| Instant::now() + GATHER);
+                self.gather();
             }
             HostEvent::Uplink => {
                 self.uplinks_stale = true;
-                self.underlay_stale.get_or_insert_with(|| Instant::now() + GATHER);
+                self.gather();
             }
             HostEvent::LinkGone(ifindex) => {
                 self.gateway_gone(ifindex);
@@ -253,11 +259,35 @@ impl Engine {
                 }
             }
             HostEvent::Lost => {
+                self.events_lost = true;
                 self.uplinks_stale = true;
-                self.gateways_stale = true;
-                self.underlay_dirty = true;
-                self.work.extend(self.local.keys().cloned().map(Work::Plug));
+                self.gather();
             }
+        }
+    }
+
+    /// Waits for more changes of the host before they are acted on.
+    fn gather(&mut self) {
+        self.underlay_stale.get_or_insert_with(|| Instant::now() + GATHER);
+    }
+
+    /// Acts on the changes of the host that were gathered. If events were lost, everything may have
+    /// changed.
+    async fn host_changed(&mut self) {
+        self.underlay_stale = None;
+        self.underlay_dirty = true;
+        if std::mem::take(&mut self.uplinks_stale) {
+            self.check_uplinks().await;
+        }
+        let lost = std::mem::take(&mut self.events_lost);
+        if lost {
+            self.all_devices_changed();
+        }
+        if self.informed {
+            self.check_devices().await;
+        }
+        if lost {
+            self.work.extend(self.local.keys().cloned().map(Work::Plug));
         }
     }
 
@@ -353,11 +383,6 @@ impl Engine {
             self.trim |= state.fdb.len() > LARGE;
             let new_vtep = state.vteps.keys().any(|ip| !self.reconciler.uses(*ip));
             let steps = self.reconciler.network_to(platform, state.vni, Some(&state))?;
-            if self.audited.remove(name) && steps > 0 {
-                let found =
-                    format!("maps of network '{name}': {steps} entries were changed or missing");
-                self.shared.repairs.note("map entry", found);
-            }
             let took = began.elapsed();
             tracing::debug!(network = name.as_str(), steps, ?computed, ?took, "maps written");
             self.underlay_dirty |= new_vtep;
@@ -409,7 +434,10 @@ impl Engine {
 
     /// Compares the maps, as they were `read`, and the devices with the desired state, and corrects
     /// changes by other programs.
-    async fn anti_entropy(&mut self, read: Result<Observed, DatapathError>) {
+    async fn anti_entropy(&mut self, read: Read) {
+        self.all_devices_changed();
+        self.check_devices().await;
+        self.repair_programs(PinCheck::Objects).await;
         if self.adopt_maps(read) {
             self.prune_maps();
         }
@@ -420,14 +448,14 @@ impl Engine {
         self.work.extend(self.local.keys().cloned().map(Work::Plug));
         self.check_uplinks().await;
         self.hold_ports(true);
-        // A task of its own: it waits for the engine.
-        let agent = Agent::new(Arc::clone(&self.shared));
-        self.shared.tasks.spawn(async move { agent.remove_abandoned().await });
     }
 
     async fn check_uplinks(&self) {
-        let lines = self.shared.platform.check_uplinks().await;
-        self.shared.problems.set_list("uplink/", lines);
+        let check = self.shared.platform.check_uplinks().await;
+        self.shared.problems.set_list("uplink/", check.problems);
+        for line in check.repaired {
+            self.shared.repairs.note("assistant device", line);
+        }
     }
 
     /// Begins to read the maps. The reconciler notes what is written meanwhile.
@@ -438,47 +466,22 @@ impl Engine {
 
     /// Takes over the contents of the maps that were read, and marks every network. `false`: the
     /// maps cannot be read.
-    fn adopt_maps(&mut self, read: Result<Observed, DatapathError>) -> bool {
-        let line = read.as_ref().err().map(|error| format!("maps cannot be read: {error}"));
+    fn adopt_maps(&mut self, Read { observed, audit }: Read) -> bool {
+        // These have been put back by who has found them.
+        self.shared.repairs.note_entries(&audit.found);
+        self.shared.problems.set_list("audit/", audit.problems);
+        let line = observed.as_ref().err().map(|error| format!("maps cannot be read: {error}"));
         self.shared.problems.set("maps", line);
-        let Ok(observed) = read else {
+        let Ok(observed) = observed else {
             self.reconciler.end_read();
             return false;
         };
-        self.reconciler.adopt(observed);
+        self.found.merge(self.reconciler.adopt(observed));
         self.underlay_dirty = true;
         let known: BTreeSet<Name> =
             self.shared.view().networks.keys().chain(self.vnis.keys()).cloned().collect();
-        if self.informed {
-            let unmarked =
-                |name: &&Name| !self.dirty.contains(*name) && !self.changed.contains_key(*name);
-            self.audited = known.iter().filter(unmarked).cloned().collect();
-        }
         self.dirty.extend(known);
         true
-    }
-
-    /// Removes the entries of VNIs in which this host has no endpoint.
-    fn prune_maps(&mut self) {
-        let mut known: BTreeSet<u32> = self.vnis.values().copied().collect();
-        {
-            let view = self.shared.view();
-            // An entry may belong to a record that cannot be read.
-            let unreadable = [model::NETWORKS, model::ENDPOINTS, model::VNIS]
-                .into_iter()
-                .any(|prefix| view.problem_below(prefix).is_some());
-            if unreadable {
-                return;
-            }
-            known.extend(view.endpoints_on(&self.shared.node.name).map(|ep| ep.vni.get()));
-        }
-        for vni in self.reconciler.vnis().difference(&known) {
-            let pruned = self.reconciler.network_to(self.shared.platform.as_ref(), *vni, None);
-            match pruned {
-                Ok(steps) => tracing::info!(vni, steps, "removed stray map entries"),
-                Err(error) => tracing::warn!("stray map entries of VNI {vni}: {error}"),
-            }
-        }
     }
 
     /// Removes learned entries that are too old, or whose host side or VTEP is gone.

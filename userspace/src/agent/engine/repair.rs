@@ -1,10 +1,34 @@
-//! Repairs changes that other programs have made to devices, settings, BPF programs and pins.
+//! Repairs changes that other programs have made to devices, settings, BPF programs, pins and map
+//! entries.
 //!
-//! A change that the kernel reports is repaired at once. The agent looks for other changes at each
-//! [`Periods::retry`](super::Periods::retry).
+//! Changes of devices that the kernel reports, and changes of settings, programs and pins, of which
+//! it reports nothing, are repaired at the next [`Periods::retry`](super::Periods::retry). Changes of
+//! map entries, of which it reports nothing either, are repaired at the next
+//! [`Periods::anti_entropy`](super::Periods::anti_entropy). That pass also looks at all devices, and
+//! opens the pins to see what they lead to. The settings of more than [`LEAST`] device pairs are
+//! looked at in turn.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound::{Excluded, Included, Unbounded},
+    sync::Arc,
+};
 
 use super::{Engine, queue::Work};
-use crate::sandbox::GatewaySpec;
+use crate::{
+    agent::platform::PlugError,
+    datapath::{PinCheck, Repaired},
+    model::{self, Name},
+    sandbox::GatewaySpec,
+};
+
+/// Key of the problem that entries of VNIs without a user cannot be removed.
+const STRAYS: &str = "strays";
+/// Number of times in which the settings of all device pairs are looked at.
+const TURNS: usize = 10;
+/// Least number of device pairs whose settings are looked at at a time. Fewer would save nothing:
+/// each costs about 10 us.
+const LEAST: usize = 200;
 
 impl Engine {
     /// Notes that a device was changed, if it is one of Culvert's.
@@ -15,45 +39,101 @@ impl Engine {
         }
     }
 
+    /// Notes that each of Culvert's devices may have been changed.
+    pub(super) fn all_devices_changed(&mut self) {
+        self.devices_stale.extend(self.ports.values());
+        self.gateways_stale = true;
+    }
+
     /// Compares the devices that were changed with their wanted state.
     pub(super) async fn check_devices(&mut self) {
         let stale = std::mem::take(&mut self.devices_stale);
-        let ports: Vec<(String, u32)> = self
+        let are_gateways_stale = std::mem::take(&mut self.gateways_stale)
+            || self.gateways.values().any(|ifindex| stale.contains(ifindex));
+        let mut outcome = self.check_ports(&stale).await;
+        if outcome.is_ok() && are_gateways_stale {
+            outcome = self.check_gateways().await;
+        }
+        let line = outcome.err().map(|error| {
+            self.devices_stale.extend(stale);
+            self.gateways_stale |= are_gateways_stale;
+            format!("devices cannot be compared: {}; trying again", error.message())
+        });
+        self.shared.problems.set("devices", line);
+    }
+
+    /// Compares those of the host sides of device pairs that are in `stale`.
+    async fn check_ports(&mut self, stale: &BTreeSet<u32>) -> Result<(), PlugError> {
+        let ids: BTreeMap<u32, String> = self
             .ports
             .iter()
             .filter(|(_, ifindex)| stale.contains(ifindex))
-            .map(|(id, ifindex)| (id.clone(), *ifindex))
+            .map(|(id, ifindex)| (*ifindex, id.clone()))
             .collect();
-        for (id, ifindex) in ports {
-            let Some(mtu) = self.mtu_of(&id) else { continue };
-            // An error of the kernel is ignored: the next check finds the difference.
-            if let Ok(Some(found)) = self.shared.platform.port_differs(ifindex, mtu).await {
-                self.shared.repairs.note("container device", found);
-                self.work.insert(Work::Plug(id));
+        let wanted = ids.iter().filter_map(|(ifindex, id)| Some((*ifindex, self.mtu_of(id)?)));
+        let wanted: BTreeMap<u32, u16> = wanted.collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let found = self.shared.platform.ports_differ(&wanted).await?;
+        for (ifindex, line) in found {
+            if let Some(id) = ids.get(&ifindex) {
+                self.wrong.ports.insert(id.clone(), line);
+                self.work.insert(Work::Plug(id.clone()));
             }
         }
-        if std::mem::take(&mut self.gateways_stale)
-            || self.gateways.values().any(|ifindex| stale.contains(ifindex))
-        {
-            self.check_gateways().await;
+        Ok(())
+    }
+
+    /// Counts the repair of a device pair that was plugged again, unless there is a problem left.
+    pub(super) fn note_port(&mut self, id: &str, ifindex: u32, container: &Name, network: &Name) {
+        let problem = self.shared.platform.port_problem(ifindex);
+        if let Some(found) = self.wrong.ports.remove(id).filter(|_| problem.is_none()) {
+            self.shared.repairs.note("container device", found);
         }
+        let line =
+            problem.map(|line| format!("container '{container}' in network '{network}': {line}"));
+        self.shared.problems.set(&format!("port/{id}"), line);
+    }
+
+    /// Forgets what was wrong with a device pair that is removed.
+    pub(super) fn forget_port(&mut self, id: &str) {
+        self.wrong.ports.remove(id);
+        self.shared.problems.set(&format!("port/{id}"), None);
     }
 
     /// Compares the gateway devices with their wanted state.
-    async fn check_gateways(&mut self) {
-        let specs: Vec<GatewaySpec> = self.gateway_specs.values().cloned().collect();
-        for spec in specs {
-            if let Ok(Some(found)) = self.shared.platform.gateway_differs(&spec).await {
-                self.shared.repairs.note("gateway device", found);
-                self.gateway_specs.remove(&spec.vni);
-            }
-        }
-        // Also those that could not be opened: what was in their way may be gone.
-        let is_to_open =
+    async fn check_gateways(&mut self) -> Result<(), PlugError> {
+        // Those that could not be opened are tried again: what was in their way may be gone.
+        let is_shut =
             |vni: &u32| self.gateways.contains_key(vni) && !self.gateway_specs.contains_key(vni);
-        let networks = self.vnis.iter().filter(|(_, vni)| is_to_open(vni));
+        let networks = self.vnis.iter().filter(|(_, vni)| is_shut(vni));
         let networks: Vec<_> = networks.map(|(name, _)| name.clone()).collect();
         self.dirty.extend(networks);
+        let specs: Vec<GatewaySpec> = self.gateway_specs.values().cloned().collect();
+        if specs.is_empty() {
+            return Ok(());
+        }
+        let found = self.shared.platform.gateways_differ(&specs).await?;
+        for (vni, line) in found {
+            self.wrong.gateways.insert(vni, line);
+            self.gateway_specs.remove(&vni);
+            let networks = self.vnis.iter().filter(|(_, of)| **of == vni);
+            self.dirty.extend(networks.map(|(name, _)| name.clone()));
+        }
+        Ok(())
+    }
+
+    /// Counts the repair of a gateway device.
+    pub(super) fn note_gateway(&mut self, vni: u32) {
+        if let Some(found) = self.wrong.gateways.remove(&vni) {
+            self.shared.repairs.note("gateway device", found);
+        }
+    }
+
+    /// Forgets what was wrong with a gateway device that is removed.
+    pub(super) fn forget_gateway(&mut self, vni: u32) {
+        self.wrong.gateways.remove(&vni);
     }
 
     /// MTU of a local endpoint.
@@ -64,25 +144,115 @@ impl Engine {
     }
 
     /// Looks for changes that the kernel does not report, and repairs them.
-    pub(super) async fn repair(&self) {
+    pub(super) async fn repair(&mut self) {
         let vnis: Vec<u32> = self.gateway_specs.keys().copied().collect();
+        let endpoints = next_turn(&self.ports, &self.settings_at);
+        if let Some(last) = endpoints.last() {
+            self.settings_at.clone_from(last);
+        }
         let loopback = self.loopback == Some(true);
         let platform = &self.shared.platform;
-        let settings = platform.keep_settings(&vnis, loopback).await;
-        self.note_repairs("setting", settings.map_err(|error| error.message));
-        self.note_repairs("pin", platform.repair_pins().map_err(|error| error.to_string()));
-        self.note_repairs("program", platform.repair_links().map_err(|error| error.to_string()));
+        let settings = platform.keep_settings(&vnis, &endpoints, loopback).await;
+        self.note_repairs("setting", settings);
+        self.repair_programs(PinCheck::Names).await;
     }
 
-    /// Notes the repairs, a line each, or the error that made them fail.
-    fn note_repairs(&self, kind: &'static str, found: Result<Vec<String>, String>) {
-        let (lines, failure) = match found {
-            Ok(lines) => (lines, None),
-            Err(error) => (Vec::new(), Some(format!("{error}; trying again"))),
-        };
-        for line in lines {
-            self.shared.repairs.note(kind, line);
-        }
+    /// Repairs pins and attachments. A host has thousands of them: a thread of its own looks at
+    /// them, and not a worker of the runtime.
+    pub(super) async fn repair_programs(&self, check: PinCheck) {
+        let platform = Arc::clone(&self.shared.platform);
+        let repair = move || (platform.repair_pins(check), platform.repair_links(check));
+        let (pins, links) = tokio::task::spawn_blocking(repair).await.unwrap_or_else(|error| {
+            let mut failed = Repaired::default();
+            failed.fail(error);
+            (failed.clone(), failed)
+        });
+        self.note_repairs("pin", pins);
+        self.note_repairs("program", links);
+    }
+
+    /// Notes the repairs, and the error that made some of them fail.
+    fn note_repairs(&self, kind: &'static str, repaired: Repaired) {
+        self.shared.repairs.note_changes(kind, &repaired.found);
+        let failure = repaired.failed.map(|error| format!("{error}; trying again"));
         self.shared.problems.set(&format!("repair/{kind}"), failure);
+    }
+
+    /// Removes the entries of VNIs in which this host has no endpoint.
+    pub(super) fn prune_maps(&mut self) {
+        let mut known: BTreeSet<u32> = self.vnis.values().copied().collect();
+        {
+            let view = self.shared.view();
+            // An entry may belong to a record that cannot be read.
+            let unreadable = [model::NETWORKS, model::ENDPOINTS, model::VNIS]
+                .into_iter()
+                .any(|prefix| view.problem_below(prefix).is_some());
+            if unreadable {
+                return;
+            }
+            known.extend(view.endpoints_on(&self.shared.node.name).map(|ep| ep.vni.get()));
+        }
+        let mut line = None;
+        for vni in self.reconciler.vnis().difference(&known) {
+            let pruned = self.reconciler.network_to(self.shared.platform.as_ref(), *vni, None);
+            match pruned {
+                Ok(steps) => tracing::info!(vni, steps, "removed stray map entries"),
+                Err(error) => line = Some(format!("stray map entries of VNI {vni}: {error}")),
+            }
+        }
+        self.shared.problems.set(STRAYS, line);
+    }
+
+    /// Notes the map entries that were found changed, once all maps have been written.
+    pub(super) fn note_entries(&mut self) {
+        let has = |problem| self.shared.problems.has(problem);
+        let is_written = self.dirty.is_empty()
+            && !self.underlay_dirty
+            && !has("underlay")
+            && !has("underlay/maps")
+            && !has(STRAYS);
+        if is_written {
+            self.shared.repairs.note_entries(&std::mem::take(&mut self.found));
+        }
+    }
+}
+
+/// The device pairs whose settings are looked at next, after the endpoint `last`: a tenth of them,
+/// or [`LEAST`] if that is more.
+fn next_turn(ports: &BTreeMap<String, u32>, last: &str) -> Vec<String> {
+    let number = ports.len().div_ceil(TURNS).max(LEAST);
+    let after = ports.range::<str, _>((Excluded(last), Unbounded));
+    let before = ports.range::<str, _>((Unbounded, Included(last)));
+    after.chain(before).take(number).map(|(id, _)| id.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With thousands of containers, a look at all of them each second would cost a few percent of
+    /// a processor.
+    #[test]
+    fn the_settings_of_all_device_pairs_are_looked_at_in_turn() {
+        let ports = |number: usize| -> BTreeMap<String, u32> {
+            (0..number).map(|n| (format!("{n:04x}"), 7)).collect()
+        };
+        for (number, at_once, turns) in [(0, 0, 1), (3, 3, 1), (200, 200, 1), (500, 200, 3)]
+            .into_iter()
+            .chain([(2000, 200, 10), (5000, 500, 10)])
+        {
+            let ports = ports(number);
+            let (mut last, mut seen) = (String::new(), BTreeSet::new());
+            for _ in 0..turns {
+                let turn = next_turn(&ports, &last);
+                assert_eq!(turn.len(), at_once, "{number}");
+                last = turn.last().cloned().unwrap_or_default();
+                seen.extend(turn);
+            }
+            assert_eq!(seen.len(), number);
+        }
+        // The container at which the last look ended has been removed.
+        let few = ports(3);
+        assert_eq!(next_turn(&few, "0001x"), ["0002", "0000", "0001"]);
     }
 }

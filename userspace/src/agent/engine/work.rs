@@ -49,6 +49,7 @@ impl Engine {
         match plugged {
             Ok(ifindex) => {
                 self.retries.remove(&id);
+                self.note_port(&id, ifindex, &endpoint.container, &endpoint.network);
                 self.containers.insert(id.clone(), endpoint.container.clone());
                 if self.ports.insert(id.clone(), ifindex) != Some(ifindex) {
                     self.dirty.insert(endpoint.network.clone());
@@ -93,6 +94,13 @@ impl Engine {
 
     async fn plug_into(&self, endpoint: &LocalEndpoint) -> Result<u32, PlugError> {
         let platform = &self.shared.platform;
+        if self.shared.attempts.is_failed(&endpoint.id) {
+            // Its sandbox was removed. A new one would be nobody's.
+            return Err(PlugError::Absent(format!(
+                "container '{}': an attempt that has failed: it is taken back when the store answers",
+                endpoint.container
+            )));
+        }
         if endpoint.sandbox.owned {
             let running = self.running(&endpoint.container);
             platform.ensure_sandbox(&endpoint.container, running).await?;
@@ -151,6 +159,7 @@ impl Engine {
         match self.shared.platform.unplug(&id, ifindex).await {
             Ok(()) => {
                 self.ports.remove(&id);
+                self.forget_port(&id);
                 self.retries.remove(&id);
                 self.shared.plugs.set(&id, None);
                 self.replug_siblings(&id);
@@ -233,9 +242,10 @@ impl Engine {
                 self.work.insert(Work::Unplug(id.clone()));
             }
         }
-        let stand: BTreeSet<u32> = plugged.into_values().collect();
-        if let Err(error) = self.shared.platform.retain_attachments(&stand) {
-            tracing::warn!("{error}");
-        }
+        let stand: BTreeSet<u32> =
+            plugged.into_values().chain(self.gateways.values().copied()).collect();
+        let retained = self.shared.platform.retain_attachments(&stand);
+        let line = retained.err().map(|error| format!("{error}; trying again"));
+        self.shared.problems.set("attachments", line);
     }
 }

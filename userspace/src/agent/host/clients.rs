@@ -3,14 +3,14 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::PoisonError};
 
-use super::{Host, nat::replace};
+use super::Host;
 use crate::{netlink::NetlinkError, sandbox};
 
 /// Interfaces that are neither uplinks nor Culvert's.
 #[derive(Default)]
 struct Found {
     /// Interface index and name of those that published ports can serve.
-    wanted: Vec<(u32, String)>,
+    servable: Vec<(u32, String)>,
     /// Names of those without an Ethernet header. `run`, `ps` and `culvert doctor` report them.
     unserved: Vec<String>,
 }
@@ -21,19 +21,20 @@ impl Host {
     pub(super) async fn serve_client_links(&self, publishes: bool) -> Vec<String> {
         let mut problems = Vec::new();
         let found = if publishes { self.find_client_links().await } else { Ok(Found::default()) };
-        let Found { wanted, unserved } = match found {
+        let found = match found {
             Ok(found) => found,
             // The attached programs stay attached.
             Err(error) => return vec![format!("client links: {error}")],
         };
-        *self.unserved.lock().unwrap_or_else(PoisonError::into_inner) = unserved;
+        *self.unserved.lock().unwrap_or_else(PoisonError::into_inner) = found.unserved;
         // Locked, so that nothing is attached after a purge has removed the pins.
         let purged = self.purged();
         if *purged {
             return problems;
         }
-        let mut served = BTreeSet::new();
-        for (ifindex, name) in wanted {
+        let (mut wanted, mut served) = (BTreeSet::new(), BTreeSet::new());
+        for (ifindex, name) in found.servable {
+            wanted.insert(ifindex);
             match self.datapath.attach_client(ifindex) {
                 Ok(()) => drop(served.insert(ifindex)),
                 Err(error) => problems.push(format!(
@@ -41,14 +42,18 @@ impl Host {
                 )),
             }
         }
-        let links = served.iter().map(|ifindex| (*ifindex, 0)).collect();
-        let noted = replace(&self.datapath.tables().client_links, &links);
-        problems.extend(noted.err().map(|error| format!("client links: {error}")));
         let attached = self.datapath.attached_clients().unwrap_or_else(|error| {
             problems.push(format!("client links: {error}"));
             Vec::new()
         });
-        for ifindex in attached.into_iter().filter(|ifindex| !served.contains(ifindex)) {
+        // A link whose program cannot be attached again keeps the one that it has.
+        let (kept, given_up): (BTreeSet<u32>, BTreeSet<u32>) =
+            attached.into_iter().partition(|ifindex| wanted.contains(ifindex));
+        served.extend(kept);
+        let links = served.into_iter().map(|ifindex| (ifindex, 0)).collect();
+        let noted = self.kept.client_links.replace(&self.datapath.tables().client_links, &links);
+        problems.extend(noted.err().map(|error| format!("client links: {error}")));
+        for ifindex in given_up {
             let detached = self.datapath.detach_client(ifindex);
             problems.extend(detached.err().map(|error| format!("client links: {error}")));
         }
@@ -76,7 +81,7 @@ impl Host {
                 continue;
             }
             if link.mac.is_some() {
-                found.wanted.push((ifindex, link.name));
+                found.servable.push((ifindex, link.name));
             } else {
                 found.unserved.push(link.name);
             }

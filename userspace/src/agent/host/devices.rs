@@ -13,9 +13,9 @@ use super::{
     error::{blocking, broken, netns_refused, refused, sandbox_refused},
 };
 use crate::{
-    agent::platform::{Adopted, Devices, PlugError, Underlay as _},
+    agent::platform::{Adopted, Devices, Made, PlugError, Underlay as _},
     api::types::{ApiError, ErrorKind},
-    datapath::{self, Datapath, DatapathError, Owner},
+    datapath::{self, Datapath, DatapathError, Owner, PinCheck, Repaired},
     model::{self, Name, NetnsId, SandboxRef, validate},
     netlink::{self, Announcement, Netlink, subnet_of},
     netns::{Netns, NetnsError, process_of},
@@ -74,9 +74,8 @@ impl Devices for Host {
             sandbox::plug_closed(&self.netlink, &spec, &sandbox).await.map_err(sandbox_refused)?;
         // Attached before the host side is up: the program sees the first frame.
         self.datapath.attach_container(plugged.ifindex, plugged.kind).map_err(broken)?;
-        if plugged.master.is_none() {
-            self.assistants.enrol(&self.netlink, &spec.host_ifname).await;
-        }
+        let port = (spec.host_ifname.as_str(), plugged.ifindex);
+        self.assistants.settle(&self.netlink, port, plugged.master).await;
         sandbox::open_port(&self.netlink, &spec.host_ifname).await.map_err(sandbox_refused)?;
         Ok(plugged.ifindex)
     }
@@ -84,6 +83,7 @@ impl Devices for Host {
     async fn unplug(&self, endpoint: &str, ifindex: Option<u32>) -> Result<(), PlugError> {
         sandbox::unplug(&self.netlink, endpoint).await.map_err(sandbox_refused)?;
         if let Some(ifindex) = ifindex {
+            self.assistants.forget(ifindex);
             self.datapath.detach_container(ifindex).map_err(broken)?;
         }
         Ok(())
@@ -101,12 +101,15 @@ impl Devices for Host {
     }
 
     fn retain_attachments(&self, ifindexes: &BTreeSet<u32>) -> Result<(), DatapathError> {
-        for ifindex in self.datapath.attached_containers()? {
-            if !ifindexes.contains(&ifindex) {
-                self.datapath.detach_container(ifindex)?;
-            }
+        let is_gone = |ifindex: &u32| !ifindexes.contains(ifindex);
+        let mut outcome = Ok(());
+        for ifindex in self.datapath.attached_containers()?.into_iter().filter(is_gone) {
+            outcome = outcome.and(self.datapath.detach_container(ifindex));
         }
-        Ok(())
+        for ifindex in self.datapath.attached_gateways()?.into_iter().filter(is_gone) {
+            outcome = outcome.and(self.datapath.detach_gateway(ifindex));
+        }
+        outcome
     }
 
     async fn gateways(&self) -> Result<BTreeMap<u32, u32>, PlugError> {
@@ -126,56 +129,70 @@ impl Devices for Host {
         Ok(sandbox::open_gateway(&self.netlink, gateway).await.map_err(sandbox_refused)?)
     }
 
-    async fn keep_settings(&self, vnis: &[u32], loopback: bool) -> Result<Vec<String>, ApiError> {
-        let devices: Vec<String> = vnis.iter().map(|vni| sandbox::gateway_ifname(*vni)).collect();
+    async fn keep_settings(&self, vnis: &[u32], endpoints: &[String], loopback: bool) -> Repaired {
+        let gateways: Vec<String> = vnis.iter().map(|vni| sandbox::gateway_ifname(*vni)).collect();
+        let ports: Vec<String> = endpoints.iter().map(|id| sandbox::host_ifname(id)).collect();
         let keep = move || {
-            let mut found = Vec::new();
-            for device in devices {
-                if sandbox::keep_forwarding(&device)? {
-                    found.push(format!("{device}: forwarding was off"));
-                }
+            let mut repaired = Repaired::default();
+            for gateway in gateways {
+                let kept = sandbox::keep_gateway_settings(&gateway);
+                note_settings(&mut repaired, &gateway, kept);
             }
-            Ok(found)
+            for port in ports {
+                let kept = sandbox::keep_quiet(&port);
+                let changed = kept.map(|was_on| was_on.then_some("disable_ipv6"));
+                note_settings(&mut repaired, &port, changed);
+            }
+            repaired
         };
-        let mut found = blocking(keep).await?.map_err(sandbox_refused)?;
+        let mut repaired = blocking(keep).await.unwrap_or_else(|error| {
+            let mut failed = Repaired::default();
+            failed.fail(error.message);
+            failed
+        });
         // Locked, so that nothing is turned on after a purge has turned it off.
         let purged = self.purged();
         if loopback && !*purged {
-            let changed = sandbox::allow_loopback(&self.netlink).map_err(sandbox_refused)?;
-            found.extend(changed.into_iter().map(|key| format!("lo: {key} was off")));
+            let kept = sandbox::allow_loopback(&self.netlink);
+            note_settings(&mut repaired, "lo", kept);
         }
-        Ok(found)
+        repaired
     }
 
-    async fn gateway_differs(&self, gateway: &GatewaySpec) -> Result<Option<String>, PlugError> {
-        let found = sandbox::gateway_differences(&self.netlink, gateway).await;
-        let found = found.map_err(sandbox_refused)?;
-        let name = sandbox::gateway_ifname(gateway.vni);
-        Ok((!found.is_empty()).then(|| format!("{name} {}", found.join(", "))))
-    }
-
-    async fn port_differs(&self, ifindex: u32, mtu: u16) -> Result<Option<String>, PlugError> {
-        let Some(link) = self.netlink.link_at(ifindex).await.map_err(refused)? else {
-            return Ok(None);
+    async fn gateways_differ(
+        &self,
+        gateways: &[GatewaySpec],
+    ) -> Result<BTreeMap<u32, String>, PlugError> {
+        let found = sandbox::gateway_differences(&self.netlink, gateways).await;
+        let line = |(vni, faults): (u32, Vec<String>)| {
+            (vni, format!("{} {}", sandbox::gateway_ifname(vni), faults.join(", ")))
         };
-        let mut found = Vec::new();
-        if !link.up {
-            found.push("was down".to_owned());
-        }
-        if link.mtu != u32::from(mtu) {
-            found.push(format!("had MTU {} instead of {mtu}", link.mtu));
-        }
-        Ok((!found.is_empty()).then(|| format!("{} {}", link.name, found.join(", "))))
+        Ok(found.map_err(sandbox_refused)?.into_iter().map(line).collect())
     }
 
-    fn repair_pins(&self) -> Result<Vec<String>, DatapathError> {
-        let purged = self.purged();
-        if *purged { Ok(Vec::new()) } else { self.datapath.repair_pins() }
+    async fn ports_differ(
+        &self,
+        ports: &BTreeMap<u32, u16>,
+    ) -> Result<BTreeMap<u32, String>, PlugError> {
+        Ok(self.compare_ports(ports).await.map_err(refused)?)
     }
 
-    fn repair_links(&self) -> Result<Vec<String>, DatapathError> {
+    fn port_problem(&self, ifindex: u32) -> Option<String> {
+        self.assistants.problem(ifindex)
+    }
+
+    fn repair_pins(&self, check: PinCheck) -> Repaired {
         let purged = self.purged();
-        if *purged { Ok(Vec::new()) } else { self.datapath.repair_links() }
+        if *purged { Repaired::default() } else { self.datapath.repair_pins(check) }
+    }
+
+    fn repair_links(&self, check: PinCheck) -> Repaired {
+        let purged = self.purged();
+        if *purged { Repaired::default() } else { self.datapath.repair_links(check) }
+    }
+
+    fn detach_gateway(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.datapath.detach_gateway(ifindex)
     }
 
     async fn unplug_gateway(&self, vni: u32, ifindex: u32) -> Result<(), PlugError> {
@@ -195,10 +212,14 @@ impl Devices for Host {
         Ok(())
     }
 
-    async fn make_sandbox(&self, name: &Name) -> Result<PathBuf, ApiError> {
+    fn sandbox_path(&self, name: &Name) -> PathBuf {
+        Netns::path_of(name)
+    }
+
+    async fn make_sandbox(&self, name: &Name, made: Made) -> Result<PathBuf, ApiError> {
         let name = name.clone();
-        let made = blocking(move || Netns::create(&name).map(|made| made.path().to_owned()));
-        made.await?.map_err(|error| netns_refused(&error))
+        let create = move || Netns::create(&name, made).map(|netns| netns.path().to_owned());
+        blocking(create).await?.map_err(|error| netns_refused(&error))
     }
 
     async fn ensure_sandbox(&self, name: &Name, running: Option<i32>) -> Result<(), ApiError> {
@@ -217,8 +238,8 @@ impl Devices for Host {
         ensured.await?.map_err(|error| netns_refused(&error))
     }
 
-    fn sandbox_exists(&self, name: &Name) -> bool {
-        Netns::exists(name)
+    fn sandbox_id(&self, name: &Name) -> Option<NetnsId> {
+        Netns::find(name)
     }
 
     async fn remove_sandbox(&self, name: &Name) -> Result<(), ApiError> {
@@ -279,7 +300,9 @@ impl Devices for Host {
         let mut purged = self.purged();
         *purged = true;
         sandbox::restore_loopback(&self.netlink).map_err(sandbox_refused)?;
+        let released = self.datapath.release();
         Datapath::purge(&self.bpffs).map_err(broken)?;
+        released.map_err(broken)?;
         // An agent that could not read the store has not retired these.
         let found = datapath::find_leftovers(&links, &self.bpffs).map_err(broken)?;
         let (idle, kept): (Vec<_>, Vec<_>) =
@@ -289,6 +312,22 @@ impl Devices for Host {
             tracing::warn!("purge: not removed: {line}");
         }
         datapath::remove_leftovers(&idle).map_err(broken)
+    }
+}
+
+/// Notes the settings of a device that were off, and have been turned on again.
+fn note_settings(
+    repaired: &mut Repaired,
+    device: &str,
+    kept: Result<impl IntoIterator<Item = &'static str>, SandboxError>,
+) {
+    match kept {
+        Ok(off) => {
+            for key in off {
+                repaired.found.note(device, format!("had {key} off"));
+            }
+        }
+        Err(error) => repaired.fail(error),
     }
 }
 

@@ -14,7 +14,7 @@ use ipnetwork::Ipv4Network;
 
 use super::Host;
 use crate::{
-    agent::platform::Maps,
+    agent::platform::{Audit, Maps},
     datapath::{self, DatapathError, FlowTable, Prefix, Table as _},
     reconcile::{Kernel, Op, Tables},
 };
@@ -36,6 +36,18 @@ impl Kernel for Host {
 }
 
 impl Maps for Host {
+    fn audit(&self) -> Audit {
+        let mut audit = Audit::default();
+        // Without the lock of a purge, for which the engine would wait: the maps that this process
+        // holds outlive their pins.
+        let tables = self.datapath.tables();
+        let numbers = tables.vtep_ids().restore(&mut audit.found);
+        let mut errors = self.kept.restore(tables, &mut audit.found);
+        errors.extend(numbers.err());
+        audit.problems = errors.iter().map(ToString::to_string).collect();
+        audit
+    }
+
     fn fdb(&self) -> Result<BTreeMap<FdbKey, FdbEntry>, DatapathError> {
         self.datapath.tables().fdb.dump()
     }
@@ -85,11 +97,12 @@ impl Maps for Host {
     }
 
     fn deny(&self, source: Ipv4Network) -> Result<(), DatapathError> {
-        self.datapath.tables().denied.insert(&Prefix::of_v4(source), &0)
+        let table = &self.datapath.tables().denied;
+        self.kept.denied.set(table, Prefix::of_v4(source), Some(0))
     }
 
     fn allow(&self, source: Ipv4Network) -> Result<(), DatapathError> {
-        self.datapath.tables().denied.remove(&Prefix::of_v4(source))
+        self.kept.denied.set(&self.datapath.tables().denied, Prefix::of_v4(source), None)
     }
 
     fn dropped(&self, reason: DropReason) -> Result<u64, DatapathError> {

@@ -3,12 +3,17 @@
 
 mod assist;
 mod clients;
+mod commands;
 mod devices;
+mod differences;
 mod error;
 pub(super) mod facts;
+mod kept;
 mod maps;
 mod nat;
 mod ports;
+#[cfg(test)]
+mod tests;
 mod underlay;
 mod uplinks;
 
@@ -21,6 +26,7 @@ use std::{
 
 use tokio::sync::Mutex;
 
+pub(super) use self::commands::find as find_commands;
 use crate::{
     api::types::ApiError,
     choice::{Uplink, device::Device},
@@ -42,6 +48,7 @@ pub(crate) struct Host {
     device: Device,
     vxlan_port: u16,
     assistants: assist::Assistants,
+    kept: kept::KeptMaps,
     /// Facts about the uplinks, as they were last read.
     known: std::sync::Mutex<Vec<Uplink>>,
     price: std::sync::OnceLock<Price>,
@@ -77,6 +84,7 @@ impl Host {
             device,
             vxlan_port: options.vxlan_port,
             assistants: assist::Assistants::default(),
+            kept: kept::KeptMaps::new(options),
             known: std::sync::Mutex::default(),
             price: std::sync::OnceLock::new(),
             unserved: std::sync::Mutex::default(),

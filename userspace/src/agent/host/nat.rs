@@ -8,10 +8,7 @@ use super::{
     Host,
     error::{broken, refused},
 };
-use crate::{
-    api::types::ApiError,
-    datapath::{DatapathError, Table},
-};
+use crate::{api::types::ApiError, datapath::DatapathError};
 
 impl Host {
     /// Writes the host's own addresses to `HOST_ADDRS`. Loopback addresses (127.0.0.0/8) are left
@@ -22,7 +19,8 @@ impl Host {
             IpAddr::V4(ip) if !ip.is_loopback() => Some((MappedAddr::v4(ip.octets()), 0)),
             IpAddr::V4(_) | IpAddr::V6(_) => None,
         });
-        replace(&self.datapath.tables().host_addrs, &wanted.collect()).map_err(broken)
+        let table = &self.datapath.tables().host_addrs;
+        self.kept.host_addrs.replace(table, &wanted.collect()).map_err(broken)
     }
 
     /// Writes the uplinks to `UPLINKS`.
@@ -30,21 +28,6 @@ impl Host {
         &self,
         uplinks: &BTreeMap<u32, UplinkInfo>,
     ) -> Result<(), DatapathError> {
-        replace(&self.datapath.tables().uplinks, uplinks)
+        self.kept.uplinks.replace(&self.datapath.tables().uplinks, uplinks)
     }
-}
-
-/// Replaces the entries of a table by `wanted`. Only differences are written.
-pub(super) fn replace<K: Copy + Ord, V: PartialEq>(
-    table: &dyn Table<K, V>,
-    wanted: &BTreeMap<K, V>,
-) -> Result<(), DatapathError> {
-    let present = table.dump()?;
-    for (key, value) in wanted.iter().filter(|(key, value)| present.get(key) != Some(value)) {
-        table.insert(key, value)?;
-    }
-    for key in present.keys().filter(|key| !wanted.contains_key(key)) {
-        table.remove(key)?;
-    }
-    Ok(())
 }

@@ -18,12 +18,14 @@ use super::{
     facts, underlay,
 };
 use crate::{
-    agent::platform::{ClientLinks, Facts, HostEvent, Paths, PlugError, Remote, Underlay},
+    agent::platform::{
+        ClientLinks, Facts, HostEvent, Paths, PlugError, Remote, Underlay, UplinkCheck,
+    },
     api::types::ApiError,
     choice::{self, Uplink, device::Device},
-    datapath::{Price, Table as _},
+    datapath::{DatapathError, Price, Table as _},
     model::{Driver, HostRoute},
-    netlink::{Event, NetlinkError},
+    netlink::{Event, Link, NetlinkError},
     sandbox,
 };
 
@@ -31,45 +33,71 @@ impl Host {
     /// Attaches `from_underlay` to the uplinks, and detaches it from other interfaces. Continues
     /// after an error. Returns all errors.
     pub(crate) async fn attach_uplinks(&self) -> Vec<ApiError> {
-        let mut wanted = BTreeMap::new();
-        let mut errors = Vec::new();
+        let mut links = Vec::new();
+        let (mut errors, mut are_all_known) = (Vec::new(), true);
         for name in &self.uplinks {
-            match self.attach_uplink(name).await {
-                Ok((ifindex, info)) => {
-                    wanted.insert(ifindex, info);
+            match self.netlink.link(name).await {
+                Ok(Some(link)) => links.push(link),
+                Ok(None) => errors.push(refused(NetlinkError::NoSuchInterface(name.clone()))),
+                Err(error) => {
+                    are_all_known = false;
+                    errors.push(refused(error));
                 }
-                Err(error) => errors.push(error),
             }
         }
-        errors.extend(self.note_uplinks(&wanted).err().map(broken));
+        let served = self.serve_uplinks(&links, are_all_known);
+        errors.extend(served.into_iter().map(broken));
+        errors
+    }
+
+    /// Attaches the programs to these uplinks, and detaches them from other interfaces if
+    /// `are_all`: there are no further uplinks. An uplink whose program cannot be attached keeps the
+    /// programs that are attached to it.
+    fn serve_uplinks(&self, links: &[Link], are_all: bool) -> Vec<DatapathError> {
+        let mut errors = Vec::new();
+        // Locked, so that nothing is attached after a purge has detached it.
+        let purged = self.purged();
+        if *purged {
+            return errors;
+        }
+        for link in links {
+            errors.extend(self.attach_uplink(link.index).err());
+        }
+        if !are_all {
+            return errors;
+        }
+        let wanted: BTreeMap<u32, UplinkInfo> =
+            links.iter().map(|link| (link.index, self.uplink_info(link))).collect();
+        errors.extend(self.note_uplinks(&wanted).err());
         let attached = self.datapath.attached_uplinks().unwrap_or_else(|error| {
-            errors.push(broken(error));
+            errors.push(error);
             Vec::new()
         });
         for ifindex in attached.into_iter().filter(|ifindex| !wanted.contains_key(ifindex)) {
-            errors.extend(self.datapath.detach_uplink(ifindex).err().map(broken));
+            errors.extend(self.datapath.detach_uplink(ifindex).err());
         }
         errors
     }
 
-    async fn attach_uplink(&self, name: &str) -> Result<(u32, UplinkInfo), ApiError> {
-        let link = self.netlink.link(name).await.map_err(refused)?;
-        let link = link.ok_or_else(|| refused(NetlinkError::NoSuchInterface(name.to_owned())))?;
-        self.datapath.attach_uplink(link.index).map_err(broken)?;
-        if self.xdp {
-            self.datapath.attach_uplink_xdp(link.index).map_err(broken)?;
-        }
+    fn attach_uplink(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.datapath.attach_uplink(ifindex)?;
+        if self.xdp { self.datapath.attach_uplink_xdp(ifindex) } else { Ok(()) }
+    }
+
+    /// The facts about an uplink that the programs need.
+    fn uplink_info(&self, link: &Link) -> UplinkInfo {
         let link_len = if link.mac.is_some() { EthHdr::LEN as u8 } else { 0 };
         let flags = if self.assistants.shares_port() { UplinkInfo::SHARED_PORT } else { 0 };
-        let info = UplinkInfo { mtu: link.mtu, link_len, flags, ..UplinkInfo::default() };
-        Ok((link.index, info))
+        UplinkInfo { mtu: link.mtu, link_len, flags, ..UplinkInfo::default() }
     }
 
     /// Makes the two helper devices if they are missing, and reads the facts about the uplinks.
-    pub(crate) async fn keep_assistants(&self) {
-        self.assistants.keep(&self.netlink, self.vxlan_port).await;
+    /// Returns what other programs had changed about the devices, a line each.
+    pub(crate) async fn keep_assistants(&self) -> Vec<String> {
+        let repaired = self.assistants.keep(&self.netlink, self.vxlan_port).await;
         let known = choice::read(&self.netlink, &self.uplinks, self.vxlan_port).await;
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
+        repaired
     }
 
     /// Measures the costs of the programs, if an uplink could use XDP.
@@ -139,10 +167,10 @@ impl Underlay for Host {
         Ok(paths)
     }
 
-    async fn check_uplinks(&self) -> Vec<String> {
-        self.keep_assistants().await;
+    async fn check_uplinks(&self) -> UplinkCheck {
+        let repaired = self.keep_assistants().await;
         let errors = self.attach_uplinks().await;
-        errors.into_iter().map(|error| error.message).collect()
+        UplinkCheck { problems: errors.into_iter().map(|error| error.message).collect(), repaired }
     }
 
     async fn keep_client_links(&self, publishes: bool) -> Vec<String> {

@@ -7,11 +7,11 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::types::{Adopted, PlugError};
+use super::types::{Adopted, Made, PlugError};
 use crate::{
     api::types::ApiError,
-    datapath::DatapathError,
-    model::{Name, SandboxRef},
+    datapath::{DatapathError, PinCheck, Repaired},
+    model::{Name, NetnsId, SandboxRef},
     netlink::Announcement,
     reconcile::LocalEndpoint,
     sandbox::{GatewaySpec, Resolver},
@@ -39,7 +39,8 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// Tells containers the MACs of addresses. Each is told what concerns it, once.
     async fn announce(&self, announcements: Vec<Announcement>) -> Result<(), PlugError>;
 
-    /// Detaches the program from the host sides of all containers except these.
+    /// Detaches the programs from the host sides of all containers and from all gateway devices
+    /// except these.
     fn retain_attachments(&self, ifindexes: &BTreeSet<u32>) -> Result<(), DatapathError>;
 
     /// Gateway devices of this host: interface index by VNI.
@@ -53,25 +54,40 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// with its address. Called once the maps have the device. Idempotent.
     async fn open_gateway(&self, gateway: &GatewaySpec, ifindex: u32) -> Result<(), PlugError>;
 
-    /// Restores the settings of the kernel for the gateway devices of these networks, and with
-    /// `loopback` for the loopback device, if another program has changed them. Returns what was
-    /// found, a line for each device.
-    async fn keep_settings(&self, vnis: &[u32], loopback: bool) -> Result<Vec<String>, ApiError>;
+    /// Restores the settings of the kernel for the gateway devices of these networks, for the host
+    /// sides of these endpoints' pairs, and with `loopback` for the loopback device, if another
+    /// program has changed them.
+    async fn keep_settings(&self, vnis: &[u32], endpoints: &[String], loopback: bool) -> Repaired;
 
-    /// What differs between a gateway device and its wanted state, on one line. `None`: nothing.
-    async fn gateway_differs(&self, gateway: &GatewaySpec) -> Result<Option<String>, PlugError>;
+    /// What differs between gateway devices and their wanted state, on one line each, by VNI.
+    /// Devices as wanted are left out.
+    async fn gateways_differ(
+        &self,
+        gateways: &[GatewaySpec],
+    ) -> Result<BTreeMap<u32, String>, PlugError>;
 
-    /// What differs between the host side of a container's pair and its wanted state, on one line.
-    /// `None`: nothing, or the interface is gone.
-    async fn port_differs(&self, ifindex: u32, mtu: u16) -> Result<Option<String>, PlugError>;
+    /// What differs between the host sides of containers' pairs and their wanted state, on one line
+    /// each, by interface index. `ports` has the wanted MTU of each interface, in bytes. Interfaces
+    /// as wanted, and those that are gone, are left out.
+    async fn ports_differ(
+        &self,
+        ports: &BTreeMap<u32, u16>,
+    ) -> Result<BTreeMap<u32, String>, PlugError>;
 
-    /// Puts pins of maps and programs back that another program has removed. Returns what was
-    /// found, a line each.
-    fn repair_pins(&self) -> Result<Vec<String>, DatapathError>;
+    /// What is wrong with the host side of a container's pair and could not be put right when it was
+    /// last plugged, on one line. The container works nevertheless.
+    fn port_problem(&self, ifindex: u32) -> Option<String>;
 
-    /// Attaches programs again that another program has detached. Returns what was found, a line
-    /// each.
-    fn repair_links(&self) -> Result<Vec<String>, DatapathError>;
+    /// Puts pins of maps and programs back that another program has removed or replaced.
+    fn repair_pins(&self, check: PinCheck) -> Repaired;
+
+    /// Attaches programs again that another program has detached or replaced, and puts the pins of
+    /// their links back.
+    fn repair_links(&self, check: PinCheck) -> Repaired;
+
+    /// Detaches the program from a gateway device that is gone from this network namespace.
+    /// Idempotent.
+    fn detach_gateway(&self, ifindex: u32) -> Result<(), DatapathError>;
 
     /// Removes the gateway device of a network. Idempotent.
     async fn unplug_gateway(&self, vni: u32, ifindex: u32) -> Result<(), PlugError>;
@@ -80,15 +96,24 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// is published.
     async fn take_loopback(&self, take: bool) -> Result<(), PlugError>;
 
-    /// Makes the sandbox of a container. Refused if it exists.
-    async fn make_sandbox(&self, name: &Name) -> Result<PathBuf, ApiError>;
+    /// Path of the sandbox of a container, whether it exists or not.
+    fn sandbox_path(&self, name: &Name) -> PathBuf;
+
+    /// Makes the sandbox of a container. Refused if it exists. `made` is called before the
+    /// namespace has its path.
+    async fn make_sandbox(&self, name: &Name, made: Made) -> Result<PathBuf, ApiError>;
 
     /// Makes the sandbox of a container unless it exists: from the namespace of its command
     /// if that runs, else a new one.
     async fn ensure_sandbox(&self, name: &Name, running: Option<i32>) -> Result<(), ApiError>;
 
     /// Whether the sandbox of a container exists.
-    fn sandbox_exists(&self, name: &Name) -> bool;
+    fn sandbox_exists(&self, name: &Name) -> bool {
+        self.sandbox_id(name).is_some()
+    }
+
+    /// The namespace at the path of a container's sandbox; `None` if there is none.
+    fn sandbox_id(&self, name: &Name) -> Option<NetnsId>;
 
     /// Removes the sandbox of a container. Idempotent.
     async fn remove_sandbox(&self, name: &Name) -> Result<(), ApiError>;

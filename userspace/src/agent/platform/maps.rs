@@ -13,12 +13,26 @@ use culvert_common::abi::{
 use ipnetwork::Ipv4Network;
 
 use crate::{
-    datapath::{DatapathError, FlowTable},
+    datapath::{DatapathError, FlowTable, Found},
     reconcile::Kernel,
 };
 
+/// Result of [`Maps::audit`].
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Audit {
+    /// The entries that another program had changed.
+    pub(crate) found: Found,
+    /// Why a map cannot be compared or put back, a line for each such map.
+    pub(crate) problems: Vec<String>,
+}
+
 /// Reads the maps. [`Kernel`] writes the maps whose entries follow from the store.
 pub(crate) trait Maps: Kernel<Error = DatapathError> + Send + Sync + 'static {
+    /// Compares the maps that [`Kernel`] does not write with what the agent has written to them, and
+    /// puts them back to that: those of the host's addresses and interfaces, of the numbers of
+    /// VTEPs, and of the options. `RESERVED_PORTS` is not among them.
+    fn audit(&self) -> Audit;
+
     /// The entries of `FDB`.
     fn fdb(&self) -> Result<BTreeMap<FdbKey, FdbEntry>, DatapathError>;
 

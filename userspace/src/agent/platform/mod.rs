@@ -1,10 +1,12 @@
 //! Operations of the agent on its host. Tests implement the traits by a host without a kernel.
 //!
+//! * [`Commands`]: commands of containers.
 //! * [`Devices`]: devices and sandboxes of containers, gateway devices.
 //! * [`Maps`]: the maps of the BPF programs.
 //! * [`Underlay`]: uplinks, routes, changes.
 //! * [`Ports`]: ports of the host and the processes that have them.
 
+mod commands;
 mod devices;
 mod maps;
 mod ports;
@@ -12,17 +14,18 @@ mod types;
 mod underlay;
 
 pub(crate) use self::{
+    commands::Commands,
     devices::Devices,
-    maps::Maps,
+    maps::{Audit, Maps},
     ports::Ports,
     types::{
-        Adopted, ClientLinks, Facts, Holder, HostEvent, Paths, PlugError, PortError, PortHold,
-        Remote,
+        Adopted, ClientLinks, Facts, FoundSupervisor, Holder, HostEvent, Launch, Made, Paths,
+        PlugError, PortError, PortHold, Remote, Wanted,
     },
-    underlay::Underlay,
+    underlay::{Underlay, UplinkCheck},
 };
 
-/// A host: all four traits.
-pub(crate) trait Platform: Devices + Maps + Underlay + Ports {}
+/// A host: all five traits.
+pub(crate) trait Platform: Commands + Devices + Maps + Underlay + Ports {}
 
-impl<T: Devices + Maps + Underlay + Ports> Platform for T {}
+impl<T: Commands + Devices + Maps + Underlay + Ports> Platform for T {}

@@ -3,6 +3,7 @@
 use std::{
     any::Any,
     collections::{BTreeMap, BTreeSet},
+    io,
     net::Ipv4Addr,
     path::PathBuf,
 };
@@ -12,8 +13,10 @@ use ipnetwork::IpNetwork;
 use crate::datapath::entry::UnderlayPath;
 
 use crate::{
+    agent::containers::{Origin, Process, Record},
     api::types::{ApiError, ErrorKind},
-    model::NetnsId,
+    model::{Name, NetnsId},
+    sandbox::{SuperviseSpec, Surroundings},
 };
 
 /// Why a device could not be made, changed or removed.
@@ -58,6 +61,53 @@ pub(crate) struct Adopted {
     /// If the path leads through a process: that process's number, and the namespace that it is in.
     pub(crate) through: Option<(i32, NetnsId)>,
 }
+
+/// A supervisor to start.
+#[derive(Clone, Debug)]
+pub(crate) struct Launch {
+    /// What it runs.
+    pub(crate) spec: SuperviseSpec,
+    /// What it gets in place of the agent's own.
+    pub(crate) surroundings: Surroundings,
+    /// Socket of the agent that it reports to.
+    pub(crate) socket: PathBuf,
+}
+
+/// A container whose supervisor is looked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    /// Its name.
+    pub(crate) name: Name,
+    /// Its identifier, if it has one.
+    pub(crate) id: Option<String>,
+    /// Its namespace. `None`: the host's.
+    pub(crate) netns: Option<PathBuf>,
+}
+
+impl Wanted {
+    /// That of a container. `None`: commands in another program's namespace are not Culvert's.
+    pub(crate) fn of(record: &Record) -> Option<Self> {
+        (record.origin != Origin::Attached).then(|| Self {
+            name: record.name.clone(),
+            id: record.id.clone(),
+            netns: (record.origin != Origin::Host).then(|| record.netns.clone()),
+        })
+    }
+}
+
+/// A supervisor that was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FoundSupervisor {
+    /// Its process.
+    pub(crate) supervisor: Process,
+    /// Its command, if that runs.
+    pub(crate) process: Option<Process>,
+    /// Log of a detached command.
+    pub(crate) log: Option<PathBuf>,
+}
+
+/// Notes the identity of a namespace that is being made.
+pub(crate) type Made = Box<dyn FnOnce(NetnsId) -> io::Result<()> + Send>;
 
 /// A port of the host, held until this value is dropped.
 pub(crate) type PortHold = Box<dyn Any + Send>;

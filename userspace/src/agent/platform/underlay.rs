@@ -15,6 +15,15 @@ use crate::{
     model::{Driver, HostRoute},
 };
 
+/// Result of [`Underlay::check_uplinks`].
+#[derive(Clone, Debug, Default)]
+pub(crate) struct UplinkCheck {
+    /// The problems of the uplinks, a line each.
+    pub(crate) problems: Vec<String>,
+    /// What other programs had changed about the two helper devices, a line each.
+    pub(crate) repaired: Vec<String>,
+}
+
 /// Uplinks, routes and changes of the host.
 #[async_trait]
 pub(crate) trait Underlay: Send + Sync + 'static {
@@ -29,10 +38,9 @@ pub(crate) trait Underlay: Send + Sync + 'static {
         used: &BTreeSet<Ipv4Addr>,
     ) -> Result<Paths, PlugError>;
 
-    /// Attaches missing programs to the uplinks, and makes the two helper devices (see
-    /// `sandbox::keep_gro` and `sandbox::keep_room`) if they are missing. Returns the problems of
-    /// the uplinks, a line each.
-    async fn check_uplinks(&self) -> Vec<String>;
+    /// Attaches missing programs to the uplinks, and puts the two helper devices right (see
+    /// `sandbox::keep_gro` and `sandbox::keep_room`).
+    async fn check_uplinks(&self) -> UplinkCheck;
 
     /// Attaches `from_client` to the client links if `publishes` (this host publishes a port), and
     /// detaches it otherwise. Client links are the interfaces that are neither uplinks nor

@@ -39,6 +39,10 @@ impl StateStore for Asked {
         waiting(Wait::Store, self.0.list(prefix)).await
     }
 
+    async fn was_written(&self, key: &str, at: Revision) -> Result<bool, StoreError> {
+        waiting(Wait::Store, self.0.was_written(key, at)).await
+    }
+
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
         waiting(Wait::Store, self.0.watch(prefix, from)).await
     }

@@ -8,12 +8,15 @@
 //! * [`StoreHandle`]: the store, and whether it answers.
 //! * [`Plugs`]: state of each local endpoint.
 //! * [`MapCounts`]: number of entries of the large maps.
+//! * [`Launches`]: supervisors that are being started.
 //! * [`Lives`]: since when agents of other nodes are not alive.
 //! * [`Turns`]: a lock for each name, so that requests for one container run one at a time.
 
 mod asked;
 mod counts;
 mod disk;
+mod guarded;
+mod launches;
 mod lives;
 mod plugs;
 mod problems;
@@ -25,6 +28,7 @@ mod turns;
 pub(crate) use self::{
     counts::MapCounts,
     disk::Disk,
+    launches::Launches,
     lives::Lives,
     plugs::{PlugState, Plugs},
     problems::Problems,

@@ -6,6 +6,8 @@ use std::{
     time::Instant,
 };
 
+use crate::datapath::{Changes, Found};
+
 /// The repairs since the agent started, by kind.
 #[derive(Debug, Default)]
 pub(crate) struct Repairs {
@@ -27,10 +29,29 @@ impl Repairs {
     /// Counts and logs a repair. `kind` is the kind of object, such as `pin`. `found` names the
     /// object and the change that was found.
     pub(crate) fn note(&self, kind: &'static str, found: String) {
+        self.note_several(kind, 1, found);
+    }
+
+    /// Counts the objects that were put right, and logs a line for each kind of fault.
+    pub(crate) fn note_changes(&self, kind: &'static str, changes: &Changes) {
+        for (number, line) in changes.lines() {
+            self.note_several(kind, number, line);
+        }
+    }
+
+    /// Counts the map entries that were put right, and logs a line for each map.
+    pub(crate) fn note_entries(&self, found: &Found) {
+        for (number, line) in found.lines() {
+            self.note_several("map entry", number, line);
+        }
+    }
+
+    /// Counts `number` repairs, and logs them on one line.
+    fn note_several(&self, kind: &'static str, number: u64, found: String) {
         tracing::warn!("repaired: {found}");
         // A thread that panicked with the lock held left a valid map.
         let mut by_kind = self.by_kind.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = by_kind.get(kind).map_or(0, |repair| repair.count) + 1;
+        let count = by_kind.get(kind).map_or(0, |repair| repair.count) + number;
         by_kind.insert(kind, Repair { count, last: found, at: Instant::now() });
     }
 
@@ -53,5 +74,36 @@ mod tests {
         let all = repairs.all();
         assert_eq!((all["device"].count, all["map"].count), (2, 1));
         assert_eq!(all["device"].last, "cvg256 had MTU 9");
+    }
+
+    #[test]
+    fn each_object_is_counted() {
+        let repairs = Repairs::default();
+        let mut changes = Changes::default();
+        repairs.note_changes("pin", &changes);
+        assert!(repairs.all().is_empty());
+        for name in ["FDB", "VTEPS"] {
+            changes.note(name, "was missing");
+        }
+        repairs.note_changes("pin", &changes);
+        let all = repairs.all();
+        assert_eq!(all["pin"].count, 2);
+        assert_eq!(all["pin"].last, "was missing, 2 times: FDB, VTEPS");
+    }
+
+    #[test]
+    fn each_map_entry_is_counted() {
+        let repairs = Repairs::default();
+        let mut found = Found::default();
+        repairs.note_entries(&found);
+        assert!(repairs.all().is_empty());
+        for key in 1..=4 {
+            found.note("FDB", || format!("{key} removed"));
+        }
+        found.note("VTEPS", || "7 added".to_owned());
+        repairs.note_entries(&found);
+        let all = repairs.all();
+        assert_eq!(all["map entry"].count, 5);
+        assert_eq!(all["map entry"].last, "map VTEPS: 1 entry: 7 added");
     }
 }

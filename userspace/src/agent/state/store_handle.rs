@@ -7,7 +7,10 @@ use std::{
 
 use tokio::sync::{Notify, watch};
 
-use super::asked::Asked;
+use super::{
+    asked::Asked,
+    guarded::{self, Guarded},
+};
 use crate::{
     api::types::StoreRead,
     store::{Follower, Health, Listed, StateStore, StoreError},
@@ -44,7 +47,8 @@ impl Default for StoreHandle {
 }
 
 impl StoreHandle {
-    /// Makes the store available to requests. A second call has no effect.
+    /// Makes the store, as [`Self::watch`] returned it, available to requests. A second call has no
+    /// effect.
     pub(crate) fn set(&self, store: Arc<dyn StateStore>) {
         let _ = self.store.set(Arc::new(Asked(store)));
     }
@@ -72,11 +76,17 @@ impl StoreHandle {
         });
     }
 
-    /// Uses the follower's health from now on.
-    pub(crate) fn watch(&self, follower: &Follower) {
+    /// Uses the health of the follower of `store` from now on. Returns the store as everybody except
+    /// the follower may use it: not while it is called replaced.
+    pub(crate) fn watch(
+        &self,
+        follower: &Follower,
+        store: Arc<dyn StateStore>,
+    ) -> Arc<dyn StateStore> {
         *self.health.lock().unwrap_or_else(PoisonError::into_inner) = follower.health();
         // A second call has no effect: an agent has one follower.
         let _ = self.acceptance.set(follower.acceptance());
+        Arc::new(Guarded::new(store, follower.health()))
     }
 
     /// Accepts a store that was replaced. Has no effect if the store was not replaced.
@@ -93,19 +103,9 @@ impl StoreHandle {
         let _ = health.wait_for(|health| health.identified).await;
     }
 
-    /// Whether the agent may write to the store.
-    ///
-    /// # Errors
-    ///
-    /// The store is another than the one that this agent knows.
-    pub(crate) fn writable(&self) -> Result<(), StoreError> {
-        match self.health() {
-            Health { replaced: true, error, .. } => Err(StoreError::Unavailable(format!(
-                "{}; 'culvert store accept' if this store is meant",
-                error.as_deref().unwrap_or("replaced").trim_start_matches("store: ")
-            ))),
-            _ => Ok(()),
-        }
+    /// Why the store is not used: it is not the one that this agent knows. `None`: it may be used.
+    pub(crate) fn refusal(&self) -> Option<StoreError> {
+        guarded::refusal(&self.health())
     }
 
     /// The alarms of the store, as they were last read.

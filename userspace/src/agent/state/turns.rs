@@ -19,12 +19,18 @@ pub(crate) struct Turns {
 impl Turns {
     /// Waits until no other request has this name.
     pub(crate) async fn wait(&self, name: &Name) -> OwnedMutexGuard<()> {
-        let lock = {
-            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-            // Removes the locks that no request holds or waits for.
-            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
-            Arc::clone(locks.entry(name.clone()).or_default())
-        };
-        lock.lock_owned().await
+        self.lock(name).lock_owned().await
+    }
+
+    /// The lock of this name. `None`: a request has it.
+    pub(crate) fn take(&self, name: &Name) -> Option<OwnedMutexGuard<()>> {
+        self.lock(name).try_lock_owned().ok()
+    }
+
+    fn lock(&self, name: &Name) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        // Removes the locks that no request holds or waits for.
+        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        Arc::clone(locks.entry(name.clone()).or_default())
     }
 }

@@ -66,7 +66,7 @@ impl World {
         tokio::select! {
             entered = entry => entered.unwrap().unwrap(),
             // The agent is not entered in a store that it does not know.
-            _ = health.wait_for(|health| health.replaced) => {}
+            _ = health.wait_for(|health| health.replaced.is_some()) => {}
         }
         self.follow(running)
     }
@@ -133,15 +133,21 @@ impl World {
             Arc::clone(paper) as Arc<dyn Platform>,
             (Containers::load(&state_dir).unwrap(), Denied::load(&state_dir).unwrap()),
         ));
-        let follower = start::follow(&shared, Arc::clone(&self.store));
+        let (follower, store) = start::follow(&shared, Arc::clone(&self.store));
         let (entered, entry) = oneshot::channel();
-        let keeper = node::keep(Arc::clone(&shared), Arc::clone(&self.store), entered);
+        let keeper = node::keep(Arc::clone(&shared), Arc::clone(&store), entered);
         let tasks = vec![tokio::spawn(keeper)];
-        shared.store.set(Arc::clone(&self.store));
+        shared.store.set(store);
         shared.tasks.spawn(shared.disk.clone().keep(shared.shutdown.clone()));
         let agent = Arc::new(Agent::new(Arc::clone(&shared)));
+        agent.resume();
         let keeper = Arc::clone(&agent);
         shared.tasks.spawn(async move { keeper.keep_known().await });
+        let keeper = Arc::clone(&agent);
+        shared.tasks.spawn(async move {
+            let found = keeper.find_commands().await;
+            keeper.keep_commands(PERIODS.retry, found).await;
+        });
         (
             Running { agent, shared, paper: Arc::clone(paper), tasks, follower: Some(follower) },
             entry,
@@ -171,6 +177,8 @@ impl Running {
             task.abort();
             assert!(task.await.unwrap_err().is_cancelled());
         }
+        // Only now, so that the lease is not revoked.
+        self.shared.shutdown.cancel();
     }
 
     pub(super) async fn network(&self, request: &str) -> Result<String, ApiError> {

@@ -1,6 +1,6 @@
 //! State of hosts while containers, agents and stores start and stop.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use crate::datapath::entry::{FdbEntry, LearnedEntry, VtepKey};
 use culvert_common::abi::{EndpointInfo, FdbKey, FloodKey, NeighKey, NetworkInfo};
@@ -296,7 +296,7 @@ async fn a_command_that_ends_is_shown_and_removed_if_so_asked() {
     request.auto_remove = true;
     one.agent.container_create(request).await.unwrap();
     let pid = i32::try_from(std::process::id()).unwrap();
-    let running = ContainerState::Running { pid, log: None };
+    let running = ContainerState::Running { pid, log: None, supervisor: None, id: None };
     one.agent.container_state(&name("web"), running.clone()).await.unwrap();
     one.agent.container_state(&name("once"), running).await.unwrap();
     let rows = one.agent.containers().await.unwrap();
@@ -305,7 +305,7 @@ async fn a_command_that_ends_is_shown_and_removed_if_so_asked() {
     assert!(refused.message.contains("is running"), "{refused}");
 
     for container in ["web", "once"] {
-        let ended = ContainerState::Exited { code: 3 };
+        let ended = ContainerState::Exited { code: 3, id: None };
         one.agent.container_state(&name(container), ended).await.unwrap();
     }
     let mut orphan = run("orphan", "blue");
@@ -313,7 +313,8 @@ async fn a_command_that_ends_is_shown_and_removed_if_so_asked() {
     one.agent.container_create(orphan).await.unwrap();
     // The supervisor is killed with the command, so that the end is not reported.
     let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-    let running = ContainerState::Running { pid: child.id().try_into().unwrap(), log: None };
+    let pid = child.id().try_into().unwrap();
+    let running = ContainerState::Running { pid, log: None, supervisor: None, id: None };
     one.agent.container_state(&name("orphan"), running).await.unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
@@ -383,4 +384,25 @@ async fn a_change_does_not_wait_until_the_maps_are_read() {
     let state = one.paper.state();
     assert_eq!(state.ops, []);
     assert!(state.tables.fdb.contains_key(&db));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_does_not_end_before_the_requests_that_are_under_way() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    one.paper.plugging.close(true);
+    let agent = Arc::clone(&one.agent);
+    let request =
+        tokio::spawn(async move { agent.container_create(run("web", "blue")).await.map(drop) });
+    one.eventually("the device pair is made", |_| one.paper.plugging.waiting() > 0).await;
+    assert!(!request.is_finished());
+    let (paper, tasks) = (Arc::clone(&one.paper), one.shared.tasks.clone());
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        paper.plugging.close(false);
+    });
+    one.stop().await;
+    assert!(tasks.is_empty());
+    let answer = tokio::time::timeout(Duration::from_millis(500), request).await;
+    assert!(answer.unwrap().is_ok(), "it has ended with an answer");
 }

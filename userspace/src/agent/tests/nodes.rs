@@ -14,8 +14,8 @@ use crate::{
         Backend as _,
         types::{Connect, ErrorKind},
     },
-    model::{Alive, Machine, Node},
-    store::new_id,
+    model::{Alive, Machine, Node, witness_key},
+    store::{Write, new_id},
 };
 
 /// Longer than the TTL of a lease, and shorter than the time limit of a test.
@@ -118,6 +118,24 @@ async fn a_purged_copy_leaves_its_original_in_the_store() {
     assert_eq!(after.endpoints, before.endpoints);
     assert_eq!(after.nodes.len(), 2);
     copy.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purge_removes_the_own_witness_too() {
+    let world = World::new().await;
+    let (one, two) = two_hosts(&world).await;
+    let own = |running: &Running| Write::Put {
+        key: witness_key(&running.shared.node.id),
+        value: b"{}".to_vec(),
+        lease: None,
+    };
+    world.store.commit(Vec::new(), vec![own(&one), own(&two)]).await.unwrap();
+    one.agent.purge().await.unwrap();
+    let left = world.store.snapshot(&witness_key("")).await.unwrap();
+    let left: Vec<String> = left.entries.into_iter().map(|entry| entry.key).collect();
+    assert_eq!(left, [witness_key(&two.shared.node.id)]);
+    one.stop().await;
+    two.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,10 +1,15 @@
 //! A simulated host, without a kernel.
 
+mod ports;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    sync::{Arc, Condvar, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,18 +22,21 @@ use culvert_common::abi::{
 use ipnetwork::{IpNetwork, Ipv4Network};
 use tokio::sync::mpsc;
 
+pub(super) use self::ports::Port;
+use super::gate::Gate;
 use crate::{
     agent::{
         conntrack::testing::MemoryFlows,
+        containers::Process,
         platform::{
-            Adopted, ClientLinks, Devices, Facts, Holder, HostEvent, Maps, Paths, PlugError,
-            PortError, PortHold, Ports, Remote, Underlay,
+            Adopted, Audit, ClientLinks, Commands, Devices, Facts, FoundSupervisor, Holder,
+            HostEvent, Launch, Made, Maps, Paths, PlugError, Remote, Underlay, UplinkCheck, Wanted,
         },
     },
     api::types::{ApiError, ErrorKind},
     choice::{Uplink, device::Device},
-    datapath::{DatapathError, FlowTable, Price},
-    model::{Driver, HostRoute, Name, Protocol, SandboxRef},
+    datapath::{Changes, DatapathError, FlowTable, Found, PinCheck, Price, Repaired},
+    model::{Driver, HostRoute, Name, NetnsId, SandboxRef},
     netlink::{Announcement, PairKind},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
     sandbox::{GatewaySpec, RESOLV_CONF, Resolver},
@@ -36,6 +44,9 @@ use crate::{
 
 /// Time that a step of a test may take.
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Identity of every namespace that Culvert makes on a simulated host.
+pub(super) const NETNS: NetnsId = NetnsId { dev: 4, ino: 4_026_532_300 };
 
 /// State of the simulated host.
 #[derive(Default)]
@@ -46,8 +57,12 @@ pub(super) struct State {
     /// Veths: interface index by endpoint.
     pub(super) veths: BTreeMap<String, u32>,
     pub(super) attached: BTreeSet<u32>,
+    /// Gateway devices that were gone, and from which the program was detached.
+    pub(super) left: BTreeSet<u32>,
     /// Namespaces, with the interface names in each.
     pub(super) namespaces: BTreeMap<PathBuf, BTreeSet<String>>,
+    /// Those of them that another program has made.
+    pub(super) foreign: BTreeSet<PathBuf>,
     pub(super) learned: BTreeMap<FdbKey, LearnedEntry>,
     pub(super) heard: BTreeMap<NeighKey, HeardEntry>,
     /// Containers cannot be told anything.
@@ -58,12 +73,16 @@ pub(super) struct State {
     pub(super) wanted: BTreeMap<String, LocalEndpoint>,
     /// Error of every attempt to plug.
     pub(super) refuse_plug: Option<PlugError>,
+    /// Error of every removal of a sandbox.
+    pub(super) refuse_removal: Option<ApiError>,
     /// Error of every attempt to unplug.
     pub(super) refuse_unplug: Option<PlugError>,
     /// Number of reads of a map for the output of a command.
     pub(super) shown: usize,
     /// Reads of maps fail.
     pub(super) blind: bool,
+    /// Writes to maps fail.
+    pub(super) full: bool,
     pub(super) purged: bool,
     /// Gateway devices: interface index by VNI.
     pub(super) gateways: BTreeMap<u32, u32>,
@@ -74,10 +93,22 @@ pub(super) struct State {
     /// Addresses of the host.
     pub(super) facts: Facts,
     pub(super) client_links: ClientLinks,
+    /// Number of looks at containers' devices and at uplinks.
+    pub(super) looks: usize,
+    /// Error of every look at containers' devices.
+    pub(super) refuse_looks: Option<PlugError>,
     /// What differs in a container's device, by interface index; found once.
     pub(super) changed: BTreeMap<u32, String>,
+    /// An endpoint that is plugged again loses its entry in `changed`, so that nobody finds it.
+    pub(super) plugs_put_right: bool,
+    /// What cannot be put right in a container's device, by interface index.
+    pub(super) stuck: BTreeMap<u32, String>,
     /// Programs that another program has detached; found once.
-    pub(super) detached: Vec<String>,
+    pub(super) detached: Changes,
+    /// Pins of other objects, which are seen only when the pins are opened; found once.
+    pub(super) exchanged: Changes,
+    /// Entries that another program has changed in the maps that are not in `tables`; found once.
+    pub(super) found: Found,
     /// Ports of the host that are in use, with the holder.
     pub(super) busy: BTreeMap<Port, Holder>,
     /// Ports of the host that the agent holds.
@@ -89,60 +120,17 @@ pub(super) struct State {
     pub(super) deny_nobody: bool,
     /// The host's resolv.conf.
     pub(super) resolv_conf: String,
+    /// Supervisors that the agent has started. They do nothing.
+    pub(super) launched: Vec<Launch>,
+    /// Error of every start of a supervisor.
+    pub(super) refuse_launch: Option<String>,
+    /// Processes that are no children of supervisors.
+    pub(super) strangers: BTreeSet<i32>,
+    /// Error of every search for supervisors.
+    pub(super) refuse_search: Option<ApiError>,
+    /// Supervisors that run, by container.
+    pub(super) supervisors: BTreeMap<Name, FoundSupervisor>,
     next_ifindex: u32,
-}
-
-/// Address, port and protocol.
-pub(super) type Port = (Ipv4Addr, u16, Protocol);
-
-/// A port that is held until this is dropped.
-struct Hold(Arc<Mutex<BTreeSet<Port>>>, Port);
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        self.0.lock().unwrap().remove(&self.1);
-    }
-}
-
-/// A gate: threads wait while it is closed. The wait ends after some time, so that a failing
-/// test ends.
-#[derive(Default)]
-pub(super) struct Gate {
-    state: Mutex<GateState>,
-    moved: Condvar,
-}
-
-#[derive(Default)]
-struct GateState {
-    closed: bool,
-    waiting: usize,
-    passed: usize,
-}
-
-impl Gate {
-    fn pass(&self) {
-        let mut state = self.state.lock().unwrap();
-        state.waiting += 1;
-        let closed = |state: &mut GateState| state.closed;
-        (state, _) = self.moved.wait_timeout_while(state, 3 * DEADLINE, closed).unwrap();
-        state.waiting -= 1;
-        state.passed += 1;
-    }
-
-    pub(super) fn close(&self, closed: bool) {
-        self.state.lock().unwrap().closed = closed;
-        self.moved.notify_all();
-    }
-
-    /// Number of threads that wait.
-    pub(super) fn waiting(&self) -> usize {
-        self.state.lock().unwrap().waiting
-    }
-
-    /// Number of threads that have passed.
-    pub(super) fn passed(&self) -> usize {
-        self.state.lock().unwrap().passed
-    }
 }
 
 /// A simulated host, see [`State`].
@@ -154,9 +142,15 @@ pub(super) struct Paper {
     pub(super) lookups: Gate,
     /// Gate before a device pair is made.
     pub(super) plugging: Gate,
+    /// Gate before the start of a supervisor has ended.
+    pub(super) launching: Gate,
+    /// Gate of the repair of attachments.
+    pub(super) repairing: Gate,
     pub(super) flows: MemoryFlows,
     events: tokio::sync::Mutex<mpsc::UnboundedReceiver<HostEvent>>,
     tell: mpsc::UnboundedSender<HostEvent>,
+    /// Number of events that the engine has taken.
+    taken: AtomicUsize,
 }
 
 impl Paper {
@@ -177,9 +171,12 @@ impl Paper {
             reads: Gate::default(),
             lookups: Gate::default(),
             plugging: Gate::default(),
+            launching: Gate::default(),
+            repairing: Gate::default(),
             flows: MemoryFlows::new(DEFAULT_FLOWS),
             events: tokio::sync::Mutex::new(events),
             tell,
+            taken: AtomicUsize::new(0),
         })
     }
 
@@ -189,6 +186,11 @@ impl Paper {
 
     pub(super) fn tell(&self, event: HostEvent) {
         self.tell.send(event).unwrap();
+    }
+
+    /// Number of events that the engine has taken.
+    pub(super) fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
     }
 
     fn path_of(name: &Name) -> PathBuf {
@@ -206,9 +208,14 @@ impl Paper {
         }
         Ok(state.tables.clone())
     }
+}
 
-    fn holder(&self, port: Port) -> Holder {
-        self.state().busy.get(&port).cloned().unwrap_or(Holder::Unseen)
+/// The error of a write to a map that is full.
+fn full() -> DatapathError {
+    DatapathError::Io {
+        path: "/paper/map".into(),
+        what: "write",
+        source: std::io::Error::other("full"),
     }
 }
 
@@ -223,9 +230,42 @@ impl Kernel for Paper {
 
     fn apply(&self, op: &Op) -> Result<(), DatapathError> {
         let mut state = self.state();
+        if state.full {
+            return Err(full());
+        }
         op.apply_to(&mut state.tables);
         state.ops.push(*op);
         Ok(())
+    }
+}
+
+#[async_trait]
+impl Commands for Paper {
+    async fn supervise(&self, launch: &Launch) -> Result<(), String> {
+        self.state().launched.push(launch.clone());
+        tokio::task::block_in_place(|| self.launching.pass());
+        let state = self.state();
+        state.refuse_launch.clone().map_or(Ok(()), Err)
+    }
+
+    fn command_of(&self, _supervisor: i32, pid: i32) -> std::io::Result<Option<Process>> {
+        if self.state().strangers.contains(&pid) { Ok(None) } else { Process::find(pid) }
+    }
+
+    async fn supervised(
+        &self,
+        wanted: Vec<Wanted>,
+        _logs: &Path,
+    ) -> Result<BTreeMap<Name, FoundSupervisor>, ApiError> {
+        let state = self.state();
+        if let Some(error) = &state.refuse_search {
+            return Err(error.clone());
+        }
+        let found = wanted.into_iter().filter_map(|wanted| {
+            let found = state.supervisors.get(&wanted.name)?.clone();
+            Some((wanted.name, found))
+        });
+        Ok(found.collect())
     }
 }
 
@@ -250,6 +290,9 @@ impl Devices for Paper {
         let next = state.next_ifindex;
         let ifindex = *state.veths.entry(endpoint.id.clone()).or_insert(next);
         state.attached.insert(ifindex);
+        if state.plugs_put_right {
+            state.changed.remove(&ifindex);
+        }
         state.wanted.insert(endpoint.id.clone(), endpoint.clone());
         Ok(ifindex)
     }
@@ -299,24 +342,55 @@ impl Devices for Paper {
         Ok(())
     }
 
-    async fn keep_settings(&self, _vnis: &[u32], _loopback: bool) -> Result<Vec<String>, ApiError> {
-        Ok(Vec::new())
+    async fn keep_settings(
+        &self,
+        _vnis: &[u32],
+        _endpoints: &[String],
+        _loopback: bool,
+    ) -> Repaired {
+        Repaired::default()
     }
 
-    async fn gateway_differs(&self, _gateway: &GatewaySpec) -> Result<Option<String>, PlugError> {
-        Ok(None)
+    async fn gateways_differ(
+        &self,
+        _gateways: &[GatewaySpec],
+    ) -> Result<BTreeMap<u32, String>, PlugError> {
+        Ok(BTreeMap::new())
     }
 
-    async fn port_differs(&self, ifindex: u32, _mtu: u16) -> Result<Option<String>, PlugError> {
-        Ok(self.state().changed.remove(&ifindex))
+    async fn ports_differ(
+        &self,
+        ports: &BTreeMap<u32, u16>,
+    ) -> Result<BTreeMap<u32, String>, PlugError> {
+        let mut state = self.state();
+        state.looks += 1;
+        if let Some(error) = &state.refuse_looks {
+            return Err(error.clone());
+        }
+        let found = ports.keys().filter_map(|ifindex| state.changed.remove_entry(ifindex));
+        Ok(found.collect())
     }
 
-    fn repair_pins(&self) -> Result<Vec<String>, DatapathError> {
-        Ok(Vec::new())
+    fn port_problem(&self, ifindex: u32) -> Option<String> {
+        self.state().stuck.get(&ifindex).cloned()
     }
 
-    fn repair_links(&self) -> Result<Vec<String>, DatapathError> {
-        Ok(std::mem::take(&mut self.state().detached))
+    fn repair_pins(&self, check: PinCheck) -> Repaired {
+        let found = match check {
+            PinCheck::Names => Changes::default(),
+            PinCheck::Objects => std::mem::take(&mut self.state().exchanged),
+        };
+        Repaired { found, failed: None }
+    }
+
+    fn repair_links(&self, _check: PinCheck) -> Repaired {
+        self.repairing.pass();
+        Repaired { found: std::mem::take(&mut self.state().detached), failed: None }
+    }
+
+    fn detach_gateway(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.state().left.insert(ifindex);
+        Ok(())
     }
 
     async fn unplug_gateway(&self, vni: u32, _ifindex: u32) -> Result<(), PlugError> {
@@ -329,12 +403,17 @@ impl Devices for Paper {
         Ok(())
     }
 
-    async fn make_sandbox(&self, name: &Name) -> Result<PathBuf, ApiError> {
+    fn sandbox_path(&self, name: &Name) -> PathBuf {
+        Self::path_of(name)
+    }
+
+    async fn make_sandbox(&self, name: &Name, made: Made) -> Result<PathBuf, ApiError> {
         let path = Self::path_of(name);
         let mut state = self.state();
         if state.namespaces.contains_key(&path) {
             return Err(ApiError::new(ErrorKind::Conflict, "sandbox exists already"));
         }
+        made(NETNS).map_err(|error| ApiError::new(ErrorKind::Internal, error.to_string()))?;
         state.namespaces.insert(path.clone(), BTreeSet::new());
         Ok(path)
     }
@@ -344,11 +423,16 @@ impl Devices for Paper {
         Ok(())
     }
 
-    fn sandbox_exists(&self, name: &Name) -> bool {
-        self.state().namespaces.contains_key(&Self::path_of(name))
+    fn sandbox_id(&self, name: &Name) -> Option<NetnsId> {
+        let (path, state) = (Self::path_of(name), self.state());
+        let ino = if state.foreign.contains(&path) { NETNS.ino + 1 } else { NETNS.ino };
+        state.namespaces.contains_key(&path).then_some(NetnsId { ino, ..NETNS })
     }
 
     async fn remove_sandbox(&self, name: &Name) -> Result<(), ApiError> {
+        if let Some(error) = &self.state().refuse_removal {
+            return Err(error.clone());
+        }
         self.state().namespaces.remove(&Self::path_of(name));
         Ok(())
     }
@@ -402,6 +486,10 @@ impl Devices for Paper {
 }
 
 impl Maps for Paper {
+    fn audit(&self) -> Audit {
+        Audit { found: std::mem::take(&mut self.state().found), problems: Vec::new() }
+    }
+
     fn fdb(&self) -> Result<BTreeMap<FdbKey, FdbEntry>, DatapathError> {
         self.state().shown += 1;
         Ok(self.read()?.fdb)
@@ -459,11 +547,7 @@ impl Maps for Paper {
     fn deny(&self, source: Ipv4Network) -> Result<(), DatapathError> {
         let mut state = self.state();
         if state.deny_nobody {
-            return Err(DatapathError::Io {
-                path: "/paper/map".into(),
-                what: "write",
-                source: std::io::Error::other("full"),
-            });
+            return Err(full());
         }
         state.denied.insert(source);
         Ok(())
@@ -486,7 +570,9 @@ impl Maps for Paper {
 #[async_trait]
 impl Underlay for Paper {
     async fn event(&self) -> Option<HostEvent> {
-        self.events.lock().await.recv().await
+        let event = self.events.lock().await.recv().await;
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        event
     }
 
     async fn paths(
@@ -508,8 +594,9 @@ impl Underlay for Paper {
         Ok(Paths { paths: vteps.iter().map(path).collect(), problems: BTreeMap::new() })
     }
 
-    async fn check_uplinks(&self) -> Vec<String> {
-        Vec::new()
+    async fn check_uplinks(&self) -> UplinkCheck {
+        self.state().looks += 1;
+        UplinkCheck::default()
     }
 
     async fn keep_client_links(&self, _publishes: bool) -> Vec<String> {
@@ -550,49 +637,5 @@ impl Underlay for Paper {
 
     fn ifname(&self, ifindex: u32) -> String {
         format!("if{ifindex}")
-    }
-}
-
-#[async_trait]
-impl Ports for Paper {
-    fn hold_port(
-        &self,
-        ip: Ipv4Addr,
-        port: u16,
-        protocol: Protocol,
-    ) -> Result<PortHold, PortError> {
-        if port < 100 {
-            return Err(PortError::Denied { from: 100 });
-        }
-        if !(ip.is_unspecified() || ip.is_loopback()) {
-            return Err(PortError::NoSuchAddress);
-        }
-        if self.holder((ip, port, protocol)) != Holder::Unseen {
-            return Err(PortError::InUse);
-        }
-        let state = self.state();
-        // A port that the agent holds itself cannot be bound again.
-        if !state.held.lock().unwrap().insert((ip, port, protocol)) {
-            return Err(PortError::InUse);
-        }
-        Ok(Box::new(Hold(Arc::clone(&state.held), (ip, port, protocol))))
-    }
-
-    fn port_holder(&self, ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder {
-        self.lookups.pass();
-        self.holder((ip, port, protocol))
-    }
-
-    fn netfilter_is_active(&self) -> bool {
-        false
-    }
-
-    async fn port_holder_in(
-        &self,
-        _netns: &Path,
-        port: u16,
-        protocol: Protocol,
-    ) -> Result<Holder, ApiError> {
-        Ok(self.port_holder(Ipv4Addr::UNSPECIFIED, port, protocol))
     }
 }

@@ -42,5 +42,6 @@ pub(super) fn run(container: &str, network: &str) -> ContainerCreate {
         auto_remove: false,
         command: vec!["sleep".to_owned()],
         names: NameOptions::default(),
+        rerun: None,
     }
 }

@@ -95,8 +95,11 @@ pub struct NatRow {
 /// Conntrack table in [`Status`](super::Status).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConntrackStatus {
-    /// Number of flows at the last scan of the table.
+    /// Number of flows.
     pub flows: u64,
+    /// The agent is walking through the table: `flows` is estimated from the part that it has read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub estimated: bool,
     /// Capacity of the table, in flows.
     pub max: u32,
     /// Number of new flows that were refused since the counters began, because the table was full

@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 
 use crate::{
     cli::value,
-    model::{Domain, HostEntry, MacAddr, Name, NameOptions, ResolverOption},
+    model::{Domain, HostEntry, MacAddr, Name, NameOptions, ResolverOption, RestartPolicy},
 };
 
 pub(super) const RUN_EXAMPLES: &str = "EXAMPLES:
@@ -15,6 +15,7 @@ pub(super) const RUN_EXAMPLES: &str = "EXAMPLES:
   culvert run --name web --network overlaynet1 --ip 10.0.0.80 -d -- httpd -f -p 80
   culvert run --name dns --network overlaynet1 --ip 10.0.0.53 --ip 10.0.0.54 -d -- named -f
   culvert run --name app -p 8080:80 -p 127.0.0.1::9090/udp -d -- app
+  culvert run --name db --restart always -d -- db      again when it ends, and after a reboot
   culvert run --name db -p 5432:5432 --from 192.0.2.0/24 --from 198.51.100.7 -d -- db
   culvert run --name log -d --log-opt max-size=1m --log-opt max-file=5 -- app -v
   culvert run --name probe --network container:web --rm -- ip address
@@ -100,6 +101,14 @@ pub(crate) struct RunArgs {
         value_parser = value::log_opt
     )]
     pub(crate) log_opt: Vec<value::LogOpt>,
+    /// Start the command of -d again: no, on-failure[:MAX], always, unless-stopped
+    #[arg(
+        long,
+        value_name = "POLICY",
+        default_value_t = RestartPolicy::No,
+        value_parser = value::restart
+    )]
+    pub(crate) restart: RestartPolicy,
     /// Remove the container when the command ends
     #[arg(long)]
     pub(crate) rm: bool,

@@ -30,19 +30,13 @@ impl Row for ContainerRow {
             let all: Vec<&str> = primary.chain(&network.additional).map(String::as_str).collect();
             all.join(" ")
         });
-        let status = match (self.pid, self.exit_code) {
-            (Some(_), _) => "running".to_owned(),
-            (None, Some(code)) => format!("exited ({code})"),
-            (None, None) if self.mode == "attached" => "attached".to_owned(),
-            (None, None) => "created".to_owned(),
-        };
         vec![
             self.name.clone(),
             match &self.shares {
                 Some(other) => format!("{}:{other}", self.mode),
                 None => self.mode.clone(),
             },
-            status,
+            status(self),
             output::list(self.pid),
             output::list(networks.iter().map(|network| &network.name)),
             output::list(addresses),
@@ -50,6 +44,24 @@ impl Row for ContainerRow {
             output::list(networks.iter().flat_map(ports)),
             shorten(&self.command.join(" ")),
         ]
+    }
+}
+
+/// The cell about a container's command.
+fn status(row: &ContainerRow) -> String {
+    let state = match (row.state.as_str(), row.pid, row.exit_code) {
+        // An agent of an earlier version.
+        ("", Some(_), _) => "running".to_owned(),
+        ("", None, Some(code)) | ("exited", _, Some(code)) => format!("exited ({code})"),
+        ("", None, None) if row.mode == "attached" => "attached".to_owned(),
+        ("", None, None) => "created".to_owned(),
+        ("restarting", _, Some(code)) => format!("restarting ({code})"),
+        (state, _, _) => state.to_owned(),
+    };
+    match row.restarts {
+        0 => state,
+        1 => format!("{state}, 1 restart"),
+        many => format!("{state}, {many} restarts"),
     }
 }
 
@@ -129,6 +141,7 @@ pub(crate) async fn attach(
             auto_remove: false,
             command: Vec::new(),
             names: NameOptions::default(),
+            rerun: None,
         })
         .await?;
     tell_warnings(&mut row);

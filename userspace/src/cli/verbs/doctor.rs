@@ -176,16 +176,34 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
         subject.open_ports = outside.iter().filter(|port| port.from.is_empty()).count();
     }
     let found = if !status.store.healthy {
-        let why = status.store.error.unwrap_or_else(|| "no answer".to_owned());
-        finding(
-            Level::Error,
-            format!("store: {why}"),
-            "bring the store back, the agent waits for it",
-        )
+        let why =
+            status.store.error.as_deref().unwrap_or("no answer").trim_start_matches("store: ");
+        finding(Level::Error, format!("store: {why}"), remedy(status.store.replaced))
     } else if !status.problems.is_empty() {
         finding(Level::Warning, status.problems.join("; "), "see 'culvert status'")
     } else {
         finding(Level::Ok, format!("pid {}, store healthy", status.agent.pid), "")
     };
     (subject, found, Some(status.datapath.mode))
+}
+
+/// What an operator does about a store that is not healthy. `replaced`: it is not the one that the
+/// agent knows.
+const fn remedy(replaced: bool) -> &'static str {
+    if replaced {
+        "put the right store back, or if this one is meant, 'culvert store accept' on each host"
+    } else {
+        "bring the store back, the agent waits for it"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::remedy;
+
+    #[test]
+    fn a_replaced_store_is_put_back_or_accepted() {
+        assert!(remedy(true).contains("'culvert store accept'"));
+        assert!(!remedy(false).contains("accept"));
+    }
 }

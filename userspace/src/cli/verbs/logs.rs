@@ -64,6 +64,8 @@ async fn ended(backend: &dyn Backend, name: &Name) {
     let mut unreported = None;
     loop {
         match super::container::find(backend, name).await {
+            // There is more to come.
+            Ok(row) if row.state == "restarting" => sleep(PERIOD).await,
             // The supervisor reports the end once it has written the output.
             Ok(row) if row.exit_code.is_some() => return,
             Ok(row) if row.pid.is_none() => {

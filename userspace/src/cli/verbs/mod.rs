@@ -12,6 +12,7 @@ mod node;
 mod ports;
 mod run;
 mod show;
+mod telling;
 
 pub(super) use container::{attach, detach, ps, rm};
 pub(super) use doctor::doctor;

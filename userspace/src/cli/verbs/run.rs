@@ -1,6 +1,7 @@
 //! `run` and `exec`: a command in a sandbox, in the foreground or in the background.
 
 use std::{
+    env,
     ffi::OsString,
     fs,
     io::Write,
@@ -8,32 +9,31 @@ use std::{
     time::Duration,
 };
 
-use futures::FutureExt;
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    time::{Instant, sleep},
-};
+use futures::{FutureExt, future::join};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::container::{FROM_UNKNOWN, created, find, open_to_all, remove_log, tell_warnings};
+use super::{
+    container::{FROM_UNKNOWN, created, find, open_to_all, remove_log, tell_warnings},
+    telling::Teller,
+};
 use crate::{
     api::{
         Backend,
-        types::{ContainerCreate, ContainerRow, ContainerState, ErrorKind},
+        types::{ContainerCreate, ContainerRow, ContainerState, ErrorKind, Rerun, Supervised},
     },
     cli::{
         args::{ExecArgs, Format, RunArgs},
         failure::{Failure, tell},
         value::LogOpt,
     },
-    model::{Name, NameOptions},
-    sandbox::{self, ExecError, LogLimits, RESOLV_CONF, SuperviseSpec},
+    model::{Name, NameOptions, RestartPolicy},
+    sandbox::{self, ExecError, Life, LogLimits, RESOLV_CONF, SuperviseSpec, Surroundings},
 };
 
-/// Time for which the end of a command in the foreground is reported again to an agent that
-/// does not answer. Then `run` gives up and returns to the shell.
-const PATIENCE_FOREGROUND: Duration = Duration::from_secs(10);
-/// The time for a command in the background, where no user waits.
-const PATIENCE_BACKGROUND: Duration = Duration::from_secs(600);
+/// Time for which the end of a command in the foreground is told to an agent that does not answer.
+/// Then `run` gives up and returns to the shell. In the background, where no user waits, there is
+/// no limit.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) async fn run(
     backend: &dyn Backend,
@@ -44,6 +44,7 @@ pub(crate) async fn run(
 ) -> Result<u8, Failure> {
     let names = NameOptions::from(args.names);
     check_files(&names)?;
+    let rerun = rerun(args.restart, args.detach, args.rm, limits(&args.log_opt))?;
     // From here on a signal must not leave a container without its command.
     let mut signals = Signals::catch()?;
     // The agent is asked first: if it does not answer, there is nothing to clean up.
@@ -69,10 +70,16 @@ pub(crate) async fn run(
             auto_remove: args.rm,
             command: args.command.clone(),
             names: names.clone(),
+            rerun,
         })
         .await?;
     tell_warnings(&mut row);
-    if let (None, Some(option)) = (&row.etc, names.given()) {
+    let unknown = match (&row.etc, names.given()) {
+        (None, Some(option)) => Some(option),
+        _ if row.restart != args.restart => Some("--restart"),
+        _ => None,
+    };
+    if let Some(option) = unknown {
         withdraw(backend, &args.name, None).await;
         return Err(Failure::refusal(format!(
             "{option}: the agent is of an earlier version and does not know it: restart it with this one"
@@ -82,7 +89,11 @@ pub(crate) async fn run(
         withdraw(backend, &args.name, None).await;
         return Err(Failure::refusal(FROM_UNKNOWN));
     }
-    let spec = SuperviseSpec { log_limits: limits(&args.log_opt), ..spec(&row, args.command, log) };
+    let spec = SuperviseSpec {
+        log_limits: limits(&args.log_opt),
+        restart: args.restart,
+        ..spec(&row, args.command, log)
+    };
     if let Some(signal) = signals.caught() {
         withdraw(backend, &args.name, spec.log.as_deref()).await;
         return Err(Failure::silent(128 + signal));
@@ -99,20 +110,27 @@ pub(crate) async fn run(
         if args.rm {
             arguments.push("--auto-remove".into());
         }
-        sandbox::spawn_detached(&spec, &arguments).await.map(|pid| {
+        let inherited = Surroundings::default();
+        sandbox::spawn_detached(&spec, &arguments, &inherited).await.map(|pid| {
             row.pid = Some(pid);
+            "running".clone_into(&mut row.state);
             row.log = spec.log.as_ref().map(|log| log.display().to_string());
             0
         })
     } else {
-        let report = Report {
-            backend,
-            name: &args.name,
-            log: None,
-            remove: args.rm,
-            patience: PATIENCE_FOREGROUND,
+        let (sayer, teller) = Teller::new(backend, &args.name, None, args.rm, Some(PATIENCE));
+        let supervised = async {
+            // Dropped at the end: the teller then tells the last state and ends.
+            let sayer = sayer;
+            let started = async |pid| {
+                sayer.say(running(&spec, pid, 0, None));
+                sayer.sent().await;
+            };
+            let ended =
+                async |code| sayer.say(ContainerState::Exited { code, id: spec.id.clone() });
+            sandbox::supervise(&spec, started, ended).await
         };
-        sandbox::supervise(&spec, report.started(), report.ended()).await
+        join(supervised, teller.run()).await.0
     };
     match outcome {
         Ok(code) => {
@@ -138,15 +156,54 @@ pub(crate) async fn supervise_detached(
         .map_err(|error| Failure::usage(format!("__supervise is culvert's own: {error}")))?;
     let name: Name =
         spec.name.parse().map_err(|error| Failure::usage(format!("__supervise: {error}")))?;
-    let report = Report {
-        backend,
-        name: &name,
-        log: spec.log.clone(),
-        remove,
-        patience: PATIENCE_BACKGROUND,
+    let (sayer, teller) = Teller::new(backend, &name, spec.log.clone(), remove, None);
+    let supervised = async {
+        // Dropped at the end: the teller then tells the last state and ends.
+        let sayer = sayer;
+        let mut first = true;
+        let tell = async |life| match life {
+            Life::Runs { pid, restarts, failing } => {
+                sayer.say(running(&spec, pid, restarts, failing));
+                if std::mem::take(&mut first) {
+                    sayer.sent().await;
+                }
+                true
+            }
+            Life::Waits { code, restarts, failing } => {
+                let supervisor = supervised(restarts, failing);
+                let (log, id) = (spec.log.clone(), spec.id.clone());
+                sayer.say(ContainerState::Restarting { code, log, supervisor, id });
+                !sayer.is_gone()
+            }
+            Life::Ended { code } => {
+                sayer.say(ContainerState::Exited { code, id: spec.id.clone() });
+                true
+            }
+        };
+        sandbox::supervise_detached(&spec, tell).await
     };
-    let code = sandbox::supervise_detached(&spec, report.started(), report.ended()).await;
+    let (code, ()) = join(supervised, teller.run()).await;
     Ok(exit_code(code))
+}
+
+/// The report that a command runs.
+fn running(
+    spec: &SuperviseSpec,
+    pid: i32,
+    restarts: u32,
+    failing: Option<String>,
+) -> ContainerState {
+    ContainerState::Running {
+        pid,
+        log: spec.log.clone(),
+        supervisor: Some(supervised(restarts, failing)),
+        id: spec.id.clone(),
+    }
+}
+
+/// This process, which supervises a command.
+fn supervised(restarts: u32, failing: Option<String>) -> Supervised {
+    Supervised { pid: std::process::id().cast_signed(), restarts, failing }
 }
 
 pub(crate) async fn exec(backend: &dyn Backend, args: ExecArgs) -> Result<u8, Failure> {
@@ -162,12 +219,15 @@ fn spec(row: &ContainerRow, command: Vec<String>, log: Option<PathBuf>) -> Super
     let netns = (row.mode != "host").then(|| PathBuf::from(&row.netns));
     SuperviseSpec {
         name: row.name.clone(),
+        id: row.id.clone(),
         netns,
         hostname: row.hostname.clone(),
         etc: row.etc.as_ref().map(PathBuf::from),
         command,
         log,
         log_limits: LogLimits::default(),
+        restart: RestartPolicy::No,
+        restarts: None,
     }
 }
 
@@ -228,70 +288,60 @@ fn exit_code(code: i32) -> u8 {
     u8::try_from(code).unwrap_or(u8::MAX)
 }
 
-/// Reports the start and the end of the command to the agent.
-struct Report<'a> {
-    backend: &'a dyn Backend,
-    name: &'a Name,
-    log: Option<PathBuf>,
+/// What the agent needs to start the command again. `None`: it does not.
+fn rerun(
+    restart: RestartPolicy,
+    detach: bool,
     remove: bool,
-    patience: Duration,
+    log: LogLimits,
+) -> Result<Option<Rerun>, Failure> {
+    if restart.is_no() {
+        return Ok(None);
+    }
+    if remove {
+        return Err(Failure::usage(format!(
+            "--restart {restart}: it does not go with --rm, which removes the container: leave out one of both"
+        )));
+    }
+    if !detach {
+        return Err(Failure::usage(format!(
+            "--restart {restart}: only a command in the background is started again: add -d"
+        )));
+    }
+    let text = |what: &str, value: OsString| {
+        value.into_string().map_err(|value| {
+            Failure::refusal(format!(
+                "--restart {restart}: {what} {} is not UTF-8 and cannot be kept: change it",
+                value.to_string_lossy()
+            ))
+        })
+    };
+    let environment = env::vars_os()
+        .map(|(name, value)| {
+            let name = text("environment variable", name)?;
+            // The value may be secret.
+            let value = value.into_string().map_err(|_| {
+                Failure::refusal(format!(
+                    "--restart {restart}: the value of environment variable {name} is not UTF-8 and cannot be kept: change it"
+                ))
+            })?;
+            Ok((name, value))
+        })
+        .collect::<Result<_, Failure>>()?;
+    let directory = env::current_dir().map_err(|error| {
+        Failure::refusal(format!("--restart {restart}: the working directory is lost: {error}"))
+    })?;
+    text("working directory", directory.clone().into())?;
+    let LogLimits { max_size: log_max_size, max_files: log_max_files } = log;
+    Ok(Some(Rerun { restart, environment, directory, umask: umask(), log_max_size, log_max_files }))
 }
 
-impl Report<'_> {
-    fn started(&self) -> impl AsyncFnOnce(i32) {
-        async |pid| {
-            let state = ContainerState::Running { pid, log: self.log.clone() };
-            if let Err(error) = self.backend.container_state(self.name, state).await {
-                tell(&format!("container {} runs, but the agent was not told: {error}", self.name));
-            }
-        }
-    }
-
-    fn ended(&self) -> impl AsyncFnOnce(i32) {
-        async |code| {
-            let state = ContainerState::Exited { code };
-            let told = self
-                .insist(async || self.backend.container_state(self.name, state.clone()).await)
-                .await;
-            let told = match told {
-                Ok(()) if self.remove => {
-                    self.insist(async || self.backend.container_remove(self.name, true).await).await
-                }
-                told => told,
-            };
-            match told {
-                Err(error) if error.kind != ErrorKind::NotFound => {
-                    tell(&format!("container {} ended, but: {error}", self.name));
-                }
-                // Not found: the container was removed while it ran, by 'rm -f' or 'purge'.
-                _ => {}
-            }
-            if self.remove
-                && let Some(Err(Failure { line: Some(line), .. })) =
-                    self.log.as_deref().map(remove_log)
-            {
-                tell(&line);
-            }
-        }
-    }
-
-    /// Repeats `request` while the agent or its store does not answer, as during an upgrade.
-    async fn insist<T>(
-        &self,
-        mut request: impl AsyncFnMut() -> Result<T, crate::api::types::ApiError>,
-    ) -> Result<T, crate::api::types::ApiError> {
-        let deadline = Instant::now() + self.patience;
-        let mut pause = Duration::from_millis(50);
-        loop {
-            match request().await {
-                Err(error) if error.kind == ErrorKind::Unavailable && Instant::now() < deadline => {
-                    sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_secs(2));
-                }
-                done => return done,
-            }
-        }
-    }
+/// The file mode creation mask of this process, from proc(5): umask(2) cannot read it without
+/// setting it.
+fn umask() -> u32 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o022)
 }
 
 /// The signals that would end this process, caught while a container is being made.

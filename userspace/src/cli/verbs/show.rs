@@ -199,10 +199,14 @@ fn facts(status: &Status, out: &mut dyn Write) -> Result<(), Failure> {
             (
                 "Conntrack",
                 format!(
-                    "{} flows of {}, {} refused",
-                    conntrack.flows, conntrack.max, conntrack.refused
+                    "{}{} flows of {}, {} refused",
+                    if conntrack.estimated { "about " } else { "" },
+                    conntrack.flows,
+                    conntrack.max,
+                    conntrack.refused
                 ),
             ),
+            ("Restarts", counts.restarts.to_string()),
             ("Repairs", told(repairs)),
             ("Problems", if problems.is_empty() { "none".to_owned() } else { String::new() }),
         ],

@@ -48,6 +48,20 @@ pub struct EndpointSpec {
 /// The network is unknown; the container is already in it; its ports cannot be published in it; the
 /// address is refused or none is free; the MAC is refused; the interface name is malformed.
 pub fn create_endpoint(view: &View, spec: &EndpointSpec) -> Result<(Endpoint, Plan), Refusal> {
+    create_endpoint_as(view, spec, &new_id())
+}
+
+/// As [`create_endpoint`], with the identifier `id`, which no other attempt may have. If it is not
+/// known whether the plan was committed, [`fence_endpoint`] makes sure that it is not later.
+///
+/// # Errors
+///
+/// As [`create_endpoint`].
+pub fn create_endpoint_as(
+    view: &View,
+    spec: &EndpointSpec,
+    id: &str,
+) -> Result<(Endpoint, Plan), Refusal> {
     let name = &spec.network;
     let found = network(view, name)?;
     view.usable_network(name).map_err(Refusal::Conflict)?;
@@ -80,7 +94,7 @@ pub fn create_endpoint(view: &View, spec: &EndpointSpec) -> Result<(Endpoint, Pl
     check_mac(view, found, mac, own_mac)?;
     let endpoint = Endpoint {
         schema: SCHEMA,
-        id: new_id(),
+        id: id.to_owned(),
         network: name.clone(),
         vni: found.vni,
         container: spec.container.clone(),
@@ -102,6 +116,12 @@ pub fn create_endpoint(view: &View, spec: &EndpointSpec) -> Result<(Endpoint, Pl
         ],
         writes: vec![put(key, &endpoint)?],
     };
+    // `fence_endpoint` writes that key, as does the registration of the node.
+    let node = Key::node(&spec.node);
+    plan.compares.push(match view.nodes.get(&spec.node) {
+        Some(known) => Compare::Unchanged(node, known.revision),
+        None => Compare::Absent(node),
+    });
     if spec.mac.is_some() {
         // MACs have no keys of their own. So a chosen MAC requires that no endpoint of the network
         // was written after the view's revision.
@@ -161,6 +181,38 @@ fn check_mac(view: &View, network: &Network, mac: MacAddr, own: MacAddr) -> Resu
         )));
     }
     Ok(())
+}
+
+/// Plans that the endpoint `id` of `node` does not exist from now on. It is removed if it exists.
+/// Otherwise the node's record is written again as it is: an earlier plan of
+/// [`create_endpoint_as`], of which it is not known whether it was committed, cannot be committed
+/// after that.
+///
+/// # Errors
+///
+/// The record of the endpoint cannot be read, or the endpoint is another node's.
+pub fn fence_endpoint(view: &View, network: &Name, id: &str, node: &Name) -> Result<Plan, Refusal> {
+    let holder = view.endpoint(network, id).map(|ep| ep.node.clone());
+    if let Some(other) = holder.filter(|holder| holder != node) {
+        return Err(Refusal::Conflict(format!(
+            "endpoint {id} of network '{network}' is on node '{other}', not on '{node}': that node removes it"
+        )));
+    }
+    match remove_endpoint(view, network, id) {
+        Err(Refusal::NotFound(_)) => {}
+        removal => return removal,
+    }
+    let mut plan =
+        Plan { compares: vec![Compare::Absent(Key::endpoint(network, id))], writes: Vec::new() };
+    // Without the node's record an earlier plan that requires it as it was cannot be committed. One
+    // that was made without the record cannot be committed once the node is registered; an agent
+    // makes endpoints only after that.
+    if let Some(known) = view.nodes.get(node) {
+        let key = Key::node(node);
+        plan.compares.push(Compare::Unchanged(key.clone(), known.revision));
+        plan.writes.push(put(key, &known.record)?);
+    }
+    Ok(plan)
 }
 
 /// Plans the removal of an endpoint and of its address claims.

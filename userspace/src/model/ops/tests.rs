@@ -330,6 +330,7 @@ fn an_endpoint_claims_an_address_of_each_family() {
         [
             Compare::Unchanged(network_key, 1),
             Compare::Absent(Key::endpoint(&made.network, &made.id)),
+            Compare::Absent(Key::node(&made.node)),
             Compare::Absent("/culvert/v1/ipam/both/10.0.0.2".to_owned()),
             Compare::Absent("/culvert/v1/ipam/both/fd00::2".to_owned()),
         ]
@@ -445,6 +446,49 @@ fn addresses_come_and_go_while_the_endpoint_stays() {
     cluster.carry_out(plan.writes);
     let refused = line(add_address(&cluster.view, &red, &host, &web, ip("10.0.0.121")));
     assert!(refused.contains("17 addresses are too many"), "{refused}");
+}
+
+#[test]
+fn a_plan_whose_commit_is_in_doubt_is_fenced_off() {
+    let mut cluster = Cluster::default();
+    cluster.network(&net("red", 256, &["10.0.0.0/24"]));
+    let host = node("host1", 1);
+    cluster.put(Key::node(&host.name), &host);
+    let (made, plan) = create_endpoint_as(&cluster.view, &wanted("red", "c"), "0a").expect("plan");
+    assert_eq!(made.id, "0a");
+    let revision = cluster.view.nodes[&host.name].revision;
+    let required = Compare::Unchanged(Key::node(&host.name), revision);
+    assert!(plan.compares.contains(&required), "{plan:?}");
+
+    // It was not committed: it requires the node's record as it was, which is written again.
+    let fence = |view: &View| fence_endpoint(view, &name("red"), "0a", &host.name).expect("plan");
+    let fenced = fence(&cluster.view);
+    assert!(fenced.compares.contains(&Compare::Absent(Key::endpoint(&name("red"), "0a"))));
+    cluster.carry_out(fenced.writes);
+    assert_eq!(cluster.view.nodes[&host.name].record, host);
+    assert!(cluster.view.nodes[&host.name].revision > revision);
+
+    // It was committed: it is removed, and the node's record is left alone.
+    cluster.carry_out(plan.writes);
+    let revision = cluster.view.nodes[&host.name].revision;
+    let fenced = fence(&cluster.view);
+    cluster.carry_out(fenced.writes);
+    assert!(cluster.view.endpoints.is_empty() && cluster.view.ipam.is_empty());
+    assert_eq!(cluster.view.nodes[&host.name].revision, revision);
+
+    // An endpoint of another node is not touched.
+    let elsewhere = EndpointSpec { node: name("host2"), ..wanted("red", "d") };
+    let (_, plan) = create_endpoint_as(&cluster.view, &elsewhere, "0b").expect("plan");
+    let absent = Compare::Absent(Key::node(&name("host2")));
+    assert!(plan.compares.contains(&absent), "{plan:?}");
+    cluster.carry_out(plan.writes);
+    let refused = line(fence_endpoint(&cluster.view, &name("red"), "0b", &host.name));
+    assert!(refused.contains("is on node 'host2', not on 'host1'"), "{refused}");
+    assert_eq!(cluster.view.endpoints.count(), 1);
+
+    // The node was removed from the store, and with it what the plan requires.
+    cluster.carry_out(vec![Write::Delete(Key::node(&host.name))]);
+    assert_eq!(fence(&cluster.view).writes, []);
 }
 
 #[test]

@@ -70,11 +70,13 @@ fn the_documented_records_are_what_is_written() {
     ep.ports.push(crate::model::PublishedPort { count: 11, ..ep.ports[0] });
     ep.from.push("192.0.2.0/24".parse().expect("prefix"));
     let ip = [192, 0, 2, 9].into();
+    let prefixes = vec!["192.0.2.0/24".parse().expect("prefix")];
+    let host = Node { prefixes, mtu: Some(1500), ..node("host1", 1) };
     let written = [
         encode(&StoreMark { schema: SCHEMA, id: "00".to_owned() }),
         encode(&red),
         encode(&VniOwner { schema: SCHEMA, network: red.name.clone() }),
-        encode(&node("host1", 1)),
+        encode(&host),
         encode(&Alive::new("00".to_owned())),
         encode(&ep),
         encode(&IpOwner { schema: SCHEMA, endpoint: "0a".to_owned() }),

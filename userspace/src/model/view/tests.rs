@@ -174,6 +174,42 @@ fn an_endpoint_with_what_is_not_its_own_is_not_usable() {
     assert_eq!(cluster.view.complaints().len(), 4);
 }
 
+/// A store that was accepted may have another record of the same revision.
+#[test]
+fn another_record_of_the_same_revision_is_a_change() {
+    let (red, _) = two_networks();
+    let ep = endpoint(&red, "0a", "host1", "10.0.0.2");
+    let moved = Endpoint { node: name("host2"), ..ep.clone() };
+    let mut view = View::default();
+    view.apply(&change(Key::network(&red.name), &red, 1));
+    view.apply(&change(Key::endpoint(&red.name, &ep.id), &ep, 2));
+    assert!(view.apply(&change(Key::endpoint(&red.name, &ep.id), &ep, 2)).is_empty());
+    let touched = view.apply(&change(Key::endpoint(&red.name, &ep.id), &moved, 2));
+    let expected = [(red.name.clone(), ep.id.clone())];
+    assert_eq!(touched.endpoints.into_iter().collect::<Vec<_>>(), expected);
+    let former = touched.former.into_iter().map(|(_, had)| had.node);
+    assert_eq!(former.collect::<Vec<_>>(), [ep.node]);
+    let internal = Network { internal: true, ..red.clone() };
+    let touched = view.apply(&change(Key::network(&red.name), &internal, 1));
+    assert_eq!(touched.networks.into_iter().collect::<Vec<_>>(), [red.name]);
+}
+
+/// The revision goes back with a list: that of a store that was accepted may be of an earlier
+/// revision, and a request that waits for a later one must not go on.
+#[test]
+fn a_list_sets_the_revision() {
+    let update = |revision, resync| Update { revision, changes: Vec::new(), resync, listed: None };
+    let mut view = View::default();
+    view.fold(&update(9, false));
+    assert_eq!(view.revision, 9);
+    view.fold(&update(5, true));
+    assert_eq!(view.revision, 5);
+    view.fold(&update(4, false));
+    assert_eq!(view.revision, 5);
+    view.fold_unseen(&update(3, true));
+    assert_eq!(view.revision, 3);
+}
+
 /// Writes and deletions of valid records, from so small a set that they collide.
 fn history() -> impl Strategy<Value = Vec<(u8, u8, bool)>> {
     proptest::collection::vec((0..6_u8, 0..4_u8, any::<bool>()), 0..60)

@@ -8,6 +8,7 @@ use std::{
         unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use nix::{
@@ -174,6 +175,23 @@ impl LogWriter {
     }
 }
 
+/// A log that the pumps of several programs write to, one after the other.
+#[derive(Clone)]
+pub(in crate::sandbox) struct SharedLog(Arc<Mutex<LogWriter>>);
+
+impl SharedLog {
+    pub(in crate::sandbox) fn new(log: LogWriter) -> Self {
+        Self(Arc::new(Mutex::new(log)))
+    }
+
+    /// As [`LogWriter::write`].
+    pub(in crate::sandbox) fn write(&self, text: &[u8]) {
+        // A thread that panicked with the lock held left a valid writer: at most a part of its text
+        // is missing.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(text);
+    }
+}
+
 /// A task that brings what a program prints from a pipe to its log.
 pub(in crate::sandbox) struct Pump {
     end: Option<oneshot::Sender<()>>,
@@ -186,7 +204,7 @@ impl Pump {
     ///
     /// # Errors
     /// The pipe cannot be used.
-    pub(in crate::sandbox) fn start(pipe: PipeReader, log: LogWriter) -> io::Result<Self> {
+    pub(in crate::sandbox) fn start(pipe: PipeReader, log: SharedLog) -> io::Result<Self> {
         let pipe = pipe::Receiver::from_owned_fd(OwnedFd::from(pipe))?;
         let (end, ended) = oneshot::channel();
         let (done, drained) = oneshot::channel();
@@ -208,11 +226,16 @@ impl Pump {
     pub(in crate::sandbox) async fn finish(self) {
         let _ = self.task.await;
     }
+
+    /// Whether nobody has the pipe any more.
+    pub(in crate::sandbox) fn is_finished(&self) -> bool {
+        self.task.is_finished()
+    }
 }
 
 async fn pump(
     mut pipe: pipe::Receiver,
-    mut log: LogWriter,
+    log: SharedLog,
     ended: oneshot::Receiver<()>,
     drained: oneshot::Sender<()>,
 ) {

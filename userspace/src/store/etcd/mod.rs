@@ -10,8 +10,8 @@ use std::{collections::BTreeSet, time::Duration};
 
 use async_trait::async_trait;
 use etcd_client::{
-    Compare as EtcdCompare, CompareOp, DeleteOptions, EventType, KeyValue, PutOptions, Txn, TxnOp,
-    WatchOptions, WatchResponse,
+    Compare as EtcdCompare, CompareOp, DeleteOptions, EventType, GetOptions, KeyValue, PutOptions,
+    Txn, TxnOp, WatchOptions, WatchResponse,
 };
 use futures::{StreamExt, stream};
 
@@ -95,6 +95,16 @@ impl StateStore for EtcdStore {
 
     async fn list(&self, prefix: &str) -> Result<Pages, StoreError> {
         list::pages(&self.connections, self.layout, prefix).await
+    }
+
+    async fn was_written(&self, key: &str, at: Revision) -> Result<bool, StoreError> {
+        let options = GetOptions::new().with_revision(at).with_keys_only();
+        let call = self.connections.call(Repeat::Always, |client| {
+            let options = options.clone();
+            async move { client.kv_client().get(key, Some(options)).await }
+        });
+        let answer = self.connections.within(call).await?;
+        Ok(answer.kvs().iter().any(|pair| pair.mod_revision() == at))
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {

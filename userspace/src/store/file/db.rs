@@ -169,6 +169,27 @@ impl Db {
         })
     }
 
+    /// Whether a key was written at a revision.
+    pub(super) fn was_written(&self, key: &str, at: Revision) -> Result<bool, StoreError> {
+        let read = self.with(|database| {
+            let txn = database.begin_read()?;
+            let oldest = txn.open_table(META)?.get(OLDEST)?.map_or(0, |value| value.value());
+            if at < oldest {
+                return Ok(Err(oldest));
+            }
+            let history = txn.open_table(HISTORY)?;
+            for item in history.range((at, 0)..(at + 1, 0))? {
+                let (_, stored) = item?;
+                let (other, value) = stored.value();
+                if other == key && value.is_some() {
+                    return Ok(Ok(true));
+                }
+            }
+            Ok(Ok(false))
+        });
+        read?.map_err(|oldest| StoreError::Compacted { oldest })
+    }
+
     /// Changes below a prefix from a revision on, about [`BATCH`] of them.
     pub(super) fn history(&self, prefix: &str, from: Revision) -> Result<History, StoreError> {
         let read = self.with(|database| {

@@ -214,6 +214,11 @@ impl StateStore for FileStore {
         self.run(move |inner| inner.db.snapshot(&prefix)).await
     }
 
+    async fn was_written(&self, key: &str, at: Revision) -> Result<bool, StoreError> {
+        let key = key.to_owned();
+        self.run(move |inner| inner.db.was_written(&key, at)).await
+    }
+
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
         let mut watching = Watching {
             store: Arc::downgrade(&self.inner),

@@ -12,12 +12,26 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::store::{Change, Page, Revision};
+use crate::store::{Entry, Page, Revision};
 
 /// Number of keys in a packed segment.
 const SEGMENT: usize = 4096;
 /// Least number of unpacked changes that starts a packing.
 const RECENT: usize = 1024;
+
+/// A revision that no entry has.
+const NEVER: Revision = 0;
+
+/// The difference between delivered keys and those of a page.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Difference {
+    /// Entries of the page that were not delivered with their revision, in key order.
+    pub(super) news: Vec<Entry>,
+    /// Delivered keys that the page does not have, with their revisions, in key order.
+    pub(super) gone: Vec<(String, Revision)>,
+    /// The greatest revision of the entries that were delivered with their revision.
+    pub(super) kept: Revision,
+}
 
 /// Every key that was delivered and not deleted since, with its revision.
 #[derive(Debug, Default)]
@@ -41,25 +55,31 @@ impl Seen {
         self.tidy();
     }
 
-    /// Replaces the keys within a page's range by those of the page. Returns the changes.
-    pub(super) fn turn_to(&mut self, page: Page) -> Vec<Change> {
+    /// Forgets with which revisions the keys were delivered: each entry of a later page is then news.
+    pub(super) fn forget_revisions(&mut self) {
+        let keys = self.take("", None).into_iter().map(|(key, _)| (key, NEVER)).collect();
+        self.pack(keys);
+    }
+
+    /// The difference between the keys within a page's range and those of the page.
+    pub(super) fn compare(&self, page: Page) -> Difference {
+        difference(self.within(&page.from, &page.to), page.entries)
+    }
+
+    /// Records that the keys of a page were written. Returns the difference. Keys that the page does
+    /// not have stay until [`Self::delete`] is called for them.
+    pub(super) fn turn_to(&mut self, page: Page) -> Difference {
         let before = self.take(&page.from, Some(&page.to));
-        let keys = page.entries.iter().map(|entry| (entry.key.clone(), entry.mod_revision));
-        self.pack(keys.collect());
-        let mut before = before.into_iter().peekable();
-        let mut changes = Vec::new();
-        let deleted = |key| Change::Delete { key, revision: page.revision };
-        for entry in page.entries {
-            while let Some((key, _)) = before.next_if(|(key, _)| *key < entry.key) {
-                changes.push(deleted(key));
-            }
-            let known = before.next_if(|(key, _)| *key == entry.key);
-            if known.is_none_or(|(_, revision)| revision != entry.mod_revision) {
-                changes.push(Change::Put(entry));
-            }
+        let entries = page.entries.iter();
+        let mut keys: Vec<(String, Revision)> =
+            entries.map(|entry| (entry.key.clone(), entry.mod_revision)).collect();
+        let found = difference(before, page.entries);
+        if !found.gone.is_empty() {
+            keys.extend(found.gone.iter().cloned());
+            keys.sort_unstable();
         }
-        changes.extend(before.map(|(key, _)| deleted(key)));
-        changes
+        self.pack(keys);
+        found
     }
 
     /// Packs the changes once there are enough of them.
@@ -69,6 +89,25 @@ impl Seen {
             let all = self.take("", None);
             self.pack(all);
         }
+    }
+
+    /// The keys from `from` (included) to `to` (excluded), in order.
+    fn within(&self, from: &str, to: &str) -> Vec<(String, Revision)> {
+        let within = |key: &str| key >= from && key < to;
+        let mut keys = BTreeMap::new();
+        for segment in &self.segments {
+            if segment.last.as_str() >= from && segment.first.as_str() < to {
+                keys.extend(segment.unpack().into_iter().filter(|(key, _)| within(key)));
+            }
+        }
+        for (key, revision) in self.recent.iter().filter(|(key, _)| within(key)) {
+            if let Some(revision) = revision {
+                keys.insert(key.clone(), *revision);
+            } else {
+                keys.remove(key);
+            }
+        }
+        keys.into_iter().collect()
     }
 
     /// Removes the keys from `from` (included) to `to` (excluded). Returns them in order.
@@ -110,6 +149,25 @@ impl Seen {
         self.segments.append(&mut segments);
         self.segments.sort_unstable_by(|one, other| one.first.cmp(&other.first));
     }
+}
+
+/// The difference between delivered keys and the entries of a page, both in key order.
+fn difference(before: Vec<(String, Revision)>, entries: Vec<Entry>) -> Difference {
+    let mut before = before.into_iter().peekable();
+    let mut found = Difference::default();
+    for entry in entries {
+        while let Some(gone) = before.next_if(|(key, _)| *key < entry.key) {
+            found.gone.push(gone);
+        }
+        match before.next_if(|(key, _)| *key == entry.key) {
+            Some((_, revision)) if revision == entry.mod_revision => {
+                found.kept = found.kept.max(revision);
+            }
+            _ => found.news.push(entry),
+        }
+    }
+    found.gone.extend(before);
+    found
 }
 
 /// A segment: consecutive keys.
@@ -213,7 +271,6 @@ mod tests {
     use proptest::{collection::btree_map, prelude::*};
 
     use super::*;
-    use crate::store::Entry;
 
     proptest! {
         #[test]
@@ -247,16 +304,19 @@ mod tests {
                             key: key.clone(), value: Vec::new(), mod_revision: *at,
                         }).collect(),
                     };
-                    for change in seen.turn_to(page) {
-                        match change {
-                            Change::Put(entry) => {
-                                let before = there.insert(entry.key, entry.mod_revision);
-                                prop_assert_ne!(before, Some(entry.mod_revision));
-                            }
-                            Change::Delete { key, .. } => {
-                                prop_assert!(there.remove(&key).is_some());
-                            }
-                        }
+                    let compared = seen.compare(page.clone());
+                    let found = seen.turn_to(page);
+                    prop_assert_eq!(&found, &compared);
+                    for entry in found.news {
+                        let before = there.insert(entry.key, entry.mod_revision);
+                        prop_assert_ne!(before, Some(entry.mod_revision));
+                    }
+                    // A key that is gone stays until its deletion is delivered.
+                    for (key, revision) in found.gone {
+                        prop_assert_eq!(there.remove(&key), Some(revision));
+                        let still = seen.within(&key, &format!("{key} "));
+                        prop_assert_eq!(still, [(key.clone(), revision)]);
+                        seen.delete(&key);
                     }
                     let now: BTreeMap<_, _> =
                         there.range(key..).map(|(key, at)| (key.clone(), *at)).collect();
@@ -275,6 +335,27 @@ mod tests {
             }
             prop_assert_eq!(seen.take("", None), there.into_iter().collect::<Vec<_>>());
         }
+    }
+
+    /// Another store may have the same key at the same revision with another value.
+    #[test]
+    fn every_entry_is_news_once_the_revisions_are_forgotten() {
+        let entry = |key: &str| Entry { key: key.to_owned(), value: Vec::new(), mod_revision: 3 };
+        let page = Page {
+            revision: 4,
+            from: "/".to_owned(),
+            to: "0".to_owned(),
+            entries: vec![entry("/a"), entry("/b")],
+        };
+        let mut seen = Seen::default();
+        seen.turn_to(page.clone());
+        seen.put("/c", 4);
+        assert!(seen.compare(page.clone()).news.is_empty());
+        seen.forget_revisions();
+        let found = seen.turn_to(page.clone());
+        assert_eq!(found.news, page.entries);
+        assert_eq!(found.gone, [("/c".to_owned(), NEVER)]);
+        assert!(seen.turn_to(page).news.is_empty());
     }
 
     #[test]

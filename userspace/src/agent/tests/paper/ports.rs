@@ -1,0 +1,79 @@
+//! Ports of a simulated host.
+
+use std::{
+    collections::BTreeSet,
+    net::Ipv4Addr,
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use async_trait::async_trait;
+
+use super::Paper;
+use crate::{
+    agent::platform::{Holder, PortError, PortHold, Ports},
+    api::types::ApiError,
+    model::Protocol,
+};
+
+/// Address, port and protocol.
+pub(in crate::agent::tests) type Port = (Ipv4Addr, u16, Protocol);
+
+/// A port that is held until this is dropped.
+struct Hold(Arc<Mutex<BTreeSet<Port>>>, Port);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().remove(&self.1);
+    }
+}
+
+impl Paper {
+    fn holder(&self, port: Port) -> Holder {
+        self.state().busy.get(&port).cloned().unwrap_or(Holder::Unseen)
+    }
+}
+
+#[async_trait]
+impl Ports for Paper {
+    fn hold_port(
+        &self,
+        ip: Ipv4Addr,
+        port: u16,
+        protocol: Protocol,
+    ) -> Result<PortHold, PortError> {
+        if port < 100 {
+            return Err(PortError::Denied { from: 100 });
+        }
+        if !(ip.is_unspecified() || ip.is_loopback()) {
+            return Err(PortError::NoSuchAddress);
+        }
+        if self.holder((ip, port, protocol)) != Holder::Unseen {
+            return Err(PortError::InUse);
+        }
+        let state = self.state();
+        // A port that the agent holds itself cannot be bound again.
+        if !state.held.lock().unwrap().insert((ip, port, protocol)) {
+            return Err(PortError::InUse);
+        }
+        Ok(Box::new(Hold(Arc::clone(&state.held), (ip, port, protocol))))
+    }
+
+    fn port_holder(&self, ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder {
+        self.lookups.pass();
+        self.holder((ip, port, protocol))
+    }
+
+    fn netfilter_is_active(&self) -> bool {
+        false
+    }
+
+    async fn port_holder_in(
+        &self,
+        _netns: &Path,
+        port: u16,
+        protocol: Protocol,
+    ) -> Result<Holder, ApiError> {
+        Ok(self.port_holder(Ipv4Addr::UNSPECIFIED, port, protocol))
+    }
+}
