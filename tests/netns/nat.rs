@@ -112,9 +112,8 @@ fn a_flow_leaves_by_no_address_that_the_host_has_lost() {
         if !runs {
             world.cluster.hosts[0].stop_agent(Signal::SIGKILL);
         }
-        world.host().netns.run(&format!(
-            "ip addr add {new}/24 dev up0 && ip addr del {old}/24 dev up0"
-        ));
+        let change = format!("ip addr add {new}/24 dev up0 && ip addr del {old}/24 dev up0");
+        world.host().netns.run(&change);
         wait_until(followed, &format!("{new} alone"), || sources() == [new]);
     }
 }
