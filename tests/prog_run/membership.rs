@@ -21,6 +21,7 @@ cases!(
     other_networks_do_not_ask,
     reports_of_who_asks_go_nowhere,
     who_is_forgotten_gets_nothing,
+    reports_to_no_group_are_flooded,
     everything_else_is_flooded,
 );
 
@@ -228,6 +229,20 @@ fn who_is_forgotten_gets_nothing(lab: &mut Lab) {
     });
     lab.queriers.remove(anybody);
     is_absorbed(lab, Port::A1, &report);
+}
+
+/// The MAC decides whether a frame is for a group, whichever way the frame comes.
+fn reports_to_no_group_are_flooded(lab: &mut Lab) {
+    let report = |from: &Host| {
+        let to = Host { mac: [0xff; 6], ..group([224, 0, 0, 22]) };
+        let l4 = vec![0x22, 0, 0, 0, 239, 1, 2, 3];
+        V4 { protocol: 2, ttl: 1, l4, ..V4::new(from, &to) }.frame()
+    };
+    is_flooded(lab, &report(&ONE));
+    let frame = report(&FAR);
+    let copies = [copy(Port::A1, &frame), copy(Port::A2, &frame)];
+    let notes = [note(Note::FloodLocalCopy).times(2).bytes(2 * frame.len())];
+    lab.at_underlay(&from_peer().wrap(&frame)).floods(&copies, &notes);
 }
 
 /// Groups of link scope too: nobody has to ask for them, and nobody reports their members.
