@@ -67,7 +67,7 @@ impl Agent {
 
     /// The rows of `ps` for all containers of this host.
     pub(super) fn list_containers(&self) -> Vec<ContainerRow> {
-        self.all_records().iter().map(|record| rows::container(&self.shared, record)).collect()
+        rows::containers(&self.shared, &self.all_records())
     }
 
     pub(super) async fn create_container(

@@ -13,8 +13,21 @@ use crate::{
 
 /// The row of a container.
 pub(super) fn container(shared: &Shared, record: &Record) -> ContainerRow {
-    let Known { mode, mut networks } = present(shared, record);
-    mark_unserved(shared, &mut networks);
+    let mut row = row(shared, record);
+    mark_unserved(shared, std::slice::from_mut(&mut row));
+    row
+}
+
+/// The rows of containers.
+pub(super) fn containers(shared: &Shared, records: &[Record]) -> Vec<ContainerRow> {
+    let mut rows: Vec<_> = records.iter().map(|record| row(shared, record)).collect();
+    mark_unserved(shared, &mut rows);
+    rows
+}
+
+/// The row of a container, as far as it does not depend on the interfaces of the host.
+fn row(shared: &Shared, record: &Record) -> ContainerRow {
+    let Known { mode, networks } = present(shared, record);
     // It has its own files, or those of the other container.
     let state_dir = &shared.options.state_dir;
     let named = [&record.name, holder(record)]
@@ -50,13 +63,16 @@ pub(super) fn container(shared: &Shared, record: &Record) -> ContainerRow {
     }
 }
 
-/// Notes the interfaces through which clients do not reach the ports that are published in a network.
-fn mark_unserved(shared: &Shared, networks: &mut [ContainerNetwork]) {
-    if !networks.iter().any(has_clients) {
+/// Notes the interfaces through which clients do not reach published ports. The interfaces are read
+/// once, and only if somebody publishes a port.
+fn mark_unserved(shared: &Shared, rows: &mut [ContainerRow]) {
+    let networks = rows.iter_mut().flat_map(|row| row.networks.iter_mut());
+    let mut published = networks.filter(|network| has_clients(network)).peekable();
+    if published.peek().is_none() {
         return;
     }
     let unserved = shared.platform.client_links().unserved;
-    for network in networks.iter_mut().filter(|network| has_clients(network)) {
+    for network in published {
         network.unserved.clone_from(&unserved);
     }
 }

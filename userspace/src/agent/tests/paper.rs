@@ -93,6 +93,8 @@ pub(super) struct State {
     /// Addresses of the host.
     pub(super) facts: Facts,
     pub(super) client_links: ClientLinks,
+    /// Number of reads of them.
+    pub(super) client_links_read: usize,
     /// Number of looks at containers' devices and at uplinks.
     pub(super) looks: usize,
     /// Error of every look at containers' devices.
@@ -604,7 +606,9 @@ impl Underlay for Paper {
     }
 
     fn client_links(&self) -> ClientLinks {
-        self.state().client_links.clone()
+        let mut state = self.state();
+        state.client_links_read += 1;
+        state.client_links.clone()
     }
 
     fn uplinks(&self) -> (Vec<Uplink>, Option<Price>) {

@@ -294,9 +294,12 @@ async fn interfaces_that_do_not_serve_a_port_are_told() {
     let shares = one.run("shares", "container:web").await.unwrap();
     assert_eq!(shares.warnings, Vec::<String>::new());
 
+    let before = one.paper.state().client_links_read;
     let rows = one.agent.containers().await.unwrap();
     let unserved: Vec<_> = rows.iter().map(|row| row.networks[0].unserved.len()).collect();
     assert_eq!(unserved, [0, 2, 2], "local, shares, web");
+    let read = one.paper.state().client_links_read - before;
+    assert_eq!(read, 1, "once for a list of containers");
     assert_eq!(one.agent.ports().await.unwrap().unserved, tunnels);
     assert_eq!(one.agent.status().await.unwrap().datapath.unserved_links, tunnels);
     one.agent.container_remove(&name("web"), true).await.unwrap();
