@@ -73,6 +73,29 @@ impl Engine {
         }
     }
 
+    /// Opens the gateway devices that could not be opened. Their networks are not computed again,
+    /// because the maps have these devices already. Must be called once the subnets of the host's
+    /// interfaces are known.
+    pub(super) async fn reopen_gateways(&mut self) {
+        let is_shut = |(name, vni): &(&Name, &u32)| {
+            self.gateways.contains_key(*vni)
+                && !self.gateway_specs.contains_key(*vni)
+                && !self.dirty.contains(*name)
+        };
+        let shut: Vec<(Name, u32)> =
+            self.vnis.iter().filter(is_shut).map(|(name, vni)| (name.clone(), *vni)).collect();
+        for (name, vni) in shut {
+            let former = self.gateways.get(&vni).copied();
+            let gateway = self.make_gateway(&name).await;
+            if self.gateways.get(&vni).copied() != former {
+                // The maps have the former device.
+                self.dirty.insert(name);
+            } else if let Some(gateway) = gateway {
+                self.open_gateway(&name, gateway).await;
+            }
+        }
+    }
+
     /// Whether an endpoint of a network is plugged in here.
     fn has_port(&self, network: &Name) -> bool {
         self.local.iter().any(|(id, of)| of == network && self.ports.contains_key(id))

@@ -127,6 +127,8 @@ pub(crate) struct Engine {
     wrong: Wrong,
     /// A gateway device, its address or its route may have been changed.
     gateways_stale: bool,
+    /// Gateway devices that could not be opened are to be opened in this turn.
+    reopens: bool,
     /// The endpoint at which the last look at settings of device pairs ended.
     settings_at: String,
     /// Subnets that the host's own interfaces are connected to.
@@ -163,6 +165,7 @@ impl Engine {
             devices_stale: BTreeSet::new(),
             wrong: Wrong::default(),
             gateways_stale: false,
+            reopens: false,
             settings_at: String::new(),
             connected: Vec::new(),
             underlay_dirty: true,
@@ -310,6 +313,9 @@ impl Engine {
             if !self.dirty.contains(&network) && !self.patch_network(&network, &changed) {
                 self.dirty.insert(network);
             }
+        }
+        if std::mem::take(&mut self.reopens) {
+            self.reopen_gateways().await;
         }
         let mut failed = BTreeSet::new();
         while let Some(network) = self.dirty.pop_first() {

@@ -104,12 +104,8 @@ impl Engine {
 
     /// Compares the gateway devices with their wanted state.
     async fn check_gateways(&mut self) -> Result<(), PlugError> {
-        // Those that could not be opened are tried again: what was in their way may be gone.
-        let is_shut =
-            |vni: &u32| self.gateways.contains_key(vni) && !self.gateway_specs.contains_key(vni);
-        let networks = self.vnis.iter().filter(|(_, vni)| is_shut(vni));
-        let networks: Vec<_> = networks.map(|(name, _)| name.clone()).collect();
-        self.dirty.extend(networks);
+        // What was in the way of those that could not be opened may be gone.
+        self.reopens = true;
         let specs: Vec<GatewaySpec> = self.gateway_specs.values().cloned().collect();
         if specs.is_empty() {
             return Ok(());
