@@ -310,7 +310,7 @@ fn flows_outlive_the_agent() {
         stream.read_exact(&mut answer).unwrap();
     };
     talk();
-    for signal in [nix::sys::signal::Signal::SIGTERM, nix::sys::signal::Signal::SIGKILL] {
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         world.cluster.hosts[0].stop_agent(signal);
         talk();
         // A new connection works, too: the programs need no running agent.
@@ -336,14 +336,14 @@ fn flows_die_with_their_container() {
     let (new, again) = world.run("bridge", &["--ip", "172.17.0.9"]);
     assert_eq!(ip, again);
     // A peer that still sends to the old container.
-    let listener = sock::within(&container(&new), || std::net::UdpSocket::bind("0.0.0.0:4000"));
+    let listener = sock::within(&container(&new), || UdpSocket::bind("0.0.0.0:4000"));
     let listener = listener.unwrap();
     listener.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     drop(server);
     sock::within(world.outside.host.path(), || {
         // A child process that another test forks at this moment holds the server's socket until it
         // executes its program.
-        let bind = || std::net::UdpSocket::bind("0.0.0.0:53").ok();
+        let bind = || UdpSocket::bind("0.0.0.0:53").ok();
         let socket = wait_for(SOON, "the port to be free", bind);
         for _ in 0..3 {
             socket.send_to(b"late", client).unwrap();

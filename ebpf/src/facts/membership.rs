@@ -5,8 +5,8 @@ use culvert_common::{
     abi::DropReason,
     datapath::membership::Membership,
     wire::{
-        Ipv4Hdr, Ipv6Hdr,
-        ethernet::{ETH_P_IP, ETH_P_IPV6},
+        EthHdr, Ipv4Hdr, Ipv6Hdr,
+        ethernet::{self, ETH_P_IP, ETH_P_IPV6},
         ipv4::{PROTO_IGMP, PROTO_PIM},
         ipv6::{NEXT_HOP_BY_HOP, NEXT_ICMPV6, extension_len},
     },
@@ -14,10 +14,8 @@ use culvert_common::{
 
 use crate::kernel::skb::{ETH_LEN, load};
 
-/// Offset of the EtherType.
-const ETHERTYPE: usize = 12;
-
-/// What the frame says about the members of groups. A frame that ends too early says nothing.
+/// What the frame says about the members of groups. A frame that ends too early, or that is not to
+/// a group of IP, says nothing.
 #[inline(always)]
 pub(crate) fn membership(ctx: &TcContext) -> Membership {
     try_membership(ctx).unwrap_or(Membership::Other)
@@ -25,8 +23,11 @@ pub(crate) fn membership(ctx: &TcContext) -> Membership {
 
 #[inline(always)]
 fn try_membership(ctx: &TcContext) -> Result<Membership, DropReason> {
-    let ethertype: [u8; 2] = load(ctx, ETHERTYPE)?;
-    match u16::from_be_bytes(ethertype) {
+    let eth: EthHdr = load(ctx, 0)?;
+    if !ethernet::is_group_of_ip(&eth.dst) {
+        return Ok(Membership::Other);
+    }
+    match eth.ethertype() {
         ETH_P_IP => of_ipv4(ctx),
         ETH_P_IPV6 => of_ipv6(ctx),
         _ => Ok(Membership::Other),

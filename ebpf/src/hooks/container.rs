@@ -191,10 +191,7 @@ fn flood_limited(sender: &Sender<'_>, inner: &Inner) -> Outcome {
             return Err(DropReason::BumRateLimited);
         }
     }
-    let receivers = match ethernet::is_group_of_ip(&inner.eth.dst) {
-        true => queriers::receivers(ctx.skb.skb, ep.vni, ifindex, VtepId::NONE),
-        false => Receivers::All,
-    };
+    let receivers = queriers::receivers(ctx.skb.skb, ep.vni, ifindex, VtepId::NONE);
     if receivers == Receivers::Nobody {
         note(Direction::FromContainer, Note::ReportAbsorbed, ctx.len());
         return Ok(Action::Absorb);

@@ -152,10 +152,7 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
         }
         Receiver::Learned(ifindex) => decap::hand_over(ctx, ifindex),
         Receiver::Flood => {
-            let receivers = match ethernet::is_group_of_ip(&eth.dst) {
-                true => queriers::receivers(ctx.skb.skb, vni, 0, vtep),
-                false => Receivers::All,
-            };
+            let receivers = queriers::receivers(ctx.skb.skb, vni, 0, vtep);
             if receivers == Receivers::Nobody {
                 note(DIRECTION, Note::ReportAbsorbed, ctx.len());
                 return Ok(Action::Absorb);

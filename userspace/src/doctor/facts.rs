@@ -430,7 +430,7 @@ mod tests {
         let rows = "00000bb8 00004855 000049f2 00000010\n00000bb8 000047db 0000463c 00000001\n";
         file("proc/net/stat/arp_cache", &format!("{head}{rows}"));
         let ipv4 = NeighbourTable { family: "ipv4", entries: 1000, limit: 1024, refused: 17 };
-        assert_eq!(read(), [ipv4.clone()]);
+        assert_eq!(read(), std::slice::from_ref(&ipv4));
         file("proc/sys/net/ipv6/neigh/default/gc_thresh3", "2048\n");
         file("proc/net/stat/ndisc_cache", &format!("{head}0000000a 00 00 00\n"));
         let ipv6 = NeighbourTable { family: "ipv6", entries: 6, limit: 2048, refused: 0 };
