@@ -81,14 +81,14 @@ fn a_gateway_has_one_neighbour() {
         for last in 2..10 {
             host.try_run(&format!("ping -c1 -W0.1 10.9.0.{last}"));
         }
-        let neighbours = host.run("ip -4 neigh show dev cvg256 nud all");
+        let neighbours = host.run("ip -4 neigh show dev cvg256");
         assert_eq!(neighbours.trim_end(), "169.254.67.1 lladdr 02:42:0a:09:00:01 PERMANENT");
         // Entered by hand, the MAC does not matter, as the program writes its own.
         host.run("ip neigh replace 169.254.67.1 lladdr 02:00:00:00:00:07 dev cvg256 nud permanent");
         open_gateway(&netlink, &spec()).await.unwrap();
         host.run("ip neigh del 169.254.67.1 dev cvg256");
         open_gateway(&netlink, &spec()).await.unwrap();
-        let neighbours = host.run("ip -4 neigh show dev cvg256 nud all");
+        let neighbours = host.run("ip -4 neigh show dev cvg256");
         assert!(neighbours.contains("02:42:0a:09:00:01 PERMANENT"), "{neighbours}");
     });
 }

@@ -159,7 +159,7 @@ fn containers_take_no_room_in_the_table_of_neighbours() {
         host.in_container(name, &format!("ping -c1 -W9 {}", host.vtep()));
     }
     let gateway = device_to(host, "10.9.0.2");
-    let shown = host.netns.run(&format!("ip -4 neigh show dev {gateway} nud all"));
+    let shown = host.netns.run(&format!("ip -4 neigh show dev {gateway}"));
     assert_eq!(shown.trim_end(), "169.254.67.1 lladdr 02:42:0a:09:00:01 PERMANENT");
 }
 

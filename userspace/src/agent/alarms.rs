@@ -12,7 +12,7 @@ const EVERY: Duration = Duration::from_secs(10);
 /// alarm once.
 pub(super) async fn keep(shared: Arc<Shared>, store: Arc<dyn StateStore>) {
     tokio::select! {
-        () = shared.shutdown.cancelled() => {}
+        () = shared.ending.shutdown.cancelled() => {}
         () = watch(&shared, store.as_ref()) => {}
     }
 }
@@ -22,7 +22,7 @@ async fn watch(shared: &Shared, store: &dyn StateStore) {
     loop {
         // Without an answer the last known alarms stay.
         if let Ok(alarms) = store.alarms().await {
-            shared.problems.set("store-alarm", line(&alarms));
+            shared.shown.problems.set("store-alarm", line(&alarms));
             shared.store.set_alarms(alarms);
         }
         tokio::time::sleep(EVERY).await;

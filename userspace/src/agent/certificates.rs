@@ -31,9 +31,9 @@ pub(super) async fn keep(shared: Arc<Shared>) {
         let reading = Arc::clone(&shared);
         let read = move || lines(&reading.options.store_access);
         let lines = tokio::task::spawn_blocking(read).await;
-        shared.problems.set_below("store-certificate/", lines.unwrap_or_default());
+        shared.shown.problems.set_below("store-certificate/", lines.unwrap_or_default());
         tokio::select! {
-            () = shared.shutdown.cancelled() => return,
+            () = shared.ending.shutdown.cancelled() => return,
             () = tokio::time::sleep(EVERY) => {}
         }
     }

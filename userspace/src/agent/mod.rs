@@ -100,7 +100,7 @@ impl CleanUp {
     /// `--cleanup-on-exit`.
     fn of(wanted: bool, shared: &Shared) -> Self {
         match shared.store.refusal() {
-            _ if !wanted || shared.purged.is_cancelled() => Self::Nothing,
+            _ if !wanted || shared.ending.purged.is_cancelled() => Self::Nothing,
             None => Self::Node,
             Some(error) => {
                 tracing::warn!(
@@ -183,21 +183,21 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
         Arc::clone(&host) as Arc<dyn platform::Platform>,
         (containers, denied),
     ));
-    shared.problems.set("node-name", named.problem);
-    shared.problems.set("mounts", mounts);
+    shared.shown.problems.set("node-name", named.problem);
+    shared.shown.problems.set("mounts", mounts);
     for (index, line) in skipped.into_iter().enumerate() {
-        shared.problems.set(&format!("denied/{index}"), Some(line));
+        shared.shown.problems.set(&format!("denied/{index}"), Some(line));
     }
     for (index, line) in problems.into_iter().enumerate() {
-        shared.problems.set(&format!("containers/{index}"), Some(line));
+        shared.shown.problems.set(&format!("containers/{index}"), Some(line));
     }
-    let tasks = &shared.tasks;
+    let tasks = &shared.ending.tasks;
     // Not tracked: no task depends on these two, and they do not react to `shutdown`.
     let priced = Arc::clone(&host);
     let pricing = tokio::spawn(async move { priced.price_uplinks().await });
     let trace = if options.trace { Some(host.forward_trace()?) } else { None };
     tasks.spawn(conntrack::keep(shared.conntrack_context()));
-    tasks.spawn(shared.disk.clone().keep(shared.shutdown.clone()));
+    tasks.spawn(shared.disk.clone().keep(shared.ending.shutdown.clone()));
     // Before the store is reached: a certificate may be why it is not.
     tasks.spawn(certificates::keep(Arc::clone(&shared)));
 
@@ -209,7 +209,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     let server = api::serve(
         listener,
         Arc::clone(&agent) as Arc<dyn api::Backend>,
-        shared.shutdown.clone().cancelled_owned(),
+        shared.ending.shutdown.clone().cancelled_owned(),
     );
     tasks.spawn(server);
 
@@ -240,7 +240,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     let follower = match outcome {
         Ok(Some(reached)) => reached,
         failed => {
-            shared.end_tasks().await;
+            shared.ending.end_tasks().await;
             failed?;
             if options.cleanup_on_exit {
                 clean_up_host(options).await?;
@@ -263,8 +263,8 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
             let then = if options.cleanup_on_exit { "cleaning up" } else { "the data plane goes on" };
             tracing::info!("{signal}: stopping, {then}");
         }
-        () = shared.shutdown.cancelled() => {}
-        () = shared.again.cancelled() => end = End::Anew,
+        () = shared.ending.shutdown.cancelled() => {}
+        () = shared.ending.again.cancelled() => end = End::Anew,
         ended = &mut engine => {
             // Only a defect of the engine ends it.
             failure = Some(anyhow!("the engine stopped: {ended:?}; the data plane goes on"));
@@ -281,8 +281,8 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     if let Some(trace) = trace {
         trace.abort();
     }
-    shared.end_tasks().await;
-    if shared.purged.is_cancelled() {
+    shared.ending.end_tasks().await;
+    if shared.ending.purged.is_cancelled() {
         files::remove_state(&options.state_dir);
     }
     if clean_up == CleanUp::Host {

@@ -47,12 +47,12 @@ pub(super) async fn keep(
     let mut entered = Some(entered);
     let mut lease = None;
     tokio::select! {
-        () = shared.shutdown.cancelled() => {}
+        () = shared.ending.shutdown.cancelled() => {}
         () = stay(&shared, store.as_ref(), &mut entered, &mut lease) => return,
     }
     // An agent that starts anew enters the node with a lease of its own.
     if let Some(lease) = lease
-        && !shared.again.is_cancelled()
+        && !shared.ending.again.is_cancelled()
     {
         give_up(store.as_ref(), lease).await;
     }
@@ -81,8 +81,8 @@ async fn stay(
             Ok(Entry { lease, revision, new }) => {
                 *current = Some(lease);
                 backoff.reset();
-                shared.problems.set("node", None);
-                shared.problems.set("node/removed", removed(shared, new));
+                shared.shown.problems.set("node", None);
+                shared.shown.problems.set("node/removed", removed(shared, new));
                 remember(shared);
                 if let Some(entered) = entered.take() {
                     // The receiver is gone if the agent is stopping.
@@ -108,7 +108,7 @@ async fn stay(
                     let _ = entered.send(Err(line));
                     return;
                 }
-                shared.problems.set("node", Some(line));
+                shared.shown.problems.set("node", Some(line));
                 tokio::time::sleep(RENEW).await;
             }
             Err(error) => {
@@ -119,7 +119,7 @@ async fn stay(
                 }
                 let line =
                     format!("node {}: not entered in the store yet: {error}", shared.node.name);
-                shared.problems.set("node", Some(line));
+                shared.shown.problems.set("node", Some(line));
                 tokio::time::sleep(backoff.next_delay()).await;
             }
         }
@@ -195,7 +195,7 @@ fn remember(shared: &Shared) {
     let dir = &shared.options.state_dir;
     let failed = files::keep_name(dir, &shared.node.name).err();
     let line = |error| format!("{}: {error}", files::name_path(dir).display());
-    shared.problems.set("node-name/file", failed.map(line));
+    shared.shown.problems.set("node-name/file", failed.map(line));
 }
 
 /// Keeps the lease alive, and the record up to date. Returns `true` once the lease is gone. Returns
@@ -242,12 +242,12 @@ fn is_out(shared: &Shared, revision: Revision) -> bool {
         view.nodes.contains_key(name)
             && view.alive.get(name).is_some_and(|alive| alive.run == shared.alive.run)
     };
-    view.revision >= revision && !shared.leaving.is_cancelled() && !in_it()
+    view.revision >= revision && !shared.ending.leaving.is_cancelled() && !in_it()
 }
 
 /// Removes the nodes with the identifier of `former` from the store. Removes nothing if an agent on
-/// another host is still alive with that identifier after [`OUTLIVED`]. Returns whether the nodes
-/// were removed.
+/// another host is still alive with that identifier after [`OUTLIVED`], and returns `None`. Otherwise
+/// returns the revision without the nodes, which is 0 if there were none.
 ///
 /// # Errors
 ///
@@ -256,20 +256,21 @@ pub(super) async fn leave_as(
     store: &dyn StateStore,
     own: &Node,
     former: &Alive,
-) -> Result<bool, ExecuteError> {
+) -> Result<Option<Revision>, ExecuteError> {
     let mut outlived = None;
     loop {
         let view = View::from_snapshot(&store.snapshot(ROOT).await?);
         match ops::not_elsewhere(&view, own.vtep, former) {
             Ok(()) => {
                 let names = view.nodes.values().filter(|node| node.id == former.id);
+                let mut without = 0;
                 for name in names.map(|node| &node.name) {
-                    leave(store, name, &former.id).await?;
+                    without = leave(store, name, &former.id).await?.max(without);
                 }
-                return Ok(true);
+                return Ok(Some(without));
             }
             Err(_) if is_soon(&mut outlived) => tokio::time::sleep(Duration::from_secs(1)).await,
-            Err(_) => return Ok(false),
+            Err(_) => return Ok(None),
         }
     }
 }
@@ -288,22 +289,24 @@ pub(super) async fn check_own(store: &dyn StateStore, shared: &Shared) -> Result
 }
 
 /// Removes a node, its endpoints and its own witness from the store. It is no error if the node is
-/// missing, or if the store refuses to remove the witness.
+/// missing, or if the store refuses to remove the witness. Returns the revision without the node,
+/// which is 0 if it was missing.
 pub(super) async fn leave(
     store: &dyn StateStore,
     name: &Name,
     id: &str,
-) -> Result<(), ExecuteError> {
-    match remove(store, name, true).await {
-        Ok(_) | Err(ExecuteError::Refused(Refusal::NotFound(_))) => {}
+) -> Result<Revision, ExecuteError> {
+    let without = match remove(store, name, true).await {
+        Ok(revision) => revision,
+        Err(ExecuteError::Refused(Refusal::NotFound(_))) => 0,
         Err(error) => return Err(error),
-    }
+    };
     match store.commit(Vec::new(), vec![Write::Delete(witness_key(id))]).await {
-        Ok(_) => Ok(()),
+        Ok(_) => Ok(without),
         // The store's user may not use the key, so there is none, or it stays: it does no harm.
         Err(StoreError::Refused(why)) => {
             tracing::warn!("store: the witness of node {name} is not removed: {why}");
-            Ok(())
+            Ok(without)
         }
         Err(error) => Err(error.into()),
     }

@@ -102,16 +102,18 @@ pub(super) async fn finish(shared: &Shared, store: &dyn StateStore) -> anyhow::R
     let id = if id.is_empty() { shared.alive.id.clone() } else { id };
     let former = Alive { id, ..shared.alive.clone() };
     let mut backoff = Backoff::unavailable();
-    let removed = loop {
+    let without = loop {
         shared.store.is_known().await;
         match node::leave_as(store, &shared.node, &former).await {
-            Ok(removed) => break removed,
+            Ok(without) => break without,
             Err(ExecuteError::Store(error)) => shared.store.early_error(&error.to_string()),
             Err(error) => return Err(error.into()),
         }
         tokio::time::sleep(backoff.next_delay()).await;
     };
-    if removed {
+    if let Some(revision) = without {
+        // What the store had of this host before is not taken up again.
+        shared.readiness.not_before(revision);
         tracing::info!("this host: taken out of the store, as purged before");
     } else {
         tracing::warn!(

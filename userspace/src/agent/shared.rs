@@ -12,19 +12,14 @@ use tokio::{
     sync::{Notify, watch},
     time::timeout,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    attempts::Attempts,
     conntrack,
     containers::Containers,
     denied::Denied,
     platform::Platform,
     ports::{Pending, Reservations},
-    state::{
-        Disk, Launches, Lives, MapCounts, Plugs, Problems, Readiness, Repairs, StoreHandle, Turns,
-    },
-    unfinished::Unfinished,
+    state::{Disk, Ending, Lives, Plugs, Readiness, Requests, Shown, StoreHandle},
 };
 use crate::{
     api::{
@@ -53,8 +48,6 @@ pub(crate) struct Shared {
     pub(crate) node: Node,
     /// This node, as the store is to have it.
     pub(crate) record: watch::Sender<Node>,
-    /// Asks the agent to start anew, because what the programs were loaded with has changed.
-    pub(crate) again: CancellationToken,
     /// The liveness record of this process.
     pub(crate) alive: Alive,
     /// Names of the uplinks.
@@ -63,40 +56,22 @@ pub(crate) struct Shared {
     pub(crate) platform: Arc<dyn Platform>,
     /// When the agent started.
     pub(crate) started: Instant,
-    /// Asks all tasks to end.
-    pub(crate) shutdown: CancellationToken,
-    /// This node is being removed from the store by this agent.
-    pub(crate) leaving: CancellationToken,
-    /// Everything of this node was purged: there is nothing left to clean up.
-    pub(crate) purged: CancellationToken,
-    /// The tasks that the agent waits for before it ends.
-    pub(crate) tasks: TaskTracker,
+    /// How the agent ends.
+    pub(crate) ending: Ending,
     /// The store, and how the exchange with it goes.
     pub(crate) store: StoreHandle,
     /// Whether the kernel holds what the store says.
     pub(crate) readiness: Readiness,
-    /// The problems that `status` shows.
-    pub(crate) problems: Arc<Problems>,
-    /// What others have changed, and the agent has put right.
-    pub(crate) repairs: Arc<Repairs>,
+    /// What `status` shows of the agent's own work.
+    pub(crate) shown: Shown,
     /// Whether the state directory can be written.
     pub(crate) disk: Disk,
     /// Networks of containers may have changed, or their records.
     pub(crate) networks_changed: Notify,
     /// State of each local endpoint.
     pub(crate) plugs: Plugs,
-    /// Number of entries of the large maps.
-    pub(crate) map_counts: MapCounts,
-    /// One request at a time for each container.
-    pub(crate) turns: Turns,
-    /// Attempts to make an endpoint, of which it may not be known whether they have succeeded.
-    pub(crate) attempts: Attempts,
-    /// Sandboxes that are being made or removed.
-    pub(crate) unfinished: Arc<Unfinished>,
-    /// Supervisors that are being started.
-    pub(crate) launches: Launches,
-    /// Held while commands are started again, and by a purge.
-    pub(crate) starting: tokio::sync::Mutex<()>,
+    /// The requests that change containers.
+    pub(crate) requests: Requests,
     /// Contents of the table of flows, by state.
     flows: Arc<Mutex<conntrack::Summary>>,
     view: RwLock<View>,
@@ -120,36 +95,25 @@ impl Shared {
         platform: Arc<dyn Platform>,
         (containers, denied): (Containers, Denied),
     ) -> Self {
-        let problems = Arc::<Problems>::default();
-        let disk = Disk::new(options.state_dir.clone(), Arc::clone(&problems));
-        let unfinished = Arc::new(Unfinished::load(&options.state_dir));
-        let attempts = Attempts::new(&options.state_dir);
+        let shown = Shown::default();
+        let disk = Disk::new(options.state_dir.clone(), Arc::clone(&shown.problems));
+        let requests = Requests::new(&options.state_dir);
         Self {
             options,
             record: watch::Sender::new(node.clone()),
             node,
-            again: CancellationToken::new(),
             alive,
             uplinks,
             platform,
             started: Instant::now(),
-            shutdown: CancellationToken::new(),
-            leaving: CancellationToken::new(),
-            purged: CancellationToken::new(),
-            tasks: TaskTracker::new(),
+            ending: Ending::default(),
             store: StoreHandle::default(),
             readiness: Readiness::default(),
-            problems,
+            shown,
             disk,
             networks_changed: Notify::new(),
-            repairs: Arc::default(),
             plugs: Plugs::default(),
-            map_counts: MapCounts::default(),
-            turns: Turns::default(),
-            unfinished,
-            attempts,
-            launches: Launches::default(),
-            starting: tokio::sync::Mutex::default(),
+            requests,
             flows: Arc::default(),
             view: RwLock::new(View::default()),
             containers: Mutex::new(containers),
@@ -194,10 +158,10 @@ impl Shared {
             platform: Arc::clone(&self.platform),
             options: self.options.conntrack.clone(),
             vxlan_port: self.node.port,
-            problems: Arc::clone(&self.problems),
-            repairs: Arc::clone(&self.repairs),
+            problems: Arc::clone(&self.shown.problems),
+            repairs: Arc::clone(&self.shown.repairs),
             summary: Arc::clone(&self.flows),
-            shutdown: self.shutdown.clone(),
+            shutdown: self.ending.shutdown.clone(),
         }
     }
 
@@ -222,7 +186,7 @@ impl Shared {
     /// others. Ports that could not be bound before are tried again only if `again` is set.
     pub(super) fn hold_ports(&self, wanted: &BTreeMap<(String, PublishedPort), Name>, again: bool) {
         let lines = self.ports.sync(&*self.platform, wanted, again);
-        self.problems.set_below("port/", lines);
+        self.shown.problems.set_below("port/", lines);
     }
 
     /// The store, for a request that changes state. While the agent starts, the request waits for
@@ -265,17 +229,10 @@ impl Shared {
             .ok_or_else(|| ApiError::new(ErrorKind::Unavailable, reason()))
     }
 
-    /// Asks all tasks to end, and waits until they have.
-    pub(super) async fn end_tasks(&self) {
-        self.shutdown.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
-    }
-
     /// Waits until the first snapshot of the store is in the kernel. `false`: the agent stops
     /// first.
     pub(crate) async fn wait_ready(&self) -> bool {
-        self.readiness.wait(&self.shutdown).await
+        self.readiness.wait(&self.ending.shutdown).await
     }
 
     /// Carries out a plan. It is made from the view, and if the view is too old, again from a new
@@ -327,7 +284,7 @@ impl Shared {
             }
         };
         let outcome = tokio::select! {
-            () = self.shutdown.cancelled() => None,
+            () = self.ending.shutdown.cancelled() => None,
             outcome = deadline::waiting(Wait::Kernel(what.to_owned()), timeout(SETTLE, wait)) => {
                 outcome.ok().flatten()
             }

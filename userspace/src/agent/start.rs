@@ -237,7 +237,7 @@ pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>, detach
                             lost.div_ceil(2)
                         )
                     });
-                    shared.problems.set("upgrade/flows", line);
+                    shared.shown.problems.set("upgrade/flows", line);
                 }
             }
             Err(error) => tracing::warn!("{error}"),
@@ -271,7 +271,7 @@ pub(super) fn follow(
     let options = FollowOptions { known: known.clone(), own_key, ..follow_options() };
     let follower = Follower::spawn(Arc::clone(&store), options);
     let guarded = shared.store.watch(&follower, store);
-    shared.tasks.spawn(remember_store(Arc::clone(shared), follower.health(), known));
+    shared.ending.tasks.spawn(remember_store(Arc::clone(shared), follower.health(), known));
     (follower, guarded)
 }
 
@@ -288,7 +288,7 @@ async fn remember_store(
         let now = health.borrow_and_update().clone();
         let (healthy, replaced) = (now.healthy, now.replaced.is_some());
         let refused = now.own_refused.as_deref().map(witness_line);
-        shared.problems.set("store-witness", refused);
+        shared.shown.problems.set("store-witness", refused);
         let known = to_remember(remembered.as_ref(), now);
         let mut again = false;
         if let Some(known) = known.filter(|known| remembered.as_ref() != Some(known)) {
@@ -296,12 +296,12 @@ async fn remember_store(
             again = failed.is_some();
             let what = files::store_mark_path(dir).display().to_string();
             let line = failed.map(|error| shared.disk.refuse(&what, error).message);
-            shared.problems.set("store-mark", line);
+            shared.shown.problems.set("store-mark", line);
             if !again {
                 remembered = Some(known);
             }
         }
-        shared.problems.set(
+        shared.shown.problems.set(
             "store-replaced",
             replaced.then(|| {
                 "store: it is not the one this agent knows, nothing is deleted and nothing is written to it: put the right one back, or if this one is meant, 'culvert store accept' on each host"
@@ -311,7 +311,7 @@ async fn remember_store(
         // Each revision is a write to the disk, and one of some seconds ago serves as well.
         let mut turned = health.clone();
         tokio::select! {
-            () = shared.shutdown.cancelled() => return,
+            () = shared.ending.shutdown.cancelled() => return,
             () = tokio::time::sleep(REMEMBER) => {}
             () = health_turned(&mut turned, healthy, replaced) => {}
         }

@@ -84,7 +84,7 @@ impl Agent {
         let joins = self.shared.containers().get(&container).is_some();
         let attempt =
             Attempt { joins, ..Attempt::new(ops::new_id(), network, container, wanted.owned) };
-        let begun = self.shared.attempts.begin(&attempt);
+        let begun = self.shared.requests.attempts.begin(&attempt);
         begun.map_err(|error| self.shared.disk.refuse(&what, error))?;
         let plan = |view: &View| ops::create_endpoint_as(view, &spec, &attempt.endpoint);
         let (endpoint, revision) = match self.shared.execute(plan).await {

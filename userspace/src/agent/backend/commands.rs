@@ -59,11 +59,11 @@ impl Agent {
         };
         let found = self.look_for(&unknown).await;
         let line = found.as_ref().err().map(|error| format!("{error}; trying again"));
-        self.shared.problems.set("commands", line);
+        self.shared.shown.problems.set("commands", line);
         let Ok(found) = found else { return false };
         let mut complete = true;
         for (name, found) in found {
-            let Some(_turn) = self.shared.turns.take(&name) else {
+            let Some(_turn) = self.shared.requests.turns.take(&name) else {
                 complete = false;
                 continue;
             };
@@ -150,7 +150,7 @@ impl Agent {
                 "container '{name}': its command keeps failing ({how}) and is started again after pauses of up to 1 min: 'culvert logs {name}' shows its output"
             )
         });
-        self.shared.problems.set(&format!("command/{name}"), line);
+        self.shared.shown.problems.set(&format!("command/{name}"), line);
     }
 
     /// Looks after commands without a supervisor every `period`, until the agent stops. `found`:
@@ -167,7 +167,7 @@ impl Agent {
             self.remove_abandoned();
             self.start_orphaned(&mut attempts).await;
             tokio::select! {
-                () = self.shared.shutdown.cancelled() => return,
+                () = self.shared.ending.shutdown.cancelled() => return,
                 () = tokio::time::sleep(period) => {}
             }
         }
@@ -184,9 +184,9 @@ impl Agent {
     fn remove_abandoned(&self) {
         for name in self.names_of(Record::abandoned) {
             // A request that is about this container comes first, or its removal is under way.
-            let Some(turn) = self.shared.turns.take(&name) else { continue };
+            let Some(turn) = self.shared.requests.turns.take(&name) else { continue };
             let agent = Self::new(Arc::clone(&self.shared));
-            self.shared.tasks.spawn(async move {
+            self.shared.ending.tasks.spawn(async move {
                 let _turn = turn;
                 agent.remove_if_abandoned(&name).await;
             });
@@ -211,7 +211,7 @@ impl Agent {
                 let line = format!(
                     "container '{name}': its command is gone, and it cannot be removed (--rm): {error}; trying again"
                 );
-                self.shared.problems.set(&format!("abandoned/{name}"), Some(line));
+                self.shared.shown.problems.set(&format!("abandoned/{name}"), Some(line));
             }
         }
     }
@@ -219,10 +219,10 @@ impl Agent {
     /// Starts supervisors for commands that are to run and have none.
     async fn start_orphaned(&self, attempts: &mut BTreeMap<Name, Attempt>) {
         // 'purge' has it while it removes the containers.
-        let Ok(_starting) = self.shared.starting.try_lock() else { return };
+        let Ok(_starting) = self.shared.requests.starting.try_lock() else { return };
         let orphaned = self.names_of(Record::orphaned);
         for name in attempts.keys().filter(|name| !orphaned.contains(name)) {
-            self.shared.problems.set(&format!("start/{name}"), None);
+            self.shared.shown.problems.set(&format!("start/{name}"), None);
         }
         // An attempt that has succeeded counts for a while: the supervisor itself may keep dying.
         attempts.retain(|name, attempt| {
@@ -235,11 +235,11 @@ impl Agent {
             {
                 continue;
             }
-            if self.shared.launches.is_under_way(&name) {
+            if self.shared.requests.launches.is_under_way(&name) {
                 continue;
             }
             // A request that is about this container comes first.
-            let Some(_turn) = self.shared.turns.take(&name) else { continue };
+            let Some(_turn) = self.shared.requests.turns.take(&name) else { continue };
             let Some(record) = self.record_of(&name).filter(Record::orphaned) else { continue };
             if !self.has_network(&record) {
                 continue;
@@ -247,7 +247,7 @@ impl Agent {
             // A supervisor that has not been able to tell of itself.
             let looked = self.look_again(record).await;
             let line = looked.as_ref().err().map(|error| error.message.clone());
-            self.shared.problems.set(&format!("search/{name}"), line);
+            self.shared.shown.problems.set(&format!("search/{name}"), line);
             let Some(record) = looked.ok().filter(Record::orphaned) else { continue };
             let pauses = attempts.get(&name).map(|attempt| attempt.pauses).unwrap_or_default();
             let launch = self.launch(&record);
@@ -255,7 +255,7 @@ impl Agent {
             tracing::info!("container '{name}': its command is started again ({})", record.restart);
             // The supervisor reports to the agent before this ends, and needs the turn for it. A
             // removal waits for the end.
-            let launching = self.shared.launches.begin(&name);
+            let launching = self.shared.requests.launches.begin(&name);
             let task = tokio::spawn(async move {
                 let _launching = launching;
                 platform.supervise(&launch?).await
@@ -280,7 +280,7 @@ impl Agent {
         };
         let line =
             format!("container '{name}': its command is not started again: {why}; trying again");
-        self.shared.problems.set(&format!("start/{name}"), Some(line));
+        self.shared.shown.problems.set(&format!("start/{name}"), Some(line));
         let pause = attempt.pauses.after(attempt.began.elapsed());
         attempt.next = Some(Instant::now() + pause);
         false

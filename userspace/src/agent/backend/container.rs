@@ -56,7 +56,7 @@ impl Agent {
 
     /// The records of all containers of this host, in order of name.
     pub(super) fn all_records(&self) -> Vec<Record> {
-        let left = self.shared.unfinished.left();
+        let left = self.shared.requests.unfinished.left();
         let left = left.iter().filter_map(|name| self.unfinished_record(name));
         let mut records: BTreeMap<Name, Record> =
             left.map(|record| (record.name.clone(), record)).collect();
@@ -526,7 +526,7 @@ impl Agent {
         self.remove_rerun(&record.name);
         let removed = self.shared.containers().remove(&record.name);
         for problem in ["command", "abandoned", "search"] {
-            self.shared.problems.set(&format!("{problem}/{}", record.name), None);
+            self.shared.shown.problems.set(&format!("{problem}/{}", record.name), None);
         }
         let what = format!("container '{}'", record.name);
         removed.map_err(|error| self.shared.disk.refuse(&what, error))?;

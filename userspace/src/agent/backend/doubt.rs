@@ -15,8 +15,8 @@ impl Agent {
     /// Takes up the attempts of an earlier agent. An attempt that was under way has failed for its
     /// caller if the container has no record. Of a container that was there before, the store tells.
     pub(super) fn resume_attempts(&self) {
-        let Earlier { attempts, torn, problems } = self.shared.attempts.earlier();
-        self.shared.problems.set_list("attempts/", problems);
+        let Earlier { attempts, torn, problems } = self.shared.requests.attempts.earlier();
+        self.shared.shown.problems.set_list("attempts/", problems);
         for (network, endpoint) in torn {
             self.fence_later(network, endpoint);
         }
@@ -34,34 +34,34 @@ impl Agent {
 
     /// Notes that it is known how an attempt has ended.
     pub(super) fn attempt_over(&self, network: &Name, endpoint: &str) {
-        if let Err(error) = self.shared.attempts.end(network, endpoint) {
+        if let Err(error) = self.shared.requests.attempts.end(network, endpoint) {
             tracing::warn!("endpoint {endpoint}: the note of its attempt stays: {error}");
         }
-        self.shared.problems.set(&format!("attempt/{endpoint}"), None);
+        self.shared.shown.problems.set(&format!("attempt/{endpoint}"), None);
     }
 
     /// Takes an attempt back as soon as the store answers.
     pub(super) fn take_back_later(&self, attempt: Attempt) {
         let Attempt { endpoint, network, container, .. } = &attempt;
         let what = format!("container '{container}' in network '{network}'");
-        if let Err(error) = self.shared.attempts.fail(&attempt) {
+        if let Err(error) = self.shared.requests.attempts.fail(&attempt) {
             // The next agent then knows the attempt as one that was under way.
             self.shared.disk.refuse(&what, error);
         }
         let line = format!(
             "{what}: an attempt has failed while the store did not answer: it is taken back when the store answers"
         );
-        self.shared.problems.set(&format!("attempt/{endpoint}"), Some(line));
+        self.shared.shown.problems.set(&format!("attempt/{endpoint}"), Some(line));
         let agent = Self::new(Arc::clone(&self.shared));
-        self.shared.tasks.spawn(async move {
+        self.shared.ending.tasks.spawn(async move {
             let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(10));
             loop {
                 tokio::select! {
-                    () = agent.shared.shutdown.cancelled() => return,
+                    () = agent.shared.ending.shutdown.cancelled() => return,
                     () = tokio::time::sleep(backoff.next_delay()) => {}
                 }
-                let _turn = agent.shared.turns.wait(&attempt.container).await;
-                if !agent.shared.attempts.is_failed(&attempt.endpoint) {
+                let _turn = agent.shared.requests.turns.wait(&attempt.container).await;
+                if !agent.shared.requests.attempts.is_failed(&attempt.endpoint) {
                     return;
                 }
                 match agent.take_back(&attempt).await {
@@ -84,9 +84,9 @@ impl Agent {
         let line = format!(
             "endpoint {endpoint} in network '{network}': an attempt to make it was cut short: it is taken back when the store answers"
         );
-        self.shared.problems.set(&format!("attempt/{endpoint}"), Some(line));
+        self.shared.shown.problems.set(&format!("attempt/{endpoint}"), Some(line));
         let agent = Self::new(Arc::clone(&self.shared));
-        self.shared.tasks.spawn(async move {
+        self.shared.ending.tasks.spawn(async move {
             if !agent.shared.wait_ready().await {
                 return;
             }
@@ -98,7 +98,7 @@ impl Agent {
             let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(10));
             loop {
                 tokio::select! {
-                    () = agent.shared.shutdown.cancelled() => return,
+                    () = agent.shared.ending.shutdown.cancelled() => return,
                     () = tokio::time::sleep(backoff.next_delay()) => {}
                 }
                 match agent.fence(&network, &endpoint).await {
@@ -118,7 +118,7 @@ impl Agent {
     ///
     /// The store does not answer, or a device pair cannot be removed.
     pub(super) async fn take_back_first(&self, container: &Name) -> Result<(), ApiError> {
-        for attempt in self.shared.attempts.failed_of(container) {
+        for attempt in self.shared.requests.attempts.failed_of(container) {
             self.take_back(&attempt).await.map_err(|error| {
                 let what =
                     format!("container '{container}': an earlier attempt cannot be taken back yet");

@@ -24,7 +24,7 @@ impl Agent {
             let noted = tokio::task::block_in_place(|| self.note_networks());
             let failed = noted.map_err(|error| shared.disk.refuse("records of containers", error));
             tokio::select! {
-                () = shared.shutdown.cancelled() => return,
+                () = shared.ending.shutdown.cancelled() => return,
                 () = shared.networks_changed.notified() => {}
                 () = tokio::time::sleep(AGAIN), if failed.is_err() => {}
             }

@@ -63,7 +63,7 @@ impl Agent {
         let has_record =
             |name: &str| records.join(format!("{name}.json")).try_exists().unwrap_or(true);
         let stays = reruns::remove_strays(&self.shared.options.state_dir, has_record);
-        self.shared.problems.set_list("reruns/", stays);
+        self.shared.shown.problems.set_list("reruns/", stays);
     }
 
     /// Waits until no other request is about this container.
@@ -73,7 +73,7 @@ impl Agent {
     /// The caller has given up meanwhile.
     async fn turn(&self, container: &Name) -> Result<OwnedMutexGuard<()>, ApiError> {
         let wait = Wait::Turn(format!("container '{container}'"));
-        let turn = deadline::waiting(wait, self.shared.turns.wait(container)).await;
+        let turn = deadline::waiting(wait, self.shared.requests.turns.wait(container)).await;
         deadline::check()?;
         Ok(turn)
     }
@@ -89,13 +89,13 @@ impl Agent {
     async fn turn_after_launch(&self, container: &Name) -> Result<OwnedMutexGuard<()>, ApiError> {
         loop {
             let turn = self.turn(container).await?;
-            if !self.shared.launches.is_under_way(container) {
+            if !self.shared.requests.launches.is_under_way(container) {
                 return Ok(turn);
             }
             // The supervisor needs the turn for its report.
             drop(turn);
             let wait = Wait::Turn(format!("container '{container}'"));
-            deadline::waiting(wait, self.shared.launches.ended(container)).await;
+            deadline::waiting(wait, self.shared.requests.launches.ended(container)).await;
             deadline::check()?;
         }
     }
@@ -121,7 +121,7 @@ fn internal(error: &(impl std::fmt::Display + ?Sized)) -> ApiError {
 #[async_trait]
 impl Backend for Agent {
     async fn network_create(&self, request: NetworkCreate) -> Result<Created, ApiError> {
-        let _under_way = self.shared.tasks.token();
+        let _under_way = self.shared.ending.tasks.token();
         self.create_network(request).await
     }
 
@@ -134,42 +134,42 @@ impl Backend for Agent {
     }
 
     async fn network_remove(&self, name: &Name) -> Result<(), ApiError> {
-        let _under_way = self.shared.tasks.token();
+        let _under_way = self.shared.ending.tasks.token();
         self.remove_network(name).await
     }
 
     async fn connect(&self, network: &Name, request: Connect) -> Result<ContainerRow, ApiError> {
-        let _under_way = self.shared.tasks.token();
+        let _under_way = self.shared.ending.tasks.token();
         let _turn = self.turn(&request.container).await?;
         self.connect_container(network, &request).await
     }
 
     async fn disconnect(&self, network: &Name, container: &Name) -> Result<(), ApiError> {
-        let _under_way = self.shared.tasks.token();
+        let _under_way = self.shared.ending.tasks.token();
         let _turn = self.turn(container).await?;
         self.disconnect_container(network, container).await
     }
 
     async fn address_add(&self, network: &Name, request: AddressChange) -> Result<(), ApiError> {
-        let _under_way = self.shared.tasks.token();
+        let _under_way = self.shared.ending.tasks.token();
         let _turn = self.turn(&request.container).await?;
         self.add_address(network, request).await
     }
 
     async fn address_remove(&self, network: &Name, request: AddressChange) -> Result<(), ApiError> {
-        let _under_way = self.shared.tasks.token();
+        let _under_way = self.shared.ending.tasks.token();
         let _turn = self.turn(&request.container).await?;
         self.remove_address(network, request).await
     }
 
     async fn container_create(&self, request: ContainerCreate) -> Result<ContainerRow, ApiError> {
-        let _under_way = self.shared.tasks.token();
+        let _under_way = self.shared.ending.tasks.token();
         let _turn = self.turn(&request.name).await?;
         self.create_container(request).await
     }
 
     async fn container_state(&self, name: &Name, state: ContainerState) -> Result<(), ApiError> {
-        let _under_way = self.shared.tasks.token();
+        let _under_way = self.shared.ending.tasks.token();
         let _turn = self.turn(name).await?;
         self.set_container_state(name, state).await
     }
@@ -179,7 +179,7 @@ impl Backend for Agent {
     }
 
     async fn container_remove(&self, name: &Name, force: bool) -> Result<(), ApiError> {
-        let _under_way = self.shared.tasks.token();
+        let _under_way = self.shared.ending.tasks.token();
         let _turn = self.turn_after_launch(name).await?;
         self.remove_container(name, force).await
     }
@@ -201,12 +201,12 @@ impl Backend for Agent {
     }
 
     async fn ports_deny(&self, sources: Sources) -> Result<(), ApiError> {
-        let _under_way = self.shared.tasks.token();
+        let _under_way = self.shared.ending.tasks.token();
         self.deny(&sources).await
     }
 
     async fn ports_allow(&self, sources: Sources) -> Result<Allowed, ApiError> {
-        let _under_way = self.shared.tasks.token();
+        let _under_way = self.shared.ending.tasks.token();
         self.allow(&sources).await
     }
 
@@ -215,7 +215,7 @@ impl Backend for Agent {
     }
 
     async fn vtep_add(&self, request: VtepChange) -> Result<(), ApiError> {
-        let _under_way = self.shared.tasks.token();
+        let _under_way = self.shared.ending.tasks.token();
         self.shared.usable_store().await?;
         let port = request.port.unwrap_or(self.shared.node.port);
         let own = &self.shared.node.name;
@@ -227,7 +227,7 @@ impl Backend for Agent {
     }
 
     async fn vtep_remove(&self, request: VtepChange) -> Result<(), ApiError> {
-        let _under_way = self.shared.tasks.token();
+        let _under_way = self.shared.ending.tasks.token();
         self.shared.usable_store().await?;
         let own = &self.shared.node.name;
         let plan = |view: &View| {
@@ -242,7 +242,7 @@ impl Backend for Agent {
     }
 
     async fn node_remove(&self, name: &Name, force: bool) -> Result<(), ApiError> {
-        let _under_way = self.shared.tasks.token();
+        let _under_way = self.shared.ending.tasks.token();
         self.remove_node(name, force).await
     }
 
@@ -269,9 +269,9 @@ impl Backend for Agent {
     }
 
     async fn purge(&self) -> Result<(), ApiError> {
-        let _under_way = self.shared.tasks.token();
+        let _under_way = self.shared.ending.tasks.token();
         self.purge_node().await?;
-        self.shared.shutdown.cancel();
+        self.shared.ending.shutdown.cancel();
         Ok(())
     }
 }

@@ -137,7 +137,7 @@ impl Agent {
         // Only one of several requests makes the network. The lock cannot be a container's: no
         // container has such a name.
         let wait = Wait::Turn(format!("network '{network}'"));
-        let _turn = deadline::waiting(wait, self.shared.turns.wait(network)).await;
+        let _turn = deadline::waiting(wait, self.shared.requests.turns.wait(network)).await;
         deadline::check()?;
         if there() {
             return Ok(());

@@ -30,14 +30,16 @@ impl Agent {
             other => without(other.into()),
         })?;
         // No command is started again from now on.
-        let _starting = self.shared.starting.lock().await;
+        let _starting = self.shared.requests.starting.lock().await;
         // A supervisor that is being started has a process that nobody knows yet.
-        tokio::time::timeout(SETTLE, self.shared.launches.all_ended()).await.map_err(|_| {
-            ApiError::new(
-                ErrorKind::Unavailable,
-                "purge: a command is being started again: run 'culvert purge' again",
-            )
-        })?;
+        tokio::time::timeout(SETTLE, self.shared.requests.launches.all_ended()).await.map_err(
+            |_| {
+                ApiError::new(
+                    ErrorKind::Unavailable,
+                    "purge: a command is being started again: run 'culvert purge' again",
+                )
+            },
+        )?;
         let mut records: Vec<Record> = Vec::new();
         for record in self.all_records() {
             let record = self.look_again(record).await?;
@@ -45,7 +47,7 @@ impl Agent {
             records.push(record);
         }
         // The agent does not register the node again.
-        self.shared.leaving.cancel();
+        self.shared.ending.leaving.cancel();
         let own = &self.shared.node;
         node::leave(store.as_ref(), &own.name, &own.id).await?;
         // The engine removes the device pairs when the endpoints are removed from the store.
@@ -64,7 +66,7 @@ impl Agent {
             self.take_away(record).await?;
         }
         self.shared.platform.purge().await?;
-        self.shared.purged.cancel();
+        self.shared.ending.purged.cancel();
         Ok(())
     }
 }

@@ -41,7 +41,7 @@ fn row(shared: &Shared, record: &Record) -> ContainerRow {
         name: record.name.to_string(),
         id: record.id.clone(),
         mode,
-        state: match shared.unfinished.is_left(&record.name) {
+        state: match shared.requests.unfinished.is_left(&record.name) {
             true => "unfinished".to_owned(),
             false => state(record).to_owned(),
         },

@@ -198,7 +198,7 @@ impl Agent {
     pub(super) fn show_status(&self, clock_offset_ms: Option<i64>) -> Status {
         let shared = &self.shared;
         let health = shared.store.health();
-        let mut problems = shared.problems.lines();
+        let mut problems = shared.shown.problems.lines();
         let (vteps, networks, local_endpoints, endpoints, revision) = {
             let view = shared.view();
             for line in view.complaints() {
@@ -221,7 +221,7 @@ impl Agent {
             None if shared.options.store.starts_with("file:") => Kind::File.to_string(),
             None => Kind::Etcd.to_string(),
         };
-        let counts = shared.map_counts.get_or_read(|| self.read_counts());
+        let counts = shared.shown.map_counts.get_or_read(|| self.read_counts());
         let restarts = shared.containers().iter().map(|record| u64::from(record.restarts)).sum();
         let (uplinks, price) = shared.platform.uplinks();
         let device = shared.platform.device();
@@ -278,7 +278,7 @@ impl Agent {
                 restarts,
             },
             problems,
-            repairs: shared.repairs.all().into_iter().map(repair_row).collect(),
+            repairs: shared.shown.repairs.all().into_iter().map(repair_row).collect(),
         }
     }
 }

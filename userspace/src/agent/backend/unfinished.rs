@@ -14,7 +14,7 @@ impl Agent {
     /// nothing left, is finished. A namespace that another program has since made of that name is
     /// left alone.
     pub(crate) fn find_unfinished(&self) {
-        for name in self.shared.unfinished.left() {
+        for name in self.shared.requests.unfinished.left() {
             let recorded = self.shared.containers().get(&name).is_some();
             if !recorded && self.is_unfinished(&name) {
                 self.tell_unfinished(&name);
@@ -31,8 +31,8 @@ impl Agent {
     /// the path and the namespace leaves an empty file there.
     fn remove_stale_path(&self, name: Name) {
         let agent = Self::new(Arc::clone(&self.shared));
-        self.shared.tasks.spawn(async move {
-            let _turn = agent.shared.turns.wait(&name).await;
+        self.shared.ending.tasks.spawn(async move {
+            let _turn = agent.shared.requests.turns.wait(&name).await;
             let platform = &agent.shared.platform;
             if agent.shared.containers().get(&name).is_some() || platform.sandbox_exists(&name) {
                 return;
@@ -46,12 +46,12 @@ impl Agent {
     /// Whether the namespace at the path of the sandbox `name` is one that was being made or removed.
     pub(super) fn is_unfinished(&self, name: &Name) -> bool {
         let found = self.shared.platform.sandbox_id(name);
-        self.shared.unfinished.is_meant(name, found)
+        self.shared.requests.unfinished.is_meant(name, found)
     }
 
     /// The record of a container of which there is only a sandbox.
     pub(super) fn unfinished_record(&self, name: &Name) -> Option<Record> {
-        let left = self.shared.unfinished.is_left(name);
+        let left = self.shared.requests.unfinished.is_left(name);
         left.then(|| {
             Record::new(name.clone(), Origin::Owned, self.shared.platform.sandbox_path(name))
         })
@@ -66,10 +66,10 @@ impl Agent {
         let platform = &self.shared.platform;
         // A namespace that exists is another program's, and refused.
         if !platform.sandbox_exists(name) {
-            let begun = self.shared.unfinished.begin(name);
+            let begun = self.shared.requests.unfinished.begin(name);
             begun.map_err(|error| self.unnoted(name, error))?;
         }
-        let (unfinished, named) = (Arc::clone(&self.shared.unfinished), name.clone());
+        let (unfinished, named) = (Arc::clone(&self.shared.requests.unfinished), name.clone());
         let made = Box::new(move |namespace| unfinished.made(&named, namespace));
         platform.make_sandbox(name, made).await.inspect_err(|_| self.finished(name))
     }
@@ -80,13 +80,13 @@ impl Agent {
     ///
     /// The state directory cannot be written to.
     pub(super) fn begin_removal(&self, name: &Name) -> Result<(), ApiError> {
-        if self.shared.unfinished.is_left(name) {
+        if self.shared.requests.unfinished.is_left(name) {
             return Ok(());
         }
         if let Some(namespace) = self.shared.platform.sandbox_id(name) {
-            let noted = self.shared.unfinished.made(name, namespace);
+            let noted = self.shared.requests.unfinished.made(name, namespace);
             noted.map_err(|error| self.unnoted(name, error))?;
-            self.shared.unfinished.leave(name);
+            self.shared.requests.unfinished.leave(name);
         }
         Ok(())
     }
@@ -97,15 +97,15 @@ impl Agent {
 
     /// Notes that the sandbox `name` is complete, or gone.
     pub(super) fn finished(&self, name: &Name) {
-        if let Err(error) = self.shared.unfinished.end(name) {
+        if let Err(error) = self.shared.requests.unfinished.end(name) {
             tracing::warn!("container '{name}': the note of its sandbox stays: {error}");
         }
-        self.shared.problems.set(&format!("unfinished/{name}"), None);
+        self.shared.shown.problems.set(&format!("unfinished/{name}"), None);
     }
 
     /// Notes that a sandbox could not be removed, and that nobody tries again.
     pub(super) fn leave_sandbox(&self, name: &Name) {
-        self.shared.unfinished.leave(name);
+        self.shared.requests.unfinished.leave(name);
         self.tell_unfinished(name);
     }
 
@@ -115,6 +115,6 @@ impl Agent {
             "container '{name}': it was made or removed in part, network namespace {} is left: 'culvert rm {name}' removes it",
             path.display()
         );
-        self.shared.problems.set(&format!("unfinished/{name}"), Some(line));
+        self.shared.shown.problems.set(&format!("unfinished/{name}"), Some(line));
     }
 }

@@ -37,7 +37,7 @@ impl Engine {
             }
         }
         if announcements.is_empty() {
-            self.shared.problems.set("announce", None);
+            self.shared.shown.problems.set("announce", None);
             return;
         }
         let addresses = moved.len();
@@ -52,6 +52,6 @@ impl Engine {
             self.reconciler.put_moved_back(moved);
             format!("announcement of moved addresses: {}; trying again", error.message())
         });
-        self.shared.problems.set("announce", line);
+        self.shared.shown.problems.set("announce", line);
     }
 }

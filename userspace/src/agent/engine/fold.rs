@@ -23,7 +23,7 @@ impl Engine {
             let view = self.shared.view();
             let lines = view.problems.iter();
             let lines = lines.map(|(key, why)| (format!("store/{key}"), format!("{key}: {why}")));
-            self.shared.problems.set_below("store/", lines.collect());
+            self.shared.shown.problems.set_below("store/", lines.collect());
         }
         if update.listed.is_some() {
             // At this point, before long-lived memory is allocated between the pieces that the list
@@ -43,14 +43,14 @@ impl Engine {
         match self.shared.platform.plugged().await {
             Ok(ports) => self.ports = ports,
             Err(error) => {
-                self.shared.problems.set("links", Some(error.message().to_owned()));
+                self.shared.shown.problems.set("links", Some(error.message().to_owned()));
                 return;
             }
         }
         match self.shared.platform.gateways().await {
             Ok(gateways) => self.gateways = gateways,
             Err(error) => {
-                self.shared.problems.set("links", Some(error.message().to_owned()));
+                self.shared.shown.problems.set("links", Some(error.message().to_owned()));
                 return;
             }
         }
@@ -58,7 +58,7 @@ impl Engine {
         if !self.adopt_maps(read) {
             return;
         }
-        self.shared.problems.set("links", None);
+        self.shared.shown.problems.set("links", None);
         self.informed = true;
         let (nodes, endpoints): (BTreeSet<Name>, BTreeSet<_>) = {
             let view = self.shared.view();

@@ -57,7 +57,7 @@ impl Engine {
             ))
         });
         let address = wanted.address.filter(|_| taken.is_none());
-        self.shared.problems.set(&format!("subnet/{}", wanted.vni), taken);
+        self.shared.shown.problems.set(&format!("subnet/{}", wanted.vni), taken);
         GatewaySpec { address, ..wanted }
     }
 
@@ -104,7 +104,7 @@ impl Engine {
     fn gateway_problem(&self, name: &Name, vni: u32, error: Option<&PlugError>) {
         let line = error
             .map(|error| format!("network '{name}': gateway: {}; trying again", error.message()));
-        self.shared.problems.set(&format!("gateway/{vni}"), line);
+        self.shared.shown.problems.set(&format!("gateway/{vni}"), line);
     }
 
     /// Removes the gateway devices of networks without an endpoint here.
@@ -127,7 +127,7 @@ impl Engine {
                 }
                 Err(error) => Some(format!("gateway of VNI {vni}: {}", error.message())),
             };
-            self.shared.problems.set(&format!("gateway/{vni}"), line);
+            self.shared.shown.problems.set(&format!("gateway/{vni}"), line);
         }
     }
 
@@ -147,7 +147,7 @@ impl Engine {
     /// may live on. An attachment that remains is removed at the next full comparison.
     fn detach_gateway(&self, ifindex: u32) {
         if let Err(error) = self.shared.platform.detach_gateway(ifindex) {
-            self.shared.problems.set("attachments", Some(format!("{error}; trying again")));
+            self.shared.shown.problems.set("attachments", Some(format!("{error}; trying again")));
         }
     }
 
@@ -160,7 +160,7 @@ impl Engine {
         let taken = self.shared.platform.take_loopback(publishes).await;
         self.loopback = taken.is_ok().then_some(publishes);
         let line = taken.err().map(|error| format!("loopback device: {}", error.message()));
-        self.shared.problems.set("loopback", line);
+        self.shared.shown.problems.set("loopback", line);
         self.keep_client_links().await;
     }
 
@@ -168,7 +168,7 @@ impl Engine {
     pub(super) async fn keep_client_links(&self) {
         let publishes = self.reconciler.publishes();
         let lines = self.shared.platform.keep_client_links(publishes).await;
-        self.shared.problems.set_list("client/", lines);
+        self.shared.shown.problems.set_list("client/", lines);
     }
 
     /// Queues the other endpoints of a container that has left a network: one of them gets the

@@ -179,7 +179,7 @@ impl Engine {
 
     /// Runs until the agent is asked to stop. Then the kernel stays as it is.
     pub(crate) async fn run(mut self) {
-        let shutdown = self.shared.shutdown.clone();
+        let shutdown = self.shared.ending.shutdown.clone();
         let mut retry = interval(self.periods.retry);
         let mut anti_entropy = interval(self.periods.anti_entropy);
         let mut ageing = interval(self.periods.ageing);
@@ -233,8 +233,9 @@ impl Engine {
                 if std::mem::take(&mut self.trim) {
                     memory::give_back();
                 }
-                self.shared.map_counts.set(self.reconciler.counts());
-                self.shared.readiness.turned();
+                self.shared.shown.map_counts.set(self.reconciler.counts());
+                let revision = self.shared.view().revision;
+                self.shared.readiness.turned(revision);
             }
         }
     }
@@ -322,10 +323,10 @@ impl Engine {
             let gateway = self.make_gateway(&network).await;
             if let Err(error) = self.write_network(&network) {
                 let line = format!("network '{network}': {error}; trying again");
-                self.shared.problems.set(&format!("maps/{}", network.as_str()), Some(line));
+                self.shared.shown.problems.set(&format!("maps/{}", network.as_str()), Some(line));
                 failed.insert(network);
             } else {
-                self.shared.problems.set(&format!("maps/{}", network.as_str()), None);
+                self.shared.shown.problems.set(&format!("maps/{}", network.as_str()), None);
                 if let Some(gateway) = gateway {
                     self.open_gateway(&network, gateway).await;
                 }
@@ -415,27 +416,28 @@ impl Engine {
             Err(error) => {
                 // No path could be read: the present ones stay.
                 self.shared
+                    .shown
                     .problems
                     .set("underlay", Some(format!("underlay: {}", error.message())));
                 self.underlay_stale = Some(Instant::now() + self.periods.retry);
                 return;
             }
         };
-        self.shared.problems.set("underlay", None);
+        self.shared.shown.problems.set("underlay", None);
         let lines = resolved
             .problems
             .into_iter()
             .filter(|(ip, _)| used.contains(ip))
             .map(|(ip, line)| (format!("vtep/{ip}"), line))
             .collect();
-        self.shared.problems.set_below("vtep/", lines);
+        self.shared.shown.problems.set_below("vtep/", lines);
         self.shared.paths().clone_from(&resolved.paths);
         let written = self.reconciler.paths_to(self.shared.platform.as_ref(), resolved.paths);
         let line = written.err().map(|error| format!("underlay: {error}; trying again"));
         if line.is_some() {
             self.underlay_stale = Some(Instant::now() + self.periods.retry);
         }
-        self.shared.problems.set("underlay/maps", line);
+        self.shared.shown.problems.set("underlay/maps", line);
     }
 
     /// Compares the maps, as they were `read`, and the devices with the desired state, and corrects
@@ -458,9 +460,9 @@ impl Engine {
 
     async fn check_uplinks(&self) {
         let check = self.shared.platform.check_uplinks().await;
-        self.shared.problems.set_list("uplink/", check.problems);
+        self.shared.shown.problems.set_list("uplink/", check.problems);
         for line in check.repaired {
-            self.shared.repairs.note("assistant device", line);
+            self.shared.shown.repairs.note("assistant device", line);
         }
     }
 
@@ -474,10 +476,10 @@ impl Engine {
     /// maps cannot be read.
     fn adopt_maps(&mut self, Read { observed, audit }: Read) -> bool {
         // These have been put back by who has found them.
-        self.shared.repairs.note_entries(&audit.found);
-        self.shared.problems.set_list("audit/", audit.problems);
+        self.shared.shown.repairs.note_entries(&audit.found);
+        self.shared.shown.problems.set_list("audit/", audit.problems);
         let line = observed.as_ref().err().map(|error| format!("maps cannot be read: {error}"));
-        self.shared.problems.set("maps", line);
+        self.shared.shown.problems.set("maps", line);
         let Ok(observed) = observed else {
             self.reconciler.end_read();
             return false;
@@ -515,7 +517,7 @@ impl Engine {
             Ok(())
         });
         let line = aged.err().map(|error| format!("learned FDB: {error}"));
-        self.shared.problems.set("learned", line);
+        self.shared.shown.problems.set("learned", line);
     }
 }
 

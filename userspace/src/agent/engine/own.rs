@@ -14,15 +14,15 @@ impl Engine {
         let facts = match shared.platform.facts().await {
             Ok(facts) => facts,
             Err(error) => {
-                shared.problems.set("host", Some(format!("host: {}", error.message)));
+                shared.shown.problems.set("host", Some(format!("host: {}", error.message)));
                 return;
             }
         };
-        shared.problems.set("host", None);
+        shared.shown.problems.set("host", None);
         let moved = moved(&facts, shared.node.vtep, shared.options.vtep_ip.is_some());
         match moved {
             Moved::No => {
-                shared.problems.set("vtep", None);
+                shared.shown.problems.set("vtep", None);
                 let Facts { prefixes, mtu, .. } = facts;
                 if self.connected != prefixes {
                     // Other networks than before may now overlap a subnet of the host.
@@ -41,9 +41,9 @@ impl Engine {
                     "VTEP address {} is no address of this host any more, {ip} is: starting anew with it",
                     shared.node.vtep
                 );
-                shared.again.cancel();
+                shared.ending.again.cancel();
             }
-            Moved::Away(line) => shared.problems.set("vtep", Some(line)),
+            Moved::Away(line) => shared.shown.problems.set("vtep", Some(line)),
         }
     }
 }

@@ -59,7 +59,7 @@ impl Engine {
             self.gateways_stale |= are_gateways_stale;
             format!("devices cannot be compared: {}; trying again", error.message())
         });
-        self.shared.problems.set("devices", line);
+        self.shared.shown.problems.set("devices", line);
     }
 
     /// Compares those of the host sides of device pairs that are in `stale`.
@@ -89,17 +89,17 @@ impl Engine {
     pub(super) fn note_port(&mut self, id: &str, ifindex: u32, container: &Name, network: &Name) {
         let problem = self.shared.platform.port_problem(ifindex);
         if let Some(found) = self.wrong.ports.remove(id).filter(|_| problem.is_none()) {
-            self.shared.repairs.note("container device", found);
+            self.shared.shown.repairs.note("container device", found);
         }
         let line =
             problem.map(|line| format!("container '{container}' in network '{network}': {line}"));
-        self.shared.problems.set(&format!("port/{id}"), line);
+        self.shared.shown.problems.set(&format!("port/{id}"), line);
     }
 
     /// Forgets what was wrong with a device pair that is removed.
     pub(super) fn forget_port(&mut self, id: &str) {
         self.wrong.ports.remove(id);
-        self.shared.problems.set(&format!("port/{id}"), None);
+        self.shared.shown.problems.set(&format!("port/{id}"), None);
     }
 
     /// Compares the gateway devices with their wanted state.
@@ -123,7 +123,7 @@ impl Engine {
     /// Counts the repair of a gateway device.
     pub(super) fn note_gateway(&mut self, vni: u32) {
         if let Some(found) = self.wrong.gateways.remove(&vni) {
-            self.shared.repairs.note("gateway device", found);
+            self.shared.shown.repairs.note("gateway device", found);
         }
     }
 
@@ -169,9 +169,9 @@ impl Engine {
 
     /// Notes the repairs, and the error that made some of them fail.
     fn note_repairs(&self, kind: &'static str, repaired: Repaired) {
-        self.shared.repairs.note_changes(kind, &repaired.found);
+        self.shared.shown.repairs.note_changes(kind, &repaired.found);
         let failure = repaired.failed.map(|error| format!("{error}; trying again"));
-        self.shared.problems.set(&format!("repair/{kind}"), failure);
+        self.shared.shown.problems.set(&format!("repair/{kind}"), failure);
     }
 
     /// Removes the entries of VNIs in which this host has no endpoint.
@@ -196,19 +196,19 @@ impl Engine {
                 Err(error) => line = Some(format!("stray map entries of VNI {vni}: {error}")),
             }
         }
-        self.shared.problems.set(STRAYS, line);
+        self.shared.shown.problems.set(STRAYS, line);
     }
 
     /// Notes the map entries that were found changed, once all maps have been written.
     pub(super) fn note_entries(&mut self) {
-        let has = |problem| self.shared.problems.has(problem);
+        let has = |problem| self.shared.shown.problems.has(problem);
         let is_written = self.dirty.is_empty()
             && !self.underlay_dirty
             && !has("underlay")
             && !has("underlay/maps")
             && !has(STRAYS);
         if is_written {
-            self.shared.repairs.note_entries(&std::mem::take(&mut self.found));
+            self.shared.shown.repairs.note_entries(&std::mem::take(&mut self.found));
         }
     }
 }

@@ -67,7 +67,7 @@ impl Engine {
                     return;
                 }
                 self.shared.plugs.set(&id, Some(PlugState::Ready { revision }));
-                self.shared.problems.set(&problem, None);
+                self.shared.shown.problems.set(&problem, None);
             }
             Err(error) => {
                 let line = format!(
@@ -78,7 +78,7 @@ impl Engine {
                 );
                 // The request that waits for the first attempt reports its error.
                 if self.retries.contains_key(&id) {
-                    self.shared.problems.set(&problem, Some(line));
+                    self.shared.shown.problems.set(&problem, Some(line));
                 }
                 match error {
                     // The sandbox is gone, and the device pair with it.
@@ -94,7 +94,7 @@ impl Engine {
 
     async fn plug_into(&self, endpoint: &LocalEndpoint) -> Result<u32, PlugError> {
         let platform = &self.shared.platform;
-        if self.shared.attempts.is_failed(&endpoint.id) {
+        if self.shared.requests.attempts.is_failed(&endpoint.id) {
             // Its sandbox was removed. A new one would be nobody's.
             return Err(PlugError::Absent(format!(
                 "container '{}': an attempt that has failed: it is taken back when the store answers",
@@ -163,14 +163,14 @@ impl Engine {
                 self.retries.remove(&id);
                 self.shared.plugs.set(&id, None);
                 self.replug_siblings(&id);
-                self.shared.problems.set(&problem, None);
+                self.shared.shown.problems.set(&problem, None);
             }
             Err(error) => {
                 let line = format!(
                     "endpoint {id}: it cannot be removed from this host: {}; trying again",
                     error.message()
                 );
-                self.shared.problems.set(&problem, Some(line));
+                self.shared.shown.problems.set(&problem, Some(line));
                 self.postpone(&id, &error);
                 self.shared.plugs.set(&id, Some(PlugState::Stuck(error)));
             }
@@ -205,7 +205,7 @@ impl Engine {
         for name in owned {
             let made = self.shared.platform.ensure_sandbox(&name, self.running(&name)).await;
             let line = made.err().map(|error| format!("container '{name}': {}", error.message));
-            self.shared.problems.set(&format!("sandbox/{name}"), line);
+            self.shared.shown.problems.set(&format!("sandbox/{name}"), line);
         }
     }
 
@@ -215,11 +215,11 @@ impl Engine {
         let plugged = match self.shared.platform.plugged().await {
             Ok(plugged) => plugged,
             Err(error) => {
-                self.shared.problems.set("links", Some(error.message().to_owned()));
+                self.shared.shown.problems.set("links", Some(error.message().to_owned()));
                 return;
             }
         };
-        self.shared.problems.set("links", None);
+        self.shared.shown.problems.set("links", None);
         // A device pair that was made again and then refused differs as well: the map has the
         // ifindex of the former pair.
         let differs = |(id, ifindex): &(&String, &u32)| plugged.get(*id) != Some(*ifindex);
@@ -246,6 +246,6 @@ impl Engine {
             plugged.into_values().chain(self.gateways.values().copied()).collect();
         let retained = self.shared.platform.retain_attachments(&stand);
         let line = retained.err().map(|error| format!("{error}; trying again"));
-        self.shared.problems.set("attachments", line);
+        self.shared.shown.problems.set("attachments", line);
     }
 }

@@ -57,7 +57,7 @@ impl Retiring {
     /// `detached` has the lines that [`check`] returned. Each line counts as a repair.
     pub(super) fn new(shared: &Arc<Shared>, host: &Arc<Host>, detached: Vec<String>) -> Self {
         for found in detached {
-            shared.repairs.note("earlier program", found);
+            shared.shown.repairs.note("earlier program", found);
         }
         Self { shared: Arc::clone(shared), host: Arc::clone(host), unpinned: Vec::new() }
     }
@@ -72,7 +72,7 @@ impl Retiring {
             self.note(&retired);
             self.unpinned.extend(retired.programs);
         }
-        self.shared.problems.set("leftovers", problem);
+        self.shared.shown.problems.set("leftovers", problem);
         is_done
     }
 
@@ -80,7 +80,7 @@ impl Retiring {
     pub(super) async fn keep(mut self) {
         loop {
             tokio::select! {
-                () = self.shared.shutdown.cancelled() => return,
+                () = self.shared.ending.shutdown.cancelled() => return,
                 () = tokio::time::sleep(PAUSE) => {}
             }
             if self.attempt().await {
@@ -91,7 +91,7 @@ impl Retiring {
 
     fn note(&self, retired: &Retired) {
         for found in &retired.programs {
-            self.shared.repairs.note("earlier program", line(found));
+            self.shared.shown.repairs.note("earlier program", line(found));
         }
         if retired.programs.is_empty() {
             return;

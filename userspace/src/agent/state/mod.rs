@@ -2,6 +2,9 @@
 //! value of each type.
 //!
 //! * [`Problems`]: the problems that `status` shows.
+//! * [`Shown`]: problems, repairs and sizes, as `status` shows them.
+//! * [`Ending`]: how the agent ends.
+//! * [`Requests`]: what requests that change containers share.
 //! * [`Disk`]: whether the state directory can be written.
 //! * [`Repairs`]: what the agent has put right.
 //! * [`Readiness`]: whether the state of the store is in the kernel.
@@ -15,6 +18,7 @@
 mod asked;
 mod counts;
 mod disk;
+mod ending;
 mod guarded;
 mod launches;
 mod lives;
@@ -22,18 +26,23 @@ mod plugs;
 mod problems;
 mod readiness;
 mod repairs;
+mod requests;
+mod shown;
 mod store_handle;
 mod turns;
 
 pub(crate) use self::{
     counts::MapCounts,
     disk::Disk,
+    ending::Ending,
     launches::Launches,
     lives::Lives,
     plugs::{PlugState, Plugs},
     problems::Problems,
     readiness::Readiness,
     repairs::{Repair, Repairs},
+    requests::Requests,
+    shown::Shown,
     store_handle::StoreHandle,
     turns::Turns,
 };

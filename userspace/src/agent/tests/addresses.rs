@@ -162,7 +162,7 @@ async fn an_address_that_the_interface_does_not_get_is_taken_back() {
     // The container keeps its network meanwhile, also when the maps are written again.
     let id = one.paper.state().wanted.keys().next().unwrap().clone();
     eventually("it is tried again", || async {
-        one.shared.problems.has(&format!("endpoint/{id}"))
+        one.shared.shown.problems.has(&format!("endpoint/{id}"))
     })
     .await;
     two.run("db", "blue").await.unwrap();
@@ -170,7 +170,7 @@ async fn an_address_that_the_interface_does_not_get_is_taken_back() {
     assert_eq!(one.paper.state().tables.endpoints, endpoints);
     one.paper.state().refuse_plug = None;
     eventually("the problem is over", || async {
-        !one.shared.problems.has(&format!("endpoint/{id}"))
+        !one.shared.shown.problems.has(&format!("endpoint/{id}"))
     })
     .await;
     one.agent.address_add(&name("blue"), change("web", "10.0.1.100")).await.unwrap();
@@ -225,7 +225,7 @@ async fn containers_are_told_of_addresses_that_move() {
     one.paper.state().mute = true;
     two.agent.container_create(other).await.unwrap();
     eventually("the problem is told", || async {
-        one.shared.problems.lines().iter().any(|line| line.contains("moved addresses: mute"))
+        one.shared.shown.problems.lines().iter().any(|line| line.contains("moved addresses: mute"))
     })
     .await;
     one.paper.state().mute = false;
@@ -235,7 +235,8 @@ async fn containers_are_told_of_addresses_that_move() {
             && state.announced.iter().all(|told| told.mac == mac && told.ip == ip("10.0.1.4"))
     })
     .await;
-    eventually("the problem is over", || async { !one.shared.problems.has("announce") }).await;
+    eventually("the problem is over", || async { !one.shared.shown.problems.has("announce") })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -86,14 +86,15 @@ async fn a_full_state_directory_refuses_what_writes_and_changes_nothing() {
     one.run("web", "blue").await.unwrap();
     let before = stored(&world).await;
     let namespaces = one.paper.state().namespaces.clone();
-    let problem = |line: &str| one.shared.problems.lines().iter().any(|has| has.contains(line));
+    let problem =
+        |line: &str| one.shared.shown.problems.lines().iter().any(|has| has.contains(line));
 
     disk.fill();
     let full = "cannot be written: No space left on device";
     // The first request may itself find the full disk. At the second request the problem is known.
     for _ in 0..2 {
         assert_refused(one.run("b", "blue").await, ErrorKind::Unavailable, full);
-        assert!(problem(full), "{:?}", one.shared.problems.lines());
+        assert!(problem(full), "{:?}", one.shared.shown.problems.lines());
     }
     assert_refused(one.run("c", "host").await, ErrorKind::Unavailable, full);
     let after = stored(&world).await;
@@ -139,18 +140,18 @@ async fn a_container_whose_caller_has_given_up_is_taken_back() {
     let serving = crate::api::serve(
         listener,
         std::sync::Arc::clone(&one.agent) as _,
-        one.shared.shutdown.clone().cancelled_owned(),
+        one.shared.ending.shutdown.clone().cancelled_owned(),
     );
     let serving = tokio::spawn(serving);
     let client = crate::api::Client::new(&socket).with_timeout(Some(Duration::from_secs(3)));
 
     // A request that waits for its turn.
-    let turn = one.shared.turns.wait(&name("web")).await;
+    let turn = one.shared.requests.turns.wait(&name("web")).await;
     let refused = client.container_create(run("web", "blue")).await;
     assert_refused(refused, ErrorKind::Unavailable, "container 'web': another request for it");
     drop(turn);
     // Turns are granted in order: after this turn, the abandoned request has had its turn.
-    drop(one.shared.turns.wait(&name("web")).await);
+    drop(one.shared.requests.turns.wait(&name("web")).await);
     assert!(one.agent.containers().await.unwrap().is_empty());
 
     // The kernel does not take the endpoint: the device pair is never ready.

@@ -251,7 +251,7 @@ async fn a_command_that_cannot_be_started_again_is_told_and_tried_again() {
     command.kill();
     supervisor.kill();
     let told = |part: &'static str| {
-        let problems = one.shared.problems.lines();
+        let problems = one.shared.shown.problems.lines();
         problems.iter().any(|line| line.contains("'web'") && line.contains(part))
     };
     eventually("it is told", || async { told("is not started again: it will not") }).await;
@@ -339,7 +339,7 @@ async fn a_command_that_cannot_be_looked_for_is_not_forgotten() {
     command.kill();
     supervisor.kill();
     let told = |part: &'static str| {
-        let problems = one.shared.problems.lines();
+        let problems = one.shared.shown.problems.lines();
         problems.iter().any(|line| line.contains(part))
     };
     eventually("it is told", || async { told("container 'job': no file is left") }).await;
@@ -354,7 +354,7 @@ async fn a_command_that_cannot_be_looked_for_is_not_forgotten() {
     paper.state().supervisors.insert(name("web"), found);
     let one = world.start(1, &paper).await.ready().await;
     let told = |part: &'static str| {
-        let problems = one.shared.problems.lines();
+        let problems = one.shared.shown.problems.lines();
         problems.iter().any(|line| line.contains(part))
     };
     eventually("it is told", || async { told("no file is left; trying again") }).await;
@@ -525,7 +525,7 @@ async fn a_container_that_cannot_be_removed_does_not_hold_the_others_up() {
     let (mut command, mut supervisor) = start(&one, stuck).await;
     let (mut other, mut its) = start(&one, detached("b", "blue", "always")).await;
     // A request is about it and does not end.
-    let turn = one.shared.turns.wait(&name("a")).await;
+    let turn = one.shared.requests.turns.wait(&name("a")).await;
     for process in [&mut command, &mut supervisor, &mut other, &mut its] {
         process.kill();
     }

@@ -123,7 +123,7 @@ async fn settled(host: &Running, world: &World) {
 }
 
 fn in_doubt(host: &Running) -> bool {
-    let problems = host.shared.problems.lines();
+    let problems = host.shared.shown.problems.lines();
     problems.iter().any(|line| line.contains("'web'") && line.contains("an attempt has failed"))
 }
 
@@ -226,7 +226,8 @@ async fn a_run_whose_agent_was_killed_is_taken_back_and_one_that_was_complete_is
     eventually("the attempts are over", || async { attempts.earlier().attempts.is_empty() }).await;
     let rows = one.agent.containers().await.unwrap();
     assert_eq!((rows.len(), rows[0].name.as_str()), (1, "web"));
-    eventually("no problem is left", || async { one.shared.problems.lines().is_empty() }).await;
+    eventually("no problem is left", || async { one.shared.shown.problems.lines().is_empty() })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -249,7 +250,7 @@ async fn an_attempt_whose_file_is_torn_is_taken_back_by_its_name() {
     eventually("it is taken back", || async { stored(&world).await.endpoints.count() == 1 }).await;
     eventually("both are over", || async {
         std::fs::read_dir(&directory).unwrap().count() == 0
-            && one.shared.problems.lines().is_empty()
+            && one.shared.shown.problems.lines().is_empty()
     })
     .await;
     assert_eq!(
@@ -284,7 +285,7 @@ async fn a_connection_whose_agent_was_killed_is_fenced_off_unless_it_was_made() 
 
     let one = world.start(1, &paper).await.ready().await;
     eventually("both are over", || async {
-        attempts.earlier().attempts.is_empty() && one.shared.problems.lines().is_empty()
+        attempts.earlier().attempts.is_empty() && one.shared.shown.problems.lines().is_empty()
     })
     .await;
     assert_eq!(slow.carry_out().await, Outcome::Conflict);

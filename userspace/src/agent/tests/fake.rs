@@ -138,13 +138,13 @@ impl World {
         let keeper = node::keep(Arc::clone(&shared), Arc::clone(&store), entered);
         let tasks = vec![tokio::spawn(keeper)];
         shared.store.set(store);
-        shared.tasks.spawn(shared.disk.clone().keep(shared.shutdown.clone()));
+        shared.ending.tasks.spawn(shared.disk.clone().keep(shared.ending.shutdown.clone()));
         let agent = Arc::new(Agent::new(Arc::clone(&shared)));
         agent.resume();
         let keeper = Arc::clone(&agent);
-        shared.tasks.spawn(async move { keeper.keep_known().await });
+        shared.ending.tasks.spawn(async move { keeper.keep_known().await });
         let keeper = Arc::clone(&agent);
-        shared.tasks.spawn(async move {
+        shared.ending.tasks.spawn(async move {
             let found = keeper.find_commands().await;
             keeper.keep_commands(PERIODS.retry, found).await;
         });
@@ -164,11 +164,11 @@ impl Running {
 
     /// Ends the agent as a signal does; the host stays as it is.
     pub(super) async fn stop(self) {
-        self.shared.shutdown.cancel();
+        self.shared.ending.shutdown.cancel();
         for task in self.tasks {
             task.await.unwrap();
         }
-        self.shared.end_tasks().await;
+        self.shared.ending.end_tasks().await;
     }
 
     /// Ends the agent as a crash does: its lease lives on for a while.
@@ -178,7 +178,7 @@ impl Running {
             assert!(task.await.unwrap_err().is_cancelled());
         }
         // Only now, so that the lease is not revoked.
-        self.shared.shutdown.cancel();
+        self.shared.ending.shutdown.cancel();
     }
 
     pub(super) async fn network(&self, request: &str) -> Result<String, ApiError> {

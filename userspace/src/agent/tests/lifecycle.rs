@@ -276,7 +276,7 @@ async fn purge_leaves_nothing_of_the_node() {
     one.run("idle", "none").await.unwrap();
     two.run("db", "blue").await.unwrap();
     one.agent.purge().await.unwrap();
-    assert!(one.shared.shutdown.is_cancelled());
+    assert!(one.shared.ending.shutdown.is_cancelled());
     {
         let state = one.paper.state();
         assert!(state.purged && state.veths.is_empty() && state.namespaces.is_empty());
@@ -396,7 +396,7 @@ async fn an_agent_does_not_end_before_the_requests_that_are_under_way() {
         tokio::spawn(async move { agent.container_create(run("web", "blue")).await.map(drop) });
     one.eventually("the device pair is made", |_| one.paper.plugging.waiting() > 0).await;
     assert!(!request.is_finished());
-    let (paper, tasks) = (Arc::clone(&one.paper), one.shared.tasks.clone());
+    let (paper, tasks) = (Arc::clone(&one.paper), one.shared.ending.tasks.clone());
     tokio::spawn(async move {
         tokio::time::sleep(Duration::from_millis(50)).await;
         paper.plugging.close(false);

@@ -259,7 +259,7 @@ async fn the_agent_ages_flows_counts_them_and_tells_of_refused_ones() {
         problems.iter().any(|line| line.contains("no port is free"))
     })
     .await;
-    one.shared.shutdown.cancel();
+    one.shared.ending.shutdown.cancel();
     keeper.await.unwrap();
     one.stop().await;
 }

@@ -51,7 +51,7 @@ async fn a_copy_of_a_live_host_is_refused_and_a_host_that_is_gone_may_move() {
     two.crash().await;
     let (back, entry) = world.prepare_as(node, alive, &Paper::new());
     timeout(PATIENCE, entry).await.unwrap().unwrap().unwrap();
-    assert!(!back.shared.shutdown.is_cancelled());
+    assert!(!back.shared.ending.shutdown.is_cancelled());
 
     for (copy, entry) in entries {
         let refused = timeout(PATIENCE, entry).await.unwrap().unwrap().unwrap_err();
@@ -156,7 +156,7 @@ async fn an_agent_whose_copy_is_alive_does_not_purge_the_copy() {
 
     let refused = one.agent.purge().await;
     assert_refused(refused, ErrorKind::Conflict, "to purge this host alone, stop the agent");
-    assert!(!one.shared.shutdown.is_cancelled());
+    assert!(!one.shared.ending.shutdown.is_cancelled());
     let view = stored(&world).await;
     assert_eq!(view.nodes[&node.name].record, node);
     assert_eq!(view.endpoints.count(), 1);

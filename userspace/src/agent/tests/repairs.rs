@@ -23,7 +23,7 @@ fn mac(n: u8) -> [u8; 6] {
 
 /// The repairs of one kind: how many, and what was found at the last.
 fn repairs(running: &Running, kind: &str) -> (u64, String) {
-    let all = running.shared.repairs.all();
+    let all = running.shared.shown.repairs.all();
     all.get(kind).map_or((0, String::new()), |Repair { count, last, .. }| (*count, last.clone()))
 }
 
@@ -90,7 +90,7 @@ async fn what_the_agent_writes_is_no_repair() {
         one.eventually("the maps are read twice more", |_| one.paper.reads.passed() > passed + 1)
             .await;
     }
-    assert!(one.shared.repairs.all().is_empty(), "{:?}", one.shared.repairs.all());
+    assert!(one.shared.shown.repairs.all().is_empty(), "{:?}", one.shared.shown.repairs.all());
 }
 
 /// The kernel may lose the event of a change.
@@ -173,7 +173,8 @@ async fn a_device_is_counted_when_it_has_been_put_right() {
     };
     one.paper.tell(HostEvent::Device(ifindex));
     let problem = format!("endpoint/{id}");
-    eventually("it has been tried twice", || async { one.shared.problems.has(&problem) }).await;
+    eventually("it has been tried twice", || async { one.shared.shown.problems.has(&problem) })
+        .await;
     assert_eq!(repairs(&one, "container device").0, 0);
     one.paper.state().refuse_plug = None;
     eventually("it is told", || async { repairs(&one, "container device").0 == 1 }).await;
@@ -197,7 +198,7 @@ async fn a_master_that_cannot_be_left_is_a_problem_and_no_repair() {
     };
     one.paper.tell(HostEvent::Device(ifindex));
     let line = "container 'web' in network 'blue': cv01 stays a port of ovs-system".to_owned();
-    let is_told = || async { one.shared.problems.lines().contains(&line) };
+    let is_told = || async { one.shared.shown.problems.lines().contains(&line) };
     eventually("the problem", is_told).await;
     assert_eq!(repairs(&one, "container device").0, 0);
     one.paper.state().stuck.clear();
@@ -242,7 +243,7 @@ async fn an_entry_is_told_when_it_is_back() {
         state.full = true;
         state.tables.fdb.remove(&db);
     }
-    let is_refused = || async { one.shared.problems.has("maps/blue") };
+    let is_refused = || async { one.shared.shown.problems.has("maps/blue") };
     eventually("the write is refused", is_refused).await;
     assert_eq!(repairs(&one, "map entry").0, 0);
     one.paper.state().full = false;
@@ -289,12 +290,12 @@ async fn a_device_that_cannot_be_looked_at_is_looked_at_again() {
         ifindex
     };
     one.paper.tell(HostEvent::Device(ifindex));
-    eventually("the problem", || async { one.shared.problems.has("devices") }).await;
+    eventually("the problem", || async { one.shared.shown.problems.has("devices") }).await;
     {
         let mut state = one.paper.state();
         state.refuse_looks = None;
         state.changed.insert(ifindex, "cv01 was down".to_owned());
     }
     eventually("it is told", || async { repairs(&one, "container device").0 == 1 }).await;
-    eventually("no problem", || async { !one.shared.problems.has("devices") }).await;
+    eventually("no problem", || async { !one.shared.shown.problems.has("devices") }).await;
 }

@@ -25,7 +25,7 @@ async fn states(host: &Running) -> Vec<(String, String)> {
 }
 
 fn problems(host: &Running) -> Vec<String> {
-    host.shared.problems.lines()
+    host.shared.shown.problems.lines()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,0 +1,16 @@
+//! What `status` shows of the agent's own work.
+
+use std::sync::Arc;
+
+use super::{MapCounts, Problems, Repairs};
+
+/// Problems, repairs and sizes, as `status` shows them.
+#[derive(Debug, Default)]
+pub(crate) struct Shown {
+    /// The problems that `status` shows.
+    pub(crate) problems: Arc<Problems>,
+    /// What others have changed, and the agent has put right.
+    pub(crate) repairs: Arc<Repairs>,
+    /// Number of entries of the large maps.
+    pub(crate) map_counts: MapCounts,
+}
