@@ -22,7 +22,7 @@ async fn diagnose(host: &Netns) -> Vec<(String, Level)> {
         certificates: Vec::new(),
         shared_port: false,
         open_ports: 0,
-        outside_ports: 0,
+        external_ports: 0,
         agent_running: false,
     };
     let netlink = Netlink::in_netns(host.fd().as_fd()).unwrap();

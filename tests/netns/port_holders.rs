@@ -231,11 +231,11 @@ fn nat_ls_tells_the_flows() {
     let (gateway, vtep) = ("172.17.0.1".to_owned(), vtep.to_string());
     let (web_ip, db_ip) = (web_ip.to_string(), db_ip.to_string());
     for (port, kind, proto, container, from, [src, dst, nat_src, nat_dst], [to, nat_to]) in [
-        (4001, "published", "tcp", &web, "outside", [&far, &vtep, &far, &web_ip], [8080, 80]),
+        (4001, "published", "tcp", &web, "external", [&far, &vtep, &far, &web_ip], [8080, 80]),
         (4002, "published", "tcp", &web, "host", [&vtep, &vtep, &gateway, &web_ip], [8080, 80]),
         (4003, "published", "tcp", &web, &db, [&db_ip, &vtep, &gateway, &web_ip], [8080, 80]),
         (4004, "masquerade", "tcp", &db, &db, [&db_ip, &far, &vtep, &far], [443, 443]),
-        (4005, "published", "udp", &web, "outside", [&far, &vtep, &far, &web_ip], [8053, 53]),
+        (4005, "published", "udp", &web, "external", [&far, &vtep, &far, &web_ip], [8053, 53]),
     ] {
         let row = all.iter().find(|row| row["src_port"] == port);
         let row = row.unwrap_or_else(|| unreachable!("no row of port {port}: {all:?}"));

@@ -6,8 +6,8 @@ use culvert_common::abi::{Action, DropReason, NeighKey, Note};
 use culvert_tests::packet::{Arp, BROADCAST, Host};
 
 use crate::{
+    interfaces::Interface,
     lab::Lab,
-    ports::Port,
     run::{Expected, Left, SHOT, action, copy, note, tunnelled},
     world::{
         A, FAR, NOBODY, ONE, PEER_MAC, TWO, any_source, change_endpoint, learning, to_peer,
@@ -59,23 +59,23 @@ fn answer(asker: &Host, target_ip: [u8; 4], mac: [u8; 6]) -> Arp {
 fn is_answered(lab: &mut Lab, request: &[u8], target: &Host) {
     let reply = answer(&ONE, target.v4, target.mac).frame();
     let left = [&reply, request.get(reply.len()..).unwrap_or_default()].concat();
-    lab.at_container(Port::A1, request).answers(Action::ArpReply, left);
+    lab.at_container(Interface::A1, request).answers(Action::ArpReply, left);
 }
 
 #[track_caller]
 fn is_flooded(lab: &mut Lab, frame: &[u8]) {
     let copies = [
-        copy(Port::A2, frame),
+        copy(Interface::A2, frame),
         tunnelled(to_peer().wrap(frame)),
         tunnelled(to_peer2().wrap(frame)),
     ];
     let notes = [note(Note::FloodLocalCopy), note(Note::FloodRemoteCopy).times(2)];
-    lab.at_container(Port::A1, frame).floods(&copies, &notes);
+    lab.at_container(Interface::A1, frame).floods(&copies, &notes);
 }
 
 #[track_caller]
 fn is_absorbed(lab: &mut Lab, frame: &[u8]) {
-    lab.at_container(Port::A1, frame).gives(&Expected {
+    lab.at_container(Interface::A1, frame).gives(&Expected {
         verdict: SHOT,
         left: Left::Unchanged,
         counts: &[action(Action::Absorb)],
@@ -119,7 +119,7 @@ fn probe_of_a_taken_address_is_answered(lab: &mut Lab) {
     let nobody_yet = Host { v4: [0; 4], ..ONE };
     let probe = Arp::request(&nobody_yet, FAR.v4).frame();
     let reply = answer(&nobody_yet, FAR.v4, FAR.mac).frame();
-    lab.at_container(Port::A1, &probe).answers(Action::ArpReply, reply);
+    lab.at_container(Interface::A1, &probe).answers(Action::ArpReply, reply);
 }
 
 fn probe_of_an_unknown_address_is_flooded(lab: &mut Lab) {
@@ -149,17 +149,17 @@ fn gratuitous_request_is_flooded_where_hosts_learn(lab: &mut Lab) {
 
 fn reply_is_forwarded(lab: &mut Lab) {
     let reply = Arp::reply(&ONE, &FAR).frame();
-    lab.at_container(Port::A1, &reply).encaps(to_peer().wrap(&reply), &[]);
+    lab.at_container(Interface::A1, &reply).encaps(to_peer().wrap(&reply), &[]);
 }
 
 fn reply_to_a_local_endpoint_is_delivered(lab: &mut Lab) {
     let reply = Arp::reply(&ONE, &TWO).frame();
-    lab.at_container(Port::A1, &reply).delivers(&reply, &[]);
+    lab.at_container(Interface::A1, &reply).delivers(&reply, &[]);
 }
 
 #[track_caller]
 fn is_refused(lab: &mut Lab, arp: &Arp, reason: DropReason) {
-    lab.at_container(Port::A1, &arp.frame()).drops(reason);
+    lab.at_container(Interface::A1, &arp.frame()).drops(reason);
 }
 
 fn spoofed_sender_mac(lab: &mut Lab) {
@@ -202,7 +202,7 @@ fn reply_from_nothing(lab: &mut Lab) {
 }
 
 fn endpoint_without_ipv4(lab: &mut Lab) {
-    change_endpoint(&lab.tables, Port::A1, |entry| entry.ipv4 = [0; 4]);
+    change_endpoint(&lab.tables, Interface::A1, |entry| entry.ipv4 = [0; 4]);
     lab.tables.neighbours.remove(&NeighKey::v4(A, ONE.v4)).unwrap();
     is_refused(lab, &Arp::request(&ONE, FAR.v4), DropReason::SpoofedArp);
     let announcement = Arp::reply(&Host { v4: [0; 4], ..ONE }, &TWO);
@@ -210,11 +210,11 @@ fn endpoint_without_ipv4(lab: &mut Lab) {
 }
 
 fn any_source_may_speak_for_others(lab: &mut Lab) {
-    any_source(&lab.tables, Port::A1);
+    any_source(&lab.tables, Interface::A1);
     let behind = Host { mac: NOBODY.mac, v4: NOBODY.v4, v6: NOBODY.v6 };
     let request = Arp::request(&behind, FAR.v4).frame();
     let reply = answer(&behind, FAR.v4, FAR.mac).frame();
-    lab.at_container(Port::A1, &request).answers(Action::ArpReply, reply);
+    lab.at_container(Interface::A1, &request).answers(Action::ArpReply, reply);
 }
 
 fn other_operation(lab: &mut Lab) {
@@ -231,13 +231,13 @@ fn other_hardware(lab: &mut Lab) {
     for at in [14, 15, 16, 17, 18, 19] {
         let mut frame = good.clone();
         frame[at] ^= 0x10;
-        lab.at_container(Port::A1, &frame).drops(DropReason::Malformed);
+        lab.at_container(Interface::A1, &frame).drops(DropReason::Malformed);
     }
 }
 
 fn truncated(lab: &mut Lab) {
     let good = Arp::request(&ONE, FAR.v4).frame();
     for len in 14..good.len() {
-        lab.at_container(Port::A1, &good[..len]).drops(DropReason::Malformed);
+        lab.at_container(Interface::A1, &good[..len]).drops(DropReason::Malformed);
     }
 }

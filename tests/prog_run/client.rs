@@ -5,8 +5,8 @@ use culvert_common::abi::{DropReason, kind, seen};
 use culvert_tests::packet::{ACK, Arp, Host, SYN, V4, payload};
 
 use crate::{
+    interfaces::{CLIENT_LINK, GATEWAY_A, Interface},
     lab::Lab,
-    ports::{CLIENT_LINK, GATEWAY_A, Port},
     routed::{
         Began, CREATED, Passed, Place, entries, fragments, inbound, outbound, publish, to_gateway,
     },
@@ -42,20 +42,20 @@ fn connects(lab: &mut Lab, to: &Host) {
     let came = syn(to);
     let went = inbound(&V4::segment(&CLIENT, &ONE, (5000, 80), SYN, &[]), &GATEWAY);
     lab.at_client(&came.frame()).arrives_as(&went, &CREATED);
-    let (from, to) = (Place::Clients, Place::At(Port::A1));
+    let (from, to) = (Place::Clients, Place::At(Interface::A1));
     Began { came: &came, from, went: &went, to, kind: kind::PUBLISHED }.has_begun(lab);
 }
 
 fn tcp(lab: &mut Lab) {
     for host in [US, US_TO_CLIENTS] {
         crate::routed::forget_all(lab);
-        publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+        publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
         connects(lab, &host);
         let answer = to_gateway(&V4::segment(&ONE, &CLIENT, (80, 5000), SYN | ACK, &[]));
         let left = outbound(&V4::segment(&host, &CLIENT, (PUBLISHED, 5000), SYN | ACK, &[]));
-        lab.at_container(Port::A1, &answer.frame()).leaves_as(&left, &[]);
+        lab.at_container(Interface::A1, &answer.frame()).leaves_as(&left, &[]);
         let (came, went) = (syn(&host), V4::segment(&CLIENT, &ONE, (5000, 80), SYN, &[]));
-        let (from, to) = (Place::Clients, Place::At(Port::A1));
+        let (from, to) = (Place::Clients, Place::At(Interface::A1));
         Began { came: &came, from, went: &went, to, kind: kind::PUBLISHED }.is_tracked(
             lab,
             Passed::frames(&[&came], seen::SYN),
@@ -65,7 +65,7 @@ fn tcp(lab: &mut Lab) {
 }
 
 fn udp_in_fragments(lab: &mut Lab) {
-    publish(lab, [0; 4], 17, PUBLISHED, Port::A1, 53);
+    publish(lab, [0; 4], 17, PUBLISHED, Interface::A1, 53);
     let came = V4::udp(&CLIENT, &US_TO_CLIENTS, (5000, PUBLISHED), &payload(900));
     let went = inbound(&V4::udp(&CLIENT, &ONE, (5000, 53), &payload(900)), &GATEWAY);
     let pairs = fragments(&came, &[400]).into_iter().zip(fragments(&went, &[400]));
@@ -76,21 +76,21 @@ fn udp_in_fragments(lab: &mut Lab) {
 }
 
 fn port_of_another_address(lab: &mut Lab) {
-    publish(lab, US.v4, 6, PUBLISHED, Port::A1, 80);
-    publish(lab, [127, 0, 0, 1], 6, PUBLISHED, Port::A2, 80);
+    publish(lab, US.v4, 6, PUBLISHED, Interface::A1, 80);
+    publish(lab, [127, 0, 0, 1], 6, PUBLISHED, Interface::A2, 80);
     connects(lab, &US);
     lab.at_client(&syn(&US_TO_CLIENTS).frame()).passes(&[]);
     lab.at_client(&syn(&Host { v4: [127, 0, 0, 1], ..US }).frame()).passes(&[]);
 }
 
 fn not_published(lab: &mut Lab) {
-    publish(lab, [0; 4], 17, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 17, PUBLISHED, Interface::A1, 80);
     lab.at_client(&syn(&US).frame()).passes(&[]);
     assert_eq!(entries(lab), 0);
 }
 
 fn not_for_the_host(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     for to in [SERVER, ONE, TWO, CLIENT] {
         lab.at_client(&syn(&to).frame()).passes(&[]);
     }
@@ -100,7 +100,7 @@ fn not_for_the_host(lab: &mut Lab) {
 }
 
 fn from_an_address_elsewhere(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     // The route back to the client leads through the uplink, to a container or nowhere, or the
     // client's address is the host's own.
     for from in [SERVER, ONE, US, Host { v4: [127, 0, 0, 1], ..CLIENT }] {
@@ -114,14 +114,14 @@ fn from_an_address_elsewhere(lab: &mut Lab) {
 fn answers_to_masqueraded_flows_are_not_taken(lab: &mut Lab) {
     let came = to_gateway(&V4::udp(&ONE, &SERVER, (5000, 53), b"?"));
     let left = outbound(&V4::udp(&US, &SERVER, (5000, 53), b"?"));
-    lab.at_container(Port::A1, &came.frame()).leaves_as(&left, &CREATED);
+    lab.at_container(Interface::A1, &came.frame()).leaves_as(&left, &CREATED);
     let us = Host { mac: US_TO_CLIENTS.mac, ..US };
     let forged = V4::udp(&Host { v4: SERVER.v4, ..CLIENT }, &us, (53, 5000), b"!");
     lab.at_client(&forged.frame()).passes(&[]);
 }
 
 fn clients_of_the_uplink_are_others(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     connects(lab, &US);
     // The same addresses on the uplink: the route back does not lead through the uplink.
     let forged = V4::tcp(&CLIENT, &US, (5000, PUBLISHED), b"x");
@@ -130,7 +130,7 @@ fn clients_of_the_uplink_are_others(lab: &mut Lab) {
 }
 
 fn clients_of_another_link_are_others(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     connects(lab, &US);
     let to = Host { mac: GATEWAY.mac, ..US };
     let forged = V4::tcp(&CLIENT, &to, (5000, PUBLISHED), b"x").frame();
@@ -150,11 +150,11 @@ fn vxlan_is_not_decapsulated(lab: &mut Lab) {
 }
 
 fn the_link_is_no_client_link_any_more(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     connects(lab, &US);
     lab.tables.client_links.remove(&CLIENT_LINK).unwrap();
     let answer = to_gateway(&V4::segment(&ONE, &CLIENT, (80, 5000), SYN | ACK, &[]));
-    lab.at_container(Port::A1, &answer.frame()).drops(DropReason::NotAnUplink);
+    lab.at_container(Interface::A1, &answer.frame()).drops(DropReason::NotAnUplink);
 }
 
 fn not_ipv4(lab: &mut Lab) {

@@ -7,8 +7,8 @@ use culvert_tests::packet::{Arp, Host, Tunnel, V4, V6, ethernet, payload};
 
 use crate::{
     compare::same,
+    interfaces::Interface,
     lab::Lab,
-    ports::Port,
     run::{SHORTEST_V4, copy, note},
     world::{
         A, B, FAR, FARTHER, NOBODY, ONE, OUR_VTEP, PEER, PEER_MAC, PEER2, STRANGER, TWO, UPLINK,
@@ -125,7 +125,7 @@ fn other_ethertype_of_few_bytes(lab: &mut Lab) {
 #[track_caller]
 fn reaches_everyone(lab: &mut Lab, inner: &[u8]) {
     let outer = from_peer().wrap(inner);
-    let copies = [copy(Port::A1, inner), copy(Port::A2, inner)];
+    let copies = [copy(Interface::A1, inner), copy(Interface::A2, inner)];
     let notes = [note(Note::FloodLocalCopy).times(2).bytes(2 * inner.len())];
     lab.at_underlay(&outer).floods(&copies, &notes);
 }
@@ -259,7 +259,7 @@ fn unknown_vni(lab: &mut Lab) {
 
 fn unknown_vni_of_another_system(lab: &mut Lab) {
     let shared = UplinkInfo { flags: UplinkInfo::SHARED_PORT, ..UPLINK };
-    lab.tables.uplinks.insert(&Port::Uplink.ifindex(), &shared).unwrap();
+    lab.tables.uplinks.insert(&Interface::Uplink.ifindex(), &shared).unwrap();
     let mut passed_on = |tunnel: Tunnel| {
         lab.at_underlay(&tunnel.wrap(&hello())).passes(&[note(Note::ForeignVxlan)]);
     };

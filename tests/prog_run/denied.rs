@@ -7,8 +7,8 @@ use culvert_common::abi::{
 use culvert_tests::packet::{ACK, Host, SYN, V4, payload};
 
 use crate::{
+    interfaces::Interface,
     lab::Lab,
-    ports::Port,
     routed::{
         Began, CREATED, Passed, Place, answer, entries, flow, forget_all, fragments, inbound, key,
         outbound, publish, to_gateway,
@@ -60,7 +60,7 @@ fn connects(lab: &mut Lab, from: &Host) {
 }
 
 fn an_address(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     deny(lab, "203.0.113.7/32");
     lab.at_underlay(&syn(&SERVER).frame()).drops(DropReason::Denied);
     assert_eq!(entries(lab), 0);
@@ -68,7 +68,7 @@ fn an_address(lab: &mut Lab) {
 }
 
 fn the_longest_prefix_is_not_asked(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     for prefix in ["203.0.113.0/29", "203.0.0.0/16", "0.0.0.0/0"] {
         deny(lab, prefix);
         lab.at_underlay(&syn(&SERVER).frame()).drops(DropReason::Denied);
@@ -83,7 +83,7 @@ fn the_longest_prefix_is_not_asked(lab: &mut Lab) {
 }
 
 fn udp_in_fragments(lab: &mut Lab) {
-    publish(lab, [0; 4], 17, PUBLISHED, Port::A1, 53);
+    publish(lab, [0; 4], 17, PUBLISHED, Interface::A1, 53);
     deny(lab, "203.0.113.0/24");
     let came = V4::udp(&SERVER, &US, (5000, PUBLISHED), &payload(900));
     for part in fragments(&came, &[400]) {
@@ -92,24 +92,24 @@ fn udp_in_fragments(lab: &mut Lab) {
 }
 
 fn a_client_of_a_link(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     deny(lab, "172.30.0.2/32");
     let came = V4::segment(&CLIENT, &US_TO_CLIENTS, (5000, PUBLISHED), SYN, &[]);
     lab.at_client(&came.frame()).drops(DropReason::Denied);
 }
 
 fn a_container(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     let came = to_gateway(&V4::segment(&TWO, &US, (5000, PUBLISHED), SYN, &[]));
     deny(lab, "10.0.0.3/32");
-    lab.at_container(Port::A2, &came.frame()).drops(DropReason::Denied);
+    lab.at_container(Interface::A2, &came.frame()).drops(DropReason::Denied);
     allow(lab, "10.0.0.3/32");
     let went = inbound(&V4::segment(&GATEWAY, &ONE, (5000, 80), SYN, &[]), &GATEWAY);
-    lab.at_container(Port::A2, &came.frame()).arrives_as(&went, &CREATED);
+    lab.at_container(Interface::A2, &came.frame()).arrives_as(&went, &CREATED);
 }
 
 fn the_host_itself_is_not_judged(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     deny(lab, "0.0.0.0/0");
     from_the_host(lab);
 }
@@ -125,7 +125,7 @@ fn from_the_host(lab: &mut Lab) {
 }
 
 fn a_port_of_the_host_itself(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     deny(lab, "0.0.0.0/0");
     // The port is not published: netfilter decides.
     lab.at_underlay(&V4::segment(&SERVER, &US, (5000, 22), SYN, &[]).frame()).passes(&[]);
@@ -137,7 +137,7 @@ fn what_a_container_begins(lab: &mut Lab) {
     deny(lab, "203.0.113.7/32");
     let came = to_gateway(&V4::udp(&ONE, &SERVER, (5000, 53), b"?"));
     let left = outbound(&V4::udp(&US, &SERVER, (5000, 53), b"?"));
-    lab.at_container(Port::A1, &came.frame()).leaves_as(&left, &CREATED);
+    lab.at_container(Interface::A1, &came.frame()).leaves_as(&left, &CREATED);
     let came = V4::udp(&SERVER, &US, (53, 5000), b"!");
     let went = inbound(&V4::udp(&SERVER, &ONE, (53, 5000), b"!"), &GATEWAY);
     lab.at_underlay(&came.frame()).arrives_as(&went, &[]);
@@ -156,24 +156,24 @@ fn end(lab: &mut Lab, packet: &V4) {
 }
 
 fn a_flow_that_was_ended(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     connects(lab, &SERVER);
     deny(lab, "203.0.113.7/32");
     // The agent has not ended the flow yet.
     let answer = to_gateway(&V4::segment(&ONE, &SERVER, (80, 5000), SYN | ACK, &[]));
     let left = outbound(&V4::segment(&US, &SERVER, (PUBLISHED, 5000), SYN | ACK, &[]));
-    lab.at_container(Port::A1, &answer.frame()).leaves_as(&left, &[]);
+    lab.at_container(Interface::A1, &answer.frame()).leaves_as(&left, &[]);
     end(lab, &syn(&SERVER));
     for packet in [syn(&SERVER), V4::tcp(&SERVER, &US, (5000, PUBLISHED), b"x")] {
         lab.at_underlay(&packet.frame()).drops(DropReason::Denied);
     }
     // A packet of the server begins no masqueraded flow, and the denied flow's entries stay.
     let data = to_gateway(&V4::tcp(&ONE, &SERVER, (80, 5000), b"x"));
-    lab.at_container(Port::A1, &data.frame()).drops(DropReason::Denied);
+    lab.at_container(Interface::A1, &data.frame()).drops(DropReason::Denied);
     assert_eq!(entries(lab), 2);
     let (came, went) = (syn(&SERVER), V4::segment(&SERVER, &ONE, (5000, 80), SYN, &[]));
     let kind = kind::PUBLISHED | kind::DENIED;
-    Began { came: &came, from: Place::Outside, went: &went, to: Place::At(Port::A1), kind }
+    Began { came: &came, from: Place::External, went: &went, to: Place::At(Interface::A1), kind }
         .is_tracked(
             lab,
             Passed::frames(&[&came], seen::SYN),
@@ -182,35 +182,35 @@ fn a_flow_that_was_ended(lab: &mut Lab) {
 }
 
 fn an_error_about_a_flow_that_was_ended(lab: &mut Lab) {
-    publish(lab, [0; 4], 17, PUBLISHED, Port::A1, 53);
+    publish(lab, [0; 4], 17, PUBLISHED, Interface::A1, 53);
     let came = V4::udp(&SERVER, &US, (5000, PUBLISHED), &payload(100));
     let went = inbound(&V4::udp(&SERVER, &ONE, (5000, 53), &payload(100)), &GATEWAY);
     lab.at_underlay(&came.frame()).arrives_as(&went, &CREATED);
     end(lab, &came);
     let quoted = &went.packet()[..28];
     let error = to_gateway(&V4::icmp(&ONE, &SERVER, 3, 3, [0; 4], quoted));
-    lab.at_container(Port::A1, &error.frame()).drops(DropReason::NoFlow);
+    lab.at_container(Interface::A1, &error.frame()).drops(DropReason::NoFlow);
     let answered = V4::udp(&US, &SERVER, (PUBLISHED, 5000), &payload(100));
     let error = V4::icmp(&SERVER, &US, 3, 3, [0; 4], &answered.packet()[..28]);
     lab.at_underlay(&error.frame()).passes(&[]);
 }
 
 fn allowed_again(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     deny(lab, "203.0.113.7/32");
     lab.at_underlay(&syn(&SERVER).frame()).drops(DropReason::Denied);
     allow(lab, "203.0.113.7/32");
     connects(lab, &SERVER);
 }
 
-/// Restricts the published ports of the container at `port`.
-fn restrict(lab: &Lab, port: Port, prefixes: &[&str]) {
+/// Restricts the published ports of the container at `interface`.
+fn restrict(lab: &Lab, interface: Interface, prefixes: &[&str]) {
     for prefix in prefixes {
-        let clients = Prefix::of_clients(port.ifindex(), prefix.parse().unwrap());
+        let clients = Prefix::of_clients(interface.ifindex(), prefix.parse().unwrap());
         lab.tables.sources.insert(&clients, &A).unwrap();
     }
     for (key, mut entry) in lab.tables.published.dump().unwrap() {
-        if entry.ifindex == port.ifindex() {
+        if entry.ifindex == interface.ifindex() {
             entry.flags = PublishedEntry::RESTRICTED;
             lab.tables.published.insert(&key, &entry).unwrap();
         }
@@ -218,10 +218,10 @@ fn restrict(lab: &Lab, port: Port, prefixes: &[&str]) {
 }
 
 fn of_restricted_ports_others(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
-    publish(lab, [0; 4], 6, 8081, Port::A2, 80);
-    restrict(lab, Port::A1, &["198.51.100.0/24", "203.0.113.8/32"]);
-    restrict(lab, Port::A2, &[]);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
+    publish(lab, [0; 4], 6, 8081, Interface::A2, 80);
+    restrict(lab, Interface::A1, &["198.51.100.0/24", "203.0.113.8/32"]);
+    restrict(lab, Interface::A2, &[]);
     lab.at_underlay(&syn(&SERVER).frame()).drops(DropReason::Denied);
     assert_eq!(entries(lab), 0);
     connects(lab, &SERVER2);
@@ -238,41 +238,41 @@ fn of_restricted_ports_others(lab: &mut Lab) {
 }
 
 fn of_restricted_ports_the_denied(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
-    restrict(lab, Port::A1, &["203.0.113.0/24"]);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
+    restrict(lab, Interface::A1, &["203.0.113.0/24"]);
     deny(lab, "203.0.113.7/32");
     lab.at_underlay(&syn(&SERVER).frame()).drops(DropReason::Denied);
     connects(lab, &SERVER2);
 }
 
 fn of_restricted_ports_other_containers(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
-    restrict(lab, Port::A1, &["203.0.113.0/24"]);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
+    restrict(lab, Interface::A1, &["203.0.113.0/24"]);
     let came = to_gateway(&V4::segment(&TWO, &US, (5000, PUBLISHED), SYN, &[]));
-    lab.at_container(Port::A2, &came.frame()).drops(DropReason::Denied);
-    restrict(lab, Port::A1, &["10.0.0.3/32"]);
+    lab.at_container(Interface::A2, &came.frame()).drops(DropReason::Denied);
+    restrict(lab, Interface::A1, &["10.0.0.3/32"]);
     let went = inbound(&V4::segment(&GATEWAY, &ONE, (5000, 80), SYN, &[]), &GATEWAY);
-    lab.at_container(Port::A2, &came.frame()).arrives_as(&went, &CREATED);
+    lab.at_container(Interface::A2, &came.frame()).arrives_as(&went, &CREATED);
 }
 
 fn of_restricted_ports_containers_with_any_address(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
-    restrict(lab, Port::A1, &["0.0.0.0/0"]);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
+    restrict(lab, Interface::A1, &["0.0.0.0/0"]);
     // The client is in network B, whose addresses another network has, too.
     let came = V4::segment(&TWO, &US, (5000, PUBLISHED), SYN, &[]);
     let to_b = V4 { eth_dst: GATEWAY_OF_B.mac, ..came.clone() };
-    lab.at_container(Port::B2, &to_b.frame()).drops(DropReason::Denied);
+    lab.at_container(Interface::B2, &to_b.frame()).drops(DropReason::Denied);
     // `A2` may send from any address.
-    change_endpoint(&lab.tables, Port::A2, |ep| ep.flags |= EndpointInfo::ALLOW_ANY_SOURCE);
-    lab.at_container(Port::A2, &to_gateway(&came).frame()).drops(DropReason::Denied);
+    change_endpoint(&lab.tables, Interface::A2, |ep| ep.flags |= EndpointInfo::ALLOW_ANY_SOURCE);
+    lab.at_container(Interface::A2, &to_gateway(&came).frame()).drops(DropReason::Denied);
     // These containers may also use a port without restriction.
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     let went = inbound(&V4::segment(&GATEWAY, &ONE, (5000, 80), SYN, &[]), &GATEWAY);
-    lab.at_container(Port::B2, &to_b.frame()).arrives_as(&went, &CREATED);
+    lab.at_container(Interface::B2, &to_b.frame()).arrives_as(&went, &CREATED);
 }
 
 fn restricted_ports_are_the_hosts_own(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
-    restrict(lab, Port::A1, &["203.0.113.0/24"]);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
+    restrict(lab, Interface::A1, &["203.0.113.0/24"]);
     from_the_host(lab);
 }

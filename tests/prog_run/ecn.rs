@@ -4,8 +4,8 @@ use culvert_common::abi::{DropReason, Note};
 use culvert_tests::packet::{Arp, Tunnel, V4, V6, payload};
 
 use crate::{
+    interfaces::Interface,
     lab::Lab,
-    ports::Port,
     run::{Run, copy, note},
     world::{FAR, ONE, from_peer},
 };
@@ -133,7 +133,7 @@ fn broadcast_is_marked(lab: &mut Lab) {
     let all = |ecn| V4 { eth_dst: [0xff; 6], tos: ecn, ..V4::udp(&FAR, &ONE, (1, 2), b"all") };
     let frame = Tunnel { tos: CE, ..from_peer() }.wrap(&all(ECT0).frame());
     let marked = all(CE).frame();
-    let copies = [copy(Port::A1, &marked), copy(Port::A2, &marked)];
+    let copies = [copy(Interface::A1, &marked), copy(Interface::A2, &marked)];
     let notes = [
         note(Note::EcnMarked).bytes(marked.len()),
         note(Note::FloodLocalCopy).times(2).bytes(2 * marked.len()),

@@ -8,8 +8,8 @@ use culvert_common::abi::{DropReason, FdbKey, NetworkInfo};
 use culvert_tests::packet::{Arp, Tunnel, V4, V6, ethernet, payload};
 
 use crate::{
+    interfaces::Interface,
     lab::Lab,
-    ports::Port,
     world::{
         A, FAR, FARTHER, NETWORK_A, ONE, OUR_VTEP, PEER, TO_PEER, TWO, change_network, endpoint,
         remote, to_peer, to_peer2,
@@ -62,7 +62,7 @@ cases!(
 
 #[track_caller]
 fn crosses_as_ip(lab: &mut Lab, frame: &[u8]) -> u16 {
-    lab.at_container(Port::A1, frame).encaps(to_peer().wrap(frame), &[])
+    lab.at_container(Interface::A1, frame).encaps(to_peer().wrap(frame), &[])
 }
 
 fn ipv4_udp(lab: &mut Lab) {
@@ -137,17 +137,17 @@ fn ipv6_fragments(lab: &mut Lab) {
 
 fn arp_reply_unicast(lab: &mut Lab) {
     let frame = Arp::reply(&ONE, &FAR).frame();
-    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
 }
 
 fn other_ethertype(lab: &mut Lab) {
     let frame = ethernet(FAR.mac, ONE.mac, 0x88b5, &payload(80));
-    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
 }
 
 fn shortest_frame(lab: &mut Lab) {
     let frame = ethernet(FAR.mac, ONE.mac, 0x88b5, &[]);
-    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
 }
 
 fn length_field_instead_of_ethertype(lab: &mut Lab) {
@@ -155,7 +155,7 @@ fn length_field_instead_of_ethertype(lab: &mut Lab) {
     let mut llc = vec![0x42, 0x42, 0x03];
     llc.extend(payload(35));
     let frame = ethernet(FAR.mac, ONE.mac, 38, &llc);
-    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
 }
 
 fn largest_packet(lab: &mut Lab) {
@@ -169,9 +169,9 @@ fn largest_packet(lab: &mut Lab) {
 
 fn via_a_router_to_another_port(lab: &mut Lab) {
     let frame = V4::udp(&ONE, &FARTHER, (1, 2), &payload(10)).frame();
-    lab.at_container(Port::A1, &frame).encaps(to_peer2().wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer2().wrap(&frame), &[]);
     let frame = Arp::reply(&ONE, &FARTHER).frame();
-    lab.at_container(Port::A1, &frame).encaps(to_peer2().wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer2().wrap(&frame), &[]);
 }
 
 /// Removes the MAC of the next hop to [`PEER`].
@@ -189,23 +189,23 @@ fn outer_mac_left_to_the_kernel(lab: &mut Lab) {
         V4::udp(&ONE, &FAR, (1, 2), b"hello").frame(),
         V6::udp(&ONE, &FAR, (1, 2), b"hello").frame(),
     ] {
-        lab.at_container(Port::A1, &frame).encaps(by_the_kernel.wrap(&frame), &[]);
+        lab.at_container(Interface::A1, &frame).encaps(by_the_kernel.wrap(&frame), &[]);
     }
 }
 
 #[track_caller]
 fn crosses_in(lab: &mut Lab, vni: u32) {
-    lab.tables.endpoints.insert(&Port::A1.ifindex(), &endpoint(vni, &ONE)).unwrap();
+    lab.tables.endpoints.insert(&Interface::A1.ifindex(), &endpoint(vni, &ONE)).unwrap();
     lab.tables.networks.insert(&vni, &NETWORK_A).unwrap();
     lab.tables.fdb.insert(&FdbKey::new(vni, FAR.mac), &remote(PEER)).unwrap();
     let frame = V4::udp(&ONE, &FAR, (1, 2), b"hello").frame();
     let tunnel = Tunnel { vni, ..to_peer() };
-    lab.at_container(Port::A1, &frame).encaps(tunnel.wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(tunnel.wrap(&frame), &[]);
 }
 
 fn vni_bytes(lab: &mut Lab) {
     let frame = V4::udp(&ONE, &FAR, (1, 2), b"hello").frame();
-    let outcome = lab.at_container(Port::A1, &frame).outcome();
+    let outcome = lab.at_container(Interface::A1, &frame).outcome();
     // RFC 7348 §5: flags, 24 reserved bits, VNI, 8 reserved bits.
     assert_eq!(outcome.frame[42..50], [0x08, 0, 0, 0, 0xa1, 0xb2, 0xc3, 0]);
     // Before the VXLAN header: UDP length, and checksum 0.
@@ -227,7 +227,7 @@ fn largest_vni(lab: &mut Lab) {
 #[track_caller]
 fn outer_tos(lab: &mut Lab, frame: &[u8], tos: u8) {
     let tunnel = Tunnel { tos, ..to_peer() };
-    lab.at_container(Port::A1, frame).encaps(tunnel.wrap(frame), &[]);
+    lab.at_container(Interface::A1, frame).encaps(tunnel.wrap(frame), &[]);
 }
 
 fn with_tos(tos: u8) -> Vec<u8> {
@@ -252,7 +252,7 @@ fn dscp_copied_where_the_network_says(lab: &mut Lab) {
     outer_tos(lab, &with_tos(EF | 0b10), EF | 0b10);
     // A frame that is not IP has no DSCP.
     let frame = ethernet(FAR.mac, ONE.mac, 0x88b5, &[0xff; 60]);
-    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
 }
 
 fn dscp_copied_from_ipv6(lab: &mut Lab) {
@@ -326,9 +326,9 @@ fn entropy_fragments_of_a_datagram_stay_together(lab: &mut Lab) {
 
 fn entropy_other_ethertypes_by_mac(lab: &mut Lab) {
     let mut port = |src: [u8; 6], content: &[u8]| {
-        crate::world::change_endpoint(&lab.tables, Port::A1, |entry| entry.mac = src);
+        crate::world::change_endpoint(&lab.tables, Interface::A1, |entry| entry.mac = src);
         let frame = ethernet(FAR.mac, src, 0x88b5, content);
-        lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[])
+        lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[])
     };
     assert_eq!(port(ONE.mac, b"one"), port(ONE.mac, b"another"));
     let ports: BTreeSet<u16> = (0..32).map(|n| port([2, 0, 0, 0, 1, n], b"")).collect();
@@ -338,38 +338,38 @@ fn entropy_other_ethertypes_by_mac(lab: &mut Lab) {
 fn no_underlay_path(lab: &mut Lab) {
     lab.tables.underlay.remove(&PEER).unwrap();
     let frame = V4::udp(&ONE, &FAR, (1, 2), b"hello").frame();
-    lab.at_container(Port::A1, &frame).drops(DropReason::NoUnderlayPath);
+    lab.at_container(Interface::A1, &frame).drops(DropReason::NoUnderlayPath);
 }
 
 fn no_underlay_neighbour_for_arp(lab: &mut Lab) {
     unresolved(lab);
     let frame = Arp::reply(&ONE, &FAR).frame();
-    lab.at_container(Port::A1, &frame).drops(DropReason::NoUnderlayNeighbour);
+    lab.at_container(Interface::A1, &frame).drops(DropReason::NoUnderlayNeighbour);
 }
 
 fn unknown_endpoint(lab: &mut Lab) {
-    lab.tables.endpoints.remove(&Port::A1.ifindex()).unwrap();
+    lab.tables.endpoints.remove(&Interface::A1.ifindex()).unwrap();
     let frame = V4::udp(&ONE, &FAR, (1, 2), b"hello").frame();
-    lab.at_container(Port::A1, &frame).drops(DropReason::UnknownEndpoint);
+    lab.at_container(Interface::A1, &frame).drops(DropReason::UnknownEndpoint);
     // Another endpoint of the network still sends.
     let other = V4::udp(&TWO, &FAR, (1, 2), b"").frame();
-    lab.at_container(Port::A2, &other).encaps(to_peer().wrap(&other), &[]);
+    lab.at_container(Interface::A2, &other).encaps(to_peer().wrap(&other), &[]);
     // An interface that never had an endpoint.
-    lab.at_container(Port::Uplink, &frame).drops(DropReason::UnknownEndpoint);
+    lab.at_container(Interface::Uplink, &frame).drops(DropReason::UnknownEndpoint);
 }
 
 fn unknown_network(lab: &mut Lab) {
     lab.tables.networks.remove(&A).unwrap();
     let frame = V4::udp(&ONE, &FAR, (1, 2), b"hello").frame();
-    lab.at_container(Port::A1, &frame).drops(DropReason::UnknownNetwork);
+    lab.at_container(Interface::A1, &frame).drops(DropReason::UnknownNetwork);
     // Network B is not affected.
     let frame = V4::udp(&ONE, &TWO, (1, 2), b"hello").frame();
-    lab.at_container(Port::B1, &frame).delivers(&frame, &[]);
+    lab.at_container(Interface::B1, &frame).delivers(&frame, &[]);
 }
 
 fn gso_refused_by_the_kernel(lab: &mut Lab) {
     // A test run cannot set the type of a GSO frame, and the kernel makes room only in frames of a
     // type that it knows. The segments of this frame are not too long.
     let frame = V4::tcp(&ONE, &FAR, (1000, 80), &payload(3000)).frame();
-    lab.at_container(Port::A1, &frame).gso(1398).drops(DropReason::EncapFailed);
+    lab.at_container(Interface::A1, &frame).gso(1398).drops(DropReason::EncapFailed);
 }

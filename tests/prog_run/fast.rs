@@ -7,8 +7,8 @@ use culvert_common::abi::{Action, Code, Direction, DropReason, FdbKey, NetworkIn
 use culvert_tests::packet::{Host, Tunnel, V4, payload};
 
 use crate::{
+    interfaces::Interface,
     lab::Lab,
-    ports::Port,
     run::{SHOT, note},
     world::{
         A, B, FAR, MTU, NOBODY, ONE, PEER, PEER2, STRANGER, TO_PEER, TWO, VXLAN_PORT, any_source,
@@ -52,7 +52,7 @@ fn back() -> Vec<u8> {
 
 /// Sends the frame twice, by `encaps`, so that the flow cache has its pair.
 fn warm_out(lab: &mut Lab) {
-    lab.at_container(Port::A1, &out()).encaps(to_peer().wrap(&out()), &[]);
+    lab.at_container(Interface::A1, &out()).encaps(to_peer().wrap(&out()), &[]);
 }
 
 fn warm_in(lab: &mut Lab) {
@@ -61,7 +61,7 @@ fn warm_in(lab: &mut Lab) {
 
 /// Whether the next frame of the pair is sent by the flow cache, although the FDB has no entry.
 fn is_encapsulated(lab: &mut Lab) -> bool {
-    let outcome = lab.at_container(Port::A1, &out()).outcome();
+    let outcome = lab.at_container(Interface::A1, &out()).outcome();
     outcome.count(Direction::FromContainer, Code::Action(Action::Encap)) == 1
 }
 
@@ -86,9 +86,9 @@ fn pairs_are_remembered_while_tracing() {
 }
 
 fn local_is_remembered(lab: &mut Lab) {
-    lab.at_container(Port::A1, &local()).delivers(&local(), &[]);
+    lab.at_container(Interface::A1, &local()).delivers(&local(), &[]);
     lab.untold_fdb.remove(FdbKey::new(A, TWO.mac));
-    lab.at_container(Port::A1, &local()).delivers(&local(), &[]);
+    lab.at_container(Interface::A1, &local()).delivers(&local(), &[]);
 }
 
 fn inbound_is_remembered(lab: &mut Lab) {
@@ -103,9 +103,9 @@ fn other_kinds_of_frames_are_judged_each_time(lab: &mut Lab) {
     let ping = V4::icmp(&ONE, &FAR, 8, 0, [0, 1, 0, 1], &payload(56)).frame();
     let fragment = V4 { df: false, mf: true, ..V4::udp(&ONE, &FAR, (1, 2), &payload(96)) }.frame();
     for frame in [&ping, &fragment] {
-        lab.at_container(Port::A1, frame).encaps(to_peer().wrap(frame), &[]);
+        lab.at_container(Interface::A1, frame).encaps(to_peer().wrap(frame), &[]);
         lab.untold_fdb.remove(FdbKey::new(A, FAR.mac));
-        let outcome = lab.at_container(Port::A1, frame).outcome();
+        let outcome = lab.at_container(Interface::A1, frame).outcome();
         assert_eq!(outcome.count(Direction::FromContainer, Code::Action(Action::Encap)), 0);
         lab.set_untold(FdbKey::new(A, FAR.mac), FdbEntry { ifindex: 0, vtep: PEER });
     }
@@ -114,7 +114,7 @@ fn other_kinds_of_frames_are_judged_each_time(lab: &mut Lab) {
 fn a_moved_endpoint_is_followed_at_once(lab: &mut Lab) {
     warm_out(lab);
     lab.tables.fdb.insert(&FdbKey::new(A, FAR.mac), &remote(PEER2)).unwrap();
-    lab.at_container(Port::A1, &out()).encaps(to_peer2().wrap(&out()), &[]);
+    lab.at_container(Interface::A1, &out()).encaps(to_peer2().wrap(&out()), &[]);
 }
 
 fn a_removed_endpoint_is_gone_at_once(lab: &mut Lab) {
@@ -128,29 +128,29 @@ fn a_removed_endpoint_is_gone_at_once(lab: &mut Lab) {
 
 fn a_removed_sender_is_gone_at_once(lab: &mut Lab) {
     warm_out(lab);
-    lab.tables.endpoints.remove(&Port::A1.ifindex()).unwrap();
-    lab.at_container(Port::A1, &out()).drops(DropReason::UnknownEndpoint);
+    lab.tables.endpoints.remove(&Interface::A1.ifindex()).unwrap();
+    lab.at_container(Interface::A1, &out()).drops(DropReason::UnknownEndpoint);
 }
 
 fn a_sender_s_new_address_holds_at_once(lab: &mut Lab) {
     warm_out(lab);
-    lab.tables.endpoints.insert(&Port::A1.ifindex(), &endpoint(A, &TWO)).unwrap();
-    lab.at_container(Port::A1, &out()).drops(DropReason::SpoofedMac);
+    lab.tables.endpoints.insert(&Interface::A1.ifindex(), &endpoint(A, &TWO)).unwrap();
+    lab.at_container(Interface::A1, &out()).drops(DropReason::SpoofedMac);
 }
 
 fn a_network_s_change_holds_at_once(lab: &mut Lab) {
     let frame = V4 { tos: 0xb8, ..V4::udp(&ONE, &FAR, (1000, 2000), &payload(100)) }.frame();
-    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
     change_network(&lab.tables, A, |network| network.flags |= NetworkInfo::COPY_DSCP);
     let marked = Tunnel { tos: 0xb8, ..to_peer() };
-    lab.at_container(Port::A1, &frame).encaps(marked.wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(marked.wrap(&frame), &[]);
 }
 
 fn a_removed_network_is_gone_at_once(lab: &mut Lab) {
     warm_out(lab);
     warm_in(lab);
     lab.tables.networks.remove(&A).unwrap();
-    lab.at_container(Port::A1, &out()).drops(DropReason::UnknownNetwork);
+    lab.at_container(Interface::A1, &out()).drops(DropReason::UnknownNetwork);
     lab.at_underlay(&from_peer().wrap(&back())).drops(DropReason::UnknownVni);
 }
 
@@ -158,9 +158,9 @@ fn a_path_s_change_holds_at_once(lab: &mut Lab) {
     warm_out(lab);
     lab.tables.underlay.insert(&PEER, &UnderlayPath { port: 8472, ..TO_PEER }).unwrap();
     let elsewhere = Tunnel { dst_port: 8472, ..to_peer() };
-    lab.at_container(Port::A1, &out()).encaps(elsewhere.wrap(&out()), &[]);
+    lab.at_container(Interface::A1, &out()).encaps(elsewhere.wrap(&out()), &[]);
     lab.tables.underlay.remove(&PEER).unwrap();
-    lab.at_container(Port::A1, &out()).drops(DropReason::NoUnderlayPath);
+    lab.at_container(Interface::A1, &out()).drops(DropReason::NoUnderlayPath);
 }
 
 fn a_vtep_without_the_right_is_refused_at_once(lab: &mut Lab) {
@@ -173,16 +173,16 @@ fn a_spoofed_address_is_another_pair(lab: &mut Lab) {
     warm_out(lab);
     let mac = Host { mac: TWO.mac, ..ONE };
     let frame = V4::udp(&mac, &FAR, (1000, 2000), &payload(100)).frame();
-    lab.at_container(Port::A1, &frame).drops(DropReason::SpoofedMac);
+    lab.at_container(Interface::A1, &frame).drops(DropReason::SpoofedMac);
     let ip = Host { v4: TWO.v4, ..ONE };
     let frame = V4::udp(&ip, &FAR, (1000, 2000), &payload(100)).frame();
-    lab.at_container(Port::A1, &frame).drops(DropReason::SpoofedIp);
+    lab.at_container(Interface::A1, &frame).drops(DropReason::SpoofedIp);
     // Every bit of the addresses counts.
     for at in (6..12).chain(26..30) {
         for bit in 0..8 {
             let mut frame = out();
             frame[at] ^= 1 << bit;
-            let outcome = lab.at_container(Port::A1, &frame).outcome();
+            let outcome = lab.at_container(Interface::A1, &frame).outcome();
             assert_eq!(outcome.verdict, SHOT, "byte {at}, bit {bit}");
         }
     }
@@ -190,8 +190,8 @@ fn a_spoofed_address_is_another_pair(lab: &mut Lab) {
 
 fn the_same_addresses_in_another_network_are_another_pair(lab: &mut Lab) {
     warm_out(lab);
-    lab.at_container(Port::A1, &local()).delivers(&local(), &[]);
-    let outcome = lab.at_container(Port::B1, &out()).outcome();
+    lab.at_container(Interface::A1, &local()).delivers(&local(), &[]);
+    let outcome = lab.at_container(Interface::B1, &out()).outcome();
     assert_eq!(outcome.count(Direction::FromContainer, Code::Action(Action::Encap)), 0);
     warm_in(lab);
     let of_b = Tunnel { vni: B, ..from_peer() }.wrap(&back());
@@ -207,9 +207,9 @@ fn another_vtep_is_another_pair(lab: &mut Lab) {
 fn vxlan_from_a_container_is_refused_every_time(lab: &mut Lab) {
     let vtep = Host { v4: PEER, ..FAR };
     let frame = V4::udp(&ONE, &vtep, (1000, 2000), &payload(100)).frame();
-    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
     let forged = V4::udp(&ONE, &vtep, (1000, VXLAN_PORT), &payload(100)).frame();
-    lab.at_container(Port::A1, &forged).drops(DropReason::VxlanFromContainer);
+    lab.at_container(Interface::A1, &forged).drops(DropReason::VxlanFromContainer);
 }
 
 fn lengths_are_checked_every_time(lab: &mut Lab) {
@@ -217,9 +217,9 @@ fn lengths_are_checked_every_time(lab: &mut Lab) {
     // A packet whose length field exceeds the frame.
     let mut frame = out();
     frame[16..18].copy_from_slice(&1400_u16.to_be_bytes());
-    lab.at_container(Port::A1, &frame).drops(DropReason::Malformed);
+    lab.at_container(Interface::A1, &frame).drops(DropReason::Malformed);
     let big = V4::udp(&ONE, &FAR, (1000, 2000), &payload(usize::from(MTU))).frame();
-    let outcome = lab.at_container(Port::A1, &big).outcome();
+    let outcome = lab.at_container(Interface::A1, &big).outcome();
     assert_eq!(outcome.count(Direction::FromContainer, Code::Drop(DropReason::PacketTooBig)), 1);
     warm_in(lab);
     let mut wrapped = from_peer().wrap(&back());
@@ -229,7 +229,7 @@ fn lengths_are_checked_every_time(lab: &mut Lab) {
 
 fn where_hosts_learn_known_pairs_are_remembered(lab: &mut Lab) {
     learning(&lab.tables);
-    any_source(&lab.tables, Port::A1);
+    any_source(&lab.tables, Interface::A1);
     warm_out(lab);
     lab.untold_fdb.remove(FdbKey::new(A, FAR.mac));
     assert!(is_encapsulated(lab), "the flow cache lacks a pair with the own MAC");
@@ -241,13 +241,13 @@ fn where_hosts_learn_known_pairs_are_remembered(lab: &mut Lab) {
 
 fn where_hosts_learn_other_pairs_are_not(lab: &mut Lab) {
     learning(&lab.tables);
-    any_source(&lab.tables, Port::A1);
+    any_source(&lab.tables, Interface::A1);
     // Each frame must refresh the learned entry of its source.
     let frame = V4 { eth_src: NOBODY.mac, ..V4::udp(&ONE, &FAR, (1, 2), b"hello") }.frame();
-    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[note(Note::Learned)]);
-    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[note(Note::Learned)]);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
     lab.untold_fdb.remove(FdbKey::new(A, FAR.mac));
-    let outcome = lab.at_container(Port::A1, &frame).outcome();
+    let outcome = lab.at_container(Interface::A1, &frame).outcome();
     assert_eq!(outcome.count(Direction::FromContainer, Code::Action(Action::Encap)), 0);
     lab.set_untold(FdbKey::new(A, FAR.mac), FdbEntry { ifindex: 0, vtep: PEER });
     // The source is known, and another VTEP claims it: refused and counted each time.

@@ -6,8 +6,8 @@ use culvert_common::abi::{Code, Direction, DropReason, FdbKey, Note, RateKey};
 use culvert_tests::packet::{Tunnel, V4};
 
 use crate::{
+    interfaces::Interface,
     lab::{AGEING, Lab},
-    ports::Port,
     run::{copy, note, tunnelled},
     world::{
         A, B, FAR, FARTHER, NOBODY, ONE, PEER, PEER2, TWO, any_source, from_peer, host, learning,
@@ -92,34 +92,34 @@ fn to_new() -> Vec<u8> {
 #[track_caller]
 fn is_flooded(lab: &mut Lab, frame: &[u8]) {
     let copies = [
-        copy(Port::A2, frame),
+        copy(Interface::A2, frame),
         tunnelled(to_peer().wrap(frame)),
         tunnelled(to_peer2().wrap(frame)),
     ];
     let notes = [note(Note::FloodLocalCopy), note(Note::FloodRemoteCopy).times(2)];
-    lab.at_container(Port::A1, frame).floods(&copies, &notes);
+    lab.at_container(Interface::A1, frame).floods(&copies, &notes);
 }
 
 fn local_endpoint(lab: &mut Lab) {
     let frame = V4::udp(&ONE, &TWO, (1, 2), b"hello").frame();
-    lab.at_container(Port::A1, &frame).delivers(&frame, &[]);
+    lab.at_container(Interface::A1, &frame).delivers(&frame, &[]);
     let frame = V4::udp(&TWO, &ONE, (1, 2), b"hello").frame();
-    lab.at_container(Port::A2, &frame).delivers(&frame, &[]);
+    lab.at_container(Interface::A2, &frame).delivers(&frame, &[]);
 }
 
 fn same_port(lab: &mut Lab) {
     let to_self = V4::udp(&ONE, &ONE, (1, 2), b"hello").frame();
-    lab.at_container(Port::A1, &to_self).drops(DropReason::SamePort);
+    lab.at_container(Interface::A1, &to_self).drops(DropReason::SamePort);
     // Another MAC on the same interface.
-    lab.tables.fdb.insert(&key(NEW), &local(Port::A1)).unwrap();
-    lab.at_container(Port::A1, &to_new()).drops(DropReason::SamePort);
+    lab.tables.fdb.insert(&key(NEW), &local(Interface::A1)).unwrap();
+    lab.at_container(Interface::A1, &to_new()).drops(DropReason::SamePort);
 }
 
 fn static_entry_decides_the_vtep(lab: &mut Lab) {
     for (vtep, tunnel) in [(PEER, to_peer()), (PEER2, to_peer2())] {
         lab.tables.fdb.insert(&key(NEW), &remote(vtep)).unwrap();
         let frame = to_new();
-        lab.at_container(Port::A1, &frame).encaps(tunnel.wrap(&frame), &[]);
+        lab.at_container(Interface::A1, &frame).encaps(tunnel.wrap(&frame), &[]);
     }
 }
 
@@ -137,7 +137,7 @@ fn learned_from_the_tunnel_with_a_broadcast(lab: &mut Lab) {
     learning(&lab.tables);
     let inner = V4 { eth_dst: [0xff; 6], eth_src: NEW, ..V4::udp(&FAR, &ONE, (1, 2), b"all") };
     let inner = inner.frame();
-    let copies = [copy(Port::A1, &inner), copy(Port::A2, &inner)];
+    let copies = [copy(Interface::A1, &inner), copy(Interface::A2, &inner)];
     let notes = [note(Note::Learned), note(Note::FloodLocalCopy).times(2).bytes(2 * inner.len())];
     lab.at_underlay(&from_peer().wrap(&inner)).floods(&copies, &notes);
     assert_eq!(place(lab, NEW), Some((PEER, 0)));
@@ -145,9 +145,9 @@ fn learned_from_the_tunnel_with_a_broadcast(lab: &mut Lab) {
 
 fn nothing_is_learned_without_learning(lab: &mut Lab) {
     arrives_from(lab, PEER, NEW, &[]);
-    any_source(&lab.tables, Port::A1);
+    any_source(&lab.tables, Interface::A1);
     let frame = V4 { eth_src: NEW, ..V4::udp(&ONE, &TWO, (1, 2), b"") }.frame();
-    lab.at_container(Port::A1, &frame).delivers(&frame, &[]);
+    lab.at_container(Interface::A1, &frame).delivers(&frame, &[]);
     assert_eq!(lab.learned_keys(), []);
 }
 
@@ -158,24 +158,24 @@ fn nothing_is_learned_from_what_is_dropped(lab: &mut Lab) {
     let marked = Tunnel { tos: 0b11, ..from_peer() };
     lab.at_underlay(&marked.wrap(&from(NEW))).drops(DropReason::EcnInvalid);
     let spoofed = V4 { eth_src: NEW, ..V4::udp(&ONE, &TWO, (1, 2), b"") }.frame();
-    lab.at_container(Port::A1, &spoofed).drops(DropReason::SpoofedMac);
+    lab.at_container(Interface::A1, &spoofed).drops(DropReason::SpoofedMac);
     assert_eq!(lab.learned_keys(), []);
 }
 
 fn learned_from_a_container(lab: &mut Lab) {
     learning(&lab.tables);
-    any_source(&lab.tables, Port::A1);
+    any_source(&lab.tables, Interface::A1);
     let frame = V4 { eth_src: NEW, ..V4::udp(&NOBODY, &TWO, (1, 2), b"") }.frame();
-    lab.at_container(Port::A1, &frame).delivers(&frame, &[note(Note::Learned)]);
-    assert_eq!(place(lab, NEW), Some(([0; 4], Port::A1.ifindex())));
+    lab.at_container(Interface::A1, &frame).delivers(&frame, &[note(Note::Learned)]);
+    assert_eq!(place(lab, NEW), Some(([0; 4], Interface::A1.ifindex())));
 }
 
 fn container_with_its_own_address_teaches_nothing(lab: &mut Lab) {
     learning(&lab.tables);
     let frame = V4::udp(&ONE, &TWO, (1, 2), b"").frame();
-    lab.at_container(Port::A1, &frame).delivers(&frame, &[]);
-    any_source(&lab.tables, Port::A1);
-    lab.at_container(Port::A1, &frame).delivers(&frame, &[]);
+    lab.at_container(Interface::A1, &frame).delivers(&frame, &[]);
+    any_source(&lab.tables, Interface::A1);
+    lab.at_container(Interface::A1, &frame).delivers(&frame, &[]);
     assert_eq!(lab.learned_keys(), []);
 }
 
@@ -183,15 +183,15 @@ fn learned_entry_is_used(lab: &mut Lab) {
     learning(&lab.tables);
     lab.set_learned(key(NEW), behind(PEER2, now_ns()));
     let frame = to_new();
-    lab.at_container(Port::A1, &frame).encaps(to_peer2().wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer2().wrap(&frame), &[]);
 }
 
 fn learned_local_entry_is_used(lab: &mut Lab) {
     learning(&lab.tables);
-    let entry = LearnedEntry { ifindex: Port::A2.ifindex(), ..behind([0; 4], now_ns()) };
+    let entry = LearnedEntry { ifindex: Interface::A2.ifindex(), ..behind([0; 4], now_ns()) };
     lab.set_learned(key(NEW), entry);
     let frame = to_new();
-    lab.at_container(Port::A1, &frame).delivers(&frame, &[]);
+    lab.at_container(Interface::A1, &frame).delivers(&frame, &[]);
     // Frames from the tunnel use the entry, too.
     let inner = V4::udp(&FAR, &NOBODY, (1, 2), b"hello").frame();
     lab.at_underlay(&from_peer().wrap(&inner)).delivers(&inner, &[]);
@@ -199,9 +199,9 @@ fn learned_local_entry_is_used(lab: &mut Lab) {
 
 fn learned_entry_of_this_port(lab: &mut Lab) {
     learning(&lab.tables);
-    let entry = LearnedEntry { ifindex: Port::A1.ifindex(), ..behind([0; 4], now_ns()) };
+    let entry = LearnedEntry { ifindex: Interface::A1.ifindex(), ..behind([0; 4], now_ns()) };
     lab.set_learned(key(NEW), entry);
-    lab.at_container(Port::A1, &to_new()).drops(DropReason::SamePort);
+    lab.at_container(Interface::A1, &to_new()).drops(DropReason::SamePort);
 }
 
 fn learned_entry_behind_the_tunnel_it_comes_from(lab: &mut Lab) {
@@ -222,7 +222,7 @@ fn aged_entry_is_not_used(lab: &mut Lab) {
     lab.set_learned(key(NEW), behind(PEER2, ago_ms(AGEING_MS)));
     is_flooded(lab, &to_new());
     let inner = V4::udp(&FAR, &NOBODY, (1, 2), b"hello").frame();
-    let copies = [copy(Port::A1, &inner), copy(Port::A2, &inner)];
+    let copies = [copy(Interface::A1, &inner), copy(Interface::A2, &inner)];
     let notes = [note(Note::FloodLocalCopy).times(2).bytes(2 * inner.len())];
     lab.at_underlay(&from_peer().wrap(&inner)).floods(&copies, &notes);
 }
@@ -231,7 +231,7 @@ fn entry_of_the_last_moment_is_used(lab: &mut Lab) {
     learning(&lab.tables);
     lab.set_learned(key(NEW), behind(PEER2, ago_ms(AGEING_MS / 2)));
     let frame = to_new();
-    lab.at_container(Port::A1, &frame).encaps(to_peer2().wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer2().wrap(&frame), &[]);
 }
 
 fn aged_entry_is_learned_anew(lab: &mut Lab) {
@@ -265,9 +265,9 @@ fn static_entry_is_not_displaced(lab: &mut Lab) {
     arrives_from(lab, PEER2, FAR.mac, &[Note::LearnRefused]);
     assert_eq!(lab.learned_keys(), []);
     // A container without `anti_spoof` cannot take over a known MAC either.
-    any_source(&lab.tables, Port::A1);
+    any_source(&lab.tables, Interface::A1);
     let frame = V4 { eth_src: FAR.mac, ..V4::udp(&FAR, &TWO, (1, 2), b"") }.frame();
-    lab.at_container(Port::A1, &frame).delivers(&frame, &[note(Note::LearnRefused)]);
+    lab.at_container(Interface::A1, &frame).delivers(&frame, &[note(Note::LearnRefused)]);
     assert_eq!(lab.learned_keys(), []);
 }
 
@@ -281,10 +281,10 @@ fn local_entry_is_not_displaced(lab: &mut Lab) {
     learning(&lab.tables);
     let outer = from_peer().wrap(&from(TWO.mac));
     lab.at_underlay(&outer).drops(DropReason::LocalSourceMac);
-    any_source(&lab.tables, Port::A1);
+    any_source(&lab.tables, Interface::A1);
     let frame = V4 { eth_src: TWO.mac, ..V4::udp(&TWO, &FAR, (1, 2), b"") }.frame();
     let refused = [note(Note::LearnRefused)];
-    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &refused);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &refused);
     assert_eq!(lab.learned_keys(), []);
 }
 
@@ -292,17 +292,17 @@ fn static_entry_hides_a_learned_one(lab: &mut Lab) {
     learning(&lab.tables);
     lab.set_learned(key(FAR.mac), behind(PEER2, now_ns()));
     let frame = V4::udp(&ONE, &FAR, (1, 2), b"hello").frame();
-    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
 }
 
 fn group_and_zero_sources_are_never_learned(lab: &mut Lab) {
     learning(&lab.tables);
-    any_source(&lab.tables, Port::A1);
+    any_source(&lab.tables, Interface::A1);
     for mac in [[0; 6], [0xff; 6], [1, 0, 0x5e, 0, 0, 1]] {
         let outer = from_peer().wrap(&from(mac));
         lab.at_underlay(&outer).drops(DropReason::InvalidSourceMac);
         let frame = V4 { eth_src: mac, ..V4::udp(&ONE, &TWO, (1, 2), b"") }.frame();
-        lab.at_container(Port::A1, &frame).drops(DropReason::InvalidSourceMac);
+        lab.at_container(Interface::A1, &frame).drops(DropReason::InvalidSourceMac);
     }
     assert_eq!(lab.learned_keys(), []);
 }
@@ -318,11 +318,11 @@ fn moves_between_vteps(lab: &mut Lab) {
 
 fn moves_from_a_vtep_to_a_port(lab: &mut Lab) {
     learning(&lab.tables);
-    any_source(&lab.tables, Port::A1);
+    any_source(&lab.tables, Interface::A1);
     arrives_from(lab, PEER, NEW, &[Note::Learned]);
     let frame = V4 { eth_src: NEW, ..V4::udp(&NOBODY, &TWO, (1, 2), b"") }.frame();
-    lab.at_container(Port::A1, &frame).delivers(&frame, &[note(Note::MacMove)]);
-    assert_eq!(place(lab, NEW), Some(([0; 4], Port::A1.ifindex())));
+    lab.at_container(Interface::A1, &frame).delivers(&frame, &[note(Note::MacMove)]);
+    assert_eq!(place(lab, NEW), Some(([0; 4], Interface::A1.ifindex())));
 }
 
 fn moves_are_limited(lab: &mut Lab) {
@@ -360,7 +360,7 @@ fn learn_no_more(lab: &mut Lab, vni: u32) {
 
 fn new_ones_are_limited(lab: &mut Lab) {
     learning(&lab.tables);
-    any_source(&lab.tables, Port::A1);
+    any_source(&lab.tables, Interface::A1);
     arrives_from(lab, PEER, NEW, &[Note::Learned]);
     assert!(lab.rates.get(RateKey { kind: RateKey::LEARN, id: A }).is_some());
     learn_no_more(lab, A);
@@ -368,7 +368,7 @@ fn new_ones_are_limited(lab: &mut Lab) {
     let other = host(98).mac;
     arrives_from(lab, PEER, other, &[Note::LearnLimited]);
     let frame = V4 { eth_src: other, ..V4::udp(&NOBODY, &TWO, (1, 2), b"") }.frame();
-    lab.at_container(Port::A1, &frame).delivers(&frame, &[note(Note::LearnLimited)]);
+    lab.at_container(Interface::A1, &frame).delivers(&frame, &[note(Note::LearnLimited)]);
     assert_eq!(lab.learned_keys(), [key(NEW)]);
     // A known MAC is still refreshed, and may move.
     arrives_from(lab, PEER, NEW, &[]);

@@ -8,8 +8,8 @@ use culvert_common::abi::{
 use culvert_tests::packet::{Arp, BROADCAST, Host, Tunnel, V4, payload};
 
 use crate::{
+    interfaces::Interface,
     lab::{AGEING, Lab},
-    ports::Port,
     run::{Copy, Expected, Left, SHOT, action, copy, drop, note, tunnelled},
     world::{
         A, FAR, FARTHER, GATEWAY, NOBODY, ONE, PEER, PEER2, TWO, any_source, change_network,
@@ -54,8 +54,8 @@ const VIRTUAL: [u8; 6] = [0, 0, 0x5e, 0, 1, 7];
 /// Sets `anti_spoof=false` in network A.
 fn float(lab: &Lab) {
     learning(&lab.tables);
-    any_source(&lab.tables, Port::A1);
-    any_source(&lab.tables, Port::A2);
+    any_source(&lab.tables, Interface::A1);
+    any_source(&lab.tables, Interface::A2);
 }
 
 /// The floating address, on `host`.
@@ -69,8 +69,8 @@ fn announcement(host: &Host) -> Vec<u8> {
 }
 
 #[track_caller]
-fn is_flooded(lab: &mut Lab, from: Port, frame: &[u8], notes: &[Note]) {
-    let other = if from == Port::A1 { Port::A2 } else { Port::A1 };
+fn is_flooded(lab: &mut Lab, from: Interface, frame: &[u8], notes: &[Note]) {
+    let other = if from == Interface::A1 { Interface::A2 } else { Interface::A1 };
     let copies =
         [copy(other, frame), tunnelled(to_peer().wrap(frame)), tunnelled(to_peer2().wrap(frame))];
     let mut counts = vec![note(Note::FloodLocalCopy), note(Note::FloodRemoteCopy).times(2)];
@@ -79,15 +79,15 @@ fn is_flooded(lab: &mut Lab, from: Port, frame: &[u8], notes: &[Note]) {
 }
 
 /// `host` announces that it has the floating address.
-fn takes(lab: &mut Lab, port: Port, host: &Host) {
-    is_flooded(lab, port, &announcement(host), &[Note::NeighbourHeard]);
+fn takes(lab: &mut Lab, interface: Interface, host: &Host) {
+    is_flooded(lab, interface, &announcement(host), &[Note::NeighbourHeard]);
 }
 
 /// A host behind `vtep` announces that it has the floating address.
 fn arrives(lab: &mut Lab, vtep: [u8; 4], host: &Host) {
     let inner = announcement(host);
     let outer = Tunnel { src: vtep, ..from_peer() }.wrap(&inner);
-    let copies = [copy(Port::A1, &inner), copy(Port::A2, &inner)];
+    let copies = [copy(Interface::A1, &inner), copy(Interface::A2, &inner)];
     let notes =
         [note(Note::FloodLocalCopy).times(2).bytes(2 * inner.len()), note(Note::NeighbourHeard)];
     lab.at_underlay(&outer).floods(&copies, &notes);
@@ -123,8 +123,8 @@ fn request() -> Vec<u8> {
 fn asks(lab: &mut Lab, frame: &[u8], gso: u32) {
     let request = request();
     let copies: [Copy; 4] = [
-        copy(Port::A1, &request),
-        copy(Port::A2, &request),
+        copy(Interface::A1, &request),
+        copy(Interface::A2, &request),
         tunnelled(to_peer().wrap(&request)),
         tunnelled(to_peer2().wrap(&request)),
     ];
@@ -143,20 +143,20 @@ fn asks(lab: &mut Lab, frame: &[u8], gso: u32) {
 
 fn a_gratuitous_request_is_flooded(lab: &mut Lab) {
     float(lab);
-    takes(lab, Port::A1, &ONE);
+    takes(lab, Interface::A1, &ONE);
     assert_eq!(heard(lab), Some(ONE.mac));
 }
 
 fn a_gratuitous_reply_is_flooded(lab: &mut Lab) {
     float(lab);
     let reply = Arp { eth_dst: BROADCAST, ..Arp::reply(&on(&ONE), &on(&ONE)) };
-    is_flooded(lab, Port::A1, &reply.frame(), &[Note::NeighbourHeard]);
+    is_flooded(lab, Interface::A1, &reply.frame(), &[Note::NeighbourHeard]);
     assert_eq!(heard(lab), Some(ONE.mac));
 }
 
 fn an_announcement_of_its_own_address_is_flooded(lab: &mut Lab) {
     float(lab);
-    is_flooded(lab, Port::A1, &Arp::request(&ONE, ONE.v4).frame(), &[]);
+    is_flooded(lab, Interface::A1, &Arp::request(&ONE, ONE.v4).frame(), &[]);
     // The store already has this address.
     assert!(lab.tables.heard.dump().unwrap().is_empty());
 }
@@ -169,39 +169,39 @@ fn an_announcement_from_the_tunnel_is_flooded(lab: &mut Lab) {
 
 fn a_request_for_it_is_flooded_and_its_answer_forwarded(lab: &mut Lab) {
     float(lab);
-    takes(lab, Port::A2, &TWO);
+    takes(lab, Interface::A2, &TWO);
     // The programs answer only for addresses of the store. The container with the floating address
     // answers the request.
-    is_flooded(lab, Port::A1, &Arp::request(&ONE, FLOAT.v4).frame(), &[]);
+    is_flooded(lab, Interface::A1, &Arp::request(&ONE, FLOAT.v4).frame(), &[]);
     let reply = Arp::reply(&on(&TWO), &ONE).frame();
-    lab.at_container(Port::A2, &reply).delivers(&reply, &[]);
+    lab.at_container(Interface::A2, &reply).delivers(&reply, &[]);
     let frame = V4 { eth_dst: TWO.mac, ..V4::udp(&ONE, &FLOAT, (1, 2), b"hello") }.frame();
-    lab.at_container(Port::A1, &frame).delivers(&frame, &[]);
+    lab.at_container(Interface::A1, &frame).delivers(&frame, &[]);
     let answer = V4 { eth_src: TWO.mac, ..V4::udp(&FLOAT, &ONE, (2, 1), b"hello") }.frame();
-    lab.at_container(Port::A2, &answer).delivers(&answer, &[]);
+    lab.at_container(Interface::A2, &answer).delivers(&answer, &[]);
 }
 
 fn a_virtual_mac_is_followed(lab: &mut Lab) {
     float(lab);
     let router = Host { mac: VIRTUAL, ..FLOAT };
     let notes = [Note::NeighbourHeard, Note::Learned];
-    is_flooded(lab, Port::A1, &announcement(&router), &notes);
+    is_flooded(lab, Interface::A1, &announcement(&router), &notes);
     let frame = V4 { eth_dst: VIRTUAL, ..V4::udp(&TWO, &FLOAT, (1, 2), b"hello") }.frame();
-    lab.at_container(Port::A2, &frame).delivers(&frame, &[]);
+    lab.at_container(Interface::A2, &frame).delivers(&frame, &[]);
     // The other virtual router takes over.
     let inner = announcement(&router);
-    let copies = [copy(Port::A1, &inner), copy(Port::A2, &inner)];
+    let copies = [copy(Interface::A1, &inner), copy(Interface::A2, &inner)];
     let notes = [
         note(Note::FloodLocalCopy).times(2).bytes(2 * inner.len()),
         note(Note::MacMove).bytes(from_peer().wrap(&inner).len()),
     ];
     lab.at_underlay(&from_peer().wrap(&inner)).floods(&copies, &notes);
-    lab.at_container(Port::A2, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Interface::A2, &frame).encaps(to_peer().wrap(&frame), &[]);
 }
 
 fn the_host_sends_to_it(lab: &mut Lab) {
     float(lab);
-    takes(lab, Port::A1, &ONE);
+    takes(lab, Interface::A1, &ONE);
     lab.at_host(&datagram().frame()).delivers(&addressed(ONE.mac), &[]);
 }
 
@@ -214,11 +214,11 @@ fn the_host_sends_to_it_behind_a_vtep(lab: &mut Lab) {
 
 fn the_host_follows_when_it_moves(lab: &mut Lab) {
     float(lab);
-    takes(lab, Port::A1, &ONE);
+    takes(lab, Interface::A1, &ONE);
     lab.at_host(&datagram().frame()).delivers(&addressed(ONE.mac), &[]);
     arrives(lab, PEER, &FAR);
     lab.at_host(&datagram().frame()).encaps(to_peer().wrap(&addressed(FAR.mac)), &[]);
-    takes(lab, Port::A2, &TWO);
+    takes(lab, Interface::A2, &TWO);
     lab.at_host(&datagram().frame()).delivers(&addressed(TWO.mac), &[]);
 }
 
@@ -226,7 +226,7 @@ fn the_host_follows_a_virtual_mac(lab: &mut Lab) {
     float(lab);
     let router = Host { mac: VIRTUAL, ..FLOAT };
     let notes = [Note::NeighbourHeard, Note::Learned];
-    is_flooded(lab, Port::A1, &announcement(&router), &notes);
+    is_flooded(lab, Interface::A1, &announcement(&router), &notes);
     lab.at_host(&datagram().frame()).delivers(&addressed(VIRTUAL), &[]);
 }
 
@@ -236,7 +236,7 @@ fn the_host_asks_for_it(lab: &mut Lab) {
     // The packet is shorter than the request that replaces it.
     let short = V4 { eth_dst: GATEWAY.mac, ..V4::new(&GATEWAY, &FLOAT) };
     asks(lab, &short.frame(), 0);
-    takes(lab, Port::A1, &ONE);
+    takes(lab, Interface::A1, &ONE);
     lab.at_host(&datagram().frame()).delivers(&addressed(ONE.mac), &[]);
 }
 
@@ -248,7 +248,7 @@ fn the_host_asks_for_a_large_packet_too(lab: &mut Lab) {
 
 fn the_host_asks_again_when_it_has_aged(lab: &mut Lab) {
     float(lab);
-    takes(lab, Port::A1, &ONE);
+    takes(lab, Interface::A1, &ONE);
     let key = NeighKey::v4(A, FLOAT.v4);
     let aged = HeardEntry {
         last_seen_ns: now_ns() - AGEING.as_nanos() as u64,
@@ -261,7 +261,7 @@ fn the_host_asks_again_when_it_has_aged(lab: &mut Lab) {
 
 fn the_host_asks_again_when_its_container_is_gone(lab: &mut Lab) {
     float(lab);
-    takes(lab, Port::A1, &ONE);
+    takes(lab, Interface::A1, &ONE);
     lab.tables.fdb.remove(&FdbKey::new(A, ONE.mac)).unwrap();
     asks(lab, &datagram().frame(), 0);
 }
@@ -277,7 +277,7 @@ fn the_host_asks_within_a_limit(lab: &mut Lab) {
 }
 
 fn the_host_does_not_ask_in_other_networks(lab: &mut Lab) {
-    any_source(&lab.tables, Port::A1);
+    any_source(&lab.tables, Interface::A1);
     lab.at_host(&datagram().frame()).drops(DropReason::UnknownDestination);
     // The store has this endpoint, but the FDB of this host does not: no container would answer.
     learning(&lab.tables);
@@ -291,7 +291,7 @@ fn an_answer_to_the_host_is_for_all_hosts(lab: &mut Lab) {
     let reply = Arp::reply(&on(&ONE), &GATEWAY);
     let flooded = Arp { eth_dst: BROADCAST, ..reply }.frame();
     let copies = [
-        copy(Port::A2, &flooded),
+        copy(Interface::A2, &flooded),
         tunnelled(to_peer().wrap(&flooded)),
         tunnelled(to_peer2().wrap(&flooded)),
     ];
@@ -300,11 +300,11 @@ fn an_answer_to_the_host_is_for_all_hosts(lab: &mut Lab) {
         note(Note::FloodRemoteCopy).times(2),
         note(Note::NeighbourHeard),
     ];
-    lab.at_container(Port::A1, &reply.frame()).floods(&copies, &notes);
+    lab.at_container(Interface::A1, &reply.frame()).floods(&copies, &notes);
     lab.at_host(&datagram().frame()).delivers(&addressed(ONE.mac), &[]);
     // In a network without learning, the store has all addresses and the host sends no requests.
     change_network(&lab.tables, A, |network| network.flags &= !NetworkInfo::LEARNING);
-    lab.at_container(Port::A1, &reply.frame()).drops(DropReason::Unroutable);
+    lab.at_container(Interface::A1, &reply.frame()).drops(DropReason::Unroutable);
 }
 
 /// An ARP reply of `host` to the gateway's MAC, from the tunnel.
@@ -355,7 +355,7 @@ fn nothing_else_to_the_gateway_is_heard(lab: &mut Lab) {
 fn addresses_of_the_store_are_not_taken_over(lab: &mut Lab) {
     float(lab);
     let taken = Host { mac: ONE.mac, ..FAR };
-    is_flooded(lab, Port::A1, &Arp::request(&taken, FAR.v4).frame(), &[]);
+    is_flooded(lab, Interface::A1, &Arp::request(&taken, FAR.v4).frame(), &[]);
     let inner = Arp::request(&Host { mac: FAR.mac, ..TWO }, TWO.v4).frame();
     lab.at_underlay(&from_peer().wrap(&inner)).outcome();
     assert!(lab.tables.heard.dump().unwrap().is_empty());
@@ -367,21 +367,21 @@ fn addresses_of_the_store_are_not_taken_over(lab: &mut Lab) {
 fn nothing_is_heard_from_a_probe(lab: &mut Lab) {
     float(lab);
     let probe = Arp::request(&Host { v4: [0; 4], ..ONE }, FLOAT.v4).frame();
-    is_flooded(lab, Port::A1, &probe, &[]);
+    is_flooded(lab, Interface::A1, &probe, &[]);
     let group = Arp { sender_mac: [0xff; 6], ..Arp::request(&on(&ONE), FLOAT.v4) };
-    is_flooded(lab, Port::A1, &group.frame(), &[]);
+    is_flooded(lab, Interface::A1, &group.frame(), &[]);
     assert!(lab.tables.heard.dump().unwrap().is_empty());
 }
 
 fn nothing_is_heard_with_anti_spoofing(lab: &mut Lab) {
     learning(&lab.tables);
-    lab.at_container(Port::A1, &announcement(&ONE)).drops(DropReason::SpoofedArp);
+    lab.at_container(Interface::A1, &announcement(&ONE)).drops(DropReason::SpoofedArp);
     assert_eq!(heard(lab), None);
 }
 
 fn nothing_is_heard_without_learning(lab: &mut Lab) {
-    any_source(&lab.tables, Port::A1);
-    lab.at_container(Port::A1, &announcement(&ONE)).outcome();
+    any_source(&lab.tables, Interface::A1);
+    lab.at_container(Interface::A1, &announcement(&ONE)).outcome();
     lab.at_underlay(&from_peer().wrap(&announcement(&FAR))).outcome();
     assert_eq!(heard(lab), None);
 }
@@ -410,18 +410,23 @@ fn what_is_heard_is_limited(lab: &mut Lab) {
     // The limit of another network does not count.
     let used_up = now_ns() + 3_600_000_000_000;
     lab.rates.set(limit(A + 1), used_up);
-    takes(lab, Port::A1, &ONE);
+    takes(lab, Interface::A1, &ONE);
     assert!(lab.rates.get(limit(A)).is_some());
     // Nothing is recorded for the next hour: no move and no other address, neither from a container
     // nor from the tunnel.
     lab.rates.set(limit(A), used_up);
-    is_flooded(lab, Port::A2, &announcement(&TWO), &[Note::NeighbourLimited]);
+    is_flooded(lab, Interface::A2, &announcement(&TWO), &[Note::NeighbourLimited]);
     let other = Host { v4: [10, 0, 0, 98], ..ONE };
-    is_flooded(lab, Port::A1, &Arp::request(&other, other.v4).frame(), &[Note::NeighbourLimited]);
+    is_flooded(
+        lab,
+        Interface::A1,
+        &Arp::request(&other, other.v4).frame(),
+        &[Note::NeighbourLimited],
+    );
     let limited = [note(Note::NeighbourLimited)];
     lab.at_underlay(&answer(&FAR)).drops_noting(DropReason::UnknownDestination, &limited);
     // A repeated announcement of the recorded MAC is not limited.
-    is_flooded(lab, Port::A1, &announcement(&ONE), &[]);
+    is_flooded(lab, Interface::A1, &announcement(&ONE), &[]);
     assert_eq!(heard(lab), Some(ONE.mac));
     assert_eq!(lab.tables.heard.dump().unwrap().len(), 1);
 }

@@ -10,8 +10,8 @@ use culvert_tests::packet::{ACK, FIN, Host, RST, SEQ, SYN, V4};
 
 use crate::{
     compare::same,
+    interfaces::Interface,
     lab::{Lab, MAX_FLOWS},
-    ports::Port,
     routed::{
         Began, CREATED, CREATED_ELSEWHERE, Passed, Place, answer, chosen_port, entries, flow,
         inbound, key, outbound, publish, to_gateway,
@@ -68,7 +68,7 @@ fn exchange(lab: &mut Lab, segments: &[(bool, u8)]) {
     for (index, (out, flags)) in segments.iter().enumerate() {
         if *out {
             let notes = if index == 0 { CREATED.as_slice() } else { &[] };
-            let run = lab.at_container(Port::A1, &from_a1(*flags).frame());
+            let run = lab.at_container(Interface::A1, &from_a1(*flags).frame());
             run.leaves_as(&left(*flags), notes);
         } else {
             lab.at_underlay(&from_server(*flags).frame()).arrives_as(&arrived(*flags), &[]);
@@ -103,7 +103,7 @@ fn flags_by_direction(lab: &mut Lab) {
 fn exchange_on(lab: &mut Lab, segments: &[(bool, u8)]) {
     for (out, flags) in segments {
         if *out {
-            let run = lab.at_container(Port::A1, &from_a1(*flags).frame());
+            let run = lab.at_container(Interface::A1, &from_a1(*flags).frame());
             run.leaves_as(&left(*flags), &[]);
         } else {
             lab.at_underlay(&from_server(*flags).frame()).arrives_as(&arrived(*flags), &[]);
@@ -148,7 +148,7 @@ fn begins_anew(lab: &mut Lab) {
     exchange(lab, &[(true, SYN)]);
     assert_eq!(seen(lab), (seen::PACKET | seen::SYN, 0));
     let (came, went) = (from_a1(SYN), left(SYN));
-    let (from, to) = (Place::At(Port::A1), Place::Outside);
+    let (from, to) = (Place::At(Interface::A1), Place::External);
     let began = Began { came: &came, from, went: &went, to, kind: kind::MASQUERADE };
     began.has_begun(lab);
 }
@@ -158,7 +158,7 @@ fn begins_anew(lab: &mut Lab) {
 fn syn_on_a_port_that_is_the_hosts_by_now(lab: &mut Lab) {
     exchange(lab, &[(true, SYN), (false, RST | ACK)]);
     let _host = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
-    let run = lab.at_container(Port::A1, &from_a1(SYN).frame());
+    let run = lab.at_container(Interface::A1, &from_a1(SYN).frame());
     let outcome = run.redirects(Action::NatOut, Left::Spent, &CREATED_ELSEWHERE);
     let port = chosen_port(&outcome.frame);
     assert_ne!(port, PORT);
@@ -183,18 +183,18 @@ fn syn_does_not_begin_anew_before(lab: &mut Lab) {
 
 fn container_replaced(lab: &mut Lab) {
     exchange(lab, &[(true, SYN)]);
-    change_endpoint(&lab.tables, Port::A1, |entry| entry.incarnation += 1);
-    let run = lab.at_container(Port::A1, &from_a1(ACK).frame());
+    change_endpoint(&lab.tables, Interface::A1, |entry| entry.incarnation += 1);
+    let run = lab.at_container(Interface::A1, &from_a1(ACK).frame());
     run.leaves_as(&left(ACK), &[note(Note::FlowStale), note(Note::FlowCreated)]);
     let (came, went) = (from_a1(ACK), left(ACK));
-    let (from, to) = (Place::At(Port::A1), Place::Outside);
+    let (from, to) = (Place::At(Interface::A1), Place::External);
     let began = Began { came: &came, from, went: &went, to, kind: kind::MASQUERADE };
     began.is_tracked(lab, Passed::frames(&[&came], seen::ACK), Passed::default());
 }
 
 fn container_replaced_seen_from_outside(lab: &mut Lab) {
     exchange(lab, &[(true, SYN)]);
-    change_endpoint(&lab.tables, Port::A1, |entry| entry.incarnation += 1);
+    change_endpoint(&lab.tables, Interface::A1, |entry| entry.incarnation += 1);
     lab.at_underlay(&from_server(ACK).frame()).passes(&[note(Note::FlowStale)]);
     assert_eq!(entries(lab), 0);
     lab.at_underlay(&from_server(ACK).frame()).passes(&[]);
@@ -202,18 +202,18 @@ fn container_replaced_seen_from_outside(lab: &mut Lab) {
 
 /// `A2` connects to a published port of `A1`.
 fn connected(lab: &mut Lab) -> (V4, V4) {
-    publish(lab, [0; 4], 6, 8080, Port::A1, 80);
+    publish(lab, [0; 4], 6, 8080, Interface::A1, 80);
     let came = to_gateway(&V4::segment(&TWO, &US, (5000, 8080), SYN, &[]));
     let went = inbound(&V4::segment(&GATEWAY, &ONE, (5000, 80), SYN, &[]), &GATEWAY);
-    lab.at_container(Port::A2, &came.frame()).arrives_as(&went, &CREATED);
+    lab.at_container(Interface::A2, &came.frame()).arrives_as(&went, &CREATED);
     (came, went)
 }
 
 fn client_replaced(lab: &mut Lab) {
     connected(lab);
-    change_endpoint(&lab.tables, Port::A2, |entry| entry.incarnation += 1);
+    change_endpoint(&lab.tables, Interface::A2, |entry| entry.incarnation += 1);
     let answer = V4::segment(&ONE, &GATEWAY, (80, 5000), SYN | ACK, &[]);
-    let run = lab.at_container(Port::A1, &answer.frame());
+    let run = lab.at_container(Interface::A1, &answer.frame());
     let notes = [note(Note::FlowStale)];
     run.redirects(Action::ToHost, Left::Unchanged, &notes);
     assert_eq!(entries(lab), 0);
@@ -221,8 +221,8 @@ fn client_replaced(lab: &mut Lab) {
 
 fn server_gone(lab: &mut Lab) {
     let (came, _) = connected(lab);
-    lab.tables.endpoints.remove(&Port::A1.ifindex()).unwrap();
-    let run = lab.at_container(Port::A2, &came.frame());
+    lab.tables.endpoints.remove(&Interface::A1.ifindex()).unwrap();
+    let run = lab.at_container(Interface::A2, &came.frame());
     run.drops_noting(DropReason::UnknownEndpoint, &[note(Note::FlowStale)]);
     assert_eq!(entries(lab), 0);
 }
@@ -231,25 +231,25 @@ fn spoofed_by_another_container(lab: &mut Lab) {
     // With `anti_spoof=false`, `A2` can send as `A1`. `A2` takes over the flow: `A1` must begin
     // again, and no answer goes to the wrong container.
     exchange(lab, &[(true, SYN)]);
-    crate::world::any_source(&lab.tables, Port::A2);
-    let run = lab.at_container(Port::A2, &from_a1(ACK).frame());
+    crate::world::any_source(&lab.tables, Interface::A2);
+    let run = lab.at_container(Interface::A2, &from_a1(ACK).frame());
     run.leaves_as(&left(ACK), &[note(Note::FlowStale), note(Note::FlowCreated)]);
     let reply = flow(lab, &answer(&key(0, &left(ACK))));
-    assert_eq!(reply.dest, Port::A2.ifindex());
+    assert_eq!(reply.dest, Interface::A2.ifindex());
 }
 
 /// A published port's server sends a SYN to the client's own port. The SYN begins no flow, because
 /// its addresses and ports are those of an answer to the client.
 fn server_connects_to_its_clients_port(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, 8080, Port::A1, 80);
+    publish(lab, [0; 4], 6, 8080, Interface::A1, 80);
     let came = V4::segment(&SERVER, &US, (5000, 8080), SYN, &[]);
     let went = inbound(&V4::segment(&SERVER, &ONE, (5000, 80), SYN, &[]), &GATEWAY);
     lab.at_underlay(&came.frame()).arrives_as(&went, &CREATED);
-    let (from, to) = (Place::Outside, Place::At(Port::A1));
+    let (from, to) = (Place::External, Place::At(Interface::A1));
     let began = Began { came: &came, from, went: &went, to, kind: kind::PUBLISHED };
 
     let against = to_gateway(&V4::segment(&ONE, &SERVER, (80, 5000), SYN, &[]));
-    lab.at_container(Port::A1, &against.frame()).drops(DropReason::FlowConflict);
+    lab.at_container(Interface::A1, &against.frame()).drops(DropReason::FlowConflict);
     began.has_begun(lab);
     assert_eq!(entries(lab), 2);
 }
@@ -266,7 +266,7 @@ fn server_connects_to_the_port_of_a_client_on_another_host(lab: &mut Lab) {
 
     let client = Host { v4: PEER, ..SERVER };
     let against = to_gateway(&V4::segment(&ONE, &client, (80, 5000), SYN, &[]));
-    lab.at_container(Port::A1, &against.frame()).drops(DropReason::FlowConflict);
+    lab.at_container(Interface::A1, &against.frame()).drops(DropReason::FlowConflict);
     assert_eq!(entries(lab), 2);
 }
 
@@ -317,7 +317,7 @@ fn another(port: u16) -> (V4, V4) {
 #[track_caller]
 fn refused(lab: &mut Lab, port: u16) {
     let (packet, went) = another(port);
-    lab.at_container(Port::A1, &packet.frame()).drops(DropReason::ConntrackFull);
+    lab.at_container(Interface::A1, &packet.frame()).drops(DropReason::ConntrackFull);
     assert_eq!(lab.flows.get(key(A, &packet)), None, "orig");
     assert_eq!(lab.flows.get(answer(&key(0, &went))), None, "reply");
 }
@@ -327,8 +327,8 @@ fn refused(lab: &mut Lab, port: u16) {
 fn begins(lab: &mut Lab, port: u16, notes: &[Count]) {
     let (packet, went) = another(port);
     let notes: Vec<_> = notes.iter().copied().chain([note(Note::FlowCreated)]).collect();
-    lab.at_container(Port::A1, &packet.frame()).leaves_as(&went, &notes);
-    let (from, to) = (Place::At(Port::A1), Place::Outside);
+    lab.at_container(Interface::A1, &packet.frame()).leaves_as(&went, &notes);
+    let (from, to) = (Place::At(Interface::A1), Place::External);
     Began { came: &packet, from, went: &went, to, kind: kind::MASQUERADE }.has_begun(lab);
 }
 
@@ -342,7 +342,7 @@ fn full_of_connections(lab: &mut Lab) {
     assert_eq!(left_of(lab, fillers, 6), fillers);
     // A packet to the host itself needs no flow.
     let to_host = to_gateway(&V4::segment(&ONE, &US, (1, 22), SYN, &[]));
-    let run = lab.at_container(Port::A1, &to_host.frame());
+    let run = lab.at_container(Interface::A1, &to_host.frame());
     run.redirects(Action::ToHost, Left::Unchanged, &[note(Note::FlowRefused)]);
     // Existing flows continue.
     exchange_on(lab, &[(true, ACK)]);
@@ -427,7 +427,7 @@ fn what_has_expired_is_no_flow(lab: &mut Lab) {
     let asks = |port| V4::udp(&ONE, &SERVER, (port, 53), b"?");
     let went = |port| outbound(&V4::udp(&US, &SERVER, (port, 53), b"?"));
     let question = to_gateway(&asks(PORT));
-    lab.at_container(Port::A1, &question.frame()).leaves_as(&went(PORT), &CREATED);
+    lab.at_container(Interface::A1, &question.frame()).leaves_as(&went(PORT), &CREATED);
     let (orig, reply) = (key(A, &question), answer(&key(0, &went(PORT))));
     let long_ago = now_ns() - 31_000_000_000;
     for key in [orig, reply] {
@@ -440,13 +440,13 @@ fn what_has_expired_is_no_flow(lab: &mut Lab) {
     assert_eq!(entries(lab), 0);
 
     // Another container's new flow takes over the port of an expired flow.
-    lab.at_container(Port::A1, &question.frame()).leaves_as(&went(PORT), &CREATED);
+    lab.at_container(Interface::A1, &question.frame()).leaves_as(&went(PORT), &CREATED);
     for key in [orig, reply] {
         let entry = flow(lab, &key);
         lab.flows.set(key, Flow { last_seen_ns: long_ago, ..entry });
     }
     let other = to_gateway(&V4::udp(&TWO, &SERVER, (PORT, 53), b"?"));
-    lab.at_container(Port::A2, &other.frame()).leaves_as(&went(PORT), &CREATED);
+    lab.at_container(Interface::A2, &other.frame()).leaves_as(&went(PORT), &CREATED);
     assert_eq!(entries(lab), 2);
-    assert_eq!(flow(lab, &reply).dest, Port::A2.ifindex());
+    assert_eq!(flow(lab, &reply).dest, Interface::A2.ifindex());
 }

@@ -12,8 +12,8 @@ use culvert_tests::packet::{Host, V4, payload};
 
 use crate::{
     compare::same,
+    interfaces::Interface,
     lab::Lab,
-    ports::Port,
     routed::{
         CREATED, CREATED_ELSEWHERE, chosen_port, echo, entries, fragments, inbound, outbound,
         publish, to_gateway,
@@ -68,7 +68,7 @@ fn fragment_key(zone: u32, packet: &V4, slot: u8) -> FragmentKey {
 fn in_order(lab: &mut Lab) {
     for (index, (came, went)) in pairs(PORT).iter().enumerate() {
         let notes = if index == 0 { CREATED.as_slice() } else { &[] };
-        lab.at_container(Port::A1, &came.frame()).leaves_as(went, notes);
+        lab.at_container(Interface::A1, &came.frame()).leaves_as(went, notes);
     }
     assert_eq!(entries(lab), 2);
     let (first, _) = &pairs(PORT)[0];
@@ -84,12 +84,12 @@ fn in_order(lab: &mut Lab) {
 fn in_order_with_another_port(lab: &mut Lab) {
     lab.reserve(17, PORT);
     let (first, _) = &pairs(PORT)[0];
-    let run = lab.at_container(Port::A1, &first.frame());
+    let run = lab.at_container(Interface::A1, &first.frame());
     let frame = run.redirects(Action::NatOut, Left::Spent, &CREATED_ELSEWHERE).frame;
     let pairs = pairs(chosen_port(&frame));
     same("first", &frame, &pairs[0].1.frame());
     for (came, went) in &pairs[1..] {
-        lab.at_container(Port::A1, &came.frame()).leaves_as(went, &[]);
+        lab.at_container(Interface::A1, &came.frame()).leaves_as(went, &[]);
     }
 }
 
@@ -98,14 +98,14 @@ fn echo_in_order(lab: &mut Lab) {
     let went = fragments(&outbound(&echo(&US, &SERVER, 8, 7)), &[24, 24]);
     for (index, (came, went)) in came.iter().zip(went).enumerate() {
         let notes = if index == 0 { CREATED.as_slice() } else { &[] };
-        lab.at_container(Port::A1, &came.frame()).leaves_as(&went, notes);
+        lab.at_container(Interface::A1, &came.frame()).leaves_as(&went, notes);
     }
 }
 
 fn answers_in_order(lab: &mut Lab) {
     let question = to_gateway(&V4::udp(&ONE, &SERVER, (PORT, 53), b"?"));
     let left = outbound(&V4::udp(&US, &SERVER, (PORT, 53), b"?"));
-    lab.at_container(Port::A1, &question.frame()).leaves_as(&left, &CREATED);
+    lab.at_container(Interface::A1, &question.frame()).leaves_as(&left, &CREATED);
     let answer = |to: &Host| V4::udp(&SERVER, to, (53, PORT), &payload(2500));
     let came = fragments(&answer(&US), &SIZES);
     let went = fragments(&inbound(&answer(&ONE), &GATEWAY), &SIZES);
@@ -117,7 +117,7 @@ fn answers_in_order(lab: &mut Lab) {
 fn summed_by_the_card(lab: &mut Lab) {
     for (index, (came, went)) in pairs(PORT).iter().enumerate() {
         let notes = if index == 0 { CREATED.as_slice() } else { &[] };
-        lab.at_container(Port::A1, &came.frame()).summed().leaves_as(went, notes);
+        lab.at_container(Interface::A1, &came.frame()).summed().leaves_as(went, notes);
     }
 }
 
@@ -130,11 +130,11 @@ fn is_held(lab: &Lab, key: FragmentKey, packet: &V4) {
 
 /// Sends the first fragment. The program releases all the fragments in `all`, `first` included.
 #[track_caller]
-fn releases(lab: &mut Lab, from: Option<Port>, first: &V4, all: &[&V4]) {
+fn releases(lab: &mut Lab, from: Option<Interface>, first: &V4, all: &[&V4]) {
     let bytes = all.iter().map(|packet| packet.frame().len()).sum();
     let frame = first.frame();
     let run = match from {
-        Some(port) => lab.at_container(port, &frame),
+        Some(interface) => lab.at_container(interface, &frame),
         None => lab.at_underlay(&frame),
     };
     run.gives(&Expected {
@@ -154,33 +154,33 @@ fn later_before_first(lab: &mut Lab) {
     let [(first, left_first), (later, left_later), (last, left_last)] = pairs.as_slice() else {
         panic!("three fragments");
     };
-    lab.at_container(Port::A1, &later.frame()).holds(&[]);
+    lab.at_container(Interface::A1, &later.frame()).holds(&[]);
     is_held(lab, fragment_key(A, first, 0), later);
     assert!(lab.fragments.get(fragment_key(A, first, 0)).is_none(), "no ports yet");
     assert_eq!(entries(lab), 0);
-    releases(lab, Some(Port::A1), first, &[first, later]);
+    releases(lab, Some(Interface::A1), first, &[first, later]);
     let info = lab.fragments.get(fragment_key(A, first, 0)).unwrap();
     assert_eq!(info.owner, FragmentInfo::OF_FLOW);
     assert_eq!(entries(lab), 0);
     // The released fragments come in again.
-    lab.at_container(Port::A1, &first.frame()).leaves_as(left_first, &CREATED);
-    lab.at_container(Port::A1, &later.frame()).leaves_as(left_later, &[]);
-    lab.at_container(Port::A1, &last.frame()).leaves_as(left_last, &[]);
+    lab.at_container(Interface::A1, &first.frame()).leaves_as(left_first, &CREATED);
+    lab.at_container(Interface::A1, &later.frame()).leaves_as(left_later, &[]);
+    lab.at_container(Interface::A1, &last.frame()).leaves_as(left_last, &[]);
 }
 
 fn all_later_before_first(lab: &mut Lab) {
     let packet = to_gateway(&datagram(&ONE, PORT, &SERVER));
     let all = fragments(&packet, &[48; 40]);
     for (slot, later) in all[1..].iter().rev().enumerate() {
-        lab.at_container(Port::A1, &later.frame()).holds(&[]);
+        lab.at_container(Interface::A1, &later.frame()).holds(&[]);
         is_held(lab, fragment_key(A, later, u8::try_from(slot).unwrap()), later);
     }
     let released: Vec<&V4> = all.iter().collect();
-    releases(lab, Some(Port::A1), &all[0], &released);
+    releases(lab, Some(Interface::A1), &all[0], &released);
 }
 
 fn later_before_first_from_outside(lab: &mut Lab) {
-    publish(lab, [0; 4], 17, 8080, Port::A1, 53);
+    publish(lab, [0; 4], 17, 8080, Interface::A1, 53);
     let make = |to: &Host, port| V4::udp(&SERVER, to, (5000, port), &payload(2500));
     let came = fragments(&make(&SECOND, 8080), &SIZES);
     let went = fragments(&inbound(&make(&ONE, 53), &GATEWAY), &SIZES);
@@ -202,18 +202,18 @@ fn at(offset: u16, len: usize) -> V4 {
 
 fn too_many(lab: &mut Lab) {
     for offset in 1..=u16::from(MAX_HELD) {
-        lab.at_container(Port::A1, &at(offset, 8).frame()).holds(&[]);
+        lab.at_container(Interface::A1, &at(offset, 8).frame()).holds(&[]);
     }
-    let run = lab.at_container(Port::A1, &at(u16::from(MAX_HELD) + 1, 8).frame());
+    let run = lab.at_container(Interface::A1, &at(u16::from(MAX_HELD) + 1, 8).frame());
     run.drops(DropReason::FragmentUnknown);
     assert_eq!(lab.held.keys().len(), usize::from(MAX_HELD));
     // Another datagram has its own slots.
-    lab.at_container(Port::A1, &V4 { id: 7, ..at(1, 8) }.frame()).holds(&[]);
+    lab.at_container(Interface::A1, &V4 { id: 7, ..at(1, 8) }.frame()).holds(&[]);
     // The first fragment releases all the held fragments.
     let mut first = to_gateway(&V4::udp(&ONE, &SERVER, (PORT, 53), &[]));
     (first.df, first.mf) = (false, true);
     let bytes = first.frame().len() + usize::from(MAX_HELD) * at(1, 8).frame().len();
-    lab.at_container(Port::A1, &first.frame()).gives(&Expected {
+    lab.at_container(Interface::A1, &first.frame()).gives(&Expected {
         verdict: SHOT,
         left: Left::Spent,
         counts: &[
@@ -227,40 +227,40 @@ fn too_many(lab: &mut Lab) {
 
 fn too_long(lab: &mut Lab) {
     let longest = HELD_FRAME_LEN - 34;
-    lab.at_container(Port::A1, &at(1, longest).frame()).holds(&[]);
+    lab.at_container(Interface::A1, &at(1, longest).frame()).holds(&[]);
     let frame = at(1, longest + 1).frame();
-    lab.at_container(Port::A1, &frame).drops(DropReason::FragmentUnknown);
+    lab.at_container(Interface::A1, &frame).drops(DropReason::FragmentUnknown);
     assert_eq!(lab.held.keys().len(), 1);
 }
 
 fn first_too_long(lab: &mut Lab) {
-    lab.at_container(Port::A1, &at(300, 8).frame()).holds(&[]);
+    lab.at_container(Interface::A1, &at(300, 8).frame()).holds(&[]);
     let first = to_gateway(&V4::udp(&ONE, &SERVER, (PORT, 53), &payload(2392)));
     let first = V4 { df: false, mf: true, ..first };
-    lab.at_container(Port::A1, &first.frame()).drops(DropReason::FragmentUnknown);
+    lab.at_container(Interface::A1, &first.frame()).drops(DropReason::FragmentUnknown);
 }
 
 fn of_the_host(lab: &mut Lab) {
     for host in [GATEWAY, US] {
         let packet = to_gateway(&datagram(&ONE, PORT, &host));
         for (index, fragment) in fragments(&packet, &SIZES).iter().enumerate() {
-            let run = lab.at_container(Port::A1, &fragment.frame());
+            let run = lab.at_container(Interface::A1, &fragment.frame());
             if index == 0 { run.begins_to_host() } else { run.reaches_host() }
         }
         // A network whose containers may not send to the host.
         let packet = V4 { eth_dst: GATEWAY_OF_B.mac, ..packet };
         let first = fragments(&packet, &SIZES).remove(0);
-        lab.at_container(Port::B1, &first.frame()).drops(DropReason::Isolated);
+        lab.at_container(Interface::B1, &first.frame()).drops(DropReason::Isolated);
     }
 }
 
 fn of_the_host_out_of_order(lab: &mut Lab) {
     let packet = to_gateway(&datagram(&ONE, PORT, &SECOND));
     let [first, later] = fragments(&packet, &[1000]).try_into().unwrap();
-    lab.at_container(Port::A1, &later.frame()).holds(&[]);
-    releases(lab, Some(Port::A1), &first, &[&first, &later]);
-    lab.at_container(Port::A1, &first.frame()).begins_to_host();
-    lab.at_container(Port::A1, &later.frame()).reaches_host();
+    lab.at_container(Interface::A1, &later.frame()).holds(&[]);
+    releases(lab, Some(Interface::A1), &first, &[&first, &later]);
+    lab.at_container(Interface::A1, &first.frame()).begins_to_host();
+    lab.at_container(Interface::A1, &later.frame()).reaches_host();
 }
 
 fn of_the_host_from_outside(lab: &mut Lab) {
@@ -282,40 +282,40 @@ fn of_another_host(lab: &mut Lab) {
 fn of_another_datagram(lab: &mut Lab) {
     let pairs = pairs(PORT);
     let ((first, left), (later, _)) = (&pairs[0], &pairs[1]);
-    lab.at_container(Port::A1, &first.frame()).leaves_as(left, &CREATED);
+    lab.at_container(Interface::A1, &first.frame()).leaves_as(left, &CREATED);
     for other in [
         V4 { id: 99, ..later.clone() },
         V4 { protocol: 6, ..later.clone() },
         V4 { dst: [203, 0, 113, 99], ..later.clone() },
     ] {
-        lab.at_container(Port::A1, &other.frame()).holds(&[]);
+        lab.at_container(Interface::A1, &other.frame()).holds(&[]);
     }
     // Another network has the same addresses, but the fragment is of another datagram.
     let other = V4 { eth_dst: GATEWAY_OF_B.mac, ..later.clone() };
-    lab.at_container(Port::B1, &other.frame()).holds(&[]);
+    lab.at_container(Interface::B1, &other.frame()).holds(&[]);
 }
 
 fn expired(lab: &mut Lab) {
     let pairs = pairs(PORT);
     let ((first, left), (later, _)) = (&pairs[0], &pairs[1]);
-    lab.at_container(Port::A1, &first.frame()).leaves_as(left, &CREATED);
+    lab.at_container(Interface::A1, &first.frame()).leaves_as(left, &CREATED);
     let key = fragment_key(A, first, 0);
     let info = lab.fragments.get(key).unwrap();
     lab.fragments.set(key, FragmentInfo { expires_ns: 1, ..info }.sealed(&key));
-    lab.at_container(Port::A1, &later.frame()).holds(&[]);
+    lab.at_container(Interface::A1, &later.frame()).holds(&[]);
     is_held(lab, key, later);
 }
 
 fn expired_while_held(lab: &mut Lab) {
     let pairs = pairs(PORT);
     let ((first, left), (later, left_later)) = (&pairs[0], &pairs[1]);
-    lab.at_container(Port::A1, &later.frame()).holds(&[]);
+    lab.at_container(Interface::A1, &later.frame()).holds(&[]);
     let key = fragment_key(A, first, 0);
     let held = lab.held.get(key).unwrap();
     lab.held.set(key, HeldFragment { expires_ns: 1, ..held });
     // The held fragment has expired, so it counts as a fragment of another datagram.
-    lab.at_container(Port::A1, &first.frame()).leaves_as(left, &CREATED);
-    lab.at_container(Port::A1, &later.frame()).leaves_as(left_later, &[]);
+    lab.at_container(Interface::A1, &first.frame()).leaves_as(left, &CREATED);
+    lab.at_container(Interface::A1, &later.frame()).leaves_as(left_later, &[]);
 }
 
 fn of_a_protocol_without_ports(lab: &mut Lab) {
@@ -323,10 +323,10 @@ fn of_a_protocol_without_ports(lab: &mut Lab) {
     let make = |dst: &Host| V4 { protocol: 47, l4: payload(2000), ..V4::new(&ONE, dst) };
     for fragment in fragments(&to_gateway(&make(&SERVER)), &[1000]).iter().rev() {
         let frame = fragment.frame();
-        lab.at_container(Port::A1, &frame).drops(DropReason::ProtocolUnsupported);
+        lab.at_container(Interface::A1, &frame).drops(DropReason::ProtocolUnsupported);
     }
     for fragment in fragments(&to_gateway(&make(&US)), &[1000]).iter().rev() {
-        lab.at_container(Port::A1, &fragment.frame()).reaches_host();
+        lab.at_container(Interface::A1, &fragment.frame()).reaches_host();
     }
     let tunnelled = V4 { protocol: 47, l4: payload(2000), ..V4::new(&SERVER, &US) };
     for fragment in fragments(&tunnelled, &[1000]).iter().rev() {

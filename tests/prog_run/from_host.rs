@@ -5,8 +5,8 @@ use culvert_common::abi::{DropReason, FdbKey};
 use culvert_tests::packet::{Arp, Host, V4, V6, ethernet, payload};
 
 use crate::{
+    interfaces::GATEWAY_A,
     lab::Lab,
-    ports::GATEWAY_A,
     world::{A, FAR, FARTHER, GATEWAY, MTU, NOBODY, ONE, PEER, TWO, to_peer, to_peer2},
 };
 

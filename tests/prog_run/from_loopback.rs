@@ -6,8 +6,8 @@ use culvert_tests::packet::{ACK, Arp, Host, SYN, V4, payload};
 
 use crate::{
     compare::same,
+    interfaces::Interface,
     lab::Lab,
-    ports::Port,
     routed::{
         Began, CREATED, CREATED_ELSEWHERE, Passed, Place, chosen_port, entries, fragments, publish,
     },
@@ -54,22 +54,22 @@ fn connects(lab: &mut Lab, host: &Host) {
     let came = syn(&host, &host, (5000, PUBLISHED));
     let went = arrived(syn(&GATEWAY, &ONE, (5000, 80)), &GATEWAY);
     lab.at_loopback(&came.frame()).arrives_as(&went, &CREATED);
-    let (from, to) = (Place::Itself, Place::At(Port::A1));
+    let (from, to) = (Place::Itself, Place::At(Interface::A1));
     Began { came: &came, from, went: &went, to, kind: kind::PUBLISHED }.has_begun(lab);
 }
 
 fn to_127_0_0_1(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     connects(lab, &LOCAL);
 }
 
 fn to_an_address_of_the_host(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     connects(lab, &US);
 }
 
 fn udp(lab: &mut Lab) {
-    publish(lab, [0; 4], 17, PUBLISHED, Port::A1, 53);
+    publish(lab, [0; 4], 17, PUBLISHED, Interface::A1, 53);
     let came = V4::udp(&LOCAL, &LOCAL, (5000, PUBLISHED), &payload(70));
     let went = arrived(V4::udp(&GATEWAY, &ONE, (5000, 53), &payload(70)), &GATEWAY);
     lab.at_loopback(&came.frame()).arrives_as(&went, &CREATED);
@@ -78,11 +78,11 @@ fn udp(lab: &mut Lab) {
 fn answers(lab: &mut Lab) {
     for host in [LOCAL, Host { mac: [0; 6], ..US }] {
         crate::routed::forget_all(lab);
-        publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+        publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
         connects(lab, &host);
         let answer = V4::segment(&ONE, &GATEWAY, (80, 5000), SYN | ACK, &[]);
         let back = V4::segment(&host, &host, (PUBLISHED, 5000), SYN | ACK, &[]);
-        let run = lab.at_container(Port::A1, &answer.frame());
+        let run = lab.at_container(Interface::A1, &answer.frame());
         run.redirects(Action::ToHost, Left::Frame(back.frame()), &[]);
         // The translated answer comes in on the loopback device, where the program passes it.
         lab.at_loopback(&back.frame()).passes(&[]);
@@ -90,7 +90,7 @@ fn answers(lab: &mut Lab) {
         let went = V4::tcp(&GATEWAY, &ONE, (5000, 80), &payload(3000));
         lab.at_loopback(&data.frame()).arrives_as(&arrived(went, &GATEWAY), &[]);
         let (came, went) = (syn(&host, &host, (5000, PUBLISHED)), syn(&GATEWAY, &ONE, (5000, 80)));
-        let (from, to) = (Place::Itself, Place::At(Port::A1));
+        let (from, to) = (Place::Itself, Place::At(Interface::A1));
         Began { came: &came, from, went: &went, to, kind: kind::PUBLISHED }.is_tracked(
             lab,
             Passed::frames(&[&came, &data], seen::SYN | seen::ACK),
@@ -101,18 +101,18 @@ fn answers(lab: &mut Lab) {
 
 fn into_an_isolated_network(lab: &mut Lab) {
     // Only the published address, port and protocol match.
-    publish(lab, [127, 0, 0, 1], 6, PUBLISHED, Port::B1, 80);
+    publish(lab, [127, 0, 0, 1], 6, PUBLISHED, Interface::B1, 80);
     let came = syn(&LOCAL, &LOCAL, (5000, PUBLISHED));
     let went = arrived(syn(&GATEWAY_OF_B, &ONE, (5000, 80)), &GATEWAY_OF_B);
     lab.at_loopback(&came.frame()).arrives_as(&went, &CREATED);
     let answer = V4::segment(&ONE, &GATEWAY_OF_B, (80, 5000), SYN | ACK, &[]);
     let back = V4::segment(&LOCAL, &LOCAL, (PUBLISHED, 5000), SYN | ACK, &[]);
-    let run = lab.at_container(Port::B1, &answer.frame());
+    let run = lab.at_container(Interface::B1, &answer.frame());
     run.redirects(Action::ToHost, Left::Frame(back.frame()), &[]);
 }
 
 fn port_of_the_host(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     lab.reserve(6, 5000);
     let came = syn(&LOCAL, &LOCAL, (5000, PUBLISHED));
     let run = lab.at_loopback(&came.frame());
@@ -126,14 +126,14 @@ fn port_of_the_host(lab: &mut Lab) {
 }
 
 fn exact_address(lab: &mut Lab) {
-    publish(lab, [127, 0, 0, 1], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [127, 0, 0, 1], 6, PUBLISHED, Interface::A1, 80);
     connects(lab, &LOCAL);
     let us = Host { mac: [0; 6], ..US };
     lab.at_loopback(&syn(&us, &us, (5000, PUBLISHED)).frame()).passes(&[]);
 }
 
 fn not_published(lab: &mut Lab) {
-    publish(lab, [0; 4], 17, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 17, PUBLISHED, Interface::A1, 80);
     for packet in [
         syn(&LOCAL, &LOCAL, (5000, PUBLISHED)),
         V4::udp(&LOCAL, &LOCAL, (5000, PUBLISHED + 1), b"x"),
@@ -147,7 +147,7 @@ fn not_published(lab: &mut Lab) {
 }
 
 fn group(lab: &mut Lab) {
-    publish(lab, [0; 4], 17, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 17, PUBLISHED, Interface::A1, 80);
     let group = Host { v4: [224, 0, 0, 251], ..LOCAL };
     lab.at_loopback(&V4::udp(&LOCAL, &group, (5000, PUBLISHED), b"x").frame()).passes(&[]);
 }
@@ -157,20 +157,20 @@ fn not_ipv4(lab: &mut Lab) {
 }
 
 fn container_is_gone(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
-    lab.tables.endpoints.remove(&Port::A1.ifindex()).unwrap();
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
+    lab.tables.endpoints.remove(&Interface::A1.ifindex()).unwrap();
     let frame = syn(&LOCAL, &LOCAL, (5000, PUBLISHED)).frame();
     lab.at_loopback(&frame).drops(DropReason::UnknownEndpoint);
 }
 
 fn errors_come_back(lab: &mut Lab) {
-    publish(lab, [0; 4], 17, PUBLISHED, Port::A1, 53);
+    publish(lab, [0; 4], 17, PUBLISHED, Interface::A1, 53);
     let came = V4::udp(&LOCAL, &LOCAL, (5000, PUBLISHED), b"?");
     let went = V4::udp(&GATEWAY, &ONE, (5000, 53), b"?");
     lab.at_loopback(&came.frame()).arrives_as(&arrived(went.clone(), &GATEWAY), &CREATED);
     let error = V4::icmp(&ONE, &GATEWAY, 3, 3, [0; 4], &went.packet()[..28]);
     let back = V4::icmp(&LOCAL, &LOCAL, 3, 3, [0; 4], &came.packet()[..28]);
-    let run = lab.at_container(Port::A1, &error.frame());
+    let run = lab.at_container(Interface::A1, &error.frame());
     run.redirects(Action::ToHost, Left::Frame(back.frame()), &[]);
     // On the loopback device the error matches no flow, and passes.
     lab.at_loopback(&back.frame()).passes(&[]);
@@ -184,14 +184,14 @@ fn errors_come_back(lab: &mut Lab) {
 
 fn with_ttl_one(lab: &mut Lab) {
     // The host connects to itself: no router is between.
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     let came = V4 { ttl: 1, ..syn(&LOCAL, &LOCAL, (5000, PUBLISHED)) };
     let went = V4 { ttl: 1, ..arrived(syn(&GATEWAY, &ONE, (5000, 80)), &GATEWAY) };
     lab.at_loopback(&came.frame()).arrives_as(&went, &CREATED);
 }
 
 fn in_fragments(lab: &mut Lab) {
-    publish(lab, [0; 4], 17, PUBLISHED, Port::A1, 53);
+    publish(lab, [0; 4], 17, PUBLISHED, Interface::A1, 53);
     let came = V4::udp(&LOCAL, &LOCAL, (5000, PUBLISHED), &payload(900));
     let went = arrived(V4::udp(&GATEWAY, &ONE, (5000, 53), &payload(900)), &GATEWAY);
     let pairs = fragments(&came, &[400]).into_iter().zip(fragments(&went, &[400]));
@@ -207,7 +207,7 @@ fn in_fragments(lab: &mut Lab) {
 }
 
 fn gso(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     let opening = V4::segment(&LOCAL, &LOCAL, (5000, PUBLISHED), SYN, &[]);
     let opened = V4::segment(&GATEWAY, &ONE, (5000, 80), SYN, &[]);
     lab.at_loopback(&opening.frame()).arrives_as(&arrived(opened, &GATEWAY), &CREATED);

@@ -4,8 +4,8 @@ use culvert_common::abi::{Action, DropReason};
 use culvert_tests::packet::{Host, SYN, V4, payload};
 
 use crate::{
+    interfaces::Interface,
     lab::Lab,
-    ports::Port,
     routed::{
         CREATED, CREATED_ELSEWHERE, chosen_port, echo, forget_all, inbound, outbound, publish,
         to_gateway, unsummed,
@@ -70,7 +70,7 @@ fn begun(lab: &mut Lab, make: Make) -> u16 {
     }
     forget_all(lab);
     let frame = to_gateway(&make(&ONE, PORT, &SERVER, 80)).frame();
-    let run = lab.at_container(Port::A1, &frame);
+    let run = lab.at_container(Interface::A1, &frame);
     chosen_port(&run.redirects(Action::NatOut, Left::Spent, &CREATED_ELSEWHERE).frame)
 }
 
@@ -147,7 +147,7 @@ fn quoted_udp_checksum_of_zero(lab: &mut Lab) {
     let make = |src: &Host, word: u16| V4::udp(src, &SERVER, (PORT, 80), &word.to_be_bytes());
     let word = (0..=u16::MAX).find(|word| make(&ONE, *word).l4[6..8] == [0xff; 2]).unwrap();
     let frame = to_gateway(&make(&ONE, word)).frame();
-    lab.at_container(Port::A1, &frame).leaves_as(&outbound(&make(&US, word)), &CREATED);
+    lab.at_container(Interface::A1, &frame).leaves_as(&outbound(&make(&US, word)), &CREATED);
     let came = V4::icmp(&ROUTER, &US, 11, 0, [0; 4], &quoted(&make(&US, word), SHORT));
     let went = V4::icmp(&ROUTER, &ONE, 11, 0, [0; 4], &quoted(&make(&ONE, word), SHORT));
     lab.at_underlay(&came.frame()).arrives_as(&inbound(&went, &GATEWAY), &[]);
@@ -176,7 +176,7 @@ fn from_the_container(lab: &mut Lab) {
                 let came = to_gateway(&V4::icmp(&ONE, &SERVER, kind, code, rest, &inside));
                 let went = outbound(&V4::icmp(&US, &SERVER, kind, code, rest, &outside));
                 let frame = came.frame();
-                let run = lab.at_container(Port::A1, &frame);
+                let run = lab.at_container(Interface::A1, &frame);
                 let run = if summed { run.summed() } else { run };
                 run.leaves_as(&went, &[]);
             }
@@ -185,30 +185,30 @@ fn from_the_container(lab: &mut Lab) {
 }
 
 fn from_the_container_to_a_client(lab: &mut Lab) {
-    publish(lab, [0; 4], 17, 8080, Port::A1, 53);
+    publish(lab, [0; 4], 17, 8080, Interface::A1, 53);
     let came = V4::udp(&SERVER, &US, (5000, 8080), b"?");
     let went = V4::udp(&SERVER, &ONE, (5000, 53), b"?");
     lab.at_underlay(&came.frame()).arrives_as(&inbound(&went, &GATEWAY), &CREATED);
     let error = to_gateway(&V4::icmp(&ONE, &SERVER, 3, 3, [0; 4], &quoted(&went, SHORT)));
     let left = outbound(&V4::icmp(&US, &SERVER, 3, 3, [0; 4], &quoted(&came, SHORT)));
-    lab.at_container(Port::A1, &error.frame()).leaves_as(&left, &[]);
+    lab.at_container(Interface::A1, &error.frame()).leaves_as(&left, &[]);
 }
 
 fn from_the_container_to_another(lab: &mut Lab) {
-    publish(lab, [0; 4], 17, 8080, Port::A1, 53);
+    publish(lab, [0; 4], 17, 8080, Interface::A1, 53);
     let came = V4::udp(&TWO, &US, (5000, 8080), b"?");
     let went = V4::udp(&GATEWAY, &ONE, (5000, 53), b"?");
-    let run = lab.at_container(Port::A2, &to_gateway(&came).frame());
+    let run = lab.at_container(Interface::A2, &to_gateway(&came).frame());
     run.arrives_as(&inbound(&went, &GATEWAY), &CREATED);
     let error = V4::icmp(&ONE, &GATEWAY, 3, 3, [0; 4], &quoted(&went, SHORT));
     let arrived = V4::icmp(&US, &TWO, 3, 3, [0; 4], &quoted(&came, SHORT));
-    let run = lab.at_container(Port::A1, &error.frame());
+    let run = lab.at_container(Interface::A1, &error.frame());
     run.arrives_as(&inbound(&arrived, &GATEWAY), &[]);
 }
 
 fn about_a_client_of_a_published_port(lab: &mut Lab) {
     // A router cannot deliver the container's answer to the client.
-    publish(lab, [0; 4], 17, 8080, Port::A1, 53);
+    publish(lab, [0; 4], 17, 8080, Interface::A1, 53);
     let came = V4::udp(&SERVER, &US, (5000, 8080), b"?");
     let went = V4::udp(&SERVER, &ONE, (5000, 53), b"?");
     lab.at_underlay(&came.frame()).arrives_as(&inbound(&went, &GATEWAY), &CREATED);
@@ -226,24 +226,24 @@ fn about_no_flow(lab: &mut Lab) {
         lab.at_underlay(&error.frame()).passes(&[]);
         let inside = quoted(&make(&SERVER, 80, &ONE, PORT), SHORT);
         let error = to_gateway(&V4::icmp(&ONE, &SERVER, 3, 3, [0; 4], &inside));
-        lab.at_container(Port::A1, &error.frame()).drops(DropReason::NoFlow);
+        lab.at_container(Interface::A1, &error.frame()).drops(DropReason::NoFlow);
         // Errors about the host's own flows pass to the host.
         let inside = quoted(&V4::udp(&GATEWAY, &ONE, (1, 2), b"x"), SHORT);
         let error = V4::icmp(&ONE, &GATEWAY, 3, 3, [0; 4], &inside);
-        lab.at_container(Port::A1, &error.frame()).reaches_host();
+        lab.at_container(Interface::A1, &error.frame()).reaches_host();
     }
 }
 
 fn about_a_flow_of_a_container_that_is_gone(lab: &mut Lab) {
     let make = KINDS[0];
     let port = begun(lab, make);
-    change_endpoint(&lab.tables, Port::A1, |entry| entry.incarnation += 1);
+    change_endpoint(&lab.tables, Interface::A1, |entry| entry.incarnation += 1);
     for (came, _) in about_sent(make, port, SHORT) {
         lab.at_underlay(&came.frame()).passes(&[]);
     }
     let inside = quoted(&make(&SERVER, 80, &ONE, PORT), SHORT);
     let error = to_gateway(&V4::icmp(&ONE, &SERVER, 3, 3, [0; 4], &inside));
-    lab.at_container(Port::A1, &error.frame()).drops(DropReason::NoFlow);
+    lab.at_container(Interface::A1, &error.frame()).drops(DropReason::NoFlow);
 }
 
 fn about_what_cannot_be_told(lab: &mut Lab) {

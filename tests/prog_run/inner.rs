@@ -5,8 +5,8 @@ use culvert_tests::packet::{Arp, Tunnel, V4, V6, payload};
 
 use crate::{
     decap::{arrives, hello},
+    interfaces::Interface,
     lab::Lab,
-    ports::Port,
     run::{Expected, Left, SHOT, drop},
     world::{A, B, FAR, FARTHER, NOBODY, ONE, TWO, any_source, change_network, from_peer},
 };
@@ -100,7 +100,7 @@ fn inner_source_of_a_local_endpoint(lab: &mut Lab) {
     source_refused(lab, ONE.mac, DropReason::LocalSourceMac);
     // An endpoint without `anti_spoof` does not change this: its own MAC from the tunnel is
     // refused.
-    any_source(&lab.tables, Port::A2);
+    any_source(&lab.tables, Interface::A2);
     source_refused(lab, TWO.mac, DropReason::LocalSourceMac);
 }
 
@@ -118,7 +118,7 @@ fn split_horizon(lab: &mut Lab) {
 }
 
 fn no_local_endpoint_for_a_broadcast(lab: &mut Lab) {
-    change_network(&lab.tables, A, |network| network.local_ports = 0);
+    change_network(&lab.tables, A, |network| network.local_endpoints = 0);
     let inner = Arp::request(&FAR, ONE.v4).frame();
     let run = lab.at_underlay(&from_peer().wrap(&inner));
     run.gives(&Expected {

@@ -32,7 +32,7 @@ use nix::{
 };
 
 use crate::{
-    ports::{CLIENT_LINK, GATEWAY_A, GATEWAY_B, PacketSocket, Port, Wire},
+    interfaces::{CLIENT_LINK, GATEWAY_A, GATEWAY_B, Interface, PacketSocket, Wire},
     world,
 };
 
@@ -176,7 +176,7 @@ pub(crate) struct Lab {
     stats: PerCpuArray<MapData, Bytes<Counter>>,
     /// The counters as the last run left them.
     pub(crate) counters: Counters,
-    wires: Vec<(Port, Wire)>,
+    wires: Vec<(Interface, Wire)>,
     serial: u64,
     /// Codes counted since the case began, as indices.
     pub(crate) counted: Vec<u32>,
@@ -360,25 +360,25 @@ impl Lab {
     }
 
     /// Frames sent by the interfaces since the last call.
-    pub(crate) fn drain(&mut self) -> Vec<(Port, Vec<u8>)> {
+    pub(crate) fn drain(&mut self) -> Vec<(Interface, Vec<u8>)> {
         self.serial += 1;
         let mut frames = Vec::new();
-        for (port, wire) in &self.wires {
-            frames.extend(wire.drain(self.serial).into_iter().map(|frame| (*port, frame)));
+        for (interface, wire) in &self.wires {
+            frames.extend(wire.drain(self.serial).into_iter().map(|frame| (*interface, frame)));
         }
         frames
     }
 
-    /// Another socket on the far end of `port`.
-    pub(crate) fn far_socket(&self, port: Port) -> PacketSocket {
+    /// Another socket on the far end of `interface`.
+    pub(crate) fn far_socket(&self, interface: Interface) -> PacketSocket {
         setns(&self.far_namespace, CloneFlags::CLONE_NEWNET).unwrap();
-        let socket = PacketSocket::receiving(port.far_ifindex());
+        let socket = PacketSocket::receiving(interface.far_ifindex());
         setns(&self.namespace, CloneFlags::CLONE_NEWNET).unwrap();
         socket
     }
 
-    pub(crate) fn wire(&self, port: Port) -> &Wire {
-        self.wires.iter().find(|(at, _)| *at == port).map(|(_, wire)| wire).unwrap()
+    pub(crate) fn wire(&self, interface: Interface) -> &Wire {
+        self.wires.iter().find(|(at, _)| *at == interface).map(|(_, wire)| wire).unwrap()
     }
 }
 
@@ -397,7 +397,7 @@ fn clear<L: Layout>(table: &KernelTable<L>) {
 
 /// Makes the veths between this thread's namespace, which is the host's, and a new one for the
 /// containers and the underlay. Opens sockets on both ends. Returns the new namespace.
-fn interfaces() -> (File, Vec<(Port, Wire)>) {
+fn interfaces() -> (File, Vec<(Interface, Wire)>) {
     quiet();
     let (identify, identity) = mpsc::channel();
     let (proceed, go_on) = mpsc::channel::<()>();
@@ -406,15 +406,21 @@ fn interfaces() -> (File, Vec<(Port, Wire)>) {
         quiet();
         identify.send(gettid()).unwrap();
         go_on.recv().unwrap();
-        let up: String =
-            Port::ALL.iter().map(|port| format!("link set far-{} up\n", port.name())).collect();
+        let up: String = Interface::ALL
+            .iter()
+            .map(|interface| format!("link set far-{} up\n", interface.name()))
+            .collect();
         ip(&up);
-        (own_namespace(), Port::ALL.map(|port| PacketSocket::receiving(port.far_ifindex())))
+        (
+            own_namespace(),
+            Interface::ALL.map(|interface| PacketSocket::receiving(interface.far_ifindex())),
+        )
     });
     let far_thread = identity.recv().unwrap();
     let mut batch = String::from("link set lo up\n");
-    for port in Port::ALL {
-        let (name, index, far_index) = (port.name(), port.ifindex(), port.far_ifindex());
+    for interface in Interface::ALL {
+        let (name, index, far_index) =
+            (interface.name(), interface.ifindex(), interface.far_ifindex());
         batch += &format!(
             "link add {name} index {index} mtu 9000 type veth \
              peer name far-{name} index {far_index} mtu 9000 netns {far_thread}\n\
@@ -430,9 +436,9 @@ fn interfaces() -> (File, Vec<(Port, Wire)>) {
     }
     proceed.send(()).unwrap();
     let (far_namespace, far) = far_side.join().unwrap();
-    let near = Port::ALL.map(|port| PacketSocket::sending(port.ifindex()));
+    let near = Interface::ALL.map(|interface| PacketSocket::sending(interface.ifindex()));
     let wires = far.into_iter().zip(near).map(|(far, near)| Wire { far, near });
-    (far_namespace, Port::ALL.into_iter().zip(wires).collect())
+    (far_namespace, Interface::ALL.into_iter().zip(wires).collect())
 }
 
 /// The gateway devices, and the uplink's addresses and routes.

@@ -20,8 +20,8 @@ use culvert_tests::packet::{Arp, Tunnel, V4, V6, ethernet, payload};
 
 use crate::{
     compare::{entropy_port, same},
+    interfaces::{Interface, VNET_HDR},
     lab::{Lab, ip, mac},
-    ports::{Port, VNET_HDR},
     world::{
         B, FAR, FARTHER, NOBODY, ONE, OUR_VTEP, PEER, PEER_MAC, ROUTER, ROUTER_MAC, TO_PEER, TWO,
         UPLINK_MAC, from_peer, local, to_peer, to_peer2,
@@ -71,9 +71,9 @@ impl<'a> Live<'a> {
             mac(ROUTER_MAC),
         ));
         let mut links = Vec::new();
-        for port in Port::ALL {
+        for port in Interface::ALL {
             let name = match port {
-                Port::Uplink => programs::FROM_UNDERLAY,
+                Interface::Uplink => programs::FROM_UNDERLAY,
                 _ => programs::FROM_CONTAINER,
             };
             links.push((name, attach(lab, name, port.name(), TcAttachType::Ingress)));
@@ -94,9 +94,14 @@ impl<'a> Live<'a> {
     /// Sends `frame` from the far end of `port`, and waits until it is counted as `code`. Returns
     /// the frames that came out, and where.
     #[track_caller]
-    fn send(&mut self, port: Port, frame: &[u8], code: Code) -> Vec<(Port, Vec<u8>)> {
-        self.lab.wire(port).far.send(frame);
-        self.counted(port, code);
+    fn send(
+        &mut self,
+        interface: Interface,
+        frame: &[u8],
+        code: Code,
+    ) -> Vec<(Interface, Vec<u8>)> {
+        self.lab.wire(interface).far.send(frame);
+        self.counted(interface, code);
         // The program counts the frame before the kernel forwards it. The markers of the first
         // `drain` queue behind the program, those of the second behind the frame.
         let mut frames = self.lab.drain();
@@ -105,9 +110,9 @@ impl<'a> Live<'a> {
     }
 
     #[track_caller]
-    fn counted(&mut self, port: Port, code: Code) {
-        let direction = match port {
-            Port::Uplink => Direction::FromUnderlay,
+    fn counted(&mut self, interface: Interface, code: Code) {
+        let direction = match interface {
+            Interface::Uplink => Direction::FromUnderlay,
             _ => Direction::FromContainer,
         };
         let deadline = Instant::now() + PATIENCE;
@@ -125,15 +130,15 @@ impl<'a> Live<'a> {
     #[track_caller]
     pub(crate) fn moves(
         &mut self,
-        from: Port,
+        from: Interface,
         frame: &[u8],
         action: Action,
-        to: Port,
+        to: Interface,
         wanted: &[u8],
     ) {
         let frames = self.send(from, frame, Code::Action(action));
-        let ports: Vec<Port> = frames.iter().map(|(port, _)| *port).collect();
-        assert_eq!(ports, [to]);
+        let reached: Vec<Interface> = frames.iter().map(|(interface, _)| *interface).collect();
+        assert_eq!(reached, [to]);
         let actual = &frames[0].1;
         let mut wanted = wanted.to_vec();
         if action == Action::Encap {
@@ -183,12 +188,12 @@ fn to_a_local_endpoint_of_the_same_network(lab: &mut Lab) {
         Arp::reply(&ONE, &TWO).frame(),
         ethernet(TWO.mac, ONE.mac, 0x88b5, &payload(50)),
     ] {
-        live.moves(Port::A1, &frame, Action::Deliver, Port::A2, &frame);
-        live.moves(Port::B1, &frame, Action::Deliver, Port::B2, &frame);
+        live.moves(Interface::A1, &frame, Action::Deliver, Interface::A2, &frame);
+        live.moves(Interface::B1, &frame, Action::Deliver, Interface::B2, &frame);
     }
     let back = V4::udp(&TWO, &ONE, (1, 2), b"hello").frame();
-    live.moves(Port::A2, &back, Action::Deliver, Port::A1, &back);
-    live.moves(Port::B2, &back, Action::Deliver, Port::B1, &back);
+    live.moves(Interface::A2, &back, Action::Deliver, Interface::A1, &back);
+    live.moves(Interface::B2, &back, Action::Deliver, Interface::B1, &back);
 }
 
 fn to_a_vtep(lab: &mut Lab) {
@@ -197,14 +202,20 @@ fn to_a_vtep(lab: &mut Lab) {
         V4::udp(&ONE, &FAR, (1, 2), &payload(1422)).frame(),
         V6::udp(&ONE, &FAR, (1, 2), &payload(1402)).frame(),
     ] {
-        live.moves(Port::A1, &frame, Action::Encap, Port::Uplink, &to_peer().wrap(&frame));
+        live.moves(
+            Interface::A1,
+            &frame,
+            Action::Encap,
+            Interface::Uplink,
+            &to_peer().wrap(&frame),
+        );
     }
 }
 
 fn to_a_vtep_behind_a_router(lab: &mut Lab) {
     let mut live = Live::attach(lab);
     let frame = V4::udp(&ONE, &FARTHER, (1, 2), b"hello").frame();
-    live.moves(Port::A1, &frame, Action::Encap, Port::Uplink, &to_peer2().wrap(&frame));
+    live.moves(Interface::A1, &frame, Action::Encap, Interface::Uplink, &to_peer2().wrap(&frame));
 }
 
 fn to_a_vtep_that_only_the_kernel_has_resolved(lab: &mut Lab) {
@@ -215,7 +226,13 @@ fn to_a_vtep_that_only_the_kernel_has_resolved(lab: &mut Lab) {
         V4::udp(&ONE, &FAR, (1, 2), b"hello").frame(),
         V6::udp(&ONE, &FAR, (1, 2), b"hello").frame(),
     ] {
-        live.moves(Port::A1, &frame, Action::Encap, Port::Uplink, &to_peer().wrap(&frame));
+        live.moves(
+            Interface::A1,
+            &frame,
+            Action::Encap,
+            Interface::Uplink,
+            &to_peer().wrap(&frame),
+        );
     }
 }
 
@@ -223,7 +240,13 @@ fn arp_to_a_vtep(lab: &mut Lab) {
     let mut live = Live::attach(lab);
     for frame in [Arp::reply(&ONE, &FAR).frame(), ethernet(FAR.mac, ONE.mac, 0x88b5, &payload(60))]
     {
-        live.moves(Port::A1, &frame, Action::Encap, Port::Uplink, &to_peer().wrap(&frame));
+        live.moves(
+            Interface::A1,
+            &frame,
+            Action::Encap,
+            Interface::Uplink,
+            &to_peer().wrap(&frame),
+        );
     }
 }
 
@@ -239,7 +262,7 @@ fn answers_come_back(lab: &mut Lab) {
         target_mac: ONE.mac,
         target_ip: ONE.v4,
     };
-    live.moves(Port::A1, &request, Action::ArpReply, Port::A1, &reply.frame());
+    live.moves(Interface::A1, &request, Action::ArpReply, Interface::A1, &reply.frame());
 
     let group = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 0, 9];
     let question = V6::icmp(
@@ -258,7 +281,7 @@ fn answers_come_back(lab: &mut Lab) {
         &[FAR.v6.as_slice(), &option].concat(),
     )
     .frame();
-    live.moves(Port::A1, &question.frame(), Action::NdReply, Port::A1, &answer);
+    live.moves(Interface::A1, &question.frame(), Action::NdReply, Interface::A1, &answer);
 }
 
 fn errors_come_back(lab: &mut Lab) {
@@ -267,23 +290,29 @@ fn errors_come_back(lab: &mut Lab) {
         (V4::udp(&ONE, &FAR, (1, 2), &payload(1500)).frame(), 14 + 28 + 64),
         (V6::udp(&ONE, &FAR, (1, 2), &payload(1500)).frame(), 14 + 48 + 128),
     ] {
-        let frames = live.send(Port::A1, &frame, Code::Drop(DropReason::PacketTooBig));
-        let ports: Vec<(Port, usize)> =
-            frames.iter().map(|(port, frame)| (*port, frame.len())).collect();
-        assert_eq!(ports, [(Port::A1, len)]);
+        let frames = live.send(Interface::A1, &frame, Code::Drop(DropReason::PacketTooBig));
+        let reached: Vec<(Interface, usize)> =
+            frames.iter().map(|(interface, frame)| (*interface, frame.len())).collect();
+        assert_eq!(reached, [(Interface::A1, len)]);
     }
 }
 
 fn from_the_tunnel_to_its_network(lab: &mut Lab) {
     lab.tables.vteps.insert(&VtepKey { vni: B, ip: PEER }, &VtepInfo { foreign: 0 }).unwrap();
-    lab.tables.fdb.insert(&FdbKey::new(B, NOBODY.mac), &local(Port::B1)).unwrap();
+    lab.tables.fdb.insert(&FdbKey::new(B, NOBODY.mac), &local(Interface::B1)).unwrap();
     let mut live = Live::attach(lab);
     let inner = V4::udp(&FAR, &TWO, (1, 2), b"hello").frame();
     let in_b = Tunnel { vni: B, ..from_peer() };
-    live.moves(Port::Uplink, &from_peer().wrap(&inner), Action::Deliver, Port::A2, &inner);
-    live.moves(Port::Uplink, &in_b.wrap(&inner), Action::Deliver, Port::B2, &inner);
+    live.moves(
+        Interface::Uplink,
+        &from_peer().wrap(&inner),
+        Action::Deliver,
+        Interface::A2,
+        &inner,
+    );
+    live.moves(Interface::Uplink, &in_b.wrap(&inner), Action::Deliver, Interface::B2, &inner);
     let inner = V4::udp(&FAR, &NOBODY, (1, 2), b"hello").frame();
-    live.moves(Port::Uplink, &in_b.wrap(&inner), Action::Deliver, Port::B1, &inner);
+    live.moves(Interface::Uplink, &in_b.wrap(&inner), Action::Deliver, Interface::B1, &inner);
 }
 
 fn from_the_tunnel_of_every_kind(lab: &mut Lab) {
@@ -296,20 +325,26 @@ fn from_the_tunnel_of_every_kind(lab: &mut Lab) {
         ethernet(ONE.mac, FAR.mac, 0x88b5, &payload(20)),
     ] {
         let padded = Tunnel { trailer: vec![0; 5], ..from_peer() };
-        live.moves(Port::Uplink, &from_peer().wrap(&inner), Action::Deliver, Port::A1, &inner);
-        live.moves(Port::Uplink, &padded.wrap(&inner), Action::Deliver, Port::A1, &inner);
+        live.moves(
+            Interface::Uplink,
+            &from_peer().wrap(&inner),
+            Action::Deliver,
+            Interface::A1,
+            &inner,
+        );
+        live.moves(Interface::Uplink, &padded.wrap(&inner), Action::Deliver, Interface::A1, &inner);
     }
 }
 
 fn dropped_goes_nowhere(lab: &mut Lab) {
     let mut live = Live::attach(lab);
     let spoofed = V4 { src: TWO.v4, ..V4::udp(&ONE, &FAR, (1, 2), b"hello") }.frame();
-    assert_eq!(live.send(Port::A1, &spoofed, Code::Drop(DropReason::SpoofedIp)), []);
+    assert_eq!(live.send(Interface::A1, &spoofed, Code::Drop(DropReason::SpoofedIp)), []);
     let back = V4::udp(&FAR, &FARTHER, (1, 2), b"hello").frame();
     let outer = from_peer().wrap(&back);
-    assert_eq!(live.send(Port::Uplink, &outer, Code::Drop(DropReason::SplitHorizon)), []);
+    assert_eq!(live.send(Interface::Uplink, &outer, Code::Drop(DropReason::SplitHorizon)), []);
     let announcement = Arp::request(&ONE, ONE.v4).frame();
-    assert_eq!(live.send(Port::A1, &announcement, Code::Action(Action::Absorb)), []);
+    assert_eq!(live.send(Interface::A1, &announcement, Code::Action(Action::Absorb)), []);
 }
 
 fn short_frames(lab: &mut Lab) {
@@ -319,12 +354,12 @@ fn short_frames(lab: &mut Lab) {
     let v6 = V6::udp(&ONE, &FAR, (1, 2), b"hello").frame();
     let outer = from_peer().wrap(&V4::udp(&FAR, &ONE, (1, 2), b"hello").frame());
     for len in 14..34 {
-        assert_eq!(live.send(Port::A1, &v4[..len], Code::Drop(DropReason::Malformed)), []);
-        assert_eq!(live.send(Port::A1, &v6[..len], Code::Drop(DropReason::Malformed)), []);
-        assert_eq!(live.send(Port::Uplink, &outer[..len], Code::Action(Action::Pass)), []);
+        assert_eq!(live.send(Interface::A1, &v4[..len], Code::Drop(DropReason::Malformed)), []);
+        assert_eq!(live.send(Interface::A1, &v6[..len], Code::Drop(DropReason::Malformed)), []);
+        assert_eq!(live.send(Interface::Uplink, &outer[..len], Code::Action(Action::Pass)), []);
     }
     for len in 34..54 {
-        assert_eq!(live.send(Port::A1, &v6[..len], Code::Drop(DropReason::Malformed)), []);
+        assert_eq!(live.send(Interface::A1, &v6[..len], Code::Drop(DropReason::Malformed)), []);
     }
 }
 
@@ -342,7 +377,7 @@ fn tag_in_the_metadata_of_a_container(lab: &mut Lab) {
     let frame = V4::udp(&ONE, &TWO, (1, 2), b"hello").frame();
     for tci in [0, 7] {
         let frame = tagged(tci, &frame);
-        assert_eq!(live.send(Port::A1, &frame, Code::Drop(DropReason::VlanTagged)), []);
+        assert_eq!(live.send(Interface::A1, &frame, Code::Drop(DropReason::VlanTagged)), []);
     }
 }
 
@@ -351,7 +386,7 @@ fn tag_in_the_metadata_of_the_underlay(lab: &mut Lab) {
     let mut live = Live::attach(lab);
     let outer = from_peer().wrap(&V4::udp(&FAR, &ONE, (1, 2), b"hello").frame());
     let frame = tagged(7, &outer);
-    assert_eq!(live.send(Port::Uplink, &frame, Code::Action(Action::Pass)), []);
+    assert_eq!(live.send(Interface::Uplink, &frame, Code::Action(Action::Pass)), []);
 }
 
 fn priority_tag_on_the_underlay(lab: &mut Lab) {
@@ -359,7 +394,7 @@ fn priority_tag_on_the_underlay(lab: &mut Lab) {
     let mut live = Live::attach(lab);
     let inner = V4::udp(&FAR, &ONE, (1, 2), b"hello").frame();
     let frame = tagged(5 << 13, &from_peer().wrap(&inner));
-    live.moves(Port::Uplink, &frame, Action::Deliver, Port::A1, &inner);
+    live.moves(Interface::Uplink, &frame, Action::Deliver, Interface::A1, &inner);
 }
 
 /// `struct virtio_net_hdr` and a TCP segment of IPv4. The kernel is to fill in its checksum, and to
@@ -377,14 +412,14 @@ fn cut_into(frame: &[u8], size: u16) -> Vec<u8> {
 }
 
 fn gso_stays_whole(lab: &mut Lab) {
-    let container = lab.far_socket(Port::A1);
+    let container = lab.far_socket(Interface::A1);
     container.segmentation_headers(true);
-    let wire = lab.far_socket(Port::Uplink);
+    let wire = lab.far_socket(Interface::Uplink);
     wire.segmentation_headers(true);
     let mut live = Live::attach(lab);
     let frame = V4::tcp(&ONE, &FAR, (1000, 80), &payload(60_000)).frame();
     container.send(&cut_into(&frame, 1398));
-    live.counted(Port::A1, Code::Action(Action::Encap));
+    live.counted(Interface::A1, Code::Action(Action::Encap));
     let received = wire.receive();
     let (header, outer) = received.split_at(VNET_HDR);
     // The frame is still to be cut into segments of the same size.
@@ -401,14 +436,14 @@ fn gso_stays_whole(lab: &mut Lab) {
 }
 
 fn gso_too_big_is_told(lab: &mut Lab) {
-    let container = lab.far_socket(Port::A1);
+    let container = lab.far_socket(Interface::A1);
     container.segmentation_headers(true);
     let mut live = Live::attach(lab);
     let frame = V4::tcp(&ONE, &FAR, (1000, 80), &payload(20_000)).frame();
     container.send(&cut_into(&frame, 1448));
-    live.counted(Port::A1, Code::Drop(DropReason::PacketTooBig));
+    live.counted(Interface::A1, Code::Drop(DropReason::PacketTooBig));
     let mut frames = live.lab.drain();
     frames.extend(live.lab.drain());
     assert_eq!(frames.len(), 1);
-    assert_eq!((frames[0].0, frames[0].1.len()), (Port::A1, 14 + 28 + 64));
+    assert_eq!((frames[0].0, frames[0].1.len()), (Interface::A1, 14 + 28 + 64));
 }

@@ -9,7 +9,7 @@
 //! | `routed` | routed packets and their flows |
 //! | `run` | one frame into one program, and the expected result |
 //! | `compare` | comparison of frames and counters |
-//! | `ports` | packet sockets on the far ends |
+//! | `interfaces` | packet sockets on the far ends |
 //! | `live` | programs attached to the interfaces: where redirects go, GSO frames |
 //! | `live_nat` | attached programs with routed packets, and the host's own sockets |
 //! | `races` | two CPUs at once against the tables that the programs write |
@@ -69,6 +69,8 @@ mod icmp_errors;
 #[cfg(test)]
 mod inner;
 #[cfg(test)]
+mod interfaces;
+#[cfg(test)]
 mod lab;
 #[cfg(test)]
 mod live;
@@ -84,8 +86,6 @@ mod nat_in;
 mod nat_out;
 #[cfg(test)]
 mod nd;
-#[cfg(test)]
-mod ports;
 #[cfg(test)]
 mod races;
 #[cfg(test)]

@@ -5,8 +5,8 @@ use culvert_common::abi::{Action, Note, QuerierKey, VtepId};
 use culvert_tests::packet::{Host, V4, V6, payload};
 
 use crate::{
+    interfaces::Interface,
     lab::Lab,
-    ports::Port,
     run::{Expected, Left, SHOT, action, copy, note, tunnelled},
     world::{A, FAR, ONE, TWO, from_peer, host, to_peer, to_peer2},
 };
@@ -75,8 +75,8 @@ fn mld_query(from: &Host) -> Vec<u8> {
 
 /// The frame is taken, and nobody gets it, for nobody asks.
 #[track_caller]
-fn is_absorbed(lab: &mut Lab, port: Port, frame: &[u8]) {
-    lab.at_container(port, frame).gives(&Expected {
+fn is_absorbed(lab: &mut Lab, interface: Interface, frame: &[u8]) {
+    lab.at_container(interface, frame).gives(&Expected {
         verdict: SHOT,
         left: Left::Unchanged,
         counts: &[action(Action::Absorb), note(Note::ReportAbsorbed)],
@@ -88,30 +88,30 @@ fn is_absorbed(lab: &mut Lab, port: Port, frame: &[u8]) {
 #[track_caller]
 fn is_flooded(lab: &mut Lab, frame: &[u8]) {
     let copies = [
-        copy(Port::A2, frame),
+        copy(Interface::A2, frame),
         tunnelled(to_peer().wrap(frame)),
         tunnelled(to_peer2().wrap(frame)),
     ];
     let notes = [note(Note::FloodLocalCopy), note(Note::FloodRemoteCopy).times(2)];
-    lab.at_container(Port::A1, frame).floods(&copies, &notes);
+    lab.at_container(Interface::A1, frame).floods(&copies, &notes);
 }
 
 /// `A2` asks: everybody hears it.
 #[track_caller]
 fn a2_asks(lab: &mut Lab, query: &[u8]) {
     let copies = [
-        copy(Port::A1, query),
+        copy(Interface::A1, query),
         tunnelled(to_peer().wrap(query)),
         tunnelled(to_peer2().wrap(query)),
     ];
     let notes = [note(Note::FloodLocalCopy), note(Note::FloodRemoteCopy).times(2)];
-    lab.at_container(Port::A2, query).floods(&copies, &notes);
+    lab.at_container(Interface::A2, query).floods(&copies, &notes);
 }
 
 /// Somebody behind the first VTEP asks: both endpoints hear it.
 #[track_caller]
 fn far_asks(lab: &mut Lab, query: &[u8]) {
-    let copies = [copy(Port::A1, query), copy(Port::A2, query)];
+    let copies = [copy(Interface::A1, query), copy(Interface::A2, query)];
     let notes = [note(Note::FloodLocalCopy).times(2).bytes(2 * query.len())];
     lab.at_underlay(&from_peer().wrap(query)).floods(&copies, &notes);
 }
@@ -120,12 +120,12 @@ fn far_asks(lab: &mut Lab, query: &[u8]) {
 #[track_caller]
 fn reaches_a2(lab: &mut Lab, report: &[u8]) {
     let notes = [note(Note::FloodLocalCopy)];
-    lab.at_container(Port::A1, report).floods(&[copy(Port::A2, report)], &notes);
+    lab.at_container(Interface::A1, report).floods(&[copy(Interface::A2, report)], &notes);
 }
 
 fn reports_are_absorbed(lab: &mut Lab) {
     for report in reports(&ONE) {
-        is_absorbed(lab, Port::A1, &report);
+        is_absorbed(lab, Interface::A1, &report);
     }
 }
 
@@ -149,7 +149,7 @@ fn a_port_that_asks_gets_reports(lab: &mut Lab) {
     for report in reports(&FAR) {
         let notes = [note(Note::FloodLocalCopy).bytes(report.len())];
         let run = lab.at_underlay(&from_peer().wrap(&report));
-        run.floods(&[copy(Port::A2, &report)], &notes);
+        run.floods(&[copy(Interface::A2, &report)], &notes);
     }
 }
 
@@ -157,7 +157,7 @@ fn a_vtep_that_asks_gets_reports(lab: &mut Lab) {
     far_asks(lab, &mld_query(&FAR));
     for report in reports(&ONE) {
         let copies = [tunnelled(to_peer().wrap(&report))];
-        let run = lab.at_container(Port::A1, &report);
+        let run = lab.at_container(Interface::A1, &report);
         run.floods(&copies, &[note(Note::FloodRemoteCopy)]);
     }
     // Of one that comes out of the tunnel nobody here wants to know.
@@ -171,15 +171,15 @@ fn a_vtep_that_asks_gets_reports(lab: &mut Lab) {
     // Both who ask get one.
     a2_asks(lab, &mld_query(&TWO));
     let report = mld(143, &ONE, [0, 0, 0, 0x16]);
-    let copies = [copy(Port::A2, &report), tunnelled(to_peer().wrap(&report))];
+    let copies = [copy(Interface::A2, &report), tunnelled(to_peer().wrap(&report))];
     let notes = [note(Note::FloodLocalCopy), note(Note::FloodRemoteCopy)];
-    lab.at_container(Port::A1, &report).floods(&copies, &notes);
+    lab.at_container(Interface::A1, &report).floods(&copies, &notes);
 }
 
 /// A router asks in one family, and a switch that forwards by group needs the reports of both.
 fn queries_of_both_families_count(lab: &mut Lab) {
     let report = mld(143, &ONE, [0, 0, 0, 0x16]);
-    is_absorbed(lab, Port::A1, &report);
+    is_absorbed(lab, Interface::A1, &report);
     a2_asks(lab, &mld_query(&TWO));
     reaches_a2(lab, &report);
     reaches_a2(lab, &igmp(0x16, &ONE, [239, 1, 2, 3]));
@@ -195,14 +195,14 @@ fn pim_counts_as_a_query(lab: &mut Lab) {
 
 fn other_networks_do_not_ask(lab: &mut Lab) {
     a2_asks(lab, &igmp_query(&TWO));
-    is_absorbed(lab, Port::B1, &igmp(0x22, &ONE, [224, 0, 0, 22]));
+    is_absorbed(lab, Interface::B1, &igmp(0x22, &ONE, [224, 0, 0, 22]));
 }
 
 /// A router is a member of groups, too.
 fn reports_of_who_asks_go_nowhere(lab: &mut Lab) {
     a2_asks(lab, &igmp_query(&TWO));
     let report = igmp(0x22, &TWO, [224, 0, 0, 22]);
-    lab.at_container(Port::A2, &report).gives(&Expected {
+    lab.at_container(Interface::A2, &report).gives(&Expected {
         verdict: SHOT,
         left: Left::Spent,
         counts: &[action(Action::Absorb)],
@@ -215,20 +215,20 @@ fn who_is_forgotten_gets_nothing(lab: &mut Lab) {
     a2_asks(lab, &igmp_query(&TWO));
     let report = igmp(0x22, &ONE, [224, 0, 0, 22]);
     reaches_a2(lab, &report);
-    let port = QuerierKey { vni: A, ifindex: Port::A2.ifindex(), vtep: VtepId::NONE };
-    let anybody = QuerierKey { ifindex: 0, ..port };
+    let asked = QuerierKey { vni: A, ifindex: Interface::A2.ifindex(), vtep: VtepId::NONE };
+    let anybody = QuerierKey { ifindex: 0, ..asked };
     let mut keys = lab.queriers.keys();
     keys.sort_unstable();
-    assert_eq!(keys, [anybody, port]);
-    lab.queriers.remove(port);
-    lab.at_container(Port::A1, &report).gives(&Expected {
+    assert_eq!(keys, [anybody, asked]);
+    lab.queriers.remove(asked);
+    lab.at_container(Interface::A1, &report).gives(&Expected {
         verdict: SHOT,
         left: Left::Spent,
         counts: &[action(Action::Absorb)],
         copies: &[],
     });
     lab.queriers.remove(anybody);
-    is_absorbed(lab, Port::A1, &report);
+    is_absorbed(lab, Interface::A1, &report);
 }
 
 /// The MAC decides whether a frame is for a group, whichever way the frame comes.
@@ -240,7 +240,7 @@ fn reports_to_no_group_are_flooded(lab: &mut Lab) {
     };
     is_flooded(lab, &report(&ONE));
     let frame = report(&FAR);
-    let copies = [copy(Port::A1, &frame), copy(Port::A2, &frame)];
+    let copies = [copy(Interface::A1, &frame), copy(Interface::A2, &frame)];
     let notes = [note(Note::FloodLocalCopy).times(2).bytes(2 * frame.len())];
     lab.at_underlay(&from_peer().wrap(&frame)).floods(&copies, &notes);
 }

@@ -7,8 +7,8 @@ use culvert_common::abi::{Action, Code, Direction, DropReason, FdbKey, Note, Rat
 use culvert_tests::packet::{Host, V4, V6, ethernet, icmpv6, payload};
 
 use crate::{
+    interfaces::Interface,
     lab::Lab,
-    ports::Port,
     run::{Expected, Left, SHORTEST_V4, SHOT, copy, drop, note},
     world::{
         A, FAR, FARTHER, MTU, ONE, OUR_VTEP, PEER, PEER_MAC, PEER2, ROUTER, ROUTER_MAC, STRANGER,
@@ -80,17 +80,17 @@ fn packet_too_big(frame: &[u8], from: &Host, mtu: u32) -> Vec<u8> {
 
 #[track_caller]
 fn is_told(lab: &mut Lab, frame: &[u8], error: &[u8]) {
-    lab.at_container(Port::A1, frame).gives(&Expected {
+    lab.at_container(Interface::A1, frame).gives(&Expected {
         verdict: SHOT,
         left: Left::Spent,
         counts: &[drop(DropReason::PacketTooBig), note(Note::IcmpTooBigSent).bytes(error.len())],
-        copies: &[copy(Port::A1, error)],
+        copies: &[copy(Interface::A1, error)],
     });
 }
 
 #[track_caller]
 fn is_not_told(lab: &mut Lab, frame: &[u8]) {
-    lab.at_container(Port::A1, frame).drops(DropReason::PacketTooBig);
+    lab.at_container(Interface::A1, frame).drops(DropReason::PacketTooBig);
 }
 
 /// A datagram whose L3 packet has `len` bytes.
@@ -122,7 +122,7 @@ fn ipv4_with_options(lab: &mut Lab) {
 
 fn ipv4_by_one_byte(lab: &mut Lab) {
     let frame = v4(1450).frame();
-    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
     let frame = v4(1451).frame();
     is_told(lab, &frame, &frag_needed(&frame, &FAR, MTU));
 }
@@ -136,7 +136,7 @@ fn ipv6_packet_too_big(lab: &mut Lab) {
 
 fn ipv6_by_one_byte(lab: &mut Lab) {
     let frame = v6(1450).frame();
-    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
     let frame = v6(1451).frame();
     is_told(lab, &frame, &packet_too_big(&frame, &FAR, MTU.into()));
 }
@@ -184,21 +184,21 @@ fn no_error_to_an_address_of_no_host(lab: &mut Lab) {
 }
 
 /// Uses up the limit of ICMP errors to the endpoint at `port` for the next hour.
-fn exhausted(lab: &mut Lab, port: Port) {
-    let limit = RateKey { kind: RateKey::ICMP, id: port.ifindex() };
+fn exhausted(lab: &mut Lab, interface: Interface) {
+    let limit = RateKey { kind: RateKey::ICMP, id: interface.ifindex() };
     lab.rates.set(limit, now_ns() + 3_600_000_000_000);
 }
 
 fn errors_are_limited(lab: &mut Lab) {
-    exhausted(lab, Port::A1);
+    exhausted(lab, Interface::A1);
     for frame in [v4(1500).frame(), v6(1500).frame()] {
-        let run = lab.at_container(Port::A1, &frame);
+        let run = lab.at_container(Interface::A1, &frame);
         run.drops_noting(DropReason::PacketTooBig, &[note(Note::IcmpTooBigLimited)]);
     }
 }
 
 fn errors_to_another_endpoint_are_not(lab: &mut Lab) {
-    exhausted(lab, Port::A2);
+    exhausted(lab, Interface::A2);
     let frame = v4(1500).frame();
     is_told(lab, &frame, &frag_needed(&frame, &FAR, MTU));
 }
@@ -208,7 +208,7 @@ fn errors_come_in_bursts(lab: &mut Lab) {
     let frame = v4(1500).frame();
     let (mut sent, mut limited) = (0, 0);
     for _ in 0..48 {
-        let outcome = lab.at_container(Port::A1, &frame).outcome();
+        let outcome = lab.at_container(Interface::A1, &frame).outcome();
         let count = |code| outcome.count(Direction::FromContainer, code);
         assert_eq!(count(Code::Drop(DropReason::PacketTooBig)), 1);
         sent += count(Code::Note(Note::IcmpTooBigSent));
@@ -223,14 +223,14 @@ fn errors_come_in_bursts(lab: &mut Lab) {
 fn local_delivery_has_no_limit(lab: &mut Lab) {
     // Both interfaces have the network's MTU, and their stacks enforce it.
     let frame = V4::udp(&ONE, &crate::world::TWO, (1, 2), &payload(2000)).frame();
-    lab.at_container(Port::A1, &frame).delivers(&frame, &[]);
+    lab.at_container(Interface::A1, &frame).delivers(&frame, &[]);
 }
 
 /// A GSO frame whose segments fit is not too big: the program calls the helper that makes room,
 /// which fails in a test run, see `encap::gso_refused_by_the_kernel`.
 #[track_caller]
 fn segments_fit(lab: &mut Lab, frame: &[u8], size: u32) {
-    lab.at_container(Port::A1, frame).gso(size).drops(DropReason::EncapFailed);
+    lab.at_container(Interface::A1, frame).gso(size).drops(DropReason::EncapFailed);
 }
 
 fn gso_is_judged_by_its_segments(lab: &mut Lab) {
@@ -250,26 +250,26 @@ fn gso_ipv6_is_judged_by_its_segments(lab: &mut Lab) {
 
 fn gso_segments_too_big(lab: &mut Lab) {
     let frame = V4::tcp(&ONE, &FAR, (1000, 80), &payload(3000)).frame();
-    let outcome = lab.at_container(Port::A1, &frame).gso(1450 - 51).outcome();
+    let outcome = lab.at_container(Interface::A1, &frame).gso(1450 - 51).outcome();
     let count = |code| outcome.count(Direction::FromContainer, code);
     assert_eq!(count(Code::Drop(DropReason::PacketTooBig)), 1);
     assert_eq!(count(Code::Note(Note::IcmpTooBigSent)), 1);
     assert_eq!(outcome.counts.len(), 2);
     let error = frag_needed(&frame, &FAR, MTU);
-    assert_eq!(outcome.copies, [(Port::A1, error)]);
+    assert_eq!(outcome.copies, [(Interface::A1, error)]);
 
     let packet = V6::tcp(&ONE, &FAR, (1000, 80), &payload(3000));
     let packet = packet.extended(0, &[0, 1, 4, 0, 0, 0, 0]).frame();
-    let outcome = lab.at_container(Port::A1, &packet).gso(1450 - 79).outcome();
+    let outcome = lab.at_container(Interface::A1, &packet).gso(1450 - 79).outcome();
     let error = packet_too_big(&packet, &FAR, MTU.into());
-    assert_eq!(outcome.copies, [(Port::A1, error)]);
+    assert_eq!(outcome.copies, [(Interface::A1, error)]);
 }
 
 fn gso_udp_is_judged_by_its_segments(lab: &mut Lab) {
     let frame = v4(3000).frame();
     segments_fit(lab, &frame, 1450 - 28);
-    let outcome = lab.at_container(Port::A1, &frame).gso(1450 - 27).outcome();
-    assert_eq!(outcome.copies, [(Port::A1, frag_needed(&frame, &FAR, MTU))]);
+    let outcome = lab.at_container(Interface::A1, &frame).gso(1450 - 27).outcome();
+    assert_eq!(outcome.copies, [(Interface::A1, frag_needed(&frame, &FAR, MTU))]);
 }
 
 /// A router of the underlay.
@@ -327,36 +327,36 @@ fn learnt_from_a_router_behind(lab: &mut Lab) {
 fn learnt_again_is_no_change(lab: &mut Lab) {
     is_learnt(lab, &error(1400, &quoted(&sent(), 28)).frame(), PEER, 1350);
     let frame = V4::udp(&ONE, &FAR, (1000, 2000), &payload(100)).frame();
-    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
     // Without the flow cache, the look-up would now find no entry.
     lab.untold_fdb.remove(FdbKey::new(A, FAR.mac));
     is_learnt(lab, &error(1400, &quoted(&sent(), 28)).frame(), PEER, 1350);
-    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
     is_learnt(lab, &error(1300, &quoted(&sent(), 28)).frame(), PEER, 1250);
-    let outcome = lab.at_container(Port::A1, &frame).outcome();
+    let outcome = lab.at_container(Interface::A1, &frame).outcome();
     assert_eq!(outcome.count(Direction::FromContainer, Code::Action(Action::Encap)), 0);
 }
 
 fn learnt_and_obeyed(lab: &mut Lab) {
     let frame = v4(1351).frame();
-    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
     is_learnt(lab, &error(1400, &quoted(&sent(), 28)).frame(), PEER, 1350);
     is_told(lab, &frame, &frag_needed(&frame, &FAR, 1350));
     let frame = v6(1351).frame();
     is_told(lab, &frame, &packet_too_big(&frame, &FAR, 1350));
     for frame in [v4(1350).frame(), v6(1350).frame()] {
-        lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+        lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
     }
     // The path to the other VTEP has the same MTU as before.
     let frame = V4::udp(&ONE, &FARTHER, (1, 2), &payload(1422)).frame();
     let outer = crate::world::to_peer2().wrap(&frame);
-    lab.at_container(Port::A1, &frame).encaps(outer, &[]);
+    lab.at_container(Interface::A1, &frame).encaps(outer, &[]);
 }
 
 fn learnt_and_expired(lab: &mut Lab) {
     lab.set_path_mtu(PEER, now_ns(), 1350);
     let frame = v4(1450).frame();
-    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
 }
 
 fn learnt_is_never_more_than_the_route(lab: &mut Lab) {
@@ -375,7 +375,7 @@ fn not_below_the_least(lab: &mut Lab) {
         is_learnt(lab, &error(mtu, &quoted(&sent(), 28)).frame(), PEER, 502);
     }
     let frame = v4(502).frame();
-    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
     let frame = v4(503).frame();
     is_told(lab, &frame, &frag_needed(&frame, &FAR, 502));
 }

@@ -6,8 +6,8 @@ use culvert_tests::packet::{ACK, FIN, Host, RST, SYN, V4, payload};
 
 use crate::{
     compare::same,
+    interfaces::Interface,
     lab::Lab,
-    ports::Port,
     routed::{
         Began, CREATED, CREATED_ELSEWHERE, Passed, Place, chosen_port, echo, entries, fragments,
         inbound, outbound, publish, to_gateway, unsummed,
@@ -57,7 +57,7 @@ const PUBLISHED: u16 = 8080;
 /// `A1` sends `packet`, which leaves as `left`.
 #[track_caller]
 fn leaves(lab: &mut Lab, packet: &V4, left: &V4) {
-    let run = lab.at_container(Port::A1, &to_gateway(packet).frame());
+    let run = lab.at_container(Interface::A1, &to_gateway(packet).frame());
     run.leaves_as(&outbound(left), &CREATED);
 }
 
@@ -75,7 +75,7 @@ fn answer_tcp(lab: &mut Lab) {
     let data = |to: &Host| V4::segment(&SERVER, to, (80, PORT), ACK | FIN, &payload(900));
     answers(lab, &data(&US), &data(&ONE));
     let (came, went) = (to_gateway(&syn(&ONE)), outbound(&syn(&US)));
-    let (from, to) = (Place::At(Port::A1), Place::Outside);
+    let (from, to) = (Place::At(Interface::A1), Place::External);
     let began = Began { came: &came, from, went: &went, to, kind: kind::MASQUERADE };
     let seen = seen::SYN | seen::ACK | seen::FIN;
     let reply = Passed::frames(&[&answer(&US), &data(&US)], seen);
@@ -149,7 +149,7 @@ fn answer_summed_by_the_card(lab: &mut Lab) {
         |to, port| echo(&SERVER, to, 0, port),
     ];
     for (ask, reply) in asks.into_iter().zip(replies) {
-        let run = lab.at_container(Port::A1, &to_gateway(&ask(&ONE, PORT)).frame());
+        let run = lab.at_container(Interface::A1, &to_gateway(&ask(&ONE, PORT)).frame());
         let left = run.redirects(Action::NatOut, Left::Spent, &CREATED_ELSEWHERE).frame;
         let port = chosen_port(&left);
         for options in [vec![], vec![1; 12]] {
@@ -211,27 +211,27 @@ fn reaches_a1_from(lab: &mut Lab, port: u16, to: &Host) {
     let came = syn(&SERVER, to, (port, PUBLISHED));
     let went = inbound(&syn(&SERVER, &ONE, (port, 80)), &GATEWAY);
     lab.at_underlay(&came.frame()).arrives_as(&went, &CREATED);
-    let (from, to) = (Place::Outside, Place::At(Port::A1));
+    let (from, to) = (Place::External, Place::At(Interface::A1));
     Began { came: &came, from, went: &went, to, kind: kind::PUBLISHED }.has_begun(lab);
 }
 
 fn published_exact_address(lab: &mut Lab) {
-    publish(lab, US.v4, 6, PUBLISHED, Port::A1, 80);
+    publish(lab, US.v4, 6, PUBLISHED, Interface::A1, 80);
     reaches_a1(lab, &US);
     lab.at_underlay(&syn(&SERVER, &SECOND, (5000, PUBLISHED)).frame()).passes(&[]);
     lab.at_underlay(&syn(&SERVER, &US, (5000, PUBLISHED + 1)).frame()).passes(&[]);
 }
 
 fn published_every_address(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     reaches_a1(lab, &US);
     reaches_a1_from(lab, 5001, &SECOND);
     assert_eq!(entries(lab), 4);
 }
 
 fn published_exact_before_every(lab: &mut Lab) {
-    publish(lab, US.v4, 6, PUBLISHED, Port::A1, 80);
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A2, 80);
+    publish(lab, US.v4, 6, PUBLISHED, Interface::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A2, 80);
     reaches_a1(lab, &US);
     let came = syn(&SERVER, &SECOND, (5000, PUBLISHED));
     let went = inbound(&syn(&SERVER, &TWO, (5000, 80)), &GATEWAY);
@@ -241,11 +241,11 @@ fn published_exact_before_every(lab: &mut Lab) {
 }
 
 fn published_answers(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     reaches_a1(lab, &US);
     let answer = |from: &Host, port| V4::segment(from, &SERVER, (port, 5000), SYN | ACK, &[]);
     let packet = to_gateway(&answer(&ONE, 80));
-    let run = lab.at_container(Port::A1, &packet.frame());
+    let run = lab.at_container(Interface::A1, &packet.frame());
     run.leaves_as(&outbound(&answer(&US, PUBLISHED)), &[]);
     let data = |to: &Host, port| V4::tcp(&SERVER, to, (5000, port), &payload(300));
     let run = lab.at_underlay(&data(&US, PUBLISHED).frame());
@@ -253,24 +253,24 @@ fn published_answers(lab: &mut Lab) {
 }
 
 fn published_udp(lab: &mut Lab) {
-    publish(lab, [0; 4], 17, PUBLISHED, Port::A1, 53);
+    publish(lab, [0; 4], 17, PUBLISHED, Interface::A1, 53);
     let came = V4::udp(&SERVER, &US, (5000, PUBLISHED), b"?");
     let went = inbound(&V4::udp(&SERVER, &ONE, (5000, 53), b"?"), &GATEWAY);
     lab.at_underlay(&came.frame()).arrives_as(&went, &CREATED);
     let answer = to_gateway(&V4::udp(&ONE, &SERVER, (53, 5000), b"!"));
     let left = outbound(&V4::udp(&US, &SERVER, (PUBLISHED, 5000), b"!"));
-    lab.at_container(Port::A1, &answer.frame()).leaves_as(&left, &[]);
+    lab.at_container(Interface::A1, &answer.frame()).leaves_as(&left, &[]);
 }
 
 fn published_of_another_protocol(lab: &mut Lab) {
-    publish(lab, [0; 4], 17, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 17, PUBLISHED, Interface::A1, 80);
     lab.at_underlay(&syn(&SERVER, &US, (5000, PUBLISHED)).frame()).passes(&[]);
 }
 
 fn published_not_of_loopback(lab: &mut Lab) {
     let loopback = Host { v4: [127, 0, 0, 1], ..US };
-    publish(lab, loopback.v4, 6, PUBLISHED, Port::A1, 80);
-    publish(lab, [0; 4], 6, PUBLISHED + 1, Port::A1, 80);
+    publish(lab, loopback.v4, 6, PUBLISHED, Interface::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED + 1, Interface::A1, 80);
     for port in [PUBLISHED, PUBLISHED + 1] {
         lab.at_underlay(&syn(&SERVER, &loopback, (5000, port)).frame()).passes(&[]);
     }
@@ -279,24 +279,24 @@ fn published_not_of_loopback(lab: &mut Lab) {
 }
 
 fn published_not_of_others(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     let other = Host { v4: PEER, ..US };
     lab.at_underlay(&syn(&SERVER, &other, (5000, PUBLISHED)).frame()).passes(&[]);
     assert_eq!(entries(lab), 0);
 }
 
 fn published_container_is_gone(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
-    lab.tables.endpoints.remove(&Port::A1.ifindex()).unwrap();
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
+    lab.tables.endpoints.remove(&Interface::A1.ifindex()).unwrap();
     let frame = syn(&SERVER, &US, (5000, PUBLISHED)).frame();
     lab.at_underlay(&frame).drops(DropReason::UnknownEndpoint);
     let frame = to_gateway(&syn(&TWO, &US, (5000, PUBLISHED))).frame();
-    lab.at_container(Port::A2, &frame).drops(DropReason::UnknownEndpoint);
+    lab.at_container(Interface::A2, &frame).drops(DropReason::UnknownEndpoint);
     assert_eq!(entries(lab), 0);
 }
 
 fn published_network_is_gone(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     lab.tables.networks.remove(&crate::world::A).unwrap();
     let frame = syn(&SERVER, &US, (5000, PUBLISHED)).frame();
     lab.at_underlay(&frame).drops(DropReason::UnknownNetwork);
@@ -304,7 +304,7 @@ fn published_network_is_gone(lab: &mut Lab) {
 
 /// A segment that does not open a connection passes to the host, which answers.
 fn published_begins_with_a_syn(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     for flags in [0, ACK, FIN, ACK | FIN, RST, SYN | ACK, SYN | RST] {
         let segment = V4::segment(&SERVER, &US, (5000, PUBLISHED), flags, &[]);
         lab.at_underlay(&segment.frame()).passes(&[]);
@@ -315,7 +315,7 @@ fn published_begins_with_a_syn(lab: &mut Lab) {
 /// A neighbour cannot use the address of the host or of a container, or an invalid one, as its
 /// source.
 fn published_not_from_addresses_of_ours(lab: &mut Lab) {
-    publish(lab, [0; 4], 17, PUBLISHED, Port::A1, 53);
+    publish(lab, [0; 4], 17, PUBLISHED, Interface::A1, 53);
     for v4 in [US.v4, TWO.v4, GATEWAY.v4, [127, 0, 0, 1], [0; 4], [224, 0, 0, 1], [255; 4]] {
         let client = Host { v4, ..SERVER };
         let datagram = V4::udp(&client, &US, (5000, PUBLISHED), &payload(9));
@@ -325,8 +325,8 @@ fn published_not_from_addresses_of_ours(lab: &mut Lab) {
 }
 
 fn published_same_client_port_twice(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
-    publish(lab, [0; 4], 6, PUBLISHED + 1, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED + 1, Interface::A1, 80);
     reaches_a1(lab, &US);
     let came = syn(&SERVER, &US, (5000, PUBLISHED + 1));
     let run = lab.at_underlay(&came.frame());
@@ -335,16 +335,16 @@ fn published_same_client_port_twice(lab: &mut Lab) {
     assert_ne!(port, 5000);
     let went = inbound(&syn(&SERVER, &ONE, (port, 80)), &GATEWAY);
     same("frame", &frame, &went.frame());
-    let (from, to) = (Place::Outside, Place::At(Port::A1));
+    let (from, to) = (Place::External, Place::At(Interface::A1));
     Began { came: &came, from, went: &went, to, kind: kind::PUBLISHED }.has_begun(lab);
     let answer = |from: &Host, ports| V4::segment(from, &SERVER, ports, SYN | ACK, &[]);
-    let run = lab.at_container(Port::A1, &to_gateway(&answer(&ONE, (80, port))).frame());
+    let run = lab.at_container(Interface::A1, &to_gateway(&answer(&ONE, (80, port))).frame());
     run.leaves_as(&outbound(&answer(&US, (PUBLISHED + 1, 5000))), &[]);
 }
 
 fn published_summed_by_the_card(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
-    publish(lab, [0; 4], 17, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
+    publish(lab, [0; 4], 17, PUBLISHED, Interface::A1, 80);
     let makes: [fn(&Host, u16) -> V4; 2] = [
         |to, port| syn(&SERVER, to, (5000, port)),
         |to, port| V4::udp(&SERVER, to, (5000, port), &payload(99)),
@@ -356,7 +356,7 @@ fn published_summed_by_the_card(lab: &mut Lab) {
 }
 
 fn published_fragments(lab: &mut Lab) {
-    publish(lab, [0; 4], 17, PUBLISHED, Port::A1, 53);
+    publish(lab, [0; 4], 17, PUBLISHED, Interface::A1, 53);
     let came = V4::udp(&SERVER, &US, (5000, PUBLISHED), &payload(2000));
     let went = inbound(&V4::udp(&SERVER, &ONE, (5000, 53), &payload(2000)), &GATEWAY);
     let all = fragments(&came, &[1480]).into_iter().zip(fragments(&went, &[1480]));
@@ -368,56 +368,56 @@ fn published_fragments(lab: &mut Lab) {
 
 fn published_in_another_network(lab: &mut Lab) {
     // B1 has the address of A1: the entry alone decides between the two.
-    publish(lab, [0; 4], 6, PUBLISHED, Port::B1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::B1, 80);
     let came = to_gateway(&syn(&ONE, &US, (5000, PUBLISHED)));
     let went = inbound(&syn(&GATEWAY, &ONE, (5000, 80)), &GATEWAY_OF_B);
-    lab.at_container(Port::A1, &came.frame()).arrives_as(&went, &CREATED);
-    let (from, to) = (Place::At(Port::A1), Place::At(Port::B1));
+    lab.at_container(Interface::A1, &came.frame()).arrives_as(&went, &CREATED);
+    let (from, to) = (Place::At(Interface::A1), Place::At(Interface::B1));
     Began { came: &came, from, went: &went, to, kind: kind::PUBLISHED }.has_begun(lab);
     let answer = V4::segment(&ONE, &GATEWAY_OF_B, (80, 5000), SYN | ACK, &[]);
     let arrived = inbound(&V4::segment(&US, &ONE, (PUBLISHED, 5000), SYN | ACK, &[]), &GATEWAY);
-    lab.at_container(Port::B1, &answer.frame()).arrives_as(&arrived, &[]);
+    lab.at_container(Interface::B1, &answer.frame()).arrives_as(&arrived, &[]);
 }
 
 fn from_another_container(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     for host in [US, SECOND, GATEWAY] {
         let before = entries(lab);
         let came = to_gateway(&syn(&TWO, &host, (5000, PUBLISHED)));
-        let run = lab.at_container(Port::A2, &came.frame());
+        let run = lab.at_container(Interface::A2, &came.frame());
         // Only the first flow keeps the client's port: all have the gateway's address as source.
         let notes = if before == 0 { CREATED.as_slice() } else { &CREATED_ELSEWHERE };
         let frame = run.redirects(Action::NatDeliver, Left::Spent, notes).frame;
         let port = chosen_port(&frame);
         let went = inbound(&syn(&GATEWAY, &ONE, (port, 80)), &GATEWAY);
         same("frame", &frame, &went.frame());
-        let (from, to) = (Place::At(Port::A2), Place::At(Port::A1));
+        let (from, to) = (Place::At(Interface::A2), Place::At(Interface::A1));
         Began { came: &came, from, went: &went, to, kind: kind::PUBLISHED }.has_begun(lab);
         let answer = V4::segment(&ONE, &GATEWAY, (80, port), SYN | ACK, &[]);
         let arrived = V4::segment(&host, &TWO, (PUBLISHED, 5000), SYN | ACK, &[]);
-        let run = lab.at_container(Port::A1, &answer.frame());
+        let run = lab.at_container(Interface::A1, &answer.frame());
         run.arrives_as(&inbound(&arrived, &GATEWAY), &[]);
     }
 }
 
 fn hairpin(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     let came = to_gateway(&syn(&ONE, &US, (5000, PUBLISHED)));
     let went = inbound(&syn(&GATEWAY, &ONE, (5000, 80)), &GATEWAY);
-    lab.at_container(Port::A1, &came.frame()).arrives_as(&went, &CREATED);
+    lab.at_container(Interface::A1, &came.frame()).arrives_as(&went, &CREATED);
     let answer = V4::segment(&ONE, &GATEWAY, (80, 5000), SYN | ACK, &[]);
     let arrived = V4::segment(&US, &ONE, (PUBLISHED, 5000), SYN | ACK, &[]);
-    let run = lab.at_container(Port::A1, &answer.frame());
+    let run = lab.at_container(Interface::A1, &answer.frame());
     run.arrives_as(&inbound(&arrived, &GATEWAY), &[]);
 }
 
 fn from_a_container_with_ttl_one(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     let came = V4 { ttl: 1, ..to_gateway(&syn(&TWO, &US, (5000, PUBLISHED))) };
-    let outcome = lab.at_container(Port::A2, &came.frame()).outcome();
+    let outcome = lab.at_container(Interface::A2, &came.frame()).outcome();
     assert_eq!(outcome.verdict, crate::run::SHOT);
-    let [(port, error)] = outcome.copies.as_slice() else { panic!("{:?}", outcome.copies) };
-    assert_eq!(*port, Port::A2);
+    let [(interface, error)] = outcome.copies.as_slice() else { panic!("{:?}", outcome.copies) };
+    assert_eq!(*port, Interface::A2);
     let quote = came.packet();
     let wanted = V4::icmp(&GATEWAY, &TWO, 11, 0, [0; 4], &quote[..quote.len().min(28)]);
     same("error", error, &V4 { tos: 0xc0, ttl: 64, id: 0, ..wanted }.frame());
@@ -426,9 +426,9 @@ fn from_a_container_with_ttl_one(lab: &mut Lab) {
 fn reserved_for_the_host_not_for_clients(lab: &mut Lab) {
     // The source port of an external client need not be free on the host.
     lab.reserve_all();
-    publish(lab, [0; 4], 6, PUBLISHED, Port::A1, 80);
+    publish(lab, [0; 4], 6, PUBLISHED, Interface::A1, 80);
     reaches_a1(lab, &US);
     // The source port of a container must be, because the flow gets the gateway's address.
     let came = to_gateway(&syn(&TWO, &US, (5000, PUBLISHED)));
-    lab.at_container(Port::A2, &came.frame()).drops(DropReason::NatPortsExhausted);
+    lab.at_container(Interface::A2, &came.frame()).drops(DropReason::NatPortsExhausted);
 }

@@ -11,8 +11,8 @@ use culvert_tests::packet::{Host, SYN, V4, payload};
 
 use crate::{
     compare::same,
+    interfaces::Interface,
     lab::{Lab, ip},
-    ports::Port,
     routed::{
         Began, CREATED, CREATED_ELSEWHERE, Passed, Place, chosen_port, echo, entries, inbound,
         outbound, publish, to_gateway, unsummed, with_routes,
@@ -80,8 +80,8 @@ fn leaving_from(host: &Host) -> V4 {
 /// Begins the flow with the source [`OTHER`], and puts its route into the route cache.
 fn begin_with_other(lab: &mut Lab) {
     let frame = datagram().frame();
-    lab.at_container(Port::A1, &frame).leaves_as(&leaving_from(&OTHER), &CREATED);
-    lab.at_container(Port::A1, &frame).leaves_as(&leaving_from(&OTHER), &[]);
+    lab.at_container(Interface::A1, &frame).leaves_as(&leaving_from(&OTHER), &CREATED);
+    lab.at_container(Interface::A1, &frame).leaves_as(&leaving_from(&OTHER), &[]);
 }
 
 /// The flow has begun anew, with the address that the host still has.
@@ -96,7 +96,7 @@ fn a_lost_source_ends_a_flow_at_once(lab: &mut Lab) {
     with_second_source(lab, UNSET_BOTH, begin_with_other);
     lab.tables.host_addrs.remove(&MappedAddr::v4(OTHER.v4)).unwrap();
     let notes = [note(Note::SourceLost), note(Note::FlowCreated)];
-    let run = lab.at_container(Port::A1, &datagram().frame());
+    let run = lab.at_container(Interface::A1, &datagram().frame());
     run.leaves_as(&leaving_from(&US), &notes);
     has_moved(lab);
 }
@@ -108,7 +108,7 @@ fn a_lost_source_ends_a_flow_without_an_agent(lab: &mut Lab) {
     let began = Instant::now();
     let left = loop {
         // Until the answer in the route cache is too old.
-        let outcome = lab.at_container(Port::A1, &datagram().frame()).outcome();
+        let outcome = lab.at_container(Interface::A1, &datagram().frame()).outcome();
         if outcome.count(Direction::FromContainer, lost) == 1 {
             break outcome.frame;
         }
@@ -124,11 +124,11 @@ fn a_lost_source_ends_a_flow_without_an_agent(lab: &mut Lab) {
 fn a_source_that_is_still_ours_stays(lab: &mut Lab) {
     with_second_source(lab, UNSET_ROUTE, begin_with_other);
     // Another epoch: the route cache is not used.
-    lab.tables.uplinks.insert(&Port::Uplink.ifindex(), &UPLINK).unwrap();
-    let run = lab.at_container(Port::A1, &datagram().frame());
+    lab.tables.uplinks.insert(&Interface::Uplink.ifindex(), &UPLINK).unwrap();
+    let run = lab.at_container(Interface::A1, &datagram().frame());
     run.leaves_as(&leaving_from(&OTHER), &[]);
     lab.tables.host_addrs.remove(&MappedAddr::v4(OTHER.v4)).unwrap();
-    let run = lab.at_container(Port::A1, &datagram().frame());
+    let run = lab.at_container(Interface::A1, &datagram().frame());
     run.leaves_as(&leaving_from(&OTHER), &[]);
     assert_eq!(entries(lab), 2);
     ip("address del 192.0.2.9/32 dev uplink\n");
@@ -136,15 +136,15 @@ fn a_source_that_is_still_ours_stays(lab: &mut Lab) {
 
 /// Answers of a published port do not leave with an address that the host has lost.
 fn a_lost_address_ends_the_answers_of_a_port(lab: &mut Lab) {
-    publish(lab, [0; 4], 17, 8053, Port::A1, 53);
+    publish(lab, [0; 4], 17, 8053, Interface::A1, 53);
     let came = V4::udp(&SERVER, &SECOND, (5000, 8053), b"?");
     let went = inbound(&V4::udp(&SERVER, &ONE, (5000, 53), b"?"), &GATEWAY);
     lab.at_underlay(&came.frame()).arrives_as(&went, &CREATED);
     let answer = to_gateway(&V4::udp(&ONE, &SERVER, (53, 5000), b"!")).frame();
     let left = outbound(&V4::udp(&SECOND, &SERVER, (8053, 5000), b"!"));
-    lab.at_container(Port::A1, &answer).leaves_as(&left, &[]);
+    lab.at_container(Interface::A1, &answer).leaves_as(&left, &[]);
     lab.tables.host_addrs.remove(&MappedAddr::v4(SECOND.v4)).unwrap();
-    let run = lab.at_container(Port::A1, &answer);
+    let run = lab.at_container(Interface::A1, &answer);
     run.drops_noting(DropReason::NoFlow, &[note(Note::SourceLost)]);
     assert_eq!(entries(lab), 0);
 }
@@ -154,7 +154,7 @@ fn vxlan_to_the_port_of_any_vtep(lab: &mut Lab) {
     let vtep = Host { v4: PEER2, ..SERVER };
     let port = TO_PEER2.port;
     let datagram = to_gateway(&V4::udp(&ONE, &vtep, (PORT, port), &payload(64)));
-    lab.at_container(Port::A1, &datagram.frame()).drops(DropReason::VxlanFromContainer);
+    lab.at_container(Interface::A1, &datagram.frame()).drops(DropReason::VxlanFromContainer);
     assert_eq!(entries(lab), 0);
 }
 
@@ -177,7 +177,7 @@ fn kinds() -> [Pair; 3] {
 
 /// The flow of a packet of `A1`'s that left as `left`.
 fn began<'a>(came: &'a V4, left: &'a V4) -> Began<'a> {
-    let (from, to) = (Place::At(Port::A1), Place::Outside);
+    let (from, to) = (Place::At(Interface::A1), Place::External);
     Began { came, from, went: left, to, kind: kind::MASQUERADE }
 }
 
@@ -185,7 +185,7 @@ fn began<'a>(came: &'a V4, left: &'a V4) -> Began<'a> {
 #[track_caller]
 fn begins(lab: &mut Lab, packet: &V4, left: &V4) {
     let (packet, left) = (to_gateway(packet), outbound(left));
-    lab.at_container(Port::A1, &packet.frame()).leaves_as(&left, &CREATED);
+    lab.at_container(Interface::A1, &packet.frame()).leaves_as(&left, &CREATED);
     began(&packet, &left).has_begun(lab);
     assert_eq!(entries(lab), 2);
 }
@@ -194,7 +194,7 @@ fn begins(lab: &mut Lab, packet: &V4, left: &V4) {
 #[track_caller]
 fn begins_elsewhere(lab: &mut Lab, packet: &V4, left: impl FnOnce(u16) -> V4) -> u16 {
     let packet = to_gateway(packet);
-    let run = lab.at_container(Port::A1, &packet.frame());
+    let run = lab.at_container(Interface::A1, &packet.frame());
     let outcome = run.redirects(Action::NatOut, Left::Spent, &CREATED_ELSEWHERE);
     let port = chosen_port(&outcome.frame);
     let left = outbound(&left(port));
@@ -247,10 +247,10 @@ fn on_link_destination(lab: &mut Lab) {
 fn known_flow(lab: &mut Lab) {
     let first = to_gateway(&V4::segment(&ONE, &SERVER, (PORT, 80), SYN, &[]));
     let left = outbound(&V4::segment(&US, &SERVER, (PORT, 80), SYN, &[]));
-    lab.at_container(Port::A1, &first.frame()).leaves_as(&left, &CREATED);
+    lab.at_container(Interface::A1, &first.frame()).leaves_as(&left, &CREATED);
     let second = to_gateway(&V4::tcp(&ONE, &SERVER, (PORT, 80), &payload(500)));
     let then = outbound(&V4::tcp(&US, &SERVER, (PORT, 80), &payload(500)));
-    lab.at_container(Port::A1, &second.frame()).leaves_as(&then, &[]);
+    lab.at_container(Interface::A1, &second.frame()).leaves_as(&then, &[]);
     let seen = seen::SYN | seen::ACK;
     let passed = Passed::frames(&[&first, &second], seen);
     began(&first, &left).is_tracked(lab, passed, Passed::default());
@@ -280,7 +280,7 @@ fn with_options(lab: &mut Lab) {
             let packet = to_gateway(&V4 { options: options.clone(), ..packet.clone() });
             let left = outbound(&V4 { options, ..left(PORT) });
             let notes = if entries(lab) < 2 * flows_of(&packet) { CREATED.as_slice() } else { &[] };
-            lab.at_container(Port::A1, &packet.frame()).leaves_as(&left, notes);
+            lab.at_container(Interface::A1, &packet.frame()).leaves_as(&left, notes);
         }
     }
     assert_eq!(entries(lab), 6);
@@ -299,7 +299,7 @@ fn gso(lab: &mut Lab) {
     let ports = (PORT, 80);
     let packet = to_gateway(&V4::tcp(&ONE, &SERVER, ports, &payload(3000)));
     let left = outbound(&V4::tcp(&US, &SERVER, ports, &payload(3000)));
-    lab.at_container(Port::A1, &packet.frame()).gso(1398).leaves_as(&left, &CREATED);
+    lab.at_container(Interface::A1, &packet.frame()).gso(1398).leaves_as(&left, &CREATED);
     let passed = Passed::frames(&[&packet], seen::ACK);
     began(&packet, &left).is_tracked(lab, passed, Passed::default());
 }
@@ -310,7 +310,7 @@ fn summed_by_the_card(lab: &mut Lab) {
             let packet = to_gateway(&V4 { options: options.clone(), ..packet.clone() });
             let left = outbound(&V4 { options, ..left(PORT) });
             let before = entries(lab);
-            let run = lab.at_container(Port::A1, &packet.frame()).summed();
+            let run = lab.at_container(Interface::A1, &packet.frame()).summed();
             let notes = if before < 2 * flows_of(&packet) { CREATED.as_slice() } else { &[] };
             run.leaves_as(&left, notes);
         }
@@ -325,7 +325,7 @@ fn summed_by_the_card(lab: &mut Lab) {
         echo(&ONE, &SERVER, 8, 999),
     ] {
         let packet = to_gateway(&packet);
-        let run = lab.at_container(Port::A1, &packet.frame()).summed();
+        let run = lab.at_container(Interface::A1, &packet.frame()).summed();
         run.redirects(Action::NatOut, Left::Spent, &CREATED_ELSEWHERE);
     }
 }
@@ -338,7 +338,7 @@ fn checksum_already_wrong_stays_wrong(lab: &mut Lab) {
     };
     for (packet, left) in kinds() {
         let packet = to_gateway(&wrong(packet));
-        let run = lab.at_container(Port::A1, &packet.frame());
+        let run = lab.at_container(Interface::A1, &packet.frame());
         run.leaves_as(&outbound(&wrong(left(PORT))), &CREATED);
     }
 }
@@ -374,7 +374,7 @@ fn port_of_a_listener(lab: &mut Lab) {
     // The port is free for UDP.
     let packet = to_gateway(&V4::udp(&ONE, &SERVER, (port, 53), b"x"));
     let left = outbound(&V4::udp(&US, &SERVER, (port, 53), b"x"));
-    lab.at_container(Port::A1, &packet.frame()).leaves_as(&left, &CREATED);
+    lab.at_container(Interface::A1, &packet.frame()).leaves_as(&left, &CREATED);
 }
 
 fn port_of_a_udp_socket(lab: &mut Lab) {
@@ -394,13 +394,13 @@ fn port_of_a_udp_socket(lab: &mut Lab) {
     let port = socket.local_addr().unwrap().port();
     let packet = to_gateway(&V4::udp(&ONE, &SERVER, (port, 53), b"x"));
     let left = outbound(&V4::udp(&US, &SERVER, (port, 53), b"x"));
-    lab.at_container(Port::A1, &packet.frame()).leaves_as(&left, &CREATED);
+    lab.at_container(Interface::A1, &packet.frame()).leaves_as(&left, &CREATED);
 }
 
 /// The other container sends the same packet as `A1`.
 fn after_another(lab: &mut Lab, make: fn(&Host, u16) -> V4) {
     let packet = V4 { eth_src: TWO.mac, ..to_gateway(&make(&TWO, PORT)) };
-    let run = lab.at_container(Port::A2, &packet.frame());
+    let run = lab.at_container(Interface::A2, &packet.frame());
     run.leaves_as(&outbound(&make(&US, PORT)), &CREATED);
     let other = begins_elsewhere(lab, &make(&ONE, PORT), |port| make(&US, port));
     assert_ne!(other, PORT);
@@ -416,11 +416,11 @@ fn port_of_another_flow(lab: &mut Lab) {
 fn same_port_to_another_peer(lab: &mut Lab) {
     let first = to_gateway(&V4::udp(&TWO, &SERVER, (PORT, 53), b"x"));
     let left = outbound(&V4::udp(&US, &SERVER, (PORT, 53), b"x"));
-    lab.at_container(Port::A2, &first.frame()).leaves_as(&left, &CREATED);
+    lab.at_container(Interface::A2, &first.frame()).leaves_as(&left, &CREATED);
     for (peer, port) in [(SERVER2, 53), (SERVER, 54)] {
         let packet = to_gateway(&V4::udp(&ONE, &peer, (PORT, port), b"x"));
         let left = outbound(&V4::udp(&US, &peer, (PORT, port), b"x"));
-        lab.at_container(Port::A1, &packet.frame()).leaves_as(&left, &CREATED);
+        lab.at_container(Interface::A1, &packet.frame()).leaves_as(&left, &CREATED);
         began(&packet, &left).has_begun(lab);
     }
 }
@@ -438,9 +438,9 @@ fn port_zero(lab: &mut Lab) {
 
 fn echo_reply_of_no_flow(lab: &mut Lab) {
     // No echo request preceded this reply.
-    any_source(&lab.tables, Port::A1);
+    any_source(&lab.tables, Interface::A1);
     let packet = to_gateway(&echo(&ONE, &SERVER, 0, 77));
-    lab.at_container(Port::A1, &packet.frame()).drops(DropReason::NoFlow);
+    lab.at_container(Interface::A1, &packet.frame()).drops(DropReason::NoFlow);
     assert_eq!(entries(lab), 0);
 }
 
@@ -448,7 +448,7 @@ fn ports_exhausted(lab: &mut Lab) {
     lab.reserve_all();
     for (packet, _) in kinds() {
         let packet = to_gateway(&packet);
-        lab.at_container(Port::A1, &packet.frame()).drops(DropReason::NatPortsExhausted);
+        lab.at_container(Interface::A1, &packet.frame()).drops(DropReason::NatPortsExhausted);
     }
     assert_eq!(entries(lab), 0);
 }

@@ -6,8 +6,8 @@ use culvert_common::abi::{Action, DropReason, NeighKey, Note};
 use culvert_tests::packet::{Host, V6};
 
 use crate::{
+    interfaces::Interface,
     lab::Lab,
-    ports::Port,
     run::{Expected, Left, SHORTEST_V6, SHOT, action, copy, note, tunnelled},
     world::{A, FAR, NOBODY, ONE, TWO, any_source, change_endpoint, learning, to_peer, to_peer2},
 };
@@ -127,23 +127,23 @@ fn answer(asker: &Host, asker_ip: [u8; 16], target: [u8; 16], mac: [u8; 6]) -> V
 #[track_caller]
 fn is_answered(lab: &mut Lab, question: &[u8], asker_ip: [u8; 16], target: [u8; 16]) {
     let answer = answer(&ONE, asker_ip, target, FAR.mac);
-    lab.at_container(Port::A1, question).answers(Action::NdReply, answer);
+    lab.at_container(Interface::A1, question).answers(Action::NdReply, answer);
 }
 
 #[track_caller]
 fn is_flooded(lab: &mut Lab, frame: &[u8]) {
     let copies = [
-        copy(Port::A2, frame),
+        copy(Interface::A2, frame),
         tunnelled(to_peer().wrap(frame)),
         tunnelled(to_peer2().wrap(frame)),
     ];
     let notes = [note(Note::FloodLocalCopy), note(Note::FloodRemoteCopy).times(2)];
-    lab.at_container(Port::A1, frame).floods(&copies, &notes);
+    lab.at_container(Interface::A1, frame).floods(&copies, &notes);
 }
 
 #[track_caller]
 fn is_absorbed(lab: &mut Lab, frame: &[u8]) {
-    lab.at_container(Port::A1, frame).gives(&Expected {
+    lab.at_container(Interface::A1, frame).gives(&Expected {
         verdict: SHOT,
         left: Left::Unchanged,
         counts: &[action(Action::Absorb)],
@@ -153,13 +153,13 @@ fn is_absorbed(lab: &mut Lab, frame: &[u8]) {
 
 #[track_caller]
 fn is_refused(lab: &mut Lab, packet: &V6, reason: DropReason) {
-    lab.at_container(Port::A1, &packet.frame()).drops(reason);
+    lab.at_container(Interface::A1, &packet.frame()).drops(reason);
 }
 
 #[track_caller]
 fn crosses(lab: &mut Lab, packet: &V6) {
     let frame = packet.frame();
-    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
 }
 
 fn known_is_answered(lab: &mut Lab) {
@@ -205,7 +205,7 @@ fn solicitation_with_a_nonce_is_answered(lab: &mut Lab) {
         &option,
     )
     .frame();
-    lab.at_container(Port::A1, &question.frame()).answers(Action::NdReply, answer);
+    lab.at_container(Interface::A1, &question.frame()).answers(Action::NdReply, answer);
 }
 
 fn unicast_solicitation_is_answered(lab: &mut Lab) {
@@ -238,7 +238,7 @@ fn duplicate_detection_of_a_taken_address_is_answered(lab: &mut Lab) {
     )
     .frame();
     let question = detect(&ONE, FAR.v6).frame();
-    lab.at_container(Port::A1, &question).answers(Action::NdReply, answer);
+    lab.at_container(Interface::A1, &question).answers(Action::NdReply, answer);
 }
 
 fn duplicate_detection_is_flooded_where_hosts_learn(lab: &mut Lab) {
@@ -258,7 +258,7 @@ fn unsolicited_advertisement_is_flooded_where_hosts_learn(lab: &mut Lab) {
 fn advertisement_is_forwarded(lab: &mut Lab) {
     crosses(lab, &advert(&ONE, &FAR));
     let frame = advert(&ONE, &TWO).frame();
-    lab.at_container(Port::A1, &frame).delivers(&frame, &[]);
+    lab.at_container(Interface::A1, &frame).delivers(&frame, &[]);
 }
 
 fn spoofed_source(lab: &mut Lab) {
@@ -341,7 +341,7 @@ fn router_solicitation_is_flooded(lab: &mut Lab) {
 }
 
 fn router_advertisement_where_any_source_may_send(lab: &mut Lab) {
-    any_source(&lab.tables, Port::A1);
+    any_source(&lab.tables, Interface::A1);
     is_flooded(lab, &from_router(134, &[0; 8]).frame());
 }
 
@@ -419,7 +419,7 @@ fn truncated(lab: &mut Lab) {
     // The length in the IPv6 header exceeds the truncated frame.
     let frame = whole.frame();
     for len in SHORTEST_V6..frame.len() {
-        lab.at_container(Port::A1, &frame[..len]).drops(DropReason::Malformed);
+        lab.at_container(Interface::A1, &frame[..len]).drops(DropReason::Malformed);
     }
 }
 
@@ -483,7 +483,7 @@ fn multicast_listener_report_is_accepted(lab: &mut Lab) {
         // Nobody asks for it (`membership`).
         is_absorbed(lab, &report.frame());
     }
-    change_endpoint(&lab.tables, Port::A1, |entry| entry.ipv6 = [0; 16]);
+    change_endpoint(&lab.tables, Interface::A1, |entry| entry.ipv6 = [0; 16]);
     lab.tables.neighbours.remove(&NeighKey::v6(A, ONE.v6)).unwrap();
     is_refused(lab, &solicit(&ONE, FAR.v6), DropReason::SpoofedIp);
 }

@@ -24,8 +24,8 @@ use nix::{
 };
 
 use crate::{
+    interfaces::Interface,
     lab::{Lab, MAX_FLOWS},
-    ports::Port,
     routed::{answer, chosen_port, fragments, key, outbound, to_gateway},
     run::{Program, packets, test_run},
     world::{A, ONE, SERVER, TWO, US},
@@ -75,8 +75,8 @@ fn interrupted() -> OwnedFd {
 }
 
 /// Container of a source port: `A1` has the even ports.
-fn owner(port: u16) -> (Port, Host) {
-    if port.is_multiple_of(2) { (Port::A1, ONE) } else { (Port::A2, TWO) }
+fn owner(port: u16) -> (Interface, Host) {
+    if port.is_multiple_of(2) { (Interface::A1, ONE) } else { (Interface::A2, TWO) }
 }
 
 /// One CPU removes flows and inserts others into their memory. The other CPU runs the program on
@@ -112,7 +112,7 @@ fn a_recycled_flow_is_nobodys(lab: &mut Lab) {
     race(answers.len(), replace, |seen| {
         for port in PORTS {
             let frame = V4::segment(&SERVER, &US, (80, port), ACK, &[]).frame();
-            let context = sk_buff(Hook::Ingress, Port::Uplink.ifindex(), 0, frame.len());
+            let context = sk_buff(Hook::Ingress, Interface::Uplink.ifindex(), 0, frame.len());
             let (_, left) = test_run(&from_underlay, &frame, Some(&context), 1, 0);
             if seen.is_delivered(&frame, &left) {
                 let (_, host) = owner(port);
@@ -218,7 +218,7 @@ fn fragments_of_one_datagram_on_two_cpus(lab: &mut Lab) {
     let program = lab.program_fd(Program::Container).try_clone().unwrap();
     let run = |packet: &V4, id: u16| {
         let frame = V4 { id, ..packet.clone() }.frame();
-        let context = sk_buff(Hook::Ingress, Port::A1.ifindex(), 0, frame.len());
+        let context = sk_buff(Hook::Ingress, Interface::A1.ifindex(), 0, frame.len());
         test_run(&program, &frame, Some(&context), 1, 0);
     };
     in_step(DATAGRAMS, Duration::MAX, |cpu, id| run(if cpu == 0 { &first } else { &later }, id));
@@ -235,7 +235,7 @@ fn begin_on_two_cpus(lab: &mut Lab, most: u16) -> (u16, usize) {
     let flows = in_step(most, TIME, |cpu, number| {
         let syn = V4::segment(&ONE, &SERVER, (20_000 + number, 80), SYN, &[]);
         let frame = to_gateway(&syn).frame();
-        let context = sk_buff(Hook::Ingress, Port::A1.ifindex(), 0, frame.len());
+        let context = sk_buff(Hook::Ingress, Interface::A1.ifindex(), 0, frame.len());
         let (_, left) = test_run(&program, &frame, Some(&context), 1, 0);
         frames[cpu].lock().unwrap().push(left);
     });
@@ -304,7 +304,7 @@ fn a_recycled_datagram_is_nobodys(lab: &mut Lab) {
         })
         .collect();
     let receive = |frame: &[u8]| {
-        let context = sk_buff(Hook::Ingress, Port::Uplink.ifindex(), 0, frame.len());
+        let context = sk_buff(Hook::Ingress, Interface::Uplink.ifindex(), 0, frame.len());
         test_run(&from_underlay, frame, Some(&context), 1, 0).1
     };
     for [first, _] in &pieces {

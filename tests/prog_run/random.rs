@@ -10,8 +10,8 @@ use proptest::{
 };
 
 use crate::{
+    interfaces::Interface,
     lab::Lab,
-    ports::Port,
     routed::{publish, to_gateway},
     run::{Outcome, Program, REDIRECT, SHORTEST_V4, SHORTEST_V6, SHOT, UNSPEC, XDP_DROP, XDP_PASS},
     world::{FAR, NOBODY, ONE, SERVER, TWO, US, any_source, from_peer, learning},
@@ -158,13 +158,13 @@ fn bytes(lab: &mut Lab) {
 }
 
 fn mutated_frames(lab: &mut Lab) {
-    publish(lab, [0; 4], 6, 8080, Port::A1, 80);
+    publish(lab, [0; 4], 6, 8080, Interface::A1, 80);
     holds(lab, 1200, mutated());
 }
 
 fn mutated_frames_of_a_learning_network(lab: &mut Lab) {
     learning(&lab.tables);
-    any_source(&lab.tables, Port::A1);
+    any_source(&lab.tables, Interface::A1);
     holds(lab, 600, mutated());
 }
 

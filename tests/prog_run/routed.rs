@@ -8,8 +8,8 @@ use culvert_common::abi::{
 use culvert_tests::packet::{Host, V4, payload};
 
 use crate::{
+    interfaces::{CLIENT_LINK, Interface},
     lab::{Lab, ip},
-    ports::{CLIENT_LINK, Port},
     run::{Count, note},
     world::{A, B, GATEWAY, ONE, TWO},
 };
@@ -89,9 +89,9 @@ pub(crate) fn answer(key: &FlowKey) -> FlowKey {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Place {
     /// A container.
-    At(Port),
+    At(Interface),
     /// The internet.
-    Outside,
+    External,
     /// The host itself, over its loopback device.
     Itself,
     /// The host's stack, through a gateway device.
@@ -103,9 +103,9 @@ pub(crate) enum Place {
 impl Place {
     fn zone(self) -> u32 {
         match self {
-            Self::At(Port::A1 | Port::A2) => A,
-            Self::At(Port::B1 | Port::B2) => B,
-            Self::At(Port::Uplink) | Self::Outside => zone::EXTERNAL,
+            Self::At(Interface::A1 | Interface::A2) => A,
+            Self::At(Interface::B1 | Interface::B2) => B,
+            Self::At(Interface::Uplink) | Self::External => zone::EXTERNAL,
             Self::Itself => zone::LOOPBACK,
             Self::Stack => zone::HOST,
             Self::Clients => zone::client(CLIENT_LINK),
@@ -115,7 +115,7 @@ impl Place {
     fn dest(self) -> u32 {
         match self {
             Self::At(port) => port.ifindex(),
-            Self::Outside | Self::Itself | Self::Stack | Self::Clients => 0,
+            Self::External | Self::Itself | Self::Stack | Self::Clients => 0,
         }
     }
 
@@ -235,13 +235,13 @@ pub(crate) fn publish(
     addr: [u8; 4],
     protocol: u8,
     port: u16,
-    to: Port,
+    to: Interface,
     container_port: u16,
 ) {
     let addr = MappedAddr::v4(addr);
     let key = PublishedKey { addr, port: port.to_be_bytes(), protocol, pad: 0 };
     let addr = MappedAddr::v4(match to {
-        Port::A1 | Port::B1 => ONE.v4,
+        Interface::A1 | Interface::B1 => ONE.v4,
         _ => TWO.v4,
     });
     let vni = Place::At(to).zone();

@@ -5,8 +5,8 @@ use culvert_common::abi::{DropReason, NetworkInfo, Note, RateKey};
 use culvert_tests::packet::{Arp, Host, SYN, V4, V6, payload};
 
 use crate::{
+    interfaces::Interface,
     lab::Lab,
-    ports::Port,
     routed::{
         CREATED, echo, entries, forget_all, fragments, outbound, publish, to_gateway, with_routes,
     },
@@ -59,29 +59,29 @@ fn error(packet: &V4, kind: u8, code: u8, mtu: u16) -> Vec<u8> {
 
 #[track_caller]
 fn is_told(lab: &mut Lab, packet: &V4, reason: DropReason, sent: Note, error: &[u8]) {
-    lab.at_container(Port::A1, &packet.frame()).gives(&Expected {
+    lab.at_container(Interface::A1, &packet.frame()).gives(&Expected {
         verdict: SHOT,
         left: Left::Spent,
         counts: &[drop(reason), note(sent).bytes(error.len())],
-        copies: &[copy(Port::A1, error)],
+        copies: &[copy(Interface::A1, error)],
     });
     assert_eq!(entries(lab), 0);
 }
 
 fn to_the_gateway_itself(lab: &mut Lab) {
-    lab.at_container(Port::A1, &datagram(&GATEWAY).frame()).begins_to_host();
-    lab.at_container(Port::A1, &datagram(&GATEWAY).frame()).reaches_host();
+    lab.at_container(Interface::A1, &datagram(&GATEWAY).frame()).begins_to_host();
+    lab.at_container(Interface::A1, &datagram(&GATEWAY).frame()).reaches_host();
     assert_eq!(entries(lab), 2);
 }
 
 fn to_addresses_of_the_host(lab: &mut Lab) {
     for host in [US, SECOND] {
-        lab.at_container(Port::A1, &datagram(&host).frame()).begins_to_host();
+        lab.at_container(Interface::A1, &datagram(&host).frame()).begins_to_host();
     }
     // The port is published for another protocol, and another port for this protocol.
-    publish(lab, [0; 4], 6, 53, Port::A2, 80);
-    publish(lab, [0; 4], 17, 54, Port::A2, 80);
-    lab.at_container(Port::A1, &datagram(&US).frame()).reaches_host();
+    publish(lab, [0; 4], 6, 53, Interface::A2, 80);
+    publish(lab, [0; 4], 17, 54, Interface::A2, 80);
+    lab.at_container(Interface::A1, &datagram(&US).frame()).reaches_host();
     assert_eq!(entries(lab), 4);
 }
 
@@ -92,26 +92,26 @@ fn to_the_host_of_every_protocol(lab: &mut Lab) {
         V4 { ttl: 1, ..V4::udp(&ONE, &US, (1, 2), b"x") },
         V4 { options: vec![1; 8], ..V4::udp(&ONE, &US, (3, 4), b"x") },
     ] {
-        lab.at_container(Port::A1, &to_gateway(&packet).frame()).begins_to_host();
+        lab.at_container(Interface::A1, &to_gateway(&packet).frame()).begins_to_host();
     }
     for packet in [
         echo(&ONE, &US, 0, 1),
         V4::icmp(&ONE, &US, 13, 0, [0; 4], &payload(12)),
         V4 { protocol: 47, l4: payload(30), ..V4::new(&ONE, &US) },
     ] {
-        lab.at_container(Port::A1, &to_gateway(&packet).frame()).reaches_host();
+        lab.at_container(Interface::A1, &to_gateway(&packet).frame()).reaches_host();
     }
 }
 
 fn to_the_host_from_an_isolated_network(lab: &mut Lab) {
     for dst in [US, SECOND, GATEWAY] {
         let packet = V4 { eth_dst: GATEWAY_OF_B.mac, ..datagram(&dst) };
-        lab.at_container(Port::B1, &packet.frame()).drops(DropReason::Isolated);
+        lab.at_container(Interface::B1, &packet.frame()).drops(DropReason::Isolated);
     }
     // External access still works.
     let packet = V4 { eth_dst: GATEWAY_OF_B.mac, ..datagram(&SERVER) };
     let left = outbound(&V4::udp(&US, &SERVER, (PORT, 53), &payload(40)));
-    lab.at_container(Port::B1, &packet.frame()).leaves_as(&left, &CREATED);
+    lab.at_container(Interface::B1, &packet.frame()).leaves_as(&left, &CREATED);
 }
 
 fn to_an_address_the_agent_does_not_know_yet(lab: &mut Lab) {
@@ -120,7 +120,7 @@ fn to_an_address_the_agent_does_not_know_yet(lab: &mut Lab) {
         lab,
         "address add 192.0.2.88/32 dev uplink\n",
         "address del 192.0.2.88/32 dev uplink\n",
-        |lab| lab.at_container(Port::A1, &datagram(&new).frame()).reaches_host(),
+        |lab| lab.at_container(Interface::A1, &datagram(&new).frame()).reaches_host(),
     );
     assert_eq!(entries(lab), 0);
 }
@@ -132,9 +132,9 @@ fn to_nowhere(lab: &mut Lab) {
         "route del default\n",
         "route add default via 192.0.2.254 dev uplink\n",
         |lab| {
-            lab.at_container(Port::A1, &datagram(&SERVER).frame()).reaches_host();
+            lab.at_container(Interface::A1, &datagram(&SERVER).frame()).reaches_host();
             let packet = V4 { eth_dst: GATEWAY_OF_B.mac, ..datagram(&SERVER) };
-            lab.at_container(Port::B1, &packet.frame()).drops(DropReason::Isolated);
+            lab.at_container(Interface::B1, &packet.frame()).drops(DropReason::Isolated);
         },
     );
 }
@@ -156,7 +156,7 @@ fn ttl_runs_out(lab: &mut Lab) {
 fn ttl_of_two_is_enough(lab: &mut Lab) {
     let packet = V4 { ttl: 2, ..datagram(&SERVER) };
     let left = outbound(&V4::udp(&US, &SERVER, (PORT, 53), &payload(40)));
-    let run = lab.at_container(Port::A1, &packet.frame());
+    let run = lab.at_container(Interface::A1, &packet.frame());
     run.leaves_as(&V4 { ttl: 1, ..left }, &CREATED);
 }
 
@@ -169,7 +169,7 @@ fn too_big(lab: &mut Lab) {
     small(lab, |lab| {
         let fits = to_gateway(&V4::udp(&ONE, &SERVER, (1, 2), &payload(1400 - 28)));
         let left = outbound(&V4::udp(&US, &SERVER, (1, 2), &payload(1400 - 28)));
-        lab.at_container(Port::A1, &fits.frame()).leaves_as(&left, &CREATED);
+        lab.at_container(Interface::A1, &fits.frame()).leaves_as(&left, &CREATED);
         forget_all(lab);
         for packet in [
             V4::udp(&ONE, &SERVER, (1, 2), &payload(1401 - 28)),
@@ -197,15 +197,15 @@ fn gso_is_judged_by_its_segments(lab: &mut Lab) {
     small(lab, |lab| {
         let packet = to_gateway(&V4::tcp(&ONE, &SERVER, (1, 2), &payload(3000)));
         let left = outbound(&V4::tcp(&US, &SERVER, (1, 2), &payload(3000)));
-        let run = lab.at_container(Port::A1, &packet.frame()).gso(1348);
+        let run = lab.at_container(Interface::A1, &packet.frame()).gso(1348);
         run.leaves_as(&left, &CREATED);
         let packet = to_gateway(&V4::tcp(&ONE, &SERVER, (1, 3), &payload(3000)));
         let told = error(&packet, 3, 4, 1400);
-        lab.at_container(Port::A1, &packet.frame()).gso(1349).gives(&Expected {
+        lab.at_container(Interface::A1, &packet.frame()).gso(1349).gives(&Expected {
             verdict: SHOT,
             left: Left::Spent,
             counts: &[drop(DropReason::PacketTooBig), note(Note::IcmpTooBigSent).bytes(told.len())],
-            copies: &[copy(Port::A1, &told)],
+            copies: &[copy(Interface::A1, &told)],
         });
     });
 }
@@ -214,24 +214,24 @@ fn internal_network(lab: &mut Lab) {
     change_network(&lab.tables, A, |network| network.flags |= NetworkInfo::INTERNAL);
     for dst in [SERVER, US, SECOND, IN_B] {
         let frame = datagram(&dst).frame();
-        lab.at_container(Port::A1, &frame).drops(DropReason::InternalNetwork);
+        lab.at_container(Interface::A1, &frame).drops(DropReason::InternalNetwork);
     }
     // The packet begins no flow, because the host forwards no answer to it.
-    lab.at_container(Port::A1, &datagram(&GATEWAY).frame()).reaches_host();
+    lab.at_container(Interface::A1, &datagram(&GATEWAY).frame()).reaches_host();
     assert_eq!(entries(lab), 0);
 }
 
 fn isolated(lab: &mut Lab) {
-    lab.at_container(Port::A1, &datagram(&IN_B).frame()).drops(DropReason::Isolated);
+    lab.at_container(Interface::A1, &datagram(&IN_B).frame()).drops(DropReason::Isolated);
     // The same from network B to network A, where the route leads to A's gateway device.
     let packet = V4 { eth_dst: GATEWAY_OF_B.mac, ..datagram(&TWO) };
-    lab.at_container(Port::B1, &packet.frame()).drops(DropReason::Isolated);
+    lab.at_container(Interface::B1, &packet.frame()).drops(DropReason::Isolated);
     assert_eq!(entries(lab), 0);
 }
 
 fn not_an_uplink(lab: &mut Lab) {
-    lab.tables.uplinks.remove(&Port::Uplink.ifindex()).unwrap();
-    lab.at_container(Port::A1, &datagram(&SERVER).frame()).drops(DropReason::NotAnUplink);
+    lab.tables.uplinks.remove(&Interface::Uplink.ifindex()).unwrap();
+    lab.at_container(Interface::A1, &datagram(&SERVER).frame()).drops(DropReason::NotAnUplink);
     assert_eq!(entries(lab), 0);
 }
 
@@ -251,33 +251,33 @@ fn no_error_about_an_error(lab: &mut Lab) {
     // RFC 1122 §3.2.2.
     let packet = datagram(&SERVER);
     let left = outbound(&V4::udp(&US, &SERVER, (PORT, 53), &payload(40)));
-    lab.at_container(Port::A1, &packet.frame()).leaves_as(&left, &CREATED);
+    lab.at_container(Interface::A1, &packet.frame()).leaves_as(&left, &CREATED);
     let answer = V4::udp(&SERVER, &ONE, (53, PORT), b"!").packet();
     let error = to_gateway(&V4::icmp(&ONE, &SERVER, 3, 3, [0; 4], &answer[..28]));
-    let outcome = lab.at_container(Port::A1, &V4 { ttl: 1, ..error }.frame()).outcome();
+    let outcome = lab.at_container(Interface::A1, &V4 { ttl: 1, ..error }.frame()).outcome();
     assert_eq!((outcome.verdict, outcome.copies.len(), outcome.counts.len()), (SHOT, 0, 1));
     // A later fragment causes no error either.
     let [first, later] = fragments(&packet, &[24]).try_into().unwrap();
-    let run = lab.at_container(Port::A1, &first.frame());
+    let run = lab.at_container(Interface::A1, &first.frame());
     run.redirects(culvert_common::abi::Action::NatOut, Left::Spent, &[]);
-    let run = lab.at_container(Port::A1, &V4 { ttl: 1, ..later }.frame());
+    let run = lab.at_container(Interface::A1, &V4 { ttl: 1, ..later }.frame());
     run.drops(DropReason::TtlExceeded);
 }
 
 fn errors_are_limited(lab: &mut Lab) {
-    let limit = RateKey { kind: RateKey::ICMP, id: Port::A1.ifindex() };
+    let limit = RateKey { kind: RateKey::ICMP, id: Interface::A1.ifindex() };
     lab.rates.set(limit, now_ns() + 3_600_000_000_000);
     let packet = V4 { ttl: 1, ..datagram(&SERVER) };
-    let run = lab.at_container(Port::A1, &packet.frame());
+    let run = lab.at_container(Interface::A1, &packet.frame());
     run.drops_noting(DropReason::TtlExceeded, &[note(Note::IcmpLimited)]);
     let (set, unset) = ("route add blackhole 203.0.113.7/32\n", "route del 203.0.113.7/32\n");
     with_routes(lab, set, unset, |lab| {
-        let run = lab.at_container(Port::A1, &datagram(&SERVER).frame());
+        let run = lab.at_container(Interface::A1, &datagram(&SERVER).frame());
         run.drops_noting(DropReason::NoRoute, &[note(Note::IcmpLimited)]);
     });
     small(lab, |lab| {
         let packet = to_gateway(&V4::udp(&ONE, &SERVER, (1, 2), &payload(1500)));
-        let run = lab.at_container(Port::A1, &packet.frame());
+        let run = lab.at_container(Interface::A1, &packet.frame());
         run.drops_noting(DropReason::PacketTooBig, &[note(Note::IcmpTooBigLimited)]);
     });
 }
@@ -285,16 +285,16 @@ fn errors_are_limited(lab: &mut Lab) {
 fn group_and_loopback_addresses(lab: &mut Lab) {
     for v4 in [[224, 0, 0, 1], [239, 1, 2, 3], [240, 0, 0, 1], [255; 4], [127, 0, 0, 2], [0; 4]] {
         let frame = datagram(&Host { v4, ..SERVER }).frame();
-        lab.at_container(Port::A1, &frame).drops(DropReason::Unroutable);
+        lab.at_container(Interface::A1, &frame).drops(DropReason::Unroutable);
     }
     assert_eq!(entries(lab), 0);
 }
 
 fn not_ipv4(lab: &mut Lab) {
     let frame = V6 { eth_dst: GATEWAY.mac, ..V6::udp(&ONE, &SERVER, (1, 2), b"x") }.frame();
-    lab.at_container(Port::A1, &frame).drops(DropReason::Unroutable);
+    lab.at_container(Interface::A1, &frame).drops(DropReason::Unroutable);
     let frame = Arp::reply(&ONE, &GATEWAY).frame();
-    lab.at_container(Port::A1, &frame).drops(DropReason::Unroutable);
+    lab.at_container(Interface::A1, &frame).drops(DropReason::Unroutable);
 }
 
 fn protocol_unsupported(lab: &mut Lab) {
@@ -305,14 +305,14 @@ fn protocol_unsupported(lab: &mut Lab) {
         V4::icmp(&ONE, &SERVER, 5, 0, [0; 4], &payload(28)),
     ] {
         let frame = to_gateway(&packet).frame();
-        lab.at_container(Port::A1, &frame).drops(DropReason::ProtocolUnsupported);
+        lab.at_container(Interface::A1, &frame).drops(DropReason::ProtocolUnsupported);
     }
 }
 
 fn network_without_gateway(lab: &mut Lab) {
     change_network(&lab.tables, A, |network| network.gateway_ifindex = 0);
     // The gateway's MAC is then like any other MAC.
-    let outcome = lab.at_container(Port::A1, &datagram(&SERVER).frame()).outcome();
+    let outcome = lab.at_container(Interface::A1, &datagram(&SERVER).frame()).outcome();
     assert_eq!(outcome.verdict, SHOT);
     assert_eq!(entries(lab), 0);
 }
@@ -322,14 +322,14 @@ fn truncated_upper_layer(lab: &mut Lab) {
         let mut packet = V4::new(&ONE, &SERVER);
         (packet.protocol, packet.l4) = (17, payload(len));
         let frame = to_gateway(&packet).frame();
-        lab.at_container(Port::A1, &frame).drops(DropReason::ProtocolUnsupported);
+        lab.at_container(Interface::A1, &frame).drops(DropReason::ProtocolUnsupported);
     }
     for len in 8..14 {
         let mut packet = V4::segment(&ONE, &SERVER, (1, 2), SYN, &[]);
         packet.l4.truncate(len);
         for options in [vec![], vec![1; 4]] {
             let frame = V4 { options, ..to_gateway(&packet) }.frame();
-            let run = lab.at_container(Port::A1, &frame);
+            let run = lab.at_container(Interface::A1, &frame);
             let outcome = run.outcome();
             assert_eq!(outcome.verdict, SHOT);
         }
@@ -339,6 +339,6 @@ fn truncated_upper_layer(lab: &mut Lab) {
 
 fn inside_the_network_is_not_routed(lab: &mut Lab) {
     let frame = V4::udp(&ONE, &FAR, (1, 2), b"x").frame();
-    lab.at_container(Port::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
     assert_eq!(entries(lab), 0);
 }

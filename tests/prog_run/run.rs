@@ -12,8 +12,8 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use crate::{
     compare::{describe, entropy_port, same, same_tunnelled},
+    interfaces::{CLIENT_LINK, GATEWAY_A, Interface, LOOPBACK},
     lab::Lab,
-    ports::{CLIENT_LINK, GATEWAY_A, LOOPBACK, Port},
 };
 
 /// TC: the frame goes on as if the program were not there.
@@ -79,19 +79,19 @@ pub(crate) const fn note(note: Note) -> Count {
 /// A frame that leaves an interface while the program runs.
 #[derive(Clone, Debug)]
 pub(crate) struct Copy {
-    port: Port,
+    interface: Interface,
     frame: Vec<u8>,
     tunnelled: bool,
 }
 
-/// `frame` to the container at `port`.
-pub(crate) fn copy(port: Port, frame: &[u8]) -> Copy {
-    Copy { port, frame: frame.to_vec(), tunnelled: false }
+/// `frame` to the container at `interface`.
+pub(crate) fn copy(interface: Interface, frame: &[u8]) -> Copy {
+    Copy { interface, frame: frame.to_vec(), tunnelled: false }
 }
 
 /// `frame` to the uplink, with an entropy port.
 pub(crate) fn tunnelled(frame: Vec<u8>) -> Copy {
-    Copy { port: Port::Uplink, frame, tunnelled: true }
+    Copy { interface: Interface::Uplink, frame, tunnelled: true }
 }
 
 /// The frame that a program leaves behind.
@@ -157,8 +157,8 @@ impl Program {
     /// Ifindex of the interface that the program's frames are on.
     const fn ifindex(self) -> u32 {
         match self {
-            Self::Container => Port::A1.ifindex(),
-            Self::Underlay | Self::UnderlayXdp => Port::Uplink.ifindex(),
+            Self::Container => Interface::A1.ifindex(),
+            Self::Underlay | Self::UnderlayXdp => Interface::Uplink.ifindex(),
             Self::Host => GATEWAY_A,
             Self::Loopback => LOOPBACK,
             Self::Client => CLIENT_LINK,
@@ -192,18 +192,18 @@ pub(crate) struct Run<'a> {
 
 impl Lab {
     /// A frame that the container behind `port` sends.
-    pub(crate) fn at_container(&mut self, port: Port, frame: &[u8]) -> Run<'_> {
-        Run::new(self, Program::Container, port.ifindex(), frame)
+    pub(crate) fn at_container(&mut self, interface: Interface, frame: &[u8]) -> Run<'_> {
+        Run::new(self, Program::Container, interface.ifindex(), frame)
     }
 
     /// A frame that arrives on the uplink, at tcx.
     pub(crate) fn at_underlay(&mut self, frame: &[u8]) -> Run<'_> {
-        Run::new(self, Program::Underlay, Port::Uplink.ifindex(), frame)
+        Run::new(self, Program::Underlay, Interface::Uplink.ifindex(), frame)
     }
 
     /// A frame that arrives on the uplink, at XDP.
     pub(crate) fn at_underlay_xdp(&mut self, frame: &[u8]) -> Run<'_> {
-        Run::new(self, Program::UnderlayXdp, Port::Uplink.ifindex(), frame)
+        Run::new(self, Program::UnderlayXdp, Interface::Uplink.ifindex(), frame)
     }
 
     /// A frame that the host sends to network A.
@@ -267,7 +267,7 @@ pub(crate) struct Outcome {
     pub(crate) verdict: i32,
     pub(crate) frame: Vec<u8>,
     pub(crate) counts: Vec<(u32, Counter)>,
-    pub(crate) copies: Vec<(Port, Vec<u8>)>,
+    pub(crate) copies: Vec<(Interface, Vec<u8>)>,
 }
 
 /// Number of packets that `counts` has for `code`.
@@ -441,14 +441,14 @@ impl<'a> Run<'a> {
             Left::Tunnelled(frame) => same_tunnelled("frame left behind", &outcome.frame, frame),
             Left::Spent => {}
         }
-        let ports = |copies: &mut dyn Iterator<Item = Port>| copies.collect::<Vec<_>>();
+        let all = |copies: &mut dyn Iterator<Item = Interface>| copies.collect::<Vec<_>>();
         assert_eq!(
-            ports(&mut outcome.copies.iter().map(|(port, _)| *port)),
-            ports(&mut expected.copies.iter().map(|copy| copy.port)),
-            "ports of the copies"
+            all(&mut outcome.copies.iter().map(|(interface, _)| *interface)),
+            all(&mut expected.copies.iter().map(|copy| copy.interface)),
+            "interfaces of the copies"
         );
-        for ((port, actual), copy) in outcome.copies.iter().zip(expected.copies) {
-            let what = format!("copy to {port:?}");
+        for ((interface, actual), copy) in outcome.copies.iter().zip(expected.copies) {
+            let what = format!("copy to {interface:?}");
             if copy.tunnelled {
                 same_tunnelled(&what, actual, &copy.frame);
             } else {
@@ -559,7 +559,7 @@ impl<'a> Run<'a> {
         first
     }
 
-    /// The frame is flooded: `copies` are sent, in the order of [`Port`], and counted with `notes`.
+    /// The frame is flooded: `copies` are sent, in the order of [`Interface`], and counted with `notes`.
     #[track_caller]
     pub(crate) fn floods(self, copies: &[Copy], notes: &[Count]) -> Outcome {
         let counts = [&[action(Action::Flood)], notes].concat();

@@ -5,8 +5,8 @@ use culvert_common::abi::DropReason;
 use culvert_tests::packet::{Host, Tunnel, V4, V6, ethernet, payload};
 
 use crate::{
+    interfaces::Interface,
     lab::Lab,
-    ports::Port,
     run::{SHORTEST_V4, SHORTEST_V6},
     world::{
         B, FAR, NOBODY, ONE, OUR_VTEP, PEER, PEER2, STRANGER, TWO, any_source, change_endpoint,
@@ -45,12 +45,12 @@ cases!(
 
 #[track_caller]
 fn is_refused(lab: &mut Lab, frame: &[u8], reason: DropReason) {
-    lab.at_container(Port::A1, frame).drops(reason);
+    lab.at_container(Interface::A1, frame).drops(reason);
 }
 
 #[track_caller]
 fn crosses(lab: &mut Lab, frame: &[u8]) {
-    lab.at_container(Port::A1, frame).encaps(to_peer().wrap(frame), &[]);
+    lab.at_container(Interface::A1, frame).encaps(to_peer().wrap(frame), &[]);
 }
 
 fn spoofed_mac(lab: &mut Lab) {
@@ -95,21 +95,21 @@ fn unspecified_ipv6_to_one_host(lab: &mut Lab) {
 }
 
 fn no_ipv4_address(lab: &mut Lab) {
-    change_endpoint(&lab.tables, Port::A1, |entry| entry.ipv4 = [0; 4]);
+    change_endpoint(&lab.tables, Interface::A1, |entry| entry.ipv4 = [0; 4]);
     let dhcp = V4 { src: [0; 4], ..V4::udp(&ONE, &FAR, (68, 67), b"discover") };
     is_refused(lab, &dhcp.frame(), DropReason::SpoofedIp);
     crosses(lab, &V6::udp(&ONE, &FAR, (1, 2), b"hello").frame());
 }
 
 fn any_source_allows(lab: &mut Lab) {
-    any_source(&lab.tables, Port::A1);
+    any_source(&lab.tables, Interface::A1);
     crosses(lab, &V4::udp(&NOBODY, &FAR, (1, 2), b"hello").frame());
     crosses(lab, &V4 { src: [0; 4], ..V4::udp(&ONE, &FAR, (68, 67), b"discover") }.frame());
     crosses(lab, &V6::udp(&NOBODY, &FAR, (1, 2), b"hello").frame());
 }
 
 fn any_source_of_no_host(lab: &mut Lab) {
-    any_source(&lab.tables, Port::A1);
+    any_source(&lab.tables, Interface::A1);
     for eth_src in [[0; 6], [0xff; 6], [1, 0, 0x5e, 0, 0, 1]] {
         let frame = V4 { eth_src, ..V4::udp(&ONE, &FAR, (1, 2), b"hello") }.frame();
         is_refused(lab, &frame, DropReason::InvalidSourceMac);
@@ -151,7 +151,7 @@ fn vxlan_in_a_first_fragment(lab: &mut Lab) {
 }
 
 fn vxlan_where_any_source_may_send(lab: &mut Lab) {
-    any_source(&lab.tables, Port::A1);
+    any_source(&lab.tables, Interface::A1);
     let frame = V4 { src: PEER2, ..forged(PEER) }.frame();
     is_refused(lab, &frame, DropReason::VxlanFromContainer);
 }

@@ -5,8 +5,8 @@ use culvert_common::abi::{Action, DropReason, MappedAddr, NetworkInfo, Note, kin
 use culvert_tests::packet::{ACK, Host, SYN, V4, payload};
 
 use crate::{
+    interfaces::{GATEWAY_B, Interface},
     lab::Lab,
-    ports::{GATEWAY_B, Port},
     routed::{
         Began, CREATED, Passed, Place, echo, entries, fragments, inbound, key, outbound, publish,
         to_gateway,
@@ -40,13 +40,13 @@ cases!(
 #[track_caller]
 fn begins(lab: &mut Lab, packet: &V4) {
     let came = to_gateway(packet);
-    lab.at_container(Port::A1, &came.frame()).begins_to_host();
+    lab.at_container(Interface::A1, &came.frame()).begins_to_host();
     began(&came).has_begun(lab);
 }
 
 /// The flow that `came` begins.
 fn began(came: &V4) -> Began<'_> {
-    Began { came, from: Place::At(Port::A1), went: came, to: Place::Stack, kind: kind::HOST }
+    Began { came, from: Place::At(Interface::A1), went: came, to: Place::Stack, kind: kind::HOST }
 }
 
 /// The host forwards `packet`, and `A1` gets it with the MACs of the network.
@@ -67,7 +67,7 @@ fn tcp(lab: &mut Lab) {
     let accepting = V4::segment(&far(US), &ONE, (8081, 5000), SYN | ACK, &[]);
     arrives(lab, &accepting);
     let data = to_gateway(&V4::tcp(&ONE, &US, (5000, 8081), &payload(900)));
-    lab.at_container(Port::A1, &data.frame()).reaches_host();
+    lab.at_container(Interface::A1, &data.frame()).reaches_host();
     let opening = to_gateway(&opening);
     began(&opening).is_tracked(
         lab,
@@ -98,10 +98,10 @@ fn a_service(lab: &mut Lab) {
 fn a_service_from_an_isolated_network(lab: &mut Lab) {
     let gateway = crate::world::GATEWAY_OF_B.mac;
     let packet = V4 { eth_dst: gateway, ..V4::udp(&ONE, &SERVICE, (1, 2), b"x") };
-    lab.at_container(Port::B1, &packet.frame()).drops(DropReason::Isolated);
+    lab.at_container(Interface::B1, &packet.frame()).drops(DropReason::Isolated);
     change_network(&lab.tables, A, |network| network.flags |= NetworkInfo::INTERNAL);
     let packet = to_gateway(&V4::udp(&ONE, &SERVICE, (1, 2), b"x"));
-    lab.at_container(Port::A1, &packet.frame()).drops(DropReason::InternalNetwork);
+    lab.at_container(Interface::A1, &packet.frame()).drops(DropReason::InternalNetwork);
 }
 
 fn only_what_opens_a_connection(lab: &mut Lab) {
@@ -110,7 +110,7 @@ fn only_what_opens_a_connection(lab: &mut Lab) {
         V4::tcp(&ONE, &US, (80, 5000), &payload(50)),
         echo(&ONE, &US, 0, 7),
     ] {
-        lab.at_container(Port::A1, &to_gateway(&packet).frame()).reaches_host();
+        lab.at_container(Interface::A1, &to_gateway(&packet).frame()).reaches_host();
     }
     assert_eq!(entries(lab), 0);
 }
@@ -119,7 +119,7 @@ fn access_is_withdrawn(lab: &mut Lab) {
     let packet = V4::udp(&ONE, &US, (5000, 53), b"?");
     begins(lab, &packet);
     change_network(&lab.tables, A, |network| network.flags &= !NetworkInfo::HOST_ACCESS);
-    lab.at_container(Port::A1, &to_gateway(&packet).frame()).drops(DropReason::Isolated);
+    lab.at_container(Interface::A1, &to_gateway(&packet).frame()).drops(DropReason::Isolated);
 }
 
 fn answers_of_nobody(lab: &mut Lab) {
@@ -152,14 +152,14 @@ fn an_answer_into_another_network(lab: &mut Lab) {
 fn published_since(lab: &mut Lab) {
     let packet = V4::udp(&ONE, &US, (5000, 514), b"x");
     begins(lab, &packet);
-    publish(lab, [0; 4], 17, 514, Port::A2, 80);
+    publish(lab, [0; 4], 17, 514, Interface::A2, 80);
     let went = inbound(&V4::udp(&GATEWAY, &TWO, (5000, 80), b"x"), &GATEWAY);
-    lab.at_container(Port::A1, &to_gateway(&packet).frame()).arrives_as(&went, &CREATED);
+    lab.at_container(Interface::A1, &to_gateway(&packet).frame()).arrives_as(&went, &CREATED);
     assert_eq!(entries(lab), 2);
     // A port that is published on every address is not published on a service's address.
     let service = V4::udp(&ONE, &SERVICE, (5000, 514), b"x");
     begins(lab, &service);
-    lab.at_container(Port::A1, &to_gateway(&service).frame()).reaches_host();
+    lab.at_container(Interface::A1, &to_gateway(&service).frame()).reaches_host();
 }
 
 fn the_host_has_lost_the_address(lab: &mut Lab) {
@@ -167,7 +167,7 @@ fn the_host_has_lost_the_address(lab: &mut Lab) {
     begins(lab, &packet);
     lab.tables.host_addrs.remove(&MappedAddr::v4(SECOND.v4)).unwrap();
     let left = outbound(&V4::udp(&US, &SECOND, (5000, 53), b"x"));
-    lab.at_container(Port::A1, &to_gateway(&packet).frame()).leaves_as(&left, &CREATED);
+    lab.at_container(Interface::A1, &to_gateway(&packet).frame()).leaves_as(&left, &CREATED);
 }
 
 fn the_port_is_never_changed(lab: &mut Lab) {
@@ -175,7 +175,7 @@ fn the_port_is_never_changed(lab: &mut Lab) {
     let packet = to_gateway(&V4::udp(&ONE, &US, (5000, 53), b"x"));
     begins(lab, &packet);
     lab.flows.remove(key(A, &packet));
-    let run = lab.at_container(Port::A1, &packet.frame());
+    let run = lab.at_container(Interface::A1, &packet.frame());
     run.redirects(Action::ToHost, Left::Unchanged, &[note(Note::FlowRefused)]);
 }
 
@@ -209,7 +209,7 @@ fn answers_in_fragments(lab: &mut Lab) {
 
 fn the_container_is_gone(lab: &mut Lab) {
     begins(lab, &V4::udp(&ONE, &US, (5000, 53), b"?"));
-    lab.tables.endpoints.remove(&Port::A1.ifindex()).unwrap();
+    lab.tables.endpoints.remove(&Interface::A1.ifindex()).unwrap();
     let answer = V4::udp(&far(US), &ONE, (53, 5000), b"!");
     let run = lab.at_host(&answer.frame()).forwarded();
     run.drops_noting(DropReason::Isolated, &[note(Note::FlowStale)]);

@@ -13,7 +13,7 @@ use culvert_common::abi::{
 };
 use culvert_tests::packet::{Host, Tunnel};
 
-use crate::ports::{CLIENT_LINK, GATEWAY_A, GATEWAY_B, Port};
+use crate::interfaces::{CLIENT_LINK, GATEWAY_A, GATEWAY_B, Interface};
 
 /// VNI of network A: three different bytes.
 pub(crate) const A: u32 = 0x00a1_b2c3;
@@ -104,7 +104,7 @@ pub(crate) const fn endpoint(vni: u32, host: &Host) -> EndpointInfo {
 /// Network A.
 pub(crate) const NETWORK_A: NetworkInfo = NetworkInfo {
     flags: NetworkInfo::HOST_ACCESS,
-    local_ports: 2,
+    local_endpoints: 2,
     remote_vteps: 2,
     gateway_ifindex: GATEWAY_A,
     gateway_ip: GATEWAY.v4,
@@ -126,7 +126,7 @@ pub(crate) const UPLINK: UplinkInfo = UplinkInfo { mtu: 1500, link_len: 14, pad:
 
 /// The path to [`PEER`].
 pub(crate) const TO_PEER: UnderlayPath = UnderlayPath {
-    ifindex: Port::Uplink.ifindex(),
+    ifindex: Interface::Uplink.ifindex(),
     next_hop: PEER,
     port: VXLAN_PORT,
     inner_mtu: MTU,
@@ -138,8 +138,8 @@ pub(crate) const TO_PEER2: UnderlayPath =
     UnderlayPath { next_hop: ROUTER, port: 8472, next_hop_mac: ROUTER_MAC, ..TO_PEER };
 
 /// An FDB entry of a local endpoint.
-pub(crate) const fn local(port: Port) -> FdbEntry {
-    FdbEntry { ifindex: port.ifindex(), vtep: [0; 4] }
+pub(crate) const fn local(interface: Interface) -> FdbEntry {
+    FdbEntry { ifindex: interface.ifindex(), vtep: [0; 4] }
 }
 
 /// An FDB entry of a remote endpoint.
@@ -149,9 +149,12 @@ pub(crate) const fn remote(vtep: [u8; 4]) -> FdbEntry {
 
 /// Writes the state that every case starts from.
 pub(crate) fn fill(tables: &Tables) {
-    for (port, vni, host) in
-        [(Port::A1, A, ONE), (Port::A2, A, TWO), (Port::B1, B, ONE), (Port::B2, B, TWO)]
-    {
+    for (port, vni, host) in [
+        (Interface::A1, A, ONE),
+        (Interface::A2, A, TWO),
+        (Interface::B1, B, ONE),
+        (Interface::B2, B, TWO),
+    ] {
         tables.endpoints.insert(&port.ifindex(), &endpoint(vni, &host)).unwrap();
         tables.fdb.insert(&FdbKey::new(vni, host.mac), &local(port)).unwrap();
         neighbour(tables, vni, &host, host.mac);
@@ -165,7 +168,7 @@ pub(crate) fn fill(tables: &Tables) {
         tables.underlay.insert(&vtep, &path).unwrap();
     }
     for (vni, index, port) in
-        [(A, 0, Port::A1), (A, 1, Port::A2), (B, 0, Port::B1), (B, 1, Port::B2)]
+        [(A, 0, Interface::A1), (A, 1, Interface::A2), (B, 0, Interface::B1), (B, 1, Interface::B2)]
     {
         tables.flood_local.insert(&FloodKey { vni, index }, &port.ifindex()).unwrap();
     }
@@ -178,7 +181,7 @@ pub(crate) fn fill(tables: &Tables) {
 pub(crate) fn fill_routing(tables: &Tables) {
     tables.gateways.insert(&GATEWAY_A, &A).unwrap();
     tables.gateways.insert(&GATEWAY_B, &B).unwrap();
-    tables.uplinks.insert(&Port::Uplink.ifindex(), &UPLINK).unwrap();
+    tables.uplinks.insert(&Interface::Uplink.ifindex(), &UPLINK).unwrap();
     tables.client_links.insert(&CLIENT_LINK, &0).unwrap();
     for addr in [US.v4, SECOND.v4, GATEWAY.v4, US_TO_CLIENTS.v4, [127, 0, 0, 1]] {
         tables.host_addrs.insert(&MappedAddr::v4(addr), &0).unwrap();
@@ -200,10 +203,14 @@ pub(crate) fn neighbour(tables: &Tables, vni: u32, host: &Host, mac: [u8; 6]) {
 }
 
 /// Changes the endpoint at `port`.
-pub(crate) fn change_endpoint(tables: &Tables, port: Port, change: impl FnOnce(&mut EndpointInfo)) {
-    let mut entry = tables.endpoints.dump().unwrap()[&port.ifindex()];
+pub(crate) fn change_endpoint(
+    tables: &Tables,
+    interface: Interface,
+    change: impl FnOnce(&mut EndpointInfo),
+) {
+    let mut entry = tables.endpoints.dump().unwrap()[&interface.ifindex()];
     change(&mut entry);
-    tables.endpoints.insert(&port.ifindex(), &entry).unwrap();
+    tables.endpoints.insert(&interface.ifindex(), &entry).unwrap();
 }
 
 /// Changes the network `vni`.
@@ -219,8 +226,8 @@ pub(crate) fn learning(tables: &Tables) {
 }
 
 /// Lets the endpoint at `port` send from any address.
-pub(crate) fn any_source(tables: &Tables, port: Port) {
-    change_endpoint(tables, port, |entry| entry.flags |= EndpointInfo::ALLOW_ANY_SOURCE);
+pub(crate) fn any_source(tables: &Tables, interface: Interface) {
+    change_endpoint(tables, interface, |entry| entry.flags |= EndpointInfo::ALLOW_ANY_SOURCE);
 }
 
 /// The outer headers that we send to [`PEER`] in network A, MACs included.

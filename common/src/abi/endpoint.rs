@@ -62,8 +62,8 @@ pub struct NetworkInfo {
     /// Bits [`LEARNING`](Self::LEARNING), [`COPY_DSCP`](Self::COPY_DSCP),
     /// [`INTERNAL`](Self::INTERNAL), [`HOST_ACCESS`](Self::HOST_ACCESS).
     pub flags: u32,
-    /// Entries of this VNI in the local flood list, at indices `0..local_ports`.
-    pub local_ports: u32,
+    /// Entries of this VNI in the local flood list, at indices `0..local_endpoints`.
+    pub local_endpoints: u32,
     /// Entries of this VNI in the remote flood list, at indices `0..remote_vteps`.
     pub remote_vteps: u32,
     /// Interface index of the gateway device; 0: the network has no gateway here.
@@ -93,7 +93,7 @@ impl NetworkInfo {
     /// No network.
     pub const NONE: Self = Self {
         flags: 0,
-        local_ports: 0,
+        local_endpoints: 0,
         remote_vteps: 0,
         gateway_ifindex: 0,
         gateway_ip: [0; 4],

@@ -162,7 +162,7 @@ mod tests {
         ) {
             prop_assume!(one != other);
             let info = |vni: u32| NetworkInfo {
-                flags: vni, local_ports: !vni, remote_vteps: vni, gateway_ifindex: !vni,
+                flags: vni, local_endpoints: !vni, remote_vteps: vni, gateway_ifindex: !vni,
                 gateway_ip: vni.to_be_bytes(), ..NetworkInfo::zeroed()
             }.sealed(&vni);
             let mut mixed = info(one);

@@ -45,7 +45,7 @@ pub(crate) fn local(
 ) -> u32 {
     let (skb, bytes) = (ctx.skb.skb, ctx.len());
     let mut replicas = Replicas { skb, direction, vni, from, bytes, sent: 0, only_queriers };
-    repeat(net.local_ports.min(MAX_SLOTS), local_replica, &mut replicas);
+    repeat(net.local_endpoints.min(MAX_SLOTS), local_replica, &mut replicas);
     replicas.sent
 }
 

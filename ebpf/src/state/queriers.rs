@@ -1,5 +1,5 @@
-//! Who asks for the members of multicast groups: the ports and VTEPs from which an IGMP or MLD query
-//! was heard lately. Reports go only there.
+//! Who asks for the members of multicast groups: the interfaces and VTEPs from which an IGMP or MLD
+//! query was heard lately. Reports go only there.
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use culvert_common::{
@@ -27,8 +27,8 @@ mod number {
     pub(super) const NOBODY: u32 = 2;
 }
 
-/// The receivers of a frame to a group of the network `vni`, which comes from the port `ifindex` or
-/// from `vtep`; the other one is 0. Notes who asks for members.
+/// The receivers of a frame to a group of the network `vni`, which comes from the interface `ifindex`
+/// or from `vtep`; the other one is 0. Notes who asks for members.
 #[inline(always)]
 pub(crate) fn receivers(skb: *mut __sk_buff, vni: u32, ifindex: u32, vtep: VtepId) -> Receivers {
     match find_receivers(skb, vni, ifindex, vtep.0) {
@@ -58,7 +58,7 @@ extern "C" fn find_receivers(skb: *mut __sk_buff, vni: u32, ifindex: u32, vtep: 
     }
 }
 
-/// Whether who is behind the port `ifindex`, or behind `vtep`, asks for members; with neither,
+/// Whether who is behind the interface `ifindex`, or behind `vtep`, asks for members; with neither,
 /// whether anybody in the network does. Returns 1 if so. A global BPF function: the verifier checks
 /// it once.
 // SAFETY: no other symbol of the programs has this name.

@@ -4,9 +4,9 @@
 #![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
 mod cover;
-mod judge;
 mod merged;
 mod traffic;
+mod watch;
 mod world;
 
 use std::{
@@ -17,8 +17,8 @@ use std::{
 use culvert_tests::{netns::Underlay, outside::Outside, wire::Tap};
 
 use cover::Row;
-use judge::Features;
 use traffic::{Client, Servers, TCP, UDP};
+use watch::Features;
 use world::{BLUE, DEVICES, RED, Tenant, World};
 
 /// Ports that receive datagrams which were sent at once: directly, and through a published port.
@@ -110,7 +110,7 @@ fn payloads_arrive_whatever_is_offloaded() {
         world.set(row);
         let taps = [0, 1].map(|host| {
             let (uplink, port) = world.uplink(host);
-            judge::watch(&world.cluster.switch, &port, Features::of(uplink, Underlay::UPLINK))
+            watch::watch(&world.cluster.switch, &port, Features::of(uplink, Underlay::UPLINK))
         });
         let (before, decapsulated) = (world.drops(), world.delivered());
         let mut failures = std::thread::scope(|scope| {

@@ -27,11 +27,11 @@ impl Device {
             DeviceMode::Veth => Ok(()),
             DeviceMode::Auto | DeviceMode::Netkit => try_pair(PairKind::Netkit).await,
         };
-        Self::judge(asked, tried)
+        Self::decide(asked, tried)
     }
 
     /// Chooses, given the result of making a netkit pair.
-    fn judge(asked: DeviceMode, tried: Result<(), NetlinkError>) -> Result<Self, String> {
+    fn decide(asked: DeviceMode, tried: Result<(), NetlinkError>) -> Result<Self, String> {
         let (kind, reason) = match (asked, tried) {
             (DeviceMode::Veth, _) => (PairKind::Veth, "asked for with --device veth".to_owned()),
             (DeviceMode::Netkit, Ok(())) => {
@@ -90,7 +90,7 @@ mod tests {
                 "no netkit device can be made",
             ),
         ] {
-            let device = Device::judge(asked, tried).unwrap();
+            let device = Device::decide(asked, tried).unwrap();
             assert_eq!(device.kind, kind);
             assert!(device.reason.contains(words), "{}", device.reason);
             assert_eq!(device.reason.lines().count(), 1);
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn what_is_not_to_be_had_is_refused_on_a_line() {
-        let line = Device::judge(DeviceMode::Netkit, refused(Errno::EOPNOTSUPP)).unwrap_err();
+        let line = Device::decide(DeviceMode::Netkit, refused(Errno::EOPNOTSUPP)).unwrap_err();
         assert_eq!(line.lines().count(), 1);
         for words in ["--device netkit", "the kernel has no netkit devices", "--device veth"] {
             assert!(line.contains(words), "{words}: {line}");

@@ -443,7 +443,7 @@ fn ports(facts: &Facts) -> Option<Finding> {
     let names = facts.unserved.join(", ");
     let detail =
         format!("published ports are not reached through {names}: there is no Ethernet header");
-    Some(match facts.subject.outside_ports {
+    Some(match facts.subject.external_ports {
         0 => ok("ports", detail),
         _ => warning(
             "ports",

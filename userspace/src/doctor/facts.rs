@@ -52,7 +52,7 @@ pub struct Subject {
     /// Number of published ports that every external client may use.
     pub open_ports: usize,
     /// Number of published ports that are for other machines, all of them or some.
-    pub outside_ports: usize,
+    pub external_ports: usize,
     /// Whether an agent runs. A socket on the VXLAN port may then be the agent's own.
     pub agent_running: bool,
 }

@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     /// Whether mounts at `path` on the mount with the identifier `id` outlive the agent.
-    fn judge(own: &str, id: u64, path: &str, host: Option<&str>) -> bool {
+    fn outlives_agent(own: &str, id: u64, path: &str, host: Option<&str>) -> bool {
         let own = mountinfo::parse(own);
         let mount = own.iter().find(|mount| mount.id == id).unwrap();
         outlives(mount, Path::new(path), host.map(mountinfo::parse).as_deref())
@@ -121,43 +121,46 @@ mod tests {
 150 125 0:60 / /run/culvert/bpf rw shared:220 - bpf bpf rw,mode=700
 ";
         for host in [Some(HOST), None] {
-            assert!(!judge(unit, 140, "/run/netns", host), "{host:?}");
-            assert!(!judge(unit, 125, "/run/culvert", host), "{host:?}");
-            assert!(judge(unit, 131, "/sys/fs/bpf", host), "the host has it as well: {host:?}");
+            assert!(!outlives_agent(unit, 140, "/run/netns", host), "{host:?}");
+            assert!(!outlives_agent(unit, 125, "/run/culvert", host), "{host:?}");
+            assert!(
+                outlives_agent(unit, 131, "/sys/fs/bpf", host),
+                "the host has it as well: {host:?}"
+            );
         }
         // A BPF file system that only the unit has.
-        assert!(!judge(unit, 150, "/run/culvert/bpf", Some(HOST)));
+        assert!(!outlives_agent(unit, 150, "/run/culvert/bpf", Some(HOST)));
     }
 
     #[test]
     fn mounts_that_propagate_stay() {
         // A namespace that shares the host's peer groups.
         let shared = HOST.replace("\n2", "\n102");
-        assert!(judge(&shared, 1025, "/run", Some(HOST)));
+        assert!(outlives_agent(&shared, 1025, "/run", Some(HOST)));
         // The mounts of a container with `-v /run:/run:rshared`.
         let container = "\
 300 299 0:50 / / rw,relatime - overlay overlay rw
 310 300 0:22 / /run rw,nosuid,nodev shared:12 - tmpfs tmpfs rw
 ";
-        assert!(judge(container, 310, "/run", Some(HOST)));
-        assert!(!judge(container, 300, "/var", Some(HOST)));
+        assert!(outlives_agent(container, 310, "/run", Some(HOST)));
+        assert!(!outlives_agent(container, 300, "/var", Some(HOST)));
         // The host receives what is mounted here.
         let host = "25 22 0:22 / /run rw shared:90 master:12 - tmpfs tmpfs rw\n";
-        assert!(judge(container, 310, "/run", Some(host)));
+        assert!(outlives_agent(container, 310, "/run", Some(host)));
         // The host has another part of the file system.
         let host = "25 22 0:22 /netns /run/netns rw shared:12 - tmpfs tmpfs rw\n";
-        assert!(judge(container, 310, "/run/netns", Some(host)));
-        assert!(!judge(container, 310, "/run/culvert", Some(host)));
+        assert!(outlives_agent(container, 310, "/run/netns", Some(host)));
+        assert!(!outlives_agent(container, 310, "/run/culvert", Some(host)));
     }
 
     #[test]
     fn private_mounts_are_judged_only_if_the_hosts_are_known() {
         let private = "925 922 0:22 / /run rw - tmpfs tmpfs rw\n";
-        assert!(!judge(private, 925, "/run", Some(HOST)));
-        assert!(judge(private, 925, "/run", None));
+        assert!(!outlives_agent(private, 925, "/run", Some(HOST)));
+        assert!(outlives_agent(private, 925, "/run", None));
         // The mount of process 1 itself: no service manager has made it shared.
         let host = format!("{HOST}{private}");
-        assert!(judge(private, 925, "/run", Some(&host)));
+        assert!(outlives_agent(private, 925, "/run", Some(&host)));
     }
 
     #[test]

@@ -148,7 +148,7 @@ impl NetworkState {
             gateway_mac: self.gateway.map(|gateway| gateway.mac).unwrap_or_default(),
             pad: [0; 2],
             seal: 0,
-            local_ports: u32::try_from(flood_local.len()).unwrap_or(u32::MAX),
+            local_endpoints: u32::try_from(flood_local.len()).unwrap_or(u32::MAX),
             remote_vteps: u32::try_from(flood_remote.len()).unwrap_or(u32::MAX),
         };
         Tables {

@@ -51,7 +51,7 @@ impl Kernel for Maps {
 /// Asserts the consistency that a frame relies on at any time.
 fn assert_consistent(tables: &Tables, after: &Op) {
     for (vni, info) in &tables.networks {
-        for index in 0..info.local_ports {
+        for index in 0..info.local_endpoints {
             assert!(
                 tables.flood_local.contains_key(&FloodKey { vni: *vni, index }),
                 "after {after}: local flood list of {vni} has a hole at {index}"
@@ -183,10 +183,10 @@ fn strays() -> impl Strategy<Value = Tables> {
                 let clients = "192.0.2.0/30".parse().unwrap();
                 tables.sources.insert(Prefix::of_clients(ifindex, clients), vni);
             }
-            for (vni, local_ports, remote_vteps) in networks {
+            for (vni, local_endpoints, remote_vteps) in networks {
                 let info = NetworkInfo {
                     flags: 1,
-                    local_ports,
+                    local_endpoints,
                     remote_vteps,
                     ..bytemuck::Zeroable::zeroed()
                 };

@@ -30,7 +30,7 @@ pub(crate) fn rows() -> Vec<NatRow> {
         protocol: FlowProtocol::Udp,
         state: "udp_unreplied".to_owned(),
         kind: "published".to_owned(),
-        from: "outside".to_owned(),
+        from: "external".to_owned(),
         src: "192.0.2.9".parse().unwrap(),
         src_port: 5_353,
         dst: "192.168.0.1".parse().unwrap(),

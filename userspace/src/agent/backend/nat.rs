@@ -44,8 +44,8 @@ impl Names {
     /// Name of the sender of a packet that comes from `zone` with the source `address`.
     fn from(&self, zone: u32, address: [u8; 4]) -> String {
         match zone {
-            zone::EXTERNAL => "outside".to_owned(),
-            other if zone::client_link(other).is_some() => "outside".to_owned(),
+            zone::EXTERNAL => "external".to_owned(),
+            other if zone::client_link(other).is_some() => "external".to_owned(),
             zone::LOOPBACK => "host".to_owned(),
             // Another host sends from its VTEP address.
             zone::TUNNEL => match self.nodes.get(&address) {

@@ -8,7 +8,7 @@ use culvert_common::{
     datapath::conntrack::FlowState,
 };
 
-use super::judge::{Known, Law, Verdict, are_one_flow};
+use super::expiry::{Criteria, FlowStatus, Known, are_one_flow};
 use crate::datapath::{
     DatapathError,
     flows::{Cursor, FlowTable},
@@ -103,7 +103,7 @@ impl Collector {
     pub(super) fn round(
         &mut self,
         table: &dyn FlowTable,
-        law: &Law<'_>,
+        criteria: &Criteria<'_>,
     ) -> Result<(), DatapathError> {
         let Limits { round, crowded_round, slice, .. } = self.limits;
         let mut left = if self.is_crowded(table) { crowded_round } else { round };
@@ -115,7 +115,7 @@ impl Collector {
                 _ => 0,
             };
             for (key, flow) in part.entries {
-                self.visit(table, law, key, flow)?;
+                self.visit(table, criteria, key, flow)?;
             }
             match part.next {
                 Some(next) => self.pass.at = next,
@@ -152,36 +152,36 @@ impl Collector {
     fn visit(
         &mut self,
         table: &dyn FlowTable,
-        law: &Law<'_>,
+        criteria: &Criteria<'_>,
         key: FlowKey,
         flow: Flow,
     ) -> Result<(), DatapathError> {
         let missing_ns = self.before.halves.get(&key).copied();
         let known = Known { missing_ns, suspects: Some(&self.before.suspects) };
-        let look = |flow: &Flow| -> Result<(Option<Flow>, Verdict), DatapathError> {
+        let look = |flow: &Flow| -> Result<(Option<Flow>, FlowStatus), DatapathError> {
             let other = table.lookup(&key.other(flow))?;
             let other = other.filter(|other| are_one_flow(&key, flow, other));
-            let verdict = law.judge(&key, flow, other.as_ref(), known);
-            Ok((other, verdict))
+            let status = criteria.examine(&key, flow, other.as_ref(), known);
+            Ok((other, status))
         };
-        let (other, verdict) = look(&flow)?;
-        match verdict {
-            Verdict::Keep(state) => {
+        let (other, status) = look(&flow)?;
+        match status {
+            FlowStatus::Keep(state) => {
                 self.pass.present += 1;
-                self.pass.suspects.extend(law.missing(&flow));
+                self.pass.suspects.extend(criteria.missing(&flow));
                 if let (Some(other), true) = (other, flow.kind & kind::ORIG != 0) {
                     self.count(state, &flow, &other);
                 }
             }
-            Verdict::Half => {
+            FlowStatus::Half => {
                 self.pass.present += 1;
-                self.pass.halves.insert(key, missing_ns.unwrap_or(law.now_ns));
+                self.pass.halves.insert(key, missing_ns.unwrap_or(criteria.now_ns));
             }
-            Verdict::Expired | Verdict::Stale | Verdict::Moved | Verdict::Orphan => {
+            FlowStatus::Expired | FlowStatus::Stale | FlowStatus::Moved | FlowStatus::Orphan => {
                 // The programs may have used or removed the entry since the slice was read.
                 let Some(flow) = table.lookup(&key)? else { return Ok(()) };
                 match look(&flow)? {
-                    (_, Verdict::Keep(_) | Verdict::Half) => self.pass.present += 1,
+                    (_, FlowStatus::Keep(_) | FlowStatus::Half) => self.pass.present += 1,
                     (None, _) => table.remove(&key)?,
                     (Some(_), _) => {
                         // The `ORIG` entry is removed first: without this entry the next packet

@@ -6,7 +6,7 @@
 //! store.
 
 mod collector;
-mod judge;
+mod expiry;
 mod ports;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -26,10 +26,10 @@ use culvert_common::{
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::{collector::Summary, judge::are_one_flow};
+pub(crate) use self::{collector::Summary, expiry::are_one_flow};
 use self::{
     collector::{Collector, Limits},
-    judge::{Incarnations, Law},
+    expiry::{Criteria, Incarnations},
     ports::{APART, Ports, Writer},
 };
 use super::{
@@ -173,13 +173,13 @@ impl Keeper {
         // A host without any address is between an old and a new address: until the new address
         // is known, no flow counts as moved.
         let addresses = maps.host_addresses().ok().filter(|addresses| !addresses.is_empty());
-        let law = Law {
+        let criteria = Criteria {
             now_ns: read_ns,
             timeouts: &context.options.timeouts.table(),
             incarnations: incarnations.as_ref(),
             addresses: addresses.as_ref(),
         };
-        let round = self.collector.round(table, &law);
+        let round = self.collector.round(table, &criteria);
         let summary = self.collector.summary(table);
         *context.summary.lock().unwrap_or_else(PoisonError::into_inner) = summary;
         endpoints.and(round)

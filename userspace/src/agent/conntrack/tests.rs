@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::{
     Recent,
     collector::{Collector, Limits},
-    judge::{Incarnations, Law},
+    expiry::{Criteria, Incarnations},
     testing::{MemoryFlows, SECOND, masqueraded},
 };
 use crate::config::Timeouts;
@@ -26,9 +26,13 @@ fn limits() -> Limits {
 fn round(collector: &mut Collector, table: &MemoryFlows, now_ns: u64) {
     let timeouts = Timeouts::default().table();
     let incarnations = Incarnations { live: [1].into(), read_ns: now_ns };
-    let law =
-        Law { now_ns, timeouts: &timeouts, incarnations: Some(&incarnations), addresses: None };
-    collector.round(table, &law).unwrap();
+    let criteria = Criteria {
+        now_ns,
+        timeouts: &timeouts,
+        incarnations: Some(&incarnations),
+        addresses: None,
+    };
+    collector.round(table, &criteria).unwrap();
 }
 
 fn keys(table: &MemoryFlows) -> BTreeSet<FlowKey> {

@@ -118,7 +118,7 @@ async fn strays_go_and_what_is_there_stays() {
         state.attached.extend([7, 8]);
         let info = EndpointInfo { vni: 999, ..bytemuck::Zeroable::zeroed() };
         state.tables.endpoints.insert(7, info);
-        let network = NetworkInfo { local_ports: 1, ..bytemuck::Zeroable::zeroed() };
+        let network = NetworkInfo { local_endpoints: 1, ..bytemuck::Zeroable::zeroed() };
         state.tables.networks.insert(999, network);
         state.tables.flood_local.insert(FloodKey { vni: 999, index: 0 }, 7);
         state.tables.underlay.insert([9; 4], Default::default());

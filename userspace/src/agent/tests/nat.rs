@@ -118,7 +118,7 @@ async fn flows_are_listed_with_the_names_of_their_containers() {
         [
             "tcp tcp_loose published blue db web 100",
             "tcp tcp_loose published blue db host 300",
-            "udp udp_stream published blue db outside 120",
+            "udp udp_stream published blue db external 120",
             "tcp tcp_established masquerade blue web web 431990",
             "icmp icmp masquerade blue web web 30",
         ]

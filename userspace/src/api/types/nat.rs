@@ -62,7 +62,7 @@ pub struct NatRow {
     pub vni: u32,
     /// Container: the one that began the flow, or the one whose port is published.
     pub container: String,
-    /// Origin of the flow: `outside`, `host`, or a container.
+    /// Origin of the flow: `external`, `host`, or a container.
     pub from: String,
     /// Source address of the flow's first packet, before translation.
     pub src: Ipv4Addr,

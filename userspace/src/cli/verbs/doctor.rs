@@ -117,7 +117,7 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
         }),
         shared_port: false,
         open_ports: 0,
-        outside_ports: 0,
+        external_ports: 0,
         agent_running: false,
     };
     let finding = |level, detail, advice: &str| finding("agent", level, detail, advice);
@@ -170,10 +170,10 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
             .collect();
     }
     if let Ok(ports) = client.ports().await {
-        let outside: Vec<&PublishedRow> =
+        let external: Vec<&PublishedRow> =
             ports.published.iter().filter(|port| is_outside(&port.port)).collect();
-        subject.outside_ports = outside.len();
-        subject.open_ports = outside.iter().filter(|port| port.from.is_empty()).count();
+        subject.external_ports = external.len();
+        subject.open_ports = external.iter().filter(|port| port.from.is_empty()).count();
     }
     let found = if !status.store.healthy {
         let why =

@@ -45,7 +45,7 @@ fn healthy() -> Facts {
             certificates: Vec::new(),
             shared_port: false,
             open_ports: 2,
-            outside_ports: 3,
+            external_ports: 3,
             agent_running: false,
         },
         host: HostFacts {
@@ -193,7 +193,7 @@ fn interfaces_without_published_ports_are_named() {
     // Nobody misses a port.
     let mut facts = healthy();
     tunnels(&mut facts);
-    facts.subject.outside_ports = 0;
+    facts.subject.external_ports = 0;
     let findings = examine(&facts);
     let found = findings.iter().find(|finding| finding.check == "ports").unwrap();
     assert_eq!(found.level, Level::Ok, "{found:?}");

@@ -29,7 +29,7 @@ pub fn register_node(
     if let Some(why) = view.problem_at(&key) {
         return Err(Refusal::Conflict(format!("node '{name}': its record in the store is {why}")));
     }
-    judge(view, node, agent)?;
+    check_identity(view, node, agent)?;
     let mut compares = vec![match view.nodes.get(name) {
         None => Compare::Absent(key.clone()),
         Some(known) => Compare::Unchanged(key.clone(), known.revision),
@@ -52,7 +52,7 @@ pub fn register_node(
 
 /// Checks that `agent` may be the agent of `node`: no other agent that is alive has its identifier,
 /// its name or its VTEP address.
-fn judge(view: &View, node: &Node, agent: &Alive) -> Result<(), Refusal> {
+fn check_identity(view: &View, node: &Node, agent: &Alive) -> Result<(), Refusal> {
     let name = &node.name;
     not_elsewhere(view, node.vtep, agent)?;
     let clash = view.nodes.values().find(|other| {

@@ -62,7 +62,11 @@ impl Comparison {
     /// # Errors
     ///
     /// One line: the list is of another history, or may be.
-    pub(super) fn judge(self, proven: Revision, fleeting: Option<&str>) -> Result<Changed, String> {
+    pub(super) fn conclude(
+        self,
+        proven: Revision,
+        fleeting: Option<&str>,
+    ) -> Result<Changed, String> {
         let Self { last, news, gone, kept, strange } = self;
         if let Some((key, revision)) = strange {
             return Err(format!(
@@ -178,7 +182,7 @@ mod tests {
             let seen = after(&Model::default(), &before, 2);
             let now = after(&seen, &later, 2);
             let comparison = seen.compared_with(&now);
-            let changed = comparison.judge(seen.revision, None).expect("the same history");
+            let changed = comparison.conclude(seen.revision, None).expect("the same history");
             let mut there = seen.keys;
             for entry in changed.news {
                 there.insert(entry.key, entry.mod_revision);
@@ -209,7 +213,7 @@ mod tests {
             // What is common to both histories is known up to the backup, and not beyond it.
             for proven in [0, backup.revision / 2, backup.revision] {
                 let comparison = seen.compared_with(&now);
-                if let Ok(changed) = comparison.judge(proven, Some(FLEETING)) {
+                if let Ok(changed) = comparison.conclude(proven, Some(FLEETING)) {
                     prop_assert!(!strange);
                     for key in changed.gone {
                         let at = seen.keys.get(&key).copied();
@@ -232,8 +236,8 @@ mod tests {
             let lost = seen.keys.iter().any(|(key, at)| {
                 !now.keys.contains_key(key) && *at > kept && !key.starts_with(FLEETING)
             });
-            let judged = seen.compared_with(&now).judge(0, Some(FLEETING));
-            prop_assert_eq!(judged.is_err(), lost, "{:?}", judged);
+            let concluded = seen.compared_with(&now).conclude(0, Some(FLEETING));
+            prop_assert_eq!(concluded.is_err(), lost, "{:?}", concluded);
         }
     }
 
@@ -244,24 +248,25 @@ mod tests {
             revision,
         };
         let seen = model(&[("/a", 2), ("/b", 3), ("/c", 4), ("/f", 5)], 5);
-        let judged = |now: &Model| seen.compared_with(now).judge(0, Some(FLEETING)).unwrap_err();
-        let line = judged(&model(&[("/a", 2)], 9));
+        let concluded =
+            |now: &Model| seen.compared_with(now).conclude(0, Some(FLEETING)).unwrap_err();
+        let line = concluded(&model(&[("/a", 2)], 9));
         assert!(
             line.contains(": /b, written at revision 3, and 1 more key are missing, and"),
             "{line}"
         );
-        let line = judged(&model(&[], 9));
+        let line = concluded(&model(&[], 9));
         assert!(
             line.contains(": /a, written at revision 2, and 2 more keys are missing,"),
             "{line}"
         );
-        let line = judged(&model(&[("/a", 2), ("/b", 3)], 9));
+        let line = concluded(&model(&[("/a", 2), ("/b", 3)], 9));
         assert!(line.contains(": /c, written at revision 4, is missing, and"), "{line}");
-        let line = judged(&model(&[("/a", 2), ("/b", 3), ("/c", 1)], 9));
+        let line = concluded(&model(&[("/a", 2), ("/b", 3), ("/c", 1)], 9));
         assert!(line.contains("it has /c of revision 1, which it did not have at"), "{line}");
         // The key on a lease alone may go.
         let now = model(&[("/a", 2), ("/b", 3), ("/c", 4)], 9);
-        let changed = seen.compared_with(&now).judge(0, Some(FLEETING)).unwrap();
+        let changed = seen.compared_with(&now).conclude(0, Some(FLEETING)).unwrap();
         assert_eq!(changed, Changed { news: Vec::new(), gone: vec!["/f".to_owned()] });
     }
 }

@@ -119,7 +119,7 @@ impl Worker {
     ) -> Result<Vec<Change>, Break> {
         let Listing { comparison, mut changes, mut gone } = listing;
         if let Some(comparison) = comparison {
-            let changed = comparison.judge(proven, self.fleeting.as_deref()).map_err(|why| {
+            let changed = comparison.conclude(proven, self.fleeting.as_deref()).map_err(|why| {
                 Break::Doubtful(format!("store: replaced: {why}; nothing is deleted"))
             })?;
             for entry in &changed.news {

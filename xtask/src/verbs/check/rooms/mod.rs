@@ -19,8 +19,8 @@
 //! Code under `#[cfg(test)]` may import anything and is not read. A package's tests, examples and
 //! benchmarks are not read either.
 
+mod faults;
 mod imports;
-mod judge;
 mod modules;
 mod table;
 #[cfg(test)]
@@ -105,7 +105,7 @@ fn examine(document: &str, sources: &Sources, demanded: &[&str]) -> Result<Repor
         let it = Crate::read(&folder, sources)?;
         report.files += it.files.len();
         report.crates += 1;
-        report.faults.extend(judge::faults(table, &it, &imports::of(&it)));
+        report.faults.extend(faults::faults(table, &it, &imports::of(&it)));
     }
     Ok(report)
 }

@@ -13,7 +13,7 @@ pub(super) const ORPHANED_NS: u64 = 5_000_000_000;
 
 /// Whether a flow is kept or removed, and the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum FlowStatus {
     /// The flow is kept: it has been idle for less than its timeout.
     Keep(FlowState),
     /// The flow has been idle for its timeout or longer.
@@ -37,17 +37,17 @@ pub(super) struct Incarnations {
     pub(super) read_ns: u64,
 }
 
-/// The inputs of [`Law::judge`] that are the same for all flows. Times are in ns on the clock of
+/// The inputs of [`Criteria::examine`] that are the same for all flows. Times are in ns on the clock of
 /// [`Flow::last_seen_ns`].
-pub(super) struct Law<'a> {
+pub(super) struct Criteria<'a> {
     /// The current time.
     pub(super) now_ns: u64,
     /// Idle times in ns after which flows expire.
     pub(super) timeouts: &'a conntrack::Timeouts,
     /// Incarnations of the containers of this host. `None`: `ENDPOINTS` could not be read. No flow
-    /// is [`Verdict::Stale`] then.
+    /// is [`FlowStatus::Stale`] then.
     pub(super) incarnations: Option<&'a Incarnations>,
-    /// Addresses of the host. `None`: they are not known. No flow is [`Verdict::Moved`] then.
+    /// Addresses of the host. `None`: they are not known. No flow is [`FlowStatus::Moved`] then.
     pub(super) addresses: Option<&'a BTreeSet<MappedAddr>>,
 }
 
@@ -61,21 +61,21 @@ pub(super) struct Known<'a> {
     pub(super) suspects: Option<&'a BTreeSet<u32>>,
 }
 
-impl Law<'_> {
+impl Criteria<'_> {
     /// Examines the flow that has the entry `flow` under `key`. `other` is the entry of the other
     /// direction, if there is one.
-    pub(super) fn judge(
+    pub(super) fn examine(
         &self,
         key: &FlowKey,
         flow: &Flow,
         other: Option<&Flow>,
         known: Known<'_>,
-    ) -> Verdict {
+    ) -> FlowStatus {
         let Some(other) = other else {
             let since = known.missing_ns.unwrap_or(u64::MAX).min(flow.last_seen_ns);
             return match self.now_ns.saturating_sub(since) > ORPHANED_NS {
-                true => Verdict::Orphan,
-                false => Verdict::Half,
+                true => FlowStatus::Orphan,
+                false => FlowStatus::Half,
             };
         };
         let last_ns = flow.last_seen_ns.max(other.last_seen_ns);
@@ -84,24 +84,24 @@ impl Law<'_> {
                 || self.incarnations.is_some_and(|incarnations| last_ns < incarnations.read_ns)
         };
         if self.missing(flow).chain(self.missing(other)).any(gone) {
-            return Verdict::Stale;
+            return FlowStatus::Stale;
         }
         if self.is_moved(key, flow) {
-            return Verdict::Moved;
+            return FlowStatus::Moved;
         }
         let timeout = |word| self.timeouts.get(word).copied().unwrap_or(u64::MAX);
         if has_expired(key.protocol, flow, other, self.now_ns, timeout) {
-            return Verdict::Expired;
+            return FlowStatus::Expired;
         }
-        Verdict::Keep(FlowState::of_flow(key.protocol, flow, other))
+        FlowStatus::Keep(FlowState::of_flow(key.protocol, flow, other))
     }
 
     /// Whether the host has lost the address that external hosts use for a flow: the translated
     /// source of an outgoing flow, or the destination of an incoming flow. Linux ends such flows
     /// as well (`nf_nat_masquerade`).
     fn is_moved(&self, key: &FlowKey, flow: &Flow) -> bool {
-        let outside = |at| at == zone::EXTERNAL || zone::client_link(at).is_some();
-        let own = match (outside(key.zone), outside(flow.zone)) {
+        let is_external = |at| at == zone::EXTERNAL || zone::client_link(at).is_some();
+        let own = match (is_external(key.zone), is_external(flow.zone)) {
             (true, _) => key.tuple.dst,
             (_, true) => flow.to.src,
             _ => return false,
@@ -139,16 +139,16 @@ mod tests {
 
     const NOW: u64 = 1000 * SECOND;
 
-    fn judge(
+    fn examine(
         flow: &Flow,
         other: Option<&Flow>,
         missing_ns: Option<u64>,
         incarnations: Option<&Incarnations>,
-    ) -> Verdict {
+    ) -> FlowStatus {
         let timeouts = Timeouts::default().table();
-        let law = Law { now_ns: NOW, timeouts: &timeouts, incarnations, addresses: None };
+        let criteria = Criteria { now_ns: NOW, timeouts: &timeouts, incarnations, addresses: None };
         let known = Known { missing_ns, ..Known::default() };
-        law.judge(&FlowKey { protocol: 17, ..FlowKey::default() }, flow, other, known)
+        criteria.examine(&FlowKey { protocol: 17, ..FlowKey::default() }, flow, other, known)
     }
 
     fn half(seconds_ago: u64, kind: u32, seen: u32) -> Flow {
@@ -158,26 +158,33 @@ mod tests {
     #[test]
     fn the_later_direction_keeps_both() {
         let (orig, reply) = (half(500, kind::ORIG, seen::PACKET), half(119, 0, seen::PACKET));
-        let keep = Verdict::Keep(FlowState::UdpStream);
-        assert_eq!(judge(&orig, Some(&reply), None, None), keep);
-        assert_eq!(judge(&reply, Some(&orig), None, None), keep);
+        let keep = FlowStatus::Keep(FlowState::UdpStream);
+        assert_eq!(examine(&orig, Some(&reply), None, None), keep);
+        assert_eq!(examine(&reply, Some(&orig), None, None), keep);
         let reply = half(120, 0, seen::PACKET);
-        assert_eq!(judge(&orig, Some(&reply), None, None), Verdict::Expired);
-        assert_eq!(judge(&reply, Some(&orig), None, None), Verdict::Expired);
+        assert_eq!(examine(&orig, Some(&reply), None, None), FlowStatus::Expired);
+        assert_eq!(examine(&reply, Some(&orig), None, None), FlowStatus::Expired);
     }
 
     #[test]
     fn each_state_has_its_time() {
         let (orig, reply) = (half(29, kind::ORIG, seen::PACKET), half(40, 0, 0));
-        let keep = Verdict::Keep(FlowState::UdpUnreplied);
-        assert_eq!(judge(&orig, Some(&reply), None, None), keep);
-        assert_eq!(judge(&half(30, kind::ORIG, 0), Some(&reply), None, None), Verdict::Expired);
+        let keep = FlowStatus::Keep(FlowState::UdpUnreplied);
+        assert_eq!(examine(&orig, Some(&reply), None, None), keep);
+        assert_eq!(
+            examine(&half(30, kind::ORIG, 0), Some(&reply), None, None),
+            FlowStatus::Expired
+        );
         let mut timeouts = Timeouts::default();
         timeouts.set(FlowState::UdpUnreplied, 29);
         let timeouts = timeouts.table();
-        let law = Law { now_ns: NOW, timeouts: &timeouts, incarnations: None, addresses: None };
+        let criteria =
+            Criteria { now_ns: NOW, timeouts: &timeouts, incarnations: None, addresses: None };
         let key = FlowKey { protocol: 17, ..FlowKey::default() };
-        assert_eq!(law.judge(&key, &orig, Some(&reply), Known::default()), Verdict::Expired);
+        assert_eq!(
+            criteria.examine(&key, &orig, Some(&reply), Known::default()),
+            FlowStatus::Expired
+        );
     }
 
     #[test]
@@ -189,58 +196,61 @@ mod tests {
             to_incarnation: to,
             ..half(seconds_ago, kind::ORIG, seen::PACKET)
         };
-        let judged = |flow: &Flow, incarnations| judge(flow, Some(&reply), None, incarnations);
-        let keep = Verdict::Keep(FlowState::UdpStream);
-        assert_eq!(judged(&of(7, 0, 1), Some(&incarnations)), keep);
-        assert_eq!(judged(&of(0, 7, 1), Some(&incarnations)), keep);
-        assert_eq!(judged(&of(8, 0, 1), Some(&incarnations)), Verdict::Stale);
-        assert_eq!(judged(&of(7, 8, 1), Some(&incarnations)), Verdict::Stale);
+        let examined = |flow: &Flow, incarnations| examine(flow, Some(&reply), None, incarnations);
+        let keep = FlowStatus::Keep(FlowState::UdpStream);
+        assert_eq!(examined(&of(7, 0, 1), Some(&incarnations)), keep);
+        assert_eq!(examined(&of(0, 7, 1), Some(&incarnations)), keep);
+        assert_eq!(examined(&of(8, 0, 1), Some(&incarnations)), FlowStatus::Stale);
+        assert_eq!(examined(&of(7, 8, 1), Some(&incarnations)), FlowStatus::Stale);
         // The incarnations of both directions are checked.
-        assert_eq!(judge(&reply, Some(&of(8, 0, 1)), None, Some(&incarnations)), Verdict::Stale);
+        assert_eq!(
+            examine(&reply, Some(&of(8, 0, 1)), None, Some(&incarnations)),
+            FlowStatus::Stale
+        );
         // `ENDPOINTS` could not be read, or the flow was used after the read, perhaps by a new
         // container.
-        assert_eq!(judged(&of(8, 0, 1), None), keep);
-        assert_eq!(judged(&of(8, 0, 0), Some(&incarnations)), keep);
+        assert_eq!(examined(&of(8, 0, 1), None), keep);
+        assert_eq!(examined(&of(8, 0, 0), Some(&incarnations)), keep);
     }
 
     #[test]
     fn a_flow_holds_while_its_address_is_the_hosts() {
         let [(key, orig), (_, reply)] = masqueraded(1, NOW);
         let timeouts = Timeouts::default().table();
-        let judged = |addresses: &[[u8; 4]]| {
+        let examined = |addresses: &[[u8; 4]]| {
             let addresses = addresses.iter().copied().map(MappedAddr::v4).collect();
-            let law = Law {
+            let criteria = Criteria {
                 now_ns: NOW,
                 timeouts: &timeouts,
                 incarnations: None,
                 addresses: Some(&addresses),
             };
-            let there = law.judge(&key, &orig, Some(&reply), Known::default());
-            let back = law.judge(&key.other(&orig), &reply, Some(&orig), Known::default());
+            let there = criteria.examine(&key, &orig, Some(&reply), Known::default());
+            let back = criteria.examine(&key.other(&orig), &reply, Some(&orig), Known::default());
             assert_eq!(there, back);
             there
         };
-        assert!(matches!(judged(&[[192, 0, 2, 1], [198, 51, 100, 1]]), Verdict::Keep(_)));
-        assert_eq!(judged(&[[192, 0, 2, 1]]), Verdict::Moved);
+        assert!(matches!(examined(&[[192, 0, 2, 1], [198, 51, 100, 1]]), FlowStatus::Keep(_)));
+        assert_eq!(examined(&[[192, 0, 2, 1]]), FlowStatus::Moved);
         // Between containers no address of the host is needed.
         let inner = Flow { zone: 257, ..orig };
-        let law = Law {
+        let criteria = Criteria {
             now_ns: NOW,
             timeouts: &timeouts,
             incarnations: None,
             addresses: Some(&BTreeSet::new()),
         };
-        let verdict = law.judge(&key, &inner, Some(&reply), Known::default());
-        assert!(matches!(verdict, Verdict::Keep(_)));
+        let status = criteria.examine(&key, &inner, Some(&reply), Known::default());
+        assert!(matches!(status, FlowStatus::Keep(_)));
     }
 
     #[test]
     fn half_a_flow_goes_after_a_while() {
-        assert_eq!(judge(&half(5, 0, 0), None, None, None), Verdict::Half);
-        assert_eq!(judge(&half(6, 0, 0), None, None, None), Verdict::Orphan);
+        assert_eq!(examine(&half(5, 0, 0), None, None, None), FlowStatus::Half);
+        assert_eq!(examine(&half(6, 0, 0), None, None, None), FlowStatus::Orphan);
         // In use, but the other direction is missing.
-        assert_eq!(judge(&half(0, 0, 0), None, Some(NOW - 5 * SECOND), None), Verdict::Half);
-        assert_eq!(judge(&half(0, 0, 0), None, Some(NOW - 6 * SECOND), None), Verdict::Orphan);
+        assert_eq!(examine(&half(0, 0, 0), None, Some(NOW - 5 * SECOND), None), FlowStatus::Half);
+        assert_eq!(examine(&half(0, 0, 0), None, Some(NOW - 6 * SECOND), None), FlowStatus::Orphan);
     }
 
     #[test]
@@ -254,7 +264,7 @@ mod tests {
     }
 
     proptest! {
-        /// Both directions get the same verdict, and a flow that was just used does not expire.
+        /// Both directions get the same status, and a flow that was just used does not expire.
         #[test]
         fn both_halves_alike(
             protocol in prop::sample::select(vec![1_u8, 6, 17]),
@@ -271,17 +281,17 @@ mod tests {
             };
             let (timeouts, incarnations) =
                 (Timeouts::default().table(), Incarnations { live: [1].into(), read_ns: NOW });
-            let law = Law {
+            let criteria = Criteria {
                 now_ns: NOW,
                 timeouts: &timeouts,
                 incarnations: Some(&incarnations),
                 addresses: None,
             };
             let key = FlowKey { protocol, ..FlowKey::default() };
-            let verdict = law.judge(&key, &orig, Some(&reply), Known::default());
-            prop_assert_eq!(verdict, law.judge(&key, &reply, Some(&orig), Known::default()));
+            let status = criteria.examine(&key, &orig, Some(&reply), Known::default());
+            prop_assert_eq!(status, criteria.examine(&key, &reply, Some(&orig), Known::default()));
             if orig_ns.max(reply_ns) >= NOW {
-                prop_assert!(matches!(verdict, Verdict::Keep(_)));
+                prop_assert!(matches!(status, FlowStatus::Keep(_)));
             }
         }
     }

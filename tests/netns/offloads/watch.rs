@@ -79,7 +79,7 @@ impl Direction {
     }
 
     fn look(&mut self, mut frame: Frame) {
-        if let Err(complaint) = self.judge(&mut frame)
+        if let Err(complaint) = self.examine(&mut frame)
             && self.complaints.len() < ENOUGH
         {
             let head: String =
@@ -88,7 +88,7 @@ impl Direction {
         }
     }
 
-    fn judge(&mut self, frame: &mut Frame) -> Result<(), String> {
+    fn examine(&mut self, frame: &mut Frame) -> Result<(), String> {
         let partial = frame.partial;
         if partial.is_some() {
             self.partial += 1;

@@ -13,7 +13,7 @@ use nix::{
 
 /// An interface of the host. The containers' are veths into another namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Port {
+pub(crate) enum Interface {
     /// First endpoint of network A.
     A1,
     /// Second endpoint of network A.
@@ -26,7 +26,7 @@ pub(crate) enum Port {
     Uplink,
 }
 
-impl Port {
+impl Interface {
     pub(crate) const ALL: [Self; 5] = [Self::A1, Self::A2, Self::B1, Self::B2, Self::Uplink];
 
     /// Interface index on the host's side.
@@ -67,7 +67,7 @@ pub(crate) const CLIENT_LINK: u32 = 32;
 pub(crate) const LOOPBACK: u32 = 1;
 
 /// An interface index that no interface has.
-pub(crate) const NO_SUCH_PORT: u32 = 4242;
+pub(crate) const NO_SUCH_INTERFACE: u32 = 4242;
 
 /// EtherType of the marker frames (IEEE 802, local experimental 2).
 const MARKER: u16 = 0x88b6;
