@@ -12,7 +12,7 @@ use crate::{
     arms::{Arm, Arms, Device, Receive, Unit},
     machine, programs,
     results::{HOST, HOST_AGAIN, Regime},
-    stats::median,
+    stats::middle_mean,
 };
 
 /// Environment variable with the emulator's version; set within the machine.
@@ -104,10 +104,10 @@ pub(super) fn regime(unit: Unit) -> Regime {
     }
 }
 
-/// The median time of a unit, ns.
+/// The time of a unit, ns: the mean of the middle half of all units.
 fn cost(arm: &Arm, unit: Unit) -> Result<f64> {
     let taken = arm.units(unit).map_err(|error| error.context(arm.info.id.clone()))?;
-    Ok(median(&taken.iter().map(|&ns| ns as f64).collect::<Vec<_>>()))
+    Ok(middle_mean(&taken.iter().map(|&ns| ns as f64).collect::<Vec<_>>()))
 }
 
 fn add(costs: &mut Vec<Cost>, what: String, instructions: f64) {

@@ -1,10 +1,10 @@
 //! Loads of counted units, each timed. On a clock that counts instructions, the time of a unit is
-//! its cost. The report takes medians, so that the clock tick and other timers have no effect.
+//! its cost. The report takes the middle half of them, so that rare timers have no effect.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd as _, AsRawFd as _},
     path::Path,
     sync::atomic::{AtomicU16, Ordering},
@@ -82,6 +82,8 @@ pub(crate) fn connections(peers: &Peers, count: usize) -> Result<Vec<u64>> {
     )?;
     let to = peers.to;
     within(&peers.client, move || {
+        // The entry of this thread's namespace. A connection in TIME_WAIT ends within a later unit.
+        fs::write(TIME_WAITS, "0").with_context(|| format!("writing {TIME_WAITS}"))?;
         each(count, || {
             let mut byte = [1_u8];
             let mut client = connect_from_next_port(to)?;
@@ -94,13 +96,19 @@ pub(crate) fn connections(peers: &Peers, count: usize) -> Result<Vec<u64>> {
             server.read_exact(&mut byte).context("connection: read")?;
             server.write_all(&byte).context("connection: answer")?;
             client.read_exact(&mut byte).context("connection: read the answer")?;
-            // The client closes first, so that TIME_WAIT stays at its end.
-            drop(client);
+            // The client closes first, and each end sees that the other has closed: both directions
+            // end by a FIN, and TIME_WAIT would be at the client's end.
+            client.shutdown(Shutdown::Write).context("connection: close")?;
+            ensure!(server.read(&mut byte)? == 0, "connection: the server was sent too much");
             drop(server);
+            ensure!(client.read(&mut byte)? == 0, "connection: the client was sent too much");
             Ok(())
         })
     })
 }
+
+/// Number of connections in TIME_WAIT that a namespace keeps (Documentation/networking/ip-sysctl.rst).
+const TIME_WAITS: &str = "/proc/sys/net/ipv4/tcp_max_tw_buckets";
 
 /// Source ports of clients. The kernel's own choice of a port takes longer, the more connections
 /// are in TIME_WAIT.
