@@ -1,7 +1,11 @@
 //! Other systems on the same host that forward and translate packets: Docker's bridge and DNAT,
 //! libvirt's network, kube-proxy's services; and a second network card.
 
-#![expect(clippy::expect_used, reason = "a step that fails ends the test with the error")]
+#![expect(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a step that fails ends the test with the error"
+)]
 
 use std::{
     io::{Read as _, Write as _},
