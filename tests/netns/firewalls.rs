@@ -167,7 +167,8 @@ fn check(firewall: &Firewall) {
 
     let (level, text) = finding(host, firewall);
     assert_eq!(level, "warning", "{text}");
-    for words in [&format!("{} is active", firewall.name), "--from CIDR", "ports deny CIDR"] {
+    for words in [format!("{} is active", firewall.name).as_str(), "--from CIDR", "ports deny CIDR"]
+    {
         assert!(text.contains(words), "{words:?}: {text}");
     }
 
