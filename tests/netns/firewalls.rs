@@ -64,8 +64,8 @@ const UFW: Firewall = Firewall {
     admits: "-A ufw-user-input -i cvg+ -p tcp --dport 9090 -j ACCEPT",
 };
 
-/// Zone `public` on the uplink, CLIENT in the zone `drop`. firewalld's nftables rules, which are its
-/// default, mean the same.
+/// Zone `public` on the uplink, CLIENT in the zone `drop`. By default firewalld makes rules of
+/// nftables with the same meaning.
 const FIREWALLD: Firewall = Firewall {
     name: "firewalld",
     settings: None,
@@ -110,7 +110,8 @@ fn finding(host: &Host, firewall: &Firewall) -> (String, String) {
     // ufw has no process.
     let process = if firewall.settings.is_some() { "sh" } else { firewall.name };
     // After 'exit' the shell does not replace itself by the command.
-    let script = "mount --bind \"$1\" /etc && printf %s \"$2\" > /proc/$$/comm && shift 2 && \"$@\"; exit $?";
+    let script = "mount --bind \"$1\" /etc && printf %s \"$2\" > /proc/$$/comm && shift 2 && \
+                  \"$@\"; exit $?";
     let doctor = host.culvert_command(&["--format", "json", "doctor"]);
     let mut command = Command::new("unshare");
     command.args(["--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", script, "sh"]);

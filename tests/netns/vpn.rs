@@ -88,9 +88,9 @@ fn a_vpn_is_the_hosts_alone() {
 }
 
 /// A VPN takes all routes of the host. Containers then begin no connection to other hosts, until a
-/// rule for their subnet leads to the uplink. Clients behind the uplink's router cannot use published
-/// ports, because the route back to them leads into the VPN, until a rule for the host's address
-/// leads to the uplink.
+/// rule for their subnet leads to the uplink. Clients behind the uplink's router cannot use
+/// published ports, because the route back to them leads into the VPN, until a rule for the host's
+/// address leads to the uplink.
 #[test]
 #[ignore = "needs root"]
 fn a_vpn_that_covers_everything_takes_the_way_out() {
@@ -117,7 +117,7 @@ fn a_vpn_that_covers_everything_takes_the_way_out() {
     drop(own);
 
     beyond.take_clients();
-    let main = "ip route show default | sed 's/$/ table 77/' | xargs ip route add";
+    let main = "ip route | sed -n 's/^default.*/& table 77/p' | xargs ip route add";
     host.netns.run(&format!("{main} && ip rule add from 172.17.0.0/16 lookup 77"));
     wait_until(SOON, "the way out again", || out() == "ok 10");
     assert_eq!(beyond.take_clients(), [host.vtep().to_string()]);

@@ -1,4 +1,5 @@
-//! `packaging/` has the files that `docs/OPERATIONS.md` shows, and no others.
+//! The files that `docs/OPERATIONS.md` shows are those of `packaging/`, and the tests that it names
+//! exist.
 
 #![expect(clippy::unwrap_used, reason = "a file that cannot be read fails the test with the error")]
 
@@ -20,6 +21,11 @@ const FILES: [(&str, &str); 5] = [
 /// The root of the repository.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// The page.
+fn page() -> String {
+    fs::read_to_string(root().join("docs/OPERATIONS.md")).unwrap()
 }
 
 /// The files that a page in Markdown shows: path on a host, and content. Such a block has the path
@@ -60,8 +66,7 @@ fn below(base: &Path, dir: &Path, files: &mut BTreeMap<String, String>) {
 /// each file of `packaging/`.
 #[test]
 fn the_page_shows_the_files() {
-    let page = fs::read_to_string(root().join("docs/OPERATIONS.md")).unwrap();
-    let shown = shown(&page);
+    let shown = shown(&page());
     let base = root().join("packaging");
     let mut kept = BTreeMap::new();
     below(&base, &base, &mut kept);
@@ -84,4 +89,29 @@ fn files_are_found_in_a_page() {
     let found = shown(page);
     let expected = [("/etc/a b.conf".to_owned(), "[x]\n\n# y\n".to_owned())];
     assert_eq!(found, BTreeMap::from(expected));
+}
+
+/// Each row of the table of other systems names a test, and each test that the page names is a
+/// function of the file to which the link leads.
+#[test]
+fn the_page_names_tests_that_exist() {
+    let page = page();
+    let (_, section) = page.split_once("\n## Beside other systems\n").unwrap();
+    let rows: Vec<&str> = section
+        .lines()
+        .skip_while(|line| !line.starts_with("|---"))
+        .skip(1)
+        .take_while(|line| line.starts_with('|'))
+        .collect();
+    assert!(rows.len() > 10, "{rows:?}");
+    for row in rows {
+        assert!(row.contains("](../tests/"), "no test: {row}");
+    }
+    let links = page.match_indices("`](../tests/");
+    for (at, begin) in links {
+        let name = page[..at].rsplit('`').next().unwrap();
+        let (file, _) = page[at + begin.len()..].split_once(')').unwrap();
+        let code = fs::read_to_string(root().join("tests").join(file)).unwrap();
+        assert!(code.contains(&format!("\nfn {name}() {{\n")), "{file}: no test '{name}'");
+    }
 }
