@@ -18,6 +18,18 @@ const FILES: [(&str, &str); 5] = [
     ("/etc/fail2ban/jail.d/web.conf", "fail2ban/jail.d/web.conf"),
 ];
 
+/// Systems that must have a row in the table of other systems.
+const SYSTEMS: [&str; 8] = [
+    "Docker",
+    "kube-proxy",
+    "libvirt",
+    "ufw",
+    "firewalld",
+    "NetworkManager",
+    "systemd-networkd",
+    "VPNs",
+];
+
 /// The root of the repository.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -103,7 +115,10 @@ fn the_page_names_tests_that_exist() {
         .skip(1)
         .take_while(|line| line.starts_with('|'))
         .collect();
-    assert!(rows.len() > 10, "{rows:?}");
+    for system in SYSTEMS {
+        let is_it = |row: &&str| row.split('|').nth(1).is_some_and(|cell| cell.contains(system));
+        assert!(rows.iter().any(is_it), "{system}: no row");
+    }
     for row in rows {
         assert!(row.contains("](../tests/"), "no test: {row}");
     }
