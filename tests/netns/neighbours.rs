@@ -1,7 +1,11 @@
 //! Other systems on the same host that forward and translate packets: Docker's bridge and DNAT,
-//! kube-proxy's services; and a second network card.
+//! libvirt's network, kube-proxy's services; and a second network card.
 
-#![expect(clippy::expect_used, reason = "a step that fails ends the test with the error")]
+#![expect(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a step that fails ends the test with the error"
+)]
 
 use std::{
     io::{Read as _, Write as _},
@@ -39,6 +43,60 @@ fn docker_on(host: &Host) -> (&'static str, Netns) {
     (iptables, containers.remove(0))
 }
 
+/// Address of `virbr0`.
+const VIRBR0: Ipv4Addr = Ipv4Addr::new(192, 168, 122, 1);
+/// Address of libvirt's guest.
+const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 122, 2);
+
+/// The rules of libvirt's network `default`, without those for the MTU and the checksums of DHCP.
+const LIBVIRT: [&str; 24] = [
+    "-N LIBVIRT_INP",
+    "-N LIBVIRT_OUT",
+    "-N LIBVIRT_FWI",
+    "-N LIBVIRT_FWO",
+    "-N LIBVIRT_FWX",
+    "-A INPUT -j LIBVIRT_INP",
+    "-A OUTPUT -j LIBVIRT_OUT",
+    "-A FORWARD -j LIBVIRT_FWX",
+    "-A FORWARD -j LIBVIRT_FWI",
+    "-A FORWARD -j LIBVIRT_FWO",
+    "-A LIBVIRT_INP -i virbr0 -p udp --dport 53 -j ACCEPT",
+    "-A LIBVIRT_INP -i virbr0 -p udp --dport 67 -j ACCEPT",
+    "-A LIBVIRT_OUT -o virbr0 -p udp --dport 68 -j ACCEPT",
+    "-A LIBVIRT_FWX -i virbr0 -o virbr0 -j ACCEPT",
+    "-A LIBVIRT_FWI -d 192.168.122.0/24 -o virbr0 -m conntrack --ctstate RELATED,ESTABLISHED \
+     -j ACCEPT",
+    "-A LIBVIRT_FWI -o virbr0 -j REJECT --reject-with icmp-port-unreachable",
+    "-A LIBVIRT_FWO -s 192.168.122.0/24 -i virbr0 -j ACCEPT",
+    "-A LIBVIRT_FWO -i virbr0 -j REJECT --reject-with icmp-port-unreachable",
+    "-t nat -N LIBVIRT_PRT",
+    "-t nat -A POSTROUTING -j LIBVIRT_PRT",
+    "-t nat -A LIBVIRT_PRT -s 192.168.122.0/24 -d 224.0.0.0/24 -j RETURN",
+    "-t nat -A LIBVIRT_PRT -s 192.168.122.0/24 ! -d 192.168.122.0/24 -p tcp -j MASQUERADE \
+     --to-ports 1024-65535",
+    "-t nat -A LIBVIRT_PRT -s 192.168.122.0/24 ! -d 192.168.122.0/24 -p udp -j MASQUERADE \
+     --to-ports 1024-65535",
+    "-t nat -A LIBVIRT_PRT -s 192.168.122.0/24 ! -d 192.168.122.0/24 -j MASQUERADE",
+];
+
+/// Makes libvirt's network `default` on the host, with one guest. A namespace stands for the guest,
+/// and a veth for its tap device. The bridge has no STP, so that its port forwards at once.
+fn libvirt_on(host: &Host) -> Netns {
+    let iptables = docker::iptables().expect("an iptables that can make a NAT rule in this kernel");
+    let guest = Netns::new("guest");
+    host.netns.connect("vnet0", &guest, "eth0", 1500);
+    host.netns.run(&format!(
+        "ip link add virbr0 type bridge stp_state 0 forward_delay 0 && \
+         ip addr add {VIRBR0}/24 dev virbr0 && ip link set virbr0 up && \
+         ip link set vnet0 master virbr0 && sysctl -qw net.ipv4.ip_forward=1"
+    ));
+    guest.run(&format!("ip addr add {GUEST}/24 dev eth0 && ip route add default via {VIRBR0}"));
+    for rule in LIBVIRT {
+        host.netns.run(&format!("{iptables} -w {rule}"));
+    }
+    guest
+}
+
 /// Starts an echo server for TCP and one for UDP.
 fn echoes(netns: &Path, port: u16) -> [Server; 2] {
     ["tcp", "udp"].map(|proto| echo(netns, proto, port))
@@ -53,8 +111,7 @@ fn wait_served(host: &Host, ifname: &str, served: bool) {
 }
 
 /// A container reaches a port that Docker publishes on this host, at every address of the host.
-/// Docker sees the container's address. Packets that Docker's container sends by itself do not
-/// arrive.
+/// Docker sees the container's address. Neither container reaches the other by its own address.
 #[test]
 #[ignore = "needs root"]
 fn a_container_reaches_a_port_of_docker() {
@@ -84,6 +141,10 @@ fn a_container_reaches_a_port_of_docker() {
         assert_ne!(exchange(&docker, "tcp", ip, 80, 10), "ok 10");
         assert_eq!(own.seen(), []);
         assert!(host.counter("from_host", "isolated") > before);
+        let before = host.counter("from_container", "not_an_uplink");
+        let address = docker::address(0);
+        assert_eq!(exchange_at(&container(&name), "tcp", address, 80, 10), "timeout");
+        assert!(host.counter("from_container", "not_an_uplink") > before);
         host.ok(&["rm", "-f", &name]);
     }
 }
@@ -194,44 +255,41 @@ impl Speaker {
     }
 }
 
-/// A container of Docker and a container of Culvert use the same source port to the same server.
-/// Each gets the answers to its own packets, in either order of the first packets.
-#[test]
-#[ignore = "needs root"]
-fn a_port_that_docker_masquerades_is_left_to_it() {
-    let world = World::new(1);
+/// A container whose packets netfilter masquerades and a container of Culvert use the same source
+/// port to the same server. Each must get the answers to its own packets, in either order of the
+/// first packets. Netfilter must keep the source ports of `other`.
+fn check_same_ports(world: &World, other: &Netns) {
     let host = world.host();
-    let (_, docker) = docker_on(host);
     let far = SocketAddrV4::new(culvert_tests::outside::Outside::IP, 7);
     let servers = echoes(world.outside.host.path(), 7);
     let (name, _) = world.run("bridge", &[]);
     let own = container(&name);
     // The agent finds netfilter's conntrack after its first connection.
-    assert_eq!(exchange_at(docker.path(), "udp", *far.ip(), 7, 10), "ok 10");
+    assert_eq!(exchange_at(other.path(), "udp", *far.ip(), 7, 10), "ok 10");
     wait_until(SOON, "the agent to see netfilter", || {
         host.agent_log().contains("netfilter tracks connections")
     });
-    for (port, docker_first) in [(40_000, true), (40_001, false), (5060, true), (5061, false)] {
-        let make = |docker_s: bool| match docker_s {
-            true => Speaker::new(docker.path(), port, far, "docker"),
+    for (port, other_first) in [(40_000, true), (40_001, false), (5060, true), (5061, false)] {
+        let make = |is_other: bool| match is_other {
+            true => Speaker::new(other.path(), port, far, "other"),
             false => Speaker::new(&own, port, far, "culvert"),
         };
-        let first = make(docker_first);
+        let first = make(other_first);
         first.speak();
-        let second = make(!docker_first);
+        let second = make(!other_first);
         for _ in 0..3 {
             second.speak();
             first.speak();
         }
     }
-    for (port, docker_first) in [(41_000, true), (41_001, false)] {
-        let open = |docker_s: bool| {
-            let netns = if docker_s { docker.path() } else { own.as_path() };
+    for (port, other_first) in [(41_000, true), (41_001, false)] {
+        let open = |is_other: bool| {
+            let netns = if is_other { other.path() } else { own.as_path() };
             let stream = sock::within(netns, || sock::open(far, port)).unwrap();
             stream.set_read_timeout(Some(on_this_machine(Duration::from_secs(2)))).unwrap();
             stream
         };
-        let streams = [open(docker_first), open(!docker_first)];
+        let streams = [open(other_first), open(!other_first)];
         for round in 0..3_u8 {
             for (mut stream, number) in streams.iter().zip(0..) {
                 stream.write_all(&[round, number]).unwrap();
@@ -243,6 +301,64 @@ fn a_port_that_docker_masquerades_is_left_to_it() {
     }
     let clients = servers[0].take_clients();
     assert_eq!(clients, [host.vtep().to_string()]);
+}
+
+/// A container of Docker and a container of Culvert use the same source port to the same server.
+#[test]
+#[ignore = "needs root"]
+fn a_port_that_docker_masquerades_is_left_to_it() {
+    let world = World::new(1);
+    let (_, docker) = docker_on(world.host());
+    check_same_ports(&world, &docker);
+}
+
+/// A guest of libvirt reaches a published port at every address of the host. The server sees the
+/// address of the guest. Neither a guest nor a container reaches the other by its own address.
+///
+/// A Linux bridge would refuse the guest's address to a container of another bridge, too, by the
+/// REJECT of `LIBVIRT_FWI`: the container would get an ICMP error at once. Culvert drops the packet
+/// without an error, as every packet whose route leads to an interface that is no uplink.
+#[test]
+#[ignore = "needs root"]
+fn a_guest_of_libvirt_reaches_a_published_port() {
+    let world = World::new(1);
+    let host = world.host();
+    let (name, ip) = world.run("bridge", &["-p", "8080:80", "-p", "8080:80/udp"]);
+    let servers = echoes(&container(&name), 80);
+    // libvirt is started after the agent.
+    let guest = libvirt_on(host);
+    wait_served(host, "virbr0", true);
+    for address in [host.vtep(), VIRBR0] {
+        for (proto, len) in [("tcp", 10), ("tcp", 300_000), ("udp", 10), ("udp", 5000)] {
+            let answer = exchange(&guest, proto, address, 8080, len);
+            assert_eq!(answer, format!("ok {len}"), "{address} {proto}");
+        }
+    }
+    for server in &servers {
+        let clients = server.take_clients();
+        assert!(clients.iter().all(|client| *client == GUEST.to_string()), "{clients:?}");
+    }
+
+    let before = host.counter("from_host", "isolated");
+    assert_ne!(exchange(&guest, "tcp", ip, 80, 10), "ok 10");
+    assert!(host.counter("from_host", "isolated") > before);
+    assert_eq!(servers[0].take_clients(), [""; 0]);
+    let in_guest = echo(guest.path(), "tcp", 80);
+    let before = host.counter("from_container", "not_an_uplink");
+    assert_eq!(exchange_at(&container(&name), "tcp", GUEST, 80, 10), "timeout");
+    assert!(host.counter("from_container", "not_an_uplink") > before);
+    // The host itself reaches the guest.
+    assert_eq!(exchange(&host.netns, "tcp", GUEST, 80, 10), "ok 10");
+    assert_eq!(in_guest.take_clients(), [VIRBR0.to_string()]);
+}
+
+/// A guest of libvirt and a container of Culvert use the same source port to the same server.
+#[test]
+#[ignore = "needs root"]
+fn a_port_that_libvirt_masquerades_is_left_to_it() {
+    let world = World::new(1);
+    let guest = libvirt_on(world.host());
+    check_same_ports(&world, &guest);
 }
 
 /// A second network card is not an uplink. Clients reach published ports through it, at its own

@@ -9,6 +9,7 @@ pub mod netns;
 pub mod packet;
 pub mod probe;
 pub mod sock;
+pub mod tun;
 pub mod verify;
 pub mod wire;
 
