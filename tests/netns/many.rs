@@ -49,7 +49,7 @@ impl Guest {
     fn attach(&self, host: &Host) -> Command {
         let (netns, ip) = (self.netns.path().display().to_string(), self.ip.to_string());
         let names = ["--name", &self.name, "--network", NETWORK, "--ip", &ip];
-        host.culvert_command(&[&["attach", "--netns", &netns], &names[..]].concat())
+        host.culvert_command(&[&["attach", "--netns", &netns][..], &names].concat())
     }
 
     /// Pings the addresses one by one.
@@ -219,7 +219,7 @@ fn very_many_containers_work() {
         all_succeed(part.iter().map(|guest| host.culvert_command(&["detach", &guest.name])));
     }
     assert_eq!(host.json(&["ps"]).as_array().map(Vec::len), Some(0));
-    assert_eq!(veths(&host.netns), []);
+    assert!(veths(&host.netns).is_empty(), "{:?}", veths(&host.netns));
     host.ok(&["purge"]);
     no_device_is_left(host);
 }
@@ -262,7 +262,7 @@ fn a_full_bridge_gets_a_second_one() {
         ("cvhead1", "ip link set cvhead1 up", "cvhead1 was up", down),
         ("cvhead1", "ip link set cvhead1 nomaster", "cvhead1 was no port of cvroom1", port_of),
         ("cvhead1", "ip link del cvhead1", "cvhead1 was missing", port_of),
-        (&port, "ip link del cvroom1", "cvroom1 was missing", port_of),
+        (port.as_str(), "ip link del cvroom1", "cvroom1 was missing", port_of),
     ] {
         is_repaired(host, "assistant device", breakage, words, &whole.replace("DEV", device));
     }
