@@ -134,7 +134,7 @@ impl Kind {
             netlink.set_down(&link.name).await?;
         }
         self.mark(netlink, link).await?;
-        let found = found.or_else(|| link.up.then_some("was up"));
+        let found = found.or(link.up.then_some("was up"));
         Ok(Assistant { index: link.index, found, master: link.master })
     }
 }
