@@ -25,13 +25,13 @@ const ROOM: &str = "cvroom0";
 /// Where containers and hosts listen.
 const PORT: u16 = 7000;
 
-fn link(netns: &Netns, ifname: &str) -> Value {
+pub(crate) fn link(netns: &Netns, ifname: &str) -> Value {
     let output = netns.try_run(&format!("ip -d -s -j link show {ifname}"));
     let rows: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     rows[0].clone()
 }
 
-fn is_up(link: &Value) -> bool {
+pub(crate) fn is_up(link: &Value) -> bool {
     link["flags"].as_array().is_some_and(|flags| flags.iter().any(|flag| flag == "UP"))
 }
 
@@ -55,7 +55,7 @@ fn room_is_right(netns: &Netns) -> bool {
 }
 
 /// The host sides of the containers' device pairs, with the bridge of each.
-fn veths(netns: &Netns) -> Vec<(String, String)> {
+pub(crate) fn veths(netns: &Netns) -> Vec<(String, String)> {
     let rows: Value = serde_json::from_str(&netns.run("ip -d -j link show")).unwrap();
     let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
     let rows = rows.as_array().unwrap().iter();

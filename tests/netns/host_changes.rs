@@ -38,7 +38,7 @@ pub(crate) fn repairs(host: &Host, kind: &str) -> (u64, String) {
 
 /// Runs `breakage`, and waits until the command `whole` succeeds again and the repair is reported
 /// with `words`.
-fn is_repaired(host: &Host, kind: &str, breakage: &str, words: &str, whole: &str) {
+pub(crate) fn is_repaired(host: &Host, kind: &str, breakage: &str, words: &str, whole: &str) {
     let (before, _) = repairs(host, kind);
     host.netns.run(breakage);
     wait_until(REPAIR, &format!("{whole:?} after {breakage:?}"), || host.netns.succeeds(whole));

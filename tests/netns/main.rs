@@ -24,6 +24,7 @@ mod hosts;
 mod hung;
 mod leftovers;
 mod lifecycle;
+mod many;
 mod map_entries;
 mod modes;
 mod mounts;

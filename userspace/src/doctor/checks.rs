@@ -6,7 +6,7 @@ use culvert_common::abi::VXLAN_OVERHEAD;
 
 use super::{
     certificate::examine_certificate,
-    facts::{Bpffs, Facts, HostFacts, NeighbourTable, Probe, UplinkFacts},
+    facts::{Bpffs, Facts, HostFacts, HostSides, NeighbourTable, Probe, UplinkFacts},
     finding::{Finding, Level},
 };
 use crate::{
@@ -38,6 +38,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     findings.push(names(facts));
     findings.extend(ports(facts));
     findings.extend(facts.shaped.iter().map(|(name, qdisc)| shaped(name, qdisc)));
+    findings.extend(headroom(facts.host_sides));
     findings.push(firewall(facts));
     findings.extend(neighbours(facts));
     findings
@@ -381,6 +382,24 @@ fn shaped(name: &str, qdisc: &str) -> Finding {
     )
 }
 
+fn headroom(sides: HostSides) -> Option<Finding> {
+    let HostSides { all, without_headroom } = sides;
+    if all == 0 {
+        return None;
+    }
+    if without_headroom == 0 {
+        let detail = "the host side of each container is a port of a bridge cvroom*".to_owned();
+        return Some(ok("headroom", detail));
+    }
+    Some(warning(
+        "headroom",
+        format!(
+            "{without_headroom} of {all} host sides of containers are ports of no bridge cvroom*: their frames are copied to make room for the outer header"
+        ),
+        "the agent's log has the reason: a device of that name that is not the agent's, or a master that does not let the host side go",
+    ))
+}
+
 fn firewall(facts: &Facts) -> Finding {
     let open = facts.subject.open_ports;
     if facts.firewalls.is_empty() || open == 0 {
@@ -417,21 +436,23 @@ fn neighbours(facts: &Facts) -> Vec<Finding> {
         let detail = format!(
             "the table of {family} neighbours, which all network namespaces share, has {entries} entries of {limit}"
         );
-        if entries < limit / 4 * 3 {
-            return ok("neighbours", detail);
-        }
-        let setting = format!("net.{family}.neigh.default.gc_thresh");
-        warning(
-            "neighbours",
+        // Not every container has an IPv6 address.
+        let containers = if family == "ipv4" { facts.host_sides.all as u64 } else { 0 };
+        let why = if entries >= limit / 4 * 3 {
             format!(
-                "{detail}: in a full table no address is resolved, in containers neither; {refused} were refused since the boot"
-            ),
-            &format!(
-                "sysctl -w {setting}3={} {setting}2={}",
-                limit.saturating_mul(4),
-                limit.saturating_mul(2)
-            ),
-        )
+                "in a full table no address is resolved, in containers neither; {refused} were refused since the boot"
+            )
+        } else if containers >= limit {
+            format!(
+                "the {containers} containers here may need more within 5 s: one for each other container with which one of them exchanges packets"
+            )
+        } else {
+            return ok("neighbours", detail);
+        };
+        let setting = format!("net.{family}.neigh.default.gc_thresh");
+        let enough = limit.max(containers).saturating_mul(4);
+        let advice = format!("sysctl -w {setting}3={enough} {setting}2={}", enough / 2);
+        warning("neighbours", format!("{detail}: {why}"), &advice)
     };
     facts.neighbours.iter().map(finding).collect()
 }

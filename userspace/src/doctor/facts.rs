@@ -1,6 +1,7 @@
 //! Facts about the host, read from the kernel.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     time::Duration,
@@ -21,7 +22,7 @@ use crate::{
         sockets::{LocalSocket, Transport, sockets},
     },
     netns::run_in,
-    sandbox::{Resolver, endpoint_of},
+    sandbox::{Resolver, endpoint_of, is_room},
 };
 
 /// Feature that merges UDP datagrams into a list of packets. Like [`RX_UDP_GRO_FORWARDING`], it
@@ -82,6 +83,8 @@ pub struct Facts {
     pub shaped: Vec<(String, String)>,
     /// Names of the firewalls that manage the host's netfilter rules now.
     pub firewalls: Vec<&'static str>,
+    /// The host sides of containers' pairs.
+    pub host_sides: HostSides,
     /// The kernel's tables of neighbours. Only the initial network namespace shows them.
     pub neighbours: Vec<NeighbourTable>,
     /// The name servers that the host has for containers.
@@ -204,6 +207,7 @@ impl Facts {
                 .map(|link| link.name.clone())
                 .collect(),
             firewalls: firewalls(Path::new("/")),
+            host_sides: HostSides::among(&links),
             neighbours: neighbour_tables(Path::new("/"), exempt),
             resolver: Resolver::of_host(),
             certificates: subject
@@ -214,6 +218,26 @@ impl Facts {
             now: certificate::now(),
             subject,
         }
+    }
+}
+
+/// Numbers of host sides of containers' pairs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostSides {
+    /// All of them.
+    pub all: usize,
+    /// Those that are ports of none of the bridges that lend headroom.
+    pub without_headroom: usize,
+}
+
+impl HostSides {
+    fn among(links: &[Link]) -> Self {
+        let rooms: BTreeSet<u32> =
+            links.iter().filter(|link| is_room(link)).map(|link| link.index).collect();
+        let sides: Vec<&Link> = links.iter().filter(|link| endpoint_of(link).is_some()).collect();
+        let is_port = |link: &Link| link.master.is_some_and(|master| rooms.contains(&master));
+        let without_headroom = sides.iter().filter(|link| !is_port(link)).count();
+        Self { all: sides.len(), without_headroom }
     }
 }
 
@@ -438,6 +462,31 @@ mod tests {
         // Of another layout.
         file("proc/net/stat/arp_cache", "allocs\n00000001\n");
         assert_eq!(read(), [ipv6]);
+    }
+
+    #[test]
+    fn host_sides_are_ports_of_any_of_the_bridges() {
+        let link = |index, kind: &str, alias: &str, master| Link {
+            index,
+            kind: Some(kind.to_owned()),
+            alias: Some(alias.to_owned()),
+            master,
+            ..Link::default()
+        };
+        let side = |index, master| link(index, "veth", "culvert:0a", master);
+        let bridge = |index, alias| link(index, "bridge", alias, None);
+        let links = [
+            bridge(6, "culvert-room"),
+            bridge(7, "culvert-room"),
+            bridge(8, "mine"),
+            side(20, Some(6)),
+            side(21, Some(7)),
+            side(22, Some(8)),
+            side(23, None),
+            link(24, "veth", "mine", None),
+        ];
+        assert_eq!(HostSides::among(&links), HostSides { all: 4, without_headroom: 2 });
+        assert_eq!(HostSides::among(&[]), HostSides::default());
     }
 
     #[test]

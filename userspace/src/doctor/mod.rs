@@ -16,7 +16,9 @@ pub use certificate::{
 };
 pub use checks::examine;
 pub use datapath::{DatapathFacts, examine_datapath};
-pub use facts::{Bpffs, Facts, HostFacts, NeighbourTable, Probe, Subject, TcxProgram, UplinkFacts};
+pub use facts::{
+    Bpffs, Facts, HostFacts, HostSides, NeighbourTable, Probe, Subject, TcxProgram, UplinkFacts,
+};
 pub use finding::{Finding, Level};
 pub use mounts::fleeting_mounts;
 

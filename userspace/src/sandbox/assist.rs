@@ -1,21 +1,21 @@
-//! The two assistant devices of the host, which no packet crosses: they make the BPF programs
-//! faster.
+//! The assistant devices of the host, which no packet crosses: they make the BPF programs faster.
 //!
 //! * [`GRO`], a vxlan device. While the kernel has a VXLAN socket, its GRO knows the format and
 //!   merges the frames of an inner TCP connection before `from_underlay` receives them. The device
 //!   has an empty VNI list (`vnifilter`), so it drops every packet that reaches its socket:
 //!   reassembled fragments, and frames that arrive while no program is attached.
-//! * [`ROOM`], a bridge that is down. A bridge makes all its ports reserve the headroom that the
-//!   most demanding port needs, here [`GRO`]; a veth passes that headroom on to its peer. If the
-//!   veths of containers are ports of the bridge, their frames have headroom for the outer header
-//!   and need no copy. A port of a bridge that is down is disabled: a frame that `from_container`
-//!   does not take, because it is not attached, is dropped there and does not reach the host.
+//! * [`ROOM`], a bridge that is down, and further bridges of the same kind. A bridge makes all its
+//!   ports reserve the headroom that the most demanding port needs; a veth passes that headroom on
+//!   to its peer. If the veths of containers are ports of the bridge, their frames have headroom for
+//!   the outer header and need no copy. A port of a bridge that is down is disabled: a frame that
+//!   `from_container` does not take, because it is not attached, is dropped there and does not reach
+//!   the host. See [`super::Rooms`].
+//! * One *lender* for each bridge, the port that needs the headroom of the outer header. That of the
+//!   first bridge is [`GRO`]. That of a further bridge is a vxlan device that is down.
 //!
-//! Culvert works without either device, only slower; so their absence is not an error.
+//! Culvert works without these devices, only slower; so their absence is not an error.
 
-use std::collections::BTreeSet;
-
-use super::{Result, SandboxError, endpoint_of, sysctl};
+use super::{Result, SandboxError, sysctl};
 use crate::{
     model::MacAddr,
     netlink::{Link, Netlink, NetlinkError},
@@ -25,14 +25,19 @@ use crate::{
 /// Name of the vxlan device. No other device of Culvert has this name: a gateway device has a
 /// number after `cvg`, a container's veth has hexadecimal digits after `cv`.
 pub const GRO: &str = "cvgro0";
-/// Name of the bridge.
+/// Name of the first bridge.
 pub const ROOM: &str = "cvroom0";
-/// The most ports of a Linux bridge (`BR_MAX_PORTS` less the number 0).
-const MOST_PORTS: usize = 1023;
+/// Greatest number of a bridge: with it the names have at most 9 bytes.
+pub(super) const LAST: u32 = 999;
+/// UDP port of the lenders of the further bridges. They are down and do not bind it.
+const LENDER_PORT: u16 = 4789;
 
-/// Parameters of an assistant device.
-struct Kind {
-    name: &'static str,
+/// Parameters of a kind of assistant devices. The name of a device is a prefix and a number.
+#[derive(Debug)]
+pub(super) struct Kind {
+    prefix: &'static str,
+    /// Greatest number.
+    last: u32,
     kind: &'static str,
     alias: &'static str,
     /// MAC address. It tells a device that Culvert made but has not marked yet from a foreign one.
@@ -42,35 +47,61 @@ struct Kind {
 }
 
 const GRO_KIND: Kind = Kind {
-    name: GRO,
+    prefix: "cvgro",
+    last: 0,
     kind: "vxlan",
     alias: "culvert-gro",
     mac: MacAddr([0x02, 0x43, 0x56, 0x47, 0x52, 0x4f]),
     owner: "the agent's vxlan device",
 };
-const ROOM_KIND: Kind = Kind {
-    name: ROOM,
+pub(super) const ROOM_KIND: Kind = Kind {
+    prefix: "cvroom",
+    last: LAST,
     kind: "bridge",
     alias: "culvert-room",
     mac: MacAddr([0x02, 0x43, 0x56, 0x52, 0x4f, 0x4d]),
     owner: "the agent's bridge",
 };
+const LENDER_KIND: Kind = Kind {
+    prefix: "cvhead",
+    last: LAST,
+    kind: "vxlan",
+    alias: "culvert-head",
+    mac: MacAddr([0x02, 0x43, 0x56, 0x48, 0x45, 0x44]),
+    owner: "the agent's vxlan device",
+};
 
 impl Kind {
+    fn name(&self, number: u32) -> String {
+        format!("{}{number}", self.prefix)
+    }
+
+    /// The number in the name of a device of the kind.
+    fn number(&self, name: &str) -> Option<u32> {
+        let number = name.strip_prefix(self.prefix)?.parse::<u32>().ok()?;
+        // Another form of the number, such as `01`, is no name of ours.
+        (number <= self.last && self.name(number) == name).then_some(number)
+    }
+
+    /// The number of a device of the kind that Culvert made.
+    pub(super) fn number_of(&self, link: &Link) -> Option<u32> {
+        self.number(&link.name).filter(|_| self.is(link))
+    }
+
     fn is(&self, link: &Link) -> bool {
         link.kind.as_deref() == Some(self.kind)
             && match link.alias.as_deref() {
                 Some(alias) => alias == self.alias,
                 // The agent was stopped between the two requests.
-                None => link.name == self.name && link.mac == Some(self.mac),
+                None => self.number(&link.name).is_some() && link.mac == Some(self.mac),
             }
     }
 
-    /// The device, if it exists.
-    async fn find(&self, netlink: &Netlink) -> Result<Option<Link>> {
-        match netlink.link(self.name).await? {
+    /// The device `name`, if it exists.
+    async fn find(&self, netlink: &Netlink, name: &str) -> Result<Option<Link>> {
+        match netlink.link(name).await? {
             Some(link) if !self.is(&link) => Err(SandboxError::ForeignInterface {
-                ifname: self.name.to_owned(),
+                ifname: name.to_owned(),
                 owner: self.owner.to_owned(),
             }),
             found => Ok(found),
@@ -79,18 +110,53 @@ impl Kind {
 
     /// The host itself sends and receives nothing on the device.
     async fn mark(&self, netlink: &Netlink, link: &Link) -> Result<()> {
+        let name = link.name.as_str();
         if link.alias.is_none() {
-            netlink.set_alias(self.name, self.alias).await?;
+            netlink.set_alias(name, self.alias).await?;
         }
-        let name = self.name;
         run_in(netlink.netns(), move || sysctl::set("ipv6", name, "disable_ipv6", "1").map(drop))?
     }
 
-    async fn found(&self, netlink: &Netlink) -> Result<Link> {
-        self.find(netlink)
+    async fn found(&self, netlink: &Netlink, name: &str) -> Result<Link> {
+        self.find(netlink, name)
             .await?
-            .ok_or_else(|| NetlinkError::NoSuchInterface(self.name.to_owned()).into())
+            .ok_or_else(|| NetlinkError::NoSuchInterface(name.to_owned()).into())
     }
+
+    /// Makes sure that a device that exists is down and is marked. `found`: what was wrong with it.
+    async fn keep_down(
+        &self,
+        netlink: &Netlink,
+        link: &Link,
+        found: Option<&'static str>,
+    ) -> Result<Assistant> {
+        if link.up {
+            netlink.set_down(&link.name).await?;
+        }
+        self.mark(netlink, link).await?;
+        let found = found.or(link.up.then_some("was up"));
+        Ok(Assistant { index: link.index, found, master: link.master })
+    }
+}
+
+/// Name of a bridge: `cvroom` and its number.
+pub fn room_ifname(number: u32) -> String {
+    ROOM_KIND.name(number)
+}
+
+/// Name of the lender of a bridge: [`GRO`], or `cvhead` and the bridge's number.
+pub fn lender_ifname(number: u32) -> String {
+    if number == 0 { GRO.to_owned() } else { LENDER_KIND.name(number) }
+}
+
+/// Whether a name has the form of the name of a bridge or of a further bridge's lender.
+pub fn is_room_ifname(name: &str) -> bool {
+    ROOM_KIND.number(name).is_some() || LENDER_KIND.number(name).is_some()
+}
+
+/// Whether a device is a bridge that Culvert made for host sides of containers.
+pub fn is_room(link: &Link) -> bool {
+    ROOM_KIND.is(link)
 }
 
 /// An assistant device that exists and has the right settings.
@@ -104,9 +170,9 @@ pub struct Assistant {
     pub master: Option<u32>,
 }
 
-/// Whether a device is one of the two assistant devices.
+/// Whether a device is an assistant device.
 pub fn is_assistant(link: &Link) -> bool {
-    [GRO_KIND, ROOM_KIND].iter().any(|kind| kind.is(link))
+    [GRO_KIND, ROOM_KIND, LENDER_KIND].iter().any(|kind| kind.is(link))
 }
 
 /// Makes sure that the vxlan device exists for UDP port `port` and is up. Idempotent.
@@ -120,7 +186,7 @@ pub async fn keep_gro(
     port: u16,
     discard: impl Fn(u32) + Send,
 ) -> Result<Assistant> {
-    let there = GRO_KIND.find(netlink).await?;
+    let there = GRO_KIND.find(netlink, GRO).await?;
     let (link, found) = match there {
         Some(link) if link.vxlan_filtered && link.vxlan_port == Some(port) => {
             let found = (!link.up).then_some("was down");
@@ -135,7 +201,7 @@ pub async fn keep_gro(
                 found = "had other settings";
             }
             netlink.create_vnifilter_vxlan(GRO, GRO_KIND.mac, port).await?;
-            (GRO_KIND.found(netlink).await?, Some(found))
+            (GRO_KIND.found(netlink, GRO).await?, Some(found))
         }
     };
     GRO_KIND.mark(netlink, &link).await?;
@@ -150,80 +216,41 @@ pub async fn keep_gro(
     Ok(Assistant { index: link.index, found, master: link.master })
 }
 
-/// Makes sure that the bridge exists and is down. Idempotent.
+/// Makes sure that the bridge with this number exists and is down. Idempotent.
 ///
 /// # Errors
 /// An interface of that name does not belong to Culvert, or the kernel refuses.
-pub async fn keep_room(netlink: &Netlink) -> Result<Assistant> {
-    let (link, found) = match ROOM_KIND.find(netlink).await? {
-        Some(link) => {
-            let found = link.up.then_some("was up");
-            (link, found)
-        }
-        None => {
-            netlink.create_silent_bridge(ROOM, ROOM_KIND.mac).await?;
-            (ROOM_KIND.found(netlink).await?, Some("was missing"))
-        }
-    };
-    if link.up {
-        netlink.set_down(ROOM).await?;
+pub async fn keep_room(netlink: &Netlink, number: u32) -> Result<Assistant> {
+    let name = ROOM_KIND.name(number);
+    if let Some(link) = ROOM_KIND.find(netlink, &name).await? {
+        return ROOM_KIND.keep_down(netlink, &link, None).await;
     }
-    ROOM_KIND.mark(netlink, &link).await?;
-    Ok(Assistant { index: link.index, found, master: link.master })
+    netlink.create_silent_bridge(&name, ROOM_KIND.mac).await?;
+    let link = ROOM_KIND.found(netlink, &name).await?;
+    ROOM_KIND.keep_down(netlink, &link, Some("was missing")).await
 }
 
-/// Makes [`GRO`] and the host sides of containers ports of the bridge with the index `room`, up to
-/// the bridge's limit. Host sides are left out if they are in `known`, as they have been ports, or
-/// are ports of another device: another program has changed them, which the caller is to find and
-/// tell. Returns the indices of the interfaces that are ports now.
+/// Makes sure that the lender of a further bridge exists and is down. Idempotent.
 ///
 /// # Errors
-/// The kernel does not answer.
-pub async fn fill_room(
-    netlink: &Netlink,
-    room: u32,
-    known: &BTreeSet<u32>,
-) -> Result<BTreeSet<u32>> {
-    let links = netlink.links().await?;
-    let is_port = |link: &&Link| link.master == Some(room);
-    let mut ports: BTreeSet<u32> = links.iter().filter(is_port).map(|link| link.index).collect();
-    let free = MOST_PORTS.saturating_sub(ports.len());
-    let is_new = |link: &&Link| {
-        let is_free = link.master.is_none() && !known.contains(&link.index);
-        let ours = endpoint_of(link).is_some() && is_free;
-        link.master != Some(room) && (ours || GRO_KIND.is(link))
-    };
-    // The first port is the one that determines the headroom.
-    let mut missing: Vec<&Link> = links.iter().filter(is_new).collect();
-    missing.sort_by_key(|link| !GRO_KIND.is(link));
-    for link in missing.into_iter().take(free) {
-        if !enrol(netlink, room, &link.name).await {
-            break;
-        }
-        ports.insert(link.index);
+/// An interface of that name does not belong to Culvert; the kernel has no such device.
+pub async fn keep_lender(netlink: &Netlink, number: u32) -> Result<Assistant> {
+    let name = LENDER_KIND.name(number);
+    if let Some(link) = LENDER_KIND.find(netlink, &name).await? {
+        return LENDER_KIND.keep_down(netlink, &link, None).await;
     }
-    Ok(ports)
+    netlink.create_vnifilter_vxlan(&name, LENDER_KIND.mac, LENDER_PORT).await?;
+    let link = LENDER_KIND.found(netlink, &name).await?;
+    LENDER_KIND.keep_down(netlink, &link, Some("was missing")).await
 }
 
-/// Makes an interface a port of the bridge, and of no other one. Returns whether it is one now: a
-/// bridge has at most 1023 ports. An interface that is no port is only slower.
-pub async fn enrol(netlink: &Netlink, room: u32, name: &str) -> bool {
-    let enrolled = netlink.set_controller(name, room).await;
-    if let Err(error) = &enrolled {
-        tracing::debug!("{error}; the interface works without the bridge");
-    }
-    enrolled.is_ok()
-}
-
-/// Removes both devices. Devices that do not belong to Culvert stay.
+/// Removes all assistant devices. Devices that do not belong to Culvert stay.
 ///
 /// # Errors
 /// The kernel refuses.
 pub async fn remove_assistants(netlink: &Netlink) -> Result<()> {
-    for kind in [GRO_KIND, ROOM_KIND] {
-        if netlink.link(kind.name).await?.is_some_and(|link| kind.is(&link)) {
-            netlink.delete_link(kind.name).await?;
-        }
+    for link in netlink.links().await?.iter().filter(|link| is_assistant(link)) {
+        netlink.delete_link(&link.name).await?;
     }
     Ok(())
 }
@@ -245,15 +272,33 @@ mod tests {
         assert!(is_assistant(&link(GRO, "vxlan", Some("culvert-gro"), None)));
         assert!(is_assistant(&link(GRO, "vxlan", None, mac)));
         assert!(is_assistant(&link(ROOM, "bridge", Some("culvert-room"), None)));
+        assert!(is_assistant(&link("cvroom1", "bridge", None, Some(ROOM_KIND.mac))));
+        assert!(is_assistant(&link("cvhead1", "vxlan", Some("culvert-head"), None)));
         for foreign in [
             link(GRO, "vxlan", None, None),
             link(GRO, "vxlan", Some("mine"), mac),
             link(GRO, "bridge", Some("culvert-gro"), mac),
             link("vx1", "vxlan", None, mac),
             link(ROOM, "bridge", None, mac),
+            link("cvroom01", "bridge", None, Some(ROOM_KIND.mac)),
+            link("cvgro1", "vxlan", None, mac),
             link("cvg256", "bridge", Some("culvert-gateway:256"), None),
         ] {
             assert!(!is_assistant(&foreign), "{foreign:?}");
+        }
+    }
+
+    #[test]
+    fn names_have_a_number() {
+        assert_eq!((room_ifname(0).as_str(), lender_ifname(0).as_str()), (ROOM, GRO));
+        assert_eq!((room_ifname(1).as_str(), lender_ifname(1).as_str()), ("cvroom1", "cvhead1"));
+        for name in [ROOM, "cvroom999", "cvhead1"] {
+            assert!(is_room_ifname(name), "{name}");
+        }
+        for other in
+            ["cvroom", "cvroom1000", "cvroom01", "cvroom+1", "cvhead", GRO, "cv0123456789ab"]
+        {
+            assert!(!is_room_ifname(other), "{other}");
         }
     }
 }

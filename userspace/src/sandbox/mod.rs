@@ -2,7 +2,7 @@
 //!
 //! * [`plug`] and [`unplug`]: the device pair between the host and a sandbox.
 //! * [`plug_gateway`]: the device that is a network's gateway on this host.
-//! * [`keep_gro`] and [`keep_room`]: two helper devices that make the BPF programs faster.
+//! * [`keep_gro`], [`keep_room`] and [`Rooms`]: devices that make the BPF programs faster.
 //! * [`supervise`]: programs that run in a sandbox.
 //! * [`Resolver`], [`hosts()`]: the contents of a container's files in `/etc`.
 //! * [`LogReader`]: what a detached program has printed.
@@ -18,11 +18,13 @@ mod hosts;
 mod log;
 mod mounts;
 mod resolver;
+mod rooms;
 mod signals;
 mod sysctl;
 
 pub use assist::{
-    Assistant, GRO, ROOM, enrol, fill_room, is_assistant, keep_gro, keep_room, remove_assistants,
+    Assistant, GRO, ROOM, is_assistant, is_room, is_room_ifname, keep_gro, keep_lender, keep_room,
+    lender_ifname, remove_assistants, room_ifname,
 };
 pub use attach::{
     PlugSpec, Plugged, alias_of, endpoint_of, forget_rules, free_ifname, host_ifname, keep_quiet,
@@ -39,6 +41,7 @@ pub use gateway::{
 pub use hosts::{hosts, names_of, readdressed};
 pub use log::{LogLimits, LogReader, ReadError, remove_log};
 pub use resolver::{RESOLV_CONF, RESOLVER_ADVICE, ResolvConf, Resolver};
+pub use rooms::{Choice, Enrolled, Rooms, enrol};
 
 /// Result of this module.
 pub type Result<T, E = SandboxError> = std::result::Result<T, E>;

@@ -1,5 +1,5 @@
-//! The two helper devices, which carry no packets: the vxlan device of [`sandbox::keep_gro`] and
-//! the bridge of [`sandbox::keep_room`].
+//! The helper devices, which carry no packets: the vxlan device of [`sandbox::keep_gro`], the
+//! bridges of [`sandbox::keep_room`], and the lenders of [`sandbox::keep_lender`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,17 +14,16 @@ use tokio::sync::Mutex;
 
 use crate::{
     netlink::{Event, Link, Netlink, NetlinkError},
-    sandbox::{self, Assistant, SandboxError},
+    sandbox::{self, Assistant, Choice, Enrolled, Rooms, SandboxError},
 };
 
-/// State of the two devices. An ifindex of 0 means that there is no device.
+/// State of the devices.
 #[derive(Debug, Default)]
 pub(super) struct Assistants {
+    /// Ifindex of the vxlan device; 0 means that there is none.
     gro: AtomicU32,
-    room: AtomicU32,
-    /// Interfaces that are ports of the bridge unless another program has taken them out. Its ports
-    /// are limited, so that other interfaces may have found no room.
-    ports: std::sync::Mutex<BTreeSet<u32>>,
+    /// The bridges and their ports.
+    rooms: std::sync::Mutex<Rooms>,
     /// Interfaces that other devices do not let go.
     stuck: std::sync::Mutex<BTreeMap<u32, Stuck>>,
     /// Ifindex of a device that was made and removed again because its UDP port was taken.
@@ -33,8 +32,16 @@ pub(super) struct Assistants {
     shared_port: AtomicBool,
     /// The host is being purged: the devices are not made again.
     gone: AtomicBool,
-    /// Last logged reason for each missing device. The lock serialises the work on the devices.
-    told: Mutex<[Option<String>; 2]>,
+    /// What was logged last. The lock serialises the work on the devices.
+    told: Mutex<Told>,
+}
+
+/// Last logged reason why a device is missing, or cannot be kept.
+#[derive(Debug, Default)]
+struct Told {
+    gro: Option<String>,
+    room: Option<String>,
+    further: Option<String>,
 }
 
 /// An interface that another device has as a port, and does not let go, such as Open vSwitch.
@@ -50,16 +57,18 @@ impl Assistants {
     pub(super) fn concerns(&self, event: &Event) -> bool {
         match event {
             Event::Link { index, up, master, .. } => {
-                let room = self.room();
-                let strayed = room.is_some() && *master != room;
+                let rooms = self.rooms();
+                let strayed = rooms.first().is_some() && *master != rooms.first();
                 let is_gro = *index == self.gro.load(Ordering::Relaxed);
-                (*up && Some(*index) == room) || (is_gro && (!*up || strayed))
+                (*up && rooms.has(*index))
+                    || (is_gro && (!*up || strayed))
+                    || rooms.lender_differs(*index, *up, *master)
             }
             // A device of another program may have had the name.
             Event::LinkGone { index, name } if name == sandbox::GRO => {
                 *index != self.discarded.load(Ordering::Relaxed)
             }
-            Event::LinkGone { name, .. } => name == sandbox::ROOM,
+            Event::LinkGone { name, .. } => sandbox::is_room_ifname(name),
             _ => false,
         }
     }
@@ -79,49 +88,144 @@ impl Assistants {
         found.extend(fault(sandbox::GRO, before != 0, &gro));
         let taken = gro.as_ref().err().and_then(errno) == Some(Errno::EADDRINUSE);
         self.shared_port.store(taken, Ordering::Relaxed);
-        // The bridge is filled after the vxlan device is made, because that device determines the
+        // The bridges are filled after the vxlan device is made, because that device determines the
         // headroom.
-        let room = sandbox::keep_room(netlink).await;
-        let before = self.room.load(Ordering::Relaxed);
-        let index = index_after(netlink, &room, before).await;
-        self.room.store(index, Ordering::Relaxed);
-        found.extend(fault(sandbox::ROOM, before != 0, &room));
-        if before != index {
-            // The ports of a bridge that is gone are no ports any more.
-            self.ports().clear();
-        }
-        found.extend(self.strayed(index, &gro));
-        let filled = if room.is_ok() { self.fill(netlink, index).await } else { Ok(()) };
-        let lines = [
-            gro.err().map(|error| explain(&error, port)),
-            room.and(filled)
-                .err()
-                .map(|error| format!("{error}; frames of containers are copied to make room")),
-        ];
-        for (line, told) in lines.into_iter().zip(told.iter_mut()) {
-            if let Some(line) = &line
-                && told.as_ref() != Some(line)
-            {
-                tracing::warn!("{line}");
-            }
-            *told = line;
-        }
+        let room = self.keep_room(netlink, 0, &mut found).await;
+        self.lend(netlink, 0, &gro, &mut found).await;
+        let filled = match room {
+            Ok(()) => self.fill(netlink, &mut found).await,
+            Err(error) => Err(error),
+        };
+        tell(&mut told.gro, gro.err().map(|error| explain(&error, port)));
+        let (room, further) = match filled {
+            Ok(further) => (None, further),
+            Err(error) => (Some(copied(&error)), None),
+        };
+        tell(&mut told.room, room);
+        tell(&mut told.further, further);
         found
     }
 
-    /// Whether another program has taken the vxlan device out of the bridge, in words.
-    fn strayed(&self, room: u32, gro: &Result<Assistant, SandboxError>) -> Option<String> {
-        let gro = gro.as_ref().ok()?;
-        let strayed = gro.master != Some(room) && self.ports().contains(&gro.index);
-        strayed.then(|| format!("{} was no port of {}", sandbox::GRO, sandbox::ROOM))
+    /// Keeps the bridge with this number. What other programs had changed is added to `found`.
+    async fn keep_room(
+        &self,
+        netlink: &Netlink,
+        number: u32,
+        found: &mut Vec<String>,
+    ) -> Result<(), SandboxError> {
+        let before = self.rooms().index(number).unwrap_or_default();
+        let room = sandbox::keep_room(netlink, number).await;
+        let index = index_after(netlink, &room, before).await;
+        self.rooms().set(number, (index != 0).then_some(index));
+        found.extend(fault(&sandbox::room_ifname(number), before != 0, &room));
+        room.map(drop)
     }
 
-    /// Adds the interfaces that have not been ports of the bridge.
-    async fn fill(&self, netlink: &Netlink, room: u32) -> Result<(), SandboxError> {
-        let known = self.ports().clone();
-        let filled = sandbox::fill_room(netlink, room, &known).await?;
-        self.ports().extend(filled);
-        Ok(())
+    /// Makes the lender of a bridge a port of that bridge, if there are both. That another program
+    /// has taken it out is added to `found`.
+    async fn lend(
+        &self,
+        netlink: &Netlink,
+        number: u32,
+        lender: &Result<Assistant, SandboxError>,
+        found: &mut Vec<String>,
+    ) {
+        let (Ok(lender), Some(room)) = (lender, self.rooms().index(number)) else { return };
+        let was_port = self.rooms().lender(number) == Some(lender.index);
+        let is_port = if lender.master == Some(room) {
+            true
+        } else {
+            let name = sandbox::lender_ifname(number);
+            if was_port {
+                found.push(format!("{name} was no port of {}", sandbox::room_ifname(number)));
+            }
+            sandbox::enrol(netlink, room, &name).await == Enrolled::Port
+        };
+        self.rooms().set_lender(number, is_port.then_some(lender.index));
+    }
+
+    /// Keeps the further bridge with this number, and its lender. The bridge is used without a
+    /// lender, too.
+    async fn keep_further(
+        &self,
+        netlink: &Netlink,
+        number: u32,
+        found: &mut Vec<String>,
+    ) -> Result<(), SandboxError> {
+        self.keep_room(netlink, number, found).await?;
+        let was_port = self.rooms().lender(number).is_some();
+        let lender = sandbox::keep_lender(netlink, number).await;
+        found.extend(fault(&sandbox::lender_ifname(number), was_port, &lender));
+        self.lend(netlink, number, &lender, found).await;
+        lender.map(drop)
+    }
+
+    /// Keeps the further bridges, and adds the interfaces that have not been ports of a bridge.
+    /// Returns why a further bridge cannot be kept, on one line.
+    async fn fill(
+        &self,
+        netlink: &Netlink,
+        found: &mut Vec<String>,
+    ) -> Result<Option<String>, SandboxError> {
+        let links = netlink.links().await?;
+        let mut problem = None;
+        let numbers = self.rooms().further(&links);
+        for number in numbers {
+            let kept = self.keep_further(netlink, number, found).await;
+            problem = problem.or(kept.err());
+        }
+        self.rooms().observe(&links);
+        let homeless = self.rooms().homeless(&links);
+        for (index, name) in homeless {
+            let (enrolled, made) = self.place(netlink, &name, index).await;
+            problem = problem.or(made.err());
+            if enrolled != Enrolled::Port {
+                break;
+            }
+        }
+        Ok(problem.as_ref().map(copied))
+    }
+
+    /// Makes a host side a port of a bridge that has a port left.
+    async fn enter(&self, netlink: &Netlink, name: &str, index: u32) -> Enrolled {
+        let mut full = BTreeSet::new();
+        loop {
+            let choice = self.rooms().choose(&full);
+            let enrolled = match choice {
+                Some(Choice::Into(room)) => match sandbox::enrol(netlink, room, name).await {
+                    Enrolled::Port => {
+                        self.rooms().enter(index, room);
+                        return Enrolled::Port;
+                    }
+                    Enrolled::Full => {
+                        full.insert(room);
+                        continue;
+                    }
+                    Enrolled::Refused => Enrolled::Refused,
+                },
+                Some(Choice::Make(_)) | None => Enrolled::Full,
+            };
+            self.rooms().leave(index);
+            return enrolled;
+        }
+    }
+
+    /// As [`Self::enter`], but makes a further bridge if all are full. The caller holds the lock of
+    /// `told`. The second value tells why that bridge, or its lender, cannot be made.
+    async fn place(
+        &self,
+        netlink: &Netlink,
+        name: &str,
+        index: u32,
+    ) -> (Enrolled, Result<(), SandboxError>) {
+        let enrolled = self.enter(netlink, name, index).await;
+        if enrolled != Enrolled::Full {
+            return (enrolled, Ok(()));
+        }
+        let next = self.rooms().next_number();
+        let Some(number) = next else { return (enrolled, Ok(())) };
+        let made = self.keep_further(netlink, number, &mut Vec::new()).await;
+        (self.enter(netlink, name, index).await, made)
     }
 
     /// Whether a socket of another program has the VXLAN port, as of the last [`Self::keep`].
@@ -129,18 +233,21 @@ impl Assistants {
         self.shared_port.load(Ordering::Relaxed)
     }
 
-    /// Makes the host side of a pair a port of the bridge, and of no other device. `master` is the
-    /// device that has it as a port now. If that does not let it go, the interface works without the
-    /// bridge, and [`Self::problem`] has the reason. Nothing is done if no bridge is known: `master`
-    /// may be that bridge.
+    /// Makes the host side of a pair a port of a bridge, and of no other device. `master` is the
+    /// device that has it as a port now. If that does not let it go, the interface works without a
+    /// bridge, and [`Self::problem`] has the reason. Nothing is done if the first bridge is not
+    /// known: `master` may be that bridge.
     pub(super) async fn settle(
         &self,
         netlink: &Netlink,
         (name, index): (&str, u32),
         master: Option<u32>,
     ) {
-        let Some(room) = self.room() else { return };
-        if let Some(master) = master.filter(|master| *master != room)
+        if self.room().is_none() {
+            return;
+        }
+        let room = master.filter(|master| self.rooms().has(*master));
+        if let Some(master) = master.filter(|_| room.is_none())
             && let Err(error) = netlink.set_controller(name, 0).await
         {
             let owner = netlink.link_at(master).await.ok().flatten();
@@ -150,12 +257,19 @@ impl Assistants {
             return;
         }
         self.stuck().remove(&index);
-        if master == Some(room) || sandbox::enrol(netlink, room, name).await {
-            self.ports().insert(index);
-        } else {
-            // The bridge is full.
-            self.ports().remove(&index);
+        if let Some(room) = room {
+            self.rooms().enter(index, room);
+            return;
         }
+        if self.enter(netlink, name, index).await != Enrolled::Full {
+            return;
+        }
+        let mut told = self.told.lock().await;
+        if self.gone.load(Ordering::Relaxed) {
+            return;
+        }
+        let (_, made) = self.place(netlink, name, index).await;
+        tell(&mut told.further, made.err().as_ref().map(copied));
     }
 
     /// Why a host side stays a port of another device, on one line. `None`: it is of none.
@@ -167,16 +281,18 @@ impl Assistants {
     /// are the interfaces of the host. `None`: nothing that could be put right, or no bridge is
     /// known.
     pub(super) fn misplaced(&self, link: &Link, links: &BTreeMap<u32, Link>) -> Option<String> {
-        let room = self.room()?;
+        let mut rooms = self.rooms();
+        rooms.first()?;
         let Some(master) = link.master else {
             // A bridge that is gone is made again with all its ports.
-            let strayed = links.contains_key(&room) && self.ports().contains(&link.index);
-            return strayed.then(|| format!("was no port of {}", sandbox::ROOM));
+            let room = rooms.room_of(link.index).filter(|room| links.contains_key(room))?;
+            return Some(format!("was no port of {}", rooms.name(room)?));
         };
-        if master == room {
-            self.ports().insert(link.index);
+        if rooms.has(master) {
+            rooms.enter(link.index, master);
             return None;
         }
+        drop(rooms);
         let is_stuck = |stuck: &Stuck| stuck.master == master;
         if self.stuck().get(&link.index).is_some_and(is_stuck) {
             return None;
@@ -186,19 +302,23 @@ impl Assistants {
 
     /// Forgets an interface that is removed.
     pub(super) fn forget(&self, index: u32) {
-        self.ports().remove(&index);
+        self.rooms().leave(index);
         self.stuck().remove(&index);
     }
 
-    /// Index of the bridge, if there is one.
-    pub(super) fn room(&self) -> Option<u32> {
-        let room = self.room.load(Ordering::Relaxed);
-        (room != 0).then_some(room)
+    /// Indices of the bridges.
+    pub(super) fn room_indices(&self) -> Vec<u32> {
+        self.rooms().indices()
     }
 
-    fn ports(&self) -> MutexGuard<'_, BTreeSet<u32>> {
-        // A thread that panicked with the lock held left a valid set.
-        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Index of the first bridge, if there is one.
+    fn room(&self) -> Option<u32> {
+        self.rooms().first()
+    }
+
+    fn rooms(&self) -> MutexGuard<'_, Rooms> {
+        // A thread that panicked with the lock held left valid maps.
+        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn stuck(&self) -> MutexGuard<'_, BTreeMap<u32, Stuck>> {
@@ -212,6 +332,21 @@ impl Assistants {
         self.gone.store(true, Ordering::Relaxed);
         sandbox::remove_assistants(netlink).await
     }
+}
+
+/// Logs the reason why a device is missing, unless `told` has it already.
+fn tell(told: &mut Option<String>, line: Option<String>) {
+    if let Some(line) = &line
+        && told.as_ref() != Some(line)
+    {
+        tracing::warn!("{line}");
+    }
+    *told = line;
+}
+
+/// The reason why a bridge is missing, or does not lend headroom, and the consequence, on one line.
+fn copied(error: &SandboxError) -> String {
+    format!("{error}; frames of containers are copied to make room")
 }
 
 /// Index of a device after an attempt to keep it; 0 if there is none. After an error it is the one
@@ -281,7 +416,9 @@ mod tests {
         assert!(!assistants.concerns(&link(GRO, false, None)), "there are none");
         assistants.gro.store(GRO, Ordering::Relaxed);
         assert!(!assistants.concerns(&link(GRO, true, None)), "there is no bridge");
-        assistants.room.store(ROOM, Ordering::Relaxed);
+        assistants.rooms().set(0, Some(ROOM));
+        assistants.rooms().set(1, Some(8));
+        assistants.rooms().set_lender(1, Some(10));
         for (event, is_acted_on) in [
             (link(ROOM, true, None), true),
             (link(ROOM, false, None), false),
@@ -290,7 +427,18 @@ mod tests {
             (link(GRO, true, None), true),
             (link(GRO, true, Some(9)), true),
             (link(7, true, None), false),
+            (link(8, true, None), true),
+            (link(8, false, None), false),
+            (link(10, false, Some(8)), false),
+            (link(10, true, Some(8)), true),
+            (link(10, false, None), true),
         ] {
+            assert_eq!(assistants.concerns(&event), is_acted_on, "{event:?}");
+        }
+        for (name, is_acted_on) in
+            [("cvroom0", true), ("cvroom1", true), ("cvhead1", true), ("br0", false)]
+        {
+            let event = Event::LinkGone { index: 11, name: name.to_owned() };
             assert_eq!(assistants.concerns(&event), is_acted_on, "{event:?}");
         }
     }
@@ -305,12 +453,17 @@ mod tests {
             [(9, link(9, None)), (ROOM, link(ROOM, None))].into_iter().collect();
         let found = |port: &Link| assistants.misplaced(port, &links);
         assert_eq!(found(&link(7, Some(9))), None, "no bridge is known");
-        assistants.room.store(ROOM, Ordering::Relaxed);
+        assistants.rooms().set(0, Some(ROOM));
         assert_eq!(found(&link(7, Some(9))).as_deref(), Some("was a port of if9"));
         assert_eq!(found(&link(7, Some(8))).as_deref(), Some("was a port of #8"));
         assert_eq!(found(&link(7, None)), None, "it has never been one: the bridge may be full");
         assert_eq!(found(&link(7, Some(ROOM))), None);
         assert_eq!(found(&link(7, None)).as_deref(), Some("was no port of cvroom0"));
+        // A port of any bridge is well placed.
+        assistants.rooms().set(1, Some(10));
+        assert_eq!(found(&link(7, Some(10))), None);
+        assert_eq!(found(&link(7, None)), None, "that bridge is gone");
+        assert_eq!(found(&link(7, Some(ROOM))), None);
         let without = BTreeMap::new();
         assert_eq!(assistants.misplaced(&link(7, None), &without), None, "the bridge is gone");
         let line = "if7 stays a port of if9".to_owned();

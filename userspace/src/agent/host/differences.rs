@@ -29,7 +29,7 @@ impl Host {
         Ok(ports.iter().filter_map(line).collect())
     }
 
-    /// The interfaces with these indices, the devices that have them as ports, and the bridge that
+    /// The interfaces with these indices, the devices that have them as ports, and the bridges that
     /// should.
     async fn read_ports(
         &self,
@@ -41,7 +41,7 @@ impl Host {
         }
         let mut links: BTreeMap<u32, Link> = BTreeMap::new();
         let mut wanted: BTreeSet<u32> =
-            ports.keys().copied().chain(self.assistants.room()).collect();
+            ports.keys().copied().chain(self.assistants.room_indices()).collect();
         while let Some(index) = wanted.pop_first() {
             if let Some(link) = self.netlink.link_at(index).await? {
                 wanted.extend(link.master.filter(|master| !links.contains_key(master)));

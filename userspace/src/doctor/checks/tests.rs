@@ -75,6 +75,7 @@ fn healthy() -> Facts {
         unserved: Vec::new(),
         shaped: Vec::new(),
         firewalls: Vec::new(),
+        host_sides: HostSides { all: 1023, without_headroom: 0 },
         neighbours: vec![neighbours("ipv4", 767), neighbours("ipv6", 3)],
         resolver: resolver("nameserver 192.0.2.53\n"),
         certificates: vec![certificate(60)],
@@ -148,10 +149,30 @@ fn a_full_table_of_neighbours_is_named_with_its_setting() {
     assert_found(table("ipv4", 768), "neighbours", Level::Warning, &words);
     let words = ["net.ipv6.neigh.default.gc_thresh3=4096 net.ipv6.neigh.default.gc_thresh2=2048"];
     assert_found(table("ipv6", 1024), "neighbours", Level::Warning, &words);
+    // The containers that could fill it are there already.
+    let many = |facts: &mut Facts| {
+        facts.host_sides.all = 2000;
+        facts.neighbours = vec![neighbours("ipv4", 3), neighbours("ipv6", 3)];
+    };
+    let words = [
+        "3 entries of 1024",
+        "2000 containers",
+        "net.ipv4.neigh.default.gc_thresh3=8000 net.ipv4.neigh.default.gc_thresh2=4000",
+    ];
+    assert_found(many, "neighbours", Level::Warning, &words);
     let mut facts = healthy();
     facts.neighbours.clear();
     let findings = examine(&facts);
     assert!(findings.iter().all(|finding| finding.level == Level::Ok), "{findings:?}");
+}
+
+#[test]
+fn host_sides_without_headroom_are_named() {
+    let break_it = |facts: &mut Facts| facts.host_sides.without_headroom = 7;
+    assert_found(break_it, "headroom", Level::Warning, &["7 of 1023", "cvroom*", "log"]);
+    let mut facts = healthy();
+    facts.host_sides = HostSides::default();
+    assert!(examine(&facts).iter().all(|finding| finding.check != "headroom"));
 }
 
 #[test]
