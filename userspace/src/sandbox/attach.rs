@@ -76,7 +76,8 @@ pub async fn free_ifname(sandbox: &Netns, reserved: &[String]) -> Result<String>
 /// * Router advertisements are not accepted: routes come from the store.
 /// * No gratuitous ARP is sent (`arp_notify` stays 0): peers learn the address from the store.
 /// * Settings that a user added to the interface are kept.
-/// * Offloads for packets that are already encapsulated are off, see [`ENCAPSULATION_OFFLOADS`].
+/// * Offloads for packets that are already encapsulated are off, see
+///   [`crate::netlink::ENCAPSULATION_OFFLOADS`].
 ///
 /// # Errors
 /// The name is taken in the sandbox, the MTU is out of range, or the kernel refuses.

@@ -20,7 +20,7 @@ pub struct PlugSpec {
     pub endpoint_id: String,
     /// Kind of a new pair. An existing pair keeps its kind.
     pub kind: PairKind,
-    /// Name of the host side, see [`host_ifname`].
+    /// Name of the host side, see [`super::host_ifname`].
     pub host_ifname: String,
     /// Name of the interface in the sandbox.
     pub ifname: String,
