@@ -185,8 +185,12 @@ fn open() -> io::Result<Socket> {
 fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<Received> {
     let mut control = nix::cmsg_space!(libc::c_int);
     let mut parts = [IoSliceMut::new(buffer)];
-    let received =
-        recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::MSG_DONTWAIT);
+    let received = recvmsg::<()>(
+        socket.as_raw_fd(),
+        &mut parts,
+        Some(control.as_mut_slice()),
+        MsgFlags::MSG_DONTWAIT,
+    );
     match received {
         Ok(message) => {
             let namespace = message.cmsgs()?.find_map(|control| number_of(&control));
