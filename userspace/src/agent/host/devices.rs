@@ -99,7 +99,7 @@ impl Devices for Host {
     }
 
     async fn unplug(&self, endpoint: &str, ifindex: Option<u32>) -> Result<(), PlugError> {
-        self.inside.forget(endpoint);
+        self.inside.remove(endpoint);
         sandbox::unplug(&self.netlink, endpoint).await.map_err(sandbox_refused)?;
         if let Some(ifindex) = ifindex {
             self.assistants.forget(ifindex);

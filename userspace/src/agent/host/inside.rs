@@ -75,7 +75,12 @@ impl Insides {
         self.state().watched.end(id, found, is_plugged)
     }
 
-    /// Forgets an endpoint whose interface or sandbox is gone.
+    /// Forgets an endpoint whose interface the agent removes.
+    pub(super) fn remove(&self, id: &str) {
+        self.state().watched.remove(id);
+    }
+
+    /// Forgets an endpoint whose sandbox is gone.
     pub(super) fn forget(&self, id: &str) {
         self.state().watched.forget(id);
     }
@@ -176,6 +181,19 @@ impl Watched {
         (!found.is_empty()).then(|| format!("{} {}", watch.spec.ifname, found.join(", ")))
     }
 
+    /// Forgets an endpoint whose interface is being removed. What the other endpoints in the namespace
+    /// then lack, such as a default route that they take over, is nobody's change.
+    fn remove(&mut self, id: &str) {
+        let inside = self.by_id.get(id).and_then(|watch| watch.inside);
+        let siblings = inside.and_then(|inside| self.by_namespace.get(&inside.namespace));
+        for sibling in siblings.into_iter().flatten() {
+            if let Some(watch) = self.by_id.get_mut(sibling) {
+                watch.is_settled = false;
+            }
+        }
+        self.forget(id);
+    }
+
     fn forget(&mut self, id: &str) {
         if let Some(inside) = self.by_id.remove(id).and_then(|watch| watch.inside) {
             self.leave(id, inside);
@@ -261,6 +279,22 @@ mod tests {
         assert_eq!(plug(&mut watched, &eth0, &["was down"], false), None);
         let found = plug(&mut watched, &eth0, &["had lost address 10.0.0.2/24"], true);
         assert_eq!(found.as_deref(), Some("eth0 was down, had lost address 10.0.0.2/24"));
+    }
+
+    /// A container that leaves a network gets its default route through the other one.
+    #[test]
+    fn what_a_removed_endpoint_leaves_to_another_is_not_told() {
+        let mut watched = Watched::default();
+        let (eth0, eth1) = (spec("eth0"), spec("eth1"));
+        plug(&mut watched, &eth0, &[], true);
+        watched.begin("02", NETNS, &eth1);
+        watched.place("02", Inside { ifindex: 8, ..INSIDE });
+        watched.end("02", Vec::new(), true);
+        watched.remove("01");
+        let taken = || vec!["had lost the route to 0.0.0.0/0".to_owned()];
+        assert_eq!(watched.end("02", taken(), true), None);
+        assert!(watched.end("02", taken(), true).is_some());
+        assert!(!watched.by_id.contains_key("01"));
     }
 
     #[test]
