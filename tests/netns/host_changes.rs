@@ -11,7 +11,7 @@ use culvert_common::abi::ABI_VERSION;
 use culvert_tests::{
     bpf::detach_link,
     cluster::{Cluster, Host, SOON, unique_name},
-    netns::{Process, wait_until},
+    netns::{Netns, Process, wait_until},
 };
 use nix::sys::signal::Signal;
 
@@ -39,9 +39,21 @@ pub(crate) fn repairs(host: &Host, kind: &str) -> (u64, String) {
 /// Runs `breakage`, and waits until the command `whole` succeeds again and the repair is reported
 /// with `words`.
 pub(crate) fn is_repaired(host: &Host, kind: &str, breakage: &str, words: &str, whole: &str) {
+    is_repaired_in(host, &|script| host.netns.succeeds(script), kind, breakage, words, whole);
+}
+
+/// As [`is_repaired`], but the commands are run by `run`, which returns whether they succeed.
+fn is_repaired_in(
+    host: &Host,
+    run: &dyn Fn(&str) -> bool,
+    kind: &str,
+    breakage: &str,
+    words: &str,
+    whole: &str,
+) {
     let (before, _) = repairs(host, kind);
-    host.netns.run(breakage);
-    wait_until(REPAIR, &format!("{whole:?} after {breakage:?}"), || host.netns.succeeds(whole));
+    assert!(run(breakage), "{breakage}");
+    wait_until(REPAIR, &format!("{whole:?} after {breakage:?}"), || run(whole));
     wait_until(REPAIR, &format!("a repair of a {kind} after {breakage:?}"), || {
         let (count, last) = repairs(host, kind);
         count > before && last.contains(words)
@@ -303,6 +315,131 @@ fn changed_devices_are_put_right_and_told() {
     host.netns.run("ping -c1 -W2 10.0.0.2");
     let log = host.agent_log();
     assert!(log.contains(&format!("repaired: {cvg} was down")), "{log}");
+}
+
+/// What others change in the namespace of a container is put right and told. What they add stays.
+#[test]
+#[ignore = "needs root"]
+fn changes_in_a_container_are_put_right_and_told() {
+    let cluster = Cluster::new(1);
+    let host = &cluster.hosts[0];
+    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    let name = unique_name("inside");
+    host.run_idle(&name, "net", &["--ip", "10.0.0.2"]);
+    let kind = "container interface";
+    assert_eq!(repairs(host, kind).0, 0, "{:?}", repairs(host, kind));
+    let run = |script: &str| host.try_in_container(&name, script).status.success();
+    assert!(run("ip addr add 10.7.7.7/32 dev eth0 && ip route add 10.9.0.0/16 via 10.0.0.1"));
+    let default = "ip route | grep -q '^default via 10.0.0.1 dev eth0'";
+    for (breakage, words, whole) in [
+        ("ip link set eth0 mtu 1300", "had MTU 1300", "ip link show eth0 | grep -q 'mtu 1450'"),
+        (
+            "ip link set eth0 address 02:00:00:00:00:99",
+            "had another MAC",
+            "ip link show eth0 | grep -q 02:42:0a:00:00:02",
+        ),
+        ("ip route del default", "had lost the route to 0.0.0.0/0", default),
+        (
+            "ip addr del 10.0.0.2/24 dev eth0",
+            "had lost address 10.0.0.2/24",
+            "ip addr show eth0 | grep -q 10.0.0.2/24",
+        ),
+        ("ip link set lo down", "had lo down", "ip link show lo | grep -q '[<,]UP[,>]'"),
+    ] {
+        is_repaired_in(host, &run, kind, breakage, words, whole);
+        let (_, last) = repairs(host, kind);
+        assert!(last.starts_with(&format!("container '{name}': eth0 ")), "{last}");
+        assert!(run("ip addr show eth0 | grep -q 10.7.7.7/32"), "{breakage}");
+    }
+    // These take the user's own additions as well.
+    for (breakage, words, whole) in [
+        ("ip link set eth0 down", "was down", "ip link show eth0 | grep -q '[<,]UP[,>]'"),
+        ("ip addr flush dev eth0", "had lost address 10.0.0.2/24", default),
+        ("ip route flush dev eth0", "had lost the route to 10.0.0.0/24", default),
+        (
+            "ip link set eth0 down && ip link set eth0 name eth7",
+            "was named eth7",
+            "ip link show eth0",
+        ),
+        (
+            "sysctl -qw net.ipv6.conf.eth0.disable_ipv6=1",
+            "had disable_ipv6 changed",
+            "ip -6 addr show eth0 | grep -q fe80::",
+        ),
+        ("ip link del eth0", "was missing", default),
+    ] {
+        is_repaired_in(host, &run, kind, breakage, words, whole);
+    }
+    host.wait_ping(&name, "10.0.0.1");
+    // What the agent itself does in the namespace is no reason to look again and again.
+    let (count, _) = repairs(host, kind);
+    host.ok(&["rm", "-f", &name]);
+    let name = unique_name("inside");
+    host.run_idle(&name, "net", &["--ip", "10.0.0.2"]);
+    host.wait_ping(&name, "10.0.0.1");
+    assert_eq!(repairs(host, kind).0, count, "{:?}", repairs(host, kind));
+}
+
+/// The namespace of another program, which has its own default route. Culvert's rules and its table
+/// come back. The namespace ends when its owner removes it.
+#[test]
+#[ignore = "needs root"]
+fn changes_in_an_attached_namespace_are_put_right_and_told() {
+    let cluster = Cluster::new(1);
+    let host = &cluster.hosts[0];
+    let (router, inner) = (Netns::new("router"), Netns::new("attached"));
+    inner.connect("own0", &router, "peer0", 1500);
+    inner.run("ip addr add 10.66.0.2/24 dev own0; ip route add default via 10.66.0.1");
+    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    let (name, path) = (unique_name("guest"), inner.path().display().to_string());
+    host.ok(&["attach", "--name", &name, "--netns", &path, "--network", "net"]);
+    let ip = host.ip(&name, "net");
+    let run = |script: &str| inner.succeeds(&script.replace("GUEST", &ip));
+    let own = "ip route | grep -q '^default via 10.66.0.1 dev own0'";
+    let ours = "ip route show table all | grep -q '^default via 10.0.0.1 dev eth0 table'";
+    for (breakage, words, whole) in [
+        (
+            "ip rule del priority 31000",
+            "had lost the rule 31000 of GUEST",
+            "ip rule | grep -q '^31000:.*from GUEST lookup main'",
+        ),
+        (
+            "ip rule del priority 31001",
+            "had lost the rule 31001 of GUEST",
+            "ip rule | grep -q '^31001:.*from GUEST'",
+        ),
+        (
+            "ip route flush table $(ip rule | sed -n 's/^31001:.*lookup \\([0-9]*\\).*/\\1/p')",
+            "had lost the route of table",
+            ours,
+        ),
+        ("ip link set eth0 down", "was down", ours),
+        ("ip link set eth0 mtu 1300", "had MTU 1300", "ip link show eth0 | grep -q 'mtu 1450'"),
+        (
+            "ip link set eth0 address 02:00:00:00:00:99",
+            "had another MAC",
+            "ip link show eth0 | grep -q 02:42:0a:00:00",
+        ),
+        ("ip addr flush dev eth0", "had lost address GUEST/24", "ip addr | grep -q GUEST/24"),
+    ] {
+        let kind = "container interface";
+        is_repaired_in(host, &run, kind, breakage, &words.replace("GUEST", &ip), whole);
+        assert!(run(own), "{breakage}");
+    }
+    // Without its own default route the namespace gets the network's. Its own replaces that again.
+    let network = "ip route | grep -q '^default via 10.0.0.1 dev eth0'";
+    let words = "had lost the route to 0.0.0.0/0";
+    is_repaired_in(host, &run, "container interface", "ip route del default", words, network);
+    inner.run("ip route replace default via 10.66.0.1 dev own0");
+    let mtu = "ip link show eth0 | grep -q 'mtu 1450'";
+    let breakage = "ip link set eth0 mtu 1300";
+    is_repaired_in(host, &run, "container interface", breakage, "had MTU 1300", mtu);
+    assert!(run(own) && !run(network));
+
+    drop((inner, router));
+    wait_until(SOON, "the end of the namespace", || {
+        !host.netns.succeeds("ip -o link show | grep -q 'cv[0-9a-f]\\{12\\}'")
+    });
 }
 
 /// Kinds of links on a host of which all programs are attached.

@@ -19,6 +19,8 @@ const LEAST_KERNEL: (u32, u32) = (6, 6);
 /// Capabilities that the agent needs, by number (linux/capability.h).
 const CAPABILITIES: [(u32, &str); 4] =
     [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
+/// Capability without which the kernel tells nothing of the namespaces of containers.
+const BROADCAST: (u32, &str) = (11, "CAP_NET_BROADCAST");
 /// Greatest difference between the clocks of the store and of this host that gives no warning.
 const CLOCK_TOLERANCE_MS: u64 = 1000;
 
@@ -111,11 +113,19 @@ fn privileges(facts: &HostFacts) -> Finding {
             "mount procfs on /proc",
         );
     };
-    let missing: Vec<&str> = CAPABILITIES
-        .iter()
-        .filter(|(bit, _)| effective >> bit & 1 == 0)
-        .map(|(_, name)| *name)
-        .collect();
+    let lacks = |bit: u32| effective >> bit & 1 == 0;
+    let missing: Vec<&str> =
+        CAPABILITIES.iter().filter(|(bit, _)| lacks(*bit)).map(|(_, name)| *name).collect();
+    let (bit, name) = BROADCAST;
+    if missing.is_empty() && lacks(bit) {
+        return warning(
+            "privileges",
+            format!(
+                "missing privilege: {name}: what others change in a container is put right after a minute, not at once"
+            ),
+            "run as root",
+        );
+    }
     if missing.is_empty() {
         return ok("privileges", "all needed capabilities are there".to_owned());
     }

@@ -192,7 +192,10 @@ impl Netlink {
 }
 
 /// Runs `open` on a thread inside `netns`.
-fn enter<T: Send>(netns: BorrowedFd<'_>, open: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+pub(super) fn enter<T: Send>(
+    netns: BorrowedFd<'_>,
+    open: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
     run_in(netns, open).map_err(|error| NetlinkError::Protocol {
         what: "entering a network namespace".to_owned(),
         detail: error.to_string(),

@@ -291,6 +291,11 @@ fn source(route: &RouteMessage) -> Option<IpAddr> {
 
 fn parse_route(row: &RouteNetlinkMessage) -> Option<Route> {
     let RouteNetlinkMessage::NewRoute(route) = row else { return None };
+    read_route(route)
+}
+
+/// The route of a message, if it is a unicast route.
+pub(super) fn read_route(route: &RouteMessage) -> Option<Route> {
     if route.header.kind != RouteType::Unicast {
         return None;
     }

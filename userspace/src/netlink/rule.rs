@@ -89,6 +89,11 @@ fn message(rule: &Rule) -> RuleMessage {
 /// A rule of a dump, if it is one of Culvert's.
 fn parse(row: &RouteNetlinkMessage) -> Option<Rule> {
     let RouteNetlinkMessage::NewRule(message) = row else { return None };
+    read_rule(message)
+}
+
+/// The rule of a message, if it is one of Culvert's.
+pub(super) fn read_rule(message: &RuleMessage) -> Option<Rule> {
     let (mut source, mut priority, mut table, mut ours) = (None, 0, 0, false);
     let mut without_default = false;
     for attribute in &message.attributes {

@@ -1,53 +1,15 @@
 //! The device pair between the host and a sandbox.
 
-use std::{net::IpAddr, os::fd::AsFd};
+use std::os::fd::AsFd;
 
-use ipnetwork::IpNetwork;
-
-use super::{Result, SandboxError, sysctl};
+use super::{Result, SandboxError, interface, spec::PlugSpec, sysctl};
 use crate::{
-    model::{MacAddr, SandboxRef},
-    netlink::{ENCAPSULATION_OFFLOADS, Link, MAIN_TABLE, Netlink, PairKind, PairSpec, Route, Rule},
+    netlink::{Link, Netlink, PairKind, PairSpec},
     netns::{Netns, run_in, same_namespace},
 };
 
 /// Start of the alias that marks a host-side interface as Culvert's.
 const ALIAS: &str = "culvert:";
-/// Base of the routing table numbers of endpoints without the default route: the number of such a
-/// table is this base plus the ifindex.
-const SOURCE_TABLES: u32 = 67_000;
-/// Priority of the rules that lead to these tables: before the main table (32766), and before rules
-/// to which `ip rule add` gives a priority itself (32765 and downward).
-const SOURCE_PRIORITY: u32 = 31_000;
-
-/// The wanted state of an endpoint's interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlugSpec {
-    /// Endpoint.
-    pub endpoint_id: String,
-    /// Kind of a new pair. An existing pair keeps its kind.
-    pub kind: PairKind,
-    /// Name of the host side, see [`host_ifname`].
-    pub host_ifname: String,
-    /// Name of the interface in the sandbox.
-    pub ifname: String,
-    /// MAC address of the interface in the sandbox.
-    pub mac: MacAddr,
-    /// MTU of both sides, in bytes.
-    pub mtu: u32,
-    /// Addresses with the prefix length of their subnet; the kernel adds the subnet's route. The
-    /// link-local address that is derived from the MAC is added as well.
-    pub addrs: Vec<IpNetwork>,
-    /// Additional addresses with the prefix length of their subnet. They carry Culvert's mark, so
-    /// that those that are no longer wanted are removed.
-    pub additional: Vec<IpNetwork>,
-    /// Permanent neighbours. The kernel limits the number of others, of all network namespaces
-    /// together.
-    pub neighbours: Vec<(IpAddr, MacAddr)>,
-    /// Further routes. A route without a gateway is on link. A route is left out if its destination
-    /// is already reached through another interface.
-    pub routes: Vec<(IpNetwork, Option<IpAddr>)>,
-}
 
 /// Result of [`plug`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +22,15 @@ pub struct Plugged {
     pub master: Option<u32>,
     /// Kind of the pair.
     pub kind: PairKind,
+}
+
+/// Where the interface of an endpoint is in its sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inside {
+    /// The host's number for the namespace, see [`Netlink::netns_id`]. `None`: it is the host's own.
+    pub namespace: Option<i32>,
+    /// Index of the interface in the namespace.
+    pub ifindex: u32,
 }
 
 /// Name of the host side of an endpoint: `cv` and the first twelve digits of its id.
@@ -105,12 +76,13 @@ pub async fn free_ifname(sandbox: &Netns, reserved: &[String]) -> Result<String>
 /// * Router advertisements are not accepted: routes come from the store.
 /// * No gratuitous ARP is sent (`arp_notify` stays 0): peers learn the address from the store.
 /// * Settings that a user added to the interface are kept.
-/// * Offloads for packets that are already encapsulated are off, see [`ENCAPSULATION_OFFLOADS`].
+/// * Offloads for packets that are already encapsulated are off, see
+///   [`crate::netlink::ENCAPSULATION_OFFLOADS`].
 ///
 /// # Errors
 /// The name is taken in the sandbox, the MTU is out of range, or the kernel refuses.
 pub async fn plug(netlink: &Netlink, spec: &PlugSpec, sandbox: &Netns) -> Result<Plugged> {
-    let plugged = plug_closed(netlink, spec, sandbox).await?;
+    let plugged = plug_closed(netlink, spec, sandbox, |_| {}, &mut Vec::new()).await?;
     let opened = open_port(netlink, &spec.host_ifname).await?;
     Ok(Plugged { changed: plugged.changed || opened, ..plugged })
 }
@@ -118,39 +90,48 @@ pub async fn plug(netlink: &Netlink, spec: &PlugSpec, sandbox: &Netns) -> Result
 /// As [`plug`], but a host side that is down stays down: nothing that the sandbox sends leaves it
 /// before [`open_port`]. Before that call the caller attaches the BPF programs.
 ///
+/// `watch` is called before the interface in the sandbox is looked at. Of its changes from then on
+/// none is overlooked if `watch` makes somebody listen. What was wrong in the sandbox is added to
+/// `found`, in words, each as soon as it has been put right.
+///
 /// # Errors
 /// As [`plug`].
-pub async fn plug_closed(netlink: &Netlink, spec: &PlugSpec, sandbox: &Netns) -> Result<Plugged> {
+pub async fn plug_closed(
+    netlink: &Netlink,
+    spec: &PlugSpec,
+    sandbox: &Netns,
+    watch: impl FnOnce(Inside) + Send,
+    found: &mut Vec<String>,
+) -> Result<Plugged> {
     let inside = Netlink::in_netns(sandbox.as_fd())?;
-    let mut changed = false;
-    let host = match find_pair(netlink, &inside, spec, sandbox).await? {
+    let before = found.len();
+    let (host, is_new) = match find_pair(netlink, &inside, spec, sandbox).await? {
         Some((host, peer)) => {
+            watch(Inside { namespace: host.peer_netns_id, ifindex: peer.index });
             if peer.name != spec.ifname {
                 rename(&inside, &peer, spec, sandbox).await?;
-                changed = true;
+                found.push(format!("was named {}", peer.name));
             }
-            host
+            (host, false)
         }
         None => {
-            let found = inside.link(&spec.ifname).await?;
-            if found.is_some() {
-                return Err(taken(spec, sandbox));
+            let host = make_pair(netlink, &inside, spec, sandbox).await?;
+            found.push("was missing".to_owned());
+            // Before `watch`: otherwise the event of this change would tell of an interface that is
+            // down.
+            interface::limit_offloads(&inside, &spec.ifname)?;
+            if let Some(ifindex) = host.peer_index {
+                watch(Inside { namespace: host.peer_netns_id, ifindex });
             }
-            let pair = PairSpec {
-                kind: spec.kind,
-                name: &spec.host_ifname,
-                peer_name: &spec.ifname,
-                peer_mac: spec.mac,
-                mtu: spec.mtu,
-                peer_netns: sandbox.as_fd(),
-            };
-            netlink.create_pair(&pair).await?;
-            changed = true;
-            pending(netlink.link(&spec.host_ifname).await?, &spec.host_ifname)?
+            (host, true)
         }
     };
-    changed |= host_side(netlink, &host, spec).await?;
-    changed |= sandbox_side(&inside, spec, sandbox).await?;
+    let mut changed = host_side(netlink, &host, spec).await?;
+    // What a new interface lacks is told by its absence.
+    let mut lacking = Vec::new();
+    let told = if is_new { &mut lacking } else { &mut *found };
+    interface::settle(&inside, spec, sandbox, told).await?;
+    changed |= found.len() > before;
     // The host side carries the endpoint's alias, so it is one end of a pair.
     let kind = PairKind::of(&host).unwrap_or(spec.kind);
     Ok(Plugged { ifindex: host.index, changed, master: host.master, kind })
@@ -219,6 +200,28 @@ async fn find_pair(
     Ok(None)
 }
 
+/// Makes the pair of an endpoint. Both ends are down. Returns the host side.
+async fn make_pair(
+    netlink: &Netlink,
+    inside: &Netlink,
+    spec: &PlugSpec,
+    sandbox: &Netns,
+) -> Result<Link> {
+    if inside.link(&spec.ifname).await?.is_some() {
+        return Err(taken(spec, sandbox));
+    }
+    let pair = PairSpec {
+        kind: spec.kind,
+        name: &spec.host_ifname,
+        peer_name: &spec.ifname,
+        peer_mac: spec.mac,
+        mtu: spec.mtu,
+        peer_netns: sandbox.as_fd(),
+    };
+    netlink.create_pair(&pair).await?;
+    pending(netlink.link(&spec.host_ifname).await?, &spec.host_ifname)
+}
+
 /// Renames the sandbox side to its wanted name. The kernel removes its routes.
 async fn rename(inside: &Netlink, peer: &Link, spec: &PlugSpec, sandbox: &Netns) -> Result<()> {
     if inside.link(&spec.ifname).await?.is_some() {
@@ -273,231 +276,6 @@ async fn host_side(netlink: &Netlink, host: &Link, spec: &PlugSpec) -> Result<bo
         changed = true;
     }
     Ok(changed)
-}
-
-async fn sandbox_side(inside: &Netlink, spec: &PlugSpec, sandbox: &Netns) -> Result<bool> {
-    let name = spec.ifname.as_str();
-    let mut changed = false;
-    if inside.link("lo").await?.is_some_and(|lo| !lo.up) {
-        inside.set_up("lo").await?;
-        changed = true;
-    }
-    let link = pending(inside.link(name).await?, name)?;
-    // The MTU comes first: below 1280 the kernel removes all IPv6 state of the interface, settings
-    // included.
-    if link.mtu != spec.mtu {
-        inside.set_mtu(name, spec.mtu).await?;
-        changed = true;
-    }
-    let ipv6 = sandbox.run(|| configure(spec))??;
-    changed |= ipv6.changed;
-    if link.mac != Some(spec.mac) {
-        if let Some(old) = link.mac {
-            inside.delete_address(name, link_local(old)).await?;
-        }
-        inside.set_mac(name, spec.mac).await?;
-        changed = true;
-    }
-    changed |= inside.disable_features(name, ENCAPSULATION_OFFLOADS)?;
-    if !link.up {
-        inside.set_up(name).await?;
-        changed = true;
-    }
-    // Addresses come last: while the link is down the kernel has no IPv6 addresses on it.
-    changed |= addresses(inside, spec, ipv6.present).await?;
-    changed |= routes(inside, spec, link.index).await?;
-    // A link that goes down, or gets another MAC, loses them.
-    for (ip, mac) in &spec.neighbours {
-        changed |= inside.enter_neighbour(link.index, *ip, *mac).await?;
-    }
-    Ok(changed)
-}
-
-/// Result of [`configure`].
-struct Ipv6 {
-    /// The kernel has IPv6 on the interface.
-    present: bool,
-    /// A setting was changed.
-    changed: bool,
-}
-
-/// Applies the settings of the interface. Must be called in the sandbox's namespace.
-fn configure(spec: &PlugSpec) -> Result<Ipv6> {
-    let name = spec.ifname.as_str();
-    let mut changed = false;
-    let mut present = true;
-    // IPv6 is enabled first: otherwise the other settings have no effect.
-    for (key, value) in
-        [("disable_ipv6", "0"), ("accept_ra", "0"), ("accept_dad", "0"), ("addr_gen_mode", "0")]
-    {
-        match sysctl::set("ipv6", name, key, value)? {
-            Some(written) => changed |= written,
-            None => present = false,
-        }
-    }
-    Ok(Ipv6 { present, changed })
-}
-
-fn link_local(mac: MacAddr) -> IpNetwork {
-    let ip = IpAddr::V6(mac.link_local());
-    // 64 is a valid prefix length, so the fallback is never used.
-    IpNetwork::new(ip, 64).unwrap_or_else(|_| IpNetwork::from(ip))
-}
-
-async fn addresses(inside: &Netlink, spec: &PlugSpec, has_ipv6: bool) -> Result<bool> {
-    let name = spec.ifname.as_str();
-    let mut wanted = spec.addrs.clone();
-    let mut all = wanted.iter().chain(&spec.additional);
-    if !has_ipv6 && let Some(address) = all.find(|address| address.is_ipv6()) {
-        return Err(SandboxError::NoIpv6 {
-            ifname: spec.ifname.clone(),
-            address: *address,
-            mtu: spec.mtu,
-        });
-    }
-    if has_ipv6 {
-        wanted.push(link_local(spec.mac));
-    }
-    let present = inside.addresses(name).await?;
-    let mut changed = false;
-    for address in wanted.iter().filter(|address| !present.contains(address)) {
-        // The same address with another prefix length would keep the wrong subnet route.
-        for stale in present.iter().filter(|other| other.ip() == address.ip()) {
-            inside.delete_address(name, *stale).await?;
-        }
-        inside.add_address(name, *address).await?;
-        changed = true;
-    }
-    changed |= additional(inside, spec, &wanted).await?;
-    Ok(changed)
-}
-
-/// Adds the additional addresses, and removes earlier ones. The kernel removes the additional IPv4
-/// addresses itself together with the primary one of their subnet, so they are read after that.
-async fn additional(inside: &Netlink, spec: &PlugSpec, primary: &[IpNetwork]) -> Result<bool> {
-    let name = spec.ifname.as_str();
-    let marked = inside.marked_addresses(name).await?;
-    let mut changed = false;
-    for stale in marked.iter().filter(|other| !spec.additional.contains(other)) {
-        if !primary.contains(stale) {
-            inside.delete_address(name, *stale).await?;
-            changed = true;
-        }
-    }
-    for address in spec.additional.iter().filter(|address| !marked.contains(address)) {
-        inside.add_marked_address(name, *address).await?;
-        changed = true;
-    }
-    Ok(changed)
-}
-
-async fn routes(inside: &Netlink, spec: &PlugSpec, ifindex: u32) -> Result<bool> {
-    let present = inside.routes().await?;
-    let mut changed = false;
-    for (destination, gateway) in &spec.routes {
-        let same: Vec<&Route> = present
-            .iter()
-            .filter(|route| {
-                route.is_main()
-                    && route.destination.network() == destination.network()
-                    && route.destination.prefix() == destination.prefix()
-            })
-            .collect();
-        // A route through another interface exists already. Of several networks one has the default
-        // route, and an adopted sandbox keeps its own default route.
-        let settled =
-            same.iter().any(|route| route.ifindex != ifindex || route.gateway == *gateway);
-        if !settled {
-            inside.add_route(&spec.ifname, *destination, *gateway).await?;
-            changed = true;
-        } else if let Some(gateway) = gateway
-            && destination.prefix() == 0
-            && same.iter().all(|route| route.ifindex != ifindex)
-        {
-            // The endpoint works without rules: only answers to clients of published ports are
-            // lost.
-            let everything = (*destination, *gateway);
-            match route_by_source(inside, spec, ifindex, everything, &present).await {
-                Ok(more) => changed |= more,
-                Err(error) => tracing::warn!("{}: routing rules: {error}", spec.ifname),
-            }
-        }
-    }
-    Ok(changed)
-}
-
-/// Adds rules for an endpoint whose sandbox has its default route on another interface: packets
-/// with the endpoint's source address leave through the endpoint's gateway. So an answer to a
-/// client of a published port takes the path of the request. Routes to subnets apply to these
-/// packets as to all others.
-async fn route_by_source(
-    inside: &Netlink,
-    spec: &PlugSpec,
-    ifindex: u32,
-    (everything, gateway): (IpNetwork, IpAddr),
-    present: &[Route],
-) -> Result<bool> {
-    let table = SOURCE_TABLES.saturating_add(ifindex);
-    let mut changed = false;
-    let routed = present.iter().any(|route| {
-        route.table == table && route.ifindex == ifindex && route.gateway == Some(gateway)
-    });
-    if !routed {
-        inside.add_table_route(&spec.ifname, everything, Some(gateway), table).await?;
-        changed = true;
-    }
-    let known = inside.rules().await?;
-    let sources = spec.addrs.iter().chain(&spec.additional);
-    let sources = sources.filter(|address| address.is_ipv4() == everything.is_ipv4());
-    for source in sources.map(IpNetwork::ip) {
-        let wanted = rules_of(source, table);
-        // Rules of an earlier interface of the endpoint are removed.
-        for stale in known.iter().filter(|rule| rule.source == source && !wanted.contains(*rule)) {
-            inside.delete_rule(stale).await?;
-        }
-        for rule in wanted.iter().filter(|rule| !known.contains(*rule)) {
-            inside.add_rule(rule).await?;
-            changed = true;
-        }
-    }
-    Ok(changed)
-}
-
-/// The two rules of a source address: the main table without its default routes, then the table of
-/// the endpoint's interface.
-fn rules_of(source: IpAddr, table: u32) -> [Rule; 2] {
-    [
-        Rule { source, table: MAIN_TABLE, priority: SOURCE_PRIORITY, without_default: true },
-        Rule { source, table, priority: SOURCE_PRIORITY + 1, without_default: false },
-    ]
-}
-
-/// Removes the rules of addresses that no interface of the sandbox has any more. The kernel has
-/// removed the routes together with the interface. Nothing is done if the sandbox is gone, or if
-/// another namespace is at its path.
-///
-/// # Errors
-/// The kernel does not answer, or refuses.
-pub async fn forget_rules(sandbox: &SandboxRef) -> Result<()> {
-    let path = sandbox.netns.clone();
-    let Ok(Ok(found)) = tokio::task::spawn_blocking(move || Netns::open(&path)).await else {
-        return Ok(());
-    };
-    if sandbox.id.is_some_and(|attached| attached != found.id()) {
-        return Ok(());
-    }
-    let inside = Netlink::in_netns(found.as_fd())?;
-    let rules = inside.rules().await?;
-    if rules.is_empty() {
-        return Ok(());
-    }
-    let addresses = inside.all_addresses().await?;
-    for rule in rules {
-        if !addresses.iter().any(|(_, address)| address.ip() == rule.source) {
-            inside.delete_rule(&rule).await?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -15,11 +15,13 @@ mod error;
 mod exec;
 mod gateway;
 mod hosts;
+mod interface;
 mod log;
 mod mounts;
 mod resolver;
 mod rooms;
 mod signals;
+mod spec;
 mod sysctl;
 
 pub use assist::{
@@ -27,8 +29,8 @@ pub use assist::{
     lender_ifname, remove_assistants, room_ifname,
 };
 pub use attach::{
-    PlugSpec, Plugged, alias_of, endpoint_of, forget_rules, free_ifname, host_ifname, keep_quiet,
-    open_port, plug, plug_closed, unplug,
+    Inside, Plugged, alias_of, endpoint_of, free_ifname, host_ifname, keep_quiet, open_port, plug,
+    plug_closed, unplug,
 };
 pub use detach::{Life, Surroundings, spawn_detached, supervise_detached};
 pub use error::SandboxError;
@@ -39,9 +41,11 @@ pub use gateway::{
     restore_loopback, unplug_gateway,
 };
 pub use hosts::{hosts, names_of, readdressed};
+pub use interface::forget_rules;
 pub use log::{LogLimits, LogReader, ReadError, remove_log};
 pub use resolver::{RESOLV_CONF, RESOLVER_ADVICE, ResolvConf, Resolver};
 pub use rooms::{Choice, Enrolled, Rooms, enrol};
+pub use spec::PlugSpec;
 
 /// Result of this module.
 pub type Result<T, E = SandboxError> = std::result::Result<T, E>;

@@ -8,6 +8,7 @@
 mod announce;
 mod fold;
 mod gateway;
+mod looks;
 mod own;
 mod queue;
 mod reading;
@@ -27,6 +28,7 @@ use ipnetwork::IpNetwork;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use self::{
+    looks::{GATHER, Looks},
     queue::{Retry, Work},
     reading::{Read, Reading, finished},
     wrong::Wrong,
@@ -43,10 +45,6 @@ use crate::{
     sandbox::GatewaySpec,
     store::{Follower, Listed},
 };
-
-/// How long changes of the underlay are gathered before the paths are resolved: each device and
-/// each route of a routing daemon is an event.
-const GATHER: Duration = Duration::from_millis(20);
 
 /// Number of MACs of a network from which on the memory of computing it is given back to the
 /// kernel.
@@ -125,6 +123,8 @@ pub(crate) struct Engine {
     devices_stale: BTreeSet<u32>,
     /// What was found wrong with devices, until they are put right.
     wrong: Wrong,
+    /// Sandboxes to look into.
+    looks: Looks,
     /// A gateway device, its address or its route may have been changed.
     gateways_stale: bool,
     /// Gateway devices that could not be opened are to be opened in this turn.
@@ -164,6 +164,7 @@ impl Engine {
             found: Found::default(),
             devices_stale: BTreeSet::new(),
             wrong: Wrong::default(),
+            looks: Looks::default(),
             gateways_stale: false,
             reopens: false,
             settings_at: String::new(),
@@ -200,6 +201,7 @@ impl Engine {
                 },
                 // Before the work: a device pair that is plugged again tells nobody what was wrong.
                 () = wait_until(self.underlay_stale) => self.host_changed().await,
+                () = wait_until(self.looks.next()) => self.look_inside().await,
                 () = std::future::ready(()), if self.informed && !self.work.is_empty() => {
                     self.do_one_work().await;
                 }
@@ -261,6 +263,9 @@ impl Engine {
                         self.work.insert(Work::Plug(id));
                     }
                 }
+            }
+            HostEvent::Sandbox(endpoints) => {
+                self.looks.note(endpoints, Instant::now(), self.periods.retry);
             }
             HostEvent::Lost => {
                 self.events_lost = true;

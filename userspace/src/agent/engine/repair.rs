@@ -1,7 +1,8 @@
 //! Repairs changes that other programs have made to devices, settings, BPF programs, pins and map
 //! entries.
 //!
-//! Changes of devices that the kernel reports, and changes of settings, programs and pins, of which
+//! Changes in sandboxes that the kernel reports are repaired at once, see [`super::looks`]. Changes
+//! of devices that it reports, and changes of settings, programs and pins, of which
 //! it reports nothing, are repaired at the next [`Periods::retry`](super::Periods::retry). Changes of
 //! map entries, of which it reports nothing either, are repaired at the next
 //! [`Periods::anti_entropy`](super::Periods::anti_entropy). That pass also looks at all devices, and
@@ -13,6 +14,8 @@ use std::{
     ops::Bound::{Excluded, Included, Unbounded},
     sync::Arc,
 };
+
+use tokio::time::Instant;
 
 use super::{Engine, queue::Work};
 use crate::{
@@ -83,6 +86,17 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Queues the endpoints from whose interfaces something may have been taken.
+    pub(super) async fn look_inside(&mut self) {
+        let due = self.looks.take(Instant::now(), self.periods.retry);
+        if self.informed {
+            // A pair that is plugged again tells nobody what was wrong with its host side.
+            self.check_devices().await;
+        }
+        let here = due.into_iter().filter(|id| self.local.contains_key(id));
+        self.work.extend(here.map(Work::Plug));
     }
 
     /// Counts the repair of a device pair that was plugged again, unless there is a problem left.

@@ -9,7 +9,11 @@ use super::{
     queue::{Retry, Work},
 };
 use crate::{
-    agent::{containers::Origin, platform::PlugError, state::PlugState},
+    agent::{
+        containers::Origin,
+        platform::{PlugError, Plugged},
+        state::PlugState,
+    },
     api::types::ErrorKind,
     model::{ENDPOINTS, Name},
     reconcile::{LocalEndpoint, local_endpoint},
@@ -47,9 +51,13 @@ impl Engine {
         };
         let problem = format!("endpoint/{id}");
         match plugged {
-            Ok(ifindex) => {
+            Ok(Plugged { ifindex, found }) => {
                 self.retries.remove(&id);
                 self.note_port(&id, ifindex, &endpoint.container, &endpoint.network);
+                if let Some(found) = found {
+                    let line = format!("container '{}': {found}", endpoint.container);
+                    self.shared.shown.repairs.note("container interface", line);
+                }
                 self.containers.insert(id.clone(), endpoint.container.clone());
                 if self.ports.insert(id.clone(), ifindex) != Some(ifindex) {
                     self.dirty.insert(endpoint.network.clone());
@@ -92,7 +100,7 @@ impl Engine {
         }
     }
 
-    async fn plug_into(&self, endpoint: &LocalEndpoint) -> Result<u32, PlugError> {
+    async fn plug_into(&self, endpoint: &LocalEndpoint) -> Result<Plugged, PlugError> {
         let platform = &self.shared.platform;
         if self.shared.requests.attempts.is_failed(&endpoint.id) {
             // Its sandbox was removed. A new one would be nobody's.

@@ -13,7 +13,7 @@ use super::{
     error::{blocking, broken, netns_refused, refused, sandbox_refused},
 };
 use crate::{
-    agent::platform::{Adopted, Devices, Made, PlugError, Underlay as _},
+    agent::platform::{Adopted, Devices, Made, PlugError, Plugged, Underlay as _},
     api::types::{ApiError, ErrorKind},
     datapath::{self, Datapath, DatapathError, Owner, PinCheck, Repaired},
     model::{self, Name, NetnsId, SandboxRef, validate},
@@ -42,6 +42,25 @@ impl Host {
             .into()),
         }
     }
+
+    /// Makes the device pair of an endpoint, or corrects it. Returns the interface index of the host
+    /// side. What was wrong in the sandbox is added to `found`.
+    async fn plug_pair(
+        &self,
+        spec: &PlugSpec,
+        sandbox: &Netns,
+        found: &mut Vec<String>,
+    ) -> Result<u32, PlugError> {
+        let watch = |inside| self.inside.watch(&spec.endpoint_id, inside);
+        let plugged = sandbox::plug_closed(&self.netlink, spec, sandbox, watch, found).await;
+        let plugged = plugged.map_err(sandbox_refused)?;
+        // Attached before the host side is up: the program sees the first frame.
+        self.datapath.attach_container(plugged.ifindex, plugged.kind).map_err(broken)?;
+        let port = (spec.host_ifname.as_str(), plugged.ifindex);
+        self.assistants.settle(&self.netlink, port, plugged.master).await;
+        sandbox::open_port(&self.netlink, &spec.host_ifname).await.map_err(sandbox_refused)?;
+        Ok(plugged.ifindex)
+    }
 }
 
 #[async_trait]
@@ -52,11 +71,13 @@ impl Devices for Host {
         Ok(ours.map(|(id, ifindex)| (id.to_owned(), ifindex)).collect())
     }
 
-    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<u32, PlugError> {
-        let path = endpoint.sandbox.netns.clone();
-        let opened = blocking(move || Netns::open(&path)).await?;
-        let sandbox = opened.map_err(|error| absent(endpoint, &error))?;
-        check_same(endpoint, sandbox.id())?;
+    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<Plugged, PlugError> {
+        let opened = open_sandbox(endpoint).await;
+        let sandbox = opened.inspect_err(|error| {
+            if matches!(error, PlugError::Absent(_)) {
+                self.inside.forget(&endpoint.id);
+            }
+        })?;
         let spec = PlugSpec {
             endpoint_id: endpoint.id.clone(),
             kind: self.device.kind,
@@ -70,17 +91,15 @@ impl Devices for Host {
             routes: endpoint.routes.clone(),
         };
         self.check_routes(endpoint).await?;
-        let plugged =
-            sandbox::plug_closed(&self.netlink, &spec, &sandbox).await.map_err(sandbox_refused)?;
-        // Attached before the host side is up: the program sees the first frame.
-        self.datapath.attach_container(plugged.ifindex, plugged.kind).map_err(broken)?;
-        let port = (spec.host_ifname.as_str(), plugged.ifindex);
-        self.assistants.settle(&self.netlink, port, plugged.master).await;
-        sandbox::open_port(&self.netlink, &spec.host_ifname).await.map_err(sandbox_refused)?;
-        Ok(plugged.ifindex)
+        self.inside.begin(&endpoint.id, sandbox.id(), &spec);
+        let mut found = Vec::new();
+        let plugged = self.plug_pair(&spec, &sandbox, &mut found).await;
+        let found = self.inside.end(&endpoint.id, found, plugged.is_ok());
+        Ok(Plugged { ifindex: plugged?, found })
     }
 
     async fn unplug(&self, endpoint: &str, ifindex: Option<u32>) -> Result<(), PlugError> {
+        self.inside.remove(endpoint);
         sandbox::unplug(&self.netlink, endpoint).await.map_err(sandbox_refused)?;
         if let Some(ifindex) = ifindex {
             self.assistants.forget(ifindex);
@@ -329,6 +348,15 @@ fn note_settings(
         }
         Err(error) => repaired.fail(error),
     }
+}
+
+/// Opens the namespace of an endpoint.
+async fn open_sandbox(endpoint: &LocalEndpoint) -> Result<Netns, PlugError> {
+    let path = endpoint.sandbox.netns.clone();
+    let opened = blocking(move || Netns::open(&path)).await?;
+    let sandbox = opened.map_err(|error| absent(endpoint, &error))?;
+    check_same(endpoint, sandbox.id())?;
+    Ok(sandbox)
 }
 
 /// The error of an endpoint whose namespace cannot be opened.

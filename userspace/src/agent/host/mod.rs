@@ -8,6 +8,7 @@ mod devices;
 mod differences;
 mod error;
 pub(super) mod facts;
+mod inside;
 mod kept;
 mod maps;
 mod nat;
@@ -38,6 +39,7 @@ use crate::{
 pub(crate) struct Host {
     netlink: Netlink,
     monitor: Mutex<Monitor>,
+    inside: inside::Insides,
     datapath: Datapath,
     bpffs: PathBuf,
     uplinks: Vec<String>,
@@ -75,6 +77,7 @@ impl Host {
     ) -> Result<Self, NetlinkError> {
         Ok(Self {
             monitor: Mutex::new(netlink.monitor()?),
+            inside: inside::Insides::new(&netlink)?,
             netlink,
             datapath,
             bpffs: options.bpffs.clone(),

@@ -100,23 +100,8 @@ impl Host {
         repaired
     }
 
-    /// Measures the costs of the programs, if an uplink could use XDP.
-    pub(crate) async fn price_uplinks(&self) {
-        let (uplinks, _) = self.uplinks();
-        if !uplinks.iter().any(Uplink::is_open) {
-            return;
-        }
-        match blocking(Price::measure).await {
-            Ok(Ok(price)) => drop(self.price.set(price)),
-            Ok(Err(error)) => tracing::warn!("what XDP would cost is not known: {error}"),
-            Err(error) => tracing::warn!("what XDP would cost is not known: {error}"),
-        }
-    }
-}
-
-#[async_trait]
-impl Underlay for Host {
-    async fn event(&self) -> Option<HostEvent> {
+    /// Waits for the next change in the host's own namespace.
+    async fn own_event(&self) -> Option<HostEvent> {
         let mut monitor = self.monitor.lock().await;
         loop {
             let event = monitor.next().await?;
@@ -138,6 +123,29 @@ impl Underlay for Host {
                     HostEvent::Underlay
                 }
             });
+        }
+    }
+
+    /// Measures the costs of the programs, if an uplink could use XDP.
+    pub(crate) async fn price_uplinks(&self) {
+        let (uplinks, _) = self.uplinks();
+        if !uplinks.iter().any(Uplink::is_open) {
+            return;
+        }
+        match blocking(Price::measure).await {
+            Ok(Ok(price)) => drop(self.price.set(price)),
+            Ok(Err(error)) => tracing::warn!("what XDP would cost is not known: {error}"),
+            Err(error) => tracing::warn!("what XDP would cost is not known: {error}"),
+        }
+    }
+}
+
+#[async_trait]
+impl Underlay for Host {
+    async fn event(&self) -> Option<HostEvent> {
+        tokio::select! {
+            event = self.own_event() => event,
+            harmed = self.inside.harmed() => Some(HostEvent::Sandbox(harmed)),
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::types::{Adopted, Made, PlugError};
+use super::types::{Adopted, Made, PlugError, Plugged};
 use crate::{
     api::types::ApiError,
     datapath::{DatapathError, PinCheck, Repaired},
@@ -25,8 +25,9 @@ pub(crate) trait Devices: Send + Sync + 'static {
     async fn plugged(&self) -> Result<BTreeMap<String, u32>, PlugError>;
 
     /// Makes the device pair of an endpoint with its addresses and routes, and attaches the
-    /// program. Idempotent. Returns the interface index of the host side.
-    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<u32, PlugError>;
+    /// program. Idempotent. From then on [`HostEvent::Sandbox`](super::HostEvent::Sandbox) tells of
+    /// changes of the interface in the sandbox.
+    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<Plugged, PlugError>;
 
     /// Removes the device pair of an endpoint, and detaches the program from `ifindex`.
     /// Idempotent.

@@ -53,6 +53,16 @@ impl From<ApiError> for PlugError {
     }
 }
 
+/// A device pair that was plugged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Plugged {
+    /// Interface index of the host side.
+    pub(crate) ifindex: u32,
+    /// The interface in the sandbox, and what others had changed about it, on one line. `None`:
+    /// nothing, or the wanted state is a new one.
+    pub(crate) found: Option<String>,
+}
+
 /// A namespace that another program made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Adopted {
@@ -198,6 +208,8 @@ pub(crate) enum HostEvent {
     Device(u32),
     /// The interface with this index was removed. It may have been a container's.
     LinkGone(u32),
+    /// In sandboxes: something may have been taken from the interfaces of these endpoints.
+    Sandbox(BTreeSet<String>),
     /// Events were lost: everything may have changed.
     Lost,
 }

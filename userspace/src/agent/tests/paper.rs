@@ -30,7 +30,8 @@ use crate::{
         containers::Process,
         platform::{
             Adopted, Audit, ClientLinks, Commands, Devices, Facts, FoundSupervisor, Holder,
-            HostEvent, Launch, Made, Maps, Paths, PlugError, Remote, Underlay, UplinkCheck, Wanted,
+            HostEvent, Launch, Made, Maps, Paths, PlugError, Plugged, Remote, Underlay,
+            UplinkCheck, Wanted,
         },
     },
     api::types::{ApiError, ErrorKind},
@@ -103,6 +104,8 @@ pub(super) struct State {
     pub(super) changed: BTreeMap<u32, String>,
     /// An endpoint that is plugged again loses its entry in `changed`, so that nobody finds it.
     pub(super) plugs_put_right: bool,
+    /// What differs in the sandbox, by endpoint, until it is plugged. That tells of a change as well.
+    pub(super) inside: BTreeMap<String, String>,
     /// What cannot be put right in a container's device, by interface index.
     pub(super) stuck: BTreeMap<u32, String>,
     /// Programs that another program has detached; found once.
@@ -277,7 +280,7 @@ impl Devices for Paper {
         Ok(self.state().veths.clone())
     }
 
-    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<u32, PlugError> {
+    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<Plugged, PlugError> {
         tokio::task::block_in_place(|| self.plugging.pass());
         let mut state = self.state();
         if let Some(error) = &state.refuse_plug {
@@ -296,7 +299,11 @@ impl Devices for Paper {
             state.changed.remove(&ifindex);
         }
         state.wanted.insert(endpoint.id.clone(), endpoint.clone());
-        Ok(ifindex)
+        let found = state.inside.remove(&endpoint.id);
+        if found.is_some() {
+            self.tell(HostEvent::Sandbox([endpoint.id.clone()].into()));
+        }
+        Ok(Plugged { ifindex, found })
     }
 
     async fn unplug(&self, endpoint: &str, ifindex: Option<u32>) -> Result<(), PlugError> {

@@ -299,3 +299,40 @@ async fn a_device_that_cannot_be_looked_at_is_looked_at_again() {
     eventually("it is told", || async { repairs(&one, "container device").0 == 1 }).await;
     eventually("no problem", || async { !one.shared.shown.problems.has("devices") }).await;
 }
+
+/// A change in a sandbox is put right at once and told. The agent's own changes cost one more look,
+/// which changes nothing and so is the last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_in_a_sandbox_is_put_right_at_once() {
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.network("blue").await.unwrap();
+    one.run("web", "blue").await.unwrap();
+    one.run("db", "blue").await.unwrap();
+    // No full comparison plugs an endpoint from here on.
+    one.paper.reads.close(true);
+    one.eventually("the full comparison waits", |_| one.paper.reads.waiting() > 0).await;
+    let (plugs, id) = {
+        let mut state = one.paper.state();
+        let web = state.wanted.values().find(|endpoint| endpoint.container == name("web"));
+        let id = web.unwrap().id.clone();
+        state.inside.insert(id.clone(), "eth0 was down".to_owned());
+        (one.paper.plugging.passed(), id)
+    };
+    assert_eq!(repairs(&one, "container interface").0, 0);
+    one.paper.tell(HostEvent::Sandbox([id.clone()].into()));
+    eventually("it is told", || async { repairs(&one, "container interface").0 == 1 }).await;
+    assert_eq!(repairs(&one, "container interface").1, "container 'web': eth0 was down");
+    one.eventually("one more look", |_| one.paper.plugging.passed() == plugs + 2).await;
+    // A look that finds nothing is no repair, and nobody looks again.
+    one.paper.tell(HostEvent::Sandbox([id.clone()].into()));
+    one.eventually("a look in vain", |_| one.paper.plugging.passed() == plugs + 3).await;
+    assert_eq!(repairs(&one, "container interface").0, 1);
+    // An endpoint that is gone is not looked at. A look at the other one shows that nothing waits.
+    one.agent.container_remove(&name("web"), true).await.unwrap();
+    one.paper.tell(HostEvent::Sandbox([id].into()));
+    let all = one.paper.state().wanted.keys().cloned().collect();
+    one.paper.tell(HostEvent::Sandbox(all));
+    one.eventually("a look at db only", |_| one.paper.plugging.passed() == plugs + 4).await;
+    one.paper.reads.close(false);
+}

@@ -266,6 +266,12 @@ fn missing_privileges_are_named() {
         Level::Error,
         &["CAP_NET_ADMIN, CAP_BPF", "root"],
     );
+    assert_found(
+        |facts| facts.host.capabilities = Some(u64::MAX ^ (1 << 11)),
+        "privileges",
+        Level::Warning,
+        &["CAP_NET_BROADCAST", "after a minute"],
+    );
 }
 
 #[test]
