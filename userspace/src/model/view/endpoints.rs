@@ -302,19 +302,18 @@ impl Group {
     fn pack(&mut self) {
         let length = self.items.iter().map(|item| self.bytes(item).len()).sum();
         let mut slab = Vec::with_capacity(length);
-        let mut items = Chunked::default();
-        for item in self.items.iter() {
+        let packed = self.items.iter().map(|item| {
             let bytes = self.bytes(item);
-            let place = (u32::try_from(slab.len()), u32::try_from(bytes.len()));
-            items.push(match place {
+            match (u32::try_from(slab.len()), u32::try_from(bytes.len())) {
                 (Ok(from), Ok(length)) => {
                     slab.extend_from_slice(bytes);
                     Item::InSlab { from, length }
                 }
                 // The endpoints of one network exceed 4 GB.
                 _ => Item::Own(bytes.into()),
-            });
-        }
+            }
+        });
+        let items: Chunked<Item> = packed.collect();
         (self.items, self.slab, self.dead) = (items, slab, 0);
         self.own_macs.pack();
     }
@@ -415,9 +414,9 @@ mod tests {
                     }
                 }
                 for number in 0..5 {
-                    let port = ([0, 0, 0, 0].into(), 8000 + number, Protocol::Tcp.number());
+                    let port: HostPort = ([0; 4].into(), 8000 + number, Protocol::Tcp.number());
                     let home = expected.values().filter(|ep| ep.node == nodes[0]);
-                    let publishers = home.flat_map(host_ports).filter(|has| *has == port).count();
+                    let publishers = home.flat_map(|ep| host_ports(ep)).filter(|has| *has == port).count();
                     prop_assert_eq!(endpoints.publishers(port), publishers);
                 }
                 for mac in &macs {
