@@ -98,6 +98,7 @@ impl Shared {
         let shown = Shown::default();
         let disk = Disk::new(options.state_dir.clone(), Arc::clone(&shown.problems));
         let requests = Requests::new(&options.state_dir);
+        let view = View::at(node.name.clone());
         Self {
             options,
             record: watch::Sender::new(node.clone()),
@@ -115,7 +116,7 @@ impl Shared {
             plugs: Plugs::default(),
             requests,
             flows: Arc::default(),
-            view: RwLock::new(View::default()),
+            view: RwLock::new(view),
             containers: Mutex::new(containers),
             paths: Mutex::default(),
             ports: Reservations::default(),

@@ -132,7 +132,7 @@ fn present(shared: &Shared, record: &Record) -> Known {
 /// Mode and networks of a container of the node `own`, as in the store.
 pub(super) fn in_store(view: &View, own: &Name, record: &Record) -> Known {
     let holder = holder(record);
-    let endpoints = view.endpoints_on(own).filter(|ep| ep.container == *holder);
+    let endpoints = view.endpoints_of(own, holder);
     with_endpoints(view, record, endpoints.map(|ep| ep.record).collect())
 }
 

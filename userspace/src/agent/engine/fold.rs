@@ -1,13 +1,34 @@
 //! Applies changes in the store to the view, and marks the work that the engine must do again.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use super::{Engine, queue::Work, reading::finished};
 use crate::{
     agent::{memory, platform::Remote, state::PlugState},
-    model::{Endpoint, Name, Node, PublishedPort, Touched},
+    model::{Endpoint, Name, Node, Protocol, PublishedPort, Touched},
     store::Update,
 };
+
+/// No port is less.
+const LEAST: PublishedPort = PublishedPort {
+    host_ip: Ipv4Addr::UNSPECIFIED,
+    host_port: 0,
+    container_port: 0,
+    protocol: Protocol::Tcp,
+    count: 0,
+};
+
+/// What a changed endpoint concerns.
+#[derive(Clone, Copy, Default)]
+struct Concerned {
+    /// The endpoint is, or was, on this host.
+    here: bool,
+    /// The published ports of this host have changed.
+    ports: bool,
+}
 
 impl Engine {
     /// Applies an update of the store to the view.
@@ -85,9 +106,8 @@ impl Engine {
             let view = self.shared.view();
             for name in &touched.networks {
                 // MTU, subnets or usability may have changed for the local endpoints.
-                let briefs = view.endpoints.briefs(name);
-                let own = briefs.filter(|ep| *ep.node == self.shared.node.name);
-                endpoints.extend(own.map(|ep| (name.clone(), ep.id.text())));
+                let own = view.endpoints.on(&self.shared.node.name).filter(|(of, _)| *of == name);
+                endpoints.extend(own.map(|(_, ep)| (name.clone(), ep.id.text())));
                 self.dirty.insert(name.clone());
                 // The foreign VTEPs of the network may have changed.
                 self.underlay_dirty = true;
@@ -116,12 +136,16 @@ impl Engine {
                 self.changed.entry(network).or_default().former.insert(former);
             }
         }
-        let mut concerned = false;
+        let mut concerned = Concerned::default();
         for (network, id) in endpoints {
-            concerned |= self.note_endpoint(network, id);
+            let Concerned { here, ports } = self.note_endpoint(network, id);
+            concerned.here |= here;
+            concerned.ports |= ports;
         }
-        if concerned {
+        if concerned.here {
             self.shared.networks_changed.notify_one();
+        }
+        if concerned.ports {
             self.hold_ports(false);
         }
     }
@@ -129,35 +153,48 @@ impl Engine {
     /// Holds the ports of the host that local endpoints publish. Ports that could not be held
     /// before are tried again only if `again` is set.
     pub(super) fn hold_ports(&self, again: bool) {
-        let wanted = {
-            let view = self.shared.view();
-            let endpoints =
-                self.local.iter().filter_map(|(id, network)| view.endpoint(network, id));
-            let ports = endpoints.flat_map(|ep| {
-                let Endpoint { id, container, ports, .. } = ep.record;
-                let singles = ports.into_iter().flat_map(PublishedPort::singles);
-                singles.map(move |port| ((id.clone(), port), container.clone()))
-            });
-            ports.collect()
-        };
-        self.shared.hold_ports(&wanted, again);
+        self.shared.hold_ports(&self.published, again);
     }
 
-    /// Marks an endpoint that has changed. Returns whether the endpoint is, or was, on this host.
-    fn note_endpoint(&mut self, network: Name, id: String) -> bool {
+    /// Notes the ports that an endpoint publishes on this host. Returns whether they have changed.
+    fn note_ports(&mut self, id: &str, endpoint: Option<&Endpoint>) -> bool {
+        let mut now = BTreeMap::new();
+        if let Some(Endpoint { container, ports, .. }) = endpoint {
+            let singles = ports.iter().flat_map(|port| port.singles());
+            now.extend(singles.map(|port| ((id.to_owned(), port), container.clone())));
+        }
+        let from = self.published.range((id.to_owned(), LEAST)..);
+        let its = from.take_while(|((other, _), _)| other == id);
+        let before: BTreeMap<(String, PublishedPort), Name> =
+            its.map(|(key, container)| (key.clone(), container.clone())).collect();
+        if now == before {
+            return false;
+        }
+        for key in before.keys() {
+            self.published.remove(key);
+        }
+        self.published.extend(now);
+        true
+    }
+
+    /// Marks an endpoint that has changed.
+    fn note_endpoint(&mut self, network: Name, id: String) -> Concerned {
         let wanted = {
             let view = self.shared.view();
-            view.endpoint(&network, &id).is_some_and(|endpoint| {
-                endpoint.node == self.shared.node.name && view.usable_endpoint(&endpoint).is_ok()
+            view.endpoint(&network, &id).filter(|endpoint| {
+                endpoint.node == self.shared.node.name && view.usable_endpoint(endpoint).is_ok()
             })
         };
-        let ours = wanted || self.local.contains_key(&id);
-        if ours || !self.vnis.contains_key(&network) {
-            self.dirty.insert(network.clone());
-        } else {
+        let ports = self.note_ports(&id, wanted.as_deref());
+        let here = wanted.is_some() || self.local.contains_key(&id);
+        if here {
+            self.mark_own(&network, &id, None);
+        } else if self.vnis.contains_key(&network) {
             self.changed.entry(network.clone()).or_default().endpoints.insert(id.clone());
+        } else {
+            self.dirty.insert(network.clone());
         }
-        if wanted {
+        if wanted.is_some() {
             if self.local.insert(id.clone(), network).is_none() {
                 self.shared.plugs.set(&id, Some(PlugState::Pending));
             }
@@ -167,6 +204,6 @@ impl Engine {
             self.work.remove(&Work::Plug(id.clone()));
             self.work.insert(Work::Unplug(id));
         }
-        ours
+        Concerned { here, ports }
     }
 }

@@ -30,7 +30,7 @@ pub(super) fn patch(
     let changed_ports = ids.clone().filter_map(|id| ports.get(id)).chain(&changed.ports);
     for ifindex in changed_ports {
         // The interface is in use for an endpoint that has not changed.
-        let is_known = |mac| patch.fdb.keys().any(|key| key.mac == mac);
+        let is_known = |mac: [u8; 6]| patch.fdb.keys().any(|key| key.mac == mac);
         if held.tables().endpoints.get(ifindex).is_some_and(|info| !is_known(info.mac)) {
             return None;
         }
