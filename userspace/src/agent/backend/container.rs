@@ -534,11 +534,6 @@ impl Agent {
     }
 }
 
-/// The process `pid`, of the container `name`; `None` if it has ended.
-///
-/// # Errors
-///
-/// It is not known whether it runs.
 /// The record of a container whose file is lost, made from one of its endpoints.
 fn lost_record(endpoint: &Endpoint) -> Record {
     let Endpoint { container, sandbox, .. } = endpoint;
@@ -548,6 +543,11 @@ fn lost_record(endpoint: &Endpoint) -> Record {
     record
 }
 
+/// The process `pid`, of the container `name`; `None` if it has ended.
+///
+/// # Errors
+///
+/// It is not known whether it runs.
 fn process(name: &Name, pid: i32) -> Result<Option<Process>, ApiError> {
     Process::find(pid).map_err(|error| unseen(name, pid, error))
 }
