@@ -186,7 +186,7 @@ fn changes_here(
     more.remove(&ip);
     let additional = more.keys().map(|last| [10, 0, 0, *last].into()).collect();
     let mac = mac.map_or(record.mac, MacAddr);
-    let port = |(host_port, count)| PublishedPort {
+    let port = |(host_port, count): (u16, u16)| PublishedPort {
         host_ip: [0; 4].into(),
         host_port: 8000 + host_port,
         container_port: 80,
@@ -194,7 +194,8 @@ fn changes_here(
         count,
     };
     let ports = ports.map(port).into_iter().collect();
-    let from = restricted.then(|| "192.0.2.0/24".parse().unwrap()).into_iter().collect();
+    let from: Vec<ipnetwork::Ipv4Network> =
+        restricted.then(|| "192.0.2.0/24".parse().unwrap()).into_iter().collect();
     let record = Endpoint { mac, additional, ports, from, ..record };
     let key = Key::endpoint(&net.name, &id);
     let put = |key, value| Change::Put(Entry { key, value, mod_revision: revision });
@@ -295,7 +296,7 @@ fn decoded_with(others: u32) -> (usize, usize) {
         ports: Vec::new(),
         from: Vec::new(),
     };
-    let part = |gone| (1, 1, None, 2, (!gone).then_some(1), BTreeMap::new(), gone);
+    let part = |gone: bool| (1, 1, None, 2, (!gone).then_some(1), BTreeMap::new(), gone);
     let (made, ()) = decoded::during(|| {
         let view = &host.cluster.view;
         assert_eq!(view.endpoints_within(&own, &spec.sandbox.netns).count(), 0);
