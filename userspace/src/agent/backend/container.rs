@@ -384,7 +384,7 @@ impl Agent {
         self.tell_failing(&record);
         let put = self.shared.containers().put(record);
         // A note of its networks, made since the record was read, is lost.
-        self.shared.networks_changed.notify_one();
+        self.shared.regrouped.note(Some(name.clone()));
         put.map_err(|error| self.shared.disk.refuse(&format!("container '{name}'"), error))
     }
 

@@ -137,7 +137,7 @@ pub(super) fn in_store(view: &View, own: &Name, record: &Record) -> Known {
 }
 
 /// As above, for a container that has these endpoints.
-pub(super) fn with_endpoints(view: &View, record: &Record, mut endpoints: Vec<Endpoint>) -> Known {
+fn with_endpoints(view: &View, record: &Record, mut endpoints: Vec<Endpoint>) -> Known {
     endpoints.sort_by(|a, b| (&a.ifname, &a.network).cmp(&(&b.ifname, &b.network)));
     let mode = fixed_mode(record).unwrap_or_else(|| match endpoints.first() {
         None => "none",

@@ -21,15 +21,6 @@ const LEAST: PublishedPort = PublishedPort {
     count: 0,
 };
 
-/// What a changed endpoint concerns.
-#[derive(Clone, Copy, Default)]
-struct Concerned {
-    /// The endpoint is, or was, on this host.
-    here: bool,
-    /// The published ports of this host have changed.
-    ports: bool,
-}
-
 impl Engine {
     /// Applies an update of the store to the view.
     pub(super) fn fold(&mut self, update: &Update) {
@@ -136,16 +127,11 @@ impl Engine {
                 self.changed.entry(network).or_default().former.insert(former);
             }
         }
-        let mut concerned = Concerned::default();
+        let mut ports = false;
         for (network, id) in endpoints {
-            let Concerned { here, ports } = self.note_endpoint(network, id);
-            concerned.here |= here;
-            concerned.ports |= ports;
+            ports |= self.note_endpoint(network, id);
         }
-        if concerned.here {
-            self.shared.networks_changed.notify_one();
-        }
-        if concerned.ports {
+        if ports {
             self.hold_ports(false);
         }
     }
@@ -177,8 +163,9 @@ impl Engine {
         true
     }
 
-    /// Marks an endpoint that has changed.
-    fn note_endpoint(&mut self, network: Name, id: String) -> Concerned {
+    /// Marks an endpoint that has changed. Returns whether the published ports of this host have
+    /// changed with it.
+    fn note_endpoint(&mut self, network: Name, id: String) -> bool {
         let wanted = {
             let view = self.shared.view();
             view.endpoint(&network, &id).filter(|endpoint| {
@@ -188,6 +175,10 @@ impl Engine {
         let ports = self.note_ports(&id, wanted.as_deref());
         let here = wanted.is_some() || self.local.contains_key(&id);
         if here {
+            // The view does not have the container of an endpoint that is removed.
+            let container = wanted.as_ref().map(|endpoint| &endpoint.container);
+            let container = container.or_else(|| self.containers.get(&id)).cloned();
+            self.shared.regrouped.note(container);
             self.mark_own(&network, &id, None);
         } else if self.vnis.contains_key(&network) {
             self.changed.entry(network.clone()).or_default().endpoints.insert(id.clone());
@@ -204,6 +195,6 @@ impl Engine {
             self.work.remove(&Work::Plug(id.clone()));
             self.work.insert(Work::Unplug(id));
         }
-        Concerned { here, ports }
+        ports
     }
 }
