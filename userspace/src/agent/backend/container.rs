@@ -174,6 +174,7 @@ impl Agent {
         }
         let put = self.shared.containers().put(record.clone());
         put.map_err(refused)?;
+        self.shared.regrouped.note(Some(record.name.clone()));
         Ok(warnings)
     }
 
