@@ -97,8 +97,8 @@ impl Engine {
             let view = self.shared.view();
             for name in &touched.networks {
                 // MTU, subnets or usability may have changed for the local endpoints.
-                let own = view.endpoints.on(&self.shared.node.name).filter(|(of, _)| *of == name);
-                endpoints.extend(own.map(|(_, ep)| (name.clone(), ep.id.text())));
+                let own = view.endpoints.on_in(&self.shared.node.name, name);
+                endpoints.extend(own.map(|ep| (name.clone(), ep.id.text())));
                 self.dirty.insert(name.clone());
                 // The foreign VTEPs of the network may have changed.
                 self.underlay_dirty = true;

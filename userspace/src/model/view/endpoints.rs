@@ -92,6 +92,16 @@ impl Endpoints {
         indexed.chain(read)
     }
 
+    /// The endpoints of a node in a network, in order of identifier. Without indexes of the node, all
+    /// endpoints of the network are read.
+    pub(crate) fn on_in(&self, node: &Name, network: &Name) -> impl Iterator<Item = Brief<'_>> {
+        let home = self.home_of(node);
+        let indexed = home.into_iter().flat_map(move |home| home.in_network(network));
+        let indexed = indexed.filter_map(move |id| self.brief(network, &id));
+        let read = home.is_none().then(|| self.briefs(network)).into_iter().flatten();
+        indexed.chain(read.filter(move |brief| brief.node == node))
+    }
+
     /// The endpoints of a container of a node, as [`Self::on`].
     pub(crate) fn of(
         &self,
@@ -401,6 +411,8 @@ mod tests {
                     let on = endpoints.on(node).map(|(_, brief)| brief.id.text());
                     let there = expected.values().filter(|ep| ep.node == *node);
                     prop_assert!(on.eq(there.clone().map(|ep| ep.id.clone())));
+                    let on_in = endpoints.on_in(node, &net.name).map(|brief| brief.id.text());
+                    prop_assert!(on_in.eq(there.clone().map(|ep| ep.id.clone())));
                     for container in ["one", "two"] {
                         let container: Name = container.parse().expect("name");
                         let of = endpoints.of(node, &container).map(|(_, brief)| brief.id.text());

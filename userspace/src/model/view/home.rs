@@ -57,6 +57,11 @@ impl Home {
         self.all.iter().flat_map(|(network, ids)| ids.iter().map(move |id| (network, *id)))
     }
 
+    /// The endpoints in a network, in order of identifier.
+    pub(super) fn in_network(&self, network: &Name) -> impl Iterator<Item = Id> {
+        self.all.get(network).into_iter().flatten().copied()
+    }
+
     /// The endpoints of a container, in order of network and identifier.
     pub(super) fn of(&self, container: &Name) -> impl Iterator<Item = (&Name, Id)> {
         self.containers.get(container).into_iter().flatten().map(|(network, id)| (network, *id))
