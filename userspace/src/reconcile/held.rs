@@ -50,6 +50,11 @@ impl Held {
         self.behind.get(&vtep).copied().unwrap_or_default()
     }
 
+    /// Whether an interface has a slot in `FLOOD_LOCAL`.
+    pub(super) fn is_listed(&self, ifindex: u32) -> bool {
+        self.slots.contains_key(&ifindex)
+    }
+
     /// Keys in `PUBLISHED` that lead to an interface. The other keys are not read.
     pub(super) fn published_of(&self, ifindex: u32) -> impl Iterator<Item = PublishedKey> {
         self.published.get(&ifindex).into_iter().flatten().copied()

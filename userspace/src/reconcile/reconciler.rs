@@ -206,7 +206,11 @@ impl Reconciler {
             ..Tables::default()
         };
         let mut info = tables.networks.get(&vni).copied();
-        if !was.endpoints.keys().eq(laid.endpoints.keys()) {
+        // An interface that another network has taken over is not in `ENDPOINTS` of this one, but
+        // may still have its slot.
+        let mut ports = patch.endpoints.iter();
+        let is_relisted = ports.any(|(port, entry)| entry.is_some() != held.is_listed(*port));
+        if is_relisted || !was.endpoints.keys().eq(laid.endpoints.keys()) {
             let only_in = |one: &Tables, other: &Tables| -> BTreeSet<u32> {
                 let ports = one.endpoints.keys().copied();
                 ports.filter(|port| !other.endpoints.contains_key(port)).collect()

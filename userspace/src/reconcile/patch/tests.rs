@@ -10,7 +10,7 @@ use crate::{
         Endpoint, ForeignVtep, IpOwner, Key, Protocol, PublishedPort, SCHEMA, View, decoded, ops,
         testing::{Cluster, endpoint, name, network, node},
     },
-    reconcile::{Kernel, Op, Reconciler, Tables, network_state},
+    reconcile::{Kernel, NetworkState, Op, Reconciler, Tables, network_state},
     store::{Change, Entry},
 };
 
@@ -268,6 +268,70 @@ fn endpoints_of_this_host_come_and_go_by_patches() {
     host.plug(1, None);
     host.change(&changes((2, 1, None, 3, None, none(), true), 103));
     assert_eq!((sizes(&host), host.patched), (((1, 1, 1), 0, 0, 1), 6));
+}
+
+/// A port of the host that moves from one endpoint to another is patched; one that two records
+/// publish is not, in one network or in two.
+#[test]
+fn a_port_that_moves_is_patched_and_a_contested_one_is_not() {
+    let none = BTreeMap::new;
+    let here = || (Some((0, 1)), false, None);
+    let published = |host: &Host| -> Vec<u32> {
+        host.maps.0.borrow().published.values().map(|entry| entry.ifindex).collect()
+    };
+    let mut host = Host::new();
+    host.plug(1, Some(11));
+    host.plug(2, Some(12));
+    host.change(&changes_here((1, 1, None, 2, Some(1), none(), false), here(), 100));
+    assert_eq!((published(&host), host.patched), (vec![11], 1));
+    let mut together = changes((1, 1, None, 2, None, none(), true), 101);
+    together.extend(changes_here((2, 1, None, 3, Some(2), none(), false), here(), 101));
+    host.change(&together);
+    assert_eq!((published(&host), host.patched), (vec![12], 2));
+    // A second record of this network.
+    host.change(&changes_here((1, 1, None, 2, Some(1), none(), false), here(), 102));
+    assert_eq!((published(&host).len(), host.patched), (1, 2));
+    // The kernel has the port of the other one.
+    host.change(&changes((1, 1, None, 2, None, none(), true), 103));
+    assert_eq!((published(&host), host.patched), (vec![12], 3));
+    // A record of another network of this host.
+    let other = network("other", VNI + 1, &["10.0.1.0/24"]);
+    let ports = host.cluster.view.endpoint(&name("net"), "02").unwrap().record.ports;
+    let record = Endpoint { ports, ..endpoint(&other, "0a", "host1", "10.0.1.2") };
+    host.cluster.endpoint(&record);
+    host.change(&changes((2, 1, None, 3, None, none(), true), 104));
+    assert_eq!((published(&host), host.patched), (vec![], 3));
+}
+
+/// An interface that another network has taken over leaves the flood list with its endpoint.
+#[test]
+fn an_interface_that_another_network_has_taken_over_leaves_the_flood_list() {
+    let none = BTreeMap::new;
+    let mut host = Host::new();
+    host.plug(1, Some(11));
+    host.change(&changes((1, 1, None, 2, Some(1), none(), false), 100));
+    let info = host.maps.0.borrow().endpoints[&11];
+    let other = NetworkState {
+        vni: VNI + 1,
+        flags: 0,
+        endpoints: BTreeMap::from([(11, EndpointInfo { vni: VNI + 1, ..info })]),
+        fdb: BTreeMap::new(),
+        neighbours: BTreeMap::new(),
+        vteps: BTreeMap::new(),
+        gateway: None,
+        published: BTreeMap::new(),
+        sources: BTreeSet::new(),
+    };
+    host.reconciler.network_to(&host.maps, VNI + 1, Some(&other)).unwrap();
+    host.plug(1, None);
+    host.change(&changes((1, 1, None, 2, None, none(), true), 101));
+    assert_eq!(host.patched, 2);
+    let tables = host.maps.0.borrow();
+    assert_eq!(
+        (tables.networks[&VNI].local_ports, tables.networks[&(VNI + 1)].local_ports),
+        (1, 1)
+    );
+    assert_eq!((tables.endpoints.len(), tables.flood_local.len()), (2, 2));
 }
 
 /// With the last endpoint of this host the network goes from the maps, which no patch does.
