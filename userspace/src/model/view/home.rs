@@ -24,10 +24,11 @@ pub(super) struct Home {
     node: Name,
     /// Identifiers, by network.
     all: BTreeMap<Name, BTreeSet<Id>>,
-    /// By container.
-    containers: BTreeMap<Name, BTreeSet<Place>>,
-    /// By path of the network namespace.
-    sandboxes: BTreeMap<PathBuf, BTreeSet<Place>>,
+    /// By container, sorted. Most containers have one endpoint, for which a tree of its own would
+    /// take ten times the memory.
+    containers: BTreeMap<Name, Vec<Place>>,
+    /// By path of the network namespace, sorted.
+    sandboxes: BTreeMap<PathBuf, Vec<Place>>,
     /// How many times each port of the host is published.
     ports: BTreeMap<HostPort, usize>,
 }
@@ -82,8 +83,8 @@ impl Home {
         let Endpoint { network, container, sandbox, .. } = endpoint;
         let place = || (network.clone(), id);
         self.all.entry(network.clone()).or_default().insert(id);
-        self.containers.entry(container.clone()).or_default().insert(place());
-        self.sandboxes.entry(sandbox.netns.clone()).or_default().insert(place());
+        add_to(&mut self.containers, container.clone(), place());
+        add_to(&mut self.sandboxes, sandbox.netns.clone(), place());
         for port in host_ports(endpoint) {
             *self.ports.entry(port).or_default() += 1;
         }
@@ -93,7 +94,12 @@ impl Home {
     pub(super) fn remove(&mut self, id: Id, endpoint: &Endpoint) {
         let Endpoint { network, container, sandbox, .. } = endpoint;
         let place = (network.clone(), id);
-        drop_from(&mut self.all, network.clone(), &id);
+        if let Entry::Occupied(mut ids) = self.all.entry(network.clone()) {
+            ids.get_mut().remove(&id);
+            if ids.get().is_empty() {
+                ids.remove();
+            }
+        }
         drop_from(&mut self.containers, container.clone(), &place);
         drop_from(&mut self.sandboxes, sandbox.netns.clone(), &place);
         for port in host_ports(endpoint) {
@@ -113,12 +119,23 @@ pub(crate) fn host_ports(endpoint: &Endpoint) -> impl Iterator<Item = HostPort> 
     singles.map(|port| (port.host_ip, port.host_port, port.protocol.number()))
 }
 
-/// Removes a member of a group, and the group with its last member.
-fn drop_from<K: Ord, T: Ord>(groups: &mut BTreeMap<K, BTreeSet<T>>, group: K, member: &T) {
-    if let Entry::Occupied(mut members) = groups.entry(group) {
-        members.get_mut().remove(member);
-        if members.get().is_empty() {
-            members.remove();
+/// Adds a place to a group. The list of the group has no room to spare.
+fn add_to<K: Ord>(groups: &mut BTreeMap<K, Vec<Place>>, group: K, place: Place) {
+    let places = groups.entry(group).or_default();
+    if let Err(index) = places.binary_search(&place) {
+        places.reserve_exact(1);
+        places.insert(index, place);
+    }
+}
+
+/// Removes a place from a group, and the group with its last place.
+fn drop_from<K: Ord>(groups: &mut BTreeMap<K, Vec<Place>>, group: K, place: &Place) {
+    if let Entry::Occupied(mut places) = groups.entry(group) {
+        if let Ok(index) = places.get().binary_search(place) {
+            places.get_mut().remove(index);
+        }
+        if places.get().is_empty() {
+            places.remove();
         }
     }
 }
