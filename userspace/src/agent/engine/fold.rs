@@ -175,10 +175,16 @@ impl Engine {
         let ports = self.note_ports(&id, wanted.as_deref());
         let here = wanted.is_some() || self.local.contains_key(&id);
         if here {
-            // The view does not have the container of an endpoint that is removed.
-            let container = wanted.as_ref().map(|endpoint| &endpoint.container);
-            let container = container.or_else(|| self.containers.get(&id)).cloned();
-            self.shared.regrouped.note(container);
+            // The view does not have the container of an endpoint that is removed, nor the former
+            // one of an endpoint that has another.
+            let now = wanted.as_ref().map(|endpoint| &endpoint.container);
+            let former = self.containers.get(&id).filter(|former| now != Some(*former));
+            if let Some(former) = former {
+                self.shared.regrouped.note(Some(former.clone()));
+            }
+            if now.is_some() || former.is_none() {
+                self.shared.regrouped.note(now.cloned());
+            }
             self.mark_own(&network, &id, None);
         } else if self.vnis.contains_key(&network) {
             self.changed.entry(network.clone()).or_default().endpoints.insert(id.clone());
