@@ -164,6 +164,9 @@ impl Reservations {
         container: &Name,
         requests: &[PortRequest],
     ) -> Result<Pending<'_>, Refused> {
+        if requests.is_empty() {
+            return Ok(Pending { reservations: self, ports: Vec::new() });
+        }
         // One request at a time: a port that is free here must still be free when it is held.
         let mut state = self.state();
         let taken = state.taken(view, node);

@@ -8,10 +8,7 @@ use std::{
 };
 
 use crate::datapath::entry::UnderlayPath;
-use tokio::{
-    sync::{Notify, watch},
-    time::timeout,
-};
+use tokio::{sync::watch, time::timeout};
 
 use super::{
     conntrack,
@@ -19,7 +16,7 @@ use super::{
     denied::Denied,
     platform::Platform,
     ports::{Pending, Reservations},
-    state::{Disk, Ending, Lives, Plugs, Readiness, Requests, Shown, StoreHandle},
+    state::{Disk, Ending, Lives, Plugs, Readiness, Regrouped, Requests, Shown, StoreHandle},
 };
 use crate::{
     api::{
@@ -66,8 +63,8 @@ pub(crate) struct Shared {
     pub(crate) shown: Shown,
     /// Whether the state directory can be written.
     pub(crate) disk: Disk,
-    /// Networks of containers may have changed, or their records.
-    pub(crate) networks_changed: Notify,
+    /// Containers whose networks, or records, may have changed.
+    pub(crate) regrouped: Regrouped,
     /// State of each local endpoint.
     pub(crate) plugs: Plugs,
     /// The requests that change containers.
@@ -98,6 +95,7 @@ impl Shared {
         let shown = Shown::default();
         let disk = Disk::new(options.state_dir.clone(), Arc::clone(&shown.problems));
         let requests = Requests::new(&options.state_dir);
+        let view = View::at(node.name.clone());
         Self {
             options,
             record: watch::Sender::new(node.clone()),
@@ -111,11 +109,11 @@ impl Shared {
             readiness: Readiness::default(),
             shown,
             disk,
-            networks_changed: Notify::new(),
+            regrouped: Regrouped::default(),
             plugs: Plugs::default(),
             requests,
             flows: Arc::default(),
-            view: RwLock::new(View::default()),
+            view: RwLock::new(view),
             containers: Mutex::new(containers),
             paths: Mutex::default(),
             ports: Reservations::default(),

@@ -37,5 +37,7 @@ pub use restart::{Pauses, RestartPolicy, SETTLED};
 pub use routes::{HostRoute, not_routed, routed};
 pub use source::{ipv4_source, parse_source, spell_source};
 pub use types::*;
-pub(crate) use view::{Brief, Id};
+#[cfg(test)]
+pub(crate) use view::decoded;
+pub(crate) use view::{Brief, HostPort, Id, host_ports};
 pub use view::{Claim, Claims, Endpoints, Former, Touched, Versioned, View};

@@ -1,7 +1,9 @@
 //! The state of the cluster, computed from the changes of the store.
 
+mod chunked;
 mod claims;
 mod endpoints;
+mod home;
 mod packed;
 mod sorted;
 mod touched;
@@ -11,14 +13,20 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     ops::Bound,
+    path::Path,
 };
 
-pub(crate) use self::packed::{Brief, Id};
+#[cfg(test)]
+pub(crate) use self::packed::decoded;
 pub use self::{
     claims::Claims,
     endpoints::Endpoints,
     touched::{Former, Touched},
     versioned::{Claim, Versioned},
+};
+pub(crate) use self::{
+    home::{HostPort, host_ports},
+    packed::{Brief, Id},
 };
 use super::{
     Alive, Decoded, Endpoint, ForeignVtep, IpOwner, Key, MacAddr, Name, Network, Node, ROOT,
@@ -54,6 +62,12 @@ pub struct View {
 }
 
 impl View {
+    /// An empty view for the agent of `node`: what concerns an endpoint of that node is found
+    /// without reading the others.
+    pub fn at(node: Name) -> Self {
+        Self { endpoints: Endpoints::at(node), ..Self::default() }
+    }
+
     /// Makes the view from a snapshot of [`ROOT`].
     pub fn from_snapshot(snapshot: &Snapshot) -> Self {
         let mut view = Self::default();
@@ -252,11 +266,26 @@ impl View {
 
     /// All endpoints of a node.
     pub fn endpoints_on(&self, node: &Name) -> impl Iterator<Item = Versioned<Endpoint>> {
-        let networks = self.endpoints.networks().filter(|network| self.is_in(node, network));
-        networks.flat_map(move |network| {
-            let briefs = self.endpoints.briefs(network).filter(move |brief| brief.node == node);
-            briefs.filter_map(|brief| brief.unpack(network))
-        })
+        self.endpoints.on(node).filter_map(|(network, brief)| brief.unpack(network))
+    }
+
+    /// All endpoints of a container of a node.
+    pub fn endpoints_of(
+        &self,
+        node: &Name,
+        container: &Name,
+    ) -> impl Iterator<Item = Versioned<Endpoint>> {
+        let found = self.endpoints.of(node, container);
+        found.filter_map(|(network, brief)| brief.unpack(network))
+    }
+
+    /// All endpoints of a node whose sandbox has this path.
+    pub fn endpoints_within(
+        &self,
+        node: &Name,
+        netns: &Path,
+    ) -> impl Iterator<Item = Versioned<Endpoint>> {
+        self.endpoints.within(node, netns)
     }
 
     /// Whether a node has an endpoint in a network.
@@ -276,14 +305,30 @@ impl View {
         node: &Name,
         container: &Name,
     ) -> Option<Versioned<Endpoint>> {
+        if self.endpoints.is_home(node) {
+            let mut own = self.endpoints.of(node, container);
+            let (_, brief) = own.find(|(of, _)| *of == network)?;
+            return brief.unpack(network);
+        }
         let mut briefs = self.endpoints.briefs(network);
         let found = briefs.find(|ep| ep.node == node && ep.container() == container.as_str());
         found?.unpack(network)
     }
 
-    /// The endpoint of a network with the given MAC address.
+    /// The endpoint of a network with the given MAC address. An endpoint that does not own the
+    /// address that its MAC is derived from does not have that MAC.
     pub fn endpoint_at(&self, network: &Name, mac: MacAddr) -> Option<Versioned<Endpoint>> {
-        self.endpoints.briefs(network).find(|brief| brief.mac == mac)?.unpack(network)
+        self.with_mac(network, mac).next()?.unpack(network)
+    }
+
+    /// The endpoints of a network that have a MAC of their own choice, or the one derived from an
+    /// address that they own, in order of identifier.
+    fn with_mac(&self, network: &Name, mac: MacAddr) -> impl Iterator<Item = Brief<'_>> {
+        let derived = mac.to_ipv4().and_then(|ip| self.ipam.owner(network, ip.into()));
+        let own = self.endpoints.with_own_mac(network, mac);
+        let ids: BTreeSet<Id> = own.chain(derived).collect();
+        let briefs = ids.into_iter().filter_map(move |id| self.endpoints.brief(network, &id));
+        briefs.filter(move |brief| brief.mac == mac)
     }
 
     /// The usable endpoints of a usable network that have the given MAC address, in order of
@@ -294,11 +339,8 @@ impl View {
         mac: MacAddr,
     ) -> impl Iterator<Item = Brief<'_>> {
         // A usable endpoint owns the address that its MAC is derived from.
-        let derived = mac.to_ipv4().and_then(|ip| self.ipam.owner(&network.name, ip.into()));
-        let own = self.endpoints.with_own_mac(&network.name, mac);
-        let ids: BTreeSet<Id> = own.chain(derived).collect();
-        let briefs = ids.into_iter().filter_map(|id| self.endpoints.brief(&network.name, &id));
-        briefs.filter(move |brief| brief.mac == mac && self.is_usable(network, brief))
+        let briefs = self.with_mac(&network.name, mac);
+        briefs.filter(move |brief| self.is_usable(network, brief))
     }
 
     /// Resolves a network name on a node: to the node-local network of that name if it exists, else

@@ -125,7 +125,7 @@ fn gateway(network: &Network, ifindex: u32) -> Option<Gateway> {
 }
 
 /// Entries of an endpoint's published ports.
-fn published(
+pub(super) fn published(
     vni: u32,
     endpoint: &Endpoint,
     ifindex: u32,
@@ -162,7 +162,7 @@ fn flags(network: &Network) -> u32 {
     flags
 }
 
-fn endpoint_info(network: &Network, endpoint: &Endpoint) -> EndpointInfo {
+pub(super) fn endpoint_info(network: &Network, endpoint: &Endpoint) -> EndpointInfo {
     let bum = Bum::of(network);
     EndpointInfo {
         vni: network.vni.get(),

@@ -29,9 +29,67 @@ pub fn assign_slots<V: Copy + Ord>(
     slots
 }
 
+/// The slots that change in the list of `vni` without gaps, `observed`, when the slots `free` are
+/// given up and `new` members come. The last members move into slots that stay free. The time does
+/// not depend on the number of the other members.
+pub(super) fn change_slots<V: Copy>(
+    vni: u32,
+    observed: &BTreeMap<FloodKey, V>,
+    mut free: BTreeSet<u32>,
+    new: impl Iterator<Item = V>,
+) -> BTreeMap<FloodKey, Option<V>> {
+    let key = |index| FloodKey { vni, index };
+    let mut end = u32::try_from(observed.len()).unwrap_or(u32::MAX);
+    let mut changes = BTreeMap::new();
+    for member in new {
+        let index = free.pop_first().unwrap_or_else(|| {
+            end = end.saturating_add(1);
+            end - 1
+        });
+        changes.insert(key(index), Some(member));
+    }
+    while let Some(hole) = free.pop_last() {
+        end = end.saturating_sub(1);
+        let last = changes.get(&key(end)).copied().flatten();
+        let last = last.or_else(|| observed.get(&key(end)).copied());
+        changes.insert(key(end), None);
+        if hole != end {
+            changes.insert(key(hole), last);
+        }
+    }
+    changes
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// Changed slots are those of a list without gaps: of the same members, in slots that a
+        /// whole assignment leaves as they are.
+        #[test]
+        fn changed_slots_are_without_gaps(
+            members in proptest::collection::btree_set(0..40_u32, 0..20),
+            leave in proptest::collection::btree_set(0..40_u32, 0..20),
+            come in proptest::collection::btree_set(40..60_u32, 0..6),
+        ) {
+            let mut slots = assign_slots(7, &members, &BTreeMap::new());
+            let free = slots.iter().filter(|(_, member)| leave.contains(*member));
+            let free = free.map(|(key, _)| key.index).collect();
+            for (key, member) in change_slots(7, &slots, free, come.iter().copied()) {
+                match member {
+                    Some(member) => slots.insert(key, member),
+                    None => slots.remove(&key),
+                };
+            }
+            let members: BTreeSet<u32> =
+                members.difference(&leave).chain(&come).copied().collect();
+            prop_assert_eq!(slots.len(), members.len());
+            prop_assert_eq!(assign_slots(7, &members, &slots), slots);
+        }
+    }
 
     fn slots(members: &[u32], observed: &[(u32, u32)]) -> Vec<(u32, u32)> {
         let observed =

@@ -3,8 +3,8 @@
 //! * [`Tables`]: the contents of the maps that the agent writes, as values.
 //! * [`NetworkState`] and [`network_state`]: the desired state of one network on this host,
 //!   computed from the view of the store; pure.
-//! * [`Patch`] and [`network_patch`]: the changes to that state when a few endpoints of other hosts
-//!   change; the other endpoints are not read; pure.
+//! * [`Patch`] and [`network_patch`]: the changes to that state when a few endpoints change; the
+//!   other endpoints are not read; pure.
 //! * [`diff()`]: the ordered steps from one set of tables to another; pure.
 //! * [`Reconciler`]: keeps a copy of what the kernel holds of each network, so that a change
 //!   in one network costs nothing for the others.

@@ -1,13 +1,20 @@
-//! Changes to the maps of one network when a few endpoints of other hosts change. The other
-//! endpoints are not read again. Pure.
+//! Changes to the maps of one network when a few endpoints change. The other endpoints are not read
+//! again. Pure.
+
+mod own;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
 
-use crate::datapath::entry::{FdbEntry, NeighEntry, VtepInfo};
-use culvert_common::abi::{FdbKey, NeighKey};
+use crate::datapath::{
+    Prefix,
+    entry::{FdbEntry, NeighEntry, VtepInfo},
+};
+use culvert_common::abi::{
+    EndpointInfo, FdbKey, NeighKey, PublishedEntry, PublishedKey, SourceKey,
+};
 
 use super::{
     desired::{Inputs, neighbour_key, vtep_of},
@@ -22,6 +29,8 @@ pub struct Changed {
     pub endpoints: BTreeSet<String>,
     /// MAC, addresses and node that the changed and removed endpoints had before.
     pub former: BTreeSet<Former>,
+    /// Interfaces on this host that changed endpoints had before, if they have them no more.
+    pub ports: BTreeSet<u32>,
 }
 
 /// Changes to a network's tables: the new value of each key, or `None` to remove it.
@@ -35,20 +44,30 @@ pub struct Patch {
     pub neighbours: BTreeMap<NeighKey, Option<NeighEntry>>,
     /// Entries of `VTEPS`, by VTEP address.
     pub vteps: BTreeMap<[u8; 4], Option<VtepInfo>>,
+    /// Entries of `ENDPOINTS`. The flood list and its length follow from them.
+    pub endpoints: BTreeMap<u32, Option<EndpointInfo>>,
+    /// Entries of `PUBLISHED`.
+    pub published: BTreeMap<PublishedKey, Option<PublishedEntry>>,
+    /// Entries of `SOURCES`.
+    pub sources: BTreeMap<Prefix<SourceKey>, Option<u32>>,
 }
 
 /// The patch for `changed`, given the entries that the kernel has of the network. The patched maps
-/// are those of [`network_state`](super::network_state). `None`: the change concerns more than
-/// endpoints of other hosts, so that the caller must compute the whole network.
+/// are those of [`network_state`](super::network_state). `None`: the change concerns more than the
+/// entries of these endpoints, so that the caller must compute the whole network.
 pub fn network_patch(
     inputs: &Inputs<'_>,
     name: &Name,
     held: &Held,
     changed: &Changed,
 ) -> Option<Patch> {
-    let Inputs { view, own, .. } = *inputs;
+    let Inputs { view, own, ports, .. } = *inputs;
     let network = view.usable_network(name).ok()?;
     let vni = network.vni.get();
+    // With its last endpoint here a network goes as a whole.
+    if !view.is_in(&own.name, name) {
+        return None;
+    }
     // A network is patched only after it has been written as a whole.
     held.tables().networks.get(&vni)?;
     let local = |node: &Name| *node == own.name;
@@ -58,9 +77,6 @@ pub fn network_patch(
     let now: Vec<Brief<'_>> = ids.filter_map(|id| view.endpoints.brief(name, &id)).collect();
     let nodes: BTreeSet<&Name> =
         now.iter().map(|ep| ep.node).chain(changed.former.iter().map(|ep| &ep.node)).collect();
-    if nodes.iter().any(|node| local(node)) {
-        return None;
-    }
     let macs: BTreeSet<MacAddr> =
         now.iter().map(|ep| ep.mac).chain(changed.former.iter().map(|ep| ep.mac)).collect();
     let former = changed.former.iter().flat_map(|ep| ep.addresses.iter().copied());
@@ -70,51 +86,53 @@ pub fn network_patch(
     }
     // If the record of a concerned node has changed as well, its former VTEP is not known, and the
     // maps may have entries of that VTEP.
+    let others = nodes.iter().filter(|node| !local(node));
     let vteps: BTreeSet<[u8; 4]> =
-        nodes.iter().map(|node| vtep_of(inputs, node)).collect::<Option<_>>()?;
+        others.map(|node| vtep_of(inputs, node)).collect::<Option<_>>()?;
     let key = |mac: MacAddr| FdbKey::new(vni, mac.0);
     let known = |mac: &MacAddr| held.tables().fdb.get(&key(*mac));
-    if macs.iter().filter_map(known).any(|entry| !vteps.contains(&entry.vtep)) {
+    if macs.iter().filter_map(known).any(|entry| is_remote(entry) && !vteps.contains(&entry.vtep)) {
         return None;
     }
 
-    // VTEP of the endpoint that has each MAC.
-    let mut holders: BTreeMap<MacAddr, [u8; 4]> = BTreeMap::new();
-    for mac in &macs {
-        for brief in view.usable_with_mac(network, *mac) {
-            if local(brief.node) {
-                return None;
-            }
-            if let Some(vtep) = vtep_of(inputs, brief.node) {
-                holders.entry(*mac).or_insert(vtep);
-            }
+    // The first endpoint that has each MAC and can be reached.
+    let place = |brief: &Brief<'_>| {
+        if local(brief.node) {
+            let ifindex = *ports.get(&brief.id.text())?;
+            return Some(FdbEntry { ifindex, vtep: [0; 4] });
         }
+        Some(FdbEntry { ifindex: 0, vtep: vtep_of(inputs, brief.node)? })
+    };
+    let mut holders: BTreeMap<MacAddr, FdbEntry> = BTreeMap::new();
+    for mac in &macs {
+        let mut found = view.usable_with_mac(network, *mac);
+        holders.extend(found.find_map(|brief| place(&brief)).map(|entry| (*mac, entry)));
     }
     let members: BTreeSet<[u8; 4]> = vteps
         .iter()
         .copied()
         .filter(|vtep| {
-            let is_its = |entry: &&FdbEntry| entry.vtep == *vtep;
+            let is_its = |entry: &&FdbEntry| is_remote(entry) && entry.vtep == *vtep;
             let before = macs.iter().filter_map(known).filter(is_its).count();
-            let now = holders.values().filter(|other| *other == vtep).count();
+            let now = holders.values().filter(is_its).count();
             held.behind(*vtep) + now > before || has_usable(inputs, network, *vtep)
         })
         .collect();
 
     let mut patch = Patch { vni, ..Patch::default() };
     for mac in &macs {
-        let entry = holders.get(mac).map(|vtep| FdbEntry { ifindex: 0, vtep: *vtep });
-        patch.fdb.insert(key(*mac), entry);
+        patch.fdb.insert(key(*mac), holders.get(mac).copied());
     }
     for ip in ips {
         let owner = view.ipam.owner(name, ip).and_then(|id| view.endpoints.brief(name, &id));
         let owner = owner.filter(|ep| ep.addresses().any(|own| own == ip) && usable(ep));
-        if owner.is_some_and(|ep| local(ep.node)) {
-            return None;
-        }
-        let owner = owner.filter(|ep| vtep_of(inputs, ep.node).is_some());
+        let is_reachable = |ep: &Brief<'_>| local(ep.node) || vtep_of(inputs, ep.node).is_some();
+        let owner = owner.filter(is_reachable);
         let entry = owner.map(|ep| NeighEntry { mac: ep.mac.0 });
         patch.neighbours.insert(neighbour_key(vni, ip), entry);
+    }
+    if nodes.iter().any(|node| local(node)) || !changed.ports.is_empty() {
+        own::patch(&mut patch, inputs, network, held, changed)?;
     }
     for vtep in vteps {
         let foreign = view.vteps.get(name).is_some_and(|vteps| vteps.contains_key(&vtep.into()));
@@ -126,6 +144,11 @@ pub fn network_patch(
         patch.vteps.insert(vtep, info);
     }
     Some(patch)
+}
+
+/// Whether an entry leads to another host.
+fn is_remote(entry: &FdbEntry) -> bool {
+    entry.ifindex == 0
 }
 
 /// Whether a usable endpoint is behind a VTEP. Reads all endpoints of the network, unless no

@@ -175,7 +175,7 @@ impl Reconciler {
     }
 
     /// Changes some entries of a network that the kernel has. The time does not depend on the
-    /// number of the other entries, unless a VTEP is added or removed.
+    /// number of the other entries; if a VTEP is added or removed, on the number of VTEPs.
     pub fn patch<K: Kernel + ?Sized>(
         &mut self,
         kernel: &K,
@@ -191,25 +191,50 @@ impl Reconciler {
             fdb: entries_at(&tables.fdb, &patch.fdb),
             neighbours: entries_at(&tables.neighbours, &patch.neighbours),
             vteps: entries_at(&tables.vteps, &vteps),
+            endpoints: entries_at(&tables.endpoints, &patch.endpoints),
+            published: entries_at(&tables.published, &patch.published),
+            sources: entries_at(&tables.sources, &patch.sources),
             ..Tables::default()
         };
         let mut laid = Tables {
             fdb: wanted(&patch.fdb),
             neighbours: wanted(&patch.neighbours),
             vteps: wanted(&vteps),
+            endpoints: wanted(&patch.endpoints),
+            published: wanted(&patch.published),
+            sources: wanted(&patch.sources),
             ..Tables::default()
         };
+        let mut info = tables.networks.get(&vni).copied();
+        // An interface that another network has taken over is not in `ENDPOINTS` of this one, but
+        // may still have its slot.
+        let mut ports = patch.endpoints.iter();
+        let is_relisted = ports.any(|(port, entry)| entry.is_some() != held.is_listed(*port));
+        if is_relisted || !was.endpoints.keys().eq(laid.endpoints.keys()) {
+            let only_in = |one: &Tables, other: &Tables| -> BTreeSet<u32> {
+                let ports = one.endpoints.keys().copied();
+                ports.filter(|port| !other.endpoints.contains_key(port)).collect()
+            };
+            let (gone, new) = (only_in(&was, &laid), only_in(&laid, &was));
+            let slots = held.change_ports(vni, &gone, &new);
+            was.flood_local = entries_at(&tables.flood_local, &slots);
+            laid.flood_local = wanted(&slots);
+            if let Some(info) = &mut info {
+                let ports = tables.endpoints.len() + new.len() - gone.len();
+                info.local_ports = u32::try_from(ports).unwrap_or(u32::MAX);
+            }
+        }
         if !was.vteps.keys().eq(laid.vteps.keys()) {
             was.flood_remote.clone_from(&tables.flood_remote);
-            was.networks.clone_from(&tables.networks);
             let others = tables.vteps.keys().filter(|key| !vteps.contains_key(key));
             let members = others.chain(laid.vteps.keys()).map(|key| key.ip).collect();
             laid.flood_remote = assign_slots(vni, &members, &was.flood_remote);
-            laid.networks.clone_from(&was.networks);
-            if let Some(info) = laid.networks.get_mut(&vni) {
+            if let Some(info) = &mut info {
                 info.remote_vteps = u32::try_from(laid.flood_remote.len()).unwrap_or(u32::MAX);
             }
         }
+        was.networks.clone_from(&tables.networks);
+        laid.networks.extend(info.map(|info| (vni, info)));
         let ops = diff(&laid, &was);
         self.carry_out(kernel, vni, held, &ops, None)
     }

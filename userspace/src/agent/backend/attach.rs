@@ -188,8 +188,8 @@ impl Agent {
     /// Interface names of all endpoints of a sandbox, plugged in or not.
     fn ifnames_in(&self, netns: &Path) -> Vec<String> {
         let view = self.shared.view();
-        let endpoints = view.endpoints_on(&self.shared.node.name);
-        endpoints.filter(|ep| ep.sandbox.netns == netns).map(|ep| ep.ifname.clone()).collect()
+        let endpoints = view.endpoints_within(&self.shared.node.name, netns);
+        endpoints.map(|ep| ep.record.ifname).collect()
     }
 
     pub(super) async fn connect_container(
@@ -291,11 +291,8 @@ impl Agent {
     /// Endpoints of a container here: network and identifier.
     pub(super) fn endpoints_of(&self, name: &Name) -> Vec<(Name, String)> {
         let view = self.shared.view();
-        let endpoints = view.endpoints_on(&self.shared.node.name);
-        endpoints
-            .filter(|ep| ep.container == *name)
-            .map(|ep| (ep.network.clone(), ep.id.clone()))
-            .collect()
+        let endpoints = view.endpoints_of(&self.shared.node.name, name);
+        endpoints.map(|ep| (ep.record.network, ep.record.id)).collect()
     }
 
     pub(super) fn unknown_container(&self, name: &Name) -> ApiError {

@@ -138,6 +138,7 @@ impl Agent {
             // What was found is used nevertheless, and the supervisor tells of it.
             self.shared.disk.refuse(&format!("container '{}'", record.name), error);
         }
+        self.shared.regrouped.note(Some(record.name.clone()));
         record
     }
 

@@ -21,7 +21,7 @@ use crate::{
         },
     },
     limits::name_limit,
-    model::{Key, Name, ops},
+    model::{Endpoint, Key, Name, ops},
 };
 
 /// Time that a killed process may take to end.
@@ -36,7 +36,12 @@ impl Agent {
         if let Some(record) = self.shared.containers().get(name) {
             return Some(record.clone());
         }
-        self.lost_records().remove(name).or_else(|| self.unfinished_record(name))
+        let lost = {
+            let view = self.shared.view();
+            let endpoint = view.endpoints_of(&self.shared.node.name, name).last();
+            endpoint.map(|endpoint| lost_record(&endpoint))
+        };
+        lost.or_else(|| self.unfinished_record(name))
     }
 
     /// Records of containers that have endpoints but no file, made from the endpoints.
@@ -45,13 +50,7 @@ impl Agent {
         let containers = self.shared.containers();
         let endpoints = view.endpoints_on(&self.shared.node.name);
         let lost = endpoints.filter(|ep| containers.get(&ep.container).is_none());
-        lost.map(|ep| {
-            let origin = if ep.sandbox.owned { Origin::Owned } else { Origin::Attached };
-            let mut record = Record::new(ep.container.clone(), origin, ep.sandbox.netns.clone());
-            record.namespace = ep.sandbox.id;
-            (ep.container.clone(), record)
-        })
-        .collect()
+        lost.map(|ep| (ep.container.clone(), lost_record(&ep))).collect()
     }
 
     /// The records of all containers of this host, in order of name.
@@ -175,6 +174,7 @@ impl Agent {
         }
         let put = self.shared.containers().put(record.clone());
         put.map_err(refused)?;
+        self.shared.regrouped.note(Some(record.name.clone()));
         Ok(warnings)
     }
 
@@ -385,7 +385,7 @@ impl Agent {
         self.tell_failing(&record);
         let put = self.shared.containers().put(record);
         // A note of its networks, made since the record was read, is lost.
-        self.shared.networks_changed.notify_one();
+        self.shared.regrouped.note(Some(name.clone()));
         put.map_err(|error| self.shared.disk.refuse(&format!("container '{name}'"), error))
     }
 
@@ -533,6 +533,15 @@ impl Agent {
         self.finished(&record.name);
         Ok(())
     }
+}
+
+/// The record of a container whose file is lost, made from one of its endpoints.
+fn lost_record(endpoint: &Endpoint) -> Record {
+    let Endpoint { container, sandbox, .. } = endpoint;
+    let origin = if sandbox.owned { Origin::Owned } else { Origin::Attached };
+    let mut record = Record::new(container.clone(), origin, sandbox.netns.clone());
+    record.namespace = sandbox.id;
+    record
 }
 
 /// The process `pid`, of the container `name`; `None` if it has ended.

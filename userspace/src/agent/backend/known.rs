@@ -1,12 +1,12 @@
 //! The networks of this host's containers, kept on disk for `ps` while the store does not
 //! answer.
 
-use std::{collections::BTreeMap, io, time::Duration};
+use std::{collections::BTreeSet, io, time::Duration};
 
 use super::{Agent, rows};
 use crate::{
     agent::containers::{Known, Origin, Record},
-    model::{Endpoint, Name},
+    model::Name,
 };
 
 /// Pause before a record that could not be written is written again.
@@ -20,33 +20,32 @@ impl Agent {
         if !shared.wait_ready().await {
             return;
         }
+        // At first, and after a failure, all of them.
+        let mut these = None;
         loop {
-            let noted = tokio::task::block_in_place(|| self.note_networks());
+            let noted = tokio::task::block_in_place(|| self.note_networks(these.as_ref()));
             let failed = noted.map_err(|error| shared.disk.refuse("records of containers", error));
             tokio::select! {
                 () = shared.ending.shutdown.cancelled() => return,
-                () = shared.networks_changed.notified() => {}
+                () = shared.regrouped.wait() => {}
                 () = tokio::time::sleep(AGAIN), if failed.is_err() => {}
             }
+            these = shared.regrouped.take().filter(|_| failed.is_ok());
         }
     }
 
-    fn note_networks(&self) -> io::Result<()> {
+    /// Notes the networks of `these` containers; of all if it is `None`.
+    fn note_networks(&self, these: Option<&BTreeSet<Name>>) -> io::Result<()> {
         let records: Vec<Record> = {
             let containers = self.shared.containers();
             let own = |record: &&Record| matches!(record.origin, Origin::Owned | Origin::Attached);
-            containers.iter().filter(own).cloned().collect()
+            let wanted = |record: &&Record| these.is_none_or(|these| these.contains(&record.name));
+            containers.iter().filter(wanted).filter(own).cloned().collect()
         };
         let known: Vec<(Name, Known)> = {
             let view = self.shared.view();
-            let mut endpoints: BTreeMap<Name, Vec<Endpoint>> = BTreeMap::new();
-            for endpoint in view.endpoints_on(&self.shared.node.name) {
-                let endpoint = endpoint.record;
-                endpoints.entry(endpoint.container.clone()).or_default().push(endpoint);
-            }
             let known = records.into_iter().map(|record| {
-                let endpoints = endpoints.remove(&record.name).unwrap_or_default();
-                let known = rows::with_endpoints(&view, &record, endpoints);
+                let known = rows::in_store(&view, &self.shared.node.name, &record);
                 (record.name, known)
             });
             known.collect()

@@ -113,11 +113,8 @@ impl Agent {
     /// The addresses of a container of this host, in the order of its interfaces.
     fn addresses_of(&self, name: &Name) -> Vec<IpAddr> {
         let view = self.shared.view();
-        let endpoints = view.endpoints_on(&self.shared.node.name);
-        let mut own: Vec<_> = endpoints
-            .filter(|ep| ep.container == *name)
-            .map(|ep| (ep.ifname.clone(), ep.ipv4, ep.ipv6))
-            .collect();
+        let endpoints = view.endpoints_of(&self.shared.node.name, name);
+        let mut own: Vec<_> = endpoints.map(|ep| (ep.ifname.clone(), ep.ipv4, ep.ipv6)).collect();
         own.sort();
         own.into_iter()
             .flat_map(|(_, v4, v6)| [v4.map(IpAddr::V4), v6.map(IpAddr::V6)])
@@ -128,11 +125,8 @@ impl Agent {
     /// The gateway of a container's first network that has one on this host.
     fn gateway_for(&self, name: &Name) -> Option<IpAddr> {
         let view = self.shared.view();
-        let endpoints = view.endpoints_on(&self.shared.node.name);
-        let mut own: Vec<_> = endpoints
-            .filter(|ep| ep.container == *name)
-            .map(|ep| (ep.ifname.clone(), ep.network.clone()))
-            .collect();
+        let endpoints = view.endpoints_of(&self.shared.node.name, name);
+        let mut own: Vec<_> = endpoints.map(|ep| (ep.ifname.clone(), ep.network.clone())).collect();
         own.sort();
         own.iter().find_map(|(_, network)| {
             let network = view.networks.get(network).filter(|network| !network.internal)?;

@@ -132,12 +132,12 @@ fn present(shared: &Shared, record: &Record) -> Known {
 /// Mode and networks of a container of the node `own`, as in the store.
 pub(super) fn in_store(view: &View, own: &Name, record: &Record) -> Known {
     let holder = holder(record);
-    let endpoints = view.endpoints_on(own).filter(|ep| ep.container == *holder);
+    let endpoints = view.endpoints_of(own, holder);
     with_endpoints(view, record, endpoints.map(|ep| ep.record).collect())
 }
 
 /// As above, for a container that has these endpoints.
-pub(super) fn with_endpoints(view: &View, record: &Record, mut endpoints: Vec<Endpoint>) -> Known {
+fn with_endpoints(view: &View, record: &Record, mut endpoints: Vec<Endpoint>) -> Known {
     endpoints.sort_by(|a, b| (&a.ifname, &a.network).cmp(&(&b.ifname, &b.network)));
     let mode = fixed_mode(record).unwrap_or_else(|| match endpoints.first() {
         None => "none",

@@ -1,12 +1,24 @@
 //! Applies changes in the store to the view, and marks the work that the engine must do again.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use super::{Engine, queue::Work, reading::finished};
 use crate::{
     agent::{memory, platform::Remote, state::PlugState},
-    model::{Endpoint, Name, Node, PublishedPort, Touched},
+    model::{Endpoint, Name, Node, Protocol, PublishedPort, Touched},
     store::Update,
+};
+
+/// No port is less.
+const LEAST: PublishedPort = PublishedPort {
+    host_ip: Ipv4Addr::UNSPECIFIED,
+    host_port: 0,
+    container_port: 0,
+    protocol: Protocol::Tcp,
+    count: 0,
 };
 
 impl Engine {
@@ -85,8 +97,7 @@ impl Engine {
             let view = self.shared.view();
             for name in &touched.networks {
                 // MTU, subnets or usability may have changed for the local endpoints.
-                let briefs = view.endpoints.briefs(name);
-                let own = briefs.filter(|ep| *ep.node == self.shared.node.name);
+                let own = view.endpoints.on_in(&self.shared.node.name, name);
                 endpoints.extend(own.map(|ep| (name.clone(), ep.id.text())));
                 self.dirty.insert(name.clone());
                 // The foreign VTEPs of the network may have changed.
@@ -116,12 +127,11 @@ impl Engine {
                 self.changed.entry(network).or_default().former.insert(former);
             }
         }
-        let mut concerned = false;
+        let mut ports = false;
         for (network, id) in endpoints {
-            concerned |= self.note_endpoint(network, id);
+            ports |= self.note_endpoint(network, id);
         }
-        if concerned {
-            self.shared.networks_changed.notify_one();
+        if ports {
             self.hold_ports(false);
         }
     }
@@ -129,35 +139,59 @@ impl Engine {
     /// Holds the ports of the host that local endpoints publish. Ports that could not be held
     /// before are tried again only if `again` is set.
     pub(super) fn hold_ports(&self, again: bool) {
-        let wanted = {
-            let view = self.shared.view();
-            let endpoints =
-                self.local.iter().filter_map(|(id, network)| view.endpoint(network, id));
-            let ports = endpoints.flat_map(|ep| {
-                let Endpoint { id, container, ports, .. } = ep.record;
-                let singles = ports.into_iter().flat_map(PublishedPort::singles);
-                singles.map(move |port| ((id.clone(), port), container.clone()))
-            });
-            ports.collect()
-        };
-        self.shared.hold_ports(&wanted, again);
+        self.shared.hold_ports(&self.published, again);
     }
 
-    /// Marks an endpoint that has changed. Returns whether the endpoint is, or was, on this host.
+    /// Notes the ports that an endpoint publishes on this host. Returns whether they have changed.
+    fn note_ports(&mut self, id: &str, endpoint: Option<&Endpoint>) -> bool {
+        let mut now = BTreeMap::new();
+        if let Some(Endpoint { container, ports, .. }) = endpoint {
+            let singles = ports.iter().flat_map(|port| port.singles());
+            now.extend(singles.map(|port| ((id.to_owned(), port), container.clone())));
+        }
+        let from = self.published.range((id.to_owned(), LEAST)..);
+        let its = from.take_while(|((other, _), _)| other == id);
+        let before: BTreeMap<(String, PublishedPort), Name> =
+            its.map(|(key, container)| (key.clone(), container.clone())).collect();
+        if now == before {
+            return false;
+        }
+        for key in before.keys() {
+            self.published.remove(key);
+        }
+        self.published.extend(now);
+        true
+    }
+
+    /// Marks an endpoint that has changed. Returns whether the published ports of this host have
+    /// changed with it.
     fn note_endpoint(&mut self, network: Name, id: String) -> bool {
         let wanted = {
             let view = self.shared.view();
-            view.endpoint(&network, &id).is_some_and(|endpoint| {
-                endpoint.node == self.shared.node.name && view.usable_endpoint(&endpoint).is_ok()
+            view.endpoint(&network, &id).filter(|endpoint| {
+                endpoint.node == self.shared.node.name && view.usable_endpoint(endpoint).is_ok()
             })
         };
-        let ours = wanted || self.local.contains_key(&id);
-        if ours || !self.vnis.contains_key(&network) {
-            self.dirty.insert(network.clone());
-        } else {
+        let ports = self.note_ports(&id, wanted.as_deref());
+        let here = wanted.is_some() || self.local.contains_key(&id);
+        if here {
+            // The view does not have the container of an endpoint that is removed, nor the former
+            // one of an endpoint that has another.
+            let now = wanted.as_ref().map(|endpoint| &endpoint.container);
+            let former = self.containers.get(&id).filter(|former| now != Some(*former));
+            if let Some(former) = former {
+                self.shared.regrouped.note(Some(former.clone()));
+            }
+            if now.is_some() || former.is_none() {
+                self.shared.regrouped.note(now.cloned());
+            }
+            self.mark_own(&network, &id, None);
+        } else if self.vnis.contains_key(&network) {
             self.changed.entry(network.clone()).or_default().endpoints.insert(id.clone());
+        } else {
+            self.dirty.insert(network.clone());
         }
-        if wanted {
+        if wanted.is_some() {
             if self.local.insert(id.clone(), network).is_none() {
                 self.shared.plugs.set(&id, Some(PlugState::Pending));
             }
@@ -167,6 +201,6 @@ impl Engine {
             self.work.remove(&Work::Plug(id.clone()));
             self.work.insert(Work::Unplug(id));
         }
-        ours
+        ports
     }
 }

@@ -96,6 +96,16 @@ impl Engine {
         }
     }
 
+    /// Whether nothing is to be done for the gateway device of a network until the network or the
+    /// device changes.
+    pub(super) fn gateway_stands(&self, name: &Name) -> bool {
+        let view = self.shared.view();
+        let Ok(network) = view.usable_network(name) else { return false };
+        gateway_device(network, &self.shared.node).is_none_or(|GatewaySpec { vni, .. }| {
+            self.gateways.contains_key(&vni) && self.gateway_specs.contains_key(&vni)
+        })
+    }
+
     /// Whether an endpoint of a network is plugged in here.
     fn has_port(&self, network: &Name) -> bool {
         self.local.iter().any(|(id, of)| of == network && self.ports.contains_key(id))
@@ -175,7 +185,9 @@ impl Engine {
     /// default route.
     pub(super) fn replug_siblings(&mut self, id: &str) {
         let Some(container) = self.containers.remove(id) else { return };
-        let siblings = self.containers.iter().filter(|(_, other)| **other == container);
-        self.work.extend(siblings.map(|(id, _)| Work::Plug(id.clone())));
+        let view = self.shared.view();
+        let siblings = view.endpoints_of(&self.shared.node.name, &container);
+        let plugged = siblings.filter(|ep| self.containers.contains_key(&ep.id));
+        self.work.extend(plugged.map(|ep| Work::Plug(ep.record.id)));
     }
 }

@@ -40,7 +40,7 @@ use super::{
 };
 use crate::{
     datapath::{DatapathError, Found, PinCheck},
-    model::{Name, View},
+    model::{Name, PublishedPort, View},
     reconcile::{ApplyError, Changed, Inputs, Reconciler, network_patch, network_state},
     sandbox::GatewaySpec,
     store::{Follower, Listed},
@@ -101,13 +101,15 @@ pub(crate) struct Engine {
     containers: BTreeMap<String, Name>,
     /// Network of each endpoint that this host should have, by identifier.
     local: BTreeMap<String, Name>,
+    /// Ports of this host that these endpoints publish, with the name of the container.
+    published: BTreeMap<(String, PublishedPort), Name>,
     /// VNI that each network had when its maps were last written.
     vnis: BTreeMap<Name, u32>,
     /// VTEP address, UDP port and MTU of each node, as the paths were last resolved for.
     nodes: BTreeMap<Name, (Ipv4Addr, Remote)>,
     /// Networks whose maps are to be computed as a whole.
     dirty: BTreeSet<Name>,
-    /// Changed endpoints of other hosts, by networks that have an endpoint here.
+    /// Changed endpoints, by networks that have an endpoint here.
     changed: BTreeMap<Name, Changed>,
     /// The paths are to be resolved in this turn.
     underlay_dirty: bool,
@@ -157,6 +159,7 @@ impl Engine {
             loopback: None,
             containers: BTreeMap::new(),
             local: BTreeMap::new(),
+            published: BTreeMap::new(),
             vnis: BTreeMap::new(),
             nodes: BTreeMap::new(),
             dirty: BTreeSet::new(),
@@ -303,11 +306,24 @@ impl Engine {
     /// Removes an endpoint's host side from the engine's state, so that the maps of its network
     /// are written without it.
     fn drop_port(&mut self, id: &str) {
-        if self.ports.remove(id).is_some()
-            && let Some(network) = self.local.get(id)
+        if let Some(ifindex) = self.ports.remove(id)
+            && let Some(network) = self.local.get(id).cloned()
         {
-            self.dirty.insert(network.clone());
+            self.mark_own(&network, id, Some(ifindex));
         }
+    }
+
+    /// Marks an endpoint that is, or was, on this host. `former` is the host side that it had, if
+    /// it has it no more.
+    fn mark_own(&mut self, network: &Name, id: &str, former: Option<u32>) {
+        // The first endpoint makes the maps of its network, and its device pair the gateway device.
+        if !self.vnis.contains_key(network) || !self.gateway_stands(network) {
+            self.dirty.insert(network.clone());
+            return;
+        }
+        let changed = self.changed.entry(network.clone()).or_default();
+        changed.endpoints.insert(id.to_owned());
+        changed.ports.extend(former);
     }
 
     /// Brings paths and maps up to date. A network that fails stays marked and is tried again.

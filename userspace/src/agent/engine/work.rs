@@ -59,8 +59,9 @@ impl Engine {
                     self.shared.shown.repairs.note("container interface", line);
                 }
                 self.containers.insert(id.clone(), endpoint.container.clone());
-                if self.ports.insert(id.clone(), ifindex) != Some(ifindex) {
-                    self.dirty.insert(endpoint.network.clone());
+                let former = self.ports.insert(id.clone(), ifindex);
+                if former != Some(ifindex) {
+                    self.mark_own(&endpoint.network, &id, former);
                 }
                 self.write_maps().await;
                 if self.dirty.contains(&endpoint.network) {

@@ -4,6 +4,7 @@
 //! * [`Problems`]: the problems that `status` shows.
 //! * [`Shown`]: problems, repairs and sizes, as `status` shows them.
 //! * [`Ending`]: how the agent ends.
+//! * [`Regrouped`]: containers whose networks may have changed.
 //! * [`Requests`]: what requests that change containers share.
 //! * [`Disk`]: whether the state directory can be written.
 //! * [`Repairs`]: what the agent has put right.
@@ -25,6 +26,7 @@ mod lives;
 mod plugs;
 mod problems;
 mod readiness;
+mod regrouped;
 mod repairs;
 mod requests;
 mod shown;
@@ -40,6 +42,7 @@ pub(crate) use self::{
     plugs::{PlugState, Plugs},
     problems::Problems,
     readiness::Readiness,
+    regrouped::Regrouped,
     repairs::{Repair, Repairs},
     requests::Requests,
     shown::Shown,

@@ -3,10 +3,13 @@
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     fmt,
+    path::Path,
 };
 
 use super::{
     Versioned,
+    chunked::{Chunked, Place},
+    home::{Home, HostPort},
     packed::{self, Brief, Id, Indexed},
     sorted::Sorted,
 };
@@ -20,9 +23,25 @@ pub struct Endpoints {
     /// Names of nodes; the index is the number of the node. They are few and are never removed.
     nodes: Vec<Name>,
     numbers: BTreeMap<Name, u32>,
+    /// Indexes of the endpoints of one node.
+    home: Option<Home>,
 }
 
 impl Endpoints {
+    /// No endpoints, with indexes of those that `node` will have.
+    pub(super) fn at(node: Name) -> Self {
+        Self { home: Some(Home::new(node)), ..Self::default() }
+    }
+
+    /// Whether there are indexes of the endpoints of a node.
+    pub(crate) fn is_home(&self, node: &Name) -> bool {
+        self.home_of(node).is_some()
+    }
+
+    fn home_of(&self, node: &Name) -> Option<&Home> {
+        self.home.as_ref().filter(|home| home.is(node))
+    }
+
     /// Networks that have endpoints.
     pub fn networks(&self) -> impl Iterator<Item = &Name> {
         self.groups.keys()
@@ -53,8 +72,68 @@ impl Endpoints {
     /// One endpoint, without decoding the whole record.
     pub(crate) fn brief(&self, network: &Name, id: &Id) -> Option<Brief<'_>> {
         let group = self.groups.get(network)?;
-        let index = group.find(id).ok()?;
-        Brief::of(group.bytes(group.items.get(index)?), &self.nodes)
+        let place = group.find(id).ok()?;
+        Brief::of(group.bytes(group.items.get(place)?), &self.nodes)
+    }
+
+    /// The endpoints of a node, in order of network and identifier. Without indexes of the node,
+    /// all endpoints of its networks are read.
+    pub(crate) fn on(&self, node: &Name) -> impl Iterator<Item = (&Name, Brief<'_>)> {
+        let home = self.home_of(node);
+        let indexed = home.into_iter().flat_map(|home| home.all());
+        let indexed =
+            indexed.filter_map(move |(network, id)| Some((network, self.brief(network, &id)?)));
+        let networks = self.groups.keys();
+        let networks = networks.filter(move |name| home.is_none() && self.count_on(name, node) > 0);
+        let read = networks.flat_map(move |network| {
+            let briefs = self.briefs(network).filter(move |brief| brief.node == node);
+            briefs.map(move |brief| (network, brief))
+        });
+        indexed.chain(read)
+    }
+
+    /// The endpoints of a node in a network, in order of identifier. Without indexes of the node, all
+    /// endpoints of the network are read.
+    pub(crate) fn on_in(&self, node: &Name, network: &Name) -> impl Iterator<Item = Brief<'_>> {
+        let home = self.home_of(node);
+        let indexed = home.into_iter().flat_map(move |home| home.in_network(network));
+        let indexed = indexed.filter_map(move |id| self.brief(network, &id));
+        let read = home.is_none().then(|| self.briefs(network)).into_iter().flatten();
+        indexed.chain(read.filter(move |brief| brief.node == node))
+    }
+
+    /// The endpoints of a container of a node, as [`Self::on`].
+    pub(crate) fn of(
+        &self,
+        node: &Name,
+        container: &Name,
+    ) -> impl Iterator<Item = (&Name, Brief<'_>)> {
+        let home = self.home_of(node);
+        let indexed = home.into_iter().flat_map(move |home| home.of(container));
+        let indexed =
+            indexed.filter_map(move |(network, id)| Some((network, self.brief(network, &id)?)));
+        let read = home.is_none().then(|| self.on(node)).into_iter().flatten();
+        indexed.chain(read.filter(move |(_, brief)| brief.container() == container.as_str()))
+    }
+
+    /// The endpoints of a node in a network namespace, as [`Self::on`].
+    pub(super) fn within(
+        &self,
+        node: &Name,
+        netns: &Path,
+    ) -> impl Iterator<Item = Versioned<Endpoint>> {
+        let home = self.home_of(node);
+        let indexed = home.into_iter().flat_map(move |home| home.within(netns));
+        let indexed =
+            indexed.filter_map(move |(network, id)| Some((network, self.brief(network, &id)?)));
+        let read = home.is_none().then(|| self.on(node)).into_iter().flatten();
+        let records = indexed.chain(read).filter_map(|(network, brief)| brief.unpack(network));
+        records.filter(move |endpoint| endpoint.sandbox.netns == netns)
+    }
+
+    /// How many times endpoints of the indexed node publish a port of the host.
+    pub(crate) fn publishers(&self, port: HostPort) -> usize {
+        self.home.as_ref().map_or(0, |home| home.publishers(port))
     }
 
     /// Number of endpoints of a node in a network.
@@ -92,6 +171,11 @@ impl Endpoints {
             }
         };
         let packed = packed::pack(endpoint, node)?;
+        let id = packed::id_of(&packed);
+        self.leave_home(&endpoint.network, &id);
+        if let Some(home) = self.home.as_mut().filter(|home| home.is(&endpoint.node)) {
+            home.insert(id, endpoint);
+        }
         if !self.groups.contains_key(&endpoint.network) {
             self.groups.insert(endpoint.network.clone(), Group::default());
         }
@@ -100,10 +184,22 @@ impl Endpoints {
 
     /// Removes an endpoint.
     pub(super) fn remove(&mut self, network: &Name, id: &Id) {
+        self.leave_home(network, id);
         let Some(group) = self.groups.get_mut(network) else { return };
         group.remove(id);
         if group.items.is_empty() {
             self.groups.remove(network);
+        }
+    }
+
+    /// Takes an endpoint out of the indexes of the node, if they have it.
+    fn leave_home(&mut self, network: &Name, id: &Id) {
+        if !self.home.as_ref().is_some_and(|home| home.has(network, id)) {
+            return;
+        }
+        let before = self.brief(network, id).and_then(|brief| brief.unpack(network));
+        if let Some((home, before)) = self.home.as_mut().zip(before) {
+            home.remove(*id, &before);
         }
     }
 
@@ -120,7 +216,7 @@ impl Endpoints {
 /// The endpoints of a network, in order of identifier.
 #[derive(Clone, Default)]
 struct Group {
-    items: Vec<Item>,
+    items: Chunked<Item>,
     /// Packed endpoints in contiguous memory. Single allocations would be spread over the memory
     /// that a read of the store takes, and would keep the allocator from returning it.
     slab: Vec<u8>,
@@ -153,8 +249,8 @@ impl Group {
         }
     }
 
-    fn find(&self, id: &Id) -> Result<usize, usize> {
-        self.items.binary_search_by(|item| packed::id_of(self.bytes(item)).cmp(id))
+    fn find(&self, id: &Id) -> Result<Place, Place> {
+        self.items.find(|item| packed::id_of(self.bytes(item)).cmp(id))
     }
 
     fn put(&mut self, packed: Box<[u8]>) -> Option<()> {
@@ -165,11 +261,11 @@ impl Group {
             self.items.push(Item::Own(packed));
         } else {
             match self.find(&id) {
-                Ok(index) => {
-                    let before = std::mem::replace(self.items.get_mut(index)?, Item::Own(packed));
+                Ok(place) => {
+                    let before = std::mem::replace(self.items.get_mut(place)?, Item::Own(packed));
                     self.bury(id, &before);
                 }
-                Err(index) => self.items.insert(index, Item::Own(packed)),
+                Err(place) => self.items.insert(place, Item::Own(packed)),
             }
         }
         self.index(id, indexed);
@@ -177,8 +273,9 @@ impl Group {
     }
 
     fn remove(&mut self, id: &Id) {
-        if let Ok(index) = self.find(id) {
-            let before = self.items.remove(index);
+        if let Ok(place) = self.find(id)
+            && let Some(before) = self.items.remove(place)
+        {
             self.bury(*id, &before);
         }
     }
@@ -215,19 +312,18 @@ impl Group {
     fn pack(&mut self) {
         let length = self.items.iter().map(|item| self.bytes(item).len()).sum();
         let mut slab = Vec::with_capacity(length);
-        let mut items = Vec::with_capacity(self.items.len());
-        for item in &self.items {
+        let packed = self.items.iter().map(|item| {
             let bytes = self.bytes(item);
-            let place = (u32::try_from(slab.len()), u32::try_from(bytes.len()));
-            items.push(match place {
+            match (u32::try_from(slab.len()), u32::try_from(bytes.len())) {
                 (Ok(from), Ok(length)) => {
                     slab.extend_from_slice(bytes);
                     Item::InSlab { from, length }
                 }
                 // The endpoints of one network exceed 4 GB.
                 _ => Item::Own(bytes.into()),
-            });
-        }
+            }
+        });
+        let items: Chunked<Item> = packed.collect();
         (self.items, self.slab, self.dead) = (items, slab, 0);
         self.own_macs.pack();
     }
@@ -253,7 +349,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::testing::{endpoint, network};
+    use crate::model::{
+        Protocol, PublishedPort,
+        testing::{endpoint, network},
+        view::home::host_ports,
+    };
+
+    fn port(number: u16) -> PublishedPort {
+        PublishedPort {
+            host_ip: [0; 4].into(),
+            host_port: 8000 + number,
+            container_port: 80,
+            protocol: Protocol::Tcp,
+            count: 1 + number,
+        }
+    }
 
     proptest! {
         /// Endpoints equal what was put, independent of their location.
@@ -266,12 +376,17 @@ mod tests {
             let net = network("net", 256, &["10.0.0.0/24"]);
             let nodes: [Name; 2] = ["host1", "host2"].map(|node| node.parse().expect("name"));
             let macs = [MacAddr([2, 0, 0, 0, 0, 1]), MacAddr([2, 0, 0, 0, 0, 2])];
-            let mut endpoints = Endpoints::default();
+            // Of the first node there are indexes, of the second there are none.
+            let mut endpoints = Endpoints::at(nodes[0].clone());
             let mut expected = BTreeMap::new();
             for (revision, (id, last, what, node, mac)) in (1..).zip(history) {
                 let (id, ip) = (format!("{id:02x}"), format!("10.0.0.{last}"));
                 let mut record = endpoint(&net, &id, nodes[node].as_str(), &ip);
                 record.mac = mac.map_or(record.mac, |mac| macs[mac]);
+                // Endpoints share containers, sandboxes and ports.
+                record.container = ["one", "two"][usize::from(last % 2)].parse().expect("name");
+                record.sandbox.netns = ["/one", "/two", "/three"][usize::from(last % 3)].into();
+                record.ports = (0..u16::from(last % 4)).map(port).collect();
                 let id = Id::parse(&record.id).expect("id");
                 match what {
                     0 => endpoints.pack(),
@@ -293,6 +408,28 @@ mod tests {
                 for node in &nodes {
                     let there = expected.values().filter(|ep| ep.node == *node).count();
                     prop_assert_eq!(endpoints.count_on(&net.name, node), there);
+                    let on = endpoints.on(node).map(|(_, brief)| brief.id.text());
+                    let there = expected.values().filter(|ep| ep.node == *node);
+                    prop_assert!(on.eq(there.clone().map(|ep| ep.id.clone())));
+                    let on_in = endpoints.on_in(node, &net.name).map(|brief| brief.id.text());
+                    prop_assert!(on_in.eq(there.clone().map(|ep| ep.id.clone())));
+                    for container in ["one", "two"] {
+                        let container: Name = container.parse().expect("name");
+                        let of = endpoints.of(node, &container).map(|(_, brief)| brief.id.text());
+                        let its = there.clone().filter(|ep| ep.container == container);
+                        prop_assert!(of.eq(its.map(|ep| ep.id.clone())));
+                    }
+                    for netns in ["/one", "/two", "/three"].map(Path::new) {
+                        let within = endpoints.within(node, netns).map(|ep| ep.id.clone());
+                        let its = there.clone().filter(|ep| ep.sandbox.netns == netns);
+                        prop_assert!(within.eq(its.map(|ep| ep.id.clone())));
+                    }
+                }
+                for number in 0..5 {
+                    let port: HostPort = ([0; 4].into(), 8000 + number, Protocol::Tcp.number());
+                    let home = expected.values().filter(|ep| ep.node == nodes[0]);
+                    let publishers = home.flat_map(|ep| host_ports(ep)).filter(|has| *has == port).count();
+                    prop_assert_eq!(endpoints.publishers(port), publishers);
                 }
                 for mac in &macs {
                     let ids: Vec<_> = endpoints.with_own_mac(&net.name, *mac).collect();

@@ -210,6 +210,8 @@ pub(crate) struct Brief<'a> {
 impl<'a> Brief<'a> {
     /// Decodes a packed endpoint. `nodes` are the names of nodes by number.
     pub(super) fn of(packed: &'a [u8], nodes: &'a [Name]) -> Option<Self> {
+        #[cfg(test)]
+        decoded::count();
         let mut reader = Reader(packed);
         let id = reader.id();
         let flags = reader.number();
@@ -300,6 +302,27 @@ impl<'a> Brief<'a> {
             from,
         };
         Some(Versioned { record, revision: self.revision })
+    }
+}
+
+/// The number of decoded records, for tests of what a change costs.
+#[cfg(test)]
+pub(crate) mod decoded {
+    use std::cell::Cell;
+
+    thread_local! {
+        static RECORDS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    pub(super) fn count() {
+        RECORDS.with(|records| records.set(records.get() + 1));
+    }
+
+    /// The number of records that `work` decodes on this thread, and its result.
+    pub(crate) fn during<T>(work: impl FnOnce() -> T) -> (usize, T) {
+        let before = RECORDS.with(Cell::get);
+        let result = work();
+        (RECORDS.with(Cell::get) - before, result)
     }
 }
 
