@@ -52,7 +52,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     // A stage of its own, so that the durations of compiling and running are separate.
     let ready = ready
         && tally.stage("build tests", |tally| {
-            let built = process::run(command().arg("--no-run"));
+            let built = process::run(command(args.full).arg("--no-run"));
             tally.failed += u64::from(built.is_err());
             built
         });
@@ -76,7 +76,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 
 /// Runs the tests and counts them.
 fn cargo_test(tally: &mut Tally, filter: Option<&str>, full: bool) -> Result<()> {
-    let mut command = command();
+    let mut command = command(full);
     command.args(filter);
     // The tests that need root are ignored by default, and this is root.
     command.args(["--", "--include-ignored"]);

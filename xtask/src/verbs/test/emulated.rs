@@ -127,7 +127,7 @@ fn word(path: &Path) -> String {
 
 /// Paths of the test programs, from cargo's messages.
 fn programs() -> Result<Vec<PathBuf>> {
-    let mut command = command();
+    let mut command = command(true);
     command.args(["--no-run", "--message-format", "json"]).stderr(Stdio::null());
     let said = command.output().context("cargo: cannot be started")?;
     let text = String::from_utf8_lossy(&said.stdout);
