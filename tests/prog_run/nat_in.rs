@@ -417,7 +417,7 @@ fn from_a_container_with_ttl_one(lab: &mut Lab) {
     let outcome = lab.at_container(Interface::A2, &came.frame()).outcome();
     assert_eq!(outcome.verdict, crate::run::SHOT);
     let [(interface, error)] = outcome.copies.as_slice() else { panic!("{:?}", outcome.copies) };
-    assert_eq!(*port, Interface::A2);
+    assert_eq!(*interface, Interface::A2);
     let quote = came.packet();
     let wanted = V4::icmp(&GATEWAY, &TWO, 11, 0, [0; 4], &quote[..quote.len().min(28)]);
     same("error", error, &V4 { tos: 0xc0, ttl: 64, id: 0, ..wanted }.frame());

@@ -25,7 +25,7 @@ pub struct Inputs<'a> {
     pub own: &'a Node,
     /// ifindex of the host side of each endpoint that has its device pair on this host, by
     /// identifier of the endpoint.
-    pub ports: &'a BTreeMap<String, u32>,
+    pub ifindexes: &'a BTreeMap<String, u32>,
     /// ifindex of the gateway device of each VNI that has a gateway device on this host.
     pub gateways: &'a BTreeMap<u32, u32>,
 }
@@ -61,7 +61,7 @@ impl Bum {
 /// The state of a network on this host; `None` if it has no endpoint here, or if the data plane
 /// must not carry its frames ([`View::usable_network`]).
 pub fn network_state(inputs: &Inputs<'_>, name: &Name) -> Option<NetworkState> {
-    let Inputs { view, own, ports, gateways } = *inputs;
+    let Inputs { view, own, ifindexes, gateways } = *inputs;
     let network = view.usable_network(name).ok()?;
     let vni = network.vni.get();
     if !view.is_in(&own.name, name) {
@@ -87,7 +87,7 @@ pub fn network_state(inputs: &Inputs<'_>, name: &Name) -> Option<NetworkState> {
         let key = FdbKey::new(vni, brief.mac.0);
         if *brief.node == own.name {
             let Some(endpoint) = brief.unpack(name) else { continue };
-            if let Some(ifindex) = ports.get(&endpoint.id) {
+            if let Some(ifindex) = ifindexes.get(&endpoint.id) {
                 state.endpoints.insert(*ifindex, endpoint_info(network, &endpoint));
                 state.published.extend(published(vni, &endpoint, *ifindex));
                 let clients = endpoint.from.iter();
@@ -293,10 +293,19 @@ mod tests {
             endpoint
         }
 
-        fn state(&self, own: &Node, ports: &[(&Endpoint, u32)], net: &str) -> Option<NetworkState> {
-            let ports = ports.iter().map(|(ep, ifindex)| (ep.id.clone(), *ifindex)).collect();
-            let inputs =
-                Inputs { view: &self.view(), own, ports: &ports, gateways: &BTreeMap::new() };
+        fn state(
+            &self,
+            own: &Node,
+            plugged: &[(&Endpoint, u32)],
+            net: &str,
+        ) -> Option<NetworkState> {
+            let ifindexes = plugged.iter().map(|(ep, ifindex)| (ep.id.clone(), *ifindex)).collect();
+            let inputs = Inputs {
+                view: &self.view(),
+                own,
+                ifindexes: &ifindexes,
+                gateways: &BTreeMap::new(),
+            };
             network_state(&inputs, &name(net))
         }
     }

@@ -30,7 +30,7 @@ pub struct Changed {
     /// MAC, addresses and node that the changed and removed endpoints had before.
     pub former: BTreeSet<Former>,
     /// Interfaces on this host that changed endpoints had before, if they have them no more.
-    pub ports: BTreeSet<u32>,
+    pub ifindexes: BTreeSet<u32>,
 }
 
 /// Changes to a network's tables: the new value of each key, or `None` to remove it.
@@ -61,7 +61,7 @@ pub fn network_patch(
     held: &Held,
     changed: &Changed,
 ) -> Option<Patch> {
-    let Inputs { view, own, ports, .. } = *inputs;
+    let Inputs { view, own, ifindexes, .. } = *inputs;
     let network = view.usable_network(name).ok()?;
     let vni = network.vni.get();
     // With its last endpoint here a network goes as a whole.
@@ -98,7 +98,7 @@ pub fn network_patch(
     // The first endpoint that has each MAC and can be reached.
     let place = |brief: &Brief<'_>| {
         if local(brief.node) {
-            let ifindex = *ports.get(&brief.id.text())?;
+            let ifindex = *ifindexes.get(&brief.id.text())?;
             return Some(FdbEntry { ifindex, vtep: [0; 4] });
         }
         Some(FdbEntry { ifindex: 0, vtep: vtep_of(inputs, brief.node)? })
@@ -131,7 +131,7 @@ pub fn network_patch(
         let entry = owner.map(|ep| NeighEntry { mac: ep.mac.0 });
         patch.neighbours.insert(neighbour_key(vni, ip), entry);
     }
-    if nodes.iter().any(|node| local(node)) || !changed.ports.is_empty() {
+    if nodes.iter().any(|node| local(node)) || !changed.ifindexes.is_empty() {
         own::patch(&mut patch, inputs, network, held, changed)?;
     }
     for vtep in vteps {

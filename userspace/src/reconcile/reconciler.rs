@@ -208,20 +208,21 @@ impl Reconciler {
         let mut info = tables.networks.get(&vni).copied();
         // An interface that another network has taken over is not in `ENDPOINTS` of this one, but
         // may still have its slot.
-        let mut ports = patch.endpoints.iter();
-        let is_relisted = ports.any(|(port, entry)| entry.is_some() != held.is_listed(*port));
+        let mut interfaces = patch.endpoints.iter();
+        let is_relisted =
+            interfaces.any(|(ifindex, entry)| entry.is_some() != held.is_listed(*ifindex));
         if is_relisted || !was.endpoints.keys().eq(laid.endpoints.keys()) {
             let only_in = |one: &Tables, other: &Tables| -> BTreeSet<u32> {
-                let ports = one.endpoints.keys().copied();
-                ports.filter(|port| !other.endpoints.contains_key(port)).collect()
+                let interfaces = one.endpoints.keys().copied();
+                interfaces.filter(|ifindex| !other.endpoints.contains_key(ifindex)).collect()
             };
             let (gone, new) = (only_in(&was, &laid), only_in(&laid, &was));
             let slots = held.change_ports(vni, &gone, &new);
             was.flood_local = entries_at(&tables.flood_local, &slots);
             laid.flood_local = wanted(&slots);
             if let Some(info) = &mut info {
-                let ports = tables.endpoints.len() + new.len() - gone.len();
-                info.local_ports = u32::try_from(ports).unwrap_or(u32::MAX);
+                let number = tables.endpoints.len() + new.len() - gone.len();
+                info.local_endpoints = u32::try_from(number).unwrap_or(u32::MAX);
             }
         }
         if !was.vteps.keys().eq(laid.vteps.keys()) {

@@ -137,9 +137,9 @@ impl NetworkState {
     /// list that stay keep their slots.
     pub fn lay_out(&self, observed: &Tables) -> Tables {
         let vni = self.vni;
-        let ports: BTreeSet<u32> = self.endpoints.keys().copied().collect();
+        let interfaces: BTreeSet<u32> = self.endpoints.keys().copied().collect();
         let peers: BTreeSet<[u8; 4]> = self.vteps.keys().copied().collect();
-        let flood_local = assign_slots(vni, &ports, &observed.flood_local);
+        let flood_local = assign_slots(vni, &interfaces, &observed.flood_local);
         let flood_remote = assign_slots(vni, &peers, &observed.flood_remote);
         let info = NetworkInfo {
             flags: self.flags,

@@ -153,9 +153,11 @@ fn host() -> impl Strategy<Value = BTreeMap<u32, NetworkState>> {
         let mut networks = BTreeMap::new();
         for mut network in [a, b, c].into_iter().flatten() {
             network.endpoints.retain(|ifindex, _| taken.insert(*ifindex));
-            let ports: BTreeSet<u32> = network.endpoints.keys().copied().collect();
-            network.fdb.retain(|_, entry| entry.ifindex == 0 || ports.contains(&entry.ifindex));
-            network.sources.retain(|source| ports.contains(&source.key.ifindex));
+            let interfaces: BTreeSet<u32> = network.endpoints.keys().copied().collect();
+            network
+                .fdb
+                .retain(|_, entry| entry.ifindex == 0 || interfaces.contains(&entry.ifindex));
+            network.sources.retain(|source| interfaces.contains(&source.key.ifindex));
             networks.insert(network.vni, network);
         }
         networks
@@ -244,8 +246,8 @@ fn assert_holds(maps: &Maps, desired: &BTreeMap<u32, NetworkState>) {
         let part = &parts[vni];
         // A state that is laid out over its own slots does not change.
         assert_eq!(part, &state.lay_out(part));
-        let ports: BTreeSet<u32> = part.flood_local.values().copied().collect();
-        assert_eq!(ports, state.endpoints.keys().copied().collect());
+        let interfaces: BTreeSet<u32> = part.flood_local.values().copied().collect();
+        assert_eq!(interfaces, state.endpoints.keys().copied().collect());
         let vteps: BTreeSet<_> = part.flood_remote.values().copied().collect();
         assert_eq!(vteps, state.vteps.keys().copied().collect());
         assert_eq!(part.networks[vni].remote_vteps as usize, vteps.len());

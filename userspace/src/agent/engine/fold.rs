@@ -53,7 +53,7 @@ impl Engine {
     /// view. If they cannot be read, nothing changes, and the engine tries again.
     pub(super) async fn begin(&mut self) {
         match self.shared.platform.plugged().await {
-            Ok(ports) => self.ports = ports,
+            Ok(ifindexes) => self.ifindexes = ifindexes,
             Err(error) => {
                 self.shared.shown.problems.set("links", Some(error.message().to_owned()));
                 return;

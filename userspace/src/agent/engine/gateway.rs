@@ -108,7 +108,7 @@ impl Engine {
 
     /// Whether an endpoint of a network is plugged in here.
     fn has_port(&self, network: &Name) -> bool {
-        self.local.iter().any(|(id, of)| of == network && self.ports.contains_key(id))
+        self.local.iter().any(|(id, of)| of == network && self.ifindexes.contains_key(id))
     }
 
     fn gateway_problem(&self, name: &Name, vni: u32, error: Option<&PlugError>) {

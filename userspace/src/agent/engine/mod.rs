@@ -89,7 +89,7 @@ pub(crate) struct Engine {
     /// and the programs use the pinned maps as they are.
     informed: bool,
     /// Interface index of the host side, of each endpoint that has a device pair.
-    ports: BTreeMap<String, u32>,
+    ifindexes: BTreeMap<String, u32>,
     /// Interface index of the gateway device of each VNI that has one here.
     gateways: BTreeMap<u32, u32>,
     /// Specification with which each gateway device was made. A device without an entry is checked
@@ -153,7 +153,7 @@ impl Engine {
             list: None,
             trim: false,
             informed: false,
-            ports: BTreeMap::new(),
+            ifindexes: BTreeMap::new(),
             gateways: BTreeMap::new(),
             gateway_specs: BTreeMap::new(),
             loopback: None,
@@ -258,7 +258,7 @@ impl Engine {
             }
             HostEvent::LinkGone(ifindex) => {
                 self.gateway_gone(ifindex);
-                let gone = self.ports.iter().find(|(_, port)| **port == ifindex);
+                let gone = self.ifindexes.iter().find(|(_, own)| **own == ifindex);
                 if let Some((id, _)) = gone.map(|(id, port)| (id.clone(), *port)) {
                     // Another program has removed the device pair or the sandbox.
                     self.drop_port(&id);
@@ -306,7 +306,7 @@ impl Engine {
     /// Removes an endpoint's host side from the engine's state, so that the maps of its network
     /// are written without it.
     fn drop_port(&mut self, id: &str) {
-        if let Some(ifindex) = self.ports.remove(id)
+        if let Some(ifindex) = self.ifindexes.remove(id)
             && let Some(network) = self.local.get(id).cloned()
         {
             self.mark_own(&network, id, Some(ifindex));
@@ -323,7 +323,7 @@ impl Engine {
         }
         let changed = self.changed.entry(network.clone()).or_default();
         changed.endpoints.insert(id.to_owned());
-        changed.ports.extend(former);
+        changed.ifindexes.extend(former);
     }
 
     /// Brings paths and maps up to date. A network that fails stays marked and is tried again.
@@ -365,7 +365,12 @@ impl Engine {
 
     /// The values that the maps of a network are computed from.
     fn inputs<'a>(&'a self, view: &'a View) -> Inputs<'a> {
-        Inputs { view, own: &self.shared.node, ports: &self.ports, gateways: &self.gateways }
+        Inputs {
+            view,
+            own: &self.shared.node,
+            ifindexes: &self.ifindexes,
+            gateways: &self.gateways,
+        }
     }
 
     /// Applies changed endpoints to the maps of one network. `false`: the network is to be computed

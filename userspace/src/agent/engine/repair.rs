@@ -36,7 +36,7 @@ const LEAST: usize = 200;
 impl Engine {
     /// Notes that a device was changed, if it is one of Culvert's.
     pub(super) fn device_changed(&mut self, ifindex: u32) {
-        let ours = self.ports.values().chain(self.gateways.values()).any(|own| *own == ifindex);
+        let ours = self.ifindexes.values().chain(self.gateways.values()).any(|own| *own == ifindex);
         if ours && self.informed {
             self.devices_stale.insert(ifindex);
         }
@@ -44,7 +44,7 @@ impl Engine {
 
     /// Notes that each of Culvert's devices may have been changed.
     pub(super) fn all_devices_changed(&mut self) {
-        self.devices_stale.extend(self.ports.values());
+        self.devices_stale.extend(self.ifindexes.values());
         self.gateways_stale = true;
     }
 
@@ -68,7 +68,7 @@ impl Engine {
     /// Compares those of the host sides of device pairs that are in `stale`.
     async fn check_ports(&mut self, stale: &BTreeSet<u32>) -> Result<(), PlugError> {
         let ids: BTreeMap<u32, String> = self
-            .ports
+            .ifindexes
             .iter()
             .filter(|(_, ifindex)| stale.contains(ifindex))
             .map(|(id, ifindex)| (*ifindex, id.clone()))
@@ -81,7 +81,7 @@ impl Engine {
         let found = self.shared.platform.ports_differ(&wanted).await?;
         for (ifindex, line) in found {
             if let Some(id) = ids.get(&ifindex) {
-                self.wrong.ports.insert(id.clone(), line);
+                self.wrong.interfaces.insert(id.clone(), line);
                 self.work.insert(Work::Plug(id.clone()));
             }
         }
@@ -102,7 +102,7 @@ impl Engine {
     /// Counts the repair of a device pair that was plugged again, unless there is a problem left.
     pub(super) fn note_port(&mut self, id: &str, ifindex: u32, container: &Name, network: &Name) {
         let problem = self.shared.platform.port_problem(ifindex);
-        if let Some(found) = self.wrong.ports.remove(id).filter(|_| problem.is_none()) {
+        if let Some(found) = self.wrong.interfaces.remove(id).filter(|_| problem.is_none()) {
             self.shared.shown.repairs.note("container device", found);
         }
         let line =
@@ -112,7 +112,7 @@ impl Engine {
 
     /// Forgets what was wrong with a device pair that is removed.
     pub(super) fn forget_port(&mut self, id: &str) {
-        self.wrong.ports.remove(id);
+        self.wrong.interfaces.remove(id);
         self.shared.shown.problems.set(&format!("port/{id}"), None);
     }
 
@@ -156,7 +156,7 @@ impl Engine {
     /// Looks for changes that the kernel does not report, and repairs them.
     pub(super) async fn repair(&mut self) {
         let vnis: Vec<u32> = self.gateway_specs.keys().copied().collect();
-        let endpoints = next_turn(&self.ports, &self.settings_at);
+        let endpoints = next_turn(&self.ifindexes, &self.settings_at);
         if let Some(last) = endpoints.last() {
             self.settings_at.clone_from(last);
         }
@@ -229,10 +229,10 @@ impl Engine {
 
 /// The device pairs whose settings are looked at next, after the endpoint `last`: a tenth of them,
 /// or [`LEAST`] if that is more.
-fn next_turn(ports: &BTreeMap<String, u32>, last: &str) -> Vec<String> {
-    let number = ports.len().div_ceil(TURNS).max(LEAST);
-    let after = ports.range::<str, _>((Excluded(last), Unbounded));
-    let before = ports.range::<str, _>((Unbounded, Included(last)));
+fn next_turn(ifindexes: &BTreeMap<String, u32>, last: &str) -> Vec<String> {
+    let number = ifindexes.len().div_ceil(TURNS).max(LEAST);
+    let after = ifindexes.range::<str, _>((Excluded(last), Unbounded));
+    let before = ifindexes.range::<str, _>((Unbounded, Included(last)));
     after.chain(before).take(number).map(|(id, _)| id.clone()).collect()
 }
 
@@ -244,17 +244,17 @@ mod tests {
     /// a processor.
     #[test]
     fn the_settings_of_all_device_pairs_are_looked_at_in_turn() {
-        let ports = |number: usize| -> BTreeMap<String, u32> {
+        let make = |number: usize| -> BTreeMap<String, u32> {
             (0..number).map(|n| (format!("{n:04x}"), 7)).collect()
         };
         for (number, at_once, turns) in [(0, 0, 1), (3, 3, 1), (200, 200, 1), (500, 200, 3)]
             .into_iter()
             .chain([(2000, 200, 10), (5000, 500, 10)])
         {
-            let ports = ports(number);
+            let ifindexes = make(number);
             let (mut last, mut seen) = (String::new(), BTreeSet::new());
             for _ in 0..turns {
-                let turn = next_turn(&ports, &last);
+                let turn = next_turn(&ifindexes, &last);
                 assert_eq!(turn.len(), at_once, "{number}");
                 last = turn.last().cloned().unwrap_or_default();
                 seen.extend(turn);
@@ -262,7 +262,7 @@ mod tests {
             assert_eq!(seen.len(), number);
         }
         // The container at which the last look ended has been removed.
-        let few = ports(3);
+        let few = make(3);
         assert_eq!(next_turn(&few, "0001x"), ["0002", "0000", "0001"]);
     }
 }

@@ -59,7 +59,7 @@ impl Engine {
                     self.shared.shown.repairs.note("container interface", line);
                 }
                 self.containers.insert(id.clone(), endpoint.container.clone());
-                let former = self.ports.insert(id.clone(), ifindex);
+                let former = self.ifindexes.insert(id.clone(), ifindex);
                 if former != Some(ifindex) {
                     self.mark_own(&endpoint.network, &id, former);
                 }
@@ -163,11 +163,11 @@ impl Engine {
             return;
         }
         // The view does not have the endpoint, so its entries are already out of the maps.
-        let ifindex = self.ports.get(&id).copied();
+        let ifindex = self.ifindexes.get(&id).copied();
         let problem = format!("endpoint/{id}");
         match self.shared.platform.unplug(&id, ifindex).await {
             Ok(()) => {
-                self.ports.remove(&id);
+                self.ifindexes.remove(&id);
                 self.forget_port(&id);
                 self.retries.remove(&id);
                 self.shared.plugs.set(&id, None);
@@ -189,7 +189,8 @@ impl Engine {
     /// Queues endpoints whose sandbox was removed by another program while a process keeps the
     /// namespace alive: the interface stays, so the kernel sends no event.
     pub(super) fn find_lost_sandboxes(&mut self) {
-        let ready = |id: &&String| self.ports.contains_key(*id) && !self.retries.contains_key(*id);
+        let ready =
+            |id: &&String| self.ifindexes.contains_key(*id) && !self.retries.contains_key(*id);
         let lost = self.local.keys().filter(ready).filter(|id| {
             self.wanted(id).is_some_and(|(endpoint, _)| {
                 endpoint.sandbox.owned && !self.shared.platform.sandbox_exists(&endpoint.container)
@@ -233,7 +234,7 @@ impl Engine {
         // ifindex of the former pair.
         let differs = |(id, ifindex): &(&String, &u32)| plugged.get(*id) != Some(*ifindex);
         let gone: Vec<String> =
-            self.ports.iter().filter(differs).map(|(id, _)| id.clone()).collect();
+            self.ifindexes.iter().filter(differs).map(|(id, _)| id.clone()).collect();
         for id in gone {
             self.drop_port(&id);
         }
@@ -247,7 +248,7 @@ impl Engine {
         };
         for (id, ifindex) in &plugged {
             if !self.local.contains_key(id) && !kept.contains(id) {
-                self.ports.insert(id.clone(), *ifindex);
+                self.ifindexes.insert(id.clone(), *ifindex);
                 self.work.insert(Work::Unplug(id.clone()));
             }
         }

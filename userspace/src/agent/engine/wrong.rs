@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 #[derive(Debug, Default)]
 pub(super) struct Wrong {
     /// Device pairs, by endpoint.
-    pub(super) ports: BTreeMap<String, String>,
+    pub(super) interfaces: BTreeMap<String, String>,
     /// Gateway devices, by VNI.
     pub(super) gateways: BTreeMap<u32, String>,
 }

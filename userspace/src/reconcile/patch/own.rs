@@ -23,12 +23,13 @@ pub(super) fn patch(
     held: &Held,
     changed: &Changed,
 ) -> Option<()> {
-    let Inputs { view, own, ports, .. } = *inputs;
+    let Inputs { view, own, ifindexes, .. } = *inputs;
     // Without indexes of this node the search for its endpoints reads all.
     view.endpoints.is_home(&own.name).then_some(())?;
     let ids = changed.endpoints.iter();
-    let changed_ports = ids.clone().filter_map(|id| ports.get(id)).chain(&changed.ports);
-    for ifindex in changed_ports {
+    let changed_ifindexes =
+        ids.clone().filter_map(|id| ifindexes.get(id)).chain(&changed.ifindexes);
+    for ifindex in changed_ifindexes {
         // The interface is in use for an endpoint that has not changed.
         let is_known = |mac: [u8; 6]| patch.fdb.keys().any(|key| key.mac == mac);
         if held.tables().endpoints.get(ifindex).is_some_and(|info| !is_known(info.mac)) {
@@ -47,7 +48,7 @@ pub(super) fn patch(
         for port in host_ports(&endpoint) {
             *publishers.entry(port).or_default() += 1;
         }
-        if let Some(ifindex) = ports.get(id).filter(|_| view.is_usable(network, &brief)) {
+        if let Some(ifindex) = ifindexes.get(id).filter(|_| view.is_usable(network, &brief)) {
             put(patch, network, &endpoint, *ifindex);
         }
     }

@@ -36,7 +36,7 @@ struct Host {
     maps: Maps,
     reconciler: Reconciler,
     /// Host sides of the endpoints that are plugged in.
-    ports: BTreeMap<String, u32>,
+    ifindexes: BTreeMap<String, u32>,
     /// Endpoints that were plugged in or out since the last change.
     plugged: Changed,
     patched: usize,
@@ -65,8 +65,8 @@ impl Host {
         cluster.put(Key::endpoint(&net.name, &own.id), &own);
         cluster.claim(&net.name, [10, 0, 0, 100].into(), &own.id);
         let (maps, reconciler) = (Maps::default(), Reconciler::default());
-        let (ports, plugged) = (BTreeMap::from([("00".to_owned(), 7)]), Changed::default());
-        let mut host = Self { cluster, maps, reconciler, ports, plugged, patched: 0 };
+        let (ifindexes, plugged) = (BTreeMap::from([("00".to_owned(), 7)]), Changed::default());
+        let mut host = Self { cluster, maps, reconciler, ifindexes, plugged, patched: 0 };
         host.whole();
         host
     }
@@ -87,19 +87,19 @@ impl Host {
     fn plug(&mut self, id: u8, port: Option<u32>) {
         let id = format!("{id:02x}");
         let former = match port {
-            Some(port) => self.ports.insert(id.clone(), port),
-            None => self.ports.remove(&id),
+            Some(ifindex) => self.ifindexes.insert(id.clone(), ifindex),
+            None => self.ifindexes.remove(&id),
         };
         if former != port {
             self.plugged.endpoints.insert(id);
-            self.plugged.ports.extend(former);
+            self.plugged.ifindexes.extend(former);
         }
     }
 
     fn with<T>(&self, work: impl FnOnce(&Inputs<'_>) -> T) -> T {
         let own = node("host1", 1);
         let (view, gateways) = (&self.cluster.view, &BTreeMap::new());
-        work(&Inputs { view, own: &own, ports: &self.ports, gateways })
+        work(&Inputs { view, own: &own, ifindexes: &self.ifindexes, gateways })
     }
 
     fn whole(&mut self) {
@@ -245,7 +245,7 @@ fn endpoints_of_this_host_come_and_go_by_patches() {
     let mut host = Host::new();
     let sizes = |host: &Host| {
         let tables = host.maps.0.borrow();
-        let ports = tables.networks[&VNI].local_ports;
+        let ports = tables.networks[&VNI].local_endpoints;
         let entries = (tables.endpoints.len(), tables.fdb.len(), tables.flood_local.len());
         (entries, tables.published.len(), tables.sources.len(), ports)
     };
@@ -328,7 +328,7 @@ fn an_interface_that_another_network_has_taken_over_leaves_the_flood_list() {
     assert_eq!(host.patched, 2);
     let tables = host.maps.0.borrow();
     assert_eq!(
-        (tables.networks[&VNI].local_ports, tables.networks[&(VNI + 1)].local_ports),
+        (tables.networks[&VNI].local_endpoints, tables.networks[&(VNI + 1)].local_endpoints),
         (1, 1)
     );
     assert_eq!((tables.endpoints.len(), tables.flood_local.len()), (2, 2));
