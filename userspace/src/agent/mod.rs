@@ -259,6 +259,8 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
 
     let (mut failure, mut end) = (None, End::Asked);
     tokio::select! {
+        // The engine ends at `shutdown`, too: both may have ended before this task runs.
+        biased;
         signal = &mut stopped => {
             let then = if options.cleanup_on_exit { "cleaning up" } else { "the data plane goes on" };
             tracing::info!("{signal}: stopping, {then}");
