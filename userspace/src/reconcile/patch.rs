@@ -1,6 +1,7 @@
 //! Changes to the maps of one network when a few endpoints change. The other endpoints are not read
 //! again. Pure.
 
+mod changes;
 mod own;
 
 use std::{
@@ -8,49 +9,15 @@ use std::{
     net::IpAddr,
 };
 
-use crate::datapath::{
-    Prefix,
-    entry::{FdbEntry, NeighEntry, VtepInfo},
-};
-use culvert_common::abi::{
-    EndpointInfo, FdbKey, NeighKey, PublishedEntry, PublishedKey, SourceKey,
-};
+use crate::datapath::entry::{FdbEntry, NeighEntry, VtepInfo};
+use culvert_common::abi::FdbKey;
 
+pub use self::changes::{Changed, Patch};
 use super::{
     desired::{Inputs, neighbour_key, vtep_of},
     held::Held,
 };
-use crate::model::{Brief, Former, Id, MacAddr, Name, Network};
-
-/// The endpoints that have changed in a network.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Changed {
-    /// Identifiers of the endpoints that are new, changed or removed.
-    pub endpoints: BTreeSet<String>,
-    /// MAC, addresses and node that the changed and removed endpoints had before.
-    pub former: BTreeSet<Former>,
-    /// Interfaces on this host that changed endpoints had before, if they have them no more.
-    pub ifindexes: BTreeSet<u32>,
-}
-
-/// Changes to a network's tables: the new value of each key, or `None` to remove it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Patch {
-    /// VNI.
-    pub vni: u32,
-    /// Entries of `FDB`.
-    pub fdb: BTreeMap<FdbKey, Option<FdbEntry>>,
-    /// Entries of `NEIGHBOURS`.
-    pub neighbours: BTreeMap<NeighKey, Option<NeighEntry>>,
-    /// Entries of `VTEPS`, by VTEP address.
-    pub vteps: BTreeMap<[u8; 4], Option<VtepInfo>>,
-    /// Entries of `ENDPOINTS`. The flood list and its length follow from them.
-    pub endpoints: BTreeMap<u32, Option<EndpointInfo>>,
-    /// Entries of `PUBLISHED`.
-    pub published: BTreeMap<PublishedKey, Option<PublishedEntry>>,
-    /// Entries of `SOURCES`.
-    pub sources: BTreeMap<Prefix<SourceKey>, Option<u32>>,
-}
+use crate::model::{Brief, Id, MacAddr, Name, Network};
 
 /// The patch for `changed`, given the entries that the kernel has of the network. The patched maps
 /// are those of [`network_state`](super::network_state). `None`: the change concerns more than the

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use culvert_common::abi::PublishedKey;
 
-use super::{Changed, Patch};
+use super::changes::{Changed, Patch};
 use crate::{
     datapath::{Prefix, ip_of},
     model::{Endpoint, HostPort, Id, Network, host_ports},

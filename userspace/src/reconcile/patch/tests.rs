@@ -2,6 +2,7 @@
 
 use std::{cell::RefCell, collections::BTreeMap, convert::Infallible, slice};
 
+use culvert_common::abi::EndpointInfo;
 use proptest::prelude::*;
 
 use super::*;
