@@ -242,6 +242,10 @@ fn icmp_errors_find_their_container() {
 
     let server = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
     world.outside.router.run("ip link set out0 mtu 1200");
+    // The far end keeps to the link's MTU, which veth demands of single segments, and announces the
+    // MSS of a larger one: the container must learn the MTU from the router.
+    let far = &world.outside.host;
+    far.run("ip route change $(ip -4 route show default) mtu lock 1200 advmss 1460");
     let ping = format!("ping -c1 -W9 -M do -s 1400 {}", Outside::IP);
     let told = world.host().try_in_container(&name, &ping);
     let told = String::from_utf8_lossy(&told.stdout).into_owned();
