@@ -25,6 +25,18 @@ struct Setup {
     sandbox: Sandbox,
 }
 
+/// Waits until the kernel has removed the sandbox: the interface's side in it goes with it, and the
+/// host side with that.
+async fn ends(netlink: &Netlink) {
+    let gone = async {
+        while netlink.link("cv0123456789ab").await.unwrap().is_some() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    let ended = tokio::time::timeout(crate::DEADLINE, gone).await;
+    assert!(ended.is_ok(), "the sandbox is still there");
+}
+
 impl Setup {
     fn new() -> Self {
         let (host, inside) = (Netns::new("host"), Netns::new("box"));
@@ -289,12 +301,7 @@ fn changes_in_a_sandbox_are_heard_from_outside() {
         }
         let Setup { netlink, sandbox, inside, host: _host } = setup;
         drop((sandbox, inside));
-        let gone = async {
-            while netlink.link("cv0123456789ab").await.unwrap().is_some() {
-                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(crate::DEADLINE, gone).await.expect("the sandbox is still there");
+        ends(&netlink).await;
     });
 }
 
@@ -417,13 +424,7 @@ fn nothing_of_ours_keeps_a_removed_sandbox_alive() {
         drop((sandbox, inside));
         assert!(netlink.link("cv0123456789ab").await.unwrap().is_some(), "the monitor is there");
         drop(monitor);
-        // The kernel removes the container's side with the namespace, and the host side with it.
-        let gone = async {
-            while netlink.link("cv0123456789ab").await.unwrap().is_some() {
-                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(crate::DEADLINE, gone).await.expect("the sandbox is still there");
+        ends(&netlink).await;
     });
 }
 

@@ -52,16 +52,22 @@ fn a_hosts_own_network_is_not_taken_from_it() {
     one.ok(&["network", "rm", "net"]);
 }
 
+/// A host with the container 10.9.0.9 in the network 10.9.0.0/24, to which its gateway device leads.
+fn host_with_a_gateway() -> Cluster {
+    let cluster = Cluster::new(1);
+    let host = &cluster.hosts[0];
+    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "net"]);
+    host.run_idle(&unique_name("way"), "net", &["--ip", "10.9.0.9"]);
+    wait_until(SOON, "the gateway's route", || device_to(host, "10.9.0.9").starts_with("cvg"));
+    cluster
+}
+
 /// The host gets an address in a network's subnet while containers of the network run.
 #[test]
 #[ignore = "needs root"]
 fn a_network_gives_way_to_an_interface_of_the_host() {
-    let cluster = Cluster::new(1);
+    let cluster = host_with_a_gateway();
     let host = &cluster.hosts[0];
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "net"]);
-    let name = unique_name("way");
-    host.run_idle(&name, "net", &["--ip", "10.9.0.9"]);
-    wait_until(SOON, "the gateway's route", || device_to(host, "10.9.0.9").starts_with("cvg"));
     connect_lan(host, "10.9.0.5/24");
     wait_until(SOON, "the host's own route", || device_to(host, "10.9.0.77") == "lan0");
     wait_until(SOON, "the problem", || has_problem(host, "overlaps 10.9.0.0/24"));
@@ -78,12 +84,8 @@ fn a_network_gives_way_to_an_interface_of_the_host() {
 #[test]
 #[ignore = "needs root"]
 fn a_network_gives_way_to_a_route_of_the_host() {
-    let cluster = Cluster::new(1);
+    let cluster = host_with_a_gateway();
     let host = &cluster.hosts[0];
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "net"]);
-    let name = unique_name("way");
-    host.run_idle(&name, "net", &["--ip", "10.9.0.9"]);
-    wait_until(SOON, "the gateway's route", || device_to(host, "10.9.0.9").starts_with("cvg"));
     connect_lan(host, "198.18.0.5/24");
     host.netns.run("ip route replace 10.9.0.0/24 dev lan0");
     wait_until(SOON, "the problem", || has_problem(host, "has a route to 10.9.0.0/24 by lan0"));

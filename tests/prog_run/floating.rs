@@ -10,7 +10,7 @@ use culvert_tests::packet::{Arp, BROADCAST, Host, Tunnel, V4, payload};
 use crate::{
     interfaces::Interface,
     lab::{AGEING, Lab},
-    run::{Copy, Expected, Left, SHOT, action, copy, drop, note, tunnelled},
+    run::{Copy, Count, Expected, Left, SHOT, copy, drop, note, tunnelled},
     world::{
         A, FAR, FARTHER, GATEWAY, NOBODY, ONE, PEER, PEER2, TWO, any_source, change_network,
         from_peer, learning, to_peer, to_peer2,
@@ -70,12 +70,8 @@ fn announcement(host: &Host) -> Vec<u8> {
 
 #[track_caller]
 fn is_flooded(lab: &mut Lab, from: Interface, frame: &[u8], notes: &[Note]) {
-    let other = if from == Interface::A1 { Interface::A2 } else { Interface::A1 };
-    let copies =
-        [copy(other, frame), tunnelled(to_peer().wrap(frame)), tunnelled(to_peer2().wrap(frame))];
-    let mut counts = vec![note(Note::FloodLocalCopy), note(Note::FloodRemoteCopy).times(2)];
-    counts.extend(notes.iter().map(|what| note(*what)));
-    lab.at_container(from, frame).floods(&copies, &counts);
+    let notes: Vec<Count> = notes.iter().map(|what| note(*what)).collect();
+    lab.at_container(from, frame).reaches_everyone(&notes);
 }
 
 /// `host` announces that it has the floating address.
@@ -314,14 +310,8 @@ fn answer(host: &Host) -> Vec<u8> {
 
 #[track_caller]
 fn is_absorbed(lab: &mut Lab, frame: &[u8], notes: &[Note]) {
-    let mut counts = vec![action(Action::Absorb)];
-    counts.extend(notes.iter().map(|what| note(*what)));
-    lab.at_underlay(frame).gives(&Expected {
-        verdict: SHOT,
-        left: Left::Unchanged,
-        counts: &counts,
-        copies: &[],
-    });
+    let notes: Vec<Count> = notes.iter().map(|what| note(*what)).collect();
+    lab.at_underlay(frame).absorbs(&notes);
 }
 
 fn an_answer_from_the_tunnel_to_the_host_alone_is_heard(lab: &mut Lab) {

@@ -54,13 +54,7 @@ fn broadcast() -> Vec<u8> {
 
 #[track_caller]
 fn reaches_everyone(lab: &mut Lab, frame: &[u8]) {
-    let copies = [
-        copy(Interface::A2, frame),
-        tunnelled(to_peer().wrap(frame)),
-        tunnelled(to_peer2().wrap(frame)),
-    ];
-    let notes = [note(Note::FloodLocalCopy), note(Note::FloodRemoteCopy).times(2)];
-    lab.at_container(Interface::A1, frame).floods(&copies, &notes);
+    lab.at_container(Interface::A1, frame).reaches_everyone(&[]);
 }
 
 fn ipv4_broadcast(lab: &mut Lab) {
@@ -99,13 +93,7 @@ fn fragments_are_flooded_alike(lab: &mut Lab) {
 
 fn not_back_to_the_sender(lab: &mut Lab) {
     let frame = V4::udp(&TWO, &ALL, (1, 2), b"from the other one").frame();
-    let copies = [
-        copy(Interface::A1, &frame),
-        tunnelled(to_peer().wrap(&frame)),
-        tunnelled(to_peer2().wrap(&frame)),
-    ];
-    let notes = [note(Note::FloodLocalCopy), note(Note::FloodRemoteCopy).times(2)];
-    lab.at_container(Interface::A2, &frame).floods(&copies, &notes);
+    lab.at_container(Interface::A2, &frame).reaches_everyone(&[]);
 }
 
 fn dscp_and_ecn_on_the_copies(lab: &mut Lab) {

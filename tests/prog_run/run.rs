@@ -14,6 +14,7 @@ use crate::{
     compare::{describe, entropy_port, same, same_tunnelled},
     interfaces::{CLIENT_LINK, GATEWAY_A, Interface, LOOPBACK},
     lab::Lab,
+    world::{to_peer, to_peer2},
 };
 
 /// TC: the frame goes on as if the program were not there.
@@ -191,7 +192,7 @@ pub(crate) struct Run<'a> {
 }
 
 impl Lab {
-    /// A frame that the container behind `port` sends.
+    /// A frame that the container behind `interface` sends.
     pub(crate) fn at_container(&mut self, interface: Interface, frame: &[u8]) -> Run<'_> {
         Run::new(self, Program::Container, interface.ifindex(), frame)
     }
@@ -535,13 +536,20 @@ impl<'a> Run<'a> {
     /// The frame is a fragment, and is held unchanged.
     #[track_caller]
     pub(crate) fn holds(self, notes: &[Count]) {
-        let counts = [&[action(Action::Hold)], notes].concat();
-        self.gives(&Expected {
-            verdict: SHOT,
-            left: Left::Unchanged,
-            counts: &counts,
-            copies: &[],
-        });
+        self.goes_nowhere(Action::Hold, Left::Unchanged, notes);
+    }
+
+    /// The frame is taken unchanged, and nobody gets it.
+    #[track_caller]
+    pub(crate) fn absorbs(self, notes: &[Count]) {
+        self.goes_nowhere(Action::Absorb, Left::Unchanged, notes);
+    }
+
+    /// The frame is taken and goes nowhere, although it was not dropped.
+    #[track_caller]
+    pub(crate) fn goes_nowhere(self, what: Action, left: Left, notes: &[Count]) {
+        let counts = [&[action(what)], notes].concat();
+        self.gives(&Expected { verdict: SHOT, left, counts: &counts, copies: &[] });
     }
 
     /// The frame is forwarded. It is then run again, and must give the same bytes: through the flow
@@ -564,5 +572,21 @@ impl<'a> Run<'a> {
     pub(crate) fn floods(self, copies: &[Copy], notes: &[Count]) -> Outcome {
         let counts = [&[action(Action::Flood)], notes].concat();
         self.gives(&Expected { verdict: SHOT, left: Left::Spent, counts: &counts, copies })
+    }
+
+    /// The frame of an endpoint of network A is flooded to everybody else in the network, and counted
+    /// with `notes` besides.
+    #[track_caller]
+    pub(crate) fn reaches_everyone(self, notes: &[Count]) {
+        let from_a1 = self.ifindex == Interface::A1.ifindex();
+        let other = if from_a1 { Interface::A2 } else { Interface::A1 };
+        let frame = self.frame.as_slice();
+        let copies = [
+            copy(other, frame),
+            tunnelled(to_peer().wrap(frame)),
+            tunnelled(to_peer2().wrap(frame)),
+        ];
+        let flooded = [note(Note::FloodLocalCopy), note(Note::FloodRemoteCopy).times(2)];
+        self.floods(&copies, &[&flooded, notes].concat());
     }
 }

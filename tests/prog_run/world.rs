@@ -202,7 +202,7 @@ pub(crate) fn neighbour(tables: &Tables, vni: u32, host: &Host, mac: [u8; 6]) {
     }
 }
 
-/// Changes the endpoint at `port`.
+/// Changes the endpoint at `interface`.
 pub(crate) fn change_endpoint(
     tables: &Tables,
     interface: Interface,
@@ -225,7 +225,7 @@ pub(crate) fn learning(tables: &Tables) {
     change_network(tables, A, |network| network.flags |= NetworkInfo::LEARNING);
 }
 
-/// Lets the endpoint at `port` send from any address.
+/// Lets the endpoint at `interface` send from any address.
 pub(crate) fn any_source(tables: &Tables, interface: Interface) {
     change_endpoint(tables, interface, |entry| entry.flags |= EndpointInfo::ALLOW_ANY_SOURCE);
 }

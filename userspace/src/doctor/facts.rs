@@ -181,7 +181,8 @@ impl Facts {
             .collect();
         let port = subject.vxlan_port;
         let sockets = run_in(netlink.netns(), || sockets(Transport::Udp, Some(port)));
-        let exempt = exempt(&links, &netlink.neighbours().await.unwrap_or_default());
+        let host_sides = HostSides::among(&links);
+        let exempt = exempt(host_sides.all, &netlink.neighbours().await.unwrap_or_default());
         Self {
             host: HostFacts::collect(),
             bpffs: bpffs(&subject.bpffs),
@@ -207,7 +208,7 @@ impl Facts {
                 .map(|link| link.name.clone())
                 .collect(),
             firewalls: firewalls(Path::new("/")),
-            host_sides: HostSides::among(&links),
+            host_sides,
             neighbours: neighbour_tables(Path::new("/"), exempt),
             resolver: Resolver::of_host(),
             certificates: subject
@@ -299,8 +300,7 @@ fn firewalls(root: &Path) -> Vec<&'static str> {
 
 /// Numbers of IPv4 and IPv6 neighbours that do not count towards the limit: the permanent ones of
 /// the host, whoever has entered them, and the gateway of each container.
-fn exempt(links: &[Link], neighbours: &[Neighbour]) -> [u64; 2] {
-    let containers = links.iter().filter(|link| endpoint_of(link).is_some()).count();
+fn exempt(containers: usize, neighbours: &[Neighbour]) -> [u64; 2] {
     let permanent = |is_ipv4: bool| {
         let of_family = neighbours.iter().filter(|neighbour| neighbour.ip.is_ipv4() == is_ipv4);
         of_family.filter(|neighbour| neighbour.permanent).count()
@@ -501,6 +501,7 @@ mod tests {
         };
         let link = |alias: &str| Link { alias: Some(alias.to_owned()), ..Link::default() };
         let links = [link("culvert:01"), link("culvert:02"), link("culvert-gateway:256")];
+        let containers = HostSides::among(&links).all;
         let neighbours = [
             neighbour("169.254.67.1", true),
             neighbour("10.244.1.0", true),
@@ -508,7 +509,7 @@ mod tests {
             neighbour("fd00::1", true),
             neighbour("fd00::2", false),
         ];
-        assert_eq!(exempt(&links, &neighbours), [4, 1]);
+        assert_eq!(exempt(containers, &neighbours), [4, 1]);
     }
 
     #[test]

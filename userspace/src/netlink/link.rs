@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::{
-    RouteNetlinkMessage,
+    AddressFamily, RouteNetlinkMessage,
     link::{
         BridgeStpState, InfoBridge, InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags,
         LinkInfo, LinkMessage, LinkXdp,
@@ -361,6 +361,10 @@ pub(super) fn parse_link(message: &RouteNetlinkMessage) -> Option<Link> {
     else {
         return None;
     };
+    // A message about a bridge port. A port that leaves its bridge is not a removed interface.
+    if message.header.interface_family == AddressFamily::Bridge {
+        return None;
+    }
     let flags = message.header.flags;
     let mut link = Link {
         index: message.header.index,

@@ -9,9 +9,7 @@ use std::{
 use futures::{Stream, StreamExt};
 use ipnetwork::IpNetwork;
 use rtnetlink::{
-    Handle, MulticastGroup,
-    packet_core::NetlinkPayload,
-    packet_route::{AddressFamily, RouteNetlinkMessage},
+    Handle, MulticastGroup, packet_core::NetlinkPayload, packet_route::RouteNetlinkMessage,
 };
 
 use super::{
@@ -122,12 +120,6 @@ impl Stream for Monitor {
 
 fn translate(message: &RouteNetlinkMessage) -> Option<Event> {
     match message {
-        // A message about a bridge port. A port that leaves its bridge is not a removed interface.
-        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)
-            if link.header.interface_family == AddressFamily::Bridge =>
-        {
-            None
-        }
         RouteNetlinkMessage::NewLink(_) => parse_link(message).map(|link| Event::Link {
             index: link.index,
             name: link.name,

@@ -18,7 +18,7 @@ use nix::{
 use rtnetlink::{
     MulticastGroup,
     packet_core::{NetlinkMessage, NetlinkPayload},
-    packet_route::{AddressFamily, RouteNetlinkMessage},
+    packet_route::RouteNetlinkMessage,
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
 use tokio::io::{Interest, unix::AsyncFd};
@@ -113,14 +113,10 @@ impl NamespaceMonitor {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub async fn wait(&self, mut heard: impl FnMut(Heard<'_>) + Send) -> io::Result<()> {
+    pub async fn wait(&self, heard: impl FnMut(Heard<'_>) + Send) -> io::Result<()> {
         let mut guard = self.socket.readable().await?;
-        let mut buffer = vec![0; LONGEST];
-        for _ in 0..MOST {
-            match guard.try_io(|socket| receive(socket.get_ref(), &mut buffer)) {
-                Ok(received) => heard(received?.of(&buffer)),
-                Err(_would_block) => break,
-            }
+        if self.read(MOST, heard)? {
+            guard.clear_ready();
         }
         Ok(())
     }
@@ -130,33 +126,21 @@ impl NamespaceMonitor {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn drain(&self, mut heard: impl FnMut(Heard<'_>)) -> io::Result<()> {
+    pub fn drain(&self, heard: impl FnMut(Heard<'_>)) -> io::Result<()> {
+        self.read(usize::MAX, heard).map(drop)
+    }
+
+    /// Reads the messages that are there, at most `most`. Returns whether none is left.
+    fn read(&self, most: usize, mut heard: impl FnMut(Heard<'_>)) -> io::Result<bool> {
         let mut buffer = vec![0; LONGEST];
-        loop {
+        for _ in 0..most {
             match receive(self.socket.get_ref(), &mut buffer) {
-                Ok(received) => heard(received.of(&buffer)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Ok(found) => heard(found),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 Err(error) => return Err(error),
             }
         }
-    }
-}
-
-/// Result of one receive call.
-enum Received {
-    Lost,
-    /// Length in bytes, and the number of the namespace.
-    Message(usize, Option<i32>),
-}
-
-impl Received {
-    fn of<'a>(&self, buffer: &'a [u8]) -> Heard<'a> {
-        match *self {
-            Self::Lost => Heard::Lost,
-            Self::Message(len, namespace) => {
-                Heard::Message(Message { namespace, bytes: buffer.get(..len).unwrap_or_default() })
-            }
-        }
+        Ok(false)
     }
 }
 
@@ -182,7 +166,7 @@ fn open() -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<Received> {
+fn receive<'a>(socket: &Socket, buffer: &'a mut [u8]) -> io::Result<Heard<'a>> {
     let mut control = nix::cmsg_space!(libc::c_int);
     let mut parts = [IoSliceMut::new(buffer)];
     let received = recvmsg::<()>(
@@ -191,14 +175,12 @@ fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<Received> {
         Some(control.as_mut_slice()),
         MsgFlags::MSG_DONTWAIT,
     );
-    match received {
-        Ok(message) => {
-            let namespace = message.cmsgs()?.find_map(|control| number_of(&control));
-            Ok(Received::Message(message.bytes, namespace))
-        }
-        Err(Errno::ENOBUFS) => Ok(Received::Lost),
-        Err(errno) => Err(errno.into()),
-    }
+    let (len, namespace) = match received {
+        Ok(message) => (message.bytes, message.cmsgs()?.find_map(|control| number_of(&control))),
+        Err(Errno::ENOBUFS) => return Ok(Heard::Lost),
+        Err(errno) => return Err(errno.into()),
+    };
+    Ok(Heard::Message(Message { namespace, bytes: buffer.get(..len).unwrap_or_default() }))
 }
 
 /// The number of the namespace that a message is about.
@@ -213,14 +195,10 @@ fn number_of(control: &ControlMessageOwned) -> Option<i32> {
 
 fn translate(message: &RouteNetlinkMessage) -> Option<Change> {
     match message {
-        // A message about a bridge port. A port that leaves its bridge is not a removed interface.
-        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)
-            if link.header.interface_family == AddressFamily::Bridge =>
-        {
-            None
-        }
         RouteNetlinkMessage::NewLink(_) => parse_link(message).map(Change::Link),
-        RouteNetlinkMessage::DelLink(link) => Some(Change::LinkGone(link.header.index)),
+        RouteNetlinkMessage::DelLink(_) => {
+            parse_link(message).map(|link| Change::LinkGone(link.index))
+        }
         RouteNetlinkMessage::DelAddress(_) => {
             parse_address(message).map(|(index, address)| Change::AddressGone(index, address))
         }

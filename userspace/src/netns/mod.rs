@@ -121,8 +121,10 @@ impl Netns {
         if !is_netns(netns.as_fd()) {
             return Err(NetnsError::NotNetns(path.to_owned()));
         }
-        let id = id_of(netns.as_fd())
+        let meta = netns
+            .metadata()
             .map_err(|error| NetnsError::io(format!("reading {}", path.display()), error))?;
+        let id = identity(&meta);
         Ok(Self { netns, path: path.to_owned(), id })
     }
 
@@ -184,7 +186,7 @@ impl Netns {
     pub fn find(name: &Name) -> Option<NetnsId> {
         let path = Self::path_of(name);
         let found = is_nsfs(&path).then(|| fs::metadata(&path).ok()).flatten()?;
-        Some(NetnsId { dev: found.dev(), ino: found.ino() })
+        Some(identity(&found))
     }
 
     /// Removes `/run/netns/NAME`. The namespace itself exists as long as a process is in it or has
@@ -310,8 +312,12 @@ fn take_away(path: &Path) -> io::Result<()> {
 }
 
 fn id_of(netns: BorrowedFd<'_>) -> io::Result<NetnsId> {
-    let meta = File::from(netns.try_clone_to_owned()?).metadata()?;
-    Ok(NetnsId { dev: meta.dev(), ino: meta.ino() })
+    Ok(identity(&File::from(netns.try_clone_to_owned()?).metadata()?))
+}
+
+/// Device and inode of the namespace that a file leads to.
+fn identity(file: &fs::Metadata) -> NetnsId {
+    NetnsId { dev: file.dev(), ino: file.ino() }
 }
 
 fn is_nsfs(path: &Path) -> bool {
@@ -374,8 +380,7 @@ fn make(path: &Path, made: impl FnOnce(NetnsId) -> io::Result<()> + Send) -> Res
         let source = "/proc/thread-self/ns/net";
         unshare(CloneFlags::CLONE_NEWNET)?;
         loopback_up()?;
-        let meta = fs::metadata(source)?;
-        made(NetnsId { dev: meta.dev(), ino: meta.ino() })?;
+        made(identity(&fs::metadata(source)?))?;
         mount(Some(source), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
         Ok::<_, io::Error>(())
     })?;

@@ -123,18 +123,23 @@ impl Kind {
             .ok_or_else(|| NetlinkError::NoSuchInterface(name.to_owned()).into())
     }
 
-    /// Makes sure that a device that exists is down and is marked. `found`: what was wrong with it.
+    /// Makes sure that a device is down and is marked. `there`: the device, unless it has just been
+    /// made.
     async fn keep_down(
         &self,
         netlink: &Netlink,
-        link: &Link,
-        found: Option<&'static str>,
+        name: &str,
+        there: Option<Link>,
     ) -> Result<Assistant> {
+        let (link, missing) = match there {
+            Some(link) => (link, None),
+            None => (self.found(netlink, name).await?, Some("was missing")),
+        };
         if link.up {
-            netlink.set_down(&link.name).await?;
+            netlink.set_down(name).await?;
         }
-        self.mark(netlink, link).await?;
-        let found = found.or(link.up.then_some("was up"));
+        self.mark(netlink, &link).await?;
+        let found = missing.or(link.up.then_some("was up"));
         Ok(Assistant { index: link.index, found, master: link.master })
     }
 }
@@ -222,12 +227,11 @@ pub async fn keep_gro(
 /// An interface of that name does not belong to Culvert, or the kernel refuses.
 pub async fn keep_room(netlink: &Netlink, number: u32) -> Result<Assistant> {
     let name = ROOM_KIND.name(number);
-    if let Some(link) = ROOM_KIND.find(netlink, &name).await? {
-        return ROOM_KIND.keep_down(netlink, &link, None).await;
+    let there = ROOM_KIND.find(netlink, &name).await?;
+    if there.is_none() {
+        netlink.create_silent_bridge(&name, ROOM_KIND.mac).await?;
     }
-    netlink.create_silent_bridge(&name, ROOM_KIND.mac).await?;
-    let link = ROOM_KIND.found(netlink, &name).await?;
-    ROOM_KIND.keep_down(netlink, &link, Some("was missing")).await
+    ROOM_KIND.keep_down(netlink, &name, there).await
 }
 
 /// Makes sure that the lender of a further bridge exists and is down. Idempotent.
@@ -236,12 +240,11 @@ pub async fn keep_room(netlink: &Netlink, number: u32) -> Result<Assistant> {
 /// An interface of that name does not belong to Culvert; the kernel has no such device.
 pub async fn keep_lender(netlink: &Netlink, number: u32) -> Result<Assistant> {
     let name = LENDER_KIND.name(number);
-    if let Some(link) = LENDER_KIND.find(netlink, &name).await? {
-        return LENDER_KIND.keep_down(netlink, &link, None).await;
+    let there = LENDER_KIND.find(netlink, &name).await?;
+    if there.is_none() {
+        netlink.create_vnifilter_vxlan(&name, LENDER_KIND.mac, LENDER_PORT).await?;
     }
-    netlink.create_vnifilter_vxlan(&name, LENDER_KIND.mac, LENDER_PORT).await?;
-    let link = LENDER_KIND.found(netlink, &name).await?;
-    LENDER_KIND.keep_down(netlink, &link, Some("was missing")).await
+    LENDER_KIND.keep_down(netlink, &name, there).await
 }
 
 /// Removes all assistant devices. Devices that do not belong to Culvert stay.

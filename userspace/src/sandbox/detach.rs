@@ -5,7 +5,7 @@ use std::{
     ffi::OsString,
     fs::{File, OpenOptions},
     io::{self, Write},
-    os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -13,8 +13,11 @@ use std::{
 
 use nix::{
     libc,
-    sys::stat::{Mode, umask},
-    unistd::{dup2_stdout, setsid},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        stat::{Mode, umask},
+    },
+    unistd::{dup2_stdout, fchdir, setsid},
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -133,21 +136,17 @@ pub async fn spawn_detached(
     unsafe {
         command.pre_exec(move || {
             setsid()?;
-            if let Some(directory) = &directory
-                && libc::fchdir(directory.as_raw_fd()) != 0
-            {
-                return Err(io::Error::last_os_error());
+            if let Some(directory) = &directory {
+                fchdir(directory)?;
             }
             if let Some(mask) = mask {
                 umask(mask);
             }
-            if let Some(soft) = files {
-                let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            if let Some(soft) = files
+                && let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE)
+            {
                 // A limit that cannot be changed is no reason not to run.
-                if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
-                    limit.rlim_cur = soft.min(limit.rlim_max);
-                    libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
-                }
+                let _ = setrlimit(Resource::RLIMIT_NOFILE, soft.min(most), most);
             }
             Ok(())
         });

@@ -6,12 +6,12 @@ use ipnetwork::IpNetwork;
 
 use super::{
     Result, SandboxError,
-    spec::{PlugSpec, is_same, link_local, source_table},
+    spec::{PlugSpec, link_local, source_table},
     sysctl,
 };
 use crate::{
     model::SandboxRef,
-    netlink::{ENCAPSULATION_OFFLOADS, MAIN_TABLE, Netlink, NetlinkError, Route, Rule},
+    netlink::{ENCAPSULATION_OFFLOADS, MAIN_TABLE, Netlink, NetlinkError, Route, Rule, subnet_of},
     netns::Netns,
 };
 
@@ -166,7 +166,9 @@ async fn routes(
     for (destination, gateway) in spec.all_routes() {
         let same: Vec<&Route> = present
             .iter()
-            .filter(|route| route.is_main() && is_same(route.destination, destination))
+            .filter(|route| {
+                route.is_main() && subnet_of(route.destination) == subnet_of(destination)
+            })
             .collect();
         // A route through another interface exists already. Of several networks one has the default
         // route, and an adopted sandbox keeps its own default route.
@@ -211,9 +213,7 @@ async fn route_by_source(
         found.push(format!("had lost the route of table {table}"));
     }
     let known = inside.rules().await?;
-    let sources = spec.addrs.iter().chain(&spec.additional);
-    let sources = sources.filter(|address| address.is_ipv4() == everything.is_ipv4());
-    for source in sources.map(IpNetwork::ip) {
+    for source in spec.sources().filter(|source| source.is_ipv4() == everything.is_ipv4()) {
         let wanted = rules_of(source, table);
         // Rules of an earlier interface of the endpoint are removed.
         for stale in known.iter().filter(|rule| rule.source == source && !wanted.contains(*rule)) {

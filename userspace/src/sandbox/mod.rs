@@ -44,7 +44,7 @@ pub use hosts::{hosts, names_of, readdressed};
 pub use interface::forget_rules;
 pub use log::{LogLimits, LogReader, ReadError, remove_log};
 pub use resolver::{RESOLV_CONF, RESOLVER_ADVICE, ResolvConf, Resolver};
-pub use rooms::{Choice, Enrolled, Rooms, enrol};
+pub use rooms::{Enrolled, Rooms, enrol};
 pub use spec::PlugSpec;
 
 /// Result of this module.

@@ -34,15 +34,6 @@ pub struct Rooms {
     ports: BTreeMap<u32, u32>,
 }
 
-/// Where a further host side goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
-    /// Into the bridge with this index.
-    Into(u32),
-    /// All bridges are full: into the bridge with this number, which is to be made.
-    Make(u32),
-}
-
 impl Rooms {
     /// Index of the first bridge. Without it no bridge is used.
     pub fn first(&self) -> Option<u32> {
@@ -150,10 +141,9 @@ impl Rooms {
         homeless.map(|link| (link.index, link.name.clone())).collect()
     }
 
-    /// The bridge for a further host side: that with the least number which has a port left. `full`
-    /// are indices of bridges in which the kernel has found no port. `None`: there are as many
-    /// bridges as there can be.
-    pub fn choose(&self, full: &BTreeSet<u32>) -> Option<Choice> {
+    /// Index of the bridge for a further host side: that with the least number which has a port left.
+    /// `full` are indices of bridges in which the kernel has found no port. `None`: all are full.
+    pub fn choose(&self, full: &BTreeSet<u32>) -> Option<u32> {
         let mut guests: BTreeMap<u32, usize> = BTreeMap::new();
         for room in self.ports.values() {
             *guests.entry(*room).or_default() += 1;
@@ -162,13 +152,10 @@ impl Rooms {
             let taken = guests.get(&room.index).copied().unwrap_or_default();
             taken < MOST_GUESTS && !full.contains(&room.index)
         };
-        if let Some(room) = self.rooms.values().find(has_port) {
-            return Some(Choice::Into(room.index));
-        }
-        self.next_number().map(Choice::Make)
+        self.rooms.values().find(has_port).map(|room| room.index)
     }
 
-    /// Number of the bridge that is made next.
+    /// Number of the bridge that is made next. `None`: there are as many bridges as there can be.
     pub fn next_number(&self) -> Option<u32> {
         (1..=LAST).find(|number| !self.rooms.contains_key(number))
     }
@@ -235,24 +222,26 @@ mod tests {
     fn a_host_side_goes_into_the_first_bridge_that_has_a_port() {
         let none = BTreeSet::new();
         let choose = |guests| rooms(guests).choose(&none);
-        assert_eq!(choose([0, 0]), Some(Choice::Into(FIRST)));
-        assert_eq!(choose([1021, 5]), Some(Choice::Into(FIRST)));
-        assert_eq!(choose([1022, 5]), Some(Choice::Into(SECOND)));
-        assert_eq!(choose([1022, 1022]), Some(Choice::Make(2)));
+        assert_eq!(choose([0, 0]), Some(FIRST));
+        assert_eq!(choose([1021, 5]), Some(FIRST));
+        assert_eq!(choose([1022, 5]), Some(SECOND));
+        assert_eq!(choose([1022, 1022]), None);
+        assert_eq!(rooms([1022, 1022]).next_number(), Some(2));
         let mut one = rooms([1022, 0]);
         one.set(1, None);
-        assert_eq!(one.choose(&none), Some(Choice::Make(1)));
+        assert_eq!((one.choose(&none), one.next_number()), (None, Some(1)));
         // A port that comes free is used again.
         one.leave(1000);
-        assert_eq!(one.choose(&none), Some(Choice::Into(FIRST)));
+        assert_eq!(one.choose(&none), Some(FIRST));
     }
 
     /// Another program has made devices of its own ports of the bridge: the kernel knows best.
     #[test]
     fn a_bridge_that_the_kernel_finds_full_is_passed_over() {
         let rooms = rooms([3, 3]);
-        assert_eq!(rooms.choose(&[FIRST].into()), Some(Choice::Into(SECOND)));
-        assert_eq!(rooms.choose(&[FIRST, SECOND].into()), Some(Choice::Make(2)));
+        assert_eq!(rooms.choose(&[FIRST].into()), Some(SECOND));
+        assert_eq!(rooms.choose(&[FIRST, SECOND].into()), None);
+        assert_eq!(rooms.next_number(), Some(2));
     }
 
     #[test]
@@ -262,7 +251,7 @@ mod tests {
             rooms.set(number, Some(1 + number));
         }
         let full = rooms.indices().into_iter().collect();
-        assert_eq!(rooms.choose(&full), None);
+        assert_eq!((rooms.choose(&full), rooms.next_number()), (None, None));
     }
 
     #[test]

@@ -85,19 +85,20 @@ impl PlugSpec {
     /// Whether the endpoint wants a route to this destination in this table.
     fn has_route(&self, ifindex: u32, route: &Route) -> bool {
         route.table == source_table(ifindex)
-            || (route.is_main() && self.all_routes().any(|(to, _)| is_same(to, route.destination)))
+            || (route.is_main()
+                && self.all_routes().any(|(to, _)| subnet_of(to) == subnet_of(route.destination)))
     }
 
     /// Whether the route is as the endpoint wants it.
     fn is_own(&self, ifindex: u32, route: &Route) -> bool {
         let is_wanted = |(to, gateway): (IpNetwork, Option<IpAddr>)| {
-            is_same(to, route.destination) && gateway == route.gateway
+            subnet_of(to) == subnet_of(route.destination) && gateway == route.gateway
         };
         route.ifindex == ifindex && self.all_routes().any(is_wanted)
     }
 
     /// Addresses from which the endpoint sends.
-    fn sources(&self) -> impl Iterator<Item = IpAddr> {
+    pub(super) fn sources(&self) -> impl Iterator<Item = IpAddr> {
         self.addrs.iter().chain(&self.additional).map(IpNetwork::ip)
     }
 }
@@ -112,11 +113,6 @@ pub(super) fn link_local(mac: MacAddr) -> IpNetwork {
     let ip = IpAddr::V6(mac.link_local());
     // 64 is a valid prefix length, so the fallback is never used.
     IpNetwork::new(ip, 64).unwrap_or_else(|_| IpNetwork::from(ip))
-}
-
-/// Whether two prefixes are the same, whatever their host bits.
-pub(super) fn is_same(one: IpNetwork, other: IpNetwork) -> bool {
-    one.network() == other.network() && one.prefix() == other.prefix()
 }
 
 /// Whether the prefix is a single address, whose subnet needs no route.

@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 
 use crate::{
     netlink::{Event, Link, Netlink, NetlinkError},
-    sandbox::{self, Assistant, Choice, Enrolled, Rooms, SandboxError},
+    sandbox::{self, Assistant, Enrolled, Rooms, SandboxError},
 };
 
 /// State of the devices.
@@ -189,25 +189,20 @@ impl Assistants {
     /// Makes a host side a port of a bridge that has a port left.
     async fn enter(&self, netlink: &Netlink, name: &str, index: u32) -> Enrolled {
         let mut full = BTreeSet::new();
-        loop {
-            let choice = self.rooms().choose(&full);
-            let enrolled = match choice {
-                Some(Choice::Into(room)) => match sandbox::enrol(netlink, room, name).await {
-                    Enrolled::Port => {
-                        self.rooms().enter(index, room);
-                        return Enrolled::Port;
-                    }
-                    Enrolled::Full => {
-                        full.insert(room);
-                        continue;
-                    }
-                    Enrolled::Refused => Enrolled::Refused,
-                },
-                Some(Choice::Make(_)) | None => Enrolled::Full,
-            };
-            self.rooms().leave(index);
-            return enrolled;
-        }
+        let enrolled = loop {
+            let room = self.rooms().choose(&full);
+            let Some(room) = room else { break Enrolled::Full };
+            match sandbox::enrol(netlink, room, name).await {
+                Enrolled::Port => {
+                    self.rooms().enter(index, room);
+                    return Enrolled::Port;
+                }
+                Enrolled::Full => drop(full.insert(room)),
+                Enrolled::Refused => break Enrolled::Refused,
+            }
+        };
+        self.rooms().leave(index);
+        enrolled
     }
 
     /// As [`Self::enter`], but makes a further bridge if all are full. The caller holds the lock of

@@ -27,13 +27,9 @@ fn repairs(running: &Running, kind: &str) -> (u64, String) {
     all.get(kind).map_or((0, String::new()), |Repair { count, last, .. }| (*count, last.clone()))
 }
 
-/// Each entry that another program removes, changes or adds is put right, counted once, and named:
-/// entries of networks, of VNIs that nobody has, of paths, and of the maps that are written as a
-/// whole.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn map_entries_that_others_change_are_counted_and_named() {
-    let world = World::new().await;
-    let (one, two) = two_hosts(&world).await;
+/// Makes `web` on host 1 and `db` on host 2, and waits until host 1 has written all about `db`. Returns
+/// its key.
+async fn knows_db(one: &Running, two: &Running) -> FdbKey {
     one.run("web", "blue").await.unwrap();
     two.run("db", "blue").await.unwrap();
     let db = FdbKey::new(VNI, mac(3));
@@ -42,6 +38,17 @@ async fn map_entries_that_others_change_are_counted_and_named() {
         state.tables.fdb.contains_key(&db) && state.tables.networks[&VNI].remote_vteps == 1
     })
     .await;
+    db
+}
+
+/// Each entry that another program removes, changes or adds is put right, counted once, and named:
+/// entries of networks, of VNIs that nobody has, of paths, and of the maps that are written as a
+/// whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn map_entries_that_others_change_are_counted_and_named() {
+    let world = World::new().await;
+    let (one, two) = two_hosts(&world).await;
+    let db = knows_db(&one, &two).await;
     assert_eq!(repairs(&one, "map entry").0, 0);
 
     let right = one.paper.state().tables.clone();
@@ -231,13 +238,7 @@ async fn a_device_that_was_changed_while_no_agent_ran_is_told() {
 async fn an_entry_is_told_when_it_is_back() {
     let world = World::new().await;
     let (one, two) = two_hosts(&world).await;
-    one.run("web", "blue").await.unwrap();
-    two.run("db", "blue").await.unwrap();
-    let db = FdbKey::new(VNI, mac(3));
-    one.eventually("host 1 knows db and its host", |state| {
-        state.tables.fdb.contains_key(&db) && state.tables.networks[&VNI].remote_vteps == 1
-    })
-    .await;
+    let db = knows_db(&one, &two).await;
     {
         let mut state = one.paper.state();
         state.full = true;

@@ -131,7 +131,7 @@ impl<'a> Teller<'a> {
                             return;
                         }
                         if let ContainerState::Running { .. } = state {
-                            tell(&format!("container {name} runs, but: {error}"));
+                            tell(&self.untold(&state, &error));
                         }
                     }
                     // An agent of an earlier version does not know the state.
