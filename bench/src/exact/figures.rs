@@ -46,7 +46,8 @@ pub(crate) struct UnitCost {
     pub(crate) arm: String,
     /// The unit.
     pub(crate) unit: Unit,
-    /// The median of each round's units, in the order of the rounds.
+    /// Instructions per unit, one figure a round, in the order of the rounds: the mean of the
+    /// middle half of the units of that round.
     pub(crate) rounds: Vec<f64>,
 }
 

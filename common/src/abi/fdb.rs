@@ -118,16 +118,17 @@ pub struct FloodKey {
     pub index: u32,
 }
 
-/// Key of [`names::QUERIERS`](super::names::QUERIERS): who asks for the members of multicast groups.
-/// With neither port nor VTEP: anybody in the network.
+/// Key of [`names::QUERIERS`](super::names::QUERIERS): a local endpoint or a VTEP from which a
+/// query of the members of multicast groups, or a packet of PIM, has come. If `ifindex` is 0 and
+/// `vtep` is [`VtepId::NONE`], the key stands for all queriers of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
 pub struct QuerierKey {
     /// VNI of the network.
     pub vni: u32,
-    /// Interface index of the host side of a local endpoint; 0 for others.
+    /// Interface index of the host side of the local endpoint; 0 if the querier is not a local one.
     pub ifindex: u32,
-    /// VTEP; [`VtepId::NONE`] for others.
+    /// The VTEP; [`VtepId::NONE`] if the querier is not behind a VTEP.
     pub vtep: VtepId,
 }
 

@@ -30,8 +30,8 @@ pub const PATH_MTU: &str = "PATH_MTU";
 pub const FLOOD_LOCAL: &str = "FLOOD_LOCAL";
 /// [`FloodKey`](super::FloodKey) → [`SealedU32`](super::SealedU32), a [`VtepId`](super::VtepId).
 pub const FLOOD_REMOTE: &str = "FLOOD_REMOTE";
-/// [`QuerierKey`](super::QuerierKey) → time of `bpf_ktime_get_coarse_ns` of the last IGMP or MLD query
-/// (`u64`), LRU.
+/// [`QuerierKey`](super::QuerierKey) → time of the last IGMP or MLD query or PIM packet, in ns of
+/// `bpf_ktime_get_coarse_ns` (`u64`), LRU; written by the programs.
 pub const QUERIERS: &str = "QUERIERS";
 /// [`RateKey`](super::RateKey) → theoretical arrival time in ns (`u64`), LRU.
 pub const RATES: &str = "RATES";

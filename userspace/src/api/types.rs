@@ -495,14 +495,14 @@ pub struct Status {
 /// The repairs of one kind in [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepairRow {
-    /// Kind: `gateway device`, `container device`, `assistant device`, `setting`, `program`,
-    /// `earlier program`, `pin` or `map entry`.
+    /// Kind: `gateway device`, `container device`, `container interface`, `assistant device`,
+    /// `setting`, `program`, `earlier program`, `pin` or `map entry`.
     pub kind: String,
-    /// How many since the agent started.
+    /// Number of repairs since the agent started.
     pub count: u64,
-    /// What was found at the last.
+    /// What the last repair found, on one line.
     pub last: String,
-    /// Seconds since the last.
+    /// Seconds since the last repair.
     pub last_s: u64,
 }
 

@@ -52,17 +52,22 @@ pub struct NatQuery {
 pub struct NatRow {
     /// Protocol.
     pub protocol: FlowProtocol,
-    /// State of the flow: one of the states in ARCHITECTURE.md.
+    /// State of the flow: one of the states in ARCHITECTURE.md, or `denied` if its client was
+    /// denied after the flow began.
     pub state: String,
-    /// `masquerade`, `published`, or `host`: a flow to the host's stack, which may forward it.
+    /// `masquerade`: a container began the flow, and its source address is translated. `published`:
+    /// the flow goes to a published port, or another host itself began it through the tunnel.
+    /// `host`: a container began the flow, and it goes to the host's stack, which may forward it.
     pub kind: String,
     /// Network of the container.
     pub network: String,
     /// VNI of that network.
     pub vni: u32,
-    /// Container: the one that began the flow, or the one whose port is published.
+    /// Container: of a `published` flow the one that it goes to, else the one that began the flow.
     pub container: String,
-    /// Origin of the flow: `external`, `host`, or a container.
+    /// Sender of the flow's first packet: `external` (also through a client link), `host` (this
+    /// host itself), the name of a container, or the node that sent the packet through the tunnel:
+    /// its name, or its VTEP address if the store does not have the node.
     pub from: String,
     /// Source address of the flow's first packet, before translation.
     pub src: Ipv4Addr,
