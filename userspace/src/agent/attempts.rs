@@ -15,7 +15,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::files::{ATTEMPTS, write_atomically, write_unsynced};
+use super::files::{ATTEMPTS, remove_if_there, write_atomically, write_unsynced};
 use crate::model::{Name, SCHEMA};
 
 /// An attempt to attach a container to a network.
@@ -164,10 +164,7 @@ impl Attempts {
     /// The file cannot be removed. The next agent finds it.
     pub(crate) fn end(&self, network: &Name, endpoint: &str) -> io::Result<()> {
         self.failed_mut().remove(endpoint);
-        match fs::remove_file(self.path(network, endpoint)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        remove_if_there(&self.path(network, endpoint))
     }
 
     /// Whether an attempt is still to be taken back.

@@ -19,7 +19,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::files::write_atomically;
+use super::files::{remove_if_there, write_atomically};
 use crate::{
     api::types::ContainerNetwork,
     model::{Name, NameOptions, NetnsId, RestartPolicy, SCHEMA, SandboxRef},
@@ -118,18 +118,31 @@ impl Process {
         Ok(Some((Self { pid, start_time, boot: boot() }, parent)))
     }
 
+    /// The processes that run, each with the number of its parent.
+    ///
+    /// # Errors
+    /// As [`Self::find`]: the directory cannot be read, or a process cannot be looked at.
+    pub(crate) fn all() -> io::Result<impl Iterator<Item = io::Result<(Self, i32)>>> {
+        let entries = fs::read_dir("/proc")?;
+        Ok(entries.filter_map(|entry| match entry {
+            Ok(entry) => {
+                let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+                Self::with_parent(pid).transpose()
+            }
+            Err(error) => Some(Err(error)),
+        }))
+    }
+
     /// The processes that this one has started and that run. None if it has ended.
     ///
     /// # Errors
     /// It is not known, as when no file descriptor is left.
     pub(crate) fn children(&self) -> io::Result<Vec<Self>> {
         let mut children = Vec::new();
-        for entry in fs::read_dir("/proc")? {
-            let name = entry?.file_name();
-            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-            match Self::with_parent(pid)? {
-                Some((child, parent)) if parent == self.pid => children.push(child),
-                _ => {}
+        for found in Self::all()? {
+            let (child, parent) = found?;
+            if parent == self.pid {
+                children.push(child);
             }
         }
         // The number was this process's all the time.
@@ -352,6 +365,11 @@ impl Record {
         self.exit_code.is_none() || self.waiting || again
     }
 
+    /// Whether the agent knows neither the command nor its end. Reads `/proc`.
+    pub(crate) fn untold(&self) -> bool {
+        self.unreported() && self.running().is_none()
+    }
+
     /// Whether the agent is to start the command again: nobody else does, and its policy says so.
     ///
     /// After a report of the last end this is only so in another boot, as Docker's daemon starts
@@ -441,10 +459,7 @@ impl Containers {
 
     /// Removes a record; it is no error if there is none.
     pub(crate) fn remove(&mut self, name: &Name) -> io::Result<()> {
-        match fs::remove_file(self.path(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        remove_if_there(&self.path(name))?;
         self.records.remove(name);
         Ok(())
     }

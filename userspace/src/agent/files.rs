@@ -61,6 +61,14 @@ fn write_with_mode(path: &Path, contents: &[u8], mode: u32, sync: bool) -> io::R
     Ok(())
 }
 
+/// Removes a file; it is no error if there is none.
+pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Makes the state directory and locks it for this process. Dropping the value unlocks it.
 ///
 /// # Errors
@@ -197,10 +205,7 @@ pub(crate) fn mark_purged(state_dir: &Path) -> io::Result<()> {
         write_atomically(&state_dir.join(PURGED), &id)?;
     }
     for path in [state_dir.join(NODE_ID), name_path(state_dir)] {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        remove_if_there(&path)?;
     }
     Ok(())
 }
@@ -232,8 +237,7 @@ pub(crate) const CERTIFICATES: &str = "store-certificates";
 
 /// Directories of the state directory: records, logs and files of containers, what their commands
 /// are started again with, what was not finished.
-pub(crate) const DIRECTORIES: [&str; 6] =
-    ["containers", "logs", etc::DIRECTORY, RERUNS, UNFINISHED, ATTEMPTS];
+const DIRECTORIES: [&str; 6] = ["containers", "logs", etc::DIRECTORY, RERUNS, UNFINISHED, ATTEMPTS];
 
 /// Files that an agent leaves, other than those that say which agent it is.
 const FILES: [&str; 3] = [CERTIFICATES, DENIED, "probe.new"];

@@ -1,6 +1,7 @@
 //! The agent: one process per host that brings the host to the state in the store.
 //!
 //! * [`run`] starts the tasks in their order and waits for their end.
+//! * `start`: the steps of the start.
 //! * `engine`: the task that follows the store and writes the kernel.
 //! * `platform`: traits for the operations on the host; `host`: their implementation.
 //! * `state`: types of shared state; `shared`: one value of each.
@@ -10,8 +11,10 @@
 //! * `conntrack`: ages and removes the flows that the programs make.
 //! * `backend`: carries out the requests of the API.
 //! * `ports`: the published ports of the host; `denied`: the clients that may not use them.
-//! * `open_files`: the limit of open files.
-//! * `attempts`, `containers`, `files`, `reruns`, `unfinished`: the files in the state directory.
+//! * `purge`: `culvert purge` without a running agent, and its completion by the next agent.
+//! * `open_files`: the limit of open files; `memory`: returns free memory to the kernel.
+//! * `attempts`, `containers`, `etc`, `files`, `reruns`, `unfinished`: the files in the state
+//!   directory.
 //!
 //! The data plane works without an agent: programs, links and maps are pinned. An agent
 //! changes nothing of a former run before it has read the first list of the store.
@@ -185,12 +188,8 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     ));
     shared.shown.problems.set("node-name", named.problem);
     shared.shown.problems.set("mounts", mounts);
-    for (index, line) in skipped.into_iter().enumerate() {
-        shared.shown.problems.set(&format!("denied/{index}"), Some(line));
-    }
-    for (index, line) in problems.into_iter().enumerate() {
-        shared.shown.problems.set(&format!("containers/{index}"), Some(line));
-    }
+    shared.shown.problems.set_list("denied/", skipped);
+    shared.shown.problems.set_list("containers/", problems);
     let tasks = &shared.ending.tasks;
     // Not tracked: no task depends on these two, and they do not react to `shutdown`.
     let priced = Arc::clone(&host);

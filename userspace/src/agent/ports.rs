@@ -43,6 +43,33 @@ struct State {
     pending: BTreeMap<PublishedPort, (Name, PortHold)>,
     /// Ports of endpoints that could not be held, and the reason on one line.
     failed: BTreeMap<Key, String>,
+    /// Ports of endpoints for which no open file was left. They are tried again at the next
+    /// [`Reservations::sync`].
+    starved: Option<Starved>,
+}
+
+/// Ports that are not held because no open file is left.
+struct Starved {
+    /// The first port.
+    port: PublishedPort,
+    /// Its container.
+    container: Name,
+    /// The limit that is reached, as text.
+    why: String,
+    /// Number of further ports, which were not tried: they would fail in the same manner.
+    more: usize,
+}
+
+impl Starved {
+    /// The problem, on one line.
+    fn line(&self) -> String {
+        let Self { port, container, why, more } = self;
+        let more = if *more == 0 { String::new() } else { format!(" and {more} more") };
+        let port = spelled(port);
+        format!(
+            "container '{container}': port {port}: no open file is left to hold it{more}: {why}; trying again"
+        )
+    }
 }
 
 /// Ports whose endpoint is being made. On drop, the ports that did not become an endpoint's are
@@ -235,8 +262,9 @@ impl Reservations {
     }
 
     /// Holds the ports of these endpoints (with the name of the container) and releases all
-    /// others. Ports that could not be held before are tried again only if `again` is set.
-    /// Returns the problems, a line each under a key of its own.
+    /// others. Ports that could not be held before are tried again only if `again` is set, if no
+    /// open file was left for them, or if another endpoint had such a port and is gone. Returns the
+    /// problems, a line each under a key of its own.
     pub(crate) fn sync(
         &self,
         platform: &dyn Ports,
@@ -259,16 +287,22 @@ impl Reservations {
         self.failures()
     }
 
+    /// Whether ports are not held because no open file was left.
+    pub(crate) fn is_starved(&self) -> bool {
+        self.state().starved.is_some()
+    }
+
     /// The ports of endpoints that cannot be held, a line each under a key of its own.
     fn failures(&self) -> BTreeMap<String, String> {
         let state = self.state();
         let line =
             |((id, port), line): (&Key, &String)| (format!("port/{id}/{port}"), line.clone());
-        state.failed.iter().map(line).collect()
+        let starved = state.starved.iter().map(|starved| ("port/files".to_owned(), starved.line()));
+        state.failed.iter().map(line).chain(starved).collect()
     }
 
-    /// Holds and releases ports for [`Self::sync`]. Returns the ports that cannot be held, with
-    /// the container's name and the reason.
+    /// Holds and releases ports for [`Self::sync`]. Returns the ports that cannot be held for
+    /// another reason than a lack of open files, with the container's name and the reason.
     fn hold(
         &self,
         platform: &dyn Ports,
@@ -276,9 +310,21 @@ impl Reservations {
         again: bool,
     ) -> Vec<(Key, Name, PortError)> {
         let mut refused = Vec::new();
+        let mut starved: Option<Starved> = None;
+        let mut freed = BTreeSet::new();
         let mut state = self.state();
-        state.held.retain(|key, _| wanted.contains_key(key));
-        state.failed.retain(|key, _| !again && wanted.contains_key(key));
+        state.held.retain(|key, _| {
+            let stays = wanted.contains_key(key);
+            if !stays {
+                freed.insert((key.1.host_port, key.1.protocol));
+            }
+            stays
+        });
+        // Two endpoints may publish one port if another program writes to the store.
+        state.failed.retain(|key, _| {
+            let is_freed = freed.contains(&(key.1.host_port, key.1.protocol));
+            !again && !is_freed && wanted.contains_key(key)
+        });
         for (key, container) in wanted {
             if state.held.contains_key(key) || state.failed.contains_key(key) {
                 continue;
@@ -288,20 +334,22 @@ impl Reservations {
                 state.held.insert(key.clone(), hold);
                 continue;
             }
+            if let Some(starved) = &mut starved {
+                starved.more += 1;
+                continue;
+            }
             match platform.hold_port(port.host_ip, port.host_port, port.protocol) {
                 Ok(hold) => {
                     state.held.insert(key.clone(), hold);
                 }
-                Err(error) => {
-                    // Every other port would fail in the same manner: one problem line is enough.
-                    let none_left = matches!(error, PortError::NoFiles(_));
-                    refused.push((key.clone(), container.clone(), error));
-                    if none_left {
-                        break;
-                    }
+                Err(PortError::NoFiles(why)) => {
+                    let container = container.clone();
+                    starved = Some(Starved { port: *port, container, why, more: 0 });
                 }
+                Err(error) => refused.push((key.clone(), container.clone(), error)),
             }
         }
+        state.starved = starved;
         refused
     }
 }

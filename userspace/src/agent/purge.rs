@@ -4,7 +4,7 @@ use anyhow::{Context as _, bail};
 
 use super::{
     backend::Agent,
-    containers::{Containers, Origin, Record},
+    containers::{Containers, Origin},
     files, host, node,
     platform::Wanted,
     shared::Shared,
@@ -52,8 +52,8 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
         let mut containers = Containers::load(&options.state_dir)
             .with_context(|| format!("state directory {}", options.state_dir.display()))?;
         // Those that no agent was told of; another one would start their commands again.
-        let untold = |record: &&Record| record.unreported() && record.running().is_none();
-        let wanted: Vec<_> = containers.iter().filter(untold).filter_map(Wanted::of).collect();
+        let untold = containers.iter().filter(|record| record.untold());
+        let wanted: Vec<_> = untold.filter_map(Wanted::of).collect();
         let logs = options.state_dir.join("logs");
         let find = move || host::find_commands(&wanted, &logs);
         let found = tokio::task::spawn_blocking(find).await?;

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::files::{RERUNS, write_private};
+use super::files::{RERUNS, remove_if_there, write_private};
 use crate::{api::types::Rerun, model::Name};
 
 fn path(state_dir: &Path, name: &Name) -> PathBuf {
@@ -75,10 +75,7 @@ pub(crate) fn read(state_dir: &Path, name: &Name) -> io::Result<Rerun> {
 ///
 /// The file cannot be removed.
 pub(crate) fn remove(state_dir: &Path, name: &Name) -> io::Result<()> {
-    match fs::remove_file(path(state_dir, name)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    remove_if_there(&path(state_dir, name))
 }
 
 /// Removes the files of containers of which `has_record` says that they have no record, and parts of

@@ -181,10 +181,15 @@ impl Shared {
     }
 
     /// Holds the published ports of these endpoints (container by identifier and port), and no
-    /// others. Ports that could not be bound before are tried again only if `again` is set.
+    /// others. `again`: as in [`Reservations::sync`].
     pub(super) fn hold_ports(&self, wanted: &BTreeMap<(String, PublishedPort), Name>, again: bool) {
         let lines = self.ports.sync(&*self.platform, wanted, again);
         self.shown.problems.set_below("port/", lines);
+    }
+
+    /// Whether ports are not held because no open file was left.
+    pub(super) fn lacks_files_for_ports(&self) -> bool {
+        self.ports.is_starved()
     }
 
     /// The store, for a request that changes state. While the agent starts, the request waits for

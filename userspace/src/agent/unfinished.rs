@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     containers::{boot, is_past},
-    files::{UNFINISHED, write_unsynced},
+    files::{UNFINISHED, remove_if_there, write_unsynced},
 };
 use crate::model::{Name, NetnsId};
 
@@ -100,10 +100,7 @@ impl Unfinished {
     /// The file cannot be removed. The next agent finds it.
     pub(crate) fn end(&self, name: &Name) -> io::Result<()> {
         self.notes_mut().remove(name);
-        match fs::remove_file(self.path(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        remove_if_there(&self.path(name))
     }
 
     /// Notes that nobody carries on with the sandbox `name`.

@@ -2,13 +2,13 @@
 //! of `run --rm` are removed. Commands that the agent was not told of are found.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::task::JoinHandle;
+use tokio::{sync::OwnedMutexGuard, task::JoinHandle};
 
 use super::{Agent, rows};
 use crate::{
@@ -52,12 +52,9 @@ impl Agent {
     /// called again, since the processes of this host cannot be looked at, which is told as a
     /// problem, or a request is about one of the containers.
     pub(crate) async fn find_commands(&self) -> bool {
-        let unknown: Vec<Record> = {
-            let containers = self.shared.containers();
-            let unknown = |record: &&Record| record.unreported() && record.running().is_none();
-            containers.iter().filter(unknown).cloned().collect()
-        };
-        let found = self.look_for(&unknown).await;
+        let records = self.records_with(|_| true);
+        let untold = records.iter().filter(|record| record.untold());
+        let found = self.look_for(untold.filter_map(Wanted::of).collect()).await;
         let line = found.as_ref().err().map(|error| format!("{error}; trying again"));
         self.shared.shown.problems.set("commands", line);
         let Ok(found) = found else { return false };
@@ -68,14 +65,13 @@ impl Agent {
                 continue;
             };
             // Checked again: the supervisor may have told of itself since, or of the last end.
-            let untold = |record: &Record| record.unreported() && record.running().is_none();
-            if let Some(record) = self.record_of(&name).filter(untold) {
-                self.adopt_command(record, found);
+            if let Some(record) = self.record_of(&name).filter(Record::untold) {
+                self.adopt_command(record, Some(found));
             }
         }
         // The others tell of themselves.
-        for record in self.shared.containers().iter() {
-            self.tell_failing(record);
+        for record in self.records_with(|_| true) {
+            self.tell_failing(&record);
         }
         complete
     }
@@ -87,32 +83,46 @@ impl Agent {
     ///
     /// The processes of this host cannot be looked at: the command may run.
     pub(super) async fn look_again(&self, record: Record) -> Result<Record, ApiError> {
-        if !record.unreported() || record.running().is_some() || record.supervised() {
-            return Ok(record);
-        }
-        let found = self.look_for(std::slice::from_ref(&record)).await;
-        let mut found = found.map_err(|error| {
-            ApiError::new(error.kind, format!("container '{}': {}", record.name, error.message))
-        })?;
-        Ok(match found.remove(&record.name) {
-            Some(found) => self.adopt_command(record, found),
-            None => record,
-        })
+        let found = self.look_for(unknown(&record).into_iter().collect()).await;
+        let mut found =
+            found.map_err(|error| ApiError::new(error.kind, unfound(&record.name, &error)))?;
+        let found = found.remove(&record.name);
+        Ok(self.adopt_command(record, found))
+    }
+
+    /// As [`Self::look_again`], for many containers: the processes of this host are looked through
+    /// once.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::look_again`].
+    pub(super) async fn look_again_at(
+        &self,
+        records: Vec<Record>,
+    ) -> Result<Vec<Record>, ApiError> {
+        let mut found = self.look_for(records.iter().filter_map(unknown).collect()).await?;
+        let adopted = records.into_iter().map(|record| {
+            let found = found.remove(&record.name);
+            self.adopt_command(record, found)
+        });
+        Ok(adopted.collect())
     }
 
     async fn look_for(
         &self,
-        records: &[Record],
+        wanted: Vec<Wanted>,
     ) -> Result<BTreeMap<Name, FoundSupervisor>, ApiError> {
-        let wanted: Vec<Wanted> = records.iter().filter_map(Wanted::of).collect();
         if wanted.is_empty() {
             return Ok(BTreeMap::new());
         }
         self.shared.platform.supervised(wanted, &self.logs()).await
     }
 
-    fn adopt_command(&self, mut record: Record, found: FoundSupervisor) -> Record {
-        let FoundSupervisor { supervisor, process, log } = found;
+    /// Notes what was found of the command of a container. Returns the record with it.
+    fn adopt_command(&self, mut record: Record, found: Option<FoundSupervisor>) -> Record {
+        let Some(FoundSupervisor { supervisor, process, detached }) = found else {
+            return record;
+        };
         if !supervisor.lives() {
             return record;
         }
@@ -124,7 +134,7 @@ impl Agent {
         if record.process.is_some() {
             record.exit_code = None;
         }
-        record.log = record.log.or_else(|| log.map(|_| self.log_of(&record.name)));
+        record.log = record.log.or_else(|| detached.then(|| self.log_of(&record.name)));
         record.boot = boot();
         tracing::info!(
             "container '{}': its supervisor (pid {}) was found, with {}",
@@ -174,16 +184,19 @@ impl Agent {
         }
     }
 
-    fn names_of(&self, which: impl Fn(&Record) -> bool) -> Vec<Name> {
+    /// Copies of records, which the caller can look at without the lock: the state of a command
+    /// is read from `/proc`. `may` is called with the lock held.
+    fn records_with(&self, may: impl Fn(&Record) -> bool) -> Vec<Record> {
         let containers = self.shared.containers();
-        containers.iter().filter(|record| which(record)).map(|r| r.name.clone()).collect()
+        containers.iter().filter(|record| may(record)).cloned().collect()
     }
 
     /// Removes containers of `run --rm` whose command has ended and whose supervisor is gone
     /// without a report, as in a reboot. Each in a task of its own: the removal of one may wait for
     /// the store or the kernel.
     fn remove_abandoned(&self) {
-        for name in self.names_of(Record::abandoned) {
+        let candidates = self.records_with(|record| record.auto_remove).into_iter();
+        for Record { name, .. } in candidates.filter(Record::abandoned) {
             // A request that is about this container comes first, or its removal is under way.
             let Some(turn) = self.shared.requests.turns.take(&name) else { continue };
             let agent = Self::new(Arc::clone(&self.shared));
@@ -221,35 +234,19 @@ impl Agent {
     async fn start_orphaned(&self, attempts: &mut BTreeMap<Name, Attempt>) {
         // 'purge' has it while it removes the containers.
         let Ok(_starting) = self.shared.requests.starting.try_lock() else { return };
-        let orphaned = self.names_of(Record::orphaned);
-        for name in attempts.keys().filter(|name| !orphaned.contains(name)) {
-            self.shared.shown.problems.set(&format!("start/{name}"), None);
-        }
-        // An attempt that has succeeded counts for a while: the supervisor itself may keep dying.
-        attempts.retain(|name, attempt| {
-            let recent = !attempt.task.is_finished() || attempt.began.elapsed() < SETTLED;
-            orphaned.contains(name) || recent
-        });
-        for name in orphaned {
-            if let Some(attempt) = attempts.get_mut(&name)
-                && !self.may_try_again(&name, attempt).await
-            {
-                continue;
-            }
-            if self.shared.requests.launches.is_under_way(&name) {
-                continue;
-            }
-            // A request that is about this container comes first.
-            let Some(_turn) = self.shared.requests.turns.take(&name) else { continue };
-            let Some(record) = self.record_of(&name).filter(Record::orphaned) else { continue };
-            if !self.has_network(&record) {
-                continue;
-            }
-            // A supervisor that has not been able to tell of itself.
-            let looked = self.look_again(record).await;
-            let line = looked.as_ref().err().map(|error| error.message.clone());
+        let ready = self.orphans_to_start(attempts).await;
+        // Supervisors that have not been able to tell of themselves. One look serves all.
+        let wanted = ready.iter().filter_map(|(_, record)| unknown(record)).collect();
+        let mut looked = self.look_for(wanted).await;
+        for (_turn, record) in ready {
+            let name = record.name.clone();
+            let line = looked.as_ref().err().map(|error| unfound(&name, error));
             self.shared.shown.problems.set(&format!("search/{name}"), line);
-            let Some(record) = looked.ok().filter(Record::orphaned) else { continue };
+            let Ok(found) = &mut looked else { continue };
+            let record = self.adopt_command(record, found.remove(&name));
+            if !record.orphaned() {
+                continue;
+            }
             let pauses = attempts.get(&name).map(|attempt| attempt.pauses).unwrap_or_default();
             let launch = self.launch(&record);
             let platform = Arc::clone(&self.shared.platform);
@@ -263,6 +260,42 @@ impl Agent {
             });
             attempts.insert(name, Attempt { task, began: Instant::now(), pauses, next: None });
         }
+    }
+
+    /// The containers whose supervisor is to be started now, each with its turn.
+    async fn orphans_to_start(
+        &self,
+        attempts: &mut BTreeMap<Name, Attempt>,
+    ) -> Vec<(OwnedMutexGuard<()>, Record)> {
+        let candidates = self.records_with(|record| !record.restart.is_no()).into_iter();
+        let orphaned: BTreeSet<Name> =
+            candidates.filter(Record::orphaned).map(|record| record.name).collect();
+        for name in attempts.keys().filter(|name| !orphaned.contains(*name)) {
+            self.shared.shown.problems.set(&format!("start/{name}"), None);
+        }
+        // An attempt that has succeeded counts for a while: the supervisor itself may keep dying.
+        attempts.retain(|name, attempt| {
+            let recent = !attempt.task.is_finished() || attempt.began.elapsed() < SETTLED;
+            orphaned.contains(name) || recent
+        });
+        let mut ready = Vec::new();
+        for name in orphaned {
+            if let Some(attempt) = attempts.get_mut(&name)
+                && !self.may_try_again(&name, attempt).await
+            {
+                continue;
+            }
+            if self.shared.requests.launches.is_under_way(&name) {
+                continue;
+            }
+            // A request that is about this container comes first.
+            let Some(turn) = self.shared.requests.turns.take(&name) else { continue };
+            let Some(record) = self.record_of(&name).filter(Record::orphaned) else { continue };
+            if self.has_network(&record) {
+                ready.push((turn, record));
+            }
+        }
+        ready
     }
 
     /// Whether an attempt has ended long enough ago.
@@ -332,4 +365,14 @@ impl Agent {
         };
         Ok(Launch { spec, surroundings, socket: self.shared.options.socket.clone() })
     }
+}
+
+/// A container whose command may run unknown.
+fn unknown(record: &Record) -> Option<Wanted> {
+    Wanted::of(record).filter(|_| record.untold() && !record.supervised())
+}
+
+/// The problem that the command of a container cannot be looked for, on one line.
+fn unfound(name: &Name, error: &ApiError) -> String {
+    format!("container '{name}': {}", error.message)
 }

@@ -126,7 +126,9 @@ impl Agent {
             match attached {
                 Ok(attached) => attempt = Some(attached),
                 Err(error) => {
-                    self.drop_sandbox(&record).await;
+                    if record.origin == Origin::Owned {
+                        self.drop_sandbox(name).await;
+                    }
                     return Err(error);
                 }
             }
@@ -150,7 +152,9 @@ impl Agent {
                 }
                 self.remove_etc(name);
                 self.remove_rerun(name);
-                self.drop_sandbox(&record).await;
+                if record.origin == Origin::Owned {
+                    self.drop_sandbox(name).await;
+                }
                 return Err(error);
             }
         };
@@ -300,19 +304,6 @@ impl Agent {
                     record.namespace = Some(namespace);
                 }
                 Ok(record)
-            }
-        }
-    }
-
-    async fn drop_sandbox(&self, record: &Record) {
-        if record.origin != Origin::Owned {
-            return;
-        }
-        match self.shared.platform.remove_sandbox(&record.name).await {
-            Ok(()) => self.finished(&record.name),
-            Err(error) => {
-                tracing::warn!("container '{}': {error}", record.name);
-                self.leave_sandbox(&record.name);
             }
         }
     }

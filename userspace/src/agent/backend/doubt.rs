@@ -137,13 +137,7 @@ impl Agent {
         // has other endpoints.
         let recorded = self.shared.containers().get(container).is_some();
         if *owned && !recorded && self.is_unfinished(container) {
-            match self.shared.platform.remove_sandbox(container).await {
-                Ok(()) => self.finished(container),
-                Err(error) => {
-                    tracing::warn!("container '{container}': {error}");
-                    self.leave_sandbox(container);
-                }
-            }
+            self.drop_sandbox(container).await;
         }
         tracing::info!(
             "container '{container}' in network '{network}': a failed attempt is taken back"

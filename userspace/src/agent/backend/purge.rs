@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Agent, conflict};
 use crate::{
-    agent::{containers::Record, node, shared::SETTLE},
+    agent::{node, shared::SETTLE},
     api::types::{ApiError, ErrorKind},
     model::ops::ExecuteError,
 };
@@ -40,11 +40,9 @@ impl Agent {
                 )
             },
         )?;
-        let mut records: Vec<Record> = Vec::new();
-        for record in self.all_records() {
-            let record = self.look_again(record).await?;
-            Self::kill_process(&record).await?;
-            records.push(record);
+        let records = self.look_again_at(self.all_records()).await?;
+        for record in &records {
+            Self::kill_process(record).await?;
         }
         // The agent does not register the node again.
         self.shared.ending.leaving.cancel();

@@ -28,6 +28,7 @@ pub(super) fn containers(shared: &Shared, records: &[Record]) -> Vec<ContainerRo
 /// The row of a container, as far as it does not depend on the interfaces of the host.
 fn row(shared: &Shared, record: &Record) -> ContainerRow {
     let Known { mode, networks } = present(shared, record);
+    let pid = record.running();
     // It has its own files, or those of the other container.
     let state_dir = &shared.options.state_dir;
     let named = [&record.name, holder(record)]
@@ -43,9 +44,9 @@ fn row(shared: &Shared, record: &Record) -> ContainerRow {
         mode,
         state: match shared.requests.unfinished.is_left(&record.name) {
             true => "unfinished".to_owned(),
-            false => state(record).to_owned(),
+            false => state(record, pid).to_owned(),
         },
-        pid: record.running(),
+        pid,
         exit_code: record.exit_code,
         restart: record.restart,
         restarts: record.restarts,
@@ -92,10 +93,11 @@ pub(super) fn unserved(row: &ContainerRow) -> Option<String> {
     ))
 }
 
-/// The state of a container's command, as in [`ContainerRow::state`].
-fn state(record: &Record) -> &'static str {
+/// The state of a container's command, as in [`ContainerRow::state`]. `pid`: its process, if that
+/// runs.
+fn state(record: &Record, pid: Option<i32>) -> &'static str {
     match record.exit_code {
-        _ if record.running().is_some() => "running",
+        _ if pid.is_some() => "running",
         _ if record.waiting && record.supervised() => "restarting",
         Some(_) => "exited",
         // Nobody has reported how it ended.

@@ -104,9 +104,20 @@ impl Agent {
     }
 
     /// Notes that a sandbox could not be removed, and that nobody tries again.
-    pub(super) fn leave_sandbox(&self, name: &Name) {
+    fn leave_sandbox(&self, name: &Name) {
         self.shared.requests.unfinished.leave(name);
         self.tell_unfinished(name);
+    }
+
+    /// Removes a sandbox whose container did not come to be. One that cannot be removed is left.
+    pub(super) async fn drop_sandbox(&self, name: &Name) {
+        match self.shared.platform.remove_sandbox(name).await {
+            Ok(()) => self.finished(name),
+            Err(error) => {
+                tracing::warn!("container '{name}': {error}");
+                self.leave_sandbox(name);
+            }
+        }
     }
 
     fn tell_unfinished(&self, name: &Name) {

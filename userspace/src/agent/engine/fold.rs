@@ -8,7 +8,7 @@ use std::{
 use super::{Engine, queue::Work, reading::finished};
 use crate::{
     agent::{memory, platform::Remote, state::PlugState},
-    model::{Endpoint, Name, Node, Protocol, PublishedPort, Touched},
+    model::{Endpoint, HostPort, Name, Node, Protocol, PublishedPort, Touched},
     store::Update,
 };
 
@@ -136,10 +136,40 @@ impl Engine {
         }
     }
 
-    /// Holds the ports of the host that local endpoints publish. Ports that could not be held
-    /// before are tried again only if `again` is set.
+    /// Holds the ports of the host that local endpoints publish. `again`: also those that could not
+    /// be held before.
     pub(super) fn hold_ports(&self, again: bool) {
         self.shared.hold_ports(&self.published, again);
+    }
+
+    /// Tries the ports again for which no open file was left. While none is left, that is one call
+    /// of the kernel.
+    pub(super) fn hold_starved_ports(&self) {
+        if self.shared.lacks_files_for_ports() {
+            self.hold_ports(false);
+        }
+    }
+
+    /// Marks the networks of the endpoints of this host that publish one of these ports, which
+    /// another endpoint publishes no more. `PUBLISHED` has one entry for a port. If another program
+    /// writes to the store, two endpoints may publish one port, and only the entry of the one that
+    /// was written last is there.
+    fn pass_on(&mut self, ports: impl Iterator<Item = PublishedPort>) {
+        let host_port =
+            |port: &PublishedPort| (port.host_ip, port.host_port, port.protocol.number());
+        let contested: BTreeSet<HostPort> = {
+            let view = self.shared.view();
+            let ports = ports.map(|port| host_port(&port));
+            ports.filter(|port| view.endpoints.publishers(*port) > 0).collect()
+        };
+        if contested.is_empty() {
+            return;
+        }
+        for (other, port) in self.published.keys() {
+            if contested.contains(&host_port(port)) {
+                self.dirty.extend(self.local.get(other).cloned());
+            }
+        }
     }
 
     /// Notes the ports that an endpoint publishes on this host. Returns whether they have changed.
@@ -159,6 +189,8 @@ impl Engine {
         for key in before.keys() {
             self.published.remove(key);
         }
+        let gone = before.into_keys().filter(|key| !now.contains_key(key)).map(|(_, port)| port);
+        self.pass_on(gone);
         self.published.extend(now);
         true
     }

@@ -212,6 +212,7 @@ impl Engine {
                     self.retry();
                     self.find_lost_sandboxes();
                     if self.informed {
+                        self.hold_starved_ports();
                         self.check_devices().await;
                         self.repair().await;
                     }

@@ -107,13 +107,13 @@ impl Engine {
         }
         let line =
             problem.map(|line| format!("container '{container}' in network '{network}': {line}"));
-        self.shared.shown.problems.set(&format!("port/{id}"), line);
+        self.shared.shown.problems.set(&format!("device/{id}"), line);
     }
 
     /// Forgets what was wrong with a device pair that is removed.
     pub(super) fn forget_port(&mut self, id: &str) {
         self.wrong.interfaces.remove(id);
-        self.shared.shown.problems.set(&format!("port/{id}"), None);
+        self.shared.shown.problems.set(&format!("device/{id}"), None);
     }
 
     /// Compares the gateway devices with their wanted state.

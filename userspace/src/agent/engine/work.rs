@@ -120,8 +120,7 @@ impl Engine {
     /// The error of an endpoint whose namespace was adopted by process number, if that process is
     /// gone: the kernel may give the number to a process in another namespace.
     fn adopted_process_gone(&self, endpoint: &LocalEndpoint) -> Option<PlugError> {
-        let containers = self.shared.containers();
-        let process = containers.get(&endpoint.container)?.adopted?;
+        let process = self.shared.containers().get(&endpoint.container)?.adopted?;
         if process.lives() {
             return None;
         }
@@ -202,7 +201,8 @@ impl Engine {
 
     /// The process number of a container's command. `None`: it does not run.
     fn running(&self, container: &Name) -> Option<i32> {
-        self.shared.containers().get(container)?.running()
+        let process = self.shared.containers().get(container)?.process?;
+        process.lives().then_some(process.pid)
     }
 
     /// Makes the missing sandboxes that Culvert owns, with a network or without.

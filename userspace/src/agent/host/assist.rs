@@ -1,4 +1,4 @@
-//! The helper devices, which carry no packets: the vxlan device of [`sandbox::keep_gro`], the
+//! The assistant devices, which carry no packets: the vxlan device of [`sandbox::keep_gro`], the
 //! bridges of [`sandbox::keep_room`], and the lenders of [`sandbox::keep_lender`].
 
 use std::{

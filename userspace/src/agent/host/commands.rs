@@ -71,12 +71,11 @@ pub(crate) fn find(wanted: &[Wanted], logs: &Path) -> io::Result<BTreeMap<Name, 
     let ours = Ours::get()?;
     let mut supervisors: Vec<(Process, Supervised)> = Vec::new();
     let mut parents: Vec<(i32, i32)> = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let name = entry?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-        // Before anything else is read of it: what follows is then about this process, if it still
-        // runs afterwards.
-        let Some((process, parent)) = Process::with_parent(pid)? else { continue };
+    for found in Process::all()? {
+        // This was read before anything else of it: what follows is then about this process, if it
+        // still runs afterwards.
+        let (process, parent) = found?;
+        let pid = process.pid;
         let Some(line) = if_alive(fs::read(format!("/proc/{pid}/cmdline")))? else { continue };
         parents.push((pid, parent));
         let Some(supervised) = Supervised::parse(&line) else { continue };
@@ -92,12 +91,12 @@ pub(crate) fn find(wanted: &[Wanted], logs: &Path) -> io::Result<BTreeMap<Name, 
             if !supervised.is_for(wanted, logs) {
                 continue;
             }
-            let log = supervised.log.clone();
-            let process = command(*supervisor, log.is_some(), wanted, &parents)?;
+            let detached = supervised.log.is_some();
+            let process = command(*supervisor, detached, wanted, &parents)?;
             // The command of `run` in the foreground, which may not have begun or have ended, is
             // known by its namespace alone.
-            if log.is_some() || process.is_some() {
-                found.push(FoundSupervisor { supervisor: *supervisor, process, log });
+            if detached || process.is_some() {
+                found.push(FoundSupervisor { supervisor: *supervisor, process, detached });
             }
         }
         if let Some(found) = choose(found) {
@@ -110,8 +109,8 @@ pub(crate) fn find(wanted: &[Wanted], logs: &Path) -> io::Result<BTreeMap<Name, 
 /// The supervisor of a container, if several processes may be it: one that is detached rather than
 /// one in the foreground, one with a command rather than one that has none, the latest.
 fn choose(found: Vec<FoundSupervisor>) -> Option<FoundSupervisor> {
-    found.into_iter().max_by_key(|FoundSupervisor { supervisor, process, log }| {
-        (log.is_some(), process.is_some(), supervisor.start_time)
+    found.into_iter().max_by_key(|FoundSupervisor { supervisor, process, detached }| {
+        (*detached, process.is_some(), supervisor.start_time)
     })
 }
 
@@ -306,21 +305,20 @@ mod tests {
     #[test]
     fn of_several_supervisors_the_detached_one_with_a_command_counts() {
         let process = |pid, start_time| Process { pid, start_time, boot: None };
-        let found = |pid: i32, log: Option<&str>, command: Option<i32>| FoundSupervisor {
+        let found = |pid: i32, detached: bool, command: Option<i32>| FoundSupervisor {
             supervisor: process(pid, u64::from(pid.cast_unsigned())),
             process: command.map(|pid| process(pid, 1)),
-            log: log.map(PathBuf::from),
+            detached,
         };
-        let log = Some("/s/logs/web.log");
         let all = [
-            found(9, None, Some(10)),
-            found(4, log, None),
-            found(2, log, Some(3)),
-            found(5, log, Some(6)),
-            found(8, log, None),
+            found(9, false, Some(10)),
+            found(4, true, None),
+            found(2, true, Some(3)),
+            found(5, true, Some(6)),
+            found(8, true, None),
         ];
         assert_eq!(choose(all.into()).unwrap().supervisor.pid, 5);
-        let none = [found(4, log, None), found(9, None, Some(10)), found(8, log, None)];
+        let none = [found(4, true, None), found(9, false, Some(10)), found(8, true, None)];
         assert_eq!(choose(none.into()).unwrap().supervisor.pid, 8);
         assert_eq!(choose(Vec::new()), None);
     }

@@ -91,7 +91,7 @@ impl Host {
         UplinkInfo { mtu: link.mtu, link_len, flags, ..UplinkInfo::default() }
     }
 
-    /// Makes the helper devices if they are missing, and reads the facts about the uplinks.
+    /// Makes the assistant devices if they are missing, and reads the facts about the uplinks.
     /// Returns what other programs had changed about the devices, a line each.
     pub(crate) async fn keep_assistants(&self) -> Vec<String> {
         let repaired = self.assistants.keep(&self.netlink, self.vxlan_port).await;

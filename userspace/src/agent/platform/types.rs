@@ -112,8 +112,8 @@ pub(crate) struct FoundSupervisor {
     pub(crate) supervisor: Process,
     /// Its command, if that runs.
     pub(crate) process: Option<Process>,
-    /// Log of a detached command.
-    pub(crate) log: Option<PathBuf>,
+    /// The command is detached: its output goes to a log.
+    pub(crate) detached: bool,
 }
 
 /// Notes the identity of a namespace that is being made.

@@ -20,7 +20,7 @@ use crate::{
 pub(crate) struct UplinkCheck {
     /// The problems of the uplinks, a line each.
     pub(crate) problems: Vec<String>,
-    /// What other programs had changed about the helper devices, a line each.
+    /// What other programs had changed about the assistant devices, a line each.
     pub(crate) repaired: Vec<String>,
 }
 
@@ -38,7 +38,7 @@ pub(crate) trait Underlay: Send + Sync + 'static {
         used: &BTreeSet<Ipv4Addr>,
     ) -> Result<Paths, PlugError>;
 
-    /// Attaches missing programs to the uplinks, and puts the helper devices right (see
+    /// Attaches missing programs to the uplinks, and puts the assistant devices right (see
     /// `sandbox::keep_gro` and `sandbox::keep_room`).
     async fn check_uplinks(&self) -> UplinkCheck;
 

@@ -17,7 +17,7 @@ use crate::{
             ApiError, ContainerCreate, ContainerRow, ContainerState, ErrorKind, Rerun, Supervised,
         },
     },
-    model::RestartPolicy,
+    model::{Name, RestartPolicy},
 };
 
 /// A process, which is killed when this is dropped.
@@ -299,7 +299,7 @@ async fn a_command_that_was_not_told_is_found() {
     let found = FoundSupervisor {
         supervisor: supervisor.process(),
         process: Some(command.process()),
-        log: Some("/paper/logs/web.log".into()),
+        detached: true,
     };
     one.paper.state().supervisors.insert(name("web"), found.clone());
     assert_eq!(row(&one, "web").await.state, "created");
@@ -315,8 +315,11 @@ async fn a_command_that_was_not_told_is_found() {
     let paper = Arc::clone(&one.paper);
     one.stop().await;
     let (late, its) = (Sleep::new(), Sleep::new());
-    let found =
-        FoundSupervisor { supervisor: its.process(), process: Some(late.process()), log: None };
+    let found = FoundSupervisor {
+        supervisor: its.process(),
+        process: Some(late.process()),
+        detached: false,
+    };
     paper.state().supervisors.insert(name("late"), found);
     let one = world.start(1, &paper).await.ready().await;
     eventually("it is known", || async { row(&one, "late").await.pid == Some(late.pid()) }).await;
@@ -349,8 +352,11 @@ async fn a_command_that_cannot_be_looked_for_is_not_forgotten() {
     let paper = Arc::clone(&one.paper);
     one.stop().await;
     let (web, its) = (Sleep::new(), Sleep::new());
-    let found =
-        FoundSupervisor { supervisor: its.process(), process: Some(web.process()), log: None };
+    let found = FoundSupervisor {
+        supervisor: its.process(),
+        process: Some(web.process()),
+        detached: false,
+    };
     paper.state().supervisors.insert(name("web"), found);
     let one = world.start(1, &paper).await.ready().await;
     let told = |part: &'static str| {
@@ -361,6 +367,25 @@ async fn a_command_that_cannot_be_looked_for_is_not_forgotten() {
     paper.state().refuse_search = None;
     eventually("it is known", || async { row(&one, "web").await.pid == Some(web.pid()) }).await;
     eventually("it is started again", || async { !launched(&one).is_empty() }).await;
+}
+
+/// A search looks at all processes of the host: one serves all containers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_commands_are_looked_for_at_once() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    let all: BTreeSet<Name> = ["a", "b", "c"].map(name).into();
+    one.paper.state().refuse_search = Some(ApiError::new(ErrorKind::Internal, "no file is left"));
+    for container in &all {
+        // Both processes are killed.
+        drop(start(&one, detached(container.as_str(), "blue", "always")).await);
+    }
+    one.eventually("all are looked for", |state| state.searched.contains(&all)).await;
+    assert!(launched(&one).is_empty());
+    one.paper.state().refuse_search = None;
+    eventually("all are started again", || async { launched(&one).len() == all.len() }).await;
+    one.agent.purge().await.unwrap();
+    assert_eq!(one.paper.state().searched.last(), Some(&all), "by the purge");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -460,7 +485,7 @@ async fn a_command_that_ended_before_its_start_was_told_is_started_again() {
         assert_eq!(row(&one, container).await.state, "exited");
     }
     // A supervisor that is found between two runs of its command.
-    let found = FoundSupervisor { supervisor: other.process(), process: None, log: None };
+    let found = FoundSupervisor { supervisor: other.process(), process: None, detached: false };
     one.paper.state().supervisors.insert(name("found"), found);
     let refused = one.agent.container_remove(&name("found"), false).await;
     assert_refused(refused, ErrorKind::Conflict, "is restarting");
@@ -486,7 +511,8 @@ async fn what_has_ended_for_good_is_not_revived_by_a_supervisor_that_lives_on() 
     let ended = ContainerState::Exited { code: 143, id: None };
     one.agent.container_state(&name("web"), ended).await.unwrap();
     // Somebody still writes to the log.
-    let found = FoundSupervisor { supervisor: supervisor.process(), process: None, log: None };
+    let found =
+        FoundSupervisor { supervisor: supervisor.process(), process: None, detached: false };
     let paper = Arc::clone(&one.paper);
     paper.state().supervisors.insert(name("web"), found);
     one.stop().await;

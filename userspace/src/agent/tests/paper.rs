@@ -118,6 +118,8 @@ pub(super) struct State {
     pub(super) busy: BTreeMap<Port, Holder>,
     /// Ports of the host that the agent holds.
     pub(super) held: Arc<Mutex<BTreeSet<Port>>>,
+    /// Number of ports for which there are open files. `None`: without limit.
+    pub(super) files: Option<usize>,
     pub(super) dropped: BTreeMap<DropReason, u64>,
     /// Clients that may not use published ports.
     pub(super) denied: BTreeSet<Ipv4Network>,
@@ -131,6 +133,8 @@ pub(super) struct State {
     pub(super) refuse_launch: Option<String>,
     /// Processes that are no children of supervisors.
     pub(super) strangers: BTreeSet<i32>,
+    /// The containers of each search for supervisors.
+    pub(super) searched: Vec<BTreeSet<Name>>,
     /// Error of every search for supervisors.
     pub(super) refuse_search: Option<ApiError>,
     /// Supervisors that run, by container.
@@ -262,7 +266,8 @@ impl Commands for Paper {
         wanted: Vec<Wanted>,
         _logs: &Path,
     ) -> Result<BTreeMap<Name, FoundSupervisor>, ApiError> {
-        let state = self.state();
+        let mut state = self.state();
+        state.searched.push(wanted.iter().map(|wanted| wanted.name.clone()).collect());
         if let Some(error) = &state.refuse_search {
             return Err(error.clone());
         }

@@ -9,7 +9,8 @@ use std::{
 };
 
 use super::{
-    fake::{DEADLINE, Paper, Port, Running, World, name, network, run, stored},
+    fake::{DEADLINE, Paper, Port, Running, World, eventually, name, network, run, stored},
+    paper::State,
     refusals::assert_refused,
 };
 use crate::{
@@ -23,9 +24,11 @@ use crate::{
     },
     datapath::Prefix,
     model::{
+        Key,
         Protocol::{self, Tcp, Udp},
-        PublishedPort, View,
+        PublishedPort, View, encode,
     },
+    store::Write,
 };
 
 const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
@@ -197,6 +200,76 @@ async fn a_restarted_agent_takes_its_ports_again() {
     assert!(!problems.iter().any(|problem| problem.starts_with(line)), "{problems:?}");
     again.agent.purge().await.unwrap();
     assert_eq!(held(&paper), []);
+}
+
+/// The present problems of an agent that are about ports of the host.
+fn port_problems(host: &Running) -> Vec<String> {
+    let problems = host.shared.shown.problems.lines();
+    problems.into_iter().filter(|line| line.contains("': port ")).collect()
+}
+
+/// Lets the next full comparison of an agent wait, so that it tries no port again.
+async fn hold_up_comparisons(host: &Running) {
+    host.paper.reads.close(true);
+    host.eventually("the comparison waits", |_| host.paper.reads.waiting() > 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ports_without_an_open_file_are_held_as_soon_as_there_is_one() {
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    publish(&one, "web", "bridge", &["8080:80", "8081:81", "8082:82"]).await.unwrap();
+    one.stop().await;
+    let paper = Paper::new();
+    paper.state().files = Some(1);
+    let one = world.start(1, &paper).await.ready().await;
+    let line = "container 'web': port 8081/tcp: no open file is left to hold it and 1 more: too many open files; trying again";
+    eventually("both are told on one line", || async { port_problems(&one) == [line] }).await;
+    assert_eq!(held(&paper), [(8080, Tcp)]);
+
+    hold_up_comparisons(&one).await;
+    paper.state().files = None;
+    one.eventually("all are held", |state| state.held.lock().unwrap().len() == 3).await;
+    eventually("no problem", || async { port_problems(&one).is_empty() }).await;
+    paper.reads.close(false);
+}
+
+/// Two containers publish one port only if another program writes to the store.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_contested_port_goes_to_the_container_that_stays() {
+    for (goes, stays) in [("other", "web"), ("web", "other")] {
+        let world = World::new().await;
+        let one = world.start(1, &Paper::new()).await.ready().await;
+        one.network("blue").await.unwrap();
+        publish(&one, "web", "bridge", &["8080:80"]).await.unwrap();
+        publish(&one, "other", "blue", &["8081:81"]).await.unwrap();
+        hold_up_comparisons(&one).await;
+        let view = stored(&world).await;
+        let endpoint_of = |container: &str| {
+            let (host, container) = (name("host1"), name(container));
+            view.endpoints_on(&host).find(|ep| ep.container == container).unwrap().record
+        };
+        let mut endpoint = endpoint_of("other");
+        endpoint.ports[0].host_port = 8080;
+        let key = Key::endpoint(&endpoint.network, &endpoint.id);
+        let write = Write::Put { key, value: encode(&endpoint).unwrap(), lease: None };
+        world.store.commit(Vec::new(), vec![write]).await.unwrap();
+        let leads_to = |state: &State, container: &str| {
+            let entries: Vec<_> = state.tables.published.values().map(|entry| entry.vni).collect();
+            entries == [endpoint_of(container).vni.get()]
+        };
+        one.eventually("the later one has it", |state| leads_to(state, "other")).await;
+        eventually("it is told", || async {
+            port_problems(&one).iter().any(|line| line.starts_with("container 'other': port 8080"))
+        })
+        .await;
+
+        one.agent.container_remove(&name(goes), false).await.unwrap();
+        one.eventually(stays, |state| leads_to(state, stays)).await;
+        eventually("no problem", || async { port_problems(&one).is_empty() }).await;
+        assert_eq!(held(&one.paper), [(8080, Tcp)]);
+        one.paper.reads.close(false);
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Changes by other programs that the agent puts right and tells.
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
 use crate::datapath::entry::FdbEntry;
 use culvert_common::abi::FdbKey;
@@ -208,6 +208,9 @@ async fn a_master_that_cannot_be_left_is_a_problem_and_no_repair() {
     let is_told = || async { one.shared.shown.problems.lines().contains(&line) };
     eventually("the problem", is_told).await;
     assert_eq!(repairs(&one, "container device").0, 0);
+    // The problems of published ports are others.
+    one.shared.hold_ports(&BTreeMap::new(), true);
+    assert!(is_told().await);
     one.paper.state().stuck.clear();
     eventually("no problem", || async { !is_told().await }).await;
     assert_eq!(repairs(&one, "container device").0, 0);

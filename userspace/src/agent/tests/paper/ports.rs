@@ -42,6 +42,13 @@ impl Ports for Paper {
         port: u16,
         protocol: Protocol,
     ) -> Result<PortHold, PortError> {
+        {
+            let state = self.state();
+            let held = state.held.lock().unwrap().len();
+            if state.files.is_some_and(|files| held >= files) {
+                return Err(PortError::NoFiles("too many open files".to_owned()));
+            }
+        }
         if port < 100 {
             return Err(PortError::Denied { from: 100 });
         }
