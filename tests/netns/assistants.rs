@@ -40,8 +40,8 @@ fn gro_is_right(netns: &Netns) -> bool {
     let gro = link(netns, GRO);
     let data = &gro["linkinfo"]["info_data"];
     gro["linkinfo"]["info_kind"] == "vxlan"
-        && data["external"] == true
-        && data["vnifilter"] == true
+        && data["external"].is_null()
+        && data["id"] == 0
         && data["port"] == 4789
         && gro["ifalias"] == "culvert-gro"
         && gro["master"] == ROOM
@@ -231,10 +231,26 @@ fn what_is_not_ours_is_left_alone() {
 
 /// The IPv4 packet of a VXLAN datagram from one container to another.
 fn tunnelled(from: Ipv4Addr, to: Ipv4Addr, vni: u32, options: &[u8]) -> Vec<u8> {
-    let mac = |last| [0x02, 0x42, 10, 0, 0, last];
-    let one = packet::Host { mac: mac(2), v4: [10, 0, 0, 2], v6: [0; 16] };
-    let two = packet::Host { mac: mac(3), v4: [10, 0, 0, 3], v6: [0; 16] };
-    let inner = V4::udp(&one, &two, (5000, PORT), &[7; 400]).frame();
+    let two = packet::Host { mac: [0x02, 0x42, 10, 0, 0, 3], v4: [10, 0, 0, 3], v6: [0; 16] };
+    wrapped((from, to), vni, options, &two)
+}
+
+/// The IPv4 packet of a VXLAN datagram with the VNI and the MAC of the vxlan device. The inner packet
+/// is for the host itself.
+fn to_the_device(from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
+    let mac = [0x02, 0x43, 0x56, 0x47, 0x52, 0x4f];
+    let host = packet::Host { mac, v4: to.octets(), v6: [0; 16] };
+    wrapped((from, to), 0, &[], &host)
+}
+
+fn wrapped(
+    (from, to): (Ipv4Addr, Ipv4Addr),
+    vni: u32,
+    options: &[u8],
+    receiver: &packet::Host,
+) -> Vec<u8> {
+    let one = packet::Host { mac: [0x02, 0x42, 10, 0, 0, 2], v4: [10, 0, 0, 2], v6: [0; 16] };
+    let inner = V4::udp(&one, receiver, (5000, PORT), &[7; 400]).frame();
     let tunnel = Tunnel {
         src_port: 50_000,
         df: false,
@@ -350,7 +366,13 @@ fn what_reaches_the_kernel_s_socket_gets_nowhere() {
     all(&cluster.hosts[1].netns, 4);
     nothing(&cluster.hosts[1]);
 
-    // Without the vnifilter, the frames would come in on the device.
+    // The bridge drops frames with the VNI of the device, also those to the device's MAC.
+    let packet = to_the_device(from, to);
+    send(&[std::slice::from_ref(&packet), &fragments(&packet, 900)].concat());
+    wait_until(SOON, "the device to receive", || frames(&cluster.hosts[1].netns, GRO) == 2);
+    assert_eq!((on_host.seen().len(), frames(&cluster.hosts[1].netns, ROOM)), (0, 0));
+
+    // A device for all VNIs receives the frames.
     let netns = &cluster.hosts[1].netns;
     netns.run(&format!(
         "ip link del {GRO}; ip link add vx1 type vxlan external dstport 4789; ip link set vx1 up"

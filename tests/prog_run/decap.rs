@@ -267,7 +267,8 @@ fn unknown_vni_of_another_system(lab: &mut Lab) {
     passed_on(Tunnel { vni: 7, src: STRANGER, ..from_peer() });
     // VXLAN-GPE, for example.
     passed_on(Tunnel { flags: 0x04, ..from_peer() });
-    // Culvert does not pass on a frame with a VNI of its own.
+    // Culvert does not pass on a frame with a VNI of its own, or with that of its vxlan device.
+    refused(lab, Tunnel { vni: 0, ..from_peer() }, DropReason::UnknownVni);
     refused(lab, Tunnel { src: STRANGER, ..from_peer() }, DropReason::UnknownVtep);
     lab.at_underlay(&from_peer().wrap(&hello())).delivers(&hello(), &[]);
 }

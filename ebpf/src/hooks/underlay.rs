@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 use culvert_common::{
-    abi::{Action, Direction, DropReason, FdbKey, NetworkInfo, Note, VtepId, zone},
+    abi::{Action, Direction, DropReason, FdbKey, NetworkInfo, Note, RESERVED_VNI, VtepId, zone},
     datapath::learn,
     wire::{
         EthHdr, Ipv4Hdr,
@@ -97,7 +97,9 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
     }
     let (net, vtep) = match authorise(outer) {
         Ok(known) => known,
-        Err(reason @ DropReason::UnknownVni) => return not_ours(ctx, reason),
+        Err(reason @ DropReason::UnknownVni) if vni != RESERVED_VNI => {
+            return not_ours(ctx, reason);
+        }
         Err(reason) => return Err(reason),
     };
     let eth: EthHdr = ctx.read(INNER).ok_or(DropReason::OuterMalformed)?;

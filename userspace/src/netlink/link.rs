@@ -56,9 +56,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// UDP port on which a kernel vxlan device receives.
     pub vxlan_port: Option<u16>,
-    /// Whether it is a vxlan device that accepts only the VNIs of a list (`vnifilter`), see
-    /// [`Netlink::create_vnifilter_vxlan`].
-    pub vxlan_filtered: bool,
+    /// VNI of a kernel vxlan device. `None` if it has none of its own (`external`).
+    pub vxlan_vni: Option<u32>,
     /// Root queueing discipline, such as `noqueue` or `tbf`.
     pub qdisc: Option<String>,
     /// Identifier of its XDP program.
@@ -162,17 +161,40 @@ impl Netlink {
     /// [`NetlinkError::NameTaken`] if an interface has that name; the kernel does not support such
     /// devices, or another device has the same parameters.
     pub async fn create_vnifilter_vxlan(&self, name: &str, mac: MacAddr, port: u16) -> Result<u32> {
+        let list = [InfoVxlan::CollectMetadata(true), InfoVxlan::Vnifilter(true)];
+        self.create_vxlan_with(name, mac, port, &list).await
+    }
+
+    /// Makes a vxlan device with the VNI `vni` and no other VTEP: it drops every frame that it is
+    /// given to send. It shares its socket with other such devices on the same port, also with those
+    /// of other programs. The device is down. Returns its index.
+    ///
+    /// # Errors
+    /// As [`Netlink::create_vnifilter_vxlan`].
+    pub async fn create_vxlan(
+        &self,
+        name: &str,
+        mac: MacAddr,
+        port: u16,
+        vni: u32,
+    ) -> Result<u32> {
+        self.create_vxlan_with(name, mac, port, &[InfoVxlan::Id(vni)]).await
+    }
+
+    async fn create_vxlan_with(
+        &self,
+        name: &str,
+        mac: MacAddr,
+        port: u16,
+        kind: &[InfoVxlan],
+    ) -> Result<u32> {
         check_ifname(name)?;
         let mut message = named(name);
         message.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
+        let settings = [InfoVxlan::Learning(false), InfoVxlan::Port(port)];
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Vxlan),
-            LinkInfo::Data(InfoData::Vxlan(vec![
-                InfoVxlan::Learning(false),
-                InfoVxlan::CollectMetadata(true),
-                InfoVxlan::Vnifilter(true),
-                InfoVxlan::Port(port),
-            ])),
+            LinkInfo::Data(InfoData::Vxlan([&settings[..], kind].concat())),
         ]));
         match self.create(name, message).await {
             // The kernel returns the same error for a device that differs only in its name.
@@ -408,9 +430,11 @@ fn parse_info(infos: &[LinkInfo], link: &mut Link) {
                     InfoVxlan::Port(port) => Some(*port),
                     _ => None,
                 });
-                let has = |flag: &InfoVxlan| data.contains(flag);
-                link.vxlan_filtered =
-                    has(&InfoVxlan::CollectMetadata(true)) && has(&InfoVxlan::Vnifilter(true));
+                let is_external = data.contains(&InfoVxlan::CollectMetadata(true));
+                link.vxlan_vni = data.iter().filter(|_| !is_external).find_map(|item| match item {
+                    InfoVxlan::Id(vni) => Some(*vni),
+                    _ => None,
+                });
             }
             _ => {}
         }

@@ -30,6 +30,8 @@ pub enum Event {
         up: bool,
         /// Index of the bridge or bond that has the interface as a port.
         master: Option<u32>,
+        /// UDP port on which a kernel vxlan device receives.
+        vxlan_port: Option<u16>,
     },
     /// An interface was removed.
     LinkGone {
@@ -125,6 +127,7 @@ fn translate(message: &RouteNetlinkMessage) -> Option<Event> {
             name: link.name,
             up: link.up,
             master: link.master,
+            vxlan_port: link.vxlan_port,
         }),
         RouteNetlinkMessage::DelLink(_) => {
             parse_link(message).map(|link| Event::LinkGone { index: link.index, name: link.name })

@@ -1,9 +1,12 @@
 //! The assistant devices of the host, which no packet crosses: they make the BPF programs faster.
 //!
 //! * [`GRO`], a vxlan device. While the kernel has a VXLAN socket, its GRO knows the format and
-//!   merges the frames of an inner TCP connection before `from_underlay` receives them. The device
-//!   has an empty VNI list (`vnifilter`), so it drops every packet that reaches its socket:
-//!   reassembled fragments, and frames that arrive while no program is attached.
+//!   merges the frames of an inner TCP connection before `from_underlay` receives them. The socket
+//!   drops what reaches it (reassembled fragments, and frames that arrive while no program is
+//!   attached), because the device has the VNI [`RESERVED_VNI`], and so no network has it. A frame
+//!   with this VNI is dropped by the bridge, see below. A device with a VNI shares its socket with
+//!   the vxlan devices of other programs on the same port. A device with a list of VNIs
+//!   (`vnifilter`) would have to be the only one.
 //! * [`ROOM`], a bridge that is down, and further bridges of the same kind. A bridge makes all its
 //!   ports reserve the headroom that the most demanding port needs; a veth passes that headroom on
 //!   to its peer. If the veths of containers are ports of the bridge, their frames have headroom for
@@ -14,6 +17,11 @@
 //!   first bridge is [`GRO`]. That of a further bridge is a vxlan device that is down.
 //!
 //! Culvert works without these devices, only slower; so their absence is not an error.
+
+use std::net::{Ipv4Addr, UdpSocket};
+
+use culvert_common::abi::RESERVED_VNI;
+use nix::errno::Errno;
 
 use super::{Result, SandboxError, sysctl};
 use crate::{
@@ -180,45 +188,61 @@ pub fn is_assistant(link: &Link) -> bool {
     [GRO_KIND, ROOM_KIND, LENDER_KIND].iter().any(|kind| kind.is(link))
 }
 
-/// Makes sure that the vxlan device exists for UDP port `port` and is up. Idempotent.
+/// Whether a socket of another program has the UDP port `port`, such as the socket of a vxlan device
+/// that is now in another namespace. Sets the vxlan device down, because its socket has the port,
+/// too.
 ///
 /// # Errors
-/// An interface of that name does not belong to Culvert; another socket holds the port; the kernel
-/// has no such device. If the device was made and cannot be brought up, `discard` is called with it
-/// before it is removed.
-pub async fn keep_gro(
-    netlink: &Netlink,
-    port: u16,
-    discard: impl Fn(u32) + Send,
-) -> Result<Assistant> {
+/// An interface of the device's name does not belong to Culvert, or the kernel refuses.
+pub async fn is_port_taken(netlink: &Netlink, port: u16) -> Result<bool> {
+    if GRO_KIND.find(netlink, GRO).await?.is_some_and(|link| link.up) {
+        netlink.set_down(GRO).await?;
+    }
+    let bound = run_in(netlink.netns(), move || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)))?;
+    let errno = bound.err().and_then(|error| error.raw_os_error());
+    Ok(errno == Some(Errno::EADDRINUSE as i32))
+}
+
+/// Makes sure that the vxlan device exists for UDP port `port`. [`open_gro`] brings it up.
+/// Idempotent.
+///
+/// # Errors
+/// An interface of that name does not belong to Culvert; the kernel has no such device.
+pub async fn keep_gro(netlink: &Netlink, port: u16) -> Result<Assistant> {
     let there = GRO_KIND.find(netlink, GRO).await?;
     let (link, found) = match there {
-        Some(link) if link.vxlan_filtered && link.vxlan_port == Some(port) => {
+        Some(link) if link.vxlan_vni == Some(RESERVED_VNI) && link.vxlan_port == Some(port) => {
             let found = (!link.up).then_some("was down");
             (link, found)
         }
         other => {
             let mut found = "was missing";
             if other.is_some() {
-                // An earlier agent with another UDP port has left the device, or another program
-                // has made it.
+                // An earlier agent has left the device with other settings, or another program has
+                // made it.
                 netlink.delete_link(GRO).await?;
                 found = "had other settings";
             }
-            netlink.create_vnifilter_vxlan(GRO, GRO_KIND.mac, port).await?;
+            netlink.create_vxlan(GRO, GRO_KIND.mac, port, RESERVED_VNI).await?;
             (GRO_KIND.found(netlink, GRO).await?, Some(found))
         }
     };
     GRO_KIND.mark(netlink, &link).await?;
-    if !link.up
-        && let Err(error) = netlink.set_up(GRO).await
-    {
-        // The kernel binds the port only when the device comes up.
-        discard(link.index);
-        netlink.delete_link(GRO).await?;
-        return Err(error.into());
-    }
     Ok(Assistant { index: link.index, found, master: link.master })
+}
+
+/// Brings the vxlan device up. It must be a port of the first bridge, which drops the frames with
+/// the device's VNI: without the bridge the host's stack would receive them. Idempotent.
+///
+/// # Errors
+/// Another socket holds the port, or the kernel refuses. Then `discard` is called with the index of
+/// the device before the device is removed.
+pub async fn open_gro(netlink: &Netlink, index: u32, discard: impl Fn(u32) + Send) -> Result<()> {
+    // The kernel binds the port only when the device comes up.
+    let Err(error) = netlink.set_up(GRO).await else { return Ok(()) };
+    discard(index);
+    netlink.delete_link(GRO).await?;
+    Err(error.into())
 }
 
 /// Makes sure that the bridge with this number exists and is down. Idempotent.

@@ -25,8 +25,8 @@ mod spec;
 mod sysctl;
 
 pub use assist::{
-    Assistant, GRO, ROOM, is_assistant, is_room, is_room_ifname, keep_gro, keep_lender, keep_room,
-    lender_ifname, remove_assistants, room_ifname,
+    Assistant, GRO, ROOM, is_assistant, is_port_taken, is_room, is_room_ifname, keep_gro,
+    keep_lender, keep_room, lender_ifname, open_gro, remove_assistants, room_ifname,
 };
 pub use attach::{
     Inside, Plugged, alias_of, endpoint_of, free_ifname, host_ifname, keep_quiet, open_port, plug,

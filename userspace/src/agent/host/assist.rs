@@ -28,18 +28,24 @@ pub(super) struct Assistants {
     stuck: std::sync::Mutex<BTreeMap<u32, Stuck>>,
     /// Ifindex of a device that was made and removed again because its UDP port was taken.
     discarded: AtomicU32,
-    /// A socket of another program has the VXLAN port.
-    shared_port: AtomicBool,
+    /// A socket of another program has the VXLAN port, so that the vxlan device cannot be up.
+    port_taken: AtomicBool,
+    /// Another program has made a vxlan device on the VXLAN port, which shares the socket.
+    other_device: AtomicBool,
+    /// Whether it was found out if a socket of another program had the port at the start.
+    port_probed: AtomicBool,
     /// The host is being purged: the devices are not made again.
     gone: AtomicBool,
     /// What was logged last. The lock serialises the work on the devices.
     told: Mutex<Told>,
 }
 
-/// Last logged reason why a device is missing, or cannot be kept.
+/// Last logged reason why a device is missing, or cannot be kept, and that another program has a
+/// device on the same port.
 #[derive(Debug, Default)]
 struct Told {
     gro: Option<String>,
+    other: Option<String>,
     room: Option<String>,
     further: Option<String>,
 }
@@ -53,9 +59,17 @@ struct Stuck {
 }
 
 impl Assistants {
-    /// Whether the devices must be checked after an event.
-    pub(super) fn concerns(&self, event: &Event) -> bool {
+    /// Whether the devices must be checked after an event. `port` is the VXLAN port.
+    pub(super) fn concerns(&self, event: &Event, port: u16) -> bool {
         match event {
+            // The device may go into another namespace, where it is not seen.
+            Event::Link { name, vxlan_port, .. }
+                if *vxlan_port == Some(port)
+                    && name != sandbox::GRO
+                    && !sandbox::is_room_ifname(name) =>
+            {
+                !self.other_device.swap(true, Ordering::Relaxed)
+            }
             Event::Link { index, up, master, .. } => {
                 let rooms = self.rooms();
                 let strayed = rooms.first().is_some() && *master != rooms.first();
@@ -81,17 +95,33 @@ impl Assistants {
             return Vec::new();
         }
         let mut found = Vec::new();
-        let discard = |index| self.discarded.store(index, Ordering::Relaxed);
-        let gro = sandbox::keep_gro(netlink, port, discard).await;
+        if !self.port_probed.load(Ordering::Relaxed) {
+            match sandbox::is_port_taken(netlink, port).await {
+                Ok(taken) => {
+                    self.other_device.fetch_or(taken, Ordering::Relaxed);
+                    self.port_probed.store(true, Ordering::Relaxed);
+                }
+                Err(error) => tracing::debug!("UDP port {port}: {error}"),
+            }
+        }
+        let gro = sandbox::keep_gro(netlink, port).await;
         let before = self.gro.load(Ordering::Relaxed);
-        self.gro.store(index_after(netlink, &gro, before).await, Ordering::Relaxed);
         found.extend(fault(sandbox::GRO, before != 0, &gro));
-        let taken = gro.as_ref().err().and_then(errno) == Some(Errno::EADDRINUSE);
-        self.shared_port.store(taken, Ordering::Relaxed);
         // The bridges are filled after the vxlan device is made, because that device determines the
         // headroom.
         let room = self.keep_room(netlink, 0, &mut found).await;
         self.lend(netlink, 0, &gro, &mut found).await;
+        let gro = self.open_gro(netlink, gro).await;
+        self.gro.store(index_after(netlink, &gro, before).await, Ordering::Relaxed);
+        let taken = gro.as_ref().err().and_then(errno) == Some(Errno::EADDRINUSE);
+        self.port_taken.store(taken, Ordering::Relaxed);
+        let shared = !taken && self.other_device.load(Ordering::Relaxed);
+        let other = shared.then(|| {
+            format!(
+                "another program has a vxlan device on UDP port {port}: VXLAN that is not Culvert's is passed on to it"
+            )
+        });
+        tell(&mut told.other, other);
         let filled = match room {
             Ok(()) => self.fill(netlink, &mut found).await,
             Err(error) => Err(error),
@@ -104,6 +134,20 @@ impl Assistants {
         tell(&mut told.room, room);
         tell(&mut told.further, further);
         found
+    }
+
+    /// Brings the vxlan device up, if it is a port of the first bridge.
+    async fn open_gro(
+        &self,
+        netlink: &Netlink,
+        gro: Result<Assistant, SandboxError>,
+    ) -> Result<Assistant, SandboxError> {
+        let gro = gro?;
+        if self.rooms().lender(0) == Some(gro.index) {
+            let discard = |index| self.discarded.store(index, Ordering::Relaxed);
+            sandbox::open_gro(netlink, gro.index, discard).await?;
+        }
+        Ok(gro)
     }
 
     /// Keeps the bridge with this number. What other programs had changed is added to `found`.
@@ -223,9 +267,10 @@ impl Assistants {
         (self.enter(netlink, name, index).await, made)
     }
 
-    /// Whether a socket of another program has the VXLAN port, as of the last [`Self::keep`].
+    /// Whether a socket of another program has the VXLAN port, as of the last [`Self::keep`]. It
+    /// cannot be seen when a vxlan device in another namespace is removed.
     pub(super) fn shares_port(&self) -> bool {
-        self.shared_port.load(Ordering::Relaxed)
+        self.port_taken.load(Ordering::Relaxed) || self.other_device.load(Ordering::Relaxed)
     }
 
     /// Makes the host side of a pair a port of a bridge, and of no other device. `master` is the
@@ -389,8 +434,8 @@ fn explain(error: &SandboxError, port: u16) -> String {
             "{}: another program has UDP port {port}; VXLAN that is not Culvert's is passed on to it; VXLAN frames are merged before they are decapsulated only if it is a kernel vxlan device",
             sandbox::GRO
         ),
-        Some(Errno::EOPNOTSUPP | Errno::EINVAL) => format!(
-            "{}: the kernel has no vxlan devices with a list of VNIs; VXLAN frames are decapsulated one by one",
+        Some(Errno::EOPNOTSUPP) => format!(
+            "{}: the kernel has no vxlan devices; VXLAN frames are decapsulated one by one",
             sandbox::GRO
         ),
         _ => format!("{error}; VXLAN frames are decapsulated one by one"),
@@ -407,10 +452,18 @@ mod tests {
         const GRO: u32 = 5;
         const ROOM: u32 = 6;
         let assistants = Assistants::default();
-        let link = |index, up, master| Event::Link { index, name: "device".to_owned(), up, master };
-        assert!(!assistants.concerns(&link(GRO, false, None)), "there are none");
+        let other = |name: &str, vxlan_port| {
+            let name = name.to_owned();
+            Event::Link { index: 12, name, up: false, master: None, vxlan_port }
+        };
+        let link = |index, up, master| {
+            let name = "device".to_owned();
+            Event::Link { index, name, up, master, vxlan_port: None }
+        };
+        let concerns = |event: &Event| assistants.concerns(event, 4789);
+        assert!(!concerns(&link(GRO, false, None)), "there are none");
         assistants.gro.store(GRO, Ordering::Relaxed);
-        assert!(!assistants.concerns(&link(GRO, true, None)), "there is no bridge");
+        assert!(!concerns(&link(GRO, true, None)), "there is no bridge");
         assistants.rooms().set(0, Some(ROOM));
         assistants.rooms().set(1, Some(8));
         assistants.rooms().set_lender(1, Some(10));
@@ -428,14 +481,22 @@ mod tests {
             (link(10, true, Some(8)), true),
             (link(10, false, None), true),
         ] {
-            assert_eq!(assistants.concerns(&event), is_acted_on, "{event:?}");
+            assert_eq!(concerns(&event), is_acted_on, "{event:?}");
         }
         for (name, is_acted_on) in
             [("cvroom0", true), ("cvroom1", true), ("cvhead1", true), ("br0", false)]
         {
             let event = Event::LinkGone { index: 11, name: name.to_owned() };
-            assert_eq!(assistants.concerns(&event), is_acted_on, "{event:?}");
+            assert_eq!(concerns(&event), is_acted_on, "{event:?}");
         }
+
+        for event in [other("vx9", None), other("vx9", Some(4790)), other("cvhead1", Some(4789))] {
+            assert!(!concerns(&event), "{event:?}");
+        }
+        assert!(!assistants.shares_port());
+        assert!(concerns(&other("vx9", Some(4789))));
+        assert!(assistants.shares_port());
+        assert!(!concerns(&other("vx9", Some(4789))), "it is known");
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl Host {
         let mut monitor = self.monitor.lock().await;
         loop {
             let event = monitor.next().await?;
-            if self.assistants.concerns(&event) {
+            if self.assistants.concerns(&event, self.vxlan_port) {
                 return Some(HostEvent::Uplink);
             }
             return Some(match event {
