@@ -171,13 +171,7 @@ impl Netlink {
     ///
     /// # Errors
     /// As [`Netlink::create_vnifilter_vxlan`].
-    pub async fn create_vxlan(
-        &self,
-        name: &str,
-        mac: MacAddr,
-        port: u16,
-        vni: u32,
-    ) -> Result<u32> {
+    pub async fn create_vxlan(&self, name: &str, mac: MacAddr, port: u16, vni: u32) -> Result<u32> {
         self.create_vxlan_with(name, mac, port, &[InfoVxlan::Id(vni)]).await
     }
 
