@@ -64,6 +64,11 @@ async fn a_roll_back_is_recognized_in_spite_of_a_compaction() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_roll_back_to_before_the_registration_is_recognized() {
+    crate::follow::a_roll_back_to_before_the_registration_is_recognized(Etcd::start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_is_opened_by_url_with_a_name_or_an_address() {
     let server = start(Config::default());
     let port = server.endpoint().rsplit_once(':').expect("port").1.to_owned();

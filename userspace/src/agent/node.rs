@@ -81,6 +81,7 @@ async fn stay(
             Ok(Entry { lease, revision, new }) => {
                 *current = Some(lease);
                 backoff.reset();
+                shared.store.registered();
                 shared.shown.problems.set("node", None);
                 shared.shown.problems.set("node/removed", removed(shared, new));
                 remember(shared);
