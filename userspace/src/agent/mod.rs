@@ -146,7 +146,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     let _state_dir = files::take_state_dir(&options.state_dir).map_err(|line| anyhow!(line))?;
     let mounts = start::mounts(options)?;
     let url = options.store.parse::<StoreUrl>()?;
-    let credentials = start::credentials(&options.store_access)?;
+    let store_options = start::store_options(&options.store_access);
     let containers = Containers::load(&options.state_dir)
         .with_context(|| format!("state directory {}", options.state_dir.display()))?;
     let denied = Denied::load(&options.state_dir)
@@ -214,7 +214,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     tasks.spawn(server);
 
     let follow = async {
-        let store = start::open_store(&shared, &url, &credentials).await?;
+        let store = start::open_store(&shared, &url, &store_options).await?;
         // Before anything is written: the store may not be the one that was followed.
         let (mut follower, store) = start::follow(&shared, store);
         follower.identified().await;
