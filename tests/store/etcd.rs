@@ -85,6 +85,9 @@ async fn an_endpoint_that_does_not_answer_gives_one_line() {
     let closed = format!("127.0.0.1:{}", free_port().expect("port"));
     let options = EtcdOptions { timeout: Duration::from_secs(2), ..etcd_options(&[closed]) };
     assert!(unavailable(&options).await.contains("refused"));
+    // Nothing was sent, so a transaction is not in doubt.
+    let unsent = connect(&options).await.commit(vec![], vec![put("/t/a", "v")]).await;
+    assert!(matches!(unsent, Err(StoreError::Unsent(_))), "{unsent:?}");
 
     // If two endpoints fail, the error names both.
     let closed =

@@ -328,7 +328,7 @@ pub(super) async fn remove(
         let view = View::from_snapshot(&store.snapshot(ROOT).await?);
         let mut last = None;
         for plan in ops::remove_node(&view, name, force)? {
-            last = match store.commit(plan.compares, plan.writes).await? {
+            last = match ops::commit(store, plan).await? {
                 Outcome::Committed(revision) => Some(revision),
                 Outcome::Conflict => None,
             };

@@ -213,7 +213,12 @@ impl Connections {
                 other => return Err(other),
             }
         }
-        Err(StoreError::Unavailable(failures.join("; ")))
+        let failures = failures.join("; ");
+        Err(match repeat {
+            Repeat::Always => StoreError::Unavailable(failures),
+            // A call that was sent has returned its error above.
+            Repeat::IfUnsent => StoreError::Unsent(failures),
+        })
     }
 
     /// Makes the next endpoint the current one, unless another call has already done so.
