@@ -157,8 +157,8 @@ fn a_wiped_store_deletes_nothing() {
     });
 }
 
-/// Writes keys of another program until the store has more than `revisions` new revisions. Then removes
-/// its history.
+/// Writes keys of another program until the store has more than `revisions` new revisions. Then
+/// removes its history.
 fn outgrow(cluster: &Cluster, revisions: u32) {
     as_client(cluster, async |mut client| {
         let mut last = 0;

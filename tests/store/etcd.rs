@@ -408,8 +408,8 @@ async fn users_and_passwords() {
     .await;
 }
 
-/// A password is changed while the store is in use, before the file or after it. The next call after both
-/// succeeds, also one that must not be sent twice.
+/// A password is changed while the store is in use, before the file or after it. The next call
+/// after both succeeds, also one that must not be sent twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_changed_password_is_used_without_a_restart() {
     let server = start(Config::default());

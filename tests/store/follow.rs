@@ -410,8 +410,8 @@ pub(crate) async fn a_roll_back_is_recognized_in_spite_of_a_compaction(mut backe
 }
 
 /// A host is registered, and its agent is started again soon afterwards, much sooner than its own
-/// witness is renewed. Meanwhile the store is rolled back to a backup from before the registration and
-/// written to, and the history that would tell is compacted.
+/// witness is renewed. Meanwhile the store is rolled back to a backup from before the registration
+/// and written to, and the history that would tell is compacted.
 pub(crate) async fn a_roll_back_to_before_the_registration_is_recognized(mut backend: Etcd) {
     let store = backend.store();
     // Another host has written the mark.

@@ -129,6 +129,8 @@ fn unclean(error: &dyn std::fmt::Display) -> anyhow::Error {
 
 /// Period at which commands without a supervisor are looked for.
 const COMMANDS: Duration = Duration::from_secs(1);
+/// Period at which the host's name servers are read.
+const RESOLVERS: Duration = Duration::from_secs(1);
 
 /// Why an agent has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,6 +214,9 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
         shared.ending.shutdown.clone().cancelled_owned(),
     );
     tasks.spawn(server);
+    // Before the store is reached: names are to resolve without it, too.
+    let keeper = Arc::clone(&agent);
+    tasks.spawn(async move { keeper.keep_resolvers(RESOLVERS).await });
 
     let follow = async {
         let store = start::open_store(&shared, &url, &store_options).await?;

@@ -495,8 +495,8 @@ pub struct Status {
 /// The repairs of one kind in [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepairRow {
-    /// Kind: `gateway device`, `container device`, `assistant device`, `setting`, `program`,
-    /// `earlier program`, `pin` or `map entry`.
+    /// Kind: `gateway device`, `container device`, `container interface`, `assistant device`,
+    /// `setting`, `program`, `earlier program`, `pin`, `map entry` or `resolv.conf`.
     pub kind: String,
     /// How many since the agent started.
     pub count: u64,

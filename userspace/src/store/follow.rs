@@ -254,8 +254,8 @@ impl Follower {
         Arc::clone(&self.accept)
     }
 
-    /// The caller notifies it ([`Notify::notify_one`]) when this host is registered in the store: an
-    /// own witness that is missing is then written at once. No effect if there is one already.
+    /// The caller notifies it ([`Notify::notify_one`]) when this host is registered in the store:
+    /// an own witness that is missing is then written at once. No effect if there is one already.
     pub fn registration(&self) -> Arc<Notify> {
         Arc::clone(&self.registered)
     }

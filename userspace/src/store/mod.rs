@@ -155,8 +155,8 @@ pub enum StoreError {
         /// The oldest revision that is left; 0 if the store did not report it.
         oldest: Revision,
     },
-    /// The store gave no answer, so its contents are unknown. A transaction may have been applied, or
-    /// may be later.
+    /// The store gave no answer, so its contents are unknown. A transaction may have been applied,
+    /// or may be later.
     #[error("store: {0}")]
     Unavailable(String),
     /// The request was not sent, so nothing of it was or will be carried out.

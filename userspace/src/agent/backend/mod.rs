@@ -20,6 +20,7 @@ mod network;
 mod node;
 mod ports;
 mod purge;
+mod resolver;
 mod rows;
 mod show;
 mod unfinished;

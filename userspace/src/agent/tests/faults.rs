@@ -269,8 +269,8 @@ async fn a_change_of_an_address_whose_answer_is_lost_can_be_repeated() {
     assert!(!error.message.contains("may or may not"), "{error}");
 }
 
-/// A change that is not fenced off says what may have happened, and which command shows it. One that was
-/// not sent says nothing of the kind.
+/// A change that is not fenced off says what may have happened, and which command shows it. One
+/// that was not sent says nothing of the kind.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_whose_answer_is_lost_says_what_may_have_happened() {
     let mut world = World::new().await;

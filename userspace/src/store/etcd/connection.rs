@@ -229,8 +229,8 @@ impl Connections {
 }
 
 impl Endpoint {
-    /// The client, made at first use: a login needs the server. The files of the certificates and of
-    /// the password are read again for each client: they are renewed while the agent runs.
+    /// The client, made at first use: a login needs the server. The files of the certificates and
+    /// of the password are read again for each client: they are renewed while the agent runs.
     async fn client(&self) -> Result<Client, etcd_client::Error> {
         let mut slot = self.client.lock().await;
         if let Some(client) = &*slot {

@@ -68,8 +68,8 @@ pub(super) fn is_stale_login(error: &Error) -> bool {
     matches!(error, Error::GRpcStatus(status) if is_stale(status.message()))
 }
 
-/// Whether the server refused user and password. It has then carried out no request: the client logs
-/// in before the first one, and again after the server has refused its token.
+/// Whether the server refused user and password. It has then carried out no request: the client
+/// logs in before the first one, and again after the server has refused its token.
 pub(super) fn is_refused_login(error: &Error) -> bool {
     matches!(error, Error::GRpcStatus(status) if is_refused(status.message()))
 }

@@ -65,8 +65,8 @@ impl Worker {
         }
     }
 
-    /// Plans the first write of the own witness for now: until then nothing tells a roll-back from a
-    /// store whose history is compacted.
+    /// Plans the first write of the own witness for now: until then nothing tells a roll-back from
+    /// a store whose history is compacted.
     ///
     /// Only a host that is registered does this. A copy of a host has the same key, and is not to
     /// write it before it is refused.

@@ -132,8 +132,8 @@ async fn a_store_is_unknown_from_a_break_to_the_next_check() {
     health(&follower, "the check", |health| health.healthy && health.identified).await;
 }
 
-/// The first own witness does not wait for the time at which it is renewed. A host that is not registered
-/// writes none: it may be a copy of a host that has the key.
+/// The first own witness does not wait for the time at which it is renewed. A host that is not
+/// registered writes none: it may be a copy of a host that has the key.
 #[tokio::test]
 async fn the_own_witness_is_written_at_the_registration() {
     let store = Paper::new(Contents::new());
