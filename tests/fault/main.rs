@@ -157,6 +157,68 @@ fn a_wiped_store_deletes_nothing() {
     });
 }
 
+/// Writes keys of another program until the store has more than `revisions` new revisions. Then
+/// removes its history.
+fn outgrow(cluster: &Cluster, revisions: u32) {
+    as_client(cluster, async |mut client| {
+        let mut last = 0;
+        for number in 0..=revisions {
+            let put = client.put("/filler", number.to_string(), None).await.unwrap();
+            last = put.header().unwrap().revision();
+        }
+        client.compact(last, None).await.unwrap();
+    });
+}
+
+/// A host joins, and its agent is started again within a minute. Meanwhile etcd was restored from a
+/// backup that does not have the host, has grown past the revision that the agent has seen, and has
+/// compacted the history that would tell. No entry is removed.
+#[test]
+#[ignore = "needs root"]
+fn a_store_that_was_rolled_back_deletes_nothing() {
+    let mut cluster = Cluster::without_agents(2, 1500);
+    // Another host has written the mark of the store.
+    cluster.hosts[0].start_agent(&[]);
+    cluster.hosts[0].wait_ready();
+    assert!(cluster.etcd.back_up().is_ok() && cluster.etcd.resume().is_ok());
+    wait_until(Duration::from_secs(40), "the agent to recover", || cluster.hosts[0].healthy());
+
+    cluster.hosts[1].start_agent(&[]);
+    cluster.hosts[1].wait_ready();
+    let (first, second) = (unique_name("back"), unique_name("back"));
+    let create = ["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"];
+    cluster.hosts[1].ok(&create);
+    cluster.hosts[1].run_idle(&first, "net", &["--ip", "10.0.0.2"]);
+    cluster.hosts[1].run_idle(&second, "net", &["--ip", "10.0.0.3"]);
+    cluster.hosts[1].wait_ping(&first, "10.0.0.3");
+    let known = cluster.hosts[1].dir().join("state/store-mark");
+    let known = || -> serde_json::Value {
+        let text = std::fs::read(&known).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    };
+    // Its own key, and the last one of the containers, are on the disk.
+    let seen = cluster.hosts[1].json(&["status"])["store"]["revision"].as_i64().unwrap();
+    wait_until(SOON, "the store to be remembered", || {
+        let known = known();
+        known["own"].is_object() && known["revision"].as_i64() >= Some(seen)
+    });
+    cluster.hosts[1].stop_agent(Signal::SIGKILL);
+
+    assert!(cluster.etcd.roll_back().is_ok() && cluster.etcd.resume().is_ok());
+    outgrow(&cluster, u32::try_from(seen).unwrap());
+    cluster.hosts[1].start_agent(&[]);
+    let host = &cluster.hosts[1];
+    wait_until(SOON, "the agent to notice", || {
+        let status = host.culvert(&["--format", "json", "status"]);
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap_or_default();
+        status["store"]["error"].to_string().contains("rolled back")
+    });
+    host.in_container(&first, "ping -c2 -i0.1 -W9 10.0.0.3");
+    assert_eq!(host.json(&["fdb", "show"]).as_array().map(Vec::len), Some(2));
+    let problems = host.json(&["status"])["problems"].to_string();
+    assert!(problems.contains("culvert store accept"), "{problems}");
+}
+
 /// `--cleanup-on-exit` of an agent whose store is replaced cleans up the host, and leaves the store
 /// alone.
 #[test]

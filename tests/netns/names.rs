@@ -9,7 +9,10 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{Ipv4Addr, UdpSocket},
-    os::{fd::AsFd as _, unix::fs::symlink},
+    os::{
+        fd::AsFd as _,
+        unix::fs::{MetadataExt as _, symlink},
+    },
     path::PathBuf,
     process::{Command, Output},
     sync::{
@@ -24,6 +27,8 @@ use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
     netns::{Netns, Process, wait_until},
 };
+
+use crate::host_changes::repairs;
 
 const STUB: &str = "nameserver 127.0.0.53\noptions edns0 trust-ad\nsearch corp.example\n";
 /// The file that systemd-resolved writes about its own servers.
@@ -302,6 +307,57 @@ fn a_container_knows_its_own_name_and_the_ones_it_is_told() {
         fs::read_to_string(world.files.path().join("etc/hosts")).unwrap(),
         "127.0.0.1 localhost\n"
     );
+}
+
+/// Time in which a container has the host's new name servers.
+const FOLLOWS: Duration = Duration::from_secs(5);
+
+/// A host gets another name server, as by DHCP or a VPN, and names resolve by it in a container
+/// that runs. A file that the container has changed is kept, and told of. A file with `--dns`
+/// stays.
+#[test]
+#[ignore = "needs root"]
+fn name_servers_follow_the_host() {
+    let world = Resolved::new(Some(UPLINK));
+    let server = NameServer::new(&world.cluster.switch, Cluster::ETCD, &[DB]);
+    let (web, root) = world.idle(&[]);
+    let (edited, edited_root) = world.idle(&[]);
+    let (given, given_root) = world.idle(&["--dns", "10.0.0.53"]);
+    let seen =
+        |root: &PathBuf| fs::read_to_string(root.join("etc/resolv.conf")).unwrap_or_default();
+    let lookup = ["exec", &web, "--", "getent", "ahostsv4", "db"];
+    wait_until(SOON, "the name to resolve", || world.culvert(&lookup).status.success());
+    let mine = "nameserver 10.9.9.9\n";
+    let script = "echo nameserver 10.9.9.9 > /etc/resolv.conf";
+    world.ok(&["exec", &edited, "--", "sh", "-c", script]);
+    assert_eq!(seen(&edited_root), mine);
+    let file = world.host().dir().join("state/etc").join(&web).join("resolv.conf");
+    let inode = fs::metadata(&file).unwrap().ino();
+
+    drop(server);
+    let other = Ipv4Addr::new(192, 0, 2, 253);
+    world.cluster.switch.run(&format!("ip addr add {other}/24 dev br0"));
+    let _server = NameServer::new(&world.cluster.switch, other, &[DB]);
+    let conf = format!("nameserver {other}\nsearch corp.example\n");
+    let at = |path: &str| world.files.path().join(path);
+    fs::write(at("new"), &conf).unwrap();
+    fs::rename(at("new"), at("run/systemd/resolve/resolv.conf")).unwrap();
+    wait_until(FOLLOWS, "the container's file to follow", || seen(&root) == conf);
+    assert_eq!(fs::metadata(&file).unwrap().ino(), inode, "it is mounted in the container");
+    wait_until(SOON, "the name to resolve", || world.culvert(&lookup).status.success());
+    assert!(world.ok(&lookup).contains("203.0.113.7"));
+    wait_until(FOLLOWS, "the change to be counted", || {
+        let (count, last) = repairs(world.host(), "resolv.conf");
+        count == 1 && last.contains(&web) && last.contains("the host has 192.0.2.253 now")
+    });
+
+    wait_until(FOLLOWS, "the kept file to be told", || {
+        let problems = world.host().json(&["status"])["problems"].to_string();
+        problems.contains(&format!("container '{edited}'")) && problems.contains("10.9.9.9")
+    });
+    assert_eq!(seen(&edited_root), mine);
+    assert_eq!(seen(&given_root), "nameserver 10.0.0.53\nsearch corp.example\n");
+    world.ok(&["rm", "-f", &web, &edited, &given]);
 }
 
 /// A container keeps its file when a program of the host writes a new `/etc/resolv.conf`.

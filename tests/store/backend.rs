@@ -65,7 +65,7 @@ pub(crate) fn etcd_options(endpoints: &[String]) -> EtcdOptions {
         cert: None,
         key: None,
         user: None,
-        password: None,
+        password_file: None,
         insecure: false,
         timeout: EtcdOptions::TIMEOUT,
         layout: Some(culvert::model::LAYOUT),

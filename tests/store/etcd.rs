@@ -1,6 +1,7 @@
 //! Features that only etcd has: endpoints, TLS, users.
 
 use std::{
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -64,6 +65,11 @@ async fn a_roll_back_is_recognized_in_spite_of_a_compaction() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_roll_back_to_before_the_registration_is_recognized() {
+    crate::follow::a_roll_back_to_before_the_registration_is_recognized(Etcd::start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_is_opened_by_url_with_a_name_or_an_address() {
     let server = start(Config::default());
     let port = server.endpoint().rsplit_once(':').expect("port").1.to_owned();
@@ -79,6 +85,9 @@ async fn an_endpoint_that_does_not_answer_gives_one_line() {
     let closed = format!("127.0.0.1:{}", free_port().expect("port"));
     let options = EtcdOptions { timeout: Duration::from_secs(2), ..etcd_options(&[closed]) };
     assert!(unavailable(&options).await.contains("refused"));
+    // Nothing was sent, so a transaction is not in doubt.
+    let unsent = connect(&options).await.commit(vec![], vec![put("/t/a", "v")]).await;
+    assert!(matches!(unsent, Err(StoreError::Unsent(_))), "{unsent:?}");
 
     // If two endpoints fail, the error names both.
     let closed =
@@ -300,18 +309,47 @@ async fn enable_users(server: &EtcdServer, prefix: &str) {
     client.auth_enable().await.expect("enable");
 }
 
+/// Files with passwords.
+struct Passwords(tempfile::TempDir);
+
+impl Passwords {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("temporary directory"))
+    }
+
+    /// The file of a user. Nobody finds the password in its name.
+    fn file(&self, user: &str) -> PathBuf {
+        self.0.path().join(format!("{user}.secret"))
+    }
+
+    /// Writes the file of a user, as an editor does: a new file takes the place of the old one.
+    fn write(&self, user: &str, password: &str) {
+        let scratch = self.0.path().join("new");
+        std::fs::write(&scratch, format!("{password}\n")).expect("written");
+        std::fs::rename(scratch, self.file(user)).expect("renamed");
+    }
+
+    /// Options to log in as a user.
+    fn options(&self, server: &EtcdServer, user: Option<&str>, password: &str) -> EtcdOptions {
+        if let Some(user) = user {
+            self.write(user, password);
+        }
+        EtcdOptions {
+            user: user.map(str::to_owned),
+            password_file: user.map(|user| self.file(user)),
+            ..etcd_options(&[server.endpoint()])
+        }
+    }
+}
+
 /// A role that covers only the followed keys is enough to follow them. The follower has no witness of
 /// its own then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_role_without_the_witnesses_is_enough_to_follow() {
     let server = start(Config::default());
     enable_users(&server, "/culvert/v1/").await;
-    let options = EtcdOptions {
-        user: Some("culvert".to_owned()),
-        password: Some("pässword".to_owned()),
-        ..etcd_options(&[server.endpoint()])
-    };
-    let store = connect(&options).await;
+    let passwords = Passwords::new();
+    let store = connect(&passwords.options(&server, Some("culvert"), "pässword")).await;
     let options = FollowOptions {
         own_key: Some(culvert::model::witness_key("test")),
         own_every: Duration::from_millis(50),
@@ -330,12 +368,8 @@ async fn a_role_without_the_witnesses_is_enough_to_follow() {
 async fn users_and_passwords() {
     let mut server = start(Config::default());
     enable_users(&server, "/culvert/").await;
-    let as_user = |user: Option<&str>, password: &str| EtcdOptions {
-        user: user.map(str::to_owned),
-        password: user.map(|_| password.to_owned()),
-        ..etcd_options(&[server.endpoint()])
-    };
-    let right = as_user(Some("culvert"), "pässword");
+    let passwords = Passwords::new();
+    let right = passwords.options(&server, Some("culvert"), "pässword");
     let store = connect(&right).await;
     let revision = write(&store, vec![put("/culvert/v1/x", "v")]).await;
     let mut watch = store.watch("/culvert/", revision).await.expect("watch");
@@ -346,13 +380,12 @@ async fn users_and_passwords() {
     assert!(line.contains("permission denied"), "{line}");
     let beyond = store.watch("/other/", 1).await.map(drop).expect_err("is refused");
     assert!(matches!(beyond, StoreError::Refused(_)), "{beyond:?}");
-    for wrong in
-        [as_user(Some("culvert"), "wrong"), as_user(Some("nobody"), "x"), as_user(None, "")]
-    {
-        let line = refused(&wrong, "/culvert/").await;
+    let others = Passwords::new();
+    for (user, password) in [(Some("culvert"), "wrong"), (Some("nobody"), "x"), (None, "")] {
+        let line = refused(&others.options(&server, user, password), "/culvert/").await;
         assert!(!line.contains("wrong"), "a password in a message: {line}");
+        assert!(user.is_none() || line.contains("--store-password-file /"), "{line}");
     }
-    assert!(!format!("{right:?}").contains("ssword"), "a password in the debug output");
 
     // The restarted server does not know the old tokens. The store logs in again by itself.
     tokio::task::block_in_place(|| server.restart()).expect("restarts");
@@ -373,4 +406,37 @@ async fn users_and_passwords() {
         }
     })
     .await;
+}
+
+/// A password is changed while the store is in use, before the file or after it. The next call
+/// after both succeeds, also one that must not be sent twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_changed_password_is_used_without_a_restart() {
+    let server = start(Config::default());
+    enable_users(&server, "/culvert/").await;
+    let passwords = Passwords::new();
+    let options = passwords.options(&server, Some("culvert"), "pässword");
+    let store = connect(&options).await;
+    write(&store, vec![put("/culvert/v1/x", "1")]).await;
+    let root = etcd_client::ConnectOptions::new().with_user("root", "secret");
+    let mut client = Client::connect([server.endpoint()], Some(root)).await.expect("connects");
+
+    client.user_change_password("culvert", "second").await.expect("changed");
+    for _ in 0..2 {
+        let error = store.snapshot("/culvert/").await.expect_err("is refused");
+        assert!(matches!(error, StoreError::Refused(_)), "{error:?}");
+        let line = error.to_string();
+        assert!(line.contains(&passwords.file("culvert").display().to_string()), "{line}");
+        assert!(!line.contains("pässword") && !line.contains("second"), "{line}");
+        assert_eq!(line.lines().count(), 1, "{line}");
+    }
+    passwords.write("culvert", "second");
+    assert_eq!(store.snapshot("/culvert/").await.expect("an answer").entries.len(), 1);
+
+    passwords.write("culvert", "third");
+    write(&store, vec![put("/culvert/v1/x", "2")]).await;
+    client.user_change_password("culvert", "third").await.expect("changed");
+    write(&store, vec![put("/culvert/v1/x", "3")]).await;
+    let snapshot = store.snapshot("/culvert/").await.expect("an answer");
+    assert_eq!(snapshot.entries[0].value, b"3");
 }

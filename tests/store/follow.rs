@@ -409,6 +409,50 @@ pub(crate) async fn a_roll_back_is_recognized_in_spite_of_a_compaction(mut backe
     }
 }
 
+/// A host is registered, and its agent is started again soon afterwards, much sooner than its own
+/// witness is renewed. Meanwhile the store is rolled back to a backup from before the registration
+/// and written to, and the history that would tell is compacted.
+pub(crate) async fn a_roll_back_to_before_the_registration_is_recognized(mut backend: Etcd) {
+    let store = backend.store();
+    // Another host has written the mark.
+    let mut other = Follower::spawn(backend.store(), options());
+    update(&mut other).await;
+    drop(other);
+    backend.back_up().await;
+    backend.start_again().await;
+
+    let host = FollowOptions { own_every: Duration::from_hours(1), ..with_own() };
+    let mut follower = Follower::spawn(backend.store(), host.clone());
+    let mut mirror = Mirror::default();
+    mirror.take(&update(&mut follower).await);
+    follower.registration().notify_one();
+    health(&follower, "the own witness", |health| health.own.is_some()).await;
+    for n in 0..5 {
+        insist(&*store, &format!("/culvert/v1/x/new{n}"), "1").await;
+    }
+    mirror.until(&mut follower, |mirror| mirror.held.len() == 5).await;
+    let known = known(follower.health().borrow().clone());
+    drop(follower);
+
+    backend.roll_back().await;
+    backend.start_again().await;
+    for n in 0..50 {
+        insist(&*store, "/culvert/v1/y", &n.to_string()).await;
+    }
+    let now = store.snapshot("/culvert/").await.expect("a list").revision;
+    assert!(now > known.revision, "{now} {}", known.revision);
+    backend.compact(now).await;
+    let again = FollowOptions { known: Some(known), ..host };
+    let mut follower = Follower::spawn(backend.store(), again);
+    let state =
+        health(&follower, "the check", |health| health.identified || health.replaced.is_some())
+            .await;
+    let why = state.replaced.expect("it is recognized");
+    assert!(why.contains("the write of /culvert/witnesses/test at revision"), "{why}");
+    let nothing = tokio::time::timeout(Duration::from_secs(1), follower.next()).await;
+    assert!(nothing.is_err(), "{nothing:?}");
+}
+
 pub(crate) async fn a_store_known_from_an_earlier_run_is_recognized(mut backend: impl Backend) {
     let store = backend.store();
     write(&*store, vec![put("/culvert/v1/x/a", "1")]).await;

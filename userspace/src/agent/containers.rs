@@ -251,6 +251,10 @@ pub(crate) struct Record {
     /// Names of and for the container.
     #[serde(default)]
     pub(crate) names: NameOptions,
+    /// What the agent has last written to its resolv.conf. `None`: it has no such file, or the
+    /// record is of an earlier version.
+    #[serde(default)]
+    pub(crate) resolv_conf: Option<String>,
     /// When the command is started again. If ever, the agent has a file in [`super::reruns`].
     #[serde(default)]
     pub(crate) restart: RestartPolicy,
@@ -312,6 +316,7 @@ impl Record {
             command: Vec::new(),
             auto_remove: false,
             names: NameOptions::default(),
+            resolv_conf: None,
             restart: RestartPolicy::No,
             restarts: 0,
             supervisor: None,
@@ -454,6 +459,15 @@ impl Containers {
                 self.put(record)
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Notes what was written to the resolv.conf of a container. It is no error if there is no
+    /// record.
+    pub(crate) fn note_resolv_conf(&mut self, name: &Name, text: String) -> io::Result<()> {
+        match self.records.get(name) {
+            Some(record) => self.put(Record { resolv_conf: Some(text), ..record.clone() }),
+            None => Ok(()),
         }
     }
 

@@ -5,8 +5,8 @@
 //! would not see a new file of the same name.
 
 use std::{
-    fs::{self, OpenOptions, Permissions},
-    io::{self, Write as _},
+    fs::{self, File, OpenOptions, Permissions},
+    io::{self, Read as _, Write as _},
     net::IpAddr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -22,6 +22,10 @@ pub(crate) const DIRECTORY: &str = "etc";
 
 /// Name of the file of hosts(5).
 const HOSTS: &str = "hosts";
+/// Name of the file of resolv.conf(5).
+const RESOLV_CONF: &str = "resolv.conf";
+/// Longest part of a resolv.conf that is read, in bytes: the container can write anything into it.
+const MOST: u64 = 1 << 16;
 
 /// The contents of the files of a new container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +57,7 @@ impl EtcFiles {
         let hostname = self.names.first().map(String::as_str).unwrap_or_default();
         let hosts = sandbox::hosts(&self.names, &self.addresses, &self.entries);
         for (name, text) in [
-            ("resolv.conf", self.resolver.to_string()),
+            (RESOLV_CONF, self.resolver.to_string()),
             ("hostname", format!("{hostname}\n")),
             (HOSTS, hosts),
         ] {
@@ -89,6 +93,42 @@ pub(crate) fn readdress(
     }
     let mut file = OpenOptions::new().write(true).truncate(true).open(&path)?;
     file.write_all(after.as_bytes())
+}
+
+/// The resolv.conf of a container, at most its first [`MOST`] bytes. `None`: there is none.
+///
+/// # Errors
+///
+/// The file cannot be read.
+pub(crate) fn resolv_conf(directory: &Path) -> io::Result<Option<String>> {
+    let file = match File::open(directory.join(RESOLV_CONF)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    let mut text = Vec::new();
+    file.take(MOST).read_to_end(&mut text)?;
+    Ok(Some(String::from_utf8_lossy(&text).into_owned()))
+}
+
+/// Whether two contents of resolv.conf are equal. Empty lines at the end do not count: an agent
+/// that was killed in [`rewrite_resolv_conf`] leaves some.
+pub(crate) fn is_same(one: &str, other: &str) -> bool {
+    one.trim_end() == other.trim_end()
+}
+
+/// Replaces `before`, the contents of a container's resolv.conf, in place.
+///
+/// # Errors
+///
+/// The file cannot be written to.
+pub(crate) fn rewrite_resolv_conf(directory: &Path, before: &str, text: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).open(directory.join(RESOLV_CONF))?;
+    // A program that reads the file meanwhile finds the new lines, and at no time an empty file:
+    // what is left of longer contents becomes empty lines, which are then cut off.
+    let mut padded = text.as_bytes().to_vec();
+    padded.resize(padded.len().max(before.len()), b'\n');
+    file.write_all(&padded)?;
+    file.set_len(text.len() as u64)
 }
 
 /// Removes the files of a container; it is no error if there are none.
@@ -134,11 +174,24 @@ mod tests {
         assert!(read("hosts").ends_with("ip6-allrouters\n10.1.0.2\twww web\n"));
         assert_eq!(inode(), before);
 
+        let inode = || fs::metadata(directory.join("resolv.conf")).unwrap().ino();
+        let before = inode();
+        for text in ["nameserver 9.9.9.9\n", "nameserver 10.10.10.10\nsearch lan\n", ""] {
+            let now = resolv_conf(&directory).unwrap().unwrap();
+            rewrite_resolv_conf(&directory, &now, text).unwrap();
+            assert_eq!((read("resolv.conf").as_str(), inode()), (text, before));
+        }
+        assert!(is_same("nameserver 9.9.9.9\n", "nameserver 9.9.9.9\n\n\n"));
+        assert!(!is_same("nameserver 9.9.9.9\n", "nameserver 9.9.9.9 # mine\n"));
+        fs::write(directory.join("resolv.conf"), vec![b'#'; 1 << 20]).unwrap();
+        assert_eq!(resolv_conf(&directory).unwrap().unwrap().len() as u64, MOST);
+
         fs::write(directory.join("stale"), "").unwrap();
         files.write(&directory).unwrap();
         assert!(!directory.join("stale").exists());
         remove(&directory).unwrap();
         remove(&directory).unwrap();
         assert!(!directory.exists());
+        assert_eq!(resolv_conf(&directory).unwrap(), None);
     }
 }

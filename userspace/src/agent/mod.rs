@@ -132,6 +132,8 @@ fn unclean(error: &dyn std::fmt::Display) -> anyhow::Error {
 
 /// Period at which commands without a supervisor are looked for.
 const COMMANDS: Duration = Duration::from_secs(1);
+/// Period at which the host's name servers are read.
+const RESOLVERS: Duration = Duration::from_secs(1);
 
 /// Why an agent has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,7 +151,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     let _state_dir = files::take_state_dir(&options.state_dir).map_err(|line| anyhow!(line))?;
     let mounts = start::mounts(options)?;
     let url = options.store.parse::<StoreUrl>()?;
-    let credentials = start::credentials(&options.store_access)?;
+    let store_options = start::store_options(&options.store_access);
     let containers = Containers::load(&options.state_dir)
         .with_context(|| format!("state directory {}", options.state_dir.display()))?;
     let denied = Denied::load(&options.state_dir)
@@ -211,9 +213,12 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
         shared.ending.shutdown.clone().cancelled_owned(),
     );
     tasks.spawn(server);
+    // Before the store is reached: names are to resolve without it, too.
+    let keeper = Arc::clone(&agent);
+    tasks.spawn(async move { keeper.keep_resolvers(RESOLVERS).await });
 
     let follow = async {
-        let store = start::open_store(&shared, &url, &credentials).await?;
+        let store = start::open_store(&shared, &url, &store_options).await?;
         // Before anything is written: the store may not be the one that was followed.
         let (mut follower, store) = start::follow(&shared, store);
         follower.identified().await;

@@ -81,6 +81,7 @@ async fn stay(
             Ok(Entry { lease, revision, new }) => {
                 *current = Some(lease);
                 backoff.reset();
+                shared.store.registered();
                 shared.shown.problems.set("node", None);
                 shared.shown.problems.set("node/removed", removed(shared, new));
                 remember(shared);
@@ -327,7 +328,7 @@ pub(super) async fn remove(
         let view = View::from_snapshot(&store.snapshot(ROOT).await?);
         let mut last = None;
         for plan in ops::remove_node(&view, name, force)? {
-            last = match store.commit(plan.compares, plan.writes).await? {
+            last = match ops::commit(store, plan).await? {
                 Outcome::Committed(revision) => Some(revision),
                 Outcome::Conflict => None,
             };

@@ -106,7 +106,9 @@ pub(super) async fn finish(shared: &Shared, store: &dyn StateStore) -> anyhow::R
         shared.store.is_known().await;
         match node::leave_as(store, &shared.node, &former).await {
             Ok(without) => break without,
-            Err(ExecuteError::Store(error)) => shared.store.early_error(&error.to_string()),
+            Err(ExecuteError::Store(error) | ExecuteError::InDoubt(error)) => {
+                shared.store.early_error(&error.to_string());
+            }
             Err(error) => return Err(error.into()),
         }
         tokio::time::sleep(backoff.next_delay()).await;

@@ -253,8 +253,8 @@ impl Shared {
             .ok_or_else(|| StoreError::Unavailable("not opened yet".to_owned()))?;
         // `ops::execute` with the view would hold its lock across the commit.
         let planned = plan(&self.view());
-        if let Ok((made, Plan { compares, writes })) = planned
-            && let Outcome::Committed(revision) = store.commit(compares, writes).await?
+        if let Ok((made, planned)) = planned
+            && let Outcome::Committed(revision) = ops::commit(store.as_ref(), planned).await?
         {
             return Ok((made, revision));
         }

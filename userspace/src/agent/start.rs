@@ -87,30 +87,19 @@ fn fleeting_line(dirs: &[PathBuf]) -> String {
     )
 }
 
-/// The options to open the store with.
-///
-/// # Errors
-///
-/// The password file cannot be read.
-pub(super) fn credentials(access: &StoreAccess) -> anyhow::Result<StoreOptions> {
-    let password = match &access.password_file {
-        None => None,
-        Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("--store-password-file {}", path.display()))?;
-            Some(text.lines().next().unwrap_or_default().to_owned())
-        }
-    };
-    Ok(StoreOptions {
+/// The options to open the store with. The files that they name are read by the store, for each
+/// connection.
+pub(super) fn store_options(access: &StoreAccess) -> StoreOptions {
+    StoreOptions {
         ca: access.ca.clone(),
         cert: access.cert.clone(),
         key: access.key.clone(),
         user: access.user.clone(),
-        password,
+        password_file: access.password_file.clone(),
         insecure: access.insecure,
         timeout: None,
         layout: Some(LAYOUT),
-    })
+    }
 }
 
 /// A host whose data plane is loaded.

@@ -22,6 +22,12 @@ impl From<ExecuteError> for ApiError {
             ExecuteError::Store(_) | ExecuteError::Contended => {
                 Self { kind: ErrorKind::Unavailable, message }
             }
+            ExecuteError::InDoubt(_) => Self {
+                kind: ErrorKind::Unavailable,
+                message: format!(
+                    "{message}: the change may or may not be in the store, and may still come"
+                ),
+            },
         }
     }
 }

@@ -496,7 +496,7 @@ pub struct Status {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepairRow {
     /// Kind: `gateway device`, `container device`, `container interface`, `assistant device`,
-    /// `setting`, `program`, `earlier program`, `pin` or `map entry`.
+    /// `setting`, `program`, `earlier program`, `pin`, `map entry` or `resolv.conf`.
     pub kind: String,
     /// Number of repairs since the agent started.
     pub count: u64,

@@ -184,6 +184,7 @@ pub struct Follower {
     updates: mpsc::Receiver<Update>,
     health: watch::Receiver<Health>,
     accept: Arc<Notify>,
+    registered: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
@@ -201,7 +202,7 @@ impl Follower {
         };
         let found = Health { replaced: replaced.clone(), ..Health::default() };
         let (health_tx, health) = watch::channel(found);
-        let accept = Arc::new(Notify::new());
+        let (accept, registered) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let worker = Worker {
             store,
             prefix: options.prefix,
@@ -212,6 +213,7 @@ impl Follower {
             doubt: options.doubt,
             backoff: options.backoff,
             accept: Arc::clone(&accept),
+            registered: Arc::clone(&registered),
             updates: updates_tx,
             health: health_tx,
             seen: Seen::default(),
@@ -225,7 +227,7 @@ impl Follower {
             replaced,
             accepted: 0,
         };
-        Self { updates, health, accept, task: tokio::spawn(worker.run()) }
+        Self { updates, health, accept, registered, task: tokio::spawn(worker.run()) }
     }
 
     /// Returns the next update; waits while the store does not answer. Cancel-safe. `None` only
@@ -251,6 +253,12 @@ impl Follower {
     pub fn acceptance(&self) -> Arc<Notify> {
         Arc::clone(&self.accept)
     }
+
+    /// The caller notifies it ([`Notify::notify_one`]) when this host is registered in the store:
+    /// an own witness that is missing is then written at once. No effect if there is one already.
+    pub fn registration(&self) -> Arc<Notify> {
+        Arc::clone(&self.registered)
+    }
 }
 
 impl Drop for Follower {
@@ -269,6 +277,7 @@ struct Worker {
     doubt: Duration,
     backoff: Backoff,
     accept: Arc<Notify>,
+    registered: Arc<Notify>,
     updates: mpsc::Sender<Update>,
     health: watch::Sender<Health>,
     /// Every key that was delivered and not deleted since, with its revision.
@@ -446,6 +455,10 @@ impl Worker {
             let item = tokio::select! {
                 item = watch.next() => item,
                 () = self.updates.closed() => return Err(Break::Closed),
+                () = self.registered.notified() => {
+                    self.begin_own();
+                    continue;
+                }
                 () = tokio::time::sleep_until(own_due.unwrap_or(started)), if own_due.is_some() => {
                     self.renew_own().await?;
                     continue;

@@ -155,9 +155,13 @@ pub enum StoreError {
         /// The oldest revision that is left; 0 if the store did not report it.
         oldest: Revision,
     },
-    /// The store gave no answer, so its contents are unknown.
+    /// The store gave no answer, so its contents are unknown. A transaction may have been applied,
+    /// or may be later.
     #[error("store: {0}")]
     Unavailable(String),
+    /// The request was not sent, so nothing of it was or will be carried out.
+    #[error("store: {0}")]
+    Unsent(String),
     /// The store refused the credentials or the request.
     #[error("store: {0}")]
     Refused(String),
@@ -194,8 +198,8 @@ pub type Watch = BoxStream<'static, Result<Vec<Change>, StoreError>>;
 
 /// A store of keys and values with revisions, watches and leases.
 ///
-/// Every method has a timeout and then returns [`StoreError::Unavailable`]. The caller retries with
-/// backoff.
+/// Every method has a timeout and then returns [`StoreError::Unavailable`], or
+/// [`StoreError::Unsent`]. The caller retries with backoff.
 #[async_trait]
 pub trait StateStore: Send + Sync + fmt::Debug {
     /// The backend of this store.

@@ -120,8 +120,8 @@ pub struct StoreOptions {
     pub key: Option<PathBuf>,
     /// `--store-user`.
     pub user: Option<String>,
-    /// The password, from `--store-password-file`.
-    pub password: Option<String>,
+    /// `--store-password-file`: file with the user's password on its first line.
+    pub password_file: Option<PathBuf>,
     /// `--insecure-store`: plaintext beyond the loopback device is permitted.
     pub insecure: bool,
     /// Timeout of a call; 5 s by default.
@@ -149,7 +149,7 @@ pub async fn open(
                 cert: options.cert.clone(),
                 key: options.key.clone(),
                 user: options.user.clone(),
-                password: options.password.clone(),
+                password_file: options.password_file.clone(),
                 insecure: options.insecure,
                 timeout: options.timeout.unwrap_or(EtcdOptions::TIMEOUT),
                 layout: options.layout,

@@ -1,14 +1,11 @@
 //! Additional addresses of attached containers.
 
-use super::{Agent, conflict};
+use super::{Agent, conflict, in_doubt};
 use crate::{
     agent::{containers::Origin, state::PlugState},
     api::types::{AddressChange, ApiError},
-    model::{
-        Endpoint, Name, View,
-        ops::{self, ExecuteError},
-    },
-    store::{Revision, StoreError},
+    model::{Endpoint, Name, View, ops},
+    store::Revision,
 };
 
 impl Agent {
@@ -27,10 +24,8 @@ impl Agent {
     ) -> Result<(), ApiError> {
         let network = &self.addressed(network, &container).await?;
         let own = &self.shared.node.name;
-        let mut planned = false;
         let plan = |view: &View| {
             let (endpoint, plan) = ops::add_address(view, network, own, &container, ip)?;
-            planned = true;
             let had = match plan.writes.is_empty() {
                 true => view.endpoint(network, &endpoint.id).map(|found| found.revision),
                 false => None,
@@ -38,7 +33,9 @@ impl Agent {
             Ok(((endpoint, had), plan))
         };
         let executed = self.shared.execute(plan).await;
-        let ((endpoint, had), revision) = executed.map_err(|error| refused(error, planned))?;
+        let what = format!("address {ip} of container '{container}'");
+        let ((endpoint, had), revision) =
+            executed.map_err(|error| in_doubt(error, &what, "culvert ps"))?;
         if let Some(written) = had {
             // The container had the address before this request, and keeps it.
             return self.applied(&endpoint, written).await;
@@ -69,14 +66,11 @@ impl Agent {
     ) -> Result<(), ApiError> {
         let network = &self.addressed(network, &container).await?;
         let own = &self.shared.node.name;
-        let mut planned = false;
-        let plan = |view: &View| {
-            let made = ops::remove_address(view, network, own, &container, ip)?;
-            planned = true;
-            Ok(made)
-        };
+        let plan = |view: &View| ops::remove_address(view, network, own, &container, ip);
         let executed = self.shared.execute(plan).await;
-        let (endpoint, revision) = executed.map_err(|error| refused(error, planned))?;
+        let what = format!("address {ip} of container '{container}'");
+        let (endpoint, revision) =
+            executed.map_err(|error| in_doubt(error, &what, "culvert ps"))?;
         self.applied(&endpoint, revision).await?;
         let what = format!("container '{container}' in network '{network}'");
         self.forget_rules(&what, &endpoint.sandbox).await;
@@ -123,17 +117,4 @@ impl Agent {
         };
         Ok(self.shared.settled(revision, &what, plugged).await??)
     }
-}
-
-/// The API error for a change that failed. If the change was `planned` and the store did not
-/// answer, the outcome is unknown.
-fn refused(error: ExecuteError, planned: bool) -> ApiError {
-    let is_unknown = planned && matches!(error, ExecuteError::Store(StoreError::Unavailable(_)));
-    let mut error = ApiError::from(error);
-    if is_unknown {
-        error
-            .message
-            .push_str(": the change may or may not be in the store, 'culvert ps' shows it");
-    }
-    error
 }

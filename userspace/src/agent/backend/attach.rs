@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::Path};
 
 use ipnetwork::Ipv4Network;
 
-use super::{Agent, conflict, internal, invalid, network::NetworkOf, not_found, rows};
+use super::{Agent, conflict, in_doubt, internal, invalid, network::NetworkOf, not_found, rows};
 use crate::{
     agent::{
         attempts::Attempt,
@@ -19,7 +19,7 @@ use crate::{
         MacAddr, Name, NetnsId, PortRequest, SandboxRef, View,
         ops::{self, EndpointSpec, ExecuteError, Refusal},
     },
-    store::{Revision, StoreError},
+    store::Revision,
 };
 
 /// A requested attachment.
@@ -89,13 +89,14 @@ impl Agent {
         let plan = |view: &View| ops::create_endpoint_as(view, &spec, &attempt.endpoint);
         let (endpoint, revision) = match self.shared.execute(plan).await {
             Ok(made) => made,
+            // The store may carry it out later.
+            Err(ExecuteError::InDoubt(error)) => {
+                self.take_back_later(attempt);
+                let line = format!("{error}: {what} is taken back when the store answers");
+                return Err(ApiError::new(ErrorKind::Unavailable, line));
+            }
             Err(error) => {
-                if matches!(error, ExecuteError::Store(StoreError::Unavailable(_))) {
-                    // The store may carry it out later.
-                    self.take_back_later(attempt);
-                } else {
-                    self.attempt_over(wanted.network, &attempt.endpoint);
-                }
+                self.attempt_over(wanted.network, &attempt.endpoint);
                 return Err(error.into());
             }
         };
@@ -134,12 +135,21 @@ impl Agent {
     /// The store does not answer, or the device pair cannot be removed.
     pub(super) async fn detach(&self, network: &Name, id: &str) -> Result<(), ApiError> {
         let plan = |view: &View| Ok(((), ops::remove_endpoint(view, network, id)?));
-        let sandbox = self.shared.view().endpoint(network, id).map(|ep| ep.sandbox.clone());
+        // Afterwards the view may not have it any more.
+        let found = self.shared.view().endpoint(network, id);
+        let sandbox = found.as_ref().map(|ep| ep.sandbox.clone());
+        let container = found.map(|ep| ep.container.clone());
         let revision = match self.shared.execute(plan).await {
             Ok(((), revision)) => revision,
             // Another request has removed it already.
             Err(ExecuteError::Refused(Refusal::NotFound(_))) => self.shared.view().revision,
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                let what = container.map_or_else(
+                    || format!("endpoint {id}"),
+                    |name| format!("container '{name}' in network '{network}'"),
+                );
+                return Err(in_doubt(error, &what, "culvert ps"));
+            }
         };
         self.unplugged(revision, id, sandbox).await
     }

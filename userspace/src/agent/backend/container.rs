@@ -134,7 +134,7 @@ impl Agent {
             }
         }
         record.known = Some(rows::in_store(&self.shared.view(), &self.shared.node.name, &record));
-        let kept = deadline::check().and_then(|()| self.keep(&record, request.rerun.as_ref()));
+        let kept = deadline::check().and_then(|()| self.keep(&mut record, request.rerun.as_ref()));
         let mut warnings = match kept {
             Ok(warnings) => warnings,
             Err(error) => {
@@ -168,7 +168,7 @@ impl Agent {
     }
 
     /// Writes the files and the record of a new container. Returns warnings.
-    fn keep(&self, record: &Record, rerun: Option<&Rerun>) -> Result<Vec<String>, ApiError> {
+    fn keep(&self, record: &mut Record, rerun: Option<&Rerun>) -> Result<Vec<String>, ApiError> {
         let warnings = self.write_etc(record)?;
         let refused =
             |error| self.shared.disk.refuse(&format!("container '{}'", record.name), error);

@@ -20,6 +20,7 @@ mod network;
 mod node;
 mod ports;
 mod purge;
+mod resolver;
 mod rows;
 mod show;
 mod unfinished;
@@ -41,7 +42,10 @@ use crate::{
             VtepChange, VtepRow,
         },
     },
-    model::{Name, View, ops},
+    model::{
+        Name, View,
+        ops::{self, ExecuteError},
+    },
 };
 
 /// The agent, as the API server sees it.
@@ -111,6 +115,25 @@ fn not_found(message: impl Into<String>) -> ApiError {
 
 fn conflict(message: impl Into<String>) -> ApiError {
     ApiError::new(ErrorKind::Conflict, message)
+}
+
+/// The error of a change that has failed. If the store did not answer, the line says what may have
+/// happened, and the `command` that shows it. `what` is the object that is made or removed.
+fn in_doubt(error: ExecuteError, what: &str, command: &str) -> ApiError {
+    match error {
+        ExecuteError::InDoubt(error) => ApiError::new(
+            ErrorKind::Unavailable,
+            format!(
+                "{error}: {what} may or may not be in the store, and that may still change: '{command}' shows it when the store answers"
+            ),
+        ),
+        other => other.into(),
+    }
+}
+
+/// As [`in_doubt`], for a VTEP.
+fn vtep_in_doubt(error: ExecuteError, VtepChange { network, ip, .. }: &VtepChange) -> ApiError {
+    in_doubt(error, &format!("VTEP {ip} of network '{network}'"), "culvert vtep ls")
 }
 
 /// An error that the host causes, not the request.
@@ -222,7 +245,8 @@ impl Backend for Agent {
         let plan = |view: &View| {
             ops::add_vtep(view, &view.resolve(&request.network, own), request.ip, port)
         };
-        let (_, revision) = self.shared.execute(plan).await?;
+        let executed = self.shared.execute(plan).await;
+        let (_, revision) = executed.map_err(|error| vtep_in_doubt(error, &request))?;
         self.shared.settled(revision, &format!("VTEP {}", request.ip), || Some(())).await
     }
 
@@ -233,7 +257,8 @@ impl Backend for Agent {
         let plan = |view: &View| {
             Ok(((), ops::remove_vtep(view, &view.resolve(&request.network, own), request.ip)?))
         };
-        let ((), revision) = self.shared.execute(plan).await?;
+        let executed = self.shared.execute(plan).await;
+        let ((), revision) = executed.map_err(|error| vtep_in_doubt(error, &request))?;
         self.shared.settled(revision, &format!("VTEP {}", request.ip), || Some(())).await
     }
 

@@ -39,14 +39,14 @@ impl Agent {
         )))
     }
 
-    /// Writes the files of a new container, if it has files of its own. Returns warnings, one line
-    /// each.
+    /// Writes the files of a new container, if it has files of its own, and notes in its record
+    /// what it has written. Returns warnings, one line each.
     ///
     /// # Errors
     ///
     /// No network of the container has an address for `host-gateway`, or the files cannot be
     /// written.
-    pub(super) fn write_etc(&self, record: &Record) -> Result<Vec<String>, ApiError> {
+    pub(super) fn write_etc(&self, record: &mut Record) -> Result<Vec<String>, ApiError> {
         let name = &record.name;
         // The container whose addresses the new container has.
         let holder = match &record.origin {
@@ -85,6 +85,7 @@ impl Agent {
             resolver.fault().filter(|_| names.servers.is_empty() && self.has_way_out(holder));
         let warning = fault
             .map(|why| format!("container '{name}' gets no name server: {why}: {RESOLVER_ADVICE}"));
+        record.resolv_conf = Some(files.resolver.to_string());
         Ok(warning.into_iter().collect())
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Agent, conflict, invalid, not_found};
+use super::{Agent, conflict, in_doubt, invalid, not_found};
 use crate::{
     api::{
         deadline::{self, Wait},
@@ -117,8 +117,10 @@ impl Agent {
             }
             ops::create_network(view, &spec)
         };
-        let (network, revision) = self.shared.execute(plan).await?;
-        let what = format!("network '{}'", network.name);
+        let what = format!("network '{}'", spec.name);
+        let executed = self.shared.execute(plan).await;
+        let (network, revision) =
+            executed.map_err(|error| in_doubt(error, &what, "culvert network ls"))?;
         self.shared.settled(revision, &what, || Some(())).await?;
         Ok(network)
     }
@@ -163,8 +165,11 @@ impl Agent {
         self.shared.usable_store().await?;
         let own = &self.shared.node.name;
         let plan = |view: &View| Ok(((), ops::remove_network(view, &view.resolve(name, own))?));
-        let ((), revision) = self.shared.execute(plan).await?;
-        self.shared.settled(revision, &format!("network '{name}'"), || Some(())).await
+        let what = format!("network '{name}'");
+        let executed = self.shared.execute(plan).await;
+        let ((), revision) =
+            executed.map_err(|error| in_doubt(error, &what, "culvert network ls"))?;
+        self.shared.settled(revision, &what, || Some(())).await
     }
 
     pub(super) async fn list_networks(&self) -> Result<Vec<NetworkRow>, ApiError> {

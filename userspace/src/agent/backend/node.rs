@@ -1,6 +1,6 @@
 //! Nodes.
 
-use super::{Agent, conflict};
+use super::{Agent, conflict, in_doubt};
 use crate::{
     agent::node,
     api::types::{ApiError, NodeRow},
@@ -34,7 +34,9 @@ impl Agent {
                 "node '{name}' is this host: 'culvert purge' removes it, with its containers"
             )));
         }
-        let revision = node::remove(store.as_ref(), name, force).await?;
-        self.shared.settled(revision, &format!("node '{name}'"), || Some(())).await
+        let what = format!("node '{name}'");
+        let removed = node::remove(store.as_ref(), name, force).await;
+        let revision = removed.map_err(|error| in_doubt(error, &what, "culvert node ls"))?;
+        self.shared.settled(revision, &what, || Some(())).await
     }
 }

@@ -57,7 +57,7 @@ impl Guarded {
 /// Why nothing is written to a store of this health, which is not checked.
 fn unchecked(health: &Health) -> StoreError {
     let why = health.error.as_deref().unwrap_or("it is not read yet").trim_start_matches("store: ");
-    StoreError::Unavailable(format!(
+    StoreError::Unsent(format!(
         "{why}; nothing is written to it before it has answered and is checked: try again"
     ))
 }
@@ -160,7 +160,7 @@ mod tests {
             tokio::join!(guarded.commit(Vec::new(), put()), guarded.grant(ttl));
         for refused in [written.map(drop), granted.map(drop)] {
             let error = refused.unwrap_err();
-            assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+            assert!(matches!(error, StoreError::Unsent(_)), "{error:?}");
             let line = error.to_string();
             assert!(line.starts_with("store: the watch ended; nothing is written to"), "{line}");
         }

@@ -26,6 +26,8 @@ pub(crate) struct StoreHandle {
     health: Mutex<watch::Receiver<Health>>,
     /// Tells the follower to accept a store that was replaced.
     acceptance: OnceLock<Arc<Notify>>,
+    /// Tells the follower that this host is registered.
+    registration: OnceLock<Arc<Notify>>,
     /// Key count and durations of the last read of the whole store.
     last_read: Mutex<Option<StoreRead>>,
     /// Alarms of the store, as they were last read.
@@ -40,6 +42,7 @@ impl Default for StoreHandle {
             early,
             health: Mutex::new(health),
             acceptance: OnceLock::new(),
+            registration: OnceLock::new(),
             last_read: Mutex::default(),
             alarms: Mutex::default(),
         }
@@ -86,6 +89,7 @@ impl StoreHandle {
         *self.health.lock().unwrap_or_else(PoisonError::into_inner) = follower.health();
         // A second call has no effect: an agent has one follower.
         let _ = self.acceptance.set(follower.acceptance());
+        let _ = self.registration.set(follower.registration());
         Arc::new(Guarded::new(store, follower.health()))
     }
 
@@ -93,6 +97,13 @@ impl StoreHandle {
     pub(crate) fn accept(&self) {
         if let Some(acceptance) = self.acceptance.get() {
             acceptance.notify_one();
+        }
+    }
+
+    /// Notes that this host is registered in the store.
+    pub(crate) fn registered(&self) {
+        if let Some(registration) = self.registration.get() {
+            registration.notify_one();
         }
     }
 

@@ -15,7 +15,7 @@ use crate::{
     agent::platform::{HostEvent, PlugError},
     api::{
         Backend as _,
-        types::{AddressChange, ErrorKind},
+        types::{AddressChange, ApiError, ErrorKind, VtepChange},
     },
     model::{Key, ROOT},
     store::{
@@ -85,6 +85,8 @@ struct Flaky {
     down: AtomicBool,
     /// Commits are carried out, but their answers are lost.
     deaf: AtomicBool,
+    /// Commits are not sent.
+    shut: AtomicBool,
     /// The user may write only the keys below [`ROOT`].
     narrow: AtomicBool,
 }
@@ -96,6 +98,7 @@ impl Flaky {
             store: Arc::clone(&world.store),
             down: AtomicBool::new(false),
             deaf: AtomicBool::new(false),
+            shut: AtomicBool::new(false),
             narrow: AtomicBool::new(false),
         });
         world.store = Arc::clone(&flaky) as Arc<dyn StateStore>;
@@ -138,6 +141,9 @@ impl StateStore for Flaky {
         writes: Vec<Write>,
     ) -> Result<Outcome, StoreError> {
         self.up()?;
+        if self.shut.load(Ordering::SeqCst) {
+            return Err(StoreError::Unsent("nothing is sent".to_owned()));
+        }
         let beyond = |write: &Write| match write {
             Write::Put { key, .. } | Write::Delete(key) | Write::DeletePrefix(key) => {
                 !key.starts_with(ROOT)
@@ -261,6 +267,55 @@ async fn a_change_of_an_address_whose_answer_is_lost_can_be_repeated() {
     flaky.down.store(true, Ordering::SeqCst);
     let error = one.agent.address_remove(&blue, change()).await.unwrap_err();
     assert!(!error.message.contains("may or may not"), "{error}");
+}
+
+/// A change that is not fenced off says what may have happened, and which command shows it. One
+/// that was not sent says nothing of the kind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_whose_answer_is_lost_says_what_may_have_happened() {
+    let mut world = World::new().await;
+    let flaky = Flaky::in_world(&mut world);
+    let (one, _two) = two_hosts(&world).await;
+    one.run("db", "blue").await.unwrap();
+    let (blue, red) = (name("blue"), name("red"));
+    let vtep = || VtepChange { ip: [192, 0, 2, 99].into(), network: blue.clone(), port: None };
+    let told = |outcome: Result<(), ApiError>, what: &str, command: &str| {
+        let error = outcome.unwrap_err();
+        let line = format!(
+            "store: no answer: {what} may or may not be in the store, and that may still change: '{command}' shows it when the store answers"
+        );
+        assert_eq!((error.kind, error.message), (ErrorKind::Unavailable, line));
+    };
+    let there = || {
+        let view = one.shared.view();
+        let has_vtep = view.vteps.get(&blue).is_some_and(|vteps| !vteps.is_empty());
+        (view.networks.contains_key(&red), has_vtep)
+    };
+    let (networks, vteps) = ("culvert network ls", "culvert vtep ls");
+
+    flaky.deaf.store(true, Ordering::SeqCst);
+    told(one.network("red").await.map(drop), "network 'red'", networks);
+    told(one.agent.vtep_add(vtep()).await, "VTEP 192.0.2.99 of network 'blue'", vteps);
+    eventually("both were made all the same", || async { there() == (true, true) }).await;
+    told(one.agent.vtep_remove(vtep()).await, "VTEP 192.0.2.99 of network 'blue'", vteps);
+    told(one.agent.network_remove(&red).await, "network 'red'", networks);
+    let left = one.agent.disconnect(&blue, &name("db")).await;
+    told(left, "container 'db' in network 'blue'", "culvert ps");
+    eventually("both are gone", || async { there() == (false, false) }).await;
+    let removed = one.agent.node_remove(&name("host2"), true).await;
+    told(removed, "node 'host2'", "culvert node ls");
+    flaky.deaf.store(false, Ordering::SeqCst);
+
+    flaky.shut.store(true, Ordering::SeqCst);
+    for error in [
+        one.network("red").await.map(drop).unwrap_err(),
+        one.agent.vtep_add(vtep()).await.unwrap_err(),
+        one.run("web", "blue").await.map(drop).unwrap_err(),
+    ] {
+        assert_eq!(error.message, "store: nothing is sent");
+    }
+    let problems = one.shared.shown.problems.lines();
+    assert!(!problems.iter().any(|line| line.contains("taken back")), "{problems:?}");
 }
 
 /// A role of the store that does not cover the witnesses keeps no host from being purged.

@@ -1,12 +1,13 @@
 //! Names: the files that commands of a container see in `/etc`, and the options about them.
 
-use std::fs;
+use std::{fs, os::unix::fs::MetadataExt as _};
 
 use super::{
-    fake::{Paper, Running, World, name, network, run},
+    fake::{Paper, Running, World, eventually, name, network, run},
     refusals::assert_refused,
 };
 use crate::{
+    agent::containers::{Containers, Record},
     api::{
         Backend as _,
         types::{ApiError, Connect, ContainerCreate, ContainerRow, ErrorKind},
@@ -164,4 +165,109 @@ async fn options_about_names_are_refused_where_they_have_no_effect() {
     assert_eq!(world.store.snapshot(ROOT).await.unwrap().entries, before.entries);
     let files = one.shared.options.state_dir.join("etc");
     assert_eq!(fs::read_dir(files).unwrap().count(), 1);
+}
+
+/// Whether `status` has a problem with all of these parts.
+fn is_told(host: &Running, parts: &[&str]) -> bool {
+    let problems = host.shared.shown.problems.lines();
+    problems.iter().any(|line| parts.iter().all(|part| line.contains(part)))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn name_servers_follow_the_host_until_a_container_has_its_own() {
+    let world = World::new().await;
+    let paper = Paper::new();
+    let serve = |text: &str| paper.state().resolv_conf = text.to_owned();
+    serve("nameserver 192.0.2.53\nsearch lan\n");
+    let one = world.start(1, &paper).await.ready().await;
+    let plain = make(&one, run("plain", "bridge")).await;
+    let searching = asking("searching", "bridge", |request| {
+        request.names.search = vec!["corp.example".parse().unwrap()];
+    });
+    let searching = make(&one, searching).await;
+    let given = asking("given", "bridge", |request| {
+        request.names.servers = vec!["10.0.0.53".parse().unwrap()];
+    });
+    let given = make(&one, given).await;
+    let edited = make(&one, run("edited", "bridge")).await;
+    let side = make(&one, run("side", "container:plain")).await;
+    assert_eq!(side.etc, plain.etc);
+    let file = |row: &ContainerRow| format!("{}/resolv.conf", row.etc.as_ref().unwrap());
+    let inode = fs::metadata(file(&plain)).unwrap().ino();
+    let mine = "nameserver 10.9.9.9\n";
+    fs::write(file(&edited), mine).unwrap();
+
+    serve("nameserver 192.0.2.5\nsearch home\n");
+    eventually("the files follow", || async {
+        read(&plain, "resolv.conf") == "nameserver 192.0.2.5\nsearch home\n"
+            && read(&searching, "resolv.conf") == "nameserver 192.0.2.5\nsearch corp.example\n"
+    })
+    .await;
+    // A command that runs has the file mounted.
+    assert_eq!(fs::metadata(file(&plain)).unwrap().ino(), inode);
+    eventually("two repairs are counted", || async {
+        let repairs = one.shared.shown.repairs.all();
+        repairs.get("resolv.conf").is_some_and(|repair| {
+            repair.count == 2 && repair.last.contains("the host has 192.0.2.5 now")
+        })
+    })
+    .await;
+    let parts = ["container 'edited'", "names 10.9.9.9,", "the host has 192.0.2.5 now"];
+    eventually("the kept file is told", || async { is_told(&one, &parts) }).await;
+    assert_eq!(read(&edited, "resolv.conf"), mine);
+    assert_eq!(read(&given, "resolv.conf"), "nameserver 10.0.0.53\nsearch lan\n");
+
+    // What the line advises ends the problem, and the container follows again.
+    fs::write(file(&edited), "nameserver 192.0.2.5\nsearch home\n").unwrap();
+    eventually("the problem is over", || async { !is_told(&one, &["'edited'"]) }).await;
+    serve("nameserver 192.0.2.6\n");
+    eventually("it follows", || async { read(&edited, "resolv.conf") == "nameserver 192.0.2.6\n" })
+        .await;
+
+    // The host gets other servers while no agent runs, as in a reboot.
+    eventually("all follow", || async { read(&plain, "resolv.conf") == "nameserver 192.0.2.6\n" })
+        .await;
+    one.stop().await;
+    serve("nameserver 192.0.2.77\n");
+    let one = world.start(1, &paper).await.ready().await;
+    eventually("the next agent writes them", || async {
+        [&plain, &edited].iter().all(|row| read(row, "resolv.conf") == "nameserver 192.0.2.77\n")
+    })
+    .await;
+    assert_eq!(fs::metadata(file(&plain)).unwrap().ino(), inode);
+    assert_eq!(read(&given, "resolv.conf"), "nameserver 10.0.0.53\nsearch lan\n");
+    one.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn containers_keep_their_name_servers_while_the_host_has_none() {
+    let world = World::new().await;
+    let paper = Paper::new();
+    let serve = |text: &str| paper.state().resolv_conf = text.to_owned();
+    let one = world.start(1, &paper).await.ready().await;
+    let web = make(&one, run("web", "bridge")).await;
+    serve("");
+    let parts = ["names no server", "containers keep the name servers"];
+    eventually("it is told", || async { is_told(&one, &parts) }).await;
+    assert_eq!(read(&web, "resolv.conf"), "nameserver 192.0.2.53\n");
+    serve("nameserver 192.0.2.54\n");
+    eventually("the new server is there", || async {
+        read(&web, "resolv.conf") == "nameserver 192.0.2.54\n" && !is_told(&one, &parts)
+    })
+    .await;
+
+    // Of the file of an earlier version it is not known who has written it.
+    let state_dir = one.shared.options.state_dir.clone();
+    one.stop().await;
+    let mut containers = Containers::load(&state_dir).unwrap();
+    let record = containers.get(&name("web")).cloned().unwrap();
+    containers.put(Record { resolv_conf: None, ..record }).unwrap();
+    serve("nameserver 192.0.2.55\n");
+    let one = world.start(1, &paper).await.ready().await;
+    let parts = ["container 'web'", "is kept", "the host has 192.0.2.55 now"];
+    eventually("it is told", || async { is_told(&one, &parts) }).await;
+    assert_eq!(read(&web, "resolv.conf"), "nameserver 192.0.2.54\n");
+    one.agent.container_remove(&name("web"), false).await.unwrap();
+    eventually("the problem is over", || async { !is_told(&one, &parts) }).await;
+    one.stop().await;
 }

@@ -15,7 +15,7 @@ use crate::{
         types::{Connect, ErrorKind},
     },
     model::{Alive, Machine, Node, witness_key},
-    store::{Write, new_id},
+    store::new_id,
 };
 
 /// Longer than the TTL of a lease, and shorter than the time limit of a test.
@@ -121,19 +121,19 @@ async fn a_purged_copy_leaves_its_original_in_the_store() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_purge_removes_the_own_witness_too() {
+async fn an_agent_has_its_own_witness_at_once_until_it_is_purged() {
     let world = World::new().await;
     let (one, two) = two_hosts(&world).await;
-    let own = |running: &Running| Write::Put {
-        key: witness_key(&running.shared.node.id),
-        value: b"{}".to_vec(),
-        lease: None,
+    let key = |running: &Running| witness_key(&running.shared.node.id);
+    let witnesses = async || {
+        let there = world.store.snapshot(&witness_key("")).await.unwrap();
+        there.entries.into_iter().map(|entry| entry.key).collect::<Vec<_>>()
     };
-    world.store.commit(Vec::new(), vec![own(&one), own(&two)]).await.unwrap();
+    // Much sooner than it is renewed.
+    let both = [key(&one), key(&two)];
+    eventually("both are written", || async { witnesses().await == both }).await;
     one.agent.purge().await.unwrap();
-    let left = world.store.snapshot(&witness_key("")).await.unwrap();
-    let left: Vec<String> = left.entries.into_iter().map(|entry| entry.key).collect();
-    assert_eq!(left, [witness_key(&two.shared.node.id)]);
+    assert_eq!(witnesses().await, [key(&two)]);
     one.stop().await;
     two.stop().await;
 }

@@ -15,13 +15,31 @@ pub enum ExecuteError {
     /// The plan was refused; nothing was written.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The store returned an error. After [`StoreError::Unavailable`] the writes may or may not be
-    /// in the store.
+    /// The store returned an error; nothing was written.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The store did not answer a transaction: its writes may or may not be in the store, and may
+    /// still come.
+    #[error(transparent)]
+    InDoubt(StoreError),
     /// Every attempt met a conflict; nothing was written.
     #[error("store: {TRIES} attempts met changes by others: try again")]
     Contended,
+}
+
+/// Commits a transaction.
+///
+/// # Errors
+///
+/// [`ExecuteError::Store`] or [`ExecuteError::InDoubt`].
+pub async fn commit(
+    store: &dyn StateStore,
+    Plan { compares, writes }: Plan,
+) -> Result<Outcome, ExecuteError> {
+    store.commit(compares, writes).await.map_err(|error| match error {
+        unknown @ StoreError::Unavailable(_) => ExecuteError::InDoubt(unknown),
+        other => ExecuteError::Store(other),
+    })
 }
 
 /// Plans from `view` and commits. If the view may be behind the store (a conflict or a refusal),
@@ -37,8 +55,8 @@ pub async fn execute<T>(
     mut plan: impl FnMut(&View) -> Result<(T, Plan), Refusal>,
 ) -> Result<(T, Revision), ExecuteError> {
     // The first attempt uses the given view: without contention no snapshot is read.
-    if let Some(Ok((made, Plan { compares, writes }))) = view.map(&mut plan)
-        && let Outcome::Committed(revision) = store.commit(compares, writes).await?
+    if let Some(Ok((made, planned))) = view.map(&mut plan)
+        && let Outcome::Committed(revision) = commit(store, planned).await?
     {
         return Ok((made, revision));
     }
@@ -61,8 +79,8 @@ pub async fn execute_below<T>(
         for prefix in prefixes {
             fresh.add_snapshot(&store.snapshot(prefix).await?);
         }
-        let (made, Plan { compares, writes }) = plan(&fresh)?;
-        if let Outcome::Committed(revision) = store.commit(compares, writes).await? {
+        let (made, planned) = plan(&fresh)?;
+        if let Outcome::Committed(revision) = commit(store, planned).await? {
             return Ok((made, revision));
         }
         tokio::time::sleep(backoff.next_delay()).await;

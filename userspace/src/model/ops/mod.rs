@@ -19,7 +19,7 @@ pub use endpoint::{
     EndpointSpec, add_address, create_endpoint, create_endpoint_as, fence_endpoint, may_publish,
     remove_address, remove_endpoint,
 };
-pub use execute::{ExecuteError, execute, execute_below};
+pub use execute::{ExecuteError, commit, execute, execute_below};
 pub use network::{
     NetworkSpec, PREDEFINED_BRIDGE, choose_subnet, create_network, lowest_free_vni, remove_network,
 };

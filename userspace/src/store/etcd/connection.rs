@@ -158,7 +158,18 @@ impl Connections {
             let attempt = async {
                 let client = endpoint.client().await?;
                 sent = true;
-                call(client).await
+                match call(client).await {
+                    // The password was changed, and with it perhaps the file. A new client has read
+                    // the file, so its refusal is final.
+                    Err(error) if error::is_refused_login(&error) => {
+                        endpoint.forget().await;
+                        sent = false;
+                        let client = endpoint.client().await?;
+                        sent = true;
+                        call(client).await
+                    }
+                    result => result,
+                }
             };
             // The last endpoint may use the rest of the call's timeout.
             let result = if last {
@@ -189,6 +200,9 @@ impl Connections {
                 endpoint.forget().await;
             }
             match failed {
+                StoreError::Refused(why) if error::is_refused_login(&error) => {
+                    return Err(StoreError::Refused(endpoint.name_password(why)));
+                }
                 StoreError::Unavailable(why) => {
                     self.leave(index);
                     if repeat == Repeat::IfUnsent && sent && !error::never_sent(&error) {
@@ -199,7 +213,12 @@ impl Connections {
                 other => return Err(other),
             }
         }
-        Err(StoreError::Unavailable(failures.join("; ")))
+        let failures = failures.join("; ");
+        Err(match repeat {
+            Repeat::Always => StoreError::Unavailable(failures),
+            // A call that was sent has returned its error above.
+            Repeat::IfUnsent => StoreError::Unsent(failures),
+        })
     }
 
     /// Makes the next endpoint the current one, unless another call has already done so.
@@ -210,8 +229,8 @@ impl Connections {
 }
 
 impl Endpoint {
-    /// The client, made at first use: a login needs the server. The files of the certificates are
-    /// read again for each client: they are renewed while the agent runs.
+    /// The client, made at first use: a login needs the server. The files of the certificates and
+    /// of the password are read again for each client: they are renewed while the agent runs.
     async fn client(&self) -> Result<Client, etcd_client::Error> {
         let mut slot = self.client.lock().await;
         if let Some(client) = &*slot {
@@ -228,9 +247,20 @@ impl Endpoint {
     async fn forget(&self) {
         *self.client.lock().await = None;
     }
+
+    /// The line `why` about a refused login, with the file that has the password.
+    fn name_password(&self, why: String) -> String {
+        match &self.source.password_file {
+            Some(path) => format!(
+                "{why}: --store-password-file {} needs the password of --store-user on its first line, and is read again for each login",
+                path.display()
+            ),
+            None => why,
+        }
+    }
 }
 
-/// The options of a client. Reads the files of the certificates.
+/// The options of a client. Reads the files of the certificates and of the password.
 async fn connect_options(options: &EtcdOptions) -> Result<ConnectOptions, StoreError> {
     let mut connect = ConnectOptions::new()
         .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
@@ -239,8 +269,8 @@ async fn connect_options(options: &EtcdOptions) -> Result<ConnectOptions, StoreE
         // A member without a majority then refuses calls; otherwise it would not answer.
         .with_require_leader(true)
         .with_auto_token_refresh(true);
-    match (&options.user, &options.password) {
-        (Some(user), Some(password)) => connect = connect.with_user(user, password),
+    match (&options.user, &options.password_file) {
+        (Some(user), Some(path)) => connect = connect.with_user(user, password(path).await?),
         (Some(user), None) => {
             return Err(refused(format!(
                 "user '{user}' has no password: give --store-password-file, too"
@@ -280,6 +310,21 @@ async fn tls(options: &EtcdOptions) -> Result<Option<TlsOptions>, StoreError> {
         (None, Some(_)) => return Err(refused("--store-key needs --store-cert, too")),
     }
     Ok(Some(tls))
+}
+
+/// Reads the password.
+async fn password(path: &Path) -> Result<String, StoreError> {
+    let name = path.display();
+    let text = tokio::fs::read_to_string(path).await;
+    let text = text.map_err(|error| {
+        refused(format!("--store-password-file {name} cannot be read: {error}"))
+    })?;
+    match text.lines().next() {
+        Some(password) if !password.is_empty() => Ok(password.to_owned()),
+        _ => Err(refused(format!(
+            "--store-password-file {name} has no password: one on its first line is valid"
+        ))),
+    }
 }
 
 async fn pem(option: &str, path: &Path, what: &str) -> Result<Vec<u8>, StoreError> {
@@ -325,7 +370,7 @@ mod tests {
             cert: None,
             key: None,
             user: None,
-            password: None,
+            password_file: None,
             insecure: false,
             timeout: Duration::from_secs(1),
             layout: None,
@@ -387,8 +432,16 @@ mod tests {
         assert!(refusal(&garbage).await.contains("no PEM CERTIFICATE"));
         let user = EtcdOptions { user: Some("u".to_owned()), ..base.clone() };
         assert!(refusal(&user).await.contains("--store-password-file"));
-        let password = EtcdOptions { password: Some("p".to_owned()), ..base.clone() };
+        let password = EtcdOptions { password_file: Some(file.clone()), ..base.clone() };
         assert!(refusal(&password).await.contains("--store-user"));
+        let with =
+            |path: &Path| EtcdOptions { password_file: Some(path.to_owned()), ..user.clone() };
+        assert!(Connections::new(&with(&file)).await.is_ok());
+        let missing = with(&dir.path().join("none"));
+        assert!(refusal(&missing).await.contains("none cannot be read"));
+        let empty = dir.path().join("empty");
+        std::fs::write(&empty, "\nsecond line").expect("write");
+        assert!(refusal(&with(&empty)).await.contains("has no password"));
         assert!(refusal(&options(&[])).await.contains("no endpoint"));
     }
 }

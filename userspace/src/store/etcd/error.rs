@@ -68,6 +68,16 @@ pub(super) fn is_stale_login(error: &Error) -> bool {
     matches!(error, Error::GRpcStatus(status) if is_stale(status.message()))
 }
 
+/// Whether the server refused user and password. It has then carried out no request: the client
+/// logs in before the first one, and again after the server has refused its token.
+pub(super) fn is_refused_login(error: &Error) -> bool {
+    matches!(error, Error::GRpcStatus(status) if is_refused(status.message()))
+}
+
+fn is_refused(message: &str) -> bool {
+    message.contains("authentication failed")
+}
+
 fn is_stale(message: &str) -> bool {
     message.contains("revision of auth store is old") || message.contains("invalid auth token")
 }
@@ -115,6 +125,19 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refused_password_is_told_from_other_refusals() {
+        assert!(is_refused("etcdserver: authentication failed, invalid user ID or password"));
+        for other in [
+            "etcdserver: permission denied",
+            "etcdserver: invalid auth token",
+            "etcdserver: authentication is not enabled",
+            "etcdserver: user name is empty",
+        ] {
+            assert!(!is_refused(other), "{other}");
+        }
+    }
 
     #[test]
     fn what_the_server_says_is_told_apart() {

@@ -46,8 +46,8 @@ impl std::fmt::Debug for EtcdStore {
 }
 
 impl EtcdStore {
-    /// Checks the options and reads the certificates. Sends nothing: each call connects as needed,
-    /// to any endpoint that answers.
+    /// Checks the options and reads the files that they name. Sends nothing: each call connects as
+    /// needed, to any endpoint that answers.
     ///
     /// # Errors
     ///

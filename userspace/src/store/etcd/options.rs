@@ -4,8 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use crate::store::Layout;
 
-/// Connection options of an etcd cluster.
-#[derive(Clone)]
+/// Connection options of an etcd cluster. Files are read again for each connection.
+#[derive(Clone, Debug)]
 pub struct EtcdOptions {
     /// Endpoints, each `HOST:PORT`, by name or address.
     pub endpoints: Vec<String>,
@@ -17,8 +17,8 @@ pub struct EtcdOptions {
     pub key: Option<PathBuf>,
     /// User name.
     pub user: Option<String>,
-    /// The user's password.
-    pub password: Option<String>,
+    /// File with the user's password on its first line.
+    pub password_file: Option<PathBuf>,
     /// Plaintext beyond the loopback device is permitted.
     pub insecure: bool,
     /// Timeout of one call, all endpoints together.
@@ -30,16 +30,4 @@ pub struct EtcdOptions {
 impl EtcdOptions {
     /// Default of [`Self::timeout`].
     pub const TIMEOUT: Duration = Duration::from_secs(5);
-}
-
-impl std::fmt::Debug for EtcdOptions {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The password must not appear in logs.
-        f.debug_struct("EtcdOptions")
-            .field("endpoints", &self.endpoints)
-            .field("ca", &self.ca)
-            .field("user", &self.user)
-            .field("insecure", &self.insecure)
-            .finish_non_exhaustive()
-    }
 }

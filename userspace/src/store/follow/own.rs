@@ -65,6 +65,17 @@ impl Worker {
         }
     }
 
+    /// Plans the first write of the own witness for now: until then nothing tells a roll-back from
+    /// a store whose history is compacted.
+    ///
+    /// Only a host that is registered does this. A copy of a host has the same key, and is not to
+    /// write it before it is refused.
+    pub(super) fn begin_own(&mut self) {
+        if self.own_key.is_some() && self.own.is_none() {
+            self.own_due = Some(Instant::now());
+        }
+    }
+
     /// Whether the store has changed since the own witness was written.
     fn is_own_stale(&self) -> bool {
         let last = self.last.unwrap_or_default();

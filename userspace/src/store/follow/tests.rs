@@ -132,6 +132,54 @@ async fn a_store_is_unknown_from_a_break_to_the_next_check() {
     health(&follower, "the check", |health| health.healthy && health.identified).await;
 }
 
+/// The first own witness does not wait for the time at which it is renewed. A host that is not
+/// registered writes none: it may be a copy of a host that has the key.
+#[tokio::test]
+async fn the_own_witness_is_written_at_the_registration() {
+    let store = Paper::new(Contents::new());
+    let own_every = Duration::from_hours(1);
+    let options = || FollowOptions { own_every, ..with_own() };
+    let follower = follow(&store, options());
+    health(&follower, "the list", |health| health.healthy).await;
+    tokio::time::sleep(WHILE).await;
+    assert_eq!(store.backup().value(OWN), None);
+    let backup = store.backup();
+
+    follower.registration().notify_one();
+    let state = health(&follower, "the own witness", |health| health.own.is_some()).await;
+    // A later registration finds it.
+    follower.registration().notify_one();
+    store.with(|contents| contents.put("/t/a", "1"));
+    tokio::time::sleep(WHILE).await;
+    assert_eq!(follower.health().borrow().own, state.own);
+    let known = known(follower.health().borrow().clone());
+    drop(follower);
+
+    // The host starts again soon afterwards, and meets a store from before its registration.
+    let mut other = backup;
+    other.grow("/t/other", known.revision + 5);
+    other.compact();
+    store.exchange(other);
+    let follower = follow(&store, FollowOptions { known: Some(known), ..options() });
+    let state = health(&follower, "the check", is_checked).await;
+    assert!(state.replaced.is_some_and(|why| why.contains(OWN)));
+}
+
+/// A registration is not lost while the store does not answer.
+#[tokio::test]
+async fn a_registration_before_a_break_counts_after_it() {
+    let store = Paper::new(Contents::new());
+    let own_every = Duration::from_hours(1);
+    let follower = follow(&store, FollowOptions { own_every, ..with_own() });
+    health(&follower, "the list", |health| health.healthy).await;
+    store.cut(true);
+    health(&follower, "the break", |health| !health.healthy).await;
+    follower.registration().notify_one();
+    tokio::time::sleep(WHILE).await;
+    store.cut(false);
+    health(&follower, "the own witness", |health| health.own.is_some()).await;
+}
+
 /// A follower whose connection breaks more often than its own witness is due writes it all the same,
 /// once after a change.
 #[tokio::test]
