@@ -9,6 +9,7 @@
 //! * `alarms`: the alarms of the store; `certificates`: the certificates of the connection to it.
 //! * `conntrack`: ages and removes the flows that the programs make.
 //! * `backend`: carries out the requests of the API.
+//! * `agreed`: the namespaces in which this host makes interfaces.
 //! * `ports`: the published ports of the host; `denied`: the clients that may not use them.
 //! * `open_files`: the limit of open files.
 //! * `attempts`, `containers`, `files`, `reruns`, `unfinished`: the files in the state directory.
@@ -16,6 +17,7 @@
 //! The data plane works without an agent: programs, links and maps are pinned. An agent
 //! changes nothing of a former run before it has read the first list of the store.
 
+mod agreed;
 mod alarms;
 mod attempts;
 mod backend;

@@ -14,6 +14,7 @@ mod container;
 mod doubt;
 mod expose;
 mod known;
+mod lost;
 mod names;
 mod nat;
 mod network;

@@ -44,6 +44,7 @@ impl Agent {
         for record in self.all_records() {
             let record = self.look_again(record).await?;
             Self::kill_process(&record).await?;
+            self.begin_lost_removal(&record).await?;
             records.push(record);
         }
         // The agent does not register the node again.

@@ -1,0 +1,141 @@
+//! Records that another client has written into the store: what a host does for them is bounded by
+//! what it has agreed to itself.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use super::{
+    fake::{Running, World, eventually, name, stored, two_hosts},
+    refusals::assert_refused,
+};
+use crate::{
+    api::{
+        Backend as _,
+        types::{Connect, ErrorKind},
+    },
+    model::{
+        Endpoint, Key, SandboxRef,
+        ops::{self, EndpointSpec},
+    },
+    store::{Outcome, Write},
+};
+
+/// An endpoint of the first host that no request has asked for.
+fn unasked(network: &str, container: &str, netns: &str, owned: bool) -> EndpointSpec {
+    EndpointSpec {
+        network: name(network),
+        container: name(container),
+        node: name("host1"),
+        ips: Vec::new(),
+        mac: None,
+        ifname: "eth9".to_owned(),
+        sandbox: SandboxRef { netns: netns.into(), owned, id: None },
+        ports: Vec::new(),
+        from: Vec::new(),
+    }
+}
+
+/// Writes an endpoint into the store, with its claims.
+async fn forge(world: &World, spec: &EndpointSpec) -> Endpoint {
+    loop {
+        // The agent may write the node's record meanwhile.
+        let (endpoint, plan) = ops::create_endpoint(&stored(world).await, spec).unwrap();
+        let outcome = world.store.commit(plan.compares, plan.writes).await.unwrap();
+        if let Outcome::Committed(_) = outcome {
+            return endpoint;
+        }
+    }
+}
+
+async fn delete(world: &World, key: String) {
+    world.store.commit(Vec::new(), vec![Write::Delete(key)]).await.unwrap();
+}
+
+async fn problems(host: &Running, part: &str) -> Vec<String> {
+    let mut lines = host.agent.status().await.unwrap().problems;
+    lines.retain(|line| line.contains(part));
+    lines
+}
+
+const UNASKED: &str = "only the store says";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_that_only_the_store_names_gets_no_interface() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    one.network("red").await.unwrap();
+    one.run("web", "blue").await.unwrap();
+    let theirs = PathBuf::from("/paper/netns/theirs");
+    one.paper.state().namespaces.insert(theirs.clone(), BTreeSet::new());
+    let before = one.paper.state().namespaces.clone();
+    let path = "/paper/netns/theirs";
+    // Another program's namespace, by the name of a container, too; a namespace that would have to
+    // be made; and one beside that of a container that this host has.
+    let mut last = None;
+    for (network, container, netns, owned) in [
+        ("blue", "guest", path, false),
+        ("blue", "theirs", path, true),
+        ("blue", "fresh", "/paper/netns/fresh", true),
+        ("red", "web", path, false),
+    ] {
+        last = Some(forge(&world, &unasked(network, container, netns, owned)).await);
+    }
+    eventually("all are told", || async { problems(&one, UNASKED).await.len() == 4 }).await;
+    assert_eq!(one.paper.state().namespaces, before);
+    assert_eq!(one.paper.state().veths.len(), 1);
+
+    let lines = problems(&one, UNASKED).await;
+    let key = Key::endpoint(&name("red"), &last.unwrap().id);
+    let by_key = format!("delete the key {key}");
+    for part in ["'culvert rm guest'", "'culvert rm theirs'", by_key.as_str()] {
+        assert!(lines.iter().any(|line| line.contains(part)), "no {part} in {lines:?}");
+    }
+    // No request uses such a namespace either.
+    let connect = Connect { container: name("guest"), ip: None, more_ips: Vec::new(), mac: None };
+    let part = "known from the store alone";
+    assert_refused(one.agent.connect(&name("red"), connect).await, ErrorKind::Conflict, part);
+    assert_refused(one.run("side", "container:guest").await, ErrorKind::Conflict, part);
+
+    // The advice works, and what is another program's stays.
+    for container in ["guest", "theirs", "fresh"] {
+        one.agent.container_remove(&name(container), false).await.unwrap();
+    }
+    delete(&world, key).await;
+    eventually("nothing is told", || async { problems(&one, "").await.is_empty() }).await;
+    assert_eq!(one.paper.state().namespaces, before);
+    assert_eq!(stored(&world).await.endpoints.count(), 1);
+}
+
+/// `owned` in a record is no leave to remove a namespace: not for a purge either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purge_leaves_a_namespace_that_only_the_store_calls_culverts() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    let theirs = PathBuf::from("/paper/netns/theirs");
+    one.paper.state().namespaces.insert(theirs.clone(), BTreeSet::new());
+    forge(&world, &unasked("blue", "theirs", "/paper/netns/theirs", true)).await;
+    eventually("it is told", || async { problems(&one, UNASKED).await.len() == 1 }).await;
+    one.agent.purge().await.unwrap();
+    assert_eq!(one.paper.state().namespaces.keys().collect::<Vec<_>>(), [&theirs]);
+    assert_eq!(stored(&world).await.endpoints.count(), 0);
+}
+
+/// A container whose file is lost keeps its network as long as its device pair is there, and a purge
+/// removes its namespace.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_whose_file_is_lost_keeps_its_interface() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    one.run("web", "blue").await.unwrap();
+    let state_dir = one.shared.options.state_dir.clone();
+    let paper = std::sync::Arc::clone(&one.paper);
+    one.stop().await;
+    std::fs::remove_file(state_dir.join("containers/web.json")).unwrap();
+    let one = world.start(1, &paper).await.ready().await;
+    one.network("red").await.unwrap();
+    let connect = Connect { container: name("web"), ip: None, more_ips: Vec::new(), mac: None };
+    one.agent.connect(&name("red"), connect).await.unwrap();
+    assert_eq!(problems(&one, "").await, Vec::<String>::new());
+    assert_eq!(paper.state().veths.len(), 2);
+    one.agent.purge().await.unwrap();
+    assert!(paper.state().namespaces.is_empty() && paper.state().veths.is_empty());
+}
