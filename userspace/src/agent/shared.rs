@@ -2,7 +2,7 @@
 //! functions that need several of them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::{Duration, Instant},
 };
@@ -15,7 +15,7 @@ use super::{
     containers::Containers,
     denied::Denied,
     platform::Platform,
-    ports::{Pending, Reservations},
+    ports::{PROBLEM, Pending, Reservations, Synced},
     state::{Disk, Ending, Lives, Plugs, Readiness, Regrouped, Requests, Shown, StoreHandle},
 };
 use crate::{
@@ -181,10 +181,16 @@ impl Shared {
     }
 
     /// Holds the published ports of these endpoints (container by identifier and port), and no
-    /// others. Ports that could not be bound before are tried again only if `again` is set.
-    pub(super) fn hold_ports(&self, wanted: &BTreeMap<(String, PublishedPort), Name>, again: bool) {
-        let lines = self.ports.sync(&*self.platform, wanted, again);
-        self.shown.problems.set_below("port/", lines);
+    /// others. Ports that could not be bound before are tried again if `again` is set. Returns the
+    /// ports that are not held.
+    pub(super) fn hold_ports(
+        &self,
+        wanted: &BTreeMap<(String, PublishedPort), Name>,
+        again: bool,
+    ) -> BTreeSet<(String, PublishedPort)> {
+        let Synced { lines, unclaimed } = self.ports.sync(&*self.platform, wanted, again);
+        self.shown.problems.set_below(PROBLEM, lines);
+        unclaimed
     }
 
     /// The store, for a request that changes state. While the agent starts, the request waits for

@@ -137,9 +137,18 @@ impl Engine {
     }
 
     /// Holds the ports of the host that local endpoints publish. Ports that could not be held
-    /// before are tried again only if `again` is set.
-    pub(super) fn hold_ports(&self, again: bool) {
-        self.shared.hold_ports(&self.published, again);
+    /// before are tried again if `again` is set. The programs publish only what is held: with any
+    /// other port they would take packets from whoever has it.
+    pub(super) fn hold_ports(&mut self, again: bool) {
+        let unclaimed = self.shared.hold_ports(&self.published, again);
+        let changed = unclaimed.symmetric_difference(&self.unclaimed);
+        let changed: BTreeSet<String> = changed.map(|(id, _)| id.clone()).collect();
+        self.unclaimed = unclaimed;
+        for id in changed {
+            if let Some(network) = self.local.get(&id).cloned() {
+                self.mark_own(&network, &id, None);
+            }
+        }
     }
 
     /// Notes the ports that an endpoint publishes on this host. Returns whether they have changed.

@@ -1,19 +1,20 @@
 //! Records that another client has written into the store: what a host does for them is bounded by
 //! what it has agreed to itself.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{collections::BTreeSet, net::Ipv4Addr, path::PathBuf};
 
 use super::{
     fake::{Running, World, eventually, name, stored, two_hosts},
     refusals::assert_refused,
 };
 use crate::{
+    agent::platform::Holder,
     api::{
         Backend as _,
         types::{Connect, ErrorKind},
     },
     model::{
-        Endpoint, Key, SandboxRef,
+        Endpoint, Key, Protocol, PublishedPort, Record, SandboxRef, encode,
         ops::{self, EndpointSpec},
     },
     store::{Outcome, Write},
@@ -44,6 +45,12 @@ async fn forge(world: &World, spec: &EndpointSpec) -> Endpoint {
             return endpoint;
         }
     }
+}
+
+/// Writes a record into the store.
+async fn put(world: &World, key: String, record: &impl Record) {
+    let write = Write::Put { key, value: encode(record).unwrap(), lease: None };
+    world.store.commit(Vec::new(), vec![write]).await.unwrap();
 }
 
 async fn delete(world: &World, key: String) {
@@ -138,4 +145,36 @@ async fn a_container_whose_file_is_lost_keeps_its_interface() {
     assert_eq!(paper.state().veths.len(), 2);
     one.agent.purge().await.unwrap();
     assert!(paper.state().namespaces.is_empty() && paper.state().veths.is_empty());
+}
+
+/// A record with a port that a process of the host has takes no packet from that process.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_of_a_process_is_not_taken_by_a_record() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    one.run("web", "blue").await.unwrap();
+    let port = |host_port| PublishedPort {
+        host_ip: Ipv4Addr::UNSPECIFIED,
+        host_port,
+        container_port: 80,
+        protocol: Protocol::Tcp,
+        count: 1,
+    };
+    let sshd = Holder::Process { name: "sshd".to_owned(), pid: 7 };
+    one.paper.state().busy.insert((Ipv4Addr::UNSPECIFIED, 2222, Protocol::Tcp), sshd);
+    let mut record = stored(&world).await.endpoints_in(&name("blue")).next().unwrap().record;
+    record.ports = vec![port(2222), port(8080)];
+    put(&world, Key::endpoint(&record.network, &record.id), &record).await;
+    one.eventually("the free port is published", |state| {
+        let ports = state.tables.published.keys().map(|key| u16::from_be_bytes(key.port));
+        ports.eq([8080])
+    })
+    .await;
+    let told = || async { problems(&one, "port 2222/tcp is in use by 'sshd' (pid 7)").await.len() };
+    eventually("the other one is told", || async { told().await == 1 }).await;
+    assert_eq!(one.paper.state().tables.published.len(), 1);
+
+    one.paper.state().busy.clear();
+    one.eventually("both are published", |state| state.tables.published.len() == 2).await;
+    eventually("nothing is told", || async { told().await == 0 }).await;
 }

@@ -40,6 +40,8 @@ struct Host {
     ifindexes: BTreeMap<String, u32>,
     /// Endpoints that were plugged in or out since the last change.
     plugged: Changed,
+    /// Ports that are not held.
+    unclaimed: BTreeSet<(String, PublishedPort)>,
     patched: usize,
 }
 
@@ -67,7 +69,9 @@ impl Host {
         cluster.claim(&net.name, [10, 0, 0, 100].into(), &own.id);
         let (maps, reconciler) = (Maps::default(), Reconciler::default());
         let (ifindexes, plugged) = (BTreeMap::from([("00".to_owned(), 7)]), Changed::default());
-        let mut host = Self { cluster, maps, reconciler, ifindexes, plugged, patched: 0 };
+        let unclaimed = BTreeSet::new();
+        let mut host =
+            Self { cluster, maps, reconciler, ifindexes, plugged, unclaimed, patched: 0 };
         host.whole();
         host
     }
@@ -100,7 +104,8 @@ impl Host {
     fn with<T>(&self, work: impl FnOnce(&Inputs<'_>) -> T) -> T {
         let own = node("host1", 1);
         let (view, gateways) = (&self.cluster.view, &BTreeMap::new());
-        work(&Inputs { view, own: &own, ifindexes: &self.ifindexes, gateways })
+        let (ifindexes, unclaimed) = (&self.ifindexes, &self.unclaimed);
+        work(&Inputs { view, own: &own, ifindexes, gateways, unclaimed })
     }
 
     fn whole(&mut self) {
@@ -269,6 +274,28 @@ fn endpoints_of_this_host_come_and_go_by_patches() {
     host.plug(1, None);
     host.change(&changes((2, 1, None, 3, None, none(), true), 103));
     assert_eq!((sizes(&host), host.patched), (((1, 1, 1), 0, 0, 1), 6));
+}
+
+/// A port that the agent does not hold leaves the maps by a patch, and comes back by one.
+#[test]
+fn a_port_that_is_not_held_goes_and_comes_by_patches() {
+    let none = BTreeMap::new;
+    let published = |host: &Host| host.maps.0.borrow().published.len();
+    let mut host = Host::new();
+    host.plug(1, Some(11));
+    let ports = (Some((0, 2)), false, None);
+    host.change(&changes_here((1, 1, None, 2, Some(1), none(), false), ports, 100));
+    assert_eq!((published(&host), host.patched), (2, 1));
+    let record = host.cluster.view.endpoint(&name("net"), "01").unwrap().record;
+    let first = record.ports[0].singles().next().unwrap();
+    host.unclaimed.insert((record.id.clone(), first));
+    host.plugged.endpoints.insert(record.id.clone());
+    host.change(&[]);
+    assert_eq!((published(&host), host.patched), (1, 2));
+    host.unclaimed.clear();
+    host.plugged.endpoints.insert(record.id);
+    host.change(&[]);
+    assert_eq!((published(&host), host.patched), (2, 3));
 }
 
 /// A port of the host that moves from one endpoint to another is patched; one that two records
