@@ -257,6 +257,8 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     let keeper = Arc::clone(&agent);
     tasks.spawn(async move { keeper.keep_known().await });
     let keeper = Arc::clone(&agent);
+    tasks.spawn(async move { keeper.claim_macs().await });
+    let keeper = Arc::clone(&agent);
     tasks.spawn(async move { keeper.keep_commands(COMMANDS, found).await });
 
     let (mut failure, mut end) = (None, End::Asked);

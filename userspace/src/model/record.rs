@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, fmt, net::IpAddr};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
-    Alive, Endpoint, ForeignVtep, Invalid, IpOwner, Key, Network, Node, SCHEMA, StoreMark,
-    VniOwner, validate,
+    Alive, Endpoint, ForeignVtep, Invalid, IpOwner, Key, MacOwner, Network, Node, SCHEMA,
+    StoreMark, VniOwner, validate,
 };
 
 /// Greatest length of a parser's error message in a [`Decoded::Garbage`], in characters.
@@ -239,6 +239,19 @@ impl Record for IpOwner {
 
     fn check(&self, key: &Key) -> Result<(), Invalid> {
         let Key::Ipam { .. } = key else { return misplaced(Self::KIND) };
+        Ok(())
+    }
+}
+
+impl Record for MacOwner {
+    const KIND: &'static str = "MAC";
+
+    fn schema(&self) -> u32 {
+        self.schema
+    }
+
+    fn check(&self, key: &Key) -> Result<(), Invalid> {
+        let Key::Mac { .. } = key else { return misplaced(Self::KIND) };
         Ok(())
     }
 }

@@ -29,8 +29,8 @@ pub(crate) use self::{
     packed::{Brief, Id},
 };
 use super::{
-    Alive, Decoded, Endpoint, ForeignVtep, IpOwner, Key, MacAddr, Name, Network, Node, ROOT,
-    Record, Vni, VniOwner, decode,
+    Alive, Decoded, Endpoint, ForeignVtep, IpOwner, Key, MacAddr, MacOwner, Name, Network, Node,
+    ROOT, Record, Vni, VniOwner, decode,
 };
 use crate::store::{Change, Entry, Revision, Snapshot, Update};
 
@@ -55,6 +55,8 @@ pub struct View {
     pub vnis: BTreeMap<Vni, Claim<VniOwner>>,
     /// `ipam/NETWORK/IP`.
     pub ipam: Claims,
+    /// `macs/NETWORK/MAC`, by network. No entry is empty.
+    pub macs: BTreeMap<Name, BTreeMap<MacAddr, Claim<MacOwner>>>,
     /// `vteps/NETWORK/IP`, by network. No entry is empty.
     pub vteps: BTreeMap<Name, BTreeMap<Ipv4Addr, Versioned<ForeignVtep>>>,
     /// Keys whose record is skipped, and the reason.
@@ -200,6 +202,13 @@ impl View {
                 self.ipam.put(network, *ip, Claim { owner, revision });
                 why
             }
+            Key::Mac { network, mac } => {
+                let (owner, why) = claim::<MacOwner>(&key, &entry.value);
+                let claims = self.macs.entry(network.clone()).or_default();
+                claims.insert(*mac, Claim { owner, revision });
+                self.touch_mac(network, *mac, touched);
+                why
+            }
         };
         touched.problems |= match why {
             None => self.problems.remove(&entry.key).is_some(),
@@ -246,12 +255,24 @@ impl View {
                     before.and_then(|claim| claim.owner).map(|owner| (network, owner.endpoint)),
                 );
             }
+            Key::Mac { network, mac } => {
+                if remove_nested(&mut self.macs, &network, &mac).is_some() {
+                    self.touch_mac(&network, mac, touched);
+                }
+            }
             Key::Vtep { network, ip } => {
                 if remove_nested(&mut self.vteps, &network, &ip).is_some() {
                     touched.networks.insert(network);
                 }
             }
         }
+    }
+
+    /// Marks the endpoints that have a MAC which is not derived from their address: the claim to it
+    /// has changed, and with it whose the MAC is.
+    fn touch_mac(&self, network: &Name, mac: MacAddr, touched: &mut Touched) {
+        let ids = self.endpoints.with_own_mac(network, mac);
+        touched.endpoints.extend(ids.map(|id| (network.clone(), id.text())));
     }
 
     /// Whether the view has no record and no problem.
@@ -364,6 +385,45 @@ impl View {
         self.ipam.get(network, ip)
     }
 
+    /// The claim to a MAC of a network that is not derived from an address.
+    pub fn mac_claim(&self, network: &Name, mac: MacAddr) -> Option<&Claim<MacOwner>> {
+        self.macs.get(network)?.get(&mac)
+    }
+
+    /// Endpoints of a node that have a MAC which needs a claim and has none, by network and
+    /// identifier: an earlier version has made them.
+    pub fn unclaimed_macs(&self, node: &Name) -> Vec<(Name, String)> {
+        let own = self.endpoints_on(node).filter(|endpoint| {
+            !endpoint.has_derived_mac() && self.mac_claim(&endpoint.network, endpoint.mac).is_none()
+        });
+        own.map(|endpoint| (endpoint.record.network, endpoint.record.id)).collect()
+    }
+
+    /// What is wrong with the MAC of an endpoint of `network`; `is_own` tells whether an identifier is
+    /// the endpoint's. A MAC that is derived from an address belongs to whoever has the address, any
+    /// other MAC to whoever has the claim to it. One that nobody has claimed, as an earlier version
+    /// makes them, is everybody's.
+    fn mac_fault(
+        &self,
+        network: &Network,
+        mac: MacAddr,
+        ipv4: Option<Ipv4Addr>,
+        is_own: impl Fn(&str) -> bool,
+    ) -> Option<MacFault<'_>> {
+        // Nearly all endpoints. The claim to the address is checked with the others.
+        if ipv4.is_some_and(|ip| MacAddr::from_ipv4(ip) == mac) {
+            return None;
+        }
+        if let Some(ip) = network.address_of(mac) {
+            return Some(MacFault::OfAddress(ip));
+        }
+        match &self.mac_claim(&network.name, mac)?.owner {
+            Some(owner) if is_own(&owner.endpoint) => None,
+            Some(owner) => Some(MacFault::OfEndpoint(&owner.endpoint)),
+            None => Some(MacFault::Unreadable),
+        }
+    }
+
     /// The node with the given VTEP address.
     pub fn node_at(&self, vtep: Ipv4Addr) -> Option<&Versioned<Node>> {
         self.nodes.values().find(|node| node.vtep == vtep)
@@ -398,7 +458,7 @@ impl View {
     }
 
     /// Checks that the data plane may carry the endpoint: its network is usable, it has the
-    /// network's VNI, and it owns its addresses there.
+    /// network's VNI, and it owns its addresses and its MAC there.
     ///
     /// # Errors
     ///
@@ -412,6 +472,19 @@ impl View {
         };
         if endpoint.vni != network.vni {
             return fail(format!("VNI {} is not the network's {}", endpoint.vni, network.vni));
+        }
+        let mac = endpoint.mac;
+        match self.mac_fault(network, mac, endpoint.ipv4, |owner| owner == id) {
+            None => {}
+            Some(MacFault::OfAddress(ip)) => {
+                return fail(format!("MAC {mac} belongs to address {ip} of the network"));
+            }
+            Some(MacFault::OfEndpoint(owner)) => {
+                return fail(format!("MAC {mac} belongs to endpoint {owner}"));
+            }
+            Some(MacFault::Unreadable) => {
+                return fail(format!("the record of who owns MAC {mac} is unreadable"));
+            }
         }
         for ip in endpoint.addresses() {
             if !network.subnets.iter().any(|subnet| subnet.subnet.contains(ip)) {
@@ -433,7 +506,9 @@ impl View {
 
     /// As [`Self::usable_endpoint`], for an endpoint of a usable network, without the reason.
     pub(crate) fn is_usable(&self, network: &Network, endpoint: &Brief<'_>) -> bool {
+        let is_own = |owner: &str| Id::parse(owner) == Some(endpoint.id);
         endpoint.vni == network.vni.get()
+            && self.mac_fault(network, endpoint.mac, endpoint.ipv4, is_own).is_none()
             && endpoint.addresses().all(|ip| {
                 network.subnets.iter().any(|subnet| subnet.subnet.contains(ip))
                     && self.ipam.is_of(&network.name, ip, &endpoint.id)
@@ -470,6 +545,17 @@ impl View {
             .filter(|(key, _)| key.starts_with(prefix))
             .map(|(key, why)| (key.as_str(), why.as_str()))
     }
+}
+
+/// Why an endpoint may not have its MAC.
+#[derive(Clone, Copy, Debug)]
+enum MacFault<'a> {
+    /// It is derived from an address that is not the endpoint's primary one.
+    OfAddress(Ipv4Addr),
+    /// Another endpoint has the claim.
+    OfEndpoint(&'a str),
+    /// The claim cannot be read.
+    Unreadable,
 }
 
 /// Stores a record. Returns the reason if it is skipped.

@@ -15,6 +15,7 @@ mod doubt;
 mod expose;
 mod known;
 mod lost;
+mod macs;
 mod names;
 mod nat;
 mod network;

@@ -3,8 +3,10 @@
 
 use std::{collections::BTreeSet, net::Ipv4Addr, path::PathBuf};
 
+use culvert_common::abi::FdbKey;
+
 use super::{
-    fake::{Running, World, eventually, name, stored, two_hosts},
+    fake::{Running, World, eventually, name, run, stored, two_hosts},
     refusals::assert_refused,
 };
 use crate::{
@@ -14,7 +16,8 @@ use crate::{
         types::{Connect, ErrorKind},
     },
     model::{
-        Endpoint, Key, Protocol, PublishedPort, Record, SandboxRef, encode,
+        Endpoint, IpOwner, Key, MacAddr, Protocol, PublishedPort, Record, SCHEMA, SandboxRef,
+        encode,
         ops::{self, EndpointSpec},
     },
     store::{Outcome, Write},
@@ -177,4 +180,79 @@ async fn a_port_of_a_process_is_not_taken_by_a_record() {
     one.paper.state().busy.clear();
     one.eventually("both are published", |state| state.tables.published.len() == 2).await;
     eventually("nothing is told", || async { told().await == 0 }).await;
+}
+
+/// A record with the MAC of another endpoint takes nothing from it: the MAC of an address belongs to
+/// whoever has the address, and any other MAC to whoever has claimed it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mac_stays_with_its_endpoint() {
+    let world = World::new().await;
+    let (one, two) = two_hosts(&world).await;
+    let chosen: MacAddr = "0e:00:00:00:00:01".parse().unwrap();
+    one.run("derived", "blue").await.unwrap();
+    let mut request = run("chosen", "blue");
+    request.mac = Some(chosen);
+    one.agent.container_create(request).await.unwrap();
+    two.run("peer", "blue").await.unwrap();
+    let macs = [MacAddr::from_ipv4([10, 0, 1, 2].into()), chosen];
+    let vteps = |host: &Running| {
+        let state = host.paper.state();
+        let vni = state.tables.networks.keys().next().copied().unwrap_or_default();
+        macs.map(|mac| state.tables.fdb.get(&FdbKey::new(vni, mac.0)).map(|entry| entry.vtep))
+    };
+    let right = [Some([192, 0, 2, 1]); 2];
+    eventually("the peer knows both", || async { vteps(&two) == right }).await;
+
+    // A third host's records with these MACs, and with addresses of their own. No identifier is
+    // less than theirs.
+    let blue = name("blue");
+    let node = crate::model::testing::node("host3", 3);
+    put(&world, Key::node(&node.name), &node).await;
+    for (last, mac) in (100..).zip(macs) {
+        let ip = Ipv4Addr::new(10, 0, 1, last);
+        let spec = EndpointSpec {
+            node: node.name.clone(),
+            ips: vec![ip.into()],
+            ..unasked("blue", &format!("thief{last}"), "/run/netns/thief", true)
+        };
+        let (made, _) =
+            ops::create_endpoint_as(&stored(&world).await, &spec, &format!("{last:064x}")).unwrap();
+        let owner = IpOwner { schema: SCHEMA, endpoint: made.id.clone() };
+        put(&world, Key::ipam(&blue, ip.into()), &owner).await;
+        put(&world, Key::endpoint(&blue, &made.id), &Endpoint { mac, ..made }).await;
+    }
+    for host in [&one, &two] {
+        eventually("both records are told", || async {
+            problems(host, "belongs to address 10.0.1.2").await.len() == 1
+                && problems(host, "MAC 0e:00:00:00:00:01 belongs to endpoint").await.len() == 1
+        })
+        .await;
+    }
+    assert_eq!(vteps(&two), right);
+    one.agent.container_remove(&name("chosen"), false).await.unwrap();
+    assert!(stored(&world).await.macs.is_empty());
+}
+
+/// An earlier version has not claimed the MAC: the next agent does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mac_of_an_earlier_version_is_claimed_at_the_start() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    let mac: MacAddr = "0e:00:00:00:00:01".parse().unwrap();
+    let mut request = run("web", "blue");
+    request.mac = Some(mac);
+    one.agent.container_create(request).await.unwrap();
+    let paper = std::sync::Arc::clone(&one.paper);
+    one.stop().await;
+    let claimant = || async {
+        let now = stored(&world).await;
+        let claim = now.mac_claim(&name("blue"), mac);
+        claim.and_then(|claim| claim.owner.as_ref()).map(|owner| owner.endpoint.clone())
+    };
+    let made = claimant().await;
+    assert!(made.is_some());
+    delete(&world, Key::mac(&name("blue"), mac)).await;
+    let one = world.start(1, &paper).await.ready().await;
+    eventually("it is claimed again", || async { claimant().await == made }).await;
+    assert_eq!(problems(&one, "").await, Vec::<String>::new());
 }

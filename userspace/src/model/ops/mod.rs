@@ -16,8 +16,8 @@ use crate::store::{Compare, Write};
 
 pub use crate::store::new_id;
 pub use endpoint::{
-    EndpointSpec, add_address, create_endpoint, create_endpoint_as, fence_endpoint, may_publish,
-    remove_address, remove_endpoint,
+    EndpointSpec, add_address, claim_mac, create_endpoint, create_endpoint_as, fence_endpoint,
+    may_publish, remove_address, remove_endpoint,
 };
 pub use execute::{ExecuteError, execute, execute_below};
 pub use network::{

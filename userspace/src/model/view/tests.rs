@@ -145,6 +145,36 @@ fn two_networks_with_one_vni_are_not_both_usable() {
     assert!(cluster.view.usable_network(&name("green")).expect_err("unknown").contains("unknown"));
 }
 
+/// A change of a claim to a MAC concerns every endpoint that has the MAC.
+#[test]
+fn a_claim_to_a_mac_concerns_the_endpoints_that_have_it() {
+    let (red, _) = two_networks();
+    let mac = MacAddr([0x0e, 0, 0, 0, 0, 1]);
+    let mut cluster = Cluster::default();
+    cluster.network(&red);
+    for (id, ip) in [("0a", "10.0.0.2"), ("0b", "10.0.0.3")] {
+        cluster.endpoint(&Endpoint { mac, ..endpoint(&red, id, "host1", ip) });
+    }
+    cluster.endpoint(&endpoint(&red, "0c", "host1", "10.0.0.4"));
+    let both = ["0a", "0b"].map(|id| (red.name.clone(), id.to_owned()));
+    let touches = Touched { endpoints: both.into(), ..Touched::default() };
+    let owner = MacOwner { schema: SCHEMA, endpoint: "0b".to_owned() };
+    let usable = |view: &View| -> Vec<String> {
+        let all = view.endpoints_in(&red.name);
+        all.filter(|ep| view.usable_endpoint(ep).is_ok()).map(|ep| ep.record.id).collect()
+    };
+    // An earlier version has claimed nothing.
+    assert_eq!(usable(&cluster.view), ["0a", "0b", "0c"]);
+    let put = change(Key::mac(&red.name, mac), &owner, 50);
+    assert_eq!(cluster.view.apply(&put), touches);
+    assert_eq!(usable(&cluster.view), ["0b", "0c"]);
+    cluster.raw(&Key::mac(&red.name, mac), b"garbage");
+    assert_eq!(usable(&cluster.view), ["0c"]);
+    let touched = cluster.view.apply(&delete(Key::mac(&red.name, mac), 60));
+    assert_eq!(touched.endpoints, touches.endpoints);
+    assert_eq!(usable(&cluster.view), ["0a", "0b", "0c"]);
+}
+
 #[test]
 fn an_endpoint_with_what_is_not_its_own_is_not_usable() {
     let (red, blue) = two_networks();
@@ -212,7 +242,7 @@ fn a_list_sets_the_revision() {
 
 /// Writes and deletions of valid records, from so small a set that they collide.
 fn history() -> impl Strategy<Value = Vec<(u8, u8, bool)>> {
-    proptest::collection::vec((0..6_u8, 0..4_u8, any::<bool>()), 0..60)
+    proptest::collection::vec((0..7_u8, 0..4_u8, any::<bool>()), 0..60)
 }
 
 fn record_change(kind: u8, which: u8, revision: Revision) -> Change {
@@ -236,6 +266,10 @@ fn record_change(kind: u8, which: u8, revision: Revision) -> Change {
             let claim = IpOwner { schema: SCHEMA, endpoint: ep.id };
             let ip = IpAddr::from([10, 0, 0, which + 2]);
             change(Key::ipam(&red.name, ip), &claim, revision)
+        }
+        5 => {
+            let claim = MacOwner { schema: SCHEMA, endpoint: ep.id };
+            change(Key::mac(&red.name, MacAddr([0x0e, 0, 0, 0, 0, which])), &claim, revision)
         }
         _ => {
             let alive = Alive::new("00".to_owned());
@@ -273,7 +307,7 @@ proptest! {
     /// Any bytes under any key are skipped and reported.
     #[test]
     fn nothing_in_the_store_makes_the_view_panic(
-        kind in "(networks|vnis|nodes|alive|endpoints|ipam|vteps|store|other)",
+        kind in "(networks|vnis|nodes|alive|endpoints|ipam|macs|vteps|store|other)",
         name in "[a-z0-9./: ]{0,12}",
         value in proptest::collection::vec(any::<u8>(), 0..200),
     ) {

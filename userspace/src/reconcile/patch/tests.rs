@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     model::{
-        Endpoint, ForeignVtep, IpOwner, Key, Protocol, PublishedPort, SCHEMA, View, decoded, ops,
+        Endpoint, ForeignVtep, IpOwner, Key, MacOwner, Protocol, PublishedPort, SCHEMA, View,
+        decoded, ops,
         testing::{Cluster, endpoint, name, network, node},
     },
     reconcile::{Kernel, NetworkState, Op, Reconciler, Tables, network_state},
@@ -164,7 +165,7 @@ fn change() -> impl Strategy<Value = Part> {
     (
         1..6u8,
         1..6u8,
-        proptest::option::of(0..3u8),
+        proptest::option::of(0..5u8),
         2..6u8,
         owner(),
         proptest::collection::btree_map(2..9u8, owner(), 0..4),
@@ -186,8 +187,11 @@ fn changes_here(
     let id = format!("{id:02x}");
     let record = endpoint(&net, &id, &format!("host{node}"), &address);
     // Some endpoints have the MAC that is derived from another endpoint's address, also from that
-    // of an endpoint on this host.
-    let mac = mac.map(|last| [0x02, 0x42, 10, 0, 0, [100, 2, 3][usize::from(last)]]);
+    // of an endpoint on this host. Some have one of two other MACs, with a claim or without.
+    let mac = mac.map(|which| match which {
+        0..3 => [0x02, 0x42, 10, 0, 0, [100, 2, 3][usize::from(which)]],
+        _ => [0x0e, 0, 0, 0, 0, which],
+    });
     // The primary address is not an additional one.
     more.remove(&ip);
     let additional = more.keys().map(|last| [10, 0, 0, *last].into()).collect();
@@ -209,6 +213,16 @@ fn changes_here(
         true => Change::Delete { key, revision },
         false => put(key, crate::model::encode(&record).unwrap()),
     }];
+    if !record.has_derived_mac() {
+        let key = Key::mac(&net.name, record.mac);
+        changes.push(match owner.filter(|_| !gone) {
+            None => Change::Delete { key, revision },
+            Some(owner) => {
+                let owner = MacOwner { schema: SCHEMA, endpoint: format!("{owner:02x}") };
+                put(key, crate::model::encode(&owner).unwrap())
+            }
+        });
+    }
     more.insert(ip, owner);
     for (last, owner) in more {
         let key = Key::ipam(&net.name, [10, 0, 0, last].into());
