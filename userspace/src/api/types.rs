@@ -496,7 +496,7 @@ pub struct Status {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepairRow {
     /// Kind: `gateway device`, `container device`, `assistant device`, `setting`, `program`,
-    /// `earlier program`, `pin` or `map entry`.
+    /// `earlier program`, `pin`, `map entry` or `node record`.
     pub kind: String,
     /// How many since the agent started.
     pub count: u64,

@@ -62,7 +62,7 @@ pub fn decode<T: Record>(key: &Key, value: &[u8]) -> Decoded<T> {
     }
 
     let garbage = |error: &dyn fmt::Display| Decoded::Garbage {
-        why: one_line(&format!("not a {} record: {error}", T::KIND)),
+        why: one_line(&format!("not a {} record: {error}", T::KIND), WHY_LIMIT),
     };
     let refused = |schema| match schema {
         0 => Some(garbage(&"schema 0 does not exist")),
@@ -92,10 +92,10 @@ pub fn encode<T: Record>(record: &T) -> Result<Vec<u8>, Invalid> {
         .map_err(|error| Invalid(format!("{} record cannot be written as JSON: {error}", T::KIND)))
 }
 
-/// Makes untrusted text fit into one line of a message.
-fn one_line(text: &str) -> String {
+/// Makes untrusted text fit into one line of a message: at most `limit` characters of it.
+pub(super) fn one_line(text: &str, limit: usize) -> String {
     let mut chars = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-    let mut line: String = chars.by_ref().take(WHY_LIMIT).collect();
+    let mut line: String = chars.by_ref().take(limit).collect();
     if chars.next().is_some() {
         line.push('…');
     }

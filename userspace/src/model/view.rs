@@ -30,9 +30,15 @@ pub(crate) use self::{
 };
 use super::{
     Alive, Decoded, Endpoint, ForeignVtep, IpOwner, Key, MacAddr, MacOwner, Name, Network, Node,
-    ROOT, Record, Vni, VniOwner, decode,
+    ROOT, Record, Vni, VniOwner, decode, record::one_line,
 };
 use crate::store::{Change, Entry, Revision, Snapshot, Update};
+
+/// Greatest length of a key in a message, and of the reason why it is no key, in characters. A store
+/// may have keys of any length.
+const KEY_LIMIT: usize = 240;
+/// Greatest length of a line about records that contradict each other, in characters.
+const LINE_LIMIT: usize = 600;
 
 /// The state of the cluster up to a revision of the store.
 ///
@@ -95,14 +101,14 @@ impl View {
         touched
     }
 
-    /// As [`Self::fold`], for a caller that will process the whole view. Returns whether
-    /// [`Self::problems`] changed.
-    pub fn fold_unseen(&mut self, update: &Update) -> bool {
-        let mut problems = false;
+    /// As [`Self::fold`], for a caller that will process the whole view. Returns the keys whose entry
+    /// in [`Self::problems`] has changed.
+    pub fn fold_unseen(&mut self, update: &Update) -> BTreeSet<String> {
+        let mut problems = BTreeSet::new();
         for change in &update.changes {
             let mut touched = Touched::default();
             self.change(change, &mut touched);
-            problems |= touched.problems;
+            problems.append(&mut touched.problems);
         }
         self.folded(update);
         problems
@@ -138,9 +144,8 @@ impl View {
         let key: Key = match entry.key.parse() {
             Ok(key) => key,
             Err(error) => {
-                let why = format!("skipped: {error}");
-                touched.problems |=
-                    self.problems.insert(entry.key.clone(), why.clone()) != Some(why);
+                let why = one_line(&format!("skipped: {error}"), KEY_LIMIT);
+                self.set_problem(&entry.key, Some(why), touched);
                 return;
             }
         };
@@ -210,14 +215,26 @@ impl View {
                 why
             }
         };
-        touched.problems |= match why {
-            None => self.problems.remove(&entry.key).is_some(),
-            Some(why) => self.problems.insert(entry.key.clone(), why.clone()) != Some(why),
+        self.set_problem(&entry.key, why, touched);
+    }
+
+    /// Sets the reason why the record at a key is skipped. `None`: it is not.
+    fn set_problem(&mut self, key: &str, why: Option<String>, touched: &mut Touched) {
+        let is_changed = match why {
+            None => self.problems.remove(key).is_some(),
+            Some(why) if self.problems.get(key) == Some(&why) => false,
+            Some(why) => {
+                self.problems.insert(key.to_owned(), why);
+                true
+            }
         };
+        if is_changed {
+            touched.problems.insert(key.to_owned());
+        }
     }
 
     fn delete(&mut self, text: &str, touched: &mut Touched) {
-        touched.problems |= self.problems.remove(text).is_some();
+        self.set_problem(text, None, touched);
         let Ok(key) = text.parse::<Key>() else { return };
         match key {
             Key::Store => {}
@@ -517,7 +534,11 @@ impl View {
 
     /// All skipped or contradictory records, one line each.
     pub fn complaints(&self) -> Vec<String> {
-        let skipped = self.problems.iter().map(|(key, why)| format!("{key}: {why}"));
+        self.first_complaints(usize::MAX).0
+    }
+
+    /// As [`Self::complaints`], of each kind the first `most`, and the number of the others.
+    pub fn first_complaints(&self, most: usize) -> (Vec<String>, usize) {
         let networks = self.networks.keys().filter_map(|name| self.usable_network(name).err());
         let endpoints = self.endpoints.networks().flat_map(|name| {
             let network = self.usable_network(name).ok();
@@ -528,7 +549,30 @@ impl View {
                 briefs.filter(move |ep| network.is_none_or(|net| !self.is_usable(net, ep)));
             briefs.filter_map(|ep| self.usable_endpoint(&*ep.unpack(name)?).err())
         });
-        skipped.chain(networks).chain(endpoints).collect()
+        // If one of them has a claim, the others are not usable, and named already.
+        let macs = self.endpoints.networks().flat_map(|name| {
+            let repeated = self.endpoints.repeated_macs(name);
+            let repeated = repeated.filter(move |(mac, ..)| self.mac_claim(name, *mac).is_none());
+            repeated.map(move |(mac, first, other)| {
+                format!(
+                    "endpoint {} in network '{name}': MAC {mac} is that of endpoint {}, too, and nobody has claimed it",
+                    other.text(),
+                    first.text()
+                )
+            })
+        });
+        let skipped = self.problems.iter().take(most).map(|(key, why)| problem_line(key, why));
+        let mut lines: Vec<String> = skipped.collect();
+        let mut more = self.problems.len() - lines.len();
+        more += first_lines(networks, most, &mut lines);
+        more += first_lines(endpoints, most, &mut lines);
+        more += first_lines(macs, most, &mut lines);
+        (lines, more)
+    }
+
+    /// The line about the record at a key that is skipped. `None` if it is not.
+    pub fn problem_line(&self, key: &str) -> Option<String> {
+        self.problems.get(key).map(|why| problem_line(key, why))
     }
 
     /// The reason why the record at a key is skipped. `None` if it is not.
@@ -545,6 +589,22 @@ impl View {
             .filter(|(key, _)| key.starts_with(prefix))
             .map(|(key, why)| (key.as_str(), why.as_str()))
     }
+}
+
+/// Adds the first `most` items to `lines`, and returns the number of the others. A name in a record
+/// may have any length.
+fn first_lines(
+    mut found: impl Iterator<Item = String>,
+    most: usize,
+    lines: &mut Vec<String>,
+) -> usize {
+    lines.extend(found.by_ref().take(most).map(|line| one_line(&line, LINE_LIMIT)));
+    found.count()
+}
+
+/// The line about a key whose record is skipped.
+fn problem_line(key: &str, why: &str) -> String {
+    format!("{}: {why}", one_line(key, KEY_LIMIT))
 }
 
 /// Why an endpoint may not have its MAC.

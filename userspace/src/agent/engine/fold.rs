@@ -31,11 +31,12 @@ impl Engine {
             let problems = self.shared.view_mut().fold_unseen(update);
             Touched { problems, ..Touched::default() }
         };
-        if touched.problems {
-            let view = self.shared.view();
-            let lines = view.problems.iter();
-            let lines = lines.map(|(key, why)| (format!("store/{key}"), format!("{key}: {why}")));
-            self.shared.shown.problems.set_below("store/", lines.collect());
+        // The view keeps them, and `status` reads them there: what a key costs does not depend on how
+        // many others there are.
+        for key in &touched.problems {
+            let line = self.shared.view().problem_line(key);
+            let problems = &self.shared.shown.problems;
+            problems.log("store", line.as_deref().unwrap_or(key), line.is_none());
         }
         if update.listed.is_some() {
             // At this point, before long-lived memory is allocated between the pieces that the list

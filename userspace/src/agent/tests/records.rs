@@ -16,7 +16,7 @@ use crate::{
         types::{Connect, ErrorKind},
     },
     model::{
-        Endpoint, IpOwner, Key, MacAddr, Protocol, PublishedPort, Record, SCHEMA, SandboxRef,
+        Endpoint, IpOwner, Key, MacAddr, Node, Protocol, PublishedPort, Record, SCHEMA, SandboxRef,
         encode,
         ops::{self, EndpointSpec},
     },
@@ -255,4 +255,49 @@ async fn a_mac_of_an_earlier_version_is_claimed_at_the_start() {
     let one = world.start(1, &paper).await.ready().await;
     eventually("it is claimed again", || async { claimant().await == made }).await;
     assert_eq!(problems(&one, "").await, Vec::<String>::new());
+}
+
+/// A host's own record that somebody else has written is put right, and told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_own_record_of_a_host_is_put_right() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    let own = one.shared.node.clone();
+    let other = Node { id: "6".repeat(64), vtep: [192, 0, 2, 66].into(), ..own.clone() };
+    for (count, value) in [(1, encode(&other).unwrap()), (2, b"garbage".to_vec())] {
+        let write = Write::Put { key: Key::node(&own.name), value, lease: None };
+        world.store.commit(Vec::new(), vec![write]).await.unwrap();
+        eventually("it is put right", || async {
+            let repairs = one.shared.shown.repairs.all();
+            let counted = repairs.get("node record").is_some_and(|repair| repair.count == count);
+            let stored = stored(&world).await;
+            let found = stored.nodes.get(&own.name);
+            counted && found.is_some_and(|node| node.record == *one.shared.record.borrow())
+        })
+        .await;
+    }
+    eventually("nothing is told", || async { problems(&one, "").await.is_empty() }).await;
+}
+
+/// Very many garbage keys are counted, and a few of them are named. The host works as before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn very_many_garbage_keys_are_counted() {
+    let world = World::new().await;
+    let (one, two) = two_hosts(&world).await;
+    for part in 0..100 {
+        let put = |number: u32| Write::Put {
+            key: format!("/culvert/v1/other/{part:03}-{number:03}"),
+            value: Vec::new(),
+            lease: None,
+        };
+        world.store.commit(Vec::new(), (0..100).map(put).collect()).await.unwrap();
+    }
+    one.run("web", "blue").await.unwrap();
+    two.run("db", "blue").await.unwrap();
+    one.eventually("the other host's endpoint", |state| state.tables.fdb.len() == 2).await;
+    eventually("all are counted", || async {
+        problems(&one, "9980 more records of the store").await.len() == 1
+    })
+    .await;
+    assert_eq!(problems(&one, "").await.len(), 21);
 }

@@ -23,7 +23,7 @@ pub use execute::{ExecuteError, execute, execute_below};
 pub use network::{
     NetworkSpec, PREDEFINED_BRIDGE, choose_subnet, create_network, lowest_free_vni, remove_network,
 };
-pub use node::{not_elsewhere, register_node, remove_node};
+pub use node::{not_elsewhere, register_node, remove_node, restore_node};
 pub use vtep::{add_vtep, remove_vtep};
 
 /// A transaction that is not committed yet.

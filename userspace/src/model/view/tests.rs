@@ -102,7 +102,8 @@ fn unreadable_records_are_named_and_take_nothing_down() {
     assert!(cluster.view.problems.is_empty());
     cluster.raw("/culvert/v1/networks/red", b"x");
     let touched = cluster.view.apply(&delete("/culvert/v1/networks/red".to_owned(), 99));
-    assert!(touched.problems && touched.networks.contains(&red.name));
+    assert_eq!(touched.problems, ["/culvert/v1/networks/red".to_owned()].into());
+    assert!(touched.networks.contains(&red.name));
     assert!(cluster.view.problems.is_empty() && !cluster.view.networks.contains_key(&red.name));
 }
 
@@ -113,11 +114,43 @@ fn keys_of_no_kind_are_named_too() {
         cluster.raw(key, b"{}");
         assert!(cluster.view.problem_at(key).is_some(), "{key}");
         let touched = cluster.view.apply(&delete(key.to_owned(), 50));
-        assert!(touched.problems && cluster.view.problems.is_empty(), "{key}");
+        assert_eq!(touched.problems, [key.to_owned()].into());
+        assert!(cluster.view.problems.is_empty(), "{key}");
     }
     // The view ignores the mark of the store.
     cluster.raw("/culvert/v1/store", b"anything");
     assert!(cluster.view.is_empty());
+}
+
+/// However many keys are garbage, a change of one of them concerns that one, and the lines about
+/// them are few and short.
+#[test]
+fn garbage_is_counted_and_its_lines_are_bounded() {
+    let (red, _) = two_networks();
+    let mut cluster = Cluster::default();
+    cluster.network(&red);
+    let long = "x".repeat(10_000);
+    for number in 0..1000 {
+        let key = format!("/culvert/v1/other/{number:04}/{long}");
+        let touched = cluster.view.apply(&Change::Put(Entry {
+            key: key.clone(),
+            value: Vec::new(),
+            mod_revision: 9,
+        }));
+        assert_eq!(touched, Touched { problems: [key].into(), ..Touched::default() });
+    }
+    for number in 0..100_u8 {
+        // The owner in a record may be any text as well.
+        let ep = endpoint(&red, &format!("{number:02x}"), "host1", &format!("10.0.0.{number}"));
+        cluster.put(Key::endpoint(&red.name, &ep.id), &ep);
+        let owner = IpOwner { schema: SCHEMA, endpoint: long.clone() };
+        cluster.put(Key::ipam(&red.name, [10, 0, 0, number].into()), &owner);
+    }
+    let (lines, more) = cluster.view.first_complaints(20);
+    assert_eq!((lines.len(), more), (40, 980 + 80));
+    assert!(lines.iter().all(|line| line.chars().count() <= 601), "{lines:?}");
+    assert!(lines[0].starts_with("/culvert/v1/other/0000/x"), "{}", lines[0]);
+    assert_eq!(cluster.view.complaints().len(), 1100);
 }
 
 #[test]
@@ -165,6 +198,10 @@ fn a_claim_to_a_mac_concerns_the_endpoints_that_have_it() {
     };
     // An earlier version has claimed nothing.
     assert_eq!(usable(&cluster.view), ["0a", "0b", "0c"]);
+    let repeated = cluster.view.complaints();
+    assert!(repeated[0].contains("endpoint 0b in network 'red'"), "{repeated:?}");
+    assert!(repeated[0].contains("is that of endpoint 0a, too"), "{repeated:?}");
+    assert_eq!(repeated.len(), 1);
     let put = change(Key::mac(&red.name, mac), &owner, 50);
     assert_eq!(cluster.view.apply(&put), touches);
     assert_eq!(usable(&cluster.view), ["0b", "0c"]);
