@@ -2,17 +2,18 @@
 
 mod chunked;
 mod claims;
+mod complaints;
 mod endpoints;
 mod home;
 mod packed;
 mod sorted;
 mod touched;
+mod usable;
 mod versioned;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
-    ops::Bound,
     path::Path,
 };
 
@@ -30,15 +31,10 @@ pub(crate) use self::{
 };
 use super::{
     Alive, Decoded, Endpoint, ForeignVtep, IpOwner, Key, MacAddr, MacOwner, Name, Network, Node,
-    ROOT, Record, Vni, VniOwner, decode, record::one_line,
+    Record, Vni, VniOwner, decode,
+    record::{KEY_LIMIT, one_line},
 };
 use crate::store::{Change, Entry, Revision, Snapshot, Update};
-
-/// Greatest length of a key in a message, and of the reason why it is no key, in characters. A store
-/// may have keys of any length.
-const KEY_LIMIT: usize = 240;
-/// Greatest length of a line about records that contradict each other, in characters.
-const LINE_LIMIT: usize = 600;
 
 /// The state of the cluster up to a revision of the store.
 ///
@@ -76,7 +72,7 @@ impl View {
         Self { endpoints: Endpoints::at(node), ..Self::default() }
     }
 
-    /// Makes the view from a snapshot of [`ROOT`].
+    /// Makes the view from a snapshot of [`ROOT`](super::ROOT).
     pub fn from_snapshot(snapshot: &Snapshot) -> Self {
         let mut view = Self::default();
         view.add_snapshot(snapshot);
@@ -285,13 +281,6 @@ impl View {
         }
     }
 
-    /// Marks the endpoints that have a MAC which is not derived from their address: the claim to it
-    /// has changed, and with it whose the MAC is.
-    fn touch_mac(&self, network: &Name, mac: MacAddr, touched: &mut Touched) {
-        let ids = self.endpoints.with_own_mac(network, mac);
-        touched.endpoints.extend(ids.map(|id| (network.clone(), id.text())));
-    }
-
     /// Whether the view has no record and no problem.
     pub fn is_empty(&self) -> bool {
         *self == Self { revision: self.revision, ..Self::default() }
@@ -402,45 +391,6 @@ impl View {
         self.ipam.get(network, ip)
     }
 
-    /// The claim to a MAC of a network that is not derived from an address.
-    pub fn mac_claim(&self, network: &Name, mac: MacAddr) -> Option<&Claim<MacOwner>> {
-        self.macs.get(network)?.get(&mac)
-    }
-
-    /// Endpoints of a node that have a MAC which needs a claim and has none, by network and
-    /// identifier: an earlier version has made them.
-    pub fn unclaimed_macs(&self, node: &Name) -> Vec<(Name, String)> {
-        let own = self.endpoints_on(node).filter(|endpoint| {
-            !endpoint.has_derived_mac() && self.mac_claim(&endpoint.network, endpoint.mac).is_none()
-        });
-        own.map(|endpoint| (endpoint.record.network, endpoint.record.id)).collect()
-    }
-
-    /// What is wrong with the MAC of an endpoint of `network`; `is_own` tells whether an identifier is
-    /// the endpoint's. A MAC that is derived from an address belongs to whoever has the address, any
-    /// other MAC to whoever has the claim to it. One that nobody has claimed, as an earlier version
-    /// makes them, is everybody's.
-    fn mac_fault(
-        &self,
-        network: &Network,
-        mac: MacAddr,
-        ipv4: Option<Ipv4Addr>,
-        is_own: impl Fn(&str) -> bool,
-    ) -> Option<MacFault<'_>> {
-        // Nearly all endpoints. The claim to the address is checked with the others.
-        if ipv4.is_some_and(|ip| MacAddr::from_ipv4(ip) == mac) {
-            return None;
-        }
-        if let Some(ip) = network.address_of(mac) {
-            return Some(MacFault::OfAddress(ip));
-        }
-        match &self.mac_claim(&network.name, mac)?.owner {
-            Some(owner) if is_own(&owner.endpoint) => None,
-            Some(owner) => Some(MacFault::OfEndpoint(&owner.endpoint)),
-            None => Some(MacFault::Unreadable),
-        }
-    }
-
     /// The node with the given VTEP address.
     pub fn node_at(&self, vtep: Ipv4Addr) -> Option<&Versioned<Node>> {
         self.nodes.values().find(|node| node.vtep == vtep)
@@ -450,172 +400,6 @@ impl View {
     pub fn is_alive(&self, node: &Name) -> bool {
         self.alive.contains_key(node)
     }
-
-    /// The network, if the data plane may carry it. Two networks with one VNI must not be carried:
-    /// their traffic would mix.
-    ///
-    /// # Errors
-    ///
-    /// The reason, one line.
-    pub fn usable_network(&self, name: &Name) -> Result<&Network, String> {
-        let network =
-            self.networks.get(name).ok_or_else(|| format!("network '{name}': unknown"))?;
-        match self.vnis.get(&network.vni) {
-            Some(Claim { owner: Some(owner), .. }) if owner.network == *name => Ok(network),
-            Some(Claim { owner: Some(owner), .. }) => Err(format!(
-                "network '{name}': VNI {} belongs to network '{}'",
-                network.vni, owner.network
-            )),
-            Some(Claim { owner: None, .. }) => Err(format!(
-                "network '{name}': the record of who owns VNI {} is unreadable",
-                network.vni
-            )),
-            None => Err(format!("network '{name}': VNI {} is not registered to it", network.vni)),
-        }
-    }
-
-    /// Checks that the data plane may carry the endpoint: its network is usable, it has the
-    /// network's VNI, and it owns its addresses and its MAC there.
-    ///
-    /// # Errors
-    ///
-    /// The reason, one line.
-    pub fn usable_endpoint(&self, endpoint: &Endpoint) -> Result<(), String> {
-        let Endpoint { id, network: name, container, .. } = endpoint;
-        let fail = |why: String| Err(format!("endpoint {id} ('{container}' in '{name}'): {why}"));
-        let network = match self.usable_network(name) {
-            Ok(network) => network,
-            Err(why) => return fail(why),
-        };
-        if endpoint.vni != network.vni {
-            return fail(format!("VNI {} is not the network's {}", endpoint.vni, network.vni));
-        }
-        let mac = endpoint.mac;
-        match self.mac_fault(network, mac, endpoint.ipv4, |owner| owner == id) {
-            None => {}
-            Some(MacFault::OfAddress(ip)) => {
-                return fail(format!("MAC {mac} belongs to address {ip} of the network"));
-            }
-            Some(MacFault::OfEndpoint(owner)) => {
-                return fail(format!("MAC {mac} belongs to endpoint {owner}"));
-            }
-            Some(MacFault::Unreadable) => {
-                return fail(format!("the record of who owns MAC {mac} is unreadable"));
-            }
-        }
-        for ip in endpoint.addresses() {
-            if !network.subnets.iter().any(|subnet| subnet.subnet.contains(ip)) {
-                return fail(format!("address {ip} is outside the network's subnets"));
-            }
-            match self.ip_claim(name, ip).map(|claim| claim.owner) {
-                Some(Some(owner)) if owner.endpoint == *id => {}
-                Some(Some(owner)) => {
-                    return fail(format!("address {ip} belongs to endpoint {}", owner.endpoint));
-                }
-                Some(None) => {
-                    return fail(format!("the record of who owns address {ip} is unreadable"));
-                }
-                None => return fail(format!("address {ip} is not registered to it")),
-            }
-        }
-        Ok(())
-    }
-
-    /// As [`Self::usable_endpoint`], for an endpoint of a usable network, without the reason.
-    pub(crate) fn is_usable(&self, network: &Network, endpoint: &Brief<'_>) -> bool {
-        let is_own = |owner: &str| Id::parse(owner) == Some(endpoint.id);
-        endpoint.vni == network.vni.get()
-            && self.mac_fault(network, endpoint.mac, endpoint.ipv4, is_own).is_none()
-            && endpoint.addresses().all(|ip| {
-                network.subnets.iter().any(|subnet| subnet.subnet.contains(ip))
-                    && self.ipam.is_of(&network.name, ip, &endpoint.id)
-            })
-    }
-
-    /// All skipped or contradictory records, one line each.
-    pub fn complaints(&self) -> Vec<String> {
-        self.first_complaints(usize::MAX).0
-    }
-
-    /// As [`Self::complaints`], of each kind the first `most`, and the number of the others.
-    pub fn first_complaints(&self, most: usize) -> (Vec<String>, usize) {
-        let networks = self.networks.keys().filter_map(|name| self.usable_network(name).err());
-        let endpoints = self.endpoints.networks().flat_map(|name| {
-            let network = self.usable_network(name).ok();
-            // An unusable network is reported once, not once per endpoint.
-            let named = network.is_none() && self.networks.contains_key(name);
-            let briefs = self.endpoints.briefs(name).filter(move |_| !named);
-            let briefs =
-                briefs.filter(move |ep| network.is_none_or(|net| !self.is_usable(net, ep)));
-            briefs.filter_map(|ep| self.usable_endpoint(&*ep.unpack(name)?).err())
-        });
-        // If one of them has a claim, the others are not usable, and named already.
-        let macs = self.endpoints.networks().flat_map(|name| {
-            let repeated = self.endpoints.repeated_macs(name);
-            let repeated = repeated.filter(move |(mac, ..)| self.mac_claim(name, *mac).is_none());
-            repeated.map(move |(mac, first, other)| {
-                format!(
-                    "endpoint {} in network '{name}': MAC {mac} is that of endpoint {}, too, and nobody has claimed it",
-                    other.text(),
-                    first.text()
-                )
-            })
-        });
-        let skipped = self.problems.iter().take(most).map(|(key, why)| problem_line(key, why));
-        let mut lines: Vec<String> = skipped.collect();
-        let mut more = self.problems.len() - lines.len();
-        more += first_lines(networks, most, &mut lines);
-        more += first_lines(endpoints, most, &mut lines);
-        more += first_lines(macs, most, &mut lines);
-        (lines, more)
-    }
-
-    /// The line about the record at a key that is skipped. `None` if it is not.
-    pub fn problem_line(&self, key: &str) -> Option<String> {
-        self.problems.get(key).map(|why| problem_line(key, why))
-    }
-
-    /// The reason why the record at a key is skipped. `None` if it is not.
-    pub fn problem_at(&self, key: &str) -> Option<&str> {
-        self.problems.get(key).map(String::as_str)
-    }
-
-    /// The first unreadable key below a prefix.
-    pub fn problem_below(&self, prefix: &str) -> Option<(&str, &str)> {
-        debug_assert!(prefix.starts_with(ROOT), "{prefix}");
-        self.problems
-            .range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
-            .next()
-            .filter(|(key, _)| key.starts_with(prefix))
-            .map(|(key, why)| (key.as_str(), why.as_str()))
-    }
-}
-
-/// Adds the first `most` items to `lines`, and returns the number of the others. A name in a record
-/// may have any length.
-fn first_lines(
-    mut found: impl Iterator<Item = String>,
-    most: usize,
-    lines: &mut Vec<String>,
-) -> usize {
-    lines.extend(found.by_ref().take(most).map(|line| one_line(&line, LINE_LIMIT)));
-    found.count()
-}
-
-/// The line about a key whose record is skipped.
-fn problem_line(key: &str, why: &str) -> String {
-    format!("{}: {why}", one_line(key, KEY_LIMIT))
-}
-
-/// Why an endpoint may not have its MAC.
-#[derive(Clone, Copy, Debug)]
-enum MacFault<'a> {
-    /// It is derived from an address that is not the endpoint's primary one.
-    OfAddress(Ipv4Addr),
-    /// Another endpoint has the claim.
-    OfEndpoint(&'a str),
-    /// The claim cannot be read.
-    Unreadable,
 }
 
 /// Stores a record. Returns the reason if it is skipped.

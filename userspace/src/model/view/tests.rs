@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    SCHEMA,
+    ROOT, SCHEMA,
     testing::{Cluster, change, delete, endpoint, name, network, node},
 };
 
