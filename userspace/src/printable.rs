@@ -29,8 +29,8 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// JSON with the same value, in which no string has a character that acts on a terminal. JSON itself
-/// escapes only those up to U+001F.
+/// JSON with the same value, in which no string has a character that acts on a terminal. JSON
+/// itself escapes only those up to U+001F.
 pub fn printable_json(json: &str) -> Cow<'_, str> {
     // Line breaks are between the strings, never in them.
     let acts = |c: char| c != '\n' && acts(c);
@@ -70,7 +70,8 @@ mod tests {
     proptest! {
         #[test]
         fn json_keeps_its_value(text in any::<String>()) {
-            let json = serde_json::to_string_pretty(&[text.as_str(), "\u{9b}\u{202e}\u{7f}"]).unwrap();
+            let both = [text.as_str(), "\u{9b}\u{202e}\u{7f}"];
+            let json = serde_json::to_string_pretty(&both).unwrap();
             let shown = printable_json(&json);
             prop_assert!(!shown.contains(|c: char| c != '\n' && acts(c)));
             let read: Vec<String> = serde_json::from_str(&shown).unwrap();

@@ -165,8 +165,8 @@ pub(super) fn fill(url: &str, count: u32, node: &str, sandbox: &Path) -> anyhow:
     })
 }
 
-/// Writes the file of the container of [`fill`] into a state directory, as `culvert attach` does: the
-/// record in the store alone gets no interface.
+/// Writes the file of the container of [`fill`] into a state directory, as `culvert attach` does:
+/// the record in the store alone gets no interface.
 pub(super) fn agree(state_dir: &Path, sandbox: &Path) -> anyhow::Result<()> {
     let containers = state_dir.join("containers");
     fs::create_dir_all(&containers)?;

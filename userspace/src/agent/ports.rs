@@ -37,8 +37,8 @@ type Key = (String, PublishedPort);
 pub(crate) struct Synced {
     /// The problems, a line each under a key of its own.
     pub(crate) lines: BTreeMap<String, String>,
-    /// The ports that are not held. A process of the host, or another container, may have them: they
-    /// must not be published.
+    /// The ports that are not held. A process of the host, or another container, may have them:
+    /// they must not be published.
     pub(crate) unclaimed: BTreeSet<Key>,
 }
 

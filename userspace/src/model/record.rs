@@ -11,8 +11,8 @@ use super::{
 
 /// Greatest length of a parser's error message in a [`Decoded::Garbage`], in characters.
 const WHY_LIMIT: usize = 160;
-/// Greatest length of a key in a message, and of the reason why it is no key, in characters. A store
-/// may have keys of any length.
+/// Greatest length of a key in a message, and of the reason why it is no key, in characters. A
+/// store may have keys of any length.
 pub(super) const KEY_LIMIT: usize = 240;
 
 /// A record of the store.

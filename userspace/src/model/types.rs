@@ -206,8 +206,8 @@ impl Network {
         })
     }
 
-    /// The address of the network from which a MAC is derived. Such a MAC belongs to whoever has the
-    /// address.
+    /// The address of the network from which a MAC is derived. Such a MAC belongs to whoever has
+    /// the address.
     pub fn address_of(&self, mac: MacAddr) -> Option<Ipv4Addr> {
         let within = |ip: &Ipv4Addr| {
             self.subnets.iter().any(|subnet| subnet.subnet.contains(IpAddr::V4(*ip)))
@@ -298,8 +298,8 @@ impl Endpoint {
         v4.chain(v6).chain(self.additional.iter().copied())
     }
 
-    /// Whether the MAC is the one that is derived from the IPv4 address. The claim to the address is
-    /// then the claim to the MAC. Any other MAC has a claim of its own, [`MacOwner`].
+    /// Whether the MAC is the one that is derived from the IPv4 address. The claim to the address
+    /// is then the claim to the MAC. Any other MAC has a claim of its own, [`MacOwner`].
     pub fn has_derived_mac(&self) -> bool {
         self.ipv4.is_some_and(|ip| MacAddr::from_ipv4(ip) == self.mac)
     }

@@ -97,8 +97,8 @@ impl View {
         touched
     }
 
-    /// As [`Self::fold`], for a caller that will process the whole view. Returns the keys whose entry
-    /// in [`Self::problems`] has changed.
+    /// As [`Self::fold`], for a caller that will process the whole view. Returns the keys whose
+    /// entry in [`Self::problems`] has changed.
     pub fn fold_unseen(&mut self, update: &Update) -> BTreeSet<String> {
         let mut problems = BTreeSet::new();
         for change in &update.changes {

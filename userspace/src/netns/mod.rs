@@ -99,8 +99,8 @@ impl Netns {
         })
     }
 
-    /// Opens the namespace at `path`. What is at the path is judged before it is opened: a device or
-    /// a FIFO may act when it is opened.
+    /// Opens the namespace at `path`. What is at the path is judged before it is opened: a device
+    /// or a FIFO may act when it is opened.
     ///
     /// # Errors
     /// The path does not exist, or is not a network namespace.

@@ -148,8 +148,8 @@ pub async fn unplug(netlink: &Netlink, endpoint_id: &str) -> Result<()> {
     Ok(netlink.delete_link(&name).await?)
 }
 
-/// Whether the pair of an endpoint exists, with its other end in the namespace at `path`. The path is
-/// looked at only if there is a pair.
+/// Whether the pair of an endpoint exists, with its other end in the namespace at `path`. The path
+/// is looked at only if there is a pair.
 ///
 /// # Errors
 /// The kernel does not answer, or there is no namespace at the path.

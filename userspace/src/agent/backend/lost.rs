@@ -7,8 +7,8 @@ use crate::{
 };
 
 impl Agent {
-    /// Whether this host itself knows the namespace of a container: it has a file of it, or a device
-    /// pair of the container leads there. What the store alone has may name any namespace.
+    /// Whether this host itself knows the namespace of a container: it has a file of it, or a
+    /// device pair of the container leads there. What the store alone has may name any namespace.
     async fn is_known_here(&self, record: &Record) -> bool {
         let name = &record.name;
         let recorded = self.shared.containers().get(name).is_some();

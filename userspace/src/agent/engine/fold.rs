@@ -31,8 +31,8 @@ impl Engine {
             let problems = self.shared.view_mut().fold_unseen(update);
             Touched { problems, ..Touched::default() }
         };
-        // The view keeps them, and `status` reads them there: what a key costs does not depend on how
-        // many others there are.
+        // The view keeps them, and `status` reads them there: what a key costs does not depend on
+        // how many others there are.
         for key in &touched.problems {
             let line = self.shared.view().problem_line(key);
             let problems = &self.shared.shown.problems;

@@ -15,8 +15,8 @@ pub(crate) const MOST: usize = 20;
 /// Time in which [`MOST`] counts.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// The problems that `status` shows, each under a key of its own. The part of a key before the first
-/// '/' is its kind.
+/// The problems that `status` shows, each under a key of its own. The part of a key before the
+/// first '/' is its kind.
 #[derive(Debug, Default)]
 pub(crate) struct Problems {
     state: Mutex<State>,

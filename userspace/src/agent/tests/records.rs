@@ -129,8 +129,8 @@ async fn a_purge_leaves_a_namespace_that_only_the_store_calls_culverts() {
     assert_eq!(stored(&world).await.endpoints.count(), 0);
 }
 
-/// A container whose file is lost keeps its network as long as its device pair is there, and a purge
-/// removes its namespace.
+/// A container whose file is lost keeps its network as long as its device pair is there, and a
+/// purge removes its namespace.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_container_whose_file_is_lost_keeps_its_interface() {
     let world = World::new().await;
@@ -182,8 +182,8 @@ async fn a_port_of_a_process_is_not_taken_by_a_record() {
     eventually("nothing is told", || async { told().await == 0 }).await;
 }
 
-/// A record with the MAC of another endpoint takes nothing from it: the MAC of an address belongs to
-/// whoever has the address, and any other MAC to whoever has claimed it.
+/// A record with the MAC of another endpoint takes nothing from it: the MAC of an address belongs
+/// to whoever has the address, and any other MAC to whoever has claimed it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mac_stays_with_its_endpoint() {
     let world = World::new().await;

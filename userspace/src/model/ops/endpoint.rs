@@ -41,8 +41,8 @@ pub struct EndpointSpec {
     pub from: Vec<Ipv4Network>,
 }
 
-/// Plans the creation of an endpoint: its addresses, at least one of each subnet, the claims to them
-/// and to its MAC, and the record.
+/// Plans the creation of an endpoint: its addresses, at least one of each subnet, the claims to
+/// them and to its MAC, and the record.
 ///
 /// # Errors
 ///

@@ -50,8 +50,8 @@ pub fn register_node(
     Ok(Plan { compares, writes })
 }
 
-/// Plans that the record of a node is as its agent wants it, after somebody else has written it: with
-/// another identifier or address, with a record that cannot be read, or not at all.
+/// Plans that the record of a node is as its agent wants it, after somebody else has written it:
+/// with another identifier or address, with a record that cannot be read, or not at all.
 ///
 /// # Errors
 ///

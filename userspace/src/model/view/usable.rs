@@ -1,5 +1,5 @@
-//! What the data plane may carry: networks with a VNI of their own, and endpoints with addresses and a
-//! MAC of their own.
+//! What the data plane may carry: networks with a VNI of their own, and endpoints with addresses
+//! and a MAC of their own.
 
 use std::net::Ipv4Addr;
 
@@ -39,10 +39,10 @@ impl View {
         own.map(|endpoint| (endpoint.record.network, endpoint.record.id)).collect()
     }
 
-    /// What is wrong with the MAC of an endpoint of `network`; `is_own` tells whether an identifier is
-    /// the endpoint's. A MAC that is derived from an address belongs to whoever has the address, any
-    /// other MAC to whoever has the claim to it. One that nobody has claimed, as an earlier version
-    /// makes them, is everybody's.
+    /// What is wrong with the MAC of an endpoint of `network`; `is_own` tells whether an identifier
+    /// is the endpoint's. A MAC that is derived from an address belongs to whoever has the address,
+    /// any other MAC to whoever has the claim to it. One that nobody has claimed, as an earlier
+    /// version makes them, is everybody's.
     fn mac_fault(
         &self,
         network: &Network,
